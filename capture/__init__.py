@@ -1,0 +1,1 @@
+"""What a run leaves behind: the GenerationTrace, its parts, and its file format."""

@@ -1,0 +1,265 @@
+"""Settings of SinkScope: frozen dataclasses, checked when made, read from TOML files and flags.
+
+This file knows what may be set and what is allowed. It does not know any model: limits that depend on the loaded
+model (hidden size, number of layers) are checked by the code that has the model at hand.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, TypeVar, get_args
+
+Dialect = Literal["official", "paper"]
+Control = Literal["none", "random"]
+Reduce = Literal["mean", "max", "min"]
+Device = Literal["auto", "cpu", "cuda", "mps"]
+DType = Literal["auto", "float32", "bfloat16", "float16"]
+
+S = TypeVar("S")
+
+
+def _refuse(setting: str, value: object, allowed: str) -> ValueError:
+    return ValueError(f"{setting} is {value!r}; allowed: {allowed}.")
+
+
+def _integer(setting: str, value: object, low: int, high: int | None = None) -> None:
+    allowed = f"a whole number from {low} up" if high is None else f"a whole number from {low} to {high}"
+    if not isinstance(value, int) or isinstance(value, bool) or value < low or (high is not None and value > high):
+        raise _refuse(setting, value, allowed)
+
+
+def _number(setting: str, value: object, low: float, high: float = math.inf) -> None:
+    allowed = f"a number from {low:g} to {high:g}" if math.isfinite(high) else f"a number from {low:g} up"
+    if not isinstance(value, int | float) or isinstance(value, bool) or not math.isfinite(value) or not low <= value <= high:
+        raise _refuse(setting, value, allowed)
+
+
+def _one_of(setting: str, value: object, allowed: tuple[str, ...]) -> None:
+    if value not in allowed:
+        raise _refuse(setting, value, ", ".join(allowed))
+
+
+def _indices(setting: str, value: object) -> None:
+    if value is None:
+        return
+    if not isinstance(value, tuple) or any(not isinstance(v, int) or isinstance(v, bool) or v < 0 for v in value):
+        raise _refuse(setting, value, "all (leave it out), or a list of whole numbers from 0 up")
+    if len(value) == 0:
+        raise _refuse(setting, value, "all (leave it out), or at least one index")
+    if len(set(value)) != len(value):
+        raise _refuse(setting, value, "every index once")
+
+
+@dataclass(frozen=True)
+class ModelSettings:
+    """Which model to load, and how.
+
+    Attributes:
+        model: `demo`, a hub id such as `Qwen/Qwen2.5-VL-3B-Instruct`, or a folder.
+        revision: commit, tag or branch of a hub id; the commit it resolves to is recorded in every trace.
+        device: `auto` takes CUDA where there is one, then MPS, then the CPU. `cuda:N` picks one GPU.
+        dtype: `auto` takes what the checkpoint says on a GPU, and float32 on a CPU.
+        min_pixels, max_pixels: bounds on the RESIZED image's area in pixels; None leaves the processor's own.
+        local_files_only: never ask a hub; only what is already on disk.
+    """
+
+    model: str = "demo"
+    revision: str | None = None
+    device: str = "auto"
+    dtype: DType = "auto"
+    min_pixels: int | None = None
+    max_pixels: int | None = None
+    local_files_only: bool = False
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.model, str) or not self.model.strip():
+            raise _refuse("model", self.model, "demo, a hub id such as Qwen/Qwen2.5-VL-3B-Instruct, or a folder")
+        name, _, index = str(self.device).partition(":")
+        if name not in get_args(Device) or (index and not (name == "cuda" and index.isdecimal())):
+            raise _refuse("device", self.device, "auto, cpu, cuda, cuda:N, mps")
+        _one_of("dtype", self.dtype, get_args(DType))
+        for setting in ("min_pixels", "max_pixels"):
+            if getattr(self, setting) is not None:
+                _integer(setting, getattr(self, setting), 1)
+        if self.min_pixels is not None and self.max_pixels is not None and self.min_pixels > self.max_pixels:
+            raise _refuse("min_pixels", self.min_pixels, f"at most max_pixels ({self.max_pixels})")
+
+
+@dataclass(frozen=True)
+class GenerationSettings:
+    """How an answer is generated and what of its attention is kept.
+
+    Attributes:
+        max_new_tokens: upper bound on the answer's length, in tokens.
+        temperature: 0 is greedy decoding; above 0 the answer is sampled.
+        top_p, top_k: nucleus and top-k limits of sampling (top_k 0: no limit). Unused when greedy.
+        repetition_penalty: 1 leaves the model's own distribution alone.
+        seed: seeds sampling; recorded in the trace in any case.
+        layers, heads: which to capture (None: all). Indices as in the model, from 0.
+    """
+
+    max_new_tokens: int = 64
+    temperature: float = 0.0
+    top_p: float = 1.0
+    top_k: int = 0
+    repetition_penalty: float = 1.0
+    seed: int = 0
+    layers: tuple[int, ...] | None = None
+    heads: tuple[int, ...] | None = None
+
+    def __post_init__(self) -> None:
+        _integer("max_new_tokens", self.max_new_tokens, 1, 8192)
+        _number("temperature", self.temperature, 0.0, 10.0)
+        _number("top_p", self.top_p, 0.0, 1.0)
+        if self.top_p == 0:
+            raise _refuse("top_p", self.top_p, "a number above 0, at most 1")
+        _integer("top_k", self.top_k, 0)
+        _number("repetition_penalty", self.repetition_penalty, 0.1, 10.0)
+        _integer("seed", self.seed, 0, 2**63 - 1)
+        _indices("layers", self.layers)
+        _indices("heads", self.heads)
+
+
+@dataclass(frozen=True)
+class VARSettings:
+    """Visual Attention Redistribution (arXiv 2503.03321), in names that mean one thing in both dialects.
+
+    Attributes:
+        dims: sink dimensions of the residual stream (`D_sink`).
+        tau: threshold on the sink score phi.
+        keep: fraction of a sink's attention that STAYS on it (the paper's p is 1 - keep).
+        max_sink_share: a head is image-centric while sinks hold at most this share of its image attention
+            (the paper's rho is 1 - max_sink_share).
+        min_image_mass: a row must put at least this much attention on the image to be changed.
+        dialect: `official` (the published code) or `paper`; they differ in details that docs/method.md lists.
+        layers: decoder layers to act on; None is 2 .. L-2.
+        control: `random` treats as many random vision tokens as if they were the sinks.
+        seed: seeds the control's choice.
+    """
+
+    dims: tuple[int, ...]
+    tau: float = 20.0
+    keep: float = 0.6
+    max_sink_share: float = 0.5
+    min_image_mass: float = 0.2
+    dialect: Dialect = "official"
+    layers: tuple[int, ...] | None = None
+    control: Control = "none"
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "dims", tuple(self.dims))
+        if self.layers is not None:
+            object.__setattr__(self, "layers", tuple(self.layers))
+        _indices("dims", self.dims)
+        _number("tau", self.tau, 0.0)
+        for setting in ("keep", "max_sink_share", "min_image_mass"):
+            _number(setting, getattr(self, setting), 0.0, 1.0)
+        _one_of("dialect", self.dialect, get_args(Dialect))
+        _indices("layers", self.layers)
+        _one_of("control", self.control, get_args(Control))
+        _integer("seed", self.seed, 0, 2**63 - 1)
+
+
+@dataclass(frozen=True)
+class ImageLimits:
+    """What an image from outside may be. Checked before any pixel is decoded.
+
+    Attributes:
+        max_megapixels: width x height, in millions; above it the file is refused unread.
+        max_bytes: size of the file.
+        max_aspect: longer side divided by the shorter (the model's processor refuses 200 and more).
+    """
+
+    max_megapixels: float = 50.0
+    max_bytes: int = 50_000_000
+    max_aspect: float = 199.0
+
+    def __post_init__(self) -> None:
+        _number("max_megapixels", self.max_megapixels, 0.001, 1000.0)
+        _integer("max_bytes", self.max_bytes, 1)
+        _number("max_aspect", self.max_aspect, 1.0)
+
+
+@dataclass(frozen=True)
+class AppSettings:
+    """Where the web app listens and what it may use.
+
+    Attributes:
+        host, port: address to listen on. Any other than loopback demands `auth`.
+        auth: `user:password`, or None.
+        cache_dir, outputs_dir: where runs and exports are written.
+        store_megabytes: memory for runs kept open; older ones spill to `cache_dir`.
+        queue_size: how many requests may wait.
+    """
+
+    host: str = "127.0.0.1"
+    port: int = 7860
+    auth: str | None = None
+    cache_dir: str = "cache"
+    outputs_dir: str = "outputs"
+    store_megabytes: int = 1024
+    queue_size: int = 16
+
+    def __post_init__(self) -> None:
+        _integer("port", self.port, 0, 65535)
+        _integer("store_megabytes", self.store_megabytes, 1)
+        _integer("queue_size", self.queue_size, 1)
+        if self.auth is not None:
+            user, _, password = self.auth.partition(":")
+            if not user or not password:
+                raise _refuse("auth", self.auth, "user:password, both not empty")
+        if self.host not in ("127.0.0.1", "localhost", "::1") and self.auth is None:
+            raise ValueError(
+                f"host is {self.host!r}, which other machines can reach; that needs auth (user:password). "
+                "Without it only 127.0.0.1, localhost and ::1 are allowed."
+            )
+
+
+@dataclass(frozen=True)
+class Settings:
+    """All settings of one start of the app or the command line."""
+
+    model: ModelSettings = field(default_factory=ModelSettings)
+    generation: GenerationSettings = field(default_factory=GenerationSettings)
+    images: ImageLimits = field(default_factory=ImageLimits)
+    app: AppSettings = field(default_factory=AppSettings)
+
+
+def read_settings(path: Path) -> Settings:
+    """Read a TOML file with the tables `[model] [generation] [images] [app]`, all of them optional.
+
+    Raises:
+        ValueError: the file is missing or no TOML, or a table, key or value is not allowed; the text says which.
+    """
+    try:
+        tables = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ValueError(f"The settings file {path} cannot be read: {error.strerror or error}.") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"The settings file {path} is not valid TOML: {error}.") from error
+    sections = {f.name: f.default_factory for f in dataclasses.fields(Settings)}
+    for table in tables:
+        if table not in sections:
+            raise ValueError(f"The settings file {path} has a table [{table}]; allowed: {', '.join(sections)}.")
+    made = {name: from_mapping(factory, tables.get(name, {}), f"[{name}]") for name, factory in sections.items()}  # type: ignore[arg-type]
+    return Settings(**made)
+
+
+def from_mapping(cls: type[S], values: Mapping[str, Any], where: str) -> S:
+    """Make the settings dataclass `cls` from plain values; lists become tuples, unknown keys are refused by name."""
+    allowed = [f.name for f in dataclasses.fields(cls)]  # type: ignore[arg-type]
+    if not isinstance(values, Mapping):
+        raise _refuse(where, values, f"a table with {', '.join(allowed)}")
+    for key in values:
+        if key not in allowed:
+            raise ValueError(f"{where} has {key!r}; allowed: {', '.join(allowed)}.")
+    try:
+        return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"{where}: {error}") from error

@@ -1,0 +1,184 @@
+"""What every model family provides, and the layout of a prompt in terms that no family owns.
+
+A family adapter (one file, e.g. `qwen2_5_vl.py`) turns images and a prompt into `PromptInputs`. Everything above this
+folder works on `PromptLayout` and `ImageGrid` and never sees a token id or a module path.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal, Protocol
+
+import numpy as np
+import torch
+from PIL import Image
+
+if TYPE_CHECKING:
+    from torch import nn
+    from transformers import PreTrainedModel
+
+SegmentKind = Literal["system", "image", "user", "template", "assistant"]
+
+
+@dataclass(frozen=True)
+class ImageGrid:
+    """Where one image's vision tokens are in the prompt, and where on the image each of them looks.
+
+    Vision token k of the image (row-major) sits at prompt position `start + k` and covers one cell of a
+    `rows` x `columns` grid over the whole image.
+
+    Attributes:
+        start: prompt position of the image's first vision token.
+        t, h, w: the processor's grid, in patches (`image_grid_thw`).
+        merge: patches that make one vision token, per side (spatial merge).
+        resized: (height, width) in pixels that the model saw.
+        original: (height, width) in pixels of the image as given, after its EXIF rotation.
+    """
+
+    start: int
+    t: int
+    h: int
+    w: int
+    merge: int
+    resized: tuple[int, int]
+    original: tuple[int, int]
+
+    @property
+    def rows(self) -> int:
+        return self.h // self.merge
+
+    @property
+    def columns(self) -> int:
+        return self.w // self.merge
+
+    @property
+    def tokens(self) -> int:
+        """Number of vision tokens."""
+        return self.t * self.rows * self.columns
+
+    @property
+    def stop(self) -> int:
+        """Prompt position after the image's last vision token."""
+        return self.start + self.tokens
+
+    def boxes(self) -> np.ndarray:
+        """Box of each vision token on the ORIGINAL image: float64 (rows * columns, 4) as x0, y0, x1, y1 in pixels.
+
+        The boxes tile the image without gap or overlap; neighbours share the very same float edge.
+        """
+        height, width = self.original
+        y = np.arange(self.rows + 1, dtype=np.float64) * height / self.rows
+        x = np.arange(self.columns + 1, dtype=np.float64) * width / self.columns
+        y0, x0 = np.meshgrid(y[:-1], x[:-1], indexing="ij")
+        y1, x1 = np.meshgrid(y[1:], x[1:], indexing="ij")
+        return np.stack([x0, y0, x1, y1], axis=-1).reshape(-1, 4)
+
+
+@dataclass(frozen=True)
+class Segment:
+    """A stretch [start, stop) of the prompt with one role. Segments tile the prompt in order."""
+
+    kind: SegmentKind
+    start: int
+    stop: int
+    image: int | None = None  # which image, for kind "image"
+
+    @property
+    def label(self) -> str:
+        return self.kind if self.image is None else f"image {self.image + 1}"
+
+
+@dataclass(frozen=True)
+class PromptLayout:
+    """Roles of all prompt positions.
+
+    Attributes:
+        length: number of prompt tokens N.
+        segments: tile [0, N) in order.
+        grids: one an image, in prompt order; the vision tokens V are the union of their spans.
+    """
+
+    length: int
+    segments: tuple[Segment, ...]
+    grids: tuple[ImageGrid, ...]
+
+    @property
+    def vision_tokens(self) -> int:
+        return sum(grid.tokens for grid in self.grids)
+
+    def vision_positions(self) -> torch.Tensor:
+        """int64 (V,): prompt positions of all vision tokens, image by image."""
+        if not self.grids:
+            return torch.zeros(0, dtype=torch.long)
+        return torch.cat([torch.arange(grid.start, grid.stop) for grid in self.grids])
+
+    def columns(self, image: int) -> slice:
+        """Which of the V vision columns belong to one image."""
+        before = sum(grid.tokens for grid in self.grids[:image])
+        return slice(before, before + self.grids[image].tokens)
+
+
+@dataclass(frozen=True)
+class PromptInputs:
+    """A prompt, ready for the model.
+
+    Attributes:
+        tensors: what the model's `generate` takes (`input_ids` (1, N), `pixel_values`, `image_grid_thw`, ...), on the CPU.
+        layout: roles of the prompt's positions.
+        images: the images as shown, RGB, EXIF-rotated, in prompt order.
+        prompt: the user's text.
+        token_ids: the N prompt token ids.
+        token_texts: what to show for each of them.
+    """
+
+    tensors: Mapping[str, torch.Tensor]
+    layout: PromptLayout
+    images: tuple[Image.Image, ...]
+    prompt: str
+    token_ids: tuple[int, ...]
+    token_texts: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class TextStack:
+    """The parts of a loaded model that capture and interventions hook into, and its sizes.
+
+    Attributes:
+        language_model: called once a forward pass with `inputs_embeds`; passes its keyword arguments down to attention.
+        layers: the decoder layers in order.
+        output_head: maps hidden states to logits (B, n, vocabulary).
+        hidden_size, heads, kv_heads: sizes, from the loaded config.
+    """
+
+    language_model: nn.Module
+    layers: Sequence[nn.Module]
+    output_head: nn.Module
+    hidden_size: int
+    heads: int
+    kv_heads: int
+
+
+class Family(Protocol):
+    """What a model family adapter provides."""
+
+    name: str
+
+    def recognises(self, config: Any) -> bool:
+        """Whether a loaded `transformers` config belongs to this family."""
+        ...
+
+    def text_stack(self, model: PreTrainedModel) -> TextStack: ...
+
+    def load_processor(self, source: str, options: Mapping[str, Any]) -> Any: ...
+
+    def prepare(
+        self,
+        processor: Any,
+        config: Any,
+        images: Sequence[Image.Image],
+        prompt: str,
+        system: str | None,
+        min_pixels: int | None,
+        max_pixels: int | None,
+    ) -> PromptInputs: ...

@@ -1,0 +1,53 @@
+"""Small helpers that everything may use: seeding, atomic writes, hashing."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import random
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+import torch
+
+
+def seed_everything(seed: int) -> None:
+    """Seed Python's, NumPy's and torch's generators (all devices)."""
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    torch.manual_seed(seed)
+
+
+def write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:
+    """Write a file so that a reader sees the old one or the new one, never a part, even after a kill or power cut.
+
+    The bytes go to a new file in the same folder, are flushed to the disk, and then take the name `path`.
+
+    Args:
+        path: the file to write; its folder must exist.
+        write: called once with the open binary file.
+
+    Raises:
+        OSError: the folder is missing or not writable, or the disk is full; `path` is then as it was.
+    """
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            write(file)
+            file.flush()
+            os.fsync(file.fileno())
+        umask = os.umask(0)
+        os.umask(umask)
+        os.chmod(name, 0o666 & ~umask)  # mkstemp makes files that only we can read; give it a normal file's mode
+        os.replace(name, path)
+    except BaseException:
+        Path(name).unlink(missing_ok=True)
+        raise
+
+
+def sha256(data: bytes) -> str:
+    """Hexadecimal SHA-256 digest."""
+    return hashlib.sha256(data).hexdigest()
