@@ -1,0 +1,51 @@
+# make run    the app on the bundled model, http://127.0.0.1:7860
+# make test   everything: ruff, mypy, pytest with all tiers
+# make fast   pytest without the trained model and without a browser
+# make lint   ruff and mypy           make format   ruff's formatter
+#
+# PYTHON=python3.12 picks an interpreter, VENV=folder another environment, ARGS='--port 7861' flags of app.py.
+
+PYTHON ?= python3
+VENV ?= .venv
+ARGS ?=
+
+BIN = $(VENV)/bin
+
+.PHONY: run test fast lint format chromium help
+.DEFAULT_GOAL := help
+
+help:
+	@sed -n '/^#/!q; s/^# \{0,1\}//p' Makefile
+
+run: $(VENV)/.installed
+	$(BIN)/python app.py $(ARGS)
+
+test: lint chromium
+	$(BIN)/python -m pytest
+
+fast: $(VENV)/.installed-dev
+	$(BIN)/python -m pytest -m "not slow and not browser"
+
+lint: $(VENV)/.installed-dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: $(VENV)/.installed-dev
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+chromium: $(VENV)/.installed-dev
+	@sh .ci/chromium
+
+# The stamps make an installation happen once, and again only when its list of requirements changed.
+$(VENV)/.installed: requirements.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "$(PYTHON) is missing or older than Python 3.11; name another: make PYTHON=python3.12 ..." >&2; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install -r requirements.txt
+	@touch $@
+
+$(VENV)/.installed-dev: requirements-dev.txt $(VENV)/.installed
+	$(BIN)/python -m pip install -r requirements-dev.txt
+	@touch $@

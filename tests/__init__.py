@@ -1,0 +1,1 @@
+"""Tests of SinkScope; the folder mirrors the tree."""
