@@ -1,7 +1,7 @@
-"""A random Qwen2.5-VL of 0.4 million parameters, seeded, for tests that need a running model but not a trained one.
+"""A seeded random Qwen2.5-VL of 0.4 million parameters: it runs like a real one, untrained.
 
-It is a genuine `Qwen2_5_VLForConditionalGeneration` in float32 with a byte-level Qwen2 tokenizer, an
-image processor and Qwen's chat template, so that everything that works on a folder with the real
+It is a genuine `Qwen2_5_VLForConditionalGeneration` in float32 with a byte-level Qwen2 tokenizer,
+an image processor and Qwen's chat template, so that everything that works on a folder with the real
 model works on it. What it says means nothing; where it looks is sharp enough that a wrong row, head
 or layer is seen as a large difference.
 
@@ -136,7 +136,7 @@ def build_config(tokenizer: Qwen2Tokenizer, layers: int = 4) -> Qwen2_5_VLConfig
 def build_model(
     seed: int = 0, layers: int = 4, tokenizer: Qwen2Tokenizer | None = None
 ) -> Qwen2_5_VLForConditionalGeneration:
-    """The model in float32, eval mode: equal seed, equal weights; global generators stay untouched."""
+    """The model in float32, eval mode. Equal seed, equal weights; leaves global generators be."""
     tokenizer = tokenizer or build_tokenizer()
     config = build_config(tokenizer, layers)
     with torch.random.fork_rng(devices=[]):
@@ -158,12 +158,12 @@ def build_model(
 
 def save_model(folder: Path, seed: int = 0, layers: int = 4) -> Path:
     """Write model, tokenizer, chat template and image processor to `folder`, as a hub checkpoint has them."""
-    # Not from `transformers` itself: there the name is a placeholder that raises where torchvision is missing.
-    from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
+    # `transformers.Qwen2VLImageProcessor` is a placeholder that raises where torchvision is missing.
+    from transformers.models.qwen2_vl import image_processing_pil_qwen2_vl as without_torchvision
 
     tokenizer = build_tokenizer()
     build_model(seed, layers, tokenizer).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     size = {"shortest_edge": 56 * 56, "longest_edge": 28 * 28 * 256}
-    Qwen2VLImageProcessorPil(size=size).save_pretrained(folder)
+    without_torchvision.Qwen2VLImageProcessorPil(size=size).save_pretrained(folder)
     return folder
