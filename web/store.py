@@ -1,0 +1,179 @@
+"""Runs that the page can show: in memory up to a budget, and as files in a folder.
+
+The store belongs to the app. A browser only ever holds a run's id, which cannot be guessed and is
+the whole of its right to see the run. Every run is written once, when it is put; the least recently
+used ones leave the memory first, and the oldest leave the folder.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import secrets
+import shutil
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from capture.trace import GenerationTrace
+from utils import write_atomically
+
+_ID = re.compile(r"[A-Za-z0-9_-]{16,64}\Z")
+_VARIANTS = ("baseline", "var")
+
+
+def new_id() -> str:
+    """An id that nobody can guess (128 random bits)."""
+    return secrets.token_urlsafe(16)
+
+
+@dataclass(frozen=True)
+class Run:
+    """One press of Generate.
+
+    Attributes:
+        traces: `baseline`, or `baseline` and `var`, in this order.
+        kind: `run`, or `example` for the one that ships with the project.
+        same_text: VAR was forced onto the baseline's answer: token i is the same on both sides.
+        created: seconds since 1970.
+    """
+
+    traces: Mapping[str, GenerationTrace]
+    kind: str = "run"
+    same_text: bool = False
+    created: float = field(default_factory=time.time)
+    id: str = field(default_factory=new_id)
+
+    def __post_init__(self) -> None:
+        assert tuple(self.traces) in (_VARIANTS[:1], _VARIANTS), tuple(self.traces)
+
+    @property
+    def nbytes(self) -> int:
+        """Memory that the traces' tensors take."""
+        tensors = (
+            t
+            for trace in self.traces.values()
+            for t in (trace.attention, trace.shares, trace.entropy)
+        )
+        return sum(t.numel() * t.element_size() for t in tensors)
+
+
+def save_run(run: Run, folder: Path) -> None:
+    """Write a run as one safetensors file a trace and a small `run.json`, which is written last."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, trace in run.traces.items():
+        trace.save(folder / f"{name}.safetensors")
+    about = {
+        "kind": run.kind,
+        "same_text": run.same_text,
+        "created": run.created,
+        "variants": list(run.traces),
+    }
+    write_atomically(
+        folder / "run.json", lambda file: file.write(json.dumps(about, indent=1).encode())
+    )
+
+
+def open_run(folder: Path, run_id: str | None = None) -> Run:
+    """Read what `save_run` wrote.
+
+    Raises:
+        ValueError: something is missing or damaged; the text says what.
+    """
+    try:
+        about = json.loads((folder / "run.json").read_bytes())
+        names = [name for name in _VARIANTS if name in about["variants"]]
+        kind, same_text, created = (
+            str(about["kind"]),
+            bool(about["same_text"]),
+            float(about["created"]),
+        )
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ValueError("The stored run is damaged: its description cannot be read.") from error
+    traces = {name: GenerationTrace.open(folder / f"{name}.safetensors") for name in names}
+    if "baseline" not in traces:
+        raise ValueError("The stored run is damaged: it has no baseline.")
+    return Run(traces, kind, same_text, created, run_id or new_id())
+
+
+class RunStore:
+    """Keeps runs for the page. Safe to call from several threads."""
+
+    def __init__(self, folder: Path, memory_bytes: int, disk_bytes: int | None = None) -> None:
+        self._folder = folder
+        self._memory_bytes = memory_bytes
+        self._disk_bytes = 8 * memory_bytes if disk_bytes is None else disk_bytes
+        self._runs: OrderedDict[str, Run] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def put(self, run: Run, keep_on_disk: bool = True) -> None:
+        """Take a run in. `keep_on_disk=False` is for one that ships with the project."""
+        if keep_on_disk:
+            save_run(run, self._folder / run.id)
+            self._trim_folder(spare=run.id)
+        with self._lock:
+            self._remember(run)
+
+    def get(self, run_id: object) -> Run | None:
+        """The run, from memory or from its files; None if there is none (any more)."""
+        if not isinstance(run_id, str) or not _ID.match(run_id):
+            return None  # an id becomes a folder's name: nothing else may
+        with self._lock:
+            if run_id in self._runs:
+                self._runs.move_to_end(run_id)
+                return self._runs[run_id]
+        if not (self._folder / run_id / "run.json").is_file():
+            return None
+        try:
+            run = open_run(self._folder / run_id, run_id)
+        except ValueError:
+            return None
+        with self._lock:
+            self._remember(run)
+        return run
+
+    def delete(self, run_id: str) -> None:
+        """Forget a run and remove its files."""
+        if not _ID.match(run_id):
+            return
+        with self._lock:
+            self._runs.pop(run_id, None)
+        shutil.rmtree(self._folder / run_id, ignore_errors=True)
+
+    @property
+    def memory(self) -> int:
+        """Bytes that the runs in memory take."""
+        with self._lock:
+            return sum(run.nbytes for run in self._runs.values())
+
+    def _remember(self, run: Run) -> None:
+        self._runs[run.id] = run
+        self._runs.move_to_end(run.id)
+        total = sum(r.nbytes for r in self._runs.values())
+        for run_id in list(self._runs):
+            if total <= self._memory_bytes or run_id == run.id:
+                break
+            if self._runs[run_id].kind == "example":
+                continue  # it has no files of its own in the folder
+            total -= self._runs.pop(run_id).nbytes
+
+    def _trim_folder(self, spare: str) -> None:
+        def size(folder: Path) -> int:
+            return sum(file.stat().st_size for file in folder.iterdir() if file.is_file())
+
+        with self._lock:
+            folders = [
+                f
+                for f in self._folder.iterdir()
+                if f.is_dir() and _ID.match(f.name) and f.name != spare
+            ]
+            folders.sort(key=lambda f: f.stat().st_mtime)
+            total = size(self._folder / spare) + sum(size(f) for f in folders)
+            for folder in folders:
+                if total <= self._disk_bytes:
+                    break
+                total -= size(folder)
+                shutil.rmtree(folder, ignore_errors=True)
