@@ -23,7 +23,7 @@ CHROMIUM_NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrom
 
 @pytest.fixture(scope="session")
 def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with the seeded tiny random model, as a checkpoint has it. Shared: do not write to it."""
+    """A folder with the seeded tiny random model, like a checkpoint. Shared: never write to it."""
     from tests.tiny_model import save_model
 
     return save_model(tmp_path_factory.mktemp("tiny_model"))
@@ -40,7 +40,7 @@ def photo() -> Image.Image:
 
 @pytest.fixture(scope="session")
 def chromium() -> str:
-    """Path of the system's Chromium. Without one the test is skipped, or fails where CI demands it."""
+    """Path of the system's Chromium; without one the test skips, or fails where CI demands it."""
     for name in CHROMIUM_NAMES:
         if path := shutil.which(name):
             return path

@@ -157,8 +157,8 @@ def build_model(
 
 
 def save_model(folder: Path, seed: int = 0, layers: int = 4) -> Path:
-    """Write model, tokenizer, chat template and image processor to `folder`, as a hub checkpoint has them."""
-    # `transformers.Qwen2VLImageProcessor` is a placeholder that raises where torchvision is missing.
+    """Write model, tokenizer, chat template and image processor to `folder`, like a checkpoint."""
+    # The one that `transformers` exports is a placeholder that raises where torchvision is missing.
     from transformers.models.qwen2_vl import image_processing_pil_qwen2_vl as without_torchvision
 
     tokenizer = build_tokenizer()
