@@ -1,7 +1,8 @@
 """Settings of SinkScope: frozen dataclasses, checked when made, read from TOML files and flags.
 
-This file knows what may be set and what is allowed. It does not know any model: limits that depend on the loaded
-model (hidden size, number of layers) are checked by the code that has the model at hand.
+This file knows what may be set and what is allowed. It does not know any model: limits that depend
+on the loaded model (hidden size, number of layers) are checked by the code that has the model at
+hand.
 """
 
 from __future__ import annotations
@@ -28,14 +29,28 @@ def _refuse(setting: str, value: object, allowed: str) -> ValueError:
 
 
 def _integer(setting: str, value: object, low: int, high: int | None = None) -> None:
-    allowed = f"a whole number from {low} up" if high is None else f"a whole number from {low} to {high}"
-    if not isinstance(value, int) or isinstance(value, bool) or value < low or (high is not None and value > high):
+    allowed = (
+        f"a whole number from {low} up" if high is None else f"a whole number from {low} to {high}"
+    )
+    if (
+        not isinstance(value, int)
+        or isinstance(value, bool)
+        or value < low
+        or (high is not None and value > high)
+    ):
         raise _refuse(setting, value, allowed)
 
 
 def _number(setting: str, value: object, low: float, high: float = math.inf) -> None:
-    allowed = f"a number from {low:g} to {high:g}" if math.isfinite(high) else f"a number from {low:g} up"
-    if not isinstance(value, int | float) or isinstance(value, bool) or not math.isfinite(value) or not low <= value <= high:
+    allowed = (
+        f"a number from {low:g} to {high:g}" if math.isfinite(high) else f"a number from {low:g} up"
+    )
+    if (
+        not isinstance(value, int | float)
+        or isinstance(value, bool)
+        or not math.isfinite(value)
+        or not low <= value <= high
+    ):
         raise _refuse(setting, value, allowed)
 
 
@@ -47,7 +62,9 @@ def _one_of(setting: str, value: object, allowed: tuple[str, ...]) -> None:
 def _indices(setting: str, value: object) -> None:
     if value is None:
         return
-    if not isinstance(value, tuple) or any(not isinstance(v, int) or isinstance(v, bool) or v < 0 for v in value):
+    if not isinstance(value, tuple) or any(
+        not isinstance(v, int) or isinstance(v, bool) or v < 0 for v in value
+    ):
         raise _refuse(setting, value, "all (leave it out), or a list of whole numbers from 0 up")
     if len(value) == 0:
         raise _refuse(setting, value, "all (leave it out), or at least one index")
@@ -61,10 +78,13 @@ class ModelSettings:
 
     Attributes:
         model: `demo`, a hub id such as `Qwen/Qwen2.5-VL-3B-Instruct`, or a folder.
-        revision: commit, tag or branch of a hub id; the commit it resolves to is recorded in every trace.
-        device: `auto` takes CUDA where there is one, then MPS, then the CPU. `cuda:N` picks one GPU.
+        revision: commit, tag or branch of a hub id; the commit it resolves to is recorded in every
+            trace.
+        device: `auto` takes CUDA where there is one, then MPS, then the CPU. `cuda:N` picks one
+            GPU.
         dtype: `auto` takes what the checkpoint says on a GPU, and float32 on a CPU.
-        min_pixels, max_pixels: bounds on the RESIZED image's area in pixels; None leaves the processor's own.
+        min_pixels, max_pixels: bounds on the RESIZED image's area in pixels; None leaves the
+            processor's own.
         local_files_only: never ask a hub; only what is already on disk.
     """
 
@@ -78,7 +98,11 @@ class ModelSettings:
 
     def __post_init__(self) -> None:
         if not isinstance(self.model, str) or not self.model.strip():
-            raise _refuse("model", self.model, "demo, a hub id such as Qwen/Qwen2.5-VL-3B-Instruct, or a folder")
+            raise _refuse(
+                "model",
+                self.model,
+                "demo, a hub id such as Qwen/Qwen2.5-VL-3B-Instruct, or a folder",
+            )
         name, _, index = str(self.device).partition(":")
         if name not in get_args(Device) or (index and not (name == "cuda" and index.isdecimal())):
             raise _refuse("device", self.device, "auto, cpu, cuda, cuda:N, mps")
@@ -86,7 +110,11 @@ class ModelSettings:
         for setting in ("min_pixels", "max_pixels"):
             if getattr(self, setting) is not None:
                 _integer(setting, getattr(self, setting), 1)
-        if self.min_pixels is not None and self.max_pixels is not None and self.min_pixels > self.max_pixels:
+        if (
+            self.min_pixels is not None
+            and self.max_pixels is not None
+            and self.min_pixels > self.max_pixels
+        ):
             raise _refuse("min_pixels", self.min_pixels, f"at most max_pixels ({self.max_pixels})")
 
 
@@ -127,16 +155,18 @@ class GenerationSettings:
 
 @dataclass(frozen=True)
 class VARSettings:
-    """Visual Attention Redistribution (arXiv 2503.03321), in names that mean one thing in both dialects.
+    """Visual Attention Redistribution (arXiv 2503.03321), in names that mean one thing in both
+    dialects.
 
     Attributes:
         dims: sink dimensions of the residual stream (`D_sink`).
         tau: threshold on the sink score phi.
         keep: fraction of a sink's attention that STAYS on it (the paper's p is 1 - keep).
-        max_sink_share: a head is image-centric while sinks hold at most this share of its image attention
-            (the paper's rho is 1 - max_sink_share).
+        max_sink_share: a head is image-centric while sinks hold at most this share of its image
+            attention (the paper's rho is 1 - max_sink_share).
         min_image_mass: a row must put at least this much attention on the image to be changed.
-        dialect: `official` (the published code) or `paper`; they differ in details that docs/method.md lists.
+        dialect: `official` (the published code) or `paper`; they differ in details that
+            docs/method.md lists.
         layers: decoder layers to act on; None is 2 .. L-2.
         control: `random` treats as many random vision tokens as if they were the sinks.
         seed: seeds the control's choice.
@@ -216,7 +246,8 @@ class AppSettings:
                 raise _refuse("auth", self.auth, "user:password, both not empty")
         if self.host not in ("127.0.0.1", "localhost", "::1") and self.auth is None:
             raise ValueError(
-                f"host is {self.host!r}, which other machines can reach; that needs auth (user:password). "
+                f"host is {self.host!r}, which other machines can reach; that needs auth "
+                "(user:password). "
                 "Without it only 127.0.0.1, localhost and ::1 are allowed."
             )
 
@@ -235,24 +266,33 @@ def read_settings(path: Path) -> Settings:
     """Read a TOML file with the tables `[model] [generation] [images] [app]`, all of them optional.
 
     Raises:
-        ValueError: the file is missing or no TOML, or a table, key or value is not allowed; the text says which.
+        ValueError: the file is missing or no TOML, or a table, key or value is not allowed; the
+            text says which.
     """
     try:
         tables = tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
-        raise ValueError(f"The settings file {path} cannot be read: {error.strerror or error}.") from error
+        raise ValueError(
+            f"The settings file {path} cannot be read: {error.strerror or error}."
+        ) from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ValueError(f"The settings file {path} is not valid TOML: {error}.") from error
     sections = {f.name: f.default_factory for f in dataclasses.fields(Settings)}
     for table in tables:
         if table not in sections:
-            raise ValueError(f"The settings file {path} has a table [{table}]; allowed: {', '.join(sections)}.")
-    made = {name: from_mapping(factory, tables.get(name, {}), f"[{name}]") for name, factory in sections.items()}  # type: ignore[arg-type]
+            raise ValueError(
+                f"The settings file {path} has a table [{table}]; allowed: {', '.join(sections)}."
+            )
+    made = {
+        name: from_mapping(factory, tables.get(name, {}), f"[{name}]")
+        for name, factory in sections.items()
+    }  # type: ignore[arg-type]
     return Settings(**made)
 
 
 def from_mapping(cls: type[S], values: Mapping[str, Any], where: str) -> S:
-    """Make the settings dataclass `cls` from plain values; lists become tuples, unknown keys are refused by name."""
+    """Make the settings dataclass `cls` from plain values; lists become tuples, unknown keys are
+    refused by name."""
     allowed = [f.name for f in dataclasses.fields(cls)]  # type: ignore[arg-type]
     if not isinstance(values, Mapping):
         raise _refuse(where, values, f"a table with {', '.join(allowed)}")

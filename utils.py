@@ -22,18 +22,22 @@ def seed_everything(seed: int) -> None:
 
 
 def write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:
-    """Write a file so that a reader sees the old one or the new one, never a part, even after a kill or power cut.
+    """Write a file so that a reader sees the old one or the new one, never a part, even after a
+    kill or power cut.
 
-    The bytes go to a new file in the same folder, are flushed to the disk, and then take the name `path`.
+    The bytes go to a new file in the same folder, are flushed to the disk, and then take the name
+    `path`.
 
     Args:
         path: the file to write; its folder must exist.
         write: called once with the open binary file.
 
     Raises:
-        OSError: the folder is missing or not writable, or the disk is full; `path` is then as it was.
+        OSError: the folder is missing or not writable, or the disk is full; `path` is then as it
+            was.
     """
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
+    part = Path(name)
     try:
         with os.fdopen(handle, "wb") as file:
             write(file)
@@ -41,10 +45,10 @@ def write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:
             os.fsync(file.fileno())
         umask = os.umask(0)
         os.umask(umask)
-        os.chmod(name, 0o666 & ~umask)  # mkstemp makes files that only we can read; give it a normal file's mode
-        os.replace(name, path)
+        part.chmod(0o666 & ~umask)  # mkstemp's files are private; give it a normal file's mode
+        part.replace(path)
     except BaseException:
-        Path(name).unlink(missing_ok=True)
+        part.unlink(missing_ok=True)
         raise
 
 

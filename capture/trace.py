@@ -1,8 +1,9 @@
 """GenerationTrace: everything that one run leaves behind, frozen.
 
-Row convention (docs/method.md): generated token t (0-based) was predicted by the forward pass whose last input was
-token t-1. `attention[t]` is the query row of THAT pass: row 0 is the last prompt position at prefill, row t the decode
-step whose input was token t-1. It is what the model looked at to produce token t, not what token t looked at.
+Row convention (docs/method.md): generated token t (0-based) was predicted by the forward pass whose
+last input was token t-1. `attention[t]` is the query row of THAT pass: row 0 is the last prompt
+position at prefill, row t the decode step whose input was token t-1. It is what the model looked at
+to produce token t, not what token t looked at.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import torch
 from PIL import Image
 
 from models.family import PromptLayout
+from models.info import ModelInfo
 
 
 @dataclass(frozen=True)
@@ -32,9 +34,11 @@ class GeneratedToken:
     """One token of the answer.
 
     Attributes:
-        id, text: as generated; the texts of all tokens join to the answer. A token that ends inside a UTF-8 character
-            has the text "" and the token that completes the character has all of it.
-        probability: of this token under the model's own distribution (softmax of the raw logits, temperature 1).
+        id, text: as generated; the texts of all tokens join to the answer. A token that ends inside
+            a UTF-8 character has the text "" and the token that completes the character has all of
+            it.
+        probability: of this token under the model's own distribution (softmax of the raw logits,
+            temperature 1).
         rank: 0 if it was the most probable one.
         alternatives: the five most probable tokens at this step.
     """
@@ -48,25 +52,12 @@ class GeneratedToken:
 
 @dataclass(frozen=True)
 class LayerSinks:
-    """Sinks found at the input of one decoder layer at prefill: prompt positions and their scores phi."""
+    """Sinks found at the input of one decoder layer at prefill: prompt positions and their scores
+    phi."""
 
     layer: int
     positions: tuple[int, ...]
     scores: tuple[float, ...]
-
-
-@dataclass(frozen=True)
-class ModelInfo:
-    """Which model made a trace. `revision` is the resolved hub commit, or the config's content hash for a folder."""
-
-    id: str
-    revision: str
-    family: str
-    dtype: str
-    device: str
-    layers: int
-    heads: int
-    hidden_size: int
 
 
 @dataclass(frozen=True)
@@ -79,17 +70,18 @@ class GenerationTrace:
         images: the images, RGB.
         prompt: the user's text.
         prompt_tokens: text of each prompt token.
-        attention: float16 (T, L, H, V) on the CPU: softmax weight of each vision token in row t (see the module's
-            docstring), for the captured layers and heads.
+        attention: float16 (T, L, H, V) on the CPU: softmax weight of each vision token in row t
+            (see the module's docstring), for the captured layers and heads.
         layers, heads: indices in the model of the captured layers (L of them) and heads (H).
-        shares: float32 (T, L, H, S + 1): attention mass on each of the prompt's S segments, in the order of
-            `layout.segments`, and on the answer so far. Sums to 1.
+        shares: float32 (T, L, H, S + 1): attention mass on each of the prompt's S segments, in the
+            order of `layout.segments`, and on the answer so far. Sums to 1.
         entropy: float32 (T, L, H): entropy in nats of the whole row.
         sinks: per layer, what was found at prefill; empty where no sink dimensions are known.
         applied: labels of the interventions that were active; empty for a plain run.
         var: report of VAR in plain values (`var_patch.VARReport`), or None.
         model, settings, seed: what made it.
-        finish: "end" (the model ended its answer), "length" (max_new_tokens) or "stopped" (by the user).
+        finish: "end" (the model ended its answer), "length" (max_new_tokens) or "stopped" (by the
+            user).
         seconds: wall time of the run.
     """
 
@@ -115,11 +107,13 @@ class GenerationTrace:
 
     @property
     def text(self) -> str:
-        """The whole answer."""
-        return "".join(token.text for token in self.tokens)
+        """The whole answer, without the token that ended it."""
+        said = self.tokens[:-1] if self.finish == "end" else self.tokens
+        return "".join(token.text for token in said)
 
     def save(self, path: Path | str) -> None:
-        """Write the trace as one `.safetensors` file with its JSON inside (see `capture.storage`)."""
+        """Write the trace as one `.safetensors` file with its JSON inside (see
+        `capture.storage`)."""
         from capture.storage import save_trace
 
         save_trace(self, Path(path))
@@ -129,7 +123,8 @@ class GenerationTrace:
         """Read a trace written by `save`.
 
         Raises:
-            ValueError: the file is missing, damaged, no trace, or of a newer format; the text says which.
+            ValueError: the file is missing, damaged, no trace, or of a newer format; the text says
+                which.
         """
         from capture.storage import open_trace
 

@@ -1,7 +1,8 @@
 """What every model family provides, and the layout of a prompt in terms that no family owns.
 
-A family adapter (one file, e.g. `qwen2_5_vl.py`) turns images and a prompt into `PromptInputs`. Everything above this
-folder works on `PromptLayout` and `ImageGrid` and never sees a token id or a module path.
+A family adapter (one file, e.g. `qwen2_5_vl.py`) turns images and a prompt into `PromptInputs`.
+Everything above this folder works on `PromptLayout` and `ImageGrid` and never sees a token id or a
+module path.
 """
 
 from __future__ import annotations
@@ -25,8 +26,8 @@ SegmentKind = Literal["system", "image", "user", "template", "assistant"]
 class ImageGrid:
     """Where one image's vision tokens are in the prompt, and where on the image each of them looks.
 
-    Vision token k of the image (row-major) sits at prompt position `start + k` and covers one cell of a
-    `rows` x `columns` grid over the whole image.
+    Vision token k of the image (row-major) sits at prompt position `start + k` and covers one cell
+    of a `rows` x `columns` grid over the whole image.
 
     Attributes:
         start: prompt position of the image's first vision token.
@@ -63,7 +64,8 @@ class ImageGrid:
         return self.start + self.tokens
 
     def boxes(self) -> np.ndarray:
-        """Box of each vision token on the ORIGINAL image: float64 (rows * columns, 4) as x0, y0, x1, y1 in pixels.
+        """Box of each vision token on the ORIGINAL image: float64 (rows * columns, 4) as x0, y0,
+        x1, y1 in pixels.
 
         The boxes tile the image without gap or overlap; neighbours share the very same float edge.
         """
@@ -124,7 +126,8 @@ class PromptInputs:
     """A prompt, ready for the model.
 
     Attributes:
-        tensors: what the model's `generate` takes (`input_ids` (1, N), `pixel_values`, `image_grid_thw`, ...), on the CPU.
+        tensors: what the model's `generate` takes (`input_ids` (1, N), `pixel_values`,
+            `image_grid_thw`, ...), on the CPU.
         layout: roles of the prompt's positions.
         images: the images as shown, RGB, EXIF-rotated, in prompt order.
         prompt: the user's text.
@@ -145,7 +148,8 @@ class TextStack:
     """The parts of a loaded model that capture and interventions hook into, and its sizes.
 
     Attributes:
-        language_model: called once a forward pass with `inputs_embeds`; passes its keyword arguments down to attention.
+        language_model: called once a forward pass with `inputs_embeds`; passes its keyword
+            arguments down to attention.
         layers: the decoder layers in order.
         output_head: maps hidden states to logits (B, n, vocabulary).
         hidden_size, heads, kv_heads: sizes, from the loaded config.

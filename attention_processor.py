@@ -1,0 +1,258 @@
+"""From a trace to maps and numbers: pure functions, no model, no drawing.
+
+Everything here reads a `GenerationTrace` (or plain tensors) and returns new arrays. Layer and head
+arguments are indices IN THE MODEL; a trace may hold only some of them, and asking for another one
+is an error that says so.
+
+`sink_score` and `sink_mask` are part of this module's public interface and defined in
+`redistribution.sinks`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from capture.trace import GenerationTrace
+from config import Reduce
+from models.family import ImageGrid
+from redistribution.sinks import sink_mask, sink_score
+
+__all__ = [
+    "PatchMap",
+    "TokenLook",
+    "head_mean",
+    "image_share",
+    "patch_map",
+    "segment_share",
+    "sink_mask",
+    "sink_score",
+    "sink_share",
+    "tokens_looking_at",
+]
+
+
+@dataclass(frozen=True)
+class PatchMap:
+    """Values on the grid of one image's vision tokens.
+
+    Attributes:
+        values: float32 (rows, columns).
+        unit: "attention mass" (share of the whole row's attention) or "share of image attention".
+        normalisation: what was done to the values, in words; "none" if nothing.
+        image: which image of the prompt.
+        grid: where the cells are on the image.
+        label: which tokens, layers and heads, in words.
+    """
+
+    values: np.ndarray
+    unit: str
+    normalisation: str
+    image: int
+    grid: ImageGrid
+    label: str
+
+
+@dataclass(frozen=True)
+class TokenLook:
+    """How much attention one answer token's row put on some cells."""
+
+    token: int
+    text: str
+    mass: float
+
+
+def patch_map(
+    trace: GenerationTrace,
+    token: int | Sequence[int],
+    layers: Sequence[int] | None = None,
+    heads: Sequence[int] | None = None,
+    reduce: Reduce = "mean",
+    *,
+    image: int = 0,
+    normalise: bool = False,
+    exclude_sinks: bool = False,
+) -> PatchMap:
+    """The map of the attention that produced a token (row convention: `capture.trace`).
+
+    Args:
+        trace: a run.
+        token: index of an answer token, or several, whose maps are averaged.
+        layers, heads: which to aggregate over, as indices in the model; None is all that were
+            captured.
+        reduce: how layers and heads are aggregated: mean, max or min of the raw attention mass.
+        image: which image.
+        normalise: divide by the image's total, so that the map sums to 1 (unit "share of image
+            attention").
+        exclude_sinks: set cells that are sinks in a layer to 0 before that layer is aggregated.
+
+    Raises:
+        ValueError: a token, layer, head or image that the trace does not have; the text says what
+            it has.
+    """
+    tokens = _tokens(trace, token)
+    layer_slots = _slots("layer", trace.layers, layers)
+    head_slots = _slots("head", trace.heads, heads)
+    if not 0 <= image < len(trace.layout.grids):
+        raise ValueError(
+            f"image is {image}; the prompt has {len(trace.layout.grids)}, counted from 0."
+        )
+    if reduce not in ("mean", "max", "min"):
+        raise ValueError(f"reduce is {reduce!r}; allowed: mean, max, min.")
+    columns = trace.layout.columns(image)
+    rows = trace.attention[tokens][:, layer_slots][:, :, head_slots][
+        ..., columns
+    ].float()  # (n, l, h, V_i)
+    done = []
+    if exclude_sinks:
+        rows = rows * ~_sink_columns(trace)[layer_slots][:, columns][None, :, None]
+        done.append("sinks set to 0")
+    if reduce == "mean":
+        values = rows.mean(dim=(0, 1, 2))
+    elif reduce == "max":
+        values = rows.amax(dim=(1, 2)).mean(dim=0)
+    else:
+        values = rows.amin(dim=(1, 2)).mean(dim=0)
+    if normalise:
+        total = values.sum()
+        values = values / total if total > 0 else values
+        done.append("divided by the image's total")
+    grid = trace.layout.grids[image]
+    frames = values.view(grid.t, grid.rows, grid.columns).sum(dim=0)
+    return PatchMap(
+        values=frames.numpy().astype(np.float32),
+        unit="share of image attention" if normalise else "attention mass",
+        normalisation=", ".join(done) or "none",
+        image=image,
+        grid=grid,
+        label=_label(trace, tokens, layers, heads, reduce),
+    )
+
+
+def head_mean(trace: GenerationTrace) -> torch.Tensor:
+    """Mean over heads: float32 (T, L, V)."""
+    return trace.attention.float().mean(dim=2)
+
+
+def segment_share(trace: GenerationTrace) -> torch.Tensor:
+    """Attention mass on each prompt segment and on the answer so far: float32 (T, L, H, S + 1);
+    sums to 1."""
+    return trace.shares
+
+
+def image_share(trace: GenerationTrace) -> torch.Tensor:
+    """Attention mass on all images: float32 (T, L, H), from 0 to 1."""
+    on_images = torch.tensor(
+        [segment.kind == "image" for segment in trace.layout.segments] + [False]
+    )
+    return trace.shares[..., on_images].sum(dim=-1)
+
+
+def sink_share(trace: GenerationTrace) -> torch.Tensor:
+    """Part of the image attention that the layer's own sinks hold: float32 (T, L, H), from 0 to 1.
+
+    Zero where no sinks were found, and where a row sees nothing of the image.
+    """
+    rows = trace.attention.float()
+    held = torch.einsum("tlhv,lv->tlh", rows, _sink_columns(trace).float())
+    total = rows.sum(dim=-1)
+    return torch.where(total > 0, held / total.clamp_min(1e-12), torch.zeros_like(total))
+
+
+def tokens_looking_at(
+    trace: GenerationTrace,
+    cells: Sequence[int],
+    layers: Sequence[int] | None = None,
+    heads: Sequence[int] | None = None,
+    *,
+    image: int = 0,
+) -> list[TokenLook]:
+    """Reverse look-up: the answer tokens whose rows put most attention on some cells, most first.
+
+    Args:
+        cells: indices of vision tokens within the image, row-major.
+        layers, heads: averaged over these (indices in the model; None: all captured).
+        image: which image.
+
+    Raises:
+        ValueError: no cell, or a cell, layer or head that the trace does not have.
+    """
+    if not 0 <= image < len(trace.layout.grids):
+        raise ValueError(
+            f"image is {image}; the prompt has {len(trace.layout.grids)}, counted from 0."
+        )
+    count = trace.layout.grids[image].tokens
+    if not cells or any(not 0 <= cell < count for cell in cells):
+        raise ValueError(
+            f"cells is {list(cells)!r}; allowed: at least one index from 0 to {count - 1}."
+        )
+    columns = torch.tensor(list(cells)) + trace.layout.columns(image).start
+    rows = trace.attention[:, _slots("layer", trace.layers, layers)][
+        :, :, _slots("head", trace.heads, heads)
+    ]
+    mass = rows[..., columns].float().sum(dim=-1).mean(dim=(1, 2))
+    order = torch.argsort(mass, descending=True, stable=True).tolist()
+    return [TokenLook(t, trace.tokens[t].text, float(mass[t])) for t in order]
+
+
+def _tokens(trace: GenerationTrace, token: int | Sequence[int]) -> list[int]:
+    tokens = [token] if isinstance(token, int) else list(token)
+    count = len(trace.tokens)
+    if not tokens or any(not 0 <= t < count for t in tokens):
+        allowed = f"0 to {count - 1}" if count else "none, for the answer is empty"
+        raise ValueError(f"token is {token!r}; allowed: {allowed}.")
+    return tokens
+
+
+def _slots(what: str, captured: Sequence[int], wanted: Sequence[int] | None) -> list[int]:
+    """Positions in the trace of the wanted layers or heads."""
+    if wanted is None:
+        return list(range(len(captured)))
+    where = {index: slot for slot, index in enumerate(captured)}
+    lacking = [index for index in wanted if index not in where]
+    if lacking or not len(wanted):
+        raise ValueError(
+            f"{what}s is {list(wanted)!r}; the trace holds {what}s {_spell(captured)}."
+        )
+    return [where[index] for index in wanted]
+
+
+def _sink_columns(trace: GenerationTrace) -> torch.Tensor:
+    """bool (L, V): which vision tokens are sinks in which captured layer."""
+    column = {position: v for v, position in enumerate(trace.layout.vision_positions().tolist())}
+    mask = torch.zeros(len(trace.layers), trace.layout.vision_tokens, dtype=torch.bool)
+    slot = {layer: index for index, layer in enumerate(trace.layers)}
+    for sinks in trace.sinks:
+        if sinks.layer in slot:
+            mask[slot[sinks.layer], [column[p] for p in sinks.positions if p in column]] = True
+    return mask
+
+
+def _label(
+    trace: GenerationTrace,
+    tokens: list[int],
+    layers: Sequence[int] | None,
+    heads: Sequence[int] | None,
+    reduce: str,
+) -> str:
+    words = "".join(trace.tokens[t].text for t in tokens)
+    which = f"token {tokens[0]}" if len(tokens) == 1 else f"{len(tokens)} tokens"
+    parts = (
+        f"layers {_spell(trace.layers if layers is None else layers)}",
+        f"heads {_spell(trace.heads if heads is None else heads)}",
+    )
+    return f"{which} {words!r}, {reduce} over {' and '.join(parts)}"
+
+
+def _spell(indices: Sequence[int]) -> str:
+    """0, 1, 2, 5 -> "0-2, 5"."""
+    runs: list[list[int]] = []
+    for index in sorted(indices):
+        if runs and index == runs[-1][1] + 1:
+            runs[-1][1] = index
+        else:
+            runs.append([index, index])
+    return ", ".join(str(a) if a == b else f"{a}-{b}" for a, b in runs)

@@ -1,0 +1,51 @@
+"""Finding sinks while a prompt passes through the model."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from capture.trace import LayerSinks
+from config import Dialect
+from redistribution.sinks import above_threshold, sink_score
+
+# Before it, hidden states are close to the embeddings and sinks have not formed (arXiv 2503.03321).
+FIRST_LAYER = 2
+
+
+class SinkObserver:
+    """Scores every prompt position at the input of every layer from the third on; changes nothing.
+
+    Scores stay on the device until `found` is asked for, so that a prefill does not wait for them.
+
+    Args:
+        dims: sink dimensions.
+        tau: threshold on phi.
+        dialect: `official` flags phi > tau, `paper` phi >= tau.
+        batch_row: which row of the batch.
+    """
+
+    def __init__(
+        self, dims: Sequence[int], tau: float, dialect: Dialect = "official", batch_row: int = 0
+    ) -> None:
+        self._dims, self._tau, self._dialect, self._batch_row = tuple(dims), tau, dialect, batch_row
+        self._scores: dict[int, list[torch.Tensor]] = {}
+
+    def observe(self, layer: int, hidden: torch.Tensor, start: int) -> None:
+        """See `models.attention.StreamObserver`."""
+        if layer >= FIRST_LAYER:
+            self._scores.setdefault(layer, []).append(
+                sink_score(hidden[self._batch_row], self._dims)
+            )
+
+    def found(self) -> tuple[LayerSinks, ...]:
+        """Sinks of every observed layer, in order; layers without any have empty tuples."""
+        out = []
+        for layer, parts in sorted(self._scores.items()):
+            scores = torch.cat(parts).cpu()
+            positions = above_threshold(scores, self._tau, self._dialect).nonzero()[:, 0]
+            out.append(
+                LayerSinks(layer, tuple(positions.tolist()), tuple(scores[positions].tolist()))
+            )
+        return tuple(out)

@@ -1,0 +1,99 @@
+"""Naming what was generated: token texts, probabilities, ranks and alternatives, one token at a
+time."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import nn
+
+from capture.trace import Alternative, GeneratedToken
+
+ALTERNATIVES = 5
+
+
+class TextPieces:
+    """Splits an answer's text into one piece a token, so that the pieces join to the text.
+
+    Byte-level tokens may end inside a UTF-8 character; such a token gets "" and the one that
+    completes the character gets all of it.
+    """
+
+    def __init__(self, tokenizer: Any) -> None:
+        self._decode = tokenizer.decode
+        self._pending: list[int] = []
+
+    def add(self, token: int) -> str:
+        self._pending.append(token)
+        text: str = self._decode(self._pending, clean_up_tokenization_spaces=False)
+        if (
+            text.endswith("\ufffd") and len(self._pending) < 8
+        ):  # no character needs more; then it is no UTF-8
+            return ""
+        self._pending.clear()
+        return text
+
+
+class TokenProbe:
+    """Watches the raw logits of a run and turns each chosen token into a `GeneratedToken`.
+
+    The logits are read at the output head, before temperature or any sampling filter: probabilities
+    are the model's own.
+
+    Args:
+        tokenizer: for texts.
+        batch_row: which row of the batch.
+        on_token: called with the index and the token as soon as it is chosen.
+    """
+
+    def __init__(
+        self,
+        tokenizer: Any,
+        *,
+        batch_row: int = 0,
+        on_token: Callable[[int, GeneratedToken], None] | None = None,
+    ) -> None:
+        self.tokens: list[GeneratedToken] = []
+        self._tokenizer = tokenizer
+        self._pieces = TextPieces(tokenizer)
+        self._batch_row = batch_row
+        self._on_token = on_token
+        self._logits: torch.Tensor | None = None
+
+    def see_logits(self, module: nn.Module, args: tuple[Any, ...], output: torch.Tensor) -> None:
+        """Forward hook of the output head: keeps the last position's logits (vocabulary,)."""
+        self._logits = output[self._batch_row, -1].detach()
+
+    def choose(self, token: int) -> GeneratedToken:
+        """The token that was chosen from the logits seen last."""
+        if self._logits is None:
+            raise RuntimeError("A token was chosen before any logits were seen.")
+        made = describe_token(self._tokenizer, self._pieces, self._logits, token)
+        self.tokens.append(made)
+        if self._on_token is not None:
+            self._on_token(len(self.tokens) - 1, made)
+        return made
+
+
+def describe_token(
+    tokenizer: Any, pieces: TextPieces, logits: torch.Tensor, token: int
+) -> GeneratedToken:
+    """Probability, rank and alternatives of `token` under raw logits (vocabulary,); text from
+    `pieces`."""
+    scores = logits.float()
+    log_total = torch.logsumexp(scores, dim=-1)
+    best, ids = torch.topk(scores, min(ALTERNATIVES, scores.shape[-1]))
+    numbers = torch.cat(
+        [best, scores[token][None], (scores > scores[token]).sum()[None].float()]
+    ) - torch.cat([log_total.expand(len(best) + 1), log_total.new_zeros(1)])
+    *logs, own, rank = numbers.tolist()  # one copy off the device
+    alternatives = tuple(
+        Alternative(i, tokenizer.decode([i]), min(1.0, math.exp(p)))
+        for i, p in zip(ids.tolist(), logs, strict=True)
+    )
+    return GeneratedToken(
+        token, pieces.add(token), min(1.0, math.exp(own)), int(rank), alternatives
+    )

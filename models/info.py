@@ -1,0 +1,27 @@
+"""Which model made something: the record that every trace carries."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class ModelInfo:
+    """Identity, sizes and place of a loaded model.
+
+    Attributes:
+        id: as the user asked for it.
+        revision: the hub commit, or for a folder a fingerprint of its config and weights.
+        family: adapter name.
+        dtype, device: as loaded.
+        layers, heads, hidden_size: of the text model.
+    """
+
+    id: str
+    revision: str
+    family: str
+    dtype: str
+    device: str
+    layers: int
+    heads: int
+    hidden_size: int

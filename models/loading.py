@@ -1,0 +1,408 @@
+"""Loading a model: `demo`, a hub id or a folder, through one code path, into a read-only
+`ModelHandle`.
+
+Only safetensors weights are read and no code of a repository is ever run. Whatever goes wrong
+becomes one `ModelError` that says what is wrong and what to do.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import json
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from safetensors import SafetensorError
+from transformers import AutoConfig, AutoModelForImageTextToText, PreTrainedModel
+
+from config import DType, ModelSettings
+from models import attention
+from models.family import Family, PromptInputs, TextStack
+from models.info import ModelInfo
+from models.profiles import SinkProfile, find_profile
+from models.qwen2_5_vl import Qwen25VL
+
+DEMO = Path(__file__).resolve().parent.parent / "demo" / "model"
+FAMILIES: tuple[Family, ...] = (Qwen25VL(),)
+MAX_PROMPT_CHARACTERS = 20_000
+
+Progress = Callable[[str, float], None]
+
+
+class ModelError(ValueError):
+    """A model that cannot be loaded; the text is one clear sentence for the user."""
+
+
+@dataclass(frozen=True)
+class ModelHandle:
+    """A loaded model, shared by everyone and never changed; runs take `lock`.
+
+    Attributes:
+        info: id, revision, sizes, dtype, device: what a trace records.
+        model: the transformers model, in eval mode, without gradients.
+        processor: the family's tokenizer, image processor and chat template.
+        family: the adapter.
+        stack: the parts that capture hooks into.
+        profile: the model's sink dimensions, or None where none are known.
+        lock: one run at a time; transformers keeps state on the model during a run.
+    """
+
+    info: ModelInfo
+    model: PreTrainedModel
+    processor: Any
+    family: Family
+    stack: TextStack
+    profile: SinkProfile | None
+    lock: threading.Lock = field(default_factory=threading.Lock, compare=False)
+
+    @property
+    def device(self) -> torch.device:
+        """Where inputs go."""
+        device: torch.device = self.model.get_input_embeddings().weight.device
+        return device
+
+    def prepare(
+        self,
+        images: Sequence[Image.Image],
+        prompt: str,
+        system: str | None = None,
+        *,
+        min_pixels: int | None = None,
+        max_pixels: int | None = None,
+    ) -> PromptInputs:
+        """Turn images and a prompt into what the model takes.
+
+        Args:
+            images: RGB images (see `models.images.open_image`), shown before the text.
+            prompt: the user's text; special tokens typed in it stay plain text.
+            system: replaces the chat template's own system message.
+            min_pixels, max_pixels: area bounds of the resized image for this prompt alone.
+
+        Raises:
+            ValueError: no image, an empty prompt, or a prompt too long.
+        """
+        if not images:
+            raise ValueError("There is no image; give at least one.")
+        if not prompt.strip():
+            raise ValueError("The prompt is empty; ask something about the image.")
+        if len(prompt) > MAX_PROMPT_CHARACTERS:
+            raise ValueError(
+                f"The prompt has {len(prompt)} characters; at most {MAX_PROMPT_CHARACTERS} "
+                "are allowed."
+            )
+        rgb = [image if image.mode == "RGB" else image.convert("RGB") for image in images]
+        return self.family.prepare(
+            self.processor, self.model.config, rgb, prompt, system, min_pixels, max_pixels
+        )
+
+
+def load_model(
+    model: str | ModelSettings = "demo",
+    *,
+    revision: str | None = None,
+    device: str = "auto",
+    dtype: DType = "auto",
+    min_pixels: int | None = None,
+    max_pixels: int | None = None,
+    on_progress: Progress | None = None,
+) -> ModelHandle:
+    """Load a model.
+
+    Args:
+        model: `demo`, a hub id, a folder, or complete `ModelSettings` (then the other arguments are
+            not used).
+        revision, device, dtype, min_pixels, max_pixels: as in `ModelSettings`.
+        on_progress: called with what is being done and a fraction from 0 to 1.
+
+    Raises:
+        ModelError: with one sentence that says what is wrong.
+        ValueError: a setting outside its range.
+    """
+    settings = (
+        model
+        if isinstance(model, ModelSettings)
+        else ModelSettings(model, revision, device, dtype, min_pixels, max_pixels)
+    )
+    report: Progress = on_progress or (lambda text, fraction: None)
+    report("Looking for the model", 0.02)
+    source, commit = _locate(settings, report)
+    report("Reading its configuration", 0.15)
+    config, family = _configuration(settings, source)
+    place = _device(settings.device)
+    kind = _dtype(settings.dtype, config, place)
+    report("Reading tokenizer and image processor", 0.2)
+    processor = _processor(settings, source, family)
+    report("Loading the weights", 0.3)
+    loaded = _weights(settings, source, config, place, kind)
+    report("Preparing attention capture", 0.95)
+    attention.install(loaded)
+    stack = family.text_stack(loaded)
+    info = ModelInfo(
+        id=settings.model,
+        revision=commit or _fingerprint(source),
+        family=family.name,
+        dtype=str(kind).removeprefix("torch."),
+        device=str(loaded.get_input_embeddings().weight.device),
+        layers=len(stack.layers),
+        heads=stack.heads,
+        hidden_size=stack.hidden_size,
+    )
+    try:
+        profile = find_profile(
+            settings.model, source, family.name, stack.hidden_size, len(stack.layers)
+        )
+    except ValueError as error:
+        raise ModelError(str(error)) from error
+    report("Ready", 1.0)
+    return ModelHandle(info, loaded, processor, family, stack, profile)
+
+
+def _locate(settings: ModelSettings, report: Progress) -> tuple[Path, str | None]:
+    """The folder that holds the model, and the hub commit it was resolved to (None for a folder of
+    the user's own)."""
+    if settings.model == "demo":
+        if not (DEMO / "config.json").is_file():
+            raise ModelError(
+                "The bundled model is not there (demo/model); make it with: python -m cli "
+                "demo train"
+            )
+        return DEMO, None
+    folder = Path(settings.model).expanduser()
+    if folder.is_dir():
+        return folder, None
+    looks_like_path = (
+        settings.model.startswith((".", "/", "~"))
+        or settings.model.count("/") != 1
+        or folder.exists()
+    )
+    if looks_like_path:
+        raise ModelError(
+            f"There is no model folder {settings.model!r}; "
+            "allowed: demo, a folder, or a hub id such as Qwen/Qwen2.5-VL-3B-Instruct."
+        )
+    return _download(settings, report)
+
+
+def _download(settings: ModelSettings, report: Progress) -> tuple[Path, str]:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import (
+        GatedRepoError,
+        HfHubHTTPError,
+        HFValidationError,
+        LocalEntryNotFoundError,
+        RepositoryNotFoundError,
+        RevisionNotFoundError,
+    )
+
+    name, revision = settings.model, settings.revision
+    report("Fetching the model from the hub, or finding it on disk", 0.05)
+    try:
+        path = snapshot_download(
+            name,
+            revision=revision,
+            allow_patterns=["*.safetensors", "*.json", "*.jinja", "*.txt", "*.toml"],
+            local_files_only=settings.local_files_only,
+        )
+    except GatedRepoError as error:
+        raise ModelError(
+            f"The hub keeps {name} behind an agreement; accept it there and log in, then try again."
+        ) from error
+    except RepositoryNotFoundError as error:
+        raise ModelError(
+            f"The hub has no model {name!r}, or it is private and you are not logged in."
+        ) from error
+    except RevisionNotFoundError as error:
+        raise ModelError(f"The model {name} has no revision {revision!r}.") from error
+    except HFValidationError as error:
+        raise ModelError(
+            f"{name!r} is no valid hub id; one looks like Qwen/Qwen2.5-VL-3B-Instruct."
+        ) from error
+    except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
+        raise ModelError(
+            f"The model {name} is not on this machine and the hub cannot be reached; "
+            "connect to the network, or give the folder of a downloaded copy."
+        ) from error
+    return Path(path), Path(path).name
+
+
+def _configuration(settings: ModelSettings, source: Path) -> tuple[Any, Family]:
+    if not (source / "config.json").is_file():
+        raise ModelError(
+            f"{settings.model} has no config.json, so it is no model, or only part of one "
+            "was downloaded."
+        )
+    try:
+        config = AutoConfig.from_pretrained(source, trust_remote_code=False)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ModelError(
+            f"The config.json of {settings.model} cannot be used: {_first_line(error)}"
+        ) from error
+    for family in FAMILIES:
+        if family.recognises(config):
+            return config, family
+    raise ModelError(
+        f"{settings.model} is a {getattr(config, 'model_type', 'model of unknown type')!r} model; "
+        f"SinkScope works with {', '.join(f.name for f in FAMILIES)}."
+    )
+
+
+def _processor(settings: ModelSettings, source: Path, family: Family) -> Any:
+    options = {
+        "min_pixels": settings.min_pixels,
+        "max_pixels": settings.max_pixels,
+        "local_files_only": True,
+    }
+    try:
+        return family.load_processor(str(source), options)
+    except (OSError, ImportError, json.JSONDecodeError, KeyError, TypeError) as error:
+        raise ModelError(
+            f"The tokenizer or image processor of {settings.model} cannot be loaded (half "
+            f"downloaded?): {_first_line(error)}"
+        ) from error
+    except ValueError as error:
+        raise ModelError(_first_line(error)) from error
+
+
+def _weights(
+    settings: ModelSettings, source: Path, config: Any, place: str, kind: torch.dtype
+) -> PreTrainedModel:
+    _check_files(settings, source)
+    _check_quantization(settings, config)
+    try:
+        model, notes = AutoModelForImageTextToText.from_pretrained(
+            source,
+            config=config,
+            dtype=kind,
+            device_map=_device_map(source, place),
+            attn_implementation="sdpa",
+            use_safetensors=True,
+            trust_remote_code=False,
+            local_files_only=True,
+            output_loading_info=True,
+        )
+    except (torch.OutOfMemoryError, MemoryError) as error:
+        torch.cuda.empty_cache()
+        raise ModelError(
+            f"{settings.model} does not fit into the memory of {place}; choose a smaller "
+            "model, bfloat16, or another device."
+        ) from error
+    except (OSError, SafetensorError, ValueError, RuntimeError, ImportError) as error:
+        raise ModelError(
+            f"The weights of {settings.model} cannot be loaded (half downloaded or "
+            f"damaged?): {_first_line(error)}"
+        ) from error
+    lacking = sorted(notes["missing_keys"])
+    if lacking:
+        raise ModelError(
+            f"The weights of {settings.model} are not complete: {len(lacking)} tensors are "
+            f"missing, {lacking[0]} among them; "
+            "download it again."
+        )
+    return model.eval().requires_grad_(False)
+
+
+def _check_files(settings: ModelSettings, source: Path) -> None:
+    """Name what is missing before anything large is read."""
+    index = source / "model.safetensors.index.json"
+    if index.is_file():
+        try:
+            wanted = sorted(
+                set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+            )
+        except (json.JSONDecodeError, KeyError, AttributeError, UnicodeDecodeError) as error:
+            raise ModelError(
+                f"The file {index.name} of {settings.model} is damaged; download it again."
+            ) from error
+        absent = [name for name in wanted if not (source / name).is_file()]
+        if absent:
+            raise ModelError(
+                f"{settings.model} is only half downloaded: {len(absent)} of {len(wanted)} "
+                "weight files are missing, "
+                f"{absent[0]} among them."
+            )
+    elif not list(source.glob("*.safetensors")):
+        raise ModelError(
+            f"{settings.model} has no .safetensors weights; other formats are not read, for safety."
+        )
+
+
+def _check_quantization(settings: ModelSettings, config: Any) -> None:
+    """A quantised checkpoint needs its own library; say which before transformers fails in its
+    words."""
+    method = dict(getattr(config, "quantization_config", None) or {}).get("quant_method")
+    needed = {
+        "awq": ("gptqmodel", "awq"),
+        "gptq": ("gptqmodel",),
+        "bitsandbytes": ("bitsandbytes",),
+    }.get(str(method), ())
+    if needed and not any(importlib.util.find_spec(name) for name in needed):
+        raise ModelError(
+            f"{settings.model} is quantised with {method}; install {needed[0]} to load it."
+        )
+
+
+def _device(choice: str) -> str:
+    if choice == "auto":
+        return (
+            "cuda:0"
+            if torch.cuda.is_available()
+            else "mps"
+            if torch.backends.mps.is_available()
+            else "cpu"
+        )
+    kind, _, index = choice.partition(":")
+    if kind == "cuda":
+        count = torch.cuda.device_count()
+        if not torch.cuda.is_available() or int(index or 0) >= count:
+            raise ModelError(
+                f"device is {choice!r}, but this machine has {count} CUDA devices that "
+                "torch can use."
+            )
+        return f"cuda:{index or 0}"
+    if kind == "mps" and not torch.backends.mps.is_available():
+        raise ModelError("device is 'mps', but torch has no MPS on this machine.")
+    return kind
+
+
+def _dtype(choice: DType, config: Any, place: str) -> torch.dtype:
+    if choice != "auto":
+        return {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}[
+            choice
+        ]
+    if place == "cpu":
+        return torch.float32
+    own = getattr(config, "dtype", None) or getattr(config.get_text_config(), "dtype", None)
+    return own if isinstance(own, torch.dtype) else torch.bfloat16
+
+
+def _device_map(source: Path, place: str) -> dict[str, str] | str:
+    """Everything on one device; split over all GPUs (and the CPU) only where it does not fit on the
+    one."""
+    if place.startswith("cuda"):
+        free, _ = torch.cuda.mem_get_info(place)
+        weights = sum(file.stat().st_size for file in source.glob("*.safetensors"))
+        if weights * 1.1 > free:
+            return "auto"
+    return {"": place}
+
+
+def _fingerprint(source: Path) -> str:
+    """Tells two folders apart: SHA-256 over the config and, of each weight file, its name, size and
+    first megabyte."""
+    digest = hashlib.sha256((source / "config.json").read_bytes())
+    for file in sorted(source.glob("*.safetensors")):
+        digest.update(f"{file.name}:{file.stat().st_size}".encode())
+        with file.open("rb") as stream:
+            digest.update(stream.read(1 << 20))
+    return f"sha256:{digest.hexdigest()[:16]}"
+
+
+def _first_line(error: BaseException) -> str:
+    text = str(error).strip().split("\n", 1)[0]
+    return text if len(text) <= 300 else text[:297] + "..."

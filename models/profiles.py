@@ -1,0 +1,123 @@
+"""Sink profiles: which dimensions of a model's residual stream mark its sinks, where that comes
+from, how sure it is.
+
+A profile is one small TOML file. A model folder may hold its own `sink_profile.toml`; the published
+ones are in `sinks/profiles/`, chosen by the model's id or, for a folder, by its family and sizes.
+"""
+
+from __future__ import annotations
+
+import math
+import tomllib
+from dataclasses import dataclass, fields
+from pathlib import Path
+
+PROFILE_FILE = "sink_profile.toml"
+PUBLISHED = Path(__file__).resolve().parent.parent / "sinks" / "profiles"
+
+
+@dataclass(frozen=True)
+class SinkProfile:
+    """Sink dimensions of one model.
+
+    Attributes:
+        model: hub id, or a name.
+        family: adapter name, e.g. `qwen2_5_vl`.
+        hidden_size, layers: sizes of the text model that the dimensions belong to.
+        dims: sink dimensions, indices into the residual stream.
+        tau: threshold on the sink score phi that suits this model.
+        source: where the dimensions come from.
+        confidence: high, medium or low.
+        note: what a user should know.
+    """
+
+    model: str
+    family: str
+    hidden_size: int
+    layers: int
+    dims: tuple[int, ...]
+    tau: float
+    source: str
+    confidence: str
+    note: str = ""
+
+    def __post_init__(self) -> None:
+        if not self.dims or any(not 0 <= d < self.hidden_size for d in self.dims):
+            raise ValueError(
+                f"dims is {self.dims!r}; allowed: at least one index from 0 to "
+                f"{self.hidden_size - 1}."
+            )
+        if not 0 < self.tau <= math.sqrt(self.hidden_size):
+            raise ValueError(
+                f"tau is {self.tau!r}; allowed: above 0, at most sqrt(hidden_size) = "
+                f"{math.sqrt(self.hidden_size):.1f}, "
+                "the largest value that the sink score can take."
+            )
+        if self.confidence not in ("high", "medium", "low"):
+            raise ValueError(f"confidence is {self.confidence!r}; allowed: high, medium, low.")
+
+
+def read_profile(path: Path) -> SinkProfile:
+    """Read a profile from TOML.
+
+    Raises:
+        ValueError: the file cannot be read, is no TOML, or lacks or misstates a key; the text names
+            it.
+    """
+    try:
+        values = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ValueError(
+            f"The sink profile {path} cannot be read: {error.strerror or error}."
+        ) from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"The sink profile {path} is not valid TOML: {error}.") from error
+    known = {f.name: f for f in fields(SinkProfile)}
+    required = [name for name in known if name != "note"]
+    missing = [name for name in required if name not in values]
+    unknown = [name for name in values if name not in known]
+    if missing or unknown:
+        what = f"lacks {', '.join(missing)}" if missing else f"has {', '.join(unknown)}"
+        raise ValueError(f"The sink profile {path} {what}; its keys are {', '.join(known)}.")
+    try:
+        return SinkProfile(**{**values, "dims": tuple(values["dims"])})
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"The sink profile {path}: {error}") from error
+
+
+def find_profile(
+    model: str, folder: Path | None, family: str, hidden_size: int, layers: int
+) -> SinkProfile | None:
+    """The profile of a loaded model, or None.
+
+    Args:
+        model: the id that the user asked for.
+        folder: the model's folder on disk, if it is one; its own profile wins.
+        family, hidden_size, layers: from the loaded model; a profile for other sizes is never
+            taken.
+
+    Raises:
+        ValueError: the folder's own profile is damaged, or is for another family or size.
+    """
+    if folder is not None and (folder / PROFILE_FILE).is_file():
+        own = read_profile(folder / PROFILE_FILE)
+        if (own.family, own.hidden_size, own.layers) != (family, hidden_size, layers):
+            raise ValueError(
+                f"The sink profile {folder / PROFILE_FILE} is for {own.family} with hidden "
+                f"size {own.hidden_size} and "
+                f"{own.layers} layers; the model is {family} with hidden size {hidden_size} "
+                f"and {layers} layers."
+            )
+        return own
+    fitting = [
+        p
+        for p in published()
+        if (p.family, p.hidden_size, p.layers) == (family, hidden_size, layers)
+    ]
+    named = [p for p in fitting if p.model.lower() == model.lower()]
+    return next(iter(named or fitting), None)
+
+
+def published() -> tuple[SinkProfile, ...]:
+    """All profiles that come with SinkScope."""
+    return tuple(read_profile(path) for path in sorted(PUBLISHED.glob("*.toml")))

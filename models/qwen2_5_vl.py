@@ -1,0 +1,331 @@
+"""Qwen2.5-VL: how images and a prompt become the model's tensors, and which role each position has.
+
+Everything that belongs to this family alone (token names, chat roles, module paths) is in this
+file.
+
+Text typed by a user is never parsed for special tokens: the chat template is rendered around a
+placeholder, the result is cut at the special tokens, and the piece that holds the user's text is
+encoded as plain text. For text without special tokens this gives exactly the ids of encoding the
+rendered template at once.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from transformers import AutoImageProcessor, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import smart_resize
+
+from models.family import ImageGrid, PromptInputs, PromptLayout, Segment, SegmentKind, TextStack
+
+IMAGE_TOKEN = "<|image_pad|>"
+ROLE_START = "<|im_start|>"
+ROLE_END = "<|im_end|>"
+USER_TEXT = "\ue000user text\ue001"  # private-use characters: no template contains them
+SYSTEM_TEXT = "\ue000system text\ue001"
+
+
+@dataclass(frozen=True)
+class QwenProcessor:
+    """Tokenizer, image processor and chat template of a checkpoint.
+
+    transformers' own `Qwen2_5_VLProcessor` cannot be made without torchvision, for want of its
+    video processor. Images need neither, so the parts are loaded one by one; with torchvision
+    installed the image processor is the torchvision one.
+    """
+
+    tokenizer: PreTrainedTokenizerBase
+    image_processor: Any
+    chat_template: str
+
+
+class Qwen25VL:
+    """Family adapter (`models.family.Family`)."""
+
+    name = "qwen2_5_vl"
+
+    def recognises(self, config: Any) -> bool:
+        return getattr(config, "model_type", None) == "qwen2_5_vl"
+
+    def text_stack(self, model: PreTrainedModel) -> TextStack:
+        text = model.model.language_model
+        config = model.config.text_config
+        return TextStack(
+            language_model=text,
+            layers=tuple(text.layers),
+            output_head=model.lm_head,
+            hidden_size=config.hidden_size,
+            heads=config.num_attention_heads,
+            kv_heads=config.num_key_value_heads,
+        )
+
+    def load_processor(self, source: str, options: Mapping[str, Any]) -> QwenProcessor:
+        """Load tokenizer, image processor and chat template from a folder or hub id.
+
+        Args:
+            source: folder or hub id.
+            options: `revision`, `local_files_only`; and `min_pixels`, `max_pixels` to replace the
+                checkpoint's bounds.
+
+        Raises:
+            OSError: a file is missing.
+            ValueError: a file is there but makes no sense, or the pixel bounds exclude each other.
+        """
+        hub = {k: v for k, v in options.items() if k in ("revision", "local_files_only")}
+        tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False, **hub)
+        image_processor = AutoImageProcessor.from_pretrained(source, trust_remote_code=False, **hub)
+        size = dict(image_processor.size)
+        for edge, bound in (("shortest_edge", "min_pixels"), ("longest_edge", "max_pixels")):
+            if options.get(bound) is not None:
+                size[edge] = options[bound]
+        if size["shortest_edge"] > size["longest_edge"]:
+            raise ValueError(
+                f"min_pixels is {size['shortest_edge']}, above max_pixels, which is "
+                f"{size['longest_edge']}; "
+                "set both, the smaller one first."
+            )
+        cell = (image_processor.patch_size * image_processor.merge_size) ** 2
+        if size["longest_edge"] < cell:
+            raise ValueError(
+                f"max_pixels is {size['longest_edge']}; at least {cell} are needed for one "
+                "vision token."
+            )
+        image_processor.size = {k: size[k] for k in ("shortest_edge", "longest_edge")}
+        template = tokenizer.chat_template or _template_beside(source)
+        if not isinstance(template, str) or "image" not in template:
+            raise ValueError(
+                f"{source} has no chat template that knows images (chat_template.jinja or "
+                "chat_template.json)."
+            )
+        return QwenProcessor(tokenizer, image_processor, template)
+
+    def prepare(
+        self,
+        processor: QwenProcessor,
+        config: Any,
+        images: Sequence[Image.Image],
+        prompt: str,
+        system: str | None,
+        min_pixels: int | None = None,
+        max_pixels: int | None = None,
+    ) -> PromptInputs:
+        """Turn images (RGB, shown before the text) and a prompt into tensors and their layout.
+
+        Args:
+            processor: from `load_processor`.
+            config: the loaded model's config.
+            images: any number, in the order shown.
+            prompt: the user's text, taken literally.
+            system: replaces the template's own system message.
+            min_pixels, max_pixels: area bounds of the resized image for this prompt alone.
+        """
+        shortest = min_pixels or processor.image_processor.size["shortest_edge"]
+        longest = max_pixels or processor.image_processor.size["longest_edge"]
+        vision = (
+            _vision_tensors(processor.image_processor, images, shortest, longest) if images else {}
+        )
+        grids = vision["image_grid_thw"].tolist() if images else []
+        merge = config.vision_config.spatial_merge_size
+        patch = config.vision_config.patch_size
+        counts = [t * h * w // merge**2 for t, h, w in grids]
+        pieces = self._pieces(processor, len(images), prompt, system, counts)
+
+        ids = [token for piece in pieces for token in piece.ids]
+        segments = _segments(pieces)
+        image_segments = [s for s in segments if s.kind == "image"]
+        layout = PromptLayout(
+            length=len(ids),
+            segments=segments,
+            grids=tuple(
+                ImageGrid(
+                    start=segment.start,
+                    t=t,
+                    h=h,
+                    w=w,
+                    merge=merge,
+                    resized=(h * patch, w * patch),
+                    original=(image.height, image.width),
+                )
+                for segment, (t, h, w), image in zip(image_segments, grids, images, strict=True)
+            ),
+        )
+        input_ids = torch.tensor([ids], dtype=torch.long)
+        tensors = {
+            "input_ids": input_ids,
+            "attention_mask": torch.ones_like(input_ids),
+            # without these the model silently numbers positions as if there were no image
+            "mm_token_type_ids": (input_ids == config.image_token_id).to(torch.int32),
+            **vision,
+        }
+        decode = processor.tokenizer.decode
+        texts = {token: decode([token]) for token in set(ids)}
+        return PromptInputs(
+            tensors, layout, tuple(images), prompt, tuple(ids), tuple(texts[token] for token in ids)
+        )
+
+    def _pieces(
+        self,
+        processor: QwenProcessor,
+        images: int,
+        prompt: str,
+        system: str | None,
+        counts: Sequence[int],
+    ) -> list[_Piece]:
+        """Render the chat template and encode it piece by piece, each piece with its role."""
+        content: list[dict[str, str]] = [{"type": "image"}] * images + [
+            {"type": "text", "text": USER_TEXT}
+        ]
+        messages: list[dict[str, Any]] = [{"role": "user", "content": content}]
+        if system is not None:
+            messages.insert(0, {"role": "system", "content": SYSTEM_TEXT})
+        tokenizer = processor.tokenizer
+        rendered = tokenizer.apply_chat_template(
+            messages,
+            chat_template=processor.chat_template,
+            tokenize=False,
+            add_generation_prompt=True,
+        )
+        if rendered.count(USER_TEXT) != 1 or rendered.count(IMAGE_TOKEN) != images:
+            raise ValueError(
+                "The model's chat template does not show the prompt and its images once each."
+            )
+        specials = sorted(tokenizer.all_special_tokens, key=len, reverse=True)
+        pieces: list[_Piece] = []
+        role, image = "", 0
+        for text in re.split("(" + "|".join(map(re.escape, specials)) + ")", rendered):
+            if text in specials:
+                token = tokenizer.convert_tokens_to_ids(text)
+                if text == IMAGE_TOKEN:
+                    pieces.append(_Piece((token,) * counts[image], "image", image))
+                    image += 1
+                else:
+                    role = "" if text in (ROLE_START, ROLE_END) else role
+                    pieces.append(_Piece((token,), "template"))
+            elif text:
+                if not role:  # right after a role start: "user\n...", "system\n...", "assistant\n"
+                    role = text.split("\n", 1)[0]
+                pieces.extend(_plain(tokenizer, text, role, prompt, system))
+        return pieces
+
+
+@dataclass(frozen=True)
+class _Piece:
+    """Token ids of one stretch of the prompt, and its role."""
+
+    ids: tuple[int, ...]
+    kind: SegmentKind
+    image: int | None = None
+
+
+def _plain(
+    tokenizer: PreTrainedTokenizerBase, text: str, role: str, prompt: str, system: str | None
+) -> list[_Piece]:
+    """Encode a piece between special tokens as plain text; what the user or the system says becomes
+    its own piece."""
+    for placeholder, replacement in ((USER_TEXT, prompt), (SYSTEM_TEXT, system)):
+        if replacement is not None and placeholder in text:
+            kind: SegmentKind = "user" if placeholder == USER_TEXT else "system"
+            start = text.index(placeholder)
+            text = text.replace(placeholder, replacement)
+            stop = start + len(replacement)
+            break
+    else:
+        header = f"{role}\n"
+        if role == "system" and text.startswith(header) and len(text) > len(header):
+            kind, start, stop = "system", len(header), len(text)
+        else:
+            kind, start, stop = "template", 0, len(text)
+    coded = tokenizer(
+        text, add_special_tokens=False, split_special_tokens=True, return_offsets_mapping=True
+    )
+    ids, offsets = coded["input_ids"], coded["offset_mapping"]
+    first = next((i for i, (_, end) in enumerate(offsets) if end > start), len(ids))
+    last = next((i for i, (begin, _) in enumerate(offsets) if begin >= stop), len(ids))
+    parts = (
+        _Piece(tuple(ids[:first]), "template"),
+        _Piece(tuple(ids[first:last]), kind),
+        _Piece(tuple(ids[last:]), "template"),
+    )
+    return [part for part in parts if part.ids]
+
+
+def _segments(pieces: Sequence[_Piece]) -> tuple[Segment, ...]:
+    """Join neighbours of one role; images stay apart from one another."""
+    segments: list[Segment] = []
+    position = 0
+    for piece in pieces:
+        stop = position + len(piece.ids)
+        if segments and segments[-1].kind == piece.kind and segments[-1].image == piece.image:
+            segments[-1] = Segment(piece.kind, segments[-1].start, stop, piece.image)
+        else:
+            segments.append(Segment(piece.kind, position, stop, piece.image))
+        position = stop
+    return tuple(segments)
+
+
+def _vision_tensors(
+    image_processor: Any, images: Sequence[Image.Image], shortest: int, longest: int
+) -> dict[str, torch.Tensor]:
+    """`pixel_values` float32 (patches, channels * 2 * 14 * 14) and `image_grid_thw` int64 (images,
+    3).
+
+    Where torchvision is installed the image is resized by `qwen_vl_utils`, as the model's authors
+    do it; elsewhere by the PIL image processor. Both get the size from ONE formula, so grid and
+    tokens agree.
+    """
+    factor = image_processor.patch_size * image_processor.merge_size
+    size = {"shortest_edge": shortest, "longest_edge": longest}
+    resized = [
+        smart_resize(i.height, i.width, factor=factor, min_pixels=shortest, max_pixels=longest)
+        for i in images
+    ]
+    if has_qwen_vl_utils():
+        images = [
+            _resize_with_qwen_vl_utils(i, target, image_processor.patch_size)
+            for i, target in zip(images, resized, strict=True)
+        ]
+    batch = image_processor(
+        images=list(images), size=size, do_resize=not has_qwen_vl_utils(), return_tensors="pt"
+    )
+    return {"pixel_values": batch["pixel_values"], "image_grid_thw": batch["image_grid_thw"]}
+
+
+def has_qwen_vl_utils() -> bool:
+    """Whether `qwen_vl_utils` can be imported: it imports torchvision at its top."""
+    return all(
+        importlib.util.find_spec(name) is not None for name in ("torchvision", "qwen_vl_utils")
+    )
+
+
+def _resize_with_qwen_vl_utils(
+    image: Image.Image, target: tuple[int, int], patch_size: int
+) -> Image.Image:
+    from qwen_vl_utils import process_vision_info
+
+    height, width = target
+    entry = {"type": "image", "image": image, "resized_height": height, "resized_width": width}
+    (resized,), _ = process_vision_info(
+        [{"role": "user", "content": [entry]}], image_patch_size=patch_size
+    )
+    if resized.size == (width, height):
+        return resized
+    # It has bounds of its own (3136 px at least) and keeps to them; below them, its very call with
+    # our size.
+    return image.resize((width, height))
+
+
+def _template_beside(source: str) -> str | None:
+    """The chat template of older checkpoints, kept in `chat_template.json` beside the tokenizer."""
+    path = Path(source) / "chat_template.json"
+    if not path.is_file():
+        return None
+    template = json.loads(path.read_text(encoding="utf-8")).get("chat_template")
+    return template if isinstance(template, str) else None

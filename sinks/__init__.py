@@ -1,0 +1,1 @@
+"""Sink profiles of known models (`profiles/`), one TOML file each."""
