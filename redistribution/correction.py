@@ -29,12 +29,18 @@ from torch import Tensor
 from config import VARSettings
 from redistribution import fused
 from redistribution.grouped import attention_rows, masked, pack, rows_times_values
-from redistribution.redistribute import changed_rows, freed_mass, redistribute_rows
-from redistribution.selection import GroupMass, check_masks, image_centric, working_dtype
+from redistribution.redistribute import budget, redistribute_rows
+from redistribution.selection import (
+    GroupMass,
+    KeyGroups,
+    check_masks,
+    image_centric,
+    working_dtype,
+)
 
 Form = Literal["auto", "rows", "lse"]
 
-FEW_ROWS = 64  # up to here exact rows cost less than the passes of the other form
+FEW_WEIGHTS = 1 << 16  # up to so many (head, row, key) exact rows are the faster form, measured
 MANY_SINKS = 64  # above, the sinks are no handful of columns any more
 BLOCK_WEIGHTS = 1 << 20  # attention weights that the rows form holds at once
 
@@ -89,7 +95,7 @@ def correct_output(
             last image.
         log_sum_exp: (B, H, Q) of the scaled scores, if the kernel gave it; saves the `lse` form one
             pass.
-        form: `auto` takes `rows` for few query rows and `lse` above, where it can.
+        form: `auto` takes `rows` for few rows of few keys and `lse` above, where it can.
 
     Returns:
         `Correction`. Rows that do not change are those of `output`, bit for bit.
@@ -126,7 +132,8 @@ def correct_output(
             start + first,
             scaling,
         )
-        wants_lse = form == "lse" or (form == "auto" and queries - first > FEW_ROWS)
+        many = heads * (queries - first) * keys > FEW_WEIGHTS
+        wants_lse = form == "lse" or (form == "auto" and many)
         obstacle = _obstacle(rows) if wants_lse else None
         if form == "lse" and obstacle is not None:
             raise ValueError(f"form is 'lse'; allowed here: rows, because {obstacle}.")
@@ -164,14 +171,15 @@ def _by_rows(rows: _Rows, settings: VARSettings) -> Correction:
     keys = rows.key.shape[2]
     accumulate = working_dtype(rows.query.dtype)
     key, value = rows.key.to(accumulate), rows.value.to(accumulate)
-    block = max(1, min(FEW_ROWS, BLOCK_WEIGHTS // (heads * keys)))
+    block = max(1, BLOCK_WEIGHTS // (heads * keys))
+    groups = KeyGroups.of(rows.sinks, rows.vision, accumulate)
     parts = []
     for low in range(0, count, block):
         high = min(low + block, count)
         visible = None if rows.mask is None else rows.mask[:, :, low:high]
         query = rows.query[:, :, low:high].to(accumulate)
         before = attention_rows(query, key, rows.scaling, visible, rows.position + low)
-        after = redistribute_rows(before, rows.sinks, rows.vision, settings)
+        after = redistribute_rows(before, groups, settings)
         delta = rows_times_values(after.weights - before, value)  # (1, H, block, D)
         parts.append(_apply(rows.output[:, :, low:high], delta, after.selected, after.moved))
     return Correction(
@@ -229,10 +237,11 @@ def _by_lse(rows: _Rows, settings: VARSettings) -> Correction:
     on_sinks = torch.exp(scores - lse[..., None])  # (1, H, R, S)
 
     on_targets = torch.exp(lse_targets.to(accumulate) - lse)
-    on_visual = on_sinks[..., rows.vision[0, sinks]].sum(-1)
-    mass = GroupMass(on_targets + on_visual, on_visual, on_targets, on_sinks.sum(-1))
-    selected = changed_rows(mass, image_centric(mass, rows.sinks, rows.vision, settings))
-    moved = freed_mass(mass, selected, settings)
+    visual = rows.vision[0, sinks]
+    on_visual, on_text = on_sinks[..., visual].sum(-1), on_sinks[..., ~visual].sum(-1)
+    groups = KeyGroups.of(rows.sinks, rows.vision, accumulate)
+    mass = GroupMass(on_targets, on_visual, on_text)
+    selected, moved, _ = budget(mass, image_centric(mass, groups, settings), settings)
     taken = rows_times_values(on_sinks, rows.value[:, :, sinks].to(accumulate)) * (
         1 - settings.keep
     )

@@ -15,6 +15,7 @@ from torch import Tensor
 from config import VARSettings
 from redistribution.selection import (
     GroupMass,
+    KeyGroups,
     check_masks,
     check_weights,
     group_mass,
@@ -66,53 +67,62 @@ def redistribute(
     Raises:
         ValueError: a tensor has the wrong shape or dtype, or `first_query` is negative.
     """
-    return redistribute_rows(weights, sinks, vision, settings, first_query).weights
-
-
-def redistribute_rows(
-    weights: Tensor,
-    sinks: Tensor,
-    vision: Tensor,
-    settings: VARSettings,
-    first_query: int | Tensor = 0,
-) -> Redistribution:
-    """`redistribute`, with the rows that changed and the mass that moved.
-
-    Arguments and errors as there.
-    """
     check_weights(weights)
     batch, _, queries, keys = weights.shape
     check_masks(sinks, vision, batch, keys)
     start = check_first_query(first_query, batch, weights.device)
-    work = weights.to(working_dtype(weights.dtype))
-    mass = group_mass(work, sinks, vision)
     after = torch.arange(queries, device=weights.device) >= start[:, None]  # (B, Q)
-    selected = changed_rows(mass, image_centric(mass, sinks, vision, settings) & after[:, None, :])
-    moved = freed_mass(mass, selected, settings)
-    gain = moved / torch.where(selected, mass.targets, torch.ones_like(mass.targets))
-    factor = torch.ones_like(work)
-    # masked_fill and where are given a tensor of the working dtype: between two plain numbers,
-    # where would return float32.
-    factor = factor.masked_fill((selected[..., None]) & sinks[:, None, None, :], settings.keep)
-    factor = torch.where((vision & ~sinks)[:, None, None, :], factor + gain[..., None], factor)
-    # Rows that do not change are taken from the input: NaN rows of padding must stay what they
-    # were, too.
-    changed = torch.where(selected[..., None], (work * factor).to(weights.dtype), weights)
-    return Redistribution(changed, selected, moved)
+    groups = KeyGroups.of(sinks, vision, working_dtype(weights.dtype))
+    return redistribute_rows(weights, groups, settings, after[:, None, :]).weights
 
 
-def changed_rows(mass: GroupMass, selected: Tensor) -> Tensor:
-    """Rows that can take what is freed: (B, H, Q) bool.
+def redistribute_rows(
+    weights: Tensor, groups: KeyGroups, settings: VARSettings, may_change: Tensor | None = None
+) -> Redistribution:
+    """`redistribute` on groups that were made before, with what it did. The inner loop of a run.
 
-    Below the smallest normal number the gain of a target would overflow; such a row's image
-    attention is nothing.
+    Args:
+        weights: (B, H, Q, K) attention probabilities.
+        groups: the groups of keys, in the working dtype of `weights`.
+        settings: as in `redistribute`.
+        may_change: bool, broadcast to (B, H, Q); rows where it is false stay. None: all may change.
+
+    Returns:
+        The new rows, which of them changed, and how much mass moved.
     """
-    return selected & (mass.targets >= torch.finfo(mass.targets.dtype).tiny)
+    work = weights.to(working_dtype(weights.dtype))
+    mass = group_mass(work, groups)
+    selected = image_centric(mass, groups, settings)
+    if may_change is not None:
+        selected = selected & may_change
+    selected, moved, gain = budget(mass, selected, settings)
+    loss = selected.to(work.dtype) * (1 - settings.keep)
+    change = groups.targets * gain[..., None] - groups.sinks * loss[..., None]
+    # As a change of w by w x 0, a row that is not selected stays what it is to the last bit.
+    return Redistribution(torch.addcmul(work, work, change).to(weights.dtype), selected, moved)
 
 
-def freed_mass(mass: GroupMass, selected: Tensor, settings: VARSettings) -> Tensor:
-    """Attention mass taken from the sinks of each row: (B, H, Q), 0 where not selected."""
-    return torch.where(selected, mass.sinks * (1 - settings.keep), torch.zeros_like(mass.sinks))
+def budget(
+    mass: GroupMass, selected: Tensor, settings: VARSettings
+) -> tuple[Tensor, Tensor, Tensor]:
+    """What the sinks of each row give and the targets get.
+
+    A row whose targets have less than the smallest normal number cannot take anything (their gain
+    would overflow) and drops out; that is also the row in which every vision token is a sink.
+
+    Args:
+        mass: masses of the groups, each (B, H, Q).
+        selected: (B, H, Q) bool, the rows to change.
+        settings: `keep` is used.
+
+    Returns:
+        The rows that change, (B, H, Q) bool; the mass taken from their sinks, 0 elsewhere; and the
+        relative gain of a target, 0 elsewhere.
+    """
+    tiny = torch.finfo(mass.targets.dtype).tiny
+    selected = selected & (mass.targets >= tiny)
+    moved = (mass.sinks * (1 - settings.keep)).masked_fill(~selected, 0.0)
+    return selected, moved, moved / mass.targets.clamp_min(tiny)
 
 
 def check_first_query(first_query: int | Tensor, batch: int, device: torch.device) -> Tensor:

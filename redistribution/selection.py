@@ -18,20 +18,70 @@ EPSILON = 1e-6  # added to each vision token's attention by the published code b
 
 
 @dataclass(frozen=True)
+class KeyGroups:
+    """The groups of keys that the method tells apart, ready to be multiplied with attention rows.
+
+    Made once a layer and used at every decode step; each (B, 1, 1, K) with ones and zeros.
+
+    Attributes:
+        targets: vision tokens that are no sinks; they receive what is freed.
+        visual_sinks: sinks among the vision tokens.
+        text_sinks: all other sinks.
+        sinks: the union of the two.
+        vision_tokens: (B, 1, 1) number of vision tokens.
+        has_visual_sink: (B, 1, 1) bool.
+        has_sink: (B, 1, 1) bool.
+    """
+
+    targets: Tensor
+    visual_sinks: Tensor
+    text_sinks: Tensor
+    sinks: Tensor
+    vision_tokens: Tensor
+    has_visual_sink: Tensor
+    has_sink: Tensor
+
+    @staticmethod
+    def of(sinks: Tensor, vision: Tensor, dtype: torch.dtype) -> KeyGroups:
+        """From (B, K) bool masks, in the dtype that the rows will have."""
+
+        def ones(mask: Tensor) -> Tensor:
+            return mask[:, None, None, :].to(dtype)
+
+        return KeyGroups(
+            ones(vision & ~sinks),
+            ones(vision & sinks),
+            ones(sinks & ~vision),
+            ones(sinks),
+            vision.sum(-1).to(dtype)[:, None, None],
+            (vision & sinks).any(-1)[:, None, None],
+            sinks.any(-1)[:, None, None],
+        )
+
+
+@dataclass(frozen=True)
 class GroupMass:
     """Attention mass of each (head, query row) on groups of keys; each (B, H, Q), fractions of 1.
 
     Attributes:
-        vision: all vision tokens.
+        targets: vision tokens that are no sinks.
         visual_sinks: sinks among the vision tokens.
-        targets: vision tokens that are no sinks; they receive what is freed.
-        sinks: all sinks, in the image and in the text.
+        text_sinks: all other sinks.
     """
 
-    vision: Tensor
-    visual_sinks: Tensor
     targets: Tensor
-    sinks: Tensor
+    visual_sinks: Tensor
+    text_sinks: Tensor
+
+    @property
+    def vision(self) -> Tensor:
+        """Mass on all vision tokens."""
+        return self.targets + self.visual_sinks
+
+    @property
+    def sinks(self) -> Tensor:
+        """Mass on all sinks, in the image and in the text."""
+        return self.visual_sinks + self.text_sinks
 
 
 def working_dtype(dtype: torch.dtype) -> torch.dtype:
@@ -59,55 +109,52 @@ def check_weights(weights: Tensor) -> None:
         )
 
 
-def group_mass(weights: Tensor, sinks: Tensor, vision: Tensor) -> GroupMass:
+def group_mass(weights: Tensor, groups: KeyGroups) -> GroupMass:
     """Attention mass per group of keys.
+
+    Sums of products and no matrix product: that one may be set to round its inputs (TF32), and then
+    rows would not keep their sum.
 
     Args:
         weights: (B, H, Q, K) attention probabilities, already in the working dtype.
-        sinks: (B, K) bool.
-        vision: (B, K) bool.
+        groups: the groups, in the same dtype.
 
     Returns:
         `GroupMass` of (B, H, Q) tensors in the dtype of `weights`.
     """
-
-    def mass(keys: Tensor) -> Tensor:
-        return (weights * keys[:, None, None, :].to(weights.dtype)).sum(-1)
-
-    # `targets` is summed on its own: as a difference of two nearly equal masses it would lose its
+    # Each group is summed on its own: a difference of two nearly equal masses would lose its
     # digits.
-    return GroupMass(mass(vision), mass(vision & sinks), mass(vision & ~sinks), mass(sinks))
+    return GroupMass(
+        (weights * groups.targets).sum(-1),
+        (weights * groups.visual_sinks).sum(-1),
+        (weights * groups.text_sinks).sum(-1),
+    )
 
 
-def image_centric(mass: GroupMass, sinks: Tensor, vision: Tensor, settings: VARSettings) -> Tensor:
+def image_centric(mass: GroupMass, groups: KeyGroups, settings: VARSettings) -> Tensor:
     """Which (head, query row) pairs the method acts on (arXiv 2503.03321 and its published code).
 
-    `official`: sum(S_v) / sum over V of (a + 1e-6) <= max_sink_share, in layers that have a visual
+    `official`: sum(S_v) / sum over V of (a + 1e-6) <= max_sink_share, where a layer has a visual
     sink.
-    `paper`: sum(V without S_v) / sum(V) >= 1 - max_sink_share, in layers that have any sink.
+    `paper`: sum(V without S_v) / sum(V) >= 1 - max_sink_share, where a layer has any sink.
     Both: sum(V) >= min_image_mass.
 
     Args:
         mass: masses of the groups, each (B, H, Q).
-        sinks: (B, K) bool.
-        vision: (B, K) bool.
+        groups: the groups of keys that the masses are of.
         settings: thresholds and dialect.
 
     Returns:
         (B, H, Q) bool.
     """
+    vision = mass.vision
     if settings.dialect == "official":
-        floor = EPSILON * vision.sum(-1).to(mass.vision.dtype)  # (B,)
-        centric = (
-            mass.visual_sinks / (mass.vision + floor[:, None, None]) <= settings.max_sink_share
-        )
-        acts = (sinks & vision).any(-1)
+        share = mass.visual_sinks / (vision + EPSILON * groups.vision_tokens)
+        centric, acts = share <= settings.max_sink_share, groups.has_visual_sink
     else:
-        # A row that does not see the image at all is 0/0 here; NaN compares false, so it is not
-        # selected.
-        centric = mass.targets / mass.vision >= 1 - settings.max_sink_share
-        acts = sinks.any(-1)
-    return centric & (mass.vision >= settings.min_image_mass) & acts[:, None, None]
+        # A row that does not see the image at all is 0/0 here: NaN compares false, not selected.
+        centric, acts = mass.targets / vision >= 1 - settings.max_sink_share, groups.has_sink
+    return centric & (vision >= settings.min_image_mass) & acts
 
 
 def select_rows(weights: Tensor, sinks: Tensor, vision: Tensor, settings: VARSettings) -> Tensor:
@@ -132,5 +179,6 @@ def select_rows(weights: Tensor, sinks: Tensor, vision: Tensor, settings: VARSet
     """
     check_weights(weights)
     check_masks(sinks, vision, weights.shape[0], weights.shape[3])
-    mass = group_mass(weights.to(working_dtype(weights.dtype)), sinks, vision)
-    return image_centric(mass, sinks, vision, settings)
+    work = weights.to(working_dtype(weights.dtype))
+    groups = KeyGroups.of(sinks, vision, work.dtype)
+    return image_centric(group_mass(work, groups), groups, settings)

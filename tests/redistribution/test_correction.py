@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 import pytest
 import torch
@@ -45,7 +46,7 @@ def make(
     planted: bool = True,
     seed: int = 0,
 ) -> Case:
-    """Random attention with 8 / 2 heads; `planted`: sinks that really draw attention, one of them late."""
+    """Random attention, 8 / 2 heads; `planted`: sinks that draw attention, one of them late."""
     generator = torch.Generator().manual_seed(seed)
 
     def normal(*shape: int) -> Tensor:
@@ -235,7 +236,7 @@ def test_rows_that_do_not_fit_one_block(monkeypatch: pytest.MonkeyPatch) -> None
 
 @pytest.mark.parametrize("form", ["rows", "lse"])
 def test_what_leaves_the_output_alone(form: Form) -> None:
-    """No sinks, every vision token a sink, keep = 1, no row after the image: not one bit changes."""
+    """No sinks, only sinks, keep = 1, no row after the image: not one bit changes."""
     case = make(torch.float32)
     plain, _, _ = dense(case, SETTINGS)
 
@@ -288,6 +289,23 @@ def test_half_precision_is_corrected_to_storage_rounding(form: Form) -> None:
     error = (out.double() - expected).abs() / expected.abs().clamp_min(1)
     assert effect > 0.1
     assert float(error.max()) < 2**-7
+
+
+def test_auto_takes_the_faster_form(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Many rows go by log-sum-exps, few by rows; the two differ in their last bits only."""
+    taken: list[int] = []
+    real = fused.attend
+
+    def counted(query: Tensor, *args: Any, **options: Any) -> tuple[Tensor, Tensor]:
+        taken.append(query.shape[2])
+        return real(query, *args, **options)
+
+    monkeypatch.setattr(fused, "attend", counted)
+    check(make(torch.float64), SETTINGS, "auto")
+    assert taken and set(taken) == {170 - 72}
+    taken.clear()
+    check(make(torch.float64, queries=20), SETTINGS, "auto")
+    assert not taken
 
 
 def test_wrong_masks_are_refused() -> None:
