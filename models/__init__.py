@@ -1,1 +1,1 @@
-"""Model families: how a prompt becomes tensors, how a checkpoint is loaded, how attention is captured."""
+"""Model families: how prompts become tensors, how models are loaded, how attention is captured."""

@@ -7,11 +7,10 @@ becomes one `ModelError` that says what is wrong and what to do.
 
 from __future__ import annotations
 
-import hashlib
 import importlib.util
 import json
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -27,16 +26,10 @@ from models.family import Family, PromptInputs, TextStack
 from models.info import ModelInfo
 from models.profiles import SinkProfile, find_profile
 from models.qwen2_5_vl import Qwen25VL
+from models.source import ModelError, Progress, check_files, fingerprint, locate
 
-DEMO = Path(__file__).resolve().parent.parent / "demo" / "model"
 FAMILIES: tuple[Family, ...] = (Qwen25VL(),)
 MAX_PROMPT_CHARACTERS = 20_000
-
-Progress = Callable[[str, float], None]
-
-
-class ModelError(ValueError):
-    """A model that cannot be loaded; the text is one clear sentence for the user."""
 
 
 @dataclass(frozen=True)
@@ -131,7 +124,7 @@ def load_model(
     )
     report: Progress = on_progress or (lambda text, fraction: None)
     report("Looking for the model", 0.02)
-    source, commit = _locate(settings, report)
+    source, commit = locate(settings, report)
     report("Reading its configuration", 0.15)
     config, family = _configuration(settings, source)
     place = _device(settings.device)
@@ -145,7 +138,7 @@ def load_model(
     stack = family.text_stack(loaded)
     info = ModelInfo(
         id=settings.model,
-        revision=commit or _fingerprint(source),
+        revision=commit or fingerprint(source),
         family=family.name,
         dtype=str(kind).removeprefix("torch."),
         device=str(loaded.get_input_embeddings().weight.device),
@@ -161,74 +154,6 @@ def load_model(
         raise ModelError(str(error)) from error
     report("Ready", 1.0)
     return ModelHandle(info, loaded, processor, family, stack, profile)
-
-
-def _locate(settings: ModelSettings, report: Progress) -> tuple[Path, str | None]:
-    """The folder that holds the model, and the hub commit it was resolved to (None for a folder of
-    the user's own)."""
-    if settings.model == "demo":
-        if not (DEMO / "config.json").is_file():
-            raise ModelError(
-                "The bundled model is not there (demo/model); make it with: python -m cli "
-                "demo train"
-            )
-        return DEMO, None
-    folder = Path(settings.model).expanduser()
-    if folder.is_dir():
-        return folder, None
-    looks_like_path = (
-        settings.model.startswith((".", "/", "~"))
-        or settings.model.count("/") != 1
-        or folder.exists()
-    )
-    if looks_like_path:
-        raise ModelError(
-            f"There is no model folder {settings.model!r}; "
-            "allowed: demo, a folder, or a hub id such as Qwen/Qwen2.5-VL-3B-Instruct."
-        )
-    return _download(settings, report)
-
-
-def _download(settings: ModelSettings, report: Progress) -> tuple[Path, str]:
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import (
-        GatedRepoError,
-        HfHubHTTPError,
-        HFValidationError,
-        LocalEntryNotFoundError,
-        RepositoryNotFoundError,
-        RevisionNotFoundError,
-    )
-
-    name, revision = settings.model, settings.revision
-    report("Fetching the model from the hub, or finding it on disk", 0.05)
-    try:
-        path = snapshot_download(
-            name,
-            revision=revision,
-            allow_patterns=["*.safetensors", "*.json", "*.jinja", "*.txt", "*.toml"],
-            local_files_only=settings.local_files_only,
-        )
-    except GatedRepoError as error:
-        raise ModelError(
-            f"The hub keeps {name} behind an agreement; accept it there and log in, then try again."
-        ) from error
-    except RepositoryNotFoundError as error:
-        raise ModelError(
-            f"The hub has no model {name!r}, or it is private and you are not logged in."
-        ) from error
-    except RevisionNotFoundError as error:
-        raise ModelError(f"The model {name} has no revision {revision!r}.") from error
-    except HFValidationError as error:
-        raise ModelError(
-            f"{name!r} is no valid hub id; one looks like Qwen/Qwen2.5-VL-3B-Instruct."
-        ) from error
-    except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
-        raise ModelError(
-            f"The model {name} is not on this machine and the hub cannot be reached; "
-            "connect to the network, or give the folder of a downloaded copy."
-        ) from error
-    return Path(path), Path(path).name
 
 
 def _configuration(settings: ModelSettings, source: Path) -> tuple[Any, Family]:
@@ -272,7 +197,7 @@ def _processor(settings: ModelSettings, source: Path, family: Family) -> Any:
 def _weights(
     settings: ModelSettings, source: Path, config: Any, place: str, kind: torch.dtype
 ) -> PreTrainedModel:
-    _check_files(settings, source)
+    check_files(settings, source)
     _check_quantization(settings, config)
     try:
         model, notes = AutoModelForImageTextToText.from_pretrained(
@@ -305,31 +230,6 @@ def _weights(
             "download it again."
         )
     return model.eval().requires_grad_(False)
-
-
-def _check_files(settings: ModelSettings, source: Path) -> None:
-    """Name what is missing before anything large is read."""
-    index = source / "model.safetensors.index.json"
-    if index.is_file():
-        try:
-            wanted = sorted(
-                set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
-            )
-        except (json.JSONDecodeError, KeyError, AttributeError, UnicodeDecodeError) as error:
-            raise ModelError(
-                f"The file {index.name} of {settings.model} is damaged; download it again."
-            ) from error
-        absent = [name for name in wanted if not (source / name).is_file()]
-        if absent:
-            raise ModelError(
-                f"{settings.model} is only half downloaded: {len(absent)} of {len(wanted)} "
-                "weight files are missing, "
-                f"{absent[0]} among them."
-            )
-    elif not list(source.glob("*.safetensors")):
-        raise ModelError(
-            f"{settings.model} has no .safetensors weights; other formats are not read, for safety."
-        )
 
 
 def _check_quantization(settings: ModelSettings, config: Any) -> None:
@@ -390,17 +290,6 @@ def _device_map(source: Path, place: str) -> dict[str, str] | str:
         if weights * 1.1 > free:
             return "auto"
     return {"": place}
-
-
-def _fingerprint(source: Path) -> str:
-    """Tells two folders apart: SHA-256 over the config and, of each weight file, its name, size and
-    first megabyte."""
-    digest = hashlib.sha256((source / "config.json").read_bytes())
-    for file in sorted(source.glob("*.safetensors")):
-        digest.update(f"{file.name}:{file.stat().st_size}".encode())
-        with file.open("rb") as stream:
-            digest.update(stream.read(1 << 20))
-    return f"sha256:{digest.hexdigest()[:16]}"
 
 
 def _first_line(error: BaseException) -> str:
