@@ -1,0 +1,337 @@
+"""Drawing: pixels show the cell they belong to, numbers survive colours, inputs stay unchanged."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from attention_processor import PatchMap
+from models.family import ImageGrid
+from visualization import OverlayStyle, contact_sheet, figure, overlay, save, scaling, visible
+
+OPAQUE = OverlayStyle(scale="linear", opacity=1.0, alpha_by_value=False, colormap="gray")
+
+
+def make_map(values: np.ndarray, original: tuple[int, int]) -> PatchMap:
+    rows, columns = values.shape
+    grid = ImageGrid(
+        start=3,
+        t=1,
+        h=2 * rows,
+        w=2 * columns,
+        merge=2,
+        resized=(28 * rows, 28 * columns),
+        original=original,
+    )
+    return PatchMap(
+        values=values.astype(np.float32),
+        unit="attention mass",
+        normalisation="none",
+        image=0,
+        grid=grid,
+        label="token 0 'a', mean over layers 0-3 and heads 0-3",
+    )
+
+
+def grey(height: int, width: int, level: int = 128) -> np.ndarray:
+    return np.full((height, width, 3), level, np.uint8)
+
+
+# --- geometry -------------------------------------------------------------------------------------
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(1, 9), st.integers(1, 9), st.integers(20, 130), st.integers(20, 130))
+def test_each_pixel_shows_the_cell_whose_box_holds_its_centre(
+    rows: int, columns: int, height: int, width: int
+) -> None:
+    values = np.arange(rows * columns, dtype=np.float32).reshape(rows, columns)
+    patch_map = make_map(values, (height, width))
+    drawn = overlay(grey(height, width), patch_map, OPAQUE)[..., 0]
+    seen = np.zeros((height, width), bool)
+    for cell, (x0, y0, x1, y1) in enumerate(patch_map.grid.boxes()):
+        level = round(cell / max(1, rows * columns - 1) * 255)
+        for y in range(height):
+            if not y0 <= y + 0.5 < y1:
+                continue
+            inside = (np.arange(width) + 0.5 >= x0) & (np.arange(width) + 0.5 < x1)
+            assert (np.abs(drawn[y, inside].astype(int) - level) <= 1).all()
+            seen[y, inside] = True
+    assert seen.all()
+
+
+def test_a_photo_whose_sides_are_no_multiples_of_a_cell() -> None:
+    values = np.zeros((25, 36))
+    values[24, 35] = 1
+    drawn = overlay(grey(700, 1000), make_map(values, (700, 1000)), OPAQUE)[..., 0]
+    lit = np.argwhere(drawn == 255)
+    assert lit.min(axis=0).tolist() == [672, 972]  # 24 * 28 and 35 * 27.78 = 972.2
+    assert lit.max(axis=0).tolist() == [699, 999]
+
+
+def test_a_resized_copy_of_the_image_is_drawn_at_its_own_scale() -> None:
+    values = np.array([[0, 1], [0, 0]])
+    patch_map = make_map(values, (700, 1000))
+    drawn = overlay(grey(70, 100), patch_map, OPAQUE)[..., 0]
+    assert (drawn[:35, 50:] == 255).all() and (drawn[35:] == 0).all() and (drawn[:, :50] == 0).all()
+
+
+def test_one_pixel_image() -> None:
+    assert overlay(grey(1, 1), make_map(np.ones((2, 2)), (1, 1))).shape == (1, 1, 3)
+
+
+def test_an_image_of_another_shape_is_refused() -> None:
+    patch_map = make_map(np.ones((2, 3)), (700, 1000))
+    with pytest.raises(ValueError, match="700 x 1000 pixels; the map belongs to one of 1000 x 700"):
+        overlay(grey(1000, 700), patch_map)
+    with pytest.raises(ValueError, match="uint8"):
+        overlay(np.zeros((700, 1000)), patch_map)  # type: ignore[arg-type]
+
+
+def test_values_that_do_not_fit_the_grid_are_refused() -> None:
+    patch_map = make_map(np.ones((2, 3)), (60, 90))
+    with pytest.raises(ValueError, match="grid is 2 x 3"):
+        overlay(grey(60, 90), dataclasses.replace(patch_map, values=np.ones((3, 2), np.float32)))
+    with pytest.raises(ValueError, match="not finite"):
+        overlay(grey(60, 90), make_map(np.array([[np.nan, 1]]), (60, 90)))
+
+
+# --- colours --------------------------------------------------------------------------------------
+
+
+def test_blending_by_hand() -> None:
+    patch_map = make_map(np.array([[0.0, 0.5, 1.0]]), (10, 30))
+    style = OverlayStyle(scale="linear", opacity=0.6, colormap="viridis")
+    drawn = overlay(grey(10, 30, 100), patch_map, style)
+    table = matplotlib.colormaps["viridis"]
+    for x, value in ((5, 0.0), (15, 0.5), (25, 1.0)):
+        colour = np.array(table(round(value * 255))[:3]) * 255
+        expected = 100 * (1 - 0.6 * value) + colour * 0.6 * value
+        assert np.abs(drawn[5, x] - expected).max() <= 1
+    assert (drawn[:, :10] == 100).all()  # nothing there: the photo as it is
+
+
+def test_opacity_zero_is_the_photo(photo: Image.Image) -> None:
+    patch_map = make_map(np.arange(12.0).reshape(3, 4), (photo.height, photo.width))
+    drawn = overlay(photo, patch_map, OverlayStyle(opacity=0))
+    assert (drawn == np.asarray(photo)).all()
+
+
+def test_bands_leave_no_seam() -> None:
+    patch_map = make_map(np.array([[1.0, 0.0]]), (700, 40))
+    drawn = overlay(grey(700, 40), patch_map, OverlayStyle(smoothing=True))
+    assert (drawn == drawn[0]).all()
+
+
+def test_inputs_are_not_changed(photo: Image.Image) -> None:
+    patch_map = make_map(np.arange(12.0).reshape(3, 4), (photo.height, photo.width))
+    array, values = np.asarray(photo).copy(), patch_map.values.copy()
+    array.flags.writeable = values.flags.writeable = False
+    frozen = dataclasses.replace(patch_map, values=values)
+    before = photo.tobytes()
+    for style in (OverlayStyle(), OverlayStyle(sinks=(1, 5)), OverlayStyle(scale="rank")):
+        overlay(array, frozen, style)
+        overlay(photo, frozen, style)
+    figure(photo, frozen)
+    assert photo.tobytes() == before
+
+
+def test_smoothing_meets_the_cells_at_their_centres() -> None:
+    values = np.array([[0.0, 1.0, 0.25]])
+    style = dataclasses.replace(OPAQUE, smoothing=True)
+    drawn = overlay(grey(4, 303), make_map(values, (4, 303)), style)[2, :, 0].astype(int)
+    assert np.abs(drawn[[50, 151, 252]] - [0, 255, 64]).max() <= 1
+    assert abs(drawn[101] - 128) <= 2  # half way
+    assert drawn[0] == 0 and abs(drawn[-1] - 64) <= 1  # flat beyond the outer centres
+
+
+# --- scales ---------------------------------------------------------------------------------------
+
+
+def test_a_sink_blacks_out_a_linear_scale_but_not_the_default() -> None:
+    values = np.full(400, 0.001, np.float32)
+    values[100:110] = 0.004
+    values[7] = 0.5
+    linear = scaling(values, OverlayStyle(scale="linear")).unit(values)
+    assert linear[105] < 0.01
+    for scale in ("percentile", "log", "rank"):
+        unit = scaling(values, OverlayStyle(scale=scale)).unit(values)  # type: ignore[arg-type]
+        assert unit[105] - unit[0] > 0.2, scale
+        assert unit[7] == unit.max()
+
+
+@given(
+    st.lists(st.floats(0, 1, width=32), min_size=2, max_size=50),
+    st.sampled_from(["percentile", "linear", "log", "rank"]),
+)
+def test_scales_keep_order_and_stay_in_range(numbers: list[float], scale: str) -> None:
+    values = np.sort(np.array(numbers, np.float32))
+    scaled = scaling(values, OverlayStyle(scale=scale))  # type: ignore[arg-type]
+    unit = scaled.unit(values)
+    assert unit.dtype == np.float32
+    assert (np.diff(unit) >= 0).all() and unit.min() >= 0 and unit.max() <= 1
+
+
+@pytest.mark.parametrize("scale", ["percentile", "linear", "log"])
+def test_the_colour_bar_gives_values_back(scale: str) -> None:
+    values = np.geomspace(0.001, 0.4, 100).astype(np.float32)
+    scaled = scaling(values, OverlayStyle(scale=scale))  # type: ignore[arg-type]
+    for unit in (0.0, 0.3, 1.0):
+        value = np.array([scaled.value(unit)], np.float32)
+        assert scaled.unit(value)[0] == pytest.approx(unit, abs=1e-3)
+
+
+def test_rank_by_hand() -> None:
+    values = np.array([0.1, 0.3, 0.3, 0.9], np.float32)
+    scaled = scaling(values, OverlayStyle(scale="rank"))
+    assert scaled.unit(values).tolist() == pytest.approx([0, 0.5, 0.5, 1])
+    assert scaled.value(1.0) == pytest.approx(0.9)
+
+
+def test_fixed_limits_make_two_pictures_comparable() -> None:
+    style = OverlayStyle(limits=(0.0, 0.2), scale="linear")
+    weak, strong = np.array([0.0, 0.05], np.float32), np.array([0.0, 0.2], np.float32)
+    assert scaling(weak, style).unit(weak)[1] == pytest.approx(0.25)
+    assert scaling(strong, style).unit(strong)[1] == pytest.approx(1.0)
+
+
+@pytest.mark.parametrize("scale", ["percentile", "linear", "log", "rank"])
+def test_an_all_zero_map_shows_the_photo(scale: str) -> None:
+    patch_map = make_map(np.zeros((2, 2)), (20, 20))
+    style = OverlayStyle(scale=scale)  # type: ignore[arg-type]
+    drawn = overlay(grey(20, 20), patch_map, style)
+    if scale == "rank":  # all tie for the middle place; what matters is that no cell stands out
+        assert (drawn == drawn[0, 0]).all()
+    else:
+        assert (drawn == 128).all()
+
+
+@pytest.mark.parametrize(
+    ("wrong", "says"),
+    [
+        ({"colormap": "jet"}, "colormap is 'jet'; allowed: inferno"),
+        ({"scale": "square"}, "scale is 'square'; allowed: percentile"),
+        ({"opacity": 1.5}, "opacity is 1.5"),
+        ({"opacity": float("nan")}, "opacity is nan"),
+        ({"percentile": 10}, "percentile is 10"),
+        ({"limits": (1.0, 1.0)}, "limits is"),
+        ({"limits": (0.0, 1.0), "scale": "log"}, "positive ones with log"),
+        ({"limits": (0.0, 1.0), "scale": "rank"}, "none with rank"),
+    ],
+)
+def test_settings_outside_their_range(wrong: dict[str, object], says: str) -> None:
+    with pytest.raises(ValueError, match=says):
+        OverlayStyle(**wrong)  # type: ignore[arg-type]
+
+
+# --- marks ----------------------------------------------------------------------------------------
+
+
+def test_sinks_are_marked_inside_their_cell_and_nowhere_else() -> None:
+    patch_map = make_map(np.zeros((3, 4)), (120, 160))
+    plain = overlay(grey(120, 160), patch_map)
+    marked = overlay(grey(120, 160), patch_map, OverlayStyle(sinks=(6,)))  # row 1, column 2
+    changed = np.argwhere((plain != marked).any(axis=-1))
+    assert changed.min(axis=0).tolist() >= [40, 80] and changed.max(axis=0).tolist() <= [79, 119]
+    colours = {tuple(marked[y, x]) for y, x in changed}
+    assert colours == {(0, 0, 0), (255, 255, 255)}  # a double stroke: seen on any colour
+
+
+def test_a_sink_outside_the_grid_is_refused() -> None:
+    with pytest.raises(ValueError, match="sinks is 12; allowed: cells from 0 to 11"):
+        overlay(grey(60, 80), make_map(np.zeros((3, 4)), (60, 80)), OverlayStyle(sinks=(12,)))
+
+
+# --- figures and files ----------------------------------------------------------------------------
+
+
+def texts(drawn: object) -> str:
+    found = drawn.findobj(matplotlib.text.Text)  # type: ignore[attr-defined]
+    return "\n".join(text.get_text() for text in found)
+
+
+def test_a_figure_says_how_to_read_it(photo: Image.Image) -> None:
+    values = np.linspace(0, 0.02, 12).reshape(3, 4)
+    patch_map = make_map(values, (photo.height, photo.width))
+    style = OverlayStyle(scale="linear")
+    drawn = figure(photo, patch_map, style, token=" star", share=0.123, note="model demo")
+    drawn.canvas.draw()
+    words = texts(drawn)
+    for part in ("star", "layers 0-3", "heads 0-3", "attention mass", "normalisation: none"):
+        assert part in words
+    assert "12.3%" in words and "linear" in words and "model demo" in words
+    assert "0.02" in words and "0.01" in words  # the colour bar's numbers are values, not colours
+
+
+def test_token_texts_are_never_read_as_formulas(photo: Image.Image, tmp_path: Path) -> None:
+    patch_map = make_map(np.ones((3, 4)), (photo.height, photo.width))
+    patch_map = dataclasses.replace(patch_map, label="token 0 '$\\frac{'")
+    save(figure(photo, patch_map, token="$\\bad{", note="$x_{"), tmp_path / "a.png")
+    sheet = contact_sheet(photo, [patch_map], ["$\\bad{"], [0.5], title="$\\bad{ $", note="$\\f{")
+    save(sheet, tmp_path / "b.png")
+    assert Image.open(tmp_path / "b.png").size[0] > 100
+
+
+def test_a_sheet_has_a_picture_for_each_token(photo: Image.Image) -> None:
+    maps = [make_map(np.full((3, 4), t), (photo.height, photo.width)) for t in range(8)]
+    words = ["a", " red", "\n", "", " ", "x", "y", "z"]
+    shares = [t / 10 for t in range(8)]
+    drawn = contact_sheet(photo, maps, words, shares, title="a red x y z", note="model demo")
+    pictures = [axes for axes in drawn.axes if axes.get_images()]
+    assert len(pictures) == 8
+    titles = [axes.get_title() for axes in pictures]
+    assert titles[:3] == ["a  0%", "red  10%", "\u23ce  20%"]
+
+
+def test_a_sheet_of_a_long_answer_says_what_it_leaves_out(photo: Image.Image) -> None:
+    maps = [make_map(np.ones((1, 1)), (photo.height, photo.width))] * 100
+    drawn = contact_sheet(photo, maps, ["a"] * 100, [0.1] * 100)
+    assert "first 96 of 100 tokens" in texts(drawn)
+    with pytest.raises(ValueError, match="at least one map"):
+        contact_sheet(photo, [], [], [])
+
+
+@pytest.mark.parametrize("ending", ["png", "pdf", "svg", "PNG"])
+def test_files_are_what_their_ending_says(ending: str, photo: Image.Image, tmp_path: Path) -> None:
+    patch_map = make_map(np.ones((3, 4)), (photo.height, photo.width))
+    start = {"png": b"\x89PNG", "pdf": b"%PDF", "svg": b"<?xml"}[ending.lower()]
+    once, again = tmp_path / f"one.{ending}", tmp_path / f"two.{ending}"
+    save(figure(photo, patch_map), once)
+    assert once.read_bytes().startswith(start)
+    if ending != "svg":  # its element ids are random
+        save(figure(photo, patch_map), again)
+        assert once.read_bytes() == again.read_bytes()
+
+
+def test_pixels_survive_their_file(tmp_path: Path, photo: Image.Image) -> None:
+    save(np.asarray(photo), tmp_path / "photo.png")
+    assert (np.asarray(Image.open(tmp_path / "photo.png")) == np.asarray(photo)).all()
+
+
+def test_an_unknown_ending_is_refused_and_leaves_nothing(
+    tmp_path: Path, photo: Image.Image
+) -> None:
+    with pytest.raises(ValueError, match=r"a file ending in \.png"):
+        save(np.asarray(photo), tmp_path / "a.jpg")
+    with pytest.raises(ValueError, match=r"\.png, \.pdf, \.svg"):
+        save(figure(photo, make_map(np.ones((3, 4)), (210, 300))), tmp_path / "a")
+    assert not list(tmp_path.iterdir())
+
+
+def test_labels_show_white_space() -> None:
+    assert [visible(t) for t in (" star", "star", " ", "", "\n", "a\tb", "\x1b[1m")] == [
+        "star",
+        "star",
+        "\u00b7",
+        "\u2205",
+        "\u23ce",
+        "a\u21e5b",
+        "\ufffd[1m",
+    ]
