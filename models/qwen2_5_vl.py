@@ -81,6 +81,9 @@ class Qwen25VL:
         """
         hub = {k: v for k, v in options.items() if k in ("revision", "local_files_only")}
         tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False, **hub)
+        if tokenizer.decode(tokenizer("image", add_special_tokens=False)["input_ids"]) != "image":
+            # without its vocabulary file transformers makes an empty tokenizer and says nothing
+            raise OSError(f"{source} has no usable vocabulary (tokenizer.json)")
         image_processor = AutoImageProcessor.from_pretrained(source, trust_remote_code=False, **hub)
         size = dict(image_processor.size)
         for edge, bound in (("shortest_edge", "min_pixels"), ("longest_edge", "max_pixels")):
