@@ -21,8 +21,11 @@ from typing import Any
 
 import torch
 from PIL import Image
-from transformers import AutoImageProcessor, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
-from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import smart_resize
+from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import (
+    Qwen2VLImageProcessorPil,
+    smart_resize,
+)
 
 from models.family import ImageGrid, PromptInputs, PromptLayout, Segment, SegmentKind, TextStack
 
@@ -37,9 +40,10 @@ SYSTEM_TEXT = "\ue000system text\ue001"
 class QwenProcessor:
     """Tokenizer, image processor and chat template of a checkpoint.
 
-    transformers' own `Qwen2_5_VLProcessor` cannot be made without torchvision, for want of its
-    video processor. Images need neither, so the parts are loaded one by one; with torchvision
-    installed the image processor is the torchvision one.
+    transformers' own `Qwen2_5_VLProcessor`, and in some versions `AutoImageProcessor`, cannot be
+    made without torchvision. Images do not need it, so the parts are loaded one by one, the PIL
+    image processor among them; it only cuts into patches what `qwen_vl_utils` has resized where
+    that is installed, and resizes itself elsewhere.
     """
 
     tokenizer: PreTrainedTokenizerBase
@@ -84,7 +88,7 @@ class Qwen25VL:
         if tokenizer.decode(tokenizer("image", add_special_tokens=False)["input_ids"]) != "image":
             # without its vocabulary file transformers makes an empty tokenizer and says nothing
             raise OSError(f"{source} has no usable vocabulary (tokenizer.json)")
-        image_processor = AutoImageProcessor.from_pretrained(source, trust_remote_code=False, **hub)
+        image_processor = Qwen2VLImageProcessorPil.from_pretrained(source, **hub)
         size = dict(image_processor.size)
         for edge, bound in (("shortest_edge", "min_pixels"), ("longest_edge", "max_pixels")):
             if options.get(bound) is not None:
