@@ -22,6 +22,7 @@ import numpy.typing as npt
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
+from matplotlib.font_manager import fontManager
 from PIL import Image, ImageDraw
 
 from attention_processor import PatchMap
@@ -128,7 +129,7 @@ def scaling(values: npt.ArrayLike, style: OverlayStyle) -> Scaling:
     flat = np.sort(np.asarray(values, dtype=np.float32).ravel())
     if flat.size == 0 or not np.isfinite(flat).all():
         raise ValueError("The map has no values, or some that are not finite.")
-    if style.limits is not None:
+    if style.limits:
         low, high = style.limits
     elif style.scale == "percentile":
         low, high = np.percentile(flat, [100 - style.percentile, style.percentile])
@@ -161,7 +162,7 @@ def overlay(
     photo = _pixels(image)
     x_edges, y_edges = _edges(patch_map, photo.shape[1], photo.shape[0])
     unit = scaling(patch_map.values, style).unit(patch_map.values)
-    colours = _colour_table(style)
+    colours = matplotlib.colormaps[style.colormap](np.linspace(0, 1, 256))[:, :3] * 255
     across = _sampling(x_edges, photo.shape[1], style.smoothing)
     result = np.empty_like(photo)
     for top in range(0, len(photo), _BAND):
@@ -203,7 +204,7 @@ def figure(
     axes.imshow(pixels, interpolation="none" if max(height, width) < 500 else "antialiased")
     axes.set_axis_off()
     if token:
-        axes.set_title(visible(token), parse_math=False, fontsize=16)
+        axes.set_title(visible(token), parse_math=False, family=_fonts(), fontsize=16)
     scale = scaling(patch_map.values, style)
     places = np.linspace(0, 1, 5)
     bar = drawn.colorbar(
@@ -246,17 +247,18 @@ def contact_sheet(
     rows = math.ceil(count / columns)
     wide = 1.9
     tall = min(max(wide * small.height / small.width, 0.4), 3 * wide)
-    head = 0.24 * len(textwrap.wrap(title, 90)) + 0.2
-    drawn = Figure(
-        figsize=(max(columns * wide, 7.0), rows * (tall + 0.35) + head + 0.8), layout="constrained"
-    )
-    drawn.suptitle(textwrap.fill(title, 90), fontsize=11, parse_math=False)
+    heading = textwrap.wrap(_printable(title), 90)
+    size = (max(columns * wide, 7.0), rows * (tall + 0.35) + 0.24 * len(heading) + 1.0)
+    drawn = Figure(figsize=size, layout="constrained")
+    fonts = _fonts()
+    drawn.suptitle("\n".join(heading), fontsize=11, family=fonts, parse_math=False)
     grid = drawn.subplots(rows, columns, squeeze=False).ravel()
     for axes in grid:
         axes.set_axis_off()
     for axes, patch_map, token, share in zip(grid, maps[:count], tokens, shares, strict=False):
         axes.imshow(overlay(small, patch_map, style), interpolation="none")
-        axes.set_title(f"{visible(token)}  {share:.0%}", parse_math=False, fontsize=9)
+        label = f"{visible(token)}  {share:.0%}"
+        axes.set_title(label, parse_math=False, family=fonts, fontsize=9)
     lines = [
         f"percentages: attention mass on the image. {_how_scaled(style)}, each picture for itself.",
         f"first {count} of {len(maps)} tokens" if len(maps) > count else "",
@@ -276,10 +278,9 @@ def save(picture: Figure | Pixels, path: Path) -> None:
     kind = check_ending(path, figure=isinstance(picture, Figure))
     if isinstance(picture, Figure):
         # A date in the file would make two runs of one seed differ.
-        plain: dict[str, Any] = {"pdf": {"CreationDate": None}, "svg": {"Date": None}}
-        write_atomically(
-            path, lambda file: picture.savefig(file, format=kind, dpi=160, metadata=plain.get(kind))
-        )
+        dates: dict[str, Any] = {"pdf": {"CreationDate": None}, "svg": {"Date": None}}
+        options = {"format": kind, "dpi": 160, "metadata": dates.get(kind)}
+        write_atomically(path, lambda file: picture.savefig(file, **options))
     else:
         write_atomically(path, lambda file: Image.fromarray(picture).save(file, kind))
 
@@ -295,8 +296,19 @@ def check_ending(path: Path, *, figure: bool = True) -> str:
 def visible(token: str) -> str:
     """A token's text as a label: white space and control characters get a sign that can be seen."""
     signs = {" ": "\u00b7", "\n": "\u23ce", "\t": "\u21e5", "": "\u2205"}
-    shown = "".join(signs.get(c, c if c.isprintable() else "\ufffd") for c in token)
+    shown = _printable("".join(signs.get(c, c) for c in token))
     return shown.removeprefix("\u00b7") or signs[token]
+
+
+def _printable(text: str) -> str:
+    return "".join(c if c.isprintable() or c.isspace() else "\ufffd" for c in text)
+
+
+def _fonts() -> list[str]:
+    """Matplotlib's own font, then those on this machine that know the scripts it lacks."""
+    wider = "Noto Sans CJK SC, Noto Sans CJK JP, WenQuanYi Zen Hei, PingFang SC, Microsoft YaHei"
+    known = {font.name for font in fontManager.ttflist}
+    return ["DejaVu Sans", *(name for name in wider.split(", ") if name in known)]
 
 
 def _refuse(setting: str, value: object, allowed: str) -> ValueError:
@@ -354,11 +366,6 @@ def _sample(unit: Values, down: _Sampling, across: _Sampling) -> Values:
     return (rows[:, left] * (1 - h) + rows[:, right] * h).astype(np.float32)
 
 
-def _colour_table(style: OverlayStyle) -> Values:
-    steps = np.linspace(0, 1, 256)
-    return (matplotlib.colormaps[style.colormap](steps)[:, :3] * 255).astype(np.float32)
-
-
 def _mark(pixels: Pixels, cells: Sequence[int], x_edges: Edges, y_edges: Edges) -> Pixels:
     """Boxed x on cells; black under white, so that it shows on every colour."""
     columns, count = len(x_edges) - 1, (len(x_edges) - 1) * (len(y_edges) - 1)
@@ -381,17 +388,15 @@ def _mark(pixels: Pixels, cells: Sequence[int], x_edges: Edges, y_edges: Edges) 
 
 
 def _how_scaled(style: OverlayStyle) -> str:
+    if style.limits:
+        return f"colours: {style.scale} from {style.limits[0]:g} to {style.limits[1]:g}"
     ends = {
         "percentile": f"percentiles {100 - style.percentile:g} to {style.percentile:g}",
         "linear": "linear from 0 to the maximum",
-        "log": "logarithmic",
-        "rank": "by rank",
-    }[style.scale]
-    return f"colours: {style.scale if style.limits else ends}" + (
-        f" from {style.limits[0]:g} to {style.limits[1]:g}" if style.limits else ""
-    )
+    }
+    return f"colours: {ends.get(style.scale, style.scale)}"
 
 
 def _caption(drawn: Figure, lines: Sequence[str], characters: int) -> None:
-    wrapped = [part for line in lines for part in textwrap.wrap(line, characters)[:4]]
-    drawn.supxlabel("\n".join(wrapped), fontsize=8, parse_math=False)
+    wrapped = [part for line in lines for part in textwrap.wrap(_printable(line), characters)[:4]]
+    drawn.supxlabel("\n".join(wrapped), fontsize=8, family=_fonts(), parse_math=False)

@@ -1,0 +1,21 @@
+"""`python -m cli VERB ...`: the verbs and nothing else."""
+
+from __future__ import annotations
+
+import typer
+
+from cli import heatmap, show
+
+app = typer.Typer(
+    name="python -m cli",
+    help="See where a vision-language model looks while it answers.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode="markdown",
+    pretty_exceptions_enable=False,  # a bug gives Python's own traceback, without local values
+)
+app.command("heatmap")(heatmap.heatmap)
+app.command("show")(show.show)
+
+if __name__ == "__main__":
+    app()

@@ -1,0 +1,107 @@
+"""What the verbs share: saying errors, reading lists of indices, and the options of pictures."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+MISTAKE = 2  # exit code
+
+# The options of every verb that draws. Their values are checked by `visualization.OverlayStyle`.
+Token = Annotated[
+    str,
+    typer.Option(help="Which token to explain: its index from 0, a word of the answer, or all."),
+]
+Layers = Annotated[
+    str | None, typer.Option(help="Layers, such as 2-5 or 0,3,7. Left out: all.", metavar="LIST")
+]
+Heads = Annotated[
+    str | None, typer.Option(help="Heads, such as 0-3 or 1,6. Left out: all.", metavar="LIST")
+]
+Reduce = Annotated[
+    Literal["mean", "max", "min"], typer.Option(help="How layers and heads become one map.")
+]
+Colormap = Annotated[
+    str, typer.Option(help="inferno, magma, plasma, viridis, cividis, gray or turbo.")
+]
+Opacity = Annotated[float, typer.Option(help="Of the strongest cell, from 0 to 1.")]
+Scale = Annotated[
+    str,
+    typer.Option(help="percentile (one huge value does not hide the rest), linear, log or rank."),
+]
+Smooth = Annotated[bool, typer.Option("--smooth", help="Interpolate between cells.")]
+AsFigure = Annotated[
+    bool,
+    typer.Option("--figure", help="With --token: add title, colour bar and caption."),
+]
+
+
+@contextmanager
+def mistakes_said_plainly() -> Iterator[None]:
+    """End the verb with one sentence instead of a traceback where the user can mend it."""
+    try:
+        yield
+    except (ValueError, OSError) as error:
+        _end(str(error))
+    except RuntimeError as error:
+        from attention_extractor import (
+            OutOfMemory,
+        )  # torch is loaded by now, or nothing had run out
+
+        if not isinstance(error, OutOfMemory):
+            raise
+        _end(str(error))
+    except KeyboardInterrupt:
+        typer.echo("Interrupted.", err=True)
+        raise typer.Exit(130) from None
+
+
+def _end(sentence: str) -> None:
+    typer.secho(f"Error: {' '.join(sentence.split())}", fg="red", err=True)
+    raise typer.Exit(MISTAKE)
+
+
+def indices(setting: str, text: str | None) -> tuple[int, ...] | None:
+    """`2-5,7` to (2, 3, 4, 5, 7); None stays None.
+
+    Raises:
+        ValueError: it is no such list; the text names the setting.
+    """
+    if text is None:
+        return None
+    found: set[int] = set()
+    for part in text.split(","):
+        first, dash, last = (piece.strip() for piece in part.partition("-"))
+        if not first.isdecimal() or (dash and not last.isdecimal()):
+            raise ValueError(f"{setting} is {text!r}; allowed: a list such as 2-5 or 0,3,7.")
+        low, high = int(first), int(last or first)
+        if high < low or high > 9999:
+            raise ValueError(f"{setting} is {text!r}; a range goes upwards, to 9999 at most.")
+        found.update(range(low, high + 1))
+    return tuple(sorted(found))
+
+
+def check_output(path: Path, *inputs: Path) -> None:
+    """Refuse, before any work, an output that cannot be written or would destroy an input.
+
+    Raises:
+        ValueError: its folder is missing, it is a folder itself, or it is one of the inputs.
+    """
+    if not path.parent.is_dir():
+        raise ValueError(f"The folder {path.parent} of the output {path.name} does not exist.")
+    if path.is_dir():
+        raise ValueError(f"The output {path} is a folder; give the name of a file.")
+    if path.exists() and any(i.exists() and path.samefile(i) for i in inputs):
+        raise ValueError(f"The output {path} is the input itself; choose another name.")
+
+
+@contextmanager
+def progress(label: str, length: int) -> Iterator[typer.progressbar]:
+    """A progress bar on standard error, so that standard output holds the answer alone."""
+    with typer.progressbar(length=length, label=label, file=sys.stderr, show_eta=False) as bar:
+        yield bar

@@ -1,0 +1,126 @@
+"""From a trace to a picture file and a table of numbers, for `heatmap` and `show`."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import typer
+
+from attention_processor import PatchMap, image_share, patch_map
+from capture.trace import GenerationTrace
+from config import Reduce
+from visualization import OverlayStyle, contact_sheet, figure, overlay, save, visible
+
+
+@dataclass(frozen=True)
+class Selection:
+    """Which attention to draw. Layers and heads are indices in the model; None is all captured."""
+
+    token: str = "all"
+    layers: tuple[int, ...] | None = None
+    heads: tuple[int, ...] | None = None
+    reduce: Reduce = "mean"
+
+
+def draw(
+    trace: GenerationTrace,
+    selection: Selection,
+    style: OverlayStyle,
+    output: Path,
+    *,
+    as_figure: bool = False,
+) -> None:
+    """Write the picture: a sheet of all tokens, or one token's overlay on the first image.
+
+    Raises:
+        ValueError: the answer is empty, or the trace lacks what was selected.
+        OSError: the file cannot be written.
+    """
+    image = trace.images[0]
+    shares = token_shares(trace, selection)
+    model = f"{trace.model.id} ({trace.model.revision}), prompt: {trace.prompt}"
+    if selection.token == "all":
+        maps = [_map(trace, t, selection) for t in range(len(trace.tokens))]
+        if not maps:
+            raise ValueError("The answer is empty, so there is nothing to draw.")
+        words = [token.text for token in trace.tokens]
+        which = maps[0].label.partition(", ")[2]  # without the token, which each picture has
+        note = f"{which}. {model}"
+        title = trace.text.strip()
+        save(contact_sheet(image, maps, words, shares, style, title=title, note=note), output)
+        return
+    tokens = find_tokens(trace, selection.token)
+    chosen = _map(trace, tokens, selection)
+    if as_figure or output.suffix.lower() != ".png":
+        words = "".join(trace.tokens[t].text for t in tokens)
+        share = sum(shares[t] for t in tokens) / len(tokens)
+        save(figure(image, chosen, style, token=words, share=share, note=model), output)
+    else:
+        save(overlay(image, chosen, style), output)
+
+
+def print_answer(trace: GenerationTrace, selection: Selection) -> None:
+    """The answer, then a line for each token: how much of its attention was on the image."""
+    shares = token_shares(trace, selection)
+    typer.echo(trace.text.strip())
+    typer.echo("\ntoken  image  probability  text")
+    for index, (token, share) in enumerate(zip(trace.tokens, shares, strict=True)):
+        typer.echo(f"{index:5d}  {share:5.1%}  {token.probability:11.1%}  {visible(token.text)}")
+    if trace.finish == "length":
+        typer.echo(f"(stopped after {len(trace.tokens)} tokens, the most allowed)", err=True)
+
+
+def token_shares(trace: GenerationTrace, selection: Selection) -> list[float]:
+    """Attention mass on all images, for each token: the mean over the selected layers and heads.
+
+    Raises:
+        ValueError: a layer or head that the trace does not hold.
+    """
+    share = image_share(trace)  # (T, L, H)
+    share = share[:, _slots("layers", trace.layers, selection.layers)]
+    share = share[:, :, _slots("heads", trace.heads, selection.heads)]
+    return [float(value) for value in share.mean(dim=(1, 2))]
+
+
+def _slots(
+    setting: str, captured: tuple[int, ...], wanted: tuple[int, ...] | None
+) -> list[int] | slice:
+    if wanted is None:
+        return slice(None)
+    if lacking := set(wanted) - set(captured):
+        have = ", ".join(map(str, captured))
+        raise ValueError(f"{setting} has {min(lacking)}, but the trace holds {setting} {have}.")
+    return [captured.index(index) for index in wanted]
+
+
+def find_tokens(trace: GenerationTrace, wanted: str) -> list[int]:
+    """The tokens that `--token` names: an index, or those that spell a word of the answer.
+
+    A word that the tokenizer cut into pieces gives all of its tokens; of several places, the first.
+
+    Raises:
+        ValueError: there is no such token; the text says what there is.
+    """
+    if re.fullmatch(r"\d+", wanted):
+        if int(wanted) >= len(trace.tokens):
+            raise ValueError(f"token is {wanted}; the answer has {len(trace.tokens)}, from 0.")
+        return [int(wanted)]
+    text = "".join(token.text for token in trace.tokens)
+    word = wanted.strip()
+    place = re.search(rf"(?<!\w){re.escape(word)}(?!\w)", text, re.IGNORECASE) if word else None
+    if place is None:
+        raise ValueError(f"token is {wanted!r}, which is not in the answer {trace.text.strip()!r}.")
+    found, start = [], 0
+    for index, token in enumerate(trace.tokens):
+        stop = start + len(token.text)
+        if start < place.end() and stop > place.start():
+            found.append(index)
+        start = stop
+    return found
+
+
+def _map(trace: GenerationTrace, tokens: int | Sequence[int], selection: Selection) -> PatchMap:
+    return patch_map(trace, tokens, selection.layers, selection.heads, selection.reduce)

@@ -1,0 +1,107 @@
+"""`heatmap IMAGE PROMPT`: ask about an image and draw where the model looked for each word."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+
+from cli import common
+from config import GenerationSettings, ModelSettings
+
+if TYPE_CHECKING:
+    from capture.trace import GenerationTrace
+    from models.family import PromptInputs
+    from models.loading import ModelHandle
+
+
+def heatmap(
+    image: Annotated[Path, typer.Argument(help="PNG, JPEG, WebP, GIF, BMP or TIFF.")],
+    prompt: Annotated[str, typer.Argument(help="What to ask about it.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="A .png, .pdf or .svg file.")],
+    model: Annotated[str, typer.Option(help="demo, a hub id, or a folder.")] = "demo",
+    token: common.Token = "all",
+    layers: common.Layers = None,
+    heads: common.Heads = None,
+    reduce: common.Reduce = "mean",
+    colormap: common.Colormap = "inferno",
+    opacity: common.Opacity = 0.7,
+    scale: common.Scale = "percentile",
+    smooth: common.Smooth = False,
+    figure: common.AsFigure = False,
+    max_new_tokens: Annotated[int, typer.Option(help="Length of the answer, at most.")] = 64,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N or mps.")] = "auto",
+    dtype: Annotated[
+        Literal["auto", "float32", "bfloat16", "float16"], typer.Option(help="Of the weights.")
+    ] = "auto",
+    revision: Annotated[str | None, typer.Option(help="Commit, tag or branch of a hub id.")] = None,
+    min_pixels: Annotated[int | None, typer.Option(help="Area that the model sees, least.")] = None,
+    max_pixels: Annotated[int | None, typer.Option(help="Area that the model sees, most.")] = None,
+    save_trace: Annotated[
+        Path | None, typer.Option(help="Keep the run too: a .safetensors file for `show`.")
+    ] = None,
+) -> None:
+    """Ask a model about an image and draw the attention behind its answer.
+
+    The picture is a sheet with one small overlay for each token of the answer. With --token it is
+    that token's overlay at the photo's own resolution. Printed are the answer and, for each token,
+    the share of its attention that was on the image.
+    """
+    with common.mistakes_said_plainly():
+        common.check_output(output, image)
+        if save_trace is not None:
+            common.check_output(save_trace, image, output)
+            if save_trace.suffix != ".safetensors":
+                raise ValueError(
+                    f"save-trace is {str(save_trace)!r}; allowed: a .safetensors file."
+                )
+        settings = GenerationSettings(
+            max_new_tokens=max_new_tokens,
+            layers=common.indices("layers", layers),
+            heads=common.indices("heads", heads),
+        )
+        wanted = ModelSettings(model, revision, device, dtype, min_pixels, max_pixels)
+        from cli.drawing import Selection, draw, print_answer
+        from models.images import open_image
+        from visualization import OverlayStyle, check_ending
+
+        check_ending(output)
+        style = OverlayStyle(colormap, opacity, scale, smoothing=smooth)  # type: ignore[arg-type]
+        selection = Selection(token, settings.layers, settings.heads, reduce)
+        opened = open_image(image)
+        handle = _load(wanted)
+        trace = _generate(handle, handle.prepare([opened], prompt), settings)
+        print_answer(trace, selection)
+        if save_trace is not None:
+            trace.save(save_trace)
+            typer.echo(f"Wrote {save_trace}", err=True)
+        draw(trace, selection, style, output, as_figure=figure)
+        typer.echo(f"Wrote {output}", err=True)
+
+
+def _load(settings: ModelSettings) -> ModelHandle:
+    from transformers.utils import logging
+
+    from models.loading import load_model
+
+    if settings.model == "demo" or Path(settings.model).is_dir():
+        logging.disable_progress_bar()  # ours is enough; a download keeps the one that counts bytes
+    with common.progress("Loading the model", 100) as bar:
+
+        def report(text: str, fraction: float) -> None:
+            bar.label = text
+            bar.update(round(100 * fraction) - bar.pos)
+
+        return load_model(settings, on_progress=report)
+
+
+def _generate(
+    handle: ModelHandle, inputs: PromptInputs, settings: GenerationSettings
+) -> GenerationTrace:
+    from attention_extractor import generate
+
+    with common.progress("Answering", settings.max_new_tokens) as bar:
+        trace = generate(handle, inputs, settings, on_token=lambda index, token: bar.update(1))
+        bar.update(settings.max_new_tokens - bar.pos)  # the answer may end before it is as long
+    return trace

@@ -1,0 +1,222 @@
+"""The command line, verb by verb: what it writes, what it says, and how it refuses."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from PIL import Image
+from typer.testing import CliRunner, Result
+
+from cli import common
+from cli.__main__ import app
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def run(*words: str | Path) -> Result:
+    return CliRunner().invoke(app, [str(word) for word in words])
+
+
+def refused(result: Result) -> str:
+    """The one line that a refusal says; there must be no more, and no traceback."""
+    assert result.exit_code == 2, result.output
+    assert "Traceback" not in result.output
+    errors = [line for line in result.stderr.splitlines() if line.startswith("Error: ")]
+    assert len(errors) == 1 and result.stderr.rstrip().endswith(errors[0]), result.stderr
+    return errors[0]
+
+
+@pytest.fixture
+def image(photo: Image.Image, tmp_path: Path) -> Path:
+    path = tmp_path / "photo.png"
+    photo.save(path)
+    return path
+
+
+# --- tier 1 ---------------------------------------------------------------------------------------
+
+
+def test_help_loads_nothing_heavy() -> None:
+    code = (
+        "import sys, cli.__main__\n"
+        "heavy = {'torch', 'transformers', 'gradio', 'matplotlib', 'cv2', 'numpy'}\n"
+        "print(sorted(heavy & set(sys.modules)))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    assert done.stdout.strip() == "[]"
+
+
+def test_it_starts_as_a_module() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "cli", "--help"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert "heatmap" in done.stdout and "show" in done.stdout
+
+
+def test_help_names_every_choice() -> None:
+    from typing import get_args
+
+    from visualization import Colormap, Scale
+
+    # As declared: the printed help is cut to the width of a terminal.
+    for option, choices in ((common.Colormap, Colormap), (common.Scale, Scale)):
+        said = get_args(option)[1].help
+        assert all(choice in said for choice in get_args(choices))
+
+
+@pytest.mark.parametrize(
+    ("text", "means"),
+    [
+        (None, None),
+        ("3", (3,)),
+        ("2-5", (2, 3, 4, 5)),
+        ("7, 0-2,1", (0, 1, 2, 7)),
+        ("4-4", (4,)),
+    ],
+)
+def test_lists_of_indices(text: str | None, means: tuple[int, ...] | None) -> None:
+    assert common.indices("layers", text) == means
+
+
+@pytest.mark.parametrize(
+    "text", ["", "a", "1-", "-1", "5-2", "1,,2", "1.5", "0-99999999", "\u00b2"]
+)
+def test_what_is_no_list_of_indices(text: str) -> None:
+    with pytest.raises(ValueError, match="layers is"):
+        common.indices("layers", text)
+
+
+# --- tier 2: with the tiny model ------------------------------------------------------------------
+
+
+@pytest.mark.tiny
+def test_a_sheet_and_a_trace_and_what_is_printed(
+    image: Path, tiny_folder: Path, tmp_path: Path
+) -> None:
+    sheet, trace = tmp_path / "sheet.png", tmp_path / "run.safetensors"
+    length = ("--max-new-tokens", "7")
+    done = run("heatmap", image, "What is it?", "--model", tiny_folder, "-o", sheet, *length)
+    assert done.exit_code == 0, done.output
+    assert min(Image.open(sheet).size) > 300
+    again = run(
+        *("heatmap", image, "What is it?", "--model", tiny_folder, "-o", sheet, *length),
+        *("--save-trace", trace),
+    )
+    assert again.stdout == done.stdout  # greedy: the same answer and the same numbers
+
+    # Standard output: the answer, an empty line, a heading, and a line for each token.
+    table = done.stdout.partition("\ntoken  image  probability  text\n")[2].splitlines()
+    assert len(table) == 7
+    assert all(0 <= float(line.split()[1].rstrip("%")) <= 100 for line in table)
+
+    shown = run("show", trace)
+    assert shown.exit_code == 0 and shown.stdout == done.stdout
+
+
+@pytest.mark.tiny
+def test_one_token_is_drawn_at_the_photos_own_size(
+    image: Path, photo: Image.Image, tiny_folder: Path, tmp_path: Path
+) -> None:
+    trace, output = tmp_path / "run.safetensors", tmp_path / "token.png"
+    one = ("heatmap", image, "What?", "--model", tiny_folder, "--max-new-tokens", "4")
+    done = run(*one, "--token", "2", "--layers", "1-2", "-o", output, "--save-trace", trace)
+    assert done.exit_code == 0, done.output
+    drawn = Image.open(output)
+    assert drawn.size == photo.size and drawn.tobytes() != photo.tobytes()
+
+    same = tmp_path / "same.png"
+    run("show", trace, "--token", "2", "-o", same)
+    assert same.read_bytes() == output.read_bytes()
+    run("show", trace, "--token", "2", "--layers", "1", "-o", same)
+    assert same.read_bytes() != output.read_bytes()
+
+    pdf = tmp_path / "token.pdf"
+    assert run("show", trace, "--token", "2", "-o", pdf).exit_code == 0
+    assert pdf.read_bytes().startswith(b"%PDF")
+
+    assert "layers has 0" in refused(run("show", trace, "--layers", "0"))
+    assert "token is 4; the answer has 4" in refused(run("show", trace, "--token", "4", "-o", same))
+    said = refused(run("show", trace, "--token", "zebra", "-o", same))
+    assert "'zebra', which is not in the answer" in said
+
+
+@pytest.mark.tiny
+def test_a_word_of_several_tokens_is_found() -> None:
+    from types import SimpleNamespace
+
+    from cli.drawing import find_tokens
+
+    texts = ["a", " st", "ar", " and", " a", " ST", "AR", "!", ""]
+    trace = SimpleNamespace(
+        tokens=[SimpleNamespace(text=text) for text in texts], text="".join(texts)
+    )
+    assert find_tokens(trace, "star") == [1, 2]  # type: ignore[arg-type]
+    assert find_tokens(trace, "and a") == [3, 4]  # type: ignore[arg-type]
+    assert find_tokens(trace, "7") == [7]  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="'tar', which is not in the answer"):
+        find_tokens(trace, "tar")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="which is not in the answer"):
+        find_tokens(trace, " ")  # type: ignore[arg-type]
+
+
+# --- refusals -------------------------------------------------------------------------------------
+
+
+@pytest.mark.tiny
+def test_what_can_be_refused_is_refused_before_the_model_loads(
+    image: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def loaded(*args: object, **kwargs: object) -> None:
+        raise AssertionError("the model was loaded first")
+
+    monkeypatch.setattr("models.loading.load_model", loaded)
+    out = tmp_path / "out.png"
+    fake = tmp_path / "fake.jpg"
+    fake.write_text("no image at all")
+
+    def mistake(*words: str | Path, source: Path = image, output: Path = out) -> str:
+        return refused(run("heatmap", source, "What?", "--output", output, *words))
+
+    assert "does not exist" in mistake(output=tmp_path / "missing" / "out.png")
+    assert "is a folder" in mistake(output=tmp_path)
+    assert "is the input itself" in mistake(output=image)
+    assert ".png, .pdf, .svg" in mistake(output=tmp_path / "out.jpg")
+    assert "cat.png does not exist" in mistake(source=tmp_path / "cat.png")
+    assert "fake.jpg is not an image" in mistake(source=fake)
+    assert "layers is 'x'" in mistake("--layers", "x")
+    assert "max_new_tokens is 0" in mistake("--max-new-tokens", "0")
+    assert "colormap is 'jet'" in mistake("--colormap", "jet")
+    assert "opacity is 2.0" in mistake("--opacity", "2")
+    assert "device is 'tpu'" in mistake("--device", "tpu")
+    assert "min_pixels is 9" in mistake("--min-pixels", "9", "--max-pixels", "8")
+    assert "a .safetensors file" in mistake("--save-trace", tmp_path / "run.bin")
+    assert not out.exists()
+
+
+@pytest.mark.tiny
+def test_what_only_the_model_can_refuse(image: Path, tiny_folder: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out.png"
+
+    def mistake(prompt: str, *words: str | Path) -> str:
+        return refused(run("heatmap", image, prompt, "-o", out, *words))
+
+    assert "The prompt is empty" in mistake("  ", "--model", tiny_folder)
+    assert "layer" in mistake("What?", "--model", tiny_folder, "--layers", "4")
+    assert "nowhere" in mistake("What?", "--model", tmp_path / "nowhere")
+    assert "config.json" in mistake("What?", "--model", tmp_path)
+    assert not out.exists()
+
+
+@pytest.mark.tiny
+def test_what_is_no_trace(tmp_path: Path, image: Path) -> None:
+    assert "photo.png" in refused(run("show", image))
+    assert "nothing.safetensors" in refused(run("show", tmp_path / "nothing.safetensors"))
