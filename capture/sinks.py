@@ -39,11 +39,15 @@ class SinkObserver:
                 sink_score(hidden[self._batch_row], self._dims)
             )
 
+    def scores(self) -> dict[int, torch.Tensor]:
+        """Layer -> float32 (positions seen,), on the device."""
+        return {layer: torch.cat(parts) for layer, parts in sorted(self._scores.items())}
+
     def found(self) -> tuple[LayerSinks, ...]:
         """Sinks of every observed layer, in order; layers without any have empty tuples."""
         out = []
-        for layer, parts in sorted(self._scores.items()):
-            scores = torch.cat(parts).cpu()
+        for layer, on_device in self.scores().items():
+            scores = on_device.cpu()
             positions = above_threshold(scores, self._tau, self._dialect).nonzero()[:, 0]
             out.append(
                 LayerSinks(layer, tuple(positions.tolist()), tuple(scores[positions].tolist()))

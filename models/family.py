@@ -17,7 +17,7 @@ from PIL import Image
 
 if TYPE_CHECKING:
     from torch import nn
-    from transformers import PreTrainedModel
+    from transformers import DynamicCache, PreTrainedModel
 
 SegmentKind = Literal["system", "image", "user", "template", "assistant"]
 
@@ -186,3 +186,13 @@ class Family(Protocol):
         min_pixels: int | None,
         max_pixels: int | None,
     ) -> PromptInputs: ...
+
+    def forward_prefix(
+        self, model: PreTrainedModel, tensors: Mapping[str, torch.Tensor], stop: int
+    ) -> tuple[DynamicCache, torch.Tensor]:
+        """Pass prompt positions [0, stop) through the model; the cache, and what `resume` needs."""
+        ...
+
+    def resume(self, model: PreTrainedModel, positions: torch.Tensor) -> None:
+        """Prepare the model to continue behind a prefix."""
+        ...

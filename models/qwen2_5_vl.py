@@ -21,7 +21,7 @@ from typing import Any
 
 import torch
 from PIL import Image
-from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoTokenizer, DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import (
     Qwen2VLImageProcessorPil,
     smart_resize,
@@ -177,6 +177,38 @@ class Qwen25VL:
         return PromptInputs(
             tensors, layout, tuple(images), prompt, tuple(ids), tuple(texts[token] for token in ids)
         )
+
+    def forward_prefix(
+        self, model: PreTrainedModel, tensors: Mapping[str, torch.Tensor], stop: int
+    ) -> tuple[DynamicCache, torch.Tensor]:
+        """Pass prompt positions [0, stop), which hold every image, through the model once.
+
+        Args:
+            model: the loaded model.
+            tensors: of the whole prompt (batch 1), on the model's device.
+            stop: after the last vision token.
+
+        Returns:
+            The key/value cache of these positions, and what `resume` needs.
+        """
+        cache = DynamicCache(config=model.config.text_config)
+        per_position = ("input_ids", "attention_mask", "mm_token_type_ids")
+        with torch.no_grad():
+            model.model(
+                **{name: tensors[name][:, :stop] for name in per_position},
+                **{name: tensors[name] for name in tensors if name not in per_position},
+                past_key_values=cache,
+                use_cache=True,
+            )
+        return cache, model.model.rope_deltas.clone()
+
+    def resume(self, model: PreTrainedModel, positions: torch.Tensor) -> None:
+        """Continue behind a prefix: images make positions run ahead or behind by a fixed offset.
+
+        transformers keeps that offset on the model between forward passes; whoever continues from a
+        cache must put it back first, inside the handle's lock.
+        """
+        model.model.rope_deltas = positions.clone()
 
     def _pieces(
         self,
