@@ -1,0 +1,373 @@
+"""What happens on Generate, Stop, Load and on the inspector's own questions. Knows no layout of the page.
+
+A run is computed by a worker thread and streamed by a generator. Whatever ends the generator (the
+answer, Stop, a closed tab, an error) sets the run's stop event, so that no run goes on for nobody.
+"""
+
+from __future__ import annotations
+
+import base64
+import logging
+import queue
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import gradio as gr
+import numpy as np
+
+import attention_extractor
+from attention_processor import patch_map
+from capture.trace import GeneratedToken, GenerationTrace
+from config import GenerationSettings, Settings, VARSettings
+from models.images import open_image
+from models.loading import ModelHandle
+from web.inspector import error_value, queued_value, run_value, stream_value
+from web.payload import build_token_maps, pack, token_delta
+from web.slot import Line, ModelSlot
+from web.store import Run, RunStore, new_id
+
+log = logging.getLogger(__name__)
+
+STREAM_SECONDS = 0.08
+UNFORESEEN = (
+    "Something went wrong inside SinkScope; the log of the app has the details. Please try again."
+)
+
+
+@dataclass(frozen=True)
+class Engine:
+    """What computes runs; tests put their own here."""
+
+    generate: Callable[..., GenerationTrace] = attention_extractor.generate
+    compare: Callable[..., Any] | None = getattr(attention_extractor, "compare", None)
+
+
+@dataclass(frozen=True)
+class Request:
+    """One press of Generate, with everything the page's controls said.
+
+    Raises (from `settings` and `var`):
+        ValueError: naming the setting, its value and what is allowed.
+    """
+
+    image: str | None
+    prompt: str
+    compare: bool = False
+    same_text: bool = False
+    tau: float = 20.0
+    keep: float = 0.6
+    max_sink_share: float = 0.5
+    min_image_mass: float = 0.2
+    layers: str = ""
+    dialect: str = "official"
+    control: str = "none"
+    max_new_tokens: float = 64
+    temperature: float = 0.0
+    top_p: float = 1.0
+    top_k: float = 0
+    repetition_penalty: float = 1.0
+    seed: float = 0
+
+    def settings(self) -> GenerationSettings:
+        return GenerationSettings(
+            max_new_tokens=_whole("max_new_tokens", self.max_new_tokens),
+            temperature=self.temperature,
+            top_p=self.top_p,
+            top_k=_whole("top_k", self.top_k),
+            repetition_penalty=self.repetition_penalty,
+            seed=_whole("seed", self.seed),
+        )
+
+    def var(self, handle: ModelHandle) -> VARSettings | None:
+        if not self.compare:
+            return None
+        if handle.profile is None:
+            raise ValueError(
+                f"VAR needs the sink dimensions of a model, and none are known for {handle.info.id}; "
+                "switch off Compare with VAR."
+            )
+        return VARSettings(
+            dims=handle.profile.dims,
+            tau=self.tau,
+            keep=self.keep,
+            max_sink_share=self.max_sink_share,
+            min_image_mass=self.min_image_mass,
+            dialect=self.dialect,  # type: ignore[arg-type]
+            layers=parse_indices("layers", self.layers),
+            control=self.control,  # type: ignore[arg-type]
+            seed=_whole("seed", self.seed),
+        )
+
+
+def parse_indices(setting: str, text: str) -> tuple[int, ...] | None:
+    """`2-5, 7` -> (2, 3, 4, 5, 7); an empty text is None.
+
+    Raises:
+        ValueError: not such a list.
+    """
+    made: list[int] = []
+    for part in text.replace("–", "-").split(","):
+        if not (part := part.strip()):
+            continue
+        low, dash, high = (p.strip() for p in part.partition("-"))
+        if not low.isdecimal() or (dash and not high.isdecimal()) or len(low + high) > 8:
+            raise ValueError(
+                f"{setting} is {text!r}; allowed: nothing (all), or indices such as 2-5, 7."
+            )
+        first, last = int(low), int(high or low)
+        if last < first or last - first > 1000:
+            raise ValueError(f"{setting} is {text!r}; a range goes from a lower to a higher index.")
+        made += range(first, last + 1)
+    return tuple(dict.fromkeys(made)) or None
+
+
+def _whole(setting: str, value: float | None) -> int:
+    if value is None or float(value) != int(value):
+        raise ValueError(f"{setting} is {value!r}; allowed: a whole number.")
+    return int(value)
+
+
+@dataclass
+class _Job:
+    """A run under way: the worker fills `events` and `tokens`, the generator empties `events`."""
+
+    run_id: str
+    prompt: str
+    variants: tuple[str, ...]
+    stop: threading.Event
+    events: queue.Queue[tuple[str, Any]] = field(default_factory=queue.Queue)
+    tokens: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
+
+    def on_token(self, variant: str, index: int, token: GeneratedToken) -> None:
+        self.tokens[variant].append(token_delta(token))
+        self.events.put(("token", variant))
+
+
+class Handlers:
+    """The page's actions. One object an app; `component` is the inspector, set when the page is built."""
+
+    def __init__(
+        self, settings: Settings, slot: ModelSlot, store: RunStore, engine: Engine | None = None
+    ) -> None:
+        self.settings = settings
+        self.slot = slot
+        self.store = store
+        self.engine = engine or Engine()
+        self.line = Line(settings.app.queue_size)
+        self.component: gr.HTML | None = None
+        self._jobs: dict[str, _Job] = {}  # by run id, for as long as a run is under way
+        self._stops: dict[str, threading.Event] = {}  # by browser session
+        self._lock = threading.Lock()
+
+    # --- Generate and Stop -----------------------------------------------------------------------
+
+    def generate(self, request: Request, session: str) -> Iterator[dict[str, Any]]:
+        """Values for the inspector: queued, streaming, and at last ready, stopped or error.
+
+        Raises:
+            gr.Error: after the error value, so that callers of the API learn of it too.
+        """
+        run_id, stop = new_id(), threading.Event()
+        with self._lock:
+            self._stops[session] = stop
+        try:
+            yield from self._generate(request, run_id, stop)
+        except ValueError as error:
+            yield error_value(run_id, str(error))
+            raise gr.Error(str(error), title="Not possible", print_exception=False) from error
+        except attention_extractor.RunOutOfMemoryError as error:
+            yield error_value(run_id, str(error))
+            raise gr.Error(str(error), title="Out of memory", print_exception=False) from error
+        except gr.Error:
+            raise
+        except Exception as error:
+            log.exception("a run failed")
+            yield error_value(run_id, UNFORESEEN)
+            raise gr.Error(UNFORESEEN, print_exception=False) from error
+        finally:
+            stop.set()
+            with self._lock:
+                self._jobs.pop(run_id, None)
+                if self._stops.get(session) is stop:
+                    del self._stops[session]
+
+    def stop(self, session: str) -> None:
+        """End this browser's run after the token that is being made; what is there stays."""
+        with self._lock:
+            event = self._stops.get(session)
+        if event is not None:
+            event.set()
+
+    def _generate(
+        self, request: Request, run_id: str, stop: threading.Event
+    ) -> Iterator[dict[str, Any]]:
+        settings = request.settings()
+        if not request.image:
+            raise ValueError("There is no image. Upload or paste one, or take an example.")
+        if not request.prompt.strip():
+            raise ValueError("The prompt is empty. Ask something about the image.")
+        image = open_image(request.image, self.settings.images)
+        with self.line.place() as before:
+            waited = -1
+            while (position := before(0.5)) > 0 and not stop.is_set():
+                if position != waited:
+                    yield queued_value(run_id, position)
+                waited = position
+            if stop.is_set():
+                yield error_value(run_id, "Stopped while it was waiting; nothing was generated.")
+                return
+            handle = self.slot.handle
+            if handle is None:
+                raise ValueError(self._why_no_model())
+            var = request.var(handle)
+            inputs = handle.prepare([image], request.prompt)
+            variants = ("baseline", "var") if var else ("baseline",)
+            job = _Job(run_id, request.prompt, variants, stop, tokens={v: [] for v in variants})
+            with self._lock:
+                self._jobs[run_id] = job
+            arguments = (handle, inputs, settings, var, request.same_text)
+            worker = threading.Thread(target=self._work, args=(job, *arguments), daemon=True)
+            worker.start()
+            try:
+                yield from self._stream(job)
+            finally:
+                stop.set()
+                worker.join()  # the next in line must find the model free
+
+    def _why_no_model(self) -> str:
+        state = self.slot.state
+        if state.phase == "loading":
+            return f"The model is still loading ({state.message.lower()}). Try again in a moment."
+        if state.phase == "failed":
+            return f"There is no model: {state.message}"
+        return "No model is loaded. Choose one under Model and press Load."
+
+    def _work(
+        self, job: _Job, handle: Any, inputs: Any, settings: Any, var: Any, same: bool
+    ) -> None:
+        try:
+            if var is None:
+                trace = self.engine.generate(
+                    handle,
+                    inputs,
+                    settings,
+                    on_token=lambda i, token: job.on_token("baseline", i, token),
+                    stop=job.stop,
+                )
+                traces = {"baseline": trace}
+            else:
+                if self.engine.compare is None:
+                    raise ValueError("Comparing with VAR is not available in this version.")
+                pair = self.engine.compare(
+                    handle, inputs, settings, var, same, on_token=job.on_token, stop=job.stop
+                )
+                traces = {"baseline": pair.baseline, "var": pair.var}
+            job.events.put(("done", Run(traces, same_text=bool(var and same), id=job.run_id)))
+        except BaseException as error:  # handed to the generator, which raises it
+            job.events.put(("failed", error))
+
+    def _stream(self, job: _Job) -> Iterator[dict[str, Any]]:
+        begun = time.monotonic()
+        sent = dict.fromkeys(job.variants, 0)
+        # At once, so that the page changes with the click and not with the first token.
+        yield self._delta(job, sent, begun)
+        last = time.monotonic()
+        while True:
+            try:
+                kind, content = job.events.get(timeout=1.0)
+            except queue.Empty:
+                kind, content = "token", None  # only the clock moves
+            if kind == "failed":
+                raise content
+            fresh = any(len(job.tokens[v]) > sent[v] for v in job.variants)
+            now = time.monotonic()
+            if kind == "done":
+                if fresh:
+                    yield self._delta(job, sent, begun)
+                self.store.put(content)
+                yield self.value_of(content)
+                return
+            if now - last >= (STREAM_SECONDS if fresh else 0.9):
+                yield self._delta(job, sent, begun)
+                last = now
+
+    def _delta(self, job: _Job, sent: dict[str, int], begun: float) -> dict[str, Any]:
+        begin = dict(sent)
+        new = {v: job.tokens[v][sent[v] :] for v in job.variants}
+        for variant, tokens in new.items():
+            sent[variant] += len(tokens)
+        count, seconds = sum(sent.values()), time.monotonic() - begun
+        facts = [f"{count} {'token' if count == 1 else 'tokens'}", f"{seconds:.1f} s"]
+        if count and seconds > 0:
+            facts.append(f"{count / seconds:.1f} tokens/s")
+        message = "Stopping" if job.stop.is_set() else "Writing" if count else "Reading the image"
+        return stream_value(job.run_id, job.prompt, job.variants, begin, new, message, facts)
+
+    def value_of(self, run: Run) -> dict[str, Any]:
+        """What the inspector needs to show a finished run."""
+        assert self.component is not None
+        return run_value(run, self.component)
+
+    # --- questions of the inspector: no queue, no model, one JSON argument, {"error": ...} on failure ---
+
+    def open_run(self, ask: Any) -> dict[str, Any]:
+        """A run by its id, for a page that was reloaded."""
+        run = self.store.get(_field(ask, "run"))
+        return self.value_of(run) if run else {"error": EXPIRED}
+
+    def tokens_since(self, ask: Any) -> dict[str, Any]:
+        """Tokens of a run under way from an index on, where the page has missed some."""
+        with self._lock:
+            job = self._jobs.get(str(_field(ask, "run")))
+        variant, begin = _field(ask, "variant"), _field(ask, "from")
+        if job is None or variant not in job.variants or not isinstance(begin, int) or begin < 0:
+            return {"error": EXPIRED}
+        return {"tokens": job.tokens[variant][begin:]}
+
+    def token_maps(self, ask: Any) -> dict[str, Any]:
+        """Maps of single heads of one run: all (layer, head, patch) of some tokens, or one reduced map."""
+        run = self.store.get(_field(ask, "run"))
+        if run is None:
+            return {"error": EXPIRED}
+        try:
+            trace = run.traces[ask["variant"]]
+            start, stop = int(ask["start"]), int(ask["stop"])
+            if not 0 <= start < stop <= len(trace.tokens):
+                raise ValueError(f"tokens {start} to {stop} are not in this run")
+            if ask["whole"]:
+                data = build_token_maps(trace, start, stop)
+            else:
+                data = _reduced_map(trace, range(start, stop), ask)
+        except (KeyError, TypeError, ValueError, IndexError):
+            return {"error": "This view cannot be computed for this run."}
+        return {"data": base64.b64encode(data).decode()}
+
+
+EXPIRED = "This run is no longer on the server. Press Generate to make it again."
+
+
+def _field(ask: Any, name: str) -> Any:
+    return ask.get(name) if isinstance(ask, Mapping) else None
+
+
+def _reduced_map(trace: GenerationTrace, tokens: range, ask: Mapping[str, Any]) -> bytes:
+    layers, heads = (
+        captured[int(ask[name][0]) : int(ask[name][1]) + 1]
+        for name, captured in (("layers", trace.layers), ("heads", trace.heads))
+    )
+    maps = [
+        patch_map(
+            trace,
+            list(tokens),
+            layers,
+            heads,
+            ask["combine"],
+            image=image,
+            exclude_sinks=bool(ask["without_sinks"]),
+        ).values.ravel()
+        for image in range(len(trace.layout.grids))
+    ]
+    return pack({}, {"map": np.concatenate(maps).astype(np.float32)})

@@ -1,0 +1,132 @@
+"""The inspector and the page's other two drawn parts: HTML components that draw in the browser.
+
+They are plain `gr.HTML` with a static template, so that no text of a model is ever part of a
+template: Gradio evaluates `${...}` and `{{...}}` in those. Values go to JavaScript as data, which
+puts every text on the page as `textContent`.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+from gradio import processing_utils
+from gradio.route_utils import API_PREFIX
+from gradio_client.utils import encode_file_path
+
+from web.payload import LABELS, build_payload, encode_image
+from web.store import Run
+
+STATIC = Path(__file__).resolve().parent / "static"
+
+
+def read_static(name: str) -> str:
+    """The text of a file in `web/static`; of a folder, all of its files in the order of names."""
+    path = STATIC / name
+    files = sorted(path.iterdir()) if path.is_dir() else [path]
+    return "\n".join(file.read_text(encoding="utf-8") for file in files)
+
+
+def drawn(name: str, value: Any, functions: list[Callable[..., Any]] | None = None) -> gr.HTML:
+    """A component made of `static/<name>.html`, `.css` and `static/<name>/*.js`."""
+    return gr.HTML(
+        value=value,
+        html_template=read_static(f"{name}.html"),
+        css_template=read_static(f"{name}.css"),
+        js_on_load=read_static(name),
+        server_functions=[_markable(function) for function in functions or []],
+        apply_default_css=False,
+        elem_id=name,
+    )
+
+
+def _markable(function: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    """Gradio marks a server function with an attribute, which a bound method cannot take."""
+
+    def call(ask: Any) -> Any:
+        return function(ask)
+
+    call.__name__ = function.__name__
+    return call
+
+
+def cached(data: bytes, name: str, component: gr.HTML, keep: bool = False) -> dict[str, str]:
+    """Put bytes where Gradio serves files from; what the browser needs to fetch them.
+
+    Gradio removes such files after a day, unless `keep` says that the page itself refers to them.
+    """
+    path = processing_utils.save_bytes_to_cache(data, name, component.GRADIO_CACHE)
+    if keep:
+        component.keep_in_cache.add(path)
+    return {"url": f"{API_PREFIX.lstrip('/')}/file={encode_file_path(path)}"}
+
+
+def empty_value() -> dict[str, Any]:
+    """Nothing to show yet."""
+    return {"phase": "empty"}
+
+
+def queued_value(run_id: str, position: int, message: str = "Starting") -> dict[str, Any]:
+    """Waiting for the model; `position` runs come before this one."""
+    return {"phase": "queued", "run": run_id, "position": position, "message": message}
+
+
+def error_value(run_id: str, message: str) -> dict[str, Any]:
+    """What went wrong, in a sentence; the run before it stays on screen."""
+    return {"phase": "error", "run": run_id, "message": message, "at": time.time()}
+
+
+def stream_value(
+    run_id: str,
+    prompt: str,
+    variants: tuple[str, ...],
+    begin: Mapping[str, int],
+    new: Mapping[str, list[dict[str, Any]]],
+    message: str,
+    facts: list[str],
+) -> dict[str, Any]:
+    """The tokens since the last value, and at which index they begin."""
+    return {
+        "phase": "streaming",
+        "run": run_id,
+        "prompt": prompt,
+        "variants": [[name, LABELS[name]] for name in variants],
+        "from": dict(begin),
+        "new": dict(new),
+        "message": message,
+        "facts": facts,
+    }
+
+
+def facts_of(run: Run) -> list[str]:
+    """Model, device and speed of a finished run, for the status line."""
+    trace = run.traces["baseline"]
+    count = sum(len(t.tokens) for t in run.traces.values())
+    seconds = max(t.seconds for t in run.traces.values())
+    facts = [
+        trace.model.id.rstrip("/").rsplit("/", 1)[-1],
+        f"{trace.model.device}, {trace.model.dtype}",
+    ]
+    facts.append(f"{count} {'token' if count == 1 else 'tokens'}")
+    if seconds > 0:
+        facts += [f"{seconds:.1f} s", f"{count / seconds:.1f} tokens/s"]
+    return facts
+
+
+def run_value(run: Run, component: gr.HTML, keep: bool = False) -> dict[str, Any]:
+    """A finished run: where its numbers and images can be fetched, and what the status line says."""
+    stopped = any(trace.finish == "stopped" for trace in run.traces.values())
+    images = run.traces["baseline"].images
+    message = "Precomputed example" if run.kind == "example" else "Stopped" if stopped else "Done"
+    return {
+        "phase": "stopped" if stopped else "ready",
+        "run": run.id,
+        "kind": run.kind,
+        "message": message,
+        "facts": facts_of(run),
+        "data": cached(build_payload(run), "run.bin", component, keep),
+        "images": [cached(*encode_image(image), component, keep) for image in images],
+    }

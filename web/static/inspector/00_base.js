@@ -1,0 +1,65 @@
+// Small helpers. Text of a model reaches the page through textContent only (node(), text nodes).
+const $ = (selector) => element.querySelector(selector);
+const root = $(".scope");
+const clamp = (x, low, high) => Math.max(low, Math.min(high, x));
+
+function node(tag, attributes, ...children) {
+  const made = document.createElement(tag);
+  for (const [name, value] of Object.entries(attributes || {})) {
+    if (value === false || value == null) continue;
+    if (name === "class") made.className = value;
+    else if (name.startsWith("on")) made.addEventListener(name.slice(2), value);
+    else made.setAttribute(name, value === true ? "" : value);
+  }
+  made.append(...children.filter((child) => child != null)); // strings become text nodes
+  return made;
+}
+
+// 0.0123 -> "1.23 %": three digits that matter, so that a small share is never shown as 0.
+function percent(x) {
+  const y = 100 * x;
+  if (!Number.isFinite(y)) return "–";
+  if (y === 0) return "0 %";
+  const size = Math.abs(y);
+  if (size >= 9.95) return y.toFixed(1) + " %";
+  if (size >= 0.995) return y.toFixed(2) + " %";
+  if (size >= 0.00095) return y.toPrecision(2) + " %";
+  return y.toExponential(0) + " %";
+}
+
+// 0, 1, 2, 5 -> "0–2, 5"
+function spell(indices) {
+  const parts = [];
+  for (const i of indices) {
+    const last = parts[parts.length - 1];
+    if (last && last[1] === i - 1) last[1] = i;
+    else parts.push([i, i]);
+  }
+  return parts.map(([a, b]) => (a === b ? `${a}` : `${a}–${b}`)).join(", ");
+}
+
+// What a token looks like in a strip: blanks and controls made visible, the text otherwise untouched.
+function glyphs(text) {
+  if (text === "") return "∅";
+  const bidi = /[\u200b-\u200f\u202a-\u202e\u2060-\u2069\ufeff]/g;
+  const shown = text
+    .replace(/^ (?=\S)/, "")
+    .replace(/\n/g, "⏎")
+    .replace(/\t/g, "⇥")
+    .replace(bidi, "◌")
+    .replace(/[\u0000-\u001f]/g, (c) => String.fromCharCode(0x2400 + c.charCodeAt(0)));
+  return shown.replace(/ /g, "\u00a0");
+}
+
+const quoted = (text) => `“${glyphs(text)}”`;
+
+// The state of the view. Tokens, layers and heads are ranges of slots [from, to], both ends included.
+const view = {
+  t0: 0, t1: 0, l0: 0, l1: 0, h0: 0, h1: 0,
+  combine: "mean", scale: "clip", range: "token", colours: "inferno", opacity: 0.85,
+  overlay: "value", photo: "dim", smooth: false, sinks: true, same: true, difference: false,
+  swapped: false, quantity: "image", image: 0, box: null, cursor: null, side: 0,
+};
+let run = null; // the run on screen: see data.js
+let pending = null; // id of the run that the page is waiting for
+element.inspector = { view, get run() { return run; } }; // for people who script the page, and tests

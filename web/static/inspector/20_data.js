@@ -1,0 +1,211 @@
+// The payload (web/payload.py) as arrays, and the arithmetic on it. Nothing here touches the page.
+const KINDS = { uint8: Uint8Array, uint16: Uint16Array, float32: Float32Array };
+
+async function unzip(response) {
+  const stream = response.body.pipeThrough(new DecompressionStream("gzip"));
+  return new Response(stream).arrayBuffer();
+}
+
+function unpack(buffer) {
+  const bytes = new Uint8Array(buffer);
+  if (String.fromCharCode(...bytes.subarray(0, 4)) !== "SINK") throw new Error("not a run");
+  const length = new DataView(buffer).getUint32(4, true);
+  const header = JSON.parse(new TextDecoder().decode(bytes.subarray(8, 8 + length)));
+  const arrays = {};
+  for (const item of header.arrays) {
+    const count = item.shape.reduce((a, b) => a * b, 1);
+    arrays[item.name] = new KINDS[item.dtype](buffer, 8 + length + item.offset, count);
+  }
+  return { header, arrays };
+}
+
+function makeRun({ header, arrays }) {
+  const L = header.layers.length, H = header.heads.length, V = header.patches;
+  const slot = new Map(header.layers.map((layer, index) => [layer, index]));
+  const variants = header.variants.map((variant) => {
+    const of = (name) => arrays[`${variant.name}.${name}`];
+    const sinks = header.layers.map(() => []);
+    const scores = new Map();
+    for (const found of variant.sinks) {
+      if (!slot.has(found.layer)) continue;
+      sinks[slot.get(found.layer)] = found.columns;
+      found.columns.forEach((c, k) => scores.set(`${slot.get(found.layer)}:${c}`, found.scores[k]));
+    }
+    return {
+      ...variant, sinks, scores, T: variant.tokens.length,
+      mean: of("mean"), meanScale: of("mean.scale"), full: of("full"), fullScale: of("full.scale"),
+      share: of("image"), sink: of("sink"), entropy: of("entropy"), segments: of("segments"),
+      entropyTop: header.entropy_top[variant.name],
+    };
+  });
+  const S = header.segments.length + 1;
+  return { ...header, id: header.run, L, H, V, S, variants, lazyMaps: new Map(), lazyBytes: 0 };
+}
+
+// Codes are companded: value = scale * (code / top)^2. One table a code width.
+const SQUARES = {};
+function squares(codes) {
+  const top = codes instanceof Uint8Array ? 255 : 65535;
+  if (!SQUARES[top]) {
+    SQUARES[top] = Float32Array.from({ length: top + 1 }, (_, k) => (k / top) * (k / top));
+  }
+  return SQUARES[top];
+}
+
+const allHeads = () => view.h0 === 0 && view.h1 === run.H - 1;
+const needsHeads = () => view.combine !== "mean" || !allHeads();
+
+// The tokens of the selection that this variant has; null if its answer ended before them.
+function tokensOf(variant) {
+  if (view.t0 >= variant.T) return null;
+  return [view.t0, Math.min(view.t1, variant.T - 1)];
+}
+
+// The key under which a large run's maps of single heads are fetched and kept.
+function lazyKey(variant, t0, t1) {
+  const reduced = t1 > t0 && view.combine !== "mean";
+  const selection = reduced
+    ? `:${view.combine}:${view.l0}-${view.l1}:${view.h0}-${view.h1}:${view.scale === "nosink"}` : "";
+  return `${variant.name}:${t0}-${t1}${selection}`;
+}
+
+// Head means of tokens t0..t1 over the chosen layers: Float32Array (V).
+function addMeans(variant, t0, t1, out, skipSinks) {
+  const { L, V } = run, table = squares(variant.mean), layers = view.l1 - view.l0 + 1;
+  const weight = 1 / ((t1 - t0 + 1) * layers);
+  for (let l = view.l0; l <= view.l1; l++) {
+    const sums = skipSinks && variant.sinks[l].length ? new Float32Array(V) : out;
+    for (let t = t0; t <= t1; t++) {
+      const at = (t * L + l) * V, scale = variant.meanScale[t * L + l] * weight;
+      for (let v = 0; v < V; v++) sums[v] += table[variant.mean[at + v]] * scale;
+    }
+    if (sums !== out) {
+      for (const v of variant.sinks[l]) sums[v] = 0;
+      for (let v = 0; v < V; v++) out[v] += sums[v];
+    }
+  }
+}
+
+// Reduce (layer, head, patch) codes of one token over the chosen layers and heads.
+function reduceHeads(codes, scales, at, variant, out, weight, skipSinks) {
+  const { H, V } = run, table = squares(codes), mode = view.combine;
+  const count = (view.l1 - view.l0 + 1) * (view.h1 - view.h0 + 1);
+  const own = new Float32Array(V).fill(mode === "min" ? Infinity : 0);
+  for (let l = view.l0; l <= view.l1; l++) {
+    const blank = skipSinks ? new Set(variant.sinks[l]) : null;
+    for (let h = view.h0; h <= view.h1; h++) {
+      const row = at + (l * H + h), scale = scales[row], base = row * V;
+      for (let v = 0; v < V; v++) {
+        const x = blank && blank.has(v) ? 0 : table[codes[base + v]] * scale;
+        if (mode === "mean") own[v] += x / count;
+        else if (mode === "max" ? x > own[v] : x < own[v]) own[v] = x;
+      }
+    }
+  }
+  for (let v = 0; v < V; v++) out[v] += own[v] * weight;
+}
+
+// The map of tokens t0..t1 under the current selection: Float32Array (V), attention mass a patch.
+// Null where a large run's heads have not been fetched yet.
+function mapOf(variant, t0, t1, skipSinks) {
+  const out = new Float32Array(run.V);
+  if (!needsHeads()) {
+    addMeans(variant, t0, t1, out, skipSinks);
+    return out;
+  }
+  if (variant.full) {
+    for (let t = t0; t <= t1; t++) {
+      const at = t * run.L * run.H;
+      reduceHeads(variant.full, variant.fullScale, at, variant, out, 1 / (t1 - t0 + 1), skipSinks);
+    }
+    return out;
+  }
+  const lazy = run.lazyMaps.get(lazyKey(variant, t0, t1));
+  if (!lazy) return null;
+  if (lazy.map) return lazy.map;
+  reduceHeads(lazy.full, lazy["full.scale"], 0, variant, out, 1, skipSinks);
+  return out;
+}
+
+// Raw shares of the selection, from the true masses, not from the map.
+function sharesOf(variant, t0, t1) {
+  const { L, H, S } = run;
+  let image = 0, held = 0, entropy = 0;
+  for (let t = t0; t <= t1; t++)
+    for (let l = view.l0; l <= view.l1; l++)
+      for (let h = view.h0; h <= view.h1; h++) {
+        const i = (t * L + l) * H + h, mass = variant.share[i] / 65535;
+        image += mass;
+        held += mass * (variant.sink[i] / 65535);
+        entropy += (variant.entropy[i] / 65535) * variant.entropyTop;
+      }
+  const n = (t1 - t0 + 1) * (view.l1 - view.l0 + 1) * (view.h1 - view.h0 + 1);
+  const segments = new Float32Array(S);
+  for (let t = t0; t <= t1; t++)
+    for (let l = view.l0; l <= view.l1; l++)
+      for (let s = 0; s < S; s++) segments[s] += variant.segments[(t * L + l) * S + s] / 65535;
+  const rows = (t1 - t0 + 1) * (view.l1 - view.l0 + 1);
+  return {
+    image: image / n, sinks: image > 0 ? held / image : 0, entropy: entropy / n,
+    segments: segments.map((x) => x / rows),
+  };
+}
+
+// Sinks of the chosen layers: patch -> share of these layers that have it as a sink.
+function sinksOf(variant) {
+  const count = new Map(), layers = view.l1 - view.l0 + 1;
+  for (let l = view.l0; l <= view.l1; l++)
+    for (const v of variant.sinks[l]) count.set(v, (count.get(v) || 0) + 1 / layers);
+  return count;
+}
+
+const patchesOfImage = () => {
+  const image = run.images[view.image];
+  return [image.start, image.start + image.rows * image.columns];
+};
+
+// Columns of the patches inside view.box (or of the one under it), as indices into V.
+function patchesOfBox(box) {
+  const { start, columns } = run.images[view.image], made = [];
+  for (let r = box.r0; r <= box.r1; r++)
+    for (let c = box.c0; c <= box.c1; c++) made.push(start + r * columns + c);
+  return made;
+}
+
+// Mass that each (token, layer) puts on the box, mean over heads: Float32Array (T, L).
+function boxMass(variant, box) {
+  const { L, V } = run, table = squares(variant.mean), made = new Float32Array(variant.T * L);
+  const patches = patchesOfBox(box);
+  for (let i = 0; i < made.length; i++) {
+    let sum = 0;
+    for (const v of patches) sum += table[variant.mean[i * V + v]];
+    made[i] = sum * variant.meanScale[i];
+  }
+  return made;
+}
+
+// One number for each (token, layer): the quantity of the token x layer panel, mean over the chosen heads.
+function tokenLayer(variant, quantity) {
+  const { L, H } = run, made = new Float32Array(variant.T * L), n = view.h1 - view.h0 + 1;
+  if (quantity === "box") return view.box ? boxMass(variant, view.box) : made;
+  for (let i = 0; i < made.length; i++) {
+    let sum = 0;
+    for (let h = view.h0; h <= view.h1; h++) sum += headValue(variant, i * H + h, quantity);
+    made[i] = sum / n;
+  }
+  return made;
+}
+
+function headValue(variant, i, quantity) {
+  if (quantity === "sink") return variant.sink[i] / 65535;
+  if (quantity === "entropy") return (variant.entropy[i] / 65535) * variant.entropyTop;
+  return variant.share[i] / 65535;
+}
+
+// The same for each (layer, head), mean over the chosen tokens: Float32Array (L, H).
+function layerHead(variant, t0, t1, quantity) {
+  const { L, H } = run, made = new Float32Array(L * H);
+  for (let t = t0; t <= t1; t++)
+    for (let i = 0; i < L * H; i++) made[i] += headValue(variant, t * L * H + i, quantity);
+  return made.map((x) => x / (t1 - t0 + 1));
+}

@@ -1,0 +1,337 @@
+// The photo with its map: one figure a variant, and one for their difference.
+const picture = { images: [], bases: new Map() };
+const tiny = document.createElement("canvas"); // one pixel a patch, scaled up when drawn
+
+function buildFigures() {
+  const names = run.variants.map((v) => v.name);
+  if (names.length > 1) names.push("difference");
+  const labels = Object.fromEntries(run.variants.map((v) => [v.name, v.label]));
+  const figures = names.map((name) => {
+    const figure = node("figure", { class: "figure", "data-variant": name, "data-testid": `panel-${name}` },
+      node("figcaption", { class: "title" },
+        node("b", {}, labels[name] || "Difference"), node("span", { class: "stat" })),
+      node("div", { class: "stage", tabindex: 0, role: "img" },
+        node("canvas", { class: "map" }), node("canvas", { class: "ink" }),
+        node("p", { class: "note", hidden: true })),
+      node("p", { class: "patch" }),
+      node("div", { class: "scalebar" }, node("canvas", { width: 256, height: 1 }), node("div", { class: "ticks" })),
+      node("p", { class: "words" }));
+    watchStage(figure.querySelector(".stage"));
+    return figure;
+  });
+  $(".figures").replaceChildren(...figures);
+  $(".figures").dataset.count = run.variants.length;
+}
+
+// Canvas size in device pixels; the stage itself is sized by CSS from the image's own proportions.
+function fit(figure) {
+  const stage = figure.querySelector(".stage"), image = run.images[view.image];
+  stage.style.setProperty("--ratio", image.width / image.height);
+  const wide = stage.clientWidth, dense = Math.min(2, window.devicePixelRatio || 1);
+  const width = Math.max(1, Math.round(wide * dense));
+  const height = Math.max(1, Math.round((width * image.height) / image.width));
+  for (const canvas of stage.querySelectorAll("canvas")) {
+    if (canvas.width !== width || canvas.height !== height) {
+      canvas.width = width;
+      canvas.height = height;
+    }
+  }
+  return { stage, width, height, dense };
+}
+
+// The photo as it lies under the map, drawn once for each size and style.
+function base(width, height) {
+  const key = `${view.image}:${width}x${height}:${view.photo}`;
+  if (picture.bases.has(key)) return picture.bases.get(key);
+  const canvas = document.createElement("canvas");
+  canvas.width = width;
+  canvas.height = height;
+  const ink = canvas.getContext("2d");
+  ink.fillStyle = "#16181d";
+  ink.fillRect(0, 0, width, height);
+  if (view.photo !== "none") {
+    ink.imageSmoothingQuality = "high";
+    ink.drawImage(picture.images[view.image], 0, 0, width, height);
+  }
+  if (view.photo === "dim") {
+    ink.globalCompositeOperation = "saturation";
+    ink.fillStyle = "hsla(0,0%,50%,.55)";
+    ink.fillRect(0, 0, width, height);
+    ink.globalCompositeOperation = "source-over";
+    ink.fillStyle = "rgba(8,10,16,.38)";
+    ink.fillRect(0, 0, width, height);
+  }
+  if (picture.bases.size > 8) picture.bases.clear();
+  picture.bases.set(key, canvas);
+  return canvas;
+}
+
+function drawMap(size, map, scale, sinks) {
+  const { stage, width, height, dense } = size, image = run.images[view.image];
+  const { rows, columns, start } = image, ink = stage.querySelector(".map").getContext("2d");
+  ink.globalAlpha = 1;
+  ink.drawImage(base(width, height), 0, 0);
+  if (map && view.overlay !== "off") {
+    const diverging = scale.kind === "difference" || scale.kind === "none";
+    const table = COLOURS[diverging ? "coolwarm" : view.colours];
+    tiny.width = columns;
+    tiny.height = rows;
+    const brush = tiny.getContext("2d"), pixels = brush.createImageData(columns, rows), d = pixels.data;
+    for (let p = 0; p < rows * columns; p++) {
+      const x = scale.at(map[start + p]), q = Math.round(x * 255) * 3;
+      const size = diverging ? Math.abs(x - 0.5) * 2 : x;
+      d[p * 4] = table[q];
+      d[p * 4 + 1] = table[q + 1];
+      d[p * 4 + 2] = table[q + 2];
+      const alpha = view.overlay === "flat" ? 1 : Math.min(1, 1.3 * Math.pow(size, 0.7));
+      d[p * 4 + 3] = Math.round(255 * view.opacity * alpha);
+    }
+    brush.putImageData(pixels, 0, 0);
+    ink.imageSmoothingEnabled = view.smooth;
+    ink.imageSmoothingQuality = "high";
+    ink.drawImage(tiny, 0, 0, width, height);
+  }
+  if (view.sinks) for (const [v, share] of sinks) drawSink(ink, v - start, share, image, width, height, dense);
+}
+
+// A sink: a boxed x with a double stroke. Told by shape, not colour; half-drawn where most chosen layers lack it.
+function drawSink(ink, patch, share, image, width, height, dense) {
+  if (patch < 0 || patch >= image.rows * image.columns) return;
+  const w = width / image.columns, h = height / image.rows;
+  const x = (patch % image.columns) * w, y = Math.floor(patch / image.columns) * h;
+  const arm = Math.min(w, h, 26 * dense) * 0.26, cx = x + w / 2, cy = y + h / 2, inset = 1.5 * dense;
+  for (const [line, colour] of [[3.2 * dense, "rgba(0,0,0,.85)"], [1.3 * dense, "#fff"]]) {
+    ink.lineWidth = line;
+    ink.strokeStyle = colour;
+    ink.setLineDash(share < 0.5 ? [3 * dense, 3 * dense] : []);
+    ink.strokeRect(x + inset, y + inset, w - 2 * inset, h - 2 * inset);
+    ink.setLineDash([]);
+    ink.beginPath();
+    ink.moveTo(cx - arm, cy - arm);
+    ink.lineTo(cx + arm, cy + arm);
+    ink.moveTo(cx + arm, cy - arm);
+    ink.lineTo(cx - arm, cy + arm);
+    ink.stroke();
+  }
+}
+
+// Cursor and chosen box, on a canvas of their own: moving the mouse never redraws the map.
+function paintInk() {
+  if (!run) return;
+  for (const stage of element.querySelectorAll(".stage")) {
+    const canvas = stage.querySelector(".ink"), ink = canvas.getContext("2d");
+    const { rows, columns } = run.images[view.image], dense = Math.min(2, window.devicePixelRatio || 1);
+    const w = canvas.width / columns, h = canvas.height / rows;
+    ink.clearRect(0, 0, canvas.width, canvas.height);
+    const frame = (x, y, width, height, dash) => {
+      for (const [line, colour] of [[4, "rgba(0,0,0,.8)"], [1.75, "#fff"]]) {
+        ink.lineWidth = line * dense;
+        ink.strokeStyle = colour;
+        ink.setLineDash(dash && colour === "#fff" ? [5 * dense, 4 * dense] : []);
+        ink.strokeRect(x, y, width, height);
+      }
+    };
+    if (view.box) {
+      const { r0, c0, r1, c1 } = view.box;
+      frame(c0 * w, r0 * h, (c1 - c0 + 1) * w, (r1 - r0 + 1) * h, true);
+    }
+    if (view.cursor != null) {
+      frame((view.cursor % columns) * w, Math.floor(view.cursor / columns) * h, w, h, false);
+    }
+  }
+  paintPatch();
+}
+
+// Everything that the figures show, computed once a repaint and kept for the hover read-out.
+let shown = { maps: {}, scales: {}, shares: {}, spans: {} };
+
+function paintFigures() {
+  const maps = {}, shares = {}, spans = {}, scales = {}, skip = view.scale === "nosink";
+  for (const variant of run.variants) {
+    const span = tokensOf(variant);
+    spans[variant.name] = span;
+    maps[variant.name] = span ? mapOf(variant, span[0], span[1], skip) : null;
+    shares[variant.name] = span ? sharesOf(variant, span[0], span[1]) : null;
+  }
+  const [p0, p1] = patchesOfImage(), cut = (map) => map.subarray(p0, p1);
+  const there = run.variants.filter((v) => maps[v.name]);
+  const pools = new Map(there.map((v) => [v.name, poolOf(v, maps[v.name], cut, skip)]));
+  const shared = view.same && there.length > 1
+    ? makeScale(view.scale, there.flatMap((v) => pools.get(v.name))) : null;
+  for (const v of there) scales[v.name] = shared || makeScale(view.scale, pools.get(v.name));
+  shown = { maps, shares, spans, scales };
+  for (const variant of run.variants) paintFigure(variant, shared);
+  paintDifference(cut);
+  paintInk();
+}
+
+// The maps that set a scale's range: this selection's, or every token's of the answer.
+function poolOf(variant, map, cut, skip) {
+  if (view.range !== "answer" || (needsHeads() && !variant.full)) return [cut(map)];
+  const key = [view.l0, view.l1, view.h0, view.h1, view.combine, skip, view.image].join();
+  if (!variant.pool || variant.pool.key !== key) {
+    const maps = Array.from({ length: variant.T }, (_, t) => cut(mapOf(variant, t, t, skip)));
+    variant.pool = { key, maps };
+  }
+  return variant.pool.maps;
+}
+
+function paintFigure(variant, shared) {
+  const { name } = variant, figure = $(`.figure[data-variant="${name}"]`), size = fit(figure);
+  const map = shown.maps[name], span = shown.spans[name], scale = shown.scales[name];
+  drawMap(size, map, scale, sinksOf(variant));
+  const note = figure.querySelector(".note");
+  note.hidden = Boolean(map);
+  if (!map) {
+    note.textContent = span ? "Fetching the heads of this token …" : `This answer ended before token ${view.t0 + 1}.`;
+  }
+  const stat = figure.querySelector(".stat"), share = shown.shares[name];
+  stat.replaceChildren();
+  if (share) {
+    stat.append("image ", node("b", {}, percent(share.image)));
+    if (variant.sinks.some((s) => s.length)) stat.append(" · sinks hold ", node("b", {}, percent(share.sinks)), " of it");
+  }
+  figure.querySelector(".stage").setAttribute("aria-label",
+    `${variant.label}: attention over the image for ${selectionWords()}. ` +
+    (share ? `Image share ${percent(share.image)}, sinks hold ${percent(share.sinks)} of it. ` : "") +
+    "Arrow keys move over the patches, Enter looks up which tokens looked there.");
+  paintScale(figure, scale, map, COLOURS[view.colours], shared);
+}
+
+function paintScale(figure, scale, map, table, shared) {
+  figure.querySelector(".scalebar").classList.toggle("off", !map || view.overlay === "off");
+  const words = figure.querySelector(".words");
+  if (!map) {
+    words.textContent = "";
+    return;
+  }
+  const canvas = figure.querySelector(".scalebar canvas"), ink = canvas.getContext("2d");
+  const pixels = ink.createImageData(256, 1);
+  for (let i = 0; i < 256; i++) {
+    pixels.data.set([table[i * 3], table[i * 3 + 1], table[i * 3 + 2], 255], i * 4);
+  }
+  ink.putImageData(pixels, 0, 0);
+  figure.querySelector(".ticks").replaceChildren(...scale.ticks.map(([u, text]) =>
+    node("span", { style: `--at:${u}`, "data-edge": u === 0 ? "low" : u === 1 ? "high" : null }, text)));
+  const range = view.range === "answer" ? "; range of the whole answer" : "";
+  words.textContent = "attention mass per patch · " + scale.words + range + (shared ? "; same scale on both sides" : "");
+}
+
+function paintDifference(cut) {
+  const figure = $('.figure[data-variant="difference"]');
+  if (!figure) return;
+  figure.hidden = !view.difference;
+  $(".figures").dataset.count = run.variants.length + (view.difference ? 1 : 0);
+  if (!view.difference) return;
+  const [a, b] = run.variants.map((v) => shown.maps[v.name]);
+  const both = a && b ? b.map((x, i) => x - a[i]) : null, size = fit(figure);
+  shown.maps.difference = both;
+  const scale = makeDifference(both ? cut(both) : new Float32Array(1));
+  shown.scales.difference = scale;
+  drawMap(size, both, scale, new Map([...sinksOf(run.variants[0])]));
+  const note = figure.querySelector(".note");
+  note.hidden = Boolean(both);
+  note.textContent = both ? "" : "One of the answers has no such token.";
+  const stat = figure.querySelector(".stat"), [s, v] = run.variants.map((x) => shown.shares[x.name]);
+  stat.textContent = s && v ? `image ${v.image >= s.image ? "+" : "−"}${percent(Math.abs(v.image - s.image))} of the row` : "";
+  figure.querySelector(".stage").setAttribute("aria-label", "Difference of the two maps, VAR minus baseline");
+  paintScale(figure, scale, both, COLOURS.coolwarm, false);
+}
+
+// The patch under the cursor, in numbers, under every figure.
+function paintPatch() {
+  const { columns, start } = run.images[view.image];
+  for (const figure of element.querySelectorAll(".figure")) {
+    const line = figure.querySelector(".patch"), name = figure.dataset.variant, map = shown.maps[name];
+    if (view.cursor == null || !map) {
+      line.textContent = "";
+      continue;
+    }
+    const v = start + view.cursor, row = Math.floor(view.cursor / columns), column = view.cursor % columns;
+    const variant = run.variants.find((x) => x.name === name);
+    let text = `patch ${row + 1}, ${column + 1}  ·  ${percent(map[v])} of the row`;
+    if (variant) {
+      const [p0, p1] = patchesOfImage();
+      let total = 0;
+      for (let i = p0; i < p1; i++) total += map[i];
+      if (total > 0) text += `  ·  ${percent(map[v] / total)} of this map`;
+      const phi = sinkScore(variant, v);
+      if (phi != null) text += `  ·  sink, φ ${phi.toFixed(1)}`;
+    }
+    line.textContent = text;
+  }
+}
+
+// The largest score that a patch reaches as a sink in the chosen layers.
+function sinkScore(variant, v) {
+  let best = null;
+  for (let l = view.l0; l <= view.l1; l++) {
+    const score = variant.scores.get(`${l}:${v}`);
+    if (score != null && (best == null || score > best)) best = score;
+  }
+  return best;
+}
+
+// Pointer and keys on a figure: hover reads, a click or drag chooses patches for the reverse look-up.
+function watchStage(stage) {
+  let from = null;
+  const cell = (event) => {
+    const r = stage.getBoundingClientRect(), { rows, columns } = run.images[view.image];
+    const c = clamp(Math.floor(((event.clientX - r.left) / r.width) * columns), 0, columns - 1);
+    return [clamp(Math.floor(((event.clientY - r.top) / r.height) * rows), 0, rows - 1), c];
+  };
+  const at = ([r, c]) => r * run.images[view.image].columns + c;
+  stage.addEventListener("pointermove", (event) => {
+    if (!run) return;
+    const here = cell(event);
+    if (from && event.pointerType !== "touch") setBox(from, here);
+    if (view.cursor !== at(here)) {
+      view.cursor = at(here);
+      paintInk();
+    }
+  });
+  stage.addEventListener("pointerleave", () => {
+    view.cursor = null;
+    paintInk();
+  });
+  stage.addEventListener("pointerdown", (event) => {
+    if (!run || event.button) return;
+    from = cell(event);
+    if (event.pointerType !== "touch") stage.setPointerCapture(event.pointerId);
+  });
+  stage.addEventListener("pointerup", (event) => {
+    if (!run || !from) return;
+    const here = event.pointerType === "touch" ? from : cell(event), old = view.box;
+    const again = old && !stage.moved && old.r0 === here[0] && old.c0 === here[1] && old.r1 === here[0] && old.c1 === here[1];
+    const single = from[0] === here[0] && from[1] === here[1];
+    if (single && again && stage.before === at(here)) setBox(null);
+    else setBox(from, here);
+    stage.before = view.box && single ? at(here) : null;
+    from = null;
+  });
+  stage.addEventListener("keydown", (event) => {
+    const { rows, columns } = run.images[view.image];
+    const step = { ArrowLeft: -1, ArrowRight: 1, ArrowUp: -columns, ArrowDown: columns }[event.key];
+    if (step) {
+      const now = view.cursor == null ? Math.floor(rows / 2) * columns + Math.floor(columns / 2) : view.cursor + step;
+      view.cursor = clamp(now, 0, rows * columns - 1);
+      paintInk();
+      speak();
+    } else if ((event.key === "Enter" || event.key === " ") && view.cursor != null) {
+      const here = [Math.floor(view.cursor / columns), view.cursor % columns];
+      setBox(here, here);
+    } else if (event.key === "Escape") setBox(null);
+    else return;
+    event.preventDefault();
+    event.stopPropagation();
+  });
+}
+
+function setBox(a, b) {
+  view.box = a && { r0: Math.min(a[0], b[0]), r1: Math.max(a[0], b[0]), c0: Math.min(a[1], b[1]), c1: Math.max(a[1], b[1]) };
+  if (!view.box && view.quantity === "box") view.quantity = "image";
+  paintInk();
+  paintReading();
+  paintPanels();
+  tintTokens();
+}

@@ -1,0 +1,117 @@
+// The numbers beside the map: what else the model considered, where the attention went, which patches, which tokens.
+const SEGMENT_COLOURS = { system: "a", image: "b", user: "c", template: "d", answer: "e", assistant: "e" };
+
+function buildReading() {
+  $(".reading").replaceChildren(
+    card("considered", "Considered here"), card("budget", "Where its attention went"),
+    card("patches", "Strongest patches"), card("lookup", "Who looked here"));
+}
+
+const card = (name, title) => node("section", { class: `card ${name}`, "data-testid": name },
+  node("h3", {}, title), node("div", { class: "body" }));
+
+function paintReading() {
+  paintConsidered();
+  paintBudget();
+  paintTop();
+  paintLookUp();
+}
+
+const sideTitle = (variant) => (run.variants.length > 1 ? node("h4", {}, variant.label) : null);
+
+function paintConsidered() {
+  const made = run.variants.map((variant) => {
+    const column = node("div", {}, sideTitle(variant)), span = shown.spans[variant.name];
+    if (!span) column.append(node("p", { class: "quiet" }, "no such token"));
+    else if (span[0] !== span[1]) {
+      const some = variant.tokens.slice(span[0], span[1] + 1);
+      const sum = some.reduce((s, token) => s + Math.log(Math.max(token.p, 1e-12)), 0);
+      column.append(node("p", { class: "quiet" },
+        `${some.length} tokens, probability ${Math.exp(sum / some.length).toFixed(3)} (geometric mean)`));
+    } else column.append(alternatives(variant.tokens[span[0]]));
+    return column;
+  });
+  $(".considered .body").replaceChildren(...made);
+}
+
+function alternatives(token) {
+  const rows = token.a.map(([text, p, own]) => [text, p, own]);
+  if (!rows.some((row) => row[2])) rows.push([token.t, token.p, 1]);
+  return node("ol", { class: "bars" }, ...rows.map(([text, p, own]) =>
+    node("li", { class: own ? "own" : null, style: `--p:${p}` },
+      node("span", { class: "text" }, glyphs(text)), node("i", {}), node("output", {}, p < 0.0005 ? "<.001" : p.toFixed(3)))));
+}
+
+function paintBudget() {
+  const labels = [...run.segments.map((s) => s[1]), "answer so far"], kinds = [...run.segments.map((s) => s[0]), "answer"];
+  const made = run.variants.map((variant) => {
+    const share = shown.shares[variant.name], column = node("div", {}, sideTitle(variant));
+    if (!share) return column;
+    const merged = new Map();
+    share.segments.forEach((x, s) => {
+      const key = kinds[s] === "image" ? labels[s] : kinds[s];
+      const had = merged.get(key) || { x: 0, kind: kinds[s], label: kinds[s] === "answer" ? "answer so far" : key === "user" ? "question" : key };
+      merged.set(key, { ...had, x: had.x + x });
+    });
+    const parts = [...merged.values()];
+    column.append(
+      node("div", { class: "stack" }, ...parts.map((part) =>
+        node("i", { class: `s-${SEGMENT_COLOURS[part.kind] || "d"}`, style: `flex-grow:${part.x.toFixed(5)}`, title: `${part.label} ${percent(part.x)}` }))),
+      node("ul", { class: "legend" }, ...parts.map((part) =>
+        node("li", {}, node("i", { class: `s-${SEGMENT_COLOURS[part.kind] || "d"}` }), node("span", {}, part.label), node("output", {}, percent(part.x))))),
+      node("p", { class: "quiet" }, `entropy ${share.entropy.toFixed(2)} nats`));
+    return column;
+  });
+  $(".budget .body").replaceChildren(...made);
+}
+
+function paintTop() {
+  const { columns, start } = run.images[view.image], [p0, p1] = patchesOfImage();
+  const made = run.variants.map((variant) => {
+    const map = shown.maps[variant.name], column = node("div", {}, sideTitle(variant));
+    if (!map) return column;
+    const order = Array.from({ length: p1 - p0 }, (_, k) => k).sort((a, b) => map[p0 + b] - map[p0 + a]).slice(0, 5);
+    let total = 0;
+    for (let v = p0; v < p1; v++) total += map[v];
+    const body = order.map((k) => {
+      const sink = sinkScore(variant, start + k) != null;
+      const row = node("tr", {},
+        node("th", { scope: "row" }, `${Math.floor(k / columns) + 1}, ${(k % columns) + 1}`, sink ? node("span", { class: "sinkmark", title: "attention sink" }, "⊠") : null),
+        node("td", {}, percent(map[p0 + k])), node("td", {}, total > 0 ? percent(map[p0 + k] / total) : "–"));
+      row.addEventListener("pointerenter", () => {
+        view.cursor = k;
+        paintInk();
+      });
+      row.addEventListener("pointerleave", () => {
+        view.cursor = null;
+        paintInk();
+      });
+      return row;
+    });
+    column.append(node("table", {},
+      node("thead", {}, node("tr", {}, node("th", { scope: "col" }, "row, col"), node("th", { scope: "col" }, "of the row"), node("th", { scope: "col" }, "of the map"))),
+      node("tbody", {}, ...body)));
+    return column;
+  });
+  $(".patches .body").replaceChildren(...made);
+}
+
+function paintLookUp() {
+  const body = $(".lookup .body");
+  if (!view.box) {
+    body.replaceChildren(node("p", { class: "quiet" }, "Click a patch or drag a box on the image: the tokens that looked there most are listed here and tinted in the answer."));
+    return;
+  }
+  const { r0, c0, r1, c1 } = view.box;
+  const where = r0 === r1 && c0 === c1 ? `patch ${r0 + 1}, ${c0 + 1}` : `rows ${r0 + 1}–${r1 + 1}, columns ${c0 + 1}–${c1 + 1}`;
+  const made = run.variants.map((variant) => {
+    const looks = lookUp(variant).sort((a, b) => b.mass - a.mass).slice(0, 6), top = looks.length ? looks[0].mass : 1;
+    return node("div", {}, sideTitle(variant), node("ol", { class: "bars looks" }, ...looks.map((look) =>
+      node("li", { style: `--p:${top > 0 ? look.mass / top : 0}` },
+        node("button", { type: "button", class: "text", title: `token ${look.t + 1}; most in layer ${run.layers[look.layer]} (${percent(look.top)})`,
+          onclick: () => selectTokens(look.t, look.t) }, glyphs(variant.tokens[look.t].t)),
+        node("i", {}), node("output", {}, `${percent(look.mass)} · L${run.layers[look.layer]}`)))));
+  });
+  const clear = node("button", { type: "button", class: "plain", "data-testid": "clear-box", onclick: () => setBox(null) }, "clear");
+  body.replaceChildren(node("p", { class: "quiet wide" }, where + ", mean over all heads ", clear), ...made);
+}

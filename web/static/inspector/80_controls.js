@@ -1,0 +1,185 @@
+// The view bar, the keys and the address: everything that changes the view without asking the server.
+const SELECTS = ["combine", "scale", "range", "colours", "overlay", "photo"];
+const TOGGLES = ["sinks", "smooth", "same", "difference"];
+
+function setRange(name, low, high) {
+  const top = (name === "l" ? run.L : run.H) - 1;
+  view[name + "0"] = clamp(Math.min(low, high), 0, top);
+  view[name + "1"] = clamp(Math.max(low, high), 0, top);
+}
+
+function wireControls() {
+  for (const name of ["l", "h"]) {
+    const [low, high] = element.querySelectorAll(`.span[data-range="${name}"] input`);
+    const read = (event) => {
+      // Thumbs may not pass each other: the one that moves stops at the other.
+      if (event.target === low && +low.value > +high.value) low.value = high.value;
+      if (event.target === high && +high.value < +low.value) high.value = low.value;
+      setRange(name, +low.value, +high.value);
+      repaint();
+    };
+    low.addEventListener("input", read);
+    high.addEventListener("input", read);
+  }
+  for (const name of SELECTS) {
+    $(`[data-set="${name}"]`).addEventListener("change", (event) => {
+      view[name] = event.target.value;
+      repaint();
+    });
+  }
+  for (const name of TOGGLES) {
+    $(`[data-set="${name}"]`).addEventListener("change", (event) => {
+      view[name] = event.target.checked;
+      repaint();
+    });
+  }
+  $('[data-set="opacity"]').addEventListener("input", (event) => {
+    view.opacity = +event.target.value / 100;
+    repaint();
+  });
+  $('[data-set="image"]').addEventListener("change", (event) => {
+    view.image = +event.target.value;
+    Object.assign(view, { box: null, cursor: null });
+    repaint();
+  });
+  $('[data-do="reset"]').addEventListener("click", resetView);
+  $('[data-do="strongest"]').addEventListener("click", strongestHead);
+  for (const button of element.querySelectorAll(".quantity button")) {
+    button.addEventListener("click", () => {
+      view.quantity = button.dataset.value;
+      if (run) paintPanels();
+    });
+  }
+  element.addEventListener("keydown", keys);
+}
+
+function resetView() {
+  if (!run) return;
+  Object.assign(view, { l0: 0, l1: run.L - 1, h0: 0, h1: run.H - 1, combine: "mean", box: null });
+  if (view.quantity === "box") view.quantity = "image";
+  repaint();
+}
+
+// The head that puts most on the image outside the sinks, for the chosen tokens of the first answer that has them.
+function strongestHead() {
+  const variant = run && run.variants.find((v) => tokensOf(v));
+  if (!variant) return;
+  const [t0, t1] = tokensOf(variant), sums = new Float32Array(run.L * run.H);
+  for (let t = t0; t <= t1; t++)
+    for (let i = 0; i < sums.length; i++) {
+      const k = t * sums.length + i;
+      sums[i] += (variant.share[k] / 65535) * (1 - variant.sink[k] / 65535);
+    }
+  const best = sums.indexOf(Math.max(...sums)), l = Math.floor(best / run.H), h = best % run.H;
+  [view.l0, view.l1, view.h0, view.h1] = [l, l, h, h];
+  repaint();
+}
+
+// Brackets walk: from "all" to a single layer (or head), then one at a time.
+function walk(name, step) {
+  const top = (name === "l" ? run.L : run.H) - 1, all = view[name + "0"] === 0 && view[name + "1"] === top;
+  const next = all ? (step > 0 ? 0 : top) : clamp((step > 0 ? view[name + "1"] : view[name + "0"]) + step, 0, top);
+  setRange(name, next, next);
+}
+
+function keys(event) {
+  if (event.key === "Escape" && !$(".help").hidden) return toggleHelp(false);
+  if (!run || event.altKey || event.ctrlKey || event.metaKey || event.defaultPrevented) return;
+  if (event.target.matches("select, textarea, input:not([type=range]):not([type=checkbox])")) return;
+  if (root.dataset.phase === "streaming") return;
+  switch (event.key) {
+    case "[": walk("l", -1); break;
+    case "]": walk("l", 1); break;
+    case "{": walk("h", -1); break;
+    case "}": walk("h", 1); break;
+    case "0": resetView(); break;
+    case "b": strongestHead(); break;
+    case "d": view.difference = run.variants.length > 1 && !view.difference; break;
+    case "s": view.sinks = !view.sinks; break;
+    case "v": view.swapped = run.variants.length > 1 && !view.swapped; break;
+    case "?": return toggleHelp($(".help").hidden);
+    default: return;
+  }
+  event.preventDefault();
+  repaint();
+}
+
+function toggleHelp(open) {
+  $(".help").hidden = !open;
+  if (open) $(".help").focus();
+}
+
+// Controls follow the view, whoever changed it.
+function syncControls() {
+  for (const [name, count, indices] of [["l", run.L, run.layers], ["h", run.H, run.heads]]) {
+    const span = $(`.span[data-range="${name}"]`), [low, high] = span.querySelectorAll("input");
+    for (const input of [low, high]) input.max = count - 1;
+    low.value = view[name + "0"];
+    high.value = view[name + "1"];
+    const words = (k) => `${name === "l" ? "layer" : "head"} ${indices[k]}`;
+    low.setAttribute("aria-valuetext", words(view[name + "0"]));
+    high.setAttribute("aria-valuetext", words(view[name + "1"]));
+    span.style.setProperty("--from", count > 1 ? view[name + "0"] / (count - 1) : 0);
+    span.style.setProperty("--to", count > 1 ? view[name + "1"] / (count - 1) : 1);
+    // With both thumbs at the right end only the lower one can still move.
+    low.style.zIndex = view[name + "0"] === count - 1 ? 3 : "";
+    span.querySelector("output").textContent = rangeWords(name);
+  }
+  for (const name of SELECTS) $(`[data-set="${name}"]`).value = view[name];
+  for (const name of TOGGLES) $(`[data-set="${name}"]`).checked = view[name];
+  $('[data-set="opacity"]').value = Math.round(view.opacity * 100);
+  const two = run.variants.length > 1;
+  for (const name of ["same", "difference"]) $(`[data-set="${name}"]`).closest("label").hidden = !two;
+  root.toggleAttribute("data-swapped", view.swapped && two);
+  const select = $('[data-set="image"]');
+  select.closest("label").hidden = run.images.length < 2;
+  if (select.options.length !== run.images.length) {
+    select.replaceChildren(...run.images.map((_, k) => node("option", { value: k }, `${k + 1}`)));
+  }
+  select.value = view.image;
+}
+
+function rangeWords(name) {
+  const [a, b] = [view[name + "0"], view[name + "1"]], indices = name === "l" ? run.layers : run.heads;
+  if (a === 0 && b === indices.length - 1) return `all ${indices.length}`;
+  return a === b ? `${indices[a]}` : `${indices[a]}–${indices[b]}`;
+}
+
+function selectionWords() {
+  const first = run.variants.find((v) => tokensOf(v)) || run.variants[0], span = tokensOf(first);
+  const words = span ? quoted(first.tokens.slice(span[0], span[1] + 1).map((t) => t.t).join("")) : "no token";
+  const which = view.t0 === view.t1 ? `token ${view.t0 + 1}` : `tokens ${view.t0 + 1}–${view.t1 + 1} (mean)`;
+  const over = view.combine === "mean" ? "mean" : view.combine === "max" ? "maximum" : "minimum";
+  const layers = view.l0 === view.l1 ? `layer ${rangeWords("l")}` : `layers ${rangeWords("l")}`;
+  const heads = view.h0 === view.h1 ? `head ${rangeWords("h")}` : `heads ${rangeWords("h")}`;
+  const what = view.l0 === view.l1 && view.h0 === view.h1 ? `${layers}, ${heads}` : `${over} over ${layers}, ${heads}`;
+  return `${which} ${words}, ${what}`;
+}
+
+// The view in the address, so that a reload or a link to this very run comes back to the same place.
+let addressTimer = 0;
+function writeAddress() {
+  clearTimeout(addressTimer);
+  addressTimer = setTimeout(() => {
+    if (!run) return;
+    const part = { run: run.id, t: `${view.t0}-${view.t1}`, l: `${view.l0}-${view.l1}`, h: `${view.h0}-${view.h1}` };
+    if (view.combine !== "mean") part.combine = view.combine;
+    if (view.scale !== "clip") part.scale = view.scale;
+    if (view.difference) part.difference = 1;
+    if (run.kind === "example") delete part.run;
+    history.replaceState(history.state, "", "#" + new URLSearchParams(part));
+  }, 250);
+}
+
+function readAddress() {
+  const part = new URLSearchParams(location.hash.slice(1)), made = {};
+  for (const name of ["t", "l", "h"]) {
+    const hit = /^(\d{1,6})-(\d{1,6})$/.exec(part.get(name) || "");
+    if (hit) made[name] = [+hit[1], +hit[2]];
+  }
+  if (/^[A-Za-z0-9_-]{16,64}$/.test(part.get("run") || "")) made.run = part.get("run");
+  if (["max", "min"].includes(part.get("combine"))) made.combine = part.get("combine");
+  if (part.get("scale") in SCALES) made.scale = part.get("scale");
+  made.difference = part.get("difference") === "1";
+  return made;
+}

@@ -1,0 +1,275 @@
+// The life of the component: a value comes in (example, stream, result, error), the page shows it.
+const sameOrigin = (file) => {
+  const url = new URL(file.url, document.baseURI); // a proxy may have another host or scheme in it
+  return url.pathname + url.search;
+};
+
+let speakTimer = 0;
+function speak() {
+  clearTimeout(speakTimer);
+  speakTimer = setTimeout(() => {
+    if (!run) return;
+    const parts = [selectionWords()];
+    for (const variant of run.variants) {
+      const share = shown.shares[variant.name];
+      if (share) parts.push(`${variant.label}: image share ${percent(share.image)}`);
+    }
+    const patch = $(".figure .patch");
+    if (view.cursor != null && patch.textContent) parts.push(patch.textContent);
+    $(".live").textContent = parts.join(". ");
+  }, 300);
+}
+
+function repaint() {
+  if (!run) return;
+  const begun = performance.now();
+  syncControls();
+  $(".selection").textContent = selectionWords();
+  paintFigures();
+  paintPanels();
+  paintReading();
+  tintTokens();
+  fetchHeads();
+  writeAddress();
+  speak();
+  element.inspector.lastPaint = performance.now() - begun;
+}
+
+// A large run does not carry single heads: get those of the chosen tokens, once, and keep the latest.
+const LAZY_BYTES = 64e6;
+async function fetchHeads() {
+  if (!run.lazy || !needsHeads()) return;
+  const mine = run;
+  for (const variant of run.variants) {
+    const span = tokensOf(variant);
+    if (!span) continue;
+    const key = lazyKey(variant, ...span);
+    if (mine.lazyMaps.has(key)) continue;
+    mine.lazyMaps.set(key, null); // being fetched
+    const ask = { run: mine.id, variant: variant.name, start: span[0], stop: span[1] + 1, combine: view.combine,
+      layers: [view.l0, view.l1], heads: [view.h0, view.h1], whole: !key.split(":")[2], without_sinks: view.scale === "nosink" };
+    const answer = await server.token_maps(ask);
+    if (!answer || answer.error) {
+      mine.lazyMaps.delete(key);
+      if (run === mine) complain((answer && answer.error) || "The server does not answer; is it still running?");
+      return;
+    }
+    const raw = Uint8Array.from(atob(answer.data), (c) => c.charCodeAt(0));
+    const { arrays } = unpack(await unzip(new Response(raw)));
+    mine.lazyMaps.set(key, arrays);
+    mine.lazyBytes += raw.length;
+    for (const old of mine.lazyMaps.keys()) {
+      if (mine.lazyBytes <= LAZY_BYTES || old === key) break;
+      mine.lazyMaps.delete(old);
+      mine.lazyBytes -= raw.length;
+    }
+  }
+  if (run === mine) repaint();
+}
+
+function complain(text) {
+  const alert = $(".alert");
+  alert.hidden = !text;
+  alert.textContent = text || "";
+}
+
+function setPhase(phase, words, facts) {
+  root.dataset.phase = phase;
+  if (words != null) $(".phase").textContent = words;
+  if (facts != null) $(".facts").replaceChildren(...facts.map((x) => node("span", {}, x)));
+}
+
+function showQueued(value) {
+  pending = value.run;
+  complain("");
+  const words = value.position > 0
+    ? `Waiting: ${value.position} ${value.position === 1 ? "run" : "runs"} before yours` : value.message || "Starting";
+  setPhase("queued", words, []);
+}
+
+// Deltas {from, new}: append what is new, never redraw what is there. A gap (the page was busy) is asked for again.
+const stream = { counts: {}, filling: false };
+function showStream(value) {
+  if (root.dataset.phase !== "streaming" || pending !== value.run) {
+    pending = value.run;
+    complain("");
+    stream.counts = {};
+    $(".strips").replaceChildren(...value.variants.map(([name, label]) => emptyStrip(name, label)));
+    $(".question").textContent = value.prompt;
+    $(".blank").hidden = true;
+    $(".work").hidden = false;
+    root.removeAttribute("data-ready");
+  }
+  setPhase("streaming", value.message, value.facts);
+  for (const [name, tokens] of Object.entries(value.new)) append(name, value.from[name] || 0, tokens);
+}
+
+function append(name, from, tokens) {
+  const have = stream.counts[name] || 0;
+  if (from > have) return fill(name, have);
+  const fresh = tokens.slice(have - from), box = stripOf(name);
+  if (!fresh.length || !box) return;
+  box.append(...fresh.map((token, k) => chip(name, token, have + k, false, null)));
+  box.scrollTop = box.scrollHeight;
+  stream.counts[name] = have + fresh.length;
+}
+
+async function fill(name, from) {
+  if (stream.filling) return;
+  stream.filling = true;
+  const mine = pending, answer = await server.tokens_since({ run: mine, variant: name, from });
+  stream.filling = false;
+  if (answer && !answer.error && pending === mine && root.dataset.phase === "streaming") append(name, from, answer.tokens);
+}
+
+function loadImage(url) {
+  return new Promise((done, fail) => {
+    const image = new Image();
+    image.onload = () => done(image);
+    image.onerror = () => fail(new Error("the image cannot be loaded"));
+    image.src = url;
+  });
+}
+
+async function showRun(value, place) {
+  pending = value.run;
+  complain("");
+  const [unpacked, ...images] = await Promise.all([
+    fetch(sameOrigin(value.data)).then((response) => {
+      if (!response.ok) throw new Error("expired");
+      return unzip(response);
+    }).then(unpack),
+    ...value.images.map((file) => loadImage(sameOrigin(file))),
+  ]);
+  if (pending !== value.run) return;
+  const before = run;
+  run = makeRun(unpacked);
+  picture.images = images;
+  picture.bases.clear();
+  startView(before, place || {}, value);
+  $(".blank").hidden = true;
+  $(".work").hidden = false;
+  $(".question").textContent = run.prompt;
+  root.dataset.variants = run.variants.length;
+  buildStrips();
+  buildFigures();
+  buildPanels();
+  buildReading();
+  showRemarks();
+  setPhase(value.phase, value.message, value.facts);
+  markTokens();
+  repaint();
+  watchSize();
+  root.dataset.ready = run.id;
+}
+
+// Where to look first: the address if it names this run, else the most telling token of the answer.
+function startView(before, place, value) {
+  const fits = before && before.L === run.L && before.H === run.H;
+  if (!fits) Object.assign(view, { l0: 0, l1: run.L - 1, h0: 0, h1: run.H - 1 });
+  Object.assign(view, { box: null, cursor: null, image: 0, swapped: false });
+  if (view.quantity === "box") view.quantity = "image";
+  const named = !place.run || place.run === value.run;
+  view.t0 = view.t1 = tellingToken();
+  if (!named) return;
+  if (place.t) [view.t0, view.t1] = place.t.map((t) => clamp(t, 0, longest() - 1)).sort((a, b) => a - b);
+  if (place.l) setRange("l", ...place.l);
+  if (place.h) setRange("h", ...place.h);
+  for (const name of ["combine", "scale", "difference"]) if (place[name]) view[name] = place[name];
+}
+
+// The word (not a mark of punctuation) whose row puts most on the image, outside the sinks.
+function tellingToken() {
+  const variant = run.variants[0], each = run.L * run.H;
+  let best = 0, most = -1;
+  for (let t = 0; t < variant.T; t++) {
+    if (!/[\p{L}\p{N}]{3}/u.test(variant.tokens[t].t)) continue;
+    let sum = 0;
+    for (let i = 0; i < each; i++) {
+      const k = t * each + i;
+      sum += variant.share[k] * (65535 - variant.sink[k]);
+    }
+    if (sum > most) [best, most] = [t, sum];
+  }
+  return best;
+}
+
+// What must be said in words: nothing detected, nothing changed, same texts.
+function showRemarks() {
+  const remarks = [...(run.remarks || [])];
+  const texts = run.variants.map((v) => v.tokens.map((t) => t.t).join(""));
+  if (run.variants.length > 1) {
+    if (run.same_text) remarks.push("VAR was forced onto the baseline’s text: the tokens are the same by construction, the probabilities are not.");
+    else if (texts[0] === texts[1]) remarks.push("Both answers are the same text.");
+  }
+  if (!run.variants.some((v) => v.sinks.some((s) => s.length))) {
+    remarks.push(run.sinks_known ? "No sinks were found in this image." : "No sink dimensions are known for this model, so no sinks are marked.");
+  }
+  $(".remarks").replaceChildren(...remarks.map((text) => node("li", {}, text)));
+  $(".remarks").hidden = !remarks.length;
+}
+
+function showError(value) {
+  pending = null;
+  const still = run && value.run !== run.id;
+  setPhase("error", still ? "The last run is still here" : "Nothing to show", []);
+  complain(value.message);
+  if (run) { // the strips may hold a broken stream: put the last run back
+    buildStrips();
+    $(".question").textContent = run.prompt;
+    markTokens();
+    repaint();
+    root.dataset.ready = run.id;
+  } else {
+    $(".work").hidden = true;
+    $(".blank").hidden = false;
+  }
+}
+
+function onValue(place) {
+  const value = props.value;
+  if (!value || !value.phase || value.phase === "empty") return;
+  if (value.phase === "queued") showQueued(value);
+  else if (value.phase === "streaming") showStream(value);
+  else if (value.phase === "error") showError(value);
+  else {
+    showRun(value, place).catch((error) => {
+      if (error.message === "expired") complain("This run is no longer on the server. Press Generate to make it again.");
+      else complain(`The run cannot be shown: ${error.message}.`);
+      setPhase("error", "Not shown", []);
+    });
+  }
+}
+
+let sizes = null;
+function watchSize() {
+  if (sizes) sizes.disconnect();
+  let wide = $(".figures").clientWidth;
+  sizes = new ResizeObserver(() => {
+    const now = $(".figures").clientWidth;
+    if (now && now !== wide) {
+      wide = now;
+      paintFigures();
+    }
+  });
+  sizes.observe($(".figures"));
+}
+
+async function start() {
+  wireControls();
+  watchStrips();
+  $('[data-do="help"]').addEventListener("click", () => toggleHelp($(".help").hidden));
+  $('[data-do="close-help"]').addEventListener("click", () => toggleHelp(false));
+  const place = readAddress();
+  if (place.run && (!props.value || props.value.run !== place.run)) {
+    const answer = await server.open_run({ run: place.run });
+    if (answer && !answer.error && !pending) {
+      await showRun(answer, place).catch(() => onValue());
+      return;
+    }
+  }
+  onValue(place);
+}
+
+watch("value", () => onValue());
+start();
