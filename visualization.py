@@ -271,15 +271,13 @@ def contact_sheet(
 def save(picture: Figure | Pixels, path: Path) -> None:
     """Write a figure (.png, .pdf or .svg) or pixels (.png), whole or not at all.
 
-    Raises:
-        ValueError: the ending is not one of these; the text names them.
-        OSError: the folder is missing or not writable, or the disk is full.
+    Raises ValueError for another ending, OSError where the file cannot be written.
     """
     kind = check_ending(path, figure=isinstance(picture, Figure))
     if isinstance(picture, Figure):
         # A date in the file would make two runs of one seed differ.
-        dates: dict[str, Any] = {"pdf": {"CreationDate": None}, "svg": {"Date": None}}
-        options = {"format": kind, "dpi": 160, "metadata": dates.get(kind)}
+        dates = {"pdf": {"CreationDate": None}, "svg": {"Date": None}}
+        options: dict[str, Any] = {"format": kind, "dpi": 160, "metadata": dates.get(kind)}
         write_atomically(path, lambda file: picture.savefig(file, **options))
     else:
         write_atomically(path, lambda file: Image.fromarray(picture).save(file, kind))

@@ -1,0 +1,160 @@
+"""Settings refuse what is not allowed, with the setting's name, its value and what is."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+
+from config import (
+    AppSettings,
+    GenerationSettings,
+    ImageLimits,
+    ModelSettings,
+    Settings,
+    VARSettings,
+    from_mapping,
+    read_settings,
+)
+
+NAN = float("nan")
+
+
+@pytest.mark.parametrize(
+    ("cls", "wrong"),
+    [
+        (ModelSettings, {"model": ""}),
+        (ModelSettings, {"model": "  "}),
+        (ModelSettings, {"device": "gpu"}),
+        (ModelSettings, {"device": "cuda:x"}),
+        (ModelSettings, {"device": "cpu:0"}),
+        (ModelSettings, {"dtype": "int8"}),
+        (ModelSettings, {"min_pixels": 0}),
+        (ModelSettings, {"max_pixels": True}),
+        (ModelSettings, {"min_pixels": 10, "max_pixels": 9}),
+        (GenerationSettings, {"max_new_tokens": 0}),
+        (GenerationSettings, {"max_new_tokens": 8193}),
+        (GenerationSettings, {"max_new_tokens": 1.5}),
+        (GenerationSettings, {"temperature": -0.1}),
+        (GenerationSettings, {"temperature": NAN}),
+        (GenerationSettings, {"top_p": 0}),
+        (GenerationSettings, {"top_p": 1.1}),
+        (GenerationSettings, {"top_k": -1}),
+        (GenerationSettings, {"repetition_penalty": 0.0}),
+        (GenerationSettings, {"seed": -1}),
+        (GenerationSettings, {"seed": 2**63}),
+        (GenerationSettings, {"layers": ()}),
+        (GenerationSettings, {"layers": (1, 1)}),
+        (GenerationSettings, {"heads": (-1,)}),
+        (GenerationSettings, {"heads": (True,)}),
+        (VARSettings, {"dims": ()}),
+        (VARSettings, {"dims": (1, 1)}),
+        (VARSettings, {"dims": (1,), "keep": 1.1}),
+        (VARSettings, {"dims": (1,), "max_sink_share": -0.1}),
+        (VARSettings, {"dims": (1,), "min_image_mass": NAN}),
+        (VARSettings, {"dims": (1,), "tau": -1}),
+        (VARSettings, {"dims": (1,), "dialect": "mine"}),
+        (VARSettings, {"dims": (1,), "control": "all"}),
+        (VARSettings, {"dims": (1,), "layers": ()}),
+        (ImageLimits, {"max_megapixels": 0}),
+        (ImageLimits, {"max_bytes": 0}),
+        (ImageLimits, {"max_aspect": 0.5}),
+        (AppSettings, {"port": 70000}),
+        (AppSettings, {"port": "80"}),
+        (AppSettings, {"auth": "nobody"}),
+        (AppSettings, {"auth": ":secret"}),
+        (AppSettings, {"auth": "user:"}),
+        (AppSettings, {"queue_size": 0}),
+    ],
+)
+def test_out_of_range_names_setting_and_value(cls: type, wrong: dict[str, object]) -> None:
+    with pytest.raises(ValueError) as caught:
+        cls(**wrong)
+    said = str(caught.value)
+    assert said.endswith(".") and "\n" not in said
+    assert any(name in said for name in wrong)
+    assert "allowed" in said
+
+
+@pytest.mark.parametrize(
+    ("cls", "right"),
+    [
+        (ModelSettings, {"device": "cuda:12", "min_pixels": 9, "max_pixels": 9}),
+        (GenerationSettings, {"max_new_tokens": 1, "layers": (0, 5), "heads": (0,)}),
+        (GenerationSettings, {"top_p": 1, "temperature": 10, "seed": 2**63 - 1}),
+        (VARSettings, {"dims": (0,), "keep": 0, "max_sink_share": 1, "tau": 0}),
+        (AppSettings, {"host": "0.0.0.0", "auth": "me:se:cret", "port": 0}),
+        (AppSettings, {"host": "::1"}),
+    ],
+)
+def test_the_edges_are_allowed(cls: type, right: dict[str, object]) -> None:
+    made = cls(**right)
+    assert all(getattr(made, name) == value for name, value in right.items())
+
+
+def test_settings_cannot_be_changed_afterwards() -> None:
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        GenerationSettings().seed = 1  # type: ignore[misc]
+
+
+def test_var_settings_take_lists() -> None:
+    assert VARSettings(dims=[3, 1], layers=[2]) == VARSettings(dims=(3, 1), layers=(2,))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "192.168.0.2", "example.com", "::"])
+def test_an_address_that_others_reach_demands_auth(host: str) -> None:
+    with pytest.raises(ValueError, match="needs auth"):
+        AppSettings(host=host)
+
+
+# --- the settings file ----------------------------------------------------------------------------
+
+
+def test_a_file_sets_what_it_names_and_leaves_the_rest(tmp_path: Path) -> None:
+    path = tmp_path / "settings.toml"
+    path.write_text(
+        '[model]\nmodel = "some/model"\n[generation]\nlayers = [1, 2]\nmax_new_tokens = 9\n'
+        "[app]\nport = 8000\n[images]\nmax_megapixels = 2.5\n"
+    )
+    read = read_settings(path)
+    assert read.model == ModelSettings(model="some/model")
+    assert read.generation == GenerationSettings(layers=(1, 2), max_new_tokens=9)
+    assert read.app.port == 8000 and read.images.max_megapixels == 2.5
+
+
+def test_an_empty_file_is_the_defaults(tmp_path: Path) -> None:
+    path = tmp_path / "settings.toml"
+    path.write_text("")
+    assert read_settings(path) == Settings()
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("[modell]\n", r"a table \[modell\]; allowed: model, generation, images, app"),
+        ("[model]\nname = 1\n", r"\[model\] has 'name'; allowed: model, revision"),
+        ("[app]\nport = 'x'\n", r"\[app\]: port is 'x'"),
+        ("model = 'demo'\n", r"\[model\] is 'demo'"),
+        ("[model\n", "not valid TOML"),
+        ("port = 1\n", r"a table \[port\]"),
+    ],
+)
+def test_a_wrong_file_says_what_is_wrong(text: str, says: str, tmp_path: Path) -> None:
+    path = tmp_path / "settings.toml"
+    path.write_text(text)
+    with pytest.raises(ValueError, match=says):
+        read_settings(path)
+
+
+def test_a_file_that_is_missing_or_no_text(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"missing\.toml cannot be read"):
+        read_settings(tmp_path / "missing.toml")
+    (tmp_path / "binary.toml").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(ValueError, match="not valid TOML"):
+        read_settings(tmp_path / "binary.toml")
+
+
+def test_a_missing_key_is_named() -> None:
+    with pytest.raises(ValueError, match=r"\[var\].*dims"):
+        from_mapping(VARSettings, {}, "[var]")

@@ -1,0 +1,226 @@
+"""The tree's laws, read off the source: who may import whom, and what no file may contain.
+
+`docs/architecture.md` states the order; change it and this test together.
+"""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+
+# A part may import the parts of the lines above its own.
+ORDER: tuple[tuple[str, ...], ...] = (
+    ("config", "utils"),
+    ("redistribution",),
+    ("models",),
+    ("capture",),
+    ("attention_processor", "var_patch"),
+    ("attention_extractor",),
+    ("visualization", "sinks", "experiments"),
+    ("evaluation",),
+    ("web", "cli"),
+    ("app",),
+)
+LEVEL = {part: level for level, parts in enumerate(ORDER) for part in parts}
+# `demo` makes the bundled model and stands aside: it sees these alone, and only these see it.
+DEMO_SEES, SEES_DEMO = {"config", "utils", "models"}, {"web", "cli", "app"}
+
+PAGE_ONLY = {"gradio", "gradio_client", "fastapi", "starlette", "uvicorn"}
+SHADOWING = {"datasets", "evaluate", "inspect", "types", "trace"}
+FAMILY_WORDS = (
+    "image_token_id",
+    "video_token_id",
+    "vision_start_token_id",
+    "vision_end_token_id",
+    "<|image_pad|>",
+    "<|vision_start|>",
+    "<|vision_end|>",
+    "<|im_start|>",
+    "<|im_end|>",
+    "spatial_merge_size",
+    "language_model.layers",
+)
+
+
+def tracked(*patterns: str) -> list[Path]:
+    """Files that git knows, so that build output and environments are not looked at."""
+    listed = subprocess.run(
+        ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard", *patterns],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if listed.returncode != 0:
+        pytest.skip("this copy of the source is no git checkout")
+    return [Path(name) for name in listed.stdout.split("\0") if name and (ROOT / name).is_file()]
+
+
+def part_of(path: Path) -> str:
+    return path.parts[0] if len(path.parts) > 1 else path.stem
+
+
+def tree_of(path: Path) -> ast.Module:
+    return ast.parse((ROOT / path).read_text(encoding="utf-8"), filename=str(path))
+
+
+def imports_of(tree: ast.AST) -> Iterator[tuple[str, int, ast.AST]]:
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            for alias in node.names:
+                yield alias.name, node.lineno, node
+        elif isinstance(node, ast.ImportFrom):
+            yield node.module or "." * node.level, node.lineno, node
+
+
+def allowed(importer: str, imported: str) -> bool:
+    """Whether one part of the project may import another."""
+    if importer == imported:
+        return True
+    if importer == "demo":
+        return imported in DEMO_SEES
+    if imported == "demo":
+        return importer in SEES_DEMO
+    return LEVEL[imported] < LEVEL[importer]
+
+
+def sources() -> list[Path]:
+    found = [path for path in tracked("*.py") if path.parts[0] not in ("tests", "benchmarks")]
+    assert len(found) > 10, "the list of files is suspiciously short"
+    return found
+
+
+def test_every_part_has_its_place() -> None:
+    parts = {part_of(path) for path in sources()}
+    assert parts <= set(LEVEL) | {"demo"}, "a new part needs its line in ORDER"
+
+
+def test_imports_point_downward() -> None:
+    wrong = []
+    for path in sources():
+        for module, line, _ in imports_of(tree_of(path)):
+            top = module.partition(".")[0]
+            if (top in LEVEL or top == "demo") and not allowed(part_of(path), top):
+                wrong.append(f"{path}:{line} imports {module}")
+    assert not wrong, wrong
+
+
+def test_the_order_itself() -> None:
+    assert allowed("app", "web") and allowed("web", "config") and allowed("cli", "demo")
+    assert not allowed("models", "capture") and not allowed("config", "models")
+    assert not allowed("web", "cli") and not allowed("visualization", "sinks")
+    assert not allowed("demo", "attention_extractor") and not allowed("models", "demo")
+
+
+def test_only_the_page_knows_gradio_and_only_the_command_line_typer() -> None:
+    wrong = []
+    for path in sources():
+        for module, line, _ in imports_of(tree_of(path)):
+            top = module.partition(".")[0]
+            if top in PAGE_ONLY and part_of(path) not in ("web", "app"):
+                wrong.append(f"{path}:{line} imports {module}")
+            if top in ("typer", "click") and part_of(path) not in ("cli", "app"):
+                wrong.append(f"{path}:{line} imports {module}")
+    assert not wrong, wrong
+
+
+def test_cv2_is_never_imported_at_the_top_of_a_module() -> None:
+    """Its wheel needs system libraries that a bare machine lacks; see requirements.txt."""
+    for path in tracked("*.py"):
+        for node in tree_of(path).body:
+            for module, line, _ in imports_of(node):
+                assert module.partition(".")[0] != "cv2", f"{path}:{line}"
+
+
+def test_imports_are_absolute() -> None:
+    for path in tracked("*.py"):
+        for node in ast.walk(tree_of(path)):
+            if isinstance(node, ast.ImportFrom):
+                assert node.level == 0, f"{path}:{node.lineno}"
+
+
+def strings_and_names(tree: ast.AST) -> Iterator[tuple[str, int]]:
+    """What code says: names, attributes and strings, but no docstring."""
+    documented = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
+    docstrings = {
+        id(node.body[0].value)
+        for node in ast.walk(tree)
+        if isinstance(node, documented) and node.body and isinstance(node.body[0], ast.Expr)
+    }
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Constant) and isinstance(node.value, str):
+            if id(node) not in docstrings:
+                yield node.value, node.lineno
+        elif isinstance(node, ast.Attribute):
+            yield ast.unparse(node), node.lineno
+        elif isinstance(node, ast.Name):
+            yield node.id, node.lineno
+
+
+def test_only_models_knows_a_familys_tokens_and_modules() -> None:
+    wrong = []
+    for path in sources():
+        if part_of(path) in ("models", "demo"):
+            continue
+        for text, line in strings_and_names(tree_of(path)):
+            wrong += [f"{path}:{line} says {word}" for word in FAMILY_WORDS if word in text]
+    assert not wrong, wrong
+
+
+def test_nothing_unsafe() -> None:
+    wrong = []
+    for path in tracked("*.py"):
+        tree = tree_of(path)
+        for module, line, _ in imports_of(tree):
+            if module.partition(".")[0] in ("pickle", "dill", "cloudpickle", "shelve", "marshal"):
+                wrong.append(f"{path}:{line} imports {module}")
+        for node in ast.walk(tree):
+            if not isinstance(node, ast.Call):
+                continue
+            name = ast.unparse(node.func)
+            flags = {
+                k.arg: k.value.value for k in node.keywords if isinstance(k.value, ast.Constant)
+            }
+            if (
+                name in ("eval", "exec", "torch.load", "os.system")
+                or name.startswith("sys.path.")
+                or flags.get("weights_only") is False
+                or flags.get("trust_remote_code") is True
+                or flags.get("allow_pickle") is True
+                or flags.get("shell") is True
+            ):
+                wrong.append(f"{path}:{node.lineno} calls {ast.unparse(node)[:60]}")
+    assert not wrong, wrong
+
+
+def test_nothing_happens_at_import_but_definitions() -> None:
+    """No call stands alone at the top of a module, and no loop or `with`."""
+    wrong = []
+    for path in sources():
+        for node in tree_of(path).body:
+            registers = path == Path("cli/__main__.py")  # a table of verbs, in typer's way
+            bare_call = isinstance(node, ast.Expr) and isinstance(node.value, ast.Call)
+            if isinstance(node, ast.For | ast.While | ast.With) or (bare_call and not registers):
+                wrong.append(f"{path}:{node.lineno}")
+    assert not wrong, wrong
+
+
+def test_no_folder_or_file_shadows_an_import() -> None:
+    for path in tracked():
+        top = path.parts[0].removesuffix(".py")
+        assert top not in SHADOWING, f"{path} would hide the module {top} from the root"
+
+
+def test_the_rules_see_a_breach() -> None:
+    """The checks above are not blind: each finds its own breach in a line of source."""
+    words = [text for text, _ in strings_and_names(ast.parse("x = config.image_token_id"))]
+    assert any("image_token_id" in word for word in words)
+    said = list(strings_and_names(ast.parse('"""<|im_end|>"""\nx = "<|im_end|>"')))
+    assert ("<|im_end|>", 2) in said and ("<|im_end|>", 1) not in said
+    assert [m for m, _, _ in imports_of(ast.parse("def f():\n    import cv2.dnn"))] == ["cv2.dnn"]

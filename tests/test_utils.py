@@ -1,0 +1,84 @@
+"""The small helpers: a file is old or new and never half, equal seeds draw equal numbers."""
+
+from __future__ import annotations
+
+import os
+import random
+import stat
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+import pytest
+import torch
+
+from utils import seed_everything, sha256, write_atomically
+
+
+def test_writes_a_new_file(tmp_path: Path) -> None:
+    path = tmp_path / "a.bin"
+    write_atomically(path, lambda file: file.write(b"new"))
+    assert path.read_bytes() == b"new"
+    assert [p.name for p in tmp_path.iterdir()] == ["a.bin"]
+
+
+def test_a_failed_write_leaves_the_old_file_and_no_debris(tmp_path: Path) -> None:
+    path = tmp_path / "a.bin"
+    path.write_bytes(b"old")
+
+    def half(file: BinaryIO) -> None:
+        file.write(b"half of the")
+        raise OSError("disk full")
+
+    with pytest.raises(OSError, match="disk full"):
+        write_atomically(path, half)
+    assert path.read_bytes() == b"old"
+    assert [p.name for p in tmp_path.iterdir()] == ["a.bin"]
+
+
+def test_the_old_file_stands_until_the_new_one_is_whole(tmp_path: Path) -> None:
+    path = tmp_path / "a.bin"
+    path.write_bytes(b"old")
+
+    def look(file: BinaryIO) -> None:
+        file.write(b"new")
+        file.flush()
+        assert path.read_bytes() == b"old"
+
+    write_atomically(path, look)
+    assert path.read_bytes() == b"new"
+
+
+def test_the_file_gets_the_mode_that_any_new_file_gets(tmp_path: Path) -> None:
+    plain = tmp_path / "plain"
+    plain.write_bytes(b"")
+    written = tmp_path / "written"
+    before = os.umask(0o027)
+    try:
+        (tmp_path / "plain").unlink()
+        plain.write_bytes(b"")
+        write_atomically(written, lambda file: None)
+    finally:
+        os.umask(before)
+    assert stat.S_IMODE(written.stat().st_mode) == stat.S_IMODE(plain.stat().st_mode) == 0o640
+
+
+def test_a_missing_folder_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(OSError):
+        write_atomically(tmp_path / "missing" / "a", lambda file: None)
+
+
+def test_equal_seeds_draw_equal_numbers() -> None:
+    def draw(seed: int) -> tuple[float, float, float]:
+        seed_everything(seed)
+        return random.random(), float(np.random.rand()), float(torch.rand(()))
+
+    assert draw(3) == draw(3)
+    assert all(a != b for a, b in zip(draw(3), draw(4), strict=True))
+    assert draw(2**40 + 1)  # beyond NumPy's own limit
+
+
+def test_sha256() -> None:
+    # FIPS 180-2, appendix B.1
+    expected = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
+    assert sha256(b"abc") == expected
