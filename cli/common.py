@@ -49,11 +49,9 @@ def mistakes_said_plainly() -> Iterator[None]:
     except (ValueError, OSError) as error:
         _end(str(error))
     except RuntimeError as error:
-        from attention_extractor import (
-            OutOfMemory,
-        )  # torch is loaded by now, or nothing had run out
+        from attention_extractor import RunOutOfMemoryError  # late, for it loads torch
 
-        if not isinstance(error, OutOfMemory):
+        if not isinstance(error, RunOutOfMemoryError):
             raise
         _end(str(error))
     except KeyboardInterrupt:

@@ -217,6 +217,26 @@ def test_what_only_the_model_can_refuse(image: Path, tiny_folder: Path, tmp_path
 
 
 @pytest.mark.tiny
+@pytest.mark.parametrize("bug", [False, True])
+def test_out_of_memory_is_a_sentence_but_a_bug_is_not_hidden(
+    bug: bool, image: Path, tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import attention_extractor
+
+    kind = RuntimeError if bug else attention_extractor.RunOutOfMemoryError
+
+    def fail(*args: object, **kwargs: object) -> None:
+        raise kind("The device is full; use a smaller image.")
+
+    monkeypatch.setattr(attention_extractor, "generate", fail)
+    done = run("heatmap", image, "What?", "--model", tiny_folder, "-o", tmp_path / "out.png")
+    if bug:
+        assert done.exit_code == 1 and isinstance(done.exception, RuntimeError)
+    else:
+        assert "The device is full; use a smaller image." in refused(done)
+
+
+@pytest.mark.tiny
 def test_what_is_no_trace(tmp_path: Path, image: Path) -> None:
     assert "photo.png" in refused(run("show", image))
     assert "nothing.safetensors" in refused(run("show", tmp_path / "nothing.safetensors"))
