@@ -1,17 +1,39 @@
 """Keeping what a run's attention rows say, row by row, while the model generates.
 
 Of each row three things stay: the vision columns (float16), the mass on every prompt segment and on
-the answer so far, and the row's entropy. They are copied off the device at once, into buffers made
-before the run, so that memory is what the forecast said and no row outlives its step.
+the answer so far, and the row's entropy. They go into buffers made before the run, so that memory
+is what the forecast said and no row outlives its step.
+
+A recorder must cost next to nothing beside the layer whose row it gets. So rows of several layers
+are staged and read together (one operation on a few megabytes instead of one a layer), and vision
+columns and segments are taken as the contiguous stretches they are: gathering columns by index, or
+summing segments with a matrix product, took 15 to 25 times as long (docs/LOG.md).
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 
 from models.family import PromptLayout
+
+STAGED_BYTES = (
+    1 << 22
+)  # rows of so many bytes wait for each other; bounds the memory beside buffers
+SMALLEST = torch.finfo(torch.float32).tiny  # log(0) times 0 would be NaN
+
+
+@dataclass(frozen=True)
+class _Block:
+    """Where staged rows go: answer tokens [first, stop), layer slots from `slot` on."""
+
+    first: int
+    stop: int
+    slot: int
+    keys: int
+    device: torch.device
 
 
 class TraceRecorder:
@@ -23,7 +45,7 @@ class TraceRecorder:
         layers, heads: indices in the model to keep, in order.
         tokens: most rows to expect; row t is the query at position N - 1 + t.
         batch_row: which row of the batch to read.
-        pinned: keep the buffers in pinned memory, so that copies off a GPU do not wait.
+        pinned: rows are on a GPU; copy them through pinned memory, so that nothing waits for it.
     """
 
     def __init__(
@@ -43,24 +65,24 @@ class TraceRecorder:
         self._slot = {layer: index for index, layer in enumerate(self.layers)}
         self._tokens = tokens
         size = (tokens, len(self.layers), len(self.heads))
-        # On a CPU the operating system hands out these pages as they are written, so a short answer
-        # costs little.
-        self._attention = torch.empty(
-            *size, layout.vision_tokens, dtype=torch.float16, pin_memory=pinned
-        )
-        self._shares = torch.empty(
-            *size, len(layout.segments) + 1, dtype=torch.float32, pin_memory=pinned
-        )
-        self._entropy = torch.empty(*size, dtype=torch.float32, pin_memory=pinned)
+        # The operating system hands out these pages as they are written: a short answer costs
+        # little.
+        self._attention = torch.empty(*size, layout.vision_tokens, dtype=torch.float16)
+        self._shares = torch.empty(*size, len(layout.segments) + 1, dtype=torch.float32)
+        self._entropy = torch.empty(*size, dtype=torch.float32)
         self._pinned = pinned
         self._rows = 0
-        self._on_device: dict[
-            torch.device, tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]
-        ] = {}
+        self._staged: list[torch.Tensor] = []  # each (H, R, K)
+        self._block: _Block | None = None
+        self._arriving: list[tuple[torch.cuda.Event, torch.Tensor, torch.Tensor]] = []
 
     def record(self, layer: int, rows: torch.Tensor, first_position: int) -> None:
         """Keep the rows (B, H, R, K) of one layer that explain answer tokens; rows of the prompt
-        before them are dropped."""
+        before them are dropped.
+
+        Raises:
+            ValueError: the batch has no such row.
+        """
         slot = self._slot.get(layer)
         if slot is None:
             return
@@ -68,25 +90,20 @@ class TraceRecorder:
         low, high = max(0, -first), min(rows.shape[2], self._tokens - first)
         if low >= high:
             return
-        vision, members, heads = self._indices(rows.device, rows.shape[1])
-        kept = rows[self.batch_row, :, low:high].float()  # (H, R, K)
-        if heads is not None:
-            kept = kept[heads]
-        prompt = kept[..., : self.layout.length]
-        shares = torch.cat(
-            [prompt @ members, kept[..., self.layout.length :].sum(-1, keepdim=True)], dim=-1
-        )
-        to = slice(first + low, first + high)
-        copies = (
-            (self._attention, prompt[..., vision]),
-            (self._shares, shares),
-            (self._entropy, torch.special.entr(kept).sum(-1)),
-        )
-        for buffer, value in copies:
-            buffer[to, slot].copy_(
-                value.transpose(0, 1).to(buffer.dtype), non_blocking=self._pinned
+        if self.batch_row >= rows.shape[0]:
+            raise ValueError(
+                f"A run records batch row {self.batch_row}, but the batch has {rows.shape[0]}."
             )
-        self._rows = max(self._rows, first + high)
+        began = slot - len(self._staged)
+        block = _Block(first + low, first + high, began, rows.shape[3], rows.device)
+        if block != self._block:  # another step, a gap in the layers, or another GPU
+            self._read_staged()
+            block = _Block(block.first, block.stop, slot, block.keys, block.device)
+            self._block = block
+        self._staged.append(rows[self.batch_row, :, low:high])
+        size = self._staged[0].numel() * rows.element_size() * len(self._staged)
+        if size >= STAGED_BYTES or slot == len(self.layers) - 1:
+            self._read_staged()
 
     def finish(self, tokens: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """What was kept for the first `tokens` answer tokens.
@@ -95,40 +112,61 @@ class TraceRecorder:
             attention float16 (T, L, H, V), shares float32 (T, L, H, S + 1), entropy float32 (T, L,
             H), on the CPU.
         """
+        self._read_staged()
+        self._land(wait=True)
         if tokens > self._rows:
             raise RuntimeError(
                 f"{tokens} tokens were generated but only {self._rows} attention rows were "
                 "recorded."
             )
-        for device in self._on_device:
-            if device.type == "cuda":
-                torch.cuda.synchronize(device)
-        return tuple(
-            _owned(buffer[:tokens], self._pinned)
-            for buffer in (self._attention, self._shares, self._entropy)
-        )  # type: ignore[return-value]
+        return self._attention[:tokens], self._shares[:tokens], self._entropy[:tokens]
 
-    def _indices(
-        self, device: torch.device, model_heads: int
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
-        """On `device`: vision positions (V,), membership of prompt positions in segments (N, S),
-        kept heads (None: all)."""
-        found = self._on_device.get(device)
-        if found is None:
-            members = torch.zeros(self.layout.length, len(self.layout.segments))
-            for index, segment in enumerate(self.layout.segments):
-                members[segment.start : segment.stop, index] = 1.0
-            heads = (
-                None
-                if self.heads == tuple(range(model_heads))
-                else torch.tensor(self.heads, device=device)
-            )
-            found = (self.layout.vision_positions().to(device), members.to(device), heads)
-            self._on_device[device] = found
-        return found
+    def _read_staged(self) -> None:
+        """Take what is kept from the staged rows, and let them go."""
+        block, staged = self._block, self._staged
+        self._block, self._staged = None, []
+        if block is None or not staged:
+            return
+        self._land(wait=False)
+        rows = torch.stack(staged).float()  # (l, H, R, K)
+        count = len(staged)
+        staged.clear()
+        if self.heads != tuple(range(rows.shape[1])):
+            rows = rows[:, list(self.heads)]
+        length = self.layout.length
+        spans = [(s.start, s.stop) for s in self.layout.segments] + [(length, block.keys)]
+        shares = torch.stack([rows[..., a:b].sum(-1) for a, b in spans], dim=-1)  # (l, H, R, S + 1)
+        to = (slice(block.first, block.stop), slice(block.slot, block.slot + count))
+        for index, grid in enumerate(self.layout.grids):
+            columns = self.layout.columns(index)
+            self._copy(rows[..., grid.start : grid.stop], self._attention[to][..., columns])
+        self._copy(shares, self._shares[to])
+        # entropy = - sum of a log a; torch.special.entr says the same in twice the time on a CPU
+        logs = rows.clamp_min(SMALLEST).log_()
+        self._copy(logs.mul_(rows).sum(-1).neg_().clamp_min_(0), self._entropy[to])
+        self._rows = max(self._rows, block.stop)
 
+    def _copy(self, values: torch.Tensor, to: torch.Tensor) -> None:
+        """Values (l, H, R, ...) into a part (R, l, H, ...) of a buffer."""
+        values = values.movedim(2, 0)
+        if not self._pinned:
+            to.copy_(values)
+            return
+        # The caching allocator of pinned memory gives the same few blocks again and again.
+        arriving = torch.empty(values.shape, dtype=to.dtype, pin_memory=True)
+        arriving.copy_(values.to(to.dtype).contiguous(), non_blocking=True)
+        event = torch.cuda.Event()
+        event.record(torch.cuda.current_stream(values.device))
+        self._arriving.append((event, arriving, to))
 
-def _owned(view: torch.Tensor, pinned: bool) -> torch.Tensor:
-    """A part of a buffer, free of what the answer did not need: pinned pages are scarce, plain ones
-    were never touched."""
-    return view.clone() if pinned else view
+    def _land(self, wait: bool) -> None:
+        """Move what has arrived in pinned memory into the buffers; choosing a token waits for the
+        GPU anyway, so what an earlier step sent is there."""
+        while self._arriving:
+            event, arrived, to = self._arriving[0]
+            if wait:
+                event.synchronize()
+            elif not event.query():
+                return
+            to.copy_(arrived)
+            self._arriving.pop(0)

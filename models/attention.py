@@ -35,6 +35,7 @@ from redistribution.grouped import attention_rows, rows_times_values
 
 NAME = "sinkscope"
 PLAN_KEY = "sinkscope_plan"
+CHUNK_BYTES = 1 << 23  # float32 rows of one layer that exist at once where many are recorded
 
 
 class RowRecorder(Protocol):
@@ -91,7 +92,8 @@ class ForwardPlan:
         prompt_length: positions below it are prompt: the residual stream is observed there only.
         all_rows_from: at prefill record every row from this position on; None records the last row
             only.
-        chunk: how many query rows are computed at once where many are recorded (bounds memory).
+        chunk: how many query rows at most are computed at once where many are recorded; fewer where
+            they would take more than `CHUNK_BYTES`.
         start, length: position and number of the queries in the current forward pass; the hook
             advances them.
     """
@@ -205,8 +207,9 @@ def attention_forward(
                 if plan.all_rows_from is None
                 else min(max(0, plan.all_rows_from - plan.start), plan.length)
             )
-            for low in range(first, plan.length, plan.chunk):
-                high = min(low + plan.chunk, plan.length)
+            chunk = _chunk(plan.chunk, query, key)
+            for low in range(first, plan.length, chunk):
+                high = min(low + chunk, plan.length)
                 rows = attention_rows(
                     query[:, :, low:high], key, scale, _mask_rows(mask, low, high), plan.start + low
                 )
@@ -222,6 +225,12 @@ def attention_forward(
     if recorder is not None:
         recorder.record(layer, rows, plan.start)
     return rows_times_values(rows, value).transpose(1, 2), None
+
+
+def _chunk(most: int, query: torch.Tensor, key: torch.Tensor) -> int:
+    """How many query rows to compute at once."""
+    row = query.shape[0] * query.shape[1] * key.shape[2] * 4
+    return max(1, min(most, CHUNK_BYTES // row))
 
 
 def _filled(
