@@ -6,7 +6,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -99,7 +99,7 @@ def check_output(path: Path, *inputs: Path) -> None:
 
 
 @contextmanager
-def progress(label: str, length: int) -> Iterator[typer.progressbar]:
-    """A progress bar on standard error, so that standard output holds the answer alone."""
+def progress(label: str, length: int) -> Iterator[Any]:
+    """A progress bar (click's) on standard error; standard output is for the answer alone."""
     with typer.progressbar(length=length, label=label, file=sys.stderr, show_eta=False) as bar:
         yield bar

@@ -55,9 +55,9 @@ def draw(
     tokens = find_tokens(trace, selection.token)
     chosen = _map(trace, tokens, selection)
     if as_figure or output.suffix.lower() != ".png":
-        words = "".join(trace.tokens[t].text for t in tokens)
+        word = "".join(trace.tokens[t].text for t in tokens)
         share = sum(shares[t] for t in tokens) / len(tokens)
-        save(figure(image, chosen, style, token=words, share=share, note=model), output)
+        save(figure(image, chosen, style, token=word, share=share, note=model), output)
     else:
         save(overlay(image, chosen, style), output)
 

@@ -1,0 +1,149 @@
+"""`demo ...`: train the bundled model, measure it, draw its scenes."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from cli.common import mistakes_said_plainly, progress
+
+if TYPE_CHECKING:
+    from demo.check import MakeRowChange
+
+BUNDLED = Path(__file__).resolve().parent.parent / "demo" / "model"
+EXAMPLES = Path(__file__).resolve().parent.parent / "demo" / "examples"
+
+app = typer.Typer(
+    help="The bundled model: train it, measure it, draw its scenes.", no_args_is_help=True
+)
+
+
+@app.command()
+def train(
+    output: Annotated[Path, typer.Option(help="Folder of the finished model.")] = Path(
+        "outputs/demo_model"
+    ),
+    work: Annotated[Path, typer.Option(help="Folder of checkpoints; a run resumes here.")] = Path(
+        "cache/demo_train"
+    ),
+    seed: Annotated[int, typer.Option(help="Of the weights and the scenes.")] = 0,
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    steps: Annotated[
+        int | None, typer.Option(help="At most so many steps of each stage: a quick look.")
+    ] = None,
+    threads: Annotated[int | None, typer.Option(help="CPU threads; left out: all cores.")] = None,
+) -> None:
+    """Train the bundled model from nothing, or go on where an interrupted run stopped.
+
+    Takes about 70 minutes on one CPU core and minutes on a GPU. The folder is written at the end of
+    each stage, and the loss curve, training.png, beside the checkpoint.
+    """
+    with mistakes_said_plainly():
+        if threads is not None and threads < 1:
+            raise ValueError(f"threads is {threads}; allowed: 1 or more.")
+        import torch
+
+        from demo.card import draw_history
+        from demo.train import TrainSettings, read_history
+        from demo.train import train as run
+
+        if threads is not None:
+            torch.set_num_threads(threads)
+        settings = TrainSettings(output, work, seed=seed, device=device, steps=steps)
+        total = sum(settings.stage_steps(stage) for stage in settings.stages)
+        with progress("Training", total) as bar:
+            done = 0
+            for report in run(settings):
+                bar.label = f"{report.stage}: loss {report.figures['loss']:.3f}"
+                bar.update(report.done - done)
+                done = report.done
+        draw_history(read_history(work), work / "training.png")
+        typer.echo(f"Wrote {output} and {work / 'training.png'}", err=True)
+
+
+@app.command()
+def check(
+    model: Annotated[Path, typer.Option(help="Folder of the model.")] = BUNDLED,
+    scenes: Annotated[int, typer.Option(help="Held-out scenes.")] = 500,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON, no table.")] = False,
+    card: Annotated[
+        bool, typer.Option("--card", help="Write the model card and check.json into the folder.")
+    ] = False,
+    keep: Annotated[float, typer.Option(help="VAR: fraction that stays on a sink.")] = 0.0,
+    max_sink_share: Annotated[
+        float, typer.Option(help="VAR: heads with a larger sink share stay as they are.")
+    ] = 0.5,
+    threads: Annotated[int | None, typer.Option(help="CPU threads; left out: all cores.")] = None,
+) -> None:
+    """Measure the model on scenes that it was not trained on: answers, looking, sinks."""
+    with mistakes_said_plainly():
+        import torch
+        from transformers.utils import logging
+
+        from config import VARSettings
+        from demo.card import table, write_card
+        from demo.check import CheckSettings
+        from demo.check import check as run
+        from models.profiles import PROFILE_FILE, read_profile
+
+        logging.disable_progress_bar()
+        if threads is not None:
+            torch.set_num_threads(threads)
+        profile = read_profile(model / PROFILE_FILE)
+        settings = CheckSettings(model, scenes, dims=profile.dims, tau=profile.tau)
+        var = VARSettings(profile.dims, tau=profile.tau, keep=keep, max_sink_share=max_sink_share)
+        with progress("Measuring", 100) as bar:
+            shown = 0
+
+            def report(done: int, total: int) -> None:
+                nonlocal shown
+                percent = 100 * done // total
+                bar.update(percent - shown)
+                shown = percent
+
+            figures = run(settings, var_rows(var, profile.layers), report)
+        figures["var_settings"] = {
+            "dialect": var.dialect,
+            "keep": var.keep,
+            "max_sink_share": var.max_sink_share,
+            "min_image_mass": var.min_image_mass,
+        }
+        if card:
+            (model / "check.json").write_text(json.dumps(figures, indent=1) + "\n")
+            write_card(model, figures)
+        typer.echo(json.dumps(figures, indent=1) if as_json else table(figures))
+
+
+def var_rows(settings: Any, layers: int) -> MakeRowChange:
+    """VAR as `demo.check` takes it: layers 2 .. L-2, sinks from the prefill, rows after the image.
+
+    Args:
+        settings: `VARSettings`.
+        layers: decoder layers of the model.
+    """
+    import torch
+    from torch import Tensor
+
+    from attention_processor import sink_mask
+    from demo.measure import RowChange
+    from demo.packing import PackedBatch
+    from var_patch import redistribute
+
+    def make(batch: PackedBatch, states: tuple[Tensor, ...]) -> RowChange:
+        seen = batch.vision
+        vision = torch.zeros(batch.ids.shape, dtype=torch.bool)
+        vision[:, seen] = True
+
+        def change(layer: int, weights: Tensor) -> Tensor:
+            if not 2 <= layer <= layers - 2:
+                return weights
+            sinks = sink_mask(states[layer], settings.dims, settings.tau, settings.dialect)
+            sinks[:, seen.stop :] = False  # words after the image are no sinks: prefill of an image
+            return redistribute(weights, sinks, vision, settings, first_query=seen.stop)
+
+        return change
+
+    return make
