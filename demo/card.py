@@ -1,0 +1,267 @@
+"""What is written beside the weights: the sink profile and the model card, made from figures."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from demo.check import TOGETHER
+from demo.recipe import STAGES, SinkTeaching, Stage
+
+SUGGEST_FROM = 0.9
+"""Question types with at least this accuracy are suggested in the page."""
+_TAU = 6.0
+_EXAMPLES = {
+    "describe": "Describe the image.",
+    "what": "What is at the top left?",
+    "colour": "What colour is the star?",
+    "exist": "Is there a green star?",
+    "where": "Where is the star?",
+    "count": "How many stars are there?",
+    "left": "Which is further left, the star or the ring?",
+}
+
+
+def write_profile(folder: Path, hidden: int, layers: int, teaching: SinkTeaching) -> None:
+    """Writes ``sink_profile.toml``: the dimensions on which the training encouraged sinks."""
+    text = f"""model = "demo"
+family = "qwen2_5_vl"
+hidden_size = {hidden}
+layers = {layers}
+dims = {list(teaching.dims)}
+tau = {_TAU}
+source = "encouraged on these dimensions in the training (demo/recipe.py)"
+confidence = "high"
+note = "These sinks did not emerge by themselves: a term of the training loss asked for them."
+"""
+    (folder / "sink_profile.toml").write_text(text, encoding="utf-8")
+
+
+def suggested(figures: dict[str, Any]) -> list[str]:
+    """The question types that the model is good enough at."""
+    table = figures["answers"]["by_type"]
+    return [kind for kind, row in table.items() if row["exact"] >= SUGGEST_FROM]
+
+
+def answers_table(figures: dict[str, Any]) -> str:
+    """Accuracy by question type, as a Markdown table."""
+    lines = [
+        "| question type | example | questions | exact match | guessing | suggested |",
+        "|---|---|---|---|---|---|",
+    ]
+    good = suggested(figures)
+    for kind, row in figures["answers"]["by_type"].items():
+        lines.append(
+            f"| {kind} | {_EXAMPLES[kind]} | {row['questions']} | {_percent(row['exact'])} "
+            f"| {_percent(row['guessing'])} | {'yes' if kind in good else 'no'} |"
+        )
+    together = figures["answers"]["together"]
+    lines.append(f"| {', '.join(TOGETHER)} together | | | {_percent(together['exact'])} | | |")
+    return "\n".join(lines)
+
+
+def looking_table(figures: dict[str, Any]) -> str:
+    """Where attention is when the model names an object, as a Markdown table."""
+    plain = figures["looking"]
+    changed = figures.get("with_var", {}).get("looking")
+    head = plain["best_head"]
+    rows = [
+        (
+            f"best head (layer {head['layer']}, head {head['head']}; chosen on other scenes)",
+            plain["best_head"]["pointing"],
+            changed and changed["best_head"]["pointing"],
+        ),
+        (
+            "mean over all layers and heads",
+            plain["mean_map_pointing"],
+            changed and changed["mean_map_pointing"],
+        ),
+        ("chance", plain["chance"], plain["chance"] if changed else None),
+    ]
+    lines = ["| maximum inside the object's box | as it is | with VAR |", "|---|---|---|"]
+    lines += [f"| {name} | {_percent(a)} | {_percent(b)} |" for name, a, b in rows]
+    return "\n".join(lines)
+
+
+def sinks_table(figures: dict[str, Any]) -> str:
+    """Sinks layer by layer beside random dimensions, as a Markdown table."""
+    lines = [
+        "| layer | sinks an image | share of vision tokens | phi of sinks "
+        "| other vision tokens, 99 % | text, 99 % | share of image attention | times uniform "
+        "| on an object | random dims: share of tokens | random dims: times uniform |",
+        "|" + "---|" * 11,
+    ]
+    for row in figures["sinks"]["layers"]:
+        lines.append(
+            f"| {row['layer']} | {row['tokens']:.2f} | {_percent(row['share_of_tokens'])} "
+            f"| {_number(row.get('phi'))} | {_number(row['ordinary_99'])} "
+            f"| {_number(row['text_99'])} | {_percent(row.get('held'))} "
+            f"| {_number(row.get('times_uniform'))} | {_percent(row.get('on_object'))} "
+            f"| {_percent(row['control_share_of_tokens'])} "
+            f"| {_number(row['control_times_uniform'])} |"
+        )
+    return "\n".join(lines)
+
+
+def table(figures: dict[str, Any]) -> str:
+    """Everything that was measured, for the terminal."""
+    return "\n\n".join(
+        (
+            f"{figures['scenes']} held-out scenes",
+            answers_table(figures),
+            f"Scenes without objects described by 'nothing.': {_nothing_text(figures)}",
+            looking_table(figures),
+            f"Sinks: dims {figures['sinks']['dims']}, tau {figures['sinks']['tau']}, in "
+            f"{_percent(figures['sinks']['images_with_sinks'])} of the images; places: "
+            + _places(figures),
+            sinks_table(figures),
+        )
+    )
+
+
+def write_card(folder: Path, figures: dict[str, Any]) -> None:
+    """Writes the model card ``README.md`` from the figures of ``check``."""
+    weights = (folder / "model.safetensors").stat().st_size
+    var = figures.get("with_var")
+    settings = figures.get("var_settings", {})
+    missed = [k for k in figures["answers"]["by_type"] if k not in suggested(figures)]
+    missed_text = (
+        f"Not reached ({_percent(SUGGEST_FROM)} exact match), and so not suggested: "
+        + ", ".join(missed)
+        + "."
+        if missed
+        else "All question types reached the mark from which they are suggested."
+    )
+    var_text = (
+        "VAR was applied while the model ran, with "
+        + ", ".join(f"{k} {v}" for k, v in settings.items())
+        + ". Exact match of the four types together under it: "
+        + f"{_percent(var['answers']['together']['exact'])}."
+        if var
+        else ""
+    )
+    text = f"""# The bundled model
+
+A genuine `Qwen2_5_VLForConditionalGeneration` in miniature: 6 decoder layers, hidden size 256,
+8 heads, a vision tower of 4 blocks; {weights / 1e6:.1f} MB in bf16. It was trained from nothing on
+the scenes of `demo/scenes.py` and knows nothing else: six shapes in six colours at nine places.
+Its only use is to make every part of this project show something true on a machine without a GPU
+and without a model hub.
+
+This page is made by `python -m cli demo check --card` from what it measured.
+
+## How it was made
+`python -m cli demo train`: the stages of `demo/recipe.py`, one after the other.
+
+{_stages_table(STAGES)}
+
+Beside the answers, throw-away heads (not in this folder) taught shape, colour and place of each
+vision token, and, at each shape word, colour and place of the thing named.
+
+**The sinks were trained in.** At this size they did not emerge by themselves. From the stage "sink"
+on, a loss term raised the model's own choice of two background tokens on two dimensions of the
+residual stream, and asked the heads of layers 1 to 4 to give them 30 to 42 % of their image
+attention. Conclusions about how sinks arise in large models cannot be drawn from this one.
+
+## Answers
+Exact match on {figures["scenes"]} held-out scenes. "Guessing" knows the question and the statistics
+of the scenes, but not the picture.
+
+{answers_table(figures)}
+
+{missed_text}
+
+Scenes without objects are described by "nothing.": {_nothing_text(figures)}.
+
+## Where it looks
+At the rows that predict a shape word, in {figures["looking"]["tokens"]} words of "describe" and
+"what" answers. A token counts as inside when its centre lies in the object's box.
+
+{looking_table(figures)}
+
+{var_text}
+
+## Sinks
+Dimensions {figures["sinks"]["dims"]}, tau {figures["sinks"]["tau"]} (phi cannot exceed
+{figures["sinks"]["greatest_possible_phi"]:.0f} here). Sinks in
+{_percent(figures["sinks"]["images_with_sinks"])} of the images. Their places: {_places(figures)}.
+The control is {figures["sinks"]["control"]}: the same threshold for the share of tokens, and as
+many tokens with the highest phi on them for the attention.
+
+{sinks_table(figures)}
+{_notes(folder)}"""
+    (folder / "README.md").write_text(text, encoding="utf-8")
+
+
+def draw_history(history: Sequence[dict[str, Any]], path: Path) -> None:
+    """Draws the loss and the share of right tokens over the steps, a shade for each stage."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(9, 4), layout="constrained")
+    FigureCanvasAgg(figure)
+    loss, right = figure.subplots(1, 2)
+    start = 0
+    while start < len(history):
+        stage = history[start]["stage"]
+        end = start
+        while end < len(history) and history[end]["stage"] == stage:
+            end += 1
+        part = history[start:end]
+        for axis, names in ((loss, ("loss",)), (right, ("right", "shape"))):
+            axis.axvline(start, color="0.8", linewidth=0.8)
+            for name in names:
+                values = [h[name] for h in part if name in h]
+                if values:
+                    axis.plot(range(start, end), _smooth(values), linewidth=1.2)
+        loss.text(start, 0.98, f" {stage}", transform=loss.get_xaxis_transform(), va="top", size=7)
+        start = end
+    loss.set(xlabel="step", ylabel="loss (answers; vision stages: shape and colour)", yscale="log")
+    right.set(xlabel="step", ylabel="share of right tokens (vision stages: shapes)", ylim=(0, 1))
+    figure.savefig(path, dpi=110)
+
+
+def _smooth(values: Sequence[float]) -> np.ndarray:
+    """The mean of up to 25 values before each."""
+    total = np.cumsum(np.insert(np.asarray(values, float), 0, 0.0))
+    first = np.maximum(np.arange(len(values)) - 24, 0)
+    last = np.arange(len(values)) + 1
+    result: np.ndarray = (total[last] - total[first]) / (last - first)
+    return result
+
+
+def _stages_table(stages: Sequence[Stage]) -> str:
+    lines = ["| stage | images | objects | learning rate | sinks |", "|---|---|---|---|---|"]
+    for s in stages:
+        what = "" if s.kinds else " (vision tower alone)"
+        lines.append(
+            f"| {s.name}{what} | {s.images:,} | up to {s.max_objects} "
+            f"| {s.rate[0]:g} to {s.rate[1]:g} | {'encouraged' if s.sinks else ''} |"
+        )
+    return "\n".join(lines)
+
+
+def _nothing_text(figures: dict[str, Any]) -> str:
+    parts = figures["without_objects"].items()
+    return ", ".join(f"{_percent(v['nothing'])} ({k} background)" for k, v in parts)
+
+
+def _places(figures: dict[str, Any]) -> str:
+    return ", ".join(f"{p} {_percent(v)}" for p, v in figures["sinks"]["places"].items())
+
+
+def _notes(folder: Path) -> str:
+    """What happened in the training that the recipe alone does not tell, if anything did."""
+    path = folder / "NOTES.md"
+    return f"\n{path.read_text(encoding='utf-8')}" if path.exists() else ""
+
+
+def _percent(value: float | None) -> str:
+    return "" if value is None else f"{100 * value:.1f} %"
+
+
+def _number(value: float | None) -> str:
+    return "" if value is None else f"{value:.1f}"

@@ -1,0 +1,211 @@
+"""Shows the finished model many scenes at once and records its answers, attention and residual
+stream.
+
+Answers are checked by teacher forcing: a greedy answer equals the expected one exactly if each of
+its tokens, the end token included, is the most likely one after the expected tokens before it. So
+one forward pass over packed questions gives the same verdict as generating each answer, at a
+fraction of the cost; a test holds the two against each other.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from demo.folder import CELL, patches
+from demo.packing import IGNORE, PackedBatch, Packer
+from demo.questions import Question, questions
+from demo.scenes import Scene, scene
+from demo.speed import masked_attention
+
+CHECK_SIZES: tuple[tuple[int, int], ...] = (
+    (168, 168),
+    (196, 140),
+    (224, 224),
+    (168, 224),
+    (280, 280),
+)
+"""Width and height of the held-out scenes, in turn."""
+_ATTENTION = "demo_check"
+_BATCH = 10
+
+RowChange = Callable[[int, Tensor], Tensor]
+"""(layer, weights (B, H, L, L)) -> weights: an intervention on the attention rows, applied while
+the model runs."""
+
+
+@dataclass(frozen=True)
+class Observed:
+    """What one forward pass over a group of scenes showed.
+
+    Attributes:
+        scenes: The scenes, all of one size.
+        asked: The questions of each.
+        batch: The packed rows.
+        rows: Rows of the grid of vision tokens.
+        cols: Columns of it.
+        right: ``(B, L)`` bool: this row's most likely next token is the expected one.
+        states: Residual stream at the input of each layer, ``(B, L, hidden)`` each.
+        attentions: ``(B, H, L, L)`` for each layer.
+    """
+
+    scenes: tuple[Scene, ...]
+    asked: tuple[tuple[Question, ...], ...]
+    batch: PackedBatch
+    rows: int
+    cols: int
+    right: Tensor
+    states: tuple[Tensor, ...]
+    attentions: tuple[Tensor, ...]
+
+    def verdicts(self) -> Iterator[tuple[Question, bool]]:
+        """Each question, and whether the model's greedy answer is exactly the expected one."""
+        for i, asked in enumerate(self.asked):
+            for number, question in enumerate(asked, 1):
+                rows = (self.batch.block[i] == number) & self.batch.predicting[i]
+                yield question, bool(self.right[i][rows].all())
+
+
+@dataclass(frozen=True)
+class Subject:
+    """The model, its tokenizer, and what packs questions for it."""
+
+    model: Any
+    tokenizer: Any
+    packer: Packer
+
+    @property
+    def layers(self) -> int:
+        """Decoder layers."""
+        return int(self.model.config.text_config.num_hidden_layers)
+
+
+def load_subject(folder: Path) -> Subject:
+    """Loads the bundled folder (float32, CPU) with an attention function that shows its weights."""
+    from transformers import (
+        AttentionInterface,
+        AutoTokenizer,
+        Qwen2_5_VLForConditionalGeneration,
+    )
+
+    if not (folder / "model.safetensors").exists():
+        raise ValueError(f"{folder} holds no model: make one with `python -m cli demo train`")
+    AttentionInterface.register(_ATTENTION, _observed_attention)
+    model = Qwen2_5_VLForConditionalGeneration.from_pretrained(folder, dtype=torch.float32).eval()
+    model.config.text_config._attn_implementation = _ATTENTION
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    return Subject(model, tokenizer, Packer(tokenizer))
+
+
+def _observed_attention(
+    module: Any,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor,
+    scaling: float,
+    row_change: RowChange | None = None,
+    **_: Any,
+) -> tuple[Tensor, Tensor]:
+    mixed, weights = masked_attention(module, query, key, value, attention_mask, scaling)
+    if row_change is None:
+        return mixed, weights
+    weights = row_change(module.layer_idx, weights)
+    spread = value.repeat_interleave(query.shape[1] // value.shape[1], dim=1)
+    return (weights @ spread).transpose(1, 2), weights
+
+
+def held_out_scenes(
+    first_seed: int, count: int, *, min_objects: int = 1, background: str = "any"
+) -> list[Scene]:
+    """Scenes that no training run has seen (their seeds begin with another number), sizes in
+    turn."""
+    made = []
+    for index in range(count):
+        width, height = CHECK_SIZES[index % len(CHECK_SIZES)]
+        most = 4 if min_objects else 0
+        made.append(
+            scene(
+                (2, first_seed + index),
+                width,
+                height,
+                min_objects=min_objects,
+                max_objects=most,
+                background=background,
+            )
+        )
+    return made
+
+
+def observe(
+    subject: Subject,
+    scenes: Sequence[Scene],
+    kinds: Sequence[str],
+    row_change: Callable[[PackedBatch, tuple[Tensor, ...]], RowChange] | None = None,
+    seed: int = 0,
+) -> Iterator[Observed]:
+    """Runs the model over ``scenes`` in groups of one size.
+
+    Args:
+        subject: From ``load_subject``.
+        scenes: Sides have to be multiples of 28.
+        kinds: Questions to ask about each.
+        row_change: Makes an intervention for a batch, given the residual stream of a pass without
+            one (vision tokens come before every changed row, so their states are the same in both
+            passes).
+        seed: Of the questions.
+    """
+    by_size: dict[tuple[int, ...], list[Scene]] = {}
+    for picture in scenes:
+        by_size.setdefault(picture.image.shape, []).append(picture)
+    for group in by_size.values():
+        for start in range(0, len(group), _BATCH):
+            part = tuple(group[start : start + _BATCH])
+            asked = tuple(tuple(questions(s, kinds, seed)) for s in part)
+            first = _forward(subject, part, asked, None)
+            if row_change is None:
+                yield first
+            else:
+                yield _forward(subject, part, asked, row_change(first.batch, first.states))
+
+
+@torch.no_grad()
+def _forward(
+    subject: Subject,
+    scenes: tuple[Scene, ...],
+    asked: tuple[tuple[Question, ...], ...],
+    row_change: RowChange | None,
+) -> Observed:
+    height, width = scenes[0].image.shape[:2]
+    rows, cols = height // CELL, width // CELL
+    batch = subject.packer.pack(asked, rows, cols)
+    added = torch.zeros(batch.mask.shape).masked_fill(~batch.mask, torch.finfo(torch.float32).min)
+    out = subject.model.model(
+        input_ids=batch.ids,
+        pixel_values=torch.from_numpy(np.concatenate([patches(s.image) for s in scenes])),
+        image_grid_thw=torch.tensor([[1, rows * 2, cols * 2]] * len(scenes)),
+        attention_mask={"full_attention": added},
+        position_ids=batch.positions,
+        use_cache=False,
+        output_hidden_states=True,
+        output_attentions=True,
+        row_change=row_change,
+    )
+    wanted = torch.nn.functional.pad(batch.labels[:, 1:], (0, 1), value=IGNORE)
+    best = subject.model.lm_head(out.last_hidden_state).argmax(-1)
+    return Observed(
+        scenes,
+        asked,
+        batch,
+        rows,
+        cols,
+        best == wanted,
+        tuple(out.hidden_states[: subject.layers]),
+        tuple(out.attentions),
+    )

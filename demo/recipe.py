@@ -1,0 +1,133 @@
+"""The recipe of the bundled model as data: what is shown in which stage, and what is taught beside
+the answers.
+
+Stages are counted in images and not in minutes, so that the same recipe gives the same model on a
+slow machine and on a fast one. Learning rates run linearly from the first to the second figure of
+their stage.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass
+
+Grid = tuple[int, int]
+"""Rows and columns of vision tokens; a token is 28 x 28 pixels."""
+
+_SQUARE: tuple[Grid, ...] = ((6, 6),)
+_SEEN: tuple[Grid, ...] = ((6, 6), (6, 6), (6, 6), (6, 6), (5, 7), (7, 5), (8, 8), (10, 10))
+_SMALL: tuple[Grid, ...] = ((6, 6), (6, 6), (6, 6), (5, 7), (7, 5), (5, 6), (7, 7))
+_MIXED: tuple[Grid, ...] = ((6, 6), (6, 6), (5, 7), (7, 5), (6, 8), (8, 6), (7, 7), (8, 8), (5, 5))
+_LARGE: tuple[Grid, ...] = (
+    (6, 6),
+    (5, 7),
+    (8, 6),
+    (7, 7),
+    (8, 8),
+    (7, 9),
+    (11, 8),
+    (9, 9),
+    (10, 10),
+    (8, 12),
+)
+
+
+@dataclass(frozen=True)
+class SinkTeaching:
+    """How attention sinks are encouraged (they do not emerge by themselves at this size).
+
+    In each image the model's own choice of ``tokens`` vision tokens is made larger on ``dims``:
+    those with the highest phi there, among the background tokens on the side of the image opposite
+    to its objects (so that their places vary, and are never on an object). All other tokens are
+    kept small on these dimensions, and every head of the middle layers is asked to spend ``share``
+    of its image attention on the sinks.
+
+    Attributes:
+        dims: Dimensions of the residual stream.
+        tokens: Sinks in an image.
+        high: Least phi of a sink, as a fraction of the largest possible, sqrt(hidden size).
+        low: Greatest phi of any other token, as the same fraction.
+        share: Least share of a head's image attention.
+        share_limit: Greatest share of it: the rest has to stay on what the answer is about.
+        weight: Weight of the whole in the loss.
+    """
+
+    dims: tuple[int, ...] = (17, 101)
+    tokens: int = 2
+    high: float = 0.56
+    low: float = 0.15
+    share: float = 0.3
+    share_limit: float = 0.42
+    weight: float = 1.0
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One stage of the training.
+
+    Attributes:
+        name: For the log.
+        images: How many scenes are drawn.
+        grids: Sizes, drawn with equal probability for each batch.
+        max_objects: Objects in a scene.
+        kinds: Questions to draw from for each scene; none: the vision tower alone.
+        asked: How many are drawn (those that a scene does not allow fall away).
+        empty: Share of the batches' scenes without an object.
+        rate: Learning rate at the begin and at the end.
+        vision_rate: Factor on the learning rate of the vision tower.
+        hints: Weight of the auxiliary heads that teach look-ups.
+        sinks: How sinks are encouraged, if they are.
+        batch: Images a step.
+    """
+
+    name: str
+    images: int
+    grids: tuple[Grid, ...]
+    max_objects: int
+    kinds: tuple[str, ...]
+    rate: tuple[float, float]
+    empty: float = 0.08
+    hints: float = 0.5
+    sinks: SinkTeaching | None = None
+    batch: int = 16
+    asked: int = 8
+    vision_rate: float = 1.0
+
+    @property
+    def steps(self) -> int:
+        """Optimizer steps."""
+        return -(-self.images // self.batch)
+
+
+_FIRST = ("describe", "what", "colour", "where", "where", "exist", "list")
+_ALL = (
+    "describe",
+    "what",
+    "what",
+    "colour",
+    "colour",
+    "exist",
+    "exist",
+    "where",
+    "where",
+    "count",
+    "left",
+    "list",
+)
+
+STAGES: tuple[Stage, ...] = (
+    Stage("see", 12_000, _SEEN, 5, (), (1.5e-3, 3e-4), batch=24),
+    Stage("see well", 8_000, _SMALL, 5, (), (1.2e-3, 3e-4), batch=24),
+    Stage("name", 6_000, _SQUARE, 2, _FIRST, (1e-3, 1e-3), batch=8),
+    Stage("see better", 16_000, _SEEN, 5, (), (1e-3, 1e-4), batch=24),
+    Stage("relate", 22_000, _SMALL, 4, _ALL, (1e-3, 1e-3), batch=8, vision_rate=0.25),
+    Stage("sink", 11_000, _MIXED, 4, _ALL, (1e-3, 5e-4), sinks=SinkTeaching(), vision_rate=0.25),
+    Stage("settle", 5_000, _LARGE, 4, _ALL, (5e-4, 2e-5), sinks=SinkTeaching(), hints=0.25),
+)
+
+
+def fingerprint(stages: tuple[Stage, ...]) -> str:
+    """Twelve hexadecimal digits that change with any figure of ``stages``."""
+    text = json.dumps([asdict(stage) for stage in stages], sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:12]

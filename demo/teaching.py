@@ -1,0 +1,233 @@
+"""The losses of the training: the answers, the look-up hints, and the encouragement of sinks. Pure
+tensor functions.
+
+The hints are read by throw-away linear heads which are not part of the model. They teach (1) shape
+and colour of each vision token, (2) its place in the picture, (3) colour and place of the thing
+that a shape word names, at the word itself, (4) how many there are, at the counted noun. Without
+(3), the look-up from a name to its place is a plateau that tens of thousands of images do not
+leave.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from demo.packing import IGNORE, PackedBatch
+from demo.questions import ABSENT, NUMBERS
+from demo.recipe import SinkTeaching
+from demo.scenes import COLOURS, PLACES, SHAPES, Scene
+
+_NAMED_LAYER = 3
+_COUNT_LAYER = 4
+_PLACE_LAYER = 2
+
+
+@dataclass(frozen=True)
+class SceneTargets:
+    """What is known about each vision token and object of a batch.
+
+    Attributes:
+        shape: ``(B, V)``: 0 background, 1.. shape, -100 for a token with little of an object in it.
+        colour: ``(B, V)``: the same for colour.
+        place: ``(V,)``: the cell of the 3 x 3 layout.
+        object_colour: ``(B, N)``: colour of each object, padded with -100.
+        object_place: ``(B, N)``: place of each object, padded with -100.
+        touched: ``(B, V)`` bool: any part of an object's box reaches the token.
+        away: ``(B, V)`` bool: background on the side opposite to the objects.
+    """
+
+    shape: Tensor
+    colour: Tensor
+    place: Tensor
+    object_colour: Tensor
+    object_place: Tensor
+    touched: Tensor
+    away: Tensor
+
+
+def hint_heads(hidden: int) -> nn.ModuleDict:
+    """The throw-away heads."""
+    return nn.ModuleDict(
+        {
+            "seen": nn.Linear(hidden, len(SHAPES) + len(COLOURS) + 2),
+            "place": nn.Linear(hidden, len(PLACES)),
+            "named": nn.Linear(hidden, len(COLOURS) + len(PLACES) + 2),
+            "count": nn.Linear(hidden, len(NUMBERS)),
+        }
+    )
+
+
+def scene_targets(scenes: Sequence[Scene], rows: int, cols: int) -> SceneTargets:
+    """Reads the targets off the scenes; ``rows`` x ``cols`` is the grid of vision tokens."""
+    per_scene = [_one_scene(s, rows, cols) for s in scenes]
+    most = max(1, max(len(s.objects) for s in scenes))
+    colours = np.full((len(scenes), most), IGNORE)
+    places = np.full((len(scenes), most), IGNORE)
+    for i, s in enumerate(scenes):
+        for j, o in enumerate(s.objects):
+            colours[i, j], places[i, j] = list(COLOURS).index(o.colour), o.cell
+    y, x = np.divmod(np.arange(rows * cols), cols)
+    place = ((y + 0.5) / rows * 3).astype(int) * 3 + ((x + 0.5) / cols * 3).astype(int)
+    stacked = [torch.from_numpy(np.stack(part)) for part in zip(*per_scene, strict=True)]
+    return SceneTargets(
+        shape=stacked[0],
+        colour=stacked[1],
+        place=torch.from_numpy(place),
+        object_colour=torch.from_numpy(colours),
+        object_place=torch.from_numpy(places),
+        touched=stacked[2],
+        away=stacked[3],
+    )
+
+
+def _one_scene(
+    scene: Scene, rows: int, cols: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    height, width = scene.owner.shape
+    cell_h, cell_w = height // rows, width // cols
+    tiles = scene.owner.reshape(rows, cell_h, cols, cell_w)
+    touched = np.zeros((rows, cols), bool)
+    shape, colour = np.zeros((rows, cols), np.int64), np.zeros((rows, cols), np.int64)
+    if scene.objects:
+        cover = np.stack([(tiles == i + 1).mean((1, 3)) for i in range(len(scene.objects))])
+        best, most = cover.argmax(0), cover.max(0)
+        names = np.array([1 + SHAPES.index(o.shape) for o in scene.objects])
+        shades = np.array([1 + list(COLOURS).index(o.colour) for o in scene.objects])
+        # A token with a mere corner of an object is neither that object nor background.
+        shape = np.where(most > 0.2, names[best], np.where(most > 0.04, IGNORE, 0))
+        colour = np.where(most > 0.2, shades[best], np.where(most > 0.04, IGNORE, 0))
+        for o in scene.objects:
+            x0, y0, x1, y1 = o.box
+            touched[y0 // cell_h : -(-y1 // cell_h), x0 // cell_w : -(-x1 // cell_w)] = True
+    away = _opposite_side(scene, rows, cols, touched)
+    return shape.reshape(-1), colour.reshape(-1), touched.reshape(-1), away.reshape(-1)
+
+
+def _opposite_side(scene: Scene, rows: int, cols: int, touched: np.ndarray) -> np.ndarray:
+    """Untouched tokens in the 40 % that lie farthest opposite to the objects; all where there are
+    none."""
+    free = ~touched
+    if not scene.objects or not free.any():
+        return free if free.any() else np.ones_like(free)
+    height, width = scene.owner.shape
+    centre_x = np.mean([(o.box[0] + o.box[2]) / 2 / width - 0.5 for o in scene.objects])
+    centre_y = np.mean([(o.box[1] + o.box[3]) / 2 / height - 0.5 for o in scene.objects])
+    if math.hypot(centre_x, centre_y) < 0.04:  # balanced: no side is opposite
+        return free
+    y, x = np.mgrid[0:rows, 0:cols]
+    along = ((x + 0.5) / cols - 0.5) * centre_x + ((y + 0.5) / rows - 0.5) * centre_y
+    result: np.ndarray = free & (along <= np.quantile(along[free], 0.4))
+    return result
+
+
+def seen_loss(heads: nn.ModuleDict, features: Tensor, targets: SceneTargets) -> Tensor:
+    """Cross entropy of shape and colour, read off the vision features ``(B, V, hidden)``."""
+    scores = heads["seen"](features.float()).flatten(0, 1)
+    split = len(SHAPES) + 1
+    return _entropy(scores[:, :split], targets.shape) + _entropy(scores[:, split:], targets.colour)
+
+
+def hint_loss(
+    heads: nn.ModuleDict, states: Sequence[Tensor], batch: PackedBatch, targets: SceneTargets
+) -> Tensor:
+    """The sum of all hints; ``states`` are the residual stream at the input of each layer, ``(B, L,
+    hidden)``."""
+    loss = seen_loss(heads, states[0][:, batch.vision], targets)
+    tokens = states[_PLACE_LAYER][:, batch.vision].float()
+    place = targets.place[None].expand(tokens.shape[0], -1)
+    loss = loss + 0.5 * _entropy(heads["place"](tokens).flatten(0, 1), place)
+    marked = batch.named >= ABSENT
+    if marked.any():
+        row = marked.nonzero()[:, 0]
+        index = batch.named[marked]
+        absent = index == ABSENT
+        pick = index.clamp_min(0)
+        colour = targets.object_colour[row, pick].masked_fill(absent, len(COLOURS))
+        where = targets.object_place[row, pick].masked_fill(absent, len(PLACES))
+        scores = heads["named"](states[_NAMED_LAYER][marked].float())
+        split = len(COLOURS) + 1
+        loss = loss + _entropy(scores[:, :split], colour) + _entropy(scores[:, split:], where)
+    counted = batch.counts != IGNORE
+    if counted.any():
+        scores = heads["count"](states[_COUNT_LAYER][counted].float())
+        loss = loss + 0.5 * _entropy(scores, batch.counts[counted])
+    return loss
+
+
+def _entropy(scores: Tensor, wanted: Tensor) -> Tensor:
+    return F.cross_entropy(scores, wanted.reshape(-1), ignore_index=IGNORE)
+
+
+def phi_per_dim(states: Tensor, dims: Sequence[int]) -> Tensor:
+    """|x[d]| / rms(x) for each of ``dims``: ``(..., hidden)`` -> ``(..., len(dims))``, float32
+    (method: phi)."""
+    states = states.float()
+    scale = (states.pow(2).mean(-1, keepdim=True) + 1e-6).sqrt()
+    return states[..., list(dims)].abs() / scale
+
+
+def choose_sinks(phi: Tensor, targets: SceneTargets, count: int) -> Tensor:
+    """The ``count`` tokens of highest phi on the side away from the objects: ``(B, V)`` -> bool
+    ``(B, V)``."""
+    eligible = targets.away
+    allowed = phi.masked_fill(~eligible, -1.0).masked_fill(targets.touched, -2.0)
+    chosen = torch.zeros_like(eligible).scatter_(1, allowed.topk(count, 1).indices, True)
+    return chosen & ~targets.touched
+
+
+def sink_loss(
+    states: Sequence[Tensor],
+    attentions: Sequence[Tensor],
+    batch: PackedBatch,
+    targets: SceneTargets,
+    teaching: SinkTeaching,
+) -> tuple[Tensor, dict[str, float]]:
+    """Encourages sinks (see ``SinkTeaching``).
+
+    Args:
+        states: Residual stream at the input of each layer; ``states[1]`` is where sinks have to
+            exist first.
+        attentions: ``(B, H, L, L)`` for each layer.
+        batch: The packed batch.
+        targets: What is known about its scenes.
+        teaching: The settings.
+
+    Returns:
+        The weighted loss, and figures for the log.
+    """
+    vision, limit = batch.vision, math.sqrt(states[0].shape[-1])
+    first = phi_per_dim(states[1][:, vision], teaching.dims).amax(-1)
+    chosen = choose_sinks(first.detach(), targets, teaching.tokens)
+    everywhere = F.pad(chosen, (vision.start, batch.ids.shape[1] - vision.stop))
+    ordinary = ~everywhere & (batch.block >= 0)
+    raised = states[0].new_zeros((), dtype=torch.float32)
+    kept_low = raised.clone()
+    inner = range(1, len(attentions))
+    for layer in inner:
+        phi = phi_per_dim(states[layer], teaching.dims)
+        raised = raised + F.relu(teaching.high * limit - phi[everywhere]).mean()
+        kept_low = kept_low + F.relu(phi[ordinary] - teaching.low * limit).mean()
+    shares = []
+    for layer in range(1, len(attentions) - 1):
+        image = attentions[layer][..., vision].float()  # B, H, L, V
+        part = (image * chosen[:, None, None, :]).sum(-1) / (image.sum(-1) + 1e-3)
+        shares.append(part.transpose(1, 2)[batch.predicting])  # rows, H
+    share = torch.stack(shares)  # layers, rows, H
+    mean_share = share.mean(1)
+    held = (F.relu(teaching.share - mean_share) + F.relu(mean_share - teaching.share_limit)).mean()
+    loss = (raised + 4 * kept_low) / limit / len(inner) + 2 * held
+    with torch.no_grad():
+        figures = {
+            "sink_phi": float(first[chosen].mean()),
+            "other_phi": float(first[~chosen].mean()),
+            "sink_share": float(mean_share.mean()),
+            "least_share": float(mean_share.min()),
+        }
+    return teaching.weight * loss, figures

@@ -1,0 +1,367 @@
+"""Trains the bundled model from nothing: ``python -m cli demo train``.
+
+The story: build tokenizer and model, walk through the stages of ``demo.recipe``, write a checkpoint
+every few hundred steps, and write the loadable folder at the end of each stage. Scenes are drawn
+from (seed, stage, step), no random state is carried along, so a run that was interrupted and
+resumed does what an uninterrupted one does.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from demo.card import write_profile
+from demo.folder import CELL, build_config, build_tokenizer, patches, write_folder
+from demo.packing import IGNORE, PackedBatch, Packer
+from demo.questions import questions
+from demo.recipe import STAGES, SinkTeaching, Stage, fingerprint
+from demo.scenes import Scene, scene
+from demo.speed import faster_training
+from demo.teaching import hint_heads, hint_loss, scene_targets, seen_loss, sink_loss
+
+CHECKPOINT = "checkpoint.safetensors"
+NEEDED_BYTES = 200_000_000
+"""Room for two checkpoints, the model and the plot."""
+_WARM_UP = 100
+
+
+@dataclass(frozen=True)
+class TrainSettings:
+    """Settings of a training run.
+
+    Attributes:
+        output: Folder of the finished model.
+        work: Folder of checkpoints and history.
+        seed: Of weights and scenes.
+        device: "auto", "cpu" or "cuda".
+        stages: The recipe.
+        steps: Stop after so many steps of each stage (for tests and quick looks); None: whole
+            stages.
+        save_every: Steps between checkpoints.
+    """
+
+    output: Path
+    work: Path
+    seed: int = 0
+    device: str = "auto"
+    stages: tuple[Stage, ...] = STAGES
+    steps: int | None = None
+    save_every: int = 250
+
+    def __post_init__(self) -> None:
+        if self.device not in ("auto", "cpu", "cuda"):
+            raise ValueError(f"device is {self.device!r}: allowed is auto, cpu, cuda")
+        if self.device == "cuda" and not torch.cuda.is_available():
+            raise ValueError("device is 'cuda': this machine offers no CUDA device to PyTorch")
+        if self.steps is not None and self.steps < 1:
+            raise ValueError(f"steps is {self.steps}: it has to be 1 or more")
+        if self.save_every < 1:
+            raise ValueError(f"save_every is {self.save_every}: it has to be 1 or more")
+        if self.seed < 0:
+            raise ValueError(f"seed is {self.seed}: it has to be 0 or more")
+
+    def stage_steps(self, stage: Stage) -> int:
+        """Steps of ``stage`` in this run."""
+        return stage.steps if self.steps is None else min(self.steps, stage.steps)
+
+
+@dataclass(frozen=True)
+class Progress:
+    """One step's report: where the run is and what it measured."""
+
+    stage: str
+    step: int
+    steps: int
+    done: int
+    total: int
+    figures: dict[str, float]
+
+
+@dataclass
+class _Run:
+    """What changes while training; exactly this is in a checkpoint."""
+
+    model: Any
+    heads: nn.ModuleDict
+    optimizer: torch.optim.AdamW
+    stage: int = 0
+    step: int = 0
+    history: list[dict[str, Any]] = field(default_factory=list)
+
+
+def check_writable(folder: Path) -> None:
+    """Raises a ``ValueError`` that names ``folder`` where nothing can be written or the disk is
+    (nearly) full."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe = folder / ".write-probe"
+        probe.write_bytes(b"\0" * 4096)
+        probe.unlink()
+    except OSError as error:
+        raise ValueError(f"cannot write to {folder}: {error.strerror or error}") from error
+    free = shutil.disk_usage(folder).free
+    if free < NEEDED_BYTES:
+        raise ValueError(
+            f"{folder} has {free / 1e6:.0f} MB free: training needs {NEEDED_BYTES / 1e6:.0f} MB"
+        )
+
+
+def train(settings: TrainSettings) -> Iterator[Progress]:
+    """Trains, resuming from the last checkpoint in ``settings.work`` if there is one.
+
+    Yields:
+        A report for each step.
+
+    Raises:
+        ValueError: Where a folder cannot be written, or holds a checkpoint of a different recipe or
+            seed.
+    """
+    check_writable(settings.work)
+    check_writable(settings.output)
+    device = torch.device(
+        ("cuda" if torch.cuda.is_available() else "cpu")
+        if settings.device == "auto"
+        else settings.device
+    )
+    torch.manual_seed(settings.seed)
+    tokenizer = build_tokenizer()
+    run = _new_run(tokenizer, device)
+    _restore(run, settings)
+    packer = Packer(tokenizer)
+    total = sum(settings.stage_steps(s) for s in settings.stages)
+    with faster_training(run.model):
+        while run.stage < len(settings.stages):
+            stage = settings.stages[run.stage]
+            while run.step < settings.stage_steps(stage):
+                figures = _step(run, packer, stage, settings, device)
+                run.step += 1
+                before = sum(settings.stage_steps(s) for s in settings.stages[: run.stage])
+                yield Progress(
+                    stage.name,
+                    run.step,
+                    settings.stage_steps(stage),
+                    before + run.step,
+                    total,
+                    figures,
+                )
+                if run.step % settings.save_every == 0:
+                    _save(run, settings)
+            run.stage, run.step = run.stage + 1, 0
+            _save(run, settings)
+            write_folder(settings.output, run.model, tokenizer)
+            text = run.model.config.text_config
+            write_profile(settings.output, text.hidden_size, text.num_hidden_layers, SinkTeaching())
+
+
+def _new_run(tokenizer: Any, device: torch.device) -> _Run:
+    from transformers import Qwen2_5_VLForConditionalGeneration
+
+    config = build_config(tokenizer)
+    model = Qwen2_5_VLForConditionalGeneration(config).to(device, torch.float32).train()
+    heads = hint_heads(config.text_config.hidden_size).to(device)
+    groups: dict[tuple[bool, bool], list[tuple[str, Tensor]]] = {}
+    for module, prefix in ((model, "model."), (heads, "heads.")):
+        for name, parameter in module.named_parameters():
+            key = (".visual." in name, parameter.ndim > 1)
+            groups.setdefault(key, []).append((prefix + name, parameter))
+    optimizer = torch.optim.AdamW(
+        [
+            {"params": named, "weight_decay": 0.05 if matrix else 0.0, "vision": vision}
+            for (vision, matrix), named in sorted(groups.items())
+        ],
+        lr=1e-3,
+        betas=(0.9, 0.95),
+        fused=True,
+    )
+    return _Run(model, heads, optimizer)
+
+
+def _rate(stage: Stage, step: int, steps: int) -> float:
+    start, end = stage.rate
+    # Each stage begins on new ground for the optimizer's moments, so each warms up.
+    return (start + (end - start) * step / steps) * min(1.0, (step + 1) / _WARM_UP)
+
+
+def _step(
+    run: _Run, packer: Packer, stage: Stage, settings: TrainSettings, device: torch.device
+) -> dict[str, float]:
+    rng = np.random.default_rng([settings.seed, run.stage, run.step])
+    rows, cols = stage.grids[int(rng.integers(len(stage.grids)))]
+    scenes = _draw(rng, stage, settings.seed, (run.stage, run.step), rows, cols)
+    targets = scene_targets(scenes, rows, cols)
+    targets = type(targets)(**{k: v.to(device) for k, v in targets.__dict__.items()})
+    pixels = torch.from_numpy(np.concatenate([patches(s.image) for s in scenes])).to(device)
+    grid = torch.tensor([[1, rows * 2, cols * 2]] * len(scenes), device=device)
+    rate = _rate(stage, run.step, stage.steps)
+    for group in run.optimizer.param_groups:
+        group["lr"] = rate * (stage.vision_rate if group["vision"] else 1.0)
+    with torch.autocast(device.type, torch.bfloat16):
+        if stage.kinds:
+            asked = [
+                questions(s, rng.permutation(list(stage.kinds))[: stage.asked].tolist(), run.step)
+                for s in scenes
+            ]
+            batch = packer.pack(asked, rows, cols).to(device)
+            loss, figures = _answer_losses(run, stage, batch, targets, pixels, grid)
+        else:
+            loss, figures = _vision_losses(run, targets, pixels, grid)
+    loss.backward()
+    parameters = [p for g in run.optimizer.param_groups for p in g["params"]]
+    torch.nn.utils.clip_grad_norm_(parameters, 1.0)
+    run.optimizer.step()
+    run.optimizer.zero_grad()
+    run.history.append({"stage": stage.name, **{k: round(v, 5) for k, v in figures.items()}})
+    return figures
+
+
+def _draw(
+    rng: np.random.Generator, stage: Stage, seed: int, at: tuple[int, int], rows: int, cols: int
+) -> list[Scene]:
+    scenes = []
+    for index in range(stage.batch):
+        empty = rng.random() < stage.empty
+        scenes.append(
+            scene(
+                # The first number keeps training scenes apart from those of the check.
+                (1, seed, *at, index),
+                cols * CELL,
+                rows * CELL,
+                min_objects=0 if empty else 1,
+                max_objects=0 if empty else stage.max_objects,
+            )
+        )
+    return scenes
+
+
+def _vision_losses(
+    run: _Run, targets: Any, pixels: Tensor, grid: Tensor
+) -> tuple[Tensor, dict[str, float]]:
+    features = run.model.model.visual(pixels, grid_thw=grid).pooler_output
+    if isinstance(features, Sequence):
+        features = torch.cat(list(features))
+    features = features.float().view(*targets.shape.shape, -1)
+    loss = seen_loss(run.heads, features, targets)
+    with torch.no_grad():
+        scores = run.heads["seen"](features)
+        split = targets.shape.shape[-1] and scores.shape[-1] // 2
+        there = targets.shape > 0
+        shape = (scores[..., :split].argmax(-1) == targets.shape)[there].float().mean()
+        colour = (scores[..., split:].argmax(-1) == targets.colour)[there].float().mean()
+    # The text layers expect features of unit size, as token embeddings grow to.
+    loss = loss + 1e-4 * (features.pow(2).mean() - 1).pow(2)
+    return loss, {"loss": float(loss.detach()), "shape": float(shape), "colour": float(colour)}
+
+
+def _answer_losses(
+    run: _Run, stage: Stage, batch: PackedBatch, targets: Any, pixels: Tensor, grid: Tensor
+) -> tuple[Tensor, dict[str, float]]:
+    hidden = torch.zeros(batch.mask.shape, device=pixels.device, dtype=torch.bfloat16)
+    mask = hidden.masked_fill(~batch.mask, -1e9)  # added to the scores
+    out = run.model.model(
+        input_ids=batch.ids,
+        pixel_values=pixels,
+        image_grid_thw=grid,
+        attention_mask={"full_attention": mask},
+        position_ids=batch.positions,
+        use_cache=False,
+        output_hidden_states=True,
+        output_attentions=stage.sinks is not None,
+    )
+    rows = batch.predicting
+    scores = run.model.lm_head(out.last_hidden_state[rows]).float()
+    wanted = batch.labels[:, 1:][batch.labels[:, 1:] != IGNORE]
+    answers = F.cross_entropy(scores, wanted)
+    hints = hint_loss(run.heads, out.hidden_states, batch, targets)
+    loss = answers + stage.hints * hints
+    right = (scores.argmax(-1) == wanted).float().mean()
+    figures = {
+        "loss": float(answers.detach()),
+        "right": float(right),
+        "hints": float(hints.detach()),
+    }
+    if stage.sinks:
+        sinks, measured = sink_loss(out.hidden_states, out.attentions, batch, targets, stage.sinks)
+        loss = loss + sinks
+        figures |= {"sinks": float(sinks.detach()), **measured}
+    return loss, figures
+
+
+def _optimized(run: _Run) -> Iterator[tuple[str, Tensor]]:
+    for group in run.optimizer.param_groups:
+        yield from zip(group["param_names"], group["params"], strict=True)
+
+
+def _save(run: _Run, settings: TrainSettings) -> None:
+    """Writes the checkpoint by rename: an interruption leaves the one before."""
+    from safetensors.torch import save_file
+
+    tensors = {f"model.{k}": v for k, v in run.model.state_dict().items() if k != "lm_head.weight"}
+    tensors |= {f"heads.{k}": v for k, v in run.heads.state_dict().items()}
+    for name, parameter in _optimized(run):
+        for key, value in run.optimizer.state.get(parameter, {}).items():
+            tensors[f"optimizer.{key}.{name}"] = value
+    progress = {
+        "stage": run.stage,
+        "step": run.step,
+        "seed": settings.seed,
+        "recipe": fingerprint(settings.stages[: run.stage]),
+        "history": run.history,
+    }
+    partial = settings.work / (CHECKPOINT + ".partial")
+    save_file(
+        {k: v.detach().cpu().contiguous() for k, v in tensors.items()},
+        partial,
+        metadata={"progress": json.dumps(progress)},
+    )
+    partial.replace(settings.work / CHECKPOINT)
+
+
+def _restore(run: _Run, settings: TrainSettings) -> None:
+    from safetensors import safe_open
+
+    path = settings.work / CHECKPOINT
+    if not path.exists():
+        return
+    with safe_open(path, framework="pt") as stored:
+        progress = json.loads(stored.metadata()["progress"])
+        if progress["seed"] != settings.seed or progress["recipe"] != fingerprint(
+            settings.stages[: progress["stage"]]
+        ):
+            raise ValueError(
+                f"{path} belongs to a run with another recipe or seed: "
+                "choose another folder, or remove it"
+            )
+        tensors = {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118
+    parts: dict[str, dict[str, Tensor]] = {"model": {}, "heads": {}, "optimizer": {}}
+    for name, value in tensors.items():
+        part, rest = name.split(".", 1)
+        parts[part][rest] = value
+    run.model.load_state_dict(parts["model"], strict=False)
+    run.model.tie_weights()
+    run.heads.load_state_dict(parts["heads"])
+    parameters = dict(_optimized(run))
+    for name, value in parts["optimizer"].items():
+        key, owner = name.split(".", 1)
+        parameter = parameters[owner]
+        # The step count stays where the optimizer keeps it: on the device, for the fused form.
+        run.optimizer.state[parameter][key] = value.to(parameter.device)
+    run.stage, run.step, run.history = progress["stage"], progress["step"], progress["history"]
+
+
+def read_history(work: Path) -> list[dict[str, Any]]:
+    """The figures of every step so far, from the checkpoint in ``work``."""
+    from safetensors import safe_open
+
+    with safe_open(work / CHECKPOINT, framework="pt") as stored:
+        history: list[dict[str, Any]] = json.loads(stored.metadata()["progress"])["history"]
+    return history
