@@ -62,4 +62,15 @@ const view = {
 };
 let run = null; // the run on screen: see data.js
 let pending = null; // id of the run that the page is waiting for
-element.inspector = { view, get run() { return run; } }; // for people who script the page, and tests
+
+// For people who script the page, and for tests: what is chosen, what is shown, and a way to choose.
+element.inspector = {
+  view,
+  get run() { return run; },
+  get shown() { return shown; },
+  set(changes) {
+    Object.assign(view, changes);
+    markTokens();
+    repaint();
+  },
+};

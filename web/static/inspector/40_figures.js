@@ -55,10 +55,10 @@ function base(width, height) {
   }
   if (view.photo === "dim") {
     ink.globalCompositeOperation = "saturation";
-    ink.fillStyle = "hsla(0,0%,50%,.55)";
+    ink.fillStyle = "hsla(0,0%,50%,.5)";
     ink.fillRect(0, 0, width, height);
     ink.globalCompositeOperation = "source-over";
-    ink.fillStyle = "rgba(8,10,16,.38)";
+    ink.fillStyle = "rgba(8,10,16,.26)";
     ink.fillRect(0, 0, width, height);
   }
   if (picture.bases.size > 8) picture.bases.clear();
@@ -155,25 +155,29 @@ function paintFigures() {
   }
   const [p0, p1] = patchesOfImage(), cut = (map) => map.subarray(p0, p1);
   const there = run.variants.filter((v) => maps[v.name]);
-  const pools = new Map(there.map((v) => [v.name, poolOf(v, maps[v.name], cut, skip)]));
-  const shared = view.same && there.length > 1
-    ? makeScale(view.scale, there.flatMap((v) => pools.get(v.name))) : null;
-  for (const v of there) scales[v.name] = shared || makeScale(view.scale, pools.get(v.name));
+  const shared = view.same && there.length > 1 ? scaleFor(there, maps, cut, skip) : null;
+  for (const v of there) scales[v.name] = shared || scaleFor([v], maps, cut, skip);
   shown = { maps, shares, spans, scales };
   for (const variant of run.variants) paintFigure(variant, shared);
   paintDifference(cut);
   paintInk();
 }
 
-// The maps that set a scale's range: this selection's, or every token's of the answer.
-function poolOf(variant, map, cut, skip) {
-  if (view.range !== "answer" || (needsHeads() && !variant.full)) return [cut(map)];
-  const key = [view.l0, view.l1, view.h0, view.h1, view.combine, skip, view.image].join();
-  if (!variant.pool || variant.pool.key !== key) {
-    const maps = Array.from({ length: variant.T }, (_, t) => cut(mapOf(variant, t, t, skip)));
-    variant.pool = { key, maps };
+// Whether the range can be that of the whole answer: a large run has single heads only of some tokens.
+const overAnswer = () => view.range === "answer" && !(needsHeads() && run.lazy);
+
+// The scale of one or both sides: over this selection's maps, or over every token's (kept: it is the costly one).
+function scaleFor(variants, maps, cut, skip) {
+  if (!overAnswer()) return makeScale(view.scale, variants.map((v) => cut(maps[v.name])));
+  const names = variants.map((v) => v.name);
+  const key = [names, view.l0, view.l1, view.h0, view.h1, view.combine, view.scale, view.image].join();
+  run.scales = run.scales || new Map();
+  if (!run.scales.has(key)) {
+    if (run.scales.size > 16) run.scales.clear();
+    const all = variants.flatMap((v) => Array.from({ length: v.T }, (_, t) => cut(mapOf(v, t, t, skip))));
+    run.scales.set(key, makeScale(view.scale, all));
   }
-  return variant.pool.maps;
+  return run.scales.get(key);
 }
 
 function paintFigure(variant, shared) {
@@ -213,7 +217,7 @@ function paintScale(figure, scale, map, table, shared) {
   ink.putImageData(pixels, 0, 0);
   figure.querySelector(".ticks").replaceChildren(...scale.ticks.map(([u, text]) =>
     node("span", { style: `--at:${u}`, "data-edge": u === 0 ? "low" : u === 1 ? "high" : null }, text)));
-  const range = view.range === "answer" ? "; range of the whole answer" : "";
+  const range = overAnswer() ? "; range of the whole answer" : "";
   words.textContent = "attention mass per patch · " + scale.words + range + (shared ? "; same scale on both sides" : "");
 }
 
@@ -244,7 +248,7 @@ function paintPatch() {
   for (const figure of element.querySelectorAll(".figure")) {
     const line = figure.querySelector(".patch"), name = figure.dataset.variant, map = shown.maps[name];
     if (view.cursor == null || !map) {
-      line.textContent = "";
+      line.textContent = map ? "point at a patch to read it" : "";
       continue;
     }
     const v = start + view.cursor, row = Math.floor(view.cursor / columns), column = view.cursor % columns;

@@ -21,7 +21,7 @@ function panel(kind, variant, words) {
 }
 
 function panelCell(event, canvas, kind, variant) {
-  const r = canvas.getBoundingClientRect(), across = kind === "time" ? Math.max(1, variant.T) : run.H;
+  const r = canvas.getBoundingClientRect(), across = kind === "time" ? longest() : run.H;
   return {
     x: clamp(Math.floor(((event.clientX - r.left) / r.width) * across), 0, across - 1),
     l: clamp(Math.floor(((event.clientY - r.top) / r.height) * run.L), 0, run.L - 1),
@@ -65,7 +65,9 @@ function paintPanels() {
   for (const variant of run.variants) {
     const { time, heads } = grids[variant.name], pair = $(`.pair[data-variant="${variant.name}"]`);
     const span = shown.spans[variant.name];
-    drawGrid(pair.querySelector(".time"), variant.T, run.L, (x, l) => time[x * run.L + l], whole || topTime,
+    // Both sides over the same time axis, so that their tokens stand below each other.
+    const at = (x, l) => (x < variant.T ? time[x * run.L + l] : null);
+    drawGrid(pair.querySelector(".time"), longest(), run.L, at, whole || topTime,
       span && { x0: span[0], x1: span[1], y0: view.l0, y1: view.l1 });
     drawGrid(pair.querySelector(".heads"), run.H, run.L, (x, l) => (heads ? heads[l * run.H + x] : 0), whole || topHeads,
       { x0: view.h0, x1: view.h1, y0: view.l0, y1: view.l1 });
@@ -85,7 +87,8 @@ function drawGrid(panelNode, across, down, value, top, chosen) {
   const ink = canvas.getContext("2d"), pixels = ink.createImageData(canvas.width, down);
   for (let y = 0; y < down; y++)
     for (let x = 0; x < across; x++) {
-      const q = Math.round(clamp(top > 0 ? value(x, y) / top : 0, 0, 1) * 255) * 3;
+      const here = value(x, y), q = Math.round(clamp(top > 0 ? here / top : 0, 0, 1) * 255) * 3;
+      if (here == null) continue; // this answer has no such token: leave it blank
       pixels.data.set([table[q], table[q + 1], table[q + 2], 255], (y * across + x) * 4);
     }
   ink.putImageData(pixels, 0, 0);

@@ -89,7 +89,7 @@ function paintTop() {
       return row;
     });
     column.append(node("table", {},
-      node("thead", {}, node("tr", {}, node("th", { scope: "col" }, "row, col"), node("th", { scope: "col" }, "of the row"), node("th", { scope: "col" }, "of the map"))),
+      node("thead", {}, node("tr", {}, node("th", { scope: "col" }, "patch"), node("th", { scope: "col" }, "of row"), node("th", { scope: "col" }, "of map"))),
       node("tbody", {}, ...body)));
     return column;
   });

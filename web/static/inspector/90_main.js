@@ -40,6 +40,7 @@ const LAZY_BYTES = 64e6;
 async function fetchHeads() {
   if (!run.lazy || !needsHeads()) return;
   const mine = run;
+  let fetched = false;
   for (const variant of run.variants) {
     const span = tokensOf(variant);
     if (!span) continue;
@@ -57,6 +58,7 @@ async function fetchHeads() {
     const raw = Uint8Array.from(atob(answer.data), (c) => c.charCodeAt(0));
     const { arrays } = unpack(await unzip(new Response(raw)));
     mine.lazyMaps.set(key, arrays);
+    fetched = true;
     mine.lazyBytes += raw.length;
     for (const old of mine.lazyMaps.keys()) {
       if (mine.lazyBytes <= LAZY_BYTES || old === key) break;
@@ -64,7 +66,7 @@ async function fetchHeads() {
       mine.lazyBytes -= raw.length;
     }
   }
-  if (run === mine) repaint();
+  if (fetched && run === mine) repaint();
 }
 
 function complain(text) {

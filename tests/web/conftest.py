@@ -1,0 +1,108 @@
+"""The page in Chromium: one server and one browser a session, one context a test.
+
+The server's engine is scripted (`tests/web/scripted.py`), so that the tests decide when a token
+comes. A test fails on any console error, and on any request to another machine.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import socket
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from config import AppSettings, Settings
+from tests.web.scripted import ScriptedEngine, fake_handle
+from tests.web.synthetic import make_pair
+from web.page import App, build_app, launch
+from web.store import Run
+
+FLAGS = ("--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-sync")
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@dataclasses.dataclass
+class Site:
+    """A running app and what drives it."""
+
+    app: App
+    url: str
+    engine: ScriptedEngine
+
+
+def start_site(folder: Path, engine: ScriptedEngine, **options: Any) -> Site:
+    page = AppSettings(port=free_port(), cache_dir=str(folder), store_megabytes=200, queue_size=2)
+    app = build_app(Settings(app=page), engine=engine.engine(), examples=[], **options)
+    return Site(app, launch(app, wait=False), engine)
+
+
+@pytest.fixture(scope="session")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
+    """The app with a scripted engine and a made-up comparison as its example."""
+    example = Run(make_pair(), kind="example")
+    made = start_site(
+        tmp_path_factory.mktemp("cache"), ScriptedEngine(), handle=fake_handle(), example=example
+    )
+    yield made
+    made.engine.release()
+    made.app.blocks.close(verbose=False)
+
+
+@pytest.fixture(scope="session")
+def browser(chromium: str) -> Iterator[Any]:
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        started = playwright.chromium.launch(executable_path=chromium, args=list(FLAGS))
+        yield started
+        started.close()
+
+
+@pytest.fixture
+def open_page(browser: Any) -> Iterator[Callable[..., Any]]:
+    """`open_page(url, width=1440, scheme="light", errors=False)` gives a page; checks it at the end.
+
+    With `errors=True` the test expects console errors (a refused upload logs one).
+    """
+    contexts, problems = [], []
+
+    def open_one(
+        url: str, width: int = 1440, scheme: str = "light", errors: bool = False, path: str = ""
+    ) -> Any:
+        context = browser.new_context(
+            viewport={"width": width, "height": 1000 if width > 600 else 844}, color_scheme=scheme
+        )
+        contexts.append(context)
+
+        def guard(route: Any) -> None:
+            address = route.request.url
+            if address.startswith((url, "data:", "blob:")):
+                route.continue_()
+            else:
+                problems.append(f"request to {address}")
+                route.abort()
+
+        context.route("**/*", guard)
+        page = context.new_page()
+        page.set_default_timeout(20_000)
+        page.on("pageerror", lambda error: problems.append(f"page error: {error}"))
+        if not errors:
+            page.on(
+                "console",
+                lambda m: problems.append(f"console: {m.text}") if m.type == "error" else None,
+            )
+        page.goto(f"{url}{path}?__theme={scheme}" if "#" not in path else f"{url}{path}")
+        return page
+
+    yield open_one
+    for context in contexts:
+        context.close()
+    assert problems == []

@@ -1,0 +1,101 @@
+"""An engine that follows a script: the prompt says what happens, and a test says when.
+
+    "hostile"   an answer of texts that try to become HTML or code
+    "endless"   tokens for as long as the test lets them come, until Stop
+    "thousand"  1,000 tokens at once
+    "full"      the device's memory is full
+    "broken"    a fault inside
+    else        the words of `synthetic.WORDS`
+"""
+
+from __future__ import annotations
+
+import threading
+from types import SimpleNamespace
+from typing import Any
+
+from attention_extractor import RunOutOfMemoryError
+from capture.trace import GenerationTrace
+from models.profiles import SinkProfile
+from tests.web.synthetic import HOSTILE, WORDS, make_pair, make_trace
+from web.handlers import Engine
+
+THOUSAND = tuple(f" word{n}" for n in range(1000))
+
+
+def fake_handle(profile: bool = True) -> Any:
+    """What the page touches of a `ModelHandle`, without a model."""
+    dims = SinkProfile("fake", "none", 64, 6, (3, 5), 6.0, "made up", "low") if profile else None
+    info = SimpleNamespace(id="fake", device="cpu", dtype="float32", layers=6, heads=8)
+
+    def prepare(images: Any, prompt: str, **_: Any) -> Any:
+        return SimpleNamespace(images=images, prompt=prompt)
+
+    return SimpleNamespace(info=info, profile=dims, prepare=prepare)
+
+
+class ScriptedEngine:
+    """`generate` and `compare` by script. `hold()` makes every token wait for `let(n)`."""
+
+    def __init__(self) -> None:
+        self._tokens = threading.Semaphore(0)
+        self._held = threading.Event()
+        self.begun = threading.Event()
+        self.ended = threading.Event()
+
+    def engine(self) -> Engine:
+        return Engine(self.generate, self.compare)
+
+    def hold(self) -> None:
+        self._tokens = threading.Semaphore(0)
+        self.begun.clear()
+        self.ended.clear()
+        self._held.set()
+
+    def let(self, count: int) -> None:
+        for _ in range(count):
+            self._tokens.release()
+
+    def release(self) -> None:
+        self._held.clear()
+        self.let(2000)
+
+    def generate(self, handle: Any, inputs: Any, settings: Any, **hooks: Any) -> GenerationTrace:
+        on_token = hooks["on_token"]
+        return self._run(inputs, lambda i, token: on_token(i, token), hooks["stop"])
+
+    def compare(
+        self, handle: Any, inputs: Any, settings: Any, var: Any, same_text: bool = False, **hooks: Any
+    ) -> Any:
+        def told(i: int, token: Any) -> None:
+            hooks["on_token"]("baseline", i, token)
+            hooks["on_token"]("var", i, token)
+
+        first = self._run(inputs, told, hooks["stop"])
+        words = tuple(token.text for token in first.tokens)
+        pair = make_pair(words, words, image=inputs.images[0], prompt=inputs.prompt)
+        return SimpleNamespace(**pair)
+
+    def _run(self, inputs: Any, told: Any, stop: threading.Event) -> GenerationTrace:
+        if inputs.prompt == "full":
+            raise RunOutOfMemoryError("The memory of the device is full; use a smaller image.")
+        if inputs.prompt == "broken":
+            raise RuntimeError("secret path /home/someone/thing.py")
+        script = {"hostile": HOSTILE, "thousand": THOUSAND, "endless": WORDS * 50}
+        words = script.get(inputs.prompt, WORDS)
+        size = {"rows": 4, "columns": 4, "layers": 2, "heads": 2} if len(words) > 100 else {}
+        picture = {"image": inputs.images[0], "prompt": inputs.prompt}
+        planned = make_trace(words, **size, **picture)  # type: ignore[arg-type]
+        self.begun.set()
+        made = 0
+        for i, token in enumerate(planned.tokens):
+            while self._held.is_set() and not stop.is_set():
+                if self._tokens.acquire(timeout=0.05):
+                    break
+            if stop.is_set():
+                break
+            told(i, token)
+            made += 1
+        self.ended.set()
+        finish = "end" if made == len(words) else "stopped"
+        return make_trace(words[:made], finish=finish, **size, **picture)  # type: ignore[arg-type]

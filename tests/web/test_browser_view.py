@@ -1,0 +1,212 @@
+"""The inspector on the example run: what is drawn is right, and choosing asks the server nothing."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from attention_processor import patch_map, tokens_looking_at
+from tests.web.conftest import Site
+
+pytestmark = pytest.mark.browser
+
+INSPECTOR = "document.querySelector('[data-testid=inspector]').parentElement.inspector"
+HASH = """canvas => { const d = canvas.getContext('2d').getImageData(0, 0, canvas.width, canvas.height).data;
+  let h = 2166136261; for (let i = 0; i < d.length; i++) h = Math.imul(h ^ d[i], 16777619); return h; }"""
+
+
+def ready(page: Any) -> None:
+    page.wait_for_selector("[data-testid=inspector][data-ready]", state="attached")
+
+
+def drawn(page: Any, variant: str = "baseline") -> int:
+    return page.locator(f"[data-testid=panel-{variant}] canvas.map").evaluate(HASH)
+
+
+def change(page: Any, test_id: str, value: object) -> None:
+    """Move a slider or choose in a list as a user's hand does: set it and send `input` and `change`."""
+    page.locator(f"[data-testid={test_id}]").evaluate(
+        """(e, v) => { e.value = v; for (const n of ['input', 'change']) e.dispatchEvent(new Event(n, {bubbles: true})); }""",
+        str(value),
+    )
+
+
+def test_example_is_there_and_labelled(site: Site, open_page: Any) -> None:
+    page = open_page(site.url)
+    ready(page)
+    assert page.inner_text("[data-testid=phase]") == "Precomputed example"
+    assert page.locator("[data-testid=strip-baseline] .token").count() == 27
+    # The first view is of a word, not of a comma.
+    assert page.inner_text("[data-testid=strip-baseline] [aria-selected=true]").strip().isalpha()
+
+
+def test_maps_equal_those_of_the_processor(site: Site, open_page: Any) -> None:
+    page = open_page(site.url)
+    ready(page)
+    run = site.app.handlers.store.get(page.get_attribute("[data-ready]", "data-ready"))
+    assert run is not None
+    cases = [
+        (dict(t0=3, t1=3, l0=0, l1=5, h0=0, h1=7, combine="mean"), {}),
+        (dict(t0=3, t1=9, l0=2, l1=4, h0=0, h1=7, combine="mean"), {}),
+        (dict(t0=5, t1=5, l0=1, l1=1, h0=6, h1=6, combine="mean"), {}),
+        (dict(t0=2, t1=6, l0=1, l1=5, h0=2, h1=5, combine="max"), {}),
+        (dict(t0=2, t1=6, l0=1, l1=5, h0=2, h1=5, combine="min"), {}),
+        (dict(t0=4, t1=4, l0=0, l1=5, h0=0, h1=7, combine="mean", scale="nosink"), {"exclude_sinks": True}),
+        (dict(t0=4, t1=4, l0=2, l1=5, h0=1, h1=7, combine="max", scale="nosink"), {"exclude_sinks": True}),
+    ]  # fmt: skip
+    for chosen, options in cases:
+        page.evaluate(f"chosen => {INSPECTOR}.set({{scale: 'clip', ...chosen}})", chosen)
+        maps = page.evaluate(f"() => ({{b: [...{INSPECTOR}.shown.maps.baseline], v: [...{INSPECTOR}.shown.maps.var]}})")
+        shares = page.evaluate(f"() => {INSPECTOR}.shown.shares.var.image")
+        for key, name in (("b", "baseline"), ("v", "var")):
+            expected = patch_map(
+                run.traces[name],
+                range(chosen["t0"], chosen["t1"] + 1),
+                range(chosen["l0"], chosen["l1"] + 1),
+                range(chosen["h0"], chosen["h1"] + 1),
+                chosen["combine"],
+                **options,
+            ).values.ravel()
+            # uint16 codes: half a step in the square root of the row's maximum
+            np.testing.assert_allclose(maps[key], expected, atol=2e-5 * expected.max(), rtol=2e-3)
+        trace = run.traces["var"]
+        mass = trace.shares[
+            chosen["t0"] : chosen["t1"] + 1,
+            chosen["l0"] : chosen["l1"] + 1,
+            chosen["h0"] : chosen["h1"] + 1,
+            1,
+        ].mean()
+        assert abs(shares - float(mass)) < 1e-4
+
+
+def test_choosing_repaints_without_a_request(site: Site, open_page: Any) -> None:
+    page = open_page(site.url)
+    ready(page)
+    asked: list[str] = []
+    page.on("request", lambda request: asked.append(request.url))
+    seen = {drawn(page)}
+    page.click("[data-testid=token-baseline-5]")
+    for test_id, value in (
+        ("layer-from", 3),
+        ("layer-to", 4),
+        ("head-from", 2),
+        ("head-to", 5),
+        ("combine", "max"),
+        ("scale", "log"),
+        ("scale", "rank"),
+        ("colours", "viridis"),
+        ("opacity", 40),
+        ("overlay", "flat"),
+        ("photo", "full"),
+    ):
+        change(page, test_id, value)
+        now = drawn(page)
+        assert now not in seen, f"{test_id} = {value} changed nothing"
+        seen.add(now)
+    page.click("[data-testid=sinks]")
+    assert drawn(page) not in seen
+    page.click("[data-testid=difference]")
+    assert page.is_visible("[data-testid=panel-difference]")
+    assert "same scale" in page.inner_text("[data-testid=panel-var] .words")
+    assert "rank" in page.inner_text("[data-testid=panel-var] .words")
+    assert asked == []
+
+
+def test_shares_are_shown_raw_whatever_the_scale(site: Site, open_page: Any) -> None:
+    page = open_page(site.url)
+    ready(page)
+    before = page.inner_text("[data-testid=panel-baseline] .stat")
+    assert "image" in before and "sinks hold" in before
+    for scale in ("linear", "log", "rank", "nosink"):
+        change(page, "scale", scale)
+        assert page.inner_text("[data-testid=panel-baseline] .stat") == before
+
+
+def test_reverse_look_up(site: Site, open_page: Any) -> None:
+    page = open_page(site.url)
+    ready(page)
+    run = site.app.handlers.store.get(page.get_attribute("[data-ready]", "data-ready"))
+    assert run is not None
+    box = page.locator("[data-testid=panel-baseline] .stage").bounding_box()
+    cell_w, cell_h = box["width"] / 12, box["height"] / 8
+    page.mouse.move(box["x"] + 2.5 * cell_w, box["y"] + 3.5 * cell_h)
+    page.mouse.down()
+    page.mouse.move(box["x"] + 4.5 * cell_w, box["y"] + 5.5 * cell_h, steps=3)
+    page.mouse.up()
+    cells = [r * 12 + c for r in (3, 4, 5) for c in (2, 3, 4)]
+    best = tokens_looking_at(run.traces["baseline"], cells)[0]
+    listed = page.locator("[data-testid=lookup] .looks").first.locator("button").first
+    assert listed.inner_text().strip() == best.text.strip()
+    assert page.is_enabled("[data-testid=quantity-box]")
+    listed.click()
+    assert page.get_attribute(f"[data-testid=token-baseline-{best.token}]", "aria-selected") == "true"
+    page.click("[data-testid=clear-box]")
+    assert page.locator("[data-testid=lookup] .looks").count() == 0
+
+
+def test_range_of_tokens_and_end_of_the_shorter_answer(site: Site, open_page: Any) -> None:
+    page = open_page(site.url)
+    ready(page)
+    page.click("[data-testid=token-baseline-3]")
+    page.click("[data-testid=token-baseline-6]", modifiers=["Shift"])
+    assert page.locator("[data-testid=strip-baseline] [aria-selected=true]").count() == 4
+    assert "tokens 4–7 (mean)" in page.inner_text("[data-testid=selection]")
+    page.click("[data-testid=token-baseline-26]")  # the VAR answer has 26 tokens
+    assert "ended before token 27" in page.inner_text("[data-testid=panel-var] .note")
+    assert page.is_hidden("[data-testid=panel-baseline] .note")
+
+
+def test_keyboard_alone(site: Site, open_page: Any) -> None:
+    page = open_page(site.url)
+    ready(page)
+    page.focus("[data-testid=strip-baseline] [aria-selected=true]")
+    page.keyboard.press("Home")
+    assert page.evaluate("document.activeElement.dataset.testid") == "token-baseline-0"
+    page.keyboard.press("ArrowRight")
+    page.keyboard.press("Shift+ArrowRight")
+    assert page.evaluate(f"[{INSPECTOR}.view.t0, {INSPECTOR}.view.t1]") == [1, 2]
+    page.keyboard.press("End")
+    assert page.evaluate(f"{INSPECTOR}.view.t0") == 26
+    page.keyboard.press("ArrowDown")  # the other answer is shorter: focus stays
+    page.keyboard.press("]")
+    assert page.evaluate(f"[{INSPECTOR}.view.l0, {INSPECTOR}.view.l1]") == [0, 0]
+    page.keyboard.press("}")
+    page.keyboard.press("}")
+    assert page.evaluate(f"[{INSPECTOR}.view.h0, {INSPECTOR}.view.h1]") == [1, 1]
+    page.keyboard.press("0")
+    assert page.evaluate(f"[{INSPECTOR}.view.l1, {INSPECTOR}.view.h1]") == [5, 7]
+    page.keyboard.press("s")
+    assert not page.is_checked("[data-testid=sinks]")
+    page.keyboard.press("d")
+    assert page.is_visible("[data-testid=panel-difference]")
+    page.focus("[data-testid=panel-baseline] .stage")
+    page.keyboard.press("ArrowRight")
+    page.keyboard.press("Enter")
+    assert page.locator("[data-testid=lookup] .looks").count() == 2
+    assert "of the row" in page.inner_text("[data-testid=panel-baseline] .patch")
+
+
+def test_address_keeps_the_place(site: Site, open_page: Any) -> None:
+    page = open_page(site.url, path="#t=7-8&l=1-3&h=2-2&combine=max")
+    ready(page)
+    view = page.evaluate(f"{INSPECTOR}.view")
+    assert [view[k] for k in ("t0", "t1", "l0", "l1", "h0", "h1")] == [7, 8, 1, 3, 2, 2]
+    page.click("[data-testid=token-var-4]")
+    page.wait_for_function("location.hash.includes('t=4-4')")
+
+
+@pytest.mark.parametrize(("width", "scheme"), [(1440, "light"), (1440, "dark"), (390, "light")])
+def test_nothing_overflows(site: Site, open_page: Any, width: int, scheme: str) -> None:
+    page = open_page(site.url, width=width, scheme=scheme)
+    ready(page)
+    wide = page.evaluate("[document.documentElement.scrollWidth, window.innerWidth]")
+    assert wide[0] <= wide[1]
+    dark = page.evaluate("getComputedStyle(document.querySelector('.token')).color")
+    assert (dark == "rgb(228, 232, 238)") == (scheme == "dark")
+    small = page.evaluate(
+        """[...document.querySelectorAll('#inspector button, #inspector select')].filter(e => e.offsetParent
+             && e.getBoundingClientRect().height < 24).map(e => e.outerHTML.slice(0, 80))"""
+    )
+    assert small == []
