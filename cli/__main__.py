@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from cli import heatmap, show
+from cli import demo, heatmap, show
 
 app = typer.Typer(
     name="python -m cli",
@@ -16,6 +16,7 @@ app = typer.Typer(
 )
 app.command("heatmap")(heatmap.heatmap)
 app.command("show")(show.show)
+app.add_typer(demo.app, name="demo")
 
 if __name__ == "__main__":
     app()
