@@ -1,8 +1,71 @@
-"""Visual Attention Redistribution (VAR): the pure functions, under the names that notebooks use."""
+"""Visual Attention Redistribution (VAR, arXiv 2503.03321): the method and its patch for a run.
+
+The mathematics lives in `redistribution/`, pure and batched; this module is where it meets a model.
+`select_rows` and `redistribute` are the dense reference, under the names that notebooks use.
+`patch` makes the `VARIntervention` of one run after checking its settings against the model; the
+attention function applies it while the run lasts. Nothing stays on the model, in a class or in a
+module.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+
+import torch
+
+from config import VARSettings
+from models.family import PromptLayout
+from models.info import ModelInfo
+from redistribution.intervention import VARIntervention, acting_layers, validate_var
 from redistribution.redistribute import redistribute
+from redistribution.report import LayerReport, VARReport
 from redistribution.selection import select_rows
 
-__all__ = ["redistribute", "select_rows"]
+__all__ = [
+    "LayerReport",
+    "VARIntervention",
+    "VARReport",
+    "acting_layers",
+    "describe",
+    "patch",
+    "redistribute",
+    "select_rows",
+    "validate_var",
+]
+
+
+def patch(
+    settings: Sequence[VARSettings | None],
+    layout: PromptLayout,
+    model: ModelInfo,
+    new_tokens: int,
+    known: Mapping[int, torch.Tensor] | None = None,
+) -> VARIntervention:
+    """VAR for one run.
+
+    Args:
+        settings: one a batch row; None leaves that row plain.
+        layout: of the prompt, the same in every row.
+        model: sizes to check against.
+        new_tokens: most tokens that will be generated.
+        known: sink scores of a shared prefix, layer -> float32 (prefix length,).
+
+    Raises:
+        ValueError: a setting that cannot work with this model or prompt (`validate_var`).
+    """
+    for own in settings:
+        if own is not None:
+            validate_var(own, model.hidden_size, model.layers, layout.vision_tokens)
+    vision = torch.zeros(layout.length, dtype=torch.bool)
+    vision[layout.vision_positions()] = True
+    return VARIntervention(settings, vision, model.layers, layout.length + new_tokens, known)
+
+
+def describe(settings: VARSettings) -> str:
+    """One line that names an intervention in a trace."""
+    control = f", control: {settings.control} tokens" if settings.control != "none" else ""
+    return (
+        f"VAR ({settings.dialect}): dims {', '.join(map(str, settings.dims))}, tau "
+        f"{settings.tau:g}, keep {settings.keep:g}, max sink share {settings.max_sink_share:g}, "
+        f"min image mass {settings.min_image_mass:g}{control}"
+    )

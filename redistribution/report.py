@@ -1,0 +1,88 @@
+"""What VAR did in a run, layer by layer, and why it did nothing where it did nothing."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from config import VARSettings
+
+MANY_FLAGGED = 0.3  # above this share of vision tokens, "sink" has lost its meaning
+
+
+@dataclass(frozen=True)
+class LayerReport:
+    """One decoder layer in which VAR was at work.
+
+    Attributes:
+        layer: index in the model.
+        positions, scores: the sinks acted on, prompt positions and their sink scores phi.
+        largest_score: of any prompt position.
+        flagged: share of the vision tokens that are sinks, 0 to 1.
+        selected: share of (head, query row) pairs that were changed, of those that may be.
+        moved: mean attention mass taken from sinks, over the rows that may change, 0 to 1.
+    """
+
+    layer: int
+    positions: tuple[int, ...]
+    scores: tuple[float, ...]
+    largest_score: float
+    flagged: float
+    selected: float
+    moved: float
+
+
+@dataclass(frozen=True)
+class VARReport:
+    """What VAR did in a run.
+
+    Attributes:
+        layers: one report a layer in which VAR was allowed to act.
+        changed: whether any row of any layer was changed.
+        reason: why nothing was changed, in words; "" where something was.
+        warnings: what a reader of the result should know, in words.
+    """
+
+    layers: tuple[LayerReport, ...]
+    changed: bool
+    reason: str
+    warnings: tuple[str, ...]
+
+
+def make_report(layers: tuple[LayerReport, ...], settings: VARSettings) -> VARReport:
+    """Add up the layers and say in words what came of it."""
+    changed = any(layer.moved > 0 for layer in layers)
+    crowded = [layer for layer in layers if layer.flagged > MANY_FLAGGED]
+    warnings = []
+    if crowded:
+        worst = max(crowded, key=lambda layer: layer.flagged)
+        warnings.append(
+            f"In {len(crowded)} of {len(layers)} layers more than {MANY_FLAGGED:.0%} of the "
+            "image's "
+            f"tokens are flagged as sinks ({worst.flagged:.0%} in layer {worst.layer}): tau = "
+            f"{settings.tau:g} is too low for this model."
+        )
+    reason = "" if changed else _why_nothing(layers, settings, bool(crowded))
+    return VARReport(layers, changed, reason, tuple(warnings))
+
+
+def _why_nothing(layers: tuple[LayerReport, ...], settings: VARSettings, crowded: bool) -> str:
+    if settings.keep == 1:
+        return "VAR changed nothing: keep is 1, so every sink keeps all of its attention."
+    if not layers:
+        return "VAR changed nothing: it was allowed to act in no layer."
+    if not any(layer.positions for layer in layers):
+        best = max(layers, key=lambda layer: layer.largest_score)
+        return (
+            f"VAR changed nothing: no token is a sink. The largest sink score is "
+            f"{best.largest_score:.1f} (layer {best.layer}), tau is {settings.tau:g}."
+        )
+    if crowded:
+        return (
+            "VAR changed nothing: so many tokens are flagged as sinks that no head looks mostly at "
+            "others; raise tau."
+        )
+    return (
+        "VAR changed nothing: sinks were found, but no head qualified. A head must put at least "
+        f"{settings.min_image_mass:g} of its attention on the image (min_image_mass) and at most "
+        f"{settings.max_sink_share:g} of that on sinks (max_sink_share)."
+    )
