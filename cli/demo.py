@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from cli.common import mistakes_said_plainly, progress
+from cli.common import check_output, mistakes_said_plainly, progress
 
 if TYPE_CHECKING:
     from demo.check import MakeRowChange
@@ -147,3 +147,68 @@ def var_rows(settings: Any, layers: int) -> MakeRowChange:
         return change
 
     return make
+
+
+@app.command()
+def examples(
+    output: Annotated[Path, typer.Option(help="Folder.")] = EXAMPLES,
+) -> None:
+    """Draw the example pictures of the page, with their questions and true answers."""
+    with mistakes_said_plainly():
+        from demo.examples import write_examples
+
+        for path in write_examples(output):
+            typer.echo(str(path))
+
+
+@app.command()
+def scene(
+    output: Annotated[Path, typer.Argument(help="A .png file.")],
+    seed: Annotated[int, typer.Option(help="Which scene.")] = 0,
+    width: Annotated[int, typer.Option(help="Pixels.")] = 224,
+    height: Annotated[int, typer.Option(help="Pixels.")] = 224,
+    min_objects: Annotated[int, typer.Option(help="At least so many.")] = 1,
+    max_objects: Annotated[int, typer.Option(help="At most so many.")] = 4,
+    background: Annotated[str, typer.Option(help="any, texture or photo.")] = "any",
+) -> None:
+    """Draw the scene of a seed; print its objects, and questions with their answers, as JSON."""
+    with mistakes_said_plainly():
+        check_output(output)
+        if output.suffix.lower() != ".png":
+            raise ValueError(f"output is {str(output)!r}; allowed: a .png file.")
+        from dataclasses import asdict
+
+        from PIL import Image
+
+        from demo.questions import questions
+        from demo.scenes import scene as draw
+
+        drawn = draw(
+            seed,
+            width,
+            height,
+            min_objects=min_objects,
+            max_objects=max_objects,
+            background=background,
+        )
+        Image.fromarray(drawn.image).save(output)
+        asked = [{"type": q.kind, "prompt": q.prompt, "answer": q.answer} for q in questions(drawn)]
+        objects = [asdict(o) for o in drawn.objects]
+        typer.echo(json.dumps({"objects": objects, "questions": asked}, indent=1))
+
+
+@app.command()
+def looks(
+    output: Annotated[Path, typer.Argument(help="A .png, .pdf or .svg file.")],
+    model: Annotated[Path, typer.Option(help="Folder of the model.")] = BUNDLED,
+    layer: Annotated[int | None, typer.Option(help="Left out: of the best head.")] = None,
+    head: Annotated[int | None, typer.Option(help="Left out: the best head.")] = None,
+) -> None:
+    """Draw a dozen scenes with one head's map for the first thing that the model names in each."""
+    with mistakes_said_plainly():
+        check_output(output)
+        from cli.demo_looks import draw_looks
+
+        at = None if layer is None or head is None else (layer, head)
+        draw_looks(model, output, at)
+        typer.echo(f"Wrote {output}", err=True)

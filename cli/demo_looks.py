@@ -1,0 +1,66 @@
+"""The figure of `demo looks`: a dozen scenes, the answer, and where one head looked for a word."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from PIL import Image
+
+from attention_extractor import generate
+from attention_processor import patch_map
+from config import GenerationSettings
+from demo.measure import CHECK_SIZES
+from demo.scenes import SHAPES, scene
+from models.loading import load_model
+from visualization import OverlayStyle, check_ending, overlay, save
+
+_SEEDS = 4  # scenes of these begin with 4: neither trained on nor measured
+_COUNT = 12
+
+
+def draw_looks(model: Path, output: Path, at: tuple[int, int] | None) -> None:
+    """Run the model on a dozen scenes and draw the map of head `at` for the first thing it names.
+
+    Args:
+        model: folder of the bundled model.
+        output: picture to write.
+        at: layer and head; None takes the best head of the folder's `check.json`.
+
+    Raises:
+        ValueError: no head is given and the folder has no `check.json`; or the output's ending.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    check_ending(output)
+    layer, head = at or _best_head(model)
+    handle = load_model(str(model))
+    figure = Figure(figsize=(12, 10.5), layout="constrained")
+    FigureCanvasAgg(figure)
+    panels = figure.subplots(3, 4).ravel()
+    for index, panel in enumerate(panels):
+        width, height = CHECK_SIZES[index % len(CHECK_SIZES)]
+        picture = Image.fromarray(scene((_SEEDS, index), width, height).image)
+        inputs = handle.prepare([picture], "Describe the image.")
+        trace = generate(handle, inputs, GenerationSettings(max_new_tokens=64))
+        named = [i for i, t in enumerate(trace.tokens) if t.text.strip() in SHAPES]
+        panel.set_axis_off()
+        title = trace.text.replace(", ", ",\n")
+        if named:
+            heat = patch_map(trace, named[0], layers=[layer], heads=[head])
+            panel.imshow(overlay(picture, heat, OverlayStyle()))
+            title = f"[{trace.tokens[named[0]].text.strip()}] {title}"
+        else:
+            panel.imshow(picture)
+        panel.set_title(title, fontsize=8)
+    figure.suptitle(f"Where head {head} of layer {layer} looked for the word in brackets")
+    save(figure, output)
+
+
+def _best_head(model: Path) -> tuple[int, int]:
+    path = model / "check.json"
+    if not path.exists():
+        raise ValueError(f"{path} is missing: give --layer and --head, or run `demo check --card`.")
+    best = json.loads(path.read_text())["looking"]["best_head"]
+    return best["layer"], best["head"]

@@ -1,0 +1,71 @@
+"""The pictures that the page offers: a few scenes by seed, each with a question and the truth."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from PIL import Image
+
+from demo.folder import write_json
+from demo.questions import questions
+from demo.scenes import scene
+
+
+@dataclass(frozen=True)
+class ExampleScene:
+    """One example: what it is drawn from, and which type of question is asked about it."""
+
+    name: str
+    seed: int
+    width: int
+    height: int
+    objects: int
+    kind: str
+    background: str = "texture"
+
+
+# Seeds begin with 3: neither trained on nor measured.
+EXAMPLE_SCENES: tuple[ExampleScene, ...] = (
+    ExampleScene("four_things", 1, 224, 224, 4, "describe"),
+    ExampleScene("wide", 2, 280, 196, 3, "what"),
+    ExampleScene("tall", 3, 168, 224, 3, "colour"),
+    ExampleScene("two_things", 4, 196, 196, 2, "exist"),
+    ExampleScene("large", 5, 280, 280, 4, "where"),
+    ExampleScene("nothing", 6, 252, 196, 0, "describe", "photo"),
+)
+
+
+def write_examples(folder: Path, examples: tuple[ExampleScene, ...] = EXAMPLE_SCENES) -> list[Path]:
+    """Writes the pictures and ``examples.json``: image, prompt, and the true answer of each.
+
+    Returns:
+        The pictures' paths.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    listing, paths = [], []
+    for example in examples:
+        drawn = scene(
+            (3, example.seed),
+            example.width,
+            example.height,
+            min_objects=example.objects,
+            max_objects=example.objects,
+            background=example.background,
+        )
+        asked = questions(drawn, [example.kind])
+        if not asked:
+            raise ValueError(f"the scene of {example.name} does not allow {example.kind!r}")
+        path = folder / f"{example.name}.png"
+        Image.fromarray(drawn.image).save(path, optimize=True)
+        paths.append(path)
+        listing.append(
+            {
+                "image": path.name,
+                "prompt": asked[0].prompt,
+                "answer": asked[0].answer,
+                "type": example.kind,
+            }
+        )
+    write_json(folder / "examples.json", listing)
+    return paths

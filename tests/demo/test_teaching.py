@@ -1,0 +1,131 @@
+"""Targets and losses, worked out by hand on small cases."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from demo.packing import PackedBatch
+from demo.recipe import STAGES, SinkTeaching, fingerprint
+from demo.scenes import COLOURS, SHAPES, Scene, SceneObject, scene
+from demo.teaching import (
+    choose_sinks,
+    hint_heads,
+    hint_loss,
+    phi_per_dim,
+    scene_targets,
+    sink_loss,
+)
+
+
+def square_scene() -> Scene:
+    """A 112 x 112 scene, 4 x 4 tokens: a red star that fills the token in row 0, column 0."""
+    owner = np.zeros((112, 112), np.uint8)
+    owner[0:28, 0:28] = 1
+    star = SceneObject("star", "red", "top left", 28, (0, 0, 28, 28))
+    return Scene(np.zeros((112, 112, 3), np.uint8), (star,), owner, (0,))
+
+
+def test_targets_say_what_each_token_shows():
+    targets = scene_targets([square_scene()], 4, 4)
+    shape, colour = torch.zeros(16, dtype=torch.long), torch.zeros(16, dtype=torch.long)
+    shape[0], colour[0] = 1 + SHAPES.index("star"), 1 + list(COLOURS).index("red")
+    assert torch.equal(targets.shape[0], shape) and torch.equal(targets.colour[0], colour)
+    assert targets.touched[0].nonzero()[:, 0].tolist() == [0]
+    assert targets.place.view(4, 4).tolist() == [
+        [0, 1, 1, 2],
+        [3, 4, 4, 5],
+        [3, 4, 4, 5],
+        [6, 7, 7, 8],
+    ]
+    away = targets.away[0].view(4, 4)
+    assert away[3, 3] and away[2, 3] and not away[0].any() and not away[:, 0].any()
+
+
+def test_a_mere_corner_of_an_object_is_neither_object_nor_background():
+    drawn = square_scene()
+    owner = np.roll(drawn.owner, (3, 3), (0, 1))  # a strip of three pixels in the next tokens
+    targets = scene_targets([Scene(drawn.image, drawn.objects, owner, (0,))], 4, 4)
+    assert targets.shape[0].view(4, 4)[0, 1] == -100 and targets.shape[0].view(4, 4)[1, 1] == 0
+
+
+def test_sinks_are_never_chosen_on_objects_and_lie_opposite_to_them():
+    scenes = [scene(s, 168, 168, max_objects=6) for s in range(60)]
+    targets = scene_targets(scenes, 6, 6)
+    phi = torch.rand(60, 36, generator=torch.Generator().manual_seed(0))
+    phi = phi + targets.touched  # the objects would win
+    chosen = choose_sinks(phi, targets, 2)
+    assert not (chosen & targets.touched).any()
+    assert (chosen.sum(-1) == 2).float().mean() > 0.9
+    assert len(chosen.nonzero()[:, 1].unique()) > 12
+
+
+def test_phi_is_the_formula_of_the_method():
+    x = torch.tensor([3.0, 0.0, -4.0, 0.0])
+    expected = torch.tensor([4.0, 3.0]) / math.sqrt(25 / 4 + 1e-6)
+    torch.testing.assert_close(phi_per_dim(x, (2, 0)), expected)
+
+
+def planted(sink_at: int, share: float) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+    """Three layers over 1 + 16 + 2 tokens with one sink and a fixed share of attention on it."""
+    states = torch.ones(1, 19, 64)
+    states[..., 0] = 0.1
+    states[:, 1 + sink_at, :] = 0.01
+    states[:, 1 + sink_at, 0] = 8.0
+    rows = torch.full((19,), (1 - share) / 15)
+    rows[0] = rows[17] = rows[18] = 0
+    rows[1 + sink_at] = share
+    attention = rows.expand(1, 2, 19, 19)
+    return [states] * 3, [attention] * 3
+
+
+@pytest.mark.parametrize(
+    ("at", "share", "good"), [(15, 0.35, True), (15, 0.0, False), (0, 0.35, False)]
+)
+def test_the_sink_loss_is_zero_where_sinks_are_as_wanted_and_only_there(at, share, good):
+    labels = torch.full((1, 19), -100)
+    labels[0, 18] = 7
+    batch = PackedBatch(
+        ids=torch.zeros(1, 19, dtype=torch.long),
+        labels=labels,
+        mask=torch.ones(1, 1, 19, 19, dtype=torch.bool),
+        positions=torch.zeros(3, 1, 19, dtype=torch.long),
+        block=torch.zeros(1, 19, dtype=torch.long),
+        named=torch.full((1, 19), -2),
+        counts=torch.full((1, 19), -100),
+        first_vision=1,
+        vision_tokens=16,
+    )
+    targets = scene_targets([square_scene()], 4, 4)
+    states, attentions = planted(at, share)
+    loss, _ = sink_loss(states, attentions, batch, targets, SinkTeaching(dims=(0,), tokens=1))
+    assert (float(loss) < 1e-6) == good
+
+
+def test_hints_reach_every_head_and_the_states():
+    torch.manual_seed(0)
+    heads = hint_heads(64)
+    states = [torch.randn(1, 19, 64, requires_grad=True) for _ in range(6)]
+    named, counts = torch.full((1, 19), -2), torch.full((1, 19), -100)
+    named[0, 17], named[0, 18], counts[0, 18] = 0, -1, 2
+    batch = PackedBatch(
+        ids=torch.zeros(1, 19, dtype=torch.long),
+        labels=torch.full((1, 19), -100),
+        mask=torch.ones(1, 1, 19, 19, dtype=torch.bool),
+        positions=torch.zeros(3, 1, 19, dtype=torch.long),
+        block=torch.zeros(1, 19, dtype=torch.long),
+        named=named,
+        counts=counts,
+        first_vision=1,
+        vision_tokens=16,
+    )
+    hint_loss(heads, states, batch, scene_targets([square_scene()], 4, 4)).backward()
+    assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in heads.parameters())
+    touched = [s.grad is not None and s.grad.abs().sum() > 0 for s in states]
+    assert touched == [True, False, True, True, True, False]
+
+
+def test_the_fingerprint_changes_with_the_recipe():
+    assert fingerprint(STAGES) == fingerprint(tuple(STAGES))
+    assert len({fingerprint(STAGES[:n]) for n in range(len(STAGES) + 1)}) == len(STAGES) + 1

@@ -1,0 +1,129 @@
+"""Training: an interruption changes nothing, bad folders are named first, and the folder loads."""
+
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from typer.testing import CliRunner
+
+from demo import train as module
+from demo.recipe import SinkTeaching, Stage
+from demo.train import CHECKPOINT, TrainSettings, read_history, train
+
+STAGES = (
+    Stage("see", 8, ((3, 3),), 2, (), (1e-3, 1e-4), batch=2),
+    Stage("name", 8, ((3, 3), (3, 4)), 2, ("what", "where"), (1e-3, 1e-3), batch=2, asked=2),
+    Stage("sink", 4, ((4, 3),), 2, ("what", "count"), (1e-3, 1e-4), sinks=SinkTeaching(), batch=2),
+)
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def settings(root: Path, **changes) -> TrainSettings:
+    made = TrainSettings(root / "model", root / "work", device="cpu", stages=STAGES, save_every=1)
+    return replace(made, **changes)
+
+
+def weights(root: Path) -> dict[str, torch.Tensor]:
+    return load_file(root / "work" / CHECKPOINT)
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory):
+    root = tmp_path_factory.mktemp("uninterrupted")
+    reports = list(train(settings(root)))
+    return root, reports
+
+
+@pytest.mark.parametrize(("stops", "save_every"), [((2, 3), 1), ((5, 3), 2)])
+def test_a_run_that_was_interrupted_gives_the_same_weights(
+    uninterrupted, tmp_path, stops, save_every
+):
+    for stop in stops:
+        run = train(settings(tmp_path, save_every=save_every))
+        for _ in range(stop):
+            next(run)
+        run.close()
+    list(train(settings(tmp_path, save_every=save_every)))
+    expected, resumed = weights(uninterrupted[0]), weights(tmp_path)
+    assert expected.keys() == resumed.keys()
+    assert all(torch.equal(expected[k], resumed[k]) for k in expected)
+    assert read_history(tmp_path / "work") == read_history(uninterrupted[0] / "work")
+
+
+def test_reports_cover_every_step_and_stage(uninterrupted):
+    reports = uninterrupted[1]
+    assert [r.done for r in reports] == list(range(1, 11)) and reports[-1].total == 10
+    assert [r.stage for r in reports] == ["see"] * 4 + ["name"] * 4 + ["sink"] * 2
+    assert {"loss", "right", "hints", "sink_phi"} <= reports[-1].figures.keys()
+    assert not list(uninterrupted[0].rglob("*.partial"))
+
+
+def test_the_folder_loads_and_answers_like_a_published_checkpoint(uninterrupted):
+    from PIL import Image
+
+    from demo.scenes import scene
+    from models.loading import load_model
+
+    handle = load_model(str(uninterrupted[0] / "model"))
+    inputs = handle.prepare(images=[Image.fromarray(scene(1, 168, 140).image)], prompt="Hello?")
+    out = handle.model.generate(**inputs.tensors, max_new_tokens=3, do_sample=False)
+    assert out.shape[1] > inputs.tensors["input_ids"].shape[1]
+
+
+def test_another_recipe_or_seed_does_not_continue_a_run(uninterrupted):
+    changed = (replace(STAGES[0], images=6), *STAGES[1:])
+    for other in ({"stages": changed}, {"seed": 1}):
+        with pytest.raises(ValueError, match="another recipe or seed"):
+            next(train(settings(uninterrupted[0], **other)))
+
+
+def test_a_folder_that_cannot_be_written_is_named_before_training(tmp_path):
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(ValueError, match=r"cannot write to .*file"):
+        next(train(settings(tmp_path, output=tmp_path / "file" / "model")))
+    assert not (tmp_path / "work" / CHECKPOINT).exists()
+
+
+def test_a_full_disk_is_named_before_training(tmp_path, monkeypatch):
+    monkeypatch.setattr(module.shutil, "disk_usage", lambda _: SimpleNamespace(free=1_000_000))
+    with pytest.raises(ValueError, match="1 MB free: training needs 200 MB"):
+        next(train(settings(tmp_path)))
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"steps": 0}, "steps is 0"),
+        ({"device": "tpu"}, "device is 'tpu'"),
+        ({"save_every": 0}, "save_every is 0"),
+        ({"seed": -1}, "seed is -1"),
+    ],
+)
+def test_settings_outside_their_range_are_refused(tmp_path, change, said):
+    with pytest.raises(ValueError, match=said):
+        settings(tmp_path, **change)
+
+
+@pytest.mark.slow
+def test_the_command_trains_with_the_real_recipe(tmp_path):
+    from cli.demo import app
+
+    arguments = ["train", "--output", str(tmp_path / "m"), "--work", str(tmp_path / "w")]
+    done = CliRunner().invoke(app, [*arguments, "--steps", "20", "--device", "cpu"])
+    assert done.exit_code == 0, done.output
+    history = read_history(tmp_path / "w")
+    named = [h for h in history if h["stage"] == "name"]
+    assert named[-1]["loss"] < named[0]["loss"] - 1
+    assert (tmp_path / "m" / "model.safetensors").stat().st_size < 20e6
+    assert (tmp_path / "w" / "training.png").stat().st_size > 5000
+    assert (tmp_path / "m" / "sink_profile.toml").exists()
