@@ -27,12 +27,12 @@ SMALLEST = torch.finfo(torch.float32).tiny  # log(0) times 0 would be NaN
 
 @dataclass(frozen=True)
 class _Block:
-    """Where staged rows go: answer tokens [first, stop), layer slots from `slot` on."""
+    """Staged rows of consecutive layers: answer tokens from `first` on, layer slots from `slot`
+    on, one `shape` (1, H, R, K)."""
 
     first: int
-    stop: int
     slot: int
-    keys: int
+    shape: torch.Size
     device: torch.device
 
 
@@ -72,7 +72,7 @@ class TraceRecorder:
         self._entropy = torch.empty(*size, dtype=torch.float32)
         self._pinned = pinned
         self._rows = 0
-        self._staged: list[torch.Tensor] = []  # each (H, R, K)
+        self._staged: list[torch.Tensor] = []  # each (1, H, R, K)
         self._block: _Block | None = None
         self._arriving: list[tuple[torch.cuda.Event, torch.Tensor, torch.Tensor]] = []
 
@@ -94,14 +94,20 @@ class TraceRecorder:
             raise ValueError(
                 f"A run records batch row {self.batch_row}, but the batch has {rows.shape[0]}."
             )
-        began = slot - len(self._staged)
-        block = _Block(first + low, first + high, began, rows.shape[3], rows.device)
-        if block != self._block:  # another step, a gap in the layers, or another GPU
+        if rows.shape[0] > 1 or high - low < rows.shape[2]:
+            rows = rows[self.batch_row : self.batch_row + 1, :, low:high]
+        block = self._block
+        if not (
+            block is not None
+            and block.first == first + low
+            and block.slot + len(self._staged) == slot
+            and block.shape == rows.shape
+            and block.device == rows.device
+        ):  # another step, a gap in the layers, or another GPU
             self._read_staged()
-            block = _Block(block.first, block.stop, slot, block.keys, block.device)
-            self._block = block
-        self._staged.append(rows[self.batch_row, :, low:high])
-        size = self._staged[0].numel() * rows.element_size() * len(self._staged)
+            self._block = _Block(first + low, slot, rows.shape, rows.device)
+        self._staged.append(rows)
+        size = rows.numel() * rows.element_size() * len(self._staged)
         if size >= STAGED_BYTES or slot == len(self.layers) - 1:
             self._read_staged()
 
@@ -128,15 +134,18 @@ class TraceRecorder:
         if block is None or not staged:
             return
         self._land(wait=False)
-        rows = torch.stack(staged).float()  # (l, H, R, K)
+        rows = torch.cat(staged).float()  # (l, H, R, K)
         count = len(staged)
         staged.clear()
         if self.heads != tuple(range(rows.shape[1])):
             rows = rows[:, list(self.heads)]
         length = self.layout.length
-        spans = [(s.start, s.stop) for s in self.layout.segments] + [(length, block.keys)]
+        spans = [(s.start, s.stop) for s in self.layout.segments] + [(length, rows.shape[3])]
         shares = torch.stack([rows[..., a:b].sum(-1) for a, b in spans], dim=-1)  # (l, H, R, S + 1)
-        to = (slice(block.first, block.stop), slice(block.slot, block.slot + count))
+        to = (
+            slice(block.first, block.first + rows.shape[2]),
+            slice(block.slot, block.slot + count),
+        )
         for index, grid in enumerate(self.layout.grids):
             columns = self.layout.columns(index)
             self._copy(rows[..., grid.start : grid.stop], self._attention[to][..., columns])
@@ -144,7 +153,7 @@ class TraceRecorder:
         # entropy = - sum of a log a; torch.special.entr says the same in twice the time on a CPU
         logs = rows.clamp_min(SMALLEST).log_()
         self._copy(logs.mul_(rows).sum(-1).neg_().clamp_min_(0), self._entropy[to])
-        self._rows = max(self._rows, block.stop)
+        self._rows = max(self._rows, block.first + rows.shape[2])
 
     def _copy(self, values: torch.Tensor, to: torch.Tensor) -> None:
         """Values (l, H, R, ...) into a part (R, l, H, ...) of a buffer."""

@@ -83,17 +83,15 @@ def describe_token(
 ) -> GeneratedToken:
     """Probability, rank and alternatives of `token` under raw logits (vocabulary,); text from
     `pieces`."""
-    scores = logits.float()
-    log_total = torch.logsumexp(scores, dim=-1)
-    best, ids = torch.topk(scores, min(ALTERNATIVES, scores.shape[-1]))
-    numbers = torch.cat(
-        [best, scores[token][None], (scores > scores[token]).sum()[None].float()]
-    ) - torch.cat([log_total.expand(len(best) + 1), log_total.new_zeros(1)])
-    *logs, own, rank = numbers.tolist()  # one copy off the device
+    logs_of_all = torch.log_softmax(logits.float(), dim=-1)  # (vocabulary,)
+    best, ids = torch.topk(logs_of_all, min(ALTERNATIVES, logits.shape[-1]))
+    *logs, own = torch.cat([best, logs_of_all[token][None]]).tolist()  # one copy off the device
+    if own >= logs[-1]:  # no other pass over the vocabulary for a token among the best
+        rank = sum(other > own for other in logs)
+    else:
+        rank = int((logs_of_all > own).sum())
     alternatives = tuple(
         Alternative(i, tokenizer.decode([i]), min(1.0, math.exp(p)))
         for i, p in zip(ids.tolist(), logs, strict=True)
     )
-    return GeneratedToken(
-        token, pieces.add(token), min(1.0, math.exp(own)), int(rank), alternatives
-    )
+    return GeneratedToken(token, pieces.add(token), min(1.0, math.exp(own)), rank, alternatives)
