@@ -1,10 +1,10 @@
-"""Generating an answer while keeping the attention behind every token of it.
+"""Generating an answer while keeping the attention behind every token of it; and comparing.
 
 `generate` runs transformers' own `generate`, unmodified, with three things hooked in for the length
-of the run and taken
-out again whatever happens: a plan for the attention function (`models.attention`), a recorder of
-rows (`capture.recorder`) and a probe of the logits (`capture.tokens`). It returns a frozen
-`GenerationTrace`.
+of the run and taken out again whatever happens: a plan for the attention function
+(`models.attention`), a recorder of rows (`capture.recorder`) and a probe of the logits
+(`capture.tokens`). It returns a frozen `GenerationTrace`. `compare` gives two of them, without and
+with VAR, from one pass over the image.
 
 Which row explains which token is stated in `capture.trace` and tested in
 `tests/test_row_convention.py`.
@@ -12,37 +12,25 @@ Which row explains which token is stated in `capture.trace` and tested in
 
 from __future__ import annotations
 
-import dataclasses
+import math
 import threading
-import time
 from collections.abc import Callable
+from dataclasses import dataclass
 
-from transformers import StoppingCriteriaList
-
-from capture.recorder import TraceRecorder
-from capture.run import (
-    Chosen,
-    RunOutOfMemoryError,
-    StopAtOnce,
-    captured,
-    finish_of,
-    generation_config,
-    memory_errors_named,
-    on_device,
-    seeded,
-    watching,
-)
-from capture.sinks import SinkObserver
-from capture.tokens import TokenProbe
+from capture.answer import answer, retell
+from capture.prefix import Prefix, forward_prefix
+from capture.run import RunOutOfMemoryError, captured, memory_errors_named
 from capture.trace import GeneratedToken, GenerationTrace
 from config import GenerationSettings, VARSettings
-from models.attention import ForwardPlan, running
 from models.family import PromptInputs
 from models.loading import ModelHandle
+from var_patch import validate_var
 
-__all__ = ["GenerationTrace", "RunOutOfMemoryError", "generate"]
+__all__ = ["Comparison", "GenerationTrace", "RunOutOfMemoryError", "compare", "generate"]
 
 OnToken = Callable[[int, GeneratedToken], None]
+OnNamedToken = Callable[[str, int, GeneratedToken], None]
+NAMES = ("baseline", "var")
 
 
 def generate(
@@ -74,57 +62,105 @@ def generate(
         RunOutOfMemoryError: the device is full.
     """
     settings = settings or GenerationSettings()
-    layers, heads = captured(handle, settings)
-    observer = _observer(handle, var)
-    stopper = StopAtOnce(stop)
-    probe = TokenProbe(handle.processor.tokenizer, on_token=on_token)
-    began = time.perf_counter()
+    told = None if on_token is None else lambda row, index, token: on_token(index, token)
     with handle.lock, memory_errors_named(inputs, settings):
-        recorder = TraceRecorder(
-            inputs.layout,
-            layers,
-            heads,
-            settings.max_new_tokens,
-            pinned=handle.device.type == "cuda",
-        )
-        plan = ForwardPlan(recorder, None, inputs.layout.length, observer)
-        with (
-            running(handle.stack, plan),
-            watching(handle, [probe]),
-            seeded(settings.seed, handle.device),
-        ):
-            handle.model.generate(
-                **on_device(inputs.tensors, handle.device),
-                generation_config=generation_config(handle, settings),
-                stopping_criteria=StoppingCriteriaList([Chosen([probe]), stopper]),
+        return answer(handle, inputs, settings, [var], on_token=told, stop=stop)[0]
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """The same prompt without and with VAR.
+
+    Attributes:
+        baseline: the plain model's run.
+        var: the run with VAR.
+        same_text: whether `var` passes over the baseline's text instead of answering freely.
+        prefix: what both share; give it to the next `compare` on the same inputs.
+    """
+
+    baseline: GenerationTrace
+    var: GenerationTrace
+    same_text: bool
+    prefix: Prefix
+
+    @property
+    def parting(self) -> int | None:
+        """Index of the first token in which the answers differ; None where they are the same."""
+        pairs = zip(self.baseline.tokens, self.var.tokens, strict=False)
+        for index, (plain, changed) in enumerate(pairs):
+            if plain.id != changed.id:
+                return index
+        shorter, longer = sorted((len(self.baseline.tokens), len(self.var.tokens)))
+        return None if shorter == longer else shorter
+
+    @property
+    def log_probability_change(self) -> tuple[float, ...]:
+        """Nats that VAR adds to each token of the common text, up to where the answers part."""
+        count = len(self.baseline.tokens) if self.parting is None else self.parting
+        smallest = 1e-45
+        return tuple(
+            math.log(max(changed.probability, smallest))
+            - math.log(max(plain.probability, smallest))
+            for plain, changed in zip(
+                self.baseline.tokens[:count], self.var.tokens[:count], strict=True
             )
-        attention, shares, entropy = recorder.finish(len(probe.tokens))
-    return GenerationTrace(
-        tokens=tuple(probe.tokens),
-        layout=inputs.layout,
-        images=inputs.images,
-        prompt=inputs.prompt,
-        prompt_tokens=inputs.token_texts,
-        attention=attention,
-        layers=layers,
-        heads=heads,
-        shares=shares,
-        entropy=entropy,
-        sinks=() if observer is None else observer.found(),
-        applied=(),
-        model=handle.info,
-        settings=dataclasses.asdict(settings),
-        seed=settings.seed,
-        finish=finish_of(handle, probe, stopper),
-        seconds=time.perf_counter() - began,
+        )
+
+
+def compare(
+    handle: ModelHandle,
+    inputs: PromptInputs,
+    settings: GenerationSettings | None,
+    var: VARSettings,
+    same_text: bool = False,
+    *,
+    on_token: OnNamedToken | None = None,
+    stop: threading.Event | None = None,
+    prefix: Prefix | None = None,
+) -> Comparison:
+    """Answer a prompt without and with VAR.
+
+    VAR changes only what comes after the last image, so the prompt up to there is passed through
+    the model once. Free-running, both answers are then generated in one batch. With `same_text` the
+    plain model answers, and one pass over its text tells what the model with VAR thinks of each
+    token: an exact comparison token by token.
+
+    Args:
+        handle: a loaded model; its lock is taken for the length of the run.
+        inputs: from `handle.prepare`.
+        settings: length, sampling, what to capture. Sampled answers share one random stream, so
+            they can part by chance as well; greedy ones (temperature 0) part by VAR alone.
+        var: VAR's settings.
+        same_text: as above.
+        on_token: called with "baseline" or "var", index and token as each is chosen.
+        stop: set it to end the run after the current token; partial traces are returned.
+        prefix: of an earlier comparison on the very same inputs; ignored where it does not fit.
+
+    Raises:
+        ValueError: a setting that cannot work with this model or prompt.
+        RunOutOfMemoryError: the device is full.
+    """
+    settings = settings or GenerationSettings()
+    info = handle.info
+    validate_var(var, info.hidden_size, info.layers, inputs.layout.vision_tokens)
+    captured(handle, settings)
+    told = (
+        None if on_token is None else lambda row, index, token: on_token(NAMES[row], index, token)
     )
-
-
-def _observer(handle: ModelHandle, var: VARSettings | None) -> SinkObserver | None:
-    """Watches for sinks with VAR's own dimensions, else with the model's profile; None where
-    neither is known."""
-    if var is not None:
-        return SinkObserver(var.dims, var.tau, var.dialect)
-    if handle.profile is not None:
-        return SinkObserver(handle.profile.dims, handle.profile.tau)
-    return None
+    with handle.lock, memory_errors_named(inputs, settings):
+        if prefix is None or not prefix.fits(handle, inputs, var.dims):
+            prefix = forward_prefix(handle, inputs, var.dims)
+        if not same_text:
+            rows = [None, var]
+            plain, changed = answer(
+                handle, inputs, settings, rows, prefix=prefix, on_token=told, stop=stop
+            )
+            return Comparison(plain, changed, same_text, prefix)
+        (plain,) = answer(
+            handle, inputs, settings, [None], prefix=prefix, mark=var, on_token=told, stop=stop
+        )
+        changed = retell(handle, inputs, settings, var, plain, prefix)
+        if on_token is not None:
+            for index, token in enumerate(changed.tokens):
+                on_token(NAMES[1], index, token)
+        return Comparison(plain, changed, same_text, prefix)

@@ -23,16 +23,21 @@ class RunOutOfMemoryError(RuntimeError):
 
 
 class Chosen(StoppingCriteria):
-    """Tells the probes each new token; one probe a batch row. Never stops anything."""
+    """Tells the probes each new token; one probe a batch row. Never stops anything.
 
-    def __init__(self, probes: Sequence[TokenProbe]) -> None:
+    A row whose answer has ended goes on being padded until the last row ends; that is not told.
+    """
+
+    def __init__(self, probes: Sequence[TokenProbe], end: frozenset[int]) -> None:
         self._probes = tuple(probes)
+        self._end = end
 
     def __call__(
         self, input_ids: torch.Tensor, scores: torch.Tensor, **kwargs: Any
     ) -> torch.Tensor:
         for probe, token in zip(self._probes, input_ids[:, -1].tolist(), strict=True):
-            probe.choose(token)
+            if not (probe.tokens and probe.tokens[-1].id in self._end):
+                probe.choose(token)
         return torch.zeros(input_ids.shape[0], dtype=torch.bool, device=input_ids.device)
 
 

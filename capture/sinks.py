@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 
@@ -15,7 +15,7 @@ FIRST_LAYER = 2
 
 
 class SinkObserver:
-    """Scores every prompt position at the input of every layer from the third on; changes nothing.
+    """Scores every prompt position at the input of every layer; changes nothing.
 
     Scores stay on the device until `found` is asked for, so that a prefill does not wait for them.
 
@@ -32,21 +32,24 @@ class SinkObserver:
         self._dims, self._tau, self._dialect, self._batch_row = tuple(dims), tau, dialect, batch_row
         self._scores: dict[int, list[torch.Tensor]] = {}
 
+    def begin_with(self, known: Mapping[int, torch.Tensor]) -> None:
+        """Start from scores seen earlier: layer -> float32 (positions,), see `scores`."""
+        self._scores = {layer: [scores] for layer, scores in known.items()}
+
     def observe(self, layer: int, hidden: torch.Tensor, start: int) -> None:
         """See `models.attention.StreamObserver`."""
-        if layer >= FIRST_LAYER:
-            self._scores.setdefault(layer, []).append(
-                sink_score(hidden[self._batch_row], self._dims)
-            )
+        self._scores.setdefault(layer, []).append(sink_score(hidden[self._batch_row], self._dims))
 
     def scores(self) -> dict[int, torch.Tensor]:
         """Layer -> float32 (positions seen,), on the device."""
         return {layer: torch.cat(parts) for layer, parts in sorted(self._scores.items())}
 
     def found(self) -> tuple[LayerSinks, ...]:
-        """Sinks of every observed layer, in order; layers without any have empty tuples."""
+        """Sinks of every layer from the third on, in order; layers without any have empty tuples."""
         out = []
         for layer, on_device in self.scores().items():
+            if layer < FIRST_LAYER:
+                continue
             scores = on_device.cpu()
             positions = above_threshold(scores, self._tau, self._dialect).nonzero()[:, 0]
             out.append(

@@ -1,0 +1,294 @@
+"""One run of the model: a batch of answers to one prompt, each with its own VAR settings or none.
+
+`generate` is a batch of one, a free-running comparison a batch of two that continues from a shared
+prefix, and `retell` passes a given text through the model once instead of generating it. All three
+hook the same things in (the plan, the recorders, the probes) and make the same `GenerationTrace`.
+The handle's lock must be held around each.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import threading
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from transformers import StoppingCriteriaList
+
+from capture.prefix import Prefix
+from capture.recorder import TraceRecorder
+from capture.run import (
+    Chosen,
+    StopAtOnce,
+    captured,
+    end_tokens,
+    finish_of,
+    generation_config,
+    on_device,
+    seeded,
+    watching,
+)
+from capture.sinks import SinkObserver
+from capture.tokens import TextPieces, TokenProbe, describe_token
+from capture.trace import GeneratedToken, GenerationTrace
+from config import GenerationSettings, VARSettings
+from models.attention import ForwardPlan, RowRecorder, running
+from models.family import PromptInputs
+from models.loading import ModelHandle
+from var_patch import VARIntervention, describe, patch
+
+OnRowToken = Callable[[int, int, GeneratedToken], None]  # batch row, index, token
+
+
+def answer(
+    handle: ModelHandle,
+    inputs: PromptInputs,
+    settings: GenerationSettings,
+    var: Sequence[VARSettings | None],
+    *,
+    prefix: Prefix | None = None,
+    mark: VARSettings | None = None,
+    on_token: OnRowToken | None = None,
+    stop: threading.Event | None = None,
+) -> list[GenerationTrace]:
+    """Generate one answer a batch row.
+
+    Args:
+        handle: a loaded model.
+        inputs: the prompt, the same for every row.
+        settings: length, sampling, what to capture.
+        var: VAR settings of each row; None is the plain model.
+        prefix: continue from it instead of from nothing; needed for more than one row.
+        mark: whose dimensions and threshold mark the sinks in the traces; None: those of the row
+            that has VAR, else the model's profile. With a prefix they must be its dimensions.
+        on_token: called with row, index and token as each is chosen.
+        stop: set it to end the run after the current token.
+
+    Returns:
+        One trace a row, each cut at its own end.
+
+    Raises:
+        ValueError: a layer, head, dimension or threshold that this model does not have.
+    """
+    rows = len(var)
+    if rows > 1 and prefix is None:
+        raise ValueError(f"var has {rows} rows; more than one needs a prefix to continue from.")
+    layers, heads = captured(handle, settings)
+    intervention = _intervention(handle, inputs, settings.max_new_tokens, var, prefix)
+    mark = mark or next((own for own in var if own is not None), None)
+    observer = _observer(handle, mark, prefix)
+    stopper = StopAtOnce(stop)
+    probes = [
+        TokenProbe(handle.processor.tokenizer, batch_row=row, on_token=_for_row(on_token, row))
+        for row in range(rows)
+    ]
+    recorders = [
+        _recorder(handle, inputs, layers, heads, settings.max_new_tokens, row)
+        for row in range(rows)
+    ]
+    plan = _plan(inputs, recorders, intervention, observer, prefix)
+    began = time.perf_counter()
+    with (
+        running(handle.stack, plan),
+        watching(handle, probes),
+        seeded(settings.seed, handle.device),
+        torch.no_grad(),
+    ):
+        handle.model.generate(
+            **_start(handle, inputs, rows, prefix),
+            generation_config=generation_config(handle, settings),
+            stopping_criteria=StoppingCriteriaList([Chosen(probes, end_tokens(handle)), stopper]),
+        )
+    seconds = time.perf_counter() - began
+    return [
+        _trace(
+            handle,
+            inputs,
+            settings,
+            tuple(probes[row].tokens),
+            recorders[row],
+            observer,
+            finish_of(handle, probes[row], stopper),
+            seconds,
+            None if own is None or intervention is None else (own, intervention, row),
+        )
+        for row, own in enumerate(var)
+    ]
+
+
+def retell(
+    handle: ModelHandle,
+    inputs: PromptInputs,
+    settings: GenerationSettings,
+    var: VARSettings,
+    told: GenerationTrace,
+    prefix: Prefix,
+) -> GenerationTrace:
+    """What the model with VAR thinks of a given answer: one pass over it, nothing generated.
+
+    Row t and probability t are those that generating token t after the same tokens would have had.
+
+    Args:
+        handle: a loaded model.
+        inputs: the prompt of `told`.
+        settings: what to capture.
+        var: VAR settings.
+        told: the answer, as a trace of the plain model.
+        prefix: of the same prompt.
+
+    Returns:
+        A trace with the tokens of `told` and the probabilities, ranks and attention under VAR.
+    """
+    layers, heads = captured(handle, settings)
+    count = len(told.tokens)
+    intervention = _intervention(handle, inputs, count, [var], prefix)
+    assert intervention is not None
+    observer = _observer(handle, var, prefix)
+    recorder = _recorder(handle, inputs, layers, heads, count, 0)
+    plan = _plan(inputs, [recorder], intervention, observer, prefix)
+    plan.all_rows_from = inputs.layout.length - 1
+    ids = torch.tensor([[*inputs.token_ids, *(token.id for token in told.tokens[:-1])]])
+    began = time.perf_counter()
+    with running(handle.stack, plan), torch.no_grad():
+        cache = prefix.fork(handle, 1)
+        logits = handle.model(
+            input_ids=ids[:, prefix.length :].to(handle.device),
+            past_key_values=cache,
+            use_cache=True,
+            logits_to_keep=count,
+        ).logits[0]
+    tokenizer, pieces = handle.processor.tokenizer, TextPieces(handle.processor.tokenizer)
+    tokens = tuple(
+        describe_token(tokenizer, pieces, row, token.id)
+        for row, token in zip(logits, told.tokens, strict=True)
+    )
+    seconds = time.perf_counter() - began
+    made_by = (var, intervention, 0)
+    return _trace(
+        handle, inputs, settings, tokens, recorder, observer, told.finish, seconds, made_by
+    )
+
+
+def _start(
+    handle: ModelHandle, inputs: PromptInputs, rows: int, prefix: Prefix | None
+) -> dict[str, Any]:
+    """What `generate` begins with: the whole prompt, or its ids and the keys of the prefix."""
+    if prefix is None:
+        return dict(on_device(inputs.tensors, handle.device))
+    text = ("input_ids", "attention_mask")
+    tensors = on_device(
+        {name: inputs.tensors[name].repeat(rows, 1) for name in text}, handle.device
+    )
+    return {**tensors, "past_key_values": prefix.fork(handle, rows)}
+
+
+def _intervention(
+    handle: ModelHandle,
+    inputs: PromptInputs,
+    new_tokens: int,
+    var: Sequence[VARSettings | None],
+    prefix: Prefix | None,
+) -> VARIntervention | None:
+    if all(own is None for own in var):
+        return None
+    known = None if prefix is None else prefix.scores
+    return patch(var, inputs.layout, handle.info, new_tokens, known)
+
+
+def _observer(
+    handle: ModelHandle, var: VARSettings | None, prefix: Prefix | None
+) -> SinkObserver | None:
+    """Marks sinks by VAR's dimensions, else by the model's profile; None where neither is known."""
+    if var is not None:
+        observer = SinkObserver(var.dims, var.tau, var.dialect)
+    elif handle.profile is not None:
+        observer = SinkObserver(handle.profile.dims, handle.profile.tau)
+    else:
+        return None
+    if prefix is not None:
+        observer.begin_with(prefix.scores)
+    return observer
+
+
+def _recorder(
+    handle: ModelHandle,
+    inputs: PromptInputs,
+    layers: tuple[int, ...],
+    heads: tuple[int, ...],
+    tokens: int,
+    row: int,
+) -> TraceRecorder:
+    pinned = handle.device.type == "cuda"
+    return TraceRecorder(inputs.layout, layers, heads, tokens, batch_row=row, pinned=pinned)
+
+
+def _plan(
+    inputs: PromptInputs,
+    recorders: Sequence[TraceRecorder],
+    intervention: VARIntervention | None,
+    observer: SinkObserver | None,
+    prefix: Prefix | None,
+) -> ForwardPlan:
+    recorder: RowRecorder = recorders[0] if len(recorders) == 1 else _EachRow(recorders)
+    start = 0 if prefix is None else prefix.length
+    return ForwardPlan(recorder, intervention, inputs.layout.length, observer, start=start)
+
+
+class _EachRow:
+    """Shows the rows of a batch to every recorder; each reads its own."""
+
+    def __init__(self, recorders: Sequence[TraceRecorder]) -> None:
+        self._recorders = tuple(recorders)
+
+    def record(self, layer: int, rows: torch.Tensor, first_position: int) -> None:
+        for recorder in self._recorders:
+            recorder.record(layer, rows, first_position)
+
+
+def _for_row(on_token: OnRowToken | None, row: int) -> Callable[[int, GeneratedToken], None] | None:
+    if on_token is None:
+        return None
+    return lambda index, token: on_token(row, index, token)
+
+
+def _trace(
+    handle: ModelHandle,
+    inputs: PromptInputs,
+    settings: GenerationSettings,
+    tokens: tuple[GeneratedToken, ...],
+    recorder: TraceRecorder,
+    observer: SinkObserver | None,
+    finish: str,
+    seconds: float,
+    var: tuple[VARSettings, VARIntervention, int] | None,
+) -> GenerationTrace:
+    attention, shares, entropy = recorder.finish(len(tokens))
+    report = None
+    if var is not None:
+        own, intervention, row = var
+        report = {
+            "settings": dataclasses.asdict(own),
+            **dataclasses.asdict(intervention.report(row)),
+        }
+    return GenerationTrace(
+        tokens=tokens,
+        layout=inputs.layout,
+        images=inputs.images,
+        prompt=inputs.prompt,
+        prompt_tokens=inputs.token_texts,
+        attention=attention,
+        layers=recorder.layers,
+        heads=recorder.heads,
+        shares=shares,
+        entropy=entropy,
+        sinks=() if observer is None else observer.found(),
+        applied=() if var is None else (describe(var[0]),),
+        model=handle.info,
+        settings=dataclasses.asdict(settings),
+        seed=settings.seed,
+        finish=finish,
+        seconds=seconds,
+        var=report,
+    )
