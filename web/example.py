@@ -1,4 +1,4 @@
-"""The run that is on screen before any model is loaded: made once from the bundled model, kept as files."""
+"""The run that is on screen before any model is loaded: made once, kept as files."""
 
 from __future__ import annotations
 
@@ -29,7 +29,9 @@ class Example:
 
 
 def read_examples(folder: Path = EXAMPLES) -> list[Example]:
-    """The pictures of `examples.json` ([{"image": file name, "prompt": text}, ...]); none if there is no such file.
+    """The pictures that `examples.json` lists, as [{"image": file name, "prompt": text}, ...].
+
+    None if there is no such file.
 
     Raises:
         ValueError: the file is damaged or names a picture that is not there.
@@ -53,7 +55,7 @@ def make_example(
     example: Example | None = None,
     max_new_tokens: int = 48,
 ) -> Run:
-    """Run the model on an example, with and without VAR where its sinks are known, and save that to `path`.
+    """Run the model on an example, also with VAR where its sinks are known; save that to `path`.
 
     Raises:
         ValueError: there is no example picture.
@@ -77,7 +79,7 @@ def make_example(
 
 
 def load_example(path: Path = EXAMPLE) -> Run | None:
-    """The saved example run; None where there is none, or where it cannot be read (the log says why)."""
+    """The saved example run; None where there is none or it is damaged (the log says why)."""
     if not (path / "run.json").is_file():
         return None
     try:

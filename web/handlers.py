@@ -1,4 +1,4 @@
-"""What happens on Generate, Stop, Load and on the inspector's own questions. Knows no layout of the page.
+"""What happens on Generate, on Stop, and on the inspector's own questions. Knows no layout.
 
 A run is computed by a worker thread and streamed by a generator. Whatever ends the generator (the
 answer, Stop, a closed tab, an error) sets the run's stop event, so that no run goes on for nobody.
@@ -42,7 +42,7 @@ class Engine:
     """What computes runs; tests put their own here."""
 
     generate: Callable[..., GenerationTrace] = attention_extractor.generate
-    compare: Callable[..., Any] | None = getattr(attention_extractor, "compare", None)
+    compare: Callable[..., Any] = attention_extractor.compare
 
 
 @dataclass(frozen=True)
@@ -86,8 +86,8 @@ class Request:
             return None
         if handle.profile is None:
             raise ValueError(
-                f"VAR needs the sink dimensions of a model, and none are known for {handle.info.id}; "
-                "switch off Compare with VAR."
+                "VAR needs the sink dimensions of a model, and none are known for "
+                f"{handle.info.id}; switch off Compare with VAR."
             )
         return VARSettings(
             dims=handle.profile.dims,
@@ -147,7 +147,7 @@ class _Job:
 
 
 class Handlers:
-    """The page's actions. One object an app; `component` is the inspector, set when the page is built."""
+    """The page's actions, one object an app; `component` is the inspector, set by the page."""
 
     def __init__(
         self, settings: Settings, slot: ModelSlot, store: RunStore, engine: Engine | None = None
@@ -259,8 +259,6 @@ class Handlers:
                 )
                 traces = {"baseline": trace}
             else:
-                if self.engine.compare is None:
-                    raise ValueError("Comparing with VAR is not available in this version.")
                 pair = self.engine.compare(
                     handle, inputs, settings, var, same, on_token=job.on_token, stop=job.stop
                 )
@@ -311,7 +309,7 @@ class Handlers:
         assert self.component is not None
         return run_value(run, self.component)
 
-    # --- questions of the inspector: no queue, no model, one JSON argument, {"error": ...} on failure ---
+    # --- questions of the inspector: no queue and no model; one JSON argument; {"error": ...} ---
 
     def open_run(self, ask: Any) -> dict[str, Any]:
         """A run by its id, for a page that was reloaded."""
@@ -328,7 +326,7 @@ class Handlers:
         return {"tokens": job.tokens[variant][begin:]}
 
     def token_maps(self, ask: Any) -> dict[str, Any]:
-        """Maps of single heads of one run: all (layer, head, patch) of some tokens, or one reduced map."""
+        """Single heads of one run: every (layer, head, patch) of some tokens, or one map."""
         run = self.store.get(_field(ask, "run"))
         if run is None:
             return {"error": EXPIRED}

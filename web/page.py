@@ -12,8 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import gradio as gr
+from gradio.processing_utils import save_bytes_to_cache
 
 from config import ModelSettings, Settings, VARSettings
+from models.images import open_image
 from models.loading import ModelHandle
 from web.example import Example, load_example, read_examples
 from web.handlers import Engine, Handlers, Request
@@ -59,7 +61,7 @@ def build_app(
     example: Run | None = None,
     examples: list[Example] | None = None,
 ) -> App:
-    """Connect everything. `handle` is a model that is loaded already; without one `launch` loads one.
+    """Connect everything. Without a `handle`, `launch` loads the model of the settings.
 
     Args:
         settings: of this start.
@@ -84,7 +86,7 @@ def build_app(
 
 
 def launch(app: App, *, wait: bool = True) -> str:
-    """Open the address and begin to load the model; returns the page's address, or with `wait` at the end only."""
+    """Open the address and begin to load the model; with `wait`, return when the server ends."""
     settings = app.settings.app
     if app.slot.state.phase == "none":
         app.slot.load(app.settings.model)
@@ -163,11 +165,18 @@ def _layout(
                 compare = gr.Checkbox(
                     False, label="Compare with VAR", interactive=False, elem_id="compare"
                 )
-                note = gr.Markdown("", elem_id="var-note", visible=False)
                 with gr.Row(elem_id="actions"):
                     go = gr.Button("Generate", variant="primary", elem_id="generate", min_width=80)
                     stop = gr.Button("Stop", interactive=False, elem_id="stop", min_width=60)
-                with gr.Accordion("VAR settings", open=False):
+                with gr.Accordion("VAR settings", open=False, elem_id="var-settings"):
+                    note = gr.Textbox(
+                        "No model is loaded yet.",
+                        show_label=False,
+                        interactive=False,
+                        container=False,
+                        max_lines=8,
+                        elem_id="var-note",
+                    )
                     same_text = gr.Checkbox(
                         False,
                         label="Same text",
@@ -196,7 +205,7 @@ def _layout(
                         var.max_sink_share,
                         step=0.01,
                         label="max sink share",
-                        info="A head is changed while sinks hold at most this part of its image attention.",
+                        info="A head is changed while sinks hold at most this of its image part.",
                     )
                     mass = gr.Slider(
                         0,
@@ -303,7 +312,7 @@ def _layout(
         )
         page.load(_following(slot), None, told, api_name="model_state", **free)  # type: ignore[arg-type]
         shelf.select(
-            _choosing(offered),
+            _choosing(offered, image),
             None,
             [image, prompt],
             api_visibility="private",
@@ -318,8 +327,6 @@ def _path_of(payload: Any) -> str | None:
 
 
 def _shelf_item(example: Example, shelf: gr.HTML) -> dict[str, str]:
-    from models.images import open_image
-
     small = open_image(example.image)
     small.thumbnail((160, 160))
     return {**cached(*encode_image(small), shelf, keep=True), "prompt": example.prompt}
@@ -348,8 +355,8 @@ def _generating(handlers: Handlers):  # type: ignore[no-untyped-def]
     ) -> Iterator[tuple[Any, Any, Any]]:
         """Answer a prompt about an image and keep the attention behind each token.
 
-        Yields what the inspector shows: queued, streaming, then ready (with the address of the run's
-        numbers), stopped or error. With `compare`, VAR is run beside the plain model.
+        Yields what the inspector shows: queued, streaming, then ready (with the address of the
+        run's numbers), stopped or error. With `compare`, VAR is run beside the plain model.
         """
         asked = Request(
             image, prompt, compare, same_text, tau, keep, max_sink_share, min_image_mass, layers,
@@ -422,24 +429,33 @@ def _loading(slot: ModelSlot):  # type: ignore[no-untyped-def]
 
 
 def _var_controls(state: SlotState) -> tuple[Any, Any, Any]:
-    """Compare with VAR, the sentence under it, and tau, as the loaded model allows."""
+    """Compare with VAR, the sentence in its settings, and tau, as the loaded model allows."""
     handle = state.working
     if handle is None:
-        return gr.update(interactive=False, value=False), gr.update(visible=False), gr.skip()
+        return gr.update(interactive=False, value=False), "No model is loaded yet.", gr.skip()
     if handle.profile is None:
         words = "The sink dimensions of this model are not known, so VAR cannot run."
-        off = gr.update(interactive=False, value=False)
-        return off, gr.update(value=words, visible=True), gr.skip()
-    tau = round(float(handle.profile.tau), 2)
-    return gr.update(interactive=True), gr.update(visible=False), gr.update(value=tau)
+        return gr.update(interactive=False, value=False, info=words), words, gr.skip()
+    profile = handle.profile
+    words = (
+        f"Sink dimensions {', '.join(map(str, profile.dims))}: {profile.source}; "
+        f"confidence {profile.confidence}. {profile.note}".strip()
+    )
+    return gr.update(interactive=True, info=None), words, gr.update(value=round(profile.tau, 2))
 
 
-def _choosing(offered: list[Example]):  # type: ignore[no-untyped-def]
+def _choosing(offered: list[Example], image: gr.Image):  # type: ignore[no-untyped-def]
+    files = [
+        save_bytes_to_cache(example.image.read_bytes(), example.image.name, image.GRADIO_CACHE)
+        for example in offered
+    ]
+    image.keep_in_cache.update(files)
+
     def choose(event: gr.EventData) -> tuple[Any, Any]:
         index = event._data.get("index") if isinstance(event._data, dict) else None
         if not isinstance(index, int) or not 0 <= index < len(offered):
             return gr.skip(), gr.skip()
-        return str(offered[index].image), offered[index].prompt
+        return files[index], offered[index].prompt
 
     return choose
 

@@ -175,20 +175,21 @@ def build_payload(run: Run, eager_bytes: int = EAGER_BYTES) -> bytes:
         "segments": [[s.kind, s.label, s.stop - s.start] for s in first.layout.segments],
         "entropy_top": tops,
         "lazy": not eager,
+        "sinks_known": any(trace.sinks for trace in run.traces.values()),
         "variants": [_variant(name, trace) for name, trace in run.traces.items()],
     }
     return pack(header, arrays)
 
 
 def build_token_maps(trace: GenerationTrace, start: int, stop: int) -> bytes:
-    """Mean over tokens [start, stop) of every (layer, head, patch), for a run that carries no `full`."""
+    """Mean over tokens [start, stop) of every (layer, head, patch), where a run has no `full`."""
     mean = trace.attention[start:stop].float().mean(0).numpy()
     codes, scale = compand(mean)
     return pack({"start": start, "stop": stop}, {"full": codes, "full.scale": scale})
 
 
 def encode_image(image: Image.Image, longest: int = 1600) -> tuple[bytes, str]:
-    """The image for the screen, at most `longest` pixels a side, and its file name; lossless if small."""
+    """The image for the screen, at most `longest` pixels a side, and a name; lossless if small."""
     shown = image.convert("RGB")
     shown.thumbnail((longest, longest), Image.Resampling.LANCZOS)
     file = io.BytesIO()

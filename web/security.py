@@ -87,7 +87,7 @@ class SameOriginOnly:
 
 
 class NothingFromElsewhere:
-    """Blocks every way to make the server fetch an address: in the path, or as a file in a request."""
+    """Blocks the ways to make the server fetch an address: in a path, or as a file to read."""
 
     def __init__(self, app: ASGIApp) -> None:
         self.app = app

@@ -87,7 +87,7 @@ class ModelSlot:
             self._set(replace(self.state, phase="failed", message=str(error), fraction=0.0))
         except Exception:
             log.exception("loading %s failed", settings.model)
-            words = "The model could not be loaded for a reason not foreseen; the log of the app has it."
+            words = "The model could not be loaded; the log of the app says why."
             self._set(replace(self.state, phase="failed", message=words, fraction=0.0))
         else:
             self.use(handle)
@@ -98,7 +98,7 @@ class LineIsFullError(ValueError):
 
 
 class Line:
-    """First come, first served. The page itself shows each one's place, so Gradio's queue does not."""
+    """First come, first served; the page shows each one's place in it."""
 
     def __init__(self, longest: int) -> None:
         self._longest = longest
@@ -107,7 +107,7 @@ class Line:
 
     @contextmanager
     def place(self) -> Iterator[Callable[[float], int]]:
-        """A place in the line; call what it gives to learn how many are before it (0: it is your turn).
+        """A place in the line; call what it gives to learn how many are before it (0: your turn).
 
         Raises:
             LineIsFullError: more are waiting than is allowed.

@@ -1,11 +1,11 @@
 """An engine that follows a script: the prompt says what happens, and a test says when.
 
-    "hostile"   an answer of texts that try to become HTML or code
-    "endless"   tokens for as long as the test lets them come, until Stop
-    "thousand"  1,000 tokens at once
-    "full"      the device's memory is full
-    "broken"    a fault inside
-    else        the words of `synthetic.WORDS`
+"hostile"   an answer of texts that try to become HTML or code
+"endless"   tokens for as long as the test lets them come, until Stop
+"thousand"  1,000 tokens at once
+"full"      the device's memory is full
+"broken"    a fault inside
+else        the words of `synthetic.WORDS`
 """
 
 from __future__ import annotations
@@ -65,7 +65,13 @@ class ScriptedEngine:
         return self._run(inputs, lambda i, token: on_token(i, token), hooks["stop"])
 
     def compare(
-        self, handle: Any, inputs: Any, settings: Any, var: Any, same_text: bool = False, **hooks: Any
+        self,
+        handle: Any,
+        inputs: Any,
+        settings: Any,
+        var: Any,
+        same_text: bool = False,
+        **hooks: Any,
     ) -> Any:
         def told(i: int, token: Any) -> None:
             hooks["on_token"]("baseline", i, token)

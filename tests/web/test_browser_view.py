@@ -58,7 +58,9 @@ def test_maps_equal_those_of_the_processor(site: Site, open_page: Any) -> None:
     ]  # fmt: skip
     for chosen, options in cases:
         page.evaluate(f"chosen => {INSPECTOR}.set({{scale: 'clip', ...chosen}})", chosen)
-        maps = page.evaluate(f"() => ({{b: [...{INSPECTOR}.shown.maps.baseline], v: [...{INSPECTOR}.shown.maps.var]}})")
+        maps = page.evaluate(
+            f"() => ({{b: [...{INSPECTOR}.shown.maps.baseline], v: [...{INSPECTOR}.shown.maps.var]}})"
+        )
         shares = page.evaluate(f"() => {INSPECTOR}.shown.shares.var.image")
         for key, name in (("b", "baseline"), ("v", "var")):
             expected = patch_map(
@@ -141,7 +143,9 @@ def test_reverse_look_up(site: Site, open_page: Any) -> None:
     assert listed.inner_text().strip() == best.text.strip()
     assert page.is_enabled("[data-testid=quantity-box]")
     listed.click()
-    assert page.get_attribute(f"[data-testid=token-baseline-{best.token}]", "aria-selected") == "true"
+    assert (
+        page.get_attribute(f"[data-testid=token-baseline-{best.token}]", "aria-selected") == "true"
+    )
     page.click("[data-testid=clear-box]")
     assert page.locator("[data-testid=lookup] .looks").count() == 0
 

@@ -48,7 +48,7 @@ function glyphs(text) {
     .replace(/\t/g, "⇥")
     .replace(bidi, "◌")
     .replace(/[\u0000-\u001f]/g, (c) => String.fromCharCode(0x2400 + c.charCodeAt(0)));
-  return shown.replace(/ /g, "\u00a0");
+  return /^ +$/.test(shown) ? shown.replace(/ /g, "␣") : shown;
 }
 
 const quoted = (text) => `“${glyphs(text)}”`;

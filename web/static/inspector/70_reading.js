@@ -5,6 +5,23 @@ function buildReading() {
   $(".reading").replaceChildren(
     card("considered", "Considered here"), card("budget", "Where its attention went"),
     card("patches", "Strongest patches"), card("lookup", "Who looked here"));
+  const report = run.variants.map((v) => v.var).find((r) => r && Array.isArray(r.layers));
+  if (report) {
+    $(".reading").append(card("moved", "What VAR changed"));
+    showReport(report);
+  }
+}
+
+// What VAR did, layer by layer: it does not depend on the chosen token.
+function showReport(report) {
+  const rows = report.layers.map((layer) => node("tr", {},
+    node("th", { scope: "row" }, `layer ${layer.layer}`),
+    node("td", {}, String((layer.positions || []).length)), node("td", {}, percent(layer.flagged)),
+    node("td", {}, percent(layer.selected)), node("td", {}, percent(layer.moved))));
+  const head = ["", "sinks", "of the image", "rows changed", "moved"];
+  $(".moved .body").replaceChildren(node("table", { title: "rows changed: of all (head, row) pairs that may be; moved: mean attention mass taken from sinks" },
+    node("thead", {}, node("tr", {}, ...head.map((text) => node("th", { scope: "col" }, text)))),
+    node("tbody", {}, ...(rows.length ? rows : [node("tr", {}, node("td", {}, "no layer"))]))));
 }
 
 const card = (name, title) => node("section", { class: `card ${name}`, "data-testid": name },

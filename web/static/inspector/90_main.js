@@ -94,6 +94,7 @@ const stream = { counts: {}, filling: false };
 function showStream(value) {
   if (root.dataset.phase !== "streaming" || pending !== value.run) {
     pending = value.run;
+    coming = null;
     complain("");
     stream.counts = {};
     $(".strips").replaceChildren(...value.variants.map(([name, label]) => emptyStrip(name, label)));
@@ -133,7 +134,10 @@ function loadImage(url) {
   });
 }
 
+let coming = null; // the run that is being fetched, or is on screen: Gradio may give the same value twice
 async function showRun(value, place) {
+  if (coming === value.run) return;
+  coming = value.run;
   pending = value.run;
   complain("");
   const [unpacked, ...images] = await Promise.all([
@@ -198,7 +202,11 @@ function tellingToken() {
 
 // What must be said in words: nothing detected, nothing changed, same texts.
 function showRemarks() {
-  const remarks = [...(run.remarks || [])];
+  const remarks = [];
+  for (const variant of run.variants) {
+    if (variant.var && variant.var.reason) remarks.push(variant.var.reason);
+    if (variant.var) remarks.push(...(variant.var.warnings || []));
+  }
   const texts = run.variants.map((v) => v.tokens.map((t) => t.t).join(""));
   if (run.variants.length > 1) {
     if (run.same_text) remarks.push("VAR was forced onto the baseline’s text: the tokens are the same by construction, the probabilities are not.");
@@ -212,7 +220,7 @@ function showRemarks() {
 }
 
 function showError(value) {
-  pending = null;
+  pending = coming = null;
   const still = run && value.run !== run.id;
   setPhase("error", still ? "The last run is still here" : "Nothing to show", []);
   complain(value.message);
@@ -236,6 +244,7 @@ function onValue(place) {
   else if (value.phase === "error") showError(value);
   else {
     showRun(value, place).catch((error) => {
+      coming = null;
       if (error.message === "expired") complain("This run is no longer on the server. Press Generate to make it again.");
       else complain(`The run cannot be shown: ${error.message}.`);
       setPhase("error", "Not shown", []);
@@ -266,7 +275,10 @@ async function start() {
   if (place.run && (!props.value || props.value.run !== place.run)) {
     const answer = await server.open_run({ run: place.run });
     if (answer && !answer.error && !pending) {
-      await showRun(answer, place).catch(() => onValue());
+      await showRun(answer, place).catch(() => {
+        coming = null;
+        onValue();
+      });
       return;
     }
   }
