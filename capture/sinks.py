@@ -45,7 +45,7 @@ class SinkObserver:
         return {layer: torch.cat(parts) for layer, parts in sorted(self._scores.items())}
 
     def found(self) -> tuple[LayerSinks, ...]:
-        """Sinks of every layer from the third on, in order; layers without any have empty tuples."""
+        """Sinks of every layer from the third on, in order; empty where there are none."""
         out = []
         for layer, on_device in self.scores().items():
             if layer < FIRST_LAYER:
