@@ -62,16 +62,15 @@ def validate_var(settings: VARSettings, hidden_size: int, layers: int, vision_to
 
 @dataclass
 class _LayerState:
-    """One layer and batch row during a run. Sums stay on the device until the report."""
+    """One layer and batch row during a run. Its tensors stay on the device until the report."""
 
     scores: list[Tensor] = field(default_factory=list)
     groups: KeyGroups | None = None  # over all keys the run can have; None until first needed
     sinks: Tensor | None = None  # (capacity,) bool
     active: bool = False  # whether any row could change
-    counted_to: int = 0  # rows before this position are in the sums
-    rows: int = 0
-    selected: Tensor | None = None
-    moved: Tensor | None = None
+    # (2, positions after the last image) float32: share of heads changed in the query row of each
+    # position, and mean mass moved by them. By position, because recorded rows come by twice.
+    done: Tensor | None = None
 
 
 class VARIntervention:
@@ -84,6 +83,9 @@ class VARIntervention:
         capacity: most keys there can be: prompt and new tokens.
         known: sink scores of the prompt's first positions, layer -> (P,) float32, where these were
             passed through the model before (a shared prefix); `observe` then begins at P.
+
+    Raises:
+        ValueError: `vision` has no vision token.
     """
 
     def __init__(
@@ -94,8 +96,11 @@ class VARIntervention:
         capacity: int,
         known: Mapping[int, Tensor] | None = None,
     ) -> None:
+        if not bool(vision.any()):
+            raise ValueError("vision marks no prompt position; VAR needs at least one image.")
         self._settings = tuple(settings)
         self._vision = vision
+        self._prompt = len(vision)
         self._capacity = capacity
         self._first_query = int(vision.nonzero()[-1, 0]) + 1  # rows after the (last) image change
         self._state: dict[tuple[int, int], _LayerState] = {}
@@ -105,10 +110,20 @@ class VARIntervention:
                 self._state[layer, row] = _LayerState(scores=before)
 
     def observe(self, layer: int, hidden: Tensor, start: int) -> None:
-        """Score the residual stream (B, N, D) at the input of `layer`, positions from `start`."""
+        """Score the residual stream (B, N, D) at the input of `layer`, positions from `start`.
+
+        Raises:
+            ValueError: positions before `start` have not been observed, nor were they `known`.
+        """
         for row, settings in enumerate(self._settings):
             state = self._state.get((layer, row))
             if state is not None and settings is not None:
+                seen = sum(len(part) for part in state.scores)
+                if seen != start:
+                    raise ValueError(
+                        f"start is {start}, but layer {layer} was observed up to position {seen}; "
+                        "sinks would be marked at the wrong positions."
+                    )
                 state.scores.append(sink_score(hidden[row], settings.dims))
                 state.groups = None  # a further chunk may bring further sinks
 
@@ -138,7 +153,7 @@ class VARIntervention:
                 continue
             groups = _first_keys(state.groups, weights.shape[3])
             done = redistribute_rows(new[row : row + 1], groups, settings, may_change)
-            self._count(state, done.selected, done.moved, first_position)
+            self._note(state, done.selected, done.moved, first_position)
             if len(self._settings) == 1:
                 return done.weights
             new = new.clone() if new is weights else new
@@ -170,7 +185,7 @@ class VARIntervention:
             assert state.sinks is not None
             one = slice(row, row + 1)
             keys = key.shape[2]
-            mask = attention_mask
+            mask = attention_mask  # (1 or B, ...)
             done = correct_output(
                 query[one],
                 key[one],
@@ -183,15 +198,24 @@ class VARIntervention:
                 mask=None if mask is None else mask[one] if mask.shape[0] > 1 else mask,
                 first_query=self._first_query,
             )
-            self._count(state, done.selected, done.moved, start)
+            self._note(state, done.selected, done.moved, start)
             if len(self._settings) == 1:
                 return done.output
             new = new.clone() if new is output else new
             new[row] = done.output[0]
         return new
 
-    def report(self, row: int = 0) -> VARReport:
-        """What was done in one batch row."""
+    def report(self, row: int = 0, answer_tokens: int | None = None) -> VARReport:
+        """What was done in one batch row.
+
+        Args:
+            row: of the batch.
+            answer_tokens: length of its answer; the rows of a shorter answer go on until the
+                longest in the batch ends, and do not count. None: all rows count.
+
+        Raises:
+            ValueError: VAR was not asked for in that row.
+        """
         settings = self._settings[row]
         if settings is None:
             raise ValueError(f"row is {row}; VAR was not asked for in that row of the batch.")
@@ -204,7 +228,14 @@ class VARIntervention:
             ready = self._ready(layer, row, state.scores[0].device, torch.float32)
             assert ready is not None and ready.sinks is not None
             found = ready.sinks.cpu()[: len(scores)].nonzero()[:, 0]
-            rows = max(1, state.rows)
+            shares = torch.zeros(2)
+            if ready.done is not None:
+                # Row t explains token t and is that of position prompt - 1 + t.
+                rows = ready.done.cpu()
+                if answer_tokens is not None:
+                    rows = rows[:, : max(0, self._prompt - 1 + answer_tokens - self._first_query)]
+                rows = rows[:, ~rows.isnan().any(0)]  # positions never computed
+                shares = rows.mean(1) if rows.shape[1] else shares
             layers.append(
                 LayerReport(
                     layer=layer,
@@ -212,8 +243,8 @@ class VARIntervention:
                     scores=tuple(scores[found].tolist()),
                     largest_score=float(scores.max()),
                     flagged=float(vision[found].sum() / vision.sum()),
-                    selected=0.0 if state.selected is None else float(state.selected) / rows,
-                    moved=0.0 if state.moved is None else float(state.moved) / rows,
+                    selected=float(shares[0]),
+                    moved=float(shares[1]),
                 )
             )
         return make_report(tuple(layers), settings)
@@ -232,7 +263,7 @@ class VARIntervention:
             sinks[: len(scores)] = above_threshold(scores, settings.tau, settings.dialect)
             vision = self._padded_vision(device)
             if settings.control == "random":
-                sinks = _random_instead(sinks, vision, settings.seed + layer)
+                sinks = _random_instead(sinks, vision, settings.seed, layer)
             state.sinks = sinks
             state.groups = KeyGroups.of(sinks[None], vision[None], dtype)
             counts = (
@@ -251,19 +282,15 @@ class VARIntervention:
             self._vision = padded
         return self._vision
 
-    def _count(self, state: _LayerState, selected: Tensor, moved: Tensor, first: int) -> None:
-        """Add rows (1, H, R) to the sums, each position once: recorded rows come by twice."""
-        fresh = max(first, state.counted_to, self._first_query)
-        state.counted_to = max(state.counted_to, first + selected.shape[2])
-        selected, moved = selected[:, :, fresh - first :], moved[:, :, fresh - first :]
-        if selected.shape[2] == 0:
-            return
-        state.rows += selected.numel()
-        more, mass = selected.sum(), moved.sum(dtype=torch.float32)
-        state.selected = (
-            more if state.selected is None else state.selected + more.to(state.selected.device)
-        )
-        state.moved = mass if state.moved is None else state.moved + mass.to(state.moved.device)
+    def _note(self, state: _LayerState, selected: Tensor, moved: Tensor, first: int) -> None:
+        """Keep what was done in the rows (1, H, R) of the queries from position `first` on."""
+        if state.done is None:
+            size = (2, self._capacity - self._first_query)
+            state.done = torch.full(size, math.nan, device=selected.device)
+        skip = max(0, self._first_query - first)  # rows that may not change are not counted
+        low = first + skip - self._first_query
+        rows = torch.stack((selected.to(moved.dtype), moved)).mean(2)[:, 0, skip:]  # (2, R)
+        state.done[:, low : low + rows.shape[1]] = rows
 
 
 def _first_keys(groups: KeyGroups | None, keys: int) -> KeyGroups:
@@ -280,11 +307,13 @@ def _first_keys(groups: KeyGroups | None, keys: int) -> KeyGroups:
     )
 
 
-def _random_instead(sinks: Tensor, vision: Tensor, seed: int) -> Tensor:
+def _random_instead(sinks: Tensor, vision: Tensor, seed: int, layer: int) -> Tensor:
     """The control: as many random vision tokens that are no sinks, in place of the visual sinks."""
     others = (vision & ~sinks).nonzero()[:, 0].cpu()
     count = min(int((vision & sinks).sum()), len(others))
-    order = torch.randperm(len(others), generator=torch.Generator().manual_seed(seed))
+    # Multiplied, so that neighbouring seeds do not meet again one layer further on.
+    mixed = (seed * 1_000_003 + layer) % 2**63
+    order = torch.randperm(len(others), generator=torch.Generator().manual_seed(mixed))
     chosen = others[order[:count]].to(sinks.device)
     control = sinks & ~vision
     control[chosen] = True

@@ -57,9 +57,8 @@ def make_report(layers: tuple[LayerReport, ...], settings: VARSettings) -> VARRe
         worst = max(crowded, key=lambda layer: layer.flagged)
         warnings.append(
             f"In {len(crowded)} of {len(layers)} layers more than {MANY_FLAGGED:.0%} of the "
-            "image's "
-            f"tokens are flagged as sinks ({worst.flagged:.0%} in layer {worst.layer}): tau = "
-            f"{settings.tau:g} is too low for this model."
+            f"image's tokens are flagged as sinks ({worst.flagged:.0%} in layer {worst.layer}): "
+            f"tau = {settings.tau:g} is too low for this model."
         )
     reason = "" if changed else _why_nothing(layers, settings, bool(crowded))
     return VARReport(layers, changed, reason, tuple(warnings))
@@ -75,6 +74,11 @@ def _why_nothing(layers: tuple[LayerReport, ...], settings: VARSettings, crowded
         return (
             f"VAR changed nothing: no token is a sink. The largest sink score is "
             f"{best.largest_score:.1f} (layer {best.layer}), tau is {settings.tau:g}."
+        )
+    if settings.dialect == "official" and not any(layer.flagged for layer in layers):
+        return (
+            "VAR changed nothing: all sinks lie outside the image, and the dialect official leaves "
+            "such layers alone (paper does not)."
         )
     if crowded:
         return (

@@ -15,6 +15,7 @@ from torch import Tensor
 from config import Dialect
 
 EPSILON = 1e-6  # inside the root of the RMS, as in the published code
+BLOCK_TOKENS = 512  # tokens whose float32 copy exists at once: a few megabytes at any prompt length
 
 
 def sink_score(hidden: Tensor, dims: Sequence[int]) -> Tensor:
@@ -41,11 +42,19 @@ def sink_score(hidden: Tensor, dims: Sequence[int]) -> Tensor:
         raise ValueError(
             f"dims is {tuple(wanted)}; allowed: one or more indices from 0 to {size - 1}."
         )
+    flat = hidden.reshape(-1, size)
+    starts = range(0, max(1, len(flat)), BLOCK_TOKENS)
+    blocks = [flat[low : low + BLOCK_TOKENS] for low in starts]
+    return torch.cat([_score(block, wanted) for block in blocks]).view(hidden.shape[:-1])
+
+
+def _score(hidden: Tensor, dims: list[int]) -> Tensor:
+    """(N, D) -> (N,)."""
     states = hidden.to(torch.float32)
-    scale = torch.rsqrt(states.pow(2).mean(-1) + EPSILON)  # (...)
-    # The maximum is taken before scaling: scaling by a positive number keeps the order, so no (...,
-    # D) quotient is made.
-    return states[..., wanted].abs().amax(-1) * scale
+    scale = torch.rsqrt(states.pow(2).mean(-1) + EPSILON)
+    # The maximum is taken before scaling: scaling by a positive number keeps the order, so no
+    # (N, D) quotient is made.
+    return states[:, dims].abs().amax(-1) * scale
 
 
 def sink_mask(
