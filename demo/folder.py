@@ -228,9 +228,8 @@ def patches(image: np.ndarray) -> np.ndarray:
         ``(H/14 * W/14, 3*2*14*14)`` float32, in the merge-window order of the processor; equal to
         it to 1e-6.
     """
-    scaled = (image.astype(np.float32) * np.float32(1 / 255) - np.float32(IMAGE_MEAN)) / np.float32(
-        IMAGE_STD
-    )
+    mean, spread = np.array(IMAGE_MEAN, np.float32), np.array(IMAGE_STD, np.float32)
+    scaled = (image.astype(np.float32) * np.float32(1 / 255) - mean) / spread
     rows, cols = image.shape[0] // CELL, image.shape[1] // CELL
     cells = scaled.reshape(rows, MERGE, PATCH, cols, MERGE, PATCH, 3)
     cells = cells.transpose(0, 3, 1, 4, 6, 2, 5)  # rows, cols, merge_y, merge_x, channel, y, x

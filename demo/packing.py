@@ -8,7 +8,7 @@ the vision tower computes is paid once an image instead of once a question.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -66,8 +66,10 @@ class PackedBatch:
 
     def to(self, device: torch.device) -> PackedBatch:
         """The same batch on ``device``."""
-        moved = {k: v.to(device) if isinstance(v, Tensor) else v for k, v in self.__dict__.items()}
-        return PackedBatch(**moved)
+        moved: dict[str, Any] = {
+            k: v.to(device) for k, v in self.__dict__.items() if isinstance(v, Tensor)
+        }
+        return replace(self, **moved)
 
 
 class Packer:

@@ -86,7 +86,8 @@ class Scene:
 
     def mask(self, index: int) -> NDArray[np.bool_]:
         """Pixels of object ``index``: ``(H, W)`` bool."""
-        return self.owner == index + 1
+        pixels: NDArray[np.bool_] = self.owner == index + 1
+        return pixels
 
 
 def scene(
@@ -127,7 +128,7 @@ def scene(
     cells = sorted(rng.permutation(len(PLACES))[:count].tolist())
     names = _shape_names(rng, count, repeat)
     owner = np.zeros((height, width), np.uint8)
-    objects = []
+    objects: list[SceneObject] = []
     for cell, name in zip(cells, names, strict=True):
         objects.append(_place_object(rng, canvas, owner, cell, name, len(objects) + 1))
     return Scene(np.asarray(canvas).copy(), tuple(objects), owner, entropy)
