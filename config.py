@@ -103,8 +103,8 @@ class ModelSettings:
                 self.model,
                 "demo, a hub id such as Qwen/Qwen2.5-VL-3B-Instruct, or a folder",
             )
-        name, _, index = str(self.device).partition(":")
-        if name not in get_args(Device) or (index and not (name == "cuda" and index.isdecimal())):
+        name, colon, index = str(self.device).partition(":")
+        if name not in get_args(Device) or (colon and not (name == "cuda" and index.isdecimal())):
             raise _refuse("device", self.device, "auto, cpu, cuda, cuda:N, mps")
         _one_of("dtype", self.dtype, get_args(DType))
         for setting in ("min_pixels", "max_pixels"):
@@ -243,7 +243,7 @@ class AppSettings:
         if self.auth is not None:
             user, _, password = self.auth.partition(":")
             if not user or not password:
-                raise _refuse("auth", self.auth, "user:password, both not empty")
+                raise ValueError("auth must be user:password, both not empty.")
         if self.host not in ("127.0.0.1", "localhost", "::1") and self.auth is None:
             raise ValueError(
                 f"host is {self.host!r}, which other machines can reach; that needs auth "
@@ -277,17 +277,23 @@ def read_settings(path: Path) -> Settings:
         ) from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ValueError(f"The settings file {path} is not valid TOML: {error}.") from error
-    sections = {f.name: f.default_factory for f in dataclasses.fields(Settings)}
+    sections: dict[str, type[Any]] = {
+        "model": ModelSettings,
+        "generation": GenerationSettings,
+        "images": ImageLimits,
+        "app": AppSettings,
+    }
     for table in tables:
         if table not in sections:
             raise ValueError(
                 f"The settings file {path} has a table [{table}]; allowed: {', '.join(sections)}."
             )
-    made = {
-        name: from_mapping(factory, tables.get(name, {}), f"[{name}]")
-        for name, factory in sections.items()
-    }  # type: ignore[arg-type]
-    return Settings(**made)
+    return Settings(
+        **{
+            name: from_mapping(cls, tables.get(name, {}), f"[{name}]")
+            for name, cls in sections.items()
+        }
+    )
 
 
 def from_mapping(cls: type[S], values: Mapping[str, Any], where: str) -> S:
