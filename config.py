@@ -243,7 +243,7 @@ class AppSettings:
         if self.auth is not None:
             user, _, password = self.auth.partition(":")
             if not user or not password:
-                raise ValueError("auth must be user:password, both not empty.")
+                raise ValueError("auth is malformed; allowed: user:password, both not empty.")
         if self.host not in ("127.0.0.1", "localhost", "::1") and self.auth is None:
             raise ValueError(
                 f"host is {self.host!r}, which other machines can reach; that needs auth "

@@ -270,7 +270,7 @@ def _trace(
         own, intervention, row = var
         report = {
             "settings": dataclasses.asdict(own),
-            **dataclasses.asdict(intervention.report(row)),
+            **dataclasses.asdict(intervention.report(row, len(tokens))),
         }
     return GenerationTrace(
         tokens=tokens,
