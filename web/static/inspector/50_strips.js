@@ -6,7 +6,10 @@ function buildStrips() {
     const box = stripOf(variant.name);
     box.replaceChildren(...variant.tokens.map((token, i) => {
       const parts = other && (!other.tokens[i] || other.tokens[i].t !== token.t);
-      return chip(variant.name, token, i, parts, sameTextGain(side, i));
+      const made = chip(variant.name, token, i, parts, sameTextGain(side, i));
+      // The token that ends the answer is chosen like any other, but is not part of the text.
+      if (variant.finish === "end" && i === variant.T - 1 && /^<.*>$/.test(token.t)) made.classList.add("ending");
+      return made;
     }));
     if (!variant.T) box.append(node("span", { class: "none" }, "The answer is empty."));
     $(`.strip[data-variant="${variant.name}"] .finish`).textContent = finishWords(variant);

@@ -204,18 +204,20 @@ function tellingToken() {
 function showRemarks() {
   const remarks = [];
   for (const variant of run.variants) {
-    if (variant.var && variant.var.reason) remarks.push(variant.var.reason);
-    if (variant.var) remarks.push(...(variant.var.warnings || []));
+    for (const text of variant.var ? [variant.var.reason, ...(variant.var.warnings || [])] : []) {
+      if (text) remarks.push([text, "warn"]);
+    }
   }
   const texts = run.variants.map((v) => v.tokens.map((t) => t.t).join(""));
   if (run.variants.length > 1) {
-    if (run.same_text) remarks.push("VAR was forced onto the baseline’s text: the tokens are the same by construction, the probabilities are not.");
-    else if (texts[0] === texts[1]) remarks.push("Both answers are the same text.");
+    if (run.same_text) remarks.push(["VAR was forced onto the baseline’s text: the tokens are the same by construction, the probabilities are not."]);
+    else if (texts[0] === texts[1]) remarks.push(["Both answers are the same text."]);
   }
   if (!run.variants.some((v) => v.sinks.some((s) => s.length))) {
-    remarks.push(run.sinks_known ? "No sinks were found in this image." : "No sink dimensions are known for this model, so no sinks are marked.");
+    remarks.push([run.sinks_known ? "No sinks were found in this image."
+      : "No sink dimensions are known for this model, so no sinks are marked."]);
   }
-  $(".remarks").replaceChildren(...remarks.map((text) => node("li", {}, text)));
+  $(".remarks").replaceChildren(...remarks.map(([text, kind]) => node("li", { class: kind }, text)));
   $(".remarks").hidden = !remarks.length;
 }
 

@@ -1,0 +1,274 @@
+"""What the generator behind Generate gives, without a browser."""
+
+from __future__ import annotations
+
+import base64
+import gzip
+import threading
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+import numpy as np
+import pytest
+from PIL import Image
+
+from attention_processor import patch_map
+from config import AppSettings, Settings
+from tests.web.scripted import ScriptedEngine, fake_handle
+from tests.web.synthetic import WORDS, make_trace
+from tests.web.test_payload import expand, unpack
+from web.handlers import Handlers, Request, parse_indices
+from web.inspector import drawn
+from web.slot import ModelSlot
+from web.store import Run, RunStore
+
+
+@pytest.fixture
+def engine() -> ScriptedEngine:
+    return ScriptedEngine()
+
+
+@pytest.fixture
+def handlers(tmp_path: Path, engine: ScriptedEngine) -> Handlers:
+    slot = ModelSlot()
+    slot.use(fake_handle())
+    settings = Settings(app=AppSettings(cache_dir=str(tmp_path), queue_size=1))
+    made = Handlers(settings, slot, RunStore(tmp_path, 10**8), engine.engine())
+    with gr.Blocks():
+        made.component = drawn("inspector", None)
+    return made
+
+
+@pytest.fixture
+def picture(tmp_path: Path) -> str:
+    path = tmp_path / "photo.png"
+    Image.new("RGB", (60, 40), "teal").save(path)
+    return str(path)
+
+
+def test_deltas_join_to_the_answer_and_none_is_sent_twice(handlers: Handlers, picture: str) -> None:
+    values = list(handlers.generate(Request(picture, "Hello", compare=True), "s"))
+    assert values[-1]["phase"] == "ready"
+    for variant in ("baseline", "var"):
+        texts: list[str] = []
+        for value in values[:-1]:
+            assert value["phase"] == "streaming"
+            assert value["from"].get(variant, 0) == len(texts)
+            texts += [token["t"] for token in value["new"].get(variant, [])]
+        assert tuple(texts) == WORDS
+
+
+def test_the_work_of_streaming_is_linear(handlers: Handlers, picture: str) -> None:
+    values = list(handlers.generate(Request(picture, "thousand"), "s"))
+    sent = sum(len(t) for v in values if v["phase"] == "streaming" for t in v["new"].values())
+    assert sent == 1000
+
+
+def test_a_finished_run_is_in_the_store(handlers: Handlers, picture: str) -> None:
+    value = list(handlers.generate(Request(picture, "Hello"), "s"))[-1]
+    run = handlers.store.get(value["run"])
+    assert run is not None
+    assert tuple(token.text for token in run.traces["baseline"].tokens) == WORDS
+    assert handlers.open_run({"run": value["run"]})["phase"] == "ready"
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"image": None}, "no image"),
+        ({"prompt": "  "}, "prompt is empty"),
+        ({"max_new_tokens": 0}, "max_new_tokens is 0"),
+        ({"temperature": float("nan")}, "temperature"),
+        ({"seed": 1.5}, "seed is 1.5"),
+        ({"compare": True, "layers": "2-x"}, "layers is '2-x'"),
+        ({"compare": True, "keep": 7.0}, "keep is 7.0"),
+        ({"compare": True, "dialect": "mine"}, "dialect is 'mine'"),
+        ({"prompt": "full"}, "memory of the device is full"),
+        ({"prompt": "broken"}, "went wrong inside"),
+    ],
+)
+def test_mistakes(handlers: Handlers, picture: str, changes: dict[str, Any], words: str) -> None:
+    request = Request(**{"image": picture, "prompt": "Hello", **changes})
+    given = []
+    with pytest.raises(gr.Error) as error:
+        for value in handlers.generate(request, "s"):
+            given.append(value)
+    assert given[-1]["phase"] == "error"
+    assert words in given[-1]["message"] and words in str(error.value)
+    assert "/home" not in given[-1]["message"]
+    # and the next run works
+    assert list(handlers.generate(Request(picture, "Hello"), "s"))[-1]["phase"] == "ready"
+
+
+def test_no_model_and_no_sink_dimensions(handlers: Handlers, picture: str) -> None:
+    handlers.slot = ModelSlot()
+    with pytest.raises(gr.Error, match="No model is loaded"):
+        list(handlers.generate(Request(picture, "Hello"), "s"))
+    handlers.slot.use(fake_handle(profile=False))
+    with pytest.raises(gr.Error, match="sink dimensions"):
+        list(handlers.generate(Request(picture, "Hello", compare=True), "s"))
+    assert list(handlers.generate(Request(picture, "Hello"), "s"))[-1]["phase"] == "ready"
+
+
+def test_closing_the_generator_stops_the_model(
+    handlers: Handlers, engine: ScriptedEngine, picture: str
+) -> None:
+    engine.hold()
+    running = handlers.generate(Request(picture, "endless"), "s")
+    next(running)
+    assert engine.begun.wait(10)
+    running.close()
+    assert engine.ended.is_set()
+    engine.release()
+    assert list(handlers.generate(Request(picture, "Hello"), "s"))[-1]["phase"] == "ready"
+
+
+def test_stop_is_for_the_own_session_only(
+    handlers: Handlers, engine: ScriptedEngine, picture: str
+) -> None:
+    engine.hold()
+    running = handlers.generate(Request(picture, "endless"), "mine")
+    next(running)
+    assert engine.begun.wait(10)
+    handlers.stop("another")
+    engine.let(2)
+    while not any(v["new"].get("baseline") for v in [next(running)]):
+        pass
+    assert not engine.ended.is_set()
+    handlers.stop("mine")
+    last = list(running)[-1]
+    assert last["phase"] == "stopped"
+
+
+def test_the_line_shows_places_and_refuses_a_burst(
+    handlers: Handlers, engine: ScriptedEngine, picture: str
+) -> None:
+    engine.hold()
+    first = handlers.generate(Request(picture, "endless"), "a")
+    next(first)
+    second = handlers.generate(Request(picture, "Hello"), "b")
+    value = next(second)
+    assert (value["phase"], value["position"]) == ("queued", 1)
+    with pytest.raises(gr.Error, match="waiting"):
+        list(handlers.generate(Request(picture, "Hello"), "c"))
+    first.close()
+    engine.release()
+    assert list(second)[-1]["phase"] == "ready"
+
+
+def test_a_stopped_wait_makes_no_run(
+    handlers: Handlers, engine: ScriptedEngine, picture: str
+) -> None:
+    engine.hold()
+    first = handlers.generate(Request(picture, "endless"), "a")
+    next(first)
+    second = handlers.generate(Request(picture, "Hello"), "b")
+    next(second)
+    handlers.stop("b")
+    assert "nothing was generated" in list(second)[-1]["message"]
+    first.close()
+
+
+def test_missed_tokens_can_be_asked_for(
+    handlers: Handlers, engine: ScriptedEngine, picture: str
+) -> None:
+    engine.hold()
+    running = handlers.generate(Request(picture, "Hello"), "s")
+    run_id = next(running)["run"]
+    engine.let(4)
+    seen = 0
+    while seen < 4:
+        seen += len(next(running)["new"]["baseline"])
+    ask = {"run": run_id, "variant": "baseline", "from": 1}
+    assert [t["t"] for t in handlers.tokens_since(ask)["tokens"]] == list(WORDS[1:4])
+    for bad in ({"run": "x"}, {**ask, "from": -1}, {**ask, "variant": "other"}, None, [], "text"):
+        assert "error" in handlers.tokens_since(bad)
+    running.close()
+    assert "error" in handlers.tokens_since(ask)
+
+
+def test_single_heads_of_a_large_run(handlers: Handlers) -> None:
+    trace = make_trace()
+    run = Run({"baseline": trace})
+    handlers.store.put(run)
+    ask = {
+        "run": run.id,
+        "variant": "baseline",
+        "start": 2,
+        "stop": 4,
+        "whole": True,
+        "combine": "max",
+        "layers": [1, 3],
+        "heads": [0, 5],
+        "without_sinks": False,
+    }
+    _, arrays = unpack(base64.b64decode(handlers.token_maps(ask)["data"]))
+    got = expand(arrays["full"], arrays["full.scale"])
+    np.testing.assert_allclose(got, trace.attention[2:4].float().mean(0), atol=2e-3)
+    _, arrays = unpack(base64.b64decode(handlers.token_maps({**ask, "whole": False})["data"]))
+    expected = patch_map(trace, [2, 3], [1, 2, 3], [0, 1, 2, 3, 4, 5], "max").values.ravel()
+    np.testing.assert_array_equal(arrays["map"], expected)
+    wrong: list[Any] = [
+        None,
+        3,
+        {},
+        {**ask, "run": "../x"},
+        {**ask, "start": -1},
+        {**ask, "stop": 999},
+    ]
+    wrong += [
+        {**ask, "variant": "no"},
+        {**ask, "start": "a"},
+        {**ask, "whole": False, "layers": []},
+    ]
+    for bad in wrong:
+        assert set(handlers.token_maps(bad)) == {"error"}
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [("", None), (" ", None), ("3", (3,)), ("2-5, 7", (2, 3, 4, 5, 7)), ("2–3,3", (2, 3))],
+)
+def test_index_lists(text: str, expected: tuple[int, ...] | None) -> None:
+    assert parse_indices("layers", text) == expected
+
+
+@pytest.mark.parametrize("text", ["x", "5-2", "-1", "1-", "1.5", "1e3", "0-99999", "9" * 30])
+def test_bad_index_lists(text: str) -> None:
+    with pytest.raises(ValueError, match="layers is"):
+        parse_indices("layers", text)
+
+
+def test_a_failed_load_leaves_the_old_model(engine: ScriptedEngine) -> None:
+    from config import ModelSettings
+
+    begun, go_on = threading.Event(), threading.Event()
+
+    def load(settings: ModelSettings, on_progress: Any) -> Any:
+        on_progress("Reading", 0.5)
+        begun.set()
+        go_on.wait(10)
+        raise ValueError("There is no such model.")
+
+    old = fake_handle()
+    slot = ModelSlot(load)
+    slot.use(old)
+    assert slot.load(ModelSettings("missing"))
+    assert begun.wait(10)
+    assert slot.state.phase == "loading" and slot.state.fraction == 0.5
+    assert not slot.load(ModelSettings("another"))
+    assert slot.handle is old
+    seen, _ = slot.wait(-1, 0)
+    go_on.set()
+    _, state = slot.wait(seen, 10)
+    assert (state.phase, state.message) == ("failed", "There is no such model.")
+    assert slot.handle is old
+
+
+def test_gzip_of_equal_runs_is_equal() -> None:
+    from web.payload import build_payload
+
+    run = Run({"baseline": make_trace()})
+    assert gzip.decompress(build_payload(run)) == gzip.decompress(build_payload(run))
+    assert build_payload(run) == build_payload(run)  # so that one run is one file in the cache

@@ -1,0 +1,139 @@
+"""Every row of the security table, against the running app."""
+
+from __future__ import annotations
+
+import json
+import urllib.error
+import urllib.parse
+import urllib.request
+from pathlib import Path
+
+import pytest
+
+from config import AppSettings
+from tests.web.conftest import Site
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def call(
+    site: Site, path: str, headers: dict[str, str] | None = None, body: object = None
+) -> tuple[int, dict[str, str], str]:
+    data = None if body is None else json.dumps(body).encode()
+    request = urllib.request.Request(site.url.rstrip("/") + path, data, headers or {})
+    if data is not None:
+        request.add_header("content-type", "application/json")
+    try:
+        with urllib.request.urlopen(request, timeout=20) as answer:
+            return answer.status, dict(answer.headers), answer.read().decode("utf-8", "replace")
+    except urllib.error.HTTPError as error:
+        return error.code, dict(error.headers), error.read().decode("utf-8", "replace")
+
+
+def test_the_page_has_the_headers(site: Site) -> None:
+    status, headers, _ = call(site, "/")
+    headers = {name.lower(): value for name, value in headers.items()}
+    assert status == 200
+    assert "connect-src 'self'" in headers["content-security-policy"]
+    assert "frame-ancestors 'none'" in headers["content-security-policy"]
+    assert headers["x-content-type-options"] == "nosniff"
+
+
+def test_a_rebound_name_is_refused(site: Site) -> None:
+    assert call(site, "/", {"host": "attacker.example"})[0] == 400
+    assert call(site, "/config", {"host": "attacker.example:7860"})[0] == 400
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {"origin": "https://attacker.example"},
+        {"origin": "http://127.0.0.1:1"},
+        {"origin": "null"},
+        {"sec-fetch-site": "cross-site", "sec-fetch-mode": "cors"},
+    ],
+)
+def test_another_sites_page_is_refused(site: Site, headers: dict[str, str]) -> None:
+    assert call(site, "/config", headers)[0] == 403
+    assert call(site, "/gradio_api/queue/join", headers, {"data": []})[0] == 403
+
+
+def test_a_link_from_elsewhere_may_open_the_page(site: Site) -> None:
+    headers = {"sec-fetch-site": "cross-site", "sec-fetch-mode": "navigate"}
+    assert call(site, "/", headers)[0] == 200
+
+
+def test_own_origin_works(site: Site) -> None:
+    assert call(site, "/config", {"origin": site.url.rstrip("/")})[0] == 200
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/gradio_api/file=http://127.0.0.1:1/x",
+        "/gradio_api/file=https%3A%2F%2Fattacker.example",
+        "/gradio_api/file=http%253A%252F%252Fattacker.example",
+        "/gradio_api/file=http:/attacker.example",
+        "/gradio_api/proxy=http://127.0.0.1:1/x",
+        "/gradio_api/proxy%3Dhttps://attacker.example",
+        "/file=http://attacker.example",
+    ],
+)
+def test_addresses_are_not_fetched(site: Site, path: str) -> None:
+    status, _, text = call(site, path)
+    assert status == 403 and "other addresses" in text
+
+
+@pytest.mark.parametrize("key", ["path", "url"])
+def test_a_file_to_be_fetched_is_refused(site: Site, key: str) -> None:
+    file = {key: "http://127.0.0.1:1/x.png", "meta": {"_type": "gradio.FileData"}}
+    for place in (
+        "/gradio_api/call/generate",
+        "/gradio_api/queue/join",
+        "/gradio_api/run/generate",
+    ):
+        status, _, text = call(site, place, body={"data": [file, "Hello"]})
+        assert status == 403 and "other addresses" in text
+
+
+@pytest.mark.parametrize(
+    "path",
+    ["app.py", "web/handlers.py", "../../etc/passwd", "/etc/passwd", "requirements.txt", "."],
+)
+def test_files_of_the_machine_are_not_served(site: Site, path: str) -> None:
+    for target in (path, str(ROOT / path)):
+        status, _, text = call(site, f"/gradio_api/file={urllib.parse.quote(target)}")
+        assert status in (403, 404) and "import" not in text and "root:" not in text
+
+
+def test_a_request_too_large_is_refused(site: Site) -> None:
+    assert call(site, "/gradio_api/call/generate", body={"data": ["x" * 2_500_000]})[0] == 413
+
+
+def test_stored_runs_are_not_served_as_files(site: Site) -> None:
+    cache = Path(site.app.settings.app.cache_dir) / "runs"
+    cache.mkdir(exist_ok=True)
+    (cache / "secret.txt").write_text("secret")
+    status, _, text = call(site, f"/gradio_api/file={cache / 'secret.txt'}")
+    assert status == 403 and "secret" not in text.replace("secret.txt", "")
+
+
+def test_questions_of_the_inspector_answer_strangers_with_a_sentence(site: Site) -> None:
+    component = site.app.handlers.component
+    assert component is not None
+    for name, ask in (
+        ("open_run", {"run": "x" * 22}),
+        ("open_run", "../../x"),
+        ("token_maps", None),
+    ):
+        body = {"component_id": component._id, "fn_name": name, "data": ask, "session_hash": "s"}
+        status, _, text = call(site, "/gradio_api/component_server/", body=body)
+        assert status == 200 and "no longer on the server" in text
+    body = {"component_id": component._id, "fn_name": "get_config", "data": 1, "session_hash": "s"}
+    assert call(site, "/gradio_api/component_server/", body=body)[0] == 404
+
+
+def test_another_address_demands_a_password() -> None:
+    with pytest.raises(ValueError, match="auth"):
+        AppSettings(host="0.0.0.0")
+    AppSettings(host="0.0.0.0", auth="me:secret")

@@ -1,0 +1,85 @@
+"""Runs in memory and on disk."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.web.synthetic import make_pair, make_trace
+from web.store import Run, RunStore, new_id, open_run, save_run
+
+
+def test_a_run_comes_back_after_a_restart(tmp_path: Path) -> None:
+    run = Run(make_pair(), same_text=True)
+    RunStore(tmp_path, 10_000_000).put(run)
+    again = RunStore(tmp_path, 10_000_000).get(run.id)
+    assert again is not None and again.id == run.id and again.same_text
+    for name, trace in run.traces.items():
+        assert again.traces[name].text == trace.text
+        assert again.traces[name].attention.equal(trace.attention)
+
+
+def test_memory_stays_within_its_budget(tmp_path: Path) -> None:
+    runs = [Run({"baseline": make_trace(seed=n)}) for n in range(4)]
+    store = RunStore(tmp_path, int(2.5 * runs[0].nbytes))
+    for run in runs:
+        store.put(run)
+    assert store.memory <= 2.5 * runs[0].nbytes
+    assert all(store.get(run.id) is not None for run in runs)  # the others come from disk
+
+
+def test_a_run_larger_than_the_budget_is_still_shown(tmp_path: Path) -> None:
+    run = Run({"baseline": make_trace()})
+    store = RunStore(tmp_path, 1)
+    store.put(run)
+    assert store.get(run.id) is run
+
+
+def test_disk_stays_within_its_budget_and_keeps_the_newest(tmp_path: Path) -> None:
+    runs = [Run({"baseline": make_trace(seed=n)}) for n in range(3)]
+    save_run(runs[0], tmp_path / "size")
+    size = sum(f.stat().st_size for f in (tmp_path / "size").iterdir())
+    store = RunStore(tmp_path / "runs", 1, disk_bytes=int(1.5 * size))
+    for run in runs:
+        store.put(run)
+    assert [f.name for f in (tmp_path / "runs").iterdir()] == [runs[-1].id]
+
+
+def test_the_example_never_leaves_the_memory_and_is_not_written(tmp_path: Path) -> None:
+    example = Run({"baseline": make_trace()}, kind="example")
+    store = RunStore(tmp_path / "runs", 1)
+    store.put(example, keep_on_disk=False)
+    store.put(Run({"baseline": make_trace(seed=1)}))
+    assert store.get(example.id) is example
+    assert not (tmp_path / "runs" / example.id).exists()
+
+
+@pytest.mark.parametrize(
+    "bad", ["", "..", "../../etc", "a/b", "x" * 65, 7, None, {"a": 1}, "ab\n" * 8]
+)
+def test_an_id_is_never_a_path(tmp_path: Path, bad: object) -> None:
+    assert RunStore(tmp_path, 1000).get(bad) is None
+
+
+def test_unknown_and_damaged_runs(tmp_path: Path) -> None:
+    store = RunStore(tmp_path, 1000)
+    assert store.get(new_id()) is None
+    run = Run({"baseline": make_trace()})
+    save_run(run, tmp_path / run.id)
+    (tmp_path / run.id / "baseline.safetensors").write_bytes(b"cut off")
+    assert store.get(run.id) is None
+    with pytest.raises(ValueError, match="baseline"):
+        open_run(tmp_path / run.id)
+
+
+def test_deleting(tmp_path: Path) -> None:
+    run = Run({"baseline": make_trace()})
+    store = RunStore(tmp_path, 10_000_000)
+    store.put(run)
+    store.delete(run.id)
+    assert store.get(run.id) is None and not (tmp_path / run.id).exists()
+
+
+def test_ids_differ() -> None:
+    assert len({new_id() for _ in range(1000)}) == 1000
