@@ -73,7 +73,7 @@ def _why_nothing(layers: tuple[LayerReport, ...], settings: VARSettings, crowded
         best = max(layers, key=lambda layer: layer.largest_score)
         return (
             f"VAR changed nothing: no token is a sink. The largest sink score is "
-            f"{best.largest_score:.1f} (layer {best.layer}), tau is {settings.tau:g}."
+            f"{best.largest_score:.2f} (layer {best.layer}), tau is {settings.tau:g}."
         )
     if settings.dialect == "official" and not any(layer.flagged for layer in layers):
         return (
