@@ -18,15 +18,24 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from capture.answer import answer, retell
+from capture.forecast import Forecast, check_memory, forecast
 from capture.prefix import Prefix, forward_prefix
-from capture.run import RunOutOfMemoryError, captured, memory_errors_named
+from capture.run import RunOutOfMemoryError, memory_errors_named
 from capture.trace import GeneratedToken, GenerationTrace
 from config import GenerationSettings, VARSettings
 from models.family import PromptInputs
 from models.loading import ModelHandle
 from var_patch import validate_var
 
-__all__ = ["Comparison", "GenerationTrace", "RunOutOfMemoryError", "compare", "generate"]
+__all__ = [
+    "Comparison",
+    "Forecast",
+    "GenerationTrace",
+    "RunOutOfMemoryError",
+    "compare",
+    "forecast",
+    "generate",
+]
 
 OnToken = Callable[[int, GeneratedToken], None]
 OnNamedToken = Callable[[str, int, GeneratedToken], None]
@@ -58,10 +67,12 @@ def generate(
         (method.md).
 
     Raises:
-        ValueError: a setting that this model does not have (a layer, a head, a VAR dimension).
+        ValueError: a setting that this model does not have (a layer, a head, a VAR dimension), or a
+            run that cannot fit into memory (see `forecast`).
         RunOutOfMemoryError: the device is full.
     """
     settings = settings or GenerationSettings()
+    check_memory(handle, inputs, settings)
     told = None if on_token is None else lambda row, index, token: on_token(index, token)
     with handle.lock, memory_errors_named(inputs, settings):
         return answer(handle, inputs, settings, [var], on_token=told, stop=stop)[0]
@@ -143,7 +154,7 @@ def compare(
     settings = settings or GenerationSettings()
     info = handle.info
     validate_var(var, info.hidden_size, info.layers, inputs.layout.vision_tokens)
-    captured(handle, settings)
+    check_memory(handle, inputs, settings, rows=2)
     told = (
         None if on_token is None else lambda row, index, token: on_token(NAMES[row], index, token)
     )

@@ -85,6 +85,10 @@ def memory_errors_named(inputs: PromptInputs, settings: GenerationSettings) -> I
         full = True  # raised below, when the traceback no longer holds the run's tensors
     except MemoryError:
         full = True
+    except RuntimeError as error:  # what torch raises where a CPU's memory is full
+        full = "can't allocate memory" in str(error)
+        if not full:
+            raise
     if full:
         if torch.cuda.is_available():
             torch.cuda.empty_cache()

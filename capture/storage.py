@@ -1,9 +1,12 @@
 """The file of a trace: one safetensors file whose metadata holds the JSON part. No pickle anywhere.
 
 Tensors: `attention` float16 (T, L, H, V), `shares` float32 (T, L, H, S + 1), `entropy` float32 (T,
-L, H), `image_<i>` uint8 (height, width, 3). The JSON has everything else, with a format version and
-a checksum over all tensors. A token's slice of a tensor can be read without the rest (safetensors'
-`get_slice`). Writing is atomic.
+L, H), `head_mean` float32 (T, L, V), `image_<i>` uint8 (height, width, 3). The JSON has everything
+else, with a format version, a checksum over all tensors, and one for each token's part, so that
+`TraceReader` can read and check one token and leave the rest on the disk. Writing is atomic, and
+takes no second copy of the trace.
+
+Version 2 added `head_mean` and the tokens' checksums; version 1 is still read.
 """
 
 from __future__ import annotations
@@ -11,14 +14,16 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import zlib
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import torch
 from PIL import Image
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
 
 from capture.trace import Alternative, GeneratedToken, GenerationTrace, LayerSinks
 from models.family import ImageGrid, PromptLayout, Segment
@@ -26,7 +31,9 @@ from models.info import ModelInfo
 from utils import write_atomically
 
 FORMAT = "sinkscope-trace"
-VERSION = 1
+VERSION = 2
+BY_TOKEN = ("attention", "shares", "entropy", "head_mean")  # tensors whose first axis is the token
+_DTYPES = {torch.float16: "F16", torch.float32: "F32", torch.uint8: "U8"}
 
 
 def save_trace(trace: GenerationTrace, path: Path) -> None:
@@ -39,13 +46,16 @@ def save_trace(trace: GenerationTrace, path: Path) -> None:
         "attention": trace.attention.contiguous(),
         "shares": trace.shares.contiguous(),
         "entropy": trace.entropy.contiguous(),
+        "head_mean": _head_mean(trace.attention),
     }
+    sums = {name: [_crc(part) for part in tensors[name]] for name in BY_TOKEN}
     for index, image in enumerate(trace.images):
         tensors[f"image_{index}"] = torch.from_numpy(np.array(image.convert("RGB")))
     about = {
         "format": FORMAT,
         "version": VERSION,
         "checksum": _checksum(tensors),
+        "token_checksums": sums,
         "tokens": [dataclasses.asdict(token) for token in trace.tokens],
         "layout": dataclasses.asdict(trace.layout),
         "prompt": trace.prompt,
@@ -63,43 +73,198 @@ def save_trace(trace: GenerationTrace, path: Path) -> None:
         "extra": dict(trace.extra),
     }
     text = json.dumps(about, ensure_ascii=True, allow_nan=False)
-    write_atomically(path, lambda file: file.write(save(tensors, {"format": "pt", FORMAT: text})))
+    write_atomically(path, lambda file: _write(file, tensors, {"format": "pt", FORMAT: text}))
 
 
 def open_trace(path: Path) -> GenerationTrace:
-    """Read a trace.
+    """Read a trace, all of it.
 
     Raises:
         ValueError: the file is missing, damaged, no trace, or of a newer format; the text says
             which.
     """
-    if not path.is_file():
-        raise ValueError(f"There is no trace file {path}.")
-    try:
-        with safe_open(path, framework="pt") as file:
-            text = (file.metadata() or {}).get(FORMAT)
-            if text is None:
-                raise ValueError(f"{path} is a safetensors file, but no SinkScope trace.")
-            about = json.loads(text)
-            if about["version"] > VERSION:
-                raise ValueError(
-                    f"{path} has format version {about['version']}; this SinkScope reads up "
-                    f"to {VERSION}. Update it."
-                )
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - it is no mapping
+    with _opened(path) as (file, about):
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - it is no mapping
         if _checksum(tensors) != about["checksum"]:
             raise ValueError(f"{path} is damaged: its checksum does not match its content.")
         return _trace(about, tensors)
-    except (SafetensorError, OSError, json.JSONDecodeError, KeyError, TypeError) as error:
+
+
+class TraceReader:
+    """Reads single tokens of a trace file; what is not asked for stays on the disk.
+
+    Each part is checked against its own checksum as it is read. Use it in a `with`, or call
+    `close`. One thread at a time.
+
+    Attributes:
+        outline: the trace without data: its tensors are on the device "meta" (shapes only), and it
+            has no images.
+
+    Raises:
+        ValueError: the file is missing, damaged, no trace, or of a newer format.
+    """
+
+    def __init__(self, path: Path | str) -> None:
+        self._path = Path(path)
+        self._open = _opened(self._path)
+        self._file, self._about = self._open.__enter__()
+        try:
+            with _damage_named(self._path):
+                self.outline = _trace(self._about, self._shapes())
+        except BaseException:
+            self.close()
+            raise
+
+    def __enter__(self) -> TraceReader:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the file."""
+        self._open.__exit__(None, None, None)
+
+    def part(self, tokens: Sequence[int]) -> GenerationTrace:
+        """A trace of only these tokens, in this order: what `attention_processor` takes.
+
+        Raises:
+            ValueError: a token that the trace does not have, or its part of the file is damaged.
+        """
+        chosen = [self._token(token) for token in tokens]
+        tensors = {
+            name: torch.stack([self._read(name, token) for token in chosen])
+            if chosen
+            else getattr(self.outline, name)[:0].to("cpu")
+            for name in ("attention", "shares", "entropy")
+        }
+        said = tuple(self.outline.tokens[token] for token in chosen)
+        return dataclasses.replace(self.outline, tokens=said, **tensors)
+
+    def head_mean(self, token: int) -> torch.Tensor:
+        """Mean over heads of one token's rows: float32 (L, V).
+
+        Raises:
+            ValueError: as `part`.
+        """
+        if self._about["version"] < 2:
+            return self._read("attention", self._token(token)).float().mean(dim=1)
+        return self._read("head_mean", self._token(token))
+
+    def mean(self, token: int) -> torch.Tensor:
+        """Mean over all layers and heads of one token's rows: float32 (V,).
+
+        Raises:
+            ValueError: as `part`.
+        """
+        return self.head_mean(token).mean(dim=0)
+
+    def image(self, index: int) -> Image.Image:
+        """One image of the prompt.
+
+        Raises:
+            ValueError: the prompt has no such image, or its part of the file is damaged.
+        """
+        count = len(self.outline.layout.grids)
+        if not 0 <= index < count:
+            raise ValueError(f"image is {index}; the prompt has {count}, counted from 0.")
+        with _damage_named(self._path):
+            return Image.fromarray(self._file.get_tensor(f"image_{index}").numpy())
+
+    def _token(self, token: int) -> int:
+        count = len(self.outline.tokens)
+        if not 0 <= token < count:
+            raise ValueError(f"token is {token}; the trace has {count}, counted from 0.")
+        return token
+
+    def _read(self, name: str, token: int) -> torch.Tensor:
+        with _damage_named(self._path):
+            part: torch.Tensor = self._file.get_slice(name)[token : token + 1][0]
+            sums = self._about.get("token_checksums")
+            if sums is not None and _crc(part) != sums[name][token]:
+                raise ValueError(
+                    f"{self._path} is damaged: the checksum of token {token} does not match."
+                )
+            return part
+
+    def _shapes(self) -> dict[str, torch.Tensor]:
+        return {
+            name: torch.empty(self._file.get_slice(name).get_shape(), device="meta")
+            for name in ("attention", "shares", "entropy")
+        }
+
+
+@contextmanager
+def _damage_named(path: Path) -> Iterator[None]:
+    """What goes wrong while a file is read becomes one sentence."""
+    try:
+        yield
+    except (
+        SafetensorError,
+        OSError,
+        json.JSONDecodeError,
+        KeyError,
+        TypeError,
+        IndexError,
+    ) as error:
         raise ValueError(
             f"{path} is damaged or no trace: "
             f"{str(error).splitlines()[0] if str(error) else error!r}"
         ) from error
 
 
+@contextmanager
+def _opened(path: Path) -> Iterator[tuple[Any, dict[str, Any]]]:
+    """The file, and its JSON part."""
+    if not path.is_file():
+        raise ValueError(f"There is no trace file {path}.")
+    with _damage_named(path), safe_open(path, framework="pt") as file:
+        text = (file.metadata() or {}).get(FORMAT)
+        if text is None:
+            raise ValueError(f"{path} is a safetensors file, but no SinkScope trace.")
+        about = json.loads(text)
+        if about["version"] > VERSION:
+            raise ValueError(
+                f"{path} has format version {about['version']}; this SinkScope reads up "
+                f"to {VERSION}. Update it."
+            )
+        yield file, about
+
+
+def _write(file: BinaryIO, tensors: dict[str, torch.Tensor], metadata: dict[str, str]) -> None:
+    """The safetensors format, tensor by tensor; the library's own `save` would first make a copy of
+    everything in memory."""
+    header: dict[str, Any] = {"__metadata__": metadata}
+    at = 0
+    for name, tensor in tensors.items():
+        size = tensor.numel() * tensor.element_size()
+        header[name] = {
+            "dtype": _DTYPES[tensor.dtype],
+            "shape": list(tensor.shape),
+            "data_offsets": [at, at + size],
+        }
+        at += size
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)  # the data begins at a multiple of 8
+    file.write(len(text).to_bytes(8, "little") + text)
+    for tensor in tensors.values():
+        file.write(_bytes(tensor))
+
+
+def _head_mean(attention: torch.Tensor) -> torch.Tensor:
+    """Mean over heads: (T, L, H, V) to float32 (T, L, V); one token at a time, to save memory."""
+    tokens, layers, _, vision = attention.shape
+    out = torch.empty(tokens, layers, vision)
+    for token in range(tokens):
+        out[token] = attention[token].float().mean(dim=1)
+    return out
+
+
 def _trace(about: dict[str, Any], tensors: dict[str, torch.Tensor]) -> GenerationTrace:
+    """The trace; without images where `tensors` has none."""
     layout = about["layout"]
-    images = [tensors[f"image_{index}"].numpy() for index in range(len(layout["grids"]))]
+    names = [f"image_{index}" for index in range(len(layout["grids"]))]
+    images = [tensors[name].numpy() for name in names if name in tensors]
     return GenerationTrace(
         tokens=tuple(
             GeneratedToken(
@@ -150,5 +315,14 @@ def _checksum(tensors: dict[str, torch.Tensor]) -> str:
     for name in sorted(tensors):
         tensor = tensors[name].contiguous()
         digest.update(f"{name}:{tuple(tensor.shape)}:{tensor.dtype}".encode())
-        digest.update(tensor.numpy().reshape(-1).view(np.uint8))
+        digest.update(_bytes(tensor))
     return digest.hexdigest()
+
+
+def _crc(tensor: torch.Tensor) -> int:
+    return zlib.crc32(_bytes(tensor))
+
+
+def _bytes(tensor: torch.Tensor) -> np.ndarray:
+    """A view of a contiguous tensor's bytes."""
+    return tensor.contiguous().numpy().reshape(-1).view(np.uint8)

@@ -86,10 +86,9 @@ def describe_token(
     logs_of_all = torch.log_softmax(logits.float(), dim=-1)  # (vocabulary,)
     best, ids = torch.topk(logs_of_all, min(ALTERNATIVES, logits.shape[-1]))
     *logs, own = torch.cat([best, logs_of_all[token][None]]).tolist()  # one copy off the device
-    if own >= logs[-1]:  # no other pass over the vocabulary for a token among the best
-        rank = sum(other > own for other in logs)
-    else:
-        rank = int((logs_of_all > own).sum())
+    # A token among the best needs no other pass over the vocabulary.
+    among = own >= logs[-1]  # then no other pass over the vocabulary is needed
+    rank = sum(other > own for other in logs) if among else int((logs_of_all > own).sum())
     alternatives = tuple(
         Alternative(i, tokenizer.decode([i]), min(1.0, math.exp(p)))
         for i, p in zip(ids.tolist(), logs, strict=True)

@@ -109,14 +109,14 @@ def test_a_file_of_a_newer_format(tmp_path: Path) -> None:
     path = tmp_path / "run.safetensors"
     about = {"sinkscope-trace": json.dumps({"format": "sinkscope-trace", "version": 99})}
     save_file({"attention": torch.zeros(1)}, path, metadata=about)
-    with pytest.raises(ValueError, match="format version 99; this SinkScope reads up to 1"):
+    with pytest.raises(ValueError, match="format version 99; this SinkScope reads up to 2"):
         GenerationTrace.open(path)
 
 
 def test_nothing_is_pickled(tmp_path: Path) -> None:
     path = tmp_path / "run.safetensors"
     small_trace().save(path)
-    assert set(load_file(path)) == {"attention", "shares", "entropy", "image_0"}
+    assert set(load_file(path)) == {"attention", "shares", "entropy", "head_mean", "image_0"}
 
 
 KILLED = """

@@ -1,0 +1,1 @@
+"""Performance comparisons, one command each: `python -m benchmarks --help`."""

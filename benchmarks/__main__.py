@@ -1,0 +1,28 @@
+"""`python -m benchmarks NAME ...`: the benchmarks and nothing else. Each is one module with a
+typer command; none imports torch before it runs."""
+
+from __future__ import annotations
+
+import typer
+
+from benchmarks import capture
+
+app = typer.Typer(
+    name="python -m benchmarks",
+    help="What SinkScope costs beside plain generation, measured side by side in one run.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode="markdown",
+    pretty_exceptions_enable=False,  # a bug gives Python's own traceback, without local values
+)
+
+
+@app.callback()
+def benchmarks() -> None:
+    """Keeps the name of a benchmark in the command while there is only one."""
+
+
+app.command("capture")(capture.capture)
+
+if __name__ == "__main__":
+    app()

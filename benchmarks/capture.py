@@ -1,0 +1,255 @@
+"""`python -m benchmarks capture`: what capturing attention costs beside plain generation.
+
+Four ways to generate the same answer (`benchmarks.ways`) run interleaved in one process; peak
+memory is measured in processes of their own; then one token's map is read back from a file. Nothing
+here imports torch before the command runs.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+
+if TYPE_CHECKING:
+    from models.loading import ModelHandle
+
+NEAREST = 2048  # the prompt length at which peak memory is measured, or the nearest given
+BASELINES = ("hooks", "output_attentions")
+
+ShapeName = Literal["tiny", "small", "3b", "7b"]
+DTypeName = Literal["auto", "float32", "bfloat16"]
+
+
+def capture(
+    shape: Annotated[
+        ShapeName, typer.Option(help="Whose sizes: a random-weight model is made.")
+    ] = "small",
+    device: Annotated[Literal["cpu", "cuda"], typer.Option(help="Where to run.")] = "cpu",
+    dtype: Annotated[
+        DTypeName, typer.Option(help="auto: float32 on a CPU, bfloat16 on a GPU.")
+    ] = "auto",
+    lengths: Annotated[
+        str, typer.Option(help="Prompt lengths in tokens.", metavar="LIST")
+    ] = "256,1024,2048",
+    tokens: Annotated[int, typer.Option(min=2, max=4096, help="New tokens a run.")] = 32,
+    repeats: Annotated[
+        int, typer.Option(min=1, max=999, help="Rounds; the two eager baselines run in each third.")
+    ] = 6,
+    threads: Annotated[int, typer.Option(min=1, max=1024, help="CPU threads of torch.")] = 1,
+    memory: Annotated[bool, typer.Option(help="Measure peak memory.")] = True,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print JSON instead of the table.")
+    ] = False,
+    output: Annotated[
+        Path | None, typer.Option(help="Folder for capture.json, capture.txt and capture.png.")
+    ] = None,
+) -> None:
+    """Our capture, plain SDPA, eager with hooks, and eager with output_attentions, side by side."""
+    from cli.common import mistakes_said_plainly
+
+    # Read when the libraries load, which is below.
+    os.environ["OMP_NUM_THREADS"] = os.environ["MKL_NUM_THREADS"] = str(threads)
+    with mistakes_said_plainly():
+        wanted = _lengths(lengths)
+        if output is not None and not output.is_dir():
+            raise ValueError(f"The folder {output} of --output does not exist.")
+        result = measure(shape, device, dtype, wanted, tokens, repeats, threads, memory)
+
+        from benchmarks import report
+
+        typer.echo(report.as_json(result) if as_json else report.as_table(result))
+        if output is not None:
+            (output / "capture.json").write_text(report.as_json(result) + "\n", encoding="utf-8")
+            (output / "capture.txt").write_text(report.as_table(result) + "\n", encoding="utf-8")
+            report.plot(result, output / "capture.png")
+
+
+def measure(
+    shape: str,
+    device: str,
+    dtype: str,
+    lengths: list[int],
+    tokens: int,
+    repeats: int,
+    threads: int,
+    memory: bool,
+) -> dict[str, Any]:
+    """All measurements, as plain values.
+
+    Raises:
+        ValueError: no such device, or a length that holds no image.
+    """
+    import torch
+
+    from benchmarks.shapes import SHORTEST, build_handle, build_prompt
+    from benchmarks.ways import WAYS
+
+    torch.set_num_threads(threads)
+    if device == "cuda" and not torch.cuda.is_available():
+        raise ValueError("device is 'cuda', but torch finds no CUDA device here.")
+    if dtype == "auto":
+        dtype = "bfloat16" if device == "cuda" else "float32"
+    _say(f"Building the {shape} shape with random weights")
+    handle = build_handle(shape, device, getattr(torch, dtype))
+    prompts = {length: build_prompt(handle, length) for length in lengths}
+    for way in WAYS.values():  # what a first call sets up belongs to no measurement
+        way(handle, build_prompt(handle, SHORTEST), 3, lambda: None)
+    result: dict[str, Any] = {
+        "benchmark": "capture",
+        "shape": shape,
+        "device": _device_name(device),
+        "dtype": dtype,
+        "threads": threads,
+        "tokens": tokens,
+        "repeats": repeats,
+        "torch": torch.__version__,
+        "layers": handle.info.layers,
+        "heads": handle.info.heads,
+        "lengths": [
+            _one_length(handle, prompts[length], tokens, repeats, device) for length in lengths
+        ],
+    }
+    result["slopes"] = _slopes(result["lengths"])
+    if memory:
+        nearest = min(lengths, key=lambda length: abs(length - NEAREST))
+        result["memory"] = _memory(handle, prompts[nearest], shape, device, dtype, tokens)
+    result["reading"] = _reading()
+    return result
+
+
+def _one_length(
+    handle: ModelHandle, inputs: Any, tokens: int, repeats: int, device: str
+) -> dict[str, Any]:
+    from benchmarks import timing
+    from benchmarks.ways import WAYS, matrix_bytes
+
+    length = inputs.layout.length
+    free = _free_bytes(device)
+    ways = {
+        name: way
+        for name, way in WAYS.items()
+        if name != "output_attentions" or free is None or matrix_bytes(handle, inputs) < free * 0.6
+    }
+    _say(f"Prompt of {length}: {', '.join(ways)}")
+    answers: dict[str, tuple[int, ...]] = {}
+
+    def run(name: str) -> Any:
+        def once(mark: Any) -> None:
+            answers[name] = ways[name](handle, inputs, tokens, mark)
+
+        return once
+
+    found = timing.rounds({name: run(name) for name in ways}, repeats, handle.device, BASELINES)
+    row: dict[str, Any] = {
+        "length": length,
+        "vision_tokens": inputs.layout.vision_tokens,
+        "noise": timing.noise(found["plain"], "total"),
+        "same_tokens": answers["ours"] == answers["plain"],
+        "ways": {},
+    }
+    for name in WAYS:
+        if name not in ways:
+            size = matrix_bytes(handle, inputs) / 1e9
+            row["ways"][name] = {"skipped": f"would keep {size:.0f} GB"}
+            continue
+        entry: dict[str, float] = {}
+        for part in ("first", "each", "total"):
+            entry[f"{part}_seconds"] = timing.median(found[name], part)
+            entry[f"{part}_ratio"], entry[f"{part}_ratio_of_fastest"] = timing.ratio(
+                found[name], found["plain"], part
+            )
+        row["ways"][name] = entry
+    return row
+
+
+def _slopes(rows: list[dict[str, Any]]) -> dict[str, float | None]:
+    """Seconds a run costs beyond plain, per 1000 prompt tokens."""
+    from benchmarks.timing import slope
+
+    slopes: dict[str, float | None] = {}
+    for name in ("ours", *BASELINES):
+        rows_with = [row for row in rows if "skipped" not in row["ways"][name]]
+        extra = [
+            (row["ways"][name]["total_ratio"] - 1) * row["ways"]["plain"]["total_seconds"]
+            for row in rows_with
+        ]
+        slopes[name] = slope([row["length"] / 1000 for row in rows_with], extra)
+    return slopes
+
+
+def _memory(
+    handle: ModelHandle, inputs: Any, shape: str, device: str, dtype: str, tokens: int
+) -> dict[str, Any]:
+    from attention_extractor import forecast
+    from benchmarks import memory
+    from benchmarks.ways import WAYS, matrix_bytes
+    from config import GenerationSettings
+
+    length = inputs.layout.length
+    guess = forecast(handle, inputs, GenerationSettings(max_new_tokens=tokens))
+    entry: dict[str, Any] = {
+        "length": length,
+        "payload_bytes": guess.payload_bytes,
+        "forecast_extra_bytes": guess.extra_bytes(device),
+        "forecast_output_attentions_bytes": matrix_bytes(handle, inputs),
+        "peak_bytes": {},
+    }
+    if not memory.supported(device):
+        entry["skipped"] = "peaks of a CPU run are read from /proc, which this system lacks"
+        return entry
+    for name in WAYS:
+        _say(f"Peak memory at {length}: {name}")
+        try:
+            entry["peak_bytes"][name] = memory.peak_extra(
+                name, shape, device, dtype, length, tokens
+            )
+        except ChildProcessError as error:
+            entry["peak_bytes"][name] = None
+            _say(str(error))
+    plain = entry["peak_bytes"]["plain"]
+    if plain is not None:
+        entry["extra_bytes"] = {
+            name: None if peak is None else peak - plain
+            for name, peak in entry["peak_bytes"].items()
+            if name != "plain"
+        }
+    return entry
+
+
+def _reading() -> dict[str, Any]:
+    from benchmarks import reading
+
+    _say("Reading one token's map from a file")
+    return reading.measure()
+
+
+def _lengths(text: str) -> list[int]:
+    parts = [part.strip() for part in text.split(",")]
+    if not all(part.isdecimal() for part in parts):
+        raise ValueError(f"lengths is {text!r}; allowed: a list such as 256,1024,4096.")
+    return sorted({int(part) for part in parts})
+
+
+def _device_name(device: str) -> str:
+    import platform
+
+    import torch
+
+    if device == "cuda":
+        return torch.cuda.get_device_name()
+    return f"cpu ({platform.processor() or platform.machine()})"
+
+
+def _free_bytes(device: str) -> int | None:
+    import torch
+
+    from capture.forecast import available_memory
+
+    return available_memory(torch.device(device))
+
+
+def _say(text: str) -> None:
+    typer.echo(text, err=True)

@@ -1,0 +1,80 @@
+"""Reading one token's map back from a trace file: a 36 x 16 trace with 1024 vision tokens."""
+
+from __future__ import annotations
+
+import statistics
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+
+from attention_processor import patch_map
+from capture.storage import TraceReader
+from capture.trace import GeneratedToken, GenerationTrace
+from models.family import ImageGrid, PromptLayout, Segment
+from models.info import ModelInfo
+
+LAYERS, HEADS, SIDE, TOKENS = 36, 16, 32, 24
+
+
+def measure() -> dict[str, Any]:
+    """Median seconds from a cold reader (file opened, header parsed) and from an open one."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "trace.safetensors"
+        trace = _made_up()
+        trace.save(path)
+        size = path.stat().st_size
+        opened, mean, whole = [], [], []
+        with TraceReader(path) as reader:
+            for token in range(TOKENS):
+                began = time.perf_counter()
+                reader.mean(token)
+                mean.append(time.perf_counter() - began)
+                began = time.perf_counter()
+                patch_map(reader.part([token]), 0)
+                whole.append(time.perf_counter() - began)
+        for token in range(TOKENS):
+            began = time.perf_counter()
+            with TraceReader(path) as reader:
+                reader.mean(token)
+            opened.append(time.perf_counter() - began)
+    return {
+        "trace": f"{TOKENS} tokens, {LAYERS} layers, {HEADS} heads, {SIDE**2} vision tokens",
+        "file_bytes": size,
+        "mean_seconds": statistics.median(mean),
+        "open_and_mean_seconds": statistics.median(opened),
+        "all_layers_and_heads_seconds": statistics.median(whole),
+    }
+
+
+def _made_up() -> GenerationTrace:
+    generator = torch.Generator().manual_seed(0)
+    vision = SIDE * SIDE
+    rows = torch.rand(TOKENS, LAYERS, HEADS, vision, generator=generator).half()
+    pixels = (SIDE * 28, SIDE * 28)
+    return GenerationTrace(
+        tokens=tuple(GeneratedToken(t, f"w{t}", 0.5, 0) for t in range(TOKENS)),
+        layout=PromptLayout(
+            vision + 20,
+            (Segment("image", 0, vision, 0), Segment("user", vision, vision + 20)),
+            (ImageGrid(0, 1, 2 * SIDE, 2 * SIDE, 2, pixels, pixels),),
+        ),
+        images=(Image.new("RGB", (SIDE * 28, SIDE * 28)),),
+        prompt="",
+        prompt_tokens=("",) * (vision + 20),
+        attention=rows,
+        layers=tuple(range(LAYERS)),
+        heads=tuple(range(HEADS)),
+        shares=torch.rand(TOKENS, LAYERS, HEADS, 3, generator=generator),
+        entropy=torch.rand(TOKENS, LAYERS, HEADS, generator=generator),
+        sinks=(),
+        applied=(),
+        model=ModelInfo("made up", "", "", "float32", "cpu", LAYERS, HEADS, 2048),
+        settings={},
+        seed=0,
+        finish="length",
+        seconds=0.0,
+    )

@@ -1,0 +1,122 @@
+"""Paired timing: every way in turn, again and again, each compared with the plain run of its own
+round, so that a machine that slows down slows all of them."""
+
+from __future__ import annotations
+
+import gc
+import itertools
+import statistics
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Seconds of one run: up to the first token, and for each token after it."""
+
+    first: float
+    each: float
+    total: float
+
+
+class Clock:
+    """CPU time of this process (other programs do not count), or the time on a GPU's own stream."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._cuda = device.type == "cuda"
+        self._marks: list[float | torch.cuda.Event] = []
+
+    def mark(self) -> None:
+        if self._cuda:
+            event = torch.cuda.Event(enable_timing=True)
+            event.record()
+            self._marks.append(event)
+        else:
+            self._marks.append(time.process_time())
+
+    def timing(self) -> Timing:
+        """From the marks: start, every token, end."""
+        if self._cuda:
+            torch.cuda.synchronize()
+            start = self._marks[0]
+            seconds = [start.elapsed_time(mark) / 1000 for mark in self._marks]  # type: ignore[union-attr, arg-type]
+        else:
+            seconds = [mark - self._marks[0] for mark in self._marks]  # type: ignore[operator]
+        tokens = len(seconds) - 2
+        each = (seconds[-2] - seconds[1]) / max(1, tokens - 1)
+        return Timing(seconds[1], each, seconds[-1])
+
+
+def timed(run: Callable[[Callable[[], None]], object], device: torch.device) -> Timing:
+    """Time one run; `run` is given a function to call after each token."""
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+    clock = Clock(device)
+    clock.mark()
+    run(clock.mark)
+    clock.mark()
+    return clock.timing()
+
+
+def rounds(
+    runs: Mapping[str, Callable[[Callable[[], None]], object]],
+    repeats: int,
+    device: torch.device,
+    seldom: Sequence[str] = (),
+) -> dict[str, list[Timing | None]]:
+    """Run everything `repeats` times, interleaved; the order turns from round to round.
+
+    Args:
+        runs: name -> run, which is given a function to call after each token.
+        repeats: rounds.
+        device: whose time counts.
+        seldom: names that run in every third round only (None in the others): slow ones, whose
+            ratio is far from 1.
+    """
+    found: dict[str, list[Timing | None]] = {name: [] for name in runs}
+    names = list(runs)
+    for turn in range(repeats):
+        for name in names[turn % len(names) :] + names[: turn % len(names)]:
+            skipped = name in seldom and turn % 3
+            found[name].append(None if skipped else timed(runs[name], device))
+    return found
+
+
+def ratio(
+    of: Sequence[Timing | None], to: Sequence[Timing | None], part: str
+) -> tuple[float, float]:
+    """One `part` of a timing compared: the median of the ratios within each round, and the ratio of
+    the fastest runs, which other programs disturbed least."""
+    pairs = [
+        (getattr(a, part), getattr(b, part))
+        for a, b in zip(of, to, strict=True)
+        if a is not None and b is not None
+    ]
+    fastest = [getattr(timing, part) for timing in to if timing is not None]
+    return (
+        statistics.median(a / b for a, b in pairs),
+        min(a for a, _ in pairs) / min(fastest),
+    )
+
+
+def median(timings: Sequence[Timing | None], part: str) -> float:
+    """Median seconds of one part."""
+    return statistics.median(getattr(timing, part) for timing in timings if timing is not None)
+
+
+def noise(timings: Sequence[Timing | None], part: str) -> float | None:
+    """How far apart two runs of the same thing are: median of |next / previous - 1|."""
+    seconds = [getattr(timing, part) for timing in timings if timing is not None]
+    steps = [abs(b / a - 1) for a, b in itertools.pairwise(seconds)]
+    return statistics.median(steps) if steps else None
+
+
+def slope(x: Sequence[float], y: Sequence[float]) -> float | None:
+    """Least-squares slope of y over x; None for fewer than two points."""
+    if len(set(x)) < 2:
+        return None
+    return statistics.linear_regression(x, y).slope

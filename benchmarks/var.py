@@ -1,0 +1,181 @@
+"""`python -m benchmarks var`: what VAR and comparing cost beside one plain run.
+
+All ways (`benchmarks.var_ways`) run interleaved in one process; every ratio is the median over
+rounds of a way's time by that of plain generation in the same round. Nothing here imports torch
+before the command runs.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from benchmarks.capture import DTypeName, ShapeName
+
+# name -> what it is, and which figure has a target (docs/LOG.md): part, at most, in float32/bfloat16
+WAYS = {
+    "plain": "plain SDPA generate (the unit)",
+    "var_run": "VAR and capture, one run",
+    "dense": "dense VAR in eager attention, no capture",
+    "two_runs": "two runs, without and with VAR",
+    "compare": "compare: shared prefix, batch of two",
+    "other_settings": "compare again with another setting",
+    "same_text": "VAR on the same text, one pass",
+}
+
+
+def var(
+    shape: Annotated[
+        ShapeName, typer.Option(help="Whose sizes: a random-weight model is made.")
+    ] = "small",
+    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
+    dtype: Annotated[
+        DTypeName, typer.Option(help="auto: float32 on a CPU, bfloat16 on a GPU.")
+    ] = "auto",
+    lengths: Annotated[
+        str, typer.Option(help="Prompt lengths in tokens.", metavar="LIST")
+    ] = "1024",
+    tokens: Annotated[int, typer.Option(min=2, max=4096, help="New tokens a run.")] = 32,
+    repeats: Annotated[int, typer.Option(min=1, max=999, help="Rounds.")] = 5,
+    threads: Annotated[int, typer.Option(min=1, max=1024, help="CPU threads of torch.")] = 1,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print JSON instead of the table.")
+    ] = False,
+    output: Annotated[
+        Path | None, typer.Option(help="Folder for var.json, var.txt and var.png.")
+    ] = None,
+) -> None:
+    """VAR at prefill and end to end, dense and ours; and comparing with the plain model."""
+    from cli.common import mistakes_said_plainly
+
+    os.environ["OMP_NUM_THREADS"] = os.environ["MKL_NUM_THREADS"] = str(threads)
+    with mistakes_said_plainly():
+        if output is not None and not output.is_dir():
+            raise ValueError(f"The folder {output} of --output does not exist.")
+        from benchmarks.capture import prompt_lengths
+
+        result = measure(shape, device, dtype, prompt_lengths(lengths), tokens, repeats, threads)
+        text = json.dumps(result, indent=2)
+        typer.echo(text if as_json else table(result))
+        if output is not None:
+            (output / "var.json").write_text(text + "\n", encoding="utf-8")
+            (output / "var.txt").write_text(table(result) + "\n", encoding="utf-8")
+            plot(result, output / "var.png")
+
+
+def measure(
+    shape: str,
+    device: str,
+    dtype: str,
+    lengths: list[int],
+    tokens: int,
+    repeats: int,
+    threads: int,
+) -> dict[str, Any]:
+    """All measurements, as plain values.
+
+    Raises:
+        ValueError: no such device, or a length that holds no image.
+    """
+    import torch
+
+    from benchmarks import timing, var_ways
+    from benchmarks.shapes import build_handle, build_prompt
+
+    torch.set_num_threads(threads)
+    if device not in ("cpu", "cuda"):
+        raise ValueError(f"device is {device!r}; allowed: cpu, cuda.")
+    if device == "cuda" and not torch.cuda.is_available():
+        raise ValueError("device is 'cuda', but torch finds no CUDA device here.")
+    kind = ("bfloat16" if device == "cuda" else "float32") if dtype == "auto" else dtype
+    handle = build_handle(shape, device, getattr(torch, kind))
+    rows = []
+    for length in lengths:
+        inputs = build_prompt(handle, length)
+        settings = var_ways.settings_for(handle, inputs)
+        runs = var_ways.ways(handle, inputs, settings, tokens)
+        named = {name: getattr(runs, name) for name in WAYS}
+        found = timing.rounds(named, repeats, handle.device)
+        rows.append(
+            {
+                "length": length,
+                "vision_tokens": inputs.layout.vision_tokens,
+                "tau": settings.tau,
+                "noise": timing.noise(found["plain"], "total"),
+                "ways": {
+                    name: {
+                        "first_ratio": timing.ratio(found[name], found["plain"], "first")[0],
+                        "total_ratio": timing.ratio(found[name], found["plain"], "total")[0],
+                        "total_ratio_of_fastest": timing.ratio(
+                            found[name], found["plain"], "total"
+                        )[1],
+                        "total_seconds": timing.median(found[name], "total"),
+                    }
+                    for name in WAYS
+                },
+            }
+        )
+    return {
+        "benchmark": "var",
+        "shape": shape,
+        "device": torch.cuda.get_device_name() if device == "cuda" else "cpu",
+        "dtype": kind,
+        "threads": threads,
+        "tokens": tokens,
+        "repeats": repeats,
+        "torch": torch.__version__,
+        "rows": rows,
+    }
+
+
+def table(result: dict[str, Any]) -> str:
+    """The measurements as text: ratios to one plain run."""
+    lines = [
+        f"VAR, {result['shape']} shape, {result['device']}, {result['dtype']}, "
+        f"{result['threads']} thread(s), {result['tokens']} new tokens, "
+        f"{result['repeats']} rounds, torch {result['torch']}",
+    ]
+    for row in result["rows"]:
+        noise = "" if row["noise"] is None else f", plain runs differ by {row['noise']:.1%}"
+        lines += [
+            "",
+            f"prompt of {row['length']} tokens, {row['vision_tokens']} of them vision{noise}",
+            f"  {'':42}{'to token 1':>12}{'whole run':>12}{'fastest':>12}",
+        ]
+        for name, what in WAYS.items():
+            way = row["ways"][name]
+            first = "" if name == "same_text" else f"{way['first_ratio']:.3f}"
+            lines.append(
+                f"  {what:42}{first:>12}{way['total_ratio']:>12.3f}"
+                f"{way['total_ratio_of_fastest']:>12.3f}"
+            )
+    return "\n".join(lines)
+
+
+def plot(result: dict[str, Any], path: Path) -> None:
+    """A bar a way and prompt length: whole run by one plain run."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(8, 4), layout="constrained")
+    axes = figure.subplots()
+    names = list(WAYS)[1:]
+    width = 0.8 / len(result["rows"])
+    for index, row in enumerate(result["rows"]):
+        values = [row["ways"][name]["total_ratio"] for name in names]
+        places = [place + index * width for place in range(len(names))]
+        bars = axes.barh(places, values, width, label=f"prompt of {row['length']}")
+        axes.bar_label(bars, fmt="%.2f", padding=3)
+    axes.axvline(1, color="black", linewidth=0.8)
+    axes.set_yticks([place + 0.4 - width / 2 for place in range(len(names))])
+    axes.set_yticklabels([WAYS[name] for name in names])
+    axes.invert_yaxis()
+    axes.set_xlabel(
+        "CPU time by one plain run" if result["device"] == "cpu" else "time by a plain run"
+    )
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(frameon=False)
+    figure.savefig(path, dpi=150)

@@ -1,0 +1,155 @@
+"""Ways to run VAR and to compare it with the plain model, as `benchmarks var` times them.
+
+`dense` is how others do it: eager attention, whose [heads, N, N] probabilities are redistributed in
+every layer and multiplied with V. Everything else is ours. The settings are such that every row
+after the image is redistributed: VAR at its most expensive.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from transformers.models.qwen2_5_vl import modeling_qwen2_5_vl
+
+from attention_extractor import Comparison, compare, generate
+from benchmarks.ways import Mark, plain, with_attention, with_plain_generate
+from capture.answer import retell
+from config import GenerationSettings, VARSettings
+from models.family import PromptInputs
+from models.loading import ModelHandle
+from redistribution.sinks import sink_score
+from var_patch import acting_layers, redistribute
+
+DIMS = (1, 2)
+FLAGGED = 0.02  # share of tokens that are made sinks
+
+
+def settings_for(handle: ModelHandle, inputs: PromptInputs) -> VARSettings:
+    """VAR with a tau that flags about 2 % of the tokens, and thresholds that select every row."""
+    every = VARSettings(DIMS, tau=0.0, min_image_mass=0.0, max_sink_share=1.0)
+    report = generate(handle, inputs, GenerationSettings(max_new_tokens=1), every).var
+    if report is None:
+        raise RuntimeError("A run with VAR brought no report.")
+    scores = sorted(score for layer in report["layers"] for score in layer["scores"])
+    return dataclasses.replace(every, tau=scores[int((1 - FLAGGED) * len(scores))])
+
+
+def ways(handle: ModelHandle, inputs: PromptInputs, var: VARSettings, tokens: int) -> Ways:
+    """Everything that is timed, ready to be called with a mark."""
+    return Ways(handle, inputs, var, GenerationSettings(max_new_tokens=tokens))
+
+
+class Ways:
+    """The runs of one prompt. Each method is one run; it marks every token of one answer."""
+
+    def __init__(
+        self,
+        handle: ModelHandle,
+        inputs: PromptInputs,
+        var: VARSettings,
+        settings: GenerationSettings,
+    ) -> None:
+        self.handle, self.inputs, self.var, self.settings = handle, inputs, var, settings
+        self._before: Comparison = compare(handle, inputs, settings, var)
+
+    def plain(self, mark: Mark) -> None:
+        """transformers' generate with SDPA."""
+        plain(self.handle, self.inputs, self.settings.max_new_tokens, mark)
+
+    def var_run(self, mark: Mark) -> None:
+        """One run with VAR and capture."""
+        trace = generate(
+            self.handle, self.inputs, self.settings, self.var, on_token=lambda *_: mark()
+        )
+        if trace.var is None or not trace.var["changed"]:
+            raise RuntimeError("VAR changed nothing; its cost would not be its cost.")
+
+    def dense(self, mark: Mark) -> None:
+        """Eager attention with the dense redistribution; nothing is captured."""
+        with _dense_var(self.handle, self.inputs, self.var):
+            with_plain_generate(self.handle, self.inputs, self.settings.max_new_tokens, mark)
+
+    def two_runs(self, mark: Mark) -> None:
+        """Side by side the simple way: one run without, one with VAR."""
+        generate(self.handle, self.inputs, self.settings, on_token=lambda *_: mark())
+        generate(self.handle, self.inputs, self.settings, self.var)
+
+    def compare(self, mark: Mark) -> None:
+        """Side by side from a shared prefix, both answers in one batch."""
+        compare(self.handle, self.inputs, self.settings, self.var, on_token=_baseline(mark))
+
+    def other_settings(self, mark: Mark) -> None:
+        """The comparison again with another setting, from the prefix of the first."""
+        other = dataclasses.replace(self.var, keep=0.3)
+        compare(
+            self.handle,
+            self.inputs,
+            self.settings,
+            other,
+            on_token=_baseline(mark),
+            prefix=self._before.prefix,
+        )
+
+    def same_text(self, mark: Mark) -> None:
+        """What VAR adds on the same text: one pass over a given answer, from the prefix."""
+        before = self._before
+        with self.handle.lock:
+            retell(
+                self.handle, self.inputs, self.settings, self.var, before.baseline, before.prefix
+            )
+        mark()
+        mark()
+
+
+def _baseline(mark: Mark) -> Callable[[str, int, object], None]:
+    return lambda name, index, token: mark() if name == "baseline" else None
+
+
+@contextmanager
+def _dense_var(handle: ModelHandle, inputs: PromptInputs, var: VARSettings) -> Iterator[None]:
+    acting = acting_layers(var, handle.info.layers)
+    vision = torch.zeros(inputs.layout.length, dtype=torch.bool, device=handle.device)
+    vision[inputs.layout.vision_positions().to(handle.device)] = True
+    first = inputs.layout.grids[-1].stop
+    sinks: dict[int, torch.Tensor] = {}
+    real = modeling_qwen2_5_vl.eager_attention_forward
+
+    def eager(module: Any, query: Any, key: Any, value: Any, mask: Any, **options: Any) -> Any:
+        output, weights = real(module, query, key, value, mask, **options)
+        layer = getattr(module, "layer_idx", None)
+        if layer not in acting:
+            return output, weights
+        keys = weights.shape[3]
+        own, image = (
+            torch.nn.functional.pad(part, (0, keys - len(part)))[None]
+            for part in (sinks[layer], vision)
+        )
+        start = first if weights.shape[2] > 1 else 0
+        new = redistribute(weights, own, image, var, start)
+        repeated = value.repeat_interleave(query.shape[1] // value.shape[1], dim=1)
+        return torch.matmul(new, repeated).transpose(1, 2).contiguous(), new
+
+    def look(layer: int) -> Any:
+        def hook(module: Any, args: Any, kwargs: Any) -> None:
+            hidden = args[0] if args else kwargs["hidden_states"]
+            if hidden.shape[1] > 1:
+                sinks[layer] = sink_score(hidden[0], var.dims) > var.tau
+
+        return hook
+
+    hooks = [
+        handle.stack.layers[layer].register_forward_pre_hook(look(layer), with_kwargs=True)
+        for layer in acting
+    ]
+    modeling_qwen2_5_vl.eager_attention_forward = eager
+    try:
+        with with_attention(handle, "eager"):
+            yield
+    finally:
+        modeling_qwen2_5_vl.eager_attention_forward = real
+        for hook in hooks:
+            hook.remove()

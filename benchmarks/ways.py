@@ -1,0 +1,121 @@
+"""Four ways to generate the same answer: ours, plain generation, and how attention is captured
+elsewhere.
+
+- `plain`: transformers' `generate` with SDPA; nothing is captured. What everything is compared to.
+- `ours`: `attention_extractor.generate`, whole: rows of all layers and heads, shares, entropy,
+  sinks, probabilities, the finished trace.
+- `hooks`: eager attention with a forward hook on every attention module, which keeps the wanted
+  row's vision columns and lets the matrix go: the frugal form of what other tools do.
+- `output_attentions`: eager attention, `generate(output_attentions=True)`, as most tools do; every
+  [heads, N, N] matrix is kept until the end.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import torch
+from transformers import StoppingCriteria, StoppingCriteriaList
+
+from attention_extractor import generate
+from capture.run import generation_config, on_device
+from config import GenerationSettings
+from models.attention import NAME
+from models.family import PromptInputs
+from models.loading import ModelHandle
+
+Mark = Callable[[], None]
+Way = Callable[[ModelHandle, PromptInputs, int, Mark], tuple[int, ...]]
+
+
+class _EachToken(StoppingCriteria):
+    """Marks every token, as our own `on_token` does; stops nothing."""
+
+    def __init__(self, mark: Mark) -> None:
+        self._mark = mark
+
+    def __call__(
+        self, input_ids: torch.Tensor, scores: torch.Tensor, **kwargs: Any
+    ) -> torch.Tensor:
+        self._mark()
+        return torch.zeros(input_ids.shape[0], dtype=torch.bool, device=input_ids.device)
+
+
+@contextmanager
+def _attention(handle: ModelHandle, implementation: str) -> Iterator[None]:
+    handle.model.set_attn_implementation({"text_config": implementation})
+    try:
+        yield
+    finally:
+        handle.model.set_attn_implementation({"text_config": NAME})
+
+
+def _generate(
+    handle: ModelHandle, inputs: PromptInputs, tokens: int, mark: Mark, **options: Any
+) -> Any:
+    config = generation_config(handle, GenerationSettings(max_new_tokens=tokens))
+    config.update(**options)
+    return handle.model.generate(
+        **on_device(inputs.tensors, handle.device),
+        generation_config=config,
+        stopping_criteria=StoppingCriteriaList([_EachToken(mark)]),
+    )
+
+
+def plain(handle: ModelHandle, inputs: PromptInputs, tokens: int, mark: Mark) -> tuple[int, ...]:
+    with _attention(handle, "sdpa"):
+        ids = _generate(handle, inputs, tokens, mark)
+    return tuple(ids[0, inputs.layout.length :].tolist())
+
+
+def ours(handle: ModelHandle, inputs: PromptInputs, tokens: int, mark: Mark) -> tuple[int, ...]:
+    trace = generate(
+        handle,
+        inputs,
+        GenerationSettings(max_new_tokens=tokens),
+        on_token=lambda index, token: mark(),
+    )
+    return tuple(token.id for token in trace.tokens)
+
+
+def hooks(handle: ModelHandle, inputs: PromptInputs, tokens: int, mark: Mark) -> tuple[int, ...]:
+    kept: list[torch.Tensor] = []
+    vision = inputs.layout.vision_positions().to(handle.device)
+
+    def keep(module: Any, args: Any, output: Any) -> None:
+        kept.append(output[1][0, :, -1][:, vision].to(torch.float16).cpu())
+
+    with _attention(handle, "eager"), ExitStack() as undo:
+        for layer in handle.stack.layers:
+            undo.callback(layer.self_attn.register_forward_hook(keep).remove)
+        ids = _generate(handle, inputs, tokens, mark)
+    assert len(kept) == tokens * len(handle.stack.layers)
+    return tuple(ids[0, inputs.layout.length :].tolist())
+
+
+def output_attentions(
+    handle: ModelHandle, inputs: PromptInputs, tokens: int, mark: Mark
+) -> tuple[int, ...]:
+    with _attention(handle, "eager"):
+        out = _generate(
+            handle, inputs, tokens, mark, output_attentions=True, return_dict_in_generate=True
+        )
+    assert out.attentions[0][0].shape[-1] == inputs.layout.length
+    return tuple(out.sequences[0, inputs.layout.length :].tolist())
+
+
+WAYS: Mapping[str, Way] = {
+    "plain": plain,
+    "ours": ours,
+    "hooks": hooks,
+    "output_attentions": output_attentions,
+}
+
+
+def matrix_bytes(handle: ModelHandle, inputs: PromptInputs) -> int:
+    """What `output_attentions` keeps of the prompt alone: layers x heads x N x N."""
+    info = handle.info
+    size = torch.empty((), dtype=handle.model.dtype).element_size()
+    return info.layers * info.heads * inputs.layout.length**2 * size

@@ -1,0 +1,195 @@
+"""What a run will take, said before it starts.
+
+Memory follows from sizes alone, time from a look at how fast this device multiplies this model's
+own matrices.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from capture.recorder import STAGED_BYTES
+from capture.run import captured
+from config import GenerationSettings
+from models.family import PromptInputs
+from models.loading import ModelHandle
+
+STAGED_COPIES = 4  # staged rows, their concatenation, its logarithm, and what is being copied
+PROBE_ROWS = 256  # rows of the matrix product that the prefill's speed is read from
+PROBE_LAYERS = 4  # one row is multiplied with so many layers, as decoding never finds one in cache
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """What a run takes if it uses all of its `max_new_tokens`.
+
+    Attributes:
+        prompt_tokens, vision_tokens, new_tokens: the sizes it follows from.
+        payload_bytes: the trace's tensors, in the host's memory.
+        working_bytes: attention rows in work, on the device, beside what plain generation takes.
+        cache_bytes: keys and values, on the device; plain generation takes them too.
+        seconds: of the whole run; within about a third where nothing else is running.
+        host_available, device_available: free bytes now; None where this system does not say.
+    """
+
+    prompt_tokens: int
+    vision_tokens: int
+    new_tokens: int
+    payload_bytes: int
+    working_bytes: int
+    cache_bytes: int
+    seconds: float
+    host_available: int | None
+    device_available: int | None
+
+    def extra_bytes(self, device: str) -> int:
+        """What capture adds on the device to plain generation's peak."""
+        on_cpu = device.startswith("cpu")
+        return self.working_bytes + (self.payload_bytes if on_cpu else 0)
+
+
+def forecast(
+    handle: ModelHandle, inputs: PromptInputs, settings: GenerationSettings | None = None
+) -> Forecast:
+    """What `attention_extractor.generate` will take with these arguments.
+
+    Costs a few matrix products; needs no lock, but a run at the same time makes `seconds` larger.
+
+    Raises:
+        ValueError: a layer or head that this model does not have.
+    """
+    settings = settings or GenerationSettings()
+    device = handle.device
+    return Forecast(
+        prompt_tokens=inputs.layout.length,
+        vision_tokens=inputs.layout.vision_tokens,
+        new_tokens=settings.max_new_tokens,
+        payload_bytes=payload_bytes(handle, inputs, settings),
+        working_bytes=_working_bytes(handle, inputs, settings),
+        cache_bytes=_cache_bytes(handle, inputs, settings),
+        seconds=_seconds(handle, inputs, settings),
+        host_available=available_memory(torch.device("cpu")),
+        device_available=available_memory(device),
+    )
+
+
+def check_memory(
+    handle: ModelHandle, inputs: PromptInputs, settings: GenerationSettings, rows: int = 1
+) -> None:
+    """Refuse a run that cannot fit.
+
+    Args:
+        handle, inputs, settings: the run.
+        rows: answers generated side by side.
+
+    Raises:
+        ValueError: the trace does not fit into the host's memory, or the cache into the device's;
+            the text says what would.
+    """
+    host = rows * payload_bytes(handle, inputs, settings)
+    cache = rows * _cache_bytes(handle, inputs, settings)
+    on_cpu = handle.device.type == "cpu"
+    needs = [("the computer's memory", host + (cache if on_cpu else 0), torch.device("cpu"))]
+    if not on_cpu:
+        needs.append((f"the memory of {handle.device}", cache, handle.device))
+    for place, need, device in needs:
+        free = available_memory(device)
+        if free is not None and need > free:
+            fitting = int(settings.max_new_tokens * free / need)
+            tokens = f"; at most {fitting} would fit" if fitting else ""
+            raise ValueError(
+                f"The run needs {_size(need)} of {place}, where {_size(free)} are free. What "
+                f"helps: fewer new tokens (max_new_tokens is {settings.max_new_tokens}{tokens}), a "
+                f"smaller image (max_pixels; now {inputs.layout.vision_tokens} vision tokens), or "
+                "fewer captured layers and heads (layers, heads)."
+            )
+
+
+def payload_bytes(handle: ModelHandle, inputs: PromptInputs, settings: GenerationSettings) -> int:
+    """Bytes of the trace's tensors: float16 vision columns, float32 shares and entropy."""
+    layers, heads = captured(handle, settings)
+    layout = inputs.layout
+    row = 2 * layout.vision_tokens + 4 * (len(layout.segments) + 1) + 4
+    return settings.max_new_tokens * len(layers) * len(heads) * row
+
+
+def available_memory(device: torch.device) -> int | None:
+    """Bytes that can be taken now without swapping; None where this system does not say."""
+    if device.type == "cuda":
+        free, _ = torch.cuda.mem_get_info(device)
+        idle = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return int(free) + int(idle)
+    if device.type != "cpu":
+        return None
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+    except OSError:
+        return None
+    for line in lines:
+        if line.startswith("MemAvailable:"):
+            return int(line.split()[1]) * 1024
+    return None
+
+
+def _working_bytes(handle: ModelHandle, inputs: PromptInputs, settings: GenerationSettings) -> int:
+    keys = inputs.layout.length + settings.max_new_tokens
+    row = handle.stack.heads * keys * 4
+    staged = min(STAGED_BYTES + row, handle.info.layers * row)
+    return 3 * row + STAGED_COPIES * staged  # a row's scores, softmax and product
+
+
+def _cache_bytes(handle: ModelHandle, inputs: PromptInputs, settings: GenerationSettings) -> int:
+    stack = handle.stack
+    width = stack.hidden_size // stack.heads
+    positions = inputs.layout.length + settings.max_new_tokens
+    size = handle.model.get_input_embeddings().weight.element_size()
+    return 2 * handle.info.layers * stack.kv_heads * width * positions * size
+
+
+def _seconds(handle: ModelHandle, inputs: PromptInputs, settings: GenerationSettings) -> float:
+    """Multiplications of the run, times what one takes."""
+    stack, layout = handle.stack, inputs.layout
+    in_text = sum(p.numel() for layer in stack.layers for p in layer.parameters())
+    in_head = sum(p.numel() for p in stack.output_head.parameters())
+    in_all = sum(p.numel() for p in handle.model.parameters())
+    embeddings = handle.model.get_input_embeddings().weight
+    in_vision = max(0, in_all - in_text - embeddings.numel())
+    if all(p is not embeddings for p in stack.output_head.parameters()):
+        in_vision = max(0, in_vision - in_head)
+    patches = sum(grid.t * grid.h * grid.w for grid in layout.grids)
+    square = len(stack.layers) * stack.hidden_size * layout.length**2
+    many = _seconds_per_product(stack.layers[:1], min(PROBE_ROWS, layout.length))
+    one = _seconds_per_product(stack.layers[:PROBE_LAYERS], 1)
+    prefill = many * (in_text * layout.length + in_vision * patches + square)
+    return prefill + one * (in_text + in_head) * settings.max_new_tokens
+
+
+def _seconds_per_product(layers: object, rows: int) -> float:
+    """Seconds a multiplication takes in a layer's largest matrix, for so many rows at once."""
+    matrices = []
+    for layer in layers:  # type: ignore[attr-defined]
+        linear = [m for m in layer.modules() if isinstance(m, nn.Linear)]
+        matrices.append(max(linear, key=lambda m: m.weight.numel()))
+    inputs = [
+        torch.zeros(rows, m.in_features, dtype=m.weight.dtype, device=m.weight.device)
+        for m in matrices
+    ]
+    best = float("inf")
+    with torch.no_grad():
+        for _ in range(3):
+            began = time.perf_counter()
+            for matrix, rows_in in zip(matrices, inputs, strict=True):
+                matrix(rows_in)
+            if matrices[0].weight.device.type == "cuda":
+                torch.cuda.synchronize(matrices[0].weight.device)
+            best = min(best, time.perf_counter() - began)
+    return best / (rows * sum(m.weight.numel() for m in matrices))
+
+
+def _size(count: int) -> str:
+    return f"{count / 1e9:.1f} GB" if count >= 1e9 else f"{count / 1e6:.0f} MB"
