@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import typer
 
-from benchmarks import capture
+from benchmarks import capture, var
 
 app = typer.Typer(
     name="python -m benchmarks",
@@ -17,12 +17,8 @@ app = typer.Typer(
 )
 
 
-@app.callback()
-def benchmarks() -> None:
-    """Keeps the name of a benchmark in the command while there is only one."""
-
-
 app.command("capture")(capture.capture)
+app.command("var")(var.var)
 
 if __name__ == "__main__":
     app()

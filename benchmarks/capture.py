@@ -53,7 +53,7 @@ def capture(
     # Read when the libraries load, which is below.
     os.environ["OMP_NUM_THREADS"] = os.environ["MKL_NUM_THREADS"] = str(threads)
     with mistakes_said_plainly():
-        wanted = _lengths(lengths)
+        wanted = prompt_lengths(lengths)
         if output is not None and not output.is_dir():
             raise ValueError(f"The folder {output} of --output does not exist.")
         result = measure(shape, device, dtype, wanted, tokens, repeats, threads, memory)
@@ -226,7 +226,7 @@ def _reading() -> dict[str, Any]:
     return reading.measure()
 
 
-def _lengths(text: str) -> list[int]:
+def prompt_lengths(text: str) -> list[int]:
     parts = [part.strip() for part in text.split(",")]
     if not all(part.isdecimal() for part in parts):
         raise ValueError(f"lengths is {text!r}; allowed: a list such as 256,1024,4096.")

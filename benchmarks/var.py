@@ -16,7 +16,7 @@ import typer
 
 from benchmarks.capture import DTypeName, ShapeName
 
-# name -> what it is, and which figure has a target (docs/LOG.md): part, at most, in float32/bfloat16
+# What is timed, in the order of the table.
 WAYS = {
     "plain": "plain SDPA generate (the unit)",
     "var_run": "VAR and capture, one run",

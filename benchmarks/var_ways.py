@@ -1,8 +1,8 @@
 """Ways to run VAR and to compare it with the plain model, as `benchmarks var` times them.
 
 `dense` is how others do it: eager attention, whose [heads, N, N] probabilities are redistributed in
-every layer and multiplied with V. Everything else is ours. The settings are such that every row
-after the image is redistributed: VAR at its most expensive.
+every layer and multiplied with V. Everything else is ours. The settings are such that in every
+layer every row after the image is redistributed: VAR at its most expensive.
 """
 
 from __future__ import annotations
@@ -29,8 +29,9 @@ FLAGGED = 0.02  # share of tokens that are made sinks
 
 
 def settings_for(handle: ModelHandle, inputs: PromptInputs) -> VARSettings:
-    """VAR with a tau that flags about 2 % of the tokens, and thresholds that select every row."""
-    every = VARSettings(DIMS, tau=0.0, min_image_mass=0.0, max_sink_share=1.0)
+    """VAR in all layers, with a tau that flags about 2 % of the tokens and every row selected."""
+    layers = tuple(range(handle.info.layers))
+    every = VARSettings(DIMS, tau=0.0, min_image_mass=0.0, max_sink_share=1.0, layers=layers)
     report = generate(handle, inputs, GenerationSettings(max_new_tokens=1), every).var
     if report is None:
         raise RuntimeError("A run with VAR brought no report.")

@@ -44,7 +44,7 @@ class _EachToken(StoppingCriteria):
 
 
 @contextmanager
-def _attention(handle: ModelHandle, implementation: str) -> Iterator[None]:
+def with_attention(handle: ModelHandle, implementation: str) -> Iterator[None]:
     handle.model.set_attn_implementation({"text_config": implementation})
     try:
         yield
@@ -52,7 +52,7 @@ def _attention(handle: ModelHandle, implementation: str) -> Iterator[None]:
         handle.model.set_attn_implementation({"text_config": NAME})
 
 
-def _generate(
+def with_plain_generate(
     handle: ModelHandle, inputs: PromptInputs, tokens: int, mark: Mark, **options: Any
 ) -> Any:
     config = generation_config(handle, GenerationSettings(max_new_tokens=tokens))
@@ -65,8 +65,8 @@ def _generate(
 
 
 def plain(handle: ModelHandle, inputs: PromptInputs, tokens: int, mark: Mark) -> tuple[int, ...]:
-    with _attention(handle, "sdpa"):
-        ids = _generate(handle, inputs, tokens, mark)
+    with with_attention(handle, "sdpa"):
+        ids = with_plain_generate(handle, inputs, tokens, mark)
     return tuple(ids[0, inputs.layout.length :].tolist())
 
 
@@ -87,10 +87,10 @@ def hooks(handle: ModelHandle, inputs: PromptInputs, tokens: int, mark: Mark) ->
     def keep(module: Any, args: Any, output: Any) -> None:
         kept.append(output[1][0, :, -1][:, vision].to(torch.float16).cpu())
 
-    with _attention(handle, "eager"), ExitStack() as undo:
+    with with_attention(handle, "eager"), ExitStack() as undo:
         for layer in handle.stack.layers:
             undo.callback(layer.self_attn.register_forward_hook(keep).remove)
-        ids = _generate(handle, inputs, tokens, mark)
+        ids = with_plain_generate(handle, inputs, tokens, mark)
     assert len(kept) == tokens * len(handle.stack.layers)
     return tuple(ids[0, inputs.layout.length :].tolist())
 
@@ -98,8 +98,8 @@ def hooks(handle: ModelHandle, inputs: PromptInputs, tokens: int, mark: Mark) ->
 def output_attentions(
     handle: ModelHandle, inputs: PromptInputs, tokens: int, mark: Mark
 ) -> tuple[int, ...]:
-    with _attention(handle, "eager"):
-        out = _generate(
+    with with_attention(handle, "eager"):
+        out = with_plain_generate(
             handle, inputs, tokens, mark, output_attentions=True, return_dict_in_generate=True
         )
     assert out.attentions[0][0].shape[-1] == inputs.layout.length
