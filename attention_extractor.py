@@ -14,12 +14,13 @@ from __future__ import annotations
 
 import math
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from capture.answer import answer, retell
 from capture.forecast import Forecast, check_memory, forecast
 from capture.prefix import Prefix, forward_prefix
+from capture.prompt import PromptTrace, read_prompt
 from capture.run import RunOutOfMemoryError, memory_errors_named
 from capture.trace import GeneratedToken, GenerationTrace
 from config import GenerationSettings, VARSettings
@@ -31,10 +32,12 @@ __all__ = [
     "Comparison",
     "Forecast",
     "GenerationTrace",
+    "PromptTrace",
     "RunOutOfMemoryError",
     "compare",
     "forecast",
     "generate",
+    "prompt_rows",
 ]
 
 OnToken = Callable[[int, GeneratedToken], None]
@@ -76,6 +79,34 @@ def generate(
     told = None if on_token is None else lambda row, index, token: on_token(index, token)
     with handle.lock, memory_errors_named(inputs, settings):
         return answer(handle, inputs, settings, [var], on_token=told, stop=stop)[0]
+
+
+def prompt_rows(
+    handle: ModelHandle,
+    inputs: PromptInputs,
+    positions: Sequence[int] | None = None,
+    settings: GenerationSettings | None = None,
+) -> PromptTrace:
+    """What the prompt's own tokens looked at: one pass over the prompt, nothing is generated.
+
+    Args:
+        handle: a loaded model; its lock is taken.
+        inputs: from `handle.prepare`.
+        positions: prompt positions; None is everything after the last image. Earlier ones cannot
+            see the whole image.
+        settings: `layers` and `heads` choose what is kept; the rest is not used.
+
+    Returns:
+        Rows AT these positions (see `capture.prompt`). `patch_map(rows, token=r)` maps the r-th.
+
+    Raises:
+        ValueError: a position, layer or head that is not there, or rows that do not fit into
+            memory.
+        RunOutOfMemoryError: the device is full.
+    """
+    settings = settings or GenerationSettings()
+    with handle.lock, memory_errors_named(inputs, settings):
+        return read_prompt(handle, inputs, positions, settings)
 
 
 @dataclass(frozen=True)

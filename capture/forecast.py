@@ -110,12 +110,30 @@ def check_memory(
             )
 
 
+def check_payload(size: int, what: str, advice: str) -> None:
+    """Refuse a result that does not fit into the computer's memory.
+
+    Raises:
+        ValueError: it does not.
+    """
+    free = available_memory(torch.device("cpu"))
+    if free is not None and size > free:
+        raise ValueError(
+            f"{what} needs {_size(size)} of the computer's memory, where {_size(free)} are free. "
+            f"What helps: {advice}."
+        )
+
+
 def payload_bytes(handle: ModelHandle, inputs: PromptInputs, settings: GenerationSettings) -> int:
-    """Bytes of the trace's tensors: float16 vision columns, float32 shares and entropy."""
+    """Bytes of the trace's tensors."""
+    return settings.max_new_tokens * row_bytes(handle, inputs, settings)
+
+
+def row_bytes(handle: ModelHandle, inputs: PromptInputs, settings: GenerationSettings) -> int:
+    """Bytes of one token's rows: float16 vision columns, float32 shares and entropy."""
     layers, heads = captured(handle, settings)
     layout = inputs.layout
-    row = 2 * layout.vision_tokens + 4 * (len(layout.segments) + 1) + 4
-    return settings.max_new_tokens * len(layers) * len(heads) * row
+    return len(layers) * len(heads) * (2 * layout.vision_tokens + 4 * len(layout.segments) + 8)
 
 
 def available_memory(device: torch.device) -> int | None:

@@ -44,6 +44,7 @@ class TraceRecorder:
         layout: of the prompt (of length N).
         layers, heads: indices in the model to keep, in order.
         tokens: most rows to expect; row t is the query at position N - 1 + t.
+        first: position of the query that is row 0, where that is not N - 1.
         batch_row: which row of the batch to read.
         pinned: rows are on a GPU; copy them through pinned memory, so that nothing waits for it.
     """
@@ -57,13 +58,15 @@ class TraceRecorder:
         *,
         batch_row: int = 0,
         pinned: bool = False,
+        first: int | None = None,
     ) -> None:
         self.layout = layout
+        self._first = layout.length - 1 if first is None else first
         self.layers = tuple(layers)
         self.heads = tuple(heads)
         self.batch_row = batch_row
         self._slot = {layer: index for index, layer in enumerate(self.layers)}
-        self._tokens = tokens
+        self.tokens = tokens
         size = (tokens, len(self.layers), len(self.heads))
         # The operating system hands out these pages as they are written: a short answer costs
         # little.
@@ -77,8 +80,8 @@ class TraceRecorder:
         self._arriving: list[tuple[torch.cuda.Event, torch.Tensor, torch.Tensor]] = []
 
     def record(self, layer: int, rows: torch.Tensor, first_position: int) -> None:
-        """Keep the rows (B, H, R, K) of one layer that explain answer tokens; rows of the prompt
-        before them are dropped.
+        """Keep the rows (B, H, R, K) of one layer that explain answer tokens; others are
+        dropped.
 
         Raises:
             ValueError: the batch has no such row.
@@ -86,8 +89,8 @@ class TraceRecorder:
         slot = self._slot.get(layer)
         if slot is None:
             return
-        first = first_position - (self.layout.length - 1)
-        low, high = max(0, -first), min(rows.shape[2], self._tokens - first)
+        first = first_position - self._first
+        low, high = max(0, -first), min(rows.shape[2], self.tokens - first)
         if low >= high:
             return
         if self.batch_row >= rows.shape[0]:

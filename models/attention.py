@@ -90,8 +90,9 @@ class ForwardPlan:
         intervention: changes rows, or None; it observes the residual stream too.
         observer: looks at the residual stream without changing anything, or None.
         prompt_length: positions below it are prompt: the residual stream is observed there only.
-        all_rows_from: at prefill record every row from this position on; None records the last row
-            only.
+        all_rows_from, all_rows_to: at prefill record every row of these positions (the second
+            excluded; None: to the end); all_rows_from None records the last row only.
+        batch: how many sequences the recorder expects; None leaves it unchecked.
         chunk: how many query rows at most are computed at once where many are recorded; fewer where
             they would take more than `CHUNK_BYTES`.
         start, length: position and number of the queries in the current forward pass; the hook
@@ -106,11 +107,38 @@ class ForwardPlan:
     chunk: int = 128
     start: int = 0
     length: int = 0
+    all_rows_to: int | None = None
+    batch: int | None = None
 
-    def begin_forward(self, queries: int) -> None:
-        """A forward pass over `queries` new positions begins."""
+    def begin_forward(self, queries: int, batch: int = 1) -> None:
+        """A forward pass over `queries` new positions of `batch` sequences begins.
+
+        Raises:
+            ValueError: the pass belongs to a way of generating whose rows explain no token: beam
+                search, or assisted decoding.
+        """
+        if self.batch is not None and batch != self.batch:
+            raise ValueError(
+                f"The model was called with a batch of {batch}, but {self.batch} is being recorded. "
+                "Beam search and num_return_sequences cannot be captured; use greedy decoding or "
+                "sampling (temperature above 0)."
+            )
         self.start += self.length
         self.length = queries
+        if self.start >= self.prompt_length and queries > 1:
+            raise ValueError(
+                f"The model was called with {queries} answer tokens at once. Assisted decoding and "
+                "prompt look-up cannot be captured, for some of these tokens are thrown away "
+                "again; use greedy decoding or sampling (temperature above 0)."
+            )
+
+    def recorded(self) -> range:
+        """Which queries of the current forward pass are recorded, counted from its first."""
+        if self.all_rows_from is None:
+            return range(self.length - 1, self.length)
+        stop = self.start + self.length if self.all_rows_to is None else self.all_rows_to
+        low = min(max(0, self.all_rows_from - self.start), self.length)
+        return range(low, min(max(low, stop - self.start), self.length))
 
 
 def install(model: PreTrainedModel) -> None:
@@ -118,7 +146,15 @@ def install(model: PreTrainedModel) -> None:
 
     The mask function is registered beside it: without one the mask would be None and left padding
     silently ignored.
+
+    Raises:
+        ValueError: the model cannot run with plain SDPA, so no row could be compared to its output.
     """
+    if getattr(model, "_supports_sdpa", True) is False:
+        raise ValueError(
+            f"{type(model).__name__} runs with its own attention kernels only (it does not support "
+            "SDPA), so its attention cannot be captured. Use a model that supports SDPA."
+        )
     AttentionInterface.register(NAME, attention_forward)
     AttentionMaskInterface.register(NAME, sdpa_mask)
     model.set_attn_implementation({"text_config": NAME})
@@ -132,7 +168,8 @@ def running(stack: TextStack, plan: ForwardPlan) -> Iterator[ForwardPlan]:
     def hand_down(
         module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        plan.begin_forward(kwargs["inputs_embeds"].shape[1])
+        batch, queries, _ = kwargs["inputs_embeds"].shape
+        plan.begin_forward(queries, batch)
         return args, {**kwargs, PLAN_KEY: plan}
 
     def observe(layer: int) -> Any:
@@ -202,14 +239,9 @@ def attention_forward(
                 layer, query, key, value, output.transpose(1, 2), scale, mask
             ).transpose(1, 2)
         if recorder is not None:
-            first = (
-                plan.length - 1
-                if plan.all_rows_from is None
-                else min(max(0, plan.all_rows_from - plan.start), plan.length)
-            )
-            chunk = _chunk(plan.chunk, query, key)
-            for low in range(first, plan.length, chunk):
-                high = min(low + chunk, plan.length)
+            wanted, chunk = plan.recorded(), _chunk(plan.chunk, query, key)
+            for low in range(wanted.start, wanted.stop, chunk):
+                high = min(low + chunk, wanted.stop)
                 rows = attention_rows(
                     query[:, :, low:high], key, scale, _mask_rows(mask, low, high), plan.start + low
                 )
