@@ -204,7 +204,7 @@ def figure(
     axes.imshow(pixels, interpolation="none" if max(height, width) < 500 else "antialiased")
     axes.set_axis_off()
     if token:
-        axes.set_title(visible(token), parse_math=False, family=_fonts(), fontsize=16)
+        axes.set_title(visible(token), parse_math=False, family=fonts(), fontsize=16)
     scale = scaling(patch_map.values, style)
     places = np.linspace(0, 1, 5)
     bar = drawn.colorbar(
@@ -215,7 +215,7 @@ def figure(
     lines = [patch_map.label, f"{_how_scaled(style)}; normalisation: {patch_map.normalisation}"]
     if share is not None:
         lines.append(f"attention on this image: {share:.1%} of the whole row")
-    _caption(drawn, [*lines, note], characters=96)
+    caption(drawn, [*lines, note], characters=96)
     return drawn
 
 
@@ -250,21 +250,20 @@ def contact_sheet(
     heading = textwrap.wrap(_printable(title), 90)
     size = (max(columns * wide, 7.0), rows * (tall + 0.35) + 0.24 * len(heading) + 1.0)
     drawn = Figure(figsize=size, layout="constrained")
-    fonts = _fonts()
-    drawn.suptitle("\n".join(heading), fontsize=11, family=fonts, parse_math=False)
+    drawn.suptitle("\n".join(heading), fontsize=11, family=fonts(), parse_math=False)
     grid = drawn.subplots(rows, columns, squeeze=False).ravel()
     for axes in grid:
         axes.set_axis_off()
     for axes, patch_map, token, share in zip(grid, maps[:count], tokens, shares, strict=False):
         axes.imshow(overlay(small, patch_map, style), interpolation="none")
         label = f"{visible(token)}  {share:.0%}"
-        axes.set_title(label, parse_math=False, family=fonts, fontsize=9)
+        axes.set_title(label, parse_math=False, family=fonts(), fontsize=9)
     lines = [
         f"percentages: attention mass on the image. {_how_scaled(style)}, each picture for itself.",
         f"first {count} of {len(maps)} tokens" if len(maps) > count else "",
         note,
     ]
-    _caption(drawn, lines, characters=110)
+    caption(drawn, lines, characters=110)
     return drawn
 
 
@@ -302,7 +301,7 @@ def _printable(text: str) -> str:
     return "".join(c if c.isprintable() or c.isspace() else "\ufffd" for c in text)
 
 
-def _fonts() -> list[str]:
+def fonts() -> list[str]:
     """Matplotlib's own font, then those on this machine that know the scripts it lacks."""
     wider = "Noto Sans CJK SC, Noto Sans CJK JP, WenQuanYi Zen Hei, PingFang SC, Microsoft YaHei"
     known = {font.name for font in fontManager.ttflist}
@@ -395,6 +394,7 @@ def _how_scaled(style: OverlayStyle) -> str:
     return f"colours: {ends.get(style.scale, style.scale)}"
 
 
-def _caption(drawn: Figure, lines: Sequence[str], characters: int) -> None:
-    wrapped = [part for line in lines for part in textwrap.wrap(_printable(line), characters)[:4]]
-    drawn.supxlabel("\n".join(wrapped), fontsize=8, family=_fonts(), parse_math=False)
+def caption(drawn: Figure, lines: Sequence[str], characters: int) -> None:
+    """Lines of small text under a figure, each wrapped to at most four."""
+    parts = [part for line in lines for part in textwrap.wrap(_printable(line), characters)[:4]]
+    drawn.supxlabel("\n".join(parts), fontsize=8, family=fonts(), parse_math=False)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from cli import demo, heatmap, show
+from cli import compare, demo, heatmap, show
 
 app = typer.Typer(
     name="python -m cli",
@@ -15,6 +15,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,  # a bug gives Python's own traceback, without local values
 )
 app.command("heatmap")(heatmap.heatmap)
+app.command("compare")(compare.compare)
 app.command("show")(show.show)
 app.add_typer(demo.app, name="demo")
 

@@ -6,9 +6,13 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
+
+if TYPE_CHECKING:
+    from config import ModelSettings
+    from models.loading import ModelHandle
 
 MISTAKE = 2  # exit code
 
@@ -35,6 +39,13 @@ Scale = Annotated[
     typer.Option(help="percentile (one huge value does not hide the rest), linear, log or rank."),
 ]
 Smooth = Annotated[bool, typer.Option("--smooth", help="Interpolate between cells.")]
+Sinks = Annotated[
+    bool,
+    typer.Option(
+        "--sinks/--no-sinks",
+        help="Mark attention sinks with a boxed x, where the model's are known.",
+    ),
+]
 AsFigure = Annotated[
     bool,
     typer.Option("--figure", help="With --token: add title, colour bar and caption."),
@@ -103,3 +114,20 @@ def progress(label: str, length: int) -> Iterator[Any]:
     """A progress bar (click's) on standard error; standard output is for the answer alone."""
     with typer.progressbar(length=length, label=label, file=sys.stderr, show_eta=False) as bar:
         yield bar
+
+
+def load(settings: ModelSettings) -> ModelHandle:
+    """Load a model under a progress bar."""
+    from transformers.utils import logging
+
+    from models.loading import load_model
+
+    if settings.model == "demo" or Path(settings.model).is_dir():
+        logging.disable_progress_bar()  # ours is enough; a download keeps the one that counts bytes
+    with progress("Loading the model", 100) as bar:
+
+        def report(text: str, fraction: float) -> None:
+            bar.label = text
+            bar.update(round(100 * fraction) - bar.pos)
+
+        return load_model(settings, on_progress=report)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,12 +18,16 @@ from visualization import OverlayStyle, contact_sheet, figure, overlay, save, vi
 
 @dataclass(frozen=True)
 class Selection:
-    """Which attention to draw. Layers and heads are indices in the model; None is all captured."""
+    """Which attention to draw. Layers and heads are indices in the model; None is all captured.
+
+    `sinks` marks the cells that are a sink in at least one of these layers.
+    """
 
     token: str = "all"
     layers: tuple[int, ...] | None = None
     heads: tuple[int, ...] | None = None
     reduce: Reduce = "mean"
+    sinks: bool = True
 
 
 def draw(
@@ -41,14 +46,17 @@ def draw(
     """
     image = trace.images[0]
     shares = token_shares(trace, selection)
-    model = f"{trace.model.id} ({trace.model.revision}), prompt: {trace.prompt}"
+    note = f"{trace.model.id} ({trace.model.revision}), prompt: {trace.prompt}"
+    if selection.sinks:
+        style = dataclasses.replace(style, sinks=sink_cells(trace, selection.layers))
+        note = f"{sink_words(trace, style.sinks)}. {note}"
     if selection.token == "all":
         maps = [_map(trace, t, selection) for t in range(len(trace.tokens))]
         if not maps:
             raise ValueError("The answer is empty, so there is nothing to draw.")
         words = [token.text for token in trace.tokens]
         which = maps[0].label.partition(", ")[2]  # without the token, which each picture has
-        note = f"{which}. {model}"
+        note = f"{which}. {note}"
         title = trace.text.strip()
         save(contact_sheet(image, maps, words, shares, style, title=title, note=note), output)
         return
@@ -57,8 +65,10 @@ def draw(
     if as_figure or output.suffix.lower() != ".png":
         word = "".join(trace.tokens[t].text for t in tokens)
         share = sum(shares[t] for t in tokens) / len(tokens)
-        save(figure(image, chosen, style, token=word, share=share, note=model), output)
+        save(figure(image, chosen, style, token=word, share=share, note=note), output)
     else:
+        if selection.sinks and not trace.sinks:  # bare pixels have no caption to say it in
+            typer.echo(f"({sink_words(trace, ())})", err=True)
         save(overlay(image, chosen, style), output)
 
 
@@ -83,6 +93,26 @@ def token_shares(trace: GenerationTrace, selection: Selection) -> list[float]:
     share = share[:, _slots("layers", trace.layers, selection.layers)]
     share = share[:, :, _slots("heads", trace.heads, selection.heads)]
     return [float(value) for value in share.mean(dim=(1, 2))]
+
+
+def sink_cells(
+    trace: GenerationTrace, layers: Sequence[int] | None = None, image: int = 0
+) -> tuple[int, ...]:
+    """Cells of an image that are a sink in at least one of the layers (None: all captured)."""
+    wanted = set(trace.layers if layers is None else layers)
+    grid = trace.layout.grids[image]
+    found = {p for sinks in trace.sinks if sinks.layer in wanted for p in sinks.positions}
+    inside = (p - grid.start for p in found if grid.start <= p < grid.stop)
+    return tuple(sorted({k % (grid.rows * grid.columns) for k in inside}))  # frames share a grid
+
+
+def sink_words(trace: GenerationTrace, cells: Sequence[int]) -> str:
+    """What the marks mean, or why there are none."""
+    if cells:
+        return "boxed x: attention sink in at least one of the layers drawn"
+    if trace.sinks:
+        return "no attention sink found in the layers drawn"
+    return "no sink dimensions are known for this model, so no sinks are marked"
 
 
 def _slots(

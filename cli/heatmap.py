@@ -29,6 +29,7 @@ def heatmap(
     opacity: common.Opacity = 0.7,
     scale: common.Scale = "percentile",
     smooth: common.Smooth = False,
+    sinks: common.Sinks = True,
     figure: common.AsFigure = False,
     max_new_tokens: Annotated[int, typer.Option(help="Length of the answer, at most.")] = 64,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N or mps.")] = "auto",
@@ -68,9 +69,9 @@ def heatmap(
 
         check_ending(output)
         style = OverlayStyle(colormap, opacity, scale, smoothing=smooth)  # type: ignore[arg-type]
-        selection = Selection(token, settings.layers, settings.heads, reduce)
+        selection = Selection(token, settings.layers, settings.heads, reduce, sinks)
         opened = open_image(image)
-        handle = _load(wanted)
+        handle = common.load(wanted)
         trace = _generate(handle, handle.prepare([opened], prompt), settings)
         print_answer(trace, selection)
         if save_trace is not None:
@@ -78,22 +79,6 @@ def heatmap(
             typer.echo(f"Wrote {save_trace}", err=True)
         draw(trace, selection, style, output, as_figure=figure)
         typer.echo(f"Wrote {output}", err=True)
-
-
-def _load(settings: ModelSettings) -> ModelHandle:
-    from transformers.utils import logging
-
-    from models.loading import load_model
-
-    if settings.model == "demo" or Path(settings.model).is_dir():
-        logging.disable_progress_bar()  # ours is enough; a download keeps the one that counts bytes
-    with common.progress("Loading the model", 100) as bar:
-
-        def report(text: str, fraction: float) -> None:
-            bar.label = text
-            bar.update(round(100 * fraction) - bar.pos)
-
-        return load_model(settings, on_progress=report)
 
 
 def _generate(

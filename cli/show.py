@@ -25,6 +25,7 @@ def show(
     opacity: common.Opacity = 0.7,
     scale: common.Scale = "percentile",
     smooth: common.Smooth = False,
+    sinks: common.Sinks = True,
     figure: common.AsFigure = False,
 ) -> None:
     """Open a saved run, without any model: print the answer and its shares, and draw it."""
@@ -39,7 +40,7 @@ def show(
             check_ending(output)
         style = OverlayStyle(colormap, opacity, scale, smoothing=smooth)  # type: ignore[arg-type]
         selection = Selection(
-            token, common.indices("layers", layers), common.indices("heads", heads), reduce
+            token, common.indices("layers", layers), common.indices("heads", heads), reduce, sinks
         )
         trace = GenerationTrace.open(trace_file)
         model = trace.model

@@ -71,7 +71,7 @@ def build_standalone(
         "title": html.escape(f"{_shortened(first.prompt)} · SinkScope"),
         "tag": "where a vision-language model looked for each word it wrote"
         + (", without and with VAR" if len(run.traces) > 1 else ""),
-        "model": html.escape(first.model.id),
+        "model": html.escape(first.model.id.rstrip("/").rsplit("/", 1)[-1]),
         "inspector": read_static("inspector.html"),
         "facts": "\n".join(_lines([*_about(run), *facts])),
         "steps": "1/255" if _cells(run) * 2 > EAGER_BYTES else "1/65535",

@@ -1,0 +1,242 @@
+"""`compare IMAGE PROMPT`: one question without and with VAR, side by side."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+
+from cli import common
+from config import GenerationSettings, ModelSettings, VARSettings
+
+if TYPE_CHECKING:
+    from attention_extractor import Comparison
+    from models.family import PromptInputs
+    from models.loading import ModelHandle
+    from models.profiles import SinkProfile
+    from web.store import Run
+
+ENDINGS = (".html", ".png", ".pdf", ".svg", ".json")
+VAR = VARSettings(dims=(0,))  # for the defaults; its dims are the model's
+
+
+def compare(
+    image: Annotated[Path, typer.Argument(help="PNG, JPEG, WebP, GIF, BMP or TIFF.")],
+    prompt: Annotated[str, typer.Argument(help="What to ask about it.")],
+    output: Annotated[
+        Path, typer.Option("--output", "-o", help="A .html, .png, .pdf, .svg or .json file.")
+    ],
+    model: Annotated[str, typer.Option(help="demo, a hub id, or a folder.")] = "demo",
+    same_text: Annotated[
+        bool,
+        typer.Option("--same-text", help="VAR reads the baseline's answer instead of its own."),
+    ] = False,
+    dims: Annotated[
+        str | None,
+        typer.Option(help="Sink dimensions, such as 458,2570. Left out: the model's profile."),
+    ] = None,
+    tau: Annotated[
+        float | None,
+        typer.Option(help="Sink score above which a token is a sink. Left out: the profile's."),
+    ] = None,
+    keep: Annotated[float, typer.Option(help="Part of a sink's attention that stays.")] = VAR.keep,
+    max_sink_share: Annotated[
+        float, typer.Option(help="Heads whose sinks hold more of the image are left alone.")
+    ] = VAR.max_sink_share,
+    min_image_mass: Annotated[
+        float, typer.Option(help="Rows with less attention on the image are left alone.")
+    ] = VAR.min_image_mass,
+    dialect: Annotated[
+        Literal["official", "paper"], typer.Option(help="Published code, or the paper's text.")
+    ] = VAR.dialect,
+    layers: Annotated[
+        str | None,
+        typer.Option(help="Layers in which VAR acts. Left out: 2 to L-2.", metavar="LIST"),
+    ] = None,
+    control: Annotated[
+        Literal["none", "random"],
+        typer.Option(help="random: as many random image tokens instead of the sinks."),
+    ] = VAR.control,
+    token: Annotated[
+        str | None,
+        typer.Option(help="Token to draw: index or word. Left out: the one that changed most."),
+    ] = None,
+    capture_layers: Annotated[
+        str | None,
+        typer.Option(help="Layers to record and draw. Left out: all.", metavar="LIST"),
+    ] = None,
+    capture_heads: Annotated[
+        str | None,
+        typer.Option(help="Heads to record and draw. Left out: all.", metavar="LIST"),
+    ] = None,
+    max_new_tokens: Annotated[int, typer.Option(help="Length of an answer, at most.")] = 64,
+    temperature: Annotated[float, typer.Option(help="0 is greedy; above, sampled.")] = 0.0,
+    seed: Annotated[int, typer.Option(help="Of sampling and of the random control.")] = 0,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N or mps.")] = "auto",
+    dtype: Annotated[
+        Literal["auto", "float32", "bfloat16", "float16"], typer.Option(help="Of the weights.")
+    ] = "auto",
+    revision: Annotated[str | None, typer.Option(help="Commit, tag or branch of a hub id.")] = None,
+    min_pixels: Annotated[int | None, typer.Option(help="Area that the model sees, least.")] = None,
+    max_pixels: Annotated[int | None, typer.Option(help="Area that the model sees, most.")] = None,
+    save_traces: Annotated[
+        Path | None, typer.Option(help="Keep both runs too: a folder, made if it is missing.")
+    ] = None,
+) -> None:
+    """Ask a model about an image without and with VAR, and show what VAR changed.
+
+    .html is a page of its own that replays the whole comparison in any browser. .png, .pdf and .svg
+    are a figure of one token: baseline, VAR, difference. .json has the numbers. Printed are both
+    answers, where they part, the change for each token, and what VAR did in each layer.
+    """
+    with common.mistakes_said_plainly():
+        _check_files(output, save_traces, image)
+        settings = GenerationSettings(
+            max_new_tokens=max_new_tokens,
+            temperature=temperature,
+            seed=seed,
+            layers=common.indices("capture_layers", capture_layers),
+            heads=common.indices("capture_heads", capture_heads),
+        )
+        given = common.indices("dims", dims)
+        draft = VARSettings(
+            dims=given or VAR.dims,
+            tau=VAR.tau if tau is None else tau,
+            keep=keep,
+            max_sink_share=max_sink_share,
+            min_image_mass=min_image_mass,
+            dialect=dialect,
+            layers=common.indices("layers", layers),
+            control=control,
+            seed=seed,
+        )
+        wanted = ModelSettings(model, revision, device, dtype, min_pixels, max_pixels)
+        from models.images import open_image
+
+        opened = open_image(image)
+        handle = common.load(wanted)
+        var = with_profile(draft, handle.profile, model, given is not None, tau is not None)
+        pair = _compare(handle, handle.prepare([opened], prompt), settings, var, same_text)
+        from cli.comparison import print_comparison
+
+        print_comparison(pair)
+        if save_traces is not None:
+            from web.store import save_run
+
+            save_run(_as_run(pair), save_traces)
+            typer.echo(f"Wrote baseline.safetensors and var.safetensors in {save_traces}", err=True)
+        _write(pair, output, token, _source(handle.profile, given is not None))
+        typer.echo(f"Wrote {output} ({output.stat().st_size / 1e6:.1f} MB)", err=True)
+
+
+def with_profile(
+    draft: VARSettings,
+    profile: SinkProfile | None,
+    model: str,
+    dims_given: bool,
+    tau_given: bool,
+) -> VARSettings:
+    """The settings with what was left out taken from the model's profile.
+
+    Raises:
+        ValueError: dims were left out and the model has no profile; the text says how to give them.
+    """
+    if profile is None:
+        if not dims_given:
+            raise ValueError(
+                f"No sink dimensions are known for {model}, and VAR cannot act without them: give "
+                "them with --dims, such as --dims 458,2570 (indices into the residual stream; "
+                "docs/method.md says what they are), and a threshold with --tau."
+            )
+        return draft
+    return dataclasses.replace(
+        draft,
+        dims=draft.dims if dims_given else profile.dims,
+        tau=draft.tau if tau_given else profile.tau,
+    )
+
+
+def _check_files(output: Path, save_traces: Path | None, image: Path) -> None:
+    common.check_output(output, image)
+    if output.suffix.lower() not in ENDINGS:
+        raise ValueError(
+            f"output is {str(output)!r}; allowed: a file ending in {', '.join(ENDINGS)}."
+        )
+    if save_traces is None:
+        return
+    if not save_traces.parent.is_dir():
+        raise ValueError(
+            f"save_traces is {str(save_traces)!r}, but the folder {save_traces.parent} does not "
+            "exist."
+        )
+    if save_traces.exists() and not save_traces.is_dir():
+        raise ValueError(f"save_traces is {str(save_traces)!r}; allowed: a folder, not a file.")
+
+
+def _compare(
+    handle: ModelHandle,
+    inputs: PromptInputs,
+    settings: GenerationSettings,
+    var: VARSettings,
+    same_text: bool,
+) -> Comparison:
+    import attention_extractor
+
+    most = settings.max_new_tokens
+    with common.progress("Answering without and with VAR", most) as bar:
+        pair = attention_extractor.compare(
+            handle,
+            inputs,
+            settings,
+            var,
+            same_text,
+            # Both answers are written at once; the bar follows the longer one.
+            on_token=lambda name, index, token: bar.update(max(0, index + 1 - bar.pos)),
+        )
+        bar.update(most - bar.pos)  # the answers may end before they are as long
+    return pair
+
+
+def _source(profile: SinkProfile | None, dims_given: bool) -> str:
+    if profile is None or dims_given:
+        return "given by the user"
+    note = f" {profile.note}" if profile.note else ""
+    return f"profile of {profile.model}: {profile.source} (confidence: {profile.confidence}).{note}"
+
+
+def _as_run(pair: Comparison) -> Run:
+    from web.store import Run
+
+    return Run({"baseline": pair.baseline, "var": pair.var}, same_text=pair.same_text)
+
+
+def _write(pair: Comparison, output: Path, token: str | None, source: str) -> None:
+    from cli.comparison import chosen_tokens, comparison_numbers
+    from utils import write_atomically
+
+    ending = output.suffix.lower()
+    if ending == ".html":
+        from web.standalone import build_standalone, holds_heads
+
+        run = _as_run(pair)
+        first = None if token is None else chosen_tokens(pair, token)[0]
+        page = build_standalone(run, token=first, facts=[("Sink dimensions", source)])
+        write_atomically(output, lambda file: file.write(page))
+        if not holds_heads(run):
+            typer.echo(
+                "The file holds the mean over the heads only, for all heads would make it too "
+                "large; fewer fit with --capture-layers or --capture-heads.",
+                err=True,
+            )
+    elif ending == ".json":
+        numbers = {**comparison_numbers(pair), "sink_dimensions": source}
+        text = json.dumps(numbers, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+        write_atomically(output, lambda file: file.write(text.encode()))
+    else:
+        from cli.comparison_figure import comparison_figure
+        from visualization import OverlayStyle, save
+
+        save(comparison_figure(pair, chosen_tokens(pair, token), OverlayStyle()), output)

@@ -1,0 +1,235 @@
+"""A comparison without and with VAR in numbers and words, for `compare`."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+import typer
+
+from attention_extractor import Comparison
+from attention_processor import head_mean, image_share, sink_share
+from capture.trace import GenerationTrace
+from cli.drawing import find_tokens
+from visualization import visible
+
+FORMAT, VERSION = "sinkscope-comparison", 1
+
+
+@dataclasses.dataclass(frozen=True)
+class TokenNumbers:
+    """Of each token, over all captured layers and heads.
+
+    Attributes:
+        image: attention mass on the images, 0 to 1.
+        sinks: part of that mass that sinks hold, 0 to 1.
+    """
+
+    image: tuple[float, ...]
+    sinks: tuple[float, ...]
+
+
+def token_numbers(trace: GenerationTrace) -> TokenNumbers:
+    """Shares of every token's rows."""
+    mass = image_share(trace)  # (T, L, H)
+    held = (mass * sink_share(trace)).mean(dim=(1, 2))
+    image = mass.mean(dim=(1, 2))
+    part = held / image.clamp_min(1e-12)
+    return TokenNumbers(tuple(image.tolist()), tuple(part.tolist()))
+
+
+def most_changed_token(pair: Comparison) -> int:
+    """The token whose map VAR changed most, among those with the same text before them.
+
+    The change is the sum of the absolute differences of the two maps, each the mean over the
+    captured layers and heads. Tokens after the point where the answers part are no candidates:
+    there the two rows belong to different texts.
+
+    Raises:
+        ValueError: an answer is empty.
+    """
+    count = min(len(pair.baseline.tokens), len(pair.var.tokens))
+    if pair.parting is not None:
+        count = min(count, pair.parting + 1)  # the token in which they part has the same past
+    if count == 0:
+        raise ValueError("An answer is empty, so there is no map to compare.")
+    plain, changed = (head_mean(trace)[:count].mean(dim=1) for trace in (pair.baseline, pair.var))
+    return int((changed - plain).abs().sum(dim=-1).argmax())
+
+
+def chosen_tokens(pair: Comparison, wanted: str | None) -> list[int]:
+    """The tokens that `--token` names; without it, the one whose map VAR changed most.
+
+    Raises:
+        ValueError: there is no such token in one of the answers.
+    """
+    if wanted is None:
+        return [most_changed_token(pair)]
+    found = find_tokens(pair.baseline, wanted)
+    if found[-1] >= len(pair.var.tokens):
+        raise ValueError(
+            f"token is {wanted}, which is token {found[-1]}; the answer with VAR has only "
+            f"{len(pair.var.tokens)}, from 0."
+        )
+    return found
+
+
+def print_comparison(pair: Comparison) -> None:
+    """Both answers, where they part, the numbers of each token, and what VAR did."""
+    typer.echo(f"Baseline: {pair.baseline.text.strip()}")
+    typer.echo(f"VAR:      {pair.var.text.strip()}\n")
+    for sentence in where_they_part(pair):
+        typer.echo(sentence)
+    typer.echo("")
+    _print_tokens(pair)
+    typer.echo("")
+    report = pair.var.var or {}
+    if not report.get("changed"):
+        typer.secho(report.get("reason") or "VAR changed nothing.", fg="yellow", bold=True)
+    else:
+        typer.echo(what_var_did(report))
+    for warning in report.get("warnings", ()):
+        typer.secho(f"Warning: {warning}", fg="yellow", bold=True)
+    _print_layers(report)
+
+
+def where_they_part(pair: Comparison) -> Iterator[str]:
+    """The two texts, compared in words."""
+    plain, changed, parting = pair.baseline.tokens, pair.var.tokens, pair.parting
+    if pair.same_text:
+        yield "Same text: VAR was given the baseline's answer, token by token."
+    elif parting is None:
+        yield "Both answers are the same text."
+    elif parting < min(len(plain), len(changed)):
+        yield (
+            f"The answers part at token {parting}: the baseline says "
+            f"{visible(plain[parting].text)!r} (probability {plain[parting].probability:.1%}), "
+            f"VAR says {visible(changed[parting].text)!r} ({changed[parting].probability:.1%})."
+        )
+    else:
+        ends, goes_on = ("baseline", "VAR") if len(plain) < len(changed) else ("VAR", "baseline")
+        yield (
+            f"The answers are the same up to token {parting - 1}; there the {ends} run ends and "
+            f"the {goes_on} run goes on."
+        )
+    if parting is not None and pair.baseline.settings.get("temperature", 0) > 0:
+        yield "The answers are sampled, so they can part by chance as well (temperature 0: not)."
+    change = pair.log_probability_change
+    if change:
+        most = max(range(len(change)), key=lambda t: abs(change[t]))
+        if change[most] == 0:
+            yield "The log-probability of no common token changed."
+            return
+        yield (
+            f"Log-probability of the common text: {sum(change):+.3f} nats under VAR; most at token "
+            f"{most} {visible(plain[most].text)!r} ({change[most]:+.3f})."
+        )
+
+
+def _print_tokens(pair: Comparison) -> None:
+    plain, changed = token_numbers(pair.baseline), token_numbers(pair.var)
+    change = pair.log_probability_change
+    typer.echo("              image    held by sinks      probability    log-p")
+    typer.echo("token  plain    VAR    plain    VAR    plain    VAR   change  text")
+    for t in range(max(len(plain.image), len(changed.image))):
+        cells = [f"{t:5d}"]
+        for values, width in (
+            ((plain.image, changed.image), (7, 7)),
+            ((plain.sinks, changed.sinks), (9, 7)),
+            ((_probabilities(pair.baseline), _probabilities(pair.var)), (9, 7)),
+        ):
+            for side, wide in zip(values, width, strict=True):
+                cells.append(f"{side[t]:.1%}".rjust(wide) if t < len(side) else "-".rjust(wide))
+        cells.append(f"{change[t]:+9.3f}" if t < len(change) else "-".rjust(9))
+        typer.echo("".join(cells) + f"  {_texts(pair, t)}")
+
+
+def _probabilities(trace: GenerationTrace) -> list[float]:
+    return [token.probability for token in trace.tokens]
+
+
+def _texts(pair: Comparison, t: int) -> str:
+    sides = [
+        visible(trace.tokens[t].text) if t < len(trace.tokens) else "(ended)"
+        for trace in (pair.baseline, pair.var)
+    ]
+    return sides[0] if sides[0] == sides[1] else " | ".join(sides)
+
+
+def what_var_did(report: Mapping[str, Any]) -> str:
+    """VAR's report in a sentence."""
+    layers = report["layers"]
+    acted = [layer for layer in layers if layer["moved"] > 0]
+    rows = np.mean([layer["selected"] for layer in layers])
+    mass = np.mean([layer["moved"] for layer in layers])
+    return (
+        f"VAR changed {rows:.1%} of the rows of attention that it may change, in {len(acted)} of "
+        f"{len(layers)} layers, and moved {mass:.2%} of a row's attention on average."
+    )
+
+
+def _print_layers(report: Mapping[str, Any]) -> None:
+    if not report.get("layers"):
+        return
+    typer.echo("\nlayer  sinks  of the image  largest phi  rows changed  attention moved")
+    for layer in report["layers"]:
+        typer.echo(
+            f"{layer['layer']:5d}  {len(layer['positions']):5d}  {layer['flagged']:12.1%}  "
+            f"{layer['largest_score']:11.2f}  {layer['selected']:12.1%}  {layer['moved']:15.2%}"
+        )
+
+
+def comparison_numbers(pair: Comparison) -> dict[str, Any]:
+    """Everything in plain values for a JSON file.
+
+    `image_share` is the attention mass on the image, mean over the captured layers and heads;
+    `sink_share` the part of that mass that sinks hold. `log_probability_change` (nats) ends where
+    the answers part.
+    """
+    base = pair.baseline
+    return {
+        "format": FORMAT,
+        "version": VERSION,
+        "model": dataclasses.asdict(base.model),
+        "prompt": base.prompt,
+        "images": [
+            {
+                "width": grid.original[1],
+                "height": grid.original[0],
+                "rows": grid.rows,
+                "columns": grid.columns,
+            }
+            for grid in base.layout.grids
+        ],
+        "settings": dict(base.settings),
+        "captured": {"layers": list(base.layers), "heads": list(base.heads)},
+        "same_text": pair.same_text,
+        "parting": pair.parting,
+        "log_probability_change": list(pair.log_probability_change),
+        "baseline": _side(base),
+        "var": _side(pair.var),
+        "report": dict(pair.var.var or {}),
+    }
+
+
+def _side(trace: GenerationTrace) -> dict[str, Any]:
+    numbers = token_numbers(trace)
+    return {
+        "answer": trace.text,
+        "finish": trace.finish,
+        "seconds": trace.seconds,
+        "applied": list(trace.applied),
+        "tokens": [
+            {
+                "id": token.id,
+                "text": token.text,
+                "probability": token.probability,
+                "rank": token.rank,
+                "image_share": image,
+                "sink_share": sinks,
+            }
+            for token, image, sinks in zip(trace.tokens, numbers.image, numbers.sinks, strict=True)
+        ],
+    }

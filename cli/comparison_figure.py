@@ -1,0 +1,131 @@
+"""Baseline | VAR | difference for one token, as a figure with its numbers."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+import matplotlib
+import numpy as np
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import Normalize
+from matplotlib.figure import Figure
+from PIL import Image
+
+from attention_extractor import Comparison
+from attention_processor import PatchMap, patch_map
+from cli.comparison import token_numbers
+from cli.drawing import sink_cells, sink_words
+from visualization import OverlayStyle, caption, fonts, overlay, scaling, visible
+
+DIVERGING = "coolwarm"  # the page's colours of a difference
+LONGEST = 900  # pixels of a panel's longer side: more would not be seen in the figure
+
+
+def comparison_figure(pair: Comparison, tokens: Sequence[int], style: OverlayStyle) -> Figure:
+    """The two maps on one scale, and VAR minus baseline on a symmetric one; sinks marked.
+
+    Args:
+        pair: the comparison; its first image is drawn.
+        tokens: which tokens; several are averaged.
+        style: colours of the two maps; limits and sinks are set here.
+
+    Raises:
+        ValueError: one of the answers lacks a token.
+    """
+    image = pair.baseline.images[0].convert("RGB")
+    image.thumbnail((LONGEST, LONGEST), Image.Resampling.LANCZOS)
+    plain, changed = (patch_map(trace, list(tokens)) for trace in (pair.baseline, pair.var))
+    scale = scaling(np.stack([plain.values, changed.values]), style)
+    limits = (scale.low, scale.high) if scale.low < scale.high else None
+    if style.scale != "rank":  # ranks are each map's own
+        style = dataclasses.replace(style, limits=limits)
+    style = dataclasses.replace(style, sinks=sink_cells(pair.baseline))
+    top = _largest(changed.values - plain.values)
+
+    wide = 4.1
+    tall = min(max(wide * image.height / image.width, 0.8), 8.0)
+    drawn = Figure(figsize=(3 * wide + 0.4, tall + 2.7), layout="constrained")
+    axes = drawn.subplots(1, 3)
+    panels = [
+        (f"Baseline: {_words(pair, 0, tokens)}", overlay(image, plain, style)),
+        (f"VAR: {_words(pair, 1, tokens)}", overlay(image, changed, style)),
+        ("VAR − baseline", _difference(image, plain, changed, top, style)),
+    ]
+    for place, (title, pixels) in zip(axes, panels, strict=True):
+        place.imshow(pixels, interpolation="none")
+        place.set_axis_off()
+        place.set_title(title, parse_math=False, family=fonts(), fontsize=12)
+    _bar(drawn, style.colormap, axes[:2], [f"{scale.value(x):.3g}" for x in np.linspace(0, 1, 5)])
+    signed = [f"{x:+.2g}" if x else "0" for x in np.linspace(-top, top, 5)]
+    _bar(drawn, DIVERGING, axes[2:], signed if top else ["", "", "0 everywhere", "", ""])
+    caption(drawn, _caption_lines(pair, tokens, plain, style), characters=150)
+    return drawn
+
+
+def _largest(difference: np.ndarray) -> float:
+    """End of the symmetric scale: the 99th percentile of the sizes, or the largest if that is 0."""
+    sizes = np.abs(difference)
+    return float(np.percentile(sizes, 99) or sizes.max())
+
+
+def _difference(
+    image: Image.Image, plain: PatchMap, changed: PatchMap, top: float, style: OverlayStyle
+) -> np.ndarray:
+    """VAR minus baseline over the photo, with the sinks marked: uint8 (H, W, 3)."""
+    grid = plain.grid
+    photo = np.asarray(image, dtype=np.float32)
+    down = (np.arange(image.height) + 0.5) * grid.rows / image.height
+    across = (np.arange(image.width) + 0.5) * grid.columns / image.width
+    cells = np.ix_(down.astype(int), across.astype(int))  # a pixel shows the cell of its centre
+    unit = np.clip((changed.values - plain.values) / (top or 1.0), -1, 1)[cells]  # (H, W)
+    colour = matplotlib.colormaps[DIVERGING]((unit + 1) / 2)[..., :3] * 255
+    alpha = style.opacity * np.abs(unit)[..., None]
+    blended = np.rint(photo * (1 - alpha) + colour * alpha).astype(np.uint8)
+    marks = OverlayStyle(opacity=0, sinks=style.sinks)
+    return overlay(blended, plain, marks)
+
+
+def _words(pair: Comparison, side: int, tokens: Sequence[int]) -> str:
+    trace = (pair.baseline, pair.var)[side]
+    return visible("".join(trace.tokens[t].text for t in tokens))
+
+
+def _bar(drawn: Figure, colormap: str, axes: Any, labels: Sequence[str]) -> None:
+    bar = drawn.colorbar(
+        ScalarMappable(Normalize(0, 1), colormap),
+        ax=axes,
+        location="bottom",
+        fraction=0.05,
+        pad=0.03,
+        aspect=40 if len(axes) > 1 else 20,
+    )
+    bar.set_ticks(np.linspace(0, 1, 5).tolist(), labels=labels)
+    bar.set_label("attention mass" + ("" if len(axes) > 1 else ", VAR − baseline"), fontsize=9)
+
+
+def _caption_lines(
+    pair: Comparison, tokens: Sequence[int], shown: PatchMap, style: OverlayStyle
+) -> list[str]:
+    numbers = [token_numbers(trace) for trace in (pair.baseline, pair.var)]
+    shares = [
+        f"{name} {np.mean([n.image[t] for t in tokens]):.1%} of the row on the image, sinks hold "
+        f"{np.mean([n.sinks[t] for t in tokens]):.1%} of that"
+        for name, n in zip(("baseline", "VAR"), numbers, strict=True)
+    ]
+    parting = pair.parting
+    base = pair.baseline
+    report = pair.var.var or {}
+    return [
+        shown.label,
+        "; ".join(shares),
+        "" if report.get("changed") else str(report.get("reason") or "VAR changed nothing."),
+        f"The answers part at token {parting}: these rows belong to different texts."
+        if parting is not None and max(tokens) > parting
+        else "",
+        f"colours: {style.scale}, one scale for both maps; difference: symmetric to its 99th "
+        f"percentile. {sink_words(base, style.sinks)}",
+        "; ".join(pair.var.applied),
+        f"{base.model.id} ({base.model.revision}), prompt: {base.prompt}",
+    ]
