@@ -37,6 +37,8 @@ class PackedBatch:
         positions: ``(3, B, L)``: time, height, width.
         block: ``(B, L)``: 0 for the shared prefix, 1.. for a question, -1 for padding.
         named: ``(B, L)``: at a shape word, the object it names, -1 for none; elsewhere -2.
+        focus: ``(B, L)``: at a row whose next token is in an answer, the position of the word the
+            question is about (its shape or counted word, else its last word); elsewhere -1.
         counts: ``(B, L)``: at the counted noun of a "how many" question, the number; elsewhere
             -100.
         first_vision: Position of the first vision token (the same in each row).
@@ -50,6 +52,7 @@ class PackedBatch:
     block: Tensor
     named: Tensor
     counts: Tensor
+    focus: Tensor
     first_vision: int
     vision_tokens: int
 
@@ -103,6 +106,7 @@ class Packer:
             "block": -1,
             "named": AMBIGUOUS,
             "counts": IGNORE,
+            "focus": -1,
         }
         table = {
             name: torch.tensor([r[name] + [value] * (length - len(r[name])) for r in packed])
@@ -138,10 +142,12 @@ class Packer:
             "block": [0] * shared,
             "named": [AMBIGUOUS] * shared,
             "counts": [IGNORE] * shared,
+            "focus": [-1] * shared,
         }
         for number, question in enumerate(questions, 1):
             asked = self._encode(question.prompt)
             answer = self._encode(question.answer)
+            begin = len(row["ids"])
             prompt, reply = asked + self._turn, answer + self._end
             length = len(prompt) + len(reply)
             row["ids"] += prompt + reply
@@ -153,11 +159,22 @@ class Packer:
             row["named"] += [AMBIGUOUS] * len(self._turn)
             row["named"] += self._mark(answer, question.answer_objects)
             row["named"] += [AMBIGUOUS] * len(self._end)
+            row["focus"] += self._focus(question, asked, begin, len(prompt), len(reply))
             count = question.count
             row["counts"] += [
                 count if count >= 0 and t in self._plurals else IGNORE for t in asked
             ] + [IGNORE] * (length - len(asked))
         return row
+
+    def _focus(
+        self, question: Question, asked: list[int], begin: int, prompt: int, reply: int
+    ) -> list[int]:
+        if question.kind in ("describe", "list"):  # about everything
+            return [-1] * (prompt + reply)
+        nouns = [i for i, t in enumerate(asked) if t in self._shapes or t in self._plurals]
+        word = begin + (nouns[-1] if nouns else len(asked) - 2)  # the last one is the mark
+        # The row before an answer's first token up to the one before its end token.
+        return [-1] * (prompt - 1) + [word] * (reply - 1) + [-1] * 2
 
     def _mark(self, ids: list[int], objects: tuple[int, ...]) -> list[int]:
         waiting = list(objects)

@@ -77,6 +77,7 @@ class Stage:
         rate: Learning rate at the begin and at the end.
         vision_rate: Factor on the learning rate of the vision tower.
         hints: Weight of the auxiliary heads that teach look-ups.
+        reading: Weight of the hint that shows two heads where to read.
         sinks: How sinks are encouraged, if they are.
         batch: Images a step.
     """
@@ -93,6 +94,7 @@ class Stage:
     batch: int = 16
     asked: int = 8
     vision_rate: float = 1.0
+    reading: float = 0.0
 
     @property
     def steps(self) -> int:
@@ -121,9 +123,32 @@ STAGES: tuple[Stage, ...] = (
     Stage("see well", 8_000, _SMALL, 5, (), (1.2e-3, 3e-4), batch=24),
     Stage("name", 6_000, _SQUARE, 2, _FIRST, (1e-3, 1e-3), batch=8),
     Stage("see better", 16_000, _SEEN, 5, (), (1e-3, 1e-4), batch=24),
-    Stage("relate", 22_000, _SMALL, 4, _ALL, (1e-3, 1e-3), batch=8, vision_rate=0.25),
-    Stage("sink", 11_000, _MIXED, 4, _ALL, (1e-3, 5e-4), sinks=SinkTeaching(), vision_rate=0.25),
-    Stage("settle", 5_000, _LARGE, 4, _ALL, (5e-4, 2e-5), sinks=SinkTeaching(), hints=0.25),
+    Stage("relate", 12_000, _SMALL, 4, _ALL, (1e-3, 1e-3), batch=8, vision_rate=0.25),
+    Stage("read", 4_800, _SMALL, 4, _ALL, (1e-3, 1e-3), batch=8, vision_rate=0.25, reading=0.1),
+    Stage(
+        "sink",
+        5_600,
+        _LARGE,
+        4,
+        _ALL,
+        (1e-3, 6e-4),
+        batch=8,
+        vision_rate=0.25,
+        reading=0.1,
+        sinks=SinkTeaching(),
+    ),
+    Stage(
+        "settle",
+        4_000,
+        _LARGE,
+        4,
+        _ALL,
+        (6e-4, 2e-5),
+        batch=8,
+        hints=0.25,
+        reading=0.05,
+        sinks=SinkTeaching(),
+    ),
 )
 
 

@@ -27,6 +27,8 @@ from demo.scenes import COLOURS, PLACES, SHAPES, Scene
 _NAMED_LAYER = 3
 _COUNT_LAYER = 4
 _PLACE_LAYER = 2
+_READING_LAYERS = (3, 4)
+_POINTING_LAYER = 3
 
 
 @dataclass(frozen=True)
@@ -40,6 +42,7 @@ class SceneTargets:
         object_colour: ``(B, N)``: colour of each object, padded with -100.
         object_place: ``(B, N)``: place of each object, padded with -100.
         touched: ``(B, V)`` bool: any part of an object's box reaches the token.
+        covered: ``(B, N, V)``: 1 where an object covers a fifth of the token or more, else 0.
         away: ``(B, V)`` bool: background on the side opposite to the objects.
     """
 
@@ -50,6 +53,7 @@ class SceneTargets:
     object_place: Tensor
     touched: Tensor
     away: Tensor
+    covered: Tensor
 
 
 def hint_heads(hidden: int) -> nn.ModuleDict:
@@ -73,6 +77,9 @@ def scene_targets(scenes: Sequence[Scene], rows: int, cols: int) -> SceneTargets
     for i, s in enumerate(scenes):
         for j, o in enumerate(s.objects):
             colours[i, j], places[i, j] = list(COLOURS).index(o.colour), o.cell
+    covered = np.zeros((len(scenes), most, rows * cols), np.float32)
+    for i, s in enumerate(scenes):
+        covered[i, : len(s.objects)] = _cover(s, rows, cols).reshape(-1, rows * cols) > 0.2
     y, x = np.divmod(np.arange(rows * cols), cols)
     place = ((y + 0.5) / rows * 3).astype(int) * 3 + ((x + 0.5) / cols * 3).astype(int)
     stacked = [torch.from_numpy(np.stack(part)) for part in zip(*per_scene, strict=True)]
@@ -84,6 +91,7 @@ def scene_targets(scenes: Sequence[Scene], rows: int, cols: int) -> SceneTargets
         object_place=torch.from_numpy(places),
         touched=stacked[2],
         away=stacked[3],
+        covered=torch.from_numpy(covered),
     )
 
 
@@ -92,11 +100,10 @@ def _one_scene(
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     height, width = scene.owner.shape
     cell_h, cell_w = height // rows, width // cols
-    tiles = scene.owner.reshape(rows, cell_h, cols, cell_w)
     touched = np.zeros((rows, cols), bool)
     shape, colour = np.zeros((rows, cols), np.int64), np.zeros((rows, cols), np.int64)
     if scene.objects:
-        cover = np.stack([(tiles == i + 1).mean((1, 3)) for i in range(len(scene.objects))])
+        cover = _cover(scene, rows, cols)
         best, most = cover.argmax(0), cover.max(0)
         names = np.array([1 + SHAPES.index(o.shape) for o in scene.objects])
         shades = np.array([1 + list(COLOURS).index(o.colour) for o in scene.objects])
@@ -108,6 +115,14 @@ def _one_scene(
             touched[y0 // cell_h : -(-y1 // cell_h), x0 // cell_w : -(-x1 // cell_w)] = True
     away = _opposite_side(scene, rows, cols, touched)
     return shape.reshape(-1), colour.reshape(-1), touched.reshape(-1), away.reshape(-1)
+
+
+def _cover(scene: Scene, rows: int, cols: int) -> np.ndarray:
+    """Share of each token that each object covers: ``(N, rows, cols)``."""
+    height, width = scene.owner.shape
+    tiles = scene.owner.reshape(rows, height // rows, cols, width // cols)
+    shares = [(tiles == i + 1).mean((1, 3)) for i in range(len(scene.objects))]
+    return np.stack(shares) if shares else np.zeros((0, rows, cols))
 
 
 def _opposite_side(scene: Scene, rows: int, cols: int, touched: np.ndarray) -> np.ndarray:
@@ -158,6 +173,38 @@ def hint_loss(
     if counted.any():
         scores = heads["count"](states[_COUNT_LAYER][counted].float())
         loss = loss + 0.5 * _entropy(scores, batch.counts[counted])
+    return loss
+
+
+def reading_loss(attentions: Sequence[Tensor], batch: PackedBatch, targets: SceneTargets) -> Tensor:
+    """Shows two heads where to read: the way to an answer through attention alone is a long
+    plateau.
+
+    The last head of layers 3 and 4 is asked to look, from each row that predicts an answer, at the
+    word that the question is about. The first head of layer 3 is asked to look at an object from
+    the rows that predict its shape.
+
+    Args:
+        attentions: ``(B, H, L, L)`` for each layer.
+        batch: The packed batch.
+        targets: What is known about its scenes.
+
+    Returns:
+        The mean negative log of the attention that is where it should be.
+    """
+    loss = attentions[0].new_zeros((), dtype=torch.float32)
+    image, row = (batch.focus >= 0).nonzero(as_tuple=True)
+    if len(row):
+        for layer in _READING_LAYERS:
+            weights = attentions[layer][image, -1, row, batch.focus[image, row]].float()
+            loss = loss - (weights + 1e-3).log().mean()
+    # The row before a shape word in an answer.
+    naming = batch.predicting[:, :-1] & (batch.named[:, 1:] >= 0) & (batch.focus[:, :-1] < 0)
+    image, row = naming.nonzero(as_tuple=True)
+    if len(row):
+        thing = targets.covered[image, batch.named[image, row + 1]]  # rows, V
+        weights = attentions[_POINTING_LAYER][image, 0, row][:, batch.vision].float()
+        loss = loss - ((weights * thing).sum(-1) + 1e-3).log().mean()
     return loss
 
 

@@ -27,7 +27,7 @@ from demo.questions import questions
 from demo.recipe import STAGES, SinkTeaching, Stage, fingerprint
 from demo.scenes import Scene, scene
 from demo.speed import faster_training
-from demo.teaching import hint_heads, hint_loss, scene_targets, seen_loss, sink_loss
+from demo.teaching import hint_heads, hint_loss, reading_loss, scene_targets, seen_loss, sink_loss
 
 CHECKPOINT = "checkpoint.safetensors"
 NEEDED_BYTES = 200_000_000
@@ -275,7 +275,7 @@ def _answer_losses(
         position_ids=batch.positions,
         use_cache=False,
         output_hidden_states=True,
-        output_attentions=stage.sinks is not None,
+        output_attentions=stage.sinks is not None or stage.reading > 0,
     )
     rows = batch.predicting
     scores = run.model.lm_head(out.last_hidden_state[rows]).float()
@@ -289,6 +289,10 @@ def _answer_losses(
         "right": float(right),
         "hints": float(hints.detach()),
     }
+    if stage.reading > 0:
+        reading = reading_loss(out.attentions, batch, targets)
+        loss = loss + stage.reading * reading
+        figures["reading"] = float(reading.detach())
     if stage.sinks:
         sinks, measured = sink_loss(out.hidden_states, out.attentions, batch, targets, stage.sinks)
         loss = loss + sinks

@@ -139,3 +139,22 @@ def test_the_faster_training_computes_the_same_and_leaves_nothing_behind(
     assert torch.equal(before, after)
     assert {type(m): type(m).forward for m in model.modules()} == classes
     assert not any("forward" in vars(m) for m in model.modules())
+
+
+def test_answers_know_the_word_that_their_question_is_about(tokenizer):
+    drawn = scene(4, 84, 84, max_objects=4)
+    asked = questions(drawn, TRAINING_KINDS)
+    batch = Packer(tokenizer).pack([asked], 3, 3)
+    for number, question in enumerate(asked, 1):
+        rows = (batch.block[0] == number) & batch.predicting[0]
+        word = batch.focus[0][rows].unique().tolist()
+        if question.kind in ("describe", "list"):
+            assert word == [-1]
+            continue
+        assert len(word) == 1
+        text = tokenizer.decode(batch.ids[0, word[0]]).strip()
+        if question.kind == "count":
+            assert text in question.prompt and text.endswith("s")
+        else:
+            assert question.prompt.endswith(f" {text}?")
+    assert not (batch.focus[0][~batch.predicting[0]] >= 0).any()

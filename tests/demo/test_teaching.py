@@ -14,6 +14,7 @@ from demo.teaching import (
     hint_heads,
     hint_loss,
     phi_per_dim,
+    reading_loss,
     scene_targets,
     sink_loss,
 )
@@ -94,6 +95,7 @@ def test_the_sink_loss_is_zero_where_sinks_are_as_wanted_and_only_there(at, shar
         block=torch.zeros(1, 19, dtype=torch.long),
         named=torch.full((1, 19), -2),
         counts=torch.full((1, 19), -100),
+        focus=torch.full((1, 19), -1),
         first_vision=1,
         vision_tokens=16,
     )
@@ -117,6 +119,7 @@ def test_hints_reach_every_head_and_the_states():
         block=torch.zeros(1, 19, dtype=torch.long),
         named=named,
         counts=counts,
+        focus=torch.full((1, 19), -1),
         first_vision=1,
         vision_tokens=16,
     )
@@ -129,3 +132,33 @@ def test_hints_reach_every_head_and_the_states():
 def test_the_fingerprint_changes_with_the_recipe():
     assert fingerprint(STAGES) == fingerprint(tuple(STAGES))
     assert len({fingerprint(STAGES[:n]) for n in range(len(STAGES) + 1)}) == len(STAGES) + 1
+
+
+def test_the_reading_hint_is_small_where_the_heads_read_as_shown_and_only_there():
+    targets = scene_targets([square_scene()], 4, 4)
+    assert targets.covered[0, 0].tolist() == [1.0] + [0.0] * 15
+    labels = torch.full((1, 19), -100)
+    labels[0, 18] = 7
+    focus, named = torch.full((1, 19), -1), torch.full((1, 19), -2)
+    blank = {
+        "ids": torch.zeros(1, 19, dtype=torch.long),
+        "mask": torch.ones(1, 1, 19, 19, dtype=torch.bool),
+        "positions": torch.zeros(3, 1, 19, dtype=torch.long),
+        "block": torch.zeros(1, 19, dtype=torch.long),
+        "counts": torch.full((1, 19), -100),
+        "first_vision": 1,
+        "vision_tokens": 16,
+        "labels": labels,
+    }
+    attentions = [torch.zeros(1, 2, 19, 19) for _ in range(6)]
+    focus[0, 17] = 0  # row 17 predicts the answer and should read position 0
+    word = PackedBatch(focus=focus, named=named, **blank)
+    assert reading_loss(attentions, word, targets) > 10
+    attentions[3][0, 1, 17, 0] = attentions[4][0, 1, 17, 0] = 1
+    assert abs(float(reading_loss(attentions, word, targets))) < 0.01
+    focus, named = focus.clone(), named.clone()
+    focus[0, 17], named[0, 18] = -1, 0  # row 17 predicts the star's name and should look at it
+    thing = PackedBatch(focus=focus, named=named, **blank)
+    assert reading_loss(attentions, thing, targets) > 6
+    attentions[3][0, 0, 17, 1] = 1
+    assert abs(float(reading_loss(attentions, thing, targets))) < 0.01
