@@ -9,10 +9,12 @@ from __future__ import annotations
 import base64
 import logging
 import queue
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import gradio as gr
@@ -24,9 +26,10 @@ from capture.trace import GeneratedToken, GenerationTrace
 from config import GenerationSettings, Settings, VARSettings
 from models.images import open_image
 from models.loading import ModelHandle
-from web.inspector import error_value, queued_value, run_value, stream_value
+from web.inspector import cached, error_value, queued_value, run_value, stream_value
 from web.payload import build_token_maps, pack, token_delta
 from web.slot import Line, ModelSlot
+from web.standalone import build_standalone
 from web.store import Run, RunStore, new_id
 
 log = logging.getLogger(__name__)
@@ -315,6 +318,34 @@ class Handlers:
         """A run by its id, for a page that was reloaded."""
         run = self.store.get(_field(ask, "run"))
         return self.value_of(run) if run else {"error": EXPIRED}
+
+    def forget_run(self, ask: Any) -> dict[str, Any]:
+        """Delete a run and its files. The example stays."""
+        run = self.store.get(_field(ask, "run"))
+        if run is not None and run.kind != "example":
+            self.store.delete(run.id)
+        return {}
+
+    def page_file(self, ask: Any) -> dict[str, Any]:
+        """The run as an HTML file that works alone."""
+        run = self.store.get(_field(ask, "run"))
+        if run is None:
+            return {"error": EXPIRED}
+        return self._file(build_standalone(run), f"sinkscope-{run.id[:8]}.html")
+
+    def trace_file(self, ask: Any) -> dict[str, Any]:
+        """One trace of a run as `GenerationTrace.open` reads it."""
+        run, name = self.store.get(_field(ask, "run")), _field(ask, "variant")
+        if run is None or name not in run.traces:
+            return {"error": EXPIRED}
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "trace.safetensors"
+            run.traces[name].save(path)
+            return self._file(path.read_bytes(), f"sinkscope-{run.id[:8]}-{name}.safetensors")
+
+    def _file(self, data: bytes, name: str) -> dict[str, Any]:
+        assert self.component is not None
+        return {**cached(data, name, self.component), "name": name, "bytes": len(data)}
 
     def tokens_since(self, ask: Any) -> dict[str, Any]:
         """Tokens of a run under way from an index on, where the page has missed some."""

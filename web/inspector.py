@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any
 
 import gradio as gr
@@ -17,17 +16,9 @@ from gradio import processing_utils
 from gradio.route_utils import API_PREFIX
 from gradio_client.utils import encode_file_path
 
+from web.assets import read_static
 from web.payload import LABELS, build_payload, encode_image
 from web.store import Run
-
-STATIC = Path(__file__).resolve().parent / "static"
-
-
-def read_static(name: str) -> str:
-    """The text of a file in `web/static`; of a folder, all of its files in the order of names."""
-    path = STATIC / name
-    files = sorted(path.iterdir()) if path.is_dir() else [path]
-    return "\n".join(file.read_text(encoding="utf-8") for file in files)
 
 
 def drawn(name: str, value: Any, functions: list[Callable[..., Any]] | None = None) -> gr.HTML:
@@ -113,6 +104,7 @@ def facts_of(run: Run) -> list[str]:
     facts.append(f"{count} {'token' if count == 1 else 'tokens'}")
     if seconds > 0:
         facts += [f"{seconds:.1f} s", f"{count / seconds:.1f} tokens/s"]
+    facts.append(f"{run.nbytes / 1e6:.1f} MB of attention")
     return facts
 
 

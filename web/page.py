@@ -17,9 +17,10 @@ from gradio.processing_utils import save_bytes_to_cache
 from config import ModelSettings, Settings, VARSettings
 from models.images import open_image
 from models.loading import ModelHandle
+from web.assets import read_static
 from web.example import Example, load_example, read_examples
 from web.handlers import Engine, Handlers, Request
-from web.inspector import cached, drawn, empty_value, read_static, run_value
+from web.inspector import cached, drawn, empty_value, run_value
 from web.payload import encode_image
 from web.security import middleware
 from web.slot import ModelSlot, SlotState
@@ -280,7 +281,14 @@ def _layout(
                 inspector = drawn(
                     "inspector",
                     None,
-                    [handlers.open_run, handlers.tokens_since, handlers.token_maps],
+                    [
+                        handlers.open_run,
+                        handlers.forget_run,
+                        handlers.tokens_since,
+                        handlers.token_maps,
+                        handlers.page_file,
+                        handlers.trace_file,
+                    ],
                 )
                 inspector.value = run_value(first, inspector, keep=True) if first else empty_value()
                 handlers.component = inspector

@@ -68,7 +68,7 @@ def browser(chromium: str) -> Iterator[Any]:
 
 @pytest.fixture
 def open_page(browser: Any) -> Iterator[Callable[..., Any]]:
-    """`open_page(url, width=1440, scheme="light", errors=False)` gives a page; checks it at the end.
+    """`open_page(url, width=1440, scheme="light", errors=False)` gives a page, checked at the end.
 
     With `errors=True` the test expects console errors (a refused upload logs one).
     """

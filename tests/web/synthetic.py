@@ -1,7 +1,7 @@
 """Made-up traces for the page's tests: seeded, any size, two sinks, an object that moves.
 
-They stand for no model. What they promise: rows sum to one, sinks are where the trace says they are,
-and every number of the trace agrees with its attention, so that the page's arithmetic can be
+They stand for no model. What they promise: rows sum to one, sinks are where the trace says, and
+every number of the trace agrees with its attention, so that the page's arithmetic can be
 checked against plain NumPy.
 """
 

@@ -30,7 +30,7 @@ def test_flags_over_file_over_defaults(tmp_path: Path) -> None:
     [
         (["--host", "0.0.0.0"], "needs auth"),
         (["--port", "99999"], "port is 99999"),
-        (["--auth", "nopassword"], "auth must be user:password"),
+        (["--auth", "nopassword"], "user:password, both not empty"),
         (["--device", "tpu"], "device is 'tpu'"),
         (["--settings", "/nowhere.toml"], "cannot be read"),
         (["--min-pixels", "10", "--max-pixels", "5"], "min_pixels is 10"),

@@ -1,4 +1,4 @@
-"""From a photo to a heatmap, and everything that can go wrong on the way, with a scripted engine."""
+"""From a photo to a heatmap, and what can go wrong on the way, with a scripted engine."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The inspector on the example run: what is drawn is right, and choosing asks the server nothing."""
+"""The inspector on the example run: what is drawn is right; choosing asks the server nothing."""
 
 from __future__ import annotations
 
@@ -13,8 +13,12 @@ from tests.web.conftest import Site
 pytestmark = pytest.mark.browser
 
 INSPECTOR = "document.querySelector('[data-testid=inspector]').parentElement.inspector"
-HASH = """canvas => { const d = canvas.getContext('2d').getImageData(0, 0, canvas.width, canvas.height).data;
-  let h = 2166136261; for (let i = 0; i < d.length; i++) h = Math.imul(h ^ d[i], 16777619); return h; }"""
+HASH = """canvas => {
+  const { data } = canvas.getContext('2d').getImageData(0, 0, canvas.width, canvas.height);
+  let hash = 2166136261;
+  for (let i = 0; i < data.length; i++) hash = Math.imul(hash ^ data[i], 16777619);
+  return hash;
+}"""
 
 
 def ready(page: Any) -> None:
@@ -26,9 +30,14 @@ def drawn(page: Any, variant: str = "baseline") -> int:
 
 
 def change(page: Any, test_id: str, value: object) -> None:
-    """Move a slider or choose in a list as a user's hand does: set it and send `input` and `change`."""
+    """Move a slider or choose in a list as a hand does: set it, send `input` and `change`."""
     page.locator(f"[data-testid={test_id}]").evaluate(
-        """(e, v) => { e.value = v; for (const n of ['input', 'change']) e.dispatchEvent(new Event(n, {bubbles: true})); }""",
+        """(e, v) => {
+          e.value = v;
+          for (const kind of ['input', 'change']) {
+            e.dispatchEvent(new Event(kind, { bubbles: true }));
+          }
+        }""",
         str(value),
     )
 
@@ -47,40 +56,40 @@ def test_maps_equal_those_of_the_processor(site: Site, open_page: Any) -> None:
     ready(page)
     run = site.app.handlers.store.get(page.get_attribute("[data-ready]", "data-ready"))
     assert run is not None
-    cases = [
-        (dict(t0=3, t1=3, l0=0, l1=5, h0=0, h1=7, combine="mean"), {}),
-        (dict(t0=3, t1=9, l0=2, l1=4, h0=0, h1=7, combine="mean"), {}),
-        (dict(t0=5, t1=5, l0=1, l1=1, h0=6, h1=6, combine="mean"), {}),
-        (dict(t0=2, t1=6, l0=1, l1=5, h0=2, h1=5, combine="max"), {}),
-        (dict(t0=2, t1=6, l0=1, l1=5, h0=2, h1=5, combine="min"), {}),
-        (dict(t0=4, t1=4, l0=0, l1=5, h0=0, h1=7, combine="mean", scale="nosink"), {"exclude_sinks": True}),
-        (dict(t0=4, t1=4, l0=2, l1=5, h0=1, h1=7, combine="max", scale="nosink"), {"exclude_sinks": True}),
-    ]  # fmt: skip
-    for chosen, options in cases:
-        page.evaluate(f"chosen => {INSPECTOR}.set({{scale: 'clip', ...chosen}})", chosen)
-        maps = page.evaluate(
-            f"() => ({{b: [...{INSPECTOR}.shown.maps.baseline], v: [...{INSPECTOR}.shown.maps.var]}})"
+    cases = [  # tokens, layers, heads (first and last of each), how combined, without sinks
+        ((3, 3), (0, 5), (0, 7), "mean", False),
+        ((3, 9), (2, 4), (0, 7), "mean", False),
+        ((5, 5), (1, 1), (6, 6), "mean", False),
+        ((2, 6), (1, 5), (2, 5), "max", False),
+        ((2, 6), (1, 5), (2, 5), "min", False),
+        ((4, 4), (0, 5), (0, 7), "mean", True),
+        ((4, 4), (2, 5), (1, 7), "max", True),
+    ]
+    for tokens, layers, heads, combine, without_sinks in cases:
+        chosen = dict(
+            zip(("t0", "t1", "l0", "l1", "h0", "h1"), (*tokens, *layers, *heads), strict=True)
         )
-        shares = page.evaluate(f"() => {INSPECTOR}.shown.shares.var.image")
+        chosen |= {"combine": combine, "scale": "nosink" if without_sinks else "clip"}
+        page.evaluate(f"chosen => {INSPECTOR}.set(chosen)", chosen)
+        maps, shares = page.evaluate(
+            f"""() => {{ const {{ maps, shares }} = {INSPECTOR}.shown;
+                return [{{ b: [...maps.baseline], v: [...maps.var] }}, shares.var.image]; }}"""
+        )
         for key, name in (("b", "baseline"), ("v", "var")):
             expected = patch_map(
                 run.traces[name],
-                range(chosen["t0"], chosen["t1"] + 1),
-                range(chosen["l0"], chosen["l1"] + 1),
-                range(chosen["h0"], chosen["h1"] + 1),
-                chosen["combine"],
-                **options,
+                range(tokens[0], tokens[1] + 1),
+                range(layers[0], layers[1] + 1),
+                range(heads[0], heads[1] + 1),
+                combine,
+                exclude_sinks=without_sinks,
             ).values.ravel()
             # uint16 codes: half a step in the square root of the row's maximum
             np.testing.assert_allclose(maps[key], expected, atol=2e-5 * expected.max(), rtol=2e-3)
-        trace = run.traces["var"]
-        mass = trace.shares[
-            chosen["t0"] : chosen["t1"] + 1,
-            chosen["l0"] : chosen["l1"] + 1,
-            chosen["h0"] : chosen["h1"] + 1,
-            1,
-        ].mean()
-        assert abs(shares - float(mass)) < 1e-4
+        rows = run.traces["var"].shares[
+            tokens[0] : tokens[1] + 1, layers[0] : layers[1] + 1, heads[0] : heads[1] + 1
+        ]
+        assert abs(shares - float(rows[..., 1].mean())) < 1e-4
 
 
 def test_choosing_repaints_without_a_request(site: Site, open_page: Any) -> None:
@@ -210,7 +219,8 @@ def test_nothing_overflows(site: Site, open_page: Any, width: int, scheme: str) 
     dark = page.evaluate("getComputedStyle(document.querySelector('.token')).color")
     assert (dark == "rgb(228, 232, 238)") == (scheme == "dark")
     small = page.evaluate(
-        """[...document.querySelectorAll('#inspector button, #inspector select')].filter(e => e.offsetParent
-             && e.getBoundingClientRect().height < 24).map(e => e.outerHTML.slice(0, 80))"""
+        """[...document.querySelectorAll('#inspector button, #inspector select')]
+             .filter(e => e.offsetParent && e.getBoundingClientRect().height < 24)
+             .map(e => e.outerHTML.slice(0, 80))"""
     )
     assert small == []

@@ -14,7 +14,7 @@ from PIL import Image
 
 from attention_processor import head_mean, image_share, sink_share
 from tests.web.synthetic import HOSTILE, make_pair, make_trace, scene
-from web.inspector import read_static
+from web.assets import read_static
 from web.payload import build_payload, build_token_maps, compand, encode_image
 from web.store import Run
 

@@ -1,6 +1,7 @@
 // Small helpers. Text of a model reaches the page through textContent only (node(), text nodes).
 const $ = (selector) => element.querySelector(selector);
 const root = $(".scope");
+const served = Boolean(element.closest("gradio-app")); // false in a saved page, which has no server
 const clamp = (x, low, high) => Math.max(low, Math.min(high, x));
 
 function node(tag, attributes, ...children) {

@@ -36,7 +36,7 @@ function fit(figure) {
       canvas.height = height;
     }
   }
-  return { stage, width, height, dense };
+  return { ink: stage.querySelector(".map").getContext("2d"), width, height, dense };
 }
 
 // The photo as it lies under the map, drawn once for each size and style.
@@ -67,8 +67,8 @@ function base(width, height) {
 }
 
 function drawMap(size, map, scale, sinks) {
-  const { stage, width, height, dense } = size, image = run.images[view.image];
-  const { rows, columns, start } = image, ink = stage.querySelector(".map").getContext("2d");
+  const { ink, width, height, dense } = size, image = run.images[view.image];
+  const { rows, columns, start } = image;
   ink.globalAlpha = 1;
   ink.drawImage(base(width, height), 0, 0);
   if (map && view.overlay !== "off") {

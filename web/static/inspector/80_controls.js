@@ -106,6 +106,7 @@ function keys(event) {
 
 function toggleHelp(open) {
   $(".help").hidden = !open;
+  $('[data-do="help"]').setAttribute("aria-expanded", open);
   if (open) $(".help").focus();
 }
 

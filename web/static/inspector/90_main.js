@@ -1,5 +1,6 @@
 // The life of the component: a value comes in (example, stream, result, error), the page shows it.
 const sameOrigin = (file) => {
+  if (file.url.startsWith("data:")) return file.url; // a page that was saved has everything inside
   const url = new URL(file.url, document.baseURI); // a proxy may have another host or scheme in it
   return url.pathname + url.search;
 };
@@ -167,6 +168,7 @@ async function showRun(value, place) {
   repaint();
   watchSize();
   root.dataset.ready = run.id;
+  rememberRun();
 }
 
 // Where to look first: the address if it names this run, else the most telling token of the answer.
@@ -271,10 +273,12 @@ function watchSize() {
 async function start() {
   wireControls();
   watchStrips();
+  wireRuns();
+  wireSave();
   $('[data-do="help"]').addEventListener("click", () => toggleHelp($(".help").hidden));
   $('[data-do="close-help"]').addEventListener("click", () => toggleHelp(false));
   const place = readAddress();
-  if (place.run && (!props.value || props.value.run !== place.run)) {
+  if (served && place.run && (!props.value || props.value.run !== place.run)) {
     const answer = await server.open_run({ run: place.run });
     if (answer && !answer.error && !pending) {
       await showRun(answer, place).catch(() => {
