@@ -6,7 +6,6 @@ launch(app)                     opens the address, then loads the model in the b
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,33 +13,25 @@ from typing import Any
 import gradio as gr
 from gradio.processing_utils import save_bytes_to_cache
 
-from config import ModelSettings, Settings, VARSettings
+from config import Settings, VARSettings
 from models.images import open_image
 from models.loading import ModelHandle
 from web.assets import read_static
+from web.events import following, generating, loading, status_value, stopping
 from web.example import Example, load_example, read_examples
-from web.handlers import Engine, Handlers, Request
+from web.handlers import Engine, Handlers
 from web.inspector import cached, drawn, empty_value, run_value
 from web.payload import encode_image
 from web.security import middleware
-from web.slot import ModelSlot, SlotState
+from web.slot import ModelSlot
 from web.store import Run, RunStore
+from web.theme import theme
 
 MODELS = (
     ("Bundled demo model", "demo"),
     ("Qwen2.5-VL 3B", "Qwen/Qwen2.5-VL-3B-Instruct"),
     ("Qwen2.5-VL 7B", "Qwen/Qwen2.5-VL-7B-Instruct"),
 )
-SANS = (
-    "system-ui",
-    "-apple-system",
-    "Segoe UI",
-    "Roboto",
-    "Helvetica Neue",
-    "Noto Sans",
-    "sans-serif",
-)
-MONO = ("ui-monospace", "SFMono-Regular", "Menlo", "Consolas", "Liberation Mono", "monospace")
 
 
 @dataclass(frozen=True)
@@ -99,7 +90,7 @@ def launch(app: App, *, wait: bool = True) -> str:
         app_kwargs={"middleware": middleware(settings)},
         max_file_size=app.settings.images.max_bytes,
         max_threads=40 + settings.queue_size,
-        theme=_theme(),
+        theme=theme(),
         css=read_static("page.css"),
         footer_links=["api", "settings"],
         run_history=False,
@@ -111,19 +102,6 @@ def launch(app: App, *, wait: bool = True) -> str:
         quiet=True,
     )
     return address
-
-
-def status_value(state: SlotState) -> dict[str, Any]:
-    """The line about the model at the top of the page."""
-    handle = state.working
-    name, message = state.name, state.message
-    if state.phase == "ready" and handle is not None:
-        info = handle.info
-        message = f"{info.device}, {info.dtype}, {info.layers} layers × {info.heads} heads"
-    elif state.phase == "failed" and handle is not None:
-        name = handle.info.id
-        message = f"still in use. {state.message}"
-    return {"phase": state.phase, "name": name, "message": message, "fraction": state.fraction}
 
 
 def _layout(
@@ -297,7 +275,7 @@ def _layout(
         controls += [control, tokens, temperature, top_p, top_k, penalty, seed]
         gr.on(
             [go.click, prompt.submit],
-            _generating(handlers),
+            generating(handlers),
             controls,
             [inspector, go, stop],
             api_name="generate",
@@ -307,18 +285,18 @@ def _layout(
             trigger_mode="once",
         )
         stop.click(
-            _stopping(handlers), None, None, api_name="stop", queue=False, show_progress="hidden"
+            stopping(handlers), None, None, api_name="stop", queue=False, show_progress="hidden"
         )
         told = [status, compare, note, tau]
         free = {"concurrency_id": "status", "concurrency_limit": None, "show_progress": "hidden"}
         load.click(
-            _loading(slot),
+            loading(slot),
             [name, device, dtype, low, high],
             told,
             api_name="load_model",
             **free,  # type: ignore[arg-type]
         )
-        page.load(_following(slot), None, told, api_name="model_state", **free)  # type: ignore[arg-type]
+        page.load(following(slot), None, told, api_name="model_state", **free)  # type: ignore[arg-type]
         shelf.select(
             _choosing(offered, image),
             None,
@@ -340,118 +318,6 @@ def _shelf_item(example: Example, shelf: gr.HTML) -> dict[str, str]:
     return {**cached(*encode_image(small), shelf, keep=True), "prompt": example.prompt}
 
 
-def _generating(handlers: Handlers):  # type: ignore[no-untyped-def]
-    def generate(
-        image: str | None,
-        prompt: str,
-        compare: bool = False,
-        same_text: bool = False,
-        tau: float = 20.0,
-        keep: float = 0.6,
-        max_sink_share: float = 0.5,
-        min_image_mass: float = 0.2,
-        layers: str = "",
-        dialect: str = "official",
-        control: str = "none",
-        max_new_tokens: float = 64,
-        temperature: float = 0.0,
-        top_p: float = 1.0,
-        top_k: float = 0,
-        repetition_penalty: float = 1.0,
-        seed: float = 0,
-        request: gr.Request = None,  # type: ignore[assignment]
-    ) -> Iterator[tuple[Any, Any, Any]]:
-        """Answer a prompt about an image and keep the attention behind each token.
-
-        Yields what the inspector shows: queued, streaming, then ready (with the address of the
-        run's numbers), stopped or error. With `compare`, VAR is run beside the plain model.
-        """
-        asked = Request(
-            image, prompt, compare, same_text, tau, keep, max_sink_share, min_image_mass, layers,
-            dialect, control, max_new_tokens, temperature, top_p, top_k, repetition_penalty, seed,
-        )  # fmt: skip
-        busy = False
-        for value in handlers.generate(asked, request.session_hash or ""):
-            over = value["phase"] in ("ready", "stopped", "error")
-            if over or not busy:
-                buttons = gr.update(interactive=over), gr.update(interactive=not over)
-                yield value, *buttons
-                busy = not over
-            else:
-                yield value, gr.skip(), gr.skip()
-
-    return generate
-
-
-def _stopping(handlers: Handlers):  # type: ignore[no-untyped-def]
-    def stop(request: gr.Request) -> None:
-        """Stop the run of this session; what it has so far is shown."""
-        handlers.stop(request.session_hash or "")
-
-    return stop
-
-
-def _following(slot: ModelSlot):  # type: ignore[no-untyped-def]
-    def model_state() -> Iterator[tuple[Any, ...]]:
-        """The loaded model, its progress while it loads."""
-        seen, state = slot.wait(-1, 0)
-        while state.phase == "loading":
-            yield (
-                status_value(state),
-                *([gr.skip()] * 3 if state.working else _var_controls(state)),
-            )
-            seen, state = slot.wait(seen, 30)
-        yield (status_value(state), *_var_controls(state))
-
-    return model_state
-
-
-def _loading(slot: ModelSlot):  # type: ignore[no-untyped-def]
-    def load_model(
-        model: str,
-        device: str = "auto",
-        dtype: str = "auto",
-        min_pixels: float | None = None,
-        max_pixels: float | None = None,
-    ) -> Iterator[tuple[Any, ...]]:
-        """Load a model: `demo`, a hub id or a folder. The one before stays if this fails."""
-        try:
-            wanted = ModelSettings(
-                model=(model or "").strip(),
-                device=device,
-                dtype=dtype,  # type: ignore[arg-type]
-                min_pixels=int(min_pixels) if min_pixels else None,
-                max_pixels=int(max_pixels) if max_pixels else None,
-            )
-        except ValueError as error:
-            raise gr.Error(str(error), title="Not possible", print_exception=False) from error
-        if not slot.load(wanted):
-            raise gr.Error(
-                "Another model is being loaded; wait until it is there.", print_exception=False
-            )
-        yield from _following(slot)()
-        if slot.state.phase == "failed":
-            raise gr.Error(slot.state.message, title="Not loaded", print_exception=False)
-
-    return load_model
-
-
-def _var_controls(state: SlotState) -> tuple[Any, Any, Any]:
-    """Compare with VAR, the sentence in its settings, and tau, as the loaded model allows."""
-    handle = state.working
-    if handle is None:
-        return gr.update(interactive=False, value=False), "No model is loaded yet.", gr.skip()
-    if handle.profile is None:
-        words = "The sink dimensions of this model are not known, so VAR cannot run."
-        return gr.update(interactive=False, value=False, info=words), words, gr.skip()
-    profile = handle.profile
-    words = (
-        f"Sink dimensions {', '.join(map(str, profile.dims))}: {profile.source}; "
-        f"confidence {profile.confidence}. {profile.note}".strip()
-    )
-    return gr.update(interactive=True, info=None), words, gr.update(value=round(profile.tau, 2))
-
-
 def _choosing(offered: list[Example], image: gr.Image):  # type: ignore[no-untyped-def]
     files = [
         save_bytes_to_cache(example.image.read_bytes(), example.image.name, image.GRADIO_CACHE)
@@ -466,47 +332,3 @@ def _choosing(offered: list[Example], image: gr.Image):  # type: ignore[no-untyp
         return files[index], offered[index].prompt
 
     return choose
-
-
-def _theme() -> gr.themes.Base:
-    return gr.themes.Base(
-        primary_hue="blue",
-        neutral_hue="slate",
-        font=SANS,
-        font_mono=MONO,
-        text_size=gr.themes.sizes.text_sm,
-        spacing_size=gr.themes.sizes.spacing_sm,
-        radius_size=gr.themes.sizes.radius_sm,
-    ).set(
-        body_background_fill="#f7f8fa",
-        body_background_fill_dark="#0f1216",
-        body_text_color="#1b2027",
-        body_text_color_dark="#e4e8ee",
-        body_text_color_subdued="#5b6572",
-        body_text_color_subdued_dark="#9aa5b3",
-        block_background_fill="#ffffff",
-        block_background_fill_dark="#14181e",
-        background_fill_primary="#ffffff",
-        background_fill_primary_dark="#14181e",
-        background_fill_secondary="#f3f5f7",
-        background_fill_secondary_dark="#1c2129",
-        border_color_primary="#e1e5ea",
-        border_color_primary_dark="#272d36",
-        block_shadow="none",
-        block_label_background_fill="transparent",
-        block_label_background_fill_dark="transparent",
-        block_label_border_width="0px",
-        block_title_text_weight="500",
-        input_background_fill="#ffffff",
-        input_background_fill_dark="#1c2129",
-        input_border_color="#c9d0d8",
-        input_border_color_dark="#3a424e",
-        color_accent="#2257c4",
-        button_primary_background_fill="#2257c4",
-        button_primary_background_fill_hover="#1b469f",
-        button_primary_background_fill_dark="#2f66d0",
-        button_primary_text_color="#ffffff",
-        button_large_text_weight="600",
-        slider_color="#2257c4",
-        slider_color_dark="#86aef7",
-    )

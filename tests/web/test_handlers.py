@@ -18,8 +18,9 @@ from config import AppSettings, Settings
 from tests.web.scripted import ScriptedEngine, fake_handle
 from tests.web.synthetic import WORDS, make_trace
 from tests.web.test_payload import expand, unpack
-from web.handlers import Handlers, Request, parse_indices
+from web.handlers import Handlers
 from web.inspector import drawn
+from web.request import Request, parse_indices
 from web.slot import ModelSlot
 from web.store import Run, RunStore
 

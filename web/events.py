@@ -1,0 +1,141 @@
+"""The functions that Gradio calls: handlers as generators over the page's components.
+
+Their names, arguments and docstrings are the API that `gradio_client` sees.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import gradio as gr
+
+from config import ModelSettings
+from web.handlers import Handlers
+from web.request import Request
+from web.slot import ModelSlot, SlotState
+
+
+def status_value(state: SlotState) -> dict[str, Any]:
+    """The line about the model at the top of the page."""
+    handle = state.working
+    name, message = state.name, state.message
+    if state.phase == "ready" and handle is not None:
+        info = handle.info
+        message = f"{info.device}, {info.dtype}, {info.layers} layers × {info.heads} heads"
+    elif state.phase == "failed" and handle is not None:
+        name = handle.info.id
+        message = f"still in use. {state.message}"
+    return {"phase": state.phase, "name": name, "message": message, "fraction": state.fraction}
+
+
+def generating(handlers: Handlers) -> Callable[..., Any]:
+    def generate(
+        image: str | None,
+        prompt: str,
+        compare: bool = False,
+        same_text: bool = False,
+        tau: float = 20.0,
+        keep: float = 0.6,
+        max_sink_share: float = 0.5,
+        min_image_mass: float = 0.2,
+        layers: str = "",
+        dialect: str = "official",
+        control: str = "none",
+        max_new_tokens: float = 64,
+        temperature: float = 0.0,
+        top_p: float = 1.0,
+        top_k: float = 0,
+        repetition_penalty: float = 1.0,
+        seed: float = 0,
+        request: gr.Request = None,  # type: ignore[assignment]
+    ) -> Iterator[tuple[Any, Any, Any]]:
+        """Answer a prompt about an image and keep the attention behind each token.
+
+        Yields what the inspector shows: queued, streaming, then ready (with the address of the
+        run's numbers), stopped or error. With `compare`, VAR is run beside the plain model.
+        """
+        asked = Request(
+            image, prompt, compare, same_text, tau, keep, max_sink_share, min_image_mass, layers,
+            dialect, control, max_new_tokens, temperature, top_p, top_k, repetition_penalty, seed,
+        )  # fmt: skip
+        busy = False
+        for value in handlers.generate(asked, request.session_hash or ""):
+            over = value["phase"] in ("ready", "stopped", "error")
+            if over or not busy:
+                buttons = gr.update(interactive=over), gr.update(interactive=not over)
+                yield value, *buttons
+                busy = not over
+            else:
+                yield value, gr.skip(), gr.skip()
+
+    return generate
+
+
+def stopping(handlers: Handlers) -> Callable[..., Any]:
+    def stop(request: gr.Request) -> None:
+        """Stop the run of this session; what it has so far is shown."""
+        handlers.stop(request.session_hash or "")
+
+    return stop
+
+
+def following(slot: ModelSlot) -> Callable[..., Any]:
+    def model_state() -> Iterator[tuple[Any, ...]]:
+        """The loaded model, its progress while it loads."""
+        seen, state = slot.wait(-1, 0)
+        while state.phase == "loading":
+            yield (
+                status_value(state),
+                *([gr.skip()] * 3 if state.working else _var_controls(state)),
+            )
+            seen, state = slot.wait(seen, 30)
+        yield (status_value(state), *_var_controls(state))
+
+    return model_state
+
+
+def loading(slot: ModelSlot) -> Callable[..., Any]:
+    def load_model(
+        model: str,
+        device: str = "auto",
+        dtype: str = "auto",
+        min_pixels: float | None = None,
+        max_pixels: float | None = None,
+    ) -> Iterator[tuple[Any, ...]]:
+        """Load a model: `demo`, a hub id or a folder. The one before stays if this fails."""
+        try:
+            wanted = ModelSettings(
+                model=(model or "").strip(),
+                device=device,
+                dtype=dtype,  # type: ignore[arg-type]
+                min_pixels=int(min_pixels) if min_pixels else None,
+                max_pixels=int(max_pixels) if max_pixels else None,
+            )
+        except ValueError as error:
+            raise gr.Error(str(error), title="Not possible", print_exception=False) from error
+        if not slot.load(wanted):
+            raise gr.Error(
+                "Another model is being loaded; wait until it is there.", print_exception=False
+            )
+        yield from following(slot)()
+        if slot.state.phase == "failed":
+            raise gr.Error(slot.state.message, title="Not loaded", print_exception=False)
+
+    return load_model
+
+
+def _var_controls(state: SlotState) -> tuple[Any, Any, Any]:
+    """Compare with VAR, the sentence in its settings, and tau, as the loaded model allows."""
+    handle = state.working
+    if handle is None:
+        return gr.update(interactive=False, value=False), "No model is loaded yet.", gr.skip()
+    if handle.profile is None:
+        words = "The sink dimensions of this model are not known, so VAR cannot run."
+        return gr.update(interactive=False, value=False, info=words), words, gr.skip()
+    profile = handle.profile
+    words = (
+        f"Sink dimensions {', '.join(map(str, profile.dims))}: {profile.source}; "
+        f"confidence {profile.confidence}. {profile.note}".strip()
+    )
+    return gr.update(interactive=True, info=None), words, gr.update(value=round(profile.tau, 2))

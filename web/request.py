@@ -1,0 +1,93 @@
+"""One press of Generate: what the page's controls said, checked and turned into settings."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from config import GenerationSettings, VARSettings
+from models.loading import ModelHandle
+
+
+@dataclass(frozen=True)
+class Request:
+    """One press of Generate, with everything the page's controls said.
+
+    Raises (from `settings` and `var`):
+        ValueError: naming the setting, its value and what is allowed.
+    """
+
+    image: str | None
+    prompt: str
+    compare: bool = False
+    same_text: bool = False
+    tau: float = 20.0
+    keep: float = 0.6
+    max_sink_share: float = 0.5
+    min_image_mass: float = 0.2
+    layers: str = ""
+    dialect: str = "official"
+    control: str = "none"
+    max_new_tokens: float = 64
+    temperature: float = 0.0
+    top_p: float = 1.0
+    top_k: float = 0
+    repetition_penalty: float = 1.0
+    seed: float = 0
+
+    def settings(self) -> GenerationSettings:
+        return GenerationSettings(
+            max_new_tokens=_whole("max_new_tokens", self.max_new_tokens),
+            temperature=self.temperature,
+            top_p=self.top_p,
+            top_k=_whole("top_k", self.top_k),
+            repetition_penalty=self.repetition_penalty,
+            seed=_whole("seed", self.seed),
+        )
+
+    def var(self, handle: ModelHandle) -> VARSettings | None:
+        if not self.compare:
+            return None
+        if handle.profile is None:
+            raise ValueError(
+                "VAR needs the sink dimensions of a model, and none are known for "
+                f"{handle.info.id}; switch off Compare with VAR."
+            )
+        return VARSettings(
+            dims=handle.profile.dims,
+            tau=self.tau,
+            keep=self.keep,
+            max_sink_share=self.max_sink_share,
+            min_image_mass=self.min_image_mass,
+            dialect=self.dialect,  # type: ignore[arg-type]
+            layers=parse_indices("layers", self.layers),
+            control=self.control,  # type: ignore[arg-type]
+            seed=_whole("seed", self.seed),
+        )
+
+
+def parse_indices(setting: str, text: str) -> tuple[int, ...] | None:
+    """`2-5, 7` -> (2, 3, 4, 5, 7); an empty text is None.
+
+    Raises:
+        ValueError: not such a list.
+    """
+    made: list[int] = []
+    for part in text.replace("–", "-").split(","):
+        if not (part := part.strip()):
+            continue
+        low, dash, high = (p.strip() for p in part.partition("-"))
+        if not low.isdecimal() or (dash and not high.isdecimal()) or len(low + high) > 8:
+            raise ValueError(
+                f"{setting} is {text!r}; allowed: nothing (all), or indices such as 2-5, 7."
+            )
+        first, last = int(low), int(high or low)
+        if last < first or last - first > 1000:
+            raise ValueError(f"{setting} is {text!r}; a range goes from a lower to a higher index.")
+        made += range(first, last + 1)
+    return tuple(dict.fromkeys(made)) or None
+
+
+def _whole(setting: str, value: float | None) -> int:
+    if value is None or float(value) != int(value):
+        raise ValueError(f"{setting} is {value!r}; allowed: a whole number.")
+    return int(value)
