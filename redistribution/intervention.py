@@ -147,9 +147,7 @@ class VARIntervention:
         new = weights
         for row, settings in enumerate(self._settings):
             state = self._ready(layer, row, weights.device, weights.dtype)
-            if state is None or settings is None:
-                continue
-            if not state.active:
+            if state is None or settings is None or not state.active:
                 continue
             groups = _first_keys(state.groups, weights.shape[3])
             done = redistribute_rows(new[row : row + 1], groups, settings, may_change)

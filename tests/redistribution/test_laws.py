@@ -221,6 +221,9 @@ def test_thresholds_count_when_met_exactly() -> None:
     assert select_rows(weights, sinks, vision, replace(below, dialect="official")).item()
     lower = replace(paper, dialect="official", max_sink_share=0.5 - 2e-6)
     assert not select_rows(weights, sinks, vision, lower).item()
+    none = torch.tensor([[[[0.0, 0.5, 0.5]]]], dtype=torch.float64)  # a share of 0, and 0 allowed
+    strict = replace(lower, max_sink_share=0.0)
+    assert select_rows(none, sinks, vision, strict).item()
 
 
 def test_rows_of_padding_stay_what_they_are() -> None:
