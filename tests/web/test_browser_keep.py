@@ -1,0 +1,89 @@
+"""Runs of this browser, and what can be taken away from a run."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from capture.trace import GenerationTrace
+from tests.web.conftest import Site
+from tests.web.synthetic import HOSTILE
+from tests.web.test_browser_story import ask, finished, photo_file, upload
+from tests.web.test_browser_view import ready
+
+__all__ = ["photo_file"]
+
+pytestmark = pytest.mark.browser
+
+
+def test_runs_are_listed_for_this_browser_alone(
+    site: Site, open_page: Any, photo_file: Path
+) -> None:
+    page = open_page(site.url)
+    ready(page)
+    upload(page, photo_file)
+    ask(page, "hostile")
+    mine = finished(page)
+    page.click("[data-testid=runs-button]")
+    rows = page.locator("[data-testid=runs] li")
+    assert rows.count() == 1 and "hostile" in rows.inner_text()
+
+    page.click("[data-testid=runs] >> text=Rename")
+    page.fill("[data-testid=runs] input", "<b>My run</b>")
+    page.keyboard.press("Enter")
+    assert page.inner_text("[data-testid=runs] .open") == "<b>My run</b>"
+
+    page.goto(f"{site.url}?again")  # no run in the address: the example
+    ready(page)
+    assert page.inner_text("[data-testid=phase]") == "Precomputed example"
+    page.click("[data-testid=runs-button]")
+    page.click("[data-testid=runs] .open")
+    page.wait_for_selector(f"[data-ready='{mine}']", state="attached")
+
+    other = open_page(site.url)
+    ready(other)
+    other.click("[data-testid=runs-button]")
+    assert "None yet" in other.inner_text("[data-testid=runs]")
+
+    page.click("[data-testid=runs] >> text=Delete")
+    page.wait_for_selector("[data-testid=runs] >> text=None yet")
+    assert site.app.handlers.store.get(mine) is None
+
+
+def saved(page: Any, way: str, folder: Path) -> Path:
+    with page.expect_download() as waiting:
+        page.click(f"[data-testid=save-{way}]")
+    path = folder / waiting.value.suggested_filename
+    waiting.value.save_as(path)
+    return path
+
+
+def test_saving(site: Site, open_page: Any, photo_file: Path, tmp_path: Path) -> None:
+    page = open_page(site.url)
+    ready(page)
+    upload(page, photo_file)
+    ask(page, "hostile")
+    run = site.app.handlers.store.get(finished(page))
+    assert run is not None
+    page.click("[data-testid=save-button]")
+
+    with Image.open(saved(page, "png", tmp_path)) as picture:
+        assert picture.format == "PNG" and picture.width >= 1600
+        colours = picture.convert("RGB").resize((64, 64)).getcolors(4096)
+        assert colours is not None and len(colours) > 200  # a photo with its map, not a blank
+
+    with saved(page, "csv", tmp_path).open(newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    trace = run.traces["baseline"]
+    assert len(rows) == len(HOSTILE) * 6 * 8
+    assert {row["text"] for row in rows} >= {HOSTILE[0], HOSTILE[1]}
+    first = float(trace.shares[0, 0, 0, 1])
+    assert abs(float(rows[0]["image_share"]) - first) < 1e-4
+
+    again = GenerationTrace.open(saved(page, "trace", tmp_path))
+    assert again.attention.equal(trace.attention)
+    assert run.id in saved(page, "html", tmp_path).read_text(encoding="utf-8")
