@@ -142,7 +142,7 @@ function syncControls() {
 
 function rangeWords(name) {
   const [a, b] = [view[name + "0"], view[name + "1"]], indices = name === "l" ? run.layers : run.heads;
-  if (a === 0 && b === indices.length - 1) return `all ${indices.length}`;
+  if (a === 0 && b === indices.length - 1 && b > 0) return `all ${indices.length}`;
   return a === b ? `${indices[a]}` : `${indices[a]}–${indices[b]}`;
 }
 
@@ -151,10 +151,13 @@ function selectionWords() {
   const words = span ? quoted(first.tokens.slice(span[0], span[1] + 1).map((t) => t.t).join("")) : "no token";
   const which = view.t0 === view.t1 ? `token ${view.t0 + 1}` : `tokens ${view.t0 + 1}–${view.t1 + 1} (mean)`;
   const over = view.combine === "mean" ? "mean" : view.combine === "max" ? "maximum" : "minimum";
-  const layers = view.l0 === view.l1 ? `layer ${rangeWords("l")}` : `layers ${rangeWords("l")}`;
-  const heads = view.h0 === view.h1 ? `head ${rangeWords("h")}` : `heads ${rangeWords("h")}`;
-  const what = view.l0 === view.l1 && view.h0 === view.h1 ? `${layers}, ${heads}` : `${over} over ${layers}, ${heads}`;
-  return `${which} ${words}, ${what}`;
+  const spelt = (name, word, one) => {
+    const range = rangeWords(name);
+    return one ? `${word} ${range}` : range.startsWith("all") ? `${range} ${word}s` : `${word}s ${range}`;
+  };
+  const layers = spelt("l", "layer", view.l0 === view.l1), heads = spelt("h", "head", view.h0 === view.h1);
+  const one = view.l0 === view.l1 && view.h0 === view.h1;
+  return `${which} ${words}, ${one ? `${layers}, ${heads}` : `${over} over ${layers} and ${heads}`}`;
 }
 
 // The view in the address, so that a reload or a link to this very run comes back to the same place.
