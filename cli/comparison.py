@@ -12,7 +12,7 @@ import typer
 from attention_extractor import Comparison
 from attention_processor import head_mean, image_share, sink_share
 from capture.trace import GenerationTrace
-from cli.drawing import find_tokens
+from cli.drawing import answer_of, find_tokens
 from visualization import visible
 
 FORMAT, VERSION = "sinkscope-comparison", 1
@@ -78,8 +78,8 @@ def chosen_tokens(pair: Comparison, wanted: str | None) -> list[int]:
 
 def print_comparison(pair: Comparison) -> None:
     """Both answers, where they part, the numbers of each token, and what VAR did."""
-    typer.echo(f"Baseline: {pair.baseline.text.strip()}")
-    typer.echo(f"VAR:      {pair.var.text.strip()}\n")
+    typer.echo(f"Baseline: {answer_of(pair.baseline)}")
+    typer.echo(f"VAR:      {answer_of(pair.var)}\n")
     for sentence in where_they_part(pair):
         typer.echo(sentence)
     typer.echo("")

@@ -21,6 +21,7 @@ from visualization import OverlayStyle, caption, fonts, overlay, scaling, visibl
 
 DIVERGING = "coolwarm"  # the page's colours of a difference
 LONGEST = 900  # pixels of a panel's longer side: more would not be seen in the figure
+SHORTEST = 450  # fewer would make the marks of sinks coarse
 
 
 def comparison_figure(pair: Comparison, tokens: Sequence[int], style: OverlayStyle) -> Figure:
@@ -34,8 +35,7 @@ def comparison_figure(pair: Comparison, tokens: Sequence[int], style: OverlaySty
     Raises:
         ValueError: one of the answers lacks a token.
     """
-    image = pair.baseline.images[0].convert("RGB")
-    image.thumbnail((LONGEST, LONGEST), Image.Resampling.LANCZOS)
+    image = _sized(pair.baseline.images[0].convert("RGB"))
     plain, changed = (patch_map(trace, list(tokens)) for trace in (pair.baseline, pair.var))
     scale = scaling(np.stack([plain.values, changed.values]), style)
     limits = (scale.low, scale.high) if scale.low < scale.high else None
@@ -44,9 +44,9 @@ def comparison_figure(pair: Comparison, tokens: Sequence[int], style: OverlaySty
     style = dataclasses.replace(style, sinks=sink_cells(pair.baseline))
     top = _largest(changed.values - plain.values)
 
-    wide = 4.1
+    wide = 4.0
     tall = min(max(wide * image.height / image.width, 0.8), 8.0)
-    drawn = Figure(figsize=(3 * wide + 0.4, tall + 2.7), layout="constrained")
+    drawn = Figure(figsize=(3 * wide + 1.0, tall + 2.05), layout="constrained")
     axes = drawn.subplots(1, 3)
     panels = [
         (f"Baseline: {_words(pair, 0, tokens)}", overlay(image, plain, style)),
@@ -62,6 +62,12 @@ def comparison_figure(pair: Comparison, tokens: Sequence[int], style: OverlaySty
     _bar(drawn, DIVERGING, axes[2:], signed if top else ["", "", "0 everywhere", "", ""])
     caption(drawn, _caption_lines(pair, tokens, plain, style), characters=150)
     return drawn
+
+
+def _sized(image: Image.Image) -> Image.Image:
+    image.thumbnail((LONGEST, LONGEST), Image.Resampling.LANCZOS)
+    times = -(-SHORTEST // max(image.size))
+    return image.resize((image.width * times, image.height * times), Image.Resampling.NEAREST)
 
 
 def _largest(difference: np.ndarray) -> float:

@@ -75,12 +75,18 @@ def draw(
 def print_answer(trace: GenerationTrace, selection: Selection) -> None:
     """The answer, then a line for each token: how much of its attention was on the image."""
     shares = token_shares(trace, selection)
-    typer.echo(trace.text.strip())
+    typer.echo(answer_of(trace))
     typer.echo("\ntoken  image  probability  text")
     for index, (token, share) in enumerate(zip(trace.tokens, shares, strict=True)):
         typer.echo(f"{index:5d}  {share:5.1%}  {token.probability:11.1%}  {visible(token.text)}")
     if trace.finish == "length":
         typer.echo(f"(stopped after {len(trace.tokens)} tokens, the most allowed)", err=True)
+
+
+def answer_of(trace: GenerationTrace) -> str:
+    """The answer for a terminal: without the control characters that would steer it."""
+    text = trace.text.strip()
+    return "".join(c if c.isprintable() or c in "\n\t" else "\ufffd" for c in text)
 
 
 def token_shares(trace: GenerationTrace, selection: Selection) -> list[float]:
