@@ -68,9 +68,10 @@ class _LayerState:
     groups: KeyGroups | None = None  # over all keys the run can have; None until first needed
     sinks: Tensor | None = None  # (capacity,) bool
     active: bool = False  # whether any row could change
-    # (2, positions after the last image) float32: share of heads changed in the query row of each
-    # position, and mean mass moved by them. By position, because recorded rows come by twice.
-    done: Tensor | None = None
+    # What was done, in the order it was done: position of the first query row, which (1, H, R) were
+    # changed, and the mass (1, H, R) moved. Added up by the report, so that a decode step pays
+    # nothing for it. A position can come by twice, for rows at prefill are recorded as well.
+    done: list[tuple[int, Tensor, Tensor]] = field(default_factory=list)
 
 
 class VARIntervention:
@@ -151,7 +152,7 @@ class VARIntervention:
                 continue
             groups = _first_keys(state.groups, weights.shape[3])
             done = redistribute_rows(new[row : row + 1], groups, settings, may_change)
-            self._note(state, done.selected, done.moved, first_position)
+            state.done.append((first_position, done.selected, done.moved))
             if len(self._settings) == 1:
                 return done.weights
             new = new.clone() if new is weights else new
@@ -196,7 +197,7 @@ class VARIntervention:
                 mask=None if mask is None else mask[one] if mask.shape[0] > 1 else mask,
                 first_query=self._first_query,
             )
-            self._note(state, done.selected, done.moved, start)
+            state.done.append((start, done.selected, done.moved))
             if len(self._settings) == 1:
                 return done.output
             new = new.clone() if new is output else new
@@ -226,14 +227,7 @@ class VARIntervention:
             ready = self._ready(layer, row, state.scores[0].device, torch.float32)
             assert ready is not None and ready.sinks is not None
             found = ready.sinks.cpu()[: len(scores)].nonzero()[:, 0]
-            shares = torch.zeros(2)
-            if ready.done is not None:
-                # Row t explains token t and is that of position prompt - 1 + t.
-                rows = ready.done.cpu()
-                if answer_tokens is not None:
-                    rows = rows[:, : max(0, self._prompt - 1 + answer_tokens - self._first_query)]
-                rows = rows[:, ~rows.isnan().any(0)]  # positions never computed
-                shares = rows.mean(1) if rows.shape[1] else shares
+            selected, moved = self._shares(state, answer_tokens)
             layers.append(
                 LayerReport(
                     layer=layer,
@@ -241,8 +235,8 @@ class VARIntervention:
                     scores=tuple(scores[found].tolist()),
                     largest_score=float(scores.max()),
                     flagged=float(vision[found].sum() / vision.sum()),
-                    selected=float(shares[0]),
-                    moved=float(shares[1]),
+                    selected=selected,
+                    moved=moved,
                 )
             )
         return make_report(tuple(layers), settings)
@@ -280,15 +274,25 @@ class VARIntervention:
             self._vision = padded
         return self._vision
 
-    def _note(self, state: _LayerState, selected: Tensor, moved: Tensor, first: int) -> None:
-        """Keep what was done in the rows (1, H, R) of the queries from position `first` on."""
-        if state.done is None:
-            size = (2, self._capacity - self._first_query)
-            state.done = torch.full(size, math.nan, device=selected.device)
-        skip = max(0, self._first_query - first)  # rows that may not change are not counted
-        low = first + skip - self._first_query
-        rows = torch.stack((selected.to(moved.dtype), moved)).mean(2)[:, 0, skip:]  # (2, R)
-        state.done[:, low : low + rows.shape[1]] = rows
+    def _shares(self, state: _LayerState, answer_tokens: int | None) -> tuple[float, float]:
+        """Share of (head, query row) pairs changed, and mean mass moved, over the rows that may."""
+        if not state.done:
+            return 0.0, 0.0
+        # Row t explains token t and is that of position prompt - 1 + t.
+        end = math.inf if answer_tokens is None else self._prompt - 1 + answer_tokens
+        positions = [first + row for first, rows, _ in state.done for row in range(rows.shape[2])]
+        selected = torch.cat([rows for _, rows, _ in state.done], dim=2)[0]  # (H, all rows)
+        moved = torch.cat([mass for _, _, mass in state.done], dim=2)[0]
+        shares = torch.stack((selected.to(moved.dtype), moved)).mean(1).T.tolist()  # one copy
+        by_position = {
+            position: share
+            for position, share in zip(positions, shares, strict=True)
+            if self._first_query <= position < end
+        }
+        if not by_position:
+            return 0.0, 0.0
+        changed, masses = zip(*by_position.values(), strict=True)
+        return sum(changed) / len(changed), sum(masses) / len(masses)
 
 
 def _first_keys(groups: KeyGroups | None, keys: int) -> KeyGroups:
