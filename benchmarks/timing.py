@@ -15,7 +15,7 @@ import torch
 
 @dataclass(frozen=True)
 class Timing:
-    """Seconds of one run: up to the first token, and for each token after it."""
+    """Seconds of one run: up to the first token, the median of the tokens after it, and all."""
 
     first: float
     each: float
@@ -45,9 +45,8 @@ class Clock:
             seconds = [start.elapsed_time(mark) / 1000 for mark in self._marks]  # type: ignore[union-attr, arg-type]
         else:
             seconds = [mark - self._marks[0] for mark in self._marks]  # type: ignore[operator]
-        tokens = len(seconds) - 2
-        each = (seconds[-2] - seconds[1]) / max(1, tokens - 1)
-        return Timing(seconds[1], each, seconds[-1])
+        steps = [b - a for a, b in itertools.pairwise(seconds[1:-1])]
+        return Timing(seconds[1], statistics.median(steps), seconds[-1])
 
 
 def timed(run: Callable[[Callable[[], None]], object], device: torch.device) -> Timing:

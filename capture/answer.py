@@ -233,7 +233,8 @@ def _plan(
 ) -> ForwardPlan:
     recorder: RowRecorder = recorders[0] if len(recorders) == 1 else _EachRow(recorders)
     start = 0 if prefix is None else prefix.length
-    return ForwardPlan(recorder, intervention, inputs.layout.length, observer, start=start)
+    length, batch = inputs.layout.length, len(recorders)
+    return ForwardPlan(recorder, intervention, length, observer, start=start, batch=batch)
 
 
 class _EachRow:

@@ -16,6 +16,17 @@ from config import GenerationSettings
 from models.family import PromptInputs
 from models.loading import ModelHandle
 
+# Settings of a checkpoint's generation_config that turn `generate` into something else.
+NOT_CAPTURED = {
+    "prompt_lookup_num_tokens": "assisted decoding (prompt look-up)",
+    "assistant_early_exit": "assisted decoding",
+    "use_mtp": "assisted decoding (multi-token prediction)",
+    "dola_layers": "DoLa decoding",
+    "penalty_alpha": "contrastive search",
+    "constraints": "constrained beam search",
+    "force_words_ids": "constrained beam search",
+}
+
 
 class RunOutOfMemoryError(RuntimeError):
     """The run did not fit; everything it took was freed and the next run works. The text names the
@@ -127,8 +138,20 @@ def on_device(tensors: Mapping[str, torch.Tensor], device: torch.device) -> dict
 
 def generation_config(handle: ModelHandle, settings: GenerationSettings) -> GenerationConfig:
     """Every knob named: what is left out would be filled from the checkpoint (Qwen2.5-VL's
-    penalises repetition)."""
+    penalises repetition).
+
+    Raises:
+        ValueError: the checkpoint's own generation_config asks for a way of generating whose
+            attention rows explain no single token.
+    """
     own = handle.model.generation_config
+    for name, way in NOT_CAPTURED.items():
+        if getattr(own, name, None):
+            raise ValueError(
+                f"The model's generation_config sets {name} to {getattr(own, name)!r}; {way} "
+                "cannot be captured, for its forward passes are not one a token. Remove it from "
+                "generation_config.json and use greedy decoding or sampling (temperature above 0)."
+            )
     sampling = (
         {
             "do_sample": True,
@@ -149,6 +172,7 @@ def generation_config(handle: ModelHandle, settings: GenerationSettings) -> Gene
         max_new_tokens=settings.max_new_tokens,
         repetition_penalty=settings.repetition_penalty,
         num_beams=1,
+        num_return_sequences=1,
         use_cache=True,
         eos_token_id=own.eos_token_id,
         pad_token_id=own.pad_token_id if own.pad_token_id is not None else first(own.eos_token_id),

@@ -132,12 +132,12 @@ class TraceReader:
             ValueError: a token that the trace does not have, or its part of the file is damaged.
         """
         chosen = [self._token(token) for token in tokens]
-        tensors = {
-            name: torch.stack([self._read(name, token) for token in chosen])
-            if chosen
-            else getattr(self.outline, name)[:0].to("cpu")
-            for name in ("attention", "shares", "entropy")
-        }
+        tensors = {}
+        for name in ("attention", "shares", "entropy"):
+            of_all = getattr(self.outline, name)
+            tensors[name] = torch.empty(len(chosen), *of_all.shape[1:], dtype=of_all.dtype)
+            for index, token in enumerate(chosen):
+                tensors[name][index] = self._read(name, token)
         said = tuple(self.outline.tokens[token] for token in chosen)
         return dataclasses.replace(self.outline, tokens=said, **tensors)
 
@@ -188,10 +188,15 @@ class TraceReader:
             return part
 
     def _shapes(self) -> dict[str, torch.Tensor]:
-        return {
-            name: torch.empty(self._file.get_slice(name).get_shape(), device="meta")
-            for name in ("attention", "shares", "entropy")
-        }
+        shapes = {}
+        for name, dtype in (
+            ("attention", torch.float16),
+            ("shares", torch.float32),
+            ("entropy", torch.float32),
+        ):
+            shape = self._file.get_slice(name).get_shape()
+            shapes[name] = torch.empty(shape, dtype=dtype, device="meta")
+        return shapes
 
 
 @contextmanager

@@ -109,5 +109,5 @@ def test_its_maps_are_made_like_an_answers(handle: ModelHandle, inputs: PromptIn
 def test_positions_that_are_not_there(
     handle: ModelHandle, inputs: PromptInputs, positions: list[int]
 ) -> None:
-    with pytest.raises(ValueError, match="positions is .*; allowed: at least one prompt position"):
+    with pytest.raises(ValueError, match=r"positions is .*; allowed: at least one prompt position"):
         prompt_rows(handle, inputs, positions)

@@ -13,8 +13,11 @@ from pathlib import Path
 import pytest
 import torch
 from PIL import Image
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
+from attention_processor import head_mean, patch_map
+from capture.storage import TraceReader
 from capture.trace import Alternative, GeneratedToken, GenerationTrace, LayerSinks
 from models.family import ImageGrid, PromptLayout, Segment
 from models.info import ModelInfo
@@ -157,3 +160,96 @@ def test_a_folder_that_is_not_there_is_said_and_nothing_left(tmp_path: Path) -> 
     with pytest.raises(OSError, match="none"):
         small_trace().save(tmp_path / "none" / "run.safetensors")
     assert list(tmp_path.iterdir()) == []
+
+
+# --- one token at a time --------------------------------------------------------------------------
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    small_trace().save(tmp_path / "run.safetensors")
+    return tmp_path / "run.safetensors"
+
+
+def rewritten(path: Path, change: dict[str, object], without: tuple[str, ...] = ()) -> None:
+    """The same file with another JSON part, and without some tensors."""
+    with safe_open(path, framework="pt") as file:
+        about = json.loads(file.metadata()["sinkscope-trace"])
+        tensors = {n: file.get_tensor(n) for n in file.keys() if n not in without}  # noqa: SIM118
+    about = {k: v for k, v in {**about, **change}.items() if v is not None}
+    save_file(tensors, path, metadata={"sinkscope-trace": json.dumps(about)})
+
+
+def test_a_reader_gives_what_the_whole_trace_gives(path: Path) -> None:
+    whole = GenerationTrace.open(path)
+    with TraceReader(path) as reader:
+        assert reader.outline.tokens == whole.tokens
+        assert reader.outline.layout == whole.layout
+        assert reader.outline.attention.shape == whole.attention.shape
+        assert reader.image(0).tobytes() == whole.images[0].tobytes()
+        for t in range(3):
+            assert torch.equal(reader.head_mean(t), head_mean(whole)[t])
+            mean = whole.attention[t].float().mean(dim=(0, 1))
+            assert torch.allclose(reader.mean(t), mean, atol=1e-7)
+        part = reader.part([2, 0])
+    assert part.tokens == (whole.tokens[2], whole.tokens[0])
+    for name in ("attention", "shares", "entropy"):
+        assert torch.equal(getattr(part, name), getattr(whole, name)[[2, 0]])
+    heat = patch_map(part, 0, layers=[3], reduce="max")
+    assert (heat.values == patch_map(whole, 2, layers=[3], reduce="max").values).all()
+
+
+def test_a_part_without_tokens(path: Path) -> None:
+    with TraceReader(path) as reader:
+        assert reader.part([]).attention.shape == (0, 2, 3, 6)
+
+
+@pytest.mark.parametrize("token", [-1, 3])
+def test_a_token_that_is_not_there(path: Path, token: int) -> None:
+    with TraceReader(path) as reader:
+        for read in (reader.mean, reader.head_mean, lambda t: reader.part([t])):
+            with pytest.raises(ValueError, match=f"token is {token}; the trace has 3"):
+                read(token)
+        with pytest.raises(ValueError, match="image is 1; the prompt has 1"):
+            reader.image(1)
+
+
+def test_damage_is_found_at_the_token_that_has_it(path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    with safe_open(path, framework="pt") as file:
+        rows = file.get_tensor("attention")[1].numpy().tobytes()
+    where = bytes(data).index(rows)
+    data[where + 3] ^= 4
+    path.write_bytes(data)
+    with TraceReader(path) as reader:
+        reader.part([0, 2])
+        with pytest.raises(ValueError, match="checksum of token 1"):
+            reader.part([1])
+
+
+def test_what_cannot_be_opened_whole_cannot_be_opened_in_part(tmp_path: Path, path: Path) -> None:
+    with pytest.raises(ValueError, match="There is no trace file"):
+        TraceReader(tmp_path / "none.safetensors")
+    rewritten(path, {"version": 99})
+    with pytest.raises(ValueError, match="format version 99"):
+        TraceReader(path)
+    path.write_bytes(path.read_bytes()[:200])
+    with pytest.raises(ValueError, match="damaged or no trace"):
+        TraceReader(path)
+
+
+def test_a_file_of_version_1_is_read(path: Path) -> None:
+    whole = GenerationTrace.open(path)
+    rewritten(path, {"version": 1, "token_checksums": None}, without=("head_mean",))
+    with TraceReader(path) as reader:
+        assert torch.equal(reader.head_mean(1), head_mean(whole)[1])
+        assert torch.equal(reader.part([1]).attention, whole.attention[1:2])
+
+
+def test_the_file_is_what_the_librarys_own_writer_makes(path: Path) -> None:
+    with safe_open(path, framework="pt") as file:
+        metadata = file.metadata()
+    tensors = load_file(path)
+    assert torch.equal(tensors["head_mean"], head_mean(GenerationTrace.open(path)))
+    save_file(tensors, path, metadata)
+    assert len(GenerationTrace.open(path).tokens) == 3

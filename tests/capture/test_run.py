@@ -1,0 +1,282 @@
+"""One run: sampling and seeds, what is said of each token, its end, Stop, and what is refused."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from PIL import Image
+from transformers import GenerationConfig
+
+from attention_extractor import RunOutOfMemoryError, forecast, generate
+from capture import forecast as forecasting
+from capture.recorder import TraceRecorder
+from capture.run import generation_config
+from config import GenerationSettings
+from models.attention import NAME, ForwardPlan, install, running
+from models.family import PromptInputs
+from models.loading import ModelHandle, load_model
+
+pytestmark = pytest.mark.tiny
+
+GREEDY = GenerationSettings(max_new_tokens=10)
+SAMPLED = GenerationSettings(max_new_tokens=10, temperature=1.3, top_p=0.95, top_k=40, seed=7)
+PENALISED = GenerationSettings(max_new_tokens=10, repetition_penalty=1.3)
+
+
+@pytest.fixture(scope="module")
+def handle(tiny_folder: Path) -> ModelHandle:
+    """Without a token that ends an answer: what a random model says is as long as asked for."""
+    made = load_model(str(tiny_folder), device="cpu", dtype="float32")
+    made.model.generation_config.eos_token_id = None
+    return made
+
+
+@pytest.fixture(scope="module")
+def inputs(handle: ModelHandle, photo: Image.Image) -> PromptInputs:
+    return handle.prepare([photo], "What is there?")
+
+
+@pytest.fixture
+def own_config(handle: ModelHandle) -> Iterator[GenerationConfig]:
+    """The checkpoint's generation_config; changes are undone."""
+    before = handle.model.generation_config
+    handle.model.generation_config = GenerationConfig.from_dict(before.to_dict())
+    yield handle.model.generation_config
+    handle.model.generation_config = before
+
+
+def plain(
+    handle: ModelHandle, inputs: PromptInputs, settings: GenerationSettings
+) -> SimpleNamespace:
+    """transformers alone, with SDPA: token ids and raw logits (T, vocabulary)."""
+    config = generation_config(handle, settings)
+    config.update(return_dict_in_generate=True, output_logits=True)
+    handle.model.set_attn_implementation({"text_config": "sdpa"})
+    try:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(settings.seed)
+            out = handle.model.generate(**inputs.tensors, generation_config=config)
+    finally:
+        handle.model.set_attn_implementation({"text_config": NAME})
+    ids = out.sequences[0, inputs.layout.length :].tolist()
+    return SimpleNamespace(ids=ids, logits=torch.cat(out.logits))
+
+
+@pytest.mark.parametrize(
+    "settings", [GREEDY, SAMPLED, PENALISED], ids=["greedy", "sampled", "penalty"]
+)
+def test_capture_changes_no_token_and_a_seed_fixes_them(
+    handle: ModelHandle, inputs: PromptInputs, settings: GenerationSettings
+) -> None:
+    alone = plain(handle, inputs, settings)
+    torch.manual_seed(123)  # the caller's generator neither matters nor is moved
+    before = torch.random.get_rng_state()
+    traces = [generate(handle, inputs, settings) for _ in range(2)]
+    assert torch.equal(before, torch.random.get_rng_state())
+    for trace in traces:
+        assert [token.id for token in trace.tokens] == alone.ids
+        assert torch.equal(trace.attention, traces[0].attention)
+        assert trace.seed == settings.seed
+
+
+def test_another_seed_gives_another_answer(handle: ModelHandle, inputs: PromptInputs) -> None:
+    answers = {
+        tuple(
+            token.id
+            for token in generate(
+                handle, inputs, GenerationSettings(10, temperature=1.3, seed=seed)
+            ).tokens
+        )
+        for seed in range(4)
+    }
+    assert len(answers) == 4
+
+
+@pytest.mark.parametrize(
+    "settings", [GREEDY, SAMPLED, PENALISED], ids=["greedy", "sampled", "penalty"]
+)
+def test_probability_rank_and_alternatives_are_those_of_the_raw_logits(
+    handle: ModelHandle, inputs: PromptInputs, settings: GenerationSettings
+) -> None:
+    alone = plain(handle, inputs, settings)
+    trace = generate(handle, inputs, settings)
+    tokenizer = handle.processor.tokenizer
+    ranks = set()
+    for token, logits in zip(trace.tokens, alone.logits, strict=True):
+        probabilities = torch.softmax(logits.double(), dim=-1)
+        assert token.probability == pytest.approx(float(probabilities[token.id]), rel=1e-4)
+        order = torch.argsort(logits, descending=True).tolist()
+        assert token.rank == order.index(token.id)
+        assert [other.id for other in token.alternatives] == order[:5]
+        for other in token.alternatives:
+            assert other.probability == pytest.approx(float(probabilities[other.id]), rel=1e-4)
+            assert other.text == tokenizer.decode([other.id])
+        ranks.add(token.rank)
+    assert (ranks == {0}) == (settings == GREEDY)  # the others leave the first place now and then
+
+
+def test_token_texts_join_to_the_answer(handle: ModelHandle, inputs: PromptInputs) -> None:
+    trace = generate(handle, inputs, SAMPLED)
+    assert trace.finish == "length"
+    ids = [token.id for token in trace.tokens]
+    # a character that the last token only begins is not said
+    assert trace.text == handle.processor.tokenizer.decode(ids).removesuffix("\ufffd")
+
+
+def test_a_run_ends_at_the_token_that_ends_an_answer(
+    handle: ModelHandle, inputs: PromptInputs, own_config: GenerationConfig
+) -> None:
+    whole = generate(handle, inputs, GREEDY)
+    end = whole.tokens[4].id
+    first = next(i for i, token in enumerate(whole.tokens) if token.id == end)
+    own_config.eos_token_id = [end, 3]
+    cut = generate(handle, inputs, GREEDY)
+    assert (len(cut.tokens), cut.finish) == (first + 1, "end")
+    assert cut.text == "".join(token.text for token in whole.tokens[:first])
+    assert torch.equal(cut.attention, whole.attention[: first + 1])
+
+
+@pytest.mark.parametrize("after", [0, 3])
+def test_stop_ends_a_run_with_the_token_it_was_pressed_at(
+    handle: ModelHandle, inputs: PromptInputs, after: int
+) -> None:
+    stop = threading.Event()
+    seen = []
+
+    def look(index: int, token: object) -> None:
+        seen.append(token)
+        if index == after:
+            stop.set()
+
+    whole = generate(handle, inputs, GREEDY)
+    trace = generate(handle, inputs, GREEDY, on_token=look, stop=stop)
+    assert trace.finish == "stopped"
+    assert trace.tokens == whole.tokens[: after + 1] == tuple(seen)
+    assert torch.equal(trace.attention, whole.attention[: after + 1])
+    assert trace.shares.shape[0] == trace.entropy.shape[0] == after + 1
+
+
+def test_chosen_layers_and_heads_are_those_of_a_whole_run(
+    handle: ModelHandle, inputs: PromptInputs
+) -> None:
+    whole = generate(handle, inputs, GREEDY)
+    some = generate(handle, inputs, GenerationSettings(10, layers=(3, 0), heads=(2,)))
+    assert (some.layers, some.heads) == ((0, 3), (2,))
+    assert torch.equal(some.attention, whole.attention[:, [0, 3]][:, :, [2]])
+    assert torch.equal(some.shares, whole.shares[:, [0, 3]][:, :, [2]])
+    assert torch.equal(some.entropy, whole.entropy[:, [0, 3]][:, :, [2]])
+
+
+# --- what cannot be ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "error",
+    [torch.OutOfMemoryError("full"), MemoryError(), RuntimeError("can't allocate memory: 9")],
+)
+def test_a_full_memory_is_named_and_the_next_run_works(
+    handle: ModelHandle,
+    inputs: PromptInputs,
+    error: Exception,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    before = generate(handle, inputs, GREEDY)
+
+    def full(*args: object, **kwargs: object) -> None:
+        raise error
+
+    with monkeypatch.context() as patched:
+        patched.setattr(TraceRecorder, "record", full)
+        with pytest.raises(RunOutOfMemoryError, match=r"max_pixels; now .*max_new_tokens; now 10"):
+            generate(handle, inputs, GREEDY)
+    assert not handle.lock.locked()
+    assert generate(handle, inputs, GREEDY).tokens == before.tokens
+
+
+def test_another_error_keeps_its_name(
+    handle: ModelHandle, inputs: PromptInputs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*args: object, **kwargs: object) -> None:
+        raise RuntimeError("something else")
+
+    monkeypatch.setattr(TraceRecorder, "record", broken)
+    with pytest.raises(RuntimeError, match=r"^something else$"):
+        generate(handle, inputs, GREEDY)
+
+
+def test_a_run_that_cannot_fit_is_refused_before_it_starts(
+    handle: ModelHandle, inputs: PromptInputs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    need = forecast(handle, inputs, GREEDY)
+    half = (need.payload_bytes + need.cache_bytes) // 2
+    monkeypatch.setattr(forecasting, "available_memory", lambda device: half)
+    with pytest.raises(
+        ValueError, match=r"max_new_tokens is 10; at most [45] would fit.*max_pixels"
+    ):
+        generate(handle, inputs, GREEDY)
+
+
+def test_the_forecast_is_what_the_trace_takes(handle: ModelHandle, inputs: PromptInputs) -> None:
+    for settings in (GREEDY, GenerationSettings(10, layers=(1,), heads=(0, 3))):
+        trace = generate(handle, inputs, settings)
+        assert len(trace.tokens) == settings.max_new_tokens
+        tensors = (trace.attention, trace.shares, trace.entropy)
+        taken = sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+        guess = forecast(handle, inputs, settings)
+        assert guess.payload_bytes == taken
+        assert guess.vision_tokens == trace.attention.shape[-1]
+        assert guess.extra_bytes("cpu") == taken + guess.working_bytes
+        assert guess.extra_bytes("cuda:0") == guess.working_bytes
+        assert guess.seconds > 0
+
+
+@pytest.mark.parametrize("name, value", [("prompt_lookup_num_tokens", 3), ("dola_layers", "high")])
+def test_a_checkpoint_that_asks_for_another_way_of_generating_is_refused(
+    handle: ModelHandle,
+    inputs: PromptInputs,
+    own_config: GenerationConfig,
+    name: str,
+    value: object,
+) -> None:
+    setattr(own_config, name, value)
+    with pytest.raises(ValueError, match=f"sets {name} to {value!r}.*greedy decoding or sampling"):
+        generate(handle, inputs, GREEDY)
+
+
+def test_beams_of_a_checkpoint_are_not_used(
+    handle: ModelHandle, inputs: PromptInputs, own_config: GenerationConfig
+) -> None:
+    before = generate(handle, inputs, GREEDY)
+    own_config.num_beams, own_config.num_return_sequences = 3, 2
+    assert generate(handle, inputs, GREEDY).tokens == before.tokens
+
+
+@pytest.mark.parametrize(
+    "options, words",
+    [
+        ({"num_beams": 2}, "batch of 2, but 1 is being recorded. Beam search"),
+        ({"prompt_lookup_num_tokens": 2}, "Assisted decoding"),
+    ],
+)
+def test_beams_and_drafts_are_refused_while_a_plan_is_running(
+    handle: ModelHandle, inputs: PromptInputs, options: dict[str, int], words: str
+) -> None:
+    plan = ForwardPlan(None, None, inputs.layout.length, batch=1)
+    with pytest.raises(ValueError, match=words), running(handle.stack, plan):
+        # a draft is made where the answer repeats the prompt, so it is made to repeat
+        repeated = [[[int(inputs.token_ids[-1])], 50.0]]
+        handle.model.generate(
+            **inputs.tensors, max_new_tokens=30, do_sample=False, sequence_bias=repeated, **options
+        )
+    assert not handle.stack.language_model._forward_pre_hooks
+
+
+def test_a_model_without_sdpa_is_refused() -> None:
+    model = SimpleNamespace(_supports_sdpa=False)
+    with pytest.raises(ValueError, match="does not support SDPA"):
+        install(model)  # type: ignore[arg-type]
