@@ -8,7 +8,6 @@ import html
 import json
 import re
 from collections.abc import Callable, Iterator
-from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +15,7 @@ import numpy as np
 import pytest
 
 from attention_processor import patch_map
+from tests.web.documents import Blocks
 from tests.web.synthetic import HOSTILE, WORDS, make_pair, make_trace
 from tests.web.test_browser_view import HASH, INSPECTOR, change, drawn, ready
 from tests.web.test_payload import unpack
@@ -27,31 +27,6 @@ HARM = (
     "</script><script>window.__hit=9</script><img src=x onerror=window.__hit=9> ${1} {{value}} "
     "@data@"
 )
-
-
-class Blocks(HTMLParser):
-    """The elements of a document as a browser takes them, and the texts of its scripts."""
-
-    def __init__(self, text: str) -> None:
-        super().__init__()
-        self.elements: list[tuple[str, dict[str, str | None]]] = []
-        self.texts: dict[str, str] = {}
-        self._inside: str | None = None
-        self.feed(text)
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.elements.append((tag, dict(attrs)))
-        self._inside = dict(attrs).get("id") if tag == "script" else None
-
-    def handle_endtag(self, tag: str) -> None:
-        self._inside = None
-
-    def handle_data(self, data: str) -> None:
-        if self._inside:
-            self.texts[self._inside] = self.texts.get(self._inside, "") + data
-
-    def scripts_that_run(self) -> int:
-        return sum(tag == "script" and "type" not in attrs for tag, attrs in self.elements)
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,310 @@
+"""`python -m cli compare`: its files, its words, its refusals; and sinks marked by `heatmap`."""
+
+from __future__ import annotations
+
+import base64
+import json
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from attention_processor import head_mean
+from capture.trace import GenerationTrace
+from cli.compare import with_profile
+from config import VARSettings
+from models.profiles import SinkProfile
+from tests.test_cli import refused, run
+from tests.web.documents import Blocks
+from tests.web.test_payload import unpack
+
+DIMS = (3, 40)
+# Under these the random model has a few sinks, and heads qualify.
+ACTING = ("--dims", "3,40", "--layers", "1-2", "--min-image-mass", "0.05", "--keep", "0.3")
+LENGTH = ("--max-new-tokens", "6")
+
+
+@pytest.fixture(scope="module")
+def image(photo: Image.Image, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("image") / "photo.png"
+    photo.save(path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def tau(tiny_folder: Path, image: Path) -> str:
+    """A threshold that about a tenth of the prompt's tokens exceed."""
+    from attention_extractor import generate
+    from config import GenerationSettings
+    from models.images import open_image
+    from models.loading import load_model
+
+    handle = load_model(str(tiny_folder), device="cpu", dtype="float32")
+    inputs = handle.prepare([open_image(image)], "What?")
+    probe = VARSettings(DIMS, tau=0.0, layers=(1, 2), min_image_mass=0.0, max_sink_share=1.0)
+    report = generate(handle, inputs, GenerationSettings(max_new_tokens=1), probe).var
+    assert report is not None
+    scores = sorted(s for layer in report["layers"] for s in layer["scores"])
+    cut = int(0.9 * len(scores))
+    return str((scores[cut] + scores[cut + 1]) / 2)
+
+
+def numbers(path: Path) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return found
+
+
+# --- tier 1 ---------------------------------------------------------------------------------------
+
+PROFILE = SinkProfile("m", "f", 64, 4, (1, 2), 5.0, "someone", "low")
+
+
+@pytest.mark.parametrize(
+    ("profile", "dims", "tau", "means"),
+    [
+        (PROFILE, False, False, ((1, 2), 5.0)),
+        (PROFILE, True, False, ((7,), 5.0)),
+        (PROFILE, False, True, ((1, 2), 3.0)),
+        (PROFILE, True, True, ((7,), 3.0)),
+        (None, True, True, ((7,), 3.0)),
+    ],
+)
+def test_what_is_left_out_comes_from_the_profile(
+    profile: SinkProfile | None, dims: bool, tau: bool, means: tuple[tuple[int, ...], float]
+) -> None:
+    draft = VARSettings(dims=(7,), tau=3.0, keep=0.2)
+    made = with_profile(draft, profile, "m", dims, tau)
+    assert (made.dims, made.tau, made.keep) == (*means, 0.2)
+
+
+def test_without_profile_and_dims_it_tells_how_to_give_them() -> None:
+    with pytest.raises(
+        ValueError, match=r"No sink dimensions are known for some/model.*--dims 458"
+    ):
+        with_profile(VARSettings(dims=(0,)), None, "some/model", False, True)
+
+
+# --- tier 2: with the tiny model ------------------------------------------------------------------
+
+
+@pytest.mark.tiny
+def test_a_page_and_the_traces_behind_it(
+    image: Path, tiny_folder: Path, tmp_path: Path, tau: str
+) -> None:
+    page, traces = tmp_path / "out.html", tmp_path / "traces"
+    done = run(
+        *("compare", image, "What </script> is it?", "--model", tiny_folder, "-o", page, *LENGTH),
+        *(*ACTING, "--tau", tau, "--save-traces", traces, "--token", "2"),
+    )
+    assert done.exit_code == 0, done.output
+    blocks = Blocks(page.read_text(encoding="utf-8"))
+    header, arrays = unpack(base64.b64decode(blocks.texts["file-run.bin"]))
+    assert json.loads(blocks.texts["value"])["place"] == "t=2-2"
+    assert header["prompt"] == "What </script> is it?" and blocks.scripts_that_run() == 1
+    assert [v["name"] for v in header["variants"]] == ["baseline", "var"]
+    assert "given by the user" in page.read_text(encoding="utf-8")
+
+    saved = [GenerationTrace.open(traces / f"{name}.safetensors") for name in ("baseline", "var")]
+    assert saved[0].applied == () and saved[1].applied[0].startswith("VAR (official): dims 3, 40")
+    for trace, variant in zip(saved, header["variants"], strict=True):
+        assert [t["t"] for t in variant["tokens"]] == [t.text for t in trace.tokens]
+        top = arrays[f"{variant['name']}.mean.scale"]
+        np.testing.assert_allclose(top, head_mean(trace).amax(-1).numpy(), rtol=1e-5)
+    shown = run("show", traces / "var.safetensors")
+    assert shown.exit_code == 0, shown.output
+
+
+@pytest.mark.tiny
+def test_numbers_agree_with_what_is_printed(
+    image: Path, tiny_folder: Path, tmp_path: Path, tau: str
+) -> None:
+    out = tmp_path / "out.json"
+    done = run(
+        *("compare", image, "What?", "--model", tiny_folder, "-o", out, *LENGTH, *ACTING),
+        *("--tau", tau, "--same-text", "--control", "random", "--seed", "5"),
+    )
+    assert done.exit_code == 0, done.output
+    found = numbers(out)
+    assert found["format"] == "sinkscope-comparison" and found["same_text"]
+    assert found["parting"] is None
+    settings = found["report"]["settings"]
+    assert settings["dims"] == [3, 40] and settings["layers"] == [1, 2]
+    assert (settings["keep"], settings["control"], settings["seed"]) == (0.3, "random", 5)
+    assert settings["tau"] == pytest.approx(float(tau))
+
+    plain, changed = found["baseline"]["tokens"], found["var"]["tokens"]
+    change = [
+        np.log(b["probability"]) - np.log(a["probability"])
+        for a, b in zip(plain, changed, strict=True)
+    ]
+    np.testing.assert_allclose(found["log_probability_change"], change, atol=1e-9)
+    assert any(change), "VAR had no effect at all: the test shows nothing"
+
+    lines = done.stdout.splitlines()
+    assert "Same text: VAR was given the baseline's answer, token by token." in lines
+    assert f"Log-probability of the common text: {sum(change):+.3f} nats" in done.stdout
+    rows = [line.split() for line in lines if re.match(r" +\d+ .*%.*%.*%.*%.*%.*%", line)]
+    assert len(rows) == len(plain)
+    for row, a, b, nats in zip(rows, plain, changed, change, strict=True):
+        said = [float(cell.rstrip("%")) / 100 for cell in row[1:7]]
+        values = [
+            side[name] for name in ("image_share", "sink_share", "probability") for side in (a, b)
+        ]
+        np.testing.assert_allclose(said, values, atol=6e-4)
+        assert float(row[7]) == pytest.approx(nats, abs=6e-4)
+    assert re.search(
+        r"VAR changed [\d.]+% of the rows of attention .* in \d of 2 layers", done.stdout
+    )
+    assert lines[-3].startswith("layer  sinks") and lines[-1].split()[0] == "2"
+
+
+@pytest.mark.tiny
+@pytest.mark.parametrize("ending", ["png", "pdf"])
+def test_a_figure_of_the_token_that_changed_most(
+    ending: str,
+    image: Path,
+    tiny_folder: Path,
+    tmp_path: Path,
+    tau: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    import visualization
+
+    drawn: list[Any] = []
+    real = visualization.save
+    monkeypatch.setattr(
+        visualization, "save", lambda figure, path: (drawn.append(figure), real(figure, path))
+    )
+    out, traces = tmp_path / f"out.{ending}", tmp_path / "traces"
+    one = ("compare", image, "What?", "--model", tiny_folder, "-o", out, *LENGTH, *ACTING)
+    done = run(*one, "--tau", tau, "--same-text", "--save-traces", traces)
+    assert done.exit_code == 0, done.output
+    assert out.read_bytes()[:4] == (b"%PDF" if ending == "pdf" else b"\x89PNG")
+
+    plain, changed = (
+        GenerationTrace.open(traces / f"{name}.safetensors").attention.float().mean(dim=(1, 2))
+        for name in ("baseline", "var")
+    )
+    most = int((changed - plain).abs().sum(-1).argmax())
+    figure = drawn[0]
+    said = figure.get_supxlabel()
+    assert f"token {most} " in said and "boxed x: attention sink" in said
+    assert "VAR (official): dims 3, 40" in said.replace("\n", " ")
+    titles = [axes.get_title() for axes in figure.axes]
+    assert titles[0].startswith("Baseline: ") and titles[1].startswith("VAR: ")
+    assert titles[2] == "VAR − baseline"
+    pictures = [axes.images[0].get_array() for axes in figure.axes[:3]]
+    assert not np.array_equal(pictures[0], pictures[1])
+    if ending == "png":
+        assert "token is 6; the answer has 6" in refused(run(*one, "--tau", tau, "--token", "6"))
+
+
+@pytest.mark.tiny
+def test_var_that_changed_nothing_is_said_loudly(
+    image: Path, tiny_folder: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out.json"
+    done = run(
+        *("compare", image, "What?", "--model", tiny_folder, "-o", out, *LENGTH),
+        *("--dims", "3,40", "--tau", "7.9"),
+    )
+    assert done.exit_code == 0, done.output
+    assert "\nVAR changed nothing: no token is a sink." in done.stdout
+    assert "Both answers are the same text." in done.stdout
+    found = numbers(out)
+    assert found["report"]["changed"] is False
+    assert found["baseline"]["answer"] == found["var"]["answer"]
+    assert not any(found["log_probability_change"])
+
+
+@pytest.mark.tiny
+def test_a_profile_gives_dims_tau_and_marks(
+    image: Path, tiny_folder: Path, tmp_path: Path, tau: str
+) -> None:
+    folder = tmp_path / "with_profile"
+    shutil.copytree(tiny_folder, folder)
+    (folder / "sink_profile.toml").write_text(
+        'model = "tiny"\nfamily = "qwen2_5_vl"\nhidden_size = 64\nlayers = 4\ndims = [3, 40]\n'
+        f'tau = {tau}\nsource = "a test"\nconfidence = "low"\n'
+    )
+    out = tmp_path / "out.json"
+    words = ("compare", image, "What?", "--model", folder, "-o", out, *LENGTH)
+    assert run(*words).exit_code == 0
+    found = numbers(out)
+    assert found["report"]["settings"]["dims"] == [3, 40]
+    assert found["report"]["settings"]["tau"] == pytest.approx(float(tau))
+    assert found["sink_dimensions"] == "profile of tiny: a test (confidence: low)."
+
+    pictures = {}
+    for switch in ("--sinks", "--no-sinks"):
+        path = tmp_path / f"{switch}.png"
+        picture = ("heatmap", image, "What?", "--model", folder, "-o", path, "--token", "1")
+        assert run(*picture, "--max-new-tokens", "2", switch).exit_code == 0
+        pictures[switch] = np.asarray(Image.open(path)).astype(int)
+    differ = np.abs(pictures["--sinks"] - pictures["--no-sinks"]).sum(-1) > 0
+    assert 0 < differ.mean() < 0.5  # marks, and not another picture
+
+
+# --- refusals -------------------------------------------------------------------------------------
+
+
+@pytest.mark.tiny
+def test_what_can_be_refused_is_refused_before_the_model_loads(
+    image: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def loaded(*args: object, **kwargs: object) -> None:
+        raise AssertionError("the model was loaded first")
+
+    monkeypatch.setattr("models.loading.load_model", loaded)
+    out = tmp_path / "out.html"
+
+    def mistake(*words: str | Path, output: Path = out, source: Path = image) -> str:
+        return refused(run("compare", source, "What?", "--output", output, *words))
+
+    assert "does not exist" in mistake(output=tmp_path / "missing" / "out.html")
+    assert "is the input itself" in mistake(output=image)
+    assert ".html, .png, .pdf, .svg, .json" in mistake(output=tmp_path / "out.docx")
+    assert "cat.png does not exist" in mistake(source=tmp_path / "cat.png")
+    assert "dims is 'x'" in mistake("--dims", "x")
+    assert "layers is '5-2'" in mistake("--layers", "5-2")
+    assert "capture_layers is 'a'" in mistake("--capture-layers", "a")
+    assert "tau is -1.0" in mistake("--tau", "-1")
+    assert "tau is nan" in mistake("--tau", "nan")
+    assert "keep is 1.5" in mistake("--keep", "1.5")
+    assert "max_sink_share is -0.1" in mistake("--max-sink-share", "-0.1")
+    assert "min_image_mass is 2.0" in mistake("--min-image-mass", "2")
+    assert "temperature is -1.0" in mistake("--temperature", "-1")
+    assert "max_new_tokens is 0" in mistake("--max-new-tokens", "0")
+    assert "seed is -1" in mistake("--seed", "-1")
+    assert "device is 'tpu'" in mistake("--device", "tpu")
+    assert "does not exist" in mistake("--save-traces", tmp_path / "a" / "b")
+    assert "a folder, not a file" in mistake("--save-traces", image)
+    assert not out.exists()
+
+
+@pytest.mark.tiny
+def test_what_the_model_refuses_is_refused_before_it_computes(
+    image: Path, tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from transformers import Qwen2_5_VLForConditionalGeneration
+
+    def computed(*args: object, **kwargs: object) -> None:
+        raise AssertionError("the model computed first")
+
+    monkeypatch.setattr(Qwen2_5_VLForConditionalGeneration, "forward", computed)
+    out = tmp_path / "out.html"
+
+    def mistake(*words: str) -> str:
+        return refused(run("compare", image, "What?", "--model", tiny_folder, "-o", out, *words))
+
+    assert "No sink dimensions are known for" in (said := mistake()) and "--dims" in said
+    assert "hidden size allows 0 to 63" in mistake("--dims", "64", "--tau", "5")
+    assert "never exceeds sqrt(hidden size) = 8.0" in mistake("--dims", "3", "--tau", "8.5")
+    assert "tau is 20" in mistake("--dims", "3")
+    assert "layers has [4]" in mistake("--dims", "3", "--tau", "5", "--layers", "4")
+    assert "layer" in mistake("--dims", "3", "--tau", "5", "--capture-layers", "9")
+    assert not out.exists()
