@@ -9,6 +9,8 @@ import pytest
 
 from attention_processor import patch_map, tokens_looking_at
 from tests.web.conftest import Site
+from tests.web.synthetic import WORDS, make_trace
+from web.store import Run
 
 pytestmark = pytest.mark.browser
 
@@ -224,3 +226,29 @@ def test_nothing_overflows(site: Site, open_page: Any, width: int, scheme: str) 
              .map(e => e.outerHTML.slice(0, 80))"""
     )
     assert small == []
+
+
+def test_a_large_run_fetches_single_heads_once(site: Site, open_page: Any) -> None:
+    trace = make_trace(WORDS * 2 + WORDS[:6], rows=20, columns=20, layers=12, heads=12)
+    run = Run({"baseline": trace})
+    site.app.handlers.store.put(run)
+    page = open_page(site.url, path=f"#run={run.id}&t=4-4&l=0-11&h=0-11")
+    page.wait_for_selector(f"[data-ready='{run.id}']", state="attached")
+    asked: list[str] = []
+    page.on("request", lambda request: asked.append(request.url))
+    shown = f"() => {INSPECTOR}.shown.maps.baseline && [...{INSPECTOR}.shown.maps.baseline]"
+    for chosen, expected in (
+        ({"l0": 3, "l1": 3}, patch_map(trace, 4, [3])),
+        ({"h0": 2, "h1": 5}, patch_map(trace, 4, [3], [2, 3, 4, 5])),
+        ({"combine": "max"}, patch_map(trace, 4, [3], [2, 3, 4, 5], "max")),
+        ({"t0": 4, "t1": 7}, patch_map(trace, [4, 5, 6, 7], [3], [2, 3, 4, 5], "max")),
+    ):
+        page.evaluate(f"chosen => {INSPECTOR}.set(chosen)", chosen)
+        page.wait_for_function(shown)
+        values = expected.values.ravel()
+        # uint8 codes: up to 1/510 of the square root of the row's maximum
+        np.testing.assert_allclose(
+            page.evaluate(shown), values, atol=4e-3 * values.max(), rtol=0.01
+        )
+    # one for the token's heads (which serve every choice of layers and heads), one for the range
+    assert len(asked) == 2
