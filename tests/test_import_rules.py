@@ -23,7 +23,8 @@ ORDER: tuple[tuple[str, ...], ...] = (
     ("attention_extractor",),
     ("visualization", "sinks", "experiments"),
     ("evaluation",),
-    ("web", "cli"),
+    ("web",),
+    ("cli",),
     ("app",),
 )
 LEVEL = {part: level for level, parts in enumerate(ORDER) for part in parts}
