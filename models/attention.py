@@ -119,9 +119,9 @@ class ForwardPlan:
         """
         if self.batch is not None and batch != self.batch:
             raise ValueError(
-                f"The model was called with a batch of {batch}, but {self.batch} is being recorded. "
-                "Beam search and num_return_sequences cannot be captured; use greedy decoding or "
-                "sampling (temperature above 0)."
+                f"The model was called with a batch of {batch}, but {self.batch} is being "
+                "recorded. Beam search and num_return_sequences cannot be captured; use greedy "
+                "decoding or sampling (temperature above 0)."
             )
         self.start += self.length
         self.length = queries

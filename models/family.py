@@ -185,6 +185,7 @@ class Family(Protocol):
         system: str | None,
         min_pixels: int | None,
         max_pixels: int | None,
+        history: Sequence[tuple[str, str]] = (),
     ) -> PromptInputs: ...
 
     def forward_prefix(

@@ -68,6 +68,7 @@ class ModelHandle:
         *,
         min_pixels: int | None = None,
         max_pixels: int | None = None,
+        history: Sequence[tuple[str, str]] = (),
     ) -> PromptInputs:
         """Turn images and a prompt into what the model takes.
 
@@ -76,22 +77,37 @@ class ModelHandle:
             prompt: the user's text; special tokens typed in it stay plain text.
             system: replaces the chat template's own system message.
             min_pixels, max_pixels: area bounds of the resized image for this prompt alone.
+            history: earlier turns of the conversation, (what the user said, what was answered),
+                oldest first; the images are shown in the first.
 
         Raises:
-            ValueError: no image, an empty prompt, or a prompt too long.
+            ValueError: no image, an empty prompt or turn, or a conversation too long.
         """
         if not images:
             raise ValueError("There is no image; give at least one.")
         if not prompt.strip():
             raise ValueError("The prompt is empty; ask something about the image.")
-        if len(prompt) > MAX_PROMPT_CHARACTERS:
+        if any(not text.strip() for turn in history for text in turn):
             raise ValueError(
-                f"The prompt has {len(prompt)} characters; at most {MAX_PROMPT_CHARACTERS} "
+                "history has an empty text; each turn is (what the user said, the answer)."
+            )
+        characters = len(prompt) + sum(len(text) for turn in history for text in turn)
+        if characters > MAX_PROMPT_CHARACTERS:
+            what = "conversation" if history else "prompt"
+            raise ValueError(
+                f"The {what} has {characters} characters; at most {MAX_PROMPT_CHARACTERS} "
                 "are allowed."
             )
         rgb = [image if image.mode == "RGB" else image.convert("RGB") for image in images]
         return self.family.prepare(
-            self.processor, self.model.config, rgb, prompt, system, min_pixels, max_pixels
+            self.processor,
+            self.model.config,
+            rgb,
+            prompt,
+            system,
+            min_pixels,
+            max_pixels,
+            history,
         )
 
 

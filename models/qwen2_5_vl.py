@@ -32,8 +32,7 @@ from models.family import ImageGrid, PromptInputs, PromptLayout, Segment, Segmen
 IMAGE_TOKEN = "<|image_pad|>"
 ROLE_START = "<|im_start|>"
 ROLE_END = "<|im_end|>"
-USER_TEXT = "\ue000user text\ue001"  # private-use characters: no template contains them
-SYSTEM_TEXT = "\ue000system text\ue001"
+SPEECH = "\ue000{}\ue001"  # stands for what somebody says; private-use characters: in no template
 
 
 @dataclass(frozen=True)
@@ -123,6 +122,7 @@ class Qwen25VL:
         system: str | None,
         min_pixels: int | None = None,
         max_pixels: int | None = None,
+        history: Sequence[tuple[str, str]] = (),
     ) -> PromptInputs:
         """Turn images (RGB, shown before the text) and a prompt into tensors and their layout.
 
@@ -133,6 +133,8 @@ class Qwen25VL:
             prompt: the user's text, taken literally.
             system: replaces the template's own system message.
             min_pixels, max_pixels: area bounds of the resized image for this prompt alone.
+            history: earlier turns, (what the user said, what was answered), oldest first; the
+                images belong to the first turn.
         """
         shortest = min_pixels or processor.image_processor.size["shortest_edge"]
         longest = max_pixels or processor.image_processor.size["longest_edge"]
@@ -143,7 +145,7 @@ class Qwen25VL:
         merge = config.vision_config.spatial_merge_size
         patch = config.vision_config.patch_size
         counts = [t * h * w // merge**2 for t, h, w in grids]
-        pieces = self._pieces(processor, len(images), prompt, system, counts)
+        pieces = self._pieces(processor, prompt, system, counts, history)
 
         ids = [token for piece in pieces for token in piece.ids]
         segments = _segments(pieces)
@@ -213,18 +215,13 @@ class Qwen25VL:
     def _pieces(
         self,
         processor: QwenProcessor,
-        images: int,
         prompt: str,
         system: str | None,
         counts: Sequence[int],
+        history: Sequence[tuple[str, str]],
     ) -> list[_Piece]:
         """Render the chat template and encode it piece by piece, each piece with its role."""
-        content: list[dict[str, str]] = [{"type": "image"}] * images + [
-            {"type": "text", "text": USER_TEXT}
-        ]
-        messages: list[dict[str, Any]] = [{"role": "user", "content": content}]
-        if system is not None:
-            messages.insert(0, {"role": "system", "content": SYSTEM_TEXT})
+        messages, spoken = _conversation(len(counts), prompt, system, history)
         tokenizer = processor.tokenizer
         rendered = tokenizer.apply_chat_template(
             messages,
@@ -232,7 +229,9 @@ class Qwen25VL:
             tokenize=False,
             add_generation_prompt=True,
         )
-        if rendered.count(USER_TEXT) != 1 or rendered.count(IMAGE_TOKEN) != images:
+        if rendered.count(IMAGE_TOKEN) != len(counts) or any(
+            rendered.count(placeholder) != 1 for placeholder in spoken
+        ):
             raise ValueError(
                 "The model's chat template does not show the prompt and its images once each."
             )
@@ -251,7 +250,7 @@ class Qwen25VL:
             elif text:
                 if not role:  # right after a role start: "user\n...", "system\n...", "assistant\n"
                     role = text.split("\n", 1)[0]
-                pieces.extend(_plain(tokenizer, text, role, prompt, system))
+                pieces.extend(_plain(tokenizer, text, role, spoken))
         return pieces
 
 
@@ -264,15 +263,41 @@ class _Piece:
     image: int | None = None
 
 
+def _conversation(
+    images: int, prompt: str, system: str | None, history: Sequence[tuple[str, str]]
+) -> tuple[list[dict[str, Any]], dict[str, tuple[SegmentKind, str]]]:
+    """Messages for the chat template, with placeholders for all that is said; and for each of these
+    its role and text."""
+    turns: list[tuple[SegmentKind, str]] = [] if system is None else [("system", system)]
+    for asked, answered in history:
+        turns += [("user", asked), ("assistant", answered)]
+    turns.append(("user", prompt))
+    messages: list[dict[str, Any]] = []
+    spoken: dict[str, tuple[SegmentKind, str]] = {}
+    pictures: list[dict[str, str]] = [{"type": "image"}] * images
+    for index, turn in enumerate(turns):
+        placeholder = SPEECH.format(index)
+        spoken[placeholder] = turn
+        content: Any = placeholder
+        if turn[0] == "user":
+            content = [*pictures, {"type": "text", "text": placeholder}]
+            pictures = []
+        messages.append({"role": turn[0], "content": content})
+    return messages, spoken
+
+
 def _plain(
-    tokenizer: PreTrainedTokenizerBase, text: str, role: str, prompt: str, system: str | None
+    tokenizer: PreTrainedTokenizerBase,
+    text: str,
+    role: str,
+    spoken: Mapping[str, tuple[SegmentKind, str]],
 ) -> list[_Piece]:
-    """Encode a piece between special tokens as plain text; what the user or the system says becomes
-    its own piece."""
-    for placeholder, replacement in ((USER_TEXT, prompt), (SYSTEM_TEXT, system)):
-        if replacement is not None and placeholder in text:
-            kind: SegmentKind = "user" if placeholder == USER_TEXT else "system"
-            start = text.index(placeholder)
+    """Encode a piece between special tokens as plain text; what somebody says becomes its own
+    piece."""
+    kind: SegmentKind
+    for placeholder, (speaker, replacement) in spoken.items():
+        if placeholder in text:
+            kind, start = speaker, text.index(placeholder)
             text = text.replace(placeholder, replacement)
             stop = start + len(replacement)
             break
