@@ -249,7 +249,7 @@ def _layout(
                         settings.model.min_pixels,
                         precision=0,
                         label="Smallest image, in pixels",
-                        info="Area after resizing; empty leaves it to the model.",
+                        info="Area after resizing; 0 leaves it to the model.",
                     )
                     high = gr.Number(
                         settings.model.max_pixels, precision=0, label="Largest image, in pixels"

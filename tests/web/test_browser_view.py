@@ -218,6 +218,11 @@ def test_nothing_overflows(site: Site, open_page: Any, width: int, scheme: str) 
     ready(page)
     wide = page.evaluate("[document.documentElement.scrollWidth, window.innerWidth]")
     assert wide[0] <= wide[1]
+    for name in ("VAR settings", "Generation settings", "Model"):
+        page.locator("#ask button.label-wrap", has_text=name).first.click()
+    page.wait_for_selector("#load", state="visible")
+    form = page.locator("#ask").evaluate("e => [e.scrollWidth, e.clientWidth]")
+    assert form[0] <= form[1]
     dark = page.evaluate("getComputedStyle(document.querySelector('.token')).color")
     assert (dark == "rgb(228, 232, 238)") == (scheme == "dark")
     small = page.evaluate(
