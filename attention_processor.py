@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from capture.trace import GenerationTrace
+from capture.trace import MEAN_HEAD, GenerationTrace
 from config import Reduce
 from models.family import ImageGrid
 from redistribution.sinks import sink_mask, sink_score
@@ -249,6 +249,8 @@ def _label(
 
 def _spell(indices: Sequence[int]) -> str:
     """0, 1, 2, 5 -> "0-2, 5"."""
+    if tuple(indices) == (MEAN_HEAD,):
+        return "(only their mean was kept)"
     runs: list[list[int]] = []
     for index in sorted(indices):
         if runs and index == runs[-1][1] + 1:

@@ -129,6 +129,8 @@ class GenerationSettings:
         repetition_penalty: 1 leaves the model's own distribution alone.
         seed: seeds sampling; recorded in the trace in any case.
         layers, heads: which to capture (None: all). Indices as in the model, from 0.
+        reduce_heads: keep only the mean over the captured heads, as it comes: a trace as many times
+            smaller as there are heads. For large jobs.
     """
 
     max_new_tokens: int = 64
@@ -139,6 +141,7 @@ class GenerationSettings:
     seed: int = 0
     layers: tuple[int, ...] | None = None
     heads: tuple[int, ...] | None = None
+    reduce_heads: bool = False
 
     def __post_init__(self) -> None:
         _integer("max_new_tokens", self.max_new_tokens, 1, 8192)
@@ -151,6 +154,8 @@ class GenerationSettings:
         _integer("seed", self.seed, 0, 2**63 - 1)
         _indices("layers", self.layers)
         _indices("heads", self.heads)
+        if not isinstance(self.reduce_heads, bool):
+            raise _refuse("reduce_heads", self.reduce_heads, "true or false")
 
 
 @dataclass(frozen=True)

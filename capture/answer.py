@@ -75,7 +75,6 @@ def answer(
     rows = len(var)
     if rows > 1 and prefix is None:
         raise ValueError(f"var has {rows} rows; more than one needs a prefix to continue from.")
-    layers, heads = captured(handle, settings)
     intervention = _intervention(handle, inputs, settings.max_new_tokens, var, prefix)
     mark = mark or next((own for own in var if own is not None), None)
     observer = _observer(handle, mark, prefix)
@@ -85,8 +84,7 @@ def answer(
         for row in range(rows)
     ]
     recorders = [
-        _recorder(handle, inputs, layers, heads, settings.max_new_tokens, row)
-        for row in range(rows)
+        _recorder(handle, inputs, settings, settings.max_new_tokens, row) for row in range(rows)
     ]
     plan = _plan(inputs, recorders, intervention, observer, prefix)
     began = time.perf_counter()
@@ -141,12 +139,11 @@ def retell(
     Returns:
         A trace with the tokens of `told` and the probabilities, ranks and attention under VAR.
     """
-    layers, heads = captured(handle, settings)
     count = len(told.tokens)
     intervention = _intervention(handle, inputs, count, [var], prefix)
     assert intervention is not None
     observer = _observer(handle, var, prefix)
-    recorder = _recorder(handle, inputs, layers, heads, count, 0)
+    recorder = _recorder(handle, inputs, settings, count, 0)
     plan = _plan(inputs, [recorder], intervention, observer, prefix)
     plan.all_rows_from = inputs.layout.length - 1
     ids = torch.tensor([[*inputs.token_ids, *(token.id for token in told.tokens[:-1])]])
@@ -215,13 +212,18 @@ def _observer(
 def _recorder(
     handle: ModelHandle,
     inputs: PromptInputs,
-    layers: tuple[int, ...],
-    heads: tuple[int, ...],
+    settings: GenerationSettings,
     tokens: int,
     row: int,
 ) -> TraceRecorder:
-    pinned = handle.device.type == "cuda"
-    return TraceRecorder(inputs.layout, layers, heads, tokens, batch_row=row, pinned=pinned)
+    return TraceRecorder(
+        inputs.layout,
+        *captured(handle, settings),
+        tokens,
+        batch_row=row,
+        reduce_heads=settings.reduce_heads,
+        pinned=handle.device.type == "cuda",
+    )
 
 
 def _plan(

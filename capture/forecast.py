@@ -106,7 +106,7 @@ def check_memory(
                 f"The run needs {_size(need)} of {place}, where {_size(free)} are free. What "
                 f"helps: fewer new tokens (max_new_tokens is {settings.max_new_tokens}{tokens}), a "
                 f"smaller image (max_pixels; now {inputs.layout.vision_tokens} vision tokens), or "
-                "fewer captured layers and heads (layers, heads)."
+                "less of the attention (layers, heads, reduce_heads)."
             )
 
 
@@ -133,7 +133,8 @@ def row_bytes(handle: ModelHandle, inputs: PromptInputs, settings: GenerationSet
     """Bytes of one token's rows: float16 vision columns, float32 shares and entropy."""
     layers, heads = captured(handle, settings)
     layout = inputs.layout
-    return len(layers) * len(heads) * (2 * layout.vision_tokens + 4 * len(layout.segments) + 8)
+    kept = 1 if settings.reduce_heads else len(heads)
+    return len(layers) * kept * (2 * layout.vision_tokens + 4 * len(layout.segments) + 8)
 
 
 def available_memory(device: torch.device) -> int | None:

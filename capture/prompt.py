@@ -45,7 +45,8 @@ class PromptTrace:
         layout: roles of the prompt's positions.
         attention: float16 (R, L, H, V) on the CPU: softmax weight of each vision token; 0 for
             vision tokens that come after the position.
-        layers, heads: indices in the model of the captured layers (L) and heads (H).
+        layers, heads: indices in the model of the captured layers (L) and heads (H);
+            heads is (MEAN_HEAD,) where only the mean over them was kept.
         shares: float32 (R, L, H, S + 1): attention mass on each segment; the last column, which an
             answer would have, is 0. Sums to 1.
         entropy: float32 (R, L, H): entropy in nats of the whole row.
@@ -77,11 +78,20 @@ def read_prompt(
     check_payload(
         len(wanted) * row_bytes(handle, inputs, settings),
         f"The attention of {len(wanted)} prompt tokens",
-        "fewer positions, a smaller image (max_pixels), or fewer layers and heads",
+        "fewer positions, a smaller image (max_pixels), or less of the attention (layers, heads, "
+        "reduce_heads)",
     )
     pinned = handle.device.type == "cuda"
     recorders = [
-        TraceRecorder(inputs.layout, layers, heads, len(run), pinned=pinned, first=run.start)
+        TraceRecorder(
+            inputs.layout,
+            layers,
+            heads,
+            len(run),
+            reduce_heads=settings.reduce_heads,
+            pinned=pinned,
+            first=run.start,
+        )
         for run in _runs(wanted)
     ]
     profile = handle.profile
@@ -101,7 +111,7 @@ def read_prompt(
         layout=inputs.layout,
         attention=attention,
         layers=layers,
-        heads=heads,
+        heads=recorders[0].heads,
         shares=shares,
         entropy=entropy,
         sinks=() if observer is None else observer.found(),

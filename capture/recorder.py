@@ -17,6 +17,7 @@ from dataclasses import dataclass
 
 import torch
 
+from capture.trace import MEAN_HEAD
 from models.family import PromptLayout
 
 STAGED_BYTES = (
@@ -46,6 +47,7 @@ class TraceRecorder:
         tokens: most rows to expect; row t is the query at position N - 1 + t.
         first: position of the query that is row 0, where that is not N - 1.
         batch_row: which row of the batch to read.
+        reduce_heads: keep the mean over these heads instead of each.
         pinned: rows are on a GPU; copy them through pinned memory, so that nothing waits for it.
     """
 
@@ -57,13 +59,16 @@ class TraceRecorder:
         tokens: int,
         *,
         batch_row: int = 0,
+        reduce_heads: bool = False,
         pinned: bool = False,
         first: int | None = None,
     ) -> None:
         self.layout = layout
         self._first = layout.length - 1 if first is None else first
         self.layers = tuple(layers)
-        self.heads = tuple(heads)
+        self._read_heads = list(heads)
+        self._reduce_heads = reduce_heads
+        self.heads = (MEAN_HEAD,) if reduce_heads else tuple(heads)  # of the trace
         self.batch_row = batch_row
         self._slot = {layer: index for index, layer in enumerate(self.layers)}
         self.tokens = tokens
@@ -140,8 +145,13 @@ class TraceRecorder:
         rows = torch.cat(staged).float()  # (l, H, R, K)
         count = len(staged)
         staged.clear()
-        if self.heads != tuple(range(rows.shape[1])):
-            rows = rows[:, list(self.heads)]
+        if self._read_heads != list(range(rows.shape[1])):
+            rows = rows[:, self._read_heads]
+        # entropy = - sum of a log a; torch.special.entr says the same in twice the time on a CPU
+        logs = rows.clamp_min(SMALLEST).log_()
+        entropy = logs.mul_(rows).sum(-1).neg_().clamp_min_(0)  # (l, H, R)
+        if self._reduce_heads:
+            rows, entropy = rows.mean(1, keepdim=True), entropy.mean(1, keepdim=True)
         length = self.layout.length
         spans = [(s.start, s.stop) for s in self.layout.segments] + [(length, rows.shape[3])]
         shares = torch.stack([rows[..., a:b].sum(-1) for a, b in spans], dim=-1)  # (l, H, R, S + 1)
@@ -153,9 +163,7 @@ class TraceRecorder:
             columns = self.layout.columns(index)
             self._copy(rows[..., grid.start : grid.stop], self._attention[to][..., columns])
         self._copy(shares, self._shares[to])
-        # entropy = - sum of a log a; torch.special.entr says the same in twice the time on a CPU
-        logs = rows.clamp_min(SMALLEST).log_()
-        self._copy(logs.mul_(rows).sum(-1).neg_().clamp_min_(0), self._entropy[to])
+        self._copy(entropy, self._entropy[to])
         self._rows = max(self._rows, block.first + rows.shape[2])
 
     def _copy(self, values: torch.Tensor, to: torch.Tensor) -> None:

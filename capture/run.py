@@ -106,8 +106,8 @@ def memory_errors_named(inputs: PromptInputs, settings: GenerationSettings) -> I
         raise RunOutOfMemoryError(
             "Memory is full. What helps: a smaller image (max_pixels; now "
             f"{inputs.layout.vision_tokens} vision tokens), "
-            f"fewer new tokens (max_new_tokens; now {settings.max_new_tokens}), or fewer "
-            "captured layers and heads."
+            f"fewer new tokens (max_new_tokens; now {settings.max_new_tokens}), or less of the "
+            "attention (layers, heads, reduce_heads)."
         )
 
 

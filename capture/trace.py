@@ -19,6 +19,8 @@ from PIL import Image
 from models.family import PromptLayout
 from models.info import ModelInfo
 
+MEAN_HEAD = -1  # stands in `heads` for the mean over all captured heads
+
 
 @dataclass(frozen=True)
 class Alternative:
@@ -72,7 +74,8 @@ class GenerationTrace:
         prompt_tokens: text of each prompt token.
         attention: float16 (T, L, H, V) on the CPU: softmax weight of each vision token in row t
             (see the module's docstring), for the captured layers and heads.
-        layers, heads: indices in the model of the captured layers (L of them) and heads (H).
+        layers, heads: indices in the model of the captured layers (L of them) and heads (H);
+            heads is (MEAN_HEAD,) where only the mean over them was kept.
         shares: float32 (T, L, H, S + 1): attention mass on each of the prompt's S segments, in the
             order of `layout.segments`, and on the answer so far. Sums to 1.
         entropy: float32 (T, L, H): entropy in nats of the whole row.

@@ -12,10 +12,12 @@ import torch
 from PIL import Image
 from transformers import GenerationConfig
 
-from attention_extractor import RunOutOfMemoryError, forecast, generate
+from attention_extractor import GenerationTrace, RunOutOfMemoryError, forecast, generate
+from attention_processor import patch_map
 from capture import forecast as forecasting
 from capture.recorder import TraceRecorder
 from capture.run import generation_config
+from capture.trace import MEAN_HEAD
 from config import GenerationSettings
 from models.attention import NAME, ForwardPlan, install, running
 from models.family import PromptInputs
@@ -170,6 +172,32 @@ def test_chosen_layers_and_heads_are_those_of_a_whole_run(
     assert torch.equal(some.attention, whole.attention[:, [0, 3]][:, :, [2]])
     assert torch.equal(some.shares, whole.shares[:, [0, 3]][:, :, [2]])
     assert torch.equal(some.entropy, whole.entropy[:, [0, 3]][:, :, [2]])
+
+
+def test_heads_reduced_as_they_come_are_the_mean_of_a_whole_run(
+    handle: ModelHandle, inputs: PromptInputs, tmp_path: Path
+) -> None:
+    whole = generate(handle, inputs, GenerationSettings(10, heads=(0, 2, 3)))
+    mean = generate(handle, inputs, GenerationSettings(10, heads=(0, 2, 3), reduce_heads=True))
+    assert mean.heads == (MEAN_HEAD,)
+    assert mean.attention.shape[2] == mean.shares.shape[2] == mean.entropy.shape[2] == 1
+    expected = whole.attention.float().mean(2, keepdim=True)
+    assert torch.allclose(mean.attention.float(), expected, rtol=2e-3, atol=1e-6)  # float16
+    assert torch.allclose(mean.shares, whole.shares.mean(2, keepdim=True), atol=1e-6)
+    assert torch.allclose(mean.entropy, whole.entropy.mean(2, keepdim=True), atol=1e-5)
+    heat, right = patch_map(mean, 4, layers=[1]), patch_map(whole, 4, layers=[1])
+    assert heat.values == pytest.approx(right.values, rel=2e-3, abs=1e-6)
+    assert "heads (only their mean was kept)" in heat.label
+    with pytest.raises(ValueError, match=r"the trace holds heads .only their mean"):
+        patch_map(mean, 4, heads=[2])
+    mean.save(tmp_path / "mean.safetensors")
+    again = GenerationTrace.open(tmp_path / "mean.safetensors")
+    assert again.heads == mean.heads and torch.equal(again.attention, mean.attention)
+    small, large = (
+        forecast(handle, inputs, GenerationSettings(10, reduce_heads=reduced))
+        for reduced in (True, False)
+    )
+    assert small.payload_bytes * handle.info.heads == large.payload_bytes
 
 
 # --- what cannot be ----------------------------------------------------------------------------
