@@ -117,11 +117,8 @@ def where_they_part(pair: Comparison) -> Iterator[str]:
     if parting is not None and pair.baseline.settings.get("temperature", 0) > 0:
         yield "The answers are sampled, so they can part by chance as well (temperature 0: not)."
     change = pair.log_probability_change
-    if change:
+    if change and (pair.var.var or {}).get("changed"):  # else what is left is rounding
         most = max(range(len(change)), key=lambda t: abs(change[t]))
-        if change[most] == 0:
-            yield "The log-probability of no common token changed."
-            return
         yield (
             f"Log-probability of the common text: {sum(change):+.3f} nats under VAR; most at token "
             f"{most} {visible(plain[most].text)!r} ({change[most]:+.3f})."

@@ -42,7 +42,7 @@ def comparison_figure(pair: Comparison, tokens: Sequence[int], style: OverlaySty
     if style.scale != "rank":  # ranks are each map's own
         style = dataclasses.replace(style, limits=limits)
     style = dataclasses.replace(style, sinks=sink_cells(pair.baseline))
-    top = _largest(changed.values - plain.values)
+    top = _largest(plain.values, changed.values) if (pair.var.var or {}).get("changed") else 0.0
 
     wide = 4.0
     tall = min(max(wide * image.height / image.width, 0.8), 8.0)
@@ -59,7 +59,7 @@ def comparison_figure(pair: Comparison, tokens: Sequence[int], style: OverlaySty
         place.set_title(title, parse_math=False, family=fonts(), fontsize=12)
     _bar(drawn, style.colormap, axes[:2], [f"{scale.value(x):.3g}" for x in np.linspace(0, 1, 5)])
     signed = [f"{x:+.2g}" if x else "0" for x in np.linspace(-top, top, 5)]
-    _bar(drawn, DIVERGING, axes[2:], signed if top else ["", "", "0 everywhere", "", ""])
+    _bar(drawn, DIVERGING, axes[2:], signed if top else ["", "", "no difference", "", ""])
     caption(drawn, _caption_lines(pair, tokens, plain, style), characters=150)
     return drawn
 
@@ -70,9 +70,15 @@ def _sized(image: Image.Image) -> Image.Image:
     return image.resize((image.width * times, image.height * times), Image.Resampling.NEAREST)
 
 
-def _largest(difference: np.ndarray) -> float:
-    """End of the symmetric scale: the 99th percentile of the sizes, or the largest if that is 0."""
-    sizes = np.abs(difference)
+def _largest(plain: np.ndarray, changed: np.ndarray) -> float:
+    """End of the symmetric scale: the 99th percentile of the sizes, or the largest if that is 0.
+
+    0 where no cell differs by more than float16, in which traces keep attention, can tell apart: a
+    picture of rounding must not look like an effect.
+    """
+    sizes = np.abs(changed - plain)
+    if sizes.max() <= np.finfo(np.float16).eps * max(plain.max(), changed.max()):
+        return 0.0
     return float(np.percentile(sizes, 99) or sizes.max())
 
 
@@ -85,7 +91,10 @@ def _difference(
     down = (np.arange(image.height) + 0.5) * grid.rows / image.height
     across = (np.arange(image.width) + 0.5) * grid.columns / image.width
     cells = np.ix_(down.astype(int), across.astype(int))  # a pixel shows the cell of its centre
-    unit = np.clip((changed.values - plain.values) / (top or 1.0), -1, 1)[cells]  # (H, W)
+    unit = np.zeros_like(plain.values)
+    if top > 0:
+        unit = np.clip((changed.values - plain.values) / top, -1, 1)
+    unit = unit[cells]  # (H, W)
     colour = matplotlib.colormaps[DIVERGING]((unit + 1) / 2)[..., :3] * 255
     alpha = style.opacity * np.abs(unit)[..., None]
     blended = np.rint(photo * (1 - alpha) + colour * alpha).astype(np.uint8)

@@ -222,6 +222,34 @@ def test_var_that_changed_nothing_is_said_loudly(
 
 
 @pytest.mark.tiny
+def test_a_figure_without_an_effect_shows_none(
+    image: Path, tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import visualization
+
+    drawn: list[Any] = []
+    monkeypatch.setattr(visualization, "save", lambda figure, path: drawn.append(figure))
+    out = tmp_path / "out.png"
+    out.touch()
+    done = run(
+        *("compare", image, "What?", "--model", tiny_folder, "-o", out, *LENGTH),
+        # In one pass over the text instead of step by step, so that rounding differs.
+        *("--dims", "3,40", "--tau", "7.9", "--same-text", "--token", "3"),
+    )
+    assert done.exit_code == 0, done.output
+    figure = drawn[0]
+    assert "VAR changed nothing: no token is a sink" in figure.get_supxlabel()
+    labels = [text.get_text() for axes in figure.axes[3:] for text in axes.get_xticklabels()]
+    assert "no difference" in labels
+    difference = np.asarray(figure.axes[2].images[0].get_array())
+    photo = Image.open(image).convert("RGB")
+    times = -(-450 // max(photo.size))
+    whole = photo.resize((photo.width * times, photo.height * times), Image.Resampling.NEAREST)
+    assert np.array_equal(difference, np.asarray(whole))
+    assert "Log-probability" not in done.stdout
+
+
+@pytest.mark.tiny
 def test_a_profile_gives_dims_tau_and_marks(
     image: Path, tiny_folder: Path, tmp_path: Path, tau: str
 ) -> None:
