@@ -22,6 +22,7 @@ from capture.forecast import Forecast, check_memory, forecast
 from capture.prefix import Prefix, forward_prefix
 from capture.prompt import PromptTrace, read_prompt
 from capture.run import RunOutOfMemoryError, memory_errors_named
+from capture.stash import QueryStash, stash_run
 from capture.trace import GeneratedToken, GenerationTrace
 from config import GenerationSettings, VARSettings
 from models.family import PromptInputs
@@ -33,10 +34,12 @@ __all__ = [
     "Forecast",
     "GenerationTrace",
     "PromptTrace",
+    "QueryStash",
     "RunOutOfMemoryError",
     "compare",
     "forecast",
     "generate",
+    "generate_stash",
     "prompt_rows",
 ]
 
@@ -107,6 +110,29 @@ def prompt_rows(
     settings = settings or GenerationSettings()
     with handle.lock, memory_errors_named(inputs, settings):
         return read_prompt(handle, inputs, positions, settings)
+
+
+def generate_stash(
+    handle: ModelHandle, inputs: PromptInputs, settings: GenerationSettings | None = None
+) -> QueryStash:
+    """Generate with plain SDPA, bit for bit, and keep what the attention can be computed from.
+
+    Args:
+        handle: a loaded model; its lock is taken for the length of the run.
+        inputs: from `handle.prepare`.
+        settings: as for `generate`.
+
+    Returns:
+        The run. `.rows(token, layer)` is one whole row of every head, `.trace()` what `generate`
+        would have returned.
+
+    Raises:
+        ValueError: a layer or head that this model does not have.
+        RunOutOfMemoryError: the device is full.
+    """
+    settings = settings or GenerationSettings()
+    with handle.lock, memory_errors_named(inputs, settings):
+        return stash_run(handle, inputs, settings)
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,8 @@ The story of one forward pass:
 1. `running(stack, plan)` hooks a plan into the model for the length of one run. Before each forward
    pass the hook advances the plan's position and hands the plan down as a keyword argument; nothing
    is kept on the model.
-2. Each layer calls `attention_forward`. Without a plan it IS plain SDPA. With one:
+2. Each layer calls `attention_forward`. Without a plan, or with one that wants no rows here, it IS
+   plain SDPA. With one that does:
    - prefill (several queries): the output comes from the fused kernel; the exact softmax row is
      computed for the last query alone. A fused kernel never shows its weights, but one row costs
      next to nothing.
@@ -81,6 +82,17 @@ class RowIntervention(StreamObserver, Protocol):
         ...
 
 
+class QueryKeeper(Protocol):
+    """Receives queries and keys, for rows to be computed later."""
+
+    def keep(
+        self, layer: int, query: torch.Tensor, key: torch.Tensor, scale: float, first_position: int
+    ) -> None:
+        """`query` (B, H, R, D) of the positions from first_position on, `key` (B, Hkv, K, D) of all
+        positions so far; both rotated."""
+        ...
+
+
 @dataclass
 class ForwardPlan:
     """What one run wants from attention. Made for the run and gone with it.
@@ -92,6 +104,7 @@ class ForwardPlan:
         prompt_length: positions below it are prompt: the residual stream is observed there only.
         all_rows_from, all_rows_to: at prefill record every row of these positions (the second
             excluded; None: to the end); all_rows_from None records the last row only.
+        keeper: gets queries and keys, or None.
         batch: how many sequences the recorder expects; None leaves it unchecked.
         chunk: how many query rows at most are computed at once where many are recorded; fewer where
             they would take more than `CHUNK_BYTES`.
@@ -109,6 +122,7 @@ class ForwardPlan:
     length: int = 0
     all_rows_to: int | None = None
     batch: int | None = None
+    keeper: QueryKeeper | None = None
 
     def begin_forward(self, queries: int, batch: int = 1) -> None:
         """A forward pass over `queries` new positions of `batch` sequences begins.
@@ -228,6 +242,13 @@ def attention_forward(
         else None
     )
     recorder = plan.recorder
+    if plan.keeper is not None:
+        filled = _filled(key, value, attention_mask, end)[0]
+        plan.keeper.keep(layer, query, filled, scale, plan.start)
+    if recorder is None and intervention is None:
+        return sdpa_attention_forward(
+            module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **kwargs
+        )
 
     if plan.length > 1:  # prefill, or a chunk of it
         output = sdpa_attention_forward(
