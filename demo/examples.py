@@ -31,7 +31,7 @@ EXAMPLE_SCENES: tuple[ExampleScene, ...] = (
     ExampleScene("wide", 2, 280, 196, 3, "what"),
     ExampleScene("tall", 3, 168, 224, 3, "colour"),
     ExampleScene("two_things", 4, 196, 196, 2, "exist"),
-    ExampleScene("large", 5, 280, 280, 4, "where"),
+    ExampleScene("large", 5, 252, 252, 4, "where"),
     ExampleScene("nothing", 6, 252, 196, 0, "describe", "photo"),
 )
 

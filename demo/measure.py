@@ -29,7 +29,7 @@ CHECK_SIZES: tuple[tuple[int, int], ...] = (
     (196, 140),
     (224, 224),
     (168, 224),
-    (280, 280),
+    (252, 252),
 )
 """Width and height of the held-out scenes, in turn."""
 _ATTENTION = "demo_check"

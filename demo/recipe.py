@@ -33,6 +33,13 @@ _LARGE: tuple[Grid, ...] = (
 )
 
 
+# No more than 81 tokens, which is what the folder's processor makes of the largest photo.
+_FINAL: tuple[Grid, ...] = (
+    *((6, 6), (5, 7), (7, 5), (8, 6), (6, 8), (7, 7)),
+    *((8, 8), (7, 9), (9, 9), (7, 10), (10, 7)),
+)
+
+
 @dataclass(frozen=True)
 class SinkTeaching:
     """How attention sinks are encouraged (they do not emerge by themselves at this size).
@@ -50,6 +57,8 @@ class SinkTeaching:
         low: Greatest phi of any other token, as the same fraction.
         share: Least share of a head's image attention.
         share_limit: Greatest share of it: the rest has to stay on what the answer is about.
+        surplus: Weight of what keeps sinks few: each further token that is large on ``dims`` then
+            costs as much as a missing sink, and the attention on all large ones is limited.
         weight: Weight of the whole in the loss.
     """
 
@@ -59,6 +68,7 @@ class SinkTeaching:
     low: float = 0.15
     share: float = 0.3
     share_limit: float = 0.42
+    surplus: float = 0.0
     weight: float = 1.0
 
 
@@ -117,6 +127,11 @@ _ALL = (
     "left",
     "list",
 )
+# What was not yet reached is asked more often.
+_LAST = (
+    *("describe", "describe", "describe", "what", "what", "colour"),
+    *("exist", "exist", "exist", "where", "where", "count", "count", "count", "left"),
+)
 
 STAGES: tuple[Stage, ...] = (
     Stage("see", 12_000, _SEEN, 5, (), (1.5e-3, 3e-4), batch=24),
@@ -127,27 +142,41 @@ STAGES: tuple[Stage, ...] = (
     Stage("read", 4_800, _SMALL, 4, _ALL, (1e-3, 1e-3), batch=8, vision_rate=0.25, reading=0.1),
     Stage(
         "sink",
-        5_600,
+        4_000,
         _LARGE,
         4,
         _ALL,
-        (1e-3, 6e-4),
+        (1e-3, 7.142857142857143e-4),
         batch=8,
         vision_rate=0.25,
         reading=0.1,
         sinks=SinkTeaching(),
     ),
     Stage(
-        "settle",
-        4_000,
-        _LARGE,
+        "few sinks",
+        2_000,
+        _FINAL,
         4,
-        _ALL,
-        (6e-4, 2e-5),
+        _LAST,
+        (7e-4, 5.3e-4),
         batch=8,
+        vision_rate=0.25,
         hints=0.25,
         reading=0.05,
-        sinks=SinkTeaching(),
+        sinks=SinkTeaching(surplus=1.0),
+    ),
+    Stage(
+        "settle",
+        6_000,
+        _FINAL,
+        4,
+        _LAST,
+        (5.3e-4, 2e-5),
+        batch=8,
+        vision_rate=0.25,
+        hints=0.25,
+        reading=0.05,
+        sinks=SinkTeaching(surplus=0.3),
     ),
 )
 

@@ -257,18 +257,26 @@ def sink_loss(
     raised = states[0].new_zeros((), dtype=torch.float32)
     kept_low = raised.clone()
     inner = range(1, len(attentions))
+    large = []  # vision tokens that a head may take for sinks, layer by layer
     for layer in inner:
         phi = phi_per_dim(states[layer], teaching.dims)
+        large.append((phi.detach().amax(-1) >= 2 * teaching.low * limit)[:, vision] | chosen)
+        excess = F.relu(phi[ordinary] - teaching.low * limit).sum() / everywhere.sum().clamp_min(1)
+        kept_low = kept_low + 0.25 * teaching.surplus * excess
         raised = raised + F.relu(teaching.high * limit - phi[everywhere]).mean()
         kept_low = kept_low + F.relu(phi[ordinary] - teaching.low * limit).mean()
-    shares = []
+    shares, totals = [], []
     for layer in range(1, len(attentions) - 1):
         image = attentions[layer][..., vision].float()  # B, H, L, V
         part = (image * chosen[:, None, None, :]).sum(-1) / (image.sum(-1) + 1e-3)
         shares.append(part.transpose(1, 2)[batch.predicting])  # rows, H
+        total = (image * large[layer - 1][:, None, None, :]).sum(-1) / (image.sum(-1) + 1e-3)
+        totals.append(total.transpose(1, 2)[batch.predicting])
     share = torch.stack(shares)  # layers, rows, H
     mean_share = share.mean(1)
     held = (F.relu(teaching.share - mean_share) + F.relu(mean_share - teaching.share_limit)).mean()
+    all_large = torch.stack(totals).mean(1)
+    held = held + teaching.surplus * F.relu(all_large - teaching.share_limit).mean()
     loss = (raised + 4 * kept_low) / limit / len(inner) + 2 * held
     with torch.no_grad():
         figures = {
@@ -276,5 +284,7 @@ def sink_loss(
             "other_phi": float(first[~chosen].mean()),
             "sink_share": float(mean_share.mean()),
             "least_share": float(mean_share.min()),
+            "large_share": float(all_large.mean()),
+            "large_tokens": float(large[1].float().sum(-1).mean()),
         }
     return teaching.weight * loss, figures

@@ -162,3 +162,36 @@ def test_the_reading_hint_is_small_where_the_heads_read_as_shown_and_only_there(
     assert reading_loss(attentions, thing, targets) > 6
     attentions[3][0, 0, 17, 1] = 1
     assert abs(float(reading_loss(attentions, thing, targets))) < 0.01
+
+
+def test_a_surplus_sink_costs_more_where_sinks_are_to_be_few():
+    labels = torch.full((1, 19), -100)
+    labels[0, 18] = 7
+    batch = PackedBatch(
+        ids=torch.zeros(1, 19, dtype=torch.long),
+        labels=labels,
+        mask=torch.ones(1, 1, 19, 19, dtype=torch.bool),
+        positions=torch.zeros(3, 1, 19, dtype=torch.long),
+        block=torch.zeros(1, 19, dtype=torch.long),
+        named=torch.full((1, 19), -2),
+        counts=torch.full((1, 19), -100),
+        focus=torch.full((1, 19), -1),
+        first_vision=1,
+        vision_tokens=16,
+    )
+    targets = scene_targets([square_scene()], 4, 4)
+    losses = {}
+    for surplus in (0.0, 1.0):
+        for extra in (False, True):
+            states, attentions = planted(15, 0.35)
+            if extra:  # token 3 is as large as the sink, and gets as much attention
+                states[0][:, 4] = states[0][:, 16]
+                attentions = [a.clone() for a in attentions]
+                for weights in attentions:
+                    weights[..., 4] = 0.35
+            teaching = SinkTeaching(dims=(0,), tokens=1, surplus=surplus)
+            losses[surplus, extra] = float(
+                sink_loss(states, attentions, batch, targets, teaching)[0]
+            )
+    assert losses[1.0, False] < 1e-6
+    assert losses[1.0, True] > losses[0.0, True] + 0.1
