@@ -20,6 +20,7 @@ from tests.web.synthetic import make_pair
 from web.page import App, build_app, launch
 from web.store import Run
 
+INSPECTOR = "document.querySelector('[data-testid=inspector]').parentElement.inspector"
 FLAGS = ("--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-sync")
 
 
@@ -66,43 +67,70 @@ def browser(chromium: str) -> Iterator[Any]:
         started.close()
 
 
+def new_page(
+    browser: Any, problems: list[str], url: str, width: int, scheme: str, errors: bool, path: str
+) -> Any:
+    context = browser.new_context(
+        viewport={"width": width, "height": 1000 if width > 600 else 844}, color_scheme=scheme
+    )
+
+    def guard(route: Any) -> None:
+        address = route.request.url
+        if address.startswith((url, "data:", "blob:")):
+            route.continue_()
+        else:
+            problems.append(f"request to {address}")
+            route.abort()
+
+    def told(message: Any) -> None:
+        if message.type == "error" and not errors:
+            problems.append(f"console: {message.text}")
+
+    context.route("**/*", guard)
+    page = context.new_page()
+    page.set_default_timeout(20_000)
+    page.on("pageerror", lambda error: problems.append(f"page error: {error}"))
+    page.on("console", told)
+    page.goto(f"{url}{path}" if path else f"{url}?__theme={scheme}")
+    return page
+
+
 @pytest.fixture
 def open_page(browser: Any) -> Iterator[Callable[..., Any]]:
     """`open_page(url, width=1440, scheme="light", errors=False)` gives a page, checked at the end.
 
     With `errors=True` the test expects console errors (a refused upload logs one).
     """
-    contexts, problems = [], []
+    pages: list[Any] = []
+    problems: list[str] = []
 
     def open_one(
         url: str, width: int = 1440, scheme: str = "light", errors: bool = False, path: str = ""
     ) -> Any:
-        context = browser.new_context(
-            viewport={"width": width, "height": 1000 if width > 600 else 844}, color_scheme=scheme
-        )
-        contexts.append(context)
-
-        def guard(route: Any) -> None:
-            address = route.request.url
-            if address.startswith((url, "data:", "blob:")):
-                route.continue_()
-            else:
-                problems.append(f"request to {address}")
-                route.abort()
-
-        context.route("**/*", guard)
-        page = context.new_page()
-        page.set_default_timeout(20_000)
-        page.on("pageerror", lambda error: problems.append(f"page error: {error}"))
-        if not errors:
-            page.on(
-                "console",
-                lambda m: problems.append(f"console: {m.text}") if m.type == "error" else None,
-            )
-        page.goto(f"{url}{path}?__theme={scheme}" if "#" not in path else f"{url}{path}")
-        return page
+        pages.append(new_page(browser, problems, url, width, scheme, errors, path))
+        return pages[-1]
 
     yield open_one
-    for context in contexts:
-        context.close()
+    for page in pages:
+        page.context.close()
+    assert problems == []
+
+
+@pytest.fixture(scope="module")
+def _example_page(browser: Any, site: Site) -> Iterator[tuple[Any, list[str]]]:
+    problems: list[str] = []
+    page = new_page(browser, problems, site.url, 1440, "light", False, "")
+    page.wait_for_selector("[data-testid=inspector][data-ready]", state="attached")
+    page.evaluate(f"window.fresh = {{ ...{INSPECTOR}.view }}")
+    yield page, problems
+    page.context.close()
+
+
+@pytest.fixture
+def example_page(_example_page: tuple[Any, list[str]]) -> Iterator[Any]:
+    """The example on screen, as it is when the page is opened; one page for a whole module."""
+    page, problems = _example_page
+    page.evaluate(f"{INSPECTOR}.set(window.fresh)")
+    yield page
+    page.mouse.move(0, 0)
     assert problems == []

@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from tests.web.conftest import Site
+from tests.web.conftest import INSPECTOR, Site
 from tests.web.synthetic import HOSTILE, WORDS
-from tests.web.test_browser_view import INSPECTOR, drawn, ready
+from tests.web.test_browser_view import drawn, ready
 
 pytestmark = pytest.mark.browser
 

@@ -8,13 +8,12 @@ import numpy as np
 import pytest
 
 from attention_processor import patch_map, tokens_looking_at
-from tests.web.conftest import Site
+from tests.web.conftest import INSPECTOR, Site
 from tests.web.synthetic import WORDS, make_trace
 from web.store import Run
 
 pytestmark = pytest.mark.browser
 
-INSPECTOR = "document.querySelector('[data-testid=inspector]').parentElement.inspector"
 HASH = """canvas => {
   const { data } = canvas.getContext('2d').getImageData(0, 0, canvas.width, canvas.height);
   let hash = 2166136261;
@@ -44,18 +43,16 @@ def change(page: Any, test_id: str, value: object) -> None:
     )
 
 
-def test_example_is_there_and_labelled(site: Site, open_page: Any) -> None:
-    page = open_page(site.url)
-    ready(page)
+def test_example_is_there_and_labelled(example_page: Any) -> None:
+    page = example_page
     assert page.inner_text("[data-testid=phase]") == "Precomputed example"
     assert page.locator("[data-testid=strip-baseline] .token").count() == 27
     # The first view is of a word, not of a comma.
     assert page.inner_text("[data-testid=strip-baseline] [aria-selected=true]").strip().isalpha()
 
 
-def test_maps_equal_those_of_the_processor(site: Site, open_page: Any) -> None:
-    page = open_page(site.url)
-    ready(page)
+def test_maps_equal_those_of_the_processor(site: Site, example_page: Any) -> None:
+    page = example_page
     run = site.app.handlers.store.get(page.get_attribute("[data-ready]", "data-ready"))
     assert run is not None
     cases = [  # tokens, layers, heads (first and last of each), how combined, without sinks
@@ -94,9 +91,8 @@ def test_maps_equal_those_of_the_processor(site: Site, open_page: Any) -> None:
         assert abs(shares - float(rows[..., 1].mean())) < 1e-4
 
 
-def test_choosing_repaints_without_a_request(site: Site, open_page: Any) -> None:
-    page = open_page(site.url)
-    ready(page)
+def test_choosing_repaints_without_a_request(example_page: Any) -> None:
+    page = example_page
     asked: list[str] = []
     page.on("request", lambda request: asked.append(request.url))
     seen = {drawn(page)}
@@ -127,9 +123,8 @@ def test_choosing_repaints_without_a_request(site: Site, open_page: Any) -> None
     assert asked == []
 
 
-def test_shares_are_shown_raw_whatever_the_scale(site: Site, open_page: Any) -> None:
-    page = open_page(site.url)
-    ready(page)
+def test_shares_are_shown_raw_whatever_the_scale(example_page: Any) -> None:
+    page = example_page
     before = page.inner_text("[data-testid=panel-baseline] .stat")
     assert "image" in before and "sinks hold" in before
     for scale in ("linear", "log", "rank", "nosink"):
@@ -137,9 +132,8 @@ def test_shares_are_shown_raw_whatever_the_scale(site: Site, open_page: Any) -> 
         assert page.inner_text("[data-testid=panel-baseline] .stat") == before
 
 
-def test_reverse_look_up(site: Site, open_page: Any) -> None:
-    page = open_page(site.url)
-    ready(page)
+def test_reverse_look_up(site: Site, example_page: Any) -> None:
+    page = example_page
     run = site.app.handlers.store.get(page.get_attribute("[data-ready]", "data-ready"))
     assert run is not None
     box = page.locator("[data-testid=panel-baseline] .stage").bounding_box()
@@ -161,9 +155,8 @@ def test_reverse_look_up(site: Site, open_page: Any) -> None:
     assert page.locator("[data-testid=lookup] .looks").count() == 0
 
 
-def test_range_of_tokens_and_end_of_the_shorter_answer(site: Site, open_page: Any) -> None:
-    page = open_page(site.url)
-    ready(page)
+def test_range_of_tokens_and_end_of_the_shorter_answer(example_page: Any) -> None:
+    page = example_page
     page.click("[data-testid=token-baseline-3]")
     page.click("[data-testid=token-baseline-6]", modifiers=["Shift"])
     assert page.locator("[data-testid=strip-baseline] [aria-selected=true]").count() == 4
@@ -173,9 +166,8 @@ def test_range_of_tokens_and_end_of_the_shorter_answer(site: Site, open_page: An
     assert page.is_hidden("[data-testid=panel-baseline] .note")
 
 
-def test_keyboard_alone(site: Site, open_page: Any) -> None:
-    page = open_page(site.url)
-    ready(page)
+def test_keyboard_alone(example_page: Any) -> None:
+    page = example_page
     page.focus("[data-testid=strip-baseline] [aria-selected=true]")
     page.keyboard.press("Home")
     assert page.evaluate("document.activeElement.dataset.testid") == "token-baseline-0"
