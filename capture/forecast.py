@@ -20,6 +20,7 @@ from models.family import PromptInputs
 from models.loading import ModelHandle
 
 STAGED_COPIES = 4  # staged rows, their concatenation, its logarithm, and what is being copied
+CONTAINER = Path("/sys/fs/cgroup")
 PROBE_ROWS = 256  # rows of the matrix product that the prefill's speed is read from
 PROBE_LAYERS = 4  # one row is multiplied with so many layers, as decoding never finds one in cache
 
@@ -145,6 +146,11 @@ def available_memory(device: torch.device) -> int | None:
         return int(free) + int(idle)
     if device.type != "cpu":
         return None
+    known = [free for free in (_machine_free(), container_free(CONTAINER)) if free is not None]
+    return min(known, default=None)
+
+
+def _machine_free() -> int | None:
     try:
         lines = Path("/proc/meminfo").read_text().splitlines()
     except OSError:
@@ -153,6 +159,20 @@ def available_memory(device: torch.device) -> int | None:
         if line.startswith("MemAvailable:"):
             return int(line.split()[1]) * 1024
     return None
+
+
+def container_free(folder: Path) -> int | None:
+    """What a container's limit (cgroup version 2) leaves; None where there is no limit."""
+    try:
+        limit = (folder / "memory.max").read_text().strip()
+        taken = int((folder / "memory.current").read_text())
+        lines = (folder / "memory.stat").read_text().splitlines()
+    except (OSError, ValueError):
+        return None
+    if not limit.isdecimal():
+        return None
+    files = sum(int(line.split()[1]) for line in lines if line.startswith("inactive_file "))
+    return max(0, int(limit) - taken + files)  # cached files give way
 
 
 def _working_bytes(handle: ModelHandle, inputs: PromptInputs, settings: GenerationSettings) -> int:

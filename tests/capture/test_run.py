@@ -263,6 +263,20 @@ def test_the_forecast_is_what_the_trace_takes(handle: ModelHandle, inputs: Promp
         assert guess.seconds > 0
 
 
+def test_a_containers_limit_counts(tmp_path: Path) -> None:
+    def limited(limit: str) -> int | None:
+        (tmp_path / "memory.max").write_text(f"{limit}\n")
+        return forecasting.container_free(tmp_path)
+
+    assert limited("1000") is None  # half a cgroup is none
+    (tmp_path / "memory.current").write_text("700\n")
+    (tmp_path / "memory.stat").write_text("anon 600\ninactive_file 90\nactive_file 10\n")
+    assert limited("1000") == 390
+    assert limited("600") == 0
+    assert limited("max") is None
+    assert (forecasting.available_memory(torch.device("cpu")) or 1) > 0
+
+
 @pytest.mark.parametrize("name, value", [("prompt_lookup_num_tokens", 3), ("dola_layers", "high")])
 def test_a_checkpoint_that_asks_for_another_way_of_generating_is_refused(
     handle: ModelHandle,
