@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from cli import compare, demo, heatmap, show
+from cli import compare, demo, heatmap, screenshots, show
 
 app = typer.Typer(
     name="python -m cli",
@@ -17,6 +17,7 @@ app = typer.Typer(
 app.command("heatmap")(heatmap.heatmap)
 app.command("compare")(compare.compare)
 app.command("show")(show.show)
+app.command("screenshots")(screenshots.screenshots)
 app.add_typer(demo.app, name="demo")
 
 if __name__ == "__main__":

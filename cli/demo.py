@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 BUNDLED = Path(__file__).resolve().parent.parent / "demo" / "model"
 EXAMPLES = Path(__file__).resolve().parent.parent / "demo" / "examples"
+EXAMPLE_RUN = Path(__file__).resolve().parent.parent / "demo" / "example"
 
 app = typer.Typer(
     help="The bundled model: train it, measure it, draw its scenes.", no_args_is_help=True
@@ -159,6 +160,26 @@ def examples(
 
         for path in write_examples(output):
             typer.echo(str(path))
+
+
+@app.command()
+def example(
+    model: Annotated[str, typer.Option(help="demo, a hub id or a folder.")] = "demo",
+    output: Annotated[Path, typer.Option(help="Folder of the run.")] = EXAMPLE_RUN,
+) -> None:
+    """Make the run that the page shows at first open, from the first example picture.
+
+    Baseline and VAR, computed by the bundled model on this machine; nothing in it is drawn by hand.
+    """
+    with mistakes_said_plainly():
+        from models.loading import load_model
+        from web.example import make_example
+
+        handle = load_model(model, device="cpu", dtype="float32")
+        run = make_example(handle, output)
+        for name, trace in run.traces.items():
+            typer.echo(f"{name}: {trace.text}")
+        typer.echo(f"Wrote {output}", err=True)
 
 
 @app.command()
