@@ -123,10 +123,13 @@ def measure(
 def _one_length(
     handle: ModelHandle, inputs: Any, tokens: int, repeats: int, device: str
 ) -> dict[str, Any]:
+    from attention_extractor import forecast
     from benchmarks import timing
     from benchmarks.ways import WAYS, matrix_bytes
+    from config import GenerationSettings
 
     length = inputs.layout.length
+    guess = forecast(handle, inputs, GenerationSettings(max_new_tokens=tokens))
     free = _free_bytes(device)
     ways = {
         name: way
@@ -146,6 +149,7 @@ def _one_length(
     row: dict[str, Any] = {
         "length": length,
         "vision_tokens": inputs.layout.vision_tokens,
+        "forecast_seconds": guess.seconds,
         "noise": timing.noise(found["plain"], "total"),
         "same_tokens": answers["ours"] == answers["plain"],
         "ways": {},

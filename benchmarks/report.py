@@ -46,7 +46,10 @@ def as_table(result: dict[str, Any]) -> str:
             lines.append(f"{left} {right} {entry['total_seconds']:>8.2f}")
         noise = "unknown" if row["noise"] is None else f"{100 * row['noise']:.1f} %"
         same = "the same tokens" if row["same_tokens"] else "OTHER TOKENS"
-        lines.append(f"{'':>6}  two plain runs differ by {noise}; plain and ours gave {same}")
+        lines.append(
+            f"{'':>6}  two plain runs differ by {noise}; plain and ours gave {same}; forecast "
+            f"{row['forecast_seconds']:.2f} s"
+        )
     lines += ["", "Seconds beyond plain for each 1000 prompt tokens more"]
     for name, slope in result["slopes"].items():
         lines.append(f"  {LABELS[name]:<26} {'one length' if slope is None else f'{slope:+.3f}'}")
