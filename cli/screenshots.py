@@ -33,7 +33,7 @@ def screenshots(
         str | None, typer.Option(help="Word of the answer to click; left out: the third.")
     ] = None,
 ) -> None:
-    """Take the pictures in docs/images: the first view in light, dark and narrow, and a question."""
+    """Take the pictures in docs/images: first view in light, dark and narrow, and a question."""
     with mistakes_said_plainly():
         chromium = next((found for name in CHROMIUM if (found := shutil.which(name))), None)
         if chromium is None:

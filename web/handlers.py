@@ -25,6 +25,7 @@ from attention_processor import patch_map
 from capture.trace import GeneratedToken, GenerationTrace
 from config import Settings
 from models.images import open_image
+from web.again import LastPrompt
 from web.inspector import cached, error_value, queued_value, run_value, stream_value
 from web.payload import build_token_maps, pack, token_delta
 from web.request import Request
@@ -76,6 +77,7 @@ class Handlers:
         self.engine = engine or Engine()
         self.line = Line(settings.app.queue_size)
         self.component: gr.HTML | None = None
+        self._last = LastPrompt()
         self._jobs: dict[str, _Job] = {}  # by run id, for as long as a run is under way
         self._stops: dict[str, threading.Event] = {}  # by browser session
         self._lock = threading.Lock()
@@ -141,12 +143,12 @@ class Handlers:
             if handle is None:
                 raise ValueError(self._why_no_model())
             var = request.var(handle)
-            inputs = handle.prepare([image], request.prompt)
+            inputs, prefix = self._last.prepare(handle, image, request.prompt)
             variants = ("baseline", "var") if var else ("baseline",)
             job = _Job(run_id, request.prompt, variants, stop, tokens={v: [] for v in variants})
             with self._lock:
                 self._jobs[run_id] = job
-            arguments = (handle, inputs, settings, var, request.same_text)
+            arguments = (handle, inputs, settings, var, request.same_text, prefix)
             worker = threading.Thread(target=self._work, args=(job, *arguments), daemon=True)
             worker.start()
             try:
@@ -164,7 +166,14 @@ class Handlers:
         return "No model is loaded. Choose one under Model and press Load."
 
     def _work(
-        self, job: _Job, handle: Any, inputs: Any, settings: Any, var: Any, same: bool
+        self,
+        job: _Job,
+        handle: Any,
+        inputs: Any,
+        settings: Any,
+        var: Any,
+        same: bool,
+        prefix: Any,
     ) -> None:
         try:
             if var is None:
@@ -178,8 +187,16 @@ class Handlers:
                 traces = {"baseline": trace}
             else:
                 pair = self.engine.compare(
-                    handle, inputs, settings, var, same, on_token=job.on_token, stop=job.stop
+                    handle,
+                    inputs,
+                    settings,
+                    var,
+                    same,
+                    on_token=job.on_token,
+                    stop=job.stop,
+                    prefix=prefix,
                 )
+                self._last.keep(inputs, pair.prefix)
                 traces = {"baseline": pair.baseline, "var": pair.var}
             job.events.put(("done", Run(traces, same_text=bool(var and same), id=job.run_id)))
         except BaseException as error:  # handed to the generator, which raises it

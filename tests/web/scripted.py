@@ -23,6 +23,10 @@ from web.handlers import Engine
 THOUSAND = tuple(f" word{n}" for n in range(1000))
 
 
+class FakeHandle(SimpleNamespace):
+    """A namespace that, like a real handle, can be referred to weakly."""
+
+
 def fake_handle(profile: bool = True) -> Any:
     """What the page touches of a `ModelHandle`, without a model."""
     dims = SinkProfile("fake", "none", 64, 6, (3, 5), 6.0, "made up", "low") if profile else None
@@ -31,7 +35,7 @@ def fake_handle(profile: bool = True) -> Any:
     def prepare(images: Any, prompt: str, **_: Any) -> Any:
         return SimpleNamespace(images=images, prompt=prompt)
 
-    return SimpleNamespace(info=info, profile=dims, prepare=prepare)
+    return FakeHandle(info=info, profile=dims, prepare=prepare)
 
 
 class ScriptedEngine:
@@ -80,7 +84,7 @@ class ScriptedEngine:
         first = self._run(inputs, told, hooks["stop"])
         words = tuple(token.text for token in first.tokens)
         pair = make_pair(words, words, image=inputs.images[0], prompt=inputs.prompt)
-        return SimpleNamespace(**pair)
+        return SimpleNamespace(**pair, prefix=None)
 
     def _run(self, inputs: Any, told: Any, stop: threading.Event) -> GenerationTrace:
         if inputs.prompt == "full":

@@ -1,0 +1,41 @@
+"""The last prompt is found again, and nothing else is taken for it."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+from PIL import Image
+
+from web.again import LastPrompt
+
+
+class Handle:
+    def prepare(self, images: list[Image.Image], prompt: str) -> Any:
+        return SimpleNamespace(images=images, prompt=prompt)
+
+
+RED, BLUE = Image.new("RGB", (4, 3), "red"), Image.new("RGB", (4, 3), "blue")
+
+
+def test_the_same_prompt_brings_its_prefix() -> None:
+    last, handle = LastPrompt(), Handle()
+    inputs, prefix = last.prepare(handle, RED, "What?")  # type: ignore[arg-type]
+    assert prefix is None
+    last.keep(inputs, "prefix")
+    again = last.prepare(handle, RED.copy(), "What?")  # type: ignore[arg-type]
+    assert again == (inputs, "prefix")
+    assert again[0] is inputs
+
+
+def test_another_prompt_image_or_model_does_not() -> None:
+    handle = Handle()
+    for other in ((handle, RED, "Who?"), (handle, BLUE, "What?"), (Handle(), RED, "What?")):
+        last = LastPrompt()
+        inputs, _ = last.prepare(handle, RED, "What?")  # type: ignore[arg-type]
+        last.keep(inputs, "prefix")
+        new, prefix = last.prepare(*other)  # type: ignore[arg-type]
+        assert new is not inputs
+        assert prefix is None
+        last.keep(inputs, "too late")  # of the prompt before
+        assert last.prepare(*other)[1] is None  # type: ignore[arg-type]

@@ -1,0 +1,53 @@
+"""The last compared prompt, kept so that another VAR setting is a matter of its answers alone.
+
+The keys and values of a prompt up to the end of its image do not depend on VAR's settings
+(`capture.prefix`). One prompt is kept for the whole app: whoever turns a setting turns it on what
+was just asked.
+"""
+
+from __future__ import annotations
+
+import threading
+import weakref
+from typing import Any
+
+from PIL import Image
+
+from models.family import PromptInputs
+from models.loading import ModelHandle
+from utils import sha256
+
+
+class LastPrompt:
+    """Remembers one prompt and its prefix. Safe to use from several threads."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._handle: weakref.ref[ModelHandle] | None = None  # must not keep a model in memory
+        self._key: tuple[str, ...] = ()
+        self._inputs: PromptInputs | None = None
+        self._prefix: Any = None
+
+    def prepare(
+        self, handle: ModelHandle, image: Image.Image, prompt: str
+    ) -> tuple[PromptInputs, Any]:
+        """The prompt's inputs, and the prefix that fits them or None.
+
+        Raises:
+            ValueError: as `ModelHandle.prepare`.
+        """
+        key = (prompt, str(image.size), sha256(image.tobytes()))
+        with self._lock:
+            known = self._handle is not None and self._handle() is handle and self._key == key
+            if known and self._inputs is not None:
+                return self._inputs, self._prefix
+            inputs = handle.prepare([image], prompt)
+            self._handle, self._key = weakref.ref(handle), key
+            self._inputs, self._prefix = inputs, None
+            return inputs, None
+
+    def keep(self, inputs: PromptInputs, prefix: Any) -> None:
+        """Remember the prefix, unless another prompt has come in the meantime."""
+        with self._lock:
+            if self._inputs is inputs:
+                self._prefix = prefix
