@@ -121,6 +121,7 @@ def plot(result: dict[str, Any], path: Path) -> None:
             color=[COLOURS[name] for name in names],
         )
         axes[2].set_yscale("log")
+        axes[2].tick_params(axis="x", labelsize="x-small")
         axes[2].set_ylabel("peak memory beyond plain, MB")
         axes[2].set_title(f"N = {result['memory']['length']}")
     figure.suptitle(f"{result['shape']} shape, {result['dtype']}, {result['device']}")
