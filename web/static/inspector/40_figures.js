@@ -228,7 +228,9 @@ function paintDifference(cut) {
   $(".figures").dataset.count = run.variants.length + (view.difference ? 1 : 0);
   if (!view.difference) return;
   const [a, b] = run.variants.map((v) => shown.maps[v.name]);
-  const both = a && b ? b.map((x, i) => x - a[i]) : null, size = fit(figure);
+  // Where VAR changed nothing, what is left between two passes is rounding: no picture of that.
+  const idle = run.variants.some((v) => v.var && v.var.changed === false);
+  const both = a && b ? b.map((x, i) => (idle ? 0 : x - a[i])) : null, size = fit(figure);
   shown.maps.difference = both;
   const scale = makeDifference(both ? cut(both) : new Float32Array(1));
   shown.scales.difference = scale;
