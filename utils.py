@@ -1,24 +1,13 @@
-"""Small helpers that everything may use: seeding, atomic writes, hashing."""
+"""Small helpers that everything may use: atomic writes, hashing."""
 
 from __future__ import annotations
 
 import hashlib
 import os
-import random
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import BinaryIO
-
-import numpy as np
-import torch
-
-
-def seed_everything(seed: int) -> None:
-    """Seed Python's, NumPy's and torch's generators (all devices)."""
-    random.seed(seed)
-    np.random.seed(seed % 2**32)
-    torch.manual_seed(seed)
 
 
 def write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:

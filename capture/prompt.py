@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import torch
 
 from capture.forecast import check_payload, row_bytes
-from capture.recorder import TraceRecorder
+from capture.recorder import RowFanOut, TraceRecorder
 from capture.run import captured, on_device
 from capture.sinks import SinkObserver
 from capture.trace import LayerSinks
@@ -96,7 +96,7 @@ def read_prompt(
     ]
     profile = handle.profile
     observer = None if profile is None else SinkObserver(profile.dims, profile.tau)
-    plan = ForwardPlan(_Each(recorders), None, inputs.layout.length, observer, batch=1)
+    plan = ForwardPlan(RowFanOut(recorders), None, inputs.layout.length, observer, batch=1)
     plan.all_rows_from, plan.all_rows_to = wanted[0], wanted[-1] + 1
     with running(handle.stack, plan), torch.no_grad():
         handle.model(**on_device(inputs.tensors, handle.device), use_cache=False, logits_to_keep=1)
@@ -117,17 +117,6 @@ def read_prompt(
         sinks=() if observer is None else observer.found(),
         model=handle.info,
     )
-
-
-class _Each:
-    """Shows rows to every recorder; each keeps its own stretch of positions."""
-
-    def __init__(self, recorders: Sequence[TraceRecorder]) -> None:
-        self._recorders = tuple(recorders)
-
-    def record(self, layer: int, rows: torch.Tensor, first_position: int) -> None:
-        for recorder in self._recorders:
-            recorder.record(layer, rows, first_position)
 
 
 def _positions(layout: PromptLayout, positions: Sequence[int] | None) -> tuple[int, ...]:

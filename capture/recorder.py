@@ -18,6 +18,7 @@ from dataclasses import dataclass
 import torch
 
 from capture.trace import MEAN_HEAD
+from models.attention import RowRecorder
 from models.family import PromptLayout
 
 STAGED_BYTES = (
@@ -190,3 +191,16 @@ class TraceRecorder:
                 return
             to.copy_(arrived)
             self._arriving.pop(0)
+
+
+class RowFanOut:
+    """Shows rows to several recorders; each keeps what is its own: a batch row, or a stretch of
+    positions."""
+
+    def __init__(self, recorders: Sequence[RowRecorder]) -> None:
+        self._recorders = tuple(recorders)
+
+    def record(self, layer: int, rows: torch.Tensor, first_position: int) -> None:
+        """Hand on the rows (B, H, R, K) of one layer."""
+        for recorder in self._recorders:
+            recorder.record(layer, rows, first_position)
