@@ -10,7 +10,8 @@ is an error that says so.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import operator
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -199,7 +200,7 @@ def tokens_looking_at(
 
 
 def _tokens(trace: GenerationTrace, token: int | Sequence[int]) -> list[int]:
-    tokens = [token] if isinstance(token, int) else list(token)
+    tokens = [operator.index(t) for t in (token if isinstance(token, Iterable) else [token])]
     count = len(trace.tokens)
     if not tokens or any(not 0 <= t < count for t in tokens):
         allowed = f"0 to {count - 1}" if count else "none, for the answer is empty"

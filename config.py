@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import operator
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args
@@ -22,6 +23,8 @@ Device = Literal["auto", "cpu", "cuda", "mps"]
 DType = Literal["auto", "float32", "bfloat16", "float16"]
 
 S = TypeVar("S")
+
+MOST_PIXELS = 100_000_000  # of a resized image: 128,000 vision tokens of 28 x 28 pixels
 
 
 def _refuse(setting: str, value: object, allowed: str) -> ValueError:
@@ -59,17 +62,24 @@ def _one_of(setting: str, value: object, allowed: tuple[str, ...]) -> None:
         raise _refuse(setting, value, ", ".join(allowed))
 
 
-def _indices(setting: str, value: object) -> None:
-    if value is None:
-        return
-    if not isinstance(value, tuple) or any(
-        not isinstance(v, int) or isinstance(v, bool) or v < 0 for v in value
-    ):
-        raise _refuse(setting, value, "all (leave it out), or a list of whole numbers from 0 up")
-    if len(value) == 0:
-        raise _refuse(setting, value, "all (leave it out), or at least one index")
-    if len(set(value)) != len(value):
-        raise _refuse(setting, value, "every index once")
+def _indices(setting: str, value: object, required: bool = False) -> tuple[int, ...] | None:
+    """A tuple of plain whole numbers from any sequence of them (lists, arrays); None is all."""
+    allowed = "at least one whole number from 0 up, each once"
+    if not required:
+        allowed = f"all (leave it out), or {allowed}"
+    if value is None and not required:
+        return None
+    if isinstance(value, str | bytes) or not isinstance(value, Iterable):
+        raise _refuse(setting, value, allowed)
+    given = list(value)
+    try:
+        made = tuple(operator.index(v) for v in given)
+    except TypeError as error:
+        raise _refuse(setting, value, allowed) from error
+    wrong = any(isinstance(v, bool) for v in given) or any(v < 0 for v in made)
+    if wrong or not made or len(set(made)) != len(made):
+        raise _refuse(setting, value, allowed)
+    return made
 
 
 @dataclass(frozen=True)
@@ -109,7 +119,7 @@ class ModelSettings:
         _one_of("dtype", self.dtype, get_args(DType))
         for setting in ("min_pixels", "max_pixels"):
             if getattr(self, setting) is not None:
-                _integer(setting, getattr(self, setting), 1)
+                _integer(setting, getattr(self, setting), 1, MOST_PIXELS)
         if (
             self.min_pixels is not None
             and self.max_pixels is not None
@@ -152,8 +162,8 @@ class GenerationSettings:
         _integer("top_k", self.top_k, 0)
         _number("repetition_penalty", self.repetition_penalty, 0.1, 10.0)
         _integer("seed", self.seed, 0, 2**63 - 1)
-        _indices("layers", self.layers)
-        _indices("heads", self.heads)
+        object.__setattr__(self, "layers", _indices("layers", self.layers))
+        object.__setattr__(self, "heads", _indices("heads", self.heads))
         if not isinstance(self.reduce_heads, bool):
             raise _refuse("reduce_heads", self.reduce_heads, "true or false")
 
@@ -188,15 +198,12 @@ class VARSettings:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "dims", tuple(self.dims))
-        if self.layers is not None:
-            object.__setattr__(self, "layers", tuple(self.layers))
-        _indices("dims", self.dims)
+        object.__setattr__(self, "dims", _indices("dims", self.dims, required=True))
+        object.__setattr__(self, "layers", _indices("layers", self.layers))
         _number("tau", self.tau, 0.0)
         for setting in ("keep", "max_sink_share", "min_image_mass"):
             _number(setting, getattr(self, setting), 0.0, 1.0)
         _one_of("dialect", self.dialect, get_args(Dialect))
-        _indices("layers", self.layers)
         _one_of("control", self.control, get_args(Control))
         _integer("seed", self.seed, 0, 2**63 - 1)
 
@@ -228,7 +235,7 @@ class AppSettings:
     Attributes:
         host, port: address to listen on. Any other than loopback demands `auth`.
         auth: `user:password`, or None.
-        cache_dir, outputs_dir: where runs and exports are written.
+        cache_dir: where runs are written.
         store_megabytes: memory for runs kept open; older ones spill to `cache_dir`.
         queue_size: how many requests may wait.
     """
@@ -237,7 +244,6 @@ class AppSettings:
     port: int = 7860
     auth: str | None = None
     cache_dir: str = "cache"
-    outputs_dir: str = "outputs"
     store_megabytes: int = 1024
     queue_size: int = 16
 

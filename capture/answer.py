@@ -9,6 +9,7 @@ The handle's lock must be held around each.
 from __future__ import annotations
 
 import dataclasses
+import json
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -199,7 +200,7 @@ def _observer(
 ) -> SinkObserver | None:
     """Marks sinks by VAR's dimensions, else by the model's profile; None where neither is known."""
     if var is not None:
-        observer = SinkObserver(var.dims, var.tau, var.dialect)
+        observer = SinkObserver(var.dims, var.tau, var.dialect, var.layers or ())
     elif handle.profile is not None:
         observer = SinkObserver(handle.profile.dims, handle.profile.tau)
     else:
@@ -271,10 +272,11 @@ def _trace(
     report = None
     if var is not None:
         own, intervention, row = var
-        report = {
+        said = {
             "settings": dataclasses.asdict(own),
             **dataclasses.asdict(intervention.report(row, len(tokens))),
         }
+        report = json.loads(json.dumps(said))  # as it comes back from a file: lists, no tuples
     return GenerationTrace(
         tokens=tokens,
         layout=inputs.layout,

@@ -8,10 +8,7 @@ import torch
 
 from capture.trace import LayerSinks
 from config import Dialect
-from redistribution.sinks import above_threshold, sink_score
-
-# Before it, hidden states are close to the embeddings and sinks have not formed (arXiv 2503.03321).
-FIRST_LAYER = 2
+from redistribution.sinks import FIRST_LAYER, above_threshold, sink_score
 
 
 class SinkObserver:
@@ -23,13 +20,20 @@ class SinkObserver:
         dims: sink dimensions.
         tau: threshold on phi.
         dialect: `official` flags phi > tau, `paper` phi >= tau.
+        also: layers before the third to report as well, where VAR was told to act there.
         batch_row: which row of the batch.
     """
 
     def __init__(
-        self, dims: Sequence[int], tau: float, dialect: Dialect = "official", batch_row: int = 0
+        self,
+        dims: Sequence[int],
+        tau: float,
+        dialect: Dialect = "official",
+        also: Sequence[int] = (),
+        batch_row: int = 0,
     ) -> None:
-        self._dims, self._tau, self._dialect, self._batch_row = tuple(dims), tau, dialect, batch_row
+        self._dims, self._tau, self._dialect = tuple(dims), tau, dialect
+        self._also, self._batch_row = frozenset(also), batch_row
         self._scores: dict[int, list[torch.Tensor]] = {}
 
     def begin_with(self, known: Mapping[int, torch.Tensor]) -> None:
@@ -45,10 +49,10 @@ class SinkObserver:
         return {layer: torch.cat(parts) for layer, parts in sorted(self._scores.items())}
 
     def found(self) -> tuple[LayerSinks, ...]:
-        """Sinks of every layer from the third on, in order; empty where there are none."""
+        """Sinks of each layer from the third on (and of `also`), in order; empty where none are."""
         out = []
         for layer, on_device in self.scores().items():
-            if layer < FIRST_LAYER:
+            if layer < FIRST_LAYER and layer not in self._also:
                 continue
             scores = on_device.cpu()
             positions = above_threshold(scores, self._tau, self._dialect).nonzero()[:, 0]

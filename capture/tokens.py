@@ -84,9 +84,13 @@ def describe_token(
     """Probability, rank and alternatives of `token` under raw logits (vocabulary,); text from
     `pieces`."""
     logs_of_all = torch.log_softmax(logits.float(), dim=-1)  # (vocabulary,)
+    if not math.isfinite(float(logs_of_all[token])):
+        raise ValueError(
+            "The model's output is not a number. In float16 large activations overflow; load the "
+            "model in bfloat16 or float32. Otherwise its weights are damaged."
+        )
     best, ids = torch.topk(logs_of_all, min(ALTERNATIVES, logits.shape[-1]))
     *logs, own = torch.cat([best, logs_of_all[token][None]]).tolist()  # one copy off the device
-    # A token among the best needs no other pass over the vocabulary.
     among = own >= logs[-1]  # then no other pass over the vocabulary is needed
     rank = sum(other > own for other in logs) if among else int((logs_of_all > own).sum())
     alternatives = tuple(

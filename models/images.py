@@ -74,6 +74,24 @@ def open_image(
         return _to_rgb(name, upright)
 
 
+def as_rgb(image: Image.Image, limits: ImageLimits | None = None) -> Image.Image:
+    """What `open_image` makes of a file, made of an image in memory.
+
+    Upright RGB: a rotation noted in its EXIF data is applied, transparency lies on white, 16-bit
+    grey is scaled. The image given is not changed.
+
+    Raises:
+        ImageError: as `open_image`; or it is no Pillow image.
+    """
+    if not isinstance(image, Image.Image):
+        raise ImageError(
+            f"The image is a {type(image).__name__}; allowed: a Pillow image, such as "
+            "models.images.open_image(path) gives."
+        )
+    _check_size("The image", image.size, limits or ImageLimits())
+    return _to_rgb("The image", ImageOps.exif_transpose(image))
+
+
 def _read(source: Path | str | bytes | BinaryIO, limits: ImageLimits) -> tuple[str, bytes]:
     """What to call the source in a sentence, and its bytes: never more of them than are allowed."""
     name = "The image"

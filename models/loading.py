@@ -23,6 +23,7 @@ from transformers import AutoConfig, AutoModelForImageTextToText, PreTrainedMode
 from config import DType, ModelSettings
 from models import attention
 from models.family import Family, PromptInputs, TextStack
+from models.images import as_rgb
 from models.info import ModelInfo
 from models.profiles import SinkProfile, find_profile
 from models.qwen2_5_vl import Qwen25VL
@@ -73,7 +74,7 @@ class ModelHandle:
         """Turn images and a prompt into what the model takes.
 
         Args:
-            images: RGB images (see `models.images.open_image`), shown before the text.
+            images: Pillow images, shown before the text; made upright RGB (`models.images.as_rgb`).
             prompt: the user's text; special tokens typed in it stay plain text.
             system: replaces the chat template's own system message.
             min_pixels, max_pixels: area bounds of the resized image for this prompt alone.
@@ -81,10 +82,17 @@ class ModelHandle:
                 oldest first; the images are shown in the first.
 
         Raises:
-            ValueError: no image, an empty prompt or turn, or a conversation too long.
+            ValueError: no image or an unusable one, an empty prompt or turn, a text that is none, a
+                conversation too long, or pixel bounds outside their range.
         """
+        if isinstance(images, Image.Image):
+            raise ValueError("images is one image; allowed: a list of images.")
         if not images:
             raise ValueError("There is no image; give at least one.")
+        for what, text in (("prompt", prompt), ("system", "" if system is None else system)):
+            check_text(what, text)
+        for text in (text for turn in history for text in turn):
+            check_text("history", text)
         if not prompt.strip():
             raise ValueError("The prompt is empty; ask something about the image.")
         if any(not text.strip() for turn in history for text in turn):
@@ -98,7 +106,7 @@ class ModelHandle:
                 f"The {what} has {characters} characters; at most {MAX_PROMPT_CHARACTERS} "
                 "are allowed."
             )
-        rgb = [image if image.mode == "RGB" else image.convert("RGB") for image in images]
+        rgb = [as_rgb(image) for image in images]
         return self.family.prepare(
             self.processor,
             self.model.config,
@@ -109,6 +117,16 @@ class ModelHandle:
             max_pixels,
             history,
         )
+
+
+def check_text(what: str, text: object) -> None:
+    """Refuse what cannot be encoded: no string, or half of a surrogate pair."""
+    if not isinstance(text, str):
+        raise ValueError(f"{what} is a {type(text).__name__}; allowed: a text.")
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise ValueError(f"{what} has characters that are no valid Unicode text.") from error
 
 
 def load_model(

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import tomllib
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
 PROFILE_FILE = "sink_profile.toml"
@@ -115,7 +115,16 @@ def find_profile(
         if (p.family, p.hidden_size, p.layers) == (family, hidden_size, layers)
     ]
     named = [p for p in fitting if p.model.lower() == model.lower()]
-    return next(iter(named or fitting), None)
+    if named or not fitting:
+        return next(iter(named), None)
+    # A fine-tune mostly keeps its base's sinks, but nobody has looked at this one.
+    base = fitting[0]
+    return replace(
+        base,
+        model=model,
+        confidence="low",
+        source=f"taken from {base.model} because of its sizes ({base.source})",
+    )
 
 
 def published() -> tuple[SinkProfile, ...]:

@@ -27,6 +27,7 @@ from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import (
     smart_resize,
 )
 
+from config import MOST_PIXELS
 from models.family import ImageGrid, PromptInputs, PromptLayout, Segment, SegmentKind, TextStack
 
 IMAGE_TOKEN = "<|image_pad|>"
@@ -88,23 +89,10 @@ class Qwen25VL:
             # without its vocabulary file transformers makes an empty tokenizer and says nothing
             raise OSError(f"{source} has no usable vocabulary (tokenizer.json)")
         image_processor = Qwen2VLImageProcessorPil.from_pretrained(source, **hub)
-        size = dict(image_processor.size)
-        for edge, bound in (("shortest_edge", "min_pixels"), ("longest_edge", "max_pixels")):
-            if options.get(bound) is not None:
-                size[edge] = options[bound]
-        if size["shortest_edge"] > size["longest_edge"]:
-            raise ValueError(
-                f"min_pixels is {size['shortest_edge']}, above max_pixels, which is "
-                f"{size['longest_edge']}; "
-                "set both, the smaller one first."
-            )
-        cell = (image_processor.patch_size * image_processor.merge_size) ** 2
-        if size["longest_edge"] < cell:
-            raise ValueError(
-                f"max_pixels is {size['longest_edge']}; at least {cell} are needed for one "
-                "vision token."
-            )
-        image_processor.size = {k: size[k] for k in ("shortest_edge", "longest_edge")}
+        shortest, longest = _pixel_bounds(
+            image_processor, options.get("min_pixels"), options.get("max_pixels")
+        )
+        image_processor.size = {"shortest_edge": shortest, "longest_edge": longest}
         template = tokenizer.chat_template or _template_beside(source)
         if not isinstance(template, str) or "image" not in template:
             raise ValueError(
@@ -136,8 +124,7 @@ class Qwen25VL:
             history: earlier turns, (what the user said, what was answered), oldest first; the
                 images belong to the first turn.
         """
-        shortest = min_pixels or processor.image_processor.size["shortest_edge"]
-        longest = max_pixels or processor.image_processor.size["longest_edge"]
+        shortest, longest = _pixel_bounds(processor.image_processor, min_pixels, max_pixels)
         vision = (
             _vision_tensors(processor.image_processor, images, shortest, longest) if images else {}
         )
@@ -360,6 +347,33 @@ def _vision_tensors(
         images=list(images), size=size, do_resize=not has_qwen_vl_utils(), return_tensors="pt"
     )
     return {"pixel_values": batch["pixel_values"], "image_grid_thw": batch["image_grid_thw"]}
+
+
+def _pixel_bounds(
+    image_processor: Any, min_pixels: int | None, max_pixels: int | None
+) -> tuple[int, int]:
+    """Area bounds of the resized image: the given ones, else the processor's own.
+
+    Raises:
+        ValueError: a bound outside its range, or bounds that exclude each other.
+    """
+    cell = (image_processor.patch_size * image_processor.merge_size) ** 2
+    given = {"min_pixels": min_pixels, "max_pixels": max_pixels}
+    for setting, value in given.items():
+        if value is not None and not 1 <= value <= MOST_PIXELS:
+            raise ValueError(f"{setting} is {value}; allowed: 1 to {MOST_PIXELS}.")
+    shortest = image_processor.size["shortest_edge"] if min_pixels is None else min_pixels
+    longest = image_processor.size["longest_edge"] if max_pixels is None else max_pixels
+    if shortest > longest:
+        raise ValueError(
+            f"min_pixels is {shortest}, above max_pixels, which is {longest}; set both, the "
+            "smaller one first."
+        )
+    if longest < cell:
+        raise ValueError(
+            f"max_pixels is {longest}; at least {cell} are needed for one vision token."
+        )
+    return shortest, longest
 
 
 def has_qwen_vl_utils() -> bool:

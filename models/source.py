@@ -28,7 +28,10 @@ def locate(settings: ModelSettings, report: Progress) -> tuple[Path, str | None]
                 "demo train"
             )
         return DEMO, None
-    folder = Path(settings.model).expanduser()
+    try:
+        folder = Path(settings.model).expanduser()
+    except RuntimeError:  # ~name of a user that this machine does not have
+        folder = Path(settings.model)
     if folder.is_dir():
         return folder, None
     looks_like_path = (
@@ -112,11 +115,14 @@ def check_files(settings: ModelSettings, source: Path) -> None:
 
 
 def fingerprint(source: Path) -> str:
-    """Tells two folders apart: SHA-256 over the config and, of each weight file, its name, size and
-    first megabyte."""
+    """Tells two folders apart: SHA-256 over the config and, of each weight file, its name, its size
+    and a megabyte at its begin, at its end and at 14 places between."""
     digest = hashlib.sha256((source / "config.json").read_bytes())
     for file in sorted(source.glob("*.safetensors")):
-        digest.update(f"{file.name}:{file.stat().st_size}".encode())
+        size = file.stat().st_size
+        digest.update(f"{file.name}:{size}".encode())
         with file.open("rb") as stream:
-            digest.update(stream.read(1 << 20))
+            for part in range(16):
+                stream.seek(max(0, size - (1 << 20)) * part // 15)
+                digest.update(stream.read(1 << 20))
     return f"sha256:{digest.hexdigest()[:16]}"

@@ -24,12 +24,14 @@ from redistribution.correction import correct_output
 from redistribution.redistribute import redistribute_rows
 from redistribution.report import LayerReport, VARReport, make_report
 from redistribution.selection import KeyGroups, working_dtype
-from redistribution.sinks import above_threshold, sink_score
+from redistribution.sinks import FIRST_LAYER, above_threshold, sink_score
 
 
 def acting_layers(settings: VARSettings, layers: int) -> tuple[int, ...]:
     """The layers in which VAR acts: those asked for, else 2 .. L-2 (arXiv 2503.03321)."""
-    return tuple(range(2, layers - 1)) if settings.layers is None else settings.layers
+    if settings.layers is not None:
+        return settings.layers
+    return tuple(range(FIRST_LAYER, layers - 1))
 
 
 def validate_var(settings: VARSettings, hidden_size: int, layers: int, vision_tokens: int) -> None:
@@ -226,7 +228,10 @@ class VARIntervention:
             scores = torch.cat(state.scores).cpu()
             ready = self._ready(layer, row, state.scores[0].device, torch.float32)
             assert ready is not None and ready.sinks is not None
-            found = ready.sinks.cpu()[: len(scores)].nonzero()[:, 0]
+            acted = ready.sinks.cpu()[: len(scores)]
+            found = acted.nonzero()[:, 0]
+            true = above_threshold(scores, settings.tau, settings.dialect)
+            image = vision[: len(scores)]
             selected, moved = self._shares(state, answer_tokens)
             layers.append(
                 LayerReport(
@@ -234,7 +239,8 @@ class VARIntervention:
                     positions=tuple(found.tolist()),
                     scores=tuple(scores[found].tolist()),
                     largest_score=float(scores.max()),
-                    flagged=float(vision[found].sum() / vision.sum()),
+                    flagged=float((true & image).sum() / image.sum()),
+                    missing=int((true & image).sum() - (acted & image).sum()),
                     selected=selected,
                     moved=moved,
                 )

@@ -7,6 +7,7 @@ factors of the row, which is also what lets `correction` do the same to a fused 
 
 from __future__ import annotations
 
+import operator
 from dataclasses import dataclass
 
 import torch
@@ -132,15 +133,21 @@ def check_first_query(first_query: int | Tensor, batch: int, device: torch.devic
             first_query.ndim > 1
             or first_query.numel() not in (1, batch)
             or first_query.is_floating_point()
+            or first_query.dtype == torch.bool
+            or bool((first_query < 0).any())
         ):
             raise ValueError(
                 f"first_query has shape {tuple(first_query.shape)} and dtype {first_query.dtype}; "
                 f"allowed: a whole number from 0 up, or ({batch},) of them."
             )
         return first_query.reshape(-1).to(device)
-    if isinstance(first_query, bool) or not isinstance(first_query, int) or first_query < 0:
+    try:
+        position = -1 if isinstance(first_query, bool) else operator.index(first_query)
+    except TypeError:
+        position = -1
+    if position < 0:
         raise ValueError(
             f"first_query is {first_query!r}; "
             f"allowed: a whole number from 0 up, or ({batch},) of them."
         )
-    return torch.tensor([first_query], device=device)
+    return torch.tensor([position], device=device)

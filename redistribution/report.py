@@ -15,9 +15,10 @@ class LayerReport:
 
     Attributes:
         layer: index in the model.
-        positions, scores: the sinks acted on, prompt positions and their sink scores phi.
+        positions, scores: the tokens acted on, prompt positions and their sink scores phi: the
+            sinks, or in the control the random tokens in place of the visual ones.
         largest_score: of any prompt position.
-        flagged: share of the vision tokens that are sinks, 0 to 1.
+        flagged: share of the vision tokens that are sinks, 0 to 1, in the control as well.
         selected: share of (head, query row) pairs that were changed, of those that may be.
         moved: mean attention mass taken from sinks, over the rows that may change, 0 to 1.
     """
@@ -29,6 +30,7 @@ class LayerReport:
     flagged: float
     selected: float
     moved: float
+    missing: int = 0  # in the control: visual sinks for which there was no other token to take
 
 
 @dataclass(frozen=True)
@@ -60,6 +62,13 @@ def make_report(layers: tuple[LayerReport, ...], settings: VARSettings) -> VARRe
             f"image's tokens are flagged as sinks ({worst.flagged:.0%} in layer {worst.layer}): "
             f"tau = {settings.tau:g} is too low for this model."
         )
+    short = [layer for layer in layers if layer.missing]
+    if short:
+        worst = max(short, key=lambda layer: layer.missing)
+        warnings.append(
+            f"In {len(short)} of {len(layers)} layers the image has fewer other tokens than sinks, "
+            f"so the control acts on fewer tokens ({worst.missing} fewer in layer {worst.layer})."
+        )
     reason = "" if changed else _why_nothing(layers, settings, bool(crowded))
     return VARReport(layers, changed, reason, tuple(warnings))
 
@@ -69,7 +78,7 @@ def _why_nothing(layers: tuple[LayerReport, ...], settings: VARSettings, crowded
         return "VAR changed nothing: keep is 1, so every sink keeps all of its attention."
     if not layers:
         return "VAR changed nothing: it was allowed to act in no layer."
-    if not any(layer.positions for layer in layers):
+    if not any(layer.positions or layer.missing for layer in layers):
         best = max(layers, key=lambda layer: layer.largest_score)
         return (
             f"VAR changed nothing: no token is a sink. The largest sink score is "
@@ -79,6 +88,11 @@ def _why_nothing(layers: tuple[LayerReport, ...], settings: VARSettings, crowded
         return (
             "VAR changed nothing: all sinks lie outside the image, and the dialect official leaves "
             "such layers alone (paper does not)."
+        )
+    if settings.control == "random" and not any(layer.positions for layer in layers):
+        return (
+            "VAR changed nothing: every token of the image is a sink, so the control finds no "
+            "other to take; raise tau."
         )
     if crowded:
         return (

@@ -14,6 +14,8 @@ from torch import Tensor
 
 from config import Dialect
 
+# Before it, hidden states are close to the embeddings and sinks have not formed (arXiv 2503.03321).
+FIRST_LAYER = 2
 EPSILON = 1e-6  # inside the root of the RMS, as in the published code
 BLOCK_TOKENS = 512  # tokens whose float32 copy exists at once: a few megabytes at any prompt length
 

@@ -316,3 +316,32 @@ def test_each_answer_of_a_pair_is_cut_at_its_own_end(
     assert [t.id for t in pair.baseline.tokens] == ids[: end + 1]
     assert pair.baseline.finish == "end"
     assert pair.baseline.attention.shape[0] == end + 1
+
+
+def test_a_model_whose_output_is_no_number_is_refused(
+    tiny_folder: Path, inputs: PromptInputs
+) -> None:
+    broken = load_model(str(tiny_folder), device="cpu", dtype="float32")
+    broken.model.lm_head.weight[7, 0] = float("nan")
+    with pytest.raises(ValueError, match="not a number"):
+        generate(broken, inputs, SETTINGS)
+
+
+def test_a_control_without_other_tokens_says_so(
+    handle: ModelHandle, inputs: PromptInputs, var: VARSettings
+) -> None:
+    every = dataclasses.replace(var, tau=0.0, control="random", max_sink_share=1.0)
+    report = generate(handle, inputs, SETTINGS, every).var
+    assert report is not None
+    assert all(layer["flagged"] == 1 for layer in report["layers"])
+    assert "control acts on fewer tokens" in " ".join(report["warnings"])
+
+
+def test_a_report_survives_its_file(
+    handle: ModelHandle, inputs: PromptInputs, var: VARSettings, tmp_path: Path
+) -> None:
+    trace = generate(handle, inputs, SETTINGS, var)
+    trace.save(tmp_path / "run.safetensors")
+    assert GenerationTrace.open(tmp_path / "run.safetensors").var == trace.var
+    marked = {sinks.layer for sinks in trace.sinks}
+    assert {1, 2} <= marked  # also the layer before the third, since VAR was told to act there

@@ -188,3 +188,39 @@ def test_qwen_vl_utils_and_the_pil_processor_agree(tiny_folder: Path) -> None:
 def test_the_same_prompt_gives_the_same_tensors(handle: ModelHandle, photo: Image.Image) -> None:
     a, b = (handle.prepare([photo], "What?").tensors for _ in range(2))
     assert all(torch.equal(a[name], b[name]) for name in a)
+
+
+@pytest.mark.tiny
+@pytest.mark.parametrize(
+    ("wrong", "says"),
+    [
+        ({"prompt": "a\udcffb"}, "prompt has characters that are no valid Unicode"),
+        ({"system": "a\ud800"}, "system has characters"),
+        ({"prompt": None}, "prompt is a NoneType"),
+        ({"images": blank(60, 60)}, "images is one image"),
+        ({"images": ["photo.jpg"]}, "allowed: a Pillow image"),
+        ({"images": [blank(2000, 3)]}, "longer side is 667 times the shorter"),
+        ({"max_pixels": -5}, "max_pixels is -5; allowed: 1 to"),
+        ({"min_pixels": 10**15}, "min_pixels is 1000000000000000"),
+        ({"min_pixels": 1, "max_pixels": 10}, "at least 784 are needed"),
+        ({"min_pixels": 100_000, "max_pixels": 2000}, "above max_pixels"),
+    ],
+)
+def test_what_makes_no_prompt_is_named(
+    handle: ModelHandle, wrong: dict[str, object], says: str
+) -> None:
+    asked: dict[str, object] = {"images": [blank(60, 60)], "prompt": "What?", **wrong}
+    with pytest.raises(ValueError, match=says):
+        handle.prepare(**asked)  # type: ignore[arg-type]
+
+
+@pytest.mark.tiny
+def test_images_in_memory_are_seen_like_files(handle: ModelHandle) -> None:
+    deep = Image.fromarray(np.full((60, 60), 30_000, dtype=np.uint16))
+    clear = Image.new("RGBA", (60, 60), (255, 0, 0, 0))
+    grey, white = (handle.prepare([image], "x").images[0] for image in (deep, clear))
+    assert grey.getpixel((5, 5)) == (117, 117, 117)
+    assert white.getpixel((5, 5)) == (255, 255, 255)
+    turned = blank(80, 40)
+    turned.getexif()[0x0112] = 6  # a camera held upright
+    assert handle.prepare([turned], "x").images[0].size == (40, 80)
