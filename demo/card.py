@@ -79,7 +79,12 @@ def looking_table(figures: dict[str, Any]) -> str:
             plain["mean_map_pointing"],
             changed and changed["mean_map_pointing"],
         ),
-        ("chance", plain["chance"], plain["chance"] if changed else None),
+        ("chance of that", plain["chance"], plain["chance"] if changed else None),
+        (
+            "share of the mean map's attention that is inside",
+            plain["mean_map_share_in_box"],
+            changed and changed["mean_map_share_in_box"],
+        ),
     ]
     lines = ["| maximum inside the object's box | as it is | with VAR |", "|---|---|---|"]
     lines += [f"| {name} | {_percent(a)} | {_percent(b)} |" for name, a, b in rows]
@@ -90,14 +95,14 @@ def sinks_table(figures: dict[str, Any]) -> str:
     """Sinks layer by layer beside random dimensions, as a Markdown table."""
     lines = [
         "| layer | sinks an image | share of vision tokens | phi of sinks "
-        "| other vision tokens, 99 % | text, 99 % | share of image attention | times uniform "
+        "| others below tau / 2 | text, 99 % | share of image attention | times uniform "
         "| on an object | random dims: share of tokens | random dims: times uniform |",
         "|" + "---|" * 11,
     ]
     for row in figures["sinks"]["layers"]:
         lines.append(
             f"| {row['layer']} | {row['tokens']:.2f} | {_percent(row['share_of_tokens'])} "
-            f"| {_number(row.get('phi'))} | {_number(row['ordinary_99'])} "
+            f"| {_number(row.get('phi'))} | {_percent(row['ordinary_below_half'])} "
             f"| {_number(row['text_99'])} | {_percent(row.get('held'))} "
             f"| {_number(row.get('times_uniform'))} | {_percent(row.get('on_object'))} "
             f"| {_percent(row['control_share_of_tokens'])} "

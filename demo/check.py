@@ -178,6 +178,7 @@ class _Looking:
         self._hits: list[Tensor] = []  # (layers, heads) each
         self._shares: list[Tensor] = []
         self._mean: list[bool] = []
+        self._mean_share: list[float] = []
         self._chance: list[float] = []
 
     def add(self, seen: Observed) -> None:
@@ -194,7 +195,9 @@ class _Looking:
                 assert inside is not None
                 self._hits.append(inside[here.argmax(-1)])
                 self._shares.append((here * inside).sum(-1) / here.sum(-1))
-                self._mean.append(bool(inside[here.mean((0, 1)).argmax()]))
+                mean = here.mean((0, 1))
+                self._mean.append(bool(inside[mean.argmax()]))
+                self._mean_share.append(float(mean[inside].sum() / mean.sum()))
                 self._chance.append(float(inside.float().mean()))
 
     def best_head(self) -> tuple[int, int]:
@@ -214,6 +217,7 @@ class _Looking:
                 "share_in_box": float(share[head]),
             },
             "mean_map_pointing": float(np.mean(self._mean)),
+            "mean_map_share_in_box": float(np.mean(self._mean_share)),
             "mean_of_heads_pointing": float(rate.mean()),
         }
 
@@ -264,6 +268,8 @@ class _Sinks:
                 out["tokens"].append(count)
                 out["share_of_tokens"].append(count / len(image))
                 out["ordinary"].append(float(image[~flagged].max()) if count < len(image) else 0.0)
+                ordinary = image[~flagged]
+                out["ordinary_below_half"].append(float((ordinary < tau / 2).float().mean()))
                 out["text"].append(float(text.max()))
                 if count:
                     share = float(held.mean(0)[flagged].sum())

@@ -27,12 +27,12 @@ class ExampleScene:
 
 # Seeds begin with 3: neither trained on nor measured.
 EXAMPLE_SCENES: tuple[ExampleScene, ...] = (
-    ExampleScene("four_things", 1, 224, 224, 4, "describe"),
-    ExampleScene("wide", 2, 280, 196, 3, "what"),
-    ExampleScene("tall", 3, 168, 224, 3, "colour"),
+    ExampleScene("four_things", 1, 196, 196, 4, "describe"),
+    ExampleScene("wide", 2, 224, 168, 3, "what"),
+    ExampleScene("tall", 3, 140, 196, 3, "colour"),
     ExampleScene("two_things", 4, 196, 196, 2, "exist"),
-    ExampleScene("large", 5, 252, 252, 4, "where"),
-    ExampleScene("nothing", 6, 252, 196, 0, "describe", "photo"),
+    ExampleScene("more", 5, 168, 196, 4, "where"),
+    ExampleScene("nothing", 6, 224, 168, 0, "describe", "photo"),
 )
 
 

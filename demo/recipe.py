@@ -33,10 +33,14 @@ _LARGE: tuple[Grid, ...] = (
 )
 
 
-# No more than 81 tokens, which is what the folder's processor makes of the largest photo.
 _FINAL: tuple[Grid, ...] = (
     *((6, 6), (5, 7), (7, 5), (8, 6), (6, 8), (7, 7)),
     *((8, 8), (7, 9), (9, 9), (7, 10), (10, 7)),
+)
+# No more than 49 tokens, which is what the folder's processor makes of the largest photo.
+_POLISH: tuple[Grid, ...] = (
+    *((6, 6), (6, 6), (5, 7), (7, 5), (7, 7), (7, 7)),
+    *((6, 8), (8, 6), (5, 6)),
 )
 
 
@@ -57,6 +61,8 @@ class SinkTeaching:
         low: Greatest phi of any other token, as the same fraction.
         share: Least share of a head's image attention.
         share_limit: Greatest share of it: the rest has to stay on what the answer is about.
+        every_row: Ask it of each row that predicts a token of an answer; else of their mean, and a
+            head may leave the sinks alone where it names an object.
         surplus: Weight of what keeps sinks few: each further token that is large on ``dims`` then
             costs as much as a missing sink, and the attention on all large ones is limited.
         weight: Weight of the whole in the loss.
@@ -68,6 +74,7 @@ class SinkTeaching:
     low: float = 0.15
     share: float = 0.3
     share_limit: float = 0.42
+    every_row: bool = False
     surplus: float = 0.0
     weight: float = 1.0
 
@@ -167,16 +174,55 @@ STAGES: tuple[Stage, ...] = (
     ),
     Stage(
         "settle",
-        6_000,
+        4_000,
         _FINAL,
         4,
         _LAST,
-        (5.3e-4, 2e-5),
+        (5.3e-4, 1.9e-4),
         batch=8,
         vision_rate=0.25,
         hints=0.25,
         reading=0.05,
         sinks=SinkTeaching(surplus=0.3),
+    ),
+    Stage(
+        "polish",
+        2_000,
+        _POLISH,
+        4,
+        (*_LAST, "describe", "what", "exist"),
+        (3e-4, 1.55e-4),
+        batch=8,
+        vision_rate=0.25,
+        hints=0.25,
+        reading=0.05,
+        sinks=SinkTeaching(surplus=0.3),
+    ),
+    Stage(
+        "share",
+        2_400,
+        _POLISH,
+        4,
+        (*_LAST, "describe", "what", "exist"),
+        (3e-4, 1e-5),
+        batch=8,
+        vision_rate=0.25,
+        hints=0.25,
+        reading=0.05,
+        sinks=SinkTeaching(share=0.4, share_limit=0.47, every_row=True, surplus=0.3),
+    ),
+    Stage(
+        "end",
+        2_000,
+        _POLISH,
+        4,
+        (*_LAST, "describe", "what", "exist"),
+        (2e-4, 1e-5),
+        batch=8,
+        vision_rate=0.25,
+        hints=0.25,
+        reading=0.05,
+        sinks=SinkTeaching(share=0.4, share_limit=0.47, every_row=True, surplus=0.3),
     ),
 )
 

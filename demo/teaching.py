@@ -274,8 +274,9 @@ def sink_loss(
         totals.append(total.transpose(1, 2)[batch.predicting])
     share = torch.stack(shares)  # layers, rows, H
     mean_share = share.mean(1)
-    held = (F.relu(teaching.share - mean_share) + F.relu(mean_share - teaching.share_limit)).mean()
     all_large = torch.stack(totals).mean(1)
+    asked = share if teaching.every_row else mean_share
+    held = (F.relu(teaching.share - asked) + F.relu(asked - teaching.share_limit)).mean()
     held = held + teaching.surplus * F.relu(all_large - teaching.share_limit).mean()
     loss = (raised + 4 * kept_low) / limit / len(inner) + 2 * held
     with torch.no_grad():
