@@ -8,6 +8,7 @@ used ones leave the memory first, and the oldest leave the folder.
 from __future__ import annotations
 
 import json
+import logging
 import re
 import secrets
 import shutil
@@ -20,6 +21,8 @@ from pathlib import Path
 
 from capture.trace import GenerationTrace
 from utils import write_atomically
+
+log = logging.getLogger(__name__)
 
 _ID = re.compile(r"[A-Za-z0-9_-]{16,64}\Z")
 _VARIANTS = ("baseline", "var")
@@ -109,13 +112,29 @@ class RunStore:
         self._runs: OrderedDict[str, Run] = OrderedDict()
         self._lock = threading.Lock()
 
-    def put(self, run: Run, keep_on_disk: bool = True) -> None:
-        """Take a run in. `keep_on_disk=False` is for one that ships with the project."""
-        if keep_on_disk:
-            save_run(run, self._folder / run.id)
-            self._trim_folder(spare=run.id)
+    def put(self, run: Run, keep_on_disk: bool = True) -> str | None:
+        """Take a run in. `keep_on_disk=False` is for one that ships with the project.
+
+        Returns:
+            Why the run is in memory only, in a few words; None if its files are written. A full
+            disk must not cost anyone a finished answer, so it is no error.
+        """
         with self._lock:
             self._remember(run)
+        if not keep_on_disk:
+            return None
+        folder = self._folder / run.id
+        try:
+            save_run(run, folder)
+        except OSError as error:
+            log.warning("run %s is kept in memory only: %s", run.id, error)
+            shutil.rmtree(folder, ignore_errors=True)  # what is written of it helps nobody
+            return f"kept in memory only: {error.strerror or error}"
+        try:
+            self._trim_folder(spare=run.id)
+        except OSError as error:  # the next run tries again
+            log.warning("the folder of runs could not be trimmed: %s", error)
+        return None
 
     def get(self, run_id: object) -> Run | None:
         """The run, from memory or from its files; None if there is none (any more)."""
@@ -141,7 +160,7 @@ class RunStore:
             return
         with self._lock:
             self._runs.pop(run_id, None)
-        shutil.rmtree(self._folder / run_id, ignore_errors=True)
+            shutil.rmtree(self._folder / run_id, ignore_errors=True)
 
     @property
     def memory(self) -> int:
@@ -161,19 +180,20 @@ class RunStore:
             total -= self._runs.pop(run_id).nbytes
 
     def _trim_folder(self, spare: str) -> None:
-        def size(folder: Path) -> int:
-            return sum(file.stat().st_size for file in folder.iterdir() if file.is_file())
-
         with self._lock:
-            folders = [
-                f
-                for f in self._folder.iterdir()
-                if f.is_dir() and _ID.match(f.name) and f.name != spare
-            ]
-            folders.sort(key=lambda f: f.stat().st_mtime)
-            total = size(self._folder / spare) + sum(size(f) for f in folders)
-            for folder in folders:
+            aged: list[tuple[float, int, Path]] = []
+            for folder in self._folder.iterdir():
+                if not _ID.match(folder.name):
+                    continue
+                try:
+                    sizes = [f.stat().st_size for f in folder.iterdir() if f.is_file()]
+                    aged.append((folder.stat().st_mtime, sum(sizes), folder))
+                except (FileNotFoundError, NotADirectoryError):
+                    continue  # another app on the same folder removed it, or its half-written file
+            total = sum(size for _, size, _ in aged)
+            for _, size, folder in sorted(aged):
                 if total <= self._disk_bytes:
                     break
-                total -= size(folder)
-                shutil.rmtree(folder, ignore_errors=True)
+                if folder.name != spare:
+                    total -= size
+                    shutil.rmtree(folder, ignore_errors=True)

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+import web.store
 from tests.web.synthetic import make_pair, make_trace
 from web.store import Run, RunStore, new_id, open_run, save_run
 
@@ -79,6 +82,46 @@ def test_deleting(tmp_path: Path) -> None:
     store.put(run)
     store.delete(run.id)
     assert store.get(run.id) is None and not (tmp_path / run.id).exists()
+
+
+def test_a_full_disk_leaves_the_run_in_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(run: Run, folder: Path) -> None:
+        folder.mkdir(parents=True)
+        (folder / "baseline.safetensors").write_bytes(b"half")
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    run = Run({"baseline": make_trace()})
+    store = RunStore(tmp_path, 10_000_000)
+    monkeypatch.setattr(web.store, "save_run", full)
+    assert store.put(run) == "kept in memory only: No space left on device"
+    assert store.get(run.id) is run
+    assert not (tmp_path / run.id).exists()
+    monkeypatch.undo()
+    assert store.put(run) is None
+    assert (tmp_path / run.id / "run.json").is_file()
+
+
+def test_a_folder_that_disappears_while_the_rest_is_trimmed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gone, kept = Run({"baseline": make_trace()}), Run({"baseline": make_trace(seed=1)})
+    store = RunStore(tmp_path, 10_000_000)
+    store.put(gone)
+    read = Path.iterdir
+
+    def racing(self: Path) -> Any:
+        names = list(read(self))
+        if self == tmp_path:
+            store_of_another_app.delete(gone.id)
+        return iter(names)
+
+    store_of_another_app = RunStore(tmp_path, 10_000_000)
+    monkeypatch.setattr(Path, "iterdir", racing)
+    assert store.put(kept) is None
+    assert not (tmp_path / gone.id).exists()
+    assert (tmp_path / kept.id).is_dir()
 
 
 def test_ids_differ() -> None:
