@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, replace
 
 from config import GenerationSettings, VARSettings
 from models.loading import ModelHandle
+
+LONGEST_LIST = 1000  # characters of an index list: a model has some dozens of layers
 
 
 @dataclass(frozen=True)
@@ -34,14 +37,16 @@ class Request:
     repetition_penalty: float = 1.0
     seed: float = 0
 
-    def settings(self) -> GenerationSettings:
-        return GenerationSettings(
-            max_new_tokens=_whole("max_new_tokens", self.max_new_tokens),
+    def settings(self, start: GenerationSettings | None = None) -> GenerationSettings:
+        """What the controls say, over the start's settings, which alone say what is captured."""
+        return replace(
+            start or GenerationSettings(),
+            max_new_tokens=whole("max_new_tokens", self.max_new_tokens),
             temperature=self.temperature,
             top_p=self.top_p,
-            top_k=_whole("top_k", self.top_k),
+            top_k=whole("top_k", self.top_k),
             repetition_penalty=self.repetition_penalty,
-            seed=_whole("seed", self.seed),
+            seed=whole("seed", self.seed),
         )
 
     def var(self, handle: ModelHandle) -> VARSettings | None:
@@ -61,17 +66,23 @@ class Request:
             dialect=self.dialect,  # type: ignore[arg-type]
             layers=parse_indices("layers", self.layers),
             control=self.control,  # type: ignore[arg-type]
-            seed=_whole("seed", self.seed),
+            seed=whole("seed", self.seed),
         )
 
 
-def parse_indices(setting: str, text: str) -> tuple[int, ...] | None:
+def parse_indices(setting: str, text: str | None) -> tuple[int, ...] | None:
     """`2-5, 7` -> (2, 3, 4, 5, 7); an empty text is None.
 
     Raises:
         ValueError: not such a list.
     """
-    made: list[int] = []
+    if text is None:
+        return None
+    if len(text) > LONGEST_LIST:
+        raise ValueError(
+            f"{setting} is a list of {len(text)} characters; allowed: at most {LONGEST_LIST}."
+        )
+    made: dict[int, None] = {}  # a set in the order of its making
     for part in text.replace("–", "-").split(","):
         if not (part := part.strip()):
             continue
@@ -83,11 +94,16 @@ def parse_indices(setting: str, text: str) -> tuple[int, ...] | None:
         first, last = int(low), int(high or low)
         if last < first or last - first > 1000:
             raise ValueError(f"{setting} is {text!r}; a range goes from a lower to a higher index.")
-        made += range(first, last + 1)
-    return tuple(dict.fromkeys(made)) or None
+        made.update(dict.fromkeys(range(first, last + 1)))
+    return tuple(made) or None
 
 
-def _whole(setting: str, value: float | None) -> int:
-    if value is None or float(value) != int(value):
+def whole(setting: str, value: object) -> int:
+    """The number of a control as an integer.
+
+    Raises:
+        ValueError: it is empty, infinite, not a number, or has a fraction.
+    """
+    if not isinstance(value, int | float) or not math.isfinite(value) or int(value) != value:
         raise ValueError(f"{setting} is {value!r}; allowed: a whole number.")
     return int(value)
