@@ -41,10 +41,19 @@ class LastPrompt:
             known = self._handle is not None and self._handle() is handle and self._key == key
             if known and self._inputs is not None:
                 return self._inputs, self._prefix
+            self._forget()  # before the new one takes memory
             inputs = handle.prepare([image], prompt)
             self._handle, self._key = weakref.ref(handle), key
             self._inputs, self._prefix = inputs, None
             return inputs, None
+
+    def drop(self) -> None:
+        """Forget the prompt and free its keys and values."""
+        with self._lock:
+            self._forget()
+
+    def _forget(self) -> None:
+        self._handle, self._key, self._inputs, self._prefix = None, (), None, None
 
     def keep(self, inputs: PromptInputs, prefix: Any) -> None:
         """Remember the prefix, unless another prompt has come in the meantime."""

@@ -12,6 +12,7 @@ import queue
 import tempfile
 import threading
 import time
+import traceback
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -78,6 +79,7 @@ class Handlers:
         self.line = Line(settings.app.queue_size)
         self.component: gr.HTML | None = None
         self._last = LastPrompt()
+        slot.on_change(self._last.drop)  # a model that comes needs the memory
         self._jobs: dict[str, _Job] = {}  # by run id, for as long as a run is under way
         self._stops: dict[str, threading.Event] = {}  # by browser session
         self._lock = threading.Lock()
@@ -124,10 +126,10 @@ class Handlers:
     def _generate(
         self, request: Request, run_id: str, stop: threading.Event
     ) -> Iterator[dict[str, Any]]:
-        settings = request.settings()
+        settings = request.settings(self.settings.generation)
         if not request.image:
             raise ValueError("There is no image. Upload or paste one, or take an example.")
-        if not request.prompt.strip():
+        if not isinstance(request.prompt, str) or not request.prompt.strip():
             raise ValueError("The prompt is empty. Ask something about the image.")
         image = open_image(request.image, self.settings.images)
         with self.line.place() as before:
@@ -148,8 +150,9 @@ class Handlers:
             job = _Job(run_id, request.prompt, variants, stop, tokens={v: [] for v in variants})
             with self._lock:
                 self._jobs[run_id] = job
-            arguments = (handle, inputs, settings, var, request.same_text, prefix)
-            worker = threading.Thread(target=self._work, args=(job, *arguments), daemon=True)
+            arguments = (job, handle, inputs, settings, var, request.same_text, prefix)
+            worker = threading.Thread(target=self._work, args=arguments, daemon=True)
+            del arguments, prefix, handle  # the worker alone decides how long they take memory
             worker.start()
             try:
                 yield from self._stream(job)
@@ -200,6 +203,11 @@ class Handlers:
                 traces = {"baseline": pair.baseline, "var": pair.var}
             job.events.put(("done", Run(traces, same_text=bool(var and same), id=job.run_id)))
         except BaseException as error:  # handed to the generator, which raises it
+            if isinstance(error, attention_extractor.RunOutOfMemoryError):
+                # The cache of the prompt before is what the next try needs; nobody may hold it.
+                self._last.drop()
+                prefix = None
+                traceback.clear_frames(error.__traceback__)
             job.events.put(("failed", error))
 
     def _stream(self, job: _Job) -> Iterator[dict[str, Any]]:
@@ -220,8 +228,15 @@ class Handlers:
             if kind == "done":
                 if fresh:
                     yield self._delta(job, sent, begun)
-                self.store.put(content)
-                yield self.value_of(content)
+                note = self.store.put(content)
+                try:
+                    value = self.value_of(content)
+                except OSError as error:  # its numbers reach the browser as a file
+                    raise ValueError(
+                        "The run is finished and kept, but the page cannot be given its numbers: "
+                        f"{error.strerror or error}."
+                    ) from error
+                yield {**value, "facts": [*value["facts"], *([note] if note else [])]}
                 return
             if now - last >= (STREAM_SECONDS if fresh else 0.9):
                 yield self._delta(job, sent, begun)

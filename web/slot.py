@@ -41,6 +41,11 @@ class ModelSlot:
         self._changed = threading.Condition()
         self._state = SlotState()
         self._version = 0
+        self._told: list[Callable[[], None]] = []
+
+    def on_change(self, call: Callable[[], None]) -> None:
+        """Call this whenever a load begins and whenever another model comes into use."""
+        self._told.append(call)
 
     @property
     def handle(self) -> ModelHandle | None:
@@ -54,6 +59,7 @@ class ModelSlot:
     def use(self, handle: ModelHandle) -> None:
         """Take a model that is loaded already."""
         self._set(SlotState("ready", handle.info.id, "Ready", 1.0, handle))
+        self._tell()
 
     def load(self, settings: ModelSettings) -> bool:
         """Begin to load; False if another load is under way."""
@@ -62,6 +68,7 @@ class ModelSlot:
                 return False
             begun = SlotState("loading", settings.model, "Starting", 0.0, self._state.working)
             self._set(begun)
+        self._tell()
         threading.Thread(target=self._work, args=(settings,), daemon=True).start()
         return True
 
@@ -70,6 +77,10 @@ class ModelSlot:
         with self._changed:
             self._changed.wait_for(lambda: self._version != seen, timeout)
             return self._version, self._state
+
+    def _tell(self) -> None:
+        for call in self._told:
+            call()
 
     def _set(self, state: SlotState) -> None:
         with self._changed:

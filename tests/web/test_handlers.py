@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import base64
+import dataclasses
+import errno
+import gc
 import gzip
 import threading
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +17,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import web.store
+from attention_extractor import RunOutOfMemoryError
 from attention_processor import patch_map
-from config import AppSettings, Settings
+from config import AppSettings, GenerationSettings, ModelSettings, Settings
 from tests.web.scripted import ScriptedEngine, fake_handle
 from tests.web.synthetic import WORDS, make_trace
 from tests.web.test_payload import expand, unpack
-from web.handlers import Handlers
+from web.handlers import Engine, Handlers
 from web.inspector import drawn
 from web.request import Request, parse_indices
 from web.slot import ModelSlot
@@ -60,6 +66,95 @@ def test_deltas_join_to_the_answer_and_none_is_sent_twice(handlers: Handlers, pi
         assert tuple(texts) == WORDS
 
 
+def test_a_full_disk_loses_no_answer(
+    handlers: Handlers, picture: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(run: Run, folder: Path) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(web.store, "save_run", full)
+    value = list(handlers.generate(Request(picture, "Hello"), "s"))[-1]
+    assert value["phase"] == "ready"
+    assert value["facts"][-1] == "kept in memory only: No space left on device"
+    assert handlers.open_run({"run": value["run"]})["phase"] == "ready"
+
+
+def test_what_is_captured_is_the_settings_files_matter(picture: str) -> None:
+    start = GenerationSettings(max_new_tokens=9, layers=(1, 3), heads=(0,), reduce_heads=True)
+    made = Request(picture, "Hello", max_new_tokens=12.0, seed=3.0).settings(start)
+    assert made == dataclasses.replace(start, max_new_tokens=12, seed=3)
+
+
+def test_the_engine_gets_the_settings_files_layers(tmp_path: Path, picture: str) -> None:
+    seen: list[GenerationSettings] = []
+    scripted = ScriptedEngine()
+
+    def generate(handle: Any, inputs: Any, settings: Any, **hooks: Any) -> Any:
+        seen.append(settings)
+        return scripted.generate(handle, inputs, settings, **hooks)
+
+    slot = ModelSlot()
+    slot.use(fake_handle())
+    start = Settings(generation=GenerationSettings(layers=(1,)))
+    made = Handlers(start, slot, RunStore(tmp_path, 10**8), Engine(generate))
+    with gr.Blocks():
+        made.component = drawn("inspector", None)
+    list(made.generate(Request(picture, "Hello"), "s"))
+    assert [settings.layers for settings in seen] == [(1,)]
+
+
+class Prefix:
+    """Stands for the keys and values of a prompt."""
+
+
+def test_keys_and_values_are_freed_for_a_model_and_after_a_full_memory(
+    tmp_path: Path, picture: str
+) -> None:
+    scripted, kept = ScriptedEngine(), []
+    full = threading.Event()
+
+    def compare(*arguments: Any, prefix: Any = None, **hooks: Any) -> Any:
+        if full.is_set():
+            raise RunOutOfMemoryError("The memory of the device is full.")
+        pair = scripted.compare(*arguments, **hooks)
+        pair.prefix = prefix or Prefix()
+        kept.append(weakref.ref(pair.prefix))
+        return pair
+
+    slot = ModelSlot(lambda settings, on_progress: fake_handle())
+    slot.use(fake_handle())
+    made = Handlers(Settings(), slot, RunStore(tmp_path, 10**8), Engine(scripted.generate, compare))
+    with gr.Blocks():
+        made.component = drawn("inspector", None)
+    asked = Request(picture, "Hello", compare=True)
+
+    def run() -> None:
+        list(made.generate(asked, "s"))
+        gc.collect()
+
+    run()
+    run()
+    assert kept[0]() is not None and kept[1]() is kept[0]()
+    list(made.generate(Request(picture, "Another"), "s"))  # a plain run
+    gc.collect()
+    assert kept[0]() is None
+    run()
+    assert kept[2]() is not None
+    full.set()
+    with pytest.raises(gr.Error, match="is full") as error:
+        run()
+    assert kept[2]() is None, error
+    full.clear()
+    run()
+    assert kept[3]() is not None
+    seen, _ = slot.wait(-1, 0)
+    assert slot.load(ModelSettings("another"))
+    while slot.state.phase == "loading":
+        seen, _ = slot.wait(seen, 10)
+    gc.collect()
+    assert kept[3]() is None
+
+
 def test_the_work_of_streaming_is_linear(handlers: Handlers, picture: str) -> None:
     values = list(handlers.generate(Request(picture, "thousand"), "s"))
     sent = sum(len(t) for v in values if v["phase"] == "streaming" for t in v["new"].values())
@@ -79,6 +174,11 @@ def test_a_finished_run_is_in_the_store(handlers: Handlers, picture: str) -> Non
     [
         ({"image": None}, "no image"),
         ({"prompt": "  "}, "prompt is empty"),
+        ({"prompt": None}, "prompt is empty"),
+        ({"max_new_tokens": float("inf")}, "max_new_tokens is inf"),
+        ({"top_k": float("nan")}, "top_k is nan"),
+        ({"seed": None}, "seed is None"),
+        ({"compare": True, "layers": "0-1000," * 40_000}, "layers is a list of 280000 characters"),
         ({"max_new_tokens": 0}, "max_new_tokens is 0"),
         ({"temperature": float("nan")}, "temperature"),
         ({"seed": 1.5}, "seed is 1.5"),
@@ -229,9 +329,16 @@ def test_single_heads_of_a_large_run(handlers: Handlers) -> None:
 
 @pytest.mark.parametrize(
     ("text", "expected"),
-    [("", None), (" ", None), ("3", (3,)), ("2-5, 7", (2, 3, 4, 5, 7)), ("2–3,3", (2, 3))],
+    [
+        (None, None),
+        ("", None),
+        (" ", None),
+        ("3", (3,)),
+        ("2-5, 7", (2, 3, 4, 5, 7)),
+        ("2–3,3", (2, 3)),
+    ],
 )
-def test_index_lists(text: str, expected: tuple[int, ...] | None) -> None:
+def test_index_lists(text: str | None, expected: tuple[int, ...] | None) -> None:
     assert parse_indices("layers", text) == expected
 
 
@@ -242,8 +349,6 @@ def test_bad_index_lists(text: str) -> None:
 
 
 def test_a_failed_load_leaves_the_old_model(engine: ScriptedEngine) -> None:
-    from config import ModelSettings
-
     begun, go_on = threading.Event(), threading.Event()
 
     def load(settings: ModelSettings, on_progress: Any) -> Any:
