@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import errno
 import os
 import sys
 from pathlib import Path
 from typing import Any
 
-from config import Settings, read_settings
+from config import AppSettings, Settings, read_settings
 
 
 def parse(arguments: list[str]) -> Settings:
@@ -54,19 +55,30 @@ def _over(settings: Any, values: dict[str, object]) -> Any:
 
 
 def main() -> None:
-    """Parse, build, listen."""
+    """Parse, build, listen, and say where."""
     settings = parse(sys.argv[1:])
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
     from web.page import build_app, launch  # seconds of imports, which --help need not wait for
 
     app = build_app(settings)
-    host = f"[{settings.app.host}]" if ":" in settings.app.host else settings.app.host
-    sys.stdout.write(f"SinkScope listens on http://{host}:{settings.app.port}\n")
-    sys.stdout.flush()
     try:
-        launch(app)
+        address = launch(app, wait=False)
     except OSError as error:
-        sys.exit(f"The page cannot be opened: {error}")
+        sys.exit(unopened(settings.app, error))
+    sys.stdout.write(f"SinkScope listens on {address.rstrip('/')}\n")
+    sys.stdout.flush()
+    app.blocks.block_thread()
+
+
+def unopened(settings: AppSettings, error: OSError) -> str:
+    """Why the address cannot be listened on, in one sentence."""
+    if error.errno == errno.EADDRINUSE:
+        return (
+            f"Port {settings.port} of {settings.host} is in use; choose another with --port "
+            "(0 takes any free one)."
+        )
+    why = os.strerror(error.errno) if (error.errno or 0) > 0 else error.strerror or error
+    return f"The page cannot be opened on {settings.host}, port {settings.port}: {why}."
 
 
 if __name__ == "__main__":

@@ -5,14 +5,17 @@ Their names, arguments and docstrings are the API that `gradio_client` sees.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import dataclasses
+import math
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import gradio as gr
 
-from config import ModelSettings
+from config import ModelSettings, Settings
 from web.handlers import Handlers
-from web.request import Request
+from web.request import Request, whole
+from web.security import LOOPBACK
 from web.slot import ModelSlot, SlotState
 
 
@@ -95,23 +98,62 @@ def following(slot: ModelSlot) -> Callable[..., Any]:
     return model_state
 
 
-def loading(slot: ModelSlot) -> Callable[..., Any]:
+def model_wanted(
+    settings: Settings,
+    offered: Sequence[str],
+    model: str | None,
+    device: str | None,
+    dtype: str | None,
+    min_pixels: float | None,
+    max_pixels: float | None,
+) -> ModelSettings:
+    """What Load asks for, over the model settings of the start.
+
+    `local_files_only` always stays, and the revision where it is the start's model.
+
+    Raises:
+        ValueError: naming the setting, its value and what is allowed.
+    """
+    start, name = settings.model, str(model or "").strip()
+    if settings.app.host not in LOOPBACK and name not in (*offered, start.model):
+        # Any folder and any hub id would be a way into this machine for everyone with the password.
+        raise ValueError(
+            f"model is {name!r}; on a server that other machines can reach, allowed: "
+            f"{', '.join(dict.fromkeys((*offered, start.model)))}."
+        )
+    pixels: dict[str, int | None] = {}
+    for setting, value, given in (
+        ("min_pixels", min_pixels, start.min_pixels),
+        ("max_pixels", max_pixels, start.max_pixels),
+    ):
+        pixels[setting] = whole(setting, value) or None if value is not None else None
+        most = max(int(settings.images.max_megapixels * 1e6), given or 0)
+        if (pixels[setting] or 0) > most:
+            raise ValueError(
+                f"{setting} is {pixels[setting]}; allowed: a whole number up to {most}, or 0, "
+                "which leaves it to the model."
+            )
+    return dataclasses.replace(
+        start,
+        model=name,
+        revision=start.revision if name == start.model else None,
+        device=device or start.device,
+        dtype=dtype or start.dtype,  # type: ignore[arg-type]
+        **pixels,
+    )
+
+
+def loading(slot: ModelSlot, settings: Settings, offered: Sequence[str]) -> Callable[..., Any]:
     def load_model(
         model: str,
-        device: str = "auto",
-        dtype: str = "auto",
+        device: str | None = None,
+        dtype: str | None = None,
         min_pixels: float | None = None,
         max_pixels: float | None = None,
     ) -> Iterator[tuple[Any, ...]]:
         """Load a model: `demo`, a hub id or a folder. The one before stays if this fails."""
         try:
-            wanted = ModelSettings(
-                model=(model or "").strip(),
-                device=device,
-                dtype=dtype,  # type: ignore[arg-type]
-                min_pixels=int(min_pixels) if min_pixels else None,
-                max_pixels=int(max_pixels) if max_pixels else None,
-            )
+            wanted = model_wanted(settings, offered, model, device, dtype, min_pixels, max_pixels)
         except ValueError as error:
             raise gr.Error(str(error), title="Not possible", print_exception=False) from error
         if not slot.load(wanted):
@@ -134,8 +176,9 @@ def _var_controls(state: SlotState) -> tuple[Any, Any, Any]:
         words = "The sink dimensions of this model are not known, so VAR cannot run."
         return gr.update(interactive=False, value=False, info=words), words, gr.skip()
     profile = handle.profile
+    tau = gr.update(value=round(profile.tau, 2), maximum=max(60, math.ceil(profile.tau)))
     words = (
         f"Sink dimensions {', '.join(map(str, profile.dims))}: {profile.source}; "
         f"confidence {profile.confidence}. {profile.note}".strip()
     )
-    return gr.update(interactive=True, info=None), words, gr.update(value=round(profile.tau, 2))
+    return gr.update(interactive=True, info=None), words, tau

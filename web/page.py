@@ -6,6 +6,7 @@ launch(app)                     opens the address, then loads the model in the b
 
 from __future__ import annotations
 
+import socket
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -78,14 +79,22 @@ def build_app(
 
 
 def launch(app: App, *, wait: bool = True) -> str:
-    """Open the address and begin to load the model; with `wait`, return when the server ends."""
+    """Open the address and begin to load the model; with `wait`, return when the server ends.
+
+    Returns:
+        The address. Port 0 of the settings has become a free port in it.
+
+    Raises:
+        OSError: the host is not this machine's, or the port is in use.
+    """
     settings = app.settings.app
+    port = _usable_port(settings.host, settings.port)  # before a model is loaded for nothing
     if app.slot.state.phase == "none":
         app.slot.load(app.settings.model)
     app.blocks.queue(max_size=4 * settings.queue_size, api_open=False)
     _, address, _ = app.blocks.launch(
-        server_name=settings.host,
-        server_port=settings.port or None,
+        server_name=f"[{settings.host}]" if ":" in settings.host else settings.host,
+        server_port=port,
         auth=tuple(settings.auth.split(":", 1)) if settings.auth else None,  # type: ignore[arg-type]
         app_kwargs={"middleware": middleware(settings)},
         max_file_size=app.settings.images.max_bytes,
@@ -102,6 +111,13 @@ def launch(app: App, *, wait: bool = True) -> str:
         quiet=True,
     )
     return address
+
+
+def _usable_port(host: str, port: int) -> int:
+    """The port, or a free one for 0: Gradio would take 7860 and say nothing of it."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.create_server((host, port), family=family) as probe:
+        return int(probe.getsockname()[1])
 
 
 def _layout(
@@ -208,21 +224,37 @@ def _layout(
                         info="random: as many random patches are treated as the sinks.",
                     )
                 with gr.Accordion("Generation settings", open=False):
+                    # Gradio refuses a value outside a slider's range, with a message of its own, so
+                    # a range always takes in what the settings of the start say.
                     tokens = gr.Slider(
-                        1, 512, generation.max_new_tokens, step=1, label="max new tokens"
+                        1,
+                        max(512, generation.max_new_tokens),
+                        generation.max_new_tokens,
+                        step=1,
+                        label="max new tokens",
                     )
                     temperature = gr.Slider(
                         0,
-                        2,
+                        max(2, generation.temperature),
                         generation.temperature,
                         step=0.05,
                         label="temperature",
                         info="0 is greedy.",
                     )
-                    top_p = gr.Slider(0.01, 1, generation.top_p, step=0.01, label="top p")
+                    top_p = gr.Slider(
+                        min(0.01, generation.top_p),
+                        1,
+                        generation.top_p,
+                        step=0.01,
+                        label="top p",
+                    )
                     top_k = gr.Number(generation.top_k, precision=0, minimum=0, label="top k")
                     penalty = gr.Slider(
-                        0.5, 2, generation.repetition_penalty, step=0.01, label="repetition penalty"
+                        min(0.5, generation.repetition_penalty),
+                        max(2, generation.repetition_penalty),
+                        generation.repetition_penalty,
+                        step=0.01,
+                        label="repetition penalty",
                     )
                     seed = gr.Number(generation.seed, precision=0, minimum=0, label="seed")
                 with gr.Accordion("Model", open=False, elem_id="model"):
@@ -290,7 +322,7 @@ def _layout(
         told = [status, compare, note, tau]
         free = {"concurrency_id": "status", "concurrency_limit": None, "show_progress": "hidden"}
         load.click(
-            loading(slot),
+            loading(slot, settings, [model for _, model in MODELS]),
             [name, device, dtype, low, high],
             told,
             api_name="load_model",

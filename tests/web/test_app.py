@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+import socket
 import subprocess
 import sys
+import urllib.parse
+import urllib.request
 from pathlib import Path
 
 import pytest
 
 import app
+from config import AppSettings, Settings
+from tests.web.scripted import fake_handle
+from tests.web.synthetic import make_trace
+from web.page import App, build_app, launch
+from web.store import Run
 
 ROOT = Path(app.__file__).parent
 
@@ -48,6 +56,40 @@ def test_mistakes_are_named(
 def test_the_password_can_come_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SINKSCOPE_AUTH", "me:secret")
     assert app.parse(["--host", "0.0.0.0"]).app.auth == "me:secret"
+
+
+def test_port_0_is_a_free_port_and_the_address_is_the_real_one(tmp_path: Path) -> None:
+    settings = Settings(app=AppSettings(port=0, cache_dir=str(tmp_path)))
+    example = Run({"baseline": make_trace()}, kind="example")
+    made = build_app(settings, handle=fake_handle(), example=example, examples=[])
+    address = launch(made, wait=False)
+    try:
+        assert urllib.parse.urlsplit(address).port not in (None, 0, 7860)
+        with urllib.request.urlopen(address, timeout=20) as page:
+            assert page.status == 200
+    finally:
+        made.blocks.close(verbose=False)
+
+
+def test_a_port_in_use_is_one_sentence(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = other.getsockname()[1]
+        command = [sys.executable, "app.py", "--port", str(port), "--cache-dir", str(tmp_path)]
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 1
+    assert done.stdout == ""
+    assert done.stderr == (
+        f"Port {port} of 127.0.0.1 is in use; choose another with --port (0 takes any free one).\n"
+    )
+
+
+def test_an_address_of_another_machine_is_named() -> None:
+    settings = AppSettings(host="192.0.2.1", auth="me:secret")
+    with pytest.raises(OSError) as error:
+        launch(App(None, None, None, Settings(app=settings)), wait=False)  # type: ignore[arg-type]
+    words = app.unopened(settings, error.value)
+    assert words.startswith("The page cannot be opened on 192.0.2.1, port 7860: ")
+    assert "\n" not in words
 
 
 def test_help_imports_nothing_heavy() -> None:
