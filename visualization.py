@@ -191,7 +191,7 @@ def figure(
     Args:
         image, patch_map, style: as for `overlay`.
         token: text of the token that the map explains, for the title.
-        share: attention mass that the same rows put on the whole image, unscaled, from 0 to 1.
+        share: attention mass that the same rows put on this whole image, unscaled, from 0 to 1.
         note: a last line, such as model and prompt.
     """
     style = style or OverlayStyle()
@@ -259,7 +259,7 @@ def contact_sheet(
         label = f"{visible(token)}  {share:.0%}"
         axes.set_title(label, parse_math=False, family=fonts(), fontsize=9)
     lines = [
-        f"percentages: attention mass on the image. {_how_scaled(style)}, each picture for itself.",
+        f"percentages: attention mass on this image. {_how_scaled(style)}, each for itself.",
         f"first {count} of {len(maps)} tokens" if len(maps) > count else "",
         note,
     ]

@@ -6,7 +6,9 @@ own matrices.
 
 from __future__ import annotations
 
+import math
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,6 +25,7 @@ STAGED_COPIES = 4  # staged rows, their concatenation, its logarithm, and what i
 CONTAINER = Path("/sys/fs/cgroup")
 PROBE_ROWS = 256  # rows of the matrix product that the prefill's speed is read from
 PROBE_LAYERS = 4  # one row is multiplied with so many layers, as decoding never finds one in cache
+MULTIPLIED = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 
 
 @dataclass(frozen=True)
@@ -183,19 +186,27 @@ def _working_bytes(handle: ModelHandle, inputs: PromptInputs, settings: Generati
 
 
 def _cache_bytes(handle: ModelHandle, inputs: PromptInputs, settings: GenerationSettings) -> int:
-    stack = handle.stack
-    width = stack.hidden_size // stack.heads
     positions = inputs.layout.length + settings.max_new_tokens
     size = handle.model.get_input_embeddings().weight.element_size()
-    return 2 * handle.info.layers * stack.kv_heads * width * positions * size
+    return 2 * handle.info.layers * handle.stack.kv_heads * _head_size(handle) * positions * size
+
+
+def _head_size(handle: ModelHandle) -> int:
+    """The width of a head: what the model says, for not every model divides the hidden size."""
+    stack = handle.stack
+    text = handle.model.config.get_text_config()
+    said = [text, *(stack.layers[0].modules() if len(stack.layers) else ())]
+    sizes = (getattr(one, "head_dim", None) for one in said)
+    found = next((size for size in sizes if isinstance(size, int) and size > 0), None)
+    return found or stack.hidden_size // stack.heads
 
 
 def _seconds(handle: ModelHandle, inputs: PromptInputs, settings: GenerationSettings) -> float:
     """Multiplications of the run, times what one takes."""
     stack, layout = handle.stack, inputs.layout
-    in_text = sum(p.numel() for layer in stack.layers for p in layer.parameters())
-    in_head = sum(p.numel() for p in stack.output_head.parameters())
-    in_all = sum(p.numel() for p in handle.model.parameters())
+    in_text = sum(_count(layer) for layer in stack.layers)
+    in_head = _count(stack.output_head)
+    in_all = _count(handle.model)
     embeddings = handle.model.get_input_embeddings().weight
     in_vision = max(0, in_all - in_text - embeddings.numel())
     if all(p is not embeddings for p in stack.output_head.parameters()):
@@ -208,26 +219,42 @@ def _seconds(handle: ModelHandle, inputs: PromptInputs, settings: GenerationSett
     return prefill + one * (in_text + in_head) * settings.max_new_tokens
 
 
-def _seconds_per_product(layers: object, rows: int) -> float:
+def _seconds_per_product(layers: Sequence[nn.Module], rows: int) -> float:
     """Seconds a multiplication takes in a layer's largest matrix, for so many rows at once."""
-    matrices = []
-    for layer in layers:  # type: ignore[attr-defined]
-        linear = [m for m in layer.modules() if isinstance(m, nn.Linear)]
-        matrices.append(max(linear, key=lambda m: m.weight.numel()))
-    inputs = [
-        torch.zeros(rows, m.in_features, dtype=m.weight.dtype, device=m.weight.device)
-        for m in matrices
-    ]
+    matrices = [_largest_matrix(layer) for layer in layers]
+    inputs = [torch.zeros(rows, m.shape[1], dtype=m.dtype, device=m.device) for m in matrices]
     best = float("inf")
     with torch.no_grad():
         for _ in range(3):
             began = time.perf_counter()
             for matrix, rows_in in zip(matrices, inputs, strict=True):
-                matrix(rows_in)
-            if matrices[0].weight.device.type == "cuda":
-                torch.cuda.synchronize(matrices[0].weight.device)
+                nn.functional.linear(rows_in, matrix)
+            if matrices[0].device.type == "cuda":
+                torch.cuda.synchronize(matrices[0].device)
             best = min(best, time.perf_counter() - began)
-    return best / (rows * sum(m.weight.numel() for m in matrices))
+    return best / (rows * sum(m.numel() for m in matrices))
+
+
+def _largest_matrix(layer: nn.Module) -> torch.Tensor:
+    """The weight of a layer's largest `nn.Linear`.
+
+    A quantised layer has none that can be multiplied with as it is; what stands in for it there is
+    a matrix of zeros with as many elements as the layer's largest parameter or buffer.
+    """
+    linear = [m.weight for m in layer.modules() if isinstance(m, nn.Linear)]
+    plain = [w for w in linear if w.dtype in MULTIPLIED]
+    if plain:
+        return max(plain, key=torch.Tensor.numel)
+    held = [*layer.parameters(), *layer.buffers()]
+    largest = max(held, key=torch.Tensor.numel, default=torch.zeros(1, 1))
+    dtype = torch.float16 if largest.device.type == "cuda" else torch.float32
+    side = max(1, math.isqrt(largest.numel()))
+    return torch.zeros(side, side, dtype=dtype, device=largest.device)
+
+
+def _count(module: nn.Module) -> int:
+    """Elements of parameters and buffers: quantised weights are buffers."""
+    return sum(t.numel() for t in (*module.parameters(), *module.buffers()))
 
 
 def _size(count: int) -> str:

@@ -11,10 +11,28 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 if TYPE_CHECKING:
-    from config import ModelSettings
+    from config import GenerationSettings, ModelSettings
+    from models.family import PromptInputs
     from models.loading import ModelHandle
 
 MISTAKE = 2  # exit code
+MEMORY = (
+    "Memory is full. What helps: a smaller image (--max-pixels), fewer new tokens "
+    "(--max-new-tokens), less of the attention (--layers, --heads), or a smaller model."
+)
+
+# The options of every verb that asks a model. `config` checks their values.
+ImageFile = Annotated[Path, typer.Argument(help="PNG, JPEG, WebP, GIF, BMP or TIFF.")]
+Prompt = Annotated[str, typer.Argument(help="What to ask about it.")]
+Model = Annotated[str, typer.Option(help="demo, a hub id, or a folder.")]
+MaxNewTokens = Annotated[int, typer.Option(help="Length of an answer, at most.")]
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N or mps.")]
+DType = Annotated[
+    Literal["auto", "float32", "bfloat16", "float16"], typer.Option(help="Of the weights.")
+]
+Revision = Annotated[str | None, typer.Option(help="Commit, tag or branch of a hub id.")]
+MinPixels = Annotated[int | None, typer.Option(help="Area that the model sees, least.")]
+MaxPixels = Annotated[int | None, typer.Option(help="Area that the model sees, most.")]
 
 # The options of every verb that draws. Their values are checked by `visualization.OverlayStyle`.
 Token = Annotated[
@@ -59,15 +77,27 @@ def mistakes_said_plainly() -> Iterator[None]:
         yield
     except (ValueError, OSError) as error:
         _end(str(error))
+    except MemoryError:
+        _end(MEMORY)
     except RuntimeError as error:
-        from attention_extractor import RunOutOfMemoryError  # late, for it loads torch
-
-        if not isinstance(error, RunOutOfMemoryError):
+        if (sentence := _out_of_memory(error)) is None:
             raise
-        _end(str(error))
+        _end(sentence)
     except KeyboardInterrupt:
         typer.echo("Interrupted.", err=True)
         raise typer.Exit(130) from None
+
+
+def _out_of_memory(error: RuntimeError) -> str | None:
+    """The sentence for a full device, also where no run had begun; None for any other error."""
+    import torch  # late: a refusal needs none of it
+
+    from attention_extractor import RunOutOfMemoryError
+
+    if isinstance(error, RunOutOfMemoryError):
+        return str(error)
+    full = isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+    return MEMORY if full else None
 
 
 def _end(sentence: str) -> None:
@@ -114,6 +144,25 @@ def progress(label: str, length: int) -> Iterator[Any]:
     """A progress bar (click's) on standard error; standard output is for the answer alone."""
     with typer.progressbar(length=length, label=label, file=sys.stderr, show_eta=False) as bar:
         yield bar
+
+
+def say_forecast(
+    handle: ModelHandle, inputs: PromptInputs, settings: GenerationSettings, answers: int = 1
+) -> None:
+    """One line on standard error, before a run: what it takes if it uses all of its new tokens.
+
+    Raises:
+        ValueError: a layer or head that this model does not have.
+    """
+    from attention_extractor import forecast
+
+    expected = forecast(handle, inputs, settings)
+    typer.echo(
+        f"Forecast, for {settings.max_new_tokens} new tokens: about {expected.seconds:.2g} s"
+        f"{' an answer' if answers > 1 else ''}, {answers * expected.payload_bytes / 1e6:.3g} MB "
+        f"of attention ({expected.vision_tokens} vision tokens)",
+        err=True,
+    )
 
 
 def load(settings: ModelSettings) -> ModelHandle:

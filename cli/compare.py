@@ -24,12 +24,12 @@ VAR = VARSettings(dims=(0,))  # for the defaults; its dims are the model's
 
 
 def compare(
-    image: Annotated[Path, typer.Argument(help="PNG, JPEG, WebP, GIF, BMP or TIFF.")],
-    prompt: Annotated[str, typer.Argument(help="What to ask about it.")],
+    image: common.ImageFile,
+    prompt: common.Prompt,
     output: Annotated[
         Path, typer.Option("--output", "-o", help="A .html, .png, .pdf, .svg or .json file.")
     ],
-    model: Annotated[str, typer.Option(help="demo, a hub id, or a folder.")] = "demo",
+    model: common.Model = "demo",
     same_text: Annotated[
         bool,
         typer.Option("--same-text", help="VAR reads the baseline's answer instead of its own."),
@@ -72,16 +72,14 @@ def compare(
         str | None,
         typer.Option(help="Heads to record and draw. Left out: all.", metavar="LIST"),
     ] = None,
-    max_new_tokens: Annotated[int, typer.Option(help="Length of an answer, at most.")] = 64,
+    max_new_tokens: common.MaxNewTokens = 64,
     temperature: Annotated[float, typer.Option(help="0 is greedy; above, sampled.")] = 0.0,
     seed: Annotated[int, typer.Option(help="Of sampling and of the random control.")] = 0,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N or mps.")] = "auto",
-    dtype: Annotated[
-        Literal["auto", "float32", "bfloat16", "float16"], typer.Option(help="Of the weights.")
-    ] = "auto",
-    revision: Annotated[str | None, typer.Option(help="Commit, tag or branch of a hub id.")] = None,
-    min_pixels: Annotated[int | None, typer.Option(help="Area that the model sees, least.")] = None,
-    max_pixels: Annotated[int | None, typer.Option(help="Area that the model sees, most.")] = None,
+    device: common.Device = "auto",
+    dtype: common.DType = "auto",
+    revision: common.Revision = None,
+    min_pixels: common.MinPixels = None,
+    max_pixels: common.MaxPixels = None,
     save_traces: Annotated[
         Path | None, typer.Option(help="Keep both runs too: a folder, made if it is missing.")
     ] = None,
@@ -119,7 +117,9 @@ def compare(
         opened = open_image(image)
         handle = common.load(wanted)
         var = with_profile(draft, handle.profile, model, given is not None, tau is not None)
-        pair = _compare(handle, handle.prepare([opened], prompt), settings, var, same_text)
+        inputs = handle.prepare([opened], prompt)
+        common.say_forecast(handle, inputs, settings, answers=2)
+        pair = _compare(handle, inputs, settings, var, same_text)
         from cli.comparison import print_comparison
 
         print_comparison(pair)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import typer
 
-from attention_processor import PatchMap, image_share, patch_map
+from attention_processor import PatchMap, patch_map
 from capture.trace import GenerationTrace
 from config import Reduce
 from visualization import OverlayStyle, contact_sheet, figure, overlay, save, visible
@@ -20,7 +20,8 @@ from visualization import OverlayStyle, contact_sheet, figure, overlay, save, vi
 class Selection:
     """Which attention to draw. Layers and heads are indices in the model; None is all captured.
 
-    `sinks` marks the cells that are a sink in at least one of these layers.
+    `image` is the one to draw and to give shares of, counted from 0. `sinks` marks the cells that
+    are a sink in at least one of these layers.
     """
 
     token: str = "all"
@@ -28,6 +29,7 @@ class Selection:
     heads: tuple[int, ...] | None = None
     reduce: Reduce = "mean"
     sinks: bool = True
+    image: int = 0
 
 
 def draw(
@@ -38,17 +40,19 @@ def draw(
     *,
     as_figure: bool = False,
 ) -> None:
-    """Write the picture: a sheet of all tokens, or one token's overlay on the first image.
+    """Write the picture: a sheet of all tokens, or one token's overlay on the image.
 
     Raises:
         ValueError: the answer is empty, or the trace lacks what was selected.
         OSError: the file cannot be written.
     """
-    image = trace.images[0]
     shares = token_shares(trace, selection)
+    image = trace.images[selection.image]
     note = f"{trace.model.id} ({trace.model.revision}), prompt: {trace.prompt}"
     if selection.sinks:
-        style = dataclasses.replace(style, sinks=sink_cells(trace, selection.layers))
+        style = dataclasses.replace(
+            style, sinks=sink_cells(trace, selection.layers, selection.image)
+        )
         note = f"{sink_words(trace, style.sinks)}. {note}"
     if selection.token == "all":
         maps = [_map(trace, t, selection) for t in range(len(trace.tokens))]
@@ -79,6 +83,9 @@ def print_answer(trace: GenerationTrace, selection: Selection) -> None:
     typer.echo("\ntoken  image  probability  text")
     for index, (token, share) in enumerate(zip(trace.tokens, shares, strict=True)):
         typer.echo(f"{index:5d}  {share:5.1%}  {token.probability:11.1%}  {visible(token.text)}")
+    count = len(trace.layout.grids)
+    if count > 1:
+        typer.echo(f"(of image {selection.image}; the prompt has {count}, from 0)", err=True)
     if trace.finish == "length":
         typer.echo(f"(stopped after {len(trace.tokens)} tokens, the most allowed)", err=True)
 
@@ -90,15 +97,15 @@ def answer_of(trace: GenerationTrace) -> str:
 
 
 def token_shares(trace: GenerationTrace, selection: Selection) -> list[float]:
-    """Attention mass on all images, for each token: the mean over the selected layers and heads.
+    """Attention mass on the selected image, for each token: the mean over the layers and heads.
+
+    Taken from the maps that are drawn, whose float16 is finer than what is printed.
 
     Raises:
-        ValueError: a layer or head that the trace does not hold.
+        ValueError: an image, layer or head that the trace does not hold.
     """
-    share = image_share(trace)  # (T, L, H)
-    share = share[:, _slots("layers", trace.layers, selection.layers)]
-    share = share[:, :, _slots("heads", trace.heads, selection.heads)]
-    return [float(value) for value in share.mean(dim=(1, 2))]
+    mean = dataclasses.replace(selection, reduce="mean")
+    return [float(_map(trace, t, mean).values.sum()) for t in range(len(trace.tokens))]
 
 
 def sink_cells(
@@ -119,17 +126,6 @@ def sink_words(trace: GenerationTrace, cells: Sequence[int]) -> str:
     if trace.sinks:
         return "no attention sink found in the layers drawn"
     return "no sink dimensions are known for this model, so no sinks are marked"
-
-
-def _slots(
-    setting: str, captured: tuple[int, ...], wanted: tuple[int, ...] | None
-) -> list[int] | slice:
-    if wanted is None:
-        return slice(None)
-    if lacking := set(wanted) - set(captured):
-        have = ", ".join(map(str, captured))
-        raise ValueError(f"{setting} has {min(lacking)}, but the trace holds {setting} {have}.")
-    return [captured.index(index) for index in wanted]
 
 
 def find_tokens(trace: GenerationTrace, wanted: str) -> list[int]:
@@ -159,4 +155,6 @@ def find_tokens(trace: GenerationTrace, wanted: str) -> list[int]:
 
 
 def _map(trace: GenerationTrace, tokens: int | Sequence[int], selection: Selection) -> PatchMap:
-    return patch_map(trace, tokens, selection.layers, selection.heads, selection.reduce)
+    return patch_map(
+        trace, tokens, selection.layers, selection.heads, selection.reduce, image=selection.image
+    )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -17,10 +17,10 @@ if TYPE_CHECKING:
 
 
 def heatmap(
-    image: Annotated[Path, typer.Argument(help="PNG, JPEG, WebP, GIF, BMP or TIFF.")],
-    prompt: Annotated[str, typer.Argument(help="What to ask about it.")],
+    image: common.ImageFile,
+    prompt: common.Prompt,
     output: Annotated[Path, typer.Option("--output", "-o", help="A .png, .pdf or .svg file.")],
-    model: Annotated[str, typer.Option(help="demo, a hub id, or a folder.")] = "demo",
+    model: common.Model = "demo",
     token: common.Token = "all",
     layers: common.Layers = None,
     heads: common.Heads = None,
@@ -31,14 +31,12 @@ def heatmap(
     smooth: common.Smooth = False,
     sinks: common.Sinks = True,
     figure: common.AsFigure = False,
-    max_new_tokens: Annotated[int, typer.Option(help="Length of the answer, at most.")] = 64,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N or mps.")] = "auto",
-    dtype: Annotated[
-        Literal["auto", "float32", "bfloat16", "float16"], typer.Option(help="Of the weights.")
-    ] = "auto",
-    revision: Annotated[str | None, typer.Option(help="Commit, tag or branch of a hub id.")] = None,
-    min_pixels: Annotated[int | None, typer.Option(help="Area that the model sees, least.")] = None,
-    max_pixels: Annotated[int | None, typer.Option(help="Area that the model sees, most.")] = None,
+    max_new_tokens: common.MaxNewTokens = 64,
+    device: common.Device = "auto",
+    dtype: common.DType = "auto",
+    revision: common.Revision = None,
+    min_pixels: common.MinPixels = None,
+    max_pixels: common.MaxPixels = None,
     save_trace: Annotated[
         Path | None, typer.Option(help="Keep the run too: a .safetensors file for `show`.")
     ] = None,
@@ -72,7 +70,9 @@ def heatmap(
         selection = Selection(token, settings.layers, settings.heads, reduce, sinks)
         opened = open_image(image)
         handle = common.load(wanted)
-        trace = _generate(handle, handle.prepare([opened], prompt), settings)
+        inputs = handle.prepare([opened], prompt)
+        common.say_forecast(handle, inputs, settings)
+        trace = _generate(handle, inputs, settings)
         print_answer(trace, selection)
         if save_trace is not None:
             trace.save(save_trace)

@@ -27,6 +27,9 @@ def show(
     smooth: common.Smooth = False,
     sinks: common.Sinks = True,
     figure: common.AsFigure = False,
+    image: Annotated[
+        int, typer.Option(min=0, help="Which image of the prompt, counted from 0.")
+    ] = 0,
 ) -> None:
     """Open a saved run, without any model: print the answer and its shares, and draw it."""
     with common.mistakes_said_plainly():
@@ -40,7 +43,12 @@ def show(
             check_ending(output)
         style = OverlayStyle(colormap, opacity, scale, smoothing=smooth)  # type: ignore[arg-type]
         selection = Selection(
-            token, common.indices("layers", layers), common.indices("heads", heads), reduce, sinks
+            token,
+            common.indices("layers", layers),
+            common.indices("heads", heads),
+            reduce,
+            sinks,
+            image,
         )
         trace = GenerationTrace.open(trace_file)
         model = trace.model

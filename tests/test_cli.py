@@ -14,6 +14,7 @@ from cli import common
 from cli.__main__ import app
 
 ROOT = Path(__file__).resolve().parent.parent
+LENGTH = ("--max-new-tokens", "3")
 
 
 def run(*words: str | Path) -> Result:
@@ -95,6 +96,23 @@ def test_what_is_no_list_of_indices(text: str) -> None:
         common.indices("layers", text)
 
 
+def test_memory_that_is_full_is_a_sentence_anywhere(capsys: pytest.CaptureFixture[str]) -> None:
+    import torch
+    import typer
+
+    for error in (
+        MemoryError(),
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB"),
+        RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried"),
+    ):
+        with pytest.raises(typer.Exit) as ended, common.mistakes_said_plainly():
+            raise error
+        assert ended.value.exit_code == common.MISTAKE
+        assert capsys.readouterr().err.startswith("Error: Memory is full. What helps: ")
+    with pytest.raises(RuntimeError, match="a bug"), common.mistakes_said_plainly():
+        raise RuntimeError("a bug")
+
+
 # --- tier 2: with the tiny model ------------------------------------------------------------------
 
 
@@ -143,7 +161,9 @@ def test_one_token_is_drawn_at_the_photos_own_size(
     assert run("show", trace, "--token", "2", "-o", pdf).exit_code == 0
     assert pdf.read_bytes().startswith(b"%PDF")
 
-    assert "layers has 0" in refused(run("show", trace, "--layers", "0"))
+    assert "layers is [0]; the trace holds layers 1-2" in refused(
+        run("show", trace, "--layers", "0")
+    )
     assert "token is 4; the answer has 4" in refused(run("show", trace, "--token", "4", "-o", same))
     said = refused(run("show", trace, "--token", "zebra", "-o", same))
     assert "'zebra', which is not in the answer" in said
@@ -240,3 +260,56 @@ def test_out_of_memory_is_a_sentence_but_a_bug_is_not_hidden(
 def test_what_is_no_trace(tmp_path: Path, image: Path) -> None:
     assert "photo.png" in refused(run("show", image))
     assert "nothing.safetensors" in refused(run("show", tmp_path / "nothing.safetensors"))
+
+
+@pytest.mark.tiny
+def test_of_two_images_one_is_chosen_and_has_its_own_share(
+    tiny_folder: Path, photo: Image.Image, tmp_path: Path
+) -> None:
+    from attention_extractor import generate
+    from config import GenerationSettings
+    from models.loading import load_model
+
+    handle = load_model(str(tiny_folder), device="cpu", dtype="float32")
+    second = photo.resize((160, 220)).rotate(180)
+    trace = generate(
+        handle, handle.prepare([photo, second], "Which?"), GenerationSettings(max_new_tokens=3)
+    )
+    path = tmp_path / "two.safetensors"
+    trace.save(path)
+
+    def shown(*words: str | Path) -> tuple[list[float], Result]:
+        done = run("show", path, *words)
+        assert done.exit_code == 0, done.output
+        table = done.stdout.partition("probability  text\n")[2].splitlines()
+        return [float(line.split()[1].rstrip("%")) / 100 for line in table], done
+
+    for image in (0, 1):
+        drawn = tmp_path / f"image{image}.png"
+        shares, done = shown("--image", str(image), "--token", "1", "-o", drawn)
+        columns = trace.layout.columns(image)
+        expected = trace.attention[..., columns].float().sum(-1).mean(dim=(1, 2))
+        assert shares == pytest.approx(expected.tolist(), abs=1e-3)
+        assert f"(of image {image}; the prompt has 2, from 0)" in done.stderr
+        assert Image.open(drawn).size == trace.images[image].size
+    assert shown()[0] == shown("--image", "0")[0] != shown("--image", "1")[0]
+    assert "image is 2; the prompt has 2" in refused(run("show", path, "--image", "2"))
+
+
+@pytest.mark.tiny
+def test_the_forecast_is_said_before_the_run(
+    image: Path, tiny_folder: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out.png"
+    done = run("heatmap", image, "What?", "--model", tiny_folder, "-o", out, *LENGTH)
+    assert done.exit_code == 0, done.output
+    forecast = done.stderr.index("Forecast, for 3 new tokens: about ")
+    assert forecast < done.stderr.index("Answering")
+    assert "MB of attention" in done.stderr and "Forecast" not in done.stdout
+
+
+@pytest.mark.tiny
+def test_a_prompt_that_is_no_text(image: Path, tiny_folder: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out.png"  # a shell hands on bytes that are no UTF-8 as lone surrogates
+    said = refused(run("heatmap", image, "What\udcff?", "--model", tiny_folder, "-o", out))
+    assert "prompt" in said and not out.exists()
