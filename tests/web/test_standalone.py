@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 
 from attention_processor import patch_map
+from capture.trace import MEAN_HEAD
 from tests.web.documents import Blocks
 from tests.web.synthetic import HOSTILE, WORDS, make_pair, make_trace
 from tests.web.test_browser_view import HASH, INSPECTOR, change, drawn, ready
@@ -246,3 +247,12 @@ def test_what_does_not_fit_is_said(
     mine.click("[data-testid=reset]")
     assert mine.evaluate(f"{INSPECTOR}.shown.maps.baseline !== null")
     assert len(WORDS) == mine.locator("[data-testid=strip-baseline] .token").count()
+
+
+@pytest.mark.browser
+def test_a_run_that_kept_only_the_mean_over_its_heads(open_file: Callable[..., Any]) -> None:
+    trace = dataclasses.replace(make_trace(heads=1), heads=(MEAN_HEAD,))
+    mine = open_file(build_standalone(Run({"baseline": trace})))
+    words = mine.inner_text("[data-testid=selection]")
+    assert words.endswith("all 6 layers and mean of the heads")
+    assert mine.get_attribute("[data-testid=head-from]", "aria-valuetext") == "mean of the heads"

@@ -75,3 +75,8 @@ element.inspector = {
     repaint();
   },
 };
+
+// A run may keep only the mean over its heads, which then stands as head -1.
+function headWords(index) {
+  return index < 0 ? "mean of the heads" : `head ${index}`;
+}

@@ -119,6 +119,6 @@ function readPanel(kind, variant, panelNode, at) {
       ? `token ${at.x + 1} ${quoted(token.t)} · layer ${layer} · ${amount(grid.time[at.x * run.L + at.l], view.quantity)}` : "";
   } else {
     const single = view.quantity === "box" ? "image" : view.quantity;
-    line.textContent = `layer ${layer} · head ${run.heads[at.x]} · ${amount(grid.heads[at.l * run.H + at.x], single)}`;
+    line.textContent = `layer ${layer} · ${headWords(run.heads[at.x])} · ${amount(grid.heads[at.l * run.H + at.x], single)}`;
   }
 }

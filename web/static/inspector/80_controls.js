@@ -117,7 +117,7 @@ function syncControls() {
     for (const input of [low, high]) input.max = count - 1;
     low.value = view[name + "0"];
     high.value = view[name + "1"];
-    const words = (k) => `${name === "l" ? "layer" : "head"} ${indices[k]}`;
+    const words = (k) => (name === "l" ? `layer ${indices[k]}` : headWords(indices[k]));
     low.setAttribute("aria-valuetext", words(view[name + "0"]));
     high.setAttribute("aria-valuetext", words(view[name + "1"]));
     span.style.setProperty("--from", count > 1 ? view[name + "0"] / (count - 1) : 0);
@@ -143,6 +143,7 @@ function syncControls() {
 function rangeWords(name) {
   const [a, b] = [view[name + "0"], view[name + "1"]], indices = name === "l" ? run.layers : run.heads;
   if (a === 0 && b === indices.length - 1 && b > 0) return `all ${indices.length}`;
+  if (indices[a] < 0) return "mean";
   return a === b ? `${indices[a]}` : `${indices[a]}–${indices[b]}`;
 }
 
@@ -153,7 +154,7 @@ function selectionWords() {
   const over = view.combine === "mean" ? "mean" : view.combine === "max" ? "maximum" : "minimum";
   const spelt = (name, word, one) => {
     const range = rangeWords(name);
-    return one ? `${word} ${range}` : range.startsWith("all") ? `${range} ${word}s` : `${word}s ${range}`;
+    return name === "h" && run.heads[0] < 0 ? headWords(run.heads[0]) : one ? `${word} ${range}` : range.startsWith("all") ? `${range} ${word}s` : `${word}s ${range}`;
   };
   const layers = spelt("l", "layer", view.l0 === view.l1), heads = spelt("h", "head", view.h0 === view.h1);
   const one = view.l0 === view.l1 && view.h0 === view.h1;
