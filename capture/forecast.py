@@ -25,6 +25,7 @@ STAGED_COPIES = 4  # staged rows, their concatenation, its logarithm, and what i
 CONTAINER = Path("/sys/fs/cgroup")
 PROBE_ROWS = 256  # rows of the matrix product that the prefill's speed is read from
 PROBE_LAYERS = 4  # one row is multiplied with so many layers, as decoding never finds one in cache
+LAYER_SECONDS = 1e-3  # a layer and token take no less, however small: its some forty operations
 MULTIPLIED = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 
 
@@ -216,7 +217,8 @@ def _seconds(handle: ModelHandle, inputs: PromptInputs, settings: GenerationSett
     many = _seconds_per_product(stack.layers[:1], min(PROBE_ROWS, layout.length))
     one = _seconds_per_product(stack.layers[:PROBE_LAYERS], 1)
     prefill = many * (in_text * layout.length + in_vision * patches + square)
-    return prefill + one * (in_text + in_head) * settings.max_new_tokens
+    step = max(one * (in_text + in_head), LAYER_SECONDS * len(stack.layers))
+    return prefill + step * settings.max_new_tokens
 
 
 def _seconds_per_product(layers: Sequence[nn.Module], rows: int) -> float:
