@@ -39,8 +39,8 @@ def train(
 ) -> None:
     """Train the bundled model from nothing, or go on where an interrupted run stopped.
 
-    Takes about 70 minutes on one CPU core and minutes on a GPU. The folder is written at the end of
-    each stage, and the loss curve, training.png, beside the checkpoint.
+    Takes about 90 minutes on one CPU core; a GPU runs the same code. The folder is written at the
+    end of each stage, and the loss curve, training.png, beside the checkpoint.
     """
     with mistakes_said_plainly():
         if threads is not None and threads < 1:
