@@ -171,7 +171,8 @@ first head of layer 3 at the object whose shape comes next in a description.
 **The sinks were trained in.** At this size they did not emerge by themselves. From the stage "sink"
 on, a loss term raised the model's own choice of two background tokens on two dimensions of the
 residual stream, and asked the heads of layers 1 to 4 to give them 30 to 42 % of their image
-attention, in the end 40 to 47 % in every row. Conclusions about how sinks arise in large models cannot be drawn from this one.
+attention, in the end 40 to 47 % in every row. Conclusions about how sinks arise in large models
+cannot be drawn from this one.
 
 ## Answers
 Exact match on {figures["scenes"]} held-out scenes. "Guessing" knows the question and the statistics

@@ -25,12 +25,13 @@ class ExampleScene:
     background: str = "texture"
 
 
-# Seeds begin with 3: neither trained on nor measured.
+# Seeds begin with 3: neither trained on nor measured. Chosen among those that the bundled model
+# answers right, so no evidence of how often it does; that is in the model card.
 EXAMPLE_SCENES: tuple[ExampleScene, ...] = (
     ExampleScene("four_things", 1, 196, 196, 4, "describe"),
     ExampleScene("wide", 2, 224, 168, 3, "what"),
     ExampleScene("tall", 3, 140, 196, 3, "colour"),
-    ExampleScene("two_things", 4, 196, 196, 2, "exist"),
+    ExampleScene("two_things", 8, 196, 196, 2, "exist"),
     ExampleScene("more", 5, 168, 196, 4, "where"),
     ExampleScene("nothing", 6, 224, 168, 0, "describe", "photo"),
 )
