@@ -60,3 +60,12 @@ def test_a_heads_width_is_what_the_model_says(
     text = handle.model.config.get_text_config()
     monkeypatch.setattr(text, "head_dim", 40, raising=False)
     assert forecast(handle, inputs, settings).cache_bytes == keys * 40
+
+
+@pytest.mark.tiny
+def test_a_small_model_is_not_called_free(tiny_folder: Path, photo: Image.Image) -> None:
+    handle = load_model(str(tiny_folder), device="cpu", dtype="float32")
+    inputs = handle.prepare([photo], "What?")
+    settings = GenerationSettings(max_new_tokens=50)
+    least = 50 * handle.info.layers * forecasting.LAYER_SECONDS
+    assert forecast(handle, inputs, settings).seconds >= least
