@@ -264,8 +264,9 @@ def test_what_is_no_trace(tmp_path: Path, image: Path) -> None:
 
 @pytest.mark.tiny
 def test_of_two_images_one_is_chosen_and_has_its_own_share(
-    tiny_folder: Path, photo: Image.Image, tmp_path: Path
+    tiny_folder: Path, photo: Image.Image, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    from cli import drawing
     from attention_extractor import generate
     from config import GenerationSettings
     from models.loading import load_model
@@ -293,6 +294,13 @@ def test_of_two_images_one_is_chosen_and_has_its_own_share(
         assert f"(of image {image}; the prompt has 2, from 0)" in done.stderr
         assert Image.open(drawn).size == trace.images[image].size
     assert shown()[0] == shown("--image", "0")[0] != shown("--image", "1")[0]
+    said = []
+    plain = drawing.figure
+    monkeypatch.setattr(
+        drawing, "figure", lambda *a, **k: (said.append(k["share"]), plain(*a, **k))[1]
+    )
+    shares, _ = shown("--image", "1", "--token", "1", "-o", tmp_path / "figure.pdf")
+    assert said == pytest.approx([shares[1]], abs=1e-3)  # the caption's "attention on this image"
     assert "image is 2; the prompt has 2" in refused(run("show", path, "--image", "2"))
 
 
