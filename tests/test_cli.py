@@ -266,8 +266,8 @@ def test_what_is_no_trace(tmp_path: Path, image: Path) -> None:
 def test_of_two_images_one_is_chosen_and_has_its_own_share(
     tiny_folder: Path, photo: Image.Image, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from cli import drawing
     from attention_extractor import generate
+    from cli import drawing
     from config import GenerationSettings
     from models.loading import load_model
 
