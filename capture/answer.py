@@ -19,7 +19,7 @@ import torch
 from transformers import StoppingCriteriaList
 
 from capture.prefix import Prefix
-from capture.recorder import TraceRecorder
+from capture.recorder import RowFanOut, TraceRecorder
 from capture.run import (
     Chosen,
     StopAtOnce,
@@ -234,21 +234,10 @@ def _plan(
     observer: SinkObserver | None,
     prefix: Prefix | None,
 ) -> ForwardPlan:
-    recorder: RowRecorder = recorders[0] if len(recorders) == 1 else _EachRow(recorders)
+    recorder: RowRecorder = recorders[0] if len(recorders) == 1 else RowFanOut(recorders)
     start = 0 if prefix is None else prefix.length
     length, batch = inputs.layout.length, len(recorders)
     return ForwardPlan(recorder, intervention, length, observer, start=start, batch=batch)
-
-
-class _EachRow:
-    """Shows the rows of a batch to every recorder; each reads its own."""
-
-    def __init__(self, recorders: Sequence[TraceRecorder]) -> None:
-        self._recorders = tuple(recorders)
-
-    def record(self, layer: int, rows: torch.Tensor, first_position: int) -> None:
-        for recorder in self._recorders:
-            recorder.record(layer, rows, first_position)
 
 
 def _for_row(on_token: OnRowToken | None, row: int) -> Callable[[int, GeneratedToken], None] | None:

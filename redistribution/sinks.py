@@ -91,8 +91,8 @@ def massive_activations(
 ) -> Tensor:
     """Tokens with a massive activation: some |x[d]| >= minimum and >= ratio x median |x|.
 
-    From Sun et al. 2024 (arXiv 2402.17762). A criterion that needs no calibrated tau; offered
-    beside the sink score.
+    From Sun et al. 2024 (arXiv 2402.17762). A criterion that needs no calibrated tau; a
+    function for studies of your own: neither capture nor VAR uses it.
 
     Args:
         hidden: (..., D) residual stream, any floating dtype.
