@@ -173,7 +173,10 @@ def _var_controls(state: SlotState) -> tuple[Any, Any, Any]:
     if handle is None:
         return gr.update(interactive=False, value=False), "No model is loaded yet.", gr.skip()
     if handle.profile is None:
-        words = "The sink dimensions of this model are not known, so VAR cannot run."
+        words = (
+            "The sink dimensions of this model are not known, so VAR cannot run. They can be given "
+            "in a file sink_profile.toml in the model's folder (docs/method.md)."
+        )
         return gr.update(interactive=False, value=False, info=words), words, gr.skip()
     profile = handle.profile
     tau = gr.update(value=round(profile.tau, 2), maximum=max(60, math.ceil(profile.tau)))

@@ -55,7 +55,8 @@ class Request:
         if handle.profile is None:
             raise ValueError(
                 "VAR needs the sink dimensions of a model, and none are known for "
-                f"{handle.info.id}; switch off Compare with VAR."
+                f"{handle.info.id}; give them in a file sink_profile.toml in its folder, or switch "
+                "off Compare with VAR."
             )
         return VARSettings(
             dims=handle.profile.dims,

@@ -1,5 +1,6 @@
 """Training: an interruption changes nothing, bad folders are named first, and the folder loads."""
 
+import os
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -119,7 +120,8 @@ def test_the_command_trains_with_the_real_recipe(tmp_path):
     from cli.demo import app
 
     arguments = ["train", "--output", str(tmp_path / "m"), "--work", str(tmp_path / "w")]
-    done = CliRunner().invoke(app, [*arguments, "--steps", "20", "--device", "cpu"])
+    arguments += ["--steps", "20", "--device", "cpu", "--threads", str(os.cpu_count() or 1)]
+    done = CliRunner().invoke(app, arguments)
     assert done.exit_code == 0, done.output
     history = read_history(tmp_path / "w")
     named = [h for h in history if h["stage"] == "name"]
