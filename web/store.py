@@ -180,6 +180,7 @@ class RunStore:
             total -= self._runs.pop(run_id).nbytes
 
     def _trim_folder(self, spare: str) -> None:
+        """Remove the oldest runs beyond the budget; never the new one, nor one that is open."""
         with self._lock:
             aged: list[tuple[float, int, Path]] = []
             for folder in self._folder.iterdir():
@@ -194,6 +195,6 @@ class RunStore:
             for _, size, folder in sorted(aged):
                 if total <= self._disk_bytes:
                     break
-                if folder.name != spare:
+                if folder.name != spare and folder.name not in self._runs:  # in use
                     total -= size
                     shutil.rmtree(folder, ignore_errors=True)

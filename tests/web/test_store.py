@@ -49,6 +49,14 @@ def test_disk_stays_within_its_budget_and_keeps_the_newest(tmp_path: Path) -> No
     assert [f.name for f in (tmp_path / "runs").iterdir()] == [runs[-1].id]
 
 
+def test_a_run_that_is_open_keeps_its_files(tmp_path: Path) -> None:
+    store = RunStore(tmp_path / "runs", 10_000_000, disk_bytes=1)
+    first, second = (Run({"baseline": make_trace(seed=n)}) for n in range(2))
+    store.put(first)
+    store.put(second)
+    assert {f.name for f in (tmp_path / "runs").iterdir()} == {first.id, second.id}
+
+
 def test_the_example_never_leaves_the_memory_and_is_not_written(tmp_path: Path) -> None:
     example = Run({"baseline": make_trace()}, kind="example")
     store = RunStore(tmp_path / "runs", 1)
