@@ -140,7 +140,7 @@ import torch
 from PIL import Image
 # chosen before the pretence below
 from transformers.models.qwen2_vl import image_processing_pil_qwen2_vl
-from models import qwen2_5_vl
+from models import qwen_images
 from models.loading import load_model
 handle = load_model({folder!r}, device="cpu", dtype="float32")
 
@@ -154,7 +154,7 @@ sys.modules["torchvision"].io = sys.modules["torchvision.io"]
 sys.modules["torchvision"].transforms = sys.modules["torchvision.transforms"]
 sys.modules["torchvision.transforms"].InterpolationMode = types.SimpleNamespace(BICUBIC=3)
 
-real = qwen2_5_vl.has_qwen_vl_utils
+real = qwen_images.has_qwen_vl_utils
 assert real()
 for width, height in {sizes!r}:
     generator = torch.Generator().manual_seed(1)
@@ -162,9 +162,9 @@ for width, height in {sizes!r}:
     image = Image.fromarray(pixels.to(torch.uint8).numpy())
     theirs = handle.prepare([image], "What is there?")
     assert "qwen_vl_utils.vision_process" in sys.modules
-    qwen2_5_vl.has_qwen_vl_utils = lambda: False
+    qwen_images.has_qwen_vl_utils = lambda: False
     ours = handle.prepare([image], "What is there?")
-    qwen2_5_vl.has_qwen_vl_utils = real
+    qwen_images.has_qwen_vl_utils = real
     assert ours.layout == theirs.layout, (width, height, ours.layout, theirs.layout)
     assert ours.token_ids == theirs.token_ids
     difference = (ours.tensors["pixel_values"] - theirs.tensors["pixel_values"]).abs().max()
