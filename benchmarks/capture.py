@@ -84,23 +84,19 @@ def measure(
     """
     import torch
 
-    from benchmarks.shapes import SHORTEST, build_handle, build_prompt
+    from benchmarks.shapes import SHORTEST, build_prompt, device_name, prepared_handle
     from benchmarks.ways import WAYS
 
-    torch.set_num_threads(threads)
-    if device == "cuda" and not torch.cuda.is_available():
-        raise ValueError("device is 'cuda', but torch finds no CUDA device here.")
-    if dtype == "auto":
-        dtype = "bfloat16" if device == "cuda" else "float32"
     _say(f"Building the {shape} shape with random weights")
-    handle = build_handle(shape, device, getattr(torch, dtype))
+    handle = prepared_handle(shape, device, dtype, threads)
+    dtype = handle.info.dtype
     prompts = {length: build_prompt(handle, length) for length in lengths}
     for way in WAYS.values():  # what a first call sets up belongs to no measurement
         way(handle, build_prompt(handle, SHORTEST), 3, lambda: None)
     result: dict[str, Any] = {
         "benchmark": "capture",
         "shape": shape,
-        "device": _device_name(device),
+        "device": device_name(device),
         "dtype": dtype,
         "threads": threads,
         "tokens": tokens,
@@ -235,16 +231,6 @@ def prompt_lengths(text: str) -> list[int]:
     if not all(part.isdecimal() for part in parts):
         raise ValueError(f"lengths is {text!r}; allowed: a list such as 256,1024,4096.")
     return sorted({int(part) for part in parts})
-
-
-def _device_name(device: str) -> str:
-    import platform
-
-    import torch
-
-    if device == "cuda":
-        return torch.cuda.get_device_name()
-    return f"cpu ({platform.processor() or platform.machine()})"
 
 
 def _free_bytes(device: str) -> int | None:

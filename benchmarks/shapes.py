@@ -7,6 +7,7 @@ costs the same whatever is captured, and would only dilute the ratios.
 from __future__ import annotations
 
 import math
+import platform
 from dataclasses import dataclass
 from types import SimpleNamespace
 
@@ -91,6 +92,29 @@ def build_handle(shape: str, device: str, dtype: torch.dtype, seed: int = 0) -> 
     )
     processor = SimpleNamespace(tokenizer=tokenizer)
     return ModelHandle(info, model, processor, family, family.text_stack(model), profile)
+
+
+def prepared_handle(shape: str, device: str, dtype: str, threads: int) -> ModelHandle:
+    """`build_handle` as a benchmark's options ask for it; sets torch's threads.
+
+    Raises:
+        ValueError: no such device, here or at all.
+    """
+    torch.set_num_threads(threads)
+    if device not in ("cpu", "cuda"):
+        raise ValueError(f"device is {device!r}; allowed: cpu, cuda.")
+    if device == "cuda" and not torch.cuda.is_available():
+        raise ValueError("device is 'cuda', but torch finds no CUDA device here.")
+    if dtype == "auto":
+        dtype = "bfloat16" if device == "cuda" else "float32"
+    return build_handle(shape, device, getattr(torch, dtype))
+
+
+def device_name(device: str) -> str:
+    """What to call the device in a report."""
+    if device == "cuda":
+        return torch.cuda.get_device_name()
+    return f"cpu ({platform.processor() or platform.machine()})"
 
 
 def build_prompt(handle: ModelHandle, length: int, seed: int = 1) -> PromptInputs:

@@ -84,20 +84,14 @@ def measure(
     import torch
 
     from benchmarks import timing, var_ways
-    from benchmarks.shapes import build_handle, build_prompt
+    from benchmarks.shapes import build_prompt, device_name, prepared_handle
 
-    torch.set_num_threads(threads)
-    if device not in ("cpu", "cuda"):
-        raise ValueError(f"device is {device!r}; allowed: cpu, cuda.")
-    if device == "cuda" and not torch.cuda.is_available():
-        raise ValueError("device is 'cuda', but torch finds no CUDA device here.")
-    kind = ("bfloat16" if device == "cuda" else "float32") if dtype == "auto" else dtype
-    handle = build_handle(shape, device, getattr(torch, kind))
+    handle = prepared_handle(shape, device, dtype, threads)
     rows = []
     for length in lengths:
         inputs = build_prompt(handle, length)
         settings = var_ways.settings_for(handle, inputs)
-        runs = var_ways.ways(handle, inputs, settings, tokens)
+        runs = var_ways.Ways(handle, inputs, settings, tokens)
         named = {name: getattr(runs, name) for name in WAYS}
         found = timing.rounds(named, repeats, handle.device)
         rows.append(
@@ -122,8 +116,8 @@ def measure(
     return {
         "benchmark": "var",
         "shape": shape,
-        "device": torch.cuda.get_device_name() if device == "cuda" else "cpu",
-        "dtype": kind,
+        "device": device_name(device),
+        "dtype": handle.info.dtype,
         "threads": threads,
         "tokens": tokens,
         "repeats": repeats,
@@ -174,7 +168,7 @@ def plot(result: dict[str, Any], path: Path) -> None:
     axes.set_yticklabels([WAYS[name] for name in names])
     axes.invert_yaxis()
     axes.set_xlabel(
-        "CPU time by one plain run" if result["device"] == "cpu" else "time by a plain run"
+        "CPU time by one plain run" if result["device"].startswith("cpu") else "time by a plain run"
     )
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False)

@@ -39,23 +39,15 @@ def settings_for(handle: ModelHandle, inputs: PromptInputs) -> VARSettings:
     return dataclasses.replace(every, tau=scores[int((1 - FLAGGED) * len(scores))])
 
 
-def ways(handle: ModelHandle, inputs: PromptInputs, var: VARSettings, tokens: int) -> Ways:
-    """Everything that is timed, ready to be called with a mark."""
-    return Ways(handle, inputs, var, GenerationSettings(max_new_tokens=tokens))
-
-
 class Ways:
     """The runs of one prompt. Each method is one run; it marks every token of one answer."""
 
     def __init__(
-        self,
-        handle: ModelHandle,
-        inputs: PromptInputs,
-        var: VARSettings,
-        settings: GenerationSettings,
+        self, handle: ModelHandle, inputs: PromptInputs, var: VARSettings, tokens: int
     ) -> None:
-        self.handle, self.inputs, self.var, self.settings = handle, inputs, var, settings
-        self._before: Comparison = compare(handle, inputs, settings, var)
+        self.handle, self.inputs, self.var = handle, inputs, var
+        self.settings = GenerationSettings(max_new_tokens=tokens)
+        self._before: Comparison = compare(handle, inputs, self.settings, var)
 
     def plain(self, mark: Mark) -> None:
         """transformers' generate with SDPA."""
