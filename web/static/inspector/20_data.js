@@ -33,13 +33,15 @@ function makeRun({ header, arrays }) {
     }
     return {
       ...variant, sinks, scores, T: variant.tokens.length,
+      // Two runs side by side may have an image and a grid each; the answers of one run share theirs.
+      V: variant.patches || V, images: variant.images || header.images, photo: variant.photo || 0,
+      parts: variant.segments || header.segments,
       mean: of("mean"), meanScale: of("mean.scale"), full: of("full"), fullScale: of("full.scale"),
       share: of("image"), sink: of("sink"), entropy: of("entropy"), segments: of("segments"),
       entropyTop: header.entropy_top[variant.name],
     };
   });
-  const S = header.segments.length + 1;
-  return { ...header, id: header.run, L, H, V, S, variants, lazyMaps: new Map(), lazyBytes: 0 };
+  return { ...header, id: header.run, L, H, variants, lazyMaps: new Map(), lazyBytes: 0 };
 }
 
 // Codes are companded: value = scale * (code / top)^2. One table a code width.
@@ -71,7 +73,7 @@ function lazyKey(variant, t0, t1) {
 
 // Head means of tokens t0..t1 over the chosen layers: Float32Array (V).
 function addMeans(variant, t0, t1, out, skipSinks) {
-  const { L, V } = run, table = squares(variant.mean), layers = view.l1 - view.l0 + 1;
+  const { L } = run, { V } = variant, table = squares(variant.mean), layers = view.l1 - view.l0 + 1;
   const weight = 1 / ((t1 - t0 + 1) * layers);
   for (let l = view.l0; l <= view.l1; l++) {
     const sums = skipSinks && variant.sinks[l].length ? new Float32Array(V) : out;
@@ -88,7 +90,7 @@ function addMeans(variant, t0, t1, out, skipSinks) {
 
 // Reduce (layer, head, patch) codes of one token over the chosen layers and heads.
 function reduceHeads(codes, scales, at, variant, out, weight, skipSinks) {
-  const { H, V } = run, table = squares(codes), mode = view.combine;
+  const { H } = run, { V } = variant, table = squares(codes), mode = view.combine;
   const count = (view.l1 - view.l0 + 1) * (view.h1 - view.h0 + 1);
   const own = new Float32Array(V).fill(mode === "min" ? Infinity : 0);
   for (let l = view.l0; l <= view.l1; l++) {
@@ -108,7 +110,7 @@ function reduceHeads(codes, scales, at, variant, out, weight, skipSinks) {
 // The map of tokens t0..t1 under the current selection: Float32Array (V), attention mass a patch.
 // Null where a large run's heads have not been fetched yet.
 function mapOf(variant, t0, t1, skipSinks) {
-  const out = new Float32Array(run.V);
+  const out = new Float32Array(variant.V);
   if (!needsHeads()) {
     addMeans(variant, t0, t1, out, skipSinks);
     return out;
@@ -129,7 +131,7 @@ function mapOf(variant, t0, t1, skipSinks) {
 
 // Raw shares of the selection, from the true masses, not from the map.
 function sharesOf(variant, t0, t1) {
-  const { L, H, S } = run;
+  const { L, H } = run, S = variant.parts.length + 1;
   let image = 0, held = 0, entropy = 0;
   for (let t = t0; t <= t1; t++)
     for (let l = view.l0; l <= view.l1; l++)
@@ -159,23 +161,38 @@ function sinksOf(variant) {
   return count;
 }
 
-const patchesOfImage = () => {
-  const image = run.images[view.image];
+const imageOf = (variant) => variant.images[Math.min(view.image, variant.images.length - 1)];
+
+const patchesOfImage = (variant) => {
+  const image = imageOf(variant);
   return [image.start, image.start + image.rows * image.columns];
 };
 
-// Columns of the patches inside view.box (or of the one under it), as indices into V.
-function patchesOfBox(box) {
-  const { start, columns } = run.images[view.image], made = [];
-  for (let r = box.r0; r <= box.r1; r++)
-    for (let c = box.c0; c <= box.c1; c++) made.push(start + r * columns + c);
+// Cursor and box are cells of the first answer's grid; on another grid they are the same place of the picture.
+function cellOn(cell, from, to) {
+  if (cell == null || (from.rows === to.rows && from.columns === to.columns)) return cell;
+  const at = (k, n, m) => Math.min(m - 1, Math.floor(((k + 0.5) * m) / n));
+  return at(Math.floor(cell / from.columns), from.rows, to.rows) * to.columns + at(cell % from.columns, from.columns, to.columns);
+}
+
+function boxOn(box, variant) {
+  const from = imageOf(run.variants[0]), to = imageOf(variant), { columns } = to;
+  const a = cellOn(box.r0 * from.columns + box.c0, from, to), b = cellOn(box.r1 * from.columns + box.c1, from, to);
+  return { r0: Math.floor(a / columns), c0: a % columns, r1: Math.floor(b / columns), c1: b % columns };
+}
+
+// Columns of the patches inside a box, as indices into the variant's patches.
+function patchesOfBox(box, variant) {
+  const { start, columns } = imageOf(variant), { r0, c0, r1, c1 } = boxOn(box, variant), made = [];
+  for (let r = r0; r <= r1; r++)
+    for (let c = c0; c <= c1; c++) made.push(start + r * columns + c);
   return made;
 }
 
 // Mass that each (token, layer) puts on the box, mean over heads: Float32Array (T, L).
 function boxMass(variant, box) {
-  const { L, V } = run, table = squares(variant.mean), made = new Float32Array(variant.T * L);
-  const patches = patchesOfBox(box);
+  const { L } = run, { V } = variant, table = squares(variant.mean), made = new Float32Array(variant.T * L);
+  const patches = patchesOfBox(box, variant);
   for (let i = 0; i < made.length; i++) {
     let sum = 0;
     for (const v of patches) sum += table[variant.mean[i * V + v]];

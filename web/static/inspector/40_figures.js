@@ -23,9 +23,12 @@ function buildFigures() {
   $(".figures").dataset.count = run.variants.length;
 }
 
+// The answer whose image a figure shows: its own, or for the difference the first one's.
+const variantOf = (figure) => run.variants.find((v) => v.name === figure.dataset.variant) || run.variants[0];
+
 // Canvas size in device pixels; the stage itself is sized by CSS from the image's own proportions.
 function fit(figure) {
-  const stage = figure.querySelector(".stage"), image = run.images[view.image];
+  const stage = figure.querySelector(".stage"), variant = variantOf(figure), image = imageOf(variant);
   stage.style.setProperty("--ratio", image.width / image.height);
   const wide = stage.clientWidth, dense = Math.min(2, window.devicePixelRatio || 1);
   const width = Math.max(1, Math.round(wide * dense));
@@ -36,12 +39,12 @@ function fit(figure) {
       canvas.height = height;
     }
   }
-  return { ink: stage.querySelector(".map").getContext("2d"), width, height, dense };
+  return { ink: stage.querySelector(".map").getContext("2d"), width, height, dense, variant };
 }
 
 // The photo as it lies under the map, drawn once for each size and style.
-function base(width, height) {
-  const key = `${view.image}:${width}x${height}:${view.photo}`;
+function base(width, height, variant) {
+  const photo = variant.photo + variant.images.indexOf(imageOf(variant)), key = `${photo}:${width}x${height}:${view.photo}`;
   if (picture.bases.has(key)) return picture.bases.get(key);
   const canvas = document.createElement("canvas");
   canvas.width = width;
@@ -51,7 +54,7 @@ function base(width, height) {
   ink.fillRect(0, 0, width, height);
   if (view.photo !== "none") {
     ink.imageSmoothingQuality = "high";
-    ink.drawImage(picture.images[view.image], 0, 0, width, height);
+    ink.drawImage(picture.images[photo], 0, 0, width, height);
   }
   if (view.photo === "dim") {
     ink.globalCompositeOperation = "saturation";
@@ -67,10 +70,10 @@ function base(width, height) {
 }
 
 function drawMap(size, map, scale, sinks) {
-  const { ink, width, height, dense } = size, image = run.images[view.image];
+  const { ink, width, height, dense } = size, image = imageOf(size.variant);
   const { rows, columns, start } = image;
   ink.globalAlpha = 1;
-  ink.drawImage(base(width, height), 0, 0);
+  ink.drawImage(base(width, height, size.variant), 0, 0);
   if (map && view.overlay !== "off") {
     const diverging = scale.kind === "difference" || scale.kind === "none";
     const table = COLOURS[diverging ? "coolwarm" : view.colours];
@@ -120,7 +123,8 @@ function paintInk() {
   if (!run) return;
   for (const stage of element.querySelectorAll(".stage")) {
     const canvas = stage.querySelector(".ink"), ink = canvas.getContext("2d");
-    const { rows, columns } = run.images[view.image], dense = Math.min(2, window.devicePixelRatio || 1);
+    const variant = variantOf(stage.closest(".figure")), image = imageOf(variant), { rows, columns } = image;
+    const dense = Math.min(2, window.devicePixelRatio || 1), cursor = cellOn(view.cursor, imageOf(run.variants[0]), image);
     const w = canvas.width / columns, h = canvas.height / rows;
     ink.clearRect(0, 0, canvas.width, canvas.height);
     const frame = (x, y, width, height, dash) => {
@@ -132,15 +136,16 @@ function paintInk() {
       }
     };
     if (view.box) {
-      const { r0, c0, r1, c1 } = view.box;
+      const { r0, c0, r1, c1 } = boxOn(view.box, variant);
       frame(c0 * w, r0 * h, (c1 - c0 + 1) * w, (r1 - r0 + 1) * h, true);
     }
-    if (view.cursor != null) {
-      frame((view.cursor % columns) * w, Math.floor(view.cursor / columns) * h, w, h, false);
-    }
+    if (cursor != null) frame((cursor % columns) * w, Math.floor(cursor / columns) * h, w, h, false);
   }
   paintPatch();
 }
+
+// Two runs of different images or grids have no difference of their maps.
+const canDiffer = () => run.variants.length > 1 && run.comparable !== false;
 
 // Everything that the figures show, computed once a repaint and kept for the hover read-out.
 let shown = { maps: {}, scales: {}, shares: {}, spans: {} };
@@ -153,7 +158,7 @@ function paintFigures() {
     maps[variant.name] = span ? mapOf(variant, span[0], span[1], skip) : null;
     shares[variant.name] = span ? sharesOf(variant, span[0], span[1]) : null;
   }
-  const [p0, p1] = patchesOfImage(), cut = (map) => map.subarray(p0, p1);
+  const cut = (map, variant) => map.subarray(...patchesOfImage(variant));
   const there = run.variants.filter((v) => maps[v.name]);
   const shared = view.same && there.length > 1 ? scaleFor(there, maps, cut, skip) : null;
   for (const v of there) scales[v.name] = shared || scaleFor([v], maps, cut, skip);
@@ -168,13 +173,13 @@ const overAnswer = () => view.range === "answer" && !(needsHeads() && run.lazy);
 
 // The scale of one or both sides: over this selection's maps, or over every token's (kept: it is the costly one).
 function scaleFor(variants, maps, cut, skip) {
-  if (!overAnswer()) return makeScale(view.scale, variants.map((v) => cut(maps[v.name])));
+  if (!overAnswer()) return makeScale(view.scale, variants.map((v) => cut(maps[v.name], v)));
   const names = variants.map((v) => v.name);
   const key = [names, view.l0, view.l1, view.h0, view.h1, view.combine, view.scale, view.image].join();
   run.scales = run.scales || new Map();
   if (!run.scales.has(key)) {
     if (run.scales.size > 16) run.scales.clear();
-    const all = variants.flatMap((v) => Array.from({ length: v.T }, (_, t) => cut(mapOf(v, t, t, skip))));
+    const all = variants.flatMap((v) => Array.from({ length: v.T }, (_, t) => cut(mapOf(v, t, t, skip), v)));
     run.scales.set(key, makeScale(view.scale, all));
   }
   return run.scales.get(key);
@@ -224,15 +229,17 @@ function paintScale(figure, scale, map, table, shared) {
 function paintDifference(cut) {
   const figure = $('.figure[data-variant="difference"]');
   if (!figure) return;
-  figure.hidden = !view.difference;
-  $(".figures").dataset.count = run.variants.length + (view.difference ? 1 : 0);
-  if (!view.difference) return;
+  const wanted = view.difference && canDiffer();
+  figure.hidden = !wanted;
+  $(".figures").dataset.count = run.variants.length + (wanted ? 1 : 0);
+  if (!wanted) return;
   const [a, b] = run.variants.map((v) => shown.maps[v.name]);
   // Where VAR changed nothing, what is left between two passes is rounding: no picture of that.
-  const idle = run.variants.some((v) => v.var && v.var.changed === false);
+  const idle = run.kind !== "pair" && run.variants.some((v) => v.var && v.var.changed === false);
   const both = a && b ? b.map((x, i) => (idle ? 0 : x - a[i])) : null, size = fit(figure);
   shown.maps.difference = both;
-  const scale = makeDifference(both ? cut(both) : new Float32Array(1));
+  const scale = makeDifference(both ? cut(both, run.variants[0]) : new Float32Array(1));
+  if (run.kind === "pair") scale.words = scale.words.replace("VAR − baseline", `${run.variants[1].label} − ${run.variants[0].label}`);
   shown.scales.difference = scale;
   drawMap(size, both, scale, new Map([...sinksOf(run.variants[0])]));
   const note = figure.querySelector(".note");
@@ -240,24 +247,25 @@ function paintDifference(cut) {
   note.textContent = both ? "" : "One of the answers has no such token.";
   const stat = figure.querySelector(".stat"), [s, v] = run.variants.map((x) => shown.shares[x.name]);
   stat.textContent = s && v ? `image ${v.image >= s.image ? "+" : "−"}${percent(Math.abs(v.image - s.image))} of the row` : "";
-  figure.querySelector(".stage").setAttribute("aria-label", "Difference of the two maps, VAR minus baseline");
+  figure.querySelector(".stage").setAttribute("aria-label", `Difference of the two maps, ${run.variants[1].label} minus ${run.variants[0].label}`);
   paintScale(figure, scale, both, COLOURS.coolwarm, false);
 }
 
 // The patch under the cursor, in numbers, under every figure.
 function paintPatch() {
-  const { columns, start } = run.images[view.image];
   for (const figure of element.querySelectorAll(".figure")) {
+    const owner = variantOf(figure), { columns, start } = imageOf(owner);
+    const cursor = cellOn(view.cursor, imageOf(run.variants[0]), imageOf(owner));
     const line = figure.querySelector(".patch"), name = figure.dataset.variant, map = shown.maps[name];
-    if (view.cursor == null || !map) {
+    if (cursor == null || !map) {
       line.textContent = map ? "point at a patch to read it" : "";
       continue;
     }
-    const v = start + view.cursor, row = Math.floor(view.cursor / columns), column = view.cursor % columns;
+    const v = start + cursor, row = Math.floor(cursor / columns), column = cursor % columns;
     const variant = run.variants.find((x) => x.name === name);
     let text = `patch ${row + 1}, ${column + 1}  ·  ${percent(map[v])} of the row`;
     if (variant) {
-      const [p0, p1] = patchesOfImage();
+      const [p0, p1] = patchesOfImage(variant);
       let total = 0;
       for (let i = p0; i < p1; i++) total += map[i];
       if (total > 0) text += `  ·  ${percent(map[v] / total)} of this map`;
@@ -282,11 +290,11 @@ function sinkScore(variant, v) {
 function watchStage(stage) {
   let from = null;
   const cell = (event) => {
-    const r = stage.getBoundingClientRect(), { rows, columns } = run.images[view.image];
+    const r = stage.getBoundingClientRect(), { rows, columns } = imageOf(run.variants[0]);
     const c = clamp(Math.floor(((event.clientX - r.left) / r.width) * columns), 0, columns - 1);
     return [clamp(Math.floor(((event.clientY - r.top) / r.height) * rows), 0, rows - 1), c];
   };
-  const at = ([r, c]) => r * run.images[view.image].columns + c;
+  const at = ([r, c]) => r * imageOf(run.variants[0]).columns + c;
   stage.addEventListener("pointermove", (event) => {
     if (!run) return;
     const here = cell(event);
@@ -316,7 +324,7 @@ function watchStage(stage) {
     from = null;
   });
   stage.addEventListener("keydown", (event) => {
-    const { rows, columns } = run.images[view.image];
+    const { rows, columns } = imageOf(run.variants[0]);
     const step = { ArrowLeft: -1, ArrowRight: 1, ArrowUp: -columns, ArrowDown: columns }[event.key];
     if (step) {
       const now = view.cursor == null ? Math.floor(rows / 2) * columns + Math.floor(columns / 2) : view.cursor + step;

@@ -5,21 +5,22 @@ function buildReading() {
   $(".reading").replaceChildren(
     card("considered", "Considered here"), card("budget", "Where its attention went"),
     card("patches", "Strongest patches"), card("lookup", "Who looked here"));
-  const report = run.variants.map((v) => v.var).find((r) => r && Array.isArray(r.layers));
-  if (report) {
-    $(".reading").append(card("moved", "What VAR changed"));
-    showReport(report);
+  for (const { var: report, label } of run.variants) {
+    if (!report || !Array.isArray(report.layers)) continue;
+    const made = card("moved", run.kind === "pair" ? `What VAR changed: ${label}` : "What VAR changed");
+    $(".reading").append(made);
+    showReport(report, made);
   }
 }
 
 // What VAR did, layer by layer: it does not depend on the chosen token.
-function showReport(report) {
+function showReport(report, cardNode) {
   const rows = report.layers.map((layer) => node("tr", {},
     node("th", { scope: "row" }, `layer ${layer.layer}`),
     node("td", {}, String((layer.positions || []).length)), node("td", {}, percent(layer.flagged)),
     node("td", {}, percent(layer.selected)), node("td", {}, percent(layer.moved))));
   const head = ["", "sinks", "of the image", "rows changed", "moved"];
-  $(".moved .body").replaceChildren(node("table", { title: "rows changed: of all (head, row) pairs that may be; moved: mean attention mass taken from sinks" },
+  cardNode.querySelector(".body").replaceChildren(node("table", { title: "rows changed: of all (head, row) pairs that may be; moved: mean attention mass taken from sinks" },
     node("thead", {}, node("tr", {}, ...head.map((text) => node("th", { scope: "col" }, text)))),
     node("tbody", {}, ...(rows.length ? rows : [node("tr", {}, node("td", {}, "no layer"))]))));
 }
@@ -60,8 +61,8 @@ function alternatives(token) {
 }
 
 function paintBudget() {
-  const labels = [...run.segments.map((s) => s[1]), "answer so far"], kinds = [...run.segments.map((s) => s[0]), "answer"];
   const made = run.variants.map((variant) => {
+    const labels = [...variant.parts.map((s) => s[1]), "answer so far"], kinds = [...variant.parts.map((s) => s[0]), "answer"];
     const share = shown.shares[variant.name], column = node("div", {}, sideTitle(variant));
     if (!share) return column;
     const merged = new Map();
@@ -83,8 +84,8 @@ function paintBudget() {
 }
 
 function paintTop() {
-  const { columns, start } = run.images[view.image], [p0, p1] = patchesOfImage();
   const made = run.variants.map((variant) => {
+    const { columns, start } = imageOf(variant), [p0, p1] = patchesOfImage(variant);
     const map = shown.maps[variant.name], column = node("div", {}, sideTitle(variant));
     if (!map) return column;
     const order = Array.from({ length: p1 - p0 }, (_, k) => k).sort((a, b) => map[p0 + b] - map[p0 + a]).slice(0, 5);
@@ -96,7 +97,7 @@ function paintTop() {
         node("th", { scope: "row" }, `${Math.floor(k / columns) + 1}, ${(k % columns) + 1}`, sink ? node("span", { class: "sinkmark", title: "attention sink" }, "⊠") : null),
         node("td", {}, percent(map[p0 + k])), node("td", {}, total > 0 ? percent(map[p0 + k] / total) : "–"));
       row.addEventListener("pointerenter", () => {
-        view.cursor = k;
+        view.cursor = cellOn(k, imageOf(variant), imageOf(run.variants[0]));
         paintInk();
       });
       row.addEventListener("pointerleave", () => {

@@ -94,7 +94,7 @@ function keys(event) {
     case "}": walk("h", 1); break;
     case "0": resetView(); break;
     case "b": strongestHead(); break;
-    case "d": view.difference = run.variants.length > 1 && !view.difference; break;
+    case "d": view.difference = canDiffer() && !view.difference; break;
     case "s": view.sinks = !view.sinks; break;
     case "v": view.swapped = run.variants.length > 1 && !view.swapped; break;
     case "?": return toggleHelp($(".help").hidden);
@@ -130,7 +130,8 @@ function syncControls() {
   for (const name of TOGGLES) $(`[data-set="${name}"]`).checked = view[name];
   $('[data-set="opacity"]').value = Math.round(view.opacity * 100);
   const two = run.variants.length > 1;
-  for (const name of ["same", "difference"]) $(`[data-set="${name}"]`).closest("label").hidden = !two;
+  $('[data-set="same"]').closest("label").hidden = !two;
+  $('[data-set="difference"]').closest("label").hidden = !canDiffer();
   root.toggleAttribute("data-swapped", view.swapped && two);
   const select = $('[data-set="image"]');
   select.closest("label").hidden = run.images.length < 2;
@@ -161,6 +162,9 @@ function selectionWords() {
   return `${which} ${words}, ${one ? `${layers}, ${heads}` : `${over} over ${layers} and ${heads}`}`;
 }
 
+// A run, or two of them side by side: one answer of each (web/pairs.py).
+const RUN_ID = /^[\w-]{16,64}(\.(baseline|var)~[\w-]{16,64}\.(baseline|var))?$/;
+
 // The view in the address, so that a reload or a link to this very run comes back to the same place.
 let addressTimer = 0;
 function writeAddress() {
@@ -182,7 +186,7 @@ function readAddress() {
     const hit = /^(\d{1,6})-(\d{1,6})$/.exec(part.get(name) || "");
     if (hit) made[name] = [+hit[1], +hit[2]];
   }
-  if (/^[A-Za-z0-9_-]{16,64}$/.test(part.get("run") || "")) made.run = part.get("run");
+  if (RUN_ID.test(part.get("run") || "")) made.run = part.get("run");
   if (["max", "min"].includes(part.get("combine"))) made.combine = part.get("combine");
   if (part.get("scale") in SCALES) made.scale = part.get("scale");
   made.difference = part.get("difference") === "1";

@@ -34,10 +34,12 @@ function downloadBlob(blob, name) {
 
 // The figures as they are on screen, at print size, with what they show written under them.
 async function savePicture() {
-  const image = run.images[view.image], names = run.variants.map((v) => v.name).filter((name) => shown.maps[name]);
+  const names = run.variants.map((v) => v.name).filter((name) => shown.maps[name]);
   if (view.difference && shown.maps.difference) names.push("difference");
   if (!names.length) throw new Error("there is no map on screen");
-  const wide = names.length > 1 ? 1100 : 1600, high = Math.round((wide * image.height) / image.width);
+  const wide = names.length > 1 ? 1100 : 1600, owner = (name) => run.variants.find((v) => v.name === name) || run.variants[0];
+  const tall = (name) => Math.round((wide * imageOf(owner(name)).height) / imageOf(owner(name)).width);
+  const high = Math.max(...names.map(tall));
   const gap = 40, head = 120, foot = 150, canvas = document.createElement("canvas");
   canvas.width = gap + names.length * (wide + gap);
   canvas.height = head + high + foot;
@@ -55,9 +57,10 @@ async function savePicture() {
     const variant = run.variants.find((v) => v.name === name), x = gap + k * (wide + gap);
     const own = document.createElement("canvas");
     own.width = wide;
-    own.height = high;
+    own.height = tall(name);
     const sinks = sinksOf(variant || run.variants[0]), scale = shown.scales[name];
-    drawMap({ ink: own.getContext("2d"), width: wide, height: high, dense: wide / 560 }, shown.maps[name], scale, sinks);
+    const size = { ink: own.getContext("2d"), width: wide, height: own.height, dense: wide / 560, variant: owner(name) };
+    drawMap(size, shown.maps[name], scale, sinks);
     ink.drawImage(own, x, head);
     const share = shown.shares[name];
     const numbers = share ? `  image ${percent(share.image)}, sinks hold ${percent(share.sinks)} of it` : "";

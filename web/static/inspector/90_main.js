@@ -211,6 +211,7 @@ function showRemarks() {
     }
   }
   const texts = run.variants.map((v) => v.tokens.map((t) => t.t).join(""));
+  for (const text of run.remarks || []) remarks.push([text]);
   if (run.variants.length > 1) {
     if (run.same_text) remarks.push(["VAR was forced onto the baseline’s text: the tokens are the same by construction, the probabilities are not."]);
     else if (texts[0] === texts[1]) remarks.push(["Both answers are the same text."]);
