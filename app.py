@@ -29,6 +29,7 @@ def parse(arguments: list[str]) -> Settings:
     add("--dtype", choices=["auto", "float32", "bfloat16", "float16"], help="number type")
     add("--min-pixels", type=int, help="smallest area of the resized image, in pixels")
     add("--max-pixels", type=int, help="largest area of the resized image, in pixels")
+    add("--profile", metavar="FILE", help="sink profile to use instead of the model's own")
     add("--host", help="address to listen on; any but loopback needs --auth")
     add("--port", type=int, help="port (0: any free one)")
     add("--auth", help="user:password; or set SINKSCOPE_AUTH, which other users cannot see")
@@ -37,7 +38,7 @@ def parse(arguments: list[str]) -> Settings:
     given = parser.parse_args(arguments)
     try:
         settings = read_settings(given.settings) if given.settings else Settings()
-        model = ("model", "revision", "device", "dtype", "min_pixels", "max_pixels")
+        model = ("model", "revision", "device", "dtype", "min_pixels", "max_pixels", "profile")
         page = {name: getattr(given, name) for name in ("host", "port", "auth", "cache_dir")}
         page["auth"] = page["auth"] or os.environ.get("SINKSCOPE_AUTH")
         return dataclasses.replace(
@@ -58,7 +59,8 @@ def main() -> None:
     """Parse, build, listen, and say where."""
     settings = parse(sys.argv[1:])
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
-    from web.page import build_app, launch  # seconds of imports, which --help need not wait for
+    from web.launch import launch  # seconds of imports, which --help need not wait for
+    from web.page import build_app
 
     app = build_app(settings)
     try:

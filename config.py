@@ -25,6 +25,8 @@ DType = Literal["auto", "float32", "bfloat16", "float16"]
 S = TypeVar("S")
 
 MOST_PIXELS = 100_000_000  # of a resized image: 128,000 vision tokens of 28 x 28 pixels
+HIGHEST_INDEX = 9999  # in a list that a user writes; no layer, head or dimension of today is beyond
+LONGEST_LIST = 1000  # characters of such a list
 
 
 def _refuse(setting: str, value: object, allowed: str) -> ValueError:
@@ -82,6 +84,30 @@ def _indices(setting: str, value: object, required: bool = False) -> tuple[int, 
     return made
 
 
+def index_list(setting: str, text: str) -> tuple[int, ...]:
+    """`7, 2-5` -> (2, 3, 4, 5, 7): how users write layers, heads and dimensions, wherever they do.
+
+    Raises:
+        ValueError: it is no such list, or an empty one; the text names the setting.
+    """
+    if len(text) > LONGEST_LIST:
+        raise ValueError(
+            f"{setting} is a list of {len(text)} characters; allowed: at most {LONGEST_LIST}."
+        )
+    found: set[int] = set()
+    for part in text.replace("–", "-").split(","):
+        first, dash, last = (piece.strip() for piece in part.partition("-"))
+        if not first.isdecimal() or (dash and not last.isdecimal()):
+            raise _refuse(setting, text, "indices such as 2-5 or 0, 3, 7")
+        low, high = int(first), int(last or first)
+        if high < low or high > HIGHEST_INDEX:
+            raise ValueError(
+                f"{setting} is {text!r}; a range goes upwards, to {HIGHEST_INDEX} at most."
+            )
+        found.update(range(low, high + 1))
+    return tuple(sorted(found))
+
+
 @dataclass(frozen=True)
 class ModelSettings:
     """Which model to load, and how.
@@ -96,6 +122,8 @@ class ModelSettings:
         min_pixels, max_pixels: bounds on the RESIZED image's area in pixels; None leaves the
             processor's own.
         local_files_only: never ask a hub; only what is already on disk.
+        profile: a sink profile file to use instead of the model's own; one that is for another
+            model or other sizes is refused.
     """
 
     model: str = "demo"
@@ -105,6 +133,7 @@ class ModelSettings:
     min_pixels: int | None = None
     max_pixels: int | None = None
     local_files_only: bool = False
+    profile: str | None = None
 
     def __post_init__(self) -> None:
         if not isinstance(self.model, str) or not self.model.strip():
@@ -126,6 +155,8 @@ class ModelSettings:
             and self.min_pixels > self.max_pixels
         ):
             raise _refuse("min_pixels", self.min_pixels, f"at most max_pixels ({self.max_pixels})")
+        if self.profile is not None and (not isinstance(self.profile, str) or not self.profile):
+            raise _refuse("profile", self.profile, "the name of a sink profile file")
 
 
 @dataclass(frozen=True)

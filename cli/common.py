@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from config import index_list
+
 if TYPE_CHECKING:
     from config import GenerationSettings, ModelSettings
     from models.family import PromptInputs
@@ -33,6 +35,10 @@ DType = Annotated[
 Revision = Annotated[str | None, typer.Option(help="Commit, tag or branch of a hub id.")]
 MinPixels = Annotated[int | None, typer.Option(help="Area that the model sees, least.")]
 MaxPixels = Annotated[int | None, typer.Option(help="Area that the model sees, most.")]
+Profile = Annotated[
+    Path | None,
+    typer.Option(help="Sink profile to use instead of the model's own.", metavar="FILE"),
+]
 
 # The options of every verb that draws. Their values are checked by `visualization.OverlayStyle`.
 Token = Annotated[
@@ -106,23 +112,26 @@ def _end(sentence: str) -> None:
 
 
 def indices(setting: str, text: str | None) -> tuple[int, ...] | None:
-    """`2-5,7` to (2, 3, 4, 5, 7); None stays None.
+    """An option's list of indices (`config.index_list`); None, for one left out, stays None.
 
     Raises:
         ValueError: it is no such list; the text names the setting.
     """
-    if text is None:
+    return None if text is None else index_list(setting, text)
+
+
+def profile_file(path: Path | None) -> str | None:
+    """A sink profile's file as `ModelSettings` takes it, read once before any model is loaded.
+
+    Raises:
+        ValueError: it cannot be read, or is no profile.
+    """
+    if path is None:
         return None
-    found: set[int] = set()
-    for part in text.split(","):
-        first, dash, last = (piece.strip() for piece in part.partition("-"))
-        if not first.isdecimal() or (dash and not last.isdecimal()):
-            raise ValueError(f"{setting} is {text!r}; allowed: a list such as 2-5 or 0,3,7.")
-        low, high = int(first), int(last or first)
-        if high < low or high > 9999:
-            raise ValueError(f"{setting} is {text!r}; a range goes upwards, to 9999 at most.")
-        found.update(range(low, high + 1))
-    return tuple(sorted(found))
+    from models.profiles import read_profile
+
+    read_profile(path)
+    return str(path)
 
 
 def check_output(path: Path, *inputs: Path) -> None:

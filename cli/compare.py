@@ -80,6 +80,7 @@ def compare(
     revision: common.Revision = None,
     min_pixels: common.MinPixels = None,
     max_pixels: common.MaxPixels = None,
+    profile: common.Profile = None,
     save_traces: Annotated[
         Path | None, typer.Option(help="Keep both runs too: a folder, made if it is missing.")
     ] = None,
@@ -111,7 +112,15 @@ def compare(
             control=control,
             seed=seed,
         )
-        wanted = ModelSettings(model, revision, device, dtype, min_pixels, max_pixels)
+        wanted = ModelSettings(
+            model,
+            revision,
+            device,
+            dtype,
+            min_pixels,
+            max_pixels,
+            profile=common.profile_file(profile),
+        )
         from models.images import open_image
 
         opened = open_image(image)

@@ -37,6 +37,7 @@ def heatmap(
     revision: common.Revision = None,
     min_pixels: common.MinPixels = None,
     max_pixels: common.MaxPixels = None,
+    profile: common.Profile = None,
     save_trace: Annotated[
         Path | None, typer.Option(help="Keep the run too: a .safetensors file for `show`.")
     ] = None,
@@ -60,7 +61,15 @@ def heatmap(
             layers=common.indices("layers", layers),
             heads=common.indices("heads", heads),
         )
-        wanted = ModelSettings(model, revision, device, dtype, min_pixels, max_pixels)
+        wanted = ModelSettings(
+            model,
+            revision,
+            device,
+            dtype,
+            min_pixels,
+            max_pixels,
+            profile=common.profile_file(profile),
+        )
         from cli.drawing import Selection, draw, print_answer
         from models.images import open_image
         from visualization import OverlayStyle, check_ending

@@ -25,7 +25,7 @@ from models import attention
 from models.family import Family, PromptInputs, TextStack
 from models.images import as_rgb
 from models.info import ModelInfo
-from models.profiles import SinkProfile, find_profile
+from models.profiles import SinkProfile, check_fits, find_profile, read_profile
 from models.qwen2_5_vl import Qwen25VL
 from models.source import ModelError, Progress, check_files, fingerprint, locate
 
@@ -181,9 +181,12 @@ def load_model(
         hidden_size=stack.hidden_size,
     )
     try:
-        profile = find_profile(
-            settings.model, source, family.name, stack.hidden_size, len(stack.layers)
-        )
+        sizes = (family.name, stack.hidden_size, len(stack.layers))
+        if settings.profile is None:
+            profile = find_profile(settings.model, source, *sizes)
+        else:
+            profile = read_profile(Path(settings.profile))
+            check_fits(profile, settings.model, *sizes)
     except ValueError as error:
         raise ModelError(str(error)) from error
     report("Ready", 1.0)

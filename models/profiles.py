@@ -7,12 +7,14 @@ ones are in `sinks/profiles/`, chosen by the model's id or, for a folder, by its
 
 from __future__ import annotations
 
+import json
 import math
 import tomllib
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
 PROFILE_FILE = "sink_profile.toml"
+DEMO = Path(__file__).resolve().parent.parent / "demo" / "model"  # what the id `demo` means
 PUBLISHED = Path(__file__).resolve().parent.parent / "sinks" / "profiles"
 
 
@@ -101,13 +103,7 @@ def find_profile(
     """
     if folder is not None and (folder / PROFILE_FILE).is_file():
         own = read_profile(folder / PROFILE_FILE)
-        if (own.family, own.hidden_size, own.layers) != (family, hidden_size, layers):
-            raise ValueError(
-                f"The sink profile {folder / PROFILE_FILE} is for {own.family} with hidden "
-                f"size {own.hidden_size} and "
-                f"{own.layers} layers; the model is {family} with hidden size {hidden_size} "
-                f"and {layers} layers."
-            )
+        _check_sizes(own, str(folder / PROFILE_FILE), model, family, hidden_size, layers)
         return own
     fitting = [
         p
@@ -125,6 +121,52 @@ def find_profile(
         confidence="low",
         source=f"taken from {base.model} because of its sizes ({base.source})",
     )
+
+
+def check_fits(
+    profile: SinkProfile, model: str, family: str, hidden_size: int, layers: int
+) -> None:
+    """Refuse a profile that was not made for this model.
+
+    Dimensions are indices into one model's residual stream; on another of the same sizes they
+    mean nothing, and nothing would show that. So the name counts too: its last part, for the model
+    of a hub id may lie in a folder of that name.
+
+    Args:
+        profile: the profile.
+        model: the id that the user asked for, such as `handle.info.id`.
+        family, hidden_size, layers: from the loaded model.
+
+    Raises:
+        ValueError: naming both models and their sizes.
+    """
+    _check_sizes(profile, f"of {profile.model}", model, family, hidden_size, layers)
+    if not _same_model(profile.model, model):
+        raise ValueError(
+            f"The sink profile is of {profile.model}, and the model is {model}: their sizes "
+            "agree, but the dimensions may not. If they do, write "
+            f"model = {json.dumps(model)} in the file."
+        )
+
+
+def _check_sizes(
+    profile: SinkProfile, name: str, model: str, family: str, hidden_size: int, layers: int
+) -> None:
+    if (profile.family, profile.hidden_size, profile.layers) != (family, hidden_size, layers):
+        raise ValueError(
+            f"The sink profile {name} is for {profile.family} with hidden size "
+            f"{profile.hidden_size} and {profile.layers} layers; the model {model} is {family} "
+            f"with hidden size {hidden_size} and {layers} layers."
+        )
+
+
+def _same_model(one: str, other: str) -> bool:
+    if one.lower() == other.lower():
+        return True
+    places = [DEMO if name == "demo" else Path(name) for name in (one, other)]
+    if all(place.is_dir() for place in places):
+        return places[0].samefile(places[1])
+    return places[0].name.lower() == places[1].name.lower()
 
 
 def published() -> tuple[SinkProfile, ...]:

@@ -8,8 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from config import ModelSettings
-
-DEMO = Path(__file__).resolve().parent.parent / "demo" / "model"
+from models.profiles import DEMO
 
 Progress = Callable[[str, float], None]
 

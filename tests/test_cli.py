@@ -82,6 +82,7 @@ def test_help_names_every_choice() -> None:
         ("2-5", (2, 3, 4, 5)),
         ("7, 0-2,1", (0, 1, 2, 7)),
         ("4-4", (4,)),
+        ("2–3", (2, 3)),
     ],
 )
 def test_lists_of_indices(text: str | None, means: tuple[int, ...] | None) -> None:
@@ -89,7 +90,7 @@ def test_lists_of_indices(text: str | None, means: tuple[int, ...] | None) -> No
 
 
 @pytest.mark.parametrize(
-    "text", ["", "a", "1-", "-1", "5-2", "1,,2", "1.5", "0-99999999", "\u00b2"]
+    "text", ["", " ", "9" * 1001, "a", "1-", "-1", "5-2", "1,,2", "1.5", "0-99999999", "\u00b2"]
 )
 def test_what_is_no_list_of_indices(text: str) -> None:
     with pytest.raises(ValueError, match="layers is"):

@@ -109,7 +109,7 @@ def model_wanted(
 ) -> ModelSettings:
     """What Load asks for, over the model settings of the start.
 
-    `local_files_only` always stays, and the revision where it is the start's model.
+    `local_files_only` always stays; revision and sink profile where it is the start's model.
 
     Raises:
         ValueError: naming the setting, its value and what is allowed.
@@ -137,6 +137,7 @@ def model_wanted(
         start,
         model=name,
         revision=start.revision if name == start.model else None,
+        profile=start.profile if name == start.model else None,
         device=device or start.device,
         dtype=dtype or start.dtype,  # type: ignore[arg-type]
         **pixels,

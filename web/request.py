@@ -5,10 +5,8 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, replace
 
-from config import GenerationSettings, VARSettings
+from config import GenerationSettings, VARSettings, index_list
 from models.loading import ModelHandle
-
-LONGEST_LIST = 1000  # characters of an index list: a model has some dozens of layers
 
 
 @dataclass(frozen=True)
@@ -72,31 +70,12 @@ class Request:
 
 
 def parse_indices(setting: str, text: str | None) -> tuple[int, ...] | None:
-    """`2-5, 7` -> (2, 3, 4, 5, 7); an empty text is None.
+    """What a text box for indices says (`config.index_list`); an empty one is None, which is all.
 
     Raises:
         ValueError: not such a list.
     """
-    if text is None:
-        return None
-    if len(text) > LONGEST_LIST:
-        raise ValueError(
-            f"{setting} is a list of {len(text)} characters; allowed: at most {LONGEST_LIST}."
-        )
-    made: dict[int, None] = {}  # a set in the order of its making
-    for part in text.replace("–", "-").split(","):
-        if not (part := part.strip()):
-            continue
-        low, dash, high = (p.strip() for p in part.partition("-"))
-        if not low.isdecimal() or (dash and not high.isdecimal()) or len(low + high) > 8:
-            raise ValueError(
-                f"{setting} is {text!r}; allowed: nothing (all), or indices such as 2-5, 7."
-            )
-        first, last = int(low), int(high or low)
-        if last < first or last - first > 1000:
-            raise ValueError(f"{setting} is {text!r}; a range goes from a lower to a higher index.")
-        made.update(dict.fromkeys(range(first, last + 1)))
-    return tuple(made) or None
+    return index_list(setting, text) if text and text.strip() else None
 
 
 def whole(setting: str, value: object) -> int:

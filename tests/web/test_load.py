@@ -18,7 +18,7 @@ from web.slot import ModelSlot
 from web.store import Run
 
 START = ModelSettings(
-    "owner/name", revision="abc", device="cpu", dtype="float32", local_files_only=True
+    "owner/name", "abc", device="cpu", dtype="float32", local_files_only=True, profile="p.toml"
 )
 OFFERED = ["demo", "other/name"]
 
