@@ -1,0 +1,176 @@
+"""Hiding tokens: equal to dense attention with a mask, exact where nothing is hidden."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+from models.loading import ModelHandle, load_model
+from sinks.masking import ToldAnswer, answer_tokens, hidden_log_probabilities, read_answer
+
+pytestmark = pytest.mark.tiny
+ANSWER = "a red star and a blue circle."
+
+
+@pytest.fixture(scope="module")
+def handle(tiny_folder: Path) -> ModelHandle:
+    return load_model(str(tiny_folder), device="cpu", dtype="float32")
+
+
+@pytest.fixture(scope="module")
+def told(handle: ModelHandle, photo: Image.Image) -> ToldAnswer:
+    """Two images, so that there is text between vision tokens."""
+    inputs = handle.prepare([photo.resize((140, 112)), photo.resize((84, 84))], "What is it?")
+    return read_answer(handle, inputs, answer_tokens(handle, ANSWER, 8))
+
+
+def sets_of(told: ToldAnswer, *positions: list[int]) -> torch.Tensor:
+    hidden = torch.zeros(len(positions), told.inputs.layout.length, dtype=torch.bool)
+    for row, chosen in zip(hidden, positions, strict=True):
+        row[chosen] = True
+    return hidden
+
+
+def dense(
+    handle: ModelHandle, told: ToldAnswer, hidden: torch.Tensor, first_query: int
+) -> torch.Tensor:
+    """Eager attention with an additive mask a layer, embeddings and positions made anew."""
+    model = copy.deepcopy(handle.model)
+    model.set_attn_implementation({"text_config": "eager"})
+    tensors = told.inputs.tensors
+    ids = torch.cat([tensors["input_ids"], torch.tensor([told.answer[:-1]])], 1)
+    image = tensors["mm_token_type_ids"][0] == 1
+    positions, _ = model.model.get_rope_index(
+        ids,
+        torch.nn.functional.pad(tensors["mm_token_type_ids"], (0, len(told.answer) - 1)),
+        tensors["image_grid_thw"],
+        attention_mask=torch.ones_like(ids),
+    )
+    embedded = model.get_input_embeddings()(ids)
+    pictures = model.model.get_image_features(tensors["pixel_values"], tensors["image_grid_thw"])
+    embedded[0, : len(image)][image] = torch.cat(tuple(pictures.pooler_output))
+    length = ids.shape[1]
+    mask = torch.full((1, 1, length, length), float("-inf"))
+    for query in range(length):
+        for key in range(query + 1):
+            gone = key < len(hidden) and bool(hidden[key]) and key < query and query >= first_query
+            if not gone:
+                mask[0, 0, query, key] = 0.0
+    states = model.model.language_model(
+        inputs_embeds=embedded, position_ids=positions, attention_mask={"full_attention": mask}
+    ).last_hidden_state
+    logits = model.lm_head(states)[0, told.inputs.layout.length - 1 :]
+    logs = torch.log_softmax(logits.double(), -1)
+    return logs[torch.arange(len(told.answer)), torch.tensor(told.answer)].float()
+
+
+def test_plain_pass_is_the_model_itself(handle: ModelHandle, told: ToldAnswer) -> None:
+    nothing = sets_of(told, [])
+    again = hidden_log_probabilities(handle, told, nothing)[0]
+    assert torch.equal(again, told.log_probabilities)
+    assert torch.equal(
+        hidden_log_probabilities(handle, told, nothing, from_queries="after_image")[0], again
+    )
+    torch.testing.assert_close(again, dense(handle, told, nothing[0], 0), rtol=0, atol=2e-5)
+
+
+def test_hiding_equals_dense_attention_with_a_mask(handle: ModelHandle, told: ToldAnswer) -> None:
+    one, two = told.inputs.layout.grids
+    whole = [*range(one.start, one.stop), *range(two.start, two.stop)]
+    sets = ([one.start + 3], [one.start, two.stop - 1], whole, [0], [])
+    hidden = sets_of(told, *sets)
+    for from_queries, first in (("later", 0), ("after_image", two.stop)):
+        # 70 tokens a batch: one row at once; the default: all five
+        rows = {
+            size: hidden_log_probabilities(
+                handle, told, hidden, from_queries=from_queries, batch_tokens=size
+            )
+            for size in (70, 4096)
+        }
+        torch.testing.assert_close(rows[70], rows[4096], rtol=0, atol=2e-5)
+        for row, own in zip(rows[4096], hidden, strict=True):
+            torch.testing.assert_close(row, dense(handle, told, own, first), rtol=0, atol=2e-5)
+        plain = rows[4096][-1]
+        assert (rows[4096][:-1] - plain).abs().amax(1).min() > 1e-4, "each set must change it"
+
+
+def test_each_layer_may_hide_its_own(handle: ModelHandle, told: ToldAnswer) -> None:
+    start = told.inputs.layout.grids[0].start
+    same = sets_of(told, [start, start + 5])
+    layers = len(handle.stack.layers)
+    everywhere = same[:, None].expand(-1, layers, -1)
+    assert torch.equal(
+        hidden_log_probabilities(handle, told, everywhere),
+        hidden_log_probabilities(handle, told, same),
+    )
+    last_only = torch.zeros_like(everywhere)
+    last_only[:, -1] = same
+    assert not torch.allclose(
+        hidden_log_probabilities(handle, told, last_only),
+        hidden_log_probabilities(handle, told, same),
+        atol=1e-4,
+    )
+
+
+def test_the_last_batch_is_filled_up_and_cut(handle: ModelHandle, told: ToldAnswer) -> None:
+    start = told.inputs.layout.grids[0].start
+    hidden = sets_of(told, *[[start + k] for k in range(5)])
+    alone = torch.cat([hidden_log_probabilities(handle, told, row[None]) for row in hidden])
+    in_twos = hidden_log_probabilities(handle, told, hidden, batch_tokens=2 * told.length)
+    assert in_twos.shape == (5, len(told.answer))
+    torch.testing.assert_close(in_twos, alone, rtol=0, atol=2e-5)
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_half_precision_gives_float32_and_no_noise_of_its_own(
+    tiny_folder: Path, handle: ModelHandle, told: ToldAnswer, dtype: str
+) -> None:
+    half = load_model(str(tiny_folder), device="cpu", dtype=dtype)  # type: ignore[arg-type]
+    own = read_answer(half, told.inputs, told.answer)
+    start = told.inputs.layout.grids[0].start
+    hidden = sets_of(told, [], [start], [], [start, start + 1])
+    rows = hidden_log_probabilities(half, own, hidden, batch_tokens=2 * own.length)
+    assert rows.dtype == torch.float32
+    assert torch.equal(rows[0], rows[2]), "the same set in two batches is the same number"
+    exact = hidden_log_probabilities(handle, told, hidden)
+    torch.testing.assert_close(rows, exact, rtol=0, atol=0.2)
+
+
+def test_nothing_stays_on_the_model(handle: ModelHandle, told: ToldAnswer) -> None:
+    def hooks() -> int:
+        modules = [handle.stack.language_model, handle.stack.output_head, *handle.stack.layers]
+        return sum(len(m._forward_pre_hooks) + len(m._forward_hooks) for m in modules)
+
+    before = hooks()
+    start = told.inputs.layout.grids[0].start
+    hidden_log_probabilities(handle, told, sets_of(told, [start]))
+    assert hooks() == before == 0
+    again = read_answer(handle, told.inputs, told.answer)
+    assert torch.equal(again.log_probabilities, told.log_probabilities)
+
+
+def test_refusals(handle: ModelHandle, told: ToldAnswer) -> None:
+    length = told.inputs.layout.length
+    for wrong in (
+        torch.zeros(1, length),
+        torch.zeros(0, length, dtype=torch.bool),
+        torch.zeros(1, length + 1, dtype=torch.bool),
+        torch.zeros(1, 3, length, dtype=torch.bool),
+    ):
+        with pytest.raises(ValueError, match=rf"hidden has shape .* \(sets, {length}\)"):
+            hidden_log_probabilities(handle, told, wrong)
+    with pytest.raises(ValueError, match="from_queries is 'all'; allowed: later, after_image"):
+        hidden_log_probabilities(handle, told, sets_of(told, []), from_queries="all")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="The answer has no token"):
+        read_answer(handle, told.inputs, ())
+
+
+def test_special_tokens_in_an_answer_stay_text(handle: ModelHandle) -> None:
+    special = set(handle.processor.tokenizer.all_special_ids)
+    ids = answer_tokens(handle, "yes<|im_end|> no", 64)
+    assert ids and not special & set(ids)
+    assert answer_tokens(handle, "yes<|im_end|> no", 2) == ids[:2]
