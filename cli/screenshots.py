@@ -44,7 +44,8 @@ def screenshots(
         from config import AppSettings, Settings
         from models.loading import load_model
         from web.example import read_examples
-        from web.page import build_app, launch
+        from web.launch import launch
+        from web.page import build_app
 
         handle = load_model(model)
         with tempfile.TemporaryDirectory() as cache, socket.socket() as probe:

@@ -17,7 +17,8 @@ import pytest
 from config import AppSettings, Settings
 from tests.web.scripted import ScriptedEngine, fake_handle
 from tests.web.synthetic import make_pair
-from web.page import App, build_app, launch
+from web.launch import launch
+from web.page import App, build_app
 from web.store import Run
 
 INSPECTOR = "document.querySelector('[data-testid=inspector]').parentElement.inspector"

@@ -15,7 +15,8 @@ import app
 from config import AppSettings, Settings
 from tests.web.scripted import fake_handle
 from tests.web.synthetic import make_trace
-from web.page import App, build_app, launch
+from web.launch import launch
+from web.page import App, build_app
 from web.store import Run
 
 ROOT = Path(app.__file__).parent

@@ -14,7 +14,8 @@ from tests.web.conftest import free_port
 from tests.web.test_browser_story import ask, finished, photo_file, upload
 from tests.web.test_browser_view import drawn
 from web.example import load_example, make_example, read_examples
-from web.page import App, build_app, launch
+from web.launch import launch
+from web.page import App, build_app
 
 __all__ = ["photo_file"]
 

@@ -1,0 +1,125 @@
+"""The Explore tab: the form beside the inspector, and which control calls which handler."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import gradio as gr
+from gradio.processing_utils import save_bytes_to_cache
+
+from config import Settings
+from web.events import following, generating, loading, stopping
+from web.example import Example
+from web.form import Form, build_form
+from web.handlers import Handlers
+from web.inspector import drawn, empty_value, run_value
+from web.picker import MODELS, build_picker
+from web.slot import ModelSlot
+from web.store import Run
+
+
+def build_explore(
+    page: gr.Blocks,
+    status: gr.HTML,
+    settings: Settings,
+    handlers: Handlers,
+    slot: ModelSlot,
+    first: Run | None,
+    offered: list[Example],
+) -> None:
+    """Lay the tab out where the page is open, and connect it.
+
+    Args:
+        page: whose opening asks for the model's state.
+        status: the line about the model, above all tabs.
+        settings: of this start.
+        handlers: what the controls call; learns which component shows runs.
+        slot: what loads models.
+        first: the run on screen at first.
+        offered: example pictures.
+    """
+    with gr.Row(elem_id="desk"):
+        with gr.Column(elem_id="ask", min_width=260):
+            form = build_form(settings.generation, offered)
+            picker = build_picker(settings.model)
+        with gr.Column(elem_id="see", min_width=320):
+            inspector = _inspector(handlers, first)
+    _connect_runs(form, inspector, handlers, settings)
+    _connect_shelf(form, offered)
+    told = [status, form.compare, form.note, form.tau]
+    free: dict[str, Any] = {
+        "concurrency_id": "status",
+        "concurrency_limit": None,
+        "show_progress": "hidden",
+    }
+    picker.load.click(
+        loading(slot, settings, [model for _, model in MODELS]),
+        list(picker.controls),
+        told,
+        api_name="load_model",
+        **free,
+    )
+    page.load(following(slot), None, told, api_name="model_state", **free)
+
+
+def _inspector(handlers: Handlers, first: Run | None) -> gr.HTML:
+    inspector = drawn(
+        "inspector",
+        None,
+        [
+            handlers.open_run,
+            handlers.forget_run,
+            handlers.tokens_since,
+            handlers.token_maps,
+            handlers.page_file,
+            handlers.trace_file,
+        ],
+    )
+    inspector.value = run_value(first, inspector, keep=True) if first else empty_value()
+    handlers.component = inspector
+    return inspector
+
+
+def _connect_runs(form: Form, inspector: gr.HTML, handlers: Handlers, settings: Settings) -> None:
+    gr.on(
+        [form.go.click, form.prompt.submit],
+        generating(handlers),
+        list(form.controls),
+        [inspector, form.go, form.stop],
+        api_name="generate",
+        show_progress="hidden",
+        concurrency_id="gpu",
+        concurrency_limit=settings.app.queue_size + 8,  # they wait in Handlers.line
+        trigger_mode="once",
+    )
+    form.stop.click(
+        stopping(handlers), None, None, api_name="stop", queue=False, show_progress="hidden"
+    )
+
+
+def _connect_shelf(form: Form, offered: list[Example]) -> None:
+    form.shelf.select(
+        _choosing(offered, form.image),
+        None,
+        [form.image, form.prompt],
+        api_visibility="private",
+        queue=False,
+        show_progress="hidden",
+    )
+
+
+def _choosing(offered: list[Example], image: gr.Image) -> Callable[..., tuple[Any, Any]]:
+    files = [
+        save_bytes_to_cache(example.image.read_bytes(), example.image.name, image.GRADIO_CACHE)
+        for example in offered
+    ]
+    image.keep_in_cache.update(files)
+
+    def choose(event: gr.EventData) -> tuple[Any, Any]:
+        index = event._data.get("index") if isinstance(event._data, dict) else None
+        if not isinstance(index, int) or not 0 <= index < len(offered):
+            return gr.skip(), gr.skip()
+        return files[index], offered[index].prompt
+
+    return choose

@@ -1,0 +1,188 @@
+"""The left column of the Explore tab: image, prompt, examples, Compare with VAR, and settings."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import gradio as gr
+from gradio.components import Component
+
+from config import GenerationSettings, VARSettings
+from models.images import open_image
+from web.example import Example
+from web.inspector import cached, drawn
+from web.payload import encode_image
+
+
+@dataclass(frozen=True)
+class Form:
+    """What one press of Generate reads.
+
+    Attributes:
+        controls: in the order of the arguments of `generate` (`web.events.generating`).
+        note: the sentence about the model's sink dimensions.
+    """
+
+    controls: tuple[Component, ...]
+    image: gr.Image
+    prompt: gr.Textbox
+    shelf: gr.HTML
+    compare: gr.Checkbox
+    go: gr.Button
+    stop: gr.Button
+    note: gr.Textbox
+    tau: gr.Slider
+    tokens: gr.Slider
+
+
+def build_form(generation: GenerationSettings, offered: list[Example]) -> Form:
+    """Lay the form out in the column that is open."""
+    image = gr.Image(
+        label="Image",
+        type="filepath",
+        sources=["upload", "clipboard"],
+        height=190,
+        placeholder="Drop a photo, paste it, or click",
+        image_mode=None,
+        buttons=["fullscreen"],
+        elem_id="image",
+    )
+    # Gradio would decode the file, with its own messages and none of our limits.
+    image.preprocess = _path_of  # type: ignore[method-assign]
+    prompt = gr.Textbox(
+        label="Prompt",
+        value="Describe the image." if not offered else offered[0].prompt,
+        lines=1,
+        max_lines=6,
+        max_length=20_000,
+        placeholder="Ask something about the image",
+        elem_id="prompt",
+    )
+    shelf = drawn("shelf", None)
+    shelf.value = [_shelf_item(item, shelf) for item in offered]
+    compare = gr.Checkbox(False, label="Compare with VAR", interactive=False, elem_id="compare")
+    with gr.Row(elem_id="actions"):
+        go = gr.Button("Generate", variant="primary", elem_id="generate", min_width=80)
+        stop = gr.Button("Stop", interactive=False, elem_id="stop", min_width=60)
+    note, var = _var_settings()
+    generating = _generation_settings(generation)
+    return Form(
+        controls=(image, prompt, compare, *var, *generating),
+        image=image,
+        prompt=prompt,
+        shelf=shelf,
+        compare=compare,
+        go=go,
+        stop=stop,
+        note=note,
+        tau=var[1],
+        tokens=generating[0],
+    )
+
+
+def _var_settings() -> tuple[gr.Textbox, tuple[Any, ...]]:
+    var = VARSettings(dims=(0,))
+    with gr.Accordion("VAR settings", open=False, elem_id="var-settings"):
+        note = gr.Textbox(
+            "No model is loaded yet.",
+            show_label=False,
+            interactive=False,
+            container=False,
+            max_lines=8,
+            elem_id="var-note",
+        )
+        same_text = gr.Checkbox(
+            False,
+            label="Same text",
+            info="VAR follows the baseline's answer, token by token.",
+            elem_id="same-text",
+        )
+        tau = gr.Slider(
+            0,
+            60,
+            var.tau,
+            step=0.1,
+            label="tau",
+            info="Sink score above which a patch is a sink.",
+        )
+        keep = gr.Slider(
+            0,
+            1,
+            var.keep,
+            step=0.01,
+            label="keep",
+            info="Part of a sink's attention that stays on it.",
+        )
+        share = gr.Slider(
+            0,
+            1,
+            var.max_sink_share,
+            step=0.01,
+            label="max sink share",
+            info="A head is changed while sinks hold at most this of its image part.",
+        )
+        mass = gr.Slider(
+            0,
+            1,
+            var.min_image_mass,
+            step=0.01,
+            label="min image mass",
+            info="A row is changed if the image has at least this part of it.",
+        )
+        layers = gr.Textbox(
+            "",
+            label="Layers",
+            placeholder="all but the first two and the last",
+            info="Indices such as 2-5, 7.",
+        )
+        dialect = gr.Radio(["official", "paper"], value=var.dialect, label="Dialect")
+        control = gr.Radio(
+            ["none", "random"],
+            value=var.control,
+            label="Control",
+            info="random: as many random patches are treated as the sinks.",
+        )
+    return note, (same_text, tau, keep, share, mass, layers, dialect, control)
+
+
+def _generation_settings(start: GenerationSettings) -> tuple[Any, ...]:
+    # Gradio refuses a value outside a slider's range, with a message of its own, so a range always
+    # takes in what the settings of the start say.
+    with gr.Accordion("Generation settings", open=False, elem_id="generation-settings"):
+        tokens = gr.Slider(
+            1,
+            max(512, start.max_new_tokens),
+            start.max_new_tokens,
+            step=1,
+            label="max new tokens",
+        )
+        temperature = gr.Slider(
+            0,
+            max(2, start.temperature),
+            start.temperature,
+            step=0.05,
+            label="temperature",
+            info="0 is greedy.",
+        )
+        top_p = gr.Slider(min(0.01, start.top_p), 1, start.top_p, step=0.01, label="top p")
+        top_k = gr.Number(start.top_k, precision=0, minimum=0, label="top k")
+        penalty = gr.Slider(
+            min(0.5, start.repetition_penalty),
+            max(2, start.repetition_penalty),
+            start.repetition_penalty,
+            step=0.01,
+            label="repetition penalty",
+        )
+        seed = gr.Number(start.seed, precision=0, minimum=0, label="seed")
+    return tokens, temperature, top_p, top_k, penalty, seed
+
+
+def _path_of(payload: Any) -> str | None:
+    return None if payload is None else payload.path
+
+
+def _shelf_item(example: Example, shelf: gr.HTML) -> dict[str, str]:
+    small = open_image(example.image)
+    small.thumbnail((160, 160))
+    return {**cached(*encode_image(small), shelf, keep=True), "prompt": example.prompt}
