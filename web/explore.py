@@ -9,11 +9,12 @@ import gradio as gr
 from gradio.processing_utils import save_bytes_to_cache
 
 from config import Settings
-from web.events import following, generating, loading, stopping
+from web.events import generating, stopping
 from web.example import Example
 from web.form import Form, build_form
 from web.handlers import Handlers
 from web.inspector import drawn, empty_value, run_value
+from web.model_events import following, loading
 from web.picker import MODELS, build_picker
 from web.slot import ModelSlot
 from web.store import Run

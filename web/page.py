@@ -13,11 +13,11 @@ import gradio as gr
 
 from config import Settings
 from models.loading import ModelHandle
-from web.events import status_value
 from web.example import Example, load_example, read_examples
 from web.explore import build_explore
 from web.handlers import Engine, Handlers
 from web.inspector import drawn
+from web.model_events import status_value
 from web.slot import ModelSlot
 from web.store import Run, RunStore
 

@@ -12,7 +12,7 @@ from config import AppSettings, GenerationSettings, ImageLimits, ModelSettings, 
 from models.profiles import SinkProfile
 from tests.web.scripted import ScriptedEngine, fake_handle
 from tests.web.synthetic import make_pair
-from web.events import following, loading, model_wanted
+from web.model_events import following, loading, model_wanted
 from web.page import build_app
 from web.slot import ModelSlot
 from web.store import Run
