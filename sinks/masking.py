@@ -26,7 +26,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 import torch
 from torch import Tensor, nn
@@ -35,8 +35,8 @@ from capture.run import on_device
 from models.attention import PLAN_KEY, ForwardPlan, running
 from models.family import PromptInputs
 from models.loading import ModelHandle
+from sinks.validation import FromQueries
 
-FromQueries = Literal["later", "after_image"]
 BATCH_TOKENS = 4096  # tokens of all batch rows together that pass through the text model at once
 
 

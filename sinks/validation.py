@@ -1,0 +1,404 @@
+"""What a validation is set to do and what it found: frozen dataclasses, and their file.
+
+docs/method.md, "Validating a profile", has every definition. `sinks.validate` makes a `Validation`,
+`sinks.verdict` puts it into words.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+from config import _indices, _integer, _number, _one_of, _refuse, from_mapping
+from models.info import ModelInfo
+from models.profiles import SinkProfile
+from sinks.settings import FindSettings, TokensBy
+from utils import write_atomically
+
+FORMAT, VERSION = "sinkscope-validation", 1
+Answers = Literal["given", "own"]
+HideIn = Literal["all_layers", "own_layers"]
+FromQueries = Literal["later", "after_image"]
+SetName = Literal["sinks", "random", "random_dims", "attended", "image"]
+Word = Literal[
+    "confirmed", "attention only", "not sinks", "flags nothing", "flags too much", "too few samples"
+]
+# Multiples of the profile's tau in the sweep; those above sqrt(hidden size) flag nothing ever.
+SWEEP = (0.5, 0.625, 0.75, 0.875, 1.0, 1.125, 1.25, 1.5, 2.0)
+
+
+@dataclass(frozen=True)
+class ValidateSettings:
+    """What `sinks.validate.validate` does.
+
+    Attributes:
+        tokens_by, top_percent, min_ratio: which tokens count as high-attention ones, as in
+            `FindSettings`.
+        max_pixels: bound on the resized image's area; None: the model's own.
+        layers: layers whose flagged tokens are hidden; None: from layer 2 on, where sinks are
+            looked for. Precision and recall always count all layers.
+        hide_in: `all_layers`: a token flagged in any of `layers` is hidden in every layer of the
+            model; `own_layers`: in the layers alone in which it is flagged.
+        from_queries: `later`: from every later query; `after_image`: from those behind the last
+            image alone (cheaper; what hidden tokens told their neighbours in the image stays).
+        answers: `given`: a sample's own answer where it has one, else the model's greedy one;
+            `own`: always the model's.
+        answer_tokens: at most so many tokens of an answer.
+        random_draws: draws of random vision tokens for each sample; their mean counts.
+        dims_draws: draws of random dimensions, the same for all samples; their mean counts.
+        taus: thresholds of the sweep; None: multiples (`SWEEP`) of the profile's.
+        sweep_samples: samples on which the sweep hides tokens as well; 0: none.
+        min_samples: fewer samples with a sink than this are too few to say anything.
+        max_flagged: a larger share of the vision tokens flagged (mean over `layers`) is too much.
+        min_lift: flagged tokens hold at least so many times the attention of the average vision
+            token.
+        margin: nats an answer token; a smaller change of the log-probability counts as none.
+        bootstrap, confidence: resamplings of the samples, and level of the two-sided intervals.
+        seed: of the draws and the resamplings.
+        allow_finding_samples: validate on samples that finding used as well. The result then says
+            so, and is no evidence.
+        batch_tokens: tokens that pass through the text model at once while tokens are hidden.
+    """
+
+    tokens_by: TokensBy = "received"
+    top_percent: float = 1.0
+    min_ratio: float = 3.0
+    max_pixels: int | None = None
+    layers: tuple[int, ...] | None = None
+    hide_in: HideIn = "all_layers"
+    from_queries: FromQueries = "later"
+    answers: Answers = "given"
+    answer_tokens: int = 24
+    random_draws: int = 4
+    dims_draws: int = 4
+    taus: tuple[float, ...] | None = None
+    sweep_samples: int = 10
+    min_samples: int = 10
+    max_flagged: float = 0.3
+    min_lift: float = 2.0
+    margin: float = 0.05
+    bootstrap: int = 2000
+    confidence: float = 0.95
+    seed: int = 0
+    allow_finding_samples: bool = False
+    batch_tokens: int = 4096
+
+    def __post_init__(self) -> None:
+        self.chooser()
+        object.__setattr__(self, "layers", _indices("layers", self.layers))
+        _one_of("hide_in", self.hide_in, get_args(HideIn))
+        _one_of("from_queries", self.from_queries, get_args(FromQueries))
+        _one_of("answers", self.answers, get_args(Answers))
+        _integer("answer_tokens", self.answer_tokens, 1, 1024)
+        _integer("random_draws", self.random_draws, 1, 100)
+        _integer("dims_draws", self.dims_draws, 1, 100)
+        if self.taus is not None:
+            for tau in self.taus:
+                _number("taus", tau, 0.0)
+            object.__setattr__(self, "taus", tuple(sorted({float(tau) for tau in self.taus})))
+            if not self.taus or self.taus[0] == 0:
+                raise _refuse("taus", self.taus, "at least one number above 0")
+        _integer("sweep_samples", self.sweep_samples, 0)
+        _integer("min_samples", self.min_samples, 2)
+        _number("max_flagged", self.max_flagged, 0.0, 1.0)
+        _number("min_lift", self.min_lift, 1.0)
+        _number("margin", self.margin, 0.0)
+        _integer("bootstrap", self.bootstrap, 100, 100_000)
+        _number("confidence", self.confidence, 0.5, 0.999)
+        _integer("seed", self.seed, 0, 2**63 - 1)
+        if not isinstance(self.allow_finding_samples, bool):
+            raise _refuse("allow_finding_samples", self.allow_finding_samples, "true or false")
+        _integer("batch_tokens", self.batch_tokens, 1)
+
+    def chooser(self) -> FindSettings:
+        """The settings by which finding would choose high-attention tokens in this way."""
+        return FindSettings(
+            tokens_by=self.tokens_by,
+            top_percent=self.top_percent,
+            min_ratio=self.min_ratio,
+            max_pixels=self.max_pixels,
+        )
+
+    def sweep(self, profile: SinkProfile) -> tuple[float, ...]:
+        """Thresholds of the sweep, rising, the profile's own among them."""
+        given = self.taus or tuple(profile.tau * factor for factor in SWEEP)
+        most = math.sqrt(profile.hidden_size)
+        return tuple(sorted({tau for tau in given if tau < most} | {profile.tau}))
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A mean over samples with its bootstrap interval.
+
+    Attributes:
+        value: the mean.
+        low, high: percentile interval at the settings' confidence.
+        samples: how many it is a mean over.
+    """
+
+    value: float
+    low: float
+    high: float
+    samples: int
+
+    def __str__(self) -> str:
+        return f"{self.value:+.3f} [{self.low:+.3f}, {self.high:+.3f}]"
+
+
+@dataclass(frozen=True)
+class LayerAgreement:
+    """Flagged tokens against high-attention tokens in one layer, all samples together.
+
+    `high` tokens have at least `min_ratio` times the median of their image; `top` ones are those
+    among them that finding would have taken for sinks (`top_percent`). Tokens between the two are
+    held against nobody.
+
+    Attributes:
+        layer: index in the model; counts are of its input's residual stream and its attention.
+        tokens: vision tokens looked at.
+        flagged, high, top: how many of them are.
+        flagged_high, flagged_top: how many are both.
+        attention: share of the image's attention that flagged tokens hold, mean over samples, 0
+            to 1.
+    """
+
+    layer: int
+    tokens: int
+    flagged: int
+    high: int
+    top: int
+    flagged_high: int
+    flagged_top: int
+    attention: float
+
+    @property
+    def flagged_share(self) -> float:
+        return self.flagged / self.tokens
+
+    @property
+    def precision(self) -> float:
+        """Share of the flagged tokens that are high; where none is flagged: 1 if none is top
+        either, else 0."""
+        return self.flagged_high / self.flagged if self.flagged else float(not self.top)
+
+    @property
+    def recall(self) -> float:
+        """Share of the top tokens that are flagged; where none is top: 1 if none is flagged
+        either, else 0."""
+        return self.flagged_top / self.top if self.top else float(not self.flagged)
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """All layers together.
+
+    Attributes:
+        micro_precision, micro_recall: of the layers' counts, summed.
+        macro_precision, macro_recall: mean over ALL layers, also those in which nothing is flagged.
+        lift: attention of a flagged token in multiples of the average vision token's, in the layers
+            where any is flagged; None where none is.
+        random_lift: the same for the tokens that random dimensions pick.
+    """
+
+    micro_precision: float
+    micro_recall: float
+    macro_precision: float
+    macro_recall: float
+    lift: Estimate | None
+    random_lift: Estimate | None
+
+
+@dataclass(frozen=True)
+class HiddenSet:
+    """What hiding one set of vision tokens does to the answer.
+
+    Attributes:
+        name: `sinks`: the flagged ones; `random`: as many others; `random_dims`: as many, those
+            with the highest score under random dimensions; `attended`: as many, the most attended
+            among the others; `image`: all vision tokens.
+        change: of the answer's log-probability, nats an answer token; negative: less probable.
+        tokens: how many are hidden, mean over samples.
+        attention: share of the image's attention that the set holds, mean over `layers` and samples.
+        overlap: share of the set that is flagged, mean over samples.
+    """
+
+    name: SetName
+    change: Estimate
+    tokens: float
+    attention: float
+    overlap: float
+
+
+@dataclass(frozen=True)
+class SampleEvidence:
+    """One sample: what its row in a table shows.
+
+    Attributes:
+        id: the sample's.
+        tokens, hidden: vision tokens, and how many of them were hidden as sinks.
+        answer: its text; `own` is true where the model gave it.
+        own: see there.
+        log_probability: of the answer with nothing hidden, nats a token.
+        changes: set name -> change in nats a token; `sinks` alone and `image` where no control of
+            the same size exists, `image` alone where nothing is flagged.
+    """
+
+    id: str
+    tokens: int
+    hidden: int
+    answer: str
+    own: bool
+    log_probability: float
+    changes: dict[str, float]
+
+
+@dataclass(frozen=True)
+class SweepPoint:
+    """The same profile at another tau.
+
+    Attributes:
+        tau: the threshold.
+        flagged: share of the vision tokens flagged, mean over `layers`; `most` in its worst layer.
+        most: see there.
+        precision, recall: micro, over all layers.
+        hidden: share of the vision tokens that hiding took, mean over the sweep's samples.
+        sinks, random: mean change when they are hidden, nats a token; None where no sample has any.
+        samples: how many these two are means over.
+        selected: share of the (head, query row) pairs behind the image that VAR would change, with
+            its default settings, mean over the layers in which it acts.
+    """
+
+    tau: float
+    flagged: float
+    most: float
+    precision: float
+    recall: float
+    hidden: float
+    sinks: float | None
+    random: float | None
+    samples: int
+    selected: float
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """The result in words.
+
+    Attributes:
+        word: one of `Word`.
+        text: one or two sentences that say why.
+        thresholds: each threshold that was used, in words, with its value.
+    """
+
+    word: Word
+    text: str
+    thresholds: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Validation:
+    """What validating a profile found.
+
+    Attributes:
+        profile: the profile.
+        model: what it was validated on.
+        settings: with what.
+        samples: one entry a sample used, sorted by id.
+        skipped: (id, reason) of those that could not be used.
+        wanted: how many were asked for.
+        layers: one entry a layer of the model.
+        agreement: all layers together.
+        hidden: one entry a set, in the order of `SetName`; empty where nothing is flagged.
+        contrasts: change when sinks are hidden minus change when the named set is, paired by
+            sample: `random`, `random_dims`, `attended`.
+        sweep: rising in tau.
+        verdict: in words.
+        warnings: what a reader of the result should know.
+        held_out: false where finding had used some of the samples.
+        seconds: how long it took.
+    """
+
+    profile: SinkProfile
+    model: ModelInfo
+    settings: ValidateSettings
+    samples: tuple[SampleEvidence, ...]
+    skipped: tuple[tuple[str, str], ...]
+    wanted: int
+    layers: tuple[LayerAgreement, ...]
+    agreement: Agreement
+    hidden: tuple[HiddenSet, ...]
+    contrasts: dict[str, Estimate]
+    sweep: tuple[SweepPoint, ...]
+    verdict: Verdict
+    warnings: tuple[str, ...]
+    held_out: bool
+    seconds: float
+
+    def save(self, path: Path) -> None:
+        """Write it as JSON; a kill in the middle leaves the old file whole.
+
+        Raises:
+            OSError: the folder is missing or not writable, or the disk is full.
+        """
+        values = {"format": FORMAT, "version": VERSION, **dataclasses.asdict(self)}
+        text = json.dumps(values, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+        write_atomically(path, lambda file: file.write(text.encode()))
+
+    @staticmethod
+    def open(path: Path) -> Validation:
+        """Read what `save` wrote.
+
+        Raises:
+            ValueError: the file cannot be read, or is no validation.
+        """
+        try:
+            values = json.loads(path.read_text(encoding="utf-8"))
+        except OSError as error:
+            raise ValueError(
+                f"The validation {path} cannot be read: {error.strerror or error}."
+            ) from error
+        except ValueError as error:
+            raise ValueError(f"The validation {path} is no JSON: {error}.") from error
+        if not isinstance(values, dict) or values.get("format") != FORMAT:
+            raise ValueError(f"{path} is no validation of a sink profile.")
+        if values.get("version") != VERSION:
+            raise ValueError(
+                f"The validation {path} has version {values.get('version')!r}; allowed: {VERSION}."
+            )
+        try:
+            return _from_json(values)
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise ValueError(f"The validation {path} is damaged: {error}.") from error
+
+
+def _from_json(values: dict[str, Any]) -> Validation:
+    given = {name: values[name] for name in (f.name for f in dataclasses.fields(Validation))}
+    agreement = dict(given["agreement"])
+    for name in ("lift", "random_lift"):
+        agreement[name] = _estimate(agreement[name])
+    given |= {
+        "profile": from_mapping(SinkProfile, given["profile"], "profile"),
+        "model": from_mapping(ModelInfo, given["model"], "model"),
+        "settings": from_mapping(ValidateSettings, given["settings"], "settings"),
+        "samples": tuple(SampleEvidence(**sample) for sample in given["samples"]),
+        "skipped": tuple((str(name), str(reason)) for name, reason in given["skipped"]),
+        "layers": tuple(LayerAgreement(**layer) for layer in given["layers"]),
+        "agreement": Agreement(**agreement),
+        "hidden": tuple(
+            HiddenSet(**{**hidden, "change": _estimate(hidden["change"])})
+            for hidden in given["hidden"]
+        ),
+        "contrasts": {name: Estimate(**value) for name, value in given["contrasts"].items()},
+        "sweep": tuple(SweepPoint(**point) for point in given["sweep"]),
+        "verdict": from_mapping(Verdict, given["verdict"], "verdict"),
+        "warnings": tuple(given["warnings"]),
+    }
+    return Validation(**given)
+
+
+def _estimate(value: dict[str, Any] | None) -> Estimate | None:
+    return None if value is None else Estimate(**value)
