@@ -35,7 +35,7 @@ from capture.run import on_device
 from models.attention import PLAN_KEY, ForwardPlan, running
 from models.family import PromptInputs
 from models.loading import ModelHandle
-from sinks.validation import FromQueries
+from sinks.validate_settings import FromQueries
 
 BATCH_TOKENS = 4096  # tokens of all batch rows together that pass through the text model at once
 
