@@ -160,9 +160,9 @@ def load_model(
     report("Looking for the model", 0.02)
     source, commit = locate(settings, report)
     report("Reading its configuration", 0.15)
-    config, family = _configuration(settings, source)
-    place = _device(settings.device)
-    kind = _dtype(settings.dtype, config, place)
+    config, family = read_configuration(settings, source)
+    place = choose_device(settings.device)
+    kind = choose_dtype(settings.dtype, config, place)
     report("Reading tokenizer and image processor", 0.2)
     processor = _processor(settings, source, family)
     report("Loading the weights", 0.3)
@@ -193,7 +193,12 @@ def load_model(
     return ModelHandle(info, loaded, processor, family, stack, profile)
 
 
-def _configuration(settings: ModelSettings, source: Path) -> tuple[Any, Family]:
+def read_configuration(settings: ModelSettings, source: Path) -> tuple[Any, Family]:
+    """The model's config and the adapter of its family.
+
+    Raises:
+        ModelError: there is none, it is damaged, or no adapter knows its family.
+    """
     if not (source / "config.json").is_file():
         raise ModelError(
             f"{settings.model} has no config.json, so it is no model, or only part of one "
@@ -284,7 +289,12 @@ def _check_quantization(settings: ModelSettings, config: Any) -> None:
         )
 
 
-def _device(choice: str) -> str:
+def choose_device(choice: str) -> str:
+    """The device that `auto`, `cuda` and the rest mean on this machine.
+
+    Raises:
+        ModelError: this machine has no such device.
+    """
     if choice == "auto":
         return (
             "cuda:0"
@@ -307,7 +317,8 @@ def _device(choice: str) -> str:
     return kind
 
 
-def _dtype(choice: DType, config: Any, place: str) -> torch.dtype:
+def choose_dtype(choice: DType, config: Any, place: str) -> torch.dtype:
+    """The number type that the weights get: `auto` is float32 on a CPU, else the checkpoint's."""
     if choice != "auto":
         return {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}[
             choice

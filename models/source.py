@@ -20,19 +20,56 @@ class ModelError(ValueError):
 def locate(settings: ModelSettings, report: Progress) -> tuple[Path, str | None]:
     """The folder that holds the model, and the hub commit it was resolved to (None for a folder of
     the user's own)."""
+    folder = _own_folder(settings)
+    return (folder, None) if folder is not None else _download(settings, report)
+
+
+def on_disk(settings: ModelSettings) -> Path | None:
+    """The folder that holds the model, if all or part of it is on this machine; asks no hub.
+
+    Raises:
+        ModelError: it is no hub id, and there is no such folder.
+    """
+    if (folder := _own_folder(settings)) is not None:
+        return folder
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
+
+    try:
+        found = snapshot_download(settings.model, revision=settings.revision, local_files_only=True)
+    except LocalEntryNotFoundError:
+        return None
+    except HFValidationError as error:
+        raise _no_hub_id(settings.model) from error
+    return Path(found)
+
+
+def may_ask_hub(settings: ModelSettings) -> bool:
+    """Whether a model that is not on this machine would be fetched."""
+    from huggingface_hub.constants import HF_HUB_OFFLINE
+
+    return not (settings.local_files_only or HF_HUB_OFFLINE)
+
+
+def _no_hub_id(name: str) -> ModelError:
+    return ModelError(f"{name!r} is no valid hub id; one looks like Qwen/Qwen2.5-VL-3B-Instruct.")
+
+
+def _own_folder(settings: ModelSettings) -> Path | None:
+    """The bundled model or a folder of the user's; None for a hub id."""
     if settings.model == "demo":
         if not (DEMO / "config.json").is_file():
             raise ModelError(
                 "The bundled model is not there (demo/model); make it with: python -m cli "
                 "demo train"
             )
-        return DEMO, None
+        return DEMO
     try:
         folder = Path(settings.model).expanduser()
     except RuntimeError:  # ~name of a user that this machine does not have
         folder = Path(settings.model)
     if folder.is_dir():
-        return folder, None
+        return folder
     looks_like_path = (
         settings.model.startswith((".", "/", "~"))
         or settings.model.count("/") != 1
@@ -43,7 +80,7 @@ def locate(settings: ModelSettings, report: Progress) -> tuple[Path, str | None]
             f"There is no model folder {settings.model!r}; "
             "allowed: demo, a folder, or a hub id such as Qwen/Qwen2.5-VL-3B-Instruct."
         )
-    return _download(settings, report)
+    return None
 
 
 def _download(settings: ModelSettings, report: Progress) -> tuple[Path, str]:
@@ -77,13 +114,14 @@ def _download(settings: ModelSettings, report: Progress) -> tuple[Path, str]:
     except RevisionNotFoundError as error:
         raise ModelError(f"The model {name} has no revision {revision!r}.") from error
     except HFValidationError as error:
-        raise ModelError(
-            f"{name!r} is no valid hub id; one looks like Qwen/Qwen2.5-VL-3B-Instruct."
-        ) from error
+        raise _no_hub_id(name) from error
     except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
+        asked = "the hub cannot be reached; connect to the network, or"
+        if not may_ask_hub(settings):
+            asked = "the hub may not be asked (local_files_only or HF_HUB_OFFLINE is set);"
         raise ModelError(
-            f"The model {name} is not on this machine and the hub cannot be reached; "
-            "connect to the network, or give the folder of a downloaded copy."
+            f"The model {name} is not on this machine and {asked} give the folder of a "
+            "downloaded copy."
         ) from error
     return Path(path), Path(path).name
 
