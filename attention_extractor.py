@@ -12,6 +12,7 @@ Which row explains which token is stated in `capture.trace` and tested in
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import threading
 from collections.abc import Callable, Sequence
@@ -20,7 +21,7 @@ from dataclasses import dataclass
 from capture.answer import answer, retell
 from capture.forecast import Forecast, check_memory, forecast
 from capture.prefix import Prefix, forward_prefix
-from capture.prompt import PromptTrace, read_prompt
+from capture.prompt import PromptTrace, read_prompt, reference_row
 from capture.run import RunOutOfMemoryError, memory_errors_named
 from capture.stash import QueryStash, stash_run
 from capture.trace import GeneratedToken, GenerationTrace
@@ -80,8 +81,49 @@ def generate(
     settings = settings or GenerationSettings()
     check_memory(handle, inputs, settings)
     told = None if on_token is None else lambda row, index, token: on_token(index, token)
-    with handle.lock, memory_errors_named(inputs, settings):
-        return answer(handle, inputs, settings, [var], on_token=told, stop=stop)[0]
+    with handle.lock:
+        with memory_errors_named(inputs, settings):
+            prefix = None
+            if settings.reference and inputs.layout.grids:  # both prompts continue from the image
+                dims = var.dims if var else handle.profile.dims if handle.profile else ()
+                prefix = forward_prefix(handle, inputs, dims)
+            trace = answer(
+                handle, inputs, settings, [var], prefix=prefix, on_token=told, stop=stop
+            )[0]
+        return _with_reference(handle, inputs, settings, (trace,), prefix, stop)[0]
+
+
+def _with_reference(
+    handle: ModelHandle,
+    inputs: PromptInputs,
+    settings: GenerationSettings,
+    traces: tuple[GenerationTrace, ...],
+    prefix: Prefix | None,
+    stop: threading.Event | None,
+) -> tuple[GenerationTrace, ...]:
+    """The traces with the generic prompt's row where it is wanted, or with why there is none: an
+    answer is never lost for it."""
+    if not settings.reference:
+        return traces
+    row, why = None, ""
+    if not inputs.layout.grids:
+        why = "the prompt has no image"
+    elif stop is not None and stop.is_set():
+        why = "the run was stopped before the generic prompt was passed through the model"
+    else:
+        try:
+            with memory_errors_named(inputs, settings):
+                row = reference_row(handle, inputs, settings, prefix)
+        except RunOutOfMemoryError:
+            why = "there was no memory left to pass the generic prompt through the model"
+        except ValueError as error:
+            why = str(error)
+    return tuple(
+        dataclasses.replace(
+            trace, reference=row, extra={**trace.extra, **({"no_reference": why} if why else {})}
+        )
+        for trace in traces
+    )
 
 
 def prompt_rows(
@@ -215,20 +257,29 @@ def compare(
     told = (
         None if on_token is None else lambda row, index, token: on_token(NAMES[row], index, token)
     )
-    with handle.lock, memory_errors_named(inputs, settings):
-        if prefix is None or not prefix.fits(handle, inputs, var.dims):
-            prefix = forward_prefix(handle, inputs, var.dims)
-        if not same_text:
-            rows = [None, var]
-            plain, changed = answer(
-                handle, inputs, settings, rows, prefix=prefix, on_token=told, stop=stop
-            )
-            return Comparison(plain, changed, same_text, prefix)
-        (plain,) = answer(
-            handle, inputs, settings, [None], prefix=prefix, mark=var, on_token=told, stop=stop
-        )
-        changed = retell(handle, inputs, settings, var, plain, prefix)
-        if on_token is not None:
-            for index, token in enumerate(changed.tokens):
-                on_token(NAMES[1], index, token)
+    with handle.lock:
+        with memory_errors_named(inputs, settings):
+            if prefix is None or not prefix.fits(handle, inputs, var.dims):
+                prefix = forward_prefix(handle, inputs, var.dims)
+            if same_text:
+                (plain,) = answer(
+                    handle,
+                    inputs,
+                    settings,
+                    [None],
+                    prefix=prefix,
+                    mark=var,
+                    on_token=told,
+                    stop=stop,
+                )
+                changed = retell(handle, inputs, settings, var, plain, prefix)
+                if on_token is not None:
+                    for index, token in enumerate(changed.tokens):
+                        on_token(NAMES[1], index, token)
+            else:
+                plain, changed = answer(
+                    handle, inputs, settings, [None, var], prefix=prefix, on_token=told, stop=stop
+                )
+        traces = (plain, changed)
+        plain, changed = _with_reference(handle, inputs, settings, traces, prefix, stop)
         return Comparison(plain, changed, same_text, prefix)

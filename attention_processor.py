@@ -12,15 +12,20 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 
-from capture.trace import MEAN_HEAD, GenerationTrace
+from capture.trace import MEAN_HEAD, GenerationTrace, PromptTrace
 from config import Reduce
 from models.family import ImageGrid
 from redistribution.sinks import sink_mask, sink_score
+
+# What has rows of attention: an answer's, or a prompt's own.
+Rows = GenerationTrace | PromptTrace
+
+RELATIVE_FLOOR = 0.1  # of the generic map's mean: what a patch is divided by at least
 
 __all__ = [
     "PatchMap",
@@ -28,6 +33,7 @@ __all__ = [
     "head_mean",
     "image_share",
     "patch_map",
+    "relative_map",
     "segment_share",
     "sink_mask",
     "sink_score",
@@ -42,7 +48,8 @@ class PatchMap:
 
     Attributes:
         values: float32 (rows, columns).
-        unit: "attention mass" (share of the whole row's attention) or "share of image attention".
+        unit: "attention mass" (share of the whole row's attention), "share of image attention", or
+            "times the generic prompt" (`relative_map`).
         normalisation: what was done to the values, in words; "none" if nothing.
         image: which image of the prompt.
         grid: where the cells are on the image.
@@ -67,7 +74,7 @@ class TokenLook:
 
 
 def patch_map(
-    trace: GenerationTrace,
+    trace: Rows,
     token: int | Sequence[int],
     layers: Sequence[int] | None = None,
     heads: Sequence[int] | None = None,
@@ -80,8 +87,9 @@ def patch_map(
     """The map of the attention that produced a token (row convention: `capture.trace`).
 
     Args:
-        trace: a run.
-        token: index of an answer token, or several, whose maps are averaged.
+        trace: a run, or the rows of a prompt's own tokens (`trace.prompt_rows`), whose row r is
+            that AT its token.
+        token: index of a token, or several, whose maps are averaged.
         layers, heads: which to aggregate over, as indices in the model; None is all that were
             captured.
         reduce: how layers and heads are aggregated: mean, max or min of the raw attention mass.
@@ -133,18 +141,65 @@ def patch_map(
     )
 
 
-def head_mean(trace: GenerationTrace) -> torch.Tensor:
+def relative_map(
+    trace: GenerationTrace,
+    token: int | Sequence[int],
+    layers: Sequence[int] | None = None,
+    heads: Sequence[int] | None = None,
+    reduce: Reduce = "mean",
+    *,
+    image: int = 0,
+    of_prompt: bool = False,
+) -> PatchMap:
+    """A token's map divided by that of a generic prompt on the same image: what is particular to
+    this token, without what every prompt attends to (arXiv 2502.17422, "relative attention").
+
+        relative = map / max(generic, RELATIVE_FLOOR * mean(generic))
+
+    Both maps are aggregated over the same layers and heads first, and are shares of their whole
+    row. The generic row is that of the last position of `trace.reference.prompt`, read by the plain
+    model. 1 says: as much as the generic prompt. Without the floor, a patch that the generic prompt
+    all but ignores would stand out whatever the token looked at.
+
+    Args:
+        trace: a run with a `reference` (`GenerationSettings.reference`).
+        token, layers, heads, reduce, image: as for `patch_map`.
+        of_prompt: `token` counts `trace.prompt_rows` instead of the answer.
+
+    Raises:
+        ValueError: as `patch_map`; or the trace has no reference, or no rows of its prompt.
+    """
+    if trace.reference is None:
+        why = trace.extra.get("no_reference") or "it was generated without reference=True"
+        raise ValueError(f"The run has no generic prompt to compare with: {why}.")
+    rows = trace.prompt_rows if of_prompt else trace
+    if rows is None:
+        raise ValueError("The run has no rows of its prompt: it was generated with prompt_rows=0.")
+    own = patch_map(rows, token, layers, heads, reduce, image=image)
+    generic = patch_map(trace.reference, 0, layers, heads, reduce, image=image).values
+    least = RELATIVE_FLOOR * float(generic.mean())
+    divisor = np.maximum(generic, least) if least > 0 else np.inf  # it saw nothing of the image
+    return replace(
+        own,
+        values=own.values / divisor,
+        unit="times the generic prompt",
+        normalisation=f"divided by the map of {trace.reference.prompt!r}, at least "
+        f"{RELATIVE_FLOOR:g} of its mean",
+    )
+
+
+def head_mean(trace: Rows) -> torch.Tensor:
     """Mean over heads: float32 (T, L, V)."""
     return trace.attention.float().mean(dim=2)
 
 
-def segment_share(trace: GenerationTrace) -> torch.Tensor:
+def segment_share(trace: Rows) -> torch.Tensor:
     """Attention mass on each prompt segment and on the answer so far: float32 (T, L, H, S + 1);
     sums to 1."""
     return trace.shares
 
 
-def image_share(trace: GenerationTrace) -> torch.Tensor:
+def image_share(trace: Rows) -> torch.Tensor:
     """Attention mass on all images: float32 (T, L, H), from 0 to 1."""
     on_images = torch.tensor(
         [segment.kind == "image" for segment in trace.layout.segments] + [False]
@@ -152,7 +207,7 @@ def image_share(trace: GenerationTrace) -> torch.Tensor:
     return trace.shares[..., on_images].sum(dim=-1)
 
 
-def sink_share(trace: GenerationTrace) -> torch.Tensor:
+def sink_share(trace: Rows) -> torch.Tensor:
     """Part of the image attention that the layer's own sinks hold: float32 (T, L, H), from 0 to 1.
 
     Zero where no sinks were found, and where a row sees nothing of the image.
@@ -164,7 +219,7 @@ def sink_share(trace: GenerationTrace) -> torch.Tensor:
 
 
 def tokens_looking_at(
-    trace: GenerationTrace,
+    trace: Rows,
     cells: Sequence[int],
     layers: Sequence[int] | None = None,
     heads: Sequence[int] | None = None,
@@ -199,7 +254,7 @@ def tokens_looking_at(
     return [TokenLook(t, trace.tokens[t].text, float(mass[t])) for t in order]
 
 
-def _tokens(trace: GenerationTrace, token: int | Sequence[int]) -> list[int]:
+def _tokens(trace: Rows, token: int | Sequence[int]) -> list[int]:
     tokens = [operator.index(t) for t in (token if isinstance(token, Iterable) else [token])]
     count = len(trace.tokens)
     if not tokens or any(not 0 <= t < count for t in tokens):
@@ -221,7 +276,7 @@ def _slots(what: str, captured: Sequence[int], wanted: Sequence[int] | None) -> 
     return [where[index] for index in wanted]
 
 
-def _sink_columns(trace: GenerationTrace) -> torch.Tensor:
+def _sink_columns(trace: Rows) -> torch.Tensor:
     """bool (L, V): which vision tokens are sinks in which captured layer."""
     column = {position: v for v, position in enumerate(trace.layout.vision_positions().tolist())}
     mask = torch.zeros(len(trace.layers), trace.layout.vision_tokens, dtype=torch.bool)
@@ -233,7 +288,7 @@ def _sink_columns(trace: GenerationTrace) -> torch.Tensor:
 
 
 def _label(
-    trace: GenerationTrace,
+    trace: Rows,
     tokens: list[int],
     layers: Sequence[int] | None,
     heads: Sequence[int] | None,

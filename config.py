@@ -172,6 +172,9 @@ class GenerationSettings:
         layers, heads: which to capture (None: all). Indices as in the model, from 0.
         reduce_heads: keep only the mean over the captured heads, as it comes: a trace as many times
             smaller as there are heads. For large jobs.
+        prompt_rows: keep the rows of the prompt's own tokens after the last image too, the last so
+            many of them; 0 keeps none. They are read in passing, at prefill.
+        reference: pass a generic prompt over the same image too, for relative maps.
     """
 
     max_new_tokens: int = 64
@@ -183,6 +186,8 @@ class GenerationSettings:
     layers: tuple[int, ...] | None = None
     heads: tuple[int, ...] | None = None
     reduce_heads: bool = False
+    prompt_rows: int = 0
+    reference: bool = False
 
     def __post_init__(self) -> None:
         _integer("max_new_tokens", self.max_new_tokens, 1, 8192)
@@ -195,8 +200,10 @@ class GenerationSettings:
         _integer("seed", self.seed, 0, 2**63 - 1)
         object.__setattr__(self, "layers", _indices("layers", self.layers))
         object.__setattr__(self, "heads", _indices("heads", self.heads))
-        if not isinstance(self.reduce_heads, bool):
-            raise _refuse("reduce_heads", self.reduce_heads, "true or false")
+        _integer("prompt_rows", self.prompt_rows, 0, 8192)
+        for setting in ("reduce_heads", "reference"):
+            if not isinstance(getattr(self, setting), bool):
+                raise _refuse(setting, getattr(self, setting), "true or false")
 
 
 @dataclass(frozen=True)
@@ -269,6 +276,9 @@ class AppSettings:
         cache_dir: where runs are written.
         store_megabytes: memory for runs kept open; older ones spill to `cache_dir`.
         queue_size: how many requests may wait.
+        prompt_rows, reference: what the page captures beside the answer's rows (see
+            `GenerationSettings`): the looking of so many prompt tokens, and a generic prompt for
+            its relative scale.
     """
 
     host: str = "127.0.0.1"
@@ -277,11 +287,16 @@ class AppSettings:
     cache_dir: str = "cache"
     store_megabytes: int = 1024
     queue_size: int = 16
+    prompt_rows: int = 128
+    reference: bool = True
 
     def __post_init__(self) -> None:
         _integer("port", self.port, 0, 65535)
         _integer("store_megabytes", self.store_megabytes, 1)
         _integer("queue_size", self.queue_size, 1)
+        _integer("prompt_rows", self.prompt_rows, 0, 8192)
+        if not isinstance(self.reference, bool):
+            raise _refuse("reference", self.reference, "true or false")
         if self.auth is not None:
             user, _, password = self.auth.partition(":")
             if not user or not password:

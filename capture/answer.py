@@ -19,6 +19,7 @@ import torch
 from transformers import StoppingCriteriaList
 
 from capture.prefix import Prefix
+from capture.prompt import kept_positions, prompt_trace
 from capture.recorder import RowFanOut, TraceRecorder
 from capture.run import (
     Chosen,
@@ -87,7 +88,9 @@ def answer(
     recorders = [
         _recorder(handle, inputs, settings, settings.max_new_tokens, row) for row in range(rows)
     ]
-    plan = _plan(inputs, recorders, intervention, observer, prefix)
+    asked = kept_positions(inputs.layout, settings)
+    readers = [_reader(handle, inputs, settings, asked, row) for row in range(rows)]
+    plan = _plan(inputs, recorders, readers, asked, intervention, observer, prefix)
     began = time.perf_counter()
     with (
         running(handle.stack, plan),
@@ -112,6 +115,8 @@ def answer(
             finish_of(handle, probes[row], stopper),
             seconds,
             None if own is None or intervention is None else (own, intervention, row),
+            readers[row],
+            asked,
         )
         for row, own in enumerate(var)
     ]
@@ -145,8 +150,11 @@ def retell(
     assert intervention is not None
     observer = _observer(handle, var, prefix)
     recorder = _recorder(handle, inputs, settings, count, 0)
-    plan = _plan(inputs, [recorder], intervention, observer, prefix)
-    plan.all_rows_from = inputs.layout.length - 1
+    asked = kept_positions(inputs.layout, settings)
+    reader = _reader(handle, inputs, settings, asked, 0)
+    plan = _plan(inputs, [recorder], [reader], asked, intervention, observer, prefix)
+    if plan.all_rows_from is None:
+        plan.all_rows_from = inputs.layout.length - 1
     ids = torch.tensor([[*inputs.token_ids, *(token.id for token in told.tokens[:-1])]])
     began = time.perf_counter()
     with running(handle.stack, plan), torch.no_grad():
@@ -165,7 +173,17 @@ def retell(
     seconds = time.perf_counter() - began
     made_by = (var, intervention, 0)
     return _trace(
-        handle, inputs, settings, tokens, recorder, observer, told.finish, seconds, made_by
+        handle,
+        inputs,
+        settings,
+        tokens,
+        recorder,
+        observer,
+        told.finish,
+        seconds,
+        made_by,
+        reader,
+        asked,
     )
 
 
@@ -227,17 +245,49 @@ def _recorder(
     )
 
 
+def _reader(
+    handle: ModelHandle,
+    inputs: PromptInputs,
+    settings: GenerationSettings,
+    asked: range,
+    row: int,
+) -> TraceRecorder | None:
+    """Keeps the rows of the prompt's own tokens in passing; None where none are wanted."""
+    if not asked:
+        return None
+    return TraceRecorder(
+        inputs.layout,
+        *captured(handle, settings),
+        len(asked),
+        batch_row=row,
+        reduce_heads=settings.reduce_heads,
+        pinned=handle.device.type == "cuda",
+        first=asked.start,
+    )
+
+
 def _plan(
     inputs: PromptInputs,
     recorders: Sequence[TraceRecorder],
+    readers: Sequence[TraceRecorder | None],
+    asked: range,
     intervention: VARIntervention | None,
     observer: SinkObserver | None,
     prefix: Prefix | None,
 ) -> ForwardPlan:
-    recorder: RowRecorder = recorders[0] if len(recorders) == 1 else RowFanOut(recorders)
+    all_of_them = [*recorders, *(reader for reader in readers if reader is not None)]
+    recorder: RowRecorder = all_of_them[0] if len(all_of_them) == 1 else RowFanOut(all_of_them)
     start = 0 if prefix is None else prefix.length
     length, batch = inputs.layout.length, len(recorders)
-    return ForwardPlan(recorder, intervention, length, observer, start=start, batch=batch)
+    return ForwardPlan(
+        recorder,
+        intervention,
+        length,
+        observer,
+        all_rows_from=asked.start if asked else None,
+        start=start,
+        batch=batch,
+    )
 
 
 def _for_row(on_token: OnRowToken | None, row: int) -> Callable[[int, GeneratedToken], None] | None:
@@ -256,7 +306,10 @@ def _trace(
     finish: str,
     seconds: float,
     var: tuple[VARSettings, VARIntervention, int] | None,
+    reader: TraceRecorder | None,
+    asked: range,
 ) -> GenerationTrace:
+    sinks = () if observer is None else observer.found()
     attention, shares, entropy = recorder.finish(len(tokens))
     report = None
     if var is not None:
@@ -277,7 +330,7 @@ def _trace(
         heads=recorder.heads,
         shares=shares,
         entropy=entropy,
-        sinks=() if observer is None else observer.found(),
+        sinks=sinks,
         applied=() if var is None else (describe(var[0]),),
         model=handle.info,
         settings=dataclasses.asdict(settings),
@@ -285,4 +338,7 @@ def _trace(
         finish=finish,
         seconds=seconds,
         var=report,
+        prompt_rows=None
+        if reader is None
+        else prompt_trace(handle, inputs, asked, [reader], sinks),
     )

@@ -18,7 +18,7 @@ from torch import nn
 from capture.recorder import STAGED_BYTES
 from capture.run import captured
 from config import GenerationSettings
-from models.family import PromptInputs
+from models.family import PromptInputs, PromptLayout
 from models.loading import ModelHandle
 
 STAGED_COPIES = 4  # staged rows, their concatenation, its logarithm, and what is being copied
@@ -131,7 +131,15 @@ def check_payload(size: int, what: str, advice: str) -> None:
 
 def payload_bytes(handle: ModelHandle, inputs: PromptInputs, settings: GenerationSettings) -> int:
     """Bytes of the trace's tensors."""
-    return settings.max_new_tokens * row_bytes(handle, inputs, settings)
+    rows = settings.max_new_tokens + len(kept_positions(inputs.layout, settings))
+    return (rows + settings.reference) * row_bytes(handle, inputs, settings)
+
+
+def kept_positions(layout: PromptLayout, settings: GenerationSettings) -> range:
+    """The prompt positions whose rows a run keeps (`prompt_rows`): the last ones, of those after
+    the last image."""
+    start = layout.grids[-1].stop if layout.grids else 0
+    return range(max(start, layout.length - settings.prompt_rows), layout.length)
 
 
 def row_bytes(handle: ModelHandle, inputs: PromptInputs, settings: GenerationSettings) -> int:

@@ -1,69 +1,33 @@
 """Attention of the PROMPT's own tokens: what each of them looked at while it was read.
 
-Row convention: row r is the query row AT prompt position `positions[r]`. It shows what that token
-gathered; for the last position it is also row 0 of a `GenerationTrace`, which produced the first
-answer token.
+Row convention: row r is the query row AT prompt position `positions[r]` (`capture.trace`).
 
-One pass over the prompt with the fused kernel, and the wanted rows beside it a few at a time, so
-that memory is the result's own plus a fixed rest.
+`read_prompt` is one pass over the prompt with the fused kernel, and the wanted rows beside it a few
+at a time, so that memory is the result's own plus a fixed rest. A run that generates can keep them
+in passing (`kept_positions`), and `reference_row` is what a generic prompt looks at.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torch
 
-from capture.forecast import check_payload, row_bytes
+from capture.forecast import check_payload, kept_positions, row_bytes
+from capture.prefix import Prefix
 from capture.recorder import RowFanOut, TraceRecorder
 from capture.run import captured, on_device
 from capture.sinks import SinkObserver
-from capture.trace import LayerSinks
+from capture.trace import LayerSinks, PromptToken, PromptTrace
 from config import GenerationSettings
 from models.attention import ForwardPlan, running
 from models.family import PromptInputs, PromptLayout
-from models.info import ModelInfo
 from models.loading import ModelHandle
 
+__all__ = ["PromptToken", "PromptTrace", "kept_positions", "read_prompt", "reference_row"]
 
-@dataclass(frozen=True)
-class PromptToken:
-    """One token of the prompt."""
-
-    id: int
-    text: str
-
-
-@dataclass(frozen=True)
-class PromptTrace:
-    """Rows of prompt tokens. `attention_processor` takes it like a `GenerationTrace`.
-
-    Attributes:
-        positions: the R prompt positions, rising.
-        tokens: the tokens at these positions.
-        layout: roles of the prompt's positions.
-        attention: float16 (R, L, H, V) on the CPU: softmax weight of each vision token; 0 for
-            vision tokens that come after the position.
-        layers, heads: indices in the model of the captured layers (L) and heads (H);
-            heads is (MEAN_HEAD,) where only the mean over them was kept.
-        shares: float32 (R, L, H, S + 1): attention mass on each segment; the last column, which an
-            answer would have, is 0. Sums to 1.
-        entropy: float32 (R, L, H): entropy in nats of the whole row.
-        sinks: per layer; empty where no sink dimensions are known.
-        model: what made it.
-    """
-
-    positions: tuple[int, ...]
-    tokens: tuple[PromptToken, ...]
-    layout: PromptLayout
-    attention: torch.Tensor
-    layers: tuple[int, ...]
-    heads: tuple[int, ...]
-    shares: torch.Tensor
-    entropy: torch.Tensor
-    sinks: tuple[LayerSinks, ...]
-    model: ModelInfo
+# What arXiv 2502.17422 divides by: a prompt that asks for nothing in particular.
+GENERIC_PROMPT = "Write a general description of the image."
 
 
 def read_prompt(
@@ -71,8 +35,13 @@ def read_prompt(
     inputs: PromptInputs,
     positions: Sequence[int] | None,
     settings: GenerationSettings,
+    prefix: Prefix | None = None,
 ) -> PromptTrace:
-    """See `attention_extractor.prompt_rows`. The handle's lock must be held."""
+    """See `attention_extractor.prompt_rows`. The handle's lock must be held.
+
+    With a `prefix` of the same positions the pass begins behind it; the wanted positions must be
+    behind it too, and sinks are not looked for.
+    """
     layers, heads = captured(handle, settings)
     wanted = _positions(inputs.layout, positions)
     check_payload(
@@ -95,27 +64,70 @@ def read_prompt(
         for run in _runs(wanted)
     ]
     profile = handle.profile
-    observer = None if profile is None else SinkObserver(profile.dims, profile.tau)
-    plan = ForwardPlan(RowFanOut(recorders), None, inputs.layout.length, observer, batch=1)
+    looks = profile is not None and prefix is None
+    observer = SinkObserver(profile.dims, profile.tau) if looks and profile is not None else None
+    start = 0 if prefix is None else prefix.length
+    assert wanted[0] >= start, "the wanted rows lie in the prefix"
+    plan = ForwardPlan(
+        RowFanOut(recorders), None, inputs.layout.length, observer, start=start, batch=1
+    )
     plan.all_rows_from, plan.all_rows_to = wanted[0], wanted[-1] + 1
     with running(handle.stack, plan), torch.no_grad():
-        handle.model(**on_device(inputs.tensors, handle.device), use_cache=False, logits_to_keep=1)
+        if prefix is None:
+            tensors = on_device(inputs.tensors, handle.device)
+            handle.model(**tensors, use_cache=False, logits_to_keep=1)
+        else:
+            ids = inputs.tensors["input_ids"][:, start:].to(handle.device)
+            cache = prefix.fork(handle, 1)
+            handle.model(input_ids=ids, past_key_values=cache, use_cache=True, logits_to_keep=1)
+    return prompt_trace(
+        handle, inputs, wanted, recorders, () if observer is None else observer.found()
+    )
+
+
+def prompt_trace(
+    handle: ModelHandle,
+    inputs: PromptInputs,
+    positions: Sequence[int],
+    recorders: Sequence[TraceRecorder],
+    sinks: tuple[LayerSinks, ...],
+) -> PromptTrace:
+    """The trace of rows that these recorders, one a stretch of neighbouring positions, kept."""
     parts = [recorder.finish(recorder.tokens) for recorder in recorders]
     # One run of positions, the usual case, is handed on without a copy.
     attention, shares, entropy = (
         parts[0] if len(parts) == 1 else tuple(torch.cat(p) for p in zip(*parts, strict=True))
     )
     return PromptTrace(
-        positions=wanted,
-        tokens=tuple(PromptToken(inputs.token_ids[p], inputs.token_texts[p]) for p in wanted),
+        positions=tuple(positions),
+        tokens=tuple(PromptToken(inputs.token_ids[p], inputs.token_texts[p]) for p in positions),
         layout=inputs.layout,
         attention=attention,
-        layers=layers,
+        layers=recorders[0].layers,
         heads=recorders[0].heads,
         shares=shares,
         entropy=entropy,
-        sinks=() if observer is None else observer.found(),
+        sinks=sinks,
         model=handle.info,
+        prompt=inputs.prompt,
+    )
+
+
+def reference_row(
+    handle: ModelHandle, inputs: PromptInputs, settings: GenerationSettings, prefix: Prefix | None
+) -> PromptTrace:
+    """The last prompt row of `GENERIC_PROMPT` on the same images. The lock must be held.
+
+    It is the row that would produce the first word of a general description (arXiv 2502.17422). The
+    pass begins behind the `prefix` of `inputs` where both prompts are the same up to there.
+    """
+    general = handle.prepare(inputs.images, GENERIC_PROMPT)
+    same = prefix is not None and (
+        general.token_ids[: prefix.length] == inputs.token_ids[: prefix.length]
+        and general.layout.grids == inputs.layout.grids
+    )
+    return read_prompt(
+        handle, general, [general.layout.length - 1], settings, prefix if same else None
     )
 
 

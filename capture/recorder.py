@@ -103,8 +103,11 @@ class TraceRecorder:
             raise ValueError(
                 f"A run records batch row {self.batch_row}, but the batch has {rows.shape[0]}."
             )
-        if rows.shape[0] > 1 or high - low < rows.shape[2]:
+        some = high - low < rows.shape[2]
+        if rows.shape[0] > 1 or some:
             rows = rows[self.batch_row : self.batch_row + 1, :, low:high]
+            if some:  # a view would keep all the others in memory while it is staged
+                rows = rows.clone()
         block = self._block
         if not (
             block is not None

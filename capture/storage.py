@@ -1,12 +1,13 @@
 """The file of a trace: one safetensors file whose metadata holds the JSON part. No pickle anywhere.
 
 Tensors: `attention` float16 (T, L, H, V), `shares` float32 (T, L, H, S + 1), `entropy` float32 (T,
-L, H), `head_mean` float32 (T, L, V), `image_<i>` uint8 (height, width, 3). The JSON has everything
-else, with a format version, a checksum over all tensors, and one for each token's part, so that
-`TraceReader` can read and check one token and leave the rest on the disk. Writing is atomic, and
-takes no second copy of the trace.
+L, H), `head_mean` float32 (T, L, V), `image_<i>` uint8 (height, width, 3). Where the run has them,
+`prompt_rows_*` and `reference_*` hold these three of the prompt's own tokens and of the generic
+prompt's last one. The JSON has everything else, with a format version, a checksum over all tensors,
+and one for each token's part, so that `TraceReader` can read and check one token and leave the rest
+on the disk. Writing is atomic, and takes no second copy of the trace.
 
-Version 2 added `head_mean` and the tokens' checksums; version 1 is still read.
+Version 2 added `head_mean` and the tokens' checksums, 3 the rows of prompts; all are still read.
 """
 
 from __future__ import annotations
@@ -25,14 +26,23 @@ import torch
 from PIL import Image
 from safetensors import SafetensorError, safe_open
 
-from capture.trace import Alternative, GeneratedToken, GenerationTrace, LayerSinks
+from capture.trace import (
+    Alternative,
+    GeneratedToken,
+    GenerationTrace,
+    LayerSinks,
+    PromptToken,
+    PromptTrace,
+)
 from models.family import ImageGrid, PromptLayout, Segment
 from models.info import ModelInfo
 from utils import write_atomically
 
 FORMAT = "sinkscope-trace"
-VERSION = 2
+VERSION = 3
+ROWS = ("attention", "shares", "entropy")
 BY_TOKEN = ("attention", "shares", "entropy", "head_mean")  # tensors whose first axis is the token
+PROMPTS = ("prompt_rows", "reference")  # fields that hold a PromptTrace or None
 _DTYPES = {torch.float16: "F16", torch.float32: "F32", torch.uint8: "U8"}
 
 
@@ -49,6 +59,12 @@ def save_trace(trace: GenerationTrace, path: Path) -> None:
         "head_mean": _head_mean(trace.attention),
     }
     sums = {name: [_crc(part) for part in tensors[name]] for name in BY_TOKEN}
+    for name in PROMPTS:
+        rows = getattr(trace, name)
+        if rows is not None:
+            for part in ROWS:
+                tensors[f"{name}_{part}"] = getattr(rows, part).contiguous()
+            sums[name] = [_crc(tensors[f"{name}_{part}"]) for part in ROWS]
     for index, image in enumerate(trace.images):
         tensors[f"image_{index}"] = torch.from_numpy(np.array(image.convert("RGB")))
     about = {
@@ -71,6 +87,7 @@ def save_trace(trace: GenerationTrace, path: Path) -> None:
         "seconds": trace.seconds,
         "var": None if trace.var is None else dict(trace.var),
         "extra": dict(trace.extra),
+        **{name: _about_rows(getattr(trace, name)) for name in PROMPTS},
     }
     text = json.dumps(about, ensure_ascii=True, allow_nan=False)
     write_atomically(path, lambda file: _write(file, tensors, {"format": "pt", FORMAT: text}))
@@ -98,7 +115,7 @@ class TraceReader:
 
     Attributes:
         outline: the trace without data: its tensors are on the device "meta" (shapes only), and it
-            has no images.
+            has no images, nor rows of prompts.
 
     Raises:
         ValueError: the file is missing, damaged, no trace, or of a newer format.
@@ -139,7 +156,20 @@ class TraceReader:
             for index, token in enumerate(chosen):
                 tensors[name][index] = self._read(name, token)
         said = tuple(self.outline.tokens[token] for token in chosen)
-        return dataclasses.replace(self.outline, tokens=said, **tensors)
+        rows = {name: self._prompt(name) for name in PROMPTS}
+        return dataclasses.replace(self.outline, tokens=said, **tensors, **rows)
+
+    def _prompt(self, name: str) -> PromptTrace | None:
+        """The rows of a prompt, checked; None where the file has none."""
+        if self._about.get(name) is None:
+            return None
+        with _damage_named(self._path):
+            tensors = {f"{name}_{part}": self._file.get_tensor(f"{name}_{part}") for part in ROWS}
+            if [_crc(tensor) for tensor in tensors.values()] != self._about["token_checksums"][
+                name
+            ]:
+                raise ValueError(f"{self._path} is damaged: the checksum of its {name} is wrong.")
+            return _rows(name, self._about, tensors, self.outline)
 
     def head_mean(self, token: int) -> torch.Tensor:
         """Mean over heads of one token's rows: float32 (L, V).
@@ -265,32 +295,69 @@ def _head_mean(attention: torch.Tensor) -> torch.Tensor:
     return out
 
 
+def _about_rows(rows: PromptTrace | None) -> dict[str, Any] | None:
+    """What a file says about rows of a prompt, beside their tensors and what the trace says."""
+    if rows is None:
+        return None
+    return {
+        "positions": rows.positions,
+        "tokens": [dataclasses.asdict(token) for token in rows.tokens],
+        "layout": dataclasses.asdict(rows.layout),
+        "sinks": [dataclasses.asdict(sinks) for sinks in rows.sinks],
+        "prompt": rows.prompt,
+    }
+
+
+def _rows(
+    name: str, about: dict[str, Any], tensors: dict[str, torch.Tensor], trace: GenerationTrace
+) -> PromptTrace:
+    said = about[name]
+    attention, shares, entropy = (tensors[f"{name}_{part}"] for part in ROWS)
+    return PromptTrace(
+        positions=tuple(said["positions"]),
+        tokens=tuple(PromptToken(**token) for token in said["tokens"]),
+        layout=_layout(said["layout"]),
+        attention=attention,
+        layers=trace.layers,
+        heads=trace.heads,
+        shares=shares,
+        entropy=entropy,
+        sinks=_sinks(said["sinks"]),
+        model=trace.model,
+        prompt=said["prompt"],
+    )
+
+
+def _layout(said: dict[str, Any]) -> PromptLayout:
+    return PromptLayout(
+        length=said["length"],
+        segments=tuple(Segment(**segment) for segment in said["segments"]),
+        grids=tuple(
+            ImageGrid(
+                **{**grid, "resized": tuple(grid["resized"]), "original": tuple(grid["original"])}
+            )
+            for grid in said["grids"]
+        ),
+    )
+
+
+def _sinks(said: list[dict[str, Any]]) -> tuple[LayerSinks, ...]:
+    return tuple(LayerSinks(s["layer"], tuple(s["positions"]), tuple(s["scores"])) for s in said)
+
+
 def _trace(about: dict[str, Any], tensors: dict[str, torch.Tensor]) -> GenerationTrace:
-    """The trace; without images where `tensors` has none."""
-    layout = about["layout"]
-    names = [f"image_{index}" for index in range(len(layout["grids"]))]
+    """The trace; without images and rows of prompts where `tensors` has none."""
+    layout = _layout(about["layout"])
+    names = [f"image_{index}" for index in range(len(layout.grids))]
     images = [tensors[name].numpy() for name in names if name in tensors]
-    return GenerationTrace(
+    trace = GenerationTrace(
         tokens=tuple(
             GeneratedToken(
                 **{**token, "alternatives": tuple(Alternative(**a) for a in token["alternatives"])}
             )
             for token in about["tokens"]
         ),
-        layout=PromptLayout(
-            length=layout["length"],
-            segments=tuple(Segment(**segment) for segment in layout["segments"]),
-            grids=tuple(
-                ImageGrid(
-                    **{
-                        **grid,
-                        "resized": tuple(grid["resized"]),
-                        "original": tuple(grid["original"]),
-                    }
-                )
-                for grid in layout["grids"]
-            ),
-        ),
+        layout=layout,
         images=tuple(Image.fromarray(image) for image in images),
         prompt=about["prompt"],
         prompt_tokens=tuple(about["prompt_tokens"]),
@@ -299,10 +366,7 @@ def _trace(about: dict[str, Any], tensors: dict[str, torch.Tensor]) -> Generatio
         heads=tuple(about["heads"]),
         shares=tensors["shares"],
         entropy=tensors["entropy"],
-        sinks=tuple(
-            LayerSinks(s["layer"], tuple(s["positions"]), tuple(s["scores"]))
-            for s in about["sinks"]
-        ),
+        sinks=_sinks(about["sinks"]),
         applied=tuple(about["applied"]),
         model=ModelInfo(**about["model"]),
         settings=about["settings"],
@@ -312,6 +376,8 @@ def _trace(about: dict[str, Any], tensors: dict[str, torch.Tensor]) -> Generatio
         var=about["var"],
         extra=about["extra"],
     )
+    there = [name for name in PROMPTS if f"{name}_attention" in tensors]
+    return dataclasses.replace(trace, **{n: _rows(n, about, tensors, trace) for n in there})
 
 
 def _checksum(tensors: dict[str, torch.Tensor]) -> str:

@@ -63,6 +63,51 @@ class LayerSinks:
 
 
 @dataclass(frozen=True)
+class PromptToken:
+    """One token of the prompt."""
+
+    id: int
+    text: str
+
+
+@dataclass(frozen=True)
+class PromptTrace:
+    """What some tokens of a prompt looked at. `attention_processor` takes it like a
+    `GenerationTrace`.
+
+    Row r is the query row AT prompt position `positions[r]`: what that token gathered. For the last
+    position it is also row 0 of a `GenerationTrace`, which produced the first answer token.
+
+    Attributes:
+        positions: the R prompt positions, rising.
+        tokens: the tokens at these positions.
+        layout: roles of the prompt's positions.
+        attention: float16 (R, L, H, V) on the CPU: softmax weight of each vision token; 0 for
+            vision tokens that come after the position.
+        layers, heads: indices in the model of the captured layers (L) and heads (H);
+            heads is (MEAN_HEAD,) where only the mean over them was kept.
+        shares: float32 (R, L, H, S + 1): attention mass on each segment; the last column, which an
+            answer would have, is 0. Sums to 1.
+        entropy: float32 (R, L, H): entropy in nats of the whole row.
+        sinks: per layer; empty where no sink dimensions are known.
+        model: what made it.
+        prompt: the user's text.
+    """
+
+    positions: tuple[int, ...]
+    tokens: tuple[PromptToken, ...]
+    layout: PromptLayout
+    attention: torch.Tensor
+    layers: tuple[int, ...]
+    heads: tuple[int, ...]
+    shares: torch.Tensor
+    entropy: torch.Tensor
+    sinks: tuple[LayerSinks, ...]
+    model: ModelInfo
+    prompt: str = ""
+
+
+@dataclass(frozen=True)
 class GenerationTrace:
     """One answer and the attention behind each of its tokens.
 
@@ -86,6 +131,11 @@ class GenerationTrace:
         finish: "end" (the model ended its answer), "length" (max_new_tokens) or "stopped" (by the
             user).
         seconds: wall time of the run.
+        prompt_rows: rows of the prompt's own tokens after the last image, of this very run (under
+            VAR as VAR changed them); None where they were not kept.
+        reference: the last prompt row of the plain model reading a generic prompt on the same
+            images (`attention_processor.relative_map`); None where there is none, and
+            `extra["no_reference"]` may say why.
     """
 
     tokens: tuple[GeneratedToken, ...]
@@ -107,6 +157,8 @@ class GenerationTrace:
     seconds: float
     var: Mapping[str, Any] | None = None
     extra: Mapping[str, Any] = field(default_factory=dict)
+    prompt_rows: PromptTrace | None = None
+    reference: PromptTrace | None = None
 
     @property
     def text(self) -> str:

@@ -12,11 +12,12 @@ from attention_processor import (
     head_mean,
     image_share,
     patch_map,
+    relative_map,
     sink_share,
     tokens_looking_at,
 )
 from capture.trace import GenerationTrace, LayerSinks
-from tests.capture.test_storage import small_trace
+from tests.capture.test_storage import prompt_trace, small_trace
 
 
 @pytest.fixture
@@ -49,6 +50,41 @@ def test_max_and_min_are_over_layers_and_heads(
     heat = patch_map(trace, 2, reduce=reduce)  # type: ignore[arg-type]
     rows = trace.attention[2].float().numpy().reshape(6, 6)
     np.testing.assert_allclose(heat.values.reshape(-1), pick(rows, axis=0))  # type: ignore[operator]
+
+
+def test_a_relative_map_is_divided_by_the_generic_prompts(trace: GenerationTrace) -> None:
+    reference = prompt_trace(trace, 1)
+    row = torch.tensor([0.4, 0.1, 0.1, 0.0, 0.2, 0.1], dtype=torch.float16)  # its mean is 0.15
+    reference = dataclasses.replace(reference, attention=row.expand(1, 2, 3, 6))
+    run = dataclasses.replace(trace, reference=reference, prompt_rows=prompt_trace(trace, 2))
+    heat = relative_map(run, 1, layers=[3], heads=[2])
+    own = trace.attention[1, 1, 2].float().numpy()
+    divisor = np.array([0.4, 0.1, 0.1, 0.015, 0.2, 0.1])  # never below a tenth of the mean
+    np.testing.assert_allclose(heat.values.ravel(), own / divisor, rtol=2e-3)
+    assert heat.unit == "times the generic prompt"
+    assert "'of this'" in heat.normalisation
+    of_prompt = relative_map(run, 0, of_prompt=True).values.ravel()
+    assert run.prompt_rows is not None
+    rows = run.prompt_rows.attention[0].float().mean(dim=(0, 1)).numpy()
+    np.testing.assert_allclose(of_prompt, rows / divisor, rtol=2e-3)
+    # Against itself it is 1 wherever the floor does not reach.
+    same = dataclasses.replace(run, attention=reference.attention.expand(3, 2, 3, 6))
+    np.testing.assert_allclose(relative_map(same, 0).values.ravel(), [1, 1, 1, 0, 1, 1], rtol=1e-6)
+
+
+def test_where_there_is_nothing_to_divide_by(trace: GenerationTrace) -> None:
+    with pytest.raises(ValueError, match="generated without reference=True"):
+        relative_map(trace, 0)
+    told = dataclasses.replace(trace, extra={"no_reference": "it was stopped"})
+    with pytest.raises(ValueError, match="no generic prompt to compare with: it was stopped"):
+        relative_map(told, 0)
+    blind = dataclasses.replace(
+        prompt_trace(trace, 1), attention=torch.zeros(1, 2, 3, 6, dtype=torch.float16)
+    )
+    run = dataclasses.replace(trace, reference=blind)
+    assert (relative_map(run, 0).values == 0).all()  # a row that saw nothing of the image
+    with pytest.raises(ValueError, match="no rows of its prompt"):
+        relative_map(run, 0, of_prompt=True)
 
 
 def test_several_tokens_are_averaged(trace: GenerationTrace) -> None:

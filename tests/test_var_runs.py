@@ -111,7 +111,8 @@ def same(a: GenerationTrace, b: GenerationTrace) -> bool:
 def test_a_run_equals_dense_redistribution_in_eager_attention(
     handle: ModelHandle, inputs: PromptInputs, var: VARSettings
 ) -> None:
-    trace = generate(handle, inputs, SETTINGS, var)
+    settings = dataclasses.replace(SETTINGS, prompt_rows=64)
+    trace = generate(handle, inputs, settings, var)
     assert trace.var is not None
     assert trace.var["changed"]
     with dense_var(handle, inputs, var):
@@ -130,6 +131,10 @@ def test_a_run_equals_dense_redistribution_in_eager_attention(
         assert close(trace.attention[t], rows[..., vision])
         probability = torch.softmax(logits[0].float(), -1)[trace.tokens[t].id]
         assert trace.tokens[t].probability == pytest.approx(float(probability), rel=1e-4)
+    assert trace.prompt_rows is not None  # the prompt's own rows are those that VAR made of them
+    for r, position in enumerate(trace.prompt_rows.positions):
+        rows = torch.stack([layer[0, :, position] for layer in eager.attentions[0]])
+        assert close(trace.prompt_rows.attention[r], rows[..., vision])
 
 
 def test_it_changes_what_the_plain_model_sees(

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import dataclasses
+import threading
 from pathlib import Path
 
 import pytest
 import torch
 from PIL import Image
 
-from attention_extractor import generate, prompt_rows
+from attention_extractor import compare, generate, prompt_rows
 from attention_processor import patch_map
-from config import GenerationSettings
+from capture import prompt
+from capture.run import RunOutOfMemoryError
+from config import GenerationSettings, VARSettings
 from models import attention
 from models.attention import NAME
 from models.family import PromptInputs
@@ -111,3 +115,75 @@ def test_positions_that_are_not_there(
 ) -> None:
     with pytest.raises(ValueError, match=r"positions is .*; allowed: at least one prompt position"):
         prompt_rows(handle, inputs, positions)
+
+
+def close(a: torch.Tensor, b: torch.Tensor) -> bool:
+    """Equal up to float16 storage, and the rounding of another split of the same pass."""
+    return a.shape == b.shape and bool((a.float() - b.float()).abs().max() < 1e-3)
+
+
+@pytest.mark.parametrize(("most", "same_text"), [(64, False), (64, True), (3, False)])
+def test_a_run_keeps_them_in_passing(
+    handle: ModelHandle, inputs: PromptInputs, most: int, same_text: bool
+) -> None:
+    plain = GenerationSettings(max_new_tokens=4)
+    settings = dataclasses.replace(plain, prompt_rows=most)
+    var = VARSettings((3, 40), tau=2.0, keep=0.0, layers=(1, 2), min_image_mass=0.0)
+    pair = compare(handle, inputs, settings, var, same_text)
+    assert pair.var.var is not None
+    assert pair.var.var["changed"]
+    alone = generate(handle, inputs, settings)
+    after = range(inputs.layout.grids[-1].stop, inputs.layout.length)
+    whole = prompt_rows(handle, inputs, after[-most:])
+    for trace in (alone, pair.baseline):
+        assert trace.prompt_rows is not None
+        assert trace.prompt_rows.positions == whole.positions
+        assert trace.prompt_rows.tokens == whole.tokens
+        assert close(trace.prompt_rows.attention, whole.attention)
+        assert close(trace.prompt_rows.shares, whole.shares)
+    changed = pair.var.prompt_rows
+    assert changed is not None
+    assert not torch.equal(changed.attention, pair.baseline.prompt_rows.attention)
+    assert close(changed.attention[-1], pair.var.attention[0])
+    assert changed.sinks == pair.var.sinks
+    without = generate(handle, inputs, plain)  # nothing else is changed by it
+    assert torch.equal(without.attention, alone.attention)
+    assert without.prompt_rows is None
+
+
+def test_the_generic_prompt_is_read_once_beside_a_run(
+    handle: ModelHandle, inputs: PromptInputs
+) -> None:
+    settings = GenerationSettings(max_new_tokens=3, layers=(1, 2), reference=True)
+    general = handle.prepare(inputs.images, prompt.GENERIC_PROMPT)
+    right = prompt_rows(handle, general, [general.layout.length - 1], settings)
+    var = VARSettings((3, 40), tau=0.5, keep=0.2, layers=(1, 2))
+    pair = compare(handle, inputs, settings, var)
+    for trace in (generate(handle, inputs, settings), pair.baseline, pair.var):
+        assert trace.reference is not None
+        assert trace.reference.prompt == prompt.GENERIC_PROMPT
+        assert trace.reference.positions == right.positions
+        assert close(trace.reference.attention, right.attention)
+    with_system = handle.prepare(inputs.images, "What is there?", system="Be brief.")
+    other = generate(handle, with_system, settings).reference  # another prefix: none is shared
+    assert other is not None
+    assert close(other.attention, right.attention)
+
+
+def test_no_answer_is_lost_for_the_generic_prompt(
+    handle: ModelHandle, inputs: PromptInputs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = GenerationSettings(max_new_tokens=2, reference=True)
+    stop = threading.Event()
+    stop.set()
+    stopped = generate(handle, inputs, settings, stop=stop)
+    assert stopped.reference is None
+    assert "stopped before the generic prompt" in stopped.extra["no_reference"]
+
+    def full(*_: object) -> None:
+        raise RunOutOfMemoryError("full")
+
+    monkeypatch.setattr("attention_extractor.reference_row", full)
+    trace = generate(handle, inputs, settings)
+    assert len(trace.tokens) == 2
+    assert "no memory" in trace.extra["no_reference"]

@@ -18,7 +18,14 @@ from safetensors.torch import load_file, save_file
 
 from attention_processor import head_mean, patch_map
 from capture.storage import TraceReader
-from capture.trace import Alternative, GeneratedToken, GenerationTrace, LayerSinks
+from capture.trace import (
+    Alternative,
+    GeneratedToken,
+    GenerationTrace,
+    LayerSinks,
+    PromptToken,
+    PromptTrace,
+)
 from models.family import ImageGrid, PromptLayout, Segment
 from models.info import ModelInfo
 
@@ -72,6 +79,66 @@ def test_what_is_opened_is_what_was_saved(tmp_path: Path) -> None:
             assert before == after, field.name
 
 
+def prompt_trace(trace: GenerationTrace, rows: int) -> PromptTrace:
+    """Rows of the last positions of the trace's prompt."""
+    like = small_trace(rows + 5)
+    positions = tuple(range(10 - rows, 10))
+    return PromptTrace(
+        positions,
+        tokens=tuple(PromptToken(p, trace.prompt_tokens[p]) for p in positions),
+        layout=trace.layout,
+        attention=like.attention[:rows],
+        layers=trace.layers,
+        heads=trace.heads,
+        shares=like.shares[:rows],
+        entropy=like.entropy[:rows],
+        sinks=trace.sinks,
+        model=trace.model,
+        prompt="of this",
+    )
+
+
+def test_rows_of_prompts_are_part_of_the_file(tmp_path: Path) -> None:
+    path = tmp_path / "run.safetensors"
+    plain = small_trace()
+    trace = dataclasses.replace(
+        plain, prompt_rows=prompt_trace(plain, 2), reference=prompt_trace(plain, 1)
+    )
+    trace.save(path)
+    again = GenerationTrace.open(path)
+    with TraceReader(path) as reader:
+        assert reader.outline.reference is None
+        part = reader.part([1])
+    for got in (again, part):
+        for name in ("prompt_rows", "reference"):
+            before, after = getattr(trace, name), getattr(got, name)
+            for field in dataclasses.fields(before):
+                a, b = getattr(before, field.name), getattr(after, field.name)
+                assert torch.equal(a, b) if isinstance(a, torch.Tensor) else a == b, field.name
+    content = load_file(path)
+    content["reference_shares"] += 0.5
+    with safe_open(path, framework="pt") as file:
+        about = file.metadata()
+    save_file(content, path, metadata=about)
+    with TraceReader(path) as reader, pytest.raises(ValueError, match="checksum of its reference"):
+        reader.part([1])
+
+
+def test_a_file_of_version_2_has_no_rows_of_prompts(tmp_path: Path) -> None:
+    path = tmp_path / "run.safetensors"
+    small_trace().save(path)
+    with safe_open(path, framework="pt") as file:
+        about = json.loads(file.metadata()["sinkscope-trace"])
+    del about["prompt_rows"], about["reference"]
+    about["version"] = 2
+    save_file(load_file(path), path, metadata={"sinkscope-trace": json.dumps(about)})
+    again = GenerationTrace.open(path)
+    assert again.prompt_rows is None
+    assert again.reference is None
+    with TraceReader(path) as reader:
+        assert reader.part([0]).reference is None
+
+
 def test_an_answer_without_tokens_can_be_saved(tmp_path: Path) -> None:
     small_trace(0).save(tmp_path / "run.safetensors")
     assert GenerationTrace.open(tmp_path / "run.safetensors").tokens == ()
@@ -112,7 +179,7 @@ def test_a_file_of_a_newer_format(tmp_path: Path) -> None:
     path = tmp_path / "run.safetensors"
     about = {"sinkscope-trace": json.dumps({"format": "sinkscope-trace", "version": 99})}
     save_file({"attention": torch.zeros(1)}, path, metadata=about)
-    with pytest.raises(ValueError, match="format version 99; this SinkScope reads up to 2"):
+    with pytest.raises(ValueError, match="format version 99; this SinkScope reads up to 3"):
         GenerationTrace.open(path)
 
 
