@@ -7,6 +7,7 @@ answer, Stop, a closed tab, an error) sets the run's stop event, so that no run 
 from __future__ import annotations
 
 import base64
+import dataclasses
 import logging
 import queue
 import tempfile
@@ -22,12 +23,13 @@ import gradio as gr
 import numpy as np
 
 import attention_extractor
-from attention_processor import patch_map
+from attention_processor import Rows, patch_map
 from capture.trace import GeneratedToken, GenerationTrace
 from config import Settings
 from models.images import open_image
 from web.again import LastPrompt
 from web.inspector import cached, error_value, queued_value, run_value, stream_value
+from web.pairs import find_run
 from web.payload import build_token_maps, pack, token_delta
 from web.request import Request
 from web.slot import Line, ModelSlot
@@ -127,6 +129,12 @@ class Handlers:
         self, request: Request, run_id: str, stop: threading.Event
     ) -> Iterator[dict[str, Any]]:
         settings = request.settings(self.settings.generation)
+        page = self.settings.app
+        settings = dataclasses.replace(
+            settings,
+            prompt_rows=settings.prompt_rows or page.prompt_rows,
+            reference=settings.reference or page.reference,
+        )
         if not request.image:
             raise ValueError("There is no image. Upload or paste one, or take an example.")
         if not isinstance(request.prompt, str) or not request.prompt.strip():
@@ -263,8 +271,16 @@ class Handlers:
 
     def open_run(self, ask: Any) -> dict[str, Any]:
         """A run by its id, for a page that was reloaded."""
-        run = self.store.get(_field(ask, "run"))
-        return self.value_of(run) if run else {"error": EXPIRED}
+        run = self._found(ask)
+        return self.value_of(run) if isinstance(run, Run) else run
+
+    def _found(self, ask: Any, described: bool = True) -> Run | dict[str, Any]:
+        """The run, or the two runs side by side, that a question is about; or what to answer."""
+        try:
+            run = find_run(self.store, _field(ask, "run"), _field(ask, "names"), described)
+        except ValueError as error:
+            return {"error": str(error)}
+        return run or {"error": EXPIRED}
 
     def forget_run(self, ask: Any) -> dict[str, Any]:
         """Delete a run and its files. The example stays."""
@@ -275,15 +291,15 @@ class Handlers:
 
     def page_file(self, ask: Any) -> dict[str, Any]:
         """The run as an HTML file that works alone."""
-        run = self.store.get(_field(ask, "run"))
-        if run is None:
-            return {"error": EXPIRED}
+        run = self._found(ask)
+        if not isinstance(run, Run):
+            return run
         return self._file(build_standalone(run), f"sinkscope-{run.id[:8]}.html")
 
     def trace_file(self, ask: Any) -> dict[str, Any]:
         """One trace of a run as `GenerationTrace.open` reads it."""
-        run, name = self.store.get(_field(ask, "run")), _field(ask, "variant")
-        if run is None or name not in run.traces:
+        run, name = self._found(ask, described=False), _field(ask, "variant")
+        if not isinstance(run, Run) or name not in run.traces:
             return {"error": EXPIRED}
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "trace.safetensors"
@@ -305,11 +321,15 @@ class Handlers:
 
     def token_maps(self, ask: Any) -> dict[str, Any]:
         """Single heads of one run: every (layer, head, patch) of some tokens, or one map."""
-        run = self.store.get(_field(ask, "run"))
-        if run is None:
-            return {"error": EXPIRED}
+        run = self._found(ask, described=False)
+        if not isinstance(run, Run):
+            return run
         try:
-            trace = run.traces[ask["variant"]]
+            trace: Rows | None = run.traces[ask["variant"]]
+            if ask.get("prompt"):
+                trace = run.traces[ask["variant"]].prompt_rows
+            if trace is None:
+                raise ValueError("the run has no rows of its prompt")
             start, stop = int(ask["start"]), int(ask["stop"])
             if not 0 <= start < stop <= len(trace.tokens):
                 raise ValueError(f"tokens {start} to {stop} are not in this run")
@@ -329,7 +349,7 @@ def _field(ask: Any, name: str) -> Any:
     return ask.get(name) if isinstance(ask, Mapping) else None
 
 
-def _reduced_map(trace: GenerationTrace, tokens: range, ask: Mapping[str, Any]) -> bytes:
+def _reduced_map(trace: Rows, tokens: range, ask: Mapping[str, Any]) -> bytes:
     layers, heads = (
         captured[int(ask[name][0]) : int(ask[name][1]) + 1]
         for name, captured in (("layers", trace.layers), ("heads", trace.heads))

@@ -17,8 +17,8 @@ from gradio.route_utils import API_PREFIX
 from gradio_client.utils import encode_file_path
 
 from web.assets import read_static
-from web.payload import LABELS, build_payload, encode_image
-from web.store import Run
+from web.payload import build_payload, encode_image, images_of
+from web.store import LABELS, Run
 
 
 def drawn(name: str, value: Any, functions: list[Callable[..., Any]] | None = None) -> gr.HTML:
@@ -94,7 +94,7 @@ def stream_value(
 
 def facts_of(run: Run) -> list[str]:
     """Model, device and speed of a finished run, for the status line."""
-    trace = run.traces["baseline"]
+    trace = run.first
     count = sum(len(t.tokens) for t in run.traces.values())
     seconds = max(t.seconds for t in run.traces.values())
     facts = [
@@ -102,7 +102,7 @@ def facts_of(run: Run) -> list[str]:
         f"{trace.model.device}, {trace.model.dtype}",
     ]
     facts.append(f"{count} {'token' if count == 1 else 'tokens'}")
-    if seconds > 0:
+    if seconds > 0 and run.kind != "pair":  # two runs took two times
         facts += [f"{seconds:.1f} s", f"{count / seconds:.1f} tokens/s"]
     facts.append(f"{run.nbytes / 1e6:.1f} MB of attention")
     return facts
@@ -111,8 +111,10 @@ def facts_of(run: Run) -> list[str]:
 def run_value(run: Run, component: gr.HTML, keep: bool = False) -> dict[str, Any]:
     """A finished run: where its numbers and images are, and what the status line says."""
     stopped = any(trace.finish == "stopped" for trace in run.traces.values())
-    images = run.traces["baseline"].images
+    images = images_of(run)
     message = "Precomputed example" if run.kind == "example" else "Stopped" if stopped else "Done"
+    if run.kind == "pair":
+        stopped, message = False, "Two runs"  # the strips say which answer was stopped
     return {
         "phase": "stopped" if stopped else "ready",
         "run": run.id,

@@ -12,6 +12,9 @@ Attention is stored companded, `code = round(top * sqrt(value / scale))`, with o
 row. One sink often holds a hundred times what the patches around it hold; on a linear scale of 255
 steps, or with one scale for the whole run, it would wipe them out. The true mass of each row
 travels beside it.
+
+The prompt's own tokens have the same arrays as the answer's (`<side>.prompt.*`), and the generic
+prompt that a relative map is divided by has one row of every head (`<side>.reference.*`).
 """
 
 from __future__ import annotations
@@ -26,13 +29,12 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from attention_processor import head_mean, image_share, sink_share
+from attention_processor import Rows, head_mean, image_share, sink_share
 from capture.trace import GeneratedToken, GenerationTrace
 from web.store import Run
 
 MAGIC = b"SINK"
 EAGER_BYTES = 3_000_000
-LABELS = {"baseline": "Baseline", "var": "VAR"}
 
 
 def pack(header: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> bytes:
@@ -106,61 +108,11 @@ def _plain(value: Any) -> Any:
     return str(value)
 
 
-def _variant(name: str, trace: GenerationTrace) -> dict[str, Any]:
+def _geometry(trace: GenerationTrace) -> dict[str, Any]:
+    """Where the patches are: of a run, and of each side of a pair, whose images may differ."""
+    columns = [trace.layout.columns(k) for k in range(len(trace.layout.grids))]
     return {
-        "name": name,
-        "label": LABELS[name],
-        "tokens": [_token(token) for token in trace.tokens],
-        "finish": trace.finish,
-        "seconds": round(trace.seconds, 3),
-        "applied": list(trace.applied),
-        "sinks": _sinks(trace),
-        "var": _plain(trace.var),
-        "settings": _plain(trace.settings),
-        "seed": trace.seed,
-    }
-
-
-def build_payload(run: Run, eager_bytes: int = EAGER_BYTES) -> bytes:
-    """The run as the inspector loads it.
-
-    Every head's map is included where all of them together take at most `eager_bytes`.
-    """
-    first = run.traces["baseline"]
-    cells = sum(int(np.prod(trace.attention.shape)) for trace in run.traces.values())
-    fine = np.uint16 if 2 * cells <= eager_bytes else np.uint8
-    eager = cells <= eager_bytes
-    arrays: dict[str, np.ndarray] = {}
-    tops = {}
-    for name, trace in run.traces.items():
-        mean = head_mean(trace).numpy()
-        arrays[f"{name}.mean"], arrays[f"{name}.mean.scale"] = compand(mean, fine)
-        arrays[f"{name}.image"] = _fixed(image_share(trace).numpy())
-        arrays[f"{name}.sink"] = _fixed(sink_share(trace).numpy())
-        entropy = trace.entropy.numpy()
-        tops[name] = float(entropy.max()) if entropy.size else 0.0
-        arrays[f"{name}.entropy"] = _fixed(entropy, tops[name])
-        arrays[f"{name}.segments"] = _fixed(trace.shares.mean(2).numpy())
-        if eager:
-            arrays[f"{name}.full"], arrays[f"{name}.full.scale"] = compand(
-                trace.attention.numpy(), fine
-            )
-    columns = [first.layout.columns(k) for k in range(len(first.layout.grids))]
-    header = {
-        "format": 1,
-        "run": run.id,
-        "kind": run.kind,
-        "created": run.created,
-        "same_text": run.same_text,
-        "prompt": first.prompt,
-        "model": {
-            k: _plain(getattr(first.model, k)) for k in ("id", "revision", "dtype", "device")
-        },
-        "model_layers": first.model.layers,
-        "model_heads": first.model.heads,
-        "layers": list(first.layers),
-        "heads": list(first.heads),
-        "patches": first.layout.vision_tokens,
+        "patches": trace.layout.vision_tokens,
         "images": [
             {
                 "rows": grid.rows,
@@ -170,22 +122,143 @@ def build_payload(run: Run, eager_bytes: int = EAGER_BYTES) -> bytes:
                 "width": grid.original[1],
                 "resized": list(grid.resized),
             }
-            for grid, where in zip(first.layout.grids, columns, strict=True)
+            for grid, where in zip(trace.layout.grids, columns, strict=True)
         ],
-        "segments": [[s.kind, s.label, s.stop - s.start] for s in first.layout.segments],
+        "segments": [[s.kind, s.label, s.stop - s.start] for s in trace.layout.segments],
+    }
+
+
+def _variant(run: Run, name: str, trace: GenerationTrace) -> dict[str, Any]:
+    own = {}
+    if run.kind == "pair":  # its photos follow those of the side before it
+        own = {**_geometry(trace), "photo": 0}
+        if name == "b" and not run.about.get("one_photo"):
+            own["photo"] = len(run.first.images)
+    return {
+        **own,
+        "name": name,
+        "label": run.labels[name],
+        "tokens": [_token(token) for token in trace.tokens],
+        "finish": trace.finish,
+        "seconds": round(trace.seconds, 3),
+        "asked": _asked(trace),
+        "reference": _reference(run, name),
+        "applied": list(trace.applied),
+        "sinks": _sinks(trace),
+        "var": _plain(trace.var),
+        "settings": _plain(trace.settings),
+        "seed": trace.seed,
+    }
+
+
+def _together(traces: Sequence[Rows], eager_bytes: int) -> tuple[type, bool]:
+    """How fine the codes of these rows are, and whether every head of theirs is sent at once."""
+    cells = sum(int(np.prod(trace.attention.shape)) for trace in traces)
+    return (np.uint16 if 2 * cells <= eager_bytes else np.uint8), cells <= eager_bytes
+
+
+def _arrays(name: str, rows: Rows, fine: type, eager: bool) -> dict[str, np.ndarray]:
+    made = {
+        f"{name}.image": _fixed(image_share(rows).numpy()),
+        f"{name}.sink": _fixed(sink_share(rows).numpy()),
+        f"{name}.entropy": _fixed(rows.entropy.numpy(), _top(rows)),
+        f"{name}.segments": _fixed(rows.shares.mean(2).numpy()),
+    }
+    maps = {"mean": head_mean(rows), **({"full": rows.attention} if eager else {})}
+    for key, values in maps.items():
+        made[f"{name}.{key}"], made[f"{name}.{key}.scale"] = compand(values.numpy(), fine)
+    return made
+
+
+def _top(rows: Rows) -> float:
+    """The largest entropy, which its codes are parts of."""
+    return float(rows.entropy.max()) if rows.entropy.numel() else 0.0
+
+
+def _reference_of(run: Run, name: str) -> str:
+    """Whose generic prompt a trace is divided by: the sides of one run share it."""
+    return name if run.kind == "pair" else next(iter(run.traces))
+
+
+def _asked(trace: GenerationTrace) -> dict[str, Any] | None:
+    """The prompt's own tokens: what kind each is, and how many before them are not kept."""
+    rows = trace.prompt_rows
+    if rows is None or not rows.tokens:
+        return None
+    kinds = {p: s.kind for s in trace.layout.segments for p in range(s.start, s.stop)}
+    after = trace.layout.grids[-1].stop if trace.layout.grids else 0
+    tokens = [
+        {"t": token.text, "k": kinds[p]}
+        for token, p in zip(rows.tokens, rows.positions, strict=True)
+    ]
+    return {"tokens": tokens, "before": rows.positions[0] - after}
+
+
+def _reference(run: Run, name: str) -> dict[str, Any]:
+    trace = run.traces[name]
+    if trace.reference is None:
+        return {"why": str(trace.extra.get("no_reference") or "the run was made without it")}
+    return {"of": _reference_of(run, name), "prompt": trace.reference.prompt}
+
+
+def build_payload(run: Run, eager_bytes: int = EAGER_BYTES) -> bytes:
+    """The run as the inspector loads it.
+
+    Every head's map is included where all of them together take at most `eager_bytes`.
+    """
+    first = run.first
+    eager = _together([*run.traces.values()], eager_bytes)
+    arrays: dict[str, np.ndarray] = {}
+    tops = {}
+    for name, trace in run.traces.items():
+        arrays |= _arrays(name, trace, *eager)
+        tops[name] = _top(trace)
+    asked = {n: t.prompt_rows for n, t in run.traces.items() if t.prompt_rows is not None}
+    for name, rows in asked.items():
+        arrays |= _arrays(f"{name}.prompt", rows, *_together([*asked.values()], eager_bytes))
+        tops[f"{name}.prompt"] = _top(rows)
+    for name, trace in run.traces.items():
+        if trace.reference is not None and _reference_of(run, name) == name:
+            attention = trace.reference.attention[0]
+            for key, values in (("mean", attention.float().mean(1)), ("full", attention.float())):
+                key = f"{name}.reference.{key}"
+                arrays[key], arrays[f"{key}.scale"] = compand(values.numpy())
+    header = {
+        **run.about,
+        **_geometry(first),
+        "format": 1,
+        "run": run.id,
+        "kind": run.kind,
+        "created": run.created,
+        "same_text": run.same_text,
+        "prompt": "  ↔  ".join(dict.fromkeys(t.prompt for t in run.traces.values())),
+        "model": {
+            k: _plain(getattr(first.model, k)) for k in ("id", "revision", "dtype", "device")
+        },
+        "model_layers": first.model.layers,
+        "model_heads": first.model.heads,
+        "layers": list(first.layers),
+        "heads": list(first.heads),
         "entropy_top": tops,
-        "lazy": not eager,
+        "lazy": not eager[1],
         "sinks_known": any(trace.sinks for trace in run.traces.values()),
-        "variants": [_variant(name, trace) for name, trace in run.traces.items()],
+        "variants": [_variant(run, name, trace) for name, trace in run.traces.items()],
     }
     return pack(header, arrays)
 
 
-def build_token_maps(trace: GenerationTrace, start: int, stop: int) -> bytes:
+def build_token_maps(trace: Rows, start: int, stop: int) -> bytes:
     """Mean over tokens [start, stop) of every (layer, head, patch), where a run has no `full`."""
     mean = trace.attention[start:stop].float().mean(0).numpy()
     codes, scale = compand(mean)
     return pack({"start": start, "stop": stop}, {"full": codes, "full.scale": scale})
+
+
+def images_of(run: Run) -> list[Image.Image]:
+    """The photos that the inspector is given: of a pair of other photos, those of each side."""
+    two = run.kind == "pair" and not run.about.get("one_photo")
+    sides = run.traces.values() if two else (run.first,)
+    return [image for trace in sides for image in trace.images]
 
 
 def encode_image(image: Image.Image, longest: int = 1600) -> tuple[bytes, str]:

@@ -21,7 +21,7 @@ from urllib.parse import urlencode
 import numpy as np
 
 from web.assets import read_static
-from web.payload import LABELS, build_payload, build_token_maps, encode_image
+from web.payload import build_payload, build_token_maps, encode_image, images_of
 from web.store import Run
 
 # Above it, heads go token by token into blocks that are decoded when asked for (a run of this size
@@ -61,8 +61,9 @@ def build_standalone(
     longest = max(len(trace.tokens) for trace in run.traces.values())
     if token is not None and not 0 <= token < longest:
         raise ValueError(f"token is {token}; the run has {longest}, from 0.")
-    first = run.traces["baseline"]
+    first = run.first
     script = _script()
+    pair = run.kind == "pair"
     # Gradio scopes a component's style in the same way.
     style = f"{read_static('standalone.css')}\n#inspector {{\n{read_static('inspector.css')}\n}}"
     assert "</" not in style
@@ -70,8 +71,8 @@ def build_standalone(
         "policy": html.escape(_policy(script, style)),
         "title": html.escape(f"{_shortened(first.prompt)} · SinkScope"),
         "tag": "where a vision-language model looked for each word it wrote"
-        + (", without and with VAR" if len(run.traces) > 1 else ""),
-        "model": html.escape(first.model.id.rstrip("/").rsplit("/", 1)[-1]),
+        + (", in two runs" if pair else ", without and with VAR" if len(run.traces) > 1 else ""),
+        "model": html.escape(" | ".join(_models(run))),
         "inspector": read_static("inspector.html"),
         "facts": "\n".join(_lines([*_about(run), *facts])),
         "steps": "1/255" if _cells(run) * 2 > EAGER_BYTES else "1/65535",
@@ -86,6 +87,11 @@ def build_standalone(
 
 def _cells(run: Run) -> int:
     return sum(int(np.prod(trace.attention.shape)) for trace in run.traces.values())
+
+
+def _models(run: Run) -> list[str]:
+    ids = (trace.model.id.rstrip("/").rsplit("/", 1)[-1] for trace in run.traces.values())
+    return list(dict.fromkeys(ids))
 
 
 def _script() -> str:
@@ -122,7 +128,7 @@ def _blocks(run: Run, token: int | None) -> Iterator[str]:
     yield _block("value", value, "application/json")
     payload = build_payload(run, EAGER_BYTES)
     yield _block("file-run.bin", base64.b64encode(payload).decode())
-    for index, image in enumerate(run.traces["baseline"].images):
+    for index, image in enumerate(images_of(run)):
         data, name = encode_image(image)
         kind = "png" if name.endswith(".png") else "jpeg"
         text = base64.b64encode(data).decode()
@@ -141,8 +147,8 @@ def _block(name: str, text: str, kind: str = "text/plain") -> str:
 def _value(run: Run) -> dict[str, Any]:
     """What the inspector is given; addresses are names of blocks and never asked for."""
     traces = run.traces.values()
-    stopped = any(trace.finish == "stopped" for trace in traces)
-    first = run.traces["baseline"]
+    stopped = any(trace.finish == "stopped" for trace in traces) and run.kind != "pair"
+    first = run.first
     tokens = " + ".join(str(len(trace.tokens)) for trace in traces)
     return {
         "phase": "stopped" if stopped else "ready",
@@ -151,13 +157,22 @@ def _value(run: Run) -> dict[str, Any]:
         "message": "Saved run" if len(run.traces) == 1 else "Saved comparison",
         "facts": [f"{first.model.device}, {first.model.dtype}", f"{tokens} tokens"],
         "data": {"url": "file:///run.bin"},
-        "images": [{"url": f"file:///image-{k}"} for k in range(len(first.images))],
+        "images": [{"url": f"file:///image-{k}"} for k in range(len(images_of(run)))],
     }
 
 
 def _about(run: Run) -> Iterator[tuple[str, str]]:
-    """What made the run, in the order in which a reader asks for it."""
-    first = run.traces["baseline"]
+    """What made the run, in the order in which a reader asks for it; of a pair, each of the two."""
+    if run.kind == "pair":
+        for name, trace in run.traces.items():
+            side = Run({"baseline": trace}, created=run.created)
+            yield from ((f"{name.upper()}: {what}", text) for what, text in _about_one(side))
+        return
+    yield from _about_one(run)
+
+
+def _about_one(run: Run) -> Iterator[tuple[str, str]]:
+    first = run.first
     model = first.model
     yield "Prompt", first.prompt
     yield (
@@ -172,12 +187,14 @@ def _about(run: Run) -> Iterator[tuple[str, str]]:
     )
     yield "Image" if len(first.images) == 1 else "Images", "\n".join(sizes)
     yield "Generation", _settings(first.settings, without=("layers", "heads"))
+    two = len(run.traces) > 1
     for name, trace in run.traces.items():
         applied = "; ".join(trace.applied) or "nothing: the plain model"
-        yield f"{LABELS[name]}: applied", applied
-    changed = run.traces.get("var")
-    if changed is not None and changed.var is not None:
-        yield "VAR settings", _settings(changed.var.get("settings") or {})
+        yield f"{run.labels[name]}: applied" if two else "Applied", applied
+    report = next((trace.var for trace in run.traces.values() if trace.var is not None), None)
+    if report is not None:
+        yield "VAR settings", _settings(report.get("settings") or {})
+    if two:
         text = "VAR read the baseline's answer" if run.same_text else "each answered freely"
         yield "Texts", text
     yield "Captured", f"layers {_numbers(first.layers)}; heads {_numbers(first.heads)}"

@@ -18,6 +18,7 @@ from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from capture.trace import GenerationTrace
 from utils import write_atomically
@@ -26,6 +27,7 @@ log = logging.getLogger(__name__)
 
 _ID = re.compile(r"[A-Za-z0-9_-]{16,64}\Z")
 _VARIANTS = ("baseline", "var")
+LABELS = {"baseline": "Baseline", "var": "VAR"}
 
 
 def new_id() -> str:
@@ -38,10 +40,13 @@ class Run:
     """One press of Generate.
 
     Attributes:
-        traces: `baseline`, or `baseline` and `var`, in this order.
-        kind: `run`, or `example` for the one that ships with the project.
+        traces: `baseline`, or `baseline` and `var`, in this order; of a pair of runs `a` and `b`.
+        kind: `run`, `example` for the one that ships with the project, or `pair` for an answer of
+            each of two runs (`web.pairs`), which is never stored.
         same_text: VAR was forced onto the baseline's answer: token i is the same on both sides.
         created: seconds since 1970.
+        labels: what to call the traces of a pair.
+        about: what the inspector is told of a pair beside its traces.
     """
 
     traces: Mapping[str, GenerationTrace]
@@ -49,9 +54,17 @@ class Run:
     same_text: bool = False
     created: float = field(default_factory=time.time)
     id: str = field(default_factory=new_id)
+    labels: Mapping[str, str] = field(default_factory=lambda: LABELS)
+    about: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        assert tuple(self.traces) in (_VARIANTS[:1], _VARIANTS), tuple(self.traces)
+        allowed = (("a", "b"),) if self.kind == "pair" else (_VARIANTS[:1], _VARIANTS)
+        assert tuple(self.traces) in allowed, tuple(self.traces)
+
+    @property
+    def first(self) -> GenerationTrace:
+        """The trace on the left: the baseline, or side a of a pair."""
+        return next(iter(self.traces.values()))
 
     @property
     def nbytes(self) -> int:
@@ -59,7 +72,9 @@ class Run:
         tensors = (
             t
             for trace in self.traces.values()
-            for t in (trace.attention, trace.shares, trace.entropy)
+            for rows in (trace, trace.prompt_rows, trace.reference)
+            if rows is not None
+            for t in (rows.attention, rows.shares, rows.entropy)
         )
         return sum(t.numel() * t.element_size() for t in tensors)
 

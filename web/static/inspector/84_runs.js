@@ -19,7 +19,7 @@ function writeRuns(list) {
 }
 
 function rememberRun() {
-  if (run.kind !== "example" && served) {
+  if (run.kind === "run" && served) {
     const list = readRuns(), known = list.find((item) => item.id === run.id);
     if (!known) {
       const tokens = run.variants.map((v) => v.T).join(" | ");
@@ -30,15 +30,53 @@ function rememberRun() {
   if (!$(".runs").hidden) listRuns();
 }
 
+// The first side of a comparison, while the second one is being chosen: { id, answer }.
+let picked = null;
+const answersOf = (item) => (String(item.tokens).includes("|") ? ["baseline", "var"] : ["baseline"]);
+const ANSWERS = { baseline: "baseline", var: "VAR" };
+
+// What to ask the server for: a pair's sides are called as this browser calls the runs.
+function asking(id) {
+  const known = new Map(readRuns().map((item) => [item.id, item.name]));
+  return { run: id, names: id.split("~").map((side) => known.get(side.split(".")[0]) || "") };
+}
+
+const pressed = (text, onclick, testid) => node("button", { type: "button", class: "plain", onclick, "data-testid": testid }, text);
+
+// Rename, Delete, Compare; or, once one run is picked, which answer of it with which answer of another.
+function actsOf(row, item) {
+  const pick = (to) => {
+    picked = to;
+    listRuns();
+  };
+  if (!picked) {
+    return [pressed("Compare", () => pick({ id: item.id, answer: "baseline" }), "compare-run"),
+      pressed("Rename", () => renameRun(row, item)), pressed("Delete", () => forgetRun(item.id))];
+  }
+  if (picked.id !== item.id) {
+    const several = answersOf(item).length > 1;
+    return answersOf(item).map((answer) => pressed(several ? `with its ${ANSWERS[answer]}` : "with this", () => {
+      const id = `${picked.id}.${picked.answer}~${item.id}.${answer}`;
+      pick(null);
+      openRun(id);
+    }, "compare-with"));
+  }
+  const choice = node("select", { "aria-label": "Which answer of this run", onchange: (event) => (picked.answer = event.target.value) },
+    ...answersOf(item).map((answer) => node("option", { value: answer, selected: answer === picked.answer }, `its ${ANSWERS[answer]}`)));
+  return [answersOf(item).length > 1 ? choice : null, node("span", { class: "quiet" }, "with …"), pressed("Cancel", () => pick(null))];
+}
+
 function listRuns() {
   const list = readRuns();
+  if (picked && (list.length < 2 || !list.some((item) => item.id === picked.id))) picked = null;
   const rows = list.map((item) => {
-    const open = node("button", { type: "button", class: "open", "aria-current": run && item.id === run.id ? "true" : null,
+    const here = run && run.id.split(/[.~]/).includes(item.id);
+    const open = node("button", { type: "button", class: "open", "aria-current": here ? "true" : null,
       onclick: () => openRun(item.id) }, item.name);
     const when = new Date(item.at * 1000).toLocaleString([], { dateStyle: "short", timeStyle: "short" });
-    const row = node("li", {}, open, node("small", {}, `${item.model} · ${item.tokens} tokens · ${when}`),
-      node("button", { type: "button", class: "plain", onclick: () => renameRun(row, item) }, "Rename"),
-      node("button", { type: "button", class: "plain", onclick: () => forgetRun(item.id) }, "Delete"));
+    const row = node("li", {}, open, node("small", {}, `${item.model} · ${item.tokens} tokens · ${when}`));
+    row.append(node("span", { class: "acts" }, ...actsOf(row, item)));
+    if (list.length < 2 && !picked) row.querySelector(".acts button").remove();
     return row;
   });
   $(".runs ul").replaceChildren(...(rows.length ? rows : [node("li", {}, node("span", { class: "quiet" }, "None yet. A run is listed here when it is done, and stays after a reload."))]));
@@ -65,7 +103,7 @@ function renameRun(row, item) {
 }
 
 async function openRun(id) {
-  const answer = await server.open_run({ run: id });
+  const answer = await server.open_run(asking(id));
   if (!answer || answer.error) return complain(answer ? answer.error : "The server does not answer; is it still running?");
   pending = id;
   await showRun(answer).catch((error) => {
@@ -78,6 +116,19 @@ async function forgetRun(id) {
   await server.forget_run({ run: id });
   writeRuns(readRuns().filter((item) => item.id !== id));
   listRuns();
+}
+
+// Of two runs side by side: the settings of both, with what differs marked.
+function buildSettings() {
+  if (!run.settings) return;
+  const cell = (tag, text, scope) => node(tag, { scope }, text);
+  const rows = run.settings.map(([what, a, b]) => node("tr", { class: a === b ? null : "differs" },
+    cell("th", what, "row"), cell("td", a), cell("td", b)));
+  const made = card("settings", "What made them");
+  made.querySelector(".body").append(node("table", { class: "wide" },
+    node("thead", {}, node("tr", {}, ...["", ...run.variants.map((v) => v.label)].map((text) => cell("th", text, "col")))),
+    node("tbody", {}, ...rows)));
+  $(".reading").append(made);
 }
 
 function wireRuns() {

@@ -102,7 +102,7 @@ async function saveShares() {
 async function fetchFile(question) {
   const answers = [];
   for (const variant of question === "trace_file" ? run.variants : [run.variants[0]]) {
-    const answer = await server[question]({ run: run.id, variant: variant.name });
+    const answer = await server[question]({ ...asking(run.id), variant: variant.name });
     if (!answer || answer.error) throw new Error(answer ? answer.error : "the server does not answer");
     download(sameOrigin(answer), answer.name);
     answers.push(`${answer.name} (${(answer.bytes / 1e6).toFixed(1)} MB)`);

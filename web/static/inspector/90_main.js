@@ -162,6 +162,7 @@ async function showRun(value, place) {
   buildFigures();
   buildPanels();
   buildReading();
+  buildSettings();
   showRemarks();
   setPhase(value.phase, value.message, value.facts);
   markTokens();
@@ -280,7 +281,7 @@ async function start() {
   $('[data-do="close-help"]').addEventListener("click", () => toggleHelp(false));
   const place = readAddress();
   if (served && place.run && (!props.value || props.value.run !== place.run)) {
-    const answer = await server.open_run({ run: place.run });
+    const answer = await server.open_run(asking(place.run));
     if (answer && !answer.error && !pending) {
       await showRun(answer, place).catch(() => {
         coming = null;
