@@ -21,7 +21,13 @@ from utils import write_atomically
 FORMAT, VERSION = "sinkscope-validation", 1
 SetName = Literal["sinks", "random", "random_dims", "attended", "image"]
 Word = Literal[
-    "confirmed", "attention only", "not sinks", "flags nothing", "flags too much", "too few samples"
+    "confirmed",
+    "attention only",
+    "undecided",
+    "not sinks",
+    "flags nothing",
+    "flags too much",
+    "too few samples",
 ]
 
 

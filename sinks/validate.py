@@ -1,0 +1,329 @@
+"""Validating a sink profile on samples that finding has not used.
+
+    validation = validate(handle, profile, read_samples("photos", 30), found_on=findings)
+    print(validation.verdict.word, validation.verdict.text)
+
+Two kinds of evidence, docs/method.md has the equations. Do the flagged tokens get the attention?
+For each layer, all of them counted. And does the answer need them? It is told to the model with the
+flagged tokens hidden from all later queries, and with as many others hidden: random ones, those
+that random dimensions pick, the most attended of the rest. The second does not look at attention,
+so it cannot confirm itself by what the dimensions were picked by.
+
+A sample passes through the model once as it is and then through its text part once for each
+different set of hidden tokens, several as one batch.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from attention_extractor import generate
+from capture.run import end_tokens, memory_errors_named
+from config import GenerationSettings
+from models.attention import ForwardPlan
+from models.family import PromptInputs
+from models.images import ImageError
+from models.loading import ModelHandle
+from models.profiles import SinkProfile, check_fits
+from redistribution.sinks import FIRST_LAYER
+from sinks import evidence
+from sinks.evidence import Candidates, Reading
+from sinks.findings import Findings, UsedSample
+from sinks.masking import answer_tokens, hidden_log_probabilities, read_answer
+from sinks.progress import Progress, Stopped
+from sinks.readout import PromptReader
+from sinks.samples import Sample, SampleSet
+from sinks.summary import Record, SweepRecord, summarise
+from sinks.validate_settings import ValidateSettings
+from sinks.validation import SampleEvidence, Validation
+
+FoundOn = Findings | Iterable[UsedSample] | Iterable[str]
+
+
+def validate(
+    handle: ModelHandle,
+    profile: SinkProfile,
+    samples: SampleSet | Sequence[Sample],
+    settings: ValidateSettings | None = None,
+    *,
+    found_on: FoundOn | None = None,
+    on_progress: Progress | None = None,
+    stop: threading.Event | None = None,
+) -> Validation:
+    """Validate a profile.
+
+    Args:
+        handle: a loaded model; its lock is taken sample by sample.
+        profile: dimensions and tau to validate; made for this very model.
+        samples: from `sinks.samples.read_samples`, or samples.
+        settings: see there.
+        found_on: what finding used: its `Findings`, its samples, or their ids and image digests;
+            None where nobody knows (a published profile).
+        on_progress: called after each sample with done, total and its id.
+        stop: set it to end the run; the sample at hand is given up.
+
+    Returns:
+        The result. Samples that cannot be read are in `skipped`.
+
+    Raises:
+        ValueError: the profile is for another model or size, a layer the model does not have, a
+            sample that finding used, or no sample that can be used.
+        Stopped: `stop` was set.
+        RunOutOfMemoryError: the device is full.
+    """
+    settings = settings or ValidateSettings()
+    info, began = handle.info, time.perf_counter()
+    check_fits(profile, info.id, info.family, info.hidden_size, info.layers)
+    layers = _layers(settings, info.layers)
+    if not isinstance(samples, SampleSet):
+        samples = SampleSet(tuple(samples), (), len(samples), "the given samples")
+    seen = used_by_finding(samples.samples, found_on)
+    if seen and not settings.allow_finding_samples:
+        raise ValueError(_refusal(seen, len(samples.samples)))
+    task = _Task(
+        handle,
+        profile,
+        settings,
+        layers,
+        evidence.random_dimensions(profile, settings.dims_draws, settings.seed),
+        settings.sweep(profile),
+        stop,
+    )
+    records: list[Record] = []
+    skipped = list(samples.skipped)
+    ordered = sorted(samples.samples, key=lambda sample: sample.id)
+    for done, sample in enumerate(ordered):
+        if stop is not None and stop.is_set():
+            raise Stopped(done, len(ordered))
+        try:
+            made = _one(task, sample, sweeps=len(records) < settings.sweep_samples)
+        except _Interrupted:
+            raise Stopped(done, len(ordered)) from None
+        except (ImageError, ValueError) as error:
+            skipped.append((sample.id, str(error)))
+        else:
+            records.append(made)
+        if on_progress is not None:
+            on_progress(done + 1, len(ordered), sample.id)
+    if not records:
+        first = f"; the first: {skipped[0][1]}" if skipped else ""
+        raise ValueError(f"None of the {len(skipped)} samples can be used{first}")
+    result = summarise(
+        profile=profile,
+        model=info,
+        settings=settings,
+        layers=layers,
+        taus=task.taus,
+        records=records,
+        skipped=tuple(sorted(skipped)),
+        wanted=samples.wanted,
+        found_on_them=len(seen),
+        known=found_on is not None,
+    )
+    return replace(result, seconds=time.perf_counter() - began)
+
+
+def used_by_finding(samples: Iterable[Sample], found_on: FoundOn | None) -> tuple[Sample, ...]:
+    """Which samples finding has seen: those of a known id, or with an image of known pixels."""
+    names: set[str] = set()
+    for used in (found_on.samples if isinstance(found_on, Findings) else found_on) or ():
+        names |= {used} if isinstance(used, str) else {used.id, used.fingerprint, *used.images}
+    return tuple(
+        sample for sample in samples if names & {sample.id, sample.fingerprint(), *sample.digests}
+    )
+
+
+def held_out(samples: SampleSet, count: int, found_on: FoundOn | None) -> SampleSet:
+    """The first `count` samples of a larger set that finding has not used.
+
+    Read as many samples more as finding used, and one folder serves both.
+    """
+    seen = {sample.id for sample in used_by_finding(samples.samples, found_on)}
+    kept = tuple(sample for sample in samples.samples if sample.id not in seen)
+    return replace(samples, samples=kept[:count], wanted=count)
+
+
+@dataclass(frozen=True)
+class _Task:
+    """What is the same for every sample."""
+
+    handle: ModelHandle
+    profile: SinkProfile
+    settings: ValidateSettings
+    layers: tuple[int, ...]
+    random_dims: tuple[tuple[int, ...], ...]
+    taus: tuple[float, ...]
+    stop: threading.Event | None
+
+
+class _Interrupted(Exception):  # noqa: N818  (no error: the user asked for it)
+    """Stop was set in the middle of a sample."""
+
+
+def _one(task: _Task, sample: Sample, sweeps: bool) -> Record:
+    """Everything about one sample."""
+    handle, settings = task.handle, task.settings
+    inputs = handle.prepare(sample.open_images(), sample.prompt, max_pixels=settings.max_pixels)
+    answer, own = _answer(task, sample, inputs)
+    reader = PromptReader(
+        inputs.layout, task.profile, task.random_dims, task.taus, settings, handle.info.layers
+    )
+    plan = ForwardPlan(None, None, inputs.layout.length, reader, keeper=reader)
+    counted = GenerationSettings(max_new_tokens=len(answer))
+    with handle.lock, memory_errors_named(inputs, counted):
+        told = read_answer(handle, inputs, answer, plan)
+        reading = reader.reading()
+        wanted = _Wanted(inputs, reading.phi.shape)
+        order = _orders(sample, inputs.layout.vision_tokens, settings)
+        found = evidence.candidates(reading, task.profile.tau, task.layers, order)
+        rows = {name: wanted.add(found, name, settings) for name in found.tokens}
+        swept = [evidence.candidates(reading, tau, task.layers, order[:1]) for tau in task.taus]
+        sweep_rows = [
+            {
+                name: wanted.add(one, name, settings)
+                for name in ("sinks", "random")
+                if sweeps and name in one.tokens
+            }
+            for one in swept
+        ]
+        if task.stop is not None and task.stop.is_set():
+            raise _Interrupted
+        logs = hidden_log_probabilities(
+            handle,
+            told,
+            wanted.patterns(),
+            from_queries=settings.from_queries,
+            batch_tokens=settings.batch_tokens,
+        )
+    changes = (logs - logs[0]).double().mean(1)  # nats a token; row 0 hides nothing
+
+    def change(chosen: list[int]) -> float:
+        return float(changes[chosen].mean())
+
+    at_tau = {name: change(chosen) for name, chosen in rows.items()}
+    text = handle.processor.tokenizer.decode(answer, clean_up_tokenization_spaces=False)
+    return Record(
+        evidence=SampleEvidence(
+            id=sample.id,
+            tokens=inputs.layout.vision_tokens,
+            hidden=int(found.pattern.any(0).sum()),
+            answer=text,
+            own=own,
+            log_probability=float(logs[0].double().mean()),
+            changes=at_tau,
+        ),
+        counts=evidence.counts(reading, task.profile.tau),
+        attention=_attention_of_flagged(reading, task.profile.tau),
+        lift=evidence.lift(reading, found.pattern),
+        random_lift=_random_lift(reading, found.pattern),
+        held={n: evidence.held(reading, found, task.layers, n) for n in found.tokens},
+        overlap={n: evidence.overlap(found, n) for n in found.tokens},
+        sweep=tuple(
+            SweepRecord(
+                counts=evidence.counts(reading, tau),
+                hidden=float(one.pattern.any(0).float().mean()),
+                changes={name: change(chosen) for name, chosen in chosen_rows.items()},
+                swept=sweeps,
+                selected=selected,
+            )
+            for tau, one, chosen_rows, selected in zip(
+                task.taus, swept, sweep_rows, reading.selected, strict=True
+            )
+        ),
+    )
+
+
+class _Wanted:
+    """The different sets to hide, each once; the first hides nothing."""
+
+    def __init__(self, inputs: PromptInputs, shape: Sequence[int]) -> None:
+        self._inputs, self._shape = inputs, tuple(shape)
+        self._rows: dict[bytes, int] = {}
+        self._patterns: list[Tensor] = []
+
+    def add(self, found: Candidates, name: str, settings: ValidateSettings) -> list[int]:
+        """Rows of one set's draws."""
+        own = settings.hide_in == "own_layers"
+        draws = range(len(found.tokens[name]))
+        return [self._row(evidence.hidden_pattern(found, name, draw, own)) for draw in draws]
+
+    def patterns(self) -> Tensor:
+        """bool (sets, N) or (sets, L, N) over prompt positions."""
+        vision = torch.stack([torch.zeros_like(self._patterns[0]), *self._patterns])
+        places = self._inputs.layout.vision_positions()
+        made = torch.zeros(*vision.shape[:-1], self._inputs.layout.length, dtype=torch.bool)
+        made[..., places] = vision
+        return made
+
+    def _row(self, pattern: Tensor) -> int:
+        key = pattern.numpy().tobytes()
+        if key not in self._rows:
+            self._patterns.append(pattern)
+            self._rows[key] = len(self._patterns)
+        return self._rows[key]
+
+
+def _answer(task: _Task, sample: Sample, inputs: PromptInputs) -> tuple[tuple[int, ...], bool]:
+    """The answer's token ids without the one that ends it, and whether the model gave it."""
+    handle, most = task.handle, task.settings.answer_tokens
+    if sample.answer and task.settings.answers == "given":
+        ids = answer_tokens(handle, sample.answer, most)
+        if not ids:
+            raise ValueError(f"The answer of {sample.id} has no token.")
+        return ids, False
+    short = GenerationSettings(max_new_tokens=most, layers=(0,), reduce_heads=True)
+    trace = generate(handle, inputs, short, stop=task.stop)
+    if trace.finish == "stopped":
+        raise _Interrupted
+    ends = end_tokens(handle)
+    ids = tuple(token.id for token in trace.tokens if token.id not in ends)
+    if not ids:
+        raise ValueError(f"The model's own answer to {sample.id} is empty.")
+    return ids, True
+
+
+def _orders(sample: Sample, tokens: int, settings: ValidateSettings) -> Tensor:
+    """int64 (draws, V): random orders of the vision tokens, by seed and sample alone."""
+    mixed = int(sample.fingerprint()[:12], 16) ^ settings.seed
+    generator = torch.Generator().manual_seed(mixed)
+    return torch.stack(
+        [torch.randperm(tokens, generator=generator) for _ in range(settings.random_draws)]
+    )
+
+
+def _attention_of_flagged(reading: Reading, tau: float) -> Tensor:
+    """float64 (L,): share of the image's attention that flagged tokens hold."""
+    return (reading.attention.double() * (reading.phi > tau)).sum(1)
+
+
+def _random_lift(reading: Reading, pattern: Tensor) -> float | None:
+    """Lift of as many tokens a layer, picked by random dimensions; mean over draws."""
+    picked = [evidence.as_many_by_score(score, pattern) for score in reading.random_phi]
+    lifts = [lift for one in picked if (lift := evidence.lift(reading, one)) is not None]
+    return sum(lifts) / len(lifts) if lifts else None
+
+
+def _layers(settings: ValidateSettings, count: int) -> tuple[int, ...]:
+    """The layers whose flags count."""
+    if settings.layers is None:
+        return tuple(range(min(FIRST_LAYER, count - 1), count))
+    if max(settings.layers) >= count:
+        raise ValueError(
+            f"layers is {settings.layers}; allowed: layers of the model, 0 to {count - 1}."
+        )
+    return tuple(sorted(settings.layers))
+
+
+def _refusal(seen: Sequence[Sample], total: int) -> str:
+    first = ", ".join(sample.id for sample in seen[:3]) + (", ..." if len(seen) > 3 else "")
+    return (
+        f"{len(seen)} of the {total} samples were used in finding the profile ({first}), so they "
+        "would confirm what they were picked by; give other samples, or set "
+        "allow_finding_samples."
+    )
