@@ -11,21 +11,28 @@ from gradio.processing_utils import save_bytes_to_cache
 from config import Settings
 from web.events import generating, stopping
 from web.example import Example
+from web.forecast import Forecaster
 from web.form import Form, build_form
 from web.handlers import Handlers
 from web.inspector import drawn, empty_value, run_value
-from web.model_events import following, loading
-from web.picker import MODELS, build_picker
-from web.slot import ModelSlot
+from web.model_events import following, forecasting, load_forecasting, loading
+from web.picker import MODELS, PARAMETERS, build_picker
 from web.store import Run
+
+# Of a forecast: beside the queue, one at a time, and of a burst of changes the last one counts.
+QUIET: dict[str, Any] = {
+    "api_visibility": "private",
+    "queue": False,
+    "show_progress": "hidden",
+    "trigger_mode": "always_last",
+}
 
 
 def build_explore(
     page: gr.Blocks,
     status: gr.HTML,
-    settings: Settings,
     handlers: Handlers,
-    slot: ModelSlot,
+    forecaster: Forecaster,
     first: Run | None,
     offered: list[Example],
 ) -> None:
@@ -34,12 +41,12 @@ def build_explore(
     Args:
         page: whose opening asks for the model's state.
         status: the line about the model, above all tabs.
-        settings: of this start.
         handlers: what the controls call; learns which component shows runs.
-        slot: what loads models.
+        forecaster: what says before a run what it will take.
         first: the run on screen at first.
         offered: example pictures.
     """
+    settings, slot = handlers.settings, handlers.slot
     with gr.Row(elem_id="desk"):
         with gr.Column(elem_id="ask", min_width=260):
             form = build_form(settings.generation, offered)
@@ -48,20 +55,49 @@ def build_explore(
             inspector = _inspector(handlers, first)
     _connect_runs(form, inspector, handlers, settings)
     _connect_shelf(form, offered)
-    told = [status, form.compare, form.note, form.tau]
+    ahead = _connect_forecast(form, forecaster)
+    offers = [model for _, model in MODELS]
+    told = [status, form.compare, form.note, form.tau, picker.ahead]
     free: dict[str, Any] = {
         "concurrency_id": "status",
         "concurrency_limit": None,
         "show_progress": "hidden",
     }
-    picker.load.click(
-        loading(slot, settings, [model for _, model in MODELS]),
+    loaded = picker.load.click(
+        loading(slot, settings, offers),
         list(picker.controls),
         told,
         api_name="load_model",
         **free,
     )
-    page.load(following(slot), None, told, api_name="model_state", **free)
+    there = page.load(following(slot), None, told, api_name="model_state", **free)
+    for event in (loaded, there):
+        event.then(*ahead, **QUIET)
+    gr.on(
+        [picker.opened.expand, *(control.change for control in picker.controls)],
+        load_forecasting(slot, settings, offers, PARAMETERS),
+        list(picker.controls),
+        picker.ahead,
+        **QUIET,
+    )
+
+
+def _connect_forecast(form: Form, forecaster: Forecaster) -> tuple[Any, list[Any], gr.HTML]:
+    """Keep the line under Generate true; the call that does so."""
+    read = [form.image, form.prompt, form.compare, form.same_text, form.tokens]
+    call = (forecasting(forecaster), read, form.ahead)
+    gr.on(
+        [
+            form.image.change,
+            form.prompt.blur,
+            form.compare.change,
+            form.same_text.change,
+            form.tokens.change,
+        ],
+        *call,
+        **QUIET,
+    )
+    return call
 
 
 def _inspector(handlers: Handlers, first: Run | None) -> gr.HTML:

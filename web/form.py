@@ -21,6 +21,7 @@ class Form:
 
     Attributes:
         controls: in the order of the arguments of `generate` (`web.events.generating`).
+        ahead: what the run will take, said before it.
         note: the sentence about the model's sink dimensions.
     """
 
@@ -31,7 +32,9 @@ class Form:
     compare: gr.Checkbox
     go: gr.Button
     stop: gr.Button
+    ahead: gr.HTML
     note: gr.Textbox
+    same_text: gr.Checkbox
     tau: gr.Slider
     tokens: gr.Slider
 
@@ -65,6 +68,7 @@ def build_form(generation: GenerationSettings, offered: list[Example]) -> Form:
     with gr.Row(elem_id="actions"):
         go = gr.Button("Generate", variant="primary", elem_id="generate", min_width=80)
         stop = gr.Button("Stop", interactive=False, elem_id="stop", min_width=60)
+    ahead = notice_line("ahead")
     note, var = _var_settings()
     generating = _generation_settings(generation)
     return Form(
@@ -75,10 +79,19 @@ def build_form(generation: GenerationSettings, offered: list[Example]) -> Form:
         compare=compare,
         go=go,
         stop=stop,
+        ahead=ahead,
         note=note,
+        same_text=var[0],
         tau=var[1],
         tokens=generating[0],
     )
+
+
+def notice_line(name: str) -> gr.HTML:
+    """A line that says what something will take (`web.forecast`); empty, it takes no room."""
+    line = drawn("notice", None)
+    line.elem_id, line.elem_classes = name, ["notice-line"]
+    return line
 
 
 def _var_settings() -> tuple[gr.Textbox, tuple[Any, ...]]:

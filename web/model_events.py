@@ -7,15 +7,19 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Iterator, Sequence
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import gradio as gr
 
 from config import ModelSettings, Settings
-from web.request import whole
+from web.forecast import Forecaster, notice, of_load
+from web.request import Request, whole
 from web.security import LOOPBACK
 from web.slot import ModelSlot, SlotState
+
+LONGEST_REVISION = 200
 
 
 def status_value(state: SlotState) -> dict[str, Any]:
@@ -31,6 +35,32 @@ def status_value(state: SlotState) -> dict[str, Any]:
     return {"phase": state.phase, "name": name, "message": message, "fraction": state.fraction}
 
 
+def forecasting(forecaster: Forecaster) -> Callable[..., Any]:
+    def ahead(
+        image: str | None, prompt: str, compare: bool, same_text: bool, max_new_tokens: float
+    ) -> Any:
+        """What a press of Generate will take."""
+        asked = Request(image, prompt, compare, same_text, max_new_tokens=max_new_tokens)
+        return forecaster.of_run(asked)
+
+    return ahead
+
+
+def load_forecasting(
+    slot: ModelSlot, settings: Settings, offered: Sequence[str], parameters: Mapping[str, int]
+) -> Callable[..., Any]:
+    def ahead(*asked: Any) -> Any:
+        """What a press of Load will take."""
+        if slot.state.phase == "loading":
+            return gr.skip()  # that line shows how far it is
+        try:
+            return of_load(model_wanted(settings, offered, *asked), parameters)
+        except ValueError as error:
+            return notice(str(error), "warn")
+
+    return ahead
+
+
 def following(slot: ModelSlot) -> Callable[..., Any]:
     def model_state() -> Iterator[tuple[Any, ...]]:
         """The loaded model, its progress while it loads."""
@@ -39,11 +69,20 @@ def following(slot: ModelSlot) -> Callable[..., Any]:
             yield (
                 status_value(state),
                 *([gr.skip()] * 3 if state.working else _var_controls(state)),
+                notice(f"{state.message} ({state.name})", "busy", state.fraction),
             )
             seen, state = slot.wait(seen, 30)
-        yield (status_value(state), *_var_controls(state))
+        yield (status_value(state), *_var_controls(state), _outcome(state))
 
     return model_state
+
+
+def _outcome(state: SlotState) -> Any:
+    """How a load ended, beside its button."""
+    if state.phase == "failed":
+        return notice(state.message, "warn")
+    handle = state.working
+    return notice("" if handle is None else f"{handle.info.id} is loaded.")
 
 
 def model_wanted(
@@ -54,10 +93,12 @@ def model_wanted(
     dtype: str | None,
     min_pixels: float | None,
     max_pixels: float | None,
+    revision: str | None = None,
 ) -> ModelSettings:
     """What Load asks for, over the model settings of the start.
 
-    `local_files_only` always stays; revision and sink profile where it is the start's model.
+    `local_files_only` always stays; the sink profile where it is the start's model, and there the
+    revision too, unless one is given (an empty one is the newest).
 
     Raises:
         ValueError: naming the setting, its value and what is allowed.
@@ -84,12 +125,32 @@ def model_wanted(
     return dataclasses.replace(
         start,
         model=name,
-        revision=start.revision if name == start.model else None,
+        revision=_revision(settings, revision, name),
         profile=start.profile if name == start.model else None,
         device=device or start.device,
         dtype=dtype or start.dtype,  # type: ignore[arg-type]
         **pixels,
     )
+
+
+def _revision(settings: Settings, given: str | None, name: str) -> str | None:
+    start = settings.model
+    own = start.revision if name == start.model else None
+    if given is None or (given := given.strip()) == (own or ""):
+        return own
+    # The hub's library makes a path of it.
+    usable = re.fullmatch(r"[\w./-]*", given) and ".." not in given
+    if not usable or len(given) > LONGEST_REVISION:
+        raise ValueError(
+            f"revision is {given[:80]!r}; allowed: nothing (the newest), a commit, tag or branch."
+        )
+    if given and settings.app.host not in LOOPBACK:
+        # A proposal to a repository is a revision too, and anybody can make one.
+        raise ValueError(
+            f"revision is {given!r}; on a server that other machines can reach, allowed: nothing, "
+            "or that of the start."
+        )
+    return given or None
 
 
 def loading(slot: ModelSlot, settings: Settings, offered: Sequence[str]) -> Callable[..., Any]:
@@ -99,10 +160,12 @@ def loading(slot: ModelSlot, settings: Settings, offered: Sequence[str]) -> Call
         dtype: str | None = None,
         min_pixels: float | None = None,
         max_pixels: float | None = None,
+        revision: str | None = None,
     ) -> Iterator[tuple[Any, ...]]:
         """Load a model: `demo`, a hub id or a folder. The one before stays if this fails."""
         try:
-            wanted = model_wanted(settings, offered, model, device, dtype, min_pixels, max_pixels)
+            asked = (model, device, dtype, min_pixels, max_pixels, revision)
+            wanted = model_wanted(settings, offered, *asked)
         except ValueError as error:
             raise gr.Error(str(error), title="Not possible", print_exception=False) from error
         if not slot.load(wanted):

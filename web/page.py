@@ -6,15 +6,18 @@ launch(app)                     (web.launch) opens the address, then loads the m
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import gradio as gr
 
+from attention_extractor import Forecast
 from config import Settings
 from models.loading import ModelHandle
 from web.example import Example, load_example, read_examples
 from web.explore import build_explore
+from web.forecast import Forecaster, estimate_run
 from web.handlers import Engine, Handlers
 from web.inspector import drawn
 from web.model_events import status_value
@@ -37,6 +40,7 @@ def build_app(
     handle: ModelHandle | None = None,
     *,
     engine: Engine | None = None,
+    estimate: Callable[..., Forecast] = estimate_run,
     slot: ModelSlot | None = None,
     example: Run | None = None,
     examples: list[Example] | None = None,
@@ -47,6 +51,7 @@ def build_app(
         settings: of this start.
         handle: for tests and notebooks.
         engine: what computes runs.
+        estimate: what says before a run what it will take.
         slot: what loads models.
         example: the run on screen at first; None takes the one that ships with the project.
         examples: pictures to offer; None takes the bundled ones.
@@ -58,6 +63,7 @@ def build_app(
         Path(settings.app.cache_dir) / "runs", settings.app.store_megabytes * 1_000_000
     )
     handlers = Handlers(settings, slot, store, engine)
+    forecaster = Forecaster(settings, slot, estimate)
     first = example or load_example()
     if first is not None:
         store.put(first, keep_on_disk=False)
@@ -67,5 +73,5 @@ def build_app(
     ) as page:
         status = drawn("status", status_value(slot.state))
         with gr.Tabs(elem_id="tabs"), gr.Tab("Explore", id="explore", elem_id="explore"):
-            build_explore(page, status, settings, handlers, slot, first, offered)
+            build_explore(page, status, handlers, forecaster, first, offered)
     return App(page, handlers, slot, settings)

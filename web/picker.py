@@ -8,25 +8,40 @@ from typing import Any
 import gradio as gr
 
 from config import ModelSettings
+from web.form import notice_line
+from web.model_events import LONGEST_REVISION
 
 MODELS = (
     ("Bundled demo model", "demo"),
     ("Qwen2.5-VL 3B", "Qwen/Qwen2.5-VL-3B-Instruct"),
     ("Qwen2.5-VL 7B", "Qwen/Qwen2.5-VL-7B-Instruct"),
 )
+# Of the published checkpoints, for the forecast of one that is not on this machine yet.
+PARAMETERS = {
+    "Qwen/Qwen2.5-VL-3B-Instruct": 3_754_622_976,
+    "Qwen/Qwen2.5-VL-7B-Instruct": 8_292_166_656,
+}
 
 
 @dataclass(frozen=True)
 class Picker:
-    """What one press of Load reads; `controls` in the order of the arguments of `load_model`."""
+    """What one press of Load reads.
+
+    Attributes:
+        controls: in the order of the arguments of `load_model` (`web.model_events.loading`).
+        ahead: what the load will take, and how far it is.
+        opened: the fold around all of them.
+    """
 
     controls: tuple[Any, ...]
+    ahead: gr.HTML
     load: gr.Button
+    opened: gr.Accordion
 
 
 def build_picker(start: ModelSettings) -> Picker:
     """Lay the picker out in the column that is open."""
-    with gr.Accordion("Model", open=False, elem_id="model"):
+    with gr.Accordion("Model", open=False, elem_id="model") as opened:
         name = gr.Dropdown(
             list(MODELS),
             value=start.model,
@@ -35,23 +50,42 @@ def build_picker(start: ModelSettings) -> Picker:
             info="Choose, or type a hub id or a folder.",
             elem_id="model-name",
         )
-        device = gr.Dropdown(
-            ["auto", "cpu", "cuda", "mps"],
-            value=start.device,
-            allow_custom_value=True,
-            label="Device",
+        revision = gr.Textbox(
+            start.revision or "",
+            label="Revision",
+            info="Commit, tag or branch of a hub id.",
+            placeholder="the newest",
+            max_length=LONGEST_REVISION,
+            elem_id="revision",
         )
-        dtype = gr.Dropdown(
-            ["auto", "float32", "bfloat16", "float16"],
-            value=start.dtype,
-            label="Number type",
-        )
-        low = gr.Number(
-            start.min_pixels,
-            precision=0,
-            label="Smallest image, in pixels",
-            info="Area after resizing; 0 leaves it to the model.",
-        )
-        high = gr.Number(start.max_pixels, precision=0, label="Largest image, in pixels")
+        with gr.Row():
+            device = gr.Dropdown(
+                ["auto", "cpu", "cuda", "mps"],
+                value=start.device,
+                allow_custom_value=True,
+                label="Device",
+                min_width=90,
+            )
+            dtype = gr.Dropdown(
+                ["auto", "float32", "bfloat16", "float16"],
+                value=start.dtype,
+                label="Number type",
+                min_width=90,
+            )
+        with gr.Row():
+            low, high = (
+                gr.Number(
+                    value,
+                    precision=0,
+                    label=label,
+                    info="Pixels; 0: the model's own.",
+                    min_width=90,
+                )
+                for value, label in (
+                    (start.min_pixels or 0, "Smallest image"),
+                    (start.max_pixels or 0, "Largest image"),
+                )
+            )
+        ahead = notice_line("load-ahead")
         load = gr.Button("Load", elem_id="load")
-    return Picker((name, device, dtype, low, high), load)
+    return Picker((name, device, dtype, low, high, revision), ahead, load, opened)

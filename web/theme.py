@@ -48,6 +48,7 @@ def theme() -> gr.themes.Base:
         block_title_text_weight="500",
         input_background_fill="#ffffff",
         input_background_fill_dark="#1c2129",
+        input_border_width="1px",
         input_border_color="#c9d0d8",
         input_border_color_dark="#3a424e",
         color_accent="#2257c4",

@@ -42,7 +42,8 @@ class Site:
 
 def start_site(folder: Path, engine: ScriptedEngine, **options: Any) -> Site:
     page = AppSettings(port=free_port(), cache_dir=str(folder), store_megabytes=200, queue_size=2)
-    app = build_app(Settings(app=page), engine=engine.engine(), examples=[], **options)
+    scripted = {"engine": engine.engine(), "estimate": engine.estimate, "examples": []}
+    app = build_app(Settings(app=page), **{**scripted, **options})
     return Site(app, launch(app, wait=False), engine)
 
 

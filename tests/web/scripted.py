@@ -14,8 +14,9 @@ import threading
 from types import SimpleNamespace
 from typing import Any
 
-from attention_extractor import RunOutOfMemoryError
+from attention_extractor import Forecast, RunOutOfMemoryError
 from capture.trace import GenerationTrace
+from models.family import ImageGrid, PromptInputs, PromptLayout, Segment
 from models.profiles import SinkProfile
 from tests.web.synthetic import HOSTILE, WORDS, make_pair, make_trace
 from web.handlers import Engine
@@ -32,8 +33,10 @@ def fake_handle(profile: bool = True) -> Any:
     dims = SinkProfile("fake", "none", 64, 6, (3, 5), 6.0, "made up", "low") if profile else None
     info = SimpleNamespace(id="fake", device="cpu", dtype="float32", layers=6, heads=8)
 
-    def prepare(images: Any, prompt: str, **_: Any) -> Any:
-        return SimpleNamespace(images=images, prompt=prompt)
+    def prepare(images: Any, prompt: str, **_: Any) -> PromptInputs:
+        grid = ImageGrid(0, 1, 4, 6, 2, (56, 84), (56, 84))
+        layout = PromptLayout(9, (Segment("image", 0, 6, 0), Segment("user", 6, 9)), (grid,))
+        return PromptInputs({}, layout, tuple(images), prompt, (), ())
 
     return FakeHandle(info=info, profile=dims, prepare=prepare)
 
@@ -85,6 +88,16 @@ class ScriptedEngine:
         words = tuple(token.text for token in first.tokens)
         pair = make_pair(words, words, image=inputs.images[0], prompt=inputs.prompt)
         return SimpleNamespace(**pair, prefix=None)
+
+    @staticmethod
+    def estimate(handle: Any, inputs: Any, settings: Any, answers: int) -> Forecast:
+        """A thousand bytes and a tenth of a second a token; "heavy" does not fit."""
+        if inputs.prompt == "heavy":
+            raise ValueError("The run needs 9 GB where 1 GB is free. What helps: fewer new tokens.")
+        count = settings.max_new_tokens
+        layout = inputs.layout
+        sizes = (layout.length, layout.vision_tokens, count, 1000 * count, 0, 0)
+        return Forecast(*sizes, count / 10, None, None)
 
     def _run(self, inputs: Any, told: Any, stop: threading.Event) -> GenerationTrace:
         if inputs.prompt == "full":

@@ -118,5 +118,5 @@ def test_a_models_high_tau_widens_the_slider() -> None:
     handle.profile = SinkProfile("fake", "none", 16384, 6, (3, 5), 88.5, "made up", "low")
     slot = ModelSlot()
     slot.use(handle)
-    tau = list(following(slot)())[-1][-1]
+    tau = list(following(slot)())[-1][3]
     assert (tau["value"], tau["maximum"]) == (88.5, 89)

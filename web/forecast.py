@@ -1,0 +1,176 @@
+"""What a run or a load will take, as one quiet line of the page, said before it is started.
+
+Nothing here waits for the model: a forecast reads sizes, and costs a few matrix products.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from attention_extractor import Forecast, forecast
+from capture.forecast import available_memory, check_memory
+from config import GenerationSettings, ModelSettings, Settings
+from models.family import PromptInputs
+from models.footprint import Footprint, NotOnDiskError, footprint, where_and_how
+from models.images import open_image
+from models.loading import ModelHandle
+from models.source import may_ask_hub
+from web.request import Request
+from web.slot import ModelSlot
+
+KNOWN_PROMPTS = 32
+
+Notice = dict[str, Any]
+
+
+def notice(text: str = "", kind: str = "quiet", fraction: float | None = None) -> Notice:
+    """A line: `quiet`, `busy` (a fraction from 0 to 1) or `warn`; an empty one is not there."""
+    return {"kind": kind, "text": text, "fraction": fraction}
+
+
+def estimate_run(
+    handle: ModelHandle, inputs: PromptInputs, settings: GenerationSettings, answers: int
+) -> Forecast:
+    """The forecast of `answers` side by side; its figures are those of one.
+
+    Raises:
+        ValueError: they cannot fit; the text names what helps.
+    """
+    check_memory(handle, inputs, settings, answers)
+    return forecast(handle, inputs, settings)
+
+
+class Forecaster:
+    """Says what a run will take. Remembers the layout of the prompts it was asked about last."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        slot: ModelSlot,
+        estimate: Callable[..., Forecast] = estimate_run,
+    ) -> None:
+        self._settings = settings
+        self._slot = slot
+        self._estimate = estimate
+        self._layouts: OrderedDict[tuple[str, str], PromptInputs] = OrderedDict()
+        self._lock = threading.Lock()
+        slot.on_change(self._forget)
+
+    def of_run(self, request: Request) -> Notice:
+        """The line under Generate: empty where there is no image or no model yet."""
+        handle = self._slot.handle
+        if handle is None or not request.image or not (request.prompt or "").strip():
+            return notice()
+        try:
+            settings = request.settings(self._settings.generation)
+            inputs = self._inputs(handle, request.image, request.prompt)
+            answers = 2 if request.compare else 1
+            return notice(run_words(self._estimate(handle, inputs, settings, answers), answers))
+        except ValueError as error:
+            return notice(str(error), "warn")
+
+    def _inputs(self, handle: ModelHandle, image: str, prompt: str) -> PromptInputs:
+        """The prompt without its pixels: a forecast needs the layout alone."""
+        with self._lock:
+            known = self._layouts.get((image, prompt))
+        if known is not None:
+            return known
+        made = handle.prepare([open_image(image, self._settings.images)], prompt)
+        made = dataclasses.replace(made, tensors={}, images=())
+        with self._lock:
+            if handle is self._slot.handle:
+                self._layouts[image, prompt] = made
+            while len(self._layouts) > KNOWN_PROMPTS:
+                self._layouts.popitem(last=False)
+        return made
+
+    def _forget(self) -> None:
+        with self._lock:
+            self._layouts.clear()
+
+
+def run_words(found: Forecast, answers: int) -> str:
+    """`49 vision tokens · up to 1.2 MB of attention · about 0.3 s`."""
+    tokens = f"{found.vision_tokens} vision token{'' if found.vision_tokens == 1 else 's'}"
+    each = " an answer" if answers > 1 else ""
+    size = size_words(answers * found.payload_bytes)
+    return f"{tokens} · up to {size} of attention · about {seconds_words(found.seconds)}{each}"
+
+
+def of_load(settings: ModelSettings, parameters: Mapping[str, int]) -> Notice:
+    """The line above Load.
+
+    Args:
+        settings: of the load.
+        parameters: of the models that the page offers, for those that are not on this machine.
+    """
+    try:
+        return _fitting(footprint(settings), "")
+    except NotOnDiskError as error:
+        if not may_ask_hub(settings):
+            return notice(
+                f"{error} The hub may not be asked (local_files_only or HF_HUB_OFFLINE is set); "
+                "give the folder of a downloaded copy.",
+                "warn",
+            )
+        count = parameters.get(settings.model)
+        if count is None:
+            return notice("Not on this machine yet: Load fetches it from the hub first.")
+        place, dtype = where_and_how(settings)
+        kind = str(dtype).removeprefix("torch.")
+        fetched = f"Not on this machine yet: Load fetches {size_words(2 * count)} from the hub. "
+        return _fitting(Footprint(count, count * dtype.itemsize, kind, place), fetched)
+    except ValueError as error:
+        return notice(str(error), "warn")
+
+
+def _fitting(found: Footprint, before: str) -> Notice:
+    free = available_memory(found.device)
+    place = (
+        "the computer's memory" if found.device.type == "cpu" else f"the memory of {found.device}"
+    )
+    words = (
+        f"{before}{count_words(found.parameters)} parameters in {found.dtype}: "
+        f"{size_words(found.nbytes)} of {place}"
+    )
+    if free is None:
+        return notice(f"{words}.")
+    words += f", where {size_words(free)} are free."
+    if found.nbytes <= free:
+        return notice(words)
+    smaller = "bfloat16, " if found.dtype in ("float32", "float64") else ""
+    return notice(
+        f"{words} It does not fit: {smaller}a smaller model or another device helps.", "warn"
+    )
+
+
+def size_words(count: float) -> str:
+    """Bytes to two figures: `1.2 MB`, `15 GB`."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if count < 999.5 or unit == "GB":
+            break
+        count /= 1000
+    return f"{_two(count)} {unit}"
+
+
+def count_words(count: float) -> str:
+    """A number of parameters: `3.8 billion`, `5.6 million`."""
+    if count >= 999.5e6:
+        return f"{_two(count / 1e9)} billion"
+    return f"{_two(count / 1e6)} million" if count >= 999.5e3 else f"{count:,.0f}"
+
+
+def seconds_words(seconds: float) -> str:
+    """`0.3 s`, `12 s`, `4 min`."""
+    if seconds < 99.5:
+        return f"{max(seconds, 0.1):.1f} s" if seconds < 9.95 else f"{seconds:.0f} s"
+    minutes = seconds / 60
+    return f"{minutes:.0f} min" if minutes < 99.5 else f"{minutes / 60:.0f} h"
+
+
+def _two(value: float) -> str:
+    return f"{value:.1f}" if value < 9.95 else f"{value:.0f}"
