@@ -21,6 +21,7 @@ ORDER: tuple[tuple[str, ...], ...] = (
     ("capture",),
     ("attention_processor",),
     ("attention_extractor",),
+    ("drawing",),
     ("visualization", "sinks", "experiments"),
     ("evaluation",),
     ("web",),

@@ -1,0 +1,1 @@
+"""Pictures of maps and of runs; `visualization` has the public names."""

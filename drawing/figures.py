@@ -1,0 +1,159 @@
+"""One map as a figure with its numbers, all tokens as a sheet, and what every figure shares."""
+
+from __future__ import annotations
+
+import math
+import textwrap
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import Normalize
+from matplotlib.figure import Figure
+from matplotlib.font_manager import fontManager
+from PIL import Image
+
+from attention_processor import PatchMap
+from drawing.overlay import OverlayStyle, Pixels, how_scaled, overlay, pixels_of, refuse, scaling
+from utils import write_atomically
+
+SHEET_LIMIT = 96  # more small pictures than this on one sheet can no longer be read
+
+
+def figure(
+    image: Image.Image | Pixels,
+    patch_map: PatchMap,
+    style: OverlayStyle | None = None,
+    *,
+    token: str = "",
+    share: float | None = None,
+    note: str = "",
+) -> Figure:
+    """One overlay with all that is needed to read it: token, colour bar in numbers, and a caption.
+
+    Args:
+        image, patch_map, style: as for `overlay`.
+        token: text of the token that the map explains, for the title.
+        share: attention mass that the same rows put on this whole image, unscaled, from 0 to 1.
+        note: a last line, such as model and prompt.
+    """
+    style = style or OverlayStyle()
+    pixels = overlay(image, patch_map, style)
+    height, width = pixels.shape[:2]
+    wide = 8.0
+    tall = min(max(wide * 0.85 * height / width, 1.0), 24.0)
+    drawn = Figure(figsize=(wide, tall + 1.6), layout="constrained")
+    axes = drawn.add_subplot()
+    axes.imshow(pixels, interpolation="none" if max(height, width) < 500 else "antialiased")
+    axes.set_axis_off()
+    if token:
+        axes.set_title(visible(token), parse_math=False, family=fonts(), fontsize=16)
+    scale = scaling(patch_map.values, style)
+    places = np.linspace(0, 1, 5)
+    bar = drawn.colorbar(
+        ScalarMappable(Normalize(0, 1), style.colormap), ax=axes, fraction=0.05, pad=0.02
+    )
+    bar.set_ticks(places.tolist(), labels=[f"{scale.value(place):.3g}" for place in places])
+    bar.set_label(patch_map.unit)
+    lines = [patch_map.label, f"{how_scaled(style)}; normalisation: {patch_map.normalisation}"]
+    if share is not None:
+        lines.append(f"attention on this image: {share:.1%} of the whole row")
+    caption(drawn, [*lines, note], characters=96)
+    return drawn
+
+
+def contact_sheet(
+    image: Image.Image | Pixels,
+    maps: Sequence[PatchMap],
+    tokens: Sequence[str],
+    shares: Sequence[float],
+    style: OverlayStyle | None = None,
+    *,
+    title: str = "",
+    note: str = "",
+) -> Figure:
+    """A small overlay for each token of an answer, in reading order, under the answer itself.
+
+    Each picture has its own colour scale, since tokens differ in how much they look at the image at
+    all; that is the number beside the token (`shares`, attention mass from 0 to 1).
+
+    Raises:
+        ValueError: there is no map, or the three sequences differ in length.
+    """
+    if not maps or not len(maps) == len(tokens) == len(shares):
+        raise ValueError("A sheet needs at least one map, and a token and a share for each.")
+    style = style or OverlayStyle()
+    small = Image.fromarray(pixels_of(image))
+    small.thumbnail((360, 360))
+    count = min(len(maps), SHEET_LIMIT)
+    columns = min(count, 6)
+    rows = math.ceil(count / columns)
+    wide = 1.9
+    tall = min(max(wide * small.height / small.width, 0.4), 3 * wide)
+    heading = textwrap.wrap(_printable(title), 90)
+    size = (max(columns * wide, 7.0), rows * (tall + 0.35) + 0.24 * len(heading) + 1.0)
+    drawn = Figure(figsize=size, layout="constrained")
+    drawn.suptitle("\n".join(heading), fontsize=11, family=fonts(), parse_math=False)
+    grid = drawn.subplots(rows, columns, squeeze=False).ravel()
+    for axes in grid:
+        axes.set_axis_off()
+    for axes, patch_map, token, share in zip(grid, maps[:count], tokens, shares, strict=False):
+        axes.imshow(overlay(small, patch_map, style), interpolation="none")
+        label = f"{visible(token)}  {share:.0%}"
+        axes.set_title(label, parse_math=False, family=fonts(), fontsize=9)
+    lines = [
+        f"percentages: attention mass on this image. {how_scaled(style)}, each for itself.",
+        f"first {count} of {len(maps)} tokens" if len(maps) > count else "",
+        note,
+    ]
+    caption(drawn, lines, characters=110)
+    return drawn
+
+
+def save(picture: Figure | Pixels, path: Path) -> None:
+    """Write a figure (.png, .pdf or .svg) or pixels (.png), whole or not at all.
+
+    Raises ValueError for another ending, OSError where the file cannot be written.
+    """
+    kind = check_ending(path, figure=isinstance(picture, Figure))
+    if isinstance(picture, Figure):
+        # A date in the file would make two runs of one seed differ.
+        dates = {"pdf": {"CreationDate": None}, "svg": {"Date": None}}
+        options: dict[str, Any] = {"format": kind, "dpi": 160, "metadata": dates.get(kind)}
+        write_atomically(path, lambda file: picture.savefig(file, **options))
+    else:
+        write_atomically(path, lambda file: Image.fromarray(picture).save(file, kind))
+
+
+def check_ending(path: Path, *, figure: bool = True) -> str:
+    """The format that a path's ending names; ValueError if it is none that `save` writes."""
+    allowed = (".png", ".pdf", ".svg") if figure else (".png",)
+    if path.suffix.lower() not in allowed:
+        raise refuse("output", str(path), f"a file ending in {', '.join(allowed)}")
+    return path.suffix.lower()[1:]
+
+
+def visible(token: str) -> str:
+    """A token's text as a label: white space and control characters get a sign that can be seen."""
+    signs = {" ": "\u00b7", "\n": "\u23ce", "\t": "\u21e5", "": "\u2205"}
+    shown = _printable("".join(signs.get(c, c) for c in token))
+    return shown.removeprefix("\u00b7") or signs[token]
+
+
+def _printable(text: str) -> str:
+    return "".join(c if c.isprintable() or c.isspace() else "\ufffd" for c in text)
+
+
+def fonts() -> list[str]:
+    """Matplotlib's own font, then those on this machine that know the scripts it lacks."""
+    wider = "Noto Sans CJK SC, Noto Sans CJK JP, WenQuanYi Zen Hei, PingFang SC, Microsoft YaHei"
+    known = {font.name for font in fontManager.ttflist}
+    return ["DejaVu Sans", *(name for name in wider.split(", ") if name in known)]
+
+
+def caption(drawn: Figure, lines: Sequence[str], characters: int) -> None:
+    """Lines of small text under a figure, each wrapped to at most four."""
+    parts = [part for line in lines for part in textwrap.wrap(_printable(line), characters)[:4]]
+    drawn.supxlabel("\n".join(parts), fontsize=8, family=fonts(), parse_math=False)
