@@ -207,7 +207,7 @@ class _Masks:
 
 @contextmanager
 def _masked(handle: ModelHandle, masks: _Masks | None) -> Iterator[None]:
-    """Each decoder layer gets its own mask in place of the model's inside the `with`.
+    """Each decoder layer gets its own mask on top of the model's inside the `with`.
 
     On the layers and not through the model's `attention_mask`: positions are numbered from that.
     """
@@ -216,7 +216,8 @@ def _masked(handle: ModelHandle, masks: _Masks | None) -> Iterator[None]:
         def change(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
             states = args[0] if args else kwargs["hidden_states"]
             assert masks is not None
-            return args, {**kwargs, "attention_mask": masks.of(layer).to(states.device)}
+            mask = masks.of(layer).to(states.device)
+            return args, {**kwargs, "attention_mask": _both(mask, kwargs.get("attention_mask"))}
 
         return change
 
@@ -233,6 +234,15 @@ def _masked(handle: ModelHandle, masks: _Masks | None) -> Iterator[None]:
     finally:
         for hook in hooks:
             hook.remove()
+
+
+def _both(mask: Tensor, own: Tensor | None) -> Tensor:
+    """A bool mask, and what the model itself hides (a sliding window); causal is in both."""
+    if own is None:
+        return mask
+    if own.dtype == torch.bool:
+        return mask & own
+    return own.masked_fill(~mask, torch.finfo(own.dtype).min)
 
 
 def _prefix(handle: ModelHandle, told: ToldAnswer, stop: int) -> Any:

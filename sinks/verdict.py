@@ -82,20 +82,24 @@ def _judge(found: Evidence, settings: ValidateSettings) -> tuple[Word, str]:
         )
     lift = f"{found.lift.value:.1f} times [{found.lift.low:.1f}, {found.lift.high:.1f}]"
     drawn = f"A flagged token draws {lift} the attention of the average vision token"
+    own, beside = found.changes["sinks"], found.contrasts["random"]
+    hidden = f"hiding them changes the answer by {own} nats a token, {beside} against random tokens"
     if found.lift.high < settings.min_lift:
-        return "not sinks", f"{drawn}: these tokens do not hoard attention."
+        return "not sinks", f"{drawn}: these tokens do not hoard attention; {hidden}."
     if found.lift.low <= settings.min_lift:
         return "undecided", (
             f"{drawn}: whether that is more than {settings.min_lift:g} times remains open on so "
-            "many samples."
+            f"many samples; {hidden}."
         )
-    return _by_masking(found, settings, drawn)
+    return _by_masking(found, settings, drawn, hidden)
 
 
-def _by_masking(found: Evidence, settings: ValidateSettings, drawn: str) -> tuple[Word, str]:
+def _by_masking(
+    found: Evidence, settings: ValidateSettings, drawn: str, hidden: str
+) -> tuple[Word, str]:
+    """The verdict on tokens that do hoard attention."""
     own, beside = found.changes["sinks"], found.contrasts["random"]
     image, margin = found.changes["image"], settings.margin
-    hidden = f"hiding them changes the answer by {own} nats a token, {beside} against random tokens"
     if beside.high < -margin:
         return "not sinks", (
             f"{drawn}, but {hidden}: the answers need these tokens more than others, so they carry "
@@ -145,8 +149,8 @@ def warnings_of(
     settings, agreed, notes = made.settings, made.agreement, []
     if found_on_them:
         notes.append(
-            f"{found_on_them} of the samples were used in finding the profile, so this is no "
-            "evidence for it."
+            f"{found_on_them} of the samples {'was' if found_on_them == 1 else 'were'} used in "
+            "finding the profile, so this is no evidence for it."
         )
     elif not known:
         notes.append(
@@ -158,7 +162,8 @@ def warnings_of(
     if made.skipped:
         first = "; ".join(reason for _, reason in made.skipped[:3])
         more = f"; and {len(made.skipped) - 3} more" if len(made.skipped) > 3 else ""
-        notes.append(f"{_samples(len(made.skipped))} were skipped: {first}{more}")
+        verb = "was" if len(made.skipped) == 1 else "were"
+        notes.append(f"{_samples(len(made.skipped))} {verb} skipped: {first}{more}")
     crowded = [
         made.layers[i] for i in layers if made.layers[i].flagged_share > settings.max_flagged
     ]
