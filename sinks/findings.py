@@ -45,6 +45,7 @@ class LayerCandidate:
         contrast, contrast_interval: `sink` / `ordinary`.
         first: mean m on the first token of the prompt.
         text: mean over samples of the largest m on any other token outside the images.
+        prominence: mean of |x[d]| / median |x| on the sink tokens.
         consistency: share of all samples in which the thresholds hold.
         massive: share of the sink tokens on which this dimension is a massive activation after Sun
             et al. (|x[d]| >= 100 and >= 1000 times the token's median).
@@ -61,6 +62,7 @@ class LayerCandidate:
     contrast_interval: Interval
     first: float
     text: float
+    prominence: float
     consistency: float
     massive: float
     passes: bool
@@ -117,9 +119,10 @@ class Candidate:
         layer: the layer of that run in which its contrast is highest; of all layers, where there is
             no run.
         sink, sink_interval, ordinary, contrast, contrast_interval, first, text, consistency,
-            massive: as in `LayerCandidate`, in `layer`.
+            prominence, massive: as in `LayerCandidate`, in `layer`.
         on_first_token: whether it is massive on the first token as well.
-        stability: share of random halves of the samples in which it is found again.
+        stability: share of random halves of the samples in which it is found again; None with
+            fewer than 4 samples.
     """
 
     dim: int
@@ -135,10 +138,11 @@ class Candidate:
     contrast_interval: Interval
     first: float
     text: float
+    prominence: float
     consistency: float
     massive: float
     on_first_token: bool
-    stability: float
+    stability: float | None
 
 
 @dataclass(frozen=True)
@@ -201,6 +205,7 @@ class Findings:
         skipped, wanted: as in `SampleSet`.
         dims: the sink dimensions, the highest contrast first; empty where none was found.
         tau: the calibrated threshold on phi; None where none was found.
+        tau_gap: between which scores it is the middle.
         reason: one sentence: why these, or why none.
         notes: what a user has to know, each a sentence.
         min_magnitude: least m on sink tokens for this hidden size.
@@ -224,6 +229,7 @@ class Findings:
     wanted: int
     dims: tuple[int, ...]
     tau: float | None
+    tau_gap: tuple[float, float] | None
     reason: str
     notes: tuple[str, ...]
     min_magnitude: float

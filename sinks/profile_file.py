@@ -6,7 +6,6 @@ import json
 from dataclasses import fields
 from pathlib import Path
 
-from models.info import ModelInfo
 from models.profiles import SinkProfile
 from utils import write_atomically
 
@@ -25,28 +24,6 @@ def write_profile(path: Path, profile: SinkProfile) -> None:
 def findings_beside(profile: Path) -> Path:
     """Where the findings of a profile lie: `profile.toml` -> `profile.findings.json`."""
     return profile.with_name(f"{profile.stem}.findings.json")
-
-
-def check_fits(profile: SinkProfile, model: ModelInfo, *, same_model: bool = False) -> None:
-    """Refuse a profile for another model.
-
-    Args:
-        profile: the profile to be used.
-        model: the loaded model.
-        same_model: refuse other names as well, not only other families and sizes: dimensions are
-            often shared with a base model, so that may be meant.
-
-    Raises:
-        ValueError: it is for another family, hidden size or number of layers (or name).
-    """
-    theirs = (profile.family, profile.hidden_size, profile.layers)
-    ours = (model.family, model.hidden_size, model.layers)
-    if theirs != ours or (same_model and profile.model.lower() != model.id.lower()):
-        raise ValueError(
-            f"The sink profile is for {profile.model} ({profile.family}, hidden size "
-            f"{profile.hidden_size}, {profile.layers} layers); the model is {model.id} "
-            f"({model.family}, hidden size {model.hidden_size}, {model.layers} layers)."
-        )
 
 
 def _toml(value: object) -> str:

@@ -207,6 +207,7 @@ def _named_apart(found: Iterable[_Row | Sample]) -> dict[str, _Row | Sample]:
 
 
 def _from_folder(folder: Path, prompt: str) -> Iterator[_Row]:
+    folder = folder.absolute()  # a worker of a cluster may start elsewhere
     for path in sorted(folder.rglob("*")):
         if path.suffix.lower() in SUFFIXES and path.is_file() and not path.name.startswith("."):
             yield _Row(path.relative_to(folder).as_posix(), (path,), prompt)
@@ -236,7 +237,7 @@ def _from_jsonl(path: Path, prompt: str) -> Iterator[_Row]:
         named = f"{'+'.join(images)}#{sha256(asked.encode())[:8]}"
         yield _Row(
             str(values.get("id") or named),
-            tuple(path.parent / image for image in images),
+            tuple(path.absolute().parent / image for image in images),
             asked,
             _text(values, ANSWER_KEYS, where),
         )

@@ -43,8 +43,11 @@ class FindSettings:
         max_pixels: bound on the resized image's area, for finding alone; None: the model's own.
         min_share: a sink dimension reaches, on sink tokens, at least this share of sqrt(hidden
             size), the largest value that |x[d]| / rms(x) can take.
+        min_prominence: and at least this multiple of the median |x| over all dimensions of the
+            token. It tells an isolated massive activation from a feature of the image's content,
+            which in small models is large too, but among others that are nearly as large.
         min_contrast: and at least this multiple of its mean on ordinary vision tokens.
-        min_consistency: and both in at least this share of the samples.
+        min_consistency: and all three in at least this share of the samples.
         min_layers: in at least this many consecutive ones of the layers looked at.
         max_dims: at most so many dimensions are taken, those of the highest contrast.
         bootstrap: resamplings of the samples for each interval.
@@ -60,6 +63,7 @@ class FindSettings:
     layers: tuple[int, ...] | None = None
     max_pixels: int | None = None
     min_share: float = 0.2
+    min_prominence: float = 12.0
     min_contrast: float = 3.0
     min_consistency: float = 0.5
     min_layers: int = 2
@@ -81,6 +85,7 @@ class FindSettings:
         if self.max_pixels is not None:
             _integer("max_pixels", self.max_pixels, 1)
         _number("min_share", self.min_share, 0.01, 1.0)
+        _number("min_prominence", self.min_prominence, 0.0)
         _number("min_contrast", self.min_contrast, 1.0)
         _number("min_consistency", self.min_consistency, 0.01, 1.0)
         _integer("min_layers", self.min_layers, 1)

@@ -1,0 +1,288 @@
+"""What one sample says about sinks: one plain forward pass, reduced layer by layer as it passes.
+
+1. `measure` prepares the samples, pads them on the left to one batch, and runs the model once with
+   a plan whose observer sees the residual stream at each layer's input and whose keeper sees the
+   layer's rotated queries and keys.
+2. In each layer, and for each sample by itself (its own positions alone, so that the batch cannot
+   matter): attention received by each key (`sinks.received`), the vision tokens that stand out by
+   it, and m = |x[d]| / rms(x) averaged over these, over the ordinary ones, at the first token and
+   over the text; for each vision token its rms and its 16 largest m.
+3. The layer's tensors are let go. What is left is a `SampleStats`: a pure function of the model,
+   the sample and the settings in `sinks.settings.MEASURING`.
+
+With the 16 largest m of each token, phi for any few dimensions is known afterwards wherever it
+matters, so that dimensions and tau come out of the same single pass.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from models.attention import ForwardPlan, running
+from models.family import PromptInputs, PromptLayout
+from models.loading import ModelHandle
+from redistribution.sinks import EPSILON
+from sinks.received import block_bytes, choose, first_query_of, received
+from sinks.samples import Sample
+from sinks.settings import FindSettings
+from sinks.stats import TOP, SampleStats
+
+# A massive activation after Sun et al. (arXiv 2402.17762), see redistribution.sinks.
+MASSIVE, MASSIVE_RATIO = 100.0, 1000.0
+
+
+@dataclass(frozen=True)
+class Unusable:
+    """A sample that cannot be prepared, and why."""
+
+    id: str
+    reason: str
+
+
+def measure(
+    handle: ModelHandle, samples: Sequence[Sample], settings: FindSettings
+) -> list[SampleStats | Unusable]:
+    """Pass samples through the model once and reduce what is seen of each.
+
+    Args:
+        handle: the model; its lock is taken.
+        samples: one batch.
+        settings: how tokens are chosen, and in which layers.
+
+    Returns:
+        One result a sample, in their order: statistics, or why there are none.
+
+    Raises:
+        ValueError: `layers` does not fit the model, or the model's attention has a sliding window
+            shorter than the prompt.
+        torch.OutOfMemoryError: the batch does not fit.
+    """
+    results: list[SampleStats | Unusable] = []
+    usable: list[tuple[Sample, PromptInputs]] = []
+    for sample in samples:
+        try:
+            prompt = handle.prepare(
+                sample.open_images(), sample.prompt, max_pixels=settings.max_pixels
+            )
+        except ValueError as error:  # of the image or the prompt: named, and told to the user
+            results.append(Unusable(sample.id, str(error)))
+        else:
+            usable.append((sample, prompt))
+    if usable:
+        results += _forward(handle, usable, settings)
+    place = {sample.id: index for index, sample in enumerate(samples)}
+    return sorted(results, key=lambda result: place[result.id])
+
+
+def _forward(
+    handle: ModelHandle, usable: Sequence[tuple[Sample, PromptInputs]], settings: FindSettings
+) -> list[SampleStats]:
+    prompts = [prompt for _, prompt in usable]
+    layers = settings.looked_at(handle.info.layers)
+    tensors, length = _batch(prompts)
+    _check_window(handle, length)
+    reducers = [_Reducer(prompt.layout, handle.info.hidden_size, settings) for prompt in prompts]
+    watcher = _Watcher(reducers, frozenset(layers), length)
+    plan = ForwardPlan(None, None, length, watcher, batch=len(usable), keeper=watcher)
+    with handle.lock, running(handle.stack, plan), torch.no_grad():
+        given = {name: tensor.to(handle.device) for name, tensor in tensors.items()}
+        handle.model(**given, use_cache=False, logits_to_keep=1)
+    return [
+        SampleStats(
+            id=sample.id,
+            fingerprint=sample.fingerprint(),
+            images=sample.digests,
+            layers=layers,
+            grids=tuple((grid.rows, grid.columns) for grid in prompt.layout.grids),
+            **reducer.finish(),
+        )
+        for (sample, prompt), reducer in zip(usable, reducers, strict=True)
+    ]
+
+
+class _Watcher:
+    """Observer and keeper of one forward pass: hands each sample its part of each layer."""
+
+    def __init__(self, reducers: list[_Reducer], layers: frozenset[int], length: int) -> None:
+        self._reducers, self._layers, self._length = reducers, layers, length
+        self._hidden: Tensor | None = None
+
+    def observe(self, layer: int, hidden: Tensor, start: int) -> None:
+        """See `models.attention.StreamObserver`. The layer itself still holds this tensor."""
+        self._hidden = hidden if layer in self._layers else None
+
+    def keep(
+        self, layer: int, query: Tensor, key: Tensor, scale: float, first_position: int
+    ) -> None:
+        """See `models.attention.QueryKeeper`."""
+        hidden, self._hidden = self._hidden, None
+        if hidden is None:
+            return
+        for row, reducer in enumerate(self._reducers):
+            pad = self._length - reducer.length
+            reducer.reduce(layer, hidden[row, pad:], query[row, :, pad:], key[row, :, pad:], scale)
+
+
+class _Reducer:
+    """Statistics of one sample, layer by layer, on the layer's own device until they are asked for:
+    a GPU never waits for them."""
+
+    def __init__(self, layout: PromptLayout, hidden_size: int, settings: FindSettings) -> None:
+        self.length = layout.length
+        self._settings, self._hidden_size = settings, hidden_size
+        self._spans = [(grid.start, grid.stop) for grid in layout.grids]
+        self._text = _gaps(self._spans, layout.length)
+        self._layers: dict[int, dict[str, Tensor]] = {}
+
+    def finish(self) -> dict[str, Any]:
+        """All statistics with the layers as first axis, on the CPU."""
+        layers = [self._layers[layer] for layer in sorted(self._layers)]
+        return {name: torch.stack([layer[name].cpu() for layer in layers]) for name in layers[0]}
+
+    def _begin(self, device: torch.device) -> dict[str, Tensor]:
+        hidden_size, kept = self._hidden_size, min(TOP, self._hidden_size)
+        vision = sum(stop - start for start, stop in self._spans)
+
+        def zeros(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
+            return torch.zeros(*shape, dtype=dtype, device=device)
+
+        return {
+            "sink": zeros(hidden_size),
+            "prominence": zeros(hidden_size),
+            "ordinary": zeros(hidden_size),
+            "ordinary_square": zeros(hidden_size),
+            "ordinary_max": zeros(hidden_size),
+            "first": zeros(hidden_size),
+            "text_max": zeros(hidden_size),
+            "massive": zeros(hidden_size, dtype=torch.int32),
+            "received": zeros(vision),
+            "ratio": zeros(vision),
+            "group": zeros(vision, dtype=torch.uint8),
+            "rms": zeros(vision),
+            "top_dims": zeros(vision, kept, dtype=torch.int32),
+            "top_values": zeros(vision, kept),
+        }
+
+    def reduce(self, layer: int, hidden: Tensor, query: Tensor, key: Tensor, scale: float) -> None:
+        """`hidden` (N, D), `query` (H, N, Dh), `key` (Hkv, N, Dh) of the sample's own positions."""
+        into = self._layers[layer] = self._begin(hidden.device)
+        scores = self._scores(hidden, query, key, scale)
+        chosen = choose(
+            scores,
+            tuple(stop - start for start, stop in self._spans),
+            self._settings.top_percent,
+            self._settings.min_ratio,
+        )
+        into["received"].copy_(scores)
+        into["ratio"].copy_(chosen.ratio)
+        into["group"].copy_(chosen.ordinary.to(torch.uint8) + 2 * chosen.sinks.to(torch.uint8))
+        ordinary = chosen.ordinary.to(torch.float32)
+        self._vision(hidden, ordinary, ordinary / ordinary.sum().clamp(min=1), into)
+        self._sinks(hidden, chosen.top, chosen.sinks, into)
+        into["first"].copy_(_relative(hidden[:1])[0][0])
+        for low, high in self._text:
+            for part in _blocks(hidden, low, high):
+                into["text_max"].copy_(torch.maximum(into["text_max"], _relative(part)[0].amax(0)))
+
+    def _scores(self, hidden: Tensor, query: Tensor, key: Tensor, scale: float) -> Tensor:
+        """float32 (V,): what tokens are chosen by."""
+        if self._settings.tokens_by == "norm":
+            parts = [
+                torch.linalg.vector_norm(part.to(torch.float32), dim=-1)
+                for low, high in self._spans
+                for part in _blocks(hidden, low, high)
+            ]
+            return torch.cat(parts)
+        first = first_query_of(self._settings.tokens_by, self.length, self._spans[-1][1])
+        everywhere = received(query, key, scale, first)
+        return torch.cat([everywhere[low:high] for low, high in self._spans])
+
+    def _vision(
+        self, hidden: Tensor, ordinary: Tensor, weights: Tensor, into: dict[str, Tensor]
+    ) -> None:
+        """All vision tokens: their own figures, and sums over the ordinary ones."""
+        kept, before = into["top_values"].shape[-1], 0
+        for low, high in self._spans:
+            for part in _blocks(hidden, low, high):
+                here = slice(before, before + len(part))
+                m, rms = _relative(part)
+                into["rms"][here] = rms
+                values, dims = m.topk(kept, dim=-1)
+                into["top_values"][here], into["top_dims"][here] = values, dims.to(torch.int32)
+                into["ordinary"].add_(weights[here] @ m)
+                m.mul_(ordinary[here, None])
+                into["ordinary_max"].copy_(torch.maximum(into["ordinary_max"], m.amax(0)))
+                into["ordinary_square"].add_(weights[here] @ m.square_())
+                before += len(part)
+
+    def _sinks(self, hidden: Tensor, top: Tensor, sinks: Tensor, into: dict[str, Tensor]) -> None:
+        """The tokens that stand out; gathered, for they are few."""
+        spans = [torch.arange(low, high, device=hidden.device) for low, high in self._spans]
+        positions = torch.cat(spans)[top]
+        counted = sinks[top].to(torch.float32)
+        weights = counted / counted.sum().clamp(min=1)
+        for low, high in _steps(hidden, 0, len(positions)):
+            part = hidden[positions[low:high]]
+            into["sink"].add_(weights[low:high] @ _relative(part)[0])
+            size = part.to(torch.float32).abs()
+            median = size.median(-1, keepdim=True).values
+            massive = (size >= MASSIVE) & (size >= MASSIVE_RATIO * median)
+            prominent = size / median.clamp(min=EPSILON)
+            into["prominence"].add_(weights[low:high] @ prominent)
+            into["massive"].add_((massive & sinks[top][low:high, None]).sum(0, dtype=torch.int32))
+
+
+def _relative(hidden: Tensor) -> tuple[Tensor, Tensor]:
+    """m float32 (n, D) = |x[d]| / rms(x), and rms (n,), of hidden (n, D) in any floating dtype."""
+    states = hidden.to(torch.float32)
+    square = torch.linalg.vector_norm(states, dim=-1).square() / states.shape[-1]
+    rms = (square + EPSILON).sqrt()
+    return states.abs().div_(rms[:, None]), rms
+
+
+def _steps(hidden: Tensor, low: int, high: int) -> list[tuple[int, int]]:
+    """Stretches of [low, high) whose float32 copy is small."""
+    size = max(1, block_bytes(hidden.device) // 2 // (hidden.shape[-1] * 4))
+    return [(start, min(start + size, high)) for start in range(low, high, size)]
+
+
+def _blocks(hidden: Tensor, low: int, high: int) -> list[Tensor]:
+    return [hidden[start:stop] for start, stop in _steps(hidden, low, high)]
+
+
+def _gaps(spans: Sequence[tuple[int, int]], length: int) -> list[tuple[int, int]]:
+    """Positions outside the spans, but the first of the prompt."""
+    edges = [1, *(edge for span in spans for edge in span), length]
+    pairs = zip(edges[::2], edges[1::2], strict=True)
+    return [(low, high) for low, high in pairs if low < high]
+
+
+def _batch(prompts: Sequence[PromptInputs]) -> tuple[dict[str, Tensor], int]:
+    """The tensors of all prompts as one batch, padded on the left, and its length."""
+    length = max(prompt.layout.length for prompt in prompts)
+    made: dict[str, Any] = {}
+    for name in prompts[0].tensors:
+        parts = [prompt.tensors[name] for prompt in prompts]
+        if all(
+            part.ndim == 2 and part.shape == (1, prompt.layout.length)
+            for part, prompt in zip(parts, prompts, strict=True)
+        ):  # one value a position; 0 in the attention mask is padding
+            parts = [torch.nn.functional.pad(part, (length - part.shape[1], 0)) for part in parts]
+        made[name] = torch.cat(parts)
+    return made, length
+
+
+def _check_window(handle: ModelHandle, length: int) -> None:
+    text = handle.model.config.get_text_config()
+    window = getattr(text, "sliding_window", None)
+    slides = "sliding_attention" in (getattr(text, "layer_types", None) or ())
+    if slides and window and length > window:
+        raise ValueError(
+            f"The prompt has {length} tokens, but some layers of {handle.info.id} see the last "
+            f"{window} alone; make the images smaller (max_pixels)."
+        )
