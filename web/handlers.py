@@ -32,7 +32,7 @@ from web.inspector import cached, error_value, queued_value, run_value, stream_v
 from web.pairs import find_run
 from web.payload import build_token_maps, pack, token_delta
 from web.request import Request
-from web.slot import Line, ModelSlot
+from web.slot import Line, ModelSlot, why_no_model
 from web.standalone import build_standalone
 from web.store import Run, RunStore, new_id
 
@@ -151,7 +151,7 @@ class Handlers:
                 return
             handle = self.slot.handle
             if handle is None:
-                raise ValueError(self._why_no_model())
+                raise ValueError(why_no_model(self.slot.state))
             var = request.var(handle)
             inputs, prefix = self._last.prepare(handle, image, request.prompt)
             variants = ("baseline", "var") if var else ("baseline",)
@@ -167,14 +167,6 @@ class Handlers:
             finally:
                 stop.set()
                 worker.join()  # the next in line must find the model free
-
-    def _why_no_model(self) -> str:
-        state = self.slot.state
-        if state.phase == "loading":
-            return f"The model is still loading ({state.message.lower()}). Try again in a moment."
-        if state.phase == "failed":
-            return f"There is no model: {state.message}"
-        return "No model is loaded. Choose one under Model and press Load."
 
     def _work(
         self,

@@ -104,6 +104,15 @@ class ModelSlot:
             self.use(handle)
 
 
+def why_no_model(state: SlotState) -> str:
+    """What to say to somebody who starts a run while no model is there."""
+    if state.phase == "loading":
+        return f"The model is still loading ({state.message.lower()}). Try again in a moment."
+    if state.phase == "failed":
+        return f"There is no model: {state.message}"
+    return "No model is loaded. Choose one under Model and press Load."
+
+
 class LineIsFullError(ValueError):
     """Too many runs are waiting."""
 
