@@ -1,0 +1,123 @@
+"""The evidence can tell sinks from tokens that carry the answer: the bundled model, drawn scenes.
+
+Each scene has one object and the question is what it is, so the tokens on it ARE the answer. A
+profile of dimensions that are large on objects must fail where the model's own passes.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+import torch
+from PIL import Image
+
+from demo.questions import questions
+from demo.scenes import Scene, scene
+from models.attention import ForwardPlan
+from models.loading import ModelHandle, load_model
+from redistribution.sinks import FIRST_LAYER
+from sinks.masking import answer_tokens, hidden_log_probabilities, read_answer
+from sinks.samples import Sample
+from sinks.validate import validate
+from sinks.validate_settings import ValidateSettings
+
+pytestmark = pytest.mark.slow
+SETTINGS = ValidateSettings(
+    random_draws=2, dims_draws=2, min_samples=10, sweep_samples=2, taus=(5.0,), bootstrap=500
+)
+
+
+@pytest.fixture(scope="module")
+def handle() -> ModelHandle:
+    return load_model("demo", device="cpu", dtype="float32")
+
+
+@pytest.fixture(scope="module")
+def drawn() -> list[tuple[Scene, Sample]]:
+    made = []
+    for number in range(12):
+        picture = scene((11, number), 168, 168, min_objects=1, max_objects=1, background="texture")
+        asked = questions(picture, ["what"])[0]
+        images = (Image.fromarray(picture.image),)
+        made.append((picture, Sample(f"{number:02}", images, asked.prompt, asked.answer)))
+    return made
+
+
+def test_hiding_objects_hurts_and_hiding_sinks_does_not(
+    handle: ModelHandle, drawn: list[tuple[Scene, Sample]]
+) -> None:
+    profile = handle.profile
+    assert profile is not None
+    samples = [one for _, one in drawn]
+    own = validate(handle, profile, samples, SETTINGS, found_on=())
+    changes = {one.name: one.change for one in own.hidden}
+    assert own.verdict.word == "confirmed", own.verdict.text
+    assert changes["sinks"].low > -SETTINGS.margin
+    assert changes["image"].high < -1.0
+
+    dim, tau = _object_dimension(handle, drawn[:4])
+    decoy = dataclasses.replace(profile, dims=(dim,), tau=tau)
+    made = validate(handle, decoy, samples[4:], dataclasses.replace(SETTINGS, min_samples=8))
+    assert made.verdict.word == "not sinks", made.verdict.text
+    assert made.contrasts["random"].high < -0.5
+    assert next(one for one in made.hidden if one.name == "sinks").change.value < -1.0
+
+
+@pytest.mark.parametrize("from_queries", ["later", "after_image"])
+def test_tokens_on_the_object_are_the_answer(
+    handle: ModelHandle, drawn: list[tuple[Scene, Sample]], from_queries: str
+) -> None:
+    """Straight from the drawing, no dimension involved."""
+    found = []
+    for picture, one in drawn[:6]:
+        inputs = handle.prepare(one.open_images(), one.prompt)
+        vision = inputs.layout.vision_positions()
+        on = _on_object(picture, inputs.layout.grids[0].boxes())
+        others = (~on).nonzero()[:, 0]
+        order = torch.randperm(len(others), generator=torch.Generator().manual_seed(0))
+        hidden = torch.zeros(3, inputs.layout.length, dtype=torch.bool)
+        hidden[1, vision[on]] = True
+        hidden[2, vision[others[order[: int(on.sum())]]]] = True
+        assert one.answer is not None
+        told = read_answer(handle, inputs, answer_tokens(handle, one.answer, 24))
+        logs = hidden_log_probabilities(
+            handle,
+            told,
+            hidden,
+            from_queries=from_queries,  # type: ignore[arg-type]
+        )
+        found.append((logs - logs[0]).mean(1))
+    _, objects, random = torch.stack(found).mean(0).tolist()
+    assert objects < -1.0 and objects < 10 * random - 1.0
+
+
+def _on_object(picture: Scene, boxes: object) -> torch.Tensor:
+    """bool (V,): more than a tenth of the cell is object."""
+    cells = [[int(edge) for edge in box] for box in boxes]  # type: ignore[attr-defined]
+    shares = [(picture.owner[y0:y1, x0:x1] > 0).mean() for x0, y0, x1, y1 in cells]
+    return torch.tensor([share > 0.1 for share in shares])
+
+
+def _object_dimension(handle: ModelHandle, drawn: list[tuple[Scene, Sample]]) -> tuple[int, float]:
+    """The dimension of the highest contrast of objects against background, and a tau between."""
+    sums = torch.zeros(2, handle.info.hidden_size)
+
+    class Watch:
+        def observe(self, layer: int, hidden: torch.Tensor, start: int) -> None:
+            if layer >= FIRST_LAYER:
+                states = hidden[0].float()[vision]
+                size = states.abs() * torch.rsqrt(states.pow(2).mean(-1, keepdim=True))
+                sums.add_(torch.stack([size[on].mean(0), size[~on].mean(0)]))
+
+    for picture, one in drawn:
+        inputs = handle.prepare(one.open_images(), one.prompt)
+        vision = inputs.layout.vision_positions()
+        on = _on_object(picture, inputs.layout.grids[0].boxes())
+        assert one.answer is not None
+        answer = answer_tokens(handle, one.answer, 24)
+        read_answer(handle, inputs, answer, ForwardPlan(None, None, inputs.layout.length, Watch()))
+    inside, outside = sums / (len(drawn) * (handle.info.layers - FIRST_LAYER))
+    contrast = torch.where(inside > 2.0, inside / outside, torch.zeros(()))
+    dim = int(contrast.argmax())
+    return dim, float((inside[dim] + outside[dim]) / 2)
