@@ -33,16 +33,21 @@ def generating(handlers: Handlers) -> Callable[..., Any]:
         top_k: float = 0,
         repetition_penalty: float = 1.0,
         seed: float = 0,
+        dims: str = "",
+        dims_of: str = "",
         request: gr.Request = None,  # type: ignore[assignment]
     ) -> Iterator[tuple[Any, Any, Any]]:
         """Answer a prompt about an image and keep the attention behind each token.
 
         Yields what the inspector shows: queued, streaming, then ready (with the address of the
-        run's numbers), stopped or error. With `compare`, VAR is run beside the plain model.
+        run's numbers), stopped or error. With `compare`, VAR is run beside the plain model, with
+        the sink dimensions `dims` (such as "17, 101") if they are given, else those of the model's
+        profile; `dims_of` is the model that they were found on, and another one is refused.
         """
         asked = Request(
             image, prompt, compare, same_text, tau, keep, max_sink_share, min_image_mass, layers,
             dialect, control, max_new_tokens, temperature, top_p, top_k, repetition_penalty, seed,
+            dims, dims_of,
         )  # fmt: skip
         busy = False
         for value in handlers.generate(asked, request.session_hash or ""):

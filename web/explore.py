@@ -15,8 +15,15 @@ from web.forecast import Forecaster
 from web.form import Form, build_form
 from web.handlers import Handlers
 from web.inspector import drawn, empty_value, run_value
-from web.model_events import following, forecasting, load_forecasting, loading
+from web.model_events import (
+    choosing_dims,
+    following,
+    forecasting,
+    load_forecasting,
+    loading,
+)
 from web.picker import MODELS, PARAMETERS, build_picker
+from web.slot import ModelSlot
 from web.store import Run
 
 # Of a forecast: beside the queue, one at a time, and of a burst of changes the last one counts.
@@ -35,8 +42,8 @@ def build_explore(
     forecaster: Forecaster,
     first: Run | None,
     offered: list[Example],
-) -> None:
-    """Lay the tab out where the page is open, and connect it.
+) -> Form:
+    """Lay the tab out where the page is open, and connect it; the form it has.
 
     Args:
         page: whose opening asks for the model's state.
@@ -73,6 +80,7 @@ def build_explore(
     there = page.load(following(slot), None, told, api_name="model_state", **free)
     for event in (loaded, there):
         event.then(*ahead, **QUIET)
+    _connect_dims(form, slot, loaded)
     gr.on(
         [picker.opened.expand, *(control.change for control in picker.controls)],
         load_forecasting(slot, settings, offers, PARAMETERS),
@@ -80,6 +88,20 @@ def build_explore(
         picker.ahead,
         **QUIET,
     )
+    return form
+
+
+def _connect_dims(form: Form, slot: ModelSlot, loaded: Any) -> None:
+    """This browser's own sink dimensions, and the two ways back to the model's."""
+    form.dims.change(
+        choosing_dims(slot),
+        [form.dims, form.dims_of],
+        [form.compare, form.note, form.tau, form.own],
+        **QUIET,
+    )
+    form.own.click(lambda: ("", ""), None, [form.dims, form.dims_of], **QUIET)
+    # Dimensions of one model mean nothing in another.
+    loaded.success(lambda: ("", ""), None, [form.dims, form.dims_of], **QUIET)
 
 
 def _connect_forecast(form: Form, forecaster: Forecaster) -> tuple[Any, list[Any], gr.HTML]:

@@ -23,6 +23,9 @@ class Form:
         controls: in the order of the arguments of `generate` (`web.events.generating`).
         ahead: what the run will take, said before it.
         note: the sentence about the model's sink dimensions.
+        dims, dims_of: sink dimensions of this browser alone, in the place of the model's, and the
+            model that they were found on.
+        own: goes back to the model's; there only while others are used.
     """
 
     controls: tuple[Component, ...]
@@ -37,6 +40,9 @@ class Form:
     same_text: gr.Checkbox
     tau: gr.Slider
     tokens: gr.Slider
+    dims: gr.Textbox
+    dims_of: gr.Textbox
+    own: gr.Button
 
 
 def build_form(generation: GenerationSettings, offered: list[Example]) -> Form:
@@ -69,10 +75,10 @@ def build_form(generation: GenerationSettings, offered: list[Example]) -> Form:
         go = gr.Button("Generate", variant="primary", elem_id="generate", min_width=80)
         stop = gr.Button("Stop", interactive=False, elem_id="stop", min_width=60)
     ahead = notice_line("ahead")
-    note, var = _var_settings()
+    note, var, (dims, dims_of, own) = _var_settings()
     generating = _generation_settings(generation)
     return Form(
-        controls=(image, prompt, compare, *var, *generating),
+        controls=(image, prompt, compare, *var, *generating, dims, dims_of),
         image=image,
         prompt=prompt,
         shelf=shelf,
@@ -84,6 +90,9 @@ def build_form(generation: GenerationSettings, offered: list[Example]) -> Form:
         same_text=var[0],
         tau=var[1],
         tokens=generating[0],
+        dims=dims,
+        dims_of=dims_of,
+        own=own,
     )
 
 
@@ -94,7 +103,7 @@ def notice_line(name: str) -> gr.HTML:
     return line
 
 
-def _var_settings() -> tuple[gr.Textbox, tuple[Any, ...]]:
+def _var_settings() -> tuple[gr.Textbox, tuple[Any, ...], tuple[Any, ...]]:
     var = VARSettings(dims=(0,))
     with gr.Accordion("VAR settings", open=False, elem_id="var-settings"):
         note = gr.Textbox(
@@ -105,6 +114,16 @@ def _var_settings() -> tuple[gr.Textbox, tuple[Any, ...]]:
             max_lines=8,
             elem_id="var-note",
         )
+        dims = gr.Textbox(
+            "",
+            label="Sink dimensions",
+            placeholder="those of the model's profile",
+            info="Of this browser alone; the Sinks tab can find them.",
+            max_length=200,
+            elem_id="sink-dims",
+        )
+        dims_of = gr.Textbox("", visible=False)
+        own = gr.Button("Back to the model's own", size="sm", visible=False, elem_id="own-dims")
         same_text = gr.Checkbox(
             False,
             label="Same text",
@@ -156,7 +175,8 @@ def _var_settings() -> tuple[gr.Textbox, tuple[Any, ...]]:
             label="Control",
             info="random: as many random patches are treated as the sinks.",
         )
-    return note, (same_text, tau, keep, share, mass, layers, dialect, control)
+    settings = (same_text, tau, keep, share, mass, layers, dialect, control)
+    return note, settings, (dims, dims_of, own)
 
 
 def _generation_settings(start: GenerationSettings) -> tuple[Any, ...]:

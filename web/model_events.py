@@ -15,7 +15,7 @@ import gradio as gr
 
 from config import ModelSettings, Settings
 from web.forecast import Forecaster, notice, of_load
-from web.request import Request, whole
+from web.request import Request, parse_indices, whole
 from web.security import LOOPBACK
 from web.slot import ModelSlot, SlotState
 
@@ -179,6 +179,24 @@ def loading(slot: ModelSlot, settings: Settings, offered: Sequence[str]) -> Call
     return load_model
 
 
+def choosing_dims(slot: ModelSlot) -> Callable[..., Any]:
+    def sink_dims(dims: str, dims_of: str) -> tuple[Any, ...]:
+        """Compare with VAR, its sentence, tau and the way back, for this browser's dimensions."""
+        if not (dims or "").strip():
+            return *_var_controls(slot.state), gr.update(visible=False)
+        try:
+            own = parse_indices("Sink dimensions", dims)
+        except ValueError as error:
+            return gr.skip(), str(error), gr.skip(), gr.update(visible=True)
+        words = f"Sink dimensions {', '.join(map(str, own or ()))}, in this browser alone"
+        words += f": found on {dims_of}. " if dims_of else ". "
+        ready = gr.update(interactive=slot.handle is not None, info=None)
+        words += "Empty the box to go back to those of the model's profile."
+        return ready, words, gr.skip(), gr.update(visible=True)
+
+    return sink_dims
+
+
 def _var_controls(state: SlotState) -> tuple[Any, Any, Any]:
     """Compare with VAR, the sentence in its settings, and tau, as the loaded model allows."""
     handle = state.working
@@ -186,8 +204,8 @@ def _var_controls(state: SlotState) -> tuple[Any, Any, Any]:
         return gr.update(interactive=False, value=False), "No model is loaded yet.", gr.skip()
     if handle.profile is None:
         words = (
-            "The sink dimensions of this model are not known, so VAR cannot run. They can be given "
-            "in a file sink_profile.toml in the model's folder (docs/method.md)."
+            "The sink dimensions of this model are not known, so VAR cannot run. The Sinks tab can "
+            "find them, or give them in sink_profile.toml in the model's folder (docs/method.md)."
         )
         return gr.update(interactive=False, value=False, info=words), words, gr.skip()
     profile = handle.profile

@@ -34,6 +34,8 @@ class Request:
     top_k: float = 0
     repetition_penalty: float = 1.0
     seed: float = 0
+    dims: str = ""
+    dims_of: str = ""
 
     def settings(self, start: GenerationSettings | None = None) -> GenerationSettings:
         """What the controls say, over the start's settings, which alone say what is captured."""
@@ -50,14 +52,8 @@ class Request:
     def var(self, handle: ModelHandle) -> VARSettings | None:
         if not self.compare:
             return None
-        if handle.profile is None:
-            raise ValueError(
-                "VAR needs the sink dimensions of a model, and none are known for "
-                f"{handle.info.id}; give them in a file sink_profile.toml in its folder, or switch "
-                "off Compare with VAR."
-            )
         return VARSettings(
-            dims=handle.profile.dims,
+            dims=self.sink_dims(handle),
             tau=self.tau,
             keep=self.keep,
             max_sink_share=self.max_sink_share,
@@ -67,6 +63,29 @@ class Request:
             control=self.control,  # type: ignore[arg-type]
             seed=whole("seed", self.seed),
         )
+
+    def sink_dims(self, handle: ModelHandle) -> tuple[int, ...]:
+        """The sink dimensions of this request: its own, else those of the model's profile.
+
+        Raises:
+            ValueError: there are none, or the request's own are another model's.
+        """
+        own = parse_indices("sink dimensions", self.dims)
+        if own is not None:
+            if self.dims_of and self.dims_of != handle.info.id:
+                raise ValueError(
+                    f"The sink dimensions in the VAR settings were found on {self.dims_of}, but "
+                    f"{handle.info.id} is loaded; empty that box, or find this model's own in the "
+                    "Sinks tab."
+                )
+            return own
+        if handle.profile is None:
+            raise ValueError(
+                "VAR needs the sink dimensions of a model, and none are known for "
+                f"{handle.info.id}; find them in the Sinks tab, give them in a file "
+                "sink_profile.toml in its folder, or switch off Compare with VAR."
+            )
+        return handle.profile.dims
 
 
 def parse_indices(setting: str, text: str | None) -> tuple[int, ...] | None:
