@@ -23,7 +23,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, get_args
@@ -117,6 +117,7 @@ def hidden_log_probabilities(
     *,
     from_queries: FromQueries = "later",
     batch_tokens: int = BATCH_TOKENS,
+    between: Callable[[], None] | None = None,
 ) -> Tensor:
     """Log-probability of each answer token while tokens of the prompt are hidden.
 
@@ -132,6 +133,7 @@ def hidden_log_probabilities(
         from_queries: `later`: no query behind a hidden token sees it. `after_image`: only queries
             behind the last image do not.
         batch_tokens: at most so many tokens pass through at once (always at least one row).
+        between: called before each batch; what it raises ends the work.
 
     Returns:
         float32 (B, T) on the CPU, nats. With no token hidden in any row no mask is used at all, and
@@ -165,6 +167,8 @@ def hidden_log_probabilities(
     rows = math.ceil(len(hidden) / math.ceil(len(hidden) / most))
     parts = []
     for low in range(0, len(hidden), rows):
+        if between is not None:
+            between()
         sets = hidden[low : low + rows]
         padded = sets.new_zeros((rows, *sets.shape[1:]))
         padded[: len(sets)] = sets

@@ -161,6 +161,11 @@ class _Task:
     taus: tuple[float, ...]
     stop: threading.Event | None
 
+    def go_on(self) -> None:
+        """Raises `_Interrupted` once stop is set."""
+        if self.stop is not None and self.stop.is_set():
+            raise _Interrupted
+
 
 class _Interrupted(Exception):  # noqa: N818  (no error: the user asked for it)
     """Stop was set in the middle of a sample."""
@@ -192,14 +197,13 @@ def _one(task: _Task, sample: Sample, sweeps: bool) -> Record:
             }
             for one in swept
         ]
-        if task.stop is not None and task.stop.is_set():
-            raise _Interrupted
         logs = hidden_log_probabilities(
             handle,
             told,
             wanted.patterns(),
             from_queries=settings.from_queries,
             batch_tokens=settings.batch_tokens,
+            between=task.go_on,
         )
     changes = (logs - logs[0]).double().mean(1)  # nats a token; row 0 hides nothing
 

@@ -125,9 +125,10 @@ def _by_masking(
             f"{drawn}; {hidden}: no more than random tokens, but whether the answers need them at "
             "all remains open on so many samples."
         )
+    missed = "hardly need them" if own.low > -margin else "need them less than random tokens"
     return "confirmed", (
         f"{drawn}, and {hidden}, while hiding the whole image changes it by {image.value:+.3f}: "
-        "they hoard attention and the answers hardly need them."
+        f"they hoard attention and the answers {missed}."
     )
 
 

@@ -282,3 +282,22 @@ def test_stop(handle: ModelHandle, profile: SinkProfile) -> None:
     assert not handle.lock.locked()
     with pytest.raises(Stopped):  # while the model's own answer is being generated
         validate(handle, profile, [sample(0, answer=None)], FAST, stop=stop)
+
+
+def test_stop_between_batches(handle: ModelHandle, profile: SinkProfile) -> None:
+    class Third(threading.Event):
+        """Set from the third look on: before the second batch of the first sample."""
+
+        looks = 0
+
+        def is_set(self) -> bool:
+            self.looks += 1
+            return self.looks >= 3
+
+    one_by_one = dataclasses.replace(FAST, batch_tokens=1)
+    stop = Third()
+    with pytest.raises(Stopped):
+        validate(handle, profile, [sample(5)], one_by_one, stop=stop)
+    assert stop.looks == 3
+    assert not handle.lock.locked()
+    assert all(not layer._forward_pre_hooks for layer in handle.stack.layers)

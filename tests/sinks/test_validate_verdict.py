@@ -52,7 +52,7 @@ def found(
         (found(own=about(-0.5), beside=about(0.0)), "attention only", "no more than random"),
         (found(own=about(-0.04, 0.1), beside=about(0.0)), "undecided", "at all remains open"),
         # needed, but clearly less than random tokens
-        (found(own=about(-0.5), beside=about(0.3)), "confirmed", "+0.300"),
+        (found(own=about(-0.5), beside=about(0.3)), "confirmed", "need them less than random"),
         # the answers ignore the image: nothing can be learned from hiding
         (found(image=0.0), "attention only", "hiding the whole image"),
     ],
