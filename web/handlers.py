@@ -101,16 +101,16 @@ class Handlers:
             yield from self._generate(request, run_id, stop)
         except ValueError as error:
             yield error_value(run_id, str(error))
-            raise gr.Error(str(error), title="Not possible", print_exception=False) from error
+            raise _said(str(error), "Not possible") from error
         except attention_extractor.RunOutOfMemoryError as error:
             yield error_value(run_id, str(error))
-            raise gr.Error(str(error), title="Out of memory", print_exception=False) from error
+            raise _said(str(error), "Out of memory") from error
         except gr.Error:
             raise
         except Exception as error:
             log.exception("a run failed")
             yield error_value(run_id, UNFORESEEN)
-            raise gr.Error(UNFORESEEN, print_exception=False) from error
+            raise _said(UNFORESEEN, "Error") from error
         finally:
             stop.set()
             with self._lock:
@@ -335,6 +335,11 @@ class Handlers:
 
 
 EXPIRED = "This run is no longer on the server. Press Generate to make it again."
+
+
+def _said(words: str, title: str) -> gr.Error:
+    """For callers of the API; on the page the inspector has said it."""
+    return gr.Error(words, title=title, visible=False, print_exception=False)
 
 
 def _field(ask: Any, name: str) -> Any:

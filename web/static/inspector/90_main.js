@@ -74,6 +74,12 @@ function complain(text) {
   const alert = $(".alert");
   alert.hidden = !text;
   alert.textContent = text || "";
+  if (text) bringIntoView(alert);
+}
+
+// Below the form on a phone, and above what one was looking at: what is new must be seen.
+function bringIntoView(part) {
+  if (served) part.scrollIntoView({ block: "nearest" });
 }
 
 function setPhase(phase, words, facts) {
@@ -85,6 +91,7 @@ function setPhase(phase, words, facts) {
 function showQueued(value) {
   pending = value.run;
   complain("");
+  bringIntoView($(".line"));
   const words = value.position > 0
     ? `Waiting: ${value.position} ${value.position === 1 ? "run" : "runs"} before yours` : value.message || "Starting";
   setPhase("queued", words, []);
