@@ -85,7 +85,7 @@ def _forward(
     prompts = [prompt for _, prompt in usable]
     layers = settings.looked_at(handle.info.layers)
     tensors, length = _batch(prompts)
-    _check_window(handle, length)
+    check_window(handle, length)
     reducers = [_Reducer(prompt.layout, handle.info.hidden_size, settings) for prompt in prompts]
     watcher = _Watcher(reducers, frozenset(layers), length)
     plan = ForwardPlan(None, None, length, watcher, batch=len(usable), keeper=watcher)
@@ -277,7 +277,13 @@ def _batch(prompts: Sequence[PromptInputs]) -> tuple[dict[str, Tensor], int]:
     return made, length
 
 
-def _check_window(handle: ModelHandle, length: int) -> None:
+def check_window(handle: ModelHandle, length: int) -> None:
+    """Refuse a prompt that is longer than a sliding window of the model's attention: received
+    attention would be divided by queries that cannot see the key.
+
+    Raises:
+        ValueError: naming length and window.
+    """
     text = handle.model.config.get_text_config()
     window = getattr(text, "sliding_window", None)
     slides = "sliding_attention" in (getattr(text, "layer_types", None) or ())

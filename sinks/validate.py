@@ -36,6 +36,7 @@ from sinks import evidence
 from sinks.evidence import Candidates, Reading
 from sinks.findings import Findings, UsedSample
 from sinks.masking import answer_tokens, hidden_log_probabilities, read_answer
+from sinks.measure import check_window
 from sinks.progress import Progress, Stopped
 from sinks.readout import PromptReader
 from sinks.samples import Sample, SampleSet
@@ -175,6 +176,7 @@ def _one(task: _Task, sample: Sample, sweeps: bool) -> Record:
     """Everything about one sample."""
     handle, settings = task.handle, task.settings
     inputs = handle.prepare(sample.open_images(), sample.prompt, max_pixels=settings.max_pixels)
+    check_window(handle, inputs.layout.length)
     answer, own = _answer(task, sample, inputs)
     reader = PromptReader(
         inputs.layout, task.profile, task.random_dims, task.taus, settings, handle.info.layers
