@@ -93,7 +93,7 @@ def calibrate(histogram: Histograms, rows: Sequence[int]) -> Calibration:
     sinks = flagged_shares(histogram.sinks[list(rows)].sum(0))
     ordinary = flagged_shares(histogram.ordinary[list(rows)].sum(0))
     gain = sinks - ordinary
-    best = int(gain.argmax())
+    best = max(1, int(gain.argmax()))
     low = int((gain[1 : best + 1] >= gain[best] - LOSS).to(torch.int8).argmax()) + 1
     # the last edge that at least three quarters of the sinks above `low` are above
     high = max(low, int((sinks >= (1 - QUARTILE) * sinks[low]).sum()) - 1)

@@ -46,14 +46,11 @@ def decide(total: Totals, values: Tracked, settings: FindSettings, magnitude: fl
     """Apply the thresholds to the tracked dimensions."""
     columns = list(values.dims)
     draws = resamplings(total.samples, settings.bootstrap, settings.seed)
-    edges = torch.tensor(
-        [(1 - settings.confidence) / 2, (1 + settings.confidence) / 2], dtype=torch.float64
-    )
     sink_ends, contrast_ends = [], []
     for layer in range(len(total.layers)):  # one layer at a time: (bootstrap, C) is small
         sink, ordinary = _means(values, draws, layer)
-        sink_ends.append(torch.quantile(sink, edges, dim=0))
-        contrast_ends.append(torch.quantile(ratio_of(sink, ordinary), edges, dim=0))
+        sink_ends.append(_ends(sink, settings.confidence))
+        contrast_ends.append(_ends(ratio_of(sink, ordinary), settings.confidence))
     sink_low, sink_high = torch.stack(sink_ends, 1)
     contrast_low, contrast_high = torch.stack(contrast_ends, 1)
     passes = (
@@ -104,6 +101,14 @@ def runs(passes: list[bool]) -> list[tuple[int, int]]:
 
 def _at(passes: list[bool], index: int) -> bool:
     return 0 <= index < len(passes) and passes[index]
+
+
+def _ends(drawn: Tensor, confidence: float) -> Tensor:
+    """float64 (2, C): the interval's ends, of (draws, C)."""
+    if not drawn.shape[1]:  # no dimension was worth a bootstrap
+        return drawn[:2]
+    edges = torch.tensor([(1 - confidence) / 2, (1 + confidence) / 2], dtype=torch.float64)
+    return torch.quantile(drawn, edges, dim=0)
 
 
 def _means(values: Tracked, weights: Tensor, layer: int) -> tuple[Tensor, Tensor]:

@@ -132,7 +132,7 @@ def conclude(
     decision = decide(total, values, settings, magnitude)
     first = first_token_passes(total, settings, magnitude)
     overall = describe_overall(total, values, decision, first, settings, magnitude)
-    dims = tuple(c.dim for c in overall if c.kind == "sink")[: settings.max_dims]
+    dims = tuple(sorted([c.dim for c in overall if c.kind == "sink"][: settings.max_dims]))
     own_rows = [
         row
         for row in range(len(total.layers))

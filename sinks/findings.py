@@ -203,7 +203,7 @@ class Findings:
         settings: how.
         samples: on what, sorted by id.
         skipped, wanted: as in `SampleSet`.
-        dims: the sink dimensions, the highest contrast first; empty where none was found.
+        dims: the sink dimensions, rising; empty where none was found.
         tau: the calibrated threshold on phi; None where none was found.
         tau_gap: between which scores it is the middle.
         reason: one sentence: why these, or why none.
