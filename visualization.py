@@ -8,6 +8,7 @@ figure (`view_figure`), as an animation over the tokens (`animate`) and as a tab
 
 from __future__ import annotations
 
+from drawing.animation import animate, animation_steps
 from drawing.figures import caption, check_ending, contact_sheet, figure, fonts, save, visible
 from drawing.overlay import (
     Colormap,
@@ -19,7 +20,9 @@ from drawing.overlay import (
     overlay,
     scaling,
 )
+from drawing.table import write_shares
 from drawing.view import View
+from drawing.view_figure import view_figure
 
 __all__ = [
     "Colormap",
@@ -28,6 +31,8 @@ __all__ = [
     "Scale",
     "Scaling",
     "View",
+    "animate",
+    "animation_steps",
     "caption",
     "check_ending",
     "contact_sheet",
@@ -37,5 +42,7 @@ __all__ = [
     "overlay",
     "save",
     "scaling",
+    "view_figure",
     "visible",
+    "write_shares",
 ]

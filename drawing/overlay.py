@@ -200,16 +200,23 @@ def difference_overlay(
     """
     photo = pixels_of(image)
     x_edges, y_edges = _edges(difference, photo.shape[1], photo.shape[0])
-    unit = np.zeros_like(difference.values)
+    unit = np.zeros_like(difference.values, dtype=np.float32)
     if top > 0:
-        unit = np.clip(difference.values / top, -1, 1)
+        unit = np.clip(difference.values / np.float32(top), -1, 1)
     place = _sample(
         unit, _sampling(y_edges, photo.shape[0], False), _sampling(x_edges, photo.shape[1], False)
     )
-    colour = matplotlib.colormaps[DIVERGING]((place + 1) / 2)[..., :3] * 255
-    alpha = opacity * np.abs(place)[..., None]
+    colours = matplotlib.colormaps[DIVERGING](np.linspace(0, 1, 511))[:, :3].astype(np.float32)
+    colour = 255 * colours[np.rint((place + 1) * 255).astype(np.intp)]
+    alpha = np.float32(opacity) * np.abs(place)[..., None]
     result = np.rint(photo * (1 - alpha) + colour * alpha).astype(np.uint8)
     return _mark(result, sinks, x_edges, y_edges) if len(sinks) else result
+
+
+def mark_cells(pixels: Pixels, patch_map: PatchMap, cells: Sequence[int]) -> Pixels:
+    """Boxed x on cells of an image that lies under no map; a copy, if there is a cell."""
+    edges = _edges(patch_map, pixels.shape[1], pixels.shape[0])
+    return _mark(pixels, cells, *edges) if len(cells) else pixels
 
 
 def _weight(place: Values, style: OverlayStyle) -> Values:
@@ -288,7 +295,7 @@ def _mark(pixels: Pixels, cells: Sequence[int], x_edges: Edges, y_edges: Edges) 
         y0, y1 = y_edges[row], y_edges[row + 1]
         inset = min(x1 - x0, y1 - y0) / 8
         box = (x0 + inset, y0 + inset, x1 - inset, y1 - inset)
-        thin = max(1, round(inset / 2))
+        thin = max(1, round(min(inset / 2, picture.width / 270)))
         for colour, stroke in (("black", thin + 2), ("white", thin)):
             draw.rectangle(box, outline=colour, width=stroke)
             draw.line((box[0], box[1], box[2], box[3]), fill=colour, width=stroke)

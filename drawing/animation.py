@@ -1,0 +1,121 @@
+"""An animation over the tokens of an answer: a frame for each token, or for a window of them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+
+from capture.trace import GenerationTrace
+from drawing.encoders import encoder
+from drawing.frames import Frames, panel_width
+from drawing.overlay import refuse
+from drawing.panels import Painter
+from drawing.view import View
+from drawing.view_figure import sides_of
+
+WIDTHS = (320, 1920)
+MOST_FRAMES = 2000
+SECONDS = (0.05, 10.0)
+
+
+def animate(
+    traces: GenerationTrace | Mapping[str, GenerationTrace],
+    path: Path,
+    view: View | None = None,
+    *,
+    first: int = 0,
+    last: int | None = None,
+    window: int = 1,
+    seconds: float = 0.4,
+    width: int | None = None,
+    idle: bool = False,
+    on_frame: Callable[[int, int], object] | None = None,
+) -> None:
+    """Write a GIF or an MP4 in which the map moves from token to token.
+
+    Under the picture are the answer, with the token marked, the raw shares, and what the colours
+    mean. One frame is in memory at a time.
+
+    Args:
+        traces: a run, or up to two by their labels, left to right.
+        path: ending in .gif or .mp4.
+        view: which part and how; by default `View()`.
+        first, last: which tokens, both included, from 0; all without them.
+        window: each frame shows the mean over so many tokens; the window moves by one token.
+        seconds: that a frame is shown.
+        width: of a frame in pixels; by default 400 for each panel and 160.
+        idle: the second side was to change something and changed nothing.
+        on_frame: called with the number of frames that are done, and of all.
+
+    Raises:
+        ValueError: naming the setting, its value and what is allowed.
+        OSError: the file cannot be written.
+    """
+    steps = animation_steps(
+        traces, path, view, first=first, last=last, window=window, seconds=seconds, width=width,
+        idle=idle,
+    )  # fmt: skip
+    for done, count in steps:
+        if on_frame is not None:
+            on_frame(done, count)
+
+
+def animation_steps(
+    traces: GenerationTrace | Mapping[str, GenerationTrace],
+    path: Path,
+    view: View | None = None,
+    *,
+    first: int = 0,
+    last: int | None = None,
+    window: int = 1,
+    seconds: float = 0.4,
+    width: int | None = None,
+    idle: bool = False,
+) -> Iterator[tuple[int, int]]:
+    """`animate` in steps: gives (frames done, all frames) after each frame.
+
+    Closed before its end, it leaves no file behind. Arguments and errors are those of `animate`;
+    errors of settings come with the first step.
+    """
+    view = view or View()
+    longest = max(
+        len(t.tokens)
+        for t in ([traces] if isinstance(traces, GenerationTrace) else traces.values())
+    )
+    if not longest:
+        raise ValueError("The answer is empty, so there is nothing to animate.")
+    last = longest - 1 if last is None else last
+    if not 0 <= first <= last < longest:
+        raise refuse("tokens", f"{first} to {last}", f"0 to {longest - 1}, rising")
+    if not 1 <= window <= last - first + 1:
+        raise refuse("window", window, f"1 to {last - first + 1}, the number of tokens")
+    if not (math.isfinite(seconds) and SECONDS[0] <= seconds <= SECONDS[1]):
+        raise refuse("seconds", seconds, f"{SECONDS[0]:g} to {SECONDS[1]:g} for each frame")
+    count = last - first + 2 - window
+    if count > MOST_FRAMES:
+        raise ValueError(
+            f"The animation would have {count} frames; allowed: at most {MOST_FRAMES}. Choose "
+            "fewer tokens."
+        )
+    sides = sides_of(traces)
+    panels = len(sides) + int(view.difference)
+    width = width or min(400 * panels + 160, 1360)
+    if not WIDTHS[0] <= width <= WIDTHS[1]:
+        raise refuse("width", width, f"{WIDTHS[0]} to {WIDTHS[1]} pixels")
+    width -= width % 2  # video has no odd sizes
+    frames = Frames(Painter(sides, view, panel_width(width, panels), idle=idle), width)
+    if frames.height > 2 * WIDTHS[1]:
+        raise ValueError(
+            f"A frame would be {frames.width} × {frames.height} pixels, because the image is very "
+            "tall; choose a smaller width."
+        )
+    samples = [frames.swatch()]
+    if path.suffix.lower() == ".gif":
+        places = sorted({k * (count - 1) // 3 for k in range(4)})
+        samples += [frames.frame(range(first + k, first + k + window)) for k in places]
+    with encoder(path, frames.width, frames.height, seconds, samples) as write:
+        for step in range(count):
+            start = first + step
+            write(frames.frame(range(start, start + window)))
+            yield step + 1, count

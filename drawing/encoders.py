@@ -1,0 +1,174 @@
+"""Frames to a GIF or an MP4, one at a time: no answer is too long for the memory.
+
+The GIF needs Pillow alone. The MP4 is H.264 by PyAV, which brings its own encoder and no system
+library, or else VP9 by OpenCV: browsers play both. OpenCV's wheel lacks H.264, and does not even
+import where the system lacks libGL, so that it is the second choice, and imported only here.
+"""
+
+from __future__ import annotations
+
+import importlib
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+from PIL.GifImagePlugin import getdata
+
+from drawing.overlay import Pixels, refuse
+
+Write = Callable[[Pixels], None]
+CLEAR = 255  # a GIF's transparent colour
+KINDS = (".gif", ".mp4")
+LEAST_RATE = 8  # frames a second of an MP4 at least: slower ones are not played well everywhere
+
+
+@contextmanager
+def encoder(
+    path: Path, width: int, height: int, seconds: float, samples: Sequence[Pixels]
+) -> Iterator[Write]:
+    """Opens an animation; call what it gives with one frame after the other.
+
+    The file appears whole when the block is left, and not at all if it is left by an error.
+
+    Args:
+        path: ending in .gif or .mp4.
+        width, height: of each frame, both even.
+        seconds: that each frame is shown.
+        samples: what a GIF's colours are chosen from: some frames, or anything with their colours.
+
+    Raises:
+        ValueError: another ending, or nothing on this machine can write an MP4; the text says why.
+        OSError: the file cannot be written.
+    """
+    kind = path.suffix.lower()
+    if kind not in KINDS:
+        raise refuse("output", str(path), f"a file ending in {' or '.join(KINDS)}")
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as folder:
+        part = Path(folder) / path.name
+        way = _gif if kind == ".gif" else _mp4
+        with way(part, width, height, seconds, samples) as write:
+            yield write
+        part.replace(path)
+
+
+# --- GIF ------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def _gif(
+    path: Path, width: int, height: int, seconds: float, samples: Sequence[Pixels]
+) -> Iterator[Write]:
+    """A looping GIF of 255 colours. A frame holds what has changed, the rest is transparent."""
+    palette = _palette(samples)
+    delay = max(2, round(seconds * 100))  # hundredths; browsers slow down what is faster
+    before: list[npt.NDArray[np.uint8]] = []
+    with path.open("wb") as file:
+        file.write(b"GIF89a" + _words(width, height) + b"\xf7\x00\x00")
+        file.write(bytes(palette.getpalette() or ()).ljust(768, b"\x00"))
+        file.write(b"\x21\xff\x0bNETSCAPE2.0\x03\x01\x00\x00\x00")  # for ever
+
+        def write(frame: Pixels) -> None:
+            codes = np.array(
+                Image.fromarray(frame).quantize(palette=palette, dither=Image.Dither.NONE)
+            )
+            box = _changed(before[0], codes) if before else (0, 0, width, height)
+            shown = codes[box[1] : box[3], box[0] : box[2]]
+            if before:
+                old = before[0][box[1] : box[3], box[0] : box[2]]
+                shown = np.where(old == shown, np.uint8(CLEAR), shown)
+            # Left in place afterwards; the code CLEAR lets the frame before show through.
+            file.write(b"\x21\xf9\x04\x05" + _words(delay) + bytes([CLEAR, 0]))
+            for block in getdata(Image.fromarray(shown), box[:2], include_color_table=False):
+                file.write(block)
+            before[:] = [codes]
+
+        yield write
+        file.write(b"\x3b")
+
+
+def _palette(samples: Sequence[Pixels]) -> Image.Image:
+    """255 colours for the samples, taken thinly; a picture that has them as its palette."""
+    thin = [sample[::3, ::3].reshape(-1, 3) for sample in samples]
+    pixels = np.concatenate(thin)
+    pixels = np.resize(pixels, (-(-len(pixels) // 512), 512, 3))
+    return Image.fromarray(pixels).quantize(CLEAR, Image.Quantize.MEDIANCUT)
+
+
+def _words(*numbers: int) -> bytes:
+    return b"".join(n.to_bytes(2, "little") for n in numbers)
+
+
+def _changed(
+    before: npt.NDArray[np.uint8], codes: npt.NDArray[np.uint8]
+) -> tuple[int, int, int, int]:
+    """The box of what differs; of equal frames one pixel, for a GIF has no empty frame."""
+    differs = before != codes
+    rows, columns = np.flatnonzero(differs.any(axis=1)), np.flatnonzero(differs.any(axis=0))
+    if not len(rows):
+        return 0, 0, 1, 1
+    return int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1
+
+
+# --- MP4 ------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def _mp4(
+    path: Path, width: int, height: int, seconds: float, samples: Sequence[Pixels]
+) -> Iterator[Write]:
+    repeats = max(1, round(seconds * LEAST_RATE))
+    rate = Fraction(repeats) / Fraction(seconds).limit_denominator(1000)
+    missing = []
+    for name, way in (("av", _by_av), ("cv2", _by_opencv)):
+        try:
+            library = importlib.import_module(name)
+        except (ImportError, OSError) as error:  # OSError: a system library cannot be loaded
+            missing.append(f"{name}: {error}")
+            continue
+        with way(library, path, width, height, rate) as write_one:
+
+            def write(frame: Pixels, write_one: Write = write_one) -> None:
+                for _ in range(repeats):
+                    write_one(frame)
+
+            yield write
+        return
+    raise ValueError(
+        "An MP4 needs PyAV (pip install av), or OpenCV with its system libraries (libGL); neither "
+        f"can be used here ({'; '.join(missing)}). A GIF needs nothing."
+    )
+
+
+@contextmanager
+def _by_av(av: Any, path: Path, width: int, height: int, rate: Fraction) -> Iterator[Write]:
+    """H.264, which everything plays."""
+    with av.open(str(path), "w", options={"movflags": "+faststart"}) as container:
+        stream = container.add_stream("libx264", rate=rate.limit_denominator(1000))
+        stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
+        stream.options = {"preset": "veryfast", "crf": "18", "threads": "2", "rc-lookahead": "10"}
+
+        def write(frame: Pixels) -> None:
+            picture = av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), format="rgb24")
+            container.mux(stream.encode(picture))
+
+        yield write
+        container.mux(stream.encode(None))
+
+
+@contextmanager
+def _by_opencv(cv2: Any, path: Path, width: int, height: int, rate: Fraction) -> Iterator[Write]:
+    """VP9, the only encoder in OpenCV's wheel that browsers play."""
+    code = cv2.VideoWriter_fourcc(*"vp09")
+    video = cv2.VideoWriter(str(path), code, float(rate), (width, height))
+    if not video.isOpened():
+        raise ValueError("This OpenCV cannot write VP9, and there is no PyAV (pip install av).")
+    try:
+        yield lambda frame: video.write(np.ascontiguousarray(frame[..., ::-1]))
+    finally:
+        video.release()

@@ -1,0 +1,257 @@
+"""Frames of an animation: the panels of a view, and under them the answer with its place in it.
+
+Drawn with Pillow, some milliseconds a frame. Everything that does not change is drawn once.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import numpy as np
+from matplotlib.font_manager import FontProperties, findfont
+from matplotlib.ft2font import FT2Font
+from PIL import Image, ImageDraw, ImageFont
+
+from drawing.figures import fonts, visible
+from drawing.overlay import DIVERGING, Pixels
+from drawing.panels import Painter, Panel
+from drawing.view import Side, selection_words
+
+PAPER, INK, SOFT, LINE, MARK = "#ffffff", "#1b2027", "#5b6572", "#e1e5ea", "#cfdef8"
+SHOWN_LINES = 3  # of an answer at a time
+
+
+@dataclass(frozen=True)
+class _Chip:
+    """A token's place in the laid-out answer: which line, and from where to where on it."""
+
+    text: str
+    line: int
+    left: int
+    right: int
+
+
+class Frames:
+    """Makes the frames of one animation: `frame(tokens)` is uint8 (height, width, 3)."""
+
+    def __init__(self, painter: Painter, width: int) -> None:
+        """
+        Args:
+            painter: of panels as wide as `panel_width` says for this width.
+            width: of a frame, even.
+        """
+        self.width, self._painter = width, painter
+        self._panel = panel_width(width, len(painter.heights))
+        self._gap = gap = _gap(width)
+        self._size = max(13, width // 72)
+        self._small = self._size * 6 // 7
+        self._step = step = round(self._size * 1.45)
+        several = len(painter.sides) > 1
+        self._labels = self._size * 9 if several else 0  # width of the names before the answers
+        room = width - 2 * gap - self._labels
+        self._answers = [_lay_out(side, room, self._size) for side in painter.sides]
+        self._lines = [min(SHOWN_LINES, 1 + _last_line(chips)) for chips in self._answers]
+        self._top = gap + 2 * step + gap // 2
+        self._under = self._top + max(painter.heights)
+        self._places, y = [], self._under + gap // 2 + self._size * 2 + gap
+        for lines in self._lines:
+            self._places.append(y)
+            y += lines * step + gap // 2
+        self._foot = y + gap // 2
+        notes = 3 if painter.view.difference else 2
+        self.height = 2 * ((self._foot + notes * step + gap // 2 + 1) // 2)
+        self._base = self._draw_base()
+        self._texts: dict[tuple[int, int], Image.Image] = {}  # the lines of an answer, unmarked
+
+    def frame(self, tokens: Sequence[int]) -> Pixels:
+        """The frame for some tokens, whose maps are averaged."""
+        picture = self._base.copy()
+        draw = ImageDraw.Draw(picture)
+        longest = max(len(chips) for chips in self._answers)
+        many = f"s {tokens[0] + 1}–{tokens[-1] + 1}" if len(tokens) > 1 else f" {tokens[0] + 1}"
+        place = f"token{many} of {longest}" + (" (mean)" if len(tokens) > 1 else "")
+        x = self.width - self._gap - _width(place, self._size)
+        _write(draw, (x, self._gap), place, self._size, INK, None)
+        panels = self._painter.panels(tokens)
+        for column, panel in enumerate(panels):
+            self._draw_panel(picture, draw, column, panel)
+        for index in range(len(self._answers)):
+            self._draw_answer(picture, draw, index, tokens)
+        words = dict.fromkeys(panel.words for panel in panels if panel.words)
+        for line, text in enumerate(words, 1):
+            where = (self._gap, self._foot + line * self._step)
+            _write(draw, where, text, self._small, SOFT, self.width - 2 * self._gap)
+        return np.asarray(picture)
+
+    def swatch(self) -> Pixels:
+        """All colours that the bars can have, as a picture."""
+        names = [
+            self._painter.view.colormap,
+            *([DIVERGING] if self._painter.view.difference else []),
+        ]
+        ramps = [matplotlib.colormaps[n](np.linspace(0, 1, self.width))[:, :3] for n in names]
+        return np.repeat(np.rint(np.stack(ramps) * 255).astype(np.uint8), 48, axis=0)
+
+    def _draw_base(self) -> Image.Image:
+        picture = Image.new("RGB", (self.width, self.height), PAPER)
+        draw, sides = ImageDraw.Draw(picture), self._painter.sides
+        prompts = dict.fromkeys(" ".join(side.trace.prompt.split()) for side in sides)
+        room = self.width - 3 * self._gap - _width("tokens 0000–0000 of 0000 (mean)", self._size)
+        _write(draw, (self._gap, self._gap), f"“{'” | “'.join(prompts)}”", self._size, SOFT, room)
+        models = dict.fromkeys(f"{s.trace.model.id} @ {s.trace.model.revision}" for s in sides)
+        words = f"{selection_words(sides[0].trace, self._painter.view)} · {' | '.join(models)}"
+        y = self._foot
+        draw.line((self._gap, y - self._gap // 2, self.width - self._gap, y - self._gap // 2), LINE)
+        _write(draw, (self._gap, y), words, self._small, SOFT, self.width - 2 * self._gap)
+        for side, y in zip(sides, self._places, strict=True):
+            if self._labels:
+                room = self._labels - self._gap // 2
+                _write(draw, (self._gap, y), side.label, self._small, SOFT, room)
+        return picture
+
+    def _draw_panel(
+        self, picture: Image.Image, draw: ImageDraw.ImageDraw, column: int, panel: Panel
+    ) -> None:
+        left = self._gap + column * (self._panel + self._gap)
+        y = self._gap + self._step + self._gap // 4
+        said = "   ".join(part for part in (panel.label, panel.numbers) if part)
+        _write(draw, (left, y), said, self._size, INK, self._panel)
+        picture.paste(Image.fromarray(panel.pixels), (left, self._top))
+        if panel.note:
+            y = self._top + len(panel.pixels) - 2 * self._step
+            draw.rectangle((left, y, left + self._panel - 1, y + self._step), "#0c0f14")
+            where = (left + self._gap // 2, y + self._step // 8)
+            _write(draw, where, panel.note, self._small, "#ffffff", self._panel - self._gap)
+        if not panel.ticks:
+            return
+        y = self._under + self._gap // 2
+        table = matplotlib.colormaps[panel.colormap](np.linspace(0, 1, self._panel))[:, :3]
+        bar = np.rint(table * 255).astype(np.uint8)[None].repeat(self._size // 2, axis=0)
+        picture.paste(Image.fromarray(bar), (left, y))
+        for u, text in panel.ticks:
+            x = left + u * (self._panel - _width(text, self._small))  # at the ends flush
+            _write(draw, (round(x), y + self._size * 2 // 3), text, self._small, SOFT, None)
+
+    def _draw_answer(
+        self,
+        picture: Image.Image,
+        draw: ImageDraw.ImageDraw,
+        index: int,
+        tokens: Sequence[int],
+    ) -> None:
+        """The lines around the chosen tokens, with these marked."""
+        chips, count, top = self._answers[index], self._lines[index], self._places[index]
+        here = [chips[t] for t in tokens if t < len(chips)]
+        at = here[0].line if here else _last_line(chips)
+        first = min(max(0, at - 1), max(0, _last_line(chips) + 1 - count))
+        start = self._gap + self._labels
+        picture.paste(self._text(index, first), (start, top))
+        for chip in here:
+            if first <= chip.line < first + count:
+                y = top + (chip.line - first) * self._step
+                box = (start + chip.left - 1, y, start + chip.right + 1, y + self._step - 2)
+                draw.rectangle(box, MARK)
+        for chip in here:  # after all boxes, so that none covers a letter
+            if first <= chip.line < first + count:
+                y = top + (chip.line - first) * self._step
+                _write(draw, (start + chip.left, y), chip.text, self._size, INK, None)
+
+    def _text(self, index: int, first: int) -> Image.Image:
+        """Lines of an answer from one on; the last ones asked for are kept."""
+        if (index, first) not in self._texts:
+            if len(self._texts) >= 4:
+                self._texts.clear()
+            count = self._lines[index]
+            room = self.width - 2 * self._gap - self._labels
+            picture = Image.new("RGB", (room, count * self._step), PAPER)
+            draw = ImageDraw.Draw(picture)
+            for chip in self._answers[index]:
+                if first <= chip.line < first + count:
+                    y = (chip.line - first) * self._step
+                    _write(draw, (chip.left, y), chip.text, self._size, INK, room - chip.left)
+            self._texts[index, first] = picture
+        return self._texts[index, first]
+
+
+def _gap(width: int) -> int:
+    return max(8, width // 80)
+
+
+def _last_line(chips: Sequence[_Chip]) -> int:
+    return max((chip.line for chip in chips), default=0)
+
+
+def panel_width(width: int, count: int) -> int:
+    """Width of each of `count` panels on a frame, in pixels."""
+    gap = _gap(width)
+    return (width - gap * (count + 1)) // count
+
+
+def _lay_out(side: Side, room: int, size: int) -> list[_Chip]:
+    """The answer in lines no wider than `room` pixels."""
+    made, line, x = [], 0, 0
+    blank = _width(" ", size)
+    for token in side.trace.tokens:
+        text = visible(token.text)
+        before = blank if token.text.startswith(" ") else 0
+        wide = min(_width(text, size), room)
+        if x and x + before + wide > room:
+            line, x, before = line + 1, 0, 0
+        made.append(_Chip(text, line, x + before, x + before + wide))
+        x += before + wide
+    return made
+
+
+# --- text -----------------------------------------------------------------------------------------
+
+
+@functools.cache
+def _faces() -> tuple[tuple[str, frozenset[int]], ...]:
+    """Font files, matplotlib's own first, and the characters that each knows."""
+    made = []
+    for family in fonts():
+        path = findfont(FontProperties(family=[family]))
+        made.append((path, frozenset(FT2Font(path).get_charmap())))
+    return tuple(made)
+
+
+@functools.cache
+def _font(path: str, size: int) -> Any:
+    return ImageFont.truetype(str(Path(path)), size)
+
+
+def _font_for(text: str, size: int) -> Any:
+    """The first font that knows all of the text, or the one that knows most of it."""
+    characters = {ord(c) for c in text}
+    best = max(_faces(), key=lambda face: len(characters & face[1]))
+    return _font(best[0], size)
+
+
+def _width(text: str, size: int) -> int:
+    return int(-(-_font_for(text, size).getlength(text) // 1))
+
+
+def _write(
+    draw: ImageDraw.ImageDraw,
+    where: tuple[int, int],
+    text: str,
+    size: int,
+    colour: str,
+    room: int | None,
+) -> None:
+    """One line of text, cut with an ellipsis where it would be wider than `room`."""
+    text = "".join(c if c.isprintable() else "\ufffd" for c in text)
+    if room is not None and _width(text, size) > room:
+        low, high = 0, len(text)
+        while low < high:
+            middle = (low + high + 1) // 2
+            low, high = (
+                (middle, high) if _width(f"{text[:middle]}…", size) <= room else (low, middle - 1)
+            )
+        text = f"{text[:low]}…"
+    draw.text(where, text, colour, _font_for(text, size))

@@ -1,0 +1,218 @@
+"""The panels of a view: each side's map over its photo, and their difference, as pixels and words.
+
+Figures and animations are made of the same panels, which show what the page's figures show.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from PIL import Image
+
+from attention_processor import PatchMap
+from drawing.overlay import DIVERGING, Pixels, difference_overlay, mark_cells, overlay
+from drawing.view import (
+    Side,
+    View,
+    ViewScaling,
+    difference_top,
+    map_of,
+    percent,
+    sinks_of,
+    view_scaling,
+)
+
+DARK = (0x16, 0x18, 0x1D)  # where the photo is hidden
+
+
+@dataclass(frozen=True)
+class Panel:
+    """One picture with what is written beside it.
+
+    Attributes:
+        label: of its side, or "Difference".
+        numbers: the raw shares, in words.
+        pixels: uint8 (height, width, 3).
+        note: why there is no map on it; empty if there is one.
+        colormap: name of the colour map of its bar.
+        ticks: (place, text) on the bar.
+        words: what the colours mean.
+    """
+
+    label: str
+    numbers: str
+    pixels: Pixels
+    note: str
+    colormap: str
+    ticks: tuple[tuple[float, str], ...]
+    words: str
+
+
+class Painter:
+    """Paints the panels of some sides for any selection of tokens; photos are prepared once."""
+
+    def __init__(
+        self, sides: Sequence[Side], view: View, width: int, *, idle: bool = False
+    ) -> None:
+        """
+        Args:
+            sides: one answer, or two.
+            view: what is shown.
+            width: of a panel, in pixels.
+            idle: what tells the two sides apart did nothing, so that their difference is rounding,
+                which must not look like an effect.
+
+        Raises:
+            ValueError: a layer, head or image that a run does not hold, or a difference of two
+                sides that have none.
+        """
+        self.sides, self.view, self._idle = tuple(sides), view, idle
+        for side in self.sides:
+            if not 0 <= view.image < len(side.trace.images):
+                raise ValueError(
+                    f"image is {view.image}; {side.label} has {len(side.trace.images)}, from 0."
+                )
+            if side.trace.tokens:
+                map_of(side.trace, [0], view)  # refuses what the run does not hold
+        if view.difference:
+            self._check_difference()
+        self._photos = [_photo(side.trace.images[view.image], width, view) for side in self.sides]
+        self._sinks = [sinks_of(side.trace, view) if view.sinks else () for side in self.sides]
+        self._whole = self._scales_of_answer() if view.whole_answer else None
+
+    @property
+    def heights(self) -> list[int]:
+        """Of each panel, in pixels."""
+        heights = [len(photo) for photo in self._photos]
+        return [*heights, heights[0]] if self.view.difference else heights
+
+    def panels(self, tokens: Sequence[int]) -> list[Panel]:
+        """The panels for some tokens (their mean); a side that ended before has its photo alone."""
+        there = [[t for t in tokens if t < len(side.trace.tokens)] for side in self.sides]
+        maps = [
+            map_of(side.trace, mine, self.view) if mine else None
+            for side, mine in zip(self.sides, there, strict=True)
+        ]
+        scales = self._whole or self._scales([m for m in maps if m is not None], maps)
+        made = [
+            self._panel(index, mine, patches, scales[index], min(tokens))
+            for index, (mine, patches) in enumerate(zip(there, maps, strict=True))
+        ]
+        return [*made, self._difference(there, maps)] if self.view.difference else made
+
+    def _check_difference(self) -> None:
+        if len(self.sides) != 2:
+            raise ValueError("difference is on; allowed: for two sides only.")
+        left, right = (side.trace.layout.grids[self.view.image] for side in self.sides)
+        same = (left.rows, left.columns, left.original) == (
+            right.rows,
+            right.columns,
+            right.original,
+        )
+        if not same:
+            raise ValueError(
+                "difference is on, but the two images were cut into different patches, so there "
+                "is none; switch difference off."
+            )
+
+    def _scales(
+        self, there: Sequence[PatchMap], maps: Sequence[PatchMap | None]
+    ) -> list[ViewScaling]:
+        kind = self.view.scale
+        if self.view.same_scale and there:
+            return [view_scaling(kind, [m.values for m in there])] * len(maps)
+        empty = ViewScaling(None, (), "")
+        return [empty if m is None else view_scaling(kind, [m.values]) for m in maps]
+
+    def _scales_of_answer(self) -> list[ViewScaling]:
+        """Scales over every token's map."""
+        pools = [
+            [map_of(side.trace, [t], self.view).values for t in range(len(side.trace.tokens))]
+            for side in self.sides
+        ]
+        if self.view.same_scale:
+            pools = [[m for pool in pools for m in pool]] * len(pools)
+        return [
+            view_scaling(self.view.scale, pool) if pool else ViewScaling(None, (), "")
+            for pool in pools
+        ]
+
+    def _panel(
+        self,
+        index: int,
+        tokens: list[int],
+        patches: PatchMap | None,
+        scale: ViewScaling,
+        first: int,
+    ) -> Panel:
+        side, photo, colormap = self.sides[index], self._photos[index], self.view.colormap
+        if patches is None:
+            note = f"This answer ended before token {first + 1}."
+            return Panel(side.label, "", photo, note, colormap, (), "")
+        image, held = side.shares(tokens, self.view)
+        numbers = f"image {percent(image)}"
+        if side.trace.sinks:
+            numbers += f" · sinks hold {percent(held)} of it"
+        sinks = self._sinks[index]
+        if self.view.overlay != "off" and scale.scaling is not None:
+            style = dataclasses.replace(self.view.style(), sinks=sinks)
+            pixels = overlay(photo, patches, style, scale.scaling)
+        else:
+            pixels = mark_cells(photo, patches, sinks)
+        words = f"{patches.unit} per patch · {scale.words}"
+        if self.view.whole_answer:
+            words += "; range of the whole answer"
+        if self.view.same_scale and len(self.sides) > 1:
+            words += "; same scale on both sides"
+        return Panel(side.label, numbers, pixels, "", colormap, scale.ticks, words)
+
+    def _difference(self, there: list[list[int]], maps: Sequence[PatchMap | None]) -> Panel:
+        left, right = maps
+        photo = self._photos[0]
+        if left is None or right is None:
+            note = "One of the answers has no such token."
+            return Panel("Difference", "", photo, note, DIVERGING, (), "")
+        values = right.values - left.values
+        if self._idle:
+            values = np.zeros_like(values)
+        signed = dataclasses.replace(left, values=values)
+        top = difference_top(values)
+        opacity = self.view.opacity if self.view.overlay != "off" else 0.0
+        pixels = difference_overlay(photo, signed, top, opacity, self._sinks[0])
+        shares = [
+            side.shares(mine, self.view)[0] for side, mine in zip(self.sides, there, strict=True)
+        ]
+        gain = shares[1] - shares[0]
+        sign = "+" if gain >= 0 else "−"
+        ticks: tuple[tuple[float, str], ...] = ((0.5, "0"),)
+        words = "no difference anywhere"
+        if top > 0:
+            ticks = ((0.0, f"≤ −{percent(top)}"), *ticks, (1.0, f"≥ +{percent(top)}"))
+            words = (
+                f"{self.sides[1].label} − {self.sides[0].label}, {left.unit}; linear, symmetric, "
+                "strongest patches clipped"
+            )
+        numbers = f"image {sign}{percent(abs(gain))} of the row"
+        return Panel("Difference", numbers, pixels, "", DIVERGING, ticks, words)
+
+
+def _photo(image: Image.Image, width: int, view: View) -> Pixels:
+    """The photo as it lies under the map: uint8 (height, width, 3)."""
+    size = width, max(1, round(width * image.height / image.width))
+    # Enlarged without smoothing: the pixels that the model saw are part of what is shown.
+    way = Image.Resampling.LANCZOS if image.width >= width else Image.Resampling.NEAREST
+    if image.width < width and image.width * 3 > width:
+        way = Image.Resampling.BICUBIC
+    pixels = np.asarray(image.convert("RGB").resize(size, way))
+    if view.photo == "none":
+        return np.broadcast_to(np.asarray(DARK, np.uint8), pixels.shape).copy()
+    if view.photo == "full":
+        return pixels.copy()
+    colour = pixels.astype(np.float32)
+    grey = colour @ np.asarray([0.299, 0.587, 0.114], np.float32)
+    dimmed = (0.5 * colour + 0.5 * grey[..., None]) * 0.74 + 0.26 * np.asarray([8, 10, 16])
+    result: Pixels = np.rint(dimmed).astype(np.uint8)
+    return result

@@ -1,0 +1,190 @@
+"""What the page shows, as a figure for print: panels, colour bars, and a caption with settings."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
+from typing import Any
+
+import matplotlib
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from capture.trace import GenerationTrace
+from drawing.figures import fonts, visible
+from drawing.panels import Painter, Panel
+from drawing.view import Side, View, make_side, selection_words, sinks_of
+
+PANEL_INCHES = 3.6
+PANEL_PIXELS = 1080  # 300 a printed inch
+GAP, LINE = 0.2, 0.13  # inches: between panels, and of a line of small text
+ROW = (
+    "The row drawn is that of the forward pass that produced the token. Attention says where a "
+    "layer read, not whether the answer depends on it."
+)
+
+
+def view_figure(
+    traces: GenerationTrace | Mapping[str, GenerationTrace],
+    tokens: int | Sequence[int],
+    view: View | None = None,
+    *,
+    idle: bool = False,
+) -> Figure:
+    """One answer, or two side by side, for some tokens, with everything needed to read it.
+
+    Args:
+        traces: a run, or up to two by their labels, left to right.
+        tokens: index from 0, or several, whose maps are averaged.
+        view: which part and how; by default `View()`.
+        idle: the second side was to change something and changed nothing.
+
+    Returns:
+        A figure for `visualization.save`: photos at 300 pixels an inch, text as text. Its caption
+        names selection, shares, scale, normalisation, VAR's settings, generation settings, model,
+        revision and prompt.
+
+    Raises:
+        ValueError: no side has such a token, or a layer, head or image that a run does not hold.
+    """
+    view = view or View()
+    chosen = [tokens] if isinstance(tokens, int) else sorted(tokens)
+    sides = sides_of(traces)
+    longest = max(len(side.trace.tokens) for side in sides)
+    if not chosen or chosen[0] < 0 or chosen[0] >= longest:
+        raise ValueError(f"token is {tokens}; the answer has {longest}, from 0.")
+    panels = Painter(sides, view, PANEL_PIXELS, idle=idle).panels(chosen)
+    return _laid_out(panels, _title(sides, chosen), list(_caption(sides, chosen, view)))
+
+
+def _laid_out(panels: Sequence[Panel], title: str, lines: Sequence[str]) -> Figure:
+    """All sizes in inches from the top, so that nothing is moved or scaled to fit."""
+    wide = len(panels) * (PANEL_INCHES + GAP) + GAP
+    tall = max(PANEL_INCHES * len(panel.pixels) / panel.pixels.shape[1] for panel in panels)
+    words = ["\n".join(textwrap.wrap(panel.words, 58)) for panel in panels]
+    under = LINE * (2.2 + max(text.count("\n") + 1 for text in words))
+    said = [part for line in lines for part in textwrap.wrap(line, round(wide * 17))[:6]]
+    head = 0.3 + LINE * 1.7 * (title.count("\n") + 1) + 0.4
+    high = head + tall + 0.22 + under + LINE * len(said) + GAP
+    drawn = Figure(figsize=(wide, high))
+    write = partial(drawn.text, parse_math=False, family=fonts(), va="top")
+    write(GAP / wide, 1 - 0.15 / high, title, fontsize=12)
+    for column, (panel, text) in enumerate(zip(panels, words, strict=True)):
+        left = GAP + column * (PANEL_INCHES + GAP)
+        own = PANEL_INCHES * len(panel.pixels) / panel.pixels.shape[1]
+        place = (left / wide, 1 - (head + own) / high, PANEL_INCHES / wide, own / high)
+        _draw(drawn.add_axes(place), panel)
+        if panel.ticks:
+            low = 1 - (head + own + 0.2) / high
+            _bar(drawn.add_axes((left / wide, low, PANEL_INCHES / wide, 0.1 / high)), panel)
+            write(left / wide, low - 1.7 * LINE / high, text, fontsize=7)
+    write(GAP / wide, (LINE * len(said) + GAP * 0.7) / high, "\n".join(said), fontsize=7.5)
+    return drawn
+
+
+def sides_of(traces: GenerationTrace | Mapping[str, GenerationTrace]) -> list[Side]:
+    """One or two sides, with their shares."""
+    if isinstance(traces, GenerationTrace):
+        traces = {"": traces}
+    if not 1 <= len(traces) <= 2:
+        raise ValueError(f"There are {len(traces)} runs to draw; allowed: one or two.")
+    return [make_side(label, trace) for label, trace in traces.items()]
+
+
+def tokens_words(side: Side, tokens: Sequence[int]) -> str:
+    """The tokens of a side as a label: `token 14 "brown"`; numbers count from 1, as on the page."""
+    mine = [t for t in tokens if t < len(side.trace.tokens)]
+    text = visible("".join(side.trace.tokens[t].text for t in mine))
+    if len(tokens) == 1:
+        return f"token {tokens[0] + 1} “{text}”"
+    return f"tokens {tokens[0] + 1}–{tokens[-1] + 1} (mean) “{text}”"
+
+
+def _title(sides: Sequence[Side], tokens: Sequence[int]) -> str:
+    there = [side for side in sides if tokens[0] < len(side.trace.tokens)]
+    words = list(dict.fromkeys(tokens_words(side, tokens) for side in there))
+    return "\n".join(textwrap.wrap(" | ".join(words), 90)[:2])
+
+
+def _draw(axes: Axes, panel: Panel) -> None:
+    axes.imshow(panel.pixels, interpolation="none", aspect="auto")
+    axes.set_axis_off()
+    title = "\n".join(part for part in (_short(panel.label, 44), panel.numbers) if part)
+    axes.set_title(title, parse_math=False, family=fonts(), fontsize=9, loc="left")
+    if panel.note:
+        middle: dict[str, Any] = {"ha": "center", "transform": axes.transAxes, "color": "white"}
+        axes.text(0.5, 0.06, panel.note, fontsize=8, bbox={"color": "#0c0f14"}, **middle)
+
+
+def _bar(axes: Axes, panel: Panel) -> None:
+    axes.set_yticks([])
+    table = matplotlib.colormaps[panel.colormap](np.linspace(0, 1, 256))
+    axes.imshow(table[None], aspect="auto", extent=(0, 1, 0, 1))
+    axes.set_xticks([u for u, _ in panel.ticks], labels=[text for _, text in panel.ticks])
+    axes.tick_params(axis="x", labelsize=7, length=2)
+    for label, (u, _) in zip(axes.get_xticklabels(), panel.ticks, strict=True):
+        label.set_horizontalalignment("left" if u == 0 else "right" if u == 1 else "center")
+
+
+def _short(text: str, most: int) -> str:
+    return text if len(text) <= most else f"{text[: most - 1]}…"
+
+
+def _caption(sides: Sequence[Side], tokens: Sequence[int], view: View) -> Iterator[str]:
+    chosen = selection_words(sides[0].trace, view)
+    yield f"{chosen[0].upper()}{chosen[1:]}. {ROW}"
+    marks = [
+        "boxed ×: attention sink in at least one of the layers drawn"
+        if sinks_of(side.trace, view)
+        else "no attention sink in the layers drawn"
+        if side.trace.sinks
+        else "no sink dimensions are known, so no sinks are marked"
+        for side in sides
+    ]
+    said = "; ".join(dict.fromkeys(marks)) if view.sinks else "sinks are not marked"
+    yield f"Normalisation: {normalisation(view)}; {said}."
+    yield from about_sides(sides)
+
+
+def normalisation(view: View) -> str:
+    """What was done to the values before the scale, in words."""
+    if view.scale == "relative":
+        return "divided by the map of a generic prompt on the same image"
+    if view.scale == "nosink":
+        return "sinks set to 0 before layers are combined"
+    return "none, values are shares of the whole attention row"
+
+
+def about_sides(sides: Sequence[Side]) -> Iterator[str]:
+    """What made the sides: prompt, interventions, model, image, settings; what is common, once."""
+    made = [_made(side.trace) for side in sides]
+    for facts in zip(*made, strict=True):
+        if len(set(facts)) == 1:
+            yield facts[0]
+            continue
+        for side, fact in zip(sides, facts, strict=True):
+            yield f"{side.label}: {fact}"
+
+
+def _made(trace: GenerationTrace) -> tuple[str, ...]:
+    var = _settings((trace.var or {}).get("settings") or {})
+    model, grid = trace.model, trace.layout.grids[0]
+    return (
+        f"Prompt “{' '.join(trace.prompt.split())}”",
+        f"With VAR: {var}." if var else "; ".join(trace.applied) or "The plain model.",
+        f"Model {model.id} @ {model.revision}, {model.layers} layers × {model.heads} heads, "
+        f"{model.dtype} on {model.device}",
+        f"Image {grid.original[1]} × {grid.original[0]} px, seen as {grid.columns} × {grid.rows} "
+        f"patches. Generation: {_settings(trace.settings)}.",
+    )
+
+
+def _settings(settings: Mapping[str, Any]) -> str:
+    said = (
+        (name, ", ".join(map(str, value)) if isinstance(value, list | tuple) else value)
+        for name, value in settings.items()
+        if value is not None and name not in ("layers", "heads")
+    )
+    return ", ".join(f"{name} {value}" for name, value in said)
