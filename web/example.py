@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import attention_extractor
-from config import GenerationSettings, VARSettings
+from config import AppSettings, GenerationSettings, VARSettings
 from models.images import open_image
 from models.loading import ModelHandle
 from web.store import Run, open_run, save_run
@@ -66,7 +66,9 @@ def make_example(
             raise ValueError("There are no example pictures to make the example run from.")
         example = found[0]
     inputs = handle.prepare([open_image(example.image)], example.prompt)
-    settings = GenerationSettings(max_new_tokens=max_new_tokens)
+    settings = GenerationSettings(
+        max_new_tokens=max_new_tokens, prompt_rows=AppSettings.prompt_rows, reference=True
+    )
     if handle.profile is None:
         traces = {"baseline": attention_extractor.generate(handle, inputs, settings)}
     else:

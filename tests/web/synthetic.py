@@ -13,7 +13,15 @@ import numpy as np
 import torch
 from PIL import Image
 
-from capture.trace import Alternative, GeneratedToken, GenerationTrace, LayerSinks, ModelInfo
+from capture.trace import (
+    Alternative,
+    GeneratedToken,
+    GenerationTrace,
+    LayerSinks,
+    ModelInfo,
+    PromptToken,
+    PromptTrace,
+)
 from models.family import ImageGrid, PromptLayout, Segment
 
 WORDS = (
@@ -111,7 +119,7 @@ def make_trace(
         others = tuple(Alternative(900 + k, f" other{k}", (1 - p) / (k + 2)) for k in range(4))
         tokens.append(GeneratedToken(t, word, p, 0, (Alternative(t, word, p), *others)))
     entropy = random.random((T, layers, heads)) * 4
-    return GenerationTrace(
+    made = GenerationTrace(
         tokens=tuple(tokens),
         layout=layout,
         images=(image,),
@@ -129,6 +137,40 @@ def make_trace(
         seed=0,
         finish=finish,
         seconds=1.5,
+    )
+    after = tuple(range(P + V, layout.length))
+    return replace(
+        made,
+        prompt_rows=make_rows(made, after, seed + 1),
+        reference=make_rows(made, (layout.length - 1,), 99, prompt="Describe anything."),
+    )
+
+
+def make_rows(
+    trace: GenerationTrace, positions: tuple[int, ...], seed: int, prompt: str = ""
+) -> PromptTrace:
+    """Rows of the prompt: an even look at the image, but for one patch of their own each."""
+    random = np.random.default_rng(seed)
+    _, layers, heads, V = trace.attention.shape
+    R = len(positions)
+    attention = random.gamma(2.0, 1.0, (R, layers, heads, V))
+    for r in range(R):
+        attention[r, ..., (7 * r + 3) % V] += V / 8
+    attention *= 0.3 / attention.sum(-1, keepdims=True)
+    shares = np.zeros((R, layers, heads, 5))
+    shares[..., 1], shares[..., 0] = 0.3, 0.7
+    return PromptTrace(
+        positions,
+        tuple(PromptToken(p, trace.prompt_tokens[p]) for p in positions),
+        trace.layout,
+        torch.tensor(attention).to(torch.float16),
+        trace.layers,
+        trace.heads,
+        torch.tensor(shares, dtype=torch.float32),
+        torch.tensor(random.random((R, layers, heads)), dtype=torch.float32),
+        trace.sinks,
+        trace.model,
+        prompt,
     )
 
 

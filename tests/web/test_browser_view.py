@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import numpy as np
 import pytest
 
-from attention_processor import patch_map, tokens_looking_at
+from attention_processor import image_share, patch_map, relative_map, tokens_looking_at
 from tests.web.conftest import INSPECTOR, Site
 from tests.web.synthetic import WORDS, make_trace
 from web.store import Run
@@ -123,6 +124,114 @@ def test_choosing_repaints_without_a_request(example_page: Any) -> None:
     assert asked == []
 
 
+def chosen_maps(page: Any, name: str = "maps") -> dict[str, list[float]]:
+    script = f"() => {{ const m = {INSPECTOR}.shown.{name}, o = {{}};"
+    script += " for (const k in m) if (m[k]) o[k] = [...m[k]]; return o; }"
+    return page.evaluate(script)
+
+
+def test_tokens_of_the_prompt(site: Site, example_page: Any) -> None:
+    page = example_page
+    run = site.app.handlers.store.get(page.get_attribute("[data-ready]", "data-ready"))
+    assert run is not None
+    asked: list[str] = []
+    page.on("request", lambda request: asked.append(request.url))
+    page.click("[data-testid=token-prompt-4]")
+    assert "prompt token 5" in page.inner_text("[data-testid=selection]")
+    assert "the row of the token itself" in page.inner_text("[data-testid=selection]")
+    assert page.locator("[data-testid=strip-baseline] [aria-selected=true]").count() == 0
+    for tokens, heads in (([4], range(8)), ([2, 3, 4], [5])):
+        view = {"t0": tokens[0], "t1": tokens[-1], "h0": heads[0], "h1": heads[-1]}
+        page.evaluate(f"chosen => {INSPECTOR}.set(chosen)", view)
+        for name, values in chosen_maps(page).items():
+            rows = run.traces[name].prompt_rows
+            assert rows is not None
+            expected = patch_map(rows, tokens, None, heads).values.ravel()
+            np.testing.assert_allclose(values, expected, atol=2e-5 * expected.max(), rtol=2e-3)
+    assert "prompt token × layer" in page.inner_text(".pair .time .what >> nth=0")
+    page.focus("[data-testid=token-prompt-2]")
+    page.keyboard.press("ArrowRight")
+    assert page.evaluate("document.activeElement.dataset.testid") == "token-prompt-3"
+    page.keyboard.press("ArrowDown")
+    assert "token-baseline" in page.evaluate("document.activeElement.dataset.testid")
+    page.keyboard.press("ArrowRight")
+    assert page.evaluate(f"{INSPECTOR}.view.part") == "answer"
+    assert "the row that predicted it" in page.inner_text("[data-testid=selection]")
+    page.click("[data-testid=token-prompt-1]")
+    page.click("[data-testid=prompt-hide]")  # back to the answer
+    assert page.evaluate(f"{INSPECTOR}.view.part") == "answer"
+    assert page.is_visible("[data-testid=question]")
+    page.click("[data-testid=prompt-show]")
+    assert page.is_visible("[data-testid=token-prompt-1]")
+    assert not [url for url in asked if "component_server" in url]
+
+
+def test_relative_to_the_generic_prompt(site: Site, example_page: Any) -> None:
+    page = example_page
+    run = site.app.handlers.store.get(page.get_attribute("[data-ready]", "data-ready"))
+    assert run is not None
+    before = page.inner_text("[data-testid=panel-var] .stat")
+    change(page, "scale", "relative")
+    for heads, combine in ((range(8), "mean"), ([3], "mean"), ([2, 3], "max")):
+        view = {"t0": 6, "t1": 6, "h0": heads[0], "h1": heads[-1], "combine": combine}
+        page.evaluate(f"chosen => {INSPECTOR}.set(chosen)", view)
+        for name, values in chosen_maps(page, "drawn").items():
+            trace = dataclasses.replace(
+                run.traces[name], reference=run.traces["baseline"].reference
+            )
+            expected = relative_map(trace, 6, None, heads, combine).values.ravel()  # type: ignore[arg-type]
+            np.testing.assert_allclose(values, expected, rtol=0.02, atol=1e-3 * expected.max())
+    words = page.inner_text("[data-testid=panel-var] .words")
+    assert "relative" in words
+    assert "“Describe anything.”" in words
+    page.evaluate(f"{INSPECTOR}.set(window.fresh)")
+    change(page, "scale", "relative")
+    assert page.inner_text("[data-testid=panel-var] .stat") == before
+    page.hover("[data-testid=panel-var] .stage")
+    assert "generic" in page.inner_text("[data-testid=panel-var] .patch")
+
+
+def test_a_run_without_a_generic_prompt_says_so(site: Site, open_page: Any) -> None:
+    trace = dataclasses.replace(
+        make_trace(), prompt_rows=None, reference=None, extra={"no_reference": "it was stopped"}
+    )
+    run = Run({"baseline": trace})
+    site.app.handlers.store.put(run)
+    page = open_page(site.url, path=f"#run={run.id}&scale=relative")
+    page.wait_for_selector(f"[data-ready='{run.id}']", state="attached")
+    assert "no relative scale, for it was stopped" in page.inner_text(".words >> nth=0")
+    assert page.locator("[data-testid=strip-prompt]").count() == 0
+    assert page.is_visible("[data-testid=question]")
+
+
+def test_four_layers_at_once(site: Site, example_page: Any) -> None:
+    page = example_page
+    run = site.app.handlers.store.get(page.get_attribute("[data-ready]", "data-ready"))
+    assert run is not None
+    page.click("[data-testid=token-baseline-5]")
+    page.focus("[data-testid=token-baseline-5]")
+    page.keyboard.press("4")
+    assert page.locator("[data-testid^=panel-]:visible").count() == 4
+    change(page, "four-layer-0", 5)
+    change(page, "four", "var")
+    layers = page.evaluate(f"{INSPECTOR}.view.layers")
+    assert layers == [5, 2, 3, 5]
+    maps = chosen_maps(page)
+    for k, layer in enumerate(layers):
+        expected = patch_map(run.traces["var"], 5, [layer]).values.ravel()
+        np.testing.assert_allclose(maps[f"four-{k}"], expected, atol=2e-5, rtol=2e-3)
+        share = float(image_share(run.traces["var"])[5, layer].mean())
+        said = page.inner_text(f"[data-testid=panel-four-{k}] .stat")
+        assert f"image {100 * share:.1f} %" in said
+    page.hover("[data-testid=panel-four-0] .stage")
+    reads = page.locator("[data-testid^=panel-four] .patch").all_inner_texts()
+    assert len({text.split("·")[0] for text in reads}) == 1  # one cursor
+    assert len(set(reads)) > 1
+    page.wait_for_function("location.hash.includes('four=5-2-3-5.var')")
+    page.keyboard.press("4")
+    assert page.is_visible("[data-testid=panel-baseline]")
+
+
 def test_shares_are_shown_raw_whatever_the_scale(example_page: Any) -> None:
     page = example_page
     before = page.inner_text("[data-testid=panel-baseline] .stat")
@@ -196,7 +305,14 @@ def test_keyboard_alone(example_page: Any) -> None:
 
 
 def test_address_keeps_the_place(site: Site, open_page: Any) -> None:
-    page = open_page(site.url, path="#t=7-8&l=1-3&h=2-2&combine=max")
+    page = open_page(site.url, path="#p=2-3&four=0-1-2-5.var&scale=relative")
+    ready(page)
+    view = page.evaluate(f"{INSPECTOR}.view")
+    assert [view[k] for k in ("part", "t0", "t1", "four", "layers", "scale")] == [
+        "prompt", 2, 3, "var", [0, 1, 2, 5], "relative",
+    ]  # fmt: skip
+    page.goto("about:blank")
+    page.goto(f"{site.url}#t=7-8&l=1-3&h=2-2&combine=max")
     ready(page)
     view = page.evaluate(f"{INSPECTOR}.view")
     assert [view[k] for k in ("t0", "t1", "l0", "l1", "h0", "h1")] == [7, 8, 1, 3, 2, 2]

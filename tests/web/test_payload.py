@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import gzip
 import json
 import struct
@@ -75,6 +76,38 @@ def test_a_small_run_carries_everything() -> None:
     assert sinks["columns"] == [7, 82] and sinks["layer"] == 2
 
 
+def test_the_prompts_rows_and_the_generic_one_travel_with_it() -> None:
+    pair = make_pair()
+    header, arrays = unpack(build_payload(Run(pair)))
+    for name, trace in pair.items():
+        variant = next(v for v in header["variants"] if v["name"] == name)
+        rows = trace.prompt_rows
+        assert rows is not None
+        asked = variant["asked"]["tokens"]
+        assert [token["t"] for token in asked] == [token.text for token in rows.tokens]
+        assert [token["k"] for token in asked] == ["user"] * 6 + ["template"] * 3
+        got = expand(arrays[f"{name}.prompt.full"], arrays[f"{name}.prompt.full.scale"])
+        np.testing.assert_allclose(got, rows.attention.float(), atol=2e-5)
+        np.testing.assert_allclose(arrays[f"{name}.prompt.image"] / 65535, 0.3, atol=1e-5)
+        # Both sides are divided by the plain model's row of the generic prompt.
+        assert variant["reference"] == {"of": "baseline", "prompt": "Describe anything."}
+    reference = pair["baseline"].reference
+    assert reference is not None
+    got = expand(arrays["baseline.reference.full"], arrays["baseline.reference.full.scale"])
+    np.testing.assert_allclose(got, reference.attention[0].float(), atol=2e-4)
+    assert "var.reference.full" not in arrays
+
+
+def test_a_run_without_them_says_why() -> None:
+    bare = dataclasses.replace(make_trace(), prompt_rows=None, reference=None)
+    told = dataclasses.replace(bare, extra={"no_reference": "it was stopped"})
+    for trace, why in ((bare, "the run was made without it"), (told, "it was stopped")):
+        header, arrays = unpack(build_payload(Run({"baseline": trace})))
+        assert header["variants"][0]["asked"] is None
+        assert header["variants"][0]["reference"] == {"why": why}
+        assert not [name for name in arrays if "prompt" in name or "reference" in name]
+
+
 def test_a_large_run_leaves_single_heads_for_later() -> None:
     trace = make_trace(rows=8, columns=12, layers=6, heads=8)
     small = build_payload(Run({"baseline": trace}), eager_bytes=1000)
@@ -106,7 +139,7 @@ def test_colour_maps_are_those_of_matplotlib() -> None:
     import re
 
     source = read_static("inspector")
-    found = dict(re.findall(r"^  (\w+): \"([A-Za-z0-9+/=]{1000,})\"", source, re.MULTILINE))
+    found = dict(re.findall(r"^(\w+): \"([A-Za-z0-9+/=]{1000,})\"", source, re.MULTILINE))
     assert set(found) == {"inferno", "magma", "viridis", "cividis", "coolwarm"}
     for name, text in found.items():
         table = np.frombuffer(base64.b64decode(text), np.uint8).reshape(256, 3)

@@ -254,5 +254,5 @@ def test_a_run_that_kept_only_the_mean_over_its_heads(open_file: Callable[..., A
     trace = dataclasses.replace(make_trace(heads=1), heads=(MEAN_HEAD,))
     mine = open_file(build_standalone(Run({"baseline": trace})))
     words = mine.inner_text("[data-testid=selection]")
-    assert words.endswith("all 6 layers and mean of the heads")
+    assert "all 6 layers and mean of the heads · the row that" in words
     assert mine.get_attribute("[data-testid=head-from]", "aria-valuetext") == "mean of the heads"

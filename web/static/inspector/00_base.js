@@ -28,6 +28,8 @@ function percent(x) {
   return y.toExponential(0) + " %";
 }
 
+const times = (x) => (x >= 9.95 ? x.toFixed(0) : x >= 0.995 ? x.toFixed(1) : x ? x.toPrecision(1) : "0") + " ×";
+
 // 0, 1, 2, 5 -> "0–2, 5"
 function spell(indices) {
   const parts = [];
@@ -59,7 +61,8 @@ const view = {
   t0: 0, t1: 0, l0: 0, l1: 0, h0: 0, h1: 0,
   combine: "mean", scale: "clip", range: "token", colours: "inferno", opacity: 0.8,
   overlay: "value", photo: "dim", smooth: false, sinks: true, same: true, difference: false,
-  swapped: false, quantity: "image", image: 0, box: null, cursor: null, side: 0,
+  swapped: false, quantity: "image", image: 0, box: null, cursor: null,
+  part: "answer", prompt: true, four: "", layers: [],
 };
 let run = null; // the run on screen: see data.js
 let pending = null; // id of the run that the page is waiting for

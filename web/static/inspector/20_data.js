@@ -23,7 +23,9 @@ function makeRun({ header, arrays }) {
   const L = header.layers.length, H = header.heads.length, V = header.patches;
   const slot = new Map(header.layers.map((layer, index) => [layer, index]));
   const variants = header.variants.map((variant) => {
-    const of = (name) => arrays[`${variant.name}.${name}`];
+    const of = (name, owner = variant.name) => arrays[`${owner}.${name}`];
+    const maps = (prefix, owner) => Object.fromEntries([["mean", "mean"], ["meanScale", "mean.scale"], ["full", "full"], ["fullScale", "full.scale"]]
+      .map(([key, name]) => [key, of(prefix + name, owner)]));
     const sinks = header.layers.map(() => []);
     const scores = new Map();
     for (const found of variant.sinks) {
@@ -31,15 +33,18 @@ function makeRun({ header, arrays }) {
       sinks[slot.get(found.layer)] = found.columns;
       found.columns.forEach((c, k) => scores.set(`${slot.get(found.layer)}:${c}`, found.scores[k]));
     }
-    return {
-      ...variant, sinks, scores, T: variant.tokens.length,
+    // The answer's rows; `asked` has the same of the prompt's own tokens (none of them where they were not kept).
+    const rows = (part, prefix, tokens) => ({
+      ...variant, sinks, scores, part, tokens, T: tokens.length,
       // Two runs side by side may have an image and a grid each; the answers of one run share theirs.
       V: variant.patches || V, images: variant.images || header.images, photo: variant.photo || 0,
       parts: variant.segments || header.segments,
-      mean: of("mean"), meanScale: of("mean.scale"), full: of("full"), fullScale: of("full.scale"),
-      share: of("image"), sink: of("sink"), entropy: of("entropy"), segments: of("segments"),
-      entropyTop: header.entropy_top[variant.name],
-    };
+      ...maps(prefix), share: of(prefix + "image"), sink: of(prefix + "sink"), entropy: of(prefix + "entropy"),
+      segments: of(prefix + "segments"), entropyTop: header.entropy_top[variant.name + (prefix && ".prompt")],
+    });
+    const { of: giver } = variant.reference || {}, asked = variant.asked || { tokens: [], before: 0 };
+    const reference = { ...variant.reference, ...maps("reference.", giver), sinks: header.layers.map(() => []), V: variant.patches || V };
+    return { ...rows("answer", "", variant.tokens), reference, asked: { ...rows("prompt", "prompt.", asked.tokens), reference, before: asked.before } };
   });
   return { ...header, id: header.run, L, H, variants, lazyMaps: new Map(), lazyBytes: 0 };
 }
@@ -52,6 +57,18 @@ function squares(codes) {
     SQUARES[top] = Float32Array.from({ length: top + 1 }, (_, k) => (k / top) * (k / top));
   }
   return SQUARES[top];
+}
+
+// What is looked at: the rows of the answers, or those of the prompt's own tokens.
+const sides = () => (view.part === "prompt" ? run.variants.map((v) => v.asked) : run.variants);
+
+// Do something as if this one layer were chosen (null: as it is).
+function onLayer(l, act) {
+  const { l0, l1 } = view;
+  if (l != null) view.l0 = view.l1 = l;
+  const made = act();
+  Object.assign(view, { l0, l1 });
+  return made;
 }
 
 const allHeads = () => view.h0 === 0 && view.h1 === run.H - 1;
@@ -68,7 +85,7 @@ function lazyKey(variant, t0, t1) {
   const reduced = t1 > t0 && view.combine !== "mean";
   const selection = reduced
     ? `:${view.combine}:${view.l0}-${view.l1}:${view.h0}-${view.h1}:${view.scale === "nosink"}` : "";
-  return `${variant.name}:${t0}-${t1}${selection}`;
+  return `${variant.part}.${variant.name}:${t0}-${t1}${selection}`;
 }
 
 // Head means of tokens t0..t1 over the chosen layers: Float32Array (V).
@@ -127,6 +144,29 @@ function mapOf(variant, t0, t1, skipSinks) {
   if (lazy.map) return lazy.map;
   reduceHeads(lazy.full, lazy["full.scale"], 0, variant, out, 1, skipSinks);
   return out;
+}
+
+// The relative scale divides by the map of a generic prompt under the same selection, or a tenth of that map's mean
+// where it is below (attention_processor.relative_map).
+const relative = () => view.scale === "relative" && run.variants.every((v) => v.reference.mean);
+
+function genericOf(variant) {
+  const { reference } = variant, [p0, p1] = patchesOfImage(variant);
+  const key = [view.l0, view.l1, view.h0, view.h1, view.combine, view.image].join();
+  if (reference.key === key) return reference.kept;
+  const map = new Float32Array(variant.V);
+  if (needsHeads()) reduceHeads(reference.full, reference.fullScale, 0, reference, map, 1, false);
+  else addMeans(reference, 0, 0, map, false);
+  const least = (0.1 * map.subarray(p0, p1).reduce((a, b) => a + b, 0)) / (p1 - p0) || Infinity;
+  Object.assign(reference, { key, kept: map.map((x) => Math.max(x, least)) });
+  return reference.kept;
+}
+
+// What the colours show: the map itself, or its relation to the generic one.
+function coloured(map, variant) {
+  if (!map || !relative()) return map;
+  const generic = genericOf(variant);
+  return map.map((x, v) => x / generic[v]);
 }
 
 // Raw shares of the selection, from the true masses, not from the map.

@@ -5,6 +5,7 @@ const SCALES = {
   log: "logarithmic",
   rank: "rank",
   nosink: "without sinks",
+  relative: "relative",
 };
 
 // How many of the largest patches are clipped: 1 %, and at least three. Sinks come in ones and twos, and on
@@ -20,9 +21,9 @@ function makeScale(kind, maps) {
   }
   const linear = (top) => ({
     kind, low: 0, high: top, at: (x) => Math.min(1, x / top), value: (u) => u * top,
-    ticks: [0, 0.25, 0.5, 0.75, 1].map((u) => [u, percent(u * top)]),
+    ticks: [0, 0.25, 0.5, 0.75, 1].map((u) => [u, kind === "relative" ? times(u * top) : percent(u * top)]),
   });
-  if (kind === "clip") {
+  if (kind === "clip" || kind === "relative") {
     const cut = clipped(each) * maps.length;
     const top = pool[n - 1 - cut] > 0 ? pool[n - 1 - cut] : high;
     let over = 0;

@@ -3,13 +3,13 @@ const picture = { images: [], bases: new Map() };
 const tiny = document.createElement("canvas"); // one pixel a patch, scaled up when drawn
 
 function buildFigures() {
-  const names = run.variants.map((v) => v.name);
+  const names = run.variants.map((v) => v.name), labels = Object.fromEntries(run.variants.map((v) => [v.name, v.label]));
   if (names.length > 1) names.push("difference");
-  const labels = Object.fromEntries(run.variants.map((v) => [v.name, v.label]));
-  const figures = names.map((name) => {
+  const figures = [...names, "four-0", "four-1", "four-2", "four-3"].map((name, k) => {
+    const slot = k - names.length;
+    const title = slot < 0 ? node("b", {}, labels[name] || "Difference") : node("label", {}, "Layer ", layerChoice(slot));
     const figure = node("figure", { class: "figure", "data-variant": name, "data-testid": `panel-${name}` },
-      node("figcaption", { class: "title" },
-        node("b", {}, labels[name] || "Difference"), node("span", { class: "stat" })),
+      node("figcaption", { class: "title" }, title, node("span", { class: "stat" })),
       node("div", { class: "stage", tabindex: 0, role: "img" },
         node("canvas", { class: "map" }), node("canvas", { class: "ink" }),
         node("p", { class: "note", hidden: true })),
@@ -20,11 +20,31 @@ function buildFigures() {
     return figure;
   });
   $(".figures").replaceChildren(...figures);
-  $(".figures").dataset.count = run.variants.length;
 }
 
+// Four layers at once: which one each of the four figures shows, at first spread over the depth.
+function layerChoice(slot) {
+  const change = (event) => {
+    view.layers[slot] = +event.target.value;
+    repaint();
+  };
+  return node("select", { onchange: change, "data-testid": `four-layer-${slot}` }, ...run.layers.map((n, l) => node("option", { value: l }, `${n}`)));
+}
+
+function fourLayers() {
+  if (view.layers.length !== 4 || view.layers.some((l) => !(l < run.L))) {
+    view.layers = [0, 1, 2, 3].map((k) => Math.floor(((k + 0.5) * run.L) / 4));
+  }
+  return view.layers;
+}
+
+// The figures on screen but the difference: name, whose rows, and the one layer of it (null: as chosen).
+const looks = () => (view.four ? fourLayers().map((l, k) => ({ name: `four-${k}`, side: sides().find((v) => v.name === view.four) || sides()[0], l }))
+  : sides().map((side) => ({ name: side.name, side, l: null })));
+const lookOf = (name) => looks().find((look) => look.name === name) || { name, side: sides()[0], l: null, both: true };
+
 // The answer whose image a figure shows: its own, or for the difference the first one's.
-const variantOf = (figure) => run.variants.find((v) => v.name === figure.dataset.variant) || run.variants[0];
+const variantOf = (figure) => lookOf(figure.dataset.variant).side;
 
 // Canvas size in device pixels; the stage itself is sized by CSS from the image's own proportions.
 function fit(figure) {
@@ -147,73 +167,90 @@ function paintInk() {
 // Two runs of different images or grids have no difference of their maps.
 const canDiffer = () => run.variants.length > 1 && run.comparable !== false;
 
-// Everything that the figures show, computed once a repaint and kept for the hover read-out.
-let shown = { maps: {}, scales: {}, shares: {}, spans: {} };
+// Everything that the figures show, computed once a repaint and kept for the hover read-out: raw maps, what is
+// coloured of them, and the numbers beside them. By the name of the figure.
+let shown = { maps: {}, drawn: {}, scales: {}, shares: {}, spans: {} };
 
 function paintFigures() {
-  const maps = {}, shares = {}, spans = {}, scales = {}, skip = view.scale === "nosink";
-  for (const variant of run.variants) {
-    const span = tokensOf(variant);
-    spans[variant.name] = span;
-    maps[variant.name] = span ? mapOf(variant, span[0], span[1], skip) : null;
-    shares[variant.name] = span ? sharesOf(variant, span[0], span[1]) : null;
-  }
-  const cut = (map, variant) => map.subarray(...patchesOfImage(variant));
-  const there = run.variants.filter((v) => maps[v.name]);
-  const shared = view.same && there.length > 1 ? scaleFor(there, maps, cut, skip) : null;
-  for (const v of there) scales[v.name] = shared || scaleFor([v], maps, cut, skip);
-  shown = { maps, shares, spans, scales };
-  for (const variant of run.variants) paintFigure(variant, shared);
-  paintDifference(cut);
+  shown = { maps: {}, drawn: {}, scales: {}, shares: {}, spans: {} };
+  const skip = view.scale === "nosink", read = ({ name, side, l }) => onLayer(l, () => {
+    const span = tokensOf(side);
+    shown.spans[name] = span;
+    shown.maps[name] = span ? mapOf(side, span[0], span[1], skip) : null;
+    shown.drawn[name] = coloured(shown.maps[name], side);
+    shown.shares[name] = span ? sharesOf(side, span[0], span[1]) : null;
+  });
+  sides().forEach((side) => read({ name: side.name, side, l: null })); // the numbers beside the figures are of these
+  const here = looks();
+  if (view.four) here.forEach(read);
+  const there = here.filter(({ name }) => shown.maps[name]);
+  const shared = view.same && there.length > 1 ? scaleFor(there, skip) : null;
+  for (const look of there) shown.scales[look.name] = shared || scaleFor([look], skip);
+  for (const figure of element.querySelectorAll(".figure")) figure.hidden = !here.some(({ name }) => name === figure.dataset.variant);
+  $(".figures").dataset.count = here.length;
+  for (const look of here) onLayer(look.l, () => paintFigure(look, shared));
+  paintDifference();
   paintInk();
 }
 
-// Whether the range can be that of the whole answer: a large run has single heads only of some tokens.
-const overAnswer = () => view.range === "answer" && !(needsHeads() && run.lazy);
+const ofImage = (map, side) => map.subarray(...patchesOfImage(side));
 
-// The scale of one or both sides: over this selection's maps, or over every token's (kept: it is the costly one).
-function scaleFor(variants, maps, cut, skip) {
-  if (!overAnswer()) return makeScale(view.scale, variants.map((v) => cut(maps[v.name], v)));
-  const names = variants.map((v) => v.name);
-  const key = [names, view.l0, view.l1, view.h0, view.h1, view.combine, view.scale, view.image].join();
+// Whether the range can be that of the whole answer: a large run has single heads only of some tokens.
+const overAnswer = () => view.range === "answer" && !(needsHeads() && sides().some((side) => !side.full));
+
+// The scale of one or several figures: over this selection's maps, or over every token's (kept: it is the costly one).
+function scaleFor(some, skip) {
+  const kind = view.scale === "relative" && !relative() ? "clip" : view.scale;
+  if (!overAnswer()) return makeScale(kind, some.map(({ name, side }) => ofImage(shown.drawn[name], side)));
+  const key = [some.map(({ name, l }) => [name, l]), view.part, view.four, view.l0, view.l1, view.h0, view.h1, view.combine, view.scale, view.image].join();
   run.scales = run.scales || new Map();
   if (!run.scales.has(key)) {
     if (run.scales.size > 16) run.scales.clear();
-    const all = variants.flatMap((v) => Array.from({ length: v.T }, (_, t) => cut(mapOf(v, t, t, skip), v)));
-    run.scales.set(key, makeScale(view.scale, all));
+    const all = some.flatMap(({ side, l }) => onLayer(l, () =>
+      Array.from({ length: side.T }, (_, t) => ofImage(coloured(mapOf(side, t, t, skip), side), side))));
+    run.scales.set(key, makeScale(kind, all));
   }
   return run.scales.get(key);
 }
 
-function paintFigure(variant, shared) {
-  const { name } = variant, figure = $(`.figure[data-variant="${name}"]`), size = fit(figure);
+// What the colours mean, in words. A relative scale that this run cannot have says why.
+function scaleWords(scale, side, shared) {
+  const { why, prompt } = side.reference, range = overAnswer() ? `; range of the whole ${side.part}` : "";
+  const words = relative() ? `relative: attention divided by that of the generic prompt ${quoted(prompt)} · ${scale.words.replace("percentile clip: ", "")}`
+    : `attention mass per patch · ${view.scale === "relative" ? `no relative scale, for ${why}; instead ` : ""}${scale.words}`;
+  return words + range + (shared ? `; same scale on ${view.four ? "all four" : "both sides"}` : "");
+}
+
+function paintFigure({ name, side, l }, shared) {
+  const figure = $(`.figure[data-variant="${name}"]`), size = fit(figure);
   const map = shown.maps[name], span = shown.spans[name], scale = shown.scales[name];
-  drawMap(size, map, scale, sinksOf(variant));
-  const note = figure.querySelector(".note");
+  drawMap(size, shown.drawn[name], scale, sinksOf(side));
+  const note = figure.querySelector(".note"), choice = figure.querySelector("select");
+  if (choice) choice.value = l;
   note.hidden = Boolean(map);
   if (!map) {
-    note.textContent = span ? "Fetching the heads of this token …" : `This answer ended before token ${view.t0 + 1}.`;
+    note.textContent = span ? "Fetching the heads of this token …"
+      : `This ${side.part} ${side.T ? `ended before token ${view.t0 + 1}` : "has no rows here"}.`;
   }
   const stat = figure.querySelector(".stat"), share = shown.shares[name];
   stat.replaceChildren();
   if (share) {
     stat.append("image ", node("b", {}, percent(share.image)));
-    if (variant.sinks.some((s) => s.length)) stat.append(" · sinks hold ", node("b", {}, percent(share.sinks)), " of it");
+    if (side.sinks.some((s) => s.length)) stat.append(" · sinks hold ", node("b", {}, percent(share.sinks)), " of it");
   }
   figure.querySelector(".stage").setAttribute("aria-label",
-    `${variant.label}: attention over the image for ${selectionWords()}. ` +
+    `${side.label}: attention over the image for ${selectionWords()}. ` +
     (share ? `Image share ${percent(share.image)}, sinks hold ${percent(share.sinks)} of it. ` : "") +
     "Arrow keys move over the patches, Enter looks up which tokens looked there.");
-  paintScale(figure, scale, map, COLOURS[view.colours], shared);
+  const said = map && scaleWords(scale, side, shared), again = shared && view.four && name !== "four-0";
+  paintScale(figure, scale, said, COLOURS[view.colours]);
+  if (again) figure.querySelector(".words").textContent = ""; // said once for all four
 }
 
-function paintScale(figure, scale, map, table, shared) {
-  figure.querySelector(".scalebar").classList.toggle("off", !map || view.overlay === "off");
-  const words = figure.querySelector(".words");
-  if (!map) {
-    words.textContent = "";
-    return;
-  }
+function paintScale(figure, scale, said, table) {
+  figure.querySelector(".scalebar").classList.toggle("off", !said || view.overlay === "off");
+  figure.querySelector(".words").textContent = said || "";
+  if (!said) return;
   const canvas = figure.querySelector(".scalebar canvas"), ink = canvas.getContext("2d");
   const pixels = ink.createImageData(256, 1);
   for (let i = 0; i < 256; i++) {
@@ -222,33 +259,31 @@ function paintScale(figure, scale, map, table, shared) {
   ink.putImageData(pixels, 0, 0);
   figure.querySelector(".ticks").replaceChildren(...scale.ticks.map(([u, text]) =>
     node("span", { style: `--at:${u}`, "data-edge": u === 0 ? "low" : u === 1 ? "high" : null }, text)));
-  const range = overAnswer() ? "; range of the whole answer" : "";
-  words.textContent = "attention mass per patch · " + scale.words + range + (shared ? "; same scale on both sides" : "");
 }
 
-function paintDifference(cut) {
+function paintDifference() {
   const figure = $('.figure[data-variant="difference"]');
   if (!figure) return;
-  const wanted = view.difference && canDiffer();
+  const wanted = view.difference && canDiffer() && !view.four;
   figure.hidden = !wanted;
-  $(".figures").dataset.count = run.variants.length + (wanted ? 1 : 0);
   if (!wanted) return;
+  $(".figures").dataset.count = run.variants.length + 1;
   const [a, b] = run.variants.map((v) => shown.maps[v.name]);
   // Where VAR changed nothing, what is left between two passes is rounding: no picture of that.
   const idle = run.kind !== "pair" && run.variants.some((v) => v.var && v.var.changed === false);
   const both = a && b ? b.map((x, i) => (idle ? 0 : x - a[i])) : null, size = fit(figure);
-  shown.maps.difference = both;
-  const scale = makeDifference(both ? cut(both, run.variants[0]) : new Float32Array(1));
+  shown.maps.difference = shown.drawn.difference = both;
+  const scale = makeDifference(both ? ofImage(both, run.variants[0]) : new Float32Array(1));
   if (run.kind === "pair") scale.words = scale.words.replace("VAR − baseline", `${run.variants[1].label} − ${run.variants[0].label}`);
   shown.scales.difference = scale;
-  drawMap(size, both, scale, new Map([...sinksOf(run.variants[0])]));
+  drawMap(size, both, scale, sinksOf(run.variants[0]));
   const note = figure.querySelector(".note");
   note.hidden = Boolean(both);
   note.textContent = both ? "" : "One of the answers has no such token.";
   const stat = figure.querySelector(".stat"), [s, v] = run.variants.map((x) => shown.shares[x.name]);
   stat.textContent = s && v ? `image ${v.image >= s.image ? "+" : "−"}${percent(Math.abs(v.image - s.image))} of the row` : "";
   figure.querySelector(".stage").setAttribute("aria-label", `Difference of the two maps, ${run.variants[1].label} minus ${run.variants[0].label}`);
-  paintScale(figure, scale, both, COLOURS.coolwarm, false);
+  paintScale(figure, scale, both && `attention mass per patch · ${scale.words}`, COLOURS.coolwarm);
 }
 
 // The patch under the cursor, in numbers, under every figure.
@@ -262,14 +297,15 @@ function paintPatch() {
       continue;
     }
     const v = start + cursor, row = Math.floor(cursor / columns), column = cursor % columns;
-    const variant = run.variants.find((x) => x.name === name);
+    const { side: variant, l, both } = lookOf(name);
     let text = `patch ${row + 1}, ${column + 1}  ·  ${percent(map[v])} of the row`;
-    if (variant) {
+    if (!both) {
+      if (relative()) text += `  ·  ${times(shown.drawn[name][v])} generic`;
       const [p0, p1] = patchesOfImage(variant);
       let total = 0;
       for (let i = p0; i < p1; i++) total += map[i];
       if (total > 0) text += `  ·  ${percent(map[v] / total)} of this map`;
-      const phi = sinkScore(variant, v);
+      const phi = onLayer(l, () => sinkScore(variant, v));
       if (phi != null) text += `  ·  sink, φ ${phi.toFixed(1)}`;
     }
     line.textContent = text;

@@ -1,6 +1,9 @@
 // The answers as strips of tokens: choose one, or a range; both answers share one cursor.
 function buildStrips() {
-  $(".strips").replaceChildren(...run.variants.map((variant) => emptyStrip(variant.name, variant.label)));
+  const asked = promptStrips();
+  $(".strips").replaceChildren(...asked.map(({ name, label, variant }) => promptStrip(name, label, variant.asked)),
+    ...run.variants.map((variant) => emptyStrip(variant.name, variant.label)));
+  foldPrompt();
   run.variants.forEach((variant, side) => {
     const other = run.variants[1 - side];
     const box = stripOf(variant.name);
@@ -16,10 +19,43 @@ function buildStrips() {
   });
 }
 
-function emptyStrip(name, label) {
-  return node("div", { class: "strip", "data-variant": name },
+// The prompt's own tokens: one strip for both answers, or one each where two runs had other prompts.
+function promptStrips() {
+  const there = run.variants.filter((v) => v.asked.T), texts = new Set(there.map((v) => v.asked.tokens.map((t) => t.t).join("\u0000")));
+  return there.slice(0, texts.size).map((variant, k) => ({ variant,
+    name: k ? `prompt-${variant.name}` : "prompt", label: texts.size > 1 ? `${variant.label}: prompt` : "Prompt" }));
+}
+
+function promptStrip(name, label, asked) {
+  const strip = emptyStrip(name, label, "prompt");
+  strip.classList.add("prompt");
+  strip.querySelector(".tokens").append(asked.before ? node("span", { class: "none" }, `${asked.before} tokens …`) : "",
+    ...asked.tokens.map((token, i) => node("button", {
+      type: "button", class: `token ${token.k}${/^ \S/.test(token.t) ? " spaced" : ""}`, role: "option", tabindex: -1, "aria-selected": "false", "data-i": i,
+      "data-testid": `token-${name}-${i}`, title: `${token.k === "user" ? "prompt" : token.k} token ${i + 1} ${JSON.stringify(token.t)}: where it looked when it was read`,
+    }, glyphs(token.t))));
+  strip.querySelector(".side").append(foldButton("hide", "prompt-hide"));
+  return strip;
+}
+
+const foldButton = (text, testid) => node("button", { type: "button", class: "plain", "data-testid": testid, onclick: () => foldPrompt(!view.prompt) }, text);
+
+// The prompt as one quiet line, or as tokens that can be chosen.
+function foldPrompt(open = view.prompt) {
+  const strips = element.querySelectorAll(".strip.prompt"), asked = $(".asked");
+  view.prompt = open;
+  for (const strip of strips) strip.hidden = !open;
+  asked.hidden = open && strips.length > 0;
+  asked.querySelectorAll("button").forEach((button) => button.remove());
+  if (strips.length) asked.append(foldButton("its tokens", "prompt-show"));
+  else asked.title = served ? "This run was made without the rows of its prompt's own tokens." : "";
+  if (!open && view.part === "prompt") selectTokens(...marks.answer, null, "answer");
+}
+
+function emptyStrip(name, label, part = "answer") {
+  return node("div", { class: "strip", "data-variant": name, "data-part": part },
     node("div", { class: "side" }, node("b", {}, label), node("span", { class: "finish" })),
-    node("div", { class: "tokens", role: "listbox", "aria-label": `${label}: tokens of the answer`,
+    node("div", { class: "tokens", role: "listbox", "aria-label": part === "answer" ? `${label}: tokens of the answer` : `${label}: tokens that can be chosen`,
       "aria-multiselectable": "true", "data-testid": `strip-${name}` }));
 }
 
@@ -57,17 +93,21 @@ function chip(name, token, i, parts, gain) {
   return made;
 }
 
+let marks = { answer: [0, 0], prompt: [0, 0] }; // the last choice in each part: where Tab comes back to
+
 function markTokens(focusIn) {
-  for (const chipNode of element.querySelectorAll(".token")) {
-    const i = +chipNode.dataset.i, on = i >= view.t0 && i <= view.t1;
-    if ((chipNode.getAttribute("aria-selected") === "true") !== on) chipNode.setAttribute("aria-selected", on);
-    chipNode.tabIndex = i === view.t0 ? 0 : -1;
-  }
-  for (const variant of run.variants) {
-    const here = stripOf(variant.name).querySelector(`[data-i="${view.t0}"]`);
+  marks[view.part] = [view.t0, view.t1];
+  for (const strip of element.querySelectorAll(".strip")) {
+    const { part, variant } = strip.dataset, [from, to] = marks[part], box = strip.querySelector(".tokens");
+    for (const chipNode of box.querySelectorAll(".token")) {
+      const i = +chipNode.dataset.i, on = part === view.part && i >= from && i <= to;
+      if ((chipNode.getAttribute("aria-selected") === "true") !== on) chipNode.setAttribute("aria-selected", on);
+      chipNode.tabIndex = i === from ? 0 : -1;
+    }
+    const here = box.querySelector(`[data-i="${from}"]`);
     if (!here) continue;
-    if (focusIn === variant.name) here.focus({ preventScroll: true });
-    reveal(stripOf(variant.name), here);
+    if (focusIn === variant) here.focus({ preventScroll: true });
+    reveal(box, here);
   }
 }
 
@@ -80,9 +120,10 @@ function reveal(box, chipNode) {
   }
 }
 
-const longest = () => Math.max(1, ...run.variants.map((v) => v.T));
+const longest = () => Math.max(1, ...sides().map((v) => v.T));
 
-function selectTokens(from, to, focusIn) {
+function selectTokens(from, to, focusIn, part = view.part) {
+  view.part = part;
   const last = longest() - 1;
   view.t0 = clamp(Math.min(from, to), 0, last);
   view.t1 = clamp(Math.max(from, to), 0, last);
@@ -92,12 +133,12 @@ function selectTokens(from, to, focusIn) {
 
 // With a box chosen, the strips show who looked there: the background is the share of each token's image attention.
 function tintTokens() {
-  for (const variant of run.variants) {
-    const looks = view.box ? lookUp(variant) : null;
-    const top = looks ? Math.max(1e-9, ...looks.map((x) => x.mass)) : 1;
-    for (const chipNode of stripOf(variant.name).children) {
-      if (chipNode.dataset.i == null) continue;
-      if (looks) chipNode.style.setProperty("--look", (looks[chipNode.dataset.i].mass / top).toFixed(3));
+  const strips = [...promptStrips().map(({ name, variant }) => [name, variant.asked]), ...run.variants.map((v) => [v.name, v])];
+  for (const [name, side] of strips) {
+    const found = view.box ? lookUp(side) : null;
+    const top = found ? Math.max(1e-9, ...found.map((x) => x.mass)) : 1;
+    for (const chipNode of stripOf(name).querySelectorAll(".token")) {
+      if (found) chipNode.style.setProperty("--look", (found[chipNode.dataset.i].mass / top).toFixed(3));
       else chipNode.style.removeProperty("--look");
     }
   }
@@ -119,48 +160,48 @@ function lookUp(variant) {
 function watchStrips() {
   let anchor = null, dragging = false;
   const chipAt = (event) => event.target.closest && event.target.closest(".token[data-i]");
+  const partOf = (hit) => hit.closest(".strip").dataset.part;
   const strips = $(".strips");
   strips.addEventListener("pointerdown", (event) => {
     const hit = chipAt(event);
     if (!hit || !run || event.button || root.dataset.phase === "streaming") return;
     const i = +hit.dataset.i;
-    if (event.shiftKey && anchor != null) selectTokens(anchor, i);
+    if (event.shiftKey && anchor != null && partOf(hit) === view.part) selectTokens(anchor, i);
     else {
       anchor = i;
-      selectTokens(i, i);
+      selectTokens(i, i, null, partOf(hit));
     }
     dragging = event.pointerType !== "touch";
   });
   strips.addEventListener("pointerover", (event) => {
     const hit = chipAt(event);
-    if (dragging && event.buttons & 1 && hit && run) selectTokens(anchor, +hit.dataset.i);
+    if (dragging && event.buttons & 1 && hit && run && partOf(hit) === view.part) selectTokens(anchor, +hit.dataset.i);
   });
   window.addEventListener("pointerup", () => (dragging = false));
   strips.addEventListener("click", (event) => {
     // A key press or a script's click() has no pointer before it.
     const hit = chipAt(event);
-    if (hit && run && event.detail === 0) selectTokens(+hit.dataset.i, +hit.dataset.i);
+    if (hit && run && event.detail === 0) selectTokens(+hit.dataset.i, +hit.dataset.i, null, partOf(hit));
   });
   strips.addEventListener("keydown", (event) => {
     const hit = chipAt(event), strip = hit && hit.closest(".strip");
     if (!hit || !run || event.altKey || event.ctrlKey || event.metaKey) return;
     const step = { ArrowRight: 1, ArrowLeft: -1, PageDown: 10, PageUp: -10, Home: -1e9, End: 1e9 }[event.key];
     const line = { ArrowDown: 1, ArrowUp: -1 }[event.key];
-    const own = run.variants.find((v) => v.name === strip.dataset.variant).T - 1;
+    const all = [...strips.querySelectorAll(".strip:not([hidden])")], own = strip.querySelectorAll(".token").length - 1;
     if (step) {
       const to = clamp(+hit.dataset.i + step, 0, own);
-      if (event.shiftKey) {
+      if (event.shiftKey && partOf(hit) === view.part) {
         if (anchor == null || anchor < view.t0 || anchor > view.t1) anchor = +hit.dataset.i;
         selectTokens(anchor, to);
-        const moved = stripOf(strip.dataset.variant).querySelector(`[data-i="${to}"]`);
-        if (moved) moved.focus({ preventScroll: true });
+        strip.querySelector(`[data-i="${to}"]`).focus({ preventScroll: true });
       } else {
         anchor = to;
-        selectTokens(to, to, strip.dataset.variant);
+        selectTokens(to, to, strip.dataset.variant, partOf(hit));
       }
     } else if (line) {
-      const names = run.variants.map((v) => v.name), k = names.indexOf(strip.dataset.variant) + line;
-      const there = names[k] && stripOf(names[k]).querySelector(`[data-i="${hit.dataset.i}"]`);
+      const next = all[all.indexOf(strip) + line];
+      const there = next && next.querySelector(next.dataset.part === partOf(hit) ? `[data-i="${hit.dataset.i}"]` : '[tabindex="0"]');
       if (there) there.focus({ preventScroll: true });
     } else return;
     event.preventDefault();

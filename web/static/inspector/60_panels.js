@@ -11,7 +11,7 @@ function panel(kind, variant, words) {
   const canvas = node("canvas", { role: "img", "aria-label": `${variant.label}, ${words}`, "data-testid": `${kind}-${variant.name}` });
   const axis = node("div", { class: "axis", "aria-hidden": "true" });
   const made = node("div", { class: `panel ${kind}` },
-    node("div", { class: "caption" }, node("b", {}, run.variants.length > 1 ? variant.label : ""), node("span", {}, words)),
+    node("div", { class: "caption" }, node("b", {}, run.variants.length > 1 ? variant.label : ""), node("span", { class: "what" }, words)),
     node("div", { class: "grid" }, axis, node("div", { class: "plot" }, canvas, node("div", { class: "frame" }))),
     node("p", { class: "read" }));
   canvas.addEventListener("pointermove", (event) => readPanel(kind, variant, made, panelCell(event, canvas, kind, variant)));
@@ -54,7 +54,7 @@ function paintPanels() {
   grids = {};
   const q = view.quantity, single = q === "box" ? "image" : q;
   let topTime = 0, topHeads = 0;
-  for (const variant of run.variants) {
+  for (const variant of sides()) {
     const span = shown.spans[variant.name];
     const time = tokenLayer(variant, q), heads = span ? layerHead(variant, span[0], span[1], single) : null;
     grids[variant.name] = { time, heads };
@@ -62,11 +62,12 @@ function paintPanels() {
     if (heads) for (const x of heads) topHeads = Math.max(topHeads, x);
   }
   const whole = q === "sink" ? 1 : null; // a share of shares always runs to 100 %
-  for (const variant of run.variants) {
+  for (const variant of sides()) {
     const { time, heads } = grids[variant.name], pair = $(`.pair[data-variant="${variant.name}"]`);
     const span = shown.spans[variant.name];
     // Both sides over the same time axis, so that their tokens stand below each other.
     const at = (x, l) => (x < variant.T ? time[x * run.L + l] : null);
+    pair.querySelector(".time .what").textContent = `${view.part === "prompt" ? "prompt " : ""}token × layer`;
     drawGrid(pair.querySelector(".time"), longest(), run.L, at, whole || topTime,
       span && { x0: span[0], x1: span[1], y0: view.l0, y1: view.l1 });
     drawGrid(pair.querySelector(".heads"), run.H, run.L, (x, l) => (heads ? heads[l * run.H + x] : 0), whole || topHeads,
@@ -114,7 +115,7 @@ function readPanel(kind, variant, panelNode, at) {
   }
   const layer = run.layers[at.l];
   if (kind === "time") {
-    const token = variant.tokens[at.x];
+    const token = sides()[run.variants.indexOf(variant)].tokens[at.x];
     line.textContent = token
       ? `token ${at.x + 1} ${quoted(token.t)} · layer ${layer} · ${amount(grid.time[at.x * run.L + at.l], view.quantity)}` : "";
   } else {

@@ -38,9 +38,10 @@ function paintReading() {
 const sideTitle = (variant) => (run.variants.length > 1 ? node("h4", {}, variant.label) : null);
 
 function paintConsidered() {
-  const made = run.variants.map((variant) => {
+  const made = sides().map((variant) => {
     const column = node("div", {}, sideTitle(variant)), span = shown.spans[variant.name];
     if (!span) column.append(node("p", { class: "quiet" }, "no such token"));
+    else if (view.part === "prompt") column.append(node("p", { class: "quiet" }, "Nothing: a token of the prompt is given. Its map is the row of the token itself, what it looked at when it was read."));
     else if (span[0] !== span[1]) {
       const some = variant.tokens.slice(span[0], span[1] + 1);
       const sum = some.reduce((s, token) => s + Math.log(Math.max(token.p, 1e-12)), 0);
@@ -61,7 +62,7 @@ function alternatives(token) {
 }
 
 function paintBudget() {
-  const made = run.variants.map((variant) => {
+  const made = sides().map((variant) => {
     const labels = [...variant.parts.map((s) => s[1]), "answer so far"], kinds = [...variant.parts.map((s) => s[0]), "answer"];
     const share = shown.shares[variant.name], column = node("div", {}, sideTitle(variant));
     if (!share) return column;
@@ -84,7 +85,7 @@ function paintBudget() {
 }
 
 function paintTop() {
-  const made = run.variants.map((variant) => {
+  const made = sides().map((variant) => {
     const { columns, start } = imageOf(variant), [p0, p1] = patchesOfImage(variant);
     const map = shown.maps[variant.name], column = node("div", {}, sideTitle(variant));
     if (!map) return column;
@@ -122,7 +123,7 @@ function paintLookUp() {
   }
   const { r0, c0, r1, c1 } = view.box;
   const where = r0 === r1 && c0 === c1 ? `patch ${r0 + 1}, ${c0 + 1}` : `rows ${r0 + 1}–${r1 + 1}, columns ${c0 + 1}–${c1 + 1}`;
-  const made = run.variants.map((variant) => {
+  const made = sides().map((variant) => {
     const looks = lookUp(variant).sort((a, b) => b.mass - a.mass).slice(0, 6), top = looks.length ? looks[0].mass : 1;
     return node("div", {}, sideTitle(variant), node("ol", { class: "bars looks" }, ...looks.map((look) =>
       node("li", { style: `--p:${top > 0 ? look.mass / top : 0}` },

@@ -1,5 +1,5 @@
 // The view bar, the keys and the address: everything that changes the view without asking the server.
-const SELECTS = ["combine", "scale", "range", "colours", "overlay", "photo"];
+const SELECTS = ["combine", "scale", "range", "colours", "overlay", "photo", "four"];
 const TOGGLES = ["sinks", "smooth", "same", "difference"];
 
 function setRange(name, low, high) {
@@ -62,7 +62,7 @@ function resetView() {
 
 // The head that puts most on the image outside the sinks, for the chosen tokens of the first answer that has them.
 function strongestHead() {
-  const variant = run && run.variants.find((v) => tokensOf(v));
+  const variant = run && sides().find((v) => tokensOf(v));
   if (!variant) return;
   const [t0, t1] = tokensOf(variant), sums = new Float32Array(run.L * run.H);
   for (let t = t0; t <= t1; t++)
@@ -96,7 +96,11 @@ function keys(event) {
     case "b": strongestHead(); break;
     case "d": view.difference = canDiffer() && !view.difference; break;
     case "s": view.sinks = !view.sinks; break;
-    case "v": view.swapped = run.variants.length > 1 && !view.swapped; break;
+    case "4": view.four = view.four || run.L < 2 ? "" : run.variants[0].name; break;
+    case "v":
+      if (view.four) view.four = (run.variants.find((v) => v.name !== view.four) || run.variants[0]).name;
+      else view.swapped = run.variants.length > 1 && !view.swapped;
+      break;
     case "?": return toggleHelp($(".help").hidden);
     default: return;
   }
@@ -130,9 +134,18 @@ function syncControls() {
   for (const name of TOGGLES) $(`[data-set="${name}"]`).checked = view[name];
   $('[data-set="opacity"]').value = Math.round(view.opacity * 100);
   const two = run.variants.length > 1;
-  $('[data-set="same"]').closest("label").hidden = !two;
+  $('[data-set="same"]').closest("label").hidden = !two && !view.four;
   $('[data-set="difference"]').closest("label").hidden = !canDiffer();
   root.toggleAttribute("data-swapped", view.swapped && two);
+  const four = $('[data-set="four"]');
+  four.closest("label").hidden = run.L < 2;
+  if (four.dataset.run !== run.id) four.replaceChildren(node("option", { value: "" }, two ? "side by side" : "one map"),
+    ...run.variants.map((v) => node("option", { value: v.name }, two ? `four layers: ${v.label}` : "four layers")));
+  four.dataset.run = run.id;
+  four.value = view.four;
+  const wanting = run.variants.find((v) => !v.reference.mean), option = $('[data-set="scale"] [value="relative"]');
+  option.textContent = wanting ? "relative (not in this run)" : "relative";
+  option.title = wanting ? wanting.reference.why : "divided by the map of a generic prompt on the same image";
   const select = $('[data-set="image"]');
   select.closest("label").hidden = run.images.length < 2;
   if (select.options.length !== run.images.length) {
@@ -149,16 +162,17 @@ function rangeWords(name) {
 }
 
 function selectionWords() {
-  const first = run.variants.find((v) => tokensOf(v)) || run.variants[0], span = tokensOf(first);
+  const first = sides().find((v) => tokensOf(v)) || sides()[0], span = tokensOf(first);
   const words = span ? quoted(first.tokens.slice(span[0], span[1] + 1).map((t) => t.t).join("")) : "no token";
-  const which = view.t0 === view.t1 ? `token ${view.t0 + 1}` : `tokens ${view.t0 + 1}–${view.t1 + 1} (mean)`;
+  const prompt = view.part === "prompt" ? "prompt " : "";
+  const which = prompt + (view.t0 === view.t1 ? `token ${view.t0 + 1}` : `tokens ${view.t0 + 1}–${view.t1 + 1} (mean)`);
   const over = view.combine === "mean" ? "mean" : view.combine === "max" ? "maximum" : "minimum";
   const spelt = (name, word, one) => {
     const range = rangeWords(name);
     return name === "h" && run.heads[0] < 0 ? headWords(run.heads[0]) : one ? `${word} ${range}` : range.startsWith("all") ? `${range} ${word}s` : `${word}s ${range}`;
   };
-  const layers = spelt("l", "layer", view.l0 === view.l1), heads = spelt("h", "head", view.h0 === view.h1);
-  const one = view.l0 === view.l1 && view.h0 === view.h1;
+  const layers = view.four ? `layers ${fourLayers().map((l) => run.layers[l]).join(", ")} one by one` : spelt("l", "layer", view.l0 === view.l1), heads = spelt("h", "head", view.h0 === view.h1);
+  const one = (view.four || view.l0 === view.l1) && view.h0 === view.h1;
   return `${which} ${words}, ${one ? `${layers}, ${heads}` : `${over} over ${layers} and ${heads}`}`;
 }
 
@@ -171,10 +185,11 @@ function writeAddress() {
   clearTimeout(addressTimer);
   addressTimer = setTimeout(() => {
     if (!run) return;
-    const part = { run: run.id, t: `${view.t0}-${view.t1}`, l: `${view.l0}-${view.l1}`, h: `${view.h0}-${view.h1}` };
+    const part = { run: run.id, [view.part === "prompt" ? "p" : "t"]: `${view.t0}-${view.t1}`, l: `${view.l0}-${view.l1}`, h: `${view.h0}-${view.h1}` };
     if (view.combine !== "mean") part.combine = view.combine;
     if (view.scale !== "clip") part.scale = view.scale;
     if (view.difference) part.difference = 1;
+    if (view.four) part.four = fourLayers().join("-") + `.${view.four}`;
     if (run.kind === "example") delete part.run;
     history.replaceState(history.state, "", "#" + new URLSearchParams(part));
   }, 250);
@@ -182,7 +197,7 @@ function writeAddress() {
 
 function readAddress() {
   const part = new URLSearchParams(location.hash.slice(1)), made = {};
-  for (const name of ["t", "l", "h"]) {
+  for (const name of ["t", "p", "l", "h"]) {
     const hit = /^(\d{1,6})-(\d{1,6})$/.exec(part.get(name) || "");
     if (hit) made[name] = [+hit[1], +hit[2]];
   }
@@ -190,5 +205,7 @@ function readAddress() {
   if (["max", "min"].includes(part.get("combine"))) made.combine = part.get("combine");
   if (part.get("scale") in SCALES) made.scale = part.get("scale");
   made.difference = part.get("difference") === "1";
+  const four = /^(\d{1,4})-(\d{1,4})-(\d{1,4})-(\d{1,4})\.(\w{1,20})$/.exec(part.get("four") || "");
+  if (four) Object.assign(made, { four: four[5], layers: four.slice(1, 5).map(Number) });
   return made;
 }

@@ -11,7 +11,7 @@ function speak() {
   speakTimer = setTimeout(() => {
     if (!run) return;
     const parts = [selectionWords()];
-    for (const variant of run.variants) {
+    for (const variant of sides()) {
       const share = shown.shares[variant.name];
       if (share) parts.push(`${variant.label}: image share ${percent(share.image)}`);
     }
@@ -25,7 +25,8 @@ function repaint() {
   if (!run) return;
   const begun = performance.now();
   syncControls();
-  $(".selection").textContent = selectionWords();
+  $(".selection").replaceChildren(selectionWords(), node("span", { class: "quiet" }, view.part === "prompt"
+    ? " · the row of the token itself" : " · the row that predicted it"));
   paintFigures();
   paintPanels();
   paintReading();
@@ -39,17 +40,17 @@ function repaint() {
 // A large run does not carry single heads: get those of the chosen tokens, once, and keep the latest.
 const LAZY_BYTES = 64e6;
 async function fetchHeads() {
-  if (!run.lazy || !needsHeads()) return;
+  if (!needsHeads() || sides().every((side) => side.full)) return;
   const mine = run;
   let fetched = false;
-  for (const variant of run.variants) {
+  for (const { side: variant, l } of [...sides().map((side) => ({ side, l: null })), ...looks()]) {
     const span = tokensOf(variant);
-    if (!span) continue;
-    const key = lazyKey(variant, ...span);
+    if (!span || variant.full) continue;
+    const key = onLayer(l, () => lazyKey(variant, ...span));
     if (mine.lazyMaps.has(key)) continue;
     mine.lazyMaps.set(key, null); // being fetched
-    const ask = { run: mine.id, variant: variant.name, start: span[0], stop: span[1] + 1, combine: view.combine,
-      layers: [view.l0, view.l1], heads: [view.h0, view.h1], whole: !key.split(":")[2], without_sinks: view.scale === "nosink" };
+    const ask = { prompt: variant.part === "prompt", run: mine.id, variant: variant.name, start: span[0], stop: span[1] + 1, combine: view.combine,
+      layers: l == null ? [view.l0, view.l1] : [l, l], heads: [view.h0, view.h1], whole: !key.split(":")[2], without_sinks: view.scale === "nosink" };
     const answer = await server.token_maps(ask);
     if (!answer || answer.error) {
       mine.lazyMaps.delete(key);
@@ -107,6 +108,7 @@ function showStream(value) {
     stream.counts = {};
     $(".strips").replaceChildren(...value.variants.map(([name, label]) => emptyStrip(name, label)));
     $(".question").textContent = value.prompt;
+    $(".asked").hidden = false;
     $(".blank").hidden = true;
     $(".work").hidden = false;
     root.removeAttribute("data-ready");
@@ -186,12 +188,17 @@ function startView(before, place, value) {
   Object.assign(view, { box: null, cursor: null, image: 0, swapped: false });
   if (view.quantity === "box") view.quantity = "image";
   const named = !place.run || place.run === value.run;
-  view.t0 = view.t1 = tellingToken();
+  view.part = "answer";
+  marks = { answer: [0, 0], prompt: [0, 0] };
+  view.t0 = view.t1 = marks.answer[0] = marks.answer[1] = tellingToken();
   if (!named) return;
+  if (place.p && run.variants.some((v) => v.asked.T)) Object.assign(view, { part: "prompt", prompt: true });
+  if (view.part === "prompt") place.t = place.p;
   if (place.t) [view.t0, view.t1] = place.t.map((t) => clamp(t, 0, longest() - 1)).sort((a, b) => a - b);
   if (place.l) setRange("l", ...place.l);
   if (place.h) setRange("h", ...place.h);
-  for (const name of ["combine", "scale", "difference"]) if (place[name]) view[name] = place[name];
+  for (const name of ["combine", "scale", "difference", "four", "layers"]) if (place[name]) view[name] = place[name];
+  if (view.four && !run.variants.some((v) => v.name === view.four)) view.four = run.variants[0].name;
 }
 
 // The word (not a mark of punctuation) whose row puts most on the image, outside the sinks.
