@@ -166,15 +166,14 @@ def loading(slot: ModelSlot, settings: Settings, offered: Sequence[str]) -> Call
         try:
             asked = (model, device, dtype, min_pixels, max_pixels, revision)
             wanted = model_wanted(settings, offered, *asked)
+            if not slot.load(wanted):
+                raise ValueError("Another model is being loaded; wait until it is there.")
         except ValueError as error:
-            raise gr.Error(str(error), title="Not possible", print_exception=False) from error
-        if not slot.load(wanted):
-            raise gr.Error(
-                "Another model is being loaded; wait until it is there.", print_exception=False
-            )
+            yield (*([gr.skip()] * 4), notice(str(error), "warn"))
+            raise _said(str(error), "Not possible") from error
         yield from following(slot)()
         if slot.state.phase == "failed":
-            raise gr.Error(slot.state.message, title="Not loaded", print_exception=False)
+            raise _said(slot.state.message, "Not loaded")
 
     return load_model
 
@@ -195,6 +194,11 @@ def choosing_dims(slot: ModelSlot) -> Callable[..., Any]:
         return ready, words, gr.skip(), gr.update(visible=True)
 
     return sink_dims
+
+
+def _said(words: str, title: str) -> gr.Error:
+    """For callers of the API; on the page the line beside Load has said it."""
+    return gr.Error(words, title=title, visible=False, print_exception=False)
 
 
 def _var_controls(state: SlotState) -> tuple[Any, Any, Any]:
