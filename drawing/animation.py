@@ -110,11 +110,12 @@ def animation_steps(
             f"A frame would be {frames.width} × {frames.height} pixels, because the image is very "
             "tall; choose a smaller width."
         )
-    samples = [frames.swatch()]
+    samples = []
     if path.suffix.lower() == ".gif":
         places = sorted({k * (count - 1) // 3 for k in range(4)})
-        samples += [frames.frame(range(first + k, first + k + window)) for k in places]
-    with encoder(path, frames.width, frames.height, seconds, samples) as write:
+        samples = [frames.frame(range(first + k, first + k + window)) for k in places]
+    size = frames.width, frames.height
+    with encoder(path, *size, seconds, samples, frames.colours()) as write:
         for step in range(count):
             start = first + step
             write(frames.frame(range(start, start + window)))

@@ -30,7 +30,12 @@ LEAST_RATE = 8  # frames a second of an MP4 at least: slower ones are not played
 
 @contextmanager
 def encoder(
-    path: Path, width: int, height: int, seconds: float, samples: Sequence[Pixels]
+    path: Path,
+    width: int,
+    height: int,
+    seconds: float,
+    samples: Sequence[Pixels] = (),
+    keep: Pixels | None = None,
 ) -> Iterator[Write]:
     """Opens an animation; call what it gives with one frame after the other.
 
@@ -40,7 +45,8 @@ def encoder(
         path: ending in .gif or .mp4.
         width, height: of each frame, both even.
         seconds: that each frame is shown.
-        samples: what a GIF's colours are chosen from: some frames, or anything with their colours.
+        samples: some frames, from which a GIF's colours are chosen; it needs at least one.
+        keep: colours that a GIF must have, uint8 (n, 3), n at most 200.
 
     Raises:
         ValueError: another ending, or nothing on this machine can write an MP4; the text says why.
@@ -51,9 +57,12 @@ def encoder(
         raise refuse("output", str(path), f"a file ending in {' or '.join(KINDS)}")
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as folder:
         part = Path(folder) / path.name
-        way = _gif if kind == ".gif" else _mp4
-        with way(part, width, height, seconds, samples) as write:
-            yield write
+        if kind == ".gif":
+            with _gif(part, width, height, seconds, _palette(samples, keep)) as write:
+                yield write
+        else:
+            with _mp4(part, width, height, seconds) as write:
+                yield write
         part.replace(path)
 
 
@@ -62,10 +71,9 @@ def encoder(
 
 @contextmanager
 def _gif(
-    path: Path, width: int, height: int, seconds: float, samples: Sequence[Pixels]
+    path: Path, width: int, height: int, seconds: float, palette: Image.Image
 ) -> Iterator[Write]:
     """A looping GIF of 255 colours. A frame holds what has changed, the rest is transparent."""
-    palette = _palette(samples)
     delay = max(2, round(seconds * 100))  # hundredths; browsers slow down what is faster
     before: list[npt.NDArray[np.uint8]] = []
     with path.open("wb") as file:
@@ -74,9 +82,9 @@ def _gif(
         file.write(b"\x21\xff\x0bNETSCAPE2.0\x03\x01\x00\x00\x00")  # for ever
 
         def write(frame: Pixels) -> None:
-            codes = np.array(
-                Image.fromarray(frame).quantize(palette=palette, dither=Image.Dither.NONE)
-            )
+            coded = Image.fromarray(frame).quantize(palette=palette, dither=Image.Dither.NONE)
+            codes = np.array(coded)
+            codes[codes == CLEAR] = 0  # the same colour (`_palette`)
             box = _changed(before[0], codes) if before else (0, 0, width, height)
             shown = codes[box[1] : box[3], box[0] : box[2]]
             if before:
@@ -92,12 +100,19 @@ def _gif(
         file.write(b"\x3b")
 
 
-def _palette(samples: Sequence[Pixels]) -> Image.Image:
-    """255 colours for the samples, taken thinly; a picture that has them as its palette."""
+def _palette(samples: Sequence[Pixels], keep: Pixels | None) -> Image.Image:
+    """255 colours, those to keep and others for the samples: a picture with that palette."""
+    kept = b"" if keep is None else np.ascontiguousarray(keep, np.uint8).tobytes()
     thin = [sample[::3, ::3].reshape(-1, 3) for sample in samples]
     pixels = np.concatenate(thin)
     pixels = np.resize(pixels, (-(-len(pixels) // 512), 512, 3))
-    return Image.fromarray(pixels).quantize(CLEAR, Image.Quantize.MEDIANCUT)
+    free = CLEAR - len(kept) // 3
+    found = Image.fromarray(pixels).quantize(free, Image.Quantize.MEDIANCUT).getpalette() or []
+    palette = Image.new("P", (1, 1))
+    # Filled up with the first colour, so that CLEAR is no colour of its own.
+    colours = (kept + bytes(found))[: 3 * CLEAR]
+    palette.putpalette(colours + colours[:3] * (256 - len(colours) // 3))
+    return palette
 
 
 def _words(*numbers: int) -> bytes:
@@ -119,9 +134,7 @@ def _changed(
 
 
 @contextmanager
-def _mp4(
-    path: Path, width: int, height: int, seconds: float, samples: Sequence[Pixels]
-) -> Iterator[Write]:
+def _mp4(path: Path, width: int, height: int, seconds: float) -> Iterator[Write]:
     repeats = max(1, round(seconds * LEAST_RATE))
     rate = Fraction(repeats) / Fraction(seconds).limit_denominator(1000)
     missing = []

@@ -15,7 +15,7 @@ import matplotlib
 import numpy as np
 from matplotlib.font_manager import FontProperties, findfont
 from matplotlib.ft2font import FT2Font
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageColor, ImageDraw, ImageFont
 
 from drawing.figures import fonts, visible
 from drawing.overlay import DIVERGING, Pixels
@@ -63,7 +63,8 @@ class Frames:
             self._places.append(y)
             y += lines * step + gap // 2
         self._foot = y + gap // 2
-        notes = 3 if painter.view.difference else 2
+        self._wrapped = 1 if width > 900 else 2  # lines for what a panel's colours mean
+        notes = 1 + self._wrapped * (2 if painter.view.difference else 1)
         self.height = 2 * ((self._foot + notes * step + gap // 2 + 1) // 2)
         self._base = self._draw_base()
         self._texts: dict[tuple[int, int], Image.Image] = {}  # the lines of an answer, unmarked
@@ -83,19 +84,23 @@ class Frames:
         for index in range(len(self._answers)):
             self._draw_answer(picture, draw, index, tokens)
         words = dict.fromkeys(panel.words for panel in panels if panel.words)
-        for line, text in enumerate(words, 1):
+        room = self.width - 2 * self._gap
+        lines = [s for text in words for s in _wrap(text, self._small, room)[: self._wrapped]]
+        for line, text in enumerate(lines, 1):
             where = (self._gap, self._foot + line * self._step)
-            _write(draw, where, text, self._small, SOFT, self.width - 2 * self._gap)
+            _write(draw, where, text, self._small, SOFT, room)
         return np.asarray(picture)
 
-    def swatch(self) -> Pixels:
-        """All colours that the bars can have, as a picture."""
+    def colours(self) -> Pixels:
+        """Colours that must not be lost in a GIF: of the bars, of paper and text; (n, 3)."""
         names = [
             self._painter.view.colormap,
             *([DIVERGING] if self._painter.view.difference else []),
         ]
-        ramps = [matplotlib.colormaps[n](np.linspace(0, 1, self.width))[:, :3] for n in names]
-        return np.repeat(np.rint(np.stack(ramps) * 255).astype(np.uint8), 48, axis=0)
+        ramps = [matplotlib.colormaps[n](np.linspace(0, 1, 48))[:, :3] for n in names]
+        flat = [np.asarray([ImageColor.getrgb(c) for c in (PAPER, INK, SOFT, LINE, MARK)]) / 255]
+        made: Pixels = np.rint(np.concatenate([*ramps, *flat]) * 255).astype(np.uint8)
+        return made
 
     def _draw_base(self) -> Image.Image:
         picture = Image.new("RGB", (self.width, self.height), PAPER)
@@ -120,7 +125,8 @@ class Frames:
         left = self._gap + column * (self._panel + self._gap)
         y = self._gap + self._step + self._gap // 4
         said = "   ".join(part for part in (panel.label, panel.numbers) if part)
-        _write(draw, (left, y), said, self._size, INK, self._panel)
+        size = self._size if self._panel > 34 * self._size else self._small
+        _write(draw, (left, y), said, size, INK, self._panel)
         picture.paste(Image.fromarray(panel.pixels), (left, self._top))
         if panel.note:
             y = self._top + len(panel.pixels) - 2 * self._step
@@ -234,6 +240,18 @@ def _font_for(text: str, size: int) -> Any:
 
 def _width(text: str, size: int) -> int:
     return int(-(-_font_for(text, size).getlength(text) // 1))
+
+
+def _wrap(text: str, size: int, room: int) -> list[str]:
+    """The text in lines no wider than `room`, broken between words."""
+    lines = [""]
+    for word in text.split():
+        longer = f"{lines[-1]} {word}".strip()
+        if lines[-1] and _width(longer, size) > room:
+            lines.append(word)
+        else:
+            lines[-1] = longer
+    return lines
 
 
 def _write(
