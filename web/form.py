@@ -122,7 +122,7 @@ def _var_settings() -> tuple[gr.Textbox, tuple[Any, ...], tuple[Any, ...]]:
             max_length=200,
             elem_id="sink-dims",
         )
-        dims_of = gr.Textbox("", visible=False)
+        dims_of = gr.Textbox("", visible="hidden")  # kept by the page, which `False` would not be
         own = gr.Button("Back to the model's own", size="sm", visible=False, elem_id="own-dims")
         same_text = gr.Checkbox(
             False,

@@ -21,6 +21,8 @@ from web.forecast import Forecaster, estimate_run
 from web.handlers import Engine, Handlers
 from web.inspector import drawn
 from web.model_events import status_value
+from web.sinks_run import SinksEngine, SinksHandlers
+from web.sinks_tab import build_sinks
 from web.slot import ModelSlot
 from web.store import Run, RunStore
 
@@ -42,6 +44,7 @@ def build_app(
     engine: Engine | None = None,
     estimate: Callable[..., Forecast] = estimate_run,
     slot: ModelSlot | None = None,
+    sinks: SinksEngine | None = None,
     example: Run | None = None,
     examples: list[Example] | None = None,
 ) -> App:
@@ -53,6 +56,7 @@ def build_app(
         engine: what computes runs.
         estimate: what says before a run what it will take.
         slot: what loads models.
+        sinks: what finds and validates sink dimensions.
         example: the run on screen at first; None takes the one that ships with the project.
         examples: pictures to offer; None takes the bundled ones.
     """
@@ -72,6 +76,9 @@ def build_app(
         title="SinkScope", analytics_enabled=False, fill_width=True, delete_cache=(3600, 86400)
     ) as page:
         status = drawn("status", status_value(slot.state))
-        with gr.Tabs(elem_id="tabs"), gr.Tab("Explore", id="explore", elem_id="explore"):
-            build_explore(page, status, handlers, forecaster, first, offered)
+        with gr.Tabs(elem_id="tabs"):
+            with gr.Tab("Explore", id="explore", elem_id="explore"):
+                form = build_explore(page, status, handlers, forecaster, first, offered)
+            with gr.Tab("Sinks", id="sinks-tab", elem_id="sinks-tab"):
+                build_sinks(SinksHandlers(settings, slot, handlers.line, sinks), form)
     return App(page, handlers, slot, settings)

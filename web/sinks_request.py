@@ -1,0 +1,196 @@
+"""One press of Run in the Sinks tab: what it asks for, and the samples it comes to.
+
+Finding and validating need samples of their own each. Both come out of one drawing by seed, in
+which the order of the files plays no part.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import threading
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from config import ImageLimits
+from models.images import ImageError, open_image
+from sinks.progress import Progress, Stopped
+from sinks.samples import Sample, SampleSet, image_digest
+from sinks.settings import FindSettings
+from sinks.validate_settings import ValidateSettings
+from web.request import whole
+
+MOST_FILES = 300
+MOST_SAMPLES = 200
+LONGEST_PROMPT = 20_000
+EXAMPLES, IMAGES = "Example scenes", "My images"
+SCENE_SEEDS = 1_000_000  # scenes of two seeds of the form never meet
+
+
+@dataclass(frozen=True)
+class Picture:
+    """An uploaded file: the name it had at home, and where it lies now."""
+
+    name: str
+    path: Path
+
+
+@dataclass(frozen=True)
+class SinksRequest:
+    """What the tab's controls say.
+
+    Attributes:
+        source: `EXAMPLES` or `IMAGES`.
+        pictures: the uploaded files.
+        prompt: asked about every image.
+        samples: for finding.
+        held_out: for validating; 0 leaves it out.
+        top_percent: as in `FindSettings`.
+        seed: which images are taken, which scenes are drawn, and of the resampling.
+    """
+
+    source: str = EXAMPLES
+    pictures: tuple[Picture, ...] = ()
+    prompt: str = "Describe the image."
+    samples: float = 20
+    held_out: float = 10
+    top_percent: float = 1.0
+    seed: float = 0
+
+    def check(self) -> tuple[int, int, FindSettings, ValidateSettings]:
+        """Samples for finding, for validating, and the settings of both.
+
+        Raises:
+            ValueError: naming the setting, its value and what is allowed.
+        """
+        if self.source not in (EXAMPLES, IMAGES):
+            raise ValueError(f"source is {self.source!r}; allowed: {EXAMPLES}, {IMAGES}.")
+        if not isinstance(self.prompt, str) or not self.prompt.strip():
+            raise ValueError("The question is empty. Ask something about the images.")
+        if len(self.prompt) > LONGEST_PROMPT:
+            raise ValueError(
+                f"The question has {len(self.prompt)} characters; allowed: {LONGEST_PROMPT}."
+            )
+        samples, held_out = whole("samples", self.samples), whole("held out", self.held_out)
+        for name, value, least in (("samples", samples, 1), ("held out", held_out, 0)):
+            if not least <= value <= MOST_SAMPLES:
+                raise ValueError(f"{name} is {value}; allowed: {least} to {MOST_SAMPLES}.")
+        seed = whole("seed", self.seed)
+        if not 0 <= seed < 2**31:
+            raise ValueError(f"seed is {seed}; allowed: 0 to {2**31 - 1}.")
+        if self.source == IMAGES and not self.pictures:
+            raise ValueError("There is no image. Upload some, or take the example scenes.")
+        if len(self.pictures) > MOST_FILES:
+            raise ValueError(
+                f"{len(self.pictures)} files were given; allowed: at most {MOST_FILES}."
+            )
+        finding = FindSettings(top_percent=self.top_percent, seed=seed)
+        validating = ValidateSettings(top_percent=self.top_percent, seed=seed)
+        return samples, held_out, finding, validating
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """The samples of a run; no image is in both sets.
+
+    Attributes:
+        find, validate: see there; `validate` may be empty.
+    """
+
+    find: SampleSet
+    validate: SampleSet
+
+
+def draw_samples(
+    request: SinksRequest,
+    limits: ImageLimits,
+    on_progress: Progress | None = None,
+    stop: threading.Event | None = None,
+) -> Drawn:
+    """Open images until there are enough, and part them.
+
+    Where there are fewer than asked for, both sets keep their proportion, finding at least one.
+
+    Raises:
+        ValueError: no image can be used.
+        Stopped: `stop` was set.
+    """
+    wanted, held_out, _, _ = request.check()
+    total = wanted + held_out
+    if request.source == EXAMPLES:
+        usable, skipped, source = _scenes(request, total), [], "the generator of example scenes"
+    else:
+        usable, skipped = _opened(request, total, limits, on_progress, stop)
+        source = "the upload"
+    if not usable:
+        raise ValueError(f"None of the {len(skipped)} images can be used; {skipped[0][1]}")
+    first = wanted
+    if len(usable) < total:
+        first = max(1, min(wanted, round(len(usable) * wanted / total)))
+    parts = usable[:first], usable[first : first + held_out]
+    by_id = [tuple(sorted(part, key=lambda sample: sample.id)) for part in parts]
+    return Drawn(
+        SampleSet(by_id[0], tuple(sorted(skipped)), wanted, source),
+        SampleSet(by_id[1], (), held_out, source),
+    )
+
+
+def _scenes(request: SinksRequest, count: int) -> list[Sample]:
+    # Drawing scenes is part of making the bundled model, which nothing else on the page needs.
+    from PIL import Image
+
+    from demo.measure import held_out_scenes
+
+    scenes = held_out_scenes(int(request.seed) * SCENE_SEEDS, count)
+    return [
+        Sample(f"scene {number:03d}", (Image.fromarray(scene.image),), request.prompt)
+        for number, scene in enumerate(scenes, 1)
+    ]
+
+
+def _opened(
+    request: SinksRequest,
+    most: int,
+    limits: ImageLimits,
+    on_progress: Progress | None,
+    stop: threading.Event | None,
+) -> tuple[list[Sample], list[tuple[str, str]]]:
+    """Samples in the order drawn by seed, and what had to be skipped."""
+    usable: list[Sample] = []
+    skipped: list[tuple[str, str]] = []
+    seen: dict[str, str] = {}
+    order = sorted(_named(request.pictures), key=lambda item: _place(item[0], request.seed))
+    for done, (name, path) in enumerate(order):
+        if stop is not None and stop.is_set():
+            raise Stopped(done, len(order))
+        if len(usable) == most:
+            break
+        try:
+            digest = image_digest(open_image(path, limits))
+        except ImageError as error:
+            skipped.append((name, str(error)))
+            continue
+        if digest in seen:
+            skipped.append((name, f"{name} is the same picture as {seen[digest]}."))
+            continue
+        seen[digest] = name
+        usable.append(Sample(name, (path,), request.prompt, digests=(digest,)))
+        if on_progress is not None:
+            on_progress(len(usable), min(most, len(order)), "Reading the images")
+    return usable, skipped
+
+
+def _named(pictures: Iterable[Picture]) -> Iterator[tuple[str, Path]]:
+    """Names apart: two files of one name are told apart by a number."""
+    given: set[str] = set()
+    for picture in pictures:
+        plain = Path(picture.name.replace("\\", "/")).name[:80] or "image"
+        name, copy = plain, 2
+        while name in given:
+            name, copy = f"{plain} ({copy})", copy + 1
+        given.add(name)
+        yield name, picture.path
+
+
+def _place(name: str, seed: float) -> str:
+    return hashlib.sha256(f"{int(seed)}\0{name}".encode(errors="replace")).hexdigest()

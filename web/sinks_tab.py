@@ -1,0 +1,199 @@
+"""The Sinks tab: its form beside the drawn result, and which control calls which handler.
+
+Hooks for tests and screenshots: `[data-testid=finder]` has `data-phase` (empty, queued, running,
+ready, stopped, error) and, once a result is drawn, `data-ready` with its id; inside it are
+`sinks-verdict`, `sinks-notes`, `sinks-use`, `sinks-save`, `sinks-own`, `sinks-told`,
+`sinks-sample`, `sinks-layer`, `sinks-tau`, `sinks-tau-value`, `sinks-flagged`, `sinks-photo`,
+`sinks-heat`, `sinks-candidates`, `sinks-dims`, `sinks-validation`; the form has
+`#sinks-run`, `#sinks-stop`,
+`#sinks-source`, `#sinks-files`, `#sinks-prompt`, `#sinks-samples`, `#sinks-held-out`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+
+from web.form import Form
+from web.inspector import drawn
+from web.sinks_request import EXAMPLES, IMAGES, MOST_SAMPLES, Picture, SinksRequest
+from web.sinks_run import SinksHandlers
+
+
+@dataclass(frozen=True)
+class _SinksForm:
+    """What one press of Run reads; `controls` in the order of the arguments of `find_sinks`."""
+
+    controls: tuple[Any, ...]
+    go: gr.Button
+    stop: gr.Button
+
+
+def build_sinks(handlers: SinksHandlers, explore: Form) -> None:
+    """Lay the tab out where the page is open, and connect it.
+
+    Args:
+        handlers: what the controls call; learns which component shows results.
+        explore: the form whose VAR settings a result can be used in.
+    """
+    with gr.Row(elem_id="sinks-desk"):
+        with gr.Column(elem_id="sinks-ask", min_width=260):
+            form = _build_form()
+        with gr.Column(elem_id="sinks-see", min_width=320):
+            shown = drawn("sinks", {"phase": "empty"}, [handlers.open_sinks, handlers.profile_file])
+    handlers.component = shown
+    form.go.click(
+        finding(handlers),
+        list(form.controls),
+        [shown, form.go, form.stop],
+        api_name="find_sinks",
+        show_progress="hidden",
+        concurrency_id="gpu",
+        concurrency_limit=handlers.settings.app.queue_size + 8,  # they wait in the line
+        trigger_mode="once",
+    )
+    form.stop.click(
+        stopping(handlers), None, None, api_name="stop_sinks", queue=False, show_progress="hidden"
+    )
+    shown.select(
+        using(handlers),
+        None,
+        [explore.dims, explore.dims_of, explore.tau],
+        api_visibility="private",
+        queue=False,
+        show_progress="hidden",
+    )
+
+
+def _build_form() -> _SinksForm:
+    source = gr.Radio(
+        [EXAMPLES, IMAGES],
+        value=EXAMPLES,
+        label="Images",
+        info="Scenes drawn for this, or your own photos.",
+        elem_id="sinks-source",
+    )
+    files = gr.File(
+        label="My images",
+        file_count="multiple",
+        type="filepath",
+        visible=False,
+        height=170,
+        elem_id="sinks-files",
+    )
+    # Gradio would refuse all of them for one of a wrong type, and forget their names.
+    files.preprocess = _pictures_of  # type: ignore[method-assign]
+    source.change(
+        lambda chosen: gr.update(visible=chosen == IMAGES),
+        source,
+        files,
+        queue=False,
+        show_progress="hidden",
+        api_visibility="private",
+    )
+    prompt = gr.Textbox(
+        label="Question",
+        value=SinksRequest.prompt,
+        lines=1,
+        max_lines=4,
+        max_length=20_000,
+        info="Asked about every image.",
+        elem_id="sinks-prompt",
+    )
+    with gr.Row(elem_id="sinks-actions"):
+        go = gr.Button("Run", variant="primary", elem_id="sinks-run", min_width=80)
+        stop = gr.Button("Stop", interactive=False, elem_id="sinks-stop", min_width=60)
+    with gr.Accordion("Settings", open=False, elem_id="sinks-settings"):
+        samples = gr.Number(
+            SinksRequest.samples,
+            precision=0,
+            minimum=1,
+            maximum=MOST_SAMPLES,
+            label="Samples",
+            info="Images to find the dimensions on; 30 say more.",
+            elem_id="sinks-samples",
+        )
+        held_out = gr.Number(
+            SinksRequest.held_out,
+            precision=0,
+            minimum=0,
+            maximum=MOST_SAMPLES,
+            label="Held out",
+            info="Other images to validate them on; 0 leaves it out.",
+            elem_id="sinks-held-out",
+        )
+        top = gr.Slider(
+            0.1,
+            10,
+            SinksRequest.top_percent,
+            step=0.1,
+            label="top percent",
+            info="At most so many of an image's tokens are taken for sinks.",
+        )
+        seed = gr.Number(SinksRequest.seed, precision=0, minimum=0, label="seed")
+    return _SinksForm((source, files, prompt, samples, held_out, top, seed), go, stop)
+
+
+def _pictures_of(payload: Any) -> list[Picture]:
+    files = [] if payload is None else getattr(payload, "root", payload)
+    listed = files if isinstance(files, list) else [files]
+    return [Picture(file.orig_name or Path(file.path).name, Path(file.path)) for file in listed]
+
+
+def finding(handlers: SinksHandlers) -> Callable[..., Any]:
+    def find_sinks(
+        source: str = EXAMPLES,
+        files: list[Any] | None = None,
+        prompt: str = "Describe the image.",
+        samples: float = 20,
+        held_out: float = 10,
+        top_percent: float = 1.0,
+        seed: float = 0,
+        request: gr.Request = None,  # type: ignore[assignment]
+    ) -> Iterator[tuple[Any, Any, Any]]:
+        """Find the dimensions that mark the model's sinks, and validate them on other images.
+
+        Yields what the tab shows: queued, running, then ready (with the address of the numbers),
+        stopped (with what was measured so far) or error.
+        """
+        asked = SinksRequest(
+            source, tuple(files or ()), prompt, samples, held_out, top_percent, seed
+        )
+        busy = False
+        for value in handlers.run(asked, request.session_hash or ""):
+            over = value["phase"] in ("ready", "stopped", "error")
+            if over or not busy:
+                yield value, gr.update(interactive=over), gr.update(interactive=not over)
+                busy = not over
+            else:
+                yield value, gr.skip(), gr.skip()
+
+    return find_sinks
+
+
+def stopping(handlers: SinksHandlers) -> Callable[..., Any]:
+    def stop_sinks(request: gr.Request) -> None:
+        """Stop this session's run after the sample it is at; what was measured is kept."""
+        handlers.stop(request.session_hash or "")
+
+    return stop_sinks
+
+
+def using(handlers: SinksHandlers) -> Callable[..., Any]:
+    def use(event: gr.EventData) -> tuple[Any, Any, Any]:
+        """Dimensions, their model and tau for this browser's VAR; without a run, the model's."""
+        asked = event._data if isinstance(event._data, dict) else {}
+        if asked.get("run") is None:
+            return "", "", gr.skip()
+        try:
+            profile = handlers.profile(asked)
+        except ValueError as error:
+            raise gr.Error(str(error), title="Not possible", print_exception=False) from error
+        tau = gr.update(value=round(profile.tau, 2), maximum=max(60, profile.tau))
+        return ", ".join(map(str, profile.dims)), profile.model, tau
+
+    return use
