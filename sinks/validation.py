@@ -24,6 +24,7 @@ Word = Literal[
     "confirmed",
     "attention only",
     "undecided",
+    "contradicted",
     "not sinks",
     "flags nothing",
     "flags too much",

@@ -1,4 +1,4 @@
-"""The result of a validation in words: which of seven words, why, and by which thresholds.
+"""The result of a validation in words: which of eight words, why, and by which thresholds.
 
 A profile marks sinks when its tokens draw attention AND mean little. The first is seen in the
 attention, by which the dimensions may have been picked; the second is not, so it weighs more. What
@@ -101,9 +101,10 @@ def _by_masking(
     own, beside = found.changes["sinks"], found.contrasts["random"]
     image, margin = found.changes["image"], settings.margin
     if beside.high < -margin:
-        return "not sinks", (
-            f"{drawn}, but {hidden}: the answers need these tokens more than others, so they carry "
-            "meaning."
+        return "contradicted", (
+            f"{drawn}, but {hidden}: the answers need these tokens more than others. They carry "
+            "meaning, or the model leans on the attention they take (hiding gives it to others); "
+            "either way they are not shown to be spare."
         )
     if image.high >= -margin:
         return "attention only", (

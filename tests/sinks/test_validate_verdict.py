@@ -46,7 +46,7 @@ def found(
         (found(lift=about(1.5, 0.4)), "not sinks", "do not hoard attention"),
         (found(lift=about(2.1, 0.4)), "undecided", "more than 2 times remains open"),
         # they get attention, and the answers need them more than random tokens
-        (found(own=about(-0.5), beside=about(-0.4)), "not sinks", "they carry meaning"),
+        (found(own=about(-0.5), beside=about(-0.4)), "contradicted", "need these tokens more"),
         (found(own=about(-0.5), beside=about(-0.05, 0.1)), "undecided", "remains open"),
         # needed as much as random tokens, and not for nothing
         (found(own=about(-0.5), beside=about(0.0)), "attention only", "no more than random"),
