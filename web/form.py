@@ -41,7 +41,7 @@ class Form:
     tau: gr.Slider
     tokens: gr.Slider
     dims: gr.Textbox
-    dims_of: gr.Textbox
+    dims_of: gr.State
     own: gr.Button
 
 
@@ -122,7 +122,7 @@ def _var_settings() -> tuple[gr.Textbox, tuple[Any, ...], tuple[Any, ...]]:
             max_length=200,
             elem_id="sink-dims",
         )
-        dims_of = gr.Textbox("", visible="hidden")  # kept by the page, which `False` would not be
+        dims_of = gr.State("")  # by session; a box that is not shown would lose it
         own = gr.Button("Back to the model's own", size="sm", visible=False, elem_id="own-dims")
         same_text = gr.Checkbox(
             False,
