@@ -79,12 +79,10 @@ def animation_steps(
     errors of settings come with the first step.
     """
     view = view or View()
-    longest = max(
-        len(t.tokens)
-        for t in ([traces] if isinstance(traces, GenerationTrace) else traces.values())
-    )
+    sides = sides_of(traces, view.part)
+    longest = max(len(side.rows.tokens) for side in sides)
     if not longest:
-        raise ValueError("The answer is empty, so there is nothing to animate.")
+        raise ValueError(f"The {view.part} is empty, so there is nothing to animate.")
     last = longest - 1 if last is None else last
     if not 0 <= first <= last < longest:
         raise refuse("tokens", f"{first} to {last}", f"0 to {longest - 1}, rising")
@@ -98,8 +96,7 @@ def animation_steps(
             f"The animation would have {count} frames; allowed: at most {MOST_FRAMES}. Choose "
             "fewer tokens."
         )
-    sides = sides_of(traces)
-    panels = len(sides) + int(view.difference)
+    panels = max(len(sides) + int(view.difference), len(view.each))
     width = width or min(400 * panels + 160, 1360)
     if not WIDTHS[0] <= width <= WIDTHS[1]:
         raise refuse("width", width, f"{WIDTHS[0]} to {WIDTHS[1]} pixels")

@@ -75,7 +75,8 @@ class Frames:
         draw = ImageDraw.Draw(picture)
         longest = max(len(chips) for chips in self._answers)
         many = f"s {tokens[0] + 1}–{tokens[-1] + 1}" if len(tokens) > 1 else f" {tokens[0] + 1}"
-        place = f"token{many} of {longest}" + (" (mean)" if len(tokens) > 1 else "")
+        before = "prompt " if self._painter.view.part == "prompt" else ""
+        place = f"{before}token{many} of {longest}" + (" (mean)" if len(tokens) > 1 else "")
         x = self.width - self._gap - _width(place, self._size)
         _write(draw, (x, self._gap), place, self._size, INK, None)
         panels = self._painter.panels(tokens)
@@ -106,7 +107,11 @@ class Frames:
         picture = Image.new("RGB", (self.width, self.height), PAPER)
         draw, sides = ImageDraw.Draw(picture), self._painter.sides
         prompts = dict.fromkeys(" ".join(side.trace.prompt.split()) for side in sides)
-        room = self.width - 3 * self._gap - _width("tokens 0000–0000 of 0000 (mean)", self._size)
+        room = (
+            self.width
+            - 3 * self._gap
+            - _width("prompt tokens 0000–0000 of 0000 (mean)", self._size)
+        )
         _write(draw, (self._gap, self._gap), f"“{'” | “'.join(prompts)}”", self._size, SOFT, room)
         models = dict.fromkeys(f"{s.trace.model.id} @ {s.trace.model.revision}" for s in sides)
         words = f"{selection_words(sides[0].trace, self._painter.view)} · {' | '.join(models)}"
@@ -202,7 +207,7 @@ def _lay_out(side: Side, room: int, size: int) -> list[_Chip]:
     """The answer in lines no wider than `room` pixels."""
     made, line, x = [], 0, 0
     blank = _width(" ", size)
-    for token in side.trace.tokens:
+    for token in side.rows.tokens:
         text = visible(token.text)
         before = blank if token.text.startswith(" ") else 0
         wide = min(_width(text, size), room)

@@ -13,7 +13,7 @@ import numpy as np
 from PIL import Image
 
 from attention_processor import PatchMap
-from drawing.overlay import DIVERGING, Pixels, difference_overlay, mark_cells, overlay
+from drawing.overlay import DIVERGING, Pixels, Values, difference_overlay, mark_cells, overlay
 from drawing.view import (
     Side,
     View,
@@ -51,6 +51,17 @@ class Panel:
     words: str
 
 
+@dataclass(frozen=True)
+class _Look:
+    """One panel to be: whose map, of which layers, and its marks."""
+
+    label: str
+    side: Side
+    view: View
+    photo: Pixels
+    sinks: tuple[int, ...]
+
+
 class Painter:
     """Paints the panels of some sides for any selection of tokens; photos are prepared once."""
 
@@ -75,31 +86,33 @@ class Painter:
                 raise ValueError(
                     f"image is {view.image}; {side.label} has {len(side.trace.images)}, from 0."
                 )
-            if side.trace.tokens:
-                map_of(side.trace, [0], view)  # refuses what the run does not hold
         if view.difference:
             self._check_difference()
-        self._photos = [_photo(side.trace.images[view.image], width, view) for side in self.sides]
-        self._sinks = [sinks_of(side.trace, view) if view.sinks else () for side in self.sides]
-        self._whole = self._scales_of_answer() if view.whole_answer else None
+        if view.each and len(self.sides) > 1:
+            raise ValueError("Layers one by one are drawn of one side only.")
+        self._looks = [look for side in self.sides for look in _looks(side, view, width)]
+        for look in self._looks:
+            if look.side.rows.tokens:
+                map_of(look.side, [0], look.view)  # refuses what the run does not hold
+        self._whole = self._scales_of_all() if view.whole_answer else None
 
     @property
     def heights(self) -> list[int]:
         """Of each panel, in pixels."""
-        heights = [len(photo) for photo in self._photos]
+        heights = [len(look.photo) for look in self._looks]
         return [*heights, heights[0]] if self.view.difference else heights
 
     def panels(self, tokens: Sequence[int]) -> list[Panel]:
         """The panels for some tokens (their mean); a side that ended before has its photo alone."""
-        there = [[t for t in tokens if t < len(side.trace.tokens)] for side in self.sides]
+        there = [[t for t in tokens if t < len(look.side.rows.tokens)] for look in self._looks]
         maps = [
-            map_of(side.trace, mine, self.view) if mine else None
-            for side, mine in zip(self.sides, there, strict=True)
+            map_of(look.side, mine, look.view) if mine else None
+            for look, mine in zip(self._looks, there, strict=True)
         ]
-        scales = self._whole or self._scales([m for m in maps if m is not None], maps)
+        scales = self._whole or self._scales(maps)
         made = [
-            self._panel(index, mine, patches, scales[index], min(tokens))
-            for index, (mine, patches) in enumerate(zip(there, maps, strict=True))
+            self._panel(look, mine, patches, scale, min(tokens))
+            for look, mine, patches, scale in zip(self._looks, there, maps, scales, strict=True)
         ]
         return [*made, self._difference(there, maps)] if self.view.difference else made
 
@@ -118,21 +131,20 @@ class Painter:
                 "is none; switch difference off."
             )
 
-    def _scales(
-        self, there: Sequence[PatchMap], maps: Sequence[PatchMap | None]
-    ) -> list[ViewScaling]:
-        kind = self.view.scale
-        if self.view.same_scale and there:
-            return [view_scaling(kind, [m.values for m in there])] * len(maps)
-        empty = ViewScaling(None, (), "")
-        return [empty if m is None else view_scaling(kind, [m.values]) for m in maps]
+    def _scales(self, maps: Sequence[PatchMap | None]) -> list[ViewScaling]:
+        pools = [[] if m is None else [m.values] for m in maps]
+        return self._scales_for(pools)
 
-    def _scales_of_answer(self) -> list[ViewScaling]:
+    def _scales_of_all(self) -> list[ViewScaling]:
         """Scales over every token's map."""
-        pools = [
-            [map_of(side.trace, [t], self.view).values for t in range(len(side.trace.tokens))]
-            for side in self.sides
-        ]
+        return self._scales_for(
+            [
+                [map_of(k.side, [t], k.view).values for t in range(len(k.side.rows.tokens))]
+                for k in self._looks
+            ]
+        )
+
+    def _scales_for(self, pools: Sequence[list[Values]]) -> list[ViewScaling]:
         if self.view.same_scale:
             pools = [[m for pool in pools for m in pool]] * len(pools)
         return [
@@ -142,36 +154,41 @@ class Painter:
 
     def _panel(
         self,
-        index: int,
+        look: _Look,
         tokens: list[int],
         patches: PatchMap | None,
         scale: ViewScaling,
         first: int,
     ) -> Panel:
-        side, photo, colormap = self.sides[index], self._photos[index], self.view.colormap
+        colormap, part = self.view.colormap, self.view.part
         if patches is None:
-            note = f"This answer ended before token {first + 1}."
-            return Panel(side.label, "", photo, note, colormap, (), "")
-        image, held = side.shares(tokens, self.view)
+            note = f"This {part} ended before token {first + 1}."
+            return Panel(look.label, "", look.photo, note, colormap, (), "")
+        image, held = look.side.shares(tokens, look.view)
         numbers = f"image {percent(image)}"
-        if side.trace.sinks:
+        if look.side.rows.sinks:
             numbers += f" · sinks hold {percent(held)} of it"
-        sinks = self._sinks[index]
         if self.view.overlay != "off" and scale.scaling is not None:
-            style = dataclasses.replace(self.view.style(), sinks=sinks)
-            pixels = overlay(photo, patches, style, scale.scaling)
+            style = dataclasses.replace(self.view.style(), sinks=look.sinks)
+            pixels = overlay(look.photo, patches, style, scale.scaling)
         else:
-            pixels = mark_cells(photo, patches, sinks)
+            pixels = mark_cells(look.photo, patches, look.sinks)
         words = f"{patches.unit} per patch · {scale.words}"
+        reference = look.side.trace.reference
+        if self.view.scale == "relative" and reference is not None:
+            words = (
+                f"relative: attention divided by that of the generic prompt “{reference.prompt}” · "
+                f"{scale.words}"
+            )
         if self.view.whole_answer:
-            words += "; range of the whole answer"
-        if self.view.same_scale and len(self.sides) > 1:
-            words += "; same scale on both sides"
-        return Panel(side.label, numbers, pixels, "", colormap, scale.ticks, words)
+            words += f"; range of the whole {part}"
+        if self.view.same_scale and len(self._looks) > 1:
+            words += "; same scale on all" if self.view.each else "; same scale on both sides"
+        return Panel(look.label, numbers, pixels, "", colormap, scale.ticks, words)
 
     def _difference(self, there: list[list[int]], maps: Sequence[PatchMap | None]) -> Panel:
         left, right = maps
-        photo = self._photos[0]
+        photo = self._looks[0].photo
         if left is None or right is None:
             note = "One of the answers has no such token."
             return Panel("Difference", "", photo, note, DIVERGING, (), "")
@@ -181,7 +198,7 @@ class Painter:
         signed = dataclasses.replace(left, values=values)
         top = difference_top(values)
         opacity = self.view.opacity if self.view.overlay != "off" else 0.0
-        pixels = difference_overlay(photo, signed, top, opacity, self._sinks[0])
+        pixels = difference_overlay(photo, signed, top, opacity, self._looks[0].sinks)
         shares = [
             side.shares(mine, self.view)[0] for side, mine in zip(self.sides, there, strict=True)
         ]
@@ -197,6 +214,17 @@ class Painter:
             )
         numbers = f"image {sign}{percent(abs(gain))} of the row"
         return Panel("Difference", numbers, pixels, "", DIVERGING, ticks, words)
+
+
+def _looks(side: Side, view: View, width: int) -> list[_Look]:
+    photo = _photo(side.trace.images[view.image], width, view)
+    made = []
+    for layer in view.each or (None,):
+        own = view if layer is None else dataclasses.replace(view, layers=(layer,), each=())
+        words = (side.label, "" if layer is None else f"layer {layer}")
+        sinks = sinks_of(side.rows, own) if view.sinks else ()
+        made.append(_Look(", ".join(word for word in words if word), side, own, photo, sinks))
+    return made
 
 
 def _photo(image: Image.Image, width: int, view: View) -> Pixels:

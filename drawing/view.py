@@ -14,12 +14,13 @@ from typing import Literal, get_args
 import numpy as np
 import numpy.typing as npt
 
-from attention_processor import PatchMap, image_share, patch_map, relative_map, sink_share
+from attention_processor import PatchMap, Rows, image_share, patch_map, relative_map, sink_share
 from capture.trace import MEAN_HEAD, GenerationTrace
 from config import Reduce
 from drawing.overlay import Colormap, OverlayStyle, Scaling, Values, refuse
 
 ViewScale = Literal["clip", "linear", "log", "rank", "nosink", "relative"]
+Part = Literal["answer", "prompt"]
 Overlay = Literal["value", "flat", "off"]
 Photo = Literal["dim", "full", "none"]
 
@@ -29,7 +30,9 @@ class View:
     """The choices of the page's view bar.
 
     Attributes:
+        part: whose rows: the answer's tokens, or the prompt's own.
         layers, heads: indices in the model; None is all that were captured.
+        each: these layers one by one, a map for each, instead of `layers`; of one side only.
         reduce: how layers and heads become one map.
         image: which image of the prompt, from 0.
         scale: `clip` (linear, the strongest patches clipped), `linear`, `log` (three decades),
@@ -44,8 +47,10 @@ class View:
         sinks: mark them.
     """
 
+    part: Part = "answer"
     layers: tuple[int, ...] | None = None
     heads: tuple[int, ...] | None = None
+    each: tuple[int, ...] = ()
     reduce: Reduce = "mean"
     image: int = 0
     scale: ViewScale = "clip"
@@ -61,6 +66,7 @@ class View:
 
     def __post_init__(self) -> None:
         for setting, allowed in (
+            ("part", get_args(Part)),
             ("scale", get_args(ViewScale)),
             ("overlay", get_args(Overlay)),
             ("photo", get_args(Photo)),
@@ -95,7 +101,54 @@ class ViewScaling:
     words: str
 
 
-def map_of(trace: GenerationTrace, tokens: Sequence[int], view: View) -> PatchMap:
+@dataclass(frozen=True)
+class Side:
+    """One answer to draw: a run, or one of those that stand side by side.
+
+    Attributes:
+        label: what to call it.
+        trace: the run.
+        rows: what is drawn of it: the run itself, or the rows of its prompt.
+        mass: float32 (T, L, H), attention on all images.
+        held: float32 (T, L, H), the part of it that sinks hold.
+    """
+
+    label: str
+    trace: GenerationTrace
+    rows: Rows
+    mass: npt.NDArray[np.float32]
+    held: npt.NDArray[np.float32]
+
+    def shares(self, tokens: Sequence[int], view: View) -> tuple[float, float]:
+        """Attention mass on all images, and the part of it that sinks hold: of the selection.
+
+        From the true masses of whole rows, whatever the scale of the map.
+        """
+        rows = [list(tokens)]
+        for captured, wanted in (
+            (self.trace.layers, view.layers),
+            (self.trace.heads, view.heads),
+        ):
+            rows.append([captured.index(n) for n in (captured if wanted is None else wanted)])
+        cut = np.ix_(*rows)
+        image = float(self.mass[cut].mean())
+        held = float((self.mass[cut] * self.held[cut]).mean())
+        return image, held / image if image > 0 else 0.0
+
+
+def make_side(label: str, trace: GenerationTrace, part: Part = "answer") -> Side:
+    """A side, with its shares computed once for all of its tokens.
+
+    Raises:
+        ValueError: the rows of the prompt are asked for, and the run has none.
+    """
+    rows = trace if part == "answer" else trace.prompt_rows
+    if rows is None:
+        raise ValueError("The run has no rows of its prompt's own tokens.")
+    return Side(label, trace, rows, image_share(rows).numpy(), sink_share(rows).numpy())
+
+
+def map_of(side: Side, tokens: Sequence[int], view: View) -> PatchMap:
     """The map that the view shows of some tokens (their mean).
 
     Raises:
@@ -103,9 +156,10 @@ def map_of(trace: GenerationTrace, tokens: Sequence[int], view: View) -> PatchMa
     """
     chosen = (view.layers, view.heads, view.reduce)
     if view.scale == "relative":
-        return relative_map(trace, list(tokens), *chosen, image=view.image)
+        asked = view.part == "prompt"
+        return relative_map(side.trace, list(tokens), *chosen, image=view.image, of_prompt=asked)
     return patch_map(
-        trace, list(tokens), *chosen, image=view.image, exclude_sinks=view.scale == "nosink"
+        side.rows, list(tokens), *chosen, image=view.image, exclude_sinks=view.scale == "nosink"
     )
 
 
@@ -156,8 +210,8 @@ def _clip(kind: ViewScale, pool: Values, maps: int) -> ViewScaling:
         words = f"linear to the {place:.1f}th percentile; the {over} strongest patches lie above"
     else:
         words = "linear, nothing clipped"
-    kinds = "relative to a generic prompt" if kind == "relative" else "percentile clip"
-    return ViewScaling(Scaling("linear", 0, top, pool), ticks, f"{kinds}: {words}")
+    words = words if kind == "relative" else f"percentile clip: {words}"
+    return ViewScaling(Scaling("linear", 0, top, pool), ticks, words)
 
 
 def _linear_ticks(top: float, said: object) -> tuple[tuple[float, str], ...]:
@@ -192,49 +246,11 @@ def times(value: float) -> str:
     return f"{value:.3g} ×"
 
 
-@dataclass(frozen=True)
-class Side:
-    """One answer to draw: a run, or one of those that stand side by side.
-
-    Attributes:
-        label: what to call it.
-        trace: the run.
-        mass: float32 (T, L, H), attention on all images.
-        held: float32 (T, L, H), the part of it that sinks hold.
-    """
-
-    label: str
-    trace: GenerationTrace
-    mass: npt.NDArray[np.float32]
-    held: npt.NDArray[np.float32]
-
-    def shares(self, tokens: Sequence[int], view: View) -> tuple[float, float]:
-        """Attention mass on all images, and the part of it that sinks hold: of the selection.
-
-        From the true masses of whole rows, whatever the scale of the map.
-        """
-        rows = [list(tokens)]
-        for captured, wanted in (
-            (self.trace.layers, view.layers),
-            (self.trace.heads, view.heads),
-        ):
-            rows.append([captured.index(n) for n in (captured if wanted is None else wanted)])
-        cut = np.ix_(*rows)
-        image = float(self.mass[cut].mean())
-        held = float((self.mass[cut] * self.held[cut]).mean())
-        return image, held / image if image > 0 else 0.0
-
-
-def make_side(label: str, trace: GenerationTrace) -> Side:
-    """A side, with its shares computed once for all of its tokens."""
-    return Side(label, trace, image_share(trace).numpy(), sink_share(trace).numpy())
-
-
-def sinks_of(trace: GenerationTrace, view: View) -> tuple[int, ...]:
+def sinks_of(rows: Rows, view: View) -> tuple[int, ...]:
     """Cells of the view's image that are a sink in at least one of its layers."""
-    layers = set(trace.layers if view.layers is None else view.layers)
-    grid = trace.layout.grids[view.image]
-    found = {p for sinks in trace.sinks if sinks.layer in layers for p in sinks.positions}
+    layers = set(rows.layers if view.layers is None else view.layers)
+    grid = rows.layout.grids[view.image]
+    found = {p for sinks in rows.sinks if sinks.layer in layers for p in sinks.positions}
     inside = (p - grid.start for p in found if grid.start <= p < grid.stop)
     return tuple(sorted({k % (grid.rows * grid.columns) for k in inside}))  # frames share a grid
 
@@ -242,6 +258,8 @@ def sinks_of(trace: GenerationTrace, view: View) -> tuple[int, ...]:
 def selection_words(trace: GenerationTrace, view: View) -> str:
     """Which layers and heads, and how combined: "mean over all 6 layers and head 3"."""
     layers = _spelt("layer", trace.layers, view.layers)
+    if view.each:
+        layers = f"layers {', '.join(map(str, view.each))} one by one", True
     heads = _spelt("head", trace.heads, view.heads)
     if layers[1] and heads[1]:
         return f"{layers[0]}, {heads[0]}"

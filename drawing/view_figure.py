@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
@@ -15,7 +16,7 @@ from matplotlib.figure import Figure
 from capture.trace import GenerationTrace
 from drawing.figures import fonts, visible
 from drawing.panels import Painter, Panel
-from drawing.view import Side, View, make_side, selection_words, sinks_of
+from drawing.view import Part, Side, View, make_side, selection_words, sinks_of
 
 PANEL_INCHES = 3.6
 PANEL_PIXELS = 1080  # 300 a printed inch
@@ -23,6 +24,10 @@ GAP, LINE = 0.2, 0.13  # inches: between panels, and of a line of small text
 ROW = (
     "The row drawn is that of the forward pass that produced the token. Attention says where a "
     "layer read, not whether the answer depends on it."
+)
+ROW_OF_PROMPT = (
+    "The row drawn is that at the prompt's own token: what it gathered when it was read. Attention "
+    "says where a layer read, not what it is for."
 )
 
 
@@ -51,60 +56,66 @@ def view_figure(
     """
     view = view or View()
     chosen = [tokens] if isinstance(tokens, int) else sorted(tokens)
-    sides = sides_of(traces)
-    longest = max(len(side.trace.tokens) for side in sides)
+    sides = sides_of(traces, view.part)
+    longest = max(len(side.rows.tokens) for side in sides)
     if not chosen or chosen[0] < 0 or chosen[0] >= longest:
-        raise ValueError(f"token is {tokens}; the answer has {longest}, from 0.")
+        raise ValueError(f"token is {tokens}; the {view.part} has {longest}, from 0.")
     panels = Painter(sides, view, PANEL_PIXELS, idle=idle).panels(chosen)
-    return _laid_out(panels, _title(sides, chosen), list(_caption(sides, chosen, view)))
+    return _laid_out(panels, _title(sides, chosen, view.part), list(_caption(sides, chosen, view)))
 
 
 def _laid_out(panels: Sequence[Panel], title: str, lines: Sequence[str]) -> Figure:
     """All sizes in inches from the top, so that nothing is moved or scaled to fit."""
-    wide = len(panels) * (PANEL_INCHES + GAP) + GAP
+    across = 2 if len(panels) == 4 else len(panels)
+    wide = across * (PANEL_INCHES + GAP) + GAP
     tall = max(PANEL_INCHES * len(panel.pixels) / panel.pixels.shape[1] for panel in panels)
     words = ["\n".join(textwrap.wrap(panel.words, 58)) for panel in panels]
     under = LINE * (2.2 + max(text.count("\n") + 1 for text in words))
     said = [part for line in lines for part in textwrap.wrap(line, round(wide * 17))[:6]]
-    head = 0.3 + LINE * 1.7 * (title.count("\n") + 1) + 0.4
-    high = head + tall + 0.22 + under + LINE * len(said) + GAP
+    head, above = 0.15 + LINE * 1.7 * (title.count("\n") + 1), 0.55
+    row = above + tall + 0.22 + under
+    high = head + row * (len(panels) // across) + LINE * len(said) + GAP
     drawn = Figure(figsize=(wide, high))
     write = partial(drawn.text, parse_math=False, family=fonts(), va="top")
     write(GAP / wide, 1 - 0.15 / high, title, fontsize=12)
-    for column, (panel, text) in enumerate(zip(panels, words, strict=True)):
-        left = GAP + column * (PANEL_INCHES + GAP)
+    for number, (panel, text) in enumerate(zip(panels, words, strict=True)):
+        left = GAP + number % across * (PANEL_INCHES + GAP)
+        top = head + number // across * row + above
         own = PANEL_INCHES * len(panel.pixels) / panel.pixels.shape[1]
-        place = (left / wide, 1 - (head + own) / high, PANEL_INCHES / wide, own / high)
+        place = (left / wide, 1 - (top + own) / high, PANEL_INCHES / wide, own / high)
         _draw(drawn.add_axes(place), panel)
         if panel.ticks:
-            low = 1 - (head + own + 0.2) / high
+            low = 1 - (top + own + 0.2) / high
             _bar(drawn.add_axes((left / wide, low, PANEL_INCHES / wide, 0.1 / high)), panel)
             write(left / wide, low - 1.7 * LINE / high, text, fontsize=7)
     write(GAP / wide, (LINE * len(said) + GAP * 0.7) / high, "\n".join(said), fontsize=7.5)
     return drawn
 
 
-def sides_of(traces: GenerationTrace | Mapping[str, GenerationTrace]) -> list[Side]:
+def sides_of(
+    traces: GenerationTrace | Mapping[str, GenerationTrace], part: Part = "answer"
+) -> list[Side]:
     """One or two sides, with their shares."""
     if isinstance(traces, GenerationTrace):
         traces = {"": traces}
     if not 1 <= len(traces) <= 2:
         raise ValueError(f"There are {len(traces)} runs to draw; allowed: one or two.")
-    return [make_side(label, trace) for label, trace in traces.items()]
+    return [make_side(label, trace, part) for label, trace in traces.items()]
 
 
 def tokens_words(side: Side, tokens: Sequence[int]) -> str:
     """The tokens of a side as a label: `token 14 "brown"`; numbers count from 1, as on the page."""
-    mine = [t for t in tokens if t < len(side.trace.tokens)]
-    text = visible("".join(side.trace.tokens[t].text for t in mine))
+    mine = [t for t in tokens if t < len(side.rows.tokens)]
+    text = visible("".join(side.rows.tokens[t].text for t in mine))
     if len(tokens) == 1:
         return f"token {tokens[0] + 1} “{text}”"
     return f"tokens {tokens[0] + 1}–{tokens[-1] + 1} (mean) “{text}”"
 
 
-def _title(sides: Sequence[Side], tokens: Sequence[int]) -> str:
-    there = [side for side in sides if tokens[0] < len(side.trace.tokens)]
-    words = list(dict.fromkeys(tokens_words(side, tokens) for side in there))
+def _title(sides: Sequence[Side], tokens: Sequence[int], part: Part) -> str:
+    there = [side for side in sides if tokens[0] < len(side.rows.tokens)]
+    before = "prompt " if part == "prompt" else ""
+    words = list(dict.fromkeys(before + tokens_words(side, tokens) for side in there))
     return "\n".join(textwrap.wrap(" | ".join(words), 90)[:2])
 
 
@@ -134,18 +145,23 @@ def _short(text: str, most: int) -> str:
 
 def _caption(sides: Sequence[Side], tokens: Sequence[int], view: View) -> Iterator[str]:
     chosen = selection_words(sides[0].trace, view)
-    yield f"{chosen[0].upper()}{chosen[1:]}. {ROW}"
+    row = ROW if view.part == "answer" else ROW_OF_PROMPT
+    yield f"{chosen[0].upper()}{chosen[1:]}. {row}"
     marks = [
         "boxed ×: attention sink in at least one of the layers drawn"
-        if sinks_of(side.trace, view)
+        if any(sinks_of(side.rows, part) for part in _views(view))
         else "no attention sink in the layers drawn"
-        if side.trace.sinks
+        if side.rows.sinks
         else "no sink dimensions are known, so no sinks are marked"
         for side in sides
     ]
     said = "; ".join(dict.fromkeys(marks)) if view.sinks else "sinks are not marked"
     yield f"Normalisation: {normalisation(view)}; {said}."
     yield from about_sides(sides)
+
+
+def _views(view: View) -> list[View]:
+    return [dataclasses.replace(view, layers=(n,), each=()) for n in view.each] or [view]
 
 
 def normalisation(view: View) -> str:
