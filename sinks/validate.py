@@ -39,7 +39,7 @@ from sinks.masking import answer_tokens, hidden_log_probabilities, read_answer
 from sinks.measure import check_window
 from sinks.progress import Progress, Stopped
 from sinks.readout import PromptReader
-from sinks.samples import Sample, SampleSet
+from sinks.samples import Sample, SampleSet, read_samples
 from sinks.summary import Record, SweepRecord, summarise
 from sinks.validate_settings import ValidateSettings
 from sinks.validation import SampleEvidence, Validation
@@ -83,7 +83,9 @@ def validate(
     check_fits(profile, info.id, info.family, info.hidden_size, info.layers)
     layers = _layers(settings, info.layers)
     if not isinstance(samples, SampleSet):
-        samples = SampleSet(tuple(samples), (), len(samples), "the given samples")
+        if not samples:
+            raise ValueError("There is no sample to validate on; give at least one.")
+        samples = read_samples(samples, len(samples))
     seen = used_by_finding(samples.samples, found_on)
     if seen and not settings.allow_finding_samples:
         raise ValueError(_refusal(seen, len(samples.samples)))

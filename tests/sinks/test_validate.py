@@ -266,6 +266,10 @@ def test_unreadable_samples_are_listed_and_skipped(
     assert made.verdict.word == "too few samples"
     with pytest.raises(ValueError, match="None of the 1 samples can be used; the first: "):
         validate(handle, profile, [gone], FAST)
+    with pytest.raises(ValueError, match="Two samples have the id s0; allowed: each id once"):
+        validate(handle, profile, [sample(0), sample(0)], FAST)
+    with pytest.raises(ValueError, match="There is no sample"):
+        validate(handle, profile, [], FAST)
 
 
 def test_stop(handle: ModelHandle, profile: SinkProfile) -> None:
