@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from cli import compare, demo, heatmap, screenshots, show
+from cli import compare, demo, heatmap, screenshots, show, sinks
 
 app = typer.Typer(
     name="python -m cli",
@@ -18,6 +18,7 @@ app.command("heatmap")(heatmap.heatmap)
 app.command("compare")(compare.compare)
 app.command("show")(show.show)
 app.command("screenshots")(screenshots.screenshots)
+app.add_typer(sinks.app, name="sinks")
 app.add_typer(demo.app, name="demo")
 
 if __name__ == "__main__":

@@ -54,6 +54,20 @@ class Engine(Protocol):
         ...
 
 
+def check_engine(name: str, workers: int | None = None) -> None:
+    """Refuse, before a model is loaded, an engine that cannot be made.
+
+    Raises:
+        ValueError: another name, Ray is not installed, or a number of workers below 1.
+    """
+    if name not in ENGINES:
+        raise ValueError(f"engine is {name!r}; allowed: {', '.join(ENGINES)}.")
+    if workers is not None and workers < 1:
+        raise ValueError(f"workers is {workers}; allowed: 1 or more.")
+    if name == "ray":
+        _import_ray()
+
+
 def make_engine(
     name: str, handle: ModelHandle, settings: ModelSettings, workers: int | None = None
 ) -> Engine:
@@ -68,8 +82,7 @@ def make_engine(
     Raises:
         ValueError: another name, or Ray is not installed.
     """
-    if name not in ENGINES:
-        raise ValueError(f"engine is {name!r}; allowed: {', '.join(ENGINES)}.")
+    check_engine(name, workers)
     if name == "local":
         return LocalEngine(handle)
     same = dataclasses.replace(settings, dtype=handle.info.dtype)  # type: ignore[arg-type]
@@ -116,8 +129,7 @@ class RayEngine:
     def __init__(
         self, settings: ModelSettings, revision: str | None = None, workers: int | None = None
     ) -> None:
-        if workers is not None and workers < 1:
-            raise ValueError(f"workers is {workers}; allowed: 1 or more.")
+        check_engine(self.name, workers)
         self._ray = _import_ray()
         self._settings, self._revision, self._workers = _absolute(settings), revision, workers
 

@@ -1,0 +1,396 @@
+"""`sinks ...`: find the dimensions that mark a model's sinks, validate a profile, show one."""
+
+from __future__ import annotations
+
+import json
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+
+from cli import common
+from config import ModelSettings
+
+if TYPE_CHECKING:
+    from models.profiles import SinkProfile
+    from sinks.findings import Findings
+    from sinks.progress import Progress
+
+NONE_FOUND = 3  # exit code of `find`: the model has no sinks that its data shows
+NOT_CONFIRMED = 3  # exit code of `validate`
+INTERRUPTED = 130
+
+app = typer.Typer(
+    help="Find, validate and show the dimensions that mark a model's attention sinks.",
+    no_args_is_help=True,
+)
+
+Data = Annotated[
+    str,
+    typer.Option(
+        help="A folder of images, a .jsonl file, hub:owner/name[:split], or demo (drawn scenes)."
+    ),
+]
+Prompt = Annotated[
+    str | None,
+    typer.Option(help="Asked about each image that has no question of its own."),
+]
+Samples = Annotated[int, typer.Option(help="How many samples; 30 are a good number.")]
+TokensBy = Annotated[
+    Literal["received", "after_image", "last_row", "norm"],
+    typer.Option(help="What makes a vision token stand out: attention received (exact), or less."),
+]
+TopPercent = Annotated[
+    float, typer.Option(help="At most so many percent of an image's tokens are sinks.")
+]
+MinRatio = Annotated[
+    float, typer.Option(help="And only those with so many times the median of their image.")
+]
+MaxPixels = Annotated[int | None, typer.Option(help="Area of an image that the model sees, most.")]
+Plots = Annotated[
+    Path | None, typer.Option(help="Folder for the figures, PNG and PDF; made if it is missing.")
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of the tables.")]
+
+
+@app.command()
+def find(
+    data: Data,
+    output: Annotated[
+        Path, typer.Option("--output", "-o", help="The profile, a .toml file; findings beside it.")
+    ],
+    model: common.Model = "demo",
+    samples: Samples = 30,
+    prompt: Prompt = None,
+    tokens_by: TokensBy = "received",
+    top_percent: TopPercent = 1.0,
+    min_ratio: MinRatio = 3.0,
+    min_contrast: Annotated[
+        float, typer.Option(help="Least mean on sink tokens, by that on ordinary ones.")
+    ] = 3.0,
+    min_consistency: Annotated[
+        float, typer.Option(help="In at least this share of the samples.")
+    ] = 0.5,
+    max_dims: Annotated[int, typer.Option(help="At most so many dimensions.")] = 8,
+    layers: Annotated[
+        str | None, typer.Option(help="Layers to look at. Left out: all.", metavar="LIST")
+    ] = None,
+    batch_size: Annotated[int, typer.Option(help="Samples in one forward pass.")] = 1,
+    seed: Annotated[int, typer.Option(help="Which samples, and of the resampling.")] = 0,
+    work: Annotated[
+        Path, typer.Option(help="What is measured is kept here; an interrupted run goes on.")
+    ] = Path("cache/sinks"),
+    engine: Annotated[
+        Literal["local", "ray"], typer.Option(help="ray: one model a GPU of a Ray cluster.")
+    ] = "local",
+    workers: Annotated[
+        int | None, typer.Option(help="Of ray. Left out: as many as there is room for.")
+    ] = None,
+    plots: Plots = None,
+    as_json: AsJson = False,
+    name: Annotated[
+        str | None, typer.Option(help="Model name in the profile. Left out: as it was loaded.")
+    ] = None,
+    max_pixels: MaxPixels = None,
+    device: common.Device = "auto",
+    dtype: common.DType = "auto",
+    revision: common.Revision = None,
+) -> None:
+    """Find the sink dimensions of a model: one forward pass a sample, then decide.
+
+    Printed are the candidates, those taken first, and the threshold tau with what it flags. Exit
+    code 3 says that no sinks were found; then no profile is written.
+    """
+    with common.mistakes_said_plainly():
+        _check_files(output, plots)
+        from sinks.settings import FindSettings
+
+        settings = FindSettings(
+            tokens_by=tokens_by,
+            top_percent=top_percent,
+            min_ratio=min_ratio,
+            layers=common.indices("layers", layers),
+            max_pixels=max_pixels,
+            min_contrast=min_contrast,
+            min_consistency=min_consistency,
+            max_dims=max_dims,
+            seed=seed,
+            batch_size=batch_size,
+        )
+        wanted = ModelSettings(model, revision, device, dtype)
+        from cli.sinks_data import read_data
+        from cli.sinks_report import print_findings, print_sample_notes
+        from sinks.engine import check_engine, make_engine
+        from sinks.find import find as run
+        from sinks.profile_file import findings_beside, write_profile
+
+        check_engine(engine, workers)
+        given = read_data(data, samples, prompt, seed)
+        print_sample_notes(given)
+        handle = common.load(wanted)
+        spread = make_engine(engine, handle, wanted, workers)
+        with (
+            _interruptible(
+                f"What was measured is kept in {work}; the same command goes on from there."
+            ) as stop,
+            _told("Finding sinks", len(given.samples)) as tell,
+        ):
+            found = run(
+                handle, given, settings, work=work, on_progress=tell, stop=stop, engine=spread
+            )
+        if as_json:
+            typer.echo(_as_json(found.as_dict()))
+        else:
+            print_findings(found)
+        _draw(plots, findings=found)
+        if not found.dims:
+            typer.echo("No profile was written.", err=True)
+            raise typer.Exit(NONE_FOUND)
+        beside = findings_beside(output)
+        found.save(beside)
+        write_profile(output, found.profile(name))
+        typer.echo(f"Wrote {output} and {beside}", err=True)
+
+
+@app.command()
+def validate(
+    profile: Annotated[Path, typer.Option(help="A profile, as `sinks find` writes it.")],
+    data: Data,
+    model: Annotated[
+        str | None, typer.Option(help="demo, a hub id or a folder. Left out: the profile's model.")
+    ] = None,
+    samples: Samples = 30,
+    prompt: Prompt = None,
+    findings: Annotated[
+        Path | None,
+        typer.Option(help="What finding used. Left out: the findings beside the profile."),
+    ] = None,
+    allow_finding_data: Annotated[
+        bool, typer.Option(help="Also validate on what finding used, which is no evidence.")
+    ] = False,
+    tokens_by: TokensBy = "received",
+    top_percent: TopPercent = 1.0,
+    min_ratio: MinRatio = 3.0,
+    hide_in: Annotated[
+        Literal["all_layers", "own_layers"],
+        typer.Option(help="Hide flagged tokens everywhere, or only where they are flagged."),
+    ] = "all_layers",
+    from_queries: Annotated[
+        Literal["later", "after_image"],
+        typer.Option(help="From whom: all later tokens, or those behind the image."),
+    ] = "later",
+    answers: Annotated[
+        Literal["given", "own"], typer.Option(help="The data's answers where it has any, or own.")
+    ] = "given",
+    seed: Annotated[int, typer.Option(help="Which samples, draws and resamplings.")] = 1,
+    plots: Plots = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="Keep the validation, a .json file.")
+    ] = None,
+    as_json: AsJson = False,
+    max_pixels: MaxPixels = None,
+    device: common.Device = "auto",
+    dtype: common.DType = "auto",
+    revision: common.Revision = None,
+) -> None:
+    """Validate a profile on samples that finding did not use: by attention, and by hiding tokens.
+
+    Samples that finding used are left out. Exit code 0 says that the profile is confirmed, 3 that
+    it is not; the verdict says why, with its thresholds.
+    """
+    with common.mistakes_said_plainly():
+        if output is not None:
+            common.check_output(output, profile)
+        _check_folder(plots)
+        from models.profiles import read_profile
+        from sinks.validate_settings import ValidateSettings
+
+        read = read_profile(profile)
+        used = _findings_of(profile, findings)
+        settings = ValidateSettings(
+            tokens_by=tokens_by,
+            top_percent=top_percent,
+            min_ratio=min_ratio,
+            max_pixels=max_pixels,
+            hide_in=hide_in,
+            from_queries=from_queries,
+            answers=answers,
+            seed=seed,
+            allow_finding_samples=allow_finding_data,
+        )
+        wanted = ModelSettings(model or read.model, revision, device, dtype)
+        from cli.sinks_data import read_held_out
+        from cli.sinks_report import print_sample_notes, print_validation
+        from sinks.validate import validate as run
+
+        given = read_held_out(data, samples, prompt, seed, None if allow_finding_data else used)
+        print_sample_notes(given)
+        handle = common.load(wanted)
+        with (
+            _interruptible("Nothing of a validation is kept; begin it again.") as stop,
+            _told("Validating", len(given.samples)) as tell,
+        ):
+            made = run(handle, read, given, settings, found_on=used, on_progress=tell, stop=stop)
+        if as_json:
+            import dataclasses
+
+            typer.echo(_as_json(dataclasses.asdict(made)))
+        else:
+            print_validation(made)
+        if output is not None:
+            made.save(output)
+            typer.echo(f"Wrote {output}", err=True)
+        _draw(plots, validation=made)
+        if made.verdict.word != "confirmed":
+            raise typer.Exit(NOT_CONFIRMED)
+
+
+@app.command()
+def show(
+    profile: Annotated[
+        str | None,
+        typer.Option(help="A profile file, or the name of a model. Left out: all published ones."),
+    ] = None,
+    model: Annotated[
+        str | None, typer.Option(help="Whether it fits this model, which is loaded for it.")
+    ] = None,
+    plots: Plots = None,
+    as_json: AsJson = False,
+) -> None:
+    """Show sink profiles: dimensions, threshold, source, confidence, and whether one fits a model.
+
+    Beside a file, what finding came to is shown as well, and drawn with --plots.
+    """
+    with common.mistakes_said_plainly():
+        _check_folder(plots)
+        from cli.sinks_data import profiles_named
+        from cli.sinks_report import print_findings, print_profile, print_profiles
+        from sinks.findings import Findings
+        from sinks.profile_file import findings_beside
+
+        chosen = profiles_named(profile)
+        file = Path(profile) if profile is not None and Path(profile).is_file() else None
+        found = None
+        if file is not None and findings_beside(file).is_file():
+            found = Findings.open(findings_beside(file))
+        fits = None if model is None else _fit(chosen, model)
+        if as_json:
+            typer.echo(_as_json([_plain(one) for one in chosen]))
+        elif profile is None:
+            print_profiles(chosen)
+        else:
+            for one in chosen:
+                print_profile(one)
+            if found is not None:
+                typer.echo("")
+                print_findings(found)
+        if plots is not None and found is None:
+            raise ValueError("There is nothing to draw: no findings lie beside the profile.")
+        _draw(plots, findings=found)
+        if fits is not None:
+            typer.echo(fits, err=True)
+
+
+def _check_files(output: Path, plots: Path | None) -> None:
+    common.check_output(output)
+    if output.suffix.lower() != ".toml":
+        raise ValueError(f"output is {str(output)!r}; allowed: a .toml file.")
+    _check_folder(plots)
+
+
+def _check_folder(plots: Path | None) -> None:
+    if plots is not None and plots.exists() and not plots.is_dir():
+        raise ValueError(f"plots is {str(plots)!r}; allowed: a folder, not a file.")
+    if plots is not None and not plots.resolve().parent.is_dir():
+        raise ValueError(f"The folder {plots.parent} of plots {plots.name} does not exist.")
+
+
+def _findings_of(profile: Path, given: Path | None) -> Findings | None:
+    from sinks.findings import Findings
+    from sinks.profile_file import findings_beside
+
+    path = given or findings_beside(profile)
+    if given is None and not path.is_file():
+        typer.echo(
+            f"Nothing says which samples finding used ({path.name} is not there), so none can be "
+            "left out.",
+            err=True,
+        )
+        return None
+    return Findings.open(path)
+
+
+def _fit(chosen: tuple[SinkProfile, ...], model: str) -> str:
+    """One sentence: whether the profile fits the model.
+
+    Raises:
+        ValueError: it does not; the text names both and their sizes.
+    """
+    from models.profiles import check_fits
+
+    if len(chosen) != 1:
+        raise ValueError("model is given, but no one profile to compare; give --profile.")
+    info = common.load(ModelSettings(model)).info
+    check_fits(chosen[0], info.id, info.family, info.hidden_size, info.layers)
+    return f"The profile fits {info.id} (hidden size {info.hidden_size}, {info.layers} layers)."
+
+
+def _draw(plots: Path | None, findings: Any = None, validation: Any = None) -> None:
+    if plots is None:
+        return
+    from sinks.plots import save_plots
+
+    written = save_plots(plots, findings, validation)
+    typer.echo(f"Drew {', '.join(path.name for path in written)} in {plots}", err=True)
+
+
+@contextmanager
+def _told(label: str, length: int) -> Iterator[Progress]:
+    """A progress bar as the callback that runs over samples take."""
+    with common.progress(label, length) as bar:
+
+        def tell(done: int, total: int, text: str) -> None:
+            bar.update(done - bar.pos)
+
+        yield tell
+
+
+@contextmanager
+def _interruptible(kept: str) -> Iterator[threading.Event]:
+    """Ctrl-C ends the run after the sample at hand and says what remains; a second one at once."""
+    from sinks.progress import Stopped
+
+    stop = threading.Event()
+
+    def interrupt(number: int, frame: object) -> None:
+        if stop.is_set():
+            raise KeyboardInterrupt
+        stop.set()
+        typer.echo("\nStopping after the sample at hand; Ctrl-C again stops at once.", err=True)
+
+    before = signal.signal(signal.SIGINT, interrupt)
+    try:
+        yield stop
+    except Stopped as stopped:
+        typer.echo(
+            f"Stopped after {stopped.done} of {stopped.total} samples; "
+            f"{stopped.total - stopped.done} remain. {kept}",
+            err=True,
+        )
+        raise typer.Exit(INTERRUPTED) from None
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def _plain(profile: SinkProfile) -> dict[str, Any]:
+    import dataclasses
+
+    return dataclasses.asdict(profile)
+
+
+def _as_json(values: Any) -> str:
+    return json.dumps(values, ensure_ascii=False, indent=1, allow_nan=False)

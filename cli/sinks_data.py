@@ -1,0 +1,104 @@
+"""What the `sinks` verbs read: samples, the bundled generator's scenes among them, and profiles."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import typer
+
+from models.profiles import SinkProfile, published, read_profile
+from sinks.samples import PROMPT, Sample, SampleSet, read_samples
+from sinks.validate import held_out, used_by_finding
+
+if TYPE_CHECKING:
+    from sinks.findings import Findings
+
+DEMO = "demo"
+KINDS = ("describe", "what", "colour", "exist", "where")  # asked in turn; all have exact answers
+# Scenes that are neither trained on nor measured in the model card; a block for each seed.
+FIRST_SCENE, SCENES_A_SEED = 40_000_000, 10_000
+
+
+def read_data(data: str, count: int, prompt: str | None, seed: int) -> SampleSet:
+    """The samples that --data names.
+
+    Raises:
+        ValueError: it names none, or none can be used.
+    """
+    if data == DEMO and not Path(data).is_file():
+        return _scenes(count, prompt, seed)
+    return read_samples(data, count, prompt=PROMPT if prompt is None else prompt, seed=seed)
+
+
+def read_held_out(
+    data: str, count: int, prompt: str | None, seed: int, used: Findings | None
+) -> SampleSet:
+    """The same without those that finding used, so that one folder serves both.
+
+    Raises:
+        ValueError: as `read_data`; or finding used them all.
+    """
+    if used is None:
+        return read_data(data, count, prompt, seed)
+    wider = read_data(data, count + len(used.samples), prompt, seed)
+    seen = len(used_by_finding(wider.samples, used))
+    kept = held_out(wider, count, used)
+    if not kept.samples:
+        raise ValueError(
+            f"All {seen} samples of {wider.source} were used in finding the profile; give others, "
+            "or --allow-finding-data."
+        )
+    if seen:
+        typer.echo(f"Left out {seen} samples that finding used.", err=True)
+    return kept
+
+
+def profiles_named(name: str | None) -> tuple[SinkProfile, ...]:
+    """A file's profile, the published ones of a model, or all of them.
+
+    Raises:
+        ValueError: there is no such file and no such model; the text says what there is.
+    """
+    if name is None:
+        return published()
+    if name == DEMO:
+        from models.profiles import DEMO as FOLDER
+        from models.profiles import PROFILE_FILE
+
+        return (read_profile(FOLDER / PROFILE_FILE),)
+    if Path(name).is_file():
+        return (read_profile(Path(name)),)
+    wanted = name.lower()
+    for chosen in (
+        [p for p in published() if p.model.lower() == wanted],
+        [p for p in published() if wanted in p.model.lower()],
+    ):
+        if chosen:
+            return tuple(chosen)
+    raise ValueError(
+        f"There is no profile {name!r}; allowed: a file, {DEMO}, or one of "
+        f"{', '.join(profile.model for profile in published())}."
+    )
+
+
+def _scenes(count: int, prompt: str | None, seed: int) -> SampleSet:
+    from PIL import Image
+
+    from demo.measure import held_out_scenes
+    from demo.questions import DESCRIBE, questions
+
+    if not 1 <= count <= SCENES_A_SEED:
+        raise ValueError(f"samples is {count}; of demo, allowed: 1 to {SCENES_A_SEED}.")
+    made = []
+    first = FIRST_SCENE + seed * SCENES_A_SEED
+    for index, scene in enumerate(held_out_scenes(first, count)):
+        question, answer = prompt, None
+        if prompt is None or prompt == DESCRIBE:
+            kind = KINDS[index % len(KINDS)] if prompt is None else "describe"
+            asked = (questions(scene, [kind]) or questions(scene, ["describe"]))[0]
+            question, answer = asked.prompt, asked.answer
+        image = Image.fromarray(scene.image)
+        made.append(Sample(f"scene {first + index}", (image,), question or PROMPT, answer))
+    samples = tuple(sorted(made, key=lambda sample: sample.id))
+    return SampleSet(samples, (), count, "the generator of the bundled model's scenes")

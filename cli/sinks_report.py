@@ -1,0 +1,216 @@
+"""What the `sinks` verbs print: tables for a terminal, with the figures that a decision rests on."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING
+
+import typer
+
+if TYPE_CHECKING:
+    from models.profiles import SinkProfile
+    from sinks.findings import Candidate, Findings
+    from sinks.samples import SampleSet
+    from sinks.validation import Validation
+
+WIDTH = 98
+MOST_CANDIDATES = 10  # shown besides the ones taken
+
+
+def print_sample_notes(given: SampleSet) -> None:
+    """On standard error: how many there are, and every skipped file with its reason."""
+    typer.echo(f"{len(given.samples)} samples from {given.source}", err=True)
+    if len(given.samples) < given.wanted:
+        typer.secho(f"{given.wanted} were asked for.", fg="yellow", err=True)
+    for name, reason in given.skipped:
+        typer.secho(f"Skipped {name}: {reason}", fg="yellow", err=True)
+
+
+def print_findings(found: Findings) -> None:
+    """The outcome, the candidates, tau with what it flags, and where the sinks come from."""
+    model = found.model
+    typer.echo(
+        f"{model.id} ({model.family}, hidden size {model.hidden_size}, {model.layers} layers), "
+        f"{len(found.samples)} samples, {found.seconds:.1f} s"
+    )
+    _say([found.reason])
+    rest = [c for c in found.candidates if c.dim not in found.dims]
+    shown = [*found.found, *rest[:MOST_CANDIDATES]]
+    if shown:
+        typer.echo("")
+        _table(
+            (
+                *("dim", "verdict", "contrast", "interval", "on sinks", "ordinary"),
+                *("samples", "halves", "layers"),
+            ),
+            [_candidate(c) for c in shown],
+        )
+        for candidate in shown[len(found.dims) :]:
+            if candidate.kind == "none":
+                break
+            _say([f"{candidate.reason}."])
+        if len(rest) > MOST_CANDIDATES:
+            typer.echo(f"and {len(rest) - MOST_CANDIDATES} weaker candidates")
+    typer.echo("")
+    if found.dims:
+        stable = "" if found.stability is None else f", the same in {found.stability:.0%} of halves"
+        typer.echo(f"dims {list(found.dims)}, confidence {found.confidence}{stable}")
+        typer.echo(f"tau  {found.tau:g}")
+        _table(
+            ("tau", "of the sink tokens", "of ordinary ones", "of all vision tokens"),
+            [
+                (f"{p.tau:g}", f"{p.sinks:.1%}", f"{p.ordinary:.2%}", f"{p.flagged:.2%}")
+                for p in _around(found)
+            ],
+        )
+    for note in found.notes:
+        _say([note])
+    if found.first_token_dims:
+        _say([f"Large on the prompt's first token: {', '.join(map(str, found.first_token_dims))}."])
+    if found.origins:
+        where = "; ".join(
+            f"{o.share:.0%} {'in the vision tower' if o.layer == 0 else f'in layer {o.layer - 1}'}"
+            for o in found.origins
+        )
+        _say([f"The sinks arise: {where}."])
+
+
+def print_validation(made: Validation) -> None:
+    """The verdict first, then what it rests on."""
+    typer.echo(f"Verdict: {made.verdict.word}")
+    _say([made.verdict.text])
+    _say([f"Thresholds: {'; '.join(made.verdict.thresholds)}."])
+    for warning in made.warnings:
+        typer.secho(textwrap.fill(warning, WIDTH), fg="yellow")
+    both = made.agreement
+    typer.echo(
+        f"\nAgreement with attention, {len(made.samples)} samples, all {len(made.layers)} layers: "
+        f"precision {both.micro_precision:.1%}, recall {both.micro_recall:.1%} (mean over layers "
+        f"{both.macro_precision:.1%}, {both.macro_recall:.1%})"
+    )
+    for name, lift in (("flagged", both.lift), ("random dimensions'", both.random_lift)):
+        if lift is not None:
+            typer.echo(
+                f"  a {name} token gets {lift.value:.1f} times the average vision token's "
+                f"attention [{lift.low:.1f}, {lift.high:.1f}]"
+            )
+    _table(
+        ("layer", "flagged", "draw attention", "precision", "recall", "their attention"),
+        [
+            (
+                *(str(n.layer), f"{n.flagged_share:.1%}", f"{n.high / max(1, n.tokens):.1%}"),
+                *(f"{n.precision:.0%}", f"{n.recall:.0%}", f"{n.attention:.0%}"),
+            )
+            for n in made.layers
+        ],
+    )
+    if made.hidden:
+        typer.echo("\nChange of the answer's log-probability when hidden, nats a token")
+        _table(
+            ("hidden", "tokens", "attention", "change [interval]", "flagged minus these"),
+            [
+                (
+                    *(part.name, f"{part.tokens:.1f}", f"{part.attention:.0%}", str(part.change)),
+                    str(made.contrasts.get(part.name, "")),
+                )
+                for part in made.hidden
+            ],
+        )
+    typer.echo("\nOther thresholds")
+    _table(
+        ("tau", "flagged", "worst layer", "precision", "recall", "sinks hidden", "random", "VAR"),
+        [
+            (
+                f"{p.tau:.3g}{' *' if p.tau == made.profile.tau else ''}",
+                *(f"{p.flagged:.1%}", f"{p.most:.1%}", f"{p.precision:.0%}", f"{p.recall:.0%}"),
+                *("" if v is None else f"{v:+.3f}" for v in (p.sinks, p.random)),
+                f"{p.selected:.0%}",
+            )
+            for p in made.sweep
+        ],
+    )
+
+
+def print_profile(profile: SinkProfile) -> None:
+    """One profile, whole."""
+    typer.echo(f"{profile.model} ({profile.family})")
+    typer.echo(f"  hidden size  {profile.hidden_size}, {profile.layers} layers")
+    typer.echo(f"  dims         {', '.join(map(str, profile.dims))}")
+    typer.echo(f"  tau          {profile.tau:g}")
+    typer.echo(f"  confidence   {profile.confidence}")
+    for name, text in (("source", profile.source), ("note", profile.note)):
+        if text:
+            typer.echo(
+                textwrap.fill(
+                    text,
+                    WIDTH,
+                    initial_indent=f"  {name:<13}",
+                    subsequent_indent=" " * 15,
+                )
+            )
+
+
+def print_profiles(profiles: Iterable[SinkProfile]) -> None:
+    """One line each."""
+    _table(
+        ("model", "hidden", "layers", "dims", "tau", "confidence"),
+        [
+            (
+                *(p.model, str(p.hidden_size), str(p.layers)),
+                *(", ".join(map(str, p.dims)), f"{p.tau:g}", p.confidence),
+            )
+            for p in profiles
+        ],
+    )
+
+
+def _candidate(c: Candidate) -> tuple[str, ...]:
+    interval = f"[{c.contrast_interval.low:.1f}, {c.contrast_interval.high:.1f}]"
+    return (
+        *(str(c.dim), c.kind, f"{c.contrast:.1f}", interval, f"{c.sink:.1f}", f"{c.ordinary:.2f}"),
+        *(f"{c.consistency:.0%}", "" if c.stability is None else f"{c.stability:.0%}"),
+        _span(c.layers),
+    )
+
+
+def _around(found: Findings) -> list:  # type: ignore[type-arg]
+    """The sweep near its tau: it, and what half and twice as much would flag."""
+    if found.tau is None:
+        return []
+    wanted = [found.tau * factor for factor in (0.5, 0.75, 1.0, 1.25, 1.5)]
+    nearest = [min(found.sweep, key=lambda p: abs(p.tau - tau)) for tau in wanted]
+    return list(dict.fromkeys(nearest))
+
+
+def _span(layers: Sequence[int]) -> str:
+    """(2, 3, 4, 7) -> 2-4, 7."""
+    parts: list[list[int]] = []
+    for layer in layers:
+        if parts and layer == parts[-1][-1] + 1:
+            parts[-1].append(layer)
+        else:
+            parts.append([layer])
+    return ", ".join(f"{p[0]}-{p[-1]}" if len(p) > 1 else str(p[0]) for p in parts)
+
+
+def _table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """Columns as wide as they need; numbers to the right, the first and last to the left."""
+    table = [tuple(heads), *(tuple(row) for row in rows)]
+    widths = [max(len(row[i]) for row in table) for i in range(len(heads))]
+    last = len(heads) - 1
+    for row in table:
+        cells = [
+            cell.ljust(width) if i in (0, last) or not _number_like(rows, i) else cell.rjust(width)
+            for i, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ]
+        typer.echo("  ".join(cells).rstrip())
+
+
+def _number_like(rows: Sequence[Sequence[str]], column: int) -> bool:
+    return all(not row[column] or row[column][0] in "+-0123456789[" for row in rows)
+
+
+def _say(texts: Iterable[str]) -> None:
+    for text in texts:
+        typer.echo(textwrap.fill(text, WIDTH))
