@@ -6,6 +6,7 @@ Peaks of several runs in one process would hide each other, for the allocator ke
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -13,20 +14,40 @@ from pathlib import Path
 CLEAR_PEAK = "5"  # what /proc/self/clear_refs takes to forget the highest resident size
 
 
-def peak_extra(way: str, shape: str, device: str, dtype: str, length: int, tokens: int) -> int:
+def peak_extra(
+    way: str,
+    shape: str,
+    device: str,
+    dtype: str,
+    length: int,
+    tokens: int,
+    returned_at_once: bool = False,
+) -> int:
     """Bytes that one run needs above what was there before it: resident memory on a CPU, allocated
     memory on a GPU.
+
+    Args:
+        way: one of `benchmarks.ways` or `benchmarks.sink_ways`.
+        shape, device, dtype: the model.
+        length: of the prompt.
+        tokens: new tokens; of `sink_ways`, samples in the pass.
+        returned_at_once: let glibc give every larger block back to the system when it is freed.
+            What it keeps for later depends on chance, by more than a small difference between ways.
 
     Raises:
         ChildProcessError: the process ended early, out of memory for instance.
     """
     words = [way, shape, device, dtype, str(length), str(tokens)]
+    environment = dict(os.environ)
+    if returned_at_once:
+        environment["MALLOC_MMAP_THRESHOLD_"] = "65536"
     done = subprocess.run(
         [sys.executable, "-m", "benchmarks.memory", *words],
         capture_output=True,
         text=True,
         cwd=Path(__file__).resolve().parent.parent,
         check=False,
+        env=environment,
     )
     if done.returncode != 0:
         last = (done.stderr.strip() or f"exit code {done.returncode}").splitlines()[-1]
@@ -37,23 +58,24 @@ def peak_extra(way: str, shape: str, device: str, dtype: str, length: int, token
 def _measure(way: str, shape: str, device: str, dtype: str, length: int, tokens: int) -> int:
     import torch
 
+    from benchmarks import sink_ways, ways
     from benchmarks.shapes import SHORTEST, build_handle, build_prompt
-    from benchmarks.ways import WAYS
 
+    run = {**ways.WAYS, **sink_ways.WAYS}[way]
     torch.set_num_threads(1)
     handle = build_handle(shape, device, getattr(torch, dtype))
     inputs = build_prompt(handle, length)
     # what a first call loads and sets up belongs to no run
-    WAYS[way](handle, build_prompt(handle, SHORTEST), 3, lambda: None)
+    run(handle, build_prompt(handle, SHORTEST), 3, lambda: None)
     if handle.device.type == "cuda":
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()
-        WAYS[way](handle, inputs, tokens, lambda: None)
+        run(handle, inputs, tokens, lambda: None)
         return torch.cuda.max_memory_allocated() - before
     before = _resident("VmRSS")
     Path("/proc/self/clear_refs").write_text(CLEAR_PEAK)
-    WAYS[way](handle, inputs, tokens, lambda: None)
+    run(handle, inputs, tokens, lambda: None)
     return _resident("VmHWM") - before
 
 

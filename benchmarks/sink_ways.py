@@ -1,0 +1,79 @@
+"""A plain forward pass of a sample, and finding's measuring of the same one, as `benchmarks sinks`
+times them and `benchmarks.memory` measures them.
+
+Measuring takes the whole way from the sample to its statistics. The random-weight models have no
+processor, so a family that hands out one prompt stands in for it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from PIL import Image
+
+from benchmarks.ways import Mark, with_attention
+from capture.run import on_device
+from models.family import PromptInputs
+from models.loading import ModelHandle
+from sinks.measure import measure
+from sinks.samples import Sample
+from sinks.settings import FindSettings
+
+SinkWay = Callable[[ModelHandle, PromptInputs, int, Mark], Any]
+
+
+def forward(handle: ModelHandle, inputs: PromptInputs, batch: int, mark: Mark) -> None:
+    """One plain forward pass with SDPA, over `batch` copies of the sample; nothing is looked at."""
+    tensors = {
+        name: tensor.repeat(batch, *(1 for _ in tensor.shape[1:]))
+        for name, tensor in inputs.tensors.items()
+    }
+    with with_attention(handle, "sdpa"), torch.no_grad():
+        given = on_device(tensors, handle.device)
+        handle.model(**given, use_cache=False, logits_to_keep=1)
+    _twice(mark)
+
+
+def received(handle: ModelHandle, inputs: PromptInputs, batch: int, mark: Mark) -> Any:
+    """What `sinks find` does with a batch, with the default: exact attention received."""
+    return _measured(handle, inputs, batch, mark, FindSettings())
+
+
+def after_image(handle: ModelHandle, inputs: PromptInputs, batch: int, mark: Mark) -> Any:
+    """The same, choosing tokens by the query rows behind the image alone."""
+    return _measured(handle, inputs, batch, mark, FindSettings(tokens_by="after_image"))
+
+
+def norm(handle: ModelHandle, inputs: PromptInputs, batch: int, mark: Mark) -> Any:
+    """The same, choosing tokens by the residual stream's norm, without attention."""
+    return _measured(handle, inputs, batch, mark, FindSettings(tokens_by="norm"))
+
+
+def _measured(
+    handle: ModelHandle, inputs: PromptInputs, batch: int, mark: Mark, settings: FindSettings
+) -> Any:
+    family = SimpleNamespace(name=handle.info.family, prepare=lambda *_: inputs)
+    given = dataclasses.replace(handle, family=family)  # type: ignore[arg-type]
+    images = (Image.new("RGB", (28, 28)),)
+    samples = [Sample(f"sample {index}", images) for index in range(batch)]
+    stats = measure(given, samples, settings)
+    _twice(mark)
+    return stats
+
+
+def _twice(mark: Mark) -> None:
+    """A timing has a first token and others; a pass has one end."""
+    mark()
+    mark()
+
+
+WAYS: Mapping[str, SinkWay] = {
+    "forward": forward,
+    "received": received,
+    "after_image": after_image,
+    "norm": norm,
+}

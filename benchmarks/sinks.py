@@ -1,0 +1,211 @@
+"""`python -m benchmarks sinks`: what finding sink dimensions costs beside plain forward passes.
+
+The same samples pass through the same model, once plainly and once measured, interleaved in one
+process; every ratio is the median over rounds of a way's time by that of the plain pass in the
+same round. Peak memory is measured in processes of its own. Nothing here imports torch before the
+command runs.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import statistics
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from benchmarks.capture import DTypeName, ShapeName
+
+if TYPE_CHECKING:
+    from models.loading import ModelHandle
+
+MEGABYTE = 1 << 20
+# What is timed, in the order of the table. The first is the unit, the second the default of `find`.
+WAYS = {
+    "forward": "plain SDPA forward (the unit)",
+    "received": "find: attention received, exactly",
+    "after_image": "find: from the rows behind the image",
+    "norm": "find: by norm, without attention",
+}
+TIME_TARGET, MEMORY_TARGET = 1.5, 0.05
+
+
+def sinks(
+    shape: Annotated[
+        ShapeName, typer.Option(help="Whose sizes: a random-weight model is made.")
+    ] = "small",
+    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
+    dtype: Annotated[
+        DTypeName, typer.Option(help="auto: float32 on a CPU, bfloat16 on a GPU.")
+    ] = "auto",
+    lengths: Annotated[
+        str, typer.Option(help="Prompt lengths in tokens.", metavar="LIST")
+    ] = "256,1024,2048",
+    batch: Annotated[int, typer.Option(min=1, max=64, help="Samples in a pass.")] = 1,
+    repeats: Annotated[int, typer.Option(min=1, max=999, help="Rounds.")] = 7,
+    threads: Annotated[int, typer.Option(min=1, max=1024, help="CPU threads of torch.")] = 1,
+    memory: Annotated[bool, typer.Option(help="Measure peak memory.")] = True,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print JSON instead of the table.")
+    ] = False,
+    output: Annotated[
+        Path | None, typer.Option(help="Folder for sinks.json and sinks.txt.")
+    ] = None,
+) -> None:
+    """Finding's one pass a sample against a plain forward pass of the same sample."""
+    from cli.common import mistakes_said_plainly
+
+    os.environ["OMP_NUM_THREADS"] = os.environ["MKL_NUM_THREADS"] = str(threads)
+    with mistakes_said_plainly():
+        if output is not None and not output.is_dir():
+            raise ValueError(f"The folder {output} of --output does not exist.")
+        from benchmarks.capture import prompt_lengths
+
+        wanted = prompt_lengths(lengths)
+        result = measure(shape, device, dtype, wanted, batch, repeats, threads, memory)
+        text = json.dumps(result, indent=2)
+        typer.echo(text if as_json else table(result))
+        if output is not None:
+            (output / "sinks.json").write_text(text + "\n", encoding="utf-8")
+            (output / "sinks.txt").write_text(table(result) + "\n", encoding="utf-8")
+
+
+def measure(
+    shape: str,
+    device: str,
+    dtype: str,
+    lengths: list[int],
+    batch: int,
+    repeats: int,
+    threads: int,
+    memory: bool,
+) -> dict[str, Any]:
+    """All measurements, as plain values.
+
+    Raises:
+        ValueError: no such device, or a length that holds no image.
+    """
+    import torch
+
+    from benchmarks.shapes import SHORTEST, build_prompt, device_name, prepared_handle
+    from benchmarks.sink_ways import WAYS as RUNS
+
+    handle = prepared_handle(shape, device, dtype, threads)
+    for run in RUNS.values():  # what a first call sets up belongs to no measurement
+        run(handle, build_prompt(handle, SHORTEST), 1, lambda: None)
+    rows = [_one_length(handle, length, batch, repeats) for length in lengths]
+    result: dict[str, Any] = {
+        "benchmark": "sinks",
+        "shape": shape,
+        "device": device_name(device),
+        "dtype": handle.info.dtype,
+        "threads": threads,
+        "batch": batch,
+        "repeats": repeats,
+        "torch": torch.__version__,
+        "layers": handle.info.layers,
+        "heads": handle.info.heads,
+        "rows": rows,
+    }
+    if memory:
+        result["memory"] = _memory(shape, device, handle.info.dtype, lengths, batch)
+    return result
+
+
+def _one_length(handle: ModelHandle, length: int, batch: int, repeats: int) -> dict[str, Any]:
+    from functools import partial
+
+    from benchmarks import timing
+    from benchmarks.shapes import build_prompt
+    from benchmarks.sink_ways import WAYS as RUNS
+
+    inputs = build_prompt(handle, length)
+    runs = {name: partial(RUNS[name], handle, inputs, batch) for name in WAYS}
+    for run in runs.values():
+        run(lambda: None)
+    typer.echo(f"Prompt of {length}", err=True)
+    found = timing.rounds(runs, repeats, handle.device)
+    ways = {}
+    for name in WAYS:
+        ratio, fastest = timing.ratio(found[name], found["forward"], "total")
+        ways[name] = {
+            "ratio": ratio,
+            "ratio_of_fastest": fastest,
+            "seconds": timing.median(found[name], "total"),
+        }
+    return {
+        "length": length,
+        "vision_tokens": inputs.layout.vision_tokens,
+        "noise": timing.noise(found["forward"], "total"),
+        "ways": ways,
+    }
+
+
+def _memory(
+    shape: str, device: str, dtype: str, lengths: list[int], batch: int, processes: int = 3
+) -> dict[str, Any]:
+    """Peak of a plain pass and of the default way, each the median over processes of their own."""
+    from benchmarks import memory
+
+    if not memory.supported(device):
+        return {"skipped": "peaks of a CPU run are read from /proc, which this system lacks"}
+    rows = []
+    for length in lengths:
+        typer.echo(f"Peak memory at {length}", err=True)
+        peaks: dict[str, list[int]] = {"forward": [], "received": []}
+        for _ in range(processes):
+            for name, found in peaks.items():
+                found.append(
+                    memory.peak_extra(
+                        name, shape, device, dtype, length, batch, returned_at_once=True
+                    )
+                )
+        plain, ours = (statistics.median(found) for found in peaks.values())
+        rows.append(
+            {
+                "length": length,
+                "forward_bytes": plain,
+                "find_bytes": ours,
+                "extra": ours / plain - 1,
+                "spread_bytes": {name: max(found) - min(found) for name, found in peaks.items()},
+            }
+        )
+    return {"processes": processes, "rows": rows}
+
+
+def table(result: dict[str, Any]) -> str:
+    """The measurements as text: ratios to the plain pass, and peaks beside its own."""
+    lines = [
+        f"Finding sinks, {result['shape']} shape, {result['device']}, {result['dtype']}, "
+        f"{result['threads']} thread(s), {result['batch']} sample(s) a pass, "
+        f"{result['repeats']} rounds, torch {result['torch']}",
+    ]
+    for row in result["rows"]:
+        noise = "" if row["noise"] is None else f", plain passes differ by {row['noise']:.1%}"
+        lines += [
+            "",
+            f"prompt of {row['length']} tokens, {row['vision_tokens']} of them vision{noise}",
+            f"  {'':40}{'ratio':>10}{'fastest':>10}{'seconds':>10}",
+        ]
+        for name, what in WAYS.items():
+            way = row["ways"][name]
+            lines.append(
+                f"  {what:40}{way['ratio']:>10.3f}{way['ratio_of_fastest']:>10.3f}"
+                f"{way['seconds']:>10.3f}"
+            )
+    worst = max(row["ways"]["received"]["ratio"] for row in result["rows"])
+    lines += ["", f"time: {worst:.3f} at most (target {TIME_TARGET:g})"]
+    memory = result.get("memory", {})
+    if "skipped" in memory:
+        lines.append(f"memory: not measured, {memory['skipped']}")
+    for row in memory.get("rows", ()):
+        spread = max(row["spread_bytes"].values())
+        lines.append(
+            f"peak memory of one pass at {row['length']}: plain "
+            f"{row['forward_bytes'] / MEGABYTE:.1f} MB, find {row['find_bytes'] / MEGABYTE:.1f} MB:"
+            f" {row['extra']:+.1%} (target {MEMORY_TARGET:+.0%}; processes differ by "
+            f"{spread / MEGABYTE:.1f} MB)"
+        )
+    return "\n".join(lines)
