@@ -48,7 +48,7 @@ class Frames:
         self.width, self._painter = width, painter
         self._panel = panel_width(width, len(painter.heights))
         self._gap = gap = _gap(width)
-        self._size = max(13, width // 72)
+        self._size = max(13, min(width // 72, self._panel // 26))
         self._small = self._size * 6 // 7
         self._step = step = round(self._size * 1.45)
         several = len(painter.sides) > 1
@@ -130,8 +130,7 @@ class Frames:
         left = self._gap + column * (self._panel + self._gap)
         y = self._gap + self._step + self._gap // 4
         said = "   ".join(part for part in (panel.label, panel.numbers) if part)
-        size = self._size if self._panel > 34 * self._size else self._small
-        _write(draw, (left, y), said, size, INK, self._panel)
+        _write(draw, (left, y), said, self._small, INK, self._panel)
         picture.paste(Image.fromarray(panel.pixels), (left, self._top))
         if panel.note:
             y = self._top + len(panel.pixels) - 2 * self._step

@@ -11,6 +11,7 @@ from gradio.processing_utils import save_bytes_to_cache
 from config import Settings
 from web.events import generating, stopping
 from web.example import Example
+from web.exporting import exporting
 from web.forecast import Forecaster
 from web.form import Form, build_form
 from web.handlers import Handlers
@@ -154,6 +155,15 @@ def _connect_runs(form: Form, inspector: gr.HTML, handlers: Handlers, settings: 
     )
     form.stop.click(
         stopping(handlers), None, None, api_name="stop", queue=False, show_progress="hidden"
+    )
+    inspector.select(
+        exporting(handlers),
+        None,
+        inspector,
+        api_visibility="private",
+        show_progress="hidden",
+        concurrency_id="export",
+        concurrency_limit=2,
     )
 
 

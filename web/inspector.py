@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 import gradio as gr
@@ -53,6 +54,13 @@ def cached(data: bytes, name: str, component: gr.HTML, keep: bool = False) -> di
     if keep:
         component.keep_in_cache.add(path)
     return {"url": f"{API_PREFIX.lstrip('/')}/file={encode_file_path(path)}"}
+
+
+def cached_file(path: Path, component: gr.HTML) -> dict[str, str]:
+    """The same for a file that is there already; its name stays."""
+    kept = processing_utils.save_file_to_cache(path, component.GRADIO_CACHE)
+    address = f"{API_PREFIX.lstrip('/')}/file={encode_file_path(kept)}"
+    return {"url": address, "name": path.name}
 
 
 def empty_value() -> dict[str, Any]:

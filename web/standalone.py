@@ -20,6 +20,7 @@ from urllib.parse import urlencode
 
 import numpy as np
 
+from attention_processor import Rows
 from web.assets import read_static
 from web.payload import build_payload, build_token_maps, encode_image, images_of
 from web.store import Run
@@ -37,12 +38,14 @@ WORDS = {
     "repetition_penalty": "repetition penalty",
     "max_sink_share": "max sink share",
     "min_image_mass": "min image mass",
+    "prompt_rows": "prompt rows",
+    "reference": "generic prompt",
 }
 
 
 def holds_heads(run: Run) -> bool:
     """Whether the file of this run holds single heads, or their mean alone."""
-    return _cells(run) <= HEADS_BYTES
+    return _cells(run.traces) <= HEADS_BYTES
 
 
 def build_standalone(
@@ -75,7 +78,7 @@ def build_standalone(
         "model": html.escape(" | ".join(_models(run))),
         "inspector": read_static("inspector.html"),
         "facts": "\n".join(_lines([*_about(run), *facts])),
-        "steps": "1/255" if _cells(run) * 2 > EAGER_BYTES else "1/65535",
+        "steps": "1/255" if _cells(run.traces) * 2 > EAGER_BYTES else "1/65535",
         "data": "\n".join(_blocks(run, token)),
         "style": style,
         "script": script,
@@ -85,8 +88,8 @@ def build_standalone(
     return re.sub(r"@(\w+)@", lambda mark: parts[mark[1]], frame).encode()
 
 
-def _cells(run: Run) -> int:
-    return sum(int(np.prod(trace.attention.shape)) for trace in run.traces.values())
+def _cells(traces: Mapping[str, Rows]) -> int:
+    return sum(int(np.prod(trace.attention.shape)) for trace in traces.values())
 
 
 def _models(run: Run) -> list[str]:
@@ -133,11 +136,13 @@ def _blocks(run: Run, token: int | None) -> Iterator[str]:
         kind = "png" if name.endswith(".png") else "jpeg"
         text = base64.b64encode(data).decode()
         yield _block(f"file-image-{index}", f"data:image/{kind};base64,{text}")
-    if EAGER_BYTES < _cells(run) <= HEADS_BYTES:
-        for name, trace in run.traces.items():
-            for t in range(len(trace.tokens)):
-                maps = build_token_maps(trace, t, t + 1)
-                yield _block(f"heads-{name}-{t}", base64.b64encode(maps).decode())
+    asked = {n: t.prompt_rows for n, t in run.traces.items() if t.prompt_rows is not None}
+    for part, traces in (("heads", run.traces), ("prompt", asked)):
+        if EAGER_BYTES < _cells(traces) <= HEADS_BYTES:
+            for name, trace in traces.items():
+                for t in range(len(trace.tokens)):
+                    maps = build_token_maps(trace, t, t + 1)
+                    yield _block(f"{part}-{name}-{t}", base64.b64encode(maps).decode())
 
 
 def _block(name: str, text: str, kind: str = "text/plain") -> str:

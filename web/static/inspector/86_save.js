@@ -5,16 +5,58 @@ function wireSave() {
     $(".save").hidden = !$(".save").hidden;
     button.setAttribute("aria-expanded", !$(".save").hidden);
   });
-  const ways = { png: savePicture, csv: saveShares, html: () => fetchFile("page_file"), trace: () => fetchFile("trace_file"), link: copyLink };
+  const ways = { pdf: () => askFor("pdf"), gif: () => askFor("gif"), mp4: () => askFor("mp4"), png: savePicture, csv: saveShares, html: () => fetchFile("page_file"), trace: () => fetchFile("trace_file"), link: copyLink };
+  $(".motion").hidden = !served;
   for (const item of element.querySelectorAll("[data-save]")) {
     const way = item.dataset.save;
-    if ((way === "html" || way === "trace" || way === "link") && !served) item.parentElement.hidden = true;
+    if (!served && way !== "png" && way !== "csv") item.parentElement.hidden = true;
     item.addEventListener("click", async () => {
       if (!run) return;
       told.textContent = "…";
-      told.textContent = (await ways[way]().catch((error) => `Not saved: ${error.message}.`)) || "";
+      try {
+        told.textContent = (await ways[way]()) || "";
+      } catch (error) {
+        told.textContent = `Not saved: ${error.message}.`;
+      }
     });
   }
+}
+
+// What the server draws: it is asked by an event, which waits in the queue, and answers in values of phase "export".
+let awaited = null; // { ask, done, fail } of the file that is being made
+
+function askFor(kind) {
+  if (awaited) throw new Error("another file is still being made");
+  const ask = crypto.getRandomValues(new Uint32Array(4)).join("-"), moves = kind !== "pdf", several = view.t1 > view.t0;
+  const motion = (name) => +$(`[data-motion="${name}"]`).value;
+  const chosen = (list, a, b) => (a === 0 && b === list.length - 1 ? null : list.slice(a, b + 1));
+  trigger("select", {
+    ask, kind, ...asking(run.id), side: view.four,
+    first: moves && !several ? 0 : view.t0, last: moves && !several ? null : view.t1,
+    ...(moves ? { window: Math.round(motion("window")), seconds: motion("seconds") } : {}),
+    view: {
+      part: view.part, layers: chosen(run.layers, view.l0, view.l1), heads: chosen(run.heads, view.h0, view.h1),
+      each: view.four ? fourLayers().map((l) => run.layers[l]) : [], reduce: view.combine, image: view.image,
+      scale: view.scale === "relative" && !relative() ? "clip" : view.scale, whole_answer: view.range === "answer",
+      same_scale: view.same, difference: view.difference && canDiffer() && !view.four, colormap: view.colours,
+      opacity: view.opacity, overlay: view.overlay, photo: view.photo, smooth: view.smooth, sinks: view.sinks,
+    },
+  });
+  $(".save .told").textContent = "Waiting for the server …";
+  return new Promise((done, fail) => (awaited = { ask, done, fail }));
+}
+
+function showExport(value) {
+  if (!awaited || value.ask !== awaited.ask) return;
+  if (value.message) {
+    $(".save .told").textContent = value.message;
+    return;
+  }
+  const { done, fail } = awaited;
+  awaited = null;
+  if (value.error) return fail(new Error(value.error.replace(/\.$/, "")));
+  for (const file of value.files) download(sameOrigin(file), file.name);
+  done(value.files.map((file) => `${file.name} (${(file.bytes / 1e6).toFixed(1)} MB)`).join(", "));
 }
 
 function download(url, name) {
@@ -34,14 +76,14 @@ function downloadBlob(blob, name) {
 
 // The figures as they are on screen, at print size, with what they show written under them.
 async function savePicture() {
-  const names = run.variants.map((v) => v.name).filter((name) => shown.maps[name]);
-  if (view.difference && shown.maps.difference) names.push("difference");
-  if (!names.length) throw new Error("there is no map on screen");
-  const wide = names.length > 1 ? 1100 : 1600, owner = (name) => run.variants.find((v) => v.name === name) || run.variants[0];
-  const tall = (name) => Math.round((wide * imageOf(owner(name)).height) / imageOf(owner(name)).width);
-  const high = Math.max(...names.map(tall));
+  const figures = looks().filter(({ name }) => shown.maps[name]);
+  if (shown.maps.difference) figures.push(lookOf("difference"));
+  if (!figures.length) throw new Error("there is no map on screen");
+  const wide = figures.length > 1 ? 1100 : 1600;
+  const tall = ({ side }) => Math.round((wide * imageOf(side).height) / imageOf(side).width);
+  const high = Math.max(...figures.map(tall));
   const gap = 40, head = 120, foot = 150, canvas = document.createElement("canvas");
-  canvas.width = gap + names.length * (wide + gap);
+  canvas.width = gap + figures.length * (wide + gap);
   canvas.height = head + high + foot;
   const ink = canvas.getContext("2d"), font = (size, bold) => `${bold ? 600 : 400} ${size}px system-ui, sans-serif`;
   const write = (text, x, y, size, colour, width, bold) => {
@@ -53,19 +95,19 @@ async function savePicture() {
   ink.fillRect(0, 0, canvas.width, canvas.height);
   write(`“${run.prompt.replace(/\s+/g, " ").slice(0, 160)}”`, gap, 46, 26, "#1b2027", canvas.width - 2 * gap, true);
   write(`${selectionWords()}  ·  ${run.model.id} @ ${run.model.revision}`, gap, 82, 21, "#5b6572", canvas.width - 2 * gap);
-  names.forEach((name, k) => {
-    const variant = run.variants.find((v) => v.name === name), x = gap + k * (wide + gap);
+  figures.forEach((look, k) => {
+    const { name, side, l, both } = look, x = gap + k * (wide + gap);
     const own = document.createElement("canvas");
     own.width = wide;
-    own.height = tall(name);
-    const sinks = sinksOf(variant || run.variants[0]), scale = shown.scales[name];
-    const size = { ink: own.getContext("2d"), width: wide, height: own.height, dense: wide / 560, variant: owner(name) };
-    drawMap(size, shown.maps[name], scale, sinks);
+    own.height = tall(look);
+    const sinks = onLayer(l, () => sinksOf(side)), scale = shown.scales[name];
+    const size = { ink: own.getContext("2d"), width: wide, height: own.height, dense: wide / 560, variant: side };
+    drawMap(size, shown.drawn[name], scale, sinks);
     ink.drawImage(own, x, head);
     const share = shown.shares[name];
     const numbers = share ? `  image ${percent(share.image)}, sinks hold ${percent(share.sinks)} of it` : "";
-    write((variant ? variant.label : "Difference") + numbers, x, head + high + 30, 22, "#1b2027", wide, true);
-    const table = COLOURS[variant ? view.colours : "coolwarm"];
+    write((both ? "Difference" : side.label + (l == null ? "" : `, layer ${run.layers[l]}`)) + numbers, x, head + high + 30, 22, "#1b2027", wide, true);
+    const table = COLOURS[both ? "coolwarm" : view.colours];
     for (let i = 0; i < 256; i++) {
       ink.fillStyle = `rgb(${table[i * 3]},${table[i * 3 + 1]},${table[i * 3 + 2]})`;
       ink.fillRect(x + (i * wide) / 256, head + high + 46, wide / 256 + 1, 16);
@@ -75,7 +117,7 @@ async function savePicture() {
       write(text, x + u * wide, head + high + 84, 18, "#5b6572");
     }
     ink.textAlign = "left";
-    write(`attention mass per patch; ${scale.words}`, x, head + high + 114, 18, "#5b6572", wide);
+    write(both ? `attention mass per patch; ${scale.words}` : scaleWords(scale, side, false), x, head + high + 114, 18, "#5b6572", wide);
   });
   const blob = await new Promise((done) => canvas.toBlob(done, "image/png"));
   downloadBlob(blob, fileName(".png"));

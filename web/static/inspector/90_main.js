@@ -259,7 +259,8 @@ function showError(value) {
 function onValue(place) {
   const value = props.value;
   if (!value || !value.phase || value.phase === "empty") return;
-  if (value.phase === "queued") showQueued(value);
+  if (value.phase === "export") showExport(value);
+  else if (value.phase === "queued") showQueued(value);
   else if (value.phase === "streaming") showStream(value);
   else if (value.phase === "error") showError(value);
   else {

@@ -36,7 +36,7 @@ const replay = (() => {
       if (ask.stop !== ask.start + 1) {
         return { error: "This file holds single heads token by token: choose one token, or all heads and their mean." };
       }
-      const found = block(`heads-${ask.variant}-${ask.start}`);
+      const found = block(`${ask.prompt ? "prompt" : "heads"}-${ask.variant}-${ask.start}`);
       return found ? { data: found.textContent }
         : { error: "This file holds the mean over the heads only, because all heads would make it too large." };
     },

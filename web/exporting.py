@@ -1,0 +1,186 @@
+"""Files of a run that take a while: a figure, an animation, a table. Made through the queue.
+
+Server functions bypass Gradio's queue, so nothing heavy may happen in them: the inspector triggers
+an event instead, and hears of each frame. A closed tab closes the generator, which removes its file.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+
+from capture.trace import GenerationTrace
+from visualization import View, animation_steps, save, view_figure, write_shares
+from web.handlers import EXPIRED, UNFORESEEN, Handlers
+from web.inspector import cached_file
+from web.pairs import find_run
+from web.standalone import build_standalone
+from web.store import Run
+
+log = logging.getLogger(__name__)
+
+KINDS = ("pdf", "png", "svg", "gif", "mp4", "csv", "html", "trace")
+TELL_SECONDS = 0.25  # between two words about progress
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """Which file of a run.
+
+    Attributes:
+        kind: one of `KINDS`.
+        view: what is shown.
+        side: of a view that shows one side alone, which trace of the run.
+        first, last: tokens, both included; of a figure, their mean.
+        window, seconds, width: of an animation, as in `visualization.animate`.
+    """
+
+    kind: str
+    view: View = field(default_factory=View)
+    side: str = ""
+    first: int = 0
+    last: int | None = None
+    window: int = 1
+    seconds: float = 0.4
+    width: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.kind not in KINDS:
+            raise ValueError(f"kind is {self.kind!r}; allowed: {', '.join(KINDS)}.")
+
+
+def export_steps(run: Run, wanted: Wanted, folder: Path) -> Iterator[tuple[str, list[Path]]]:
+    """Make the files in a folder; gives words about the progress, and at last the files.
+
+    Raises:
+        ValueError: naming the setting, its value and what is allowed.
+        OSError: the folder cannot be written.
+    """
+    name = f"sinkscope-{run.id[:8]}"
+    sides, view = sides_of_view(run, wanted)
+    kind = wanted.kind
+    if kind in ("gif", "mp4"):
+        path = folder / f"{name}.{kind}"
+        options = {n: getattr(wanted, n) for n in ("first", "last", "window", "seconds", "width")}
+        for done, count in animation_steps(sides, path, view, idle=idle(run), **options):
+            yield f"Frame {done} of {count}", []
+        yield "", [path]
+        return
+    yield "Drawing" if kind in ("pdf", "png", "svg") else "Writing", []
+    if kind == "trace":
+        made = [folder / f"{name}-{variant}.safetensors" for variant in run.traces]
+        for path, trace in zip(made, run.traces.values(), strict=True):
+            trace.save(path)
+        yield "", made
+        return
+    path = folder / f"{name}.{kind}"
+    if kind == "html":
+        path.write_bytes(build_standalone(run))
+    elif kind == "csv":
+        write_shares({label_of(run, n): t for n, t in run.traces.items()}, path)
+    else:
+        tokens = range(wanted.first, (wanted.first if wanted.last is None else wanted.last) + 1)
+        if len(tokens) > 100_000:
+            raise ValueError(f"last is {wanted.last}; allowed: an index of a token.")
+        path = path.with_stem(f"{name}-t{wanted.first + 1}")
+        save(view_figure(sides, tokens, view, idle=idle(run)), path)
+    yield "", [path]
+
+
+def label_of(run: Run, name: str) -> str:
+    """What a side is called: in a table of one run its name, else what stands over its figure."""
+    return run.labels[name] if run.kind == "pair" else name
+
+
+def idle(run: Run) -> bool:
+    """VAR changed nothing: what is left between the two answers is rounding."""
+    reports = [trace.var for trace in run.traces.values() if trace.var is not None]
+    return run.kind != "pair" and any(report.get("changed") is False for report in reports)
+
+
+def sides_of_view(run: Run, wanted: Wanted) -> tuple[dict[str, GenerationTrace], View]:
+    """The traces by their labels, and the view as far as this run has it."""
+    view = wanted.view
+    traces = dict(run.traces)
+    if wanted.side or view.each:
+        name = wanted.side or next(iter(traces))
+        if name not in traces:
+            raise ValueError(f"side is {name!r}; allowed: {', '.join(traces)}.")
+        traces = {name: traces[name]}
+    if len(traces) < 2 or not run.about.get("comparable", True):
+        view = dataclasses.replace(view, difference=False)
+    alone = len(run.traces) == 1
+    return {"" if alone else run.labels[name]: trace for name, trace in traces.items()}, view
+
+
+def exporting(handlers: Handlers) -> Callable[..., Any]:
+    """For the inspector's event: makes the file that its data asks for, and tells it how far."""
+
+    def export_view(event: gr.EventData) -> Iterator[dict[str, Any]]:
+        ask = event._data if isinstance(event._data, Mapping) else {}
+        about = {"phase": "export", "ask": str(ask.get("ask"))[:64]}
+        assert handlers.component is not None
+        try:
+            run = find_run(handlers.store, ask.get("run"), ask.get("names"))
+            if run is None:
+                raise ValueError(EXPIRED)
+            told = 0.0
+            with tempfile.TemporaryDirectory() as folder:
+                for message, paths in export_steps(run, read_wanted(ask), Path(folder)):
+                    if paths:
+                        files = [
+                            {**cached_file(path, handlers.component), "bytes": path.stat().st_size}
+                            for path in paths
+                        ]
+                        yield {**about, "files": files}
+                    elif time.monotonic() - told > TELL_SECONDS:
+                        told = time.monotonic()
+                        yield {**about, "message": message}
+        except (ValueError, OSError) as error:
+            yield {**about, "error": str(error)}
+        except Exception:
+            log.exception("an export failed")
+            yield {**about, "error": UNFORESEEN}
+
+    return export_view
+
+
+def read_wanted(ask: Mapping[str, Any]) -> Wanted:
+    """What the inspector asks for, out of anything that may have been sent.
+
+    Raises:
+        ValueError: it is no such question.
+    """
+    try:
+        given = dict(ask["view"])
+        for name in ("layers", "heads", "each"):
+            if given.get(name) is not None:
+                given[name] = tuple(_index(n) for n in given[name])
+        fields = {f.name for f in dataclasses.fields(View)}
+        view = View(**{name: value for name, value in given.items() if name in fields})
+        return Wanted(
+            str(ask.get("kind")),
+            view,
+            str(ask.get("side") or ""),
+            _index(ask.get("first", 0)),
+            None if ask.get("last") is None else _index(ask["last"]),
+            _index(ask.get("window", 1)),
+            float(ask.get("seconds", 0.4)),
+            None if ask.get("width") is None else _index(ask["width"]),
+        )
+    except (KeyError, TypeError, AttributeError, OverflowError) as error:
+        raise ValueError("This view cannot be exported; please reload the page.") from error
+
+
+def _index(value: Any) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or abs(value) > 10**6:
+        raise TypeError(value)
+    return value
