@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from sinks.reduce import Totals, Tracked, ratio_of, suffices
+from sinks.reduce import Totals, Tracked, ratio_of
 from sinks.settings import FindSettings
 
 
@@ -48,9 +48,9 @@ def decide(total: Totals, values: Tracked, settings: FindSettings, magnitude: fl
     draws = resamplings(total.samples, settings.bootstrap, settings.seed)
     sink_ends, contrast_ends = [], []
     for layer in range(len(total.layers)):  # one layer at a time: (bootstrap, C) is small
-        sink, ordinary = _means(values, draws, layer)
+        sink, contrast = _means(values, draws, layer)
         sink_ends.append(_ends(sink, settings.confidence))
-        contrast_ends.append(_ends(ratio_of(sink, ordinary), settings.confidence))
+        contrast_ends.append(_ends(contrast, settings.confidence))
     sink_low, sink_high = torch.stack(sink_ends, 1)
     contrast_low, contrast_high = torch.stack(contrast_ends, 1)
     passes = (
@@ -113,10 +113,13 @@ def _ends(drawn: Tensor, confidence: float) -> Tensor:
 
 def _means(values: Tracked, weights: Tensor, layer: int) -> tuple[Tensor, Tensor]:
     """float64 (draws, C): mean m on tokens that stand out (over the samples that have any; 0 where
-    a draw has none), and on ordinary ones."""
+    a draw has none), and the contrast."""
     has = values.has[:, layer, None]
-    sink = (weights @ (values.sink[:, layer] * has)) / (weights @ has).clamp(min=1)
-    return sink, (weights @ values.ordinary[:, layer]) / weights.sum(-1, keepdim=True)
+    count = (weights @ has).clamp(min=1)
+    sink = (weights @ (values.sink[:, layer] * has)) / count
+    prominence = (weights @ (values.prominence[:, layer] * has)) / count
+    ordinary = (weights @ values.ordinary_prominence[:, layer]) / weights.sum(-1, keepdim=True)
+    return sink, ratio_of(prominence, ordinary)
 
 
 def _stability(
@@ -129,9 +132,9 @@ def _stability(
     holds = values.holds.double()
     passes = []
     for layer in range(layers):
-        sink, ordinary = _means(values, halves, layer)
+        sink, contrast = _means(values, halves, layer)
         share = (halves @ holds[:, layer]) / halves.sum(-1, keepdim=True)
-        large = suffices(sink, ordinary, magnitude, settings.min_contrast)
+        large = (sink >= magnitude) & (contrast >= settings.min_contrast)
         passes.append(large & (share >= settings.min_consistency))
     again = longest_run(torch.stack(passes, 1)) >= min(settings.min_layers, layers)
     return again.double().mean(0), float((again == found).all(-1).double().mean())

@@ -232,6 +232,7 @@ def _layer_candidate(
         first=float(total.first[row, dim]),
         text=float(total.text[row, dim]),
         prominence=float(total.prominence[row, dim]),
+        ordinary_prominence=float(total.ordinary_prominence[row, dim]),
         consistency=float(total.consistency[row, dim]),
         massive=float(total.massive[row, dim]),
         passes=bool(decision.passes[row, column]),
@@ -258,7 +259,7 @@ def _why(
         f"{here.dim} in layer {layer}, reaches {here.sink:.1f} times the token's rms (lower end "
         f"{here.sink_interval.low:.1f}; {magnitude:.1f} needed) and {here.contrast:.1f} times as "
         f"much as on ordinary tokens (lower end {here.contrast_interval.low:.1f}; "
-        f"{settings.min_contrast:g} needed), {here.prominence:.0f} times the token's median "
+        f"{settings.min_contrast:g} needed), {here.prominence:.0f} times its background "
         f"({settings.min_prominence:g} needed), in {here.consistency:.0%} of the samples "
         f"({settings.min_consistency:.0%} needed)"
     )

@@ -92,6 +92,8 @@ def find(
             _Counter(len(given.samples), len(given.samples) - len(missing), on_progress, stop),
         )
         usable = sorted(set(paths) - {one.id for one in unusable})
+        if not given.samples:
+            raise ValueError(f"{given.source} has no images.")
         if not usable:
             raise ValueError(
                 f"None of the {len(unusable)} samples can be used; the first: {unusable[0].reason}"

@@ -42,10 +42,11 @@ class LayerCandidate:
         ordinary: mean m on the ordinary vision tokens.
         ordinary_spread: standard deviation of m over them, mean over samples.
         ordinary_max: the largest m on any of them.
-        contrast, contrast_interval: `sink` / `ordinary`.
+        contrast, contrast_interval: `prominence` / `ordinary_prominence`.
         first: mean m on the first token of the prompt.
         text: mean over samples of the largest m on any other token outside the images.
-        prominence: mean of |x[d]| / median |x| on the sink tokens.
+        prominence, ordinary_prominence: mean of |x[d]| / background on the sink tokens and on
+            ordinary ones; the background is the rms over all dimensions but the token's 16 largest.
         consistency: share of all samples in which the thresholds hold.
         massive: share of the sink tokens on which this dimension is a massive activation after Sun
             et al. (|x[d]| >= 100 and >= 1000 times the token's median).
@@ -63,6 +64,7 @@ class LayerCandidate:
     first: float
     text: float
     prominence: float
+    ordinary_prominence: float
     consistency: float
     massive: float
     passes: bool

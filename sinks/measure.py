@@ -154,6 +154,8 @@ class _Reducer:
         return {
             "sink": zeros(hidden_size),
             "prominence": zeros(hidden_size),
+            "ordinary_prominence": zeros(hidden_size),
+            "first_prominence": zeros(hidden_size),
             "ordinary": zeros(hidden_size),
             "ordinary_square": zeros(hidden_size),
             "ordinary_max": zeros(hidden_size),
@@ -184,7 +186,9 @@ class _Reducer:
         ordinary = chosen.ordinary.to(torch.float32)
         self._vision(hidden, ordinary, ordinary / ordinary.sum().clamp(min=1), into)
         self._sinks(hidden, chosen.top, chosen.sinks, into)
-        into["first"].copy_(_relative(hidden[:1])[0][0])
+        first = _relative(hidden[:1])[0]
+        into["first"].copy_(first[0])
+        into["first_prominence"].copy_(first[0] / _background(first)[0])
         for low, high in self._text:
             for part in _blocks(hidden, low, high):
                 into["text_max"].copy_(torch.maximum(into["text_max"], _relative(part)[0].amax(0)))
@@ -215,6 +219,8 @@ class _Reducer:
                 values, dims = m.topk(kept, dim=-1)
                 into["top_values"][here], into["top_dims"][here] = values, dims.to(torch.int32)
                 into["ordinary"].add_(weights[here] @ m)
+                background = _background(m, dims)
+                into["ordinary_prominence"].add_((weights[here] / background) @ m)
                 m.mul_(ordinary[here, None])
                 into["ordinary_max"].copy_(torch.maximum(into["ordinary_max"], m.amax(0)))
                 into["ordinary_square"].add_(weights[here] @ m.square_())
@@ -228,12 +234,12 @@ class _Reducer:
         weights = counted / counted.sum().clamp(min=1)
         for low, high in _steps(hidden, 0, len(positions)):
             part = hidden[positions[low:high]]
-            into["sink"].add_(weights[low:high] @ _relative(part)[0])
+            m = _relative(part)[0]
+            into["sink"].add_(weights[low:high] @ m)
+            into["prominence"].add_((weights[low:high] / _background(m)) @ m)
             size = part.to(torch.float32).abs()
             median = size.median(-1, keepdim=True).values
             massive = (size >= MASSIVE) & (size >= MASSIVE_RATIO * median)
-            prominent = size / median.clamp(min=EPSILON)
-            into["prominence"].add_(weights[low:high] @ prominent)
             into["massive"].add_((massive & sinks[top][low:high, None]).sum(0, dtype=torch.int32))
 
 
@@ -243,6 +249,20 @@ def _relative(hidden: Tensor) -> tuple[Tensor, Tensor]:
     square = torch.linalg.vector_norm(states, dim=-1).square() / states.shape[-1]
     rms = (square + EPSILON).sqrt()
     return states.abs().div_(rms[:, None]), rms
+
+
+def _background(m: Tensor, largest: Tensor | None = None) -> Tensor:
+    """float32 (n,): rms of m (n, D) over all dimensions but the K largest, which are told or found.
+
+    Summed over the others instead of subtracted from all: massive dimensions hold nearly all of the
+    sum, and the difference would be their rounding.
+    """
+    kept = min(TOP, m.shape[-1] // 4)
+    if largest is None:
+        largest = m.topk(kept, dim=-1).indices
+    rest = m.scatter(-1, largest[:, :kept], 0.0)
+    norm: Tensor = torch.linalg.vector_norm(rest, dim=-1) / (m.shape[-1] - kept) ** 0.5
+    return norm.clamp_(min=EPSILON)
 
 
 def _steps(hidden: Tensor, low: int, high: int) -> list[tuple[int, int]]:

@@ -35,7 +35,8 @@ class Totals:
         ordinary, ordinary_spread: mean and standard deviation of m on ordinary tokens.
         ordinary_max: largest m on one.
         first, text: mean m on the first token; mean of the largest m on the other text.
-        prominence: mean of |x[d]| / median |x| on them.
+        prominence, ordinary_prominence: means of m / background on tokens that stand out and on
+            ordinary ones.
         consistency: share of all samples in which magnitude, prominence and contrast suffice.
         first_consistency: the same for the first token in the place of the sinks.
         massive: share of the tokens that stand out on which it is a massive activation.
@@ -49,6 +50,7 @@ class Totals:
     ratio: Tensor
     sink: Tensor
     prominence: Tensor
+    ordinary_prominence: Tensor
     ordinary: Tensor
     ordinary_spread: Tensor
     ordinary_max: Tensor
@@ -60,8 +62,8 @@ class Totals:
 
     @property
     def contrast(self) -> Tensor:
-        """float64 (L, D): `sink` / `ordinary`."""
-        return ratio_of(self.sink, self.ordinary)
+        """float64 (L, D): `prominence` / `ordinary_prominence`."""
+        return ratio_of(self.prominence, self.ordinary_prominence)
 
 
 @dataclass(frozen=True)
@@ -70,31 +72,47 @@ class Tracked:
 
     Attributes:
         dims: the C dimensions, rising.
-        sink, ordinary: float64 (n, L, C): means of m in each sample.
+        sink: float64 (n, L, C): mean m on the tokens that stand out, in each sample.
+        prominence, ordinary_prominence: float64 (n, L, C): as in `Totals`, in each sample.
         holds: bool (n, L, C): whether magnitude, prominence and contrast suffice in the sample.
         has: float64 (n, L): 1 where some token stands out, else 0.
     """
 
     dims: tuple[int, ...]
     sink: Tensor
-    ordinary: Tensor
+    prominence: Tensor
+    ordinary_prominence: Tensor
     holds: Tensor
     has: Tensor
 
 
 def ratio_of(above: Tensor, below: Tensor) -> Tensor:
-    """A quotient of means of m that stays finite: m below a millionth is none."""
+    """A quotient of two means that stays finite."""
     return above / below.clamp(min=1e-6)
 
 
-def suffices(sink: Tensor, ordinary: Tensor, magnitude: float, contrast: float) -> Tensor:
-    """Whether m on the tokens that stand out is large enough, by itself and beside the others."""
-    return (sink >= magnitude) & (sink >= contrast * ordinary)
+def suffices(
+    m: Tensor, prominence: Tensor, ordinary: Tensor, magnitude: float, contrast: float
+) -> Tensor:
+    """Whether tokens have a dimension that is large enough, by itself and beside ordinary tokens.
+
+    Args:
+        m, prominence: of these tokens.
+        ordinary: prominence on ordinary tokens.
+        magnitude, contrast: the least m, and the least quotient of the two prominences.
+    """
+    return (m >= magnitude) & (prominence >= contrast * ordinary)
 
 
 def holds(sample: SampleStats, settings: FindSettings, magnitude: float) -> Tensor:
     """bool (L, D): whether one sample's tokens that stand out have the dimension, by all three."""
-    large = suffices(sample.sink, sample.ordinary, magnitude, settings.min_contrast)
+    large = suffices(
+        sample.sink,
+        sample.prominence,
+        sample.ordinary_prominence,
+        magnitude,
+        settings.min_contrast,
+    )
     return large & (sample.prominence >= settings.min_prominence)
 
 
@@ -119,6 +137,7 @@ def totals(stats: Sequence[SampleStats], settings: FindSettings, hidden_size: in
         "first_holds",
         "massive",
         "prominence",
+        "ordinary_prominence",
     )
     sums = {name: torch.zeros(shape, dtype=torch.float64) for name in names}
     largest = torch.zeros(shape, dtype=torch.float64)
@@ -130,8 +149,8 @@ def totals(stats: Sequence[SampleStats], settings: FindSettings, hidden_size: in
         counts["sink"] += sinks
         counts["ord"] += (sample.group == ORDINARY).sum(-1)
         ratio += sample.ratio.amax(-1)
-        sink, ordinary, first = sample.sink.double(), sample.ordinary.double(), sample.first
-        sums["sink"] += sink
+        ordinary, first = sample.ordinary.double(), sample.first
+        sums["sink"] += sample.sink
         sums["ordinary"] += ordinary
         square = sample.ordinary_square.double() - ordinary.square()
         sums["spread"] += square.clamp(min=0).sqrt()
@@ -139,7 +158,14 @@ def totals(stats: Sequence[SampleStats], settings: FindSettings, hidden_size: in
         sums["text"] += sample.text_max
         sums["holds"] += holds(sample, settings, magnitude)
         sums["prominence"] += sample.prominence
-        sums["first_holds"] += suffices(first.double(), ordinary, magnitude, settings.min_contrast)
+        sums["ordinary_prominence"] += sample.ordinary_prominence
+        sums["first_holds"] += suffices(
+            first,
+            sample.first_prominence,
+            sample.ordinary_prominence,
+            magnitude,
+            settings.min_contrast,
+        )
         sums["massive"] += sample.massive
         largest = torch.maximum(largest, sample.ordinary_max.double())
     n = len(stats)
@@ -152,6 +178,7 @@ def totals(stats: Sequence[SampleStats], settings: FindSettings, hidden_size: in
         ratio=ratio / n,
         sink=sums["sink"] / counts["has"].clamp(min=1)[:, None],
         prominence=sums["prominence"] / counts["has"].clamp(min=1)[:, None],
+        ordinary_prominence=sums["ordinary_prominence"] / n,
         ordinary=sums["ordinary"] / n,
         ordinary_spread=sums["spread"] / n,
         ordinary_max=largest,
@@ -165,8 +192,7 @@ def totals(stats: Sequence[SampleStats], settings: FindSettings, hidden_size: in
 
 def first_token_passes(total: Totals, settings: FindSettings, magnitude: float) -> Tensor:
     """bool (L, D): massive on the first token of the prompt, by the thresholds of sinks."""
-    large = suffices(total.first, total.ordinary, magnitude, settings.min_contrast)
-    return large & (total.first_consistency >= settings.min_consistency)
+    return (total.first >= magnitude) & (total.first_consistency >= settings.min_consistency)
 
 
 def worth_tracking(total: Totals, settings: FindSettings, magnitude: float) -> tuple[int, ...]:
@@ -177,9 +203,7 @@ def worth_tracking(total: Totals, settings: FindSettings, magnitude: float) -> t
     and the largest of the first token and of ordinary tokens, to be told apart.
     """
     eligible = torch.where(total.sink >= 1.0, total.contrast, 0.0)
-    passing = suffices(total.sink, total.ordinary, magnitude, settings.min_contrast) & (
-        total.consistency >= settings.min_consistency
-    )
+    passing = (total.sink >= magnitude) & (total.consistency >= settings.min_consistency)
     first = torch.where(first_token_passes(total, settings, magnitude), total.first, 0.0)
     always = torch.where(total.ordinary >= magnitude, total.ordinary, 0.0)
     groups = (
@@ -210,7 +234,8 @@ def tracked(
     return Tracked(
         dims,
         torch.stack([sample.sink[:, columns].double() for sample in stats]),
-        torch.stack([sample.ordinary[:, columns].double() for sample in stats]),
+        torch.stack([sample.prominence[:, columns].double() for sample in stats]),
+        torch.stack([sample.ordinary_prominence[:, columns].double() for sample in stats]),
         torch.stack([holds(sample, settings, magnitude)[:, columns] for sample in stats]),
         torch.stack([(sample.group == SINK).any(-1).double() for sample in stats]),
     )

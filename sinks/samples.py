@@ -215,7 +215,7 @@ def _from_folder(folder: Path, prompt: str) -> Iterator[_Row]:
 
 def _from_jsonl(path: Path, prompt: str) -> Iterator[_Row]:
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise ValueError(f"The data {path} cannot be read as UTF-8 text: {error}.") from error
     for number, line in enumerate(lines, 1):
@@ -230,13 +230,14 @@ def _from_jsonl(path: Path, prompt: str) -> Iterator[_Row]:
             raise ValueError(f"{where} is no JSON object; it needs an image.")
         images = values.get("images", values.get("image"))
         images = [images] if isinstance(images, str) else images
-        if not images or not all(isinstance(image, str) for image in images):
+        named = isinstance(images, list) and all(isinstance(image, str) for image in images)
+        if not images or not named:
             raise ValueError(f"{where} has no image; allowed: image (a path) or images (a list).")
         asked = _text(values, QUESTION_KEYS, where) or prompt
         # Named by what it is, not by its line, so that the order of lines plays no part.
-        named = f"{'+'.join(images)}#{sha256(asked.encode())[:8]}"
+        own = f"{'+'.join(images)}#{sha256(asked.encode())[:8]}"
         yield _Row(
-            str(values.get("id") or named),
+            str(values.get("id") or own),
             tuple(path.absolute().parent / image for image in images),
             asked,
             _text(values, ANSWER_KEYS, where),

@@ -43,10 +43,11 @@ class FindSettings:
         max_pixels: bound on the resized image's area, for finding alone; None: the model's own.
         min_share: a sink dimension reaches, on sink tokens, at least this share of sqrt(hidden
             size), the largest value that |x[d]| / rms(x) can take.
-        min_prominence: and at least this multiple of the median |x| over all dimensions of the
-            token. It tells an isolated massive activation from a feature of the image's content,
-            which in small models is large too, but among others that are nearly as large.
-        min_contrast: and at least this multiple of its mean on ordinary vision tokens.
+        min_prominence: and at least this multiple of the token's background, the rms over all
+            dimensions but its 16 largest. It tells an isolated massive activation from a feature of
+            the image's content, which in small models is large too, but among others that are
+            nearly as large.
+        min_contrast: and a prominence of at least this multiple of that on ordinary vision tokens.
         min_consistency: and all three in at least this share of the samples.
         min_layers: in at least this many consecutive ones of the layers looked at.
         max_dims: at most so many dimensions are taken, those of the highest contrast.
@@ -63,7 +64,7 @@ class FindSettings:
     layers: tuple[int, ...] | None = None
     max_pixels: int | None = None
     min_share: float = 0.2
-    min_prominence: float = 12.0
+    min_prominence: float = 9.0
     min_contrast: float = 3.0
     min_consistency: float = 0.5
     min_layers: int = 2

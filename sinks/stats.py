@@ -39,7 +39,9 @@ class SampleStats:
         layers: indices in the model.
         grids: (rows, columns) of each image's vision tokens.
         sink: float32 (L, D): mean m over the tokens that stand out; 0 where none does.
-        prominence: float32 (L, D): mean of |x[d]| / median |x| over the same tokens; 0 likewise.
+        prominence, ordinary_prominence, first_prominence: float32 (L, D): means of m / b over the
+            tokens that stand out (0 where none does), over the ordinary ones, and at the first
+            token. b is a token's background: the rms of m over all dimensions but its K largest.
         ordinary, ordinary_square, ordinary_max: float32 (L, D): mean of m, mean of m squared and
             largest m over the ordinary vision tokens.
         first: float32 (L, D): m of the prompt's first token.
@@ -61,6 +63,8 @@ class SampleStats:
     grids: tuple[tuple[int, int], ...]
     sink: Tensor
     prominence: Tensor
+    ordinary_prominence: Tensor
+    first_prominence: Tensor
     ordinary: Tensor
     ordinary_square: Tensor
     ordinary_max: Tensor

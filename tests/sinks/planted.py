@@ -84,7 +84,7 @@ def painted_cells(image: Image.Image) -> list[int]:
     """Which vision tokens of a picture are painted."""
     pixels = np.asarray(image).astype(int)
     rows, columns = image.height // CELL, image.width // CELL
-    corner = pixels[:: CELL, :: CELL][:rows, :columns]
+    corner = pixels[::CELL, ::CELL][:rows, :columns]
     return np.flatnonzero((corner == (255, 0, 255)).all(-1)).tolist()
 
 
@@ -141,10 +141,7 @@ def _write_sinks(
     merger = model.model.visual.merger.mlp[2]
     place = merger if plant.layer is None else text.layers[plant.layer].mlp
     seen, loud, rms = _features(handle, place, examples, plant.layer is None)
-    direction = torch.linalg.solve(
-        seen.T @ seen + 1e-3 * len(seen) * torch.eye(seen.shape[1]), seen.T @ loud.float()
-    )
-    direction /= (seen[loud] @ direction).mean()  # 1 on painted cells, about 0 elsewhere
+    direction = _direction(seen, loud)
     if plant.dims and plant.layer is None:
         for dim in plant.dims:
             merger.weight.data[dim] += STRENGTH * rms * direction
@@ -156,10 +153,21 @@ def _write_sinks(
         for dim in plant.dims:
             place.down_proj.weight.data[dim, 0] = STRENGTH * rms / 20
     first = 0 if plant.layer is None else plant.layer + 1
+    if plant.attended and not plant.dims:
+        # What the keys read: the direction at the input of that layer's attention.
+        seen, loud, _ = _features(handle, text.layers[first].input_layernorm, examples, False)
+        direction = _direction(seen, loud)
     if plant.attended:
         for layer in text.layers[first:]:
             _attract(layer.self_attn, plant, direction)
     model.save_pretrained(folder)
+
+
+def _direction(seen: torch.Tensor, loud: torch.Tensor) -> torch.Tensor:
+    """Least squares: 1 on painted cells, about 0 elsewhere."""
+    ridge = 1e-3 * len(seen) * torch.eye(seen.shape[1])
+    direction = torch.linalg.solve(seen.T @ seen + ridge, seen.T @ loud.float())
+    return direction / (seen[loud] @ direction).mean()
 
 
 def _attract(attention: Any, plant: Plant, direction: torch.Tensor) -> None:
@@ -190,7 +198,9 @@ def _features(
     hook = place.register_forward_pre_hook(lambda module, args: kept.append(args[0].detach()))
     stream: list[torch.Tensor] = []
     layers = handle.stack.layers
-    follow = 0 if tower else list(layer.mlp for layer in layers).index(place) + 1
+    follow = next(
+        (i + 1 for i, layer in enumerate(layers) if layer.mlp is place), 0
+    )  # whose input is what the place has made
     watch = layers[follow].register_forward_pre_hook(
         lambda module, args, kwargs: stream.append(args[0] if args else kwargs["hidden_states"]),
         with_kwargs=True,

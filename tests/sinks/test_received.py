@@ -81,7 +81,9 @@ def test_first_query_of_each_way_to_choose() -> None:
 def test_choose_takes_the_top_of_each_image_above_the_ratio() -> None:
     scores = torch.tensor([1.0, 1, 1, 1, 9, 3.5, 2, 2, 2, 2.0])
     chosen = choose(scores, (6, 4), 1.0, 3.0)
-    assert chosen.sinks.nonzero()[:, 0].tolist() == [4]  # one an image at most; none stands out in 2
+    assert chosen.sinks.nonzero()[:, 0].tolist() == [
+        4
+    ]  # one an image at most; none stands out in 2
     assert chosen.ordinary.tolist() == [True] * 4 + [False, False] + [True] * 4  # 3.5: neither
     assert chosen.top.tolist() == [4, 6]  # of equals the first
     both = choose(scores, (6, 4), 40.0, 3.0)

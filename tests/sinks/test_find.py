@@ -1,0 +1,207 @@
+"""Finding, end to end: planted sinks are found and nothing else; null models give none; a run goes
+on where it was interrupted; order and batches do not matter."""
+
+from __future__ import annotations
+
+import json
+import threading
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from models.loading import ModelHandle
+from sinks.find import find
+from sinks.findings import Findings
+from sinks.measure import measure
+from sinks.progress import Stopped
+from sinks.samples import Sample, SampleSet, read_samples
+from sinks.settings import FindSettings
+from tests.sinks.planted import Plant, painted_cells, painted_samples, planted
+
+pytestmark = pytest.mark.tiny
+QUICK = FindSettings(bootstrap=200, halves=20)
+
+PLANTS = (
+    Plant((7,), seed=1, layer=0, layers=4),
+    Plant((7, 30), seed=2, decoys=(40, 41), first=(20,), layers=5),
+    Plant((3, 90, 50), hidden=96, seed=3, decoys=(1,), layers=5),
+    Plant((100, 101), hidden=128, seed=4, layer=None, decoys=(5,), first=(9,), layers=4),
+    Plant((2, 200), hidden=256, seed=5, decoys=(17, 18, 19), first=(90,), layers=4),
+)
+NULLS = (
+    Plant((), seed=6, decoys=(11, 12), first=(20,), layers=4),  # tokens stand out; nothing marks
+    Plant((), hidden=128, seed=7, decoys=(11,), attended=False, layers=4),
+    Plant((8,), seed=8, attended=False, layers=4),  # massive activations that nobody looks at
+)
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> ModelHandle:
+    return planted(tmp_path_factory.mktemp("planted"), PLANTS[1])
+
+
+@pytest.mark.parametrize("plant", PLANTS, ids=lambda p: f"{p.hidden}-{p.dims}")
+def test_planted_dims_are_found_and_no_decoy(tmp_path: Path, plant: Plant) -> None:
+    handle = planted(tmp_path, plant)
+    samples = painted_samples(8)
+    found = find(handle, samples, QUICK)
+    assert found.dims == tuple(sorted(plant.dims)), found.sentence()
+    assert set(plant.decoys) <= set(found.always_on)
+    assert set(plant.first) == set(found.first_token_dims)
+    for candidate in found.candidates:
+        if candidate.dim in plant.decoys:
+            assert candidate.kind == "always on"
+        if candidate.dim in plant.first:
+            assert candidate.kind == "first token"
+    assert found.stability == 1.0
+    arises = 0 if plant.layer is None else plant.layer + 1
+    assert max(found.origins, key=lambda o: o.tokens).layer == arises
+    assert found.sink_layers[0] >= arises
+    # Tau parts the painted cells from all others, in every layer of the sinks.
+    for stats, sample in zip(measure(handle, samples, QUICK), samples, strict=True):
+        rows = [stats.layers.index(layer) for layer in found.sink_layers]
+        flagged = stats.phi(found.dims)[rows] > found.tau
+        painted = painted_cells(sample.open_images()[0])
+        assert flagged[:, painted].float().mean() > 0.9
+        assert flagged.sum() <= 1.1 * len(rows) * len(painted)
+
+
+@pytest.mark.parametrize("plant", NULLS, ids=lambda p: f"{p.hidden}-{p.attended}")
+def test_a_model_without_sinks_yields_none_and_says_why(tmp_path: Path, plant: Plant) -> None:
+    found = find(planted(tmp_path, plant), painted_samples(8), QUICK)
+    assert found.dims == () and found.tau is None and found.origins == ()
+    stands_out = "no dimension marks them" if plant.attended else "does a vision token stand out"
+    assert stands_out in found.reason
+    with pytest.raises(ValueError, match="no profile to write: No sink dimension"):
+        found.profile()
+
+
+def test_order_and_batches_do_not_matter(model: ModelHandle) -> None:
+    samples = [
+        *painted_samples(4),
+        Sample("two", tuple(s.images[0] for s in painted_samples(2, seed=9)), "What is here?"),
+    ]
+    plain = find(model, samples, QUICK)
+    other = find(model, samples[::-1], replace(QUICK, batch_size=3))
+    close = figures(plain), figures(other)
+    assert plain.dims == other.dims == (7, 30) and plain.tau == other.tau
+    assert len(close[0]) == len(close[1]) > 500
+    torch.testing.assert_close(*map(torch.tensor, close), rtol=1e-5, atol=1e-6)
+
+
+def figures(found: Findings) -> list[float]:
+    """All numbers of the findings but its settings and how long it took."""
+    plain = {**found.as_dict(), "settings": None, "seconds": None}
+
+    def walk(value: object) -> list[float]:
+        if isinstance(value, dict):
+            return [x for v in value.values() for x in walk(v)]
+        if isinstance(value, list | tuple):
+            return [x for v in value for x in walk(v)]
+        return [float(value)] if isinstance(value, int | float) else []
+
+    return walk(json.loads(json.dumps(plain)))
+
+
+def test_goes_on_after_stop_and_trusts_no_damaged_file(
+    model: ModelHandle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    samples = painted_samples(5)
+    whole = find(model, samples, QUICK)
+    stop = threading.Event()
+    told: list[tuple[int, int]] = []
+
+    def progress(done: int, total: int, text: str) -> None:
+        told.append((done, total))
+        if done == 3:
+            stop.set()
+
+    with pytest.raises(Stopped) as stopped:
+        find(model, samples, QUICK, work=tmp_path, on_progress=progress, stop=stop)
+    assert (stopped.value.done, stopped.value.total) == (3, 5) and told[-1] == (3, 5)
+    files = sorted(tmp_path.rglob("*.st"))
+    assert len(files) == 3
+    flipped = bytearray(files[0].read_bytes())
+    flipped[-1] ^= 1
+    files[0].write_bytes(flipped)
+    files[1].write_bytes(files[2].read_bytes())  # another sample's
+
+    told.clear()
+    again = find(
+        model, samples, QUICK, work=tmp_path, on_progress=lambda *p: told.append((p[0], p[1]))
+    )
+    assert told[0] == (1, 5) and told[-1] == (5, 5)
+    named = [note for note in again.notes if "was measured again" in note]
+    assert len(named) == 2
+    assert any("checksum" in note for note in named)
+    assert any("another sample" in note for note in named)
+    assert figures(again) == figures(whole)
+
+    def never(*args: object, **kwargs: object) -> None:
+        raise AssertionError("measured again")
+
+    monkeypatch.setattr(type(model.model), "forward", never)
+    judged = find(model, samples, replace(QUICK, min_contrast=1000.0), work=tmp_path)
+    assert judged.dims == ()  # other thresholds need no forward pass
+    with pytest.raises(AssertionError, match="measured again"):
+        find(model, samples, replace(QUICK, top_percent=5.0), work=tmp_path)
+
+
+def test_samples_that_the_model_cannot_take_are_listed(model: ModelHandle) -> None:
+    good = painted_samples(2)
+    thin = Sample("thin", good[0].images, "too long " * 3000)
+    found = find(model, [*good, thin], QUICK)
+    assert [name for name, _ in found.skipped] == ["thin"] and found.sample_ids == ("000", "001")
+    assert any("2 usable samples; 3 were asked for" in note for note in found.notes)
+    assert any("With 2 samples" in note for note in found.notes)
+    with pytest.raises(ValueError, match="None of the 1 samples can be used"):
+        find(model, [thin], QUICK)
+    with pytest.raises(ValueError, match=r"layers is \(9,\)"):
+        find(model, good, replace(QUICK, layers=(9,)))
+    with pytest.raises(ValueError, match="no images"):
+        find(model, SampleSet((), (), 3, "nothing"), QUICK)
+
+
+@pytest.mark.parametrize("tokens_by", ["after_image", "last_row"])
+def test_other_ways_to_choose_find_the_same(model: ModelHandle, tokens_by: str) -> None:
+    found = find(model, painted_samples(6), replace(QUICK, tokens_by=tokens_by))
+    assert found.dims == (7, 30)
+
+
+def test_by_norm_no_attention_is_needed(tmp_path: Path) -> None:
+    unseen = planted(tmp_path, Plant((8,), seed=8, attended=False, layers=4))
+    found = find(unseen, painted_samples(6), replace(QUICK, tokens_by="norm"))
+    assert found.dims == (8,)
+
+
+def test_layers_restrict_what_is_looked_at(model: ModelHandle) -> None:
+    found = find(model, painted_samples(4), replace(QUICK, layers=(3, 1)))
+    assert [layer.layer for layer in found.layers] == [1, 3]
+    assert found.dims == ()  # layer 1 has none yet, and one layer is no run of two
+    assert find(model, painted_samples(4), replace(QUICK, layers=(3,))).dims == (7, 30)
+
+
+def test_findings_survive_their_file_and_give_a_profile(model: ModelHandle, tmp_path: Path) -> None:
+    found = find(model, painted_samples(4), QUICK)
+    found.save(tmp_path / "f.json")
+    assert Findings.open(tmp_path / "f.json") == found
+    profile = found.profile("my/model", "A note.")
+    assert (profile.dims, profile.tau, profile.hidden_size) == ((7, 30), found.tau, 64)
+    assert profile.confidence == "low" and profile.note.startswith("A note. Dimensions 7 and 30")
+    (tmp_path / "f.json").write_text('{"format": "other"}')
+    with pytest.raises(ValueError, match="holds no findings"):
+        Findings.open(tmp_path / "f.json")
+    broken = {**found.as_dict(), "layers": [{}]}
+    (tmp_path / "f.json").write_text(json.dumps(broken))
+    with pytest.raises(ValueError, match="are damaged"):
+        Findings.open(tmp_path / "f.json")
+
+
+def test_samples_can_come_from_a_folder(model: ModelHandle, tmp_path: Path) -> None:
+    for sample in painted_samples(3):
+        sample.open_images()[0].save(tmp_path / f"{sample.id}.png")
+    found = find(model, read_samples(tmp_path, 3), QUICK)
+    assert found.dims == (7, 30)
+    assert found.sample_ids == ("000.png", "001.png", "002.png")
