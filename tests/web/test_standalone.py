@@ -221,12 +221,19 @@ def test_a_large_run_gives_heads_token_by_token(
     open_file: Callable[..., Any], run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole = sum(trace.attention.numel() for trace in run.traces.values())
-    monkeypatch.setattr(standalone, "EAGER_BYTES", whole // 2)
+    monkeypatch.setattr(standalone, "EAGER_BYTES", whole // 40)
     assert holds_heads(run)
     mine = open_file(build_standalone(run), place="#t=3-3&h=2-2")
     mine.wait_for_selector("[data-testid=panel-var] .note", state="hidden")
     shown = mine.evaluate(f"Array.from({INSPECTOR}.shown.maps.var)")
     map_ = patch_map(run.traces["var"], 3, heads=[2]).values.ravel()
+    np.testing.assert_allclose(shown, map_, atol=0.02 * map_.max())
+    mine.click("[data-testid=token-prompt-1]")
+    mine.wait_for_selector("[data-testid=panel-var] .note", state="hidden")
+    shown = mine.evaluate(f"Array.from({INSPECTOR}.shown.maps.var)")
+    rows = run.traces["var"].prompt_rows
+    assert rows is not None
+    map_ = patch_map(rows, 1, heads=[2]).values.ravel()
     np.testing.assert_allclose(shown, map_, atol=0.02 * map_.max())
     mine.click("[data-testid=token-baseline-3]")
     mine.keyboard.down("Shift")

@@ -49,15 +49,8 @@ function makeRun({ header, arrays }) {
   return { ...header, id: header.run, L, H, variants, lazyMaps: new Map(), lazyBytes: 0 };
 }
 
-// Codes are companded: value = scale * (code / top)^2. One table a code width.
-const SQUARES = {};
-function squares(codes) {
-  const top = codes instanceof Uint8Array ? 255 : 65535;
-  if (!SQUARES[top]) {
-    SQUARES[top] = Float32Array.from({ length: top + 1 }, (_, k) => (k / top) * (k / top));
-  }
-  return SQUARES[top];
-}
+// Codes are companded: value = scale * (code / top)^2, so a row's codes are squared and multiplied with scale / top^2.
+const unit = (codes) => (codes instanceof Uint8Array ? 255 : 65535) ** -2;
 
 // What is looked at: the rows of the answers, or those of the prompt's own tokens.
 const sides = () => (view.part === "prompt" ? run.variants.map((v) => v.asked) : run.variants);
@@ -90,13 +83,14 @@ function lazyKey(variant, t0, t1) {
 
 // Head means of tokens t0..t1 over the chosen layers: Float32Array (V).
 function addMeans(variant, t0, t1, out, skipSinks) {
-  const { L } = run, { V } = variant, table = squares(variant.mean), layers = view.l1 - view.l0 + 1;
-  const weight = 1 / ((t1 - t0 + 1) * layers);
+  const { L } = run, { V } = variant, layers = view.l1 - view.l0 + 1;
+  const weight = unit(variant.mean) / ((t1 - t0 + 1) * layers);
   for (let l = view.l0; l <= view.l1; l++) {
     const sums = skipSinks && variant.sinks[l].length ? new Float32Array(V) : out;
     for (let t = t0; t <= t1; t++) {
       const at = (t * L + l) * V, scale = variant.meanScale[t * L + l] * weight;
-      for (let v = 0; v < V; v++) sums[v] += table[variant.mean[at + v]] * scale;
+      const codes = variant.mean.subarray(at, at + V);
+      for (let v = 0; v < V; v++) sums[v] += codes[v] * codes[v] * scale;
     }
     if (sums !== out) {
       for (const v of variant.sinks[l]) sums[v] = 0;
@@ -107,18 +101,18 @@ function addMeans(variant, t0, t1, out, skipSinks) {
 
 // Reduce (layer, head, patch) codes of one token over the chosen layers and heads.
 function reduceHeads(codes, scales, at, variant, out, weight, skipSinks) {
-  const { H } = run, { V } = variant, table = squares(codes), mode = view.combine;
+  const { H } = run, { V } = variant, mode = view.combine;
   const count = (view.l1 - view.l0 + 1) * (view.h1 - view.h0 + 1);
   const own = new Float32Array(V).fill(mode === "min" ? Infinity : 0);
   for (let l = view.l0; l <= view.l1; l++) {
-    const blank = skipSinks ? new Set(variant.sinks[l]) : null;
+    const blank = skipSinks ? variant.sinks[l] : [];
     for (let h = view.h0; h <= view.h1; h++) {
-      const row = at + (l * H + h), scale = scales[row], base = row * V;
-      for (let v = 0; v < V; v++) {
-        const x = blank && blank.has(v) ? 0 : table[codes[base + v]] * scale;
-        if (mode === "mean") own[v] += x / count;
-        else if (mode === "max" ? x > own[v] : x < own[v]) own[v] = x;
-      }
+      const row = at + (l * H + h), c = codes.subarray(row * V, (row + 1) * V), before = blank.map((v) => own[v]);
+      const scale = (mode === "mean" ? scales[row] / count : scales[row]) * unit(codes);
+      if (mode === "mean") for (let v = 0; v < V; v++) own[v] += c[v] * c[v] * scale;
+      else if (mode === "max") for (let v = 0; v < V; v++) own[v] = Math.max(own[v], c[v] * c[v] * scale);
+      else for (let v = 0; v < V; v++) own[v] = Math.min(own[v], c[v] * c[v] * scale);
+      blank.forEach((v, k) => (own[v] = mode === "min" ? 0 : before[k]));
     }
   }
   for (let v = 0; v < V; v++) out[v] += own[v] * weight;
@@ -152,14 +146,13 @@ const relative = () => view.scale === "relative" && run.variants.every((v) => v.
 
 function genericOf(variant) {
   const { reference } = variant, [p0, p1] = patchesOfImage(variant);
-  const key = [view.l0, view.l1, view.h0, view.h1, view.combine, view.image].join();
-  if (reference.key === key) return reference.kept;
-  const map = new Float32Array(variant.V);
-  if (needsHeads()) reduceHeads(reference.full, reference.fullScale, 0, reference, map, 1, false);
-  else addMeans(reference, 0, 0, map, false);
-  const least = (0.1 * map.subarray(p0, p1).reduce((a, b) => a + b, 0)) / (p1 - p0) || Infinity;
-  Object.assign(reference, { key, kept: map.map((x) => Math.max(x, least)) });
-  return reference.kept;
+  return kept(reference, "map", [view.l0, view.l1, view.h0, view.h1, view.combine, view.image].join(), () => {
+    const map = new Float32Array(variant.V);
+    if (needsHeads()) reduceHeads(reference.full, reference.fullScale, 0, reference, map, 1, false);
+    else addMeans(reference, 0, 0, map, false);
+    const least = (0.1 * map.subarray(p0, p1).reduce((a, b) => a + b, 0)) / (p1 - p0) || Infinity;
+    return map.map((x) => Math.max(x, least));
+  });
 }
 
 // What the colours show: the map itself, or its relation to the generic one.
@@ -229,28 +222,39 @@ function patchesOfBox(box, variant) {
   return made;
 }
 
+// What depends on few of the choices is computed when one of these changes, and kept beside the rows it is of.
+function kept(variant, name, key, make) {
+  if (!variant.kept) variant.kept = {};
+  const had = variant.kept[name];
+  if (!had || had.key !== key) variant.kept[name] = { key, value: make() };
+  return variant.kept[name].value;
+}
+
 // Mass that each (token, layer) puts on the box, mean over heads: Float32Array (T, L).
-function boxMass(variant, box) {
-  const { L } = run, { V } = variant, table = squares(variant.mean), made = new Float32Array(variant.T * L);
+const boxMass = (variant, box) => kept(variant, "box", JSON.stringify([box, view.image]), () => {
+  const { V } = variant, factor = unit(variant.mean), made = new Float32Array(variant.T * run.L);
   const patches = patchesOfBox(box, variant);
   for (let i = 0; i < made.length; i++) {
     let sum = 0;
-    for (const v of patches) sum += table[variant.mean[i * V + v]];
-    made[i] = sum * variant.meanScale[i];
+    for (const v of patches) sum += variant.mean[i * V + v] ** 2;
+    made[i] = sum * variant.meanScale[i] * factor;
   }
   return made;
-}
+});
 
 // One number for each (token, layer): the quantity of the token x layer panel, mean over the chosen heads.
 function tokenLayer(variant, quantity) {
-  const { L, H } = run, made = new Float32Array(variant.T * L), n = view.h1 - view.h0 + 1;
-  if (quantity === "box") return view.box ? boxMass(variant, view.box) : made;
-  for (let i = 0; i < made.length; i++) {
-    let sum = 0;
-    for (let h = view.h0; h <= view.h1; h++) sum += headValue(variant, i * H + h, quantity);
-    made[i] = sum / n;
-  }
-  return made;
+  const { L, H } = run, n = view.h1 - view.h0 + 1;
+  if (quantity === "box") return view.box ? boxMass(variant, view.box) : new Float32Array(variant.T * L);
+  return kept(variant, "time", [quantity, view.h0, view.h1].join(), () => {
+    const made = new Float32Array(variant.T * L);
+    for (let i = 0; i < made.length; i++) {
+      let sum = 0;
+      for (let h = view.h0; h <= view.h1; h++) sum += headValue(variant, i * H + h, quantity);
+      made[i] = sum / n;
+    }
+    return made;
+  });
 }
 
 function headValue(variant, i, quantity) {

@@ -12,10 +12,31 @@ const SCALES = {
 // a small grid a bare 99th percentile would still be one of them.
 const clipped = (n) => Math.min(Math.max(3, Math.ceil(n * 0.01)), Math.max(0, Math.floor(n / 4)));
 
+// The k-th smallest value; reorders the values around it (Hoare's selection).
+function nth(values, k) {
+  let low = 0, high = values.length - 1;
+  while (low < high) {
+    const pivot = values[(low + high) >> 1];
+    let i = low, j = high;
+    while (i <= j) {
+      while (values[i] < pivot) i++;
+      while (values[j] > pivot) j--;
+      if (i <= j) [values[i++], values[j--]] = [values[j], values[i]];
+    }
+    if (k <= j) high = j;
+    else if (k >= i) low = i;
+    else break;
+  }
+  return values[k];
+}
+
 // A scale for one map or a pool of maps: { low, high, at(value) -> 0..1, value(0..1), ticks, words }
 function makeScale(kind, maps) {
-  const pool = Float32Array.from(maps.flatMap((map) => Array.from(map))).sort();
-  const n = pool.length, high = n ? pool[n - 1] : 0, each = n / Math.max(1, maps.length);
+  const n = maps.reduce((sum, map) => sum + map.length, 0), each = n / Math.max(1, maps.length);
+  const pool = new Float32Array(n);
+  maps.reduce((at, map) => (pool.set(map, at), at + map.length), 0);
+  if (kind === "rank") pool.sort(); // the other scales need one of the largest only, and pools can be large
+  const high = pool.reduce((a, b) => Math.max(a, b), 0);
   if (!(high > 0)) {
     return { kind, low: 0, high: 0, at: () => 0, value: () => 0, ticks: [[0, "0"]], words: "no attention here" };
   }
@@ -25,9 +46,9 @@ function makeScale(kind, maps) {
   });
   if (kind === "clip" || kind === "relative") {
     const cut = clipped(each) * maps.length;
-    const top = pool[n - 1 - cut] > 0 ? pool[n - 1 - cut] : high;
+    const top = nth(pool, n - 1 - cut) || high;
     let over = 0;
-    for (let i = n - 1; i >= 0 && pool[i] > top; i--) over++;
+    for (const x of pool) if (x > top) over++;
     const scale = linear(top);
     scale.over = over;
     const p = (100 * (n - over)) / n;

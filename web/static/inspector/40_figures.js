@@ -188,7 +188,8 @@ function paintFigures() {
   for (const look of there) shown.scales[look.name] = shared || scaleFor([look], skip);
   for (const figure of element.querySelectorAll(".figure")) figure.hidden = !here.some(({ name }) => name === figure.dataset.variant);
   $(".figures").dataset.count = here.length;
-  for (const look of here) onLayer(look.l, () => paintFigure(look, shared));
+  const sizes = here.map(({ name }) => fit($(`.figure[data-variant="${name}"]`))); // read before anything is written
+  here.forEach((look, k) => onLayer(look.l, () => paintFigure(look, shared, sizes[k])));
   paintDifference();
   paintInk();
 }
@@ -221,8 +222,8 @@ function scaleWords(scale, side, shared) {
   return words + range + (shared ? `; same scale on ${view.four ? "all four" : "both sides"}` : "");
 }
 
-function paintFigure({ name, side, l }, shared) {
-  const figure = $(`.figure[data-variant="${name}"]`), size = fit(figure);
+function paintFigure({ name, side, l }, shared, size) {
+  const figure = $(`.figure[data-variant="${name}"]`);
   const map = shown.maps[name], span = shown.spans[name], scale = shown.scales[name];
   drawMap(size, shown.drawn[name], scale, sinksOf(side));
   const note = figure.querySelector(".note"), choice = figure.querySelector("select");

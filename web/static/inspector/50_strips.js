@@ -132,14 +132,16 @@ function selectTokens(from, to, focusIn, part = view.part) {
 }
 
 // With a box chosen, the strips show who looked there: the background is the share of each token's image attention.
+let tinted = null;
 function tintTokens() {
+  if (!view.box && !tinted) return;
+  tinted = view.box;
   const strips = [...promptStrips().map(({ name, variant }) => [name, variant.asked]), ...run.variants.map((v) => [v.name, v])];
   for (const [name, side] of strips) {
     const found = view.box ? lookUp(side) : null;
     const top = found ? Math.max(1e-9, ...found.map((x) => x.mass)) : 1;
     for (const chipNode of stripOf(name).querySelectorAll(".token")) {
-      if (found) chipNode.style.setProperty("--look", (found[chipNode.dataset.i].mass / top).toFixed(3));
-      else chipNode.style.removeProperty("--look");
+      chipNode.style.background = found ? `color-mix(in srgb, var(--gauge) ${Math.round((42 * found[chipNode.dataset.i].mass) / top)}%, transparent)` : "";
     }
   }
 }

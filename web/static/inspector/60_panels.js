@@ -90,7 +90,9 @@ function drawGrid(panelNode, across, down, value, top, chosen) {
     for (let x = 0; x < across; x++) {
       const here = value(x, y), q = Math.round(clamp(top > 0 ? here / top : 0, 0, 1) * 255) * 3;
       if (here == null) continue; // this answer has no such token: leave it blank
-      pixels.data.set([table[q], table[q + 1], table[q + 2], 255], (y * across + x) * 4);
+      const i = (y * across + x) * 4;
+      for (let c = 0; c < 3; c++) pixels.data[i + c] = table[q + c];
+      pixels.data[i + 3] = 255;
     }
   ink.putImageData(pixels, 0, 0);
   const plot = panelNode.querySelector(".plot");
