@@ -86,7 +86,8 @@ class ScriptedEngine:
 
         first = self._run(inputs, told, hooks["stop"])
         words = tuple(token.text for token in first.tokens)
-        pair = make_pair(words, words, image=inputs.images[0], prompt=inputs.prompt)
+        picture = {"image": inputs.images[0], "prompt": inputs.prompt}
+        pair = make_pair(words, words, finish=first.finish, **picture)
         return SimpleNamespace(**pair, prefix=None)
 
     @staticmethod
