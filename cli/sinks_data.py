@@ -26,6 +26,8 @@ def read_data(data: str, count: int, prompt: str | None, seed: int) -> SampleSet
     Raises:
         ValueError: it names none, or none can be used.
     """
+    if count < 1:
+        raise ValueError(f"samples is {count}; allowed: 1 or more.")
     if data == DEMO and not Path(data).is_file():
         return _scenes(count, prompt, seed)
     return read_samples(data, count, prompt=PROMPT if prompt is None else prompt, seed=seed)
@@ -41,7 +43,8 @@ def read_held_out(
     """
     if used is None:
         return read_data(data, count, prompt, seed)
-    wider = read_data(data, count + len(used.samples), prompt, seed)
+    read_at_least = count + len(used.samples) if count > 0 else count
+    wider = read_data(data, read_at_least, prompt, seed)
     seen = len(used_by_finding(wider.samples, used))
     kept = held_out(wider, count, used)
     if not kept.samples:
@@ -88,8 +91,8 @@ def _scenes(count: int, prompt: str | None, seed: int) -> SampleSet:
     from demo.measure import held_out_scenes
     from demo.questions import DESCRIBE, questions
 
-    if not 1 <= count <= SCENES_A_SEED:
-        raise ValueError(f"samples is {count}; of demo, allowed: 1 to {SCENES_A_SEED}.")
+    if count > SCENES_A_SEED:
+        raise ValueError(f"samples is {count}; of demo, allowed: {SCENES_A_SEED} at most.")
     made = []
     first = FIRST_SCENE + seed * SCENES_A_SEED
     for index, scene in enumerate(held_out_scenes(first, count)):

@@ -1,4 +1,4 @@
-"""What the `sinks` verbs print: tables for a terminal, with the figures that a decision rests on."""
+"""What the `sinks` verbs print: tables for a terminal, with the figures behind each decision."""
 
 from __future__ import annotations
 

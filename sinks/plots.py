@@ -50,7 +50,7 @@ from utils import write_atomically
 FORMATS = ("png", "pdf")
 TOO_MANY = 0.3  # share of flagged vision tokens above which a tau is called too low
 CELLS_WITH_NUMBERS = 16  # layers; more leave no room for a number in a cell
-MOST_ROWS = 24  # dimensions in the matrix
+MOST_ROWS = 14  # dimensions in the matrix
 
 Numbers = npt.NDArray[np.float64]
 
@@ -139,8 +139,8 @@ def phi_by_layer(findings: Findings) -> Figure:
 
 
 def contrast_matrix(findings: Findings) -> Figure:
-    """Candidate dimension x layer: mean on sink tokens by mean on ordinary ones; a dot where all
-    thresholds hold, grey where the dimension is no candidate.
+    """Candidate dimension x layer: the colour is the contrast, the number the mean on sink tokens:
+    either alone says little. A dot where all thresholds hold, grey for no candidate.
 
     Raises:
         ValueError: there is no candidate.
@@ -150,11 +150,13 @@ def contrast_matrix(findings: Findings) -> Figure:
     rows = _shown(findings)
     layers = [layer.layer for layer in findings.layers]
     values = np.full((len(rows), len(layers)), np.nan)
+    on_sinks = values.copy()
     passes = np.zeros(values.shape, dtype=bool)
     for column, layer in enumerate(findings.layers):
         for row, shown in enumerate(rows):
             if (found := layer.candidate(shown.dim)) is not None:
                 values[row, column], passes[row, column] = found.contrast, found.passes
+                on_sinks[row, column] = found.sink
     wide = min(14.0, 3.4 + 0.42 * max(8, len(layers)))
     figure = Figure(figsize=(wide, 1.9 + 0.34 * max(3, len(rows))), layout="constrained")
     axes = figure.subplots()
@@ -167,7 +169,7 @@ def contrast_matrix(findings: Findings) -> Figure:
         value = values[row, column]
         ink = "black" if norm(value) > 0.55 else "white"
         mark = ("\u25cf " if with_numbers else "\u25cf") if passes[row, column] else ""
-        number = _short(value) if with_numbers else ""
+        number = _short(on_sinks[row, column]) if with_numbers else ""
         axes.text(column, row, mark + number, ha="center", va="center", color=ink, fontsize=7.5)
     axes.set_yticks(range(len(rows)), [_row_name(c, findings.dims) for c in rows], fontsize=8.5)
     for label, candidate in zip(axes.get_yticklabels(), rows, strict=True):
@@ -179,16 +181,18 @@ def contrast_matrix(findings: Findings) -> Figure:
     axes.tick_params(length=0)
     bar = figure.colorbar(image, ax=axes, fraction=0.05, pad=0.015)
     bar.set_label("contrast", fontsize=8.5)
+    bar.ax.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     bar.ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     bar.ax.yaxis.set_minor_formatter(NullFormatter())
     hidden = len(findings.candidates) - len(rows)
     more = f" {hidden} weaker candidates are not shown." if hidden else ""
-    dots = (
-        "Contrast: mean on sink tokens by mean on ordinary ones. \u25cf: all thresholds hold; "
-        "grey: no candidate in this layer; bold: taken."
+    how = (
+        "Colour: contrast, how far d stands out on sink tokens by how far on ordinary ones. "
+        f"{'Number: mean of |x[d]| / rms on sink tokens. ' if with_numbers else ''}"
+        "\u25cf: all thresholds hold; grey: no candidate in this layer; bold: taken."
     )
     title = f"Dimensions by layer, {findings.model.id}"
-    finish(figure, title, dots + more, _about(findings))
+    finish(figure, title, how + more, _about(findings))
     return figure
 
 
@@ -257,8 +261,11 @@ def _phi(dims: Sequence[int]) -> str:
 
 def _about(findings: Findings) -> str:
     settings = findings.settings
+    outcome = findings.reason
+    if findings.tau is not None:
+        dims = ", ".join(map(str, findings.dims))
+        outcome = f"dims {dims}, tau {findings.tau:.3g}, confidence {findings.confidence}."
     return (
         f"{len(findings.samples)} samples; sink tokens: the top {settings.top_percent:g} % by "
-        f"{settings.tokens_by}, at least {settings.min_ratio:g} times the median. "
-        f"{findings.reason}"
+        f"{settings.tokens_by}, at least {settings.min_ratio:g} times the median; {outcome}"
     )

@@ -59,6 +59,7 @@ def findings(layers: int = 8, found: bool = True) -> Findings:
         wanted=31,
         dims=DIMS if found else (),
         tau=TAU if found else None,
+        tau_gap=(8.0, 32.0) if found else None,
         reason="Dimensions 458 and 2570 stand out." if found else "No dimension stands out.",
         notes=("img has 30 usable samples; 31 were asked for.",),
         min_magnitude=12.8,
@@ -146,8 +147,8 @@ def _layer(layer: int, has_sinks: bool) -> LayerFinding:
         ratio=14.0 if has_sinks else 1.3,
         candidates=tuple(
             LayerCandidate(dim, high, Interval(high - 2, high + 2), low, 0.3, low * 2, high / low,
-                           Interval(high / low - 1, high / low + 1), 45.0, 1.0, 0.97, 0.9,
-                           has_sinks and dim in DIMS)
+                           Interval(high / low - 1, high / low + 1), 45.0, 1.0, 80.0, 4.0, 0.97,
+                           0.9, has_sinks and dim in DIMS)
             for dim, (high, low) in figures.items()
             if has_sinks or dim == 7
         ),
@@ -166,5 +167,6 @@ def _candidate(dim: int, kind: str, layers: tuple[int, ...]) -> Candidate:
         layer=layers[0] if layers else 0, sink=sink, sink_interval=Interval(sink - 2, sink + 2),
         ordinary=ordinary, contrast=sink / ordinary,
         contrast_interval=Interval(0.9 * sink / ordinary, 1.1 * sink / ordinary), first=45.0,
-        text=1.0, consistency=0.97, massive=0.9, on_first_token=True, stability=0.98,
+        text=1.0, prominence=80.0, consistency=0.97, massive=0.9, on_first_token=True,
+        stability=0.98,
     )  # fmt: skip
