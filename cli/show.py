@@ -15,7 +15,8 @@ def show(
         Path, typer.Argument(metavar="TRACE", help="Written by heatmap --save-trace, or the app.")
     ],
     output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="A .png, .pdf or .svg file to draw.")
+        Path | None,
+        typer.Option("--output", "-o", help="A .png, .pdf, .svg, .gif, .mp4 or .csv file."),
     ] = None,
     token: common.Token = "all",
     layers: common.Layers = None,
@@ -30,17 +31,34 @@ def show(
     image: Annotated[
         int, typer.Option(min=0, help="Which image of the prompt, counted from 0.")
     ] = 0,
+    beside: Annotated[
+        Path | None,
+        typer.Option(help="A second trace to stand beside it, with the difference of their maps."),
+    ] = None,
+    window: Annotated[
+        int,
+        typer.Option(min=1, help="Of an animation: each frame is the mean over so many tokens."),
+    ] = 1,
+    seconds: Annotated[
+        float, typer.Option(help="Of an animation: how long a frame is shown.")
+    ] = 0.4,
+    width: Annotated[int | None, typer.Option(help="Of an animation: pixels of a frame.")] = None,
 ) -> None:
-    """Open a saved run, without any model: print the answer and its shares, and draw it."""
+    """Open a saved run, without any model: print the answer and its shares, and draw it.
+
+    A .gif or .mp4 is an animation over the answer (over the tokens of --token), a .csv the table of
+    shares for each token, layer and head.
+    """
     with common.mistakes_said_plainly():
         if output is not None:
-            common.check_output(output, trace_file)
+            common.check_output(output, trace_file, *([beside] if beside else []))
         from capture.trace import GenerationTrace
         from cli.drawing import Selection, draw, print_answer
-        from visualization import OverlayStyle, check_ending
+        from cli.moving import check_output_ending, write_view
+        from visualization import OverlayStyle
 
         if output is not None:
-            check_ending(output)
+            check_output_ending(output, beside is not None)
         style = OverlayStyle(colormap, opacity, scale, smoothing=smooth)  # type: ignore[arg-type]
         selection = Selection(
             token,
@@ -55,6 +73,16 @@ def show(
         typer.echo(f"{model.id} ({model.revision}, {model.dtype} on {model.device})", err=True)
         typer.echo(f"Prompt: {trace.prompt}", err=True)
         print_answer(trace, selection)
-        if output is not None:
+        if output is None:
+            return
+        traces = {"" if beside is None else trace_file.stem: trace}
+        if beside is not None:
+            name = beside.stem if beside.stem not in traces else f"{beside.stem} (2)"
+            traces[name] = GenerationTrace.open(beside)
+        if beside is not None or output.suffix.lower() in (".gif", ".mp4", ".csv"):
+            write_view(
+                traces, selection, style, output, window=window, seconds=seconds, width=width
+            )
+        else:
             draw(trace, selection, style, output, as_figure=figure)
-            typer.echo(f"Wrote {output}", err=True)
+        typer.echo(f"Wrote {output}", err=True)

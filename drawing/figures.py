@@ -92,7 +92,7 @@ def contact_sheet(
     rows = math.ceil(count / columns)
     wide = 1.9
     tall = min(max(wide * small.height / small.width, 0.4), 3 * wide)
-    heading = textwrap.wrap(_printable(title), 90)
+    heading = textwrap.wrap(printable(title), 90)
     size = (max(columns * wide, 7.0), rows * (tall + 0.35) + 0.24 * len(heading) + 1.0)
     drawn = Figure(figsize=size, layout="constrained")
     drawn.suptitle("\n".join(heading), fontsize=11, family=fonts(), parse_math=False)
@@ -138,11 +138,12 @@ def check_ending(path: Path, *, figure: bool = True) -> str:
 def visible(token: str) -> str:
     """A token's text as a label: white space and control characters get a sign that can be seen."""
     signs = {" ": "\u00b7", "\n": "\u23ce", "\t": "\u21e5", "": "\u2205"}
-    shown = _printable("".join(signs.get(c, c) for c in token))
+    shown = printable("".join(signs.get(c, c) for c in token))
     return shown.removeprefix("\u00b7") or signs[token]
 
 
-def _printable(text: str) -> str:
+def printable(text: str) -> str:
+    """The text without control characters, which have no glyph."""
     return "".join(c if c.isprintable() or c.isspace() else "\ufffd" for c in text)
 
 
@@ -155,5 +156,5 @@ def fonts() -> list[str]:
 
 def caption(drawn: Figure, lines: Sequence[str], characters: int) -> None:
     """Lines of small text under a figure, each wrapped to at most four."""
-    parts = [part for line in lines for part in textwrap.wrap(_printable(line), characters)[:4]]
+    parts = [part for line in lines for part in textwrap.wrap(printable(line), characters)[:4]]
     drawn.supxlabel("\n".join(parts), fontsize=8, family=fonts(), parse_math=False)

@@ -21,6 +21,7 @@ from drawing.view import (
     difference_top,
     map_of,
     percent,
+    same_grids,
     sinks_of,
     view_scaling,
 )
@@ -119,13 +120,7 @@ class Painter:
     def _check_difference(self) -> None:
         if len(self.sides) != 2:
             raise ValueError("difference is on; allowed: for two sides only.")
-        left, right = (side.trace.layout.grids[self.view.image] for side in self.sides)
-        same = (left.rows, left.columns, left.original) == (
-            right.rows,
-            right.columns,
-            right.original,
-        )
-        if not same:
+        if not same_grids(*(side.trace for side in self.sides)):
             raise ValueError(
                 "difference is on, but the two images were cut into different patches, so there "
                 "is none; switch difference off."

@@ -238,12 +238,26 @@ def percent(share: float) -> str:
         return f"{value:.1f} %"
     if size >= 0.995:
         return f"{value:.2f} %"
-    return f"{value:.2g} %" if size >= 0.00095 else f"{value:.0e} %"
+    return f"{value:.2g} %" if size >= 0.00095 else f"{value:.0e} %".replace("e-0", "e-")
 
 
 def times(value: float) -> str:
     """2.5 -> "2.5 ×"."""
     return f"{value:.3g} ×"
+
+
+def same_images(a: GenerationTrace, b: GenerationTrace) -> bool:
+    """Whether two runs are of the same pictures, pixel by pixel."""
+    return len(a.images) == len(b.images) and all(
+        x.size == y.size and x.convert("RGB").tobytes() == y.convert("RGB").tobytes()
+        for x, y in zip(a.images, b.images, strict=True)
+    )
+
+
+def same_grids(a: GenerationTrace, b: GenerationTrace) -> bool:
+    """Whether two runs' images were cut into the same patches."""
+    cells = [[(g.t, g.rows, g.columns, g.original) for g in t.layout.grids] for t in (a, b)]
+    return cells[0] == cells[1]
 
 
 def sinks_of(rows: Rows, view: View) -> tuple[int, ...]:

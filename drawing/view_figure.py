@@ -14,7 +14,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from capture.trace import GenerationTrace
-from drawing.figures import fonts, visible
+from drawing.figures import fonts, printable, visible
 from drawing.panels import Painter, Panel
 from drawing.view import Part, Side, View, make_side, selection_words, sinks_of
 
@@ -69,9 +69,9 @@ def _laid_out(panels: Sequence[Panel], title: str, lines: Sequence[str]) -> Figu
     across = 2 if len(panels) == 4 else len(panels)
     wide = across * (PANEL_INCHES + GAP) + GAP
     tall = max(PANEL_INCHES * len(panel.pixels) / panel.pixels.shape[1] for panel in panels)
-    words = ["\n".join(textwrap.wrap(panel.words, 58)) for panel in panels]
+    words = ["\n".join(textwrap.wrap(printable(panel.words), 58)) for panel in panels]
     under = LINE * (2.2 + max(text.count("\n") + 1 for text in words))
-    said = [part for line in lines for part in textwrap.wrap(line, round(wide * 17))[:6]]
+    said = [part for line in lines for part in textwrap.wrap(printable(line), round(wide * 17))[:6]]
     head, above = 0.15 + LINE * 1.7 * (title.count("\n") + 1), 0.55
     row = above + tall + 0.22 + under
     high = head + row * (len(panels) // across) + LINE * len(said) + GAP
@@ -122,7 +122,7 @@ def _title(sides: Sequence[Side], tokens: Sequence[int], part: Part) -> str:
 def _draw(axes: Axes, panel: Panel) -> None:
     axes.imshow(panel.pixels, interpolation="none", aspect="auto")
     axes.set_axis_off()
-    title = "\n".join(part for part in (_short(panel.label, 44), panel.numbers) if part)
+    title = "\n".join(part for part in (_short(printable(panel.label), 44), panel.numbers) if part)
     axes.set_title(title, parse_math=False, family=fonts(), fontsize=9, loc="left")
     if panel.note:
         middle: dict[str, Any] = {"ha": "center", "transform": axes.transAxes, "color": "white"}

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from capture.trace import MEAN_HEAD, GenerationTrace, PromptTrace
+from drawing.view import same_grids, same_images
 from web.store import LABELS, Run, RunStore
 
 SIDES = ("a", "b")
@@ -166,9 +167,9 @@ def _part(
 
 def _about(a: GenerationTrace, b: GenerationTrace) -> dict[str, Any]:
     remarks = []
-    same_image = _same_images(a, b)
+    same_image = same_images(a, b)
     settings = _settings(a, b, same_image)
-    same_grid = [_cells(g) for g in a.layout.grids] == [_cells(g) for g in b.layout.grids]
+    same_grid = same_grids(a, b)
     if not same_image:
         remarks.append("These runs are of different images, so there is no difference of maps.")
     elif not same_grid:
@@ -188,17 +189,6 @@ def _about(a: GenerationTrace, b: GenerationTrace) -> dict[str, Any]:
         "remarks": remarks,
         "settings": [list(row) for row in settings],
     }
-
-
-def _same_images(a: GenerationTrace, b: GenerationTrace) -> bool:
-    return len(a.images) == len(b.images) and all(
-        x.size == y.size and x.convert("RGB").tobytes() == y.convert("RGB").tobytes()
-        for x, y in zip(a.images, b.images, strict=True)
-    )
-
-
-def _cells(grid: Any) -> tuple[int, int, int]:
-    return grid.t, grid.rows, grid.columns
 
 
 def _grids(trace: GenerationTrace) -> str:

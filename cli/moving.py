@@ -1,0 +1,96 @@
+"""What `show` writes beside pictures: animations, tables of shares, and two runs side by side."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from capture.trace import GenerationTrace
+from cli import common
+from cli.drawing import Selection, find_tokens
+from drawing.view import same_grids, same_images
+from visualization import (
+    OverlayStyle,
+    View,
+    animation_steps,
+    check_ending,
+    save,
+    view_figure,
+    write_shares,
+)
+
+MOVING = (".gif", ".mp4")
+
+
+def check_output_ending(output: Path, beside: bool) -> None:
+    """Refuse an ending that `show` does not write.
+
+    Raises:
+        ValueError: naming the endings that are allowed.
+    """
+    if output.suffix.lower() in (*MOVING, ".csv"):
+        return
+    if beside and output.suffix.lower() == ".png":
+        return
+    try:
+        check_ending(output)
+    except ValueError as error:
+        raise ValueError(
+            f"output is {str(output)!r}; allowed: a file ending in .png, .pdf, .svg, .gif, .mp4 or "
+            ".csv."
+        ) from error
+
+
+def write_view(
+    traces: dict[str, GenerationTrace],
+    selection: Selection,
+    style: OverlayStyle,
+    output: Path,
+    *,
+    window: int,
+    seconds: float,
+    width: int | None,
+) -> None:
+    """Write an animation, a table, or a figure of one or two runs.
+
+    Raises:
+        ValueError: an empty answer, or a selection that a run does not hold.
+        OSError: the file cannot be written.
+    """
+    shown: Any = traces if len(traces) > 1 else next(iter(traces.values()))
+    if output.suffix.lower() == ".csv":
+        write_shares(shown, output)
+        return
+    view = view_of(traces, selection, style)
+    first = next(iter(traces.values()))
+    tokens = None if selection.token == "all" else find_tokens(first, selection.token)
+    if output.suffix.lower() not in MOVING:
+        if tokens is None:
+            raise ValueError("A figure of two runs is of one token; name it with --token.")
+        save(view_figure(shown, tokens, view), output)
+        return
+    span = {} if tokens is None else {"first": tokens[0], "last": tokens[-1]}
+    steps = animation_steps(
+        shown, output, view, window=window, seconds=seconds, width=width, **span
+    )
+    with common.progress("Drawing", 100) as bar:
+        for done, count in steps:
+            bar.update(round(100 * done / count) - bar.pos)
+
+
+def view_of(traces: dict[str, GenerationTrace], selection: Selection, style: OverlayStyle) -> View:
+    """The page's view for the options of the command line; `percentile` is its clip."""
+    both = list(traces.values())
+    same = len(both) > 1 and same_grids(*both) and same_images(*both)
+    return View(
+        layers=selection.layers,
+        heads=selection.heads,
+        reduce=selection.reduce,
+        image=selection.image,
+        scale="clip" if style.scale == "percentile" else style.scale,
+        difference=same,
+        colormap=style.colormap,
+        opacity=style.opacity,
+        smooth=style.smoothing,
+        sinks=selection.sinks,
+    )
