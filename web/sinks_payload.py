@@ -24,6 +24,7 @@ from web.payload import pack
 MOST_CELLS = 4_000_000  # (layer, token) pairs that travel; samples beyond have no picture
 MOST_CANDIDATES = 12
 WARN_FLAGGED = 0.3  # share of the vision tokens, as in VAR's report
+NAMED = 3  # skipped samples that `SampleSet.notes` names itself
 KINDS = {
     "sink": "kept",
     "first token": "no: first token only",
@@ -77,7 +78,7 @@ def build_sinks_payload(
     header = {
         "model": findings.model.id,
         "verdict": _verdict(findings),
-        "notes": [*findings.notes, *(reason for _, reason in findings.skipped)],
+        "notes": [*findings.notes, *(reason for _, reason in findings.skipped[NAMED:])],
         "dims": list(findings.dims),
         "tau": findings.tau,
         "tau_most": math.sqrt(findings.model.hidden_size),
@@ -123,7 +124,8 @@ def _places(shown: Sequence[SampleStats], images: Mapping[str, str]) -> list[dic
 
 def _verdict(findings: Findings) -> str:
     count = len(findings.samples)
-    on = f"on {count} sample{'' if count == 1 else 's'} of {findings.model.id}"
+    model = findings.model.id.rstrip("/").rsplit("/", 1)[-1]
+    on = f"on {count} sample{'' if count == 1 else 's'} of {model}"
     if not findings.dims:
         return f"No sinks found {on}"
     word = "Dimension" if len(findings.dims) == 1 else "Dimensions"

@@ -77,20 +77,21 @@ def _build_form() -> _SinksForm:
         info="Scenes drawn for this, or your own photos.",
         elem_id="sinks-source",
     )
-    files = gr.File(
-        label="My images",
-        file_count="multiple",
-        type="filepath",
-        visible=False,
-        height=170,
-        elem_id="sinks-files",
-    )
-    # Gradio would refuse all of them for one of a wrong type, and forget their names.
+    with gr.Column(visible=False) as mine:
+        files = gr.File(
+            label="My images",
+            file_count="multiple",
+            type="filepath",
+            height=170,
+            elem_id="sinks-files",
+        )
+    # Gradio would forget their names. It makes a component anew for a session that changes it, and
+    # this would be lost: so the column around it is what comes and goes.
     files.preprocess = _pictures_of  # type: ignore[method-assign]
     source.change(
         lambda chosen: gr.update(visible=chosen == IMAGES),
         source,
-        files,
+        mine,
         queue=False,
         show_progress="hidden",
         api_visibility="private",

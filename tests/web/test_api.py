@@ -18,7 +18,14 @@ def test_names_are_documented(site: Site) -> None:
 
     client = Client(site.url, verbose=False)
     api = client.view_api(return_format="dict", print_info=False)
-    assert set(api["named_endpoints"]) == {"/generate", "/stop", "/load_model", "/model_state"}
+    assert set(api["named_endpoints"]) == {
+        "/generate",
+        "/stop",
+        "/load_model",
+        "/model_state",
+        "/find_sinks",
+        "/stop_sinks",
+    }
     named = [p["parameter_name"] for p in api["named_endpoints"]["/generate"]["parameters"]]
     assert named[:4] == ["image", "prompt", "compare", "same_text"]
     client.close()

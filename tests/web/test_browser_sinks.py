@@ -1,0 +1,191 @@
+"""The Sinks tab in Chromium: from Run to a profile, with the bundled model."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from config import AppSettings, Settings
+from models.profiles import read_profile
+from models.source import DEMO
+from tests.web.conftest import free_port
+from web.launch import launch
+from web.page import App, build_app
+
+pytestmark = [pytest.mark.browser, pytest.mark.slow]
+
+FINDER = "[data-testid=finder]"
+
+
+@pytest.fixture(scope="module")
+def bundled(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[App, str]]:
+    if not (DEMO / "config.json").is_file():
+        pytest.skip("the bundled model is not there; make it with: python -m cli demo train")
+    page = AppSettings(port=free_port(), cache_dir=str(tmp_path_factory.mktemp("cache")))
+    app = build_app(Settings(app=page))
+    yield app, launch(app, wait=False)
+    app.blocks.close(verbose=False)
+
+
+def open_tab(page: Any) -> None:
+    page.wait_for_selector("[data-testid=model-status][data-phase=ready]", timeout=120_000)
+    page.click("button[role=tab]:has-text('Sinks')")
+    page.wait_for_selector(FINDER)
+
+
+def run(page: Any, samples: int, held_out: int) -> str:
+    """Press Run and wait until its result is drawn; its id."""
+    if not page.is_visible("#sinks-samples"):
+        page.click("#sinks-settings > button, #sinks-settings .label-wrap")
+    page.fill("#sinks-samples input", str(samples))
+    page.fill("#sinks-held-out input", str(held_out))
+    page.evaluate(f"window.before = document.querySelector('{FINDER}').dataset.ready")
+    page.click("#sinks-run")
+    page.wait_for_function(
+        f"""() => {{ const data = document.querySelector('{FINDER}').dataset;
+              return data.ready && data.ready !== window.before
+                && ['ready', 'stopped'].includes(data.phase); }}""",
+        timeout=60_000,
+    )
+    return str(page.get_attribute(FINDER, "data-ready"))
+
+
+def picture(page: Any) -> str:
+    return str(
+        page.evaluate("document.querySelector('[data-testid=sinks-photo] canvas').toDataURL()")
+    )
+
+
+def move_tau(page: Any, tau: float) -> None:
+    page.locator("[data-testid=sinks-tau]").evaluate(
+        "(e, tau) => { e.value = tau; e.dispatchEvent(new Event('input', { bubbles: true })); }",
+        tau,
+    )
+
+
+def text(page: Any, name: str) -> str:
+    return str(page.inner_text(f"[data-testid=sinks-{name}]"))
+
+
+def test_from_run_to_var(bundled: tuple[App, str], open_page: Any) -> None:
+    app, url = bundled
+    page = open_page(url)
+    open_tab(page)
+    assert "Which dimensions mark" in text(page, "blank")
+    result = run(page, 8, 2)
+    assert text(page, "verdict").startswith("Dimensions 17, 101 · tau ")
+    assert text(page, "validation") == "Validation: too few samples"
+    assert page.locator("[data-testid=sinks-candidates] tr.kept").count() == 2
+
+    # The slider and the choices draw at once, without a request.
+    page.wait_for_function(
+        "!document.querySelector('[data-testid=sinks-photo] .stage').ariaLabel.includes('null')"
+    )
+    asked: list[str] = []
+    page.on("request", lambda request: asked.append(request.url))
+    found, words = picture(page), text(page, "flagged")
+    move_tau(page, 1)
+    assert picture(page) != found
+    assert "is too many for sinks" in text(page, "flagged")
+    many = int(text(page, "flagged").split(" of ")[0])
+    assert text(page, "tau-value") == "1.0"
+    move_tau(page, 15.9)
+    assert text(page, "flagged").startswith("0 of ") and many > 10
+    page.click("button:has-text('as found')")
+    assert text(page, "flagged") == words and picture(page) == found
+    page.select_option("[data-testid=sinks-layer]", "0")
+    assert "flagged in layer 0" in text(page, "flagged")
+    assert asked == []
+
+    # The heatmap by keyboard.
+    plot = page.locator("[data-testid=sinks-heat] .plot")
+    plot.focus()
+    for key in ("ArrowDown", "ArrowDown", "ArrowRight"):
+        page.keyboard.press(key)
+    assert "layer 2, token 2 (row 1, column 2): φ " in text(page, "heat")
+    page.keyboard.press("Enter")
+    assert page.input_value("[data-testid=sinks-layer]") == "2"
+
+    with page.expect_download() as download:
+        page.click("[data-testid=sinks-save]")
+    profile = read_profile(Path(download.value.path()))
+    assert profile.dims == (17, 101) and download.value.suggested_filename == "demo.toml"
+
+    # In this browser alone: the model and another page keep the model's own profile.
+    move_tau(page, 4.5)
+    page.click("[data-testid=sinks-use]")
+    assert "17, 101 with tau 4.5" in text(page, "told")
+    page.click("button[role=tab]:has-text('Explore')")
+    page.click("#var-settings > button, #var-settings .label-wrap")
+    page.wait_for_function("document.querySelector('#sink-dims :is(input, textarea)').value")
+    assert page.input_value("#sink-dims :is(input, textarea)") == "17, 101"
+    page.wait_for_function(
+        "document.querySelector('#var-note textarea').value.includes('found on demo')"
+    )
+    assert app.slot.handle is not None and app.slot.handle.profile is not None
+    assert app.slot.handle.profile.tau != 4.5
+    page.click("#own-dims")
+    page.wait_for_function(
+        "document.querySelector('#var-note textarea').value.includes('confidence high')"
+    )
+    assert page.input_value("#sink-dims :is(input, textarea)") == ""
+
+    # A reload shows it again; another browser never does.
+    page.reload()
+    open_tab(page)
+    page.wait_for_selector(f"{FINDER}[data-ready='{result}']")
+    other = open_page(url)
+    open_tab(other)
+    assert other.get_attribute(FINDER, "data-phase") == "empty"
+
+
+def test_stop_keeps_what_was_measured(bundled: tuple[App, str], open_page: Any) -> None:
+    page = open_page(bundled[1], width=390, scheme="dark")
+    open_tab(page)
+    page.click("#sinks-settings > button, #sinks-settings .label-wrap")
+    page.fill("#sinks-samples input", "200")
+    page.click("#sinks-run")
+    page.wait_for_function(
+        "/^[1-9]\\d* of 200/.test(document.querySelector('[data-testid=sinks-facts]').textContent)"
+        " && document.querySelector('[data-testid=sinks-facts]').textContent.includes('Measured')",
+        timeout=60_000,
+    )
+    page.click("#sinks-stop")
+    page.wait_for_selector(f"{FINDER}[data-phase=stopped][data-ready]", timeout=60_000)
+    assert text(page, "phase").startswith("Stopped after ")
+    assert "press Run again to go on" in page.inner_text(FINDER)
+    assert page.is_enabled("#sinks-run") and page.is_disabled("#sinks-stop")
+    # Nothing is wider than the phone, and everything to press is large enough.
+    assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+    small = page.evaluate(
+        f"""[...document.querySelectorAll('{FINDER} :is(button, select, input, summary)')]
+              .map((e) => [e.outerHTML.slice(0, 80), e.getBoundingClientRect()])
+              .filter(([, r]) => r.width && (r.width < 24 || r.height < 24)).map(([t]) => t)"""
+    )
+    assert small == []
+
+
+def test_uploads_that_cannot_be_used(bundled: tuple[App, str], open_page: Any) -> None:
+    page = open_page(bundled[1])
+    open_tab(page)
+    page.click("#sinks-source label:has-text('My images')")
+    page.wait_for_selector("#sinks-files")
+    page.click("#sinks-run")
+    page.wait_for_selector(f"{FINDER}[data-phase=error]")
+    assert text(page, "alert") == "There is no image. Upload some, or take the example scenes."
+
+    examples = sorted((Path(__file__).parents[2] / "demo" / "examples").glob("*.png"))[:4]
+    hostile = "${alert(1)}{{value}}<img src=x onerror=alert(2)>.png"
+    files = [{"name": e.name, "mimeType": "image/png", "buffer": e.read_bytes()} for e in examples]
+    files[0]["name"] = hostile
+    files.append({"name": "torn.png", "mimeType": "image/png", "buffer": b"\x89PNG no"})
+    page.set_input_files("#sinks-files input[type=file]", files)
+    page.wait_for_function("document.querySelectorAll('#sinks-files tr').length >= 5")
+    run(page, 4, 0)
+    assert "torn.png" in text(page, "notes") and "4 usable samples" not in text(page, "notes")
+    shown = page.locator("[data-testid=sinks-sample] option").all_inner_texts()
+    assert len(shown) == 4
+    assert page.locator(f"{FINDER} img").count() == 0
