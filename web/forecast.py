@@ -66,7 +66,7 @@ class Forecaster:
         if handle is None or not request.image or not (request.prompt or "").strip():
             return notice()
         try:
-            settings = request.settings(self._settings.generation)
+            settings = request.settings(self._settings)
             inputs = self._inputs(handle, request.image, request.prompt)
             answers = 2 if request.compare else 1
             return notice(run_words(self._estimate(handle, inputs, settings, answers), answers))

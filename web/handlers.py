@@ -7,7 +7,6 @@ answer, Stop, a closed tab, an error) sets the run's stop event, so that no run 
 from __future__ import annotations
 
 import base64
-import dataclasses
 import logging
 import queue
 import tempfile
@@ -128,13 +127,7 @@ class Handlers:
     def _generate(
         self, request: Request, run_id: str, stop: threading.Event
     ) -> Iterator[dict[str, Any]]:
-        settings = request.settings(self.settings.generation)
-        page = self.settings.app
-        settings = dataclasses.replace(
-            settings,
-            prompt_rows=settings.prompt_rows or page.prompt_rows,
-            reference=settings.reference or page.reference,
-        )
+        settings = request.settings(self.settings)
         if not request.image:
             raise ValueError("There is no image. Upload or paste one, or take an example.")
         if not isinstance(request.prompt, str) or not request.prompt.strip():

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, replace
 
-from config import GenerationSettings, VARSettings, index_list
+from config import GenerationSettings, Settings, VARSettings, index_list
 from models.loading import ModelHandle
 
 
@@ -37,10 +37,12 @@ class Request:
     dims: str = ""
     dims_of: str = ""
 
-    def settings(self, start: GenerationSettings | None = None) -> GenerationSettings:
+    def settings(self, start: Settings) -> GenerationSettings:
         """What the controls say, over the start's settings, which alone say what is captured."""
         return replace(
-            start or GenerationSettings(),
+            start.generation,
+            prompt_rows=start.generation.prompt_rows or start.app.prompt_rows,
+            reference=start.generation.reference or start.app.reference,
             max_new_tokens=whole("max_new_tokens", self.max_new_tokens),
             temperature=self.temperature,
             top_p=self.top_p,

@@ -81,8 +81,10 @@ def test_a_full_disk_loses_no_answer(
 
 def test_what_is_captured_is_the_settings_files_matter(picture: str) -> None:
     start = GenerationSettings(max_new_tokens=9, layers=(1, 3), heads=(0,), reduce_heads=True)
-    made = Request(picture, "Hello", max_new_tokens=12.0, seed=3.0).settings(start)
-    assert made == dataclasses.replace(start, max_new_tokens=12, seed=3)
+    page = AppSettings(prompt_rows=7, reference=False)
+    asked = Request(picture, "Hello", max_new_tokens=12.0, seed=3.0)
+    made = asked.settings(Settings(generation=start, app=page))
+    assert made == dataclasses.replace(start, max_new_tokens=12, seed=3, prompt_rows=7)
 
 
 def test_the_engine_gets_the_settings_files_layers(tmp_path: Path, picture: str) -> None:
