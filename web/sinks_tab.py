@@ -50,14 +50,19 @@ def build_sinks(handlers: SinksHandlers, explore: Form) -> None:
         finding(handlers),
         list(form.controls),
         [shown, form.go, form.stop],
-        api_name="find_sinks",
+        api_visibility="private",  # the command line and `sinks` are the way to do it by script
         show_progress="hidden",
         concurrency_id="gpu",
         concurrency_limit=handlers.settings.app.queue_size + 8,  # they wait in the line
         trigger_mode="once",
     )
     form.stop.click(
-        stopping(handlers), None, None, api_name="stop_sinks", queue=False, show_progress="hidden"
+        stopping(handlers),
+        None,
+        None,
+        api_visibility="private",
+        queue=False,
+        show_progress="hidden",
     )
     shown.select(
         using(handlers),

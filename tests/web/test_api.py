@@ -2,51 +2,252 @@
 
 from __future__ import annotations
 
-import urllib.request
+import dataclasses
+import json
+import re
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 from PIL import Image
 
-from tests.web.conftest import Site
-from tests.web.synthetic import WORDS
-from tests.web.test_payload import unpack
+from attention_processor import patch_map
+from capture.trace import GenerationTrace
+from models.profiles import SinkProfile
+from tests.web.conftest import Site, start_site
+from tests.web.scripted import ScriptedEngine, fake_handle
+from tests.web.synthetic import WORDS, make_pair
+from web.slot import ModelSlot
+from web.store import Run, new_id
+
+ROOT = Path(__file__).resolve().parents[2]
+DOCUMENT = ROOT / "docs" / "api.md"
+NOTEBOOK = ROOT / "docs" / "notebooks" / "api.ipynb"
 
 
-def test_names_are_documented(site: Site) -> None:
+@pytest.fixture(scope="module")
+def api_site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
+    """An app that can load models: each load gives the scripted one."""
+    engine = ScriptedEngine()
+    folder = tmp_path_factory.mktemp("cache")
+    slot = ModelSlot(lambda settings, on_progress: loaded(settings.model))
+    site = start_site(
+        folder, engine, handle=fake_handle(), slot=slot, example=Run(make_pair(), kind="example")
+    )
+    yield site
+    site.app.blocks.close(verbose=False)
+
+
+def loaded(name: str) -> Any:
+    if name == "missing":
+        raise ValueError("There is no model called missing.")
+    return fake_handle()
+
+
+@pytest.fixture(scope="module")
+def client(api_site: Site) -> Iterator[Any]:
     from gradio_client import Client
 
-    client = Client(site.url, verbose=False)
-    api = client.view_api(return_format="dict", print_info=False)
-    assert set(api["named_endpoints"]) == {
-        "/generate",
-        "/stop",
-        "/load_model",
-        "/model_state",
-        "/find_sinks",
-        "/stop_sinks",
-    }
-    named = [p["parameter_name"] for p in api["named_endpoints"]["/generate"]["parameters"]]
-    assert named[:4] == ["image", "prompt", "compare", "same_text"]
-    client.close()
+    made = Client(api_site.url, verbose=False)
+    yield made
+    made.close()
 
 
-def test_a_run_from_a_notebook(site: Site, tmp_path: Path) -> None:
-    from gradio_client import Client, handle_file
+@pytest.fixture(scope="module")
+def photo(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    from gradio_client import handle_file
 
-    path = tmp_path / "photo.png"
+    path = tmp_path_factory.mktemp("photos") / "photo.png"
     Image.new("RGB", (60, 40), "teal").save(path)
-    client = Client(site.url, verbose=False)
-    value = client.predict(
-        image=handle_file(str(path)), prompt="Hello", compare=True, api_name="/generate"
-    )
-    assert value["phase"] == "ready"
-    with urllib.request.urlopen(f"{site.url}{value['data']['url']}", timeout=20) as file:
-        header, arrays = unpack(file.read())
-    assert [v["name"] for v in header["variants"]] == ["baseline", "var"]
-    assert [t["t"] for t in header["variants"][0]["tokens"]] == list(WORDS)
-    assert arrays["var.full"].shape[0] == len(WORDS)
+    return handle_file(str(path))
 
-    with pytest.raises(Exception, match="prompt is empty"):
-        client.predict(image=handle_file(str(path)), prompt="", api_name="/generate")
-    client.close()
+
+@pytest.fixture(scope="module")
+def compared(client: Any, photo: Any) -> dict[str, Any]:
+    made: dict[str, Any] = client.predict(image=photo, prompt="Hello", api_name="/compare")
+    return made
+
+
+def test_names_are_documented(client: Any) -> None:
+    api = client.view_api(return_format="dict", print_info=False)["named_endpoints"]
+    text = DOCUMENT.read_text(encoding="utf-8")
+    for name in ("/load", "/generate", "/compare", "/map", "/export", "/stop"):
+        assert f"| `{name}` |" in text
+        row = re.search(rf"^\| `{name}` \| (.*?) \|", text, re.MULTILINE)
+        assert row is not None
+        said = set(re.findall(r"`(\w+)`", row[1]))
+        if "those" in row[1]:
+            other = "/generate" if name == "/compare" else "/map"
+            more = re.search(rf"^\| `{other}` \| (.*?) \|", text, re.MULTILINE)
+            assert more is not None
+            said |= set(re.findall(r"`(\w+)`", more[1])) - (
+                {"variant"} if other == "/map" else set()
+            )
+        asked = {parameter["parameter_name"] for parameter in api[name]["parameters"]}
+        assert asked == said, name
+    hidden = {"/model_state", "/load_model", "/export_view", "/generate_1"}
+    assert not hidden & set(api)  # what the page alone calls
+
+
+def test_a_run_in_plain_values(client: Any, photo: Any, api_site: Site) -> None:
+    made = client.predict(image=photo, prompt="Hello", max_new_tokens=5, api_name="/generate")
+    run = api_site.app.handlers.store.get(made["run"])
+    assert run is not None
+    answer = made["baseline"]
+    assert [token["text"] for token in answer["tokens"]] == list(WORDS)
+    mean = float(run.first.shares[3, :, :, 1].mean())
+    assert answer["tokens"][3]["image_share"] == pytest.approx(mean, rel=1e-4)
+    assert made["model"]["id"] == "synthetic" and made["images"][0]["columns"] == 12
+    assert "var" not in made
+
+
+def test_compare_takes_the_profiles_tau(client: Any, photo: Any, api_site: Site) -> None:
+    asked: list[Any] = []
+    engine = api_site.app.handlers.engine
+    real = engine.compare
+
+    def watched(handle: Any, inputs: Any, settings: Any, var: Any, *rest: Any, **more: Any) -> Any:
+        asked.append(var)
+        return real(handle, inputs, settings, var, *rest, **more)
+
+    profile = SinkProfile("fake", "none", 64, 6, (1, 2), 3.25, "made up", "low")
+    before = api_site.app.slot.handle
+    api_site.app.slot.use(dataclasses_replace(before, profile=profile))
+    api_site.app.handlers.engine = dataclasses.replace(engine, compare=watched)
+    try:
+        for given in ({}, {"tau": 4.5}, {"dims": "3, 4"}):
+            client.predict(image=photo, prompt="Hello", api_name="/compare", **given)
+    finally:
+        api_site.app.handlers.engine = engine
+        api_site.app.slot.use(before)
+    assert [(var.dims, var.tau) for var in asked] == [
+        ((1, 2), 3.25),
+        ((1, 2), 4.5),
+        ((3, 4), 3.25),
+    ]
+
+
+def dataclasses_replace(handle: Any, **changes: Any) -> Any:
+    """A fake handle with other attributes."""
+    return type(handle)(**{**vars(handle), **changes})
+
+
+def test_a_comparison(compared: dict[str, Any]) -> None:
+    assert compared["parting"] is None and len(compared["log_probability_change"]) == len(WORDS)
+    assert compared["var"]["applied"] == ["VAR(tau=6, keep=0.6)"]
+
+
+def test_a_map(client: Any, compared: dict[str, Any], api_site: Site) -> None:
+    run = api_site.app.handlers.store.get(compared["run"])
+    assert run is not None
+    heat, overlay = client.predict(
+        run=compared["run"], tokens="2-3", variant="var", layers="2-4", heads="1", api_name="/map"
+    )
+    expected = patch_map(run.traces["var"], [2, 3], [2, 3, 4], [1])
+    np.testing.assert_allclose(heat["values"], expected.values, rtol=1e-6)
+    assert (heat["unit"], heat["normalisation"]) == ("attention mass", "none")
+    assert heat["sinks"] == [[0, 7], [6, 10]] and heat["tokens"][1]["text"] == " a"
+    with Image.open(overlay) as picture:
+        assert picture.format == "PNG" and picture.width == 1200
+
+
+@pytest.mark.parametrize("kind", ["pdf", "gif", "mp4", "csv", "html", "trace"])
+def test_exports(
+    kind: str, client: Any, compared: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("drawing.view_figure.PANEL_PIXELS", 120)
+    tokens = "0-2" if kind in ("gif", "mp4") else "1"
+    files = client.predict(
+        run=compared["run"], kind=kind, tokens=tokens, width=320, api_name="/export"
+    )
+    begins = {
+        "pdf": b"%PDF", "gif": b"GIF89a", "mp4": b"\x00\x00\x00", "csv": b"answer,",
+        "html": b"<!doctype html>", "trace": b"",
+    }[kind]  # fmt: skip
+    assert len(files) == (2 if kind == "trace" else 1)
+    for file in files:
+        assert Path(file).read_bytes().startswith(begins)
+    if kind == "trace":
+        assert GenerationTrace.open(files[1]).applied == ("VAR(tau=6, keep=0.6)",)
+
+
+@pytest.mark.parametrize(
+    ("endpoint", "given", "words"),
+    [
+        ("/generate", {"prompt": ""}, "prompt is empty"),
+        ("/generate", {"image": None}, "There is no image"),
+        ("/generate", {"max_new_tokens": 1.5}, "max_new_tokens is 1.5; allowed: a whole number"),
+        ("/compare", {"tau": -1.0}, "tau is -1.0"),
+        ("/compare", {"dialect": "loud"}, "dialect is 'loud'"),
+        ("/map", {"tokens": "999"}, "token is"),
+        ("/map", {"tokens": "two"}, "tokens is 'two'"),
+        ("/map", {"variant": "b"}, "variant is 'b'; allowed: baseline, var"),
+        ("/map", {"scale": "loud"}, "scale is 'loud'; allowed: clip"),
+        ("/map", {"run": new_id()}, "no longer on the server"),
+        ("/map", {"run": "../../etc"}, "no longer on the server"),
+        ("/export", {"kind": "exe"}, "kind is 'exe'; allowed: pdf"),
+        ("/export", {"kind": "gif", "window": 99}, "window is 99; allowed: 1 to 27"),
+        ("/export", {"kind": "gif", "tokens": "1, 5"}, "allowed: one index, or a range"),
+        ("/export", {"kind": "gif", "width": 10**6}, "width is 1000000; allowed: 320 to 1920"),
+        ("/load", {"model": "missing"}, "There is no model called missing"),
+    ],
+)
+def test_mistakes_are_sentences(
+    endpoint: str, given: dict[str, Any], words: str, client: Any, photo: Any, compared: Any
+) -> None:
+    asked: dict[str, Any] = {}
+    if endpoint in ("/generate", "/compare"):
+        asked = {"image": photo, "prompt": "Hello"}
+    elif endpoint != "/load":
+        asked = {"run": compared["run"]}
+    with pytest.raises(Exception, match=re.escape(words)) as refused:
+        client.predict(**{**asked, **given}, api_name=endpoint)
+    assert "Traceback" not in str(refused.value)
+
+
+def test_nothing_of_the_machine_is_in_an_error(client: Any, photo: Any) -> None:
+    with pytest.raises(Exception, match="Something went wrong inside SinkScope") as refused:
+        client.predict(image=photo, prompt="broken", api_name="/generate")
+    assert "secret" not in str(refused.value)
+
+
+def test_a_file_of_the_server_is_no_image(client: Any) -> None:
+    with pytest.raises(Exception, match=r"."):
+        client.predict(
+            image={"path": str(DOCUMENT), "meta": {"_type": "gradio.FileData"}},
+            prompt="Hello",
+            api_name="/generate",
+        )
+
+
+def cells() -> list[str]:
+    return re.findall(r"```python\n(.*?)```", DOCUMENT.read_text(encoding="utf-8"), re.DOTALL)
+
+
+def test_the_documents_cells_run(
+    api_site: Site, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setattr("drawing.view_figure.PANEL_PIXELS", 120)
+    names: dict[str, Any] = {}
+    for cell in cells():
+        code = cell.replace("http://127.0.0.1:7860", api_site.url)
+        run_cell(code, names)
+    names["client"].close()
+    said = capsys.readouterr().out
+    assert "fake 6 layers of 8 heads on cpu" in said and "(8, 12) attention mass" in said
+    assert "token is (999,)" in said or "allowed: 0 to 26" in said
+
+
+def run_cell(code: str, names: dict[str, Any]) -> None:
+    """As a notebook does; `exec` of a text that is part of this repository."""
+    exec(compile(code, str(DOCUMENT), "exec"), names)
+
+
+def test_the_notebook_has_the_documents_cells() -> None:
+    notebook = json.loads(NOTEBOOK.read_text(encoding="utf-8"))
+    code = ["".join(c["source"]) for c in notebook["cells"] if c["cell_type"] == "code"]
+    assert code == [cell.rstrip("\n") for cell in cells()]
+    assert all(c.get("outputs", []) == [] for c in notebook["cells"])
