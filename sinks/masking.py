@@ -177,7 +177,7 @@ def hidden_log_probabilities(
             cache = copy.deepcopy(shared)
             cache.batch_repeat_interleave(rows)
             keywords["past_key_values"] = cache
-        masks = None if plain else _Masks(padded.to(handle.device), told.length, start, first)
+        masks = None if plain else _Masks(padded.to(handle.device), told.length, start)
         with _masked(handle, masks), torch.no_grad():
             states = handle.stack.language_model(**keywords, use_cache=shared is not None)[0]
             logits = handle.stack.output_head(states[:, -len(told.answer) :])
@@ -188,8 +188,8 @@ def hidden_log_probabilities(
 class _Masks:
     """Which query may see which key, made for a layer when it is asked for; one layer's at once."""
 
-    def __init__(self, hidden: Tensor, length: int, start: int, first: int) -> None:
-        self._hidden, self._length, self._start, self._first = hidden, length, start, first
+    def __init__(self, hidden: Tensor, length: int, start: int) -> None:
+        self._hidden, self._length, self._start = hidden, length, start
         self._made: Tensor | None = None
 
     def of(self, layer: int) -> Tensor:
@@ -205,7 +205,7 @@ class _Masks:
         key = torch.arange(self._length, device=hidden.device)
         gone = hidden.new_zeros((len(hidden), self._length))  # answer tokens are never hidden
         gone[:, : hidden.shape[1]] = hidden
-        unseen = gone[:, None] & ((query > key) & (query >= self._first))
+        unseen = gone[:, None] & (query > key)
         return ((query >= key) & ~unseen)[:, None]
 
 

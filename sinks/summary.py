@@ -40,15 +40,13 @@ class SweepRecord:
     Attributes:
         counts: as `evidence.counts`.
         hidden: share of the vision tokens that are flagged in any of the settings' layers.
-        changes: `sinks` and `random`, where tokens were hidden.
-        swept: whether this sample is one on which the sweep hides tokens.
+        changes: `sinks` and `random`; empty where no tokens were hidden.
         selected: share of (head, query row) pairs that VAR would change.
     """
 
     counts: Tensor
     hidden: float
     changes: dict[str, float]
-    swept: bool
     selected: float
 
 
@@ -237,9 +235,8 @@ def _point(records: Sequence[Record], index: int, tau: float, layers: Sequence[i
     counts = sum_counts([point.counts for point in points])
     every = _by_layer(counts, tokens, [0.0] * len(counts))
     together, counted = _together(every), [every[layer] for layer in layers]
-    swept = [point for point in points if point.swept]
     # Only samples with both, so that the two means can be compared.
-    pairs = [point.changes for point in swept if "random" in point.changes]
+    pairs = [point.changes for point in points if "random" in point.changes]
     return SweepPoint(
         tau=tau,
         flagged=sum(layer.flagged_share for layer in counted) / len(counted),

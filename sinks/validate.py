@@ -237,7 +237,6 @@ def _one(task: _Task, sample: Sample, sweeps: bool) -> Record:
                 counts=evidence.counts(reading, tau),
                 hidden=float(one.pattern.any(0).float().mean()),
                 changes={name: change(chosen) for name, chosen in chosen_rows.items()},
-                swept=sweeps,
                 selected=selected,
             )
             for tau, one, chosen_rows, selected in zip(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -36,9 +37,13 @@ def sets_of(told: ToldAnswer, *positions: list[int]) -> torch.Tensor:
 
 
 def dense(
-    handle: ModelHandle, told: ToldAnswer, hidden: torch.Tensor, first_query: int
+    handle: ModelHandle,
+    told: ToldAnswer,
+    hidden: torch.Tensor,
+    first_query: int,
+    first_layer: int = 0,
 ) -> torch.Tensor:
-    """Eager attention with an additive mask a layer, embeddings and positions made anew."""
+    """Eager attention with an additive mask, embeddings and positions made anew."""
     model = copy.deepcopy(handle.model)
     model.set_attn_implementation({"text_config": "eager"})
     tensors = told.inputs.tensors
@@ -60,6 +65,13 @@ def dense(
             gone = key < len(hidden) and bool(hidden[key]) and key < query and query >= first_query
             if not gone:
                 mask[0, 0, query, key] = 0.0
+    causal = torch.full_like(mask, float("-inf")).triu(1)
+
+    def until(module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        return args, {**kwargs, "attention_mask": causal}
+
+    for layer in model.model.language_model.layers[:first_layer]:
+        layer.register_forward_pre_hook(until, with_kwargs=True)
     states = model.model.language_model(
         inputs_embeds=embedded, position_ids=positions, attention_mask={"full_attention": mask}
     ).last_hidden_state
@@ -107,12 +119,17 @@ def test_each_layer_may_hide_its_own(handle: ModelHandle, told: ToldAnswer) -> N
         hidden_log_probabilities(handle, told, everywhere),
         hidden_log_probabilities(handle, told, same),
     )
-    last_only = torch.zeros_like(everywhere)
-    last_only[:, -1] = same
-    assert not torch.allclose(
-        hidden_log_probabilities(handle, told, last_only),
-        hidden_log_probabilities(handle, told, same),
-        atol=1e-4,
+    different = torch.zeros(layers + 2, layers, same.shape[1], dtype=torch.bool)
+    for layer in range(layers):
+        different[layer, layer] = same[0]
+    different[layers] = same[0]  # everywhere; the last row hides nothing
+    rows = hidden_log_probabilities(handle, told, different)
+    apart = (rows[:, None] - rows[None]).abs().amax(-1) + torch.eye(layers + 2)
+    assert apart.min() > 1e-5, "each layer has its own effect"
+    # hidden in the last layer alone: the layers before it compute what they did
+    whole = different[layers - 1].any(0)
+    torch.testing.assert_close(
+        rows[layers - 1], dense(handle, told, whole, 0, layers - 1), rtol=0, atol=2e-5
     )
 
 

@@ -58,7 +58,8 @@ def test_reading_equals_dense_attention(handle: ModelHandle, profile: SinkProfil
     inputs = handle.prepare([one, one.resize((56, 84))], "What is it?")
     layout, taus = inputs.layout, (1.5, TAU, 2.6)
     draws = ((1, 2), (30, 40))
-    reader = PromptReader(layout, profile, draws, taus, FAST, handle.info.layers)
+    settings = dataclasses.replace(FAST, min_ratio=1.5)  # several high tokens an image
+    reader = PromptReader(layout, profile, draws, taus, settings, handle.info.layers)
     answer = answer_tokens(handle, "a red star.", 4)
     plan = ForwardPlan(None, None, layout.length, reader, keeper=reader)
     told = read_answer(handle, inputs, answer, plan)
@@ -91,7 +92,7 @@ def test_reading_equals_dense_attention(handle: ModelHandle, profile: SinkProfil
         for grid in layout.grids:
             inside = (vision >= grid.start) & (vision < grid.stop)
             own = gained[inside]
-            high = own >= FAST.min_ratio * np.median(own.numpy())
+            high = own >= settings.min_ratio * np.median(own.numpy())
             assert torch.equal(got.high[layer][inside], high)
             best = torch.zeros_like(high)
             best[own.argmax()] = True  # one per cent of so few tokens is one token
@@ -106,6 +107,7 @@ def test_reading_equals_dense_attention(handle: ModelHandle, profile: SinkProfil
             ]
             behind = layout.grids[-1].stop
             selected.append([float(c[:, :, behind:].float().mean()) for c in chosen])
+    assert got.high.sum() > got.top.sum() > 0
     assert got.selected == pytest.approx(np.mean(selected, axis=0).tolist())
     assert max(got.selected) > 0 and got.attention.sum(1) == pytest.approx(np.ones(4), abs=1e-5)
 
@@ -165,6 +167,16 @@ def test_changes_are_those_of_hiding(handle: ModelHandle, profile: SinkProfile) 
     assert made.log_probability == pytest.approx(float(logs[0]), abs=1e-5)
     assert made.changes["sinks"] == pytest.approx(float(logs[1] - logs[0]), abs=1e-5)
     assert made.changes["image"] == pytest.approx(float(logs[2] - logs[0]), abs=1e-5)
+
+
+def test_flags_before_layer_2_hide_nothing(handle: ModelHandle, profile: SinkProfile) -> None:
+    samples = [sample(n) for n in range(12)]
+
+    def hidden(layers: tuple[int, ...] | None) -> list[int]:
+        settings = dataclasses.replace(FAST, layers=layers, sweep_samples=0)
+        return [one.hidden for one in validate(handle, profile, samples, settings).samples]
+
+    assert hidden(None) == hidden((2, 3)) != hidden((0, 1, 2, 3))
 
 
 def test_own_layers_and_queries_behind_the_image(handle: ModelHandle, profile: SinkProfile) -> None:

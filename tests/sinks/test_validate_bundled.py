@@ -64,6 +64,17 @@ def test_hiding_objects_hurts_and_hiding_sinks_does_not(
     assert next(one for one in made.hidden if one.name == "sinks").change.value < -1.0
 
 
+def test_own_answers_come_without_their_end(
+    handle: ModelHandle, drawn: list[tuple[Scene, Sample]]
+) -> None:
+    assert handle.profile is not None
+    asked = [dataclasses.replace(one, answer=None) for _, one in drawn[:2]]
+    made = validate(handle, handle.profile, asked, SETTINGS)
+    ends = handle.processor.tokenizer.all_special_tokens
+    for one in made.samples:
+        assert one.own and one.answer and not any(end in one.answer for end in ends)
+
+
 @pytest.mark.parametrize("from_queries", ["later", "after_image"])
 def test_tokens_on_the_object_are_the_answer(
     handle: ModelHandle, drawn: list[tuple[Scene, Sample]], from_queries: str

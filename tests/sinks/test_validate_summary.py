@@ -35,9 +35,9 @@ def record(name: str, changes: dict[str, float], counts: torch.Tensor = COUNTS) 
         dict.fromkeys(changes, 0.25),
         dict.fromkeys(changes, 0.5),
         (
-            SweepRecord(counts * 2, 0.4, {}, True, 0.5),
+            SweepRecord(counts * 2, 0.4, {}, 0.5),
             SweepRecord(counts, 0.2, {n: changes[n] for n in changes if n in ("sinks", "random")},
-                        True, 0.75),
+                        0.75),
         ),
     )  # fmt: skip
 
