@@ -70,6 +70,14 @@ Sinks = Annotated[
         help="Mark attention sinks with a boxed x, where the model's are known.",
     ),
 ]
+Relative = Annotated[
+    bool,
+    typer.Option(
+        "--relative",
+        help="Divide maps by that of a generic prompt on the same image, which removes what is "
+        "looked at whatever is asked.",
+    ),
+]
 AsFigure = Annotated[
     bool,
     typer.Option("--figure", help="With --token: add title, colour bar and caption."),

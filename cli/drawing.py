@@ -10,7 +10,7 @@ from pathlib import Path
 
 import typer
 
-from attention_processor import PatchMap, patch_map
+from attention_processor import PatchMap, patch_map, relative_map
 from capture.trace import GenerationTrace
 from config import Reduce
 from visualization import OverlayStyle, contact_sheet, figure, overlay, save, visible
@@ -21,7 +21,8 @@ class Selection:
     """Which attention to draw. Layers and heads are indices in the model; None is all captured.
 
     `image` is the one to draw and to give shares of, counted from 0. `sinks` marks the cells that
-    are a sink in at least one of these layers.
+    are a sink in at least one of these layers. `relative` divides maps, not shares, by that of a
+    generic prompt.
     """
 
     token: str = "all"
@@ -30,6 +31,7 @@ class Selection:
     reduce: Reduce = "mean"
     sinks: bool = True
     image: int = 0
+    relative: bool = False
 
 
 def draw(
@@ -60,6 +62,8 @@ def draw(
             raise ValueError("The answer is empty, so there is nothing to draw.")
         words = [token.text for token in trace.tokens]
         which = maps[0].label.partition(", ")[2]  # without the token, which each picture has
+        if selection.relative:
+            which += f"; {maps[0].normalisation}"
         note = f"{which}. {note}"
         title = trace.text.strip()
         save(contact_sheet(image, maps, words, shares, style, title=title, note=note), output)
@@ -104,7 +108,7 @@ def token_shares(trace: GenerationTrace, selection: Selection) -> list[float]:
     Raises:
         ValueError: an image, layer or head that the trace does not hold.
     """
-    mean = dataclasses.replace(selection, reduce="mean")
+    mean = dataclasses.replace(selection, reduce="mean", relative=False)
     return [float(_map(trace, t, mean).values.sum()) for t in range(len(trace.tokens))]
 
 
@@ -155,6 +159,7 @@ def find_tokens(trace: GenerationTrace, wanted: str) -> list[int]:
 
 
 def _map(trace: GenerationTrace, tokens: int | Sequence[int], selection: Selection) -> PatchMap:
-    return patch_map(
+    make = relative_map if selection.relative else patch_map
+    return make(
         trace, tokens, selection.layers, selection.heads, selection.reduce, image=selection.image
     )

@@ -30,6 +30,7 @@ def heatmap(
     scale: common.Scale = "percentile",
     smooth: common.Smooth = False,
     sinks: common.Sinks = True,
+    relative: common.Relative = False,
     figure: common.AsFigure = False,
     max_new_tokens: common.MaxNewTokens = 64,
     device: common.Device = "auto",
@@ -60,6 +61,7 @@ def heatmap(
             max_new_tokens=max_new_tokens,
             layers=common.indices("layers", layers),
             heads=common.indices("heads", heads),
+            reference=relative,
         )
         wanted = ModelSettings(
             model,
@@ -76,7 +78,9 @@ def heatmap(
 
         check_ending(output)
         style = OverlayStyle(colormap, opacity, scale, smoothing=smooth)  # type: ignore[arg-type]
-        selection = Selection(token, settings.layers, settings.heads, reduce, sinks)
+        selection = Selection(
+            token, settings.layers, settings.heads, reduce, sinks, relative=relative
+        )
         opened = open_image(image)
         handle = common.load(wanted)
         inputs = handle.prepare([opened], prompt)

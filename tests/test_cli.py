@@ -171,6 +171,24 @@ def test_one_token_is_drawn_at_the_photos_own_size(
 
 
 @pytest.mark.tiny
+def test_maps_relative_to_a_generic_prompt(image: Path, tiny_folder: Path, tmp_path: Path) -> None:
+    from attention_processor import relative_map
+    from capture.trace import GenerationTrace
+    from visualization import OverlayStyle, overlay
+
+    kept, plain, relative = tmp_path / "run.safetensors", tmp_path / "a.png", tmp_path / "b.png"
+    one = ("heatmap", image, "What?", "--model", tiny_folder, *LENGTH, "--token", "1")
+    first = run(*one, "--no-sinks", "-o", plain)
+    second = run(*one, "--no-sinks", "-o", relative, "--relative", "--save-trace", kept)
+    assert second.exit_code == 0, second.output
+    assert second.stdout == first.stdout  # the shares stay raw
+    assert relative.read_bytes() != plain.read_bytes()
+    trace = GenerationTrace.open(kept)
+    expected = overlay(trace.images[0], relative_map(trace, 1), OverlayStyle(opacity=0.7))
+    assert Image.open(relative).tobytes() == expected.tobytes()
+
+
+@pytest.mark.tiny
 def test_a_word_of_several_tokens_is_found() -> None:
     from types import SimpleNamespace
 

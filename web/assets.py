@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 STATIC = Path(__file__).resolve().parent / "static"
@@ -10,9 +11,9 @@ STATIC = Path(__file__).resolve().parent / "static"
 def read_static(name: str) -> str:
     """The text of a file in `web/static`; of a folder, all of its files in the order of names.
 
-    Scripts come without the lines that are comments and without indentation: a browser needs
-    neither, and every visitor would load them. No text in them goes over several lines, so neither
-    can be part of one.
+    They come without indentation, scripts without the lines that are comments, styles without
+    blanks beside their signs: a browser needs none of it, and every visitor would load it. No text
+    in a script goes over several lines, so neither can be part of one.
     """
     path = STATIC / name
     files = sorted(path.iterdir()) if path.is_dir() else [path]
@@ -21,7 +22,9 @@ def read_static(name: str) -> str:
 
 def _lean(file: Path) -> str:
     text = file.read_text(encoding="utf-8")
-    if file.suffix != ".js":
-        return text
+    if file.suffix == ".css":
+        return re.sub(
+            r" ?([{};,]|: )[\s]*", lambda sign: sign[1].strip(), re.sub(r"\s+", " ", text)
+        )
     lines = (line.strip() for line in text.splitlines())
     return "\n".join(line for line in lines if line and not line.startswith("//"))

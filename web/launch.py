@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import socket
 
+from starlette.middleware import Middleware
+
 from web.assets import read_static
+from web.documents import Documents
 from web.page import App
 from web.security import middleware
 from web.theme import theme
@@ -28,7 +31,7 @@ def launch(app: App, *, wait: bool = True) -> str:
         server_name=f"[{settings.host}]" if ":" in settings.host else settings.host,
         server_port=port,
         auth=tuple(settings.auth.split(":", 1)) if settings.auth else None,  # type: ignore[arg-type]
-        app_kwargs={"middleware": middleware(settings)},
+        app_kwargs={"middleware": [*middleware(settings), Middleware(Documents)]},
         max_file_size=app.settings.images.max_bytes,
         max_threads=40 + settings.queue_size,
         theme=theme(),

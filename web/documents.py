@@ -1,0 +1,85 @@
+"""The project's documents, for whoever reads on the page: `docs/*.md` as plain web pages, with
+their pictures.
+
+Served by the app itself under `read/`, read-only and from a list made at the start, so that no name
+in a request can lead anywhere else, and nothing is asked from another machine.
+"""
+
+from __future__ import annotations
+
+import html
+import re
+from itertools import pairwise
+from pathlib import Path
+
+from markdown_it import MarkdownIt
+from starlette.responses import FileResponse, HTMLResponse, PlainTextResponse, Response
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+DOCS = Path(__file__).resolve().parent.parent / "docs"
+FOLDER = "/read/"
+
+FRAME = """<!doctype html>
+<html lang="en"><head><meta charset="utf-8"><title>{title} · SinkScope</title>
+<meta name="viewport" content="width=device-width, initial-scale=1"><style>
+:root {{ color-scheme: light dark; --line: #8886; }}
+body {{ font: 16px/1.55 system-ui, sans-serif; max-width: 46rem; margin: 2rem auto 6rem;
+  padding: 0 1rem; overflow-wrap: break-word; }}
+nav {{ font-size: 14px; }} h1, h2, h3 {{ line-height: 1.25; margin: 1.6em 0 .5em; }}
+:target {{ background: color-mix(in srgb, Highlight 25%, transparent); }}
+pre {{ padding: .7rem .9rem; border: 1px solid var(--line); border-radius: 6px; overflow-x: auto; }}
+code {{ font: 14px ui-monospace, Menlo, Consolas, monospace; }}
+img {{ max-width: 100%; }}
+table {{ border-collapse: collapse; display: block; overflow-x: auto; }}
+td, th {{ border: 1px solid var(--line); padding: .25rem .6rem; text-align: left; }}
+</style></head><body><nav><a href="../">SinkScope</a> · <a href="index.md">documents</a></nav>
+{body}</body></html>"""
+
+
+def slug(heading: str) -> str:
+    """The name by which links reach a heading, as repositories make it."""
+    return re.sub(r"[^\w\- ]", "", heading.lower()).strip().replace(" ", "-")
+
+
+def as_page(text: str) -> str:
+    """Markdown as a web page; HTML in it stays text.
+
+    Links to files outside `docs` become plain text: the app does not serve them.
+    """
+    reader = MarkdownIt("commonmark", {"html": False}).enable("table")
+    tokens = reader.parse(text)
+    title = "Documents"
+    for opening, inline in pairwise(tokens):
+        if opening.type == "heading_open":
+            opening.attrSet("id", slug(inline.content))
+            if opening.tag == "h1":
+                title = inline.content
+        for link in (t for t in inline.children or () if t.type == "link_open"):
+            if str(link.attrGet("href")).startswith("../"):
+                del link.attrs["href"]
+    body = reader.renderer.render(tokens, reader.options, {})
+    return FRAME.format(title=html.escape(title), body=body)
+
+
+class Documents:
+    """Answers `GET read/<name>.md` and its pictures; everything else goes on to the app."""
+
+    def __init__(self, app: ASGIApp, folder: Path = DOCS) -> None:
+        self._app = app
+        found = [*folder.glob("*.md"), *folder.glob("images/*.png")]
+        self._files = {path.relative_to(folder).as_posix(): path for path in found}
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        path = scope.get("path", "")
+        if scope["type"] != "http" or not path.startswith(FOLDER):
+            await self._app(scope, receive, send)
+            return
+        file = self._files.get(path.removeprefix(FOLDER) or "index.md")
+        answer: Response
+        if scope["method"] not in ("GET", "HEAD") or file is None:
+            answer = PlainTextResponse("There is no such document.", 404)
+        elif file.suffix == ".png":
+            answer = FileResponse(file)
+        else:
+            answer = HTMLResponse(as_page(file.read_text(encoding="utf-8")))
+        await answer(scope, receive, send)
