@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from sinks.validation import Validation
 
 WIDTH = 98
-MOST_CANDIDATES = 10  # shown besides the ones taken
+MOST_CANDIDATES = 6  # shown besides the ones taken
 
 
 def print_sample_notes(given: SampleSet) -> None:
@@ -35,7 +35,11 @@ def print_findings(found: Findings) -> None:
         f"{len(found.samples)} samples, {found.seconds:.1f} s"
     )
     _say([found.reason])
-    rest = [c for c in found.candidates if c.dim not in found.dims]
+    # Those with a verdict of their own before those below a threshold, the largest first.
+    rest = sorted(
+        (c for c in found.candidates if c.dim not in found.dims),
+        key=lambda c: (c.kind == "none", -c.sink),
+    )
     shown = [*found.found, *rest[:MOST_CANDIDATES]]
     if shown:
         typer.echo("")
@@ -46,12 +50,11 @@ def print_findings(found: Findings) -> None:
             ),
             [_candidate(c) for c in shown],
         )
-        for candidate in shown[len(found.dims) :]:
-            if candidate.kind == "none":
-                break
-            _say([f"{candidate.reason}."])
         if len(rest) > MOST_CANDIDATES:
             typer.echo(f"and {len(rest) - MOST_CANDIDATES} weaker candidates")
+        for candidate in rest:
+            if candidate.kind != "none":
+                _say([f"{candidate.reason}."])
     typer.echo("")
     if found.dims:
         stable = "" if found.stability is None else f", the same in {found.stability:.0%} of halves"
