@@ -242,8 +242,12 @@ def _quantiles(counts: Sequence[Sequence[int]], edges: Numbers, share: float) ->
 
 
 def _shown(findings: Findings) -> tuple[Candidate, ...]:
-    """The matrix's rows: as the findings order them, always with those that were taken."""
-    return findings.candidates[: max(MOST_ROWS, len(findings.dims))]
+    """The matrix's rows: those taken, those with a verdict of their own, then the largest."""
+    rest = sorted(
+        (c for c in findings.candidates if c.dim not in findings.dims),
+        key=lambda c: (c.kind == "none", -c.sink),
+    )
+    return (*findings.found, *rest[: max(0, MOST_ROWS - len(findings.dims))])
 
 
 def _row_name(candidate: Candidate, dims: Sequence[int]) -> str:

@@ -82,7 +82,12 @@ def validation_sweep(validation: Validation) -> Figure:
         effect = [math.nan if (v := getattr(point, name)) is None else v for point in sweep]
         if not np.isnan(effect).all():
             lower.plot(taus, effect, style, markersize=4, color=colour, label=label)
+    # Never so close that a change which counts as none looks like one.
+    margin = validation.settings.margin
+    lower.axhspan(-margin, margin, color=GREY, alpha=0.15, linewidth=0)
     lower.axhline(0, color=GREY, linewidth=0.8)
+    low, high = lower.get_ylim()
+    lower.set_ylim(min(low, -1.6 * margin), max(high, 1.6 * margin))
     lower.set_ylabel("change of the answer,\nnats a token")
     for axes in (upper, lower):
         axes.axvline(validation.profile.tau, color=BLACK, linewidth=1, linestyle=(0, (6, 3)))
@@ -93,7 +98,7 @@ def validation_sweep(validation: Validation) -> Figure:
         lower.text(0.5, 0.5, "nothing was hidden", transform=lower.transAxes, ha="center")
     tau_axis(lower, taus, validation.profile.tau, at=upper)
     title = f"Profile at other thresholds, {validation.model.id}"
-    finish(figure, title, *_held(validation))
+    finish(figure, title, f"Grey band: {margin:g} nats, which count as none.", *_held(validation))
     return figure
 
 
