@@ -5,12 +5,14 @@ from __future__ import annotations
 
 import json
 import threading
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
+from capture.run import RunOutOfMemoryError
 from models.loading import ModelHandle
 from sinks.find import find
 from sinks.findings import Findings
@@ -205,3 +207,15 @@ def test_samples_can_come_from_a_folder(model: ModelHandle, tmp_path: Path) -> N
     found = find(model, read_samples(tmp_path, 3), QUICK)
     assert found.dims == (7, 30)
     assert found.sample_ids == ("000.png", "001.png", "002.png")
+
+
+def test_a_full_memory_names_the_levers(model: ModelHandle) -> None:
+    class Full:
+        name = "full"
+
+        def run(self, task: object, items: object) -> Iterator[tuple[int, list[object]]]:
+            raise torch.OutOfMemoryError("full")
+            yield 0, []
+
+    with pytest.raises(RunOutOfMemoryError, match=r"max_pixels; now 3136\).*batch_size; now 1"):
+        find(model, painted_samples(1), replace(QUICK, max_pixels=3136), engine=Full())  # type: ignore[arg-type]
