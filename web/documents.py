@@ -19,6 +19,8 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 DOCS = Path(__file__).resolve().parent.parent / "docs"
 FOLDER = "/read/"
 
+SERVED = re.compile(r"[a-z]+:|#|[\w/-]+\.(md|png)(#.*)?$")
+
 FRAME = """<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><title>{title} · SinkScope</title>
 <meta name="viewport" content="width=device-width, initial-scale=1"><style>
@@ -44,7 +46,7 @@ def slug(heading: str) -> str:
 def as_page(text: str) -> str:
     """Markdown as a web page; HTML in it stays text.
 
-    Links to files outside `docs` become plain text: the app does not serve them.
+    Links to files that the app does not serve (code, what is outside `docs`) become plain text.
     """
     reader = MarkdownIt("commonmark", {"html": False}).enable("table")
     tokens = reader.parse(text)
@@ -55,7 +57,7 @@ def as_page(text: str) -> str:
             if opening.tag == "h1":
                 title = inline.content
         for link in (t for t in inline.children or () if t.type == "link_open"):
-            if str(link.attrGet("href")).startswith("../"):
+            if not SERVED.match(str(link.attrGet("href"))):
                 del link.attrs["href"]
     body = reader.renderer.render(tokens, reader.options, {})
     return FRAME.format(title=html.escape(title), body=body)
