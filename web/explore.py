@@ -9,6 +9,7 @@ import gradio as gr
 from gradio.processing_utils import save_bytes_to_cache
 
 from config import Settings
+from web.api import build_api
 from web.events import generating, stopping
 from web.example import Example
 from web.exporting import exporting
@@ -75,10 +76,10 @@ def build_explore(
         loading(slot, settings, offers),
         list(picker.controls),
         told,
-        api_name="load_model",
+        api_visibility="private",  # `web.api` has the endpoints
         **free,
     )
-    there = page.load(following(slot), None, told, api_name="model_state", **free)
+    there = page.load(following(slot), None, told, api_visibility="private", **free)
     for event in (loaded, there):
         event.then(*ahead, **QUIET)
     _connect_dims(form, slot, loaded)
@@ -89,6 +90,7 @@ def build_explore(
         picker.ahead,
         **QUIET,
     )
+    build_api(handlers, offers)
     return form
 
 
@@ -147,7 +149,8 @@ def _connect_runs(form: Form, inspector: gr.HTML, handlers: Handlers, settings: 
         generating(handlers),
         list(form.controls),
         [inspector, form.go, form.stop],
-        api_name="generate",
+        api_name="answer",  # not "generate", which is the endpoint in `web.api`
+        api_visibility="private",
         show_progress="hidden",
         concurrency_id="gpu",
         concurrency_limit=settings.app.queue_size + 8,  # they wait in Handlers.line
