@@ -162,10 +162,13 @@ def _row(found: Candidate, findings: Findings) -> list[str]:
 def _why_not(found: Candidate, findings: Findings) -> str:
     """The first threshold that it fails; `Candidate.reason` has all of them."""
     settings = findings.settings
-    if found.sink_interval.low < findings.min_magnitude:
-        return f"no: below {findings.min_magnitude:.1f} on sinks"
-    if found.contrast_interval.low < settings.min_contrast:
-        return f"no: contrast below {settings.min_contrast:g} ×"
+    for interval, mean, least, what in (
+        (found.sink_interval, found.sink, findings.min_magnitude, "on sinks"),
+        (found.contrast_interval, found.contrast, settings.min_contrast, "× contrast"),
+    ):
+        if interval.low < least:
+            end = "" if mean < least else "lower end "
+            return f"no: {end}below {least:.1f} {what}"
     if found.consistency < settings.min_consistency:
         return f"no: in fewer than {settings.min_consistency:.0%} of samples"
     if found.dim not in findings.dims and len(found.run) >= settings.min_layers:

@@ -118,10 +118,10 @@ def draw_samples(
     wanted, held_out, _, _ = request.check()
     total = wanted + held_out
     if request.source == EXAMPLES:
-        usable, skipped, source = _scenes(request, total), [], "the generator of example scenes"
+        usable, skipped, source = _scenes(request, total), [], "The generator of example scenes"
     else:
         usable, skipped = _opened(request, total, limits, on_progress, stop)
-        source = "the upload"
+        source = "The upload"
     if not usable:
         raise ValueError(f"None of the {len(skipped)} images can be used; {skipped[0][1]}")
     first = wanted

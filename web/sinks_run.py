@@ -266,7 +266,7 @@ class SinksHandlers:
             "phase": "stopped" if done else "ready",
             "run": run_id,
             "message": done or "Done",
-            "facts": [f"finding took {findings.seconds:.1f} s"],
+            "facts": [] if done else [f"finding took {findings.seconds:.1f} s"],
             "data": cached(data, "sinks.bin", self.component),
         }
         result = SinksResult(findings, validation, why, value, run_id)
@@ -331,7 +331,7 @@ def _measured(samples: SampleSet, work: Path) -> SampleSet:
     """The samples whose statistics lie in the folder."""
     there = {(one.id, one.fingerprint) for one in measured_in(work)}
     left = tuple(s for s in samples.samples if (s.id, s.fingerprint()) in there)
-    return dataclasses.replace(samples, samples=left)
+    return dataclasses.replace(samples, samples=left, wanted=len(left))
 
 
 def _opened(sample: Sample) -> Any:

@@ -64,6 +64,12 @@ def move_tau(page: Any, tau: float) -> None:
         "(e, tau) => { e.value = tau; e.dispatchEvent(new Event('input', { bubbles: true })); }",
         tau,
     )
+    next_frame(page)
+
+
+def next_frame(page: Any) -> None:
+    """Changes are drawn with the next frame of the browser."""
+    page.evaluate("new Promise((r) => requestAnimationFrame(() => requestAnimationFrame(r)))")
 
 
 def text(page: Any, name: str) -> str:
@@ -97,6 +103,7 @@ def test_from_run_to_var(bundled: tuple[App, str], open_page: Any) -> None:
     page.click("button:has-text('as found')")
     assert text(page, "flagged") == words and picture(page) == found
     page.select_option("[data-testid=sinks-layer]", "0")
+    next_frame(page)
     assert "flagged in layer 0" in text(page, "flagged")
     assert asked == []
 

@@ -185,7 +185,7 @@ def test_bad_images_are_listed_and_skipped(
     notes = "\n".join(header["notes"])
     assert "2.0 megapixels; at most 1 are allowed" in notes and "damaged or cut off" in notes
     assert "again.png is the same picture as 003.png" in notes or "003.png is the same" in notes
-    assert "the upload has 6 usable samples; 8 were asked for" in notes
+    assert "The upload has 6 usable samples; 8 were asked for" in notes
     assert len(header["samples"]) == 6
     assert header["checked"]["text"] == "No samples were to be held out for it."
 

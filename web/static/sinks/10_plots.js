@@ -23,10 +23,12 @@ function matrix(host, { label, across, down, value, at, ticks, rows, under, each
   const plot = node("div", { class: "plot", tabindex: 0, role: "img", "aria-label": `${label}. Arrow keys read it, Enter chooses.`, style: `--down:${down}` }, canvas, row, cell);
   const line = node("p", { class: "read", "aria-live": "polite" }), key = node("canvas", { width: 256, height: 1 }), right = node("div", { class: "axis" });
   const paint = (ink, wide, high, shade) => {
-    const pixels = ink.createImageData(wide, high);
+    const pixels = ink.createImageData(wide, high), d = pixels.data;
     for (let i = 0; i < wide * high; i++) {
       const x = shade(i % wide, Math.floor(i / wide)), q = 3 * Math.round(255 * clamp(x, 0, 1));
-      if (x != null) pixels.data.set([...COLOURS.viridis.subarray(q, q + 3), 255], 4 * i);
+      if (x == null) continue; // blank
+      for (let k = 0; k < 3; k++) d[4 * i + k] = COLOURS.viridis[q + k];
+      d[4 * i + 3] = 255;
     }
     ink.putImageData(pixels, 0, 0);
   };

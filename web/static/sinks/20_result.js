@@ -1,8 +1,7 @@
 // What was found, and the tau slider: all of it from the one file, no request while it is moved.
 let heat = null;
 const sample = () => data.samples[view.sample], tokens = (one) => one.rows * one.columns;
-const width = () => data.samples.reduce((sum, one) => sum + tokens(one), 0);
-const scored = (name, l, t) => (data[name][l * width() + t] / 65535) * data[`${name}_top`];
+const scored = (name, l, t) => (data[name][l * data.width + t] / 65535) * data[`${name}_top`];
 const phi = (l, t) => scored("phi", l, sample().start + t);
 const chosen = () => (view.layer < 0 ? data.layers.map((_, l) => l) : [view.layer]);
 
@@ -28,7 +27,8 @@ function build() {
     under: layers.map((layer, l) => (l % Math.ceil(layers.length / 12) ? "" : layer)), each: true, words: "layer across, dimension down; blank: below the token’s rms",
     read: (x, y) => `dimension ${contrast.dims[y]}, layer ${layers[x]}: ${contrast.values[y][x] == null ? "below the token’s rms" : `${contrast.values[y][x]} × as large on sinks`}`,
   });
-  if (!data.samples.length) return;
+  data.width = data.samples.reduce((sum, one) => sum + tokens(one), 0);
+  if (!data.width) return;
   const fill = (name, texts, first) => $(`[data-set="${name}"]`).replaceChildren(...texts.map((text, i) => node("option", { value: i - first }, text)));
   fill("sample", data.samples.map((one) => one.id), 0);
   fill("layer", ["all layers", ...layers], 1);
@@ -67,10 +67,10 @@ function paint() {
     if (share) drawSink(ink, t, share, one, wide, high, dense);
     marked += share > 0;
   }
-  const all = width(), shares = data.layers.map((_, l) => {
+  const cut = (view.tau / data.phi_top) * 65535, shares = data.layers.map((_, l) => {
     let count = 0;
-    for (let t = 0; t < all; t++) count += scored("phi", l, t) > view.tau;
-    return count / all;
+    for (let i = l * data.width; i < (l + 1) * data.width; i++) if (data.phi[i] > cut) count++;
+    return count / data.width;
   });
   heat.right.replaceChildren(...shares.map((x) => node("span", { class: x > data.warn ? "warn" : null }, percent(x))));
   heat.choose(view.layer < 0 ? null : view.layer);

@@ -41,7 +41,7 @@ element.addEventListener("input", ({ target }) => {
   if (!name) return;
   view[name] = +target.value;
   if (name === "sample") showSample();
-  else paint();
+  else requestAnimationFrame(paint);
 });
 element.addEventListener("click", ({ target }) => {
   const what = target.dataset.do;
