@@ -90,7 +90,7 @@ def test_order_and_batches_do_not_matter(model: ModelHandle) -> None:
     close = figures(plain), figures(other)
     assert plain.dims == other.dims == (7, 30) and plain.tau == other.tau
     assert len(close[0]) == len(close[1]) > 500
-    torch.testing.assert_close(*map(torch.tensor, close), rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(*map(torch.tensor, close), rtol=1e-6, atol=1e-6)
 
 
 def figures(found: Findings) -> list[float]:
