@@ -28,3 +28,22 @@ def _lean(file: Path) -> str:
         )
     lines = (line.strip() for line in text.splitlines())
     return "\n".join(line for line in lines if line and not line.startswith("//"))
+
+
+# Of what a style is, where that is no single component.
+SCOPES = {"notice": ".notice-line"}
+
+
+def page_style() -> str:
+    """All style of the page, as one sheet that is read once.
+
+    Gradio can take the style of a drawn part as its template, but then sets it anew with each
+    value, and the browser computes the style of the whole document again: with a long answer on
+    screen that makes every new token dearer.
+    """
+    parts = [read_static("page.css")]
+    for path in sorted(STATIC.glob("*.css")):
+        if path.stem not in ("page", "standalone"):
+            scope = SCOPES.get(path.stem, f"#{path.stem}")
+            parts.append(f"{scope} {{\n{read_static(path.name)}\n}}")
+    return "\n".join(parts)

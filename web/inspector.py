@@ -23,11 +23,10 @@ from web.store import LABELS, Run
 
 
 def drawn(name: str, value: Any, functions: list[Callable[..., Any]] | None = None) -> gr.HTML:
-    """A component made of `static/<name>.html`, `.css` and `static/<name>/*.js`."""
+    """A component made of `static/<name>.html` and `static/<name>/*.js`; see `page_style`."""
     return gr.HTML(
         value=value,
         html_template=read_static(f"{name}.html"),
-        css_template=read_static(f"{name}.css"),
         js_on_load=read_static(name),
         server_functions=[_markable(function) for function in functions or []],
         apply_default_css=False,

@@ -6,7 +6,7 @@ import socket
 
 from starlette.middleware import Middleware
 
-from web.assets import read_static
+from web.assets import page_style
 from web.documents import Documents
 from web.page import App
 from web.security import middleware
@@ -35,7 +35,7 @@ def launch(app: App, *, wait: bool = True) -> str:
         max_file_size=app.settings.images.max_bytes,
         max_threads=40 + settings.queue_size,
         theme=theme(),
-        css=read_static("page.css"),
+        css=page_style(),
         footer_links=["api", "settings"],
         run_history=False,
         share=False,
