@@ -243,7 +243,7 @@ function paintFigure({ name, side, l }, shared, size) {
     `${side.label}: attention over the image for ${selectionWords()}. ` +
     (share ? `Image share ${percent(share.image)}, sinks hold ${percent(share.sinks)} of it. ` : "") +
     "Arrow keys move over the patches, Enter looks up which tokens looked there.");
-  const said = map && scaleWords(scale, side, shared), again = shared && view.four && name !== "four-0";
+  const said = map && scaleWords(scale, side, shared), again = shared && view.four && name !== "four-2";
   paintScale(figure, scale, said, COLOURS[view.colours]);
   if (again) figure.querySelector(".words").textContent = ""; // said once for all four
 }

@@ -137,12 +137,12 @@ function syncControls() {
   $('[data-set="opacity"]').value = Math.round(view.opacity * 100);
   const two = run.variants.length > 1;
   $('[data-set="same"]').closest("label").hidden = !two && !view.four;
-  $('[data-set="difference"]').closest("label").hidden = !canDiffer();
+  $('[data-set="difference"]').closest("label").hidden = !canDiffer() || Boolean(view.four);
   root.toggleAttribute("data-swapped", view.swapped && two);
   const four = $('[data-set="four"]');
   four.closest("label").hidden = run.L < 2;
   if (four.dataset.run !== run.id) four.replaceChildren(node("option", { value: "" }, two ? "side by side" : "one map"),
-    ...run.variants.map((v) => node("option", { value: v.name }, two ? `four layers: ${v.label}` : "four layers")));
+    ...run.variants.map((v) => node("option", { value: v.name }, two ? `${v.label}, 4 layers` : "four layers")));
   four.dataset.run = run.id;
   four.value = view.four;
   const wanting = run.variants.find((v) => !v.reference.mean), option = $('[data-set="scale"] [value="relative"]');
