@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import csv
 from pathlib import Path
 from typing import Any
@@ -87,3 +88,42 @@ def test_saving(site: Site, open_page: Any, photo_file: Path, tmp_path: Path) ->
     again = GenerationTrace.open(saved(page, "trace", tmp_path))
     assert again.attention.equal(trace.attention)
     assert run.id in saved(page, "html", tmp_path).read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("way", ["pdf", "gif", "mp4"])
+def test_what_the_server_draws(
+    way: str, site: Site, open_page: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("drawing.view_figure.PANEL_PIXELS", 120)
+    page = open_page(site.url)
+    ready(page)
+    page.click("[data-testid=token-baseline-3]")
+    page.keyboard.down("Shift")
+    page.click("[data-testid=token-baseline-6]")
+    page.keyboard.up("Shift")
+    page.click("[data-testid=save-button]")
+    page.fill("[data-testid=motion-window]", "2")
+    path = saved(page, way, tmp_path)
+    assert path.suffix == f".{way}"
+    page.wait_for_selector(f".save .told:has-text('.{way} (')")
+    if way == "gif":
+        with Image.open(path) as picture:
+            assert picture.n_frames == 3  # of four tokens, two by two
+    if way == "mp4":
+        data = base64.b64encode(path.read_bytes()).decode()
+        played = page.evaluate(
+            """data => new Promise((done) => {
+              const video = document.createElement("video");
+              video.oncanplay = () => done(video.duration);
+              video.onerror = () => done(video.error.message);
+              video.src = "data:video/mp4;base64," + data;
+            })""",
+            data,
+        )
+        assert abs(played - 3 * 0.4) < 0.2
+    assert page.inner_text("[data-testid=phase]") == "Precomputed example"  # the run stays
+
+    page.fill("[data-testid=motion-window]", "9")
+    if way != "pdf":
+        page.click(f"[data-testid=save-{way}]")
+        page.wait_for_selector(".save .told:has-text('window is 9; allowed: 1 to 4')")

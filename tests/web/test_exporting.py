@@ -1,0 +1,90 @@
+"""Files of a run: what the inspector asks for becomes the right file, or a sentence."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from tests.web.conftest import Site
+from tests.web.synthetic import make_pair, make_trace, scene
+from web.exporting import Wanted, export_steps, exporting, idle, read_wanted, sides_of_view
+from web.pairs import pair_of
+from web.store import Run, new_id
+
+VIEW = {"layers": [1, 2], "heads": None, "each": [], "scale": "clip", "reduce": "mean"}
+
+
+def asked(site: Site, **question: Any) -> list[dict[str, Any]]:
+    event = SimpleNamespace(_data={"ask": "1-2", "view": VIEW, **question})
+    return list(exporting(site.app.handlers)(event))
+
+
+@pytest.fixture
+def run(site: Site) -> Run:
+    made = Run(make_pair())
+    site.app.handlers.store.put(made, keep_on_disk=False)
+    return made
+
+
+def test_an_animation_tells_how_far_it_is(run: Run, tmp_path: Path) -> None:
+    wanted = Wanted("gif", first=1, last=4, width=320)
+    told = list(export_steps(run, wanted, tmp_path))
+    assert [words for words, _ in told] == [*(f"Frame {k} of 4" for k in range(1, 5)), ""]
+    (path,) = told[-1][1]
+    with Image.open(path) as picture:
+        assert picture.n_frames == 4
+
+
+def test_the_inspector_is_given_a_file(site: Site, run: Run) -> None:
+    *_, last = asked(site, run=run.id, kind="csv")
+    assert last["phase"] == "export" and last["ask"] == "1-2"
+    (file,) = last["files"]
+    assert file["name"].endswith(".csv") and file["bytes"] > 1000 and "file=" in file["url"]
+
+
+@pytest.mark.parametrize(
+    ("question", "words"),
+    [
+        ({"run": new_id()}, "no longer on the server"),
+        ({"run": 7}, "no longer on the server"),
+        ({"kind": "exe"}, "kind is 'exe'; allowed: pdf"),
+        ({"view": {"layers": ["x"]}}, "cannot be exported"),
+        ({"view": {"layers": [9]}}, "trace holds layers 0-5"),
+        ({"view": {"scale": "loud"}}, "scale is 'loud'"),
+        ({"view": None}, "cannot be exported"),
+        ({"kind": "gif", "window": 10**9}, "cannot be exported"),
+        ({"kind": "gif", "window": 0}, "window is 0; allowed: 1 to 27"),
+        ({"kind": "gif", "width": 5000}, "width is 5000; allowed"),
+        ({"first": 0, "last": 10**6}, "last is 1000000"),
+        ({"side": "b"}, "side is 'b'; allowed: baseline, var"),
+    ],
+)
+def test_mistakes_are_sentences(site: Site, run: Run, question: dict[str, Any], words: str) -> None:
+    (only,) = [v for v in asked(site, **{"run": run.id, "kind": "pdf", **question}) if "error" in v]
+    assert words in only["error"] and "files" not in only
+
+
+def test_sides_and_difference() -> None:
+    run = Run(make_pair())
+    both = read_wanted({"kind": "pdf", "view": {**VIEW, "difference": True}})
+    sides, view = sides_of_view(run, both)
+    assert list(sides) == ["Baseline", "VAR"] and view.difference and view.layers == (1, 2)
+    one, view = sides_of_view(run, dataclasses.replace(both, side="var"))
+    assert list(one) == ["VAR"] and not view.difference
+    alone, _ = sides_of_view(Run({"baseline": make_trace()}), both)
+    assert list(alone) == [""]
+    other = Run({"baseline": make_trace(image=scene().rotate(180))})
+    pair = pair_of((run, "baseline"), (other, "baseline"), ("One", "Two"))
+    sides, view = sides_of_view(pair, both)
+    assert list(sides) == ["A · One · baseline", "B · Two"] and not view.difference
+
+
+def test_an_effect_that_was_none_is_not_drawn() -> None:
+    pair = make_pair()
+    quiet = dataclasses.replace(pair["var"], var={"changed": False})
+    assert idle(Run({**pair, "var": quiet})) and not idle(Run(pair))
