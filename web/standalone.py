@@ -76,7 +76,8 @@ def build_standalone(
         "tag": "where a vision-language model looked for each word it wrote"
         + (", in two runs" if pair else ", without and with VAR" if len(run.traces) > 1 else ""),
         "model": html.escape(" | ".join(_models(run))),
-        "inspector": read_static("inspector.html"),
+        # Without the links to the documents, for there is no app that could give them.
+        "inspector": re.sub(r"\s*<a href=.*?</a>", "", read_static("inspector.html")),
         "facts": "\n".join(_lines([*_about(run), *facts])),
         "steps": "1/255" if _cells(run.traces) * 2 > EAGER_BYTES else "1/65535",
         "data": "\n".join(_blocks(run, token)),

@@ -51,8 +51,6 @@ function wireControls() {
     });
   }
   element.addEventListener("keydown", keys);
-  // A saved page has no server that could give the documents.
-  if (!served) element.querySelectorAll(".help a").forEach((link) => link.remove());
 }
 
 function resetView() {
