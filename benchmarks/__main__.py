@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import typer
 
-from benchmarks import capture, sinks, var
+from benchmarks import capture, page, sinks, var
 
 app = typer.Typer(
     name="python -m benchmarks",
@@ -20,6 +20,7 @@ app = typer.Typer(
 app.command("capture")(capture.capture)
 app.command("var")(var.var)
 app.command("sinks")(sinks.sinks)
+app.command("page")(page.page)
 
 if __name__ == "__main__":
     app()

@@ -24,7 +24,7 @@ def measure() -> dict[str, Any]:
     """Median seconds from a cold reader (file opened, header parsed) and from an open one."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "trace.safetensors"
-        trace = _made_up()
+        trace = made_up()
         trace.save(path)
         size = path.stat().st_size
         opened, mean, whole = [], [], []
@@ -50,29 +50,33 @@ def measure() -> dict[str, Any]:
     }
 
 
-def _made_up() -> GenerationTrace:
+def made_up(
+    tokens: int = TOKENS, layers: int = LAYERS, heads: int = HEADS, side: int = SIDE
+) -> GenerationTrace:
+    """A trace of any size that stands for no model: `side` x `side` vision tokens."""
     generator = torch.Generator().manual_seed(0)
-    vision = SIDE * SIDE
-    rows = torch.rand(TOKENS, LAYERS, HEADS, vision, generator=generator).half()
-    pixels = (SIDE * 28, SIDE * 28)
+    vision = side * side
+    rows = torch.rand(tokens, layers, heads, vision, generator=generator)
+    rows *= 0.4 / rows.sum(-1, keepdim=True)  # the image has less than half of each row
+    pixels = (side * 28, side * 28)
     return GenerationTrace(
-        tokens=tuple(GeneratedToken(t, f"w{t}", 0.5, 0) for t in range(TOKENS)),
+        tokens=tuple(GeneratedToken(t, f" w{t}", 0.5, 0) for t in range(tokens)),
         layout=PromptLayout(
             vision + 20,
             (Segment("image", 0, vision, 0), Segment("user", vision, vision + 20)),
-            (ImageGrid(0, 1, 2 * SIDE, 2 * SIDE, 2, pixels, pixels),),
+            (ImageGrid(0, 1, 2 * side, 2 * side, 2, pixels, pixels),),
         ),
-        images=(Image.new("RGB", (SIDE * 28, SIDE * 28)),),
+        images=(Image.new("RGB", pixels),),
         prompt="",
         prompt_tokens=("",) * (vision + 20),
-        attention=rows,
-        layers=tuple(range(LAYERS)),
-        heads=tuple(range(HEADS)),
-        shares=torch.rand(TOKENS, LAYERS, HEADS, 3, generator=generator),
-        entropy=torch.rand(TOKENS, LAYERS, HEADS, generator=generator),
+        attention=rows.half(),
+        layers=tuple(range(layers)),
+        heads=tuple(range(heads)),
+        shares=torch.full((tokens, layers, heads, 3), 0.3),
+        entropy=torch.rand(tokens, layers, heads, generator=generator),
         sinks=(),
         applied=(),
-        model=ModelInfo("made up", "", "", "float32", "cpu", LAYERS, HEADS, 2048),
+        model=ModelInfo("made up", "", "", "float32", "cpu", layers, heads, 2048),
         settings={},
         seed=0,
         finish="length",

@@ -7,6 +7,7 @@ import socket
 from starlette.middleware import Middleware
 
 from web.assets import page_style
+from web.compress import CompressedPage
 from web.documents import Documents
 from web.page import App
 from web.security import middleware
@@ -26,12 +27,13 @@ def launch(app: App, *, wait: bool = True) -> str:
     port = _usable_port(settings.host, settings.port)  # before a model is loaded for nothing
     if app.slot.state.phase == "none":
         app.slot.load(app.settings.model)
+    inside = Middleware(Documents), Middleware(CompressedPage)
     app.blocks.queue(max_size=4 * settings.queue_size, api_open=False)
     _, address, _ = app.blocks.launch(
         server_name=f"[{settings.host}]" if ":" in settings.host else settings.host,
         server_port=port,
         auth=tuple(settings.auth.split(":", 1)) if settings.auth else None,  # type: ignore[arg-type]
-        app_kwargs={"middleware": [*middleware(settings), Middleware(Documents)]},
+        app_kwargs={"middleware": [*middleware(settings), *inside]},
         max_file_size=app.settings.images.max_bytes,
         max_threads=40 + settings.queue_size,
         theme=theme(),

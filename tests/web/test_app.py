@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import socket
 import subprocess
 import sys
@@ -67,7 +68,16 @@ def test_port_0_is_a_free_port_and_the_address_is_the_real_one(tmp_path: Path) -
     try:
         assert urllib.parse.urlsplit(address).port not in (None, 0, 7860)
         with urllib.request.urlopen(address, timeout=20) as page:
-            assert page.status == 200
+            assert page.status == 200 and page.headers["content-encoding"] is None
+            plain = page.read()
+        asked = urllib.request.Request(address, headers={"accept-encoding": "gzip"})
+        with urllib.request.urlopen(asked, timeout=20) as page:
+            assert page.headers["content-encoding"] == "gzip"
+            assert "content-security-policy" in page.headers
+            sent = page.read()
+        assert gzip.decompress(sent)[:200] == plain[:200]
+        # All of ours is in it, and some 60 kB of Gradio's own.
+        assert len(sent) < 150_000
     finally:
         made.blocks.close(verbose=False)
 

@@ -1,0 +1,362 @@
+"""`python -m benchmarks page`: how fast the page is, measured in Chromium on the running app.
+
+Times are of the browser's own clock, and beside them what the page's main thread computed: another
+program on the machine makes the former longer, and hardly the latter. A machine without a graphics
+card makes both longer. Nothing here is a test; the table says what is aimed at.
+"""
+
+from __future__ import annotations
+
+import gzip
+import json
+import os
+import shutil
+import statistics
+import tempfile
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Annotated, Any
+
+import typer
+
+INSPECTOR = "document.querySelector('[data-testid=inspector]')"
+API = f"{INSPECTOR}.parentElement.inspector"
+READY = f"{INSPECTOR}?.dataset.ready"
+# Before the page's own scripts: when the first map is drawn, which tasks take long.
+PROBE = """
+  window.probe = { ready: null, long: [], requests: 0 };
+  new MutationObserver(() => {
+    const shown = document.querySelector('[data-testid=inspector]');
+    if (shown?.dataset.ready && probe.ready === null) probe.ready = performance.now();
+  }).observe(document, { subtree: true, childList: true, attributeFilter: ['data-ready'] });
+  new PerformanceObserver((list) => {
+    for (const entry of list.getEntries()) probe.long.push(Math.round(entry.duration));
+  }).observe({ entryTypes: ['longtask'] });
+"""
+# From the event to the end of the frame that shows it; the second figure is the script's part.
+REPAINT = """async ([selector, kind, values]) => {
+  const inspector = document.querySelector('[data-testid=inspector]').parentElement.inspector;
+  const times = [], scripts = [];
+  for (const value of values) {
+    const target = document.querySelector(selector.replace('*', value));
+    await new Promise(requestAnimationFrame);
+    const begun = performance.now();
+    if (kind === 'click') target.click();
+    else {
+      target.value = value;
+      target.dispatchEvent(new Event('input', { bubbles: true }));
+    }
+    scripts.push(performance.now() - begun);
+    await new Promise((done) => requestAnimationFrame(() => setTimeout(done)));
+    times.push(performance.now() - begun);
+  }
+  return [times, scripts];
+}"""
+
+LONGEST = "({ tasks: probe.long.length, longest: Math.max(0, ...probe.long) })"
+REPAINTS = 60
+SLIDERS = ("layer-to", "layer-from", "head-to", "opacity")
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Of the made-up run: what a large model leaves."""
+
+    layers: int = 36
+    heads: int = 16
+    tokens: int = 128
+    side: int = 32
+    streamed: int = 1000
+    opened: int = 5
+
+
+def page(
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print JSON instead of the table.")
+    ] = False,
+    output: Annotated[Path | None, typer.Option(help="Folder for page.json and page.txt.")] = None,
+) -> None:
+    """The page: time to the first map, repaints, streaming, a large run, weight."""
+    from cli.common import mistakes_said_plainly
+
+    os.environ.update(GRADIO_ANALYTICS_ENABLED="False", HF_HUB_OFFLINE="1")
+    with mistakes_said_plainly():
+        if output is not None and not output.is_dir():
+            raise ValueError(f"The folder {output} of --output does not exist.")
+        result = measure(Sizes())
+        text = json.dumps(result, indent=2)
+        typer.echo(text if as_json else table(result))
+        if output is not None:
+            (output / "page.json").write_text(text + "\n", encoding="utf-8")
+            (output / "page.txt").write_text(table(result) + "\n", encoding="utf-8")
+
+
+def measure(sizes: Sizes) -> dict[str, Any]:
+    """All measurements, as plain values.
+
+    Raises:
+        ValueError: there is no Chromium.
+    """
+    from playwright.sync_api import sync_playwright
+
+    from cli.screenshots import CHROMIUM, FLAGS
+
+    chromium = next((found for name in CHROMIUM if (found := shutil.which(name))), None)
+    if chromium is None:
+        raise ValueError(f"There is no Chromium on this machine ({', '.join(CHROMIUM)}).")
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=chromium, args=list(FLAGS))
+        try:
+            with _site(None, None) as url:
+                result = {
+                    "chromium": browser.version,
+                    "processors": os.cpu_count(),
+                    "load": os.getloadavg()[0],
+                    "weight": weight(),
+                    "opening": _opening(browser, url, sizes.opened),
+                    "repaint": _repaint(browser, url),
+                }
+            pace = _Pace(sizes.streamed)
+            with _site(None, pace) as url:
+                result["streaming"] = _streaming(browser, url, pace)
+            with _site(_large(sizes), None) as url:
+                result["large"] = _dragging(browser, url)
+        finally:
+            browser.close()
+    return result
+
+
+def weight() -> dict[str, int]:
+    """Bytes of our own scripts, styles and templates: as they are, and as the server sends them."""
+    from web.assets import STATIC
+
+    ours = [
+        file.read_bytes()
+        for file in sorted(STATIC.rglob("*"))
+        if file.is_file() and "standalone" not in file.relative_to(STATIC).parts[0]
+    ]
+    return {
+        "files": len(ours),
+        "bytes": sum(map(len, ours)),
+        "sent": len(gzip.compress(b"".join(ours), 6)),
+    }
+
+
+@contextmanager
+def _site(example: Any, pace: _Pace | None) -> Iterator[str]:
+    """The app on a free port: on the bundled example or a run of ours, with an engine of ours."""
+    from config import AppSettings, Settings
+    from web.handlers import Engine
+    from web.launch import launch
+    from web.page import build_app
+
+    engine = Engine(pace.generate) if pace else None
+    with tempfile.TemporaryDirectory() as cache:
+        settings = Settings(app=AppSettings(port=0, cache_dir=cache))
+        app = build_app(settings, _Handle(), engine=engine, estimate=_no_estimate, example=example)
+        try:
+            yield launch(app, wait=False)
+        finally:
+            app.blocks.close(verbose=False)
+
+
+class _Handle:
+    """What the page asks of a model, without one."""
+
+    profile = None
+    info = SimpleNamespace(id="made up", device="cpu", dtype="float32", layers=2, heads=2)
+
+    def prepare(self, images: Any, prompt: str, **_: Any) -> Any:
+        from models.family import PromptInputs, PromptLayout
+
+        return PromptInputs({}, PromptLayout(1, (), ()), tuple(images), prompt, (), ())
+
+
+def _no_estimate(*_: Any) -> Any:
+    raise ValueError("not measured here")
+
+
+class _Pace:
+    """An engine that writes tokens a quarter at a time, when it is told to."""
+
+    def __init__(self, tokens: int) -> None:
+        self.tokens = tokens
+        self.quarter = threading.Semaphore(0)
+
+    def generate(self, handle: Any, inputs: Any, settings: Any, **hooks: Any) -> Any:
+        from benchmarks.reading import made_up
+
+        trace = made_up(self.tokens, layers=2, heads=2, side=4)
+        for i, token in enumerate(trace.tokens):
+            if i % (self.tokens // 4) == 0:
+                self.quarter.acquire()
+            hooks["on_token"](i, token)
+            if hooks["stop"].wait(0.002):  # 500 a second, faster than any model
+                break
+        return trace
+
+
+def _large(sizes: Sizes) -> Any:
+    from benchmarks.reading import made_up
+    from web.store import Run
+
+    trace = made_up(sizes.tokens, sizes.layers, sizes.heads, sizes.side)
+    return Run({"baseline": trace}, kind="example")
+
+
+def _open(browser: Any, url: str) -> Any:
+    context = browser.new_context(viewport={"width": 1440, "height": 900})
+    page = context.new_page()
+    page.add_init_script(PROBE)
+    page.set_default_timeout(120_000)
+    page.goto(url)
+    page.wait_for_function(READY)
+    return page
+
+
+def _opening(browser: Any, url: str, times: int) -> dict[str, Any]:
+    """Milliseconds from the request of the page to the first map that answers, with no cache."""
+    found = []
+    for _ in range(times):
+        page = _open(browser, url)
+        page.wait_for_function("probe.ready !== null")
+        found.append(page.evaluate("probe.ready"))
+        page.context.close()
+    return {"first": found[0], "median": statistics.median(found), "worst": max(found)}
+
+
+def _computing(page: Any) -> Callable[[], float]:
+    """A clock of the main thread's processor time, in milliseconds."""
+    session = page.context.new_cdp_session(page)
+    session.send("Performance.enable", {"timeDomain": "threadTicks"})
+
+    def read() -> float:
+        metrics = session.send("Performance.getMetrics")["metrics"]
+        return 1000 * next(m["value"] for m in metrics if m["name"] == "TaskDuration")
+
+    return read
+
+
+def _repaint(browser: Any, url: str) -> dict[str, Any]:
+    """Of the bundled example: clicks on its words, and its layer slider."""
+    page = _open(browser, url)
+    page.wait_for_timeout(1500)  # what opening left to do belongs to opening
+    computed = _computing(page)
+    asked: list[str] = []
+    page.on("request", lambda request: asked.append(request.url))
+    tokens, layers = page.evaluate(f"[{API}.run.variants[0].T, {API}.run.L]")
+    made: dict[str, Any] = {}
+    for name, selector, kind, count in (
+        ("click", "[data-testid=token-baseline-*]", "click", tokens),
+        ("slider", "[data-testid=layer-to]", "input", layers),
+    ):
+        values = [str(i % count) for i in range(REPAINTS)]
+        before = computed()
+        times, scripts = page.evaluate(REPAINT, [selector, kind, values])
+        each = (computed() - before) / REPAINTS
+        made[name] = {**_spread(times), "script": _spread(scripts), "computed": each}
+    page.context.close()
+    return {**made, "requests": len(asked)}
+
+
+def _streaming(browser: Any, url: str, pace: _Pace) -> dict[str, Any]:
+    """What the main thread computes for each quarter of a long answer, in milliseconds."""
+    page = _open(browser, url)
+    computed = _computing(page)
+    page.click("[data-testid=example-0]")
+    page.wait_for_selector("#image img")
+    page.click("#generate")
+    page.wait_for_selector("[data-phase=streaming]")
+    page.evaluate("probe.long.length = 0")
+    quarters = []
+    for part in range(1, 5):
+        before = computed()
+        pace.quarter.release()
+        last = part * (pace.tokens // 4) - 1
+        there = f"document.querySelector('[data-testid=token-baseline-{last}]')"
+        page.wait_for_function(there, polling=100)
+        quarters.append(computed() - before)
+    longest = page.evaluate(LONGEST)["longest"]
+    page.wait_for_function(READY)
+    page.context.close()
+    return {"tokens": pace.tokens, "quarters": quarters, "longest_task": longest}
+
+
+def _dragging(browser: Any, url: str) -> dict[str, Any]:
+    """The longest task of the main thread while a hand drags each slider of a large run."""
+    page = _open(browser, url)
+    page.wait_for_timeout(1500)
+    computed = _computing(page)
+    made: dict[str, Any] = {"ready": page.evaluate("probe.ready")}
+    for name in SLIDERS:
+        slider = page.locator(f"[data-testid={name}]")
+        box = slider.bounding_box()
+        left, width, y = box["x"] + 8, box["width"] - 16, box["y"] + box["height"] / 2
+        at = slider.evaluate("e => (e.value - e.min) / (e.max - e.min)")
+        page.mouse.move(left + at * width, y)
+        page.evaluate("probe.long.length = 0")
+        before = computed()
+        page.mouse.down()
+        for step in range(REPAINTS):  # to the one end and back
+            page.mouse.move(left + width * abs(at - abs(1 - 2 * step / REPAINTS)), y)
+        page.mouse.up()
+        page.wait_for_timeout(300)
+        made[name] = {**page.evaluate(LONGEST), "computed": (computed() - before) / REPAINTS}
+        page.keyboard.press("0")
+    page.locator("[data-testid^=token-baseline-]").first.click()
+    page.evaluate("probe.long.length = 0")
+    before = computed()
+    for _ in range(REPAINTS):
+        page.keyboard.press("ArrowRight")
+    page.wait_for_timeout(300)
+    made["tokens"] = {**page.evaluate(LONGEST), "computed": (computed() - before) / REPAINTS}
+    page.context.close()
+    return made
+
+
+def _spread(times: list[float]) -> dict[str, float]:
+    ordered = sorted(times)
+    return {"median": statistics.median(ordered), "p95": ordered[int(0.95 * (len(ordered) - 1))]}
+
+
+def table(result: dict[str, Any]) -> str:
+    """The whole result for a terminal."""
+    paint, stream, large = result["repaint"], result["streaming"], result["large"]
+    first, ours = result["opening"], result["weight"]
+    lines = [
+        f"The page, Chromium {result['chromium']} without a graphics card, {result['processors']} "
+        f"processors, load {result['load']:.1f} at the start",
+        "",
+        f"{'from request to first map (aim 2000 ms)':<46}{first['median']:>8.0f} ms   "
+        f"cold {first['first']:.0f}, worst {first['worst']:.0f}",
+    ]
+    for name in ("click", "slider"):
+        part = paint[name]
+        lines.append(
+            f"{f'{name} to shown (aim 20 ms)':<46}{part['median']:>8.1f} ms   95 % "
+            f"{part['p95']:.1f}; script {part['script']['median']:.1f}; computed "
+            f"{part['computed']:.1f}"
+        )
+    lines.append(f"{'requests while doing so (aim 0)':<46}{paint['requests']:>8}")
+    quarters = ", ".join(f"{q:.0f}" for q in stream["quarters"])
+    lines += [
+        f"{stream['tokens']} tokens: computed for each quarter{'':<12}{quarters} ms   longest task "
+        f"{stream['longest_task']} ms",
+        f"{'large run: from request to first map':<46}{large['ready']:>8.0f} ms",
+    ]
+    for name in (*SLIDERS, "tokens"):
+        part = large[name]
+        what = "arrow keys over tokens" if name == "tokens" else f"dragging {name}"
+        lines.append(
+            f"{f'large run: {what} (aim 50 ms)':<46}{part['longest']:>8} ms   longest task, "
+            f"{part['tasks']} over 50 ms; computed {part['computed']:.1f} a step"
+        )
+    lines.append(
+        f"{'our scripts, styles, templates (aim 150 kB)':<46}{ours['sent'] / 1000:>8.0f} kB   "
+        f"gzipped; {ours['bytes'] / 1000:.0f} kB as they are"
+    )
+    return "\n".join(lines)
