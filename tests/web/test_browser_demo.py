@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from config import AppSettings, GenerationSettings, Settings
 from models.source import DEMO
@@ -16,6 +17,7 @@ from tests.web.test_browser_view import drawn
 from web.example import load_example, make_example, read_examples
 from web.launch import launch
 from web.page import App, build_app
+from web.store import RunStore
 
 __all__ = ["photo_file"]
 
@@ -51,6 +53,20 @@ def test_photo_to_heatmap_with_the_bundled_model(
     page.click("[data-testid=strongest]")
     assert drawn(page) != first
 
+    # The prompt's own words and the generic prompt are part of the run, also after a restart.
+    page.click("[data-testid=reset]")
+    page.locator("[data-testid=strip-prompt] .token", has_text="image").click()
+    assert "the row of the token itself" in page.inner_text("[data-testid=selection]")
+    page.select_option("[data-testid=scale]", "relative")
+    assert "generic prompt" in page.inner_text("[data-testid=panel-var] .words")
+    folder = Path(app.settings.app.cache_dir) / "runs"
+    again = RunStore(folder, 10**9).get(run.id)
+    assert again is not None
+    for name, trace in run.traces.items():
+        for part in ("prompt_rows", "reference"):
+            kept, was = getattr(again.traces[name], part), getattr(trace, part)
+            assert torch.equal(kept.attention, was.attention)
+
 
 def test_examples_fill_the_form(bundled: tuple[App, str], open_page: Any) -> None:
     offered = read_examples()
@@ -73,4 +89,5 @@ def test_the_example_run_is_made_and_read(bundled: tuple[App, str], tmp_path: Pa
     read = load_example(tmp_path / "example")
     assert read is not None and read.kind == "example"
     assert list(read.traces) == list(made.traces)
+    assert all(t.prompt_rows and t.reference for t in read.traces.values())
     assert read.traces["baseline"].text == made.traces["baseline"].text
