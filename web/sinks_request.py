@@ -117,8 +117,9 @@ def draw_samples(
     """
     wanted, held_out, _, _ = request.check()
     total = wanted + held_out
+    skipped: list[tuple[str, str]] = []
     if request.source == EXAMPLES:
-        usable, skipped, source = _scenes(request, total), [], "The generator of example scenes"
+        usable, source = _scenes(request, total), "The generator of example scenes"
     else:
         usable, skipped = _opened(request, total, limits, on_progress, stop)
         source = "The upload"

@@ -92,7 +92,7 @@ def _build_form() -> _SinksForm:
         )
     # Gradio would forget their names. It makes a component anew for a session that changes it, and
     # this would be lost: so the column around it is what comes and goes.
-    files.preprocess = _pictures_of  # type: ignore[method-assign]
+    files.preprocess = _pictures_of  # type: ignore[method-assign, assignment]
     source.change(
         lambda chosen: gr.update(visible=chosen == IMAGES),
         source,
@@ -140,7 +140,7 @@ def _build_form() -> _SinksForm:
             label="top percent",
             info="At most so many of an image's tokens are taken for sinks.",
         )
-        seed = gr.Number(SinksRequest.seed, precision=0, minimum=0, label="seed")
+        seed = gr.Number(SinksRequest.seed, precision=0, minimum=0, label="Seed of the samples")
     return _SinksForm((source, files, prompt, samples, held_out, top, seed), go, stop)
 
 
