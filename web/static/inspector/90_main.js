@@ -304,6 +304,9 @@ async function start() {
       });
       return;
     }
+    onValue(place);
+    if (answer && answer.error && !pending_of(place)) complain(answer.error);
+    return;
   }
   onValue(place);
 }
