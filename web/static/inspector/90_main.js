@@ -305,7 +305,7 @@ async function start() {
       return;
     }
     onValue(place);
-    if (answer && answer.error && !pending_of(place)) complain(answer.error);
+    if (answer && answer.error) complain(answer.error); // the link names a run that is gone
     return;
   }
   onValue(place);
