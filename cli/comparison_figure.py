@@ -6,7 +6,6 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
-import matplotlib
 import numpy as np
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize
@@ -17,9 +16,17 @@ from attention_extractor import Comparison
 from attention_processor import PatchMap, patch_map
 from cli.comparison import token_numbers
 from cli.drawing import sink_cells, sink_words
-from visualization import OverlayStyle, caption, fonts, overlay, scaling, visible
+from drawing.overlay import DIVERGING
+from visualization import (
+    OverlayStyle,
+    caption,
+    difference_overlay,
+    fonts,
+    overlay,
+    scaling,
+    visible,
+)
 
-DIVERGING = "coolwarm"  # the page's colours of a difference
 LONGEST = 900  # pixels of a panel's longer side: more would not be seen in the figure
 SHORTEST = 450  # fewer would make the marks of sinks coarse
 
@@ -44,6 +51,8 @@ def comparison_figure(pair: Comparison, tokens: Sequence[int], style: OverlaySty
     style = dataclasses.replace(style, sinks=sink_cells(pair.baseline))
     top = _largest(plain.values, changed.values) if (pair.var.var or {}).get("changed") else 0.0
 
+    moved = dataclasses.replace(plain, values=changed.values - plain.values)
+
     wide = 4.0
     tall = min(max(wide * image.height / image.width, 0.8), 8.0)
     drawn = Figure(figsize=(3 * wide + 1.0, tall + 2.05), layout="constrained")
@@ -51,7 +60,7 @@ def comparison_figure(pair: Comparison, tokens: Sequence[int], style: OverlaySty
     panels = [
         (f"Baseline: {_words(pair, 0, tokens)}", overlay(image, plain, style)),
         (f"VAR: {_words(pair, 1, tokens)}", overlay(image, changed, style)),
-        ("VAR − baseline", _difference(image, plain, changed, top, style)),
+        ("VAR − baseline", difference_overlay(image, moved, top, style.opacity, style.sinks)),
     ]
     for place, (title, pixels) in zip(axes, panels, strict=True):
         place.imshow(pixels, interpolation="none")
@@ -80,26 +89,6 @@ def _largest(plain: np.ndarray, changed: np.ndarray) -> float:
     if sizes.max() <= np.finfo(np.float16).eps * max(plain.max(), changed.max()):
         return 0.0
     return float(np.percentile(sizes, 99) or sizes.max())
-
-
-def _difference(
-    image: Image.Image, plain: PatchMap, changed: PatchMap, top: float, style: OverlayStyle
-) -> np.ndarray:
-    """VAR minus baseline over the photo, with the sinks marked: uint8 (H, W, 3)."""
-    grid = plain.grid
-    photo = np.asarray(image, dtype=np.float32)
-    down = (np.arange(image.height) + 0.5) * grid.rows / image.height
-    across = (np.arange(image.width) + 0.5) * grid.columns / image.width
-    cells = np.ix_(down.astype(int), across.astype(int))  # a pixel shows the cell of its centre
-    unit = np.zeros_like(plain.values)
-    if top > 0:
-        unit = np.clip((changed.values - plain.values) / top, -1, 1)
-    unit = unit[cells]  # (H, W)
-    colour = matplotlib.colormaps[DIVERGING]((unit + 1) / 2)[..., :3] * 255
-    alpha = style.opacity * np.abs(unit)[..., None]
-    blended = np.rint(photo * (1 - alpha) + colour * alpha).astype(np.uint8)
-    marks = OverlayStyle(opacity=0, sinks=style.sinks)
-    return overlay(blended, plain, marks)
 
 
 def _words(pair: Comparison, side: int, tokens: Sequence[int]) -> str:

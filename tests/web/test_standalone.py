@@ -17,10 +17,11 @@ import pytest
 from attention_processor import patch_map
 from capture.trace import MEAN_HEAD
 from tests.web.documents import Blocks
-from tests.web.synthetic import HOSTILE, WORDS, make_pair, make_trace
+from tests.web.synthetic import HOSTILE, WORDS, make_pair, make_trace, scene
 from tests.web.test_browser_view import HASH, INSPECTOR, change, drawn, ready
 from tests.web.test_payload import unpack
 from web import standalone
+from web.pairs import pair_of
 from web.standalone import build_standalone, holds_heads
 from web.store import Run
 
@@ -263,3 +264,23 @@ def test_a_run_that_kept_only_the_mean_over_its_heads(open_file: Callable[..., A
     words = mine.inner_text("[data-testid=selection]")
     assert "all 6 layers and mean of the heads · the row that" in words
     assert mine.get_attribute("[data-testid=head-from]", "aria-valuetext") == "mean of the heads"
+
+
+@pytest.mark.browser
+def test_two_runs_of_different_images(open_file: Callable[..., Any], run: Run) -> None:
+    other = Run({"baseline": make_trace(rows=6, columns=6, image=scene(300, 300), seed=3)})
+    pair = pair_of((run, "var"), (other, "baseline"), (HARM, "Second"))
+    mine = open_file(build_standalone(pair))
+    assert mine.evaluate("window.__hit") is None
+    assert mine.inner_text("[data-testid=panel-b] .title b") == "B · Second"
+    assert "different images" in mine.inner_text("[data-testid=remarks]")
+    t = mine.evaluate(f"{INSPECTOR}.view.t0")
+    for name, trace in pair.traces.items():
+        shown = mine.evaluate(f"Array.from({INSPECTOR}.shown.maps.{name})")
+        map_ = patch_map(trace, t).values.ravel()
+        np.testing.assert_allclose(shown, map_, atol=2e-5 * map_.max(), rtol=2e-3)
+    # The cursor is at the same place of both pictures, whatever their patches.
+    mine.hover("[data-testid=panel-b] .stage", position={"x": 2, "y": 2})
+    assert mine.inner_text("[data-testid=panel-a] .patch").startswith("patch 1, 1")
+    for part in ("A: Prompt", "B: Applied", "A: VAR settings"):
+        assert part in mine.text_content("[data-testid=made]")

@@ -82,7 +82,7 @@ async function savePicture() {
   const wide = figures.length > 1 ? 1100 : 1600;
   const tall = ({ side }) => Math.round((wide * imageOf(side).height) / imageOf(side).width);
   const high = Math.max(...figures.map(tall));
-  const gap = 40, head = 120, foot = 150, canvas = document.createElement("canvas");
+  const gap = 40, head = 120, foot = 180, canvas = document.createElement("canvas");
   canvas.width = gap + figures.length * (wide + gap);
   canvas.height = head + high + foot;
   const ink = canvas.getContext("2d"), font = (size, bold) => `${bold ? 600 : 400} ${size}px system-ui, sans-serif`;
@@ -118,6 +118,7 @@ async function savePicture() {
     }
     ink.textAlign = "left";
     write(both ? `attention mass per patch; ${scale.words}` : scaleWords(scale, side, false), x, head + high + 114, 18, "#5b6572", wide);
+    if (!both) write(run.variants.find((v) => v.name === side.name).applied.join("; ") || "the plain model", x, head + high + 144, 18, "#5b6572", wide);
   });
   const blob = await new Promise((done) => canvas.toBlob(done, "image/png"));
   downloadBlob(blob, fileName(".png"));
