@@ -170,7 +170,10 @@ def relative_map(
         ValueError: as `patch_map`; or the trace has no reference, or no rows of its prompt.
     """
     if trace.reference is None:
-        why = trace.extra.get("no_reference") or "it was generated without reference=True"
+        why = (
+            trace.extra.get("no_reference")
+            or "it was generated without reference=True (--relative)"
+        )
         raise ValueError(f"The run has no generic prompt to compare with: {why}.")
     rows = trace.prompt_rows if of_prompt else trace
     if rows is None:

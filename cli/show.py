@@ -27,6 +27,7 @@ def show(
     scale: common.Scale = "percentile",
     smooth: common.Smooth = False,
     sinks: common.Sinks = True,
+    relative: common.Relative = False,
     figure: common.AsFigure = False,
     image: Annotated[
         int, typer.Option(min=0, help="Which image of the prompt, counted from 0.")
@@ -67,6 +68,7 @@ def show(
             reduce,
             sinks,
             image,
+            relative,
         )
         trace = GenerationTrace.open(trace_file)
         model = trace.model

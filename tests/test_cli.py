@@ -186,6 +186,15 @@ def test_maps_relative_to_a_generic_prompt(image: Path, tiny_folder: Path, tmp_p
     trace = GenerationTrace.open(kept)
     expected = overlay(trace.images[0], relative_map(trace, 1), OverlayStyle(opacity=0.7))
     assert Image.open(relative).tobytes() == expected.tobytes()
+    again = tmp_path / "c.png"
+    shown = run("show", kept, "--token", "1", "--no-sinks", "--relative", "-o", again)
+    assert shown.exit_code == 0, shown.output
+    assert again.read_bytes() == relative.read_bytes()
+    without = tmp_path / "plain.safetensors"
+    run(*one, "-o", plain, "--save-trace", without)
+    assert "generated without reference=True" in refused(
+        run("show", without, "--token", "1", "--relative", "-o", again)
+    )
 
 
 @pytest.mark.tiny
