@@ -33,7 +33,8 @@ def train(
     seed: Annotated[int, typer.Option(help="Of the weights and the scenes.")] = 0,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
     steps: Annotated[
-        int | None, typer.Option(help="At most so many steps of each stage: a quick look.")
+        int | None,
+        typer.Option(help="At most so many steps, shared evenly by the stages: a quick look."),
     ] = None,
     threads: Annotated[int | None, typer.Option(help="CPU threads; left out: all cores.")] = None,
 ) -> None:

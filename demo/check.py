@@ -20,6 +20,7 @@ from torch import Tensor
 from demo.measure import Observed, RowChange, Subject, held_out_scenes, load_subject, observe
 from demo.packing import PackedBatch
 from demo.questions import KINDS, questions
+from demo.recipe import TAU, SinkTeaching
 from demo.scenes import PLACES, Scene
 from demo.teaching import phi_per_dim
 
@@ -46,8 +47,8 @@ class CheckSettings:
     folder: Path
     scenes: int = 500
     first_seed: int = 0
-    dims: tuple[int, ...] = (17, 101)
-    tau: float = 6.0
+    dims: tuple[int, ...] = SinkTeaching().dims
+    tau: float = TAU
 
     def __post_init__(self) -> None:
         if self.scenes < 5:

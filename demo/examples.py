@@ -33,6 +33,7 @@ EXAMPLE_SCENES: tuple[ExampleScene, ...] = (
     ExampleScene("tall", 3, 140, 196, 3, "colour"),
     ExampleScene("two_things", 8, 196, 196, 2, "exist"),
     ExampleScene("more", 5, 168, 196, 4, "where"),
+    ExampleScene("how_many", 13, 196, 168, 4, "count"),
     ExampleScene("nothing", 6, 224, 168, 0, "describe", "photo"),
 )
 

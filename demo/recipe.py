@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from dataclasses import asdict, dataclass
 
 Grid = tuple[int, int]
@@ -44,6 +45,10 @@ _POLISH: tuple[Grid, ...] = (
 )
 
 
+TAU = 6.0
+"""Threshold on phi between sinks and other tokens: between ``high`` and ``low`` of the teaching."""
+
+
 @dataclass(frozen=True)
 class SinkTeaching:
     """How attention sinks are encouraged (they do not emerge by themselves at this size).
@@ -51,8 +56,8 @@ class SinkTeaching:
     In each image the model's own choice of ``tokens`` vision tokens is made larger on ``dims``:
     those with the highest phi there, among the background tokens on the side of the image opposite
     to its objects (so that their places vary, and are never on an object). All other tokens are
-    kept small on these dimensions, and every head of the middle layers is asked to spend ``share``
-    of its image attention on the sinks.
+    kept small on these dimensions, and every head of ``layers`` is asked to spend ``share`` of its
+    image attention on the sinks.
 
     Attributes:
         dims: Dimensions of the residual stream.
@@ -62,7 +67,15 @@ class SinkTeaching:
         share: Least share of a head's image attention.
         share_limit: Greatest share of it: the rest has to stay on what the answer is about.
         every_row: Ask it of each row that predicts a token of an answer; else of their mean, and a
-            head may leave the sinks alone where it names an object.
+            head may leave the sinks alone where it names an object. ``share_limit`` then holds for
+            all large tokens of a row, and ``excess``, ``image`` and ``stray`` count.
+        layers: Where attention to the sinks is asked for. (They exist from layer 1's input on.)
+        excess: Weight of a share above ``share_limit``, against one below ``share``.
+        image: Least image attention of a row.
+        stray: Greatest share of the image attention on any other token of the background: what is
+            not on sinks shall not gather at a third place.
+        lead: By how much the phi of a background token elsewhere has to be greater to be chosen all
+            the same. Endless teaches varying places; a few units then let a choice be.
         surplus: Weight of what keeps sinks few: each further token that is large on ``dims`` then
             costs as much as a missing sink, and the attention on all large ones is limited.
         weight: Weight of the whole in the loss.
@@ -75,6 +88,11 @@ class SinkTeaching:
     share: float = 0.3
     share_limit: float = 0.42
     every_row: bool = False
+    layers: tuple[int, ...] = (1, 2, 3, 4)
+    excess: float = 1.0
+    image: float = 0.0
+    stray: float = 1.0
+    lead: float = math.inf
     surplus: float = 0.0
     weight: float = 1.0
 
@@ -91,6 +109,7 @@ class Stage:
         kinds: Questions to draw from for each scene; none: the vision tower alone.
         asked: How many are drawn (those that a scene does not allow fall away).
         empty: Share of the batches' scenes without an object.
+        repeat: Share of the scenes that may hold two objects of one shape (``demo.scenes``).
         rate: Learning rate at the begin and at the end.
         vision_rate: Factor on the learning rate of the vision tower.
         hints: Weight of the auxiliary heads that teach look-ups.
@@ -106,6 +125,7 @@ class Stage:
     kinds: tuple[str, ...]
     rate: tuple[float, float]
     empty: float = 0.08
+    repeat: float = 0.35
     hints: float = 0.5
     sinks: SinkTeaching | None = None
     batch: int = 16
@@ -138,6 +158,18 @@ _ALL = (
 _LAST = (
     *("describe", "describe", "describe", "what", "what", "colour"),
     *("exist", "exist", "exist", "where", "where", "count", "count", "count", "left"),
+)
+
+_MORE = (*_LAST, "describe", "describe", "what", "exist", "count", "count")
+_SHARED = SinkTeaching(
+    share=0.34,
+    share_limit=0.42,
+    every_row=True,
+    layers=(2, 3, 4),
+    image=0.5,
+    stray=0.1,
+    lead=3.0,
+    surplus=0.4,
 )
 
 STAGES: tuple[Stage, ...] = (
@@ -187,20 +219,7 @@ STAGES: tuple[Stage, ...] = (
     ),
     Stage(
         "polish",
-        2_000,
-        _POLISH,
-        4,
-        (*_LAST, "describe", "what", "exist"),
-        (3e-4, 1.55e-4),
-        batch=8,
-        vision_rate=0.25,
-        hints=0.25,
-        reading=0.05,
-        sinks=SinkTeaching(surplus=0.3),
-    ),
-    Stage(
-        "share",
-        2_400,
+        4_000,
         _POLISH,
         4,
         (*_LAST, "describe", "what", "exist"),
@@ -209,20 +228,36 @@ STAGES: tuple[Stage, ...] = (
         vision_rate=0.25,
         hints=0.25,
         reading=0.05,
-        sinks=SinkTeaching(share=0.4, share_limit=0.47, every_row=True, surplus=0.3),
+        sinks=SinkTeaching(surplus=0.3),
     ),
+    # Asked in the layers that VAR changes, and below the share from which it leaves a head alone.
     Stage(
-        "end",
-        2_000,
+        "share",
+        3_200,
         _POLISH,
         4,
-        (*_LAST, "describe", "what", "exist"),
-        (2e-4, 1e-5),
+        _MORE,
+        (4e-4, 3.178947368421053e-4),
+        repeat=0.7,
         batch=8,
         vision_rate=0.25,
         hints=0.25,
         reading=0.05,
-        sinks=SinkTeaching(share=0.4, share_limit=0.47, every_row=True, surplus=0.3),
+        sinks=_SHARED,
+    ),
+    Stage(
+        "end",
+        4_000,
+        _POLISH,
+        4,
+        _MORE,
+        (2.5e-4, 1e-5),
+        repeat=0.7,
+        batch=8,
+        vision_rate=0.25,
+        hints=0.25,
+        reading=0.05,
+        sinks=_SHARED,
     ),
 )
 

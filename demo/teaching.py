@@ -220,12 +220,15 @@ def phi_per_dim(states: Tensor, dims: Sequence[int]) -> Tensor:
     return states[..., list(dims)].abs() / scale
 
 
-def choose_sinks(phi: Tensor, targets: SceneTargets, count: int) -> Tensor:
-    """The ``count`` tokens of highest phi on the side away from the objects: ``(B, V)`` -> bool
-    ``(B, V)``."""
-    eligible = targets.away
-    allowed = phi.masked_fill(~eligible, -1.0).masked_fill(targets.touched, -2.0)
-    chosen = torch.zeros_like(eligible).scatter_(1, allowed.topk(count, 1).indices, True)
+def choose_sinks(phi: Tensor, targets: SceneTargets, count: int, lead: float = math.inf) -> Tensor:
+    """The ``count`` tokens of highest phi off the objects: ``(B, V)`` -> bool ``(B, V)``.
+
+    A token on the side away from the objects goes first, unless another one's phi is greater by
+    ``lead`` or more.
+    """
+    allowed = torch.where(targets.away, phi, (phi - lead).clamp_min(-1.0))
+    allowed = allowed.masked_fill(targets.touched, -2.0)
+    chosen = torch.zeros_like(targets.away).scatter_(1, allowed.topk(count, 1).indices, True)
     return chosen & ~targets.touched
 
 
@@ -251,7 +254,7 @@ def sink_loss(
     """
     vision, limit = batch.vision, math.sqrt(states[0].shape[-1])
     first = phi_per_dim(states[1][:, vision], teaching.dims).amax(-1)
-    chosen = choose_sinks(first.detach(), targets, teaching.tokens)
+    chosen = choose_sinks(first.detach(), targets, teaching.tokens, teaching.lead)
     everywhere = F.pad(chosen, (vision.start, batch.ids.shape[1] - vision.stop))
     ordinary = ~everywhere & (batch.block >= 0)
     raised = states[0].new_zeros((), dtype=torch.float32)
@@ -265,27 +268,62 @@ def sink_loss(
         kept_low = kept_low + 0.25 * teaching.surplus * excess
         raised = raised + F.relu(teaching.high * limit - phi[everywhere]).mean()
         kept_low = kept_low + F.relu(phi[ordinary] - teaching.low * limit).mean()
-    shares, totals = [], []
-    for layer in range(1, len(attentions) - 1):
-        image = attentions[layer][..., vision].float()  # B, H, L, V
-        part = (image * chosen[:, None, None, :]).sum(-1) / (image.sum(-1) + 1e-3)
-        shares.append(part.transpose(1, 2)[batch.predicting])  # rows, H
-        total = (image * large[layer - 1][:, None, None, :]).sum(-1) / (image.sum(-1) + 1e-3)
-        totals.append(total.transpose(1, 2)[batch.predicting])
-    share = torch.stack(shares)  # layers, rows, H
-    mean_share = share.mean(1)
-    all_large = torch.stack(totals).mean(1)
-    asked = share if teaching.every_row else mean_share
-    held = (F.relu(teaching.share - asked) + F.relu(asked - teaching.share_limit)).mean()
-    held = held + teaching.surplus * F.relu(all_large - teaching.share_limit).mean()
+    held, figures = _attention_asked(attentions, batch, targets, chosen, large, teaching)
     loss = (raised + 4 * kept_low) / limit / len(inner) + 2 * held
     with torch.no_grad():
-        figures = {
+        figures |= {
             "sink_phi": float(first[chosen].mean()),
             "other_phi": float(first[~chosen].mean()),
-            "sink_share": float(mean_share.mean()),
-            "least_share": float(mean_share.min()),
-            "large_share": float(all_large.mean()),
             "large_tokens": float(large[1].float().sum(-1).mean()),
         }
     return teaching.weight * loss, figures
+
+
+def _log_odds(share: Tensor | float) -> Tensor:
+    share = torch.as_tensor(share)
+    return torch.log((share + 1e-3) / (1 - share + 1e-3))
+
+
+def _attention_asked(
+    attentions: Sequence[Tensor],
+    batch: PackedBatch,
+    targets: SceneTargets,
+    chosen: Tensor,
+    large: Sequence[Tensor],
+    teaching: SinkTeaching,
+) -> tuple[Tensor, dict[str, float]]:
+    """What the heads of ``teaching.layers`` miss of the attention asked of them (0: nothing), and
+    figures for the log; ``large`` holds the large tokens ``(B, V)`` of layers 1, 2 ..."""
+    shares, totals, masses, strays = [], [], [], []
+    for layer in teaching.layers:
+        image = attentions[layer][..., batch.vision].float()  # B, H, L, V
+        mass = image.sum(-1) + 1e-3
+        parts = [(image * m[:, None, None]).sum(-1) / mass for m in (chosen, large[layer - 1])]
+        elsewhere = ~(large[layer - 1] | targets.touched)
+        strays_here = (image * elsewhere[:, None, None]).amax(-1) / mass
+        for kept, value in zip(
+            (shares, totals, masses, strays), (*parts, mass, strays_here), strict=True
+        ):
+            kept.append(value.transpose(1, 2)[batch.predicting])  # rows, H
+    share, total, mass, stray = (torch.stack(t) for t in (shares, totals, masses, strays))
+    mean_share, mean_total = share.mean(1), total.mean(1)
+    if teaching.every_row:
+        # In log-odds: the gradient of a share itself vanishes where it is near nothing or all.
+        missing = F.relu(_log_odds(teaching.share) - _log_odds(share))
+        beyond = F.relu(_log_odds(total) - _log_odds(teaching.share_limit))
+        rest = F.relu(teaching.image - mass) + F.relu(stray - teaching.stray)
+        missed = (0.25 * (missing + teaching.excess * beyond) + rest).mean()
+    else:
+        missed = F.relu(teaching.share - mean_share) + F.relu(mean_share - teaching.share_limit)
+        missed = missed.mean()
+        missed = missed + teaching.surplus * F.relu(mean_total - teaching.share_limit).mean()
+    with torch.no_grad():
+        figures = {
+            "sink_share": float(mean_share.mean()),
+            "least_share": float(mean_share.min()),
+            "large_share": float(mean_total.mean()),
+            "share_over_half": float((total > 0.5).float().mean()),
+            "image_attention": float(mass.mean()),
+            "stray": float(stray.mean()),
+        }
+    return missed, figures

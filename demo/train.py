@@ -45,8 +45,8 @@ class TrainSettings:
         seed: Of weights and scenes.
         device: "auto", "cpu" or "cuda".
         stages: The recipe.
-        steps: Stop after so many steps of each stage (for tests and quick looks); None: whole
-            stages.
+        steps: At most so many steps in all, shared evenly by the stages (for tests and quick
+            looks); None: whole stages.
         save_every: Steps between checkpoints.
     """
 
@@ -72,7 +72,10 @@ class TrainSettings:
 
     def stage_steps(self, stage: Stage) -> int:
         """Steps of ``stage`` in this run."""
-        return stage.steps if self.steps is None else min(self.steps, stage.steps)
+        if self.steps is None:
+            return stage.steps
+        each, more = divmod(self.steps, len(self.stages))
+        return min(stage.steps, each + (self.stages.index(stage) < more))
 
 
 @dataclass(frozen=True)
@@ -123,8 +126,8 @@ def train(settings: TrainSettings) -> Iterator[Progress]:
         A report for each step.
 
     Raises:
-        ValueError: Where a folder cannot be written, or holds a checkpoint of a different recipe or
-            seed.
+        ValueError: Where a folder cannot be written, or holds a checkpoint of a different recipe,
+            seed or number of steps.
     """
     check_writable(settings.work)
     check_writable(settings.output)
@@ -139,6 +142,8 @@ def train(settings: TrainSettings) -> Iterator[Progress]:
     _restore(run, settings)
     packer = Packer(tokenizer)
     total = sum(settings.stage_steps(s) for s in settings.stages)
+    if run.stage == len(settings.stages):  # finished before; the folder may be another one now
+        _write_model(run, settings, tokenizer)
     with faster_training(run.model):
         while run.stage < len(settings.stages):
             stage = settings.stages[run.stage]
@@ -156,11 +161,16 @@ def train(settings: TrainSettings) -> Iterator[Progress]:
                 )
                 if run.step % settings.save_every == 0:
                     _save(run, settings)
+            # Before the checkpoint: interrupted between the two, the stage's last steps are redone.
+            _write_model(run, settings, tokenizer)
             run.stage, run.step = run.stage + 1, 0
             _save(run, settings)
-            write_folder(settings.output, run.model, tokenizer)
-            text = run.model.config.text_config
-            write_profile(settings.output, text.hidden_size, text.num_hidden_layers, SinkTeaching())
+
+
+def _write_model(run: _Run, settings: TrainSettings, tokenizer: Any) -> None:
+    write_folder(settings.output, run.model, tokenizer)
+    text = run.model.config.text_config
+    write_profile(settings.output, text.hidden_size, text.num_hidden_layers, SinkTeaching())
 
 
 def _new_run(tokenizer: Any, device: torch.device) -> _Run:
@@ -238,6 +248,7 @@ def _draw(
                 rows * CELL,
                 min_objects=0 if empty else 1,
                 max_objects=0 if empty else stage.max_objects,
+                repeat=stage.repeat,
             )
         )
     return scenes
@@ -318,6 +329,7 @@ def _save(run: _Run, settings: TrainSettings) -> None:
         "stage": run.stage,
         "step": run.step,
         "seed": settings.seed,
+        "steps": settings.steps,
         "recipe": fingerprint(settings.stages[: run.stage]),
         "history": run.history,
     }
@@ -338,11 +350,11 @@ def _restore(run: _Run, settings: TrainSettings) -> None:
         return
     with safe_open(path, framework="pt") as stored:
         progress = json.loads(stored.metadata()["progress"])
-        if progress["seed"] != settings.seed or progress["recipe"] != fingerprint(
-            settings.stages[: progress["stage"]]
-        ):
+        recipe = fingerprint(settings.stages[: progress["stage"]])
+        before = (progress["seed"], progress["recipe"], progress.get("steps"))
+        if before != (settings.seed, recipe, settings.steps):
             raise ValueError(
-                f"{path} belongs to a run with another recipe or seed: "
+                f"{path} belongs to a run with another recipe, seed or number of steps: "
                 "choose another folder, or remove it"
             )
         tensors = {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118

@@ -81,13 +81,11 @@ def planted(sink_at: int, share: float) -> tuple[list[torch.Tensor], list[torch.
     return [states] * 3, [attention] * 3
 
 
-@pytest.mark.parametrize(
-    ("at", "share", "good"), [(15, 0.35, True), (15, 0.0, False), (0, 0.35, False)]
-)
-def test_the_sink_loss_is_zero_where_sinks_are_as_wanted_and_only_there(at, share, good):
+def answering_batch() -> PackedBatch:
+    """One row of 1 + 16 + 2 tokens whose token 17 predicts an answer."""
     labels = torch.full((1, 19), -100)
     labels[0, 18] = 7
-    batch = PackedBatch(
+    return PackedBatch(
         ids=torch.zeros(1, 19, dtype=torch.long),
         labels=labels,
         mask=torch.ones(1, 1, 19, 19, dtype=torch.bool),
@@ -99,9 +97,18 @@ def test_the_sink_loss_is_zero_where_sinks_are_as_wanted_and_only_there(at, shar
         first_vision=1,
         vision_tokens=16,
     )
+
+
+@pytest.mark.parametrize(
+    ("at", "share", "good"), [(15, 0.35, True), (15, 0.0, False), (0, 0.35, False)]
+)
+def test_the_sink_loss_is_zero_where_sinks_are_as_wanted_and_only_there(at, share, good):
+    batch = answering_batch()
     targets = scene_targets([square_scene()], 4, 4)
     states, attentions = planted(at, share)
-    loss, _ = sink_loss(states, attentions, batch, targets, SinkTeaching(dims=(0,), tokens=1))
+    loss, _ = sink_loss(
+        states, attentions, batch, targets, SinkTeaching(dims=(0,), tokens=1, layers=(1,))
+    )
     assert (float(loss) < 1e-6) == good
 
 
@@ -165,20 +172,7 @@ def test_the_reading_hint_is_small_where_the_heads_read_as_shown_and_only_there(
 
 
 def test_a_surplus_sink_costs_more_where_sinks_are_to_be_few():
-    labels = torch.full((1, 19), -100)
-    labels[0, 18] = 7
-    batch = PackedBatch(
-        ids=torch.zeros(1, 19, dtype=torch.long),
-        labels=labels,
-        mask=torch.ones(1, 1, 19, 19, dtype=torch.bool),
-        positions=torch.zeros(3, 1, 19, dtype=torch.long),
-        block=torch.zeros(1, 19, dtype=torch.long),
-        named=torch.full((1, 19), -2),
-        counts=torch.full((1, 19), -100),
-        focus=torch.full((1, 19), -1),
-        first_vision=1,
-        vision_tokens=16,
-    )
+    batch = answering_batch()
     targets = scene_targets([square_scene()], 4, 4)
     losses = {}
     for surplus in (0.0, 1.0):
@@ -189,9 +183,48 @@ def test_a_surplus_sink_costs_more_where_sinks_are_to_be_few():
                 attentions = [a.clone() for a in attentions]
                 for weights in attentions:
                     weights[..., 4] = 0.35
-            teaching = SinkTeaching(dims=(0,), tokens=1, surplus=surplus)
+            teaching = SinkTeaching(dims=(0,), tokens=1, layers=(1,), surplus=surplus)
             losses[surplus, extra] = float(
                 sink_loss(states, attentions, batch, targets, teaching)[0]
             )
     assert losses[1.0, False] < 1e-6
     assert losses[1.0, True] > losses[0.0, True] + 0.1
+
+
+def test_a_sink_elsewhere_is_chosen_where_it_leads_by_enough():
+    targets = scene_targets([square_scene()], 4, 4)
+    phi = torch.zeros(1, 16)
+    phi[0, 15], phi[0, 3], phi[0, 0] = 2.0, 4.0, 9.0  # away, background elsewhere, on the star
+    picked = {lead: choose_sinks(phi, targets, 1, lead)[0].nonzero().item() for lead in (1.0, 3.0)}
+    assert picked == {1.0: 3, 3.0: 15}
+
+
+@pytest.mark.parametrize(
+    ("share", "mass", "stray", "cost"),
+    [
+        (0.38, 0.8, 0.0, 0.0),
+        (0.25, 0.8, 0.0, 0.25 * math.log(0.34 / 0.66 * 0.75 / 0.25)),
+        (0.60, 0.8, 0.0, 0.25 * 2 * math.log(0.60 / 0.40 * 0.58 / 0.42)),
+        (0.38, 0.3, 0.0, 0.2),
+        (0.38, 0.8, 0.3, 0.2),
+    ],
+)
+def test_each_row_is_asked_for_its_share_and_to_scatter_the_rest(share, mass, stray, cost):
+    """The cost of the last row of layer 1 alone, in each of the ways to miss what is asked."""
+    teaching = SinkTeaching(
+        dims=(0,), tokens=1, every_row=True, layers=(1,), share=0.34, share_limit=0.42, excess=2.0,
+        image=0.5, stray=0.1,
+    )  # fmt: skip
+    states, _ = planted(15, 0.0)
+    row = torch.full((16,), (1 - share - stray) / (14 if stray else 15))
+    row[15] = share
+    if stray:
+        row[14] = stray
+    weights = torch.zeros(1, 2, 19, 19)
+    weights[..., 17, 1:17] = mass * row
+    elsewhere = torch.rand(1, 2, 19, 19)  # what other layers do is free
+    targets = scene_targets([square_scene()], 4, 4)
+    loss, _ = sink_loss(
+        states, [elsewhere, weights, elsewhere], answering_batch(), targets, teaching
+    )
+    assert math.isclose(float(loss), 2 * cost, abs_tol=0.02)

@@ -1,6 +1,7 @@
 """Training: an interruption changes nothing, bad folders are named first, and the folder loads."""
 
-import os
+import functools
+import math
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -11,6 +12,7 @@ from safetensors.torch import load_file
 from typer.testing import CliRunner
 
 from demo import train as module
+from demo.recipe import STAGES as RECIPE
 from demo.recipe import SinkTeaching, Stage
 from demo.train import CHECKPOINT, TrainSettings, read_history, train
 
@@ -27,6 +29,14 @@ def one_thread():
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_tokenizer():
+    """It is the same each time, and takes longer than the training of these small stages."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "build_tokenizer", functools.cache(module.build_tokenizer))
+        yield
 
 
 def settings(root: Path, **changes) -> TrainSettings:
@@ -81,10 +91,49 @@ def test_the_folder_loads_and_answers_like_a_published_checkpoint(uninterrupted)
     assert out.shape[1] > inputs.tensors["input_ids"].shape[1]
 
 
-def test_another_recipe_or_seed_does_not_continue_a_run(uninterrupted):
+def test_training_lowers_the_loss(tmp_path):
+    stage = Stage("name", 80, ((3, 3),), 2, ("what", "where"), (1e-3, 1e-3), batch=4, asked=2)
+    reports = list(train(settings(tmp_path, stages=(stage,), save_every=20)))
+    losses = [r.figures["loss"] for r in reports]
+    assert len(losses) == 20 and losses[-1] < losses[0] - 1
+
+
+@pytest.mark.parametrize(
+    ("steps", "shared"), [(None, [4, 4, 2]), (1, [1, 0, 0]), (5, [2, 2, 1]), (99, [4, 4, 2])]
+)
+def test_steps_are_shared_evenly_by_the_stages(tmp_path, steps, shared):
+    made = settings(tmp_path, steps=steps)
+    assert [made.stage_steps(stage) for stage in STAGES] == shared
+
+
+def test_an_interruption_while_the_model_is_written_costs_nothing(
+    uninterrupted, tmp_path, monkeypatch
+):
+    write, calls = module.write_folder, []
+
+    def interrupted(*arguments):
+        calls.append(arguments)
+        if len(calls) == len(STAGES):
+            raise KeyboardInterrupt
+        write(*arguments)
+
+    monkeypatch.setattr(module, "write_folder", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        list(train(settings(tmp_path)))
+    monkeypatch.setattr(module, "write_folder", write)
+    list(train(settings(tmp_path)))
+    name = "model/model.safetensors"
+    assert (tmp_path / name).read_bytes() == (uninterrupted[0] / name).read_bytes()
+    # A finished run writes its folder again, also into another place.
+    assert list(train(settings(tmp_path, output=tmp_path / "again"))) == []
+    again = tmp_path / "again" / "model.safetensors"
+    assert again.read_bytes() == (uninterrupted[0] / name).read_bytes()
+
+
+def test_another_recipe_seed_or_length_does_not_continue_a_run(uninterrupted):
     changed = (replace(STAGES[0], images=6), *STAGES[1:])
-    for other in ({"stages": changed}, {"seed": 1}):
-        with pytest.raises(ValueError, match="another recipe or seed"):
+    for other in ({"stages": changed}, {"seed": 1}, {"steps": 3}):
+        with pytest.raises(ValueError, match="another recipe, seed or number of steps"):
             next(train(settings(uninterrupted[0], **other)))
 
 
@@ -120,12 +169,13 @@ def test_the_command_trains_with_the_real_recipe(tmp_path):
     from cli.demo import app
 
     arguments = ["train", "--output", str(tmp_path / "m"), "--work", str(tmp_path / "w")]
-    arguments += ["--steps", "20", "--device", "cpu", "--threads", str(os.cpu_count() or 1)]
+    arguments += ["--steps", "20", "--device", "cpu", "--threads", "1"]
     done = CliRunner().invoke(app, arguments)
     assert done.exit_code == 0, done.output
     history = read_history(tmp_path / "w")
-    named = [h for h in history if h["stage"] == "name"]
-    assert named[-1]["loss"] < named[0]["loss"] - 1
+    # Every stage of the recipe is run, with its own sizes, questions and losses.
+    assert len(history) == 20 and {h["stage"] for h in history} == {s.name for s in RECIPE}
+    assert all(math.isfinite(v) for h in history for v in h.values() if not isinstance(v, str))
     assert (tmp_path / "m" / "model.safetensors").stat().st_size < 20e6
     assert (tmp_path / "w" / "training.png").stat().st_size > 5000
     assert (tmp_path / "m" / "sink_profile.toml").exists()
