@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from config import AppSettings, Settings
+from config import AppSettings, ModelSettings, Settings
 from tests.web.scripted import ScriptedEngine, fake_handle
 from tests.web.synthetic import make_pair
 from web.launch import launch
@@ -43,7 +43,8 @@ class Site:
 def start_site(folder: Path, engine: ScriptedEngine, **options: Any) -> Site:
     page = AppSettings(port=free_port(), cache_dir=str(folder), store_megabytes=200, queue_size=2)
     scripted = {"engine": engine.engine(), "estimate": engine.estimate, "examples": []}
-    app = build_app(Settings(app=page), **{**scripted, **options})
+    start = Settings(model=options.pop("model", ModelSettings()), app=page)
+    app = build_app(start, **{**scripted, **options})
     return Site(app, launch(app, wait=False), engine)
 
 

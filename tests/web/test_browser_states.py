@@ -1,0 +1,167 @@
+"""Every state of the model and of the form, and what is said of what will be, before it is."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from config import ModelSettings
+from models.source import ModelError
+from tests.web.conftest import Site, start_site
+from tests.web.scripted import ScriptedEngine, fake_handle
+from tests.web.synthetic import make_pair
+from tests.web.test_browser_story import ask, finished, free_engine, photo_file, upload
+from tests.web.test_browser_view import ready
+from web.slot import ModelSlot
+from web.store import Run
+
+__all__ = ["free_engine", "photo_file"]
+
+pytestmark = pytest.mark.browser
+
+STATUS = "[data-testid=model-status]"
+
+
+class SlowLoad:
+    """A load that goes on when it is told to, and fails if the model is called "broken"."""
+
+    def __init__(self) -> None:
+        self.go_on = threading.Event()
+
+    def __call__(self, settings: ModelSettings, on_progress: Callable[[str, float], None]) -> Any:
+        on_progress("Loading the weights", 0.3)
+        assert self.go_on.wait(60)
+        if settings.model == "owner/broken":
+            raise ModelError("owner/broken is only half downloaded: 1 of 2 files are missing.")
+        return fake_handle()
+
+
+@pytest.fixture
+def started(tmp_path: Path) -> Iterator[tuple[str, SlowLoad]]:
+    """An app without a model yet, as it is right after `python app.py`."""
+    load = SlowLoad()
+    example = Run(make_pair(), kind="example")
+    options = {"slot": ModelSlot(load), "example": example}
+    site = start_site(tmp_path, ScriptedEngine(), **options)
+    yield site.url, load
+    load.go_on.set()
+    site.app.blocks.close(verbose=False)
+
+
+def test_the_page_is_there_before_its_model(
+    started: tuple[str, SlowLoad], open_page: Any, photo_file: Path
+) -> None:
+    url, load = started
+    page = open_page(url, errors=True)
+    ready(page)  # the example, while the model loads behind it
+    page.wait_for_selector(f"{STATUS}[data-phase=loading]")
+    assert "Loading the weights" in page.inner_text(STATUS)
+    assert page.get_attribute(f"{STATUS} [role=progressbar]", "aria-valuenow") == "30"
+    assert page.is_disabled("#compare input")
+    upload(page, photo_file)
+    ask(page, "Too early.")
+    page.wait_for_selector("[data-phase=error]")
+    assert "still loading (loading the weights)" in page.inner_text("[data-testid=alert]")
+    load.go_on.set()
+    page.wait_for_selector(f"{STATUS}[data-phase=ready]")
+    page.wait_for_selector("#compare input:enabled")
+    page.wait_for_selector("#ahead .notice:not([hidden])")  # now it can be said
+    ask(page, "Now.")
+    finished(page)
+
+
+def test_a_failed_load_leaves_the_model_in_use(
+    started: tuple[str, SlowLoad], open_page: Any
+) -> None:
+    url, load = started
+    load.go_on.set()
+    page = open_page(url, errors=True)
+    page.wait_for_selector(f"{STATUS}[data-phase=ready]")
+    page.click("#model .label-wrap")
+    ahead = page.locator("#load-ahead .notice")
+    page.wait_for_selector("#load-ahead .notice:not([hidden])")
+    assert "million parameters in float32" in ahead.inner_text()
+    load.go_on.clear()
+    page.fill("#model-name input", "owner/broken")
+    page.keyboard.press("Enter")
+    page.wait_for_selector("#load-ahead .notice[data-kind=warn]")
+    assert "not on this machine" in ahead.inner_text()
+    page.click("#load")
+    page.wait_for_selector("#load-ahead .notice[data-kind=busy]")
+    assert ahead.inner_text() == "Loading the weights (owner/broken)"
+    load.go_on.set()
+    page.wait_for_selector(f"{STATUS}[data-phase=failed]")
+    assert "fake" in page.inner_text(STATUS) and "half downloaded" in page.inner_text(STATUS)
+    page.wait_for_selector("#load-ahead .notice[data-kind=warn]")
+    assert ahead.inner_text().startswith("owner/broken is only half downloaded")
+    assert page.locator(".toast-body").count() == 0  # said once, where one looks
+    assert page.is_enabled("#compare input")  # of the model that is still in use
+
+
+def test_a_start_whose_model_is_missing(tmp_path: Path, open_page: Any) -> None:
+    nowhere = ModelSettings(str(tmp_path / "nowhere"))
+    site = start_site(tmp_path, ScriptedEngine(), model=nowhere)
+    page = open_page(site.url)
+    page.wait_for_selector(f"{STATUS}[data-phase=failed]")
+    assert "There is no model folder" in page.inner_text(STATUS)
+    site.app.blocks.close(verbose=False)
+
+
+def test_the_first_start_without_an_example(
+    tmp_path: Path, open_page: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("web.page.load_example", lambda: None)
+    site = start_site(tmp_path, ScriptedEngine(), handle=fake_handle())
+    page = open_page(site.url)
+    page.wait_for_selector("[data-testid=blank]")
+    assert "Where did each word look?" in page.inner_text("[data-testid=blank]")
+    assert page.inner_text("[data-testid=phase]") == "No run yet"
+    site.app.blocks.close(verbose=False)
+
+
+def test_the_forecast_follows_the_form(site: Site, open_page: Any, photo_file: Path) -> None:
+    page = open_page(site.url)
+    ready(page)
+    assert page.locator("#ahead .notice").is_hidden()
+    upload(page, photo_file)
+
+    def wait_for(words: str) -> None:
+        page.wait_for_function(
+            "words => document.querySelector('#ahead .text').textContent.includes(words)", arg=words
+        )
+
+    wait_for("6 vision tokens · up to 64 kB of attention · about 6.4 s")
+    page.check("#compare input")
+    wait_for("128 kB of attention · about 6.4 s an answer")
+    page.click("#generation-settings .label-wrap")
+    page.fill("#generation-settings input[type=number] >> nth=0", "20")
+    page.keyboard.press("Tab")
+    wait_for("40 kB of attention · about 2.0 s an answer")
+    page.fill("#prompt textarea", "heavy")
+    page.keyboard.press("Tab")
+    wait_for("What helps: fewer new tokens")
+    assert page.locator("#ahead .notice").get_attribute("data-kind") == "warn"
+
+
+def test_a_link_to_a_run_that_is_gone(site: Site, open_page: Any) -> None:
+    page = open_page(site.url, path="#run=AAAAAAAAAAAAAAAAAAAAAA&t=3-3")
+    ready(page)
+    page.wait_for_selector("[data-testid=alert]:not([hidden])")
+    assert "no longer on the server" in page.inner_text("[data-testid=alert]")
+    assert page.inner_text("[data-testid=phase]") == "Precomputed example"
+
+
+def test_a_phone_is_taken_to_the_answer(site: Site, open_page: Any, photo_file: Path) -> None:
+    page = open_page(site.url, width=390)
+    ready(page)
+    upload(page, photo_file)
+    ask(page, "Where?")
+    finished(page)
+    line = page.locator("[data-testid=phase]").bounding_box()
+    assert 0 <= line["y"] < 844
+    wide = page.evaluate("document.documentElement.scrollWidth")
+    assert wide <= 390  # nothing makes the page scroll sideways
