@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -50,11 +51,42 @@ def measured_in(folder: Path) -> Iterator[SampleStats]:
             continue
 
 
+@dataclass(frozen=True)
+class Scores:
+    """What travels of one sample: of its statistics, which are megabytes, the little that is drawn.
+
+    Attributes:
+        id: the sample's.
+        rows, columns: of the vision tokens of its (first) image.
+        phi, ratio: float32 (L, V): score under the found dimensions, and the attention received in
+            multiples of the image's median.
+    """
+
+    id: str
+    rows: int
+    columns: int
+    phi: np.ndarray
+    ratio: np.ndarray
+
+
+def scores_in(folder: Path, findings: Findings) -> list[Scores]:
+    """The samples of a result, by id, as far as `MOST_CELLS`; none where no dimension was found."""
+    used = {(sample.id, sample.fingerprint) for sample in findings.samples}
+    made: list[Scores] = []
+    cells = 0
+    for one in measured_in(folder) if findings.dims else ():
+        cells += one.rms.numel()
+        if (one.id, one.fingerprint) in used and cells <= MOST_CELLS:
+            phi, ratio = one.phi(findings.dims).numpy(), one.ratio.numpy()
+            made.append(Scores(one.id, *one.grids[0], phi, np.nan_to_num(ratio, posinf=0.0)))
+    return sorted(made, key=lambda scores: scores.id)
+
+
 def build_sinks_payload(
     findings: Findings,
     validation: Validation | None,
     why: str,
-    stats: Sequence[SampleStats],
+    shown: Sequence[Scores],
     images: Mapping[str, str],
 ) -> bytes:
     """The result as the tab loads it.
@@ -63,16 +95,14 @@ def build_sinks_payload(
         findings: what was found.
         validation: on other samples, or None.
         why: in words, why there is none.
-        stats: of samples that finding used.
+        shown: samples that finding used.
         images: sample id -> address of its picture.
     """
-    shown = _shown(findings, stats)
     arrays: dict[str, np.ndarray] = {}
     tops = {}
     if shown:
-        phi = np.concatenate([one.phi(findings.dims).numpy() for one in shown], axis=1)
-        ratio = np.concatenate([one.ratio.numpy() for one in shown], axis=1)
-        for name, values in (("phi", phi), ("ratio", np.nan_to_num(ratio, posinf=0.0))):
+        for name in ("phi", "ratio"):
+            values = np.concatenate([getattr(one, name) for one in shown], axis=1)
             tops[f"{name}_top"] = top = float(values.max()) or 1.0
             arrays[name] = np.rint(np.clip(values / top, 0, 1) * 65535).astype(np.uint16)
     header = {
@@ -93,32 +123,19 @@ def build_sinks_payload(
     return pack(header, arrays)
 
 
-def _shown(findings: Findings, stats: Sequence[SampleStats]) -> list[SampleStats]:
-    """The samples whose tokens travel: those of this result, none where no dimension was found."""
-    used = {(sample.id, sample.fingerprint) for sample in findings.samples}
-    made: list[SampleStats] = []
-    cells = 0
-    for one in sorted(stats, key=lambda one: one.id):
-        cells += one.rms.numel()
-        if findings.dims and (one.id, one.fingerprint) in used and cells <= MOST_CELLS:
-            made.append(one)
-    return made
-
-
-def _places(shown: Sequence[SampleStats], images: Mapping[str, str]) -> list[dict[str, Any]]:
+def _places(shown: Sequence[Scores], images: Mapping[str, str]) -> list[dict[str, Any]]:
     made, start = [], 0
     for one in shown:
-        (rows, columns), tokens = one.grids[0], one.rms.shape[1]
         made.append(
             {
                 "id": one.id,
                 "start": start,
-                "rows": rows,
-                "columns": columns,
+                "rows": one.rows,
+                "columns": one.columns,
                 "url": images.get(one.id),
             }
         )
-        start += tokens
+        start += one.phi.shape[1]
     return made
 
 

@@ -38,7 +38,7 @@ from utils import sha256
 from web.handlers import UNFORESEEN
 from web.inspector import cached, error_value, queued_value
 from web.payload import encode_image
-from web.sinks_payload import build_sinks_payload, measured_in, profile_name
+from web.sinks_payload import build_sinks_payload, measured_in, profile_name, scores_in
 from web.sinks_request import Drawn, SinksRequest, draw_samples
 from web.sinks_store import SinksResult, SinksStore
 from web.slot import Line, ModelSlot, why_no_model
@@ -239,7 +239,7 @@ class SinksHandlers:
         except Stopped as stopped:
             done = f"Validating was stopped after {stopped.done} of {stopped.total} samples"
             return None, f"{done}; what was found stays. Press Run again for all of it.", done
-        except ValueError as error:
+        except (ValueError, RunOutOfMemoryError) as error:  # what was found stays
             return None, str(error), ""
         return validation, "", ""
 
@@ -253,14 +253,14 @@ class SinksHandlers:
         done: str,
     ) -> SinksResult:
         assert self.component is not None
-        stats = list(measured_in(work))
-        shown = {one.id for one in stats} if findings.dims else set()
+        shown = scores_in(work, findings)
+        seen = {one.id for one in shown}
         images = {
             sample.id: cached(*encode_image(_opened(sample), PICTURE_SIDE), self.component)["url"]
             for sample in samples.samples
-            if sample.id in shown
+            if sample.id in seen
         }
-        data = build_sinks_payload(findings, validation, why, stats, images)
+        data = build_sinks_payload(findings, validation, why, shown, images)
         run_id = new_id()
         value = {
             "phase": "stopped" if done else "ready",

@@ -331,6 +331,9 @@ def test_validation_that_fails_leaves_the_findings(make: Make, upload: tuple[Pic
     def refusing(*args: Any, **hooks: Any) -> Any:
         raise ValueError("None of the 2 samples can be used.")
 
+    def full(*args: Any, **hooks: Any) -> Any:
+        raise RunOutOfMemoryError("Memory is full.")
+
     def stopping(*args: Any, **hooks: Any) -> Any:
         raise sinks.find.Stopped(1, 2)
 
@@ -338,6 +341,9 @@ def test_validation_that_fails_leaves_the_findings(make: Make, upload: tuple[Pic
     last = drain(handlers, asked(upload))[-1]
     assert last["phase"] == "ready"
     assert opened(last)[0]["checked"]["text"] == "None of the 2 samples can be used."
+    handlers.engine = SinksEngine(validate=full)
+    last = drain(handlers, asked(upload))[-1]
+    assert opened(last)[0]["checked"]["text"] == "Memory is full."
     handlers.engine = SinksEngine(validate=stopping)
     last = drain(handlers, asked(upload))[-1]
     assert last["phase"] == "stopped"
