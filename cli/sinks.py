@@ -70,7 +70,7 @@ def find(
     top_percent: TopPercent = 1.0,
     min_ratio: MinRatio = 3.0,
     min_contrast: Annotated[
-        float, typer.Option(help="Least mean on sink tokens, by that on ordinary ones.")
+        float, typer.Option(help="How far it stands out on sink tokens, by how far on others.")
     ] = 3.0,
     min_consistency: Annotated[
         float, typer.Option(help="In at least this share of the samples.")
