@@ -144,12 +144,7 @@ def _mp4(path: Path, width: int, height: int, seconds: float) -> Iterator[Write]
         except (ImportError, OSError) as error:  # OSError: a system library cannot be loaded
             missing.append(f"{name}: {error}")
             continue
-        with way(library, path, width, height, rate) as write_one:
-
-            def write(frame: Pixels, write_one: Write = write_one) -> None:
-                for _ in range(repeats):
-                    write_one(frame)
-
+        with way(library, path, (width, height), rate, repeats) as write:
             yield write
         return
     raise ValueError(
@@ -159,29 +154,47 @@ def _mp4(path: Path, width: int, height: int, seconds: float) -> Iterator[Write]
 
 
 @contextmanager
-def _by_av(av: Any, path: Path, width: int, height: int, rate: Fraction) -> Iterator[Write]:
+def _by_av(
+    av: Any, path: Path, size: tuple[int, int], rate: Fraction, repeats: int
+) -> Iterator[Write]:
     """H.264, which everything plays."""
     with av.open(str(path), "w", options={"movflags": "+faststart"}) as container:
-        stream = container.add_stream("libx264", rate=rate.limit_denominator(1000))
-        stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
+        rate = rate.limit_denominator(1000)
+        stream = container.add_stream("libx264", rate=rate)
+        (stream.width, stream.height), stream.pix_fmt = size, "yuv420p"
         stream.options = {"preset": "veryfast", "crf": "18", "threads": "2", "rc-lookahead": "10"}
 
+        count = 0
+
         def write(frame: Pixels) -> None:
+            nonlocal count
             picture = av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), format="rgb24")
-            container.mux(stream.encode(picture))
+            picture = picture.reformat(format="yuv420p")  # once for all repeats
+            for _ in range(repeats):
+                picture.pts, picture.time_base = count, 1 / rate
+                container.mux(stream.encode(picture))
+                count += 1
 
         yield write
         container.mux(stream.encode(None))
 
 
 @contextmanager
-def _by_opencv(cv2: Any, path: Path, width: int, height: int, rate: Fraction) -> Iterator[Write]:
+def _by_opencv(
+    cv2: Any, path: Path, size: tuple[int, int], rate: Fraction, repeats: int
+) -> Iterator[Write]:
     """VP9, the only encoder in OpenCV's wheel that browsers play."""
     code = cv2.VideoWriter_fourcc(*"vp09")
-    video = cv2.VideoWriter(str(path), code, float(rate), (width, height))
+    video = cv2.VideoWriter(str(path), code, float(rate), size)
     if not video.isOpened():
         raise ValueError("This OpenCV cannot write VP9, and there is no PyAV (pip install av).")
+
+    def write(frame: Pixels) -> None:
+        turned = np.ascontiguousarray(frame[..., ::-1])
+        for _ in range(repeats):
+            video.write(turned)
+
     try:
-        yield lambda frame: video.write(np.ascontiguousarray(frame[..., ::-1]))
+        yield write
     finally:
         video.release()
