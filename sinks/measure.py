@@ -58,8 +58,8 @@ def measure(
         One result a sample, in their order: statistics, or why there are none.
 
     Raises:
-        ValueError: `layers` does not fit the model, or the model's attention has a sliding window
-            shorter than the prompt.
+        ValueError: `layers` does not fit the model, the model's attention has a sliding window
+            shorter than the prompt, or what passed through the model is not a number.
         torch.OutOfMemoryError: the batch does not fit.
     """
     results: list[SampleStats | Unusable] = []
@@ -92,7 +92,7 @@ def _forward(
     with handle.lock, running(handle.stack, plan), torch.no_grad():
         given = {name: tensor.to(handle.device) for name, tensor in tensors.items()}
         handle.model(**given, use_cache=False, logits_to_keep=1)
-    return [
+    made = [
         SampleStats(
             id=sample.id,
             fingerprint=sample.fingerprint(),
@@ -103,6 +103,9 @@ def _forward(
         )
         for (sample, prompt), reducer in zip(usable, reducers, strict=True)
     ]
+    for stats in made:
+        _check_finite(stats)
+    return made
 
 
 class _Watcher:
@@ -241,6 +244,23 @@ class _Reducer:
             median = size.median(-1, keepdim=True).values
             massive = (size >= MASSIVE) & (size >= MASSIVE_RATIO * median)
             into["massive"].add_((massive & sinks[top][low:high, None]).sum(0, dtype=torch.int32))
+
+
+def _check_finite(stats: SampleStats) -> None:
+    """Refuse figures that are no numbers: compared with a threshold they would count as small, and
+    massive activations that overflow would be told as "no sinks".
+
+    Raises:
+        ValueError: naming the sample and the first layer.
+    """
+    for row, layer in enumerate(stats.layers):
+        figures = (stats.rms, stats.received, stats.first, stats.text_max)
+        if not all(bool(torch.isfinite(figure[row]).all()) for figure in figures):
+            raise ValueError(
+                f"In layer {layer} of {stats.id} the model's activations are not finite numbers. "
+                "In float16 massive activations overflow; load the model in bfloat16 or float32. "
+                "Otherwise its weights are damaged."
+            )
 
 
 def _relative(hidden: Tensor) -> tuple[Tensor, Tensor]:

@@ -148,7 +148,8 @@ def totals(stats: Sequence[SampleStats], settings: FindSettings, hidden_size: in
         counts["has"] += sinks > 0
         counts["sink"] += sinks
         counts["ord"] += (sample.group == ORDINARY).sum(-1)
-        ratio += sample.ratio.amax(-1)
+        # Infinite where the median token gets nothing at all.
+        ratio += sample.ratio.amax(-1).clamp(max=torch.finfo(torch.float32).max)
         ordinary, first = sample.ordinary.double(), sample.first
         sums["sink"] += sample.sink
         sums["ordinary"] += ordinary

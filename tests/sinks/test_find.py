@@ -80,6 +80,16 @@ def test_a_model_without_sinks_yields_none_and_says_why(tmp_path: Path, plant: P
         found.profile()
 
 
+def test_activations_that_overflow_are_no_absence_of_sinks(tmp_path: Path) -> None:
+    handle = planted(tmp_path, PLANTS[1])
+    handle.model.model.language_model.layers[1].mlp.down_proj.weight.data[[7, 30], 0] *= 3000
+    handle.model.to(torch.float16)
+    work = tmp_path / "work"
+    with pytest.raises(ValueError, match=r"In layer 2 of 000 .* not finite.*bfloat16 or float32"):
+        find(handle, painted_samples(2), QUICK, work=work)
+    assert not list(work.rglob("*.st"))
+
+
 def test_order_and_batches_do_not_matter(model: ModelHandle) -> None:
     samples = [
         *painted_samples(4),
