@@ -10,7 +10,7 @@ import pytest
 
 from attention_processor import image_share, patch_map, relative_map, tokens_looking_at
 from tests.web.conftest import INSPECTOR, Site
-from tests.web.synthetic import WORDS, make_trace
+from tests.web.synthetic import HOSTILE, WORDS, make_trace
 from web.store import Run
 
 pytestmark = pytest.mark.browser
@@ -164,6 +164,27 @@ def test_tokens_of_the_prompt(site: Site, example_page: Any) -> None:
     page.click("[data-testid=prompt-show]")
     assert page.is_visible("[data-testid=token-prompt-1]")
     assert not [url for url in asked if "component_server" in url]
+
+
+def test_hostile_words_of_a_prompt_stay_texts(site: Site, open_page: Any) -> None:
+    trace = make_trace(prompt=HOSTILE[0])
+    rows = trace.prompt_rows
+    assert rows is not None
+    tokens = tuple(
+        dataclasses.replace(token, text=text)
+        for token, text in zip(rows.tokens, HOSTILE, strict=False)
+    )
+    run = Run({"baseline": dataclasses.replace(
+        trace, prompt_rows=dataclasses.replace(rows, tokens=tokens)
+    )})  # fmt: skip
+    site.app.handlers.store.put(run)
+    page = open_page(site.url, path=f"#run={run.id}&p=0-0")
+    page.wait_for_selector(f"[data-ready='{run.id}']", state="attached")
+    for i in range(len(tokens)):
+        page.click(f"[data-testid=token-prompt-{i}]")
+    assert page.inner_text("[data-testid=token-prompt-0]") == HOSTILE[0]
+    assert page.evaluate("window.__hit") is None
+    assert page.locator(".scope img, .scope script").count() == 0
 
 
 def test_relative_to_the_generic_prompt(site: Site, example_page: Any) -> None:

@@ -312,6 +312,15 @@ def test_single_heads_of_a_large_run(handlers: Handlers) -> None:
     _, arrays = unpack(base64.b64decode(handlers.token_maps({**ask, "whole": False})["data"]))
     expected = patch_map(trace, [2, 3], [1, 2, 3], [0, 1, 2, 3, 4, 5], "max").values.ravel()
     np.testing.assert_array_equal(arrays["map"], expected)
+    of_prompt = handlers.token_maps({**ask, "prompt": True})
+    _, arrays = unpack(base64.b64decode(of_prompt["data"]))
+    assert trace.prompt_rows is not None
+    rows = trace.prompt_rows.attention[2:4].float().mean(0)
+    got = expand(arrays["full"], arrays["full.scale"])
+    np.testing.assert_allclose(got, rows, atol=5e-3 * float(rows.max()))
+    bare = Run({"baseline": dataclasses.replace(trace, prompt_rows=None)})
+    handlers.store.put(bare)
+    assert "error" in handlers.token_maps({**ask, "run": bare.id, "prompt": True})
     wrong: list[Any] = [
         None,
         3,
