@@ -23,6 +23,7 @@ from web.request import Request
 from web.slot import ModelSlot
 
 KNOWN_PROMPTS = 32
+AT_ONCE, PATIENCE = 2, 2.0  # forecasts go by the queue: a burst of them must not fill the memory
 
 Notice = dict[str, Any]
 
@@ -58,12 +59,15 @@ class Forecaster:
         self._estimate = estimate
         self._layouts: OrderedDict[tuple[str, str], PromptInputs] = OrderedDict()
         self._lock = threading.Lock()
+        self._places = threading.BoundedSemaphore(AT_ONCE)
         slot.on_change(self._forget)
 
     def of_run(self, request: Request) -> Notice:
         """The line under Generate: empty where there is no image or no model yet."""
         handle = self._slot.handle
         if handle is None or not request.image or not (request.prompt or "").strip():
+            return notice()
+        if not self._places.acquire(timeout=PATIENCE):
             return notice()
         try:
             settings = request.settings(self._settings)
@@ -72,6 +76,8 @@ class Forecaster:
             return notice(run_words(self._estimate(handle, inputs, settings, answers), answers))
         except ValueError as error:
             return notice(str(error), "warn")
+        finally:
+            self._places.release()
 
     def _inputs(self, handle: ModelHandle, image: str, prompt: str) -> PromptInputs:
         """The prompt without its pixels: a forecast needs the layout alone."""

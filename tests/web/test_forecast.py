@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -73,6 +76,29 @@ def test_an_image_is_read_once_a_model(photo_path: str) -> None:
     assert made.of_run(Request(photo_path, "Hello", compare=True))["kind"] == "quiet"
     slot.use(fake_handle())
     assert made.of_run(Request(photo_path, "Hello"))["kind"] == "warn"
+
+
+def test_a_burst_of_forecasts_takes_turns(
+    photo_path: str,
+) -> None:
+    inside, most, lock = 0, 0, threading.Lock()
+
+    def estimate(*_: Any) -> Any:
+        nonlocal inside, most
+        with lock:
+            inside += 1
+            most = max(most, inside)
+        time.sleep(0.02)
+        with lock:
+            inside -= 1
+        raise ValueError("counted")
+
+    made, _ = make(estimate=estimate)
+    asked = Request(photo_path, "Hello")
+    with ThreadPoolExecutor(12) as pool:
+        said = list(pool.map(lambda _: made.of_run(asked), range(12)))
+    assert most == forecast.AT_ONCE
+    assert {one["text"] for one in said} == {"counted"}
 
 
 def test_a_load_of_the_bundled_model() -> None:
