@@ -139,14 +139,21 @@ def read_samples(
         raise ValueError(f"{name} has no images.")
     taken: list[Sample] = []
     skipped: list[tuple[str, str]] = []
+    known: dict[str, str] = {}
     for sample_id in sorted(unique, key=lambda i: sha256(f"{seed}\0{i}".encode())):
         if len(taken) == count:
             break
         made = unique[sample_id]
         try:
-            taken.append(made if isinstance(made, Sample) else _sample(sample_id, made))
+            sample = made if isinstance(made, Sample) else _sample(sample_id, made)
         except ImageError as error:
             skipped.append((sample_id, str(error)))
+            continue
+        first = known.setdefault(sample.fingerprint(), sample_id)
+        if first == sample_id:
+            taken.append(sample)
+        else:  # it would count twice, and make every interval too narrow
+            skipped.append((sample_id, f"{sample_id} is the same picture and question as {first}."))
     if not taken:
         raise ValueError(
             f"None of the {len(skipped)} samples of {name} can be used; the first: {skipped[0][1]}"
@@ -193,17 +200,28 @@ def _listing(
 
 
 def _named_apart(found: Iterable[_Row | Sample]) -> dict[str, _Row | Sample]:
-    """By id. The very same question twice gets a number; two given samples of one id are
-    refused."""
-    unique: dict[str, _Row | Sample] = {}
+    """By id. Rows of one id get numbers, by what they ask, for the order of lines plays no part;
+    two given samples of one id are refused."""
+    groups: dict[str, list[_Row | Sample]] = {}
     for row in found:
-        sample_id, copy = row.id, 2
-        if row.id in unique and isinstance(row, Sample):
+        if row.id in groups and isinstance(row, Sample):
             raise ValueError(f"Two samples have the id {row.id}; allowed: each id once.")
-        while sample_id in unique:
-            sample_id, copy = f"{row.id} ({copy})", copy + 1
-        unique[sample_id] = row
+        groups.setdefault(row.id, []).append(row)
+    unique: dict[str, _Row | Sample] = {}
+    for name, rows in sorted(groups.items()):
+        copy = 2
+        for row in sorted(rows, key=_content):
+            sample_id = name
+            while sample_id in unique or (sample_id != name and sample_id in groups):
+                sample_id, copy = f"{name} ({copy})", copy + 1
+            unique[sample_id] = row
     return unique
+
+
+def _content(row: _Row | Sample) -> tuple[str, bool, str, list[str]]:
+    """What rows of one id are put in order by; images in memory have no name to go by."""
+    paths = [str(image) for image in row.images if isinstance(image, Path)]
+    return row.prompt, row.answer is None, row.answer or "", paths
 
 
 def _from_folder(folder: Path, prompt: str) -> Iterator[_Row]:
@@ -215,7 +233,7 @@ def _from_folder(folder: Path, prompt: str) -> Iterator[_Row]:
 
 def _from_jsonl(path: Path, prompt: str) -> Iterator[_Row]:
     try:
-        lines = path.read_text(encoding="utf-8").split("\n")
+        lines = path.read_text(encoding="utf-8-sig").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise ValueError(f"The data {path} cannot be read as UTF-8 text: {error}.") from error
     for number, line in enumerate(lines, 1):

@@ -43,6 +43,7 @@ from sinks.samples import Sample, SampleSet, read_samples
 from sinks.summary import Record, SweepRecord, summarise
 from sinks.validate_settings import ValidateSettings
 from sinks.validation import SampleEvidence, Validation
+from utils import sha256
 
 FoundOn = Findings | Iterable[UsedSample] | Iterable[str]
 
@@ -133,23 +134,29 @@ def validate(
 
 
 def used_by_finding(samples: Iterable[Sample], found_on: FoundOn | None) -> tuple[Sample, ...]:
-    """Which samples finding has seen: those of a known id, or with an image of known pixels."""
+    """Which samples finding has seen: those with an image of known pixels.
+
+    Names count only where nothing else is given: `1.jpg` of another folder is another picture.
+    """
     names: set[str] = set()
     for used in (found_on.samples if isinstance(found_on, Findings) else found_on) or ():
-        names |= {used} if isinstance(used, str) else {used.id, used.fingerprint, *used.images}
+        names |= {used} if isinstance(used, str) else {used.fingerprint, *used.images}
     return tuple(
         sample for sample in samples if names & {sample.id, sample.fingerprint(), *sample.digests}
     )
 
 
 def held_out(samples: SampleSet, count: int, found_on: FoundOn | None) -> SampleSet:
-    """The first `count` samples of a larger set that finding has not used.
+    """`count` samples of a larger set that finding has not used.
 
     Read as many samples more as finding used, and one folder serves both.
     """
     seen = {sample.id for sample in used_by_finding(samples.samples, found_on)}
-    kept = tuple(sample for sample in samples.samples if sample.id not in seen)
-    return replace(samples, samples=kept[:count], wanted=count)
+    kept = [sample for sample in samples.samples if sample.id not in seen]
+    # Not the first ones by id: what a folder's subfolders are named after would decide.
+    drawn = sorted(kept, key=lambda sample: sha256(sample.fingerprint().encode()))[:count]
+    by_id = tuple(sorted(drawn, key=lambda sample: sample.id))
+    return replace(samples, samples=by_id, wanted=count)
 
 
 @dataclass(frozen=True)

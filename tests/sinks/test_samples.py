@@ -70,15 +70,26 @@ def test_json_lines(folder: Path) -> None:
     read = read_samples(path, 9, prompt="Default?")
     pair = next(s for s in read.samples if s.id == "pair")
     assert len(pair.images) == 2 and pair.prompt == "Both?" and pair.answer is None
-    first, copy = (s for s in read.samples if s.id != "pair")
-    assert (first.prompt, first.answer, copy.answer) == ("What?", "This.", None)
-    assert first.id.startswith("0.png#") and copy.id == f"{first.id} (2)"
-    assert [name.split("#")[0] for name, _ in read.skipped] == ["missing.png"]
-    # The order of the lines changes no name.
-    path.write_text("\n".join(map(json.dumps, lines[::-1])))
-    assert {s.id for s in read_samples(path, 9, prompt="Default?").samples} == {
-        s.id for s in read.samples
-    }
+    (asked,) = (s for s in read.samples if s.id != "pair")
+    assert (asked.prompt, asked.answer) == ("What?", "This.") and asked.id.startswith("0.png#")
+    (copy, twice), (missing, _) = read.skipped
+    assert copy == f"{asked.id} (2)" and missing.startswith("missing.png#")
+    assert twice == f"{copy} is the same picture and question as {asked.id}."
+    # The order of the lines changes nothing, nor does a mark of their encoding.
+    path.write_text("\ufeff" + "\r\n".join(map(json.dumps, lines[::-1])), encoding="utf-8")
+    assert read_samples(path, 9, prompt="Default?") == read
+
+
+def test_rows_of_one_id_are_told_apart_by_what_they_ask(folder: Path) -> None:
+    lines = [{"image": f"{2 * i}.png", "question": f"{i}?", "id": "x"} for i in range(3)]
+    for given in (lines, lines[::-1]):
+        (folder / "data.jsonl").write_text("\n".join(map(json.dumps, given)))
+        read = read_samples(folder / "data.jsonl", 3)
+        assert [(s.id, s.prompt) for s in read.samples] == [
+            ("x", "0?"),
+            ("x (2)", "1?"),
+            ("x (3)", "2?"),
+        ]
 
 
 @pytest.mark.parametrize(

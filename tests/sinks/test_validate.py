@@ -247,6 +247,8 @@ def test_samples_of_finding_are_refused(handle: ModelHandle, profile: SinkProfil
         with pytest.raises(ValueError, match=f"{count} of the 3 samples were used in finding"):
             validate(handle, profile, samples, FAST, found_on=found_on)
     assert used_by_finding([samples[0], renamed], (used,)) == (renamed,)
+    namesake = UsedSample("s0", "f", samples[1].digests)  # another folder has an s0 as well
+    assert used_by_finding([samples[0]], (namesake,)) == ()
     with pytest.raises(ValueError, match=r"\(other\).*allow_finding_samples"):
         validate(handle, profile, [samples[0], renamed], FAST, found_on=(used,))
     allowed = dataclasses.replace(FAST, allow_finding_samples=True)
@@ -259,7 +261,10 @@ def test_held_out_takes_the_others() -> None:
     samples = tuple(sample(n) for n in range(5))
     kept = held_out(SampleSet(samples, (), 5, "x"), 3, ("s1", *samples[3].digests))
     assert [one.id for one in kept.samples] == ["s0", "s2", "s4"] and kept.wanted == 3
-    assert len(held_out(SampleSet(samples, (), 5, "x"), 2, None).samples) == 2
+    many = SampleSet(tuple(sorted(map(sample, range(20)), key=lambda one: one.id)), (), 20, "x")
+    drawn = [one.id for one in held_out(many, 10, None).samples]
+    assert len(drawn) == 10 and drawn == sorted(drawn)
+    assert drawn != [one.id for one in many.samples[:10]]  # not by name
 
 
 def test_unreadable_samples_are_listed_and_skipped(
