@@ -182,6 +182,10 @@ class Painter:
         return Panel(look.label, numbers, pixels, "", colormap, scale.ticks, words)
 
     def _difference(self, there: list[list[int]], maps: Sequence[PatchMap | None]) -> Panel:
+        if self.view.scale == "relative":  # a difference is one of attention, as on the page
+            raw = dataclasses.replace(self.view, scale="clip")
+            sides = zip(self.sides, there, strict=True)
+            maps = [map_of(side, mine, raw) if mine else None for side, mine in sides]
         left, right = maps
         photo = self._looks[0].photo
         if left is None or right is None:

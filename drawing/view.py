@@ -242,8 +242,12 @@ def percent(share: float) -> str:
 
 
 def times(value: float) -> str:
-    """2.5 -> "2.5 ×"."""
-    return f"{value:.3g} ×"
+    """2.46 -> "2.5 ×"."""
+    if value >= 9.95:
+        return f"{value:.0f} ×"
+    if value >= 0.995:
+        return f"{value:.1f} ×"
+    return f"{value:.1g} ×" if value else "0 ×"
 
 
 def same_images(a: GenerationTrace, b: GenerationTrace) -> bool:

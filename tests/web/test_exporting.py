@@ -10,7 +10,9 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from tests.web.conftest import Site
+from drawing.panels import Painter
+from drawing.view import View, make_side
+from tests.web.conftest import INSPECTOR, Site
 from tests.web.synthetic import make_pair, make_trace, scene
 from web.exporting import Wanted, export_steps, exporting, idle, read_wanted, sides_of_view
 from web.pairs import pair_of
@@ -88,3 +90,22 @@ def test_an_effect_that_was_none_is_not_drawn() -> None:
     pair = make_pair()
     quiet = dataclasses.replace(pair["var"], var={"changed": False})
     assert idle(Run({**pair, "var": quiet})) and not idle(Run(pair))
+
+
+@pytest.mark.browser
+@pytest.mark.parametrize("scale", ["clip", "linear", "log", "rank", "nosink", "relative"])
+def test_a_figure_has_the_scale_of_the_screen(scale: str, example_page: Any, site: Site) -> None:
+    """Ticks, words and shares under the figures, and the numbers of the difference."""
+    run = site.app.handlers.store.get(example_page.evaluate(f"{INSPECTOR}.run.id"))
+    assert run is not None
+    view = View(scale=scale, layers=(1, 2, 3), difference=True)  # type: ignore[arg-type]
+    sides, view = sides_of_view(run, Wanted("pdf", view))
+    painter = Painter([make_side(n, t) for n, t in sides.items()], view, 60, idle=idle(run))
+    chosen = {"t0": 8, "t1": 9, "l0": 1, "l1": 3, "scale": scale, "difference": True}
+    example_page.evaluate(f"changes => {INSPECTOR}.set(changes)", chosen)
+    for name, panel in zip(("baseline", "var", "difference"), painter.panels([8, 9]), strict=True):
+        figure = example_page.locator(f"[data-testid=panel-{name}]")
+        assert figure.locator(".ticks span").all_inner_texts() == [text for _, text in panel.ticks]
+        assert figure.locator(".stat").inner_text() == panel.numbers
+        if name != "difference":
+            assert figure.locator(".words").inner_text() == panel.words

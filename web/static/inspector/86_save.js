@@ -23,10 +23,10 @@ function wireSave() {
 }
 
 // What the server draws: it is asked by an event, which waits in the queue, and answers in values of phase "export".
-let awaited = null; // { ask, done, fail } of the file that is being made
+let awaited = null; // { ask, at, done, fail } of the file that is being made
 
 function askFor(kind) {
-  if (awaited) throw new Error("another file is still being made");
+  if (awaited && Date.now() - awaited.at < 60000) throw new Error("another file is still being made");
   const ask = crypto.getRandomValues(new Uint32Array(4)).join("-"), moves = kind !== "pdf", several = view.t1 > view.t0;
   const motion = (name) => +$(`[data-motion="${name}"]`).value;
   const chosen = (list, a, b) => (a === 0 && b === list.length - 1 ? null : list.slice(a, b + 1));
@@ -43,11 +43,12 @@ function askFor(kind) {
     },
   });
   $(".save .told").textContent = "Waiting for the server …";
-  return new Promise((done, fail) => (awaited = { ask, done, fail }));
+  return new Promise((done, fail) => (awaited = { ask, at: Date.now(), done, fail }));
 }
 
 function showExport(value) {
   if (!awaited || value.ask !== awaited.ask) return;
+  awaited.at = Date.now();
   if (value.message) {
     $(".save .told").textContent = value.message;
     return;
