@@ -36,12 +36,27 @@ def open_tab(page: Any) -> None:
     page.wait_for_selector(FINDER)
 
 
-def run(page: Any, samples: int, held_out: int) -> str:
-    """Press Run and wait until its result is drawn; its id."""
+def choose(page: Any, samples: int, held_out: int) -> None:
+    """Set the numbers in the folded settings; they are there once they stay."""
     if not page.is_visible("#sinks-samples"):
         page.click("#sinks-settings > button, #sinks-settings .label-wrap")
-    page.fill("#sinks-samples input", str(samples))
-    page.fill("#sinks-held-out input", str(held_out))
+    wanted = {"#sinks-samples input": str(samples), "#sinks-held-out input": str(held_out)}
+    stayed = 0
+    for _ in range(50):
+        for box, number in wanted.items():
+            if page.input_value(box) != number:
+                page.fill(box, number)
+                stayed = 0
+        next_frame(page)
+        stayed += 1
+        if stayed == 5:
+            return
+    raise AssertionError("the settings do not stay")
+
+
+def run(page: Any, samples: int, held_out: int) -> str:
+    """Press Run and wait until its result is drawn; its id."""
+    choose(page, samples, held_out)
     page.evaluate(f"window.before = document.querySelector('{FINDER}').dataset.ready")
     page.click("#sinks-run")
     page.wait_for_function(
@@ -152,8 +167,7 @@ def test_from_run_to_var(bundled: tuple[App, str], open_page: Any) -> None:
 def test_stop_keeps_what_was_measured(bundled: tuple[App, str], open_page: Any) -> None:
     page = open_page(bundled[1], width=390, scheme="dark")
     open_tab(page)
-    page.click("#sinks-settings > button, #sinks-settings .label-wrap")
-    page.fill("#sinks-samples input", "200")
+    choose(page, 200, 10)
     page.click("#sinks-run")
     page.wait_for_function(
         "/^[1-9]\\d* of 200/.test(document.querySelector('[data-testid=sinks-facts]').textContent)"
