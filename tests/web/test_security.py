@@ -7,11 +7,14 @@ import urllib.error
 import urllib.parse
 import urllib.request
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from config import AppSettings
 from tests.web.conftest import Site
+from tests.web.synthetic import scene
+from web.payload import encode_image
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -137,3 +140,78 @@ def test_another_address_demands_a_password() -> None:
     with pytest.raises(ValueError, match="auth"):
         AppSettings(host="0.0.0.0")
     AppSettings(host="0.0.0.0", auth="me:secret")
+
+
+def described(site: Site) -> dict[str, Any]:
+    page: dict[str, Any] = json.loads(call(site, "/config")[2])
+    return page
+
+
+def test_no_call_reads_a_file_that_was_not_uploaded(site: Site) -> None:
+    config = described(site)
+    kinds = {component["id"]: component["type"] for component in config["components"]}
+    file = {"path": str(ROOT / "app.py"), "meta": {"_type": "gradio.FileData"}}
+    tried = 0
+    for event in config["dependencies"]:
+        takes = [kinds[one] for one in event["inputs"]]
+        if event["queue"] or "image" not in takes:
+            continue
+        data = [file if kind == "image" else "x" for kind in takes]
+        body = {"fn_index": event["id"], "data": data, "session_hash": "stranger"}
+        status, _, text = call(site, "/gradio_api/run/predict", body=body)
+        assert status == 500 and json.loads(text) == {"error": None}
+        tried += 1
+    assert tried
+
+
+def test_an_uploaded_page_is_never_shown_as_one(site: Site) -> None:
+    part = (
+        b'--x\r\nContent-Disposition: form-data; name="files"; filename="../../evil.html"\r\n'
+        b"Content-Type: text/html\r\n\r\n<script>alert(1)</script>\r\n--x--\r\n"
+    )
+    kind = {"content-type": "multipart/form-data; boundary=x"}
+    request = urllib.request.Request(f"{site.url}gradio_api/upload", part, kind)
+    with urllib.request.urlopen(request, timeout=20) as answer:
+        (path,) = json.loads(answer.read())
+    assert ".." not in path and Path(path).name == "evil.html"
+    status, headers, _ = call(site, f"/gradio_api/file={path}")
+    headers = {name.lower(): value for name, value in headers.items()}
+    assert status == 200
+    assert headers["content-type"] == "application/octet-stream"
+    assert headers["content-disposition"].startswith("attachment")
+    assert headers["x-content-type-options"] == "nosniff"
+
+
+def test_a_burst_fills_the_queue_and_nothing_else(site: Site) -> None:
+    config = described(site)
+    components = {component["id"]: component for component in config["components"]}
+    event = next(e for e in config["dependencies"] if e["api_name"] == "answer")
+    part = (
+        b'--x\r\nContent-Disposition: form-data; name="files"; filename="a.png"\r\n\r\n'
+        + encode_image(scene(60, 40))[0]
+        + b"\r\n--x--\r\n"
+    )
+    kind = {"content-type": "multipart/form-data; boundary=x"}
+    request = urllib.request.Request(f"{site.url}gradio_api/upload", part, kind)
+    with urllib.request.urlopen(request, timeout=20) as answer:
+        file = {"path": json.loads(answer.read())[0], "meta": {"_type": "gradio.FileData"}}
+    data = [components[one]["props"].get("value") for one in event["inputs"]]
+    data[:2] = [file, "endless"]
+    site.engine.hold()
+    try:
+        statuses = [
+            call(
+                site,
+                "/gradio_api/queue/join",
+                body={"fn_index": event["id"], "data": data, "session_hash": f"burst{n}"},
+            )[0]
+            for n in range(40)
+        ]
+        assert set(statuses) <= {200, 503}  # 503: not even taken note of
+        last = 39 - statuses[::-1].index(200)
+        address = f"{site.url}gradio_api/queue/data?session_hash=burst{last}"
+        with urllib.request.urlopen(address, timeout=20) as told:
+            assert "runs are waiting already; try again in a little while" in told.read().decode()
+        assert call(site, "/")[0] == 200
+    finally:
+        site.engine.release()
