@@ -131,19 +131,13 @@ def measure(sizes: Sizes) -> dict[str, Any]:
 
 
 def weight() -> dict[str, int]:
-    """Bytes of our own scripts, styles and templates: as they are, and as the server sends them."""
-    from web.assets import STATIC
+    """Bytes of our own scripts, styles and templates as they are in the page, and gzipped."""
+    from web.assets import STATIC, page_style, read_static
 
-    ours = [
-        file.read_bytes()
-        for file in sorted(STATIC.rglob("*"))
-        if file.is_file() and "standalone" not in file.relative_to(STATIC).parts[0]
-    ]
-    return {
-        "files": len(ours),
-        "bytes": sum(map(len, ours)),
-        "sent": len(gzip.compress(b"".join(ours), 6)),
-    }
+    drawn = [file.stem for file in sorted(STATIC.glob("*.html")) if file.stem != "standalone"]
+    texts = [page_style(), *(read_static(f"{n}.html") for n in drawn), *map(read_static, drawn)]
+    ours = "".join(texts).encode()
+    return {"bytes": len(ours), "sent": len(gzip.compress(ours, 6))}
 
 
 @contextmanager
@@ -357,6 +351,6 @@ def table(result: dict[str, Any]) -> str:
         )
     lines.append(
         f"{'our scripts, styles, templates (aim 150 kB)':<46}{ours['sent'] / 1000:>8.0f} kB   "
-        f"gzipped; {ours['bytes'] / 1000:.0f} kB as they are"
+        f"gzipped; {ours['bytes'] / 1000:.0f} kB unpacked"
     )
     return "\n".join(lines)
