@@ -72,10 +72,7 @@ def print_findings(found: Findings) -> None:
     if found.first_token_dims:
         _say([f"Large on the prompt's first token: {', '.join(map(str, found.first_token_dims))}."])
     if found.origins:
-        where = "; ".join(
-            f"{o.share:.0%} {'in the vision tower' if o.layer == 0 else f'in layer {o.layer - 1}'}"
-            for o in found.origins
-        )
+        where = "; ".join(f"{o.share:.0%} {_arises(found, o.layer)}" for o in found.origins)
         _say([f"The sinks arise: {where}."])
 
 
@@ -178,12 +175,26 @@ def _candidate(c: Candidate) -> tuple[str, ...]:
 
 
 def _around(found: Findings) -> list:  # type: ignore[type-arg]
-    """The sweep near its tau: it, and what half and twice as much would flag."""
+    """The sweep near its tau: it, and what from half to one and a half times as much would flag."""
     if found.tau is None:
         return []
     wanted = [found.tau * factor for factor in (0.5, 0.75, 1.0, 1.25, 1.5)]
     nearest = [min(found.sweep, key=lambda p: abs(p.tau - tau)) for tau in wanted]
     return list(dict.fromkeys(nearest))
+
+
+def _arises(found: Findings, layer: int) -> str:
+    """Which part of the model made what is seen first at the input of a layer."""
+    if layer == 0:
+        return "in the vision tower"
+    before = [other.layer for other in found.layers if other.layer < layer]
+    if not before:
+        return f"before layer {layer}, the first that was looked at"
+    return (
+        f"in layer {layer - 1}"
+        if before[-1] == layer - 1
+        else (f"in layers {before[-1]}-{layer - 1}")
+    )
 
 
 def _span(layers: Sequence[int]) -> str:

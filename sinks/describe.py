@@ -131,9 +131,9 @@ def reason_for(
     if dims:
         found = [c for dim in dims for c in overall if c.dim == dim]
         each = "; ".join(
-            f"{c.dim} reaches {c.sink:.1f} times the rms of a sink token, {c.contrast:.1f} times "
-            f"as much as on ordinary vision tokens, in {c.consistency:.0%} of the samples (layer "
-            f"{c.layer}; found in layers {_span(c.layers)})"
+            f"{c.dim} reaches {c.sink:.1f} times the rms of a sink token and stands out "
+            f"{c.contrast:.1f} times as far as on ordinary vision tokens, in {c.consistency:.0%} "
+            f"of the samples (layer {c.layer}; found in layers {_span(c.layers)})"
             for c in found
         )
         what = "Dimension" if len(dims) == 1 else "Dimensions"
@@ -168,7 +168,8 @@ def notes_on(
     notes = []
     if total.samples < FEW_SAMPLES:
         notes.append(
-            f"With {total.samples} samples intervals and stability say little; 30 are recommended."
+            f"With {total.samples} sample{'' if total.samples == 1 else 's'} intervals and "
+            "stability say little; 30 are recommended."
         )
     count = sum(c.kind == "sink" for c in overall)
     if count > len(dims):
@@ -257,10 +258,10 @@ def _why(
         )
     what = (
         f"{here.dim} in layer {layer}, reaches {here.sink:.1f} times the token's rms (lower end "
-        f"{here.sink_interval.low:.1f}; {magnitude:.1f} needed) and {here.contrast:.1f} times as "
-        f"much as on ordinary tokens (lower end {here.contrast_interval.low:.1f}; "
-        f"{settings.min_contrast:g} needed), {here.prominence:.0f} times its background "
-        f"({settings.min_prominence:g} needed), in {here.consistency:.0%} of the samples "
+        f"{here.sink_interval.low:.1f}; {magnitude:.1f} needed) and {here.prominence:.0f} times "
+        f"its background ({settings.min_prominence:g} needed), {here.contrast:.1f} times as far as "
+        f"on ordinary tokens (lower end {here.contrast_interval.low:.1f}; "
+        f"{settings.min_contrast:g} needed), in {here.consistency:.0%} of the samples "
         f"({settings.min_consistency:.0%} needed)"
     )
     if here.passes:

@@ -171,7 +171,8 @@ class Origin:
     """Where sinks come from: the first layer at whose input a token's phi exceeds tau.
 
     Attributes:
-        layer: 0 is what the vision tower hands over; layer l > 0: what layer l - 1 made.
+        layer: 0 is what the vision tower hands over; layer l > 0: what layer l - 1 made, or one
+            before it that was not looked at.
         tokens: how many sink tokens (counted once, however many layers they are sinks in).
         share: of all sink tokens.
     """
@@ -258,8 +259,9 @@ class Findings:
 
     @property
     def from_vision_tower(self) -> float | None:
-        """Share of the sink tokens that are sinks already at the input of layer 0."""
-        if not self.origins:
+        """Share of the sink tokens that are sinks already at the input of layer 0; None where none
+        was found or that layer was not looked at."""
+        if not self.origins or self.layers[0].layer != 0:
             return None
         return sum(origin.share for origin in self.origins if origin.layer == 0)
 

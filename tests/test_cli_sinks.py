@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from models.profiles import published, read_profile
+from sinks.findings import Findings
 from tests.sinks.planted import Plant, painted_samples, planted
 from tests.test_cli import refused, run
 
@@ -211,6 +212,20 @@ def test_interrupted_it_says_what_remains_and_goes_on(
     done = run(*words)
     assert done.exit_code == 0, done.output
     assert len(seen) == 2 + 9 + 2
+
+
+@pytest.mark.tiny
+def test_where_sinks_arise_is_said_only_as_far_as_it_was_looked_at(
+    model: Path, pictures: Path, tmp_path: Path
+) -> None:
+    words = ("sinks", "find", "--model", model, "--data", pictures, "--samples", "4")
+    rest = ("-o", tmp_path / "found.toml", "--work", tmp_path)
+    for layers, where in (("3,5", "before layer 3, the first"), ("0,4-5", "in layers 0-3.")):
+        done = run(*words, *rest, "--layers", layers)
+        assert done.exit_code == 0, done.output
+        assert f"The sinks arise: 100% {where}" in done.stdout
+        findings = Findings.open(tmp_path / "found.findings.json")
+        assert findings.from_vision_tower == (0.0 if layers[0] == "0" else None)
 
 
 @pytest.mark.tiny
