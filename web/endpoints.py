@@ -1,0 +1,333 @@
+"""What the endpoints of the API do (`web.api` gives them their controls)."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import logging
+import tempfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+from gradio.processing_utils import save_file_to_cache
+from PIL import Image
+
+from attention_extractor import Comparison, RunOutOfMemoryError
+from capture.trace import GenerationTrace
+from config import VARSettings
+from drawing.panels import Painter
+from drawing.view import make_side, map_of, sinks_of
+from visualization import View
+from web.exporting import Wanted, export_steps, sides_of_view
+from web.handlers import EXPIRED, UNFORESEEN, Handlers
+from web.model_events import model_wanted
+from web.pairs import find_run
+from web.request import Request, parse_indices, whole
+from web.store import Run
+
+log = logging.getLogger(__name__)
+
+MAP_PIXELS = 1200  # width of the picture that `map` gives
+MODEL = ("id", "revision", "device", "dtype", "layers", "heads", "hidden_size")
+
+
+def plainly(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Mistakes reach the caller as one sentence, anything unforeseen as a sentence too."""
+
+    @functools.wraps(function)
+    def call(*arguments: Any, **named: Any) -> Any:
+        try:
+            return function(*arguments, **named)
+        except gr.Error:
+            raise
+        except (ValueError, RunOutOfMemoryError) as error:
+            raise gr.Error(str(error), print_exception=False) from error
+        except Exception as error:
+            log.exception("%s failed", function.__name__)
+            raise gr.Error(UNFORESEEN, print_exception=False) from error
+
+    return call
+
+
+class Api:
+    """The endpoints, one object an app."""
+
+    def __init__(self, handlers: Handlers, offered: Sequence[str]) -> None:
+        self._handlers, self._offered = handlers, offered
+
+    def load(
+        self,
+        model: str = "demo",
+        device: str = "auto",
+        dtype: str = "auto",
+        min_pixels: float | None = None,
+        max_pixels: float | None = None,
+        revision: str = "",
+    ) -> dict[str, Any]:
+        """Load a model (`demo`, a hub id or a folder) and wait for it. It serves everyone.
+
+        Gives its id, revision, device, dtype, layers, heads, and the sink dimensions and tau that
+        are known for it (null where none are).
+        """
+        slot, settings = self._handlers.slot, self._handlers.settings
+        asked = (model, device, dtype, min_pixels, max_pixels, revision or None)
+        if not slot.load(model_wanted(settings, self._offered, *asked)):
+            raise ValueError("Another model is being loaded; wait until it is there.")
+        seen, state = slot.wait(-1, 0)
+        while state.phase == "loading":
+            seen, state = slot.wait(seen, 30)
+        handle = state.working
+        if state.phase == "failed" or handle is None:
+            raise ValueError(state.message)
+        profile = handle.profile
+        return {
+            **{name: getattr(handle.info, name, None) for name in MODEL},
+            "sink_dims": None if profile is None else list(profile.dims),
+            "tau": None if profile is None else profile.tau,
+        }
+
+    def generate(
+        self,
+        image: str | None,
+        prompt: str,
+        max_new_tokens: float = 64,
+        temperature: float = 0.0,
+        top_p: float = 1.0,
+        top_k: float = 0,
+        repetition_penalty: float = 1.0,
+        seed: float = 0,
+        request: gr.Request = None,  # type: ignore[assignment]
+    ) -> dict[str, Any]:
+        """Answer a prompt about an image and keep the attention behind each token.
+
+        Gives the run's id (`run`), its model, layers, heads and images, and under `baseline` the
+        answer with text, probability, image share and sink share of each token.
+        """
+        asked = Request(
+            image, prompt, max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p,
+            top_k=top_k, repetition_penalty=repetition_penalty, seed=seed,
+        )  # fmt: skip
+        return about_run(self._run(asked, request))
+
+    def compare(
+        self,
+        image: str | None,
+        prompt: str,
+        same_text: bool = False,
+        tau: float | None = None,
+        keep: float = 0.6,
+        max_sink_share: float = 0.5,
+        min_image_mass: float = 0.2,
+        var_layers: str = "",
+        dialect: str = "official",
+        control: str = "none",
+        dims: str = "",
+        max_new_tokens: float = 64,
+        temperature: float = 0.0,
+        top_p: float = 1.0,
+        top_k: float = 0,
+        repetition_penalty: float = 1.0,
+        seed: float = 0,
+        request: gr.Request = None,  # type: ignore[assignment]
+    ) -> dict[str, Any]:
+        """The same without and with VAR. Without `tau` and `dims`, those of the model's profile.
+
+        Gives what `generate` gives, under `baseline` and `var`; where the texts part (`parting`),
+        the change of each common token's log-probability, and VAR's own report.
+        """
+        if tau is None:
+            handle = self._handlers.slot.handle
+            known = handle is not None and handle.profile is not None
+            tau = handle.profile.tau if known else VARSettings(dims=(0,)).tau
+        asked = Request(
+            image, prompt, True, same_text, tau, keep, max_sink_share, min_image_mass, var_layers,
+            dialect, control, max_new_tokens, temperature, top_p, top_k, repetition_penalty, seed,
+            dims,
+        )  # fmt: skip
+        run = self._run(asked, request)
+        both = run.traces["baseline"], run.traces["var"]
+        pair = Comparison(*both, run.same_text, prefix=None)  # type: ignore[arg-type]
+        return {
+            **about_run(run),
+            "same_text": run.same_text,
+            "parting": pair.parting,
+            "log_probability_change": list(pair.log_probability_change),
+            "report": dict(pair.var.var or {}),
+        }
+
+    def map(
+        self,
+        run: str,
+        tokens: str = "0",
+        variant: str = "baseline",
+        layers: str = "",
+        heads: str = "",
+        reduce: str = "mean",
+        scale: str = "clip",
+        image: float = 0,
+        part: str = "answer",
+    ) -> tuple[dict[str, Any], str]:
+        """The map of some tokens (`4`, or `3-5, 8`: their mean), over some layers and heads.
+
+        Gives `values` (rows x columns) with `unit` and `normalisation`, the raw `image_share` and
+        `sink_share`, the `sinks` as [row, column], and a PNG of the map over the image.
+        """
+        found = self._found(run)
+        if variant not in found.traces:
+            raise ValueError(f"variant is {variant!r}; allowed: {', '.join(found.traces)}.")
+        view = view_of(layers, heads, reduce, scale, image, part)
+        side = make_side("", found.traces[variant], view.part)
+        chosen = parse_indices("tokens", tokens) or (0,)
+        panel = Painter([side], view, MAP_PIXELS).panels(chosen)[0]
+        patches = map_of(side, chosen, view)
+        mass, held = side.shares(chosen, view)
+        columns = patches.grid.columns
+        about = {
+            "values": patches.values.tolist(),
+            "unit": patches.unit,
+            "normalisation": patches.normalisation,
+            "label": patches.label,
+            "scale": panel.words,
+            "rows": patches.grid.rows,
+            "columns": columns,
+            "image_share": mass,
+            "sink_share": held,
+            "sinks": [list(divmod(cell, columns)) for cell in sinks_of(side.rows, view)],
+            "tokens": [{"index": t, "text": side.rows.tokens[t].text} for t in chosen],
+        }
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / f"map-{chosen[0]}.png"
+            Image.fromarray(panel.pixels).save(path)
+            return about, self._kept(path)
+
+    def export(
+        self,
+        run: str,
+        kind: str = "pdf",
+        tokens: str = "",
+        window: float = 1,
+        seconds: float = 0.4,
+        width: float | None = None,
+        difference: bool = True,
+        whole_answer: bool = False,
+        colormap: str = "inferno",
+        layers: str = "",
+        heads: str = "",
+        reduce: str = "mean",
+        scale: str = "clip",
+        image: float = 0,
+        part: str = "answer",
+    ) -> list[str]:
+        """Files of a run: pdf, png, svg (a figure of some tokens), gif, mp4 (over the tokens), csv
+        (shares), html (a page that works alone), trace (safetensors, one for each answer).
+
+        Without `tokens` a figure is of the first one, and an animation of all. `window`, `seconds`
+        and `width` are an animation's. `difference` holds where there are two sides.
+        """
+        found = self._found(run)
+        chosen = parse_indices("tokens", tokens) or ()
+        if chosen and chosen != tuple(range(chosen[0], chosen[-1] + 1)):
+            raise ValueError(f"tokens is {tokens!r}; allowed: one index, or a range such as 3-8.")
+        view = dataclasses.replace(
+            view_of(layers, heads, reduce, scale, image, part),
+            difference=bool(difference),
+            whole_answer=bool(whole_answer),
+            colormap=colormap,
+        )
+        wanted = Wanted(
+            kind,
+            view,
+            first=chosen[0] if chosen else 0,
+            last=chosen[-1] if chosen else None,
+            window=whole("window", window),
+            seconds=seconds,
+            width=None if not width else whole("width", width),
+        )
+        sides_of_view(found, wanted)
+        with tempfile.TemporaryDirectory() as folder:
+            paths: list[Path] = []
+            for _, made in export_steps(found, wanted, Path(folder)):
+                paths = made or paths
+            return [self._kept(path) for path in paths]
+
+    def _kept(self, path: Path) -> str:
+        """The file where Gradio serves files from."""
+        assert self._handlers.component is not None
+        return str(save_file_to_cache(path, self._handlers.component.GRADIO_CACHE))
+
+    def _found(self, run_id: str) -> Run:
+        run = find_run(self._handlers.store, run_id)
+        if run is None:
+            raise ValueError(EXPIRED)
+        return run
+
+    def _run(self, asked: Request, request: gr.Request | None) -> Run:
+        """Wait for the run that was asked for."""
+        session = (request.session_hash if request else "") or ""
+        value: dict[str, Any] = {}
+        for value in self._handlers.generate(asked, session):  # noqa: B007
+            pass
+        if value.get("phase") == "error":
+            raise ValueError(value["message"])
+        return self._found(value["run"])
+
+
+def view_of(layers: str, heads: str, reduce: str, scale: str, image: float, part: str) -> View:
+    """The view that an endpoint's arguments name.
+
+    Raises:
+        ValueError: naming the argument, its value and what is allowed.
+    """
+    return View(
+        part=part,  # type: ignore[arg-type]
+        layers=parse_indices("layers", layers),
+        heads=parse_indices("heads", heads),
+        reduce=reduce,  # type: ignore[arg-type]
+        image=whole("image", image),
+        scale=scale,  # type: ignore[arg-type]
+    )
+
+
+def about_run(run: Run) -> dict[str, Any]:
+    """A run in plain values: its id, what made it, and each answer with its tokens."""
+    first = run.first
+    return {
+        "run": run.id,
+        "prompt": first.prompt,
+        "model": {name: getattr(first.model, name) for name in MODEL},
+        "layers": list(first.layers),
+        "heads": list(first.heads),
+        "images": [
+            {"width": g.original[1], "height": g.original[0], "rows": g.rows, "columns": g.columns}
+            for g in first.layout.grids
+        ],
+        "settings": dict(first.settings),
+        **{name: _answer(trace) for name, trace in run.traces.items()},
+    }
+
+
+def _answer(trace: GenerationTrace) -> dict[str, Any]:
+    """`image_share` and `sink_share` are means over the captured layers and heads."""
+    side, view = make_side("", trace), View()
+    tokens = []
+    for t, token in enumerate(trace.tokens):
+        image, held = side.shares([t], view)
+        tokens.append(
+            {
+                "index": t,
+                "text": token.text,
+                "probability": token.probability,
+                "rank": token.rank,
+                "image_share": image,
+                "sink_share": held,
+            }
+        )
+    return {
+        "answer": trace.text,
+        "finish": trace.finish,
+        "seconds": trace.seconds,
+        "applied": list(trace.applied),
+        "tokens": tokens,
+    }
