@@ -1,7 +1,8 @@
 """Files of a run that take a while: a figure, an animation, a table. Made through the queue.
 
 Server functions bypass Gradio's queue, so nothing heavy may happen in them: the inspector triggers
-an event instead, and hears of each frame. A closed tab closes the generator, which removes its file.
+an event instead, and hears of each frame. A closed tab closes the generator, which removes its
+file.
 """
 
 from __future__ import annotations
