@@ -23,6 +23,7 @@ from web.model_events import (
     forecasting,
     load_forecasting,
     loading,
+    status_value,
 )
 from web.picker import MODELS, PARAMETERS, build_picker
 from web.slot import ModelSlot
@@ -62,7 +63,7 @@ def build_explore(
             picker = build_picker(settings.model)
         with gr.Column(elem_id="see", min_width=320):
             inspector = _inspector(handlers, first)
-    _connect_runs(form, inspector, handlers, settings)
+    _connect_runs(form, inspector, status, handlers, settings)
     _connect_shelf(form, offered)
     ahead = _connect_forecast(form, forecaster)
     offers = [model for _, model in MODELS]
@@ -143,8 +144,10 @@ def _inspector(handlers: Handlers, first: Run | None) -> gr.HTML:
     return inspector
 
 
-def _connect_runs(form: Form, inspector: gr.HTML, handlers: Handlers, settings: Settings) -> None:
-    gr.on(
+def _connect_runs(
+    form: Form, inspector: gr.HTML, status: gr.HTML, handlers: Handlers, settings: Settings
+) -> None:
+    run = gr.on(
         [form.go.click, form.prompt.submit],
         generating(handlers),
         list(form.controls),
@@ -156,6 +159,8 @@ def _connect_runs(form: Form, inspector: gr.HTML, handlers: Handlers, settings: 
         concurrency_limit=settings.app.queue_size + 8,  # they wait in Handlers.line
         trigger_mode="once",
     )
+    # Another browser may have loaded another model since this page was opened.
+    run.then(lambda: status_value(handlers.slot.state), None, status, **QUIET)
     form.stop.click(
         stopping(handlers), None, None, api_name="stop", queue=False, show_progress="hidden"
     )
