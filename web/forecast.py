@@ -148,6 +148,9 @@ def _fitting(found: Footprint, before: str) -> Notice:
     words += f", where {size_words(free)} are free."
     if found.nbytes <= free:
         return notice(words)
+    if found.device.type == "cuda":
+        spread = "It is spread over all GPUs and the CPU, which is slower"
+        return notice(f"{words} {spread}; bfloat16 or a smaller model helps.", "warn")
     smaller = "bfloat16, " if found.dtype in ("float32", "float64") else ""
     return notice(
         f"{words} It does not fit: {smaller}a smaller model or another device helps.", "warn"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -120,6 +121,9 @@ def test_a_load_that_will_not_fit(monkeypatch: pytest.MonkeyPatch) -> None:
         "8.0 billion parameters in float32: 32 GB of the computer's memory, where 20 GB are free. "
         "It does not fit: bfloat16, a smaller model or another device helps."
     )
+    on_gpu = dataclasses.replace(big, device=torch.device("cuda", 0))
+    monkeypatch.setattr(forecast, "footprint", lambda settings: on_gpu)
+    assert "spread over all GPUs" in of_load(ModelSettings("owner/big"), KNOWN)["text"]
 
 
 def test_a_model_that_is_not_here(monkeypatch: pytest.MonkeyPatch) -> None:
