@@ -57,7 +57,8 @@ async function fetchHeads() {
       if (run === mine) complain((answer && answer.error) || "The server does not answer; is it still running?");
       return;
     }
-    const raw = Uint8Array.from(atob(answer.data), (c) => c.charCodeAt(0));
+    const text = atob(answer.data), raw = new Uint8Array(text.length); // from() would take ten times as long
+    for (let i = 0; i < raw.length; i++) raw[i] = text.charCodeAt(i);
     const { arrays } = unpack(await unzip(new Response(raw)));
     mine.lazyMaps.set(key, arrays);
     fetched = true;
