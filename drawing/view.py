@@ -163,6 +163,9 @@ def map_of(side: Side, tokens: Sequence[int], view: View) -> PatchMap:
     )
 
 
+CLIP_LEAVES = 0.05  # of a map's sum, what the patches that are not clipped must hold
+
+
 def clipped(patches: float) -> int:
     """How many of the largest patches of a map are clipped: 1 %, and at least three.
 
@@ -199,19 +202,26 @@ def view_scaling(kind: ViewScale, maps: Sequence[npt.NDArray[np.float32]]) -> Vi
 
 def _clip(kind: ViewScale, pool: Values, maps: int) -> ViewScaling:
     cut = clipped(len(pool) / maps) * maps
+    # Where the strongest hold nearly all, they are the map: clipped, 50 % and 1 % would look the same.
+    below = np.cumsum(pool, dtype=np.float64)
+    while cut and below[len(pool) - 1 - cut] < CLIP_LEAVES * below[-1]:
+        cut -= 1
     top = float(pool[len(pool) - 1 - cut])
-    top = top if top > 0 else float(pool[-1])
     over = int((pool > np.float32(top)).sum())
     said = times if kind == "relative" else percent
     ticks = _linear_ticks(top, said)
     if over:
         ticks = (*ticks[:-1], (1.0, f"≥ {ticks[-1][1]}"))
         place = 100 * (len(pool) - over) / len(pool)
-        words = f"linear to the {place:.1f}th percentile; the {over} strongest patches lie above"
+        words = f"linear to the {place:.1f}th percentile; {_strongest(over)} above"
     else:
         words = "linear, nothing clipped"
     words = words if kind == "relative" else f"percentile clip: {words}"
     return ViewScaling(Scaling("linear", 0, top, pool), ticks, words)
+
+
+def _strongest(count: int) -> str:
+    return f"the {count} strongest patches lie" if count > 1 else "the strongest patch lies"
 
 
 def _linear_ticks(top: float, said: object) -> tuple[tuple[float, str], ...]:

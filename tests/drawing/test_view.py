@@ -30,6 +30,15 @@ def test_a_clip_leaves_out_the_strongest_three_patches_at_least() -> None:
     assert [clipped(n) for n in (4, 8, 100, 1024)] == [1, 2, 3, 11]
 
 
+def test_a_clip_spares_patches_that_are_the_map() -> None:
+    values = np.array([0.55, 0.43, 0.01, *[0.0005] * 20], np.float32)
+    made = view_scaling("clip", [values])
+    assert made.scaling is not None and made.scaling.high == np.float32(0.43)
+    assert "the strongest patch lies above" in made.words
+    alone = view_scaling("clip", [np.array([0.9, *[0.0] * 20], np.float32)])
+    assert alone.words == "percentile clip: linear, nothing clipped"
+
+
 def test_the_other_scales() -> None:
     values = np.array([0, 0.001, 0.01, 1], np.float32)
     log = view_scaling("log", [values]).scaling

@@ -30,6 +30,20 @@ function nth(values, k) {
   return values[k];
 }
 
+// The value from which on patches are clipped: `cut` of them, fewer where the others would hold less than 5 % of the
+// sum. Then the strongest are the map, and clipped, 50 % and 1 % would look the same. Reorders the pool.
+function clipTop(pool, cut) {
+  let k = pool.length - 1 - cut, below = 0, sum = 0;
+  nth(pool, k);
+  for (let i = 0; i < pool.length; i++) {
+    sum += pool[i];
+    if (i <= k) below += pool[i];
+  }
+  if (below < 0.05 * sum) pool.subarray(k + 1).sort();
+  while (below < 0.05 * sum && k < pool.length - 1) below += pool[++k];
+  return pool[k];
+}
+
 // A scale for one map or a pool of maps: { low, high, at(value) -> 0..1, value(0..1), ticks, words }
 function makeScale(kind, maps) {
   const n = maps.reduce((sum, map) => sum + map.length, 0), each = n / Math.max(1, maps.length);
@@ -45,15 +59,14 @@ function makeScale(kind, maps) {
     ticks: [0, 0.25, 0.5, 0.75, 1].map((u) => [u, kind === "relative" ? times(u * top) : percent(u * top)]),
   });
   if (kind === "clip" || kind === "relative") {
-    const cut = clipped(each) * maps.length;
-    const top = nth(pool, n - 1 - cut) || high;
+    const top = clipTop(pool, clipped(each) * maps.length);
     let over = 0;
     for (const x of pool) if (x > top) over++;
     const scale = linear(top);
     scale.over = over;
     const p = (100 * (n - over)) / n;
     scale.words = over
-      ? `percentile clip: linear to the ${p.toFixed(1)}th percentile; the ${over} strongest patches lie above`
+      ? `percentile clip: linear to the ${p.toFixed(1)}th percentile; ${over > 1 ? `the ${over} strongest patches lie` : "the strongest patch lies"} above`
       : "percentile clip: linear, nothing clipped";
     if (over) scale.ticks[4][1] = "≥ " + scale.ticks[4][1];
     return scale;
