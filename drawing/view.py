@@ -202,7 +202,7 @@ def view_scaling(kind: ViewScale, maps: Sequence[npt.NDArray[np.float32]]) -> Vi
 
 def _clip(kind: ViewScale, pool: Values, maps: int) -> ViewScaling:
     cut = clipped(len(pool) / maps) * maps
-    # Where the strongest hold nearly all, they are the map: clipped, 50 % and 1 % would look the same.
+    # Where the strongest hold nearly all, they are the map: clipped, 50 % and 1 % would look alike.
     below = np.cumsum(pool, dtype=np.float64)
     while cut and below[len(pool) - 1 - cut] < CLIP_LEAVES * below[-1]:
         cut -= 1
