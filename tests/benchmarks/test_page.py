@@ -22,5 +22,5 @@ def test_a_whole_measurement(chromium: str) -> None:
     assert len(result["streaming"]["quarters"]) == 4
     assert all(quarter > 0 for quarter in result["streaming"]["quarters"])
     assert set(result["large"]) == {"ready", "tokens", *page.SLIDERS}
-    assert result["large"]["layer-to"]["computed"] > 0
+    assert result["large"]["layer-to"]["longest_computed"] > 0
     assert "40 tokens" in page.table(result) and "dragging head-to" in page.table(result)
