@@ -85,7 +85,8 @@ class SinksHandlers:
     ) -> None:
         self.settings, self.slot, self.line = settings, slot, line
         self.engine = engine or SinksEngine()
-        self.store = SinksStore(Path(settings.app.cache_dir) / "sinks")
+        # Not `sinks`, where the command line keeps what it measures: old folders here are deleted.
+        self.store = SinksStore(Path(settings.app.cache_dir) / "page_sinks")
         self.component: gr.HTML | None = None
         self._stops: dict[str, threading.Event] = {}  # by browser session
         self._lock = threading.Lock()

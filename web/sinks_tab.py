@@ -129,7 +129,7 @@ def _build_form() -> _SinksForm:
             minimum=0,
             maximum=MOST_SAMPLES,
             label="Held out",
-            info="Other images to validate them on; 0 leaves it out.",
+            info="Other images to validate them on, 10 at least; 0 leaves it out.",
             elem_id="sinks-held-out",
         )
         top = gr.Slider(
@@ -156,7 +156,7 @@ def finding(handlers: SinksHandlers) -> Callable[..., Any]:
         files: list[Any] | None = None,
         prompt: str = "Describe the image.",
         samples: float = 20,
-        held_out: float = 10,
+        held_out: float = 15,
         top_percent: float = 1.0,
         seed: float = 0,
         request: gr.Request = None,  # type: ignore[assignment]

@@ -129,7 +129,8 @@ def test_from_upload_to_profile(make: Make, upload: tuple[Picture, ...], tmp_pat
     assert len(result.validation.samples) == 2 and result.validation.held_out
     assert header["checked"]["word"] == "Validation: too few samples"
     # Done: nothing is left to resume.
-    assert list((tmp_path / "sinks").iterdir()) == []
+    assert list((tmp_path / "page_sinks").iterdir()) == []
+    assert not (tmp_path / "sinks").exists()  # of the command line
 
     file = handlers.profile_file({"run": last["run"], "tau": 4.5})
     assert file["name"].endswith(".toml") and "/" not in file["name"]
@@ -246,7 +247,7 @@ def test_stopped_halfway_keeps_what_was_measured_and_goes_on(
     header, _ = opened(last)
     assert len(header["samples"]) == 3 and tuple(header["dims"]) == DIMS
     assert header["checked"]["text"].endswith("press Run again to go on.")
-    assert len(list((tmp_path / "sinks").glob("**/*.st"))) == 3
+    assert len(list((tmp_path / "page_sinks").glob("**/*.st"))) == 3
 
     first = list(measured)
     last = drain(handlers, asked(upload))[-1]
