@@ -78,7 +78,9 @@ function paintBudget() {
         node("i", { class: `s-${SEGMENT_COLOURS[part.kind] || "d"}`, style: `flex-grow:${part.x.toFixed(5)}`, title: `${part.label} ${percent(part.x)}` }))),
       node("ul", { class: "legend" }, ...parts.map((part) =>
         node("li", {}, node("i", { class: `s-${SEGMENT_COLOURS[part.kind] || "d"}` }), node("span", {}, part.label), node("output", {}, percent(part.x))))),
-      node("p", { class: "quiet" }, `entropy ${share.entropy.toFixed(2)} nats`));
+      // Parts are kept as means over the heads; without these words they would seem to contradict the map's share.
+      node("p", { class: "quiet" }, allHeads() ? `entropy ${share.entropy.toFixed(2)} nats`
+        : `over all heads of these layers; the chosen heads: image ${percent(share.image)}, entropy ${share.entropy.toFixed(2)} nats`));
     return column;
   });
   $(".budget .body").replaceChildren(...made);

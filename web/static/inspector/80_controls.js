@@ -83,7 +83,11 @@ function walk(name, step) {
 }
 
 function keys(event) {
-  if (event.key === "Escape" && !$(".help").hidden) return toggleHelp(false);
+  const pop = event.key === "Escape" && POPS.find((name) => !$("." + name).hidden);
+  if (pop) {
+    togglePop(pop, false);
+    return $(`[data-do="${pop}"]`).focus();
+  }
   if (!run || event.altKey || event.ctrlKey || event.metaKey || event.defaultPrevented) return;
   if (event.target.matches("select, textarea, input:not([type=range]):not([type=checkbox])")) return;
   if (root.dataset.phase === "streaming") return;
@@ -101,17 +105,23 @@ function keys(event) {
       if (view.four) view.four = (run.variants.find((v) => v.name !== view.four) || run.variants[0]).name;
       else view.swapped = run.variants.length > 1 && !view.swapped;
       break;
-    case "?": return toggleHelp($(".help").hidden);
+    case "?": return togglePop("help");
     default: return;
   }
   event.preventDefault();
   repaint();
 }
 
-function toggleHelp(open) {
-  $(".help").hidden = !open;
-  $('[data-do="help"]').setAttribute("aria-expanded", open);
-  if (open) $(".help").focus();
+// What opens above the answers: one at a time, so that the map stays near.
+const POPS = ["runs", "save", "help"];
+function togglePop(name, open = $("." + name).hidden) {
+  for (const other of POPS) {
+    const shown = open && other === name;
+    $("." + other).hidden = !shown;
+    $(`[data-do="${other}"]`).setAttribute("aria-expanded", shown);
+  }
+  if (open && name === "runs") listRuns();
+  if (open && name === "help") $(".help").focus();
 }
 
 // Controls follow the view, whoever changed it.

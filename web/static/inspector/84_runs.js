@@ -134,9 +134,5 @@ function buildSettings() {
 function wireRuns() {
   const button = $('[data-do="runs"]');
   button.hidden = !served;
-  button.addEventListener("click", () => {
-    $(".runs").hidden = !$(".runs").hidden;
-    button.setAttribute("aria-expanded", !$(".runs").hidden);
-    if (!$(".runs").hidden) listRuns();
-  });
+  button.addEventListener("click", () => togglePop("runs"));
 }

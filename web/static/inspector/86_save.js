@@ -1,10 +1,7 @@
 // Taking things away: a picture, a table, the trace, a page that works without a server, a link.
 function wireSave() {
-  const button = $('[data-do="save"]'), told = $(".save .told");
-  button.addEventListener("click", () => {
-    $(".save").hidden = !$(".save").hidden;
-    button.setAttribute("aria-expanded", !$(".save").hidden);
-  });
+  const told = $(".save .told");
+  $('[data-do="save"]').addEventListener("click", () => togglePop("save"));
   const ways = { pdf: () => askFor("pdf"), gif: () => askFor("gif"), mp4: () => askFor("mp4"), png: savePicture, csv: saveShares, html: () => fetchFile("page_file"), trace: () => fetchFile("trace_file"), link: copyLink };
   $(".motion").hidden = !served;
   for (const item of element.querySelectorAll("[data-save]")) {

@@ -202,12 +202,12 @@ function startView(before, place, value) {
   if (view.four && !run.variants.some((v) => v.name === view.four)) view.four = run.variants[0].name;
 }
 
-// The word (not a mark of punctuation) whose row puts most on the image, outside the sinks.
+// The word (not a mark of punctuation, nor a control token such as <end>) whose row puts most on the image, outside the sinks.
 function tellingToken() {
   const variant = run.variants[0], each = run.L * run.H;
   let best = 0, most = -1;
   for (let t = 0; t < variant.T; t++) {
-    if (!/[\p{L}\p{N}]{3}/u.test(variant.tokens[t].t)) continue;
+    if (!/[\p{L}\p{N}]{3}/u.test(variant.tokens[t].t) || /^<.*>$/.test(variant.tokens[t].t)) continue;
     let sum = 0;
     for (let i = 0; i < each; i++) {
       const k = t * each + i;
@@ -293,8 +293,8 @@ async function start() {
   watchStrips();
   wireRuns();
   wireSave();
-  $('[data-do="help"]').addEventListener("click", () => toggleHelp($(".help").hidden));
-  $('[data-do="close-help"]').addEventListener("click", () => toggleHelp(false));
+  $('[data-do="help"]').addEventListener("click", () => togglePop("help"));
+  $('[data-do="close-help"]').addEventListener("click", () => togglePop("help", false));
   const place = readAddress();
   if (served && place.run && (!props.value || props.value.run !== place.run)) {
     const answer = await server.open_run(asking(place.run));
