@@ -124,7 +124,8 @@ def test_what_the_method_says_row_by_row(world: World) -> None:
         sinks, vision = world.sinks[b].tolist(), world.vision[b].tolist()
         image = sum(a for a, v in zip(row, vision, strict=True) if v)
         on_visual = sum(a for a, s, v in zip(row, sinks, vision, strict=True) if s and v)
-        targets = image - on_visual
+        # Summed by itself: as a difference it would have few digits left where sinks hold all.
+        targets = sum(a for a, s, v in zip(row, sinks, vision, strict=True) if v and not s)
         if own.dialect == "official":
             margin = own.max_sink_share - on_visual / (image + 1e-6 * sum(vision) + 1e-300)
             acts = any(s and v for s, v in zip(sinks, vision, strict=True))
