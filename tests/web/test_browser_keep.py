@@ -127,3 +127,23 @@ def test_what_the_server_draws(
     if way != "pdf":
         page.click(f"[data-testid=save-{way}]")
         page.wait_for_selector(".save .told:has-text('window is 9; allowed: 1 to 4')")
+
+
+def test_one_panel_is_open_at_a_time(site: Site, open_page: Any) -> None:
+    page = open_page(site.url)
+    ready(page)
+    page.click("[data-testid=save-button]")
+    page.click("[data-testid=runs-button]")
+    assert [page.is_visible(f".scope .{name}") for name in ("save", "runs")] == [False, True]
+    assert page.get_attribute("[data-testid=save-button]", "aria-expanded") == "false"
+    page.keyboard.press("Escape")
+    assert not page.is_visible(".scope .runs")
+    assert page.evaluate("document.activeElement.dataset.testid") == "runs-button"
+
+
+def test_parts_of_one_head_say_that_they_are_means(site: Site, open_page: Any) -> None:
+    page = open_page(site.url)
+    ready(page)
+    assert "chosen heads" not in page.inner_text("[data-testid=budget]")
+    page.click("[data-testid=strongest]")
+    assert "over all heads of these layers" in page.inner_text("[data-testid=budget]")

@@ -386,23 +386,3 @@ def test_a_large_run_fetches_single_heads_once(site: Site, open_page: Any) -> No
         )
     # one for the token's heads (which serve every choice of layers and heads), one for the range
     assert len(asked) == 2
-
-
-def test_one_panel_is_open_at_a_time(site: Site, open_page: Any) -> None:
-    page = open_page(site.url)
-    ready(page)
-    page.click("[data-testid=save-button]")
-    page.click("[data-testid=runs-button]")
-    assert [page.is_visible(f".scope .{name}") for name in ("save", "runs")] == [False, True]
-    assert page.get_attribute("[data-testid=save-button]", "aria-expanded") == "false"
-    page.keyboard.press("Escape")
-    assert not page.is_visible(".scope .runs")
-    assert page.evaluate("document.activeElement.dataset.testid") == "runs-button"
-
-
-def test_parts_of_one_head_say_that_they_are_means(site: Site, open_page: Any) -> None:
-    page = open_page(site.url)
-    ready(page)
-    assert "chosen heads" not in page.inner_text("[data-testid=budget]")
-    page.click("[data-testid=strongest]")
-    assert "over all heads of these layers" in page.inner_text("[data-testid=budget]")
