@@ -167,13 +167,14 @@ class _Row:
     """A sample whose images have not been opened yet."""
 
     id: str
-    images: tuple[Image.Image | Path, ...]
+    images: tuple[Image.Image | Path | bytes, ...]
     prompt: str
     answer: str | None = None
 
 
 def _sample(sample_id: str, row: _Row) -> Sample:
-    return Sample(sample_id, row.images, row.prompt, row.answer)
+    images = (open_image(i) if isinstance(i, bytes) else i for i in row.images)
+    return Sample(sample_id, tuple(images), row.prompt, row.answer)
 
 
 def _listing(
@@ -276,25 +277,41 @@ def _from_hub(source: str, count: int, prompt: str, seed: int) -> Iterator[_Row]
     split = split or "train"
     try:
         rows = datasets.load_dataset(name, split=split, streaming=True)
-        rows = rows.shuffle(seed=seed, buffer_size=max(1000, 4 * count))
+        # Undecoded: our limits hold, and an unreadable image is skipped and does not end the run.
+        rows = rows.decode(False).shuffle(seed=seed, buffer_size=max(200, 4 * count))
         for taken, row in enumerate(rows):
             if taken == 2 * count:  # some to spare for those that cannot be used
                 return
             images = row.get("images", row.get("image"))
             images = images if isinstance(images, list | tuple) else [images]
-            pictures = tuple(image for image in images if isinstance(image, Image.Image))
+            pictures = tuple(_encoded(image) for image in images if _is_image(image))
             if not pictures:
                 raise ValueError(
                     f"The data {source} has no column image or images with images in it; it has "
                     f"{', '.join(map(str, row))}."
                 )
             asked = _text(row, QUESTION_KEYS, f"A row of {source}") or prompt
-            digest = sha256(json.dumps([image_digest(i) for i in map(as_rgb, pictures)]).encode())
+            digest = sha256(json.dumps([sha256(picture) for picture in pictures]).encode())
             own = row.get("id", row.get("question_id"))
             named = f"{digest[:12]}#{sha256(asked.encode())[:8]}" if own is None else str(own)
             yield _Row(named, pictures, asked, _text(row, ANSWER_KEYS, f"A row of {source}"))
     except (OSError, KeyError, datasets.exceptions.DatasetsError) as error:
         raise ValueError(f"The dataset {source} cannot be read: {error}") from error
+
+
+def _is_image(value: Any) -> bool:
+    """Whether a dataset's value is an image that was not decoded: its bytes, or where they are."""
+    return isinstance(value, dict) and ("bytes" in value or "path" in value)
+
+
+def _encoded(value: dict[str, Any]) -> bytes:
+    """The bytes of such an image; none where it has none, which no decoder takes for an image."""
+    if value.get("bytes") is not None:
+        return bytes(value["bytes"])
+    if not (path := value.get("path")):
+        return b""
+    with importlib.import_module("fsspec").open(path, "rb") as file:  # also hf:// and archives
+        return bytes(file.read())
 
 
 def _text(values: dict[str, Any], keys: Sequence[str], where: str) -> str | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import sys
 import types
@@ -137,6 +138,10 @@ def test_fingerprints_see_pixels_and_prompt_not_names(tmp_path: Path) -> None:
 class Rows(list[Any]):
     """As the library's streamed dataset."""
 
+    def decode(self, enable: bool) -> Rows:
+        assert not enable
+        return self
+
     def shuffle(self, seed: int, buffer_size: int) -> Rows:
         return self
 
@@ -155,16 +160,33 @@ def fake_datasets(rows: list[dict[str, Any]], asked: list[Any]) -> types.ModuleT
     return module
 
 
-def test_hub_datasets(monkeypatch: pytest.MonkeyPatch) -> None:
+def undecoded(image: Image.Image) -> dict[str, Any]:
+    """As the library gives an image that it has not decoded."""
+    file = io.BytesIO()
+    image.save(file, "PNG")
+    return {"bytes": file.getvalue(), "path": "a.png"}
+
+
+def test_hub_datasets(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setitem(sys.modules, "datasets", None)
     with pytest.raises(ValueError, match="install the library datasets"):
         read_samples("hub:owner/name", 2)
     asked: list[Any] = []
-    rows = [{"image": picture(i), "question": "What?", "answer": f"{i}"} for i in range(9)]
+    rows: list[dict[str, Any]] = [
+        {"image": undecoded(picture(i)), "question": "What?", "answer": f"{i}"} for i in range(9)
+    ]
     monkeypatch.setitem(sys.modules, "datasets", fake_datasets(rows, asked))
     read = read_samples("hub:owner/name:test", 2)
     assert len(read.samples) == 2 and asked == [("owner/name", "test", True)]
     assert all(s.answer and s.prompt == "What?" for s in read.samples)
+    picture(50).save(tmp_path / "there.png")
+    there = {"bytes": None, "path": str(tmp_path / "there.png")}
+    broken = {"bytes": b"no image", "path": "b.png"}
+    some = [{"image": broken}, {"images": [there, undecoded(picture(1))]}]
+    monkeypatch.setitem(sys.modules, "datasets", fake_datasets(some, asked))
+    read = read_samples("hub:owner/name", 2)
+    assert len(read.samples) == 1 and len(read.samples[0].images) == 2
+    assert len(read.skipped) == 1 and "not an image that can be read" in read.notes()[1]
     with pytest.raises(ValueError, match="cannot be read: not found"):
         read_samples("hub:owner/missing", 2)
     with pytest.raises(ValueError, match="names no dataset"):
