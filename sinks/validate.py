@@ -106,13 +106,15 @@ def validate(
         if stop is not None and stop.is_set():
             raise Stopped(done, len(ordered))
         try:
-            made = _one(task, sample, sweeps=len(records) < settings.sweep_samples)
+            try:
+                asked = _asked(task, sample)
+            except (ImageError, ValueError) as error:  # the sample's; what comes later is not its
+                skipped.append((sample.id, str(error)))
+            else:
+                more = len(records) < settings.sweep_samples
+                records.append(_one(task, sample, asked, sweeps=more))
         except _Interrupted:
             raise Stopped(done, len(ordered)) from None
-        except (ImageError, ValueError) as error:
-            skipped.append((sample.id, str(error)))
-        else:
-            records.append(made)
         if on_progress is not None:
             on_progress(done + 1, len(ordered), sample.id)
     if not records:
@@ -181,12 +183,27 @@ class _Interrupted(Exception):  # noqa: N818  (no error: the user asked for it)
     """Stop was set in the middle of a sample."""
 
 
-def _one(task: _Task, sample: Sample, sweeps: bool) -> Record:
+@dataclass(frozen=True)
+class _Asked:
+    """A sample that can be used: its prompt, its answer's token ids, whether the model gave it."""
+
+    inputs: PromptInputs
+    answer: tuple[int, ...]
+    own: bool
+
+
+def _asked(task: _Task, sample: Sample) -> _Asked:
+    """The sample made ready; a `ValueError` is the reason to skip it."""
+    images = sample.open_images()
+    inputs = task.handle.prepare(images, sample.prompt, max_pixels=task.settings.max_pixels)
+    check_window(task.handle, inputs.layout.length)
+    return _Asked(inputs, *_answer(task, sample, inputs))
+
+
+def _one(task: _Task, sample: Sample, asked: _Asked, sweeps: bool) -> Record:
     """Everything about one sample."""
     handle, settings = task.handle, task.settings
-    inputs = handle.prepare(sample.open_images(), sample.prompt, max_pixels=settings.max_pixels)
-    check_window(handle, inputs.layout.length)
-    answer, own = _answer(task, sample, inputs)
+    inputs, answer, own = asked.inputs, asked.answer, asked.own
     reader = PromptReader(
         inputs.layout, task.profile, task.random_dims, task.taus, settings, handle.info.layers
     )

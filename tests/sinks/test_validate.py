@@ -289,6 +289,18 @@ def test_unreadable_samples_are_listed_and_skipped(
         validate(handle, profile, [], FAST)
 
 
+def test_what_is_no_fault_of_a_sample_is_no_reason_to_skip_it(
+    handle: ModelHandle, profile: SinkProfile
+) -> None:
+    head = handle.model.lm_head
+    spoil = head.register_forward_hook(lambda module, given, out: out * float("nan"))
+    try:
+        with pytest.raises(ValueError, match="output is not a number"):
+            validate(handle, profile, [sample(0), sample(1)], FAST)
+    finally:
+        spoil.remove()
+
+
 def test_stop(handle: ModelHandle, profile: SinkProfile) -> None:
     stop = threading.Event()
 
