@@ -50,7 +50,8 @@ const variantOf = (figure) => lookOf(figure.dataset.variant).side;
 function fit(figure) {
   const stage = figure.querySelector(".stage"), variant = variantOf(figure), image = imageOf(variant);
   stage.style.setProperty("--ratio", image.width / image.height);
-  const wide = stage.clientWidth, dense = Math.min(2, window.devicePixelRatio || 1);
+  stage.wide ||= stage.clientWidth; // reading it after a change makes the browser lay the page out twice
+  const wide = stage.wide, dense = Math.min(2, window.devicePixelRatio || 1);
   const width = Math.max(1, Math.round(wide * dense));
   const height = Math.max(1, Math.round((width * image.height) / image.width));
   for (const canvas of stage.querySelectorAll("canvas")) {
@@ -60,6 +61,10 @@ function fit(figure) {
     }
   }
   return { ink: stage.querySelector(".map").getContext("2d"), width, height, dense, variant };
+}
+
+function forgetSizes() {
+  for (const stage of element.querySelectorAll(".stage")) stage.wide = 0;
 }
 
 // The photo as it lies under the map, drawn once for each size and style.
@@ -186,8 +191,11 @@ function paintFigures() {
   const there = here.filter(({ name }) => shown.maps[name]);
   const shared = view.same && there.length > 1 ? scaleFor(there, skip) : null;
   for (const look of there) shown.scales[look.name] = shared || scaleFor([look], skip);
-  for (const figure of element.querySelectorAll(".figure")) figure.hidden = !here.some(({ name }) => name === figure.dataset.variant);
-  $(".figures").dataset.count = here.length;
+  const names = here.map(({ name }) => name).concat(view.difference && canDiffer() && !view.four ? "difference" : []), box = $(".figures");
+  if (box.dataset.names !== names.join()) forgetSizes();
+  box.dataset.names = names.join();
+  box.dataset.count = names.length;
+  for (const figure of box.children) figure.hidden = !names.includes(figure.dataset.variant);
   const sizes = here.map(({ name }) => fit($(`.figure[data-variant="${name}"]`))); // read before anything is written
   here.forEach((look, k) => onLayer(look.l, () => paintFigure(look, shared, sizes[k])));
   paintDifference();
@@ -264,11 +272,7 @@ function paintScale(figure, scale, said, table) {
 
 function paintDifference() {
   const figure = $('.figure[data-variant="difference"]');
-  if (!figure) return;
-  const wanted = view.difference && canDiffer() && !view.four;
-  figure.hidden = !wanted;
-  if (!wanted) return;
-  $(".figures").dataset.count = run.variants.length + 1;
+  if (!figure || figure.hidden) return;
   const [a, b] = run.variants.map((v) => shown.maps[v.name]);
   // Where VAR changed nothing, what is left between two passes is rounding: no picture of that.
   const idle = run.kind !== "pair" && run.variants.some((v) => v.var && v.var.changed === false);

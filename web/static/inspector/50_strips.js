@@ -107,7 +107,7 @@ function markTokens(focusIn) {
     const here = box.querySelector(`[data-i="${from}"]`);
     if (!here) continue;
     if (focusIn === variant) here.focus({ preventScroll: true });
-    reveal(box, here);
+    requestAnimationFrame(() => reveal(box, here)); // once all is changed: it makes the browser lay the page out
   }
 }
 

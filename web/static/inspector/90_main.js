@@ -282,6 +282,7 @@ function watchSize() {
     const now = $(".figures").clientWidth;
     if (now && now !== wide) {
       wide = now;
+      forgetSizes();
       paintFigures();
     }
   });
