@@ -177,7 +177,12 @@ def _about(a: GenerationTrace, b: GenerationTrace) -> dict[str, Any]:
             f"The model saw {_grids(a)} in A and {_grids(b)} in B, so there is no difference of "
             "maps; the cursor is at the same place of the picture."
         )
-    different = [what for what, left, right in settings if left != right]
+    # Where one side has no VAR, "applied" says so; naming each of its settings would bury the rest.
+    different = [
+        what
+        for what, left, right in settings
+        if left != right and not (what.startswith("VAR ") and "–" in (left, right))
+    ]
     remarks.append(
         f"What differs between A and B: {', '.join(different)}."
         if different

@@ -48,6 +48,18 @@ def test_settings_of_both_are_named() -> None:
     assert alike.about["remarks"] == ["A and B were asked the same in the same way."]
 
 
+def test_vars_settings_are_a_difference_only_where_both_sides_have_them() -> None:
+    def run(**settings: float) -> tuple[Run, str]:
+        trace = make_trace()
+        return Run({"baseline": dataclasses.replace(trace, var={"settings": settings})}), "baseline"
+
+    plain = pair_of((one(), "baseline"), run(tau=6.0, keep=0.6))
+    assert plain.about["remarks"] == ["A and B were asked the same in the same way."]
+    assert ["VAR tau", "–", "6.0"] in plain.about["settings"]
+    both = pair_of(run(tau=6.0, keep=0.6), run(tau=6.0, keep=0.2))
+    assert both.about["remarks"] == ["What differs between A and B: VAR keep."]
+
+
 def test_other_image_and_other_grid_have_no_difference() -> None:
     other = pair_of((one(), "baseline"), (one(image=scene().rotate(180)), "baseline"))
     assert not other.about["comparable"]
