@@ -12,6 +12,7 @@ from config import AppSettings, Settings
 from models.profiles import read_profile
 from models.source import DEMO
 from tests.web.conftest import free_port
+from tests.web.test_browser_access import ALL, COLOURS, VIEWS, serious
 from web.launch import launch
 from web.page import App, build_app
 
@@ -89,6 +90,19 @@ def next_frame(page: Any) -> None:
 
 def text(page: Any, name: str) -> str:
     return str(page.inner_text(f"[data-testid=sinks-{name}]"))
+
+
+@pytest.mark.parametrize(("width", "scheme"), VIEWS)
+def test_axe_finds_nothing_serious(
+    bundled: tuple[App, str], open_page: Any, width: int, scheme: str
+) -> None:
+    page = open_page(bundled[1], width=width, scheme=scheme)
+    open_tab(page)
+    options = COLOURS if scheme == "dark" else ALL
+    assert serious(page, options) == []
+    run(page, 6, 2)
+    move_tau(page, 1)  # the warning is to be seen, too
+    assert serious(page, options) == []  # a result with its table, settings open
 
 
 def test_from_run_to_var(bundled: tuple[App, str], open_page: Any) -> None:
