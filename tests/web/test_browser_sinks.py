@@ -156,16 +156,16 @@ def test_from_run_to_var(bundled: tuple[App, str], open_page: Any) -> None:
     assert "17, 101 with tau 4.5" in text(page, "told")
     page.click("button[role=tab]:has-text('Explore')")
     page.click("#var-settings > button, #var-settings .label-wrap")
-    page.wait_for_function("document.querySelector('#sink-dims :is(input, textarea)').value")
+    page.wait_for_function("document.querySelector('#sink-dims :is(input, textarea)')?.value")
     assert page.input_value("#sink-dims :is(input, textarea)") == "17, 101"
     page.wait_for_function(
-        "document.querySelector('#var-note textarea').value.includes('found on demo')"
+        "document.querySelector('#var-note textarea')?.value.includes('found on demo')"
     )
     assert app.slot.handle is not None and app.slot.handle.profile is not None
     assert app.slot.handle.profile.tau != 4.5
     page.click("#own-dims")
     page.wait_for_function(
-        "document.querySelector('#var-note textarea').value.includes('confidence high')"
+        "document.querySelector('#var-note textarea')?.value.includes('confidence high')"
     )
     assert page.input_value("#sink-dims :is(input, textarea)") == ""
 
