@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from benchmarks.output import check_folder, give
+
 if TYPE_CHECKING:
     from models.loading import ModelHandle
 
@@ -54,16 +56,13 @@ def capture(
     os.environ["OMP_NUM_THREADS"] = os.environ["MKL_NUM_THREADS"] = str(threads)
     with mistakes_said_plainly():
         wanted = prompt_lengths(lengths)
-        if output is not None and not output.is_dir():
-            raise ValueError(f"The folder {output} of --output does not exist.")
+        check_folder(output)
         result = measure(shape, device, dtype, wanted, tokens, repeats, threads, memory)
 
         from benchmarks import report
 
-        typer.echo(report.as_json(result) if as_json else report.as_table(result))
+        give(result, report.as_table(result), "capture", as_json, output)
         if output is not None:
-            (output / "capture.json").write_text(report.as_json(result) + "\n", encoding="utf-8")
-            (output / "capture.txt").write_text(report.as_table(result) + "\n", encoding="utf-8")
             report.plot(result, output / "capture.png")
 
 

@@ -23,6 +23,8 @@ from typing import Annotated, Any
 
 import typer
 
+from benchmarks.output import check_folder, give
+
 INSPECTOR = "document.querySelector('[data-testid=inspector]')"
 API = f"{INSPECTOR}.parentElement.inspector"
 READY = f"{INSPECTOR}?.dataset.ready"
@@ -85,14 +87,9 @@ def page(
 
     os.environ.update(GRADIO_ANALYTICS_ENABLED="False", HF_HUB_OFFLINE="1")
     with mistakes_said_plainly():
-        if output is not None and not output.is_dir():
-            raise ValueError(f"The folder {output} of --output does not exist.")
+        check_folder(output)
         result = measure(Sizes())
-        text = json.dumps(result, indent=2)
-        typer.echo(text if as_json else table(result))
-        if output is not None:
-            (output / "page.json").write_text(text + "\n", encoding="utf-8")
-            (output / "page.txt").write_text(table(result) + "\n", encoding="utf-8")
+        give(result, table(result), "page", as_json, output)
 
 
 def measure(sizes: Sizes) -> dict[str, Any]:

@@ -1,8 +1,7 @@
-"""Results of `benchmarks.capture` as text, JSON and a figure."""
+"""Results of `benchmarks.capture` as text and as a figure."""
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +13,6 @@ LABELS = {
     "hooks": "eager + hooks",
     "output_attentions": "eager + output_attentions",
 }
-
-
-def as_json(result: dict[str, Any]) -> str:
-    return json.dumps(result, indent=2)
 
 
 def as_table(result: dict[str, Any]) -> str:

@@ -8,7 +8,6 @@ command runs.
 
 from __future__ import annotations
 
-import json
 import os
 import statistics
 from pathlib import Path
@@ -17,6 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from benchmarks.capture import DTypeName, ShapeName
+from benchmarks.output import check_folder, give
 
 if TYPE_CHECKING:
     from models.loading import ModelHandle
@@ -59,17 +59,12 @@ def sinks(
 
     os.environ["OMP_NUM_THREADS"] = os.environ["MKL_NUM_THREADS"] = str(threads)
     with mistakes_said_plainly():
-        if output is not None and not output.is_dir():
-            raise ValueError(f"The folder {output} of --output does not exist.")
+        check_folder(output)
         from benchmarks.capture import prompt_lengths
 
         wanted = prompt_lengths(lengths)
         result = measure(shape, device, dtype, wanted, batch, repeats, threads, memory)
-        text = json.dumps(result, indent=2)
-        typer.echo(text if as_json else table(result))
-        if output is not None:
-            (output / "sinks.json").write_text(text + "\n", encoding="utf-8")
-            (output / "sinks.txt").write_text(table(result) + "\n", encoding="utf-8")
+        give(result, table(result), "sinks", as_json, output)
 
 
 def measure(

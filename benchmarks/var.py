@@ -7,7 +7,6 @@ before the command runs.
 
 from __future__ import annotations
 
-import json
 import os
 from pathlib import Path
 from typing import Annotated, Any
@@ -15,6 +14,7 @@ from typing import Annotated, Any
 import typer
 
 from benchmarks.capture import DTypeName, ShapeName
+from benchmarks.output import check_folder, give
 
 # What is timed, in the order of the table.
 WAYS = {
@@ -54,16 +54,12 @@ def var(
 
     os.environ["OMP_NUM_THREADS"] = os.environ["MKL_NUM_THREADS"] = str(threads)
     with mistakes_said_plainly():
-        if output is not None and not output.is_dir():
-            raise ValueError(f"The folder {output} of --output does not exist.")
+        check_folder(output)
         from benchmarks.capture import prompt_lengths
 
         result = measure(shape, device, dtype, prompt_lengths(lengths), tokens, repeats, threads)
-        text = json.dumps(result, indent=2)
-        typer.echo(text if as_json else table(result))
+        give(result, table(result), "var", as_json, output)
         if output is not None:
-            (output / "var.json").write_text(text + "\n", encoding="utf-8")
-            (output / "var.txt").write_text(table(result) + "\n", encoding="utf-8")
             plot(result, output / "var.png")
 
 
