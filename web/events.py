@@ -1,6 +1,6 @@
-"""The functions that Gradio calls: handlers as generators over the page's components.
+"""The functions that the Explore tab's own events call: handlers as generators over its components.
 
-Their names, arguments and docstrings are the API that `gradio_client` sees.
+They are private to the page; what `gradio_client` sees is in `web.api` and `web.endpoints`.
 """
 
 from __future__ import annotations

@@ -31,7 +31,7 @@ from web.inspector import cached, error_value, queued_value, run_value, stream_v
 from web.pairs import find_run
 from web.payload import build_token_maps, pack, token_delta
 from web.request import Request
-from web.slot import Line, ModelSlot, why_no_model
+from web.slot import Line, ModelSlot, Stops, turns, why_no_model
 from web.standalone import build_standalone
 from web.store import Run, RunStore, new_id
 
@@ -82,7 +82,7 @@ class Handlers:
         self._last = LastPrompt()
         slot.on_change(self._last.drop)  # a model that comes needs the memory
         self._jobs: dict[str, _Job] = {}  # by run id, for as long as a run is under way
-        self._stops: dict[str, threading.Event] = {}  # by browser session
+        self._stops = Stops()
         self._lock = threading.Lock()
 
     # --- Generate and Stop -----------------------------------------------------------------------
@@ -93,36 +93,29 @@ class Handlers:
         Raises:
             gr.Error: after the error value, so that callers of the API learn of it too.
         """
-        run_id, stop = new_id(), threading.Event()
-        with self._lock:
-            self._stops[session] = stop
-        try:
-            yield from self._generate(request, run_id, stop)
-        except ValueError as error:
-            yield error_value(run_id, str(error))
-            raise _said(str(error), "Not possible") from error
-        except attention_extractor.RunOutOfMemoryError as error:
-            yield error_value(run_id, str(error))
-            raise _said(str(error), "Out of memory") from error
-        except gr.Error:
-            raise
-        except Exception as error:
-            log.exception("a run failed")
-            yield error_value(run_id, UNFORESEEN)
-            raise _said(UNFORESEEN, "Error") from error
-        finally:
-            stop.set()
-            with self._lock:
-                self._jobs.pop(run_id, None)
-                if self._stops.get(session) is stop:
-                    del self._stops[session]
+        run_id = new_id()
+        with self._stops.begun(session) as stop:
+            try:
+                yield from self._generate(request, run_id, stop)
+            except ValueError as error:
+                yield error_value(run_id, str(error))
+                raise _said(str(error), "Not possible") from error
+            except attention_extractor.RunOutOfMemoryError as error:
+                yield error_value(run_id, str(error))
+                raise _said(str(error), "Out of memory") from error
+            except gr.Error:
+                raise
+            except Exception as error:
+                log.exception("a run failed")
+                yield error_value(run_id, UNFORESEEN)
+                raise _said(UNFORESEEN, "Error") from error
+            finally:
+                with self._lock:
+                    self._jobs.pop(run_id, None)
 
     def stop(self, session: str) -> None:
         """End this browser's run after the token that is being made; what is there stays."""
-        with self._lock:
-            event = self._stops.get(session)
-        if event is not None:
-            event.set()
+        self._stops.stop(session)
 
     def _generate(
         self, request: Request, run_id: str, stop: threading.Event
@@ -134,11 +127,8 @@ class Handlers:
             raise ValueError("The prompt is empty. Ask something about the image.")
         image = open_image(request.image, self.settings.images)
         with self.line.place() as before:
-            waited = -1
-            while (position := before(0.5)) > 0 and not stop.is_set():
-                if position != waited:
-                    yield queued_value(run_id, position)
-                waited = position
+            for position in turns(before, stop):
+                yield queued_value(run_id, position)
             if stop.is_set():
                 yield error_value(run_id, "Stopped while it was waiting; nothing was generated.")
                 return

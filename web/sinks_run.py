@@ -41,7 +41,7 @@ from web.payload import encode_image
 from web.sinks_payload import build_sinks_payload, measured_in, profile_name, scores_in
 from web.sinks_request import Drawn, SinksRequest, draw_samples
 from web.sinks_store import SinksResult, SinksStore
-from web.slot import Line, ModelSlot, why_no_model
+from web.slot import Line, ModelSlot, Stops, turns, why_no_model
 from web.store import new_id
 
 log = logging.getLogger(__name__)
@@ -88,8 +88,7 @@ class SinksHandlers:
         # Not `sinks`, where the command line keeps what it measures: old folders here are deleted.
         self.store = SinksStore(Path(settings.app.cache_dir) / "page_sinks")
         self.component: gr.HTML | None = None
-        self._stops: dict[str, threading.Event] = {}  # by browser session
-        self._lock = threading.Lock()
+        self._stops = Stops()
 
     # --- Run and Stop ----------------------------------------------------------------------------
 
@@ -99,43 +98,31 @@ class SinksHandlers:
         Raises:
             gr.Error: after the error value, so that callers of the API learn of it too.
         """
-        run_id, stop = new_id(), threading.Event()
-        with self._lock:
-            self._stops[session] = stop
-        try:
-            yield from self._run(request, run_id, stop, session)
-        except (ValueError, RunOutOfMemoryError) as error:
-            yield error_value(run_id, str(error))
-            raise gr.Error(str(error), title="Not possible", print_exception=False) from error
-        except gr.Error:
-            raise
-        except Exception as error:
-            log.exception("finding sinks failed")
-            yield error_value(run_id, UNFORESEEN)
-            raise gr.Error(UNFORESEEN, print_exception=False) from error
-        finally:
-            stop.set()
-            with self._lock:
-                if self._stops.get(session) is stop:
-                    del self._stops[session]
+        run_id = new_id()
+        with self._stops.begun(session) as stop:
+            try:
+                yield from self._run(request, run_id, stop, session)
+            except (ValueError, RunOutOfMemoryError) as error:
+                yield error_value(run_id, str(error))
+                raise gr.Error(str(error), title="Not possible", print_exception=False) from error
+            except gr.Error:
+                raise
+            except Exception as error:
+                log.exception("finding sinks failed")
+                yield error_value(run_id, UNFORESEEN)
+                raise gr.Error(UNFORESEEN, print_exception=False) from error
 
     def stop(self, session: str) -> None:
         """End this browser's run after the sample it is at; what was measured stays."""
-        with self._lock:
-            event = self._stops.get(session)
-        if event is not None:
-            event.set()
+        self._stops.stop(session)
 
     def _run(
         self, request: SinksRequest, run_id: str, stop: threading.Event, session: str
     ) -> Iterator[dict[str, Any]]:
         request.check()
         with self.line.place() as before:
-            waited = -1
-            while (position := before(0.5)) > 0 and not stop.is_set():
-                if position != waited:
-                    yield queued_value(run_id, position)
-                waited = position
+            for position in turns(before, stop):
+                yield queued_value(run_id, position)
             if stop.is_set():
                 yield error_value(run_id, "Stopped while it was waiting; nothing was measured.")
                 return

@@ -153,3 +153,42 @@ class Line:
             with self._changed:
                 self._waiting.remove(ticket)
                 self._changed.notify_all()
+
+
+def turns(before: Callable[[float], int], stop: threading.Event) -> Iterator[int]:
+    """How many are before a run in the line, each time that this has changed, until none is or the
+    run was stopped."""
+    told = -1
+    while (position := before(0.5)) > 0 and not stop.is_set():
+        if position != told:
+            yield position
+        told = position
+
+
+class Stops(dict[str, threading.Event]):
+    """The stop event of each browser session's run, for as long as the run is under way."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._lock = threading.Lock()
+
+    @contextmanager
+    def begun(self, session: str) -> Iterator[threading.Event]:
+        """A run's stop event, set at the latest when the run is over, however it ends."""
+        stop = threading.Event()
+        with self._lock:
+            self[session] = stop
+        try:
+            yield stop
+        finally:
+            stop.set()
+            with self._lock:
+                if self.get(session) is stop:  # the session may have begun another run
+                    del self[session]
+
+    def stop(self, session: str) -> None:
+        """Stop this session's run, if there is one."""
+        with self._lock:
+            event = self.get(session)
+        if event is not None:
+            event.set()
