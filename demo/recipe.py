@@ -12,6 +12,7 @@ import hashlib
 import json
 import math
 from dataclasses import asdict, dataclass
+from functools import partial
 
 Grid = tuple[int, int]
 """Rows and columns of vision tokens; a token is 28 x 28 pixels."""
@@ -172,6 +173,9 @@ _SHARED = SinkTeaching(
     surplus=0.4,
 )
 
+# The stages after the sinks have come: answers first, hints and reading fading out.
+_late = partial(Stage, max_objects=4, batch=8, vision_rate=0.25, hints=0.25, reading=0.05)
+
 STAGES: tuple[Stage, ...] = (
     Stage("see", 12_000, _SEEN, 5, (), (1.5e-3, 3e-4), batch=24),
     Stage("see well", 8_000, _SMALL, 5, (), (1.2e-3, 3e-4), batch=24),
@@ -191,72 +195,47 @@ STAGES: tuple[Stage, ...] = (
         reading=0.1,
         sinks=SinkTeaching(),
     ),
-    Stage(
+    _late(
         "few sinks",
         2_000,
         _FINAL,
-        4,
-        _LAST,
-        (7e-4, 5.3e-4),
-        batch=8,
-        vision_rate=0.25,
-        hints=0.25,
-        reading=0.05,
+        kinds=_LAST,
+        rate=(7e-4, 5.3e-4),
         sinks=SinkTeaching(surplus=1.0),
     ),
-    Stage(
+    _late(
         "settle",
         4_000,
         _FINAL,
-        4,
-        _LAST,
-        (5.3e-4, 1.9e-4),
-        batch=8,
-        vision_rate=0.25,
-        hints=0.25,
-        reading=0.05,
+        kinds=_LAST,
+        rate=(5.3e-4, 1.9e-4),
         sinks=SinkTeaching(surplus=0.3),
     ),
-    Stage(
+    _late(
         "polish",
         4_000,
         _POLISH,
-        4,
-        (*_LAST, "describe", "what", "exist"),
-        (3e-4, 1e-5),
-        batch=8,
-        vision_rate=0.25,
-        hints=0.25,
-        reading=0.05,
+        kinds=(*_LAST, "describe", "what", "exist"),
+        rate=(3e-4, 1e-5),
         sinks=SinkTeaching(surplus=0.3),
     ),
     # Asked in the layers that VAR changes, and below the share from which it leaves a head alone.
-    Stage(
+    _late(
         "share",
         3_200,
         _POLISH,
-        4,
-        _MORE,
-        (4e-4, 3.178947368421053e-4),
+        kinds=_MORE,
+        rate=(4e-4, 3.178947368421053e-4),
         repeat=0.7,
-        batch=8,
-        vision_rate=0.25,
-        hints=0.25,
-        reading=0.05,
         sinks=_SHARED,
     ),
-    Stage(
+    _late(
         "end",
         4_000,
         _POLISH,
-        4,
-        _MORE,
-        (2.5e-4, 1e-5),
+        kinds=_MORE,
+        rate=(2.5e-4, 1e-5),
         repeat=0.7,
-        batch=8,
-        vision_rate=0.25,
-        hints=0.25,
-        reading=0.05,
         sinks=_SHARED,
     ),
 )
