@@ -13,7 +13,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from config import AppSettings, Settings, read_settings
+from sinkscope.config import AppSettings, Settings, read_settings
 
 
 def parse(arguments: list[str]) -> Settings:
@@ -59,8 +59,8 @@ def main() -> None:
     """Parse, build, listen, and say where."""
     settings = parse(sys.argv[1:])
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
-    from web.launch import launch  # seconds of imports, which --help need not wait for
-    from web.page import build_app
+    from sinkscope.web.launch import launch  # seconds of imports, which --help need not wait for
+    from sinkscope.web.page import build_app
 
     app = build_app(settings)
     try:

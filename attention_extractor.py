@@ -18,17 +18,17 @@ import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from capture.answer import answer, retell
-from capture.forecast import Forecast, check_memory, forecast
-from capture.prefix import Prefix, forward_prefix
-from capture.prompt import PromptTrace, read_prompt, reference_row
-from capture.run import RunOutOfMemoryError, memory_errors_named
-from capture.stash import QueryStash, stash_run
-from capture.trace import GeneratedToken, GenerationTrace
-from config import GenerationSettings, VARSettings
-from models.family import PromptInputs
-from models.loading import ModelHandle
-from var_patch import validate_var
+from sinkscope.capture.answer import answer, retell
+from sinkscope.capture.forecast import Forecast, check_memory, forecast
+from sinkscope.capture.prefix import Prefix, forward_prefix
+from sinkscope.capture.prompt import PromptTrace, read_prompt, reference_row
+from sinkscope.capture.run import RunOutOfMemoryError, memory_errors_named
+from sinkscope.capture.stash import QueryStash, stash_run
+from sinkscope.capture.trace import GeneratedToken, GenerationTrace
+from sinkscope.config import GenerationSettings, VARSettings
+from sinkscope.models.family import PromptInputs
+from sinkscope.models.loading import ModelHandle
+from sinkscope.var_patch import validate_var
 
 __all__ = [
     "Comparison",

@@ -17,10 +17,10 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 
-from capture.trace import MEAN_HEAD, GenerationTrace, PromptTrace
-from config import Reduce
-from models.family import ImageGrid
-from redistribution.sinks import sink_mask, sink_score
+from sinkscope.capture.trace import MEAN_HEAD, GenerationTrace, PromptTrace
+from sinkscope.config import Reduce
+from sinkscope.models.family import ImageGrid
+from sinkscope.redistribution.sinks import sink_mask, sink_score
 
 # What has rows of attention: an answer's, or a prompt's own.
 Rows = GenerationTrace | PromptTrace

@@ -13,13 +13,13 @@ from collections.abc import Mapping, Sequence
 
 import torch
 
-from config import VARSettings
-from models.family import PromptLayout
-from models.info import ModelInfo
-from redistribution.intervention import VARIntervention, acting_layers, validate_var
-from redistribution.redistribute import redistribute
-from redistribution.report import LayerReport, VARReport
-from redistribution.selection import select_rows
+from sinkscope.config import VARSettings
+from sinkscope.models.family import PromptLayout
+from sinkscope.models.info import ModelInfo
+from sinkscope.redistribution.intervention import VARIntervention, acting_layers, validate_var
+from sinkscope.redistribution.redistribute import redistribute
+from sinkscope.redistribution.report import LayerReport, VARReport
+from sinkscope.redistribution.selection import select_rows
 
 __all__ = [
     "LayerReport",

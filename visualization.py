@@ -8,9 +8,17 @@ figure (`view_figure`), as an animation over the tokens (`animate`) and as a tab
 
 from __future__ import annotations
 
-from drawing.animation import animate, animation_steps
-from drawing.figures import caption, check_ending, contact_sheet, figure, fonts, save, visible
-from drawing.overlay import (
+from sinkscope.drawing.animation import animate, animation_steps
+from sinkscope.drawing.figures import (
+    caption,
+    check_ending,
+    contact_sheet,
+    figure,
+    fonts,
+    save,
+    visible,
+)
+from sinkscope.drawing.overlay import (
     Colormap,
     OverlayStyle,
     Pixels,
@@ -20,9 +28,9 @@ from drawing.overlay import (
     overlay,
     scaling,
 )
-from drawing.table import write_shares
-from drawing.view import View
-from drawing.view_figure import view_figure
+from sinkscope.drawing.table import write_shares
+from sinkscope.drawing.view import View
+from sinkscope.drawing.view_figure import view_figure
 
 __all__ = [
     "Colormap",

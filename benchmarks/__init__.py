@@ -1,1 +1,1 @@
-"""Performance comparisons, one command each: `python -m benchmarks --help`."""
+"""Performance comparisons, one command each: `python -m sinkscope.benchmarks --help`."""

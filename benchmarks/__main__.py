@@ -1,14 +1,14 @@
-"""`python -m benchmarks NAME ...`: the benchmarks and nothing else. Each is one module with a
+"""`python -m sinkscope.benchmarks NAME ...`: the benchmarks and nothing else. Each is one module with a
 typer command; none imports torch before it runs."""
 
 from __future__ import annotations
 
 import typer
 
-from benchmarks import capture, page, sinks, var
+from sinkscope.benchmarks import capture, page, sinks, var
 
 app = typer.Typer(
-    name="python -m benchmarks",
+    name="python -m sinkscope.benchmarks",
     help="What SinkScope costs beside plain generation, measured side by side in one run.",
     no_args_is_help=True,
     add_completion=False,

@@ -1,4 +1,4 @@
-"""`python -m benchmarks capture`: what capturing attention costs beside plain generation.
+"""`python -m sinkscope.benchmarks capture`: what capturing attention costs beside plain generation.
 
 Four ways to generate the same answer (`benchmarks.ways`) run interleaved in one process; peak
 memory is measured in processes of their own; then one token's map is read back from a file. Nothing
@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from benchmarks.output import check_folder, give
+from sinkscope.benchmarks.output import check_folder, give
 
 if TYPE_CHECKING:
-    from models.loading import ModelHandle
+    from sinkscope.models.loading import ModelHandle
 
 NEAREST = 2048  # the prompt length at which peak memory is measured, or the nearest given
 BASELINES = ("hooks", "output_attentions")
@@ -50,7 +50,7 @@ def capture(
     ] = None,
 ) -> None:
     """Our capture, plain SDPA, eager with hooks, and eager with output_attentions, side by side."""
-    from cli.common import mistakes_said_plainly
+    from sinkscope.cli.common import mistakes_said_plainly
 
     # Read when the libraries load, which is below.
     os.environ["OMP_NUM_THREADS"] = os.environ["MKL_NUM_THREADS"] = str(threads)
@@ -59,7 +59,7 @@ def capture(
         check_folder(output)
         result = measure(shape, device, dtype, wanted, tokens, repeats, threads, memory)
 
-        from benchmarks import report
+        from sinkscope.benchmarks import report
 
         give(result, report.as_table(result), "capture", as_json, output)
         if output is not None:
@@ -83,8 +83,8 @@ def measure(
     """
     import torch
 
-    from benchmarks.shapes import SHORTEST, build_prompt, device_name, prepared_handle
-    from benchmarks.ways import WAYS
+    from sinkscope.benchmarks.shapes import SHORTEST, build_prompt, device_name, prepared_handle
+    from sinkscope.benchmarks.ways import WAYS
 
     _say(f"Building the {shape} shape with random weights")
     handle = prepared_handle(shape, device, dtype, threads)
@@ -118,10 +118,10 @@ def measure(
 def _one_length(
     handle: ModelHandle, inputs: Any, tokens: int, repeats: int, device: str
 ) -> dict[str, Any]:
-    from attention_extractor import forecast
-    from benchmarks import timing
-    from benchmarks.ways import WAYS, matrix_bytes
-    from config import GenerationSettings
+    from sinkscope.attention_extractor import forecast
+    from sinkscope.benchmarks import timing
+    from sinkscope.benchmarks.ways import WAYS, matrix_bytes
+    from sinkscope.config import GenerationSettings
 
     length = inputs.layout.length
     guess = forecast(handle, inputs, GenerationSettings(max_new_tokens=tokens))
@@ -166,7 +166,7 @@ def _one_length(
 
 def _slopes(rows: list[dict[str, Any]]) -> dict[str, float | None]:
     """Seconds a run costs beyond plain, per 1000 prompt tokens."""
-    from benchmarks.timing import slope
+    from sinkscope.benchmarks.timing import slope
 
     slopes: dict[str, float | None] = {}
     for name in ("ours", *BASELINES):
@@ -182,10 +182,10 @@ def _slopes(rows: list[dict[str, Any]]) -> dict[str, float | None]:
 def _memory(
     handle: ModelHandle, inputs: Any, shape: str, device: str, dtype: str, tokens: int
 ) -> dict[str, Any]:
-    from attention_extractor import forecast
-    from benchmarks import memory
-    from benchmarks.ways import WAYS, matrix_bytes
-    from config import GenerationSettings
+    from sinkscope.attention_extractor import forecast
+    from sinkscope.benchmarks import memory
+    from sinkscope.benchmarks.ways import WAYS, matrix_bytes
+    from sinkscope.config import GenerationSettings
 
     length = inputs.layout.length
     guess = forecast(handle, inputs, GenerationSettings(max_new_tokens=tokens))
@@ -219,7 +219,7 @@ def _memory(
 
 
 def _reading() -> dict[str, Any]:
-    from benchmarks import reading
+    from sinkscope.benchmarks import reading
 
     _say("Reading one token's map from a file")
     return reading.measure()
@@ -235,7 +235,7 @@ def prompt_lengths(text: str) -> list[int]:
 def _free_bytes(device: str) -> int | None:
     import torch
 
-    from capture.forecast import available_memory
+    from sinkscope.capture.forecast import available_memory
 
     return available_memory(torch.device(device))
 

@@ -1,4 +1,4 @@
-"""Peak memory of one run in a process of its own; `python -m benchmarks.memory` is that process.
+"""Peak memory of one run in a process of its own; `python -m sinkscope.benchmarks.memory` is that process.
 
 Peaks of several runs in one process would hide each other, for the allocator keeps what it has.
 """
@@ -42,7 +42,7 @@ def peak_extra(
     if returned_at_once:
         environment["MALLOC_MMAP_THRESHOLD_"] = "65536"
     done = subprocess.run(
-        [sys.executable, "-m", "benchmarks.memory", *words],
+        [sys.executable, "-m", "sinkscope.benchmarks.memory", *words],
         capture_output=True,
         text=True,
         cwd=Path(__file__).resolve().parent.parent,
@@ -58,8 +58,8 @@ def peak_extra(
 def _measure(way: str, shape: str, device: str, dtype: str, length: int, tokens: int) -> int:
     import torch
 
-    from benchmarks import sink_ways, ways
-    from benchmarks.shapes import SHORTEST, build_handle, build_prompt
+    from sinkscope.benchmarks import sink_ways, ways
+    from sinkscope.benchmarks.shapes import SHORTEST, build_handle, build_prompt
 
     run = {**ways.WAYS, **sink_ways.WAYS}[way]
     torch.set_num_threads(1)

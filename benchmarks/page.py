@@ -1,4 +1,4 @@
-"""`python -m benchmarks page`: how fast the page is, measured in Chromium on the running app.
+"""`python -m sinkscope.benchmarks page`: how fast the page is, measured in Chromium on the running app.
 
 Times are of the browser's own clock, and beside them what the page's main thread computed: another
 program on the machine makes the former longer, and hardly the latter. A machine without a graphics
@@ -23,7 +23,7 @@ from typing import Annotated, Any
 
 import typer
 
-from benchmarks.output import check_folder, give
+from sinkscope.benchmarks.output import check_folder, give
 
 INSPECTOR = "document.querySelector('[data-testid=inspector]')"
 API = f"{INSPECTOR}.parentElement.inspector"
@@ -83,7 +83,7 @@ def page(
     output: Annotated[Path | None, typer.Option(help="Folder for page.json and page.txt.")] = None,
 ) -> None:
     """The page: time to the first map, repaints, streaming, a large run, weight."""
-    from cli.common import mistakes_said_plainly
+    from sinkscope.cli.common import mistakes_said_plainly
 
     os.environ.update(GRADIO_ANALYTICS_ENABLED="False", HF_HUB_OFFLINE="1")
     with mistakes_said_plainly():
@@ -100,7 +100,7 @@ def measure(sizes: Sizes) -> dict[str, Any]:
     """
     from playwright.sync_api import sync_playwright
 
-    from cli.screenshots import CHROMIUM, FLAGS
+    from sinkscope.cli.screenshots import CHROMIUM, FLAGS
 
     chromium = next((found for name in CHROMIUM if (found := shutil.which(name))), None)
     if chromium is None:
@@ -129,7 +129,7 @@ def measure(sizes: Sizes) -> dict[str, Any]:
 
 def weight() -> dict[str, int]:
     """Bytes of our own scripts, styles and templates as they are in the page, and gzipped."""
-    from web.assets import STATIC, page_style, read_static
+    from sinkscope.web.assets import STATIC, page_style, read_static
 
     drawn = [file.stem for file in sorted(STATIC.glob("*.html")) if file.stem != "standalone"]
     texts = [page_style(), *(read_static(f"{n}.html") for n in drawn), *map(read_static, drawn)]
@@ -140,10 +140,10 @@ def weight() -> dict[str, int]:
 @contextmanager
 def _site(example: Any, pace: _Pace | None) -> Iterator[str]:
     """The app on a free port: on the bundled example or a run of ours, with an engine of ours."""
-    from config import AppSettings, Settings
-    from web.handlers import Engine
-    from web.launch import launch
-    from web.page import build_app
+    from sinkscope.config import AppSettings, Settings
+    from sinkscope.web.handlers import Engine
+    from sinkscope.web.launch import launch
+    from sinkscope.web.page import build_app
 
     engine = Engine(pace.generate) if pace else None
     with tempfile.TemporaryDirectory() as cache:
@@ -162,7 +162,7 @@ class _Handle:
     info = SimpleNamespace(id="made up", device="cpu", dtype="float32", layers=2, heads=2)
 
     def prepare(self, images: Any, prompt: str, **_: Any) -> Any:
-        from models.family import PromptInputs, PromptLayout
+        from sinkscope.models.family import PromptInputs, PromptLayout
 
         return PromptInputs({}, PromptLayout(1, (), ()), tuple(images), prompt, (), ())
 
@@ -179,7 +179,7 @@ class _Pace:
         self.quarter = threading.Semaphore(0)
 
     def generate(self, handle: Any, inputs: Any, settings: Any, **hooks: Any) -> Any:
-        from benchmarks.reading import made_up
+        from sinkscope.benchmarks.reading import made_up
 
         trace = made_up(self.tokens, layers=2, heads=2, side=4)
         for i, token in enumerate(trace.tokens):
@@ -192,8 +192,8 @@ class _Pace:
 
 
 def _large(sizes: Sizes) -> Any:
-    from benchmarks.reading import made_up
-    from web.store import Run
+    from sinkscope.benchmarks.reading import made_up
+    from sinkscope.web.store import Run
 
     trace = made_up(sizes.tokens, sizes.layers, sizes.heads, sizes.side)
     return Run({"baseline": trace}, kind="example")

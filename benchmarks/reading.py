@@ -11,11 +11,11 @@ from typing import Any
 import torch
 from PIL import Image
 
-from attention_processor import patch_map
-from capture.storage import TraceReader
-from capture.trace import GeneratedToken, GenerationTrace
-from models.family import ImageGrid, PromptLayout, Segment
-from models.info import ModelInfo
+from sinkscope.attention_processor import patch_map
+from sinkscope.capture.storage import TraceReader
+from sinkscope.capture.trace import GeneratedToken, GenerationTrace
+from sinkscope.models.family import ImageGrid, PromptLayout, Segment
+from sinkscope.models.info import ModelInfo
 
 LAYERS, HEADS, SIDE, TOKENS = 36, 16, 32, 24
 

@@ -22,12 +22,12 @@ from transformers import (
     Qwen2_5_VLForConditionalGeneration,
 )
 
-from models import attention
-from models.family import ImageGrid, PromptInputs, PromptLayout, Segment
-from models.info import ModelInfo
-from models.loading import ModelHandle
-from models.profiles import SinkProfile
-from models.qwen2_5_vl import Qwen25VL
+from sinkscope.models import attention
+from sinkscope.models.family import ImageGrid, PromptInputs, PromptLayout, Segment
+from sinkscope.models.info import ModelInfo
+from sinkscope.models.loading import ModelHandle
+from sinkscope.models.profiles import SinkProfile
+from sinkscope.models.qwen2_5_vl import Qwen25VL
 
 PATCH, MERGE = 14, 2
 BEFORE, AFTER = 15, 40  # prompt positions before the vision start, at least as many after the end

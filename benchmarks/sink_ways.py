@@ -15,13 +15,13 @@ from typing import Any
 import torch
 from PIL import Image
 
-from benchmarks.ways import Mark, with_attention
-from capture.run import on_device
-from models.family import PromptInputs
-from models.loading import ModelHandle
-from sinks.measure import measure
-from sinks.samples import Sample
-from sinks.settings import FindSettings
+from sinkscope.benchmarks.ways import Mark, with_attention
+from sinkscope.capture.run import on_device
+from sinkscope.models.family import PromptInputs
+from sinkscope.models.loading import ModelHandle
+from sinkscope.sinks.measure import measure
+from sinkscope.sinks.samples import Sample
+from sinkscope.sinks.settings import FindSettings
 
 SinkWay = Callable[[ModelHandle, PromptInputs, int, Mark], Any]
 

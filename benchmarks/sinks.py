@@ -1,4 +1,4 @@
-"""`python -m benchmarks sinks`: what finding sink dimensions costs beside plain forward passes.
+"""`python -m sinkscope.benchmarks sinks`: what finding sink dimensions costs beside plain forward passes.
 
 The same samples pass through the same model, once plainly and once measured, interleaved in one
 process; every ratio is the median over rounds of a way's time by that of the plain pass in the
@@ -15,11 +15,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from benchmarks.capture import DTypeName, ShapeName
-from benchmarks.output import check_folder, give
+from sinkscope.benchmarks.capture import DTypeName, ShapeName
+from sinkscope.benchmarks.output import check_folder, give
 
 if TYPE_CHECKING:
-    from models.loading import ModelHandle
+    from sinkscope.models.loading import ModelHandle
 
 MEGABYTE = 1 << 20
 # What is timed, in the order of the table. The first is the unit, the second the default of `find`.
@@ -55,12 +55,12 @@ def sinks(
     ] = None,
 ) -> None:
     """Finding's one pass a sample against a plain forward pass of the same sample."""
-    from cli.common import mistakes_said_plainly
+    from sinkscope.cli.common import mistakes_said_plainly
 
     os.environ["OMP_NUM_THREADS"] = os.environ["MKL_NUM_THREADS"] = str(threads)
     with mistakes_said_plainly():
         check_folder(output)
-        from benchmarks.capture import prompt_lengths
+        from sinkscope.benchmarks.capture import prompt_lengths
 
         wanted = prompt_lengths(lengths)
         result = measure(shape, device, dtype, wanted, batch, repeats, threads, memory)
@@ -84,8 +84,8 @@ def measure(
     """
     import torch
 
-    from benchmarks.shapes import SHORTEST, build_prompt, device_name, prepared_handle
-    from benchmarks.sink_ways import WAYS as RUNS
+    from sinkscope.benchmarks.shapes import SHORTEST, build_prompt, device_name, prepared_handle
+    from sinkscope.benchmarks.sink_ways import WAYS as RUNS
 
     handle = prepared_handle(shape, device, dtype, threads)
     for run in RUNS.values():  # what a first call sets up belongs to no measurement
@@ -112,9 +112,9 @@ def measure(
 def _one_length(handle: ModelHandle, length: int, batch: int, repeats: int) -> dict[str, Any]:
     from functools import partial
 
-    from benchmarks import timing
-    from benchmarks.shapes import build_prompt
-    from benchmarks.sink_ways import WAYS as RUNS
+    from sinkscope.benchmarks import timing
+    from sinkscope.benchmarks.shapes import build_prompt
+    from sinkscope.benchmarks.sink_ways import WAYS as RUNS
 
     inputs = build_prompt(handle, length)
     runs = {name: partial(RUNS[name], handle, inputs, batch) for name in WAYS}
@@ -142,7 +142,7 @@ def _memory(
     shape: str, device: str, dtype: str, lengths: list[int], batch: int, processes: int = 3
 ) -> dict[str, Any]:
     """Peak of a plain pass and of the default way, each the median over processes of their own."""
-    from benchmarks import memory
+    from sinkscope.benchmarks import memory
 
     if not memory.supported(device):
         return {"skipped": "peaks of a CPU run are read from /proc, which this system lacks"}

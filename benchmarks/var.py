@@ -1,4 +1,4 @@
-"""`python -m benchmarks var`: what VAR and comparing cost beside one plain run.
+"""`python -m sinkscope.benchmarks var`: what VAR and comparing cost beside one plain run.
 
 All ways (`benchmarks.var_ways`) run interleaved in one process; every ratio is the median over
 rounds of a way's time by that of plain generation in the same round. Nothing here imports torch
@@ -13,8 +13,8 @@ from typing import Annotated, Any
 
 import typer
 
-from benchmarks.capture import DTypeName, ShapeName
-from benchmarks.output import check_folder, give
+from sinkscope.benchmarks.capture import DTypeName, ShapeName
+from sinkscope.benchmarks.output import check_folder, give
 
 # What is timed, in the order of the table.
 WAYS = {
@@ -50,12 +50,12 @@ def var(
     ] = None,
 ) -> None:
     """VAR at prefill and end to end, dense and ours; and comparing with the plain model."""
-    from cli.common import mistakes_said_plainly
+    from sinkscope.cli.common import mistakes_said_plainly
 
     os.environ["OMP_NUM_THREADS"] = os.environ["MKL_NUM_THREADS"] = str(threads)
     with mistakes_said_plainly():
         check_folder(output)
-        from benchmarks.capture import prompt_lengths
+        from sinkscope.benchmarks.capture import prompt_lengths
 
         result = measure(shape, device, dtype, prompt_lengths(lengths), tokens, repeats, threads)
         give(result, table(result), "var", as_json, output)
@@ -79,8 +79,8 @@ def measure(
     """
     import torch
 
-    from benchmarks import timing, var_ways
-    from benchmarks.shapes import build_prompt, device_name, prepared_handle
+    from sinkscope.benchmarks import timing, var_ways
+    from sinkscope.benchmarks.shapes import build_prompt, device_name, prepared_handle
 
     handle = prepared_handle(shape, device, dtype, threads)
     rows = []

@@ -15,14 +15,14 @@ from typing import Any
 import torch
 from transformers.models.qwen2_5_vl import modeling_qwen2_5_vl
 
-from attention_extractor import Comparison, compare, generate
-from benchmarks.ways import Mark, plain, with_attention, with_plain_generate
-from capture.answer import retell
-from config import GenerationSettings, VARSettings
-from models.family import PromptInputs
-from models.loading import ModelHandle
-from redistribution.sinks import sink_score
-from var_patch import acting_layers, redistribute
+from sinkscope.attention_extractor import Comparison, compare, generate
+from sinkscope.benchmarks.ways import Mark, plain, with_attention, with_plain_generate
+from sinkscope.capture.answer import retell
+from sinkscope.config import GenerationSettings, VARSettings
+from sinkscope.models.family import PromptInputs
+from sinkscope.models.loading import ModelHandle
+from sinkscope.redistribution.sinks import sink_score
+from sinkscope.var_patch import acting_layers, redistribute
 
 DIMS = (1, 2)
 FLAGGED = 0.02  # share of tokens that are made sinks

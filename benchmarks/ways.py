@@ -19,12 +19,12 @@ from typing import Any
 import torch
 from transformers import StoppingCriteria, StoppingCriteriaList
 
-from attention_extractor import generate
-from capture.run import generation_config, on_device
-from config import GenerationSettings
-from models.attention import NAME
-from models.family import PromptInputs
-from models.loading import ModelHandle
+from sinkscope.attention_extractor import generate
+from sinkscope.capture.run import generation_config, on_device
+from sinkscope.config import GenerationSettings
+from sinkscope.models.attention import NAME
+from sinkscope.models.family import PromptInputs
+from sinkscope.models.loading import ModelHandle
 
 Mark = Callable[[], None]
 Way = Callable[[ModelHandle, PromptInputs, int, Mark], tuple[int, ...]]

@@ -18,10 +18,10 @@ from typing import Any
 import torch
 from transformers import StoppingCriteriaList
 
-from capture.prefix import Prefix
-from capture.prompt import kept_positions, prompt_trace
-from capture.recorder import RowFanOut, TraceRecorder
-from capture.run import (
+from sinkscope.capture.prefix import Prefix
+from sinkscope.capture.prompt import kept_positions, prompt_trace
+from sinkscope.capture.recorder import RowFanOut, TraceRecorder
+from sinkscope.capture.run import (
     Chosen,
     StopAtOnce,
     captured,
@@ -32,14 +32,14 @@ from capture.run import (
     seeded,
     watching,
 )
-from capture.sinks import SinkObserver
-from capture.tokens import TextPieces, TokenProbe, describe_token
-from capture.trace import GeneratedToken, GenerationTrace
-from config import GenerationSettings, VARSettings
-from models.attention import ForwardPlan, RowRecorder, running
-from models.family import PromptInputs
-from models.loading import ModelHandle
-from var_patch import VARIntervention, describe, patch
+from sinkscope.capture.sinks import SinkObserver
+from sinkscope.capture.tokens import TextPieces, TokenProbe, describe_token
+from sinkscope.capture.trace import GeneratedToken, GenerationTrace
+from sinkscope.config import GenerationSettings, VARSettings
+from sinkscope.models.attention import ForwardPlan, RowRecorder, running
+from sinkscope.models.family import PromptInputs
+from sinkscope.models.loading import ModelHandle
+from sinkscope.var_patch import VARIntervention, describe, patch
 
 OnRowToken = Callable[[int, int, GeneratedToken], None]  # batch row, index, token
 

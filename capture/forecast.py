@@ -15,11 +15,11 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from capture.recorder import STAGED_BYTES
-from capture.run import captured
-from config import GenerationSettings
-from models.family import PromptInputs, PromptLayout
-from models.loading import ModelHandle
+from sinkscope.capture.recorder import STAGED_BYTES
+from sinkscope.capture.run import captured
+from sinkscope.config import GenerationSettings
+from sinkscope.models.family import PromptInputs, PromptLayout
+from sinkscope.models.loading import ModelHandle
 
 STAGED_COPIES = 4  # staged rows, their concatenation, its logarithm, and what is being copied
 CONTAINER = Path("/sys/fs/cgroup")

@@ -14,12 +14,12 @@ from dataclasses import dataclass
 import torch
 from transformers import DynamicCache
 
-from capture.run import on_device
-from capture.sinks import SinkObserver
-from models.attention import ForwardPlan, running
-from models.family import PromptInputs
-from models.info import ModelInfo
-from models.loading import ModelHandle
+from sinkscope.capture.run import on_device
+from sinkscope.capture.sinks import SinkObserver
+from sinkscope.models.attention import ForwardPlan, running
+from sinkscope.models.family import PromptInputs
+from sinkscope.models.info import ModelInfo
+from sinkscope.models.loading import ModelHandle
 
 
 @dataclass(frozen=True)

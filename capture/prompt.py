@@ -13,16 +13,16 @@ from collections.abc import Sequence
 
 import torch
 
-from capture.forecast import check_payload, kept_positions, row_bytes
-from capture.prefix import Prefix
-from capture.recorder import RowFanOut, TraceRecorder
-from capture.run import captured, on_device
-from capture.sinks import SinkObserver
-from capture.trace import LayerSinks, PromptToken, PromptTrace
-from config import GenerationSettings
-from models.attention import ForwardPlan, running
-from models.family import PromptInputs, PromptLayout
-from models.loading import ModelHandle
+from sinkscope.capture.forecast import check_payload, kept_positions, row_bytes
+from sinkscope.capture.prefix import Prefix
+from sinkscope.capture.recorder import RowFanOut, TraceRecorder
+from sinkscope.capture.run import captured, on_device
+from sinkscope.capture.sinks import SinkObserver
+from sinkscope.capture.trace import LayerSinks, PromptToken, PromptTrace
+from sinkscope.config import GenerationSettings
+from sinkscope.models.attention import ForwardPlan, running
+from sinkscope.models.family import PromptInputs, PromptLayout
+from sinkscope.models.loading import ModelHandle
 
 __all__ = ["PromptToken", "PromptTrace", "kept_positions", "read_prompt", "reference_row"]
 

@@ -17,9 +17,9 @@ from dataclasses import dataclass
 
 import torch
 
-from capture.trace import MEAN_HEAD
-from models.attention import RowRecorder
-from models.family import PromptLayout
+from sinkscope.capture.trace import MEAN_HEAD
+from sinkscope.models.attention import RowRecorder
+from sinkscope.models.family import PromptLayout
 
 STAGED_BYTES = (
     1 << 22

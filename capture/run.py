@@ -11,10 +11,10 @@ from typing import Any
 import torch
 from transformers import GenerationConfig, StoppingCriteria
 
-from capture.tokens import TokenProbe
-from config import GenerationSettings
-from models.family import PromptInputs
-from models.loading import ModelHandle
+from sinkscope.capture.tokens import TokenProbe
+from sinkscope.config import GenerationSettings
+from sinkscope.models.family import PromptInputs
+from sinkscope.models.loading import ModelHandle
 
 # Settings of a checkpoint's generation_config that turn `generate` into something else.
 NOT_CAPTURED = {

@@ -6,9 +6,9 @@ from collections.abc import Mapping, Sequence
 
 import torch
 
-from capture.trace import LayerSinks
-from config import Dialect
-from redistribution.sinks import FIRST_LAYER, above_threshold, sink_score
+from sinkscope.capture.trace import LayerSinks
+from sinkscope.config import Dialect
+from sinkscope.redistribution.sinks import FIRST_LAYER, above_threshold, sink_score
 
 
 class SinkObserver:

@@ -19,17 +19,25 @@ from dataclasses import dataclass
 import torch
 from transformers import StoppingCriteriaList
 
-from capture.recorder import TraceRecorder
-from capture.run import Chosen, captured, end_tokens, generation_config, on_device, seeded, watching
-from capture.sinks import SinkObserver
-from capture.tokens import TokenProbe
-from capture.trace import GeneratedToken, GenerationTrace, LayerSinks
-from config import GenerationSettings
-from models.attention import ForwardPlan, running
-from models.family import PromptInputs
-from models.info import ModelInfo
-from models.loading import ModelHandle
-from redistribution.grouped import attention_rows
+from sinkscope.capture.recorder import TraceRecorder
+from sinkscope.capture.run import (
+    Chosen,
+    captured,
+    end_tokens,
+    generation_config,
+    on_device,
+    seeded,
+    watching,
+)
+from sinkscope.capture.sinks import SinkObserver
+from sinkscope.capture.tokens import TokenProbe
+from sinkscope.capture.trace import GeneratedToken, GenerationTrace, LayerSinks
+from sinkscope.config import GenerationSettings
+from sinkscope.models.attention import ForwardPlan, running
+from sinkscope.models.family import PromptInputs
+from sinkscope.models.info import ModelInfo
+from sinkscope.models.loading import ModelHandle
+from sinkscope.redistribution.grouped import attention_rows
 
 
 @dataclass(frozen=True)

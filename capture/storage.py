@@ -26,7 +26,7 @@ import torch
 from PIL import Image
 from safetensors import SafetensorError, safe_open
 
-from capture.trace import (
+from sinkscope.capture.trace import (
     Alternative,
     GeneratedToken,
     GenerationTrace,
@@ -34,9 +34,9 @@ from capture.trace import (
     PromptToken,
     PromptTrace,
 )
-from models.family import ImageGrid, PromptLayout, Segment
-from models.info import ModelInfo
-from utils import write_atomically
+from sinkscope.models.family import ImageGrid, PromptLayout, Segment
+from sinkscope.models.info import ModelInfo
+from sinkscope.utils import write_atomically
 
 FORMAT = "sinkscope-trace"
 VERSION = 3

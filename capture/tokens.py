@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from capture.trace import Alternative, GeneratedToken
+from sinkscope.capture.trace import Alternative, GeneratedToken
 
 ALTERNATIVES = 5
 

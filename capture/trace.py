@@ -16,8 +16,8 @@ from typing import Any
 import torch
 from PIL import Image
 
-from models.family import PromptLayout
-from models.info import ModelInfo
+from sinkscope.models.family import PromptLayout
+from sinkscope.models.info import ModelInfo
 
 MEAN_HEAD = -1  # stands in `heads` for the mean over all captured heads
 
@@ -169,7 +169,7 @@ class GenerationTrace:
     def save(self, path: Path | str) -> None:
         """Write the trace as one `.safetensors` file with its JSON inside (see
         `capture.storage`)."""
-        from capture.storage import save_trace
+        from sinkscope.capture.storage import save_trace
 
         save_trace(self, Path(path))
 
@@ -181,6 +181,6 @@ class GenerationTrace:
             ValueError: the file is missing, damaged, no trace, or of a newer format; the text says
                 which.
         """
-        from capture.storage import open_trace
+        from sinkscope.capture.storage import open_trace
 
         return open_trace(Path(path))

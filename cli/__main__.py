@@ -1,13 +1,13 @@
-"""`python -m cli VERB ...`: the verbs and nothing else."""
+"""`sinkscope VERB ...`: the verbs and nothing else."""
 
 from __future__ import annotations
 
 import typer
 
-from cli import compare, demo, heatmap, screenshots, show, sinks
+from sinkscope.cli import compare, demo, heatmap, screenshots, show, sinks
 
 app = typer.Typer(
-    name="python -m cli",
+    name="sinkscope",
     help="See where a vision-language model looks while it answers.",
     no_args_is_help=True,
     add_completion=False,

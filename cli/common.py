@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from config import index_list
+from sinkscope.config import index_list
 
 if TYPE_CHECKING:
-    from config import GenerationSettings, ModelSettings
-    from models.family import PromptInputs
-    from models.loading import ModelHandle
+    from sinkscope.config import GenerationSettings, ModelSettings
+    from sinkscope.models.family import PromptInputs
+    from sinkscope.models.loading import ModelHandle
 
 MISTAKE = 2  # exit code
 MEMORY = (
@@ -106,7 +106,7 @@ def _out_of_memory(error: RuntimeError) -> str | None:
     """The sentence for a full device, also where no run had begun; None for any other error."""
     import torch  # late: a refusal needs none of it
 
-    from attention_extractor import RunOutOfMemoryError
+    from sinkscope.attention_extractor import RunOutOfMemoryError
 
     if isinstance(error, RunOutOfMemoryError):
         return str(error)
@@ -136,7 +136,7 @@ def profile_file(path: Path | None) -> str | None:
     """
     if path is None:
         return None
-    from models.profiles import read_profile
+    from sinkscope.models.profiles import read_profile
 
     read_profile(path)
     return str(path)
@@ -171,7 +171,7 @@ def say_forecast(
     Raises:
         ValueError: a layer or head that this model does not have.
     """
-    from attention_extractor import forecast
+    from sinkscope.attention_extractor import forecast
 
     expected = forecast(handle, inputs, settings)
     typer.echo(
@@ -186,7 +186,7 @@ def load(settings: ModelSettings) -> ModelHandle:
     """Load a model under a progress bar."""
     from transformers.utils import logging
 
-    from models.loading import load_model
+    from sinkscope.models.loading import load_model
 
     if settings.model == "demo" or Path(settings.model).is_dir():
         logging.disable_progress_bar()  # ours is enough; a download keeps the one that counts bytes

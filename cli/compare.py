@@ -9,15 +9,15 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from cli import common
-from config import GenerationSettings, ModelSettings, VARSettings
+from sinkscope.cli import common
+from sinkscope.config import GenerationSettings, ModelSettings, VARSettings
 
 if TYPE_CHECKING:
-    from attention_extractor import Comparison
-    from models.family import PromptInputs
-    from models.loading import ModelHandle
-    from models.profiles import SinkProfile
-    from web.store import Run
+    from sinkscope.attention_extractor import Comparison
+    from sinkscope.models.family import PromptInputs
+    from sinkscope.models.loading import ModelHandle
+    from sinkscope.models.profiles import SinkProfile
+    from sinkscope.web.store import Run
 
 ENDINGS = (".html", ".png", ".pdf", ".svg", ".json")
 VAR = VARSettings(dims=(0,))  # for the defaults; its dims are the model's
@@ -121,7 +121,7 @@ def compare(
             max_pixels,
             profile=common.profile_file(profile),
         )
-        from models.images import open_image
+        from sinkscope.models.images import open_image
 
         opened = open_image(image)
         handle = common.load(wanted)
@@ -129,11 +129,11 @@ def compare(
         inputs = handle.prepare([opened], prompt)
         common.say_forecast(handle, inputs, settings, answers=2)
         pair = _compare(handle, inputs, settings, var, same_text)
-        from cli.comparison import print_comparison
+        from sinkscope.cli.comparison import print_comparison
 
         print_comparison(pair)
         if save_traces is not None:
-            from web.store import save_run
+            from sinkscope.web.store import save_run
 
             save_run(_as_run(pair), save_traces)
             typer.echo(f"Wrote baseline.safetensors and var.safetensors in {save_traces}", err=True)
@@ -192,7 +192,7 @@ def _compare(
     var: VARSettings,
     same_text: bool,
 ) -> Comparison:
-    import attention_extractor
+    from sinkscope import attention_extractor
 
     most = settings.max_new_tokens
     with common.progress("Answering without and with VAR", most) as bar:
@@ -217,18 +217,18 @@ def _source(profile: SinkProfile | None, dims_given: bool) -> str:
 
 
 def _as_run(pair: Comparison) -> Run:
-    from web.store import Run
+    from sinkscope.web.store import Run
 
     return Run({"baseline": pair.baseline, "var": pair.var}, same_text=pair.same_text)
 
 
 def _write(pair: Comparison, output: Path, token: str | None, source: str) -> None:
-    from cli.comparison import chosen_tokens, comparison_numbers
-    from utils import write_atomically
+    from sinkscope.cli.comparison import chosen_tokens, comparison_numbers
+    from sinkscope.utils import write_atomically
 
     ending = output.suffix.lower()
     if ending == ".html":
-        from web.standalone import build_standalone, holds_heads
+        from sinkscope.web.standalone import build_standalone, holds_heads
 
         run = _as_run(pair)
         first = None if token is None else chosen_tokens(pair, token)[0]
@@ -245,7 +245,7 @@ def _write(pair: Comparison, output: Path, token: str | None, source: str) -> No
         text = json.dumps(numbers, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
         write_atomically(output, lambda file: file.write(text.encode()))
     else:
-        from cli.comparison_figure import comparison_figure
-        from visualization import OverlayStyle, save
+        from sinkscope.cli.comparison_figure import comparison_figure
+        from sinkscope.visualization import OverlayStyle, save
 
         save(comparison_figure(pair, chosen_tokens(pair, token), OverlayStyle()), output)

@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 import typer
 
-from attention_extractor import Comparison
-from attention_processor import head_mean, image_share, sink_share
-from capture.trace import GenerationTrace
-from cli.drawing import answer_of, find_tokens
-from visualization import visible
+from sinkscope.attention_extractor import Comparison
+from sinkscope.attention_processor import head_mean, image_share, sink_share
+from sinkscope.capture.trace import GenerationTrace
+from sinkscope.cli.drawing import answer_of, find_tokens
+from sinkscope.visualization import visible
 
 FORMAT, VERSION = "sinkscope-comparison", 1
 

@@ -12,12 +12,12 @@ from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from PIL import Image
 
-from attention_extractor import Comparison
-from attention_processor import PatchMap, patch_map
-from cli.comparison import token_numbers
-from cli.drawing import sink_cells, sink_words
-from drawing.overlay import DIVERGING
-from visualization import (
+from sinkscope.attention_extractor import Comparison
+from sinkscope.attention_processor import PatchMap, patch_map
+from sinkscope.cli.comparison import token_numbers
+from sinkscope.cli.drawing import sink_cells, sink_words
+from sinkscope.drawing.overlay import DIVERGING
+from sinkscope.visualization import (
     OverlayStyle,
     caption,
     difference_overlay,

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from cli.common import check_output, mistakes_said_plainly, progress
+from sinkscope.cli.common import check_output, mistakes_said_plainly, progress
 
 if TYPE_CHECKING:
-    from demo.check import MakeRowChange
+    from sinkscope.demo.check import MakeRowChange
 
 BUNDLED = Path(__file__).resolve().parent.parent / "demo" / "model"
 EXAMPLES = Path(__file__).resolve().parent.parent / "demo" / "examples"
@@ -48,9 +48,9 @@ def train(
             raise ValueError(f"threads is {threads}; allowed: 1 or more.")
         import torch
 
-        from demo.card import draw_history
-        from demo.train import TrainSettings, read_history
-        from demo.train import train as run
+        from sinkscope.demo.card import draw_history
+        from sinkscope.demo.train import TrainSettings, read_history
+        from sinkscope.demo.train import train as run
 
         if threads is not None:
             torch.set_num_threads(threads)
@@ -85,11 +85,11 @@ def check(
         import torch
         from transformers.utils import logging
 
-        from config import VARSettings
-        from demo.card import table, write_card
-        from demo.check import CheckSettings
-        from demo.check import check as run
-        from models.profiles import PROFILE_FILE, read_profile
+        from sinkscope.config import VARSettings
+        from sinkscope.demo.card import table, write_card
+        from sinkscope.demo.check import CheckSettings
+        from sinkscope.demo.check import check as run
+        from sinkscope.models.profiles import PROFILE_FILE, read_profile
 
         logging.disable_progress_bar()
         if threads is not None:
@@ -129,10 +129,10 @@ def var_rows(settings: Any, layers: int) -> MakeRowChange:
     import torch
     from torch import Tensor
 
-    from attention_processor import sink_mask
-    from demo.measure import RowChange
-    from demo.packing import PackedBatch
-    from var_patch import redistribute
+    from sinkscope.attention_processor import sink_mask
+    from sinkscope.demo.measure import RowChange
+    from sinkscope.demo.packing import PackedBatch
+    from sinkscope.var_patch import redistribute
 
     def make(batch: PackedBatch, states: tuple[Tensor, ...]) -> RowChange:
         seen = batch.vision
@@ -157,7 +157,7 @@ def examples(
 ) -> None:
     """Draw the example pictures of the page, with their questions and true answers."""
     with mistakes_said_plainly():
-        from demo.examples import write_examples
+        from sinkscope.demo.examples import write_examples
 
         for path in write_examples(output):
             typer.echo(str(path))
@@ -173,8 +173,8 @@ def example(
     Baseline and VAR, computed by the bundled model on this machine; nothing in it is drawn by hand.
     """
     with mistakes_said_plainly():
-        from models.loading import load_model
-        from web.example import make_example
+        from sinkscope.models.loading import load_model
+        from sinkscope.web.example import make_example
 
         handle = load_model(model, device="cpu", dtype="float32")
         run = make_example(handle, output)
@@ -202,8 +202,8 @@ def scene(
 
         from PIL import Image
 
-        from demo.questions import questions
-        from demo.scenes import scene as draw
+        from sinkscope.demo.questions import questions
+        from sinkscope.demo.scenes import scene as draw
 
         drawn = draw(
             seed,
@@ -229,7 +229,7 @@ def looks(
     """Draw a dozen scenes with one head's map for the first thing that the model names in each."""
     with mistakes_said_plainly():
         check_output(output)
-        from cli.demo_looks import draw_looks
+        from sinkscope.cli.demo_looks import draw_looks
 
         at = None if layer is None or head is None else (layer, head)
         draw_looks(model, output, at)

@@ -8,14 +8,14 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from attention_extractor import generate
-from attention_processor import patch_map
-from config import GenerationSettings
-from demo.measure import CHECK_SIZES
-from demo.scenes import SHAPES, scene
-from models.loading import load_model
-from utils import write_atomically
-from visualization import OverlayStyle, check_ending, overlay, save
+from sinkscope.attention_extractor import generate
+from sinkscope.attention_processor import patch_map
+from sinkscope.config import GenerationSettings
+from sinkscope.demo.measure import CHECK_SIZES
+from sinkscope.demo.scenes import SHAPES, scene
+from sinkscope.models.loading import load_model
+from sinkscope.utils import write_atomically
+from sinkscope.visualization import OverlayStyle, check_ending, overlay, save
 
 _SEEDS = 4  # scenes of these begin with 4: neither trained on nor measured
 _ROWS, _COLUMNS = 3, 4

@@ -10,10 +10,10 @@ from pathlib import Path
 
 import typer
 
-from attention_processor import PatchMap, patch_map, relative_map
-from capture.trace import GenerationTrace
-from config import Reduce
-from visualization import OverlayStyle, contact_sheet, figure, overlay, save, visible
+from sinkscope.attention_processor import PatchMap, patch_map, relative_map
+from sinkscope.capture.trace import GenerationTrace
+from sinkscope.config import Reduce
+from sinkscope.visualization import OverlayStyle, contact_sheet, figure, overlay, save, visible
 
 
 @dataclass(frozen=True)

@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from cli import common
-from config import GenerationSettings, ModelSettings
+from sinkscope.cli import common
+from sinkscope.config import GenerationSettings, ModelSettings
 
 if TYPE_CHECKING:
-    from capture.trace import GenerationTrace
-    from models.family import PromptInputs
-    from models.loading import ModelHandle
+    from sinkscope.capture.trace import GenerationTrace
+    from sinkscope.models.family import PromptInputs
+    from sinkscope.models.loading import ModelHandle
 
 
 def heatmap(
@@ -72,9 +72,9 @@ def heatmap(
             max_pixels,
             profile=common.profile_file(profile),
         )
-        from cli.drawing import Selection, draw, print_answer
-        from models.images import open_image
-        from visualization import OverlayStyle, check_ending
+        from sinkscope.cli.drawing import Selection, draw, print_answer
+        from sinkscope.models.images import open_image
+        from sinkscope.visualization import OverlayStyle, check_ending
 
         check_ending(output)
         style = OverlayStyle(colormap, opacity, scale, smoothing=smooth)  # type: ignore[arg-type]
@@ -97,7 +97,7 @@ def heatmap(
 def _generate(
     handle: ModelHandle, inputs: PromptInputs, settings: GenerationSettings
 ) -> GenerationTrace:
-    from attention_extractor import generate
+    from sinkscope.attention_extractor import generate
 
     with common.progress("Answering", settings.max_new_tokens) as bar:
         trace = generate(handle, inputs, settings, on_token=lambda index, token: bar.update(1))

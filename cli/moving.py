@@ -5,11 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from capture.trace import GenerationTrace
-from cli import common
-from cli.drawing import Selection, find_tokens
-from drawing.view import same_grids, same_images
-from visualization import (
+from sinkscope.capture.trace import GenerationTrace
+from sinkscope.cli import common
+from sinkscope.cli.drawing import Selection, find_tokens
+from sinkscope.drawing.view import same_grids, same_images
+from sinkscope.visualization import (
     OverlayStyle,
     View,
     animation_steps,

@@ -14,7 +14,7 @@ from typing import Annotated, Any
 
 import typer
 
-from cli.common import mistakes_said_plainly
+from sinkscope.cli.common import mistakes_said_plainly
 
 FOLDER = Path(__file__).resolve().parent.parent / "docs" / "images"
 CHROMIUM = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
@@ -41,11 +41,11 @@ def screenshots(
         output.mkdir(parents=True, exist_ok=True)
         from playwright.sync_api import sync_playwright
 
-        from config import AppSettings, Settings
-        from models.loading import load_model
-        from web.example import read_examples
-        from web.launch import launch
-        from web.page import build_app
+        from sinkscope.config import AppSettings, Settings
+        from sinkscope.models.loading import load_model
+        from sinkscope.web.example import read_examples
+        from sinkscope.web.launch import launch
+        from sinkscope.web.page import build_app
 
         handle = load_model(model)
         with tempfile.TemporaryDirectory() as cache, socket.socket() as probe:

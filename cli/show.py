@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from cli import common
+from sinkscope.cli import common
 
 
 def show(
@@ -53,10 +53,10 @@ def show(
     with common.mistakes_said_plainly():
         if output is not None:
             common.check_output(output, trace_file, *([beside] if beside else []))
-        from capture.trace import GenerationTrace
-        from cli.drawing import Selection, draw, print_answer
-        from cli.moving import check_output_ending, write_view
-        from visualization import OverlayStyle
+        from sinkscope.capture.trace import GenerationTrace
+        from sinkscope.cli.drawing import Selection, draw, print_answer
+        from sinkscope.cli.moving import check_output_ending, write_view
+        from sinkscope.visualization import OverlayStyle
 
         if output is not None:
             check_output_ending(output, beside is not None)

@@ -12,13 +12,13 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from cli import common
-from config import ModelSettings
+from sinkscope.cli import common
+from sinkscope.config import ModelSettings
 
 if TYPE_CHECKING:
-    from models.profiles import SinkProfile
-    from sinks.findings import Findings
-    from sinks.progress import Progress
+    from sinkscope.models.profiles import SinkProfile
+    from sinkscope.sinks.findings import Findings
+    from sinkscope.sinks.progress import Progress
 
 NONE_FOUND = 3  # exit code of `find`: the model has no sinks that its data shows
 NOT_CONFIRMED = 3  # exit code of `validate`
@@ -107,7 +107,7 @@ def find(
     """
     with common.mistakes_said_plainly():
         _check_files(output, plots)
-        from sinks.settings import FindSettings
+        from sinkscope.sinks.settings import FindSettings
 
         settings = FindSettings(
             tokens_by=tokens_by,
@@ -122,11 +122,11 @@ def find(
             batch_size=batch_size,
         )
         wanted = ModelSettings(model, revision, device, dtype)
-        from cli.sinks_data import read_data
-        from cli.sinks_report import print_findings, print_sample_notes
-        from sinks.engine import check_engine, make_engine
-        from sinks.find import find as run
-        from sinks.profile_file import findings_beside, write_profile
+        from sinkscope.cli.sinks_data import read_data
+        from sinkscope.cli.sinks_report import print_findings, print_sample_notes
+        from sinkscope.sinks.engine import check_engine, make_engine
+        from sinkscope.sinks.find import find as run
+        from sinkscope.sinks.profile_file import findings_beside, write_profile
 
         check_engine(engine, workers)
         given = read_data(data, samples, prompt, seed)
@@ -206,8 +206,8 @@ def validate(
         if output is not None:
             common.check_output(output, profile)
         _check_folder(plots)
-        from models.profiles import read_profile
-        from sinks.validate_settings import ValidateSettings
+        from sinkscope.models.profiles import read_profile
+        from sinkscope.sinks.validate_settings import ValidateSettings
 
         read = read_profile(profile)
         used = _findings_of(profile, findings)
@@ -223,9 +223,9 @@ def validate(
             allow_finding_samples=allow_finding_data,
         )
         wanted = ModelSettings(model or read.model, revision, device, dtype)
-        from cli.sinks_data import read_held_out
-        from cli.sinks_report import print_sample_notes, print_validation
-        from sinks.validate import validate as run
+        from sinkscope.cli.sinks_data import read_held_out
+        from sinkscope.cli.sinks_report import print_sample_notes, print_validation
+        from sinkscope.sinks.validate import validate as run
 
         given = read_held_out(data, samples, prompt, seed, None if allow_finding_data else used)
         print_sample_notes(given)
@@ -267,10 +267,10 @@ def show(
     """
     with common.mistakes_said_plainly():
         _check_folder(plots)
-        from cli.sinks_data import profiles_named
-        from cli.sinks_report import print_findings, print_profile, print_profiles
-        from sinks.findings import Findings
-        from sinks.profile_file import findings_beside
+        from sinkscope.cli.sinks_data import profiles_named
+        from sinkscope.cli.sinks_report import print_findings, print_profile, print_profiles
+        from sinkscope.sinks.findings import Findings
+        from sinkscope.sinks.profile_file import findings_beside
 
         chosen = profiles_named(profile)
         file = Path(profile) if profile is not None and Path(profile).is_file() else None
@@ -310,8 +310,8 @@ def _check_folder(plots: Path | None) -> None:
 
 
 def _findings_of(profile: Path, given: Path | None) -> Findings | None:
-    from sinks.findings import Findings
-    from sinks.profile_file import findings_beside
+    from sinkscope.sinks.findings import Findings
+    from sinkscope.sinks.profile_file import findings_beside
 
     path = given or findings_beside(profile)
     if given is None and not path.is_file():
@@ -330,7 +330,7 @@ def _fit(chosen: tuple[SinkProfile, ...], model: str) -> str:
     Raises:
         ValueError: it does not; the text names both and their sizes.
     """
-    from models.profiles import check_fits
+    from sinkscope.models.profiles import check_fits
 
     if len(chosen) != 1:
         raise ValueError("model is given, but no one profile to compare; give --profile.")
@@ -342,7 +342,7 @@ def _fit(chosen: tuple[SinkProfile, ...], model: str) -> str:
 def _draw(plots: Path | None, findings: Any = None, validation: Any = None) -> None:
     if plots is None:
         return
-    from sinks.plots import save_plots
+    from sinkscope.sinks.plots import save_plots
 
     written = save_plots(plots, findings, validation)
     typer.echo(f"Drew {', '.join(path.name for path in written)} in {plots}", err=True)
@@ -362,7 +362,7 @@ def _told(label: str, length: int) -> Iterator[Progress]:
 @contextmanager
 def _interruptible(kept: str) -> Iterator[threading.Event]:
     """Ctrl-C ends the run after the sample at hand and says what remains; a second one at once."""
-    from sinks.progress import Stopped
+    from sinkscope.sinks.progress import Stopped
 
     stop = threading.Event()
 

@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from models.profiles import SinkProfile, published, read_profile
-from sinks.samples import PROMPT, Sample, SampleSet, read_samples
-from sinks.validate import held_out, used_by_finding
+from sinkscope.models.profiles import SinkProfile, published, read_profile
+from sinkscope.sinks.samples import PROMPT, Sample, SampleSet, read_samples
+from sinkscope.sinks.validate import held_out, used_by_finding
 
 if TYPE_CHECKING:
-    from sinks.findings import Findings
+    from sinkscope.sinks.findings import Findings
 
 DEMO = "demo"
 KINDS = ("describe", "what", "colour", "exist", "where")  # asked in turn; all have exact answers
@@ -66,8 +66,8 @@ def profiles_named(name: str | None) -> tuple[SinkProfile, ...]:
     if name is None:
         return published()
     if name == DEMO:
-        from models.profiles import DEMO as FOLDER
-        from models.profiles import PROFILE_FILE
+        from sinkscope.models.profiles import DEMO as FOLDER
+        from sinkscope.models.profiles import PROFILE_FILE
 
         return (read_profile(FOLDER / PROFILE_FILE),)
     if Path(name).is_file():
@@ -88,8 +88,8 @@ def profiles_named(name: str | None) -> tuple[SinkProfile, ...]:
 def _scenes(count: int, prompt: str | None, seed: int) -> SampleSet:
     from PIL import Image
 
-    from demo.measure import held_out_scenes
-    from demo.questions import DESCRIBE, questions
+    from sinkscope.demo.measure import held_out_scenes
+    from sinkscope.demo.questions import DESCRIBE, questions
 
     if count > SCENES_A_SEED:
         raise ValueError(f"samples is {count}; of demo, allowed: {SCENES_A_SEED} at most.")

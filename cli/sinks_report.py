@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING
 import typer
 
 if TYPE_CHECKING:
-    from models.profiles import SinkProfile
-    from sinks.findings import Candidate, Findings
-    from sinks.samples import SampleSet
-    from sinks.validation import Validation
+    from sinkscope.models.profiles import SinkProfile
+    from sinkscope.sinks.findings import Candidate, Findings
+    from sinkscope.sinks.samples import SampleSet
+    from sinkscope.sinks.validation import Validation
 
 WIDTH = 98
 MOST_CANDIDATES = 6  # shown besides the ones taken

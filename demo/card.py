@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from demo.check import TOGETHER
-from demo.recipe import STAGES, TAU, SinkTeaching, Stage
+from sinkscope.demo.check import TOGETHER
+from sinkscope.demo.recipe import STAGES, TAU, SinkTeaching, Stage
 
 SUGGEST_FROM = 0.9
 """Question types with at least this accuracy are suggested in the page."""
@@ -155,10 +155,10 @@ the scenes of `demo/scenes.py` and knows nothing else: six shapes in six colours
 Its only use is to make every part of this project show something true on a machine without a GPU
 and without a model hub.
 
-This page is made by `python -m cli demo check --card` from what it measured.
+This page is made by `sinkscope demo check --card` from what it measured.
 
 ## How it was made
-`python -m cli demo train`: the stages of `demo/recipe.py`, one after the other.
+`sinkscope demo train`: the stages of `demo/recipe.py`, one after the other.
 
 {_stages_table(STAGES)}
 

@@ -17,12 +17,19 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from demo.measure import Observed, RowChange, Subject, held_out_scenes, load_subject, observe
-from demo.packing import PackedBatch
-from demo.questions import KINDS, questions
-from demo.recipe import TAU, SinkTeaching
-from demo.scenes import PLACES, Scene
-from demo.teaching import phi_per_dim
+from sinkscope.demo.measure import (
+    Observed,
+    RowChange,
+    Subject,
+    held_out_scenes,
+    load_subject,
+    observe,
+)
+from sinkscope.demo.packing import PackedBatch
+from sinkscope.demo.questions import KINDS, questions
+from sinkscope.demo.recipe import TAU, SinkTeaching
+from sinkscope.demo.scenes import PLACES, Scene
+from sinkscope.demo.teaching import phi_per_dim
 
 TOGETHER = ("describe", "what", "colour", "exist")
 """The question types whose accuracy is also given together."""

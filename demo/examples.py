@@ -7,9 +7,9 @@ from pathlib import Path
 
 from PIL import Image
 
-from demo.folder import write_json
-from demo.questions import questions
-from demo.scenes import scene
+from sinkscope.demo.folder import write_json
+from sinkscope.demo.questions import questions
+from sinkscope.demo.scenes import scene
 
 
 @dataclass(frozen=True)

@@ -14,8 +14,8 @@ from typing import Any
 
 import numpy as np
 
-from demo.questions import TRAINING_KINDS, questions
-from demo.scenes import COLOURS, PLACES, SHAPES, scene
+from sinkscope.demo.questions import TRAINING_KINDS, questions
+from sinkscope.demo.scenes import COLOURS, PLACES, SHAPES, scene
 
 SPECIAL_TOKENS: tuple[str, ...] = (
     "<|endoftext|>",

@@ -18,11 +18,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from demo.folder import CELL, patches
-from demo.packing import IGNORE, PackedBatch, Packer
-from demo.questions import Question, questions
-from demo.scenes import Scene, scene
-from demo.speed import masked_attention
+from sinkscope.demo.folder import CELL, patches
+from sinkscope.demo.packing import IGNORE, PackedBatch, Packer
+from sinkscope.demo.questions import Question, questions
+from sinkscope.demo.scenes import Scene, scene
+from sinkscope.demo.speed import masked_attention
 
 CHECK_SIZES: tuple[tuple[int, int], ...] = (
     (168, 168),
@@ -95,7 +95,7 @@ def load_subject(folder: Path) -> Subject:
     )
 
     if not (folder / "model.safetensors").exists():
-        raise ValueError(f"{folder} holds no model: make one with `python -m cli demo train`")
+        raise ValueError(f"{folder} holds no model: make one with `sinkscope demo train`")
     AttentionInterface.register(_ATTENTION, _observed_attention)
     model = Qwen2_5_VLForConditionalGeneration.from_pretrained(folder, dtype=torch.float32).eval()
     model.config.text_config._attn_implementation = _ATTENTION

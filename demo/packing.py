@@ -14,8 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from demo.questions import AMBIGUOUS, PLURALS, Question
-from demo.scenes import SHAPES
+from sinkscope.demo.questions import AMBIGUOUS, PLURALS, Question
+from sinkscope.demo.scenes import SHAPES
 
 PREFIX = (
     "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n<|im_start|>user\n<|vision_start|>"

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from demo.scenes import COLOURS, PLACES, SHAPES, Scene, SceneObject
+from sinkscope.demo.scenes import COLOURS, PLACES, SHAPES, Scene, SceneObject
 
 KINDS: tuple[str, ...] = ("describe", "what", "colour", "exist", "where", "count", "left")
 TRAINING_KINDS: tuple[str, ...] = (*KINDS, "list")

@@ -19,10 +19,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from demo.packing import IGNORE, PackedBatch
-from demo.questions import ABSENT, NUMBERS
-from demo.recipe import SinkTeaching
-from demo.scenes import COLOURS, PLACES, SHAPES, Scene
+from sinkscope.demo.packing import IGNORE, PackedBatch
+from sinkscope.demo.questions import ABSENT, NUMBERS
+from sinkscope.demo.recipe import SinkTeaching
+from sinkscope.demo.scenes import COLOURS, PLACES, SHAPES, Scene
 
 _NAMED_LAYER = 3
 _COUNT_LAYER = 4

@@ -1,4 +1,4 @@
-"""Trains the bundled model from nothing: ``python -m cli demo train``.
+"""Trains the bundled model from nothing: ``sinkscope demo train``.
 
 The story: build tokenizer and model, walk through the stages of ``demo.recipe``, write a checkpoint
 every few hundred steps, and write the loadable folder at the end of each stage. Scenes are drawn
@@ -20,14 +20,21 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from demo.card import write_profile
-from demo.folder import CELL, build_config, build_tokenizer, patches, write_folder
-from demo.packing import IGNORE, PackedBatch, Packer
-from demo.questions import questions
-from demo.recipe import STAGES, SinkTeaching, Stage, fingerprint
-from demo.scenes import Scene, scene
-from demo.speed import faster_training
-from demo.teaching import hint_heads, hint_loss, reading_loss, scene_targets, seen_loss, sink_loss
+from sinkscope.demo.card import write_profile
+from sinkscope.demo.folder import CELL, build_config, build_tokenizer, patches, write_folder
+from sinkscope.demo.packing import IGNORE, PackedBatch, Packer
+from sinkscope.demo.questions import questions
+from sinkscope.demo.recipe import STAGES, SinkTeaching, Stage, fingerprint
+from sinkscope.demo.scenes import Scene, scene
+from sinkscope.demo.speed import faster_training
+from sinkscope.demo.teaching import (
+    hint_heads,
+    hint_loss,
+    reading_loss,
+    scene_targets,
+    seen_loss,
+    sink_loss,
+)
 
 CHECKPOINT = "checkpoint.safetensors"
 NEEDED_BYTES = 200_000_000

@@ -6,13 +6,13 @@ import math
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
-from capture.trace import GenerationTrace
-from drawing.encoders import encoder
-from drawing.frames import Frames, panel_width
-from drawing.overlay import refuse
-from drawing.panels import Painter
-from drawing.view import View
-from drawing.view_figure import sides_of
+from sinkscope.capture.trace import GenerationTrace
+from sinkscope.drawing.encoders import encoder
+from sinkscope.drawing.frames import Frames, panel_width
+from sinkscope.drawing.overlay import refuse
+from sinkscope.drawing.panels import Painter
+from sinkscope.drawing.view import View
+from sinkscope.drawing.view_figure import sides_of
 
 WIDTHS = (320, 1920)
 MOST_FRAMES = 2000

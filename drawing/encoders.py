@@ -20,7 +20,7 @@ import numpy.typing as npt
 from PIL import Image
 from PIL.GifImagePlugin import getdata
 
-from drawing.overlay import Pixels, refuse
+from sinkscope.drawing.overlay import Pixels, refuse
 
 Write = Callable[[Pixels], None]
 CLEAR = 255  # a GIF's transparent colour

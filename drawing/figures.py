@@ -15,9 +15,17 @@ from matplotlib.figure import Figure
 from matplotlib.font_manager import fontManager
 from PIL import Image
 
-from attention_processor import PatchMap
-from drawing.overlay import OverlayStyle, Pixels, how_scaled, overlay, pixels_of, refuse, scaling
-from utils import write_atomically
+from sinkscope.attention_processor import PatchMap
+from sinkscope.drawing.overlay import (
+    OverlayStyle,
+    Pixels,
+    how_scaled,
+    overlay,
+    pixels_of,
+    refuse,
+    scaling,
+)
+from sinkscope.utils import write_atomically
 
 SHEET_LIMIT = 96  # more small pictures than this on one sheet can no longer be read
 

@@ -17,10 +17,10 @@ from matplotlib.font_manager import FontProperties, findfont
 from matplotlib.ft2font import FT2Font
 from PIL import Image, ImageColor, ImageDraw, ImageFont
 
-from drawing.figures import fonts, visible
-from drawing.overlay import DIVERGING, Pixels
-from drawing.panels import Painter, Panel
-from drawing.view import Side, selection_words
+from sinkscope.drawing.figures import fonts, visible
+from sinkscope.drawing.overlay import DIVERGING, Pixels
+from sinkscope.drawing.panels import Painter, Panel
+from sinkscope.drawing.view import Side, selection_words
 
 PAPER, INK, SOFT, LINE, MARK = "#ffffff", "#1b2027", "#5b6572", "#e1e5ea", "#cfdef8"
 SHOWN_LINES = 3  # of an answer at a time

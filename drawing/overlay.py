@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageDraw
 
-from attention_processor import PatchMap
+from sinkscope.attention_processor import PatchMap
 
 Scale = Literal["percentile", "linear", "log", "rank"]
 Colormap = Literal["inferno", "magma", "plasma", "viridis", "cividis", "gray", "turbo"]

@@ -12,9 +12,16 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image
 
-from attention_processor import PatchMap
-from drawing.overlay import DIVERGING, Pixels, Values, difference_overlay, mark_cells, overlay
-from drawing.view import (
+from sinkscope.attention_processor import PatchMap
+from sinkscope.drawing.overlay import (
+    DIVERGING,
+    Pixels,
+    Values,
+    difference_overlay,
+    mark_cells,
+    overlay,
+)
+from sinkscope.drawing.view import (
     Side,
     View,
     ViewScaling,

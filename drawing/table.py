@@ -8,9 +8,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import BinaryIO
 
-from capture.trace import MEAN_HEAD, GenerationTrace
-from drawing.view_figure import sides_of
-from utils import write_atomically
+from sinkscope.capture.trace import MEAN_HEAD, GenerationTrace
+from sinkscope.drawing.view_figure import sides_of
+from sinkscope.utils import write_atomically
 
 COLUMNS = (
     "answer", "token", "text", "probability", "layer", "head", "image_share",

@@ -14,10 +14,17 @@ from typing import Literal, get_args
 import numpy as np
 import numpy.typing as npt
 
-from attention_processor import PatchMap, Rows, image_share, patch_map, relative_map, sink_share
-from capture.trace import MEAN_HEAD, GenerationTrace
-from config import Reduce
-from drawing.overlay import Colormap, OverlayStyle, Scaling, Values, refuse
+from sinkscope.attention_processor import (
+    PatchMap,
+    Rows,
+    image_share,
+    patch_map,
+    relative_map,
+    sink_share,
+)
+from sinkscope.capture.trace import MEAN_HEAD, GenerationTrace
+from sinkscope.config import Reduce
+from sinkscope.drawing.overlay import Colormap, OverlayStyle, Scaling, Values, refuse
 
 ViewScale = Literal["clip", "linear", "log", "rank", "nosink", "relative"]
 Part = Literal["answer", "prompt"]

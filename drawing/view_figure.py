@@ -13,10 +13,10 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from capture.trace import GenerationTrace
-from drawing.figures import fonts, printable, visible
-from drawing.panels import Painter, Panel
-from drawing.view import Part, Side, View, make_side, selection_words, sinks_of
+from sinkscope.capture.trace import GenerationTrace
+from sinkscope.drawing.figures import fonts, printable, visible
+from sinkscope.drawing.panels import Painter, Panel
+from sinkscope.drawing.view import Part, Side, View, make_side, selection_words, sinks_of
 
 PANEL_INCHES = 3.6
 PANEL_PIXELS = 1080  # 300 a printed inch

@@ -31,8 +31,8 @@ from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedM
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
-from models.family import TextStack
-from redistribution.grouped import attention_rows, rows_times_values
+from sinkscope.models.family import TextStack
+from sinkscope.redistribution.grouped import attention_rows, rows_times_values
 
 NAME = "sinkscope"
 PLAN_KEY = "sinkscope_plan"

@@ -13,9 +13,9 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 
-from config import ModelSettings
-from models.loading import choose_device, choose_dtype, read_configuration
-from models.source import ModelError, check_files, on_disk
+from sinkscope.config import ModelSettings
+from sinkscope.models.loading import choose_device, choose_dtype, read_configuration
+from sinkscope.models.source import ModelError, check_files, on_disk
 
 FLOATS = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2}  # these become the number type that is asked for
 OTHERS = {"I64": 8, "I32": 4, "I16": 2}  # what a quantised file holds stays as it is; else a byte

@@ -14,7 +14,7 @@ from typing import BinaryIO
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from config import ImageLimits
+from sinkscope.config import ImageLimits
 
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF")
 _ALLOWED = "allowed are PNG, JPEG, WebP, GIF, BMP and TIFF"

@@ -20,14 +20,14 @@ from PIL import Image
 from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForImageTextToText, PreTrainedModel
 
-from config import DType, ModelSettings
-from models import attention
-from models.family import Family, PromptInputs, TextStack
-from models.images import as_rgb
-from models.info import ModelInfo
-from models.profiles import SinkProfile, check_fits, find_profile, read_profile
-from models.qwen2_5_vl import Qwen25VL
-from models.source import ModelError, Progress, check_files, fingerprint, locate
+from sinkscope.config import DType, ModelSettings
+from sinkscope.models import attention
+from sinkscope.models.family import Family, PromptInputs, TextStack
+from sinkscope.models.images import as_rgb
+from sinkscope.models.info import ModelInfo
+from sinkscope.models.profiles import SinkProfile, check_fits, find_profile, read_profile
+from sinkscope.models.qwen2_5_vl import Qwen25VL
+from sinkscope.models.source import ModelError, Progress, check_files, fingerprint, locate
 
 FAMILIES: tuple[Family, ...] = (Qwen25VL(),)
 MAX_PROMPT_CHARACTERS = 20_000

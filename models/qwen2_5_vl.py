@@ -23,8 +23,15 @@ from PIL import Image
 from transformers import AutoTokenizer, DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
-from models.family import ImageGrid, PromptInputs, PromptLayout, Segment, SegmentKind, TextStack
-from models.qwen_images import pixel_bounds, vision_tensors
+from sinkscope.models.family import (
+    ImageGrid,
+    PromptInputs,
+    PromptLayout,
+    Segment,
+    SegmentKind,
+    TextStack,
+)
+from sinkscope.models.qwen_images import pixel_bounds, vision_tensors
 
 IMAGE_TOKEN = "<|image_pad|>"
 ROLE_START = "<|im_start|>"

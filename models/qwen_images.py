@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import smart_resize
 
-from config import MOST_PIXELS
+from sinkscope.config import MOST_PIXELS
 
 
 def pixel_bounds(

@@ -7,8 +7,8 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
-from config import ModelSettings
-from models.profiles import DEMO
+from sinkscope.config import ModelSettings
+from sinkscope.models.profiles import DEMO
 
 Progress = Callable[[str, float], None]
 
@@ -60,8 +60,7 @@ def _own_folder(settings: ModelSettings) -> Path | None:
     if settings.model == "demo":
         if not (DEMO / "config.json").is_file():
             raise ModelError(
-                "The bundled model is not there (demo/model); make it with: python -m cli "
-                "demo train"
+                "The bundled model is not there (demo/model); make it with: sinkscope demo train"
             )
         return DEMO
     try:

@@ -26,11 +26,11 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from config import VARSettings
-from redistribution import fused
-from redistribution.grouped import attention_rows, masked, pack, rows_times_values
-from redistribution.redistribute import budget, redistribute_rows
-from redistribution.selection import (
+from sinkscope.config import VARSettings
+from sinkscope.redistribution import fused
+from sinkscope.redistribution.grouped import attention_rows, masked, pack, rows_times_values
+from sinkscope.redistribution.redistribute import budget, redistribute_rows
+from sinkscope.redistribution.selection import (
     GroupMass,
     KeyGroups,
     check_masks,

@@ -13,7 +13,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from redistribution.grouped import pack
+from sinkscope.redistribution.grouped import pack
 
 _CPU_KERNEL = "_scaled_dot_product_flash_attention_for_cpu"
 _CUDA_KERNEL = "_scaled_dot_product_efficient_attention"

@@ -19,12 +19,12 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from config import VARSettings
-from redistribution.correction import correct_output
-from redistribution.redistribute import redistribute_rows
-from redistribution.report import LayerReport, VARReport, make_report
-from redistribution.selection import KeyGroups, working_dtype
-from redistribution.sinks import FIRST_LAYER, above_threshold, sink_score
+from sinkscope.config import VARSettings
+from sinkscope.redistribution.correction import correct_output
+from sinkscope.redistribution.redistribute import redistribute_rows
+from sinkscope.redistribution.report import LayerReport, VARReport, make_report
+from sinkscope.redistribution.selection import KeyGroups, working_dtype
+from sinkscope.redistribution.sinks import FIRST_LAYER, above_threshold, sink_score
 
 
 def acting_layers(settings: VARSettings, layers: int) -> tuple[int, ...]:

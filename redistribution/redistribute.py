@@ -13,8 +13,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from config import VARSettings
-from redistribution.selection import (
+from sinkscope.config import VARSettings
+from sinkscope.redistribution.selection import (
     GroupMass,
     KeyGroups,
     check_masks,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from config import VARSettings
+from sinkscope.config import VARSettings
 
 MANY_FLAGGED = 0.3  # above this share of vision tokens, "sink" has lost its meaning
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from config import VARSettings
+from sinkscope.config import VARSettings
 
 EPSILON = 1e-6  # added to each vision token's attention by the published code before it divides
 

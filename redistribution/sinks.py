@@ -12,7 +12,7 @@ from typing import get_args
 import torch
 from torch import Tensor
 
-from config import Dialect
+from sinkscope.config import Dialect
 
 # Before it, hidden states are close to the embeddings and sinks have not formed (arXiv 2503.03321).
 FIRST_LAYER = 2

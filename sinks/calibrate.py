@@ -21,8 +21,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from sinks.findings import Origin, TauPoint
-from sinks.stats import ORDINARY, SINK, SampleStats
+from sinkscope.sinks.findings import Origin, TauPoint
+from sinkscope.sinks.stats import ORDINARY, SINK, SampleStats
 
 STEPS = (0.05, 0.1, 0.25, 0.5)  # widths of the bins; the first that needs at most MOST_BINS
 MOST_BINS = 240

@@ -15,8 +15,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from sinks.reduce import Totals, Tracked, ratio_of
-from sinks.settings import FindSettings
+from sinkscope.sinks.reduce import Totals, Tracked, ratio_of
+from sinkscope.sinks.settings import FindSettings
 
 
 @dataclass(frozen=True)

@@ -6,11 +6,19 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from sinks.calibrate import Calibration, Histograms
-from sinks.decide import Decision, runs
-from sinks.findings import Candidate, Interval, Kind, LayerCandidate, LayerFinding, Origin, TauPoint
-from sinks.reduce import Totals, Tracked
-from sinks.settings import FindSettings
+from sinkscope.sinks.calibrate import Calibration, Histograms
+from sinkscope.sinks.decide import Decision, runs
+from sinkscope.sinks.findings import (
+    Candidate,
+    Interval,
+    Kind,
+    LayerCandidate,
+    LayerFinding,
+    Origin,
+    TauPoint,
+)
+from sinkscope.sinks.reduce import Totals, Tracked
+from sinkscope.sinks.settings import FindSettings
 
 FEW_SAMPLES = 8  # below it, intervals and halves say little
 TOO_MANY_FLAGGED = 0.3  # share of the vision tokens, as in VAR's report

@@ -20,9 +20,9 @@ from typing import Any, Protocol, TypeVar
 
 import torch
 
-from config import ModelSettings
-from models.loading import ModelHandle, load_model
-from models.source import ModelError
+from sinkscope.config import ModelSettings
+from sinkscope.models.loading import ModelHandle, load_model
+from sinkscope.models.source import ModelError
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")

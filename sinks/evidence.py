@@ -12,8 +12,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from models.profiles import SinkProfile
-from redistribution.sinks import above_threshold
+from sinkscope.models.profiles import SinkProfile
+from sinkscope.redistribution.sinks import above_threshold
 
 
 @dataclass(frozen=True)

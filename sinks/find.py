@@ -24,21 +24,21 @@ from pathlib import Path
 
 import torch
 
-from capture.run import RunOutOfMemoryError
-from models.info import ModelInfo
-from models.loading import ModelHandle
-from sinks.calibrate import Calibration, calibrate, histograms, origins, sweep
-from sinks.decide import decide
-from sinks.describe import describe_layers, describe_overall, notes_on, reason_for
-from sinks.engine import Engine, LocalEngine
-from sinks.findings import Findings, Origin, TauPoint, UsedSample
-from sinks.measure import Unusable, measure
-from sinks.progress import Progress, Stopped
-from sinks.reduce import first_token_passes, totals, tracked, worth_tracking
-from sinks.samples import Sample, SampleSet, read_samples
-from sinks.settings import FindSettings
-from sinks.stats import FORMAT, DamagedStatsError, SampleStats
-from utils import sha256
+from sinkscope.capture.run import RunOutOfMemoryError
+from sinkscope.models.info import ModelInfo
+from sinkscope.models.loading import ModelHandle
+from sinkscope.sinks.calibrate import Calibration, calibrate, histograms, origins, sweep
+from sinkscope.sinks.decide import decide
+from sinkscope.sinks.describe import describe_layers, describe_overall, notes_on, reason_for
+from sinkscope.sinks.engine import Engine, LocalEngine
+from sinkscope.sinks.findings import Findings, Origin, TauPoint, UsedSample
+from sinkscope.sinks.measure import Unusable, measure
+from sinkscope.sinks.progress import Progress, Stopped
+from sinkscope.sinks.reduce import first_token_passes, totals, tracked, worth_tracking
+from sinkscope.sinks.samples import Sample, SampleSet, read_samples
+from sinkscope.sinks.settings import FindSettings
+from sinkscope.sinks.stats import FORMAT, DamagedStatsError, SampleStats
+from sinkscope.utils import sha256
 
 
 def find(

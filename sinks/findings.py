@@ -14,11 +14,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from config import from_mapping
-from models.info import ModelInfo
-from models.profiles import SinkProfile
-from sinks.settings import FindSettings
-from utils import write_atomically
+from sinkscope.config import from_mapping
+from sinkscope.models.info import ModelInfo
+from sinkscope.models.profiles import SinkProfile
+from sinkscope.sinks.settings import FindSettings
+from sinkscope.utils import write_atomically
 
 FORMAT = "sinkscope-findings-1"
 Kind = Literal["sink", "first token", "always on", "none"]

@@ -31,11 +31,11 @@ from typing import Any, get_args
 import torch
 from torch import Tensor, nn
 
-from capture.run import on_device
-from models.attention import PLAN_KEY, ForwardPlan, running
-from models.family import PromptInputs
-from models.loading import ModelHandle
-from sinks.validate_settings import FromQueries
+from sinkscope.capture.run import on_device
+from sinkscope.models.attention import PLAN_KEY, ForwardPlan, running
+from sinkscope.models.family import PromptInputs
+from sinkscope.models.loading import ModelHandle
+from sinkscope.sinks.validate_settings import FromQueries
 
 BATCH_TOKENS = 4096  # tokens of all batch rows together that pass through the text model at once
 

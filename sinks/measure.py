@@ -23,14 +23,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from models.attention import ForwardPlan, running
-from models.family import PromptInputs, PromptLayout
-from models.loading import ModelHandle
-from redistribution.sinks import EPSILON
-from sinks.received import block_bytes, choose, first_query_of, received
-from sinks.samples import Sample
-from sinks.settings import FindSettings
-from sinks.stats import TOP, SampleStats
+from sinkscope.models.attention import ForwardPlan, running
+from sinkscope.models.family import PromptInputs, PromptLayout
+from sinkscope.models.loading import ModelHandle
+from sinkscope.redistribution.sinks import EPSILON
+from sinkscope.sinks.received import block_bytes, choose, first_query_of, received
+from sinkscope.sinks.samples import Sample
+from sinkscope.sinks.settings import FindSettings
+from sinkscope.sinks.stats import TOP, SampleStats
 
 # A massive activation after Sun et al. (arXiv 2402.17762), see redistribution.sinks.
 MASSIVE, MASSIVE_RATIO = 100.0, 1000.0

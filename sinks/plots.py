@@ -29,7 +29,7 @@ from matplotlib.ticker import (
     NullFormatter,
 )
 
-from sinks.figure_style import (
+from sinkscope.sinks.figure_style import (
     BLACK,
     FIRST,
     GREY,
@@ -42,10 +42,10 @@ from sinks.figure_style import (
     shares_axis,
     tau_axis,
 )
-from sinks.findings import Candidate, Findings
-from sinks.validation import Validation
-from sinks.validation_plots import agreement, masking_effect, validation_sweep
-from utils import write_atomically
+from sinkscope.sinks.findings import Candidate, Findings
+from sinkscope.sinks.validation import Validation
+from sinkscope.sinks.validation_plots import agreement, masking_effect, validation_sweep
+from sinkscope.utils import write_atomically
 
 FORMATS = ("png", "pdf")
 TOO_MANY = 0.3  # share of flagged vision tokens above which a tau is called too low

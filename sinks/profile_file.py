@@ -6,8 +6,8 @@ import json
 from dataclasses import fields
 from pathlib import Path
 
-from models.profiles import SinkProfile
-from utils import write_atomically
+from sinkscope.models.profiles import SinkProfile
+from sinkscope.utils import write_atomically
 
 
 def write_profile(path: Path, profile: SinkProfile) -> None:

@@ -13,16 +13,16 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from config import VARSettings
-from models.family import PromptLayout
-from models.profiles import SinkProfile
-from redistribution.grouped import attention_rows
-from redistribution.selection import select_rows
-from redistribution.sinks import sink_score
-from sinks.evidence import Reading
-from sinks.received import block_bytes, choose, first_query_of, received
-from sinks.validate_settings import ValidateSettings
-from var_patch import acting_layers
+from sinkscope.config import VARSettings
+from sinkscope.models.family import PromptLayout
+from sinkscope.models.profiles import SinkProfile
+from sinkscope.redistribution.grouped import attention_rows
+from sinkscope.redistribution.selection import select_rows
+from sinkscope.redistribution.sinks import sink_score
+from sinkscope.sinks.evidence import Reading
+from sinkscope.sinks.received import block_bytes, choose, first_query_of, received
+from sinkscope.sinks.validate_settings import ValidateSettings
+from sinkscope.var_patch import acting_layers
 
 
 class PromptReader:

@@ -16,8 +16,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from redistribution.grouped import pack
-from sinks.settings import TokensBy
+from sinkscope.redistribution.grouped import pack
+from sinkscope.sinks.settings import TokensBy
 
 
 def block_bytes(device: torch.device) -> int:

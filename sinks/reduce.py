@@ -14,8 +14,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from sinks.settings import FindSettings
-from sinks.stats import ORDINARY, SINK, SampleStats
+from sinkscope.sinks.settings import FindSettings
+from sinkscope.sinks.stats import ORDINARY, SINK, SampleStats
 
 TRACKED_A_LAYER = 6  # dimensions of the highest contrast in each layer
 TRACKED = 48  # dimensions in all

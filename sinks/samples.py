@@ -17,8 +17,8 @@ from typing import Any
 
 from PIL import Image
 
-from models.images import ImageError, as_rgb, open_image
-from utils import sha256
+from sinkscope.models.images import ImageError, as_rgb, open_image
+from sinkscope.utils import sha256
 
 PROMPT = "Describe the image."
 HUB = "hub:"

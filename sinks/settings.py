@@ -13,8 +13,8 @@ import math
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
-from config import _indices, _integer, _number, _one_of, _refuse
-from utils import sha256
+from sinkscope.config import _indices, _integer, _number, _one_of, _refuse
+from sinkscope.utils import sha256
 
 TokensBy = Literal["received", "after_image", "last_row", "norm"]
 MEASURING = ("tokens_by", "top_percent", "min_ratio", "layers", "max_pixels")

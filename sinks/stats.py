@@ -17,7 +17,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load, save
 from torch import Tensor
 
-from utils import sha256, write_atomically
+from sinkscope.utils import sha256, write_atomically
 
 FORMAT = "sinkscope-sample-1"
 TOP = 16  # largest m of each vision token that are kept

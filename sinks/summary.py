@@ -15,10 +15,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from models.info import ModelInfo
-from models.profiles import SinkProfile
-from sinks.validate_settings import ValidateSettings
-from sinks.validation import (
+from sinkscope.models.info import ModelInfo
+from sinkscope.models.profiles import SinkProfile
+from sinkscope.sinks.validate_settings import ValidateSettings
+from sinkscope.sinks.validation import (
     Agreement,
     Estimate,
     HiddenSet,
@@ -28,7 +28,7 @@ from sinks.validation import (
     SweepPoint,
     Validation,
 )
-from sinks.verdict import Evidence, judge, warnings_of
+from sinkscope.sinks.verdict import Evidence, judge, warnings_of
 
 CONTROLS = ("random", "random_dims", "attended")
 

@@ -23,27 +23,27 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from attention_extractor import generate
-from capture.run import end_tokens, memory_errors_named
-from config import GenerationSettings
-from models.attention import ForwardPlan
-from models.family import PromptInputs
-from models.images import ImageError
-from models.loading import ModelHandle
-from models.profiles import SinkProfile, check_fits
-from redistribution.sinks import FIRST_LAYER
-from sinks import evidence
-from sinks.evidence import Candidates, Reading
-from sinks.findings import Findings, UsedSample
-from sinks.masking import answer_tokens, hidden_log_probabilities, read_answer
-from sinks.measure import check_window
-from sinks.progress import Progress, Stopped
-from sinks.readout import PromptReader
-from sinks.samples import Sample, SampleSet, read_samples
-from sinks.summary import Record, SweepRecord, summarise
-from sinks.validate_settings import ValidateSettings
-from sinks.validation import SampleEvidence, Validation
-from utils import sha256
+from sinkscope.attention_extractor import generate
+from sinkscope.capture.run import end_tokens, memory_errors_named
+from sinkscope.config import GenerationSettings
+from sinkscope.models.attention import ForwardPlan
+from sinkscope.models.family import PromptInputs
+from sinkscope.models.images import ImageError
+from sinkscope.models.loading import ModelHandle
+from sinkscope.models.profiles import SinkProfile, check_fits
+from sinkscope.redistribution.sinks import FIRST_LAYER
+from sinkscope.sinks import evidence
+from sinkscope.sinks.evidence import Candidates, Reading
+from sinkscope.sinks.findings import Findings, UsedSample
+from sinkscope.sinks.masking import answer_tokens, hidden_log_probabilities, read_answer
+from sinkscope.sinks.measure import check_window
+from sinkscope.sinks.progress import Progress, Stopped
+from sinkscope.sinks.readout import PromptReader
+from sinkscope.sinks.samples import Sample, SampleSet, read_samples
+from sinkscope.sinks.summary import Record, SweepRecord, summarise
+from sinkscope.sinks.validate_settings import ValidateSettings
+from sinkscope.sinks.validation import SampleEvidence, Validation
+from sinkscope.utils import sha256
 
 FoundOn = Findings | Iterable[UsedSample] | Iterable[str]
 

@@ -6,9 +6,9 @@ import math
 from dataclasses import dataclass
 from typing import Literal, get_args
 
-from config import _indices, _integer, _number, _one_of, _refuse
-from models.profiles import SinkProfile
-from sinks.settings import FindSettings, TokensBy
+from sinkscope.config import _indices, _integer, _number, _one_of, _refuse
+from sinkscope.models.profiles import SinkProfile
+from sinkscope.sinks.settings import FindSettings, TokensBy
 
 Answers = Literal["given", "own"]
 HideIn = Literal["all_layers", "own_layers"]

@@ -12,11 +12,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from config import from_mapping
-from models.info import ModelInfo
-from models.profiles import SinkProfile
-from sinks.validate_settings import ValidateSettings
-from utils import write_atomically
+from sinkscope.config import from_mapping
+from sinkscope.models.info import ModelInfo
+from sinkscope.models.profiles import SinkProfile
+from sinkscope.sinks.validate_settings import ValidateSettings
+from sinkscope.utils import write_atomically
 
 FORMAT, VERSION = "sinkscope-validation", 1
 SetName = Literal["sinks", "random", "random_dims", "attended", "image"]

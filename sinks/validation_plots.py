@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter
 
-from sinks.figure_style import (
+from sinkscope.sinks.figure_style import (
     BLACK,
     GREY,
     ORDINARY,
@@ -22,7 +22,7 @@ from sinks.figure_style import (
     shares_axis,
     tau_axis,
 )
-from sinks.validation import Estimate, Validation
+from sinkscope.sinks.validation import Estimate, Validation
 
 SETS = {
     "sinks": "flagged as sinks",

@@ -10,8 +10,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from sinks.validate_settings import ValidateSettings
-from sinks.validation import Estimate, Validation, Verdict, Word
+from sinkscope.sinks.validate_settings import ValidateSettings
+from sinkscope.sinks.validation import Estimate, Validation, Verdict, Word
 
 FEW = 0.5  # precision or recall below it is worth a warning
 

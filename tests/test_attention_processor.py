@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from attention_processor import (
+from sinkscope.attention_processor import (
     head_mean,
     image_share,
     patch_map,
@@ -16,7 +16,7 @@ from attention_processor import (
     sink_share,
     tokens_looking_at,
 )
-from capture.trace import GenerationTrace, LayerSinks
+from sinkscope.capture.trace import GenerationTrace, LayerSinks
 from tests.capture.test_storage import prompt_trace, small_trace
 
 

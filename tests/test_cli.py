@@ -10,8 +10,8 @@ import pytest
 from PIL import Image
 from typer.testing import CliRunner, Result
 
-from cli import common
-from cli.__main__ import app
+from sinkscope.cli import common
+from sinkscope.cli.__main__ import app
 
 ROOT = Path(__file__).resolve().parent.parent
 LENGTH = ("--max-new-tokens", "3")
@@ -54,7 +54,7 @@ def test_help_loads_nothing_heavy() -> None:
 
 def test_it_starts_as_a_module() -> None:
     done = subprocess.run(
-        [sys.executable, "-m", "cli", "--help"],
+        [sys.executable, "-m", "sinkscope", "--help"],
         cwd=ROOT,
         capture_output=True,
         text=True,
@@ -66,7 +66,7 @@ def test_it_starts_as_a_module() -> None:
 def test_help_names_every_choice() -> None:
     from typing import get_args
 
-    from visualization import Colormap, Scale
+    from sinkscope.visualization import Colormap, Scale
 
     # As declared: the printed help is cut to the width of a terminal.
     for option, choices in ((common.Colormap, Colormap), (common.Scale, Scale)):
@@ -172,9 +172,9 @@ def test_one_token_is_drawn_at_the_photos_own_size(
 
 @pytest.mark.tiny
 def test_maps_relative_to_a_generic_prompt(image: Path, tiny_folder: Path, tmp_path: Path) -> None:
-    from attention_processor import relative_map
-    from capture.trace import GenerationTrace
-    from visualization import OverlayStyle, overlay
+    from sinkscope.attention_processor import relative_map
+    from sinkscope.capture.trace import GenerationTrace
+    from sinkscope.visualization import OverlayStyle, overlay
 
     kept, plain, relative = tmp_path / "run.safetensors", tmp_path / "a.png", tmp_path / "b.png"
     one = ("heatmap", image, "What?", "--model", tiny_folder, *LENGTH, "--token", "1")
@@ -201,7 +201,7 @@ def test_maps_relative_to_a_generic_prompt(image: Path, tiny_folder: Path, tmp_p
 def test_a_word_of_several_tokens_is_found() -> None:
     from types import SimpleNamespace
 
-    from cli.drawing import find_tokens
+    from sinkscope.cli.drawing import find_tokens
 
     texts = ["a", " st", "ar", " and", " a", " ST", "AR", "!", ""]
     trace = SimpleNamespace(
@@ -226,7 +226,7 @@ def test_what_can_be_refused_is_refused_before_the_model_loads(
     def loaded(*args: object, **kwargs: object) -> None:
         raise AssertionError("the model was loaded first")
 
-    monkeypatch.setattr("models.loading.load_model", loaded)
+    monkeypatch.setattr("sinkscope.models.loading.load_model", loaded)
     out = tmp_path / "out.png"
     fake = tmp_path / "fake.jpg"
     fake.write_text("no image at all")
@@ -269,7 +269,7 @@ def test_what_only_the_model_can_refuse(image: Path, tiny_folder: Path, tmp_path
 def test_out_of_memory_is_a_sentence_but_a_bug_is_not_hidden(
     bug: bool, image: Path, tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import attention_extractor
+    from sinkscope import attention_extractor
 
     kind = RuntimeError if bug else attention_extractor.RunOutOfMemoryError
 
@@ -294,10 +294,10 @@ def test_what_is_no_trace(tmp_path: Path, image: Path) -> None:
 def test_of_two_images_one_is_chosen_and_has_its_own_share(
     tiny_folder: Path, photo: Image.Image, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from attention_extractor import generate
-    from cli import drawing
-    from config import GenerationSettings
-    from models.loading import load_model
+    from sinkscope.attention_extractor import generate
+    from sinkscope.cli import drawing
+    from sinkscope.config import GenerationSettings
+    from sinkscope.models.loading import load_model
 
     handle = load_model(str(tiny_folder), device="cpu", dtype="float32")
     second = photo.resize((160, 220)).rotate(180)

@@ -1,4 +1,4 @@
-"""`python -m cli compare`: its files, its words, its refusals; and sinks marked by `heatmap`."""
+"""`sinkscope compare`: its files, its words, its refusals; and sinks marked by `heatmap`."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from attention_processor import head_mean
-from capture.trace import GenerationTrace
-from cli.compare import with_profile
-from config import VARSettings
-from models.profiles import SinkProfile
+from sinkscope.attention_processor import head_mean
+from sinkscope.capture.trace import GenerationTrace
+from sinkscope.cli.compare import with_profile
+from sinkscope.config import VARSettings
+from sinkscope.models.profiles import SinkProfile
 from tests.test_cli import refused, run
 from tests.web.documents import Blocks
 from tests.web.test_payload import unpack
@@ -38,10 +38,10 @@ def image(photo: Image.Image, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def tau(tiny_folder: Path, image: Path) -> str:
     """A threshold that about a tenth of the prompt's tokens exceed."""
-    from attention_extractor import generate
-    from config import GenerationSettings
-    from models.images import open_image
-    from models.loading import load_model
+    from sinkscope.attention_extractor import generate
+    from sinkscope.config import GenerationSettings
+    from sinkscope.models.images import open_image
+    from sinkscope.models.loading import load_model
 
     handle = load_model(str(tiny_folder), device="cpu", dtype="float32")
     inputs = handle.prepare([open_image(image)], "What?")
@@ -172,7 +172,7 @@ def test_a_figure_of_the_token_that_changed_most(
     tau: str,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    import visualization
+    from sinkscope import visualization
 
     drawn: list[Any] = []
     real = visualization.save
@@ -225,7 +225,7 @@ def test_var_that_changed_nothing_is_said_loudly(
 def test_a_figure_without_an_effect_shows_none(
     image: Path, tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import visualization
+    from sinkscope import visualization
 
     drawn: list[Any] = []
     monkeypatch.setattr(visualization, "save", lambda figure, path: drawn.append(figure))
@@ -287,7 +287,7 @@ def test_what_can_be_refused_is_refused_before_the_model_loads(
     def loaded(*args: object, **kwargs: object) -> None:
         raise AssertionError("the model was loaded first")
 
-    monkeypatch.setattr("models.loading.load_model", loaded)
+    monkeypatch.setattr("sinkscope.models.loading.load_model", loaded)
     out = tmp_path / "out.html"
 
     def mistake(*words: str | Path, output: Path = out, source: Path = image) -> str:

@@ -9,10 +9,10 @@ import torch
 from PIL import Image
 from torch import nn
 
-from attention_extractor import forecast
-from capture import forecast as forecasting
-from config import GenerationSettings
-from models.loading import load_model
+from sinkscope.attention_extractor import forecast
+from sinkscope.capture import forecast as forecasting
+from sinkscope.config import GenerationSettings
+from sinkscope.models.loading import load_model
 
 
 class Packed(nn.Module):

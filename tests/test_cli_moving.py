@@ -38,7 +38,7 @@ def test_an_animation_and_a_table(saved: dict[str, Path], tmp_path: Path) -> Non
 def test_two_runs_side_by_side(
     saved: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("drawing.view_figure.PANEL_PIXELS", 60)
+    monkeypatch.setattr("sinkscope.drawing.view_figure.PANEL_PIXELS", 60)
     widths = {}
     for beside in ("var", "turned"):
         figure = tmp_path / f"{beside}.png"

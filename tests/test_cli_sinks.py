@@ -1,4 +1,4 @@
-"""`python -m cli sinks`: what it writes and says, how it refuses, stops and goes on; and the other
+"""`sinkscope sinks`: what it writes and says, how it refuses, stops and goes on; and the other
 verbs with a profile file."""
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 
-from models.profiles import published, read_profile
-from sinks.findings import Findings
+from sinkscope.models.profiles import published, read_profile
+from sinkscope.sinks.findings import Findings
 from tests.sinks.planted import Plant, painted_samples, planted
 from tests.test_cli import refused, run
 
@@ -85,7 +85,7 @@ def test_what_can_be_refused_is_refused_before_the_model_loads(
     def loaded(*args: object, **kwargs: object) -> None:
         raise AssertionError("the model was loaded first")
 
-    monkeypatch.setattr("models.loading.load_model", loaded)
+    monkeypatch.setattr("sinkscope.models.loading.load_model", loaded)
     monkeypatch.setitem(__import__("sys").modules, "ray", None)
     out = tmp_path / "out.toml"
     empty = tmp_path / "empty"
@@ -141,7 +141,7 @@ def test_planted_dimensions_are_found_and_written(profile: Path) -> None:
 def test_again_takes_no_forward_pass(
     model: Path, pictures: Path, profile: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("sinks.find.measure", lambda *_: pytest.fail("measured again"))
+    monkeypatch.setattr("sinkscope.sinks.find.measure", lambda *_: pytest.fail("measured again"))
     again = tmp_path / "again.toml"
     done = run(
         *("sinks", "find", "--model", model, "--data", pictures, "--samples", "12", "-o", again),
@@ -187,9 +187,9 @@ def test_without_sinks_nothing_is_written_and_the_exit_code_says_so(
 def test_interrupted_it_says_what_remains_and_goes_on(
     model: Path, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import sinks.find
+    import sinkscope.sinks.find
 
-    plain, seen = sinks.find.measure, []
+    plain, seen = sinkscope.sinks.find.measure, []
 
     def measure(*args: Any, **options: Any) -> Any:
         seen.append(args)
@@ -201,7 +201,7 @@ def test_interrupted_it_says_what_remains_and_goes_on(
         *("sinks", "find", "--model", model, "--data", pictures, "--samples", "4"),
         *("-o", tmp_path / "p.toml", "--work", tmp_path / "work", "--min-contrast", "2.5"),
     )
-    monkeypatch.setattr("sinks.find.measure", measure)
+    monkeypatch.setattr("sinkscope.sinks.find.measure", measure)
     before = signal.getsignal(signal.SIGINT)
     done = run(*words)
     assert done.exit_code == 130, done.output

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from config import (
+from sinkscope.config import (
     AppSettings,
     GenerationSettings,
     ImageLimits,

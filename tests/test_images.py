@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from config import ImageLimits
-from models.images import ImageError, open_image
+from sinkscope.config import ImageLimits
+from sinkscope.models.images import ImageError, open_image
 
 
 def encode(image: Image.Image, kind: str = "PNG", **options: object) -> bytes:

@@ -9,9 +9,9 @@ import pytest
 import torch
 from PIL import Image
 
-from attention_extractor import generate
-from config import GenerationSettings
-from models.loading import ModelHandle, load_model
+from sinkscope.attention_extractor import generate
+from sinkscope.config import GenerationSettings
+from sinkscope.models.loading import ModelHandle, load_model
 
 pytestmark = pytest.mark.tiny
 NEW_TOKENS = 8

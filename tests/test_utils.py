@@ -9,7 +9,7 @@ from typing import BinaryIO
 
 import pytest
 
-from utils import sha256, write_atomically
+from sinkscope.utils import sha256, write_atomically
 
 
 def test_writes_a_new_file(tmp_path: Path) -> None:

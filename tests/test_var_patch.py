@@ -7,10 +7,10 @@ import dataclasses
 import pytest
 import torch
 
-import var_patch
-from config import VARSettings
-from models.family import ImageGrid, PromptLayout, Segment
-from models.info import ModelInfo
+from sinkscope import var_patch
+from sinkscope.config import VARSettings
+from sinkscope.models.family import ImageGrid, PromptLayout, Segment
+from sinkscope.models.info import ModelInfo
 
 MODEL = ModelInfo("m", "r", "f", "float32", "cpu", layers=6, heads=4, hidden_size=64)
 SETTINGS = VARSettings(dims=(3, 40), tau=4.0)

@@ -15,13 +15,13 @@ import torch
 from PIL import Image
 from transformers.models.qwen2_5_vl import modeling_qwen2_5_vl
 
-from attention_extractor import compare, generate
-from capture.trace import GenerationTrace
-from config import GenerationSettings, VARSettings
-from models.attention import NAME
-from models.family import PromptInputs
-from models.loading import ModelHandle, load_model
-from var_patch import redistribute
+from sinkscope.attention_extractor import compare, generate
+from sinkscope.capture.trace import GenerationTrace
+from sinkscope.config import GenerationSettings, VARSettings
+from sinkscope.models.attention import NAME
+from sinkscope.models.family import PromptInputs
+from sinkscope.models.loading import ModelHandle, load_model
+from sinkscope.var_patch import redistribute
 
 pytestmark = pytest.mark.tiny
 SETTINGS = GenerationSettings(max_new_tokens=7)

@@ -12,9 +12,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from attention_processor import PatchMap
-from models.family import ImageGrid
-from visualization import OverlayStyle, contact_sheet, figure, overlay, save, scaling, visible
+from sinkscope.attention_processor import PatchMap
+from sinkscope.models.family import ImageGrid
+from sinkscope.visualization import (
+    OverlayStyle,
+    contact_sheet,
+    figure,
+    overlay,
+    save,
+    scaling,
+    visible,
+)
 
 OPAQUE = OverlayStyle(scale="linear", opacity=1.0, alpha_by_value=False, colormap="gray")
 

@@ -13,9 +13,9 @@ from typing import Any
 
 from PIL import Image
 
-from models.family import PromptInputs
-from models.loading import ModelHandle
-from utils import sha256
+from sinkscope.models.family import PromptInputs
+from sinkscope.models.loading import ModelHandle
+from sinkscope.utils import sha256
 
 
 class LastPrompt:

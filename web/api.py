@@ -14,8 +14,8 @@ from typing import Any
 
 import gradio as gr
 
-from web.endpoints import Api, plainly
-from web.handlers import Handlers
+from sinkscope.web.endpoints import Api, plainly
+from sinkscope.web.handlers import Handlers
 
 # Arguments with their defaults, in the order of the endpoints' own.
 ANSWER: dict[str, Any] = {

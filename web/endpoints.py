@@ -14,18 +14,18 @@ import gradio as gr
 from gradio.processing_utils import save_file_to_cache
 from PIL import Image
 
-from attention_extractor import Comparison, RunOutOfMemoryError
-from capture.trace import GenerationTrace
-from config import VARSettings
-from drawing.panels import Painter
-from drawing.view import make_side, map_of, sinks_of
-from visualization import View
-from web.exporting import Wanted, export_steps, sides_of_view
-from web.handlers import EXPIRED, UNFORESEEN, Handlers
-from web.model_events import model_wanted
-from web.pairs import find_run
-from web.request import Request, parse_indices, whole
-from web.store import Run
+from sinkscope.attention_extractor import Comparison, RunOutOfMemoryError
+from sinkscope.capture.trace import GenerationTrace
+from sinkscope.config import VARSettings
+from sinkscope.drawing.panels import Painter
+from sinkscope.drawing.view import make_side, map_of, sinks_of
+from sinkscope.visualization import View
+from sinkscope.web.exporting import Wanted, export_steps, sides_of_view
+from sinkscope.web.handlers import EXPIRED, UNFORESEEN, Handlers
+from sinkscope.web.model_events import model_wanted
+from sinkscope.web.pairs import find_run
+from sinkscope.web.request import Request, parse_indices, whole
+from sinkscope.web.store import Run
 
 log = logging.getLogger(__name__)
 

@@ -10,8 +10,8 @@ from typing import Any
 
 import gradio as gr
 
-from web.handlers import Handlers
-from web.request import Request
+from sinkscope.web.handlers import Handlers
+from sinkscope.web.request import Request
 
 
 def generating(handlers: Handlers) -> Callable[..., Any]:

@@ -7,11 +7,11 @@ import logging
 from dataclasses import dataclass
 from pathlib import Path
 
-import attention_extractor
-from config import AppSettings, GenerationSettings, VARSettings
-from models.images import open_image
-from models.loading import ModelHandle
-from web.store import Run, open_run, save_run
+from sinkscope import attention_extractor
+from sinkscope.config import AppSettings, GenerationSettings, VARSettings
+from sinkscope.models.images import open_image
+from sinkscope.models.loading import ModelHandle
+from sinkscope.web.store import Run, open_run, save_run
 
 log = logging.getLogger(__name__)
 

@@ -8,16 +8,16 @@ from typing import Any
 import gradio as gr
 from gradio.processing_utils import save_bytes_to_cache
 
-from config import Settings
-from web.api import build_api
-from web.events import generating, stopping
-from web.example import Example
-from web.exporting import exporting
-from web.forecast import Forecaster
-from web.form import Form, build_form
-from web.handlers import Handlers
-from web.inspector import drawn, empty_value, run_value
-from web.model_events import (
+from sinkscope.config import Settings
+from sinkscope.web.api import build_api
+from sinkscope.web.events import generating, stopping
+from sinkscope.web.example import Example
+from sinkscope.web.exporting import exporting
+from sinkscope.web.forecast import Forecaster
+from sinkscope.web.form import Form, build_form
+from sinkscope.web.handlers import Handlers
+from sinkscope.web.inspector import drawn, empty_value, run_value
+from sinkscope.web.model_events import (
     choosing_dims,
     following,
     forecasting,
@@ -25,9 +25,9 @@ from web.model_events import (
     loading,
     status_value,
 )
-from web.picker import MODELS, PARAMETERS, build_picker
-from web.slot import ModelSlot
-from web.store import Run
+from sinkscope.web.picker import MODELS, PARAMETERS, build_picker
+from sinkscope.web.slot import ModelSlot
+from sinkscope.web.store import Run
 
 # Of a forecast: beside the queue, one at a time, and of a burst of changes the last one counts.
 QUIET: dict[str, Any] = {

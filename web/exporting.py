@@ -18,13 +18,13 @@ from typing import Any
 
 import gradio as gr
 
-from capture.trace import GenerationTrace
-from visualization import View, animation_steps, save, view_figure, write_shares
-from web.handlers import EXPIRED, UNFORESEEN, Handlers
-from web.inspector import cached_file
-from web.pairs import find_run
-from web.standalone import build_standalone
-from web.store import Run
+from sinkscope.capture.trace import GenerationTrace
+from sinkscope.visualization import View, animation_steps, save, view_figure, write_shares
+from sinkscope.web.handlers import EXPIRED, UNFORESEEN, Handlers
+from sinkscope.web.inspector import cached_file
+from sinkscope.web.pairs import find_run
+from sinkscope.web.standalone import build_standalone
+from sinkscope.web.store import Run
 
 log = logging.getLogger(__name__)
 

@@ -11,16 +11,16 @@ from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from attention_extractor import Forecast, forecast
-from capture.forecast import available_memory, check_memory
-from config import GenerationSettings, ModelSettings, Settings
-from models.family import PromptInputs
-from models.footprint import Footprint, NotOnDiskError, footprint, where_and_how
-from models.images import open_image
-from models.loading import ModelHandle
-from models.source import may_ask_hub
-from web.request import Request
-from web.slot import ModelSlot
+from sinkscope.attention_extractor import Forecast, forecast
+from sinkscope.capture.forecast import available_memory, check_memory
+from sinkscope.config import GenerationSettings, ModelSettings, Settings
+from sinkscope.models.family import PromptInputs
+from sinkscope.models.footprint import Footprint, NotOnDiskError, footprint, where_and_how
+from sinkscope.models.images import open_image
+from sinkscope.models.loading import ModelHandle
+from sinkscope.models.source import may_ask_hub
+from sinkscope.web.request import Request
+from sinkscope.web.slot import ModelSlot
 
 KNOWN_PROMPTS = 32
 AT_ONCE, PATIENCE = 2, 2.0  # forecasts go by the queue: a burst of them must not fill the memory

@@ -8,11 +8,11 @@ from typing import Any
 import gradio as gr
 from gradio.components import Component
 
-from config import GenerationSettings, VARSettings
-from models.images import open_image
-from web.example import Example
-from web.inspector import cached, drawn
-from web.payload import encode_image
+from sinkscope.config import GenerationSettings, VARSettings
+from sinkscope.models.images import open_image
+from sinkscope.web.example import Example
+from sinkscope.web.inspector import cached, drawn
+from sinkscope.web.payload import encode_image
 
 
 @dataclass(frozen=True)

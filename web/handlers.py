@@ -21,19 +21,19 @@ from typing import Any
 import gradio as gr
 import numpy as np
 
-import attention_extractor
-from attention_processor import Rows, patch_map
-from capture.trace import GeneratedToken, GenerationTrace
-from config import Settings
-from models.images import open_image
-from web.again import LastPrompt
-from web.inspector import cached, error_value, queued_value, run_value, stream_value
-from web.pairs import find_run
-from web.payload import build_token_maps, pack, token_delta
-from web.request import Request
-from web.slot import Line, ModelSlot, Stops, turns, why_no_model
-from web.standalone import build_standalone
-from web.store import Run, RunStore, new_id
+from sinkscope import attention_extractor
+from sinkscope.attention_processor import Rows, patch_map
+from sinkscope.capture.trace import GeneratedToken, GenerationTrace
+from sinkscope.config import Settings
+from sinkscope.models.images import open_image
+from sinkscope.web.again import LastPrompt
+from sinkscope.web.inspector import cached, error_value, queued_value, run_value, stream_value
+from sinkscope.web.pairs import find_run
+from sinkscope.web.payload import build_token_maps, pack, token_delta
+from sinkscope.web.request import Request
+from sinkscope.web.slot import Line, ModelSlot, Stops, turns, why_no_model
+from sinkscope.web.standalone import build_standalone
+from sinkscope.web.store import Run, RunStore, new_id
 
 log = logging.getLogger(__name__)
 

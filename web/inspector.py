@@ -17,9 +17,9 @@ from gradio import processing_utils
 from gradio.route_utils import API_PREFIX
 from gradio_client.utils import encode_file_path
 
-from web.assets import read_static
-from web.payload import build_payload, encode_image, images_of
-from web.store import LABELS, Run
+from sinkscope.web.assets import read_static
+from sinkscope.web.payload import build_payload, encode_image, images_of
+from sinkscope.web.store import LABELS, Run
 
 
 def drawn(name: str, value: Any, functions: list[Callable[..., Any]] | None = None) -> gr.HTML:

@@ -6,12 +6,12 @@ import socket
 
 from starlette.middleware import Middleware
 
-from web.assets import page_style
-from web.compress import CompressedPage
-from web.documents import Documents
-from web.page import App
-from web.security import middleware
-from web.theme import theme
+from sinkscope.web.assets import page_style
+from sinkscope.web.compress import CompressedPage
+from sinkscope.web.documents import Documents
+from sinkscope.web.page import App
+from sinkscope.web.security import middleware
+from sinkscope.web.theme import theme
 
 
 def launch(app: App, *, wait: bool = True) -> str:

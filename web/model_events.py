@@ -13,11 +13,11 @@ from typing import Any
 
 import gradio as gr
 
-from config import ModelSettings, Settings
-from web.forecast import Forecaster, notice, of_load
-from web.request import Request, parse_indices, whole
-from web.security import LOOPBACK
-from web.slot import ModelSlot, SlotState
+from sinkscope.config import ModelSettings, Settings
+from sinkscope.web.forecast import Forecaster, notice, of_load
+from sinkscope.web.request import Request, parse_indices, whole
+from sinkscope.web.security import LOOPBACK
+from sinkscope.web.slot import ModelSlot, SlotState
 
 LONGEST_REVISION = 200
 

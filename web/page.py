@@ -12,19 +12,19 @@ from pathlib import Path
 
 import gradio as gr
 
-from attention_extractor import Forecast
-from config import Settings
-from models.loading import ModelHandle
-from web.example import Example, load_example, read_examples
-from web.explore import build_explore
-from web.forecast import Forecaster, estimate_run
-from web.handlers import Engine, Handlers
-from web.inspector import drawn
-from web.model_events import status_value
-from web.sinks_run import SinksEngine, SinksHandlers
-from web.sinks_tab import build_sinks
-from web.slot import ModelSlot
-from web.store import Run, RunStore
+from sinkscope.attention_extractor import Forecast
+from sinkscope.config import Settings
+from sinkscope.models.loading import ModelHandle
+from sinkscope.web.example import Example, load_example, read_examples
+from sinkscope.web.explore import build_explore
+from sinkscope.web.forecast import Forecaster, estimate_run
+from sinkscope.web.handlers import Engine, Handlers
+from sinkscope.web.inspector import drawn
+from sinkscope.web.model_events import status_value
+from sinkscope.web.sinks_run import SinksEngine, SinksHandlers
+from sinkscope.web.sinks_tab import build_sinks
+from sinkscope.web.slot import ModelSlot
+from sinkscope.web.store import Run, RunStore
 
 
 @dataclass(frozen=True)

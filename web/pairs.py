@@ -13,9 +13,9 @@ from typing import Any
 
 import torch
 
-from capture.trace import MEAN_HEAD, GenerationTrace, PromptTrace
-from drawing.view import same_grids, same_images
-from web.store import LABELS, Run, RunStore
+from sinkscope.capture.trace import MEAN_HEAD, GenerationTrace, PromptTrace
+from sinkscope.drawing.view import same_grids, same_images
+from sinkscope.web.store import LABELS, Run, RunStore
 
 SIDES = ("a", "b")
 LONGEST_NAME = 24  # characters of a run's name that still stand over a figure

@@ -29,9 +29,9 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from attention_processor import Rows, head_mean, image_share, sink_share
-from capture.trace import GeneratedToken, GenerationTrace
-from web.store import Run
+from sinkscope.attention_processor import Rows, head_mean, image_share, sink_share
+from sinkscope.capture.trace import GeneratedToken, GenerationTrace
+from sinkscope.web.store import Run
 
 MAGIC = b"SINK"
 EAGER_BYTES = 3_000_000

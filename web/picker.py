@@ -7,9 +7,9 @@ from typing import Any
 
 import gradio as gr
 
-from config import ModelSettings
-from web.form import notice_line
-from web.model_events import LONGEST_REVISION
+from sinkscope.config import ModelSettings
+from sinkscope.web.form import notice_line
+from sinkscope.web.model_events import LONGEST_REVISION
 
 MODELS = (
     ("Bundled demo model", "demo"),

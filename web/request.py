@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, replace
 
-from config import GenerationSettings, Settings, VARSettings, index_list
-from models.loading import ModelHandle
+from sinkscope.config import GenerationSettings, Settings, VARSettings, index_list
+from sinkscope.models.loading import ModelHandle
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from starlette.middleware.trustedhost import TrustedHostMiddleware
 from starlette.responses import PlainTextResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from config import AppSettings
+from sinkscope.config import AppSettings
 
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 

@@ -17,10 +17,10 @@ from typing import Any
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
-from sinks.findings import Candidate, Findings, Interval
-from sinks.stats import DamagedStatsError, SampleStats
-from sinks.validation import Validation
-from web.payload import pack
+from sinkscope.sinks.findings import Candidate, Findings, Interval
+from sinkscope.sinks.stats import DamagedStatsError, SampleStats
+from sinkscope.sinks.validation import Validation
+from sinkscope.web.payload import pack
 
 MOST_CELLS = 4_000_000  # (layer, token) pairs that travel; samples beyond have no picture
 MOST_CANDIDATES = 12

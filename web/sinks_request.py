@@ -12,13 +12,13 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from config import ImageLimits
-from models.images import ImageError, open_image
-from sinks.progress import Progress, Stopped
-from sinks.samples import Sample, SampleSet, image_digest
-from sinks.settings import FindSettings
-from sinks.validate_settings import ValidateSettings
-from web.request import whole
+from sinkscope.config import ImageLimits
+from sinkscope.models.images import ImageError, open_image
+from sinkscope.sinks.progress import Progress, Stopped
+from sinkscope.sinks.samples import Sample, SampleSet, image_digest
+from sinkscope.sinks.settings import FindSettings
+from sinkscope.sinks.validate_settings import ValidateSettings
+from sinkscope.web.request import whole
 
 MOST_FILES = 300
 MOST_SAMPLES = 200
@@ -140,7 +140,7 @@ def _scenes(request: SinksRequest, count: int) -> list[Sample]:
     # Drawing scenes is part of making the bundled model, which nothing else on the page needs.
     from PIL import Image
 
-    from demo.measure import held_out_scenes
+    from sinkscope.demo.measure import held_out_scenes
 
     scenes = held_out_scenes(int(request.seed) * SCENE_SEEDS, count)
     return [

@@ -22,27 +22,27 @@ from typing import Any
 
 import gradio as gr
 
-from attention_extractor import RunOutOfMemoryError
-from config import Settings
-from models.images import open_image
-from models.loading import ModelHandle
-from models.profiles import SinkProfile
-from sinks.find import find
-from sinks.findings import Findings
-from sinks.profile_file import write_profile
-from sinks.progress import Stopped
-from sinks.samples import Sample, SampleSet
-from sinks.validate import validate
-from sinks.validation import Validation
-from utils import sha256
-from web.handlers import UNFORESEEN
-from web.inspector import cached, error_value, queued_value
-from web.payload import encode_image
-from web.sinks_payload import build_sinks_payload, measured_in, profile_name, scores_in
-from web.sinks_request import Drawn, SinksRequest, draw_samples
-from web.sinks_store import SinksResult, SinksStore
-from web.slot import Line, ModelSlot, Stops, turns, why_no_model
-from web.store import new_id
+from sinkscope.attention_extractor import RunOutOfMemoryError
+from sinkscope.config import Settings
+from sinkscope.models.images import open_image
+from sinkscope.models.loading import ModelHandle
+from sinkscope.models.profiles import SinkProfile
+from sinkscope.sinks.find import find
+from sinkscope.sinks.findings import Findings
+from sinkscope.sinks.profile_file import write_profile
+from sinkscope.sinks.progress import Stopped
+from sinkscope.sinks.samples import Sample, SampleSet
+from sinkscope.sinks.validate import validate
+from sinkscope.sinks.validation import Validation
+from sinkscope.utils import sha256
+from sinkscope.web.handlers import UNFORESEEN
+from sinkscope.web.inspector import cached, error_value, queued_value
+from sinkscope.web.payload import encode_image
+from sinkscope.web.sinks_payload import build_sinks_payload, measured_in, profile_name, scores_in
+from sinkscope.web.sinks_request import Drawn, SinksRequest, draw_samples
+from sinkscope.web.sinks_store import SinksResult, SinksStore
+from sinkscope.web.slot import Line, ModelSlot, Stops, turns, why_no_model
+from sinkscope.web.store import new_id
 
 log = logging.getLogger(__name__)
 

@@ -14,9 +14,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from sinks.findings import Findings
-from sinks.validation import Validation
-from web.store import new_id
+from sinkscope.sinks.findings import Findings
+from sinkscope.sinks.validation import Validation
+from sinkscope.web.store import new_id
 
 MOST_RESULTS, MOST_FOLDERS = 64, 8
 LONGEST_SECONDS = 12 * 3600.0  # less than Gradio keeps the files that a result's numbers are in

@@ -18,10 +18,10 @@ from typing import Any
 
 import gradio as gr
 
-from web.form import Form
-from web.inspector import drawn
-from web.sinks_request import EXAMPLES, IMAGES, MOST_SAMPLES, Picture, SinksRequest
-from web.sinks_run import SinksHandlers
+from sinkscope.web.form import Form
+from sinkscope.web.inspector import drawn
+from sinkscope.web.sinks_request import EXAMPLES, IMAGES, MOST_SAMPLES, Picture, SinksRequest
+from sinkscope.web.sinks_run import SinksHandlers
 
 
 @dataclass(frozen=True)

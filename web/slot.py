@@ -8,8 +8,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
-from config import ModelSettings
-from models.loading import ModelHandle, load_model
+from sinkscope.config import ModelSettings
+from sinkscope.models.loading import ModelHandle, load_model
 
 log = logging.getLogger(__name__)
 

@@ -20,10 +20,10 @@ from urllib.parse import urlencode
 
 import numpy as np
 
-from attention_processor import Rows
-from web.assets import read_static
-from web.payload import build_payload, build_token_maps, encode_image, images_of
-from web.store import Run
+from sinkscope.attention_processor import Rows
+from sinkscope.web.assets import read_static
+from sinkscope.web.payload import build_payload, build_token_maps, encode_image, images_of
+from sinkscope.web.store import Run
 
 # Above it, heads go token by token into blocks that are decoded when asked for (a run of this size
 # is one array in the browser), and above the second limit they stay out: bytes before compression.

@@ -20,8 +20,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from capture.trace import GenerationTrace
-from utils import write_atomically
+from sinkscope.capture.trace import GenerationTrace
+from sinkscope.utils import write_atomically
 
 log = logging.getLogger(__name__)
 

@@ -13,11 +13,11 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from benchmarks import memory
-from benchmarks.__main__ import app
-from benchmarks.shapes import SHORTEST, build_handle, build_prompt
-from benchmarks.timing import Timing, noise, ratio, slope
-from benchmarks.ways import WAYS
+from sinkscope.benchmarks import memory
+from sinkscope.benchmarks.__main__ import app
+from sinkscope.benchmarks.shapes import SHORTEST, build_handle, build_prompt
+from sinkscope.benchmarks.timing import Timing, noise, ratio, slope
+from sinkscope.benchmarks.ways import WAYS
 
 ROOT = Path(__file__).resolve().parents[2]
 

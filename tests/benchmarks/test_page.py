@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from benchmarks import page
+from sinkscope.benchmarks import page
 
 
 def test_weight_of_all_that_is_ours() -> None:

@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 
-from benchmarks import memory, sinks
-from benchmarks.shapes import build_prompt, prepared_handle
-from benchmarks.sink_ways import WAYS
-from sinks.stats import SampleStats
+from sinkscope.benchmarks import memory, sinks
+from sinkscope.benchmarks.shapes import build_prompt, prepared_handle
+from sinkscope.benchmarks.sink_ways import WAYS
+from sinkscope.sinks.stats import SampleStats
 
 pytestmark = pytest.mark.tiny
 

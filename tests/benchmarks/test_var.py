@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import var
+from sinkscope.benchmarks import var
 
 pytestmark = pytest.mark.tiny
 

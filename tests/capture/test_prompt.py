@@ -10,15 +10,15 @@ import pytest
 import torch
 from PIL import Image
 
-from attention_extractor import compare, generate, prompt_rows
-from attention_processor import patch_map
-from capture import prompt
-from capture.run import RunOutOfMemoryError
-from config import GenerationSettings, VARSettings
-from models import attention
-from models.attention import NAME
-from models.family import PromptInputs
-from models.loading import ModelHandle, load_model
+from sinkscope.attention_extractor import compare, generate, prompt_rows
+from sinkscope.attention_processor import patch_map
+from sinkscope.capture import prompt
+from sinkscope.capture.run import RunOutOfMemoryError
+from sinkscope.config import GenerationSettings, VARSettings
+from sinkscope.models import attention
+from sinkscope.models.attention import NAME
+from sinkscope.models.family import PromptInputs
+from sinkscope.models.loading import ModelHandle, load_model
 
 pytestmark = pytest.mark.tiny
 
@@ -183,7 +183,7 @@ def test_no_answer_is_lost_for_the_generic_prompt(
     def full(*_: object) -> None:
         raise RunOutOfMemoryError("full")
 
-    monkeypatch.setattr("attention_extractor.reference_row", full)
+    monkeypatch.setattr("sinkscope.attention_extractor.reference_row", full)
     trace = generate(handle, inputs, settings)
     assert len(trace.tokens) == 2
     assert "no memory" in trace.extra["no_reference"]

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from capture import recorder as recording
-from capture.recorder import TraceRecorder
-from models.family import ImageGrid, PromptLayout, Segment
+from sinkscope.capture import recorder as recording
+from sinkscope.capture.recorder import TraceRecorder
+from sinkscope.models.family import ImageGrid, PromptLayout, Segment
 
 LAYERS, HEADS, PROMPT, TOKENS = 5, 3, 20, 4
 LAYOUT = PromptLayout(

@@ -12,16 +12,16 @@ import torch
 from PIL import Image
 from transformers import GenerationConfig
 
-from attention_extractor import GenerationTrace, RunOutOfMemoryError, forecast, generate
-from attention_processor import patch_map
-from capture import forecast as forecasting
-from capture.recorder import TraceRecorder
-from capture.run import generation_config
-from capture.trace import MEAN_HEAD
-from config import GenerationSettings
-from models.attention import NAME, ForwardPlan, install, running
-from models.family import PromptInputs
-from models.loading import ModelHandle, load_model
+from sinkscope.attention_extractor import GenerationTrace, RunOutOfMemoryError, forecast, generate
+from sinkscope.attention_processor import patch_map
+from sinkscope.capture import forecast as forecasting
+from sinkscope.capture.recorder import TraceRecorder
+from sinkscope.capture.run import generation_config
+from sinkscope.capture.trace import MEAN_HEAD
+from sinkscope.config import GenerationSettings
+from sinkscope.models.attention import NAME, ForwardPlan, install, running
+from sinkscope.models.family import PromptInputs
+from sinkscope.models.loading import ModelHandle, load_model
 
 pytestmark = pytest.mark.tiny
 

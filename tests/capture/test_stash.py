@@ -10,13 +10,13 @@ import pytest
 import torch
 from PIL import Image
 
-from attention_extractor import generate, generate_stash
-from capture.run import generation_config
-from capture.stash import QueryStash
-from config import GenerationSettings
-from models.attention import NAME
-from models.family import PromptInputs
-from models.loading import ModelHandle, load_model
+from sinkscope.attention_extractor import generate, generate_stash
+from sinkscope.capture.run import generation_config
+from sinkscope.capture.stash import QueryStash
+from sinkscope.config import GenerationSettings
+from sinkscope.models.attention import NAME
+from sinkscope.models.family import PromptInputs
+from sinkscope.models.loading import ModelHandle, load_model
 
 pytestmark = pytest.mark.tiny
 SETTINGS = GenerationSettings(max_new_tokens=6)

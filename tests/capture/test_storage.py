@@ -16,9 +16,9 @@ from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from attention_processor import head_mean, patch_map
-from capture.storage import TraceReader
-from capture.trace import (
+from sinkscope.attention_processor import head_mean, patch_map
+from sinkscope.capture.storage import TraceReader
+from sinkscope.capture.trace import (
     Alternative,
     GeneratedToken,
     GenerationTrace,
@@ -26,8 +26,8 @@ from capture.trace import (
     PromptToken,
     PromptTrace,
 )
-from models.family import ImageGrid, PromptLayout, Segment
-from models.info import ModelInfo
+from sinkscope.models.family import ImageGrid, PromptLayout, Segment
+from sinkscope.models.info import ModelInfo
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -191,7 +191,7 @@ def test_nothing_is_pickled(tmp_path: Path) -> None:
 
 KILLED = """
 import sys, os, pathlib
-import utils
+from sinkscope import utils
 from tests.capture.test_storage import small_trace
 real = os.fsync
 def fsync(handle):

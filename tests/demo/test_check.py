@@ -7,21 +7,21 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from demo import check as module
-from demo.card import suggested, table
-from demo.check import CheckSettings, check
-from demo.folder import write_folder
-from demo.measure import held_out_scenes, load_subject, observe
-from demo.questions import KINDS
+from sinkscope.demo import check as module
+from sinkscope.demo.card import suggested, table
+from sinkscope.demo.check import CheckSettings, check
+from sinkscope.demo.folder import write_folder
+from sinkscope.demo.measure import held_out_scenes, load_subject, observe
+from sinkscope.demo.questions import KINDS
 
 
 @pytest.fixture(scope="module")
 def untrained(tmp_path_factory):
     from transformers import Qwen2_5_VLForConditionalGeneration
 
-    from demo.card import write_profile
-    from demo.folder import build_config, build_tokenizer
-    from demo.recipe import SinkTeaching
+    from sinkscope.demo.card import write_profile
+    from sinkscope.demo.folder import build_config, build_tokenizer
+    from sinkscope.demo.recipe import SinkTeaching
 
     torch.manual_seed(0)
     tokenizer = build_tokenizer()
@@ -106,7 +106,7 @@ def test_settings_outside_their_range_are_refused(untrained, tmp_path):
 
 
 def test_the_command_prints_json_with_var_and_writes_the_card(untrained):
-    from cli.demo import app
+    from sinkscope.cli.demo import app
 
     done = CliRunner().invoke(
         app, ["check", "--model", str(untrained), "--scenes", "5", "--json", "--card"]
@@ -123,8 +123,8 @@ def test_the_command_prints_json_with_var_and_writes_the_card(untrained):
 
 @pytest.mark.slow
 def test_teacher_forcing_gives_the_verdict_of_generation():
-    from cli.demo import BUNDLED
-    from demo.folder import patches
+    from sinkscope.cli.demo import BUNDLED
+    from sinkscope.demo.folder import patches
 
     subject = load_subject(BUNDLED)
     plain = load_subject(BUNDLED).model

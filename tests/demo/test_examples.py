@@ -6,8 +6,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-import demo
-from demo.examples import EXAMPLE_SCENES, write_examples
+from sinkscope import demo
+from sinkscope.demo.examples import EXAMPLE_SCENES, write_examples
 
 BUNDLED = Path(demo.__file__).parent / "examples"
 

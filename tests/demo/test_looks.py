@@ -5,13 +5,13 @@ import pytest
 from PIL import Image
 from typer.testing import CliRunner
 
-from cli import demo_looks
-from demo.scenes import COLOURS
+from sinkscope.cli import demo_looks
+from sinkscope.demo.scenes import COLOURS
 
 
 @pytest.mark.slow
 def test_the_figure_is_a_small_palette_picture_with_the_scenes_colours(tmp_path, monkeypatch):
-    from cli.demo import app
+    from sinkscope.cli.demo import app
 
     monkeypatch.setattr(demo_looks, "_ROWS", 1)
     monkeypatch.setattr(demo_looks, "_COLUMNS", 2)

@@ -5,11 +5,18 @@ import numpy as np
 import pytest
 import torch
 
-from demo.folder import CELL, build_config, build_tokenizer, patches, preprocessor_settings, words
-from demo.packing import IGNORE, Packer
-from demo.questions import ABSENT, AMBIGUOUS, TRAINING_KINDS, questions
-from demo.scenes import SHAPES, scene
-from demo.speed import faster_training
+from sinkscope.demo.folder import (
+    CELL,
+    build_config,
+    build_tokenizer,
+    patches,
+    preprocessor_settings,
+    words,
+)
+from sinkscope.demo.packing import IGNORE, Packer
+from sinkscope.demo.questions import ABSENT, AMBIGUOUS, TRAINING_KINDS, questions
+from sinkscope.demo.scenes import SHAPES, scene
+from sinkscope.demo.speed import faster_training
 
 
 @pytest.fixture(scope="module")

@@ -4,8 +4,8 @@ import re
 
 import pytest
 
-from demo.questions import ABSENT, AMBIGUOUS, KINDS, NUMBERS, TRAINING_KINDS, questions
-from demo.scenes import SHAPES, Scene, SceneObject, scene
+from sinkscope.demo.questions import ABSENT, AMBIGUOUS, KINDS, NUMBERS, TRAINING_KINDS, questions
+from sinkscope.demo.scenes import SHAPES, Scene, SceneObject, scene
 
 
 def made_of(*things: tuple[str, str, str]) -> Scene:

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from demo.scenes import COLOURS, PLACES, SHAPES, scene
+from sinkscope.demo.scenes import COLOURS, PLACES, SHAPES, scene
 
 
 def test_the_seed_and_settings_alone_decide_a_scene():

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 import torch
 
-from demo.packing import PackedBatch
-from demo.recipe import STAGES, SinkTeaching, fingerprint
-from demo.scenes import COLOURS, SHAPES, Scene, SceneObject, scene
-from demo.teaching import (
+from sinkscope.demo.packing import PackedBatch
+from sinkscope.demo.recipe import STAGES, SinkTeaching, fingerprint
+from sinkscope.demo.scenes import COLOURS, SHAPES, Scene, SceneObject, scene
+from sinkscope.demo.teaching import (
     choose_sinks,
     hint_heads,
     hint_loss,

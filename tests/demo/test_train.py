@@ -11,10 +11,10 @@ import torch
 from safetensors.torch import load_file
 from typer.testing import CliRunner
 
-from demo import train as module
-from demo.recipe import STAGES as RECIPE
-from demo.recipe import SinkTeaching, Stage
-from demo.train import CHECKPOINT, TrainSettings, read_history, train
+from sinkscope.demo import train as module
+from sinkscope.demo.recipe import STAGES as RECIPE
+from sinkscope.demo.recipe import SinkTeaching, Stage
+from sinkscope.demo.train import CHECKPOINT, TrainSettings, read_history, train
 
 STAGES = (
     Stage("see", 8, ((3, 3),), 2, (), (1e-3, 1e-4), batch=2),
@@ -82,8 +82,8 @@ def test_reports_cover_every_step_and_stage(uninterrupted):
 def test_the_folder_loads_and_answers_like_a_published_checkpoint(uninterrupted):
     from PIL import Image
 
-    from demo.scenes import scene
-    from models.loading import load_model
+    from sinkscope.demo.scenes import scene
+    from sinkscope.models.loading import load_model
 
     handle = load_model(str(uninterrupted[0] / "model"))
     inputs = handle.prepare(images=[Image.fromarray(scene(1, 168, 140).image)], prompt="Hello?")
@@ -166,7 +166,7 @@ def test_settings_outside_their_range_are_refused(tmp_path, change, said):
 
 @pytest.mark.slow
 def test_the_command_trains_with_the_real_recipe(tmp_path):
-    from cli.demo import app
+    from sinkscope.cli.demo import app
 
     arguments = ["train", "--output", str(tmp_path / "m"), "--work", str(tmp_path / "w")]
     arguments += ["--steps", "20", "--device", "cpu", "--threads", "1"]

@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from drawing import encoders
-from drawing.animation import animate, animation_steps
-from drawing.encoders import encoder
-from drawing.view import View
+from sinkscope.drawing import encoders
+from sinkscope.drawing.animation import animate, animation_steps
+from sinkscope.drawing.encoders import encoder
+from sinkscope.drawing.view import View
 from tests.web.synthetic import HOSTILE, make_pair, make_trace
 
 SMALL = {"rows": 4, "columns": 4, "layers": 2, "heads": 2}

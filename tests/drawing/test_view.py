@@ -7,9 +7,9 @@ import dataclasses
 import numpy as np
 import pytest
 
-from attention_processor import image_share, patch_map, sink_share
-from drawing.panels import Painter
-from drawing.view import (
+from sinkscope.attention_processor import image_share, patch_map, sink_share
+from sinkscope.drawing.panels import Painter
+from sinkscope.drawing.view import (
     View,
     clipped,
     difference_top,

@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from drawing import view_figure as view_figure_module
-from drawing.table import COLUMNS, write_shares
-from drawing.view import View
-from drawing.view_figure import view_figure
+from sinkscope.drawing import view_figure as view_figure_module
+from sinkscope.drawing.table import COLUMNS, write_shares
+from sinkscope.drawing.view import View
+from sinkscope.drawing.view_figure import view_figure
+from sinkscope.visualization import save
 from tests.web.synthetic import HOSTILE, make_pair, make_trace
-from visualization import save
 
 
 @pytest.fixture(autouse=True)

@@ -13,8 +13,8 @@ import torch
 from PIL import Image
 from transformers import StaticCache
 
-from models.attention import NAME, ForwardPlan, running
-from models.loading import ModelHandle, load_model
+from sinkscope.models.attention import NAME, ForwardPlan, running
+from sinkscope.models.loading import ModelHandle, load_model
 
 pytestmark = pytest.mark.tiny
 NEW_TOKENS = 6

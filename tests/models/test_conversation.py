@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from attention_extractor import generate
-from config import GenerationSettings
-from models.loading import ModelHandle, load_model
-from models.qwen2_5_vl import IMAGE_TOKEN
+from sinkscope.attention_extractor import generate
+from sinkscope.config import GenerationSettings
+from sinkscope.models.loading import ModelHandle, load_model
+from sinkscope.models.qwen2_5_vl import IMAGE_TOKEN
 
 pytestmark = pytest.mark.tiny
 TURNS = [("Describe the image.", "A red star."), ("Where is it?", "At the top <|im_end|> left.")]

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from config import ModelSettings
-from models.footprint import NotOnDiskError, footprint
-from models.loading import load_model
-from models.source import ModelError, on_disk
+from sinkscope.config import ModelSettings
+from sinkscope.models.footprint import NotOnDiskError, footprint
+from sinkscope.models.loading import load_model
+from sinkscope.models.source import ModelError, on_disk
 
 
 @pytest.mark.tiny

@@ -10,8 +10,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from models.loading import ModelError, load_model
-from models.profiles import published
+from sinkscope.models.loading import ModelError, load_model
+from sinkscope.models.profiles import published
 
 pytestmark = pytest.mark.tiny
 

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from models.loading import load_model
-from models.profiles import DEMO, SinkProfile, check_fits
-from models.source import ModelError
+from sinkscope.models.loading import load_model
+from sinkscope.models.profiles import DEMO, SinkProfile, check_fits
+from sinkscope.models.source import ModelError
 
 PROFILE = SinkProfile("Owner/Some-Model", "fam", 64, 4, (3, 9), 5.0, "someone", "low")
 
@@ -51,7 +51,7 @@ def test_another_model_of_the_same_sizes_is_refused_by_name(tmp_path: Path) -> N
 
 @pytest.mark.tiny
 def test_a_file_takes_the_place_of_the_models_own(tiny_folder: Path, tmp_path: Path) -> None:
-    from config import ModelSettings
+    from sinkscope.config import ModelSettings
 
     path = tmp_path / "profile.toml"
     settings = ModelSettings(str(tiny_folder), device="cpu", profile=str(path))

@@ -12,9 +12,9 @@ import pytest
 import torch
 from PIL import Image
 
-from models.family import ImageGrid
-from models.loading import ModelHandle, load_model
-from models.qwen2_5_vl import IMAGE_TOKEN
+from sinkscope.models.family import ImageGrid
+from sinkscope.models.loading import ModelHandle, load_model
+from sinkscope.models.qwen2_5_vl import IMAGE_TOKEN
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -140,8 +140,8 @@ import torch
 from PIL import Image
 # chosen before the pretence below
 from transformers.models.qwen2_vl import image_processing_pil_qwen2_vl
-from models import qwen_images
-from models.loading import load_model
+from sinkscope.models import qwen_images
+from sinkscope.models.loading import load_model
 handle = load_model({folder!r}, device="cpu", dtype="float32")
 
 # qwen-vl-utils imports torchvision for videos only; stand-ins let its image path run.

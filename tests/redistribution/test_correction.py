@@ -9,11 +9,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from config import VARSettings
-from redistribution import fused
-from redistribution.correction import Form, correct_output
-from redistribution.grouped import attention_rows
-from redistribution.redistribute import redistribute
+from sinkscope.config import VARSettings
+from sinkscope.redistribution import fused
+from sinkscope.redistribution.correction import Form, correct_output
+from sinkscope.redistribution.grouped import attention_rows
+from sinkscope.redistribution.redistribute import redistribute
 
 SETTINGS = VARSettings(dims=(0,), max_sink_share=0.7, min_image_mass=0.2)
 TOLERANCE = {torch.float64: 1e-12, torch.float32: 5e-6}
@@ -230,7 +230,7 @@ def test_more_sinks_than_a_handful_need_rows() -> None:
 
 
 def test_rows_that_do_not_fit_one_block(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("redistribution.correction.BLOCK_WEIGHTS", 8 * 170 * 7)
+    monkeypatch.setattr("sinkscope.redistribution.correction.BLOCK_WEIGHTS", 8 * 170 * 7)
     check(make(torch.float64), SETTINGS, "rows")
 
 

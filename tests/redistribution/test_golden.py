@@ -11,10 +11,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from config import VARSettings
-from redistribution.redistribute import redistribute
-from redistribution.selection import select_rows
-from redistribution.sinks import sink_mask, sink_score
+from sinkscope.config import VARSettings
+from sinkscope.redistribution.redistribute import redistribute
+from sinkscope.redistribution.selection import select_rows
+from sinkscope.redistribution.sinks import sink_mask, sink_score
 
 FILES = sorted((Path(__file__).parents[1] / "golden").glob("*.npz"))
 STEPS = ("prefill", "decode0", "decode1")

@@ -9,11 +9,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from config import VARSettings
-from redistribution.grouped import attention_rows, rows_times_values
-from redistribution.intervention import VARIntervention, acting_layers, validate_var
-from redistribution.redistribute import redistribute
-from redistribution.sinks import sink_mask, sink_score
+from sinkscope.config import VARSettings
+from sinkscope.redistribution.grouped import attention_rows, rows_times_values
+from sinkscope.redistribution.intervention import VARIntervention, acting_layers, validate_var
+from sinkscope.redistribution.redistribute import redistribute
+from sinkscope.redistribution.sinks import sink_mask, sink_score
 
 PROMPT, NEW, HIDDEN, LAYERS, LAYER = 150, 5, 16, 6, 3
 SCALE = 0.3

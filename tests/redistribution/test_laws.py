@@ -10,9 +10,9 @@ import torch
 from hypothesis import given, settings
 from torch import Tensor
 
-from config import VARSettings
-from redistribution.redistribute import redistribute
-from redistribution.selection import select_rows
+from sinkscope.config import VARSettings
+from sinkscope.redistribution.redistribute import redistribute
+from sinkscope.redistribution.selection import select_rows
 
 law = settings(max_examples=40, deadline=None)
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)

@@ -7,8 +7,8 @@ import math
 import pytest
 import torch
 
-from redistribution import sinks
-from redistribution.sinks import massive_activations, sink_mask, sink_score
+from sinkscope.redistribution import sinks
+from sinkscope.redistribution.sinks import massive_activations, sink_mask, sink_score
 
 
 def test_score_by_hand() -> None:

@@ -6,9 +6,9 @@ import math
 
 import numpy as np
 
-from models.info import ModelInfo
-from models.profiles import SinkProfile
-from sinks.findings import (
+from sinkscope.models.info import ModelInfo
+from sinkscope.models.profiles import SinkProfile
+from sinkscope.sinks.findings import (
     Candidate,
     Findings,
     Interval,
@@ -18,9 +18,9 @@ from sinks.findings import (
     TauPoint,
     UsedSample,
 )
-from sinks.settings import FindSettings
-from sinks.validate_settings import ValidateSettings
-from sinks.validation import (
+from sinkscope.sinks.settings import FindSettings
+from sinkscope.sinks.validate_settings import ValidateSettings
+from sinkscope.sinks.validation import (
     Agreement,
     Estimate,
     HiddenSet,

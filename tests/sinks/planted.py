@@ -25,8 +25,8 @@ import torch
 from PIL import Image
 from transformers import Qwen2_5_VLForConditionalGeneration
 
-from models.loading import ModelHandle, load_model
-from sinks.samples import Sample
+from sinkscope.models.loading import ModelHandle, load_model
+from sinkscope.sinks.samples import Sample
 from tests.tiny_model import build_config, build_tokenizer, save_model
 
 CELL = 28  # pixels a vision token

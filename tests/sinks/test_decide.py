@@ -9,11 +9,18 @@ from typing import Any
 import pytest
 import torch
 
-from sinks.calibrate import calibrate, flagged_shares, histograms, origins, phi_edges, sweep
-from sinks.decide import decide, halvings, longest_run, resamplings, runs
-from sinks.reduce import totals, tracked, worth_tracking
-from sinks.settings import FindSettings
-from sinks.stats import SampleStats
+from sinkscope.sinks.calibrate import (
+    calibrate,
+    flagged_shares,
+    histograms,
+    origins,
+    phi_edges,
+    sweep,
+)
+from sinkscope.sinks.decide import decide, halvings, longest_run, resamplings, runs
+from sinkscope.sinks.reduce import totals, tracked, worth_tracking
+from sinkscope.sinks.settings import FindSettings
+from sinkscope.sinks.stats import SampleStats
 
 D, L, V = 100, 4, 20
 SETTINGS = FindSettings(bootstrap=1000, halves=20)

@@ -12,10 +12,10 @@ import pytest
 import torch
 from PIL import Image
 
-from config import ModelSettings
-from models.loading import ModelHandle, load_model
-from models.source import ModelError
-from sinks.engine import LocalEngine, RayEngine, make_engine
+from sinkscope.config import ModelSettings
+from sinkscope.models.loading import ModelHandle, load_model
+from sinkscope.models.source import ModelError
+from sinkscope.sinks.engine import LocalEngine, RayEngine, make_engine
 
 pytestmark = pytest.mark.tiny
 needs_ray = pytest.mark.skipif(

@@ -12,14 +12,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from capture.run import RunOutOfMemoryError
-from models.loading import ModelHandle
-from sinks.find import find
-from sinks.findings import Findings
-from sinks.measure import measure
-from sinks.progress import Stopped
-from sinks.samples import Sample, SampleSet, read_samples
-from sinks.settings import FindSettings
+from sinkscope.capture.run import RunOutOfMemoryError
+from sinkscope.models.loading import ModelHandle
+from sinkscope.sinks.find import find
+from sinkscope.sinks.findings import Findings
+from sinkscope.sinks.measure import measure
+from sinkscope.sinks.progress import Stopped
+from sinkscope.sinks.samples import Sample, SampleSet, read_samples
+from sinkscope.sinks.settings import FindSettings
 from tests.sinks.planted import Plant, painted_cells, painted_samples, planted
 
 pytestmark = pytest.mark.tiny

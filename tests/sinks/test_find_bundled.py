@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 from PIL import Image
 
-from demo.scenes import scene
-from models.loading import load_model
-from sinks.find import find
-from sinks.samples import Sample
+from sinkscope.demo.scenes import scene
+from sinkscope.models.loading import load_model
+from sinkscope.sinks.find import find
+from sinkscope.sinks.samples import Sample
 
 SIZES = ((196, 196), (224, 168), (168, 196))
 

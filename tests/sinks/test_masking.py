@@ -10,8 +10,8 @@ import pytest
 import torch
 from PIL import Image
 
-from models.loading import ModelHandle, load_model
-from sinks.masking import ToldAnswer, answer_tokens, hidden_log_probabilities, read_answer
+from sinkscope.models.loading import ModelHandle, load_model
+from sinkscope.sinks.masking import ToldAnswer, answer_tokens, hidden_log_probabilities, read_answer
 
 pytestmark = pytest.mark.tiny
 ANSWER = "a red star and a blue circle."

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from sinks import plots, validation_plots
+from sinkscope.sinks import plots, validation_plots
 from tests.sinks import made_up
 
 

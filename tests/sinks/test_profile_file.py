@@ -10,10 +10,10 @@ from hypothesis import given
 from hypothesis import settings as limits
 from hypothesis import strategies as st
 
-from config import from_mapping
-from models.profiles import SinkProfile, read_profile
-from sinks.profile_file import findings_beside, write_profile
-from sinks.settings import FindSettings
+from sinkscope.config import from_mapping
+from sinkscope.models.profiles import SinkProfile, read_profile
+from sinkscope.sinks.profile_file import findings_beside, write_profile
+from sinkscope.sinks.settings import FindSettings
 
 TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=30)
 

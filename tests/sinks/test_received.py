@@ -10,12 +10,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-import sinks.received
-from models.loading import load_model
-from sinks.measure import measure
-from sinks.received import choose, first_query_of, received
-from sinks.samples import Sample
-from sinks.settings import FindSettings
+import sinkscope.sinks.received
+from sinkscope.models.loading import load_model
+from sinkscope.sinks.measure import measure
+from sinkscope.sinks.received import choose, first_query_of, received
+from sinkscope.sinks.samples import Sample
+from sinkscope.sinks.settings import FindSettings
 
 
 def dense(rows: torch.Tensor, first_query: int = 0) -> torch.Tensor:
@@ -45,7 +45,7 @@ def test_equals_the_definition(length: int, first: int, step: int, seed: int) ->
     key = 2 * torch.randn(2, length, 8, generator=generator)
     first = min(first, length - 1)
     with pytest.MonkeyPatch.context() as patch:  # any chunk of rows gives the same
-        patch.setattr(sinks.received, "block_bytes", lambda device: step * 4 * length * 4)
+        patch.setattr(sinkscope.sinks.received, "block_bytes", lambda device: step * 4 * length * 4)
         ours = received(query, key, 8**-0.5, first)
     torch.testing.assert_close(
         ours.double(), dense(softmax_rows(query, key, 8**-0.5), first), rtol=1e-5, atol=1e-6

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from sinks.samples import PROMPT, Sample, read_samples
+from sinkscope.sinks.samples import PROMPT, Sample, read_samples
 
 
 def picture(shade: int) -> Image.Image:

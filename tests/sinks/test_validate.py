@@ -13,19 +13,19 @@ import pytest
 import torch
 from PIL import Image
 
-from config import VARSettings
-from models.attention import ForwardPlan
-from models.loading import ModelHandle, load_model
-from models.profiles import SinkProfile
-from redistribution.selection import select_rows
-from redistribution.sinks import sink_score
-from sinks.findings import UsedSample
-from sinks.masking import answer_tokens, hidden_log_probabilities, read_answer
-from sinks.progress import Stopped
-from sinks.readout import PromptReader
-from sinks.samples import Sample, SampleSet
-from sinks.validate import held_out, used_by_finding, validate
-from sinks.validate_settings import ValidateSettings
+from sinkscope.config import VARSettings
+from sinkscope.models.attention import ForwardPlan
+from sinkscope.models.loading import ModelHandle, load_model
+from sinkscope.models.profiles import SinkProfile
+from sinkscope.redistribution.selection import select_rows
+from sinkscope.redistribution.sinks import sink_score
+from sinkscope.sinks.findings import UsedSample
+from sinkscope.sinks.masking import answer_tokens, hidden_log_probabilities, read_answer
+from sinkscope.sinks.progress import Stopped
+from sinkscope.sinks.readout import PromptReader
+from sinkscope.sinks.samples import Sample, SampleSet
+from sinkscope.sinks.validate import held_out, used_by_finding, validate
+from sinkscope.sinks.validate_settings import ValidateSettings
 
 pytestmark = pytest.mark.tiny
 TAU = 1.9  # on this random model phi of two dimensions exceeds it at few tokens
@@ -188,8 +188,8 @@ def test_own_layers_and_queries_behind_the_image(handle: ModelHandle, profile: S
 
 
 def test_the_models_own_answer(handle: ModelHandle, profile: SinkProfile) -> None:
-    from attention_extractor import generate
-    from config import GenerationSettings
+    from sinkscope.attention_extractor import generate
+    from sinkscope.config import GenerationSettings
 
     given = sample(3, answer=None)
     made = validate(handle, profile, [given], FAST).samples[0]

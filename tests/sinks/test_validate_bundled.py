@@ -12,15 +12,15 @@ import pytest
 import torch
 from PIL import Image
 
-from demo.questions import questions
-from demo.scenes import Scene, scene
-from models.attention import ForwardPlan
-from models.loading import ModelHandle, load_model
-from redistribution.sinks import FIRST_LAYER
-from sinks.masking import answer_tokens, hidden_log_probabilities, read_answer
-from sinks.samples import Sample
-from sinks.validate import validate
-from sinks.validate_settings import ValidateSettings
+from sinkscope.demo.questions import questions
+from sinkscope.demo.scenes import Scene, scene
+from sinkscope.models.attention import ForwardPlan
+from sinkscope.models.loading import ModelHandle, load_model
+from sinkscope.redistribution.sinks import FIRST_LAYER
+from sinkscope.sinks.masking import answer_tokens, hidden_log_probabilities, read_answer
+from sinkscope.sinks.samples import Sample
+from sinkscope.sinks.validate import validate
+from sinkscope.sinks.validate_settings import ValidateSettings
 
 pytestmark = pytest.mark.slow
 SETTINGS = ValidateSettings(

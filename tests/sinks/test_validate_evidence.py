@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from models.profiles import SinkProfile
-from sinks.evidence import (
+from sinkscope.models.profiles import SinkProfile
+from sinkscope.sinks.evidence import (
     Reading,
     as_many_by_score,
     candidates,

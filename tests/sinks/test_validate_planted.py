@@ -6,10 +6,10 @@ import dataclasses
 
 import pytest
 
-from models.loading import ModelHandle
-from models.profiles import SinkProfile
-from sinks.validate import validate
-from sinks.validate_settings import ValidateSettings
+from sinkscope.models.loading import ModelHandle
+from sinkscope.models.profiles import SinkProfile
+from sinkscope.sinks.validate import validate
+from sinkscope.sinks.validate_settings import ValidateSettings
 from tests.sinks.planted import Plant, painted_cells, painted_samples, planted
 
 pytestmark = pytest.mark.tiny

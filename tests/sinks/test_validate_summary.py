@@ -11,11 +11,11 @@ from typing import Any
 import pytest
 import torch
 
-from models.info import ModelInfo
-from models.profiles import SinkProfile
-from sinks.summary import Record, SweepRecord, estimate, summarise
-from sinks.validate_settings import ValidateSettings
-from sinks.validation import SampleEvidence, Validation
+from sinkscope.models.info import ModelInfo
+from sinkscope.models.profiles import SinkProfile
+from sinkscope.sinks.summary import Record, SweepRecord, estimate, summarise
+from sinkscope.sinks.validate_settings import ValidateSettings
+from sinkscope.sinks.validation import SampleEvidence, Validation
 
 PROFILE = SinkProfile("m", "f", 64, 4, (1, 2), 3.0, "somewhere", "low")
 MODEL = ModelInfo("m", "r", "f", "float32", "cpu", 4, 2, 64)

@@ -14,12 +14,12 @@ from typing import Any
 
 import pytest
 
-from config import AppSettings, ModelSettings, Settings
+from sinkscope.config import AppSettings, ModelSettings, Settings
+from sinkscope.web.launch import launch
+from sinkscope.web.page import App, build_app
+from sinkscope.web.store import Run
 from tests.web.scripted import ScriptedEngine, fake_handle
 from tests.web.synthetic import make_pair
-from web.launch import launch
-from web.page import App, build_app
-from web.store import Run
 
 INSPECTOR = "document.querySelector('[data-testid=inspector]').parentElement.inspector"
 FLAGS = ("--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-sync")

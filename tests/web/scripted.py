@@ -14,12 +14,12 @@ import threading
 from types import SimpleNamespace
 from typing import Any
 
-from attention_extractor import Forecast, RunOutOfMemoryError
-from capture.trace import GenerationTrace
-from models.family import ImageGrid, PromptInputs, PromptLayout, Segment
-from models.profiles import SinkProfile
+from sinkscope.attention_extractor import Forecast, RunOutOfMemoryError
+from sinkscope.capture.trace import GenerationTrace
+from sinkscope.models.family import ImageGrid, PromptInputs, PromptLayout, Segment
+from sinkscope.models.profiles import SinkProfile
+from sinkscope.web.handlers import Engine
 from tests.web.synthetic import HOSTILE, WORDS, make_pair, make_trace
-from web.handlers import Engine
 
 THOUSAND = tuple(f" word{n}" for n in range(1000))
 

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from capture.trace import (
+from sinkscope.capture.trace import (
     Alternative,
     GeneratedToken,
     GenerationTrace,
@@ -22,7 +22,7 @@ from capture.trace import (
     PromptToken,
     PromptTrace,
 )
-from models.family import ImageGrid, PromptLayout, Segment
+from sinkscope.models.family import ImageGrid, PromptLayout, Segment
 
 WORDS = (
     "The", " image", " shows", " a", " red", " ball", " on", " green", " grass", ",", " next",

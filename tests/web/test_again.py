@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from web.again import LastPrompt
+from sinkscope.web.again import LastPrompt
 
 
 class Handle:

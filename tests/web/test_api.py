@@ -16,14 +16,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from attention_processor import patch_map
-from capture.trace import GenerationTrace
-from models.profiles import SinkProfile
+from sinkscope.attention_processor import patch_map
+from sinkscope.capture.trace import GenerationTrace
+from sinkscope.models.profiles import SinkProfile
+from sinkscope.web.slot import ModelSlot
+from sinkscope.web.store import Run, new_id
 from tests.web.conftest import Site, start_site
 from tests.web.scripted import ScriptedEngine, fake_handle
 from tests.web.synthetic import WORDS, make_pair
-from web.slot import ModelSlot
-from web.store import Run, new_id
 
 ROOT = Path(__file__).resolve().parents[2]
 DOCUMENT = ROOT / "docs" / "api.md"
@@ -160,7 +160,7 @@ def test_a_map(client: Any, compared: dict[str, Any], api_site: Site) -> None:
 def test_exports(
     kind: str, client: Any, compared: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("drawing.view_figure.PANEL_PIXELS", 120)
+    monkeypatch.setattr("sinkscope.drawing.view_figure.PANEL_PIXELS", 120)
     tokens = "0-2" if kind in ("gif", "mp4") else "1"
     files = client.predict(
         run=compared["run"], kind=kind, tokens=tokens, width=320, api_name="/export"
@@ -237,7 +237,7 @@ def cells() -> list[str]:
 def test_the_documents_cells_run(
     api_site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("drawing.view_figure.PANEL_PIXELS", 120)
+    monkeypatch.setattr("sinkscope.drawing.view_figure.PANEL_PIXELS", 120)
     script = tmp_path / "cells.py"
     code = "\n".join(cells()).replace("http://127.0.0.1:7860", api_site.url)
     script.write_text(code, encoding="utf-8")

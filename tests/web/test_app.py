@@ -12,13 +12,13 @@ from pathlib import Path
 
 import pytest
 
-import app
-from config import AppSettings, Settings
+from sinkscope import app
+from sinkscope.config import AppSettings, Settings
+from sinkscope.web.launch import launch
+from sinkscope.web.page import App, build_app
+from sinkscope.web.store import Run
 from tests.web.scripted import fake_handle
 from tests.web.synthetic import make_trace
-from web.launch import launch
-from web.page import App, build_app
-from web.store import Run
 
 ROOT = Path(app.__file__).parent
 

@@ -14,9 +14,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from sinkscope.web.handlers import Handlers
+from sinkscope.web.request import Request
 from tests.web.test_handlers import engine, handlers
-from web.handlers import Handlers
-from web.request import Request
 
 __all__ = ["engine", "handlers"]
 

@@ -11,13 +11,13 @@ import pytest
 from axe_playwright_python.base import AXE_SCRIPT
 from PIL import Image
 
+from sinkscope.web.example import read_examples
+from sinkscope.web.store import Run
 from tests.web.conftest import INSPECTOR, Site, start_site
 from tests.web.scripted import ScriptedEngine, fake_handle
 from tests.web.synthetic import WORDS, make_pair
 from tests.web.test_browser_story import ask, finished
 from tests.web.test_browser_view import drawn, ready
-from web.example import read_examples
-from web.store import Run
 
 pytestmark = pytest.mark.browser
 

@@ -9,15 +9,15 @@ from typing import Any
 import pytest
 import torch
 
-from config import AppSettings, GenerationSettings, Settings
-from models.source import DEMO
+from sinkscope.config import AppSettings, GenerationSettings, Settings
+from sinkscope.models.source import DEMO
+from sinkscope.web.example import load_example, make_example, read_examples
+from sinkscope.web.launch import launch
+from sinkscope.web.page import App, build_app
+from sinkscope.web.store import RunStore
 from tests.web.conftest import free_port
 from tests.web.test_browser_story import ask, finished, photo_file, upload
 from tests.web.test_browser_view import drawn
-from web.example import load_example, make_example, read_examples
-from web.launch import launch
-from web.page import App, build_app
-from web.store import RunStore
 
 __all__ = ["photo_file"]
 
@@ -27,7 +27,7 @@ pytestmark = [pytest.mark.browser, pytest.mark.slow]
 @pytest.fixture(scope="module")
 def bundled(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[App, str]]:
     if not (DEMO / "config.json").is_file():
-        pytest.skip("the bundled model is not there; make it with: python -m cli demo train")
+        pytest.skip("the bundled model is not there; make it with: sinkscope demo train")
     page = AppSettings(port=free_port(), cache_dir=str(tmp_path_factory.mktemp("cache")))
     app = build_app(Settings(generation=GenerationSettings(max_new_tokens=12), app=page))
     yield app, launch(app, wait=False)

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from capture.trace import GenerationTrace
+from sinkscope.capture.trace import GenerationTrace
 from tests.web.conftest import Site
 from tests.web.synthetic import HOSTILE
 from tests.web.test_browser_story import ask, finished, photo_file, upload
@@ -94,7 +94,7 @@ def test_saving(site: Site, open_page: Any, photo_file: Path, tmp_path: Path) ->
 def test_what_the_server_draws(
     way: str, site: Site, open_page: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("drawing.view_figure.PANEL_PIXELS", 120)
+    monkeypatch.setattr("sinkscope.drawing.view_figure.PANEL_PIXELS", 120)
     page = open_page(site.url)
     ready(page)
     page.click("[data-testid=token-baseline-3]")

@@ -8,13 +8,13 @@ from typing import Any
 
 import pytest
 
-from config import AppSettings, Settings
-from models.profiles import read_profile
-from models.source import DEMO
+from sinkscope.config import AppSettings, Settings
+from sinkscope.models.profiles import read_profile
+from sinkscope.models.source import DEMO
+from sinkscope.web.launch import launch
+from sinkscope.web.page import App, build_app
 from tests.web.conftest import free_port
 from tests.web.test_browser_access import ALL, COLOURS, VIEWS, serious
-from web.launch import launch
-from web.page import App, build_app
 
 pytestmark = [pytest.mark.browser, pytest.mark.slow]
 
@@ -24,7 +24,7 @@ FINDER = "[data-testid=finder]"
 @pytest.fixture(scope="module")
 def bundled(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[App, str]]:
     if not (DEMO / "config.json").is_file():
-        pytest.skip("the bundled model is not there; make it with: python -m cli demo train")
+        pytest.skip("the bundled model is not there; make it with: sinkscope demo train")
     page = AppSettings(port=free_port(), cache_dir=str(tmp_path_factory.mktemp("cache")))
     app = build_app(Settings(app=page))
     yield app, launch(app, wait=False)

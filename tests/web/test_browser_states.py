@@ -9,15 +9,15 @@ from typing import Any
 
 import pytest
 
-from config import ModelSettings
-from models.source import ModelError
+from sinkscope.config import ModelSettings
+from sinkscope.models.source import ModelError
+from sinkscope.web.slot import ModelSlot
+from sinkscope.web.store import Run
 from tests.web.conftest import Site, start_site
 from tests.web.scripted import ScriptedEngine, fake_handle
 from tests.web.synthetic import make_pair
 from tests.web.test_browser_story import ask, finished, free_engine, photo_file, upload
 from tests.web.test_browser_view import ready
-from web.slot import ModelSlot
-from web.store import Run
 
 __all__ = ["free_engine", "photo_file"]
 
@@ -114,7 +114,7 @@ def test_a_start_whose_model_is_missing(tmp_path: Path, open_page: Any) -> None:
 def test_the_first_start_without_an_example(
     tmp_path: Path, open_page: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("web.page.load_example", lambda: None)
+    monkeypatch.setattr("sinkscope.web.page.load_example", lambda: None)
     site = start_site(tmp_path, ScriptedEngine(), handle=fake_handle())
     page = open_page(site.url)
     page.wait_for_selector("[data-testid=blank]")

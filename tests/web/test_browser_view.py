@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from attention_processor import image_share, patch_map, relative_map, tokens_looking_at
+from sinkscope.attention_processor import image_share, patch_map, relative_map, tokens_looking_at
+from sinkscope.web.store import Run
 from tests.web.conftest import INSPECTOR, Site
 from tests.web.synthetic import HOSTILE, WORDS, make_trace
-from web.store import Run
 
 pytestmark = pytest.mark.browser
 

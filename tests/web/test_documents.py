@@ -9,8 +9,8 @@ import pytest
 from starlette.applications import Starlette
 from starlette.testclient import TestClient
 
-from web.assets import read_static
-from web.documents import DOCS, Documents, as_page
+from sinkscope.web.assets import read_static
+from sinkscope.web.documents import DOCS, Documents, as_page
 
 
 @pytest.fixture

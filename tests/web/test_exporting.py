@@ -10,13 +10,20 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from drawing.panels import Painter
-from drawing.view import View, make_side
+from sinkscope.drawing.panels import Painter
+from sinkscope.drawing.view import View, make_side
+from sinkscope.web.exporting import (
+    Wanted,
+    export_steps,
+    exporting,
+    idle,
+    read_wanted,
+    sides_of_view,
+)
+from sinkscope.web.pairs import pair_of
+from sinkscope.web.store import Run, new_id
 from tests.web.conftest import INSPECTOR, Site
 from tests.web.synthetic import make_pair, make_trace, scene
-from web.exporting import Wanted, export_steps, exporting, idle, read_wanted, sides_of_view
-from web.pairs import pair_of
-from web.store import Run, new_id
 
 VIEW = {"layers": [1, 2], "heads": None, "each": [], "scale": "clip", "reduce": "mean"}
 

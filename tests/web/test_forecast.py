@@ -12,15 +12,15 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from config import AppSettings, ModelSettings, Settings
-from models.footprint import Footprint
+from sinkscope.config import AppSettings, ModelSettings, Settings
+from sinkscope.models.footprint import Footprint
+from sinkscope.web import forecast
+from sinkscope.web.forecast import Forecaster, of_load, seconds_words, size_words
+from sinkscope.web.model_events import load_forecasting
+from sinkscope.web.request import Request
+from sinkscope.web.slot import ModelSlot
 from tests.web.scripted import ScriptedEngine, fake_handle
 from tests.web.test_load import OFFERED, START, wanted
-from web import forecast
-from web.forecast import Forecaster, of_load, seconds_words, size_words
-from web.model_events import load_forecasting
-from web.request import Request
-from web.slot import ModelSlot
 
 KNOWN = {"owner/big": 8_000_000_000}
 

@@ -8,14 +8,14 @@ from typing import Any
 import gradio as gr
 import pytest
 
-from config import AppSettings, GenerationSettings, ImageLimits, ModelSettings, Settings
-from models.profiles import SinkProfile
+from sinkscope.config import AppSettings, GenerationSettings, ImageLimits, ModelSettings, Settings
+from sinkscope.models.profiles import SinkProfile
+from sinkscope.web.model_events import following, loading, model_wanted
+from sinkscope.web.page import build_app
+from sinkscope.web.slot import ModelSlot
+from sinkscope.web.store import Run
 from tests.web.scripted import ScriptedEngine, fake_handle
 from tests.web.synthetic import make_pair
-from web.model_events import following, loading, model_wanted
-from web.page import build_app
-from web.slot import ModelSlot
-from web.store import Run
 
 START = ModelSettings(
     "owner/name", "abc", device="cpu", dtype="float32", local_files_only=True, profile="p.toml"

@@ -10,16 +10,16 @@ import numpy as np
 import pytest
 import torch
 
-from attention_processor import head_mean
-from capture.trace import MEAN_HEAD
+from sinkscope.attention_processor import head_mean
+from sinkscope.capture.trace import MEAN_HEAD
+from sinkscope.web.pairs import find_run, pair_of
+from sinkscope.web.payload import build_payload
+from sinkscope.web.standalone import build_standalone
+from sinkscope.web.store import Run, RunStore, new_id
 from tests.web.conftest import Site
 from tests.web.synthetic import make_pair, make_trace, scene
 from tests.web.test_browser_view import INSPECTOR, ready
 from tests.web.test_payload import unpack
-from web.pairs import find_run, pair_of
-from web.payload import build_payload
-from web.standalone import build_standalone
-from web.store import Run, RunStore, new_id
 
 
 def one(**sizes: Any) -> Run:

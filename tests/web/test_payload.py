@@ -13,11 +13,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from attention_processor import head_mean, image_share, sink_share
+from sinkscope.attention_processor import head_mean, image_share, sink_share
+from sinkscope.web.assets import read_static
+from sinkscope.web.payload import build_payload, build_token_maps, compand, encode_image
+from sinkscope.web.store import Run
 from tests.web.synthetic import HOSTILE, make_pair, make_trace, scene
-from web.assets import read_static
-from web.payload import build_payload, build_token_maps, compand, encode_image
-from web.store import Run
 
 
 def unpack(data: bytes) -> tuple[dict[str, Any], dict[str, np.ndarray]]:

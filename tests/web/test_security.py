@@ -11,10 +11,10 @@ from typing import Any
 
 import pytest
 
-from config import AppSettings
+from sinkscope.config import AppSettings
+from sinkscope.web.payload import encode_image
 from tests.web.conftest import Site
 from tests.web.synthetic import scene
-from web.payload import encode_image
 
 ROOT = Path(__file__).resolve().parents[2]
 

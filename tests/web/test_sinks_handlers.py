@@ -12,21 +12,27 @@ import numpy as np
 import pytest
 from PIL import Image
 
-import sinks.find
-from attention_extractor import RunOutOfMemoryError
-from config import AppSettings, ImageLimits, Settings
-from models.loading import ModelHandle
-from models.profiles import read_profile
-from sinks.stats import SampleStats
+import sinkscope.sinks.find
+from sinkscope.attention_extractor import RunOutOfMemoryError
+from sinkscope.config import AppSettings, ImageLimits, Settings
+from sinkscope.models.loading import ModelHandle
+from sinkscope.models.profiles import read_profile
+from sinkscope.sinks.stats import SampleStats
+from sinkscope.web.handlers import UNFORESEEN
+from sinkscope.web.inspector import drawn
+from sinkscope.web.request import Request
+from sinkscope.web.sinks_request import EXAMPLES, IMAGES, Picture, SinksRequest, draw_samples
+from sinkscope.web.sinks_run import GONE, SinksEngine, SinksHandlers
+from sinkscope.web.sinks_store import (
+    LONGEST_SECONDS,
+    MOST_FOLDERS,
+    MOST_RESULTS,
+    SinksResult,
+    SinksStore,
+)
+from sinkscope.web.slot import Line, ModelSlot
 from tests.sinks.planted import Plant, painted_samples, planted
 from tests.web.test_payload import unpack
-from web.handlers import UNFORESEEN
-from web.inspector import drawn
-from web.request import Request
-from web.sinks_request import EXAMPLES, IMAGES, Picture, SinksRequest, draw_samples
-from web.sinks_run import GONE, SinksEngine, SinksHandlers
-from web.sinks_store import LONGEST_SECONDS, MOST_FOLDERS, MOST_RESULTS, SinksResult, SinksStore
-from web.slot import Line, ModelSlot
 
 pytestmark = pytest.mark.tiny
 
@@ -92,7 +98,7 @@ def test_from_upload_to_profile(make: Make, upload: tuple[Picture, ...], tmp_pat
     kept: dict[str, SampleStats] = {}
 
     def watching(*args: Any, **hooks: Any) -> Any:
-        found = sinks.find.find(*args, **hooks)
+        found = sinkscope.sinks.find.find(*args, **hooks)
         for path in hooks["work"].glob("**/*.st"):
             from safetensors import safe_open
 
@@ -239,7 +245,7 @@ def test_stopped_halfway_keeps_what_was_measured_and_goes_on(
             if on_progress:
                 on_progress(done, total, text)
 
-        return sinks.find.find(*args, on_progress=told, **hooks)
+        return sinkscope.sinks.find.find(*args, on_progress=told, **hooks)
 
     handlers.engine = SinksEngine(find=counting)
     last = drain(handlers, asked(upload))[-1]
@@ -264,7 +270,7 @@ def test_stopped_before_anything_and_while_waiting(make: Make, upload: tuple[Pic
 
     def at_once(*args: Any, **hooks: Any) -> Any:
         handlers.stop("s")
-        return sinks.find.find(*args, **hooks)
+        return sinkscope.sinks.find.find(*args, **hooks)
 
     handlers.engine = SinksEngine(find=at_once)
     last = drain(handlers, asked(upload))[-1]
@@ -288,7 +294,7 @@ def test_a_closed_tab_ends_the_run(make: Make, upload: tuple[Picture, ...]) -> N
         begun.set()
         assert stop.wait(30)
         ended.set()
-        raise sinks.find.Stopped(0, 8)
+        raise sinkscope.sinks.find.Stopped(0, 8)
 
     handlers = make(SinksEngine(find=endless))
     run = handlers.run(asked(upload), "s")
@@ -336,7 +342,7 @@ def test_validation_that_fails_leaves_the_findings(make: Make, upload: tuple[Pic
         raise RunOutOfMemoryError("Memory is full.")
 
     def stopping(*args: Any, **hooks: Any) -> Any:
-        raise sinks.find.Stopped(1, 2)
+        raise sinkscope.sinks.find.Stopped(1, 2)
 
     handlers.engine = SinksEngine(validate=refusing)
     last = drain(handlers, asked(upload))[-1]

@@ -6,13 +6,13 @@ from typing import Any
 
 import pytest
 
+from sinkscope.web.assets import STATIC, read_static
+from sinkscope.web.model_events import choosing_dims
+from sinkscope.web.sinks_payload import build_sinks_payload, profile_name
+from sinkscope.web.slot import ModelSlot
 from tests.sinks.made_up import findings, validation
 from tests.web.scripted import fake_handle
 from tests.web.test_payload import unpack
-from web.assets import STATIC, read_static
-from web.model_events import choosing_dims
-from web.sinks_payload import build_sinks_payload, profile_name
-from web.slot import ModelSlot
 
 
 def test_weight_and_templates_of_the_whole_page() -> None:

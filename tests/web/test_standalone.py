@@ -14,16 +14,16 @@ from typing import Any
 import numpy as np
 import pytest
 
-from attention_processor import patch_map
-from capture.trace import MEAN_HEAD
+from sinkscope.attention_processor import patch_map
+from sinkscope.capture.trace import MEAN_HEAD
+from sinkscope.web import standalone
+from sinkscope.web.pairs import pair_of
+from sinkscope.web.standalone import build_standalone, holds_heads
+from sinkscope.web.store import Run
 from tests.web.documents import Blocks
 from tests.web.synthetic import HOSTILE, WORDS, make_pair, make_trace, scene
 from tests.web.test_browser_view import HASH, INSPECTOR, change, drawn, ready
 from tests.web.test_payload import unpack
-from web import standalone
-from web.pairs import pair_of
-from web.standalone import build_standalone, holds_heads
-from web.store import Run
 
 HARM = (
     "</script><script>window.__hit=9</script><img src=x onerror=window.__hit=9> ${1} {{value}} "

@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-import web.store
+import sinkscope.web.store
+from sinkscope.web.store import Run, RunStore, new_id, open_run, save_run
 from tests.web.synthetic import make_pair, make_trace
-from web.store import Run, RunStore, new_id, open_run, save_run
 
 
 def test_a_run_comes_back_after_a_restart(tmp_path: Path) -> None:
@@ -102,7 +102,7 @@ def test_a_full_disk_leaves_the_run_in_memory(
 
     run = Run({"baseline": make_trace()})
     store = RunStore(tmp_path, 10_000_000)
-    monkeypatch.setattr(web.store, "save_run", full)
+    monkeypatch.setattr(sinkscope.web.store, "save_run", full)
     assert store.put(run) == "kept in memory only: No space left on device"
     assert store.get(run.id) is run
     assert not (tmp_path / run.id).exists()
