@@ -38,12 +38,14 @@ format: $(VENV)/.installed-dev
 chromium: $(VENV)/.installed-dev
 	@sh .ci/chromium
 
-# The stamps make an installation happen once, and again only when its list of requirements changed.
-$(VENV)/.installed: requirements.txt
+# The stamps make an installation happen once, and again only when its list of requirements changed. The package
+# itself is installed in editable form: the environment then finds `sinkscope` in src/, which links to these files.
+$(VENV)/.installed: requirements.txt pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 		{ echo "$(PYTHON) is missing or older than Python 3.11; name another: make PYTHON=python3.12 ..." >&2; exit 1; }
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install -r requirements.txt
+	$(BIN)/python -m pip install --no-deps -e .
 	@touch $@
 
 $(VENV)/.installed-dev: requirements-dev.txt $(VENV)/.installed

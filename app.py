@@ -1,4 +1,4 @@
-"""Start the web app: python app.py, then open http://127.0.0.1:7860.
+"""Start the web app: python app.py (or: sinkscope app), then open http://127.0.0.1:7860.
 
 The page opens at once and shows a precomputed run; the model loads behind it.
 """
@@ -13,7 +13,13 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from sinkscope.config import AppSettings, Settings, read_settings
+try:
+    from sinkscope.config import AppSettings, Settings, read_settings
+except ModuleNotFoundError as missing:
+    if missing.name != "sinkscope":
+        raise
+    # Started as a script by a Python that the project was not installed for (README, "Start").
+    sys.exit("This Python does not know the package sinkscope; run: pip install -e . (or make run)")
 
 
 def parse(arguments: list[str]) -> Settings:
@@ -55,9 +61,10 @@ def _over(settings: Any, values: dict[str, object]) -> Any:
     return dataclasses.replace(settings, **chosen)
 
 
-def main() -> None:
-    """Parse, build, listen, and say where."""
-    settings = parse(sys.argv[1:])
+def main(arguments: list[str] | None = None) -> None:
+    """Parse the flags (those of the command line where none are given), build, listen, and say
+    where."""
+    settings = parse(sys.argv[1:] if arguments is None else arguments)
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
     from sinkscope.web.launch import launch  # seconds of imports, which --help need not wait for
     from sinkscope.web.page import build_app

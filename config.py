@@ -16,6 +16,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args
 
+from sinkscope.utils import run_folder
+
 Dialect = Literal["official", "paper"]
 Control = Literal["none", "random"]
 Reduce = Literal["mean", "max", "min"]
@@ -273,7 +275,7 @@ class AppSettings:
     Attributes:
         host, port: address to listen on. Any other than loopback demands `auth`.
         auth: `user:password`, or None.
-        cache_dir: where runs are written.
+        cache_dir: where runs are written; None is `utils.run_folder("cache")`.
         store_megabytes: memory for runs kept open; older ones spill to `cache_dir`.
         queue_size: how many requests may wait.
         prompt_rows, reference: what the page captures beside the answer's rows (see
@@ -284,11 +286,16 @@ class AppSettings:
     host: str = "127.0.0.1"
     port: int = 7860
     auth: str | None = None
-    cache_dir: str = "cache"
+    cache_dir: str | None = None
     store_megabytes: int = 1024
     queue_size: int = 16
     prompt_rows: int = 128
     reference: bool = True
+
+    @property
+    def cache(self) -> Path:
+        """The folder that runs are written to."""
+        return run_folder("cache") if self.cache_dir is None else Path(self.cache_dir)
 
     def __post_init__(self) -> None:
         _integer("port", self.port, 0, 65535)

@@ -1,4 +1,4 @@
-"""Small helpers that everything may use: atomic writes, hashing."""
+"""Small helpers that everything may use: where files go, atomic writes, hashing."""
 
 from __future__ import annotations
 
@@ -8,6 +8,27 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import BinaryIO
+
+from platformdirs import user_cache_path
+
+PROJECT = Path(__file__).resolve().parent
+"""The folder with the project's files: a clone's root, or the installed package."""
+
+
+def run_folder(name: str) -> Path:
+    """Where runs leave their files.
+
+    Args:
+        name: `cache` or `outputs`.
+
+    Returns:
+        The folder of this name in the clone, where SinkScope runs from one; else a folder of the
+        user's own (`~/.cache/sinkscope/NAME` on Linux), never one beside the installed package.
+        It need not exist.
+    """
+    if not (PROJECT / "src" / "sinkscope").is_dir():
+        return user_cache_path("sinkscope", appauthor=False) / name
+    return Path(name) if Path.cwd() == PROJECT else PROJECT / name
 
 
 def write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:

@@ -1,5 +1,7 @@
-"""`python -m sinkscope.benchmarks NAME ...`: the benchmarks and nothing else. Each is one module with a
-typer command; none imports torch before it runs."""
+"""`python -m sinkscope.benchmarks NAME ...`: the benchmarks and nothing else.
+
+Each is one module with a typer command; none imports torch before it runs.
+"""
 
 from __future__ import annotations
 

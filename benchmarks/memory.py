@@ -1,4 +1,4 @@
-"""Peak memory of one run in a process of its own; `python -m sinkscope.benchmarks.memory` is that process.
+"""Peak memory of one run in a process of its own, `python -m sinkscope.benchmarks.memory`.
 
 Peaks of several runs in one process would hide each other, for the allocator keeps what it has.
 """
@@ -45,7 +45,6 @@ def peak_extra(
         [sys.executable, "-m", "sinkscope.benchmarks.memory", *words],
         capture_output=True,
         text=True,
-        cwd=Path(__file__).resolve().parent.parent,
         check=False,
         env=environment,
     )

@@ -1,4 +1,4 @@
-"""`python -m sinkscope.benchmarks page`: how fast the page is, measured in Chromium on the running app.
+"""`python -m sinkscope.benchmarks page`: how fast the page is in Chromium.
 
 Times are of the browser's own clock, and beside them what the page's main thread computed: another
 program on the machine makes the former longer, and hardly the latter. A machine without a graphics

@@ -1,4 +1,4 @@
-"""`python -m sinkscope.benchmarks sinks`: what finding sink dimensions costs beside plain forward passes.
+"""`python -m sinkscope.benchmarks sinks`: what finding sink dimensions costs.
 
 The same samples pass through the same model, once plainly and once measured, interleaved in one
 process; every ratio is the median over rounds of a way's time by that of the plain pass in the

@@ -9,13 +9,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from sinkscope.cli.common import check_output, mistakes_said_plainly, progress
+from sinkscope.utils import PROJECT, run_folder
 
 if TYPE_CHECKING:
     from sinkscope.demo.check import MakeRowChange
 
-BUNDLED = Path(__file__).resolve().parent.parent / "demo" / "model"
-EXAMPLES = Path(__file__).resolve().parent.parent / "demo" / "examples"
-EXAMPLE_RUN = Path(__file__).resolve().parent.parent / "demo" / "example"
+BUNDLED = PROJECT / "demo" / "model"
+EXAMPLES = PROJECT / "demo" / "examples"
+EXAMPLE_RUN = PROJECT / "demo" / "example"
 
 app = typer.Typer(
     help="The bundled model: train it, measure it, draw its scenes.", no_args_is_help=True
@@ -24,12 +25,22 @@ app = typer.Typer(
 
 @app.command()
 def train(
-    output: Annotated[Path, typer.Option(help="Folder of the finished model.")] = Path(
-        "outputs/demo_model"
-    ),
-    work: Annotated[Path, typer.Option(help="Folder of checkpoints; a run resumes here.")] = Path(
-        "cache/demo_train"
-    ),
+    output: Annotated[
+        Path,
+        typer.Option(
+            help="Folder of the finished model.",
+            default_factory=lambda: run_folder("outputs") / "demo_model",
+            show_default="outputs/demo_model",
+        ),
+    ],
+    work: Annotated[
+        Path,
+        typer.Option(
+            help="Folder of checkpoints; a run resumes here.",
+            default_factory=lambda: run_folder("cache") / "demo_train",
+            show_default="cache/demo_train",
+        ),
+    ],
     seed: Annotated[int, typer.Option(help="Of the weights and the scenes.")] = 0,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
     steps: Annotated[

@@ -15,8 +15,9 @@ from typing import Annotated, Any
 import typer
 
 from sinkscope.cli.common import mistakes_said_plainly
+from sinkscope.utils import PROJECT
 
-FOLDER = Path(__file__).resolve().parent.parent / "docs" / "images"
+FOLDER = PROJECT / "docs" / "images"
 CHROMIUM = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 FLAGS = ("--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-sync")
 READY = "document.querySelector('[data-testid=inspector]')?.dataset.ready"

@@ -14,6 +14,7 @@ import typer
 
 from sinkscope.cli import common
 from sinkscope.config import ModelSettings
+from sinkscope.utils import run_folder
 
 if TYPE_CHECKING:
     from sinkscope.models.profiles import SinkProfile
@@ -82,8 +83,12 @@ def find(
     batch_size: Annotated[int, typer.Option(help="Samples in one forward pass.")] = 1,
     seed: Annotated[int, typer.Option(help="Which samples, and of the resampling.")] = 0,
     work: Annotated[
-        Path, typer.Option(help="What is measured is kept here; an interrupted run goes on.")
-    ] = Path("cache/sinks"),
+        Path | None,
+        typer.Option(
+            help="What is measured is kept here; an interrupted run goes on.",
+            show_default="cache/sinks",
+        ),
+    ] = None,
     engine: Annotated[
         Literal["local", "ray"], typer.Option(help="ray: one model a GPU of a Ray cluster.")
     ] = "local",
@@ -129,6 +134,7 @@ def find(
         from sinkscope.sinks.profile_file import findings_beside, write_profile
 
         check_engine(engine, workers)
+        work = work or run_folder("cache") / "sinks"
         given = read_data(data, samples, prompt, seed)
         print_sample_notes(given)
         handle = common.load(wanted)

@@ -13,9 +13,11 @@ import tomllib
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
+from sinkscope.utils import PROJECT
+
 PROFILE_FILE = "sink_profile.toml"
-DEMO = Path(__file__).resolve().parent.parent / "demo" / "model"  # what the id `demo` means
-PUBLISHED = Path(__file__).resolve().parent.parent / "sinks" / "profiles"
+DEMO = PROJECT / "demo" / "model"  # what the id `demo` means
+PUBLISHED = PROJECT / "sinks" / "profiles"
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from PIL import Image
 from typer.testing import CliRunner, Result
 
 from sinkscope.cli import common
-from sinkscope.cli.__main__ import app
+from sinkscope.cli.main import app
 
 ROOT = Path(__file__).resolve().parent.parent
 LENGTH = ("--max-new-tokens", "3")
@@ -42,7 +42,7 @@ def image(photo: Image.Image, tmp_path: Path) -> Path:
 
 def test_help_loads_nothing_heavy() -> None:
     code = (
-        "import sys, cli.__main__\n"
+        "import sys, sinkscope.cli.main\n"
         "heavy = {'torch', 'transformers', 'gradio', 'matplotlib', 'cv2', 'numpy'}\n"
         "print(sorted(heavy & set(sys.modules)))"
     )

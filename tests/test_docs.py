@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from sinkscope.cli.__main__ import app
+from sinkscope.__main__ import app
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
@@ -33,7 +33,8 @@ def test_commands_in_the_text_exist(page: Path) -> None:
     text = page.read_text(encoding="utf-8")
     verbs = {command.name for command in app.registered_commands}
     groups = {group.name for group in app.registered_groups}
-    assert set(re.findall(r"sinkscope ([a-z]+)", text)) <= verbs | groups
+    called = set(re.findall(r"(?:^|`|\$ |bin/)sinkscope ([a-z]+)", text, re.M))
+    assert called <= verbs | groups, called - verbs - groups
     targets = re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.M)
     assert set(re.findall(r"(?<![\w-])make ([a-z]+)(?=[`\s]*(?:#|`|$))", text, re.M)) <= set(
         targets

@@ -16,7 +16,9 @@ from markdown_it import MarkdownIt
 from starlette.responses import FileResponse, HTMLResponse, PlainTextResponse, Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-DOCS = Path(__file__).resolve().parent.parent / "docs"
+from sinkscope.utils import PROJECT
+
+DOCS = PROJECT / "docs"
 FOLDER = "/read/"
 
 SERVED = re.compile(r"[a-z]+:|#|[\w/-]+\.(md|png)(#.*)?$")

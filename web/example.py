@@ -11,13 +11,13 @@ from sinkscope import attention_extractor
 from sinkscope.config import AppSettings, GenerationSettings, VARSettings
 from sinkscope.models.images import open_image
 from sinkscope.models.loading import ModelHandle
+from sinkscope.utils import PROJECT
 from sinkscope.web.store import Run, open_run, save_run
 
 log = logging.getLogger(__name__)
 
-ROOT = Path(__file__).resolve().parent.parent
-EXAMPLE = ROOT / "demo" / "example"
-EXAMPLES = ROOT / "demo" / "examples"
+EXAMPLE = PROJECT / "demo" / "example"
+EXAMPLES = PROJECT / "demo" / "examples"
 
 
 @dataclass(frozen=True)

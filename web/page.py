@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 
 import gradio as gr
 
@@ -63,9 +62,7 @@ def build_app(
     slot = slot or ModelSlot()
     if handle is not None:
         slot.use(handle)
-    store = RunStore(
-        Path(settings.app.cache_dir) / "runs", settings.app.store_megabytes * 1_000_000
-    )
+    store = RunStore(settings.app.cache / "runs", settings.app.store_megabytes * 1_000_000)
     handlers = Handlers(settings, slot, store, engine)
     forecaster = Forecaster(settings, slot, estimate)
     first = example or load_example()

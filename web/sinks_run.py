@@ -86,7 +86,7 @@ class SinksHandlers:
         self.settings, self.slot, self.line = settings, slot, line
         self.engine = engine or SinksEngine()
         # Not `sinks`, where the command line keeps what it measures: old folders here are deleted.
-        self.store = SinksStore(Path(settings.app.cache_dir) / "page_sinks")
+        self.store = SinksStore(settings.app.cache / "page_sinks")
         self.component: gr.HTML | None = None
         self._stops = Stops()
 

@@ -24,7 +24,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 def test_help_loads_no_torch() -> None:
     told = (
-        "import sys, benchmarks.__main__\n"
+        "import sys, sinkscope.benchmarks.__main__\n"
         "print([name for name in ('torch', 'transformers') if name in sys.modules])"
     )
     done = subprocess.run(

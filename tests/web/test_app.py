@@ -20,7 +20,7 @@ from sinkscope.web.store import Run
 from tests.web.scripted import fake_handle
 from tests.web.synthetic import make_trace
 
-ROOT = Path(app.__file__).parent
+ROOT = Path(app.__file__).resolve().parent
 
 
 def test_flags_over_file_over_defaults(tmp_path: Path) -> None:
@@ -105,7 +105,8 @@ def test_an_address_of_another_machine_is_named() -> None:
 
 def test_help_imports_nothing_heavy() -> None:
     code = (
-        "import sys, app\n"
+        "import sys\n"
+        "from sinkscope import app\n"
         "try: app.parse(['--help'])\n"
         "except SystemExit: pass\n"
         "sys.exit(any(m in sys.modules for m in ('torch', 'gradio', 'transformers', 'numpy')))"

@@ -1,4 +1,4 @@
-"""`sinkscope VERB ...`: the verbs and nothing else."""
+"""The verbs of `sinkscope VERB ...` and nothing else; `sinkscope.__main__` runs them."""
 
 from __future__ import annotations
 
@@ -20,6 +20,3 @@ app.command("show")(show.show)
 app.command("screenshots")(screenshots.screenshots)
 app.add_typer(sinks.app, name="sinks")
 app.add_typer(demo.app, name="demo")
-
-if __name__ == "__main__":
-    app()

@@ -1,0 +1,1 @@
+../../var_patch.py
