@@ -30,6 +30,11 @@ __all__ = ["PromptToken", "PromptTrace", "kept_positions", "read_prompt", "refer
 GENERIC_PROMPT = "Write a general description of the image."
 
 
+class NoReferenceError(ValueError):
+    """There can be no row of the generic prompt that fits this prompt; the text says why, as the
+    end of a sentence."""
+
+
 def read_prompt(
     handle: ModelHandle,
     inputs: PromptInputs,
@@ -118,10 +123,31 @@ def reference_row(
 ) -> PromptTrace:
     """The last prompt row of `GENERIC_PROMPT` on the same images. The lock must be held.
 
-    It is the row that would produce the first word of a general description (arXiv 2502.17422). The
-    pass begins behind the `prefix` of `inputs` where both prompts are the same up to there.
+    It is the row that would produce the first word of a general description (arXiv 2502.17422,
+    which divides by the attention of one fixed instruction on the same image). The generic prompt
+    has the system message and the pixel bounds of `inputs`: all up to the last image is the same,
+    and the images are cut into the same patches. Earlier turns are left out. They come after the
+    image and ask about it, so they belong to what the generic instruction replaces.
+
+    The pass begins behind the `prefix` of `inputs`, where there is one.
+
+    Raises:
+        NoReferenceError: the images were cut into other patches, because `inputs` were not made by
+            `handle.prepare`.
+        DoesNotFitError: the row does not fit into memory.
     """
-    general = handle.prepare(inputs.images, GENERIC_PROMPT)
+    general = handle.prepare(
+        inputs.images,
+        GENERIC_PROMPT,
+        inputs.system,
+        min_pixels=inputs.min_pixels,
+        max_pixels=inputs.max_pixels,
+    )
+    if general.layout.patches != inputs.layout.patches:
+        raise NoReferenceError(
+            "the generic prompt cuts the images into other patches than the prompt, which was not "
+            "prepared by ModelHandle.prepare"
+        )
     same = prefix is not None and (
         general.token_ids[: prefix.length] == inputs.token_ids[: prefix.length]
         and general.layout.grids == inputs.layout.grids
