@@ -19,9 +19,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from capture.answer import answer, retell
-from capture.forecast import Forecast, check_memory, forecast
+from capture.forecast import DoesNotFitError, Forecast, check_memory, forecast
 from capture.prefix import Prefix, forward_prefix
-from capture.prompt import PromptTrace, read_prompt, reference_row
+from capture.prompt import NoReferenceError, PromptTrace, read_prompt, reference_row
 from capture.run import RunOutOfMemoryError, memory_errors_named
 from capture.stash import QueryStash, stash_run
 from capture.trace import GeneratedToken, GenerationTrace
@@ -101,29 +101,37 @@ def _with_reference(
     prefix: Prefix | None,
     stop: threading.Event | None,
 ) -> tuple[GenerationTrace, ...]:
-    """The traces with the generic prompt's row where it is wanted, or with why there is none: an
-    answer is never lost for it."""
-    if not settings.reference:
-        return traces
-    row, why = None, ""
-    if not inputs.layout.grids:
-        why = "the prompt has no image"
-    elif stop is not None and stop.is_set():
-        why = "the run was stopped before the generic prompt was passed through the model"
-    else:
-        try:
-            with memory_errors_named(inputs, settings):
-                row = reference_row(handle, inputs, settings, prefix)
-        except RunOutOfMemoryError:
-            why = "there was no memory left to pass the generic prompt through the model"
-        except ValueError as error:
-            why = str(error)
+    """The traces with the generic prompt's row where it is wanted, or with why there is none."""
+    row, why = _reference(handle, inputs, settings, prefix, stop)
+    said = {"no_reference": why} if why else {}
     return tuple(
-        dataclasses.replace(
-            trace, reference=row, extra={**trace.extra, **({"no_reference": why} if why else {})}
-        )
-        for trace in traces
+        dataclasses.replace(trace, reference=row, extra={**trace.extra, **said}) for trace in traces
     )
+
+
+def _reference(
+    handle: ModelHandle,
+    inputs: PromptInputs,
+    settings: GenerationSettings,
+    prefix: Prefix | None = None,
+    stop: threading.Event | None = None,
+) -> tuple[PromptTrace | None, str]:
+    """The generic prompt's row where it is wanted, and else why there is none: an answer is never
+    lost for want of it. Only the reasons named here are reasons; any other error is a fault and is
+    raised."""
+    if not settings.reference:
+        return None, ""
+    if not inputs.layout.grids:
+        return None, "the prompt has no image"
+    if stop is not None and stop.is_set():
+        return None, "the run was stopped before the generic prompt was passed through the model"
+    try:
+        with memory_errors_named(inputs, settings):
+            return reference_row(handle, inputs, settings, prefix), ""
+    except (RunOutOfMemoryError, DoesNotFitError):
+        return None, "there was no memory left to pass the generic prompt through the model"
+    except NoReferenceError as error:
+        return None, str(error)
 
 
 def prompt_rows(

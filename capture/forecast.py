@@ -29,6 +29,10 @@ LAYER_SECONDS = 1e-3  # a layer and token take no less, however small: its some 
 MULTIPLIED = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 
 
+class DoesNotFitError(ValueError):
+    """A run or a result that memory cannot hold, refused before it is computed."""
+
+
 @dataclass(frozen=True)
 class Forecast:
     """What a run takes if it uses all of its `max_new_tokens`.
@@ -93,8 +97,8 @@ def check_memory(
         rows: answers generated side by side.
 
     Raises:
-        ValueError: the trace does not fit into the host's memory, or the cache into the device's;
-            the text says what would.
+        DoesNotFitError: the trace does not fit into the host's memory, or the cache into the
+            device's; the text says what would.
     """
     host = rows * payload_bytes(handle, inputs, settings)
     cache = rows * _cache_bytes(handle, inputs, settings)
@@ -107,7 +111,7 @@ def check_memory(
         if free is not None and need > free:
             fitting = int(settings.max_new_tokens * free / need)
             tokens = f"; at most {fitting} would fit" if fitting else ""
-            raise ValueError(
+            raise DoesNotFitError(
                 f"The run needs {_size(need)} of {place}, where {_size(free)} are free. What "
                 f"helps: fewer new tokens (max_new_tokens is {settings.max_new_tokens}{tokens}), a "
                 f"smaller image (max_pixels; now {inputs.layout.vision_tokens} vision tokens), or "
@@ -119,11 +123,11 @@ def check_payload(size: int, what: str, advice: str) -> None:
     """Refuse a result that does not fit into the computer's memory.
 
     Raises:
-        ValueError: it does not.
+        DoesNotFitError: it does not.
     """
     free = available_memory(torch.device("cpu"))
     if free is not None and size > free:
-        raise ValueError(
+        raise DoesNotFitError(
             f"{what} needs {_size(size)} of the computer's memory, where {_size(free)} are free. "
             f"What helps: {advice}."
         )

@@ -13,7 +13,9 @@ from PIL import Image
 from attention_extractor import compare, generate, prompt_rows
 from attention_processor import patch_map, relative_map
 from capture import prompt
+from capture.forecast import DoesNotFitError
 from capture.run import RunOutOfMemoryError
+from capture.trace import GenerationTrace
 from config import GenerationSettings, VARSettings
 from models import attention
 from models.attention import NAME
@@ -242,10 +244,36 @@ def test_no_answer_is_lost_for_the_generic_prompt(
     assert stopped.reference is None
     assert "stopped before the generic prompt" in stopped.extra["no_reference"]
 
-    def full(*_: object) -> None:
-        raise RunOutOfMemoryError("full")
+    plain = generate(handle, inputs, dataclasses.replace(settings, reference=False))
+    for error in (RunOutOfMemoryError("full"), DoesNotFitError("too large")):
+        trace = failing(handle, inputs, settings, error, monkeypatch)
+        assert [token.id for token in trace.tokens] == [token.id for token in plain.tokens]
+        assert "no memory" in trace.extra["no_reference"]
+    refused = failing(handle, inputs, settings, prompt.NoReferenceError("so it is"), monkeypatch)
+    assert refused.extra["no_reference"] == "so it is"
 
-    monkeypatch.setattr("attention_extractor.reference_row", full)
-    trace = generate(handle, inputs, settings)
-    assert len(trace.tokens) == 2
-    assert "no memory" in trace.extra["no_reference"]
+
+@pytest.mark.parametrize("error", [ValueError("a slip"), RuntimeError("a slip"), KeyError("slip")])
+def test_a_fault_in_reading_the_generic_prompt_is_no_note(
+    handle: ModelHandle, inputs: PromptInputs, error: Exception, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = GenerationSettings(max_new_tokens=2, reference=True)
+    with pytest.raises(type(error), match="slip"):
+        failing(handle, inputs, settings, error, monkeypatch)
+
+
+def failing(
+    handle: ModelHandle,
+    inputs: PromptInputs,
+    settings: GenerationSettings,
+    error: Exception,
+    monkeypatch: pytest.MonkeyPatch,
+) -> GenerationTrace:
+    """A run whose pass over the generic prompt ends with this error."""
+
+    def fails(*_: object) -> None:
+        raise error
+
+    with monkeypatch.context() as patched:
+        patched.setattr("attention_extractor.reference_row", fails)
+        return generate(handle, inputs, settings)
