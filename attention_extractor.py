@@ -170,19 +170,24 @@ def generate_stash(
     Args:
         handle: a loaded model; its lock is taken for the length of the run.
         inputs: from `handle.prepare`.
-        settings: as for `generate`.
+        settings: as for `generate`, `prompt_rows` and `reference` among them.
 
     Returns:
         The run. `.rows(token, layer)` is one whole row of every head, `.trace()` what `generate`
         would have returned.
 
     Raises:
-        ValueError: a layer or head that this model does not have.
+        ValueError: a layer or head that this model does not have, or a run that cannot fit into
+            memory.
         RunOutOfMemoryError: the device is full.
     """
     settings = settings or GenerationSettings()
-    with handle.lock, memory_errors_named(inputs, settings):
-        return stash_run(handle, inputs, settings)
+    with handle.lock:
+        with memory_errors_named(inputs, settings):
+            stash = stash_run(handle, inputs, settings)
+        # No prefix is shared: the answer's pass must be plain SDPA's own.
+        row, why = _reference(handle, inputs, settings)
+    return dataclasses.replace(stash, reference=row, extra={"no_reference": why} if why else {})
 
 
 @dataclass(frozen=True)

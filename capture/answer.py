@@ -340,5 +340,5 @@ def _trace(
         var=report,
         prompt_rows=None
         if reader is None
-        else prompt_trace(handle, inputs, asked, [reader], sinks),
+        else prompt_trace(handle.info, inputs, asked, [reader], sinks),
     )

@@ -9,6 +9,7 @@ in passing (`kept_positions`), and `reference_row` is what a generic prompt look
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 
 import torch
@@ -22,6 +23,7 @@ from capture.trace import LayerSinks, PromptToken, PromptTrace
 from config import GenerationSettings
 from models.attention import ForwardPlan, running
 from models.family import PromptInputs, PromptLayout
+from models.info import ModelInfo
 from models.loading import ModelHandle
 
 __all__ = ["PromptToken", "PromptTrace", "kept_positions", "read_prompt", "reference_row"]
@@ -86,12 +88,12 @@ def read_prompt(
             cache = prefix.fork(handle, 1)
             handle.model(input_ids=ids, past_key_values=cache, use_cache=True, logits_to_keep=1)
     return prompt_trace(
-        handle, inputs, wanted, recorders, () if observer is None else observer.found()
+        handle.info, inputs, wanted, recorders, () if observer is None else observer.found()
     )
 
 
 def prompt_trace(
-    handle: ModelHandle,
+    model: ModelInfo,
     inputs: PromptInputs,
     positions: Sequence[int],
     recorders: Sequence[TraceRecorder],
@@ -113,7 +115,7 @@ def prompt_trace(
         shares=shares,
         entropy=entropy,
         sinks=sinks,
-        model=handle.info,
+        model=model,
         prompt=inputs.prompt,
     )
 
@@ -152,9 +154,10 @@ def reference_row(
         general.token_ids[: prefix.length] == inputs.token_ids[: prefix.length]
         and general.layout.grids == inputs.layout.grids
     )
-    return read_prompt(
+    row = read_prompt(
         handle, general, [general.layout.length - 1], settings, prefix if same else None
     )
+    return dataclasses.replace(row, sinks=())  # the run's own are the ones to show
 
 
 def _positions(layout: PromptLayout, positions: Sequence[int] | None) -> tuple[int, ...]:
