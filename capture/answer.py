@@ -33,12 +33,13 @@ from capture.run import (
     watching,
 )
 from capture.sinks import SinkObserver
-from capture.tokens import TextPieces, TokenProbe, describe_token
+from capture.tokens import TokenProbe, describe_token, with_texts
 from capture.trace import GeneratedToken, GenerationTrace
 from config import GenerationSettings, VARSettings
 from models.attention import ForwardPlan, RowRecorder, running
 from models.family import PromptInputs
 from models.loading import ModelHandle
+from models.token_texts import TextPieces
 from var_patch import VARIntervention, describe, patch
 
 OnRowToken = Callable[[int, int, GeneratedToken], None]  # batch row, index, token
@@ -109,7 +110,7 @@ def answer(
             handle,
             inputs,
             settings,
-            tuple(probes[row].tokens),
+            probes[row].finished(),
             recorders[row],
             observer,
             finish_of(handle, probes[row], stopper),
@@ -165,11 +166,12 @@ def retell(
             use_cache=True,
             logits_to_keep=count,
         ).logits[0]
-    tokenizer, pieces = handle.processor.tokenizer, TextPieces(handle.processor.tokenizer)
-    tokens = tuple(
-        describe_token(tokenizer, pieces, row, token.id)
+    pieces = TextPieces(handle.processor.tokenizer)
+    described = [
+        describe_token(pieces, row, token.id)
         for row, token in zip(logits, told.tokens, strict=True)
-    )
+    ]
+    tokens = with_texts(described, pieces)
     seconds = time.perf_counter() - began
     made_by = (var, intervention, 0)
     return _trace(

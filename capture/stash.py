@@ -213,7 +213,7 @@ def stash_run(
     return QueryStash(
         inputs=inputs,
         settings=settings,
-        tokens=tuple(probe.tokens),
+        tokens=probe.finished(),
         queries={layer: kept[last - first :] for layer, kept in queries.items()},
         prompt_queries={layer: kept[: len(asked)] for layer, kept in queries.items()},
         keys=stasher.keys,

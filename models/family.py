@@ -138,7 +138,8 @@ class PromptInputs:
         images: the images as shown, RGB, EXIF-rotated, in prompt order.
         prompt: the user's text.
         token_ids: the N prompt token ids.
-        token_texts: what to show for each of them.
+        token_texts: what to show for each of them; they join to the decoded prompt
+            (`models.token_texts`).
         system, min_pixels, max_pixels, history: what it was prepared with (`ModelHandle.prepare`),
             so that another prompt can be prepared on the same images in the same way.
     """
