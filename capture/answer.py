@@ -33,12 +33,13 @@ from sinkscope.capture.run import (
     watching,
 )
 from sinkscope.capture.sinks import SinkObserver
-from sinkscope.capture.tokens import TextPieces, TokenProbe, describe_token
+from sinkscope.capture.tokens import TokenProbe, describe_token, with_texts
 from sinkscope.capture.trace import GeneratedToken, GenerationTrace
 from sinkscope.config import GenerationSettings, VARSettings
 from sinkscope.models.attention import ForwardPlan, RowRecorder, running
 from sinkscope.models.family import PromptInputs
 from sinkscope.models.loading import ModelHandle
+from sinkscope.models.token_texts import TextPieces
 from sinkscope.var_patch import VARIntervention, describe, patch
 
 OnRowToken = Callable[[int, int, GeneratedToken], None]  # batch row, index, token
@@ -109,7 +110,7 @@ def answer(
             handle,
             inputs,
             settings,
-            tuple(probes[row].tokens),
+            probes[row].finished(),
             recorders[row],
             observer,
             finish_of(handle, probes[row], stopper),
@@ -165,11 +166,12 @@ def retell(
             use_cache=True,
             logits_to_keep=count,
         ).logits[0]
-    tokenizer, pieces = handle.processor.tokenizer, TextPieces(handle.processor.tokenizer)
-    tokens = tuple(
-        describe_token(tokenizer, pieces, row, token.id)
+    pieces = TextPieces(handle.processor.tokenizer)
+    described = [
+        describe_token(pieces, row, token.id)
         for row, token in zip(logits, told.tokens, strict=True)
-    )
+    ]
+    tokens = with_texts(described, pieces)
     seconds = time.perf_counter() - began
     made_by = (var, intervention, 0)
     return _trace(
@@ -340,5 +342,5 @@ def _trace(
         var=report,
         prompt_rows=None
         if reader is None
-        else prompt_trace(handle, inputs, asked, [reader], sinks),
+        else prompt_trace(handle.info, inputs, asked, [reader], sinks),
     )

@@ -32,6 +32,7 @@ from sinkscope.models.family import (
     TextStack,
 )
 from sinkscope.models.qwen_images import pixel_bounds, vision_tensors
+from sinkscope.models.token_texts import token_texts
 
 IMAGE_TOKEN = "<|image_pad|>"
 ROLE_START = "<|im_start|>"
@@ -164,11 +165,8 @@ class Qwen25VL:
             "mm_token_type_ids": (input_ids == config.image_token_id).to(torch.int32),
             **vision,
         }
-        decode = processor.tokenizer.decode
-        texts = {token: decode([token]) for token in set(ids)}
-        return PromptInputs(
-            tensors, layout, tuple(images), prompt, tuple(ids), tuple(texts[token] for token in ids)
-        )
+        texts = token_texts(processor.tokenizer, ids)
+        return PromptInputs(tensors, layout, tuple(images), prompt, tuple(ids), texts)
 
     def forward_prefix(
         self, model: PreTrainedModel, tensors: Mapping[str, torch.Tensor], stop: int
