@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from torch import nn
     from transformers import DynamicCache, PreTrainedModel
 
+    from sinkscope.models.weights import StoredTensor
+
 SegmentKind = Literal["system", "image", "user", "template", "assistant"]
 
 
@@ -185,9 +187,25 @@ class Family(Protocol):
         """Whether a loaded `transformers` config belongs to this family."""
         ...
 
+    def weights_problem(self, config: Any, tensors: Mapping[str, StoredTensor]) -> str | None:
+        """Why these tensors are not a model of this config, as the rest of a sentence about it;
+        None where nothing speaks against them."""
+        ...
+
+    def missing_words(self, missing: Sequence[str]) -> str:
+        """What it means that these tensors are missing, and what to do."""
+        ...
+
     def text_stack(self, model: PreTrainedModel) -> TextStack: ...
 
-    def load_processor(self, source: str, options: Mapping[str, Any]) -> Any: ...
+    def load_processor(self, source: str, options: Mapping[str, Any]) -> Any:
+        """Tokenizer, image processor and chat template of a folder; its `note` is what a user
+        should know of them."""
+        ...
+
+    def check(self, processor: Any, config: Any) -> None:
+        """Raise ValueError where a processor was made for another model than the config's."""
+        ...
 
     def prepare(
         self,

@@ -7,17 +7,16 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 
 from sinkscope.config import ModelSettings
-from sinkscope.models.loading import choose_device, choose_dtype, read_configuration
-from sinkscope.models.source import ModelError, check_files, on_disk
+from sinkscope.models.loading import checked_files, choose_device, choose_dtype, read_configuration
+from sinkscope.models.quantised import check_quantisation
+from sinkscope.models.source import ModelError, on_disk
+from sinkscope.models.weights import FLOATS
 
-FLOATS = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2}  # these become the number type that is asked for
 OTHERS = {"I64": 8, "I32": 4, "I16": 2}  # what a quantised file holds stays as it is; else a byte
 
 
@@ -52,14 +51,17 @@ def footprint(settings: ModelSettings) -> Footprint:
     source = on_disk(settings)
     if source is None:
         raise NotOnDiskError(f"The model {settings.model} is not on this machine.")
-    config, _ = read_configuration(settings, source)
-    check_files(settings, source)
+    config, family = read_configuration(settings, source)
+    files = checked_files(settings, source, config, family)
     place, dtype = where_and_how(settings, config)
+    check_quantisation(settings.model, config, str(place))
     parameters = nbytes = 0
-    for file in sorted(source.glob("*.safetensors")):
-        for kind, count in _tensors(file, settings.model):
-            parameters += count
-            nbytes += count * (dtype.itemsize if kind in FLOATS else OTHERS.get(kind, 1))
+    for tensor in files.tensors.values():
+        count = math.prod(tensor.shape)
+        parameters += count
+        nbytes += count * (
+            dtype.itemsize if tensor.dtype in FLOATS else OTHERS.get(tensor.dtype, 1)
+        )
     return Footprint(parameters, nbytes, str(dtype).removeprefix("torch."), place)
 
 
@@ -73,16 +75,3 @@ def where_and_how(settings: ModelSettings, config: Any = None) -> tuple[torch.de
     if config is None and settings.dtype == "auto" and place != "cpu":
         return torch.device(place), torch.bfloat16
     return torch.device(place), choose_dtype(settings.dtype, config, place)
-
-
-def _tensors(file: Path, model: str) -> list[tuple[str, int]]:
-    """Stored type and number of elements of each tensor in a file, from its header."""
-    try:
-        with safe_open(file, "pt") as weights:
-            slices = (weights.get_slice(name) for name in weights.keys())  # noqa: SIM118
-            return [(str(s.get_dtype()), math.prod(s.get_shape())) for s in slices]
-    except (OSError, SafetensorError) as error:
-        raise ModelError(
-            f"The weight file {file.name} of {model} is damaged or half downloaded; "
-            "download it again."
-        ) from error

@@ -15,6 +15,8 @@ class ModelInfo:
         family: adapter name.
         dtype, device: as loaded.
         layers, heads, hidden_size: of the text model.
+        note: what a user should know of the checkpoint, in sentences: which chat template was taken
+            where it has none of its own, which files were not read; "" where there is nothing.
     """
 
     id: str
@@ -25,3 +27,4 @@ class ModelInfo:
     layers: int
     heads: int
     hidden_size: int
+    note: str = ""

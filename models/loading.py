@@ -8,7 +8,6 @@ becomes one `ModelError` that says what is wrong and what to do.
 from __future__ import annotations
 
 import dataclasses
-import importlib.util
 import json
 import threading
 from collections.abc import Sequence
@@ -18,8 +17,7 @@ from typing import Any
 
 import torch
 from PIL import Image
-from safetensors import SafetensorError
-from transformers import AutoConfig, AutoModelForImageTextToText, PreTrainedModel
+from transformers import AutoConfig, PreTrainedModel
 
 from sinkscope.config import DType, ModelSettings
 from sinkscope.models import attention
@@ -27,8 +25,18 @@ from sinkscope.models.family import Family, PromptInputs, TextStack
 from sinkscope.models.images import as_rgb
 from sinkscope.models.info import ModelInfo
 from sinkscope.models.profiles import SinkProfile, check_fits, find_profile, read_profile
+from sinkscope.models.quantised import check_quantisation
 from sinkscope.models.qwen2_5_vl import Qwen25VL
-from sinkscope.models.source import ModelError, Progress, check_files, fingerprint, locate
+from sinkscope.models.reading import load_weights
+from sinkscope.models.source import ModelError, Progress, fingerprint, first_line, locate
+from sinkscope.models.weights import (
+    ADAPTER,
+    INDEX,
+    SINGLE,
+    WeightFiles,
+    adapter_words,
+    weight_files,
+)
 
 FAMILIES: tuple[Family, ...] = (Qwen25VL(),)
 MAX_PROMPT_CHARACTERS = 20_000
@@ -172,21 +180,24 @@ def load_model(
     place = choose_device(settings.device)
     kind = choose_dtype(settings.dtype, config, place)
     report("Reading tokenizer and image processor", 0.2)
-    processor = _processor(settings, source, family)
+    files = checked_files(settings, source, config, family)
+    check_quantisation(settings.model, config, place)
+    processor = _processor(settings, source, config, family)
     report("Loading the weights", 0.3)
-    loaded = _weights(settings, source, config, place, kind)
+    loaded, unused = load_weights(settings, source, config, family, files, place, kind)
     report("Preparing attention capture", 0.95)
     attention.install(loaded)
     stack = family.text_stack(loaded)
     info = ModelInfo(
         id=settings.model,
-        revision=commit or fingerprint(source),
+        revision=commit or fingerprint(source, files.files),
         family=family.name,
-        dtype=str(kind).removeprefix("torch."),
+        dtype=str(loaded.get_input_embeddings().weight.dtype).removeprefix("torch."),
         device=str(loaded.get_input_embeddings().weight.device),
         layers=len(stack.layers),
         heads=stack.heads,
         hidden_size=stack.hidden_size,
+        note=" ".join(said for said in (processor.note, files.note, unused) if said),
     )
     try:
         sizes = (family.name, stack.hidden_size, len(stack.layers))
@@ -207,17 +218,22 @@ def read_configuration(settings: ModelSettings, source: Path) -> tuple[Any, Fami
     Raises:
         ModelError: there is none, it is damaged, or no adapter knows its family.
     """
-    if not (source / "config.json").is_file():
-        raise ModelError(
-            f"{settings.model} has no config.json, so it is no model, or only part of one "
-            "was downloaded."
-        )
+    file = source / "config.json"
+    if not file.is_file():
+        raise ModelError(f"{settings.model} {_why_no_config(source)}")
     try:
-        config = AutoConfig.from_pretrained(source, trust_remote_code=False)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        config = AutoConfig.from_pretrained(source, trust_remote_code=False, local_files_only=True)
+    except Exception as error:
+        # The checks of a config raise types of their own, some of them no ValueError.
         raise ModelError(
-            f"The config.json of {settings.model} cannot be used: {_first_line(error)}"
+            f"The config.json of {settings.model} cannot be used: {first_line(error)}"
         ) from error
+    named = getattr(config, "transformers_weights", None)
+    if named not in (None, SINGLE, INDEX):
+        raise ModelError(
+            f"The config.json of {settings.model} names {named!r} as its weights "
+            f"(transformers_weights); allowed: {SINGLE} or {INDEX}."
+        )
     for family in FAMILIES:
         if family.recognises(config):
             return config, family
@@ -227,74 +243,49 @@ def read_configuration(settings: ModelSettings, source: Path) -> tuple[Any, Fami
     )
 
 
-def _processor(settings: ModelSettings, source: Path, family: Family) -> Any:
-    options = {
-        "min_pixels": settings.min_pixels,
-        "max_pixels": settings.max_pixels,
-        "local_files_only": True,
-    }
+def _why_no_config(source: Path) -> str:
+    """Why a folder is no model, by what it has instead."""
+    if (source / ADAPTER).is_file():
+        return adapter_words(source / ADAPTER)
+    snapshots = sorted((source / "snapshots").glob("*/config.json"))
+    if snapshots:
+        return (
+            "is a model's folder in the hub's cache; give the hub id, or the folder "
+            f"snapshots/{snapshots[-1].parent.name} in it."
+        )
+    inner = sorted(path.parent.name for path in source.glob("*/config.json"))
+    if inner:
+        return f"has no config.json, but a model in its folder {inner[-1]}; give that one."
+    return "has no config.json, so it is no model, or only part of one was downloaded."
+
+
+def checked_files(
+    settings: ModelSettings, source: Path, config: Any, family: Family
+) -> WeightFiles:
+    """The model's weight files, as far as their headers tell whether they are its own.
+
+    Raises:
+        ModelError: they are missing, damaged, or not those of the config.
+    """
+    files = weight_files(settings.model, source)
+    if problem := family.weights_problem(config, files.tensors):
+        raise ModelError(f"{settings.model} {problem}")
+    return files
+
+
+def _processor(settings: ModelSettings, source: Path, config: Any, family: Family) -> Any:
+    options = {"min_pixels": settings.min_pixels, "max_pixels": settings.max_pixels}
     try:
-        return family.load_processor(str(source), options)
+        processor = family.load_processor(str(source), options)
+        family.check(processor, config)
     except (OSError, ImportError, json.JSONDecodeError, KeyError, TypeError) as error:
         raise ModelError(
             f"The tokenizer or image processor of {settings.model} cannot be loaded (half "
-            f"downloaded?): {_first_line(error)}"
+            f"downloaded?): {first_line(error)}"
         ) from error
     except ValueError as error:
-        raise ModelError(_first_line(error)) from error
-
-
-def _weights(
-    settings: ModelSettings, source: Path, config: Any, place: str, kind: torch.dtype
-) -> PreTrainedModel:
-    check_files(settings, source)
-    _check_quantization(settings, config)
-    try:
-        model, notes = AutoModelForImageTextToText.from_pretrained(
-            source,
-            config=config,
-            dtype=kind,
-            device_map=_device_map(source, place),
-            attn_implementation="sdpa",
-            use_safetensors=True,
-            trust_remote_code=False,
-            local_files_only=True,
-            output_loading_info=True,
-        )
-    except (torch.OutOfMemoryError, MemoryError) as error:
-        torch.cuda.empty_cache()
-        raise ModelError(
-            f"{settings.model} does not fit into the memory of {place}; choose a smaller "
-            "model, bfloat16, or another device."
-        ) from error
-    except (OSError, SafetensorError, ValueError, RuntimeError, ImportError) as error:
-        raise ModelError(
-            f"The weights of {settings.model} cannot be loaded (half downloaded or "
-            f"damaged?): {_first_line(error)}"
-        ) from error
-    lacking = sorted(notes["missing_keys"])
-    if lacking:
-        raise ModelError(
-            f"The weights of {settings.model} are not complete: {len(lacking)} tensors are "
-            f"missing, {lacking[0]} among them; "
-            "download it again."
-        )
-    return model.eval().requires_grad_(False)
-
-
-def _check_quantization(settings: ModelSettings, config: Any) -> None:
-    """A quantised checkpoint needs its own library; say which before transformers fails in its
-    words."""
-    method = dict(getattr(config, "quantization_config", None) or {}).get("quant_method")
-    needed = {
-        "awq": ("gptqmodel", "awq"),
-        "gptq": ("gptqmodel",),
-        "bitsandbytes": ("bitsandbytes",),
-    }.get(str(method), ())
-    if needed and not any(importlib.util.find_spec(name) for name in needed):
-        raise ModelError(
-            f"{settings.model} is quantised with {method}; install {needed[0]} to load it."
-        )
+        raise ModelError(f"{settings.model} cannot be used: {first_line(error)}") from error
+    return processor
 
 
 def choose_device(choice: str) -> str:
@@ -335,19 +326,3 @@ def choose_dtype(choice: DType, config: Any, place: str) -> torch.dtype:
         return torch.float32
     own = getattr(config, "dtype", None) or getattr(config.get_text_config(), "dtype", None)
     return own if isinstance(own, torch.dtype) else torch.bfloat16
-
-
-def _device_map(source: Path, place: str) -> dict[str, str] | str:
-    """Everything on one device; split over all GPUs (and the CPU) only where it does not fit on the
-    one."""
-    if place.startswith("cuda"):
-        free, _ = torch.cuda.mem_get_info(place)
-        weights = sum(file.stat().st_size for file in source.glob("*.safetensors"))
-        if weights * 1.1 > free:
-            return "auto"
-    return {"": place}
-
-
-def _first_line(error: BaseException) -> str:
-    text = str(error).strip().split("\n", 1)[0]
-    return text if len(text) <= 300 else text[:297] + "..."

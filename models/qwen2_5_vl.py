@@ -1,43 +1,28 @@
 """Qwen2.5-VL: how images and a prompt become the model's tensors, and which role each position has.
 
-Everything that belongs to this family alone (token names, chat roles, module paths) is in this
-file.
-
-Text typed by a user is never parsed for special tokens: the chat template is rendered around a
-placeholder, the result is cut at the special tokens, and the piece that holds the user's text is
-encoded as plain text. For text without special tokens this gives exactly the ids of encoding the
-rendered template at once.
+What belongs to this family alone is in this file (module paths, processor), in `qwen_prompt` (token
+names, chat format), `qwen_images` (sizes, pixels) and `qwen_weights` (names of tensors).
 """
 
 from __future__ import annotations
 
-import json
-import re
+import threading
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 from PIL import Image
 from transformers import AutoTokenizer, DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
-from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
-from sinkscope.models.family import (
-    ImageGrid,
-    PromptInputs,
-    PromptLayout,
-    Segment,
-    SegmentKind,
-    TextStack,
-)
-from sinkscope.models.qwen_images import pixel_bounds, vision_tensors
+from sinkscope.models.chat_template import ChatTemplate, candidates, choose
+from sinkscope.models.family import ImageGrid, PromptInputs, PromptLayout, TextStack
+from sinkscope.models.qwen_images import load_image_processor, pixel_bounds, vision_tensors
+from sinkscope.models.qwen_prompt import IMAGE_TOKEN, OWN_TEMPLATE, conversation, encode, segments
+from sinkscope.models.qwen_weights import missing_words, weights_problem
+from sinkscope.models.weights import StoredTensor
 from sinkscope.models.token_texts import token_texts
-
-IMAGE_TOKEN = "<|image_pad|>"
-ROLE_START = "<|im_start|>"
-ROLE_END = "<|im_end|>"
-SPEECH = "\ue000{}\ue001"  # stands for what somebody says; private-use characters: in no template
 
 
 @dataclass(frozen=True)
@@ -52,7 +37,14 @@ class QwenProcessor:
 
     tokenizer: PreTrainedTokenizerBase
     image_processor: Any
-    chat_template: str
+    template: ChatTemplate
+    note: str = ""  # what a user should know of the choice of template
+    lock: threading.Lock = field(default_factory=threading.Lock, compare=False, repr=False)
+
+    @property
+    def chat_template(self) -> str:
+        """Jinja source of the template."""
+        return self.template.text
 
 
 class Qwen25VL:
@@ -62,6 +54,14 @@ class Qwen25VL:
 
     def recognises(self, config: Any) -> bool:
         return getattr(config, "model_type", None) == "qwen2_5_vl"
+
+    def weights_problem(self, config: Any, tensors: Mapping[str, StoredTensor]) -> str | None:
+        """See `models.qwen_weights`."""
+        return weights_problem(config, tensors)
+
+    def missing_words(self, missing: Sequence[str]) -> str:
+        """See `models.qwen_weights`."""
+        return missing_words(missing)
 
     def text_stack(self, model: PreTrainedModel) -> TextStack:
         text = model.model.language_model
@@ -76,34 +76,49 @@ class Qwen25VL:
         )
 
     def load_processor(self, source: str, options: Mapping[str, Any]) -> QwenProcessor:
-        """Load tokenizer, image processor and chat template from a folder or hub id.
+        """Load tokenizer, image processor and chat template.
 
         Args:
-            source: folder or hub id.
-            options: `revision`, `local_files_only`; and `min_pixels`, `max_pixels` to replace the
-                checkpoint's bounds.
+            source: the checkpoint's folder.
+            options: `min_pixels`, `max_pixels`, to replace the checkpoint's bounds.
 
         Raises:
             OSError: a file is missing.
             ValueError: a file is there but makes no sense, or the pixel bounds exclude each other.
         """
-        hub = {k: v for k, v in options.items() if k in ("revision", "local_files_only")}
-        tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False, **hub)
-        if tokenizer.decode(tokenizer("image", add_special_tokens=False)["input_ids"]) != "image":
-            # without its vocabulary file transformers makes an empty tokenizer and says nothing
-            raise OSError(f"{source} has no usable vocabulary (tokenizer.json)")
-        image_processor = Qwen2VLImageProcessorPil.from_pretrained(source, **hub)
-        shortest, longest = pixel_bounds(
-            image_processor, options.get("min_pixels"), options.get("max_pixels")
+        tokenizer = _tokenizer(source)
+        image_processor = load_image_processor(
+            source, options.get("min_pixels"), options.get("max_pixels")
         )
-        image_processor.size = {"shortest_edge": shortest, "longest_edge": longest}
-        template = tokenizer.chat_template or _template_beside(source)
-        if not isinstance(template, str) or "image" not in template:
+        template, note = choose(
+            candidates(Path(source), tokenizer), tokenizer, IMAGE_TOKEN, OWN_TEMPLATE
+        )
+        return QwenProcessor(tokenizer, image_processor, template, note)
+
+    def check(self, processor: QwenProcessor, config: Any) -> None:
+        """Refuse a processor that was made for another model.
+
+        Raises:
+            ValueError: the image token or the patches are not those of the config.
+        """
+        token = processor.tokenizer.convert_tokens_to_ids(IMAGE_TOKEN)
+        if token != config.image_token_id:
             raise ValueError(
-                f"{source} has no chat template that knows images (chat_template.jinja or "
-                "chat_template.json)."
+                f"The tokenizer has {IMAGE_TOKEN} as token {token}, config.json as token "
+                f"{config.image_token_id} (image_token_id); the tokenizer is of another model."
             )
-        return QwenProcessor(tokenizer, image_processor, template)
+        images, vision = processor.image_processor, config.vision_config
+        for ours, theirs in (
+            ("patch_size", "patch_size"),
+            ("temporal_patch_size", "temporal_patch_size"),
+            ("merge_size", "spatial_merge_size"),
+        ):
+            if getattr(images, ours) != getattr(vision, theirs):
+                raise ValueError(
+                    f"The image processor's {ours} is {getattr(images, ours)}, but the vision "
+                    f"tower's {theirs} is {getattr(vision, theirs)} (config.json); "
+                    "preprocessor_config.json is of another model."
+                )
 
     def prepare(
         self,
@@ -136,14 +151,23 @@ class Qwen25VL:
         merge = config.vision_config.spatial_merge_size
         patch = config.vision_config.patch_size
         counts = [t * h * w // merge**2 for t, h, w in grids]
-        pieces = self._pieces(processor, prompt, system, counts, history)
+        turns = conversation(prompt, system, history)
+        with processor.lock:
+            pieces = encode(processor.tokenizer, processor.template, turns, counts)
 
         ids = [token for piece in pieces for token in piece.ids]
-        segments = _segments(pieces)
-        image_segments = [s for s in segments if s.kind == "image"]
+        rows = config.text_config.vocab_size
+        if max(ids) >= rows:
+            beyond = processor.tokenizer.convert_ids_to_tokens(max(ids))
+            raise ValueError(
+                f"The prompt has the token {beyond!r}, number {max(ids)}, but the model knows "
+                f"{rows} tokens: it was added to the tokenizer and not to the model."
+            )
+        parts = segments(pieces)
+        image_segments = [part for part in parts if part.kind == "image"]
         layout = PromptLayout(
             length=len(ids),
-            segments=segments,
+            segments=parts,
             grids=tuple(
                 ImageGrid(
                     start=segment.start,
@@ -181,7 +205,7 @@ class Qwen25VL:
         Returns:
             The key/value cache of these positions, and what `resume` needs.
         """
-        cache = DynamicCache(config=model.config.text_config)
+        cache = DynamicCache()  # whole also where layers have a sliding window
         per_position = ("input_ids", "attention_mask", "mm_token_type_ids")
         with torch.no_grad():
             model.model(
@@ -200,133 +224,30 @@ class Qwen25VL:
         """
         model.model.rope_deltas = positions.clone()
 
-    def _pieces(
-        self,
-        processor: QwenProcessor,
-        prompt: str,
-        system: str | None,
-        counts: Sequence[int],
-        history: Sequence[tuple[str, str]],
-    ) -> list[_Piece]:
-        """Render the chat template and encode it piece by piece, each piece with its role."""
-        messages, spoken = _conversation(len(counts), prompt, system, history)
-        tokenizer = processor.tokenizer
-        rendered = tokenizer.apply_chat_template(
-            messages,
-            chat_template=processor.chat_template,
-            tokenize=False,
-            add_generation_prompt=True,
+
+def _tokenizer(source: str) -> PreTrainedTokenizerBase:
+    """The checkpoint's tokenizer.
+
+    Raises:
+        OSError: it is missing or damaged.
+        ValueError: it knows no images.
+    """
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(
+            source, trust_remote_code=False, local_files_only=True
         )
-        if rendered.count(IMAGE_TOKEN) != len(counts) or any(
-            rendered.count(placeholder) != 1 for placeholder in spoken
-        ):
-            raise ValueError(
-                "The model's chat template does not show the prompt and its images once each."
-            )
-        specials = sorted(tokenizer.all_special_tokens, key=len, reverse=True)
-        pieces: list[_Piece] = []
-        role, image = "", 0
-        for text in re.split("(" + "|".join(map(re.escape, specials)) + ")", rendered):
-            if text in specials:
-                token = tokenizer.convert_tokens_to_ids(text)
-                if text == IMAGE_TOKEN:
-                    pieces.append(_Piece((token,) * counts[image], "image", image))
-                    image += 1
-                else:
-                    role = "" if text in (ROLE_START, ROLE_END) else role
-                    pieces.append(_Piece((token,), "template"))
-            elif text:
-                if not role:  # right after a role start: "user\n...", "system\n...", "assistant\n"
-                    role = text.split("\n", 1)[0]
-                pieces.extend(_plain(tokenizer, text, role, spoken))
-        return pieces
-
-
-@dataclass(frozen=True)
-class _Piece:
-    """Token ids of one stretch of the prompt, and its role."""
-
-    ids: tuple[int, ...]
-    kind: SegmentKind
-    image: int | None = None
-
-
-def _conversation(
-    images: int, prompt: str, system: str | None, history: Sequence[tuple[str, str]]
-) -> tuple[list[dict[str, Any]], dict[str, tuple[SegmentKind, str]]]:
-    """Messages for the chat template, with placeholders for all that is said; and for each of these
-    its role and text."""
-    turns: list[tuple[SegmentKind, str]] = [] if system is None else [("system", system)]
-    for asked, answered in history:
-        turns += [("user", asked), ("assistant", answered)]
-    turns.append(("user", prompt))
-    messages: list[dict[str, Any]] = []
-    spoken: dict[str, tuple[SegmentKind, str]] = {}
-    pictures: list[dict[str, str]] = [{"type": "image"}] * images
-    for index, turn in enumerate(turns):
-        placeholder = SPEECH.format(index)
-        spoken[placeholder] = turn
-        content: Any = placeholder
-        if turn[0] == "user":
-            content = [*pictures, {"type": "text", "text": placeholder}]
-            pictures = []
-        messages.append({"role": turn[0], "content": content})
-    return messages, spoken
-
-
-def _plain(
-    tokenizer: PreTrainedTokenizerBase,
-    text: str,
-    role: str,
-    spoken: Mapping[str, tuple[SegmentKind, str]],
-) -> list[_Piece]:
-    """Encode a piece between special tokens as plain text; what somebody says becomes its own
-    piece."""
-    kind: SegmentKind
-    for placeholder, (speaker, replacement) in spoken.items():
-        if placeholder in text:
-            kind, start = speaker, text.index(placeholder)
-            text = text.replace(placeholder, replacement)
-            stop = start + len(replacement)
-            break
-    else:
-        header = f"{role}\n"
-        if role == "system" and text.startswith(header) and len(text) > len(header):
-            kind, start, stop = "system", len(header), len(text)
-        else:
-            kind, start, stop = "template", 0, len(text)
-    coded = tokenizer(
-        text, add_special_tokens=False, split_special_tokens=True, return_offsets_mapping=True
-    )
-    ids, offsets = coded["input_ids"], coded["offset_mapping"]
-    first = next((i for i, (_, end) in enumerate(offsets) if end > start), len(ids))
-    last = next((i for i, (begin, _) in enumerate(offsets) if begin >= stop), len(ids))
-    parts = (
-        _Piece(tuple(ids[:first]), "template"),
-        _Piece(tuple(ids[first:last]), kind),
-        _Piece(tuple(ids[last:]), "template"),
-    )
-    return [part for part in parts if part.ids]
-
-
-def _segments(pieces: Sequence[_Piece]) -> tuple[Segment, ...]:
-    """Join neighbours of one role; images stay apart from one another."""
-    segments: list[Segment] = []
-    position = 0
-    for piece in pieces:
-        stop = position + len(piece.ids)
-        if segments and segments[-1].kind == piece.kind and segments[-1].image == piece.image:
-            segments[-1] = Segment(piece.kind, segments[-1].start, stop, piece.image)
-        else:
-            segments.append(Segment(piece.kind, position, stop, piece.image))
-        position = stop
-    return tuple(segments)
-
-
-def _template_beside(source: str) -> str | None:
-    """The chat template of older checkpoints, kept in `chat_template.json` beside the tokenizer."""
-    path = Path(source) / "chat_template.json"
-    if not path.is_file():
-        return None
-    template = json.loads(path.read_text(encoding="utf-8")).get("chat_template")
-    return template if isinstance(template, str) else None
+        # without its vocabulary file transformers makes an empty tokenizer and says nothing
+        usable = (
+            tokenizer.decode(tokenizer("image", add_special_tokens=False)["input_ids"]) == "image"
+        )
+    except Exception as error:
+        # The parser of tokenizer.json raises bare exceptions on files that are damaged.
+        raise OSError(f"its tokenizer is damaged or incomplete: {error}") from error
+    if not usable:
+        raise OSError("it has no usable vocabulary (tokenizer.json)")
+    if IMAGE_TOKEN not in tokenizer.get_added_vocab():
+        raise ValueError(
+            f"The tokenizer has no token {IMAGE_TOKEN}: it is that of a text model. Take the "
+            "tokenizer's files of the base model."
+        )
+    return tokenizer

@@ -7,14 +7,54 @@ elsewhere by the PIL image processor. Both get the size from ONE formula, so gri
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from PIL import Image
-from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import smart_resize
+from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import (
+    Qwen2VLImageProcessorPil,
+    smart_resize,
+)
 
 from sinkscope.config import MOST_PIXELS
+
+# What an area bound is called: today's name, and that of configurations of 2024.
+BOUNDS = (("shortest_edge", "min_pixels"), ("longest_edge", "max_pixels"))
+_SIZE_ALLOWED = "allowed: shortest_edge and longest_edge, areas in pixels as whole numbers from 1"
+
+
+def load_image_processor(source: str, min_pixels: int | None, max_pixels: int | None) -> Any:
+    """The checkpoint's image processor, with both area bounds set.
+
+    Args:
+        source: the checkpoint's folder.
+        min_pixels, max_pixels: replace the checkpoint's bounds.
+
+    Raises:
+        OSError: its file is missing or damaged.
+        ValueError: it gives no bound, or one that is none, and none is given here.
+    """
+    values, _ = Qwen2VLImageProcessorPil.get_image_processor_dict(source, local_files_only=True)
+    size = values.pop("size", None)
+    if size is not None and not isinstance(size, Mapping):
+        raise ValueError(f"size in preprocessor_config.json is {size!r}; {_SIZE_ALLOWED}.")
+    bounds = dict(Qwen2VLImageProcessorPil.size) if size is None else {}
+    for (name, old), given in zip(BOUNDS, (min_pixels, max_pixels), strict=True):
+        outside = values.pop(old, None)  # beside size: it wins over what is inside
+        inside = next((size[key] for key in (name, old) if size.get(key)), None) if size else None
+        value = next((v for v in (given, outside, inside) if v is not None), bounds.get(name))
+        if value is None:
+            raise ValueError(
+                f"size in preprocessor_config.json is {dict(size or {})}, without {name}; "
+                f"{_SIZE_ALLOWED}; or give {old}."
+            )
+        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+            raise ValueError(f"{name} in preprocessor_config.json is {value!r}; {_SIZE_ALLOWED}.")
+        bounds[name] = value
+    made = Qwen2VLImageProcessorPil.from_dict({**values, "size": bounds})
+    pixel_bounds(made, None, None)
+    return made
 
 
 def pixel_bounds(

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from sinkscope.config import ModelSettings
@@ -125,36 +124,11 @@ def _download(settings: ModelSettings, report: Progress) -> tuple[Path, str]:
     return Path(path), Path(path).name
 
 
-def check_files(settings: ModelSettings, source: Path) -> None:
-    """Name what is missing before anything large is read."""
-    index = source / "model.safetensors.index.json"
-    if index.is_file():
-        try:
-            wanted = sorted(
-                set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
-            )
-        except (json.JSONDecodeError, KeyError, AttributeError, UnicodeDecodeError) as error:
-            raise ModelError(
-                f"The file {index.name} of {settings.model} is damaged; download it again."
-            ) from error
-        absent = [name for name in wanted if not (source / name).is_file()]
-        if absent:
-            raise ModelError(
-                f"{settings.model} is only half downloaded: {len(absent)} of {len(wanted)} "
-                "weight files are missing, "
-                f"{absent[0]} among them."
-            )
-    elif not list(source.glob("*.safetensors")):
-        raise ModelError(
-            f"{settings.model} has no .safetensors weights; other formats are not read, for safety."
-        )
-
-
-def fingerprint(source: Path) -> str:
-    """Tells two folders apart: SHA-256 over the config and, of each weight file, its name, its size
-    and a megabyte at its begin, at its end and at 14 places between."""
+def fingerprint(source: Path, weights: Sequence[Path]) -> str:
+    """Tells two folders apart: SHA-256 over the config and, of each weight file that is read, its
+    name, its size and a megabyte at its begin, at its end and at 14 places between."""
     digest = hashlib.sha256((source / "config.json").read_bytes())
-    for file in sorted(source.glob("*.safetensors")):
+    for file in sorted(weights):
         size = file.stat().st_size
         digest.update(f"{file.name}:{size}".encode())
         with file.open("rb") as stream:
@@ -162,3 +136,9 @@ def fingerprint(source: Path) -> str:
                 stream.seek(max(0, size - (1 << 20)) * part // 15)
                 digest.update(stream.read(1 << 20))
     return f"sha256:{digest.hexdigest()[:16]}"
+
+
+def first_line(error: BaseException) -> str:
+    """What an exception of a library says first."""
+    text = str(error).strip().split("\n", 1)[0]
+    return text if len(text) <= 300 else text[:297] + "..."

@@ -1,0 +1,118 @@
+"""What the tensors of a Qwen2.5-VL checkpoint are called, and how to tell that they are not those
+of its config.
+
+Checkpoints up to transformers 4.51 call the text model `model.` and the vision tower `visual.`,
+later ones `model.language_model.` and `model.visual.`; transformers reads both.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from sinkscope.models.quantised import quantisation
+from sinkscope.models.weights import ADAPTED, FLOATS, StoredTensor
+
+# A tensor that every checkpoint has, under all names that transformers reads.
+EMBEDDINGS = (
+    "model.language_model.embed_tokens.weight",
+    "language_model.embed_tokens.weight",
+    "model.embed_tokens.weight",
+)
+HEAD = "lm_head.weight"
+LAYER = re.compile(r"^(?:model\.)?(?:language_model\.)?layers\.(\d+)\.")
+BLOCK = re.compile(r"^(?:model\.)?visual\.blocks\.(\d+)\.")
+WRAPPERS = {
+    "base_model.model.": "PEFT's wrapper: merge the adapter (merge_and_unload) and save the model",
+    "module.": "the wrapper of a parallel training: save the model inside it (model.module)",
+    "_orig_mod.": "the wrapper of torch.compile: save the model inside it (model._orig_mod)",
+    "_fsdp_wrapped_module.": "FSDP's wrapper: save a full state dict",
+}
+
+
+def weights_problem(config: Any, tensors: Mapping[str, StoredTensor]) -> str | None:
+    """Why these tensors are not a model of this config, in a sentence that begins with a verb for
+    the model; None where nothing speaks against them.
+
+    Args:
+        config: of the checkpoint.
+        tensors: the headers of its weight files.
+    """
+    if adapted := next((name for name in sorted(tensors) if ADAPTED.search(name)), None):
+        return (
+            f"has the weights of an adapter that is not merged ({adapted}): merge the adapter "
+            "(merge_and_unload, or the trainer's export) and save the model."
+        )
+    if prefix := _foreign_prefix(tensors):
+        what = next((said for part, said in WRAPPERS.items() if part in prefix), None)
+        what = what or "a wrapper: save the model inside it; if that is an adapter's, merge the "
+        what += "" if what in WRAPPERS.values() else "adapter first"
+        return f"has the prefix {prefix!r} before the names of its tensors, which is {what}."
+    if quantisation(config) is not None:
+        return None  # packed tensors have shapes and types of their own
+    return _other_types(tensors) or _other_sizes(config, tensors)
+
+
+def missing_words(missing: Sequence[str]) -> str:
+    """Why tensors are missing, and what to do."""
+    count = f"{len(missing)} tensors are missing"
+    if list(missing) == [HEAD]:
+        return (
+            f"{count}, {HEAD}; a model that shares its embeddings with its head (the 3B does) has "
+            "tie_word_embeddings set to true in config.json, for another it was not saved"
+        )
+    if all("visual." in name for name in missing) and any("blocks.0." in n for n in missing):
+        return (
+            f"{count}, all of the vision tower; this is the text part alone, take the vision "
+            "tower's weights from the base model"
+        )
+    return f"{count}, {missing[0]} among them; download it again"
+
+
+def _foreign_prefix(tensors: Mapping[str, StoredTensor]) -> str:
+    """What stands before the names of tensors and belongs to no layout of the family."""
+    if any(name in tensors for name in EMBEDDINGS):
+        return ""
+    for name in sorted(tensors):
+        for known in EMBEDDINGS:
+            if name.endswith("." + known):
+                return name.removesuffix(known)
+    return ""
+
+
+def _other_types(tensors: Mapping[str, StoredTensor]) -> str | None:
+    for name, tensor in sorted(tensors.items()):
+        if tensor.dtype not in FLOATS and len(tensor.shape) > 1:
+            return (
+                f"has its weights as {tensor.dtype} ({name}), but config.json has no "
+                "quantization_config that says how to read them; take that of the checkpoint."
+            )
+    return None
+
+
+def _other_sizes(config: Any, tensors: Mapping[str, StoredTensor]) -> str | None:
+    text = config.text_config
+    expected = StoredTensor((text.vocab_size, text.hidden_size), "")
+    for name in (*EMBEDDINGS, HEAD):
+        found = tensors.get(name)
+        if found is None or found.shape == expected.shape:
+            continue
+        words = f"does not fit its config.json: {name} is {found} in the weight files, and "
+        if len(found.shape) == 2 and found.shape[1] == text.hidden_size:
+            return (
+                f"{words}{expected} by the config. The embeddings were resized after the config "
+                f"was saved: set vocab_size to {found.shape[0]} in config.json."
+            )
+        return f"{words}{expected} by the config, which is of another model."
+    for what, pattern, count, setting in (
+        ("decoder layers", LAYER, text.num_hidden_layers, "num_hidden_layers"),
+        ("vision blocks", BLOCK, config.vision_config.depth, "vision_config.depth"),
+    ):
+        numbers = {int(m.group(1)) for name in tensors if (m := pattern.match(name))}
+        if numbers and max(numbers) + 1 > count:
+            return (
+                f"does not fit its config.json: the weight files hold {max(numbers) + 1} {what}, "
+                f"the config says {count} ({setting})."
+            )
+    return None

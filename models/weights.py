@@ -1,0 +1,235 @@
+"""The weight files of a checkpoint: which of a folder's files are read, what they hold by their
+headers, and why a folder has none.
+
+Nothing here reads a weight, so a folder that cannot be loaded is refused in milliseconds.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from safetensors import SafetensorError, safe_open
+
+from sinkscope.models.source import ModelError
+
+SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
+ADAPTER = "adapter_config.json"
+FLOATS = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2}  # these become the number type that is asked for
+LFS = b"version https://git-lfs"
+ADAPTED = re.compile(r"\.(lora_|base_layer\.|modules_to_save\.|hada_w|lokr_w|oft_|ia3_)")
+
+
+@dataclass(frozen=True)
+class StoredTensor:
+    """What a weight file's header says of one tensor.
+
+    Attributes:
+        shape: sizes.
+        dtype: stored number type, in the words of safetensors (`BF16`, `F32`, `I32`, ...).
+    """
+
+    shape: tuple[int, ...]
+    dtype: str
+
+    def __str__(self) -> str:
+        return " x ".join(map(str, self.shape))
+
+
+@dataclass(frozen=True)
+class WeightFiles:
+    """The files that are read, and what they hold.
+
+    Attributes:
+        files: in the order of their names.
+        tensors: by name.
+        note: other weight files beside them, in a sentence; "" where there are none.
+    """
+
+    files: tuple[Path, ...]
+    tensors: Mapping[str, StoredTensor]
+    note: str = ""
+
+    @property
+    def nbytes(self) -> int:
+        """Size of the files."""
+        return sum(file.stat().st_size for file in self.files)
+
+
+def weight_files(name: str, source: Path) -> WeightFiles:
+    """The weight files of a model's folder: those that transformers takes.
+
+    Args:
+        name: of the model, for sentences.
+        source: its folder.
+
+    Raises:
+        ModelError: there are none, or not all, or one is damaged.
+    """
+    _no_adapter(name, source)
+    single, index = source / SINGLE, source / INDEX
+    mapped = _index(name, index) if index.is_file() else {}
+    shards = sorted(set(mapped.values()))
+    absent = [shard for shard in shards if not (source / shard).is_file()]
+    if absent and (SINGLE in shards or not single.is_file()):
+        raise ModelError(
+            f"{name} is only half downloaded: {len(absent)} of {len(shards)} weight files are "
+            f"missing, {absent[0]} among them."
+        )
+    if not shards and not single.is_file():
+        raise ModelError(f"{name} {_why_none(source)}")
+    # A single file wins, as it does in transformers; an index without its files is a leftover.
+    files = [single] if single.is_file() else [source / shard for shard in shards]
+    tensors = _headers(name, files)
+    lost = [] if absent else sorted(set(mapped) - set(tensors))
+    if lost and single.is_file():
+        raise ModelError(
+            f"{name} has {SINGLE} beside {len(shards)} files with an index, and the single file, "
+            f"which would be read, lacks {len(lost)} tensors of the index, {lost[0]} among them. "
+            "Move away the one that is not the model."
+        )
+    if lost:
+        raise ModelError(
+            f"{INDEX} of {name} is not of these weight files: it names {len(lost)} tensors that "
+            f"they do not hold, {lost[0]} among them. Download it again, or take the index of this "
+            "very export."
+        )
+    return WeightFiles(tuple(files), tensors, _beside(source, files))
+
+
+def _no_adapter(name: str, source: Path) -> None:
+    """Refuse an adapter: transformers would load it or pass over it as peft is installed or not."""
+    about = source / ADAPTER
+    if not about.is_file():
+        return
+    complete = (source / SINGLE).is_file() or (source / INDEX).is_file()
+    if complete:
+        raise ModelError(
+            f"{name} holds the weights of a model and an adapter beside them ({ADAPTER}). If the "
+            "adapter is merged into them, move its files away; else merge the adapter and give the "
+            "merged folder."
+        )
+    raise ModelError(f"{name} {adapter_words(about)}")
+
+
+def adapter_words(about: Path) -> str:
+    """What a folder with an adapter is, and what to do with it."""
+    try:
+        given = json.loads(about.read_text(encoding="utf-8"))
+        base = given.get("base_model_name_or_path") if isinstance(given, dict) else None
+        kind = str(given.get("peft_type") or "LoRA") if isinstance(given, dict) else "LoRA"
+    except (OSError, json.JSONDecodeError, UnicodeDecodeError):
+        base, kind = None, "LoRA"
+    of = f" of {base}" if isinstance(base, str) and base else ""
+    return (
+        f"is an adapter ({kind}){of}, not a model: merge the adapter into its base model "
+        "(PeftModel.from_pretrained(base, adapter).merge_and_unload(), then save_pretrained with "
+        "the processor's files) and give the merged folder."
+    )
+
+
+def _index(name: str, index: Path) -> dict[str, str]:
+    try:
+        mapped = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+        if not mapped or any(Path(file).name != file for file in mapped.values()):
+            raise ValueError("no files, or files elsewhere")
+        return dict(mapped)
+    except (ValueError, KeyError, AttributeError, TypeError) as error:
+        raise ModelError(f"The file {INDEX} of {name} is damaged; download it again.") from error
+
+
+def _headers(name: str, files: list[Path]) -> dict[str, StoredTensor]:
+    tensors: dict[str, StoredTensor] = {}
+    for file in files:
+        try:
+            with safe_open(file, "pt") as weights:
+                for key in weights.keys():  # noqa: SIM118
+                    part = weights.get_slice(key)
+                    tensors[key] = StoredTensor(tuple(part.get_shape()), str(part.get_dtype()))
+        except (OSError, SafetensorError) as error:
+            raise ModelError(f"{_what_it_is(name, file)}") from error
+    return tensors
+
+
+def _what_it_is(name: str, file: Path) -> str:
+    """Why a weight file has no header that can be read."""
+    try:
+        with file.open("rb") as stream:
+            begin = stream.read(len(LFS))
+    except OSError as error:
+        return f"The weight file {file.name} of {name} cannot be read: {error.strerror}."
+    if begin == LFS:
+        return (
+            f"The weight file {file.name} of {name} is a pointer of Git LFS, not the file itself; "
+            "fetch it with: git lfs pull"
+        )
+    what = "empty" if not begin else "damaged or half downloaded"
+    return f"The weight file {file.name} of {name} is {what}; download it again."
+
+
+def _why_none(source: Path) -> str:
+    """Why a folder has no weights, by what it has instead."""
+    names = sorted(path.name for path in source.iterdir())
+
+    def some(pattern: str) -> str | None:
+        return next((name for name in names if re.fullmatch(pattern, name)), None)
+
+    if found := some(r".*-\d{5}-of-\d{5}\.safetensors"):
+        return (
+            f"has weight files in parts ({found}), but no {INDEX}, which says what is in them; "
+            "take it from where the files are from."
+        )
+    if found := some(r"consolidated.*"):
+        return (
+            f"has its weights as {found}, in the layout of their trainer; only those of "
+            f"transformers are read ({SINGLE}, or parts with {INDEX})."
+        )
+    if found := some(r"adapter_model\.safetensors"):
+        return (
+            f"has an adapter's weights alone ({found}): merge the adapter into its base model and "
+            "give the merged folder."
+        )
+    if found := some(r".*\.safetensors"):
+        return (
+            f"has no {SINGLE} and no {INDEX}; {found} is not read, for nothing says that it is the "
+            f"model. If it is, rename it to {SINGLE}."
+        )
+    if found := some(r".*\.gguf"):
+        return (
+            f"has no .safetensors weights, only {found}, which is for llama.cpp; take the "
+            "checkpoint that it was made from."
+        )
+    if found := some(r"global_step\d+|zero_to_fp32\.py|mp_rank_\d+.*|.*_zero_.*\.pt"):
+        return (
+            f"has no .safetensors weights, but those of a DeepSpeed training ({found}); gather "
+            "them first: python zero_to_fp32.py . . --safe_serialization"
+        )
+    if found := some(r".*\.distcp|pytorch_model_fsdp.*|.*_fsdp_.*"):
+        return (
+            f"has no .safetensors weights, but the parts of an FSDP training ({found}); merge them "
+            "first: accelerate merge-weights"
+        )
+    if found := some(r".*\.(bin|pth|pt|ckpt|msgpack|h5)"):
+        return (
+            f"has no .safetensors weights; other formats ({found}) are not read, for safety. Load "
+            "it with transformers where you trust it, and save it again with save_pretrained."
+        )
+    inner = [path.name for path in sorted(source.iterdir()) if (path / "config.json").is_file()]
+    if inner:
+        return (
+            f"has no .safetensors weights; there is a model in its folder {inner[-1]}: give that."
+        )
+    return "has no .safetensors weights; other formats are not read, for safety."
+
+
+def _beside(source: Path, files: list[Path]) -> str:
+    """A sentence on weight files that are not read."""
+    others = sorted(path.name for path in source.glob("*.safetensors") if path not in files)
+    if not others:
+        return ""
+    some = ", ".join(others[:3]) + (f" and {len(others) - 3} more" if len(others) > 3 else "")
+    read = files[0].name if len(files) == 1 else f"the {len(files)} files of {INDEX}"
+    return f"The weights are those of {read}; beside them, not read: {some}."
