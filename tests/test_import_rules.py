@@ -17,7 +17,7 @@ ORDER: tuple[tuple[str, ...], ...] = (
     ("config", "utils"),
     ("redistribution",),
     ("models",),
-    ("var_patch",),
+    ("var_patch", "records"),
     ("capture",),
     ("attention_processor",),
     ("attention_extractor",),
