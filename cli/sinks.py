@@ -33,12 +33,17 @@ app = typer.Typer(
 Data = Annotated[
     str,
     typer.Option(
-        help="A folder of images, a .jsonl file, hub:owner/name[:split], or demo (drawn scenes)."
+        help="A folder of images; a .jsonl, .json, .csv, .tsv or .parquet file; "
+        "hub:owner/name[@revision][:[configuration:]split]; or demo (drawn scenes)."
     ),
 ]
 Prompt = Annotated[
     str | None,
     typer.Option(help="Asked about each image that has no question of its own."),
+]
+Images = Annotated[
+    Path | None,
+    typer.Option(help="Folder in which a file's image names start. Left out: the file's own."),
 ]
 Samples = Annotated[int, typer.Option(help="How many samples; 30 are a good number.")]
 TokensBy = Annotated[
@@ -67,6 +72,7 @@ def find(
     model: common.Model = "demo",
     samples: Samples = 30,
     prompt: Prompt = None,
+    images: Images = None,
     tokens_by: TokensBy = "received",
     top_percent: TopPercent = 1.0,
     min_ratio: MinRatio = 3.0,
@@ -135,7 +141,7 @@ def find(
 
         check_engine(engine, workers)
         work = work or run_folder("cache") / "sinks"
-        given = read_data(data, samples, prompt, seed)
+        given = read_data(data, samples, prompt, seed, images)
         print_sample_notes(given)
         handle = common.load(wanted)
         spread = make_engine(engine, handle, wanted, workers)
@@ -171,6 +177,7 @@ def validate(
     ] = None,
     samples: Samples = 30,
     prompt: Prompt = None,
+    images: Images = None,
     findings: Annotated[
         Path | None,
         typer.Option(help="What finding used. Left out: the findings beside the profile."),
@@ -233,7 +240,8 @@ def validate(
         from sinkscope.cli.sinks_report import print_sample_notes, print_validation
         from sinkscope.sinks.validate import validate as run
 
-        given = read_held_out(data, samples, prompt, seed, None if allow_finding_data else used)
+        unlike = None if allow_finding_data else used
+        given = read_held_out(data, samples, prompt, seed, unlike, images)
         print_sample_notes(given)
         handle = common.load(wanted)
         with (

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -9,18 +10,26 @@ import typer
 
 from sinkscope.models.profiles import SinkProfile, published, read_profile
 from sinkscope.sinks.samples import PROMPT, Sample, SampleSet, read_samples
-from sinkscope.sinks.validate import held_out, used_by_finding
+from sinkscope.sinks.validate import held_out, seen_by_finding, used_by_finding
 
 if TYPE_CHECKING:
     from sinkscope.sinks.findings import Findings
 
 DEMO = "demo"
+LARGE = 100_000_000  # bytes; reading so many takes seconds
 KINDS = ("describe", "what", "colour", "exist", "where")  # asked in turn; all have exact answers
 # Scenes that are neither trained on nor measured in the model card; a block for each seed.
 FIRST_SCENE, SCENES_A_SEED = 40_000_000, 10_000
 
 
-def read_data(data: str, count: int, prompt: str | None, seed: int) -> SampleSet:
+def read_data(
+    data: str,
+    count: int,
+    prompt: str | None,
+    seed: int,
+    images: Path | None = None,
+    unless: Callable[[Sample], bool] | None = None,
+) -> SampleSet:
     """The samples that --data names.
 
     Raises:
@@ -29,31 +38,44 @@ def read_data(data: str, count: int, prompt: str | None, seed: int) -> SampleSet
     if count < 1:
         raise ValueError(f"samples is {count}; allowed: 1 or more.")
     if data == DEMO and not Path(data).is_file():
+        if images is not None:
+            raise ValueError("images is given, but the scenes of demo are drawn.")
         return _scenes(count, prompt, seed)
-    return read_samples(data, count, prompt=PROMPT if prompt is None else prompt, seed=seed)
+    path = Path(data)
+    if path.is_file() and path.stat().st_size > LARGE:
+        typer.echo(f"Reading {data} ({path.stat().st_size / 1e6:.0f} MB)", err=True)
+    return read_samples(data, count, prompt=prompt, seed=seed, images=images, unless=unless)
 
 
 def read_held_out(
-    data: str, count: int, prompt: str | None, seed: int, used: Findings | None
+    data: str,
+    count: int,
+    prompt: str | None,
+    seed: int,
+    used: Findings | None,
+    images: Path | None = None,
 ) -> SampleSet:
-    """The same without those that finding used, so that one folder serves both.
+    """The same without those that finding used, so that one folder or file serves both.
 
     Raises:
         ValueError: as `read_data`; or finding used them all.
     """
     if used is None:
-        return read_data(data, count, prompt, seed)
-    read_at_least = count + len(used.samples) if count > 0 else count
-    wider = read_data(data, read_at_least, prompt, seed)
-    seen = len(used_by_finding(wider.samples, used))
-    kept = held_out(wider, count, used)
+        return read_data(data, count, prompt, seed, images)
+    if data == DEMO:  # other scenes, unless the seed is that of finding
+        wider = read_data(data, count + len(used.samples) if count > 0 else count, prompt, seed)
+        kept = held_out(wider, count, used)
+        left_out = len(used_by_finding(wider.samples, used))
+    else:
+        kept = read_data(data, count, prompt, seed, images, seen_by_finding(used))
+        left_out = kept.left_out
     if not kept.samples:
         raise ValueError(
-            f"All {seen} samples of {wider.source} were used in finding the profile; give others, "
-            "or --allow-finding-data."
+            f"All {left_out} samples of {kept.source} were used in finding the profile; give "
+            "others, or --allow-finding-data."
         )
-    if seen:
-        typer.echo(f"Left out {seen} samples that finding used.", err=True)
+    if left_out:
+        typer.echo(f"Left out {left_out} samples that finding used.", err=True)
     return kept
 
 

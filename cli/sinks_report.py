@@ -15,16 +15,25 @@ if TYPE_CHECKING:
     from sinkscope.sinks.validation import Validation
 
 WIDTH = 98
+MOST_SKIPPED = 20  # samples that are named
 MOST_CANDIDATES = 6  # shown besides the ones taken
 
 
 def print_sample_notes(given: SampleSet) -> None:
-    """On standard error: how many there are, and every skipped file with its reason."""
+    """On standard error: how many there are and what one of them asks, the skipped ones with their
+    reasons, and what was noticed."""
     typer.echo(f"{len(given.samples)} samples from {given.source}", err=True)
     if len(given.samples) < given.wanted:
         typer.secho(f"{given.wanted} were asked for.", fg="yellow", err=True)
-    for name, reason in given.skipped:
+    if given.samples and (first := given.samples[0]).where:
+        answer = "no answer" if first.answer is None else f"answer {_quoted(first.answer)}"
+        typer.echo(f"For instance, {first.where}: {_quoted(first.prompt)}, {answer}", err=True)
+    for name, reason in given.skipped[:MOST_SKIPPED]:
         typer.secho(f"Skipped {name}: {reason}", fg="yellow", err=True)
+    if (more := len(given.skipped) - MOST_SKIPPED) > 0:
+        typer.secho(f"Skipped {more} more.", fg="yellow", err=True)
+    for remark in given.remarks:
+        typer.secho(remark, fg="yellow", err=True)
 
 
 def print_findings(found: Findings) -> None:
@@ -223,6 +232,11 @@ def _table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
 
 def _number_like(rows: Sequence[Sequence[str]], column: int) -> bool:
     return all(not row[column] or row[column][0] in "+-0123456789[" for row in rows)
+
+
+def _quoted(text: str) -> str:
+    """A text on one line, cut where it is long."""
+    return repr(textwrap.shorten(text, 80, placeholder=" ..."))
 
 
 def _say(texts: Iterable[str]) -> None:

@@ -21,8 +21,8 @@ from sinkscope.models.family import ImageGrid, PromptInputs, PromptLayout, TextS
 from sinkscope.models.qwen_images import load_image_processor, pixel_bounds, vision_tensors
 from sinkscope.models.qwen_prompt import IMAGE_TOKEN, OWN_TEMPLATE, conversation, encode, segments
 from sinkscope.models.qwen_weights import missing_words, weights_problem
-from sinkscope.models.weights import StoredTensor
 from sinkscope.models.token_texts import token_texts
+from sinkscope.models.weights import StoredTensor
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ docs/method.md, "Finding sink dimensions", has the definitions.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import json
 import tempfile
@@ -100,12 +101,8 @@ def find(
             )
         stored = StoredStats([(paths[name], keys[name]) for name in usable])
         skipped = tuple(sorted((*given.skipped, *((one.id, one.reason) for one in unusable))))
-        left = SampleSet(
-            tuple(sample for sample in given.samples if sample.id in set(usable)),
-            skipped,
-            given.wanted,
-            given.source,
-        )
+        kept = tuple(sample for sample in given.samples if sample.id in set(usable))
+        left = dataclasses.replace(given, samples=kept, skipped=skipped)
         assert stored[0].layers == layers
         return conclude(stored, left, handle.info, settings, damaged, began)
 
@@ -154,7 +151,7 @@ def conclude(
     return Findings(
         model=model,
         settings=settings,
-        samples=tuple(UsedSample(s.id, s.fingerprint, s.images) for s in stats),
+        samples=tuple(_used(one, samples) for one in stats),
         skipped=samples.skipped,
         wanted=samples.wanted,
         dims=dims,
@@ -255,6 +252,23 @@ def _measure_all(
             f"samples at once (batch_size; now {size})."
         )
     return unusable
+
+
+def _used(stats: SampleStats, samples: SampleSet) -> UsedSample:
+    """What findings keep of a sample."""
+    asked = next((sample for sample in samples.samples if sample.id == stats.id), None)
+    if asked is None:
+        return UsedSample(stats.id, stats.fingerprint, stats.images)
+    return UsedSample(
+        stats.id,
+        stats.fingerprint,
+        stats.images,
+        asked.prompt,
+        asked.answer,
+        asked.where,
+        asked.system,
+        asked.history,
+    )
 
 
 def _missing(

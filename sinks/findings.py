@@ -190,11 +190,18 @@ class UsedSample:
         id: its name.
         fingerprint: `Sample.fingerprint`, of pixels and prompt.
         images: `Sample.digests`, of each image's pixels.
+        question, answer, where, system, history: what was asked, and where it stands, as in
+            `sinks.samples.Sample`; empty in files of before these were kept.
     """
 
     id: str
     fingerprint: str
     images: tuple[str, ...]
+    question: str = ""
+    answer: str | None = None
+    where: str = ""
+    system: str | None = None
+    history: tuple[tuple[str, str], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -342,9 +349,7 @@ def findings_from(values: Mapping[str, Any]) -> Findings:
     nested: dict[str, Any] = {
         "model": ModelInfo(**values["model"]),
         "settings": from_mapping(FindSettings, values["settings"], "settings"),
-        "samples": tuple(
-            UsedSample(**{**s, "images": tuple(s["images"])}) for s in values["samples"]
-        ),
+        "samples": tuple(_used(sample) for sample in values["samples"]),
         "skipped": tuple((str(name), str(why)) for name, why in values["skipped"]),
         "layers": tuple(_layer(layer) for layer in values["layers"]),
         "candidates": tuple(Candidate(**_intervals(c)) for c in values["candidates"]),
@@ -352,6 +357,11 @@ def findings_from(values: Mapping[str, Any]) -> Findings:
         "origins": tuple(Origin(**origin) for origin in values["origins"]),
     }
     return Findings(**{**_tuples(values), **nested})
+
+
+def _used(values: Mapping[str, Any]) -> UsedSample:
+    history = tuple((str(asked), str(said)) for asked, said in values.get("history", ()))
+    return UsedSample(**{**_tuples(values), "history": history})
 
 
 def _layer(values: Mapping[str, Any]) -> LayerFinding:

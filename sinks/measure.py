@@ -67,7 +67,11 @@ def measure(
     for sample in samples:
         try:
             prompt = handle.prepare(
-                sample.open_images(), sample.prompt, max_pixels=settings.max_pixels
+                sample.open_images(),
+                sample.prompt,
+                sample.system,
+                max_pixels=settings.max_pixels,
+                history=sample.history,
             )
         except ValueError as error:  # of the image or the prompt: named, and told to the user
             results.append(Unusable(sample.id, str(error)))

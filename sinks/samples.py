@@ -1,29 +1,35 @@
 """Samples to find and validate sinks on: where they come from, their names, which are taken.
 
 A sample's id never depends on the order of files or lines, and neither does the choice where there
-are more than wanted: each id is given a place by the hash of seed and id. Images are opened while
-they are listed, so that an unreadable one is known at once, and again when they are needed: only
-those of one sample are in memory at a time.
+are more than wanted: each has a place by the hash of seed and content (`records.drawing`). Images
+are opened while samples are taken, so that an unreadable one is known at once, and again when they
+are needed: only those of one sample are in memory at a time.
 """
 
 from __future__ import annotations
 
-import importlib
 import json
-from collections.abc import Iterable, Iterator, Sequence
+import threading
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from PIL import Image
 
+from sinkscope.config import ImageLimits
 from sinkscope.models.images import ImageError, as_rgb, open_image
+from sinkscope.records.drawing import Draw
+from sinkscope.records.hub import FORMS, HUB, hub_source
+from sinkscope.records.pictures import Beside, picture
+from sinkscope.records.record import Record
+from sinkscope.records.sources import ALL_SUFFIXES, Source, file_kind, file_source, folder_source
+from sinkscope.sinks.progress import Progress
 from sinkscope.utils import sha256
 
 PROMPT = "Describe the image."
-HUB = "hub:"
-SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff")
-QUESTION_KEYS, ANSWER_KEYS = ("prompt", "question"), ("answer",)
+# Samples that cannot be used until no more are tried: a wrong folder of images is known before
+# hundreds of thousands of names were looked up in it.
+MOST_SKIPPED = 1000
 
 
 @dataclass(frozen=True)
@@ -32,22 +38,28 @@ class Sample:
 
     Attributes:
         id: names the sample in results; no two samples of a set share one.
-        images: at least one Pillow image, or path of an image file.
+        images: at least one Pillow image, path of an image file, or such a file's bytes.
         prompt: the user's text.
         answer: the true answer, where it is known.
+        system: the system message; None leaves the model's own.
+        history: earlier turns, (what was asked, what was answered); images are shown in the first.
+        where: where it stands, in words, such as `line 17 of pope.jsonl`.
         digests: SHA-256 of each image's pixels; made here where they are not given.
     """
 
     id: str
-    images: tuple[Image.Image | Path, ...]
+    images: tuple[Image.Image | Path | bytes, ...]
     prompt: str = PROMPT
     answer: str | None = None
+    system: str | None = None
+    history: tuple[tuple[str, str], ...] = ()
+    where: str = field(default="", compare=False)
     digests: tuple[str, ...] = field(default=(), compare=False)
 
     def __post_init__(self) -> None:
         if not isinstance(self.id, str) or not self.id:
             raise ValueError(f"id is {self.id!r}; allowed: a text that is not empty.")
-        if isinstance(self.images, Image.Image | Path | str) or not self.images:
+        if isinstance(self.images, Image.Image | Path | str | bytes) or not self.images:
             raise ValueError(f"The sample {self.id} has no list of images; give at least one.")
         if not isinstance(self.prompt, str) or not self.prompt.strip():
             raise ValueError(f"The sample {self.id} has an empty prompt.")
@@ -67,8 +79,12 @@ class Sample:
         return [as_rgb(i) if isinstance(i, Image.Image) else open_image(i) for i in self.images]
 
     def fingerprint(self) -> str:
-        """SHA-256 of the pixels and the prompt: what the model sees, whatever the sample's name."""
-        return sha256(json.dumps([self.digests, self.prompt]).encode())
+        """SHA-256 of the pixels and of all that is said: what the model sees, whatever the sample's
+        name."""
+        seen: list[object] = [self.digests, self.prompt]
+        if self.system is not None or self.history:  # without them as ever: files name it
+            seen += [self.system, self.history]
+        return sha256(json.dumps(seen).encode())
 
 
 @dataclass(frozen=True)
@@ -80,12 +96,16 @@ class SampleSet:
         skipped: (id, reason) of each sample that cannot be used, sorted.
         wanted: how many were asked for.
         source: where they come from, in words.
+        remarks: what was noticed while they were read, each a sentence.
+        left_out: how many were passed over because the caller does not want them.
     """
 
     samples: tuple[Sample, ...]
     skipped: tuple[tuple[str, str], ...]
     wanted: int
     source: str
+    remarks: tuple[str, ...] = field(default=(), compare=False)
+    left_out: int = 0
 
     def notes(self) -> tuple[str, ...]:
         """What a user has to know: fewer than asked for, some skipped; empty where all is well."""
@@ -99,7 +119,7 @@ class SampleSet:
             first = "; ".join(reason for _, reason in self.skipped[:3])
             more = f"; and {len(self.skipped) - 3} more" if len(self.skipped) > 3 else ""
             notes.append(f"{len(self.skipped)} samples were skipped: {first}{more}")
-        return tuple(notes)
+        return (*notes, *self.remarks)
 
 
 def image_digest(image: Image.Image) -> str:
@@ -108,216 +128,210 @@ def image_digest(image: Image.Image) -> str:
 
 
 def read_samples(
-    source: str | Path | Sequence[Sample],
+    source: str | Path | Source | Sequence[Sample],
     count: int,
     *,
-    prompt: str = PROMPT,
+    prompt: str | None = None,
     seed: int = 0,
+    images: Path | None = None,
+    limits: ImageLimits | None = None,
+    unless: Callable[[Sample], bool] | None = None,
+    on_progress: Progress | None = None,
+    stop: threading.Event | None = None,
 ) -> SampleSet:
     """Take `count` samples from a source.
 
     Args:
-        source: a folder with images (searched with its subfolders); a .jsonl file with one object a
-            line: `image` (a path relative to the file) or `images` (several), and optionally
-            `prompt` or `question`, `answer`, `id`; `hub:owner/name` or `hub:owner/name:split` with
-            the optional library `datasets`; or samples.
+        source: a folder with images (searched with its subfolders, and read by its metadata where
+            it has any); a .jsonl, .json, .csv, .tsv or .parquet file with questions and answers in
+            one of the layouts of `records.formats.FORMATS`;
+            `hub:owner/name[@revision][:[configuration:]split]` with the optional library
+            `datasets`; such a source opened before; or samples.
         count: how many; with fewer in the source, all are taken and `SampleSet.notes` says so.
-        prompt: asked where the source has no question of its own.
+        prompt: asked where the source has no question of its own. None: "Describe the image.", but
+            only where nothing in the source could be meant as a question.
         seed: which are taken where there are more; the order of the source plays no part.
+        images: the folder at which names of images in a file start; by default the file's own.
+        limits: of images; by default `ImageLimits()`.
+        unless: samples to pass over.
+        on_progress: called after each sample taken with their number, `count` and a text.
+        stop: once set, reading ends with `records.drawing.StoppedReading`.
 
     Raises:
-        ValueError: the source is missing or none of these, a line of it is malformed, or no sample
-            can be used.
+        ValueError: the source is missing or none of these, a line of it is malformed, no line has a
+            question or an image, or no sample can be used.
+        records.drawing.StoppedReading: `stop` was set.
     """
     if not isinstance(count, int) or isinstance(count, bool) or count < 1:
         raise ValueError(f"count is {count!r}; allowed: a whole number from 1 up.")
-    if not prompt.strip():
+    if prompt is not None and not prompt.strip():
         raise ValueError("The prompt is empty; ask something about the images.")
-    name, found = _listing(source, count, prompt, seed)
-    unique = _named_apart(found)
-    if not unique:
-        raise ValueError(f"{name} has no images.")
-    taken: list[Sample] = []
-    skipped: list[tuple[str, str]] = []
-    known: dict[str, str] = {}
-    for sample_id in sorted(unique, key=lambda i: sha256(f"{seed}\0{i}".encode())):
-        if len(taken) == count:
+    taking = _Taking(count, unless, limits or ImageLimits(), on_progress)
+    if isinstance(source, str | Path | Source):
+        rows = source if isinstance(source, Source) else open_source(source, count, seed, images)
+        draw = Draw(rows, count, seed, prompt, stop)
+        for record in draw:
+            taking.offer(record.id or record.name(), record, rows, prompt or PROMPT)
+            if taking.over():
+                break
+        remarks = _remarks(draw, prompt or PROMPT)
+        return taking.result(rows.name, remarks)
+    for sample in _given(source, seed):
+        taking.offer(sample.id, sample)
+        if taking.over():
             break
-        made = unique[sample_id]
-        try:
-            sample = made if isinstance(made, Sample) else _sample(sample_id, made)
-        except ImageError as error:
-            skipped.append((sample_id, str(error)))
-            continue
-        first = known.setdefault(sample.fingerprint(), sample_id)
-        if first == sample_id:
-            taken.append(sample)
-        else:  # it would count twice, and make every interval too narrow
-            skipped.append((sample_id, f"{sample_id} is the same picture and question as {first}."))
-    if not taken:
-        raise ValueError(
-            f"None of the {len(skipped)} samples of {name} can be used; the first: {skipped[0][1]}"
-        )
-    by_id = sorted(taken, key=lambda sample: sample.id)
-    return SampleSet(tuple(by_id), tuple(sorted(skipped)), count, name)
+    return taking.result("the given samples", ())
 
 
-@dataclass(frozen=True)
-class _Row:
-    """A sample whose images have not been opened yet."""
+def open_source(
+    source: str | Path, count: int = 1, seed: int = 0, images: Path | None = None
+) -> Source:
+    """The rows that a path or a hub's name leads to; nothing is read yet.
 
-    id: str
-    images: tuple[Image.Image | Path | bytes, ...]
-    prompt: str
-    answer: str | None = None
+    Args:
+        source, images: as in `read_samples`.
+        count, seed: of a hub dataset, which is shuffled while it is streamed.
 
-
-def _sample(sample_id: str, row: _Row) -> Sample:
-    images = (open_image(i) if isinstance(i, bytes) else i for i in row.images)
-    return Sample(sample_id, tuple(images), row.prompt, row.answer)
-
-
-def _listing(
-    source: str | Path | Sequence[Sample], count: int, prompt: str, seed: int
-) -> tuple[str, Iterable[_Row | Sample]]:
-    """The source's name, and all that it lists."""
+    Raises:
+        ValueError: there is no such source.
+    """
+    if images is not None and not images.is_dir():
+        raise ValueError(f"The folder of images {images} does not exist.")
     if isinstance(source, str) and source.startswith(HUB):
-        return source, _from_hub(source, count, prompt, seed)
-    if isinstance(source, str | Path):
-        path = Path(source)
-        if path.is_dir():
-            return str(path), _from_folder(path, prompt)
-        if path.is_file() and path.suffix.lower() in (".jsonl", ".ndjson"):
-            return str(path), _from_jsonl(path, prompt)
-        what = "is neither a folder nor a .jsonl file" if path.exists() else "does not exist"
-        raise ValueError(
-            f"The data {path} {what}; allowed: a folder of images, a .jsonl file, or "
-            f"{HUB}owner/name."
+        if images is not None:
+            raise ValueError("images is given, but a hub dataset holds its images itself.")
+        return hub_source(source, count, seed)
+    path = Path(source)
+    if path.is_dir():
+        return folder_source(path, None if images is None else images.absolute())
+    if path.is_file() and file_kind(path.name) is not None:
+        # absolute: a worker of a cluster may start elsewhere
+        return file_source(path, Beside((images or path.parent).absolute()))
+    kinds = f"a {', '.join(ALL_SUFFIXES[:-1])} or {ALL_SUFFIXES[-1]} file"
+    what = f"is neither a folder nor {kinds}" if path.exists() else "does not exist"
+    raise ValueError(f"The data {path} {what}; allowed: a folder of images, {kinds}, or {FORMS}.")
+
+
+@dataclass
+class _Taking:
+    """Samples taken one by one, until there are enough."""
+
+    wanted: int
+    unless: Callable[[Sample], bool] | None
+    limits: ImageLimits
+    on_progress: Progress | None
+    taken: dict[str, Sample] = field(default_factory=dict)
+    skipped: list[tuple[str, str]] = field(default_factory=list)
+    known: dict[str, dict[str | None, str]] = field(default_factory=dict)
+    left_out: int = 0
+
+    def over(self) -> bool:
+        """Whether there are enough, or too many that cannot be used."""
+        most = MOST_SKIPPED + 10 * self.wanted
+        return len(self.taken) >= self.wanted or len(self.skipped) >= most
+
+    def offer(
+        self,
+        sample_id: str,
+        made: Sample | Record,
+        source: Source | None = None,
+        prompt: str = PROMPT,
+    ) -> None:
+        """Open a sample's images, and take it unless it was taken before or cannot be used."""
+        while sample_id in self.taken:  # one row's id is another's id with a number
+            sample_id += "'"
+        if isinstance(made, Sample):
+            sample = made
+        else:
+            assert source is not None
+            try:
+                sample = self._opened(sample_id, made, source, prompt)
+            except ImageError as error:
+                self.skipped.append((sample_id, str(error)))
+                return
+        if self.unless is not None and self.unless(sample):
+            self.left_out += 1
+            return
+        if (first := self._same(sample)) is not None:
+            # It would count twice, and make every interval too narrow.
+            why = f"{sample.id} is the same picture, question and answer as {first}."
+            self.skipped.append((sample.id, why))
+            return
+        self.taken[sample.id] = sample
+        if self.on_progress is not None:
+            self.on_progress(len(self.taken), self.wanted, "Reading the images")
+
+    def result(self, name: str, remarks: tuple[str, ...]) -> SampleSet:
+        """What was taken.
+
+        Raises:
+            ValueError: nothing was.
+        """
+        if not self.taken and not self.left_out:
+            if not self.skipped:
+                raise ValueError(f"{name} has no images.")
+            raise ValueError(
+                f"None of the {len(self.skipped)} samples of {name} can be used; the first: "
+                f"{self.skipped[0][1]}"
+            )
+        by_id = tuple(self.taken[sample_id] for sample_id in sorted(self.taken))
+        skipped = tuple(sorted(self.skipped))
+        return SampleSet(by_id, skipped, self.wanted, name, remarks, self.left_out)
+
+    def _opened(self, sample_id: str, record: Record, source: Source, prompt: str) -> Sample:
+        most = self.limits.max_bytes
+        images = tuple(picture(image, source.pictures, most) for image in record.images)
+        return Sample(
+            sample_id,
+            images,
+            record.prompt() or prompt,
+            record.answer,
+            record.system,
+            record.history,
+            record.where,
+            tuple(image_digest(open_image(image, self.limits)) for image in images),
         )
-    given = list(source)
+
+    def _same(self, sample: Sample) -> str | None:
+        """The sample that asks the same of the same picture, with the same answer or without any;
+        one without an answer gives way to one that has it."""
+        answers = self.known.setdefault(sample.fingerprint(), {})
+        if sample.answer in answers:
+            return answers[sample.answer]
+        if sample.answer is None and answers:
+            return next(iter(answers.values()))
+        if (without := answers.pop(None, None)) is not None:
+            del self.taken[without]
+            why = f"{without} is the same picture and question as {sample.id}, without its answer."
+            self.skipped.append((without, why))
+        answers[sample.answer] = sample.id
+        return None
+
+
+def _remarks(draw: Draw, prompt: str) -> tuple[str, ...]:
+    notes = draw.survey.notes(draw.source, prompt)
+    if not draw.repeated:
+        return notes
+    units = draw.source.unit if draw.repeated == 1 else f"{draw.source.unit}s"
+    return (
+        *notes,
+        f"{draw.repeated} {units} say the same as others (picture, question and answer), and count "
+        "once.",
+    )
+
+
+def _given(samples: Iterable[Sample], seed: int) -> Iterator[Sample]:
+    """Given samples in the order that the seed makes.
+
+    Raises:
+        ValueError: they are none, or two have one id.
+    """
+    given = list(samples)
     if not all(isinstance(sample, Sample) for sample in given):
         raise ValueError("The samples are no Sample objects; see sinks.samples.Sample.")
-    return "the given samples", given
-
-
-def _named_apart(found: Iterable[_Row | Sample]) -> dict[str, _Row | Sample]:
-    """By id. Rows of one id get numbers, by what they ask, for the order of lines plays no part;
-    two given samples of one id are refused."""
-    groups: dict[str, list[_Row | Sample]] = {}
-    for row in found:
-        if row.id in groups and isinstance(row, Sample):
-            raise ValueError(f"Two samples have the id {row.id}; allowed: each id once.")
-        groups.setdefault(row.id, []).append(row)
-    unique: dict[str, _Row | Sample] = {}
-    for name, rows in sorted(groups.items()):
-        copy = 2
-        for row in sorted(rows, key=_content):
-            sample_id = name
-            while sample_id in unique or (sample_id != name and sample_id in groups):
-                sample_id, copy = f"{name} ({copy})", copy + 1
-            unique[sample_id] = row
-    return unique
-
-
-def _content(row: _Row | Sample) -> tuple[str, bool, str, list[str]]:
-    """What rows of one id are put in order by; images in memory have no name to go by."""
-    paths = [str(image) for image in row.images if isinstance(image, Path)]
-    return row.prompt, row.answer is None, row.answer or "", paths
-
-
-def _from_folder(folder: Path, prompt: str) -> Iterator[_Row]:
-    folder = folder.absolute()  # a worker of a cluster may start elsewhere
-    for path in sorted(folder.rglob("*")):
-        if path.suffix.lower() in SUFFIXES and path.is_file() and not path.name.startswith("."):
-            yield _Row(path.relative_to(folder).as_posix(), (path,), prompt)
-
-
-def _from_jsonl(path: Path, prompt: str) -> Iterator[_Row]:
-    try:
-        lines = path.read_text(encoding="utf-8-sig").split("\n")
-    except (OSError, UnicodeDecodeError) as error:
-        raise ValueError(f"The data {path} cannot be read as UTF-8 text: {error}.") from error
-    for number, line in enumerate(lines, 1):
-        if not line.strip():
-            continue
-        where = f"Line {number} of {path}"
-        try:
-            values = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise ValueError(f"{where} is no JSON: {error}.") from error
-        if not isinstance(values, dict):
-            raise ValueError(f"{where} is no JSON object; it needs an image.")
-        images = values.get("images", values.get("image"))
-        images = [images] if isinstance(images, str) else images
-        named = isinstance(images, list) and all(isinstance(image, str) for image in images)
-        if not images or not named:
-            raise ValueError(f"{where} has no image; allowed: image (a path) or images (a list).")
-        asked = _text(values, QUESTION_KEYS, where) or prompt
-        # Named by what it is, not by its line, so that the order of lines plays no part.
-        own = f"{'+'.join(images)}#{sha256(asked.encode())[:8]}"
-        yield _Row(
-            str(values.get("id") or own),
-            tuple(path.absolute().parent / image for image in images),
-            asked,
-            _text(values, ANSWER_KEYS, where),
-        )
-
-
-def _from_hub(source: str, count: int, prompt: str, seed: int) -> Iterator[_Row]:
-    """Rows of a hub dataset, streamed: shuffled by the library, no more of them than are used."""
-    try:
-        datasets = importlib.import_module("datasets")
-    except ImportError as error:
-        raise ValueError(
-            f"The data {source} is a dataset of a hub; install the library datasets to read it."
-        ) from error
-    name, _, split = source.removeprefix(HUB).partition(":")
-    if "/" not in name:
-        raise ValueError(f"The data {source} names no dataset; allowed: {HUB}owner/name[:split].")
-    split = split or "train"
-    try:
-        rows = datasets.load_dataset(name, split=split, streaming=True)
-        # Undecoded: our limits hold, and an unreadable image is skipped and does not end the run.
-        rows = rows.decode(False).shuffle(seed=seed, buffer_size=max(200, 4 * count))
-        for taken, row in enumerate(rows):
-            if taken == 2 * count:  # some to spare for those that cannot be used
-                return
-            images = row.get("images", row.get("image"))
-            images = images if isinstance(images, list | tuple) else [images]
-            pictures = tuple(_encoded(image) for image in images if _is_image(image))
-            if not pictures:
-                raise ValueError(
-                    f"The data {source} has no column image or images with images in it; it has "
-                    f"{', '.join(map(str, row))}."
-                )
-            asked = _text(row, QUESTION_KEYS, f"A row of {source}") or prompt
-            digest = sha256(json.dumps([sha256(picture) for picture in pictures]).encode())
-            own = row.get("id", row.get("question_id"))
-            named = f"{digest[:12]}#{sha256(asked.encode())[:8]}" if own is None else str(own)
-            yield _Row(named, pictures, asked, _text(row, ANSWER_KEYS, f"A row of {source}"))
-    except (OSError, KeyError, datasets.exceptions.DatasetsError) as error:
-        raise ValueError(f"The dataset {source} cannot be read: {error}") from error
-
-
-def _is_image(value: Any) -> bool:
-    """Whether a dataset's value is an image that was not decoded: its bytes, or where they are."""
-    return isinstance(value, dict) and ("bytes" in value or "path" in value)
-
-
-def _encoded(value: dict[str, Any]) -> bytes:
-    """The bytes of such an image; none where it has none, which no decoder takes for an image."""
-    if value.get("bytes") is not None:
-        return bytes(value["bytes"])
-    if not (path := value.get("path")):
-        return b""
-    with importlib.import_module("fsspec").open(path, "rb") as file:  # also hf:// and archives
-        return bytes(file.read())
-
-
-def _text(values: dict[str, Any], keys: Sequence[str], where: str) -> str | None:
-    for key in keys:
-        if values.get(key) is not None:
-            if not isinstance(values[key], str):
-                raise ValueError(f"{where} has {key} that is no text: {values[key]!r}.")
-            return str(values[key])
-    return None
+    by_id: dict[str, Sample] = {}
+    for sample in given:
+        if sample.id in by_id:
+            raise ValueError(f"Two samples have the id {sample.id}; allowed: each id once.")
+        by_id[sample.id] = sample
+    return iter(sorted(given, key=lambda sample: sha256(f"{seed}\0{sample.id}".encode())))

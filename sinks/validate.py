@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -140,12 +140,17 @@ def used_by_finding(samples: Iterable[Sample], found_on: FoundOn | None) -> tupl
 
     Names count only where nothing else is given: `1.jpg` of another folder is another picture.
     """
+    seen = seen_by_finding(found_on)
+    return tuple(sample for sample in samples if seen(sample))
+
+
+def seen_by_finding(found_on: FoundOn | None) -> Callable[[Sample], bool]:
+    """Whether finding has seen a sample, as in `used_by_finding`; for `read_samples(unless=...)`,
+    so that one file serves both."""
     names: set[str] = set()
     for used in (found_on.samples if isinstance(found_on, Findings) else found_on) or ():
         names |= {used} if isinstance(used, str) else {used.fingerprint, *used.images}
-    return tuple(
-        sample for sample in samples if names & {sample.id, sample.fingerprint(), *sample.digests}
-    )
+    return lambda sample: bool(names & {sample.id, sample.fingerprint(), *sample.digests})
 
 
 def held_out(samples: SampleSet, count: int, found_on: FoundOn | None) -> SampleSet:
@@ -195,7 +200,13 @@ class _Asked:
 def _asked(task: _Task, sample: Sample) -> _Asked:
     """The sample made ready; a `ValueError` is the reason to skip it."""
     images = sample.open_images()
-    inputs = task.handle.prepare(images, sample.prompt, max_pixels=task.settings.max_pixels)
+    inputs = task.handle.prepare(
+        images,
+        sample.prompt,
+        sample.system,
+        max_pixels=task.settings.max_pixels,
+        history=sample.history,
+    )
     check_window(task.handle, inputs.layout.length)
     return _Asked(inputs, *_answer(task, sample, inputs))
 
@@ -249,6 +260,10 @@ def _one(task: _Task, sample: Sample, asked: _Asked, sweeps: bool) -> Record:
             own=own,
             log_probability=float(logs[0].double().mean()),
             changes=at_tau,
+            question=sample.prompt,
+            where=sample.where,
+            system=sample.system,
+            history=sample.history,
         ),
         counts=evidence.counts(reading, task.profile.tau),
         attention=_attention_of_flagged(reading, task.profile.tau),

@@ -148,6 +148,8 @@ class SampleEvidence:
         log_probability: of the answer with nothing hidden, nats a token.
         changes: set name -> change in nats a token; `sinks` alone and `image` where no control of
             the same size exists, `image` alone where nothing is flagged.
+        question, where, system, history: what was asked, and where it stands, as in
+            `sinks.samples.Sample`; empty in files of before these were kept.
     """
 
     id: str
@@ -157,6 +159,10 @@ class SampleEvidence:
     own: bool
     log_probability: float
     changes: dict[str, float]
+    question: str = ""
+    where: str = ""
+    system: str | None = None
+    history: tuple[tuple[str, str], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -287,7 +293,7 @@ def _from_json(values: dict[str, Any]) -> Validation:
         "profile": from_mapping(SinkProfile, given["profile"], "profile"),
         "model": from_mapping(ModelInfo, given["model"], "model"),
         "settings": from_mapping(ValidateSettings, given["settings"], "settings"),
-        "samples": tuple(SampleEvidence(**sample) for sample in given["samples"]),
+        "samples": tuple(_sample(sample) for sample in given["samples"]),
         "skipped": tuple((str(name), str(reason)) for name, reason in given["skipped"]),
         "layers": tuple(LayerAgreement(**layer) for layer in given["layers"]),
         "agreement": Agreement(**agreement),
@@ -301,6 +307,11 @@ def _from_json(values: dict[str, Any]) -> Validation:
         "warnings": tuple(given["warnings"]),
     }
     return Validation(**given)
+
+
+def _sample(values: dict[str, Any]) -> SampleEvidence:
+    history = tuple((str(asked), str(said)) for asked, said in values.get("history", ()))
+    return SampleEvidence(**{**values, "history": history})
 
 
 def _estimate(value: dict[str, Any] | None) -> Estimate | None:

@@ -18,7 +18,7 @@ ORDER: tuple[tuple[str, ...], ...] = (
     ("config",),
     ("redistribution",),
     ("models",),
-    ("var_patch",),
+    ("var_patch", "records"),
     ("capture",),
     ("attention_processor",),
     ("attention_extractor",),

@@ -9,6 +9,7 @@ request. Tokens of all samples stand one behind the other; a sample's begin at i
 from __future__ import annotations
 
 import math
+import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +18,7 @@ from typing import Any
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
-from sinkscope.sinks.findings import Candidate, Findings, Interval
+from sinkscope.sinks.findings import Candidate, Findings, Interval, UsedSample
 from sinkscope.sinks.stats import DamagedStatsError, SampleStats
 from sinkscope.sinks.validation import Validation
 from sinkscope.web.payload import pack
@@ -26,6 +27,8 @@ MOST_CELLS = 4_000_000  # (layer, token) pairs that travel; samples beyond have 
 MOST_CANDIDATES = 12
 WARN_FLAGGED = 0.3  # share of the vision tokens, as in VAR's report
 NAMED = 3  # skipped samples that `SampleSet.notes` names itself
+MOST_SKIPPED = 300  # that are named at all
+LONGEST_QUOTED = 300  # characters of a question or an answer
 KINDS = {
     "sink": "kept",
     "first token": "no: first token only",
@@ -108,7 +111,7 @@ def build_sinks_payload(
     header = {
         "model": findings.model.id,
         "verdict": _verdict(findings),
-        "notes": [*findings.notes, *(reason for _, reason in findings.skipped[NAMED:])],
+        "notes": [*findings.notes, *(why for _, why in findings.skipped[NAMED:MOST_SKIPPED])],
         "dims": list(findings.dims),
         "tau": findings.tau,
         "tau_most": math.sqrt(findings.model.hidden_size),
@@ -117,13 +120,16 @@ def build_sinks_payload(
         "candidates": _candidates(findings),
         "contrast": _contrast(findings),
         "checked": _checked(validation, why),
-        "samples": _places(shown, images),
+        "samples": _places(shown, images, findings),
         **tops,
     }
     return pack(header, arrays)
 
 
-def _places(shown: Sequence[Scores], images: Mapping[str, str]) -> list[dict[str, Any]]:
+def _places(
+    shown: Sequence[Scores], images: Mapping[str, str], findings: Findings
+) -> list[dict[str, Any]]:
+    asked = {sample.id: _asked(sample) for sample in findings.samples}
     made, start = [], 0
     for one in shown:
         made.append(
@@ -133,10 +139,24 @@ def _places(shown: Sequence[Scores], images: Mapping[str, str]) -> list[dict[str
                 "rows": one.rows,
                 "columns": one.columns,
                 "url": images.get(one.id),
+                "asked": asked.get(one.id, ""),
             }
         )
         start += one.phi.shape[1]
     return made
+
+
+def _asked(sample: UsedSample) -> str:
+    """What was asked about a picture, and where that stands, as one line."""
+    if not sample.question:
+        return ""
+    answer = "" if sample.answer is None else f" Answer: {_short(sample.answer)}"
+    where = f" ({sample.where})" if sample.where else ""
+    return f"Asked: {_short(sample.question)}{answer}{where}"
+
+
+def _short(text: str) -> str:
+    return textwrap.shorten(text, LONGEST_QUOTED, placeholder=" ...")
 
 
 def _verdict(findings: Findings) -> str:
@@ -235,7 +255,7 @@ def _checked(validation: Validation | None, why: str) -> dict[str, Any]:
             f"those of high attention, all layers: precision {agreement.micro_precision:.0%}, "
             f"recall {agreement.micro_recall:.0%}{lift}.",
             *validation.warnings,
-            *(reason for _, reason in validation.skipped),
+            *(reason for _, reason in validation.skipped[:MOST_SKIPPED]),
             *validation.verdict.thresholds,
         ],
         "columns": ["Hidden", "Tokens", "Attention held", "Log-probability, nats a token"],

@@ -6,6 +6,7 @@ which the order of the files plays no part.
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import threading
 from collections.abc import Iterable, Iterator
@@ -19,6 +20,7 @@ from sinkscope.sinks.samples import Sample, SampleSet, image_digest
 from sinkscope.sinks.settings import FindSettings
 from sinkscope.sinks.validate_settings import ValidateSettings
 from sinkscope.web.request import whole
+from sinkscope.web.sinks_files import by_picture, question_file, samples_of_file
 
 MOST_FILES = 300
 MOST_SAMPLES = 200
@@ -41,8 +43,8 @@ class SinksRequest:
 
     Attributes:
         source: `EXAMPLES` or `IMAGES`.
-        pictures: the uploaded files.
-        prompt: asked about every image.
+        pictures: the uploaded files; one of them may be a file with questions about the others.
+        prompt: asked about every image that has no question of its own.
         samples: for finding.
         held_out: for validating; 0 leaves it out.
         top_percent: as in `FindSettings`.
@@ -120,6 +122,18 @@ def draw_samples(
     skipped: list[tuple[str, str]] = []
     if request.source == EXAMPLES:
         usable, source = _scenes(request, total), "The generator of example scenes"
+    elif (file := question_file(request.pictures)) is not None:
+        read = samples_of_file(
+            file,
+            request.pictures,
+            total,
+            request.prompt,
+            int(request.seed),
+            limits,
+            on_progress,
+            stop,
+        )
+        return _parted(read, wanted, held_out, int(request.seed))
     else:
         usable, skipped = _opened(request, total, limits, on_progress, stop)
         source = "The upload"
@@ -134,6 +148,25 @@ def draw_samples(
         SampleSet(by_id[0], tuple(sorted(skipped)), wanted, source),
         SampleSet(by_id[1], (), held_out, source),
     )
+
+
+def _parted(read: SampleSet, wanted: int, held_out: int, seed: int) -> Drawn:
+    """Samples parted so that no picture is on both sides, whatever is asked about it."""
+    first = wanted
+    if len(read.samples) < wanted + held_out:
+        first = max(1, min(wanted, round(len(read.samples) * wanted / (wanted + held_out))))
+    finding: list[Sample] = []
+    validating: list[Sample] = []
+    for group in by_picture(read.samples, seed):
+        (finding if len(finding) < first else validating).extend(group)
+    sides = ((finding[:wanted], wanted), (validating[:held_out], held_out))
+    find, validate = (
+        dataclasses.replace(
+            read, samples=tuple(sorted(side, key=lambda sample: sample.id)), wanted=number
+        )
+        for side, number in sides
+    )
+    return Drawn(find, dataclasses.replace(validate, skipped=(), remarks=()))
 
 
 def _scenes(request: SinksRequest, count: int) -> list[Sample]:

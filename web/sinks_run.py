@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import gradio as gr
+from PIL import Image
 
 from sinkscope.attention_extractor import RunOutOfMemoryError
 from sinkscope.config import Settings
@@ -324,7 +325,7 @@ def _measured(samples: SampleSet, work: Path) -> SampleSet:
 
 def _opened(sample: Sample) -> Any:
     first = sample.images[0]
-    return open_image(first) if isinstance(first, Path) else first
+    return first if isinstance(first, Image.Image) else open_image(first)
 
 
 def _field(ask: Any, name: str) -> Any:

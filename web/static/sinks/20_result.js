@@ -77,7 +77,7 @@ function paint() {
   const most = Math.max(...layers.map((l) => shares[l])), flag = $(".flagged"), where = view.layer < 0 ? "some layer" : `layer ${data.layers[view.layer]}`;
   flag.className = most > data.warn ? "flagged warn" : "flagged";
   flag.textContent = `${marked} of ${tokens(one)} tokens of this image flagged in ${where}; over all ${data.samples.length} images ${percent(most)}${view.layer < 0 ? " in the layer with most" : ""}.${most > data.warn ? ` More than ${percent(data.warn)} is too many for sinks: raise tau.` : ""}`;
-  $(".photo figcaption").textContent = `${one.id}: a boxed × is flagged${view.layer < 0 ? ", dashed in fewer than half of the layers" : ""}.`;
+  $(".photo figcaption").textContent = `${one.id}: a boxed × is flagged${view.layer < 0 ? ", dashed in fewer than half of the layers" : ""}. ${one.asked || ""}`;
   const stage = $(".photo .stage");
   stage.setAttribute("aria-label", `${flag.textContent} Arrow keys move over the tokens.`);
   keys(stage, one.columns, (step) => point((view.cursor ?? 0) + step), () => {});

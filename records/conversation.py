@@ -1,0 +1,274 @@
+"""Conversations, in the layouts of LLaVA, ShareGPT, OpenAI and ms-swift: one pair is asked.
+
+The pair is the first whose question shows an image (by a mark in its text or a part of its
+content), or the first of all where no image is placed. What was said before it is its history; the
+turns behind it are counted. An image mark says where an image goes and is never text: images are
+shown before the text, as LLaVA's own training does it, and a mark behind words is noted.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from sinkscope.records.pictures import references_in
+from sinkscope.records.record import RecordError, Reference
+from sinkscope.records.values import clean, shown
+
+MARK = re.compile(r"<image>|<ImageHere>")
+_WITH_SPACE = re.compile(r"(\s*)(?:<image>|<ImageHere>)(\s*)")
+_NUMBERED_MARK = re.compile(r"<image[ _]?(\d{1,2})>")
+ROLES = {
+    **dict.fromkeys(("user", "human"), "user"),
+    **dict.fromkeys(("assistant", "gpt", "chatgpt", "bot", "model"), "assistant"),
+    **dict.fromkeys(("system", "developer"), "system"),
+}
+_ASKING = frozenset(name for name, role in ROLES.items() if role == "user")
+_TEXT_PARTS = ("text", "input_text", "output_text")
+_IMAGE_PARTS = ("image", "image_url", "input_image")
+
+
+@dataclass(slots=True)
+class _Pair:
+    """One exchange: what was asked, with its images, and what was answered."""
+
+    asked: str
+    images: tuple[Reference, ...] = ()
+    marks: int = 0
+    behind_words: bool = False
+    answered: str | None = None
+    stop: int = 0  # how many turns end with it
+
+
+@dataclass(slots=True)
+class Asked:
+    """What a row asks.
+
+    Attributes:
+        question, answer, choices, system, history, later_turns: as in `records.record.Record`.
+        images: those inside the conversation.
+        marks: how many of the row's own images the question places; 0: it places none.
+        behind_words: whether an image stands behind text.
+        caption: whether the answer is a caption, which answers the question asked of all images.
+    """
+
+    question: str | None
+    answer: str | None = None
+    choices: tuple[tuple[str, str], ...] = ()
+    system: str | None = None
+    history: tuple[tuple[str, str], ...] = ()
+    later_turns: int = 0
+    images: tuple[Reference, ...] = ()
+    marks: int = 0
+    behind_words: bool = False
+    caption: bool = False
+
+
+def plain_question(text: str) -> Asked:
+    """A question's text without its image marks. A numbered mark, `<image 2>`, becomes the words
+    "image 2": it says which one is meant."""
+    text = clean(text)
+    if "<" not in text:
+        return Asked(text.strip() or None)
+    if text.count("<") == 1 and text.startswith("<image>"):  # nearly all that there are
+        return Asked(text[7:].strip() or None, marks=1)
+    text = _NUMBERED_MARK.sub(r"image \1", text)
+    before, *behind = MARK.split(text)
+    if behind:
+        text = _WITH_SPACE.sub(_gap, text)
+    behind_words = bool(behind and before.strip())
+    return Asked(text.strip() or None, marks=len(behind), behind_words=behind_words)
+
+
+def conversation(turns: Sequence[Any], key: str) -> Asked | None:
+    """The pair of a list of messages that is asked; None where nobody asks anything.
+
+    Args:
+        turns: mappings with from / value, role / content, or one key a speaker
+            (`{"human": ..., "assistant": ...}`).
+        key: where they stand, for messages.
+
+    Raises:
+        RecordError: a message is none, has an unknown speaker, or a part that is neither text nor
+            image.
+    """
+    system: list[str] = []
+    pairs: list[_Pair] = []
+    for pair in _pairs(turns, key, system):
+        pairs.append(pair)
+        if pair.images or pair.marks:
+            break  # what comes behind is only counted
+    if not pairs:
+        return None
+    index = len(pairs) - 1 if pairs[-1].images or pairs[-1].marks else 0
+    pair = pairs[index]
+    return Asked(
+        question=pair.asked or None,
+        answer=pair.answered,
+        system="\n".join(system) or None,
+        history=tuple(_said_before(pairs[:index], key)),
+        later_turns=_questions(turns[pair.stop :]),
+        images=pair.images,
+        marks=pair.marks,
+        behind_words=pair.behind_words,
+    )
+
+
+def history_of(turns: Any, key: str = "history") -> tuple[tuple[str, str], ...]:
+    """Earlier turns, as pairs (asked, answered) or as messages.
+
+    Raises:
+        RecordError: they are neither.
+    """
+    if turns is None:
+        return ()
+    if not isinstance(turns, list):
+        raise RecordError(f"has {key} that is no list: {shown(turns)}; allowed: [question, answer]")
+    made = []
+    if all(isinstance(turn, list) for turn in turns):
+        for turn in turns:
+            if len(turn) != 2 or not all(isinstance(t, str) and t.strip() for t in turn):
+                raise RecordError(
+                    f"has {key} with {shown(turn)}; allowed: [question, answer], both texts"
+                )
+            made.append((plain_question(turn[0]).question or "", clean(turn[1])))
+        return tuple(made)
+    return tuple(_said_before(list(_pairs(turns, key, [])), key))
+
+
+def messages_in(row: Mapping[str, Any], key: str) -> list[Any] | None:
+    """A key's list of messages; None where it holds anything else."""
+    value = row.get(key)
+    return value if isinstance(value, list) and value and isinstance(value[0], dict) else None
+
+
+def _said_before(pairs: Sequence[_Pair], key: str) -> Iterator[tuple[str, str]]:
+    """Pairs as the history of another one."""
+    for pair in pairs:
+        if not pair.asked or not pair.answered:
+            raise RecordError(f"has {key} with an empty turn before the one that is asked")
+        yield pair.asked, pair.answered
+
+
+def _pairs(turns: Sequence[Any], key: str, system: list[str]) -> Iterator[_Pair]:
+    """The exchanges, one by one; neighbours of one speaker are one turn. What the system says goes
+    into `system`."""
+    pair: _Pair | None = None
+    for number, turn in enumerate(turns, 1):
+        for speaker, content in _spoken(turn, key):
+            if speaker == "user":
+                if pair is not None and pair.answered is not None:
+                    yield pair
+                    pair = None
+                pair = pair or _Pair("")
+                _add_question(pair, _content(content, key))
+            elif speaker == "assistant":
+                if pair is not None:
+                    text = _content(content, key).text.strip()
+                    pair.answered = "\n".join(filter(None, (pair.answered, text))) or None
+            elif speaker == "system":
+                if text := _content(content, key).text:
+                    system.append(text)
+            elif pair is None or pair.answered is None:
+                raise RecordError(
+                    f"has {key} with the speaker {shown(speaker)}; allowed: {', '.join(ROLES)}"
+                )
+            else:  # tools and the like, behind an answer
+                yield pair
+                return
+        if pair is not None:
+            pair.stop = number
+    if pair is not None:
+        yield pair
+
+
+def _add_question(pair: _Pair, said: _Content) -> None:
+    asked = plain_question(said.text)
+    shows = bool(said.images or said.marks or asked.marks)
+    pair.behind_words |= said.behind_words or asked.behind_words or (shows and bool(pair.asked))
+    pair.asked = "\n".join(filter(None, (pair.asked, asked.question)))
+    pair.images += said.images
+    pair.marks += said.marks + asked.marks
+
+
+def _questions(turns: Sequence[Any]) -> int:
+    """How many of the turns ask something; nothing else about them is looked at."""
+    asking = 0
+    for turn in turns:
+        if isinstance(turn, dict):
+            named = turn.get("from") or turn.get("role")
+            asking += named in _ASKING if isinstance(named, str) else not _ASKING.isdisjoint(turn)
+    return asking
+
+
+def _spoken(turn: Any, key: str) -> list[tuple[str, Any]]:
+    """(speaker, content) of a message; the speaker is user, assistant, system, or unknown."""
+    if not isinstance(turn, dict):
+        raise RecordError(f"has {key} with {shown(turn)}; allowed: messages with a speaker")
+    named = turn.get("from") or turn.get("role")
+    if named is not None:
+        content = turn["value"] if "value" in turn else turn.get("content")
+        return [(ROLES.get(str(named).lower(), str(named)), content)]
+    spoken = [(ROLES[name], turn[name]) for name in turn if name in ROLES]
+    if not spoken:
+        raise RecordError(
+            f"has {key} with {shown(turn)}; allowed: from and value, or role and content"
+        )
+    return sorted(spoken, key=lambda one: one[0] == "assistant")
+
+
+@dataclass(slots=True)
+class _Content:
+    text: str
+    images: tuple[Reference, ...] = ()
+    marks: int = 0
+    behind_words: bool = False
+
+
+def _content(content: Any, key: str) -> _Content:
+    """What one message says: a text, or parts that are texts and images."""
+    if content is None:
+        return _Content("")
+    if isinstance(content, str):
+        return _Content(clean(content))
+    parts = content if isinstance(content, list) else [content]
+    made, words = _Content(""), list[str]()
+    for part in parts:
+        if isinstance(part, str):
+            words.append(clean(part))
+        elif isinstance(part, dict):
+            _add_part(made, words, part, key)
+        else:
+            raise RecordError(f"has {key} with content {shown(part)}; allowed: texts and images")
+    made.text = "\n".join(words)
+    return made
+
+
+def _add_part(made: _Content, words: list[str], part: Mapping[str, Any], key: str) -> None:
+    kind = part.get("type") or next((k for k in ("text", *_IMAGE_PARTS) if k in part), None)
+    if kind in _TEXT_PARTS:
+        text = part.get("text", part.get("content"))
+        if not isinstance(text, str):
+            raise RecordError(f"has {key} with a part of text that has none: {shown(part)}")
+        words.append(clean(text))
+    elif kind in _IMAGE_PARTS:
+        made.behind_words |= any(word.strip() for word in words)
+        names = ("image_url", "image", "url", "path", "bytes", "data", "source")
+        name = next((n for n in names if part.get(n) is not None), None)
+        if name is None:
+            made.marks += 1  # stands for the next of the row's own images
+        else:
+            value = {name: part[name]} if name in names[4:] else part[name]
+            made.images += references_in(value, f"the image of {key}")
+    else:
+        raise RecordError(
+            f"has {key} with a part of type {shown(kind)}; allowed: text, image, image_url, "
+            "input_text, input_image"
+        )
+
+
+def _gap(match: re.Match[str]) -> str:
+    """What stays where a mark was: one line break or one space."""
+    return "\n" if "\n" in match[0] else " "

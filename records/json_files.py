@@ -1,0 +1,249 @@
+"""Objects of a JSON file, one after the other, whatever its size: JSON lines, an array, an object
+that holds the array, or objects one behind the other.
+
+A file of JSON lines is often called .json, and an array .jsonl: its beginning decides.
+"""
+
+from __future__ import annotations
+
+import codecs
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from sinkscope.records.text import LONGEST, lines_of, without_mark
+
+# Under one of these an object holds the list of all records, as DocVQA and TextVQA do.
+HOLDERS = (
+    "data",
+    "samples",
+    "records",
+    "annotations",
+    "questions",
+    "rows",
+    "items",
+    "examples",
+    "train",
+    "validation",
+    "test",
+)
+_HEAD = 1 << 16
+_CHUNK = 1 << 20
+_SPACE = re.compile(r"[ \t\r\n]*")
+_CUT_OFF = 16  # characters; nothing that the end of a buffer cuts in two fails further from it
+
+
+def json_rows(path: Path, name: str) -> Iterator[tuple[int, Any]]:
+    """Number, from 1, and value of each record: the line's number where it has a line to itself.
+
+    Raises:
+        ValueError: the file cannot be read, or is no JSON; the text says where.
+    """
+    try:
+        with path.open("rb") as file:
+            head = without_mark(file.read(_HEAD), name)
+            if has_lines(head, Path(name).suffix.lower(), name):
+                rows = _of_lines(path, name)
+            else:
+                file.seek(0)
+                rows = _of_values(_Values(file, name))
+            yield from rows
+    except OSError as error:
+        raise ValueError(f"The data {name} cannot be read: {error.strerror or error}.") from error
+
+
+def has_lines(head: bytes, suffix: str, name: str) -> bool:
+    """Whether a file that begins so has one object a line.
+
+    Raises:
+        ValueError: it begins with neither an object nor a list.
+    """
+    start = head.lstrip()
+    if start[:1] == b"[":
+        return False
+    if suffix in (".jsonl", ".ndjson"):
+        return True
+    if start and start[:1] != b"{":
+        raise ValueError(f"The data {name} is no JSON: it begins with {start[:20]!r}.")
+    first, line_break, rest = start.partition(b"\n")
+    if line_break and rest.strip():
+        return _is_object(first)
+    return _holder(start.decode(errors="replace")) is None and len(head) == _HEAD
+
+
+def _of_lines(path: Path, name: str) -> Iterator[tuple[int, Any]]:
+    parse = json.JSONDecoder(object_pairs_hook=_object).decode
+    for number, line in lines_of(path, name):
+        if line.strip():
+            try:
+                yield number, parse(line)
+            except (ValueError, RecursionError) as error:
+                raise ValueError(f"Line {number} of {name} is no JSON: {_why(error)}.") from error
+
+
+def _of_values(values: _Values) -> Iterator[tuple[int, Any]]:
+    """The entries of an array, of the array that an object holds, or objects in sequence."""
+    first = values.peek()
+    if first == "[":
+        yield from enumerate(_entries(values), 1)
+        values.end()
+        return
+    if first == "{" and _holder(values.ahead()) is not None:
+        yield from enumerate(_held(values), 1)
+        values.end()
+        return
+    number = 0
+    while values.peek():
+        number += 1
+        yield number, values.value(f"Entry {number}")
+
+
+def _entries(values: _Values, before: str = "") -> Iterator[Any]:
+    values.expect("[", f"The list{before}")
+    number = 0
+    if values.peek() == "]":
+        values.expect("]", "The list")
+        return
+    while True:
+        number += 1
+        yield values.value(f"Entry {number}")
+        if values.peek() != ",":
+            break
+        values.expect(",", f"Entry {number}")
+    values.expect("]", f"The list, after entry {number},")
+
+
+def _held(values: _Values) -> Iterator[Any]:
+    """The records inside an object; its other members are passed over."""
+    values.expect("{", "The object")
+    while True:
+        key = values.value("A key")
+        values.expect(":", f"The key {key!r}")
+        if key in HOLDERS and values.peek() == "[":
+            yield from _entries(values, f" under {key}")
+        else:
+            values.value(f"What stands under {key!r}")
+        if values.peek() != ",":
+            break
+        values.expect(",", "The object")
+    values.expect("}", "The object")
+
+
+class _Values:
+    """JSON values of a stream: a buffer of some text, of which one value at a time is taken."""
+
+    def __init__(self, file: BinaryIO, name: str) -> None:
+        self._file, self._name = file, name
+        self._decoder = codecs.getincrementaldecoder("utf-8")()
+        self._scan = json.JSONDecoder(object_pairs_hook=_object).raw_decode
+        self._text, self._at, self._over = "", 0, False
+        self._read = 0  # bytes
+        self._more(_CHUNK)
+
+    def ahead(self) -> str:
+        return self._text[self._at : self._at + _HEAD]
+
+    def peek(self) -> str:
+        """The next character that is no space; empty at the end."""
+        while True:
+            self._at = _SPACE.match(self._text, self._at).end()  # type: ignore[union-attr]
+            if self._at < len(self._text):
+                return self._text[self._at]
+            if self._over:
+                return ""
+            self._more(_CHUNK)
+
+    def expect(self, sign: str, what: str) -> None:
+        if (there := self.peek()) != sign:
+            wrong = f"{there!r} stands" if there else "the file ends"
+            raise ValueError(f"{what} of {self._name} is no JSON: {wrong} where {sign!r} should.")
+        self._at += 1
+
+    def value(self, what: str) -> Any:
+        """The next value, however long it is up to the limit."""
+        self.peek()
+        size = _CHUNK
+        while True:
+            try:
+                value, end = self._scan(self._text, self._at)
+            except json.JSONDecodeError as error:
+                reached = error.pos >= len(self._text.rstrip()) - _CUT_OFF
+                cut = reached or "Unterminated" in error.msg
+                if self._over or not cut:
+                    raise ValueError(f"{what} of {self._name} is no JSON: {error.msg}.") from error
+            except (ValueError, RecursionError) as error:
+                raise ValueError(f"{what} of {self._name} is no JSON: {_why(error)}.") from error
+            else:
+                if end < len(self._text) or self._over:  # a number may go on behind the buffer
+                    self._at = end
+                    return value
+            if len(self._text) - self._at > LONGEST:
+                raise ValueError(
+                    f"{what} of {self._name} is longer than {LONGEST / 1e6:.0f} MB, the most "
+                    "allowed."
+                )
+            self._more(size)
+            size *= 2  # a value is parsed anew each time: few times, however long it is
+
+    def end(self) -> None:
+        if there := self.peek():
+            raise ValueError(f"The data {self._name} goes on with {there!r} behind its end.")
+
+    def _more(self, size: int) -> None:
+        data = self._file.read(size)
+        if not self._read:
+            data = without_mark(data, self._name)
+        self._read += len(data)
+        try:
+            text = self._decoder.decode(data, final=not data)
+        except UnicodeDecodeError as error:
+            raise ValueError(
+                f"The data {self._name} is no UTF-8 text, about {self._read / 1e6:.1f} MB from its "
+                "beginning; save the file as UTF-8."
+            ) from error
+        self._text, self._at = self._text[self._at :] + text, 0
+        self._over = not data
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    made = dict(pairs)
+    if len(made) != len(pairs):
+        names = [key for key, _ in pairs]
+        twice = next(key for key in names if names.count(key) > 1)
+        raise ValueError(f"an object has the key {twice[:40]!r} twice")
+    return made
+
+
+def _why(error: Exception) -> str:
+    return "it is nested too deeply" if isinstance(error, RecursionError) else str(error)
+
+
+def _is_object(line: bytes) -> bool:
+    try:
+        return isinstance(json.loads(line), dict)
+    except (ValueError, RecursionError):
+        return False
+
+
+def _holder(start: str) -> str | None:
+    """The key under which an object that begins so holds a list of objects; None for a record."""
+    scan = json.JSONDecoder().raw_decode
+    at = _SPACE.match(start, 1).end()  # type: ignore[union-attr]
+    try:
+        while start[at : at + 1] == '"':
+            key, at = scan(start, at)
+            at = _SPACE.match(start, at).end()  # type: ignore[union-attr]
+            if start[at : at + 1] != ":":
+                return None
+            at = _SPACE.match(start, at + 1).end()  # type: ignore[union-attr]
+            if key in HOLDERS and re.match(r"\[\s*\{", start[at:]):
+                return str(key)
+            at = _SPACE.match(start, scan(start, at)[1]).end()  # type: ignore[union-attr]
+            if start[at : at + 1] != ",":
+                return None
+            at = _SPACE.match(start, at + 1).end()  # type: ignore[union-attr]
+    except (ValueError, RecursionError):
+        return None
+    return None

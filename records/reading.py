@@ -1,0 +1,196 @@
+"""From rows to records: every row is read by its format, and what cannot be used is counted.
+
+A row without a picture is left out, and so is one whose question nobody can find: only where the
+user names a question, or where a row has a picture and no words at all, is a question of ours
+asked. Where no row is left, one sentence says what the rows have and what is allowed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from sinkscope.records.formats import ID_KEYS, QUESTION_KEYS, record_of
+from sinkscope.records.pictures import ALLOWED, IMAGE_KEYS
+from sinkscope.records.record import Record, RecordError
+from sinkscope.records.sources import Source
+from sinkscope.records.values import ANSWER_KEYS, plain, shown
+
+MOST_KEYS = 30  # that a message names
+_NAMED = 5  # rows that a note names
+_QUESTIONS = (
+    f"{', '.join(QUESTION_KEYS)}, instruction, conversations, messages, texts (docs/data.md has "
+    "the layouts)"
+)
+
+
+@dataclass
+class Tally:
+    """How many rows share a fault, and the first of them."""
+
+    count: int = 0
+    first: list[int] = field(default_factory=list)
+    reason: str = ""
+
+    def add(self, number: int, reason: str = "") -> None:
+        if not self.count:
+            self.reason = reason
+        self.count += 1
+        if len(self.first) < _NAMED:
+            self.first.append(number)
+
+    def places(self, unit: str) -> str:
+        """`(lines 3, 7, ...)`."""
+        more = ", ..." if self.count > len(self.first) else ""
+        words = f"{unit}s" if self.count > 1 else unit
+        return f"({words} {', '.join(map(str, self.first))}{more})"
+
+
+@dataclass
+class Survey:
+    """What one pass over a source has seen.
+
+    Attributes:
+        rows: how many there are.
+        used: how many can be asked.
+        no_image, no_question, faulty: rows left out.
+        ours: rows that are asked the question of all.
+        behind_words: rows that place an image behind text.
+        later_turns: rows with further turns, which are not asked.
+        keys: of the rows left out, in the order met.
+    """
+
+    rows: int = 0
+    used: int = 0
+    no_image: Tally = field(default_factory=Tally)
+    no_question: Tally = field(default_factory=Tally)
+    faulty: Tally = field(default_factory=Tally)
+    ours: Tally = field(default_factory=Tally)
+    behind_words: Tally = field(default_factory=Tally)
+    later_turns: Tally = field(default_factory=Tally)
+    keys: dict[str, None] = field(default_factory=dict)
+
+    def lacks(self, tally: Tally, number: int, row: Mapping[str, Any]) -> None:
+        tally.add(number)
+        for key in row:
+            if len(self.keys) >= MOST_KEYS:
+                break
+            self.keys.setdefault(str(key)[:40])
+
+    def check(self, source: Source) -> None:
+        """Raises ValueError where no row can be asked."""
+        if self.used:
+            return
+        name, unit, rows = source.name, source.unit, self.rows
+        if not rows:
+            raise ValueError(f"The data {name} is empty.")
+        units = unit if rows == 1 else f"{unit}s"
+        present = f"keys present: {', '.join(map(_printable, self.keys)) or 'none'}"
+        if self.no_question.count:
+            raise ValueError(
+                f"{name} has no question in {self.no_question.count} of {rows} {units}; {present}; "
+                f"allowed: {_QUESTIONS}; or one question for all of them (prompt)."
+                + self._others(self.no_question, units)
+            )
+        if self.no_image.count:
+            raise ValueError(
+                f"{name} has no image in {self.no_image.count} of {rows} {units}; {present}; "
+                f"allowed: {ALLOWED}." + self._others(self.no_image, units)
+            )
+        raise ValueError(self.faulty.reason)
+
+    def notes(self, source: Source, prompt: str) -> tuple[str, ...]:
+        """What a user has to know of the rows, each a sentence."""
+        unit, of = source.unit, "" if not source.whole else f" of {self.rows}"
+        made = list(source.notes)
+
+        def say(tally: Tally, words: str) -> None:
+            if tally.count:
+                units = unit if tally.count == 1 and not of else f"{unit}s"
+                made.append(f"{tally.count}{of} {units} {words} {tally.places(unit)}.")
+
+        say(self.no_image, "have no image and were skipped")
+        say(self.no_question, "have no question and were skipped")
+        if self.faulty.count:
+            say(self.faulty, "cannot be read and were skipped; the first:")
+            made[-1] = f"{made[-1][:-1]} {self.faulty.reason}"
+        if self.ours.count and self.ours.count < self.used:
+            say(self.ours, f"have no question of their own and are asked {shown(prompt)}")
+        say(self.behind_words, "place an image behind words; it is shown before them")
+        say(self.later_turns, "are conversations whose later turns are not asked")
+        return tuple(made)
+
+    def _others(self, but: Tally, units: str) -> str:
+        others = (
+            (self.no_image, "have no image"),
+            (self.faulty, "cannot be read"),
+        )
+        said = [f"{t.count} {units} {words}" for t, words in others if t.count and t is not but]
+        return f" And {'; '.join(said)}." if said else ""
+
+
+def records_of(
+    source: Source, prompt: str | None = None, survey: Survey | None = None
+) -> Iterator[Record]:
+    """The records of a source that can be asked, one after the other.
+
+    Args:
+        source: where the rows come from.
+        prompt: the user's own question for rows that have none; None where the user named none:
+            then a row with words in it has to bring its question.
+        survey: counts what is seen.
+
+    Yields:
+        Records; `question` is None where the question of all is to be asked.
+
+    Raises:
+        ValueError: the source cannot be read, or a row of it is no object.
+    """
+    seen = survey or Survey()
+    for number, row in source.rows():
+        seen.rows += 1
+        if not isinstance(row, dict):
+            raise ValueError(
+                f"{_sentence(source.place(number), source)} is no JSON object: {shown(row)}."
+            )
+        try:
+            record = record_of(row, number, source.place(number))
+        except RecordError as error:
+            seen.faulty.add(number, f"{_sentence(source.place(number), source)} {error}.")
+            continue
+        if record is None:
+            seen.lacks(seen.no_image, number, row)
+            continue
+        if record.question is None:
+            if prompt is None and not record.caption and _has_words(row):
+                seen.lacks(seen.no_question, number, row)
+                continue
+            seen.ours.add(number)
+        if record.image_behind_words:
+            seen.behind_words.add(number)
+        if record.later_turns:
+            seen.later_turns.add(number)
+        seen.used += 1
+        yield record
+
+
+def _has_words(row: Mapping[str, Any]) -> bool:
+    """Whether something in the row could be a question under a name that nobody knows."""
+    known = {*ID_KEYS, *IMAGE_KEYS}
+    return any(
+        key not in known and not key.startswith("image")
+        for key, value in plain(row).items()
+        if isinstance(value, str | list | dict) or key in ANSWER_KEYS
+    )
+
+
+def _sentence(place: str, source: Source) -> str:
+    """The place of a row with the whole name of its source: `Line 3 of /data/pope.jsonl`."""
+    short = place.rsplit(" of ", 1)[0] if source.whole else place
+    words = f"{short} of {source.name}" if source.whole else short
+    return words[:1].upper() + words[1:]
+
+
+def _printable(key: str) -> str:
+    return "".join(c if c.isprintable() else "?" for c in key)

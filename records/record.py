@@ -1,0 +1,97 @@
+"""One question about pictures, as a row of a file asks it, and the error of a row that cannot be
+read."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal, NamedTuple
+
+from sinkscope.utils import sha256
+
+
+class RecordError(ValueError):
+    """A row that cannot be used. The text says which key and what is allowed, but not which row:
+    the reader of the file knows that."""
+
+
+class Reference(NamedTuple):
+    """How a row names one picture.
+
+    Attributes:
+        kind: `file`: a path; `base64`: base64 text or a data URI; `bytes`: a file's bytes; `row`:
+            the index of another row of the same table, which has the picture.
+        value: see there.
+    """
+
+    kind: Literal["file", "base64", "bytes", "row"]
+    value: str | bytes
+
+
+@dataclass(frozen=True)
+class Record:
+    """One row that can be asked.
+
+    Attributes:
+        question: what is asked, without image marks; None where the row has no question of its own.
+        images: at least one.
+        answer: the true answer as text; None where the row has none.
+        choices: (letter, text) of a multiple-choice question.
+        system: the system message.
+        history: earlier turns, (what was asked, what was answered).
+        later_turns: how many turns of the conversation come behind this one.
+        image_behind_words: whether the row places an image behind text; images are shown first.
+        caption: whether the answer is a caption, which answers the question asked of all images.
+        id: the row's own name; None where it has none.
+        number: which row of its source, from 1.
+        where: the same in words, such as `line 17 of pope.jsonl`.
+        values: the whole row, for what else somebody wants of it.
+    """
+
+    question: str | None
+    images: tuple[Reference, ...]
+    answer: str | None = None
+    choices: tuple[tuple[str, str], ...] = ()
+    system: str | None = None
+    history: tuple[tuple[str, str], ...] = ()
+    later_turns: int = 0
+    image_behind_words: bool = False
+    caption: bool = False
+    id: str | None = None
+    number: int = 0
+    where: str = ""
+    values: Mapping[str, Any] = field(default_factory=dict, repr=False, compare=False)
+
+    def prompt(self) -> str | None:
+        """The question with its choices, one a line, where it does not name them itself."""
+        if self.question is None or all(text in self.question for _, text in self.choices):
+            return self.question
+        return "\n".join([self.question, *(f"{letter}. {text}" for letter, text in self.choices)])
+
+    def content(self) -> str:
+        """What makes the record another one: pictures as they are named, question, answer; neither
+        its id nor its place. A picture that nothing is asked about goes by its name alone."""
+        names = [_name(image) for image in self.images]
+        said = [self.prompt(), self.answer, self.system, *self.history]
+        if len(names) == 1 and not any(said):
+            return names[0]
+        return json.dumps([names, said], ensure_ascii=True)
+
+    def name(self) -> str:
+        """The id, or one made of the content."""
+        if self.id is not None:
+            return self.id
+        names = "+".join(_name(image) for image in self.images[:4])
+        return f"{names[:100]}#{self.short()}"
+
+    def short(self) -> str:
+        """Eight hexadecimal digits of the content."""
+        return sha256(self.content().encode())[:8]
+
+
+def _name(image: Reference) -> str:
+    if image.kind == "file" and isinstance(image.value, str):
+        return image.value
+    data = image.value.encode() if isinstance(image.value, str) else image.value
+    return f"{image.kind} {sha256(data)[:16]}"

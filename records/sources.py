@@ -1,0 +1,213 @@
+"""Where rows come from: a file, a folder of images, or an image folder with metadata."""
+
+from __future__ import annotations
+
+import posixpath
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from sinkscope.records.json_files import json_rows
+from sinkscope.records.pictures import Beside, Pictures
+from sinkscope.records.tables import csv_rows, parquet_rows
+
+Rows = Iterator[tuple[int, Any]]
+
+SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff")
+METADATA = ("metadata.jsonl", "metadata.csv", "metadata.parquet")
+
+
+@dataclass(frozen=True)
+class FileKind:
+    """One kind of file with records.
+
+    Attributes:
+        suffixes: of its name.
+        what: in words, for the documents.
+        unit: what one record of it is called.
+        rows: number and values of each record of a file, of which the second argument is the name
+            in messages. Lazily: no more than a few rows are in memory.
+    """
+
+    suffixes: tuple[str, ...]
+    what: str
+    unit: str
+    rows: Callable[[Path, str], Rows]
+
+
+FILES: tuple[FileKind, ...] = (
+    FileKind((".jsonl", ".ndjson"), "JSON lines: one object a line", "line", json_rows),
+    FileKind(
+        (".json",),
+        "a list of objects, an object that holds such a list (`data`, `annotations`, ...), or JSON "
+        "lines",
+        "entry",
+        json_rows,
+    ),
+    FileKind((".csv",), "a table with commas, semicolons or tabs", "row", csv_rows),
+    FileKind(
+        (".tsv",),
+        "VLMEvalKit's tables: images in base64, or the index of the row that has it",
+        "row",
+        csv_rows,
+    ),
+    FileKind(
+        (".parquet",),
+        "as hub datasets are stored; needs the library pyarrow (or datasets)",
+        "row",
+        parquet_rows,
+    ),
+)
+ALL_SUFFIXES = tuple(suffix for kind in FILES for suffix in kind.suffixes)
+
+
+@dataclass(frozen=True)
+class Source:
+    """Rows that can be read again and again.
+
+    Attributes:
+        name: in messages.
+        unit: what a row is called: line, entry, row or image.
+        rows: number, from 1, and values of each.
+        pictures: where the pictures' names lead.
+        notes: what a user has to know of it, each a sentence.
+        whole: false where `rows` gives only a part of the source, drawn by somebody else.
+        place: of a row by its number, in words.
+    """
+
+    name: str
+    unit: str
+    rows: Callable[[], Rows]
+    pictures: Pictures
+    place: Callable[[int], str]
+    notes: tuple[str, ...] = ()
+    whole: bool = True
+
+
+def file_kind(name: str) -> FileKind | None:
+    """The kind of a file by its name, or None where it holds no records."""
+    suffix = Path(name).suffix.lower()
+    return next((kind for kind in FILES if suffix in kind.suffixes), None)
+
+
+def file_source(path: Path, pictures: Pictures, name: str | None = None) -> Source:
+    """The rows of one file.
+
+    Args:
+        path: the file.
+        pictures: where the names in it lead.
+        name: what to call it; by default the path.
+
+    Raises:
+        ValueError: it is of another kind.
+    """
+    called = str(path) if name is None else name
+    kind = file_kind(called)
+    if kind is None:
+        raise ValueError(f"The data {called} is no {', '.join(ALL_SUFFIXES)} file.")
+    short = Path(called).name
+    return Source(
+        called,
+        kind.unit,
+        lambda: kind.rows(path, called),
+        pictures,
+        lambda number: f"{kind.unit} {number} of {short}",
+    )
+
+
+def folder_source(folder: Path, images: Path | None = None) -> Source:
+    """A folder of images, searched with its subfolders.
+
+    Where it, or a folder in it, holds metadata as the library datasets defines it for its
+    `imagefolder`, the rows of that file are asked instead of the images below it.
+
+    Args:
+        folder: the folder.
+        images: where the names in metadata start; by default at the metadata's own folder, which
+            they may not leave.
+
+    Raises:
+        ValueError: it holds neither images nor metadata.
+    """
+    folder = folder.absolute()  # a worker of a cluster may start elsewhere
+    found = sorted(path for path in folder.rglob("*") if not path.name.startswith("."))
+    tables = _metadata(found)
+    below = tuple(table.parent for table in tables)
+    pictures = [path for path in found if path.suffix.lower() in SUFFIXES and path.is_file()]
+    told = {path for path in pictures if any(path.is_relative_to(top) for top in below)}
+    plain = [path.relative_to(folder).as_posix() for path in pictures if path not in told]
+    if not plain and not tables:
+        raise ValueError(_no_images(folder, found))
+    offsets = [table.relative_to(folder) for table in tables]
+
+    def rows() -> Rows:
+        number = 0
+        for table, offset in zip(tables, offsets, strict=True):
+            for _, row in file_source(table, Beside(table.parent)).rows():
+                number += 1
+                yield number, _moved(row, offset.parent) if images is None else row
+        for name in plain:
+            number += 1
+            yield number, {"id": name, "image": name}
+
+    def place(number: int) -> str:
+        if not tables:
+            return f"image {number} of {folder.name}"
+        named = offsets[0] if len(offsets) == 1 else f"the {len(offsets)} metadata files"
+        return f"row {number} of {named}"
+
+    return Source(
+        str(folder),
+        "row" if tables else "image",
+        rows,
+        Beside(images or folder, inside=bool(tables) and images is None),
+        place,
+        notes=_left_out(rows(), told, folder) if told and images is None else (),
+    )
+
+
+def _metadata(found: list[Path]) -> list[Path]:
+    """Metadata files; of two in one folder, the first of `METADATA`."""
+    by_folder: dict[Path, Path] = {}
+    for name in METADATA:
+        for path in found:
+            if path.name == name and path.is_file():
+                by_folder.setdefault(path.parent, path)
+    return [path for _, path in sorted(by_folder.items())]
+
+
+def _left_out(rows: Rows, told: set[Path], folder: Path) -> tuple[str, ...]:
+    """A note on images that lie below metadata and are not in it."""
+    named = {
+        Path(posixpath.normpath(folder / name)) for _, row in rows for name in _file_names(row)
+    }
+    if not (count := len(told - named)):
+        return ()
+    return (f"{count} images are not in the metadata beside them and were left out.",)
+
+
+def _file_names(row: Any) -> Iterator[str]:
+    for key, value in row.items() if isinstance(row, Mapping) else ():
+        if key.endswith(("file_name", "file_names")):
+            yield from (v for v in (value if isinstance(value, list) else [value]) if v)
+
+
+def _moved(row: Any, below: Path) -> Any:
+    """The row with its file names as they are seen from the whole folder."""
+    if not isinstance(row, Mapping) or below == Path():
+        return row
+    made = dict(row)
+    for key, value in row.items():
+        if key.endswith(("file_name", "file_names")):
+            if isinstance(value, str):
+                made[key] = (below / value).as_posix()
+            elif isinstance(value, list):
+                made[key] = [(below / v).as_posix() if isinstance(v, str) else v for v in value]
+    return made
+
+
+def _no_images(folder: Path, found: list[Path]) -> str:
+    tables = [path.name for path in found if path.suffix.lower() in ALL_SUFFIXES]
+    more = f"; give one of its files instead: {', '.join(tables[:5])}" if tables else ""
+    return f"{folder} has no images{more}."

@@ -1,0 +1,108 @@
+"""Rows of tables: CSV, TSV (as VLMEvalKit shares its benchmarks) and Parquet."""
+
+from __future__ import annotations
+
+import csv
+import importlib
+import itertools
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from sinkscope.records.text import LONGEST, lines_of
+from sinkscope.records.values import listed
+
+# VLMEvalKit's border: a longer cell is an image in base64, a shorter one the index of a row.
+SHORTEST_IMAGE = 64
+_LISTS = (
+    *("image", "images", "image_path", "answers", "choices", "options"),
+    *("conversations", "messages", "history"),
+)
+_ROWS_AT_ONCE = 16  # each may hold pictures
+
+
+def csv_rows(path: Path, name: str) -> Iterator[tuple[int, Any]]:
+    """Rows of a table with commas, semicolons or tabs, by the names in its first line.
+
+    Raises:
+        ValueError: the file cannot be read, or a row has more cells than the first line.
+    """
+    # A limit of the whole process, and too low for a picture in a cell; it is only ever raised.
+    csv.field_size_limit(max(csv.field_size_limit(), LONGEST))
+    lines = (line for _, line in lines_of(path, name))
+    first = next(lines, "")
+    sign = "\t" if Path(name).suffix.lower() == ".tsv" else max(",;\t", key=first.count)
+    reader = csv.reader(itertools.chain([first], lines), delimiter=sign, strict=True)
+    number = 0
+    try:
+        header = next(reader, [])
+        for number, cells in enumerate(reader, 1):
+            if len(cells) > len(header):
+                raise ValueError(
+                    f"Row {number} of {name} has {len(cells)} cells, but its first line names "
+                    f"{len(header)} columns."
+                )
+            if cells:
+                yield number, _row(dict(zip(header, cells, strict=False)))
+    except csv.Error as error:
+        raise ValueError(f"Row {number + 1} of {name} is no row of a table: {error}.") from error
+
+
+def parquet_rows(path: Path, name: str) -> Iterator[tuple[int, Any]]:
+    """Rows of a Parquet file, class labels by their names, a few at a time.
+
+    Raises:
+        ValueError: the library pyarrow is missing, or the file is none.
+    """
+    try:
+        parquet = importlib.import_module("pyarrow.parquet")
+    except ImportError as error:
+        raise ValueError(
+            f"The data {name} is a Parquet file; install the library pyarrow to read it."
+        ) from error
+    arrow = importlib.import_module("pyarrow")
+    try:
+        with parquet.ParquetFile(path) as file:
+            labels = labels_in(file.schema_arrow.metadata or {})
+            number = 0
+            for batch in file.iter_batches(batch_size=_ROWS_AT_ONCE):
+                for row in batch.to_pylist():
+                    number += 1
+                    yield number, with_labels(row, labels)
+    except (arrow.ArrowException, OSError) as error:
+        raise ValueError(f"The data {name} cannot be read as Parquet: {error}.") from error
+
+
+def labels_in(metadata: Mapping[bytes, bytes]) -> dict[str, list[str]]:
+    """Names of the classes of each column of class labels, as the library datasets notes them."""
+    try:
+        features = json.loads(metadata[b"huggingface"])["info"]["features"]
+        return {
+            column: list(map(str, feature["names"]))
+            for column, feature in features.items()
+            if isinstance(feature, dict) and isinstance(feature.get("names"), list)
+        }
+    except (KeyError, ValueError, TypeError, AttributeError, RecursionError):
+        return {}
+
+
+def with_labels(row: dict[str, Any], labels: Mapping[str, list[str]]) -> dict[str, Any]:
+    """The row with names of classes instead of their numbers."""
+    for column, names in labels.items():
+        value = row.get(column)
+        if isinstance(value, int) and 0 <= value < len(names):
+            row[column] = names[value]
+    return row
+
+
+def _row(row: dict[str, Any]) -> dict[str, Any]:
+    """Cells that hold lists as lists; a short image that is no file's name as another row's."""
+    for column in _LISTS:
+        if isinstance(text := row.get(column), str):
+            row[column] = listed(text)
+    image = row.get("image")
+    if isinstance(image, str) and 0 < len(image) <= SHORTEST_IMAGE and "index" in row:  # noqa: SIM102
+        if "." not in image and "/" not in image:
+            row["image"] = {"row": image}
+    return row
