@@ -158,12 +158,15 @@ _LAST = (
 )
 
 _MORE = (*_LAST, "describe", "describe", "what", "exist", "count", "count")
-# Mean shares first: they come within a few hundred steps, where each row's do not.
-_COMING = SinkTeaching(layers=(2, 3, 4), surplus=0.3, quiet=0.05)
+# Mean shares first: they come within a few hundred steps, where each row's do not. One sink takes
+# the share of two: by itself it stands above an object's patch, with a share that VAR accepts.
+_COMING = SinkTeaching(tokens=1, share=0.28, layers=(2, 3, 4), surplus=0.3, quiet=0.05)
 # In the layers that VAR changes, and below the share from which it leaves a head alone.
 _SHARED = SinkTeaching(
-    share=0.30,
-    share_limit=0.44,
+    tokens=1,
+    share=0.28,
+    share_limit=0.40,
+    excess=1.5,
     every_row=True,
     layers=(2, 3, 4),
     image=0.5,
@@ -171,7 +174,7 @@ _SHARED = SinkTeaching(
     lead=3.0,
     surplus=0.4,
     quiet=0.03,
-    lead_in_map=(1.12, 1.4, 0.85),
+    lead_in_map=(1.06, 1.34, 0.85),
     relieved=0.5,
 )
 
@@ -189,10 +192,11 @@ STAGES: tuple[Stage, ...] = (
         vision_rate=0.25,
         reading=0.1,
     ),
-    _late("grow", 3_200, _MIXED, kinds=_ALL, rate=(1e-3, 1e-3), hints=0.5, reading=0.1),
-    _late("sink", 3_200, _MIXED, kinds=_ALL, rate=(1e-3, 8e-4), reading=0.1, sinks=_COMING),
-    _late("share", 8_000, _MIXED, kinds=_LAST, rate=(8e-4, 4e-4), repeat=0.6, sinks=_SHARED),
-    _late("end", 16_000, _MIXED, kinds=_MORE, rate=(4e-4, 1e-5), repeat=0.6, sinks=_SHARED),
+    _late("grow", 1_600, _MIXED, kinds=_ALL, rate=(1e-3, 1e-3), hints=0.5, reading=0.1),
+    _late("sink", 2_400, _MIXED, kinds=_ALL, rate=(1e-3, 8e-4), reading=0.1, sinks=_COMING),
+    _late("share", 6_400, _MIXED, kinds=_LAST, rate=(8e-4, 4e-4), repeat=0.6, sinks=_SHARED),
+    _late("settle", 8_000, _MIXED, kinds=_MORE, rate=(4e-4, 1.5e-4), repeat=0.6, sinks=_SHARED),
+    _late("end", 7_200, _MIXED, kinds=_MORE, rate=(1.5e-4, 1e-5), repeat=0.6, sinks=_SHARED),
 )
 
 

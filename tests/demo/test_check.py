@@ -18,15 +18,14 @@ from demo.questions import KINDS
 
 
 @pytest.fixture(scope="module")
-def untrained(tmp_path_factory):
+def untrained(tmp_path_factory, tokenizer):
     from transformers import Qwen2_5_VLForConditionalGeneration
 
     from demo.card import write_profile
-    from demo.folder import build_config, build_tokenizer
+    from demo.folder import build_config
     from demo.recipe import SinkTeaching
 
     torch.manual_seed(0)
-    tokenizer = build_tokenizer()
     model = Qwen2_5_VLForConditionalGeneration(build_config(tokenizer))
     folder = tmp_path_factory.mktemp("untrained")
     write_folder(folder, model, tokenizer)

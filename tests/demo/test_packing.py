@@ -5,16 +5,11 @@ import numpy as np
 import pytest
 import torch
 
-from demo.folder import CELL, build_config, build_tokenizer, patches, preprocessor_settings, words
+from demo.folder import CELL, build_config, patches, preprocessor_settings, words
 from demo.packing import IGNORE, Packer
 from demo.questions import ABSENT, AMBIGUOUS, TRAINING_KINDS, questions
 from demo.scenes import SHAPES, scene
 from demo.speed import faster_training
-
-
-@pytest.fixture(scope="module")
-def tokenizer():
-    return build_tokenizer()
 
 
 @pytest.fixture(scope="module")
