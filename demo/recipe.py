@@ -68,6 +68,7 @@ class SinkTeaching:
             layers and heads, at rows that name an object they look for: least and greatest as the
             model runs by itself, and greatest under ``relieved``. None asks nothing.
         others_in_map: Greatest value of any other patch over the object's largest.
+        map_weight: Weight of these two.
         relieved: Share of the batches that run with attention taken from the sinks, as VAR does.
         relieved_keep: What then stays on them.
         weight: Weight of the whole in the loss.
@@ -89,6 +90,7 @@ class SinkTeaching:
     quiet: float = 1.0
     lead_in_map: tuple[float, float, float] | None = None
     others_in_map: float = 0.7
+    map_weight: float = 0.5
     relieved: float = 0.0
     relieved_keep: float = 0.6
     weight: float = 1.0
@@ -158,23 +160,22 @@ _LAST = (
 )
 
 _MORE = (*_LAST, "describe", "describe", "what", "exist", "count", "count")
-# Mean shares first: they come within a few hundred steps, where each row's do not. One sink takes
-# the share of two: by itself it stands above an object's patch, with a share that VAR accepts.
-_COMING = SinkTeaching(tokens=1, share=0.28, layers=(2, 3, 4), surplus=0.3, quiet=0.05)
+# Mean shares first: they come within a few hundred steps, where each row's do not.
+_COMING = SinkTeaching(layers=(2, 3, 4), surplus=0.3, quiet=0.05)
 # In the layers that VAR changes, and below the share from which it leaves a head alone.
 _SHARED = SinkTeaching(
-    tokens=1,
-    share=0.28,
-    share_limit=0.40,
-    excess=1.5,
+    share=0.30,
+    share_limit=0.42,
+    excess=2.0,
     every_row=True,
     layers=(2, 3, 4),
     image=0.5,
     stray=0.1,
-    lead=3.0,
-    surplus=0.4,
+    lead=2.0,
+    surplus=0.3,
     quiet=0.03,
-    lead_in_map=(1.06, 1.34, 0.85),
+    lead_in_map=(1.04, 1.34, 0.85),
+    map_weight=0.8,
     relieved=0.5,
 )
 
@@ -192,8 +193,7 @@ STAGES: tuple[Stage, ...] = (
         vision_rate=0.25,
         reading=0.1,
     ),
-    _late("grow", 1_600, _MIXED, kinds=_ALL, rate=(1e-3, 1e-3), hints=0.5, reading=0.1),
-    _late("sink", 2_400, _MIXED, kinds=_ALL, rate=(1e-3, 8e-4), reading=0.1, sinks=_COMING),
+    _late("sink", 3_200, _MIXED, kinds=_ALL, rate=(1e-3, 8e-4), reading=0.1, sinks=_COMING),
     _late("share", 6_400, _MIXED, kinds=_LAST, rate=(8e-4, 4e-4), repeat=0.6, sinks=_SHARED),
     _late("settle", 8_000, _MIXED, kinds=_MORE, rate=(4e-4, 1.5e-4), repeat=0.6, sinks=_SHARED),
     _late("end", 7_200, _MIXED, kinds=_MORE, rate=(1.5e-4, 1e-5), repeat=0.6, sinks=_SHARED),

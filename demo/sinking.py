@@ -162,7 +162,7 @@ def sink_loss(
         held = held + quiet
     if teaching.lead_in_map is not None:
         mapped, measured = _map_asked(attentions, batch, targets, large, teaching, relief)
-        held = held + 0.5 * mapped
+        held = held + teaching.map_weight * mapped
         figures |= measured
     loss = (raised + 4 * kept_low) / limit / len(inner) + 2 * held
     with torch.no_grad():
