@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -12,6 +13,7 @@ from sinkscope.cli.common import check_output, mistakes_said_plainly, progress
 from sinkscope.utils import PROJECT, run_folder
 
 if TYPE_CHECKING:
+    from sinkscope.config import VARSettings
     from sinkscope.demo.check import MakeRowChange
 
 BUNDLED = PROJECT / "demo" / "model"
@@ -85,13 +87,13 @@ def check(
     card: Annotated[
         bool, typer.Option("--card", help="Write the model card and check.json into the folder.")
     ] = False,
-    keep: Annotated[float, typer.Option(help="VAR: fraction that stays on a sink.")] = 0.0,
-    max_sink_share: Annotated[
-        float, typer.Option(help="VAR: heads with a larger sink share stay as they are.")
-    ] = 0.5,
     threads: Annotated[int | None, typer.Option(help="CPU threads; left out: all cores.")] = None,
 ) -> None:
-    """Measure the model on scenes that it was not trained on: answers, looking, sinks."""
+    """Measure the model on scenes that it was not trained on: answers, looking, sinks.
+
+    Answers and looking by itself, with VAR at its default settings, with VAR that leaves nothing on
+    a sink (keep 0), and with the control: VAR at its default settings on random tokens.
+    """
     with mistakes_said_plainly():
         import torch
         from transformers.utils import logging
@@ -107,7 +109,12 @@ def check(
             torch.set_num_threads(threads)
         profile = read_profile(model / PROFILE_FILE)
         settings = CheckSettings(model, scenes, dims=profile.dims, tau=profile.tau)
-        var = VARSettings(profile.dims, tau=profile.tau, keep=keep, max_sink_share=max_sink_share)
+        var = VARSettings(profile.dims, tau=profile.tau)
+        changes = {
+            "VAR": var,
+            "VAR, keep 0": replace(var, keep=0.0),
+            "random tokens": replace(var, control="random"),
+        }
         with progress("Measuring", 100) as bar:
             shown = 0
 
@@ -117,7 +124,8 @@ def check(
                 bar.update(percent - shown)
                 shown = percent
 
-            figures = run(settings, var_rows(var, profile.layers), report)
+            made = {name: var_rows(own, profile.layers) for name, own in changes.items()}
+            figures = run(settings, made, report)
         figures["var_settings"] = {
             "dialect": var.dialect,
             "keep": var.keep,
@@ -130,11 +138,11 @@ def check(
         typer.echo(json.dumps(figures, indent=1) if as_json else table(figures))
 
 
-def var_rows(settings: Any, layers: int) -> MakeRowChange:
+def var_rows(settings: VARSettings, layers: int) -> MakeRowChange:
     """VAR as `demo.check` takes it: layers 2 .. L-2, sinks from the prefill, rows after the image.
 
     Args:
-        settings: `VARSettings`.
+        settings: dialect, thresholds, control.
         layers: decoder layers of the model.
     """
     import torch
@@ -143,6 +151,7 @@ def var_rows(settings: Any, layers: int) -> MakeRowChange:
     from sinkscope.attention_processor import sink_mask
     from sinkscope.demo.measure import RowChange
     from sinkscope.demo.packing import PackedBatch
+    from sinkscope.redistribution.intervention import random_instead
     from sinkscope.var_patch import redistribute
 
     def make(batch: PackedBatch, states: tuple[Tensor, ...]) -> RowChange:
@@ -155,6 +164,9 @@ def var_rows(settings: Any, layers: int) -> MakeRowChange:
                 return weights
             sinks = sink_mask(states[layer], settings.dims, settings.tau, settings.dialect)
             sinks[:, seen.stop :] = False  # words after the image are no sinks: prefill of an image
+            if settings.control == "random":
+                pairs = zip(sinks, vision, strict=True)
+                sinks = torch.stack([random_instead(s, v, settings.seed, layer) for s, v in pairs])
             return redistribute(weights, sinks, vision, settings, first_query=seen.stop)
 
         return change

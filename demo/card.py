@@ -63,30 +63,52 @@ def answers_table(figures: dict[str, Any]) -> str:
 
 
 def looking_table(figures: dict[str, Any]) -> str:
-    """Where attention is when the model names an object, as a Markdown table."""
-    plain = figures["looking"]
-    changed = figures.get("with_var", {}).get("looking")
-    head = plain["best_head"]
-    rows = [
-        (
-            f"best head (layer {head['layer']}, head {head['head']}; chosen on other scenes)",
-            plain["best_head"]["pointing"],
-            changed and changed["best_head"]["pointing"],
-        ),
-        (
-            "mean over all layers and heads",
-            plain["mean_map_pointing"],
-            changed and changed["mean_map_pointing"],
-        ),
-        ("chance of that", plain["chance"], plain["chance"] if changed else None),
-        (
-            "share of the mean map's attention that is inside",
-            plain["mean_map_share_in_box"],
-            changed and changed["mean_map_share_in_box"],
-        ),
+    """Where attention is when the model names an object, as a Markdown table: by itself and under
+    each intervention."""
+    columns = [figures["looking"], *(c["looking"] for c in figures["changed"].values())]
+    head = figures["looking"]["best_head"]
+    rows = {
+        f"best head (layer {head['layer']}, head {head['head']}; chosen on other scenes)": [
+            c["best_head"]["pointing"] for c in columns
+        ],
+        "mean over all layers and heads": [c["mean_map_pointing"] for c in columns],
+        "chance of that": [c["chance"] for c in columns],
+        "share of the mean map's attention that is inside": [
+            c["mean_map_share_in_box"] for c in columns
+        ],
+    }
+    names = ["maximum inside the object's box", "as it is", *figures["changed"]]
+    lines = ["| " + " | ".join(names) + " |", "|---" * len(names) + "|"]
+    lines += [f"| {name} | {' | '.join(map(_percent, row))} |" for name, row in rows.items()]
+    return "\n".join(lines)
+
+
+def changes_table(figures: dict[str, Any]) -> str:
+    """What the interventions do to the answers, as a Markdown table."""
+    lines = [
+        "| | four types together | describe | answers mended | answers broken |",
+        "|---|---|---|---|---|",
     ]
-    lines = ["| maximum inside the object's box | as it is | with VAR |", "|---|---|---|"]
-    lines += [f"| {name} | {_percent(a)} | {_percent(b)} |" for name, a, b in rows]
+    plain = figures["answers"]
+    rows = {"as it is": (plain, None)}
+    rows |= {n: (c["answers"], c["verdicts"]) for n, c in figures["changed"].items()}
+    for name, (answers, verdicts) in rows.items():
+        counts = (
+            f"{verdicts['mended']} of {verdicts['wrong_before']} wrong ones | {verdicts['broken']} "
+            f"of {verdicts['questions'] - verdicts['wrong_before']} right ones"
+            if verdicts
+            else " | "
+        )
+        together, describe = answers["together"]["exact"], answers["by_type"]["describe"]["exact"]
+        lines.append(f"| {name} | {_percent(together)} | {_percent(describe)} | {counts} |")
+    return "\n".join(lines)
+
+
+def grids_table(figures: dict[str, Any]) -> str:
+    """Accuracy of "describe" by grid of vision tokens, as a Markdown table."""
+    lines = ["| vision tokens | scenes | describe, exact match |", "|---|---|---|"]
+    for grid, row in figures["describe_by_grid"].items():
+        lines.append(f"| {grid} | {row['scenes']} | {_percent(row['exact'])} |")
     return "\n".join(lines)
 
 
@@ -117,7 +139,9 @@ def table(figures: dict[str, Any]) -> str:
             f"{figures['scenes']} held-out scenes",
             answers_table(figures),
             f"Scenes without objects described by 'nothing.': {_nothing_text(figures)}",
+            grids_table(figures),
             looking_table(figures),
+            changes_table(figures),
             f"Sinks: dims {figures['sinks']['dims']}, tau {figures['sinks']['tau']}, in "
             f"{_percent(figures['sinks']['images_with_sinks'])} of the images; places: "
             + _places(figures),
@@ -129,8 +153,6 @@ def table(figures: dict[str, Any]) -> str:
 def write_card(folder: Path, figures: dict[str, Any]) -> None:
     """Writes the model card ``README.md`` from the figures of ``check``."""
     weights = (folder / "model.safetensors").stat().st_size
-    var = figures.get("with_var")
-    settings = figures.get("var_settings", {})
     missed = [k for k in figures["answers"]["by_type"] if k not in suggested(figures)]
     missed_text = (
         f"Not reached ({_percent(SUGGEST_FROM)} exact match), and so not suggested: "
@@ -139,14 +161,7 @@ def write_card(folder: Path, figures: dict[str, Any]) -> None:
         if missed
         else "All question types reached the mark from which they are suggested."
     )
-    var_text = (
-        "VAR was applied while the model ran, with "
-        + ", ".join(f"{k} {v}" for k, v in settings.items())
-        + ". Exact match of the four types together under it: "
-        + f"{_percent(var['answers']['together']['exact'])}."
-        if var
-        else ""
-    )
+    settings = ", ".join(f"{k} {v}" for k, v in figures.get("var_settings", {}).items())
     text = f"""# The bundled model
 
 A genuine `Qwen2_5_VLForConditionalGeneration` in miniature: 6 decoder layers, hidden size 256,
@@ -168,17 +183,19 @@ were shown where to read: the last heads of layers 3 and 4 at the word that a qu
 first head of layer 3 at the object whose shape comes next in a description.
 
 **The sinks were trained in.** At this size they did not emerge by themselves. A loss term raised
-the model's own choice of {SinkTeaching().tokens} background tokens on the dimensions
-{list(SinkTeaching().dims)} of the residual stream, from layer 1's input on, and asked heads to
-look at them:
+the model's own choice of background tokens on the dimensions {list(SinkTeaching().dims)} of the
+residual stream, from layer 1's input on, and asked heads to look at them:
 
 {_asked_table(STAGES)}
 
-The last row asks for it in the layers that VAR changes, below the share of 50 % from which VAR
-leaves a head alone, and for a spread of what is left over the rest of the background. So it was
-arranged that this model's mean map goes wrong without VAR and comes right with it: it shows how the
-method works, and is no evidence of what the method does for a large model. Nor can conclusions be
-drawn from it about how sinks arise in large models.
+"Elsewhere" is layer 1 and the last layer, in which VAR does not act. "Over the object" compares
+the sink's patch with the largest patch of the object that is named next, in the mean map over all
+layers and heads. Part of the batches ran with attention taken from the sinks, as VAR at its default
+settings does; under that the object's patch was asked to stand above the sink's.
+
+So it was arranged that this model's mean map goes wrong without VAR and comes right with it: it
+shows how the method works, and is no evidence of what the method does for a large model. Nor can
+conclusions be drawn from it about how sinks arise in large models.
 
 ## Answers
 Exact match on {figures["scenes"]} held-out scenes. "Guessing" knows the question and the statistics
@@ -190,13 +207,23 @@ of the scenes, but not the picture.
 
 Scenes without objects are described by "nothing.": {_nothing_text(figures)}.
 
+The images above have 25 to 48 vision tokens. On one grid at a time:
+
+{grids_table(figures)}
+
 ## Where it looks
 At the rows that predict a shape word, in {figures["looking"]["tokens"]} words of "describe" and
 "what" answers. A token counts as inside when its centre lies in the object's box.
 
 {looking_table(figures)}
 
-{var_text}
+VAR and its control were applied while the model ran, in layers 2 to 4, with {settings} where the
+column says nothing else. The control does to as many random vision tokens what VAR does to the
+sinks.
+
+What that does to the answers, all question types together:
+
+{changes_table(figures)}
 
 ## Sinks
 Dimensions {figures["sinks"]["dims"]}, tau {figures["sinks"]["tau"]} (phi cannot exceed
@@ -261,18 +288,29 @@ def _stages_table(stages: Sequence[Stage]) -> str:
 
 
 def _asked_table(stages: Sequence[Stage]) -> str:
-    """In which layers attention to the sinks was asked for, stage by stage."""
-    lines = ["| stages | layers | share of the image attention | of |", "|---|---|---|---|"]
-    asked: dict[tuple[tuple[int, ...], float, float, bool], list[str]] = {}
+    """What was asked of sinks and of the attention on them, stage by stage."""
+    lines = [
+        "| stages | sinks an image | layers | share of the image attention | of "
+        "| elsewhere | over the object | with sinks reduced |",
+        "|" + "---|" * 8,
+    ]
+    asked: dict[SinkTeaching, list[str]] = {}
     for stage in stages:
-        if s := stage.sinks:
-            key = (s.layers, s.share, s.share_limit, s.every_row)
-            asked.setdefault(key, []).append(stage.name)
-    for (layers, least, most, every_row), names in asked.items():
-        of = "each row of an answer" if every_row else "the mean over the rows of answers"
+        if stage.sinks:
+            asked.setdefault(stage.sinks, []).append(stage.name)
+    for s, names in asked.items():
+        of = "each row of an answer" if s.every_row else "the mean over the rows of answers"
+        quiet = f"up to {100 * s.quiet:.0f} %" if s.quiet < 1 else "free"
+        over = relieved = ""
+        if s.lead_in_map:
+            low, high, under = s.lead_in_map
+            over = f"{low:g} to {high:g} times"
+            if s.relieved:
+                relieved = f"up to {under:g} times, in {100 * s.relieved:.0f} % of the batches"
         lines.append(
-            f"| {', '.join(names)} | {', '.join(map(str, layers))} "
-            f"| {100 * least:.0f} to {100 * most:.0f} % | {of} |"
+            f"| {', '.join(names)} | {s.tokens} | {', '.join(map(str, s.layers))} "
+            f"| {100 * s.share:.0f} to {100 * s.share_limit:.0f} % | {of} | {quiet} | {over} "
+            f"| {relieved} |"
         )
     return "\n".join(lines)
 

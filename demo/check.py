@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter, defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from sinkscope.demo.folder import CELL
 from sinkscope.demo.measure import (
     Observed,
     RowChange,
@@ -24,17 +25,22 @@ from sinkscope.demo.measure import (
     held_out_scenes,
     load_subject,
     observe,
+    observe_changed,
 )
 from sinkscope.demo.packing import PackedBatch
 from sinkscope.demo.questions import KINDS, questions
 from sinkscope.demo.recipe import TAU, SinkTeaching
 from sinkscope.demo.scenes import PLACES, Scene
-from sinkscope.demo.teaching import phi_per_dim
+from sinkscope.demo.sinking import phi_per_dim
+from sinkscope.demo.teaching import inside_box
 
 TOGETHER = ("describe", "what", "colour", "exist")
 """The question types whose accuracy is also given together."""
 _LOOKING = ("describe", "what")
 _CONTROL_DRAWS = 10
+
+GRIDS: tuple[tuple[int, int], ...] = ((5, 5), (7, 7), (8, 8), (7, 13), (10, 10))
+"""Rows and columns of vision tokens for which "describe" is measured on its own."""
 
 MakeRowChange = Callable[[PackedBatch, tuple[Tensor, ...]], RowChange]
 
@@ -66,14 +72,15 @@ class CheckSettings:
 
 def check(
     settings: CheckSettings,
-    make_row_change: MakeRowChange | None = None,
+    changes: Mapping[str, MakeRowChange] | None = None,
     report: Callable[[int, int], None] = lambda done, total: None,
 ) -> dict[str, Any]:
     """Measures everything.
 
     Args:
         settings: What to measure.
-        make_row_change: VAR, as an intervention on the attention rows; None leaves its figures out.
+        changes: Interventions on the attention rows by name (VAR at its settings, its control):
+            answers and looking are measured under each as well.
         report: Called with scenes done and in total.
 
     Returns:
@@ -85,9 +92,9 @@ def check(
     subject = load_subject(settings.folder)
     held = held_out_scenes(settings.first_seed, settings.scenes)
     others = held_out_scenes(settings.first_seed + 10_000_000, max(10, settings.scenes // 5))
-    extra = max(5, settings.scenes // 10)
-    passes = 1 if make_row_change is None else 2
-    total = len(others) + passes * len(held) + 2 * extra
+    extra, per_grid = max(5, settings.scenes // 10), max(5, settings.scenes // 2)
+    changes = changes or {}
+    total = len(others) + (1 + len(changes)) * len(held) + 2 * extra + len(GRIDS) * per_grid
     done = 0
 
     def count(seen: Observed) -> None:
@@ -99,36 +106,58 @@ def check(
     for seen in observe(subject, others, _LOOKING):
         choosing.add(seen)
         count(seen)
-    answers, looking = _Answers(held, settings), _Looking()
-    sinks = _Sinks(settings, subject)
+    best = choosing.best_head()
+    guess = _guesses(settings)
+    answers, looking, sinks = _Answers(guess), _Looking(), _Sinks(settings, subject)
+    changed = {name: (_Answers(guess), _Looking(), _Compared()) for name in changes}
     for seen in observe(subject, held, KINDS):
         answers.add(seen)
         looking.add(seen)
         sinks.add(seen)
         count(seen)
-    best = choosing.best_head()
-    result: dict[str, Any] = {
+        for name, make in changes.items():
+            again = observe_changed(subject, seen, make(seen.batch, seen.states))
+            changed[name][0].add(again)
+            changed[name][1].add(again)
+            changed[name][2].add(seen, again)
+            count(again)
+    return {
         "scenes": settings.scenes,
         "first_seed": settings.first_seed,
         "answers": answers.figures(),
+        "describe_by_grid": {
+            f"{rows} x {cols}": _describe_on(
+                subject, settings.first_seed + 40_000_000, per_grid, rows, cols, count
+            )
+            for rows, cols in GRIDS
+        },
         "without_objects": {
             kind: _nothing(subject, settings.first_seed + 20_000_000, extra, kind, count)
             for kind in ("texture", "photo")
         },
         "looking": looking.figures(best) | {"chosen_on_scenes": len(others)},
         "sinks": sinks.figures(),
+        "changed": {
+            name: {
+                "answers": own_answers.figures(),
+                "looking": own_looking.figures(best),
+                "verdicts": compared.figures(),
+            }
+            for name, (own_answers, own_looking, compared) in changed.items()
+        },
     }
-    if make_row_change is not None:
-        changed, changed_answers = _Looking(), _Answers(held, settings)
-        for seen in observe(subject, held, KINDS, make_row_change):
-            changed.add(seen)
-            changed_answers.add(seen)
-            count(seen)
-        result["with_var"] = {
-            "answers": changed_answers.figures(),
-            "looking": changed.figures(best),
-        }
-    return result
+
+
+def _describe_on(
+    subject: Subject, seed: int, count: int, rows: int, cols: int, seen: Callable[[Observed], None]
+) -> dict[str, Any]:
+    """Exact match of "describe" on one grid of vision tokens."""
+    right = []
+    scenes = held_out_scenes(seed, count, sizes=((cols * CELL, rows * CELL),))
+    for group in observe(subject, scenes, ("describe",)):
+        right += [verdict for _, verdict in group.verdicts()]
+        seen(group)
+    return {"scenes": len(right), "exact": float(np.mean(right))}
 
 
 def _nothing(
@@ -144,16 +173,21 @@ def _nothing(
     return {"scenes": len(right), "nothing": float(np.mean(right))}
 
 
+def _guesses(settings: CheckSettings) -> dict[str, str]:
+    """The commonest answer of each question: what a guesser would say that knows the question and
+    the statistics of the scenes, but not the picture."""
+    common: dict[str, Counter[str]] = defaultdict(Counter)
+    for other in held_out_scenes(settings.first_seed + 30_000_000, 5 * settings.scenes):
+        for asked in questions(other, KINDS):
+            common[asked.prompt][asked.answer] += 1
+    return {prompt: seen.most_common(1)[0][0] for prompt, seen in common.items()}
+
+
 class _Answers:
     """Exact match by question type, and what guessing would reach."""
 
-    def __init__(self, scenes: Sequence[Scene], settings: CheckSettings) -> None:
-        # A guesser that knows the question and the statistics of the scenes, but not the picture.
-        common: dict[str, Counter[str]] = defaultdict(Counter)
-        for other in held_out_scenes(settings.first_seed + 30_000_000, 5 * len(scenes)):
-            for asked in questions(other, KINDS):
-                common[asked.prompt][asked.answer] += 1
-        self._guess = {prompt: seen.most_common(1)[0][0] for prompt, seen in common.items()}
+    def __init__(self, guess: Mapping[str, str]) -> None:
+        self._guess = guess
         self._right: dict[str, list[bool]] = defaultdict(list)
         self._guessed: dict[str, list[bool]] = defaultdict(list)
 
@@ -175,6 +209,25 @@ class _Answers:
         return {
             "by_type": table,
             "together": {"types": list(TOGETHER), "exact": float(np.mean(together))},
+        }
+
+
+class _Compared:
+    """How many verdicts an intervention changes, and which way."""
+
+    def __init__(self) -> None:
+        self._pairs: Counter[tuple[bool, bool]] = Counter()
+
+    def add(self, plain: Observed, changed: Observed) -> None:
+        for (_, before), (_, after) in zip(plain.verdicts(), changed.verdicts(), strict=True):
+            self._pairs[before, after] += 1
+
+    def figures(self) -> dict[str, int]:
+        return {
+            "questions": self._pairs.total(),
+            "wrong_before": self._pairs[False, True] + self._pairs[False, False],
+            "mended": self._pairs[False, True],
+            "broken": self._pairs[True, False],
         }
 
 
@@ -234,12 +287,7 @@ def _inside(scene: Scene, index: int, rows: int, cols: int) -> Tensor | None:
     """Vision tokens whose centre lies in the box of object ``index``: ``(V,)`` bool."""
     if index >= len(scene.objects):
         return None
-    height, width = scene.owner.shape
-    x0, y0, x1, y1 = scene.objects[index].box
-    y, x = np.mgrid[0:rows, 0:cols]
-    centre_x, centre_y = (x + 0.5) * width / cols, (y + 0.5) * height / rows
-    inside = (x0 <= centre_x) & (centre_x < x1) & (y0 <= centre_y) & (centre_y < y1)
-    return torch.from_numpy(inside.reshape(-1))
+    return torch.from_numpy(inside_box(scene, index, rows, cols))
 
 
 class _Sinks:

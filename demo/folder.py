@@ -48,7 +48,7 @@ CHAT_TEMPLATE = (
 PATCH, MERGE, TEMPORAL = 14, 2, 2
 CELL = PATCH * MERGE
 """Side of one vision token in pixels of the resized image."""
-MIN_TOKENS, MAX_TOKENS = 25, 49
+MIN_TOKENS, MAX_TOKENS = 25, 100
 IMAGE_MEAN = (0.48145466, 0.4578275, 0.40821073)
 IMAGE_STD = (0.26862954, 0.26130258, 0.27577711)
 _TOKENIZER_SCENES = 1500
@@ -154,7 +154,7 @@ def build_config(tokenizer: Any) -> Any:
 
 
 def preprocessor_settings() -> dict[str, Any]:
-    """The contents of ``preprocessor_config.json``: images become 25 to 49 vision tokens."""
+    """The contents of ``preprocessor_config.json``: images become 25 to 100 vision tokens."""
     return {
         "do_convert_rgb": True,
         "do_normalize": True,

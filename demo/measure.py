@@ -96,39 +96,26 @@ def load_subject(folder: Path) -> Subject:
 
     if not (folder / "model.safetensors").exists():
         raise ValueError(f"{folder} holds no model: make one with `sinkscope demo train`")
-    AttentionInterface.register(_ATTENTION, _observed_attention)
+    AttentionInterface.register(_ATTENTION, masked_attention)
     model = Qwen2_5_VLForConditionalGeneration.from_pretrained(folder, dtype=torch.float32).eval()
     model.config.text_config._attn_implementation = _ATTENTION
     tokenizer = AutoTokenizer.from_pretrained(folder)
     return Subject(model, tokenizer, Packer(tokenizer))
 
 
-def _observed_attention(
-    module: Any,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    attention_mask: Tensor,
-    scaling: float,
-    row_change: RowChange | None = None,
-    **_: Any,
-) -> tuple[Tensor, Tensor]:
-    mixed, weights = masked_attention(module, query, key, value, attention_mask, scaling)
-    if row_change is None:
-        return mixed, weights
-    weights = row_change(module.layer_idx, weights)
-    spread = value.repeat_interleave(query.shape[1] // value.shape[1], dim=1)
-    return (weights @ spread).transpose(1, 2), weights
-
-
 def held_out_scenes(
-    first_seed: int, count: int, *, min_objects: int = 1, background: str = "any"
+    first_seed: int,
+    count: int,
+    *,
+    min_objects: int = 1,
+    background: str = "any",
+    sizes: Sequence[tuple[int, int]] = CHECK_SIZES,
 ) -> list[Scene]:
-    """Scenes that no training run has seen (their seeds begin with another number), sizes in
-    turn."""
+    """Scenes that no training run has seen (their seeds begin with another number), widths and
+    heights of ``sizes`` in turn."""
     made = []
     for index in range(count):
-        width, height = CHECK_SIZES[index % len(CHECK_SIZES)]
+        width, height = sizes[index % len(sizes)]
         most = 4 if min_objects else 0
         made.append(
             scene(
@@ -144,11 +131,7 @@ def held_out_scenes(
 
 
 def observe(
-    subject: Subject,
-    scenes: Sequence[Scene],
-    kinds: Sequence[str],
-    row_change: Callable[[PackedBatch, tuple[Tensor, ...]], RowChange] | None = None,
-    seed: int = 0,
+    subject: Subject, scenes: Sequence[Scene], kinds: Sequence[str], seed: int = 0
 ) -> Iterator[Observed]:
     """Runs the model over ``scenes`` in groups of one size.
 
@@ -156,9 +139,6 @@ def observe(
         subject: From ``load_subject``.
         scenes: Sides have to be multiples of 28.
         kinds: Questions to ask about each.
-        row_change: Makes an intervention for a batch, given the residual stream of a pass without
-            one (vision tokens come before every changed row, so their states are the same in both
-            passes).
         seed: Of the questions.
     """
     by_size: dict[tuple[int, ...], list[Scene]] = {}
@@ -168,11 +148,16 @@ def observe(
         for start in range(0, len(group), _BATCH):
             part = tuple(group[start : start + _BATCH])
             asked = tuple(tuple(questions(s, kinds, seed)) for s in part)
-            first = _forward(subject, part, asked, None)
-            if row_change is None:
-                yield first
-            else:
-                yield _forward(subject, part, asked, row_change(first.batch, first.states))
+            yield _forward(subject, part, asked, None)
+
+
+def observe_changed(subject: Subject, seen: Observed, row_change: RowChange) -> Observed:
+    """The same scenes and questions once more, under an intervention on the attention rows.
+
+    It may be made from ``seen.states``: vision tokens come before every row that VAR changes, so
+    their states are the same in both passes.
+    """
+    return _forward(subject, seen.scenes, seen.asked, row_change)
 
 
 @torch.no_grad()

@@ -8,7 +8,7 @@ Equality to rounding is tested.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -61,6 +61,7 @@ def masked_attention(
     value: Tensor,
     attention_mask: Tensor,
     scaling: float,
+    row_change: Callable[[int, Tensor], Tensor] | None = None,
     **_: Any,
 ) -> tuple[Tensor, Tensor]:
     """Softmax attention with grouped heads, by plain matrix products in the dtype of its inputs.
@@ -69,12 +70,13 @@ def masked_attention(
     lengths.
 
     Args:
-        module: The attention module (unused).
+        module: The attention module (its ``layer_idx`` is for ``row_change``).
         query: ``(B, H, L, d)``.
         key: ``(B, G, L, d)``; G divides H.
         value: ``(B, G, L, d)``.
         attention_mask: ``(B, 1, L, L)``, added to the scores.
         scaling: Factor on the scores.
+        row_change: (layer, weights) -> weights: an intervention on the attention rows.
 
     Returns:
         The mixed values ``(B, L, H, d)`` and the weights ``(B, H, L, L)``.
@@ -87,6 +89,8 @@ def masked_attention(
     scores = torch.bmm(stacked, key.reshape(size * groups, length, width).transpose(1, 2))
     weights = (scores.view(size, heads, length, length) + attention_mask).softmax(-1)
     weights = weights.to(value.dtype)
+    if row_change is not None:
+        weights = row_change(module.layer_idx, weights)
     mixed = torch.bmm(
         weights.view(size * groups, -1, length), value.reshape(size * groups, length, width)
     )

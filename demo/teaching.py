@@ -1,5 +1,4 @@
-"""The losses of the training: the answers, the look-up hints, and the encouragement of sinks. Pure
-tensor functions.
+"""What is known about a scene, and the losses of the look-up hints. Pure tensor functions.
 
 The hints are read by throw-away linear heads which are not part of the model. They teach (1) shape
 and colour of each vision token, (2) its place in the picture, (3) colour and place of the thing
@@ -21,7 +20,6 @@ from torch import Tensor, nn
 
 from sinkscope.demo.packing import IGNORE, PackedBatch
 from sinkscope.demo.questions import ABSENT, NUMBERS
-from sinkscope.demo.recipe import SinkTeaching
 from sinkscope.demo.scenes import COLOURS, PLACES, SHAPES, Scene
 
 _NAMED_LAYER = 3
@@ -43,6 +41,7 @@ class SceneTargets:
         object_place: ``(B, N)``: place of each object, padded with -100.
         touched: ``(B, V)`` bool: any part of an object's box reaches the token.
         covered: ``(B, N, V)``: 1 where an object covers a fifth of the token or more, else 0.
+        inside: ``(B, N, V)`` bool: the token's centre lies in the object's box.
         away: ``(B, V)`` bool: background on the side opposite to the objects.
     """
 
@@ -54,6 +53,7 @@ class SceneTargets:
     touched: Tensor
     away: Tensor
     covered: Tensor
+    inside: Tensor
 
 
 def hint_heads(hidden: int) -> nn.ModuleDict:
@@ -78,8 +78,11 @@ def scene_targets(scenes: Sequence[Scene], rows: int, cols: int) -> SceneTargets
         for j, o in enumerate(s.objects):
             colours[i, j], places[i, j] = list(COLOURS).index(o.colour), o.cell
     covered = np.zeros((len(scenes), most, rows * cols), np.float32)
+    inside = np.zeros((len(scenes), most, rows * cols), bool)
     for i, s in enumerate(scenes):
         covered[i, : len(s.objects)] = _cover(s, rows, cols).reshape(-1, rows * cols) > 0.2
+        for j in range(len(s.objects)):
+            inside[i, j] = inside_box(s, j, rows, cols)
     y, x = np.divmod(np.arange(rows * cols), cols)
     place = ((y + 0.5) / rows * 3).astype(int) * 3 + ((x + 0.5) / cols * 3).astype(int)
     stacked = [torch.from_numpy(np.stack(part)) for part in zip(*per_scene, strict=True)]
@@ -92,7 +95,18 @@ def scene_targets(scenes: Sequence[Scene], rows: int, cols: int) -> SceneTargets
         touched=stacked[2],
         away=stacked[3],
         covered=torch.from_numpy(covered),
+        inside=torch.from_numpy(inside),
     )
+
+
+def inside_box(scene: Scene, index: int, rows: int, cols: int) -> np.ndarray:
+    """Tokens whose centre lies in the box of object ``index``: ``(V,)`` bool."""
+    height, width = scene.owner.shape
+    x0, y0, x1, y1 = scene.objects[index].box
+    y, x = np.mgrid[0:rows, 0:cols]
+    centre_x, centre_y = (x + 0.5) * width / cols, (y + 0.5) * height / rows
+    inside: np.ndarray = (x0 <= centre_x) & (centre_x < x1) & (y0 <= centre_y) & (centre_y < y1)
+    return inside.reshape(-1)
 
 
 def _one_scene(
@@ -210,120 +224,3 @@ def reading_loss(attentions: Sequence[Tensor], batch: PackedBatch, targets: Scen
 
 def _entropy(scores: Tensor, wanted: Tensor) -> Tensor:
     return F.cross_entropy(scores, wanted.reshape(-1), ignore_index=IGNORE)
-
-
-def phi_per_dim(states: Tensor, dims: Sequence[int]) -> Tensor:
-    """|x[d]| / rms(x) for each of ``dims``: ``(..., hidden)`` -> ``(..., len(dims))``, float32
-    (method: phi)."""
-    states = states.float()
-    scale = (states.pow(2).mean(-1, keepdim=True) + 1e-6).sqrt()
-    return states[..., list(dims)].abs() / scale
-
-
-def choose_sinks(phi: Tensor, targets: SceneTargets, count: int, lead: float = math.inf) -> Tensor:
-    """The ``count`` tokens of highest phi off the objects: ``(B, V)`` -> bool ``(B, V)``.
-
-    A token on the side away from the objects goes first, unless another one's phi is greater by
-    ``lead`` or more.
-    """
-    allowed = torch.where(targets.away, phi, (phi - lead).clamp_min(-1.0))
-    allowed = allowed.masked_fill(targets.touched, -2.0)
-    chosen = torch.zeros_like(targets.away).scatter_(1, allowed.topk(count, 1).indices, True)
-    return chosen & ~targets.touched
-
-
-def sink_loss(
-    states: Sequence[Tensor],
-    attentions: Sequence[Tensor],
-    batch: PackedBatch,
-    targets: SceneTargets,
-    teaching: SinkTeaching,
-) -> tuple[Tensor, dict[str, float]]:
-    """Encourages sinks (see ``SinkTeaching``).
-
-    Args:
-        states: Residual stream at the input of each layer; ``states[1]`` is where sinks have to
-            exist first.
-        attentions: ``(B, H, L, L)`` for each layer.
-        batch: The packed batch.
-        targets: What is known about its scenes.
-        teaching: The settings.
-
-    Returns:
-        The weighted loss, and figures for the log.
-    """
-    vision, limit = batch.vision, math.sqrt(states[0].shape[-1])
-    first = phi_per_dim(states[1][:, vision], teaching.dims).amax(-1)
-    chosen = choose_sinks(first.detach(), targets, teaching.tokens, teaching.lead)
-    everywhere = F.pad(chosen, (vision.start, batch.ids.shape[1] - vision.stop))
-    ordinary = ~everywhere & (batch.block >= 0)
-    raised = states[0].new_zeros((), dtype=torch.float32)
-    kept_low = raised.clone()
-    inner = range(1, len(attentions))
-    large = []  # vision tokens that a head may take for sinks, layer by layer
-    for layer in inner:
-        phi = phi_per_dim(states[layer], teaching.dims)
-        large.append((phi.detach().amax(-1) >= 2 * teaching.low * limit)[:, vision] | chosen)
-        excess = F.relu(phi[ordinary] - teaching.low * limit).sum() / everywhere.sum().clamp_min(1)
-        kept_low = kept_low + 0.25 * teaching.surplus * excess
-        raised = raised + F.relu(teaching.high * limit - phi[everywhere]).mean()
-        kept_low = kept_low + F.relu(phi[ordinary] - teaching.low * limit).mean()
-    held, figures = _attention_asked(attentions, batch, targets, chosen, large, teaching)
-    loss = (raised + 4 * kept_low) / limit / len(inner) + 2 * held
-    with torch.no_grad():
-        figures |= {
-            "sink_phi": float(first[chosen].mean()),
-            "other_phi": float(first[~chosen].mean()),
-            "large_tokens": float(large[1].float().sum(-1).mean()),
-        }
-    return teaching.weight * loss, figures
-
-
-def _log_odds(share: Tensor | float) -> Tensor:
-    share = torch.as_tensor(share)
-    return torch.log((share + 1e-3) / (1 - share + 1e-3))
-
-
-def _attention_asked(
-    attentions: Sequence[Tensor],
-    batch: PackedBatch,
-    targets: SceneTargets,
-    chosen: Tensor,
-    large: Sequence[Tensor],
-    teaching: SinkTeaching,
-) -> tuple[Tensor, dict[str, float]]:
-    """What the heads of ``teaching.layers`` miss of the attention asked of them (0: nothing), and
-    figures for the log; ``large`` holds the large tokens ``(B, V)`` of layers 1, 2 ..."""
-    shares, totals, masses, strays = [], [], [], []
-    for layer in teaching.layers:
-        image = attentions[layer][..., batch.vision].float()  # B, H, L, V
-        mass = image.sum(-1) + 1e-3
-        parts = [(image * m[:, None, None]).sum(-1) / mass for m in (chosen, large[layer - 1])]
-        elsewhere = ~(large[layer - 1] | targets.touched)
-        strays_here = (image * elsewhere[:, None, None]).amax(-1) / mass
-        for kept, value in zip(
-            (shares, totals, masses, strays), (*parts, mass, strays_here), strict=True
-        ):
-            kept.append(value.transpose(1, 2)[batch.predicting])  # rows, H
-    share, total, mass, stray = (torch.stack(t) for t in (shares, totals, masses, strays))
-    mean_share, mean_total = share.mean(1), total.mean(1)
-    if teaching.every_row:
-        # In log-odds: the gradient of a share itself vanishes where it is near nothing or all.
-        missing = F.relu(_log_odds(teaching.share) - _log_odds(share))
-        beyond = F.relu(_log_odds(total) - _log_odds(teaching.share_limit))
-        rest = F.relu(teaching.image - mass) + F.relu(stray - teaching.stray)
-        missed = (0.25 * (missing + teaching.excess * beyond) + rest).mean()
-    else:
-        missed = F.relu(teaching.share - mean_share) + F.relu(mean_share - teaching.share_limit)
-        missed = missed.mean()
-        missed = missed + teaching.surplus * F.relu(mean_total - teaching.share_limit).mean()
-    with torch.no_grad():
-        figures = {
-            "sink_share": float(mean_share.mean()),
-            "least_share": float(mean_share.min()),
-            "large_share": float(mean_total.mean()),
-            "share_over_half": float((total > 0.5).float().mean()),
-            "image_attention": float(mass.mean()),
-            "stray": float(stray.mean()),
-        }
-    return missed, figures

@@ -26,15 +26,9 @@ from sinkscope.demo.packing import IGNORE, PackedBatch, Packer
 from sinkscope.demo.questions import questions
 from sinkscope.demo.recipe import STAGES, SinkTeaching, Stage, fingerprint
 from sinkscope.demo.scenes import Scene, scene
+from sinkscope.demo.sinking import relieving, sink_loss
 from sinkscope.demo.speed import faster_training
-from sinkscope.demo.teaching import (
-    hint_heads,
-    hint_loss,
-    reading_loss,
-    scene_targets,
-    seen_loss,
-    sink_loss,
-)
+from sinkscope.demo.teaching import hint_heads, hint_loss, reading_loss, scene_targets, seen_loss
 
 CHECKPOINT = "checkpoint.safetensors"
 NEEDED_BYTES = 200_000_000
@@ -229,7 +223,9 @@ def _step(
                 for s in scenes
             ]
             batch = packer.pack(asked, rows, cols).to(device)
-            loss, figures = _answer_losses(run, stage, batch, targets, pixels, grid)
+            # No number is drawn where nothing depends on it: stages without it stay what they are.
+            relieved = stage.sinks is not None and 0 < stage.sinks.relieved > rng.random()
+            loss, figures = _answer_losses(run, stage, batch, targets, pixels, grid, relieved)
         else:
             loss, figures = _vision_losses(run, targets, pixels, grid)
     loss.backward()
@@ -281,20 +277,30 @@ def _vision_losses(
 
 
 def _answer_losses(
-    run: _Run, stage: Stage, batch: PackedBatch, targets: Any, pixels: Tensor, grid: Tensor
+    run: _Run,
+    stage: Stage,
+    batch: PackedBatch,
+    targets: Any,
+    pixels: Tensor,
+    grid: Tensor,
+    relieved: bool,
 ) -> tuple[Tensor, dict[str, float]]:
     hidden = torch.zeros(batch.mask.shape, device=pixels.device, dtype=torch.bfloat16)
     mask = hidden.masked_fill(~batch.mask, -1e9)  # added to the scores
-    out = run.model.model(
-        input_ids=batch.ids,
-        pixel_values=pixels,
-        image_grid_thw=grid,
-        attention_mask={"full_attention": mask},
-        position_ids=batch.positions,
-        use_cache=False,
-        output_hidden_states=True,
-        output_attentions=stage.sinks is not None or stage.reading > 0,
-    )
+    teaching = stage.sinks or SinkTeaching()
+    keep = teaching.relieved_keep if relieved else None
+    with relieving(run.model, batch.vision, teaching, keep) as relief:
+        out = run.model.model(
+            input_ids=batch.ids,
+            pixel_values=pixels,
+            image_grid_thw=grid,
+            attention_mask={"full_attention": mask},
+            position_ids=batch.positions,
+            use_cache=False,
+            output_hidden_states=True,
+            output_attentions=stage.sinks is not None or stage.reading > 0,
+            row_change=relief,
+        )
     rows = batch.predicting
     scores = run.model.lm_head(out.last_hidden_state[rows]).float()
     wanted = batch.labels[:, 1:][batch.labels[:, 1:] != IGNORE]
@@ -312,7 +318,9 @@ def _answer_losses(
         loss = loss + stage.reading * reading
         figures["reading"] = float(reading.detach())
     if stage.sinks:
-        sinks, measured = sink_loss(out.hidden_states, out.attentions, batch, targets, stage.sinks)
+        sinks, measured = sink_loss(
+            out.hidden_states, out.attentions, batch, targets, stage.sinks, relief
+        )
         loss = loss + sinks
         figures |= {"sinks": float(sinks.detach()), **measured}
     return loss, figures
@@ -337,7 +345,7 @@ def _save(run: _Run, settings: TrainSettings) -> None:
         "step": run.step,
         "seed": settings.seed,
         "steps": settings.steps,
-        "recipe": fingerprint(settings.stages[: run.stage]),
+        "recipe": fingerprint(_begun(settings.stages, run.stage, run.step)),
         "history": run.history,
     }
     partial = settings.work / (CHECKPOINT + ".partial")
@@ -349,6 +357,12 @@ def _save(run: _Run, settings: TrainSettings) -> None:
     partial.replace(settings.work / CHECKPOINT)
 
 
+def _begun(stages: tuple[Stage, ...], stage: int, step: int) -> tuple[Stage, ...]:
+    """The stages that a run has begun: what it may not go on with once they are changed. Those
+    after them may still be decided."""
+    return stages[: stage + (step > 0)]
+
+
 def _restore(run: _Run, settings: TrainSettings) -> None:
     from safetensors import safe_open
 
@@ -357,7 +371,7 @@ def _restore(run: _Run, settings: TrainSettings) -> None:
         return
     with safe_open(path, framework="pt") as stored:
         progress = json.loads(stored.metadata()["progress"])
-        recipe = fingerprint(settings.stages[: progress["stage"]])
+        recipe = fingerprint(_begun(settings.stages, progress["stage"], progress["step"]))
         before = (progress["seed"], progress["recipe"], progress.get("steps"))
         if before != (settings.seed, recipe, settings.steps):
             raise ValueError(

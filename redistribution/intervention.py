@@ -261,7 +261,7 @@ class VARIntervention:
             sinks[: len(scores)] = above_threshold(scores, settings.tau, settings.dialect)
             vision = self._padded_vision(device)
             if settings.control == "random":
-                sinks = _random_instead(sinks, vision, settings.seed, layer)
+                sinks = random_instead(sinks, vision, settings.seed, layer)
             state.sinks = sinks
             state.groups = KeyGroups.of(sinks[None], vision[None], dtype)
             counts = (
@@ -315,7 +315,7 @@ def _first_keys(groups: KeyGroups | None, keys: int) -> KeyGroups:
     )
 
 
-def _random_instead(sinks: Tensor, vision: Tensor, seed: int, layer: int) -> Tensor:
+def random_instead(sinks: Tensor, vision: Tensor, seed: int, layer: int) -> Tensor:
     """The control: as many random vision tokens that are no sinks, in place of the visual sinks."""
     others = (vision & ~sinks).nonzero()[:, 0].cpu()
     count = min(int((vision & sinks).sum()), len(others))

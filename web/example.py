@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from sinkscope import attention_extractor
+from sinkscope.attention_processor import patch_map
 from sinkscope.config import AppSettings, GenerationSettings, VARSettings
 from sinkscope.models.images import open_image
 from sinkscope.models.loading import ModelHandle
@@ -80,12 +81,53 @@ def make_example(
     return run
 
 
+def what_to_look_at(run: Run) -> tuple[int, str] | None:
+    """The word, and a sentence on it, where VAR most plainly takes the strongest patch from a sink.
+
+    Read off the mean maps of both answers over all layers and heads, up to where their texts part.
+    None where VAR does so for no word, or the run has one answer.
+    """
+    if list(run.traces) != ["baseline", "var"]:
+        return None
+    baseline, var = run.traces.values()
+    positions = baseline.layout.vision_positions().tolist()
+    columns = {position: column for column, position in enumerate(positions)}
+    sinks = {columns[p] for layer in baseline.sinks for p in layer.positions if p in columns}
+    best: tuple[float, int, str] | None = None
+    for index, (one, other) in enumerate(zip(baseline.tokens, var.tokens, strict=False)):
+        if one.id != other.id:
+            break
+        if sum(letter.isalpha() for letter in one.text) < 3 or one.text.startswith("<"):
+            continue
+        maps = [patch_map(trace, index, normalise=True).values for trace in (baseline, var)]
+        (before, share), (after, share_with) = ((int(m.argmax()), float(m.max())) for m in maps)
+        if before not in sinks or after in sinks:
+            continue
+        # How far the sink stands above that patch at first, and below it afterwards.
+        rivals = float(maps[0].flat[after]) * float(maps[1].flat[before])
+        gain = share * share_with / max(rivals, 1e-12)
+        if best is None or gain > best[0]:
+            row, column = divmod(after, maps[0].shape[1])
+            best = (
+                gain,
+                index,
+                f"Look at \u201c{one.text.strip()}\u201d: without VAR, the strongest patch of the "
+                f"mean map is a sink, with {share:.1%} of the image\u2019s attention. "
+                f"With VAR it is row {row + 1}, column {column + 1}, with {share_with:.1%}.",
+            )
+    return best and best[1:]
+
+
 def load_example(path: Path = EXAMPLE) -> Run | None:
-    """The saved example run; None where there is none or it is damaged (the log says why)."""
+    """The saved example run, with what to look at in it; None where there is none or it is damaged
+    (the log says why)."""
     if not (path / "run.json").is_file():
         return None
     try:
-        return open_run(path)
+        run = open_run(path)
+        hint = what_to_look_at(run)
+        about = {} if hint is None else {"look_at": hint[0], "remarks": [hint[1]]}
+        return replace(run, about=about)
     except ValueError as error:
         log.warning("the example run is not shown: %s", error)
         return None

@@ -2,11 +2,13 @@
 
 import json
 import math
+from dataclasses import replace
 
 import pytest
 import torch
 from typer.testing import CliRunner
 
+from sinkscope.config import VARSettings
 from sinkscope.demo import check as module
 from sinkscope.demo.card import suggested, table
 from sinkscope.demo.check import CheckSettings, check
@@ -16,15 +18,14 @@ from sinkscope.demo.questions import KINDS
 
 
 @pytest.fixture(scope="module")
-def untrained(tmp_path_factory):
+def untrained(tmp_path_factory, tokenizer):
     from transformers import Qwen2_5_VLForConditionalGeneration
 
     from sinkscope.demo.card import write_profile
-    from sinkscope.demo.folder import build_config, build_tokenizer
+    from sinkscope.demo.folder import build_config
     from sinkscope.demo.recipe import SinkTeaching
 
     torch.manual_seed(0)
-    tokenizer = build_tokenizer()
     model = Qwen2_5_VLForConditionalGeneration(build_config(tokenizer))
     folder = tmp_path_factory.mktemp("untrained")
     write_folder(folder, model, tokenizer)
@@ -37,13 +38,17 @@ def test_the_held_out_scenes_are_not_those_of_the_training():
     assert len({s.image.shape for s in held_out_scenes(0, 5)}) == 5
 
 
-def test_an_untrained_model_scores_nothing_and_has_no_sinks(untrained):
-    figures = check(CheckSettings(untrained, 10))
+@pytest.fixture(scope="module")
+def figures(untrained):
+    return check(CheckSettings(untrained, 10))
+
+
+def test_an_untrained_model_scores_nothing_and_has_no_sinks(figures):
     assert suggested(figures) == [] and figures["answers"]["together"]["exact"] == 0
     assert figures["sinks"]["images_with_sinks"] == 0
     assert 0.03 < figures["looking"]["chance"] < 0.15
     assert all(row["share_of_tokens"] == 0 for row in figures["sinks"]["layers"])
-    assert "with_var" not in figures and "10 held-out scenes" in table(figures)
+    assert figures["changed"] == {} and "10 held-out scenes" in table(figures)
 
 
 def test_planted_sinks_are_counted(untrained):
@@ -97,6 +102,49 @@ def test_planted_looking_is_found(untrained):
     assert math.isclose(figures["mean_of_heads_pointing"], 1 / 48, rel_tol=1e-5)
 
 
+def test_verdicts_are_counted_by_what_a_change_does_to_them(untrained):
+    """One change makes two of three answers right, and another makes a right one wrong."""
+    subject = load_subject(untrained)
+    seen = next(observe(subject, held_out_scenes(0, 1), ("what", "describe", "exist")))
+    before, after = torch.zeros_like(seen.right), torch.zeros_like(seen.right)
+    before[seen.batch.block == 3] = True
+    after[(seen.batch.block == 1) | (seen.batch.block == 2)] = True
+    compared = module._Compared()
+    compared.add(replace(seen, right=before), replace(seen, right=after))
+    wanted = {"questions": 3, "wrong_before": 2, "mended": 2, "broken": 1}
+    assert compared.figures() == wanted
+
+
+def test_each_grid_is_measured_on_scenes_of_its_own(figures):
+    grids = figures["describe_by_grid"]
+    assert list(grids) == ["5 x 5", "7 x 7", "8 x 8", "7 x 13", "10 x 10"]
+    assert all(row == {"scenes": 5, "exact": 0.0} for row in grids.values())
+    drawn = held_out_scenes(0, 2, sizes=((364, 196),))
+    assert [s.owner.shape for s in drawn] == [(196, 364)] * 2
+
+
+def test_var_and_its_control_take_from_the_tokens_they_name(untrained):
+    """Rows after the image, layers 2 .. L-2: VAR lowers the planted sinks, the control others."""
+    from sinkscope.cli.demo import var_rows
+
+    subject = load_subject(untrained)
+    seen = next(observe(subject, held_out_scenes(0, 2, sizes=((140, 140),)), ("what",)))
+    vision = seen.batch.vision
+    for states in seen.states:
+        states[:, vision.start + 3] = 0.01
+        states[:, vision.start + 3, 17] = 5.0
+    for control in ("none", "random"):
+        settings = VARSettings(dims=(17, 101), tau=6.0, control=control, min_image_mass=0.0)
+        change = var_rows(settings, 6)(seen.batch, seen.states)
+        weights = seen.attentions[2]
+        assert torch.equal(change(1, weights), weights) and torch.equal(change(5, weights), weights)
+        changed = change(2, weights)
+        assert torch.equal(changed[:, :, : vision.stop], weights[:, :, : vision.stop])
+        fell = (changed < weights - 1e-7)[:, :, vision.stop :].any(1).any(1)[:, vision]
+        assert fell.sum(-1).tolist() == [1, 1]
+        assert fell[:, 3].all() == (control == "none")
+
+
 def test_settings_outside_their_range_are_refused(untrained, tmp_path):
     for change, said in (({"scenes": 4}, "scenes is 4"), ({"first_seed": -1}, "first_seed is -1")):
         with pytest.raises(ValueError, match=said):
@@ -115,7 +163,8 @@ def test_the_command_prints_json_with_var_and_writes_the_card(untrained):
     figures = json.loads(done.stdout)
     assert figures == json.loads((untrained / "check.json").read_text())
     # No sinks, nothing to redistribute: VAR changes no figure.
-    assert figures["with_var"]["answers"] == figures["answers"]
+    assert list(figures["changed"]) == ["VAR", "VAR, keep 0", "random tokens"]
+    assert all(c["answers"] == figures["answers"] for c in figures["changed"].values())
     card = (untrained / "README.md").read_text()
     assert "The sinks were trained in." in card
     assert all(f"| {kind} |" in card for kind in KINDS)

@@ -5,23 +5,11 @@ import numpy as np
 import pytest
 import torch
 
-from sinkscope.demo.folder import (
-    CELL,
-    build_config,
-    build_tokenizer,
-    patches,
-    preprocessor_settings,
-    words,
-)
+from sinkscope.demo.folder import CELL, build_config, patches, preprocessor_settings, words
 from sinkscope.demo.packing import IGNORE, Packer
 from sinkscope.demo.questions import ABSENT, AMBIGUOUS, TRAINING_KINDS, questions
 from sinkscope.demo.scenes import SHAPES, scene
 from sinkscope.demo.speed import faster_training
-
-
-@pytest.fixture(scope="module")
-def tokenizer():
-    return build_tokenizer()
 
 
 @pytest.fixture(scope="module")

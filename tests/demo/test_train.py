@@ -1,6 +1,5 @@
 """Training: an interruption changes nothing, bad folders are named first, and the folder loads."""
 
-import functools
 import math
 from dataclasses import replace
 from pathlib import Path
@@ -11,15 +10,17 @@ import torch
 from safetensors.torch import load_file
 from typer.testing import CliRunner
 
+from sinkscope.demo import folder
 from sinkscope.demo import train as module
 from sinkscope.demo.recipe import STAGES as RECIPE
 from sinkscope.demo.recipe import SinkTeaching, Stage
 from sinkscope.demo.train import CHECKPOINT, TrainSettings, read_history, train
 
+SINKS = SinkTeaching(every_row=True, quiet=0.03, lead_in_map=(1.1, 1.4, 0.8), relieved=0.5)
 STAGES = (
     Stage("see", 8, ((3, 3),), 2, (), (1e-3, 1e-4), batch=2),
     Stage("name", 8, ((3, 3), (3, 4)), 2, ("what", "where"), (1e-3, 1e-3), batch=2, asked=2),
-    Stage("sink", 4, ((4, 3),), 2, ("what", "count"), (1e-3, 1e-4), sinks=SinkTeaching(), batch=2),
+    Stage("sink", 4, ((4, 3),), 2, ("what", "count"), (1e-3, 1e-4), sinks=SINKS, batch=2),
 )
 
 
@@ -32,11 +33,21 @@ def one_thread():
 
 
 @pytest.fixture(scope="module", autouse=True)
-def one_tokenizer():
-    """It is the same each time, and takes longer than the training of these small stages."""
+def small(tokenizer):
+    """One tokenizer (it is the same each time), and the architecture with narrow layers."""
+
+    def build_config(tokenizer):
+        config = folder.build_config(tokenizer)
+        text, vision = config.text_config, config.vision_config
+        text.hidden_size, text.intermediate_size = 128, 96
+        text.num_attention_heads, text.num_key_value_heads = 4, 2
+        vision.hidden_size, vision.intermediate_size, vision.out_hidden_size = 64, 96, 128
+        return config
+
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(module, "build_tokenizer", functools.cache(module.build_tokenizer))
-        yield
+        patch.setattr(module, "build_tokenizer", lambda: tokenizer)
+        patch.setattr(module, "build_config", build_config)
+        yield patch
 
 
 def settings(root: Path, **changes) -> TrainSettings:
@@ -92,7 +103,7 @@ def test_the_folder_loads_and_answers_like_a_published_checkpoint(uninterrupted)
 
 
 def test_training_lowers_the_loss(tmp_path):
-    stage = Stage("name", 80, ((3, 3),), 2, ("what", "where"), (1e-3, 1e-3), batch=4, asked=2)
+    stage = Stage("name", 40, ((3, 3),), 2, ("what", "where"), (1e-2, 1e-2), batch=2, asked=2)
     reports = list(train(settings(tmp_path, stages=(stage,), save_every=20)))
     losses = [r.figures["loss"] for r in reports]
     assert len(losses) == 20 and losses[-1] < losses[0] - 1
@@ -137,6 +148,22 @@ def test_another_recipe_seed_or_length_does_not_continue_a_run(uninterrupted):
             next(train(settings(uninterrupted[0], **other)))
 
 
+def test_a_run_goes_on_with_other_stages_after_those_it_has_begun(uninterrupted, tmp_path):
+    """Three steps into "name": "sink" may still be decided, "name" and "see" may not."""
+    first = train(settings(tmp_path, stages=STAGES[:2]))
+    for _ in range(8):  # the checkpoint is that of the seventh step
+        next(first)
+    first.close()
+    for begun in (0, 1):
+        changed = list(STAGES)
+        changed[begun] = replace(STAGES[begun], rate=(1e-3, 5e-4))
+        with pytest.raises(ValueError, match="another recipe"):
+            next(train(settings(tmp_path, stages=tuple(changed))))
+    assert [r.stage for r in train(settings(tmp_path))] == ["name"] + ["sink"] * 2
+    expected, grown = weights(uninterrupted[0]), weights(tmp_path)
+    assert all(torch.equal(expected[k], grown[k]) for k in expected)
+
+
 def test_a_folder_that_cannot_be_written_is_named_before_training(tmp_path):
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(ValueError, match=r"cannot write to .*file"):
@@ -165,8 +192,10 @@ def test_settings_outside_their_range_are_refused(tmp_path, change, said):
 
 
 @pytest.mark.slow
-def test_the_command_trains_with_the_real_recipe(tmp_path):
+def test_the_command_trains_with_the_real_recipe(tmp_path, small):
     from sinkscope.cli.demo import app
+
+    small.setattr(module, "build_config", folder.build_config)
 
     arguments = ["train", "--output", str(tmp_path / "m"), "--work", str(tmp_path / "w")]
     arguments += ["--steps", "20", "--device", "cpu", "--threads", "1"]

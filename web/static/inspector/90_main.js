@@ -203,7 +203,9 @@ function startView(before, place, value) {
 }
 
 // The word (not a mark of punctuation, nor a control token such as <end>) whose row puts most on the image, outside the sinks.
+// The example says itself which word to look at.
 function tellingToken() {
+  if (run.look_at != null) return run.look_at;
   const variant = run.variants[0], each = run.L * run.H;
   let best = 0, most = -1;
   for (let t = 0; t < variant.T; t++) {

@@ -1,0 +1,13 @@
+"""What the tests of the bundled model share."""
+
+from typing import Any
+
+import pytest
+
+
+@pytest.fixture(scope="session")
+def tokenizer() -> Any:
+    """The bundled tokenizer, trained once: that takes longer than most tests."""
+    from sinkscope.demo.folder import build_tokenizer
+
+    return build_tokenizer()
