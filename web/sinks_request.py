@@ -13,12 +13,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from config import ImageLimits
-from models.images import ImageError, open_image
+from models.images import ImageError
 from sinks.progress import Progress, Stopped
 from sinks.samples import Sample, SampleSet, image_digest
 from sinks.settings import FindSettings
 from sinks.validate_settings import ValidateSettings
 from web.request import whole
+from web.uploads import open_upload
 
 MOST_FILES = 300
 MOST_SAMPLES = 200
@@ -167,7 +168,7 @@ def _opened(
         if len(usable) == most:
             break
         try:
-            digest = image_digest(open_image(path, limits))
+            digest = image_digest(open_upload(str(path), limits))
         except ImageError as error:
             skipped.append((name, str(error)))
             continue
