@@ -16,6 +16,7 @@ import gradio as gr
 
 from sinkscope.web.endpoints import Api, plainly
 from sinkscope.web.handlers import Handlers
+from sinkscope.web.uploads import UploadedImage
 
 # Arguments with their defaults, in the order of the endpoints' own.
 ANSWER: dict[str, Any] = {
@@ -73,9 +74,7 @@ def build_api(handlers: Handlers, offered: Sequence[str]) -> None:
     files: dict[str, Any] = {"concurrency_id": "export", "concurrency_limit": 2}
     free: dict[str, Any] = {"concurrency_id": "status", "concurrency_limit": None}
     with gr.Column(visible=False):
-        image = gr.Image(type="filepath", label="image")
-        # Gradio would decode the file, with its own messages and none of our limits.
-        image.preprocess = _path_of  # type: ignore[method-assign]
+        image = UploadedImage(type="filepath", label="image")
         text = functools.partial(gr.Textbox, max_length=20_000)
         value, files_made = gr.JSON(label="value"), gr.File(label="files", file_count="multiple")
         picture = gr.Image(type="filepath", format="png", label="overlay")
@@ -108,7 +107,3 @@ def _control(name: str, default: Any) -> gr.components.Component:
     if isinstance(default, str):
         return gr.Textbox(default, label=name, max_length=2000)
     return gr.Number(default, label=name)
-
-
-def _path_of(payload: Any) -> str | None:
-    return None if payload is None else payload.path

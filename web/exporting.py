@@ -145,8 +145,12 @@ def exporting(handlers: Handlers) -> Callable[..., Any]:
                     elif time.monotonic() - told > TELL_SECONDS:
                         told = time.monotonic()
                         yield {**about, "message": message}
-        except (ValueError, OSError) as error:
+        except ValueError as error:
             yield {**about, "error": str(error)}
+        except OSError as error:  # its own text would name a folder of this machine
+            log.exception("an export failed")
+            words = f"The file cannot be written: {error.strerror}."
+            yield {**about, "error": words if error.strerror else UNFORESEEN}
         except Exception:
             log.exception("an export failed")
             yield {**about, "error": UNFORESEEN}

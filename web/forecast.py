@@ -16,11 +16,11 @@ from sinkscope.capture.forecast import available_memory, check_memory
 from sinkscope.config import GenerationSettings, ModelSettings, Settings
 from sinkscope.models.family import PromptInputs
 from sinkscope.models.footprint import Footprint, NotOnDiskError, footprint, where_and_how
-from sinkscope.models.images import open_image
 from sinkscope.models.loading import ModelHandle
 from sinkscope.models.source import may_ask_hub
 from sinkscope.web.request import Request
 from sinkscope.web.slot import ModelSlot
+from sinkscope.web.uploads import open_upload
 
 KNOWN_PROMPTS = 32
 AT_ONCE, PATIENCE = 2, 2.0  # forecasts go by the queue: a burst of them must not fill the memory
@@ -85,7 +85,7 @@ class Forecaster:
             known = self._layouts.get((image, prompt))
         if known is not None:
             return known
-        made = handle.prepare([open_image(image, self._settings.images)], prompt)
+        made = handle.prepare([open_upload(image, self._settings.images)], prompt)
         made = dataclasses.replace(made, tensors={}, images=())
         with self._lock:
             if handle is self._slot.handle:

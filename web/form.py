@@ -13,6 +13,7 @@ from sinkscope.models.images import open_image
 from sinkscope.web.example import Example
 from sinkscope.web.inspector import cached, drawn
 from sinkscope.web.payload import encode_image
+from sinkscope.web.uploads import UploadedImage
 
 
 @dataclass(frozen=True)
@@ -47,7 +48,7 @@ class Form:
 
 def build_form(generation: GenerationSettings, offered: list[Example]) -> Form:
     """Lay the form out in the column that is open."""
-    image = gr.Image(
+    image = UploadedImage(
         label="Image",
         type="filepath",
         sources=["upload", "clipboard"],
@@ -57,8 +58,6 @@ def build_form(generation: GenerationSettings, offered: list[Example]) -> Form:
         buttons=["fullscreen"],
         elem_id="image",
     )
-    # Gradio would decode the file, with its own messages and none of our limits.
-    image.preprocess = _path_of  # type: ignore[method-assign]
     prompt = gr.Textbox(
         label="Prompt",
         value="Describe the image." if not offered else offered[0].prompt,
@@ -209,10 +208,6 @@ def _generation_settings(start: GenerationSettings) -> tuple[Any, ...]:
         )
         seed = gr.Number(start.seed, precision=0, minimum=0, label="seed")
     return tokens, temperature, top_p, top_k, penalty, seed
-
-
-def _path_of(payload: Any) -> str | None:
-    return None if payload is None else payload.path
 
 
 def _shelf_item(example: Example, shelf: gr.HTML) -> dict[str, str]:

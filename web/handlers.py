@@ -25,7 +25,6 @@ from sinkscope import attention_extractor
 from sinkscope.attention_processor import Rows, patch_map
 from sinkscope.capture.trace import GeneratedToken, GenerationTrace
 from sinkscope.config import Settings
-from sinkscope.models.images import open_image
 from sinkscope.web.again import LastPrompt
 from sinkscope.web.inspector import cached, error_value, queued_value, run_value, stream_value
 from sinkscope.web.pairs import find_run
@@ -34,6 +33,7 @@ from sinkscope.web.request import Request
 from sinkscope.web.slot import Line, ModelSlot, Stops, turns, why_no_model
 from sinkscope.web.standalone import build_standalone
 from sinkscope.web.store import Run, RunStore, new_id
+from sinkscope.web.uploads import open_upload
 
 log = logging.getLogger(__name__)
 
@@ -125,7 +125,7 @@ class Handlers:
             raise ValueError("There is no image. Upload or paste one, or take an example.")
         if not isinstance(request.prompt, str) or not request.prompt.strip():
             raise ValueError("The prompt is empty. Ask something about the image.")
-        image = open_image(request.image, self.settings.images)
+        image = open_upload(request.image, self.settings.images)
         with self.line.place() as before:
             for position in turns(before, stop):
                 yield queued_value(run_id, position)
@@ -217,7 +217,7 @@ class Handlers:
                 except OSError as error:  # its numbers reach the browser as a file
                     raise ValueError(
                         "The run is finished and kept, but the page cannot be given its numbers: "
-                        f"{error.strerror or error}."
+                        f"{error.strerror or 'the disk cannot be written'}."
                     ) from error
                 yield {**value, "facts": [*value["facts"], *([note] if note else [])]}
                 return

@@ -6,9 +6,7 @@ a loopback name. A local tool with a person's photos in it should do none of tha
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator
-from typing import Any
+import re
 from urllib.parse import unquote, urlsplit
 
 from starlette.datastructures import Headers
@@ -17,7 +15,9 @@ from starlette.middleware.trustedhost import TrustedHostMiddleware
 from starlette.responses import PlainTextResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from sinkscope.config import AppSettings
+from sinkscope.config import Settings
+from sinkscope.web.bodies import Bodies
+from sinkscope.web.sinks_request import MOST_FILES
 
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
@@ -48,18 +48,20 @@ HEADERS = {
     "cross-origin-resource-policy": "same-origin",
     "permissions-policy": "camera=(), microphone=(), geolocation=()",
 }
-_JSON_LIMIT = 2_000_000
+# A scheme has two letters or more: C:/ is a path.
+_FETCHING = re.compile(r"/proxy=|/file[=/]\s*[a-z][a-z0-9+.-]+:/", re.IGNORECASE)
 
 
-def middleware(settings: AppSettings) -> list[Middleware]:
+def middleware(settings: Settings) -> list[Middleware]:
     """For `launch(app_kwargs={"middleware": ...})`, outermost first."""
     # On loopback the names are known, and any other is a rebound DNS name. A server for other
     # machines cannot know its names; there the password protects it, and the Origin check below.
-    hosts = [*LOOPBACK, "[::1]"] if settings.host in LOOPBACK else ["*"]
+    hosts = [*LOOPBACK, "[::1]"] if settings.app.host in LOOPBACK else ["*"]
     return [
         Middleware(TrustedHostMiddleware, allowed_hosts=hosts, www_redirect=False),
         Middleware(SameOriginOnly),
         Middleware(NothingFromElsewhere),
+        Middleware(Bodies, upload_bytes=MOST_FILES * settings.images.max_bytes),
         Middleware(SecurityHeaders),
     ]
 
@@ -87,91 +89,23 @@ class SameOriginOnly:
 
 
 class NothingFromElsewhere:
-    """Blocks the ways to make the server fetch an address: in a path, or as a file to read."""
+    """Refuses the paths by which Gradio would fetch an address; bodies are `web.bodies`' matter."""
 
     def __init__(self, app: ASGIApp) -> None:
         self.app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
-            await self.app(scope, receive, send)
-            return
-        refused = PlainTextResponse("The server does not fetch from other addresses.", 403)
-        if _names_address(scope["path"]):
+        if scope["type"] == "http" and _names_address(scope["path"]):
+            refused = PlainTextResponse("The server does not fetch from other addresses.", 403)
             await refused(scope, receive, send)
             return
-        kind = Headers(scope=scope).get("content-type", "")
-        if scope["method"] != "POST" or "json" not in kind:
-            await self.app(scope, receive, send)
-            return
-        body = await _read(receive)
-        if body is None:
-            await PlainTextResponse("The request is too large.", 413)(scope, receive, send)
-        elif _has_remote_file(body):
-            await refused(scope, receive, send)
-        else:
-            await self.app(scope, _replay(body, receive), send)
+        await self.app(scope, receive, send)
 
 
 def _names_address(path: str) -> bool:
     for _ in range(4):  # a name may be encoded more than once
         path = unquote(path)
-    _, marker, rest = path.partition("/file=")
-    return "/proxy=" in path or (bool(marker) and "://" in rest.replace(":/", "://", 1)[:16])
-
-
-async def _read(receive: Receive) -> bytes | None:
-    chunks, size = [], 0
-    while True:
-        message = await receive()
-        if message["type"] != "http.request":
-            return b"".join(chunks)
-        chunks.append(message.get("body", b""))
-        size += len(chunks[-1])
-        if size > _JSON_LIMIT:
-            return None
-        if not message.get("more_body"):
-            return b"".join(chunks)
-
-
-def _replay(body: bytes, receive: Receive) -> Receive:
-    given = False
-
-    async def again() -> Message:
-        nonlocal given
-        if given:
-            return await receive()
-        given = True
-        return {"type": "http.request", "body": body, "more_body": False}
-
-    return again
-
-
-def _has_remote_file(body: bytes) -> bool:
-    """Whether a file of the request is to be fetched from an address instead of being an upload."""
-    try:
-        content = json.loads(body)
-    except (ValueError, RecursionError):
-        return False  # not for us to judge: Gradio refuses it
-    for item in _mappings(content):
-        path, url = item.get("path"), item.get("url")
-        if isinstance(path, str) and "://" in path:
-            return True
-        # A browser sends the url that Gradio gave it, next to the path on this machine.
-        if isinstance(url, str) and "://" in url and not isinstance(path, str):
-            return True
-    return False
-
-
-def _mappings(content: Any) -> Iterator[dict[str, Any]]:
-    waiting = [content]
-    while waiting:
-        item = waiting.pop()
-        if isinstance(item, dict):
-            yield item
-            waiting.extend(item.values())
-        elif isinstance(item, list):
-            waiting.extend(item)
+    return _FETCHING.search(path) is not None
 
 
 class SecurityHeaders:

@@ -14,13 +14,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sinkscope.config import ImageLimits
-from sinkscope.models.images import ImageError, open_image
+from sinkscope.models.images import ImageError
 from sinkscope.sinks.progress import Progress, Stopped
 from sinkscope.sinks.samples import Sample, SampleSet, image_digest
 from sinkscope.sinks.settings import FindSettings
 from sinkscope.sinks.validate_settings import ValidateSettings
 from sinkscope.web.request import whole
 from sinkscope.web.sinks_files import by_picture, question_file, samples_of_file
+from sinkscope.web.uploads import open_upload
 
 MOST_FILES = 300
 MOST_SAMPLES = 200
@@ -200,7 +201,7 @@ def _opened(
         if len(usable) == most:
             break
         try:
-            digest = image_digest(open_image(path, limits))
+            digest = image_digest(open_upload(str(path), limits))
         except ImageError as error:
             skipped.append((name, str(error)))
             continue

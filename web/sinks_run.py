@@ -178,6 +178,7 @@ class SinksHandlers:
         info = handle.info
         about = (session, info.id, info.revision, info.dtype, finding.measuring())
         work = self.store.work(sha256("\0".join(map(str, about)).encode())[:24])
+        work.mkdir(parents=True, exist_ok=True)  # here: `find` would name the folder in its error
         samples, done = drawn.find, ""
         try:
             findings = self.engine.find(

@@ -11,17 +11,19 @@ ready, stopped, error) and, once a result is drawn, `data-ready` with its id; in
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import gradio as gr
+from gradio.data_classes import FileData
 
 from sinkscope.web.form import Form
 from sinkscope.web.inspector import drawn
 from sinkscope.web.sinks_request import EXAMPLES, IMAGES, MOST_SAMPLES, Picture, SinksRequest
 from sinkscope.web.sinks_run import SinksHandlers
+from sinkscope.web.uploads import UploadedFiles
 
 
 @dataclass(frozen=True)
@@ -84,16 +86,13 @@ def _build_form() -> _SinksForm:
         elem_id="sinks-source",
     )
     with gr.Column(visible=False) as mine:
-        files = gr.File(
+        files = UploadedFiles(
             label="My images",
             file_count="multiple",
             type="filepath",
             height=170,
             elem_id="sinks-files",
         )
-    # Gradio would forget their names. It makes a component anew for a session that changes it, and
-    # this would be lost: so the column around it is what comes and goes.
-    files.preprocess = _pictures_of  # type: ignore[method-assign, assignment]
     source.change(
         lambda chosen: gr.update(visible=chosen == IMAGES),
         source,
@@ -145,16 +144,10 @@ def _build_form() -> _SinksForm:
     return _SinksForm((source, files, prompt, samples, held_out, top, seed), go, stop)
 
 
-def _pictures_of(payload: Any) -> list[Picture]:
-    files = [] if payload is None else getattr(payload, "root", payload)
-    listed = files if isinstance(files, list) else [files]
-    return [Picture(file.orig_name or Path(file.path).name, Path(file.path)) for file in listed]
-
-
 def finding(handlers: SinksHandlers) -> Callable[..., Any]:
     def find_sinks(
         source: str = EXAMPLES,
-        files: list[Any] | None = None,
+        files: Sequence[FileData] = (),
         prompt: str = "Describe the image.",
         samples: float = 20,
         held_out: float = 15,
@@ -167,9 +160,8 @@ def finding(handlers: SinksHandlers) -> Callable[..., Any]:
         Yields what the tab shows: queued, running, then ready (with the address of the numbers),
         stopped (with what was measured so far) or error.
         """
-        asked = SinksRequest(
-            source, tuple(files or ()), prompt, samples, held_out, top_percent, seed
-        )
+        pictures = (Picture(f.orig_name or Path(f.path).name, Path(f.path)) for f in files)
+        asked = SinksRequest(source, tuple(pictures), prompt, samples, held_out, top_percent, seed)
         busy = False
         for value in handlers.run(asked, request.session_hash or ""):
             over = value["phase"] in ("ready", "stopped", "error")

@@ -144,7 +144,7 @@ class RunStore:
         except OSError as error:
             log.warning("run %s is kept in memory only: %s", run.id, error)
             shutil.rmtree(folder, ignore_errors=True)  # what is written of it helps nobody
-            return f"kept in memory only: {error.strerror or error}"
+            return f"kept in memory only: {error.strerror or 'the disk cannot be written'}"
         try:
             self._trim_folder(spare=run.id)
         except OSError as error:  # the next run tries again

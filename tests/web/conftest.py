@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from sinkscope.config import AppSettings, ModelSettings, Settings
+from sinkscope.config import AppSettings, ImageLimits, ModelSettings, Settings
 from sinkscope.web.launch import launch
 from sinkscope.web.page import App, build_app
 from sinkscope.web.store import Run
@@ -41,9 +41,19 @@ class Site:
 
 
 def start_site(folder: Path, engine: ScriptedEngine, **options: Any) -> Site:
-    page = AppSettings(port=free_port(), cache_dir=str(folder), store_megabytes=200, queue_size=2)
+    page = AppSettings(
+        port=free_port(),
+        cache_dir=str(folder),
+        store_megabytes=200,
+        queue_size=2,
+        auth=options.pop("auth", None),
+    )
     scripted = {"engine": engine.engine(), "estimate": engine.estimate, "examples": []}
-    start = Settings(model=options.pop("model", ModelSettings()), app=page)
+    start = Settings(
+        model=options.pop("model", ModelSettings()),
+        images=options.pop("images", ImageLimits()),
+        app=page,
+    )
     app = build_app(start, **{**scripted, **options})
     return Site(app, launch(app, wait=False), engine)
 
@@ -58,6 +68,25 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
     yield made
     made.engine.release()
     made.app.blocks.close(verbose=False)
+
+
+@pytest.fixture(scope="session")
+def guarded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
+    """An app of its own for hostile requests, which takes files of 100 kB at most."""
+    folder = tmp_path_factory.mktemp("cache")
+    example = Run(make_pair(), kind="example")
+    options = {"example": example, "images": ImageLimits(max_bytes=100_000)}
+    made = start_site(folder, ScriptedEngine(), handle=fake_handle(), **options)
+    yield made
+    made.app.blocks.close(verbose=False)
+
+
+@pytest.fixture
+def uploads(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """For handlers without a server: every temporary folder of the tests counts as uploaded to."""
+    folder = tmp_path_factory.getbasetemp()
+    monkeypatch.setenv("GRADIO_TEMP_DIR", str(folder))
+    return folder
 
 
 @pytest.fixture(scope="session")

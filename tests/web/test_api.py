@@ -7,7 +7,6 @@ import json
 import re
 import subprocess
 import sys
-import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -214,20 +213,6 @@ def test_nothing_of_the_machine_is_in_an_error(client: Any, photo: Any) -> None:
     with pytest.raises(Exception, match="Something went wrong inside SinkScope") as refused:
         client.predict(image=photo, prompt="broken", api_name="/generate")
     assert "secret" not in str(refused.value)
-
-
-def test_a_file_of_the_server_is_no_image(api_site: Site) -> None:
-    """A client uploads what it names; by hand, a path on the server could be sent instead."""
-    there = ROOT / "demo" / "examples" / "four_things.png"
-    image = {"path": str(there), "meta": {"_type": "gradio.FileData"}}
-    address = f"{api_site.url}gradio_api/call/generate"
-    body = json.dumps({"data": [image, "Hello", 5, 0, 1, 0, 1, 0]}).encode()
-    asked = urllib.request.Request(address, body, {"content-type": "application/json"})
-    with urllib.request.urlopen(asked, timeout=20) as answer:
-        event = json.loads(answer.read())["event_id"]
-    with urllib.request.urlopen(f"{address}/{event}", timeout=20) as answer:
-        said = answer.read().decode()
-    assert said.startswith("event: error") and "baseline" not in said
 
 
 def cells() -> list[str]:

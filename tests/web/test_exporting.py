@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -76,6 +77,17 @@ def test_the_inspector_is_given_a_file(site: Site, run: Run) -> None:
 def test_mistakes_are_sentences(site: Site, run: Run, question: dict[str, Any], words: str) -> None:
     (only,) = [v for v in asked(site, **{"run": run.id, "kind": "pdf", **question}) if "error" in v]
     assert words in only["error"] and "files" not in only
+
+
+def test_a_full_disk_is_said_without_its_folders(
+    site: Site, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(self: Path, data: bytes) -> int:
+        raise OSError(errno.ENOSPC, "No space left on device", str(self))
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    (only,) = [v for v in asked(site, run=run.id, kind="html") if "error" in v]
+    assert only["error"] == "The file cannot be written: No space left on device."
 
 
 def test_sides_and_difference() -> None:

@@ -19,6 +19,7 @@ from sinkscope.web.forecast import Forecaster, of_load, seconds_words, size_word
 from sinkscope.web.model_events import load_forecasting
 from sinkscope.web.request import Request
 from sinkscope.web.slot import ModelSlot
+from sinkscope.web.uploads import NO_UPLOAD
 from tests.web.scripted import ScriptedEngine, fake_handle
 from tests.web.test_load import OFFERED, START, wanted
 
@@ -26,7 +27,7 @@ KNOWN = {"owner/big": 8_000_000_000}
 
 
 @pytest.fixture
-def photo_path(tmp_path: Path) -> str:
+def photo_path(tmp_path: Path, uploads: Path) -> str:
     path = tmp_path / "photo.png"
     Image.new("RGB", (60, 40), "teal").save(path)
     return str(path)
@@ -59,7 +60,7 @@ def test_nothing_to_say_without_image_prompt_or_model(photo_path: str) -> None:
     [
         (Request("photo", "heavy"), "What helps: fewer new tokens"),
         (Request("photo", "Hello", max_new_tokens=0), "max_new_tokens is 0"),
-        (Request("/nowhere.png", "Hello"), "image"),
+        (Request("/nowhere.png", "Hello"), NO_UPLOAD),
     ],
 )
 def test_what_will_not_go_is_said_before(photo_path: str, request_: Request, words: str) -> None:

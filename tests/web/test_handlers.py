@@ -37,7 +37,7 @@ def engine() -> ScriptedEngine:
 
 
 @pytest.fixture
-def handlers(tmp_path: Path, engine: ScriptedEngine) -> Handlers:
+def handlers(tmp_path: Path, uploads: Path, engine: ScriptedEngine) -> Handlers:
     slot = ModelSlot()
     slot.use(fake_handle())
     settings = Settings(app=AppSettings(cache_dir=str(tmp_path), queue_size=1))
@@ -48,7 +48,7 @@ def handlers(tmp_path: Path, engine: ScriptedEngine) -> Handlers:
 
 
 @pytest.fixture
-def picture(tmp_path: Path) -> str:
+def picture(tmp_path: Path, uploads: Path) -> str:
     path = tmp_path / "photo.png"
     Image.new("RGB", (60, 40), "teal").save(path)
     return str(path)

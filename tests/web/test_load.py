@@ -17,6 +17,7 @@ from sinkscope.web.store import Run
 from tests.web.scripted import ScriptedEngine, fake_handle
 from tests.web.synthetic import make_pair
 
+ROOT = Path(__file__).resolve().parents[2]
 START = ModelSettings(
     "owner/name", "abc", device="cpu", dtype="float32", local_files_only=True, profile="p.toml"
 )
@@ -77,6 +78,16 @@ def test_other_machines_may_choose_only_what_is_offered() -> None:
     assert loaded == []
     list(load("demo"))
     assert [settings.model for settings in loaded] == ["demo"]
+
+
+def test_other_machines_do_not_learn_which_folders_exist(tmp_path: Path) -> None:
+    start = Settings(model=START, app=AppSettings(host="0.0.0.0", auth="me:secret"))
+    said = set()
+    for model in (tmp_path, tmp_path / "missing", ROOT / "demo" / "model"):
+        with pytest.raises(ValueError) as refused:
+            wanted(str(model), start)
+        said.add(str(refused.value).replace(repr(str(model)), "…"))
+    assert len(said) == 1
 
 
 @pytest.mark.parametrize(

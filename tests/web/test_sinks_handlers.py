@@ -60,7 +60,7 @@ Make = Callable[..., SinksHandlers]
 
 
 @pytest.fixture
-def make(tmp_path: Path, model: ModelHandle) -> Make:
+def make(tmp_path: Path, uploads: Path, model: ModelHandle) -> Make:
     def build(engine: SinksEngine | None = None, handle: Any = model) -> SinksHandlers:
         slot = ModelSlot()
         if handle is not None:
@@ -201,7 +201,9 @@ def test_bad_images_are_listed_and_skipped(
     assert values[-1]["message"].startswith("None of the 2 images can be used; ")
 
 
-def test_what_is_drawn_depends_on_the_seed_alone(upload: tuple[Picture, ...]) -> None:
+def test_what_is_drawn_depends_on_the_seed_alone(
+    upload: tuple[Picture, ...], uploads: Path
+) -> None:
     limits = ImageLimits()
 
     def ids(pictures: tuple[Picture, ...], **changes: Any) -> list[list[str]]:
