@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from records.text import LONGEST, lines_of, without_mark
+from records.text import LONGEST, check_values, lines_of, without_mark
 
 # Under one of these an object holds the list of all records, as DocVQA and TextVQA do.
 HOLDERS = (
@@ -83,6 +83,7 @@ def _of_lines(path: Path, name: str) -> Iterator[tuple[int, Any]]:
     parse = json.JSONDecoder(object_pairs_hook=_object).decode
     for number, line in lines_of(path, name):
         if line.strip():
+            check_values(line, f"Line {number} of {name}")
             try:
                 yield number, parse(line)
             except (ValueError, RecursionError) as error:
@@ -193,6 +194,7 @@ class _Values:
                     f"{what} of {self._name} is longer than {LONGEST / 1e6:.0f} MB, the most "
                     "allowed."
                 )
+            check_values(self._text, f"{what} of {self._name}")
             self._more(size)
             size *= 2  # a value is parsed anew each time: few times, however long it is
 

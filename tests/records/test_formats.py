@@ -285,6 +285,13 @@ def test_a_mark_says_where_an_image_goes_and_is_never_text() -> None:
     # A numbered mark says which one is meant.
     record = asked("Is <image 1> like <image_2>?", 2)
     assert record.question == "Is image 1 like image 2?" and len(record.images) == 2
+    # In a time that grows with the text alone.
+    gaps = " " * 200_000
+    assert asked(f"a{gaps}<image>{gaps}b{gaps}c").question == f"a b{gaps}c"
+    assert asked("a <image> <image> b", 2).question == "a b"
+    assert asked("a <image>\n<image> b", 2).question == "a\nb"
+    with pytest.raises(RecordError, match="has 200000 image marks"):
+        asked("a<image>" * 200_000)
     assert asked("a < b <b>?").question == "a < b <b>?"
 
 

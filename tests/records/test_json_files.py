@@ -117,6 +117,17 @@ def test_lines_and_values_have_a_limit(tmp_path: Path, monkeypatch: pytest.Monke
         read(write(tmp_path, f'[{{"a": 1}}, {long}]', "a.json"))
 
 
+@pytest.mark.parametrize("name", ["a.jsonl", "a.json"])
+def test_values_have_a_limit(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Parsed, brackets take twenty times the memory that they take as text."""
+    monkeypatch.setattr("records.text.MOST_VALUES", 1000)
+    monkeypatch.setattr("records.json_files._CHUNK", 500)
+    long = '{"a": [' + ",".join(["[]"] * 2000) + "]}"
+    whole = long if name == "a.jsonl" else f"[{long}]"
+    with pytest.raises(ValueError, match=r"1 of a\.json.* has more than 1000 values, the most"):
+        read(write(tmp_path, whole, name))
+
+
 def test_nan_is_read_and_left_to_the_format(tmp_path: Path) -> None:
     ((_, row),) = read(write(tmp_path, '{"a": NaN, "b": Infinity}', "a.jsonl"))
     assert row["a"] != row["a"] and row["b"] == float("inf")
