@@ -19,11 +19,11 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from records.pictures import references_in
-from records.reading import Survey, records_of
-from records.record import Record, Reference
-from records.sources import Source
-from records.values import plain
+from sinkscope.records.pictures import references_in
+from sinkscope.records.reading import Survey, records_of
+from sinkscope.records.record import Record, Reference
+from sinkscope.records.sources import Source
+from sinkscope.records.values import plain
 
 _SPARE = 32  # records kept beyond twice those wanted
 _MORE = 4  # each further pass keeps so many times as many

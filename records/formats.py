@@ -11,16 +11,16 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from records.conversation import (
+from sinkscope.records.conversation import (
     Asked,
     conversation,
     history_of,
     messages_in,
     plain_question,
 )
-from records.pictures import references
-from records.record import Record, RecordError
-from records.values import answer_of, choices_of, clean, plain, shown, text_of
+from sinkscope.records.pictures import references
+from sinkscope.records.record import Record, RecordError
+from sinkscope.records.values import answer_of, choices_of, clean, plain, shown, text_of
 
 ID_KEYS = ("id", "question_id", "questionid", "idx", "index", "uid")
 QUESTION_KEYS = ("prompt", "question", "query", "problem", "text")  # of two in one row, the first

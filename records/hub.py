@@ -13,9 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from records.pictures import OnHub
-from records.sources import Rows, Source
-from records.tables import with_labels
+from sinkscope.records.pictures import OnHub
+from sinkscope.records.sources import Rows, Source
+from sinkscope.records.tables import with_labels
 
 HUB = "hub:"
 FORMS = f"{HUB}owner/name[@revision][:[configuration:]split]"

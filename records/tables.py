@@ -10,8 +10,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from records.text import LONGEST, lines_of
-from records.values import listed
+from sinkscope.records.text import LONGEST, lines_of
+from sinkscope.records.values import listed
 
 # VLMEvalKit's border: a longer cell is an image in base64, a shorter one the index of a row.
 SHORTEST_IMAGE = 64

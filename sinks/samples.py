@@ -16,13 +16,13 @@ from pathlib import Path
 
 from PIL import Image
 
-from records.drawing import Draw
-from records.hub import FORMS, HUB, hub_source
-from records.pictures import Beside, picture
-from records.record import Record
-from records.sources import ALL_SUFFIXES, Source, file_kind, file_source, folder_source
 from sinkscope.config import ImageLimits
 from sinkscope.models.images import ImageError, as_rgb, open_image
+from sinkscope.records.drawing import Draw
+from sinkscope.records.hub import FORMS, HUB, hub_source
+from sinkscope.records.pictures import Beside, picture
+from sinkscope.records.record import Record
+from sinkscope.records.sources import ALL_SUFFIXES, Source, file_kind, file_source, folder_source
 from sinkscope.sinks.progress import Progress
 from sinkscope.utils import sha256
 
@@ -186,7 +186,7 @@ def read_samples(
 def open_source(
     source: str | Path, count: int = 1, seed: int = 0, images: Path | None = None
 ) -> Source:
-    """The rows that a path or a hub's name leads to; nothing is read yet.
+    """The rows that a path or a hub's name leads to; no more than the beginning is read yet.
 
     Args:
         source, images: as in `read_samples`.

@@ -11,10 +11,10 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from records.drawing import StoppedReading
-from records.pictures import Uploaded
-from records.sources import file_kind, file_source
 from sinkscope.config import ImageLimits
+from sinkscope.records.drawing import StoppedReading
+from sinkscope.records.pictures import Uploaded
+from sinkscope.records.sources import file_kind, file_source
 from sinkscope.sinks.progress import Progress, Stopped
 from sinkscope.sinks.samples import PROMPT, Sample, SampleSet, read_samples
 from sinkscope.utils import sha256
