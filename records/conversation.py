@@ -18,7 +18,6 @@ from sinkscope.records.record import RecordError, Reference
 from sinkscope.records.values import clean, shown
 
 MARK = re.compile(r"<image>|<ImageHere>")
-_WITH_SPACE = re.compile(r"(\s*)(?:<image>|<ImageHere>)(\s*)")
 _NUMBERED_MARK = re.compile(r"<image[ _]?(\d{1,2})>")
 ROLES = {
     **dict.fromkeys(("user", "human"), "user"),
@@ -75,11 +74,9 @@ def plain_question(text: str) -> Asked:
     if text.count("<") == 1 and text.startswith("<image>"):  # nearly all that there are
         return Asked(text[7:].strip() or None, marks=1)
     text = _NUMBERED_MARK.sub(r"image \1", text)
-    before, *behind = MARK.split(text)
-    if behind:
-        text = _WITH_SPACE.sub(_gap, text)
-    behind_words = bool(behind and before.strip())
-    return Asked(text.strip() or None, marks=len(behind), behind_words=behind_words)
+    pieces = MARK.split(text)
+    behind_words = len(pieces) > 1 and bool(pieces[0].strip())
+    return Asked(_joined(pieces) or None, marks=len(pieces) - 1, behind_words=behind_words)
 
 
 def conversation(turns: Sequence[Any], key: str) -> Asked | None:
@@ -269,6 +266,16 @@ def _add_part(made: _Content, words: list[str], part: Mapping[str, Any], key: st
         )
 
 
-def _gap(match: re.Match[str]) -> str:
-    """What stays where a mark was: one line break or one space."""
-    return "\n" if "\n" in match[0] else " "
+def _joined(pieces: Sequence[str]) -> str:
+    """The pieces of a text between its marks, with one line break or one space for each mark."""
+    made: list[str] = []
+    space = ""
+    for piece in pieces:
+        words = piece.strip()
+        space += piece[: len(piece) - len(piece.lstrip())] if words else piece
+        if words:
+            if made:
+                made.append("\n" if "\n" in space else " ")
+            made.append(words)
+            space = piece[len(piece.rstrip()) :]
+    return "".join(made)

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from sinkscope.records.text import LONGEST, lines_of, without_mark
+from sinkscope.records.text import LONGEST, check_values, lines_of, without_mark
 
 # Under one of these an object holds the list of all records, as DocVQA and TextVQA do.
 HOLDERS = (
@@ -41,29 +41,35 @@ def json_rows(path: Path, name: str) -> Iterator[tuple[int, Any]]:
     Raises:
         ValueError: the file cannot be read, or is no JSON; the text says where.
     """
+    if json_unit(path, name) == "line":
+        yield from _of_lines(path, name)
+        return
     try:
         with path.open("rb") as file:
-            head = without_mark(file.read(_HEAD), name)
-            if has_lines(head, Path(name).suffix.lower(), name):
-                rows = _of_lines(path, name)
-            else:
-                file.seek(0)
-                rows = _of_values(_Values(file, name))
-            yield from rows
+            yield from _of_values(_Values(file, name))
     except OSError as error:
         raise ValueError(f"The data {name} cannot be read: {error.strerror or error}.") from error
 
 
-def has_lines(head: bytes, suffix: str, name: str) -> bool:
-    """Whether a file that begins so has one object a line.
+def json_unit(path: Path, name: str) -> str:
+    """What one record of the file is: a line, or an entry of a list.
 
     Raises:
-        ValueError: it begins with neither an object nor a list.
+        ValueError: the file cannot be read, or begins with neither an object nor a list.
     """
+    try:
+        with path.open("rb") as file:
+            head = without_mark(file.read(_HEAD), name)
+    except OSError as error:
+        raise ValueError(f"The data {name} cannot be read: {error.strerror or error}.") from error
+    return "line" if _has_lines(head, name) else "entry"
+
+
+def _has_lines(head: bytes, name: str) -> bool:
     start = head.lstrip()
     if start[:1] == b"[":
         return False
-    if suffix in (".jsonl", ".ndjson"):
+    if Path(name).suffix.lower() in (".jsonl", ".ndjson"):
         return True
     if start and start[:1] != b"{":
         raise ValueError(f"The data {name} is no JSON: it begins with {start[:20]!r}.")
@@ -77,6 +83,7 @@ def _of_lines(path: Path, name: str) -> Iterator[tuple[int, Any]]:
     parse = json.JSONDecoder(object_pairs_hook=_object).decode
     for number, line in lines_of(path, name):
         if line.strip():
+            check_values(line, f"Line {number} of {name}")
             try:
                 yield number, parse(line)
             except (ValueError, RecursionError) as error:
@@ -140,9 +147,12 @@ class _Values:
         self._scan = json.JSONDecoder(object_pairs_hook=_object).raw_decode
         self._text, self._at, self._over = "", 0, False
         self._read = 0  # bytes
-        self._more(_CHUNK)
+        self._more(max(_CHUNK, 4))  # a mark of the encoding is there whole
 
     def ahead(self) -> str:
+        """What comes next, as far as the kind of the file is decided by it."""
+        while not self._over and len(self._text) - self._at < _HEAD:
+            self._more(_CHUNK)
         return self._text[self._at : self._at + _HEAD]
 
     def peek(self) -> str:
@@ -184,6 +194,7 @@ class _Values:
                     f"{what} of {self._name} is longer than {LONGEST / 1e6:.0f} MB, the most "
                     "allowed."
                 )
+            check_values(self._text, f"{what} of {self._name}")
             self._more(size)
             size *= 2  # a value is parsed anew each time: few times, however long it is
 

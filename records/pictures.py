@@ -43,8 +43,8 @@ IMAGE_KEYS = (
 )
 MOST_IMAGES = 100  # of one row
 ALLOWED = (
-    "a path, base64 or data: URI text, {bytes, path}, or a list of these, under one of "
-    f"{', '.join(IMAGE_KEYS)}, or image_1, image_2, ..."
+    "a path, base64 or data: URI text, {bytes, path}, or a list of these, under image, images, "
+    "img, image_path, img_path, path, file_name, image_1 and so on, image_bytes or image_base64"
 )
 _ALWAYS_BASE64 = ("image_bytes", "image_base64", "image_base64_str", "base64")
 _NUMBERED = re.compile(r"image_?(\d{1,3})")
@@ -120,8 +120,8 @@ class OnHub:
                     return bytes(file.read(most_bytes + 1))
             except OSError as error:
                 raise ImageError(f"The image {shown(name)} cannot be read: {error}.") from error
-        inside = self.cache is not None and "\0" not in name
-        if inside and Path(name).resolve().is_relative_to(self.cache.resolve()):
+        cache = None if self.cache is None or "\0" in name else self.cache.resolve()
+        if cache is not None and Path(name).resolve().is_relative_to(cache):
             return Path(name)
         raise ImageError(
             f"The image {shown(name)} is a name and no picture; the dataset has to hold its "
@@ -196,8 +196,8 @@ def _reference(value: Any, key: str) -> Reference:
         return Reference("file", value)
     if _ADDRESS.match(value) and not value.rsplit("::", 1)[-1].startswith("hf://"):
         raise RecordError(
-            f"names its image by an address ({shown(value)}), and nothing is fetched; allowed: "
-            f"{ALLOWED}"
+            f"names its image by an address ({shown(value)}), and nothing is fetched; allowed: a "
+            "path, or the image itself in base64"
         )
     if key in _ALWAYS_BASE64 or value.startswith("data:"):
         return Reference("base64", value)

@@ -91,12 +91,12 @@ class Survey:
             raise ValueError(
                 f"{name} has no question in {self.no_question.count} of {rows} {units}; {present}; "
                 f"allowed: {_QUESTIONS}; or one question for all of them (prompt)."
-                + self._others(self.no_question, units)
+                + self._others(self.no_question)
             )
         if self.no_image.count:
             raise ValueError(
                 f"{name} has no image in {self.no_image.count} of {rows} {units}; {present}; "
-                f"allowed: {ALLOWED}." + self._others(self.no_image, units)
+                f"allowed: {ALLOWED}." + self._others(self.no_image)
             )
         raise ValueError(self.faulty.reason)
 
@@ -113,21 +113,17 @@ class Survey:
         say(self.no_image, "have no image and were skipped")
         say(self.no_question, "have no question and were skipped")
         if self.faulty.count:
-            say(self.faulty, "cannot be read and were skipped; the first:")
-            made[-1] = f"{made[-1][:-1]} {self.faulty.reason}"
+            say(self.faulty, "cannot be read and were skipped")
+            made[-1] += f" {self.faulty.reason}"
         if self.ours.count and self.ours.count < self.used:
             say(self.ours, f"have no question of their own and are asked {shown(prompt)}")
         say(self.behind_words, "place an image behind words; it is shown before them")
         say(self.later_turns, "are conversations whose later turns are not asked")
         return tuple(made)
 
-    def _others(self, but: Tally, units: str) -> str:
-        others = (
-            (self.no_image, "have no image"),
-            (self.faulty, "cannot be read"),
-        )
-        said = [f"{t.count} {units} {words}" for t, words in others if t.count and t is not but]
-        return f" And {'; '.join(said)}." if said else ""
+    def _others(self, but: Tally) -> str:
+        others = ((self.no_image, "Without an image"), (self.faulty, "Cannot be read"))
+        return "".join(f" {words}: {t.count}." for t, words in others if t.count and t is not but)
 
 
 def records_of(

@@ -94,4 +94,4 @@ def _name(image: Reference) -> str:
     if image.kind == "file" and isinstance(image.value, str):
         return image.value
     data = image.value.encode() if isinstance(image.value, str) else image.value
-    return f"{image.kind} {sha256(data)[:16]}"
+    return sha256(data)[:16]

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sinkscope.records.json_files import json_rows
+from sinkscope.records.json_files import json_rows, json_unit
 from sinkscope.records.pictures import Beside, Pictures
 from sinkscope.records.tables import csv_rows, parquet_rows
 
@@ -25,37 +25,41 @@ class FileKind:
     Attributes:
         suffixes: of its name.
         what: in words, for the documents.
-        unit: what one record of it is called.
+        unit: what one record of a file is called, of which the second argument is the name.
         rows: number and values of each record of a file, of which the second argument is the name
             in messages. Lazily: no more than a few rows are in memory.
     """
 
     suffixes: tuple[str, ...]
     what: str
-    unit: str
+    unit: Callable[[Path, str], str]
     rows: Callable[[Path, str], Rows]
 
 
+def _row(path: Path, name: str) -> str:
+    return "row"
+
+
 FILES: tuple[FileKind, ...] = (
-    FileKind((".jsonl", ".ndjson"), "JSON lines: one object a line", "line", json_rows),
+    FileKind((".jsonl", ".ndjson"), "JSON lines: one object a line", json_unit, json_rows),
     FileKind(
         (".json",),
         "a list of objects, an object that holds such a list (`data`, `annotations`, ...), or JSON "
         "lines",
-        "entry",
+        json_unit,
         json_rows,
     ),
-    FileKind((".csv",), "a table with commas, semicolons or tabs", "row", csv_rows),
+    FileKind((".csv",), "a table with commas, semicolons or tabs", _row, csv_rows),
     FileKind(
         (".tsv",),
         "VLMEvalKit's tables: images in base64, or the index of the row that has it",
-        "row",
+        _row,
         csv_rows,
     ),
     FileKind(
         (".parquet",),
         "as hub datasets are stored; needs the library pyarrow (or datasets)",
-        "row",
+        _row,
         parquet_rows,
     ),
 )
@@ -106,13 +110,13 @@ def file_source(path: Path, pictures: Pictures, name: str | None = None) -> Sour
     kind = file_kind(called)
     if kind is None:
         raise ValueError(f"The data {called} is no {', '.join(ALL_SUFFIXES)} file.")
-    short = Path(called).name
+    short, unit = Path(called).name, kind.unit(path, called)
     return Source(
         called,
-        kind.unit,
+        unit,
         lambda: kind.rows(path, called),
         pictures,
-        lambda number: f"{kind.unit} {number} of {short}",
+        lambda number: f"{unit} {number} of {short}",
     )
 
 
@@ -208,6 +212,8 @@ def _moved(row: Any, below: Path) -> Any:
 
 
 def _no_images(folder: Path, found: list[Path]) -> str:
-    tables = [path.name for path in found if path.suffix.lower() in ALL_SUFFIXES]
+    tables = [
+        path.relative_to(folder).as_posix() for path in found if path.suffix.lower() in ALL_SUFFIXES
+    ]
     more = f"; give one of its files instead: {', '.join(tables[:5])}" if tables else ""
     return f"{folder} has no images{more}."

@@ -8,6 +8,8 @@ from pathlib import Path
 
 # A record in memory: the largest image allowed, as base64, and some words.
 LONGEST = 128 * 2**20
+# And no more values than fit: a megabyte of brackets becomes twenty times as much.
+MOST_VALUES = 4_000_000
 _UTF_16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 
 
@@ -39,6 +41,16 @@ def lines_of(path: Path, name: str) -> Iterator[tuple[int, str]]:
                 yield number, text
     except OSError as error:
         raise ValueError(f"The data {name} cannot be read: {error.strerror or error}.") from error
+
+
+def check_values(text: str, what: str) -> None:
+    """Refuse a JSON text before it is parsed where it has too many values.
+
+    Raises:
+        ValueError: naming it by `what`.
+    """
+    if len(text) > MOST_VALUES and sum(map(text.count, ",[{")) > MOST_VALUES:
+        raise ValueError(f"{what} has more than {MOST_VALUES} values, the most allowed.")
 
 
 def without_mark(start: bytes, name: str) -> bytes:

@@ -31,6 +31,7 @@ ANSWER_KEYS = (
 )
 _INDEX_KEYS = ("correct_answer_idx", "correct_answer_index", "answer_idx", "answer_index")
 _LETTERED = re.compile(r"(?:\(([A-Za-z])\)|([A-Za-z])[).:])\s+")
+_LONGEST_LIST = 10_000  # entries of a list that is written as text
 _ANSWER_TYPES = "a text, a number, true or false, or a list of these"
 
 
@@ -128,6 +129,8 @@ def choices_of(row: Mapping[str, Any]) -> tuple[tuple[str, str], ...]:
 def listed(text: str) -> Any:
     """A list that a table holds as text, as JSON or as Python writes it; the text itself else."""
     if not (text.startswith("[") and text.endswith("]")):
+        return text
+    if text.count(",") + text.count("[") > _LONGEST_LIST:  # parsed, it would take a lot of memory
         return text
     for read in (json.loads, ast.literal_eval):
         try:

@@ -186,7 +186,7 @@ def read_samples(
 def open_source(
     source: str | Path, count: int = 1, seed: int = 0, images: Path | None = None
 ) -> Source:
-    """The rows that a path or a hub's name leads to; nothing is read yet.
+    """The rows that a path or a hub's name leads to; no more than the beginning is read yet.
 
     Args:
         source, images: as in `read_samples`.

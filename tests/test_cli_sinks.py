@@ -99,6 +99,12 @@ def test_what_can_be_refused_is_refused_before_the_model_loads(
     assert "does not exist" in mistake(output=tmp_path / "no" / "out.toml")
     assert "does not exist" in mistake(data=tmp_path / "nowhere")
     assert "None of the 1 samples" in mistake(data=empty)
+    unknown = tmp_path / "unknown.jsonl"
+    unknown.write_text('{"image": "a.png", "utterance": "Is it?", "gold": "no"}\n' * 3)
+    said = mistake(data=unknown)
+    assert "no question in 3 of 3 lines; keys present: image, utterance, gold; allowed:" in said
+    assert "does not exist" in mistake("--images", tmp_path / "nowhere")
+    assert "the scenes of demo are drawn" in mistake("--images", tmp_path, data=Path("demo"))
     assert "samples is 0" in mistake("--samples", "0")
     assert "top_percent is 0" in mistake("--top-percent", "0")
     assert "layers is 'x'" in mistake("--layers", "x")
@@ -166,6 +172,56 @@ def test_fewer_than_asked_for_and_unreadable_ones_are_said(
     )
     assert "2 samples from" in done.stderr and "9 were asked for" in done.stderr
     assert "Skipped broken.png: " in done.stderr
+
+
+@pytest.fixture
+def pope(tmp_path: Path, pictures: Path) -> Path:
+    """Two questions about each picture, and a line without one, as POPE's files are laid out."""
+    names = sorted(path.name for path in pictures.iterdir() if path.name != "broken.png")
+    rows = [
+        {"question_id": 2 * i + j, "image": name, "text": f"Is there a {thing}?", "label": "no"}
+        for i, name in enumerate(names)
+        for j, thing in enumerate(("dog", "cat"))
+    ]
+    path = tmp_path / "coco_pope_random.json"
+    text_only = {"question_id": 99, "text": "Is there a word?", "label": "yes"}
+    path.write_text("\n".join(map(json.dumps, [*rows, text_only])))
+    return path
+
+
+@pytest.mark.tiny
+def test_popes_questions_and_answers_are_asked_and_kept(
+    model: Path, pictures: Path, pope: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "p.toml"
+    words = ("--data", pope, "--images", pictures, "--samples", "8")
+    done = run(
+        *("sinks", "find", "--model", model, *words, "-o", out, "--work", tmp_path / "work"),
+        *("--min-contrast", "2.5"),
+    )
+    assert done.exit_code == 0, done.output
+    used = json.loads(out.with_name("p.findings.json").read_text())["samples"]
+    assert len(used) == 8 and {s["question"] for s in used} == {
+        "Is there a dog?",
+        "Is there a cat?",
+    }
+    assert {s["answer"] for s in used} == {"no"}
+    for sample in used:
+        assert sample["where"] == f"line {int(sample['id']) + 1} of coco_pope_random.json"
+    first = used[0]
+    assert f"For instance, {first['where']}: '{first['question']}', answer 'no'" in done.stderr
+    assert "1 of 41 lines have no image and were skipped (line 41)." in done.stderr
+
+    # One file serves both: no picture that finding saw is validated on, whatever is asked of it.
+    result = tmp_path / "v.json"
+    done = run("sinks", "validate", "--profile", out, *words, "--output", result)
+    assert done.exit_code in (0, 3), done.output
+    made = json.loads(result.read_text())
+    assert len(made["samples"]) == 8 and made["held_out"]
+    seen = {int(sample["id"]) // 2 for sample in used}
+    assert seen.isdisjoint(int(sample["id"]) // 2 for sample in made["samples"])
+    assert not any(sample["own"] for sample in made["samples"])
+    assert {sample["question"][:11] for sample in made["samples"]} == {"Is there a "}
 
 
 @pytest.mark.tiny

@@ -158,8 +158,11 @@ def _parted(read: SampleSet, wanted: int, held_out: int, seed: int) -> Drawn:
         first = max(1, min(wanted, round(len(read.samples) * wanted / (wanted + held_out))))
     finding: list[Sample] = []
     validating: list[Sample] = []
-    for group in by_picture(read.samples, seed):
-        (finding if len(finding) < first else validating).extend(group)
+    groups = by_picture(read.samples, seed)
+    for group in groups:
+        # The last one goes to a side that would have none.
+        kept = group is groups[-1] and finding and held_out and not validating
+        (validating if kept or len(finding) >= first else finding).extend(group)
     sides = ((finding[:wanted], wanted), (validating[:held_out], held_out))
     find, validate = (
         dataclasses.replace(

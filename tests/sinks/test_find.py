@@ -211,6 +211,50 @@ def test_findings_survive_their_file_and_give_a_profile(model: ModelHandle, tmp_
         Findings.open(tmp_path / "f.json")
 
 
+def test_findings_say_what_was_asked_and_older_ones_still_open(
+    model: ModelHandle, tmp_path: Path
+) -> None:
+    asked = [
+        replace(sample, prompt=f"Is it {sample.id}?", answer="no", where=f"line {n} of pope.jsonl")
+        for n, sample in enumerate(painted_samples(4), 1)
+    ]
+    asked[0] = replace(asked[0], system="Be kind.", history=(("Hi", "Ho"),))
+    found = find(model, asked, QUICK)
+    path = tmp_path / "f.json"
+    found.save(path)
+    assert Findings.open(path) == found
+    first, second = json.loads(path.read_text())["samples"][:2]
+    assert first["question"] == "Is it 000?" and first["answer"] == "no"
+    assert first["where"] == "line 1 of pope.jsonl"
+    assert (first["system"], first["history"]) == ("Be kind.", [["Hi", "Ho"]])
+    assert (second["system"], second["history"]) == (None, [])
+    # Files of before these were kept have three keys a sample.
+    old = found.as_dict()
+    old["samples"] = [{k: s[k] for k in ("id", "fingerprint", "images")} for s in old["samples"]]
+    path.write_text(json.dumps(old))
+    opened = Findings.open(path)
+    assert [s.id for s in opened.samples] == [s.id for s in found.samples]
+    assert {s.question for s in opened.samples} == {""} and opened.dims == found.dims
+
+
+def test_system_message_and_history_reach_the_model(
+    model: ModelHandle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prepared = []
+    plain = type(model).prepare
+
+    def prepare(self: ModelHandle, *args: object, **options: object) -> object:
+        prepared.append(plain(self, *args, **options))  # type: ignore[arg-type]
+        return prepared[-1]
+
+    monkeypatch.setattr(type(model), "prepare", prepare)
+    (sample,) = painted_samples(1)
+    find(model, [replace(sample, system="Be kind.", history=(("Say hi.", "hi"),))], QUICK)
+    text = "".join(prepared[0].token_texts)
+    assert "Be kind." in text
+    assert text.index("Say hi.") < text.index("Describe the image.")
+
+
 def test_samples_can_come_from_a_folder(model: ModelHandle, tmp_path: Path) -> None:
     for sample in painted_samples(3):
         sample.open_images()[0].save(tmp_path / f"{sample.id}.png")

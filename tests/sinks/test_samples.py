@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import io
 import json
 import sys
@@ -71,26 +73,114 @@ def test_json_lines(folder: Path) -> None:
     read = read_samples(path, 9, prompt="Default?")
     pair = next(s for s in read.samples if s.id == "pair")
     assert len(pair.images) == 2 and pair.prompt == "Both?" and pair.answer is None
+    assert pair.where == "line 2 of data.jsonl"
     (asked,) = (s for s in read.samples if s.id != "pair")
     assert (asked.prompt, asked.answer) == ("What?", "This.") and asked.id.startswith("0.png#")
     (copy, twice), (missing, _) = read.skipped
-    assert copy == f"{asked.id} (2)" and missing.startswith("missing.png#")
-    assert twice == f"{copy} is the same picture and question as {asked.id}."
+    assert copy.startswith("0.png#") and missing.startswith("missing.png#")
+    assert copy in twice and asked.id in twice and "the same picture" in twice
     # The order of the lines changes nothing, nor does a mark of their encoding.
     path.write_text("\ufeff" + "\r\n".join(map(json.dumps, lines[::-1])), encoding="utf-8")
     assert read_samples(path, 9, prompt="Default?") == read
 
 
-def test_rows_of_one_id_are_told_apart_by_what_they_ask(folder: Path) -> None:
-    lines = [{"image": f"{2 * i}.png", "question": f"{i}?", "id": "x"} for i in range(3)]
-    for given in (lines, lines[::-1]):
-        (folder / "data.jsonl").write_text("\n".join(map(json.dumps, given)))
-        read = read_samples(folder / "data.jsonl", 3)
-        assert [(s.id, s.prompt) for s in read.samples] == [
-            ("x", "0?"),
-            ("x (2)", "1?"),
-            ("x (3)", "2?"),
-        ]
+POPE = (
+    {"question_id": 1, "image": "0.png", "text": "Is there a dog?", "label": "yes"},
+    {"question_id": 2, "image": "0.png", "text": "Is there a cat?", "label": "no"},
+    {"question_id": 3, "image": "2.png", "text": "Is there a dog?", "label": "no"},
+)
+
+
+def test_popes_questions_are_asked_with_their_answers(folder: Path) -> None:
+    """Two questions about one picture are two samples; the file is called .json and is lines."""
+    path = folder / "coco_pope_random.json"
+    path.write_text("\n".join(map(json.dumps, POPE)) + "\n")
+    read = read_samples(path, 3)
+    assert [(s.id, s.prompt, s.answer, s.where) for s in read.samples] == [
+        ("1", "Is there a dog?", "yes", "line 1 of coco_pope_random.json"),
+        ("2", "Is there a cat?", "no", "line 2 of coco_pope_random.json"),
+        ("3", "Is there a dog?", "no", "line 3 of coco_pope_random.json"),
+    ]
+    assert read.notes() == ()
+    assert len({s.fingerprint() for s in read.samples}) == 3
+    (path.with_suffix(".jsonl")).write_text("\n".join(map(json.dumps, [*POPE, *POPE[:2]])))
+    again = read_samples(path.with_suffix(".jsonl"), 3)
+    assert len(again.samples) == 3
+    assert again.notes() == (
+        "2 lines say the same as others (picture, question and answer), and count once.",
+    )
+
+
+def test_one_question_with_two_answers_is_two_samples_and_without_one_none(folder: Path) -> None:
+    rows: list[dict[str, Any]] = [
+        {"image": "0.png", "question": "What?", "answer": answer} for answer in ("a", "b", None)
+    ]
+    path = folder / "data.jsonl"
+    for seed in range(6):  # in every order
+        path.write_text("\n".join(map(json.dumps, rows)))
+        read = read_samples(path, 9, seed=seed)
+        assert sorted(str(s.answer) for s in read.samples) == ["a", "b"]
+        assert len(read.skipped) == 1 and "the same picture" in read.skipped[0][1]
+
+
+def test_a_question_nobody_can_find_is_not_replaced_by_ours(folder: Path) -> None:
+    rows = [{"image": "0.png", "utterance": "Is it?", "gold": "no"}] * 2
+    path = folder / "data.jsonl"
+    path.write_text("\n".join(map(json.dumps, rows)))
+    with pytest.raises(ValueError, match="no question in 2 of 2 lines; keys present: image, utter"):
+        read_samples(path, 1)
+    assert read_samples(path, 1, prompt="What?").samples[0].prompt == "What?"
+
+
+def test_images_lie_in_another_folder(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "annotations").mkdir()
+    path = tmp_path / "annotations" / "data.jsonl"
+    path.write_text(json.dumps({"image": "0.png", "question": "What?"}))
+    with pytest.raises(ValueError, match="does not exist"):
+        read_samples(path, 1)
+    assert read_samples(path, 1, images=folder).samples[0].prompt == "What?"
+    with pytest.raises(ValueError, match=r"folder of images .*nowhere does not exist"):
+        read_samples(path, 1, images=tmp_path / "nowhere")
+
+
+def test_samples_that_nobody_wants_are_passed_over(folder: Path) -> None:
+    first = {s.id for s in read_samples(folder, 3).samples}
+    rest = read_samples(folder, 3, unless=lambda sample: sample.id in first)
+    assert (
+        rest.left_out == 3 and len(rest.samples) == 3 and not first & {s.id for s in rest.samples}
+    )
+    none = read_samples(folder, 3, unless=lambda sample: True)
+    assert none.samples == () and none.left_out == 6
+
+
+def test_a_wrong_folder_of_images_is_found_out_early(tmp_path: Path) -> None:
+    lines = (json.dumps({"image": f"{i}.png", "question": "What?"}) for i in range(20_000))
+    (tmp_path / "data.jsonl").write_text("\n".join(lines))
+    with pytest.raises(ValueError, match=r"None of the 1010 samples .*; the first: .* not exist"):
+        read_samples(tmp_path / "data.jsonl", 1)
+
+
+def test_images_inside_a_file_are_kept_as_they_are(tmp_path: Path) -> None:
+    """Decoded when they are needed; one at a time is in memory."""
+    file = io.BytesIO()
+    picture(7).save(file, "PNG")
+    uri = f"data:image/png;base64,{base64.b64encode(file.getvalue()).decode()}"
+    content = [{"type": "image_url", "image_url": {"url": uri}}, {"type": "text", "text": "What?"}]
+    row = {"messages": [{"role": "user", "content": content}]}
+    (tmp_path / "data.jsonl").write_text(json.dumps(row))
+    (sample,) = read_samples(tmp_path / "data.jsonl", 1).samples
+    assert sample.images == (file.getvalue(),)
+    assert sample.open_images()[0].getpixel((0, 0)) == (7, 0, 0)
+
+
+def test_system_message_and_history_are_part_of_what_is_seen() -> None:
+    plain = Sample("a", (picture(1),), "What?")
+    kind = Sample("a", (picture(1),), "What?", system="Be kind.")
+    late = Sample("a", (picture(1),), "What?", history=(("Hi", "Ho"),))
+    assert len({plain.fingerprint(), kind.fingerprint(), late.fingerprint()}) == 3
+    # As it was before there were any: files in the work folder go by it.
+    seen = json.dumps([plain.digests, plain.prompt]).encode()
+    assert plain.fingerprint() == hashlib.sha256(seen).hexdigest()
 
 
 @pytest.mark.parametrize(
@@ -112,9 +202,11 @@ def test_malformed_lines_are_named(folder: Path, line: str, message: str) -> Non
 def test_sources_that_are_none(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="does not exist; allowed: a folder"):
         read_samples(tmp_path / "nowhere", 1)
-    (tmp_path / "data.csv").write_text("")
-    with pytest.raises(ValueError, match=r"neither a folder nor a \.jsonl file"):
-        read_samples(tmp_path / "data.csv", 1)
+    (tmp_path / "data.xml").write_text("")
+    with pytest.raises(ValueError, match=r"neither a folder nor a \.jsonl, .* or \.parquet file"):
+        read_samples(tmp_path / "data.xml", 1)
+    with pytest.raises(ValueError, match="images is given, but a hub dataset"):
+        read_samples("hub:owner/name", 1, images=tmp_path)
     with pytest.raises(ValueError, match="has no images"):
         read_samples(tmp_path, 1)
     with pytest.raises(ValueError, match="count is 0"):
@@ -149,8 +241,8 @@ class Rows(list[Any]):
 def fake_datasets(rows: list[dict[str, Any]], asked: list[Any]) -> types.ModuleType:
     module = types.ModuleType("datasets")
 
-    def load_dataset(name: str, split: str, streaming: bool) -> Rows:
-        asked.append((name, split, streaming))
+    def load_dataset(name: str, *own: str, split: str, streaming: bool, **more: str) -> Rows:
+        asked.append((name, *own, split, streaming, *more.items()))
         if name == "owner/missing":
             raise OSError("not found")
         return Rows(rows)
@@ -180,7 +272,10 @@ def test_hub_datasets(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     assert len(read.samples) == 2 and asked == [("owner/name", "test", True)]
     assert all(s.answer and s.prompt == "What?" for s in read.samples)
     picture(50).save(tmp_path / "there.png")
-    there = {"bytes": None, "path": str(tmp_path / "there.png")}
+    there = {"bytes": None, "path": "hf://datasets/owner/name/there.png"}
+    monkeypatch.setattr(
+        "fsspec.open", lambda name, mode: (tmp_path / name.rsplit("/", 1)[1]).open(mode)
+    )
     broken = {"bytes": b"no image", "path": "b.png"}
     some = [{"image": broken}, {"images": [there, undecoded(picture(1))]}]
     monkeypatch.setitem(sys.modules, "datasets", fake_datasets(some, asked))
@@ -192,5 +287,15 @@ def test_hub_datasets(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="names no dataset"):
         read_samples("hub:name", 2)
     monkeypatch.setitem(sys.modules, "datasets", fake_datasets([{"text": "x"}], asked))
-    with pytest.raises(ValueError, match="has no column image or images"):
+    with pytest.raises(ValueError, match="no image in 1 of 1 row; keys present: text"):
+        read_samples("hub:owner/name", 2)
+    read_samples_of = (("hub:owner/name@abc:some:val", ("some", "val", True, ("revision", "abc"))),)
+    for name, expected in read_samples_of:
+        monkeypatch.setitem(sys.modules, "datasets", fake_datasets(rows, asked))
+        assert read_samples(name, 2).samples[0].where == f"a row of {name}"
+        assert asked[-1] == ("owner/name", *expected)
+    # Rows that cannot be asked end the run; not all of a large dataset is read for it.
+    endless = [{"image": undecoded(picture(1)), "gold": "x"}] * 100_000
+    monkeypatch.setitem(sys.modules, "datasets", fake_datasets(endless, asked))
+    with pytest.raises(ValueError, match="no question in 120 of 120 rows"):
         read_samples("hub:owner/name", 2)

@@ -122,6 +122,7 @@ def test_a_whole_validation(handle: ModelHandle, profile: SinkProfile) -> None:
     assert [one.id for one in made.samples] == ["s0", "s1", "s2"]
     assert [layer.layer for layer in made.layers] == list(range(handle.info.layers))
     assert all(one.answer.startswith("a red") and not one.own for one in made.samples)
+    assert {one.question for one in made.samples} == {"What is it?"}
     assert made.held_out and made.wanted == 3 and made.seconds > 0
     assert {one.name for one in made.hidden} == {
         "sinks", "random", "random_dims", "attended", "image",

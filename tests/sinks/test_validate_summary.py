@@ -152,6 +152,18 @@ def test_file_comes_back_as_it_was(tmp_path: Path) -> None:
     assert "1 sample was skipped: c.png is damaged." in said
 
 
+def test_a_file_of_before_questions_were_kept_still_opens(tmp_path: Path) -> None:
+    made = summed([record("a", FULL), record("b", LESS)])
+    path = tmp_path / "v.json"
+    made.save(path)
+    values = json.loads(path.read_text())
+    for sample in values["samples"]:
+        for key in ("question", "where", "system", "history"):
+            del sample[key]
+    path.write_text(json.dumps(values))
+    assert Validation.open(path) == made
+
+
 def test_unknown_origin_is_said() -> None:
     made = summed([record("a", FULL), record("b", LESS)], known=False)
     assert any("not known on which samples" in warning for warning in made.warnings)

@@ -1,0 +1,150 @@
+"""CSV, VLMEvalKit's TSV and Parquet, written by the libraries that people write them with."""
+
+from __future__ import annotations
+
+import base64
+import importlib.util
+import io
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from sinkscope.records.drawing import Draw
+from sinkscope.records.pictures import Beside, picture
+from sinkscope.records.sources import file_source
+from sinkscope.records.tables import csv_rows, parquet_rows
+
+
+def encoded(shade: int) -> bytes:
+    file = io.BytesIO()
+    Image.new("RGB", (56, 56), (shade, 0, 0)).save(file, "PNG")
+    return file.getvalue()
+
+
+def write(folder: Path, text: str, name: str) -> Path:
+    path = folder / name
+    path.write_text(text, encoding="utf-8", newline="")
+    return path
+
+
+def drawn(path: Path) -> list[Any]:
+    return sorted(Draw(file_source(path, Beside(path.parent)), 20), key=lambda r: r.number)
+
+
+@pytest.mark.parametrize(
+    ("sign", "name"), [(",", "a.csv"), (";", "a.csv"), ("\t", "a.csv"), ("\t", "a.tsv")]
+)
+def test_tables_with_any_separator(sign: str, name: str, tmp_path: Path) -> None:
+    lines = [
+        ["image", "question", "answer"],
+        ["a.png", '"What, or; who\n""else""?"', "x"],
+        ["b.png", "Q?", ""],
+    ]
+    text = "\ufeff" + "\r\n".join(sign.join(cells) for cells in lines) + "\r\n\r\n"
+    first, second = drawn(write(tmp_path, text, name))
+    assert (first.question, first.answer) == ('What, or; who\n"else"?', "x")
+    assert (second.question, second.answer) == ("Q?", None)
+    assert second.where == f"row 2 of {name}"
+
+
+def test_vlmevalkits_tables(tmp_path: Path) -> None:
+    """Images in base64; a short one is the index of the row that has it."""
+    pandas = pytest.importorskip("pandas")
+    images = [base64.b64encode(encoded(i)).decode() for i in range(2)]
+    frame = pandas.DataFrame(
+        {
+            "index": [0, 1, 1000000, 1000001],
+            "image": [*images, "0", "1"],
+            "question": ["Which?", "Where?", "Which?", "Where?"],
+            "hint": ["Look.", None, "Look.", None],
+            "A": ["dog", "left", "cat", "right"],
+            "B": ["cat", "right", "dog", "left"],
+            "C": [None, "up", None, "up"],
+            "answer": ["A", "B", "B", "A"],
+            "category": ["x"] * 4,
+            "split": ["dev"] * 4,
+        }
+    )
+    path = tmp_path / "MMBench_DEV_EN.tsv"
+    frame.to_csv(path, sep="\t", index=False)
+    records = drawn(path)
+    assert [r.prompt() for r in records[:2]] == [
+        "Look.\nWhich?\nA. dog\nB. cat",
+        "Where?\nA. left\nB. right\nC. up",
+    ]
+    assert [r.answer for r in records] == ["A", "B", "B", "A"]
+    assert [r.id for r in records] == ["0", "1", "1000000", "1000001"]
+    pixels = [picture(r.images[0], Beside(tmp_path), 10**6) for r in records]
+    assert pixels == [encoded(0), encoded(1), encoded(0), encoded(1)]
+
+
+def test_several_images_and_lists_in_cells(tmp_path: Path) -> None:
+    text = 'image\tquestion\tanswers\n[\'a.png\', \'b.png\']\tBoth?\t"[""no"", ""yes"", ""yes""]"\n'
+    (record,) = drawn(write(tmp_path, text, "a.tsv"))
+    assert [i.value for i in record.images] == ["a.png", "b.png"] and record.answer == "yes"
+    deep = "image\tquestion\n" + "[" * 5000 + "]" * 5000 + "\tWhat?\n"
+    (record,) = drawn(write(tmp_path, deep, "deep.tsv"))
+    assert record.images[0].kind == "file"
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("image,question\na.png,x,y\n", "Row 1 of a.csv has 3 cells, but its first line names 2"),
+        ('image,question\na.png,x\na.png,"x\n', "Row 2 of a.csv is no row of a table"),
+        ('image,question\na.png,"x" y\n', "Row 1 of a.csv is no row of a table"),
+    ],
+)
+def test_broken_tables_are_named(text: str, message: str, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=message):
+        list(csv_rows(write(tmp_path, text, "a.csv"), "a.csv"))
+
+
+def test_a_table_without_rows_or_with_bad_text(tmp_path: Path) -> None:
+    assert list(csv_rows(write(tmp_path, "", "a.csv"), "a.csv")) == []
+    assert list(csv_rows(write(tmp_path, "image,question\n", "a.csv"), "a.csv")) == []
+    (tmp_path / "bad.csv").write_bytes(b"image,question\na.png,\xff\n")
+    with pytest.raises(ValueError, match=r"Line 2 of bad\.csv is no UTF-8 text"):
+        list(csv_rows(tmp_path / "bad.csv", "bad.csv"))
+
+
+def test_parquet_as_hub_datasets_are_stored(tmp_path: Path) -> None:
+    datasets = pytest.importorskip("datasets")
+    features = datasets.Features(
+        {
+            "image": datasets.Image(),
+            "question": datasets.Value("string"),
+            "label": datasets.ClassLabel(names=["no", "yes"]),
+            "answers": datasets.List(datasets.Value("string")),
+        }
+    )
+    made = {
+        "image": [{"bytes": encoded(i), "path": None} for i in range(40)],
+        "question": [f"Is it {i}?" for i in range(40)],
+        "label": [i % 2 for i in range(40)],
+        "answers": [[] for _ in range(40)],
+    }
+    path = tmp_path / "test-00000-of-00001.parquet"
+    datasets.Dataset.from_dict(made, features=features).to_parquet(path)
+    records = drawn(path)
+    assert {r.answer for r in records} == {"no", "yes"}
+    for record in records:
+        shade = record.number - 1
+        assert record.question == f"Is it {shade}?" and record.answer == ["no", "yes"][shade % 2]
+        assert picture(record.images[0], Beside(tmp_path), 10**6) == encoded(shade)
+
+
+def test_parquet_without_its_library_and_what_is_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "a.parquet"
+    path.write_bytes(b"PAR1")
+    if importlib.util.find_spec("pyarrow") is not None:
+        with pytest.raises(ValueError, match=r"a\.parquet cannot be read as Parquet"):
+            list(parquet_rows(path, "a.parquet"))
+    monkeypatch.setitem(sys.modules, "pyarrow.parquet", None)
+    with pytest.raises(ValueError, match="install the library pyarrow to read it"):
+        list(parquet_rows(path, "a.parquet"))
