@@ -18,6 +18,7 @@ from sinkscope.records.sources import file_kind, file_source
 from sinkscope.sinks.progress import Progress, Stopped
 from sinkscope.sinks.samples import PROMPT, Sample, SampleSet, read_samples
 from sinkscope.utils import sha256
+from sinkscope.web.uploads import upload_path
 
 if TYPE_CHECKING:
     from sinkscope.web.sinks_request import Picture
@@ -70,14 +71,15 @@ def samples_of_file(
         on_progress, stop: as in `sinks.samples.read_samples`.
 
     Raises:
-        ValueError: the file cannot be read, or no row of it can be asked.
+        ValueError: the file cannot be read, is no upload, or no row of it can be asked.
         Stopped: `stop` was set.
     """
     named: dict[str, Path | None] = {}
     for picture in pictures:
         if picture is not file:
-            named[_short(picture)] = None if _short(picture) in named else picture.path
-    source = file_source(file.path, Uploaded(named), _short(file))
+            path = upload_path(str(picture.path))
+            named[_short(picture)] = None if _short(picture) in named else path
+    source = file_source(upload_path(str(file.path)), Uploaded(named), _short(file))
     try:
         return read_samples(
             source,

@@ -15,7 +15,10 @@ from sinkscope.sinks.progress import Stopped
 from sinkscope.web.sinks_payload import build_sinks_payload
 from sinkscope.web.sinks_request import IMAGES, Drawn, Picture, SinksRequest, draw_samples
 from sinkscope.web.sinks_run import _opened
+from sinkscope.web.uploads import NO_UPLOAD
 from tests.sinks.planted import painted_samples
+
+pytestmark = pytest.mark.usefixtures("uploads")
 
 
 @pytest.fixture(scope="module")
@@ -166,3 +169,16 @@ def test_the_page_shows_what_was_asked() -> None:
         "Asked: Is it here? Answer: no (line 3 of pope.jsonl)",
         "",
     ]
+
+
+def test_a_file_of_questions_that_was_not_uploaded_is_refused_like_a_missing_one(
+    pictures: tuple[Picture, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "rows.jsonl"
+    path.write_text(json.dumps({"image": "0.png", "text": "Is it red?", "label": "yes"}))
+    monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path / "uploads"))
+    for outside in (path, tmp_path / "missing.jsonl"):
+        request = SinksRequest(IMAGES, (*pictures, Picture("rows.jsonl", outside)))
+        with pytest.raises(ValueError) as refusal:
+            draw_samples(request, ImageLimits())
+        assert str(refusal.value) == NO_UPLOAD
