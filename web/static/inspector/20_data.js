@@ -46,7 +46,43 @@ function makeRun({ header, arrays }) {
     const reference = { ...variant.reference, ...maps("reference.", giver), sinks: header.layers.map(() => []), V: variant.patches || V };
     return { ...rows("answer", "", variant.tokens), reference, asked: { ...rows("prompt", "prompt.", asked.tokens), reference, before: asked.before } };
   });
-  return { ...header, id: header.run, L, H, variants, lazyMaps: new Map(), lazyBytes: 0 };
+  return { ...header, id: header.run, L, H, variants, lazyMaps: makeShelf(LAZY_BYTES) };
+}
+
+// What was fetched, up to a number of bytes. Beyond it the least recently used go, but none that is needed now.
+const LAZY_BYTES = 64e6;
+function makeShelf(most) {
+  const items = new Map();
+  let bytes = 0;
+  const drop = (key) => {
+    const item = items.get(key);
+    if (item) bytes -= item.bytes;
+    items.delete(key);
+  };
+  return {
+    most,
+    drop,
+    has: (key) => items.has(key),
+    keys: () => [...items.keys()],
+    get bytes() { return bytes; },
+    get(key) {
+      const item = items.get(key);
+      if (!item) return null;
+      items.delete(key);
+      items.set(key, item); // now it is the last to go
+      return item.value;
+    },
+    expect(key) { items.set(key, null); }, // it is being fetched
+    put(key, value, size, needed = []) {
+      drop(key);
+      items.set(key, { value, bytes: size });
+      bytes += size;
+      for (const [old, item] of items) {
+        if (bytes <= this.most) break;
+        if (item && old !== key && !needed.includes(old)) drop(old);
+      }
+    },
+  };
 }
 
 // Codes are companded: value = scale * (code / top)^2, so a row's codes are squared and multiplied with scale / top^2.

@@ -38,36 +38,31 @@ function repaint() {
 }
 
 // A large run does not carry single heads: get those of the chosen tokens, once, and keep the latest.
-const LAZY_BYTES = 64e6;
+const headsWanted = () => [...sides().map((side) => ({ side, l: null })), ...looks()].flatMap(({ side: variant, l }) => {
+  const span = tokensOf(variant);
+  return !span || variant.full ? [] : [{ variant, l, span, key: onLayer(l, () => lazyKey(variant, ...span)) }];
+});
 async function fetchHeads() {
   if (!needsHeads() || sides().every((side) => side.full)) return;
   const mine = run;
-  let fetched = false;
-  for (const { side: variant, l } of [...sides().map((side) => ({ side, l: null })), ...looks()]) {
-    const span = tokensOf(variant);
-    if (!span || variant.full) continue;
-    const key = onLayer(l, () => lazyKey(variant, ...span));
-    if (mine.lazyMaps.has(key)) continue;
-    mine.lazyMaps.set(key, null); // being fetched
+  let fetched = false, next;
+  while (run === mine && needsHeads() && (next = headsWanted().find(({ key }) => !mine.lazyMaps.has(key)))) {
+    const { variant, l, span, key } = next;
+    mine.lazyMaps.expect(key);
     const ask = { prompt: variant.part === "prompt", run: mine.id, variant: variant.name, start: span[0], stop: span[1] + 1, combine: view.combine,
       layers: l == null ? [view.l0, view.l1] : [l, l], heads: [view.h0, view.h1], whole: !key.split(":")[2], without_sinks: view.scale === "nosink" };
     const answer = await server.token_maps(ask);
     if (!answer || answer.error) {
-      mine.lazyMaps.delete(key);
+      mine.lazyMaps.drop(key);
       if (run === mine) complain((answer && answer.error) || "The server does not answer; is it still running?");
       return;
     }
     const text = atob(answer.data), raw = new Uint8Array(text.length); // from() would take ten times as long
     for (let i = 0; i < raw.length; i++) raw[i] = text.charCodeAt(i);
-    const { arrays } = unpack(await unzip(new Response(raw)));
-    mine.lazyMaps.set(key, arrays);
+    const buffer = await unzip(new Response(raw));
+    const needed = run === mine ? headsWanted().map((one) => one.key) : [];
+    mine.lazyMaps.put(key, unpack(buffer).arrays, buffer.byteLength, needed);
     fetched = true;
-    mine.lazyBytes += raw.length;
-    for (const old of mine.lazyMaps.keys()) {
-      if (mine.lazyBytes <= LAZY_BYTES || old === key) break;
-      mine.lazyMaps.delete(old);
-      mine.lazyBytes -= raw.length;
-    }
   }
   if (fetched && run === mine) repaint();
 }
