@@ -17,7 +17,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
-from transformers import StoppingCriteriaList
+from transformers import DynamicCache, StoppingCriteriaList
 
 from sinkscope.capture.recorder import TraceRecorder
 from sinkscope.capture.run import (
@@ -168,6 +168,7 @@ def stash_run(
     ):
         handle.model.generate(
             **on_device(inputs.tensors, handle.device),
+            past_key_values=DynamicCache(),  # whole also behind a sliding window
             generation_config=generation_config(handle, settings),
             stopping_criteria=StoppingCriteriaList([Chosen([probe], ends)]),
         )
