@@ -16,7 +16,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from transformers import StoppingCriteriaList
+from transformers import DynamicCache, StoppingCriteriaList
 
 from sinkscope.capture.prefix import Prefix
 from sinkscope.capture.prompt import kept_positions, prompt_trace
@@ -192,9 +192,14 @@ def retell(
 def _start(
     handle: ModelHandle, inputs: PromptInputs, rows: int, prefix: Prefix | None
 ) -> dict[str, Any]:
-    """What `generate` begins with: the whole prompt, or its ids and the keys of the prefix."""
+    """What `generate` begins with: the whole prompt, or its ids and the keys of the prefix.
+
+    The cache is one that keeps every key: that which transformers would make drops those that a
+    sliding window has left behind, and rows would be shorter than the prompt. The mask hides them
+    as before, so the numbers are the same.
+    """
     if prefix is None:
-        return dict(on_device(inputs.tensors, handle.device))
+        return {**on_device(inputs.tensors, handle.device), "past_key_values": DynamicCache()}
     text = ("input_ids", "attention_mask")
     tensors = on_device(
         {name: inputs.tensors[name].repeat(rows, 1) for name in text}, handle.device

@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from transformers import StoppingCriteriaList
+from transformers import DynamicCache, StoppingCriteriaList
 
 from sinkscope.capture.forecast import (
     bytes_of_a_row,
@@ -217,6 +217,7 @@ def stash_run(
     ):
         handle.model.generate(
             **on_device(inputs.tensors, handle.device),
+            past_key_values=DynamicCache(),  # whole also behind a sliding window
             generation_config=generation_config(handle, settings),
             stopping_criteria=StoppingCriteriaList([Chosen([probe], ends)]),
         )

@@ -183,7 +183,7 @@ def say_forecast(
 
 
 def load(settings: ModelSettings) -> ModelHandle:
-    """Load a model under a progress bar."""
+    """Load a model under a progress bar, and say what its checkpoint lacks."""
     from transformers.utils import logging
 
     from sinkscope.models.loading import load_model
@@ -196,4 +196,7 @@ def load(settings: ModelSettings) -> ModelHandle:
             bar.label = text
             bar.update(round(100 * fraction) - bar.pos)
 
-        return load_model(settings, on_progress=report)
+        handle = load_model(settings, on_progress=report)
+    if handle.info.note:
+        typer.echo(f"Note: {handle.info.note}", err=True)
+    return handle

@@ -73,6 +73,8 @@ def show(
         trace = GenerationTrace.open(trace_file)
         model = trace.model
         typer.echo(f"{model.id} ({model.revision}, {model.dtype} on {model.device})", err=True)
+        if model.note:
+            typer.echo(f"Note: {model.note}", err=True)
         typer.echo(f"Prompt: {trace.prompt}", err=True)
         print_answer(trace, selection)
         if output is None:

@@ -112,10 +112,14 @@ def choose(
         TemplateError: a template that nothing can be rendered with: it is damaged, and to use
             another in its place would change the prompt without a reason.
     """
-    passed: dict[str, None] = {}
+    passed: list[str] = []
+    seen: list[object] = []
     for file, name, template in found:
+        if template in seen:  # the tokenizer has read the same file
+            continue
+        seen.append(template)
         if name != "default":
-            passed.setdefault(f"{file} has templates, but none of the name default")
+            passed.append(f"{file} has templates named {name}, but no default")
             continue
         if not isinstance(template, str):
             raise TemplateError(
@@ -129,10 +133,10 @@ def choose(
                 f"The chat template in {file} cannot be used: {why}; mend it or take it out of the "
                 "folder, then the next one, or the family's own, is used."
             )
-        passed.setdefault(f"the one in {file} shows no image")
-    what = "; ".join(list(passed)[:3]) or "it has none"
-    note = f"The checkpoint has no chat template that shows images ({what}); the family's own was "
-    return ChatTemplate(own), note + "taken."
+        passed.append(f"that of {file} shows none")
+    what = "; ".join(passed[:3]) or "it has no template at all"
+    note = f"The checkpoint has no chat template that shows images ({what}), so the family's own "
+    return ChatTemplate(own), note + "is used."
 
 
 def render(
@@ -190,7 +194,7 @@ def _named(file: str, given: object) -> Iterator[tuple[str, str, object]]:
         if "default" in given:
             yield file, "default", given["default"]
         else:
-            yield file, ", ".join(map(str, given)), None
+            yield file, ", ".join(sorted(map(str, given))), given
     elif given is not None:
         yield file, "default", given
 
@@ -255,7 +259,8 @@ def _apply(
 ) -> str:
     """The conversation as the template shows it; the images come before the first user's text."""
     messages: list[dict[str, Any]] = []
-    pictures: list[dict[str, str]] = [{"type": "image"}] * images
+    # Some templates look at the type, some at the key; none shows its value.
+    pictures: list[dict[str, str]] = [{"type": "image", "image": "image"}] * images
     for kind, text in turns:
         content: Any = text
         if kind == "user":

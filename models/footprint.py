@@ -53,16 +53,19 @@ def footprint(settings: ModelSettings) -> Footprint:
         raise NotOnDiskError(f"The model {settings.model} is not on this machine.")
     config, family = read_configuration(settings, source)
     files = checked_files(settings, source, config, family)
-    place, dtype = where_and_how(settings, config)
-    check_quantisation(settings.model, config, str(place))
+    device, dtype = where_and_how(settings, config)
+    place = str(device)
+    check_quantisation(settings.model, config, place, files.tensors)
     parameters = nbytes = 0
     for tensor in files.tensors.values():
         count = math.prod(tensor.shape)
         parameters += count
-        nbytes += count * (
-            dtype.itemsize if tensor.dtype in FLOATS else OTHERS.get(tensor.dtype, 1)
+        # 8-bit floats need a GPU; elsewhere transformers turns them back into plain weights.
+        plain = tensor.dtype in FLOATS or (
+            tensor.dtype.startswith("F8") and not place.startswith("cuda")
         )
-    return Footprint(parameters, nbytes, str(dtype).removeprefix("torch."), place)
+        nbytes += count * (dtype.itemsize if plain else OTHERS.get(tensor.dtype, 1))
+    return Footprint(parameters, nbytes, str(dtype).removeprefix("torch."), device)
 
 
 def where_and_how(settings: ModelSettings, config: Any = None) -> tuple[torch.device, torch.dtype]:

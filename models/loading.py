@@ -181,7 +181,7 @@ def load_model(
     kind = choose_dtype(settings.dtype, config, place)
     report("Reading tokenizer and image processor", 0.2)
     files = checked_files(settings, source, config, family)
-    check_quantisation(settings.model, config, place)
+    check_quantisation(settings.model, config, place, files.tensors)
     processor = _processor(settings, source, config, family)
     report("Loading the weights", 0.3)
     loaded, unused = load_weights(settings, source, config, family, files, place, kind)
@@ -225,6 +225,11 @@ def read_configuration(settings: ModelSettings, source: Path) -> tuple[Any, Fami
         config = AutoConfig.from_pretrained(source, trust_remote_code=False, local_files_only=True)
     except Exception as error:
         # The checks of a config raise types of their own, some of them no ValueError.
+        if _has_own_code(file):
+            raise ModelError(
+                f"{settings.model} needs code of its own (auto_map in config.json), which is never "
+                f"run; SinkScope works with {', '.join(f.name for f in FAMILIES)}."
+            ) from error
         raise ModelError(
             f"The config.json of {settings.model} cannot be used: {first_line(error)}"
         ) from error
@@ -240,7 +245,15 @@ def read_configuration(settings: ModelSettings, source: Path) -> tuple[Any, Fami
     raise ModelError(
         f"{settings.model} is a {getattr(config, 'model_type', 'model of unknown type')!r} model; "
         f"SinkScope works with {', '.join(f.name for f in FAMILIES)}."
+        + ("" if hasattr(config, "vision_config") else " It has no vision tower.")
     )
+
+
+def _has_own_code(file: Path) -> bool:
+    try:
+        return "auto_map" in json.loads(file.read_text(encoding="utf-8"))
+    except (ValueError, TypeError):
+        return False
 
 
 def _why_no_config(source: Path) -> str:
@@ -284,7 +297,7 @@ def _processor(settings: ModelSettings, source: Path, config: Any, family: Famil
             f"downloaded?): {first_line(error)}"
         ) from error
     except ValueError as error:
-        raise ModelError(f"{settings.model} cannot be used: {first_line(error)}") from error
+        raise ModelError(f"{settings.model}: {' '.join(str(error).split())[:800]}") from error
     return processor
 
 
@@ -325,4 +338,5 @@ def choose_dtype(choice: DType, config: Any, place: str) -> torch.dtype:
     if place == "cpu":
         return torch.float32
     own = getattr(config, "dtype", None) or getattr(config.get_text_config(), "dtype", None)
-    return own if isinstance(own, torch.dtype) else torch.bfloat16
+    # A quantised checkpoint may name its packed type, which nothing can be computed in.
+    return own if own in (torch.float32, torch.bfloat16, torch.float16) else torch.bfloat16

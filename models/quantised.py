@@ -14,6 +14,7 @@ from typing import Any
 from transformers.quantizers.auto import AUTO_QUANTIZATION_CONFIG_MAPPING, AutoHfQuantizer
 
 from sinkscope.models.source import ModelError, first_line
+from sinkscope.models.weights import FLOATS, StoredTensor
 
 # Form -> (module, package) of all that it needs beside torch and accelerate. Forms that are left
 # out need none: transformers has them built in, or turns them back into plain weights.
@@ -51,13 +52,16 @@ def quantisation(config: Any) -> str | None:
     return str(getattr(method, "value", method))
 
 
-def check_quantisation(name: str, config: Any, place: str) -> None:
+def check_quantisation(
+    name: str, config: Any, place: str, tensors: Mapping[str, StoredTensor]
+) -> None:
     """Refuse a quantised checkpoint that cannot be loaded here, before anything large is read.
 
     Args:
         name: of the model, for the sentence.
         config: of the checkpoint.
         place: the device that it shall go to.
+        tensors: the headers of its weight files.
 
     Raises:
         ModelError: naming the form and the package that it needs, or what else is in the way.
@@ -74,8 +78,15 @@ def check_quantisation(name: str, config: Any, place: str) -> None:
         )
     lacking = [package for module, package in LIBRARIES.get(method, ()) if not _installed(module)]
     if lacking:
+        leftover = (
+            " Its weight files hold plain numbers, though: if the checkpoint was merged or turned "
+            "back, take quantization_config out of its config.json instead."
+            if all(tensor.dtype in FLOATS for tensor in tensors.values())
+            else ""
+        )
         raise ModelError(
             f"{name} is quantised with {method}; install {' and '.join(lacking)} to load it."
+            + leftover
         )
     try:
         quantiser = AutoHfQuantizer.from_config(copy.deepcopy(about), pre_quantized=True)

@@ -13,6 +13,7 @@ from transformers import AutoModelForImageTextToText, PreTrainedModel
 
 from sinkscope.config import ModelSettings
 from sinkscope.models.family import Family
+from sinkscope.models.quantised import quantisation
 from sinkscope.models.source import ModelError, first_line
 from sinkscope.models.weights import WeightFiles
 
@@ -61,9 +62,10 @@ def load_weights(
             "model, bfloat16, or another device."
         ) from error
     except (OSError, SafetensorError, ValueError, RuntimeError, ImportError) as error:
+        form = quantisation(config)
+        why = "half downloaded or damaged?" if form is None else f"quantised with {form}"
         raise ModelError(
-            f"The weights of {settings.model} cannot be loaded (half downloaded or "
-            f"damaged?): {first_line(error)}"
+            f"The weights of {settings.model} cannot be loaded ({why}): {first_line(error)}"
         ) from error
     if mismatched := sorted(notes["mismatched_keys"], key=str):
         name, found, expected = mismatched[0]
@@ -75,6 +77,9 @@ def load_weights(
         raise ModelError(
             f"The weights of {settings.model} are not complete: {family.missing_words(lacking)}."
         )
+    if quantisation(config) is not None and getattr(model, "hf_quantizer", None) is None:
+        for weight in model.parameters():  # turned back into plain ones, in the form's own type
+            weight.data = weight.data.to(kind)
     _check_numbers(settings, model)
     return model.eval().requires_grad_(False), _unused(sorted(notes["unexpected_keys"]))
 

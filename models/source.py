@@ -73,6 +73,8 @@ def _own_folder(settings: ModelSettings) -> Path | None:
         or settings.model.count("/") != 1
         or folder.exists()
     )
+    if folder.is_file():
+        raise ModelError(f"{settings.model!r} is a file; give the model's folder.")
     if looks_like_path:
         raise ModelError(
             f"There is no model folder {settings.model!r}; "

@@ -30,6 +30,7 @@ from typing import Any, get_args
 
 import torch
 from torch import Tensor, nn
+from transformers import DynamicCache
 
 from sinkscope.capture.run import on_device
 from sinkscope.models.attention import PLAN_KEY, ForwardPlan, running
@@ -253,7 +254,9 @@ def _prefix(handle: ModelHandle, told: ToldAnswer, stop: int) -> Any:
     """Keys and values of positions [0, stop), from one plain pass."""
     with torch.no_grad():
         keywords = _repeated(told.keywords, 1, 0, stop)
-        return handle.stack.language_model(**keywords, use_cache=True).past_key_values
+        cache = DynamicCache()  # whole also behind a sliding window
+        handle.stack.language_model(**keywords, past_key_values=cache, use_cache=True)
+        return cache
 
 
 def _repeated(

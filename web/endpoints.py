@@ -30,7 +30,7 @@ from sinkscope.web.store import Run
 log = logging.getLogger(__name__)
 
 MAP_PIXELS = 1200  # width of the picture that `map` gives
-MODEL = ("id", "revision", "device", "dtype", "layers", "heads", "hidden_size")
+MODEL = ("id", "revision", "device", "dtype", "layers", "heads", "hidden_size", "note")
 
 
 def plainly(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -68,8 +68,8 @@ class Api:
     ) -> dict[str, Any]:
         """Load a model (`demo`, a hub id or a folder) and wait for it. It serves everyone.
 
-        Gives its id, revision, device, dtype, layers, heads, and the sink dimensions and tau that
-        are known for it (null where none are).
+        Gives its id, revision, device, dtype, layers, heads, a note on its checkpoint, and the sink
+        dimensions and tau that are known for it (null where none are).
         """
         slot, settings = self._handlers.slot, self._handlers.settings
         asked = (model, device, dtype, min_pixels, max_pixels, revision or None)

@@ -29,6 +29,7 @@ def status_value(state: SlotState) -> dict[str, Any]:
     if state.phase == "ready" and handle is not None:
         info = handle.info
         message = f"{info.device}, {info.dtype}, {info.layers} layers × {info.heads} heads"
+        message += f". {info.note}" if info.note else ""
     elif state.phase == "failed" and handle is not None:
         name = handle.info.id
         message = f"still in use. {state.message}"
@@ -82,7 +83,9 @@ def _outcome(state: SlotState) -> Any:
     if state.phase == "failed":
         return notice(state.message, "warn")
     handle = state.working
-    return notice("" if handle is None else f"{handle.info.id} is loaded.")
+    return notice(
+        "" if handle is None else f"{handle.info.id} is loaded. {handle.info.note}".strip()
+    )
 
 
 def model_wanted(

@@ -184,7 +184,8 @@ def _about_one(run: Run) -> Iterator[tuple[str, str]]:
     yield (
         "Model",
         f"{model.id}, revision {model.revision}\n{model.layers} layers, {model.heads} heads, "
-        f"hidden size {model.hidden_size}; {model.dtype} on {model.device}",
+        f"hidden size {model.hidden_size}; {model.dtype} on {model.device}"
+        + (f"\n{model.note}" if model.note else ""),
     )
     sizes = (
         f"{g.original[1]} × {g.original[0]} px, seen as {g.resized[1]} × {g.resized[0]} px: "
