@@ -5,7 +5,7 @@ arguments are indices IN THE MODEL; a trace may hold only some of them, and aski
 is an error that says so.
 
 `sink_score` and `sink_mask` are part of this module's public interface and defined in
-`redistribution.sinks`.
+`models.sink_score`.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import torch
 from capture.trace import MEAN_HEAD, GenerationTrace, PromptTrace
 from config import Reduce
 from models.family import ImageGrid
-from redistribution.sinks import sink_mask, sink_score
+from models.sink_score import sink_mask, sink_score
 
 # What has rows of attention: an answer's, or a prompt's own.
 Rows = GenerationTrace | PromptTrace

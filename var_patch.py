@@ -1,6 +1,6 @@
 """Visual Attention Redistribution (VAR, arXiv 2503.03321): the method and its patch for a run.
 
-The mathematics lives in `redistribution/`, pure and batched; this module is where it meets a model.
+The mathematics lives in `interventions/var/`, pure and batched; this module has its public names.
 `select_rows` and `redistribute` are the dense reference, under the names that notebooks use.
 `patch` makes the `VARIntervention` of one run after checking its settings against the model; the
 attention function applies it while the run lasts. Nothing stays on the model, in a class or in a
@@ -14,12 +14,12 @@ from collections.abc import Mapping, Sequence
 import torch
 
 from config import VARSettings
+from interventions.var.intervention import VARIntervention, acting_layers, validate_var
+from interventions.var.redistribute import redistribute
+from interventions.var.report import LayerReport, VARReport
+from interventions.var.selection import select_rows
 from models.family import PromptLayout
 from models.info import ModelInfo
-from redistribution.intervention import VARIntervention, acting_layers, validate_var
-from redistribution.redistribute import redistribute
-from redistribution.report import LayerReport, VARReport
-from redistribution.selection import select_rows
 
 __all__ = [
     "LayerReport",

@@ -21,7 +21,7 @@ from capture.answer import retell
 from config import GenerationSettings, VARSettings
 from models.family import PromptInputs
 from models.loading import ModelHandle
-from redistribution.sinks import sink_score
+from models.sink_score import sink_score
 from var_patch import acting_layers, redistribute
 
 DIMS = (1, 2)

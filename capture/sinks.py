@@ -8,7 +8,7 @@ import torch
 
 from capture.trace import LayerSinks
 from config import Dialect
-from redistribution.sinks import FIRST_LAYER, above_threshold, sink_score
+from models.sink_score import FIRST_LAYER, above_threshold, sink_score
 
 
 class SinkObserver:

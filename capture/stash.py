@@ -28,8 +28,8 @@ from config import GenerationSettings
 from models.attention import ForwardPlan, running
 from models.family import PromptInputs
 from models.info import ModelInfo
+from models.kernels import attention_rows
 from models.loading import ModelHandle
-from redistribution.grouped import attention_rows
 
 
 @dataclass(frozen=True)

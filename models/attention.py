@@ -32,7 +32,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
 from models.family import TextStack
-from redistribution.grouped import attention_rows, rows_times_values
+from models.kernels import attention_rows, rows_times_values
 
 NAME = "sinkscope"
 PLAN_KEY = "sinkscope_plan"

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from models.profiles import SinkProfile
-from redistribution.sinks import above_threshold
+from models.sink_score import above_threshold
 
 
 @dataclass(frozen=True)

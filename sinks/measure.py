@@ -26,13 +26,13 @@ from torch import Tensor
 from models.attention import ForwardPlan, running
 from models.family import PromptInputs, PromptLayout
 from models.loading import ModelHandle
-from redistribution.sinks import EPSILON
+from models.sink_score import EPSILON
 from sinks.received import block_bytes, choose, first_query_of, received
 from sinks.samples import Sample
 from sinks.settings import FindSettings
 from sinks.stats import TOP, SampleStats
 
-# A massive activation after Sun et al. (arXiv 2402.17762), see redistribution.sinks.
+# A massive activation after Sun et al. (arXiv 2402.17762), see models.sink_score.
 MASSIVE, MASSIVE_RATIO = 100.0, 1000.0
 
 

@@ -14,11 +14,11 @@ import torch
 from torch import Tensor
 
 from config import VARSettings
+from interventions.var.selection import select_rows
 from models.family import PromptLayout
+from models.kernels import attention_rows
 from models.profiles import SinkProfile
-from redistribution.grouped import attention_rows
-from redistribution.selection import select_rows
-from redistribution.sinks import sink_score
+from models.sink_score import sink_score
 from sinks.evidence import Reading
 from sinks.received import block_bytes, choose, first_query_of, received
 from sinks.validate_settings import ValidateSettings

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from redistribution.grouped import pack
+from models.kernels import pack
 from sinks.settings import TokensBy
 
 

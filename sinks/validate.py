@@ -31,7 +31,7 @@ from models.family import PromptInputs
 from models.images import ImageError
 from models.loading import ModelHandle
 from models.profiles import SinkProfile, check_fits
-from redistribution.sinks import FIRST_LAYER
+from models.sink_score import FIRST_LAYER
 from sinks import evidence
 from sinks.evidence import Candidates, Reading
 from sinks.findings import Findings, UsedSample

@@ -14,11 +14,11 @@ import torch
 from PIL import Image
 
 from config import VARSettings
+from interventions.var.selection import select_rows
 from models.attention import ForwardPlan
 from models.loading import ModelHandle, load_model
 from models.profiles import SinkProfile
-from redistribution.selection import select_rows
-from redistribution.sinks import sink_score
+from models.sink_score import sink_score
 from sinks.findings import UsedSample
 from sinks.masking import answer_tokens, hidden_log_probabilities, read_answer
 from sinks.progress import Stopped

@@ -16,7 +16,7 @@ from demo.questions import questions
 from demo.scenes import Scene, scene
 from models.attention import ForwardPlan
 from models.loading import ModelHandle, load_model
-from redistribution.sinks import FIRST_LAYER
+from models.sink_score import FIRST_LAYER
 from sinks.masking import answer_tokens, hidden_log_probabilities, read_answer
 from sinks.samples import Sample
 from sinks.validate import validate

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from config import VARSettings
-from redistribution.grouped import attention_rows, rows_times_values
-from redistribution.intervention import VARIntervention, acting_layers, validate_var
-from redistribution.redistribute import redistribute
-from redistribution.sinks import sink_mask, sink_score
+from interventions.var.intervention import VARIntervention, acting_layers, validate_var
+from interventions.var.redistribute import redistribute
+from models.kernels import attention_rows, rows_times_values
+from models.sink_score import sink_mask, sink_score
 
 PROMPT, NEW, HIDDEN, LAYERS, LAYER = 150, 5, 16, 6, 3
 SCALE = 0.3

@@ -20,11 +20,11 @@ import torch
 from torch import Tensor
 
 from config import VARSettings
-from redistribution.correction import correct_output
-from redistribution.redistribute import redistribute_rows
-from redistribution.report import LayerReport, VARReport, make_report
-from redistribution.selection import KeyGroups, working_dtype
-from redistribution.sinks import FIRST_LAYER, above_threshold, sink_score
+from interventions.var.correction import correct_output
+from interventions.var.redistribute import redistribute_rows
+from interventions.var.report import LayerReport, VARReport, make_report
+from interventions.var.selection import KeyGroups, working_dtype
+from models.sink_score import FIRST_LAYER, above_threshold, sink_score
 
 
 def acting_layers(settings: VARSettings, layers: int) -> tuple[int, ...]:

@@ -27,16 +27,16 @@ import torch
 from torch import Tensor
 
 from config import VARSettings
-from redistribution import fused
-from redistribution.grouped import attention_rows, masked, pack, rows_times_values
-from redistribution.redistribute import budget, redistribute_rows
-from redistribution.selection import (
+from interventions.var.redistribute import budget, redistribute_rows
+from interventions.var.selection import (
     GroupMass,
     KeyGroups,
     check_masks,
     image_centric,
     working_dtype,
 )
+from models import kernels
+from models.kernels import attention_rows, masked, pack, rows_times_values
 
 Form = Literal["auto", "rows", "lse"]
 
@@ -191,7 +191,7 @@ def _by_rows(rows: _Rows, settings: VARSettings) -> Correction:
 
 def _obstacle(rows: _Rows) -> str | None:
     """Why the `lse` form cannot be used on these rows; None where it can."""
-    if not fused.supported(rows.query, rows.mask is not None):
+    if not kernels.has_log_sum_exp(rows.query, rows.mask is not None):
         return f"no kernel on {rows.query.device.type} gives the log-sum-exp for {rows.query.dtype}"
     if int(rows.sinks.sum()) > MANY_SINKS:
         return f"there are more than {MANY_SINKS} sinks"
@@ -216,7 +216,7 @@ def _by_lse(rows: _Rows, settings: VARSettings) -> Correction:
         nothing = torch.zeros(1, heads, count, dtype=accumulate, device=rows.query.device)
         return Correction(rows.output, nothing.to(torch.bool), nothing)
 
-    mean_value, lse_targets = fused.attend(
+    mean_value, lse_targets = kernels.attend_with_lse(
         rows.query, rows.key[:, :, targets], rows.value[:, :, targets], rows.scaling
     )
     lse = _all_keys(rows, targets, lse_targets) if rows.log_sum_exp is None else rows.log_sum_exp
@@ -268,7 +268,9 @@ def _all_keys(rows: _Rows, targets: Tensor, lse_targets: Tensor) -> Tensor:
     for columns, mask, causal in parts:
         if columns.numel():
             key, value = rows.key[:, :, columns], rows.value[:, :, columns]
-            lse = fused.attend(rows.query, key, value, rows.scaling, causal=causal, mask=mask)[1]
+            _, lse = kernels.attend_with_lse(
+                rows.query, key, value, rows.scaling, causal=causal, mask=mask
+            )
             total = torch.logaddexp(total, lse.to(accumulate))
     return total
 

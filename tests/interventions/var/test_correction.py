@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from config import VARSettings
-from redistribution import fused
-from redistribution.correction import Form, correct_output
-from redistribution.grouped import attention_rows
-from redistribution.redistribute import redistribute
+from interventions.var.correction import Form, correct_output
+from interventions.var.redistribute import redistribute
+from models import kernels
+from models.kernels import attention_rows
 
 SETTINGS = VARSettings(dims=(0,), max_sink_share=0.7, min_image_mass=0.2)
 TOLERANCE = {torch.float64: 1e-12, torch.float32: 5e-6}
@@ -183,7 +183,7 @@ def test_a_mask_shared_by_the_batch() -> None:
 def test_log_sum_exp_of_the_first_pass_is_used(dtype: torch.dtype) -> None:
     case = make(dtype)
     key, value = case.key.repeat_interleave(4, 1), case.value.repeat_interleave(4, 1)
-    _, lse = fused.attend(case.query, key, value, case.scaling, causal=True)
+    _, lse = kernels.attend_with_lse(case.query, key, value, case.scaling, causal=True)
     check(case, SETTINGS, "lse", lse)
     with pytest.raises(AssertionError):
         check(case, SETTINGS, "lse", lse + 1)
@@ -230,7 +230,7 @@ def test_more_sinks_than_a_handful_need_rows() -> None:
 
 
 def test_rows_that_do_not_fit_one_block(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("redistribution.correction.BLOCK_WEIGHTS", 8 * 170 * 7)
+    monkeypatch.setattr("interventions.var.correction.BLOCK_WEIGHTS", 8 * 170 * 7)
     check(make(torch.float64), SETTINGS, "rows")
 
 
@@ -294,13 +294,13 @@ def test_half_precision_is_corrected_to_storage_rounding(form: Form) -> None:
 def test_auto_takes_the_faster_form(monkeypatch: pytest.MonkeyPatch) -> None:
     """Many rows go by log-sum-exps, few by rows; the two differ in their last bits only."""
     taken: list[int] = []
-    real = fused.attend
+    real = kernels.attend_with_lse
 
     def counted(query: Tensor, *args: Any, **options: Any) -> tuple[Tensor, Tensor]:
         taken.append(query.shape[2])
         return real(query, *args, **options)
 
-    monkeypatch.setattr(fused, "attend", counted)
+    monkeypatch.setattr(kernels, "attend_with_lse", counted)
     check(make(torch.float64), SETTINGS, "auto")
     assert taken and set(taken) == {170 - 72}
     taken.clear()

@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from torch import Tensor
 
 from config import VARSettings
-from redistribution.redistribute import redistribute
-from redistribution.selection import select_rows
+from interventions.var.redistribute import redistribute
+from interventions.var.selection import select_rows
 
 law = settings(max_examples=40, deadline=None)
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)

@@ -7,8 +7,8 @@ import math
 import pytest
 import torch
 
-from redistribution import sinks
-from redistribution.sinks import massive_activations, sink_mask, sink_score
+from models import sink_score as sinks
+from models.sink_score import massive_activations, sink_mask, sink_score
 
 
 def test_score_by_hand() -> None:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from config import VARSettings
-from redistribution.selection import (
+from interventions.var.selection import (
     GroupMass,
     KeyGroups,
     check_masks,

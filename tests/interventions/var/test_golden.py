@@ -12,11 +12,11 @@ import torch
 from torch import Tensor
 
 from config import VARSettings
-from redistribution.redistribute import redistribute
-from redistribution.selection import select_rows
-from redistribution.sinks import sink_mask, sink_score
+from interventions.var.redistribute import redistribute
+from interventions.var.selection import select_rows
+from models.sink_score import sink_mask, sink_score
 
-FILES = sorted((Path(__file__).parents[1] / "golden").glob("*.npz"))
+FILES = sorted((Path(__file__).parents[2] / "golden").glob("*.npz"))
 STEPS = ("prefill", "decode0", "decode1")
 
 
