@@ -18,7 +18,7 @@ import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from capture.answer import answer, retell
+from capture.answer import answer, score_answer
 from capture.forecast import Forecast, check_memory, forecast
 from capture.prefix import Prefix, forward_prefix
 from capture.prompt import PromptTrace, read_prompt, reference_row
@@ -272,7 +272,7 @@ def compare(
                     on_token=told,
                     stop=stop,
                 )
-                changed = retell(handle, inputs, settings, var, plain, prefix)
+                changed = score_answer(handle, inputs, settings, var, plain, prefix)
                 if on_token is not None:
                     for index, token in enumerate(changed.tokens):
                         on_token(NAMES[1], index, token)

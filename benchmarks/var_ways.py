@@ -17,7 +17,7 @@ from transformers.models.qwen2_5_vl import modeling_qwen2_5_vl
 
 from attention_extractor import Comparison, compare, generate
 from benchmarks.ways import Mark, plain, with_attention, with_plain_generate
-from capture.answer import retell
+from capture.answer import score_answer
 from config import GenerationSettings, VARSettings
 from models.family import PromptInputs
 from models.loading import ModelHandle
@@ -91,7 +91,7 @@ class Ways:
         """What VAR adds on the same text: one pass over a given answer, from the prefix."""
         before = self._before
         with self.handle.lock:
-            retell(
+            score_answer(
                 self.handle, self.inputs, self.settings, self.var, before.baseline, before.prefix
             )
         mark()

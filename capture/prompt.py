@@ -15,12 +15,13 @@ import torch
 
 from capture.forecast import check_payload, kept_positions, row_bytes
 from capture.prefix import Prefix
-from capture.recorder import RowFanOut, TraceRecorder
+from capture.probes.sink_scores import SinkScores
+from capture.probes.trace_rows import TraceRows
+from capture.recorder import TraceRecorder
 from capture.run import captured, on_device
-from capture.sinks import SinkObserver
+from capture.session import attached
 from capture.trace import LayerSinks, PromptToken, PromptTrace
 from config import GenerationSettings
-from models.attention import ForwardPlan, running
 from models.family import PromptInputs, PromptLayout
 from models.loading import ModelHandle
 
@@ -50,29 +51,17 @@ def read_prompt(
         "fewer positions, a smaller image (max_pixels), or less of the attention (layers, heads, "
         "reduce_heads)",
     )
-    pinned = handle.device.type == "cuda"
-    recorders = [
-        TraceRecorder(
-            inputs.layout,
-            layers,
-            heads,
-            len(run),
-            reduce_heads=settings.reduce_heads,
-            pinned=pinned,
-            first=run.start,
-        )
+    rows = [
+        TraceRows(layers, heads, len(run), run.start, reduce_heads=settings.reduce_heads)
         for run in _runs(wanted)
     ]
     profile = handle.profile
     looks = profile is not None and prefix is None
-    observer = SinkObserver(profile.dims, profile.tau) if looks and profile is not None else None
+    marks = SinkScores(profile.dims, profile.tau) if looks and profile is not None else None
     start = 0 if prefix is None else prefix.length
     assert wanted[0] >= start, "the wanted rows lie in the prefix"
-    plan = ForwardPlan(
-        RowFanOut(recorders), None, inputs.layout.length, observer, start=start, batch=1
-    )
-    plan.all_rows_from, plan.all_rows_to = wanted[0], wanted[-1] + 1
-    with running(handle.stack, plan), torch.no_grad():
+    probes = [*rows, *([marks] if marks else [])]
+    with attached(handle, inputs, probes=probes, prefix=prefix) as session:
         if prefix is None:
             tensors = on_device(inputs.tensors, handle.device)
             handle.model(**tensors, use_cache=False, logits_to_keep=1)
@@ -81,7 +70,11 @@ def read_prompt(
             cache = prefix.fork(handle, 1)
             handle.model(input_ids=ids, past_key_values=cache, use_cache=True, logits_to_keep=1)
     return prompt_trace(
-        handle, inputs, wanted, recorders, () if observer is None else observer.found()
+        handle,
+        inputs,
+        wanted,
+        [session[own] for own in rows],
+        session[marks].found() if marks else (),
     )
 
 

@@ -1,11 +1,10 @@
-"""The mechanics of one run: what is hooked in, how it is stopped, seeded, and cleaned up when
-memory runs out."""
+"""The mechanics of one run: how it is stopped, seeded, and cleaned up when memory runs out."""
 
 from __future__ import annotations
 
 import threading
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -66,15 +65,6 @@ class StopAtOnce(StoppingCriteria):
         return torch.full(
             (input_ids.shape[0],), self.stopped, dtype=torch.bool, device=input_ids.device
         )
-
-
-@contextmanager
-def watching(handle: ModelHandle, probes: Sequence[TokenProbe]) -> Iterator[None]:
-    """The probes see the output head's logits inside the `with`."""
-    with ExitStack() as hooks:
-        for probe in probes:
-            hooks.callback(handle.stack.output_head.register_forward_hook(probe.see_logits).remove)
-        yield
 
 
 @contextmanager

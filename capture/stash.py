@@ -13,19 +13,20 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
 from transformers import StoppingCriteriaList
 
+from capture.probes.answer_tokens import AnswerTokens
+from capture.probes.queries_keys import QueriesAndKeys
+from capture.probes.sink_scores import SinkScores
 from capture.recorder import TraceRecorder
-from capture.run import Chosen, captured, end_tokens, generation_config, on_device, seeded, watching
-from capture.sinks import SinkObserver
-from capture.tokens import TokenProbe
+from capture.run import Chosen, captured, end_tokens, generation_config, on_device, seeded
+from capture.session import attached
 from capture.trace import GeneratedToken, GenerationTrace, LayerSinks
 from config import GenerationSettings
-from models.attention import ForwardPlan, running
 from models.family import PromptInputs
 from models.info import ModelInfo
 from models.kernels import attention_rows
@@ -119,60 +120,42 @@ class QueryStash:
         )
 
 
-class _Stasher:
-    """Keeps queries as they come, and the newest keys (`models.attention.QueryKeeper`)."""
-
-    def __init__(self, layers: Sequence[int], first: int) -> None:
-        self._first = first
-        self.queries: dict[int, list[torch.Tensor]] = {layer: [] for layer in layers}
-        self.keys: dict[int, torch.Tensor] = {}
-        self.scales: dict[int, float] = {}
-
-    def keep(
-        self, layer: int, query: torch.Tensor, key: torch.Tensor, scale: float, first_position: int
-    ) -> None:
-        if layer not in self.queries:
-            return
-        low = max(0, self._first - first_position)
-        # A copy: the slice would keep the whole prompt's queries alive.
-        self.queries[layer] += query[0, :, low:].transpose(0, 1).clone().unbind()
-        self.keys[layer] = key[0]  # the cache's own tensor, which grows by being made anew
-        self.scales[layer] = scale
-
-
 def stash_run(
     handle: ModelHandle, inputs: PromptInputs, settings: GenerationSettings
 ) -> QueryStash:
     """See `attention_extractor.generate_stash`. The handle's lock must be held."""
     layers, heads = captured(handle, settings)
-    stasher = _Stasher(layers, inputs.layout.length - 1)
+    kept = QueriesAndKeys(layers, first=inputs.layout.length - 1)
+    answer = AnswerTokens(handle.processor.tokenizer)
     profile = handle.profile
-    observer = None if profile is None else SinkObserver(profile.dims, profile.tau)
-    probe = TokenProbe(handle.processor.tokenizer)
-    plan = ForwardPlan(None, None, inputs.layout.length, observer, batch=1, keeper=stasher)
+    marks = None if profile is None else SinkScores(profile.dims, profile.tau)
     ends = end_tokens(handle)
     began = time.perf_counter()
     with (
-        running(handle.stack, plan),
-        watching(handle, [probe]),
+        attached(
+            handle,
+            inputs,
+            probes=[kept, answer, *([marks] if marks else [])],
+            new_tokens=settings.max_new_tokens,
+        ) as session,
         seeded(settings.seed, handle.device),
-        torch.no_grad(),
     ):
         handle.model.generate(
             **on_device(inputs.tensors, handle.device),
             generation_config=generation_config(handle, settings),
-            stopping_criteria=StoppingCriteriaList([Chosen([probe], ends)]),
+            stopping_criteria=StoppingCriteriaList([Chosen([session[answer]], ends)]),
         )
+    stasher, tokens = session[kept], tuple(session[answer].tokens)
     return QueryStash(
         inputs=inputs,
         settings=settings,
-        tokens=tuple(probe.tokens),
-        queries={layer: torch.stack(kept) for layer, kept in stasher.queries.items()},
+        tokens=tokens,
+        queries={layer: torch.stack(own) for layer, own in stasher.queries.items()},
         keys=stasher.keys,
         scales=stasher.scales,
         heads=heads,
-        sinks=() if observer is None else observer.found(),
+        sinks=session[marks].found() if marks else (),
         model=handle.info,
-        finish="end" if probe.tokens and probe.tokens[-1].id in ends else "length",
+        finish="end" if tokens and tokens[-1].id in ends else "length",
         seconds=time.perf_counter() - began,
     )

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,7 @@ from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLIm
 
 from models.family import ImageGrid, PromptInputs, PromptLayout, Segment, SegmentKind, TextStack
 from models.qwen_images import pixel_bounds, vision_tensors
+from models.sites import HookPoint
 
 IMAGE_TOKEN = "<|image_pad|>"
 ROLE_START = "<|im_start|>"
@@ -65,6 +66,7 @@ class Qwen25VL:
             hidden_size=config.hidden_size,
             heads=config.num_attention_heads,
             kv_heads=config.num_key_value_heads,
+            points=_points(config.num_attention_heads, config.num_key_value_heads),
         )
 
     def load_processor(self, source: str, options: Mapping[str, Any]) -> QwenProcessor:
@@ -235,6 +237,24 @@ class Qwen25VL:
                     role = text.split("\n", 1)[0]
                 pieces.extend(_plain(tokenizer, text, role, spoken))
         return pieces
+
+
+def _points(heads: int, kv_heads: int) -> dict[str, Callable[[Any], HookPoint]]:
+    """Where each site is in a decoder layer (`models.sites`)."""
+    return {
+        "block_in": lambda layer: HookPoint(layer, "input"),
+        "q": lambda layer: HookPoint(layer.self_attn.q_proj, "output", heads),
+        "k": lambda layer: HookPoint(layer.self_attn.k_proj, "output", kv_heads),
+        "v": lambda layer: HookPoint(layer.self_attn.v_proj, "output", kv_heads),
+        "attn_out": lambda layer: HookPoint(layer.self_attn, "output"),
+        "mlp_norm_in": lambda layer: HookPoint(layer.post_attention_layernorm, "input"),
+        "mlp_in": lambda layer: HookPoint(layer.mlp, "input"),
+        "gate": lambda layer: HookPoint(layer.mlp.gate_proj, "output"),
+        "up": lambda layer: HookPoint(layer.mlp.up_proj, "output"),
+        "z": lambda layer: HookPoint(layer.mlp.down_proj, "input"),
+        "mlp_out": lambda layer: HookPoint(layer.mlp, "output"),
+        "block_out": lambda layer: HookPoint(layer, "output"),
+    }
 
 
 @dataclass(frozen=True)

@@ -26,7 +26,6 @@ from torch import Tensor
 from attention_extractor import generate
 from capture.run import end_tokens, memory_errors_named
 from config import GenerationSettings
-from models.attention import ForwardPlan
 from models.family import PromptInputs
 from models.images import ImageError
 from models.loading import ModelHandle
@@ -38,7 +37,7 @@ from sinks.findings import Findings, UsedSample
 from sinks.masking import answer_tokens, hidden_log_probabilities, read_answer
 from sinks.measure import check_window
 from sinks.progress import Progress, Stopped
-from sinks.readout import PromptReader
+from sinks.readout import PromptReading
 from sinks.samples import Sample, SampleSet, read_samples
 from sinks.summary import Record, SweepRecord, summarise
 from sinks.validate_settings import ValidateSettings
@@ -204,14 +203,11 @@ def _one(task: _Task, sample: Sample, asked: _Asked, sweeps: bool) -> Record:
     """Everything about one sample."""
     handle, settings = task.handle, task.settings
     inputs, answer, own = asked.inputs, asked.answer, asked.own
-    reader = PromptReader(
-        inputs.layout, task.profile, task.random_dims, task.taus, settings, handle.info.layers
-    )
-    plan = ForwardPlan(None, None, inputs.layout.length, reader, keeper=reader)
+    probe = PromptReading(task.profile, task.random_dims, task.taus, settings)
     counted = GenerationSettings(max_new_tokens=len(answer))
     with handle.lock, memory_errors_named(inputs, counted):
-        told = read_answer(handle, inputs, answer, plan)
-        reading = reader.reading()
+        told = read_answer(handle, inputs, answer, [probe])
+        reading = told.session[probe].reading()
         wanted = _Wanted(inputs, reading.phi.shape)
         order = _orders(sample, inputs.layout.vision_tokens, settings)
         found = evidence.candidates(reading, task.profile.tau, task.layers, order)

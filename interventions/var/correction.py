@@ -31,6 +31,7 @@ from interventions.var.redistribute import budget, redistribute_rows
 from interventions.var.selection import (
     GroupMass,
     KeyGroups,
+    Limits,
     check_masks,
     image_centric,
     working_dtype,
@@ -68,13 +69,14 @@ def correct_output(
     output: Tensor,
     sinks: Tensor,
     vision: Tensor,
-    settings: VARSettings,
+    settings: VARSettings | Limits,
     *,
     scaling: float,
     mask: Tensor | None = None,
     first_query: int = 0,
     log_sum_exp: Tensor | None = None,
     form: Form = "auto",
+    masks_on_host: tuple[Tensor, Tensor] | None = None,
 ) -> Correction:
     """Correct the output of an attention layer for the redistribution.
 
@@ -88,7 +90,7 @@ def correct_output(
         output: (B, H, Q, D), the fused kernel's output on these; not written to.
         sinks: (B, K) bool.
         vision: (B, K) bool.
-        settings: thresholds, `keep` and dialect.
+        settings: thresholds, `keep` and dialect; or the same as `Limits`.
         scaling: factor on the scores.
         mask: None (causal), or bool (True: may be seen) / additive float (B, 1 or H, Q, K).
         first_query: POSITION (not row) from which on queries change; at prefill, the one after the
@@ -96,6 +98,8 @@ def correct_output(
         log_sum_exp: (B, H, Q) of the scaled scores, if the kernel gave it; saves the `lse` form one
             pass.
         form: `auto` takes `rows` for few rows of few keys and `lse` above, where it can.
+        masks_on_host: `sinks` and `vision` on the CPU, where they are there already; which
+            columns are gathered is decided on the host.
 
     Returns:
         `Correction`. Rows that do not change are those of `output`, bit for bit.
@@ -107,6 +111,7 @@ def correct_output(
     batch, heads, queries, _ = query.shape
     keys = key.shape[2]
     check_masks(sinks, vision, batch, keys)
+    limits = settings if isinstance(settings, Limits) else Limits.of(settings)
     accumulate = working_dtype(query.dtype)
     start = keys - queries  # position of the first query
     first = min(max(0, first_query - start), queries)  # first row that may change
@@ -118,6 +123,7 @@ def correct_output(
     if form not in ("auto", "rows", "lse"):
         raise ValueError(f"form is {form!r}; allowed: auto, rows, lse.")
 
+    host = masks_on_host or (sinks.cpu(), vision.cpu())
     corrected = output.clone()
     for b in range(batch):  # each has its own sinks, so its own columns
         rows = _Rows(
@@ -131,6 +137,8 @@ def correct_output(
             None if log_sum_exp is None else log_sum_exp[b : b + 1, :, first:],
             start + first,
             scaling,
+            host[0][b],
+            host[1][b],
         )
         many = heads * (queries - first) * keys > FEW_WEIGHTS
         wants_lse = form == "lse" or (form == "auto" and many)
@@ -138,7 +146,9 @@ def correct_output(
         if form == "lse" and obstacle is not None:
             raise ValueError(f"form is 'lse'; allowed here: rows, because {obstacle}.")
         done = (
-            _by_lse(rows, settings) if wants_lse and obstacle is None else _by_rows(rows, settings)
+            _by_lse(rows, limits.row(b))
+            if wants_lse and obstacle is None
+            else _by_rows(rows, limits.row(b))
         )
         corrected[b : b + 1, :, first:] = done.output
         selected[b : b + 1, :, first:] = done.selected
@@ -150,7 +160,8 @@ def correct_output(
 class _Rows:
     """The query rows of one batch row that may change, and all that they look at.
 
-    Shapes as in `correct_output` with B = 1; `position` is that of the first row.
+    Shapes as in `correct_output` with B = 1; `position` is that of the first row, `sinks_there` and
+    `vision_there` are (K,) masks on the host.
     """
 
     query: Tensor
@@ -163,9 +174,11 @@ class _Rows:
     log_sum_exp: Tensor | None
     position: int
     scaling: float
+    sinks_there: Tensor
+    vision_there: Tensor
 
 
-def _by_rows(rows: _Rows, settings: VARSettings) -> Correction:
+def _by_rows(rows: _Rows, limits: Limits) -> Correction:
     """Exact softmax rows, so many at a time that memory stays bounded."""
     _, heads, count, _ = rows.query.shape
     keys = rows.key.shape[2]
@@ -179,7 +192,7 @@ def _by_rows(rows: _Rows, settings: VARSettings) -> Correction:
         visible = None if rows.mask is None else rows.mask[:, :, low:high]
         query = rows.query[:, :, low:high].to(accumulate)
         before = attention_rows(query, key, rows.scaling, visible, rows.position + low)
-        after = redistribute_rows(before, groups, settings)
+        after = redistribute_rows(before, groups, limits)
         delta = rows_times_values(after.weights - before, value)  # (1, H, block, D)
         parts.append(_apply(rows.output[:, :, low:high], delta, after.selected, after.moved))
     return Correction(
@@ -193,27 +206,28 @@ def _obstacle(rows: _Rows) -> str | None:
     """Why the `lse` form cannot be used on these rows; None where it can."""
     if not kernels.has_log_sum_exp(rows.query, rows.mask is not None):
         return f"no kernel on {rows.query.device.type} gives the log-sum-exp for {rows.query.dtype}"
-    if int(rows.sinks.sum()) > MANY_SINKS:
+    if int(rows.sinks_there.sum()) > MANY_SINKS:
         return f"there are more than {MANY_SINKS} sinks"
-    image = rows.vision[0].nonzero()[:, 0]
+    image = rows.vision_there.nonzero()[:, 0]
     if image.numel() and int(image[-1]) >= rows.position:
         return "a vision token comes after the first query row"
     if rows.mask is not None:
-        seen = rows.mask[..., image]
+        seen = rows.mask[..., image.to(rows.mask.device)]
         if not bool(seen.all() if seen.dtype == torch.bool else (seen == 0).all()):
             return "the mask hides vision tokens from some rows"
     return None
 
 
-def _by_lse(rows: _Rows, settings: VARSettings) -> Correction:
+def _by_lse(rows: _Rows, limits: Limits) -> Correction:
     """Group masses from log-sum-exps, the targets' mean value from a fused call over them alone."""
     _, heads, count, _ = rows.query.shape
     kv_heads = rows.key.shape[1]
     accumulate = working_dtype(rows.query.dtype)
-    targets = (rows.vision & ~rows.sinks)[0].nonzero()[:, 0]
-    sinks = rows.sinks[0].nonzero()[:, 0]
+    device = rows.query.device
+    targets = (rows.vision_there & ~rows.sinks_there).nonzero()[:, 0].to(device)
+    sinks = rows.sinks_there.nonzero()[:, 0].to(device)
     if targets.numel() == 0 or sinks.numel() == 0:
-        nothing = torch.zeros(1, heads, count, dtype=accumulate, device=rows.query.device)
+        nothing = torch.zeros(1, heads, count, dtype=accumulate, device=device)
         return Correction(rows.output, nothing.to(torch.bool), nothing)
 
     mean_value, lse_targets = kernels.attend_with_lse(
@@ -237,14 +251,12 @@ def _by_lse(rows: _Rows, settings: VARSettings) -> Correction:
     on_sinks = torch.exp(scores - lse[..., None])  # (1, H, R, S)
 
     on_targets = torch.exp(lse_targets.to(accumulate) - lse)
-    visual = rows.vision[0, sinks]
-    on_visual, on_text = on_sinks[..., visual].sum(-1), on_sinks[..., ~visual].sum(-1)
+    visual = rows.vision[0, sinks].to(on_sinks.dtype)  # (S,)
+    on_visual, on_text = (on_sinks * visual).sum(-1), (on_sinks * (1 - visual)).sum(-1)
     groups = KeyGroups.of(rows.sinks, rows.vision, accumulate)
     mass = GroupMass(on_targets, on_visual, on_text)
-    selected, moved, _ = budget(mass, image_centric(mass, groups, settings), settings)
-    taken = rows_times_values(on_sinks, rows.value[:, :, sinks].to(accumulate)) * (
-        1 - settings.keep
-    )
+    selected, moved, _ = budget(mass, image_centric(mass, groups, limits), limits)
+    taken = rows_times_values(on_sinks, rows.value[:, :, sinks].to(accumulate)) * limits.freed
     delta = moved[..., None] * mean_value.to(accumulate) - taken
     return _apply(rows.output, delta, selected, moved)
 
@@ -255,16 +267,17 @@ def _all_keys(rows: _Rows, targets: Tensor, lse_targets: Tensor) -> Tensor:
     Without a mask the rest is two calls: what comes before the first row is seen by every row, so
     grouped queries need no copy of K there; only the short tail is causal.
     """
-    rest = torch.ones(rows.key.shape[2], dtype=torch.bool, device=targets.device)
-    rest[targets] = False
+    rest = ~(rows.vision_there & ~rows.sinks_there)  # on the host
+    device = targets.device
     accumulate = working_dtype(rows.query.dtype)
     total = lse_targets.to(accumulate)
     if rows.mask is not None:
-        others = rest.nonzero()[:, 0]
+        others = rest.nonzero()[:, 0].to(device)
         parts: list[tuple[Tensor, Tensor | None, bool]] = [(others, rows.mask[..., others], False)]
     else:
-        tail = torch.arange(rows.position, rows.key.shape[2], device=targets.device)
-        parts = [(rest[: rows.position].nonzero()[:, 0], None, False), (tail, None, True)]
+        tail = torch.arange(rows.position, rows.key.shape[2], device=device)
+        before = rest[: rows.position].nonzero()[:, 0].to(device)
+        parts = [(before, None, False), (tail, None, True)]
     for columns, mask, causal in parts:
         if columns.numel():
             key, value = rows.key[:, :, columns], rows.value[:, :, columns]

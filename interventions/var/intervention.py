@@ -1,30 +1,40 @@
 """VAR inside a running model: what finds the sinks at prefill and rescales attention from then on.
 
-One `VARIntervention` belongs to one run and ends with it; nothing is kept anywhere else, so two
-runs with different settings never see each other's sinks. The attention function calls it (the
-protocol is `models.attention.RowIntervention`):
+`VAR` is what is asked for; the `VARIntervention` that it becomes belongs to one run and ends with
+it. Nothing is kept anywhere else, so two runs with different settings never see each other's sinks.
 
-1. `observe` scores the prompt's tokens at the input of each layer.
-2. `correct` corrects the fused kernel's output at prefill, for queries after the last image.
-3. `rows` rescales the exact rows at every decode step, and those that are recorded.
+1. `see` scores the prompt's tokens at the input of each layer and marks the sinks.
+2. `correct` corrects the fused kernel's output at prefill, for queries after the last image: the
+   fast form of what the session would make of `rows`.
+3. `rows` rescales the exact rows at every decode step, and those that are seen.
 4. `report` says what was done, and why nothing where nothing was.
+
+Which layers act, the dialect and the dimensions are fixed when a run begins. tau, keep, the limits
+and whether a batch row is on are tensors on the device, and `rows` reads nothing but them: a step
+that was recorded as a graph can be replayed with other settings (`change`).
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from config import VARSettings
+from interventions.base import Acting, Intervention
 from interventions.var.correction import correct_output
 from interventions.var.redistribute import redistribute_rows
 from interventions.var.report import LayerReport, VARReport, make_report
-from interventions.var.selection import KeyGroups, working_dtype
+from interventions.var.selection import KeyGroups, Limits, working_dtype
+from models.run_info import RunInfo, Step
 from models.sink_score import FIRST_LAYER, above_threshold, sink_score
+from models.sites import EVER, At
+
+UNWRITTEN = -1.0  # in the record of moved mass; a mass is never negative
 
 
 def acting_layers(settings: VARSettings, layers: int) -> tuple[int, ...]:
@@ -62,21 +72,63 @@ def validate_var(settings: VARSettings, hidden_size: int, layers: int, vision_to
         raise ValueError("The prompt has no image; VAR has nothing to redistribute attention to.")
 
 
+@dataclass(frozen=True)
+class VAR(Intervention):
+    """Visual Attention Redistribution.
+
+    Attributes:
+        settings: one a batch row; None leaves that row alone, to the last bit.
+    """
+
+    settings: tuple[VARSettings | None, ...]
+
+    def begin(self, run: RunInfo) -> VARIntervention:
+        """See `Intervention.begin`.
+
+        Raises:
+            ValueError: another number of batch rows, different prompts in them, or a setting that
+                cannot work with this model or prompt (`validate_var`).
+        """
+        if len(self.settings) != run.batch:
+            raise ValueError(
+                f"settings has {len(self.settings)} entries; allowed: one a batch row, {run.batch}."
+            )
+        layout = run.layouts[0]
+        if any(other != layout for other in run.layouts):
+            raise ValueError("The batch has different prompts; VAR acts on one prompt at a time.")
+        known: dict[int, Tensor] = {}
+        for own in self.settings:
+            if own is not None:
+                validate_var(own, run.model.hidden_size, run.model.layers, layout.vision_tokens)
+                known = dict(run.scores_before(own.dims))
+        vision = torch.zeros(layout.length, dtype=torch.bool)
+        vision[layout.vision_positions()] = True
+        return VARIntervention(
+            self.settings, vision, run.model.layers, run.capacity, known, run.step
+        )
+
+
 @dataclass
 class _LayerState:
-    """One layer and batch row during a run. Its tensors stay on the device until the report."""
+    """One layer during a run. Its tensors stay on the device, and are the same ones, to the end.
 
-    scores: list[Tensor] = field(default_factory=list)
-    groups: KeyGroups | None = None  # over all keys the run can have; None until first needed
-    sinks: Tensor | None = None  # (capacity,) bool
-    active: bool = False  # whether any row could change
-    # What was done, in the order it was done: position of the first query row, which (1, H, R) were
-    # changed, and the mass (1, H, R) moved. Added up by the report, so that a decode step pays
-    # nothing for it. A position can come by twice, for rows at prefill are recorded as well.
-    done: list[tuple[int, Tensor, Tensor]] = field(default_factory=list)
+    Attributes:
+        scores: (B, N) float32, phi of the prompt's tokens; 0 in rows where VAR does not act.
+        seen: how many of them are known.
+        sinks: (B, capacity) bool, what is acted on.
+        groups: of keys, over the whole capacity.
+        moved: (B, H, queries that may change), the mass taken from the sinks of each row;
+            `UNWRITTEN` until it is known, None until the number of heads is.
+    """
+
+    scores: Tensor
+    seen: int
+    sinks: Tensor
+    groups: KeyGroups | None = None
+    moved: Tensor | None = None
 
 
-class VARIntervention:
+class VARIntervention(Acting):
     """VAR for the rows of one batch.
 
     Args:
@@ -85,7 +137,8 @@ class VARIntervention:
         layers: number of decoder layers of the model.
         capacity: most keys there can be: prompt and new tokens.
         known: sink scores of the prompt's first positions, layer -> (P,) float32, where these were
-            passed through the model before (a shared prefix); `observe` then begins at P.
+            passed through the model before (a shared prefix); what is seen then begins at P.
+        step: of the run, for the positions of its queries.
 
     Raises:
         ValueError: `vision` has no vision token.
@@ -98,19 +151,31 @@ class VARIntervention:
         layers: int,
         capacity: int,
         known: Mapping[int, Tensor] | None = None,
+        step: Step | None = None,
     ) -> None:
-        if not bool(vision.any()):
+        self._vision_there = vision.cpu()
+        if not bool(self._vision_there.any()):
             raise ValueError("vision marks no prompt position; VAR needs at least one image.")
-        self._settings = tuple(settings)
-        self._vision = vision
-        self._prompt = len(vision)
-        self._capacity = capacity
-        self._first_query = int(vision.nonzero()[-1, 0]) + 1  # rows after the (last) image change
-        self._state: dict[tuple[int, int], _LayerState] = {}
+        self._settings = list(settings)
+        self._prompt, self._capacity = len(vision), capacity
+        self._first_query = int(self._vision_there.nonzero()[-1, 0]) + 1
+        self._known = {layer: scores.detach() for layer, scores in (known or {}).items()}
+        self._step = step or Step()
+        self._rows_of: dict[int, list[int]] = {}  # layer -> batch rows in which it acts
         for row, own in enumerate(self._settings):
             for layer in acting_layers(own, layers) if own is not None else ():
-                before = [known[layer]] if known is not None and layer in known else []
-                self._state[layer, row] = _LayerState(scores=before)
+                self._rows_of.setdefault(layer, []).append(row)
+        self._state: dict[int, _LayerState] = {}
+        self._limits: dict[tuple[torch.device, torch.dtype], Limits] = {}
+        self._vision: dict[torch.device, Tensor] = {}
+        self._slots: tuple[tuple[int, int, torch.device], Tensor] | None = None
+        self.layers = tuple(sorted(self._rows_of))
+        self.row_positions = range(self._first_query, EVER)
+        self.looks = (At("block_in", self.layers, range(self._prompt)),)
+
+    def see(self, site: str, layer: int, values: Any, positions: Sequence[int]) -> None:
+        """The residual stream (B, N, D) at the input of a layer."""
+        self.observe(layer, values, positions[0])
 
     def observe(self, layer: int, hidden: Tensor, start: int) -> None:
         """Score the residual stream (B, N, D) at the input of `layer`, positions from `start`.
@@ -118,48 +183,50 @@ class VARIntervention:
         Raises:
             ValueError: positions before `start` have not been observed, nor were they `known`.
         """
-        for row, settings in enumerate(self._settings):
-            state = self._state.get((layer, row))
-            if state is not None and settings is not None:
-                seen = sum(len(part) for part in state.scores)
-                if seen != start:
-                    raise ValueError(
-                        f"start is {start}, but layer {layer} was observed up to position {seen}; "
-                        "sinks would be marked at the wrong positions."
-                    )
-                state.scores.append(sink_score(hidden[row], settings.dims))
-                state.groups = None  # a further chunk may bring further sinks
+        rows = self._rows_of.get(layer)
+        if rows is None:
+            return
+        state = self._state.get(layer) or self._begin(layer, hidden.device)
+        if start > state.seen:
+            raise ValueError(
+                f"start is {start}, but layer {layer} was observed up to position {state.seen}; "
+                "sinks would be marked at the wrong positions."
+            )
+        state.seen = start + hidden.shape[1]
+        for row in rows:
+            own = self._settings[row]
+            assert own is not None
+            state.scores[row, start : state.seen] = sink_score(hidden[row].detach(), own.dims)
+        self._mark(layer, state, working_dtype(hidden.dtype))
 
     def acts_on(self, layer: int) -> bool:
         """Whether `rows` and `correct` could change anything in this layer."""
-        return any((layer, row) in self._state for row in range(len(self._settings)))
+        return layer in self._rows_of
 
-    def rows(self, layer: int, weights: Tensor, first_position: int) -> Tensor:
+    def rows(self, layer: int, rows: Tensor, first_position: int) -> Tensor:
         """Rescale exact rows (B, H, R, K) of the queries from `first_position` on.
 
         Returns:
-            (B, H, R, K) in the same dtype; `weights` itself where nothing changes.
+            (B, H, R, K) in the same dtype; the rows themselves where none of them may change.
         """
-        last = first_position + weights.shape[2]
-        if last <= self._first_query:
-            return weights
+        state = self._state.get(layer)
+        last = first_position + rows.shape[2]
+        if state is None or state.groups is None or last <= self._first_query:
+            return rows
+        if last > self._capacity:
+            raise ValueError(
+                f"The run has reached position {last - 1}, but it was said to have "
+                f"{self._capacity - self._prompt} tokens behind the prompt (new_tokens)."
+            )
         may_change = None
         if first_position < self._first_query:
-            position = torch.arange(first_position, last, device=weights.device)
+            position = torch.arange(first_position, last, device=rows.device)
             may_change = (position >= self._first_query)[None, None]  # (1, 1, R)
-        new = weights
-        for row, settings in enumerate(self._settings):
-            state = self._ready(layer, row, weights.device, weights.dtype)
-            if state is None or settings is None or not state.active:
-                continue
-            groups = _first_keys(state.groups, weights.shape[3])
-            done = redistribute_rows(new[row : row + 1], groups, settings, may_change)
-            state.done.append((first_position, done.selected, done.moved))
-            if len(self._settings) == 1:
-                return done.weights
-            new = new.clone() if new is weights else new
-            new[row] = done.weights[0]
-        return new
+        groups = state.groups.first(rows.shape[3])
+        limits = self._limits_on(rows.device, state.groups.sinks.dtype)
+        done = redistribute_rows(rows, groups, limits, may_change)
+        self._note(state, slice(None), first_position, done.moved)
+        return done.weights
 
     def correct(
         self,
@@ -175,36 +242,72 @@ class VARIntervention:
 
         query (B, H, N, D), key and value (B, Hkv, K, D); the queries are the last N of K positions.
         """
-        start = key.shape[2] - query.shape[2]
-        if key.shape[2] <= self._first_query:
+        state = self._state.get(layer)
+        keys = key.shape[2]
+        start = keys - query.shape[2]
+        if state is None or keys <= self._first_query:
             return output
+        sinks_there = state.sinks[:, :keys].cpu()  # one copy a layer says which columns are needed
+        vision_there = self._padded(self._vision_there)[:keys]
+        limits = self._limits_on(query.device, working_dtype(query.dtype))
+        vision = self._vision_on(query.device)[None, :keys]
+        mask = attention_mask  # (1 or B, ...)
         new = output
-        for row, settings in enumerate(self._settings):
-            state = self._ready(layer, row, query.device, working_dtype(query.dtype))
-            if state is None or settings is None or not state.active:
+        for row in self._rows_of[layer]:
+            own = self._settings[row]
+            sinks = sinks_there[row] & vision_there
+            judged = sinks_there[row] if own and own.dialect == "paper" else sinks
+            if not bool(judged.any()):
                 continue
-            assert state.sinks is not None
             one = slice(row, row + 1)
-            keys = key.shape[2]
-            mask = attention_mask  # (1 or B, ...)
             done = correct_output(
                 query[one],
                 key[one],
                 value[one],
                 output[one],
-                state.sinks[None, :keys],
-                self._padded_vision(query.device)[None, :keys],
-                settings,
+                state.sinks[one, :keys],
+                vision,
+                limits.row(row),
                 scaling=scaling,
                 mask=None if mask is None else mask[one] if mask.shape[0] > 1 else mask,
                 first_query=self._first_query,
+                masks_on_host=(sinks_there[one], vision_there[None]),
             )
-            state.done.append((start, done.selected, done.moved))
+            self._note(state, one, start, done.moved)
             if len(self._settings) == 1:
                 return done.output
             new = new.clone() if new is output else new
             new[row] = done.output[0]
         return new
+
+    def change(self, row: int, settings: VARSettings | None) -> None:
+        """Other settings for a batch row, in the tensors that a recorded step reads.
+
+        Args:
+            row: of the batch.
+            settings: with the dimensions, layers and dialect that the run began with; None turns
+                the row off.
+
+        Raises:
+            ValueError: VAR was not asked for in that row, or one of these three differs.
+        """
+        began = self._settings[row]
+        if began is None:
+            raise ValueError(f"row is {row}; VAR was not asked for in that row of the batch.")
+        fixed = ("dims", "layers", "dialect")
+        wrong = [n for n in fixed if settings and getattr(settings, n) != getattr(began, n)]
+        if wrong:
+            raise ValueError(f"{', '.join(wrong)} cannot change during a run.")
+        on = settings is not None
+        self._settings[row] = began if settings is None else settings
+        for (device, dtype), limits in self._limits.items():
+            new = self._limits_of(device, dtype)
+            for name in ("freed", "max_sink_share", "least_target_share", "min_image_mass"):
+                tensor: Tensor = getattr(limits, name)
+                tensor.copy_(getattr(new, name))
+        for layer, state in self._state.items():
+            if row in self._rows_of[layer] and state.groups is not None:
+                self._mark(layer, state, state.groups.sinks.dtype, {row: on})
 
     def report(self, row: int = 0, answer_tokens: int | None = None) -> VARReport:
         """What was done in one batch row.
@@ -220,99 +323,141 @@ class VARIntervention:
         settings = self._settings[row]
         if settings is None:
             raise ValueError(f"row is {row}; VAR was not asked for in that row of the batch.")
-        vision = self._vision.cpu()
+        states = {
+            layer: state
+            for layer, state in sorted(self._state.items())
+            if row in self._rows_of[layer]
+        }
+        if not states:
+            return make_report((), settings)
+        image = self._vision_there
+        scores = _to_host([state.scores[row] for state in states.values()])  # (layers, N)
+        acted = _to_host([state.sinks[row, : self._prompt] for state in states.values()])
+        shares = _to_host([self._shares(state, row, answer_tokens) for state in states.values()])
         layers = []
-        for (layer, own), state in sorted(self._state.items()):
-            if own != row or not state.scores:
-                continue
-            scores = torch.cat(state.scores).cpu()
-            ready = self._ready(layer, row, state.scores[0].device, torch.float32)
-            assert ready is not None and ready.sinks is not None
-            acted = ready.sinks.cpu()[: len(scores)]
-            found = acted.nonzero()[:, 0]
-            true = above_threshold(scores, settings.tau, settings.dialect)
-            image = vision[: len(scores)]
-            selected, moved = self._shares(state, answer_tokens)
+        for index, (layer, state) in enumerate(states.items()):
+            own, seen = scores[index, : state.seen], image[: state.seen]
+            found = acted[index].nonzero()[:, 0]
+            true = above_threshold(own, settings.tau, settings.dialect) & seen
             layers.append(
                 LayerReport(
                     layer=layer,
                     positions=tuple(found.tolist()),
-                    scores=tuple(scores[found].tolist()),
-                    largest_score=float(scores.max()),
-                    flagged=float((true & image).sum() / image.sum()),
-                    missing=int((true & image).sum() - (acted & image).sum()),
-                    selected=selected,
-                    moved=moved,
+                    scores=tuple(scores[index, found].tolist()),
+                    largest_score=float(own.max()),
+                    flagged=float(true.sum() / seen.sum()),
+                    missing=int(true.sum() - (acted[index, : state.seen] & seen).sum()),
+                    selected=float(shares[index, 0]),
+                    moved=float(shares[index, 1]),
                 )
             )
         return make_report(tuple(layers), settings)
 
-    def _ready(
-        self, layer: int, row: int, device: torch.device, dtype: torch.dtype
-    ) -> _LayerState | None:
-        """The state of a layer with its groups of keys made; None where VAR does not act."""
-        state = self._state.get((layer, row))
-        settings = self._settings[row]
-        if state is None or settings is None or not state.scores:
-            return None
-        if state.groups is None:
-            scores = torch.cat([part.to(device) for part in state.scores])
-            sinks = torch.zeros(self._capacity, dtype=torch.bool, device=device)
-            sinks[: len(scores)] = above_threshold(scores, settings.tau, settings.dialect)
-            vision = self._padded_vision(device)
-            if settings.control == "random":
-                sinks = _random_instead(sinks, vision, settings.seed, layer)
-            state.sinks = sinks
-            state.groups = KeyGroups.of(sinks[None], vision[None], dtype)
-            counts = (
-                state.groups.has_sink
-                if settings.dialect == "paper"
-                else state.groups.has_visual_sink
-            )
-            state.active = bool(counts.any()) and settings.keep < 1
+    def _begin(self, layer: int, device: torch.device) -> _LayerState:
+        batch = len(self._settings)
+        scores = torch.zeros(batch, self._prompt, dtype=torch.float32, device=device)
+        before = self._known.get(layer)
+        if before is not None:
+            scores[self._rows_of[layer], : len(before)] = before.to(device)
+        state = self._state[layer] = _LayerState(
+            scores,
+            0 if before is None else len(before),
+            torch.zeros(batch, self._capacity, dtype=torch.bool, device=device),
+        )
         return state
 
-    def _padded_vision(self, device: torch.device) -> Tensor:
+    def _mark(
+        self,
+        layer: int,
+        state: _LayerState,
+        dtype: torch.dtype,
+        on: Mapping[int, bool] | None = None,
+    ) -> None:
+        """Say which tokens are acted on, in the tensors that `rows` reads."""
+        vision = self._vision_on(state.scores.device)
+        for row in self._rows_of[layer]:
+            own = self._settings[row]
+            assert own is not None
+            sinks = state.sinks[row]
+            sinks.zero_()
+            if on is not None and not on.get(row, True):
+                continue
+            sinks[: state.seen] = above_threshold(
+                state.scores[row, : state.seen], own.tau, own.dialect
+            )
+            if own.control == "random":
+                sinks.copy_(_random_instead(sinks, vision, own.seed, layer))
+        groups = KeyGroups.of(state.sinks, vision[None], dtype)
+        if state.groups is None:
+            state.groups = groups
+        else:
+            state.groups.assign(groups)
+
+    def _note(self, state: _LayerState, rows: slice, first: int, moved: Tensor) -> None:
+        """Record the mass (B or 1, H, R) that was moved in the queries from `first` on."""
+        skip = max(0, self._first_query - first)
+        mass = moved.detach()[:, :, skip:]
+        count = mass.shape[2]
+        if state.moved is None:
+            shape = (len(self._settings), moved.shape[1], self._capacity - self._first_query)
+            state.moved = mass.new_full(shape, UNWRITTEN)
+        key = (first + skip, count, moved.device)
+        if self._slots is None or self._slots[0] != key:
+            self._slots = (key, self._step.positions(*key) - self._first_query)
+        state.moved[rows].index_copy_(2, self._slots[1], mass)
+
+    def _shares(self, state: _LayerState, row: int, answer_tokens: int | None) -> Tensor:
+        """(2,): share of (head, query row) pairs changed, and mean mass moved, of rows that may."""
+        if state.moved is None:
+            return state.scores.new_zeros(2)
+        moved = state.moved[row]
+        if answer_tokens is not None:
+            # Row t explains token t and is that of position prompt - 1 + t.
+            moved = moved[:, : max(0, self._prompt - 1 + answer_tokens - self._first_query)]
+        known = moved != UNWRITTEN
+        count = known.sum().clamp_min(1)
+        mass = (moved * known).sum(dtype=torch.float64) / count
+        return torch.stack(((moved > 0).sum() / count, mass.to(torch.float32)))
+
+    def _limits_on(self, device: torch.device, dtype: torch.dtype) -> Limits:
+        if (device, dtype) not in self._limits:
+            self._limits[device, dtype] = self._limits_of(device, dtype)
+        return self._limits[device, dtype]
+
+    def _limits_of(self, device: torch.device, dtype: torch.dtype) -> Limits:
+        """(B, 1, 1) tensors; what rows without VAR have does not matter, for they have no sinks."""
+        each = [Limits.of(own) if own is not None else None for own in self._settings]
+        some = next(one for one in each if one is not None)
+
+        def tensor(name: str, kind: torch.dtype = dtype) -> Tensor:
+            values = [getattr(one or some, name) for one in each]
+            return torch.tensor(values, dtype=kind, device=device)[:, None, None]
+
+        dialects = {one.official for one in each if one is not None}
+        official = some.official if len(dialects) == 1 else tensor("official", torch.bool)
+        return Limits(
+            tensor("freed"),
+            tensor("max_sink_share"),
+            tensor("least_target_share"),
+            tensor("min_image_mass"),
+            official,
+        )
+
+    def _padded(self, vision: Tensor) -> Tensor:
         """(capacity,) bool: vision tokens among all keys; new tokens are none."""
-        if self._vision.device != device or len(self._vision) != self._capacity:
-            padded = torch.zeros(self._capacity, dtype=torch.bool, device=device)
-            padded[: len(self._vision)] = self._vision.to(device)
-            self._vision = padded
-        return self._vision
+        return torch.nn.functional.pad(vision, (0, self._capacity - self._prompt))
 
-    def _shares(self, state: _LayerState, answer_tokens: int | None) -> tuple[float, float]:
-        """Share of (head, query row) pairs changed, and mean mass moved, over the rows that may."""
-        if not state.done:
-            return 0.0, 0.0
-        # Row t explains token t and is that of position prompt - 1 + t.
-        end = math.inf if answer_tokens is None else self._prompt - 1 + answer_tokens
-        positions = [first + row for first, rows, _ in state.done for row in range(rows.shape[2])]
-        selected = torch.cat([rows for _, rows, _ in state.done], dim=2)[0]  # (H, all rows)
-        moved = torch.cat([mass for _, _, mass in state.done], dim=2)[0]
-        shares = torch.stack((selected.to(moved.dtype), moved)).mean(1).T.tolist()  # one copy
-        by_position = {
-            position: share
-            for position, share in zip(positions, shares, strict=True)
-            if self._first_query <= position < end
-        }
-        if not by_position:
-            return 0.0, 0.0
-        changed, masses = zip(*by_position.values(), strict=True)
-        return sum(changed) / len(changed), sum(masses) / len(masses)
+    def _vision_on(self, device: torch.device) -> Tensor:
+        if device not in self._vision:
+            self._vision[device] = self._padded(self._vision_there).to(device)
+        return self._vision[device]
 
 
-def _first_keys(groups: KeyGroups | None, keys: int) -> KeyGroups:
-    """The groups restricted to the first `keys` keys: views, no copies."""
-    assert groups is not None
-    return KeyGroups(
-        groups.targets[..., :keys],
-        groups.visual_sinks[..., :keys],
-        groups.text_sinks[..., :keys],
-        groups.sinks[..., :keys],
-        groups.vision_tokens,
-        groups.has_visual_sink,
-        groups.has_sink,
-    )
+def _to_host(tensors: Sequence[Tensor]) -> Tensor:
+    """Equal shapes, stacked on the CPU: one copy where they are on one device."""
+    if len({tensor.device for tensor in tensors}) == 1:
+        return torch.stack(list(tensors)).cpu()
+    return torch.stack([tensor.cpu() for tensor in tensors])
 
 
 def _random_instead(sinks: Tensor, vision: Tensor, seed: int, layer: int) -> Tensor:

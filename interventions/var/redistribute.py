@@ -17,6 +17,7 @@ from config import VARSettings
 from interventions.var.selection import (
     GroupMass,
     KeyGroups,
+    Limits,
     check_masks,
     check_weights,
     group_mass,
@@ -74,18 +75,18 @@ def redistribute(
     start = check_first_query(first_query, batch, weights.device)
     after = torch.arange(queries, device=weights.device) >= start[:, None]  # (B, Q)
     groups = KeyGroups.of(sinks, vision, working_dtype(weights.dtype))
-    return redistribute_rows(weights, groups, settings, after[:, None, :]).weights
+    return redistribute_rows(weights, groups, Limits.of(settings), after[:, None, :]).weights
 
 
 def redistribute_rows(
-    weights: Tensor, groups: KeyGroups, settings: VARSettings, may_change: Tensor | None = None
+    weights: Tensor, groups: KeyGroups, limits: Limits, may_change: Tensor | None = None
 ) -> Redistribution:
     """`redistribute` on groups that were made before, with what it did. The inner loop of a run.
 
     Args:
         weights: (B, H, Q, K) attention probabilities.
         groups: the groups of keys, in the working dtype of `weights`.
-        settings: as in `redistribute`.
+        limits: as in `redistribute`.
         may_change: bool, broadcast to (B, H, Q); rows where it is false stay. None: all may change.
 
     Returns:
@@ -93,19 +94,17 @@ def redistribute_rows(
     """
     work = weights.to(working_dtype(weights.dtype))
     mass = group_mass(work, groups)
-    selected = image_centric(mass, groups, settings)
+    selected = image_centric(mass, groups, limits)
     if may_change is not None:
         selected = selected & may_change
-    selected, moved, gain = budget(mass, selected, settings)
-    loss = selected.to(work.dtype) * (1 - settings.keep)
+    selected, moved, gain = budget(mass, selected, limits)
+    loss = selected.to(work.dtype) * limits.freed
     change = groups.targets * gain[..., None] - groups.sinks * loss[..., None]
     # As a change of w by w x 0, a row that is not selected stays what it is to the last bit.
     return Redistribution(torch.addcmul(work, work, change).to(weights.dtype), selected, moved)
 
 
-def budget(
-    mass: GroupMass, selected: Tensor, settings: VARSettings
-) -> tuple[Tensor, Tensor, Tensor]:
+def budget(mass: GroupMass, selected: Tensor, limits: Limits) -> tuple[Tensor, Tensor, Tensor]:
     """What the sinks of each row give and the targets get.
 
     A row whose targets have less than the smallest normal number cannot take anything (their gain
@@ -114,7 +113,7 @@ def budget(
     Args:
         mass: masses of the groups, each (B, H, Q).
         selected: (B, H, Q) bool, the rows to change.
-        settings: `keep` is used.
+        limits: `freed` is used.
 
     Returns:
         The rows that change, (B, H, Q) bool; the mass taken from their sinks, 0 elsewhere; and the
@@ -122,7 +121,7 @@ def budget(
     """
     tiny = torch.finfo(mass.targets.dtype).tiny
     selected = selected & (mass.targets >= tiny)
-    moved = (mass.sinks * (1 - settings.keep)).masked_fill(~selected, 0.0)
+    moved = (mass.sinks * limits.freed).masked_fill(~selected, 0.0)
     return selected, moved, moved / mass.targets.clamp_min(tiny)
 
 

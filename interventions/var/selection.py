@@ -18,6 +18,46 @@ EPSILON = 1e-6  # added to each vision token's attention by the published code b
 
 
 @dataclass(frozen=True)
+class Limits:
+    """The settings that the arithmetic needs, as numbers, or as tensors (B, 1, 1) on the device.
+
+    As tensors they may differ between batch rows and change between runs of a recorded graph.
+
+    Attributes:
+        freed: share of a sink's attention that is taken, 1 - keep.
+        max_sink_share, least_target_share: head selection; the second is 1 - the first.
+        min_image_mass: least attention on the image.
+        official: dialect; True or False for all rows, or a bool tensor where they differ.
+    """
+
+    freed: float | Tensor
+    max_sink_share: float | Tensor
+    least_target_share: float | Tensor
+    min_image_mass: float | Tensor
+    official: bool | Tensor
+
+    @staticmethod
+    def of(settings: VARSettings) -> Limits:
+        """The numbers of one setting."""
+        return Limits(
+            1 - settings.keep,
+            settings.max_sink_share,
+            1 - settings.max_sink_share,
+            settings.min_image_mass,
+            settings.dialect == "official",
+        )
+
+    def row(self, row: int) -> Limits:
+        """Those of one batch row, (1, 1, 1) where they are tensors."""
+        return Limits(
+            *(
+                value[row : row + 1] if isinstance(value, Tensor) else value
+                for value in vars(self).values()
+            )
+        )
+
+
+@dataclass(frozen=True)
 class KeyGroups:
     """The groups of keys that the method tells apart, ready to be multiplied with attention rows.
 
@@ -57,6 +97,25 @@ class KeyGroups:
             (vision & sinks).any(-1)[:, None, None],
             sinks.any(-1)[:, None, None],
         )
+
+    def first(self, keys: int) -> KeyGroups:
+        """The groups among the first `keys` keys: views, no copies."""
+        if keys == self.sinks.shape[-1]:
+            return self
+        return KeyGroups(
+            self.targets[..., :keys],
+            self.visual_sinks[..., :keys],
+            self.text_sinks[..., :keys],
+            self.sinks[..., :keys],
+            self.vision_tokens,
+            self.has_visual_sink,
+            self.has_sink,
+        )
+
+    def assign(self, other: KeyGroups) -> None:
+        """Take over the values of `other`; the tensors stay the same ones."""
+        for own, new in zip(vars(self).values(), vars(other).values(), strict=True):
+            own.copy_(new)
 
 
 @dataclass(frozen=True)
@@ -131,7 +190,7 @@ def group_mass(weights: Tensor, groups: KeyGroups) -> GroupMass:
     )
 
 
-def image_centric(mass: GroupMass, groups: KeyGroups, settings: VARSettings) -> Tensor:
+def image_centric(mass: GroupMass, groups: KeyGroups, limits: Limits) -> Tensor:
     """Which (head, query row) pairs the method acts on (arXiv 2503.03321 and its published code).
 
     `official`: sum(S_v) / sum over V of (a + 1e-6) <= max_sink_share, where a layer has a visual
@@ -142,19 +201,30 @@ def image_centric(mass: GroupMass, groups: KeyGroups, settings: VARSettings) -> 
     Args:
         mass: masses of the groups, each (B, H, Q).
         groups: the groups of keys that the masses are of.
-        settings: thresholds and dialect.
+        limits: thresholds and dialect.
 
     Returns:
         (B, H, Q) bool.
     """
     vision = mass.vision
-    if settings.dialect == "official":
-        share = mass.visual_sinks / (vision + EPSILON * groups.vision_tokens)
-        centric, acts = share <= settings.max_sink_share, groups.has_visual_sink
+    if limits.official is True:
+        centric = _official(mass, vision, groups, limits)
+    elif limits.official is False:
+        centric = _paper(mass, vision, groups, limits)
     else:
-        # A row that does not see the image at all is 0/0 here: NaN compares false, not selected.
-        centric, acts = mass.targets / vision >= 1 - settings.max_sink_share, groups.has_sink
-    return centric & (vision >= settings.min_image_mass) & acts
+        official = _official(mass, vision, groups, limits)
+        centric = torch.where(limits.official, official, _paper(mass, vision, groups, limits))
+    return centric & (vision >= limits.min_image_mass)
+
+
+def _official(mass: GroupMass, vision: Tensor, groups: KeyGroups, limits: Limits) -> Tensor:
+    share = mass.visual_sinks / (vision + EPSILON * groups.vision_tokens)
+    return (share <= limits.max_sink_share) & groups.has_visual_sink
+
+
+def _paper(mass: GroupMass, vision: Tensor, groups: KeyGroups, limits: Limits) -> Tensor:
+    # A row that does not see the image at all is 0/0 here: NaN compares false, not selected.
+    return (mass.targets / vision >= limits.least_target_share) & groups.has_sink
 
 
 def select_rows(weights: Tensor, sinks: Tensor, vision: Tensor, settings: VARSettings) -> Tensor:
@@ -181,4 +251,4 @@ def select_rows(weights: Tensor, sinks: Tensor, vision: Tensor, settings: VARSet
     check_masks(sinks, vision, weights.shape[0], weights.shape[3])
     work = weights.to(working_dtype(weights.dtype))
     groups = KeyGroups.of(sinks, vision, work.dtype)
-    return image_centric(group_mass(work, groups), groups, settings)
+    return image_centric(group_mass(work, groups), groups, Limits.of(settings))

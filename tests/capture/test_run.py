@@ -15,11 +15,13 @@ from transformers import GenerationConfig
 from attention_extractor import GenerationTrace, RunOutOfMemoryError, forecast, generate
 from attention_processor import patch_map
 from capture import forecast as forecasting
+from capture.probes.rows import Rows
 from capture.recorder import TraceRecorder
 from capture.run import generation_config
+from capture.session import attached
 from capture.trace import MEAN_HEAD
 from config import GenerationSettings
-from models.attention import NAME, ForwardPlan, install, running
+from models.attention import NAME, install
 from models.family import PromptInputs
 from models.loading import ModelHandle, load_model
 
@@ -169,9 +171,11 @@ def test_chosen_layers_and_heads_are_those_of_a_whole_run(
     whole = generate(handle, inputs, GREEDY)
     some = generate(handle, inputs, GenerationSettings(10, layers=(3, 0), heads=(2,)))
     assert (some.layers, some.heads) == ((0, 3), (2,))
-    assert torch.equal(some.attention, whole.attention[:, [0, 3]][:, :, [2]])
-    assert torch.equal(some.shares, whole.shares[:, [0, 3]][:, :, [2]])
-    assert torch.equal(some.entropy, whole.entropy[:, [0, 3]][:, :, [2]])
+    # Layers that are not captured are plain SDPA, so their outputs differ in the last bits from
+    # those of captured ones (`tests/capture/test_session.py`: they are plain SDPA's, bit for bit).
+    for name in ("attention", "shares", "entropy"):
+        mine, other = getattr(some, name).float(), getattr(whole, name)[:, [0, 3]][:, :, [2]]
+        torch.testing.assert_close(mine, other.float(), rtol=1e-3, atol=1e-6)
 
 
 def test_heads_reduced_as_they_come_are_the_mean_of_a_whole_run(
@@ -305,11 +309,11 @@ def test_beams_of_a_checkpoint_are_not_used(
         ({"prompt_lookup_num_tokens": 2}, "Assisted decoding"),
     ],
 )
-def test_beams_and_drafts_are_refused_while_a_plan_is_running(
+def test_beams_and_drafts_are_refused_while_a_session_is_attached(
     handle: ModelHandle, inputs: PromptInputs, options: dict[str, int], words: str
 ) -> None:
-    plan = ForwardPlan(None, None, inputs.layout.length, batch=1)
-    with pytest.raises(ValueError, match=words), running(handle.stack, plan):
+    probe = Rows(positions=(0,))
+    with pytest.raises(ValueError, match=words), attached(handle, inputs, [probe]):
         # a draft is made where the answer repeats the prompt, so it is made to repeat
         repeated = [[[int(inputs.token_ids[-1])], 50.0]]
         handle.model.generate(
