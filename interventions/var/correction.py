@@ -76,6 +76,7 @@ def correct_output(
     first_query: int = 0,
     log_sum_exp: Tensor | None = None,
     form: Form = "auto",
+    groups: KeyGroups | None = None,
     masks_on_host: tuple[Tensor, Tensor] | None = None,
 ) -> Correction:
     """Correct the output of an attention layer for the redistribution.
@@ -98,6 +99,7 @@ def correct_output(
         log_sum_exp: (B, H, Q) of the scaled scores, if the kernel gave it; saves the `lse` form one
             pass.
         form: `auto` takes `rows` for few rows of few keys and `lse` above, where it can.
+        groups: of `sinks` and `vision`, where they are made already.
         masks_on_host: `sinks` and `vision` on the CPU, where they are there already; which
             columns are gathered is decided on the host.
 
@@ -123,6 +125,7 @@ def correct_output(
     if form not in ("auto", "rows", "lse"):
         raise ValueError(f"form is {form!r}; allowed: auto, rows, lse.")
 
+    groups = groups or KeyGroups.of(sinks, vision, accumulate)
     host = masks_on_host or (sinks.cpu(), vision.cpu())
     corrected = output.clone()
     for b in range(batch):  # each has its own sinks, so its own columns
@@ -137,6 +140,7 @@ def correct_output(
             None if log_sum_exp is None else log_sum_exp[b : b + 1, :, first:],
             start + first,
             scaling,
+            groups.row(b),
             host[0][b],
             host[1][b],
         )
@@ -174,6 +178,7 @@ class _Rows:
     log_sum_exp: Tensor | None
     position: int
     scaling: float
+    groups: KeyGroups
     sinks_there: Tensor
     vision_there: Tensor
 
@@ -185,7 +190,7 @@ def _by_rows(rows: _Rows, limits: Limits) -> Correction:
     accumulate = working_dtype(rows.query.dtype)
     key, value = rows.key.to(accumulate), rows.value.to(accumulate)
     block = max(1, BLOCK_WEIGHTS // (heads * keys))
-    groups = KeyGroups.of(rows.sinks, rows.vision, accumulate)
+    groups = rows.groups
     parts = []
     for low in range(0, count, block):
         high = min(low + block, count)
@@ -253,12 +258,12 @@ def _by_lse(rows: _Rows, limits: Limits) -> Correction:
     on_targets = torch.exp(lse_targets.to(accumulate) - lse)
     visual = rows.vision[0, sinks].to(on_sinks.dtype)  # (S,)
     on_visual, on_text = (on_sinks * visual).sum(-1), (on_sinks * (1 - visual)).sum(-1)
-    groups = KeyGroups.of(rows.sinks, rows.vision, accumulate)
+    groups = rows.groups
     mass = GroupMass(on_targets, on_visual, on_text)
-    selected, moved, _ = budget(mass, image_centric(mass, groups, limits), limits)
+    done = budget(mass, image_centric(mass, groups, limits), limits)
     taken = rows_times_values(on_sinks, rows.value[:, :, sinks].to(accumulate)) * limits.freed
-    delta = moved[..., None] * mean_value.to(accumulate) - taken
-    return _apply(rows.output, delta, selected, moved)
+    delta = done.moved[..., None] * mean_value.to(accumulate) - taken
+    return _apply(rows.output, delta, done.selected, done.moved)
 
 
 def _all_keys(rows: _Rows, targets: Tensor, lse_targets: Tensor) -> Tensor:

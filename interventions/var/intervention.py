@@ -245,7 +245,7 @@ class VARIntervention(Acting):
         state = self._state.get(layer)
         keys = key.shape[2]
         start = keys - query.shape[2]
-        if state is None or keys <= self._first_query:
+        if state is None or state.groups is None or keys <= self._first_query:
             return output
         sinks_there = state.sinks[:, :keys].cpu()  # one copy a layer says which columns are needed
         vision_there = self._padded(self._vision_there)[:keys]
@@ -271,6 +271,7 @@ class VARIntervention(Acting):
                 scaling=scaling,
                 mask=None if mask is None else mask[one] if mask.shape[0] > 1 else mask,
                 first_query=self._first_query,
+                groups=state.groups.first(keys).row(row),
                 masks_on_host=(sinks_there[one], vision_there[None]),
             )
             self._note(state, one, start, done.moved)
@@ -379,15 +380,16 @@ class VARIntervention(Acting):
             own = self._settings[row]
             assert own is not None
             sinks = state.sinks[row]
-            sinks.zero_()
             if on is not None and not on.get(row, True):
+                sinks.zero_()
                 continue
             sinks[: state.seen] = above_threshold(
                 state.scores[row, : state.seen], own.tau, own.dialect
             )
+            sinks[state.seen :] = False
             if own.control == "random":
                 sinks.copy_(_random_instead(sinks, vision, own.seed, layer))
-        groups = KeyGroups.of(state.sinks, vision[None], dtype)
+        groups = KeyGroups.of(state.sinks, vision.expand_as(state.sinks), dtype)
         if state.groups is None:
             state.groups = groups
         else:

@@ -97,14 +97,32 @@ def redistribute_rows(
     selected = image_centric(mass, groups, limits)
     if may_change is not None:
         selected = selected & may_change
-    selected, moved, gain = budget(mass, selected, limits)
-    loss = selected.to(work.dtype) * limits.freed
-    change = groups.targets * gain[..., None] - groups.sinks * loss[..., None]
+    done = budget(mass, selected, limits)
+    gained = groups.targets * done.gain[..., None]
+    change = torch.addcmul(gained, groups.sinks, done.loss[..., None], value=-1)
     # As a change of w by w x 0, a row that is not selected stays what it is to the last bit.
-    return Redistribution(torch.addcmul(work, work, change).to(weights.dtype), selected, moved)
+    new = torch.addcmul(work, work, change).to(weights.dtype)
+    return Redistribution(new, done.selected, done.moved)
 
 
-def budget(mass: GroupMass, selected: Tensor, limits: Limits) -> tuple[Tensor, Tensor, Tensor]:
+@dataclass(frozen=True)
+class Budget:
+    """What the sinks of each row give and the targets get; each (B, H, Q).
+
+    Attributes:
+        selected: bool, the rows that change.
+        loss: share of each sink's attention that is taken, 0 in other rows.
+        moved: the mass taken from all sinks, 0 in other rows.
+        gain: relative gain of a target, 0 in other rows.
+    """
+
+    selected: Tensor
+    loss: Tensor
+    moved: Tensor
+    gain: Tensor
+
+
+def budget(mass: GroupMass, selected: Tensor, limits: Limits) -> Budget:
     """What the sinks of each row give and the targets get.
 
     A row whose targets have less than the smallest normal number cannot take anything (their gain
@@ -114,15 +132,14 @@ def budget(mass: GroupMass, selected: Tensor, limits: Limits) -> tuple[Tensor, T
         mass: masses of the groups, each (B, H, Q).
         selected: (B, H, Q) bool, the rows to change.
         limits: `freed` is used.
-
-    Returns:
-        The rows that change, (B, H, Q) bool; the mass taken from their sinks, 0 elsewhere; and the
-        relative gain of a target, 0 elsewhere.
     """
     tiny = torch.finfo(mass.targets.dtype).tiny
     selected = selected & (mass.targets >= tiny)
-    moved = (mass.sinks * limits.freed).masked_fill(~selected, 0.0)
-    return selected, moved, moved / mass.targets.clamp_min(tiny)
+    loss = selected * limits.freed
+    if loss.dtype != mass.targets.dtype:  # a number makes float32 of a mask
+        loss = selected.to(mass.targets.dtype) * limits.freed
+    moved = mass.sinks * loss
+    return Budget(selected, loss, moved, moved / mass.targets.clamp_min(tiny))
 
 
 def check_first_query(first_query: int | Tensor, batch: int, device: torch.device) -> Tensor:

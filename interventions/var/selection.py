@@ -7,7 +7,7 @@ shares `image_centric`.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -61,56 +61,49 @@ class Limits:
 class KeyGroups:
     """The groups of keys that the method tells apart, ready to be multiplied with attention rows.
 
-    Made once a layer and used at every decode step; each (B, 1, 1, K) with ones and zeros.
+    Made once a layer and used at every decode step.
 
     Attributes:
-        targets: vision tokens that are no sinks; they receive what is freed.
-        visual_sinks: sinks among the vision tokens.
-        text_sinks: all other sinks.
-        sinks: the union of the two.
-        vision_tokens: (B, 1, 1) number of vision tokens.
+        masks: (B, 3, K) ones and zeros: the targets (vision tokens that are no sinks; they receive
+            what is freed), the sinks among the vision tokens, and all other sinks.
+        sinks: (B, 1, 1, K) ones and zeros: all sinks.
+        floor: (B, 1, 1), `EPSILON` times the number of vision tokens.
         has_visual_sink: (B, 1, 1) bool.
         has_sink: (B, 1, 1) bool.
     """
 
-    targets: Tensor
-    visual_sinks: Tensor
-    text_sinks: Tensor
+    masks: Tensor
     sinks: Tensor
-    vision_tokens: Tensor
+    floor: Tensor
     has_visual_sink: Tensor
     has_sink: Tensor
 
     @staticmethod
     def of(sinks: Tensor, vision: Tensor, dtype: torch.dtype) -> KeyGroups:
         """From (B, K) bool masks, in the dtype that the rows will have."""
-
-        def ones(mask: Tensor) -> Tensor:
-            return mask[:, None, None, :].to(dtype)
-
+        visual = sinks & vision
         return KeyGroups(
-            ones(vision & ~sinks),
-            ones(vision & sinks),
-            ones(sinks & ~vision),
-            ones(sinks),
-            vision.sum(-1).to(dtype)[:, None, None],
-            (vision & sinks).any(-1)[:, None, None],
+            torch.stack((vision ^ visual, visual, sinks ^ visual), dim=1).to(dtype),
+            sinks[:, None, None].to(dtype),
+            vision.sum(-1).to(dtype)[:, None, None] * EPSILON,
+            visual.any(-1)[:, None, None],
             sinks.any(-1)[:, None, None],
         )
+
+    @property
+    def targets(self) -> Tensor:
+        """(B, 1, 1, K)."""
+        return self.masks[:, 0, None, None]
 
     def first(self, keys: int) -> KeyGroups:
         """The groups among the first `keys` keys: views, no copies."""
         if keys == self.sinks.shape[-1]:
             return self
-        return KeyGroups(
-            self.targets[..., :keys],
-            self.visual_sinks[..., :keys],
-            self.text_sinks[..., :keys],
-            self.sinks[..., :keys],
-            self.vision_tokens,
-            self.has_visual_sink,
-            self.has_sink,
-        )
+        return replace(self, masks=self.masks[..., :keys], sinks=self.sinks[..., :keys])
+
+    def row(self, row: int) -> KeyGroups:
+        """Those of one batch row."""
+        return KeyGroups(*(value[row : row + 1] for value in vars(self).values()))
 
     def assign(self, other: KeyGroups) -> None:
         """Take over the values of `other`; the tensors stay the same ones."""
@@ -183,11 +176,11 @@ def group_mass(weights: Tensor, groups: KeyGroups) -> GroupMass:
     """
     # Each group is summed on its own: a difference of two nearly equal masses would lose its
     # digits.
-    return GroupMass(
-        (weights * groups.targets).sum(-1),
-        (weights * groups.visual_sinks).sum(-1),
-        (weights * groups.text_sinks).sum(-1),
-    )
+    masks = groups.masks[:, None, None]  # (B, 1, 1, 3, K)
+    if weights.shape[2] == 1:  # decode: one product for all, as each launch counts
+        masses = (weights[:, :, :, None] * masks).sum(-1)
+        return GroupMass(*masses.unbind(-1))
+    return GroupMass(*((weights * masks[..., group, :]).sum(-1) for group in range(3)))
 
 
 def image_centric(mass: GroupMass, groups: KeyGroups, limits: Limits) -> Tensor:
@@ -218,7 +211,7 @@ def image_centric(mass: GroupMass, groups: KeyGroups, limits: Limits) -> Tensor:
 
 
 def _official(mass: GroupMass, vision: Tensor, groups: KeyGroups, limits: Limits) -> Tensor:
-    share = mass.visual_sinks / (vision + EPSILON * groups.vision_tokens)
+    share = mass.visual_sinks / (vision + groups.floor)
     return (share <= limits.max_sink_share) & groups.has_visual_sink
 
 
