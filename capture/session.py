@@ -144,7 +144,7 @@ class _Wiring:
 
     def add_changes(self, acting: Acting) -> None:
         """Put an intervention behind those that are there."""
-        for at in acting.edits:
+        for at in getattr(acting, "edits", ()):
             for layer in self._layers(at.layers, at.site):
                 if at.site not in MODULE_SITES:
                     raise ValueError(
@@ -152,17 +152,18 @@ class _Wiring:
                         f"{', '.join(MODULE_SITES)}."
                     )
                 self._site(at.site, layer).edits.append((at, acting))
-        for layer in self._layers(acting.layers, "rows") if overrides(acting, "rows") else ():
+        layers = self._layers(getattr(acting, "layers", None), "rows")
+        for layer in layers if overrides(acting, "rows") else ():
             plan = self._layer(layer)
             change = _InRange(acting, self._range(acting))
             plan.fast = acting if overrides(acting, "correct") and not plan.changes else None
             plan.changes.append(change)
-        for layer in self._layers(acting.layers, "rows") if overrides(acting, "mask") else ():
+        for layer in layers if overrides(acting, "mask") else ():
             self._layer(layer).masks.append(acting)
 
     def add_looks(self, looker: Acting | Reader) -> None:
         """Let a probe or an intervention see what it wants to see."""
-        for at in looker.looks:
+        for at in getattr(looker, "looks", ()):
             if at.site in WHOLE_MODEL:
                 (self._logits if at.site == "logits" else self._inputs).append((at, looker))
                 self._anything = True
@@ -287,9 +288,8 @@ class _Wiring:
 
     def _range(self, acting: Acting) -> range:
         """The queries whose rows an intervention may change."""
-        if acting.row_positions is not None:
-            return acting.row_positions
-        return range(self._run.after_image, EVER)
+        given: range | None = getattr(acting, "row_positions", None)
+        return range(self._run.after_image, EVER) if given is None else given
 
 
 @dataclass(frozen=True)

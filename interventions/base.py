@@ -44,12 +44,20 @@ from models.sites import At
 
 
 class Acting:
-    """What an intervention does during one session. By default: nothing."""
+    """What an intervention does during one session. By default: nothing.
 
-    layers: tuple[int, ...] | None = None  # where `rows` and `mask` act; None: everywhere
-    row_positions: range | None = None  # queries that `rows` may change; None: after the last image
-    edits: tuple[At, ...] = ()
-    looks: tuple[At, ...] = ()
+    Attributes (each may be left out; without values here, so that a dataclass may have them as
+    fields without a default):
+        layers: where `rows` and `mask` act; None, or left out: everywhere.
+        row_positions: the queries that `rows` may change; None, or left out: after the last image.
+        edits: the sites that `edit` changes.
+        looks: the sites that `see` is shown.
+    """
+
+    layers: tuple[int, ...] | None
+    row_positions: range | None
+    edits: tuple[At, ...]
+    looks: tuple[At, ...]
 
     def rows(self, layer: int, rows: Tensor, first_position: int) -> Tensor:
         """New rows for the given ones.

@@ -31,7 +31,7 @@ from models.sites import At
 class Reader:
     """A probe at work in one session: sees what is at the sites in `looks`."""
 
-    looks: tuple[At, ...] = ()
+    looks: tuple[At, ...]
 
     def see(self, site: str, layer: int, values: Any, positions: Sequence[int]) -> None:
         """What is at a site.
@@ -51,9 +51,13 @@ class Reader:
 
 
 class Probe:
-    """Something to look at. Derive a frozen dataclass from it."""
+    """Something to look at. Derive a frozen dataclass from it.
 
-    looks: tuple[At, ...] = ()
+    Attributes:
+        looks: the sites that `see` is shown; not needed where `begin` is overridden.
+    """
+
+    looks: tuple[At, ...]
 
     def begin(self, run: RunInfo) -> Reader:
         """What looks during one run: by default a collector of what `see` returns.
