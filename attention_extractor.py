@@ -19,9 +19,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from capture.answer import answer, score_answer
-from capture.forecast import Forecast, check_memory, forecast
+from capture.forecast import DoesNotFitError, Forecast, check_memory, forecast
 from capture.prefix import Prefix, forward_prefix
-from capture.prompt import PromptTrace, read_prompt, reference_row
+from capture.prompt import NoReferenceError, PromptTrace, read_prompt, reference_row
 from capture.run import RunOutOfMemoryError, memory_errors_named
 from capture.stash import QueryStash, stash_run
 from capture.trace import GeneratedToken, GenerationTrace
@@ -101,29 +101,37 @@ def _with_reference(
     prefix: Prefix | None,
     stop: threading.Event | None,
 ) -> tuple[GenerationTrace, ...]:
-    """The traces with the generic prompt's row where it is wanted, or with why there is none: an
-    answer is never lost for it."""
-    if not settings.reference:
-        return traces
-    row, why = None, ""
-    if not inputs.layout.grids:
-        why = "the prompt has no image"
-    elif stop is not None and stop.is_set():
-        why = "the run was stopped before the generic prompt was passed through the model"
-    else:
-        try:
-            with memory_errors_named(inputs, settings):
-                row = reference_row(handle, inputs, settings, prefix)
-        except RunOutOfMemoryError:
-            why = "there was no memory left to pass the generic prompt through the model"
-        except ValueError as error:
-            why = str(error)
+    """The traces with the generic prompt's row where it is wanted, or with why there is none."""
+    row, why = _reference(handle, inputs, settings, prefix, stop)
+    said = {"no_reference": why} if why else {}
     return tuple(
-        dataclasses.replace(
-            trace, reference=row, extra={**trace.extra, **({"no_reference": why} if why else {})}
-        )
-        for trace in traces
+        dataclasses.replace(trace, reference=row, extra={**trace.extra, **said}) for trace in traces
     )
+
+
+def _reference(
+    handle: ModelHandle,
+    inputs: PromptInputs,
+    settings: GenerationSettings,
+    prefix: Prefix | None = None,
+    stop: threading.Event | None = None,
+) -> tuple[PromptTrace | None, str]:
+    """The generic prompt's row where it is wanted, and else why there is none: an answer is never
+    lost for want of it. Only the reasons named here are reasons; any other error is a fault and is
+    raised."""
+    if not settings.reference:
+        return None, ""
+    if not inputs.layout.grids:
+        return None, "the prompt has no image"
+    if stop is not None and stop.is_set():
+        return None, "the run was stopped before the generic prompt was passed through the model"
+    try:
+        with memory_errors_named(inputs, settings):
+            return reference_row(handle, inputs, settings, prefix), ""
+    except (RunOutOfMemoryError, DoesNotFitError):
+        return None, "there was no memory left to pass the generic prompt through the model"
+    except NoReferenceError as error:
+        return None, str(error)
 
 
 def prompt_rows(
@@ -162,19 +170,24 @@ def generate_stash(
     Args:
         handle: a loaded model; its lock is taken for the length of the run.
         inputs: from `handle.prepare`.
-        settings: as for `generate`.
+        settings: as for `generate`, `prompt_rows` and `reference` among them.
 
     Returns:
         The run. `.rows(token, layer)` is one whole row of every head, `.trace()` what `generate`
         would have returned.
 
     Raises:
-        ValueError: a layer or head that this model does not have.
+        ValueError: a layer or head that this model does not have, or a run that cannot fit into
+            memory.
         RunOutOfMemoryError: the device is full.
     """
     settings = settings or GenerationSettings()
-    with handle.lock, memory_errors_named(inputs, settings):
-        return stash_run(handle, inputs, settings)
+    with handle.lock:
+        with memory_errors_named(inputs, settings):
+            stash = stash_run(handle, inputs, settings)
+        # No prefix is shared: the answer's pass must be plain SDPA's own.
+        row, why = _reference(handle, inputs, settings)
+    return dataclasses.replace(stash, reference=row, extra={"no_reference": why} if why else {})
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ import torch
 
 from capture.trace import MEAN_HEAD, GenerationTrace, PromptTrace
 from config import Reduce
-from models.family import ImageGrid
+from models.family import ImageGrid, PromptLayout
 from models.sink_score import sink_mask, sink_score
 
 # What has rows of attention: an answer's, or a prompt's own.
@@ -39,6 +39,7 @@ __all__ = [
     "sink_score",
     "sink_share",
     "tokens_looking_at",
+    "why_not_relative",
 ]
 
 
@@ -167,13 +168,11 @@ def relative_map(
         of_prompt: `token` counts `trace.prompt_rows` instead of the answer.
 
     Raises:
-        ValueError: as `patch_map`; or the trace has no reference, or no rows of its prompt.
+        ValueError: as `patch_map`; or the trace has no reference, one whose images were cut into
+            other patches, or no rows of its prompt.
     """
-    if trace.reference is None:
-        why = (
-            trace.extra.get("no_reference")
-            or "it was generated without reference=True (--relative)"
-        )
+    why = why_not_relative(trace)
+    if why is not None or trace.reference is None:
         raise ValueError(f"The run has no generic prompt to compare with: {why}.")
     rows = trace.prompt_rows if of_prompt else trace
     if rows is None:
@@ -189,6 +188,29 @@ def relative_map(
         normalisation=f"divided by the map of {trace.reference.prompt!r}, at least "
         f"{RELATIVE_FLOOR:g} of its mean",
     )
+
+
+def why_not_relative(trace: GenerationTrace) -> str | None:
+    """Why `relative_map` cannot divide this trace's maps, as the end of a sentence; None where it
+    can.
+
+    Dividing maps of different grids would pair patches that lie on different places.
+    """
+    if trace.reference is None:
+        said = trace.extra.get("no_reference")
+        return str(said) if said else "it was generated without reference=True (--relative)"
+    own, generic = trace.layout, trace.reference.layout
+    if own.patches == generic.patches:
+        return None
+    return (
+        "the generic prompt's images were cut into other patches "
+        f"({_cut(generic)}) than the run's own ({_cut(own)}); generate the run again"
+    )
+
+
+def _cut(layout: PromptLayout) -> str:
+    """`6 x 8` rows and columns of each image."""
+    return ", ".join(f"{grid.rows} x {grid.columns}" for grid in layout.grids) or "no image"
 
 
 def head_mean(trace: Rows) -> torch.Tensor:

@@ -36,11 +36,12 @@ from capture.run import (
     seeded,
 )
 from capture.session import Session, attached
-from capture.tokens import TextPieces, describe_token
+from capture.tokens import describe_token, with_texts
 from capture.trace import GeneratedToken, GenerationTrace
 from config import GenerationSettings, VARSettings
 from models.family import PromptInputs
 from models.loading import ModelHandle
+from models.token_texts import TextPieces
 from var_patch import VAR, describe
 
 OnRowToken = Callable[[int, int, GeneratedToken], None]  # batch row, index, token
@@ -112,7 +113,7 @@ def answer(
             handle,
             inputs,
             settings,
-            tuple(session[answers[row]].tokens),
+            session[answers[row]].finished(),
             session,
             probes,
             row,
@@ -161,11 +162,12 @@ def score_answer(
             use_cache=True,
             logits_to_keep=count,
         ).logits[0]
-    tokenizer, pieces = handle.processor.tokenizer, TextPieces(handle.processor.tokenizer)
-    tokens = tuple(
-        describe_token(tokenizer, pieces, row, token.id)
+    pieces = TextPieces(handle.processor.tokenizer)
+    described = [
+        describe_token(pieces, row, token.id)
         for row, token in zip(logits, told.tokens, strict=True)
-    )
+    ]
+    tokens = with_texts(described, pieces)
     seconds = time.perf_counter() - began
     made_by = (var, intervention)
     return _trace(
@@ -265,7 +267,7 @@ def _trace(
     prompt_rows = None
     if probes.prompt_rows:
         reader = session[probes.prompt_rows[row]]
-        prompt_rows = prompt_trace(handle, inputs, probes.asked, [reader], sinks)
+        prompt_rows = prompt_trace(handle.info, inputs, probes.asked, [reader], sinks)
     return GenerationTrace(
         tokens=tokens,
         layout=inputs.layout,

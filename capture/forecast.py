@@ -29,6 +29,10 @@ LAYER_SECONDS = 1e-3  # a layer and token take no less, however small: its some 
 MULTIPLIED = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 
 
+class DoesNotFitError(ValueError):
+    """A run or a result that memory cannot hold, refused before it is computed."""
+
+
 @dataclass(frozen=True)
 class Forecast:
     """What a run takes if it uses all of its `max_new_tokens`.
@@ -93,25 +97,60 @@ def check_memory(
         rows: answers generated side by side.
 
     Raises:
-        ValueError: the trace does not fit into the host's memory, or the cache into the device's;
-            the text says what would.
+        DoesNotFitError: the trace does not fit into the host's memory, or the cache into the
+            device's; the text says what would.
     """
     host = rows * payload_bytes(handle, inputs, settings)
     cache = rows * _cache_bytes(handle, inputs, settings)
+    _check(handle, inputs, settings, host, cache, "layers, heads, reduce_heads")
+
+
+def check_stash_memory(
+    handle: ModelHandle, inputs: PromptInputs, settings: GenerationSettings
+) -> None:
+    """Refuse a run that keeps queries (`capture.stash`) and cannot fit.
+
+    Queries and keys stay on the device; the trace is made later, and is checked then.
+
+    Raises:
+        DoesNotFitError: as `check_memory`.
+    """
+    host = settings.reference * row_bytes(handle, inputs, settings)
+    held = _cache_bytes(handle, inputs, settings) + query_bytes(handle, inputs, settings)
+    _check(handle, inputs, settings, host, held, "layers")
+
+
+def query_bytes(handle: ModelHandle, inputs: PromptInputs, settings: GenerationSettings) -> int:
+    """Bytes of the queries that `capture.stash` keeps: all heads, of the captured layers."""
+    layers, _ = captured(handle, settings)
+    kept = settings.max_new_tokens + max(0, len(kept_positions(inputs.layout, settings)) - 1)
+    size = handle.model.get_input_embeddings().weight.element_size()
+    return kept * len(layers) * handle.stack.heads * _head_size(handle) * size
+
+
+def _check(
+    handle: ModelHandle,
+    inputs: PromptInputs,
+    settings: GenerationSettings,
+    host: int,
+    device_need: int,
+    levers: str,
+) -> None:
+    """Refuse what needs so many bytes of the host's memory and of the device's."""
     on_cpu = handle.device.type == "cpu"
-    needs = [("the computer's memory", host + (cache if on_cpu else 0), torch.device("cpu"))]
+    needs = [("the computer's memory", host + (device_need if on_cpu else 0), torch.device("cpu"))]
     if not on_cpu:
-        needs.append((f"the memory of {handle.device}", cache, handle.device))
+        needs.append((f"the memory of {handle.device}", device_need, handle.device))
     for place, need, device in needs:
         free = available_memory(device)
         if free is not None and need > free:
             fitting = int(settings.max_new_tokens * free / need)
             tokens = f"; at most {fitting} would fit" if fitting else ""
-            raise ValueError(
+            raise DoesNotFitError(
                 f"The run needs {_size(need)} of {place}, where {_size(free)} are free. What "
                 f"helps: fewer new tokens (max_new_tokens is {settings.max_new_tokens}{tokens}), a "
                 f"smaller image (max_pixels; now {inputs.layout.vision_tokens} vision tokens), or "
-                "less of the attention (layers, heads, reduce_heads)."
+                f"less of the attention ({levers})."
             )
 
 
@@ -119,11 +158,11 @@ def check_payload(size: int, what: str, advice: str) -> None:
     """Refuse a result that does not fit into the computer's memory.
 
     Raises:
-        ValueError: it does not.
+        DoesNotFitError: it does not.
     """
     free = available_memory(torch.device("cpu"))
     if free is not None and size > free:
-        raise ValueError(
+        raise DoesNotFitError(
             f"{what} needs {_size(size)} of the computer's memory, where {_size(free)} are free. "
             f"What helps: {advice}."
         )
@@ -145,9 +184,13 @@ def kept_positions(layout: PromptLayout, settings: GenerationSettings) -> range:
 def row_bytes(handle: ModelHandle, inputs: PromptInputs, settings: GenerationSettings) -> int:
     """Bytes of one token's rows: float16 vision columns, float32 shares and entropy."""
     layers, heads = captured(handle, settings)
-    layout = inputs.layout
     kept = 1 if settings.reduce_heads else len(heads)
-    return len(layers) * kept * (2 * layout.vision_tokens + 4 * len(layout.segments) + 8)
+    return bytes_of_a_row(inputs.layout, len(layers), kept)
+
+
+def bytes_of_a_row(layout: PromptLayout, layers: int, heads: int) -> int:
+    """As `row_bytes`, for so many layers and heads that are kept."""
+    return layers * heads * (2 * layout.vision_tokens + 4 * len(layout.segments) + 8)
 
 
 def available_memory(device: torch.device) -> int | None:

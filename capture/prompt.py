@@ -9,6 +9,7 @@ in passing (`kept_positions`), and `reference_row` is what a generic prompt look
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 
 import torch
@@ -23,12 +24,18 @@ from capture.session import attached
 from capture.trace import LayerSinks, PromptToken, PromptTrace
 from config import GenerationSettings
 from models.family import PromptInputs, PromptLayout
+from models.info import ModelInfo
 from models.loading import ModelHandle
 
 __all__ = ["PromptToken", "PromptTrace", "kept_positions", "read_prompt", "reference_row"]
 
 # What arXiv 2502.17422 divides by: a prompt that asks for nothing in particular.
 GENERIC_PROMPT = "Write a general description of the image."
+
+
+class NoReferenceError(ValueError):
+    """There can be no row of the generic prompt that fits this prompt; the text says why, as the
+    end of a sentence."""
 
 
 def read_prompt(
@@ -70,7 +77,7 @@ def read_prompt(
             cache = prefix.fork(handle, 1)
             handle.model(input_ids=ids, past_key_values=cache, use_cache=True, logits_to_keep=1)
     return prompt_trace(
-        handle,
+        handle.info,
         inputs,
         wanted,
         [session[own] for own in rows],
@@ -79,7 +86,7 @@ def read_prompt(
 
 
 def prompt_trace(
-    handle: ModelHandle,
+    model: ModelInfo,
     inputs: PromptInputs,
     positions: Sequence[int],
     recorders: Sequence[TraceRecorder],
@@ -101,7 +108,7 @@ def prompt_trace(
         shares=shares,
         entropy=entropy,
         sinks=sinks,
-        model=handle.info,
+        model=model,
         prompt=inputs.prompt,
     )
 
@@ -111,17 +118,39 @@ def reference_row(
 ) -> PromptTrace:
     """The last prompt row of `GENERIC_PROMPT` on the same images. The lock must be held.
 
-    It is the row that would produce the first word of a general description (arXiv 2502.17422). The
-    pass begins behind the `prefix` of `inputs` where both prompts are the same up to there.
+    It is the row that would produce the first word of a general description (arXiv 2502.17422,
+    which divides by the attention of one fixed instruction on the same image). The generic prompt
+    has the system message and the pixel bounds of `inputs`: all up to the last image is the same,
+    and the images are cut into the same patches. Earlier turns are left out. They come after the
+    image and ask about it, so they belong to what the generic instruction replaces.
+
+    The pass begins behind the `prefix` of `inputs`, where there is one.
+
+    Raises:
+        NoReferenceError: the images were cut into other patches, because `inputs` were not made by
+            `handle.prepare`.
+        DoesNotFitError: the row does not fit into memory.
     """
-    general = handle.prepare(inputs.images, GENERIC_PROMPT)
+    general = handle.prepare(
+        inputs.images,
+        GENERIC_PROMPT,
+        inputs.system,
+        min_pixels=inputs.min_pixels,
+        max_pixels=inputs.max_pixels,
+    )
+    if general.layout.patches != inputs.layout.patches:
+        raise NoReferenceError(
+            "the generic prompt cuts the images into other patches than the prompt, which was not "
+            "prepared by ModelHandle.prepare"
+        )
     same = prefix is not None and (
         general.token_ids[: prefix.length] == inputs.token_ids[: prefix.length]
         and general.layout.grids == inputs.layout.grids
     )
-    return read_prompt(
+    row = read_prompt(
         handle, general, [general.layout.length - 1], settings, prefix if same else None
     )
+    return dataclasses.replace(row, sinks=())  # the run's own are the ones to show
 
 
 def _positions(layout: PromptLayout, positions: Sequence[int] | None) -> tuple[int, ...]:

@@ -14,18 +14,21 @@ from __future__ import annotations
 import dataclasses
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from transformers import StoppingCriteriaList
 
+from capture.forecast import bytes_of_a_row, check_payload, check_stash_memory, kept_positions
 from capture.probes.answer_tokens import AnswerTokens
 from capture.probes.queries_keys import QueriesAndKeys
 from capture.probes.sink_scores import SinkScores
+from capture.prompt import prompt_trace
 from capture.recorder import TraceRecorder
 from capture.run import Chosen, captured, end_tokens, generation_config, on_device, seeded
 from capture.session import attached
-from capture.trace import GeneratedToken, GenerationTrace, LayerSinks
+from capture.trace import GeneratedToken, GenerationTrace, LayerSinks, PromptTrace
 from config import GenerationSettings
 from models.family import PromptInputs
 from models.info import ModelInfo
@@ -39,19 +42,22 @@ class QueryStash:
 
     Attributes:
         inputs: the prompt (of length N).
-        settings: what made it; `layers` and `heads` choose what `trace` holds.
+        settings: what made it; `layers`, `heads` and `prompt_rows` choose what `trace` holds.
         tokens: the T generated tokens.
         queries: layer -> (T, H, D), rotated, in the model's dtype, on its device.
+        prompt_queries: layer -> (R, H, D), likewise, of the R prompt tokens whose rows
+            `settings.prompt_rows` asks for (`capture.forecast.kept_positions`).
         keys: layer -> (Hkv, N + T - 1, D), rotated, likewise.
         scales: layer -> factor on the scores.
         heads: indices in the model of the heads that `trace` holds.
-        sinks, model, finish, seconds: as in `GenerationTrace`.
+        sinks, model, finish, seconds, reference, extra: as in `GenerationTrace`.
     """
 
     inputs: PromptInputs
     settings: GenerationSettings
     tokens: tuple[GeneratedToken, ...]
     queries: Mapping[int, torch.Tensor]
+    prompt_queries: Mapping[int, torch.Tensor]
     keys: Mapping[int, torch.Tensor]
     scales: Mapping[int, float]
     heads: tuple[int, ...]
@@ -59,6 +65,8 @@ class QueryStash:
     model: ModelInfo
     finish: str
     seconds: float
+    reference: PromptTrace | None = None
+    extra: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def layers(self) -> tuple[int, ...]:
@@ -79,26 +87,33 @@ class QueryStash:
         if layer not in self.queries:
             raise ValueError(f"layer is {layer}; the run kept layers {list(self.layers)}.")
         position = self.inputs.layout.length - 1 + token
-        query = self.queries[layer][token][None, :, None]  # (1, H, 1, D)
-        key = self.keys[layer][None, :, : position + 1]
-        return attention_rows(query, key, self.scales[layer], None, position)[0, :, 0]
+        return self._row(layer, self.queries[layer][token], position)[0, :, 0]
 
     def trace(self) -> GenerationTrace:
-        """What `attention_extractor.generate` would have returned, computed now."""
-        layout = self.inputs.layout
-        recorder = TraceRecorder(
-            layout,
-            self.layers,
-            self.heads,
-            len(self.tokens),
-            reduce_heads=self.settings.reduce_heads,
-            pinned=any(query.is_cuda for query in self.queries.values()),
+        """What `attention_extractor.generate` would have returned, computed now.
+
+        Raises:
+            DoesNotFitError: it does not fit into memory; `rows` gives one row at a time.
+        """
+        layout, answered = self.inputs.layout, len(self.tokens)
+        asked = kept_positions(layout, self.settings)
+        kept = 1 if self.settings.reduce_heads else len(self.heads)
+        check_payload(
+            (answered + len(asked)) * bytes_of_a_row(layout, len(self.layers), kept),
+            f"The attention of {answered + len(asked)} tokens",
+            "reading single rows (QueryStash.rows), or a run that captures less (layers, heads, "
+            "reduce_heads)",
         )
-        for token in range(len(self.tokens)):
-            for layer in self.layers:
-                row = self.rows(token, layer)[None, :, None]
-                recorder.record(layer, row, layout.length - 1 + token)
-        attention, shares, entropy = recorder.finish(len(self.tokens))
+        answer = self._recorded(
+            self.queries, range(layout.length - 1, layout.length - 1 + answered)
+        )
+        attention, shares, entropy = answer.finish(answered)
+        read = self._recorded(self.prompt_queries, asked) if asked else None
+        prompt_rows = (
+            None
+            if read is None
+            else prompt_trace(self.model, self.inputs, asked, [read], self.sinks)
+        )
         return GenerationTrace(
             tokens=self.tokens,
             layout=layout,
@@ -106,8 +121,8 @@ class QueryStash:
             prompt=self.inputs.prompt,
             prompt_tokens=self.inputs.token_texts,
             attention=attention,
-            layers=recorder.layers,
-            heads=recorder.heads,
+            layers=answer.layers,
+            heads=answer.heads,
             shares=shares,
             entropy=entropy,
             sinks=self.sinks,
@@ -117,15 +132,44 @@ class QueryStash:
             seed=self.settings.seed,
             finish=self.finish,
             seconds=self.seconds,
+            extra=self.extra,
+            prompt_rows=prompt_rows,
+            reference=self.reference,
         )
+
+    def _row(self, layer: int, query: torch.Tensor, position: int) -> torch.Tensor:
+        """The softmax row (1, H, 1, position + 1) of one query (H, D)."""
+        key = self.keys[layer][None, :, : position + 1]
+        return attention_rows(query[None, :, None], key, self.scales[layer], None, position)
+
+    def _recorded(self, queries: Mapping[int, torch.Tensor], positions: range) -> TraceRecorder:
+        """A recorder that has seen the rows of these queries (one a position, in each layer)."""
+        recorder = TraceRecorder(
+            self.inputs.layout,
+            self.layers,
+            self.heads,
+            len(positions),
+            reduce_heads=self.settings.reduce_heads,
+            pinned=any(query.is_cuda for query in queries.values()),
+            first=positions.start,
+        )
+        for index, position in enumerate(positions):
+            for layer in self.layers:
+                row = self._row(layer, queries[layer][index], position)
+                recorder.record(layer, row, position)
+        return recorder
 
 
 def stash_run(
     handle: ModelHandle, inputs: PromptInputs, settings: GenerationSettings
 ) -> QueryStash:
-    """See `attention_extractor.generate_stash`. The handle's lock must be held."""
+    """See `attention_extractor.generate_stash`; without a reference. The handle's lock must be
+    held."""
     layers, heads = captured(handle, settings)
-    kept = QueriesAndKeys(layers, first=inputs.layout.length - 1)
+    check_stash_memory(handle, inputs, settings)
+    asked, last = kept_positions(inputs.layout, settings), inputs.layout.length - 1
+    first = min(asked.start, last)
+    kept = QueriesAndKeys(layers, first)
     answer = AnswerTokens(handle.processor.tokenizer)
     profile = handle.profile
     marks = None if profile is None else SinkScores(profile.dims, profile.tau)
@@ -145,17 +189,21 @@ def stash_run(
             generation_config=generation_config(handle, settings),
             stopping_criteria=StoppingCriteriaList([Chosen([session[answer]], ends)]),
         )
-    stasher, tokens = session[kept], tuple(session[answer].tokens)
+    seconds = time.perf_counter() - began
+    stasher, probe = session[kept], session[answer]
+    # Layer by layer: all queries exist once, those of one layer twice.
+    queries = {layer: torch.stack(stasher.queries.pop(layer)) for layer in layers}
     return QueryStash(
         inputs=inputs,
         settings=settings,
-        tokens=tokens,
-        queries={layer: torch.stack(own) for layer, own in stasher.queries.items()},
+        tokens=probe.finished(),
+        queries={layer: own[last - first :] for layer, own in queries.items()},
+        prompt_queries={layer: own[: len(asked)] for layer, own in queries.items()},
         keys=stasher.keys,
         scales=stasher.scales,
         heads=heads,
         sinks=session[marks].found() if marks else (),
         model=handle.info,
-        finish="end" if tokens and tokens[-1].id in ends else "length",
-        seconds=time.perf_counter() - began,
+        finish="end" if probe.tokens and probe.tokens[-1].id in ends else "length",
+        seconds=seconds,
     )

@@ -3,37 +3,17 @@ time."""
 
 from __future__ import annotations
 
+import dataclasses
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 
 from capture.trace import Alternative, GeneratedToken
+from models.token_texts import TextPieces
 
 ALTERNATIVES = 5
-
-
-class TextPieces:
-    """Splits an answer's text into one piece a token, so that the pieces join to the text.
-
-    Byte-level tokens may end inside a UTF-8 character; such a token gets "" and the one that
-    completes the character gets all of it.
-    """
-
-    def __init__(self, tokenizer: Any) -> None:
-        self._decode = tokenizer.decode
-        self._pending: list[int] = []
-
-    def add(self, token: int) -> str:
-        self._pending.append(token)
-        text: str = self._decode(self._pending, clean_up_tokenization_spaces=False)
-        if (
-            text.endswith("\ufffd") and len(self._pending) < 8
-        ):  # no character needs more; then it is no UTF-8
-            return ""
-        self._pending.clear()
-        return text
 
 
 class TokenProbe:
@@ -45,7 +25,8 @@ class TokenProbe:
     Args:
         tokenizer: for texts.
         batch_row: which row of the batch.
-        on_token: called with the index and the token as soon as it is chosen.
+        on_token: called with the index and the token as soon as it is chosen. Its text is what can
+            be shown then (`TextPieces.add`); `finished` has each token's own.
     """
 
     def __init__(
@@ -56,7 +37,6 @@ class TokenProbe:
         on_token: Callable[[int, GeneratedToken], None] | None = None,
     ) -> None:
         self.tokens: list[GeneratedToken] = []
-        self._tokenizer = tokenizer
         self._pieces = TextPieces(tokenizer)
         self._batch_row = batch_row
         self._on_token = on_token
@@ -70,18 +50,28 @@ class TokenProbe:
         """The token that was chosen from the logits seen last."""
         if self._logits is None:
             raise RuntimeError("A token was chosen before any logits were seen.")
-        made = describe_token(self._tokenizer, self._pieces, self._logits, token)
+        made = describe_token(self._pieces, self._logits, token)
         self.tokens.append(made)
         if self._on_token is not None:
             self._on_token(len(self.tokens) - 1, made)
         return made
 
+    def finished(self) -> tuple[GeneratedToken, ...]:
+        """The tokens, with texts that join to the answer, also where it ends inside a character."""
+        return with_texts(self.tokens, self._pieces)
 
-def describe_token(
-    tokenizer: Any, pieces: TextPieces, logits: torch.Tensor, token: int
-) -> GeneratedToken:
-    """Probability, rank and alternatives of `token` under raw logits (vocabulary,); text from
-    `pieces`."""
+
+def with_texts(tokens: Sequence[GeneratedToken], pieces: TextPieces) -> tuple[GeneratedToken, ...]:
+    """The tokens that were given to `pieces`, each with its own text."""
+    return tuple(
+        dataclasses.replace(token, text=text)
+        for token, text in zip(tokens, pieces.finish(), strict=True)
+    )
+
+
+def describe_token(pieces: TextPieces, logits: torch.Tensor, token: int) -> GeneratedToken:
+    """Probability, rank and alternatives of `token` under raw logits (vocabulary,); texts from
+    `pieces`, which the token is added to."""
     logs_of_all = torch.log_softmax(logits.float(), dim=-1)  # (vocabulary,)
     if not math.isfinite(float(logs_of_all[token])):
         raise ValueError(
@@ -93,7 +83,7 @@ def describe_token(
     among = own >= logs[-1]  # then no other pass over the vocabulary is needed
     rank = sum(other > own for other in logs) if among else int((logs_of_all > own).sum())
     alternatives = tuple(
-        Alternative(i, tokenizer.decode([i]), min(1.0, math.exp(p)))
+        Alternative(i, pieces.would_add(i), min(1.0, math.exp(p)))
         for i, p in zip(ids.tolist(), logs, strict=True)
     )
     return GeneratedToken(token, pieces.add(token), min(1.0, math.exp(own)), rank, alternatives)

@@ -36,9 +36,9 @@ class GeneratedToken:
     """One token of the answer.
 
     Attributes:
-        id, text: as generated; the texts of all tokens join to the answer. A token that ends inside
-            a UTF-8 character has the text "" and the token that completes the character has all of
-            it.
+        id, text: as generated; the texts of all tokens join to what the tokenizer decodes all ids
+            to. A token that ends inside a character has the text "" and the token that completes
+            the character has all of it; bytes that no token completes are U+FFFD.
         probability: of this token under the model's own distribution (softmax of the raw logits,
             temperature 1).
         rank: 0 if it was the most probable one.
@@ -116,7 +116,7 @@ class GenerationTrace:
         layout: roles of the prompt's positions; `layout.grids` maps vision tokens to the images.
         images: the images, RGB.
         prompt: the user's text.
-        prompt_tokens: text of each prompt token.
+        prompt_tokens: text of each prompt token, cut like the answer's.
         attention: float16 (T, L, H, V) on the CPU: softmax weight of each vision token in row t
             (see the module's docstring), for the captured layers and heads.
         layers, heads: indices in the model of the captured layers (L of them) and heads (H);

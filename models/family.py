@@ -108,6 +108,12 @@ class PromptLayout:
     grids: tuple[ImageGrid, ...]
 
     @property
+    def patches(self) -> tuple[tuple[int, int, int, tuple[int, int]], ...]:
+        """How each image is cut: frames, rows, columns, and its original (height, width). Two
+        prompts whose `patches` are equal have vision columns that mean the same places."""
+        return tuple((grid.t, grid.rows, grid.columns, grid.original) for grid in self.grids)
+
+    @property
     def vision_tokens(self) -> int:
         return sum(grid.tokens for grid in self.grids)
 
@@ -134,7 +140,10 @@ class PromptInputs:
         images: the images as shown, RGB, EXIF-rotated, in prompt order.
         prompt: the user's text.
         token_ids: the N prompt token ids.
-        token_texts: what to show for each of them.
+        token_texts: what to show for each of them; they join to the decoded prompt
+            (`models.token_texts`).
+        system, min_pixels, max_pixels, history: what it was prepared with (`ModelHandle.prepare`),
+            so that another prompt can be prepared on the same images in the same way.
     """
 
     tensors: Mapping[str, torch.Tensor]
@@ -143,6 +152,10 @@ class PromptInputs:
     prompt: str
     token_ids: tuple[int, ...]
     token_texts: tuple[str, ...]
+    system: str | None = None
+    min_pixels: int | None = None
+    max_pixels: int | None = None
+    history: tuple[tuple[str, str], ...] = ()
 
 
 @dataclass(frozen=True)

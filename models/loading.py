@@ -7,6 +7,7 @@ becomes one `ModelError` that says what is wrong and what to do.
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.util
 import json
 import threading
@@ -71,7 +72,7 @@ class ModelHandle:
         max_pixels: int | None = None,
         history: Sequence[tuple[str, str]] = (),
     ) -> PromptInputs:
-        """Turn images and a prompt into what the model takes.
+        """Turn images and a prompt into what the model takes. The result says what it was made of.
 
         Args:
             images: Pillow images, shown before the text; made upright RGB (`models.images.as_rgb`).
@@ -107,7 +108,7 @@ class ModelHandle:
                 "are allowed."
             )
         rgb = [as_rgb(image) for image in images]
-        return self.family.prepare(
+        made = self.family.prepare(
             self.processor,
             self.model.config,
             rgb,
@@ -116,6 +117,13 @@ class ModelHandle:
             min_pixels,
             max_pixels,
             history,
+        )
+        return dataclasses.replace(
+            made,
+            system=system,
+            min_pixels=min_pixels,
+            max_pixels=max_pixels,
+            history=tuple((asked, answered) for asked, answered in history),
         )
 
 

@@ -26,6 +26,7 @@ from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLIm
 from models.family import ImageGrid, PromptInputs, PromptLayout, Segment, SegmentKind, TextStack
 from models.qwen_images import pixel_bounds, vision_tensors
 from models.sites import HookPoint
+from models.token_texts import token_texts
 
 IMAGE_TOKEN = "<|image_pad|>"
 ROLE_START = "<|im_start|>"
@@ -159,11 +160,8 @@ class Qwen25VL:
             "mm_token_type_ids": (input_ids == config.image_token_id).to(torch.int32),
             **vision,
         }
-        decode = processor.tokenizer.decode
-        texts = {token: decode([token]) for token in set(ids)}
-        return PromptInputs(
-            tensors, layout, tuple(images), prompt, tuple(ids), tuple(texts[token] for token in ids)
-        )
+        texts = token_texts(processor.tokenizer, ids)
+        return PromptInputs(tensors, layout, tuple(images), prompt, tuple(ids), texts)
 
     def forward_prefix(
         self, model: PreTrainedModel, tensors: Mapping[str, torch.Tensor], stop: int

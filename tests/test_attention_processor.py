@@ -87,6 +87,28 @@ def test_where_there_is_nothing_to_divide_by(trace: GenerationTrace) -> None:
         relative_map(run, 0, of_prompt=True)
 
 
+@pytest.mark.parametrize(("h", "w"), [(2, 12), (6, 4), (2, 2), (4, 12)])  # half as many rows, ...
+def test_maps_of_other_patches_are_never_divided(trace: GenerationTrace, h: int, w: int) -> None:
+    (grid,) = trace.layout.grids
+    other = dataclasses.replace(grid, h=h, w=w)
+    layout = dataclasses.replace(trace.layout, grids=(other,))
+    reference = dataclasses.replace(
+        prompt_trace(trace, 1),
+        layout=layout,
+        attention=torch.ones(1, 2, 3, other.tokens, dtype=torch.float16),
+    )
+    run = dataclasses.replace(trace, reference=reference, prompt_rows=prompt_trace(trace, 2))
+    wrong = rf"cut into other patches \({h // 2} x {w // 2}\) than the run's own \(2 x 3\)"
+    for of_prompt in (False, True):
+        with pytest.raises(ValueError, match=wrong):
+            relative_map(run, 0, of_prompt=of_prompt)
+    further = dataclasses.replace(grid, start=grid.start + 3)  # a longer system message before it
+    moved = dataclasses.replace(
+        prompt_trace(trace, 1), layout=dataclasses.replace(trace.layout, grids=(further,))
+    )
+    assert relative_map(dataclasses.replace(trace, reference=moved), 0).values.shape == (2, 3)
+
+
 def test_several_tokens_are_averaged(trace: GenerationTrace) -> None:
     both = patch_map(trace, range(2)).values
     single = [patch_map(trace, t).values for t in range(2)]

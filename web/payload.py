@@ -29,7 +29,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from attention_processor import Rows, head_mean, image_share, sink_share
+from attention_processor import Rows, head_mean, image_share, sink_share, why_not_relative
 from capture.trace import GeneratedToken, GenerationTrace
 from web.store import Run
 
@@ -195,10 +195,14 @@ def _asked(trace: GenerationTrace) -> dict[str, Any] | None:
 
 
 def _reference(run: Run, name: str) -> dict[str, Any]:
-    trace = run.traces[name]
-    if trace.reference is None:
-        return {"why": str(trace.extra.get("no_reference") or "the run was made without it")}
-    return {"of": _reference_of(run, name), "prompt": trace.reference.prompt}
+    of = _reference_of(run, name)
+    trace, giver = run.traces[name], run.traces[of]
+    if trace.reference is None and not trace.extra.get("no_reference"):
+        return {"why": "the run was made without it"}
+    why = why_not_relative(trace) or why_not_relative(giver)
+    if why is not None or giver.reference is None:
+        return {"why": why}
+    return {"of": of, "prompt": giver.reference.prompt}
 
 
 def build_payload(run: Run, eager_bytes: int = EAGER_BYTES) -> bytes:
@@ -218,7 +222,7 @@ def build_payload(run: Run, eager_bytes: int = EAGER_BYTES) -> bytes:
         arrays |= _arrays(f"{name}.prompt", rows, *_together([*asked.values()], eager_bytes))
         tops[f"{name}.prompt"] = _top(rows)
     for name, trace in run.traces.items():
-        if trace.reference is not None and _reference_of(run, name) == name:
+        if trace.reference is not None and _reference(run, name).get("of") == name:
             attention = trace.reference.attention[0]
             for key, values in (("mean", attention.float().mean(1)), ("full", attention.float())):
                 key = f"{name}.reference.{key}"

@@ -11,9 +11,11 @@ import torch
 from PIL import Image
 
 from attention_extractor import compare, generate, prompt_rows
-from attention_processor import patch_map
+from attention_processor import patch_map, relative_map
 from capture import prompt
+from capture.forecast import DoesNotFitError
 from capture.run import RunOutOfMemoryError
+from capture.trace import GenerationTrace
 from config import GenerationSettings, VARSettings
 from models import attention
 from models.attention import NAME
@@ -164,10 +166,72 @@ def test_the_generic_prompt_is_read_once_beside_a_run(
         assert trace.reference.prompt == prompt.GENERIC_PROMPT
         assert trace.reference.positions == right.positions
         assert close(trace.reference.attention, right.attention)
-    with_system = handle.prepare(inputs.images, "What is there?", system="Be brief.")
-    other = generate(handle, with_system, settings).reference  # another prefix: none is shared
-    assert other is not None
-    assert close(other.attention, right.attention)
+
+
+BOUNDS = {"min_pixels": 56 * 56, "max_pixels": 28 * 28 * 40}
+TURNS = [("Describe it.", "A red star.")]
+
+
+@pytest.mark.parametrize("bounds", [{}, BOUNDS])
+@pytest.mark.parametrize("system", [None, "Be brief."])
+@pytest.mark.parametrize("history", [(), TURNS])
+def test_the_generic_prompt_is_prepared_like_the_prompt(
+    handle: ModelHandle,
+    photo: Image.Image,
+    bounds: dict[str, int],
+    system: str | None,
+    history: list[tuple[str, str]],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    pictures = [photo, photo.crop((0, 0, 90, 60))]
+    inputs = handle.prepare(pictures, "What is there?", system, history=history, **bounds)  # type: ignore[arg-type]
+    settings = GenerationSettings(max_new_tokens=2, layers=(1, 2), reference=True)
+    # Earlier turns come after the image: they are part of what the generic instruction replaces.
+    general = handle.prepare(pictures, prompt.GENERIC_PROMPT, system, **bounds)  # type: ignore[arg-type]
+    right = prompt_rows(handle, general, [general.layout.length - 1], settings)
+    shared = []
+    real = prompt.read_prompt
+
+    def spied(*arguments: object) -> object:
+        shared.append(arguments[-1] is not None)
+        return real(*arguments)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(prompt, "read_prompt", spied)
+    trace = generate(handle, inputs, settings)
+    assert shared == [True]  # all up to the image is the same, so it is passed through once
+    assert trace.reference is not None
+    assert trace.reference.layout == general.layout
+    assert trace.reference.layout.grids == inputs.layout.grids
+    assert close(trace.reference.attention, right.attention)
+    for image in (0, 1):
+        shape = inputs.layout.grids[image].rows, inputs.layout.grids[image].columns
+        assert relative_map(trace, 1, image=image).values.shape == shape
+
+
+def test_a_prompt_knows_what_it_was_prepared_with(handle: ModelHandle, photo: Image.Image) -> None:
+    made = handle.prepare([photo], "What is there?", "Be brief.", history=TURNS, **BOUNDS)  # type: ignore[arg-type]
+    assert (made.system, made.history) == ("Be brief.", (("Describe it.", "A red star."),))
+    assert {name: getattr(made, name) for name in BOUNDS} == BOUNDS
+    plain = handle.prepare([photo], "What is there?")
+    assert (plain.system, plain.history, plain.min_pixels, plain.max_pixels) == (
+        None,
+        (),
+        None,
+        None,
+    )
+
+
+def test_a_prompt_that_was_cut_otherwise_gets_no_reference(
+    handle: ModelHandle, photo: Image.Image
+) -> None:
+    inputs = handle.prepare([photo], "What is there?", **BOUNDS)  # type: ignore[arg-type]
+    by_hand = dataclasses.replace(inputs, min_pixels=None, max_pixels=None)
+    trace = generate(handle, by_hand, GenerationSettings(max_new_tokens=2, reference=True))
+    assert len(trace.tokens) == 2
+    assert trace.reference is None
+    assert "cuts the images into other patches" in trace.extra["no_reference"]
+    with pytest.raises(ValueError, match="cuts the images into other patches"):
+        relative_map(trace, 0)
 
 
 def test_no_answer_is_lost_for_the_generic_prompt(
@@ -180,10 +244,36 @@ def test_no_answer_is_lost_for_the_generic_prompt(
     assert stopped.reference is None
     assert "stopped before the generic prompt" in stopped.extra["no_reference"]
 
-    def full(*_: object) -> None:
-        raise RunOutOfMemoryError("full")
+    plain = generate(handle, inputs, dataclasses.replace(settings, reference=False))
+    for error in (RunOutOfMemoryError("full"), DoesNotFitError("too large")):
+        trace = failing(handle, inputs, settings, error, monkeypatch)
+        assert [token.id for token in trace.tokens] == [token.id for token in plain.tokens]
+        assert "no memory" in trace.extra["no_reference"]
+    refused = failing(handle, inputs, settings, prompt.NoReferenceError("so it is"), monkeypatch)
+    assert refused.extra["no_reference"] == "so it is"
 
-    monkeypatch.setattr("attention_extractor.reference_row", full)
-    trace = generate(handle, inputs, settings)
-    assert len(trace.tokens) == 2
-    assert "no memory" in trace.extra["no_reference"]
+
+@pytest.mark.parametrize("error", [ValueError("a slip"), RuntimeError("a slip"), KeyError("slip")])
+def test_a_fault_in_reading_the_generic_prompt_is_no_note(
+    handle: ModelHandle, inputs: PromptInputs, error: Exception, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = GenerationSettings(max_new_tokens=2, reference=True)
+    with pytest.raises(type(error), match="slip"):
+        failing(handle, inputs, settings, error, monkeypatch)
+
+
+def failing(
+    handle: ModelHandle,
+    inputs: PromptInputs,
+    settings: GenerationSettings,
+    error: Exception,
+    monkeypatch: pytest.MonkeyPatch,
+) -> GenerationTrace:
+    """A run whose pass over the generic prompt ends with this error."""
+
+    def fails(*_: object) -> None:
+        raise error
+
+    with monkeypatch.context() as patched:
+        patched.setattr("attention_extractor.reference_row", fails)
+        return generate(handle, inputs, settings)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,18 +13,27 @@ import torch
 from PIL import Image
 from transformers import GenerationConfig
 
-from attention_extractor import GenerationTrace, RunOutOfMemoryError, forecast, generate
+from attention_extractor import (
+    GenerationTrace,
+    RunOutOfMemoryError,
+    compare,
+    forecast,
+    generate,
+    generate_stash,
+    prompt_rows,
+)
 from attention_processor import patch_map
 from capture import forecast as forecasting
 from capture.probes.rows import Rows
 from capture.recorder import TraceRecorder
 from capture.run import generation_config
 from capture.session import attached
-from capture.trace import MEAN_HEAD
-from config import GenerationSettings
+from capture.trace import MEAN_HEAD, GeneratedToken
+from config import GenerationSettings, VARSettings
 from models.attention import NAME, install
 from models.family import PromptInputs
 from models.loading import ModelHandle, load_model
+from models.token_texts import token_texts
 
 pytestmark = pytest.mark.tiny
 
@@ -111,6 +121,7 @@ def test_probability_rank_and_alternatives_are_those_of_the_raw_logits(
     trace = generate(handle, inputs, settings)
     tokenizer = handle.processor.tokenizer
     ranks = set()
+    before: list[int] = []
     for token, logits in zip(trace.tokens, alone.logits, strict=True):
         probabilities = torch.softmax(logits.double(), dim=-1)
         assert token.probability == pytest.approx(float(probabilities[token.id]), rel=1e-4)
@@ -119,17 +130,65 @@ def test_probability_rank_and_alternatives_are_those_of_the_raw_logits(
         assert [other.id for other in token.alternatives] == order[:5]
         for other in token.alternatives:
             assert other.probability == pytest.approx(float(probabilities[other.id]), rel=1e-4)
-            assert other.text == tokenizer.decode([other.id])
+            assert other.text == token_texts(tokenizer, [*before, other.id])[-1] or (
+                other.text == "\ufffd" == tokenizer.decode([other.id])  # a part of a character
+            )
+        before.append(token.id)
         ranks.add(token.rank)
     assert (ranks == {0}) == (settings == GREEDY)  # the others leave the first place now and then
 
 
 def test_token_texts_join_to_the_answer(handle: ModelHandle, inputs: PromptInputs) -> None:
-    trace = generate(handle, inputs, SAMPLED)
-    assert trace.finish == "length"
-    ids = [token.id for token in trace.tokens]
-    # a character that the last token only begins is not said
-    assert trace.text == handle.processor.tokenizer.decode(ids).removesuffix("\ufffd")
+    decode = handle.processor.tokenizer.decode
+    broken = 0
+    for length in range(1, SAMPLED.max_new_tokens + 1):  # it may end inside a character
+        settings = dataclasses.replace(SAMPLED, max_new_tokens=length)
+        for trace in (generate(handle, inputs, settings), generate_stash(handle, inputs, settings)):
+            assert trace.finish == "length"
+            texts = [token.text for token in trace.tokens]
+            assert "".join(texts) == decode([token.id for token in trace.tokens])
+            broken += texts[-1].endswith("\ufffd")
+    assert broken  # the random model writes bytes
+
+
+def test_a_stopped_answer_and_one_under_var_keep_their_tails(
+    handle: ModelHandle, inputs: PromptInputs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every token is the first byte of a character: no text is ever complete."""
+    decode = handle.processor.tokenizer.decode
+    first = handle.processor.tokenizer("\U0001f600", add_special_tokens=False)["input_ids"][0]
+    hook = handle.stack.output_head.register_forward_hook(
+        lambda module, args, out: out + 1e4 * (torch.arange(out.shape[-1]) == first)
+    )
+    stop, shown = threading.Event(), []
+
+    def look(index: int, token: GeneratedToken) -> None:
+        shown.append(token.text)
+        if index == 2:
+            stop.set()
+
+    try:
+        stopped = generate(handle, inputs, GREEDY, on_token=look, stop=stop)
+        var = VARSettings((3,), tau=2.0)
+        pairs = [compare(handle, inputs, GREEDY, var, same_text) for same_text in (False, True)]
+    finally:
+        hook.remove()
+    assert shown == ["", "", ""]
+    assert (stopped.finish, stopped.text) == ("stopped", "\ufffd" * 3)
+    for pair in pairs:
+        for trace in (pair.baseline, pair.var):
+            assert trace.text == decode([first] * 10) == "\ufffd" * 10
+
+
+def test_texts_of_the_prompt_join_to_it(handle: ModelHandle, photo: Image.Image) -> None:
+    inputs = handle.prepare([photo], "Is \U0001f600 or \U00020bb7 there?", "\u4f60\u597d")
+    assert "".join(inputs.token_texts) == handle.processor.tokenizer.decode(inputs.token_ids)
+    assert "\ufffd" not in "".join(inputs.token_texts)
+    assert "\U0001f600" in inputs.token_texts  # whole, at the token that completes it
+    grid = inputs.layout.grids[0]
+    assert set(inputs.token_texts[grid.start : grid.stop]) == {"<|image_pad|>"}
+    rows = prompt_rows(handle, inputs)
+    assert [token.text for token in rows.tokens] == list(inputs.token_texts[-len(rows.tokens) :])
 
 
 def test_a_run_ends_at_the_token_that_ends_an_answer(
@@ -152,7 +211,7 @@ def test_stop_ends_a_run_with_the_token_it_was_pressed_at(
     stop = threading.Event()
     seen = []
 
-    def look(index: int, token: object) -> None:
+    def look(index: int, token: GeneratedToken) -> None:
         seen.append(token)
         if index == after:
             stop.set()
@@ -160,7 +219,9 @@ def test_stop_ends_a_run_with_the_token_it_was_pressed_at(
     whole = generate(handle, inputs, GREEDY)
     trace = generate(handle, inputs, GREEDY, on_token=look, stop=stop)
     assert trace.finish == "stopped"
-    assert trace.tokens == whole.tokens[: after + 1] == tuple(seen)
+    assert trace.tokens == whole.tokens[: after + 1]
+    assert [token.id for token in trace.tokens] == [token.id for token in seen]
+    assert trace.text.startswith("".join(token.text for token in seen))
     assert torch.equal(trace.attention, whole.attention[: after + 1])
     assert trace.shares.shape[0] == trace.entropy.shape[0] == after + 1
 

@@ -3,6 +3,7 @@ exact."""
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +12,11 @@ import torch
 from PIL import Image
 
 from attention_extractor import generate, generate_stash
-from capture.run import generation_config
+from attention_processor import relative_map
+from capture import forecast as forecasting
+from capture.run import RunOutOfMemoryError, generation_config
 from capture.stash import QueryStash
+from capture.trace import GenerationTrace, PromptTrace
 from config import GenerationSettings
 from models.attention import NAME
 from models.family import PromptInputs
@@ -87,6 +91,91 @@ def test_its_trace_is_that_of_live_capture(
     assert (later.attention.float() - live.attention.float()).abs().max() <= 1e-3
     assert torch.allclose(later.shares, live.shares, atol=1e-5)
     assert torch.allclose(later.entropy, live.entropy, atol=1e-4)
+
+
+def same_rows(later: GenerationTrace | PromptTrace, live: GenerationTrace | PromptTrace) -> None:
+    assert (later.layers, later.heads, later.layout) == (live.layers, live.heads, live.layout)
+    assert later.attention.shape == live.attention.shape
+    assert (later.attention.float() - live.attention.float()).abs().max() <= 1e-3
+    assert torch.allclose(later.shares, live.shares, atol=1e-5)
+    assert torch.allclose(later.entropy, live.entropy, atol=1e-4)
+
+
+@pytest.mark.parametrize("rows", [0, 1, 5, 8192])
+@pytest.mark.parametrize("chosen", [{}, {"layers": (3, 1), "heads": (2,)}, {"reduce_heads": True}])
+def test_prompt_rows_and_reference_are_those_of_live_capture(
+    handle: ModelHandle, photo: Image.Image, rows: int, chosen: dict[str, Any]
+) -> None:
+    inputs = handle.prepare([photo], "What is there?", "Be brief.", max_pixels=28 * 28 * 40)
+    settings = dataclasses.replace(SETTINGS, prompt_rows=rows, reference=True, **chosen)
+    live, stash = generate(handle, inputs, settings), generate_stash(handle, inputs, settings)
+    later = stash.trace()
+    same_rows(later, live)
+    assert all(queries.shape[0] == len(stash.tokens) for queries in stash.queries.values())
+    if live.prompt_rows is None:
+        assert rows == 0
+        assert later.prompt_rows is None
+    else:
+        assert later.prompt_rows is not None
+        same_rows(later.prompt_rows, live.prompt_rows)
+        for name in ("positions", "tokens", "sinks", "model", "prompt"):
+            assert getattr(later.prompt_rows, name) == getattr(live.prompt_rows, name)
+        assert torch.equal(later.prompt_rows.attention[-1], later.attention[0])
+    assert live.reference is not None
+    assert later.reference is not None
+    same_rows(later.reference, live.reference)
+    for field in dataclasses.fields(PromptTrace):
+        if field.name not in ("attention", "shares", "entropy"):
+            mine, other = (getattr(t.reference, field.name) for t in (later, live))
+            assert mine == other, field.name
+    assert (later.settings, later.extra) == (live.settings, live.extra)
+    relative_map(later, 1)
+
+
+def test_without_room_for_the_reference_the_trace_says_so(
+    handle: ModelHandle, inputs: PromptInputs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise RunOutOfMemoryError("full")
+
+    monkeypatch.setattr("attention_extractor.reference_row", full)
+    made = generate_stash(handle, inputs, dataclasses.replace(SETTINGS, reference=True)).trace()
+    assert made.reference is None
+    assert "no memory left" in made.extra["no_reference"]
+
+
+def test_what_cannot_fit_is_refused(
+    handle: ModelHandle, inputs: PromptInputs, stash: QueryStash, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    held = [*stash.queries.values(), *stash.prompt_queries.values()]
+    assert forecasting.query_bytes(handle, inputs, SETTINGS) == sum(t.nbytes for t in held)
+    monkeypatch.setattr(forecasting, "available_memory", lambda device: 20_000)
+    ran = []
+    monkeypatch.setattr(handle.model, "generate", lambda **_: ran.append(1))
+    with pytest.raises(
+        forecasting.DoesNotFitError, match=r"The run needs .*max_new_tokens is 6.*\(layers\)\.$"
+    ):
+        generate_stash(handle, inputs, SETTINGS)
+    assert not ran
+    monkeypatch.setattr(forecasting, "available_memory", lambda device: 200)
+    with pytest.raises(
+        forecasting.DoesNotFitError, match=r"attention of 6 tokens needs .*QueryStash\.rows"
+    ):
+        stash.trace()
+    assert stash.rows(0, 0).shape[0] == handle.info.heads
+
+
+def test_queries_of_wanted_prompt_tokens_are_counted(
+    handle: ModelHandle, inputs: PromptInputs
+) -> None:
+    settings = dataclasses.replace(SETTINGS, prompt_rows=4, layers=(0, 2))
+    kept = generate_stash(handle, inputs, settings)
+    assert all(queries.shape[0] == 4 for queries in kept.prompt_queries.values())
+    distinct = {
+        q.untyped_storage().data_ptr(): q.untyped_storage().nbytes()
+        for q in (*kept.queries.values(), *kept.prompt_queries.values())
+    }
+    assert forecasting.query_bytes(handle, inputs, settings) == sum(distinct.values())
 
 
 def test_some_layers_and_heads(

@@ -108,6 +108,20 @@ def test_a_run_without_them_says_why() -> None:
         assert not [name for name in arrays if "prompt" in name or "reference" in name]
 
 
+def test_a_reference_of_other_patches_is_not_sent() -> None:
+    trace = make_trace()
+    assert trace.reference is not None
+    (grid,) = trace.layout.grids
+    other = dataclasses.replace(grid, h=grid.w, w=grid.h)  # as many patches, in another shape
+    layout = dataclasses.replace(trace.layout, grids=(other,))
+    wrong = dataclasses.replace(
+        trace, reference=dataclasses.replace(trace.reference, layout=layout)
+    )
+    header, arrays = unpack(build_payload(Run({"baseline": wrong})))
+    assert "cut into other patches" in header["variants"][0]["reference"]["why"]
+    assert not [name for name in arrays if "reference" in name]
+
+
 def test_a_large_run_leaves_single_heads_for_later() -> None:
     trace = make_trace(rows=8, columns=12, layers=6, heads=8)
     small = build_payload(Run({"baseline": trace}), eager_bytes=1000)
