@@ -21,14 +21,20 @@ class Step:
 
     start: int = 0
     length: int = 0
+    _made: tuple[object, Tensor] | None = field(default=None, repr=False)
 
-    def positions(self, first: int, count: int, device: torch.device) -> Tensor:
-        """int64 (count,): the positions first, first + 1, ... as a tensor.
+    def positions(self, first: int, count: int, device: torch.device, origin: int = 0) -> Tensor:
+        """int64 (count,): the positions first, first + 1, ... counted from `origin`.
 
-        Who records a step as a graph replaces this by a tensor that the step itself advances; what
-        is written by these positions then follows without reading the host.
+        Made once for all layers that ask for the same. Who records a step as a graph overrides
+        this by a tensor that the step itself advances; what is written at these positions then
+        follows without reading the host.
         """
-        return torch.arange(first, first + count, device=device)
+        what = (first, count, device, origin)
+        if self._made is None or self._made[0] != what:
+            made = torch.arange(first - origin, first - origin + count, device=device)
+            self._made = (what, made)
+        return self._made[1]
 
 
 @dataclass(frozen=True)

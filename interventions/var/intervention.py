@@ -168,7 +168,6 @@ class VARIntervention(Acting):
         self._state: dict[int, _LayerState] = {}
         self._limits: dict[tuple[torch.device, torch.dtype], Limits] = {}
         self._vision: dict[torch.device, Tensor] = {}
-        self._slots: tuple[tuple[int, int, torch.device], Tensor] | None = None
         self.layers = tuple(sorted(self._rows_of))
         self.row_positions = range(self._first_query, EVER)
         self.looks = (At("block_in", self.layers, range(self._prompt)),)
@@ -403,10 +402,8 @@ class VARIntervention(Acting):
         if state.moved is None:
             shape = (len(self._settings), moved.shape[1], self._capacity - self._first_query)
             state.moved = mass.new_full(shape, UNWRITTEN)
-        key = (first + skip, count, moved.device)
-        if self._slots is None or self._slots[0] != key:
-            self._slots = (key, self._step.positions(*key) - self._first_query)
-        state.moved[rows].index_copy_(2, self._slots[1], mass)
+        slots = self._step.positions(first + skip, count, mass.device, origin=self._first_query)
+        state.moved[rows].index_copy_(2, slots, mass)
 
     def _shares(self, state: _LayerState, row: int, answer_tokens: int | None) -> Tensor:
         """(2,): share of (head, query row) pairs changed, and mean mass moved, of rows that may."""
