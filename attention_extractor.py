@@ -1,10 +1,9 @@
 """Generating an answer while keeping the attention behind every token of it; and comparing.
 
-`generate` runs transformers' own `generate`, unmodified, with three things hooked in for the length
-of the run and taken out again whatever happens: a plan for the attention function
-(`models.attention`), a recorder of rows (`capture.recorder`) and a probe of the logits
-(`capture.tokens`). It returns a frozen `GenerationTrace`. `compare` gives two of them, without and
-with VAR, from one pass over the image.
+`generate` runs transformers' own `generate`, unmodified, in a session (`capture.session`) with
+probes for attention rows, logits and sink scores, and with VAR where it is asked for. It returns a
+frozen `GenerationTrace`. `compare` gives two of them, without and with VAR, from one pass over the
+image.
 
 Which row explains which token is stated in `capture.trace` and tested in
 `tests/test_row_convention.py`.

@@ -14,7 +14,8 @@ from collections.abc import Mapping, Sequence
 import torch
 
 from config import VARSettings
-from interventions.var.intervention import VAR, VARIntervention, acting_layers, validate_var
+from interventions.var.checks import acting_layers, validate_var
+from interventions.var.intervention import VAR, VARIntervention
 from interventions.var.redistribute import redistribute
 from interventions.var.report import LayerReport, VARReport
 from interventions.var.selection import select_rows

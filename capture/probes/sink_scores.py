@@ -52,8 +52,10 @@ class ScoreReader(Reader):
         self._scores = {layer: [scores] for layer, scores in known.items()}
 
     def see(self, site: str, layer: int, values: Any, positions: Sequence[int]) -> None:
+        if positions[0] == 0:  # the first pass, or another one that begins again
+            self._scores[layer] = []
         row = values[self._probe.batch_row].detach()
-        self._scores.setdefault(layer, []).append(sink_score(row, self._probe.dims))
+        self._scores[layer].append(sink_score(row, self._probe.dims))
 
     def scores(self) -> dict[int, torch.Tensor]:
         """Layer -> float32 (positions seen,), on the device."""
@@ -62,13 +64,19 @@ class ScoreReader(Reader):
     def found(self) -> tuple[LayerSinks, ...]:
         """Sinks of each layer from the third on (and of `also`), in order; empty where none are."""
         out = []
-        for layer, on_device in self.scores().items():
+        for layer, scores in _on_host(self.scores()).items():
             if layer < FIRST_LAYER and layer not in self._probe.also:
                 continue
-            scores = on_device.cpu()
             flagged = above_threshold(scores, self._probe.tau, self._probe.dialect)
             positions = flagged.nonzero()[:, 0]
             out.append(
                 LayerSinks(layer, tuple(positions.tolist()), tuple(scores[positions].tolist()))
             )
         return tuple(out)
+
+
+def _on_host(scores: Mapping[int, torch.Tensor]) -> dict[int, torch.Tensor]:
+    """The same on the CPU: one copy where all layers are on one device."""
+    if len({own.device for own in scores.values()}) == 1:
+        return dict(zip(scores, torch.stack(list(scores.values())).cpu(), strict=True))
+    return {layer: own.cpu() for layer, own in scores.items()}

@@ -16,7 +16,6 @@ that was recorded as a graph can be replayed with other settings (`change`).
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -26,50 +25,17 @@ from torch import Tensor
 
 from config import VARSettings
 from interventions.base import Acting, Intervention
+from interventions.var.checks import acting_layers, validate_var
 from interventions.var.correction import correct_output
+from interventions.var.parameters import Parameters, random_instead
 from interventions.var.redistribute import redistribute_rows
 from interventions.var.report import LayerReport, VARReport, make_report
-from interventions.var.selection import KeyGroups, Limits, working_dtype
+from interventions.var.selection import KeyGroups, working_dtype
 from models.run_info import RunInfo, Step
-from models.sink_score import FIRST_LAYER, above_threshold, sink_score
+from models.sink_score import above_threshold, sink_score
 from models.sites import EVER, At
 
 UNWRITTEN = -1.0  # in the record of moved mass; a mass is never negative
-
-
-def acting_layers(settings: VARSettings, layers: int) -> tuple[int, ...]:
-    """The layers in which VAR acts: those asked for, else 2 .. L-2 (arXiv 2503.03321)."""
-    if settings.layers is not None:
-        return settings.layers
-    return tuple(range(FIRST_LAYER, layers - 1))
-
-
-def validate_var(settings: VARSettings, hidden_size: int, layers: int, vision_tokens: int) -> None:
-    """Check VAR's settings against a model and a prompt, before any compute.
-
-    Raises:
-        ValueError: a dimension or layer that the model does not have, a tau that can never be
-            reached, no layer to act on, or a prompt without an image.
-    """
-    wrong = [d for d in settings.dims if d >= hidden_size]
-    if wrong:
-        raise ValueError(
-            f"dims has {wrong}; this model's hidden size allows 0 to {hidden_size - 1}."
-        )
-    if settings.tau > math.sqrt(hidden_size):
-        raise ValueError(
-            f"tau is {settings.tau:g}, but a sink score never exceeds sqrt(hidden size) = "
-            f"{math.sqrt(hidden_size):.1f} in this model, so no token could ever be a sink."
-        )
-    absent = [layer for layer in settings.layers or () if layer >= layers]
-    if absent:
-        raise ValueError(f"layers has {absent}; this model has layers 0 to {layers - 1}.")
-    if not acting_layers(settings, layers):
-        raise ValueError(
-            f"This model's {layers} layers leave none from 2 to L-2; name some in layers."
-        )
-    if vision_tokens == 0:
-        raise ValueError("The prompt has no image; VAR has nothing to redistribute attention to.")
 
 
 @dataclass(frozen=True)
@@ -166,7 +132,7 @@ class VARIntervention(Acting):
             for layer in acting_layers(own, layers) if own is not None else ():
                 self._rows_of.setdefault(layer, []).append(row)
         self._state: dict[int, _LayerState] = {}
-        self._limits: dict[tuple[torch.device, torch.dtype], Limits] = {}
+        self._parameters = Parameters(self._settings)
         self._vision: dict[torch.device, Tensor] = {}
         self.layers = tuple(sorted(self._rows_of))
         self.row_positions = range(self._first_query, EVER)
@@ -222,7 +188,7 @@ class VARIntervention(Acting):
             position = torch.arange(first_position, last, device=rows.device)
             may_change = (position >= self._first_query)[None, None]  # (1, 1, R)
         groups = state.groups.first(rows.shape[3])
-        limits = self._limits_on(rows.device, state.groups.sinks.dtype)
+        limits = self._parameters.on(rows.device, state.groups.sinks.dtype)
         done = redistribute_rows(rows, groups, limits, may_change)
         self._note(state, slice(None), first_position, done.moved)
         return done.weights
@@ -248,7 +214,7 @@ class VARIntervention(Acting):
             return output
         sinks_there = state.sinks[:, :keys].cpu()  # one copy a layer says which columns are needed
         vision_there = self._padded(self._vision_there)[:keys]
-        limits = self._limits_on(query.device, working_dtype(query.dtype))
+        limits = self._parameters.on(query.device, working_dtype(query.dtype))
         vision = self._vision_on(query.device)[None, :keys]
         mask = attention_mask  # (1 or B, ...)
         new = output
@@ -300,11 +266,7 @@ class VARIntervention(Acting):
             raise ValueError(f"{', '.join(wrong)} cannot change during a run.")
         on = settings is not None
         self._settings[row] = began if settings is None else settings
-        for (device, dtype), limits in self._limits.items():
-            new = self._limits_of(device, dtype)
-            for name in ("freed", "max_sink_share", "least_target_share", "min_image_mass"):
-                tensor: Tensor = getattr(limits, name)
-                tensor.copy_(getattr(new, name))
+        self._parameters.refresh()
         for layer, state in self._state.items():
             if row in self._rows_of[layer] and state.groups is not None:
                 self._mark(layer, state, state.groups.sinks.dtype, {row: on})
@@ -387,7 +349,7 @@ class VARIntervention(Acting):
             )
             sinks[state.seen :] = False
             if own.control == "random":
-                sinks.copy_(_random_instead(sinks, vision, own.seed, layer))
+                sinks.copy_(random_instead(sinks, vision, own.seed, layer))
         groups = KeyGroups.of(state.sinks, vision.expand_as(state.sinks), dtype)
         if state.groups is None:
             state.groups = groups
@@ -418,30 +380,6 @@ class VARIntervention(Acting):
         mass = (moved * known).sum(dtype=torch.float64) / count
         return torch.stack(((moved > 0).sum() / count, mass.to(torch.float32)))
 
-    def _limits_on(self, device: torch.device, dtype: torch.dtype) -> Limits:
-        if (device, dtype) not in self._limits:
-            self._limits[device, dtype] = self._limits_of(device, dtype)
-        return self._limits[device, dtype]
-
-    def _limits_of(self, device: torch.device, dtype: torch.dtype) -> Limits:
-        """(B, 1, 1) tensors; what rows without VAR have does not matter, for they have no sinks."""
-        each = [Limits.of(own) if own is not None else None for own in self._settings]
-        some = next(one for one in each if one is not None)
-
-        def tensor(name: str, kind: torch.dtype = dtype) -> Tensor:
-            values = [getattr(one or some, name) for one in each]
-            return torch.tensor(values, dtype=kind, device=device)[:, None, None]
-
-        dialects = {one.official for one in each if one is not None}
-        official = some.official if len(dialects) == 1 else tensor("official", torch.bool)
-        return Limits(
-            tensor("freed"),
-            tensor("max_sink_share"),
-            tensor("least_target_share"),
-            tensor("min_image_mass"),
-            official,
-        )
-
     def _padded(self, vision: Tensor) -> Tensor:
         """(capacity,) bool: vision tokens among all keys; new tokens are none."""
         return torch.nn.functional.pad(vision, (0, self._capacity - self._prompt))
@@ -457,16 +395,3 @@ def _to_host(tensors: Sequence[Tensor]) -> Tensor:
     if len({tensor.device for tensor in tensors}) == 1:
         return torch.stack(list(tensors)).cpu()
     return torch.stack([tensor.cpu() for tensor in tensors])
-
-
-def _random_instead(sinks: Tensor, vision: Tensor, seed: int, layer: int) -> Tensor:
-    """The control: as many random vision tokens that are no sinks, in place of the visual sinks."""
-    others = (vision & ~sinks).nonzero()[:, 0].cpu()
-    count = min(int((vision & sinks).sum()), len(others))
-    # Multiplied, so that neighbouring seeds do not meet again one layer further on.
-    mixed = (seed * 1_000_003 + layer) % 2**63
-    order = torch.randperm(len(others), generator=torch.Generator().manual_seed(mixed))
-    chosen = others[order[:count]].to(sinks.device)
-    control = sinks & ~vision
-    control[chosen] = True
-    return control

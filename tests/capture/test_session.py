@@ -198,6 +198,7 @@ def test_a_pass_without_a_cache_begins_again(handle: ModelHandle, inputs: Prompt
         for _ in range(3):
             handle.model(**inputs.tensors, use_cache=False)
     assert list(session[rows]) == [(2, end - 1)]
+    assert {len(scores) for scores in session[marks].scores().values()} == {end}
 
 
 def test_a_session_continues_behind_a_prefix(handle: ModelHandle, inputs: PromptInputs) -> None:

@@ -70,7 +70,7 @@ def test_other_settings_in_the_same_tensors() -> None:
     state = var._state[LAYER]
     assert state.groups is not None
     held = [*vars(state.groups).values(), state.sinks, state.moved]
-    held += [v for limits in var._limits.values() for v in vars(limits).values()]
+    held += [v for limits in var._parameters._made.values() for v in vars(limits).values()]
     before = [t.data_ptr() for t in held if isinstance(t, Tensor)]
     for other in (
         replace(SETTINGS, keep=0.8),

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from config import VARSettings
-from interventions.var.intervention import VARIntervention, acting_layers, validate_var
+from interventions.var.checks import acting_layers, validate_var
+from interventions.var.intervention import VARIntervention
 from interventions.var.redistribute import redistribute
 from models.kernels import attention_rows, rows_times_values
 from models.sink_score import sink_mask, sink_score
