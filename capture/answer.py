@@ -9,10 +9,9 @@ The handle's lock must be held around each.
 from __future__ import annotations
 
 import dataclasses
-import json
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -22,12 +21,9 @@ from capture.prefix import Prefix
 from capture.prompt import kept_positions, prompt_trace
 from capture.recorder import RowFanOut, TraceRecorder
 from capture.run import (
-    Chosen,
-    StopAtOnce,
     captured,
-    end_tokens,
-    finish_of,
-    generation_config,
+    decide,
+    distribution_errors_named,
     on_device,
     seeded,
     watching,
@@ -80,7 +76,7 @@ def answer(
     intervention = _intervention(handle, inputs, settings.max_new_tokens, var, prefix)
     mark = mark or next((own for own in var if own is not None), None)
     observer = _observer(handle, mark, prefix)
-    stopper = StopAtOnce(stop)
+    decoding = decide(handle, settings, inputs.layout.length)
     probes = [
         TokenProbe(handle.processor.tokenizer, batch_row=row, on_token=_for_row(on_token, row))
         for row in range(rows)
@@ -96,12 +92,15 @@ def answer(
         running(handle.stack, plan),
         watching(handle, probes),
         seeded(settings.seed, handle.device),
+        distribution_errors_named(settings),
         torch.no_grad(),
     ):
+        start = _start(handle, inputs, rows, prefix)
+        ending = decoding.ending(handle, probes, stop)
         handle.model.generate(
-            **_start(handle, inputs, rows, prefix),
-            generation_config=generation_config(handle, settings),
-            stopping_criteria=StoppingCriteriaList([Chosen(probes, end_tokens(handle)), stopper]),
+            **start,
+            generation_config=decoding.config,
+            stopping_criteria=StoppingCriteriaList([ending]),
         )
     seconds = time.perf_counter() - began
     return [
@@ -112,11 +111,12 @@ def answer(
             tuple(probes[row].tokens),
             recorders[row],
             observer,
-            finish_of(handle, probes[row], stopper),
+            ending.finish(row),
             seconds,
             None if own is None or intervention is None else (own, intervention, row),
             readers[row],
             asked,
+            decoding.about,
         )
         for row, own in enumerate(var)
     ]
@@ -184,6 +184,7 @@ def retell(
         made_by,
         reader,
         asked,
+        told.extra.get("decoding", {}),
     )
 
 
@@ -308,17 +309,17 @@ def _trace(
     var: tuple[VARSettings, VARIntervention, int] | None,
     reader: TraceRecorder | None,
     asked: range,
+    decoding: Mapping[str, Any],
 ) -> GenerationTrace:
     sinks = () if observer is None else observer.found()
     attention, shares, entropy = recorder.finish(len(tokens))
     report = None
     if var is not None:
         own, intervention, row = var
-        said = {
+        report = {
             "settings": dataclasses.asdict(own),
             **dataclasses.asdict(intervention.report(row, len(tokens))),
         }
-        report = json.loads(json.dumps(said))  # as it comes back from a file: lists, no tuples
     return GenerationTrace(
         tokens=tokens,
         layout=inputs.layout,
@@ -338,6 +339,7 @@ def _trace(
         finish=finish,
         seconds=seconds,
         var=report,
+        extra={"decoding": decoding},
         prompt_rows=None
         if reader is None
         else prompt_trace(handle, inputs, asked, [reader], sinks),

@@ -15,12 +15,20 @@ import dataclasses
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from transformers import StoppingCriteriaList
 
 from capture.recorder import TraceRecorder
-from capture.run import Chosen, captured, end_tokens, generation_config, on_device, seeded, watching
+from capture.run import (
+    captured,
+    decide,
+    distribution_errors_named,
+    on_device,
+    seeded,
+    watching,
+)
 from capture.sinks import SinkObserver
 from capture.tokens import TokenProbe
 from capture.trace import GeneratedToken, GenerationTrace, LayerSinks
@@ -45,6 +53,7 @@ class QueryStash:
         scales: layer -> factor on the scores.
         heads: indices in the model of the heads that `trace` holds.
         sinks, model, finish, seconds: as in `GenerationTrace`.
+        decoding: how its tokens were chosen, as in `GenerationTrace.extra`.
     """
 
     inputs: PromptInputs
@@ -58,6 +67,7 @@ class QueryStash:
     model: ModelInfo
     finish: str
     seconds: float
+    decoding: Mapping[str, Any]
 
     @property
     def layers(self) -> tuple[int, ...]:
@@ -116,6 +126,7 @@ class QueryStash:
             seed=self.settings.seed,
             finish=self.finish,
             seconds=self.seconds,
+            extra={"decoding": self.decoding},
         )
 
 
@@ -150,18 +161,21 @@ def stash_run(
     observer = None if profile is None else SinkObserver(profile.dims, profile.tau)
     probe = TokenProbe(handle.processor.tokenizer)
     plan = ForwardPlan(None, None, inputs.layout.length, observer, batch=1, keeper=stasher)
-    ends = end_tokens(handle)
+    decoding = decide(handle, settings, inputs.layout.length)
     began = time.perf_counter()
     with (
         running(handle.stack, plan),
         watching(handle, [probe]),
         seeded(settings.seed, handle.device),
+        distribution_errors_named(settings),
         torch.no_grad(),
     ):
+        start = on_device(inputs.tensors, handle.device)
+        ending = decoding.ending(handle, [probe])
         handle.model.generate(
-            **on_device(inputs.tensors, handle.device),
-            generation_config=generation_config(handle, settings),
-            stopping_criteria=StoppingCriteriaList([Chosen([probe], ends)]),
+            **start,
+            generation_config=decoding.config,
+            stopping_criteria=StoppingCriteriaList([ending]),
         )
     return QueryStash(
         inputs=inputs,
@@ -173,6 +187,7 @@ def stash_run(
         heads=heads,
         sinks=() if observer is None else observer.found(),
         model=handle.info,
-        finish="end" if probe.tokens and probe.tokens[-1].id in ends else "length",
+        finish=ending.finish(),
         seconds=time.perf_counter() - began,
+        decoding=decoding.about,
     )

@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 from attention_extractor import generate, generate_stash
-from capture.run import generation_config
+from capture.run import decide
 from capture.stash import QueryStash
 from config import GenerationSettings
 from models.attention import NAME
@@ -40,7 +40,7 @@ def stash(handle: ModelHandle, inputs: PromptInputs) -> QueryStash:
 
 
 def alone(handle: ModelHandle, inputs: PromptInputs, implementation: str, **options: Any) -> Any:
-    config = generation_config(handle, SETTINGS)
+    config = decide(handle, SETTINGS, inputs.layout.length).config
     config.update(return_dict_in_generate=True, output_logits=True, **options)
     handle.model.set_attn_implementation({"text_config": implementation})
     try:
