@@ -58,12 +58,16 @@ def plain_values(value: Any, where: str = "value") -> Any:
     Raises:
         ValueError: it holds anything else, or a number that JSON has not; the text says where.
     """
-    if value is None or isinstance(value, str | bool | int):
+    if value is None or isinstance(value, bool):
         return value
+    if isinstance(value, str):
+        return str(value)
+    if isinstance(value, int):
+        return int(value)
     if isinstance(value, float):
         if not math.isfinite(value):
             raise ValueError(f"{where} is {value!r}; allowed: finite numbers.")
-        return value
+        return float(value)  # NumPy's float64 is a float too, but not what JSON gives back
     if isinstance(value, Mapping):
         return {str(key): plain_values(item, f"{where}.{key}") for key, item in value.items()}
     if isinstance(value, list | tuple):

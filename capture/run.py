@@ -13,7 +13,8 @@ from typing import Any
 import torch
 from transformers import GenerationConfig, StoppingCriteria, StopStringCriteria
 
-from capture.decoding import KNOBS, CheckpointDecoding, own_values, read_knobs
+from capture.decoding import CheckpointDecoding, own_values, read_knobs
+from capture.knobs import KNOBS
 from capture.tokens import TokenProbe
 from config import GenerationSettings
 from models.family import PromptInputs
@@ -231,14 +232,8 @@ def decide(handle: ModelHandle, settings: GenerationSettings, prompt_length: int
         config = _Complete(**values)
     except (ValueError, TypeError) as error:
         raise _not_followed([f"{error}"]) from error
-    about = {
-        "used": used,
-        "checkpoint": own.values,
-        "words": own.words,
-        **({"refused": own.refusals} if own.refusals else {}),
-        **({"notes": own.notes} if own.notes else {}),
-    }
-    return Decoding(config, used.get("max_time"), tuple(used.get("stop_strings", ())), about)
+    strings = tuple(used.get("stop_strings", ()))
+    return Decoding(config, used.get("max_time"), strings, {"used": used, **own.about()})
 
 
 def _limited(

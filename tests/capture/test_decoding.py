@@ -18,7 +18,8 @@ from transformers import GenerationConfig
 from transformers.generation.configuration_utils import WatermarkingConfig
 
 from attention_extractor import compare, generate, generate_stash
-from capture.decoding import KNOBS, SAMPLING_DEFAULTS, read_knobs, shown_settings
+from capture.decoding import read_knobs, shown_settings
+from capture.knobs import KNOBS, SAMPLING_DEFAULTS
 from capture.run import checkpoint_decoding, decide
 from capture.trace import GenerationTrace
 from config import GenerationSettings, VARSettings
@@ -118,9 +119,7 @@ WITHOUT_EFFECT: dict[str, Any] = {
 
 def test_every_setting_of_the_installed_transformers_is_classified() -> None:
     unknown = set(vars(GenerationConfig())) - set(KNOBS)
-    assert not unknown, (
-        f"new in this transformers; give each its line in capture.decoding: {unknown}"
-    )
+    assert not unknown, f"new in this transformers; give each its line in capture.knobs: {unknown}"
 
 
 def test_every_kind_of_setting_is_tried_below() -> None:
