@@ -186,7 +186,8 @@ def generate_stash(
             stash = stash_run(handle, inputs, settings)
         # No prefix is shared: the answer's pass must be plain SDPA's own.
         row, why = _reference(handle, inputs, settings)
-    return dataclasses.replace(stash, reference=row, extra={"no_reference": why} if why else {})
+    said = {"no_reference": why} if why else {}
+    return dataclasses.replace(stash, reference=row, extra={**stash.extra, **said})
 
 
 @dataclass(frozen=True)

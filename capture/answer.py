@@ -9,10 +9,9 @@ be held around each.
 from __future__ import annotations
 
 import dataclasses
-import json
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,12 +25,9 @@ from capture.probes.sink_scores import SinkScores
 from capture.probes.trace_rows import TraceRows
 from capture.prompt import kept_positions, prompt_trace
 from capture.run import (
-    Chosen,
-    StopAtOnce,
     captured,
-    end_tokens,
-    finish_of,
-    generation_config,
+    decide,
+    distribution_errors_named,
     on_device,
     seeded,
 )
@@ -81,12 +77,12 @@ def answer(
     if rows > 1 and prefix is None:
         raise ValueError(f"var has {rows} rows; more than one needs a prefix to continue from.")
     mark = mark or next((own for own in var if own is not None), None)
+    decoding = decide(handle, settings, inputs.layout.length)
     probes = _Probes.of(handle, inputs, settings, settings.max_new_tokens, rows, mark)
     answers = [
         AnswerTokens(handle.processor.tokenizer, row, _for_row(on_token, row))
         for row in range(rows)
     ]
-    stopper = StopAtOnce(stop)
     interventions = [VAR(tuple(var))] if any(own is not None for own in var) else []
     began = time.perf_counter()
     with (
@@ -100,12 +96,14 @@ def answer(
             prefix=prefix,
         ) as session,
         seeded(settings.seed, handle.device),
+        distribution_errors_named(settings),
     ):
-        chosen = Chosen([session[one] for one in answers], end_tokens(handle))
+        start = _start(handle, inputs, rows, prefix)
+        ending = decoding.ending(handle, [session[one] for one in answers], stop)
         handle.model.generate(
-            **_start(handle, inputs, rows, prefix),
-            generation_config=generation_config(handle, settings),
-            stopping_criteria=StoppingCriteriaList([chosen, stopper]),
+            **start,
+            generation_config=decoding.config,
+            stopping_criteria=StoppingCriteriaList([ending]),
         )
     seconds = time.perf_counter() - began
     return [
@@ -117,9 +115,10 @@ def answer(
             session,
             probes,
             row,
-            finish_of(handle, session[answers[row]], stopper),
+            ending.finish(row),
             seconds,
             None if own is None else (own, interventions[0]),
+            decoding.about,
         )
         for row, own in enumerate(var)
     ]
@@ -171,7 +170,17 @@ def score_answer(
     seconds = time.perf_counter() - began
     made_by = (var, intervention)
     return _trace(
-        handle, inputs, settings, tokens, session, probes, 0, told.finish, seconds, made_by
+        handle,
+        inputs,
+        settings,
+        tokens,
+        session,
+        probes,
+        0,
+        told.finish,
+        seconds,
+        made_by,
+        told.extra.get("decoding", {}),
     )
 
 
@@ -252,6 +261,7 @@ def _trace(
     finish: str,
     seconds: float,
     var: tuple[VARSettings, VAR] | None,
+    decoding: Mapping[str, Any],
 ) -> GenerationTrace:
     recorder = session[probes.rows[row]]
     sinks = session[probes.marks].found() if probes.marks else ()
@@ -259,11 +269,10 @@ def _trace(
     report = None
     if var is not None:
         own, intervention = var
-        said = {
+        report = {
             "settings": dataclasses.asdict(own),
             **dataclasses.asdict(session[intervention].report(row, len(tokens))),
         }
-        report = json.loads(json.dumps(said))  # as it comes back from a file: lists, no tuples
     prompt_rows = None
     if probes.prompt_rows:
         reader = session[probes.prompt_rows[row]]
@@ -287,5 +296,6 @@ def _trace(
         finish=finish,
         seconds=seconds,
         var=report,
+        extra={"decoding": decoding},
         prompt_rows=prompt_rows,
     )

@@ -29,7 +29,7 @@ from interventions.base import Acting, Intervention, overrides
 from models.family import PromptInputs, TextStack
 from models.loading import ModelHandle
 from models.plan import PLAN_KEY, ForwardPlan, LayerPlan, Looker
-from models.run_info import RunInfo
+from models.run_info import RunInfo, Step
 from models.sites import EVER, MODULE_SITES, NO_LAYER, WHOLE_MODEL, At, HookPoint, put, take
 
 if TYPE_CHECKING:
@@ -103,6 +103,7 @@ def attached(
         start=0 if prefix is None else prefix.length,
         known_dims=() if prefix is None else prefix.dims,
         known={} if prefix is None else prefix.scores,
+        step=Step(0 if prefix is None else prefix.length),
     )
     readers = [(probe, probe.begin(run)) for probe in probes]
     acting = [(intervention, intervention.begin(run)) for intervention in interventions]

@@ -26,7 +26,7 @@ from capture.probes.queries_keys import QueriesAndKeys
 from capture.probes.sink_scores import SinkScores
 from capture.prompt import prompt_trace
 from capture.recorder import TraceRecorder
-from capture.run import Chosen, captured, end_tokens, generation_config, on_device, seeded
+from capture.run import captured, decide, distribution_errors_named, on_device, seeded
 from capture.session import attached
 from capture.trace import GeneratedToken, GenerationTrace, LayerSinks, PromptTrace
 from config import GenerationSettings
@@ -173,7 +173,7 @@ def stash_run(
     answer = AnswerTokens(handle.processor.tokenizer)
     profile = handle.profile
     marks = None if profile is None else SinkScores(profile.dims, profile.tau)
-    ends = end_tokens(handle)
+    decoding = decide(handle, settings, inputs.layout.length)
     began = time.perf_counter()
     with (
         attached(
@@ -183,11 +183,14 @@ def stash_run(
             new_tokens=settings.max_new_tokens,
         ) as session,
         seeded(settings.seed, handle.device),
+        distribution_errors_named(settings),
     ):
+        start = on_device(inputs.tensors, handle.device)
+        ending = decoding.ending(handle, [session[answer]])
         handle.model.generate(
-            **on_device(inputs.tensors, handle.device),
-            generation_config=generation_config(handle, settings),
-            stopping_criteria=StoppingCriteriaList([Chosen([session[answer]], ends)]),
+            **start,
+            generation_config=decoding.config,
+            stopping_criteria=StoppingCriteriaList([ending]),
         )
     seconds = time.perf_counter() - began
     stasher, probe = session[kept], session[answer]
@@ -204,6 +207,7 @@ def stash_run(
         heads=heads,
         sinks=session[marks].found() if marks else (),
         model=handle.info,
-        finish="end" if probe.tokens and probe.tokens[-1].id in ends else "length",
+        finish=ending.finish(),
         seconds=seconds,
+        extra={"decoding": decoding.about},
     )

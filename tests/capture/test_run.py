@@ -26,7 +26,7 @@ from attention_processor import patch_map
 from capture import forecast as forecasting
 from capture.probes.rows import Rows
 from capture.recorder import TraceRecorder
-from capture.run import generation_config
+from capture.run import decide
 from capture.session import attached
 from capture.trace import MEAN_HEAD, GeneratedToken
 from config import GenerationSettings, VARSettings
@@ -68,7 +68,7 @@ def plain(
     handle: ModelHandle, inputs: PromptInputs, settings: GenerationSettings
 ) -> SimpleNamespace:
     """transformers alone, with SDPA: token ids and raw logits (T, vocabulary)."""
-    config = generation_config(handle, settings)
+    config = decide(handle, settings, inputs.layout.length).config
     config.update(return_dict_in_generate=True, output_logits=True)
     handle.model.set_attn_implementation({"text_config": "sdpa"})
     try:
@@ -340,27 +340,6 @@ def test_a_containers_limit_counts(tmp_path: Path) -> None:
     assert limited("600") == 0
     assert limited("max") is None
     assert (forecasting.available_memory(torch.device("cpu")) or 1) > 0
-
-
-@pytest.mark.parametrize("name, value", [("prompt_lookup_num_tokens", 3), ("dola_layers", "high")])
-def test_a_checkpoint_that_asks_for_another_way_of_generating_is_refused(
-    handle: ModelHandle,
-    inputs: PromptInputs,
-    own_config: GenerationConfig,
-    name: str,
-    value: object,
-) -> None:
-    setattr(own_config, name, value)
-    with pytest.raises(ValueError, match=f"sets {name} to {value!r}.*greedy decoding or sampling"):
-        generate(handle, inputs, GREEDY)
-
-
-def test_beams_of_a_checkpoint_are_not_used(
-    handle: ModelHandle, inputs: PromptInputs, own_config: GenerationConfig
-) -> None:
-    before = generate(handle, inputs, GREEDY)
-    own_config.num_beams, own_config.num_return_sequences = 3, 2
-    assert generate(handle, inputs, GREEDY).tokens == before.tokens
 
 
 @pytest.mark.parametrize(

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from config import VARSettings
 from interventions.var.intervention import VARIntervention
@@ -61,6 +63,36 @@ def test_rows_read_nothing_on_the_host(dialect: str, batch: int) -> None:
 def test_the_guard_sees_a_reader(read: object) -> None:
     with pytest.raises((RuntimeError, NotImplementedError)):
         read(torch.empty(3, device="meta"))  # type: ignore[operator]
+
+
+class Counted(TorchDispatchMode):
+    """Counts operations that launch a kernel on a GPU: all but those that only make a view."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: list[str] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        views = func.is_view or func.overloadpacket in (
+            torch.ops.aten.slice,
+            torch.ops.aten.detach,
+            torch.ops.aten.promote_types,
+        )
+        self.names += [] if views else [str(func)]
+        return func(*args, **(kwargs or {}))
+
+
+def test_a_decode_step_takes_few_operations() -> None:
+    """On a GPU a step is bound by launches, so their number is kept."""
+    var = stage(SETTINGS, None)
+    var.rows(LAYER, rows(PROMPT + 1, 2), PROMPT)
+    weights = rows(PROMPT + 2, 2)
+    with Counted() as first:
+        var.rows(LAYER, weights, PROMPT + 1)
+    with Counted() as again:  # another layer of the same step
+        var.rows(LAYER, weights, PROMPT + 1)
+    assert len(again.names) <= 20, again.names
+    assert len(first.names) == len(again.names) + 1, "the step's positions are made once"
 
 
 def test_other_settings_in_the_same_tensors() -> None:
