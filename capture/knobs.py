@@ -138,7 +138,7 @@ def _bias_lists(value: Any) -> Any:
     return [[list(tokens), float(bias)] for tokens, bias in pairs]
 
 
-ROWS = "its forward passes are not one a token, so no row of attention explains one token"
+ROWS = "no single row of attention stands behind each of its tokens"
 ASSISTED, BEAMS = f"assisted decoding: {ROWS}", f"beam search: {ROWS}"
 UNUSED, MECHANICS, RECORD = Knob("unused"), Knob("mechanics"), Knob("record")
 NO_OUTPUT, TOKEN = Knob("mechanics", False), Knob("token")

@@ -248,8 +248,8 @@ def _limited(
 
 def _not_followed(why: Sequence[str]) -> ValueError:
     return ValueError(
-        f"The checkpoint's generation_config.json cannot be followed: {' '.join(why)} Set decoding "
-        "to 'ours', or correct that file."
+        f"The checkpoint's generation_config.json cannot be followed: {' '.join(why)} Choose "
+        "your own settings (decoding 'ours'), or correct that file."
     )
 
 

@@ -98,7 +98,8 @@ def print_answer(trace: GenerationTrace, selection: Selection) -> None:
     if count > 1:
         typer.echo(f"(of image {selection.image}; the prompt has {count}, from 0)", err=True)
     if trace.finish in CUT:
-        typer.echo(f"(stopped after {len(trace.tokens)} tokens: {CUT[trace.finish]})", err=True)
+        count = f"{len(trace.tokens)} {'token' if len(trace.tokens) == 1 else 'tokens'}"
+        typer.echo(f"(stopped after {count}: {CUT[trace.finish]})", err=True)
 
 
 def answer_of(trace: GenerationTrace) -> str:
