@@ -19,11 +19,17 @@ from typing import Any
 import torch
 from PIL import Image
 from safetensors import SafetensorError
-from transformers import AutoConfig, AutoModelForImageTextToText, PreTrainedModel
+from transformers import (
+    AutoConfig,
+    AutoModelForImageTextToText,
+    GenerationConfig,
+    PreTrainedModel,
+)
 
 from sinkscope.config import DType, ModelSettings
 from sinkscope.models import attention
 from sinkscope.models.family import Family, PromptInputs, TextStack
+from sinkscope.models.generation_file import GenerationFile, read_generation_file
 from sinkscope.models.images import as_rgb
 from sinkscope.models.info import ModelInfo
 from sinkscope.models.profiles import SinkProfile, check_fits, find_profile, read_profile
@@ -45,6 +51,7 @@ class ModelHandle:
         family: the adapter.
         stack: the parts that capture hooks into.
         profile: the model's sink dimensions, or None where none are known.
+        generation_file: what there is to say about the checkpoint's generation_config.json.
         lock: one run at a time; transformers keeps state on the model during a run.
     """
 
@@ -54,6 +61,7 @@ class ModelHandle:
     family: Family
     stack: TextStack
     profile: SinkProfile | None
+    generation_file: GenerationFile = field(default_factory=GenerationFile)
     lock: threading.Lock = field(default_factory=threading.Lock, compare=False)
 
     @property
@@ -175,6 +183,7 @@ def load_model(
     processor = _processor(settings, source, family)
     report("Loading the weights", 0.3)
     loaded = _weights(settings, source, config, place, kind)
+    loaded.generation_config, generation_file = read_generation_file(source, config)
     report("Preparing attention capture", 0.95)
     attention.install(loaded)
     stack = family.text_stack(loaded)
@@ -198,7 +207,7 @@ def load_model(
     except ValueError as error:
         raise ModelError(str(error)) from error
     report("Ready", 1.0)
-    return ModelHandle(info, loaded, processor, family, stack, profile)
+    return ModelHandle(info, loaded, processor, family, stack, profile, generation_file)
 
 
 def read_configuration(settings: ModelSettings, source: Path) -> tuple[Any, Family]:
@@ -220,11 +229,23 @@ def read_configuration(settings: ModelSettings, source: Path) -> tuple[Any, Fami
         ) from error
     for family in FAMILIES:
         if family.recognises(config):
+            _check_generation_values(settings, config)
             return config, family
     raise ModelError(
         f"{settings.model} is a {getattr(config, 'model_type', 'model of unknown type')!r} model; "
         f"SinkScope works with {', '.join(f.name for f in FAMILIES)}."
     )
+
+
+def _check_generation_values(settings: ModelSettings, config: Any) -> None:
+    """What transformers does with old files' settings of generation while it builds the model."""
+    try:
+        GenerationConfig.from_model_config(config)
+    except (ValueError, TypeError, AttributeError) as error:
+        raise ModelError(
+            f"The config.json of {settings.model} has settings of generation that transformers "
+            f"cannot use ({_first_line(error)}); correct them, or remove them."
+        ) from error
 
 
 def _processor(settings: ModelSettings, source: Path, family: Family) -> Any:
@@ -260,6 +281,8 @@ def _weights(
             trust_remote_code=False,
             local_files_only=True,
             output_loading_info=True,
+            # Else transformers would read the file, and a wrong value in it would end the load.
+            generation_config=GenerationConfig(),
         )
     except (torch.OutOfMemoryError, MemoryError) as error:
         torch.cuda.empty_cache()

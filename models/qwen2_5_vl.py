@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,6 +32,7 @@ from sinkscope.models.family import (
     TextStack,
 )
 from sinkscope.models.qwen_images import pixel_bounds, vision_tensors
+from sinkscope.models.sites import HookPoint
 from sinkscope.models.token_texts import token_texts
 
 IMAGE_TOKEN = "<|image_pad|>"
@@ -73,6 +74,7 @@ class Qwen25VL:
             hidden_size=config.hidden_size,
             heads=config.num_attention_heads,
             kv_heads=config.num_key_value_heads,
+            points=_points(config.num_attention_heads, config.num_key_value_heads),
         )
 
     def load_processor(self, source: str, options: Mapping[str, Any]) -> QwenProcessor:
@@ -240,6 +242,24 @@ class Qwen25VL:
                     role = text.split("\n", 1)[0]
                 pieces.extend(_plain(tokenizer, text, role, spoken))
         return pieces
+
+
+def _points(heads: int, kv_heads: int) -> dict[str, Callable[[Any], HookPoint]]:
+    """Where each site is in a decoder layer (`models.sites`)."""
+    return {
+        "block_in": lambda layer: HookPoint(layer, "input"),
+        "q": lambda layer: HookPoint(layer.self_attn.q_proj, "output", heads),
+        "k": lambda layer: HookPoint(layer.self_attn.k_proj, "output", kv_heads),
+        "v": lambda layer: HookPoint(layer.self_attn.v_proj, "output", kv_heads),
+        "attn_out": lambda layer: HookPoint(layer.self_attn, "output"),
+        "mlp_norm_in": lambda layer: HookPoint(layer.post_attention_layernorm, "input"),
+        "mlp_in": lambda layer: HookPoint(layer.mlp, "input"),
+        "gate": lambda layer: HookPoint(layer.mlp.gate_proj, "output"),
+        "up": lambda layer: HookPoint(layer.mlp.up_proj, "output"),
+        "z": lambda layer: HookPoint(layer.mlp.down_proj, "input"),
+        "mlp_out": lambda layer: HookPoint(layer.mlp, "output"),
+        "block_out": lambda layer: HookPoint(layer, "output"),
+    }
 
 
 @dataclass(frozen=True)

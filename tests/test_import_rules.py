@@ -15,8 +15,8 @@ ROOT = Path(__file__).resolve().parent.parent
 # A part may import the parts of the lines above its own.
 ORDER: tuple[tuple[str, ...], ...] = (
     ("config", "utils"),
-    ("redistribution",),
     ("models",),
+    ("interventions",),
     ("var_patch",),
     ("capture",),
     ("attention_processor",),
