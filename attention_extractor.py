@@ -1,10 +1,9 @@
 """Generating an answer while keeping the attention behind every token of it; and comparing.
 
-`generate` runs transformers' own `generate`, unmodified, with three things hooked in for the length
-of the run and taken out again whatever happens: a plan for the attention function
-(`models.attention`), a recorder of rows (`capture.recorder`) and a probe of the logits
-(`capture.tokens`). It returns a frozen `GenerationTrace`. `compare` gives two of them, without and
-with VAR, from one pass over the image.
+`generate` runs transformers' own `generate`, unmodified, in a session (`capture.session`) with
+probes for attention rows, logits and sink scores, and with VAR where it is asked for. It returns a
+frozen `GenerationTrace`. `compare` gives two of them, without and with VAR, from one pass over the
+image.
 
 Which row explains which token is stated in `capture.trace` and tested in
 `tests/test_row_convention.py`.
@@ -18,7 +17,7 @@ import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from sinkscope.capture.answer import answer, retell
+from sinkscope.capture.answer import answer, score_answer
 from sinkscope.capture.forecast import DoesNotFitError, Forecast, check_memory, forecast
 from sinkscope.capture.prefix import Prefix, forward_prefix
 from sinkscope.capture.prompt import NoReferenceError, PromptTrace, read_prompt, reference_row
@@ -187,7 +186,8 @@ def generate_stash(
             stash = stash_run(handle, inputs, settings)
         # No prefix is shared: the answer's pass must be plain SDPA's own.
         row, why = _reference(handle, inputs, settings)
-    return dataclasses.replace(stash, reference=row, extra={"no_reference": why} if why else {})
+    said = {"no_reference": why} if why else {}
+    return dataclasses.replace(stash, reference=row, extra={**stash.extra, **said})
 
 
 @dataclass(frozen=True)
@@ -285,7 +285,7 @@ def compare(
                     on_token=told,
                     stop=stop,
                 )
-                changed = retell(handle, inputs, settings, var, plain, prefix)
+                changed = score_answer(handle, inputs, settings, var, plain, prefix)
                 if on_token is not None:
                     for index, token in enumerate(changed.tokens):
                         on_token(NAMES[1], index, token)

@@ -5,7 +5,7 @@ arguments are indices IN THE MODEL; a trace may hold only some of them, and aski
 is an error that says so.
 
 `sink_score` and `sink_mask` are part of this module's public interface and defined in
-`redistribution.sinks`.
+`models.sink_score`.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import torch
 from sinkscope.capture.trace import MEAN_HEAD, GenerationTrace, PromptTrace
 from sinkscope.config import Reduce
 from sinkscope.models.family import ImageGrid, PromptLayout
-from sinkscope.redistribution.sinks import sink_mask, sink_score
+from sinkscope.models.sink_score import sink_mask, sink_score
 
 # What has rows of attention: an answer's, or a prompt's own.
 Rows = GenerationTrace | PromptTrace

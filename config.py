@@ -21,6 +21,7 @@ from sinkscope.utils import run_folder
 Dialect = Literal["official", "paper"]
 Control = Literal["none", "random"]
 Reduce = Literal["mean", "max", "min"]
+Decoding = Literal["ours", "checkpoint"]
 Device = Literal["auto", "cpu", "cuda", "mps"]
 DType = Literal["auto", "float32", "bfloat16", "float16"]
 
@@ -29,6 +30,8 @@ S = TypeVar("S")
 MOST_PIXELS = 100_000_000  # of a resized image: 128,000 vision tokens of 28 x 28 pixels
 HIGHEST_INDEX = 9999  # in a list that a user writes; no layer, head or dimension of today is beyond
 LONGEST_LIST = 1000  # characters of such a list
+# Of GenerationSettings; with decoding "checkpoint" the checkpoint has its own.
+OF_CHECKPOINT = ("temperature", "top_p", "top_k", "repetition_penalty")
 
 
 def _refuse(setting: str, value: object, allowed: str) -> ValueError:
@@ -62,7 +65,7 @@ def _number(setting: str, value: object, low: float, high: float = math.inf) -> 
 
 
 def _one_of(setting: str, value: object, allowed: tuple[str, ...]) -> None:
-    if value not in allowed:
+    if not isinstance(value, str) or value not in allowed:
         raise _refuse(setting, value, ", ".join(allowed))
 
 
@@ -171,6 +174,10 @@ class GenerationSettings:
         top_p, top_k: nucleus and top-k limits of sampling (top_k 0: no limit). Unused when greedy.
         repetition_penalty: 1 leaves the model's own distribution alone.
         seed: seeds sampling; recorded in the trace in any case.
+        decoding: `ours` takes the next token as these settings say, and nothing of the checkpoint's
+            generation_config.json but its special tokens. `checkpoint` takes it as that file says:
+            temperature, top_p, top_k and repetition_penalty must then be left alone, and
+            max_new_tokens holds where the file sets no lower limit.
         layers, heads: which to capture (None: all). Indices as in the model, from 0.
         reduce_heads: keep only the mean over the captured heads, as it comes: a trace as many times
             smaller as there are heads. For large jobs.
@@ -185,6 +192,7 @@ class GenerationSettings:
     top_k: int = 0
     repetition_penalty: float = 1.0
     seed: int = 0
+    decoding: Decoding = "ours"
     layers: tuple[int, ...] | None = None
     heads: tuple[int, ...] | None = None
     reduce_heads: bool = False
@@ -200,6 +208,13 @@ class GenerationSettings:
         _integer("top_k", self.top_k, 0)
         _number("repetition_penalty", self.repetition_penalty, 0.1, 10.0)
         _integer("seed", self.seed, 0, 2**63 - 1)
+        _one_of("decoding", self.decoding, get_args(Decoding))
+        for name in OF_CHECKPOINT if self.decoding == "checkpoint" else ():
+            if (given := getattr(self, name)) != getattr(type(self), name):
+                raise ValueError(
+                    f"{name} is {given!r} and decoding 'checkpoint', which takes it from the "
+                    "model's generation_config.json; allowed: to leave it out, or decoding 'ours'."
+                )
         object.__setattr__(self, "layers", _indices("layers", self.layers))
         object.__setattr__(self, "heads", _indices("heads", self.heads))
         _integer("prompt_rows", self.prompt_rows, 0, 8192)

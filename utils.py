@@ -1,13 +1,14 @@
-"""Small helpers that everything may use: where files go, atomic writes, hashing."""
+"""Small helpers that everything may use: where files go, atomic writes, hashing, plain values."""
 
 from __future__ import annotations
 
 import hashlib
+import math
 import os
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 from platformdirs import user_cache_path
 
@@ -65,3 +66,36 @@ def write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:
 def sha256(data: bytes) -> str:
     """Hexadecimal SHA-256 digest."""
     return hashlib.sha256(data).hexdigest()
+
+
+def plain_values(value: Any, where: str = "value") -> Any:
+    """A value as JSON gives it back: mappings as dictionaries with text keys, sequences as lists.
+
+    Args:
+        value: of dictionaries, lists, tuples, texts, numbers, booleans and None. Single numbers of
+            NumPy and torch become Python's.
+        where: what an error calls it.
+
+    Raises:
+        ValueError: it holds anything else, or a number that JSON has not; the text says where.
+    """
+    if value is None or isinstance(value, bool):
+        return value
+    if isinstance(value, str):
+        return str(value)
+    if isinstance(value, int):
+        return int(value)
+    if isinstance(value, float):
+        if not math.isfinite(value):
+            raise ValueError(f"{where} is {value!r}; allowed: finite numbers.")
+        return float(value)  # NumPy's float64 is a float too, but not what JSON gives back
+    if isinstance(value, Mapping):
+        return {str(key): plain_values(item, f"{where}.{key}") for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain_values(item, f"{where}[{index}]") for index, item in enumerate(value)]
+    if hasattr(value, "item") and getattr(value, "shape", None) == ():
+        return plain_values(value.item(), where)
+    raise ValueError(
+        f"{where} is a {type(value).__name__}; allowed: texts, numbers, booleans, lists and "
+        "dictionaries."
+    )

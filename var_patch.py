@@ -1,10 +1,10 @@
 """Visual Attention Redistribution (VAR, arXiv 2503.03321): the method and its patch for a run.
 
-The mathematics lives in `redistribution/`, pure and batched; this module is where it meets a model.
-`select_rows` and `redistribute` are the dense reference, under the names that notebooks use.
-`patch` makes the `VARIntervention` of one run after checking its settings against the model; the
-attention function applies it while the run lasts. Nothing stays on the model, in a class or in a
-module.
+The mathematics lives in `interventions/var/`, pure and batched; this module has its public names.
+`select_rows` and `redistribute` are the dense reference, under the names that notebooks use. `VAR`
+is the intervention to attach to a run (`capture.session.attached`), and `patch` makes the
+`VARIntervention` of a run that is not attached by a session. Nothing stays on the model, in a class
+or in a module.
 """
 
 from __future__ import annotations
@@ -14,14 +14,17 @@ from collections.abc import Mapping, Sequence
 import torch
 
 from sinkscope.config import VARSettings
+from sinkscope.interventions.var.checks import acting_layers, validate_var
+from sinkscope.interventions.var.intervention import VAR, VARIntervention
+from sinkscope.interventions.var.redistribute import redistribute
+from sinkscope.interventions.var.report import LayerReport, VARReport
+from sinkscope.interventions.var.selection import select_rows
 from sinkscope.models.family import PromptLayout
 from sinkscope.models.info import ModelInfo
-from sinkscope.redistribution.intervention import VARIntervention, acting_layers, validate_var
-from sinkscope.redistribution.redistribute import redistribute
-from sinkscope.redistribution.report import LayerReport, VARReport
-from sinkscope.redistribution.selection import select_rows
+from sinkscope.models.run_info import RunInfo
 
 __all__ = [
+    "VAR",
     "LayerReport",
     "VARIntervention",
     "VARReport",
@@ -48,17 +51,17 @@ def patch(
         layout: of the prompt, the same in every row.
         model: sizes to check against.
         new_tokens: most tokens that will be generated.
-        known: sink scores of a shared prefix, layer -> float32 (prefix length,).
+        known: sink scores of a shared prefix, layer -> float32 (prefix length,), by the dimensions
+            of `settings`.
 
     Raises:
         ValueError: a setting that cannot work with this model or prompt (`validate_var`).
     """
-    for own in settings:
-        if own is not None:
-            validate_var(own, model.hidden_size, model.layers, layout.vision_tokens)
-    vision = torch.zeros(layout.length, dtype=torch.bool)
-    vision[layout.vision_positions()] = True
-    return VARIntervention(settings, vision, model.layers, layout.length + new_tokens, known)
+    layouts, given = (layout,) * len(settings), known or {}
+    run = RunInfo(
+        model, layouts, layout.length, new_tokens, torch.device(model.device), known=given
+    )
+    return VAR(tuple(settings)).begin(run)
 
 
 def describe(settings: VARSettings) -> str:

@@ -17,11 +17,11 @@ from transformers.models.qwen2_5_vl import modeling_qwen2_5_vl
 
 from sinkscope.attention_extractor import Comparison, compare, generate
 from sinkscope.benchmarks.ways import Mark, plain, with_attention, with_plain_generate
-from sinkscope.capture.answer import retell
+from sinkscope.capture.answer import score_answer
 from sinkscope.config import GenerationSettings, VARSettings
 from sinkscope.models.family import PromptInputs
 from sinkscope.models.loading import ModelHandle
-from sinkscope.redistribution.sinks import sink_score
+from sinkscope.models.sink_score import sink_score
 from sinkscope.var_patch import acting_layers, redistribute
 
 DIMS = (1, 2)
@@ -91,7 +91,7 @@ class Ways:
         """What VAR adds on the same text: one pass over a given answer, from the prefix."""
         before = self._before
         with self.handle.lock:
-            retell(
+            score_answer(
                 self.handle, self.inputs, self.settings, self.var, before.baseline, before.prefix
             )
         mark()

@@ -20,7 +20,7 @@ import torch
 from transformers import StoppingCriteria, StoppingCriteriaList
 
 from sinkscope.attention_extractor import generate
-from sinkscope.capture.run import generation_config, on_device
+from sinkscope.capture.run import decide, on_device
 from sinkscope.config import GenerationSettings
 from sinkscope.models.attention import NAME
 from sinkscope.models.family import PromptInputs
@@ -55,7 +55,7 @@ def with_attention(handle: ModelHandle, implementation: str) -> Iterator[None]:
 def with_plain_generate(
     handle: ModelHandle, inputs: PromptInputs, tokens: int, mark: Mark, **options: Any
 ) -> Any:
-    config = generation_config(handle, GenerationSettings(max_new_tokens=tokens))
+    config = decide(handle, GenerationSettings(max_new_tokens=tokens), inputs.layout.length).config
     config.update(**options)
     return handle.model.generate(
         **on_device(inputs.tensors, handle.device),

@@ -1,46 +1,44 @@
 """One run of the model: a batch of answers to one prompt, each with its own VAR settings or none.
 
 `generate` is a batch of one, a free-running comparison a batch of two that continues from a shared
-prefix, and `retell` passes a given text through the model once instead of generating it. All three
-hook the same things in (the plan, the recorders, the probes) and make the same `GenerationTrace`.
-The handle's lock must be held around each.
+prefix, and `score_answer` passes a given text through the model once instead of generating it. All
+three attach the same probes (`_Probes`) and make the same `GenerationTrace`. The handle's lock must
+be held around each.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import json
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from transformers import DynamicCache, StoppingCriteriaList
 
 from sinkscope.capture.prefix import Prefix
+from sinkscope.capture.probes.answer_tokens import AnswerTokens
+from sinkscope.capture.probes.base import Probe
+from sinkscope.capture.probes.sink_scores import SinkScores
+from sinkscope.capture.probes.trace_rows import TraceRows
 from sinkscope.capture.prompt import kept_positions, prompt_trace
-from sinkscope.capture.recorder import RowFanOut, TraceRecorder
 from sinkscope.capture.run import (
-    Chosen,
-    StopAtOnce,
     captured,
-    end_tokens,
-    finish_of,
-    generation_config,
+    decide,
+    distribution_errors_named,
     on_device,
     seeded,
-    watching,
 )
-from sinkscope.capture.sinks import SinkObserver
-from sinkscope.capture.tokens import TokenProbe, describe_token, with_texts
+from sinkscope.capture.session import Session, attached
+from sinkscope.capture.tokens import describe_token, with_texts
 from sinkscope.capture.trace import GeneratedToken, GenerationTrace
 from sinkscope.config import GenerationSettings, VARSettings
-from sinkscope.models.attention import ForwardPlan, RowRecorder, running
 from sinkscope.models.family import PromptInputs
 from sinkscope.models.loading import ModelHandle
 from sinkscope.models.token_texts import TextPieces
-from sinkscope.var_patch import VARIntervention, describe, patch
+from sinkscope.var_patch import VAR, describe
 
 OnRowToken = Callable[[int, int, GeneratedToken], None]  # batch row, index, token
 
@@ -78,31 +76,34 @@ def answer(
     rows = len(var)
     if rows > 1 and prefix is None:
         raise ValueError(f"var has {rows} rows; more than one needs a prefix to continue from.")
-    intervention = _intervention(handle, inputs, settings.max_new_tokens, var, prefix)
     mark = mark or next((own for own in var if own is not None), None)
-    observer = _observer(handle, mark, prefix)
-    stopper = StopAtOnce(stop)
-    probes = [
-        TokenProbe(handle.processor.tokenizer, batch_row=row, on_token=_for_row(on_token, row))
+    decoding = decide(handle, settings, inputs.layout.length)
+    probes = _Probes.of(handle, inputs, settings, settings.max_new_tokens, rows, mark)
+    answers = [
+        AnswerTokens(handle.processor.tokenizer, row, _for_row(on_token, row))
         for row in range(rows)
     ]
-    recorders = [
-        _recorder(handle, inputs, settings, settings.max_new_tokens, row) for row in range(rows)
-    ]
-    asked = kept_positions(inputs.layout, settings)
-    readers = [_reader(handle, inputs, settings, asked, row) for row in range(rows)]
-    plan = _plan(inputs, recorders, readers, asked, intervention, observer, prefix)
+    interventions = [VAR(tuple(var))] if any(own is not None for own in var) else []
     began = time.perf_counter()
     with (
-        running(handle.stack, plan),
-        watching(handle, probes),
+        attached(
+            handle,
+            inputs,
+            [*probes.all(), *answers],
+            interventions,
+            batch=rows,
+            new_tokens=settings.max_new_tokens,
+            prefix=prefix,
+        ) as session,
         seeded(settings.seed, handle.device),
-        torch.no_grad(),
+        distribution_errors_named(settings),
     ):
+        start = _start(handle, inputs, rows, prefix)
+        ending = decoding.ending(handle, [session[one] for one in answers], stop)
         handle.model.generate(
-            **_start(handle, inputs, rows, prefix),
-            generation_config=generation_config(handle, settings),
-            stopping_criteria=StoppingCriteriaList([Chosen(probes, end_tokens(handle)), stopper]),
+            **start,
+            generation_config=decoding.config,
+            stopping_criteria=StoppingCriteriaList([ending]),
         )
     seconds = time.perf_counter() - began
     return [
@@ -110,20 +111,20 @@ def answer(
             handle,
             inputs,
             settings,
-            probes[row].finished(),
-            recorders[row],
-            observer,
-            finish_of(handle, probes[row], stopper),
+            session[answers[row]].finished(),
+            session,
+            probes,
+            row,
+            ending.finish(row),
             seconds,
-            None if own is None or intervention is None else (own, intervention, row),
-            readers[row],
-            asked,
+            None if own is None else (own, interventions[0]),
+            decoding.about,
         )
         for row, own in enumerate(var)
     ]
 
 
-def retell(
+def score_answer(
     handle: ModelHandle,
     inputs: PromptInputs,
     settings: GenerationSettings,
@@ -147,22 +148,16 @@ def retell(
         A trace with the tokens of `told` and the probabilities, ranks and attention under VAR.
     """
     count = len(told.tokens)
-    intervention = _intervention(handle, inputs, count, [var], prefix)
-    assert intervention is not None
-    observer = _observer(handle, var, prefix)
-    recorder = _recorder(handle, inputs, settings, count, 0)
-    asked = kept_positions(inputs.layout, settings)
-    reader = _reader(handle, inputs, settings, asked, 0)
-    plan = _plan(inputs, [recorder], [reader], asked, intervention, observer, prefix)
-    if plan.all_rows_from is None:
-        plan.all_rows_from = inputs.layout.length - 1
+    probes = _Probes.of(handle, inputs, settings, count, 1, var)
+    intervention = VAR((var,))
     ids = torch.tensor([[*inputs.token_ids, *(token.id for token in told.tokens[:-1])]])
     began = time.perf_counter()
-    with running(handle.stack, plan), torch.no_grad():
-        cache = prefix.fork(handle, 1)
+    with attached(
+        handle, inputs, probes.all(), [intervention], new_tokens=count, prefix=prefix
+    ) as session:
         logits = handle.model(
             input_ids=ids[:, prefix.length :].to(handle.device),
-            past_key_values=cache,
+            past_key_values=prefix.fork(handle, 1),
             use_cache=True,
             logits_to_keep=count,
         ).logits[0]
@@ -173,19 +168,19 @@ def retell(
     ]
     tokens = with_texts(described, pieces)
     seconds = time.perf_counter() - began
-    made_by = (var, intervention, 0)
+    made_by = (var, intervention)
     return _trace(
         handle,
         inputs,
         settings,
         tokens,
-        recorder,
-        observer,
+        session,
+        probes,
+        0,
         told.finish,
         seconds,
         made_by,
-        reader,
-        asked,
+        told.extra.get("decoding", {}),
     )
 
 
@@ -207,94 +202,51 @@ def _start(
     return {**tensors, "past_key_values": prefix.fork(handle, rows)}
 
 
-def _intervention(
-    handle: ModelHandle,
-    inputs: PromptInputs,
-    new_tokens: int,
-    var: Sequence[VARSettings | None],
-    prefix: Prefix | None,
-) -> VARIntervention | None:
-    if all(own is None for own in var):
-        return None
-    known = None if prefix is None else prefix.scores
-    return patch(var, inputs.layout, handle.info, new_tokens, known)
+@dataclass(frozen=True)
+class _Probes:
+    """What a trace is made of.
 
+    Attributes:
+        rows: the rows that explain the answer, one probe a batch row.
+        prompt_rows: those of the prompt's own tokens, likewise; none where none are wanted.
+        asked: the positions of these.
+        marks: sink scores, by VAR's dimensions, else by the model's profile; None where neither is
+            known.
+    """
 
-def _observer(
-    handle: ModelHandle, var: VARSettings | None, prefix: Prefix | None
-) -> SinkObserver | None:
-    """Marks sinks by VAR's dimensions, else by the model's profile; None where neither is known."""
-    if var is not None:
-        observer = SinkObserver(var.dims, var.tau, var.dialect, var.layers or ())
-    elif handle.profile is not None:
-        observer = SinkObserver(handle.profile.dims, handle.profile.tau)
-    else:
-        return None
-    if prefix is not None:
-        observer.begin_with(prefix.scores)
-    return observer
+    rows: tuple[TraceRows, ...]
+    prompt_rows: tuple[TraceRows, ...]
+    asked: range
+    marks: SinkScores | None
 
+    @staticmethod
+    def of(
+        handle: ModelHandle,
+        inputs: PromptInputs,
+        settings: GenerationSettings,
+        tokens: int,
+        batch: int,
+        mark: VARSettings | None,
+    ) -> _Probes:
+        layers, heads = captured(handle, settings)
+        asked = kept_positions(inputs.layout, settings)
 
-def _recorder(
-    handle: ModelHandle,
-    inputs: PromptInputs,
-    settings: GenerationSettings,
-    tokens: int,
-    row: int,
-) -> TraceRecorder:
-    return TraceRecorder(
-        inputs.layout,
-        *captured(handle, settings),
-        tokens,
-        batch_row=row,
-        reduce_heads=settings.reduce_heads,
-        pinned=handle.device.type == "cuda",
-    )
+        def rows(count: int, first: int | None) -> tuple[TraceRows, ...]:
+            return tuple(
+                TraceRows(layers, heads, count, first, row, settings.reduce_heads)
+                for row in range(batch)
+            )
 
+        marks = None
+        if mark is not None:
+            marks = SinkScores(mark.dims, mark.tau, mark.dialect, mark.layers or ())
+        elif handle.profile is not None:
+            marks = SinkScores(handle.profile.dims, handle.profile.tau)
+        prompt_rows = rows(len(asked), asked.start) if asked else ()
+        return _Probes(rows(tokens, None), prompt_rows, asked, marks)
 
-def _reader(
-    handle: ModelHandle,
-    inputs: PromptInputs,
-    settings: GenerationSettings,
-    asked: range,
-    row: int,
-) -> TraceRecorder | None:
-    """Keeps the rows of the prompt's own tokens in passing; None where none are wanted."""
-    if not asked:
-        return None
-    return TraceRecorder(
-        inputs.layout,
-        *captured(handle, settings),
-        len(asked),
-        batch_row=row,
-        reduce_heads=settings.reduce_heads,
-        pinned=handle.device.type == "cuda",
-        first=asked.start,
-    )
-
-
-def _plan(
-    inputs: PromptInputs,
-    recorders: Sequence[TraceRecorder],
-    readers: Sequence[TraceRecorder | None],
-    asked: range,
-    intervention: VARIntervention | None,
-    observer: SinkObserver | None,
-    prefix: Prefix | None,
-) -> ForwardPlan:
-    all_of_them = [*recorders, *(reader for reader in readers if reader is not None)]
-    recorder: RowRecorder = all_of_them[0] if len(all_of_them) == 1 else RowFanOut(all_of_them)
-    start = 0 if prefix is None else prefix.length
-    length, batch = inputs.layout.length, len(recorders)
-    return ForwardPlan(
-        recorder,
-        intervention,
-        length,
-        observer,
-        all_rows_from=asked.start if asked else None,
-        start=start,
-        batch=batch,
-    )
+    def all(self) -> list[Probe]:
+        return [*self.rows, *self.prompt_rows, *([self.marks] if self.marks else [])]
 
 
 def _for_row(on_token: OnRowToken | None, row: int) -> Callable[[int, GeneratedToken], None] | None:
@@ -308,24 +260,28 @@ def _trace(
     inputs: PromptInputs,
     settings: GenerationSettings,
     tokens: tuple[GeneratedToken, ...],
-    recorder: TraceRecorder,
-    observer: SinkObserver | None,
+    session: Session,
+    probes: _Probes,
+    row: int,
     finish: str,
     seconds: float,
-    var: tuple[VARSettings, VARIntervention, int] | None,
-    reader: TraceRecorder | None,
-    asked: range,
+    var: tuple[VARSettings, VAR] | None,
+    decoding: Mapping[str, Any],
 ) -> GenerationTrace:
-    sinks = () if observer is None else observer.found()
+    recorder = session[probes.rows[row]]
+    sinks = session[probes.marks].found() if probes.marks else ()
     attention, shares, entropy = recorder.finish(len(tokens))
     report = None
     if var is not None:
-        own, intervention, row = var
-        said = {
+        own, intervention = var
+        report = {
             "settings": dataclasses.asdict(own),
-            **dataclasses.asdict(intervention.report(row, len(tokens))),
+            **dataclasses.asdict(session[intervention].report(row, len(tokens))),
         }
-        report = json.loads(json.dumps(said))  # as it comes back from a file: lists, no tuples
+    prompt_rows = None
+    if probes.prompt_rows:
+        reader = session[probes.prompt_rows[row]]
+        prompt_rows = prompt_trace(handle.info, inputs, probes.asked, [reader], sinks)
     return GenerationTrace(
         tokens=tokens,
         layout=inputs.layout,
@@ -345,7 +301,6 @@ def _trace(
         finish=finish,
         seconds=seconds,
         var=report,
-        prompt_rows=None
-        if reader is None
-        else prompt_trace(handle.info, inputs, asked, [reader], sinks),
+        extra={"decoding": decoding},
+        prompt_rows=prompt_rows,
     )

@@ -14,9 +14,9 @@ from dataclasses import dataclass
 import torch
 from transformers import DynamicCache
 
+from sinkscope.capture.probes.sink_scores import SinkScores
 from sinkscope.capture.run import on_device
-from sinkscope.capture.sinks import SinkObserver
-from sinkscope.models.attention import ForwardPlan, running
+from sinkscope.capture.session import attached
 from sinkscope.models.family import PromptInputs
 from sinkscope.models.info import ModelInfo
 from sinkscope.models.loading import ModelHandle
@@ -74,11 +74,10 @@ def forward_prefix(handle: ModelHandle, inputs: PromptInputs, dims: tuple[int, .
     if not inputs.layout.grids:
         raise ValueError("The prompt has no image; there is nothing to redistribute attention to.")
     stop = inputs.layout.grids[-1].stop
-    observer = SinkObserver(dims, 0.0) if dims else None
-    plan = ForwardPlan(None, None, inputs.layout.length, observer)
-    with running(handle.stack, plan):
+    marks = SinkScores(dims) if dims else None
+    with attached(handle, inputs, probes=[marks] if marks else []) as session:
         cache, positions = handle.family.forward_prefix(
             handle.model, on_device(inputs.tensors, handle.device), stop
         )
-    scores = {} if observer is None else observer.scores()
+    scores = {} if marks is None else session[marks].scores()
     return Prefix(inputs, handle.info, stop, cache, positions, dims, scores)

@@ -16,12 +16,13 @@ import torch
 
 from sinkscope.capture.forecast import check_payload, kept_positions, row_bytes
 from sinkscope.capture.prefix import Prefix
-from sinkscope.capture.recorder import RowFanOut, TraceRecorder
+from sinkscope.capture.probes.sink_scores import SinkScores
+from sinkscope.capture.probes.trace_rows import TraceRows
+from sinkscope.capture.recorder import TraceRecorder
 from sinkscope.capture.run import captured, on_device
-from sinkscope.capture.sinks import SinkObserver
+from sinkscope.capture.session import attached
 from sinkscope.capture.trace import LayerSinks, PromptToken, PromptTrace
 from sinkscope.config import GenerationSettings
-from sinkscope.models.attention import ForwardPlan, running
 from sinkscope.models.family import PromptInputs, PromptLayout
 from sinkscope.models.info import ModelInfo
 from sinkscope.models.loading import ModelHandle
@@ -57,29 +58,17 @@ def read_prompt(
         "fewer positions, a smaller image (max_pixels), or less of the attention (layers, heads, "
         "reduce_heads)",
     )
-    pinned = handle.device.type == "cuda"
-    recorders = [
-        TraceRecorder(
-            inputs.layout,
-            layers,
-            heads,
-            len(run),
-            reduce_heads=settings.reduce_heads,
-            pinned=pinned,
-            first=run.start,
-        )
+    rows = [
+        TraceRows(layers, heads, len(run), run.start, reduce_heads=settings.reduce_heads)
         for run in _runs(wanted)
     ]
     profile = handle.profile
     looks = profile is not None and prefix is None
-    observer = SinkObserver(profile.dims, profile.tau) if looks and profile is not None else None
+    marks = SinkScores(profile.dims, profile.tau) if looks and profile is not None else None
     start = 0 if prefix is None else prefix.length
     assert wanted[0] >= start, "the wanted rows lie in the prefix"
-    plan = ForwardPlan(
-        RowFanOut(recorders), None, inputs.layout.length, observer, start=start, batch=1
-    )
-    plan.all_rows_from, plan.all_rows_to = wanted[0], wanted[-1] + 1
-    with running(handle.stack, plan), torch.no_grad():
+    probes = [*rows, *([marks] if marks else [])]
+    with attached(handle, inputs, probes=probes, prefix=prefix) as session:
         if prefix is None:
             tensors = on_device(inputs.tensors, handle.device)
             handle.model(**tensors, use_cache=False, logits_to_keep=1)
@@ -88,7 +77,11 @@ def read_prompt(
             cache = prefix.fork(handle, 1)
             handle.model(input_ids=ids, past_key_values=cache, use_cache=True, logits_to_keep=1)
     return prompt_trace(
-        handle.info, inputs, wanted, recorders, () if observer is None else observer.found()
+        handle.info,
+        inputs,
+        wanted,
+        [session[own] for own in rows],
+        session[marks].found() if marks else (),
     )
 
 

@@ -14,12 +14,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
+from sinkscope.capture.probes.base import Reader
 from sinkscope.capture.trace import MEAN_HEAD
-from sinkscope.models.attention import RowRecorder
 from sinkscope.models.family import PromptLayout
+from sinkscope.models.sites import At
 
 STAGED_BYTES = (
     1 << 22
@@ -38,9 +40,9 @@ class _Block:
     device: torch.device
 
 
-class TraceRecorder:
-    """Collects rows of ONE sequence (one batch row); `models.attention.RowRecorder` in the plan of
-    a run.
+class TraceRecorder(Reader):
+    """Collects rows of ONE sequence (one batch row); `capture.probes.trace_rows` attaches it to a
+    run.
 
     Args:
         layout: of the prompt (of length N).
@@ -73,6 +75,7 @@ class TraceRecorder:
         self.batch_row = batch_row
         self._slot = {layer: index for index, layer in enumerate(self.layers)}
         self.tokens = tokens
+        self.looks = (At("rows", self.layers, range(self._first, self._first + tokens)),)
         size = (tokens, len(self.layers), len(self.heads))
         # The operating system hands out these pages as they are written: a short answer costs
         # little.
@@ -84,6 +87,10 @@ class TraceRecorder:
         self._staged: list[torch.Tensor] = []  # each (1, H, R, K)
         self._block: _Block | None = None
         self._arriving: list[tuple[torch.cuda.Event, torch.Tensor, torch.Tensor]] = []
+
+    def see(self, site: str, layer: int, values: Any, positions: Sequence[int]) -> None:
+        """Rows of a layer."""
+        self.record(layer, values.detach(), positions[0])
 
     def record(self, layer: int, rows: torch.Tensor, first_position: int) -> None:
         """Keep the rows (B, H, R, K) of one layer that explain answer tokens; others are
@@ -194,16 +201,3 @@ class TraceRecorder:
                 return
             to.copy_(arrived)
             self._arriving.pop(0)
-
-
-class RowFanOut:
-    """Shows rows to several recorders; each keeps what is its own: a batch row, or a stretch of
-    positions."""
-
-    def __init__(self, recorders: Sequence[RowRecorder]) -> None:
-        self._recorders = tuple(recorders)
-
-    def record(self, layer: int, rows: torch.Tensor, first_position: int) -> None:
-        """Hand on the rows (B, H, R, K) of one layer."""
-        for recorder in self._recorders:
-            recorder.record(layer, rows, first_position)

@@ -1,31 +1,23 @@
-"""The mechanics of one run: what is hooked in, how it is stopped, seeded, and cleaned up when
-memory runs out."""
+"""The mechanics of one run: how it is stopped, seeded, and cleaned up when memory runs out."""
 
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
-from transformers import GenerationConfig, StoppingCriteria
+from transformers import GenerationConfig, StoppingCriteria, StopStringCriteria
 
+from sinkscope.capture.decoding import CheckpointDecoding, own_values, read_knobs
+from sinkscope.capture.knobs import KNOBS
 from sinkscope.capture.tokens import TokenProbe
 from sinkscope.config import GenerationSettings
 from sinkscope.models.family import PromptInputs
 from sinkscope.models.loading import ModelHandle
-
-# Settings of a checkpoint's generation_config that turn `generate` into something else.
-NOT_CAPTURED = {
-    "prompt_lookup_num_tokens": "assisted decoding (prompt look-up)",
-    "assistant_early_exit": "assisted decoding",
-    "use_mtp": "assisted decoding (multi-token prediction)",
-    "dola_layers": "DoLa decoding",
-    "penalty_alpha": "contrastive search",
-    "constraints": "constrained beam search",
-    "force_words_ids": "constrained beam search",
-}
 
 
 class RunOutOfMemoryError(RuntimeError):
@@ -33,48 +25,64 @@ class RunOutOfMemoryError(RuntimeError):
     levers."""
 
 
-class Chosen(StoppingCriteria):
-    """Tells the probes each new token; one probe a batch row. Never stops anything.
+class Ending(StoppingCriteria):
+    """Tells the probes each new token, one probe a batch row, and ends answers.
 
-    A row whose answer has ended goes on being padded until the last row ends; that is not told.
+    transformers itself ends a row at a token that ends an answer and at the limit of new tokens. It
+    goes on padding that row until the last one ends; padding is not told.
+
+    Args:
+        probes: of each row.
+        end: tokens that end an answer.
+        stop: set it to end the run after the current token.
+        max_time: seconds from now after which the run ends.
+        stop_strings: ends a row whose last token completes one of its strings; None ends none.
     """
 
-    def __init__(self, probes: Sequence[TokenProbe], end: frozenset[int]) -> None:
+    def __init__(
+        self,
+        probes: Sequence[TokenProbe],
+        end: frozenset[int],
+        *,
+        stop: threading.Event | None = None,
+        max_time: float | None = None,
+        stop_strings: StopStringCriteria | None = None,
+    ) -> None:
         self._probes = tuple(probes)
         self._end = end
+        self._stop = stop
+        self._stop_strings = stop_strings
+        self._deadline = None if max_time is None else time.monotonic() + max_time
+        self._finish = [""] * len(self._probes)
 
     def __call__(
         self, input_ids: torch.Tensor, scores: torch.Tensor, **kwargs: Any
     ) -> torch.Tensor:
-        for probe, token in zip(self._probes, input_ids[:, -1].tolist(), strict=True):
-            if not (probe.tokens and probe.tokens[-1].id in self._end):
+        strings = self._stop_strings
+        said = strings(input_ids, scores).tolist() if strings else [False] * len(self._probes)
+        tokens = input_ids[:, -1].tolist()
+        for row, (probe, token) in enumerate(zip(self._probes, tokens, strict=True)):
+            if not self._finish[row]:
                 probe.choose(token)
-        return torch.zeros(input_ids.shape[0], dtype=torch.bool, device=input_ids.device)
+                self._finish[row] = self._reason(token, said[row])
+        over = [bool(reason) for reason in self._finish]
+        if all(over) or not any(over):  # on a GPU this waits for nothing
+            return torch.full((len(over),), over[0], dtype=torch.bool, device=input_ids.device)
+        return torch.tensor(over, device=input_ids.device)
 
+    def _reason(self, token: int, said: bool) -> str:
+        if token in self._end:
+            return "end"
+        if said:
+            return "stop_string"
+        if self._stop is not None and self._stop.is_set():
+            return "stopped"
+        late = self._deadline is not None and time.monotonic() > self._deadline
+        return "time" if late else ""
 
-class StopAtOnce(StoppingCriteria):
-    """Ends the run after the current token once an event is set."""
-
-    def __init__(self, event: threading.Event | None) -> None:
-        self._event = event
-        self.stopped = False
-
-    def __call__(
-        self, input_ids: torch.Tensor, scores: torch.Tensor, **kwargs: Any
-    ) -> torch.Tensor:
-        self.stopped = self._event is not None and self._event.is_set()
-        return torch.full(
-            (input_ids.shape[0],), self.stopped, dtype=torch.bool, device=input_ids.device
-        )
-
-
-@contextmanager
-def watching(handle: ModelHandle, probes: Sequence[TokenProbe]) -> Iterator[None]:
-    """The probes see the output head's logits inside the `with`."""
-    with ExitStack() as hooks:
-        for probe in probes:
-            hooks.callback(handle.stack.output_head.register_forward_hook(probe.see_logits).remove)
-        yield
+    def finish(self, row: int = 0) -> str:
+        """Why the answer of a row ended (`GenerationTrace.finish`)."""
+        return self._finish[row] or "length"
 
 
 @contextmanager
@@ -136,48 +144,125 @@ def on_device(tensors: Mapping[str, torch.Tensor], device: torch.device) -> dict
     return {name: tensor.to(device) for name, tensor in tensors.items()}
 
 
-def generation_config(handle: ModelHandle, settings: GenerationSettings) -> GenerationConfig:
-    """Every knob named: what is left out would be filled from the checkpoint (Qwen2.5-VL's
-    penalises repetition).
+class _Complete(GenerationConfig):
+    """A configuration that names every setting: `generate` fills in nothing of the checkpoint's."""
+
+    def update(self, defaults_only: bool = False, **kwargs: Any) -> dict[str, Any]:
+        return {} if defaults_only else super().update(**kwargs)
+
+
+@dataclass(frozen=True)
+class Decoding:
+    """How the tokens of one run are chosen.
+
+    Attributes:
+        config: for transformers' `generate`.
+        max_time, stop_strings: what else ends an answer (see `Ending`); None and () for nothing.
+        about: for the trace (`GenerationTrace.extra`), in plain values.
+    """
+
+    config: GenerationConfig
+    max_time: float | None
+    stop_strings: tuple[str, ...]
+    about: Mapping[str, Any]
+
+    def ending(
+        self,
+        handle: ModelHandle,
+        probes: Sequence[TokenProbe],
+        stop: threading.Event | None = None,
+    ) -> Ending:
+        """What ends the run that is about to begin."""
+        strings = None
+        if self.stop_strings:
+            strings = StopStringCriteria(handle.processor.tokenizer, list(self.stop_strings))
+        end = end_tokens(handle)
+        return Ending(probes, end, stop=stop, max_time=self.max_time, stop_strings=strings)
+
+
+def checkpoint_decoding(handle: ModelHandle) -> CheckpointDecoding:
+    """What the checkpoint's own generation_config.json would do."""
+    vocabulary = handle.model.config.get_text_config().vocab_size
+    return read_knobs(vars(handle.model.generation_config), vocabulary, handle.generation_file)
+
+
+def decide(handle: ModelHandle, settings: GenerationSettings, prompt_length: int) -> Decoding:
+    """How a run chooses its tokens: as the settings say, or as the checkpoint says.
+
+    Args:
+        handle: a loaded model.
+        settings: of the run.
+        prompt_length: in tokens; a checkpoint may limit prompt and answer together.
 
     Raises:
-        ValueError: the checkpoint's own generation_config asks for a way of generating whose
-            attention rows explain no single token.
+        ValueError: the checkpoint is to decide, and asks for what cannot be captured or has a value
+            that transformers cannot use.
     """
-    own = handle.model.generation_config
-    for name, way in NOT_CAPTURED.items():
-        if getattr(own, name, None):
-            raise ValueError(
-                f"The model's generation_config sets {name} to {getattr(own, name)!r}; {way} "
-                "cannot be captured, for its forward passes are not one a token. Remove it from "
-                "generation_config.json and use greedy decoding or sampling (temperature above 0)."
+    own = checkpoint_decoding(handle)
+    followed = settings.decoding == "checkpoint"
+    used = _limited(own, settings, prompt_length) if followed else own_values(settings)
+    tokens = handle.model.generation_config
+    values = {
+        # Without sampling, 50 is transformers' word for "unset".
+        **{name: knob.off for name, knob in KNOBS.items() if knob.kind not in ("token", "record")},
+        "top_k": 0 if used.get("do_sample") else 50,
+        **used,
+        "max_length": None,
+        "max_time": None,
+        "stop_strings": None,
+        "eos_token_id": tokens.eos_token_id,
+        "pad_token_id": first(tokens.eos_token_id)
+        if tokens.pad_token_id is None
+        else tokens.pad_token_id,
+        "bos_token_id": tokens.bos_token_id,
+    }
+    if "watermarking_config" in used:
+        values["watermarking_config"] = tokens.watermarking_config
+    try:
+        config = _Complete(**values)
+    except (ValueError, TypeError) as error:
+        raise _not_followed([f"{error}"]) from error
+    strings = tuple(used.get("stop_strings", ()))
+    return Decoding(config, used.get("max_time"), strings, {"used": used, **own.about()})
+
+
+def _limited(
+    own: CheckpointDecoding, settings: GenerationSettings, prompt_length: int
+) -> dict[str, Any]:
+    """The checkpoint's values with the lower of its and our limits on the answer's length."""
+    if own.refusals:
+        raise _not_followed(own.refusals)
+    limit = own.values.get("max_new_tokens")
+    if limit is None and "max_length" in own.values:
+        limit = own.values["max_length"] - prompt_length
+        if limit < 1:
+            raise _not_followed(
+                [
+                    f"max_length is {own.values['max_length']}, but the prompt alone has "
+                    f"{prompt_length} tokens."
+                ]
             )
-    sampling = (
-        {
-            "do_sample": True,
-            "temperature": settings.temperature,
-            "top_p": settings.top_p,
-            "top_k": settings.top_k,
-        }
-        if settings.temperature > 0
-        else {
-            "do_sample": False,
-            "temperature": 1.0,
-            "top_p": 1.0,
-            "top_k": 50,
-        }  # transformers' word for "unset"
+    limit = settings.max_new_tokens if limit is None else min(limit, settings.max_new_tokens)
+    return {**own.values, "max_new_tokens": limit}
+
+
+def _not_followed(why: Sequence[str]) -> ValueError:
+    return ValueError(
+        f"The checkpoint's generation_config.json cannot be followed: {' '.join(why)} Choose "
+        "your own settings (decoding 'ours'), or correct that file."
     )
-    return GenerationConfig(
-        **sampling,
-        max_new_tokens=settings.max_new_tokens,
-        repetition_penalty=settings.repetition_penalty,
-        num_beams=1,
-        num_return_sequences=1,
-        use_cache=True,
-        eos_token_id=own.eos_token_id,
-        pad_token_id=own.pad_token_id if own.pad_token_id is not None else first(own.eos_token_id),
-        bos_token_id=own.bos_token_id,
-    )
+
+
+@contextmanager
+def distribution_errors_named(settings: GenerationSettings) -> Iterator[None]:
+    """A checkpoint's settings may leave no token to choose; that becomes one sentence."""
+    try:
+        yield
+    except (RuntimeError, OverflowError) as error:
+        empty = isinstance(error, OverflowError) or "probability tensor" in str(error)
+        if settings.decoding != "checkpoint" or not empty:
+            raise
+        raise _not_followed(["with its values no token is left to choose from."]) from error
 
 
 def end_tokens(handle: ModelHandle) -> frozenset[int]:
@@ -189,10 +274,3 @@ def end_tokens(handle: ModelHandle) -> frozenset[int]:
 def first(token: int | Sequence[int] | None) -> int | None:
     """One id of an id or a list of ids."""
     return token if token is None or isinstance(token, int) else token[0]
-
-
-def finish_of(handle: ModelHandle, probe: TokenProbe, stopper: StopAtOnce) -> str:
-    """Why the answer ended: `end`, `stopped` or `length`."""
-    if probe.tokens and probe.tokens[-1].id in end_tokens(handle):
-        return "end"
-    return "stopped" if stopper.stopped else "length"

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -26,26 +26,19 @@ from sinkscope.capture.forecast import (
     check_stash_memory,
     kept_positions,
 )
+from sinkscope.capture.probes.answer_tokens import AnswerTokens
+from sinkscope.capture.probes.queries_keys import QueriesAndKeys
+from sinkscope.capture.probes.sink_scores import SinkScores
 from sinkscope.capture.prompt import prompt_trace
 from sinkscope.capture.recorder import TraceRecorder
-from sinkscope.capture.run import (
-    Chosen,
-    captured,
-    end_tokens,
-    generation_config,
-    on_device,
-    seeded,
-    watching,
-)
-from sinkscope.capture.sinks import SinkObserver
-from sinkscope.capture.tokens import TokenProbe
+from sinkscope.capture.run import captured, decide, distribution_errors_named, on_device, seeded
+from sinkscope.capture.session import attached
 from sinkscope.capture.trace import GeneratedToken, GenerationTrace, LayerSinks, PromptTrace
 from sinkscope.config import GenerationSettings
-from sinkscope.models.attention import ForwardPlan, running
 from sinkscope.models.family import PromptInputs
 from sinkscope.models.info import ModelInfo
+from sinkscope.models.kernels import attention_rows
 from sinkscope.models.loading import ModelHandle
-from sinkscope.redistribution.grouped import attention_rows
 
 
 @dataclass(frozen=True)
@@ -172,27 +165,6 @@ class QueryStash:
         return recorder
 
 
-class _Stasher:
-    """Keeps queries as they come, and the newest keys (`models.attention.QueryKeeper`)."""
-
-    def __init__(self, layers: Sequence[int], first: int) -> None:
-        self._first = first
-        self.queries: dict[int, list[torch.Tensor]] = {layer: [] for layer in layers}
-        self.keys: dict[int, torch.Tensor] = {}
-        self.scales: dict[int, float] = {}
-
-    def keep(
-        self, layer: int, query: torch.Tensor, key: torch.Tensor, scale: float, first_position: int
-    ) -> None:
-        if layer not in self.queries:
-            return
-        low = max(0, self._first - first_position)
-        # A copy: the slice would keep the whole prompt's queries alive.
-        self.queries[layer] += query[0, :, low:].transpose(0, 1).clone().unbind()
-        self.keys[layer] = key[0]  # the cache's own tensor, which grows by being made anew
-        self.scales[layer] = scale
-
-
 def stash_run(
     handle: ModelHandle, inputs: PromptInputs, settings: GenerationSettings
 ) -> QueryStash:
@@ -202,39 +174,46 @@ def stash_run(
     check_stash_memory(handle, inputs, settings)
     asked, last = kept_positions(inputs.layout, settings), inputs.layout.length - 1
     first = min(asked.start, last)
-    stasher = _Stasher(layers, first)
+    kept = QueriesAndKeys(layers, first)
+    answer = AnswerTokens(handle.processor.tokenizer)
     profile = handle.profile
-    observer = None if profile is None else SinkObserver(profile.dims, profile.tau)
-    probe = TokenProbe(handle.processor.tokenizer)
-    plan = ForwardPlan(None, None, inputs.layout.length, observer, batch=1, keeper=stasher)
-    ends = end_tokens(handle)
+    marks = None if profile is None else SinkScores(profile.dims, profile.tau)
+    decoding = decide(handle, settings, inputs.layout.length)
     began = time.perf_counter()
     with (
-        running(handle.stack, plan),
-        watching(handle, [probe]),
+        attached(
+            handle,
+            inputs,
+            probes=[kept, answer, *([marks] if marks else [])],
+            new_tokens=settings.max_new_tokens,
+        ) as session,
         seeded(settings.seed, handle.device),
-        torch.no_grad(),
+        distribution_errors_named(settings),
     ):
+        start = on_device(inputs.tensors, handle.device)
+        ending = decoding.ending(handle, [session[answer]])
         handle.model.generate(
-            **on_device(inputs.tensors, handle.device),
+            **start,
             past_key_values=DynamicCache(),  # whole also behind a sliding window
-            generation_config=generation_config(handle, settings),
-            stopping_criteria=StoppingCriteriaList([Chosen([probe], ends)]),
+            generation_config=decoding.config,
+            stopping_criteria=StoppingCriteriaList([ending]),
         )
     seconds = time.perf_counter() - began
+    stasher, probe = session[kept], session[answer]
     # Layer by layer: all queries exist once, those of one layer twice.
     queries = {layer: torch.stack(stasher.queries.pop(layer)) for layer in layers}
     return QueryStash(
         inputs=inputs,
         settings=settings,
         tokens=probe.finished(),
-        queries={layer: kept[last - first :] for layer, kept in queries.items()},
-        prompt_queries={layer: kept[: len(asked)] for layer, kept in queries.items()},
+        queries={layer: own[last - first :] for layer, own in queries.items()},
+        prompt_queries={layer: own[: len(asked)] for layer, own in queries.items()},
         keys=stasher.keys,
         scales=stasher.scales,
         heads=heads,
-        sinks=() if observer is None else observer.found(),
+        sinks=session[marks].found() if marks else (),
         model=handle.info,
-        finish="end" if probe.tokens and probe.tokens[-1].id in ends else "length",
+        finish=ending.finish(),
         seconds=seconds,
+        extra={"decoding": decoding.about},
     )

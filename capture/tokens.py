@@ -9,7 +9,6 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from torch import nn
 
 from sinkscope.capture.trace import Alternative, GeneratedToken
 from sinkscope.models.token_texts import TextPieces
@@ -18,7 +17,7 @@ ALTERNATIVES = 5
 
 
 class TokenProbe:
-    """Watches the raw logits of a run and turns each chosen token into a `GeneratedToken`.
+    """Takes the raw logits of a run and turns each chosen token into a `GeneratedToken`.
 
     The logits are read at the output head, before temperature or any sampling filter: probabilities
     are the model's own.
@@ -43,9 +42,9 @@ class TokenProbe:
         self._on_token = on_token
         self._logits: torch.Tensor | None = None
 
-    def see_logits(self, module: nn.Module, args: tuple[Any, ...], output: torch.Tensor) -> None:
-        """Forward hook of the output head: keeps the last position's logits (vocabulary,)."""
-        self._logits = output[self._batch_row, -1].detach()
+    def see_logits(self, logits: torch.Tensor) -> None:
+        """Keeps the last position's logits (vocabulary,) of (B, n, vocabulary)."""
+        self._logits = logits[self._batch_row, -1].detach()
 
     def choose(self, token: int) -> GeneratedToken:
         """The token that was chosen from the logits seen last."""

@@ -18,6 +18,7 @@ from PIL import Image
 
 from sinkscope.models.family import PromptLayout
 from sinkscope.models.info import ModelInfo
+from sinkscope.utils import plain_values
 
 MEAN_HEAD = -1  # stands in `heads` for the mean over all captured heads
 
@@ -126,16 +127,25 @@ class GenerationTrace:
         entropy: float32 (T, L, H): entropy in nats of the whole row.
         sinks: per layer, what was found at prefill; empty where no sink dimensions are known.
         applied: labels of the interventions that were active; empty for a plain run.
-        var: report of VAR in plain values (`var_patch.VARReport`), or None.
-        model, settings, seed: what made it.
-        finish: "end" (the model ended its answer), "length" (max_new_tokens) or "stopped" (by the
-            user).
+        var: report of VAR (`var_patch.VARReport`), or None.
+        model, settings, seed: what made it. `settings` are those of `GenerationSettings`.
+        finish: why the answer ended: "end" (the model ended it), "length" (max_new_tokens, or a
+            lower limit of the checkpoint), "stopped" (by the user), and with `decoding`
+            "checkpoint" also "time" (its max_time) or "stop_string" (the last token completed one
+            of its stop_strings, which stays in the text).
         seconds: wall time of the run.
         prompt_rows: rows of the prompt's own tokens after the last image, of this very run (under
             VAR as VAR changed them); None where they were not kept.
         reference: the last prompt row of the plain model reading a generic prompt on the same
             images (`attention_processor.relative_map`); None where there is none, and
             `extra["no_reference"]` may say why.
+        extra: more about the run. `extra["decoding"]` says how tokens were chosen: `used` has the
+            settings that acted, `checkpoint` those of the checkpoint's own generation_config.json,
+            `words` the latter in words; `refused` and `notes` say what of the file cannot be
+            followed, and what of it has no effect.
+
+    `settings`, `var` and `extra` are held as JSON has them (lists, no tuples), so they are the same
+    before a trace is saved and after it is opened.
     """
 
     tokens: tuple[GeneratedToken, ...]
@@ -159,6 +169,10 @@ class GenerationTrace:
     extra: Mapping[str, Any] = field(default_factory=dict)
     prompt_rows: PromptTrace | None = None
     reference: PromptTrace | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("settings", "var", "extra"):
+            object.__setattr__(self, name, plain_values(getattr(self, name), name))
 
     @property
     def text(self) -> str:

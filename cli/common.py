@@ -27,6 +27,13 @@ MEMORY = (
 ImageFile = Annotated[Path, typer.Argument(help="PNG, JPEG, WebP, GIF, BMP or TIFF.")]
 Prompt = Annotated[str, typer.Argument(help="What to ask about it.")]
 Model = Annotated[str, typer.Option(help="demo, a hub id, or a folder.")]
+Decoding = Annotated[
+    Literal["ours", "checkpoint"],
+    typer.Option(
+        help="How tokens are chosen. ours: by these options alone; checkpoint: as the model's own "
+        "generation_config.json says."
+    ),
+]
 MaxNewTokens = Annotated[int, typer.Option(help="Length of an answer, at most.")]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N or mps.")]
 DType = Annotated[
@@ -180,6 +187,26 @@ def say_forecast(
         f"of attention ({expected.vision_tokens} vision tokens)",
         err=True,
     )
+
+
+def say_decoding(handle: ModelHandle, inputs: PromptInputs, settings: GenerationSettings) -> None:
+    """One line on standard error, before a run, where the checkpoint has settings of its own.
+
+    Raises:
+        ValueError: they are to be followed, and cannot be.
+    """
+    from sinkscope.capture.decoding import in_words, unused_words
+    from sinkscope.capture.run import decide
+
+    about = decide(handle, settings, inputs.layout.length).about
+    if settings.decoding == "checkpoint":
+        typer.echo(f"Decoding as the checkpoint says: {in_words(about['used'])}.", err=True)
+    elif unused := unused_words(about):
+        typer.echo(
+            f"Not used: the checkpoint's own generation_config.json, {unused} --decoding "
+            "checkpoint follows it.",
+            err=True,
+        )
 
 
 def load(settings: ModelSettings) -> ModelHandle:

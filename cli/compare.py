@@ -73,6 +73,7 @@ def compare(
         typer.Option(help="Heads to record and draw. Left out: all.", metavar="LIST"),
     ] = None,
     max_new_tokens: common.MaxNewTokens = 64,
+    decoding: common.Decoding = "ours",
     temperature: Annotated[float, typer.Option(help="0 is greedy; above, sampled.")] = 0.0,
     seed: Annotated[int, typer.Option(help="Of sampling and of the random control.")] = 0,
     device: common.Device = "auto",
@@ -97,6 +98,7 @@ def compare(
             max_new_tokens=max_new_tokens,
             temperature=temperature,
             seed=seed,
+            decoding=decoding,
             layers=common.indices("capture_layers", capture_layers),
             heads=common.indices("capture_heads", capture_heads),
         )
@@ -127,6 +129,7 @@ def compare(
         handle = common.load(wanted)
         var = with_profile(draft, handle.profile, model, given is not None, tau is not None)
         inputs = handle.prepare([opened], prompt)
+        common.say_decoding(handle, inputs, settings)
         common.say_forecast(handle, inputs, settings, answers=2)
         pair = _compare(handle, inputs, settings, var, same_text)
         from sinkscope.cli.comparison import print_comparison

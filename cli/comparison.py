@@ -11,6 +11,7 @@ import typer
 
 from sinkscope.attention_extractor import Comparison
 from sinkscope.attention_processor import head_mean, image_share, sink_share
+from sinkscope.capture.decoding import is_sampled
 from sinkscope.capture.trace import GenerationTrace
 from sinkscope.cli.drawing import answer_of, find_tokens
 from sinkscope.visualization import visible
@@ -114,8 +115,8 @@ def where_they_part(pair: Comparison) -> Iterator[str]:
             f"The answers are the same up to token {parting - 1}; there the {ends} run ends and "
             f"the {goes_on} run goes on."
         )
-    if parting is not None and pair.baseline.settings.get("temperature", 0) > 0:
-        yield "The answers are sampled, so they can part by chance as well (temperature 0: not)."
+    if parting is not None and is_sampled(pair.baseline):
+        yield "The answers are sampled, so they can part by chance as well (greedy ones cannot)."
     change = pair.log_probability_change
     if change and (pair.var.var or {}).get("changed"):  # else what is left is rounding
         most = max(range(len(change)), key=lambda t: abs(change[t]))
@@ -201,6 +202,7 @@ def comparison_numbers(pair: Comparison) -> dict[str, Any]:
             for grid in base.layout.grids
         ],
         "settings": dict(base.settings),
+        "decoding": base.extra.get("decoding"),
         "captured": {"layers": list(base.layers), "heads": list(base.heads)},
         "same_text": pair.same_text,
         "parting": pair.parting,

@@ -151,7 +151,7 @@ def var_rows(settings: VARSettings, layers: int) -> MakeRowChange:
     from sinkscope.attention_processor import sink_mask
     from sinkscope.demo.measure import RowChange
     from sinkscope.demo.packing import PackedBatch
-    from sinkscope.redistribution.intervention import random_instead
+    from sinkscope.interventions.var.parameters import random_instead
     from sinkscope.var_patch import redistribute
 
     def make(batch: PackedBatch, states: tuple[Tensor, ...]) -> RowChange:

@@ -15,6 +15,13 @@ from sinkscope.capture.trace import GenerationTrace
 from sinkscope.config import Reduce
 from sinkscope.visualization import OverlayStyle, contact_sheet, figure, overlay, save, visible
 
+# Why an answer is cut off, of those that its model did not end.
+CUT = {
+    "length": "the most allowed",
+    "time": "the checkpoint's max_time was over",
+    "stop_string": "one of the checkpoint's stop strings",
+}
+
 
 @dataclass(frozen=True)
 class Selection:
@@ -90,8 +97,9 @@ def print_answer(trace: GenerationTrace, selection: Selection) -> None:
     count = len(trace.layout.grids)
     if count > 1:
         typer.echo(f"(of image {selection.image}; the prompt has {count}, from 0)", err=True)
-    if trace.finish == "length":
-        typer.echo(f"(stopped after {len(trace.tokens)} tokens, the most allowed)", err=True)
+    if trace.finish in CUT:
+        count = f"{len(trace.tokens)} {'token' if len(trace.tokens) == 1 else 'tokens'}"
+        typer.echo(f"(stopped after {count}: {CUT[trace.finish]})", err=True)
 
 
 def answer_of(trace: GenerationTrace) -> str:

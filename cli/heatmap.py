@@ -33,6 +33,8 @@ def heatmap(
     relative: common.Relative = False,
     figure: common.AsFigure = False,
     max_new_tokens: common.MaxNewTokens = 64,
+    decoding: common.Decoding = "ours",
+    seed: Annotated[int, typer.Option(help="Of sampling, where the checkpoint samples.")] = 0,
     device: common.Device = "auto",
     dtype: common.DType = "auto",
     revision: common.Revision = None,
@@ -59,6 +61,8 @@ def heatmap(
                 )
         settings = GenerationSettings(
             max_new_tokens=max_new_tokens,
+            decoding=decoding,
+            seed=seed,
             layers=common.indices("layers", layers),
             heads=common.indices("heads", heads),
             reference=relative,
@@ -84,6 +88,7 @@ def heatmap(
         opened = open_image(image)
         handle = common.load(wanted)
         inputs = handle.prepare([opened], prompt)
+        common.say_decoding(handle, inputs, settings)
         common.say_forecast(handle, inputs, settings)
         trace = _generate(handle, inputs, settings)
         print_answer(trace, selection)

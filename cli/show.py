@@ -53,6 +53,7 @@ def show(
     with common.mistakes_said_plainly():
         if output is not None:
             common.check_output(output, trace_file, *([beside] if beside else []))
+        from sinkscope.capture.decoding import decoding_words
         from sinkscope.capture.trace import GenerationTrace
         from sinkscope.cli.drawing import Selection, draw, print_answer
         from sinkscope.cli.moving import check_output_ending, write_view
@@ -76,6 +77,8 @@ def show(
         if model.note:
             typer.echo(f"Note: {model.note}", err=True)
         typer.echo(f"Prompt: {trace.prompt}", err=True)
+        if decoding := decoding_words(trace):
+            typer.echo(f"Decoding: {decoding}", err=True)
         print_answer(trace, selection)
         if output is None:
             return

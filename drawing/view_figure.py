@@ -13,6 +13,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from sinkscope.capture.decoding import shown_settings
 from sinkscope.capture.trace import GenerationTrace
 from sinkscope.drawing.figures import fonts, printable, visible
 from sinkscope.drawing.panels import Painter, Panel
@@ -193,7 +194,7 @@ def _made(trace: GenerationTrace) -> tuple[str, ...]:
         f"Model {model.id} @ {model.revision}, {model.layers} layers × {model.heads} heads, "
         f"{model.dtype} on {model.device}",
         f"Image {grid.original[1]} × {grid.original[0]} px, seen as {grid.columns} × {grid.rows} "
-        f"patches. Generation: {_settings(trace.settings)}.",
+        f"patches. Generation: {_settings(shown_settings(trace))}.",
     )
 
 

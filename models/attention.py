@@ -1,158 +1,44 @@
-"""SinkScope's attention function: plain SDPA, plus the wanted attention rows and VAR where a run
-asks for them.
+"""SinkScope's attention function: plain SDPA, plus what a run wants of single layers.
 
 The story of one forward pass:
 
-1. `running(stack, plan)` hooks a plan into the model for the length of one run. Before each forward
-   pass the hook advances the plan's position and hands the plan down as a keyword argument; nothing
-   is kept on the model.
-2. Each layer calls `attention_forward`. Without a plan, or with one that wants no rows here, it IS
-   plain SDPA. With one that does:
-   - prefill (several queries): the output comes from the fused kernel; the exact softmax row is
-     computed for the last query alone. A fused kernel never shows its weights, but one row costs
-     next to nothing.
+1. `capture.session.attached` makes a `ForwardPlan` for the length of a run. Before each forward
+   pass it advances the plan's step and hands the plan down as a keyword argument; nothing is kept
+   on the model.
+2. Each layer calls `attention_forward`. Without a plan, or in a layer and pass of which nothing is
+   wanted, it IS plain SDPA. Else:
+   - masks of interventions come on top of the model's own;
+   - prefill (several queries): the output comes from the fused kernel. The exact softmax rows are
+     computed for the wanted queries alone: a fused kernel never shows its weights, but a few rows
+     cost next to nothing. Interventions that change rows have their range of queries computed again
+     from the changed rows, a few at a time; one that acts alone may bring a faster correction.
    - decode (one query): the row is computed once and multiplied with V; it is the output, not an
      extra.
-   - an intervention (VAR) may replace rows, and correct the fused output at prefill.
 
-No [heads, N, N] tensor exists at any point. Measured ratios: docs/LOG.md.
+Interventions change rows in the order in which the session lists them; whoever looks sees the
+result. No [heads, N, N] tensor exists at any point. Measured ratios: docs/LOG.md.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from itertools import pairwise
+from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
-from sinkscope.models.family import TextStack
-from sinkscope.redistribution.grouped import attention_rows, rows_times_values
+from sinkscope.models.kernels import attention_rows, rows_times_values
+from sinkscope.models.plan import PLAN_KEY, FastCorrection, ForwardPlan, Looker, RowChange
+from sinkscope.models.sites import QueriesKeys
 
 NAME = "sinkscope"
-PLAN_KEY = "sinkscope_plan"
-CHUNK_BYTES = 1 << 23  # float32 rows of one layer that exist at once where many are recorded
-
-
-class RowRecorder(Protocol):
-    """Receives attention rows as they are computed."""
-
-    def record(self, layer: int, rows: torch.Tensor, first_position: int) -> None:
-        """`rows` float32 (B, H, R, K): softmax weights of the queries at first_position ..
-        first_position + R - 1."""
-        ...
-
-
-class StreamObserver(Protocol):
-    """Sees the residual stream of the prompt."""
-
-    def observe(self, layer: int, hidden: torch.Tensor, start: int) -> None:
-        """`hidden` (B, N, D): the residual stream at the INPUT of `layer` for prompt positions
-        start .. start + N - 1."""
-        ...
-
-
-class RowIntervention(StreamObserver, Protocol):
-    """Changes attention in some layers (VAR)."""
-
-    def acts_on(self, layer: int) -> bool: ...
-
-    def rows(self, layer: int, weights: torch.Tensor, first_position: int) -> torch.Tensor:
-        """New rows float32 (B, H, R, K) for the given ones; the same tensor where nothing
-        changes."""
-        ...
-
-    def correct(
-        self,
-        layer: int,
-        query: torch.Tensor,
-        key: torch.Tensor,
-        value: torch.Tensor,
-        output: torch.Tensor,
-        scaling: float,
-        attention_mask: torch.Tensor | None,
-    ) -> torch.Tensor:
-        """The layer's output (B, H, N, D) at prefill, corrected; query (B, H, N, D), key and value
-        (B, Hkv, K, D)."""
-        ...
-
-
-class QueryKeeper(Protocol):
-    """Receives queries and keys, for rows to be computed later."""
-
-    def keep(
-        self, layer: int, query: torch.Tensor, key: torch.Tensor, scale: float, first_position: int
-    ) -> None:
-        """`query` (B, H, R, D) of the positions from first_position on, `key` (B, Hkv, K, D) of all
-        positions so far; both rotated."""
-        ...
-
-
-@dataclass
-class ForwardPlan:
-    """What one run wants from attention. Made for the run and gone with it.
-
-    Attributes:
-        recorder: gets rows, or None.
-        intervention: changes rows, or None; it observes the residual stream too.
-        observer: looks at the residual stream without changing anything, or None.
-        prompt_length: positions below it are prompt: the residual stream is observed there only.
-        all_rows_from, all_rows_to: at prefill record every row of these positions (the second
-            excluded; None: to the end); all_rows_from None records the last row only.
-        keeper: gets queries and keys, or None.
-        batch: how many sequences the recorder expects; None leaves it unchecked.
-        chunk: how many query rows at most are computed at once where many are recorded; fewer where
-            they would take more than `CHUNK_BYTES`.
-        start, length: position and number of the queries in the current forward pass; the hook
-            advances them.
-    """
-
-    recorder: RowRecorder | None
-    intervention: RowIntervention | None
-    prompt_length: int
-    observer: StreamObserver | None = None
-    all_rows_from: int | None = None
-    chunk: int = 128
-    start: int = 0
-    length: int = 0
-    all_rows_to: int | None = None
-    batch: int | None = None
-    keeper: QueryKeeper | None = None
-
-    def begin_forward(self, queries: int, batch: int = 1) -> None:
-        """A forward pass over `queries` new positions of `batch` sequences begins.
-
-        Raises:
-            ValueError: the pass belongs to a way of generating whose rows explain no token: beam
-                search, or assisted decoding.
-        """
-        if self.batch is not None and batch != self.batch:
-            raise ValueError(
-                f"The model was called with a batch of {batch}, but {self.batch} is being "
-                "recorded. Beam search and num_return_sequences cannot be captured; use greedy "
-                "decoding or sampling (temperature above 0)."
-            )
-        self.start += self.length
-        self.length = queries
-        if self.start >= self.prompt_length and queries > 1:
-            raise ValueError(
-                f"The model was called with {queries} answer tokens at once. Assisted decoding and "
-                "prompt look-up cannot be captured, for some of these tokens are thrown away "
-                "again; use greedy decoding or sampling (temperature above 0)."
-            )
-
-    def recorded(self) -> range:
-        """Which queries of the current forward pass are recorded, counted from its first."""
-        if self.all_rows_from is None:
-            return range(self.length - 1, self.length)
-        stop = self.start + self.length if self.all_rows_to is None else self.all_rows_to
-        low = min(max(0, self.all_rows_from - self.start), self.length)
-        return range(low, min(max(low, stop - self.start), self.length))
+CHUNK = 128  # query rows that are computed at once at most
+CHUNK_BYTES = 1 << 23  # fewer where they would take more: float32 rows of one layer
 
 
 def install(model: PreTrainedModel) -> None:
@@ -174,49 +60,16 @@ def install(model: PreTrainedModel) -> None:
     model.set_attn_implementation({"text_config": NAME})
 
 
-@contextmanager
-def running(stack: TextStack, plan: ForwardPlan) -> Iterator[ForwardPlan]:
-    """Apply `plan` to every forward pass of the model inside the `with`; undone whatever
-    happens."""
-
-    def hand_down(
-        module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        batch, queries, _ = kwargs["inputs_embeds"].shape
-        plan.begin_forward(queries, batch)
-        return args, {**kwargs, PLAN_KEY: plan}
-
-    def observe(layer: int) -> Any:
-        def look(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            if plan.start < plan.prompt_length:
-                hidden = args[0] if args else kwargs["hidden_states"]
-                for watcher in watchers:
-                    watcher.observe(layer, hidden[:, : plan.prompt_length - plan.start], plan.start)
-
-        return look
-
-    watchers = [watcher for watcher in (plan.observer, plan.intervention) if watcher is not None]
-    handles = [stack.language_model.register_forward_pre_hook(hand_down, with_kwargs=True)]
-    try:
-        if watchers:
-            for index, layer in enumerate(stack.layers):
-                handles.append(layer.register_forward_pre_hook(observe(index), with_kwargs=True))
-        yield plan
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
 def attention_forward(
     module: nn.Module,
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    attention_mask: torch.Tensor | None,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
     dropout: float = 0.0,
     scaling: float | None = None,
     **kwargs: Any,
-) -> tuple[torch.Tensor, None]:
+) -> tuple[Tensor, None]:
     """Attention with the signature of transformers' AttentionInterface.
 
     Args:
@@ -228,67 +81,199 @@ def attention_forward(
         The output (B, N, H, D), and None.
     """
     plan: ForwardPlan | None = kwargs.pop(PLAN_KEY, None)
-    if plan is None:
-        return sdpa_attention_forward(
-            module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **kwargs
-        )
-
     layer: int = module.layer_idx  # type: ignore[assignment]
-    scale = query.shape[-1] ** -0.5 if scaling is None else scaling
-    end = plan.start + plan.length
-    intervention = (
-        plan.intervention
-        if plan.intervention is not None and plan.intervention.acts_on(layer)
-        else None
-    )
-    recorder = plan.recorder
-    if plan.keeper is not None:
-        filled = _filled(key, value, attention_mask, end)[0]
-        plan.keeper.keep(layer, query, filled, scale, plan.start)
-    if recorder is None and intervention is None:
+    own = None if plan is None else plan.layers.get(layer)
+    if plan is None or own is None:
         return sdpa_attention_forward(
             module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **kwargs
         )
 
-    if plan.length > 1:  # prefill, or a chunk of it
-        output = sdpa_attention_forward(
-            module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **kwargs
-        )[0]
+    start, length = plan.step.start, plan.step.length
+    end = start + length
+    scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+    for hides in own.masks:
+        visible = hides.mask(layer, range(start, end), key.shape[2], query.device)
+        attention_mask = _both(visible, attention_mask)
+    for at, looker in own.keys:
+        if wanted := at.here(start, length):
+            some = query if len(wanted) == length else query[:, :, _index(wanted, start)]
+            looker.see("queries_keys", layer, QueriesKeys(some, key[:, :, :end], scale), wanted)
+    seen = [(here, looker) for at, looker in own.rows if (here := at.here(start, length))]
+    changes = [
+        change
+        for change in own.changes
+        if change.row_positions.start < end and change.row_positions.stop > start
+    ]
+    if length == 1 and (seen or changes):  # decode
         key, value, mask = _filled(key, value, attention_mask, end)
-        if intervention is not None:
-            output = intervention.correct(
-                layer, query, key, value, output.transpose(1, 2), scale, mask
-            ).transpose(1, 2)
-        if recorder is not None:
-            wanted, chunk = plan.recorded(), _chunk(plan.chunk, query, key)
-            for low in range(wanted.start, wanted.stop, chunk):
-                high = min(low + chunk, wanted.stop)
-                rows = attention_rows(
-                    query[:, :, low:high], key, scale, _mask_rows(mask, low, high), plan.start + low
-                )
-                if intervention is not None:
-                    rows = intervention.rows(layer, rows, plan.start + low)
-                recorder.record(layer, rows, plan.start + low)
-        return output, None
+        rows = attention_rows(query, key, scale, mask, start)
+        rows = _changed(layer, rows, changes, start)
+        _show(layer, rows, seen, start, plan.gradients)
+        return rows_times_values(rows, value).transpose(1, 2), None
 
-    key, value, mask = _filled(key, value, attention_mask, end)
-    rows = attention_rows(query, key, scale, mask, plan.start)
-    if intervention is not None:
-        rows = intervention.rows(layer, rows, plan.start)
-    if recorder is not None:
-        recorder.record(layer, rows, plan.start)
-    return rows_times_values(rows, value).transpose(1, 2), None
+    output = sdpa_attention_forward(
+        module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **kwargs
+    )[0]
+    if seen or changes:
+        key, value, mask = _filled(key, value, attention_mask, end)
+        work = _Prefill(layer, query, key, value, mask, scale, start, plan.gradients)
+        output = work.corrected(output.transpose(1, 2), seen, changes, own.fast).transpose(1, 2)
+    return output, None
 
 
-def _chunk(most: int, query: torch.Tensor, key: torch.Tensor) -> int:
-    """How many query rows to compute at once."""
-    row = query.shape[0] * query.shape[1] * key.shape[2] * 4
-    return max(1, min(most, CHUNK_BYTES // row))
+@dataclass(frozen=True)
+class _Prefill:
+    """One layer's attention over several queries, and what is done to it."""
+
+    layer: int
+    query: Tensor
+    key: Tensor
+    value: Tensor
+    mask: Tensor | None
+    scale: float
+    start: int
+    gradients: bool
+
+    def corrected(
+        self,
+        output: Tensor,
+        seen: Sequence[tuple[Sequence[int], Looker]],
+        changes: Sequence[RowChange],
+        fast: FastCorrection | None,
+    ) -> Tensor:
+        """Shows the wanted rows; the output (B, H, N, D), corrected for changed rows."""
+        end = self.start + self.query.shape[2]
+        remade = [_clip(change.row_positions, self.start, end) for change in changes]
+        if fast is not None and len(changes) == 1 and not self.gradients:
+            output = fast.correct(
+                self.layer, self.query, self.key, self.value, output, self.scale, self.mask
+            )
+            remade = []
+        shown = [span for here, _ in seen for span in _spans(here)]
+        # No block reaches over the edge of a range that changes, nor, where the output is made of
+        # the rows that are shown, over the edge of these.
+        edges = {edge for span in remade for edge in (span.start, span.stop)}
+        if changes:
+            edges |= {c.row_positions.start for c in changes}
+            edges |= {c.row_positions.stop for c in changes}
+        if self.gradients:
+            remade = [*remade, *shown]
+            edges |= {edge for span in shown for edge in (span.start, span.stop)}
+        made: list[tuple[range, Tensor]] = []
+        for block in self._blocks([*remade, *shown], edges):
+            low, high = block.start - self.start, block.stop - self.start
+            before = attention_rows(
+                self.query[:, :, low:high],
+                self.key,
+                self.scale,
+                None if self.mask is None else self.mask[:, :, low:high],
+                block.start,
+            )
+            rows = _changed(self.layer, before, changes, block.start)
+            _show(self.layer, rows, seen, block.start, self.gradients)
+            if any(span.start <= block.start < span.stop for span in remade) and (
+                self.gradients or rows is not before
+            ):
+                new = rows_times_values(rows, self.value)
+                if not self.gradients:  # rows that stayed as they are keep the kernel's output
+                    differs = (rows != before).any(-1, keepdim=True)
+                    new = torch.where(differs, new, output[:, :, low:high])
+                made.append((block, new))
+        return self._with(output, made)
+
+    def _blocks(self, spans: Sequence[range], edges: set[int]) -> list[range]:
+        """The spans' union, cut at the edges and into blocks whose rows fit `CHUNK_BYTES`."""
+        row = self.query.shape[0] * self.query.shape[1] * self.key.shape[2] * 4
+        most = max(1, min(CHUNK, CHUNK_BYTES // row))
+        blocks = []
+        for span in _union(spans):
+            cuts = sorted({span.start, span.stop, *(e for e in edges if e in span)})
+            for low, high in pairwise(cuts):
+                blocks += [range(a, min(a + most, high)) for a in range(low, high, most)]
+        return blocks
+
+    def _with(self, output: Tensor, made: Sequence[tuple[range, Tensor]]) -> Tensor:
+        """The output with the blocks that were made anew; not written to."""
+        if not made:
+            return output
+        parts, done = [], 0
+        for block, new in made:
+            low = block.start - self.start
+            parts += [output[:, :, done:low], new]
+            done = block.stop - self.start
+        return torch.cat([*parts, output[:, :, done:]], dim=2)
+
+
+def _changed(layer: int, rows: Tensor, changes: Sequence[RowChange], start: int) -> Tensor:
+    """Rows (B, H, R, K) of the queries from `start` on, changed by all whose range they are in."""
+    for change in changes:
+        if change.row_positions.start <= start < change.row_positions.stop:
+            rows = change.rows(layer, rows, start)
+    return rows
+
+
+def _show(
+    layer: int,
+    rows: Tensor,
+    seen: Sequence[tuple[Sequence[int], Looker]],
+    start: int,
+    gradients: bool,
+) -> None:
+    """Give each looker what it wants of the rows (B, H, R, K) of the queries from `start` on."""
+    if gradients and not rows.requires_grad and torch.is_grad_enabled():
+        rows.requires_grad_()
+    stop = start + rows.shape[2]
+    for positions, looker in seen:
+        for span in _spans(positions):
+            wanted = _clip(span, start, stop)
+            if not wanted:
+                continue
+            part = rows
+            if len(wanted) < rows.shape[2]:  # a view would keep all the others in memory
+                part = rows[:, :, wanted.start - start : wanted.stop - start].clone()
+            looker.see("rows", layer, part, wanted)
+
+
+def _union(spans: Sequence[range]) -> list[range]:
+    """Joined where they overlap or touch, in order."""
+    joined: list[range] = []
+    for span in sorted((s for s in spans if s), key=lambda span: span.start):
+        if joined and span.start <= joined[-1].stop:
+            joined[-1] = range(joined[-1].start, max(joined[-1].stop, span.stop))
+        else:
+            joined.append(span)
+    return joined
+
+
+def _spans(positions: Sequence[int]) -> list[range]:
+    """Stretches of neighbours."""
+    if isinstance(positions, range):
+        return [positions]
+    return _union([range(position, position + 1) for position in positions])
+
+
+def _clip(span: range, start: int, stop: int) -> range:
+    return range(max(span.start, start), max(start, min(span.stop, stop)))
+
+
+def _index(positions: Sequence[int], start: int) -> slice | list[int]:
+    if isinstance(positions, range):
+        return slice(positions.start - start, positions.stop - start)
+    return [position - start for position in positions]
+
+
+def _both(mask: Tensor, own: Tensor | None) -> Tensor:
+    """A bool mask, and what the model itself hides (a sliding window); causal is in both."""
+    if own is None:
+        return mask
+    if own.dtype == torch.bool:
+        return mask & own
+    return own.masked_fill(~mask, torch.finfo(own.dtype).min)
 
 
 def _filled(
-    key: torch.Tensor, value: torch.Tensor, mask: torch.Tensor | None, end: int
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
+    key: Tensor, value: Tensor, mask: Tensor | None, end: int
+) -> tuple[Tensor, Tensor, Tensor | None]:
     """Cut off the positions that a StaticCache has allocated but not filled; their keys are zeros,
     not tokens."""
     if key.shape[2] > end:
@@ -296,7 +281,3 @@ def _filled(
     if mask is not None and mask.shape[-1] > end:
         mask = mask[..., :end]
     return key, value, mask
-
-
-def _mask_rows(mask: torch.Tensor | None, low: int, high: int) -> torch.Tensor | None:
-    return None if mask is None else mask[:, :, low:high]

@@ -7,13 +7,15 @@ module path.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import numpy as np
 import torch
 from PIL import Image
+
+from sinkscope.models.sites import HookPoint
 
 if TYPE_CHECKING:
     from torch import nn
@@ -168,6 +170,7 @@ class TextStack:
         layers: the decoder layers in order.
         output_head: maps hidden states to logits (B, n, vocabulary).
         hidden_size, heads, kv_heads: sizes, from the loaded config.
+        points: site (`models.sites`) -> where it is in a decoder layer.
     """
 
     language_model: nn.Module
@@ -176,6 +179,21 @@ class TextStack:
     hidden_size: int
     heads: int
     kv_heads: int
+    points: Mapping[str, Callable[[nn.Module], HookPoint]] = field(default_factory=dict)
+
+    def point(self, site: str, layer: int) -> HookPoint:
+        """The module that has a site's role in a layer.
+
+        Raises:
+            ValueError: the family has no such site, or the model no such layer.
+        """
+        if site not in self.points:
+            raise ValueError(f"site is {site!r}; this model has {', '.join(self.points)}.")
+        if not 0 <= layer < len(self.layers):
+            raise ValueError(
+                f"layers has {layer}; this model has layers 0 to {len(self.layers) - 1}."
+            )
+        return self.points[site](self.layers[layer])
 
 
 class Family(Protocol):

@@ -17,11 +17,12 @@ from typing import Any
 
 import torch
 from PIL import Image
-from transformers import AutoConfig, PreTrainedModel
+from transformers import AutoConfig, GenerationConfig, PreTrainedModel
 
 from sinkscope.config import DType, ModelSettings
 from sinkscope.models import attention
 from sinkscope.models.family import Family, PromptInputs, TextStack
+from sinkscope.models.generation_file import GenerationFile, read_generation_file
 from sinkscope.models.images import as_rgb
 from sinkscope.models.info import ModelInfo
 from sinkscope.models.profiles import SinkProfile, check_fits, find_profile, read_profile
@@ -53,6 +54,7 @@ class ModelHandle:
         family: the adapter.
         stack: the parts that capture hooks into.
         profile: the model's sink dimensions, or None where none are known.
+        generation_file: what there is to say about the checkpoint's generation_config.json.
         lock: one run at a time; transformers keeps state on the model during a run.
     """
 
@@ -62,6 +64,7 @@ class ModelHandle:
     family: Family
     stack: TextStack
     profile: SinkProfile | None
+    generation_file: GenerationFile = field(default_factory=GenerationFile)
     lock: threading.Lock = field(default_factory=threading.Lock, compare=False)
 
     @property
@@ -185,6 +188,7 @@ def load_model(
     processor = _processor(settings, source, config, family)
     report("Loading the weights", 0.3)
     loaded, unused = load_weights(settings, source, config, family, files, place, kind)
+    loaded.generation_config, generation_file = read_generation_file(source, config)
     report("Preparing attention capture", 0.95)
     attention.install(loaded)
     stack = family.text_stack(loaded)
@@ -209,7 +213,7 @@ def load_model(
     except ValueError as error:
         raise ModelError(str(error)) from error
     report("Ready", 1.0)
-    return ModelHandle(info, loaded, processor, family, stack, profile)
+    return ModelHandle(info, loaded, processor, family, stack, profile, generation_file)
 
 
 def read_configuration(settings: ModelSettings, source: Path) -> tuple[Any, Family]:
@@ -241,12 +245,24 @@ def read_configuration(settings: ModelSettings, source: Path) -> tuple[Any, Fami
         )
     for family in FAMILIES:
         if family.recognises(config):
+            _check_generation_values(settings, config)
             return config, family
     raise ModelError(
         f"{settings.model} is a {getattr(config, 'model_type', 'model of unknown type')!r} model; "
         f"SinkScope works with {', '.join(f.name for f in FAMILIES)}."
         + ("" if hasattr(config, "vision_config") else " It has no vision tower.")
     )
+
+
+def _check_generation_values(settings: ModelSettings, config: Any) -> None:
+    """What transformers does with old files' settings of generation while it builds the model."""
+    try:
+        GenerationConfig.from_model_config(config)
+    except (ValueError, TypeError, AttributeError) as error:
+        raise ModelError(
+            f"The config.json of {settings.model} has settings of generation that transformers "
+            f"cannot use ({first_line(error)}); correct them, or remove them."
+        ) from error
 
 
 def _has_own_code(file: Path) -> bool:

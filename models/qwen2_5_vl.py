@@ -7,7 +7,7 @@ names, chat format), `qwen_images` (sizes, pixels) and `qwen_weights` (names of 
 from __future__ import annotations
 
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from sinkscope.models.family import ImageGrid, PromptInputs, PromptLayout, TextS
 from sinkscope.models.qwen_images import load_image_processor, pixel_bounds, vision_tensors
 from sinkscope.models.qwen_prompt import IMAGE_TOKEN, OWN_TEMPLATE, conversation, encode, segments
 from sinkscope.models.qwen_weights import missing_words, weights_problem
+from sinkscope.models.sites import HookPoint
 from sinkscope.models.token_texts import token_texts
 from sinkscope.models.weights import StoredTensor
 
@@ -73,6 +74,7 @@ class Qwen25VL:
             hidden_size=config.hidden_size,
             heads=config.num_attention_heads,
             kv_heads=config.num_key_value_heads,
+            points=_points(config.num_attention_heads, config.num_key_value_heads),
         )
 
     def load_processor(self, source: str, options: Mapping[str, Any]) -> QwenProcessor:
@@ -251,3 +253,21 @@ def _tokenizer(source: str) -> PreTrainedTokenizerBase:
             "tokenizer's files of the base model."
         )
     return tokenizer
+
+
+def _points(heads: int, kv_heads: int) -> dict[str, Callable[[Any], HookPoint]]:
+    """Where each site is in a decoder layer (`models.sites`)."""
+    return {
+        "block_in": lambda layer: HookPoint(layer, "input"),
+        "q": lambda layer: HookPoint(layer.self_attn.q_proj, "output", heads),
+        "k": lambda layer: HookPoint(layer.self_attn.k_proj, "output", kv_heads),
+        "v": lambda layer: HookPoint(layer.self_attn.v_proj, "output", kv_heads),
+        "attn_out": lambda layer: HookPoint(layer.self_attn, "output"),
+        "mlp_norm_in": lambda layer: HookPoint(layer.post_attention_layernorm, "input"),
+        "mlp_in": lambda layer: HookPoint(layer.mlp, "input"),
+        "gate": lambda layer: HookPoint(layer.mlp.gate_proj, "output"),
+        "up": lambda layer: HookPoint(layer.mlp.up_proj, "output"),
+        "z": lambda layer: HookPoint(layer.mlp.down_proj, "input"),
+        "mlp_out": lambda layer: HookPoint(layer.mlp, "output"),
+        "block_out": lambda layer: HookPoint(layer, "output"),
+    }

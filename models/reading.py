@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from transformers import AutoModelForImageTextToText, PreTrainedModel
+from transformers import AutoModelForImageTextToText, GenerationConfig, PreTrainedModel
 
 from sinkscope.config import ModelSettings
 from sinkscope.models.family import Family
@@ -54,6 +54,8 @@ def load_weights(
             local_files_only=True,
             ignore_mismatched_sizes=True,  # said below, with both shapes
             output_loading_info=True,
+            # Else transformers would read the file, and a wrong value in it would end the load.
+            generation_config=GenerationConfig(),
         )
     except (torch.OutOfMemoryError, MemoryError) as error:
         torch.cuda.empty_cache()

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from sinkscope.models.profiles import SinkProfile
-from sinkscope.redistribution.sinks import above_threshold
+from sinkscope.models.sink_score import above_threshold
 
 
 @dataclass(frozen=True)

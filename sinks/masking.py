@@ -4,12 +4,10 @@ The evidence about sinks that does not use attention: a token that means nothing
 the answer stays as probable as it was.
 
 1. `read_answer` passes prompt and answer through the model once, unchanged (teacher forcing). It
-   keeps what the text model was called with, so that the vision tower is paid once a sample; an
-   observer and a keeper may look on (`models.attention.ForwardPlan`).
+   keeps what the text model was called with, so that the vision tower is paid once a sample; probes
+   may look on.
 2. `hidden_log_probabilities` passes the same embeddings through the text model again, several sets
-   of hidden tokens as one batch. Hidden are KEYS: a mask takes them from every later query of every
-   head. The token's own row still sees itself, so no row is ever empty, and what is left of a row
-   is a softmax over the tokens that remain; nothing is set to zero afterwards.
+   of hidden tokens as one batch (`interventions.hide`).
 
 Hiding changes what the tokens in between say as well, so by default nothing can be reused of the
 plain pass. With `from_queries="after_image"` only queries behind the last image are kept from
@@ -23,17 +21,19 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, get_args
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import DynamicCache
 
+from sinkscope.capture.probes.base import Probe
+from sinkscope.capture.probes.text_inputs import TextInputs
 from sinkscope.capture.run import on_device
-from sinkscope.models.attention import PLAN_KEY, ForwardPlan, running
+from sinkscope.capture.session import Session, attached
+from sinkscope.interventions.hide import HideKeys
 from sinkscope.models.family import PromptInputs
 from sinkscope.models.loading import ModelHandle
 from sinkscope.sinks.validate_settings import FromQueries
@@ -51,12 +51,14 @@ class ToldAnswer:
         log_probabilities: float32 (T,) on the CPU, nats: the plain model's, of each answer token
             after the prompt and the tokens before it.
         keywords: what the text model was called with, one row, for N + T - 1 positions.
+        session: what the probes of the pass saw.
     """
 
     inputs: PromptInputs
     answer: tuple[int, ...]
     log_probabilities: Tensor
     keywords: Mapping[str, Any]
+    session: Session = field(repr=False, compare=False)
 
     @property
     def length(self) -> int:
@@ -74,7 +76,7 @@ def read_answer(
     handle: ModelHandle,
     inputs: PromptInputs,
     answer: Sequence[int],
-    plan: ForwardPlan | None = None,
+    probes: Sequence[Probe] = (),
 ) -> ToldAnswer:
     """One plain forward pass over a prompt and an answer to it.
 
@@ -82,7 +84,7 @@ def read_answer(
         handle: a loaded model; its lock must be held.
         inputs: from `handle.prepare`.
         answer: token ids, at least one.
-        plan: looks on; it must want nothing that changes the output.
+        probes: look on; what they saw is in the result's `session`.
 
     Raises:
         ValueError: there is no answer token, or the model's output is not a number.
@@ -91,24 +93,15 @@ def read_answer(
         raise ValueError(
             "The answer has no token; there is nothing whose probability could change."
         )
-    seen: dict[str, Any] = {}
-
-    def look(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        seen.update({name: value for name, value in kwargs.items() if name != PLAN_KEY})
-
-    plan = plan or ForwardPlan(None, None, inputs.layout.length)
-    hook = handle.stack.language_model.register_forward_pre_hook(look, with_kwargs=True)
-    try:
-        with running(handle.stack, plan), torch.no_grad():
-            logits = handle.model(
-                **on_device(_with_answer(inputs, answer), handle.device),
-                use_cache=False,
-                logits_to_keep=len(answer),
-            ).logits
-    finally:
-        hook.remove()
-    kept = {name: seen[name] for name in seen if name not in ("past_key_values", "use_cache")}
-    return ToldAnswer(inputs, tuple(answer), _log_probabilities(logits, answer)[0], kept)
+    call = TextInputs()
+    with attached(handle, inputs, [call, *probes], new_tokens=len(answer) - 1) as session:
+        logits = handle.model(
+            **on_device(_with_answer(inputs, answer), handle.device),
+            use_cache=False,
+            logits_to_keep=len(answer),
+        ).logits
+    logs = _log_probabilities(logits, answer)[0]
+    return ToldAnswer(inputs, tuple(answer), logs, session[call], session)
 
 
 def hidden_log_probabilities(
@@ -178,81 +171,18 @@ def hidden_log_probabilities(
             cache = copy.deepcopy(shared)
             cache.batch_repeat_interleave(rows)
             keywords["past_key_values"] = cache
-        masks = None if plain else _Masks(padded.to(handle.device), told.length, start)
-        with _masked(handle, masks), torch.no_grad():
+        hides = [] if plain else [HideKeys(padded.to(handle.device))]
+        behind = len(told.answer) - 1
+        with attached(handle, told.inputs, interventions=hides, batch=rows, new_tokens=behind):
             states = handle.stack.language_model(**keywords, use_cache=shared is not None)[0]
             logits = handle.stack.output_head(states[:, -len(told.answer) :])
         parts.append(_log_probabilities(logits, told.answer)[: len(sets)])
     return torch.cat(parts)
 
 
-class _Masks:
-    """Which query may see which key, made for a layer when it is asked for; one layer's at once."""
-
-    def __init__(self, hidden: Tensor, length: int, start: int) -> None:
-        self._hidden, self._length, self._start = hidden, length, start
-        self._made: Tensor | None = None
-
-    def of(self, layer: int) -> Tensor:
-        """bool (B, 1, queries, keys), True where the query may see the key."""
-        if self._hidden.ndim == 3:
-            return self._mask(self._hidden[:, layer])
-        if self._made is None:
-            self._made = self._mask(self._hidden)
-        return self._made
-
-    def _mask(self, hidden: Tensor) -> Tensor:
-        query = torch.arange(self._start, self._length, device=hidden.device)[:, None]
-        key = torch.arange(self._length, device=hidden.device)
-        gone = hidden.new_zeros((len(hidden), self._length))  # answer tokens are never hidden
-        gone[:, : hidden.shape[1]] = hidden
-        unseen = gone[:, None] & (query > key)
-        return ((query >= key) & ~unseen)[:, None]
-
-
-@contextmanager
-def _masked(handle: ModelHandle, masks: _Masks | None) -> Iterator[None]:
-    """Each decoder layer gets its own mask on top of the model's inside the `with`.
-
-    On the layers and not through the model's `attention_mask`: positions are numbered from that.
-    """
-
-    def put_in(layer: int) -> Any:
-        def change(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-            states = args[0] if args else kwargs["hidden_states"]
-            assert masks is not None
-            mask = masks.of(layer).to(states.device)
-            return args, {**kwargs, "attention_mask": _both(mask, kwargs.get("attention_mask"))}
-
-        return change
-
-    hooks = (
-        []
-        if masks is None
-        else [
-            module.register_forward_pre_hook(put_in(index), with_kwargs=True)
-            for index, module in enumerate(handle.stack.layers)
-        ]
-    )
-    try:
-        yield
-    finally:
-        for hook in hooks:
-            hook.remove()
-
-
-def _both(mask: Tensor, own: Tensor | None) -> Tensor:
-    """A bool mask, and what the model itself hides (a sliding window); causal is in both."""
-    if own is None:
-        return mask
-    if own.dtype == torch.bool:
-        return mask & own
-    return own.masked_fill(~mask, torch.finfo(own.dtype).min)
-
-
 def _prefix(handle: ModelHandle, told: ToldAnswer, stop: int) -> Any:
     """Keys and values of positions [0, stop), from one plain pass."""
-    with torch.no_grad():
+    with attached(handle, told.inputs):
         keywords = _repeated(told.keywords, 1, 0, stop)
         cache = DynamicCache()  # whole also behind a sliding window
         handle.stack.language_model(**keywords, past_key_values=cache, use_cache=True)

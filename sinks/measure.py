@@ -1,8 +1,8 @@
 """What one sample says about sinks: one plain forward pass, reduced layer by layer as it passes.
 
 1. `measure` prepares the samples, pads them on the left to one batch, and runs the model once with
-   a plan whose observer sees the residual stream at each layer's input and whose keeper sees the
-   layer's rotated queries and keys.
+   a probe that sees the residual stream at each layer's input and the layer's rotated queries and
+   keys.
 2. In each layer, and for each sample by itself (its own positions alone, so that the batch cannot
    matter): attention received by each key (`sinks.received`), the vision tokens that stand out by
    it, and m = |x[d]| / rms(x) averaged over these, over the ordinary ones, at the first token and
@@ -23,16 +23,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sinkscope.models.attention import ForwardPlan, running
+from sinkscope.capture.probes.base import Probe, Reader
+from sinkscope.capture.session import attached
 from sinkscope.models.family import PromptInputs, PromptLayout
 from sinkscope.models.loading import ModelHandle
-from sinkscope.redistribution.sinks import EPSILON
+from sinkscope.models.run_info import RunInfo
+from sinkscope.models.sink_score import EPSILON
+from sinkscope.models.sites import At
 from sinkscope.sinks.received import block_bytes, choose, first_query_of, received
 from sinkscope.sinks.samples import Sample
 from sinkscope.sinks.settings import FindSettings
 from sinkscope.sinks.stats import TOP, SampleStats
 
-# A massive activation after Sun et al. (arXiv 2402.17762), see redistribution.sinks.
+# A massive activation after Sun et al. (arXiv 2402.17762), see models.sink_score.
 MASSIVE, MASSIVE_RATIO = 100.0, 1000.0
 
 
@@ -90,12 +93,11 @@ def _forward(
     layers = settings.looked_at(handle.info.layers)
     tensors, length = _batch(prompts)
     check_window(handle, length)
-    reducers = [_Reducer(prompt.layout, handle.info.hidden_size, settings) for prompt in prompts]
-    watcher = _Watcher(reducers, frozenset(layers), length)
-    plan = ForwardPlan(None, None, length, watcher, batch=len(usable), keeper=watcher)
-    with handle.lock, running(handle.stack, plan), torch.no_grad():
+    probe = LayerStatistics(settings, layers)
+    with handle.lock, attached(handle, prompts, [probe]) as session:
         given = {name: tensor.to(handle.device) for name, tensor in tensors.items()}
         handle.model(**given, use_cache=False, logits_to_keep=1)
+    reducers = session[probe]
     made = [
         SampleStats(
             id=sample.id,
@@ -112,27 +114,46 @@ def _forward(
     return made
 
 
-class _Watcher:
-    """Observer and keeper of one forward pass: hands each sample its part of each layer."""
+@dataclass(frozen=True)
+class LayerStatistics(Probe):
+    """Statistics of each batch row; `session[probe]` has one `_Reducer` a row.
 
-    def __init__(self, reducers: list[_Reducer], layers: frozenset[int], length: int) -> None:
-        self._reducers, self._layers, self._length = reducers, layers, length
+    Attributes:
+        settings: how tokens are chosen.
+        layers: in which layers.
+    """
+
+    settings: FindSettings
+    layers: tuple[int, ...]
+
+    def begin(self, run: RunInfo) -> Reader:
+        size = run.model.hidden_size
+        reducers = [_Reducer(layout, size, self.settings) for layout in run.layouts]
+        return _Watcher(reducers, self.layers, run.length)
+
+
+class _Watcher(Reader):
+    """Hands each sample its part of each layer."""
+
+    def __init__(self, reducers: list[_Reducer], layers: tuple[int, ...], length: int) -> None:
+        self.looks = (At("block_in", layers), At("queries_keys", layers))
+        self._reducers, self._length = reducers, length
         self._hidden: Tensor | None = None
 
-    def observe(self, layer: int, hidden: Tensor, start: int) -> None:
-        """See `models.attention.StreamObserver`. The layer itself still holds this tensor."""
-        self._hidden = hidden if layer in self._layers else None
-
-    def keep(
-        self, layer: int, query: Tensor, key: Tensor, scale: float, first_position: int
-    ) -> None:
-        """See `models.attention.QueryKeeper`."""
-        hidden, self._hidden = self._hidden, None
-        if hidden is None:
+    def see(self, site: str, layer: int, values: Any, positions: Sequence[int]) -> None:
+        """The residual stream first, then queries and keys of the same layer."""
+        if site == "block_in":
+            self._hidden = values  # the layer itself still holds this tensor
             return
+        hidden, self._hidden = self._hidden, None
+        assert hidden is not None
+        query, key, scale = values
         for row, reducer in enumerate(self._reducers):
             pad = self._length - reducer.length
             reducer.reduce(layer, hidden[row, pad:], query[row, :, pad:], key[row, :, pad:], scale)
+
+    def result(self) -> list[_Reducer]:
+        return self._reducers
 
 
 class _Reducer:

@@ -1,6 +1,6 @@
 """What a validation measures while one prompt passes through the model, layer by layer.
 
-`PromptReader` looks on as a forward pass runs: the residual stream at each layer's input gives the
+`PromptReading` looks on as a forward pass runs: the residual stream at each layer's input gives the
 sink scores, under the profile's dimensions and under random ones; the layer's queries and keys give
 the attention each vision token receives, and the rows that VAR would change. All of it is reduced
 to one number a vision token at once, in float32, so nothing of the attention's size is kept.
@@ -9,47 +9,64 @@ to one number a vision token at once, in float32, so nothing of the attention's 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from sinkscope.capture.probes.base import Probe, Reader
 from sinkscope.config import VARSettings
+from sinkscope.interventions.var.selection import select_rows
 from sinkscope.models.family import PromptLayout
+from sinkscope.models.kernels import attention_rows
 from sinkscope.models.profiles import SinkProfile
-from sinkscope.redistribution.grouped import attention_rows
-from sinkscope.redistribution.selection import select_rows
-from sinkscope.redistribution.sinks import sink_score
+from sinkscope.models.run_info import RunInfo
+from sinkscope.models.sink_score import sink_score
+from sinkscope.models.sites import At
 from sinkscope.sinks.evidence import Reading
 from sinkscope.sinks.received import block_bytes, choose, first_query_of, received
 from sinkscope.sinks.validate_settings import ValidateSettings
 from sinkscope.var_patch import acting_layers
 
 
-class PromptReader:
-    """Observer and keeper of one forward pass (`models.attention.ForwardPlan`).
+@dataclass(frozen=True)
+class PromptReading(Probe):
+    """Reads the prompt of one forward pass; `session[probe]` is a `PromptReader`.
 
     An answer may follow the prompt: rows and keys behind the prompt are left out.
 
-    Args:
-        layout: of the prompt, which has an image.
+    Attributes:
         profile: whose dimensions and, where `taus` is empty, whose tau.
         random_dims: draws of dimensions to score as well.
         taus: thresholds at which to count the rows that VAR would change.
         settings: how high-attention tokens are chosen.
+    """
+
+    profile: SinkProfile
+    random_dims: tuple[tuple[int, ...], ...]
+    taus: tuple[float, ...]
+    settings: ValidateSettings
+
+    def begin(self, run: RunInfo) -> PromptReader:
+        return PromptReader(self, run.layouts[0], run.model.layers)
+
+
+class PromptReader(Reader):
+    """`PromptReading` at work.
+
+    Args:
+        probe: what to read.
+        layout: of the prompt, which has an image.
         layers: of the model.
     """
 
-    def __init__(
-        self,
-        layout: PromptLayout,
-        profile: SinkProfile,
-        random_dims: Sequence[tuple[int, ...]],
-        taus: Sequence[float],
-        settings: ValidateSettings,
-        layers: int,
-    ) -> None:
-        self._layout, self._profile, self._random_dims = layout, profile, tuple(random_dims)
-        self._taus, self._settings, self._layers = tuple(taus), settings, layers
+    def __init__(self, probe: PromptReading, layout: PromptLayout, layers: int) -> None:
+        prompt = range(layout.length)
+        self.looks = (At("block_in", None, prompt), At("queries_keys", None, prompt))
+        profile = probe.profile
+        self._layout, self._profile, self._random_dims = layout, profile, probe.random_dims
+        self._taus, self._settings, self._layers = probe.taus, probe.settings, layers
         self._vision = layout.vision_positions()
         self._behind = layout.grids[-1].stop
         self._var = VARSettings(dims=profile.dims, tau=profile.tau)
@@ -62,9 +79,15 @@ class PromptReader:
         self._chosen: dict[int, tuple[Tensor, Tensor]] = {}
         self._selected: dict[int, tuple[float, ...]] = {}
 
-    def observe(self, layer: int, hidden: Tensor, start: int) -> None:
-        """See `models.attention.StreamObserver`."""
-        states = hidden[0, : self._layout.length]
+    def see(self, site: str, layer: int, values: Any, positions: Sequence[int]) -> None:
+        """The residual stream first, then queries and keys of the same layer."""
+        if site == "block_in":
+            self._score(layer, values[0])
+        else:
+            query, key, scale = values
+            self._attend(layer, query, key[:, :, : self._layout.length], scale)
+
+    def _score(self, layer: int, states: Tensor) -> None:
         vision = states[self._vision.to(states.device)]
         self._scores = sink_score(states, self._profile.dims)
         self._norm = torch.linalg.vector_norm(vision, dim=-1, dtype=torch.float32)
@@ -73,12 +96,8 @@ class PromptReader:
             [sink_score(vision, dims) for dims in self._random_dims]
         ).cpu()
 
-    def keep(
-        self, layer: int, query: Tensor, key: Tensor, scale: float, first_position: int
-    ) -> None:
-        """See `models.attention.QueryKeeper`."""
+    def _attend(self, layer: int, query: Tensor, key: Tensor, scale: float) -> None:
         length = self._layout.length
-        query, key = query[:, :, :length], key[:, :, :length]
         by = self._settings.tokens_by
         first = first_query_of(by, length, self._behind)
         gained = received(query[0], key[0], scale, first).cpu()[self._vision]

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from sinkscope.redistribution.grouped import pack
+from sinkscope.models.kernels import pack
 from sinkscope.sinks.settings import TokensBy
 
 

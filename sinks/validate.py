@@ -26,19 +26,18 @@ from torch import Tensor
 from sinkscope.attention_extractor import generate
 from sinkscope.capture.run import end_tokens, memory_errors_named
 from sinkscope.config import GenerationSettings
-from sinkscope.models.attention import ForwardPlan
 from sinkscope.models.family import PromptInputs
 from sinkscope.models.images import ImageError
 from sinkscope.models.loading import ModelHandle
 from sinkscope.models.profiles import SinkProfile, check_fits
-from sinkscope.redistribution.sinks import FIRST_LAYER
+from sinkscope.models.sink_score import FIRST_LAYER
 from sinkscope.sinks import evidence
 from sinkscope.sinks.evidence import Candidates, Reading
 from sinkscope.sinks.findings import Findings, UsedSample
 from sinkscope.sinks.masking import answer_tokens, hidden_log_probabilities, read_answer
 from sinkscope.sinks.measure import check_window
 from sinkscope.sinks.progress import Progress, Stopped
-from sinkscope.sinks.readout import PromptReader
+from sinkscope.sinks.readout import PromptReading
 from sinkscope.sinks.samples import Sample, SampleSet, read_samples
 from sinkscope.sinks.summary import Record, SweepRecord, summarise
 from sinkscope.sinks.validate_settings import ValidateSettings
@@ -215,14 +214,11 @@ def _one(task: _Task, sample: Sample, asked: _Asked, sweeps: bool) -> Record:
     """Everything about one sample."""
     handle, settings = task.handle, task.settings
     inputs, answer, own = asked.inputs, asked.answer, asked.own
-    reader = PromptReader(
-        inputs.layout, task.profile, task.random_dims, task.taus, settings, handle.info.layers
-    )
-    plan = ForwardPlan(None, None, inputs.layout.length, reader, keeper=reader)
+    probe = PromptReading(task.profile, task.random_dims, task.taus, settings)
     counted = GenerationSettings(max_new_tokens=len(answer))
     with handle.lock, memory_errors_named(inputs, counted):
-        told = read_answer(handle, inputs, answer, plan)
-        reading = reader.reading()
+        told = read_answer(handle, inputs, answer, [probe])
+        reading = told.session[probe].reading()
         wanted = _Wanted(inputs, reading.phi.shape)
         order = _orders(sample, inputs.layout.vision_tokens, settings)
         found = evidence.candidates(reading, task.profile.tau, task.layers, order)

@@ -16,8 +16,8 @@ ROOT = Path(__file__).resolve().parent.parent
 ORDER: tuple[tuple[str, ...], ...] = (
     ("utils",),
     ("config",),
-    ("redistribution",),
     ("models",),
+    ("interventions",),
     ("var_patch", "records"),
     ("capture",),
     ("attention_processor",),

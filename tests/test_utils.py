@@ -1,15 +1,17 @@
-"""The small helpers: a file is old or new and never half."""
+"""The small helpers: a file is old or new and never half; plain values are what JSON has."""
 
 from __future__ import annotations
 
+import json
 import os
 import stat
 from pathlib import Path
 from typing import BinaryIO
 
+import numpy as np
 import pytest
 
-from sinkscope.utils import sha256, write_atomically
+from sinkscope.utils import plain_values, sha256, write_atomically
 
 
 def test_writes_a_new_file(tmp_path: Path) -> None:
@@ -69,3 +71,23 @@ def test_sha256() -> None:
     # FIPS 180-2, appendix B.1
     expected = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
     assert sha256(b"abc") == expected
+
+
+def test_plain_values_are_what_json_gives_back() -> None:
+    value = {"a": (1, 2.5, None, True, "x"), 3: {"b": ((), np.float64(0.5), np.int32(7))}}
+    made = plain_values(value)
+    assert (
+        made
+        == json.loads(json.dumps(made))
+        == {
+            "a": [1, 2.5, None, True, "x"],
+            "3": {"b": [[], 0.5, 7]},
+        }
+    )
+    assert [type(one) for one in made["3"]["b"][1:]] == [float, int]
+
+
+@pytest.mark.parametrize("value", [float("inf"), b"x", object(), {1}, np.zeros(2), {"a": [{2}]}])
+def test_other_values_are_refused_with_their_place(value: object) -> None:
+    with pytest.raises(ValueError, match=r"^settings\.deep.* is .*; allowed: "):
+        plain_values({"deep": value}, "settings")

@@ -26,6 +26,7 @@ ANSWER: dict[str, Any] = {
     "top_k": 0,
     "repetition_penalty": 1.0,
     "seed": 0,
+    "decoding": "ours",
 }
 VAR: dict[str, Any] = {
     "same_text": False,

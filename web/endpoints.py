@@ -15,6 +15,7 @@ from gradio.processing_utils import save_file_to_cache
 from PIL import Image
 
 from sinkscope.attention_extractor import Comparison, RunOutOfMemoryError
+from sinkscope.capture.run import checkpoint_decoding
 from sinkscope.capture.trace import GenerationTrace
 from sinkscope.config import VARSettings
 from sinkscope.drawing.panels import Painter
@@ -68,8 +69,9 @@ class Api:
     ) -> dict[str, Any]:
         """Load a model (`demo`, a hub id or a folder) and wait for it. It serves everyone.
 
-        Gives its id, revision, device, dtype, layers, heads, a note on its checkpoint, and the sink
-        dimensions and tau that are known for it (null where none are).
+        Gives its id, revision, device, dtype, layers, heads, a note on its checkpoint, the sink
+        dimensions and tau that are known for it (null where none are), and what its own
+        generation_config.json would do.
         """
         slot, settings = self._handlers.slot, self._handlers.settings
         asked = (model, device, dtype, min_pixels, max_pixels, revision or None)
@@ -86,6 +88,7 @@ class Api:
             **{name: getattr(handle.info, name, None) for name in MODEL},
             "sink_dims": None if profile is None else list(profile.dims),
             "tau": None if profile is None else profile.tau,
+            "decoding": checkpoint_decoding(handle).about(),
         }
 
     def generate(
@@ -98,16 +101,20 @@ class Api:
         top_k: float = 0,
         repetition_penalty: float = 1.0,
         seed: float = 0,
+        decoding: str = "ours",
         request: gr.Request = None,  # type: ignore[assignment]
     ) -> dict[str, Any]:
         """Answer a prompt about an image and keep the attention behind each token.
+
+        With `decoding` "checkpoint" tokens are chosen as the model's own generation_config.json
+        says, and temperature, top_p, top_k and repetition_penalty must be left out.
 
         Gives the run's id (`run`), its model, layers, heads and images, and under `baseline` the
         answer with text, probability, image share and sink share of each token.
         """
         asked = Request(
             image, prompt, max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p,
-            top_k=top_k, repetition_penalty=repetition_penalty, seed=seed,
+            top_k=top_k, repetition_penalty=repetition_penalty, seed=seed, decoding=decoding,
         )  # fmt: skip
         return about_run(self._run(asked, request))
 
@@ -130,6 +137,7 @@ class Api:
         top_k: float = 0,
         repetition_penalty: float = 1.0,
         seed: float = 0,
+        decoding: str = "ours",
         request: gr.Request = None,  # type: ignore[assignment]
     ) -> dict[str, Any]:
         """The same without and with VAR. Without `tau` and `dims`, those of the model's profile.
@@ -144,7 +152,7 @@ class Api:
         asked = Request(
             image, prompt, True, same_text, tau, keep, max_sink_share, min_image_mass, var_layers,
             dialect, control, max_new_tokens, temperature, top_p, top_k, repetition_penalty, seed,
-            dims,
+            dims, decoding=decoding,
         )  # fmt: skip
         run = self._run(asked, request)
         both = run.traces["baseline"], run.traces["var"]
@@ -304,6 +312,7 @@ def about_run(run: Run) -> dict[str, Any]:
             for g in first.layout.grids
         ],
         "settings": dict(first.settings),
+        "decoding": first.extra.get("decoding"),
         **{name: _answer(trace) for name, trace in run.traces.items()},
     }
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import gradio as gr
 
+from sinkscope.config import GenerationSettings
 from sinkscope.web.handlers import Handlers
 from sinkscope.web.request import Request
 
@@ -35,6 +36,7 @@ def generating(handlers: Handlers) -> Callable[..., Any]:
         seed: float = 0,
         dims: str = "",
         dims_of: str = "",
+        decoding: str = "ours",
         request: gr.Request = None,  # type: ignore[assignment]
     ) -> Iterator[tuple[Any, Any, Any]]:
         """Answer a prompt about an image and keep the attention behind each token.
@@ -42,12 +44,17 @@ def generating(handlers: Handlers) -> Callable[..., Any]:
         Yields what the inspector shows: queued, streaming, then ready (with the address of the
         run's numbers), stopped or error. With `compare`, VAR is run beside the plain model, with
         the sink dimensions `dims` (such as "17, 101") if they are given, else those of the model's
-        profile; `dims_of` is the model that they were found on, and another one is refused.
+        profile; `dims_of` is the model that they were found on, and another one is refused. With
+        `decoding` "checkpoint" the controls of sampling are not read, as the page shows.
         """
+        if decoding == "checkpoint":
+            own = GenerationSettings()
+            temperature, top_p, top_k = own.temperature, own.top_p, own.top_k
+            repetition_penalty = own.repetition_penalty
         asked = Request(
             image, prompt, compare, same_text, tau, keep, max_sink_share, min_image_mass, layers,
             dialect, control, max_new_tokens, temperature, top_p, top_k, repetition_penalty, seed,
-            dims, dims_of,
+            dims, dims_of, decoding,
         )  # fmt: skip
         busy = False
         for value in handlers.generate(asked, request.session_hash or ""):

@@ -18,6 +18,7 @@ from sinkscope.web.form import Form, build_form
 from sinkscope.web.handlers import Handlers
 from sinkscope.web.inspector import drawn, empty_value, run_value
 from sinkscope.web.model_events import (
+    choosing_decoding,
     choosing_dims,
     following,
     forecasting,
@@ -81,8 +82,11 @@ def build_explore(
         **free,
     )
     there = page.load(following(slot), None, told, api_visibility="private", **free)
+    decoding = (choosing_decoding(slot), form.decoding, [form.says, *form.replaced])
+    form.decoding.change(*decoding, **QUIET)
     for event in (loaded, there):
         event.then(*ahead, **QUIET)
+        event.then(*decoding, **QUIET)
     _connect_dims(form, slot, loaded)
     gr.on(
         [picker.opened.expand, *(control.change for control in picker.controls)],

@@ -27,6 +27,9 @@ class Form:
         dims, dims_of: sink dimensions of this browser alone, in the place of the model's, and the
             model that they were found on.
         own: goes back to the model's; there only while others are used.
+        decoding: whether tokens are chosen as set here or as the checkpoint says.
+        says: what the checkpoint says.
+        replaced: controls that have no effect then.
     """
 
     controls: tuple[Component, ...]
@@ -41,6 +44,9 @@ class Form:
     same_text: gr.Checkbox
     tau: gr.Slider
     tokens: gr.Slider
+    decoding: gr.Radio
+    says: gr.HTML
+    replaced: tuple[Component, ...]
     dims: gr.Textbox
     dims_of: gr.State
     own: gr.Button
@@ -75,9 +81,9 @@ def build_form(generation: GenerationSettings, offered: list[Example]) -> Form:
         stop = gr.Button("Stop", interactive=False, elem_id="stop", min_width=60)
     ahead = notice_line("ahead")
     note, var, (dims, dims_of, own) = _var_settings()
-    generating = _generation_settings(generation)
+    generating, decoding, says = _generation_settings(generation)
     return Form(
-        controls=(image, prompt, compare, *var, *generating, dims, dims_of),
+        controls=(image, prompt, compare, *var, *generating, dims, dims_of, decoding),
         image=image,
         prompt=prompt,
         shelf=shelf,
@@ -89,6 +95,9 @@ def build_form(generation: GenerationSettings, offered: list[Example]) -> Form:
         same_text=var[0],
         tau=var[1],
         tokens=generating[0],
+        decoding=decoding,
+        says=says,
+        replaced=generating[1:-1],
         dims=dims,
         dims_of=dims_of,
         own=own,
@@ -178,7 +187,10 @@ def _var_settings() -> tuple[gr.Textbox, tuple[Any, ...], tuple[Any, ...]]:
     return note, settings, (dims, dims_of, own)
 
 
-def _generation_settings(start: GenerationSettings) -> tuple[Any, ...]:
+def _generation_settings(
+    start: GenerationSettings,
+) -> tuple[tuple[Any, ...], gr.Radio, gr.HTML]:
+    ours = start.decoding == "ours"
     # Gradio refuses a value outside a slider's range, with a message of its own, so a range always
     # takes in what the settings of the start say.
     with gr.Accordion("Generation settings", open=False, elem_id="generation-settings"):
@@ -189,6 +201,13 @@ def _generation_settings(start: GenerationSettings) -> tuple[Any, ...]:
             step=1,
             label="max new tokens",
         )
+        decoding = gr.Radio(
+            [("as set here", "ours"), ("as the checkpoint says", "checkpoint")],
+            value=start.decoding,
+            label="Decoding",
+            elem_id="decoding",
+        )
+        says = notice_line("checkpoint-says")
         temperature = gr.Slider(
             0,
             max(2, start.temperature),
@@ -196,18 +215,22 @@ def _generation_settings(start: GenerationSettings) -> tuple[Any, ...]:
             step=0.05,
             label="temperature",
             info="0 is greedy.",
+            interactive=ours,
         )
-        top_p = gr.Slider(min(0.01, start.top_p), 1, start.top_p, step=0.01, label="top p")
-        top_k = gr.Number(start.top_k, precision=0, minimum=0, label="top k")
+        top_p = gr.Slider(
+            min(0.01, start.top_p), 1, start.top_p, step=0.01, label="top p", interactive=ours
+        )
+        top_k = gr.Number(start.top_k, precision=0, minimum=0, label="top k", interactive=ours)
         penalty = gr.Slider(
             min(0.5, start.repetition_penalty),
             max(2, start.repetition_penalty),
             start.repetition_penalty,
             step=0.01,
             label="repetition penalty",
+            interactive=ours,
         )
         seed = gr.Number(start.seed, precision=0, minimum=0, label="seed")
-    return tokens, temperature, top_p, top_k, penalty, seed
+    return (tokens, temperature, top_p, top_k, penalty, seed), decoding, says
 
 
 def _shelf_item(example: Example, shelf: gr.HTML) -> dict[str, str]:

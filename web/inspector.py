@@ -112,6 +112,8 @@ def facts_of(run: Run) -> list[str]:
     if seconds > 0 and run.kind != "pair":  # two runs took two times
         facts += [f"{seconds:.1f} s", f"{count / seconds:.1f} tokens/s"]
     facts.append(f"{run.nbytes / 1e6:.1f} MB of attention")
+    if trace.settings.get("decoding") == "checkpoint" and run.kind != "pair":
+        facts.append("decoded as the checkpoint says")
     return facts
 
 

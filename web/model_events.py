@@ -13,13 +13,16 @@ from typing import Any
 
 import gradio as gr
 
+from sinkscope.capture.run import checkpoint_decoding
 from sinkscope.config import ModelSettings, Settings
-from sinkscope.web.forecast import Forecaster, notice, of_load
+from sinkscope.models.loading import ModelHandle
+from sinkscope.web.forecast import Forecaster, Notice, notice, of_load
 from sinkscope.web.request import Request, parse_indices, whole
 from sinkscope.web.security import LOOPBACK
 from sinkscope.web.slot import ModelSlot, SlotState
 
 LONGEST_REVISION = 200
+SHOWN = 2  # reasons why a checkpoint's own settings cannot be followed
 
 
 def status_value(state: SlotState) -> dict[str, Any]:
@@ -179,6 +182,29 @@ def loading(slot: ModelSlot, settings: Settings, offered: Sequence[str]) -> Call
             raise _said(slot.state.message, "Not loaded")
 
     return load_model
+
+
+def choosing_decoding(slot: ModelSlot) -> Callable[..., Any]:
+    def decoding(chosen: str) -> tuple[Any, ...]:
+        """What the checkpoint says, and whether the controls that it replaces are in use."""
+        ours = gr.update(interactive=chosen != "checkpoint")
+        return checkpoint_notice(slot.handle, chosen), ours, ours, ours, ours
+
+    return decoding
+
+
+def checkpoint_notice(handle: ModelHandle | None, chosen: str) -> Notice:
+    """The line about the loaded checkpoint's own generation_config.json."""
+    if handle is None:
+        return notice()
+    found = checkpoint_decoding(handle)
+    words = f"This checkpoint's own generation_config.json: {found.words}."
+    if found.refusals:
+        more = len(found.refusals) - SHOWN
+        words += f" It cannot be followed: {' '.join(found.refusals[:SHOWN])}"
+        words += f" And {more} more." if more > 0 else ""
+    words = " ".join([words, *found.notes])
+    return notice(words, "warn" if found.refusals and chosen == "checkpoint" else "quiet")
 
 
 def choosing_dims(slot: ModelSlot) -> Callable[..., Any]:

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from sinkscope.capture.decoding import shown_settings
 from sinkscope.capture.trace import MEAN_HEAD, GenerationTrace, PromptTrace
 from sinkscope.drawing.view import same_grids, same_images
 from sinkscope.web.store import LABELS, Run, RunStore
@@ -212,7 +213,8 @@ def _settings(
         ("model", *(f"{t.model.id} @ {t.model.revision}" for t in (a, b))),
         ("device", *(f"{t.model.device}, {t.model.dtype}" for t in (a, b))),
     ]
-    rows += _both("", a.settings, b.settings, ("layers", "heads", "reference", "prompt_rows"))
+    shown = shown_settings(a), shown_settings(b)
+    rows += _both("", *shown, ("layers", "heads", "reference", "prompt_rows"))
     left, right = ((t.var or {}).get("settings") or {} for t in (a, b))
     rows += _both("VAR ", left, right, ())
     return rows

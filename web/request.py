@@ -36,6 +36,7 @@ class Request:
     seed: float = 0
     dims: str = ""
     dims_of: str = ""
+    decoding: str = "ours"
 
     def settings(self, start: Settings) -> GenerationSettings:
         """What the controls say, over the start's settings, which alone say what is captured."""
@@ -49,6 +50,7 @@ class Request:
             top_k=whole("top_k", self.top_k),
             repetition_penalty=self.repetition_penalty,
             seed=whole("seed", self.seed),
+            decoding=self.decoding,  # type: ignore[arg-type]
         )
 
     def var(self, handle: ModelHandle) -> VARSettings | None:

@@ -21,6 +21,7 @@ from urllib.parse import urlencode
 import numpy as np
 
 from sinkscope.attention_processor import Rows
+from sinkscope.capture.decoding import decoding_words, shown_settings
 from sinkscope.web.assets import read_static
 from sinkscope.web.payload import build_payload, build_token_maps, encode_image, images_of
 from sinkscope.web.store import Run
@@ -193,7 +194,10 @@ def _about_one(run: Run) -> Iterator[tuple[str, str]]:
         for g in first.layout.grids
     )
     yield "Image" if len(first.images) == 1 else "Images", "\n".join(sizes)
-    yield "Generation", _settings(first.settings, without=("layers", "heads"))
+    shown = shown_settings(first)
+    yield "Generation", _settings(shown, without=("layers", "heads", "decoding"))
+    if said := decoding_words(first):
+        yield "Decoding", said
     two = len(run.traces) > 1
     for name, trace in run.traces.items():
         applied = "; ".join(trace.applied) or "nothing: the plain model"

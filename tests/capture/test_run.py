@@ -24,11 +24,13 @@ from sinkscope.attention_extractor import (
 )
 from sinkscope.attention_processor import patch_map
 from sinkscope.capture import forecast as forecasting
+from sinkscope.capture.probes.rows import Rows
 from sinkscope.capture.recorder import TraceRecorder
-from sinkscope.capture.run import generation_config
+from sinkscope.capture.run import decide
+from sinkscope.capture.session import attached
 from sinkscope.capture.trace import MEAN_HEAD, GeneratedToken
 from sinkscope.config import GenerationSettings, VARSettings
-from sinkscope.models.attention import NAME, ForwardPlan, install, running
+from sinkscope.models.attention import NAME, install
 from sinkscope.models.family import PromptInputs
 from sinkscope.models.loading import ModelHandle, load_model
 from sinkscope.models.token_texts import token_texts
@@ -66,7 +68,7 @@ def plain(
     handle: ModelHandle, inputs: PromptInputs, settings: GenerationSettings
 ) -> SimpleNamespace:
     """transformers alone, with SDPA: token ids and raw logits (T, vocabulary)."""
-    config = generation_config(handle, settings)
+    config = decide(handle, settings, inputs.layout.length).config
     config.update(return_dict_in_generate=True, output_logits=True)
     handle.model.set_attn_implementation({"text_config": "sdpa"})
     try:
@@ -230,9 +232,11 @@ def test_chosen_layers_and_heads_are_those_of_a_whole_run(
     whole = generate(handle, inputs, GREEDY)
     some = generate(handle, inputs, GenerationSettings(10, layers=(3, 0), heads=(2,)))
     assert (some.layers, some.heads) == ((0, 3), (2,))
-    assert torch.equal(some.attention, whole.attention[:, [0, 3]][:, :, [2]])
-    assert torch.equal(some.shares, whole.shares[:, [0, 3]][:, :, [2]])
-    assert torch.equal(some.entropy, whole.entropy[:, [0, 3]][:, :, [2]])
+    # Layers that are not captured are plain SDPA, so their outputs differ in the last bits from
+    # those of captured ones (`tests/capture/test_session.py`: they are plain SDPA's, bit for bit).
+    for name in ("attention", "shares", "entropy"):
+        mine, other = getattr(some, name).float(), getattr(whole, name)[:, [0, 3]][:, :, [2]]
+        torch.testing.assert_close(mine, other.float(), rtol=1e-3, atol=1e-6)
 
 
 def test_heads_reduced_as_they_come_are_the_mean_of_a_whole_run(
@@ -338,27 +342,6 @@ def test_a_containers_limit_counts(tmp_path: Path) -> None:
     assert (forecasting.available_memory(torch.device("cpu")) or 1) > 0
 
 
-@pytest.mark.parametrize("name, value", [("prompt_lookup_num_tokens", 3), ("dola_layers", "high")])
-def test_a_checkpoint_that_asks_for_another_way_of_generating_is_refused(
-    handle: ModelHandle,
-    inputs: PromptInputs,
-    own_config: GenerationConfig,
-    name: str,
-    value: object,
-) -> None:
-    setattr(own_config, name, value)
-    with pytest.raises(ValueError, match=f"sets {name} to {value!r}.*greedy decoding or sampling"):
-        generate(handle, inputs, GREEDY)
-
-
-def test_beams_of_a_checkpoint_are_not_used(
-    handle: ModelHandle, inputs: PromptInputs, own_config: GenerationConfig
-) -> None:
-    before = generate(handle, inputs, GREEDY)
-    own_config.num_beams, own_config.num_return_sequences = 3, 2
-    assert generate(handle, inputs, GREEDY).tokens == before.tokens
-
-
 @pytest.mark.parametrize(
     "options, words",
     [
@@ -366,11 +349,11 @@ def test_beams_of_a_checkpoint_are_not_used(
         ({"prompt_lookup_num_tokens": 2}, "Assisted decoding"),
     ],
 )
-def test_beams_and_drafts_are_refused_while_a_plan_is_running(
+def test_beams_and_drafts_are_refused_while_a_session_is_attached(
     handle: ModelHandle, inputs: PromptInputs, options: dict[str, int], words: str
 ) -> None:
-    plan = ForwardPlan(None, None, inputs.layout.length, batch=1)
-    with pytest.raises(ValueError, match=words), running(handle.stack, plan):
+    probe = Rows(positions=(0,))
+    with pytest.raises(ValueError, match=words), attached(handle, inputs, [probe]):
         # a draft is made where the answer repeats the prompt, so it is made to repeat
         repeated = [[[int(inputs.token_ids[-1])], 50.0]]
         handle.model.generate(

@@ -14,7 +14,7 @@ from PIL import Image
 from sinkscope.attention_extractor import generate, generate_stash
 from sinkscope.attention_processor import relative_map
 from sinkscope.capture import forecast as forecasting
-from sinkscope.capture.run import RunOutOfMemoryError, generation_config
+from sinkscope.capture.run import RunOutOfMemoryError, decide
 from sinkscope.capture.stash import QueryStash
 from sinkscope.capture.trace import GenerationTrace, PromptTrace
 from sinkscope.config import GenerationSettings
@@ -44,7 +44,7 @@ def stash(handle: ModelHandle, inputs: PromptInputs) -> QueryStash:
 
 
 def alone(handle: ModelHandle, inputs: PromptInputs, implementation: str, **options: Any) -> Any:
-    config = generation_config(handle, SETTINGS)
+    config = decide(handle, SETTINGS, inputs.layout.length).config
     config.update(return_dict_in_generate=True, output_logits=True, **options)
     handle.model.set_attn_implementation({"text_config": implementation})
     try:

@@ -10,12 +10,14 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
+from sinkscope.attention_extractor import compare
 from sinkscope.attention_processor import head_mean, patch_map
 from sinkscope.capture.storage import TraceReader
 from sinkscope.capture.trace import (
@@ -26,8 +28,10 @@ from sinkscope.capture.trace import (
     PromptToken,
     PromptTrace,
 )
+from sinkscope.config import GenerationSettings, VARSettings
 from sinkscope.models.family import ImageGrid, PromptLayout, Segment
 from sinkscope.models.info import ModelInfo
+from sinkscope.models.loading import load_model
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -64,19 +68,74 @@ def small_trace(tokens: int = 3) -> GenerationTrace:
     )
 
 
+def assert_same(before: object, after: object, where: str = "trace") -> None:
+    """Equal in every value and type, to the bottom."""
+    assert type(before) is type(after), where
+    if isinstance(before, torch.Tensor):
+        assert isinstance(after, torch.Tensor) and before.dtype == after.dtype, where
+        assert torch.equal(before, after), where
+    elif isinstance(before, Image.Image):
+        assert before.mode == after.mode and before.tobytes() == after.tobytes(), where  # type: ignore[attr-defined]
+    elif dataclasses.is_dataclass(before):
+        for field in dataclasses.fields(before):
+            pair = getattr(before, field.name), getattr(after, field.name)
+            assert_same(*pair, f"{where}.{field.name}")
+    elif isinstance(before, dict):
+        assert list(before) == list(after), where  # type: ignore[call-overload]
+        for key, value in before.items():
+            assert_same(value, after[key], f"{where}.{key}")  # type: ignore[index]
+    elif isinstance(before, list | tuple):
+        assert len(before) == len(after), where  # type: ignore[arg-type]
+        for index, value in enumerate(before):
+            assert_same(value, after[index], f"{where}[{index}]")  # type: ignore[index]
+    else:
+        assert before == after, where
+
+
 def test_what_is_opened_is_what_was_saved(tmp_path: Path) -> None:
     trace = small_trace()
     trace.save(tmp_path / "run.safetensors")
-    again = GenerationTrace.open(tmp_path / "run.safetensors")
-    for field in dataclasses.fields(trace):
-        before, after = getattr(trace, field.name), getattr(again, field.name)
-        if isinstance(before, torch.Tensor):
-            assert before.dtype == after.dtype
-            assert torch.equal(before, after), field.name
-        elif field.name == "images":
-            assert [i.tobytes() for i in before] == [i.tobytes() for i in after]
-        else:
-            assert before == after, field.name
+    assert_same(trace, GenerationTrace.open(tmp_path / "run.safetensors"))
+
+
+def test_settings_report_and_the_rest_are_plain_before_they_are_saved(tmp_path: Path) -> None:
+    trace = dataclasses.replace(
+        small_trace(),
+        settings={"layers": (1, 3), "heads": None, "nested": {"a": (0.5, np.float32(0.25))}},
+        var={"layers": ({"layer": np.int64(2), "moved": torch.tensor(1.5)},)},
+        extra={"decoding": {"used": {"bad_words_ids": ((1, 2), (3,))}}, 4: True},
+    )
+    assert trace.settings == {"layers": [1, 3], "heads": None, "nested": {"a": [0.5, 0.25]}}
+    assert trace.var == {"layers": [{"layer": 2, "moved": 1.5}]}
+    assert trace.extra["4"] is True
+    trace.save(tmp_path / "run.safetensors")
+    assert_same(trace, GenerationTrace.open(tmp_path / "run.safetensors"))
+
+
+@pytest.mark.parametrize("value", [float("nan"), {1, 2}, torch.zeros(2), Path("x")])
+def test_what_no_file_can_hold_is_refused_when_a_trace_is_made(value: object) -> None:
+    with pytest.raises(ValueError, match=r"extra\.a\[1\] is "):
+        dataclasses.replace(small_trace(), extra={"a": [1, value]})
+
+
+@pytest.mark.tiny
+def test_a_whole_run_is_opened_as_it_was_made(
+    tiny_folder: Path, photo: Image.Image, tmp_path: Path
+) -> None:
+    """Everything that a run can have, from settings given as tuples to VAR's report."""
+    handle = load_model(str(tiny_folder), device="cpu", dtype="float32")
+    handle.model.generation_config.bad_words_ids = [[5], [6, 7]]
+    settings = GenerationSettings(
+        3, layers=(1, 2, 3), heads=(0, 2), prompt_rows=4, reference=True, decoding="checkpoint"
+    )
+    var = VARSettings(dims=(0, 3), tau=1.5, layers=(1, 2))
+    pair = compare(handle, handle.prepare([photo], "What is there?"), settings, var)
+    for name in ("baseline", "var"):
+        trace = getattr(pair, name)
+        assert trace.prompt_rows is not None and trace.reference is not None
+        trace.save(tmp_path / name)
+        assert_same(trace, GenerationTrace.open(tmp_path / name))
+    assert pair.var.var is not None and pair.var.sinks
 
 
 def prompt_trace(trace: GenerationTrace, rows: int) -> PromptTrace:
@@ -179,7 +238,7 @@ def test_a_file_of_a_newer_format(tmp_path: Path) -> None:
     path = tmp_path / "run.safetensors"
     about = {"sinkscope-trace": json.dumps({"format": "sinkscope-trace", "version": 99})}
     save_file({"attention": torch.zeros(1)}, path, metadata=about)
-    with pytest.raises(ValueError, match="format version 99; this SinkScope reads up to 3"):
+    with pytest.raises(ValueError, match="format version 99; this SinkScope reads up to 4"):
         GenerationTrace.open(path)
 
 

@@ -12,7 +12,7 @@ from sinkscope.demo.recipe import SinkTeaching
 from sinkscope.demo.scenes import scene
 from sinkscope.demo.sinking import Relief, choose_sinks, phi_per_dim, relieving, sink_loss
 from sinkscope.demo.teaching import scene_targets
-from sinkscope.redistribution.redistribute import redistribute
+from sinkscope.interventions.var.redistribute import redistribute
 from tests.demo.test_teaching import square_scene
 
 

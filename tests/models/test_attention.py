@@ -3,8 +3,9 @@ model."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,22 +14,20 @@ import torch
 from PIL import Image
 from transformers import StaticCache
 
-from sinkscope.models.attention import NAME, ForwardPlan, running
+from sinkscope.capture.probes.base import Probe
+from sinkscope.capture.probes.rows import Rows
+from sinkscope.capture.session import attached
+from sinkscope.models import attention
+from sinkscope.models.attention import NAME
+from sinkscope.models.family import PromptInputs
 from sinkscope.models.loading import ModelHandle, load_model
+from sinkscope.models.sites import EVER, At
 
 pytestmark = pytest.mark.tiny
 NEW_TOKENS = 6
 
 
-class FullRows:
-    """A recorder that keeps every row whole, in the dtype it was computed in."""
-
-    def __init__(self) -> None:
-        self.rows: dict[tuple[int, int], torch.Tensor] = {}  # (layer, position) -> (B, H, K)
-
-    def record(self, layer: int, rows: torch.Tensor, first_position: int) -> None:
-        for offset in range(rows.shape[2]):
-            self.rows[layer, first_position + offset] = rows[:, :, offset].clone()
+FullRows = dict[tuple[int, int], torch.Tensor]  # (layer, position) -> (B, H, K)
 
 
 @pytest.fixture(scope="module")
@@ -50,30 +49,38 @@ def noise(seed: int, width: int, height: int) -> Image.Image:
     return Image.fromarray(pixels.to(torch.uint8).numpy())
 
 
-def one_image(handle: ModelHandle) -> dict[str, torch.Tensor]:
-    return dict(handle.prepare([noise(1, 200, 140)], "What is on the image?").tensors)
+def one_image(handle: ModelHandle) -> list[PromptInputs]:
+    return [handle.prepare([noise(1, 200, 140)], "What is on the image?")]
 
 
-def two_images(handle: ModelHandle) -> dict[str, torch.Tensor]:
-    pictures = [noise(1, 200, 140), noise(2, 90, 170)]
-    return dict(handle.prepare(pictures, "What differs?").tensors)
+def two_images(handle: ModelHandle) -> list[PromptInputs]:
+    return [handle.prepare([noise(1, 200, 140), noise(2, 90, 170)], "What differs?")]
 
 
-def left_padded(handle: ModelHandle) -> dict[str, torch.Tensor]:
+def left_padded(handle: ModelHandle) -> list[PromptInputs]:
     """A batch of two prompts of different length, the shorter one padded at its left."""
-    short = handle.prepare([noise(1, 90, 90)], "What?").tensors
-    long = handle.prepare([noise(2, 140, 90)], "What is that over there?").tensors
-    width = long["input_ids"].shape[1]
+    return [
+        handle.prepare([noise(1, 90, 90)], "What?"),
+        handle.prepare([noise(2, 140, 90)], "What is that over there?"),
+    ]
+
+
+def tensors_of(handle: ModelHandle, prompts: list[PromptInputs]) -> dict[str, torch.Tensor]:
+    width = max(prompt.layout.length for prompt in prompts)
 
     def pad(name: str, filler: int) -> torch.Tensor:
-        gap = short[name].new_full((1, width - short[name].shape[1]), filler)
-        return torch.cat([torch.cat([gap, short[name]], dim=1), long[name]])
+        parts = [prompt.tensors[name] for prompt in prompts]
+        gaps = [part.new_full((1, width - part.shape[1]), filler) for part in parts]
+        return torch.cat([torch.cat(pair, dim=1) for pair in zip(gaps, parts, strict=True)])
 
     return {
         "input_ids": pad("input_ids", handle.model.generation_config.pad_token_id),
         "attention_mask": pad("attention_mask", 0),
         "mm_token_type_ids": pad("mm_token_type_ids", 0),
-        **{n: torch.cat([short[n], long[n]]) for n in ("pixel_values", "image_grid_thw")},
+        **{
+            name: torch.cat([prompt.tensors[name] for prompt in prompts])
+            for name in ("pixel_values", "image_grid_thw")
+        },
     }
 
 
@@ -81,54 +88,60 @@ CASES = {"one image": one_image, "two images": two_images, "left padding": left_
 
 
 def run(
-    handle: ModelHandle,
-    tensors: dict[str, torch.Tensor],
-    implementation: str,
-    recorder: FullRows | None = None,
-    **options: Any,
+    handle: ModelHandle, prompts: list[PromptInputs], implementation: str, **options: Any
 ) -> Any:
     handle.model.set_attn_implementation({"text_config": implementation})
-    plan = ForwardPlan(recorder, None, tensors["input_ids"].shape[1])
-    with running(handle.stack, plan) if recorder is not None else nullcontext():
-        settings = {
-            "max_new_tokens": NEW_TOKENS,
-            "do_sample": False,
-            "return_dict_in_generate": True,
-            "output_logits": True,
-            "eos_token_id": None,
-        }
-        return handle.model.generate(**tensors, **{**settings, **options})
+    settings = {
+        "max_new_tokens": NEW_TOKENS,
+        "do_sample": False,
+        "return_dict_in_generate": True,
+        "output_logits": True,
+        "eos_token_id": None,
+    }
+    return handle.model.generate(**tensors_of(handle, prompts), **{**settings, **options})
+
+
+def captured(
+    handle: ModelHandle, prompts: list[PromptInputs], **options: Any
+) -> tuple[Any, FullRows]:
+    """What `generate` returned, and the row that explains each of its tokens."""
+    rows = Rows(positions=range(length_of(prompts) - 1, EVER))
+    with attached(handle, prompts, [rows]) as session:
+        out = run(handle, prompts, NAME, **options)
+    return out, session[rows]
+
+
+def length_of(prompts: list[PromptInputs]) -> int:
+    return max(prompt.layout.length for prompt in prompts)
 
 
 def assert_rows_equal_eager(
-    handle: ModelHandle, tensors: dict[str, torch.Tensor], recorder: FullRows
+    handle: ModelHandle, prompts: list[PromptInputs], rows: FullRows
 ) -> None:
     """To 1e-6 in the first two layers; deeper ones inherit the two kernels' rounding."""
-    eager = run(handle, tensors, "eager", output_attentions=True)
-    prompt = tensors["input_ids"].shape[1]
+    eager = run(handle, prompts, "eager", output_attentions=True)
+    prompt = length_of(prompts)
     compared = 0
     for step, layers in enumerate(eager.attentions):
         for layer, weights in enumerate(layers):
-            ours = recorder.rows[layer, prompt - 1 + step]
+            ours = rows[layer, prompt - 1 + step]
             tolerance = 1e-6 if layer < 2 else 5e-6
             assert (ours - weights[:, :, -1]).abs().max() <= tolerance
             compared += 1
-    assert compared == NEW_TOKENS * handle.info.layers
+    assert compared == NEW_TOKENS * handle.info.layers == len(rows)
 
 
 @pytest.mark.parametrize("case", CASES)
 def test_rows_are_those_of_eager_attention(handle: ModelHandle, case: str) -> None:
-    tensors = CASES[case](handle)
-    recorder = FullRows()
-    run(handle, tensors, NAME, recorder)
-    assert_rows_equal_eager(handle, tensors, recorder)
+    prompts = CASES[case](handle)
+    assert_rows_equal_eager(handle, prompts, captured(handle, prompts)[1])
 
 
 @pytest.mark.parametrize("case", CASES)
 def test_capture_changes_no_answer(handle: ModelHandle, case: str) -> None:
-    tensors = CASES[case](handle)
-    plain = run(handle, tensors, "sdpa")
-    ours = run(handle, tensors, NAME, FullRows())
+    prompts = CASES[case](handle)
+    plain = run(handle, prompts, "sdpa")
+    ours, _ = captured(handle, prompts)
     assert torch.equal(plain.sequences, ours.sequences)
     assert torch.equal(plain.logits[0], ours.logits[0])  # prefill: the same kernel, bit for bit
     for a, b in zip(plain.logits[1:], ours.logits[1:], strict=True):
@@ -136,18 +149,21 @@ def test_capture_changes_no_answer(handle: ModelHandle, case: str) -> None:
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_without_a_plan_it_is_plain_sdpa_bit_for_bit(handle: ModelHandle, case: str) -> None:
-    tensors = CASES[case](handle)
-    plain = run(handle, tensors, "sdpa")
-    ours = run(handle, tensors, NAME)
+@pytest.mark.parametrize("session", [False, True], ids=["no session", "nothing attached"])
+def test_without_a_plan_it_is_plain_sdpa_bit_for_bit(
+    handle: ModelHandle, case: str, session: bool
+) -> None:
+    prompts = CASES[case](handle)
+    plain = run(handle, prompts, "sdpa")
+    with attached(handle, prompts) if session else nullcontext():
+        ours = run(handle, prompts, NAME)
     assert torch.equal(plain.sequences, ours.sequences)
     assert all(torch.equal(a, b) for a, b in zip(plain.logits, ours.logits, strict=True))
 
 
 def test_chunked_prefill_gives_the_same_rows(handle: ModelHandle) -> None:
-    tensors = one_image(handle)
-    recorder = FullRows()
-    prompt = tensors["input_ids"].shape[1]
+    (inputs,) = one_image(handle)
+    tensors, prompt = inputs.tensors, inputs.layout.length
     half = prompt // 2
     model = handle.model.model
     embeds = model.get_input_embeddings()(tensors["input_ids"])
@@ -157,7 +173,8 @@ def test_chunked_prefill_gives_the_same_rows(handle: ModelHandle) -> None:
     positions, _ = model.get_rope_index(
         tensors["input_ids"], tensors["mm_token_type_ids"], tensors["image_grid_thw"]
     )
-    with torch.no_grad(), running(handle.stack, ForwardPlan(recorder, None, prompt)):
+    rows = Rows(positions=(3, half - 1, half, prompt - 1))
+    with attached(handle, inputs, [rows]) as session:
         cache = None
         for part in (slice(0, half), slice(half, prompt)):
             cache = handle.stack.language_model(
@@ -166,71 +183,107 @@ def test_chunked_prefill_gives_the_same_rows(handle: ModelHandle) -> None:
                 past_key_values=cache,
                 use_cache=True,
             ).past_key_values
-    whole = FullRows()
-    run(handle, tensors, NAME, whole, max_new_tokens=1)
-    for layer in range(handle.info.layers):
-        difference = recorder.rows[layer, prompt - 1] - whole.rows[layer, prompt - 1]
-        assert difference.abs().max() <= 1e-6
+    whole = Rows(positions=(3, half - 1, half, prompt - 1))
+    with attached(handle, inputs, [whole]) as at_once:
+        handle.model(**tensors)
+    assert len(session[rows]) == 4 * handle.info.layers
+    for (layer, position), row in session[rows].items():
+        other = at_once[whole][layer, position][..., : row.shape[-1]]
+        assert (row - other).abs().max() <= 1e-6
 
 
 def test_a_static_cache_gives_the_same_rows(handle: ModelHandle) -> None:
-    tensors = one_image(handle)
-    recorder = FullRows()
-    length = tensors["input_ids"].shape[1] + NEW_TOKENS + 5
+    prompts = one_image(handle)
+    length = length_of(prompts) + NEW_TOKENS + 5
     cache = StaticCache(config=handle.model.config.text_config, max_cache_len=length)
-    run(handle, tensors, NAME, recorder, past_key_values=cache, disable_compile=True)
-    assert_rows_equal_eager(handle, tensors, recorder)
+    _, rows = captured(handle, prompts, past_key_values=cache, disable_compile=True)
+    assert_rows_equal_eager(handle, prompts, rows)
 
 
 def test_bfloat16_rows_are_within_its_rounding(tiny_folder: Path) -> None:
     handle = load_model(str(tiny_folder), device="cpu", dtype="bfloat16")
-    tensors = one_image(handle)
-    recorder = FullRows()
-    run(handle, tensors, NAME, recorder, max_new_tokens=1)
-    handle.model.set_attn_implementation({"text_config": "eager"})
-    eager = handle.model.generate(
-        **tensors,
-        max_new_tokens=1,
-        do_sample=False,
-        return_dict_in_generate=True,
-        output_attentions=True,
-    )
-    prompt = tensors["input_ids"].shape[1]
+    prompts = one_image(handle)
+    _, rows = captured(handle, prompts, max_new_tokens=1)
+    eager = run(handle, prompts, "eager", max_new_tokens=1, output_attentions=True)
     first = eager.attentions[0][0][:, :, -1].float()
     # Eager rounds its weights to bfloat16 (8 bits); ours stay float32. Later layers also differ in
     # their inputs, for eager's rounded outputs feed them.
-    assert ((recorder.rows[0, prompt - 1] - first).abs() <= first * 2**-7 + 1e-6).all()
+    row = rows[0, length_of(prompts) - 1]
+    assert ((row - first).abs() <= first * 2**-7 + 1e-6).all()
 
 
-def test_all_rows_of_the_prompt_on_demand(handle: ModelHandle) -> None:
-    tensors = one_image(handle)
-    recorder = FullRows()
-    prompt = tensors["input_ids"].shape[1]
-    plan = ForwardPlan(recorder, None, prompt, all_rows_from=3, chunk=16)
-    with torch.no_grad(), running(handle.stack, plan):
-        handle.model(**tensors)
+@pytest.mark.parametrize("at_once", [1, 16, 10_000])
+def test_all_rows_of_the_prompt_on_demand(
+    handle: ModelHandle, at_once: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (inputs,) = one_image(handle)
+    monkeypatch.setattr(attention, "CHUNK", at_once)
+    prompt = inputs.layout.length
+    rows = Rows(positions=range(3, prompt))
+    with attached(handle, inputs, [rows]) as session:
+        handle.model(**inputs.tensors)
     handle.model.set_attn_implementation({"text_config": "eager"})
     with torch.no_grad():
-        eager = handle.model(**tensors, output_attentions=True).attentions
+        eager = handle.model(**inputs.tensors, output_attentions=True).attentions
+    assert len(session[rows]) == (prompt - 3) * handle.info.layers
     for layer, weights in enumerate(eager):
-        assert (layer, 2) not in recorder.rows
         for position in range(3, prompt):
-            ours = recorder.rows[layer, position]
+            ours = session[rows][layer, position]
             assert (ours - weights[:, :, position]).abs().max() <= 1e-6
 
 
-def test_an_exception_leaves_nothing_on_the_model(handle: ModelHandle) -> None:
-    class Broken:
-        def record(self, layer: int, rows: torch.Tensor, first_position: int) -> None:
-            raise RuntimeError("recorder broke")
+def test_every_looker_gets_its_own_positions_of_one_computation(
+    handle: ModelHandle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (inputs,) = one_image(handle)
+    end = inputs.layout.length
+    wanted = [(2, 3, 9), range(5, 12), range(end - 1, EVER), (9,)]
+    computed: list[int] = []
+    real = attention.attention_rows
 
-    tensors = one_image(handle)
-    before = run(handle, tensors, NAME).logits
-    with pytest.raises(RuntimeError, match="recorder broke"):
-        run(handle, tensors, NAME, Broken())  # type: ignore[arg-type]
-    assert not handle.stack.language_model._forward_pre_hooks
-    assert not any(layer._forward_pre_hooks for layer in handle.stack.layers)
-    after = run(handle, tensors, NAME).logits
+    def counted(query: torch.Tensor, *rest: Any) -> torch.Tensor:
+        computed.append(query.shape[2])
+        return real(query, *rest)
+
+    monkeypatch.setattr(attention, "attention_rows", counted)
+    probes = [Rows((1,), positions) for positions in wanted]
+    with attached(handle, inputs, probes) as session:
+        handle.model(**inputs.tensors)
+    assert sum(computed) == len({2, 3, *range(5, 12), end - 1})
+    everything = Rows((1,))
+    with attached(handle, inputs, [everything]) as other:
+        handle.model(**inputs.tensors)
+    for probe, positions in zip(probes, wanted, strict=True):
+        here = [p for p in range(end) if p in positions]
+        assert [position for _, position in session[probe]] == here
+        for position in here:
+            row = session[probe][1, position]
+            assert (row - other[everything][1, position]).abs().max() <= 1e-7
+            blocks = row.untyped_storage().nbytes() // (row.shape[1] * row.shape[2] * 4)
+            assert blocks <= len(here), "nothing is kept but what was asked for"
+
+
+def test_an_exception_leaves_nothing_on_the_model(handle: ModelHandle) -> None:
+    @dataclass(frozen=True)
+    class Broken(Probe):
+        looks: tuple[At, ...] = (At("rows"), At("z"), At("logits"))
+
+        def see(self, site: str, layer: int, values: Any, positions: Sequence[int]) -> None:
+            raise RuntimeError("the probe broke")
+
+    def hooks() -> int:  # transformers leaves some of its own
+        modules = handle.model.modules()
+        return sum(len(m._forward_pre_hooks) + len(m._forward_hooks) for m in modules)
+
+    prompts = one_image(handle)
+    before, count = run(handle, prompts, NAME).logits, hooks()
+    with (
+        pytest.raises(RuntimeError, match="the probe broke"),
+        attached(handle, prompts, [Broken()]),
+    ):
+        run(handle, prompts, NAME)
+    assert hooks() == count
+    after = run(handle, prompts, NAME).logits
     assert all(torch.equal(a, b) for a, b in zip(before, after, strict=True))
 
 

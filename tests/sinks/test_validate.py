@@ -13,16 +13,17 @@ import pytest
 import torch
 from PIL import Image
 
+from sinkscope.capture.probes.values import Values
 from sinkscope.config import VARSettings
-from sinkscope.models.attention import ForwardPlan
+from sinkscope.interventions.var.selection import select_rows
 from sinkscope.models.loading import ModelHandle, load_model
 from sinkscope.models.profiles import SinkProfile
-from sinkscope.redistribution.selection import select_rows
-from sinkscope.redistribution.sinks import sink_score
+from sinkscope.models.sink_score import sink_score
+from sinkscope.models.sites import At
 from sinkscope.sinks.findings import UsedSample
 from sinkscope.sinks.masking import answer_tokens, hidden_log_probabilities, read_answer
 from sinkscope.sinks.progress import Stopped
-from sinkscope.sinks.readout import PromptReader
+from sinkscope.sinks.readout import PromptReading
 from sinkscope.sinks.samples import Sample, SampleSet
 from sinkscope.sinks.validate import held_out, used_by_finding, validate
 from sinkscope.sinks.validate_settings import ValidateSettings
@@ -59,14 +60,13 @@ def test_reading_equals_dense_attention(handle: ModelHandle, profile: SinkProfil
     layout, taus = inputs.layout, (1.5, TAU, 2.6)
     draws = ((1, 2), (30, 40))
     settings = dataclasses.replace(FAST, min_ratio=1.5)  # several high tokens an image
-    reader = PromptReader(layout, profile, draws, taus, settings, handle.info.layers)
+    probe = PromptReading(profile, draws, taus, settings)
     answer = answer_tokens(handle, "a red star.", 4)
-    plan = ForwardPlan(None, None, layout.length, reader, keeper=reader)
-    told = read_answer(handle, inputs, answer, plan)
+    told = read_answer(handle, inputs, answer, [probe])
     assert torch.equal(
         told.log_probabilities, read_answer(handle, inputs, answer).log_probabilities
     )
-    got = reader.reading()
+    got = told.session[probe].reading()
 
     model = copy.deepcopy(handle.model)
     model.set_attn_implementation({"text_config": "eager"})
@@ -151,15 +151,10 @@ def test_changes_are_those_of_hiding(handle: ModelHandle, profile: SinkProfile) 
     made = validate(handle, profile, [given], FAST).samples[0]
     inputs = handle.prepare(given.open_images(), given.prompt)
     vision = inputs.layout.vision_positions()
-    seen: dict[int, torch.Tensor] = {}
-
-    class Watch:
-        def observe(self, layer: int, hidden: torch.Tensor, start: int) -> None:
-            seen[layer] = sink_score(hidden[0], profile.dims)[vision]
-
-    plan = ForwardPlan(None, None, inputs.layout.length, Watch())
-    told = read_answer(handle, inputs, answer_tokens(handle, "a red star.", 4), plan)
-    flagged = torch.stack([seen[layer] > TAU for layer in range(2, handle.info.layers)]).any(0)
+    stream = Values(At("block_in"))
+    told = read_answer(handle, inputs, answer_tokens(handle, "a red star.", 4), [stream])
+    seen = [sink_score(states[0], profile.dims)[vision] for states in told.session[stream].values()]
+    flagged = torch.stack([scores > TAU for scores in seen[2:]]).any(0)
     assert 0 < int(flagged.sum()) == made.hidden < made.tokens == len(vision)
     hidden = torch.zeros(3, inputs.layout.length, dtype=torch.bool)
     hidden[1, vision[flagged]] = True

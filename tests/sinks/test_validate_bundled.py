@@ -12,11 +12,12 @@ import pytest
 import torch
 from PIL import Image
 
+from sinkscope.capture.probes.values import Values
 from sinkscope.demo.questions import questions
 from sinkscope.demo.scenes import Scene, scene
-from sinkscope.models.attention import ForwardPlan
 from sinkscope.models.loading import ModelHandle, load_model
-from sinkscope.redistribution.sinks import FIRST_LAYER
+from sinkscope.models.sink_score import FIRST_LAYER
+from sinkscope.models.sites import At
 from sinkscope.sinks.masking import answer_tokens, hidden_log_probabilities, read_answer
 from sinkscope.sinks.samples import Sample
 from sinkscope.sinks.validate import validate
@@ -114,20 +115,18 @@ def _object_dimension(handle: ModelHandle, drawn: list[tuple[Scene, Sample]]) ->
     """The dimension of the highest contrast of objects against background, and a tau between."""
     sums = torch.zeros(2, handle.info.hidden_size)
 
-    class Watch:
-        def observe(self, layer: int, hidden: torch.Tensor, start: int) -> None:
-            if layer >= FIRST_LAYER:
-                states = hidden[0].float()[vision]
-                size = states.abs() * torch.rsqrt(states.pow(2).mean(-1, keepdim=True))
-                sums.add_(torch.stack([size[on].mean(0), size[~on].mean(0)]))
-
+    stream = Values(At("block_in", tuple(range(FIRST_LAYER, handle.info.layers))))
     for picture, one in drawn:
         inputs = handle.prepare(one.open_images(), one.prompt)
         vision = inputs.layout.vision_positions()
         on = _on_object(picture, inputs.layout.grids[0].boxes())
         assert one.answer is not None
         answer = answer_tokens(handle, one.answer, 24)
-        read_answer(handle, inputs, answer, ForwardPlan(None, None, inputs.layout.length, Watch()))
+        told = read_answer(handle, inputs, answer, [stream])
+        for hidden in told.session[stream].values():
+            states = hidden[0].float()[vision]
+            size = states.abs() * torch.rsqrt(states.pow(2).mean(-1, keepdim=True))
+            sums.add_(torch.stack([size[on].mean(0), size[~on].mean(0)]))
     inside, outside = sums / (len(drawn) * (handle.info.layers - FIRST_LAYER))
     contrast = torch.where(inside > 2.0, inside / outside, torch.zeros(()))
     dim = int(contrast.argmax())

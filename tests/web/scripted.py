@@ -17,6 +17,7 @@ from typing import Any
 from sinkscope.attention_extractor import Forecast, RunOutOfMemoryError
 from sinkscope.capture.trace import GenerationTrace
 from sinkscope.models.family import ImageGrid, PromptInputs, PromptLayout, Segment
+from sinkscope.models.generation_file import GenerationFile
 from sinkscope.models.profiles import SinkProfile
 from sinkscope.web.handlers import Engine
 from tests.web.synthetic import HOSTILE, WORDS, make_pair, make_trace
@@ -38,7 +39,14 @@ def fake_handle(profile: bool = True) -> Any:
         layout = PromptLayout(9, (Segment("image", 0, 6, 0), Segment("user", 6, 9)), (grid,))
         return PromptInputs({}, layout, tuple(images), prompt, (), ())
 
-    return FakeHandle(info=info, profile=dims, prepare=prepare)
+    text = SimpleNamespace(vocab_size=100)
+    own = SimpleNamespace(do_sample=True, temperature=1e-6, repetition_penalty=1.05)
+    model = SimpleNamespace(
+        config=SimpleNamespace(get_text_config=lambda: text), generation_config=own
+    )
+    return FakeHandle(
+        info=info, profile=dims, prepare=prepare, model=model, generation_file=GenerationFile()
+    )
 
 
 class ScriptedEngine:

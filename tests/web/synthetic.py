@@ -61,6 +61,10 @@ def scene(width: int = 420, height: int = 300) -> Image.Image:
     return Image.fromarray((np.clip(picture, 0, 1) * 255).astype(np.uint8))
 
 
+# What a run says of its decoding where the checkpoint asks for nothing.
+GREEDY = {"used": {"max_new_tokens": 64}, "checkpoint": {}, "words": "greedy decoding"}
+
+
 def make_trace(
     words: tuple[str, ...] = WORDS,
     rows: int = 8,
@@ -137,6 +141,7 @@ def make_trace(
         seed=0,
         finish=finish,
         seconds=1.5,
+        extra={"decoding": GREEDY},
     )
     after = tuple(range(P + V, layout.length))
     return replace(

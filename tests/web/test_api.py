@@ -105,6 +105,29 @@ def test_a_run_in_plain_values(client: Any, photo: Any, api_site: Site) -> None:
     assert "var" not in made
 
 
+def test_decoding_is_that_of_the_checkpoint_where_it_is_asked_for(
+    client: Any, photo: Any, api_site: Site
+) -> None:
+    asked: list[Any] = []
+    engine = api_site.app.handlers.engine
+
+    def watched(handle: Any, inputs: Any, settings: Any, **more: Any) -> Any:
+        asked.append(settings.decoding)
+        return engine.generate(handle, inputs, settings, **more)
+
+    api_site.app.handlers.engine = dataclasses.replace(engine, generate=watched)
+    try:
+        for given in ({}, {"decoding": "checkpoint"}):
+            made = client.predict(image=photo, prompt="Hello", api_name="/generate", **given)
+    finally:
+        api_site.app.handlers.engine = engine
+    assert asked == ["ours", "checkpoint"]
+    assert made["decoding"]["words"] == "greedy decoding"
+    loaded = client.predict(model="demo", api_name="/load")["decoding"]
+    assert loaded["checkpoint"]["repetition_penalty"] == 1.05
+    assert loaded["words"].startswith("sampling (temperature 1e-06, top k 50)")
+
+
 def test_compare_takes_the_profiles_tau(client: Any, photo: Any, api_site: Site) -> None:
     asked: list[Any] = []
     engine = api_site.app.handlers.engine
@@ -181,6 +204,12 @@ def test_exports(
         ("/generate", {"prompt": ""}, "prompt is empty"),
         ("/generate", {"image": None}, "There is no image"),
         ("/generate", {"max_new_tokens": 1.5}, "max_new_tokens is 1.5; allowed: a whole number"),
+        ("/generate", {"decoding": "mine"}, "decoding is 'mine'; allowed: ours, checkpoint"),
+        (
+            "/generate",
+            {"decoding": "checkpoint", "top_k": 4},
+            "top_k is 4 and decoding 'checkpoint'",
+        ),
         ("/compare", {"tau": -1.0}, "tau is -1.0"),
         ("/compare", {"dialect": "loud"}, "dialect is 'loud'"),
         ("/map", {"tokens": "999"}, "token is"),

@@ -63,7 +63,8 @@ const stripOf = (name) => $(`.strip[data-variant="${name}"] .tokens`);
 
 function finishWords(variant) {
   const count = `${variant.T} ${variant.T === 1 ? "token" : "tokens"}`;
-  return { end: count, length: `${count}, cut at the limit`, stopped: `${count}, stopped` }[variant.finish] || count;
+  return { end: count, length: `${count}, cut at the limit`, stopped: `${count}, stopped`, time: `${count}, cut by the checkpoint's time limit`,
+    stop_string: `${count}, ended by a stop string` }[variant.finish] || count;
 }
 
 // On the same text: what VAR did to the log-probability of this very token.

@@ -1,0 +1,189 @@
+"""How the next token is chosen in a run: as its settings say, or as the checkpoint says.
+
+transformers' `generate` takes what its caller leaves unset from the checkpoint's
+generation_config.json. So one rule holds for every setting (`capture.knobs` lists them): with
+`decoding` "ours" those that `GenerationSettings` names have its values and all others are off; with
+"checkpoint" they have the checkpoint's values, as transformers would use them. The tokens that end
+and pad an answer are the checkpoint's in both.
+
+Nothing here runs a model or needs transformers; `capture.run` makes its configuration of this.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from sinkscope.capture.knobs import KNOBS, SAMPLING_DEFAULTS
+from sinkscope.capture.trace import GenerationTrace
+from sinkscope.config import OF_CHECKPOINT, GenerationSettings
+from sinkscope.models.generation_file import GenerationFile, shortened
+
+
+@dataclass(frozen=True)
+class CheckpointDecoding:
+    """What a checkpoint's own generation_config.json would do.
+
+    Attributes:
+        values: the settings that act, in plain values, with what transformers takes for those of
+            sampling that are not set. Empty is greedy decoding and nothing else.
+        refusals: why these cannot be followed, in sentences; empty where they can.
+        notes: what of the file has no effect or was replaced, in sentences.
+    """
+
+    values: Mapping[str, Any]
+    refusals: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+
+    @property
+    def words(self) -> str:
+        """`values` as one line."""
+        return in_words(self.values)
+
+    def about(self) -> dict[str, Any]:
+        """All of it for a trace, in plain values."""
+        return {
+            "checkpoint": dict(self.values),
+            "words": self.words,
+            **({"refused": list(self.refusals)} if self.refusals else {}),
+            **({"notes": list(self.notes)} if self.notes else {}),
+        }
+
+
+def read_knobs(
+    own: Mapping[str, Any], vocabulary: int, file: GenerationFile | None = None
+) -> CheckpointDecoding:
+    """What the attributes of a checkpoint's `GenerationConfig` would do.
+
+    Args:
+        own: the attributes, of whatever type the file gave them.
+        vocabulary: number of tokens.
+        file: what reading the file left to say.
+    """
+    file = file or GenerationFile()
+    sampling = own.get("do_sample") is True
+    values: dict[str, Any] = {}
+    refusals = [file.damage] if file.damage else []
+    for name, knob in KNOBS.items():
+        value = own.get(name)
+        if value is None:
+            value = SAMPLING_DEFAULTS.get(name)
+        if value is None or knob.kind in ("unused", "mechanics", "token", "record"):
+            continue
+        if knob.kind == "samples" and not sampling:
+            continue
+        if not knob.usable(value, vocabulary):
+            refusals.append(f"{name} is {shortened(value)}; allowed: {knob.allowed}.")
+        elif name == "temperature" or knob.active(value):
+            if knob.kind != "other way":
+                values[name] = knob.plain(value)
+            elif name != "penalty_alpha" or _contrasts(own):
+                refusals.append(f"{name} is {shortened(value)}, which is {knob.why}.")
+    if "exponential_decay_length_penalty" in values and own.get("eos_token_id") is None:
+        refusals.append("exponential_decay_length_penalty is set, but no eos_token_id.")
+    return CheckpointDecoding(values, tuple(refusals), file.notes)
+
+
+def _contrasts(own: Mapping[str, Any]) -> bool:
+    """Whether `penalty_alpha` has an effect."""
+    top_k = own.get("top_k")
+    return own.get("do_sample") is not True and (not isinstance(top_k, int) or top_k > 1)
+
+
+def own_values(settings: GenerationSettings) -> dict[str, Any]:
+    """What acts with decoding "ours", in plain values."""
+    values: dict[str, Any] = {}
+    if settings.temperature > 0:
+        values = {
+            "do_sample": True,
+            "temperature": float(settings.temperature),
+            "top_k": settings.top_k,
+            "top_p": float(settings.top_p),
+        }
+    values["repetition_penalty"] = float(settings.repetition_penalty)
+    kept = {n: v for n, v in values.items() if n == "temperature" or KNOBS[n].active(v)}
+    return {**kept, "max_new_tokens": settings.max_new_tokens}
+
+
+def in_words(values: Mapping[str, Any]) -> str:
+    """Settings that act, as one line without any text of a file's own.
+
+    Such as `sampling (temperature 0.7, top k 50), repetition penalty 1.1`.
+    """
+    drawn = [_word(n, v) for n, v in values.items() if KNOBS[n].kind == "samples"]
+    said = f"sampling ({', '.join(drawn)})" if values.get("do_sample") else "greedy decoding"
+    rest = (n for n in values if n != "do_sample" and KNOBS[n].kind != "samples")
+    return ", ".join([said, *(_word(name, values[name]) for name in rest)])
+
+
+def _word(name: str, value: Any) -> str:
+    label = name.removesuffix("_config").replace("_", " ")
+    if isinstance(value, bool):
+        return label
+    if isinstance(value, int | float):
+        return f"{label} {value:g}" if isinstance(value, float) else f"{label} {value}"
+    if name == "exponential_decay_length_penalty":
+        return label
+    return f"{label} ({len(value)})" if isinstance(value, list) else label
+
+
+def shown_settings(trace: GenerationTrace) -> dict[str, Any]:
+    """A run's settings for people: those that had an effect, and the checkpoint's own in one line
+    where it decided."""
+    said = dict(trace.settings)
+    if said.pop("decoding", "ours") != "checkpoint":
+        return said
+    kept = {name: value for name, value in said.items() if name not in OF_CHECKPOINT}
+    return {**kept, "decoding": f"as the checkpoint says: {_chosen(_about(trace))}"}
+
+
+def decoding_words(trace: GenerationTrace) -> str:
+    """How a run's tokens were chosen, and what was not used for it; empty where it is not known."""
+    about = _about(trace)
+    if not about:
+        return ""
+    if trace.settings.get("decoding") == "checkpoint":
+        return f"as the checkpoint says: {_chosen(about)}."
+    unused = unused_words(about)
+    own = f" Not used: the checkpoint's own generation_config.json, {unused}" if unused else ""
+    return f"{_chosen(about)}.{own}"
+
+
+def unused_words(about: Mapping[str, Any]) -> str:
+    """What the checkpoint's own settings would do, where a run does not follow them; empty where
+    that is greedy decoding and nothing else.
+
+    Args:
+        about: `GenerationTrace.extra["decoding"]`.
+    """
+    values, refused = _knobs(about.get("checkpoint")), about.get("refused")
+    if not values and not refused:
+        return ""
+    why = ["It cannot be followed:", *map(str, refused)] if isinstance(refused, list) else []
+    return " ".join([f"{in_words(values)}.", *why])
+
+
+def is_sampled(trace: GenerationTrace) -> bool:
+    """Whether the answer was drawn at random, so that another seed may give another one."""
+    about = _about(trace)
+    if not about:  # from before traces said so
+        return bool(trace.settings.get("temperature", 0) > 0)
+    return _knobs(about.get("used")).get("do_sample") is True
+
+
+def _chosen(about: Mapping[str, Any]) -> str:
+    used = _knobs(about.get("used"))
+    used.pop("max_new_tokens", None)  # said beside it
+    return in_words(used)
+
+
+def _about(trace: GenerationTrace) -> Mapping[str, Any]:
+    """What a trace says of its decoding, whoever wrote the file; empty where it says nothing."""
+    about = trace.extra.get("decoding")
+    return about if isinstance(about, Mapping) else {}
+
+
+def _knobs(values: Any) -> dict[str, Any]:
+    known = values.items() if isinstance(values, Mapping) else ()
+    return {name: value for name, value in known if name in KNOBS}

@@ -1,0 +1,90 @@
+"""What a probe is: something that looks at a run and changes nothing, written as one small class.
+
+A probe is a frozen dataclass that derives from `Probe`, names the sites it looks at in `looks`, and
+says in `see` what is kept of each:
+
+    @dataclass(frozen=True)
+    class Norms(Probe):
+        looks: tuple[At, ...] = (At("block_in"),)
+
+        def see(self, site, layer, values, positions):
+            return values.norm(dim=-1)
+
+    norms = Norms()
+    with attached(handle, inputs, probes=[norms]) as session:
+        handle.model(**tensors)
+    session[norms]          # {layer: [what `see` returned, pass by pass]}
+
+What is kept stays on the device until somebody reads it. A probe that reduces what it sees, or
+needs to know the prompt, overrides `begin` and returns a `Reader` of its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from sinkscope.models.run_info import RunInfo
+from sinkscope.models.sites import At
+
+
+class Reader:
+    """A probe at work in one session: sees what is at the sites in `looks`."""
+
+    looks: tuple[At, ...]
+
+    def see(self, site: str, layer: int, values: Any, positions: Sequence[int]) -> None:
+        """What is at a site.
+
+        Args:
+            site: one of `looks`.
+            layer: of the model; `models.sites.NO_LAYER` for the sites of the whole model.
+            values: as `models.sites` says; not to be written to. They may be a view of what the
+                model works with, so what is kept for long is better copied or reduced.
+            positions: the token positions that `values` are of.
+        """
+        raise NotImplementedError
+
+    def result(self) -> Any:
+        """What `session[probe]` is; by default this object."""
+        return self
+
+
+class Probe:
+    """Something to look at. Derive a frozen dataclass from it.
+
+    Attributes:
+        looks: the sites that `see` is shown; not needed where `begin` is overridden.
+    """
+
+    looks: tuple[At, ...]
+
+    def begin(self, run: RunInfo) -> Reader:
+        """What looks during one run: by default a collector of what `see` returns.
+
+        Raises:
+            ValueError: the probe does not fit the model or the prompt.
+        """
+        return Collector(self)
+
+    def see(self, site: str, layer: int, values: Any, positions: Sequence[int]) -> Any:
+        """What to keep of a site's values (arguments as in `Reader.see`); None keeps nothing."""
+        return values
+
+
+class Collector(Reader):
+    """Keeps what a probe returns, layer by layer and pass by pass."""
+
+    def __init__(self, probe: Probe) -> None:
+        self.looks = tuple(probe.looks)
+        self._probe = probe
+        self._kept: dict[int, list[Any]] = {}
+
+    def see(self, site: str, layer: int, values: Any, positions: Sequence[int]) -> None:
+        made = self._probe.see(site, layer, values, positions)
+        if made is not None:
+            self._kept.setdefault(layer, []).append(made)
+
+    def result(self) -> dict[int, list[Any]]:
+        """Layer -> what was kept, in the order it was seen."""
+        return self._kept

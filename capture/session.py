@@ -1,0 +1,327 @@
+"""The one way to attach to a run: probes that look, interventions that change, undone at the end.
+
+    rows, scores = Rows(layers=(3,)), SinkScores(dims, tau)
+    var = VAR((settings,))
+    with attached(handle, inputs, probes=[rows, scores], interventions=[var]) as session:
+        handle.model.generate(**tensors)        # or any forward pass
+    session[rows], session[scores], session[var]
+
+Order: at each site all interventions act, in the order listed, and then everybody looks. In
+attention, masks come first, then rows are changed, and the rows that are seen are the changed ones.
+Nothing is hooked in where nobody looks or acts, and with nothing attached the model is plain SDPA
+bit for bit. All of it is gone when the `with` is left, by an exception too.
+
+The handle's lock must be held around a session; two on one model at a time are refused.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from sinkscope.capture.probes.base import Probe, Reader
+from sinkscope.interventions.base import Acting, Intervention, overrides
+from sinkscope.models.family import PromptInputs, TextStack
+from sinkscope.models.loading import ModelHandle
+from sinkscope.models.plan import PLAN_KEY, ForwardPlan, LayerPlan, Looker
+from sinkscope.models.run_info import RunInfo, Step
+from sinkscope.models.sites import (
+    EVER,
+    MODULE_SITES,
+    NO_LAYER,
+    WHOLE_MODEL,
+    At,
+    HookPoint,
+    put,
+    take,
+)
+
+if TYPE_CHECKING:
+    from sinkscope.capture.prefix import Prefix
+
+
+class Session:
+    """What is attached to a run. `session[probe]` and `session[intervention]` are their results, by
+    the very object that was given; they can be read inside the `with` and after it.
+
+    Attributes:
+        run: what the probes and interventions were told.
+    """
+
+    def __init__(
+        self,
+        run: RunInfo,
+        readers: Sequence[tuple[Probe, Reader]],
+        acting: Sequence[tuple[Intervention, Acting]],
+    ) -> None:
+        self.run = run
+        self._parts: list[tuple[object, Reader | Acting]] = [*readers, *acting]
+
+    def __getitem__(self, part: Probe | Intervention) -> Any:
+        for given, begun in self._parts:
+            if given is part:
+                return begun.result()
+        raise KeyError(f"{part!r} is not attached to this session; give the object itself.")
+
+
+@contextmanager
+def attached(
+    handle: ModelHandle,
+    inputs: PromptInputs | Sequence[PromptInputs],
+    probes: Sequence[Probe] = (),
+    interventions: Sequence[Intervention] = (),
+    *,
+    batch: int = 1,
+    new_tokens: int = 0,
+    prefix: Prefix | None = None,
+    gradients: bool = False,
+) -> Iterator[Session]:
+    """Attach probes and interventions to every forward pass of the model inside the `with`.
+
+    Passes count their positions from the key/value cache they are given: one without a cache begins
+    at position 0 again.
+
+    Args:
+        handle: a loaded model; its lock must be held.
+        inputs: the prompt that passes through it; or several, one a batch row, padded on the left
+            to the length of the longest.
+        probes: what to look at.
+        interventions: what to change, in order.
+        batch: how many rows of one prompt pass at once.
+        new_tokens: most tokens that may follow the prompt.
+        prefix: the positions that a run continues from, where it does.
+        gradients: record what autograd needs, else nothing is recorded (`torch.no_grad`). What
+            probes see then is part of the graph: the model's output can be differentiated by it.
+
+    Raises:
+        ValueError: a site or layer that the model does not have, or a part that does not fit the
+            model or the prompt; or, inside the `with`, a way of generating that cannot be captured.
+    """
+    prompts = [inputs] * batch if isinstance(inputs, PromptInputs) else list(inputs)
+    run = RunInfo(
+        model=handle.info,
+        layouts=tuple(prompt.layout for prompt in prompts),
+        length=max(prompt.layout.length for prompt in prompts),
+        new_tokens=new_tokens,
+        device=handle.device,
+        start=0 if prefix is None else prefix.length,
+        known_dims=() if prefix is None else prefix.dims,
+        known={} if prefix is None else prefix.scores,
+        step=Step(0 if prefix is None else prefix.length),
+    )
+    readers = [(probe, probe.begin(run)) for probe in probes]
+    acting = [(intervention, intervention.begin(run)) for intervention in interventions]
+    session = Session(run, readers, acting)
+    wiring = _Wiring(handle.stack, run, gradients)
+    for _, one in acting:
+        wiring.add_changes(one)
+    for _, one in acting:
+        wiring.add_looks(one)
+    for _, reader in readers:
+        wiring.add_looks(reader)
+    with ExitStack() as undo:
+        undo.enter_context(torch.set_grad_enabled(gradients))
+        wiring.hook_in(undo)
+        yield session
+
+
+@dataclass
+class _Site:
+    """One module's hook: what is changed there and who looks."""
+
+    name: str
+    layer: int
+    point: HookPoint
+    edits: list[tuple[At, Acting]]
+    looks: list[tuple[At, Looker]]
+
+
+class _Wiring:
+    """Turns what the parts of a session ask for into a forward plan and hooks."""
+
+    def __init__(self, stack: TextStack, run: RunInfo, gradients: bool) -> None:
+        self._stack, self._run = stack, run
+        self._plan = ForwardPlan({}, run.step, run.length, run.batch, gradients)
+        self._sites: dict[tuple[str, int], _Site] = {}
+        self._logits: list[tuple[At, Looker]] = []
+        self._inputs: list[tuple[At, Looker]] = []
+        self._anything = False
+
+    def add_changes(self, acting: Acting) -> None:
+        """Put an intervention behind those that are there."""
+        for at in getattr(acting, "edits", ()):
+            for layer in self._layers(at.layers, at.site):
+                if at.site not in MODULE_SITES:
+                    raise ValueError(
+                        f"site is {at.site!r}, which can be read and not edited; allowed: "
+                        f"{', '.join(MODULE_SITES)}."
+                    )
+                self._site(at.site, layer).edits.append((at, acting))
+        layers = self._layers(getattr(acting, "layers", None), "rows")
+        for layer in layers if overrides(acting, "rows") else ():
+            plan = self._layer(layer)
+            change = _InRange(acting, self._range(acting))
+            plan.fast = acting if overrides(acting, "correct") and not plan.changes else None
+            plan.changes.append(change)
+        for layer in layers if overrides(acting, "mask") else ():
+            self._layer(layer).masks.append(acting)
+
+    def add_looks(self, looker: Acting | Reader) -> None:
+        """Let a probe or an intervention see what it wants to see."""
+        for at in getattr(looker, "looks", ()):
+            if at.site in WHOLE_MODEL:
+                (self._logits if at.site == "logits" else self._inputs).append((at, looker))
+                self._anything = True
+                continue
+            for layer in self._layers(at.layers, at.site):
+                if at.site == "rows":
+                    self._layer(layer).rows.append((at, looker))
+                elif at.site == "queries_keys":
+                    self._layer(layer).keys.append((at, looker))
+                else:
+                    self._site(at.site, layer).looks.append((at, looker))
+
+    def hook_in(self, undo: ExitStack) -> None:
+        """Register the hooks, to be removed by `undo`."""
+        if not self._anything:
+            return
+        model = self._stack.language_model
+        undo.callback(model.register_forward_pre_hook(self._begin, with_kwargs=True).remove)
+        for site in self._sites.values():
+            module = site.point.module
+            if site.point.side == "input":
+                hook = module.register_forward_pre_hook(self._at_input(site), with_kwargs=True)
+            else:
+                hook = module.register_forward_hook(self._at_output(site))
+            undo.callback(hook.remove)
+        if self._logits:
+            head = self._stack.output_head
+            undo.callback(head.register_forward_hook(self._at_logits).remove)
+
+    def _begin(
+        self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """Before each pass of the text model: advance the step, hand the plan down."""
+        if kwargs.get(PLAN_KEY) is not None:
+            raise RuntimeError("Another session is attached to this model; leave it first.")
+        size, queries, _ = kwargs["inputs_embeds"].shape
+        self._plan.begin_forward(queries, size, _passed(kwargs.get("past_key_values")))
+        step = self._run.step
+        for at, looker in self._inputs:
+            looker.see(at.site, NO_LAYER, dict(kwargs), range(step.start, step.start + queries))
+        return args, {**kwargs, PLAN_KEY: self._plan}
+
+    def _at_logits(self, module: nn.Module, args: tuple[Any, ...], logits: Tensor) -> None:
+        stop = self._run.step.start + self._run.step.length
+        first, count = stop - logits.shape[1], logits.shape[1]
+        for at, looker in self._logits:
+            if here := at.here(first, count):
+                looker.see(at.site, NO_LAYER, take(logits, here, first), here)
+
+    def _at_input(self, site: _Site) -> Any:
+        def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+            given = args[0] if args else kwargs["hidden_states"]
+            new = self._passing(site, given)
+            if new is given:
+                return None
+            if args:
+                return (new, *args[1:]), kwargs
+            return args, {**kwargs, "hidden_states": new}
+
+        return hook
+
+    def _at_output(self, site: _Site) -> Any:
+        def hook(module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
+            given = output[0] if isinstance(output, tuple) else output
+            new = self._passing(site, given)
+            if new is given:
+                return None
+            return (new, *output[1:]) if isinstance(output, tuple) else new
+
+        return hook
+
+    def _passing(self, site: _Site, given: Tensor) -> Tensor:
+        """What is at a site in the current pass: changed, shown, handed on; `given` itself where
+        nothing changes."""
+        step = self._run.step
+        values, heads = given, site.point.heads
+        if heads is not None:
+            values = given.view(*given.shape[:-1], heads, -1)
+        whole = values
+        for at, acting in site.edits:
+            if here := at.here(step.start, step.length):
+                part = take(values, here, step.start)
+                new = acting.edit(site.name, site.layer, part, here)
+                if new.shape != part.shape:
+                    raise ValueError(
+                        f"{type(acting).__name__} made {tuple(new.shape)} of {site.name} "
+                        f"{tuple(part.shape)} in layer {site.layer}; the shape must stay."
+                    )
+                values = put(values, here, step.start, new.to(part.dtype))
+        for at, looker in site.looks:
+            if here := at.here(step.start, step.length):
+                part = take(values, here, step.start)
+                if self._plan.gradients:
+                    if not part.requires_grad:
+                        part = part.detach().requires_grad_()
+                    # What is seen must be what is used, or nothing depends on it.
+                    values = put(values, here, step.start, part)
+                looker.see(site.name, site.layer, part, here)
+        if values is whole:
+            return given
+        return values if heads is None else values.flatten(-2)
+
+    def _layers(self, layers: Sequence[int] | None, site: str) -> Sequence[int]:
+        count = len(self._stack.layers)
+        wrong = [layer for layer in layers or () if not 0 <= layer < count]
+        if wrong:
+            raise ValueError(
+                f"layers has {wrong} at {site}; this model has layers 0 to {count - 1}."
+            )
+        return range(count) if layers is None else layers
+
+    def _layer(self, layer: int) -> LayerPlan:
+        self._anything = True
+        return self._plan.layers.setdefault(layer, LayerPlan())
+
+    def _site(self, name: str, layer: int) -> _Site:
+        self._anything = True
+        if (name, layer) not in self._sites:
+            point = self._stack.point(name, layer)
+            self._sites[name, layer] = _Site(name, layer, point, [], [])
+        return self._sites[name, layer]
+
+    def _range(self, acting: Acting) -> range:
+        """The queries whose rows an intervention may change."""
+        given: range | None = getattr(acting, "row_positions", None)
+        return range(self._run.after_image, EVER) if given is None else given
+
+
+@dataclass(frozen=True)
+class _InRange:
+    """An intervention on rows, with its range of queries."""
+
+    acting: Acting
+    row_positions: range
+
+    def rows(self, layer: int, rows: Tensor, first_position: int) -> Tensor:
+        new = self.acting.rows(layer, rows, first_position)
+        if new.shape != rows.shape:
+            raise ValueError(
+                f"{type(self.acting).__name__} made {tuple(new.shape)} of rows "
+                f"{tuple(rows.shape)} in layer {layer}; the shape must stay."
+            )
+        return new
+
+
+def _passed(cache: Any) -> int | None:
+    """How many positions a cache holds; None where only the device knows (a static cache)."""
+    if cache is None:
+        return 0
+    length = cache.get_seq_length()
+    return length if isinstance(length, int) else None

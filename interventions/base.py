@@ -1,0 +1,140 @@
+"""What an intervention is: a change to a running model, written as one small class.
+
+An intervention is a frozen dataclass that derives from `Intervention` and overrides what it needs:
+
+- `rows`: new attention rows for the given ones, in `layers` and for the queries `row_positions`
+  (by default all layers, and all queries after the last image). It need not keep their sum.
+  Writing `rows` is enough: the output that a fused kernel has made at prefill is made again from
+  the changed rows (`models.attention`). Where there is a faster way, `correct` may be written as
+  well; it is used where the intervention is the only one that changes rows of the layer.
+- `edit`: new values at the sites in `edits`.
+- `mask`: which keys are hidden from which queries, in `layers`.
+
+    @dataclass(frozen=True)
+    class Damp(Intervention):
+        position: int
+        factor: float
+
+        def rows(self, layer, rows, first_position):
+            new = rows.clone()
+            new[..., self.position] *= self.factor
+            return new
+
+One that must remember something during a run overrides `begin` and returns an `Acting` of its own:
+it sees what is at the sites in `looks`, and `result` is what the session gives for it.
+
+Several interventions act in the order in which they are listed, at each site and on each row. All
+changes of a site come before anybody looks at it.
+
+`rows` must not read the host (`.item()`, `bool(tensor)`, `.cpu()`, a shape that depends on values),
+so that a decode step can be recorded as a graph; parameters that change between runs are tensors on
+the device.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sinkscope.models.run_info import RunInfo
+from sinkscope.models.sites import At
+
+
+class Acting:
+    """What an intervention does during one session. By default: nothing.
+
+    Attributes (each may be left out; without values here, so that a dataclass may have them as
+    fields without a default):
+        layers: where `rows` and `mask` act; None, or left out: everywhere.
+        row_positions: the queries that `rows` may change; None, or left out: after the last image.
+        edits: the sites that `edit` changes.
+        looks: the sites that `see` is shown.
+    """
+
+    layers: tuple[int, ...] | None
+    row_positions: range | None
+    edits: tuple[At, ...]
+    looks: tuple[At, ...]
+
+    def rows(self, layer: int, rows: Tensor, first_position: int) -> Tensor:
+        """New rows for the given ones.
+
+        Args:
+            layer: where.
+            rows: float32 (B, H, R, K): attention of the queries first_position .. first_position +
+                R - 1 to the keys 0 .. K - 1; not to be written to.
+            first_position: of the first row.
+
+        Returns:
+            The same shape and dtype; `rows` itself where nothing changes.
+        """
+        raise NotImplementedError
+
+    def correct(
+        self,
+        layer: int,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        output: Tensor,
+        scaling: float,
+        attention_mask: Tensor | None,
+    ) -> Tensor:
+        """The fused output (B, H, N, D) of a prefill, corrected for what `rows` would do.
+
+        Args:
+            layer: where.
+            query: (B, H, N, D), the last N of K positions.
+            key, value: (B, Hkv, K, D).
+            output: (B, H, N, D); not to be written to.
+            scaling: factor on the scores.
+            attention_mask: None (causal), or bool / additive float (B, 1 or H, N, K).
+        """
+        raise NotImplementedError
+
+    def mask(self, layer: int, queries: range, keys: int, device: torch.device) -> Tensor:
+        """bool (B or 1, 1, Q, keys): True where the query at that position may see the key.
+
+        It is put on top of the model's own mask, and must be causal itself.
+        """
+        raise NotImplementedError
+
+    def edit(self, site: str, layer: int, values: Tensor, positions: Sequence[int]) -> Tensor:
+        """New values for a site.
+
+        Args:
+            site, layer: one of `edits`.
+            values: (B, n, ...) as `models.sites` says; not to be written to.
+            positions: the n token positions.
+
+        Returns:
+            The same shape.
+        """
+        raise NotImplementedError
+
+    def see(self, site: str, layer: int, values: Any, positions: Sequence[int]) -> None:
+        """What is at one of `looks`, after all edits."""
+
+    def result(self) -> Any:
+        """What the session gives for the intervention; by default this object."""
+        return self
+
+
+class Intervention(Acting):
+    """A change to a model, as it is asked for. Derive a frozen dataclass from it."""
+
+    def begin(self, run: RunInfo) -> Acting:
+        """What acts during one run; the intervention itself where it has nothing to remember.
+
+        Raises:
+            ValueError: it does not fit the model or the prompt.
+        """
+        return self
+
+
+def overrides(acting: Acting, method: str) -> bool:
+    """Whether an intervention has its own `rows`, `correct`, `mask`, `edit` or `see`."""
+    return getattr(type(acting), method) is not getattr(Acting, method)

@@ -1,0 +1,143 @@
+"""A checkpoint's `generation_config.json`, read so that nothing in it stops a model from loading.
+
+transformers reads the file while it loads the weights; a value of a wrong type ends that with an
+error about something else. Here the values are taken as they stand. Whether one can be used is
+decided where it would be used (`capture.decoding`); only the tokens that end and pad an answer,
+which every run needs, are checked at once.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:  # imported where it is used: saved runs are shown without transformers
+    from transformers import GenerationConfig
+
+NAME = "generation_config.json"
+TOKENS = ("eos_token_id", "pad_token_id", "bos_token_id")
+MOST_BYTES = 10_000_000  # lists of suppressed tokens and banned words are far smaller
+
+
+@dataclass(frozen=True)
+class GenerationFile:
+    """What reading the file left to say.
+
+    Attributes:
+        damage: why its values cannot be known, as a sentence; empty where they can.
+        notes: what of it is not used or was replaced, in sentences.
+    """
+
+    damage: str = ""
+    notes: tuple[str, ...] = ()
+
+
+def read_generation_file(folder: Path, config: Any) -> tuple[GenerationConfig, GenerationFile]:
+    """The values of the file, of whatever type they are, and what there is to say about it.
+
+    Without the file the values come from config.json, as transformers takes them.
+
+    Args:
+        folder: of the checkpoint.
+        config: the model's config, which has the token ids that are used where the file's are none.
+    """
+    made, damage, unknown = _from_file(folder) if (folder / NAME).exists() else _without(folder)
+    if damage:
+        for name in TOKENS:
+            setattr(made, name, getattr(config.get_text_config(), name, None))
+    notes = _mend_tokens(made, config)
+    if unknown:
+        notes.insert(0, _unknown(unknown))
+    return made, GenerationFile(damage, tuple(notes))
+
+
+def is_token(value: Any, vocabulary: int) -> bool:
+    """Whether a value is the id of a token."""
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < vocabulary
+
+
+def shortened(value: Any, most: int = 60) -> str:
+    """A value of a file in a message, however long it is and whatever characters it has."""
+    text = ascii(value)
+    return text if len(text) <= most else f"{text[: most - 3]}..."
+
+
+def _from_file(folder: Path) -> tuple[GenerationConfig, str, list[str]]:
+    from transformers import GenerationConfig
+
+    made = GenerationConfig()
+    known = {name for name in vars(made) if not name.startswith("_")}
+    values, damage = _read(folder / NAME)
+    for name in known & values.keys():
+        value = values[name]
+        setattr(made, name, _watermark(value) if name == "watermarking_config" else value)
+    return made, damage, sorted(n for n in values if n not in known and not n.startswith("_"))
+
+
+def _without(folder: Path) -> tuple[GenerationConfig, str, list[str]]:
+    from transformers import GenerationConfig
+
+    values, damage = _read(folder / "config.json")
+    if not damage:
+        try:
+            return GenerationConfig.from_model_config(values), "", []
+        except (ValueError, TypeError, AttributeError):
+            damage = (
+                f"There is no {NAME}, and config.json has settings of generation that transformers "
+                "cannot use."
+            )
+    return GenerationConfig(), damage, []
+
+
+def _read(path: Path) -> tuple[dict[str, Any], str]:
+    """The JSON object in a file; empty, with the reason, where there is none."""
+    try:
+        if path.stat().st_size > MOST_BYTES:
+            return {}, f"{path.name} is larger than {MOST_BYTES // 1_000_000} MB."
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return {}, f"{path.name} cannot be read as JSON."
+    return (values, "") if isinstance(values, dict) else ({}, f"{path.name} holds no JSON object.")
+
+
+def _watermark(value: Any) -> Any:
+    """As transformers would make it of a JSON object; what does not fit stays as it is."""
+    if not isinstance(value, dict):
+        return value
+    from transformers.generation.configuration_utils import WatermarkingConfig
+
+    try:
+        return WatermarkingConfig.from_dict(value)
+    except TypeError:
+        return value
+
+
+def _mend_tokens(made: GenerationConfig, config: Any) -> list[str]:
+    """Replace token ids that are none by those of config.json; a sentence for each."""
+    text = config.get_text_config()
+    notes = []
+    for name in TOKENS:
+        value = getattr(made, name, None)
+        if value is None or _usable(name, value, text.vocab_size):
+            continue
+        other = getattr(text, name, None)
+        if not _usable(name, other, text.vocab_size):
+            other = None
+        setattr(made, name, other)
+        instead = "no other is known" if other is None else f"{other} of config.json is used"
+        notes.append(f"{name} is {shortened(value)}, which is no token of the model; {instead}.")
+    return notes
+
+
+def _usable(name: str, value: Any, vocabulary: int) -> bool:
+    if name == "eos_token_id" and isinstance(value, list | tuple):
+        return bool(value) and all(is_token(one, vocabulary) for one in value)
+    return is_token(value, vocabulary)
+
+
+def _unknown(names: list[str]) -> str:
+    shown = ", ".join(shortened(name) for name in names[:5])
+    more = f" and {len(names) - 5} more" if len(names) > 5 else ""
+    return f"{NAME} has keys that transformers does not know, without effect: {shown}{more}."

@@ -1,0 +1,130 @@
+"""What a run wants from attention: the plan that is handed down with each forward pass."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from sinkscope.models.run_info import Step
+from sinkscope.models.sites import At
+
+PLAN_KEY = "sinkscope_plan"
+
+
+class Looker(Protocol):
+    """Sees what is at a site."""
+
+    def see(self, site: str, layer: int, values: Any, positions: Sequence[int]) -> None:
+        """`values` as `models.sites` says, of these positions."""
+        ...
+
+
+class RowChange(Protocol):
+    """Changes attention rows (`interventions.base.Acting` has the full story)."""
+
+    @property
+    def row_positions(self) -> range:
+        """The queries whose rows may change."""
+        ...
+
+    def rows(self, layer: int, rows: Tensor, first_position: int) -> Tensor:
+        """New rows float32 (B, H, R, K) for the given ones."""
+        ...
+
+
+class FastCorrection(Protocol):
+    """A change of rows that can correct a fused output without the rows."""
+
+    def correct(
+        self,
+        layer: int,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        output: Tensor,
+        scaling: float,
+        attention_mask: Tensor | None,
+    ) -> Tensor:
+        """The layer's output (B, H, N, D) at prefill, corrected; query (B, H, N, D), key and value
+        (B, Hkv, K, D)."""
+        ...
+
+
+class Mask(Protocol):
+    """Hides keys from queries."""
+
+    def mask(self, layer: int, queries: range, keys: int, device: torch.device) -> Tensor:
+        """bool (B or 1, 1, Q, keys): True where the query at that position may see the key.
+        Causal."""
+        ...
+
+
+@dataclass
+class LayerPlan:
+    """What is wanted of one layer's attention.
+
+    Attributes:
+        rows: who sees attention rows, and of which positions.
+        keys: who sees queries and keys, and of which positions.
+        changes: what changes rows, in order.
+        fast: the correction that replaces the generic one where its owner is the only change.
+        masks: what hides keys, in order.
+    """
+
+    rows: list[tuple[At, Looker]] = field(default_factory=list)
+    keys: list[tuple[At, Looker]] = field(default_factory=list)
+    changes: list[RowChange] = field(default_factory=list)
+    fast: FastCorrection | None = None
+    masks: list[Mask] = field(default_factory=list)
+
+
+@dataclass
+class ForwardPlan:
+    """What one run wants from attention. Made by a session and gone with it.
+
+    Attributes:
+        layers: layer -> what is wanted there; a layer that is not in it is plain SDPA.
+        step: position and number of the queries of the current forward pass.
+        prompt_length: a pass over several positions behind it is refused.
+        batch: how many sequences are expected.
+        gradients: rows that are seen are those that the output is made of, at prefill too, so that
+            it can be differentiated by them.
+    """
+
+    layers: dict[int, LayerPlan]
+    step: Step
+    prompt_length: int
+    batch: int
+    gradients: bool = False
+
+    def begin_forward(self, queries: int, batch: int, passed: int | None) -> None:
+        """A forward pass over `queries` new positions of `batch` sequences begins.
+
+        Args:
+            queries, batch: sizes of the pass.
+            passed: positions that the cache holds; None: those of the pass before and all before
+                it.
+
+        Raises:
+            ValueError: the pass belongs to a way of generating whose rows explain no token: beam
+                search, or assisted decoding.
+        """
+        if batch != self.batch:
+            raise ValueError(
+                f"The model was called with a batch of {batch}, but {self.batch} is being "
+                "recorded. Beam search and num_return_sequences cannot be captured; use greedy "
+                "decoding or sampling (temperature above 0)."
+            )
+        step = self.step
+        step.start = step.start + step.length if passed is None else passed
+        step.length = queries
+        if step.start >= self.prompt_length and queries > 1:
+            raise ValueError(
+                f"The model was called with {queries} answer tokens at once. Assisted decoding and "
+                "prompt look-up cannot be captured, for some of these tokens are thrown away "
+                "again; use greedy decoding or sampling (temperature above 0)."
+            )
