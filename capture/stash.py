@@ -14,7 +14,7 @@ from __future__ import annotations
 import dataclasses
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from transformers import DynamicCache, StoppingCriteriaList
@@ -53,6 +53,8 @@ class QueryStash:
         scales: layer -> factor on the scores.
         heads: indices in the model of the heads that `trace` holds.
         sinks, model, finish, seconds: as in `GenerationTrace`.
+        windows: layer -> how many keys a query sees at most, itself among them; a layer without a
+            sliding window is not there.
     """
 
     inputs: PromptInputs
@@ -66,6 +68,7 @@ class QueryStash:
     model: ModelInfo
     finish: str
     seconds: float
+    windows: Mapping[int, int] = field(default_factory=dict)
 
     @property
     def layers(self) -> tuple[int, ...]:
@@ -87,8 +90,10 @@ class QueryStash:
             raise ValueError(f"layer is {layer}; the run kept layers {list(self.layers)}.")
         position = self.inputs.layout.length - 1 + token
         query = self.queries[layer][token][None, :, None]  # (1, H, 1, D)
-        key = self.keys[layer][None, :, : position + 1]
-        return attention_rows(query, key, self.scales[layer], None, position)[0, :, 0]
+        unseen = max(0, position + 1 - self.windows.get(layer, position + 1))
+        key = self.keys[layer][None, :, unseen : position + 1]
+        row = attention_rows(query, key, self.scales[layer], None, position - unseen)[0, :, 0]
+        return torch.nn.functional.pad(row, (unseen, 0))
 
     def trace(self) -> GenerationTrace:
         """What `attention_extractor.generate` would have returned, computed now."""
@@ -184,4 +189,5 @@ def stash_run(
         model=handle.info,
         finish="end" if probe.tokens and probe.tokens[-1].id in ends else "length",
         seconds=time.perf_counter() - began,
+        windows={k: size for k, size in enumerate(handle.stack.windows) if size is not None},
     )

@@ -155,6 +155,7 @@ class TextStack:
         layers: the decoder layers in order.
         output_head: maps hidden states to logits (B, n, vocabulary).
         hidden_size, heads, kv_heads: sizes, from the loaded config.
+        windows: of each layer, how many keys a query sees at most, itself among them; None for all.
     """
 
     language_model: nn.Module
@@ -163,6 +164,7 @@ class TextStack:
     hidden_size: int
     heads: int
     kv_heads: int
+    windows: Sequence[int | None] = ()
 
 
 class Family(Protocol):

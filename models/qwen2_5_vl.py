@@ -72,6 +72,7 @@ class Qwen25VL:
             hidden_size=config.hidden_size,
             heads=config.num_attention_heads,
             kv_heads=config.num_key_value_heads,
+            windows=tuple(layer.self_attn.sliding_window for layer in text.layers),
         )
 
     def load_processor(self, source: str, options: Mapping[str, Any]) -> QwenProcessor:
