@@ -56,6 +56,8 @@ class QueryStash:
         scales: layer -> factor on the scores.
         heads: indices in the model of the heads that `trace` holds.
         sinks, model, finish, seconds, reference, extra: as in `GenerationTrace`.
+        windows: layer -> how many keys a query sees at most, itself among them; a layer without a
+            sliding window is not there.
     """
 
     inputs: PromptInputs
@@ -72,6 +74,7 @@ class QueryStash:
     seconds: float
     reference: PromptTrace | None = None
     extra: Mapping[str, Any] = field(default_factory=dict)
+    windows: Mapping[int, int] = field(default_factory=dict)
 
     @property
     def layers(self) -> tuple[int, ...]:
@@ -143,9 +146,12 @@ class QueryStash:
         )
 
     def _row(self, layer: int, query: torch.Tensor, position: int) -> torch.Tensor:
-        """The softmax row (1, H, 1, position + 1) of one query (H, D)."""
-        key = self.keys[layer][None, :, : position + 1]
-        return attention_rows(query[None, :, None], key, self.scales[layer], None, position)
+        """The softmax row (1, H, 1, position + 1) of one query (H, D); 0 outside a window."""
+        unseen = max(0, position + 1 - self.windows.get(layer, position + 1))
+        key = self.keys[layer][None, :, unseen : position + 1]
+        scale = self.scales[layer]
+        row = attention_rows(query[None, :, None], key, scale, None, position - unseen)
+        return torch.nn.functional.pad(row, (unseen, 0)) if unseen else row
 
     def _recorded(self, queries: Mapping[int, torch.Tensor], positions: range) -> TraceRecorder:
         """A recorder that has seen the rows of these queries (one a position, in each layer)."""
@@ -216,4 +222,5 @@ def stash_run(
         finish=ending.finish(),
         seconds=seconds,
         extra={"decoding": decoding.about},
+        windows={k: size for k, size in enumerate(handle.stack.windows) if size is not None},
     )

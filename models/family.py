@@ -171,6 +171,7 @@ class TextStack:
         output_head: maps hidden states to logits (B, n, vocabulary).
         hidden_size, heads, kv_heads: sizes, from the loaded config.
         points: site (`models.sites`) -> where it is in a decoder layer.
+        windows: of each layer, how many keys a query sees at most, itself among them; None for all.
     """
 
     language_model: nn.Module
@@ -180,6 +181,7 @@ class TextStack:
     heads: int
     kv_heads: int
     points: Mapping[str, Callable[[nn.Module], HookPoint]] = field(default_factory=dict)
+    windows: Sequence[int | None] = ()
 
     def point(self, site: str, layer: int) -> HookPoint:
         """The module that has a site's role in a layer.

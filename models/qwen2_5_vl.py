@@ -75,6 +75,7 @@ class Qwen25VL:
             heads=config.num_attention_heads,
             kv_heads=config.num_key_value_heads,
             points=_points(config.num_attention_heads, config.num_key_value_heads),
+            windows=tuple(layer.self_attn.sliding_window for layer in text.layers),
         )
 
     def load_processor(self, source: str, options: Mapping[str, Any]) -> QwenProcessor:
