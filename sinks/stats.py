@@ -93,14 +93,15 @@ class SampleStats:
     def save(self, path: Path, key: str) -> None:
         """Write a file, whole or not at all; `key` says what it belongs to."""
         tensors = {name: getattr(self, name).contiguous() for name in _TENSORS}
+        sample = json.dumps(
+            [self.id, self.fingerprint, self.images, self.layers, self.grids], ensure_ascii=False
+        )
         about = {
             "format": FORMAT,
             "key": key,
             "checksum": _checksum(tensors),
-            "sample": json.dumps(
-                [self.id, self.fingerprint, self.images, self.layers, self.grids],
-                ensure_ascii=False,
-            ),
+            "sample": sample,
+            "sample_checksum": sha256(sample.encode()),
         }
         data = save(tensors, about)
         write_atomically(path, lambda file: file.write(data))
@@ -125,7 +126,14 @@ class SampleStats:
             )
         if set(tensors) != set(_TENSORS) or about.get("checksum") != _checksum(tensors):
             raise DamagedStatsError(f"{path.name} is damaged: its checksum does not fit")
-        name, fingerprint, images, layers, grids = json.loads(about["sample"])
+        sample = about.get("sample", "")
+        # Files of before have none.
+        if about.get("sample_checksum", sha256(sample.encode())) != sha256(sample.encode()):
+            raise DamagedStatsError(f"{path.name} is damaged: its checksum does not fit")
+        try:
+            name, fingerprint, images, layers, grids = json.loads(sample)
+        except (ValueError, TypeError) as error:
+            raise DamagedStatsError(f"{path.name} cannot be read: {error}") from error
         return SampleStats(
             id=name,
             fingerprint=fingerprint,

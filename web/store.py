@@ -27,6 +27,7 @@ log = logging.getLogger(__name__)
 
 _ID = re.compile(r"[A-Za-z0-9_-]{16,64}\Z")
 _VARIANTS = ("baseline", "var")
+STORED_KINDS = ("run", "example")
 LABELS = {"baseline": "Baseline", "var": "VAR"}
 
 
@@ -104,16 +105,16 @@ def open_run(folder: Path, run_id: str | None = None) -> Run:
     try:
         about = json.loads((folder / "run.json").read_bytes())
         names = [name for name in _VARIANTS if name in about["variants"]]
-        kind, same_text, created = (
-            str(about["kind"]),
-            bool(about["same_text"]),
-            float(about["created"]),
-        )
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        kind, same_text, created = about["kind"], about["same_text"], float(about["created"])
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise ValueError("The stored run is damaged: its description cannot be read.") from error
+    if kind not in STORED_KINDS or not isinstance(same_text, bool) or not 0 <= created < 1e11:
+        raise ValueError("The stored run is damaged: its description makes no sense.")
     traces = {name: GenerationTrace.open(folder / f"{name}.safetensors") for name in names}
     if "baseline" not in traces:
         raise ValueError("The stored run is damaged: it has no baseline.")
+    if len({(t.layout, t.layers, t.heads, t.prompt) for t in traces.values()}) > 1:
+        raise ValueError("The stored run is damaged: its two answers are not of one prompt.")
     return Run(traces, kind, same_text, created, run_id or new_id())
 
 
@@ -132,7 +133,8 @@ class RunStore:
 
         Returns:
             Why the run is in memory only, in a few words; None if its files are written. A full
-            disk must not cost anyone a finished answer, so it is no error.
+            disk, or a value that a file cannot hold, must not cost anyone a finished answer, so it
+            is no error.
         """
         with self._lock:
             self._remember(run)
@@ -141,10 +143,10 @@ class RunStore:
         folder = self._folder / run.id
         try:
             save_run(run, folder)
-        except OSError as error:
+        except (OSError, ValueError) as error:
             log.warning("run %s is kept in memory only: %s", run.id, error)
             shutil.rmtree(folder, ignore_errors=True)  # what is written of it helps nobody
-            return f"kept in memory only: {error.strerror or error}"
+            return f"kept in memory only: {getattr(error, 'strerror', None) or error}"
         try:
             self._trim_folder(spare=run.id)
         except OSError as error:  # the next run tries again

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
+import tomllib
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -12,9 +15,11 @@ from hypothesis import strategies as st
 
 from sinkscope.config import from_mapping
 from sinkscope.models.profiles import SinkProfile, read_profile
+from sinkscope.sinks.findings import Findings
 from sinkscope.sinks.profile_file import findings_beside, write_profile
 from sinkscope.sinks.settings import FindSettings
 
+FIXTURES = Path(__file__).resolve().parents[1] / "fixtures" / "profiles"
 TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=30)
 
 
@@ -60,3 +65,18 @@ def test_settings_survive_plain_values_and_only_some_change_what_is_measured() -
     plain = FindSettings().measuring()
     assert FindSettings(min_contrast=9.0, seed=1, batch_size=4).measuring() == plain
     assert FindSettings(min_ratio=9.0).measuring() != plain
+
+
+@pytest.mark.parametrize("name", ["first", "found"])
+def test_a_profile_of_an_earlier_version_opens(name: str) -> None:
+    path = FIXTURES / f"{name}.toml"
+    profile = read_profile(path)
+    said = tomllib.loads(path.read_text(encoding="utf-8"))
+    assert {**dataclasses.asdict(profile), "dims": list(profile.dims)} == said
+
+
+def test_findings_of_an_earlier_version_open() -> None:
+    path = findings_beside(FIXTURES / "found.toml")
+    found = Findings.open(path)
+    assert json.loads(json.dumps(found.as_dict())) == json.loads(path.read_text(encoding="utf-8"))
+    assert found.dims == read_profile(FIXTURES / "found.toml").dims

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
 from sinkscope.attention_processor import image_share, patch_map, relative_map, tokens_looking_at
-from sinkscope.web.store import Run
+from sinkscope.web.store import Run, open_run
 from tests.web.conftest import INSPECTOR, Site
 from tests.web.synthetic import HOSTILE, WORDS, make_trace
+
+FIXTURES = Path(__file__).resolve().parents[1] / "fixtures"
 
 pytestmark = pytest.mark.browser
 
@@ -339,6 +342,27 @@ def test_address_keeps_the_place(site: Site, open_page: Any) -> None:
     assert [view[k] for k in ("t0", "t1", "l0", "l1", "h0", "h1")] == [7, 8, 1, 3, 2, 2]
     page.click("[data-testid=token-var-4]")
     page.wait_for_function("location.hash.includes('t=4-4')")
+
+
+# What links of each version looked like; a version only ever added keys.
+LINKS = {
+    1: "t=1-2&l=0-1&h=2-2&combine=min&scale=log&difference=1",
+    2: "t=1-2&l=0-1&h=2-2&combine=min&scale=log&difference=1",
+    3: "p=1-2&l=0-1&h=2-2&combine=min&scale=log&four=0-1-0-1.var",
+}
+
+
+@pytest.mark.parametrize("version", LINKS)
+def test_a_link_to_a_run_of_an_earlier_version(site: Site, open_page: Any, version: int) -> None:
+    run = open_run(FIXTURES / f"run_v{version}")
+    site.app.handlers.store.put(run)
+    page = open_page(site.url, path=f"#run={run.id}&{LINKS[version]}")
+    page.wait_for_selector(f"[data-ready='{run.id}']", state="attached")
+    view = page.evaluate(f"{INSPECTOR}.view")
+    names = ("part", "t0", "t1", "l0", "l1", "h0", "h1", "combine", "scale")
+    part = "prompt" if version == 3 else "answer"
+    assert [view[k] for k in names] == [part, 1, 2, 0, 1, 2, 2, "min", "log"]
+    assert (view["four"] if version == 3 else view["difference"]) in ("var", True, 1)
 
 
 @pytest.mark.parametrize(("width", "scheme"), [(1440, "light"), (1440, "dark"), (390, "light")])

@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import dataclasses
 import errno
+import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 import sinkscope.web.store
+from sinkscope.web.payload import build_payload
+from sinkscope.web.standalone import build_standalone
 from sinkscope.web.store import Run, RunStore, new_id, open_run, save_run
 from tests.web.synthetic import make_pair, make_trace
+
+FIXTURES = Path(__file__).resolve().parents[1] / "fixtures"
 
 
 def test_a_run_comes_back_after_a_restart(tmp_path: Path) -> None:
@@ -134,3 +141,58 @@ def test_a_folder_that_disappears_while_the_rest_is_trimmed(
 
 def test_ids_differ() -> None:
     assert len({new_id() for _ in range(1000)}) == 1000
+
+
+@pytest.mark.parametrize("version", [1, 2, 3])
+def test_a_run_of_an_earlier_version_opens(tmp_path: Path, version: int) -> None:
+    run_id = new_id()
+    shutil.copytree(FIXTURES / f"run_v{version}", tmp_path / run_id)
+    run = RunStore(tmp_path, 10_000_000).get(run_id)
+    assert run is not None
+    assert (tuple(run.traces), run.kind, run.same_text) == (("baseline", "var"), "run", False)
+    assert run.created == 1795000000.0 + version
+    assert run.traces["var"].var is not None
+    assert build_payload(run)
+    assert build_standalone(run)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"kind": "pair"}, "makes no sense"),
+        ({"kind": ["run"]}, "makes no sense"),
+        ({"same_text": "no"}, "makes no sense"),
+        ({"created": float("nan")}, "makes no sense"),
+        ({"created": -1}, "makes no sense"),
+        ({"created": 1e300}, "makes no sense"),
+        ({"created": "yesterday"}, "cannot be read"),
+        ({"variants": 7}, "cannot be read"),
+        ({"variants": ["var"]}, "no baseline"),
+    ],
+)
+def test_a_description_that_was_changed(tmp_path: Path, change: dict[str, Any], words: str) -> None:
+    run = Run(make_pair())
+    save_run(run, tmp_path / run.id)
+    described = tmp_path / run.id / "run.json"
+    described.write_text(json.dumps({**json.loads(described.read_text()), **change}))
+    with pytest.raises(ValueError, match=f"^The stored run is damaged: .*{words}"):
+        open_run(tmp_path / run.id)
+    assert RunStore(tmp_path, 10_000_000).get(run.id) is None
+    assert (tmp_path / run.id / "baseline.safetensors").is_file()  # nothing is thrown away for it
+
+
+def test_answers_of_two_prompts_are_no_run(tmp_path: Path) -> None:
+    run = Run(make_pair())
+    save_run(run, tmp_path / run.id)
+    make_trace(rows=6, columns=6).save(tmp_path / run.id / "var.safetensors")
+    with pytest.raises(ValueError, match="two answers are not of one prompt"):
+        open_run(tmp_path / run.id)
+
+
+def test_an_answer_that_no_file_can_hold_stays_in_memory(tmp_path: Path) -> None:
+    trace = make_trace()
+    run = Run({"baseline": dataclasses.replace(trace, extra={"x": float("nan")})})
+    store = RunStore(tmp_path, 10_000_000)
+    assert "extra.x is nan" in (store.put(run) or "")
+    assert store.get(run.id) is run
+    assert not (tmp_path / run.id).exists()

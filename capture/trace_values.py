@@ -1,0 +1,343 @@
+"""A trace as plain values, and back: what the JSON part of its file holds (`capture.storage`).
+
+What comes from a file is checked before it becomes a trace: types, ranges, and that everything
+speaks of the same tokens, layers, heads and patches. Whoever reads a trace can rely on that.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, get_args
+
+import numpy as np
+import torch
+from PIL import Image
+
+from sinkscope.capture.trace import (
+    MEAN_HEAD,
+    Alternative,
+    GeneratedToken,
+    GenerationTrace,
+    LayerSinks,
+    PromptToken,
+    PromptTrace,
+)
+from sinkscope.capture.trace_file import Table
+from sinkscope.models.family import ImageGrid, PromptLayout, Segment, SegmentKind
+from sinkscope.models.info import ModelInfo
+
+ROWS = ("attention", "shares", "entropy")
+PROMPTS = ("prompt_rows", "reference")  # fields that hold a PromptTrace or None
+
+
+def values_of(trace: GenerationTrace) -> dict[str, Any]:
+    """All of a trace but its tensors and images."""
+    return {
+        "tokens": [dataclasses.asdict(token) for token in trace.tokens],
+        "layout": dataclasses.asdict(trace.layout),
+        "prompt": trace.prompt,
+        "prompt_tokens": trace.prompt_tokens,
+        "layers": trace.layers,
+        "heads": trace.heads,
+        "sinks": [dataclasses.asdict(sinks) for sinks in trace.sinks],
+        "applied": trace.applied,
+        "model": dataclasses.asdict(trace.model),
+        "settings": dict(trace.settings),
+        "seed": trace.seed,
+        "finish": trace.finish,
+        "seconds": trace.seconds,
+        "var": None if trace.var is None else dict(trace.var),
+        "extra": dict(trace.extra),
+        **{name: _values_of_rows(getattr(trace, name)) for name in PROMPTS},
+    }
+
+
+def trace_of(about: Mapping[str, Any], tensors: Mapping[str, torch.Tensor]) -> GenerationTrace:
+    """The trace; without images and rows of prompts where `tensors` has none.
+
+    Raises:
+        ValueError, KeyError, TypeError: the values are none of a trace, or contradict each other.
+    """
+    layout = _layout(about["layout"])
+    names = [f"image_{index}" for index in range(len(layout.grids))]
+    images = [tensors[name].numpy() for name in names if name in tensors]
+    trace = GenerationTrace(
+        tokens=_tokens(about["tokens"]),
+        layout=layout,
+        images=tuple(Image.fromarray(image) for image in images),
+        prompt=_text("prompt", about["prompt"]),
+        prompt_tokens=_texts("prompt_tokens", about["prompt_tokens"]),
+        attention=tensors["attention"],
+        layers=_indices("layers", about["layers"]),
+        heads=_heads(about["heads"]),
+        shares=tensors["shares"],
+        entropy=tensors["entropy"],
+        sinks=_sinks(about["sinks"], layout),
+        applied=_texts("applied", about["applied"]),
+        model=_model(about["model"]),
+        settings=_mapping("settings", about["settings"]),
+        seed=_whole("seed", about["seed"]),
+        finish=_text("finish", about["finish"]),
+        seconds=_number("seconds", about["seconds"]),
+        var=None if about["var"] is None else _mapping("var", about["var"]),
+        extra=_mapping("extra", about["extra"]),
+    )
+    if len(trace.prompt_tokens) != layout.length:
+        raise ValueError(
+            f"it has {len(trace.prompt_tokens)} texts for a prompt of {layout.length} tokens"
+        )
+    there = [name for name in PROMPTS if f"{name}_attention" in tensors]
+    return dataclasses.replace(trace, **{n: rows_of(n, about, tensors, trace) for n in there})
+
+
+def rows_of(
+    name: str, about: Mapping[str, Any], tensors: Mapping[str, torch.Tensor], trace: GenerationTrace
+) -> PromptTrace:
+    """The rows of a prompt, `name` one of `PROMPTS`; errors as `trace_of`."""
+    said = about[name]
+    attention, shares, entropy = (tensors[f"{name}_{part}"] for part in ROWS)
+    layout = _layout(said["layout"])
+    return PromptTrace(
+        positions=_positions(f"{name}.positions", said["positions"], layout),
+        tokens=tuple(
+            PromptToken(_whole("id", token["id"]), _text("text", token["text"]))
+            for token in said["tokens"]
+        ),
+        layout=layout,
+        attention=attention,
+        layers=trace.layers,
+        heads=trace.heads,
+        shares=shares,
+        entropy=entropy,
+        sinks=_sinks(said["sinks"], layout),
+        model=trace.model,
+        prompt=_text("prompt", said["prompt"]),
+    )
+
+
+def check_tensors(about: Mapping[str, Any], table: Table) -> None:
+    """Compare the tensors of a file with what its JSON part says of them.
+
+    Raises:
+        ValueError, KeyError, TypeError: as `trace_of`.
+    """
+    layout = _layout(about["layout"])
+    layers = len(_indices("layers", about["layers"]))
+    heads = len(_heads(about["heads"]))
+    tokens = len(about["tokens"])
+    wanted: dict[str, tuple[str, tuple[int, ...]]] = {}
+    rows = [("", tokens, layout)]
+    for name in PROMPTS:
+        if about.get(name) is not None:
+            said = about[name]
+            count = len(said["positions"])
+            if count != len(said["tokens"]) or list(said["positions"]) != sorted(
+                set(said["positions"])
+            ):
+                raise ValueError(f"positions and tokens of its {name} do not fit each other")
+            rows.append((f"{name}_", count, _layout(said["layout"])))
+    for before, count, its in rows:
+        size = (count, layers, heads)
+        wanted[f"{before}attention"] = ("F16", (*size, its.vision_tokens))
+        wanted[f"{before}shares"] = ("F32", (*size, len(its.segments) + 1))
+        wanted[f"{before}entropy"] = ("F32", size)
+    if about["version"] >= 2:
+        wanted["head_mean"] = ("F32", (tokens, layers, layout.vision_tokens))
+    pictures = [f"image_{index}" for index in range(len(layout.grids))]
+    if unknown := sorted(set(table) - {*wanted, *pictures, "head_mean"}):
+        raise ValueError(f"it has {unknown[0]!r}, which no trace has")
+    for name, (dtype, shape) in wanted.items():
+        if table[name] != (dtype, shape):
+            there, size_there = table[name]
+            raise ValueError(
+                f"its {name} is {there} {list(size_there)}, where {dtype} {list(shape)} should be"
+            )
+    for name in pictures:
+        dtype, shape = table[name]
+        if dtype != "U8" or len(shape) != 3 or shape[2] != 3 or 0 in shape:
+            raise ValueError(f"its {name} is {dtype} {list(shape)}, which is no RGB image")
+
+
+def check_numbers(tensors: Mapping[str, torch.Tensor]) -> None:
+    """Refuse values that are no numbers.
+
+    Raises:
+        ValueError: naming the tensor, as the end of a sentence.
+    """
+    for name, tensor in tensors.items():
+        if not tensor.numel() or not tensor.is_floating_point():
+            continue
+        if tensor.dtype == torch.float16:
+            bits, infinity = np.uint16, 0x7C00
+        elif tensor.dtype == torch.float32:
+            bits, infinity = np.uint32, 0x7F800000
+        else:
+            bits, infinity = None, 0
+        # Read as integers, finite numbers from 0 are those below the bits of infinity. There are
+        # hardly others in a trace, and this takes a tenth of the time.
+        if bits is not None and tensor.contiguous().numpy().view(bits).max() < infinity:
+            continue
+        if not bool(torch.isfinite(tensor).all()):
+            raise ValueError(f"its {name} has values that are no numbers")
+
+
+def _values_of_rows(rows: PromptTrace | None) -> dict[str, Any] | None:
+    """What a file says about rows of a prompt, beside their tensors and what the trace says."""
+    if rows is None:
+        return None
+    return {
+        "positions": rows.positions,
+        "tokens": [dataclasses.asdict(token) for token in rows.tokens],
+        "layout": dataclasses.asdict(rows.layout),
+        "sinks": [dataclasses.asdict(sinks) for sinks in rows.sinks],
+        "prompt": rows.prompt,
+    }
+
+
+def _tokens(said: Iterable[Mapping[str, Any]]) -> tuple[GeneratedToken, ...]:
+    made = tuple(
+        GeneratedToken(
+            token["id"],
+            token["text"],
+            token["probability"],
+            token["rank"],
+            tuple(
+                [Alternative(a["id"], a["text"], a["probability"]) for a in token["alternatives"]]
+            ),
+        )
+        for token in said
+    )
+    # All of a kind at once: there are thousands of them.
+    all_of_them: list[GeneratedToken | Alternative] = [
+        *made,
+        *(a for t in made for a in t.alternatives),
+    ]
+    _wholes("id", [token.id for token in all_of_them])
+    _wholes("rank", [token.rank for token in made])
+    _texts("text", [token.text for token in all_of_them])
+    chances = [token.probability for token in all_of_them]
+    if set(map(type, chances)) - {float, int} or (
+        chances and not (min(chances) >= 0 and max(chances) <= 1.001)  # rounded, in old files
+    ):
+        raise ValueError("it has probabilities that are no numbers from 0 to 1")
+    return made
+
+
+def _layout(said: Mapping[str, Any]) -> PromptLayout:
+    layout = PromptLayout(
+        length=_whole("length", said["length"]),
+        segments=tuple(Segment(**segment) for segment in said["segments"]),
+        grids=tuple(_grid(grid) for grid in said["grids"]),
+    )
+    at = 0
+    for segment in layout.segments:
+        if segment.kind not in get_args(SegmentKind) or segment.start != at:
+            raise ValueError("the segments of its prompt do not follow each other")
+        at = _whole("stop", segment.stop, at)
+        if segment.image is not None and not (
+            0 <= _whole("image", segment.image) < len(layout.grids)
+        ):
+            raise ValueError(f"its prompt speaks of image {segment.image}, which it does not have")
+    if at != layout.length:
+        raise ValueError(f"the segments of its prompt end at {at}, the prompt at {layout.length}")
+    after = 0
+    for grid in layout.grids:
+        if grid.start < after or grid.stop > layout.length:
+            raise ValueError("the patches of its images do not lie in its prompt, one image by one")
+        after = grid.stop
+    return layout
+
+
+def _grid(said: Mapping[str, Any]) -> ImageGrid:
+    sides = {name: _pair(name, said[name]) for name in ("resized", "original")}
+    sizes = {name: _whole(name, said[name], 1) for name in ("t", "h", "w", "merge")}
+    return ImageGrid(start=_whole("start", said["start"]), **sizes, **sides)  # type: ignore[arg-type]
+
+
+def _sinks(said: Iterable[Mapping[str, Any]], layout: PromptLayout) -> tuple[LayerSinks, ...]:
+    made = []
+    for one in said:
+        positions = _positions("sinks", one["positions"], layout)
+        scores = tuple(_number("scores", score, -math.inf) for score in one["scores"])
+        if len(scores) != len(positions):
+            raise ValueError("it has sinks without a score")
+        made.append(LayerSinks(_whole("layer", one["layer"]), positions, scores))
+    return tuple(made)
+
+
+def _model(said: Mapping[str, Any]) -> ModelInfo:
+    made = ModelInfo(**said)
+    for field in dataclasses.fields(made):
+        check: Callable[[str, Any], Any] = _whole if field.type == "int" else _text
+        check(f"model.{field.name}", getattr(made, field.name))
+    return made
+
+
+def _heads(said: Any) -> tuple[int, ...]:
+    return (MEAN_HEAD,) if list(said) == [MEAN_HEAD] else _indices("heads", said)
+
+
+def _indices(name: str, said: Iterable[Any]) -> tuple[int, ...]:
+    made = _wholes(name, said)
+    if len(set(made)) != len(made):
+        raise ValueError(f"its {name} are {list(made)}, one of them twice")
+    return made
+
+
+def _positions(name: str, said: Iterable[Any], layout: PromptLayout) -> tuple[int, ...]:
+    made = _wholes(name, said)
+    if any(position >= layout.length for position in made):
+        raise ValueError(f"its {name} lie behind the prompt's {layout.length} tokens")
+    return made
+
+
+def _pair(name: str, said: Any) -> tuple[int, int]:
+    first, second = said
+    return _whole(name, first, 1), _whole(name, second, 1)
+
+
+def _whole(name: str, value: Any, low: int = 0) -> int:
+    if type(value) is not int or value < low:
+        raise ValueError(
+            f"its {name} is {_shown(value)}, where a whole number from {low} should be"
+        )
+    return value
+
+
+def _wholes(name: str, said: Iterable[Any]) -> tuple[int, ...]:
+    made = tuple(said)
+    if set(map(type, made)) - {int} or min(made, default=0) < 0:
+        raise ValueError(f"its {name} has {_shown(made)}, where whole numbers from 0 should be")
+    return made
+
+
+def _number(name: str, value: Any, low: float = 0.0) -> float:
+    if type(value) not in (float, int) or not low <= value < math.inf:
+        raise ValueError(f"its {name} is {_shown(value)}, where a number should be")
+    return float(value)
+
+
+def _text(name: str, value: Any) -> str:
+    if not isinstance(value, str):
+        raise ValueError(f"its {name} is {_shown(value)}, where a text should be")
+    return value
+
+
+def _texts(name: str, said: Iterable[Any]) -> tuple[str, ...]:
+    made = tuple(said)
+    if isinstance(said, str) or set(map(type, made)) - {str}:
+        raise ValueError(f"its {name} has something that is no text")
+    return made
+
+
+def _mapping(name: str, value: Any) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise ValueError(f"its {name} is {_shown(value)}, where an object should be")
+    return value
+
+
+def _shown(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."
