@@ -64,7 +64,7 @@ class TokenProbe:
 def with_texts(tokens: Sequence[GeneratedToken], pieces: TextPieces) -> tuple[GeneratedToken, ...]:
     """The tokens that were given to `pieces`, each with its own text."""
     return tuple(
-        dataclasses.replace(token, text=text)
+        token if token.text == text else dataclasses.replace(token, text=text)
         for token, text in zip(tokens, pieces.finish(), strict=True)
     )
 

@@ -38,6 +38,7 @@ class TextPieces:
         self._waiting: list[int] = []
         self._seen: list[str] = []  # what the context is decoded to with 1, 2, ... waiting tokens
         self._again: str | None = None  # what the next token adds if it is the same as the last
+        self._tried: dict[int, str] = {}  # what all would be decoded to with these next tokens
 
     def add(self, token: int) -> str:
         """What can be shown once this token is there: its own piece and those that waited for it.
@@ -48,13 +49,17 @@ class TextPieces:
         self._ids.append(token)
         if self._again is not None and token == self._ids[-2]:
             self._texts.append(self._again)
+            self._tried.clear()
             return self._again
         context = self._context
         self._texts.append("")
         self._waiting.append(token)
-        text = self._decode(self._context + self._waiting)
+        text = self._tried.get(token)
+        if text is None:
+            text = self._decode(self._context + self._waiting)
         self._seen.append(text)
         self._again = None
+        self._tried.clear()
         if text.startswith(self._before) and not text.endswith(UNKNOWN):
             shown = self._settle(len(self._waiting))
             if context == self._context == [token]:  # all is as it was before: so it would be again
@@ -66,7 +71,7 @@ class TextPieces:
 
     def would_add(self, token: int) -> str:
         """The piece of `token`, were it the next one and the last."""
-        text = self._decode([*self._context, *self._waiting, token])
+        text = self._tried[token] = self._decode([*self._context, *self._waiting, token])
         for so_far in (*self._seen[-1:], self._before):  # the second where it completes a character
             if text.startswith(so_far) and text != so_far:
                 return text[len(so_far) :]
@@ -76,6 +81,7 @@ class TextPieces:
         """The piece of each token so far; they join to what all of them are decoded to."""
         if self._waiting:
             self._settle(len(self._waiting))
+            self._tried.clear()
         return tuple(joining(self._texts, self._decode(self._ids)))
 
     def _decode(self, ids: list[int]) -> str:

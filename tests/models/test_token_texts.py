@@ -128,6 +128,21 @@ def test_runs_of_bytes_that_are_no_characters(kind: str, data: st.DataObject) ->
     assert "".join(token_texts(names, ids)) == names.decode(ids)
 
 
+@pytest.mark.parametrize("kind", KINDS)
+@given(data=st.data())
+@settings(max_examples=20, deadline=None)
+def test_asking_for_alternatives_changes_nothing(kind: str, data: st.DataObject) -> None:
+    names = tokenizer(kind)
+    token_ids = st.integers(0, len(names) - 1)
+    steps = data.draw(st.lists(st.tuples(token_ids, st.lists(token_ids, max_size=3)), max_size=20))
+    asking, plain = TextPieces(names), TextPieces(names)
+    for token, others in steps:
+        for other in (*others, token):
+            asking.would_add(other)
+        assert asking.add(token) == plain.add(token)
+    assert asking.finish() == plain.finish()
+
+
 def test_blanks_between_words_stay() -> None:
     for kind in ("Metaspace", "byte fallback", "WordPiece", "no decoder"):
         ids = tokenizer(kind)("a red star", add_special_tokens=False)["input_ids"]
