@@ -61,20 +61,21 @@ class Ending(StoppingCriteria):
         strings = self._stop_strings
         said = strings(input_ids, scores).tolist() if strings else [False] * len(self._probes)
         tokens = input_ids[:, -1].tolist()
-        for row, (probe, token) in enumerate(zip(self._probes, tokens, strict=True)):
-            if not self._finish[row]:
-                probe.choose(token)
-                self._finish[row] = self._reason(token, said[row])
+        going = [row for row, reason in enumerate(self._finish) if not reason]
+        for row in going:
+            self._probes[row].choose(tokens[row])
+        # After all were told: who is told of the last one may be who sets the event.
+        at_once = self._for_all()
+        for row in going:
+            ended = "end" if tokens[row] in self._end else "stop_string" if said[row] else at_once
+            self._finish[row] = ended
         over = [bool(reason) for reason in self._finish]
         if all(over) or not any(over):  # on a GPU this waits for nothing
             return torch.full((len(over),), over[0], dtype=torch.bool, device=input_ids.device)
         return torch.tensor(over, device=input_ids.device)
 
-    def _reason(self, token: int, said: bool) -> str:
-        if token in self._end:
-            return "end"
-        if said:
-            return "stop_string"
+    def _for_all(self) -> str:
+        """Why the whole run ends with this token; empty where it goes on."""
         if self._stop is not None and self._stop.is_set():
             return "stopped"
         late = self._deadline is not None and time.monotonic() > self._deadline

@@ -486,6 +486,23 @@ def test_each_answer_of_a_comparison_ends_for_its_own_reason(
     assert pair.var.tokens == free.var.tokens
 
 
+@pytest.mark.tiny
+def test_stop_ends_both_answers_with_the_same_token_whoever_presses_it(
+    handle: ModelHandle, inputs: PromptInputs
+) -> None:
+    for presses in ("baseline", "var"):
+        stop = threading.Event()
+
+        def told(name: str, *_: object, stop: threading.Event = stop, by: str = presses) -> None:
+            if name == by:
+                stop.set()
+
+        var = VARSettings(dims=(0,), tau=2.0)
+        pair = compare(handle, inputs, GREEDY, var, on_token=told, stop=stop)
+        assert [len(t.tokens) for t in (pair.baseline, pair.var)] == [1, 1]
+        assert pair.baseline.finish == pair.var.finish == "stopped"
+
+
 # --- what a trace says of it ----------------------------------------------------------------------
 
 
