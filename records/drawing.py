@@ -100,9 +100,7 @@ class Draw:
                 continue
             known.add(content)
             name = record.name()
-            yield dataclasses.replace(
-                record, id=f"{name}#{record.short()}" if name in ids else name
-            )
+            yield record._replace(id=f"{name}#{record.short()}" if name in ids else name)
             ids.add(name)
         self.survey.check(self.source)
 
@@ -141,8 +139,7 @@ class Draw:
         return [
             (
                 place,
-                dataclasses.replace(
-                    record,
+                record._replace(
                     images=tuple(
                         other
                         for image in record.images
@@ -192,16 +189,17 @@ class _Kept:
     @property
     def shared_ids(self) -> frozenset[int]:
         """Hashes of the ids that records of different content have."""
-        pairs = np.stack(
-            [np.frombuffer(self.ids, np.uint64), np.frombuffer(self.contents, np.uint64)], axis=1
-        )
-        ids, counts = np.unique(np.unique(pairs, axis=0)[:, 0], return_counts=True)
-        return frozenset(map(int, ids[(counts > 1) & (ids > 0)]))
+        ids = np.frombuffer(self.ids, np.uint64)
+        contents = np.frombuffer(self.contents, np.uint64)
+        order = np.lexsort((contents, ids))
+        ids, contents = ids[order], contents[order]
+        shared = (ids[1:] == ids[:-1]) & (contents[1:] != contents[:-1]) & (ids[1:] > 0)
+        return frozenset(map(int, np.unique(ids[1:][shared])))
 
 
 def _named(record: Record, shared: frozenset[int]) -> Record:
     if record.id is None:
-        return dataclasses.replace(record, id=record.name())
+        return record._replace(id=record.name())
     if hash(record.id) % 2**64 in shared:
-        return dataclasses.replace(record, id=f"{record.id}#{record.short()}")
+        return record._replace(id=f"{record.id}#{record.short()}")
     return record

@@ -43,8 +43,7 @@ class Tally:
     def places(self, unit: str) -> str:
         """`(lines 3, 7, ...)`."""
         more = ", ..." if self.count > len(self.first) else ""
-        words = f"{unit}s" if self.count > 1 else unit
-        return f"({words} {', '.join(map(str, self.first))}{more})"
+        return f"({plural(unit, self.count)} {', '.join(map(str, self.first))}{more})"
 
 
 @dataclass
@@ -85,7 +84,7 @@ class Survey:
         name, unit, rows = source.name, source.unit, self.rows
         if not rows:
             raise ValueError(f"The data {name} is empty.")
-        units = unit if rows == 1 else f"{unit}s"
+        units = plural(unit, rows)
         present = f"keys present: {', '.join(map(_printable, self.keys)) or 'none'}"
         if self.no_question.count:
             raise ValueError(
@@ -107,7 +106,7 @@ class Survey:
 
         def say(tally: Tally, words: str) -> None:
             if tally.count:
-                units = unit if tally.count == 1 and not of else f"{unit}s"
+                units = plural(unit, tally.count if not of else self.rows)
                 made.append(f"{tally.count}{of} {units} {words} {tally.places(unit)}.")
 
         say(self.no_image, "have no image and were skipped")
@@ -124,6 +123,13 @@ class Survey:
     def _others(self, but: Tally) -> str:
         others = ((self.no_image, "Without an image"), (self.faulty, "Cannot be read"))
         return "".join(f" {words}: {t.count}." for t, words in others if t.count and t is not but)
+
+
+def plural(unit: str, count: int) -> str:
+    """`line` and `lines`, `entry` and `entries`."""
+    if count == 1:
+        return unit
+    return f"{unit[:-1]}ies" if unit.endswith("y") else f"{unit}s"
 
 
 def records_of(

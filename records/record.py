@@ -3,9 +3,8 @@ read."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any, Literal, NamedTuple
 
 from sinkscope.utils import sha256
@@ -29,9 +28,8 @@ class Reference(NamedTuple):
     value: str | bytes
 
 
-@dataclass(frozen=True)
-class Record:
-    """One row that can be asked.
+class Record(NamedTuple):
+    """One row that can be asked. A tuple: of many files, hundreds of thousands are made.
 
     Attributes:
         question: what is asked, without image marks; None where the row has no question of its own.
@@ -61,7 +59,7 @@ class Record:
     id: str | None = None
     number: int = 0
     where: str = ""
-    values: Mapping[str, Any] = field(default_factory=dict, repr=False, compare=False)
+    values: Mapping[str, Any] = MappingProxyType({})
 
     def prompt(self) -> str | None:
         """The question with its choices, one a line, where it does not name them itself."""
@@ -73,10 +71,12 @@ class Record:
         """What makes the record another one: pictures as they are named, question, answer; neither
         its id nor its place. A picture that nothing is asked about goes by its name alone."""
         names = [_name(image) for image in self.images]
-        said = [self.prompt(), self.answer, self.system, *self.history]
-        if len(names) == 1 and not any(said):
+        said = [self.prompt(), self.answer, self.system]
+        if len(names) == 1 and said == [None, None, None]:
             return names[0]
-        return json.dumps([names, said], ensure_ascii=True)
+        said += [text for turn in self.history for text in turn]
+        # With their lengths, so that no two rows run together into the same text.
+        return "".join(f"{-1 if s is None else len(s)}:{s};" for s in (*names, "", *said))
 
     def name(self) -> str:
         """The id, or one made of the content."""
@@ -87,7 +87,7 @@ class Record:
 
     def short(self) -> str:
         """Eight hexadecimal digits of the content."""
-        return sha256(self.content().encode())[:8]
+        return sha256(self.content().encode("utf-8", "surrogatepass"))[:8]
 
 
 def _name(image: Reference) -> str:

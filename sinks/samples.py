@@ -21,6 +21,7 @@ from sinkscope.models.images import ImageError, as_rgb, open_image
 from sinkscope.records.drawing import Draw
 from sinkscope.records.hub import FORMS, HUB, hub_source
 from sinkscope.records.pictures import Beside, picture
+from sinkscope.records.reading import plural
 from sinkscope.records.record import Record
 from sinkscope.records.sources import ALL_SUFFIXES, Source, file_kind, file_source, folder_source
 from sinkscope.sinks.progress import Progress
@@ -312,12 +313,9 @@ def _remarks(draw: Draw, prompt: str) -> tuple[str, ...]:
     notes = draw.survey.notes(draw.source, prompt)
     if not draw.repeated:
         return notes
-    units = draw.source.unit if draw.repeated == 1 else f"{draw.source.unit}s"
-    return (
-        *notes,
-        f"{draw.repeated} {units} say the same as others (picture, question and answer), and count "
-        "once.",
-    )
+    units = plural(draw.source.unit, draw.repeated)
+    words = "say the same as others (picture, question and answer), and count once"
+    return (*notes, f"{draw.repeated} {units} {words}.")
 
 
 def _given(samples: Iterable[Sample], seed: int) -> Iterator[Sample]:

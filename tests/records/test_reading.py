@@ -104,6 +104,17 @@ def test_conversations_and_marks_are_noted(tmp_path: Path) -> None:
     )
 
 
+def test_entries_of_a_list_are_called_so(tmp_path: Path) -> None:
+    path = tmp_path / "my.json"
+    path.write_text(json.dumps([POPE, TEXT_ONLY, TEXT_ONLY]))
+    source, survey = file_source(path, Beside(tmp_path)), Survey()
+    (record,) = records_of(source, None, survey)
+    assert record.where == "entry 1 of my.json"
+    assert survey.notes(source, "") == (
+        "2 of 3 entries have no image and were skipped (entries 2, 3).",
+    )
+
+
 def test_hostile_keys_make_a_short_message(tmp_path: Path) -> None:
     row = {"image": "a.png", **{f"\x1b[31m{i}" + "k" * 5000: "x" for i in range(1000)}}
     with pytest.raises(ValueError) as error:
