@@ -18,8 +18,6 @@ if TYPE_CHECKING:
 DEMO = "demo"
 LARGE = 100_000_000  # bytes; reading so many takes seconds
 KINDS = ("describe", "what", "colour", "exist", "where")  # asked in turn; all have exact answers
-# Scenes that are neither trained on nor measured in the model card; a block for each seed.
-FIRST_SCENE, SCENES_A_SEED = 40_000_000, 10_000
 
 
 def read_data(
@@ -110,20 +108,19 @@ def profiles_named(name: str | None) -> tuple[SinkProfile, ...]:
 def _scenes(count: int, prompt: str | None, seed: int) -> SampleSet:
     from PIL import Image
 
-    from sinkscope.demo.measure import held_out_scenes
+    from sinkscope.demo.measure import SINK_SCENES, sink_scenes
     from sinkscope.demo.questions import DESCRIBE, questions
 
-    if count > SCENES_A_SEED:
-        raise ValueError(f"samples is {count}; of demo, allowed: {SCENES_A_SEED} at most.")
+    if count > SINK_SCENES:
+        raise ValueError(f"samples is {count}; of demo, allowed: {SINK_SCENES} at most.")
     made = []
-    first = FIRST_SCENE + seed * SCENES_A_SEED
-    for index, scene in enumerate(held_out_scenes(first, count)):
+    for index, (number, scene) in enumerate(sink_scenes(seed, count)):
         question, answer = prompt, None
         if prompt is None or prompt == DESCRIBE:
             kind = KINDS[index % len(KINDS)] if prompt is None else "describe"
             asked = (questions(scene, [kind]) or questions(scene, ["describe"]))[0]
             question, answer = asked.prompt, asked.answer
         image = Image.fromarray(scene.image)
-        made.append(Sample(f"scene {first + index}", (image,), question or PROMPT, answer))
+        made.append(Sample(f"scene {number}", (image,), question or PROMPT, answer))
     samples = tuple(sorted(made, key=lambda sample: sample.id))
     return SampleSet(samples, (), count, "the generator of the bundled model's scenes")

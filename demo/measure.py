@@ -130,6 +130,24 @@ def held_out_scenes(
     return made
 
 
+# For finding and validating sinks: behind the blocks that the model card is measured on
+# (`demo.check`), and a block for each seed.
+FIRST_SINK_SCENE, SINK_SCENES = 40_000_000, 10_000
+
+
+def sink_scenes(seed: int, count: int) -> list[tuple[int, Scene]]:
+    """Scenes for finding and validating sinks, each with its number: neither trained on nor
+    measured in the model card, and other ones for each seed.
+
+    Raises:
+        ValueError: there are not so many.
+    """
+    if not 1 <= count <= SINK_SCENES:
+        raise ValueError(f"count is {count}; allowed: 1 to {SINK_SCENES}.")
+    first = FIRST_SINK_SCENE + seed * SINK_SCENES
+    return list(enumerate(held_out_scenes(first, count), first))
+
+
 def observe(
     subject: Subject, scenes: Sequence[Scene], kinds: Sequence[str], seed: int = 0
 ) -> Iterator[Observed]:

@@ -27,7 +27,6 @@ MOST_FILES = 300
 MOST_SAMPLES = 200
 LONGEST_PROMPT = 20_000
 EXAMPLES, IMAGES = "Example scenes", "My images"
-SCENE_SEEDS = 1_000_000  # scenes of two seeds of the form never meet
 
 
 @dataclass(frozen=True)
@@ -177,12 +176,11 @@ def _scenes(request: SinksRequest, count: int) -> list[Sample]:
     # Drawing scenes is part of making the bundled model, which nothing else on the page needs.
     from PIL import Image
 
-    from sinkscope.demo.measure import held_out_scenes
+    from sinkscope.demo.measure import sink_scenes
 
-    scenes = held_out_scenes(int(request.seed) * SCENE_SEEDS, count)
     return [
-        Sample(f"scene {number:03d}", (Image.fromarray(scene.image),), request.prompt)
-        for number, scene in enumerate(scenes, 1)
+        Sample(f"scene {number}", (Image.fromarray(scene.image),), request.prompt)
+        for number, scene in sink_scenes(int(request.seed), count)
     ]
 
 

@@ -21,7 +21,7 @@ from sinkscope.sinks.stats import SampleStats
 from sinkscope.web.handlers import UNFORESEEN
 from sinkscope.web.inspector import drawn
 from sinkscope.web.request import Request
-from sinkscope.web.sinks_request import EXAMPLES, IMAGES, Picture, SinksRequest, draw_samples
+from sinkscope.web.sinks_request import IMAGES, Picture, SinksRequest, draw_samples
 from sinkscope.web.sinks_run import GONE, SinksEngine, SinksHandlers
 from sinkscope.web.sinks_store import (
     LONGEST_SECONDS,
@@ -219,17 +219,6 @@ def test_what_is_drawn_depends_on_the_seed_alone(
     assert [len(part) for part in ids(upload[:1], samples=1, held_out=200)] == [1, 0]
     twins = (Picture("a.png", upload[0].path), Picture("a.png", upload[1].path))
     assert sorted(ids(twins, samples=2, held_out=0)[0]) == ["a.png", "a.png (2)"]
-
-
-def test_example_scenes_differ_by_seed() -> None:
-    def digests(seed: int) -> set[str]:
-        drawn = draw_samples(
-            SinksRequest(EXAMPLES, samples=3, held_out=2, seed=seed), ImageLimits()
-        )
-        return {d for part in (drawn.find, drawn.validate) for s in part.samples for d in s.digests}
-
-    assert len(digests(0)) == 5 and digests(0) == digests(0)
-    assert digests(0).isdisjoint(digests(1))
 
 
 def test_stopped_halfway_keeps_what_was_measured_and_goes_on(
