@@ -207,6 +207,11 @@ class Family(Protocol):
         """Whether a loaded `transformers` config belongs to this family."""
         ...
 
+    def config_problem(self, config: Any) -> str | None:
+        """What in a config would fail only when the model runs, as the rest of a sentence about it;
+        None where there is nothing."""
+        ...
+
     def weights_problem(self, config: Any, tensors: Mapping[str, StoredTensor]) -> str | None:
         """Why these tensors are not a model of this config, as the rest of a sentence about it;
         None where nothing speaks against them."""

@@ -235,7 +235,8 @@ def read_configuration(settings: ModelSettings, source: Path) -> tuple[Any, Fami
                 f"run; SinkScope works with {', '.join(f.name for f in FAMILIES)}."
             ) from error
         raise ModelError(
-            f"The config.json of {settings.model} cannot be used: {first_line(error)}"
+            f"The config.json of {settings.model} cannot be used: "
+            f"{' '.join(str(error).split())[:400]}"
         ) from error
     named = getattr(config, "transformers_weights", None)
     if named not in (None, SINGLE, INDEX):
@@ -245,8 +246,10 @@ def read_configuration(settings: ModelSettings, source: Path) -> tuple[Any, Fami
         )
     for family in FAMILIES:
         if family.recognises(config):
+            if problem := family.config_problem(config):
+                raise ModelError(f"The config.json of {settings.model} {problem}")
             _check_generation_values(settings, config)
-            return config, family
+            return _for_capture(config), family
     raise ModelError(
         f"{settings.model} is a {getattr(config, 'model_type', 'model of unknown type')!r} model; "
         f"SinkScope works with {', '.join(f.name for f in FAMILIES)}."
@@ -263,6 +266,14 @@ def _check_generation_values(settings: ModelSettings, config: Any) -> None:
             f"The config.json of {settings.model} has settings of generation that transformers "
             f"cannot use ({first_line(error)}); correct them, or remove them."
         ) from error
+
+
+def _for_capture(config: Any) -> Any:
+    """Set back what a checkpoint says of how calls answer; captured runs decide that themselves."""
+    for part in (config, config.get_text_config()):
+        part.return_dict = True
+        part.output_attentions = part.output_hidden_states = False
+    return config
 
 
 def _has_own_code(file: Path) -> bool:

@@ -20,7 +20,7 @@ from sinkscope.models.chat_template import ChatTemplate, candidates, choose
 from sinkscope.models.family import ImageGrid, PromptInputs, PromptLayout, TextStack
 from sinkscope.models.qwen_images import load_image_processor, pixel_bounds, vision_tensors
 from sinkscope.models.qwen_prompt import IMAGE_TOKEN, OWN_TEMPLATE, conversation, encode, segments
-from sinkscope.models.qwen_weights import missing_words, weights_problem
+from sinkscope.models.qwen_weights import config_problem, missing_words, weights_problem
 from sinkscope.models.sites import HookPoint
 from sinkscope.models.token_texts import token_texts
 from sinkscope.models.weights import StoredTensor
@@ -55,6 +55,10 @@ class Qwen25VL:
 
     def recognises(self, config: Any) -> bool:
         return getattr(config, "model_type", None) == "qwen2_5_vl"
+
+    def config_problem(self, config: Any) -> str | None:
+        """See `models.qwen_weights`."""
+        return config_problem(config)
 
     def weights_problem(self, config: Any, tensors: Mapping[str, StoredTensor]) -> str | None:
         """See `models.qwen_weights`."""

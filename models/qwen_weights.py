@@ -1,5 +1,5 @@
-"""What the tensors of a Qwen2.5-VL checkpoint are called, and how to tell that they are not those
-of its config.
+"""What a Qwen2.5-VL checkpoint's config must say, what its tensors are called, and how to tell that
+they are not those of the config.
 
 Checkpoints up to transformers 4.51 call the text model `model.` and the vision tower `visual.`,
 later ones `model.language_model.` and `model.visual.`; transformers reads both.
@@ -29,6 +29,29 @@ WRAPPERS = {
     "_orig_mod.": "the wrapper of torch.compile: save the model inside it (model._orig_mod)",
     "_fsdp_wrapped_module.": "FSDP's wrapper: save a full state dict",
 }
+
+
+def config_problem(config: Any) -> str | None:
+    """What in a config would fail only when the model runs, as the rest of a sentence about it."""
+    text = config.text_config
+    kinds = sorted(set(text.layer_types or ()) - {"full_attention", "sliding_attention"})
+    if kinds:
+        return f"has layers of the type {kinds[0]!r}; allowed: full_attention, sliding_attention."
+    slides = "sliding_attention" in (text.layer_types or ())
+    if slides and not (isinstance(text.sliding_window, int) and text.sliding_window > 0):
+        return (
+            f"has layers with a sliding window, but sliding_window is {text.sliding_window!r} "
+            f"(use_sliding_window: {text.use_sliding_window}); allowed: a whole number from 1."
+        )
+    half = text.hidden_size // text.num_attention_heads // 2
+    sections = (text.rope_parameters or {}).get("mrope_section", [16, 24, 24])
+    whole = isinstance(sections, list) and all(isinstance(size, int) for size in sections)
+    if not whole or sum(sections) != half:
+        return (
+            f"has the mrope_section {sections!r} in rope_scaling; its numbers must add up to half "
+            f"of the head size, {half}."
+        )
+    return None
 
 
 def weights_problem(config: Any, tensors: Mapping[str, StoredTensor]) -> str | None:

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from transformers import AutoModelForImageTextToText, GenerationConfig, PreTrainedModel
 
 from sinkscope.config import ModelSettings
@@ -63,11 +62,13 @@ def load_weights(
             f"{settings.model} does not fit into the memory of {place}; choose a smaller "
             "model, bfloat16, or another device."
         ) from error
-    except (OSError, SafetensorError, ValueError, RuntimeError, ImportError) as error:
+    except Exception as error:
+        # Building a model from an unusual config and reading it raise many types.
         form = quantisation(config)
-        why = "half downloaded or damaged?" if form is None else f"quantised with {form}"
+        why = "damaged, or not of its config.json?" if form is None else f"quantised with {form}"
         raise ModelError(
-            f"The weights of {settings.model} cannot be loaded ({why}): {first_line(error)}"
+            f"The weights of {settings.model} cannot be loaded ({why}): "
+            f"{type(error).__name__}: {first_line(error)}"
         ) from error
     if mismatched := sorted(notes["mismatched_keys"], key=str):
         name, found, expected = mismatched[0]
