@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from sinkscope.records.formats import FORMATS, record_of
 from sinkscope.records.record import Record, RecordError, Reference
@@ -392,3 +394,54 @@ def test_half_characters_become_replacement_characters() -> None:
     record = read({"image": "x.jpg", "question": "a\ud800b", "answer": "\udc00", "id": "\ud83d"})
     assert (record.question, record.answer, record.id) == ("a\ufffdb", "\ufffd", "\ufffd")
     record.content().encode()
+
+
+NAMES = (
+    "image images image_1 path question text prompt answer answers A B label choices options "
+    "conversations messages query history response from role value content type url image_url "
+    "bytes system caption file_name id instruction input texts user assistant answer_idx hint "
+    "source data human gpt"
+)
+KEYS = st.sampled_from(NAMES.split())
+WORDS = st.sampled_from(
+    (
+        *("", " ", "a.png", "What?", "<image>", "<image>x<image 2>", "user", "human", "gpt"),
+        *("system", "data:", "http://a/b", "[1, 2]", "['a']", "[[[", "\ud800", "\0", "image", "B"),
+    )
+)
+ANY = st.recursive(
+    st.none() | st.booleans() | st.integers(-3, 99) | st.floats() | WORDS | st.binary(max_size=3),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(KEYS, inner, max_size=4),
+    max_leaves=8,
+)
+PARTS = st.lists(st.dictionaries(KEYS, ANY, max_size=3) | WORDS | ANY, max_size=3)
+TURN = st.fixed_dictionaries(
+    {"role": st.sampled_from(("user", "assistant", "system", "tool"))},
+    optional={"content": WORDS | PARTS | ANY, "value": WORDS | ANY},
+)
+ROW = st.dictionaries(KEYS, ANY, max_size=5) | st.fixed_dictionaries(
+    {"image": st.just("a.png")},
+    optional={
+        "messages": st.lists(TURN | ANY, max_size=4),
+        "history": st.lists(TURN | st.lists(WORDS, min_size=2, max_size=2) | ANY, max_size=3),
+        "query": WORDS | ANY,
+        "answer": ANY,
+        "choices": st.lists(WORDS | ANY, max_size=3) | ANY,
+        "question": WORDS | ANY,
+    },
+)
+
+
+@settings(max_examples=500, deadline=None, suppress_health_check=list(HealthCheck))
+@given(ROW)
+def test_any_row_is_a_record_or_one_sentence(row: dict[str, Any]) -> None:
+    try:
+        record = record_of(row)
+    except RecordError as error:
+        assert 10 < len(str(error)) < 700 and "\n" not in str(error)
+        return
+    if record is not None:
+        assert record.images and "<image>" not in (record.question or "")
+        record.name().encode("utf-8", "surrogatepass")
+        for text in (record.prompt(), record.answer, record.id, *sum(record.history, ())):
+            assert text is None or text.encode() is not None
