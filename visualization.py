@@ -10,16 +10,8 @@ from __future__ import annotations
 
 from drawing.animation import animate, animation_steps
 from drawing.figures import caption, check_ending, contact_sheet, figure, fonts, save, visible
-from drawing.overlay import (
-    Colormap,
-    OverlayStyle,
-    Pixels,
-    Scale,
-    Scaling,
-    difference_overlay,
-    overlay,
-    scaling,
-)
+from drawing.overlay import Colormap, OverlayStyle, Pixels, overlay, scale_of
+from drawing.scale import Scale, Scaling, scaling, signed_scaling
 from drawing.table import write_shares
 from drawing.view import View
 from drawing.view_figure import view_figure
@@ -36,12 +28,13 @@ __all__ = [
     "caption",
     "check_ending",
     "contact_sheet",
-    "difference_overlay",
     "figure",
     "fonts",
     "overlay",
     "save",
+    "scale_of",
     "scaling",
+    "signed_scaling",
     "view_figure",
     "visible",
     "write_shares",

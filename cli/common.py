@@ -57,6 +57,9 @@ Reduce = Annotated[
 Colormap = Annotated[
     str, typer.Option(help="inferno, magma, plasma, viridis, cividis, gray or turbo.")
 ]
+Photo = Annotated[
+    Literal["dim", "full", "none"], typer.Option(help="The photo: dimmed, as it is, or hidden.")
+]
 Opacity = Annotated[float, typer.Option(help="Of the strongest cell, from 0 to 1.")]
 Scale = Annotated[
     str,

@@ -13,6 +13,7 @@ import typer
 from attention_processor import PatchMap, patch_map, relative_map
 from capture.trace import GenerationTrace
 from config import Reduce
+from drawing.overlay import Photo, under_map
 from visualization import OverlayStyle, contact_sheet, figure, overlay, save, visible
 
 
@@ -22,7 +23,7 @@ class Selection:
 
     `image` is the one to draw and to give shares of, counted from 0. `sinks` marks the cells that
     are a sink in at least one of these layers. `relative` divides maps, not shares, by that of a
-    generic prompt.
+    generic prompt. `photo` is how the image lies under the map: dim, full or none.
     """
 
     token: str = "all"
@@ -32,6 +33,7 @@ class Selection:
     sinks: bool = True
     image: int = 0
     relative: bool = False
+    photo: Photo = "dim"
 
 
 def draw(
@@ -49,7 +51,7 @@ def draw(
         OSError: the file cannot be written.
     """
     shares = token_shares(trace, selection)
-    image = trace.images[selection.image]
+    image = under_map(trace.images[selection.image], selection.photo)
     note = f"{trace.model.id} ({trace.model.revision}), prompt: {trace.prompt}"
     if selection.sinks:
         style = dataclasses.replace(

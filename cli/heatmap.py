@@ -26,7 +26,8 @@ def heatmap(
     heads: common.Heads = None,
     reduce: common.Reduce = "mean",
     colormap: common.Colormap = "inferno",
-    opacity: common.Opacity = 0.7,
+    opacity: common.Opacity = 0.8,
+    photo: common.Photo = "dim",
     scale: common.Scale = "percentile",
     smooth: common.Smooth = False,
     sinks: common.Sinks = True,
@@ -79,7 +80,7 @@ def heatmap(
         check_ending(output)
         style = OverlayStyle(colormap, opacity, scale, smoothing=smooth)  # type: ignore[arg-type]
         selection = Selection(
-            token, settings.layers, settings.heads, reduce, sinks, relative=relative
+            token, settings.layers, settings.heads, reduce, sinks, relative=relative, photo=photo
         )
         opened = open_image(image)
         handle = common.load(wanted)

@@ -23,7 +23,8 @@ def show(
     heads: common.Heads = None,
     reduce: common.Reduce = "mean",
     colormap: common.Colormap = "inferno",
-    opacity: common.Opacity = 0.7,
+    opacity: common.Opacity = 0.8,
+    photo: common.Photo = "dim",
     scale: common.Scale = "percentile",
     smooth: common.Smooth = False,
     sinks: common.Sinks = True,
@@ -69,6 +70,7 @@ def show(
             sinks,
             image,
             relative,
+            photo,
         )
         trace = GenerationTrace.open(trace_file)
         model = trace.model

@@ -174,7 +174,8 @@ def test_one_token_is_drawn_at_the_photos_own_size(
 def test_maps_relative_to_a_generic_prompt(image: Path, tiny_folder: Path, tmp_path: Path) -> None:
     from attention_processor import relative_map
     from capture.trace import GenerationTrace
-    from visualization import OverlayStyle, overlay
+    from drawing.overlay import under_map
+    from visualization import overlay
 
     kept, plain, relative = tmp_path / "run.safetensors", tmp_path / "a.png", tmp_path / "b.png"
     one = ("heatmap", image, "What?", "--model", tiny_folder, *LENGTH, "--token", "1")
@@ -184,7 +185,7 @@ def test_maps_relative_to_a_generic_prompt(image: Path, tiny_folder: Path, tmp_p
     assert second.stdout == first.stdout  # the shares stay raw
     assert relative.read_bytes() != plain.read_bytes()
     trace = GenerationTrace.open(kept)
-    expected = overlay(trace.images[0], relative_map(trace, 1), OverlayStyle(opacity=0.7))
+    expected = overlay(under_map(trace.images[0]), relative_map(trace, 1))
     assert Image.open(relative).tobytes() == expected.tobytes()
     again = tmp_path / "c.png"
     shown = run("show", kept, "--token", "1", "--no-sinks", "--relative", "-o", again)

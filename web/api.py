@@ -48,7 +48,7 @@ SELECTION: dict[str, Any] = {
     "layers": "",
     "heads": "",
     "reduce": "mean",
-    "scale": "clip",
+    "scale": "percentile",
     "image": 0,
     "part": "answer",
 }

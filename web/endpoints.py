@@ -18,7 +18,7 @@ from attention_extractor import Comparison, RunOutOfMemoryError
 from capture.trace import GenerationTrace
 from config import VARSettings
 from drawing.panels import Painter
-from drawing.view import make_side, map_of, sinks_of
+from drawing.view import make_side, map_of, read_scale, sinks_of
 from visualization import View
 from web.exporting import Wanted, export_steps, sides_of_view
 from web.handlers import EXPIRED, UNFORESEEN, Handlers
@@ -165,14 +165,15 @@ class Api:
         layers: str = "",
         heads: str = "",
         reduce: str = "mean",
-        scale: str = "clip",
+        scale: str = "percentile",
         image: float = 0,
         part: str = "answer",
     ) -> tuple[dict[str, Any], str]:
         """The map of some tokens (`4`, or `3-5, 8`: their mean), over some layers and heads.
 
-        Gives `values` (rows x columns) with `unit` and `normalisation`, the raw `image_share` and
-        `sink_share`, the `sinks` as [row, column], and a PNG of the map over the image.
+        Gives `values` (rows x columns) with `unit` and `normalisation`, the values at both ends of
+        the colours (`limits`), the raw `image_share` and `sink_share`, the `sinks` as [row,
+        column], and a PNG of the map over the image.
         """
         found = self._found(run)
         if variant not in found.traces:
@@ -190,6 +191,7 @@ class Api:
             "normalisation": patches.normalisation,
             "label": patches.label,
             "scale": panel.words,
+            "limits": None if panel.scale is None else [panel.scale.low, panel.scale.high],
             "rows": patches.grid.rows,
             "columns": columns,
             "image_share": mass,
@@ -216,7 +218,7 @@ class Api:
         layers: str = "",
         heads: str = "",
         reduce: str = "mean",
-        scale: str = "clip",
+        scale: str = "percentile",
         image: float = 0,
         part: str = "answer",
     ) -> list[str]:
@@ -286,7 +288,7 @@ def view_of(layers: str, heads: str, reduce: str, scale: str, image: float, part
         heads=parse_indices("heads", heads),
         reduce=reduce,  # type: ignore[arg-type]
         image=whole("image", image),
-        scale=scale,  # type: ignore[arg-type]
+        scale=read_scale(scale),
     )
 
 

@@ -99,14 +99,15 @@ function drawMap(size, map, scale, sinks) {
   const { rows, columns, start } = image;
   ink.globalAlpha = 1;
   ink.drawImage(base(width, height, size.variant), 0, 0);
-  if (map && view.overlay !== "off") {
-    const diverging = scale.kind === "difference" || scale.kind === "none";
+  if (map && scale.high > 0 && view.overlay !== "off") {
+    const diverging = scale.kind === "signed";
     const table = COLOURS[diverging ? "coolwarm" : view.colours];
     tiny.width = columns;
     tiny.height = rows;
     const brush = tiny.getContext("2d"), pixels = brush.createImageData(columns, rows), d = pixels.data;
     for (let p = 0; p < rows * columns; p++) {
       const x = scale.at(map[start + p]), q = Math.round(x * 255) * 3;
+      if (!(x >= 0)) continue; // missing: the photo as it is
       const size = diverging ? Math.abs(x - 0.5) * 2 : x;
       d[p * 4] = table[q];
       d[p * 4 + 1] = table[q + 1];
@@ -189,7 +190,8 @@ function paintFigures() {
   const here = looks();
   if (view.four) here.forEach(read);
   const there = here.filter(({ name }) => shown.maps[name]);
-  const shared = view.same && there.length > 1 ? scaleFor(there, skip) : null;
+  // Over the whole answer also a side that has ended counts, so that its end moves no colours.
+  const shared = view.same && here.length > 1 ? scaleFor(overAnswer() ? here : there, skip) : null;
   for (const look of there) shown.scales[look.name] = shared || scaleFor([look], skip);
   const names = here.map(({ name }) => name).concat(view.difference && canDiffer() && !view.four ? "difference" : []), box = $(".figures");
   if (box.dataset.names !== names.join()) forgetSizes();
@@ -209,15 +211,15 @@ const overAnswer = () => view.range === "answer" && !(needsHeads() && sides().so
 
 // The scale of one or several figures: over this selection's maps, or over every token's (kept: it is the costly one).
 function scaleFor(some, skip) {
-  const kind = view.scale === "relative" && !relative() ? "clip" : view.scale;
-  if (!overAnswer()) return makeScale(kind, some.map(({ name, side }) => ofImage(shown.drawn[name], side)));
+  const kind = { relative: "percentile", nosink: "linear" }[view.scale] || view.scale, said = relative() ? times : percent;
+  if (!overAnswer()) return makeScale(kind, some.map(({ name, side }) => ofImage(shown.drawn[name], side)), said);
   const key = [some.map(({ name, l }) => [name, l]), view.part, view.four, view.l0, view.l1, view.h0, view.h1, view.combine, view.scale, view.image].join();
   run.scales = run.scales || new Map();
   if (!run.scales.has(key)) {
     if (run.scales.size > 16) run.scales.clear();
     const all = some.flatMap(({ side, l }) => onLayer(l, () =>
       Array.from({ length: side.T }, (_, t) => ofImage(coloured(mapOf(side, t, t, skip), side), side))));
-    run.scales.set(key, makeScale(kind, all));
+    run.scales.set(key, makeScale(kind, all, said));
   }
   return run.scales.get(key);
 }
@@ -225,8 +227,8 @@ function scaleFor(some, skip) {
 // What the colours mean, in words. A relative scale that this run cannot have says why.
 function scaleWords(scale, side, shared) {
   const { why, prompt } = side.reference, range = overAnswer() ? `; range of the whole ${side.part}` : "";
-  const words = relative() ? `relative: attention divided by that of the generic prompt ${quoted(prompt)} · ${scale.words.replace("percentile clip: ", "")}`
-    : `attention mass per patch · ${view.scale === "relative" ? `no relative scale, for ${why}; instead ` : ""}${scale.words}`;
+  const words = relative() ? `relative: attention divided by that of the generic prompt ${quoted(prompt)} · ${scale.words}`
+    : `attention mass per patch${view.scale === "nosink" ? ", sinks set to 0 before layers are combined" : ""} · ${view.scale === "relative" ? `no relative scale, for ${why}; instead ` : ""}${scale.words}`;
   return words + range + (shared ? `; same scale on ${view.four ? "all four" : "both sides"}` : "");
 }
 
@@ -276,10 +278,10 @@ function paintDifference() {
   const [a, b] = run.variants.map((v) => shown.maps[v.name]);
   // Where VAR changed nothing, what is left between two passes is rounding: no picture of that.
   const idle = run.kind !== "pair" && run.variants.some((v) => v.var && v.var.changed === false);
-  const both = a && b ? b.map((x, i) => (idle ? 0 : x - a[i])) : null, size = fit(figure);
+  const both = a && b ? differenceOf(a, b, idle) : null, size = fit(figure);
   shown.maps.difference = shown.drawn.difference = both;
-  const scale = makeDifference(both ? ofImage(both, run.variants[0]) : new Float32Array(1));
-  if (run.kind === "pair") scale.words = scale.words.replace("VAR − baseline", `${run.variants[1].label} − ${run.variants[0].label}`);
+  const scale = makeSigned(both ? [ofImage(both, run.variants[0])] : []);
+  if (scale.high) scale.words = `${run.variants[1].label} − ${run.variants[0].label}, attention mass · ${scale.words}`;
   shown.scales.difference = scale;
   drawMap(size, both, scale, sinksOf(run.variants[0]));
   const note = figure.querySelector(".note");
@@ -288,7 +290,7 @@ function paintDifference() {
   const stat = figure.querySelector(".stat"), [s, v] = run.variants.map((x) => shown.shares[x.name]);
   stat.textContent = s && v ? `image ${v.image >= s.image ? "+" : "−"}${percent(Math.abs(v.image - s.image))} of the row` : "";
   figure.querySelector(".stage").setAttribute("aria-label", `Difference of the two maps, ${run.variants[1].label} minus ${run.variants[0].label}`);
-  paintScale(figure, scale, both && `attention mass per patch · ${scale.words}`, COLOURS.coolwarm);
+  paintScale(figure, scale, both && scale.words, COLOURS.coolwarm);
 }
 
 // The patch under the cursor, in numbers, under every figure.

@@ -197,7 +197,7 @@ function writeAddress() {
     if (!run) return;
     const part = { run: run.id, [view.part === "prompt" ? "p" : "t"]: `${view.t0}-${view.t1}`, l: `${view.l0}-${view.l1}`, h: `${view.h0}-${view.h1}` };
     if (view.combine !== "mean") part.combine = view.combine;
-    if (view.scale !== "clip") part.scale = view.scale;
+    if (view.scale !== "percentile") part.scale = view.scale;
     if (view.difference) part.difference = 1;
     if (view.four) part.four = fourLayers().join("-") + `.${view.four}`;
     if (run.kind === "example") delete part.run;
@@ -213,7 +213,8 @@ function readAddress() {
   }
   if (RUN_ID.test(part.get("run") || "")) made.run = part.get("run");
   if (["max", "min"].includes(part.get("combine"))) made.combine = part.get("combine");
-  if (part.get("scale") in SCALES) made.scale = part.get("scale");
+  const scale = part.get("scale") === "clip" ? "percentile" : part.get("scale"); // its name in older links
+  if ([...$('[data-set="scale"]').options].some((option) => option.value === scale)) made.scale = scale;
   made.difference = part.get("difference") === "1";
   const four = /^(\d{1,4})-(\d{1,4})-(\d{1,4})-(\d{1,4})\.(\w{1,20})$/.exec(part.get("four") || "");
   if (four) Object.assign(made, { four: four[5], layers: four.slice(1, 5).map(Number) });
