@@ -10,10 +10,11 @@ from pathlib import Path
 
 import typer
 
-from attention_processor import PatchMap, patch_map, relative_map
+from attention_processor import PatchMap, patch_map
 from capture.trace import GenerationTrace
 from config import Reduce
 from drawing.overlay import Photo, under_map
+from methods.explain import explain_map
 from visualization import OverlayStyle, contact_sheet, figure, overlay, save, visible
 
 
@@ -22,8 +23,8 @@ class Selection:
     """Which attention to draw. Layers and heads are indices in the model; None is all captured.
 
     `image` is the one to draw and to give shares of, counted from 0. `sinks` marks the cells that
-    are a sink in at least one of these layers. `relative` divides maps, not shares, by that of a
-    generic prompt. `photo` is how the image lies under the map: dim, full or none.
+    are a sink in at least one of these layers. `method` makes the maps; shares are always those of
+    the raw attention. `photo` is how the image lies under the map: dim, full or none.
     """
 
     token: str = "all"
@@ -32,7 +33,7 @@ class Selection:
     reduce: Reduce = "mean"
     sinks: bool = True
     image: int = 0
-    relative: bool = False
+    method: str = "attention"
     photo: Photo = "dim"
 
 
@@ -64,7 +65,7 @@ def draw(
             raise ValueError("The answer is empty, so there is nothing to draw.")
         words = [token.text for token in trace.tokens]
         which = maps[0].label.partition(", ")[2]  # without the token, which each picture has
-        if selection.relative:
+        if maps[0].normalisation != "none":
             which += f"; {maps[0].normalisation}"
         note = f"{which}. {note}"
         title = trace.text.strip()
@@ -110,8 +111,9 @@ def token_shares(trace: GenerationTrace, selection: Selection) -> list[float]:
     Raises:
         ValueError: an image, layer or head that the trace does not hold.
     """
-    mean = dataclasses.replace(selection, reduce="mean", relative=False)
-    return [float(_map(trace, t, mean).values.sum()) for t in range(len(trace.tokens))]
+    chosen = (selection.layers, selection.heads)
+    maps = (patch_map(trace, t, *chosen, image=selection.image) for t in range(len(trace.tokens)))
+    return [float(patches.values.sum()) for patches in maps]
 
 
 def sink_cells(
@@ -161,7 +163,5 @@ def find_tokens(trace: GenerationTrace, wanted: str) -> list[int]:
 
 
 def _map(trace: GenerationTrace, tokens: int | Sequence[int], selection: Selection) -> PatchMap:
-    make = relative_map if selection.relative else patch_map
-    return make(
-        trace, tokens, selection.layers, selection.heads, selection.reduce, image=selection.image
-    )
+    chosen = (selection.layers, selection.heads, selection.reduce)
+    return explain_map(trace, tokens, selection.method, *chosen, image=selection.image)

@@ -28,6 +28,7 @@ def show(
     scale: common.Scale = "percentile",
     smooth: common.Smooth = False,
     sinks: common.Sinks = True,
+    method: common.Method = "attention",
     relative: common.Relative = False,
     figure: common.AsFigure = False,
     image: Annotated[
@@ -69,7 +70,7 @@ def show(
             reduce,
             sinks,
             image,
-            relative,
+            common.method_named(method, relative),
             photo,
         )
         trace = GenerationTrace.open(trace_file)

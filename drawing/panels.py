@@ -22,7 +22,8 @@ from drawing.scale import (
     scaling,
     signed_scaling,
 )
-from drawing.view import Side, View, map_of, same_grids, sinks_of
+from drawing.view import Side, View, map_of, maps_of, same_grids, sinks_of
+from methods.explain import method_of
 
 
 @dataclass(frozen=True)
@@ -38,6 +39,7 @@ class Panel:
         ticks: (place, text) on the bar.
         words: what the colours mean.
         scale: from values to colours; None where there is no map.
+        normalisation: what was done to the map's values before, in words.
     """
 
     label: str
@@ -47,7 +49,8 @@ class Panel:
     colormap: str
     ticks: Ticks
     words: str
-    scale: Scaling | None
+    scale: Scaling | None = None
+    normalisation: str = ""
 
 
 @dataclass(frozen=True)
@@ -104,16 +107,19 @@ class Painter:
     def panels(self, tokens: Sequence[int]) -> list[Panel]:
         """The panels for some tokens (their mean); a side that ended before has its photo alone."""
         there = [[t for t in tokens if t < len(look.side.rows.tokens)] for look in self._looks]
-        maps = [
-            map_of(look.side, mine, look.view) if mine else None
+        both = [
+            maps_of(look.side, mine, look.view) if mine else (None, None)
             for look, mine in zip(self._looks, there, strict=True)
         ]
+        maps = [shown for shown, _ in both]
         scales = self._whole or self._scales(maps)
         made = [
             self._panel(look, mine, patches, scale, min(tokens))
             for look, mine, patches, scale in zip(self._looks, there, maps, scales, strict=True)
         ]
-        return [*made, self._difference(there, maps)] if self.view.difference else made
+        if self.view.difference:
+            made.append(self._difference(there, [plain for _, plain in both]))
+        return made
 
     def _check_difference(self) -> None:
         if len(self.sides) != 2:
@@ -142,8 +148,10 @@ class Painter:
         return [self._scale(pool) if pool else None for pool in pools]
 
     def _scale(self, pool: Sequence[PatchMap]) -> Scaling:
-        values = [patches.values for patches in pool]
-        return scaling(values, self.view.kind, said=said_in(pool[0].unit))
+        values, said = [patches.values for patches in pool], said_in(pool[0].unit)
+        if pool[0].signed:
+            return signed_scaling(values, said)
+        return scaling(values, self.view.scale, said=said)
 
     def _panel(
         self,
@@ -153,10 +161,11 @@ class Painter:
         scale: Scaling | None,
         first: int,
     ) -> Panel:
-        colormap, part = self.view.colormap, self.view.part
+        part = self.view.part
+        colormap = DIVERGING if scale is not None and scale.kind == "signed" else self.view.colormap
         if patches is None or scale is None:
             note = f"This {part} ended before token {first + 1}."
-            return Panel(look.label, "", look.photo, note, colormap, (), "", None)
+            return Panel(look.label, "", look.photo, note, colormap, (), "")
         image, held = look.side.shares(tokens, look.view)
         numbers = f"image {percent(image)}"
         if look.side.rows.sinks:
@@ -166,34 +175,20 @@ class Painter:
             pixels = overlay(look.photo, patches, style, scale)
         else:
             pixels = mark_cells(look.photo, patches, look.sinks)
-        words = f"{patches.unit} per patch · {scale.words}"
-        if self.view.scale == "nosink":
-            words = (
-                f"{patches.unit} per patch, sinks set to 0 before layers are combined · "
-                f"{scale.words}"
-            )
-        reference = look.side.trace.reference
-        if self.view.scale == "relative" and reference is not None:
-            words = (
-                f"relative: attention divided by that of the generic prompt “{reference.prompt}” · "
-                f"{scale.words}"
-            )
+        words = f"{method_of(self.view.method).words(look.side.trace)} · {scale.words}"
         if self.view.whole_answer:
             words += f"; range of the whole {part}"
         if self.view.same_scale and len(self._looks) > 1:
             words += "; same scale on all" if self.view.each else "; same scale on both sides"
-        return Panel(look.label, numbers, pixels, "", colormap, scale.ticks, words, scale)
+        done = patches.normalisation
+        return Panel(look.label, numbers, pixels, "", colormap, scale.ticks, words, scale, done)
 
     def _difference(self, there: list[list[int]], maps: Sequence[PatchMap | None]) -> Panel:
-        if self.view.scale == "relative":  # a difference is one of attention, as on the page
-            raw = dataclasses.replace(self.view, scale="percentile")
-            sides = zip(self.sides, there, strict=True)
-            maps = [map_of(side, mine, raw) if mine else None for side, mine in sides]
         left, right = maps
         photo = self._looks[0].photo
         if left is None or right is None:
             note = "One of the answers has no such token."
-            return Panel("Difference", "", photo, note, DIVERGING, (), "", None)
+            return Panel("Difference", "", photo, note, DIVERGING, (), "")
         values = difference_of(left.values, right.values, idle=self._idle)
         signed = dataclasses.replace(left, values=values)
         scale = signed_scaling([values], said_in(left.unit))

@@ -9,14 +9,14 @@ from typing import Literal, get_args
 import numpy as np
 import numpy.typing as npt
 
-from attention_processor import PatchMap, Rows, image_share, patch_map, relative_map, sink_share
+from attention_processor import PatchMap, Rows, image_share, map_label, sink_share
 from capture.trace import MEAN_HEAD, GenerationTrace
 from config import Reduce
 from drawing.overlay import Colormap, OverlayStyle, Photo, refuse
 from drawing.scale import Scale
+from methods.base import Method, Part, Target
+from methods.explain import explain, method_of
 
-ViewScale = Literal["percentile", "linear", "log", "rank", "nosink", "relative"]
-Part = Literal["answer", "prompt"]
 Overlay = Literal["value", "flat", "off"]
 
 
@@ -30,9 +30,8 @@ class View:
         each: these layers one by one, a map for each, instead of `layers`; of one side only.
         reduce: how layers and heads become one map.
         image: which image of the prompt, from 0.
-        scale: `percentile`, `linear`, `log` or `rank` (`drawing.scale.scaling`), `nosink` (linear,
-            sinks set to zero before layers are combined) or `relative` (divided by the map of a
-            generic prompt, `percentile`).
+        method: which explanation, by name (`methods.explain.METHODS`) or a method of your own.
+        scale: `percentile`, `linear`, `log` or `rank` (`drawing.scale.scaling`).
         whole_answer: the scale is that of all tokens of the answer, not of the one drawn.
         same_scale: several sides share one scale.
         difference: of two sides, draw the second minus the first too.
@@ -48,7 +47,8 @@ class View:
     each: tuple[int, ...] = ()
     reduce: Reduce = "mean"
     image: int = 0
-    scale: ViewScale = "percentile"
+    method: str | Method = "attention"
+    scale: Scale = "percentile"
     whole_answer: bool = False
     same_scale: bool = True
     difference: bool = False
@@ -62,18 +62,14 @@ class View:
     def __post_init__(self) -> None:
         for setting, allowed in (
             ("part", get_args(Part)),
-            ("scale", get_args(ViewScale)),
+            ("scale", get_args(Scale)),
             ("overlay", get_args(Overlay)),
             ("photo", get_args(Photo)),
         ):
             if getattr(self, setting) not in allowed:
                 raise refuse(setting, getattr(self, setting), ", ".join(allowed))
+        method_of(self.method)
         self.style()  # which checks the rest
-
-    @property
-    def kind(self) -> Scale:
-        """The scale of the colours alone."""
-        return {"nosink": "linear", "relative": "percentile"}.get(self.scale, self.scale)  # type: ignore[return-value]
 
     def style(self) -> OverlayStyle:
         """The same for `drawing.overlay`, without a scale or sinks."""
@@ -85,9 +81,15 @@ class View:
         )
 
 
-def read_scale(name: str) -> ViewScale:
-    """A scale by its name, or by the name that it had before (`clip`); `View` checks it."""
-    return "percentile" if name == "clip" else name  # type: ignore[return-value]
+def method_and_scale(method: str, scale: str) -> tuple[str, Scale]:
+    """Both by their names, or by those that scales had when some of them were methods.
+
+    `View` checks what this lets through.
+    """
+    old = {"relative": ("relative", "percentile"), "nosink": ("without_sinks", "linear")}
+    if isinstance(scale, str) and method in ("", "attention"):
+        method, scale = old.get(scale, (method or "attention", scale))
+    return method, "percentile" if scale == "clip" else scale  # type: ignore[return-value]
 
 
 @dataclass(frozen=True)
@@ -137,19 +139,26 @@ def make_side(label: str, trace: GenerationTrace, part: Part = "answer") -> Side
     return Side(label, trace, rows, image_share(rows).numpy(), sink_share(rows).numpy())
 
 
-def map_of(side: Side, tokens: Sequence[int], view: View) -> PatchMap:
-    """The map that the view shows of some tokens (their mean).
+def maps_of(side: Side, tokens: Sequence[int], view: View) -> tuple[PatchMap, PatchMap]:
+    """What the view shows of some tokens (their mean), and the same as it is for differences.
+
+    These are one map, but of a ratio the second is only what is above the line.
 
     Raises:
-        ValueError: as `attention_processor.patch_map` and `relative_map`.
+        ValueError: as `methods.explain.explain_map`.
     """
+    stack = explain(side.trace, Target(tuple(tokens), view.part), view.method)
+    label = map_label(side.rows, tokens, view.layers, view.heads, view.reduce)
     chosen = (view.layers, view.heads, view.reduce)
-    if view.scale == "relative":
-        asked = view.part == "prompt"
-        return relative_map(side.trace, list(tokens), *chosen, image=view.image, of_prompt=asked)
-    return patch_map(
-        side.rows, list(tokens), *chosen, image=view.image, exclude_sinks=view.scale == "nosink"
-    )
+    shown = stack.map(*chosen, image=view.image, label=label)
+    if stack.ratio is None:
+        return shown, shown
+    return shown, stack.ratio[0].map(*chosen, image=view.image, label=label)
+
+
+def map_of(side: Side, tokens: Sequence[int], view: View) -> PatchMap:
+    """The map that the view shows of some tokens (their mean); errors as `maps_of`."""
+    return maps_of(side, tokens, view)[0]
 
 
 def same_images(a: GenerationTrace, b: GenerationTrace) -> bool:

@@ -51,6 +51,7 @@ SELECTION: dict[str, Any] = {
     "scale": "percentile",
     "image": 0,
     "part": "answer",
+    "method": "attention",
 }
 EXPORT: dict[str, Any] = {
     "tokens": "",

@@ -184,7 +184,7 @@ def page_code() -> str:
 def in_node(expression: str, text: str) -> Any:
     node = shutil.which("node")
     if node is None:
-        pytest.skip("no node on this machine; the same test in Chromium stays")
+        pytest.skip("no node on this machine; tests/web/test_one_scale.py does it in Chromium")
     program = f"{page_code()}\nconsole.log(JSON.stringify({expression}));"
     done = subprocess.run(
         [node, "-e", program], input=text, capture_output=True, text=True, timeout=60, check=True
@@ -224,16 +224,3 @@ def test_the_page_takes_rounding_for_no_difference(difference: str, idle: str) -
 
 def test_the_page_agrees_in_node() -> None:
     agree(in_node(f"({RUN})(JSON.parse(require('fs').readFileSync(0)))", FILE.read_text("utf-8")))
-
-
-@pytest.mark.browser
-def test_the_page_agrees_in_chromium(chromium: str) -> None:
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
-        results = browser.new_page().evaluate(
-            f"(v) => {{ {page_code()}\nreturn ({RUN})(v); }}", VECTORS
-        )
-        browser.close()
-    agree(results)

@@ -19,6 +19,7 @@ from drawing.panels import Painter
 from drawing.scale import percent
 from drawing.view import View, make_side
 from tests.drawing.test_animation import frames_of
+from tests.drawing.test_scale import RUN, VECTORS, agree, page_code
 from tests.web.conftest import INSPECTOR, Site
 from tests.web.synthetic import make_trace
 from visualization import figure, scale_of, view_figure
@@ -68,6 +69,13 @@ def panel_of(frame: np.ndarray) -> np.ndarray:
 
 def words_of(drawn: Any) -> str:
     return "\n".join(text.get_text() for text in drawn.findobj(Text))
+
+
+@pytest.mark.browser
+def test_the_page_has_the_scales_of_python(browser: Any) -> None:
+    page = browser.new_page()
+    agree(page.evaluate(f"(vectors) => {{ {page_code()}\nreturn ({RUN})(vectors); }}", VECTORS))
+    page.close()
 
 
 @pytest.mark.browser

@@ -59,7 +59,7 @@ const quoted = (text) => `“${glyphs(text)}”`;
 // The state of the view. Tokens, layers and heads are ranges of slots [from, to], both ends included.
 const view = {
   t0: 0, t1: 0, l0: 0, l1: 0, h0: 0, h1: 0,
-  combine: "mean", scale: "percentile", range: "token", colours: "inferno", opacity: 0.8,
+  combine: "mean", method: "attention", scale: "percentile", range: "token", colours: "inferno", opacity: 0.8,
   overlay: "value", photo: "dim", smooth: false, sinks: true, same: true, difference: false,
   swapped: false, quantity: "image", image: 0, box: null, cursor: null,
   part: "answer", prompt: true, four: "", layers: [],

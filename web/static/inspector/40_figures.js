@@ -179,10 +179,10 @@ let shown = { maps: {}, drawn: {}, scales: {}, shares: {}, spans: {} };
 
 function paintFigures() {
   shown = { maps: {}, drawn: {}, scales: {}, shares: {}, spans: {} };
-  const skip = view.scale === "nosink", read = ({ name, side, l }) => onLayer(l, () => {
+  const read = ({ name, side, l }) => onLayer(l, () => {
     const span = tokensOf(side);
     shown.spans[name] = span;
-    shown.maps[name] = span ? mapOf(side, span[0], span[1], skip) : null;
+    shown.maps[name] = span ? mapOf(side, span[0], span[1]) : null;
     shown.drawn[name] = coloured(shown.maps[name], side);
     shown.shares[name] = span ? sharesOf(side, span[0], span[1]) : null;
   });
@@ -191,8 +191,8 @@ function paintFigures() {
   if (view.four) here.forEach(read);
   const there = here.filter(({ name }) => shown.maps[name]);
   // Over the whole answer also a side that has ended counts, so that its end moves no colours.
-  const shared = view.same && here.length > 1 ? scaleFor(overAnswer() ? here : there, skip) : null;
-  for (const look of there) shown.scales[look.name] = shared || scaleFor([look], skip);
+  const shared = view.same && here.length > 1 ? scaleFor(overAnswer() ? here : there) : null;
+  for (const look of there) shown.scales[look.name] = shared || scaleFor([look]);
   const names = here.map(({ name }) => name).concat(view.difference && canDiffer() && !view.four ? "difference" : []), box = $(".figures");
   if (box.dataset.names !== names.join()) forgetSizes();
   box.dataset.names = names.join();
@@ -210,26 +210,24 @@ const ofImage = (map, side) => map.subarray(...patchesOfImage(side));
 const overAnswer = () => view.range === "answer" && !(needsHeads() && sides().some((side) => !side.full));
 
 // The scale of one or several figures: over this selection's maps, or over every token's (kept: it is the costly one).
-function scaleFor(some, skip) {
-  const kind = { relative: "percentile", nosink: "linear" }[view.scale] || view.scale, said = relative() ? times : percent;
-  if (!overAnswer()) return makeScale(kind, some.map(({ name, side }) => ofImage(shown.drawn[name], side)), said);
-  const key = [some.map(({ name, l }) => [name, l]), view.part, view.four, view.l0, view.l1, view.h0, view.h1, view.combine, view.scale, view.image].join();
+function scaleFor(some) {
+  if (!overAnswer()) return makeScale(view.scale, some.map(({ name, side }) => ofImage(shown.drawn[name], side)), said());
+  const key = [some.map(({ name, l }) => [name, l]), view.part, view.four, view.l0, view.l1, view.h0, view.h1, view.combine, method().name, view.scale, view.image].join();
   run.scales = run.scales || new Map();
   if (!run.scales.has(key)) {
     if (run.scales.size > 16) run.scales.clear();
     const all = some.flatMap(({ side, l }) => onLayer(l, () =>
-      Array.from({ length: side.T }, (_, t) => ofImage(coloured(mapOf(side, t, t, skip), side), side))));
-    run.scales.set(key, makeScale(kind, all, said));
+      Array.from({ length: side.T }, (_, t) => ofImage(coloured(mapOf(side, t, t), side), side))));
+    run.scales.set(key, makeScale(view.scale, all, said()));
   }
   return run.scales.get(key);
 }
 
-// What the colours mean, in words. A relative scale that this run cannot have says why.
+// What the colours mean, in words. A method that this run cannot give says why.
 function scaleWords(scale, side, shared) {
-  const { why, prompt } = side.reference, range = overAnswer() ? `; range of the whole ${side.part}` : "";
-  const words = relative() ? `relative: attention divided by that of the generic prompt ${quoted(prompt)} · ${scale.words}`
-    : `attention mass per patch${view.scale === "nosink" ? ", sinks set to 0 before layers are combined" : ""} · ${view.scale === "relative" ? `no relative scale, for ${why}; instead ` : ""}${scale.words}`;
-  return words + range + (shared ? `; same scale on ${view.four ? "all four" : "both sides"}` : "");
+  const wanted = methodCalled(view.method), why = whyNot(wanted), range = overAnswer() ? `; range of the whole ${side.part}` : "";
+  return `${why ? `not ${wanted.label}, for ${why}; instead ` : ""}${method().words[side.name]} · ${scale.words}${range}` +
+    (shared ? `; same scale on ${view.four ? "all" : "both sides"}` : "");
 }
 
 function paintFigure({ name, side, l }, shared, size) {
@@ -305,12 +303,13 @@ function paintPatch() {
     }
     const v = start + cursor, row = Math.floor(cursor / columns), column = cursor % columns;
     const { side: variant, l, both } = lookOf(name);
-    let text = `patch ${row + 1}, ${column + 1}  ·  ${percent(map[v])} of the row`;
-    if (!both) {
+    const there = map[v] === map[v]; // else it is left out
+    let text = `patch ${row + 1}, ${column + 1}  ·  ${there ? `${percent(map[v])} of the row` : "left out"}`;
+    if (!both && there) {
       if (relative()) text += `  ·  ${times(shown.drawn[name][v])} generic`;
       const [p0, p1] = patchesOfImage(variant);
       let total = 0;
-      for (let i = p0; i < p1; i++) total += map[i];
+      for (let i = p0; i < p1; i++) total += map[i] || 0;
       if (total > 0) text += `  ·  ${percent(map[v] / total)} of this map`;
       const phi = onLayer(l, () => sinkScore(variant, v));
       if (phi != null) text += `  ·  sink, φ ${phi.toFixed(1)}`;

@@ -34,7 +34,7 @@ function askFor(kind) {
     view: {
       part: view.part, layers: chosen(run.layers, view.l0, view.l1), heads: chosen(run.heads, view.h0, view.h1),
       each: view.four ? fourLayers().map((l) => run.layers[l]) : [], reduce: view.combine, image: view.image,
-      scale: view.scale === "relative" && !relative() ? "percentile" : view.scale, whole_answer: view.range === "answer",
+      method: method().name, scale: view.scale, whole_answer: view.range === "answer",
       same_scale: view.same, difference: view.difference && canDiffer() && !view.four, colormap: view.colours,
       opacity: view.opacity, overlay: view.overlay, photo: view.photo, smooth: view.smooth, sinks: view.sinks,
     },
@@ -125,7 +125,8 @@ async function savePicture() {
 
 // One line for each (answer, token, layer, head).
 async function saveShares() {
-  const cell = (text) => `"${(/^[=+\-@\t\r]/.test(text) ? "'" : "") + text.replace(/"/g, '""')}"`; // never a formula
+  // A text is never a formula.
+  const cell = (text) => `"${(/^[=+\-@\t\r]/.test(text) ? "'" : "") + text.replace(/"/g, '""')}"`;
   const lines = ["answer,token,text,probability,layer,head,image_share,sink_share_of_image,entropy_nats"];
   for (const variant of run.variants)
     variant.tokens.forEach((token, t) => {
