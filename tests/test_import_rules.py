@@ -20,6 +20,7 @@ ORDER: tuple[tuple[str, ...], ...] = (
     ("var_patch",),
     ("capture",),
     ("attention_processor",),
+    ("methods",),
     ("attention_extractor",),
     ("drawing",),
     ("visualization", "sinks", "experiments"),
