@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -25,21 +25,17 @@ from sinkscope.models.sink_score import sink_mask, sink_score
 # What has rows of attention: an answer's, or a prompt's own.
 Rows = GenerationTrace | PromptTrace
 
-RELATIVE_FLOOR = 0.1  # of the generic map's mean: what a patch is divided by at least
-
 __all__ = [
     "PatchMap",
     "TokenLook",
     "head_mean",
     "image_share",
     "patch_map",
-    "relative_map",
     "segment_share",
     "sink_mask",
     "sink_score",
     "sink_share",
     "tokens_looking_at",
-    "why_not_relative",
 ]
 
 
@@ -48,13 +44,14 @@ class PatchMap:
     """Values on the grid of one image's vision tokens.
 
     Attributes:
-        values: float32 (rows, columns).
-        unit: "attention mass" (share of the whole row's attention), "share of image attention", or
-            "times the generic prompt" (`relative_map`).
+        values: float32 (rows, columns); NaN is missing, which is not 0.
+        unit: what a value is: "attention mass" (share of the whole row's attention), "share of
+            image attention", or another method's (`methods`).
         normalisation: what was done to the values, in words; "none" if nothing.
         image: which image of the prompt.
         grid: where the cells are on the image.
         label: which tokens, layers and heads, in words.
+        signed: values of either sign, which are drawn around 0.
     """
 
     values: np.ndarray
@@ -63,6 +60,7 @@ class PatchMap:
     image: int
     grid: ImageGrid
     label: str
+    signed: bool = False
 
 
 @dataclass(frozen=True)
@@ -83,7 +81,6 @@ def patch_map(
     *,
     image: int = 0,
     normalise: bool = False,
-    exclude_sinks: bool = False,
 ) -> PatchMap:
     """The map of the attention that produced a token (row convention: `capture.trace`).
 
@@ -97,120 +94,62 @@ def patch_map(
         image: which image.
         normalise: divide by the image's total, so that the map sums to 1 (unit "share of image
             attention").
-        exclude_sinks: set cells that are sinks in a layer to 0 before that layer is aggregated.
 
     Raises:
         ValueError: a token, layer, head or image that the trace does not have; the text says what
             it has.
     """
-    tokens = _tokens(trace, token)
-    layer_slots = _slots("layer", trace.layers, layers)
-    head_slots = _slots("head", trace.heads, heads)
+    tokens = token_indices(trace, token)
+    layer_slots = slots_of("layer", trace.layers, layers)
+    head_slots = slots_of("head", trace.heads, heads)
     if not 0 <= image < len(trace.layout.grids):
         raise ValueError(
             f"image is {image}; the prompt has {len(trace.layout.grids)}, counted from 0."
         )
-    if reduce not in ("mean", "max", "min"):
-        raise ValueError(f"reduce is {reduce!r}; allowed: mean, max, min.")
     columns = trace.layout.columns(image)
-    rows = trace.attention[tokens][:, layer_slots][:, :, head_slots][
-        ..., columns
-    ].float()  # (n, l, h, V_i)
-    done = []
-    if exclude_sinks:
-        rows = rows * ~_sink_columns(trace)[layer_slots][:, columns][None, :, None]
-        done.append("sinks set to 0")
-    if reduce == "mean":
-        values = rows.mean(dim=(0, 1, 2))
-    elif reduce == "max":
-        values = rows.amax(dim=(1, 2)).mean(dim=0)
-    else:
-        values = rows.amin(dim=(1, 2)).mean(dim=0)
+    rows = trace.attention[tokens][:, layer_slots][:, :, head_slots][..., columns]
+    values = combine(rows.float(), reduce)
     if normalise:
         total = values.sum()
         values = values / total if total > 0 else values
-        done.append("divided by the image's total")
-    grid = trace.layout.grids[image]
-    frames = values.view(grid.t, grid.rows, grid.columns).sum(dim=0)
-    return PatchMap(
-        values=frames.numpy().astype(np.float32),
-        unit="share of image attention" if normalise else "attention mass",
-        normalisation=", ".join(done) or "none",
-        image=image,
-        grid=grid,
-        label=_label(trace, tokens, layers, heads, reduce),
+    return on_grid(
+        values,
+        trace.layout,
+        image,
+        "share of image attention" if normalise else "attention mass",
+        "divided by the image's total" if normalise else "none",
+        map_label(trace, tokens, layers, heads, reduce),
     )
 
 
-def relative_map(
-    trace: GenerationTrace,
-    token: int | Sequence[int],
-    layers: Sequence[int] | None = None,
-    heads: Sequence[int] | None = None,
-    reduce: Reduce = "mean",
+def combine(rows: torch.Tensor, reduce: Reduce) -> torch.Tensor:
+    """Layers and heads by `reduce`, tokens by their mean: float32 (T, L, H, V) -> (V,).
+
+    Of a patch of which a value is missing (NaN), the result is.
+    """
+    if reduce not in ("mean", "max", "min"):
+        raise ValueError(f"reduce is {reduce!r}; allowed: mean, max, min.")
+    if reduce == "mean":
+        return rows.mean(dim=(0, 1, 2))
+    best = rows.amax(dim=(1, 2)) if reduce == "max" else rows.amin(dim=(1, 2))
+    return best.mean(dim=0)
+
+
+def on_grid(
+    values: torch.Tensor,
+    layout: PromptLayout,
+    image: int,
+    unit: str,
+    normalisation: str,
+    label: str,
     *,
-    image: int = 0,
-    of_prompt: bool = False,
+    signed: bool = False,
 ) -> PatchMap:
-    """A token's map divided by that of a generic prompt on the same image: what is particular to
-    this token, without what every prompt attends to (arXiv 2502.17422, "relative attention").
-
-        relative = map / max(generic, RELATIVE_FLOOR * mean(generic))
-
-    Both maps are aggregated over the same layers and heads first, and are shares of their whole
-    row. The generic row is that of the last position of `trace.reference.prompt`, read by the plain
-    model. 1 says: as much as the generic prompt. Without the floor, a patch that the generic prompt
-    all but ignores would stand out whatever the token looked at.
-
-    Args:
-        trace: a run with a `reference` (`GenerationSettings.reference`).
-        token, layers, heads, reduce, image: as for `patch_map`.
-        of_prompt: `token` counts `trace.prompt_rows` instead of the answer.
-
-    Raises:
-        ValueError: as `patch_map`; or the trace has no reference, one whose images were cut into
-            other patches, or no rows of its prompt.
-    """
-    why = why_not_relative(trace)
-    if why is not None or trace.reference is None:
-        raise ValueError(f"The run has no generic prompt to compare with: {why}.")
-    rows = trace.prompt_rows if of_prompt else trace
-    if rows is None:
-        raise ValueError("The run has no rows of its prompt: it was generated with prompt_rows=0.")
-    own = patch_map(rows, token, layers, heads, reduce, image=image)
-    generic = patch_map(trace.reference, 0, layers, heads, reduce, image=image).values
-    least = RELATIVE_FLOOR * float(generic.mean())
-    divisor = np.maximum(generic, least) if least > 0 else np.inf  # it saw nothing of the image
-    return replace(
-        own,
-        values=own.values / divisor,
-        unit="times the generic prompt",
-        normalisation=f"divided by the map of {trace.reference.prompt!r}, at least "
-        f"{RELATIVE_FLOOR:g} of its mean",
-    )
-
-
-def why_not_relative(trace: GenerationTrace) -> str | None:
-    """Why `relative_map` cannot divide this trace's maps, as the end of a sentence; None where it
-    can.
-
-    Dividing maps of different grids would pair patches that lie on different places.
-    """
-    if trace.reference is None:
-        said = trace.extra.get("no_reference")
-        return str(said) if said else "it was generated without reference=True (--relative)"
-    own, generic = trace.layout, trace.reference.layout
-    if own.patches == generic.patches:
-        return None
-    return (
-        "the generic prompt's images were cut into other patches "
-        f"({_cut(generic)}) than the run's own ({_cut(own)}); generate the run again"
-    )
-
-
-def _cut(layout: PromptLayout) -> str:
-    """`6 x 8` rows and columns of each image."""
-    return ", ".join(f"{grid.rows} x {grid.columns}" for grid in layout.grids) or "no image"
+    """Values of one image's vision tokens, float32 (V_i,), as a map; frames are added up."""
+    grid = layout.grids[image]
+    frames = values.view(grid.t, grid.rows, grid.columns).sum(dim=0)
+    cells = frames.numpy().astype(np.float32)
+    return PatchMap(cells, unit, normalisation, image, grid, label, signed)
 
 
 def head_mean(trace: Rows) -> torch.Tensor:
@@ -238,7 +177,7 @@ def sink_share(trace: Rows) -> torch.Tensor:
     Zero where no sinks were found, and where a row sees nothing of the image.
     """
     rows = trace.attention.float()
-    held = torch.einsum("tlhv,lv->tlh", rows, _sink_columns(trace).float())
+    held = torch.einsum("tlhv,lv->tlh", rows, sink_columns(trace).float())
     total = rows.sum(dim=-1)
     return torch.where(total > 0, held / total.clamp_min(1e-12), torch.zeros_like(total))
 
@@ -271,15 +210,16 @@ def tokens_looking_at(
             f"cells is {list(cells)!r}; allowed: at least one index from 0 to {count - 1}."
         )
     columns = torch.tensor(list(cells)) + trace.layout.columns(image).start
-    rows = trace.attention[:, _slots("layer", trace.layers, layers)][
-        :, :, _slots("head", trace.heads, heads)
+    rows = trace.attention[:, slots_of("layer", trace.layers, layers)][
+        :, :, slots_of("head", trace.heads, heads)
     ]
     mass = rows[..., columns].float().sum(dim=-1).mean(dim=(1, 2))
     order = torch.argsort(mass, descending=True, stable=True).tolist()
     return [TokenLook(t, trace.tokens[t].text, float(mass[t])) for t in order]
 
 
-def _tokens(trace: Rows, token: int | Sequence[int]) -> list[int]:
+def token_indices(trace: Rows, token: int | Sequence[int]) -> list[int]:
+    """The tokens as a list; ValueError for one that the trace does not have."""
     tokens = [operator.index(t) for t in (token if isinstance(token, Iterable) else [token])]
     count = len(trace.tokens)
     if not tokens or any(not 0 <= t < count for t in tokens):
@@ -288,8 +228,8 @@ def _tokens(trace: Rows, token: int | Sequence[int]) -> list[int]:
     return tokens
 
 
-def _slots(what: str, captured: Sequence[int], wanted: Sequence[int] | None) -> list[int]:
-    """Positions in the trace of the wanted layers or heads."""
+def slots_of(what: str, captured: Sequence[int], wanted: Sequence[int] | None) -> list[int]:
+    """Positions of the wanted layers or heads among those that a trace holds (None: all)."""
     if wanted is None:
         return list(range(len(captured)))
     where = {index: slot for slot, index in enumerate(captured)}
@@ -301,7 +241,7 @@ def _slots(what: str, captured: Sequence[int], wanted: Sequence[int] | None) -> 
     return [where[index] for index in wanted]
 
 
-def _sink_columns(trace: Rows) -> torch.Tensor:
+def sink_columns(trace: Rows) -> torch.Tensor:
     """bool (L, V): which vision tokens are sinks in which captured layer."""
     column = {position: v for v, position in enumerate(trace.layout.vision_positions().tolist())}
     mask = torch.zeros(len(trace.layers), trace.layout.vision_tokens, dtype=torch.bool)
@@ -312,13 +252,14 @@ def _sink_columns(trace: Rows) -> torch.Tensor:
     return mask
 
 
-def _label(
+def map_label(
     trace: Rows,
-    tokens: list[int],
+    tokens: Sequence[int],
     layers: Sequence[int] | None,
     heads: Sequence[int] | None,
     reduce: str,
 ) -> str:
+    """Which tokens, layers and heads a map is of, in words."""
     words = "".join(trace.tokens[t].text for t in tokens)
     which = f"token {tokens[0]}" if len(tokens) == 1 else f"{len(tokens)} tokens"
     parts = (

@@ -295,7 +295,7 @@ class AppSettings:
         queue_size: how many requests may wait.
         prompt_rows, reference: what the page captures beside the answer's rows (see
             `GenerationSettings`): the looking of so many prompt tokens, and a generic prompt for
-            its relative scale.
+            its relative maps.
     """
 
     host: str = "127.0.0.1"

@@ -18,16 +18,8 @@ from sinkscope.drawing.figures import (
     save,
     visible,
 )
-from sinkscope.drawing.overlay import (
-    Colormap,
-    OverlayStyle,
-    Pixels,
-    Scale,
-    Scaling,
-    difference_overlay,
-    overlay,
-    scaling,
-)
+from sinkscope.drawing.overlay import Colormap, OverlayStyle, Pixels, overlay, scale_of
+from sinkscope.drawing.scale import Scale, Scaling, scaling, signed_scaling
 from sinkscope.drawing.table import write_shares
 from sinkscope.drawing.view import View
 from sinkscope.drawing.view_figure import view_figure
@@ -44,12 +36,13 @@ __all__ = [
     "caption",
     "check_ending",
     "contact_sheet",
-    "difference_overlay",
     "figure",
     "fonts",
     "overlay",
     "save",
+    "scale_of",
     "scaling",
+    "signed_scaling",
     "view_figure",
     "visible",
     "write_shares",

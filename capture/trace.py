@@ -137,7 +137,7 @@ class GenerationTrace:
         prompt_rows: rows of the prompt's own tokens after the last image, of this very run (under
             VAR as VAR changed them); None where they were not kept.
         reference: the last prompt row of the plain model reading a generic prompt on the same
-            images (`attention_processor.relative_map`); None where there is none, and
+            images (`methods.relative`); None where there is none, and
             `extra["no_reference"]` may say why.
         extra: more about the run. `extra["decoding"]` says how tokens were chosen: `used` has the
             settings that acted, `checkpoint` those of the checkpoint's own generation_config.json,

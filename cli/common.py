@@ -64,6 +64,9 @@ Reduce = Annotated[
 Colormap = Annotated[
     str, typer.Option(help="inferno, magma, plasma, viridis, cividis, gray or turbo.")
 ]
+Photo = Annotated[
+    Literal["dim", "full", "none"], typer.Option(help="The photo: dimmed, as it is, or hidden.")
+]
 Opacity = Annotated[float, typer.Option(help="Of the strongest cell, from 0 to 1.")]
 Scale = Annotated[
     str,
@@ -77,18 +80,32 @@ Sinks = Annotated[
         help="Mark attention sinks with a boxed x, where the model's are known.",
     ),
 ]
-Relative = Annotated[
-    bool,
+Method = Annotated[
+    str,
     typer.Option(
-        "--relative",
-        help="Divide maps by that of a generic prompt on the same image, which removes what is "
-        "looked at whatever is asked.",
+        help="Which explanation: attention, relative (divided by the map of a generic prompt on "
+        "the same image, which removes what is looked at whatever is asked) or without-sinks."
     ),
 ]
+Relative = Annotated[bool, typer.Option("--relative", help="The same as --method relative.")]
 AsFigure = Annotated[
     bool,
     typer.Option("--figure", help="With --token: add title, colour bar and caption."),
 ]
+
+
+def method_named(method: str, relative: bool) -> str:
+    """The method that `--method` and `--relative` name, as `methods.explain.METHODS` calls it.
+
+    Raises:
+        ValueError: there is no such method, or the two name different ones.
+    """
+    from sinkscope.methods.explain import method_of  # late: a refusal of a file needs none of it
+
+    name = method_of(method).name
+    if relative and name not in ("attention", "relative"):
+        raise ValueError(f"method is {method!r} and --relative is given; allowed: one of them.")
+    return "relative" if relative else name
 
 
 @contextmanager

@@ -16,14 +16,16 @@ from sinkscope.attention_extractor import Comparison
 from sinkscope.attention_processor import PatchMap, patch_map
 from sinkscope.cli.comparison import token_numbers
 from sinkscope.cli.drawing import sink_cells, sink_words
-from sinkscope.drawing.overlay import DIVERGING
+from sinkscope.drawing.overlay import DIVERGING, under_map
+from sinkscope.drawing.scale import Ticks, difference_of
 from sinkscope.visualization import (
     OverlayStyle,
+    Scaling,
     caption,
-    difference_overlay,
     fonts,
     overlay,
     scaling,
+    signed_scaling,
     visible,
 )
 
@@ -37,39 +39,37 @@ def comparison_figure(pair: Comparison, tokens: Sequence[int], style: OverlaySty
     Args:
         pair: the comparison; its first image is drawn.
         tokens: which tokens; several are averaged.
-        style: colours of the two maps; limits and sinks are set here.
+        style: colours of the two maps; sinks are set here.
 
     Raises:
         ValueError: one of the answers lacks a token.
     """
-    image = _sized(pair.baseline.images[0].convert("RGB"))
+    image = under_map(_sized(pair.baseline.images[0].convert("RGB")))
     plain, changed = (patch_map(trace, list(tokens)) for trace in (pair.baseline, pair.var))
-    scale = scaling(np.stack([plain.values, changed.values]), style)
-    limits = (scale.low, scale.high) if scale.low < scale.high else None
-    if style.scale != "rank":  # ranks are each map's own
-        style = dataclasses.replace(style, limits=limits)
+    scale = scaling([plain.values, changed.values], style.scale)
     style = dataclasses.replace(style, sinks=sink_cells(pair.baseline))
-    top = _largest(plain.values, changed.values) if (pair.var.var or {}).get("changed") else 0.0
-
-    moved = dataclasses.replace(plain, values=changed.values - plain.values)
+    idle = not (pair.var.var or {}).get("changed")
+    moved = dataclasses.replace(
+        plain, values=difference_of(plain.values, changed.values, idle=idle)
+    )
+    signed = signed_scaling([moved.values])
 
     wide = 4.0
-    tall = min(max(wide * image.height / image.width, 0.8), 8.0)
+    tall = min(max(wide * len(image) / image.shape[1], 0.8), 8.0)
     drawn = Figure(figsize=(3 * wide + 1.0, tall + 2.05), layout="constrained")
     axes = drawn.subplots(1, 3)
     panels = [
-        (f"Baseline: {_words(pair, 0, tokens)}", overlay(image, plain, style)),
-        (f"VAR: {_words(pair, 1, tokens)}", overlay(image, changed, style)),
-        ("VAR − baseline", difference_overlay(image, moved, top, style.opacity, style.sinks)),
+        (f"Baseline: {_words(pair, 0, tokens)}", overlay(image, plain, style, scale)),
+        (f"VAR: {_words(pair, 1, tokens)}", overlay(image, changed, style, scale)),
+        ("VAR − baseline", overlay(image, moved, style, signed)),
     ]
     for place, (title, pixels) in zip(axes, panels, strict=True):
         place.imshow(pixels, interpolation="none")
         place.set_axis_off()
         place.set_title(title, parse_math=False, family=fonts(), fontsize=12)
-    _bar(drawn, style.colormap, axes[:2], [f"{scale.value(x):.3g}" for x in np.linspace(0, 1, 5)])
-    signed = [f"{x:+.2g}" if x else "0" for x in np.linspace(-top, top, 5)]
-    _bar(drawn, DIVERGING, axes[2:], signed if top else ["", "", "no difference", "", ""])
-    caption(drawn, _caption_lines(pair, tokens, plain, style), characters=150)
+    _bar(drawn, style.colormap, axes[:2], scale.ticks)
+    _bar(drawn, DIVERGING, axes[2:], ((0.5, "no difference"),) if signed.empty else signed.ticks)
+    caption(drawn, _caption_lines(pair, tokens, plain, style, (scale, signed)), characters=150)
     return drawn
 
 
@@ -79,24 +79,12 @@ def _sized(image: Image.Image) -> Image.Image:
     return image.resize((image.width * times, image.height * times), Image.Resampling.NEAREST)
 
 
-def _largest(plain: np.ndarray, changed: np.ndarray) -> float:
-    """End of the symmetric scale: the 99th percentile of the sizes, or the largest if that is 0.
-
-    0 where no cell differs by more than float16, in which traces keep attention, can tell apart: a
-    picture of rounding must not look like an effect.
-    """
-    sizes = np.abs(changed - plain)
-    if sizes.max() <= np.finfo(np.float16).eps * max(plain.max(), changed.max()):
-        return 0.0
-    return float(np.percentile(sizes, 99) or sizes.max())
-
-
 def _words(pair: Comparison, side: int, tokens: Sequence[int]) -> str:
     trace = (pair.baseline, pair.var)[side]
     return visible("".join(trace.tokens[t].text for t in tokens))
 
 
-def _bar(drawn: Figure, colormap: str, axes: Any, labels: Sequence[str]) -> None:
+def _bar(drawn: Figure, colormap: str, axes: Any, ticks: Ticks) -> None:
     bar = drawn.colorbar(
         ScalarMappable(Normalize(0, 1), colormap),
         ax=axes,
@@ -105,12 +93,16 @@ def _bar(drawn: Figure, colormap: str, axes: Any, labels: Sequence[str]) -> None
         pad=0.03,
         aspect=40 if len(axes) > 1 else 20,
     )
-    bar.set_ticks(np.linspace(0, 1, 5).tolist(), labels=labels)
+    bar.set_ticks([place for place, _ in ticks], labels=[text for _, text in ticks])
     bar.set_label("attention mass" + ("" if len(axes) > 1 else ", VAR − baseline"), fontsize=9)
 
 
 def _caption_lines(
-    pair: Comparison, tokens: Sequence[int], shown: PatchMap, style: OverlayStyle
+    pair: Comparison,
+    tokens: Sequence[int],
+    shown: PatchMap,
+    style: OverlayStyle,
+    scales: tuple[Scaling, Scaling],
 ) -> list[str]:
     numbers = [token_numbers(trace) for trace in (pair.baseline, pair.var)]
     shares = [
@@ -128,8 +120,8 @@ def _caption_lines(
         f"The answers part at token {parting}: these rows belong to different texts."
         if parting is not None and max(tokens) > parting
         else "",
-        f"colours: {style.scale}, one scale for both maps; difference: symmetric to its 99th "
-        f"percentile. {sink_words(base, style.sinks)}",
+        f"{scales[0].words}; the same scale for both maps. Difference: {scales[1].words}. "
+        f"{sink_words(base, style.sinks)}",
         "; ".join(pair.var.applied),
         f"{base.model.id} ({base.model.revision}), prompt: {base.prompt}",
     ]

@@ -10,9 +10,11 @@ from pathlib import Path
 
 import typer
 
-from sinkscope.attention_processor import PatchMap, patch_map, relative_map
+from sinkscope.attention_processor import PatchMap, patch_map
 from sinkscope.capture.trace import GenerationTrace
 from sinkscope.config import Reduce
+from sinkscope.drawing.overlay import Photo, under_map
+from sinkscope.methods.explain import explain_map
 from sinkscope.visualization import OverlayStyle, contact_sheet, figure, overlay, save, visible
 
 # Why an answer is cut off, of those that its model did not end.
@@ -28,8 +30,8 @@ class Selection:
     """Which attention to draw. Layers and heads are indices in the model; None is all captured.
 
     `image` is the one to draw and to give shares of, counted from 0. `sinks` marks the cells that
-    are a sink in at least one of these layers. `relative` divides maps, not shares, by that of a
-    generic prompt.
+    are a sink in at least one of these layers. `method` makes the maps; shares are always those of
+    the raw attention. `photo` is how the image lies under the map: dim, full or none.
     """
 
     token: str = "all"
@@ -38,7 +40,8 @@ class Selection:
     reduce: Reduce = "mean"
     sinks: bool = True
     image: int = 0
-    relative: bool = False
+    method: str = "attention"
+    photo: Photo = "dim"
 
 
 def draw(
@@ -56,7 +59,7 @@ def draw(
         OSError: the file cannot be written.
     """
     shares = token_shares(trace, selection)
-    image = trace.images[selection.image]
+    image = under_map(trace.images[selection.image], selection.photo)
     note = f"{trace.model.id} ({trace.model.revision}), prompt: {trace.prompt}"
     if selection.sinks:
         style = dataclasses.replace(
@@ -69,7 +72,7 @@ def draw(
             raise ValueError("The answer is empty, so there is nothing to draw.")
         words = [token.text for token in trace.tokens]
         which = maps[0].label.partition(", ")[2]  # without the token, which each picture has
-        if selection.relative:
+        if maps[0].normalisation != "none":
             which += f"; {maps[0].normalisation}"
         note = f"{which}. {note}"
         title = trace.text.strip()
@@ -116,8 +119,9 @@ def token_shares(trace: GenerationTrace, selection: Selection) -> list[float]:
     Raises:
         ValueError: an image, layer or head that the trace does not hold.
     """
-    mean = dataclasses.replace(selection, reduce="mean", relative=False)
-    return [float(_map(trace, t, mean).values.sum()) for t in range(len(trace.tokens))]
+    chosen = (selection.layers, selection.heads)
+    maps = (patch_map(trace, t, *chosen, image=selection.image) for t in range(len(trace.tokens)))
+    return [float(patches.values.sum()) for patches in maps]
 
 
 def sink_cells(
@@ -167,7 +171,5 @@ def find_tokens(trace: GenerationTrace, wanted: str) -> list[int]:
 
 
 def _map(trace: GenerationTrace, tokens: int | Sequence[int], selection: Selection) -> PatchMap:
-    make = relative_map if selection.relative else patch_map
-    return make(
-        trace, tokens, selection.layers, selection.heads, selection.reduce, image=selection.image
-    )
+    chosen = (selection.layers, selection.heads, selection.reduce)
+    return explain_map(trace, tokens, selection.method, *chosen, image=selection.image)

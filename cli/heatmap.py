@@ -26,10 +26,12 @@ def heatmap(
     heads: common.Heads = None,
     reduce: common.Reduce = "mean",
     colormap: common.Colormap = "inferno",
-    opacity: common.Opacity = 0.7,
+    opacity: common.Opacity = 0.8,
+    photo: common.Photo = "dim",
     scale: common.Scale = "percentile",
     smooth: common.Smooth = False,
     sinks: common.Sinks = True,
+    method: common.Method = "attention",
     relative: common.Relative = False,
     figure: common.AsFigure = False,
     max_new_tokens: common.MaxNewTokens = 64,
@@ -59,13 +61,14 @@ def heatmap(
                 raise ValueError(
                     f"save-trace is {str(save_trace)!r}; allowed: a .safetensors file."
                 )
+        chosen = common.method_named(method, relative)
         settings = GenerationSettings(
             max_new_tokens=max_new_tokens,
             decoding=decoding,
             seed=seed,
             layers=common.indices("layers", layers),
             heads=common.indices("heads", heads),
-            reference=relative,
+            reference=chosen == "relative",
         )
         wanted = ModelSettings(
             model,
@@ -83,10 +86,15 @@ def heatmap(
         check_ending(output)
         style = OverlayStyle(colormap, opacity, scale, smoothing=smooth)  # type: ignore[arg-type]
         selection = Selection(
-            token, settings.layers, settings.heads, reduce, sinks, relative=relative
+            token, settings.layers, settings.heads, reduce, sinks, method=chosen, photo=photo
         )
         opened = open_image(image)
         handle = common.load(wanted)
+        if chosen == "without_sinks" and handle.profile is None:
+            raise ValueError(
+                f"No sink dimensions are known for {model}, so there is no map without sinks: name "
+                "a sink profile with --profile (docs/sinks.md)."
+            )
         inputs = handle.prepare([opened], prompt)
         common.say_decoding(handle, inputs, settings)
         common.say_forecast(handle, inputs, settings)

@@ -79,19 +79,20 @@ def write_view(
 
 
 def view_of(traces: dict[str, GenerationTrace], selection: Selection, style: OverlayStyle) -> View:
-    """The page's view for the options of the command line; `percentile` is its clip."""
+    """The page's view for the options of the command line."""
     both = list(traces.values())
-    scale = "relative" if selection.relative else style.scale
     same = len(both) > 1 and same_grids(*both) and same_images(*both)
     return View(
         layers=selection.layers,
         heads=selection.heads,
         reduce=selection.reduce,
         image=selection.image,
-        scale="clip" if scale == "percentile" else scale,
+        method=selection.method,
+        scale=style.scale,
         difference=same,
         colormap=style.colormap,
         opacity=style.opacity,
+        photo=selection.photo,
         smooth=style.smoothing,
         sinks=selection.sinks,
     )

@@ -23,10 +23,12 @@ def show(
     heads: common.Heads = None,
     reduce: common.Reduce = "mean",
     colormap: common.Colormap = "inferno",
-    opacity: common.Opacity = 0.7,
+    opacity: common.Opacity = 0.8,
+    photo: common.Photo = "dim",
     scale: common.Scale = "percentile",
     smooth: common.Smooth = False,
     sinks: common.Sinks = True,
+    method: common.Method = "attention",
     relative: common.Relative = False,
     figure: common.AsFigure = False,
     image: Annotated[
@@ -69,7 +71,8 @@ def show(
             reduce,
             sinks,
             image,
-            relative,
+            common.method_named(method, relative),
+            photo,
         )
         trace = GenerationTrace.open(trace_file)
         model = trace.model

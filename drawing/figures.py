@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
@@ -16,15 +15,7 @@ from matplotlib.font_manager import fontManager
 from PIL import Image
 
 from sinkscope.attention_processor import PatchMap
-from sinkscope.drawing.overlay import (
-    OverlayStyle,
-    Pixels,
-    how_scaled,
-    overlay,
-    pixels_of,
-    refuse,
-    scaling,
-)
+from sinkscope.drawing.overlay import OverlayStyle, Pixels, overlay, pixels_of, refuse, scale_of
 from sinkscope.utils import write_atomically
 
 SHEET_LIMIT = 96  # more small pictures than this on one sheet can no longer be read
@@ -48,7 +39,8 @@ def figure(
         note: a last line, such as model and prompt.
     """
     style = style or OverlayStyle()
-    pixels = overlay(image, patch_map, style)
+    scale = scale_of(patch_map, style)
+    pixels = overlay(image, patch_map, style, scale)
     height, width = pixels.shape[:2]
     wide = 8.0
     tall = min(max(wide * 0.85 * height / width, 1.0), 24.0)
@@ -58,14 +50,12 @@ def figure(
     axes.set_axis_off()
     if token:
         axes.set_title(visible(token), parse_math=False, family=fonts(), fontsize=16)
-    scale = scaling(patch_map.values, style)
-    places = np.linspace(0, 1, 5)
     bar = drawn.colorbar(
         ScalarMappable(Normalize(0, 1), style.colormap), ax=axes, fraction=0.05, pad=0.02
     )
-    bar.set_ticks(places.tolist(), labels=[f"{scale.value(place):.3g}" for place in places])
+    bar.set_ticks([place for place, _ in scale.ticks], labels=[text for _, text in scale.ticks])
     bar.set_label(patch_map.unit)
-    lines = [patch_map.label, f"{how_scaled(style)}; normalisation: {patch_map.normalisation}"]
+    lines = [patch_map.label, f"{scale.words}; normalisation: {patch_map.normalisation}"]
     if share is not None:
         lines.append(f"attention on this image: {share:.1%} of the whole row")
     caption(drawn, [*lines, note], characters=96)
@@ -112,7 +102,8 @@ def contact_sheet(
         label = f"{visible(token)}  {share:.0%}"
         axes.set_title(label, parse_math=False, family=fonts(), fontsize=9)
     lines = [
-        f"percentages: attention mass on this image. {how_scaled(style)}, each for itself.",
+        "percentages: attention mass on this image. Colours: "
+        f"{style.scale.replace('percentile', 'percentile clip')}, each picture for itself.",
         f"first {count} of {len(maps)} tokens" if len(maps) > count else "",
         note,
     ]

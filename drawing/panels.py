@@ -9,31 +9,21 @@ import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import numpy as np
 from PIL import Image
 
 from sinkscope.attention_processor import PatchMap
-from sinkscope.drawing.overlay import (
-    DIVERGING,
-    Pixels,
-    Values,
-    difference_overlay,
-    mark_cells,
-    overlay,
-)
-from sinkscope.drawing.view import (
-    Side,
-    View,
-    ViewScaling,
-    difference_top,
-    map_of,
+from sinkscope.drawing.overlay import DIVERGING, Pixels, mark_cells, overlay, under_map
+from sinkscope.drawing.scale import (
+    Scaling,
+    Ticks,
+    difference_of,
     percent,
-    same_grids,
-    sinks_of,
-    view_scaling,
+    said_in,
+    scaling,
+    signed_scaling,
 )
-
-DARK = (0x16, 0x18, 0x1D)  # where the photo is hidden
+from sinkscope.drawing.view import Side, View, map_of, maps_of, same_grids, sinks_of
+from sinkscope.methods.explain import method_of
 
 
 @dataclass(frozen=True)
@@ -48,6 +38,8 @@ class Panel:
         colormap: name of the colour map of its bar.
         ticks: (place, text) on the bar.
         words: what the colours mean.
+        scale: from values to colours; None where there is no map.
+        normalisation: what was done to the map's values before, in words.
     """
 
     label: str
@@ -55,8 +47,10 @@ class Panel:
     pixels: Pixels
     note: str
     colormap: str
-    ticks: tuple[tuple[float, str], ...]
+    ticks: Ticks
     words: str
+    scale: Scaling | None = None
+    normalisation: str = ""
 
 
 @dataclass(frozen=True)
@@ -113,16 +107,19 @@ class Painter:
     def panels(self, tokens: Sequence[int]) -> list[Panel]:
         """The panels for some tokens (their mean); a side that ended before has its photo alone."""
         there = [[t for t in tokens if t < len(look.side.rows.tokens)] for look in self._looks]
-        maps = [
-            map_of(look.side, mine, look.view) if mine else None
+        both = [
+            maps_of(look.side, mine, look.view) if mine else (None, None)
             for look, mine in zip(self._looks, there, strict=True)
         ]
+        maps = [shown for shown, _ in both]
         scales = self._whole or self._scales(maps)
         made = [
             self._panel(look, mine, patches, scale, min(tokens))
             for look, mine, patches, scale in zip(self._looks, there, maps, scales, strict=True)
         ]
-        return [*made, self._difference(there, maps)] if self.view.difference else made
+        if self.view.difference:
+            made.append(self._difference(there, [plain for _, plain in both]))
+        return made
 
     def _check_difference(self) -> None:
         if len(self.sides) != 2:
@@ -133,93 +130,84 @@ class Painter:
                 "is none; switch difference off."
             )
 
-    def _scales(self, maps: Sequence[PatchMap | None]) -> list[ViewScaling]:
-        pools = [[] if m is None else [m.values] for m in maps]
-        return self._scales_for(pools)
+    def _scales(self, maps: Sequence[PatchMap | None]) -> list[Scaling | None]:
+        return self._scales_for([[] if m is None else [m] for m in maps])
 
-    def _scales_of_all(self) -> list[ViewScaling]:
+    def _scales_of_all(self) -> list[Scaling | None]:
         """Scales over every token's map."""
         return self._scales_for(
             [
-                [map_of(k.side, [t], k.view).values for t in range(len(k.side.rows.tokens))]
+                [map_of(k.side, [t], k.view) for t in range(len(k.side.rows.tokens))]
                 for k in self._looks
             ]
         )
 
-    def _scales_for(self, pools: Sequence[list[Values]]) -> list[ViewScaling]:
+    def _scales_for(self, pools: Sequence[list[PatchMap]]) -> list[Scaling | None]:
         if self.view.same_scale:
             pools = [[m for pool in pools for m in pool]] * len(pools)
-        return [
-            view_scaling(self.view.scale, pool) if pool else ViewScaling(None, (), "")
-            for pool in pools
-        ]
+        return [self._scale(pool) if pool else None for pool in pools]
+
+    def _scale(self, pool: Sequence[PatchMap]) -> Scaling:
+        values, said = [patches.values for patches in pool], said_in(pool[0].unit)
+        if pool[0].signed:
+            return signed_scaling(values, said)
+        return scaling(values, self.view.scale, said=said)
 
     def _panel(
         self,
         look: _Look,
         tokens: list[int],
         patches: PatchMap | None,
-        scale: ViewScaling,
+        scale: Scaling | None,
         first: int,
     ) -> Panel:
-        colormap, part = self.view.colormap, self.view.part
-        if patches is None:
+        part = self.view.part
+        colormap = DIVERGING if scale is not None and scale.kind == "signed" else self.view.colormap
+        if patches is None or scale is None:
             note = f"This {part} ended before token {first + 1}."
             return Panel(look.label, "", look.photo, note, colormap, (), "")
         image, held = look.side.shares(tokens, look.view)
         numbers = f"image {percent(image)}"
         if look.side.rows.sinks:
             numbers += f" · sinks hold {percent(held)} of it"
-        if self.view.overlay != "off" and scale.scaling is not None:
+        if self.view.overlay != "off":
             style = dataclasses.replace(self.view.style(), sinks=look.sinks)
-            pixels = overlay(look.photo, patches, style, scale.scaling)
+            pixels = overlay(look.photo, patches, style, scale)
         else:
             pixels = mark_cells(look.photo, patches, look.sinks)
-        words = f"{patches.unit} per patch · {scale.words}"
-        reference = look.side.trace.reference
-        if self.view.scale == "relative" and reference is not None:
-            words = (
-                f"relative: attention divided by that of the generic prompt “{reference.prompt}” · "
-                f"{scale.words}"
-            )
+        words = f"{method_of(self.view.method).words(look.side.trace)} · {scale.words}"
         if self.view.whole_answer:
             words += f"; range of the whole {part}"
         if self.view.same_scale and len(self._looks) > 1:
             words += "; same scale on all" if self.view.each else "; same scale on both sides"
-        return Panel(look.label, numbers, pixels, "", colormap, scale.ticks, words)
+        done = patches.normalisation
+        return Panel(look.label, numbers, pixels, "", colormap, scale.ticks, words, scale, done)
 
     def _difference(self, there: list[list[int]], maps: Sequence[PatchMap | None]) -> Panel:
-        if self.view.scale == "relative":  # a difference is one of attention, as on the page
-            raw = dataclasses.replace(self.view, scale="clip")
-            sides = zip(self.sides, there, strict=True)
-            maps = [map_of(side, mine, raw) if mine else None for side, mine in sides]
         left, right = maps
         photo = self._looks[0].photo
         if left is None or right is None:
             note = "One of the answers has no such token."
             return Panel("Difference", "", photo, note, DIVERGING, (), "")
-        values = right.values - left.values
-        if self._idle:
-            values = np.zeros_like(values)
+        values = difference_of(left.values, right.values, idle=self._idle)
         signed = dataclasses.replace(left, values=values)
-        top = difference_top(values)
-        opacity = self.view.opacity if self.view.overlay != "off" else 0.0
-        pixels = difference_overlay(photo, signed, top, opacity, self._looks[0].sinks)
+        scale = signed_scaling([values], said_in(left.unit))
+        pixels, sinks = photo, self._looks[0].sinks
+        if self.view.overlay != "off":
+            style = dataclasses.replace(self.view.style(), sinks=sinks)
+            pixels = overlay(photo, signed, style, scale)
+        else:
+            pixels = mark_cells(photo, signed, sinks)
         shares = [
             side.shares(mine, self.view)[0] for side, mine in zip(self.sides, there, strict=True)
         ]
         gain = shares[1] - shares[0]
         sign = "+" if gain >= 0 else "−"
-        ticks: tuple[tuple[float, str], ...] = ((0.5, "0"),)
-        words = "no difference anywhere"
-        if top > 0:
-            ticks = ((0.0, f"≤ −{percent(top)}"), *ticks, (1.0, f"≥ +{percent(top)}"))
-            words = (
-                f"{self.sides[1].label} − {self.sides[0].label}, {left.unit}; linear, symmetric, "
-                "strongest patches clipped"
-            )
+        words = scale.words
+        if not scale.empty:
+            words = f"{self.sides[1].label} − {self.sides[0].label}, {left.unit} · {scale.words}"
         numbers = f"image {sign}{percent(abs(gain))} of the row"
-        return Panel("Difference", numbers, pixels, "", DIVERGING, ticks, words)
+        return Panel("Difference", numbers, pixels, "", DIVERGING, scale.ticks, words, scale)
 
 
 def _looks(side: Side, view: View, width: int) -> list[_Look]:
@@ -240,13 +228,4 @@ def _photo(image: Image.Image, width: int, view: View) -> Pixels:
     way = Image.Resampling.LANCZOS if image.width >= width else Image.Resampling.NEAREST
     if image.width < width and image.width * 3 > width:
         way = Image.Resampling.BICUBIC
-    pixels = np.asarray(image.convert("RGB").resize(size, way))
-    if view.photo == "none":
-        return np.broadcast_to(np.asarray(DARK, np.uint8), pixels.shape).copy()
-    if view.photo == "full":
-        return pixels.copy()
-    colour = pixels.astype(np.float32)
-    grey = colour @ np.asarray([0.299, 0.587, 0.114], np.float32)
-    dimmed = (0.5 * colour + 0.5 * grey[..., None]) * 0.74 + 0.26 * np.asarray([8, 10, 16])
-    result: Pixels = np.rint(dimmed).astype(np.uint8)
-    return result
+    return under_map(image.convert("RGB").resize(size, way), view.photo)

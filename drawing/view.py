@@ -1,12 +1,7 @@
-"""What of a run is drawn and how, in the terms of the page, with the page's own scales.
-
-The inspector computes the same in the browser (`web/static/inspector/30_scale.js`); both say in
-words what a scale does, and a picture that was saved says it as the screen did.
-"""
+"""What of a run is drawn and how, in the terms of the page: the view, its sides, their maps."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
@@ -14,22 +9,15 @@ from typing import Literal, get_args
 import numpy as np
 import numpy.typing as npt
 
-from sinkscope.attention_processor import (
-    PatchMap,
-    Rows,
-    image_share,
-    patch_map,
-    relative_map,
-    sink_share,
-)
+from sinkscope.attention_processor import PatchMap, Rows, image_share, map_label, sink_share
 from sinkscope.capture.trace import MEAN_HEAD, GenerationTrace
 from sinkscope.config import Reduce
-from sinkscope.drawing.overlay import Colormap, OverlayStyle, Scaling, Values, refuse
+from sinkscope.drawing.overlay import Colormap, OverlayStyle, Photo, refuse
+from sinkscope.drawing.scale import Scale
+from sinkscope.methods.base import Method, Part, Target
+from sinkscope.methods.explain import explain, method_of
 
-ViewScale = Literal["clip", "linear", "log", "rank", "nosink", "relative"]
-Part = Literal["answer", "prompt"]
 Overlay = Literal["value", "flat", "off"]
-Photo = Literal["dim", "full", "none"]
 
 
 @dataclass(frozen=True)
@@ -42,9 +30,8 @@ class View:
         each: these layers one by one, a map for each, instead of `layers`; of one side only.
         reduce: how layers and heads become one map.
         image: which image of the prompt, from 0.
-        scale: `clip` (linear, the strongest patches clipped), `linear`, `log` (three decades),
-            `rank`, `nosink` (linear, sinks set to zero before layers are combined) or `relative`
-            (divided by the map of a generic prompt, strongest patches clipped).
+        method: which explanation, by name (`methods.explain.METHODS`) or a method of your own.
+        scale: `percentile`, `linear`, `log` or `rank` (`drawing.scale.scaling`).
         whole_answer: the scale is that of all tokens of the answer, not of the one drawn.
         same_scale: several sides share one scale.
         difference: of two sides, draw the second minus the first too.
@@ -60,7 +47,8 @@ class View:
     each: tuple[int, ...] = ()
     reduce: Reduce = "mean"
     image: int = 0
-    scale: ViewScale = "clip"
+    method: str | Method = "attention"
+    scale: Scale = "percentile"
     whole_answer: bool = False
     same_scale: bool = True
     difference: bool = False
@@ -74,12 +62,13 @@ class View:
     def __post_init__(self) -> None:
         for setting, allowed in (
             ("part", get_args(Part)),
-            ("scale", get_args(ViewScale)),
+            ("scale", get_args(Scale)),
             ("overlay", get_args(Overlay)),
             ("photo", get_args(Photo)),
         ):
             if getattr(self, setting) not in allowed:
                 raise refuse(setting, getattr(self, setting), ", ".join(allowed))
+        method_of(self.method)
         self.style()  # which checks the rest
 
     def style(self) -> OverlayStyle:
@@ -88,24 +77,19 @@ class View:
             self.colormap,
             self.opacity,
             alpha_by_value=self.overlay != "flat",
-            fade="quick",
             smoothing=self.smooth,
         )
 
 
-@dataclass(frozen=True)
-class ViewScaling:
-    """A scale with what is said about it.
+def method_and_scale(method: str, scale: str) -> tuple[str, Scale]:
+    """Both by their names, or by those that scales had when some of them were methods.
 
-    Attributes:
-        scaling: from values to colours; None where no patch has any attention.
-        ticks: (place from 0 to 1, text) on the colour bar.
-        words: what the scale does.
+    `View` checks what this lets through.
     """
-
-    scaling: Scaling | None
-    ticks: tuple[tuple[float, str], ...]
-    words: str
+    old = {"relative": ("relative", "percentile"), "nosink": ("without_sinks", "linear")}
+    if isinstance(scale, str) and method in ("", "attention"):
+        method, scale = old.get(scale, (method or "attention", scale))
+    return method, "percentile" if scale == "clip" else scale  # type: ignore[return-value]
 
 
 @dataclass(frozen=True)
@@ -155,116 +139,26 @@ def make_side(label: str, trace: GenerationTrace, part: Part = "answer") -> Side
     return Side(label, trace, rows, image_share(rows).numpy(), sink_share(rows).numpy())
 
 
-def map_of(side: Side, tokens: Sequence[int], view: View) -> PatchMap:
-    """The map that the view shows of some tokens (their mean).
+def maps_of(side: Side, tokens: Sequence[int], view: View) -> tuple[PatchMap, PatchMap]:
+    """What the view shows of some tokens (their mean), and the same as it is for differences.
+
+    These are one map, but of a ratio the second is only what is above the line.
 
     Raises:
-        ValueError: as `attention_processor.patch_map` and `relative_map`.
+        ValueError: as `methods.explain.explain_map`.
     """
+    stack = explain(side.trace, Target(tuple(tokens), view.part), view.method)
+    label = map_label(side.rows, tokens, view.layers, view.heads, view.reduce)
     chosen = (view.layers, view.heads, view.reduce)
-    if view.scale == "relative":
-        asked = view.part == "prompt"
-        return relative_map(side.trace, list(tokens), *chosen, image=view.image, of_prompt=asked)
-    return patch_map(
-        side.rows, list(tokens), *chosen, image=view.image, exclude_sinks=view.scale == "nosink"
-    )
+    shown = stack.map(*chosen, image=view.image, label=label)
+    if stack.ratio is None:
+        return shown, shown
+    return shown, stack.ratio[0].map(*chosen, image=view.image, label=label)
 
 
-CLIP_LEAVES = 0.05  # of a map's sum, what the patches that are not clipped must hold
-
-
-def clipped(patches: float) -> int:
-    """How many of the largest patches of a map are clipped: 1 %, and at least three.
-
-    Sinks come in ones and twos, and on a small grid a bare 99th percentile would be one of them.
-    """
-    return int(min(max(3, math.ceil(patches * 0.01)), max(0, math.floor(patches / 4))))
-
-
-def view_scaling(kind: ViewScale, maps: Sequence[npt.NDArray[np.float32]]) -> ViewScaling:
-    """The scale of one map or of a pool of maps."""
-    pool: Values = np.sort(np.concatenate([m.ravel() for m in maps]).astype(np.float32))
-    high = float(pool[-1]) if pool.size else 0.0
-    if not high > 0:
-        return ViewScaling(None, ((0.0, "0"),), "no attention here")
-    if kind in ("clip", "relative"):
-        return _clip(kind, pool, len(maps))
-    if kind == "log":
-        low = high / 1000
-        places = tuple((k / 3, percent(low * 1000 ** (k / 3))) for k in range(4))
-        words = "logarithmic, three decades up to the maximum"
-        return ViewScaling(Scaling("log", low, high, pool), places, words)
-    if kind == "rank":
-        middle = percent(float(pool[len(pool) // 2]))
-        ticks = ((0.0, "lowest"), (0.5, f"median {middle}"), (1.0, "highest"))
-        words = "rank: order only, sizes are not shown"
-        return ViewScaling(Scaling("rank", 0, high, pool), ticks, words)
-    words = (
-        "linear, sinks set to zero before layers are combined"
-        if kind == "nosink"
-        else "linear to the maximum"
-    )
-    return ViewScaling(Scaling("linear", 0, high, pool), _linear_ticks(high, percent), words)
-
-
-def _clip(kind: ViewScale, pool: Values, maps: int) -> ViewScaling:
-    cut = clipped(len(pool) / maps) * maps
-    # Where the strongest hold nearly all, they are the map: clipped, 50 % and 1 % would look alike.
-    below = np.cumsum(pool, dtype=np.float64)
-    while cut and below[len(pool) - 1 - cut] < CLIP_LEAVES * below[-1]:
-        cut -= 1
-    top = float(pool[len(pool) - 1 - cut])
-    over = int((pool > np.float32(top)).sum())
-    said = times if kind == "relative" else percent
-    ticks = _linear_ticks(top, said)
-    if over:
-        ticks = (*ticks[:-1], (1.0, f"≥ {ticks[-1][1]}"))
-        place = 100 * (len(pool) - over) / len(pool)
-        words = f"linear to the {place:.1f}th percentile; {_strongest(over)} above"
-    else:
-        words = "linear, nothing clipped"
-    words = words if kind == "relative" else f"percentile clip: {words}"
-    return ViewScaling(Scaling("linear", 0, top, pool), ticks, words)
-
-
-def _strongest(count: int) -> str:
-    return f"the {count} strongest patches lie" if count > 1 else "the strongest patch lies"
-
-
-def _linear_ticks(top: float, said: object) -> tuple[tuple[float, str], ...]:
-    assert callable(said)
-    return tuple((k / 4, said(k / 4 * top)) for k in range(5))
-
-
-def difference_top(values: npt.NDArray[np.float32]) -> float:
-    """End of the symmetric scale of a difference, clipped like a map; 0 where nothing differs."""
-    sizes = np.sort(np.abs(values).ravel())
-    if not sizes.size:
-        return 0.0
-    top = float(sizes[len(sizes) - 1 - clipped(len(sizes))])
-    return top if top > 0 else float(sizes[-1])
-
-
-def percent(share: float) -> str:
-    """0.0123 -> "1.23 %": three digits that matter, so that a small share is never shown as 0."""
-    value = 100 * share
-    size = abs(value)
-    if size == 0:
-        return "0 %"
-    if size >= 9.95:
-        return f"{value:.1f} %"
-    if size >= 0.995:
-        return f"{value:.2f} %"
-    return f"{value:.2g} %" if size >= 0.00095 else f"{value:.0e} %".replace("e-0", "e-")
-
-
-def times(value: float) -> str:
-    """2.46 -> "2.5 ×"."""
-    if value >= 9.95:
-        return f"{value:.0f} ×"
-    if value >= 0.995:
-        return f"{value:.1f} ×"
-    return f"{value:.1g} ×" if value else "0 ×"
+def map_of(side: Side, tokens: Sequence[int], view: View) -> PatchMap:
+    """The map that the view shows of some tokens (their mean); errors as `maps_of`."""
+    return maps_of(side, tokens, view)[0]
 
 
 def same_images(a: GenerationTrace, b: GenerationTrace) -> bool:

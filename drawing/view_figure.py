@@ -17,7 +17,9 @@ from sinkscope.capture.decoding import shown_settings
 from sinkscope.capture.trace import GenerationTrace
 from sinkscope.drawing.figures import fonts, printable, visible
 from sinkscope.drawing.panels import Painter, Panel
-from sinkscope.drawing.view import Part, Side, View, make_side, selection_words, sinks_of
+from sinkscope.drawing.view import Side, View, make_side, selection_words, sinks_of
+from sinkscope.methods.base import Part
+from sinkscope.methods.explain import method_of
 
 PANEL_INCHES = 3.6
 PANEL_PIXELS = 1080  # 300 a printed inch
@@ -62,7 +64,9 @@ def view_figure(
     if not chosen or chosen[0] < 0 or chosen[0] >= longest:
         raise ValueError(f"token is {tokens}; the {view.part} has {longest}, from 0.")
     panels = Painter(sides, view, PANEL_PIXELS, idle=idle).panels(chosen)
-    return _laid_out(panels, _title(sides, chosen, view.part), list(_caption(sides, chosen, view)))
+    done = next(panel.normalisation for panel in panels if panel.scale is not None)
+    lines = list(_caption(sides, view, done))
+    return _laid_out(panels, _title(sides, chosen, view.part), lines)
 
 
 def _laid_out(panels: Sequence[Panel], title: str, lines: Sequence[str]) -> Figure:
@@ -144,7 +148,7 @@ def _short(text: str, most: int) -> str:
     return text if len(text) <= most else f"{text[: most - 1]}…"
 
 
-def _caption(sides: Sequence[Side], tokens: Sequence[int], view: View) -> Iterator[str]:
+def _caption(sides: Sequence[Side], view: View, normalisation: str) -> Iterator[str]:
     chosen = selection_words(sides[0].trace, view)
     row = ROW if view.part == "answer" else ROW_OF_PROMPT
     yield f"{chosen[0].upper()}{chosen[1:]}. {row}"
@@ -157,21 +161,14 @@ def _caption(sides: Sequence[Side], tokens: Sequence[int], view: View) -> Iterat
         for side in sides
     ]
     said = "; ".join(dict.fromkeys(marks)) if view.sinks else "sinks are not marked"
-    yield f"Normalisation: {normalisation(view)}; {said}."
+    method = method_of(view.method)
+    source = f" ({method.source})" if method.source else ""
+    yield f"Method: {method.label}{source}. Normalisation: {normalisation}; {said}."
     yield from about_sides(sides)
 
 
 def _views(view: View) -> list[View]:
     return [dataclasses.replace(view, layers=(n,), each=()) for n in view.each] or [view]
-
-
-def normalisation(view: View) -> str:
-    """What was done to the values before the scale, in words."""
-    if view.scale == "relative":
-        return "divided by the map of a generic prompt on the same image"
-    if view.scale == "nosink":
-        return "sinks set to 0 before layers are combined"
-    return "none, values are shares of the whole attention row"
 
 
 def about_sides(sides: Sequence[Side]) -> Iterator[str]:

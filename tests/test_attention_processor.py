@@ -9,15 +9,16 @@ import pytest
 import torch
 
 from sinkscope.attention_processor import (
+    combine,
     head_mean,
     image_share,
     patch_map,
-    relative_map,
     sink_share,
     tokens_looking_at,
 )
 from sinkscope.capture.trace import GenerationTrace, LayerSinks
-from tests.capture.test_storage import prompt_trace, small_trace
+from sinkscope.config import Reduce
+from tests.capture.test_storage import small_trace
 
 
 @pytest.fixture
@@ -52,63 +53,6 @@ def test_max_and_min_are_over_layers_and_heads(
     np.testing.assert_allclose(heat.values.reshape(-1), pick(rows, axis=0))  # type: ignore[operator]
 
 
-def test_a_relative_map_is_divided_by_the_generic_prompts(trace: GenerationTrace) -> None:
-    reference = prompt_trace(trace, 1)
-    row = torch.tensor([0.4, 0.1, 0.1, 0.0, 0.2, 0.1], dtype=torch.float16)  # its mean is 0.15
-    reference = dataclasses.replace(reference, attention=row.expand(1, 2, 3, 6))
-    run = dataclasses.replace(trace, reference=reference, prompt_rows=prompt_trace(trace, 2))
-    heat = relative_map(run, 1, layers=[3], heads=[2])
-    own = trace.attention[1, 1, 2].float().numpy()
-    divisor = np.array([0.4, 0.1, 0.1, 0.015, 0.2, 0.1])  # never below a tenth of the mean
-    np.testing.assert_allclose(heat.values.ravel(), own / divisor, rtol=2e-3)
-    assert heat.unit == "times the generic prompt"
-    assert "'of this'" in heat.normalisation
-    of_prompt = relative_map(run, 0, of_prompt=True).values.ravel()
-    assert run.prompt_rows is not None
-    rows = run.prompt_rows.attention[0].float().mean(dim=(0, 1)).numpy()
-    np.testing.assert_allclose(of_prompt, rows / divisor, rtol=2e-3)
-    # Against itself it is 1 wherever the floor does not reach.
-    same = dataclasses.replace(run, attention=reference.attention.expand(3, 2, 3, 6))
-    np.testing.assert_allclose(relative_map(same, 0).values.ravel(), [1, 1, 1, 0, 1, 1], rtol=1e-6)
-
-
-def test_where_there_is_nothing_to_divide_by(trace: GenerationTrace) -> None:
-    with pytest.raises(ValueError, match="generated without reference=True"):
-        relative_map(trace, 0)
-    told = dataclasses.replace(trace, extra={"no_reference": "it was stopped"})
-    with pytest.raises(ValueError, match="no generic prompt to compare with: it was stopped"):
-        relative_map(told, 0)
-    blind = dataclasses.replace(
-        prompt_trace(trace, 1), attention=torch.zeros(1, 2, 3, 6, dtype=torch.float16)
-    )
-    run = dataclasses.replace(trace, reference=blind)
-    assert (relative_map(run, 0).values == 0).all()  # a row that saw nothing of the image
-    with pytest.raises(ValueError, match="no rows of its prompt"):
-        relative_map(run, 0, of_prompt=True)
-
-
-@pytest.mark.parametrize(("h", "w"), [(2, 12), (6, 4), (2, 2), (4, 12)])  # half as many rows, ...
-def test_maps_of_other_patches_are_never_divided(trace: GenerationTrace, h: int, w: int) -> None:
-    (grid,) = trace.layout.grids
-    other = dataclasses.replace(grid, h=h, w=w)
-    layout = dataclasses.replace(trace.layout, grids=(other,))
-    reference = dataclasses.replace(
-        prompt_trace(trace, 1),
-        layout=layout,
-        attention=torch.ones(1, 2, 3, other.tokens, dtype=torch.float16),
-    )
-    run = dataclasses.replace(trace, reference=reference, prompt_rows=prompt_trace(trace, 2))
-    wrong = rf"cut into other patches \({h // 2} x {w // 2}\) than the run's own \(2 x 3\)"
-    for of_prompt in (False, True):
-        with pytest.raises(ValueError, match=wrong):
-            relative_map(run, 0, of_prompt=of_prompt)
-    further = dataclasses.replace(grid, start=grid.start + 3)  # a longer system message before it
-    moved = dataclasses.replace(
-        prompt_trace(trace, 1), layout=dataclasses.replace(trace.layout, grids=(further,))
-    )
-    assert relative_map(dataclasses.replace(trace, reference=moved), 0).values.shape == (2, 3)
-
-
 def test_several_tokens_are_averaged(trace: GenerationTrace) -> None:
     both = patch_map(trace, range(2)).values
     single = [patch_map(trace, t).values for t in range(2)]
@@ -118,16 +62,20 @@ def test_several_tokens_are_averaged(trace: GenerationTrace) -> None:
     np.testing.assert_allclose(several, np.mean(maxima, axis=0), rtol=1e-5)
 
 
-def test_normalising_and_leaving_sinks_out(trace: GenerationTrace) -> None:
+def test_normalising(trace: GenerationTrace) -> None:
     share = patch_map(trace, 0, normalise=True)
     assert share.values.sum() == pytest.approx(1, abs=1e-6)
     assert share.unit == "share of image attention"
-    clean = patch_map(trace, 0, layers=[3], exclude_sinks=True)
-    assert clean.values.reshape(-1)[[2, 5]].tolist() == [0, 0]  # positions 4 and 7, span from 2
-    assert (clean.values.reshape(-1)[[0, 1, 3, 4]] > 0).all()
-    other = patch_map(trace, 0, layers=[0], exclude_sinks=True)
-    np.testing.assert_allclose(other.values, patch_map(trace, 0, layers=[0]).values)
-    assert clean.normalisation == "sinks set to 0"
+
+
+@pytest.mark.parametrize("reduce", ["mean", "max", "min"])
+def test_a_value_that_is_missing_makes_the_map_miss_it(reduce: Reduce) -> None:
+    rows = torch.rand(2, 3, 4, 5)
+    whole = combine(rows, reduce)
+    rows[:, 1, :, 2] = torch.nan  # in one layer
+    got = combine(rows, reduce)
+    assert got.isnan().tolist() == [False, False, True, False, False]
+    torch.testing.assert_close(got[[0, 1, 3, 4]], whole[[0, 1, 3, 4]])
 
 
 def test_two_images_have_their_own_columns(trace: GenerationTrace) -> None:

@@ -172,9 +172,10 @@ def test_one_token_is_drawn_at_the_photos_own_size(
 
 @pytest.mark.tiny
 def test_maps_relative_to_a_generic_prompt(image: Path, tiny_folder: Path, tmp_path: Path) -> None:
-    from sinkscope.attention_processor import relative_map
     from sinkscope.capture.trace import GenerationTrace
-    from sinkscope.visualization import OverlayStyle, overlay
+    from sinkscope.drawing.overlay import under_map
+    from sinkscope.methods.explain import explain_map
+    from sinkscope.visualization import overlay
 
     kept, plain, relative = tmp_path / "run.safetensors", tmp_path / "a.png", tmp_path / "b.png"
     one = ("heatmap", image, "What?", "--model", tiny_folder, *LENGTH, "--token", "1")
@@ -184,12 +185,25 @@ def test_maps_relative_to_a_generic_prompt(image: Path, tiny_folder: Path, tmp_p
     assert second.stdout == first.stdout  # the shares stay raw
     assert relative.read_bytes() != plain.read_bytes()
     trace = GenerationTrace.open(kept)
-    expected = overlay(trace.images[0], relative_map(trace, 1), OverlayStyle(opacity=0.7))
+    expected = overlay(under_map(trace.images[0]), explain_map(trace, 1, "relative"))
     assert Image.open(relative).tobytes() == expected.tobytes()
     again = tmp_path / "c.png"
     shown = run("show", kept, "--token", "1", "--no-sinks", "--relative", "-o", again)
     assert shown.exit_code == 0, shown.output
     assert again.read_bytes() == relative.read_bytes()
+    by_name = run("show", kept, "--token", "1", "--no-sinks", "--method", "relative", "-o", again)
+    assert by_name.exit_code == 0 and again.read_bytes() == relative.read_bytes()
+    assert "allowed: attention, relative, without_sinks" in refused(
+        run("show", kept, "--method", "guess", "-o", again)
+    )
+    assert "--relative is given; allowed: one of them" in refused(
+        run("show", kept, "--relative", "--method", "without-sinks", "-o", again)
+    )
+    assert "no sink dimensions are known for the run's model" in refused(
+        run("show", kept, "--token", "1", "--method", "without-sinks", "-o", again)
+    )
+    said = refused(run(*one, "-o", again, "--method", "without-sinks"))
+    assert "No sink dimensions are known" in said and "--profile" in said
     without = tmp_path / "plain.safetensors"
     run(*one, "-o", plain, "--save-trace", without)
     assert "generated without reference=True" in refused(

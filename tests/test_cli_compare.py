@@ -17,6 +17,7 @@ from sinkscope.attention_processor import head_mean
 from sinkscope.capture.trace import GenerationTrace
 from sinkscope.cli.compare import with_profile
 from sinkscope.config import VARSettings
+from sinkscope.drawing.overlay import under_map
 from sinkscope.models.profiles import SinkProfile
 from tests.test_cli import refused, run
 from tests.web.documents import Blocks
@@ -245,7 +246,7 @@ def test_a_figure_without_an_effect_shows_none(
     photo = Image.open(image).convert("RGB")
     times = -(-450 // max(photo.size))
     whole = photo.resize((photo.width * times, photo.height * times), Image.Resampling.NEAREST)
-    assert np.array_equal(difference, np.asarray(whole))
+    assert np.array_equal(difference, under_map(whole))
     assert "Log-probability" not in done.stdout
 
 

@@ -21,6 +21,7 @@ ORDER: tuple[tuple[str, ...], ...] = (
     ("var_patch", "records"),
     ("capture",),
     ("attention_processor",),
+    ("methods",),
     ("attention_extractor",),
     ("drawing",),
     ("visualization", "sinks", "experiments"),

@@ -20,7 +20,8 @@ from sinkscope.visualization import (
     figure,
     overlay,
     save,
-    scaling,
+    scale_of,
+    signed_scaling,
     visible,
 )
 
@@ -60,12 +61,14 @@ def grey(height: int, width: int, level: int = 128) -> np.ndarray:
 def test_each_pixel_shows_the_cell_whose_box_holds_its_centre(
     rows: int, columns: int, height: int, width: int
 ) -> None:
-    values = np.arange(rows * columns, dtype=np.float32).reshape(rows, columns)
+    last = max(1, rows * columns - 1)
+    # A single cell has the whole attention; a map of zeros would be no map.
+    values = (last - np.arange(rows * columns, dtype=np.float32)[::-1]).reshape(rows, columns)
     patch_map = make_map(values, (height, width))
     drawn = overlay(grey(height, width), patch_map, OPAQUE)[..., 0]
     seen = np.zeros((height, width), bool)
     for cell, (x0, y0, x1, y1) in enumerate(patch_map.grid.boxes()):
-        level = round(cell / max(1, rows * columns - 1) * 255)
+        level = round(values.flat[cell] / last * 255)
         for y in range(height):
             if not y0 <= y + 0.5 < y1:
                 continue
@@ -108,7 +111,7 @@ def test_values_that_do_not_fit_the_grid_are_refused() -> None:
     with pytest.raises(ValueError, match="grid is 2 x 3"):
         overlay(grey(60, 90), dataclasses.replace(patch_map, values=np.ones((3, 2), np.float32)))
     with pytest.raises(ValueError, match="not finite"):
-        overlay(grey(60, 90), make_map(np.array([[np.nan, 1]]), (60, 90)))
+        overlay(grey(60, 90), make_map(np.array([[np.inf, 1]]), (60, 90)))
 
 
 # --- colours --------------------------------------------------------------------------------------
@@ -121,7 +124,8 @@ def test_blending_by_hand() -> None:
     table = matplotlib.colormaps["viridis"]
     for x, value in ((5, 0.0), (15, 0.5), (25, 1.0)):
         colour = np.array(table(round(value * 255))[:3]) * 255
-        expected = 100 * (1 - 0.6 * value) + colour * 0.6 * value
+        alpha = 0.6 * min(1, 1.3 * value**0.7)
+        expected = 100 * (1 - alpha) + colour * alpha
         assert np.abs(drawn[5, x] - expected).max() <= 1
     assert (drawn[:, :10] == 100).all()  # nothing there: the photo as it is
 
@@ -160,65 +164,53 @@ def test_smoothing_meets_the_cells_at_their_centres() -> None:
     assert drawn[0] == 0 and abs(drawn[-1] - 64) <= 1  # flat beyond the outer centres
 
 
-# --- scales ---------------------------------------------------------------------------------------
+# --- scales (what each one does: tests/drawing/test_scale.py) ------------------------------------
 
 
 def test_a_sink_blacks_out_a_linear_scale_but_not_the_default() -> None:
-    values = np.full(400, 0.001, np.float32)
-    values[100:110] = 0.004
-    values[7] = 0.5
-    linear = scaling(values, OverlayStyle(scale="linear")).unit(values)
-    assert linear[105] < 0.01
+    values = np.full((20, 20), 0.001, np.float32)
+    values[5, :10] = 0.004
+    values[0, 7] = 0.5
+    patch_map = make_map(values, (20, 20))
+    linear = scale_of(patch_map, OverlayStyle(scale="linear")).unit(values)
+    assert linear[5, 5] < 0.01
     for scale in ("percentile", "log", "rank"):
-        unit = scaling(values, OverlayStyle(scale=scale)).unit(values)  # type: ignore[arg-type]
-        assert unit[105] - unit[0] > 0.2, scale
-        assert unit[7] == unit.max()
-
-
-@given(
-    st.lists(st.floats(0, 1, width=32), min_size=2, max_size=50),
-    st.sampled_from(["percentile", "linear", "log", "rank"]),
-)
-def test_scales_keep_order_and_stay_in_range(numbers: list[float], scale: str) -> None:
-    values = np.sort(np.array(numbers, np.float32))
-    scaled = scaling(values, OverlayStyle(scale=scale))  # type: ignore[arg-type]
-    unit = scaled.unit(values)
-    assert unit.dtype == np.float32
-    assert (np.diff(unit) >= 0).all() and unit.min() >= 0 and unit.max() <= 1
-
-
-@pytest.mark.parametrize("scale", ["percentile", "linear", "log"])
-def test_the_colour_bar_gives_values_back(scale: str) -> None:
-    values = np.geomspace(0.001, 0.4, 100).astype(np.float32)
-    scaled = scaling(values, OverlayStyle(scale=scale))  # type: ignore[arg-type]
-    for unit in (0.0, 0.3, 1.0):
-        value = np.array([scaled.value(unit)], np.float32)
-        assert scaled.unit(value)[0] == pytest.approx(unit, abs=1e-3)
-
-
-def test_rank_by_hand() -> None:
-    values = np.array([0.1, 0.3, 0.3, 0.9], np.float32)
-    scaled = scaling(values, OverlayStyle(scale="rank"))
-    assert scaled.unit(values).tolist() == pytest.approx([0, 0.5, 0.5, 1])
-    assert scaled.value(1.0) == pytest.approx(0.9)
+        unit = scale_of(patch_map, OverlayStyle(scale=scale)).unit(values)  # type: ignore[arg-type]
+        assert unit[5, 5] - unit[0, 0] > 0.2, scale
+        assert unit[0, 7] == unit.max()
 
 
 def test_fixed_limits_make_two_pictures_comparable() -> None:
-    style = OverlayStyle(limits=(0.0, 0.2), scale="linear")
-    weak, strong = np.array([0.0, 0.05], np.float32), np.array([0.0, 0.2], np.float32)
-    assert scaling(weak, style).unit(weak)[1] == pytest.approx(0.25)
-    assert scaling(strong, style).unit(strong)[1] == pytest.approx(1.0)
+    style = dataclasses.replace(OPAQUE, limits=(0.0, 0.2))
+    weak, strong = (make_map(np.array([[0.0, x]]), (10, 20)) for x in (0.05, 0.2))
+    assert abs(int(overlay(grey(10, 20), weak, style)[5, 15, 0]) - 64) <= 1
+    assert overlay(grey(10, 20), strong, style)[5, 15, 0] == 255
+
+
+@pytest.mark.parametrize("smoothing", [False, True])
+def test_a_missing_value_shows_the_photo(smoothing: bool) -> None:
+    values = np.array([[0.1, np.nan, 0.4]])
+    style = dataclasses.replace(OPAQUE, smoothing=smoothing)
+    drawn = overlay(grey(12, 33), make_map(values, (12, 33)), style)[5, :, 0]
+    assert drawn[16] == 128 and drawn[0] != 128 and drawn[32] == 255
+
+
+def test_signed_values_are_drawn_around_zero() -> None:
+    patch_map = make_map(np.array([[-0.2, 0.0, 0.2]]), (10, 30))
+    drawn = overlay(
+        grey(10, 30), patch_map, OverlayStyle(opacity=1), signed_scaling([patch_map.values])
+    )
+    assert drawn[5, 5].tolist() == [59, 76, 192] and drawn[5, 25].tolist() == [180, 4, 38]
+    assert drawn[5, 15].tolist() == [128, 128, 128]
 
 
 @pytest.mark.parametrize("scale", ["percentile", "linear", "log", "rank"])
 def test_an_all_zero_map_shows_the_photo(scale: str) -> None:
     patch_map = make_map(np.zeros((2, 2)), (20, 20))
     style = OverlayStyle(scale=scale)  # type: ignore[arg-type]
-    drawn = overlay(grey(20, 20), patch_map, style)
-    if scale == "rank":  # all tie for the middle place; what matters is that no cell stands out
-        assert (drawn == drawn[0, 0]).all()
-    else:
-        assert (drawn == 128).all()
+    assert (overlay(grey(20, 20), patch_map, style) == 128).all()
+    flat = dataclasses.replace(style, alpha_by_value=False)
+    assert (overlay(grey(20, 20), patch_map, flat) == 128).all()
 
 
 @pytest.mark.parametrize(
@@ -228,7 +220,6 @@ def test_an_all_zero_map_shows_the_photo(scale: str) -> None:
         ({"scale": "square"}, "scale is 'square'; allowed: percentile"),
         ({"opacity": 1.5}, "opacity is 1.5"),
         ({"opacity": float("nan")}, "opacity is nan"),
-        ({"percentile": 10}, "percentile is 10"),
         ({"limits": (1.0, 1.0)}, "limits is"),
         ({"limits": (0.0, 1.0), "scale": "log"}, "positive ones with log"),
         ({"limits": (0.0, 1.0), "scale": "rank"}, "none with rank"),
@@ -275,7 +266,7 @@ def test_a_figure_says_how_to_read_it(photo: Image.Image) -> None:
     for part in ("star", "layers 0-3", "heads 0-3", "attention mass", "normalisation: none"):
         assert part in words
     assert "12.3%" in words and "linear" in words and "model demo" in words
-    assert "0.02" in words and "0.01" in words  # the colour bar's numbers are values, not colours
+    assert "2.00 %" in words and "1.00 %" in words  # the bar's numbers are values
 
 
 def test_token_texts_are_never_read_as_formulas(photo: Image.Image, tmp_path: Path) -> None:

@@ -50,9 +50,10 @@ SELECTION: dict[str, Any] = {
     "layers": "",
     "heads": "",
     "reduce": "mean",
-    "scale": "clip",
+    "scale": "percentile",
     "image": 0,
     "part": "answer",
+    "method": "attention",
 }
 EXPORT: dict[str, Any] = {
     "tokens": "",

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import gradio as gr
+import numpy as np
 from gradio.processing_utils import save_file_to_cache
 from PIL import Image
 
@@ -19,7 +20,8 @@ from sinkscope.capture.run import checkpoint_decoding
 from sinkscope.capture.trace import GenerationTrace
 from sinkscope.config import VARSettings
 from sinkscope.drawing.panels import Painter
-from sinkscope.drawing.view import make_side, map_of, sinks_of
+from sinkscope.drawing.view import make_side, map_of, method_and_scale, sinks_of
+from sinkscope.methods.explain import listed
 from sinkscope.visualization import View
 from sinkscope.web.exporting import Wanted, export_steps, sides_of_view
 from sinkscope.web.handlers import EXPIRED, UNFORESEEN, Handlers
@@ -173,19 +175,22 @@ class Api:
         layers: str = "",
         heads: str = "",
         reduce: str = "mean",
-        scale: str = "clip",
+        scale: str = "percentile",
         image: float = 0,
         part: str = "answer",
+        method: str = "attention",
     ) -> tuple[dict[str, Any], str]:
         """The map of some tokens (`4`, or `3-5, 8`: their mean), over some layers and heads.
 
-        Gives `values` (rows x columns) with `unit` and `normalisation`, the raw `image_share` and
-        `sink_share`, the `sinks` as [row, column], and a PNG of the map over the image.
+        Gives `values` (rows x columns, null where one is missing) with `unit` and `normalisation`,
+        the values at both ends of the colours (`limits`), the raw `image_share` and `sink_share`,
+        the `sinks` as [row, column], the `methods` that there are with why this run cannot give
+        one (null where it can), and a PNG of the map over the image.
         """
         found = self._found(run)
         if variant not in found.traces:
             raise ValueError(f"variant is {variant!r}; allowed: {', '.join(found.traces)}.")
-        view = view_of(layers, heads, reduce, scale, image, part)
+        view = view_of(layers, heads, reduce, scale, image, part, method)
         side = make_side("", found.traces[variant], view.part)
         chosen = parse_indices("tokens", tokens) or (0,)
         panel = Painter([side], view, MAP_PIXELS).panels(chosen)[0]
@@ -193,11 +198,13 @@ class Api:
         mass, held = side.shares(chosen, view)
         columns = patches.grid.columns
         about = {
-            "values": patches.values.tolist(),
+            "values": _plain(patches.values),
             "unit": patches.unit,
             "normalisation": patches.normalisation,
             "label": patches.label,
+            "methods": {m.method.name: m.why_not for m in listed(side.trace)},
             "scale": panel.words,
+            "limits": None if panel.scale is None else [panel.scale.low, panel.scale.high],
             "rows": patches.grid.rows,
             "columns": columns,
             "image_share": mass,
@@ -224,9 +231,10 @@ class Api:
         layers: str = "",
         heads: str = "",
         reduce: str = "mean",
-        scale: str = "clip",
+        scale: str = "percentile",
         image: float = 0,
         part: str = "answer",
+        method: str = "attention",
     ) -> list[str]:
         """Files of a run: pdf, png, svg (a figure of some tokens), gif, mp4 (over the tokens), csv
         (shares), html (a page that works alone), trace (safetensors, one for each answer).
@@ -239,7 +247,7 @@ class Api:
         if chosen and chosen != tuple(range(chosen[0], chosen[-1] + 1)):
             raise ValueError(f"tokens is {tokens!r}; allowed: one index, or a range such as 3-8.")
         view = dataclasses.replace(
-            view_of(layers, heads, reduce, scale, image, part),
+            view_of(layers, heads, reduce, scale, image, part, method),
             difference=bool(difference),
             whole_answer=bool(whole_answer),
             colormap=colormap,
@@ -282,20 +290,29 @@ class Api:
         return self._found(value["run"])
 
 
-def view_of(layers: str, heads: str, reduce: str, scale: str, image: float, part: str) -> View:
+def view_of(
+    layers: str, heads: str, reduce: str, scale: str, image: float, part: str, method: str
+) -> View:
     """The view that an endpoint's arguments name.
 
     Raises:
         ValueError: naming the argument, its value and what is allowed.
     """
+    method, kind = method_and_scale(method, scale)
     return View(
         part=part,  # type: ignore[arg-type]
         layers=parse_indices("layers", layers),
         heads=parse_indices("heads", heads),
         reduce=reduce,  # type: ignore[arg-type]
         image=whole("image", image),
-        scale=scale,  # type: ignore[arg-type]
+        method=method,
+        scale=kind,
     )
+
+
+def _plain(values: np.ndarray) -> list[list[float | None]]:
+    """Rows of numbers as JSON can hold them."""
+    return [[None if np.isnan(x) else float(x) for x in row] for row in values]
 
 
 def about_run(run: Run) -> dict[str, Any]:

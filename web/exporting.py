@@ -19,6 +19,7 @@ from typing import Any
 import gradio as gr
 
 from sinkscope.capture.trace import GenerationTrace
+from sinkscope.drawing.view import method_and_scale
 from sinkscope.visualization import View, animation_steps, save, view_figure, write_shares
 from sinkscope.web.handlers import EXPIRED, UNFORESEEN, Handlers
 from sinkscope.web.inspector import cached_file
@@ -170,6 +171,8 @@ def read_wanted(ask: Mapping[str, Any]) -> Wanted:
             if given.get(name) is not None:
                 given[name] = tuple(_index(n) for n in given[name])
         fields = {f.name for f in dataclasses.fields(View)}
+        names = given.get("method", "attention"), given.get("scale", "percentile")
+        given["method"], given["scale"] = method_and_scale(*map(str, names))
         view = View(**{name: value for name, value in given.items() if name in fields})
         return Wanted(
             str(ask.get("kind")),

@@ -22,9 +22,10 @@ import gradio as gr
 import numpy as np
 
 from sinkscope import attention_extractor
-from sinkscope.attention_processor import Rows, patch_map
 from sinkscope.capture.trace import GeneratedToken, GenerationTrace
 from sinkscope.config import Settings
+from sinkscope.methods.base import Part, Target, rows_of
+from sinkscope.methods.explain import explain
 from sinkscope.web.again import LastPrompt
 from sinkscope.web.inspector import cached, error_value, queued_value, run_value, stream_value
 from sinkscope.web.pairs import find_run
@@ -300,18 +301,21 @@ class Handlers:
         if not isinstance(run, Run):
             return run
         try:
-            trace: Rows | None = run.traces[ask["variant"]]
-            if ask.get("prompt"):
-                trace = run.traces[ask["variant"]].prompt_rows
-            if trace is None:
-                raise ValueError("the run has no rows of its prompt")
+            trace = run.traces[ask["variant"]]
+            part: Part = "prompt" if ask.get("prompt") else "answer"
+            rows = rows_of(trace, part)
             start, stop = int(ask["start"]), int(ask["stop"])
-            if not 0 <= start < stop <= len(trace.tokens):
+            if not 0 <= start < stop <= len(rows.tokens):
                 raise ValueError(f"tokens {start} to {stop} are not in this run")
             if ask["whole"]:
-                data = build_token_maps(trace, start, stop)
+                data = build_token_maps(rows, start, stop)
             else:
-                data = _reduced_map(trace, range(start, stop), ask)
+                layers, heads = (
+                    captured[int(ask[name][0]) : int(ask[name][1]) + 1]
+                    for name, captured in (("layers", rows.layers), ("heads", rows.heads))
+                )
+                target = Target(tuple(range(start, stop)), part)
+                data = _reduced_map(trace, target, layers, heads, ask)
         except (KeyError, TypeError, ValueError, IndexError):
             return {"error": "This view cannot be computed for this run."}
         return {"data": base64.b64encode(data).decode()}
@@ -329,21 +333,13 @@ def _field(ask: Any, name: str) -> Any:
     return ask.get(name) if isinstance(ask, Mapping) else None
 
 
-def _reduced_map(trace: Rows, tokens: range, ask: Mapping[str, Any]) -> bytes:
-    layers, heads = (
-        captured[int(ask[name][0]) : int(ask[name][1]) + 1]
-        for name, captured in (("layers", trace.layers), ("heads", trace.heads))
-    )
+def _reduced_map(
+    trace: GenerationTrace, target: Target, layers: Any, heads: Any, ask: Mapping[str, Any]
+) -> bytes:
+    """One map over all images, from which the browser makes what a method shows of it."""
+    stack = explain(trace, target)
     maps = [
-        patch_map(
-            trace,
-            list(tokens),
-            layers,
-            heads,
-            ask["combine"],
-            image=image,
-            exclude_sinks=bool(ask["without_sinks"]),
-        ).values.ravel()
+        stack.map(layers, heads, ask["combine"], image=image).values.ravel()
         for image in range(len(trace.layout.grids))
     ]
-    return pack({}, {"map": np.concatenate(maps).astype(np.float32)})
+    return pack({}, {"map": np.concatenate(maps)})

@@ -29,12 +29,19 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from sinkscope.attention_processor import Rows, head_mean, image_share, sink_share, why_not_relative
+from sinkscope.attention_processor import Rows, head_mean, image_share, sink_share
 from sinkscope.capture.trace import GeneratedToken, GenerationTrace
+from sinkscope.methods.base import Method
+from sinkscope.methods.explain import METHODS
+from sinkscope.methods.relative import Relative
 from sinkscope.web.store import Run
 
+RELATIVE = Relative()
 MAGIC = b"SINK"
 EAGER_BYTES = 3_000_000
+# What `static/inspector/20_data.js` computes from the arrays; other methods have no maps there.
+IN_BROWSER = ("attention", "relative", "without_sinks")
+NOT_IN_BROWSER = "the page does not draw it; Python and the command line do"
 
 
 def pack(header: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> bytes:
@@ -195,20 +202,38 @@ def _asked(trace: GenerationTrace) -> dict[str, Any] | None:
 
 
 def _reference(run: Run, name: str) -> dict[str, Any]:
-    of = _reference_of(run, name)
-    trace, giver = run.traces[name], run.traces[of]
-    if trace.reference is None and not trace.extra.get("no_reference"):
-        return {"why": "the run was made without it"}
-    why = why_not_relative(trace) or why_not_relative(giver)
-    if why is not None or giver.reference is None:
-        return {"why": why}
-    return {"of": of, "prompt": giver.reference.prompt}
+    trace = run.traces[name]
+    if trace.reference is None or RELATIVE.availability(trace) is not None:
+        return {}
+    return {"of": _reference_of(run, name), "prompt": trace.reference.prompt}
 
 
-def build_payload(run: Run, eager_bytes: int = EAGER_BYTES) -> bytes:
+def _methods(run: Run, methods: Sequence[Method]) -> list[dict[str, Any]]:
+    """The methods as the page lists them; by the names of the sides, their words and why not."""
+    return [
+        {
+            "name": method.name,
+            "label": method.label,
+            "source": method.source,
+            "unit": method.unit,
+            "words": {name: method.words(trace) for name, trace in run.traces.items()},
+            "why": {
+                name: method.availability(trace)
+                or (None if method.name in IN_BROWSER else NOT_IN_BROWSER)
+                for name, trace in run.traces.items()
+            },
+        }
+        for method in methods
+    ]
+
+
+def build_payload(
+    run: Run, eager_bytes: int = EAGER_BYTES, methods: Sequence[Method] = METHODS
+) -> bytes:
     """The run as the inspector loads it.
 
-    Every head's map is included where all of them together take at most `eager_bytes`.
+    Every head's map is included where all of them together take at most `eager_bytes`. `methods`
+    are those that the page lists.
     """
     first = run.first
     eager = _together([*run.traces.values()], eager_bytes)
@@ -245,6 +270,7 @@ def build_payload(run: Run, eager_bytes: int = EAGER_BYTES) -> bytes:
         "heads": list(first.heads),
         "entropy_top": tops,
         "lazy": not eager[1],
+        "methods": _methods(run, methods),
         "sinks_known": any(trace.sinks for trace in run.traces.values()),
         "variants": [_variant(run, name, trace) for name, trace in run.traces.items()],
     }

@@ -30,11 +30,11 @@ if TYPE_CHECKING:
     from sinkscope.attention_processor import (
         PatchMap,
         patch_map,
-        relative_map,
         sink_mask,
         sink_score,
     )
     from sinkscope.config import GenerationSettings, ModelSettings, VARSettings
+    from sinkscope.methods.explain import explain, explain_map
     from sinkscope.models.images import open_image
     from sinkscope.models.loading import ModelHandle, load_model
     from sinkscope.models.profiles import SinkProfile, read_profile
@@ -58,6 +58,8 @@ _MODULES = {
     "SinkProfile": "models.profiles",
     "VARSettings": "config",
     "compare": "attention_extractor",
+    "explain": "methods.explain",
+    "explain_map": "methods.explain",
     "find": "sinks.find",
     "forecast": "attention_extractor",
     "generate": "attention_extractor",
@@ -69,7 +71,6 @@ _MODULES = {
     "prompt_rows": "attention_extractor",
     "read_profile": "models.profiles",
     "redistribute": "var_patch",
-    "relative_map": "attention_processor",
     "select_rows": "var_patch",
     "sink_mask": "attention_processor",
     "sink_score": "attention_processor",
@@ -89,6 +90,8 @@ __all__ = [
     "SinkProfile",
     "VARSettings",
     "compare",
+    "explain",
+    "explain_map",
     "find",
     "forecast",
     "generate",
@@ -100,7 +103,6 @@ __all__ = [
     "prompt_rows",
     "read_profile",
     "redistribute",
-    "relative_map",
     "select_rows",
     "sink_mask",
     "sink_score",

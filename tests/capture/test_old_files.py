@@ -11,10 +11,11 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
 
-from sinkscope.attention_processor import head_mean, relative_map
+from sinkscope.attention_processor import head_mean
 from sinkscope.capture.storage import TraceReader
 from sinkscope.capture.trace import GenerationTrace, PromptTrace
 from sinkscope.capture.trace_file import VERSION
+from sinkscope.methods.explain import explain_map
 
 ROOT = Path(__file__).resolve().parents[2]
 FIXTURES = ROOT / "tests" / "fixtures"
@@ -63,7 +64,7 @@ def test_an_old_file_opens_with_all_that_is_in_it(version: int, path: Path, tmp_
     if version >= 3:
         assert trace.prompt_rows is not None
         assert torch.equal(trace.prompt_rows.attention, held["prompt_rows_attention"])
-        relative_map(trace, 0)
+        explain_map(trace, 0, "relative")
     with TraceReader(path) as reader:
         for token in range(len(trace.tokens)):
             assert torch.allclose(reader.head_mean(token), head_mean(trace)[token], atol=1e-6)

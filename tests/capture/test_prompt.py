@@ -11,12 +11,13 @@ import torch
 from PIL import Image
 
 from sinkscope.attention_extractor import compare, generate, prompt_rows
-from sinkscope.attention_processor import patch_map, relative_map
+from sinkscope.attention_processor import patch_map
 from sinkscope.capture import prompt
 from sinkscope.capture.forecast import DoesNotFitError
 from sinkscope.capture.run import RunOutOfMemoryError
 from sinkscope.capture.trace import GenerationTrace
 from sinkscope.config import GenerationSettings, VARSettings
+from sinkscope.methods.explain import explain_map
 from sinkscope.models import attention
 from sinkscope.models.attention import NAME
 from sinkscope.models.family import PromptInputs
@@ -205,7 +206,7 @@ def test_the_generic_prompt_is_prepared_like_the_prompt(
     assert close(trace.reference.attention, right.attention)
     for image in (0, 1):
         shape = inputs.layout.grids[image].rows, inputs.layout.grids[image].columns
-        assert relative_map(trace, 1, image=image).values.shape == shape
+        assert explain_map(trace, 1, "relative", image=image).values.shape == shape
 
 
 def test_a_prompt_knows_what_it_was_prepared_with(handle: ModelHandle, photo: Image.Image) -> None:
@@ -231,7 +232,7 @@ def test_a_prompt_that_was_cut_otherwise_gets_no_reference(
     assert trace.reference is None
     assert "cuts the images into other patches" in trace.extra["no_reference"]
     with pytest.raises(ValueError, match="cuts the images into other patches"):
-        relative_map(trace, 0)
+        explain_map(trace, 0, "relative")
 
 
 def test_no_answer_is_lost_for_the_generic_prompt(

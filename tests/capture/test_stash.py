@@ -12,12 +12,12 @@ import torch
 from PIL import Image
 
 from sinkscope.attention_extractor import generate, generate_stash
-from sinkscope.attention_processor import relative_map
 from sinkscope.capture import forecast as forecasting
 from sinkscope.capture.run import RunOutOfMemoryError, decide
 from sinkscope.capture.stash import QueryStash
 from sinkscope.capture.trace import GenerationTrace, PromptTrace
 from sinkscope.config import GenerationSettings
+from sinkscope.methods.explain import explain_map
 from sinkscope.models.attention import NAME
 from sinkscope.models.family import PromptInputs
 from sinkscope.models.loading import ModelHandle, load_model
@@ -129,7 +129,7 @@ def test_prompt_rows_and_reference_are_those_of_live_capture(
             mine, other = (getattr(t.reference, field.name) for t in (later, live))
             assert mine == other, field.name
     assert (later.settings, later.extra) == (live.settings, live.extra)
-    relative_map(later, 1)
+    explain_map(later, 1, "relative")
 
 
 def test_without_room_for_the_reference_the_trace_says_so(

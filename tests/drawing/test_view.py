@@ -1,67 +1,16 @@
-"""The page's scales in Python: hand-computed cases, and the words that say what they did."""
+"""The page's view in Python: panels, their scales and the words that say what was drawn."""
 
 from __future__ import annotations
 
 import dataclasses
 
-import numpy as np
 import pytest
 
 from sinkscope.attention_processor import image_share, patch_map, sink_share
 from sinkscope.drawing.panels import Painter
-from sinkscope.drawing.view import (
-    View,
-    clipped,
-    difference_top,
-    make_side,
-    percent,
-    selection_words,
-    view_scaling,
-)
+from sinkscope.drawing.scale import percent
+from sinkscope.drawing.view import View, make_side, selection_words
 from tests.web.synthetic import make_pair, make_trace, scene
-
-
-def test_a_clip_leaves_out_the_strongest_three_patches_at_least() -> None:
-    values = np.arange(1, 101, dtype=np.float32)
-    made = view_scaling("clip", [values])
-    assert made.scaling is not None and made.scaling.high == 97
-    assert "the 3 strongest patches lie above" in made.words and "97.0th percentile" in made.words
-    assert made.ticks[-1] == (1.0, "≥ 9700.0 %")
-    assert [clipped(n) for n in (4, 8, 100, 1024)] == [1, 2, 3, 11]
-
-
-def test_a_clip_spares_patches_that_are_the_map() -> None:
-    values = np.array([0.55, 0.43, 0.01, *[0.0005] * 20], np.float32)
-    made = view_scaling("clip", [values])
-    assert made.scaling is not None and made.scaling.high == np.float32(0.43)
-    assert "the strongest patch lies above" in made.words
-    alone = view_scaling("clip", [np.array([0.9, *[0.0] * 20], np.float32)])
-    assert alone.words == "percentile clip: linear, nothing clipped"
-
-
-def test_the_other_scales() -> None:
-    values = np.array([0, 0.001, 0.01, 1], np.float32)
-    log = view_scaling("log", [values]).scaling
-    assert log is not None
-    np.testing.assert_allclose(log.unit(values), [0, 0, 1 / 3, 1], atol=1e-6)
-    rank = view_scaling("rank", [values]).scaling
-    assert rank is not None
-    np.testing.assert_allclose(rank.unit(values), [0, 1 / 3, 2 / 3, 1])
-    linear = view_scaling("linear", [values, 2 * values]).scaling
-    assert linear is not None and linear.high == 2
-    nothing = view_scaling("clip", [np.zeros(4, np.float32)])
-    assert nothing.scaling is None and nothing.words == "no attention here"
-
-
-def test_a_difference_is_clipped_by_size() -> None:
-    values = np.concatenate([np.full(96, 0.1), [-5, 7, 9, 11]]).astype(np.float32)
-    assert difference_top(values) == pytest.approx(5)  # of 100 patches three are clipped
-    assert difference_top(np.zeros(9, np.float32)) == 0
-
-
-def test_percent_keeps_small_shares() -> None:
-    shares = (0, 1e-7, 0.00012, 0.0123, 0.0999, 1)
-    assert "|".join(map(percent, shares)) == "0 %|1e-5 %|0.012 %|1.23 %|10.0 %|100.0 %"
 
 
 def test_shares_are_those_of_the_selection() -> None:
@@ -108,7 +57,7 @@ def test_what_cannot_be_drawn_is_refused() -> None:
         Painter([a], View(image=1), 96)
     with pytest.raises(ValueError, match="trace holds layers 0-5"):
         Painter([a], View(layers=(9,)), 96)
-    with pytest.raises(ValueError, match="scale is 'loud'; allowed: clip, "):
+    with pytest.raises(ValueError, match="scale is 'loud'; allowed: percentile, "):
         View(scale="loud")  # type: ignore[arg-type]
     plain = dataclasses.replace(make_trace(), prompt_rows=None)
     with pytest.raises(ValueError, match="no rows of its prompt"):

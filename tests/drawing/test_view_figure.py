@@ -58,7 +58,7 @@ def test_texts_are_no_formulas(tmp_path: Path) -> None:
 
 
 def test_prompt_tokens_and_four_layers() -> None:
-    figure = view_figure(make_trace(), 1, View(part="prompt", scale="relative"))
+    figure = view_figure(make_trace(), 1, View(part="prompt", method="relative"))
     words = " ".join(words_of(figure).split())
     assert "prompt token 2" in words and "generic prompt" in words and "prompt's own token" in words
     four = view_figure(make_trace(), 1, View(each=(0, 1, 4, 5)))

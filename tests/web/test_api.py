@@ -17,6 +17,7 @@ from PIL import Image
 
 from sinkscope.attention_processor import patch_map
 from sinkscope.capture.trace import GenerationTrace
+from sinkscope.methods.explain import explain_map
 from sinkscope.models.profiles import SinkProfile
 from sinkscope.web.slot import ModelSlot
 from sinkscope.web.store import Run, new_id
@@ -178,6 +179,21 @@ def test_a_map(client: Any, compared: dict[str, Any], api_site: Site) -> None:
         assert picture.format == "PNG" and picture.width == 1200
 
 
+def test_maps_of_a_method(client: Any, compared: dict[str, Any], api_site: Site) -> None:
+    run = api_site.app.handlers.store.get(compared["run"])
+    assert run is not None
+    ask = {"run": compared["run"], "tokens": "3", "layers": "2-4", "api_name": "/map"}
+    heat, _ = client.predict(**ask, method="relative")
+    expected = explain_map(run.traces["baseline"], 3, "relative", [2, 3, 4])
+    np.testing.assert_allclose(heat["values"], expected.values, rtol=1e-6)
+    assert heat["unit"] == "times the generic prompt" and heat["methods"]["relative"] is None
+    old, _ = client.predict(**ask, scale="relative")  # from when it was a scale
+    assert old["values"] == heat["values"] and old["limits"] == heat["limits"]
+    left, _ = client.predict(**ask, method="without_sinks")
+    cells = [(r, c) for r in range(8) for c in range(12) if left["values"][r][c] is None]
+    assert [list(cell) for cell in cells] == left["sinks"]
+
+
 @pytest.mark.parametrize("kind", ["pdf", "gif", "mp4", "csv", "html", "trace"])
 def test_exports(
     kind: str, client: Any, compared: dict[str, Any], monkeypatch: pytest.MonkeyPatch
@@ -215,7 +231,8 @@ def test_exports(
         ("/map", {"tokens": "999"}, "token is"),
         ("/map", {"tokens": "two"}, "tokens is 'two'"),
         ("/map", {"variant": "b"}, "variant is 'b'; allowed: baseline, var"),
-        ("/map", {"scale": "loud"}, "scale is 'loud'; allowed: clip"),
+        ("/map", {"scale": "loud"}, "scale is 'loud'; allowed: percentile"),
+        ("/map", {"method": "guess"}, "method is 'guess'; allowed: attention, relative"),
         ("/map", {"run": new_id()}, "no longer on the server"),
         ("/map", {"run": "../../etc"}, "no longer on the server"),
         ("/export", {"kind": "exe"}, "kind is 'exe'; allowed: pdf"),

@@ -57,7 +57,7 @@ def test_photo_to_heatmap_with_the_bundled_model(
     page.click("[data-testid=reset]")
     page.locator("[data-testid=strip-prompt] .token", has_text="image").click()
     assert "the row of the token itself" in page.inner_text("[data-testid=selection]")
-    page.select_option("[data-testid=scale]", "relative")
+    page.select_option("[data-testid=method]", "relative")
     assert "generic prompt" in page.inner_text("[data-testid=panel-var] .words")
     folder = Path(app.settings.app.cache_dir) / "runs"
     again = RunStore(folder, 10**9).get(run.id)

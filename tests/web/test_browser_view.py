@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from sinkscope.attention_processor import image_share, patch_map, relative_map, tokens_looking_at
+from sinkscope.attention_processor import image_share, patch_map, tokens_looking_at
+from sinkscope.methods.explain import METHODS, explain_map
 from sinkscope.web.store import Run, open_run
 from tests.web.conftest import INSPECTOR, Site
 from tests.web.synthetic import HOSTILE, WORDS, make_trace
@@ -67,28 +68,32 @@ def test_maps_equal_those_of_the_processor(site: Site, example_page: Any) -> Non
         ((2, 6), (1, 5), (2, 5), "min", False),
         ((4, 4), (0, 5), (0, 7), "mean", True),
         ((4, 4), (2, 5), (1, 7), "max", True),
+        ((4, 6), (1, 4), (0, 7), "mean", True),
+        ((4, 6), (1, 4), (2, 3), "min", True),
     ]
     for tokens, layers, heads, combine, without_sinks in cases:
         chosen = dict(
             zip(("t0", "t1", "l0", "l1", "h0", "h1"), (*tokens, *layers, *heads), strict=True)
         )
-        chosen |= {"combine": combine, "scale": "nosink" if without_sinks else "clip"}
+        chosen |= {"combine": combine, "method": "without_sinks" if without_sinks else "attention"}
         page.evaluate(f"chosen => {INSPECTOR}.set(chosen)", chosen)
         maps, shares = page.evaluate(
             f"""() => {{ const {{ maps, shares }} = {INSPECTOR}.shown;
                 return [{{ b: [...maps.baseline], v: [...maps.var] }}, shares.var.image]; }}"""
         )
         for key, name in (("b", "baseline"), ("v", "var")):
-            expected = patch_map(
+            expected = explain_map(
                 run.traces[name],
                 range(tokens[0], tokens[1] + 1),
+                chosen["method"],
                 range(layers[0], layers[1] + 1),
                 range(heads[0], heads[1] + 1),
-                combine,
-                exclude_sinks=without_sinks,
+                combine,  # type: ignore[arg-type]
             ).values.ravel()
+            assert np.isnan(expected).any() == without_sinks
             # uint16 codes: half a step in the square root of the row's maximum
-            np.testing.assert_allclose(maps[key], expected, atol=2e-5 * expected.max(), rtol=2e-3)
+            least = 2e-5 * np.nanmax(expected)
+            np.testing.assert_allclose(maps[key], expected, atol=least, rtol=2e-3)
         rows = run.traces["var"].shares[
             tokens[0] : tokens[1] + 1, layers[0] : layers[1] + 1, heads[0] : heads[1] + 1
         ]
@@ -109,6 +114,8 @@ def test_choosing_repaints_without_a_request(example_page: Any) -> None:
         ("combine", "max"),
         ("scale", "log"),
         ("scale", "rank"),
+        ("method", "without_sinks"),
+        ("method", "relative"),
         ("colours", "viridis"),
         ("opacity", 40),
         ("overlay", "flat"),
@@ -195,7 +202,7 @@ def test_relative_to_the_generic_prompt(site: Site, example_page: Any) -> None:
     run = site.app.handlers.store.get(page.get_attribute("[data-ready]", "data-ready"))
     assert run is not None
     before = page.inner_text("[data-testid=panel-var] .stat")
-    change(page, "scale", "relative")
+    change(page, "method", "relative")
     for heads, combine in ((range(8), "mean"), ([3], "mean"), ([2, 3], "max")):
         view = {"t0": 6, "t1": 6, "h0": heads[0], "h1": heads[-1], "combine": combine}
         page.evaluate(f"chosen => {INSPECTOR}.set(chosen)", view)
@@ -203,13 +210,14 @@ def test_relative_to_the_generic_prompt(site: Site, example_page: Any) -> None:
             trace = dataclasses.replace(
                 run.traces[name], reference=run.traces["baseline"].reference
             )
-            expected = relative_map(trace, 6, None, heads, combine).values.ravel()  # type: ignore[arg-type]
+            made = explain_map(trace, 6, "relative", None, heads, combine)  # type: ignore[arg-type]
+            expected = made.values.ravel()
             np.testing.assert_allclose(values, expected, rtol=0.02, atol=1e-3 * expected.max())
     words = page.inner_text("[data-testid=panel-var] .words")
     assert "relative" in words
     assert "“Describe anything.”" in words
     page.evaluate(f"{INSPECTOR}.set(window.fresh)")
-    change(page, "scale", "relative")
+    change(page, "method", "relative")
     assert page.inner_text("[data-testid=panel-var] .stat") == before
     page.hover("[data-testid=panel-var] .stage")
     assert "generic" in page.inner_text("[data-testid=panel-var] .patch")
@@ -223,7 +231,13 @@ def test_a_run_without_a_generic_prompt_says_so(site: Site, open_page: Any) -> N
     site.app.handlers.store.put(run)
     page = open_page(site.url, path=f"#run={run.id}&scale=relative")
     page.wait_for_selector(f"[data-ready='{run.id}']", state="attached")
-    assert "no relative scale, for it was stopped" in page.inner_text(".words >> nth=0")
+    # An old link, from when this was a scale.
+    words = page.inner_text(".words >> nth=0")
+    assert words.startswith("not relative, for the run has no generic prompt to compare with: it w")
+    assert "instead attention mass per patch · percentile clip" in words
+    option = page.locator("[data-testid=method] option[value=relative]")
+    assert option.is_disabled() and "it was stopped" in option.inner_text()
+    assert page.locator("[data-testid=method] option").count() == len(METHODS)
     assert page.locator("[data-testid=strip-prompt]").count() == 0
     assert page.is_visible("[data-testid=question]")
 
@@ -260,8 +274,14 @@ def test_shares_are_shown_raw_whatever_the_scale(example_page: Any) -> None:
     page = example_page
     before = page.inner_text("[data-testid=panel-baseline] .stat")
     assert "image" in before and "sinks hold" in before
-    for scale in ("linear", "log", "rank", "nosink"):
-        change(page, "scale", scale)
+    for choice, value in (
+        ("scale", "linear"),
+        ("scale", "log"),
+        ("scale", "rank"),
+        ("method", "without_sinks"),
+        ("method", "relative"),
+    ):
+        change(page, choice, value)
         assert page.inner_text("[data-testid=panel-baseline] .stat") == before
 
 
@@ -332,9 +352,25 @@ def test_address_keeps_the_place(site: Site, open_page: Any) -> None:
     page = open_page(site.url, path="#p=2-3&four=0-1-2-5.var&scale=relative")
     ready(page)
     view = page.evaluate(f"{INSPECTOR}.view")
-    assert [view[k] for k in ("part", "t0", "t1", "four", "layers", "scale")] == [
-        "prompt", 2, 3, "var", [0, 1, 2, 5], "relative",
+    names = ("part", "t0", "t1", "four", "layers", "method", "scale")
+    assert [view[k] for k in names] == [
+        "prompt", 2, 3, "var", [0, 1, 2, 5], "relative", "percentile",
     ]  # fmt: skip
+    page.wait_for_function("location.hash.includes('method=relative')")
+    for place, expected in (  # the first two are links from when methods were scales
+        ("scale=nosink", ["without_sinks", "linear"]),
+        ("scale=clip", ["attention", "percentile"]),
+        ("method=relative&scale=log", ["relative", "log"]),
+        ("method=telepathy&scale=loud", ["telepathy", "percentile"]),
+    ):
+        page.goto("about:blank")
+        page.goto(f"{site.url}#t=3-3&{place}")
+        ready(page)
+        view = page.evaluate(f"{INSPECTOR}.view")
+        assert [view["method"], view["scale"]] == expected, place
+    # A method that there is not is none that could be drawn.
+    assert page.input_value("[data-testid=method]") == "attention"
+    assert "attention mass per patch" in page.inner_text("[data-testid=panel-var] .words")
     page.goto("about:blank")
     page.goto(f"{site.url}#t=7-8&l=1-3&h=2-2&combine=max")
     ready(page)
@@ -400,13 +436,17 @@ def test_a_large_run_fetches_single_heads_once(site: Site, open_page: Any) -> No
         ({"h0": 2, "h1": 5}, patch_map(trace, 4, [3], [2, 3, 4, 5])),
         ({"combine": "max"}, patch_map(trace, 4, [3], [2, 3, 4, 5], "max")),
         ({"t0": 4, "t1": 7}, patch_map(trace, [4, 5, 6, 7], [3], [2, 3, 4, 5], "max")),
+        (
+            {"method": "without_sinks"},
+            explain_map(trace, range(4, 8), "without_sinks", [3], [2, 3, 4, 5], "max"),
+        ),
     ):
         page.evaluate(f"chosen => {INSPECTOR}.set(chosen)", chosen)
         page.wait_for_function(shown)
         values = expected.values.ravel()
         # uint8 codes: up to 1/510 of the square root of the row's maximum
         np.testing.assert_allclose(
-            page.evaluate(shown), values, atol=4e-3 * values.max(), rtol=0.01
+            page.evaluate(shown), values, atol=4e-3 * np.nanmax(values), rtol=0.01
         )
     # one for the token's heads (which serve every choice of layers and heads), one for the range
     assert len(asked) == 2

@@ -90,6 +90,18 @@ def test_a_full_disk_is_said_without_its_folders(
     assert only["error"] == "The file cannot be written: No space left on device."
 
 
+def test_what_an_older_page_asks_for_is_understood() -> None:
+    for given, method, scale in (
+        ({"scale": "clip"}, "attention", "percentile"),
+        ({"scale": "relative"}, "relative", "percentile"),
+        ({"scale": "log", "method": "relative"}, "relative", "log"),
+    ):
+        view = read_wanted({"kind": "pdf", "view": given}).view
+        assert (view.method, view.scale) == (method, scale)
+    with pytest.raises(ValueError, match="method is 'magic'; allowed: attention, relative"):
+        read_wanted({"kind": "pdf", "view": {"method": "magic"}})
+
+
 def test_sides_and_difference() -> None:
     run = Run(make_pair())
     both = read_wanted({"kind": "pdf", "view": {**VIEW, "difference": True}})
@@ -112,15 +124,25 @@ def test_an_effect_that_was_none_is_not_drawn() -> None:
 
 
 @pytest.mark.browser
-@pytest.mark.parametrize("scale", ["clip", "linear", "log", "rank", "nosink", "relative"])
-def test_a_figure_has_the_scale_of_the_screen(scale: str, example_page: Any, site: Site) -> None:
+@pytest.mark.parametrize(
+    ("method", "scale"),
+    [
+        *(("attention", scale) for scale in ("percentile", "linear", "log", "rank")),
+        *(("relative", scale) for scale in ("percentile", "log")),
+        *(("without_sinks", scale) for scale in ("percentile", "rank")),
+    ],
+)
+def test_a_figure_has_the_scale_of_the_screen(
+    method: str, scale: str, example_page: Any, site: Site
+) -> None:
     """Ticks, words and shares under the figures, and the numbers of the difference."""
     run = site.app.handlers.store.get(example_page.evaluate(f"{INSPECTOR}.run.id"))
     assert run is not None
-    view = View(scale=scale, layers=(1, 2, 3), difference=True)  # type: ignore[arg-type]
+    view = View(method=method, scale=scale, layers=(1, 2, 3), difference=True)  # type: ignore[arg-type]
     sides, view = sides_of_view(run, Wanted("pdf", view))
     painter = Painter([make_side(n, t) for n, t in sides.items()], view, 60, idle=idle(run))
     chosen = {"t0": 8, "t1": 9, "l0": 1, "l1": 3, "scale": scale, "difference": True}
+    chosen["method"] = method
     example_page.evaluate(f"changes => {INSPECTOR}.set(changes)", chosen)
     for name, panel in zip(("baseline", "var", "difference"), painter.panels([8, 9]), strict=True):
         figure = example_page.locator(f"[data-testid=panel-{name}]")

@@ -304,7 +304,6 @@ def test_single_heads_of_a_large_run(handlers: Handlers) -> None:
         "combine": "max",
         "layers": [1, 3],
         "heads": [0, 5],
-        "without_sinks": False,
     }
     _, arrays = unpack(base64.b64decode(handlers.token_maps(ask)["data"]))
     got = expand(arrays["full"], arrays["full.scale"])

@@ -101,10 +101,13 @@ def test_the_prompts_rows_and_the_generic_one_travel_with_it() -> None:
 def test_a_run_without_them_says_why() -> None:
     bare = dataclasses.replace(make_trace(), prompt_rows=None, reference=None)
     told = dataclasses.replace(bare, extra={"no_reference": "it was stopped"})
-    for trace, why in ((bare, "the run was made without it"), (told, "it was stopped")):
+    for trace, why in ((bare, "it was generated without reference=True"), (told, "it was stopped")):
         header, arrays = unpack(build_payload(Run({"baseline": trace})))
         assert header["variants"][0]["asked"] is None
-        assert header["variants"][0]["reference"] == {"why": why}
+        assert header["variants"][0]["reference"] == {}
+        relative = header["methods"][1]
+        assert relative["name"] == "relative"
+        assert relative["why"]["baseline"].endswith(why)
         assert not [name for name in arrays if "prompt" in name or "reference" in name]
 
 

@@ -30,6 +30,9 @@ def test_scripts_lose_comments_and_indentation_alone() -> None:
             for line in file.read_text(encoding="utf-8").splitlines():
                 if not line.strip().startswith("//"):
                     assert line.split("//")[0].count("`") % 2 == 0 or line.count("`") % 2 == 0, line
+                code, comment, _ = line.partition(" // ")
+                if comment and not line.strip().startswith("//"):
+                    assert all(code.count(quote) % 2 == 0 for quote in "\"'`"), line
         lines = read_static(folder.name).splitlines()
         assert lines and not any(line.startswith(("//", " ", "\t")) or not line for line in lines)
 

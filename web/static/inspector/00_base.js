@@ -28,7 +28,7 @@ function percent(x) {
   return y.toExponential(0) + " %";
 }
 
-const times = (x) => (x >= 9.95 ? x.toFixed(0) : x >= 0.995 ? x.toFixed(1) : x ? x.toPrecision(1) : "0") + " ×";
+const times = (x) => (x >= 9.95 ? x.toFixed(0) : x >= 0.995 ? x.toFixed(1) : x >= 0.00095 ? x.toPrecision(1) : x ? x.toExponential(0) : "0") + " ×";
 
 // 0, 1, 2, 5 -> "0–2, 5"
 function spell(indices) {
@@ -59,7 +59,7 @@ const quoted = (text) => `“${glyphs(text)}”`;
 // The state of the view. Tokens, layers and heads are ranges of slots [from, to], both ends included.
 const view = {
   t0: 0, t1: 0, l0: 0, l1: 0, h0: 0, h1: 0,
-  combine: "mean", scale: "clip", range: "token", colours: "inferno", opacity: 0.8,
+  combine: "mean", method: "attention", scale: "percentile", range: "token", colours: "inferno", opacity: 0.8,
   overlay: "value", photo: "dim", smooth: false, sinks: true, same: true, difference: false,
   swapped: false, quantity: "image", image: 0, box: null, cursor: null,
   part: "answer", prompt: true, four: "", layers: [],

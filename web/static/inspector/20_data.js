@@ -113,79 +113,74 @@ function tokensOf(variant) {
 function lazyKey(variant, t0, t1) {
   const reduced = t1 > t0 && view.combine !== "mean";
   const selection = reduced
-    ? `:${view.combine}:${view.l0}-${view.l1}:${view.h0}-${view.h1}:${view.scale === "nosink"}` : "";
+    ? `:${view.combine}:${view.l0}-${view.l1}:${view.h0}-${view.h1}` : "";
   return `${variant.part}.${variant.name}:${t0}-${t1}${selection}`;
 }
 
 // Head means of tokens t0..t1 over the chosen layers: Float32Array (V).
-function addMeans(variant, t0, t1, out, skipSinks) {
-  const { L } = run, { V } = variant, layers = view.l1 - view.l0 + 1;
-  const weight = unit(variant.mean) / ((t1 - t0 + 1) * layers);
-  for (let l = view.l0; l <= view.l1; l++) {
-    const sums = skipSinks && variant.sinks[l].length ? new Float32Array(V) : out;
+function addMeans(variant, t0, t1, out) {
+  const { L } = run, { V } = variant, weight = unit(variant.mean) / ((t1 - t0 + 1) * (view.l1 - view.l0 + 1));
+  for (let l = view.l0; l <= view.l1; l++)
     for (let t = t0; t <= t1; t++) {
       const at = (t * L + l) * V, scale = variant.meanScale[t * L + l] * weight;
       const codes = variant.mean.subarray(at, at + V);
-      for (let v = 0; v < V; v++) sums[v] += codes[v] * codes[v] * scale;
+      for (let v = 0; v < V; v++) out[v] += codes[v] * codes[v] * scale;
     }
-    if (sums !== out) {
-      for (const v of variant.sinks[l]) sums[v] = 0;
-      for (let v = 0; v < V; v++) out[v] += sums[v];
-    }
-  }
 }
 
 // Reduce (layer, head, patch) codes of one token over the chosen layers and heads.
-function reduceHeads(codes, scales, at, variant, out, weight, skipSinks) {
+function reduceHeads(codes, scales, at, variant, out, weight) {
   const { H } = run, { V } = variant, mode = view.combine;
   const count = (view.l1 - view.l0 + 1) * (view.h1 - view.h0 + 1);
   const own = new Float32Array(V).fill(mode === "min" ? Infinity : 0);
   for (let l = view.l0; l <= view.l1; l++) {
-    const blank = skipSinks ? variant.sinks[l] : [];
     for (let h = view.h0; h <= view.h1; h++) {
-      const row = at + (l * H + h), c = codes.subarray(row * V, (row + 1) * V), before = blank.map((v) => own[v]);
+      const row = at + (l * H + h), c = codes.subarray(row * V, (row + 1) * V);
       const scale = (mode === "mean" ? scales[row] / count : scales[row]) * unit(codes);
       if (mode === "mean") for (let v = 0; v < V; v++) own[v] += c[v] * c[v] * scale;
       else if (mode === "max") for (let v = 0; v < V; v++) own[v] = Math.max(own[v], c[v] * c[v] * scale);
       else for (let v = 0; v < V; v++) own[v] = Math.min(own[v], c[v] * c[v] * scale);
-      blank.forEach((v, k) => (own[v] = mode === "min" ? 0 : before[k]));
     }
   }
   for (let v = 0; v < V; v++) out[v] += own[v] * weight;
 }
 
-// The map of tokens t0..t1 under the current selection: Float32Array (V), attention mass a patch.
-// Null where a large run's heads have not been fetched yet.
-function mapOf(variant, t0, t1, skipSinks) {
+// The map of tokens t0..t1 under the current selection: Float32Array (V), attention mass a patch. Without sinks, those
+// of the chosen layers are missing: NaN (methods/without_sinks.py). Null where a large run's heads are not there yet.
+function mapOf(variant, t0, t1) {
   const out = new Float32Array(variant.V);
-  if (!needsHeads()) {
-    addMeans(variant, t0, t1, out, skipSinks);
-    return out;
-  }
-  if (variant.full) {
+  if (!needsHeads()) addMeans(variant, t0, t1, out);
+  else if (variant.full) {
     for (let t = t0; t <= t1; t++) {
       const at = t * run.L * run.H;
-      reduceHeads(variant.full, variant.fullScale, at, variant, out, 1 / (t1 - t0 + 1), skipSinks);
+      reduceHeads(variant.full, variant.fullScale, at, variant, out, 1 / (t1 - t0 + 1));
     }
-    return out;
+  } else {
+    const lazy = run.lazyMaps.get(lazyKey(variant, t0, t1));
+    if (!lazy) return null;
+    if (lazy.map) out.set(lazy.map);
+    else reduceHeads(lazy.full, lazy["full.scale"], 0, variant, out, 1);
   }
-  const lazy = run.lazyMaps.get(lazyKey(variant, t0, t1));
-  if (!lazy) return null;
-  if (lazy.map) return lazy.map;
-  reduceHeads(lazy.full, lazy["full.scale"], 0, variant, out, 1, skipSinks);
+  if (method().name === "without_sinks") for (const v of sinksOf(variant).keys()) out[v] = NaN;
   return out;
 }
 
-// The relative scale divides by the map of a generic prompt under the same selection, or a tenth of that map's mean
-// where it is below (attention_processor.relative_map).
-const relative = () => view.scale === "relative" && run.variants.every((v) => v.reference.mean);
+// The methods come with the run (methods/explain.py): what they are called, their words, and why this run cannot give
+// one. Where it is chosen all the same, by a link or for the run before, attention is shown, and the words say why.
+const methodCalled = (name) => run.methods.find((method) => method.name === name) || run.methods[0];
+const whyNot = (method) => run.variants.map((v) => method.why[v.name]).find(Boolean);
+const method = () => (whyNot(methodCalled(view.method)) ? run.methods[0] : methodCalled(view.method));
+const relative = () => method().name === "relative";
+const said = () => (method().unit.startsWith("times") ? times : percent);
 
+// A relative map is divided by that of a generic prompt under the same selection, or a tenth of that map's mean where it
+// is below (methods/relative.py).
 function genericOf(variant) {
   const { reference } = variant, [p0, p1] = patchesOfImage(variant);
   return kept(reference, "map", [view.l0, view.l1, view.h0, view.h1, view.combine, view.image].join(), () => {
     const map = new Float32Array(variant.V);
-    if (needsHeads()) reduceHeads(reference.full, reference.fullScale, 0, reference, map, 1, false);
-    else addMeans(reference, 0, 0, map, false);
+    if (needsHeads()) reduceHeads(reference.full, reference.fullScale, 0, reference, map, 1);
+    else addMeans(reference, 0, 0, map);
     const least = (0.1 * map.subarray(p0, p1).reduce((a, b) => a + b, 0)) / (p1 - p0) || Infinity;
     return map.map((x) => Math.max(x, least));
   });

@@ -1,15 +1,8 @@
-// From values to colours. Every scale says in words what it does; the words stand under the map.
-const SCALES = {
-  clip: "percentile clip",
-  linear: "linear",
-  log: "logarithmic",
-  rank: "rank",
-  nosink: "without sinks",
-  relative: "relative",
-};
+// From values to places on a colour bar, the same as drawing/scale.py, which says why: a test runs both on the same
+// inputs. Every scale says in words what it does; the words stand under the map.
+const DECADES = 3;
 
-// How many of the largest patches are clipped: 1 %, and at least three. Sinks come in ones and twos, and on
-// a small grid a bare 99th percentile would still be one of them.
+// How many of a map's largest patches are clipped: 1 %, at least three, at most a quarter.
 const clipped = (n) => Math.min(Math.max(3, Math.ceil(n * 0.01)), Math.max(0, Math.floor(n / 4)));
 
 // The k-th smallest value; reorders the values around it (Hoare's selection).
@@ -30,10 +23,18 @@ function nth(values, k) {
   return values[k];
 }
 
-// The value from which on patches are clipped: `cut` of them, fewer where the others would hold less than 5 % of the
-// sum. Then the strongest are the map, and clipped, 50 % and 1 % would look the same. Reorders the pool.
-function clipTop(pool, cut) {
-  let k = pool.length - 1 - cut, below = 0, sum = 0;
+// All values but the missing ones (NaN).
+function pooled(maps) {
+  const pool = new Float32Array(maps.reduce((sum, map) => sum + map.length, 0));
+  let n = 0;
+  for (const map of maps) for (const x of map) if (x === x) pool[n++] = x;
+  return pool.subarray(0, n);
+}
+
+// The value from which on patches are clipped, and how many lie above; reorders the pool. Fewer are clipped where the
+// others would hold less than 5 % of the sum: then the strongest are the map.
+function clipTop(pool, maps) {
+  let k = pool.length - 1 - clipped(pool.length / maps) * maps, below = 0, sum = 0, over = 0;
   nth(pool, k);
   for (let i = 0; i < pool.length; i++) {
     sum += pool[i];
@@ -41,79 +42,64 @@ function clipTop(pool, cut) {
   }
   if (below < 0.05 * sum) pool.subarray(k + 1).sort();
   while (below < 0.05 * sum && k < pool.length - 1) below += pool[++k];
-  return pool[k];
+  for (const x of pool) if (x > pool[k]) over++;
+  return [pool[k], over];
 }
 
-// A scale for one map or a pool of maps: { low, high, at(value) -> 0..1, value(0..1), ticks, words }
-function makeScale(kind, maps) {
-  const n = maps.reduce((sum, map) => sum + map.length, 0), each = n / Math.max(1, maps.length);
-  const pool = new Float32Array(n);
-  maps.reduce((at, map) => (pool.set(map, at), at + map.length), 0);
+const strongest = (count) => (count > 1 ? `the ${count} strongest patches lie` : "the strongest patch lies");
+
+// A scale for one map or a pool of maps: { kind, low, high, over, at(value) -> 0..1, ticks, words }. It is empty, high
+// being 0, where no value is above 0.
+function makeScale(kind, maps, said = percent) {
+  const pool = pooled(maps), n = pool.length;
   if (kind === "rank") pool.sort(); // the other scales need one of the largest only, and pools can be large
   const high = pool.reduce((a, b) => Math.max(a, b), 0);
-  if (!(high > 0)) {
-    return { kind, low: 0, high: 0, at: () => 0, value: () => 0, ticks: [[0, "0"]], words: "no attention here" };
-  }
-  const linear = (top) => ({
-    kind, low: 0, high: top, at: (x) => Math.min(1, x / top), value: (u) => u * top,
-    ticks: [0, 0.25, 0.5, 0.75, 1].map((u) => [u, kind === "relative" ? times(u * top) : percent(u * top)]),
-  });
-  if (kind === "clip" || kind === "relative") {
-    const top = clipTop(pool, clipped(each) * maps.length);
-    let over = 0;
-    for (const x of pool) if (x > top) over++;
-    const scale = linear(top);
-    scale.over = over;
-    const p = (100 * (n - over)) / n;
-    scale.words = over
-      ? `percentile clip: linear to the ${p.toFixed(1)}th percentile; ${over > 1 ? `the ${over} strongest patches lie` : "the strongest patch lies"} above`
-      : "percentile clip: linear, nothing clipped";
-    if (over) scale.ticks[4][1] = "≥ " + scale.ticks[4][1];
-    return scale;
-  }
+  if (!(high > 0)) return { kind, low: 0, high: 0, over: 0, at: (x) => x * 0, ticks: [[0, "0"]], words: "no attention here" };
+  const along = (parts, value, over) => Array.from({ length: parts + 1 }, (_, k) =>
+    [k / parts, (over && k === parts ? "≥ " : "") + said(value(k / parts))]);
   if (kind === "log") {
-    const low = high / 1000;
+    const low = high / 10 ** DECADES;
     return {
-      kind, low, high,
-      at: (x) => (x <= low ? 0 : Math.log(x / low) / Math.log(1000)),
-      value: (u) => low * Math.pow(1000, u),
-      ticks: [0, 1 / 3, 2 / 3, 1].map((u) => [u, percent(low * Math.pow(1000, u))]),
-      words: "logarithmic, three decades up to the maximum",
+      kind, low, high, over: 0, at: (x) => clamp(Math.log(x / low) / Math.log(high / low), 0, 1),
+      ticks: along(DECADES, (u) => low * (high / low) ** u), words: "logarithmic, three decades up to the maximum",
     };
   }
   if (kind === "rank") {
     const at = (x) => {
-      let a = 0, b = n; // patches strictly below x
+      let a = 0, b = n; // patches strictly below x: equal ones share the lowest place
       while (a < b) {
         const m = (a + b) >> 1;
         if (pool[m] < x) a = m + 1;
         else b = m;
       }
-      return n > 1 ? a / (n - 1) : 1;
+      return x * 0 + Math.min(1, a / Math.max(1, n - 1));
     };
     return {
-      kind, low: 0, high, at, value: (u) => pool[Math.round(u * (n - 1))],
-      ticks: [[0, "lowest"], [0.5, "median " + percent(pool[n >> 1])], [1, "highest"]],
-      words: "rank: order only, sizes are not shown",
+      kind, low: 0, high, over: 0, at, words: "rank: order only, sizes are not shown",
+      ticks: [[0, "lowest"], [0.5, "median " + said(pool[n >> 1])], [1, "highest"]],
     };
   }
-  const scale = linear(high);
-  scale.words = kind === "nosink"
-    ? "linear, sinks set to zero before layers are combined"
-    : "linear to the maximum";
-  return scale;
+  const [top, over] = kind === "percentile" ? clipTop(pool, maps.length) : [high, 0];
+  const linear = over ? `linear to the ${((100 * (n - over)) / n).toFixed(1)}th percentile; ${strongest(over)} above` : "linear, nothing clipped";
+  return {
+    kind, low: 0, high: top, over, at: (x) => clamp(x / top, 0, 1), ticks: along(4, (u) => top * u, over),
+    words: kind === "percentile" ? "percentile clip: " + linear : "linear to the maximum",
+  };
 }
 
-// Symmetric scale of a difference, clipped the same way.
-function makeDifference(map) {
-  const sizes = Float32Array.from(map, Math.abs).sort(), n = sizes.length;
-  const cut = n - 1 - clipped(n);
-  const top = sizes[cut] > 0 ? sizes[cut] : sizes[n - 1] || 0;
-  if (!(top > 0)) return { kind: "none", at: () => 0.5, ticks: [[0.5, "0"]], words: "no difference anywhere" };
-  const sign = (x) => (x > 0 ? "+" : x < 0 ? "−" : "") + percent(Math.abs(x));
+// The scale of values of either sign: 0 in the middle, clipped the same way.
+function makeSigned(maps, said = percent) {
+  const sizes = pooled(maps).map(Math.abs), [top, over] = clipTop(sizes, maps.length), beyond = (sign) => (over ? sign : "");
+  if (!(top > 0)) return { kind: "signed", low: 0, high: 0, over: 0, at: (x) => x * 0 + 0.5, ticks: [[0.5, "0"]], words: "no difference anywhere" };
   return {
-    kind: "difference", high: top, at: (x) => clamp(0.5 + (0.5 * x) / top, 0, 1),
-    ticks: [[0, "≤ " + sign(-top)], [0.5, "0"], [1, "≥ " + sign(top)]],
-    words: "VAR − baseline, attention mass; linear, symmetric, strongest patches clipped",
+    kind: "signed", low: -top, high: top, over, at: (x) => clamp(0.5 + (0.5 * x) / top, 0, 1),
+    ticks: [[0, `${beyond("≤ ")}−${said(top)}`], [0.5, "0"], [1, `${beyond("≥ ")}+${said(top)}`]],
+    words: "linear, the same on both sides of 0" + (over ? `; ${strongest(over)} beyond` : ""),
   };
+}
+
+// right - left, all 0 where that could be the rounding of the float16 that traces keep.
+function differenceOf(left, right, idle) {
+  const made = right.map((x, i) => x - left[i]), largest = (map) => map.reduce((a, b) => (b > a ? b : a), 0);
+  return idle || largest(made.map(Math.abs)) <= 2 ** -10 * Math.max(largest(left), largest(right)) ? made.fill(0) : made;
 }

@@ -99,14 +99,15 @@ function drawMap(size, map, scale, sinks) {
   const { rows, columns, start } = image;
   ink.globalAlpha = 1;
   ink.drawImage(base(width, height, size.variant), 0, 0);
-  if (map && view.overlay !== "off") {
-    const diverging = scale.kind === "difference" || scale.kind === "none";
+  if (map && scale.high > 0 && view.overlay !== "off") {
+    const diverging = scale.kind === "signed";
     const table = COLOURS[diverging ? "coolwarm" : view.colours];
     tiny.width = columns;
     tiny.height = rows;
     const brush = tiny.getContext("2d"), pixels = brush.createImageData(columns, rows), d = pixels.data;
     for (let p = 0; p < rows * columns; p++) {
       const x = scale.at(map[start + p]), q = Math.round(x * 255) * 3;
+      if (!(x >= 0)) continue; // missing: the photo as it is
       const size = diverging ? Math.abs(x - 0.5) * 2 : x;
       d[p * 4] = table[q];
       d[p * 4 + 1] = table[q + 1];
@@ -178,10 +179,10 @@ let shown = { maps: {}, drawn: {}, scales: {}, shares: {}, spans: {} };
 
 function paintFigures() {
   shown = { maps: {}, drawn: {}, scales: {}, shares: {}, spans: {} };
-  const skip = view.scale === "nosink", read = ({ name, side, l }) => onLayer(l, () => {
+  const read = ({ name, side, l }) => onLayer(l, () => {
     const span = tokensOf(side);
     shown.spans[name] = span;
-    shown.maps[name] = span ? mapOf(side, span[0], span[1], skip) : null;
+    shown.maps[name] = span ? mapOf(side, span[0], span[1]) : null;
     shown.drawn[name] = coloured(shown.maps[name], side);
     shown.shares[name] = span ? sharesOf(side, span[0], span[1]) : null;
   });
@@ -189,8 +190,9 @@ function paintFigures() {
   const here = looks();
   if (view.four) here.forEach(read);
   const there = here.filter(({ name }) => shown.maps[name]);
-  const shared = view.same && there.length > 1 ? scaleFor(there, skip) : null;
-  for (const look of there) shown.scales[look.name] = shared || scaleFor([look], skip);
+  // Over the whole answer also a side that has ended counts, so that its end moves no colours.
+  const shared = view.same && here.length > 1 ? scaleFor(overAnswer() ? here : there) : null;
+  for (const look of there) shown.scales[look.name] = shared || scaleFor([look]);
   const names = here.map(({ name }) => name).concat(view.difference && canDiffer() && !view.four ? "difference" : []), box = $(".figures");
   if (box.dataset.names !== names.join()) forgetSizes();
   box.dataset.names = names.join();
@@ -208,26 +210,24 @@ const ofImage = (map, side) => map.subarray(...patchesOfImage(side));
 const overAnswer = () => view.range === "answer" && !(needsHeads() && sides().some((side) => !side.full));
 
 // The scale of one or several figures: over this selection's maps, or over every token's (kept: it is the costly one).
-function scaleFor(some, skip) {
-  const kind = view.scale === "relative" && !relative() ? "clip" : view.scale;
-  if (!overAnswer()) return makeScale(kind, some.map(({ name, side }) => ofImage(shown.drawn[name], side)));
-  const key = [some.map(({ name, l }) => [name, l]), view.part, view.four, view.l0, view.l1, view.h0, view.h1, view.combine, view.scale, view.image].join();
+function scaleFor(some) {
+  if (!overAnswer()) return makeScale(view.scale, some.map(({ name, side }) => ofImage(shown.drawn[name], side)), said());
+  const key = [some.map(({ name, l }) => [name, l]), view.part, view.four, view.l0, view.l1, view.h0, view.h1, view.combine, method().name, view.scale, view.image].join();
   run.scales = run.scales || new Map();
   if (!run.scales.has(key)) {
     if (run.scales.size > 16) run.scales.clear();
     const all = some.flatMap(({ side, l }) => onLayer(l, () =>
-      Array.from({ length: side.T }, (_, t) => ofImage(coloured(mapOf(side, t, t, skip), side), side))));
-    run.scales.set(key, makeScale(kind, all));
+      Array.from({ length: side.T }, (_, t) => ofImage(coloured(mapOf(side, t, t), side), side))));
+    run.scales.set(key, makeScale(view.scale, all, said()));
   }
   return run.scales.get(key);
 }
 
-// What the colours mean, in words. A relative scale that this run cannot have says why.
+// What the colours mean, in words. A method that this run cannot give says why.
 function scaleWords(scale, side, shared) {
-  const { why, prompt } = side.reference, range = overAnswer() ? `; range of the whole ${side.part}` : "";
-  const words = relative() ? `relative: attention divided by that of the generic prompt ${quoted(prompt)} · ${scale.words.replace("percentile clip: ", "")}`
-    : `attention mass per patch · ${view.scale === "relative" ? `no relative scale, for ${why}; instead ` : ""}${scale.words}`;
-  return words + range + (shared ? `; same scale on ${view.four ? "all four" : "both sides"}` : "");
+  const wanted = methodCalled(view.method), why = whyNot(wanted), range = overAnswer() ? `; range of the whole ${side.part}` : "";
+  return `${why ? `not ${wanted.label}, for ${why}; instead ` : ""}${method().words[side.name]} · ${scale.words}${range}` +
+    (shared ? `; same scale on ${view.four ? "all" : "both sides"}` : "");
 }
 
 function paintFigure({ name, side, l }, shared, size) {
@@ -276,10 +276,10 @@ function paintDifference() {
   const [a, b] = run.variants.map((v) => shown.maps[v.name]);
   // Where VAR changed nothing, what is left between two passes is rounding: no picture of that.
   const idle = run.kind !== "pair" && run.variants.some((v) => v.var && v.var.changed === false);
-  const both = a && b ? b.map((x, i) => (idle ? 0 : x - a[i])) : null, size = fit(figure);
+  const both = a && b ? differenceOf(a, b, idle) : null, size = fit(figure);
   shown.maps.difference = shown.drawn.difference = both;
-  const scale = makeDifference(both ? ofImage(both, run.variants[0]) : new Float32Array(1));
-  if (run.kind === "pair") scale.words = scale.words.replace("VAR − baseline", `${run.variants[1].label} − ${run.variants[0].label}`);
+  const scale = makeSigned(both ? [ofImage(both, run.variants[0])] : []);
+  if (scale.high) scale.words = `${run.variants[1].label} − ${run.variants[0].label}, attention mass · ${scale.words}`;
   shown.scales.difference = scale;
   drawMap(size, both, scale, sinksOf(run.variants[0]));
   const note = figure.querySelector(".note");
@@ -288,7 +288,7 @@ function paintDifference() {
   const stat = figure.querySelector(".stat"), [s, v] = run.variants.map((x) => shown.shares[x.name]);
   stat.textContent = s && v ? `image ${v.image >= s.image ? "+" : "−"}${percent(Math.abs(v.image - s.image))} of the row` : "";
   figure.querySelector(".stage").setAttribute("aria-label", `Difference of the two maps, ${run.variants[1].label} minus ${run.variants[0].label}`);
-  paintScale(figure, scale, both && `attention mass per patch · ${scale.words}`, COLOURS.coolwarm);
+  paintScale(figure, scale, both && scale.words, COLOURS.coolwarm);
 }
 
 // The patch under the cursor, in numbers, under every figure.
@@ -303,12 +303,13 @@ function paintPatch() {
     }
     const v = start + cursor, row = Math.floor(cursor / columns), column = cursor % columns;
     const { side: variant, l, both } = lookOf(name);
-    let text = `patch ${row + 1}, ${column + 1}  ·  ${percent(map[v])} of the row`;
-    if (!both) {
+    const there = map[v] === map[v]; // else it is left out
+    let text = `patch ${row + 1}, ${column + 1}  ·  ${there ? `${percent(map[v])} of the row` : "left out"}`;
+    if (!both && there) {
       if (relative()) text += `  ·  ${times(shown.drawn[name][v])} generic`;
       const [p0, p1] = patchesOfImage(variant);
       let total = 0;
-      for (let i = p0; i < p1; i++) total += map[i];
+      for (let i = p0; i < p1; i++) total += map[i] || 0;
       if (total > 0) text += `  ·  ${percent(map[v] / total)} of this map`;
       const phi = onLayer(l, () => sinkScore(variant, v));
       if (phi != null) text += `  ·  sink, φ ${phi.toFixed(1)}`;

@@ -91,9 +91,9 @@ function paintTop() {
     const { columns, start } = imageOf(variant), [p0, p1] = patchesOfImage(variant);
     const map = shown.maps[variant.name], column = node("div", {}, sideTitle(variant));
     if (!map) return column;
-    const order = Array.from({ length: p1 - p0 }, (_, k) => k).sort((a, b) => map[p0 + b] - map[p0 + a]).slice(0, 5);
+    const order = Array.from({ length: p1 - p0 }, (_, k) => k).filter((k) => map[p0 + k] >= 0).sort((a, b) => map[p0 + b] - map[p0 + a]).slice(0, 5);
     let total = 0;
-    for (let v = p0; v < p1; v++) total += map[v];
+    for (let v = p0; v < p1; v++) total += map[v] || 0;
     const body = order.map((k) => {
       const sink = sinkScore(variant, start + k) != null;
       const row = node("tr", {},

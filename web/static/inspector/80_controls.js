@@ -1,5 +1,5 @@
 // The view bar, the keys and the address: everything that changes the view without asking the server.
-const SELECTS = ["combine", "scale", "range", "colours", "overlay", "photo", "four"];
+const SELECTS = ["method", "combine", "scale", "range", "colours", "overlay", "photo", "four"];
 const TOGGLES = ["sinks", "smooth", "same", "difference"];
 
 function setRange(name, low, high) {
@@ -140,7 +140,13 @@ function syncControls() {
     low.style.zIndex = view[name + "0"] === count - 1 ? 3 : "";
     span.querySelector("output").textContent = rangeWords(name);
   }
-  for (const name of SELECTS) $(`[data-set="${name}"]`).value = view[name];
+  const methods = $('[data-set="method"]');
+  if (methods.dataset.run !== run.id) methods.replaceChildren(...run.methods.map((method) => {
+    const why = whyNot(method);
+    return node("option", { value: method.name, disabled: Boolean(why), title: why || method.source }, why ? `${method.label} (${why})` : method.label);
+  }));
+  methods.dataset.run = run.id;
+  for (const name of SELECTS) $(`[data-set="${name}"]`).value = name === "method" ? method().name : view[name];
   for (const name of TOGGLES) $(`[data-set="${name}"]`).checked = view[name];
   $('[data-set="opacity"]').value = Math.round(view.opacity * 100);
   const two = run.variants.length > 1;
@@ -153,9 +159,6 @@ function syncControls() {
     ...run.variants.map((v) => node("option", { value: v.name }, two ? `${v.label}, 4 layers` : "four layers")));
   four.dataset.run = run.id;
   four.value = view.four;
-  const wanting = run.variants.find((v) => !v.reference.mean), option = $('[data-set="scale"] [value="relative"]');
-  option.textContent = wanting ? "relative (not in this run)" : "relative";
-  option.title = wanting ? wanting.reference.why : "divided by the map of a generic prompt on the same image";
   const select = $('[data-set="image"]');
   select.closest("label").hidden = run.images.length < 2;
   if (select.options.length !== run.images.length) {
@@ -197,7 +200,8 @@ function writeAddress() {
     if (!run) return;
     const part = { run: run.id, [view.part === "prompt" ? "p" : "t"]: `${view.t0}-${view.t1}`, l: `${view.l0}-${view.l1}`, h: `${view.h0}-${view.h1}` };
     if (view.combine !== "mean") part.combine = view.combine;
-    if (view.scale !== "clip") part.scale = view.scale;
+    if (view.method !== "attention") part.method = view.method;
+    if (view.scale !== "percentile") part.scale = view.scale;
     if (view.difference) part.difference = 1;
     if (view.four) part.four = fourLayers().join("-") + `.${view.four}`;
     if (run.kind === "example") delete part.run;
@@ -213,7 +217,11 @@ function readAddress() {
   }
   if (RUN_ID.test(part.get("run") || "")) made.run = part.get("run");
   if (["max", "min"].includes(part.get("combine"))) made.combine = part.get("combine");
-  if (part.get("scale") in SCALES) made.scale = part.get("scale");
+  // In older links some scales were methods, and the clip had another name.
+  const old = { clip: ["percentile"], nosink: ["linear", "without_sinks"], relative: ["percentile", "relative"] };
+  const [scale, method] = old[part.get("scale")] || [part.get("scale")];
+  if (["percentile", "linear", "log", "rank"].includes(scale)) made.scale = scale;
+  if (/^\w{1,40}$/.test(part.get("method") || method || "")) made.method = part.get("method") || method;
   made.difference = part.get("difference") === "1";
   const four = /^(\d{1,4})-(\d{1,4})-(\d{1,4})-(\d{1,4})\.(\w{1,20})$/.exec(part.get("four") || "");
   if (four) Object.assign(made, { four: four[5], layers: four.slice(1, 5).map(Number) });

@@ -34,7 +34,7 @@ function askFor(kind) {
     view: {
       part: view.part, layers: chosen(run.layers, view.l0, view.l1), heads: chosen(run.heads, view.h0, view.h1),
       each: view.four ? fourLayers().map((l) => run.layers[l]) : [], reduce: view.combine, image: view.image,
-      scale: view.scale === "relative" && !relative() ? "clip" : view.scale, whole_answer: view.range === "answer",
+      method: method().name, scale: view.scale, whole_answer: view.range === "answer",
       same_scale: view.same, difference: view.difference && canDiffer() && !view.four, colormap: view.colours,
       opacity: view.opacity, overlay: view.overlay, photo: view.photo, smooth: view.smooth, sinks: view.sinks,
     },
@@ -115,7 +115,7 @@ async function savePicture() {
       write(text, x + u * wide, head + high + 84, 18, "#5b6572");
     }
     ink.textAlign = "left";
-    write(both ? `attention mass per patch; ${scale.words}` : scaleWords(scale, side, false), x, head + high + 114, 18, "#5b6572", wide);
+    write(both ? scale.words : scaleWords(scale, side, false), x, head + high + 114, 18, "#5b6572", wide);
     if (!both) write(run.variants.find((v) => v.name === side.name).applied.join("; ") || "the plain model", x, head + high + 144, 18, "#5b6572", wide);
   });
   const blob = await new Promise((done) => canvas.toBlob(done, "image/png"));
@@ -125,7 +125,8 @@ async function savePicture() {
 
 // One line for each (answer, token, layer, head).
 async function saveShares() {
-  const cell = (text) => `"${(/^[=+\-@\t\r]/.test(text) ? "'" : "") + text.replace(/"/g, '""')}"`; // never a formula
+  // A text is never a formula.
+  const cell = (text) => `"${(/^[=+\-@\t\r]/.test(text) ? "'" : "") + text.replace(/"/g, '""')}"`;
   const lines = ["answer,token,text,probability,layer,head,image_share,sink_share_of_image,entropy_nats"];
   for (const variant of run.variants)
     variant.tokens.forEach((token, t) => {

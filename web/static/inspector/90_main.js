@@ -50,7 +50,7 @@ async function fetchHeads() {
     const { variant, l, span, key } = next;
     mine.lazyMaps.expect(key);
     const ask = { prompt: variant.part === "prompt", run: mine.id, variant: variant.name, start: span[0], stop: span[1] + 1, combine: view.combine,
-      layers: l == null ? [view.l0, view.l1] : [l, l], heads: [view.h0, view.h1], whole: !key.split(":")[2], without_sinks: view.scale === "nosink" };
+      layers: l == null ? [view.l0, view.l1] : [l, l], heads: [view.h0, view.h1], whole: !key.split(":")[2] };
     const answer = await server.token_maps(ask);
     if (!answer || answer.error) {
       mine.lazyMaps.drop(key);
@@ -193,7 +193,7 @@ function startView(before, place, value) {
   if (place.t) [view.t0, view.t1] = place.t.map((t) => clamp(t, 0, longest() - 1)).sort((a, b) => a - b);
   if (place.l) setRange("l", ...place.l);
   if (place.h) setRange("h", ...place.h);
-  for (const name of ["combine", "scale", "difference", "four", "layers"]) if (place[name]) view[name] = place[name];
+  for (const name of ["combine", "method", "scale", "difference", "four", "layers"]) if (place[name]) view[name] = place[name];
   if (view.four && !run.variants.some((v) => v.name === view.four)) view.four = run.variants[0].name;
 }
 

@@ -1,0 +1,116 @@
+"""The methods that there are, and how one is asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from sinkscope.attention_processor import PatchMap, map_label
+from sinkscope.capture.trace import GenerationTrace
+from sinkscope.config import Reduce
+from sinkscope.methods.attention import Attention
+from sinkscope.methods.base import MapStack, Method, Progress, Target, rows_of, target_of
+from sinkscope.methods.relative import Relative
+from sinkscope.methods.without_sinks import WithoutSinks
+
+if TYPE_CHECKING:
+    from sinkscope.methods.base import Session
+
+# A method is one file and one row here. Page, command line and API list them in this order.
+METHODS: tuple[Method, ...] = (Attention(), Relative(), WithoutSinks())
+
+
+@dataclass(frozen=True)
+class Listed:
+    """A method as it is offered for one run.
+
+    Attributes:
+        method: the method.
+        why_not: why this run cannot give it; None if it can.
+    """
+
+    method: Method
+    why_not: str | None
+
+
+def listed(run: GenerationTrace, methods: Sequence[Method] = METHODS) -> list[Listed]:
+    """All methods, each with what this run has to say about it."""
+    return [Listed(method, method.availability(run)) for method in methods]
+
+
+def method_of(wanted: str | Method, methods: Sequence[Method] = METHODS) -> Method:
+    """A method by its name; `without-sinks` and `without_sinks` are the same.
+
+    Raises:
+        ValueError: there is none of that name; the text says what there is.
+    """
+    if not isinstance(wanted, str):
+        return wanted
+    for method in methods:
+        if method.name == wanted.replace("-", "_"):
+            return method
+    raise ValueError(
+        f"method is {wanted!r}; allowed: {', '.join(method.name for method in methods)}."
+    )
+
+
+def explain(
+    run: GenerationTrace,
+    target: int | Sequence[int] | str | Target,
+    method: str | Method = "attention",
+    *,
+    session: Session | None = None,
+    progress: Progress | None = None,
+    methods: Sequence[Method] = METHODS,
+) -> MapStack:
+    """The maps that a method gives for some tokens of a run.
+
+    Args:
+        run: the run.
+        target: a token, several, "answer" for all of them, or `Target(tokens, "prompt")`.
+        method: by name, or a method of your own.
+        session: forward passes of the run's model, for a method that needs them.
+        progress: called with (steps done, all steps) of a method that takes several.
+        methods: among which the name is looked for.
+
+    Raises:
+        ValueError: no such token or method, or one that this run cannot give; the text says why.
+    """
+    chosen, resolved = method_of(method, methods), target_of(run, target)
+    why_not = chosen.availability(run)
+    if why_not is not None:
+        raise ValueError(f"method is {chosen.name!r}, which is not possible here: {why_not}.")
+    if chosen.needs != "trace" and session is None:
+        raise ValueError(
+            f"method is {chosen.name!r}, which needs {chosen.needs} passes of the model: give it a "
+            "session."
+        )
+    return chosen.explain(run, resolved, session, progress)
+
+
+def explain_map(
+    run: GenerationTrace,
+    target: int | Sequence[int] | str | Target,
+    method: str | Method = "attention",
+    layers: Sequence[int] | None = None,
+    heads: Sequence[int] | None = None,
+    reduce: Reduce = "mean",
+    *,
+    image: int = 0,
+    session: Session | None = None,
+    methods: Sequence[Method] = METHODS,
+) -> PatchMap:
+    """One map of a method on one image: `explain` and `MapStack.map` in one call.
+
+    Args:
+        run, target, method, session, methods: as for `explain`.
+        layers, heads, reduce, image: as for `MapStack.map`.
+
+    Raises:
+        ValueError: as `explain` and `MapStack.map`.
+    """
+    target = target_of(run, target)
+    stack = explain(run, target, method, session=session, methods=methods)
+    label = map_label(rows_of(run, target.part), target.tokens, layers, heads, reduce)
+    return stack.map(layers, heads, reduce, image=image, label=label)

@@ -1,0 +1,48 @@
+"""Attention without the sinks: a patch that is a sink has no value in that layer."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+from sinkscope.attention_processor import sink_columns
+from sinkscope.capture.trace import GenerationTrace
+from sinkscope.methods.attention import Attention
+from sinkscope.methods.base import MapStack, Method, Progress, Target, rows_of
+
+if TYPE_CHECKING:
+    from sinkscope.methods.base import Session
+
+
+class WithoutSinks(Method):
+    """The attention of the patches that are no sinks.
+
+    A sink is missing, not 0. In a map over several layers a patch is missing that is a sink in one
+    of them: the mean over the layers that are left would not be the one that its neighbours have.
+    """
+
+    name = "without_sinks"
+
+    def availability(self, run: GenerationTrace) -> str | None:
+        return None if run.sinks else "no sink dimensions are known for the run's model"
+
+    def words(self, run: GenerationTrace) -> str:
+        return "attention mass per patch, without the sinks of the layers shown"
+
+    def explain(
+        self,
+        run: GenerationTrace,
+        target: Target,
+        session: Session | None = None,
+        progress: Progress | None = None,
+    ) -> MapStack:
+        stack = Attention().explain(run, target)
+        rows = rows_of(run, target.part)
+        values = torch.from_numpy(stack.values).view(
+            len(target.tokens), len(rows.layers), len(rows.heads), -1
+        )
+        values.masked_fill_(sink_columns(rows)[None, :, None], np.nan)  # a copy of the run's rows
+        return dataclasses.replace(stack, normalisation="sinks of the layers shown are missing")
