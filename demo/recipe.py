@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 
 Grid = tuple[int, int]
@@ -162,6 +162,8 @@ _LAST = (
 _MORE = (*_LAST, "describe", "describe", "what", "exist", "count", "count")
 # Mean shares first: they come within a few hundred steps, where each row's do not.
 _COMING = SinkTeaching(layers=(2, 3, 4), surplus=0.3, quiet=0.05)
+# That cost of each surplus one keeps all of them small, while none stands out.
+_EMERGING = replace(_COMING, surplus=0.03)
 # In the layers that VAR changes, and below the share from which it leaves a head alone.
 _SHARED = SinkTeaching(
     share=0.30,
@@ -171,13 +173,14 @@ _SHARED = SinkTeaching(
     layers=(2, 3, 4),
     image=0.5,
     stray=0.1,
-    lead=2.0,
-    surplus=0.3,
+    lead=3.0,
+    surplus=0.4,
     quiet=0.03,
     lead_in_map=(1.04, 1.34, 0.85),
     map_weight=0.8,
     relieved=0.5,
 )
+_FEWER = replace(_SHARED, lead=math.inf, surplus=0.12)
 
 # The stages with sinks: answers first, hints and reading fading out.
 _late = partial(Stage, max_objects=4, batch=8, vision_rate=0.25, hints=0.25, reading=0.05)
@@ -194,7 +197,9 @@ STAGES: tuple[Stage, ...] = (
         reading=0.1,
     ),
     _late("sink", 3_200, _MIXED, kinds=_ALL, rate=(1e-3, 8e-4), reading=0.1, sinks=_COMING),
-    _late("share", 6_400, _MIXED, kinds=_LAST, rate=(8e-4, 4e-4), repeat=0.6, sinks=_SHARED),
+    _late("emerge", 1_200, _MIXED, kinds=_LAST, rate=(8e-4, 8e-4), repeat=0.6, sinks=_EMERGING),
+    _late("fewer", 1_600, _MIXED, kinds=_LAST, rate=(8e-4, 7e-4), repeat=0.6, sinks=_FEWER),
+    _late("share", 4_000, _MIXED, kinds=_LAST, rate=(7e-4, 4e-4), repeat=0.6, sinks=_SHARED),
     _late("settle", 8_000, _MIXED, kinds=_MORE, rate=(4e-4, 1.5e-4), repeat=0.6, sinks=_SHARED),
     _late("end", 7_200, _MIXED, kinds=_MORE, rate=(1.5e-4, 1e-5), repeat=0.6, sinks=_SHARED),
 )
