@@ -176,11 +176,12 @@ _SHARED = SinkTeaching(
     lead=3.0,
     surplus=0.4,
     quiet=0.03,
-    lead_in_map=(1.04, 1.34, 0.85),
+    lead_in_map=(1.15, 1.45, 0.85),
     map_weight=0.8,
     relieved=0.5,
 )
-_FEWER = replace(_SHARED, lead=math.inf, surplus=0.12)
+_FEWER = replace(_COMING, surplus=0.12)
+_FIRST_SHARED = replace(_SHARED, surplus=0.3)
 
 # The stages with sinks: answers first, hints and reading fading out.
 _late = partial(Stage, max_objects=4, batch=8, vision_rate=0.25, hints=0.25, reading=0.05)
@@ -199,7 +200,7 @@ STAGES: tuple[Stage, ...] = (
     _late("sink", 3_200, _MIXED, kinds=_ALL, rate=(1e-3, 8e-4), reading=0.1, sinks=_COMING),
     _late("emerge", 1_200, _MIXED, kinds=_LAST, rate=(8e-4, 8e-4), repeat=0.6, sinks=_EMERGING),
     _late("fewer", 1_600, _MIXED, kinds=_LAST, rate=(8e-4, 7e-4), repeat=0.6, sinks=_FEWER),
-    _late("share", 4_000, _MIXED, kinds=_LAST, rate=(7e-4, 4e-4), repeat=0.6, sinks=_SHARED),
+    _late("share", 4_000, _MIXED, kinds=_LAST, rate=(7e-4, 4e-4), repeat=0.6, sinks=_FIRST_SHARED),
     _late("settle", 8_000, _MIXED, kinds=_MORE, rate=(4e-4, 1.5e-4), repeat=0.6, sinks=_SHARED),
     _late("end", 7_200, _MIXED, kinds=_MORE, rate=(1.5e-4, 1e-5), repeat=0.6, sinks=_SHARED),
 )
