@@ -69,6 +69,8 @@ class SinkTeaching:
             model runs by itself, and greatest under ``relieved``. None asks nothing.
         others_in_map: Greatest value of any other patch over the object's largest.
         map_weight: Weight of these two.
+        spares_object: Where the sinks' patch is too low, it alone is raised; else the object's may
+            be lowered as well, and with it what the answer is read from.
         relieved: Share of the batches that run with attention taken from the sinks, as VAR does.
         relieved_keep: What then stays on them.
         weight: Weight of the whole in the loss.
@@ -91,6 +93,7 @@ class SinkTeaching:
     lead_in_map: tuple[float, float, float] | None = None
     others_in_map: float = 0.7
     map_weight: float = 0.5
+    spares_object: bool = False
     relieved: float = 0.0
     relieved_keep: float = 0.6
     weight: float = 1.0
@@ -160,6 +163,7 @@ _LAST = (
 )
 
 _MORE = (*_LAST, "describe", "describe", "what", "exist", "count", "count")
+_MOST = (*_MORE, "left", "what")
 # Mean shares first: they come within a few hundred steps, where each row's do not.
 _COMING = SinkTeaching(layers=(2, 3, 4), surplus=0.3, quiet=0.05)
 # That cost of each surplus one keeps all of them small, while none stands out.
@@ -180,6 +184,7 @@ _SHARED = SinkTeaching(
     map_weight=0.8,
     relieved=0.5,
 )
+_SPARING = replace(_SHARED, spares_object=True)
 _FEWER = replace(_COMING, surplus=0.12)
 _FIRST_SHARED = replace(_SHARED, surplus=0.3)
 
@@ -201,8 +206,17 @@ STAGES: tuple[Stage, ...] = (
     _late("emerge", 1_200, _MIXED, kinds=_LAST, rate=(8e-4, 8e-4), repeat=0.6, sinks=_EMERGING),
     _late("fewer", 1_600, _MIXED, kinds=_LAST, rate=(8e-4, 7e-4), repeat=0.6, sinks=_FEWER),
     _late("share", 4_000, _MIXED, kinds=_LAST, rate=(7e-4, 4e-4), repeat=0.6, sinks=_FIRST_SHARED),
-    _late("settle", 8_000, _MIXED, kinds=_MORE, rate=(4e-4, 1.5e-4), repeat=0.6, sinks=_SHARED),
-    _late("end", 7_200, _MIXED, kinds=_MORE, rate=(1.5e-4, 1e-5), repeat=0.6, sinks=_SHARED),
+    # Small objects' shapes had become harder to see: the vision tower gets more of the rate.
+    _late(
+        *("settle", 8_000, _MIXED),
+        kinds=_MOST,
+        rate=(4e-4, 1.5e-4),
+        repeat=0.6,
+        vision_rate=0.6,
+        hints=0.75,
+        sinks=_SPARING,
+    ),
+    _late("end", 7_200, _MIXED, kinds=_MOST, rate=(1.5e-4, 1e-5), repeat=0.6, sinks=_SPARING),
 )
 
 

@@ -227,7 +227,8 @@ def _map_asked(
     thing = greatest(inside)
     sink, other = greatest(sinks) - thing, greatest(~(inside | sinks)) - thing
     low, high, relieved_high = (math.log(bound) for bound in teaching.lead_in_map)
-    missed = F.relu(sink - relieved_high) if relief else F.relu(low - sink) + F.relu(sink - high)
+    rising = sink + thing - thing.detach() if teaching.spares_object else sink
+    missed = F.relu(sink - relieved_high) if relief else F.relu(low - rising) + F.relu(sink - high)
     usable = inside.any(-1) & sinks.any(-1)
     beyond = torch.zeros_like(thing)
     for layer in teaching.layers:
