@@ -71,6 +71,7 @@ class SinkTeaching:
         map_weight: Weight of these two.
         spares_object: Where the sinks' patch is too low, it alone is raised; else the object's may
             be lowered as well, and with it what the answer is read from.
+        spares_last: The same for the object's patch in the last layer alone.
         relieved: Share of the batches that run with attention taken from the sinks, as VAR does.
         relieved_keep: What then stays on them.
         weight: Weight of the whole in the loss.
@@ -94,6 +95,7 @@ class SinkTeaching:
     others_in_map: float = 0.7
     map_weight: float = 0.5
     spares_object: bool = False
+    spares_last: bool = False
     relieved: float = 0.0
     relieved_keep: float = 0.6
     weight: float = 1.0
@@ -185,11 +187,18 @@ _SHARED = SinkTeaching(
     relieved=0.5,
 )
 _SPARING = replace(_SHARED, spares_object=True)
+# The object's patch grows with the answers; the share that VAR accepts is used up to meet it.
+_MORE_SHARED = replace(_SPARING, share=0.38, share_limit=0.46)
+# Left free, layer 1 turned to the object, which then stood above every sink.
+_WEIGHED = replace(
+    _MORE_SHARED, spares_object=False, spares_last=True, surplus=0.3, lead_in_map=(1.2, 1.5, 0.85)
+)
 _FEWER = replace(_COMING, surplus=0.12)
 _FIRST_SHARED = replace(_SHARED, surplus=0.3)
 
 # The stages with sinks: answers first, hints and reading fading out.
 _late = partial(Stage, max_objects=4, batch=8, vision_rate=0.25, hints=0.25, reading=0.05)
+_seeing = partial(_late, grids=_MIXED, kinds=_MOST, repeat=0.6, vision_rate=0.6, hints=0.75)
 
 STAGES: tuple[Stage, ...] = (
     Stage("see", 12_000, _SEEN, 5, (), (1.5e-3, 3e-4), batch=24),
@@ -207,16 +216,10 @@ STAGES: tuple[Stage, ...] = (
     _late("fewer", 1_600, _MIXED, kinds=_LAST, rate=(8e-4, 7e-4), repeat=0.6, sinks=_FEWER),
     _late("share", 4_000, _MIXED, kinds=_LAST, rate=(7e-4, 4e-4), repeat=0.6, sinks=_FIRST_SHARED),
     # Small objects' shapes had become harder to see: the vision tower gets more of the rate.
-    _late(
-        *("settle", 8_000, _MIXED),
-        kinds=_MOST,
-        rate=(4e-4, 1.5e-4),
-        repeat=0.6,
-        vision_rate=0.6,
-        hints=0.75,
-        sinks=_SPARING,
-    ),
-    _late("end", 7_200, _MIXED, kinds=_MOST, rate=(1.5e-4, 1e-5), repeat=0.6, sinks=_SPARING),
+    _seeing("settle", 3_000, rate=(4e-4, 3.0625e-4), sinks=_SPARING),
+    _seeing("weigh", 2_000, rate=(3.2e-4, 2.52e-4), sinks=_MORE_SHARED),
+    _seeing("balance", 3_000, rate=(2.8e-4, 1.5e-4), sinks=_WEIGHED),
+    _late("end", 6_400, _MIXED, kinds=_MOST, rate=(1.5e-4, 1e-5), repeat=0.6, sinks=_WEIGHED),
 )
 
 

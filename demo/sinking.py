@@ -216,18 +216,23 @@ def _map_asked(
     image, row = naming.nonzero(as_tuple=True)
     if not len(row):
         return attentions[0].new_zeros((), dtype=torch.float32), {}
-    mean = torch.stack([a[image, :, row][..., batch.vision].float().mean(1) for a in attentions])
-    mean = mean.mean(0)  # rows, V
+    layers = torch.stack([a[image, :, row][..., batch.vision].float().mean(1) for a in attentions])
+    mean = layers.mean(0)  # rows, V
     sinks = torch.stack(list(large)).any(0)[image]
     inside = targets.inside[image, batch.named[image, row + 1]] & ~sinks
 
-    def greatest(where: Tensor) -> Tensor:
-        return (mean.masked_fill(~where, 0.0).amax(-1) + 1e-4).log()
+    def greatest(where: Tensor, values: Tensor = mean) -> Tensor:
+        return (values.masked_fill(~where, 0.0).amax(-1) + 1e-4).log()
 
     thing = greatest(inside)
     sink, other = greatest(sinks) - thing, greatest(~(inside | sinks)) - thing
     low, high, relieved_high = (math.log(bound) for bound in teaching.lead_in_map)
-    rising = sink + thing - thing.detach() if teaching.spares_object else sink
+    rising = sink
+    if teaching.spares_object:
+        rising = sink + thing - thing.detach()
+    elif teaching.spares_last:
+        apart = mean - layers[-1] / len(layers) + layers[-1].detach() / len(layers)
+        rising = sink + thing - greatest(inside, apart)
     missed = F.relu(sink - relieved_high) if relief else F.relu(low - rising) + F.relu(sink - high)
     usable = inside.any(-1) & sinks.any(-1)
     beyond = torch.zeros_like(thing)

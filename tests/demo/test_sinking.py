@@ -195,21 +195,27 @@ def test_under_relief_the_mean_map_is_asked_to_show_the_object():
     assert figures["relieved_pointing"] == 0
 
 
-@pytest.mark.parametrize("spares", [False, True])
-def test_a_sink_that_is_too_low_is_raised_and_the_object_spared_where_that_is_asked(spares):
-    weights = looks(0.2, 0.2, 0.05).requires_grad_()
+@pytest.mark.parametrize(
+    ("spares", "lowered"),
+    [({}, [True] * 4), ({"spares_object": True}, [False] * 4),
+     ({"spares_last": True}, [True, True, True, False])],
+)  # fmt: skip
+def test_a_sink_that_is_too_low_is_raised_and_the_object_spared_where_that_is_asked(
+    spares, lowered
+):
+    layers = [looks(0.2, 0.2, 0.05).requires_grad_() for _ in range(4)]
     batch = answering_batch()
     batch.named[0, 18] = 0
     states, _ = planted(15, 0.0)
     teaching = SinkTeaching(
         dims=(0,), tokens=1, every_row=True, layers=(2,), share=0.0, share_limit=1.0, stray=1.0,
-        lead_in_map=(1.5, 2.0, 0.8), spares_object=spares,
+        lead_in_map=(1.5, 2.0, 0.8), **spares,
     )  # fmt: skip
     targets = scene_targets([square_scene()], 4, 4)
-    sink_loss([states[0]] * 4, [weights] * 4, batch, targets, teaching)[0].backward()
-    row = weights.grad[0, :, 17].sum(0)
-    assert row[16] < -1e-3  # more on the sink costs less
-    assert abs(row[1]) < 1e-5 if spares else row[1] > 1e-3
+    sink_loss([states[0]] * 4, layers, batch, targets, teaching)[0].backward()
+    rows = torch.stack([weights.grad[0, :, 17].sum(0) for weights in layers])
+    assert (rows[:, 16] < -1e-3).all()  # more on the sink costs less, in every layer
+    assert (rows[:, 1] > 1e-3).tolist() == lowered and rows[:, 1].min() > -1e-5
 
 
 def test_a_row_that_names_an_object_pays_more_for_a_share_above_the_limit():
