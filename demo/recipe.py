@@ -168,6 +168,22 @@ _LAST = (
 
 _MORE = (*_LAST, "describe", "describe", "what", "exist", "count", "count")
 _MOST = (*_MORE, "left", "what")
+_LEAST_REACHED = (
+    *("describe", "describe", "describe", "describe", "what", "what", "colour", "exist", "exist"),
+    *(
+        "exist",
+        "where",
+        "count",
+        "count",
+        "count",
+        "count",
+        "count",
+        "left",
+        "left",
+        "left",
+        "left",
+    ),
+)
 # Mean shares first: they come within a few hundred steps, where each row's do not.
 _COMING = SinkTeaching(layers=(2, 3, 4), surplus=0.3, quiet=0.05)
 # That cost of each surplus one keeps all of them small, while none stands out.
@@ -203,6 +219,7 @@ _FIRST_SHARED = replace(_SHARED, surplus=0.3)
 # The stages with sinks: answers first, hints and reading fading out.
 _late = partial(Stage, max_objects=4, batch=8, vision_rate=0.25, hints=0.25, reading=0.05)
 _seeing = partial(_late, grids=_MIXED, kinds=_MOST, repeat=0.6, vision_rate=0.6, hints=0.75)
+_ending = partial(_late, grids=_LAST_GRIDS, repeat=0.6, hints=0.5, sinks=_LAST_SINKS)
 
 STAGES: tuple[Stage, ...] = (
     Stage("see", 12_000, _SEEN, 5, (), (1.5e-3, 3e-4), batch=24),
@@ -225,14 +242,8 @@ STAGES: tuple[Stage, ...] = (
     _seeing("balance", 3_000, rate=(2.8e-4, 1.5e-4), sinks=_WEIGHED),
     # Nine tenths of what "describe" got wrong were shapes that the tower's features did not tell.
     Stage("see small", 4_800, _SMALLEST, 5, (), (8e-4, 4e-5), batch=24),
-    _late(
-        *("end", 5_200, _LAST_GRIDS),
-        kinds=_MOST,
-        rate=(2.5e-4, 1e-5),
-        repeat=0.6,
-        hints=0.5,
-        sinks=_LAST_SINKS,
-    ),
+    _ending("near the end", 2_000, kinds=_MOST, rate=(2.5e-4, 0.0001576923076923077)),
+    _ending("end", 4_240, kinds=_LEAST_REACHED, rate=(1.8e-4, 1e-5)),
 )
 
 
