@@ -30,6 +30,10 @@ _MIXED: tuple[Grid, ...] = (
 )
 _SMALLEST: tuple[Grid, ...] = ((5, 5), (5, 7), (7, 5), (5, 6), (6, 6), (7, 7), (10, 10))
 _LAST_GRIDS: tuple[Grid, ...] = (*_MIXED, (5, 7), (7, 5), (6, 6))
+_SMALL_AGAIN: tuple[Grid, ...] = (
+    *((5, 7), (5, 7), (5, 7), (7, 5), (7, 5), (7, 5), (6, 6), (6, 6), (5, 5), (5, 6), (7, 7)),
+    *((7, 7), (6, 8), (8, 6), (8, 8), (10, 10), (10, 10), (7, 13)),
+)
 
 
 TAU = 6.0
@@ -184,6 +188,7 @@ _LEAST_REACHED = (
         "left",
     ),
 )
+_LEFT_OVER = (*_LEAST_REACHED, "left", "left", "left", "left", "describe", "what")
 # Mean shares first: they come within a few hundred steps, where each row's do not.
 _COMING = SinkTeaching(layers=(2, 3, 4), surplus=0.3, quiet=0.05)
 # That cost of each surplus one keeps all of them small, while none stands out.
@@ -244,6 +249,7 @@ STAGES: tuple[Stage, ...] = (
     Stage("see small", 4_800, _SMALLEST, 5, (), (8e-4, 4e-5), batch=24),
     _ending("near the end", 2_000, kinds=_MOST, rate=(2.5e-4, 0.0001576923076923077)),
     _ending("end", 4_240, kinds=_LEAST_REACHED, rate=(1.8e-4, 1e-5)),
+    _ending("end of small", 4_960, grids=_SMALL_AGAIN, kinds=_LEFT_OVER, rate=(2.4e-4, 1e-5)),
 )
 
 
