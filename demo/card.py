@@ -207,7 +207,7 @@ of the scenes, but not the picture.
 
 Scenes without objects are described by "nothing.": {_nothing_text(figures)}.
 
-The images above have 25 to 48 vision tokens. On one grid at a time:
+The images above have 35 to 49 vision tokens. On one grid at a time:
 
 {grids_table(figures)}
 

@@ -161,7 +161,7 @@ def sink_loss(
         quiet, figures["quiet_share"] = _quiet(own, batch, large, teaching)
         held = held + quiet
     if teaching.lead_in_map is not None:
-        mapped, measured = _map_asked(attentions, batch, targets, large, teaching, relief)
+        mapped, measured = _map_asked(attentions, own, batch, targets, large, teaching, relief)
         held = held + teaching.map_weight * mapped
         figures |= measured
     loss = (raised + 4 * kept_low) / limit / len(inner) + 2 * held
@@ -199,6 +199,7 @@ def _quiet(
 
 def _map_asked(
     attentions: Sequence[Tensor],
+    own: Sequence[Tensor],
     batch: PackedBatch,
     targets: SceneTargets,
     large: Sequence[Tensor],
@@ -206,7 +207,8 @@ def _map_asked(
     relief: Relief | None,
 ) -> tuple[Tensor, dict[str, float]]:
     """Where the mean map over all layers and heads misses its place, at the rows that name an
-    object which they have to look for: in the logarithm of patches over the object's largest."""
+    object which they have to look for: in the logarithm of patches over the object's largest. And
+    what their heads spend on sinks beyond the limit, since these few rows are asked for more."""
     assert teaching.lead_in_map is not None
     focused = batch.named.gather(1, batch.focus.clamp_min(0)) >= 0
     looking = (batch.focus < 0) | ~focused  # else the question says which shape it is
@@ -214,20 +216,32 @@ def _map_asked(
     image, row = naming.nonzero(as_tuple=True)
     if not len(row):
         return attentions[0].new_zeros((), dtype=torch.float32), {}
-    mean = torch.stack([a[image, :, row][..., batch.vision].float().mean(1) for a in attentions])
-    mean = mean.mean(0)  # rows, V
+    layers = torch.stack([a[image, :, row][..., batch.vision].float().mean(1) for a in attentions])
+    mean = layers.mean(0)  # rows, V
     sinks = torch.stack(list(large)).any(0)[image]
     inside = targets.inside[image, batch.named[image, row + 1]] & ~sinks
 
-    def greatest(where: Tensor) -> Tensor:
-        return (mean.masked_fill(~where, 0.0).amax(-1) + 1e-4).log()
+    def greatest(where: Tensor, values: Tensor = mean) -> Tensor:
+        return (values.masked_fill(~where, 0.0).amax(-1) + 1e-4).log()
 
     thing = greatest(inside)
     sink, other = greatest(sinks) - thing, greatest(~(inside | sinks)) - thing
     low, high, relieved_high = (math.log(bound) for bound in teaching.lead_in_map)
-    missed = F.relu(sink - relieved_high) if relief else F.relu(low - sink) + F.relu(sink - high)
+    rising = sink
+    if teaching.spares_object:
+        rising = sink + thing - thing.detach()
+    elif teaching.spares_last:
+        apart = mean - layers[-1] / len(layers) + layers[-1].detach() / len(layers)
+        rising = sink + thing - greatest(inside, apart)
+    missed = F.relu(sink - relieved_high) if relief else F.relu(low - rising) + F.relu(sink - high)
     usable = inside.any(-1) & sinks.any(-1)
-    missed = (missed + F.relu(other - math.log(teaching.others_in_map)))[usable]
+    beyond = torch.zeros_like(thing)
+    for layer in teaching.layers:
+        seen = own[layer][image, :, row][..., batch.vision].float()  # rows, H, V
+        held = (seen * large[layer - 1][image][:, None]).sum(-1) / (seen.sum(-1) + 1e-3)
+        over = F.relu(_log_odds(held) - _log_odds(teaching.share_limit)).mean(-1)
+        beyond = beyond + over / len(teaching.layers)
+    missed = (missed + F.relu(other - math.log(teaching.others_in_map)) + 2 * beyond)[usable]
     name = "relieved_pointing" if relief else "pointing"
     with torch.no_grad():
         right = ((sink < 0) & (other < 0))[usable].float()

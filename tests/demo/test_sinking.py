@@ -143,10 +143,8 @@ def asked(attentions: list[torch.Tensor], **changes) -> tuple[float, dict[str, f
     batch.named[0, 18] = 0
     states, _ = planted(15, 0.0)
     relief = changes.pop("relief", None)
-    teaching = SinkTeaching(
-        dims=(0,), tokens=1, every_row=True, layers=(2,), share=0.0, share_limit=1.0, stray=1.0,
-        **changes,
-    )  # fmt: skip
+    free = {"share": 0.0, "share_limit": 1.0, "stray": 1.0}
+    teaching = SinkTeaching(dims=(0,), tokens=1, every_row=True, layers=(2,), **(free | changes))
     targets = scene_targets([square_scene()], 4, 4)
     loss, figures = sink_loss([states[0]] * 4, attentions, batch, targets, teaching, relief)
     return float(loss), figures
@@ -195,6 +193,40 @@ def test_under_relief_the_mean_map_is_asked_to_show_the_object():
     wrong, figures = asked([looks(0.25, 0.2)] * 4, lead_in_map=(1.12, 1.4, 0.85), relief=relief)
     assert math.isclose(wrong, math.log(1.25 / 0.85), abs_tol=0.01)
     assert figures["relieved_pointing"] == 0
+
+
+@pytest.mark.parametrize(
+    ("spares", "lowered"),
+    [({}, [True] * 4), ({"spares_object": True}, [False] * 4),
+     ({"spares_last": True}, [True, True, True, False])],
+)  # fmt: skip
+def test_a_sink_that_is_too_low_is_raised_and_the_object_spared_where_that_is_asked(
+    spares, lowered
+):
+    layers = [looks(0.2, 0.2, 0.05).requires_grad_() for _ in range(4)]
+    batch = answering_batch()
+    batch.named[0, 18] = 0
+    states, _ = planted(15, 0.0)
+    teaching = SinkTeaching(
+        dims=(0,), tokens=1, every_row=True, layers=(2,), share=0.0, share_limit=1.0, stray=1.0,
+        lead_in_map=(1.5, 2.0, 0.8), **spares,
+    )  # fmt: skip
+    targets = scene_targets([square_scene()], 4, 4)
+    sink_loss([states[0]] * 4, layers, batch, targets, teaching)[0].backward()
+    rows = torch.stack([weights.grad[0, :, 17].sum(0) for weights in layers])
+    assert (rows[:, 16] < -1e-3).all()  # more on the sink costs less, in every layer
+    assert (rows[:, 1] > 1e-3).tolist() == lowered and rows[:, 1].min() > -1e-5
+
+
+def test_a_row_that_names_an_object_pays_more_for_a_share_above_the_limit():
+    """Twice the excess in log-odds, beside what every row pays (a quarter of it); weight 2."""
+    layers = [looks(0.45, 0.35)] * 4
+    bounds = (1.0, 9.0, 9.0)
+    plain, _ = asked(layers, share_limit=0.5, excess=1.0)
+    named, _ = asked(layers, share_limit=0.5, excess=1.0, lead_in_map=bounds, map_weight=0.5)
+    over = math.log(0.45 / 0.35)  # of 0.8 seen
+    assert math.isclose(plain, 2 * 0.25 * over, abs_tol=0.01)
+    assert math.isclose(named - plain, 2 * 0.5 * 2 * over, abs_tol=0.02)
 
 
 def test_relief_asks_shares_of_the_rows_before_it():
