@@ -28,7 +28,15 @@ from models.quantised import check_quantisation
 from models.qwen2_5_vl import Qwen25VL
 from models.reading import load_weights
 from models.source import ModelError, Progress, fingerprint, first_line, locate
-from models.weights import ADAPTER, INDEX, SINGLE, WeightFiles, adapter_words, weight_files
+from models.weights import (
+    ADAPTER,
+    INDEX,
+    SINGLE,
+    WeightFiles,
+    adapter_words,
+    inner_models,
+    weight_files,
+)
 
 FAMILIES: tuple[Family, ...] = (Qwen25VL(),)
 MAX_PROMPT_CHARACTERS = 20_000
@@ -262,8 +270,7 @@ def _why_no_config(source: Path) -> str:
             "is a model's folder in the hub's cache; give the hub id, or the folder "
             f"snapshots/{snapshots[-1].parent.name} in it."
         )
-    inner = sorted(path.parent.name for path in source.glob("*/config.json"))
-    if inner:
+    if inner := inner_models(source):
         return f"has no config.json, but a model in its folder {inner[-1]}; give that one."
     return "has no config.json, so it is no model, or only part of one was downloaded."
 
