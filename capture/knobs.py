@@ -61,8 +61,11 @@ def _is_whole(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and abs(value) < 2**31
 
 
-def _are_whole(value: Any, vocabulary: int) -> bool:
-    return isinstance(value, list | tuple) and all(_is_whole(one) for one in value)
+def _are_some(value: Any, vocabulary: int) -> bool:
+    """Ids of tokens, but not of all; ids that no token has do nothing."""
+    if not isinstance(value, list | tuple) or not all(_is_whole(one) for one in value):
+        return False
+    return len({one for one in value if is_token(one, vocabulary)}) < vocabulary
 
 
 def _are_tokens(value: Any, vocabulary: int) -> bool:
@@ -142,7 +145,7 @@ ROWS = "no single row of attention stands behind each of its tokens"
 ASSISTED, BEAMS = f"assisted decoding: {ROWS}", f"beam search: {ROWS}"
 UNUSED, MECHANICS, RECORD = Knob("unused"), Knob("mechanics"), Knob("record")
 NO_OUTPUT, TOKEN = Knob("mechanics", False), Knob("token")
-TOKEN_LIST = Knob("chooses", None, _are_whole, "a list of token ids", plain=list)
+TOKEN_LIST = Knob("chooses", None, _are_some, "a list of token ids, not all", plain=list)
 
 # Every attribute of GenerationConfig; a test compares them with the installed transformers.
 KNOBS: Mapping[str, Knob] = {

@@ -36,6 +36,7 @@ from sinkscope.models.weights import (
     SINGLE,
     WeightFiles,
     adapter_words,
+    inner_models,
     weight_files,
 )
 
@@ -293,8 +294,7 @@ def _why_no_config(source: Path) -> str:
             "is a model's folder in the hub's cache; give the hub id, or the folder "
             f"snapshots/{snapshots[-1].parent.name} in it."
         )
-    inner = sorted(path.parent.name for path in source.glob("*/config.json"))
-    if inner:
+    if inner := inner_models(source):
         return f"has no config.json, but a model in its folder {inner[-1]}; give that one."
     return "has no config.json, so it is no model, or only part of one was downloaded."
 

@@ -23,7 +23,7 @@ from sinkscope.models.qwen_prompt import IMAGE_TOKEN, OWN_TEMPLATE, conversation
 from sinkscope.models.qwen_weights import config_problem, missing_words, weights_problem
 from sinkscope.models.sites import HookPoint
 from sinkscope.models.token_texts import token_texts
-from sinkscope.models.weights import StoredTensor
+from sinkscope.models.weights import StoredTensor, is_pointer
 
 
 @dataclass(frozen=True)
@@ -239,6 +239,9 @@ def _tokenizer(source: str) -> PreTrainedTokenizerBase:
         OSError: it is missing or damaged.
         ValueError: it knows no images.
     """
+    for name in ("tokenizer.json", "vocab.json", "merges.txt"):
+        if (file := Path(source) / name).is_file() and is_pointer(file):
+            raise OSError(f"{name} is a pointer of Git LFS; fetch the file with: git lfs pull")
     try:
         tokenizer = AutoTokenizer.from_pretrained(
             source, trust_remote_code=False, local_files_only=True

@@ -49,9 +49,10 @@ def load_image_processor(source: str, min_pixels: int | None, max_pixels: int | 
                 f"size in preprocessor_config.json is {dict(size or {})}, without {name}; "
                 f"{_SIZE_ALLOWED}; or give {old}."
             )
-        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        number = isinstance(value, int | float) and not isinstance(value, bool)
+        if not number or value < 1 or value != int(value):
             raise ValueError(f"{name} in preprocessor_config.json is {value!r}; {_SIZE_ALLOWED}.")
-        bounds[name] = value
+        bounds[name] = int(value)
     made = Qwen2VLImageProcessorPil.from_dict({**values, "size": bounds})
     pixel_bounds(made, None, None)
     return made

@@ -72,6 +72,11 @@ def weights_problem(config: Any, tensors: Mapping[str, StoredTensor]) -> str | N
         what = what or "a wrapper: save the model inside it; if that is an adapter's, merge the "
         what += "" if what in WRAPPERS.values() else "adapter first"
         return f"has the prefix {prefix!r} before the names of its tensors, which is {what}."
+    if empty := next((name for name in sorted(tensors) if 0 in tensors[name].shape), None):
+        return (
+            f"has tensors without elements ({empty}), as DeepSpeed ZeRO-3 leaves them where it "
+            "does not gather the weights for saving: gather them first, with zero_to_fp32.py."
+        )
     if quantisation(config) is not None:
         return None  # packed tensors have shapes and types of their own
     return _other_types(tensors) or _other_sizes(config, tensors)

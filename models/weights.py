@@ -20,7 +20,7 @@ SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 ADAPTER = "adapter_config.json"
 FLOATS = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2}  # these become the number type that is asked for
 LFS = b"version https://git-lfs"
-ADAPTED = re.compile(r"\.(lora_|base_layer\.|modules_to_save\.|hada_w|lokr_w|oft_|ia3_)")
+ADAPTED = re.compile(r"\.(lora_|base_layer\.|modules_to_save\.|hada_w|lokr_w|oft_|ia3_|vera_)")
 
 
 @dataclass(frozen=True)
@@ -157,17 +157,31 @@ def _headers(name: str, files: list[Path]) -> dict[str, StoredTensor]:
 def _what_it_is(name: str, file: Path) -> str:
     """Why a weight file has no header that can be read."""
     try:
-        with file.open("rb") as stream:
-            begin = stream.read(len(LFS))
+        pointer, empty = is_pointer(file), file.stat().st_size == 0
     except OSError as error:
         return f"The weight file {file.name} of {name} cannot be read: {error.strerror}."
-    if begin == LFS:
+    if pointer:
         return (
             f"The weight file {file.name} of {name} is a pointer of Git LFS, not the file itself; "
             "fetch it with: git lfs pull"
         )
-    what = "empty" if not begin else "damaged or half downloaded"
+    what = "empty" if empty else "damaged or half downloaded"
     return f"The weight file {file.name} of {name} is {what}; download it again."
+
+
+def is_pointer(file: Path) -> bool:
+    """Whether a file is a pointer of Git LFS, left by a clone without LFS."""
+    with file.open("rb") as stream:
+        return stream.read(len(LFS)) == LFS
+
+
+def inner_models(source: Path) -> list[str]:
+    """Folders in a folder that hold a model; of a run's checkpoints the last one comes last."""
+
+    def by_number(name: str) -> list[tuple[int, str]]:
+        return [(int(part or 0), word) for word, part in re.findall(r"(\D*)(\d*)", name)]
+
+    return sorted((path.parent.name for path in source.glob("*/config.json")), key=by_number)
 
 
 def _why_none(source: Path) -> str:
@@ -217,8 +231,7 @@ def _why_none(source: Path) -> str:
             f"has no .safetensors weights; other formats ({found}) are not read, for safety. Load "
             "it with transformers where you trust it, and save it again with save_pretrained."
         )
-    inner = [path.name for path in sorted(source.iterdir()) if (path / "config.json").is_file()]
-    if inner:
+    if inner := inner_models(source):
         return (
             f"has no .safetensors weights; there is a model in its folder {inner[-1]}: give that."
         )

@@ -400,11 +400,12 @@ def test_no_value_ends_in_anything_but_an_answer_or_a_sentence(
     "values",
     [
         {"suppress_tokens": EVERY, "do_sample": True},
+        {"bad_words_ids": [[token] for token in EVERY], "do_sample": True},
         {"suppress_tokens": [9], "forced_eos_token_id": 9},
         {"exponential_decay_length_penalty": [0, 2.0], "eos_token_id": None},
         {"watermarking_config": WatermarkingConfig(seeding_scheme="none")},
     ],
-    ids=["no token left", "a forced token suppressed", "no end", "watermark"],
+    ids=["all suppressed", "all banned", "a forced token suppressed", "no end", "watermark"],
 )
 def test_values_that_contradict_each_other_are_one_sentence(
     handle: ModelHandle, inputs: PromptInputs, own: GenerationConfig, values: dict[str, Any]

@@ -52,6 +52,7 @@ CASES: tuple[Case, ...] = (
     Case(LAYOUTS, "the same as a snapshot of the hub's cache (links)", c.hub_cache),
     Case(LAYOUTS, "head tied to the embeddings, as the 3B", c.tied),
     Case(LAYOUTS, "tied, the head stored as well", c.tied_and_stored),
+    Case(LAYOUTS, "tied by the config, with a head of its own in the files", c.tied_with_own_head),
     Case(LAYOUTS, "tied by `text_config` alone (4.52 to 4.57)", c.tied_in_the_text_config),
     Case(LAYOUTS, "saved by transformers 4.52 to 4.57 (nested config)", c.saved_by_4_57),
     Case(LAYOUTS, "saved by transformers 5 (`processor_config.json` alone)", c.today),
@@ -68,6 +69,7 @@ CASES: tuple[Case, ...] = (
         "`tokenizer.json`, no `vocab.json` and `merges.txt`",
         c.without_files("vocab.json", "merges.txt"),
     ),
+    Case(LAYOUTS, "weight files that name no format", c.no_metadata),
     Case(LAYOUTS, "float16 weights (`torch_dtype`)", c.half_precision),
     Case(LAYOUTS, "`dtype` in place of `torch_dtype`", c.config(torch_dtype=..., dtype="bfloat16")),
     Case(LAYOUTS, "no number type in the config", c.config(torch_dtype=...)),
@@ -202,6 +204,7 @@ CASES: tuple[Case, ...] = (
     Case(EXPORTS, "the text model's alone (no `visual.`)", c.without("visual."), False),
     Case(EXPORTS, "no head, and not tied", c.without("lm_head."), False),
     Case(EXPORTS, "embeddings resized after the config was saved", c.resized, False),
+    Case(EXPORTS, "DeepSpeed ZeRO-3, weights not gathered", c.not_gathered, False),
     Case(EXPORTS, "DeepSpeed's parts", c.only("zero_to_fp32.py", "latest"), False),
     Case(EXPORTS, "FSDP's parts", c.only("__0_0.distcp", ".metadata"), False),
     Case(EXPORTS, "`pytorch_model.bin`", c.only("pytorch_model.bin"), False),
@@ -213,6 +216,8 @@ CASES: tuple[Case, ...] = (
     Case(INCOMPLETE, "the index is of other files", c.index_of_another, False),
     Case(INCOMPLETE, "a shard is cut off", c.cut_off, False),
     Case(INCOMPLETE, "a shard is a pointer of Git LFS", c.lfs, False),
+    Case(INCOMPLETE, "a shard is empty", c.empty, False),
+    Case(INCOMPLETE, "`tokenizer.json` is a pointer of Git LFS", c.lfs_tokenizer, False),
     Case(
         INCOMPLETE, "a part as `model.safetensors` beside whole shards", c.part_beside_shards, False
     ),
@@ -231,7 +236,9 @@ CASES: tuple[Case, ...] = (
         c.parent_in_the_cache,
         False,
     ),
-    Case(OTHERS, "config of a larger model", c.config(hidden_size=128), False),
+    Case(
+        OTHERS, "config of a larger model", c.config(hidden_size=128, num_attention_heads=8), False
+    ),
     Case(OTHERS, "config of a shorter model", c.config(num_hidden_layers=3), False),
     Case(OTHERS, "config with other inner sizes", c.another_shape, False),
     Case(

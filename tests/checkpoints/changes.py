@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from tests.checkpoints import folders as f
 from tests.checkpoints import templates as t
@@ -60,6 +60,15 @@ def tied_and_stored(folder: Path, model: Path) -> None:
     held = f.weights_of(folder)
     held["lm_head.weight"] = held["model.embed_tokens.weight"].clone()
     f.single_file(folder, held)
+
+
+def tied_with_own_head(folder: Path, model: Path) -> None:
+    f.edit_json(folder / "config.json", tie_word_embeddings=True)
+
+
+def no_metadata(folder: Path, model: Path) -> None:
+    for file in folder.glob("model-*.safetensors"):
+        save_file(load_file(file), file)
 
 
 def tied_in_the_text_config(folder: Path, model: Path) -> None:
@@ -336,6 +345,18 @@ def half_downloaded(folder: Path, model: Path) -> None:
     f.take_out(folder, "model-00002-of-00002.safetensors")
 
 
+def not_gathered(folder: Path, model: Path) -> None:
+    f.single_file(folder, {name: w.flatten()[:0] for name, w in f.weights_of(folder).items()})
+
+
+def empty(folder: Path, model: Path) -> None:
+    (folder / "model-00001-of-00002.safetensors").write_bytes(b"")
+
+
+def lfs_tokenizer(folder: Path, model: Path) -> None:
+    (folder / "tokenizer.json").write_text("version https://git-lfs.github.com/spec/v1\n")
+
+
 def lfs(folder: Path, model: Path) -> None:
     words = "version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n"
     (folder / "model-00001-of-00002.safetensors").write_text(words, encoding="utf-8")
@@ -369,6 +390,10 @@ def not_a_number(folder: Path, model: Path) -> None:
 
 def bytes_for_weights(folder: Path, model: Path) -> None:
     f.eight_bit_floats(folder)
+
+
+def larger(folder: Path, model: Path) -> None:
+    f.edit_json(folder / "config.json", hidden_size=128, num_attention_heads=8)
 
 
 def another_shape(folder: Path, model: Path) -> None:

@@ -7,11 +7,15 @@ import shutil
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
 from sinkscope.config import ModelSettings
 from sinkscope.models.footprint import NotOnDiskError, footprint
 from sinkscope.models.loading import load_model
 from sinkscope.models.source import ModelError, on_disk
+from tests.checkpoints.folders import edit_json, eight_bit_floats, resized_embeddings
+from tests.checkpoints.published import write_like
 
 
 @pytest.mark.tiny
@@ -58,3 +62,44 @@ def test_a_weight_file_cut_short(tiny_folder: Path, tmp_path: Path) -> None:
         file.truncate(100)
     with pytest.raises(ModelError, match="damaged or half downloaded"):
         footprint(ModelSettings(str(folder)))
+
+
+@pytest.mark.tiny
+def test_files_that_are_not_read_are_not_counted(tiny_folder: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(tiny_folder, tmp_path / "model"))
+    alone = footprint(ModelSettings(str(folder), device="cpu"))
+    save_file({"x": torch.zeros(1000)}, folder / "optimizer.safetensors")
+    assert footprint(ModelSettings(str(folder), device="cpu")) == alone
+
+
+@pytest.mark.tiny
+def test_what_a_load_refuses_is_refused_before_it(
+    tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sinkscope.models.quantised._installed", lambda module: False)
+    folder = Path(shutil.copytree(tiny_folder, tmp_path / "model"))
+    quantised = {"quant_method": "awq", "bits": 4}
+    edit_json(folder / "config.json", quantization_config=quantised)
+    with pytest.raises(ModelError, match="install gptqmodel"):
+        footprint(ModelSettings(str(folder)))
+    edit_json(folder / "config.json", quantization_config=...)
+    resized_embeddings(folder, 8)
+    with pytest.raises(ModelError, match="The embeddings were resized"):
+        footprint(ModelSettings(str(folder)))
+
+
+@pytest.mark.tiny
+def test_eight_bit_floats_are_counted_as_what_they_become(
+    tiny_folder: Path, tmp_path: Path
+) -> None:
+    folder = write_like(tmp_path / "model", tiny_folder)
+    plain = footprint(ModelSettings(str(folder), device="cpu", dtype="bfloat16"))
+    eight_bit_floats(folder)
+    edit_json(
+        folder / "config.json",
+        quantization_config={"quant_method": "fp8", "weight_block_size": [128, 128]},
+    )
+    found = footprint(ModelSettings(str(folder), device="cpu", dtype="bfloat16"))
+    scales = found.parameters - plain.parameters
+    assert 0 < scales < 100
+    assert found.nbytes == plain.nbytes + 2 * scales

@@ -5,12 +5,18 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file, save_file
+from transformers import AutoTokenizer
 
-from sinkscope.models.loading import ModelError, load_model
+from sinkscope.attention_extractor import GenerationTrace, generate
+from sinkscope.config import GenerationSettings
+from sinkscope.models.info import ModelInfo
+from sinkscope.models.loading import ModelError, choose_dtype, load_model
 from sinkscope.models.profiles import published
 
 pytestmark = pytest.mark.tiny
@@ -167,3 +173,86 @@ def test_a_folder_brings_its_own_profile(folder: Path) -> None:
     (folder / "sink_profile.toml").write_text("\n".join(lines).replace("= 64", "= 128"))
     with pytest.raises(ModelError, match="hidden size 128"):
         load_model(str(folder))
+
+
+def test_a_file_is_no_folder(folder: Path) -> None:
+    with pytest.raises(ModelError, match="is a file; give the model's folder"):
+        load_model(str(folder / "model.safetensors"))
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"layer_types": ["linear_attention"] * 4}, "layers of the type 'linear_attention'"),
+        ({"layer_types": ["sliding_attention"] * 4}, "sliding_window is None"),
+        ({"layer_types": ["full_attention"] * 3}, "num_hidden_layers"),
+        ({"use_sliding_window": True, "sliding_window": 0, "layer_types": None}, "window is 0"),
+        (
+            {"rope_parameters": {"rope_type": "default", "mrope_section": [16, 24, 24]}},
+            "must add up to half of the head size, 8",
+        ),
+    ],
+)
+def test_a_config_that_would_fail_in_a_run(
+    folder: Path, change: dict[str, object], words: str
+) -> None:
+    config = json.loads((folder / "config.json").read_text())
+    text = {**config["text_config"], **change}
+    if change.get("use_sliding_window"):
+        text["max_window_layers"] = 0
+    (folder / "config.json").write_text(json.dumps({**config, "text_config": text}))
+    with pytest.raises(ModelError, match=words):
+        load_model(str(folder))
+
+
+def test_how_calls_answer_is_not_the_checkpoints_choice(folder: Path, photo: Image.Image) -> None:
+    config = json.loads((folder / "config.json").read_text())
+    asked = {"return_dict": False, "output_attentions": True, "output_hidden_states": True}
+    config["text_config"].update(asked)
+    (folder / "config.json").write_text(json.dumps({**config, **asked}))
+    handle = load_model(str(folder))
+    trace = generate(handle, handle.prepare([photo], "x"), GenerationSettings(max_new_tokens=2))
+    assert len(trace.tokens) == 2
+
+
+@pytest.mark.parametrize("name", ["adapter_model.bin", "../x.safetensors", "other.safetensors"])
+def test_a_config_that_names_weights_of_its_own(folder: Path, name: str) -> None:
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "transformers_weights": name}))
+    with pytest.raises(ModelError, match=r"names .* as its weights"):
+        load_model(str(folder))
+
+
+def test_an_index_that_leads_elsewhere(folder: Path) -> None:
+    (folder / "model.safetensors").rename(folder.parent / "out.safetensors")
+    index = {"weight_map": {"lm_head.weight": "../out.safetensors"}}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    with pytest.raises(ModelError, match=r"index\.json of .* is damaged"):
+        load_model(str(folder))
+
+
+def test_a_token_that_the_model_does_not_know(folder: Path, photo: Image.Image) -> None:
+    """Added to the tokenizer alone: on a GPU such an id would end the process."""
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer.add_tokens([f"<word_{n}>" for n in range(64)])
+    tokenizer.save_pretrained(folder)
+    handle = load_model(str(folder))
+    assert handle.prepare([photo], "Where is it?").layout.length > 0
+    with pytest.raises(ValueError, match=r"token '<word_63>', number .* the model knows"):
+        handle.prepare([photo], "Where is <word_63>?")
+
+
+def test_a_note_goes_with_every_trace(folder: Path, photo: Image.Image, tmp_path: Path) -> None:
+    (folder / "chat_template.jinja").unlink()
+    handle = load_model(str(folder))
+    assert handle.info.note.endswith("so the family's own is used.")
+    trace = generate(handle, handle.prepare([photo], "x"), GenerationSettings(max_new_tokens=1))
+    trace.save(tmp_path / "run.safetensors")
+    assert GenerationTrace.open(tmp_path / "run.safetensors").model == handle.info
+    assert ModelInfo("m", "r", "f", "float32", "cpu", 4, 2, 64).note == ""  # files before it
+
+
+def test_the_number_type_is_one_to_compute_in() -> None:
+    packed = SimpleNamespace(dtype=torch.float8_e4m3fn)
+    assert choose_dtype("auto", packed, "cuda:0") == torch.bfloat16
+    assert choose_dtype("auto", SimpleNamespace(dtype=torch.float16), "cuda:0") == torch.float16
