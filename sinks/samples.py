@@ -276,6 +276,13 @@ class _Taking:
                 f"{self.skipped[0][1]}"
             )
         by_id = tuple(self.taken[sample_id] for sample_id in sorted(self.taken))
+        pictures = {sample.digests for sample in by_id}
+        if len(pictures) < len(by_id):
+            remarks = (
+                *remarks,
+                f"The {len(by_id)} samples show {len(pictures)} different pictures. Samples of one "
+                "picture are alike, so that intervals come out too narrow.",
+            )
         skipped = tuple(sorted(self.skipped))
         return SampleSet(by_id, skipped, self.wanted, name, remarks, self.left_out)
 

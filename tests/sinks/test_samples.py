@@ -101,13 +101,18 @@ def test_popes_questions_are_asked_with_their_answers(folder: Path) -> None:
         ("2", "Is there a cat?", "no", "line 2 of coco_pope_random.json"),
         ("3", "Is there a dog?", "no", "line 3 of coco_pope_random.json"),
     ]
-    assert read.notes() == ()
+    alike = (
+        "The 3 samples show 2 different pictures. Samples of one picture are alike, so that "
+        "intervals come out too narrow.",
+    )
+    assert read.notes() == alike
     assert len({s.fingerprint() for s in read.samples}) == 3
     (path.with_suffix(".jsonl")).write_text("\n".join(map(json.dumps, [*POPE, *POPE[:2]])))
     again = read_samples(path.with_suffix(".jsonl"), 3)
     assert len(again.samples) == 3
     assert again.notes() == (
         "2 lines say the same as others (picture, question and answer), and count once.",
+        *alike,
     )
 
 
