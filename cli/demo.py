@@ -53,7 +53,7 @@ def train(
 ) -> None:
     """Train the bundled model from nothing, or go on where an interrupted run stopped.
 
-    Takes about 110 minutes on one CPU core; a GPU runs the same code. The folder is written at the
+    Takes about 125 minutes on one CPU core; a GPU runs the same code. The folder is written at the
     end of each stage, and the loss curve, training.png, beside the checkpoint.
     """
     with mistakes_said_plainly():

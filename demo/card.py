@@ -258,8 +258,8 @@ def draw_history(history: Sequence[dict[str, Any]], path: Path) -> None:
                 values = [h[name] for h in part if name in h]
                 if values:
                     axis.plot(range(start, end), _smooth(values), linewidth=1.2)
-        # Short stages stand close: their names take turns in three rows.
-        at = (start, 0.98 - 0.04 * (count % 3))
+        # Short stages stand close: their names take turns in five rows.
+        at = (start, 0.98 - 0.04 * (count % 5))
         loss.text(*at, f" {stage}", transform=loss.get_xaxis_transform(), va="top", size=7)
         start, count = end, count + 1
     loss.set(xlabel="step", ylabel="loss (answers; vision stages: shape and colour)", yscale="log")

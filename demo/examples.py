@@ -29,7 +29,7 @@ class ExampleScene:
 # answers right, and the first, which the page shows, because VAR plainly changes its maps; so no
 # evidence of how often that is so. That is in the model card.
 EXAMPLE_SCENES: tuple[ExampleScene, ...] = (
-    ExampleScene("four_things", 5, 196, 196, 4, "describe"),
+    ExampleScene("four_things", 117, 196, 196, 4, "describe"),
     ExampleScene("wide", 2, 224, 168, 3, "what"),
     ExampleScene("tall", 3, 140, 196, 3, "colour"),
     ExampleScene("two_things", 8, 196, 196, 2, "exist"),

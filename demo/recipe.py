@@ -245,7 +245,7 @@ STAGES: tuple[Stage, ...] = (
     _seeing("settle", 3_000, rate=(4e-4, 3.0625e-4), sinks=_SPARING),
     _seeing("weigh", 2_000, rate=(3.2e-4, 2.52e-4), sinks=_MORE_SHARED),
     _seeing("balance", 3_000, rate=(2.8e-4, 1.5e-4), sinks=_WEIGHED),
-    # Nine tenths of what "describe" got wrong were shapes that the tower's features did not tell.
+    # Two thirds of what "describe" got wrong were shapes that the tower's features did not tell.
     Stage("see small", 4_800, _SMALLEST, 5, (), (8e-4, 4e-5), batch=24),
     _ending("near the end", 2_000, kinds=_MOST, rate=(2.5e-4, 0.0001576923076923077)),
     _ending("end", 4_240, kinds=_LEAST_REACHED, rate=(1.8e-4, 1e-5)),

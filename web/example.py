@@ -82,7 +82,8 @@ def make_example(
 
 
 def what_to_look_at(run: Run) -> tuple[int, str] | None:
-    """The word, and a sentence on it, where VAR most plainly takes the strongest patch from a sink.
+    """The word where VAR takes the strongest patch of the map from a sink, and a sentence on it; of
+    several, that whose new strongest patch stands out most.
 
     Read off the mean maps of both answers over all layers and heads, up to where their texts part.
     None where VAR does so for no word, or the run has one answer.
@@ -103,13 +104,10 @@ def what_to_look_at(run: Run) -> tuple[int, str] | None:
         (before, share), (after, share_with) = ((int(m.argmax()), float(m.max())) for m in maps)
         if before not in sinks or after in sinks:
             continue
-        # How far the sink stands above that patch at first, and below it afterwards.
-        rivals = float(maps[0].flat[after]) * float(maps[1].flat[before])
-        gain = share * share_with / max(rivals, 1e-12)
-        if best is None or gain > best[0]:
+        if best is None or share_with > best[0]:
             row, column = divmod(after, maps[0].shape[1])
             best = (
-                gain,
+                share_with,
                 index,
                 f"Look at \u201c{one.text.strip()}\u201d: without VAR, the strongest patch of the "
                 f"mean map is a sink, with {share:.1%} of the image\u2019s attention. "

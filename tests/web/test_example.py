@@ -41,7 +41,7 @@ BASELINE = [(0.5, 0.1, 0.1), (0.3, 0.2, 0.1), (0.5, 0.25, 0.05), (0.5, 0.1, 0.1)
 VAR = [(0.1, 0.5, 0.1), (0.2, 0.3, 0.1), (0.25, 0.5, 0.05), (0.4, 0.1, 0.1), (0.1, 0.5, 0.1)]
 
 
-def test_the_word_where_var_most_plainly_moves_the_strongest_patch_off_a_sink():
+def test_the_word_where_var_moves_the_strongest_patch_off_a_sink_to_one_that_stands_out():
     """At "star" more than at "red"; " a" and "." are no words; at "here" the sink stays ahead."""
     found = what_to_look_at(example(BASELINE, VAR))
     assert found is not None and found[0] == 2
