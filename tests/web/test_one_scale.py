@@ -13,7 +13,7 @@ from matplotlib.text import Text
 from PIL import Image
 from typer.testing import CliRunner
 
-from sinkscope.cli.__main__ import app
+from sinkscope.cli.main import app
 from sinkscope.drawing.overlay import DARK
 from sinkscope.drawing.panels import Painter
 from sinkscope.drawing.scale import percent
