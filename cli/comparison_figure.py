@@ -24,8 +24,7 @@ from sinkscope.visualization import (
     caption,
     fonts,
     overlay,
-    scaling,
-    signed_scaling,
+    scale_of,
     visible,
 )
 
@@ -46,13 +45,12 @@ def comparison_figure(pair: Comparison, tokens: Sequence[int], style: OverlaySty
     """
     image = under_map(_sized(pair.baseline.images[0].convert("RGB")))
     plain, changed = (patch_map(trace, list(tokens)) for trace in (pair.baseline, pair.var))
-    scale = scaling([plain.values, changed.values], style.scale)
+    scale = scale_of([plain, changed], style)
     style = dataclasses.replace(style, sinks=sink_cells(pair.baseline))
     idle = not (pair.var.var or {}).get("changed")
-    moved = dataclasses.replace(
-        plain, values=difference_of(plain.values, changed.values, idle=idle)
-    )
-    signed = signed_scaling([moved.values])
+    values = difference_of(plain.values, changed.values, idle=idle)
+    moved = dataclasses.replace(plain, values=values, signed=True)
+    signed = scale_of(moved, style)
 
     wide = 4.0
     tall = min(max(wide * len(image) / image.shape[1], 0.8), 8.0)

@@ -15,7 +15,15 @@ from matplotlib.font_manager import fontManager
 from PIL import Image
 
 from sinkscope.attention_processor import PatchMap
-from sinkscope.drawing.overlay import OverlayStyle, Pixels, overlay, pixels_of, refuse, scale_of
+from sinkscope.drawing.overlay import (
+    OverlayStyle,
+    Pixels,
+    bar_colours,
+    overlay,
+    pixels_of,
+    refuse,
+    scale_of,
+)
 from sinkscope.utils import write_atomically
 
 SHEET_LIMIT = 96  # more small pictures than this on one sheet can no longer be read
@@ -51,7 +59,10 @@ def figure(
     if token:
         axes.set_title(visible(token), parse_math=False, family=fonts(), fontsize=16)
     bar = drawn.colorbar(
-        ScalarMappable(Normalize(0, 1), style.colormap), ax=axes, fraction=0.05, pad=0.02
+        ScalarMappable(Normalize(0, 1), bar_colours(scale, style.colormap)),
+        ax=axes,
+        fraction=0.05,
+        pad=0.02,
     )
     bar.set_ticks([place for place, _ in scale.ticks], labels=[text for _, text in scale.ticks])
     bar.set_label(patch_map.unit)

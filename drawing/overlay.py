@@ -17,7 +17,7 @@ import numpy.typing as npt
 from PIL import Image, ImageDraw
 
 from sinkscope.attention_processor import PatchMap
-from sinkscope.drawing.scale import Places, Scale, Scaling, said_in, scaling
+from sinkscope.drawing.scale import Places, Scale, Scaling, said_in, scaling, signed_scaling
 
 Colormap = Literal["inferno", "magma", "plasma", "viridis", "cividis", "gray", "turbo"]
 Photo = Literal["dim", "full", "none"]
@@ -67,10 +67,13 @@ class OverlayStyle:
                 raise refuse("limits", self.limits, "none with rank, positive ones with log")
 
 
-def scale_of(patch_map: PatchMap, style: OverlayStyle) -> Scaling:
-    """The scale that a style makes of one map."""
-    said = said_in(patch_map.unit)
-    return scaling([patch_map.values], style.scale, limits=style.limits, said=said)
+def scale_of(maps: PatchMap | Sequence[PatchMap], style: OverlayStyle) -> Scaling:
+    """The scale that a style makes of one map, or of several of one method that share it."""
+    pool = [maps] if isinstance(maps, PatchMap) else maps
+    values, said = [patches.values for patches in pool], said_in(pool[0].unit)
+    if pool[0].signed and style.limits is None:
+        return signed_scaling(values, said)
+    return scaling(values, style.scale, limits=style.limits, said=said)
 
 
 def overlay(
@@ -125,12 +128,17 @@ def _coloured(patch_map: PatchMap, style: OverlayStyle, scale: Scaling) -> Cells
         return cells  # nothing to see is not the lowest colour
     places = scale.unit(patch_map.values)
     there = ~np.isnan(places)
-    colours = colour_table(DIVERGING if scale.kind == "signed" else style.colormap)
+    colours = colour_table(bar_colours(scale, style.colormap))
     colour = colours[np.floor(places[there] * 255 + 0.5).astype(np.intp)]
     alpha = style.opacity * (_weight(places[there], scale) if style.alpha_by_value else 1.0)
     cells[there, 3] = alpha
     cells[there, :3] = colour * cells[there, 3:]
     return cells
+
+
+def bar_colours(scale: Scaling, colormap: str) -> str:
+    """The colour map of a scale's bar: the one that was chosen, but for values of either sign."""
+    return DIVERGING if scale.kind == "signed" else colormap
 
 
 def colour_table(name: str) -> npt.NDArray[np.float32]:

@@ -12,16 +12,16 @@ from dataclasses import dataclass
 from PIL import Image
 
 from sinkscope.attention_processor import PatchMap
-from sinkscope.drawing.overlay import DIVERGING, Pixels, mark_cells, overlay, under_map
-from sinkscope.drawing.scale import (
-    Scaling,
-    Ticks,
-    difference_of,
-    percent,
-    said_in,
-    scaling,
-    signed_scaling,
+from sinkscope.drawing.overlay import (
+    DIVERGING,
+    Pixels,
+    bar_colours,
+    mark_cells,
+    overlay,
+    scale_of,
+    under_map,
 )
+from sinkscope.drawing.scale import Scaling, Ticks, difference_of, percent
 from sinkscope.drawing.view import Side, View, map_of, maps_of, same_grids, sinks_of
 from sinkscope.methods.explain import method_of
 
@@ -145,13 +145,7 @@ class Painter:
     def _scales_for(self, pools: Sequence[list[PatchMap]]) -> list[Scaling | None]:
         if self.view.same_scale:
             pools = [[m for pool in pools for m in pool]] * len(pools)
-        return [self._scale(pool) if pool else None for pool in pools]
-
-    def _scale(self, pool: Sequence[PatchMap]) -> Scaling:
-        values, said = [patches.values for patches in pool], said_in(pool[0].unit)
-        if pool[0].signed:
-            return signed_scaling(values, said)
-        return scaling(values, self.view.scale, said=said)
+        return [scale_of(pool, self.view.style()) if pool else None for pool in pools]
 
     def _panel(
         self,
@@ -161,8 +155,7 @@ class Painter:
         scale: Scaling | None,
         first: int,
     ) -> Panel:
-        part = self.view.part
-        colormap = DIVERGING if scale is not None and scale.kind == "signed" else self.view.colormap
+        colormap, part = self.view.colormap, self.view.part
         if patches is None or scale is None:
             note = f"This {part} ended before token {first + 1}."
             return Panel(look.label, "", look.photo, note, colormap, (), "")
@@ -180,8 +173,8 @@ class Painter:
             words += f"; range of the whole {part}"
         if self.view.same_scale and len(self._looks) > 1:
             words += "; same scale on all" if self.view.each else "; same scale on both sides"
-        done = patches.normalisation
-        return Panel(look.label, numbers, pixels, "", colormap, scale.ticks, words, scale, done)
+        done, bar = patches.normalisation, bar_colours(scale, colormap)
+        return Panel(look.label, numbers, pixels, "", bar, scale.ticks, words, scale, done)
 
     def _difference(self, there: list[list[int]], maps: Sequence[PatchMap | None]) -> Panel:
         left, right = maps
@@ -190,8 +183,8 @@ class Painter:
             note = "One of the answers has no such token."
             return Panel("Difference", "", photo, note, DIVERGING, (), "")
         values = difference_of(left.values, right.values, idle=self._idle)
-        signed = dataclasses.replace(left, values=values)
-        scale = signed_scaling([values], said_in(left.unit))
+        signed = dataclasses.replace(left, values=values, signed=True)
+        scale = scale_of(signed, self.view.style())
         pixels, sinks = photo, self._looks[0].sinks
         if self.view.overlay != "off":
             style = dataclasses.replace(self.view.style(), sinks=sinks)

@@ -72,10 +72,11 @@ class View:
         self.style()  # which checks the rest
 
     def style(self) -> OverlayStyle:
-        """The same for `drawing.overlay`, without a scale or sinks."""
+        """The same for `drawing.overlay`, without sinks."""
         return OverlayStyle(
             self.colormap,
             self.opacity,
+            self.scale,
             alpha_by_value=self.overlay != "flat",
             smoothing=self.smooth,
         )

@@ -21,7 +21,6 @@ from sinkscope.visualization import (
     overlay,
     save,
     scale_of,
-    signed_scaling,
     visible,
 )
 
@@ -196,12 +195,19 @@ def test_a_missing_value_shows_the_photo(smoothing: bool) -> None:
 
 
 def test_signed_values_are_drawn_around_zero() -> None:
-    patch_map = make_map(np.array([[-0.2, 0.0, 0.2]]), (10, 30))
-    drawn = overlay(
-        grey(10, 30), patch_map, OverlayStyle(opacity=1), signed_scaling([patch_map.values])
-    )
+    plain = make_map(np.array([[-0.2, 0.0, 0.2]]), (10, 30))
+    patch_map = dataclasses.replace(plain, signed=True)
+    drawn = overlay(grey(10, 30), patch_map, OverlayStyle(opacity=1))
     assert drawn[5, 5].tolist() == [59, 76, 192] and drawn[5, 25].tolist() == [180, 4, 38]
     assert drawn[5, 15].tolist() == [128, 128, 128]
+    assert (
+        drawn
+        == overlay(
+            grey(10, 30), plain, OverlayStyle(opacity=1), scale_of(patch_map, OverlayStyle())
+        )
+    ).all()
+    words = texts(figure(grey(10, 30), patch_map))
+    assert "−20.0 %" in words and "+20.0 %" in words and "the same on both sides of 0" in words
 
 
 @pytest.mark.parametrize("scale", ["percentile", "linear", "log", "rank"])
