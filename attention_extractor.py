@@ -21,7 +21,7 @@ from sinkscope.capture.answer import answer, score_answer
 from sinkscope.capture.forecast import DoesNotFitError, Forecast, check_memory, forecast
 from sinkscope.capture.prefix import Prefix, forward_prefix
 from sinkscope.capture.prompt import NoReferenceError, PromptTrace, read_prompt, reference_row
-from sinkscope.capture.run import RunOutOfMemoryError, memory_errors_named
+from sinkscope.capture.run import RunOutOfMemoryError, captured, memory_errors_named
 from sinkscope.capture.stash import QueryStash, stash_run
 from sinkscope.capture.trace import GeneratedToken, GenerationTrace
 from sinkscope.config import GenerationSettings, VARSettings
@@ -78,9 +78,10 @@ def generate(
         RunOutOfMemoryError: the device is full.
     """
     settings = settings or GenerationSettings()
-    check_memory(handle, inputs, settings)
+    captured(handle, settings)  # a mistake need not wait for another's run to end
     told = None if on_token is None else lambda row, index, token: on_token(index, token)
     with handle.lock:
+        check_memory(handle, inputs, settings)  # here: the run before has given back what it took
         with memory_errors_named(inputs, settings):
             prefix = None
             if settings.reference and inputs.layout.grids:  # both prompts continue from the image
@@ -266,11 +267,12 @@ def compare(
     settings = settings or GenerationSettings()
     info = handle.info
     validate_var(var, info.hidden_size, info.layers, inputs.layout.vision_tokens)
-    check_memory(handle, inputs, settings, rows=2)
+    captured(handle, settings)
     told = (
         None if on_token is None else lambda row, index, token: on_token(NAMES[row], index, token)
     )
     with handle.lock:
+        check_memory(handle, inputs, settings, rows=2)
         with memory_errors_named(inputs, settings):
             if prefix is None or not prefix.fits(handle, inputs, var.dims):
                 prefix = forward_prefix(handle, inputs, var.dims)

@@ -64,6 +64,24 @@ def _number(setting: str, value: object, low: float, high: float = math.inf) -> 
         raise _refuse(setting, value, allowed)
 
 
+def plain_numbers(settings: Any) -> None:
+    """Make the numbers of a settings dataclass Python's own, of the type that each field says.
+
+    A slider gives 1 where 1.0 is meant, an array its scalars; transformers, JSON and safetensors
+    take neither for the other. What is no number stays as it is, for the checks to refuse.
+    """
+    for one in dataclasses.fields(settings):
+        value = getattr(settings, one.name)
+        kinds = str(one.type).replace(" ", "").split("|")
+        if hasattr(value, "dtype") and getattr(value, "shape", None) == ():
+            value = value.item()  # a scalar of NumPy or torch
+        if "float" in kinds and isinstance(value, int) and not isinstance(value, bool):
+            value = float(value) if abs(value) < 2**1000 else math.inf
+        elif "float" in kinds and isinstance(value, float):
+            value = float(value)  # of a subclass
+        object.__setattr__(settings, one.name, value)
+
+
 def _one_of(setting: str, value: object, allowed: tuple[str, ...]) -> None:
     if not isinstance(value, str) or value not in allowed:
         raise _refuse(setting, value, ", ".join(allowed))
@@ -141,6 +159,7 @@ class ModelSettings:
     profile: str | None = None
 
     def __post_init__(self) -> None:
+        plain_numbers(self)
         if not isinstance(self.model, str) or not self.model.strip():
             raise _refuse(
                 "model",
@@ -151,6 +170,8 @@ class ModelSettings:
         if name not in get_args(Device) or (colon and not (name == "cuda" and index.isdecimal())):
             raise _refuse("device", self.device, "auto, cpu, cuda, cuda:N, mps")
         _one_of("dtype", self.dtype, get_args(DType))
+        if not isinstance(self.local_files_only, bool):
+            raise _refuse("local_files_only", self.local_files_only, "true or false")
         for setting in ("min_pixels", "max_pixels"):
             if getattr(self, setting) is not None:
                 _integer(setting, getattr(self, setting), 1, MOST_PIXELS)
@@ -200,6 +221,7 @@ class GenerationSettings:
     reference: bool = False
 
     def __post_init__(self) -> None:
+        plain_numbers(self)
         _integer("max_new_tokens", self.max_new_tokens, 1, 8192)
         _number("temperature", self.temperature, 0.0, 10.0)
         _number("top_p", self.top_p, 0.0, 1.0)
@@ -253,6 +275,7 @@ class VARSettings:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        plain_numbers(self)
         object.__setattr__(self, "dims", _indices("dims", self.dims, required=True))
         object.__setattr__(self, "layers", _indices("layers", self.layers))
         _number("tau", self.tau, 0.0)
@@ -278,6 +301,7 @@ class ImageLimits:
     max_aspect: float = 199.0
 
     def __post_init__(self) -> None:
+        plain_numbers(self)
         _number("max_megapixels", self.max_megapixels, 0.001, 1000.0)
         _integer("max_bytes", self.max_bytes, 1)
         _number("max_aspect", self.max_aspect, 1.0)
@@ -313,6 +337,7 @@ class AppSettings:
         return run_folder("cache") if self.cache_dir is None else Path(self.cache_dir)
 
     def __post_init__(self) -> None:
+        plain_numbers(self)
         _integer("port", self.port, 0, 65535)
         _integer("store_megabytes", self.store_megabytes, 1)
         _integer("queue_size", self.queue_size, 1)

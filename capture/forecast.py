@@ -1,20 +1,16 @@
 """What a run will take, said before it starts.
 
-Memory follows from sizes alone, time from a look at how fast this device multiplies this model's
-own matrices.
+Memory follows from sizes alone; time is `capture.pace`'s matter.
 """
 
 from __future__ import annotations
 
-import math
-import time
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from torch import nn
 
+from sinkscope.capture.pace import Pace, Work, expected_seconds
 from sinkscope.capture.recorder import STAGED_BYTES
 from sinkscope.capture.run import captured
 from sinkscope.config import GenerationSettings
@@ -23,10 +19,6 @@ from sinkscope.models.loading import ModelHandle
 
 STAGED_COPIES = 4  # staged rows, their concatenation, its logarithm, and what is being copied
 CONTAINER = Path("/sys/fs/cgroup")
-PROBE_ROWS = 256  # rows of the matrix product that the prefill's speed is read from
-PROBE_LAYERS = 4  # one row is multiplied with so many layers, as decoding never finds one in cache
-LAYER_SECONDS = 1e-3  # a layer and token take no less, however small: its some forty operations
-MULTIPLIED = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 
 
 class DoesNotFitError(ValueError):
@@ -42,8 +34,9 @@ class Forecast:
         payload_bytes: the trace's tensors, in the host's memory.
         working_bytes: attention rows in work, on the device, beside what plain generation takes.
         cache_bytes: keys and values, on the device; plain generation takes them too.
-        seconds: of the whole run; within about a third where nothing else is running.
+        seconds: of the whole run, with both answers of a comparison.
         host_available, device_available: free bytes now; None where this system does not say.
+        measured: whether `seconds` goes by finished runs; else it is an estimate.
     """
 
     prompt_tokens: int
@@ -55,6 +48,7 @@ class Forecast:
     seconds: float
     host_available: int | None
     device_available: int | None
+    measured: bool = False
 
     def extra_bytes(self, device: str) -> int:
         """What capture adds on the device to plain generation's peak."""
@@ -63,17 +57,31 @@ class Forecast:
 
 
 def forecast(
-    handle: ModelHandle, inputs: PromptInputs, settings: GenerationSettings | None = None
+    handle: ModelHandle,
+    inputs: PromptInputs,
+    settings: GenerationSettings | None = None,
+    *,
+    answers: int = 1,
+    same_text: bool = False,
+    pace: Pace | None = None,
 ) -> Forecast:
-    """What `attention_extractor.generate` will take with these arguments.
+    """What `attention_extractor.generate` or `compare` will take with these arguments.
 
-    Costs a few matrix products; needs no lock, but a run at the same time makes `seconds` larger.
+    Costs a few matrix products and needs no lock. An estimate is larger while something else runs.
+
+    Args:
+        handle, inputs, settings: the run.
+        answers: 2 for a comparison. The sizes in bytes are those of one.
+        same_text: of a comparison.
+        pace: the model's finished runs, which say more than an estimate.
 
     Raises:
         ValueError: a layer or head that this model does not have.
     """
     settings = settings or GenerationSettings()
     device = handle.device
+    work = Work(inputs.layout, settings.max_new_tokens, answers, same_text)
+    seconds, measured = expected_seconds(handle, work, pace)
     return Forecast(
         prompt_tokens=inputs.layout.length,
         vision_tokens=inputs.layout.vision_tokens,
@@ -81,9 +89,10 @@ def forecast(
         payload_bytes=payload_bytes(handle, inputs, settings),
         working_bytes=_working_bytes(handle, inputs, settings),
         cache_bytes=_cache_bytes(handle, inputs, settings),
-        seconds=_seconds(handle, inputs, settings),
+        seconds=seconds,
         host_available=available_memory(torch.device("cpu")),
         device_available=available_memory(device),
+        measured=measured,
     )
 
 
@@ -251,63 +260,6 @@ def _head_size(handle: ModelHandle) -> int:
     sizes = (getattr(one, "head_dim", None) for one in said)
     found = next((size for size in sizes if isinstance(size, int) and size > 0), None)
     return found or stack.hidden_size // stack.heads
-
-
-def _seconds(handle: ModelHandle, inputs: PromptInputs, settings: GenerationSettings) -> float:
-    """Multiplications of the run, times what one takes."""
-    stack, layout = handle.stack, inputs.layout
-    in_text = sum(_count(layer) for layer in stack.layers)
-    in_head = _count(stack.output_head)
-    in_all = _count(handle.model)
-    embeddings = handle.model.get_input_embeddings().weight
-    in_vision = max(0, in_all - in_text - embeddings.numel())
-    if all(p is not embeddings for p in stack.output_head.parameters()):
-        in_vision = max(0, in_vision - in_head)
-    patches = sum(grid.t * grid.h * grid.w for grid in layout.grids)
-    square = len(stack.layers) * stack.hidden_size * layout.length**2
-    many = _seconds_per_product(stack.layers[:1], min(PROBE_ROWS, layout.length))
-    one = _seconds_per_product(stack.layers[:PROBE_LAYERS], 1)
-    prefill = many * (in_text * layout.length + in_vision * patches + square)
-    step = max(one * (in_text + in_head), LAYER_SECONDS * len(stack.layers))
-    return prefill + step * settings.max_new_tokens
-
-
-def _seconds_per_product(layers: Sequence[nn.Module], rows: int) -> float:
-    """Seconds a multiplication takes in a layer's largest matrix, for so many rows at once."""
-    matrices = [_largest_matrix(layer) for layer in layers]
-    inputs = [torch.zeros(rows, m.shape[1], dtype=m.dtype, device=m.device) for m in matrices]
-    best = float("inf")
-    with torch.no_grad():
-        for _ in range(3):
-            began = time.perf_counter()
-            for matrix, rows_in in zip(matrices, inputs, strict=True):
-                nn.functional.linear(rows_in, matrix)
-            if matrices[0].device.type == "cuda":
-                torch.cuda.synchronize(matrices[0].device)
-            best = min(best, time.perf_counter() - began)
-    return best / (rows * sum(m.numel() for m in matrices))
-
-
-def _largest_matrix(layer: nn.Module) -> torch.Tensor:
-    """The weight of a layer's largest `nn.Linear`.
-
-    A quantised layer has none that can be multiplied with as it is; what stands in for it there is
-    a matrix of zeros with as many elements as the layer's largest parameter or buffer.
-    """
-    linear = [m.weight for m in layer.modules() if isinstance(m, nn.Linear)]
-    plain = [w for w in linear if w.dtype in MULTIPLIED]
-    if plain:
-        return max(plain, key=torch.Tensor.numel)
-    held = [*layer.parameters(), *layer.buffers()]
-    largest = max(held, key=torch.Tensor.numel, default=torch.zeros(1, 1))
-    dtype = torch.float16 if largest.device.type == "cuda" else torch.float32
-    side = max(1, math.isqrt(largest.numel()))
-    return torch.zeros(side, side, dtype=dtype, device=largest.device)
-
-
-def _count(module: nn.Module) -> int:
-    """Elements of parameters and buffers: quantised weights are buffers."""
-    return sum(t.numel() for t in (*module.parameters(), *module.buffers()))
 
 
 def _size(count: int) -> str:

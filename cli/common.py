@@ -197,10 +197,10 @@ def say_forecast(
     """
     from sinkscope.attention_extractor import forecast
 
-    expected = forecast(handle, inputs, settings)
+    expected = forecast(handle, inputs, settings, answers=answers)
     typer.echo(
-        f"Forecast, for {settings.max_new_tokens} new tokens: about {expected.seconds:.2g} s"
-        f"{' an answer' if answers > 1 else ''}, {answers * expected.payload_bytes / 1e6:.3g} MB "
+        f"Forecast, for {settings.max_new_tokens} new tokens: about {expected.seconds:.2g} s, "
+        f"{answers * expected.payload_bytes / 1e6:.3g} MB "
         f"of attention ({expected.vision_tokens} vision tokens)",
         err=True,
     )

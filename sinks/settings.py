@@ -13,7 +13,7 @@ import math
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
-from sinkscope.config import _indices, _integer, _number, _one_of, _refuse
+from sinkscope.config import _indices, _integer, _number, _one_of, _refuse, plain_numbers
 from sinkscope.utils import sha256
 
 TokensBy = Literal["received", "after_image", "last_row", "norm"]
@@ -76,6 +76,7 @@ class FindSettings:
     batch_size: int = 1
 
     def __post_init__(self) -> None:
+        plain_numbers(self)
         _one_of("tokens_by", self.tokens_by, get_args(TokensBy))
         _number("top_percent", self.top_percent, 0.0, 50.0)
         if self.top_percent == 0:

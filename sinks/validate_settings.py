@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import Literal, get_args
 
-from sinkscope.config import _indices, _integer, _number, _one_of, _refuse
+from sinkscope.config import _indices, _integer, _number, _one_of, _refuse, plain_numbers
 from sinkscope.models.profiles import SinkProfile
 from sinkscope.sinks.settings import FindSettings, TokensBy
 
@@ -74,6 +74,7 @@ class ValidateSettings:
     batch_tokens: int = 4096
 
     def __post_init__(self) -> None:
+        plain_numbers(self)
         self.chooser()
         object.__setattr__(self, "layers", _indices("layers", self.layers))
         _one_of("hide_in", self.hide_in, get_args(HideIn))

@@ -3,10 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
+import torch
 
+import sinkscope.sinks.settings
+import sinkscope.sinks.validate_settings
+from sinkscope import config
 from sinkscope.config import (
     AppSettings,
     GenerationSettings,
@@ -17,6 +24,9 @@ from sinkscope.config import (
     from_mapping,
     read_settings,
 )
+from sinkscope.models.profiles import SinkProfile
+from sinkscope.sinks.settings import FindSettings
+from sinkscope.sinks.validate_settings import ValidateSettings
 
 NAN = float("nan")
 
@@ -165,3 +175,69 @@ def test_a_file_that_is_missing_or_no_text(tmp_path: Path) -> None:
 def test_a_missing_key_is_named() -> None:
     with pytest.raises(ValueError, match=r"\[var\].*dims"):
         from_mapping(VARSettings, {}, "[var]")
+
+
+CHECKED = (
+    ModelSettings, GenerationSettings, VARSettings, ImageLimits, AppSettings, FindSettings,
+    ValidateSettings,
+)  # fmt: skip
+FIELDS = [
+    (cls, one.name, str(one.type))
+    for cls in CHECKED
+    for one in dataclasses.fields(cls)
+    if {"int", "float", "bool"} & set(str(one.type).split(" | "))
+]
+
+
+def made(cls: type[Any], **values: Any) -> Any:
+    return cls(**({"dims": (1,)} if cls is VARSettings else {}), **values)
+
+
+def test_every_settings_class_is_in_the_list() -> None:
+    there = {
+        thing
+        for module in (config, sinkscope.sinks.settings, sinkscope.sinks.validate_settings)
+        for thing in vars(module).values()
+        if dataclasses.is_dataclass(thing) and isinstance(thing, type)
+    }
+    assert there - {Settings, SinkProfile} == set(CHECKED)
+    assert len(FIELDS) > 50
+
+
+@pytest.mark.parametrize(("cls", "name", "kind"), FIELDS)
+def test_numbers_become_those_that_the_field_says(cls: type[Any], name: str, kind: str) -> None:
+    """Whole numbers where a float is meant, scalars of NumPy and torch, a float of a subclass."""
+    wanted = {"float": float, "int": int, "bool": bool}[kind.split(" | ")[0]]
+    usual = getattr(made(cls), name)
+    usual = 100_000 if usual is None else usual
+    given: list[Any] = [usual, np.asarray(usual)[()], np.asarray(usual), torch.tensor(usual)]
+    if wanted is float:
+        given += [np.float32(usual), np.float16(usual)]
+        whole = [n for n in (0, 1, 2, 3, 10, 100) if fits(cls, name, n)]
+        assert whole or name == "confidence"  # none lies in its range
+        given += [one for n in whole for one in (n, np.int64(n), torch.tensor(n))]
+    for value in given:
+        settings = made(cls, **{name: value})
+        assert type(getattr(settings, name)) is wanted
+        assert getattr(settings, name) == pytest.approx(float(value), rel=1e-3)
+        json.dumps(dataclasses.asdict(settings), allow_nan=False)
+
+
+def fits(cls: type[Any], name: str, value: int) -> bool:
+    try:
+        made(cls, **{name: value})
+    except ValueError:
+        return False
+    return True
+
+
+@pytest.mark.parametrize(("cls", "name", "kind"), FIELDS)
+def test_what_is_no_number_is_refused_in_words(cls: type[Any], name: str, kind: str) -> None:
+    wrong: list[Any] = ["1", b"1", [1.0], np.array([1.0]), object()]
+    if not kind.startswith("bool"):
+        wrong += [True, np.True_, -(10**400), NAN, np.float32("inf"), 1 + 0j]
+    if kind.startswith("float"):
+        wrong += [10**400]
+    for value in wrong:
+        with pytest.raises(ValueError, match=name):
+            made(cls, **{name: value})

@@ -64,9 +64,10 @@ def build_explore(
             picker = build_picker(settings.model)
         with gr.Column(elem_id="see", min_width=320):
             inspector = _inspector(handlers, first)
-    _connect_runs(form, inspector, status, handlers, settings)
+    run = _connect_runs(form, inspector, status, handlers, settings)
     _connect_shelf(form, offered)
     ahead = _connect_forecast(form, forecaster)
+    run.then(*ahead, **QUIET)  # which knows more after a run
     offers = [model for _, model in MODELS]
     told = [status, form.compare, form.note, form.tau, picker.ahead]
     free: dict[str, Any] = {
@@ -150,7 +151,7 @@ def _inspector(handlers: Handlers, first: Run | None) -> gr.HTML:
 
 def _connect_runs(
     form: Form, inspector: gr.HTML, status: gr.HTML, handlers: Handlers, settings: Settings
-) -> None:
+) -> Any:
     run = gr.on(
         [form.go.click, form.prompt.submit],
         generating(handlers),
@@ -177,6 +178,7 @@ def _connect_runs(
         concurrency_id="export",
         concurrency_limit=2,
     )
+    return run
 
 
 def _connect_shelf(form: Form, offered: list[Example]) -> None:

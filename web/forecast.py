@@ -13,6 +13,7 @@ from typing import Any
 
 from sinkscope.attention_extractor import Forecast, forecast
 from sinkscope.capture.forecast import available_memory, check_memory
+from sinkscope.capture.pace import Pace
 from sinkscope.config import GenerationSettings, ModelSettings, Settings
 from sinkscope.models.family import PromptInputs
 from sinkscope.models.footprint import Footprint, NotOnDiskError, footprint, where_and_how
@@ -34,29 +35,45 @@ def notice(text: str = "", kind: str = "quiet", fraction: float | None = None) -
 
 
 def estimate_run(
-    handle: ModelHandle, inputs: PromptInputs, settings: GenerationSettings, answers: int
+    handle: ModelHandle,
+    inputs: PromptInputs,
+    settings: GenerationSettings,
+    *,
+    answers: int,
+    same_text: bool,
+    pace: Pace,
 ) -> Forecast:
-    """The forecast of `answers` side by side; its figures are those of one.
+    """The forecast of `answers` side by side; its bytes are those of one.
 
     Raises:
         ValueError: they cannot fit; the text names what helps.
     """
-    check_memory(handle, inputs, settings, answers)
-    return forecast(handle, inputs, settings)
+    if not handle.lock.locked():  # else a run has memory that it gives back before this one starts
+        check_memory(handle, inputs, settings, answers)
+    return forecast(handle, inputs, settings, answers=answers, same_text=same_text, pace=pace)
 
 
 class Forecaster:
-    """Says what a run will take. Remembers the layout of the prompts it was asked about last."""
+    """Says what a run will take. Remembers the layout of the prompts it was asked about last.
+
+    Args:
+        settings: of this start.
+        slot: the model.
+        estimate: `estimate_run`; tests put their own here.
+        pace: what finished runs took.
+    """
 
     def __init__(
         self,
         settings: Settings,
         slot: ModelSlot,
         estimate: Callable[..., Forecast] = estimate_run,
+        pace: Pace | None = None,
     ) -> None:
         self._settings = settings
         self._slot = slot
         self._estimate = estimate
+        self._pace = pace or Pace()
         self._layouts: OrderedDict[tuple[str, str], PromptInputs] = OrderedDict()
         self._lock = threading.Lock()
         self._places = threading.BoundedSemaphore(AT_ONCE)
@@ -73,7 +90,15 @@ class Forecaster:
             settings = request.settings(self._settings)
             inputs = self._inputs(handle, request.image, request.prompt)
             answers = 2 if request.compare else 1
-            return notice(run_words(self._estimate(handle, inputs, settings, answers), answers))
+            found = self._estimate(
+                handle,
+                inputs,
+                settings,
+                answers=answers,
+                same_text=bool(request.compare and request.same_text),
+                pace=self._pace,
+            )
+            return notice(run_words(found, answers))
         except ValueError as error:
             return notice(str(error), "warn")
         finally:
@@ -100,11 +125,12 @@ class Forecaster:
 
 
 def run_words(found: Forecast, answers: int) -> str:
-    """`49 vision tokens · up to 1.2 MB of attention · about 0.3 s`."""
+    """`49 vision tokens · up to 1.2 MB of attention · up to about 0.3 s (by earlier runs)`."""
     tokens = f"{found.vision_tokens} vision token{'' if found.vision_tokens == 1 else 's'}"
-    each = " an answer" if answers > 1 else ""
     size = size_words(answers * found.payload_bytes)
-    return f"{tokens} · up to {size} of attention · about {seconds_words(found.seconds)}{each}"
+    how = "by earlier runs" if found.measured else "estimate"
+    seconds = seconds_words(found.seconds)
+    return f"{tokens} · up to {size} of attention · up to about {seconds} ({how})"
 
 
 def of_load(settings: ModelSettings, parameters: Mapping[str, int]) -> Notice:

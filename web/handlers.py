@@ -22,6 +22,7 @@ import gradio as gr
 import numpy as np
 
 from sinkscope import attention_extractor
+from sinkscope.capture.pace import Pace, Work
 from sinkscope.capture.trace import GeneratedToken, GenerationTrace
 from sinkscope.config import Settings
 from sinkscope.methods.base import Part, Target, rows_of
@@ -62,8 +63,11 @@ class _Job:
     stop: threading.Event
     events: queue.Queue[tuple[str, Any]] = field(default_factory=queue.Queue)
     tokens: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
+    times: list[float] = field(default_factory=list)  # when each token of the first answer came
 
     def on_token(self, variant: str, index: int, token: GeneratedToken) -> None:
+        if variant == self.variants[0]:
+            self.times.append(time.monotonic())
         self.tokens[variant].append(token_delta(token))
         self.events.put(("token", variant))
 
@@ -72,12 +76,18 @@ class Handlers:
     """The page's actions, one object an app; `component` is the inspector, set by the page."""
 
     def __init__(
-        self, settings: Settings, slot: ModelSlot, store: RunStore, engine: Engine | None = None
+        self,
+        settings: Settings,
+        slot: ModelSlot,
+        store: RunStore,
+        engine: Engine | None = None,
+        pace: Pace | None = None,
     ) -> None:
         self.settings = settings
         self.slot = slot
         self.store = store
         self.engine = engine or Engine()
+        self.pace = pace or Pace()  # learns what runs take
         self.line = Line(settings.app.queue_size)
         self.component: gr.HTML | None = None
         self._last = LastPrompt()
@@ -162,6 +172,7 @@ class Handlers:
         same: bool,
         prefix: Any,
     ) -> None:
+        begun = time.monotonic()
         try:
             if var is None:
                 trace = self.engine.generate(
@@ -185,6 +196,9 @@ class Handlers:
                 )
                 self._last.keep(inputs, pair.prefix)
                 traces = {"baseline": pair.baseline, "var": pair.var}
+            if prefix is None:  # else the image was passed through the model by an earlier run
+                work = Work(inputs.layout, len(job.times), len(traces), bool(var and same))
+                self.pace.note(handle, work, time.monotonic() - begun, job.times)
             job.events.put(("done", Run(traces, same_text=bool(var and same), id=job.run_id)))
         except BaseException as error:  # handed to the generator, which raises it
             if isinstance(error, attention_extractor.RunOutOfMemoryError):

@@ -64,7 +64,7 @@ def build_app(
         slot.use(handle)
     store = RunStore(settings.app.cache / "runs", settings.app.store_megabytes * 1_000_000)
     handlers = Handlers(settings, slot, store, engine)
-    forecaster = Forecaster(settings, slot, estimate)
+    forecaster = Forecaster(settings, slot, estimate, handlers.pace)
     first = example or load_example()
     if first is not None:
         store.put(first, keep_on_disk=False)

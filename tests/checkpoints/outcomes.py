@@ -50,7 +50,7 @@ def attempt(case: Case, published: Path, model: Path, room: Path) -> Outcome:
     shutil.copytree(published, folder)
     folder = case.change(folder, model) or folder
     try:
-        with patch("models.quantised._installed", lambda module: False):
+        with patch("sinkscope.models.quantised._installed", lambda module: False):
             handle = load_model(str(folder), device="cpu", **case.settings)
     except ModelError as error:
         words = " ".join(str(error).replace(str(folder), "X").split())

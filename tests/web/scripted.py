@@ -99,14 +99,16 @@ class ScriptedEngine:
         return SimpleNamespace(**pair, prefix=None)
 
     @staticmethod
-    def estimate(handle: Any, inputs: Any, settings: Any, answers: int) -> Forecast:
+    def estimate(
+        handle: Any, inputs: Any, settings: Any, *, answers: int, same_text: bool, pace: Any
+    ) -> Forecast:
         """A thousand bytes and a tenth of a second a token; "heavy" does not fit."""
         if inputs.prompt == "heavy":
             raise ValueError("The run needs 9 GB where 1 GB is free. What helps: fewer new tokens.")
         count = settings.max_new_tokens
         layout = inputs.layout
         sizes = (layout.length, layout.vision_tokens, count, 1000 * count, 0, 0)
-        return Forecast(*sizes, count / 10, None, None)
+        return Forecast(*sizes, answers * count / 10, None, None)
 
     def _run(self, inputs: Any, told: Any, stop: threading.Event) -> GenerationTrace:
         if inputs.prompt == "full":

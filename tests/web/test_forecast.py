@@ -7,11 +7,13 @@ import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from PIL import Image
 
+from sinkscope.capture.pace import Pace
 from sinkscope.config import AppSettings, ModelSettings, Settings
 from sinkscope.models.footprint import Footprint
 from sinkscope.web import forecast
@@ -42,10 +44,14 @@ def make(**options: Any) -> tuple[Forecaster, ModelSlot]:
 def test_a_run(photo_path: str) -> None:
     made, _ = make()
     said = made.of_run(Request(photo_path, "Hello", max_new_tokens=20))
-    assert said["text"] == "6 vision tokens · up to 20 kB of attention · about 2.0 s"
+    assert (
+        said["text"] == "6 vision tokens · up to 20 kB of attention · up to about 2.0 s (estimate)"
+    )
     assert said["kind"] == "quiet"
     said = made.of_run(Request(photo_path, "Hello", compare=True, max_new_tokens=20))
-    assert said["text"] == "6 vision tokens · up to 40 kB of attention · about 2.0 s an answer"
+    assert (
+        said["text"] == "6 vision tokens · up to 40 kB of attention · up to about 4.0 s (estimate)"
+    )
 
 
 def test_nothing_to_say_without_image_prompt_or_model(photo_path: str) -> None:
@@ -80,12 +86,43 @@ def test_an_image_is_read_once_a_model(photo_path: str) -> None:
     assert made.of_run(Request(photo_path, "Hello"))["kind"] == "warn"
 
 
+def test_finished_runs_say_more_than_an_estimate(photo_path: str) -> None:
+    seen = []
+
+    def estimate(*arguments: Any, **options: Any) -> Any:
+        seen.append(options)
+        plain = ScriptedEngine.estimate(*arguments, **options)
+        return dataclasses.replace(plain, measured=True)
+
+    slot, pace = ModelSlot(), Pace()
+    slot.use(fake_handle())
+    made = Forecaster(Settings(), slot, estimate, pace)
+    said = made.of_run(Request(photo_path, "Hello", compare=True, same_text=True))
+    assert said["text"].endswith(" · up to about 13 s (by earlier runs)")
+    made.of_run(Request(photo_path, "Hello", same_text=True))
+    assert [tuple(one.values()) for one in seen] == [(2, True, pace), (1, False, pace)]
+
+
+def test_memory_is_not_looked_at_while_a_run_has_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: Any) -> None:
+        raise ValueError("It does not fit.")
+
+    monkeypatch.setattr(forecast, "check_memory", full)
+    monkeypatch.setattr(forecast, "forecast", lambda *a, **k: "made")
+    handle: Any = SimpleNamespace(lock=threading.Lock())
+    options: Any = {"answers": 1, "same_text": False, "pace": Pace()}
+    with handle.lock:
+        assert forecast.estimate_run(handle, None, None, **options) == "made"  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="does not fit"):
+        forecast.estimate_run(handle, None, None, **options)  # type: ignore[arg-type]
+
+
 def test_a_burst_of_forecasts_takes_turns(
     photo_path: str,
 ) -> None:
     inside, most, lock = 0, 0, threading.Lock()
 
-    def estimate(*_: Any) -> Any:
+    def estimate(*_: Any, **__: Any) -> Any:
         nonlocal inside, most
         with lock:
             inside += 1

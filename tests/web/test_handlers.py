@@ -20,6 +20,7 @@ from PIL import Image
 import sinkscope.web.store
 from sinkscope.attention_extractor import RunOutOfMemoryError
 from sinkscope.attention_processor import patch_map
+from sinkscope.capture.pace import Work
 from sinkscope.config import AppSettings, GenerationSettings, ModelSettings, Settings
 from sinkscope.web.handlers import Engine, Handlers
 from sinkscope.web.inspector import drawn
@@ -64,6 +65,42 @@ def test_deltas_join_to_the_answer_and_none_is_sent_twice(handlers: Handlers, pi
             assert value["from"].get(variant, 0) == len(texts)
             texts += [token["t"] for token in value["new"].get(variant, [])]
         assert tuple(texts) == WORDS
+
+
+def test_what_a_run_took_is_learned(
+    handlers: Handlers, picture: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    noted: list[tuple[Any, float, int]] = []
+
+    def note(handle: Any, work: Work, seconds: float, token_times: list[float]) -> None:
+        assert handle is handlers.slot.handle and token_times == sorted(token_times)
+        assert 0 < token_times[-1] - token_times[0] < seconds
+        noted.append(((work.answers, work.same_text), work.new_tokens, len(token_times)))
+
+    monkeypatch.setattr(handlers.pace, "note", note)
+    list(handlers.generate(Request(picture, "Hello"), "s"))
+    list(handlers.generate(Request(picture, "Hello", compare=True), "s"))
+    list(handlers.generate(Request(picture, "Hello", compare=True, same_text=True), "s"))
+    count = len(WORDS)
+    assert noted == [
+        ((1, False), count, count),
+        ((2, False), count, count),
+        ((2, True), count, count),
+    ]
+
+
+def test_a_run_that_goes_on_from_an_earlier_ones_image_says_nothing(
+    handlers: Handlers, picture: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def note(*_: Any) -> None:
+        raise AssertionError("noted")
+
+    monkeypatch.setattr(handlers.pace, "note", note)
+    prepare = handlers._last.prepare
+    monkeypatch.setattr(
+        handlers._last, "prepare", lambda *asked: (prepare(*asked)[0], "an earlier prefix")
+    )
+    list(handlers.generate(Request(picture, "Hello", compare=True), "s"))
 
 
 def test_a_full_disk_loses_no_answer(
