@@ -78,6 +78,7 @@ def test_controls_that_have_no_effect_cannot_be_moved() -> None:
         assert form.decoding.value == chosen
 
 
+@pytest.mark.usefixtures("uploads")
 def test_the_page_does_not_read_what_it_shows_as_unused(tmp_path: Path) -> None:
     seen: list[GenerationSettings] = []
     scripted = ScriptedEngine()
