@@ -28,7 +28,9 @@ class ImageError(ValueError):
 
 
 def open_image(
-    source: Path | str | bytes | BinaryIO, limits: ImageLimits | None = None
+    source: Path | str | bytes | BinaryIO,
+    limits: ImageLimits | None = None,
+    name: str | None = None,
 ) -> Image.Image:
     """Open an image file as the model and the page see it.
 
@@ -38,6 +40,7 @@ def open_image(
     Args:
         source: a path, the bytes of a file, or an open binary file (read from where it stands).
         limits: what is allowed; by default `ImageLimits()`.
+        name: what errors call the image; by default the path's last part, where there is one.
 
     Returns:
         A decoded RGB image that holds no file open and no metadata.
@@ -46,7 +49,7 @@ def open_image(
         ImageError: the source is missing, empty, damaged, of no allowed format, or beyond a limit.
     """
     limits = limits or ImageLimits()
-    name, data = _read(source, limits)
+    name, data = _read(source, limits, name)
     if not data:
         raise ImageError(f"{name} is empty.")
     try:
@@ -92,14 +95,16 @@ def as_rgb(image: Image.Image, limits: ImageLimits | None = None) -> Image.Image
     return _to_rgb("The image", ImageOps.exif_transpose(image))
 
 
-def _read(source: Path | str | bytes | BinaryIO, limits: ImageLimits) -> tuple[str, bytes]:
+def _read(
+    source: Path | str | bytes | BinaryIO, limits: ImageLimits, given: str | None
+) -> tuple[str, bytes]:
     """What to call the source in a sentence, and its bytes: never more of them than are allowed."""
-    name = "The image"
+    name = "The image" if given is None else f"The image {_printable(given)}"
     if isinstance(source, bytes):
         data = source
     elif isinstance(source, str | Path):
         path = Path(source)
-        name = f"The image {_printable(path.name)}"
+        name = f"The image {_printable(given or path.name)}"
         try:
             # Asked before opening: opening a pipe would wait for ever.
             regular = stat.S_ISREG(path.stat().st_mode)

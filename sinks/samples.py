@@ -119,7 +119,8 @@ class SampleSet:
         if self.skipped:
             first = "; ".join(reason for _, reason in self.skipped[:3])
             more = f"; and {len(self.skipped) - 3} more" if len(self.skipped) > 3 else ""
-            notes.append(f"{len(self.skipped)} samples were skipped: {first}{more}")
+            what = "1 sample was" if len(self.skipped) == 1 else f"{len(self.skipped)} samples were"
+            notes.append(f"{what} skipped: {first}{more}")
         return (*notes, *self.remarks)
 
 

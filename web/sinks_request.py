@@ -202,7 +202,7 @@ def _opened(
         if len(usable) == most:
             break
         try:
-            digest = image_digest(open_upload(str(path), limits))
+            digest = image_digest(open_upload(str(path), limits, name))
         except ImageError as error:
             skipped.append((name, str(error)))
             continue

@@ -74,8 +74,13 @@ def check_upload(item: object) -> None:
     upload_path(item.get("path"))
 
 
-def open_upload(given: object, limits: ImageLimits) -> Image.Image:
+def open_upload(given: object, limits: ImageLimits, name: str | None = None) -> Image.Image:
     """Open an uploaded image (`models.images.open_image`).
+
+    Args:
+        given: what was sent as its path: anything.
+        limits: of images.
+        name: what errors call it, such as its name at home.
 
     Raises:
         UploadError: it is no upload, or is gone.
@@ -86,7 +91,7 @@ def open_upload(given: object, limits: ImageLimits) -> Image.Image:
         if not path.is_file():  # opening a pipe would wait for ever
             raise UploadError
         with path.open("rb") as file:
-            return open_image(file, limits)
+            return open_image(file, limits, name)
     except OSError as error:
         raise UploadError from error
 
