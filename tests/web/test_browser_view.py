@@ -450,3 +450,10 @@ def test_a_large_run_fetches_single_heads_once(site: Site, open_page: Any) -> No
         )
     # one for the token's heads (which serve every choice of layers and heads), one for the range
     assert len(asked) == 2
+
+
+def test_a_link_that_says_nonsense_opens_the_page(site: Site, open_page: Any) -> None:
+    for nonsense in ("scale=constructor", "scale=__proto__&method=toString", "four=x&l=9-1&t=-3"):
+        page = open_page(site.url, path=f"#{nonsense}")
+        ready(page)
+        assert page.input_value("[data-testid=scale]") == "percentile"

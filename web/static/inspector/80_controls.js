@@ -219,7 +219,7 @@ function readAddress() {
   if (["max", "min"].includes(part.get("combine"))) made.combine = part.get("combine");
   // In older links some scales were methods, and the clip had another name.
   const old = { clip: ["percentile"], nosink: ["linear", "without_sinks"], relative: ["percentile", "relative"] };
-  const [scale, method] = old[part.get("scale")] || [part.get("scale")];
+  const said = part.get("scale"), [scale, method] = Object.hasOwn(old, said) ? old[said] : [said];
   if (["percentile", "linear", "log", "rank"].includes(scale)) made.scale = scale;
   if (/^\w{1,40}$/.test(part.get("method") || method || "")) made.method = part.get("method") || method;
   made.difference = part.get("difference") === "1";
