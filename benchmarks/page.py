@@ -159,7 +159,7 @@ class _Handle:
     """What the page asks of a model, without one."""
 
     profile = None
-    info = SimpleNamespace(id="made up", device="cpu", dtype="float32", layers=2, heads=2)
+    info = SimpleNamespace(id="made up", device="cpu", dtype="float32", layers=2, heads=2, note="")
 
     def prepare(self, images: Any, prompt: str, **_: Any) -> Any:
         from sinkscope.models.family import PromptInputs, PromptLayout
@@ -167,7 +167,7 @@ class _Handle:
         return PromptInputs({}, PromptLayout(1, (), ()), tuple(images), prompt, (), ())
 
 
-def _no_estimate(*_: Any) -> Any:
+def _no_estimate(*_: Any, **__: Any) -> Any:
     raise ValueError("not measured here")
 
 
