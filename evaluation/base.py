@@ -1,0 +1,137 @@
+"""What the parts of an evaluation share: questions, protocols, judgements, metrics.
+
+A task reads a data set into `Question`s. A `Protocol` says how they are put to a model and how an
+answer is judged; the same task has several (`fixed`, `lmms-eval`, ...). A judge gives a `Judgement`
+of one answer, a metric turns the judgements of a run into figures.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+from typing import Protocol as Interface
+
+from PIL import Image
+
+Picture = Callable[[], Image.Image]
+"""Opens one image; raises ValueError, with what is wrong, where it is missing or broken."""
+
+
+@dataclass(frozen=True)
+class Question:
+    """One question of a task, as its data has it: no prompt yet.
+
+    Attributes:
+        id: unique in the task, and the same in every run over the same data.
+        text: the question as the data words it.
+        pictures: its images, in the order of the data.
+        truth: the right answer, as the task's judges take it: a letter, a text, a tuple of
+            annotators' answers, a set of objects. Plain values alone: it goes into JSON.
+        options: (letter, text) of a multiple choice; empty where there is none.
+        category: BLINK's part, POPE's subset, MME's category; "" where there is none.
+        cluster: questions that share an image or a pair have the same one: they are resampled
+            together and stay in one shard. By default the question's own id.
+        fields: whatever else prompts, judges or metrics need; plain values.
+    """
+
+    id: str
+    text: str
+    pictures: tuple[Picture, ...]
+    truth: Any
+    options: tuple[tuple[str, str], ...] = ()
+    category: str = ""
+    cluster: str = ""
+    fields: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if not self.cluster:
+            object.__setattr__(self, "cluster", self.id)
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """What a judge says of one answer.
+
+    Attributes:
+        score: from 0 to 1; what a wrong or unparsable answer counts is the judge's to say.
+        extraction: what it took the answer to be (a letter, "yes", the normalised text); None where
+            nothing could be made of it.
+        details: what a metric needs beside the score; plain values.
+    """
+
+    score: float
+    extraction: str | None
+    details: Mapping[str, Any] = field(default_factory=dict)
+
+
+class Judge(Interface):
+    """Judges answers; holds no state of a run."""
+
+    @property
+    def name(self) -> str: ...
+
+    def judge(self, answer: str, question: Question) -> Judgement: ...
+
+
+@dataclass(frozen=True)
+class Judged:
+    """One answer with its question's place in the data and its judgement: what metrics take.
+
+    `truth`, `category`, `cluster` and `fields` are the question's.
+    """
+
+    id: str
+    truth: Any
+    category: str
+    cluster: str
+    judgement: Judgement
+    fields: Mapping[str, Any] = field(default_factory=dict)
+
+
+class Metric(Interface):
+    """Figures of a whole run from its judged answers.
+
+    `independent` says that the first figure is the mean of right-or-wrong items that do not depend
+    on each other: then Wilson intervals and McNemar's test hold. For all else the whole metric is
+    computed again on resampled clusters.
+    """
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def independent(self) -> bool: ...
+
+    def figures(self, judged: Sequence[Judged]) -> dict[str, float]:
+        """Name of a figure -> its value; the first is the one that methods are compared by."""
+        ...
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """How a task's questions are put to a model and judged.
+
+    Attributes:
+        name: `fixed`, `lmms-eval`, `vlmevalkit` or `var-paper`.
+        prompt: the text that follows (or surrounds) the images.
+        judge, metric: of its answers.
+        system: a system prompt; None leaves the model's own, "" leaves it out.
+        max_new_tokens: limit of an answer, in tokens.
+        min_pixels, max_pixels: bounds on a resized image's area; None leaves the processor's own.
+        decoding: `ours` (greedy) or `checkpoint` (as generation_config.json says).
+        images_first: whether images stand before the text; else they stand behind it.
+        note: what differs from the source that it follows, said in the report.
+    """
+
+    name: str
+    prompt: Callable[[Question], str]
+    judge: Judge
+    metric: Metric
+    system: str | None = None
+    max_new_tokens: int = 16
+    min_pixels: int | None = None
+    max_pixels: int | None = None
+    decoding: str = "ours"
+    images_first: bool = True
+    note: str = ""
