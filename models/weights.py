@@ -184,8 +184,8 @@ def inner_models(source: Path) -> list[str]:
     return sorted((path.parent.name for path in source.glob("*/config.json")), key=by_number)
 
 
-# What a folder without the weights that are read may hold instead, the most telling first: a pattern
-# of whole file names, and what to say of the first one.
+# What a folder without the weights that are read may hold instead, the most telling first: a
+# pattern of whole file names, and what to say of the first one.
 _INSTEAD: tuple[tuple[str, str], ...] = (
     (
         r".*-\d{5}-of-\d{5}\.safetensors",
