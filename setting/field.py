@@ -72,7 +72,7 @@ class Setting:
         return " ".join([*self._said(), *([f"None: {self.left_out}."] if none else [])])
 
     def _said(self) -> list[str]:
-        if self.low is not None and self.high is not None and self.high < 10**9:
+        if self.low is not None and self.high is not None and self.high <= 10**5:
             return [self.help, f"{range_words(self).capitalize()}{self.unit and ' ' + self.unit}."]
         return [self.help, f"In {self.unit}."] if self.unit else [self.help]
 

@@ -24,10 +24,10 @@ class ValidateSettings:
     """What `sinks.validate.validate` does.
 
     Precision and recall always count all layers, whatever `layers` says. With `hide_in`
-    "all_layers" a token flagged in any of `layers` is hidden in every layer of the model; with "own_layers" in
-    the layers alone in which it is flagged. With `from_queries` "later" it is hidden from every
-    later query; with "after_image" from those behind the last image alone, which is cheaper, but
-    what hidden tokens told their neighbours in the image stays.
+    "all_layers" a token flagged in any of `layers` is hidden in every layer of the model; with
+    "own_layers" in the layers alone in which it is flagged. With `from_queries` "later" it is
+    hidden from every later query; with "after_image" from those behind the last image alone, which
+    is cheaper, but what hidden tokens told their neighbours in the image stays.
     """
 
     tokens_by: TokensBy = setting(
