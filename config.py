@@ -112,6 +112,13 @@ class GenerationSettings:
     max_new_tokens: int = setting(
         64, "Length of an answer, at most.", low=1, high=8192, unit="tokens", usual=(1, 512)
     )
+    decoding: Decoding = setting(
+        "ours",
+        "How tokens are chosen. ours: by these settings alone; checkpoint: as the model's own "
+        "generation_config.json says.",
+        label="Decoding",
+        called=("as set here", "as the checkpoint says"),
+    )
     temperature: float = setting(
         0.0,
         "0 is greedy; above, tokens are sampled.",
@@ -141,12 +148,6 @@ class GenerationSettings:
         step=0.01,
     )
     seed: int = setting(0, "Of sampling and of VAR's random control.", low=0, high=HIGHEST_SEED)
-    decoding: Decoding = setting(
-        "ours",
-        "How tokens are chosen. ours: by these settings alone; checkpoint: as the model's own "
-        "generation_config.json says.",
-        called=("as set here", "as the checkpoint says"),
-    )
     layers: tuple[int, ...] | None = setting(
         None, "Layers to capture, such as 2-5 or 0,3,7.", left_out="all"
     )
@@ -232,7 +233,9 @@ class VARSettings:
         usual=(0, 1),
         step=0.01,
     )
-    dialect: Dialect = setting("official", "official: the published code; paper: the paper's text.")
+    dialect: Dialect = setting(
+        "official", "official: the published code; paper: the paper's text.", label="Dialect"
+    )
     layers: tuple[int, ...] | None = setting(
         None,
         "Layers in which VAR acts, such as 2-5 or 0,3,7.",
@@ -241,7 +244,9 @@ class VARSettings:
         left_out="2 to L-2, all but the first two and the last",
     )
     control: Control = setting(
-        "none", "random: as many random image tokens are treated as if they were the sinks."
+        "none",
+        "random: as many random image tokens are treated as if they were the sinks.",
+        label="Control",
     )
     seed: int = setting(
         0,

@@ -16,7 +16,15 @@ new setting is a new field and nothing else. docs/architecture.md, "A setting", 
 from __future__ import annotations
 
 from sinkscope.setting.checks import allowed_words, check, checked, refuse, shown
-from sinkscope.setting.field import REQUIRED, Setting, explained, offered, setting, settings_of
+from sinkscope.setting.field import (
+    REQUIRED,
+    Setting,
+    explained,
+    like,
+    offered,
+    setting,
+    settings_of,
+)
 from sinkscope.setting.reading import index_list, read, read_all, whole
 
 __all__ = [
@@ -27,6 +35,7 @@ __all__ = [
     "checked",
     "explained",
     "index_list",
+    "like",
     "offered",
     "read",
     "read_all",

@@ -118,7 +118,7 @@ def refuse(setting: str, value: object, allowed: str) -> ValueError:
 
 def shown(value: object) -> str:
     """A value that was refused, for a sentence: `repr`, but never a page long."""
-    if isinstance(value, int) and abs(value) >= 10**30:
+    if isinstance(value, int) and abs(value) >= 10**50:
         # Python writes no whole number of more than 4300 digits, and nobody reads one.
         sign = "negative " if value < 0 else ""
         digits = round(value.bit_length() * math.log10(2))

@@ -88,6 +88,20 @@ def setting(default: Any, help: str, **about: Any) -> Any:
     return dataclasses.field(default=default, metadata={KEY: Setting(help, **about)})
 
 
+def like(cls: type[Any], name: str, **changes: Any) -> Any:
+    """A field that is the setting `name` of another class, but for the changes.
+
+    Args:
+        cls: a settings class.
+        name: of its field.
+        changes: `default`, or attributes of `Setting`.
+    """
+    (one,) = (one for one in dataclasses.fields(cls) if one.name == name)
+    default = changes.pop("default", one.default)
+    about = dataclasses.replace(one.metadata[KEY], **changes)
+    return dataclasses.field(default=default, metadata={KEY: about})
+
+
 def settings_of(cls: type[Any]) -> tuple[Setting, ...]:
     """The settings of a settings class, in the order of its fields.
 

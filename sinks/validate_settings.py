@@ -6,9 +6,9 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
-from sinkscope.config import HIGHEST_SEED, MOST_PIXELS
+from sinkscope.config import HIGHEST_SEED
 from sinkscope.models.profiles import SinkProfile
-from sinkscope.setting import check, explained, setting
+from sinkscope.setting import check, explained, like, setting
 from sinkscope.sinks.settings import FindSettings, TokensBy
 
 Answers = Literal["given", "own"]
@@ -30,28 +30,10 @@ class ValidateSettings:
     is cheaper, but what hidden tokens told their neighbours in the image stays.
     """
 
-    tokens_by: TokensBy = setting(
-        "received",
-        "What makes a vision token stand out: attention received (exact), or less.",
-    )
-    top_percent: float = setting(
-        1.0,
-        "At most so many percent of an image's tokens count as high-attention ones.",
-        low=0.0,
-        above=True,
-        high=50.0,
-    )
-    min_ratio: float = setting(
-        3.0, "And only those with so many times the median of their image.", low=1.0
-    )
-    max_pixels: int | None = setting(
-        None,
-        "Largest area of the resized image.",
-        low=1,
-        high=MOST_PIXELS,
-        unit="pixels",
-        left_out="the model's own",
-    )
+    tokens_by: TokensBy = like(FindSettings, "tokens_by")
+    top_percent: float = like(FindSettings, "top_percent")
+    min_ratio: float = like(FindSettings, "min_ratio")
+    max_pixels: int | None = like(FindSettings, "max_pixels")
     layers: tuple[int, ...] | None = setting(
         None,
         "Layers whose flagged tokens are hidden.",

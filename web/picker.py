@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import gradio as gr
+from gradio.components import Component
 
 from sinkscope.config import ModelSettings
 from sinkscope.web.form import notice_line
@@ -28,12 +28,12 @@ class Picker:
     """What one press of Load reads.
 
     Attributes:
-        controls: in the order of the arguments of `load_model` (`web.model_events.loading`).
+        controls: by the names of ModelSettings, which `load_model` takes (`web.model_events`).
         ahead: what the load will take, and how far it is.
         opened: the fold around all of them.
     """
 
-    controls: tuple[Any, ...]
+    controls: dict[str, Component]
     ahead: gr.HTML
     load: gr.Button
     opened: gr.Accordion
@@ -88,4 +88,12 @@ def build_picker(start: ModelSettings) -> Picker:
             )
         ahead = notice_line("load-ahead")
         load = gr.Button("Load", elem_id="load")
-    return Picker((name, device, dtype, low, high, revision), ahead, load, opened)
+    controls = {
+        "model": name,
+        "device": device,
+        "dtype": dtype,
+        "min_pixels": low,
+        "max_pixels": high,
+        "revision": revision,
+    }
+    return Picker(controls, ahead, load, opened)
