@@ -220,6 +220,11 @@ def test_exports(
         ("/generate", {"prompt": ""}, "prompt is empty"),
         ("/generate", {"image": None}, "There is no image"),
         ("/generate", {"max_new_tokens": 1.5}, "max_new_tokens is 1.5; allowed: a whole number"),
+        ("/generate", {"top_k": 10**400}, "top_k is a whole number of about 400 digits; allowed"),
+        ("/compare", {"seed": 10**400}, "seed is a whole number of about 400 digits; allowed"),
+        ("/compare", {"tau": 10**400}, "tau is a whole number of about 400 digits; allowed"),
+        ("/compare", {"var_layers": "a"}, "var_layers is 'a'; allowed: indices such as"),
+        ("/map", {"image": 10**400}, "image is a whole number of about 400 digits; allowed"),
         ("/generate", {"decoding": "mine"}, "decoding is 'mine'; allowed: ours, checkpoint"),
         (
             "/generate",

@@ -152,12 +152,12 @@ def test_from_upload_to_profile(make: Make, upload: tuple[Picture, ...], tmp_pat
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"samples": 0}, "samples is 0; allowed: 1 to 200"),
+        ({"samples": 0}, "samples is 0; allowed: a whole number from 1 to 200"),
         ({"samples": 1e9}, "samples is 1000000000"),
         ({"samples": float("nan")}, "samples is nan"),
         ({"samples": None}, "samples is None"),
-        ({"held_out": -1}, "held out is -1; allowed: 0 to 200"),
-        ({"held_out": 2.5}, "held out is 2.5"),
+        ({"held_out": -1}, "held_out is -1; allowed: a whole number from 0 to 200"),
+        ({"held_out": 2.5}, "held_out is 2.5"),
         ({"prompt": " \n"}, "The question is empty"),
         ({"prompt": None}, "The question is empty"),
         ({"prompt": "x" * 20_001}, "has 20001 characters"),
