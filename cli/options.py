@@ -55,7 +55,7 @@ class Draft(Generic[S]):
 
     Attributes:
         cls: the settings class.
-        given: by field, what the user gave.
+        given: by field, what the options say; what may be left out and was is missing.
     """
 
     cls: type[S]
