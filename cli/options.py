@@ -118,14 +118,15 @@ def option(setting: Setting) -> inspect.Parameter:
     if setting.kind == "choice":
         kind = Literal[setting.choices]
     written = setting.default
-    if setting.left_out or setting.default is dataclasses.MISSING:
-        written = None
+    if setting.left_out or not isinstance(setting.default, bool | int | float | str):
+        written = None  # `left_out` says what it is then
     if written is None:
         kind = kind | None
     names = [f"--{setting.name.replace('_', '-')}"]
     if setting.kind == "switch" and written:
         names = [f"{names[0]}/--no-{names[0][2:]}"]
-    metavar = setting.metavar or ("LIST" if setting.kind in ("indices", "numbers") else None)
+    lists = ("indices", "numbers", "own")
+    metavar = setting.metavar or ("LIST" if setting.kind in lists else None)
     about = typer.Option(*names, help=setting.words, metavar=metavar)
     return _keyword(setting.name, Annotated[kind, about], written)
 

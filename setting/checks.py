@@ -36,6 +36,8 @@ def checked(one: Setting, value: Any) -> Any:
     value = _plain(value)
     if value is None and one.optional:
         return None
+    if one.own is not None:
+        return one.own(one.field or one.name, value)
     usable, value = _usable(one, value)
     if not usable:
         raise refuse(one.field or one.name, value, allowed_words(one))
@@ -105,6 +107,7 @@ def allowed_words(one: Setting) -> str:
         "number": "a number" if one.low is None else f"a number {range_words(one)}",
         "indices": "at least one whole number from 0 up, each once",
         "numbers": f"at least one number {range_words(one)}",
+        "own": "what the setting says",
     }[one.kind]
     if not one.optional:
         return words

@@ -5,11 +5,12 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import types
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 S = TypeVar("S")
-Kind = Literal["switch", "whole", "number", "choice", "indices", "numbers", "text"]
+Kind = Literal["switch", "whole", "number", "choice", "indices", "numbers", "text", "own"]
 
 REQUIRED: Any = dataclasses.MISSING  # as the default of a setting that must be given
 KEY = "setting"  # in the metadata of a field
@@ -35,6 +36,8 @@ class Setting:
         metavar: what its value is, in the help of its option.
         allowed: what is allowed, where the range or the choices do not say it.
         called: what the page calls each choice.
+        own: for a field of another type: makes its value of what was given, or of the text that
+            users write, by name and value; raises ValueError as `check` does.
         field, kind, optional, choices, default: read off the dataclass field by `settings_of`.
     """
 
@@ -52,6 +55,7 @@ class Setting:
     metavar: str = ""
     allowed: str = ""
     called: tuple[str, ...] = ()
+    own: Callable[[str, Any], Any] | None = None
     field: str = ""
     kind: Kind = "text"
     optional: bool = False
@@ -114,7 +118,8 @@ def settings_of(cls: type[Any]) -> tuple[Setting, ...]:
         if KEY not in one.metadata:
             continue
         about: Setting = one.metadata[KEY]
-        kind, optional, choices = _kind(hints[one.name], f"{cls.__name__}.{one.name}")
+        where = f"{cls.__name__}.{one.name}"
+        kind, optional, choices = _kind(hints[one.name], where, about.own is not None)
         if kind == "whole" and (about.low is None or about.high is None):
             raise TypeError(f"{cls.__name__}.{one.name} is a whole number without low and high.")
         found.append(
@@ -136,12 +141,15 @@ def offered(cls: type[Any], *but: str) -> tuple[Setting, ...]:
     return tuple(one for one in settings_of(cls) if one.offered and one.field not in but)
 
 
-def _kind(hint: Any, where: str) -> tuple[Kind, bool, tuple[str, ...]]:
+def _kind(hint: Any, where: str, own: bool) -> tuple[Kind, bool, tuple[str, ...]]:
     """Kind, whether None is allowed, and the choices of a field's type."""
     optional = False
     if get_origin(hint) in (Union, types.UnionType):
         optional = type(None) in get_args(hint)
-        (hint,) = (part for part in get_args(hint) if part is not type(None))
+        hint, *others = (part for part in get_args(hint) if part is not type(None))
+        hint = Union if others else hint
+    if own:
+        return "own", optional, ()
     if get_origin(hint) is Literal:
         return "choice", optional, get_args(hint)
     kinds: dict[Any, Kind] = {

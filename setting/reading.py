@@ -24,7 +24,12 @@ def read(one: Setting, value: Any) -> Any:
     """
     if one.kind == "indices" and (value is None or isinstance(value, str)):
         return index_list(one.name, value) if value and value.strip() else None
-    if one.kind == "text" and one.optional and isinstance(value, str) and not value.strip():
+    if (
+        one.kind in ("text", "own")
+        and one.optional
+        and isinstance(value, str)
+        and not value.strip()
+    ):
         return None
     if one.kind == "whole" and not (value is None and one.optional):
         return whole(one.name, value)

@@ -23,6 +23,7 @@ from sinkscope.setting import (
     offered,
     read,
     read_all,
+    refuse,
     setting,
     settings_of,
     shown,
@@ -32,6 +33,14 @@ from sinkscope.sinks.settings import FindSettings
 from sinkscope.sinks.validate_settings import ValidateSettings
 from sinkscope.web.arguments import asking, default_of
 from sinkscope.web.controls import control
+
+
+def words_of(name: str, value: Any) -> tuple[str, ...]:
+    """A type that is none of the kinds."""
+    made = tuple(value.split()) if isinstance(value, str) else tuple(value)
+    if "no" in made:
+        raise refuse(name, value, "anything but no")
+    return made
 
 
 @explained
@@ -48,6 +57,7 @@ class Mine:
     title: str | None = setting(None, "What to call it.", left_out="nothing")
     levels: tuple[float, ...] | None = setting(None, "Levels.", low=0.0, offered=False)
     most: int | None = setting(None, "At most.", low=0, high=10**6, left_out="no limit")
+    words: tuple[str, ...] = setting((), "Words.", own=words_of, left_out="none")
 
     def __post_init__(self) -> None:
         check(self)
@@ -78,6 +88,7 @@ BY_NAME = {one.field: one for one in settings_of(Mine)}
         ({"title": 5}, "title is 5; allowed: a text"),
         ({"levels": [1.0, -1.0]}, "levels is [1.0, -1.0]; allowed: at least one number from 0 up."),
         ({"levels": []}, "levels is []; allowed: at least one number from 0 up."),
+        ({"words": "a no"}, "words is 'a no'; allowed: anything but no."),
         ({"way": "x" * 999}, f"way is '{'x' * 199}...; allowed"),
     ],
 )
@@ -90,6 +101,7 @@ def test_what_is_not_allowed_is_one_sentence(wrong: dict[str, Any], says: str) -
 def test_values_become_those_that_the_field_says() -> None:
     made = Mine([3, 1], share=1, levels=[2, 1.5])  # type: ignore[arg-type]
     assert (made.places, made.levels) == ((3, 1), (2.0, 1.5))
+    assert Mine((1,), words="a b").words == ("a", "b")  # type: ignore[arg-type]
     assert type(made.share) is float and type(made.levels[0]) is float
 
 
@@ -181,6 +193,7 @@ def test_a_verb_gets_settings_made_of_its_options() -> None:
     assert done.output.strip() == f"{expected} {given} 5 0 2"
     assert "share=0.2," in run("--share", "0.2").output
     assert "places=(1, 2)," in run("--places", "1-2").output
+    assert "words=('a', 'b'))" in run("--words", "a b").output
 
 
 def test_options_are_explained_and_refused_in_words() -> None:
@@ -207,6 +220,7 @@ def test_controls() -> None:
     assert kinds == {
         "count": "Number", "share": "Slider", "way": "Radio", "loud": "Checkbox",
         "quiet": "Checkbox", "title": "Textbox", "levels": "Textbox", "most": "Number",
+        "words": "Textbox",
     }  # fmt: skip
     share: Any = made["share"]
     assert (share.minimum, share.maximum, share.step, share.value) == (0.1, 1, 0.1, 0.5)

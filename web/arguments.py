@@ -14,16 +14,15 @@ from typing import Any
 import gradio as gr
 from gradio.components import Component
 
-from sinkscope.setting import REQUIRED, Setting
+from sinkscope.setting import Setting
 from sinkscope.web.controls import LONGEST_TEXT
 
 
 def default_of(setting: Setting) -> Any:
     """What an argument is when it is left out: "" of a text or a list, None of a number."""
-    written = None if setting.left_out or setting.default is REQUIRED else setting.default
-    if written is None and setting.kind in ("indices", "numbers", "text"):
-        return ""
-    return written
+    if not setting.left_out and isinstance(setting.default, bool | int | float | str):
+        return setting.default
+    return None if setting.kind in ("whole", "number") else ""
 
 
 def asking(function: Callable[..., Any], settings: Iterable[Setting]) -> Callable[..., Any]:

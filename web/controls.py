@@ -7,7 +7,7 @@ from typing import Any
 import gradio as gr
 from gradio.components import Component
 
-from sinkscope.setting import Setting
+from sinkscope.setting import REQUIRED, Setting
 
 LONGEST_TEXT = 2000
 
@@ -20,7 +20,7 @@ def control(setting: Setting, value: Any = None, **look: Any) -> Component:
         value: at first; None: the setting's default.
         look: what the component takes beside that, in place of what follows from the setting.
     """
-    value = setting.default if value is None else value
+    value = setting.default if value is None and setting.default is not REQUIRED else value
     look = {
         "label": setting.label or setting.name.replace("_", " "),
         "info": None if setting.called else setting.help,

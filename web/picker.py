@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import get_args
 
 import gradio as gr
 from gradio.components import Component
 
-from sinkscope.config import ModelSettings
+from sinkscope.config import Device, DType, ModelSettings
 from sinkscope.web.form import notice_line
 from sinkscope.web.model_events import LONGEST_REVISION
 
@@ -60,14 +61,14 @@ def build_picker(start: ModelSettings) -> Picker:
         )
         with gr.Row():
             device = gr.Dropdown(
-                ["auto", "cpu", "cuda", "mps"],
+                list(get_args(Device)),
                 value=start.device,
                 allow_custom_value=True,
                 label="Device",
                 min_width=90,
             )
             dtype = gr.Dropdown(
-                ["auto", "float32", "bfloat16", "float16"],
+                list(get_args(DType)),
                 value=start.dtype,
                 label="Number type",
                 min_width=90,
