@@ -18,7 +18,7 @@ from typing import Annotated, Any, Generic, Literal, TypeVar, get_args, get_orig
 import typer
 
 from sinkscope.cli.common import mistakes_said_plainly
-from sinkscope.setting import Setting, index_list, offered, read
+from sinkscope.setting import LISTS, Setting, index_list, offered, read
 
 S = TypeVar("S")
 
@@ -102,9 +102,8 @@ def verb(function: Callable[..., None]) -> Callable[..., None]:
 
 
 def _read(setting: Setting, value: Any) -> Any:
-    # An option that is given but empty is a mistake, not "all".
-    if setting.kind == "indices":
-        return index_list(setting.name, value)
+    if setting.kind == "indices" and not value.strip():
+        return index_list(setting.name, value)  # given but empty is a mistake, not "all"
     return read(setting, value)
 
 
@@ -118,15 +117,16 @@ def option(setting: Setting) -> inspect.Parameter:
     if setting.kind == "choice":
         kind = Literal[setting.choices]
     written = setting.default
-    if setting.left_out or not isinstance(setting.default, bool | int | float | str):
+    if setting.kind in LISTS and isinstance(written, tuple):
+        written = ",".join(map(str, written)) or None
+    if setting.left_out or not isinstance(written, bool | int | float | str):
         written = None  # `left_out` says what it is then
     if written is None:
         kind = kind | None
     names = [f"--{setting.name.replace('_', '-')}"]
     if setting.kind == "switch" and written:
         names = [f"{names[0]}/--no-{names[0][2:]}"]
-    lists = ("indices", "numbers", "own")
-    metavar = setting.metavar or ("LIST" if setting.kind in lists else None)
+    metavar = setting.metavar or ("LIST" if setting.kind in LISTS else None)
     about = typer.Option(*names, help=setting.words, metavar=metavar)
     return _keyword(setting.name, Annotated[kind, about], written)
 

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 from sinkscope.setting.checks import allowed_words, check, checked, refuse, shown
 from sinkscope.setting.field import (
+    LISTS,
     REQUIRED,
     Setting,
     explained,
@@ -28,6 +29,7 @@ from sinkscope.setting.field import (
 from sinkscope.setting.reading import index_list, read, read_all, whole
 
 __all__ = [
+    "LISTS",
     "REQUIRED",
     "Setting",
     "allowed_words",

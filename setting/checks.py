@@ -62,10 +62,12 @@ def _usable(one: Setting, value: Any) -> tuple[bool, Any]:
     each = dataclasses.replace(one, kind="number")
     if one.kind == "indices":
         each = dataclasses.replace(one, kind="whole", low=0, high=MOST_INDEX)
-    made = [_usable_number(each, _plain(v)) for v in given]
-    found = tuple(number for _, number in made)
-    fits = bool(made) and all(usable for usable, _ in made)
-    if fits and one.kind == "indices":
+    elif one.kind == "names":
+        each = dataclasses.replace(one, kind="choice" if one.choices else "text")
+    made = [_usable(each, _plain(item)) for item in given]
+    found = tuple(item for _, item in made)
+    fits = all(usable for usable, _ in made) and (bool(made) or one.default == ())
+    if fits and one.kind != "numbers":
         fits = len(set(found)) == len(found)
     return fits, found if fits else value
 
@@ -107,6 +109,7 @@ def allowed_words(one: Setting) -> str:
         "number": "a number" if one.low is None else f"a number {range_words(one)}",
         "indices": "at least one whole number from 0 up, each once",
         "numbers": f"at least one number {range_words(one)}",
+        "names": f"some of {', '.join(one.choices)}" if one.choices else "a list of texts",
         "own": "what the setting says",
     }[one.kind]
     if not one.optional:

@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 S = TypeVar("S")
-Kind = Literal["switch", "whole", "number", "choice", "indices", "numbers", "text", "own"]
+Kind = Literal["switch", "whole", "number", "choice", "text", "indices", "numbers", "names", "own"]
+LISTS = ("indices", "numbers", "names")  # which users write with commas
 
 REQUIRED: Any = dataclasses.MISSING  # as the default of a setting that must be given
 KEY = "setting"  # in the metadata of a field
@@ -152,6 +153,9 @@ def _kind(hint: Any, where: str, own: bool) -> tuple[Kind, bool, tuple[str, ...]
         return "own", optional, ()
     if get_origin(hint) is Literal:
         return "choice", optional, get_args(hint)
+    each, *more = get_args(hint) if get_origin(hint) is tuple else (None,)
+    if more == [...] and get_origin(each) is Literal:
+        return "names", optional, get_args(each)
     kinds: dict[Any, Kind] = {
         bool: "switch",
         int: "whole",
@@ -159,6 +163,7 @@ def _kind(hint: Any, where: str, own: bool) -> tuple[Kind, bool, tuple[str, ...]
         str: "text",
         tuple[int, ...]: "indices",
         tuple[float, ...]: "numbers",
+        tuple[str, ...]: "names",
     }
     if hint not in kinds:
         raise TypeError(f"{where} is a {hint}; a setting is one of {', '.join(map(str, kinds))}.")

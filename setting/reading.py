@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from sinkscope.setting.checks import refuse
-from sinkscope.setting.field import Setting, offered
+from sinkscope.setting.field import LISTS, Setting, offered
 
 HIGHEST_INDEX = 9999  # in a list; no layer, head or dimension of today is beyond
 LONGEST_LIST = 1000  # characters of such a list
@@ -22,8 +22,8 @@ def read(one: Setting, value: Any) -> Any:
     Raises:
         ValueError: naming the setting as users call it.
     """
-    if one.kind == "indices" and (value is None or isinstance(value, str)):
-        return index_list(one.name, value) if value and value.strip() else None
+    if one.kind in LISTS and isinstance(value, str):
+        return _listed(one, value) if value.strip() else None
     if (
         one.kind in ("text", "own")
         and one.optional
@@ -34,6 +34,18 @@ def read(one: Setting, value: Any) -> Any:
     if one.kind == "whole" and not (value is None and one.optional):
         return whole(one.name, value)
     return value
+
+
+def _listed(one: Setting, text: str) -> tuple[Any, ...]:
+    if one.kind == "indices":
+        return index_list(one.name, text)
+    words = tuple(word.strip() for word in text.split(",") if word.strip())
+    if one.kind == "names":
+        return words
+    try:
+        return tuple(float(word) for word in words)
+    except ValueError:
+        raise refuse(one.name, text, "numbers such as 0.5, 1") from None
 
 
 def read_all(cls: type[Any], said: Mapping[str, Any]) -> dict[str, Any]:

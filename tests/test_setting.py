@@ -58,6 +58,8 @@ class Mine:
     levels: tuple[float, ...] | None = setting(None, "Levels.", low=0.0, offered=False)
     most: int | None = setting(None, "At most.", low=0, high=10**6, left_out="no limit")
     words: tuple[str, ...] = setting((), "Words.", own=words_of, left_out="none")
+    sites: tuple[Literal["q", "k"], ...] = setting(("q",), "Sites.")
+    parts: tuple[str, ...] = setting((), "Parts.", left_out="all")
 
     def __post_init__(self) -> None:
         check(self)
@@ -88,6 +90,10 @@ BY_NAME = {one.field: one for one in settings_of(Mine)}
         ({"title": 5}, "title is 5; allowed: a text"),
         ({"levels": [1.0, -1.0]}, "levels is [1.0, -1.0]; allowed: at least one number from 0 up."),
         ({"levels": []}, "levels is []; allowed: at least one number from 0 up."),
+        ({"sites": ("q", "z")}, "sites is ('q', 'z'); allowed: some of q, k."),
+        ({"sites": ()}, "sites is (); allowed: some of q, k."),
+        ({"sites": "q"}, "sites is 'q'; allowed: some of q, k."),
+        ({"parts": ("a", "")}, "parts is ('a', ''); allowed: a list of texts."),
         ({"words": "a no"}, "words is 'a no'; allowed: anything but no."),
         ({"way": "x" * 999}, f"way is '{'x' * 199}...; allowed"),
     ],
@@ -141,6 +147,8 @@ def test_a_field_like_another_classs() -> None:
         ("most", None, None),
         ("title", "", None),
         ("share", 0.25, 0.25),
+        ("levels", "0.5, 2", (0.5, 2.0)),
+        ("sites", "q, k", ("q", "k")),
     ],
 )
 def test_what_controls_say(field: str, said: Any, means: Any) -> None:
@@ -189,11 +197,15 @@ def test_a_verb_gets_settings_made_of_its_options() -> None:
     done = run("--count", "4", "--direction", "down", "--no-quiet", "--loud", "--more", "2")
     assert done.exit_code == 0, done.output
     expected = Mine((7,), 4, 0.5, "down", True, False)
-    given = ["count", "loud", "quiet", "share", "way"]
+    given = ["count", "loud", "quiet", "share", "sites", "way"]
     assert done.output.strip() == f"{expected} {given} 5 0 2"
     assert "share=0.2," in run("--share", "0.2").output
     assert "places=(1, 2)," in run("--places", "1-2").output
-    assert "words=('a', 'b'))" in run("--words", "a b").output
+    assert "words=('a', 'b')," in run("--words", "a b").output
+    assert "sites=('q',), parts=())" in run().output
+    assert (
+        "sites=('k', 'q'), parts=('x y', 'z'))" in run("--sites", "k,q", "--parts", "x y, z").output
+    )
 
 
 def test_options_are_explained_and_refused_in_words() -> None:
@@ -220,7 +232,7 @@ def test_controls() -> None:
     assert kinds == {
         "count": "Number", "share": "Slider", "way": "Radio", "loud": "Checkbox",
         "quiet": "Checkbox", "title": "Textbox", "levels": "Textbox", "most": "Number",
-        "words": "Textbox",
+        "words": "Textbox", "sites": "Textbox", "parts": "Textbox",
     }  # fmt: skip
     share: Any = made["share"]
     assert (share.minimum, share.maximum, share.step, share.value) == (0.1, 1, 0.1, 0.5)

@@ -14,14 +14,17 @@ from typing import Any
 import gradio as gr
 from gradio.components import Component
 
-from sinkscope.setting import Setting
+from sinkscope.setting import LISTS, Setting
 from sinkscope.web.controls import LONGEST_TEXT
 
 
 def default_of(setting: Setting) -> Any:
     """What an argument is when it is left out: "" of a text or a list, None of a number."""
-    if not setting.left_out and isinstance(setting.default, bool | int | float | str):
-        return setting.default
+    written = setting.default
+    if setting.kind in LISTS and isinstance(written, tuple):
+        written = ", ".join(map(str, written))
+    if not setting.left_out and isinstance(written, bool | int | float | str):
+        return written
     return None if setting.kind in ("whole", "number") else ""
 
 
