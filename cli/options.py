@@ -18,7 +18,7 @@ from typing import Annotated, Any, Generic, Literal, TypeVar, get_args, get_orig
 import typer
 
 from sinkscope.cli.common import mistakes_said_plainly
-from sinkscope.setting import LISTS, Setting, index_list, offered, read
+from sinkscope.setting import LISTS, REQUIRED, Setting, index_list, offered, read
 
 S = TypeVar("S")
 
@@ -110,7 +110,8 @@ def _read(setting: Setting, value: Any) -> Any:
 def option(setting: Setting) -> inspect.Parameter:
     """The option of one setting, as a parameter of the function that typer reads.
 
-    Left out, it is the setting's default, or None where something else decides.
+    Left out, it is the setting's default, or None where something else decides; a setting that has
+    neither must be given.
     """
     kinds = {"switch": bool, "whole": int, "number": float}
     kind: Any = kinds.get(setting.kind, str)
@@ -121,7 +122,9 @@ def option(setting: Setting) -> inspect.Parameter:
         written = ",".join(map(str, written)) or None
     if setting.left_out or not isinstance(written, bool | int | float | str):
         written = None  # `left_out` says what it is then
-    if written is None:
+    if setting.default is REQUIRED and not setting.left_out:
+        written = inspect.Parameter.empty
+    elif written is None:
         kind = kind | None
     names = [f"--{setting.name.replace('_', '-')}"]
     if setting.kind == "switch" and written:

@@ -221,6 +221,23 @@ def test_options_are_explained_and_refused_in_words() -> None:
         assert done.exit_code == 2 and says in done.output
 
 
+def test_a_verb_made_for_a_class_known_later_and_what_must_be_given() -> None:
+    needed = dataclasses.make_dataclass(
+        "Needed", [("layer", int, setting(REQUIRED, "Which layer.", low=0, high=99))], frozen=True
+    )
+
+    def do(own: Any) -> None:
+        typer.echo(str(own))
+
+    do.__annotations__["own"] = needed
+    app = typer.Typer()
+    app.command()(verb(do))
+    done = CliRunner().invoke(app, ["--layer", "3"])
+    assert done.output.strip() == "Needed(layer=3)"
+    missing = CliRunner().invoke(app, [])
+    assert missing.exit_code == 2 and "--layer" in missing.output
+
+
 # --- the page and the API -------------------------------------------------------------------------
 
 
