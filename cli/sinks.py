@@ -17,9 +17,9 @@ from sinkscope.config import ModelSettings
 from sinkscope.utils import run_folder
 
 if TYPE_CHECKING:
+    from sinkscope.jobs.job import Progress
     from sinkscope.models.profiles import SinkProfile
     from sinkscope.sinks.findings import Findings
-    from sinkscope.sinks.progress import Progress
 
 NONE_FOUND = 3  # exit code of `find`: the model has no sinks that its data shows
 NOT_CONFIRMED = 3  # exit code of `validate`
@@ -376,7 +376,7 @@ def _told(label: str, length: int) -> Iterator[Progress]:
 @contextmanager
 def _interruptible(kept: str) -> Iterator[threading.Event]:
     """Ctrl-C ends the run after the sample at hand and says what remains; a second one at once."""
-    from sinkscope.sinks.progress import Stopped
+    from sinkscope.jobs.job import Stopped
 
     stop = threading.Event()
 

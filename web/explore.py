@@ -161,7 +161,7 @@ def _connect_runs(
         api_visibility="private",
         show_progress="hidden",
         concurrency_id="gpu",
-        concurrency_limit=settings.app.queue_size + 8,  # they wait in Handlers.line
+        concurrency_limit=settings.app.queue_size + 8,  # they wait in Handlers.runner
         trigger_mode="once",
     )
     # Another browser may have loaded another model since this page was opened.

@@ -77,5 +77,5 @@ def build_app(
             with gr.Tab("Explore", id="explore", elem_id="explore"):
                 form = build_explore(page, status, handlers, forecaster, first, offered)
             with gr.Tab("Sinks", id="sinks-tab", elem_id="sinks-tab"):
-                build_sinks(SinksHandlers(settings, slot, handlers.line, sinks), form)
+                build_sinks(SinksHandlers(settings, slot, handlers.runner, sinks), form)
     return App(page, handlers, slot, settings)
