@@ -176,7 +176,7 @@ class Method(Protocol):
             run: which must be one that `availability` has nothing to say against.
             target: whose tokens the run has.
             session: forward passes of the run's model, for methods that need more than a trace.
-            progress: called with steps done, all steps and what is being done, where there are several.
+            progress: called with steps done, all steps and the step at hand, if there are several.
         """
         ...
 

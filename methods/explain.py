@@ -72,7 +72,7 @@ def explain(
         target: a token, several, "answer" for all of them, or `Target(tokens, "prompt")`.
         method: by name, or a method of your own.
         session: forward passes of the run's model, for a method that needs them.
-        progress: called with steps done, all steps and what is being done, by a method that takes several.
+        progress: called with steps done, all steps and the step at hand, of a method with several.
         methods: among which the name is looked for.
 
     Raises:
