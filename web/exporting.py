@@ -113,7 +113,7 @@ def make_files(
         tokens = range(wanted.first, (wanted.first if wanted.last is None else wanted.last) + 1)
         if len(tokens) > 100_000:
             raise ValueError(f"last is {wanted.last}; allowed: an index of a token.")
-        path = path.with_stem(f"{name}-t{wanted.first + 1}")
+        path = path.with_stem(f"{name}-t{wanted.first}")
         save(view_figure(sides, tokens, view, idle=idle(run)), path)
     return [path]
 

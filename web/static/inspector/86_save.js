@@ -67,7 +67,7 @@ function download(url, name) {
   link.remove();
 }
 
-const fileName = (end) => `sinkscope-${run.id.slice(0, 8)}-t${view.t0 + 1}${end}`;
+const fileName = (end) => `sinkscope-${run.id.slice(0, 8)}-t${view.t0}${end}`;
 
 function downloadBlob(blob, name) {
   const url = URL.createObjectURL(blob);
