@@ -18,8 +18,13 @@ from typing import Any
 SESSION = "benchmark"
 
 
-def main(threads: int) -> None:
-    """Serve until standard input ends."""
+def main(threads: int, switch: float) -> None:
+    """Serve until standard input ends.
+
+    Args:
+        threads: of torch; 0 leaves what the app has.
+        switch: milliseconds after which a thread is asked for the interpreter lock; 0 likewise.
+    """
     os.environ.update(GRADIO_ANALYTICS_ENABLED="False", HF_HUB_OFFLINE="1")
     import torch
 
@@ -30,6 +35,8 @@ def main(threads: int) -> None:
 
     if threads:
         torch.set_num_threads(threads)
+    if switch:
+        sys.setswitchinterval(switch / 1000)
     handle = load_model(ModelSettings("demo", device="cpu"))
     with tempfile.TemporaryDirectory() as cache:
         settings = Settings(app=AppSettings(port=0, cache_dir=cache))
@@ -43,6 +50,7 @@ def main(threads: int) -> None:
             "run": run,
             "inspector": app.handlers.component._id,
             "threads": torch.get_num_threads(),
+            "switch_ms": 1000 * sys.getswitchinterval(),
             "device": str(handle.device),
         }
         print(json.dumps(say), flush=True)
@@ -119,4 +127,4 @@ class _Busy:
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]))
+    main(int(sys.argv[1]), float(sys.argv[2]))
