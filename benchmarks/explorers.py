@@ -2,7 +2,7 @@
 
 Requests of the page are timed while nothing runs, while a job runs in the server that answers them,
 and while the same job runs in a second process beside it. The last is what a model's process of its
-own would leave: both compute on the same cores, but share no interpreter lock. All five states take
+own would leave: both compute on the same cores, but share no interpreter lock. All states take
 turns in each round, so that another program on the machine meets all of them alike.
 """
 
@@ -33,8 +33,10 @@ STATES = (
     ("answer", "beside"),
     ("sinks", "here"),
     ("sinks", "beside"),
+    ("file", "here"),
+    ("file", "beside"),
 )
-WORDS = {"answer": "while answers are made", "sinks": "while sinks are found"}
+WORDS = {"answer": "answers", "sinks": "sinks", "file": "an animation"}
 SETTLE_SECONDS = 0.3
 API = "/gradio_api"
 
@@ -255,7 +257,7 @@ def table(result: dict[str, Any]) -> str:
         lines.append(f"{ABOUT[kind]}  ({still['count']} each)")
         for state, kinds in states.items():
             what, _, where = state.partition(" ")
-            words = "nothing runs" if what == "idle" else f"{WORDS[what].split()[1]} {where}"
+            words = "nothing runs" if what == "idle" else f"{WORDS[what]} {where}"
             own = kinds[kind]
             lines.append(
                 f"  {words:<24}{1000 * own['median']:>7.0f} ms{1000 * own['p95']:>7.0f} ms"

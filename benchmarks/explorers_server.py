@@ -1,8 +1,8 @@
 """The app in a process of its own, for `benchmarks explorers`: the page, and jobs on command.
 
-A line on standard input says what runs from now on: `idle`, `answer` or `sinks`, again and again
-until the next line. The first line of output says where the page is, every other one that what was
-asked for has begun.
+A line on standard input says what runs from now on: `idle`, `answer`, `sinks` or `file`, again and
+again until the next line. The first line of output says where the page is, every other one that
+what was asked for has begun.
 """
 
 from __future__ import annotations
@@ -13,7 +13,11 @@ import sys
 import tempfile
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import suppress
+from pathlib import Path
 from typing import Any
+
+from sinkscope.jobs.job import Stopped
 
 SESSION = "benchmark"
 
@@ -71,6 +75,7 @@ class _Busy:
         self._kinds: dict[str, Callable[[], Iterator[Any]]] = {
             "answer": self._answer,
             "sinks": self._sinks,
+            "file": self._file,
         }
 
     def turn(self, kind: str) -> None:
@@ -124,6 +129,21 @@ class _Busy:
 
         asked = SinksRequest(EXAMPLES, (), "Describe the image.", samples=30, held_out=0)
         yield from self._app.sinks.run(asked, SESSION)
+
+    def _file(self) -> Iterator[Any]:
+        from sinkscope.drawing.view import View
+        from sinkscope.web.exporting import EXPORT, Wanted, make_files
+
+        handlers = self._app.handlers
+        run = handlers.store.get(handlers.component.value["run"])
+        wanted = Wanted("gif", View(difference=True))
+
+        def work(job: Any) -> None:
+            with tempfile.TemporaryDirectory() as folder:
+                make_files(run, wanted, Path(folder), **job.hooks)
+
+        with suppress(Stopped):  # it is asked for between two states
+            yield from handlers.runner.run(handlers.runner.job(SESSION, EXPORT), work, waits=False)
 
 
 if __name__ == "__main__":

@@ -11,7 +11,14 @@ from sinkscope.benchmarks import explorers
 def test_a_whole_measurement() -> None:
     result = explorers.measure(1, threads=1, requests={"open": 1, "map": 1})
     states = result["states"]
-    assert list(states) == ["idle", "answer here", "answer beside", "sinks here", "sinks beside"]
+    assert list(states) == [
+        "idle",
+        *(
+            f"{what} {where}"
+            for what in ("answer", "sinks", "file")
+            for where in ("here", "beside")
+        ),
+    ]
     for kinds in states.values():
         assert list(kinds) == ["open", "map"]
         assert all(one["count"] == 1 and one["median"] > 0 for one in kinds.values())
