@@ -305,6 +305,7 @@ def test_the_time_limit_ends_a_run_and_keeps_its_tokens(
     assert last["message"] == "Stopped at the time limit of 10 minutes"
     run = handlers.store.get(last["run"])
     assert run is not None and len(run.first.tokens) == 2
+    engine.release()
     assert list(handlers.generate(Request(picture, "Hello"), "s"))[-1]["phase"] == "ready"
 
 
