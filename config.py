@@ -241,7 +241,7 @@ class VARSettings:
         "Layers in which VAR acts, such as 2-5 or 0,3,7.",
         name="var_layers",
         label="VAR's layers",
-        left_out="2 to L-2, all but the first two and the last",
+        left_out="2 to L-2",
     )
     control: Control = setting(
         "none",

@@ -127,7 +127,7 @@ def option(setting: Setting) -> inspect.Parameter:
     elif written is None:
         kind = kind | None
     names = [f"--{setting.name.replace('_', '-')}"]
-    if setting.kind == "switch" and written:
+    if setting.kind == "switch" and written is not False:
         names = [f"{names[0]}/--no-{names[0][2:]}"]
     metavar = setting.metavar or ("LIST" if setting.kind in LISTS else None)
     about = typer.Option(*names, help=setting.words, metavar=metavar)

@@ -60,6 +60,7 @@ class Mine:
     words: tuple[str, ...] = setting((), "Words.", own=words_of, left_out="none")
     sites: tuple[Literal["q", "k"], ...] = setting(("q",), "Sites.")
     parts: tuple[str, ...] = setting((), "Parts.", left_out="all")
+    both: bool | None = setting(None, "Both.", left_out="where it can be")
 
     def __post_init__(self) -> None:
         check(self)
@@ -202,9 +203,10 @@ def test_a_verb_gets_settings_made_of_its_options() -> None:
     assert "share=0.2," in run("--share", "0.2").output
     assert "places=(1, 2)," in run("--places", "1-2").output
     assert "words=('a', 'b')," in run("--words", "a b").output
-    assert "sites=('q',), parts=())" in run().output
+    assert "sites=('q',), parts=(), both=None)" in run().output
+    assert "both=False" in run("--no-both").output and "both=True" in run("--both").output
     assert (
-        "sites=('k', 'q'), parts=('x y', 'z'))" in run("--sites", "k,q", "--parts", "x y, z").output
+        "sites=('k', 'q'), parts=('x y', 'z')," in run("--sites", "k,q", "--parts", "x y, z").output
     )
 
 
@@ -249,7 +251,7 @@ def test_controls() -> None:
     assert kinds == {
         "count": "Number", "share": "Slider", "way": "Radio", "loud": "Checkbox",
         "quiet": "Checkbox", "title": "Textbox", "levels": "Textbox", "most": "Number",
-        "words": "Textbox", "sites": "Textbox", "parts": "Textbox",
+        "words": "Textbox", "sites": "Textbox", "parts": "Textbox", "both": "Checkbox",
     }  # fmt: skip
     share: Any = made["share"]
     assert (share.minimum, share.maximum, share.step, share.value) == (0.1, 1, 0.1, 0.5)
