@@ -33,6 +33,7 @@ class Question:
         cluster: questions that share an image or a pair have the same one: they are resampled
             together and stay in one shard. By default the question's own id.
         fields: whatever else prompts, judges or metrics need; plain values.
+        system: a system prompt of its own, in place of the protocol's; None: it has none.
     """
 
     id: str
@@ -43,6 +44,7 @@ class Question:
     category: str = ""
     cluster: str = ""
     fields: Mapping[str, Any] = field(default_factory=dict)
+    system: str | None = None
 
     def __post_init__(self) -> None:
         if not self.cluster:
