@@ -9,7 +9,7 @@ from sinkscope.evaluation.data import Data, Row, Table, column
 from sinkscope.evaluation.judges.lmms_eval import LmmsBlink
 from sinkscope.evaluation.judges.option_letter import OptionLetter
 from sinkscope.evaluation.judges.vlmevalkit import KitOption
-from sinkscope.evaluation.metrics import MACRO
+from sinkscope.evaluation.metrics.accuracy import MacroByCategory
 from sinkscope.evaluation.tasks.base import (
     KIT_NOTE,
     KIT_PIXELS,
@@ -88,12 +88,12 @@ TASK = Task(
     about="14 kinds of visual perception, multiple choice, up to four images",
     read=read,
     protocols=(
-        Protocol("fixed", prompt, OptionLetter(), MACRO, max_new_tokens=64),
+        Protocol("fixed", prompt, OptionLetter(), MacroByCategory(), max_new_tokens=64),
         Protocol(
             "lmms-eval",
             prompt,
             LmmsBlink(),
-            MACRO,
+            MacroByCategory(),
             max_new_tokens=1024,
             decoding="checkpoint",
             note=LMMS_NOTE,
@@ -103,7 +103,7 @@ TASK = Task(
             "vlmevalkit",
             kit_prompt,
             KitOption(),
-            MACRO,
+            MacroByCategory(),
             max_new_tokens=2048,
             note=KIT_NOTE,
             **KIT_PIXELS,

@@ -15,8 +15,8 @@ from typing import Any
 
 from sinkscope.evaluation.base import Protocol, Question
 from sinkscope.evaluation.data import Data, StoredPicture, Table
-from sinkscope.evaluation.judges.chair import Chair
-from sinkscope.evaluation.metrics import CHAIR
+from sinkscope.evaluation.judges.chair import Chair, objects_named
+from sinkscope.evaluation.metrics.chair import Chair as ChairMetric
 from sinkscope.evaluation.tasks.base import LMMS_NOTE, LMMS_PIXELS, Item, Task
 from sinkscope.records.pictures import Beside
 from sinkscope.records.record import Reference
@@ -29,7 +29,8 @@ REQUEST = "Please describe this image in detail."
 
 
 def read(data: Data | None) -> Iterator[Item]:
-    """One question an image that has annotated objects.
+    """One question an image that has annotated objects. Its objects are those annotated, and those
+    that its captions name.
 
     Raises:
         ValueError: a file is missing, or is no COCO annotation.
@@ -56,12 +57,13 @@ def read(data: Data | None) -> Iterator[Item]:
     for image in sorted(files, key=lambda number: sha256(str(number).encode())):
         if image not in objects:
             continue
+        captions = said.get(image, [])
         yield Question(
             id=str(image),
             text=REQUEST,
             pictures=(StoredPicture(Reference("file", files[image]), found),),
-            truth=sorted(objects[image]),
-            fields={"captions": said.get(image, [])},
+            truth=sorted(objects[image] | {thing for one in captions for thing, _ in objects_named(one)}),
+            fields={"captions": captions},
         )
 
 
@@ -88,12 +90,12 @@ TASK = Task(
     about="objects named in a caption that are not in the picture; COCO, from a folder",
     read=read,
     protocols=(
-        Protocol("fixed", prompt, Chair(), CHAIR, max_new_tokens=512),
+        Protocol("fixed", prompt, Chair(), ChairMetric(), max_new_tokens=512),
         Protocol(
             "lmms-eval",
             prompt,
             Chair(),
-            CHAIR,
+            ChairMetric(),
             max_new_tokens=2048,
             decoding="checkpoint",
             note=f"{LMMS_NOTE} lmms-eval reads its own copy of 500 images.",
@@ -103,7 +105,7 @@ TASK = Task(
             "var-paper",
             prompt,
             Chair(),
-            CHAIR,
+            ChairMetric(),
             max_new_tokens=512,
             note="The paper's captions have 512 tokens at most, on 500 images of val2014 (--limit "
             "500; not the same 500). Its models are LLaVA-1.5's.",

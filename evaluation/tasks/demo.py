@@ -18,7 +18,7 @@ from sinkscope.demo.scenes import scene
 from sinkscope.evaluation.base import Protocol, Question
 from sinkscope.evaluation.data import Data
 from sinkscope.evaluation.judges.exact_match import ExactMatch
-from sinkscope.evaluation.metrics import MACRO
+from sinkscope.evaluation.metrics.accuracy import MacroByCategory
 from sinkscope.evaluation.tasks.base import HeldPicture, Task
 
 SEED = 4  # the first number of these scenes' seeds; training, card and sinks have others
@@ -51,7 +51,7 @@ TASK = Task(
     name="demo",
     about="drawn scenes with exact answers, for the bundled model",
     read=read,
-    protocols=(Protocol("fixed", prompt, ExactMatch(), MACRO, max_new_tokens=64),),
+    protocols=(Protocol("fixed", prompt, ExactMatch(), MacroByCategory(), max_new_tokens=64),),
     endless=True,
     parts=KINDS,
 )

@@ -14,7 +14,7 @@ from sinkscope.evaluation.data import Data, Row, StoredPicture, Table, column
 from sinkscope.evaluation.judges.exact_match import ExactMatch
 from sinkscope.evaluation.judges.lmms_eval import LmmsExactMatch
 from sinkscope.evaluation.judges.vlmevalkit import KitExactMatch
-from sinkscope.evaluation.metrics import ACCURACY
+from sinkscope.evaluation.metrics.accuracy import Accuracy
 from sinkscope.evaluation.tasks.base import (
     KIT_NOTE,
     KIT_PIXELS,
@@ -92,12 +92,12 @@ TASK = Task(
     about="compositional questions about real photos; exact match",
     read=read,
     protocols=(
-        Protocol("fixed", prompt, ExactMatch(), ACCURACY, max_new_tokens=16),
+        Protocol("fixed", prompt, ExactMatch(), Accuracy(), max_new_tokens=16),
         Protocol(
             "lmms-eval",
             prompt,
             LmmsExactMatch(),
-            ACCURACY,
+            Accuracy(),
             max_new_tokens=16,
             decoding="checkpoint",
             note=LMMS_NOTE,
@@ -107,7 +107,7 @@ TASK = Task(
             "vlmevalkit",
             kit_shortly,
             KitExactMatch(),
-            ACCURACY,
+            Accuracy(),
             max_new_tokens=2048,
             note=KIT_NOTE,
             **KIT_PIXELS,

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 from sinkscope.evaluation.base import Protocol, Question
 from sinkscope.evaluation.data import Data, Row, StoredPicture, Table
-from sinkscope.evaluation.metrics import MACRO
+from sinkscope.evaluation.metrics.accuracy import MacroByCategory
 from sinkscope.evaluation.tasks.base import Item, Options, RowFault, Task, items, letter_of
 from sinkscope.evaluation.tasks.by_question import ByQuestion
 from sinkscope.records.formats import record_of
@@ -98,7 +98,7 @@ TASK = Task(
     name="jsonl",
     about="your own questions: JSON lines or a table, with a folder of images",
     read=read,
-    protocols=(Protocol("fixed", prompt, ByQuestion(), MACRO, max_new_tokens=64),),
+    protocols=(Protocol("fixed", prompt, ByQuestion(), MacroByCategory(), max_new_tokens=64),),
     tables=(TABLE,),
     data="a .jsonl, .json, .csv, .tsv or .parquet file (--images: the folder its names start in)",
 )

@@ -9,7 +9,7 @@ from sinkscope.evaluation.data import Data, Row, Table, column
 from sinkscope.evaluation.judges.lmms_eval import LmmsMme
 from sinkscope.evaluation.judges.vlmevalkit import KitYesNo
 from sinkscope.evaluation.judges.yes_no import YesNo
-from sinkscope.evaluation.metrics import MME
+from sinkscope.evaluation.metrics.pairs import Mme
 from sinkscope.evaluation.tasks.base import (
     KIT_NOTE,
     KIT_PIXELS,
@@ -78,12 +78,12 @@ TASK = Task(
     about="yes or no about perception and cognition; MME's own score",
     read=read,
     protocols=(
-        Protocol("fixed", prompt, YesNo(), MME, max_new_tokens=16),
+        Protocol("fixed", prompt, YesNo(), Mme(), max_new_tokens=16),
         Protocol(
             "lmms-eval",
             prompt,
             LmmsMme(),
-            MME,
+            Mme(),
             max_new_tokens=16,
             decoding="checkpoint",
             note=LMMS_NOTE,
@@ -93,7 +93,7 @@ TASK = Task(
             "vlmevalkit",
             kit_prompt,
             KitYesNo(),
-            MME,
+            Mme(),
             max_new_tokens=2048,
             note=KIT_NOTE,
             **KIT_PIXELS,

@@ -14,7 +14,7 @@ from sinkscope.evaluation.data import Data, Row, Table, column
 from sinkscope.evaluation.judges.lmms_eval import LmmsMmvp
 from sinkscope.evaluation.judges.option_letter import OptionLetter
 from sinkscope.evaluation.judges.vlmevalkit import KitOption
-from sinkscope.evaluation.metrics import PAIRS
+from sinkscope.evaluation.metrics.pairs import PairAccuracy
 from sinkscope.evaluation.tasks.base import (
     BY_LETTER,
     KIT_NOTE,
@@ -77,12 +77,12 @@ TASK = Task(
     about="150 pairs of images that CLIP takes for alike; both of a pair must be right",
     read=read,
     protocols=(
-        Protocol("fixed", prompt, OptionLetter(), PAIRS, max_new_tokens=16),
+        Protocol("fixed", prompt, OptionLetter(), PairAccuracy(), max_new_tokens=16),
         Protocol(
             "lmms-eval",
             prompt,
             LmmsMmvp(),
-            PAIRS,
+            PairAccuracy(),
             max_new_tokens=16,
             decoding="checkpoint",
             note=LMMS_NOTE,
@@ -92,7 +92,7 @@ TASK = Task(
             "vlmevalkit",
             kit_choice,
             KitOption(),
-            PAIRS,
+            PairAccuracy(),
             max_new_tokens=2048,
             note=KIT_NOTE,
             **KIT_PIXELS,

@@ -13,7 +13,7 @@ from typing import Any
 
 from sinkscope.evaluation.base import Protocol, Question
 from sinkscope.evaluation.data import Data, Row, Table
-from sinkscope.evaluation.metrics import MACRO
+from sinkscope.evaluation.metrics.accuracy import MacroByCategory
 from sinkscope.evaluation.tasks.base import (
     Item,
     Options,
@@ -117,7 +117,7 @@ def _task(name: str, what: str, table: Table) -> Task:
                 "fixed",
                 prompt,
                 ByQuestion(),
-                MACRO,
+                MacroByCategory(),
                 system=SYSTEM,
                 max_new_tokens=256,
                 max_pixels=MAX_PIXELS,

@@ -9,7 +9,7 @@ from sinkscope.evaluation.data import Data, Row, Table, column
 from sinkscope.evaluation.judges.lmms_eval import LmmsPope
 from sinkscope.evaluation.judges.vlmevalkit import KitYesNo
 from sinkscope.evaluation.judges.yes_no import YesNo
-from sinkscope.evaluation.metrics import POPE, POPE_F1, POPE_LMMS
+from sinkscope.evaluation.metrics.pope import Pope
 from sinkscope.evaluation.tasks.base import (
     KIT_NOTE,
     KIT_PIXELS,
@@ -70,12 +70,12 @@ TASK = Task(
     about="is an object in the picture: random, popular and adversarial objects",
     read=read,
     protocols=(
-        Protocol("fixed", prompt, YesNo(), POPE, max_new_tokens=16),
+        Protocol("fixed", prompt, YesNo(), Pope(), max_new_tokens=16),
         Protocol(
             "lmms-eval",
             prompt,
             LmmsPope(),
-            POPE_LMMS,
+            Pope("lmms-eval-pope", "lmms-eval"),
             max_new_tokens=128,
             decoding="checkpoint",
             note=LMMS_NOTE,
@@ -85,7 +85,7 @@ TASK = Task(
             "vlmevalkit",
             kit_prompt,
             KitYesNo(),
-            POPE_F1,
+            Pope("vlmevalkit-pope", "vlmevalkit"),
             max_new_tokens=2048,
             note=KIT_NOTE,
             **KIT_PIXELS,

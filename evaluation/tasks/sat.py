@@ -8,7 +8,7 @@ from sinkscope.evaluation.base import Protocol, Question
 from sinkscope.evaluation.data import Data, Row, Table, column
 from sinkscope.evaluation.judges.lmms_eval import LmmsSat
 from sinkscope.evaluation.judges.option_letter import OptionLetter
-from sinkscope.evaluation.metrics import MACRO
+from sinkscope.evaluation.metrics.accuracy import MacroByCategory
 from sinkscope.evaluation.tasks.base import (
     LMMS_NOTE,
     LMMS_PIXELS,
@@ -70,12 +70,12 @@ TASK = Task(
     about="spatial aptitude in static and moving scenes, two options",
     read=read,
     protocols=(
-        Protocol("fixed", prompt, OptionLetter(), MACRO, max_new_tokens=16),
+        Protocol("fixed", prompt, OptionLetter(), MacroByCategory(), max_new_tokens=16),
         Protocol(
             "lmms-eval",
             prompt,
             LmmsSat(),
-            MACRO,
+            MacroByCategory(),
             max_new_tokens=16,
             decoding="checkpoint",
             note=LMMS_NOTE,

@@ -9,7 +9,7 @@ from sinkscope.evaluation.data import Data, Row, Table, column
 from sinkscope.evaluation.judges.lmms_eval import LMMS_VQA
 from sinkscope.evaluation.judges.vlmevalkit import KIT_VQA
 from sinkscope.evaluation.judges.vqa_accuracy import VqaAccuracy
-from sinkscope.evaluation.metrics import ACCURACY
+from sinkscope.evaluation.metrics.accuracy import Accuracy
 from sinkscope.evaluation.tasks.base import (
     KIT_NOTE,
     KIT_PIXELS,
@@ -61,12 +61,12 @@ TASK = Task(
     about="what is written in a picture; VQA accuracy over ten annotators",
     read=read,
     protocols=(
-        Protocol("fixed", prompt, VqaAccuracy(), ACCURACY, max_new_tokens=64),
+        Protocol("fixed", prompt, VqaAccuracy(), Accuracy("mean_score", graded=True), max_new_tokens=64),
         Protocol(
             "lmms-eval",
             prompt,
             LMMS_VQA,
-            ACCURACY,
+            Accuracy("mean_score", graded=True),
             max_new_tokens=1024,
             decoding="checkpoint",
             note=f"{LMMS_NOTE} lmms-eval sets no token limit here; it is 1,024.",
@@ -76,7 +76,7 @@ TASK = Task(
             "vlmevalkit",
             kit_shortly,
             KIT_VQA,
-            ACCURACY,
+            Accuracy("mean_score", graded=True),
             max_new_tokens=2048,
             note=KIT_NOTE,
             **KIT_PIXELS,

@@ -8,7 +8,7 @@ from sinkscope.evaluation.base import Protocol, Question
 from sinkscope.evaluation.data import Data, Row, Table, column
 from sinkscope.evaluation.judges.lmms_eval import LMMS_VQA
 from sinkscope.evaluation.judges.vqa_accuracy import VqaAccuracy
-from sinkscope.evaluation.metrics import ACCURACY
+from sinkscope.evaluation.metrics.accuracy import Accuracy
 from sinkscope.evaluation.tasks.base import (
     LMMS_NOTE,
     LMMS_PIXELS,
@@ -59,12 +59,12 @@ TASK = Task(
     about="questions by blind people about their photos; VQA accuracy",
     read=read,
     protocols=(
-        Protocol("fixed", prompt, VqaAccuracy(), ACCURACY, max_new_tokens=64),
+        Protocol("fixed", prompt, VqaAccuracy(), Accuracy("mean_score", graded=True), max_new_tokens=64),
         Protocol(
             "lmms-eval",
             prompt,
             LMMS_VQA,
-            ACCURACY,
+            Accuracy("mean_score", graded=True),
             max_new_tokens=1024,
             decoding="checkpoint",
             note=f"{LMMS_NOTE} lmms-eval sets no token limit here; it is 1,024.",
