@@ -15,7 +15,7 @@ import hashlib
 import importlib
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -49,7 +49,7 @@ class StoredPicture:
 
     reference: Reference
     pictures: Pictures
-    limits: ImageLimits = ImageLimits()
+    limits: ImageLimits = field(default_factory=ImageLimits)
 
     def __call__(self) -> Image.Image:
         """The image, upright RGB.
@@ -129,15 +129,13 @@ class Data:
                     raise ValueError(f"{source.place(number)} is no object.")
                 yield Row(values, number, source.place(number), pictures, table)
 
-    def count(self) -> int | None:
-        """How many rows there are, where that is known without reading them all."""
-        if not self.files:
+    def count(self, tables: Sequence[Table]) -> int | None:
+        """How many rows these tables have, where that is known without reading their values."""
+        if not tables or any(table not in self.files for table in tables):
             return None
-        paths = [path for paths in self.files.values() for path in paths]
-        if any(path.suffix != ".parquet" for path in paths):
-            return None
-        parquet = importlib.import_module("pyarrow.parquet")
-        return sum(parquet.ParquetFile(path).metadata.num_rows for path in paths)
+        counts = [_rows_in(path) for table in tables for path in self.files[table]]
+        known = [count for count in counts if count is not None]
+        return sum(known) if len(known) == len(counts) else None
 
     def _hub_rows(self, table: Table) -> Iterator[Row]:
         configuration = "" if table.configuration is None else f"{table.configuration}:"
@@ -153,6 +151,7 @@ def open_data(
     tables: Sequence[Table],
     images: Path | None = None,
     revision: str | None = None,
+    allowed: str = "",
 ) -> Data:
     """Find a task's tables; no row is read yet.
 
@@ -162,6 +161,8 @@ def open_data(
         tables: that the task reads.
         images: folder in which image names of a file start.
         revision: of a hub dataset: commit, tag or branch; None: that of `given`, else the newest.
+            Of files: what their fingerprint has to be.
+        allowed: what may be given where there is no dataset, in words.
 
     Raises:
         ValueError: there is no such data, a table of it is missing, or the hub cannot be reached.
@@ -169,7 +170,7 @@ def open_data(
     if images is not None and not images.is_dir():
         raise ValueError(f"The folder of images {images} does not exist.")
     if given is None and own is None:
-        raise ValueError("This task has no data of its own; give some (--data FILE).")
+        raise ValueError(f"This task needs data (--data): {allowed}.")
     if given is None or given.startswith(HUB):
         if images is not None:
             raise ValueError("images is given, but a hub dataset holds its images itself.")
@@ -204,7 +205,9 @@ def column(row: Row, name: str) -> Any:
     """
     if name not in row.values:
         there = ", ".join(list(map(str, row.values))[:MOST_NAMED]) or "none"
-        raise ValueError(f"The data has no column {name!r} ({row.where}); columns present: {there}.")
+        raise ValueError(
+            f"The data has no column {name!r} ({row.where}); columns present: {there}."
+        )
     return row.values[name]
 
 
@@ -236,6 +239,19 @@ def _is_of(path: Path, table: Table) -> bool:
     if stem == table.split or any(stem.startswith(f"{table.split}{sign}") for sign in "-_"):
         return True
     return bool(folders) and folders[-1] == table.split
+
+
+def _rows_in(path: Path) -> int | None:
+    if path.suffix == ".parquet":
+        try:
+            rows = importlib.import_module("pyarrow.parquet").ParquetFile(path).metadata.num_rows
+        except (ImportError, OSError, ValueError):
+            return None  # reading it says what is wrong
+        return int(rows)
+    if path.suffix in (".jsonl", ".ndjson"):
+        with path.open("rb") as file:
+            return sum(1 for line in file if line.strip())
+    return None
 
 
 def _commit(dataset: str, revision: str | None) -> str:

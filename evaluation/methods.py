@@ -72,7 +72,9 @@ def wanted_methods(methods: Sequence[str], sweeps: Sequence[str] = ()) -> tuple[
         if one.var is None or not grid:
             made.append(one)
             continue
-        for choice in itertools.product(*([(key, value) for value in given] for key, given in grid)):
+        for choice in itertools.product(
+            *([(key, value) for value in given] for key, given in grid)
+        ):
             name = " ".join([one.name, *(f"{key}={_shown(value)}" for key, value in choice)])
             made.append(Wanted(name, {**one.var, **dict(choice)}))
     return distinct(made)

@@ -230,8 +230,9 @@ class RunFolder:
             if count != self.shard.count:
                 parts = "the whole run" if count == 1 else f"shards of {count}"
                 raise ValueError(
-                    f"The folder {self.folder} has records of {parts}, and shard {self.shard.number}"
-                    f"/{self.shard.count} is asked for; the same questions would be in it twice."
+                    f"The folder {self.folder} has records of {parts}, and shard "
+                    f"{self.shard.number}/{self.shard.count} is asked for; the same questions would "
+                    "be in it twice."
                 )
 
     def _lock(self) -> None:

@@ -1,6 +1,6 @@
 """A run: questions from the data, answers from the model, records into a folder as they come.
 
-    prepared = prepare(config.run)                       # refuses what can be refused without a model
+    prepared = prepare(config.run)  # refuses what can be refused without a model
     summary = evaluate(handle, config, prepared, folder)
 
 Questions are read as a stream and forgotten when they are answered; all that grows with their
@@ -105,8 +105,8 @@ def prepare(run: RunSettings) -> Prepared:
             wanted = tuple(table for table in task.tables if table.configuration in run.parts)
         images = None if run.images is None else Path(run.images)
         data = open_data(run.data, task.hub, wanted, images, run.data_revision, task.data)
-        count = data.count(task.counted)
-        if count is not None:
+        count = data.count([table for table in wanted if table not in task.joined])
+        if count is not None and (not run.parts or wanted != task.tables):
             total = count if run.limit is None else min(count, run.limit)
     elif run.data is not None or run.images is not None:
         raise ValueError(f"data is given, but the task {task.name} needs none.")
@@ -147,6 +147,7 @@ def evaluate(
         ValueError: a method that does not fit the model, a folder that cannot be used, or so many
             questions in a row failed that the rest would too.
     """
+    _check_model(config.run, handle)
     methods = resolve(config.methods, handle.profile, handle.info)
     config = settled(config, methods, prepared, handle)
     plan = _plan(config.run, prepared.protocol, methods, retries)
@@ -171,12 +172,15 @@ def settled(
     """The configuration with nothing left open: what `run.toml` has."""
     data = prepared.data
     return RunConfig(
-        dataclasses.replace(config.run, data_revision=None if data is None else data.revision),
+        dataclasses.replace(
+            config.run,
+            data_revision=None if data is None else data.revision,
+            model_revision=handle.info.revision,
+        ),
         dataclasses.replace(
             config.model,
             revision=_revision(handle),
             dtype=handle.info.dtype,  # type: ignore[arg-type]
-            profile=None,
         ),
         tuple(
             Wanted(one.name, None if one.var is None else dataclasses.asdict(one.var))
@@ -372,9 +376,7 @@ def _items(prepared: Prepared, run: RunSettings) -> Iterator[Item]:
     return itertools.islice(found, run.limit)
 
 
-def _plan(
-    run: RunSettings, protocol: Protocol, methods: tuple[Method, ...], retries: int
-) -> Plan:
+def _plan(run: RunSettings, protocol: Protocol, methods: tuple[Method, ...], retries: int) -> Plan:
     settings = GenerationSettings(
         max_new_tokens=protocol.max_new_tokens,
         seed=run.seed,
@@ -399,6 +401,13 @@ def _of_shard(total: int | None, shard: Shard) -> int:
 
 
 def _revision(handle: ModelHandle) -> str | None:
-    """What `ModelSettings.revision` takes: a hub's commit; a folder has none."""
-    revision = handle.info.revision
-    return revision if len(revision) == 40 and not Path(handle.info.id).exists() else None
+    """What `ModelSettings.revision` takes: a hub's commit. A folder has a fingerprint, and none."""
+    return None if ":" in handle.info.revision else handle.info.revision
+
+
+def _check_model(run: RunSettings, handle: ModelHandle) -> None:
+    if run.model_revision not in (None, handle.info.revision):
+        raise ValueError(
+            f"The model {handle.info.id} is not the one that the run was made with: its revision "
+            f"is {handle.info.revision}, and {run.model_revision} is wanted."
+        )

@@ -1,8 +1,8 @@
 """What makes a run, as plain values: read from options or one TOML file, written into its folder.
 
-A run is reproduced by its file alone: models and data stand in it with the revision that they had, methods
-with all their settings. How it was worked on (shards, workers, retries) is no part of it, for that
-changes no record.
+A run is reproduced by its file alone: model and data stand in it with the revision that they had,
+methods with all their settings. How it was worked on (shards, workers, retries) is no part of it,
+for that changes no record.
 """
 
 from __future__ import annotations
@@ -37,6 +37,8 @@ class RunSettings:
         judge: a judge to use in place of the protocol's, whose judgement is then kept beside it.
         judge_model, judge_url: of the judge `llm`: a model's name, and the endpoint's address.
         seed: of sampling, where the checkpoint samples.
+        model_revision: what the loaded model's has to be, a commit or a folder's fingerprint; None
+            takes what there is.
     """
 
     task: str
@@ -50,6 +52,7 @@ class RunSettings:
     judge_model: str | None = None
     judge_url: str | None = None
     seed: int = 0
+    model_revision: str | None = None
 
     def __post_init__(self) -> None:
         plain_numbers(self)
@@ -100,7 +103,9 @@ class RunConfig:
     def toml(self) -> str:
         """The file's text."""
         made = self.as_dict()
-        lines = ["# Made by `sinkscope evaluate run`; `--config` with this file makes the same run."]
+        lines = [
+            "# Made by `sinkscope evaluate run`; `--config` with this file makes the same run."
+        ]
         for table in ("run", "model"):
             lines += ["", f"[{table}]", *_lines(made[table])]
         for method in made["methods"]:
@@ -164,6 +169,16 @@ class Shard:
         if (found := re.fullmatch(r"(\d{1,6})/(\d{1,6})", text.strip())) is None:
             raise ValueError(f"shard is {text!r}; allowed: 1/N to N/N, such as 2/4.")
         return Shard(int(found[1]), int(found[2]))
+
+
+def check_retries(retries: int) -> None:
+    """Refuse a number of retries that is none, or beyond reason.
+
+    Raises:
+        ValueError: it is.
+    """
+    if not _whole(retries, 0) or retries > MOST_RETRIES:
+        raise ValueError(f"retries is {retries!r}; allowed: 0 to {MOST_RETRIES}.")
 
 
 def _method(made: Mapping[str, Any], path: Path) -> Wanted:

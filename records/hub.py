@@ -101,7 +101,9 @@ def hub_source(source: str, count: int | None, seed: int = 0) -> Source:
 
     cache = getattr(getattr(datasets, "config", None), "HF_CACHE_HOME", None)
     pictures = OnHub(None if cache is None else Path(cache))
-    return Source(source, "row", rows, pictures, lambda number: f"a row of {source}", whole=count is None)
+    return Source(
+        source, "row", rows, pictures, lambda number: f"a row of {source}", whole=count is None
+    )
 
 
 def _labels(stream: Any) -> dict[str, list[str]]:

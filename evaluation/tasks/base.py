@@ -29,8 +29,8 @@ CELL = 28 * 28  # pixels of the resized image that become one vision token of Qw
 LMMS_PIXELS = {"min_pixels": 256 * CELL, "max_pixels": 2048 * CELL}
 KIT_PIXELS = {"min_pixels": 1280 * CELL, "max_pixels": 16384 * CELL}
 LMMS_NOTE = (
-    "Tokens are chosen as the checkpoint's generation_config.json says, which lmms-eval leaves at work "
-    "but for the temperature."
+    "Tokens are chosen as the checkpoint's generation_config.json says, which lmms-eval leaves at "
+    "work but for the temperature."
 )
 KIT_NOTE = "VLMEvalKit samples at temperature 0.01 and top_k 1, which is greedy decoding."
 
@@ -49,6 +49,7 @@ class Task:
         data: what `--data` may be where there is no dataset; "" where no data is needed.
         endless: whether there are always more questions, so that a limit is needed.
         parts: the categories that it has, where they are known.
+        joined: tables that are no questions: what questions are joined with.
     """
 
     name: str
@@ -60,6 +61,7 @@ class Task:
     data: str = ""
     endless: bool = False
     parts: tuple[str, ...] = ()
+    joined: tuple[Table, ...] = ()
 
     def protocol(self, name: str) -> Protocol:
         """The protocol of a name.

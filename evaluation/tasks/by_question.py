@@ -1,4 +1,4 @@
-"""The judge of files whose questions differ: each answer is judged by what its question asks for."""
+"""The judge of files whose questions differ: each answer is judged by what its question asks."""
 
 from __future__ import annotations
 

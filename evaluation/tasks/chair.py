@@ -1,8 +1,9 @@
 """CHAIR (Rohrbach et al., 2018): objects that a caption names and the picture does not have.
 
 The data is a folder with COCO as it is published: `annotations/instances_val2014.json`,
-`annotations/captions_val2014.json`, and the images in `val2014/`. Questions come in a fixed order that has
-nothing to do with the images' ids, so that `--limit 500` is a random sample, always the same.
+`annotations/captions_val2014.json`, and the images in `val2014/`. Questions come in a fixed order
+that has nothing to do with the images' ids, so that `--limit 500` is a random sample, always the
+same.
 """
 
 from __future__ import annotations
@@ -62,7 +63,9 @@ def read(data: Data | None) -> Iterator[Item]:
             id=str(image),
             text=REQUEST,
             pictures=(StoredPicture(Reference("file", files[image]), found),),
-            truth=sorted(objects[image] | {thing for one in captions for thing, _ in objects_named(one)}),
+            truth=sorted(
+                objects[image] | {thing for one in captions for thing, _ in objects_named(one)}
+            ),
             fields={"captions": captions},
         )
 
@@ -112,5 +115,6 @@ TASK = Task(
         ),
     ),
     tables=(INSTANCES, CAPTIONS),
+    joined=(INSTANCES, CAPTIONS),
     data="a folder with COCO val2014: annotations/ and val2014/",
 )

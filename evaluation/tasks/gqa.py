@@ -1,7 +1,7 @@
 """GQA (Hudson and Manning, 2019), balanced test-dev: compositional questions about 398 images.
 
-Questions and images are two tables, joined by `imageId`. The images, still compressed, are kept in memory
-while the questions are read: as many as the split has, however long a run is.
+Questions and images are two tables, joined by `imageId`. The images, still compressed, are kept in
+memory while the questions are read: as many as the split has, however long a run is.
 """
 
 from __future__ import annotations
@@ -115,4 +115,5 @@ TASK = Task(
     ),
     hub="lmms-lab-encoder/GQA",
     tables=(QUESTIONS, IMAGES),
+    joined=(IMAGES,),
 )

@@ -1,6 +1,7 @@
-"""Users' own questions: any file that `records` reads (JSON lines, JSON, tables), images beside it.
+"""Users' own questions: any file that `records` reads (JSON lines, JSON, tables), with images.
 
-The layouts are those of docs/data.md. Options become a multiple choice, several answers annotators'.
+The layouts are those of docs/data.md. Options make a multiple choice; several answers are
+annotators'.
 """
 
 from __future__ import annotations
@@ -11,7 +12,15 @@ from collections.abc import Iterator
 from sinkscope.evaluation.base import Protocol, Question
 from sinkscope.evaluation.data import Data, Row, StoredPicture, Table
 from sinkscope.evaluation.metrics.accuracy import MacroByCategory
-from sinkscope.evaluation.tasks.base import Item, Options, RowFault, Task, items, letter_of
+from sinkscope.evaluation.tasks.base import (
+    BY_LETTER,
+    Item,
+    Options,
+    RowFault,
+    Task,
+    items,
+    letter_of,
+)
 from sinkscope.evaluation.tasks.by_question import ByQuestion
 from sinkscope.records.formats import record_of
 from sinkscope.records.record import Record
@@ -87,7 +96,7 @@ def prompt(question: Question) -> str:
     if not question.options or all(said in question.text for _, said in question.options):
         return question.text
     lines = "\n".join(f"{letter}. {said}" for letter, said in question.options)
-    return f"{question.text}\n{lines}\nAnswer with the option's letter from the given choices directly."
+    return f"{question.text}\n{lines}{BY_LETTER}"
 
 
 def _first(known: dict[str, object], keys: tuple[str, ...]) -> str:
@@ -102,4 +111,3 @@ TASK = Task(
     tables=(TABLE,),
     data="a .jsonl, .json, .csv, .tsv or .parquet file (--images: the folder its names start in)",
 )
-

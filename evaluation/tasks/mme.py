@@ -1,4 +1,4 @@
-"""MME (Fu et al., 2023): yes or no about perception (10 categories) and cognition (4), in pairs an image."""
+"""MME (Fu et al., 2023): yes or no about perception and cognition, two questions an image."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
-"""Files of the older evaluation script: BLINK and SAT as `blink_validation.jsonl` and `sat2_test.jsonl`.
+"""Files of the older evaluation script: `blink_validation.jsonl` and `sat2_test.jsonl`.
 
 A row has the question in `conversations[0].value`, its options written into it, and the truth in
-`conversations[1].value`; its images are `image_1` ... `image_4`, or one under another of the names below.
-docs/evaluation.md maps that script's options.
+`conversations[1].value`; its images are `image_1` ... `image_4`, or one under another of the names
+below. docs/evaluation.md maps that script's options.
 """
 
 from __future__ import annotations
@@ -121,8 +121,8 @@ def _task(name: str, what: str, table: Table) -> Task:
                 system=SYSTEM,
                 max_new_tokens=256,
                 max_pixels=MAX_PIXELS,
-                note="The older script's settings and image order; the system prompt says the same in "
-                "our words. Its string_match is --judge substring-legacy.",
+                note="The older script's settings and image order; the system prompt says the "
+                "same in our words. Its string_match is --judge substring-legacy.",
             ),
         ),
         tables=(table,),

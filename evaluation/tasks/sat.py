@@ -24,10 +24,10 @@ from sinkscope.evaluation.tasks.base import (
 
 TABLE = Table(None, "test")
 _MOVEMENT = (
-    "When multiple images are provided, You want to realize that when camera moves left, the objects "
-    "in the image move right, and vice versa. And when you are asked about the movement of the same "
-    "object captured in different images, you can compare the position of the object relative to other "
-    "objects in the image to answer the question.\n"
+    "When multiple images are provided, You want to realize that when camera moves left, the "
+    "objects in the image move right, and vice versa. And when you are asked about the movement of "
+    "the same object captured in different images, you can compare the position of the object "
+    "relative to other objects in the image to answer the question.\n"
 )
 
 

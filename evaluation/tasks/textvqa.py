@@ -1,4 +1,4 @@
-"""TextVQA (Singh et al., 2019): questions about what is written in a picture; ten annotators each."""
+"""TextVQA (Singh et al., 2019): what is written in a picture; ten annotators a question."""
 
 from __future__ import annotations
 
@@ -61,7 +61,9 @@ TASK = Task(
     about="what is written in a picture; VQA accuracy over ten annotators",
     read=read,
     protocols=(
-        Protocol("fixed", prompt, VqaAccuracy(), Accuracy("mean_score", graded=True), max_new_tokens=64),
+        Protocol(
+            "fixed", prompt, VqaAccuracy(), Accuracy("mean_score", graded=True), max_new_tokens=64
+        ),
         Protocol(
             "lmms-eval",
             prompt,

@@ -1,4 +1,4 @@
-"""VizWiz (Gurari et al., 2018): questions by blind people about their own photos, many unanswerable."""
+"""VizWiz (Gurari et al., 2018): questions of blind people about their photos; many have no answer."""
 
 from __future__ import annotations
 
@@ -59,7 +59,9 @@ TASK = Task(
     about="questions by blind people about their photos; VQA accuracy",
     read=read,
     protocols=(
-        Protocol("fixed", prompt, VqaAccuracy(), Accuracy("mean_score", graded=True), max_new_tokens=64),
+        Protocol(
+            "fixed", prompt, VqaAccuracy(), Accuracy("mean_score", graded=True), max_new_tokens=64
+        ),
         Protocol(
             "lmms-eval",
             prompt,
