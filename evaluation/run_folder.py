@@ -231,8 +231,8 @@ class RunFolder:
                 parts = "the whole run" if count == 1 else f"shards of {count}"
                 raise ValueError(
                     f"The folder {self.folder} has records of {parts}, and shard "
-                    f"{self.shard.number}/{self.shard.count} is asked for; the same questions would "
-                    "be in it twice."
+                    f"{self.shard.number}/{self.shard.count} is asked for; the same questions "
+                    "would be in it twice."
                 )
 
     def _lock(self) -> None:

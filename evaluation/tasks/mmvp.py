@@ -1,7 +1,7 @@
 """MMVP (Tong et al., 2024): 150 pairs of images that CLIP takes for alike, one question a pair.
 
-Four answers of the first release are swapped (github.com/tsb0601/MMVP, issue 30): questions 99, 100,
-279 and 280. They are corrected here whichever release is read, as lmms-eval does.
+Four answers of the first release are swapped (github.com/tsb0601/MMVP, issue 30): questions 99,
+100, 279 and 280. They are corrected here whichever release is read, as lmms-eval does.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""VizWiz (Gurari et al., 2018): questions of blind people about their photos; many have no answer."""
+"""VizWiz (Gurari et al., 2018): blind people's questions about their photos, many unanswerable."""
 
 from __future__ import annotations
 
