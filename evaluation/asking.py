@@ -1,8 +1,9 @@
 """One question put to a model by several methods, which share the pass over its images.
 
 VAR changes nothing before the end of the last image, so keys and values up to there are the same
-for every method and are made once (`capture.prefix`). What follows is one batch, a row a method; a
-row of the plain model is left alone to the last bit.
+for every method and are made once (`capture.prefix`); questions about the same images share them
+too. What follows is one batch, a row a method; a row of the plain model is left alone to the last
+bit.
 
 Methods whose sink dimensions differ run one group after the other behind the same keys, for a
 prefix knows the scores by one set of dimensions.
@@ -64,11 +65,14 @@ class Ask:
     min_pixels: int | None = None
     max_pixels: int | None = None
 
+    def image_part(self) -> tuple[object, ...]:
+        """Sizes, digests of the pixels, and bounds: what the vision tower's part depends on."""
+        digests = tuple(f"{i.mode} {i.size} {sha256(i.tobytes())}" for i in self.images)
+        return (*digests, self.min_pixels, self.max_pixels)
+
     def fingerprint(self) -> str:
         """SHA-256 of all of it, of the images' sizes and pixels among it."""
-        images = [f"{i.mode} {i.size} {sha256(i.tobytes())}" for i in self.images]
-        bounds = [self.min_pixels, self.max_pixels]
-        said = [images, self.prompt, self.system, bounds, asdict(self.settings)]
+        said = [self.image_part(), self.prompt, self.system, asdict(self.settings)]
         return sha256(json.dumps(said, ensure_ascii=False).encode("utf-8", "surrogatepass"))
 
 
@@ -85,16 +89,39 @@ class Answer:
     seconds: float
 
 
-def ask(handle: ModelHandle, asked: Ask, methods: Sequence[Method]) -> tuple[Answer, ...]:
+@dataclass(frozen=True)
+class Shared:
+    """The pass over the images of one question, for the next one about the same images.
+
+    Attributes:
+        tokens: ids of the positions that it covers.
+        images: their digests, and the bounds on their areas.
+        prefixes: by sink dimensions; all have the same keys and values.
+    """
+
+    tokens: tuple[int, ...]
+    images: tuple[object, ...]
+    prefixes: Mapping[tuple[int, ...], Prefix]
+
+    def fits(self, inputs: PromptInputs, asked: Ask) -> bool:
+        """Whether a prompt begins with the very same tokens and images."""
+        stop = inputs.layout.grids[-1].stop
+        return self.tokens == inputs.token_ids[:stop] and self.images == asked.image_part()
+
+
+def ask(
+    handle: ModelHandle, asked: Ask, methods: Sequence[Method], before: Shared | None = None
+) -> tuple[tuple[Answer, ...], Shared]:
     """Answer by each method.
 
     Args:
         handle: a loaded model; its lock is taken.
         asked: images and prompt.
-        methods: resolved ones, at least one.
+        methods: resolved ones, at least one; the same as those of `before`.
+        before: what the question before gave; used where it fits.
 
     Returns:
-        One answer a method, in their order.
+        One answer a method, in their order; and what the next question may use.
 
     Raises:
         ValueError: images or prompt that the model cannot take.
@@ -111,18 +138,23 @@ def ask(handle: ModelHandle, asked: Ask, methods: Sequence[Method]) -> tuple[Ans
     groups = _groups(handle, methods)
     made: dict[int, Answer] = {}
     with handle.lock, memory_errors_named(inputs, asked.settings):
-        prefixes = _prefixes(handle, inputs, [dims for dims, _ in groups])
-        shared = (time.perf_counter() - began) / len(methods)
+        if before is not None and before.fits(inputs, asked):
+            shared = before
+        else:
+            prefixes = _prefixes(handle, inputs, [dims for dims, _ in groups])
+            stop = inputs.layout.grids[-1].stop
+            shared = Shared(inputs.token_ids[:stop], asked.image_part(), prefixes)
+        spent = (time.perf_counter() - began) / len(methods)
         for dims, rows in groups:
             own = [methods[row] for row in rows]
-            answers = _answers(handle, inputs, asked.settings, own, prefixes[dims])
-            counts = _sinks(handle, inputs, own, prefixes)
+            answers = _answers(handle, inputs, asked.settings, own, shared.prefixes[dims])
+            counts = _sinks(handle, inputs, own, shared.prefixes)
             answers = [
-                replace(answer, sinks=count, seconds=answer.seconds + shared)
+                replace(answer, sinks=count, seconds=answer.seconds + spent)
                 for answer, count in zip(answers, counts, strict=True)
             ]
             made.update(zip(rows, answers, strict=True))
-    return tuple(made[row] for row in range(len(methods)))
+    return tuple(made[row] for row in range(len(methods))), shared
 
 
 def _groups(

@@ -39,6 +39,7 @@ from sinkscope.sinks.progress import Progress, Stopped
 from sinkscope.utils import plain_values, run_folder, sha256
 
 MOST_IN_A_ROW = 50  # questions that fail one after the other until the run is given up
+MOST_TOGETHER = 8  # questions that a worker gets at once; those of one cluster alone
 MOST_LISTED = 1000  # failures that a summary names; the records have them all
 _ENDLESS = 2**62
 
@@ -140,7 +141,7 @@ def evaluate(
         retries: of a question whose error may pass.
         engine: where questions are answered; None: here.
         on_progress: called with questions done, in all (0: unknown), and a text.
-        stop: once set, the run ends after the question it is at.
+        stop: once set, the run ends after the questions about the image that it is at.
 
     Raises:
         Stopped: `stop` was set. What was answered is in the folder.
@@ -199,7 +200,7 @@ class _Session:
     shard: Shard
     total: int
     on_progress: Progress | None
-    under_way: dict[int, tuple[int, Question]] = field(default_factory=dict)
+    under_way: dict[int, list[tuple[int, Question]]] = field(default_factory=dict)
     seen: set[int] = field(default_factory=set)  # hashes of the ids
     questions: int = 0
     answered: int = 0
@@ -211,11 +212,12 @@ class _Session:
 
     def answer(self, engine: Engine, plan: Plan, stop: threading.Event | None) -> None:
         """Until there are no more questions."""
-        items = _Stream(self._waiting(), self.total or _ENDLESS)
+        items = _Stream(self._units(), self.total or _ENDLESS)
         results = engine.run(functools.partial(work, plan), items)
         try:
-            for position, done in results:
-                self._write(*self.under_way.pop(position), done)
+            for position, unit in results:
+                for (index, question), done in zip(self.under_way.pop(position), unit, strict=True):
+                    self._write(index, question, done)
                 if stop is not None and stop.is_set():
                     raise Stopped(self.answered + self.failed, self.total)
         finally:
@@ -235,10 +237,19 @@ class _Session:
             round(seconds, 3),
         )
 
-    def _waiting(self) -> Iterator[Work]:
-        """The questions that are still to be asked, each noted as under way; faults of the data are
-        recorded in passing."""
-        protocol, position = self.prepared.protocol, 0
+    def _units(self) -> Iterator[tuple[Work, ...]]:
+        """The questions that are still to be asked. Those of one cluster that stand next to each
+        other come together, for they mostly share their images. Each unit is noted as under way."""
+        position = 0
+        for _, group in itertools.groupby(self._waiting(), key=lambda one: one[1].cluster):
+            while unit := list(itertools.islice(group, MOST_TOGETHER)):
+                self.under_way[position] = [(index, question) for index, question, _ in unit]
+                position += 1
+                yield tuple(work for _, _, work in unit)
+
+    def _waiting(self) -> Iterator[tuple[int, Question, Work]]:
+        """Question by question; faults of the data are recorded in passing."""
+        protocol = self.prepared.protocol
         for index, item in enumerate(_items(self.prepared, self.config.run)):
             if not in_shard(item.cluster, self.shard):
                 continue
@@ -258,10 +269,8 @@ class _Session:
                 except ValueError as error:
                     self._fault(index, item, str(error))
                     continue
-                self.under_way[position] = (index, item)
-                position += 1
                 system = protocol.system if item.system is None else item.system
-                yield Work(item.pictures, prompt, system)
+                yield index, item, Work(item.pictures, prompt, system)
 
     def _write(self, index: int, question: Question, done: Done) -> None:
         records = [
@@ -329,16 +338,16 @@ class _Session:
             )
 
 
-class _Stream(Sequence[Work]):
+class _Stream(Sequence[tuple[Work, ...]]):
     """A sequence to be read once: an engine hands out its items as workers ask for them."""
 
-    def __init__(self, items: Iterator[Work], most: int) -> None:
+    def __init__(self, items: Iterator[tuple[Work, ...]], most: int) -> None:
         self._items, self._most = items, most
 
     def __len__(self) -> int:
         return self._most
 
-    def __iter__(self) -> Iterator[Work]:
+    def __iter__(self) -> Iterator[tuple[Work, ...]]:
         return self._items
 
     def __getitem__(self, index: Any) -> Any:

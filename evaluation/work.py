@@ -1,4 +1,4 @@
-"""What a worker does with one question: open its images, ask every method, say what went wrong.
+"""What a worker does with a few questions: open the images, ask every method, say what went wrong.
 
 Nothing here judges: a worker needs the model and the images, the rest stays with whoever writes the
 records. So a worker may be another process, on another machine.
@@ -7,14 +7,14 @@ records. So a worker may be another process, on another machine.
 from __future__ import annotations
 
 import gc
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 
 from sinkscope.config import GenerationSettings
-from sinkscope.evaluation.asking import Answer, Ask, ask
+from sinkscope.evaluation.asking import Answer, Ask, Shared, ask
 from sinkscope.evaluation.base import Picture
 from sinkscope.evaluation.methods import Method
 from sinkscope.evaluation.provenance import host
@@ -65,11 +65,23 @@ class Done:
     host: Mapping[str, Any] = field(default_factory=dict)
 
 
-def work(plan: Plan, handle: ModelHandle, given: Work) -> Done:
-    """Ask one question. Never raises for a question's sake: a fault of one is none of the others.
+def work(plan: Plan, handle: ModelHandle, given: Sequence[Work]) -> tuple[Done, ...]:
+    """Ask a few questions; those about the same images share the pass over them.
 
-    A full device and errors of a file system are tried again, up to `plan.retries` times.
+    Never raises for a question's sake: a fault of one is none of the others. A full device and
+    errors of a file system are tried again, up to `plan.retries` times.
     """
+    made: list[Done] = []
+    shared: Shared | None = None
+    for one in given:
+        done, shared = _one(plan, handle, one, shared)
+        made.append(done)
+    return tuple(made)
+
+
+def _one(
+    plan: Plan, handle: ModelHandle, given: Work, shared: Shared | None
+) -> tuple[Done, Shared | None]:
     where, prompt_hash, error = host(handle), "", ""
     for _ in range(plan.retries + 1):
         try:
@@ -83,12 +95,14 @@ def work(plan: Plan, handle: ModelHandle, given: Work) -> Done:
                 plan.max_pixels,
             )
             prompt_hash = asked.fingerprint()
-            return Done(prompt_hash, ask(handle, asked, plan.methods), None, where)
+            answers, shared = ask(handle, asked, plan.methods, shared)
+            return Done(prompt_hash, answers, None, where), shared
         except ValueError as fault:  # an image, a prompt, a setting: the same the next time
-            return Done(prompt_hash, (), str(fault), where)
+            return Done(prompt_hash, (), str(fault), where), shared
         except Exception as fault:  # whatever it is, the other questions can still be asked
             error = f"{type(fault).__name__}: {str(fault).strip() or 'no message'}"
+        shared = None  # it holds memory, of which there may be too little
         gc.collect()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
-    return Done(prompt_hash, (), error, where)
+    return Done(prompt_hash, (), error, where), None

@@ -1,5 +1,5 @@
-"""An engine that says what a test tells it to, and a user's file to ask about: runs without waiting for a
-model, where a test is about what happens around the answers."""
+"""An engine that says what a test tells it to, and a user's file to ask about: for tests of what
+happens around the answers."""
 
 from __future__ import annotations
 
@@ -41,22 +41,24 @@ class Scripted:
         self.asked: list[str] = []
 
     def run(self, task: Any, items: Sequence[Any]) -> Iterator[tuple[int, Any]]:
-        for index, item in enumerate(items):
-            self.asked.append(item.prompt)
-            try:
-                for picture in item.pictures:
-                    picture()
-                made = self._answer(item)
-            except ValueError as error:
-                made = error
-            if isinstance(made, Exception):
-                yield index, Done("", (), str(made), {})
-            else:
-                yield index, Done("hash", tuple(said(text) for text in made), None, {})
+        for index, unit in enumerate(items):
+            yield index, tuple(self._done(one) for one in unit)
+
+    def _done(self, work: Work) -> Done:
+        self.asked.append(work.prompt)
+        try:
+            for picture in work.pictures:
+                picture()
+            made = self._answer(work)
+        except ValueError as error:
+            made = error
+        if isinstance(made, Exception):
+            return Done("", (), str(made), {})
+        return Done("hash", tuple(said(text) for text in made), None, {})
 
 
 def write_questions(folder: Path, rows: Sequence[dict[str, Any]]) -> Path:
-    """A file `questions.jsonl` with red.png beside it; each row asks about that image by default."""
+    """`questions.jsonl` with red.png beside it; each row asks about that image by default."""
     folder.mkdir(parents=True, exist_ok=True)
     Image.new("RGB", (64, 48), (200, 30, 30)).save(folder / "red.png")
     path = folder / "questions.jsonl"

@@ -1,7 +1,7 @@
 """Small data sets in the layouts in which the real ones are published, with answers by hand.
 
-`datasets` writes images as {bytes, path} in Parquet and notes its features in the schema; these files
-are written by it, so that they are what a download of the hub holds.
+`datasets` writes images as {bytes, path} in Parquet and notes its features in the schema; these
+files are written by it, so that they are what a download of the hub holds.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ def blink(folder: Path) -> None:
                 "image_4": None,
                 "choices": ["red", "blue"],
                 "answer": "(A)" if n == 1 else "(B)",
-                "prompt": "Which colour is it?\nSelect from the following choices.\n(A) red\n(B) blue",
+                "prompt": "Which colour is it?\nSelect from these choices.\n(A) red\n(B) blue",
                 "explanation": None,
             }
             for n in (1, 2)

@@ -1,4 +1,4 @@
-"""Each task reads its published layout: ids, images, truths, clusters; prompts are kept in a file."""
+"""Each task reads its published layout: ids, images, truths, clusters. Prompts are in a file."""
 
 from __future__ import annotations
 
