@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 INCOMPLETE = 3  # exit code: questions failed
 INTERRUPTED = 130
 MOST_SAID = 10  # failures that are printed
+MOST_REPLACED = 100  # workers of a cluster that may die
 
 app = typer.Typer(
     help="Evaluate: methods compared on the same questions, and how sure the difference is.",
@@ -149,7 +150,7 @@ def run(
         prepared = prepare(wanted.run)
         _say(prepared, wanted)
         handle = common.load(wanted.model)
-        spread = make_engine(engine, handle, wanted.model, workers)
+        spread = make_engine(engine, handle, wanted.model, workers, MOST_REPLACED)
         with (
             _interruptible(output) as stop,
             _told(f"{wanted.run.task}, {len(wanted.methods)} methods", prepared.total) as tell,

@@ -1,4 +1,4 @@
-"""Several methods behind one pass over the images: the same answers as each would give by itself."""
+"""Several methods behind one pass over the images: the same answers as each gives by itself."""
 
 from __future__ import annotations
 
