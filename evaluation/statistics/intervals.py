@@ -66,9 +66,9 @@ def paired_difference(
     of_second = wilson(both + fixed, n, confidence)
     of_first = wilson(both + broken, n, confidence)
     margins = (both + fixed) * (broken + neither) * (both + broken) * (fixed + neither)
-    product = both * neither - fixed * broken
+    product = float(both * neither - fixed * broken)
     if product > 0:
-        product = max(product - n / 2, 0)
+        product = max(product - n / 2, 0.0)
     phi = product / math.sqrt(margins) if margins else 0.0
 
     def reach(one: float, other: float) -> float:
