@@ -14,7 +14,7 @@ from sinkscope.evaluation.base import Judged, Protocol
 from sinkscope.evaluation.metrics.accuracy import Accuracy, MacroByCategory
 from sinkscope.evaluation.metrics.tally import TallyMetric
 from sinkscope.evaluation.record import AnswerRecord
-from sinkscope.evaluation.run_folder import Run, read_run
+from sinkscope.evaluation.run_folder import CONFIG, Run, read_run
 from sinkscope.evaluation.statistics.compare import FEW_CLUSTERS, Comparison, Settings, compare
 from sinkscope.evaluation.tasks.listed import task_named
 
@@ -131,7 +131,8 @@ def gather(folders: Sequence[Path], settings: Settings) -> tuple[Section, ...]:
         with.
 
     Raises:
-        ValueError: a folder is no run, a record is none, or the same folder stands twice.
+        ValueError: a folder is no run, a record is none or of an unknown method, or a folder
+            stands twice.
     """
     if len({folder.resolve() for folder in folders}) != len(folders):
         raise ValueError("A run is given twice; allowed: each one once.")
@@ -183,6 +184,11 @@ def _section(folder: Path, settings: Settings) -> Section:
     for record in run.records():
         reading.take(record)
     methods = [one.name for one in run.config.methods]
+    if strange := sorted({*reading.judged, *(one.method for one in reading.failures)} - {*methods}):
+        raise ValueError(
+            f"The run {folder} has records of {strange[0]!r}, which its {CONFIG} does not name; "
+            f"allowed: {', '.join(methods)}."
+        )
     answers = {
         name: [one for _, one in sorted(reading.judged.get(name, []), key=lambda pair: pair[0])]
         for name in methods

@@ -20,9 +20,7 @@ def names(methods: list[str], *sweeps: str) -> list[str]:
 
 
 def test_var_takes_the_models_profile() -> None:
-    default, var, control = resolve(
-        wanted_methods(["default", "var", "var-random"]), PROFILE, INFO
-    )
+    default, var, control = resolve(wanted_methods(["default", "var", "var-random"]), PROFILE, INFO)
     assert default.var is None
     assert var.var == VARSettings((17, 101), tau=6.0)
     assert control.var == VARSettings((17, 101), tau=6.0, control="random")
