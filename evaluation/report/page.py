@@ -138,7 +138,7 @@ def _table(table: Table) -> str:
     for row in table.rows:
         cells = []
         for i, cell in enumerate(row):
-            kind = _KIND.get(cell) or ("number" if i >= table.numbers_from else "")
+            kind = _KIND.get(cell) or ("number" if table.is_number(i) else "")
             cells.append(f'<td class="{kind}">{_e(cell)}</td>' if kind else f"<td>{_e(cell)}</td>")
         rows.append(f"<tr>{''.join(cells)}</tr>")
     note = f"<p>{_e(table.note)}</p>" if table.note else ""

@@ -20,6 +20,10 @@ class Table:
     numbers_from: int = 1
     note: str = ""
 
+    def is_number(self, column: int) -> bool:
+        """Whether this column is set to the right."""
+        return column >= self.numbers_from and self.columns[column] not in ("by", "verdict")
+
 
 def tables(section: Section) -> list[Table]:
     """Those that the section has something for, in the order in which they are read."""

@@ -285,7 +285,7 @@ def test_files_are_written_and_mistakes_are_named(tmp_path: Path) -> None:
 
 def test_records_of_a_method_that_the_run_does_not_name_are_refused(tmp_path: Path) -> None:
     run = write_run(tmp_path / "run", scored({"default": BASE, "other": BASE}))
-    with pytest.raises(ValueError, match="records of 'other', which its run.toml does not name"):
+    with pytest.raises(ValueError, match=r"records of .other., which its run"):
         make_report([run], QUICK)
 
 
