@@ -240,8 +240,8 @@ def _metric(run: Run, protocol: Protocol) -> TallyMetric:
 
 def _control(name: str, twin: str) -> bool:
     """Whether `twin` is the random control of `name`: "var keep=0.3" and "var-random keep=0.3"."""
-    kind, _, rest = name.partition(" ")
-    return kind == "var" and twin == " ".join(filter(None, ("var-random", rest)))
+    found = re.fullmatch(r"var((?:[ :].*)?)", name, re.DOTALL)
+    return found is not None and twin == f"var-random{found[1]}"
 
 
 def _usage(sums: Counter[str]) -> Usage:

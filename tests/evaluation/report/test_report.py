@@ -13,7 +13,7 @@ from markdown_it import MarkdownIt
 from rich.console import Console
 
 from sinkscope.evaluation.report.charts import Bar, Dot, curve, forest, ticks
-from sinkscope.evaluation.report.gather import gather, sweeps
+from sinkscope.evaluation.report.gather import _control, gather, sweeps
 from sinkscope.evaluation.report.terminal import show
 from sinkscope.evaluation.report.write import Report, ReportSettings, make_report, write_report
 from sinkscope.evaluation.statistics.compare import Settings
@@ -150,6 +150,21 @@ def test_a_sweep_is_a_curve_and_a_family(tmp_path: Path) -> None:
     assert (sweep.setting, [point.value for point in sweep.points]) == ("keep", [0.0, 0.3, 0.6])
     assert "accuracy by keep of var" in report.files["report.html"]
     assert "after Holm&#x27;s correction for 3 comparisons" in report.files["report.html"]
+
+
+@pytest.mark.parametrize(
+    ("name", "twin", "pair"),
+    [
+        ("var", "var-random", True),
+        ("var keep=0.3", "var-random keep=0.3", True),
+        ("var:keep=0,tau=3", "var-random:keep=0,tau=3", True),
+        ("var keep=0.3", "var-random keep=0.6", False),
+        ("var-random", "var-random", False),
+        ("default", "var-random", False),
+    ],
+)
+def test_a_method_and_its_control(name: str, twin: str, pair: bool) -> None:
+    assert _control(name, twin) is pair
 
 
 def test_sweeps_by_name() -> None:
