@@ -222,9 +222,10 @@ class _Part:
             error = bootstrap.standard_error(drawn)
             shown = detectable(error, self.settings.alpha)
             if error == 0:
-                interval, shown = self._unchanged(figure, float(drawn[0]))
-            elif self._is_share(figure):
-                shown = max(shown, FEWEST_CHANGED / len(changes))
+                interval = self._unchanged(figure, float(drawn[0]))
+            # With fewer changed questions no bootstrap shows a difference.
+            fewest = min(1.0, FEWEST_CHANGED / len(changes)) if self._is_share(figure) else 0.0
+            shown = max(shown, fewest) or math.nan
         return Difference(
             *(method, against, figure, category, value, base, interval, p, p, test, shown),
             *(fixed, broken, len(changes) - fixed - broken, self.draws.clusters),
@@ -233,16 +234,14 @@ class _Part:
     def _is_share(self, figure: str) -> bool:
         return "*" not in self.metric.points and figure not in self.metric.points
 
-    def _unchanged(self, figure: str, value: float) -> tuple[Interval, float]:
-        """Interval and detectable difference where every draw is the same, so that the bootstrap
-        would be certain. Of a share: no more clusters may differ than Wilson's interval of 0 of C
-        leaves room for. Of another figure nothing is known."""
-        count = self.draws.clusters
+    def _unchanged(self, figure: str, value: float) -> Interval:
+        """The interval where every draw is the same, so that the bootstrap would be certain. Of a
+        share: no more clusters may differ than Wilson's interval of 0 of C leaves room for. Of
+        another figure nothing is known."""
         if not self._is_share(figure):
-            return Interval(math.nan, math.nan), math.nan
-        room = wilson(0, count, self.settings.confidence).high
-        found = Interval(max(-1.0, value - room), min(1.0, value + room))
-        return found, detectable_share(0, count, self.settings.alpha)
+            return Interval(math.nan, math.nan)
+        room = wilson(0, self.draws.clusters, self.settings.confidence).high
+        return Interval(max(-1.0, value - room), min(1.0, value + room))
 
 
 def _part(

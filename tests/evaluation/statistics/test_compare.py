@@ -188,7 +188,7 @@ def test_nothing_changed_in_clusters_is_no_certainty() -> None:
     (one,) = found.differences
     room = wilson(0, 20).high
     assert (one.interval.low, one.interval.high) == pytest.approx((-room, room))
-    assert one.detectable == pytest.approx(6 / 20)
+    assert one.detectable == pytest.approx(4 / 100)
     first = found.estimates["var"][0]
     assert (first.interval.low, first.how) == (wilson(20, 20).low, "Wilson, of clusters")
 
