@@ -123,41 +123,26 @@ OBJECTS = tuple(head for head, _ in _rows())
 OBJECT_OF = {word: head for head, rest in _rows() for word in (head, *rest)}
 """Each word -> its object."""
 
-# Two words that count as one. An animal's "baby" or "adult" is no person, nor is a jet's
-# "passenger".
+_PAIRS = (
+    *("motor bike", "motor cycle", "air plane", "traffic light", "street light", "stop light"),
+    *("traffic signal", "fire hydrant", "stop sign", "parking meter", "suit case", "sports ball"),
+    *("baseball bat", "baseball glove", "tennis racket", "wine glass", "hot dog", "cell phone"),
+    *("mobile phone", "teddy bear", "hair drier", "potted plant", "laptop computer", "home plate"),
+    "train track",
+)
+_ANIMALS = (
+    *("bird", "cat", "dog", "horse", "sheep", "cow", "elephant", "bear", "zebra", "giraffe"),
+    *("animal", "cub"),
+)
+
 TWO_WORDS = {
-    pair: pair
-    for pair in (
-        *("motor bike", "motor cycle", "air plane", "traffic light", "street light", "stop light"),
-        *(
-            "traffic signal",
-            "fire hydrant",
-            "stop sign",
-            "parking meter",
-            "suit case",
-            "sports ball",
-        ),
-        *("baseball bat", "baseball glove", "tennis racket", "wine glass", "hot dog", "cell phone"),
-        *(
-            "mobile phone",
-            "teddy bear",
-            "hair drier",
-            "potted plant",
-            "laptop computer",
-            "home plate",
-        ),
-        "train track",
-    )
-} | {"bow tie": "tie", "toilet seat": "toilet", "wine glas": "wine glass"}
-TWO_WORDS |= {
-    f"{age} {animal}": animal
-    for age in ("baby", "adult")
-    for animal in (
-        *("bird", "cat", "dog", "horse", "sheep", "cow", "elephant", "bear", "zebra", "giraffe"),
-        *("animal", "cub"),
-    )
+    **{pair: pair for pair in _PAIRS},
+    # An animal's "baby" or "adult" is no person, nor is a jet's "passenger".
+    **{f"{age} {animal}": animal for age in ("baby", "adult") for animal in _ANIMALS},
+    **{f"passenger {vehicle}": vehicle for vehicle in ("jet", "train")},
+    **{"bow tie": "tie", "toilet seat": "toilet", "wine glas": "wine glass"},  # noqa: PIE800
 }
-TWO_WORDS |= {f"passenger {vehicle}": vehicle for vehicle in ("jet", "train")}
+"""Two words that count as one."""
 
 IRREGULAR = dict(
     (

@@ -170,7 +170,7 @@ class _Reading:
         tokens = None if record.log_probabilities is None else len(record.log_probabilities)
         for name, value in (("tokens", tokens), *((n, getattr(record, n)) for n in _MEANS)):
             if value is not None:
-                sums[name] += value  # type: ignore[assignment]
+                sums[name] += value
                 sums[f"n {name}"] += 1
 
 
@@ -212,7 +212,7 @@ def _section(folder: Path, settings: Settings) -> Section:
         comparison=comparison,
         reason=reason,
         failures=tuple(reading.failures),
-        expected=sum(questions) if known else None,
+        expected=sum(int(n or 0) for n in questions) if known else None,
         answered=len(comparison.questions) if comparison else 0,
         warnings=(*warnings, *_cautions(comparison)),
         usage={name: _usage(reading.sums[name]) for name in methods},
@@ -240,8 +240,8 @@ def _metric(run: Run, protocol: Protocol) -> TallyMetric:
 
 def _control(name: str, twin: str) -> bool:
     """Whether `twin` is the random control of `name`: "var keep=0.3" and "var-random keep=0.3"."""
-    kind, _, rest = name.partition(" ")
-    return kind == "var" and twin == " ".join(filter(None, ("var-random", rest)))
+    found = re.fullmatch(r"var((?:[ :].*)?)", name, re.DOTALL)
+    return found is not None and twin == f"var-random{found[1]}"
 
 
 def _usage(sums: Counter[str]) -> Usage:

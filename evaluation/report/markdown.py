@@ -81,7 +81,7 @@ def _short(value: object, most: int = 160) -> str:
 
 
 def _table(table: Table) -> list[str]:
-    rule = ["---" if i < table.numbers_from else "---:" for i in range(len(table.columns))]
+    rule = ["---:" if table.is_number(i) else "---" for i in range(len(table.columns))]
     lines = [_row(table.columns), _row(rule), *(_row(row) for row in table.rows)]
     return [*lines, "", _text(table.note)] if table.note else lines
 

@@ -102,8 +102,15 @@ def _charts(section: Section) -> Iterator[str]:
     yield _figure(forest(overall, title + unit, title), "Point: difference; line: its interval.")
     for sweep in section.sweeps:
         yield _figure(_sweep(section, sweep, scale, unit), "Band: the baseline with its interval.")
+    baseline = comparison.settings.baseline
     by_category = [
-        _bar(one, f"{one.category}: {one.method}", scale) for one in comparison.categories
+        _bar(
+            one,
+            f"{one.category}: {one.method}"
+            + ("" if one.against == baseline else f" against {one.against}"),
+            scale,
+        )
+        for one in comparison.categories
     ]
     yield _figure(forest(by_category, title + unit, f"{title} by category"), "By category.")
 
@@ -138,7 +145,7 @@ def _table(table: Table) -> str:
     for row in table.rows:
         cells = []
         for i, cell in enumerate(row):
-            kind = _KIND.get(cell) or ("number" if i >= table.numbers_from else "")
+            kind = _KIND.get(cell) or ("number" if table.is_number(i) else "")
             cells.append(f'<td class="{kind}">{_e(cell)}</td>' if kind else f"<td>{_e(cell)}</td>")
         rows.append(f"<tr>{''.join(cells)}</tr>")
     note = f"<p>{_e(table.note)}</p>" if table.note else ""

@@ -20,6 +20,10 @@ class Table:
     numbers_from: int = 1
     note: str = ""
 
+    def is_number(self, column: int) -> bool:
+        """Whether this column is set to the right."""
+        return column >= self.numbers_from and self.columns[column] not in ("by", "verdict")
+
 
 def tables(section: Section) -> list[Table]:
     """Those that the section has something for, in the order in which they are read."""
@@ -97,7 +101,7 @@ def _categories(section: Section) -> Table | None:
         return None
     if not found.differences:
         method = found.methods[0]
-        rows = tuple(
+        rows: tuple[tuple[str, ...], ...] = tuple(
             (
                 category,
                 words.value(found.metric, by[method].figure, by[method].value),
@@ -115,8 +119,8 @@ def _columns(section: Section, first: str) -> tuple[str, ...]:
     assert found is not None
     confidence = f"{100 * found.settings.confidence:.0f} % interval"
     return (
-        *(first, "method", "against", "value", "other's", "difference", confidence),
-        *("p", "detectable", "fixed", "broken", "same", "verdict"),
+        *(first, "method", "against", "verdict", "difference", confidence),
+        *("p", "fixed", "broken", "same", "value", "other's", "detectable"),
     )
 
 
@@ -130,14 +134,14 @@ def _difference(section: Section, one: Difference) -> tuple[str, ...]:
         one.category or words.figure_name(figure),
         one.method,
         one.against,
-        words.value(metric, figure, one.value),
-        words.value(metric, figure, one.base),
+        one.verdict,
         words.change(metric, figure, one.difference),
         words.changes(metric, figure, one.interval),
         words.p(one.adjusted) if judged else "",
-        size if judged else "",
         *(words.count(n) if judged else "" for n in (one.fixed, one.broken, one.same)),
-        one.verdict,
+        words.value(metric, figure, one.value),
+        words.value(metric, figure, one.base),
+        size if judged else "",
     )
 
 

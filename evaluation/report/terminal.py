@@ -43,7 +43,7 @@ def _table(table: Table) -> RichTable:
     if table.note:
         made.caption = Text(table.note)
     for i, name in enumerate(table.columns):
-        made.add_column(Text(name), justify="right" if i >= table.numbers_from else "left")
+        made.add_column(Text(name), justify="right" if table.is_number(i) else "left")
     for row in table.rows:
         made.add_row(*(Text(cell, style=_COLOURS.get(cell, "")) for cell in row))
     return made

@@ -126,8 +126,8 @@ def finding(found: Comparison, one: Difference) -> str:
 
 def could_have(found: Comparison, one: Difference) -> str:
     """What the sample would have shown."""
-    if math.isnan(one.detectable) or one.detectable <= 0:
-        return "No question's score changed, so how small a difference it could show is not known."
+    if math.isnan(one.detectable):
+        return "How small a difference such a sample would show is not known."
     unit = "" if is_points(found.metric, one.figure) else " percentage points"
     size = change(found.metric, one.figure, one.detectable).removeprefix("+")
     many = len(found.categories if one.category else found.differences)

@@ -32,6 +32,7 @@ from sinkscope.evaluation.statistics.intervals import (
 )
 
 BETTER, WORSE, NONE_SHOWN, UNDEFINED = "better", "worse", "no difference shown", "not defined"
+FEWEST_CHANGED = 4  # clusters, all one way, until the bootstrap's p is below 0.05: 2 exp(-4) = 0.04
 FEW_CLUSTERS = 30  # below this the bootstrap's intervals are too short
 EXACT, RESAMPLED = "McNemar, exact", "paired cluster bootstrap"
 
@@ -218,11 +219,29 @@ class _Part:
             drawn = self.draws.difference(method, against, figure)
             interval = bootstrap.percentiles(drawn, self.settings.confidence)
             p, test = bootstrap.p_value(drawn), RESAMPLED
-            shown = detectable(bootstrap.standard_error(drawn), self.settings.alpha)
+            error = bootstrap.standard_error(drawn)
+            shown = detectable(error, self.settings.alpha)
+            if error == 0:
+                interval = self._unchanged(figure, float(drawn[0]))
+            # With fewer changed questions no bootstrap shows a difference.
+            fewest = min(1.0, FEWEST_CHANGED / len(changes)) if self._is_share(figure) else 0.0
+            shown = max(shown, fewest) or math.nan
         return Difference(
             *(method, against, figure, category, value, base, interval, p, p, test, shown),
             *(fixed, broken, len(changes) - fixed - broken, self.draws.clusters),
         )
+
+    def _is_share(self, figure: str) -> bool:
+        return "*" not in self.metric.points and figure not in self.metric.points
+
+    def _unchanged(self, figure: str, value: float) -> Interval:
+        """The interval where every draw is the same, so that the bootstrap would be certain. Of a
+        share: no more clusters may differ than Wilson's interval of 0 of C leaves room for. Of
+        another figure nothing is known."""
+        if not self._is_share(figure):
+            return Interval(math.nan, math.nan)
+        room = wilson(0, self.draws.clusters, self.settings.confidence).high
+        return Interval(max(-1.0, value - room), min(1.0, value + room))
 
 
 def _part(
@@ -244,6 +263,12 @@ def _part(
                 interval, how = wilson(right, len(every), settings.confidence), "Wilson"
             else:
                 interval, how = draws.interval(method, figure, settings.confidence), "bootstrap"
+                share = "*" not in metric.points and figure not in metric.points
+                if share and interval.low == interval.high and value in (0.0, 1.0):
+                    # Every cluster has it, or none: the bootstrap would be certain.
+                    right = draws.clusters if value == 1.0 else 0
+                    interval = wilson(right, draws.clusters, settings.confidence)
+                    how = "Wilson, of clusters"
             estimates[method][figure] = Estimate(figure, float(value), interval, how)
     return _Part(metric, answers, tallies, draws, estimates, exact, settings)
 

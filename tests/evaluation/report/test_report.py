@@ -13,7 +13,7 @@ from markdown_it import MarkdownIt
 from rich.console import Console
 
 from sinkscope.evaluation.report.charts import Bar, Dot, curve, forest, ticks
-from sinkscope.evaluation.report.gather import gather, sweeps
+from sinkscope.evaluation.report.gather import _control, gather, sweeps
 from sinkscope.evaluation.report.terminal import show
 from sinkscope.evaluation.report.write import Report, ReportSettings, make_report, write_report
 from sinkscope.evaluation.statistics.compare import Settings
@@ -152,6 +152,21 @@ def test_a_sweep_is_a_curve_and_a_family(tmp_path: Path) -> None:
     assert "after Holm&#x27;s correction for 3 comparisons" in report.files["report.html"]
 
 
+@pytest.mark.parametrize(
+    ("name", "twin", "pair"),
+    [
+        ("var", "var-random", True),
+        ("var keep=0.3", "var-random keep=0.3", True),
+        ("var:keep=0,tau=3", "var-random:keep=0,tau=3", True),
+        ("var keep=0.3", "var-random keep=0.6", False),
+        ("var-random", "var-random", False),
+        ("default", "var-random", False),
+    ],
+)
+def test_a_method_and_its_control(name: str, twin: str, pair: bool) -> None:
+    assert _control(name, twin) is pair
+
+
 def test_sweeps_by_name() -> None:
     found = sweeps(
         ["default", "var keep=0.1", "var-random keep=0.1", "var keep=0.5", "var dialect=paper"]
@@ -285,7 +300,7 @@ def test_files_are_written_and_mistakes_are_named(tmp_path: Path) -> None:
 
 def test_records_of_a_method_that_the_run_does_not_name_are_refused(tmp_path: Path) -> None:
     run = write_run(tmp_path / "run", scored({"default": BASE, "other": BASE}))
-    with pytest.raises(ValueError, match="records of 'other', which its run.toml does not name"):
+    with pytest.raises(ValueError, match=r"records of .other., which its run"):
         make_report([run], QUICK)
 
 

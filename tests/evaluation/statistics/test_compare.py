@@ -179,3 +179,30 @@ def test_refusals() -> None:
             bad(alpha=0)
         with pytest.raises(ValueError, match="confidence is 1"):
             bad(confidence=1)
+
+
+def test_nothing_changed_in_clusters_is_no_certainty() -> None:
+    """20 images of which no answer changed: the bootstrap alone would say 0 to 0."""
+    given = [judged(1.0, cluster=f"c{i // 5}", number=i) for i in range(100)]
+    found = compare(Accuracy(), {"default": given, "var": given}, Settings(resamples=50))
+    (one,) = found.differences
+    room = wilson(0, 20).high
+    assert (one.interval.low, one.interval.high) == pytest.approx((-room, room))
+    assert one.detectable == pytest.approx(4 / 100)
+    first = found.estimates["var"][0]
+    assert (first.interval.low, first.how) == (wilson(20, 20).low, "Wilson, of clusters")
+
+
+def test_one_changed_cluster_of_many_does_not_make_a_small_difference_detectable() -> None:
+    given = [judged(1.0, cluster=f"c{i // 2}", number=i) for i in range(400)]
+    other = [judged(float(i != 7), cluster=f"c{i // 2}", number=i) for i in range(400)]
+    (one,) = compare(Accuracy(), {"default": given, "var": other}).differences
+    assert (one.broken, one.verdict) == (1, NONE_SHOWN)
+    assert one.detectable == pytest.approx(4 / 400)
+
+
+def test_of_points_that_did_not_change_nothing_is_known() -> None:
+    mme = [judged(1.0, category="OCR", cluster=f"i{i // 2}", number=i) for i in range(40)]
+    (one,) = compare(Mme(), {"default": mme, "var": mme}, Settings(resamples=50)).differences
+    assert one.verdict == NONE_SHOWN
+    assert math.isnan(one.interval.low) and math.isnan(one.detectable)
