@@ -8,7 +8,7 @@ run continues from a fork of its cache.
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -71,13 +71,34 @@ def forward_prefix(handle: ModelHandle, inputs: PromptInputs, dims: tuple[int, .
     Raises:
         ValueError: the prompt has no image.
     """
+    return forward_prefixes(handle, inputs, [dims])[dims]
+
+
+def forward_prefixes(
+    handle: ModelHandle, inputs: PromptInputs, sets: Sequence[tuple[int, ...]]
+) -> dict[tuple[int, ...], Prefix]:
+    """The same for several sets of sink dimensions: one pass, whose keys and values they share.
+
+    Raises:
+        ValueError: the prompt has no image.
+    """
     if not inputs.layout.grids:
         raise ValueError("The prompt has no image; there is nothing to redistribute attention to.")
     stop = inputs.layout.grids[-1].stop
-    marks = SinkScores(dims) if dims else None
-    with attached(handle, inputs, probes=[marks] if marks else []) as session:
+    marks = {dims: SinkScores(dims) for dims in sets if dims}
+    with attached(handle, inputs, probes=list(marks.values())) as session:
         cache, positions = handle.family.forward_prefix(
             handle.model, on_device(inputs.tensors, handle.device), stop
         )
-    scores = {} if marks is None else session[marks].scores()
-    return Prefix(inputs, handle.info, stop, cache, positions, dims, scores)
+    return {
+        dims: Prefix(
+            inputs,
+            handle.info,
+            stop,
+            cache,
+            positions,
+            dims,
+            session[marks[dims]].scores() if dims else {},
+        )
+        for dims in sets
+    }

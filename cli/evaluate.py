@@ -16,7 +16,7 @@ from sinkscope.cli import common
 from sinkscope.config import ModelSettings
 
 if TYPE_CHECKING:
-    from sinkscope.evaluation.runner import Prepared, Summary
+    from sinkscope.evaluation.session import Prepared, Summary
     from sinkscope.evaluation.settings import RunConfig
     from sinkscope.sinks.progress import Progress
 

@@ -22,14 +22,12 @@ from PIL import Image
 from transformers import StoppingCriteriaList
 
 from sinkscope.capture.answer import begin_with
-from sinkscope.capture.prefix import Prefix
+from sinkscope.capture.prefix import Prefix, forward_prefixes
 from sinkscope.capture.probes.answer_tokens import AnswerTokens
-from sinkscope.capture.probes.sink_scores import SinkScores
 from sinkscope.capture.run import (
     decide,
     distribution_errors_named,
     memory_errors_named,
-    on_device,
     seeded,
 )
 from sinkscope.capture.session import attached
@@ -105,8 +103,8 @@ class Shared:
 
     def fits(self, inputs: PromptInputs, asked: Ask) -> bool:
         """Whether a prompt begins with the very same tokens and images."""
-        stop = inputs.layout.grids[-1].stop
-        return self.tokens == inputs.token_ids[:stop] and self.images == asked.image_part()
+        begins = inputs.token_ids[: len(self.tokens)] == self.tokens
+        return begins and self.images == asked.image_part()
 
 
 def ask(
@@ -142,8 +140,8 @@ def ask(
             shared = before
         else:
             prefixes = _prefixes(handle, inputs, [dims for dims, _ in groups])
-            stop = inputs.layout.grids[-1].stop
-            shared = Shared(inputs.token_ids[:stop], asked.image_part(), prefixes)
+            length = next(iter(prefixes.values())).length
+            shared = Shared(inputs.token_ids[:length], asked.image_part(), prefixes)
         spent = (time.perf_counter() - began) / len(methods)
         for dims, rows in groups:
             own = [methods[row] for row in rows]
@@ -185,24 +183,7 @@ def _prefixes(
     sets = list(dict.fromkeys(wanted))
     if handle.profile is not None and handle.profile.dims not in sets:
         sets.append(handle.profile.dims)
-    stop = inputs.layout.grids[-1].stop
-    marks = {dims: SinkScores(dims) for dims in sets if dims}
-    with attached(handle, inputs, probes=list(marks.values())) as session:
-        cache, positions = handle.family.forward_prefix(
-            handle.model, on_device(inputs.tensors, handle.device), stop
-        )
-    return {
-        dims: Prefix(
-            inputs,
-            handle.info,
-            stop,
-            cache,
-            positions,
-            dims,
-            session[marks[dims]].scores() if dims else {},
-        )
-        for dims in sets
-    }
+    return forward_prefixes(handle, inputs, sets)
 
 
 def _answers(

@@ -20,7 +20,8 @@ from sinkscope.config import ModelSettings
 from sinkscope.evaluation.methods import Wanted, wanted_methods
 from sinkscope.evaluation.record import AnswerRecord
 from sinkscope.evaluation.run_folder import read_run
-from sinkscope.evaluation.runner import Prepared, Summary, evaluate, in_shard, prepare
+from sinkscope.evaluation.runner import evaluate, prepare
+from sinkscope.evaluation.session import Prepared, Summary, in_shard
 from sinkscope.evaluation.settings import RunConfig, RunSettings, Shard, read_config
 from sinkscope.models.loading import ModelHandle, load_model
 from sinkscope.sinks.progress import Stopped

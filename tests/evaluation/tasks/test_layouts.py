@@ -10,7 +10,7 @@ import pytest
 
 from sinkscope.evaluation.base import Faulty, Question
 from sinkscope.evaluation.data import open_data
-from sinkscope.evaluation.runner import Prepared, judgement
+from sinkscope.evaluation.session import Prepared, judgement
 from sinkscope.evaluation.tasks.listed import TASKS, task_named
 from tests.evaluation.tasks.layouts import COLOURS, LAYOUTS, data_of
 
