@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from sinkscope.cli import common, evaluate_report
+from sinkscope.cli import common
 from sinkscope.config import ModelSettings
 
 if TYPE_CHECKING:
@@ -29,9 +29,6 @@ app = typer.Typer(
     help="Evaluate: methods compared on the same questions, and how sure the difference is.",
     no_args_is_help=True,
 )
-
-
-app.command()(evaluate_report.report)
 
 
 @app.command()

@@ -15,7 +15,13 @@ from sinkscope.evaluation.metrics.accuracy import Accuracy, MacroByCategory
 from sinkscope.evaluation.metrics.tally import TallyMetric
 from sinkscope.evaluation.record import AnswerRecord
 from sinkscope.evaluation.run_folder import CONFIG, Run, read_run
-from sinkscope.evaluation.statistics.compare import FEW_CLUSTERS, Comparison, Settings, compare
+from sinkscope.evaluation.statistics.compare import (
+    FEW_CLUSTERS,
+    Comparison,
+    NothingToCompareError,
+    Settings,
+    compare,
+)
 from sinkscope.evaluation.tasks.listed import task_named
 
 BASELINE = "default"
@@ -131,8 +137,8 @@ def gather(folders: Sequence[Path], settings: Settings) -> tuple[Section, ...]:
         with.
 
     Raises:
-        ValueError: a folder is no run, a record is none or of an unknown method, or a folder
-            stands twice.
+        ValueError: a folder is no run, a record is none or of an unknown method, a folder stands
+            twice, or a run does not have the baseline.
     """
     if len({folder.resolve() for folder in folders}) != len(folders):
         raise ValueError("A run is given twice; allowed: each one once.")
@@ -194,13 +200,19 @@ def _section(folder: Path, settings: Settings) -> Section:
         for name in methods
     }
     protocol = task_named(run.config.run.task).protocol(run.config.run.protocol)
-    baseline = settings.baseline if settings.baseline in methods else methods[0]
+    baseline = settings.baseline
+    if baseline not in methods:
+        if baseline != BASELINE:
+            raise ValueError(
+                f"baseline is {baseline!r}; the run {folder} has {', '.join(methods)}."
+            )
+        baseline = methods[0]
     controls = tuple((name, twin) for name in methods for twin in methods if _control(name, twin))
     comparison, reason = None, ""
     try:
         chosen = replace(settings, baseline=baseline, controls=(*settings.controls, *controls))
         comparison = compare(_metric(run, protocol), answers, chosen)
-    except ValueError as error:
+    except NothingToCompareError as error:
         reason = str(error)
     questions = [summary.get("questions") for summary in run.summaries]
     known = len(questions) == len(run.files) and all(isinstance(n, int) for n in questions)

@@ -145,7 +145,9 @@ def _table(table: Table) -> str:
     for row in table.rows:
         cells = []
         for i, cell in enumerate(row):
-            kind = _KIND.get(cell) or ("number" if table.is_number(i) else "")
+            kind = "number" if table.is_number(i) else ""
+            if table.columns[i] == "verdict":
+                kind = f"verdict {_KIND.get(cell, '')}".strip()
             cells.append(f'<td class="{kind}">{_e(cell)}</td>' if kind else f"<td>{_e(cell)}</td>")
         rows.append(f"<tr>{''.join(cells)}</tr>")
     note = f"<p>{_e(table.note)}</p>" if table.note else ""

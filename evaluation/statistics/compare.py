@@ -37,6 +37,10 @@ FEW_CLUSTERS = 30  # below this the bootstrap's intervals are too short
 EXACT, RESAMPLED = "McNemar, exact", "paired cluster bootstrap"
 
 
+class NothingToCompareError(ValueError):
+    """No question has an answer of every method."""
+
+
 @dataclass(frozen=True)
 class Settings:
     """How methods are compared.
@@ -61,6 +65,8 @@ class Settings:
             raise ValueError(f"alpha is {self.alpha}; allowed: above 0 and below 1.")
         if not 0 < self.confidence < 1:
             raise ValueError(f"confidence is {self.confidence}; allowed: above 0 and below 1.")
+        if self.resamples < 1:
+            raise ValueError(f"resamples is {self.resamples}; allowed: 1 or more.")
 
 
 @dataclass(frozen=True)
@@ -153,8 +159,8 @@ def compare(
         answers: method -> its judged answers, each question once.
 
     Raises:
-        ValueError: the baseline is no method, a question stands twice, or no question has an answer
-            of every method.
+        NothingToCompareError: no question has an answer of every method.
+        ValueError: the baseline is no method, or a question stands twice.
     """
     chosen = settings or Settings()
     common, left_out = _common(answers, chosen)
@@ -292,7 +298,7 @@ def _common(
     }
     kept = [name for name in order if not missing[name]]
     if not kept:
-        raise ValueError(
+        raise NothingToCompareError(
             "No question has an answer of every method: "
             + ", ".join(f"{method} has {len(found)}" for method, found in answers.items())
             + "."
