@@ -151,11 +151,13 @@ def test_a_stopped_run_goes_on(tiny: ModelHandle, tmp_path: Path) -> None:
     engine = Scripted(lambda work: ("red", "red"))
     with pytest.raises(Stopped):
         run(tiny, config(path), tmp_path / "run", engine, stop=stop, on_progress=tell)
-    assert told == [(1, 5), (2, 5)]
+    assert told == [(n, 5) for n in range(1, len(told) + 1)]
+    assert 2 <= len(told) < 5  # the few questions that it was at were ended
     assert json.loads((tmp_path / "run" / "summary.json").read_text())["complete"] is False
     rest = Scripted(lambda work: ("red", "red"))
     assert run(tiny, config(path), tmp_path / "run", rest).complete
-    assert rest.asked == [f"Colour {n}?" for n in (2, 3, 4)]
+    assert len(engine.asked) == len(told)
+    assert sorted(engine.asked + rest.asked) == [f"Colour {n}?" for n in range(5)]
 
 
 def test_limit_takes_the_first_and_parts_take_a_category(tiny: ModelHandle, tmp_path: Path) -> None:
