@@ -4,7 +4,16 @@ from __future__ import annotations
 
 import typer
 
-from sinkscope.cli import compare, demo, heatmap, screenshots, show, sinks
+from sinkscope.cli import (
+    compare,
+    demo,
+    evaluate,
+    evaluate_report,
+    heatmap,
+    screenshots,
+    show,
+    sinks,
+)
 
 app = typer.Typer(
     name="sinkscope",
@@ -19,4 +28,6 @@ app.command("compare")(compare.compare)
 app.command("show")(show.show)
 app.command("screenshots")(screenshots.screenshots)
 app.add_typer(sinks.app, name="sinks")
+evaluate.app.command("report")(evaluate_report.report)
+app.add_typer(evaluate.app, name="evaluate")
 app.add_typer(demo.app, name="demo")
