@@ -30,7 +30,7 @@ from sinkscope.evaluation.wanted import Wanted
 from sinkscope.evaluation.work import Plan
 from sinkscope.models.loading import ModelHandle
 from sinkscope.sinks.engine import Engine, LocalEngine
-from sinkscope.sinks.progress import Progress
+from sinkscope.jobs.job import Progress
 from sinkscope.utils import run_folder
 
 

@@ -20,7 +20,7 @@ from sinkscope.evaluation.tasks.base import Item, Task
 from sinkscope.evaluation.wanted import Wanted
 from sinkscope.evaluation.work import Done, Plan, Work, work
 from sinkscope.sinks.engine import Engine
-from sinkscope.sinks.progress import Progress, Stopped
+from sinkscope.jobs.job import Progress, Stopped
 from sinkscope.utils import plain_values, sha256
 
 MOST_TOGETHER = 8  # questions that a worker gets at once
