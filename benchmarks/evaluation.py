@@ -41,6 +41,9 @@ def evaluation(
     questions: Annotated[int, typer.Option(min=1, max=10_000, help="In each round.")] = 28,
     repeats: Annotated[int, typer.Option(min=1, max=999, help="Rounds.")] = 7,
     threads: Annotated[int, typer.Option(min=1, max=1024, help="CPU threads of torch.")] = 1,
+    batch_tokens: Annotated[
+        int, typer.Option(min=0, help="Of a batch, as of `evaluate run`; 0: no batches.")
+    ] = 16_384,
     as_json: Annotated[
         bool, typer.Option("--json", help="Print JSON instead of the table.")
     ] = False,
@@ -54,12 +57,18 @@ def evaluation(
     os.environ["OMP_NUM_THREADS"] = os.environ["MKL_NUM_THREADS"] = str(threads)
     with mistakes_said_plainly():
         check_folder(output)
-        result = measure(model, device, dtype, questions, repeats, threads)
+        result = measure(model, device, dtype, questions, repeats, threads, batch_tokens)
         give(result, table(result), "evaluation", as_json, output)
 
 
 def measure(
-    model: str, device: str, dtype: str, questions: int, repeats: int, threads: int
+    model: str,
+    device: str,
+    dtype: str,
+    questions: int,
+    repeats: int,
+    threads: int,
+    batch_tokens: int = 16_384,
 ) -> dict[str, Any]:
     """All measurements, as plain values.
 
@@ -97,7 +106,9 @@ def measure(
         "three": [methods("default", "var", "var-random")],
         "sweep": [methods("default", "var", sweeps=("keep=0,0.3,0.6",))],
     }
-    runs = {name: partial(_run, handle, items, settings, passes[name]) for name in WAYS}
+    runs = {
+        name: partial(_run, handle, items, settings, batch_tokens, passes[name]) for name in WAYS
+    }
     for run in runs.values():  # what a first call sets up belongs to no measurement
         run(lambda: None)
     found = timing.rounds(runs, repeats, handle.device)
@@ -117,6 +128,7 @@ def measure(
         "threads": threads,
         "questions": questions,
         "repeats": repeats,
+        "batch_tokens": batch_tokens,
         "torch": torch.__version__,
         "noise": timing.noise(found["default"], "total"),
         "ways": ways,
@@ -128,18 +140,19 @@ def _run(
     handle: ModelHandle,
     items: Sequence[Question],
     settings: GenerationSettings,
+    batch_tokens: int,
     passes: Sequence[tuple[Method, ...]],
     mark: Callable[[], None],
 ) -> None:
-    """The runner's own work on these questions, those about one scene together."""
-    import itertools
-
+    """The runner's own work on these questions."""
+    from sinkscope.evaluation.session import MOST_TOGETHER
     from sinkscope.evaluation.work import Plan, Work, work
 
     for methods in passes:
-        plan = Plan(methods, settings, retries=0)
-        for _, group in itertools.groupby(items, key=lambda one: one.cluster):
-            for done in work(plan, handle, [Work(one.pictures, one.text) for one in group]):
+        plan = Plan(methods, settings, retries=0, batch_tokens=batch_tokens)
+        for start in range(0, len(items), MOST_TOGETHER):
+            unit = [Work(one.pictures, one.text) for one in items[start : start + MOST_TOGETHER]]
+            for done in work(plan, handle, unit):
                 if done.error is not None:
                     raise ValueError(f"A question failed: {done.error}")
                 mark()
@@ -151,7 +164,8 @@ def table(result: dict[str, Any]) -> str:
     lines = [
         f"Evaluation, {result['model']}, {result['device']}, {result['dtype']}, "
         f"{result['threads']} thread(s), {result['questions']} questions a round, "
-        f"{result['repeats']} rounds, torch {result['torch']}{noise}",
+        f"{result['repeats']} rounds, batches of {result['batch_tokens']} tokens, torch "
+        f"{result['torch']}{noise}",
         "",
         f"  {'':40}{'ratio':>10}{'fastest':>10}{'seconds':>10}",
     ]

@@ -42,7 +42,7 @@ from sinkscope.models.sites import (
 )
 
 if TYPE_CHECKING:
-    from sinkscope.capture.prefix import Prefix
+    from sinkscope.capture.prefix import BatchPrefix, Prefix
 
 
 class Session:
@@ -78,7 +78,7 @@ def attached(
     *,
     batch: int = 1,
     new_tokens: int = 0,
-    prefix: Prefix | None = None,
+    prefix: Prefix | BatchPrefix | None = None,
     gradients: bool = False,
 ) -> Iterator[Session]:
     """Attach probes and interventions to every forward pass of the model inside the `with`.
@@ -103,16 +103,18 @@ def attached(
             model or the prompt; or, inside the `with`, a way of generating that cannot be captured.
     """
     prompts = [inputs] * batch if isinstance(inputs, PromptInputs) else list(inputs)
+    longest = max(prompt.layout.length for prompt in prompts)
     run = RunInfo(
         model=handle.info,
         layouts=tuple(prompt.layout for prompt in prompts),
-        length=max(prompt.layout.length for prompt in prompts),
+        length=longest if prefix is None else prefix.whole,
         new_tokens=new_tokens,
         device=handle.device,
         start=0 if prefix is None else prefix.length,
         known_dims=() if prefix is None else prefix.dims,
         known={} if prefix is None else prefix.scores,
         step=Step(0 if prefix is None else prefix.length),
+        columns=None if prefix is None else prefix.columns,
     )
     readers = [(probe, probe.begin(run)) for probe in probes]
     acting = [(intervention, intervention.begin(run)) for intervention in interventions]

@@ -79,6 +79,9 @@ def run(
         str | None, typer.Option(help="Of the judge llm: an OpenAI-compatible endpoint.")
     ] = None,
     seed: Annotated[int, typer.Option(help="Of sampling, where the checkpoint samples.")] = 0,
+    batch_tokens: Annotated[
+        int, typer.Option(help="Most tokens of a batch; 0: each question by itself.")
+    ] = 16_384,
     config: Annotated[
         Path | None,
         typer.Option(help="The run.toml of a run, in place of all options above.", metavar="FILE"),
@@ -127,6 +130,7 @@ def run(
                     judge_model=judge_model,
                     judge_url=judge_url,
                     seed=seed,
+                    batch_tokens=batch_tokens,
                 ),
                 ModelSettings(
                     model,

@@ -1,9 +1,9 @@
-"""One question put to a model by several methods, which share the pass over its images.
+"""Questions put to a model by several methods, which share the passes over the images.
 
 VAR changes nothing before the end of the last image, so keys and values up to there are the same
 for every method and are made once (`capture.prefix`); questions about the same images share them
-too. What follows is one batch, a row a method; a row of the plain model is left alone to the last
-bit.
+too. What follows is one batch, a row a question and method (`evaluation.answering`), as many
+questions as fit a budget of tokens. A row of the plain model is left alone to the last bit.
 
 Methods whose sink dimensions differ run one group after the other behind the same keys, for a
 prefix knows the scores by one set of dimensions.
@@ -12,36 +12,24 @@ prefix knows the scores by one set of dimensions.
 from __future__ import annotations
 
 import json
-import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 
-import torch
 from PIL import Image
-from transformers import StoppingCriteriaList
 
-from sinkscope.capture.answer import begin_with
 from sinkscope.capture.prefix import Prefix, forward_prefixes
-from sinkscope.capture.probes.answer_tokens import AnswerTokens
-from sinkscope.capture.run import (
-    decide,
-    distribution_errors_named,
-    memory_errors_named,
-    seeded,
-)
-from sinkscope.capture.session import attached
+from sinkscope.capture.run import memory_errors_named
 from sinkscope.config import GenerationSettings
+from sinkscope.evaluation.answering import Answer, Row, answer_rows, count_sinks
 from sinkscope.evaluation.methods import Method
-from sinkscope.interventions.var.checks import acting_layers
 from sinkscope.models.family import PromptInputs
 from sinkscope.models.loading import ModelHandle
-from sinkscope.models.sink_score import FIRST_LAYER, above_threshold
 from sinkscope.utils import sha256
-from sinkscope.var_patch import VAR
 
 MOST_ROWS = 8  # methods in one batch; more of them run one batch after the other
-_SMALLEST = 1e-45  # a probability that float32 has rounded to 0
+
+Dims = tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -73,91 +61,102 @@ class Ask:
         said = [self.image_part(), self.prompt, self.system, asdict(self.settings)]
         return sha256(json.dumps(said, ensure_ascii=False).encode("utf-8", "surrogatepass"))
 
+    def inputs(self, handle: ModelHandle) -> PromptInputs:
+        """What the model takes.
+
+        Raises:
+            ValueError: images or prompt that it cannot take.
+        """
+        return handle.prepare(
+            self.images,
+            self.prompt,
+            self.system,
+            min_pixels=self.min_pixels,
+            max_pixels=self.max_pixels,
+        )
+
 
 @dataclass(frozen=True)
-class Answer:
-    """What a method answered; the keys of the same names in `evaluation.run_folder`."""
+class Ready:
+    """A question with the model's inputs."""
 
-    text: str
-    finish: str
-    log_probabilities: tuple[float, ...]
-    sinks: int | None
-    rows_changed: float
-    mass_moved: float
-    seconds: float
-
-
-@dataclass(frozen=True)
-class Shared:
-    """The pass over the images of one question, for the next one about the same images.
-
-    Attributes:
-        tokens: ids of the positions that it covers.
-        images: their digests, and the bounds on their areas.
-        prefixes: by sink dimensions; all have the same keys and values.
-    """
-
-    tokens: tuple[int, ...]
-    images: tuple[object, ...]
-    prefixes: Mapping[tuple[int, ...], Prefix]
-
-    def fits(self, inputs: PromptInputs, asked: Ask) -> bool:
-        """Whether a prompt begins with the very same tokens and images."""
-        begins = inputs.token_ids[: len(self.tokens)] == self.tokens
-        return begins and self.images == asked.image_part()
+    asked: Ask
+    inputs: PromptInputs
 
 
 def ask(
-    handle: ModelHandle, asked: Ask, methods: Sequence[Method], before: Shared | None = None
-) -> tuple[tuple[Answer, ...], Shared]:
-    """Answer by each method.
+    handle: ModelHandle, ready: Sequence[Ready], methods: Sequence[Method], batch_tokens: int = 0
+) -> list[tuple[Answer, ...]]:
+    """Answer questions by each method.
 
     Args:
-        handle: a loaded model; its lock is taken.
-        asked: images and prompt.
-        methods: resolved ones, at least one; the same as those of `before`.
-        before: what the question before gave; used where it fits.
+        handle: a loaded model; its lock is taken, a batch at a time.
+        ready: questions, all with the same settings of generation.
+        methods: resolved ones, at least one.
+        batch_tokens: most tokens of a batch: rows, times the longest prompt with its new tokens. A
+            question by itself may have more. 0: one question at a time.
 
     Returns:
-        One answer a method, in their order; and what the next question may use.
+        For each question one answer a method, in their orders.
 
     Raises:
-        ValueError: images or prompt that the model cannot take.
         RunOutOfMemoryError: the device is full.
     """
-    began = time.perf_counter()
-    inputs = handle.prepare(
-        asked.images,
-        asked.prompt,
-        asked.system,
-        min_pixels=asked.min_pixels,
-        max_pixels=asked.max_pixels,
-    )
-    groups = _groups(handle, methods)
-    made: dict[int, Answer] = {}
-    with handle.lock, memory_errors_named(inputs, asked.settings):
-        if before is not None and before.fits(inputs, asked):
-            shared = before
-        else:
-            prefixes = _prefixes(handle, inputs, [dims for dims, _ in groups])
-            length = next(iter(prefixes.values())).length
-            shared = Shared(inputs.token_ids[:length], asked.image_part(), prefixes)
-        spent = (time.perf_counter() - began) / len(methods)
-        for dims, rows in groups:
-            own = [methods[row] for row in rows]
-            answers = _answers(handle, inputs, asked.settings, own, shared.prefixes[dims])
-            counts = _sinks(handle, inputs, own, shared.prefixes)
-            answers = [
-                replace(answer, sinks=count, seconds=answer.seconds + spent)
-                for answer, count in zip(answers, counts, strict=True)
-            ]
-            made.update(zip(rows, answers, strict=True))
-    return tuple(made[row] for row in range(len(methods))), shared
+    made: list[tuple[Answer, ...]] = []
+    shared: _Shared | None = None
+    for batch in _batches(ready, len(methods), batch_tokens):
+        began = time.perf_counter()
+        with handle.lock, memory_errors_named(batch[0].inputs, batch[0].asked.settings):
+            groups = _groups(handle, methods)
+            passed: list[Mapping[Dims, Prefix]] = []
+            for one in batch:
+                if shared is None or not shared.fits(one):
+                    shared = _Shared.of(handle, one, [dims for dims, _ in groups])
+                passed.append(shared.of_prompt(one.inputs))
+            answers = _of_batch(handle, batch, methods, groups, passed)
+        seconds = (time.perf_counter() - began) / (len(batch) * len(methods))
+        made += [tuple(replace(one, seconds=seconds) for one in each) for each in answers]
+    return made
 
 
-def _groups(
-    handle: ModelHandle, methods: Sequence[Method]
-) -> list[tuple[tuple[int, ...], list[int]]]:
+def _batches(ready: Sequence[Ready], methods: int, batch_tokens: int) -> Iterator[list[Ready]]:
+    """Questions in their order, as many together as fit."""
+    batch: list[Ready] = []
+    for one in ready:
+        longest = max(each.inputs.layout.length for each in (*batch, one))
+        tokens = longest + one.asked.settings.max_new_tokens
+        if batch and (len(batch) + 1) * methods * tokens > batch_tokens:
+            yield batch
+            batch = []
+        batch.append(one)
+    if batch:
+        yield batch
+
+
+def _of_batch(
+    handle: ModelHandle,
+    batch: Sequence[Ready],
+    methods: Sequence[Method],
+    groups: Sequence[tuple[Dims, list[int]]],
+    passed: Sequence[Mapping[Dims, Prefix]],
+) -> list[list[Answer]]:
+    settings = batch[0].asked.settings
+    made: list[dict[int, Answer]] = [{} for _ in batch]
+    for dims, members in groups:
+        rows = [
+            Row(passed[index][dims], methods[member])
+            for index in range(len(batch))
+            for member in members
+        ]
+        answers = iter(answer_rows(handle, settings, rows))
+        for index in range(len(batch)):
+            for member in members:
+                count = count_sinks(handle, methods[member], passed[index])
+                made[index][member] = replace(next(answers), sinks=count)
+    return [[one[member] for member in range(len(methods))] for one in made]
+
+
+def _groups(handle: ModelHandle, methods: Sequence[Method]) -> list[tuple[Dims, list[int]]]:
     """Sink dimensions, and the methods that use them, in batches of at most `MOST_ROWS`.
 
     The plain model goes with the first: it needs no dimensions, but its sinks are counted by the
@@ -165,7 +164,7 @@ def _groups(
     """
     profile = () if handle.profile is None else handle.profile.dims
     first = next((m.var.dims for m in methods if m.var is not None), profile)
-    by_dims: dict[tuple[int, ...], list[int]] = {}
+    by_dims: dict[Dims, list[int]] = {}
     for row, method in enumerate(methods):
         by_dims.setdefault(first if method.var is None else method.var.dims, []).append(row)
     return [
@@ -175,95 +174,36 @@ def _groups(
     ]
 
 
-def _prefixes(
-    handle: ModelHandle, inputs: PromptInputs, wanted: Sequence[tuple[int, ...]]
-) -> Mapping[tuple[int, ...], Prefix]:
-    """The prompt up to its last vision token, passed through once and scored by every set of
-    dimensions; and by the profile's, for the plain model."""
-    sets = list(dict.fromkeys(wanted))
-    if handle.profile is not None and handle.profile.dims not in sets:
-        sets.append(handle.profile.dims)
-    return forward_prefixes(handle, inputs, sets)
+@dataclass(frozen=True)
+class _Shared:
+    """The pass over the images of one question, for those behind it about the same images.
 
+    Attributes:
+        tokens: ids of the positions that it covers.
+        images: their digests, and the bounds on their areas.
+        prefixes: by sink dimensions; all have the same keys and values.
+    """
 
-def _answers(
-    handle: ModelHandle,
-    inputs: PromptInputs,
-    settings: GenerationSettings,
-    methods: Sequence[Method],
-    prefix: Prefix,
-) -> list[Answer]:
-    """One batch behind the prefix, a row a method; sinks are not counted yet."""
-    began = time.perf_counter()
-    rows = len(methods)
-    var = [method.var for method in methods]
-    decoding = decide(handle, settings, inputs.layout.length)
-    answers = [AnswerTokens(handle.processor.tokenizer, row) for row in range(rows)]
-    interventions = [VAR(tuple(var))] if any(own is not None for own in var) else []
-    with (
-        attached(
-            handle,
-            inputs,
-            answers,
-            interventions,
-            batch=rows,
-            new_tokens=settings.max_new_tokens,
-            prefix=prefix,
-        ) as session,
-        seeded(settings.seed, handle.device),
-        distribution_errors_named(settings),
-    ):
-        ending = decoding.ending(handle, [session[one] for one in answers])
-        handle.model.generate(
-            **begin_with(handle, inputs, rows, prefix),
-            generation_config=decoding.config,
-            stopping_criteria=StoppingCriteriaList([ending]),
-        )
-    said: list[tuple[str, str, tuple[float, ...], float, float]] = []
-    for row, method in enumerate(methods):
-        tokens = session[answers[row]].finished()
-        finish = ending.finish(row)
-        text = "".join(t.text for t in (tokens[:-1] if finish == "end" else tokens))
-        changed, moved = 0.0, 0.0
-        if method.var is not None:
-            layers = session[interventions[0]].report(row, len(tokens)).layers
-            changed = sum(layer.selected for layer in layers) / max(1, len(layers))
-            moved = sum(layer.moved for layer in layers) / max(1, len(layers))
-        logs = tuple(math.log(max(token.probability, _SMALLEST)) for token in tokens)
-        said.append((text, finish, logs, changed, moved))
-    seconds = (time.perf_counter() - began) / rows
-    return [
-        Answer(text, finish, logs, None, changed, moved, seconds)
-        for text, finish, logs, changed, moved in said
-    ]
+    tokens: tuple[int, ...]
+    images: tuple[object, ...]
+    prefixes: Mapping[Dims, Prefix]
 
+    @staticmethod
+    def of(handle: ModelHandle, one: Ready, wanted: Sequence[Dims]) -> _Shared:
+        """Pass the prompt up to its last vision token through the model, scored by every set of
+        dimensions; and by the profile's, for the plain model."""
+        sets = list(dict.fromkeys(wanted))
+        if handle.profile is not None and handle.profile.dims not in sets:
+            sets.append(handle.profile.dims)
+        prefixes = forward_prefixes(handle, one.inputs, sets)
+        length = next(iter(prefixes.values())).length
+        return _Shared(one.inputs.token_ids[:length], one.asked.image_part(), prefixes)
 
-def _sinks(
-    handle: ModelHandle,
-    inputs: PromptInputs,
-    methods: Sequence[Method],
-    prefixes: Mapping[tuple[int, ...], Prefix],
-) -> list[int | None]:
-    """Vision tokens that are sinks in at least one layer, by each method's dimensions and
-    threshold (the plain model's: by the profile's). All of them lie in the prefix, so its scores
-    tell; they are read from the device once a set of dimensions."""
-    vision = inputs.layout.vision_positions()
-    on_host: dict[tuple[int, ...], torch.Tensor] = {}  # (layers, vision tokens)
-    counts: list[int | None] = []
-    for method in methods:
-        if method.var is not None:
-            dims, tau, dialect = method.var.dims, method.var.tau, method.var.dialect
-            acting = acting_layers(method.var, handle.info.layers)
-        elif handle.profile is not None:
-            dims, tau, dialect = handle.profile.dims, handle.profile.tau, "official"
-            acting = tuple(range(FIRST_LAYER, handle.info.layers))
-        else:
-            counts.append(None)
-            continue
-        scores = prefixes[dims].scores
-        if dims not in on_host:
-            on_host[dims] = torch.stack(list(scores.values())).cpu()[:, vision]
-        rows = [row for row, layer in enumerate(scores) if layer in acting]
-        flagged = above_threshold(on_host[dims][rows], tau, dialect)
-        counts.append(int(flagged.any(0).sum()))
-    return counts
+    def fits(self, one: Ready) -> bool:
+        """Whether a prompt begins with the very same tokens and images."""
+        begins = one.inputs.token_ids[: len(self.tokens)] == self.tokens
+        return begins and self.images == one.asked.image_part()
+
+    def of_prompt(self, inputs: PromptInputs) -> Mapping[Dims, Prefix]:
+        """The same keys and values as the beginning of another prompt."""
+        return {dims: replace(one, inputs=inputs) for dims, one in self.prefixes.items()}

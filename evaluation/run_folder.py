@@ -15,7 +15,7 @@ A line of records is a JSON object with exactly these keys (`evaluation.record.A
     method               name, such as "default", "var", "var-random", "var keep=0.3"
     prompt_hash          SHA-256 of all that the model was given: texts, images' pixels, system
                          prompt, image bounds, token limit. The same for every method of a question;
-                         "" where an image or the row could not be read
+                         "" where an image or the row could not be read or taken by the model
     answer               text; null where there is an error
     extraction           text: what the judge took the answer to be; null where it made nothing of
                          it

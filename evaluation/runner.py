@@ -92,7 +92,7 @@ def evaluate(
         retries: of a question whose error may pass.
         engine: where questions are answered; None: here.
         on_progress: called with questions done, in all (0: unknown), and a text.
-        stop: once set, the run ends after the questions about the image that it is at.
+        stop: once set, the run ends after the few questions that it is at.
 
     Raises:
         Stopped: `stop` was set. What was answered is in the folder.
@@ -147,7 +147,8 @@ def _plan(run: RunSettings, protocol: Protocol, methods: tuple[Method, ...], ret
         seed=run.seed,
         decoding=protocol.decoding,  # type: ignore[arg-type]
     )
-    return Plan(methods, settings, protocol.min_pixels, protocol.max_pixels, retries)
+    bounds = (protocol.min_pixels, protocol.max_pixels)
+    return Plan(methods, settings, *bounds, retries, run.batch_tokens)
 
 
 def _judge(run: RunSettings, protocol: Protocol) -> Judge:

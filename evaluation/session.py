@@ -16,14 +16,14 @@ from sinkscope.evaluation.data import Data
 from sinkscope.evaluation.methods import Wanted
 from sinkscope.evaluation.record import AnswerRecord
 from sinkscope.evaluation.run_folder import RunFolder
-from sinkscope.evaluation.settings import RunConfig, RunSettings, Shard
+from sinkscope.evaluation.settings import MOST_SHARDS, RunConfig, RunSettings, Shard
 from sinkscope.evaluation.tasks.base import Item, Task
 from sinkscope.evaluation.work import Done, Plan, Work, work
 from sinkscope.sinks.engine import Engine
 from sinkscope.sinks.progress import Progress, Stopped
 from sinkscope.utils import plain_values, sha256
 
-MOST_TOGETHER = 8  # questions that a worker gets at once; those of one cluster alone
+MOST_TOGETHER = 8  # questions that a worker gets at once
 MOST_IN_A_ROW = 50  # questions that fail one after the other until the run is given up
 MOST_LISTED = 1000  # failures that a summary names; the records have them all
 _ENDLESS = 2**62
@@ -115,28 +115,45 @@ class Session:
         )
 
     def _units(self) -> Iterator[tuple[Work, ...]]:
-        """The questions that are still to be asked. Those of one cluster that stand next to each
-        other come together, for they mostly share their images. Each unit is noted as under way."""
+        """A few questions of one lot together. Which ones are together depends on the list of
+        questions alone: neither on shards nor on what is done already, so that batches, and with
+        them the last bits of every number, are always the same."""
+        lots: dict[int, list[tuple[int, Question, Work]]] = {}
         position = 0
-        for _, group in itertools.groupby(self._waiting(), key=lambda one: one[1].cluster):
-            while unit := list(itertools.islice(group, MOST_TOGETHER)):
-                self.under_way[position] = [(index, question) for index, question, _ in unit]
+        for lot, index, question, given in self._waiting():
+            unit = lots.setdefault(lot, [])
+            unit.append((index, question, given))
+            if len(unit) == MOST_TOGETHER:
+                del lots[lot]
+                if self._wanted(unit, position):
+                    position += 1
+                    yield tuple(work for _, _, work in unit)
+        for unit in lots.values():
+            if self._wanted(unit, position):
                 position += 1
                 yield tuple(work for _, _, work in unit)
 
-    def _waiting(self) -> Iterator[tuple[int, Question, Work]]:
-        """Question by question; faults of the data are recorded in passing."""
+    def _wanted(self, unit: Sequence[tuple[int, Question, Work]], position: int) -> bool:
+        """Whether something of it is to be done; then it is noted as under way."""
+        if all(index in self.out.done for index, _, _ in unit):
+            return False
+        self.under_way[position] = [(index, question) for index, question, _ in unit]
+        return True
+
+    def _waiting(self) -> Iterator[tuple[int, int, Question, Work]]:
+        """Lot, place, question: of the shard; faults of the data are recorded in passing."""
         protocol = self.prepared.protocol
         for index, item in enumerate(items_of(self.prepared, self.config.run)):
-            if not in_shard(item.cluster, self.shard):
+            lot = lot_of(item.cluster)
+            if lot % self.shard.count != self.shard.number - 1:
                 continue
             self.questions += 1
             name = int(sha256(item.id.encode("utf-8", "surrogatepass"))[:16], 16)
             twice = name in self.seen
             self.seen.add(name)
             if index in self.out.done:
-                self._count(index, item.id, None)
-            elif twice:
+                self._count(item.id, None)
+            if twice:
                 self._fault(index, item, f"The id {item.id} stands in the data twice.")
             elif isinstance(item, Faulty):
                 self._fault(index, item, item.reason)
@@ -147,15 +164,17 @@ class Session:
                     self._fault(index, item, str(error))
                     continue
                 system = protocol.system if item.system is None else item.system
-                yield index, item, Work(item.pictures, prompt, system)
+                yield lot, index, item, Work(item.pictures, prompt, system)
 
     def _write(self, index: int, question: Question, done: Done) -> None:
+        if index in self.out.done:
+            return
         records = [
             self._record(index, question, method, done, place)
             for place, method in enumerate(self.config.methods)
         ]
         self.out.append(records)
-        self._count(index, question.id, next((one.error for one in records if one.error), None))
+        self._count(question.id, next((one.error for one in records if one.error), None))
 
     def _fault(self, index: int, item: Item, reason: str) -> None:
         question = Question(item.id, "", (), None, (), item.category, item.cluster)
@@ -196,7 +215,7 @@ class Session:
             host=done.host,
         )
 
-    def _count(self, index: int, name: str, error: str | None) -> None:
+    def _count(self, name: str, error: str | None) -> None:
         if error is None:
             self.answered += 1
             self.in_a_row = 0
@@ -246,12 +265,9 @@ def judgement(prepared: Prepared, question: Question, answer: str) -> Judgement:
     return dataclasses.replace(made, details={**made.details, "own": ours})
 
 
-def in_shard(cluster: str, shard: Shard) -> bool:
-    """Whether a cluster belongs to a shard: by a hash of its name, so that it stays whole."""
-    if shard.count == 1:
-        return True
-    number = int(sha256(cluster.encode("utf-8", "surrogatepass"))[:15], 16)
-    return number % shard.count == shard.number - 1
+def lot_of(cluster: str) -> int:
+    """Which of `MOST_SHARDS` lots a cluster is in, whole: by a hash of its name."""
+    return int(sha256(cluster.encode("utf-8", "surrogatepass"))[:15], 16) % MOST_SHARDS
 
 
 def items_of(prepared: Prepared, run: RunSettings) -> Iterator[Item]:

@@ -20,6 +20,8 @@ from sinkscope.config import ModelSettings, from_mapping, plain_numbers
 from sinkscope.evaluation.methods import Wanted, distinct
 
 MOST_RETRIES = 10
+BATCH_TOKENS = 16_384
+MOST_SHARDS = 32  # questions are spread over so many lots, by their clusters
 
 
 @dataclass(frozen=True)
@@ -37,6 +39,9 @@ class RunSettings:
         judge: a judge to use in place of the protocol's, whose judgement is then kept beside it.
         judge_model, judge_url: of the judge `llm`: a model's name, and the endpoint's address.
         seed: of sampling, where the checkpoint samples.
+        batch_tokens: most tokens of a batch (rows, times the longest prompt and its new tokens);
+            batches of other sizes differ in the last bits of their numbers. 0: each question by
+            itself.
         model_revision: what the loaded model's has to be, a commit or a folder's fingerprint; None
             takes what there is.
     """
@@ -52,6 +57,7 @@ class RunSettings:
     judge_model: str | None = None
     judge_url: str | None = None
     seed: int = 0
+    batch_tokens: int = BATCH_TOKENS
     model_revision: str | None = None
 
     def __post_init__(self) -> None:
@@ -61,6 +67,10 @@ class RunSettings:
                 raise ValueError(f"{name} is {getattr(self, name)!r}; allowed: a name.")
         if self.limit is not None and not _whole(self.limit, 1):
             raise ValueError(f"limit is {self.limit!r}; allowed: a whole number from 1 up.")
+        if not _whole(self.batch_tokens, 0):
+            raise ValueError(
+                f"batch_tokens is {self.batch_tokens!r}; allowed: a whole number from 0 up."
+            )
         if not _whole(self.seed, 0):
             raise ValueError(f"seed is {self.seed!r}; allowed: a whole number from 0 up.")
         if isinstance(self.parts, str) or not all(isinstance(one, str) for one in self.parts):
@@ -154,9 +164,11 @@ class Shard:
     count: int = 1
 
     def __post_init__(self) -> None:
-        if not _whole(self.count, 1) or not 1 <= self.number <= self.count:
+        inside = _whole(self.count, 1) and 1 <= self.number <= self.count <= MOST_SHARDS
+        if not inside:
             raise ValueError(
-                f"shard is {self.number}/{self.count}; allowed: 1/N to N/N, such as 2/4."
+                f"shard is {self.number}/{self.count}; allowed: 1/N to N/N, such as 2/4, where N "
+                f"is {MOST_SHARDS} at most."
             )
 
     @staticmethod

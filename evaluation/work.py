@@ -14,7 +14,8 @@ from typing import Any
 import torch
 
 from sinkscope.config import GenerationSettings
-from sinkscope.evaluation.asking import Answer, Ask, Shared, ask
+from sinkscope.evaluation.answering import Answer
+from sinkscope.evaluation.asking import Ask, Ready, ask
 from sinkscope.evaluation.base import Picture
 from sinkscope.evaluation.methods import Method
 from sinkscope.evaluation.provenance import host
@@ -30,6 +31,7 @@ class Plan:
         settings: of each answer.
         min_pixels, max_pixels: the protocol's.
         retries: how often a question is asked again after an error that may pass.
+        batch_tokens: most tokens of a batch; 0 asks one question at a time.
     """
 
     methods: tuple[Method, ...]
@@ -37,6 +39,7 @@ class Plan:
     min_pixels: int | None = None
     max_pixels: int | None = None
     retries: int = 1
+    batch_tokens: int = 0
 
 
 @dataclass(frozen=True)
@@ -66,23 +69,37 @@ class Done:
 
 
 def work(plan: Plan, handle: ModelHandle, given: Sequence[Work]) -> tuple[Done, ...]:
-    """Ask a few questions; those about the same images share the pass over them.
+    """Ask a few questions, those that fit in one batch.
 
-    Never raises for a question's sake: a fault of one is none of the others. A full device and
-    errors of a file system are tried again, up to `plan.retries` times.
+    Never raises for a question's sake: a fault of one is none of the others. After an error that is
+    no question's own (a full device, a file system that is away) each is asked by itself, up to
+    `plan.retries` times.
     """
-    made: list[Done] = []
-    shared: Shared | None = None
-    for one in given:
-        done, shared = _one(plan, handle, one, shared)
-        made.append(done)
-    return tuple(made)
+    done: dict[int, Done] = {}
+    ready: dict[int, Ready] = {}
+    for index, one in enumerate(given):
+        made = _prepared(plan, handle, one)
+        if isinstance(made, Done):
+            done[index] = made
+        else:
+            ready[index] = made
+    where = host(handle)
+    try:
+        answers = ask(handle, list(ready.values()), plan.methods, plan.batch_tokens)
+        for (index, one), each in zip(ready.items(), answers, strict=True):
+            done[index] = Done(one.asked.fingerprint(), each, None, where)
+    except Exception as fault:
+        first = _words(fault)
+        _free()
+        for index, one in ready.items():
+            tries = max(plan.retries, 1 if len(ready) > 1 else 0)
+            done[index] = _alone(plan, handle, one, tries, first)
+    return tuple(done[index] for index in range(len(given)))
 
 
-def _one(
-    plan: Plan, handle: ModelHandle, given: Work, shared: Shared | None
-) -> tuple[Done, Shared | None]:
-    where, prompt_hash, error = host(handle), "", ""
+def _prepared(plan: Plan, handle: ModelHandle, given: Work) -> Ready | Done:
+    """The question as the model takes it, or why there is none."""
+    error = ""
     for _ in range(plan.retries + 1):
         try:
             images = tuple(picture() for picture in given.pictures)
@@ -94,15 +111,33 @@ def _one(
                 plan.min_pixels,
                 plan.max_pixels,
             )
-            prompt_hash = asked.fingerprint()
-            answers, shared = ask(handle, asked, plan.methods, shared)
-            return Done(prompt_hash, answers, None, where), shared
+            return Ready(asked, asked.inputs(handle))
         except ValueError as fault:  # an image, a prompt, a setting: the same the next time
-            return Done(prompt_hash, (), str(fault), where), shared
+            return Done("", (), str(fault), host(handle))
         except Exception as fault:  # whatever it is, the other questions can still be asked
-            error = f"{type(fault).__name__}: {str(fault).strip() or 'no message'}"
-        shared = None  # it holds memory, of which there may be too little
-        gc.collect()
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
-    return Done(prompt_hash, (), error, where), None
+            error = _words(fault)
+    return Done("", (), error, host(handle))
+
+
+def _alone(plan: Plan, handle: ModelHandle, one: Ready, tries: int, error: str) -> Done:
+    """One question by itself, after its batch has failed."""
+    prompt_hash, where = one.asked.fingerprint(), host(handle)
+    for _ in range(tries):
+        try:
+            (answers,) = ask(handle, [one], plan.methods)
+            return Done(prompt_hash, answers, None, where)
+        except Exception as fault:
+            error = _words(fault)
+        _free()
+    return Done(prompt_hash, (), error, where)
+
+
+def _words(fault: Exception) -> str:
+    said = str(fault).strip() or "no message"
+    return said if isinstance(fault, ValueError) else f"{type(fault).__name__}: {said}"
+
+
+def _free() -> None:
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,8 @@ from PIL import Image
 
 from sinkscope.attention_extractor import compare, generate
 from sinkscope.config import GenerationSettings, ModelSettings
-from sinkscope.evaluation.asking import MOST_ROWS, Answer, Ask, ask
+from sinkscope.evaluation.answering import Answer
+from sinkscope.evaluation.asking import MOST_ROWS, Ask, Ready, ask
 from sinkscope.evaluation.methods import Method, resolve, wanted_methods
 from sinkscope.models.loading import ModelHandle, load_model
 from sinkscope.models.profiles import SinkProfile
@@ -33,23 +35,29 @@ def asked(photo: Image.Image, prompt: str = "Where is the star?") -> Ask:
     return Ask((photo,), prompt, SETTINGS)
 
 
+def answers(
+    handle: ModelHandle, asks: list[Ask], methods: tuple[Method, ...], batch_tokens: int = 0
+) -> list[tuple[Answer, ...]]:
+    return ask(handle, [Ready(one, one.inputs(handle)) for one in asks], methods, batch_tokens)
+
+
 def test_the_pair_answers_as_generate_and_compare_do(
     handle: ModelHandle, photo: Image.Image
 ) -> None:
-    default, var = methods(handle, "default", "var:dims=3,5,tau=1.2,keep=0,min_image_mass=0")
-    (plain, changed), _ = ask(handle, asked(photo), [default, var])
+    pair = methods(handle, "default", "var:dims=3,5,tau=1.2,keep=0,min_image_mass=0")
+    ((plain, changed),) = answers(handle, [asked(photo)], pair)
     inputs = handle.prepare([photo], "Where is the star?")
     alone = generate(handle, inputs, SETTINGS)
-    assert var.var is not None
-    pair = compare(handle, inputs, SETTINGS, var.var)
-    assert plain.text == alone.text == pair.baseline.text
-    assert changed.text == pair.var.text
-    for mine, trace in ((plain, alone), (changed, pair.var)):
+    assert pair[1].var is not None
+    compared = compare(handle, inputs, SETTINGS, pair[1].var)
+    assert plain.text == alone.text == compared.baseline.text
+    assert changed.text == compared.var.text
+    for mine, trace in ((plain, alone), (changed, compared.var)):
         assert mine.finish == trace.finish
-        assert [round(p, 4) for p in mine.log_probabilities] == [
-            round(_log(token.probability), 4) for token in trace.tokens
-        ]
-    layers = pair.var.var["layers"]  # type: ignore[index]
+        assert mine.log_probabilities == pytest.approx(
+            [math.log(token.probability) for token in trace.tokens], abs=1e-4
+        )
+    layers = compared.var.var["layers"]  # type: ignore[index]
     assert changed.rows_changed == pytest.approx(
         sum(layer["selected"] for layer in layers) / len(layers)
     )
@@ -70,8 +78,7 @@ def test_the_plain_models_sinks_are_counted_by_its_profile(
     sizes = (handle.info.hidden_size, handle.info.layers)
     profile = SinkProfile("x", "qwen2_5_vl", *sizes, (3, 5), 1.2, "test", "low")
     known = dataclasses.replace(handle, profile=profile)
-    pair = methods(known, "default", "var:dims=7,tau=1.2")
-    (plain, _), _ = ask(known, asked(photo), pair)
+    ((plain, _),) = answers(known, [asked(photo)], methods(known, "default", "var:dims=7,tau=1.2"))
     trace = generate(known, known.prepare([photo], "Where is the star?"), SETTINGS)
     image = set(trace.layout.vision_positions().tolist())
     found = {position for layer in trace.sinks for position in layer.positions} & image
@@ -86,13 +93,59 @@ def test_methods_do_not_change_each_other(handle: ModelHandle, photo: Image.Imag
         sweeps=("keep=0,0.5,1",),
     )
     assert len(many) > MOST_ROWS
-    together, _ = ask(handle, asked(photo), many)
+    (together,) = answers(handle, [asked(photo)], many)
     for method, answer in zip(many, together, strict=True):
-        (alone,), _ = ask(handle, asked(photo), [method])
+        ((alone,),) = answers(handle, [asked(photo)], (method,))
         assert alike(alone, answer), method.name
 
 
-def test_a_question_about_the_same_image_shares_its_pass(
+@pytest.mark.parametrize("dialect", ["official", "paper"])
+def test_a_batch_gives_the_answers_of_one_question_at_a_time(
+    handle: ModelHandle, photo: Image.Image, dialect: str
+) -> None:
+    """Images of other sizes, one of them two times, two in one prompt; short and long texts. Every
+    number is that of a batch of one but for its last bits: padding is seen by nobody, is no sink,
+    and counts in no share."""
+    small, turned = photo.resize((120, 90)), photo.transpose(Image.Transpose.ROTATE_90)
+    asks = [
+        asked(photo),
+        asked(small, "How many objects are there in this image, and where is each one of them?"),
+        asked(turned, "Why?"),
+        Ask((small, turned), "Which colour has the star in the second image?", SETTINGS),
+        asked(photo, "Name the shape at the top left."),
+    ]
+    own = f"dims=3,5,tau=1.2,keep=0,min_image_mass=0,dialect={dialect}"
+    three = methods(handle, "default", f"var:{own}", f"var-random:{own}")
+    single = answers(handle, asks, three)
+    together = answers(handle, asks, three, batch_tokens=100_000)
+    assert any(one[1].mass_moved > 0 for one in single)
+    assert len({one[1].log_probabilities for one in single}) == len(asks)
+    for number, (one, other) in enumerate(zip(single, together, strict=True)):
+        for method, mine, batched in zip(three, one, other, strict=True):
+            assert alike(mine, batched), (number, method.name, mine, batched)
+
+
+def test_batches_keep_the_budget(
+    handle: ModelHandle, photo: Image.Image, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sizes: list[int] = []
+    own = handle.model.generate
+
+    def counted(**arguments: Any) -> Any:
+        sizes.append(len(arguments["input_ids"]))
+        return own(**arguments)
+
+    monkeypatch.setattr(handle.model, "generate", counted)
+    asks = [asked(photo, f"Where is {word}?") for word in ("one", "two", "three", "four", "five")]
+    pair = methods(handle, "default", "var:dims=3,tau=1.2")
+    length = asks[0].inputs(handle).layout.length + SETTINGS.max_new_tokens + 4
+    answers(handle, asks, pair, batch_tokens=2 * 2 * length)
+    assert sizes == [4, 4, 2]
+    answers(handle, asks, pair, batch_tokens=1)
+    assert sizes[3:] == [2] * 5
+
+
+def test_questions_about_one_image_share_its_pass(
     handle: ModelHandle, photo: Image.Image, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pair = methods(handle, "default", "var:dims=3,tau=1.2,keep=0")
@@ -104,31 +157,19 @@ def test_a_question_about_the_same_image_shares_its_pass(
         return own(self, *arguments)
 
     monkeypatch.setattr(type(handle.family), "forward_prefix", counted)
-    first, shared = ask(handle, asked(photo), pair)
-    second, _ = ask(handle, asked(photo.copy(), "How many objects are there?"), pair, shared)
-    assert len(passes) == 1
-    fresh, _ = ask(handle, asked(photo, "How many objects are there?"), pair)
-    assert [same(one) for one in second] == [same(one) for one in fresh]  # to the last bit
     other = photo.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
-    mirrored, _ = ask(handle, asked(other), pair, shared)
-    assert len(passes) == 3
-    alone, _ = ask(handle, asked(other), pair)
-    assert [same(one) for one in mirrored] == [same(one) for one in alone]
-    again, _ = ask(handle, asked(photo), pair, shared)  # what is shared was not written to
-    assert [same(one) for one in again] == [same(one) for one in first]
-
-
-def test_another_system_prompt_or_area_shares_nothing(
-    handle: ModelHandle, photo: Image.Image
-) -> None:
-    pair = methods(handle, "default")
-    _, shared = ask(handle, asked(photo), pair)
-    for other in ({"system": "Be short."}, {"max_pixels": 150 * 150}):
-        changed = dataclasses.replace(asked(photo), **other)
-        (mine,), made = ask(handle, changed, pair, shared)
-        (fresh,), _ = ask(handle, changed, pair)
-        assert made is not shared
-        assert same(mine) == same(fresh)
+    asks = [
+        asked(photo),
+        asked(photo.copy(), "How many objects are there?"),
+        asked(other, "How many objects are there?"),
+        dataclasses.replace(asked(other), system="Be short."),
+        dataclasses.replace(asked(other), max_pixels=150 * 150, system="Be short."),
+    ]
+    together = answers(handle, asks, pair)
+    assert len(passes) == 4
+    for one, made in zip(asks, together, strict=True):
+        (fresh,) = answers(handle, [one], pair)
+        assert list(map(same, made)) == list(map(same, fresh))  # to the last bit
 
 
 def test_a_fingerprint_covers_all_that_is_asked(photo: Image.Image) -> None:
@@ -154,9 +195,3 @@ def alike(one: Answer, other: Answer) -> bool:
     numbers = [(*a.log_probabilities, a.rows_changed, a.mass_moved) for a in (one, other)]
     rest = [(a.text, a.finish, a.sinks) for a in (one, other)]
     return rest[0] == rest[1] and numbers[0] == pytest.approx(numbers[1], abs=1e-4)
-
-
-def _log(probability: float) -> float:
-    import math
-
-    return math.log(probability)

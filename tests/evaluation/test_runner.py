@@ -21,7 +21,7 @@ from sinkscope.evaluation.methods import Wanted, wanted_methods
 from sinkscope.evaluation.record import AnswerRecord
 from sinkscope.evaluation.run_folder import read_run
 from sinkscope.evaluation.runner import evaluate, prepare
-from sinkscope.evaluation.session import Prepared, Summary, in_shard
+from sinkscope.evaluation.session import Prepared, Summary, lot_of
 from sinkscope.evaluation.settings import RunConfig, RunSettings, Shard, read_config
 from sinkscope.models.loading import ModelHandle, load_model
 from sinkscope.sinks.progress import Stopped
@@ -151,11 +151,13 @@ def test_a_stopped_run_goes_on(tiny: ModelHandle, tmp_path: Path) -> None:
     engine = Scripted(lambda work: ("red", "red"))
     with pytest.raises(Stopped):
         run(tiny, config(path), tmp_path / "run", engine, stop=stop, on_progress=tell)
-    assert told == [(1, 5), (2, 5)]
+    assert told == [(n, 5) for n in range(1, len(told) + 1)]
+    assert 2 <= len(told) < 5  # the few questions that it was at were ended
     assert json.loads((tmp_path / "run" / "summary.json").read_text())["complete"] is False
     rest = Scripted(lambda work: ("red", "red"))
     assert run(tiny, config(path), tmp_path / "run", rest).complete
-    assert rest.asked == [f"Colour {n}?" for n in (2, 3, 4)]
+    assert len(engine.asked) == len(told)
+    assert sorted(engine.asked + rest.asked) == [f"Colour {n}?" for n in range(5)]
 
 
 def test_limit_takes_the_first_and_parts_take_a_category(tiny: ModelHandle, tmp_path: Path) -> None:
@@ -184,7 +186,7 @@ def test_shards_share_the_questions_and_clusters_stay_whole(
     for path in together.files:
         number = int(path.stem.split("-")[1])
         for line in path.read_text().splitlines():
-            assert in_shard(json.loads(line)["cluster"], Shard(number, 3))
+            assert lot_of(json.loads(line)["cluster"]) % 3 == number - 1
 
 
 def test_the_runs_own_file_makes_the_same_run(tiny: ModelHandle, tmp_path: Path) -> None:
