@@ -84,8 +84,9 @@ def measure(
     from sinkscope.benchmarks.shapes import device_name
     from sinkscope.config import GenerationSettings, ModelSettings
     from sinkscope.evaluation.base import Question
-    from sinkscope.evaluation.methods import resolve, wanted_methods
+    from sinkscope.evaluation.methods import resolve
     from sinkscope.evaluation.tasks.demo import TASK
+    from sinkscope.evaluation.wanted import wanted_methods
     from sinkscope.models.loading import load_model
 
     torch.set_num_threads(threads)

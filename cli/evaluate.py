@@ -8,12 +8,15 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from sinkscope.cli import common
+from sinkscope.cli.options import Draft, Group, verb
 from sinkscope.config import ModelSettings
+from sinkscope.evaluation.settings import RunSettings, WorkSettings
+from sinkscope.setting import offered
 
 if TYPE_CHECKING:
     from sinkscope.evaluation.session import Prepared, Summary
@@ -31,16 +34,23 @@ app = typer.Typer(
 )
 
 
+Run = Annotated[
+    Draft[RunSettings],
+    Group(left_out={"task": "it must be given, or --config"}),
+]
+
+
 @app.command()
+@verb
 def run(
     context: typer.Context,
     output: Annotated[
         Path,
         typer.Option("--output", "-o", help="Folder of the run; the same command goes on in it."),
     ],
-    task: Annotated[
-        str | None, typer.Option(help="demo, jsonl, blink, pope, ...: `evaluate tasks` lists them.")
-    ] = None,
+    asked: Run,
+    model: ModelSettings,
+    work: WorkSettings,
     method: Annotated[
         list[str] | None,
         typer.Option(
@@ -52,157 +62,85 @@ def run(
         list[str] | None,
         typer.Option(help="Every VAR method with each of these values, such as keep=0,0.3,0.6."),
     ] = None,
-    model: common.Model = "demo",
-    protocol: Annotated[
-        str, typer.Option(help="fixed, lmms-eval, vlmevalkit or var-paper, as the task has them.")
-    ] = "fixed",
-    data: Annotated[
-        str | None,
-        typer.Option(help="A folder, a file, or hub:owner/name[@revision]. Left out: the task's."),
-    ] = None,
-    images: Annotated[
-        Path | None, typer.Option(help="Folder in which a file's image names start.")
-    ] = None,
-    part: Annotated[
-        list[str] | None, typer.Option(help="Only this category; several times.")
-    ] = None,
-    limit: Annotated[
-        int | None, typer.Option(help="The first so many questions of the data.")
-    ] = None,
-    judge: Annotated[
-        str | None, typer.Option(help="A judge in place of the protocol's, which is kept beside.")
-    ] = None,
-    judge_model: Annotated[
-        str | None, typer.Option(help="Of the judge llm: a model's name at the endpoint.")
-    ] = None,
-    judge_url: Annotated[
-        str | None, typer.Option(help="Of the judge llm: an OpenAI-compatible endpoint.")
-    ] = None,
-    seed: Annotated[int, typer.Option(help="Of sampling, where the checkpoint samples.")] = 0,
-    batch_tokens: Annotated[
-        int, typer.Option(help="Most tokens of a batch; 0: each question by itself.")
-    ] = 16_384,
     config: Annotated[
         Path | None,
-        typer.Option(help="The run.toml of a run, in place of all options above.", metavar="FILE"),
+        typer.Option(help="The run.toml of a run, in place of all that makes it.", metavar="FILE"),
     ] = None,
-    shard: Annotated[
-        str | None, typer.Option(help="Part i of n, such as 2/4; clusters stay whole.")
-    ] = None,
-    retries: Annotated[int, typer.Option(help="Of a question whose error may pass.")] = 1,
-    engine: Annotated[
-        Literal["local", "ray"], typer.Option(help="ray: one model a GPU of a Ray cluster.")
-    ] = "local",
-    workers: Annotated[
-        int | None, typer.Option(help="Of ray. Left out: as many as there is room for.")
-    ] = None,
-    profile: common.Profile = None,
-    min_pixels: common.MinPixels = None,
-    max_pixels: common.MaxPixels = None,
-    device: common.Device = "auto",
-    dtype: common.DType = "auto",
-    revision: common.Revision = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the summary as JSON.")] = False,
 ) -> None:
     """Ask a model a task's questions by several methods; every answer is a record in --output.
 
     Exit code 3 says that questions failed; they are named, and the same command tries them again.
     """
-    with common.mistakes_said_plainly():
-        from sinkscope.evaluation.methods import wanted_methods
-        from sinkscope.evaluation.settings import RunConfig, RunSettings, Shard, read_config
+    from sinkscope.evaluation.settings import RunConfig, read_config
+    from sinkscope.evaluation.wanted import wanted_methods
 
-        if config is not None:
-            _alone(context)
-            wanted = read_config(config)
-        else:
-            if task is None:
-                raise ValueError("task is missing; `sinkscope evaluate tasks` lists them.")
-            wanted = RunConfig(
-                RunSettings(
-                    task=task,
-                    protocol=protocol,
-                    data=data,
-                    images=None if images is None else str(images),
-                    parts=tuple(part or ()),
-                    limit=limit,
-                    judge=judge,
-                    judge_model=judge_model,
-                    judge_url=judge_url,
-                    seed=seed,
-                    batch_tokens=batch_tokens,
-                ),
-                ModelSettings(
-                    model,
-                    revision,
-                    device,
-                    dtype,
-                    min_pixels,
-                    max_pixels,
-                    profile=common.profile_file(profile),
-                ),
-                wanted_methods(method or ["default"], sweep or ()),
-            )
-        own = None if shard is None else Shard.read(shard)
-        from sinkscope.evaluation.runner import evaluate, prepare
-        from sinkscope.evaluation.settings import check_retries
-        from sinkscope.sinks.engine import check_engine, make_engine
+    if config is not None:
+        _alone(context)
+        wanted = read_config(config)
+    else:
+        if "task" not in asked.given:
+            raise ValueError("task is missing; `sinkscope evaluate tasks` lists them.")
+        methods = wanted_methods(method or ["default"], sweep or ())
+        wanted = RunConfig(asked.make(), model, methods)
+    common.check_profile(wanted.model)
+    from sinkscope.evaluation.runner import evaluate, prepare
+    from sinkscope.sinks.engine import check_engine, make_engine
 
-        check_retries(retries)
-        check_engine(engine, workers)
-        _check_folder(output)
-        prepared = prepare(wanted.run)
-        _say(prepared, wanted)
-        handle = common.load(wanted.model)
-        spread = make_engine(engine, handle, wanted.model, workers, MOST_REPLACED)
-        with (
-            _interruptible(output) as stop,
-            _told(f"{wanted.run.task}, {len(wanted.methods)} methods", prepared.total) as tell,
-        ):
-            done = evaluate(
-                handle,
-                wanted,
-                prepared,
-                output,
-                shard=own,
-                retries=retries,
-                engine=spread,
-                on_progress=tell,
-                stop=stop,
-            )
-        _say_summary(done, output, as_json)
-        if not done.complete:
-            raise typer.Exit(INCOMPLETE)
+    check_engine(work.engine, work.workers)
+    _check_folder(output)
+    prepared = prepare(wanted.run)
+    _say(prepared, wanted)
+    handle = common.load(wanted.model)
+    engine = make_engine(work.engine, handle, wanted.model, work.workers, MOST_REPLACED)
+    with (
+        _interruptible(output) as stop,
+        _told(f"{wanted.run.task}, {len(wanted.methods)} methods", prepared.total) as tell,
+    ):
+        done = evaluate(
+            handle,
+            wanted,
+            prepared,
+            output,
+            shard=work.part(),
+            retries=work.retries,
+            engine=engine,
+            on_progress=tell,
+            stop=stop,
+        )
+    _say_summary(done, output, as_json)
+    if not done.complete:
+        raise typer.Exit(INCOMPLETE)
 
 
 @app.command()
+@verb
 def tasks(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """List the tasks, with their protocols and where their data comes from."""
-    with common.mistakes_said_plainly():
-        from sinkscope.evaluation.tasks.listed import TASKS
+    from sinkscope.evaluation.tasks.listed import TASKS
 
-        rows = [
-            {
-                "name": one.name,
-                "about": one.about,
-                "protocols": [protocol.name for protocol in one.protocols],
-                "data": f"hub:{one.hub}" if one.hub else one.data or "none needed",
-            }
-            for one in TASKS
-        ]
-        if as_json:
-            typer.echo(json.dumps(rows, ensure_ascii=False, indent=1))
-            return
-        for row in rows:
-            typer.echo(f"{row['name']:12} {row['about']}")
-            typer.echo(f"{'':12} {', '.join(row['protocols'])}; data: {row['data']}")
+    rows = [
+        {
+            "name": one.name,
+            "about": one.about,
+            "protocols": [protocol.name for protocol in one.protocols],
+            "data": f"hub:{one.hub}" if one.hub else one.data or "none needed",
+        }
+        for one in TASKS
+    ]
+    if as_json:
+        typer.echo(json.dumps(rows, ensure_ascii=False, indent=1))
+        return
+    for row in rows:
+        typer.echo(f"{row['name']:12} {row['about']}")
+        typer.echo(f"{'':12} {', '.join(row['protocols'])}; data: {row['data']}")
 
 
 def _alone(context: typer.Context) -> None:
     """With --config, what the file says cannot be said again."""
-    beside = {"output", "config", "shard", "retries", "engine", "workers", "as_json"}
+    beside = {"output", "config", "as_json", *(one.name for one in offered(WorkSettings))}
     given = [
         name
         for name in context.params

@@ -13,11 +13,11 @@ from typing import Any
 
 from sinkscope.evaluation.base import Faulty, Judge, Judgement, Protocol, Question
 from sinkscope.evaluation.data import Data
-from sinkscope.evaluation.methods import Wanted
 from sinkscope.evaluation.record import AnswerRecord
 from sinkscope.evaluation.run_folder import RunFolder
 from sinkscope.evaluation.settings import MOST_SHARDS, RunConfig, RunSettings, Shard
 from sinkscope.evaluation.tasks.base import Item, Task
+from sinkscope.evaluation.wanted import Wanted
 from sinkscope.evaluation.work import Done, Plan, Work, work
 from sinkscope.sinks.engine import Engine
 from sinkscope.sinks.progress import Progress, Stopped

@@ -14,72 +14,110 @@ import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from sinkscope.config import ModelSettings, from_mapping, plain_numbers
-from sinkscope.evaluation.methods import Wanted, distinct
+from sinkscope.config import HIGHEST_SEED, ModelSettings, from_mapping
+from sinkscope.evaluation.wanted import Wanted, distinct
+from sinkscope.setting import REQUIRED, check, explained, setting
 
-MOST_RETRIES = 10
-BATCH_TOKENS = 16_384
+MOST_QUESTIONS = 10**9
 MOST_SHARDS = 32  # questions are spread over so many lots, by their clusters
 
 
+@explained
 @dataclass(frozen=True)
 class RunSettings:
-    """Which questions are asked, and how they are judged.
+    """Which questions are asked, and how they are judged."""
 
-    Attributes:
-        task: a name of `tasks.listed.TASKS`.
-        protocol: one of the task's.
-        data: as `evaluation.data` says; None: the task's own.
-        data_revision: the hub's commit, or the files' fingerprint; None takes what there is.
-        images: folder in which image names of a file start.
-        parts: categories; empty: all.
-        limit: the first so many questions of the data; None: all.
-        judge: a judge to use in place of the protocol's, whose judgement is then kept beside it.
-        judge_model, judge_url: of the judge `llm`: a model's name, and the endpoint's address.
-        seed: of sampling, where the checkpoint samples.
-        batch_tokens: most tokens of a batch (rows, times the longest prompt and its new tokens);
-            batches of other sizes differ in the last bits of their numbers. 0: each question by
-            itself.
-        model_revision: what the loaded model's has to be, a commit or a folder's fingerprint; None
-            takes what there is.
-    """
-
-    task: str
-    protocol: str = "fixed"
-    data: str | None = None
-    data_revision: str | None = None
-    images: str | None = None
-    parts: tuple[str, ...] = ()
-    limit: int | None = None
-    judge: str | None = None
-    judge_model: str | None = None
-    judge_url: str | None = None
-    seed: int = 0
-    batch_tokens: int = BATCH_TOKENS
-    model_revision: str | None = None
+    task: str = setting(REQUIRED, "What is asked: demo, jsonl, blink, pope, ...; see the tasks.")
+    protocol: str = setting(
+        "fixed", "Whose prompts and scores: fixed, lmms-eval, vlmevalkit or var-paper."
+    )
+    data: str | None = setting(
+        None,
+        "A folder in the published layout, a file, or hub:owner/name[@revision].",
+        left_out="the task's own",
+    )
+    data_revision: str | None = setting(
+        None,
+        "What the data has to be: the hub's commit, or the files' fingerprint.",
+        left_out="what there is",
+    )
+    images: str | None = setting(
+        None,
+        "Folder in which the image names of a file start.",
+        metavar="FOLDER",
+        left_out="the file's own",
+    )
+    parts: tuple[str, ...] = setting((), "Only these categories of the task.", left_out="all")
+    limit: int | None = setting(
+        None,
+        "The first so many questions of the data.",
+        low=1,
+        high=MOST_QUESTIONS,
+        unit="questions",
+        left_out="all",
+    )
+    judge: str | None = setting(
+        None,
+        "A judge in place of the protocol's, whose judgement is then kept beside it.",
+        left_out="the protocol's",
+    )
+    judge_model: str | None = setting(
+        None, "Of the judge llm: the name of a model at its endpoint.", left_out="none"
+    )
+    judge_url: str | None = setting(
+        None, "Of the judge llm: an OpenAI-compatible endpoint.", left_out="OpenAI's own"
+    )
+    seed: int = setting(0, "Of sampling, where the checkpoint samples.", low=0, high=HIGHEST_SEED)
+    batch_tokens: int = setting(
+        16_384,
+        "Most tokens of a batch: rows, times the longest prompt with its new tokens. 0 asks each "
+        "question by itself; batches of other sizes differ in the last bits of their numbers.",
+        low=0,
+        high=10**9,
+    )
+    model_revision: str | None = setting(
+        None,
+        "What the loaded model's revision has to be: a commit, or a folder's fingerprint.",
+        offered=False,
+    )
 
     def __post_init__(self) -> None:
-        plain_numbers(self)
-        for name in ("task", "protocol"):
-            if not isinstance(getattr(self, name), str) or not getattr(self, name):
-                raise ValueError(f"{name} is {getattr(self, name)!r}; allowed: a name.")
-        if self.limit is not None and not _whole(self.limit, 1):
-            raise ValueError(f"limit is {self.limit!r}; allowed: a whole number from 1 up.")
-        if not _whole(self.batch_tokens, 0):
-            raise ValueError(
-                f"batch_tokens is {self.batch_tokens!r}; allowed: a whole number from 0 up."
-            )
-        if not _whole(self.seed, 0):
-            raise ValueError(f"seed is {self.seed!r}; allowed: a whole number from 0 up.")
-        if isinstance(self.parts, str) or not all(isinstance(one, str) for one in self.parts):
-            raise ValueError(f"parts is {self.parts!r}; allowed: a list of names.")
-        object.__setattr__(self, "parts", tuple(self.parts))
+        check(self)
         if self.judge_model is not None and self.judge != "llm":
             raise ValueError("judge_model is given, but the judge is not llm.")
         if self.judge == "llm" and self.judge_model is None:
             raise ValueError("The judge llm needs judge_model, a name that its endpoint knows.")
+
+
+@explained
+@dataclass(frozen=True)
+class WorkSettings:
+    """How a run is worked on, which changes no record."""
+
+    engine: Literal["local", "ray"] = setting(
+        "local", "Where questions are asked; ray: one model a GPU of a Ray cluster."
+    )
+    workers: int | None = setting(
+        None, "Of ray: how many.", low=1, high=10_000, left_out="as many as there is room for"
+    )
+    retries: int = setting(1, "Of a question whose error may pass.", low=0, high=10)
+    shard: str | None = setting(
+        None, "Part i of n, such as 2/4; clusters stay whole.", metavar="I/N", left_out="all"
+    )
+
+    def __post_init__(self) -> None:
+        check(self)
+        self.part()
+
+    def part(self) -> Shard:
+        """The shard, read.
+
+        Raises:
+            ValueError: it is none.
+        """
+        return Shard() if self.shard is None else Shard.read(self.shard)
 
 
 @dataclass(frozen=True)
@@ -181,16 +219,6 @@ class Shard:
         if (found := re.fullmatch(r"(\d{1,6})/(\d{1,6})", text.strip())) is None:
             raise ValueError(f"shard is {text!r}; allowed: 1/N to N/N, such as 2/4.")
         return Shard(int(found[1]), int(found[2]))
-
-
-def check_retries(retries: int) -> None:
-    """Refuse a number of retries that is none, or beyond reason.
-
-    Raises:
-        ValueError: it is.
-    """
-    if not _whole(retries, 0) or retries > MOST_RETRIES:
-        raise ValueError(f"retries is {retries!r}; allowed: 0 to {MOST_RETRIES}.")
 
 
 def _method(made: Mapping[str, Any], path: Path) -> Wanted:

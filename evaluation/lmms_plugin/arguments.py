@@ -17,8 +17,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from sinkscope.config import GenerationSettings, ModelSettings
-from sinkscope.evaluation.methods import SETTINGS, Wanted, wanted_methods
 from sinkscope.evaluation.tasks.base import LMMS_PIXELS
+from sinkscope.evaluation.wanted import SETTINGS, Wanted, wanted_methods
 
 OWN = ("pretrained", "revision", "dtype", "device", "min_pixels", "max_pixels", "decoding", "seed")
 LMMS_EVALS = ("batch_size", "max_batch_size")  # which it adds itself

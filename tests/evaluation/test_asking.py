@@ -14,7 +14,8 @@ from sinkscope.attention_extractor import compare, generate
 from sinkscope.config import GenerationSettings, ModelSettings
 from sinkscope.evaluation.answering import Answer
 from sinkscope.evaluation.asking import MOST_ROWS, Ask, Ready, ask
-from sinkscope.evaluation.methods import Method, resolve, wanted_methods
+from sinkscope.evaluation.methods import Method, resolve
+from sinkscope.evaluation.wanted import wanted_methods
 from sinkscope.models.loading import ModelHandle, load_model
 from sinkscope.models.profiles import SinkProfile
 

@@ -158,7 +158,8 @@ def test_a_task_of_two_questions_in_lmms_eval_itself(tmp_path: Path, var: str) -
     from sinkscope.config import GenerationSettings
     from sinkscope.evaluation.asking import Ask, ask
     from sinkscope.evaluation.lmms_plugin.manifest import manifest
-    from sinkscope.evaluation.methods import resolve, wanted_methods
+    from sinkscope.evaluation.methods import resolve
+    from sinkscope.evaluation.wanted import wanted_methods
     from sinkscope.models.loading import load_model
 
     rows, asked = [], []

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from sinkscope.config import VARSettings
-from sinkscope.evaluation.methods import resolve, wanted_methods
+from sinkscope.evaluation.methods import resolve
+from sinkscope.evaluation.wanted import wanted_methods
 from sinkscope.models.info import ModelInfo
 from sinkscope.models.profiles import SinkProfile
 

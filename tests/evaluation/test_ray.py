@@ -10,11 +10,11 @@ from pathlib import Path
 import pytest
 
 from sinkscope.config import ModelSettings
-from sinkscope.evaluation.methods import wanted_methods
 from sinkscope.evaluation.record import AnswerRecord
 from sinkscope.evaluation.run_folder import read_run
 from sinkscope.evaluation.runner import evaluate, prepare
 from sinkscope.evaluation.settings import RunConfig, RunSettings
+from sinkscope.evaluation.wanted import wanted_methods
 from sinkscope.models.loading import load_model
 from sinkscope.sinks.engine import make_engine
 from tests.evaluation.scripted import write_questions

@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 
 from sinkscope.config import ModelSettings
-from sinkscope.evaluation.methods import Wanted
 from sinkscope.evaluation.record import AnswerRecord
 from sinkscope.evaluation.run_folder import RunFolder, read_run
 from sinkscope.evaluation.settings import RunConfig, RunSettings, Shard, read_config
+from sinkscope.evaluation.wanted import Wanted
 
 METHODS = (Wanted("default"), Wanted("var", {"dims": (1, 2), "tau": 3.0, "keep": 0.25}))
 CONFIG = RunConfig(RunSettings("demo", limit=10), ModelSettings(), METHODS)

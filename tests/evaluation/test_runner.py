@@ -17,12 +17,12 @@ from typing import Any
 import pytest
 
 from sinkscope.config import ModelSettings
-from sinkscope.evaluation.methods import Wanted, wanted_methods
 from sinkscope.evaluation.record import AnswerRecord
 from sinkscope.evaluation.run_folder import read_run
 from sinkscope.evaluation.runner import evaluate, prepare
 from sinkscope.evaluation.session import Prepared, Summary, lot_of
 from sinkscope.evaluation.settings import RunConfig, RunSettings, Shard, read_config
+from sinkscope.evaluation.wanted import Wanted, wanted_methods
 from sinkscope.models.loading import ModelHandle, load_model
 from sinkscope.sinks.progress import Stopped
 from tests.evaluation.scripted import Scripted, write_questions

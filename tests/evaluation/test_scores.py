@@ -12,11 +12,11 @@ from typing import Any
 import pytest
 
 from sinkscope.config import ModelSettings
-from sinkscope.evaluation.methods import Wanted
 from sinkscope.evaluation.run_folder import read_run
 from sinkscope.evaluation.runner import evaluate, prepare
 from sinkscope.evaluation.settings import RunConfig, RunSettings
 from sinkscope.evaluation.tasks.listed import TASKS, task_named
+from sinkscope.evaluation.wanted import Wanted
 from sinkscope.evaluation.work import Work
 from sinkscope.models.loading import ModelHandle, load_model
 from tests.evaluation.scripted import Scripted

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from sinkscope.config import ModelSettings
-from sinkscope.evaluation.methods import wanted_methods
 from sinkscope.evaluation.record import AnswerRecord
 from sinkscope.evaluation.settings import RunConfig, RunSettings
+from sinkscope.evaluation.wanted import wanted_methods
 
 
 def record(
