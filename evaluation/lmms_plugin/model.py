@@ -12,7 +12,7 @@ from typing import Any
 
 from PIL import Image
 
-from sinkscope.evaluation.asking import Ask, Shared, ask
+from sinkscope.evaluation.asking import Ask, Ready, ask
 from sinkscope.evaluation.lmms_plugin.arguments import generation, read_arguments, turns
 from sinkscope.evaluation.methods import resolve
 from sinkscope.models.images import as_rgb, open_image
@@ -52,7 +52,6 @@ class Answering:
         from lmms_eval.api.instance import GenerationResult, TokenCounts
 
         made = []
-        before: Shared | None = None  # of the question before, where it is about the same images
         for request in requests:
             context, to_messages, wanted, doc_id, task, split = request.args
             where = f"Question {doc_id} of the task {task}"
@@ -66,7 +65,8 @@ class Answering:
                 self.settings.min_pixels,
                 self.settings.max_pixels,
             )
-            (answer,), before = ask(self.handle, asked, [self.method], before)
+            ready = Ready(asked, asked.inputs(self.handle))
+            ((answer,),) = ask(self.handle, [ready], [self.method])
             counts = TokenCounts(output_tokens=len(answer.log_probabilities))
             made.append(GenerationResult(text=answer.text, token_counts=counts))
             self.cache_hook.add_partial("generate_until", (context, wanted), answer.text)
