@@ -11,11 +11,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
-import numpy as np
 import torch
 from PIL import Image
 
 from sinkscope.models.stack import TextStack
+from sinkscope.models.views import ImageGrid, stretches
 
 if TYPE_CHECKING:
     from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
@@ -23,61 +23,6 @@ if TYPE_CHECKING:
     from sinkscope.models.weights import StoredTensor
 
 SegmentKind = Literal["system", "image", "user", "template", "assistant"]
-
-
-@dataclass(frozen=True)
-class ImageGrid:
-    """Where one image's vision tokens are in the prompt, and where on the image each of them looks.
-
-    Vision token k of the image (row-major) sits at prompt position `start + k` and covers one cell
-    of a `rows` x `columns` grid over the whole image.
-
-    Attributes:
-        start: prompt position of the image's first vision token.
-        t, h, w: the processor's grid, in patches (`image_grid_thw`).
-        merge: patches that make one vision token, per side (spatial merge).
-        resized: (height, width) in pixels that the model saw.
-        original: (height, width) in pixels of the image as given, after its EXIF rotation.
-    """
-
-    start: int
-    t: int
-    h: int
-    w: int
-    merge: int
-    resized: tuple[int, int]
-    original: tuple[int, int]
-
-    @property
-    def rows(self) -> int:
-        return self.h // self.merge
-
-    @property
-    def columns(self) -> int:
-        return self.w // self.merge
-
-    @property
-    def tokens(self) -> int:
-        """Number of vision tokens."""
-        return self.t * self.rows * self.columns
-
-    @property
-    def stop(self) -> int:
-        """Prompt position after the image's last vision token."""
-        return self.start + self.tokens
-
-    def boxes(self) -> np.ndarray:
-        """Box of each vision token on the ORIGINAL image: float64 (rows * columns, 4) as x0, y0,
-        x1, y1 in pixels.
-
-        The boxes tile the image without gap or overlap; neighbours share the very same float edge.
-        """
-        height, width = self.original
-        y = np.arange(self.rows + 1, dtype=np.float64) * height / self.rows
-        x = np.arange(self.columns + 1, dtype=np.float64) * width / self.columns
-        y0, x0 = np.meshgrid(y[:-1], x[:-1], indexing="ij")
-        y1, x1 = np.meshgrid(y[1:], x[1:], indexing="ij")
-        return np.stack([x0, y0, x1, y1], axis=-1).reshape(-1, 4)
 
 
 @dataclass(frozen=True)
@@ -101,7 +46,8 @@ class PromptLayout:
     Attributes:
         length: number of prompt tokens N.
         segments: tile [0, N) in order.
-        grids: one an image, in prompt order; the vision tokens V are the union of their spans.
+        grids: one an image, in prompt order; the vision tokens V are those of all their views, at
+            rising positions.
     """
 
     length: int
@@ -109,20 +55,75 @@ class PromptLayout:
     grids: tuple[ImageGrid, ...]
 
     @property
-    def patches(self) -> tuple[tuple[int, int, int, tuple[int, int]], ...]:
-        """How each image is cut: frames, rows, columns, and its original (height, width). Two
-        prompts whose `patches` are equal have vision columns that mean the same places."""
-        return tuple((grid.t, grid.rows, grid.columns, grid.original) for grid in self.grids)
+    def patches(self) -> tuple[tuple[object, ...], ...]:
+        """How each image is cut: its views without their positions, and its original (height,
+        width). Two prompts whose `patches` are equal have vision columns that mean the same
+        places."""
+        return tuple(
+            (
+                *(
+                    (view.frames, view.rows, view.columns, view.kind, view.box)
+                    for view in grid.views
+                ),
+                grid.original,
+            )
+            for grid in self.grids
+        )
 
     @property
     def vision_tokens(self) -> int:
         return sum(grid.tokens for grid in self.grids)
 
+    @property
+    def after_images(self) -> int:
+        """Position after the last image and its marks; 0 where there is no image."""
+        return self.grids[-1].after if self.grids else 0
+
     def vision_positions(self) -> torch.Tensor:
-        """int64 (V,): prompt positions of all vision tokens, image by image."""
-        if not self.grids:
-            return torch.zeros(0, dtype=torch.long)
-        return torch.cat([torch.arange(grid.start, grid.stop) for grid in self.grids])
+        """int64 (V,): prompt positions of all vision tokens, image by image, rising."""
+        parts = [
+            torch.arange(run.start, run.stop)
+            for grid in self.grids
+            for run in stretches(grid.positions)
+        ]
+        return torch.cat(parts) if parts else torch.zeros(0, dtype=torch.long)
+
+    def vision_stretches(self) -> tuple[tuple[slice, slice], ...]:
+        """The vision tokens as stretches of neighbours: (which of the V columns, which prompt
+        positions). Where positions are contiguous a slice reads them many times faster than an
+        index does; Qwen's images are one stretch each."""
+        made, column = [], 0
+        for grid in self.grids:
+            for run in stretches(grid.positions):
+                made.append((slice(column, column + len(run)), slice(run.start, run.stop)))
+                column += len(run)
+        return tuple(made)
+
+    @property
+    def cells(self) -> int:
+        """Cells of all maps, C: one a vision token where each image is one view (Qwen)."""
+        return sum(grid.rows * grid.columns for grid in self.grids)
+
+    def on_cells(self, values: torch.Tensor, adds_up: bool = True) -> torch.Tensor:
+        """Values of all vision tokens (..., V) on the maps of all images, row-major, one behind the
+        other: (..., C). See `ImageGrid.on_cells`. The values themselves where cells are tokens."""
+        if all(grid.plain and grid.views[0].frames == 1 for grid in self.grids):
+            return values
+        parts = [
+            grid.on_cells(values[..., self.columns(image)], adds_up).flatten(-2)
+            for image, grid in enumerate(self.grids)
+        ]
+        return torch.cat(parts, dim=-1)
+
+    def cells_at(self) -> dict[int, tuple[int, ...]]:
+        """Prompt position of each vision token -> where it is among the C cells of all maps
+        (`ImageGrid.cells_of`)."""
+        made, before = {}, 0
+        for grid in self.grids:
+            for token, position in enumerate(grid.positions):
+                made[position] = tuple(before + cell for cell in grid.cells_of((token,)))
+            before += grid.rows * grid.columns
+        return made
 
     def columns(self, image: int) -> slice:
         """Which of the V vision columns belong to one image."""

@@ -152,7 +152,7 @@ def hidden_log_probabilities(
     if from_queries == "after_image":
         if not told.inputs.layout.grids:
             raise ValueError("from_queries is 'after_image', but the prompt has no image.")
-        first = told.inputs.layout.grids[-1].stop
+        first = told.inputs.layout.after_images
     plain = not bool(hidden.any())
     shared = None if plain or not first else _prefix(handle, told, first)
     start = 0 if shared is None else first

@@ -125,7 +125,9 @@ def test_typed_special_tokens_stay_text(handle: ModelHandle) -> None:
 def test_what_a_text_model_refuses(handle: ModelHandle, photo: Image.Image) -> None:
     with pytest.raises(ValueError, match=r"There are 1 images, but .* is a text model"):
         handle.prepare([photo], "x")
-    with pytest.raises(ValueError, match=r"max_pixels is 9000, but models of the family .* take no"):
+    with pytest.raises(
+        ValueError, match=r"max_pixels is 9000, but models of the family .* take no"
+    ):
         handle.prepare([], "x", max_pixels=9000)
     with pytest.raises(ValueError, match="The prompt is empty; give a text"):
         handle.prepare([], " ")
