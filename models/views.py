@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Literal, get_args
 
 import numpy as np
@@ -107,8 +108,9 @@ class ImageGrid:
     marks: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
-        ends = [edge for view in self.views for edge in (view.positions[0], view.positions[-1])]
-        if not ends or ends != sorted(ends):
+        pairs = pairwise(self.views)
+        rising = all(one.positions[-1] < other.positions[0] for one, other in pairs)
+        if not self.views or not rising:
             raise ValueError("An image needs views whose positions rise from one to the next.")
 
     @property
