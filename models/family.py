@@ -3,6 +3,37 @@
 A family adapter (one file, e.g. `qwen2_5_vl.py`) turns images and a prompt into `PromptInputs`.
 Everything above this folder works on `PromptLayout` and `ImageGrid` and never sees a token id or a
 module path.
+
+What everybody above relies on, besides the types here (`tests/models/test_fake_family.py` and
+`test_text_models.py` hold families that differ in all else to it):
+
+Tensors of a prompt. `input_ids` and `attention_mask` are (1, N). Every other tensor of shape (1, N)
+has one value a position and 0 for plain text (`mm_token_type_ids`): in a batch of prompts it is
+padded with 0 on the left, and 0 is put behind it for an answer. All others belong to the images and
+are joined along their first axis, in the order of the batch.
+
+The model. It is called with these tensors, `past_key_values`, `use_cache` and `logits_to_keep`, by
+`generate` too; behind a prefix with `input_ids` and the cache alone, after `Family.resume` has put
+back what the model keeps of positions outside the cache.
+
+Its text model (`TextStack.language_model`) is called once a forward pass: with `inputs_embeds` by
+keyword where the family sees images, else with `input_ids` by keyword or first; with
+`past_key_values`, `attention_mask` (B, keys) and `position_ids` ((axes,) B, N) by keyword where
+they are given. It hands keyword arguments that it does not know down to attention, and returns the
+hidden states behind its final norm first: `output_head` makes logits of them. Called again with the
+same keywords, other embeddings and a fresh cache, it gives the same for the same.
+
+Decoder layers take the hidden states first, or as `hidden_states`, and return them, or a tuple that
+begins with them.
+
+Attention goes through transformers' interface of attention functions, chosen by the config that
+`config.get_text_config()` gives, with `module.layer_idx`, queries (B, H, N, Dh), keys and values
+(B, Hkv, K, Dh) before they are repeated, and a mask that is None (causal), bool or added, (B, 1 or
+H, N, K). Caches are `DynamicCache`s that keep every position.
+
+The tokenizer has `decode`, added tokens that say which are special, and for words that hide tokens
+a call with `split_special_tokens`. How it splits texts is nobody's business: pieces are what
+each token adds (`models.token_texts`).
 """
 
 from __future__ import annotations

@@ -194,8 +194,10 @@ def _repeated(
 ) -> dict[str, Any]:
     """The text model's keywords for `rows` equal rows and the positions [start, stop)."""
     made = dict(keywords)
-    embeddings, positions = keywords["inputs_embeds"], keywords.get("position_ids")
-    made["inputs_embeds"] = embeddings[:, start:stop].expand(rows, -1, -1)
+    positions = keywords.get("position_ids")
+    for name in ("inputs_embeds", "input_ids"):  # a text model may be called with either
+        if (given := keywords.get(name)) is not None:
+            made[name] = given[:, start:stop].expand(rows, *[-1] * (given.ndim - 1))
     if positions is not None:  # (axes, 1, N), or (1, N)
         axes = [-1] * (positions.ndim - 2)
         made["position_ids"] = positions[..., start:stop].expand(*axes, rows, -1)

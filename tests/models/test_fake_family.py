@@ -29,6 +29,7 @@ from sinkscope.models.loading import ModelHandle
 from sinkscope.models.sink_score import sink_score
 from sinkscope.models.sites import At
 from sinkscope.sinks.find import find
+from sinkscope.sinks.masking import hidden_log_probabilities, read_answer
 from sinkscope.sinks.measure import measure
 from sinkscope.sinks.samples import Sample
 from sinkscope.sinks.settings import FindSettings
@@ -286,6 +287,35 @@ def test_planted_sinks_are_found(sinking: ModelHandle) -> None:
         samples.append(Sample(f"{index:02}", (image,), "a red star"))
     found = find(sinking, samples, FindSettings(bootstrap=100, halves=10))
     assert SINK in found.dims and set(found.dims) <= {SINK, RED}, found.sentence()
+
+
+@pytest.mark.parametrize("from_queries", ["later", "after_image"])
+def test_hidden_tokens_are_those_of_a_dense_mask(
+    sinking: ModelHandle, red_inputs: PromptInputs, from_queries: Any
+) -> None:
+    layout, answer = red_inputs.layout, (5, 70, 9)
+    colours = red_inputs.tensors["colours"]
+    red = layout.vision_positions()[colours[:, 0] > 0.9]
+    hidden = torch.zeros(2, layout.length, dtype=torch.bool)
+    hidden[1, red] = True
+    with sinking.lock:
+        told = read_answer(sinking, red_inputs, answer)
+        found = hidden_log_probabilities(sinking, told, hidden, from_queries=from_queries)
+    embeds = told.keywords["inputs_embeds"]
+    places = torch.arange(embeds.shape[1])
+    first = layout.after_images if from_queries == "after_image" else 0
+    for row, gone in zip(found, hidden, strict=True):
+        away = torch.zeros(len(places), dtype=torch.bool)
+        away[: layout.length] = gone
+        seen = places[:, None] >= places
+        seen &= ~(away & (places[:, None] > places) & (places[:, None] >= first))
+        mask = torch.zeros(seen.shape).masked_fill(~seen, torch.finfo(torch.float32).min)
+        with torch.no_grad():
+            states = sinking.model.reader(inputs_embeds=embeds, attention_mask=mask[None, None])[0]
+        right = sinking.model.say(states[0, -len(answer) :]).log_softmax(-1)
+        expected = right[torch.arange(len(answer)), list(answer)]
+        torch.testing.assert_close(row, expected, rtol=0, atol=1e-4)
+    assert (found[0] - found[1]).abs().max() > 1e-3
 
 
 # --- the page -----------------------------------------------------------------------------------

@@ -27,6 +27,7 @@ from sinkscope.models.attention import NAME
 from sinkscope.models.family import PromptInputs
 from sinkscope.models.loading import ModelError, ModelHandle, load_model
 from sinkscope.models.sites import MODULE_SITES, At
+from sinkscope.sinks.masking import hidden_log_probabilities, read_answer
 from tests.text_models import TEXT, configs, save_text_model
 
 pytestmark = pytest.mark.tiny
@@ -459,3 +460,33 @@ def test_a_run_without_image_is_recorded(
     again = open_trace(tmp_path / "run.safetensors")
     assert again.tokens == trace.tokens and again.layout == trace.layout and again.images == ()
     assert torch.equal(again.shares, trace.shares)
+
+
+def test_hidden_tokens_are_those_of_a_dense_mask(handle: ModelHandle, inputs: PromptInputs) -> None:
+    answer = (5, 70, 9)
+    with handle.lock:
+        told = read_answer(handle, inputs, answer)
+        hidden = torch.zeros(2, inputs.layout.length, dtype=torch.bool)
+        hidden[1, 2] = True
+        found = hidden_log_probabilities(handle, told, hidden)
+    ids = torch.tensor([[*inputs.token_ids, *answer[:-1]]])
+    places = torch.arange(ids.shape[1])
+    for row, gone in zip(found, (None, 2), strict=True):
+        logits = []
+        for window in sorted({w or 10**6 for w in handle.stack.windows}):
+            near = places[:, None] - places < window
+            seen = (places[:, None] >= places) & near
+            if gone is not None:
+                seen &= (places != gone) | (places[:, None] == gone)
+            mask = torch.zeros(seen.shape).masked_fill(~seen, torch.finfo(torch.float32).min)
+            logits.append((window, mask[None, None]))
+        if len(logits) > 1:  # Qwen2 takes a mask for each kind of layer
+            masks: Any = {"sliding_attention": logits[0][1], "full_attention": logits[1][1]}
+        else:
+            masks = logits[0][1]
+        with attention_of(handle, "sdpa"), torch.no_grad():
+            states = handle.stack.language_model(input_ids=ids, attention_mask=masks)[0]
+        right = handle.stack.output_head(states[0, -len(answer) :]).log_softmax(-1)
+        expected = right[torch.arange(len(answer)), list(answer)]
+        torch.testing.assert_close(row, expected, rtol=0, atol=1e-4)
+    assert (found[0] - found[1]).abs().max() > 1e-3
