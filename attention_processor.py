@@ -23,7 +23,8 @@ from sinkscope.models.family import PromptLayout
 from sinkscope.models.sink_score import sink_mask, sink_score
 from sinkscope.models.views import ImageGrid
 
-ADDS_UP = ("attention mass", "share of image attention")  # units whose values can be added
+# Units whose values add up where several views see a place (`ImageGrid.on_cells`).
+ADDS_UP = ("attention mass", "share of image attention")
 
 # What has rows of attention: an answer's, or a prompt's own.
 Rows = GenerationTrace | PromptTrace
@@ -116,8 +117,8 @@ def patch_map(
     if normalise:
         total = values.sum()
         values = values / total if total > 0 else values
-    return on_grid(
-        values,
+    return as_map(
+        trace.layout.grids[image].on_cells(values),
         trace.layout,
         image,
         "share of image attention" if normalise else "attention mass",
@@ -139,8 +140,8 @@ def combine(rows: torch.Tensor, reduce: Reduce) -> torch.Tensor:
     return best.mean(dim=0)
 
 
-def on_grid(
-    values: torch.Tensor,
+def as_map(
+    cells: torch.Tensor,
     layout: PromptLayout,
     image: int,
     unit: str,
@@ -149,11 +150,9 @@ def on_grid(
     *,
     signed: bool = False,
 ) -> PatchMap:
-    """Values of one image's vision tokens, float32 (V_i,), as a map; views are merged by the one
-    rule of `ImageGrid.on_cells`, which adds attention up and takes the mean of other values."""
-    grid = layout.grids[image]
-    cells = grid.on_cells(values, adds_up=unit in ADDS_UP).numpy().astype(np.float32)
-    return PatchMap(cells, unit, normalisation, image, grid, label, signed)
+    """Values of the cells of one image's map, float32 (rows, columns), as a map."""
+    values = cells.numpy().astype(np.float32)
+    return PatchMap(values, unit, normalisation, image, layout.grids[image], label, signed)
 
 
 def head_mean(trace: Rows) -> torch.Tensor:

@@ -231,6 +231,21 @@ def test_sinks_are_at_the_red_patches(sinking: ModelHandle, red_inputs: PromptIn
     assert np.nansum(without.values) < 0.5 * raw.values.sum()
 
 
+def test_a_relative_map_is_the_ratio_of_two_maps(
+    sinking: ModelHandle, red_inputs: PromptInputs
+) -> None:
+    settings = GenerationSettings(max_new_tokens=1, reference=True)
+    trace = generate(sinking, red_inputs, settings)
+    assert trace.reference is not None
+    where = {"layers": [1, 2], "heads": [0, 3]}
+    above, below = (patch_map(run, 0, **where).values for run in (trace, trace.reference))  # type: ignore[arg-type]
+    found = explain_map(trace, 0, "relative", **where)  # type: ignore[arg-type]
+    floor = np.maximum(below, 0.1 * below.mean())
+    near = below > 0.5 * below.mean()  # whatever the method's floor is
+    np.testing.assert_allclose(found.values[near], (above / floor)[near], rtol=1e-4)
+    assert found.values.shape == (8, 8) and near.sum() > 30
+
+
 @pytest.mark.parametrize("new", [1, NEW])
 def test_var_redistributes_over_vision_tokens_alone(
     sinking: ModelHandle, red_inputs: PromptInputs, new: int

@@ -92,10 +92,10 @@ def test_plain_pass_is_the_model_itself(handle: ModelHandle, told: ToldAnswer) -
 
 def test_hiding_equals_dense_attention_with_a_mask(handle: ModelHandle, told: ToldAnswer) -> None:
     one, two = told.inputs.layout.grids
-    whole = [*range(one.start, one.stop), *range(two.start, two.stop)]
-    sets = ([one.start + 3], [one.start, two.stop - 1], whole, [0], [])
+    whole = [*one.positions, *two.positions]
+    sets = ([one.positions[3]], [one.positions[0], two.positions[-1]], whole, [0], [])
     hidden = sets_of(told, *sets)
-    for from_queries, first in (("later", 0), ("after_image", two.stop)):
+    for from_queries, first in (("later", 0), ("after_image", two.after)):
         # 70 tokens a batch: one row at once; the default: all five
         rows = {
             size: hidden_log_probabilities(
