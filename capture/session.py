@@ -100,8 +100,9 @@ def attached(
             probes see then is part of the graph: the model's output can be differentiated by it.
 
     Raises:
-        ValueError: a site or layer that the model does not have, or a part that does not fit the
-            model or the prompt; or, inside the `with`, a way of generating that cannot be captured.
+        ValueError: a site, layer or position that the model does not have, or a part that does not
+            fit the model or the prompt; or, inside the `with`, a way of generating that cannot be
+            captured.
     """
     prompts = [inputs] * batch if isinstance(inputs, PromptInputs) else list(inputs)
     run = RunInfo(
@@ -115,6 +116,12 @@ def attached(
         known={} if prefix is None else prefix.scores,
         step=Step(0 if prefix is None else prefix.length),
     )
+    longest, last = handle.stack.longest, run.length + max(0, new_tokens - 1)
+    if longest is not None and last > longest:
+        raise ValueError(
+            f"Prompt and answer may take {last} positions, but {handle.info.id} has learned "
+            f"{longest}; give a shorter prompt, or ask for fewer new tokens (max_new_tokens)."
+        )
     readers = [(probe, probe.begin(run)) for probe in probes]
     acting = [(intervention, intervention.begin(run)) for intervention in interventions]
     session = Session(run, readers, acting)

@@ -351,10 +351,8 @@ def check_window(handle: ModelHandle, length: int) -> None:
     Raises:
         ValueError: naming length and window.
     """
-    text = handle.model.config.get_text_config()
-    window = getattr(text, "sliding_window", None)
-    slides = "sliding_attention" in (getattr(text, "layer_types", None) or ())
-    if slides and window and length > window:
+    window = min((size for size in handle.stack.windows if size is not None), default=None)
+    if window is not None and length > window:
         raise ValueError(
             f"The prompt has {length} tokens, but some layers of {handle.info.id} see the last "
             f"{window} alone; make the images smaller (max_pixels)."
