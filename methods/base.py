@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
@@ -20,6 +20,7 @@ from sinkscope.attention_processor import (
 )
 from sinkscope.capture.trace import GenerationTrace
 from sinkscope.config import Reduce
+from sinkscope.jobs.job import Progress
 from sinkscope.models.family import PromptLayout
 
 if TYPE_CHECKING:
@@ -29,7 +30,6 @@ Needs = Literal["trace", "forward", "gradients"]
 Part = Literal["answer", "prompt"]
 AxisName = Literal["token", "layer", "head"]
 Axes = tuple[tuple[AxisName, tuple[int, ...]], ...]
-Progress = Callable[[int, int], object]  # (steps done, all steps)
 
 AXES: tuple[AxisName, ...] = ("token", "layer", "head")
 
@@ -196,7 +196,7 @@ class Method(Protocol):
             run: which must be one that `availability` has nothing to say against.
             target: whose tokens the run has.
             session: forward passes of the run's model, for methods that need more than a trace.
-            progress: called with (steps done, all steps), where there are several.
+            progress: called with steps done, all steps and the step at hand, if there are several.
         """
         ...
 
