@@ -95,7 +95,7 @@ def test_typed_special_tokens_stay_text(handle: ModelHandle) -> None:
 
 
 def test_what_a_text_model_refuses(handle: ModelHandle, photo: Image.Image) -> None:
-    with pytest.raises(ValueError, match=r"There are 1 images, but .* is a text model"):
+    with pytest.raises(ValueError, match=r"There is an image, but .* is a text model"):
         handle.prepare([photo], "x")
     with pytest.raises(
         ValueError, match=r"max_pixels is 9000, but models of the family .* take no"
