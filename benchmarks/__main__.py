@@ -23,8 +23,8 @@ app.command("capture")(capture.capture)
 app.command("var")(var.var)
 app.command("sinks")(sinks.sinks)
 app.command("page")(page.page)
-app.command("explorers")(explorers.explorers)
 app.command("evaluation")(evaluation.evaluation)
+app.command("explorers")(explorers.explorers)
 
 if __name__ == "__main__":
     app()

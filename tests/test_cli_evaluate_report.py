@@ -48,7 +48,7 @@ def test_another_baseline(tmp_path: Path) -> None:
         (["--alpha", "2"], "alpha is 2.0"),
         (["--resamples", "0"], "resamples is 0"),
         (["--maps", "5", "--flips", "2"], "maps is 5; allowed: 0 to flips, 2"),
-        (["--maps", "1", "--no-data"], "maps are wanted without data"),
+        (["--maps", "1", "--no-data"], "maps is 1; allowed: 0 without data"),
     ],
 )
 def test_mistakes_are_named(tmp_path: Path, words: list[str], said: str) -> None:

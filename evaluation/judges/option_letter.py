@@ -111,13 +111,18 @@ def _leading(text: str, letters: str) -> set[str]:
     found = re.match(mark, text)
     if not found:
         return set()
-    # "A, B", "(A) or (B)", "A) and B)": a list, no answer. "B. A cat" is none.
-    another = re.match(
+    return {_letter(found)} | _others(text, found.end(), letters)
+
+
+def _others(text: str, end: int, letters: str) -> set[str]:
+    """A second letter of a list: "A, B", "(A) or (B)", "A) and B)". "B. A cat" is none."""
+    one = f"[{letters}{letters.lower()}]"
+    found = re.match(
         rf"[ ,;/&]*(?i:or\s+|and\s+)?(?:[(\[]\s*({one})\s*[)\]]"
         rf"|([{letters}])(?=\s*(?:$|[,.;:)\]/&]|or\b|and\b)))",
-        text[found.end() :],
+        text[end:],
     )
-    return {_letter(found)} | ({_letter(another)} if another else set())
+    return {_letter(found)} if found else set()
 
 
 def _said(word: str, text: str, letters: str) -> set[str]:
@@ -129,7 +134,7 @@ def _said(word: str, text: str, letters: str) -> set[str]:
         rf"|(?<![A-Za-z])([{small}])[).]?\s*$)"
     )
     found = [m for m in re.finditer(mark, text) if not _article(text, m.start(m.lastindex or 0))]
-    return {_letter(m) for m in found}
+    return {x for m in found for x in (_letter(m), *_others(text, m.end(), letters))}
 
 
 def _last_line(text: str, letters: str) -> set[str]:

@@ -1,28 +1,33 @@
-"""The model itself, a subclass of lmms-eval's; imported by lmms-eval alone.
+"""The model itself: `SinkScope`, a subclass of lmms-eval's `lmms`, made when lmms-eval asks for it.
 
 Against its interface of 0.7.2 and 0.7.3: a chat model, whose requests carry `doc_to_messages`.
+lmms-eval is imported inside functions alone, so that this module can be without it.
 """
 
 from __future__ import annotations
 
+import functools
 import os
 from typing import Any
 
-from lmms_eval.api.instance import GenerationResult, Instance, TokenCounts
-from lmms_eval.api.model import lmms
 from PIL import Image
 
-from sinkscope.evaluation.asking import Ask, Shared, ask
+from sinkscope.evaluation.asking import Ask, Ready, ask
 from sinkscope.evaluation.lmms_plugin.arguments import generation, read_arguments, turns
 from sinkscope.evaluation.methods import resolve
 from sinkscope.models.images import as_rgb, open_image
 from sinkscope.models.loading import load_model
 
 
-class SinkScope(lmms):  # type: ignore[misc]
-    """Answers by SinkScope's own code, with VAR where `var=true`; see `arguments` for the rest."""
+class Answering:
+    """Answers by SinkScope's own code, with VAR where `var=true`; see `arguments` for the rest.
+
+    What `lmms` has beside it: `task_dict`, `cache_hook`, rank and world size.
+    """
 
     is_simple = False
+    task_dict: Any
+    cache_hook: Any
 
     def __init__(self, **arguments: Any) -> None:
         """Load the model.
@@ -38,14 +43,15 @@ class SinkScope(lmms):  # type: ignore[misc]
         (self.method,) = resolve([self.settings.method], self.handle.profile, self.handle.info)
         self.device = self.handle.device
 
-    def generate_until(self, requests: list[Instance]) -> list[GenerationResult]:
-        """One answer a request, in their order.
+    def generate_until(self, requests: list[Any]) -> list[Any]:
+        """One `GenerationResult` a request (`Instance`), in their order.
 
         Raises:
             ValueError: a task that does not fit, such as images behind the text; it is named.
         """
+        from lmms_eval.api.instance import GenerationResult, TokenCounts
+
         made = []
-        before: Shared | None = None  # of the question before, where it is about the same images
         for request in requests:
             context, to_messages, wanted, doc_id, task, split = request.args
             where = f"Question {doc_id} of the task {task}"
@@ -59,21 +65,33 @@ class SinkScope(lmms):  # type: ignore[misc]
                 self.settings.min_pixels,
                 self.settings.max_pixels,
             )
-            (answer,), before = ask(self.handle, asked, [self.method], before)
+            ready = Ready(asked, asked.inputs(self.handle))
+            ((answer,),) = ask(self.handle, [ready], [self.method])
             counts = TokenCounts(output_tokens=len(answer.log_probabilities))
             made.append(GenerationResult(text=answer.text, token_counts=counts))
             self.cache_hook.add_partial("generate_until", (context, wanted), answer.text)
         return made
 
-    def loglikelihood(self, requests: list[Instance]) -> list[tuple[float, bool]]:
+    def loglikelihood(self, requests: list[Any]) -> list[tuple[float, bool]]:
         """Not there, as in lmms-eval's own Qwen2.5-VL."""
         raise NotImplementedError("SinkScope answers; tasks by log-likelihood are not supported.")
 
-    def generate_until_multi_round(self, requests: list[Instance]) -> list[str]:
+    def generate_until_multi_round(self, requests: list[Any]) -> list[str]:
         """Not there, as in lmms-eval's own Qwen2.5-VL."""
-        raise NotImplementedError(
-            "SinkScope answers one question; several rounds are not supported."
-        )
+        raise NotImplementedError("SinkScope answers one question; rounds are not supported.")
+
+
+def __getattr__(name: str) -> Any:
+    if name == "SinkScope":
+        return _model()
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+@functools.cache
+def _model() -> type:
+    from lmms_eval.api.model import lmms
+
+    return type("SinkScope", (Answering, lmms), {"__doc__": Answering.__doc__})
 
 
 def _opened(image: Any) -> Image.Image:

@@ -56,7 +56,7 @@ def forest(bars: Sequence[Bar], axis: str, title: str) -> str:
     for i, bar in enumerate(shown):
         y = ROW * i + ROW / 2 + 4
         ends = f'x1="{at(bar.low):.1f}" x2="{at(bar.high):.1f}" y1="{y}" y2="{y}"'
-        parts.append(_text(left - 10, y + 4, _fit(bar.label, 44), "end"))
+        parts.append(_text(left - 10, y + 4, _fit(bar.label, 40), "end"))
         parts.append(f'<line class="{bar.kind}" {ends} stroke-width="3"/>')
         parts.append(f'<circle class="{bar.kind}" cx="{at(bar.value):.1f}" cy="{y}" r="5"/>')
     return _svg(parts, bottom + 44, title)

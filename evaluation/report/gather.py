@@ -19,9 +19,9 @@ from sinkscope.evaluation.statistics.compare import (
     FEW_CLUSTERS,
     Comparison,
     NothingToCompareError,
-    Settings,
     compare,
 )
+from sinkscope.evaluation.statistics.settings import CompareSettings
 from sinkscope.evaluation.tasks.listed import task_named
 
 BASELINE = "default"
@@ -128,7 +128,7 @@ class Section:
         return self.run.complete and not self.failures and whole
 
 
-def gather(folders: Sequence[Path], settings: Settings) -> tuple[Section, ...]:
+def gather(folders: Sequence[Path], settings: CompareSettings) -> tuple[Section, ...]:
     """Read and compute.
 
     Args:
@@ -184,7 +184,7 @@ _METRICS_NEED = ("mentioned", "hallucinated")
 _MEANS = ("seconds", "sinks", "rows_changed", "mass_moved")
 
 
-def _section(folder: Path, settings: Settings) -> Section:
+def _section(folder: Path, settings: CompareSettings) -> Section:
     run = read_run(folder)
     reading = _Reading()
     for record in run.records():
@@ -282,7 +282,7 @@ def _flips(run: Run, comparison: Comparison | None) -> tuple[Flip, ...]:
 
 
 def sweeps(methods: Sequence[str]) -> tuple[Sweep, ...]:
-    """Settings of which the methods have two numbers or more while all else is the same."""
+    """CompareSettings of which the methods have two numbers or more while all else is the same."""
     groups: dict[tuple[str, str], list[Point]] = defaultdict(list)
     for method in methods:
         for found in _VALUE.finditer(method):

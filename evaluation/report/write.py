@@ -11,7 +11,7 @@ failures.csv     every question without an answer
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 from sinkscope.config import ModelSettings
@@ -21,34 +21,10 @@ from sinkscope.evaluation.report.maps import Maps, draw_maps
 from sinkscope.evaluation.report.markdown import markdown
 from sinkscope.evaluation.report.page import Shown, page
 from sinkscope.evaluation.report.questions import Found, look_up
-from sinkscope.evaluation.statistics.compare import Settings
+from sinkscope.evaluation.report.settings import ReportSettings
+from sinkscope.evaluation.statistics.settings import CompareSettings
 from sinkscope.models.loading import ModelHandle
 from sinkscope.utils import write_atomically
-
-
-@dataclass(frozen=True)
-class ReportSettings:
-    """What a report has.
-
-    Attributes:
-        statistics: how methods are compared.
-        flips: changed questions that the page shows, for each run.
-        data: whether texts and images of these are read from the run's data again.
-        maps: of how many of these both answers are given again, with their maps.
-    """
-
-    statistics: Settings = field(default_factory=Settings)
-    flips: int = 60
-    data: bool = True
-    maps: int = 0
-
-    def __post_init__(self) -> None:
-        if self.flips < 0:
-            raise ValueError(f"flips is {self.flips}; allowed: 0 or more.")
-        if not 0 <= self.maps <= self.flips:
-            raise ValueError(f"maps is {self.maps}; allowed: 0 to flips, {self.flips}.")
-        if self.maps and not self.data:
-            raise ValueError("maps are wanted without data; the images are in the data.")
 
 
 @dataclass(frozen=True)
@@ -69,7 +45,10 @@ Load = Callable[[ModelSettings], ModelHandle]
 
 
 def make_report(
-    runs: Sequence[Path], settings: ReportSettings | None = None, load: Load | None = None
+    runs: Sequence[Path],
+    settings: ReportSettings | None = None,
+    statistics: CompareSettings | None = None,
+    load: Load | None = None,
 ) -> Report:
     """Read the runs and compute everything; writes nothing.
 
@@ -81,7 +60,7 @@ def make_report(
             is not the run's.
     """
     chosen = settings or ReportSettings()
-    sections = gather(runs, chosen.statistics)
+    sections = gather(runs, statistics or CompareSettings())
     found = [_found(section, chosen) for section in sections]
     maps: Maps = {}
     if chosen.maps:
@@ -121,6 +100,6 @@ def write_report(report: Report, folder: Path) -> list[Path]:
 
 def _found(section: Section, settings: ReportSettings) -> Found:
     if not settings.data:
-        return Found({}, "The data was not read (--no-data)" if section.flips else "")
+        return Found({}, "The data was not read" if section.flips else "")
     shown = section.flips[: settings.flips] if settings.flips else ()
     return look_up(section.run, {flip.after.question: flip.after.index for flip in shown})

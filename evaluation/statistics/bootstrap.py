@@ -10,9 +10,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from sinkscope.evaluation.metrics.tally import Array, Tally
-from sinkscope.evaluation.statistics.intervals import CONFIDENCE, Interval
+from sinkscope.evaluation.statistics.intervals import Interval
+from sinkscope.evaluation.statistics.settings import CONFIDENCE, RESAMPLES
 
-RESAMPLES = 5000
 _MOST_VALUES = 4_000_000  # of weights at a time: 32 MB
 
 

@@ -20,8 +20,6 @@ from sinkscope.evaluation.base import Judged
 from sinkscope.evaluation.metrics.tally import Tally, TallyMetric
 from sinkscope.evaluation.statistics import bootstrap
 from sinkscope.evaluation.statistics.intervals import (
-    ALPHA,
-    CONFIDENCE,
     Interval,
     detectable,
     detectable_share,
@@ -30,6 +28,7 @@ from sinkscope.evaluation.statistics.intervals import (
     paired_difference,
     wilson,
 )
+from sinkscope.evaluation.statistics.settings import CompareSettings
 
 BETTER, WORSE, NONE_SHOWN, UNDEFINED = "better", "worse", "no difference shown", "not defined"
 FEWEST_CHANGED = 4  # clusters, all one way, until the bootstrap's p is below 0.05: 2 exp(-4) = 0.04
@@ -39,34 +38,6 @@ EXACT, RESAMPLED = "McNemar, exact", "paired cluster bootstrap"
 
 class NothingToCompareError(ValueError):
     """No question has an answer of every method."""
-
-
-@dataclass(frozen=True)
-class Settings:
-    """How methods are compared.
-
-    Attributes:
-        baseline: the method that the others are compared with.
-        controls: (method, its control) pairs that are compared besides.
-        resamples, seed: of the bootstrap.
-        alpha: two-sided error rate of a family, behind a verdict.
-        confidence: of the intervals, which are not corrected.
-    """
-
-    baseline: str = "default"
-    controls: tuple[tuple[str, str], ...] = ()
-    resamples: int = bootstrap.RESAMPLES
-    seed: int = 0
-    alpha: float = ALPHA
-    confidence: float = CONFIDENCE
-
-    def __post_init__(self) -> None:
-        if not 0 < self.alpha < 1:
-            raise ValueError(f"alpha is {self.alpha}; allowed: above 0 and below 1.")
-        if not 0 < self.confidence < 1:
-            raise ValueError(f"confidence is {self.confidence}; allowed: above 0 and below 1.")
-        if self.resamples < 1:
-            raise ValueError(f"resamples is {self.resamples}; allowed: 1 or more.")
 
 
 @dataclass(frozen=True)
@@ -147,11 +118,13 @@ class Comparison:
     others: tuple[Difference, ...]
     categories: tuple[Difference, ...]
     by_category: Mapping[str, Mapping[str, Estimate]]
-    settings: Settings
+    settings: CompareSettings
 
 
 def compare(
-    metric: TallyMetric, answers: Mapping[str, Sequence[Judged]], settings: Settings | None = None
+    metric: TallyMetric,
+    answers: Mapping[str, Sequence[Judged]],
+    settings: CompareSettings | None = None,
 ) -> Comparison:
     """Compare methods.
 
@@ -162,7 +135,7 @@ def compare(
         NothingToCompareError: no question has an answer of every method.
         ValueError: the baseline is no method, or a question stands twice.
     """
-    chosen = settings or Settings()
+    chosen = settings or CompareSettings()
     common, left_out = _common(answers, chosen)
     whole = _part(metric, common, chosen)
     main = next(iter(whole.tallies[chosen.baseline].figures()))
@@ -202,7 +175,7 @@ class _Part:
     draws: bootstrap.Draws
     estimates: Mapping[str, Mapping[str, Estimate]]
     exact: bool
-    settings: Settings
+    settings: CompareSettings
 
     def difference(self, method: str, against: str, figure: str, category: str) -> Difference:
         ours, theirs = self.answers[method], self.answers[against]
@@ -251,7 +224,7 @@ class _Part:
 
 
 def _part(
-    metric: TallyMetric, answers: Mapping[str, Sequence[Judged]], settings: Settings
+    metric: TallyMetric, answers: Mapping[str, Sequence[Judged]], settings: CompareSettings
 ) -> _Part:
     tallies = {name: metric.tally(found) for name, found in answers.items()}
     draws = bootstrap.draw(tallies, settings.resamples, settings.seed)
@@ -280,7 +253,7 @@ def _part(
 
 
 def _common(
-    answers: Mapping[str, Sequence[Judged]], settings: Settings
+    answers: Mapping[str, Sequence[Judged]], settings: CompareSettings
 ) -> tuple[dict[str, list[Judged]], dict[str, tuple[str, ...]]]:
     """The answers to questions that every method answered, in one order; and the rest."""
     if settings.baseline not in answers:
@@ -308,7 +281,7 @@ def _common(
 
 
 def _categories(
-    metric: TallyMetric, common: Mapping[str, Sequence[Judged]], settings: Settings
+    metric: TallyMetric, common: Mapping[str, Sequence[Judged]], settings: CompareSettings
 ) -> dict[str, _Part]:
     names = sorted({one.category for one in next(iter(common.values()))})
     if len(names) < 2:

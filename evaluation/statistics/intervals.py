@@ -11,7 +11,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-CONFIDENCE, ALPHA, POWER = 0.95, 0.05, 0.8
+from sinkscope.evaluation.statistics.settings import ALPHA, CONFIDENCE
+
+POWER = 0.8
 
 
 @dataclass(frozen=True)

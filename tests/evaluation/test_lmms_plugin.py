@@ -156,7 +156,7 @@ def test_a_task_of_two_questions_in_lmms_eval_itself(tmp_path: Path, var: str) -
     from lmms_eval.tasks import TaskManager
 
     from sinkscope.config import GenerationSettings
-    from sinkscope.evaluation.asking import Ask, ask
+    from sinkscope.evaluation.asking import Ask, Ready, ask
     from sinkscope.evaluation.lmms_plugin.manifest import manifest
     from sinkscope.evaluation.methods import resolve
     from sinkscope.evaluation.wanted import wanted_methods
@@ -198,7 +198,7 @@ def test_a_task_of_two_questions_in_lmms_eval_itself(tmp_path: Path, var: str) -
             one = Ask(
                 (picture.convert("RGB"),), question.text, settings, None, 3136, 2048 * 28 * 28
             )
-            (answer,), _ = ask(handle, one, methods)
+            ((answer,),) = ask(handle, [Ready(one, one.inputs(handle))], methods)
             ours.append(answer.text)
     samples = sorted(made["samples"]["two_scenes"], key=lambda one: one["doc_id"])
     assert [one["filtered_resps"][0] for one in samples] == ours

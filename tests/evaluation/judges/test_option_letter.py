@@ -62,6 +62,8 @@ NOTHING = [
     ("It is not A", "none"),
     ("a cat or a dog", "several options"),
     ("(A) or (B)", "several letters"),
+    ("The answer is (A) or (B).", "several letters"),
+    ("Answer: A, B", "several letters"),
     ("A) or B)", "several letters"),
     ("是", "none"),
     ("The image shows a house.", "none"),

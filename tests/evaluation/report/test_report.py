@@ -14,13 +14,15 @@ from rich.console import Console
 
 from sinkscope.evaluation.report.charts import Bar, Dot, curve, forest, ticks
 from sinkscope.evaluation.report.gather import _control, gather, sweeps
+from sinkscope.evaluation.report.settings import ReportSettings
 from sinkscope.evaluation.report.terminal import show
-from sinkscope.evaluation.report.write import Report, ReportSettings, make_report, write_report
-from sinkscope.evaluation.statistics.compare import Settings
+from sinkscope.evaluation.report.write import Report, make_report, write_report
 from sinkscope.evaluation.statistics.intervals import mcnemar
+from sinkscope.evaluation.statistics.settings import CompareSettings
 from tests.evaluation.report.made_up_run import record, scored, write_run
 
-QUICK = ReportSettings(Settings(resamples=200), data=False)
+QUICK = ReportSettings(data=False)
+FEW = CompareSettings(resamples=200)
 # 12 fixed, 2 broken, 50 right in both, 36 in neither.
 BASE = [1.0] * 50 + [0.0] * 12 + [1.0] * 2 + [0.0] * 36
 MORE = [1.0] * 50 + [1.0] * 12 + [0.0] * 2 + [0.0] * 36
@@ -28,7 +30,7 @@ EVIL = "<script>alert(1)</script> | **x** [y](javascript:z)"
 
 
 def made(folder: Path, **scores: list[float | None]) -> Report:
-    return make_report([write_run(folder, scored(scores))], QUICK)  # type: ignore[arg-type]
+    return make_report([write_run(folder, scored(scores))], QUICK, FEW)  # type: ignore[arg-type]
 
 
 def said(report: Report) -> str:
@@ -107,7 +109,7 @@ def test_a_run_that_was_stopped_says_how_much_is_there(tmp_path: Path) -> None:
     records = scored({"default": BASE, "var": MORE})
     stopped = write_run(tmp_path / "stopped", records, questions=500)
     killed = write_run(tmp_path / "killed", records, finished=False)
-    report = make_report([stopped, killed], QUICK)
+    report = make_report([stopped, killed], QUICK, FEW)
     assert not report.complete
     assert "100 of 500 questions" in said(report)
     assert "100 of an unknown number of questions" in said(report)
@@ -124,7 +126,7 @@ def test_a_run_in_which_everything_failed_has_a_report(tmp_path: Path) -> None:
 
 def test_one_method_alone_has_figures_and_no_comparison(tmp_path: Path) -> None:
     run = write_run(tmp_path / "run", scored({"default": BASE}), methods=["default"])
-    report = make_report([run], QUICK)
+    report = make_report([run], QUICK, FEW)
     assert "default is the only method, so nothing is compared." in said(report)
     assert "52.0 %" in report.files["report.md"]
 
@@ -132,8 +134,7 @@ def test_one_method_alone_has_figures_and_no_comparison(tmp_path: Path) -> None:
 def test_a_gain_that_the_control_has_too_is_not_the_sinks(tmp_path: Path) -> None:
     scores = {"default": BASE, "var": MORE, "var-random": MORE}
     run = write_run(tmp_path / "run", scored(scores), methods=["default", "var", "var-random"])
-    loose = ReportSettings(Settings(resamples=200, alpha=0.2), data=False)
-    text = said(make_report([run], loose))
+    text = said(make_report([run], QUICK, CompareSettings(resamples=200, alpha=0.2)))
     assert "No difference shown between var and var-random" in text
     assert "the gain of var is not shown to come from the sinks" in text
 
@@ -145,7 +146,7 @@ def test_a_sweep_is_a_curve_and_a_family(tmp_path: Path) -> None:
         scored(dict(zip(names, [BASE, MORE, MORE, BASE], strict=True))),
         sweeps=["keep=0,0.3,0.6"],
     )
-    report = make_report([run], QUICK)
+    report = make_report([run], QUICK, FEW)
     (sweep,) = report.sections[0].sweeps
     assert (sweep.setting, [point.value for point in sweep.points]) == ("keep", [0.0, 0.3, 0.6])
     assert "accuracy by keep of var" in report.files["report.html"]
@@ -182,7 +183,7 @@ def test_whatever_data_and_models_say_is_escaped(tmp_path: Path) -> None:
         record("q2", 1, "var", None, error=EVIL, category="<i>d</i>"),
     ]
     folder = write_run(tmp_path / "<b>run & more", records)
-    report = make_report([folder], QUICK)
+    report = make_report([folder], QUICK, FEW)
     page = report.files["report.html"]
     for tag in ("<script", "<b>", "<i>", "javascript:z)</a>"):
         assert tag not in page
@@ -204,7 +205,7 @@ def test_rich_markup_of_data_is_text(tmp_path: Path) -> None:
         *records,
         *(dataclasses.replace(one, category="[/]", cluster=one.question) for one in other),
     ]
-    text = said(make_report([write_run(tmp_path / "run", both)], QUICK))
+    text = said(make_report([write_run(tmp_path / "run", both)], QUICK, FEW))
     assert "[bold]x[/bold]" in text and "[/]" in text
 
 
@@ -247,7 +248,7 @@ def test_changed_questions_are_read_from_the_data_again(tmp_path: Path) -> None:
         record(name, 0, "var", 1.0, category=kind),
     ]
     run = write_run(tmp_path / "run", records)
-    report = make_report([run], ReportSettings(Settings(resamples=50)))
+    report = make_report([run], ReportSettings(), CompareSettings(resamples=50))
     page = report.files["report.html"]
     assert "data:image/jpeg;base64," in page
     from html import escape
@@ -261,7 +262,7 @@ def test_data_that_is_gone_leaves_ids(tmp_path: Path) -> None:
     run = write_run(
         tmp_path / "run", records, run={"task": "jsonl", "data": str(tmp_path / "gone.jsonl")}
     )
-    report = make_report([run], ReportSettings(Settings(resamples=50)))
+    report = make_report([run], ReportSettings(), CompareSettings(resamples=50))
     assert "The data cannot be opened" in report.files["report.html"]
     assert "q0" in report.files["report.md"]
 
@@ -270,7 +271,7 @@ def test_another_judge_stands_beside_the_protocols(tmp_path: Path) -> None:
     own = {"own": {"judge": "exact_match", "score": 0.0, "extraction": "x"}, "warning": "Too high."}
     records = scored({"default": BASE, "var": MORE}, details=own)
     run = write_run(tmp_path / "run", records, run={"judge": "substring-legacy"})
-    text = " ".join(said(make_report([run], QUICK)).split())
+    text = " ".join(said(make_report([run], QUICK, FEW)).split())
     assert "Warning: Too high. (200 answers)" in text
     assert "By the protocol's own judge, exact_match" in text
     assert "0.0 %" in text
@@ -278,7 +279,7 @@ def test_another_judge_stands_beside_the_protocols(tmp_path: Path) -> None:
 
 def test_files_are_written_and_mistakes_are_named(tmp_path: Path) -> None:
     run = write_run(tmp_path / "run", scored({"default": BASE, "var": MORE}))
-    report = make_report([run], QUICK)
+    report = make_report([run], QUICK, FEW)
     paths = write_report(report, tmp_path / "out" / "deep")
     assert sorted(path.name for path in paths) == [
         *("changed.csv", "differences.csv", "failures.csv", "figures.csv"),
@@ -289,9 +290,9 @@ def test_files_are_written_and_mistakes_are_named(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="cannot be written"):
         write_report(report, tmp_path / "file" / "under")
     with pytest.raises(ValueError, match="given twice"):
-        gather([run, run], Settings())
+        gather([run, run], CompareSettings())
     with pytest.raises(ValueError, match="is no folder"):
-        gather([tmp_path / "nothing"], Settings())
+        gather([tmp_path / "nothing"], CompareSettings())
     with pytest.raises(ValueError, match="flips is -1"):
         ReportSettings(flips=-1)
     with pytest.raises(ValueError, match="maps is 70; allowed: 0 to flips, 60"):
@@ -301,13 +302,13 @@ def test_files_are_written_and_mistakes_are_named(tmp_path: Path) -> None:
 def test_records_of_a_method_that_the_run_does_not_name_are_refused(tmp_path: Path) -> None:
     run = write_run(tmp_path / "run", scored({"default": BASE, "other": BASE}))
     with pytest.raises(ValueError, match=r"records of .other., which its run"):
-        make_report([run], QUICK)
+        make_report([run], QUICK, FEW)
 
 
 def test_several_runs_have_a_summary(tmp_path: Path) -> None:
     one = write_run(tmp_path / "one", scored({"default": BASE, "var": MORE}))
     two = write_run(tmp_path / "two", scored({"default": MORE, "var": BASE}))
-    report = make_report([one, two], QUICK)
+    report = make_report([one, two], QUICK, FEW)
     text = report.files["report.md"]
     assert "| one | demo (fixed) | var | 100 | 62.0 % | +10.0 | better |" in text
     assert "| two | demo (fixed) | var | 100 | 52.0 % | −10.0 | worse |" in text

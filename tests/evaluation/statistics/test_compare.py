@@ -19,10 +19,10 @@ from sinkscope.evaluation.statistics.compare import (
     RESAMPLED,
     UNDEFINED,
     WORSE,
-    Settings,
     compare,
 )
 from sinkscope.evaluation.statistics.intervals import mcnemar, wilson
+from sinkscope.evaluation.statistics.settings import CompareSettings
 from tests.evaluation.metrics.made_up import judged, right_or_wrong, yes_no
 
 # 100 questions: 12 fixed, 2 broken, 50 right in both.
@@ -66,7 +66,7 @@ def test_shared_images_and_graded_scores_get_the_bootstrap() -> None:
         (Accuracy(), graded),
         (Accuracy(graded=True), right_or_wrong(BASE)),
     ):
-        found = compare(metric, {"default": given, "var": given}, Settings(resamples=50))
+        found = compare(metric, {"default": given, "var": given}, CompareSettings(resamples=50))
         assert found.differences[0].test == RESAMPLED
         assert found.estimates["var"][0].how == "bootstrap"
 
@@ -85,7 +85,7 @@ def test_methods_of_a_sweep_are_corrected_together() -> None:
 def test_a_control_is_compared_with_its_method() -> None:
     answers = {"default": right_or_wrong(BASE), "var": right_or_wrong(BETTER_ONE)}
     answers["var-random"] = right_or_wrong(BETTER_ONE)
-    found = compare(Accuracy(), answers, Settings(controls=(("var", "var-random"),)))
+    found = compare(Accuracy(), answers, CompareSettings(controls=(("var", "var-random"),)))
     pairs = [(one.method, one.against, one.verdict) for one in found.differences]
     assert pairs[2] == ("var", "var-random", NONE_SHOWN)
     assert len(pairs) == 3
@@ -142,14 +142,14 @@ def test_pope_and_mme_go_through_the_whole_metric() -> None:
         yes_no(("yes", "no")[i % 2], str(word), ("random", "popular")[i % 4 // 2], f"i{i // 6}", i)
         for i, word in enumerate(said)
     ]
-    found = compare(Pope(), {"default": pope, "var": pope}, Settings(resamples=100))
+    found = compare(Pope(), {"default": pope, "var": pope}, CompareSettings(resamples=100))
     assert {one.figure for one in found.estimates["var"]} >= {"f1", "popular.precision"}
     assert [one.category for one in found.categories] == ["popular", "random"]
     mme = [
         judged(float(s), category=("count", "OCR")[i % 4 // 2], cluster=f"i{i // 2}", number=i)
         for i, s in enumerate(rng.integers(0, 2, 80))
     ]
-    scores = compare(Mme(), {"default": mme, "var": mme}, Settings(resamples=100))
+    scores = compare(Mme(), {"default": mme, "var": mme}, CompareSettings(resamples=100))
     assert scores.main == "total"
     assert scores.estimates["var"][0].value == pytest.approx(Mme().figures(mme)["total"])
 
@@ -157,7 +157,7 @@ def test_pope_and_mme_go_through_the_whole_metric() -> None:
 def test_a_figure_that_is_not_defined_gets_no_verdict() -> None:
     only_no = [yes_no("no", "no", number=i) for i in range(10)]
     found = compare(
-        Pope(rule="fixed"), {"default": only_no, "var": only_no}, Settings(resamples=20)
+        Pope(rule="fixed"), {"default": only_no, "var": only_no}, CompareSettings(resamples=20)
     )
     f1 = next(one for one in found.others if one.figure == "f1")
     assert math.isnan(f1.difference) and math.isnan(f1.interval.low)
@@ -174,17 +174,15 @@ def test_refusals() -> None:
         ValueError, match="No question has an answer of every method: default has 100, var has 0"
     ):
         compare(Accuracy(), {"default": given, "var": []})
-    for bad in (Settings,):
-        with pytest.raises(ValueError, match="alpha is 0"):
-            bad(alpha=0)
-        with pytest.raises(ValueError, match="confidence is 1"):
-            bad(confidence=1)
+    for bad in ({"alpha": 0}, {"confidence": 1}, {"resamples": 0}):
+        with pytest.raises(ValueError, match=next(iter(bad))):
+            CompareSettings(**bad)  # type: ignore[arg-type]
 
 
 def test_nothing_changed_in_clusters_is_no_certainty() -> None:
     """20 images of which no answer changed: the bootstrap alone would say 0 to 0."""
     given = [judged(1.0, cluster=f"c{i // 5}", number=i) for i in range(100)]
-    found = compare(Accuracy(), {"default": given, "var": given}, Settings(resamples=50))
+    found = compare(Accuracy(), {"default": given, "var": given}, CompareSettings(resamples=50))
     (one,) = found.differences
     room = wilson(0, 20).high
     assert (one.interval.low, one.interval.high) == pytest.approx((-room, room))
@@ -203,6 +201,6 @@ def test_one_changed_cluster_of_many_does_not_make_a_small_difference_detectable
 
 def test_of_points_that_did_not_change_nothing_is_known() -> None:
     mme = [judged(1.0, category="OCR", cluster=f"i{i // 2}", number=i) for i in range(40)]
-    (one,) = compare(Mme(), {"default": mme, "var": mme}, Settings(resamples=50)).differences
+    (one,) = compare(Mme(), {"default": mme, "var": mme}, CompareSettings(resamples=50)).differences
     assert one.verdict == NONE_SHOWN
     assert math.isnan(one.interval.low) and math.isnan(one.detectable)
