@@ -14,6 +14,8 @@ import gradio as gr
 from sinkscope.attention_extractor import Forecast
 from sinkscope.config import Settings
 from sinkscope.models.loading import ModelHandle
+from sinkscope.web.evaluate_run import EvaluateHandlers
+from sinkscope.web.evaluate_tab import build_evaluate
 from sinkscope.web.example import Example, load_example, read_examples
 from sinkscope.web.explore import build_explore
 from sinkscope.web.forecast import Forecaster, estimate_run
@@ -35,6 +37,7 @@ class App:
     slot: ModelSlot
     settings: Settings
     sinks: SinksHandlers
+    evaluations: EvaluateHandlers
 
 
 def build_app(
@@ -80,4 +83,7 @@ def build_app(
             with gr.Tab("Sinks", id="sinks-tab", elem_id="sinks-tab"):
                 finder = SinksHandlers(settings, slot, handlers.runner, sinks)
                 build_sinks(finder, form)
-    return App(page, handlers, slot, settings, finder)
+            with gr.Tab("Evaluate", id="evaluate-tab", elem_id="evaluate-tab"):
+                evaluations = EvaluateHandlers(settings, slot, handlers.runner)
+                build_evaluate(evaluations, form)
+    return App(page, handlers, slot, settings, finder, evaluations)
