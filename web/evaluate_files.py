@@ -16,9 +16,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from sinkscope.evaluation.report.write import ReportSettings, make_report
+from sinkscope.evaluation.report.write import make_report
 from sinkscope.evaluation.run_folder import CONFIG, PROVENANCE, RECORDS, SUMMARY, read_run
-from sinkscope.evaluation.statistics.compare import Settings
+from sinkscope.evaluation.statistics.settings import CompareSettings
 
 PRIVATE = ("command", "name", "process")  # of a session in provenance.json, of a record's host
 MEDIA = ("report.html", "differences.csv", RECORDS, "all.zip")
@@ -42,7 +42,7 @@ def file_of(folder: Path, what: object) -> bytes:
         if what == RECORDS:
             return (copy / RECORDS).read_bytes()
         seed = read_run(copy).config.run.seed
-        files = make_report([copy], ReportSettings(Settings(seed=seed))).files
+        files = make_report([copy], statistics=CompareSettings(seed=seed)).files
         if what == "all.zip":
             return _zipped(copy, files)
         return files[str(what)].encode("utf-8", "replace")

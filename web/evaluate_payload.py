@@ -18,15 +18,16 @@ from sinkscope.evaluation.report import words
 from sinkscope.evaluation.report.gather import Section, gather
 from sinkscope.evaluation.report.tables import Table, tables
 from sinkscope.evaluation.settings import read_config
+from sinkscope.evaluation.statistics.bootstrap import RESAMPLES
 from sinkscope.evaluation.statistics.compare import (
     BETTER,
     WORSE,
     Comparison,
     Difference,
     Estimate,
-    Settings,
 )
 from sinkscope.evaluation.statistics.intervals import Interval
+from sinkscope.evaluation.statistics.settings import CompareSettings
 from sinkscope.web.payload import pack
 
 MOST_LISTED = 300  # failures
@@ -34,14 +35,14 @@ LIVE_RESAMPLES = 500
 KINDS = {BETTER: "better", WORSE: "worse"}
 
 
-def read_section(folder: Path, resamples: int | None = None) -> Section:
+def read_section(folder: Path, resamples: int = RESAMPLES) -> Section:
     """The run as a report has it, from what its folder has so far.
 
     Raises:
         ValueError: there is no record yet, or no run.
     """
     seed = read_config(folder / "run.toml").run.seed
-    chosen = Settings(seed=seed) if resamples is None else Settings(resamples=resamples, seed=seed)
+    chosen = CompareSettings(seed=seed, resamples=resamples)
     return gather([folder], chosen)[0]
 
 

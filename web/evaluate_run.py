@@ -25,10 +25,15 @@ from sinkscope.evaluation.runner import evaluate, prepare
 from sinkscope.evaluation.session import Summary
 from sinkscope.evaluation.settings import RunConfig, read_config
 from sinkscope.jobs.job import At, Job, Stopped
-from sinkscope.jobs.runner import Done, Runner, StoppedWaiting, Waiting
+from sinkscope.jobs.runner import Runner, StoppedWaiting, Waiting
 from sinkscope.models.loading import ModelHandle
 from sinkscope.web.evaluate_files import file_of
-from sinkscope.web.evaluate_payload import LIVE_RESAMPLES, build_evaluate_payload, live, read_section
+from sinkscope.web.evaluate_payload import (
+    LIVE_RESAMPLES,
+    build_evaluate_payload,
+    live,
+    read_section,
+)
 from sinkscope.web.evaluate_request import EvaluateRequest
 from sinkscope.web.evaluate_store import EvaluateStore
 from sinkscope.web.handlers import UNFORESEEN
@@ -209,8 +214,10 @@ class EvaluateHandlers:
         data = build_evaluate_payload(section, questions, pictures)
         seconds = sum(float(one.get("seconds", 0)) for one in section.run.summaries)
         whole = section.complete and not stopped
-        over = all(one.get("questions") == one.get("answered", 0) + one.get("failed", 0)
-                   for one in section.run.summaries)
+        over = all(
+            one.get("questions") == one.get("answered", 0) + one.get("failed", 0)
+            for one in section.run.summaries
+        )
         return {
             "phase": "ready" if over and not stopped else "stopped",
             "run": run_id,
