@@ -18,7 +18,6 @@ from sinkscope.evaluation.report import words
 from sinkscope.evaluation.report.gather import Section, gather
 from sinkscope.evaluation.report.tables import Table, tables
 from sinkscope.evaluation.settings import read_config
-from sinkscope.evaluation.statistics.bootstrap import RESAMPLES
 from sinkscope.evaluation.statistics.compare import (
     BETTER,
     WORSE,
@@ -27,7 +26,7 @@ from sinkscope.evaluation.statistics.compare import (
     Estimate,
 )
 from sinkscope.evaluation.statistics.intervals import Interval
-from sinkscope.evaluation.statistics.settings import CompareSettings
+from sinkscope.evaluation.statistics.settings import RESAMPLES, CompareSettings
 from sinkscope.web.payload import pack
 
 MOST_LISTED = 300  # failures
@@ -110,11 +109,14 @@ def _score(found: Comparison, name: str) -> dict[str, Any]:
 
 
 def _shown(found: Comparison, one: Estimate) -> dict[str, Any]:
+    ends, between = one.interval, words.interval(found.metric, one.figure, one.interval)
+    if one.how == "bootstrap" and ends.low == ends.high:  # every draw is the same
+        ends, between = Interval(math.nan, math.nan), "too few scenes"
     return {
         "value": _number(one.value),
-        **_ends(one.interval),
+        **_ends(ends),
         "text": words.value(found.metric, one.figure, one.value),
-        "between": words.interval(found.metric, one.figure, one.interval),
+        "between": between,
     }
 
 

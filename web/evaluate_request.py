@@ -14,7 +14,16 @@ from sinkscope.evaluation.settings import RunConfig, RunSettings
 from sinkscope.evaluation.tasks.demo import TASK
 from sinkscope.evaluation.wanted import Wanted
 from sinkscope.models.loading import ModelHandle
-from sinkscope.setting import checked, explained, like, read, setting, settings_of
+from sinkscope.setting import (
+    Setting,
+    checked,
+    explained,
+    like,
+    read,
+    refuse,
+    setting,
+    settings_of,
+)
 from sinkscope.web.request import Request
 
 MOST_QUESTIONS = 1000
@@ -22,7 +31,7 @@ TYPES: tuple[str, ...] = TASK.parts
 METHODS: dict[str, str] = {  # name -> what the page calls it
     "default": "Default, the plain model",
     "var": "VAR",
-    "var-random": "Random control: as many random tokens in the sinks' place",
+    "var-random": "Random control",
 }
 
 
@@ -93,9 +102,9 @@ class EvaluateRequest:
                 raise ValueError(f"{name} is empty; allowed: one or more of {', '.join(allowed)}.")
             if strange := [one for one in given if one not in allowed]:
                 raise ValueError(f"{name} has {strange[0]!r}; allowed: {', '.join(allowed)}.")
+        said = {one: getattr(self, one.field) for one in settings_of(EvaluateRequest)}
         return {
-            one.field: checked(one, read(one, getattr(self, one.field)))
-            for one in settings_of(EvaluateRequest)
+            one.field: checked(one, read(one, _number(one, value))) for one, value in said.items()
         }
 
     def _method(self, name: str, handle: ModelHandle, said: dict[str, Any]) -> Wanted:
@@ -117,3 +126,15 @@ class EvaluateRequest:
         if name == "var-random":
             values |= {"control": "random", "seed": said["seed"]}
         return Wanted(name, values)
+
+
+def _number(one: Setting, value: Any) -> Any:
+    """A number that may be left out is written in a box of text: Gradio's own has no empty state."""
+    if not isinstance(value, str) or one.kind != "number":
+        return value
+    if not value.strip():
+        return None
+    try:
+        return float(value)
+    except ValueError:
+        raise refuse(one.name, value, "nothing, or a number") from None

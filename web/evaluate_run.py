@@ -263,6 +263,9 @@ class EvaluateHandlers:
 
 
 def _running(run_id: str, job: Job, at: At, seen: _Live) -> dict[str, Any]:
+    if at.stage == "Answering" and (shown := seen.look(at.done)) is not None:
+        seen.shown = shown
+        at = job.at  # looking took its time
     value: dict[str, Any] = {
         "phase": "running",
         "run": run_id,
@@ -276,8 +279,6 @@ def _running(run_id: str, job: Job, at: At, seen: _Live) -> dict[str, Any]:
         left = seen.left(at.done, at.total)
         if left is not None and not job.stopped:
             value["facts"].append(_spoken(left))
-        if (shown := seen.look(at.done)) is not None:
-            seen.shown = shown
         if seen.shown:
             value["live"] = seen.shown
     return value

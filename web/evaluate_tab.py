@@ -17,7 +17,7 @@ import gradio as gr
 from gradio.components import Component
 
 from sinkscope.setting import offered
-from sinkscope.web.controls import control
+from sinkscope.web.controls import LONGEST_TEXT, control
 from sinkscope.web.evaluate_open import form_values, updates
 from sinkscope.web.evaluate_request import METHODS, TYPES, EvaluateRequest
 from sinkscope.web.evaluate_run import EvaluateHandlers, field_of
@@ -80,7 +80,8 @@ def _build_form() -> tuple[dict[str, Component], gr.Button, gr.Button]:
         [(words, name) for name, words in METHODS.items()],
         value=list(METHODS),
         label="Methods",
-        info="On the same questions. The first one chosen is what the others are compared with.",
+        info="On the same questions, each against Default. The control treats as many random image "
+        "tokens as if they were the sinks.",
         elem_id="evaluate-methods",
     )
     types = gr.CheckboxGroup(
@@ -100,8 +101,11 @@ def _build_form() -> tuple[dict[str, Component], gr.Button, gr.Button]:
 
 
 def _control(one: Any) -> Component:
-    look = {"placeholder": one.left_out} if one.left_out else {}
-    return control(one, elem_id=f"evaluate-{one.name.replace('_', '-')}", **look)
+    name = f"evaluate-{one.name.replace('_', '-')}"
+    if one.optional:  # a box for numbers cannot be empty
+        look = {"placeholder": one.left_out, "max_length": LONGEST_TEXT, "elem_id": name}
+        return gr.Textbox("", label=one.label or one.name, info=one.help, **look)
+    return control(one, elem_id=name)
 
 
 def running(handlers: EvaluateHandlers) -> Callable[..., Any]:

@@ -17,12 +17,12 @@ function typed() {
   const { types, methods, baseline } = data, others = methods.filter((name) => name !== baseline);
   $(".by-type").hidden = !types.length;
   if (!types.length) return;
-  const pair = (one, more) => node("span", {}, one.text, " ", node("span", { class: "soft" }, more));
+  const pair = (one, ...more) => [one.text, node("span", { class: "under" }, ...more)];
   const head = ["Type", "Questions", ...methods, ...others.map((name) => `${name} − ${baseline}`)];
   $("[data-testid=evaluate-types]").replaceChildren(node("table", {}, node("thead", {}, node("tr", {}, ...head.map((text) => cell("th", text)))),
     node("tbody", {}, ...types.map((row) => node("tr", {}, node("th", { scope: "row" }, row.type), cell("td", row.questions == null ? "" : String(row.questions)),
-      ...row.scores.map((one) => node("td", {}, pair(one, one.between))),
-      ...row.differences.map((one) => node("td", {}, pair(one, `${one.between}, `), verdict(one))))))));
+      ...row.scores.map((one) => node("td", {}, ...pair(one, one.between))),
+      ...row.differences.map((one) => node("td", {}, ...pair(one, `${one.between}, `, verdict(one)))))))));
 }
 
 // The verdict stands at the beginning of each sentence, up to its colon.

@@ -32,7 +32,8 @@ function fillChoices() {
 
 function card(one, method) {
   const [sign, word] = [["worse-ink", "broken"], ["", ""], ["better-ink", "fixed"]][moved(one, method) + 1];
-  const answers = one.answers.flatMap(({ method: by, text, score, error }) => [node("dt", {}, by),
+  const same = one.answers.length > 1 && one.answers.every(({ text, error }) => !error && text === one.answers[0].text);
+  const answers = (same ? [{ ...one.answers[0], method: "all methods" }] : one.answers).flatMap(({ method: by, text, score, error }) => [node("dt", {}, by),
     node("dd", { class: error ? "wrong" : score === 1 ? "right" : score === 0 ? "wrong" : null }, error || text || "(nothing)")]);
   return node("li", { "data-question": one.id }, one.picture ? node("img", { src: sameOrigin({ url: one.picture }), alt: "", loading: "lazy", width: 92, height: 92 }) : node("span", {}),
     node("div", {}, node("p", { class: "top" }, node("span", {}, one.type), word ? node("span", { class: sign }, `${word} by ${method}`) : null), node("p", { class: "ask" }, one.text || one.id),
