@@ -40,14 +40,16 @@ METHODS: dict[str, str] = {  # name -> what the page calls it
 class EvaluateRequest:
     """What the tab's controls say; `config` looks at it.
 
-    `methods` are of `METHODS`, `types` of `TYPES`. `dims` and `dims_of` are sink dimensions of this
-    browser alone and the model that they were found on, as in `web.request.Request`.
+    `methods` are of `METHODS`, `types` of `TYPES`. `dims` are sink dimensions of this browser alone,
+    `dims_of` the model that they were found on, as in `web.request.Request`, and `dims_tau` the
+    threshold that goes with them.
     """
 
     methods: tuple[str, ...] = tuple(METHODS)
     types: tuple[str, ...] = TYPES
     dims: str = ""
     dims_of: str = ""
+    dims_tau: float | None = None
     questions: int = setting(
         210,  # 30 scenes, from which on intervals of the bootstrap are long enough
         "Asked by every method; seven a scene. Intervals are too short below 30 scenes.",
@@ -60,7 +62,7 @@ class EvaluateRequest:
         None,
         "Sink score above which an image token is a sink.",
         low=0.0,
-        left_out="that of the model's profile",
+        left_out="that of the dimensions in use",
     )
     seed: int = setting(
         0,
@@ -112,7 +114,9 @@ class EvaluateRequest:
             return Wanted(name)
         values: dict[str, Any] = {"keep": said["keep"]}
         if self.dims.strip():
-            own = Request(None, "", True, dims_of=self.dims_of, said={"dims": self.dims})
+            beside = {} if self.dims_tau is None else {"tau": self.dims_tau}
+            told = {"dims": self.dims, **beside}
+            own = Request(None, "", True, dims_of=self.dims_of, said=told)
             var = own.var(handle)
             assert var is not None
             values |= {"dims": var.dims, "tau": var.tau}
@@ -129,7 +133,7 @@ class EvaluateRequest:
 
 
 def _number(one: Setting, value: Any) -> Any:
-    """A number that may be left out is written in a box of text: Gradio's own has no empty state."""
+    """A number that may be left out comes as text, for a box for numbers cannot be empty."""
     if not isinstance(value, str) or one.kind != "number":
         return value
     if not value.strip():

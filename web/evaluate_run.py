@@ -112,13 +112,16 @@ class EvaluateHandlers:
         Raises:
             gr.Error: after the error value.
         """
-        run_id = self.store.new()
-        yield from self._told(
-            run_id,
-            session,
-            lambda handle: request.config(handle, self._model(handle)),
-            lambda: request.check(),
-        )
+
+        def ask(handle: ModelHandle) -> RunConfig:
+            return request.config(handle, self._model(handle))
+
+        def check() -> None:
+            request.check()
+            if (handle := self.slot.handle) is not None:
+                ask(handle)  # so that nobody waits in the line for a refusal
+
+        yield from self._told(self.store.new(), session, ask, check)
 
     def go_on(self, run_id: object, session: str) -> Iterator[dict[str, Any]]:
         """The same for a run that was stopped, or of which questions failed.

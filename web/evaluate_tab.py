@@ -28,7 +28,7 @@ from sinkscope.web.inspector import drawn
 GENERATE = (
     "() => { [...document.querySelectorAll('#tabs [role=tab]')]"
     ".find((tab) => tab.textContent.trim() === 'Explore').click();"
-    " document.querySelector('#generate').click(); }"
+    " scrollTo(0, 0); document.querySelector('#generate').click(); }"
 )
 
 
@@ -49,7 +49,7 @@ def build_evaluate(handlers: EvaluateHandlers, explore: Form) -> None:
                 [handlers.open_evaluation, handlers.evaluation_file],
             )
     handlers.component = shown
-    controls |= {"dims": explore.dims, "dims_of": explore.dims_of}
+    controls |= {"dims": explore.dims, "dims_of": explore.dims_of, "dims_tau": explore.tau}
     waiting: dict[str, Any] = {
         "api_visibility": "private",  # the command line is the way to do it by script
         "show_progress": "hidden",
