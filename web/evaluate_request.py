@@ -40,9 +40,9 @@ METHODS: dict[str, str] = {  # name -> what the page calls it
 class EvaluateRequest:
     """What the tab's controls say; `config` looks at it.
 
-    `methods` are of `METHODS`, `types` of `TYPES`. `dims` are sink dimensions of this browser alone,
-    `dims_of` the model that they were found on, as in `web.request.Request`, and `dims_tau` the
-    threshold that goes with them.
+    `methods` are of `METHODS`, `types` of `TYPES`. `dims` are sink dimensions of this browser
+    alone, `dims_of` the model that they were found on, as in `web.request.Request`, and `dims_tau`
+    the threshold that goes with them.
     """
 
     methods: tuple[str, ...] = tuple(METHODS)
