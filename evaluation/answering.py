@@ -83,7 +83,7 @@ def answer_rows(
         distribution_errors_named(settings),
     ):
         ending = decoding.ending(handle, [session[one] for one in tokens])
-        handle.model.generate(
+        handle.model.generate(  # type: ignore[operator]
             **start,
             generation_config=decoding.config,
             stopping_criteria=StoppingCriteriaList([ending]),

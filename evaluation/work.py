@@ -86,14 +86,14 @@ def work(plan: Plan, handle: ModelHandle, given: Sequence[Work]) -> tuple[Done, 
     where = host(handle)
     try:
         answers = ask(handle, list(ready.values()), plan.methods, plan.batch_tokens)
-        for (index, one), each in zip(ready.items(), answers, strict=True):
-            done[index] = Done(one.asked.fingerprint(), each, None, where)
+        for (index, asked), each in zip(ready.items(), answers, strict=True):
+            done[index] = Done(asked.asked.fingerprint(), each, None, where)
     except Exception as fault:
         first = _words(fault)
         _free()
-        for index, one in ready.items():
+        for index, asked in ready.items():
             tries = max(plan.retries, 1 if len(ready) > 1 else 0)
-            done[index] = _alone(plan, handle, one, tries, first)
+            done[index] = _alone(plan, handle, asked, tries, first)
     return tuple(done[index] for index in range(len(given)))
 
 

@@ -26,8 +26,8 @@ KIT_SHORTLY = "\nPlease try to answer the question with short words or phrases i
 
 CELL = 28 * 28  # pixels of the resized image that become one vision token of Qwen2.5-VL
 # What lmms-eval's qwen2_5_vl, and VLMEvalKit's Qwen2.5-VL entries, set for every task.
-LMMS_PIXELS = {"min_pixels": 256 * CELL, "max_pixels": 2048 * CELL}
-KIT_PIXELS = {"min_pixels": 1280 * CELL, "max_pixels": 16384 * CELL}
+LMMS_PIXELS: dict[str, Any] = {"min_pixels": 256 * CELL, "max_pixels": 2048 * CELL}
+KIT_PIXELS: dict[str, Any] = {"min_pixels": 1280 * CELL, "max_pixels": 16384 * CELL}
 LMMS_NOTE = (
     "Tokens are chosen as the checkpoint's generation_config.json says, which lmms-eval leaves at "
     "work but for the temperature."
@@ -192,9 +192,10 @@ def answers_of(value: Any) -> tuple[str, ...]:
     """
     given = value if isinstance(value, list | tuple) else []
     said = [one.get("answer") if isinstance(one, dict) else one for one in given]
-    if not said or not all(isinstance(one, str) for one in said):
+    texts = tuple(one for one in said if isinstance(one, str))
+    if not said or len(texts) != len(said):
         raise RowFault(f"has no answers: {shown(value)}; allowed: a list of texts")
-    return tuple(said)
+    return texts
 
 
 def option_lines(options: Options) -> str:

@@ -78,9 +78,9 @@ def truth_of(record: Record, options: Options, annotators: object = None) -> obj
     """
     answer = record.answer or ""
     if not options:
-        several = isinstance(annotators, list) and len(annotators) > 1
-        if several and all(isinstance(one, str) for one in annotators):  # type: ignore[union-attr]
-            return tuple(annotators)  # type: ignore[arg-type]
+        several = annotators if isinstance(annotators, list) else []
+        if len(several) > 1 and all(isinstance(one, str) for one in several):
+            return tuple(several)
         return answer
     same = [letter for letter, said in options if said.strip() == answer.strip()]
     if len(same) == 1:
