@@ -29,7 +29,7 @@ class Prefix:
     Attributes:
         inputs: the prompt it belongs to.
         model: which model made it; no other can continue from it.
-        length: number of positions: up to the last vision token.
+        length: number of positions: up to the end of the last image.
         cache: never given out; see `fork`.
         positions: what the family needs to continue behind it.
         dims: sink dimensions that were scored.
@@ -183,7 +183,7 @@ def forward_prefixes(
     """
     if not inputs.layout.grids:
         raise ValueError("The prompt has no image; there is nothing to redistribute attention to.")
-    stop = inputs.layout.grids[-1].stop
+    stop = inputs.layout.after_images
     marks = {dims: SinkScores(dims) for dims in sets if dims}
     with attached(handle, inputs, probes=list(marks.values())) as session:
         cache, positions = handle.family.forward_prefix(

@@ -21,7 +21,7 @@ from sinkscope.setting import offered
 if TYPE_CHECKING:
     from sinkscope.evaluation.session import Prepared, Summary
     from sinkscope.evaluation.settings import RunConfig
-    from sinkscope.sinks.progress import Progress
+    from sinkscope.jobs.job import Progress
 
 INCOMPLETE = 3  # exit code: questions failed
 INTERRUPTED = 130
@@ -223,7 +223,7 @@ def _told(label: str, total: int | None) -> Iterator[Progress]:
 def _interruptible(output: Path) -> Iterator[threading.Event]:
     """Ctrl-C ends the run after the question at hand and says what remains; a second one at
     once."""
-    from sinkscope.sinks.progress import Stopped
+    from sinkscope.jobs.job import Stopped
 
     stop = threading.Event()
 

@@ -67,7 +67,7 @@ def answer_rows(
     inputs = [row.prefix.inputs for row in rows]
     longest = max(one.layout.length for one in inputs)
     decoding = decide(handle, settings, longest)
-    tokens = [AnswerTokens(handle.processor.tokenizer, row) for row in range(len(rows))]
+    tokens = [AnswerTokens(handle.tokenizer, row) for row in range(len(rows))]
     var = [VAR(tuple(row.method.var for row in rows))]
     prefix, start = _start(handle, rows)
     with (

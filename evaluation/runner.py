@@ -28,9 +28,9 @@ from sinkscope.evaluation.settings import RunConfig, RunSettings, Shard
 from sinkscope.evaluation.tasks.listed import task_named
 from sinkscope.evaluation.wanted import Wanted
 from sinkscope.evaluation.work import Plan
+from sinkscope.jobs.job import Progress
 from sinkscope.models.loading import ModelHandle
 from sinkscope.sinks.engine import Engine, LocalEngine
-from sinkscope.sinks.progress import Progress
 from sinkscope.utils import run_folder
 
 

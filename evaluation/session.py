@@ -19,8 +19,8 @@ from sinkscope.evaluation.settings import MOST_SHARDS, RunConfig, RunSettings, S
 from sinkscope.evaluation.tasks.base import Item, Task
 from sinkscope.evaluation.wanted import Wanted
 from sinkscope.evaluation.work import Done, Plan, Work, work
+from sinkscope.jobs.job import Progress, Stopped
 from sinkscope.sinks.engine import Engine
-from sinkscope.sinks.progress import Progress, Stopped
 from sinkscope.utils import plain_values, sha256
 
 MOST_TOGETHER = 8  # questions that a worker gets at once
@@ -96,7 +96,7 @@ class Session:
                 for (index, question), done in zip(self.under_way.pop(position), unit, strict=True):
                     self._write(index, question, done)
                 if stop is not None and stop.is_set():
-                    raise Stopped(self.answered + self.failed, self.total)
+                    raise Stopped(self.answered + self.failed, self.total, "questions")
         finally:
             if (close := getattr(results, "close", None)) is not None:
                 close()

@@ -82,6 +82,7 @@ class VAR(Intervention):
             known,
             run.step,
             run.columns,
+            first_query=run.after_image,
         )
 
 
@@ -120,6 +121,7 @@ class VARIntervention(Acting):
         step: of the run, for the positions of its queries.
         columns: of each row: int64, at which of the N positions each token of its prompt stands;
             the others are padding. None: there is none.
+        first_query: rows of queries before it stay; None: that after the last vision token.
 
     Raises:
         ValueError: `vision` has no vision token in some row.
@@ -134,13 +136,15 @@ class VARIntervention(Acting):
         known: Mapping[int, Tensor] | None = None,
         step: Step | None = None,
         columns: Sequence[Tensor] | None = None,
+        first_query: int | None = None,
     ) -> None:
         self._settings = list(settings)
         self._vision_there = vision.cpu().expand(len(self._settings), -1)  # (B, N)
         if not bool(self._vision_there.any(1).all()):
             raise ValueError("vision marks no prompt position; VAR needs at least one image.")
         self._prompt, self._capacity = vision.shape[-1], capacity
-        self._first_query = int(self._vision_there.any(0).nonzero()[-1, 0]) + 1
+        after = int(self._vision_there.any(0).nonzero()[-1, 0]) + 1
+        self._first_query = after if first_query is None else first_query
         self._columns = None if columns is None else [one.cpu() for one in columns]
         self._there = torch.ones_like(self._vision_there)  # (B, N), what is no padding
         for row, own in enumerate(self._columns or ()):

@@ -23,8 +23,8 @@ from sinkscope.evaluation.runner import evaluate, prepare
 from sinkscope.evaluation.session import Prepared, Summary, lot_of
 from sinkscope.evaluation.settings import RunConfig, RunSettings, Shard, read_config
 from sinkscope.evaluation.wanted import Wanted, wanted_methods
+from sinkscope.jobs.job import Stopped
 from sinkscope.models.loading import ModelHandle, load_model
-from sinkscope.sinks.progress import Stopped
 from tests.evaluation.scripted import Scripted, write_questions
 from tests.evaluation.tasks.layouts import pope, write
 
