@@ -40,8 +40,7 @@ def look_up(run: Run, wanted: Mapping[str, int]) -> Found:
         return Found({}, "")
     try:
         # Nobody judges here, so the judge's package and key are not needed.
-        plain = {"judge": None, "judge_model": None, "judge_url": None}
-        settings = dataclasses.replace(run.config.run, **plain)
+        settings = dataclasses.replace(run.config.run, judge=None, judge_model=None, judge_url=None)
         found = dict(_matching(settings, wanted))
     except (ValueError, OSError) as error:
         return Found({}, f"The data cannot be opened ({error})")
