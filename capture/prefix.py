@@ -45,9 +45,9 @@ class Prefix:
     scores: Mapping[int, torch.Tensor]
 
     @property
-    def whole(self) -> int:
-        """Positions of the whole prompt."""
-        return self.inputs.layout.length
+    def whole(self) -> None:
+        """Another prompt may continue from it as well; see `BatchPrefix`."""
+        return None
 
     @property
     def columns(self) -> None:
@@ -92,7 +92,7 @@ class BatchPrefix:
     def of(rows: Sequence[Prefix]) -> BatchPrefix:
         """Line them up."""
         length = max(row.length for row in rows)
-        whole = length + max(row.whole - row.length for row in rows)
+        whole = length + max(len(row.inputs.token_ids) - row.length for row in rows)
         ids = torch.tensor([[row.inputs.token_ids[0]] * whole for row in rows])
         mask = torch.zeros_like(ids)
         for index, row in enumerate(rows):
@@ -149,7 +149,8 @@ class BatchPrefix:
 
 def _columns(row: Prefix, length: int, whole: int) -> torch.Tensor:
     before = torch.arange(length - row.length, length)
-    return torch.cat([before, torch.arange(whole - (row.whole - row.length), whole)])
+    behind = len(row.inputs.token_ids) - row.length
+    return torch.cat([before, torch.arange(whole - behind, whole)])
 
 
 def _padded(values: torch.Tensor, length: int, axis: int) -> torch.Tensor:

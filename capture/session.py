@@ -105,11 +105,13 @@ def attached(
             captured.
     """
     prompts = [inputs] * batch if isinstance(inputs, PromptInputs) else list(inputs)
-    longest = max(prompt.layout.length for prompt in prompts)
+    whole = max(prompt.layout.length for prompt in prompts)
+    if prefix is not None and prefix.whole is not None:
+        whole = prefix.whole
     run = RunInfo(
         model=handle.info,
         layouts=tuple(prompt.layout for prompt in prompts),
-        length=longest if prefix is None else prefix.whole,
+        length=whole,
         new_tokens=new_tokens,
         device=handle.device,
         start=0 if prefix is None else prefix.length,

@@ -173,6 +173,11 @@ def _revision(handle: ModelHandle) -> str | None:
 
 
 def _check_model(run: RunSettings, handle: ModelHandle) -> None:
+    if not handle.family.sees_images:
+        raise ValueError(
+            f"The model {handle.info.id} sees no images, and all tasks ask about images; give a "
+            "vision-language model."
+        )
     if run.model_revision not in (None, handle.info.revision):
         raise ValueError(
             f"The model {handle.info.id} is not the one that the run was made with: its revision "

@@ -147,9 +147,9 @@ class VARIntervention(Acting):
         self._first_query = after if first_query is None else first_query
         self._columns = None if columns is None else [one.cpu() for one in columns]
         self._there = torch.ones_like(self._vision_there)  # (B, N), what is no padding
-        for row, own in enumerate(self._columns or ()):
+        for row, places in enumerate(self._columns or ()):
             self._there[row] = False
-            self._there[row, own] = True
+            self._there[row, places] = True
         self._known = {layer: scores.detach() for layer, scores in (known or {}).items()}
         self._step = step or Step()
         self._rows_of: dict[int, list[int]] = {}  # layer -> batch rows in which it acts
