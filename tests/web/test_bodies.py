@@ -202,10 +202,8 @@ def test_from_upload_to_export(guarded: Site) -> None:
         said = outcome(guarded, "generate", json.loads(text)["event_id"])
         assert "event: complete" in said
     run = json.loads(said.rsplit("data: ", 1)[1])[0]["run"]
-    data = [run, "trace", "", 1, 0.4, None, True, False, "inferno", "", "", "mean", "clip", 0]
-    status, text = post(
-        guarded, "/gradio_api/call/export", {"data": [*data, "answer", "attention"]}
-    )
+    named = {"run": run, "kind": "trace"}  # by name, as clients should
+    status, text = post(guarded, "/gradio_api/call/v2/export", named)
     said = outcome(guarded, "export", json.loads(text)["event_id"])
     assert "event: complete" in said and ".safetensors" in said
 
