@@ -22,10 +22,9 @@ chance at 95 %.
 
 from __future__ import annotations
 
-import dataclasses
 import math
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import get_args
 
@@ -171,12 +170,9 @@ def region_test(
         sinks.progress.Stopped: it was stopped.
         RunOutOfMemoryError: the device is full.
     """
-    effect: RegionEffect | None = None
-    for effect in region_steps(
+    *_, effect = region_steps(
         handle, asked, box, settings, prefix=prefix, on_progress=on_progress, stop=stop
-    ):
-        pass
-    assert effect is not None, "there is at least one pass"
+    )
     return effect
 
 
