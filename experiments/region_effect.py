@@ -173,13 +173,15 @@ class RegionEffect:
             return f"That is hardly a change (under {SMALL} nats)."
         lower = own < 0
         share = float(((others > own) if lower else (others < own)).mean())
-        than = f"all {count} others" if share == 1 else f"{_percent(share)} of {count} others"
         if share >= MOST:
-            verb = "matters more for" if lower else "holds back"
-            more = "" if lower else " more"
-            return f"This box {verb} {what}{more} than {than} of its size."
-        verb = "lower" if lower else "raise"
-        return f"That is no more than others: it {verb}s {what} more than {than} of its size."
+            than = f"all {count} others" if share == 1 else f"{_percent(share)} of {count} others"
+            verb = f"matters more for {what}" if lower else f"holds {what} back more"
+            return f"This box {verb} than {than} of its size."
+        verb = "cost" if lower else "help"
+        return (
+            f"That does not stand out: {_percent(share)} of {count} others of its size {verb} "
+            f"{what} less (it takes {_percent(MOST)})."
+        )
 
 
 def _percent(share: float) -> str:
