@@ -49,12 +49,11 @@ class Box:
     def positions(self, layout: PromptLayout) -> tuple[int, ...]:
         """Prompt positions of its vision tokens."""
         grid = grid_of(layout, self)
-        return tuple(
-            grid.start + (frame * grid.rows + row) * grid.columns + column
-            for frame in range(grid.t)
-            for row in range(self.row, self.row + self.rows)
-            for column in range(self.column, self.column + self.columns)
-        )
+        seen = layout.vision_positions()[layout.columns(self.image)]
+        frames = seen.reshape(-1, grid.rows, grid.columns)
+        rows = slice(self.row, self.row + self.rows)
+        columns = slice(self.column, self.column + self.columns)
+        return tuple(frames[:, rows, columns].flatten().tolist())
 
     def pixels(self, grid: ImageGrid) -> tuple[int, int, int, int]:
         """x0, y0, x1, y1 on the original image: whole pixels, those whose middle is in a cell."""
