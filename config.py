@@ -317,6 +317,8 @@ class AppSettings:
         cache_dir: where runs are written; None is `utils.run_folder("cache")`.
         store_megabytes: memory for runs kept open; older ones spill to `cache_dir`.
         queue_size: how many requests may wait.
+        job_minutes: how long one job (an answer, finding sinks, a file) may compute before it is
+            stopped; what it has by then is kept. 0 sets no limit.
         prompt_rows, reference: what the page captures beside the answer's rows (see
             `GenerationSettings`): the looking of so many prompt tokens, and a generic prompt for
             its relative maps.
@@ -328,6 +330,7 @@ class AppSettings:
     cache_dir: str | None = None
     store_megabytes: int = 1024
     queue_size: int = 16
+    job_minutes: float = 0.0
     prompt_rows: int = 128
     reference: bool = True
 
@@ -341,6 +344,7 @@ class AppSettings:
         _integer("port", self.port, 0, 65535)
         _integer("store_megabytes", self.store_megabytes, 1)
         _integer("queue_size", self.queue_size, 1)
+        _number("job_minutes", self.job_minutes, 0, 100_000)
         _integer("prompt_rows", self.prompt_rows, 0, 8192)
         if not isinstance(self.reference, bool):
             raise _refuse("reference", self.reference, "true or false")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
@@ -12,6 +12,7 @@ import torch
 from sinkscope.attention_processor import PatchMap, Rows, combine, on_grid, slots_of, token_indices
 from sinkscope.capture.trace import GenerationTrace
 from sinkscope.config import Reduce
+from sinkscope.jobs.job import Progress
 from sinkscope.models.family import PromptLayout
 
 if TYPE_CHECKING:
@@ -21,7 +22,6 @@ Needs = Literal["trace", "forward", "gradients"]
 Part = Literal["answer", "prompt"]
 AxisName = Literal["token", "layer", "head"]
 Axes = tuple[tuple[AxisName, tuple[int, ...]], ...]
-Progress = Callable[[int, int], object]  # (steps done, all steps)
 
 AXES: tuple[AxisName, ...] = ("token", "layer", "head")
 
@@ -176,7 +176,7 @@ class Method(Protocol):
             run: which must be one that `availability` has nothing to say against.
             target: whose tokens the run has.
             session: forward passes of the run's model, for methods that need more than a trace.
-            progress: called with (steps done, all steps), where there are several.
+            progress: called with steps done, all steps and the step at hand, if there are several.
         """
         ...
 

@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING
 import torch
 
 from sinkscope.capture.trace import GenerationTrace
+from sinkscope.jobs.job import Progress
 from sinkscope.methods.attention import Attention, attention_of
-from sinkscope.methods.base import Axes, MapStack, Method, Progress, Target, divided
+from sinkscope.methods.base import Axes, MapStack, Method, Target, divided
 from sinkscope.models.family import PromptLayout
 
 if TYPE_CHECKING:

@@ -92,7 +92,7 @@ class Segment:
 
     @property
     def label(self) -> str:
-        return self.kind if self.image is None else f"image {self.image + 1}"
+        return self.kind if self.image is None else f"image {self.image}"
 
 
 @dataclass(frozen=True)

@@ -71,7 +71,7 @@ def build_api(handlers: Handlers, offered: Sequence[str]) -> None:
     api = Api(handlers, offered)
     runs: dict[str, Any] = {
         "concurrency_id": "gpu",
-        "concurrency_limit": handlers.settings.app.queue_size + 8,  # they wait in Handlers.line
+        "concurrency_limit": handlers.settings.app.queue_size + 8,  # they wait in Handlers.runner
     }
     files: dict[str, Any] = {"concurrency_id": "export", "concurrency_limit": 2}
     free: dict[str, Any] = {"concurrency_id": "status", "concurrency_limit": None}

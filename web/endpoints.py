@@ -21,9 +21,10 @@ from sinkscope.capture.trace import GenerationTrace
 from sinkscope.config import VARSettings
 from sinkscope.drawing.panels import Painter
 from sinkscope.drawing.view import make_side, map_of, method_and_scale, sinks_of
+from sinkscope.jobs.job import Stopped
 from sinkscope.methods.explain import listed
 from sinkscope.visualization import View
-from sinkscope.web.exporting import Wanted, export_steps, sides_of_view
+from sinkscope.web.exporting import EXPORT, Wanted, make_files, sides_of_view
 from sinkscope.web.handlers import EXPIRED, UNFORESEEN, Handlers
 from sinkscope.web.model_events import model_wanted
 from sinkscope.web.pairs import find_run
@@ -263,9 +264,15 @@ class Api:
         )
         sides_of_view(found, wanted)
         with tempfile.TemporaryDirectory() as folder:
-            paths: list[Path] = []
-            for _, made in export_steps(found, wanted, Path(folder)):
-                paths = made or paths
+            job = self._handlers.runner.job("", EXPORT)
+            try:
+                paths = self._handlers.runner.result(
+                    job,
+                    lambda job: make_files(found, wanted, Path(folder), **job.hooks),
+                    waits=False,
+                )
+            except Stopped as stopped:
+                raise ValueError(f"{job.ended_by}; no file was made.") from stopped
             return [self._kept(path) for path in paths]
 
     def _kept(self, path: Path) -> str:

@@ -111,7 +111,7 @@ def what_to_look_at(run: Run) -> tuple[int, str] | None:
                 index,
                 f"Look at \u201c{one.text.strip()}\u201d: without VAR, the strongest patch of the "
                 f"mean map is a sink, with {share:.1%} of the image\u2019s attention. "
-                f"With VAR it is row {row + 1}, column {column + 1}, with {share_with:.1%}.",
+                f"With VAR it is row {row}, column {column}, with {share_with:.1%}.",
             )
     return best and best[1:]
 

@@ -12,7 +12,7 @@ from sinkscope.config import Settings
 from sinkscope.web.api import build_api
 from sinkscope.web.events import generating, stopping
 from sinkscope.web.example import Example
-from sinkscope.web.exporting import exporting
+from sinkscope.web.exporting import exporting, stopping_export
 from sinkscope.web.forecast import Forecaster
 from sinkscope.web.form import Form, build_form
 from sinkscope.web.handlers import Handlers
@@ -161,7 +161,7 @@ def _connect_runs(
         api_visibility="private",
         show_progress="hidden",
         concurrency_id="gpu",
-        concurrency_limit=settings.app.queue_size + 8,  # they wait in Handlers.line
+        concurrency_limit=settings.app.queue_size + 8,  # they wait in Handlers.runner
         trigger_mode="once",
     )
     # Another browser may have loaded another model since this page was opened.
@@ -177,6 +177,14 @@ def _connect_runs(
         show_progress="hidden",
         concurrency_id="export",
         concurrency_limit=2,
+    )
+    inspector.stop(
+        stopping_export(handlers),
+        None,
+        None,
+        api_visibility="private",
+        queue=False,
+        show_progress="hidden",
     )
     return run
 

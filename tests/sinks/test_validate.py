@@ -16,13 +16,13 @@ from PIL import Image
 from sinkscope.capture.probes.values import Values
 from sinkscope.config import VARSettings
 from sinkscope.interventions.var.selection import select_rows
+from sinkscope.jobs.job import Stopped
 from sinkscope.models.loading import ModelHandle, load_model
 from sinkscope.models.profiles import SinkProfile
 from sinkscope.models.sink_score import sink_score
 from sinkscope.models.sites import At
 from sinkscope.sinks.findings import UsedSample
 from sinkscope.sinks.masking import answer_tokens, hidden_log_probabilities, read_answer
-from sinkscope.sinks.progress import Stopped
 from sinkscope.sinks.readout import PromptReading
 from sinkscope.sinks.samples import Sample, SampleSet
 from sinkscope.sinks.validate import held_out, used_by_finding, validate

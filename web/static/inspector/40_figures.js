@@ -239,7 +239,7 @@ function paintFigure({ name, side, l }, shared, size) {
   note.hidden = Boolean(map);
   if (!map) {
     note.textContent = span ? "Fetching the heads of this token …"
-      : `This ${side.part} ${side.T ? `ended before token ${view.t0 + 1}` : "has no rows here"}.`;
+      : `This ${side.part} ${side.T ? `ended before token ${view.t0}` : "has no rows here"}.`;
   }
   const stat = figure.querySelector(".stat"), share = shown.shares[name];
   stat.replaceChildren();
@@ -304,7 +304,7 @@ function paintPatch() {
     const v = start + cursor, row = Math.floor(cursor / columns), column = cursor % columns;
     const { side: variant, l, both } = lookOf(name);
     const there = map[v] === map[v]; // else it is left out
-    let text = `patch ${row + 1}, ${column + 1}  ·  ${there ? `${percent(map[v])} of the row` : "left out"}`;
+    let text = `patch ${row}, ${column}  ·  ${there ? `${percent(map[v])} of the row` : "left out"}`;
     if (!both && there) {
       if (relative()) text += `  ·  ${times(shown.drawn[name][v])} generic`;
       const [p0, p1] = patchesOfImage(variant);

@@ -97,7 +97,7 @@ function paintTop() {
     const body = order.map((k) => {
       const sink = sinkScore(variant, start + k) != null;
       const row = node("tr", {},
-        node("th", { scope: "row" }, `${Math.floor(k / columns) + 1}, ${(k % columns) + 1}`, sink ? node("span", { class: "sinkmark", title: "attention sink" }, "⊠") : null),
+        node("th", { scope: "row" }, `${Math.floor(k / columns)}, ${k % columns}`, sink ? node("span", { class: "sinkmark", title: "attention sink" }, "⊠") : null),
         node("td", {}, percent(map[p0 + k])), node("td", {}, total > 0 ? percent(map[p0 + k] / total) : "–"));
       row.addEventListener("pointerenter", () => {
         view.cursor = cellOn(k, imageOf(variant), imageOf(run.variants[0]));
@@ -124,12 +124,12 @@ function paintLookUp() {
     return;
   }
   const { r0, c0, r1, c1 } = view.box;
-  const where = r0 === r1 && c0 === c1 ? `patch ${r0 + 1}, ${c0 + 1}` : `rows ${r0 + 1}–${r1 + 1}, columns ${c0 + 1}–${c1 + 1}`;
+  const where = r0 === r1 && c0 === c1 ? `patch ${r0}, ${c0}` : `rows ${r0}–${r1}, columns ${c0}–${c1}`;
   const made = sides().map((variant) => {
     const looks = lookUp(variant).sort((a, b) => b.mass - a.mass).slice(0, 6), top = looks.length ? looks[0].mass : 1;
     return node("div", {}, sideTitle(variant), node("ol", { class: "bars looks" }, ...looks.map((look) =>
       node("li", { style: `--p:${top > 0 ? look.mass / top : 0}` },
-        node("button", { type: "button", class: "text", title: `token ${look.t + 1}; most in layer ${run.layers[look.layer]} (${percent(look.top)})`,
+        node("button", { type: "button", class: "text", title: `token ${look.t}; most in layer ${run.layers[look.layer]} (${percent(look.top)})`,
           onclick: () => selectTokens(look.t, look.t) }, glyphs(variant.tokens[look.t].t)),
         node("i", {}), node("output", {}, `${percent(look.mass)} · L${run.layers[look.layer]}`)))));
   });
