@@ -45,7 +45,7 @@ from sinkscope.interventions.edges import CutEdges
 from sinkscope.models.family import PromptInputs
 from sinkscope.models.loading import ModelHandle
 from sinkscope.models.token_texts import TextPieces
-from sinkscope.sinks.progress import Progress, Stopped
+from sinkscope.jobs.job import Progress, Stopped
 from sinkscope.var_patch import VAR, describe
 
 BATCH_TOKENS = {"cpu": 2048, "cuda": 16384}
@@ -167,7 +167,7 @@ def region_test(
 
     Raises:
         ValueError: no such box, no other place for it, or output that is not a number.
-        sinks.progress.Stopped: it was stopped.
+        jobs.job.Stopped: it was stopped.
         RunOutOfMemoryError: the device is full.
     """
     *_, effect = region_steps(
@@ -199,7 +199,7 @@ def region_steps(
     told(0, total, "Reading the image")
     for low in range(0, len(todo), rows):
         if stop is not None and stop.is_set():
-            raise Stopped(max(0, low - 2), total)
+            raise Stopped(max(0, low - 2), total, "boxes")
         some = todo[low : low + rows]
         if settings.how == "cut" and prefix is None:
             prefix = prefix_of(handle, asked)

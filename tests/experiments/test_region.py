@@ -26,7 +26,7 @@ from sinkscope.experiments.region import (
     region_test,
 )
 from sinkscope.models.loading import ModelHandle, load_model
-from sinkscope.sinks.progress import Stopped
+from sinkscope.jobs.job import Stopped
 
 pytestmark = pytest.mark.tiny
 BOX = Box(1, 0, 2, 2, image=1)
