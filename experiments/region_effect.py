@@ -84,10 +84,10 @@ class RegionEffect:
         own, others = self._of(token)
         before = math.exp(float(self.plain[token]))
         after = math.exp(min(0.0, float(self.plain[token]) + own))
-        moved = (
-            f"{self._name(token)} goes from {_chance(before)} to {_chance(after)} ({_nats(own)})"
-        )
-        return f"{_WITHOUT[self.how]}, {moved}. {self._beside(own, others, 'it')}"
+        was, now = _chance(before), _chance(after)
+        moved = f"stays at {was}" if was == now else f"goes from {was} to {now}"
+        moved = f"{_WITHOUT[self.how]}, {self._name(token)} {moved} ({_nats(own)})"
+        return f"{moved}. {self._beside(own, others, 'it')}"
 
     def sentence(self) -> str:
         """What is to be said of the box and the whole answer, in plain words."""
@@ -191,6 +191,8 @@ def _percent(share: float) -> str:
 
 def _nats(change: float) -> str:
     size = abs(change)
+    if size < 0.0005:
+        return "0 nats"
     digits = 1 if size >= 9.95 else 2 if size >= 0.095 else 3
     sign = "−" if round(change, digits) < 0 else "+"
     return f"{sign}{size:.{digits}f} nats"

@@ -27,6 +27,7 @@ from sinkscope.web.model_events import (
     status_value,
 )
 from sinkscope.web.picker import MODELS, PARAMETERS, build_picker
+from sinkscope.web.region import stopping_region, testing_region
 from sinkscope.web.slot import ModelSlot
 from sinkscope.web.store import Run
 
@@ -186,7 +187,29 @@ def _connect_runs(
         queue=False,
         show_progress="hidden",
     )
+    _connect_region(inspector, handlers, settings)
     return run
+
+
+def _connect_region(inspector: gr.HTML, handlers: Handlers, settings: Settings) -> None:
+    """"Does it matter?" of a box on the image, and its Stop."""
+    inspector.submit(
+        testing_region(handlers),
+        None,
+        inspector,
+        api_visibility="private",
+        show_progress="hidden",
+        concurrency_id="gpu",
+        concurrency_limit=settings.app.queue_size + 8,  # they wait in Handlers.runner
+    )
+    inspector.pause(
+        stopping_region(handlers),
+        None,
+        None,
+        api_visibility="private",
+        queue=False,
+        show_progress="hidden",
+    )
 
 
 def _connect_shelf(form: Form, offered: list[Example]) -> None:
