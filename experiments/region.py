@@ -42,10 +42,10 @@ from sinkscope.experiments.boxes import Box, OtherBoxes, grid_of, other_boxes
 from sinkscope.experiments.region_effect import How, RegionEffect
 from sinkscope.interventions.base import Intervention
 from sinkscope.interventions.edges import CutEdges
+from sinkscope.jobs.job import Progress, Stopped
 from sinkscope.models.family import PromptInputs
 from sinkscope.models.loading import ModelHandle
 from sinkscope.models.token_texts import TextPieces
-from sinkscope.jobs.job import Progress, Stopped
 from sinkscope.var_patch import VAR, describe
 
 BATCH_TOKENS = {"cpu": 2048, "cuda": 16384}
@@ -128,7 +128,7 @@ def answered(handle: ModelHandle, trace: GenerationTrace) -> Answered:
         stored = dict(trace.var["settings"])
         lists = {name: tuple(v) for name, v in stored.items() if isinstance(v, list)}
         var = VARSettings(**{**stored, **lists})
-    ids, texts = zip(*((token.id, token.text) for token in trace.tokens), strict=True) or ((), ())
+    ids, texts = (tuple(getattr(token, what) for token in trace.tokens) for what in ("id", "text"))
     return Answered(inputs, ids, texts, var)
 
 
@@ -211,8 +211,8 @@ def region_steps(
                 logs = _greyed(handle, asked, some)
         parts.append(logs.numpy())
         done = np.concatenate(parts)
-        told(len(done) - 2, total, "Comparing with other boxes")
         yield _effect(asked, box, settings, others, done)
+        told(len(done) - 2, total, "Comparing with other boxes")  # who is told has the result
 
 
 def prefix_of(handle: ModelHandle, asked: Answered) -> Prefix:

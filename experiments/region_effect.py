@@ -91,15 +91,20 @@ class RegionEffect:
 
     def sentence(self) -> str:
         """What is to be said of the box and the whole answer, in plain words."""
+        return f"{self.headline()} {self.whole()}"
+
+    def headline(self) -> str:
+        """Which words it matters for."""
         found = [t for t in range(len(self.texts)) if self.verdict(t) == "matters"]
         found.sort(key=lambda t: float(self.changes[t]))
         rest = "" if len(found) <= 3 else f" and {len(found) - 3} more"
         named = ", ".join(self._name(t) for t in found[:3]) + rest
+        return f"This box matters for {named}." if found else "This box matters for no single word."
+
+    def whole(self) -> str:
+        """How it stands with the answer in all."""
         own, others = self._of(None)
-        first = (
-            f"This box matters for {named}." if found else "This box matters for no single word."
-        )
-        return f"{first} The answer in all: {_nats(own)}. {self._beside(own, others, 'it')}"
+        return f"The answer in all: {_nats(own)}. {self._beside(own, others, 'it')}"
 
     def notes(self) -> tuple[str, ...]:
         """What limits the result, in sentences."""
@@ -152,7 +157,8 @@ class RegionEffect:
                 "random_range": _quantiles(self.random.sum(1)),
                 "verdict": self.verdict(),
             },
-            "sentence": self.sentence(),
+            "headline": self.headline(),
+            "whole": self.whole(),
             "notes": list(self.notes()),
         }
 

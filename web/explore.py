@@ -192,7 +192,7 @@ def _connect_runs(
 
 
 def _connect_region(inspector: gr.HTML, handlers: Handlers, settings: Settings) -> None:
-    """"Does it matter?" of a box on the image, and its Stop."""
+    """ "Does it matter?" of a box on the image, and its Stop."""
     inspector.submit(
         testing_region(handlers),
         None,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import threading
 from pathlib import Path
 from typing import Any
@@ -25,8 +26,8 @@ from sinkscope.experiments.region import (
     region_steps,
     region_test,
 )
-from sinkscope.models.loading import ModelHandle, load_model
 from sinkscope.jobs.job import Stopped
+from sinkscope.models.loading import ModelHandle, load_model
 
 pytestmark = pytest.mark.tiny
 BOX = Box(1, 0, 2, 2, image=1)
@@ -154,6 +155,8 @@ def test_runs_that_cannot_be_read_again_are_refused(
     spoken = generate(handle, handle.prepare([image], "What?", "Be brief."), settings)
     with pytest.raises(ValueError, match="it was prepared in another way"):
         answered(handle, spoken)
+    with pytest.raises(ValueError, match="The answer has no token"):
+        answered(handle, dataclasses.replace(trace, tokens=()))
     with pytest.raises(ValueError, match="The answer has no token"):
         answered_text(handle, handle.prepare([image], "What?"), "")
 

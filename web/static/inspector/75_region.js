@@ -43,7 +43,7 @@ function showRegion(value) {
   if (value.done || value.error) {
     const here = testing.key === regionKey();
     testing = null;
-    if (here) $(".live").textContent = value.error || run.variants.map((v) => (value.found[v.name] || {}).sentence || "").join(" ");
+    if (here) $(".live").textContent = value.error || run.variants.map((v) => (value.found[v.name] || {}).headline || "").join(" ");
   }
   paintRegion();
   if (!testing && regionHere() && value.ask) bringIntoView($(".card.region"));
@@ -54,7 +54,7 @@ function paintRegion() {
   const line = $(".boxed"), found = regionHere(), busy = inTime(), mine = busy && testing.key === regionKey();
   line.hidden = !view.box && !busy;
   const made = [];
-  if (view.box) made.push(node("span", {}, `Box: ${boxWords(view.box)}`));
+  if (view.box) made.push(node("span", {}, boxWords(view.box)));
   if (busy) {
     made.push(node("span", { class: "bar-done", style: `--p:${testing.fraction}`, "aria-hidden": "true" }),
       node("span", { class: "told" }, (mine ? "" : "Another box: ") + testing.message),
@@ -102,8 +102,9 @@ function regionSide(variant, side) {
   const chosen = view.part === "answer" ? side.tokens.slice(view.t0, Math.min(view.t1, view.t0 + 2) + 1) : [];
   const whole = side.other_boxes === side.planned;
   return node("div", { "data-testid": `region-${variant.name}` }, regionTitle(variant),
-    node("p", { class: "finding" }, side.sentence), regionChart(variant, side),
+    node("p", { class: "finding" }, side.headline), regionChart(variant, side),
     ...chosen.map((token) => node("p", { class: "chosen-token" }, token.words)),
+    node("p", {}, side.whole),
     node("p", { class: "quiet small" }, whole ? side.notes.join(" ") : `${side.other_boxes} of ${side.planned} other boxes so far.`));
 }
 
