@@ -2,7 +2,7 @@
 
 Requests of the page are timed while nothing runs, while a job runs in the server that answers them,
 and while the same job runs in a second process beside it. The last is what a model's process of its
-own would leave: both compute on the same cores, but share no interpreter lock. All five states take
+own would leave: both compute on the same cores, but share no interpreter lock. All states take
 turns in each round, so that another program on the machine meets all of them alike.
 """
 
@@ -33,8 +33,10 @@ STATES = (
     ("answer", "beside"),
     ("sinks", "here"),
     ("sinks", "beside"),
+    ("file", "here"),
+    ("file", "beside"),
 )
-WORDS = {"answer": "while answers are made", "sinks": "while sinks are found"}
+WORDS = {"answer": "answers", "sinks": "sinks", "file": "an animation"}
 SETTLE_SECONDS = 0.3
 API = "/gradio_api"
 
@@ -43,6 +45,10 @@ def explorers(
     rounds: Annotated[int, typer.Option(min=1, max=99, help="Rounds of all states.")] = 4,
     threads: Annotated[
         int, typer.Option(min=0, max=1024, help="CPU threads of torch. 0: as the app has them.")
+    ] = 0,
+    switch: Annotated[
+        float,
+        typer.Option(min=0, max=1000, help="Interpreter's switch interval, ms. 0: the app's."),
     ] = 0,
     as_json: Annotated[
         bool, typer.Option("--json", help="Print JSON instead of the table.")
@@ -56,25 +62,26 @@ def explorers(
 
     with mistakes_said_plainly():
         check_folder(output)
-        result = measure(rounds, threads)
+        result = measure(rounds, threads, switch)
         give(result, table(result), "explorers", as_json, output)
 
 
 def measure(
-    rounds: int, threads: int = 0, requests: dict[str, int] | None = None
+    rounds: int, threads: int = 0, switch: float = 0, requests: dict[str, int] | None = None
 ) -> dict[str, Any]:
     """All measurements, as plain values.
 
     Args:
         rounds: of all states, each in another order.
         threads: of torch; 0 leaves what the app has.
+        switch: the interpreter's switch interval in milliseconds; 0 likewise.
         requests: how many of each kind in one state of one round; by default `REQUESTS`.
     """
     requests = requests or REQUESTS
-    times: dict[str, dict[str, list[float]]] = {
+    times: dict[str, dict[str, list[list[float]]]] = {
         _name(*state): {kind: [] for kind in requests} for state in STATES
     }
-    with _server(threads) as here, _server(threads) as beside:
+    with _server(threads, switch) as here, _server(threads, switch) as beside:
         servers = {"here": here, "beside": beside}
         for kind in requests:  # what a first request sets up belongs to no measurement
             ASK[kind](here)
@@ -85,19 +92,22 @@ def measure(
                     server.turn(what if place == where else "idle")
                 time.sleep(SETTLE_SECONDS)
                 for kind, count in requests.items():
+                    own: list[float] = []
                     for _ in range(count):
                         began = time.perf_counter()
                         ASK[kind](here)
-                        times[_name(what, where)][kind].append(time.perf_counter() - began)
+                        own.append(time.perf_counter() - began)
+                    times[_name(what, where)][kind].append(own)
         about = here.about
     return {
         "processors": os.cpu_count(),
         "load": os.getloadavg()[0],
         "threads": about["threads"],
+        "switch_ms": about["switch_ms"],
         "device": about["device"],
         "rounds": rounds,
         "states": {
-            state: {kind: _spread(given) for kind, given in kinds.items()}
+            state: {kind: _spread(given, times["idle"][kind]) for kind, given in kinds.items()}
             for state, kinds in times.items()
         },
     }
@@ -107,11 +117,17 @@ def _name(what: str, where: str) -> str:
     return what if what == "idle" else f"{what} {where}"
 
 
-def _spread(times: list[float]) -> dict[str, float]:
-    ordered = sorted(times)
+def _spread(times: list[list[float]], idle: list[list[float]]) -> dict[str, float]:
+    """Of all rounds; `ratio` is the median over rounds of the round's median by the idle one."""
+    ordered = sorted(one for rounds in times for one in rounds)
+    by = [
+        statistics.median(own) / statistics.median(still)
+        for own, still in zip(times, idle, strict=True)
+    ]
     return {
         "median": statistics.median(ordered),
         "p95": ordered[min(len(ordered) - 1, int(0.95 * len(ordered)))],
+        "ratio": statistics.median(by),
         "count": len(ordered),
     }
 
@@ -175,8 +191,9 @@ class _Server:
 
 
 @contextmanager
-def _server(threads: int) -> Iterator[_Server]:
-    command = [sys.executable, "-m", "sinkscope.benchmarks.explorers_server", str(threads)]
+def _server(threads: int, switch: float) -> Iterator[_Server]:
+    module = "sinkscope.benchmarks.explorers_server"
+    command = [sys.executable, "-m", module, str(threads), str(switch)]
     pipe = subprocess.PIPE
     with subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True) as process:
         assert process.stdin is not None and process.stdout is not None
@@ -214,7 +231,7 @@ ASK: dict[str, Callable[[_Server], None]] = {
     "map": _map,
     "figure": _figure,
 }
-REQUESTS = {"page": 10, "open": 10, "heads": 10, "map": 6, "figure": 3}
+REQUESTS = {"page": 10, "open": 10, "heads": 10, "map": 5, "figure": 2}
 ABOUT = {
     "page": "load the page",
     "open": "open a run",
@@ -229,21 +246,26 @@ def table(result: dict[str, Any]) -> str:
     states = result["states"]
     lines = [
         f"Requests of explorers beside a job: bundled model, {result['device']}, "
-        f"{result['threads']} torch threads, {result['processors']} processors, "
-        f"{result['rounds']} rounds, load {result['load']:.1f} at the end",
+        f"{result['threads']} torch threads, switch interval {result['switch_ms']:g} ms, "
+        f"{result['processors']} processors, {result['rounds']} rounds, load {result['load']:.1f} "
+        "at the end",
         "",
-        f"{'':<26}{'median':>10}{'95 %':>10}{'× idle':>9}{'95 % ×':>9}",
+        f"{'':<26}{'median':>10}{'95 %':>10}{'× idle':>9}",
     ]
     for kind in states["idle"]:
         still = states["idle"][kind]
         lines.append(f"{ABOUT[kind]}  ({still['count']} each)")
         for state, kinds in states.items():
             what, _, where = state.partition(" ")
-            words = "nothing runs" if what == "idle" else f"{WORDS[what].split()[1]} {where}"
+            words = "nothing runs" if what == "idle" else f"{WORDS[what]} {where}"
             own = kinds[kind]
             lines.append(
                 f"  {words:<24}{1000 * own['median']:>7.0f} ms{1000 * own['p95']:>7.0f} ms"
-                f"{own['median'] / still['median']:>9.2f}{own['p95'] / still['p95']:>9.2f}"
+                f"{own['ratio']:>9.2f}"
             )
-    lines += ["", "here: in the server that answers; beside: in another process on the same cores"]
+    lines += [
+        "",
+        "here: in the server that answers; beside: in another process on the same cores",
+        "× idle: median over the rounds of the round's median by the idle one's",
+    ]
     return "\n".join(lines)

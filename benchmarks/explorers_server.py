@@ -1,8 +1,8 @@
 """The app in a process of its own, for `benchmarks explorers`: the page, and jobs on command.
 
-A line on standard input says what runs from now on: `idle`, `answer` or `sinks`, again and again
-until the next line. The first line of output says where the page is, every other one that what was
-asked for has begun.
+A line on standard input says what runs from now on: `idle`, `answer`, `sinks` or `file`, again and
+again until the next line. The first line of output says where the page is, every other one that
+what was asked for has begun.
 """
 
 from __future__ import annotations
@@ -13,13 +13,22 @@ import sys
 import tempfile
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import suppress
+from pathlib import Path
 from typing import Any
+
+from sinkscope.jobs.job import Stopped
 
 SESSION = "benchmark"
 
 
-def main(threads: int) -> None:
-    """Serve until standard input ends."""
+def main(threads: int, switch: float) -> None:
+    """Serve until standard input ends.
+
+    Args:
+        threads: of torch; 0 leaves what the app has.
+        switch: milliseconds after which a thread is asked for the interpreter lock; 0 likewise.
+    """
     os.environ.update(GRADIO_ANALYTICS_ENABLED="False", HF_HUB_OFFLINE="1")
     import torch
 
@@ -30,6 +39,8 @@ def main(threads: int) -> None:
 
     if threads:
         torch.set_num_threads(threads)
+    if switch:
+        sys.setswitchinterval(switch / 1000)
     handle = load_model(ModelSettings("demo", device="cpu"))
     with tempfile.TemporaryDirectory() as cache:
         settings = Settings(app=AppSettings(port=0, cache_dir=cache))
@@ -43,6 +54,7 @@ def main(threads: int) -> None:
             "run": run,
             "inspector": app.handlers.component._id,
             "threads": torch.get_num_threads(),
+            "switch_ms": 1000 * sys.getswitchinterval(),
             "device": str(handle.device),
         }
         print(json.dumps(say), flush=True)
@@ -63,6 +75,7 @@ class _Busy:
         self._kinds: dict[str, Callable[[], Iterator[Any]]] = {
             "answer": self._answer,
             "sinks": self._sinks,
+            "file": self._file,
         }
 
     def turn(self, kind: str) -> None:
@@ -117,6 +130,21 @@ class _Busy:
         asked = SinksRequest(EXAMPLES, (), "Describe the image.", samples=30, held_out=0)
         yield from self._app.sinks.run(asked, SESSION)
 
+    def _file(self) -> Iterator[Any]:
+        from sinkscope.drawing.view import View
+        from sinkscope.web.exporting import EXPORT, Wanted, make_files
+
+        handlers = self._app.handlers
+        run = handlers.store.get(handlers.component.value["run"])
+        wanted = Wanted("gif", View(difference=True))
+
+        def work(job: Any) -> None:
+            with tempfile.TemporaryDirectory() as folder:
+                make_files(run, wanted, Path(folder), **job.hooks)
+
+        with suppress(Stopped):  # it is asked for between two states
+            yield from handlers.runner.run(handlers.runner.job(SESSION, EXPORT), work, waits=False)
+
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]))
+    main(int(sys.argv[1]), float(sys.argv[2]))

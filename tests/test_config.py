@@ -82,6 +82,7 @@ NAN = float("nan")
         (AppSettings, {"auth": ":secret"}),
         (AppSettings, {"auth": "user:"}),
         (AppSettings, {"queue_size": 0}),
+        (AppSettings, {"job_minutes": -1}),
     ],
 )
 def test_out_of_range_names_setting_and_value(cls: type, wrong: dict[str, object]) -> None:

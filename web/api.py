@@ -74,6 +74,8 @@ def build_api(handlers: Handlers, offered: Sequence[str]) -> None:
         "concurrency_limit": handlers.settings.app.queue_size + 8,  # they wait in Handlers.runner
     }
     files: dict[str, Any] = {"concurrency_id": "export", "concurrency_limit": 2}
+    # A map is quick: it does not wait behind animations.
+    maps: dict[str, Any] = {"concurrency_id": "map", "concurrency_limit": 4}
     free: dict[str, Any] = {"concurrency_id": "status", "concurrency_limit": None}
     with gr.Column(visible=False):
         image = UploadedImage(type="filepath", label="image")
@@ -94,7 +96,7 @@ def build_api(handlers: Handlers, offered: Sequence[str]) -> None:
                 api.map,
                 [run, text("0", label="tokens"), variant, *selection],
                 [value, picture],
-                files,
+                maps,
             ),
             (api.export, [run, *wanted, *selection], files_made, files),
         ):

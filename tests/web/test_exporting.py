@@ -190,3 +190,27 @@ def test_a_figure_has_the_scale_of_the_screen(
         assert figure.locator(".stat").inner_text() == panel.numbers
         if name != "difference":
             assert figure.locator(".words").inner_text() == panel.words
+
+
+@pytest.mark.browser
+def test_stop_ends_the_file_in_the_making(
+    open_page: Any, site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def endless(*_: Any, **__: Any) -> Iterator[tuple[int, int]]:
+        for frame in range(1, 100_000):
+            yield frame, 100_000
+            time.sleep(0.01)
+
+    monkeypatch.setattr("sinkscope.web.exporting.animation_steps", endless)
+    page = open_page(site.url)
+    page.wait_for_selector("[data-ready]", state="attached")
+    page.click("[data-testid=save-button]")
+    assert page.is_hidden("[data-testid=stop-save]")
+    page.click("[data-testid=save-gif]")
+    told = page.locator(".save .told")
+    page.wait_for_function("document.querySelector('.save .told').textContent.startsWith('Frame')")
+    page.click("[data-testid=stop-save]")
+    page.wait_for_function("document.querySelector('.save .told').textContent.startsWith('Not')")
+    assert told.inner_text().startswith("Not saved: Stopped after ")
+    assert page.is_hidden("[data-testid=stop-save]")
+    assert site.app.handlers.runner.under_way == ()

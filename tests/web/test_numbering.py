@@ -102,7 +102,7 @@ def test_layers_and_heads_have_the_models_own_numbers(site: Site, run: Run) -> N
     about, _ = Api(site.app.handlers, []).map(run.id, "0", layers="3", heads="0")
     expected = patch_map(run.first, 0, [3], [0])
     np.testing.assert_allclose(about["values"], expected.values)
-    assert "layer 3" in about["label"] and "head 0" in about["label"]
+    assert about["label"].endswith("over layers 3 and heads 0")
 
 
 def test_the_first_patch_and_the_first_image_are_0(site: Site, run: Run) -> None:
