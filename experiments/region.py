@@ -227,7 +227,7 @@ def _rows(handle: ModelHandle, asked: Answered, settings: RegionSettings, sets: 
     the unchanged model and the box), and evenly, for all passes have one shape."""
     length = asked.inputs.layout.length + len(asked.answer) - 1
     budget = settings.batch_tokens or BATCH_TOKENS.get(handle.device.type, BATCH_TOKENS["cuda"])
-    vocabulary = handle.stack.output_head.weight.shape[0]
+    vocabulary = handle.model.config.get_text_config().vocab_size
     most = min(budget // length, LOGIT_BYTES // (4 * vocabulary * len(asked.answer)))
     return math.ceil(sets / math.ceil(sets / max(2, most)))
 
