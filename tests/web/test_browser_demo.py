@@ -131,6 +131,7 @@ def test_a_box_on_the_image_is_tested(bundled: tuple[App, str], open_page: Any) 
     # Another way is another question; the answer to the first is kept.
     page.select_option("[data-testid=region-way]", "grey")
     assert "Not tested this way yet" in page.inner_text("[data-testid=region]")
+    page.focus("[data-testid=region-way]")
     page.keyboard.press("m")  # in a select it is a letter
     page.click("[data-testid=region-test]")
     page.wait_for_selector("[data-testid=region-stop]")
@@ -142,3 +143,12 @@ def test_a_box_on_the_image_is_tested(bundled: tuple[App, str], open_page: Any) 
     page.click("[data-testid=boxed] [data-do=clear-box]")
     assert page.is_hidden("[data-testid=region]")
     assert page.locator("sup.region").count() == 0
+
+    # The whole of it without a mouse: from the middle of 7 x 7 patches two to the right, one down.
+    stage.focus()
+    page.keyboard.press("ArrowLeft")
+    for key in ("ArrowRight", "ArrowRight", "ArrowDown"):
+        page.keyboard.press(f"Shift+{key}")
+    assert page.inner_text("[data-testid=boxed]").startswith("rows 3–4, columns 3–5")
+    page.keyboard.press("m")
+    page.wait_for_selector("[data-testid=region-baseline] .finding", timeout=60_000)

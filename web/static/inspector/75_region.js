@@ -8,15 +8,21 @@ const WAYS = { cut: "attention to it cut", grey: "its pixels greyed" };
 
 const regionKey = () => run && view.box && [run.id, view.image, ...["r0", "c0", "r1", "c1"].map((n) => view.box[n]), way].join();
 const regionHere = () => (view.box && regions.get(regionKey())) || null;
-const inTime = () => testing && Date.now() - testing.at < 90000; // a server that went away must not lock the button
+const inTime = () => testing && Date.now() - testing.at < 600000; // a server that went away must not lock the button for ever
 
 function boxWords({ r0, c0, r1, c1 }) {
   const span = (what, a, b) => (a === b ? `${what} ${a}` : `${what}s ${a}–${b}`);
   return r0 === r1 && c0 === c1 ? `patch ${r0}, ${c0}` : `${span("row", r0, r1)}, ${span("column", c0, c1)}`;
 }
 
+// For fingers, which scroll where a mouse drags.
+function largerBox() {
+  const { rows, columns } = imageOf(run.variants[0]), { r0, c0, r1, c1 } = view.box;
+  setBox([Math.max(0, r0 - 1), Math.max(0, c0 - 1)], [Math.min(rows - 1, r1 + 1), Math.min(columns - 1, c1 + 1)]);
+}
+
 function testRegion() {
-  if (!served || !run || !view.box || inTime()) return;
+  if (!served || !run || !view.box || inTime() || root.dataset.phase === "streaming") return;
   const boxes = Object.fromEntries(run.variants.map((variant) => {
     const { r0, c0, r1, c1 } = boxOn(view.box, variant);
     return [variant.name, { row: r0, column: c0, rows: r1 - r0 + 1, columns: c1 - c0 + 1, image: variant.images.indexOf(imageOf(variant)) }];
@@ -63,7 +69,8 @@ function paintRegion() {
     made.push(node("button", { type: "button", class: "plain ask", "data-do": "region", "data-testid": "region-test", onclick: testRegion,
       title: "Read the answer again without what is in the box, and compare with other boxes of its size (m)" }, "Does it matter?"));
   }
-  if (view.box) made.push(node("button", { type: "button", class: "plain", "data-do": "clear-box", onclick: () => setBox(null), title: "Choose no box (Escape on the image)" }, "clear"));
+  if (view.box) made.push(node("button", { type: "button", class: "plain touch", "data-do": "larger", onclick: largerBox, title: "One patch more on each side" }, "larger"),
+    node("button", { type: "button", class: "plain", "data-do": "clear-box", onclick: () => setBox(null), title: "Choose no box (Escape on the image)" }, "clear"));
   keepFocus(line, made);
   const card = $(".card.region");
   card.hidden = !found;
@@ -115,7 +122,7 @@ function regionChart(variant, side) {
   const stretch = (a, b) => `top:${Math.min(at(a), at(b))}%;height:${Math.max(0.6, Math.abs(at(a) - at(b)))}%`;
   const columns = side.tokens.map((token, t) => {
     const on = view.part === "answer" && t >= view.t0 && t <= view.t1, r = token.random_range;
-    return node("button", { type: "button", tabindex: -1, class: on ? "on" : null, "data-verdict": token.verdict, onclick: () => selectTokens(t, t, null, "answer"),
+    return node("button", { type: "button", tabindex: -1, class: on ? "on" : null, "data-verdict": token.verdict, onclick: () => selectTokens(t, t, variant.name, "answer"),
       title: `token ${t}. ${token.words}` }, r ? node("i", { class: "others", style: stretch(r[1], r[3]) }) : null, node("i", { class: "own", style: stretch(0, token.change) }));
   });
   const tick = (x) => node("span", { style: `top:${at(x)}%` }, x === 0 ? "0" : `${x < 0 ? "−" : "+"}${Math.abs(x).toFixed(Math.abs(x) < 9.95 ? 1 : 0)}`);
@@ -128,7 +135,7 @@ function regionChart(variant, side) {
 // In the answers: the words for which the box stands out.
 function markRegion(found) {
   for (const old of element.querySelectorAll("sup.region")) old.remove();
-  if (!found || !found.sides) return;
+  if (!found || !found.sides || root.dataset.phase === "streaming") return;
   for (const variant of run.variants) {
     const side = found.sides[variant.name], box = stripOf(variant.name);
     if (!side || side.error || !box) continue;
