@@ -27,7 +27,8 @@ from sinkscope.web.model_events import (
     status_value,
 )
 from sinkscope.web.picker import MODELS, PARAMETERS, build_picker
-from sinkscope.web.region import stopping_region, testing_region
+from sinkscope.web.region import LastTested, stopping_region, testing_region
+from sinkscope.web.region_endpoint import build_region_api
 from sinkscope.web.slot import ModelSlot
 from sinkscope.web.store import Run
 
@@ -192,9 +193,11 @@ def _connect_runs(
 
 
 def _connect_region(inspector: gr.HTML, handlers: Handlers, settings: Settings) -> None:
-    """ "Does it matter?" of a box on the image, and its Stop."""
+    """The question whether a box on the image matters, its Stop, and its endpoint."""
+    last = LastTested()
+    handlers.slot.on_change(last.drop)  # a model that comes needs the memory
     inspector.submit(
-        testing_region(handlers),
+        testing_region(handlers, last),
         None,
         inspector,
         api_visibility="private",
@@ -210,6 +213,7 @@ def _connect_region(inspector: gr.HTML, handlers: Handlers, settings: Settings) 
         queue=False,
         show_progress="hidden",
     )
+    build_region_api(handlers, last)
 
 
 def _connect_shelf(form: Form, offered: list[Example]) -> None:

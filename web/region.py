@@ -108,10 +108,8 @@ class LastTested:
             self._handle = self._key = self._kept = None
 
 
-def testing_region(handlers: Handlers) -> Callable[..., Any]:
+def testing_region(handlers: Handlers, last: LastTested) -> Callable[..., Any]:
     """For the inspector's event: tests the box that its data names, and tells how far it is."""
-    last = LastTested()
-    handlers.slot.on_change(last.drop)  # a model that comes needs the memory
 
     def test_region(
         event: gr.EventData,

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import re
 import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import gradio as gr
 import pytest
 from PIL import Image
 
@@ -17,8 +19,10 @@ from sinkscope.experiments.boxes import Box
 from sinkscope.experiments.region import RegionSettings, answered, region_test
 from sinkscope.models.loading import ModelHandle, load_model
 from sinkscope.web import region
+from sinkscope.web.endpoints import plainly
 from sinkscope.web.handlers import EXPIRED, Handlers
 from sinkscope.web.region import REGION, STALE, LastTested, read_asked, region_values
+from sinkscope.web.region_endpoint import RegionApi, build_region_api
 from sinkscope.web.slot import ModelSlot
 from sinkscope.web.store import Run, RunStore
 
@@ -187,3 +191,42 @@ def test_it_waits_in_the_line_and_can_be_stopped_there(handlers: Handlers, run: 
     assert "nothing was tested" in list(test)[-1]["error"]
     free.set()
     first.join()
+
+
+def test_the_endpoint_gives_the_same_in_plain_values(handlers: Handlers, run: Run) -> None:
+    api = RegionApi(handlers, LastTested())
+    made = api.region(run.id, "1-2", "2", random_boxes=64.0)
+    assert made == values(handlers, asking(run))[-1]["found"]["baseline"]
+    grey = api.region(run.id, "1-2", "2", how="grey", random_boxes=3, seed=5)
+    assert (grey["how"], grey["other_boxes"], grey["seed"]) == ("grey", 3, 5)
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ({"run": "x" * 22}, EXPIRED),
+        ({"variant": "var"}, "variant is 'var'; allowed: baseline"),
+        ({"rows": ""}, "rows is ''; allowed: one number or a range, such as 2-5"),
+        ({"columns": "0, 2"}, "columns is '0, 2'; allowed: one number or a range"),
+        ({"rows": "3-9"}, "The box has rows 3 to 9; allowed: rows from 0 to 4"),
+        ({"image": 0.5}, "image is 0.5; allowed: a whole number"),
+        ({"random_boxes": None}, "random_boxes is None; allowed: a whole number"),
+        ({"random_boxes": 0}, "random_boxes is 0; allowed: 1 to 10000"),
+    ],
+)
+def test_mistakes_of_the_endpoint_are_sentences(
+    handlers: Handlers, run: Run, given: dict[str, Any], words: str
+) -> None:
+    api = RegionApi(handlers, LastTested())
+    with pytest.raises(gr.Error, match=re.escape(words)):
+        plainly(api.region)(**{"run": run.id, "rows": "0", "columns": "0", **given})
+
+
+def test_the_endpoint_is_documented(handlers: Handlers) -> None:
+    with gr.Blocks() as page:
+        build_region_api(handlers, LastTested())
+    endpoint = page.get_api_info()["named_endpoints"]["/region"]
+    names = {parameter["parameter_name"] for parameter in endpoint["parameters"]}
+    text = (Path(__file__).parents[2] / "docs" / "api.md").read_text(encoding="utf-8")
+    row = re.search(r"^\| `/region` \| (.*?) \|", text, re.MULTILINE)
+    assert row is not None and set(re.findall(r"`(\w+)`", row[1])) == names
