@@ -120,8 +120,7 @@ class _Busy:
         example = read_examples()[0]
         component = self._app.handlers.component
         path = save_bytes_to_cache(example.image.read_bytes(), "a.png", component.GRADIO_CACHE)
-        tau = self._app.slot.handle.profile.tau
-        asked = Request(path, example.prompt, compare=True, tau=tau, max_new_tokens=64)
+        asked = Request(path, example.prompt, compare=True, said={"max_new_tokens": 64})
         yield from self._app.handlers.generate(asked, SESSION)
 
     def _sinks(self) -> Iterator[Any]:

@@ -66,7 +66,7 @@ def test_the_first_token_is_0_wherever_it_is_named(site: Site, run: Run, tmp_pat
     assert figure.name.endswith("-t0.png")
 
     api = Api(site.app.handlers, [])
-    about, _ = api.map(run.id, "0")
+    about, _ = api.map(run.id, tokens="0")
     assert about["tokens"] == [{"index": 0, "text": word}]
     assert about["label"].startswith("token 0 ")
 
@@ -99,14 +99,14 @@ def test_what_an_animation_writes_over_a_frame(monkeypatch: pytest.MonkeyPatch) 
 def test_layers_and_heads_have_the_models_own_numbers(site: Site, run: Run) -> None:
     header, _ = unpack(build_payload(run))
     assert (header["layers"], header["heads"]) == ([*LAYERS], [*HEADS])
-    about, _ = Api(site.app.handlers, []).map(run.id, "0", layers="3", heads="0")
+    about, _ = Api(site.app.handlers, []).map(run.id, tokens="0", layers="3", heads="0")
     expected = patch_map(run.first, 0, [3], [0])
     np.testing.assert_allclose(about["values"], expected.values)
     assert about["label"].endswith("over layers 3 and heads 0")
 
 
 def test_the_first_patch_and_the_first_image_are_0(site: Site, run: Run) -> None:
-    sinks = Api(site.app.handlers, []).map(run.id, "0")[0]["sinks"]
+    sinks = Api(site.app.handlers, []).map(run.id, tokens="0")[0]["sinks"]
     columns = run.first.layout.grids[0].columns
     start = run.first.layout.grids[0].start
     flagged = {p - start for s in run.first.sinks for p in s.positions}
