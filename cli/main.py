@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from sinkscope.cli import compare, demo, heatmap, screenshots, show, sinks
+from sinkscope.cli import compare, demo, heatmap, region, screenshots, show, sinks
 
 app = typer.Typer(
     name="sinkscope",
@@ -17,6 +17,7 @@ app = typer.Typer(
 app.command("heatmap")(heatmap.heatmap)
 app.command("compare")(compare.compare)
 app.command("show")(show.show)
+app.command("region")(region.region)
 app.command("screenshots")(screenshots.screenshots)
 app.add_typer(sinks.app, name="sinks")
 app.add_typer(demo.app, name="demo")

@@ -26,7 +26,6 @@ import math
 import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import get_args
 
 import numpy as np
 import torch
@@ -39,7 +38,8 @@ from sinkscope.capture.session import attached
 from sinkscope.capture.trace import GenerationTrace
 from sinkscope.config import GenerationSettings, VARSettings
 from sinkscope.experiments.boxes import Box, OtherBoxes, grid_of, other_boxes
-from sinkscope.experiments.region_effect import How, RegionEffect
+from sinkscope.experiments.region_effect import RegionEffect
+from sinkscope.experiments.region_settings import RegionSettings
 from sinkscope.interventions.base import Intervention
 from sinkscope.interventions.edges import CutEdges
 from sinkscope.jobs.job import Progress, Stopped
@@ -73,33 +73,6 @@ class Answered:
     def __post_init__(self) -> None:
         if not self.answer:
             raise ValueError("The answer has no token; there is nothing whose probability changes.")
-
-
-@dataclass(frozen=True)
-class RegionSettings:
-    """How a region is tested.
-
-    Attributes:
-        how: `cut` or `grey`.
-        random_boxes: how many others to compare with; at most so many as there are places.
-        seed: of their draw.
-        batch_tokens: positions of all rows of a forward pass together; None: by the device.
-    """
-
-    how: How = "cut"
-    random_boxes: int = 64
-    seed: int = 0
-    batch_tokens: int | None = None
-
-    def __post_init__(self) -> None:
-        if self.how not in get_args(How):
-            raise ValueError(f"how is {self.how!r}; allowed: {', '.join(get_args(How))}.")
-        for name, low, high in (("random_boxes", 1, 10_000), ("seed", 0, 2**63 - 1)):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
-                raise ValueError(f"{name} is {value!r}; allowed: {low} to {high}.")
-        if self.batch_tokens is not None and self.batch_tokens < 1:
-            raise ValueError(f"batch_tokens is {self.batch_tokens!r}; allowed: 1 and more.")
 
 
 def answered(handle: ModelHandle, trace: GenerationTrace) -> Answered:

@@ -9,8 +9,8 @@ from typing import Any, Literal
 import numpy as np
 
 from sinkscope.experiments.boxes import ENOUGH, Box
+from sinkscope.experiments.region_settings import How
 
-How = Literal["cut", "grey"]
 Verdict = Literal["matters", "hinders", "no more than others"]
 MOST = 0.95
 """A box stands out when it changes a token more than this share of the other boxes does ..."""

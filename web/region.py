@@ -23,12 +23,12 @@ from sinkscope.capture.prefix import Prefix
 from sinkscope.experiments.boxes import Box, grid_of
 from sinkscope.experiments.region import (
     Answered,
-    RegionSettings,
     answered,
     prefix_of,
     region_steps,
 )
 from sinkscope.experiments.region_effect import RegionEffect
+from sinkscope.experiments.region_settings import RegionSettings
 from sinkscope.jobs.job import Job, Stopped
 from sinkscope.jobs.runner import Done, StoppedWaiting, Waiting
 from sinkscope.models.loading import ModelHandle

@@ -2,19 +2,50 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import gradio as gr
 
 from sinkscope.experiments.boxes import Box
-from sinkscope.experiments.region import RegionSettings, region_test
+from sinkscope.experiments.region import region_test
+from sinkscope.experiments.region_settings import RegionSettings
 from sinkscope.jobs.job import Job, Stopped
+from sinkscope.setting import check, explained, offered, read_all, setting
+from sinkscope.web.arguments import argument, asking, inputs_of
+from sinkscope.web.controls import LONGEST_TEXT
 from sinkscope.web.endpoints import plainly
 from sinkscope.web.handlers import EXPIRED, Handlers
 from sinkscope.web.pairs import find_run
 from sinkscope.web.region import REGION, LastTested
-from sinkscope.web.request import parse_indices
 from sinkscope.web.slot import why_no_model
+
+
+@explained
+@dataclass(frozen=True)
+class BoxChoice:
+    """A box of cells on an image of a run."""
+
+    rows: tuple[int, ...] | None = setting(
+        None, "Rows of patches, such as 0-2.", left_out="must be given"
+    )
+    columns: tuple[int, ...] | None = setting(
+        None, "Columns of patches, such as 3-5.", left_out="must be given"
+    )
+    image: int = setting(0, "Which image of the prompt, from 0.", low=0, high=9999)
+
+    def __post_init__(self) -> None:
+        check(self)
+
+    def box(self) -> Box:
+        """The box.
+
+        Raises:
+            ValueError: rows or columns are missing or have a gap.
+        """
+        row, rows = _stretch("rows", self.rows)
+        column, columns = _stretch("columns", self.columns)
+        return Box(row, column, rows, columns, self.image)
 
 
 class RegionApi:
@@ -26,14 +57,9 @@ class RegionApi:
     def region(
         self,
         run: str,
-        rows: str,
-        columns: str,
-        image: float = 0,
         variant: str = "baseline",
-        how: str = "cut",
-        random_boxes: float = 64,
-        seed: float = 0,
         request: gr.Request = None,  # type: ignore[assignment]
+        **said: Any,
     ) -> dict[str, Any]:
         """Does a box of the image matter for an answer? `rows` and `columns` such as `0-2`.
 
@@ -45,13 +71,8 @@ class RegionApi:
             raise ValueError(EXPIRED)
         if variant not in found.traces:
             raise ValueError(f"variant is {variant!r}; allowed: {', '.join(found.traces)}.")
-        (row, height), (column, width) = _stretch("rows", rows), _stretch("columns", columns)
-        box = Box(row, column, height, width, _whole("image", image))
-        settings = RegionSettings(
-            how,  # type: ignore[arg-type]
-            _whole("random_boxes", random_boxes),
-            _whole("seed", seed),
-        )
+        box = BoxChoice(**read_all(BoxChoice, said)).box()
+        settings = RegionSettings(**read_all(RegionSettings, said))
 
         def work(job: Job) -> dict[str, Any]:
             handle = self._handlers.slot.handle
@@ -69,37 +90,31 @@ class RegionApi:
         return made
 
 
+SETTINGS = (*offered(BoxChoice), *offered(RegionSettings))
+
+
 def build_region_api(handlers: Handlers, last: LastTested) -> None:
     """Add the endpoint to the page that is open."""
-    api = RegionApi(handlers, last)
     with gr.Column(visible=False):
-        texts = [gr.Textbox(max_length=200, label=name) for name in ("run", "rows", "columns")]
-        more = [
-            gr.Number(0, label="image"),
-            gr.Textbox("baseline", max_length=40, label="variant"),
-            gr.Textbox("cut", max_length=40, label="how"),
-            gr.Number(64, label="random_boxes"),
-            gr.Number(0, label="seed"),
-        ]
+        own = {
+            "run": gr.Textbox(max_length=LONGEST_TEXT, label="run"),
+            "variant": argument("variant", "baseline", "Which answer: baseline or var."),
+        }
         gr.Button(visible=False).click(
-            plainly(api.region),
-            [*texts, *more],
+            plainly(asking(RegionApi(handlers, last).region, SETTINGS)),
+            None,
             gr.JSON(label="value"),
+            inputs_kwargs={**own, **inputs_of(SETTINGS)},
             api_name="region",
             concurrency_id="gpu",
             concurrency_limit=handlers.settings.app.queue_size + 8,  # they wait in the runner
         )
 
 
-def _stretch(name: str, text: str) -> tuple[int, int]:
-    """First and how many, of "2-5" or "2"."""
-    there = sorted(parse_indices(name, text) or ())
+def _stretch(name: str, cells: tuple[int, ...] | None) -> tuple[int, int]:
+    """First and how many."""
+    there = sorted(cells or ())
     if not there or there != list(range(there[0], there[-1] + 1)):
-        raise ValueError(f"{name} is {text!r}; allowed: one number or a range, such as 2-5.")
+        said = ", ".join(map(str, there))
+        raise ValueError(f"{name} is {said!r}; allowed: one number or a range, such as 2-5.")
     return there[0], len(there)
-
-
-def _whole(name: str, value: Any) -> int:
-    if isinstance(value, bool) or not isinstance(value, int | float) or value != value // 1:
-        raise ValueError(f"{name} is {value!r}; allowed: a whole number.")
-    return int(value)

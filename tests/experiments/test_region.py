@@ -18,7 +18,6 @@ from sinkscope.config import GenerationSettings, VARSettings
 from sinkscope.experiments.boxes import Box
 from sinkscope.experiments.region import (
     Answered,
-    RegionSettings,
     answered,
     answered_text,
     greyed,
@@ -26,6 +25,7 @@ from sinkscope.experiments.region import (
     region_steps,
     region_test,
 )
+from sinkscope.experiments.region_settings import RegionSettings
 from sinkscope.jobs.job import Stopped
 from sinkscope.models.loading import ModelHandle, load_model
 
@@ -201,9 +201,9 @@ def test_stop_ends_it_between_passes_and_leaves_nothing_behind(
     ("wrong", "words"),
     [
         ({"how": "blur"}, "how is 'blur'; allowed: cut, grey"),
-        ({"random_boxes": 0}, "random_boxes is 0; allowed: 1 to 10000"),
+        ({"random_boxes": 0}, "random_boxes is 0; allowed: a whole number from 1 to 10000"),
         ({"seed": -1}, "seed is -1"),
-        ({"batch_tokens": 0}, "batch_tokens is 0; allowed: 1 and more"),
+        ({"batch_tokens": 0}, "batch_tokens is 0; allowed: a whole number from 1"),
     ],
 )
 def test_settings_out_of_range_are_refused(wrong: dict[str, Any], words: str) -> None:

@@ -13,7 +13,8 @@ from sinkscope.attention_extractor import generate
 from sinkscope.config import GenerationSettings
 from sinkscope.demo.scenes import Scene, scene
 from sinkscope.experiments.boxes import Box, box_around
-from sinkscope.experiments.region import Answered, RegionSettings, answered, region_test
+from sinkscope.experiments.region import Answered, answered, region_test
+from sinkscope.experiments.region_settings import RegionSettings
 from sinkscope.models.loading import ModelHandle, load_model
 
 pytestmark = pytest.mark.slow

@@ -16,6 +16,7 @@ from sinkscope.web.launch import launch
 from sinkscope.web.page import App, build_app
 from sinkscope.web.store import RunStore
 from tests.web.conftest import free_port
+from tests.web.test_browser_access import ALL, serious
 from tests.web.test_browser_story import ask, finished, photo_file, upload
 from tests.web.test_browser_view import drawn
 
@@ -127,6 +128,8 @@ def test_a_box_on_the_image_is_tested(bundled: tuple[App, str], open_page: Any) 
     page.locator("[data-testid=region-baseline] .nats button").nth(words.index(" cross")).click()
     said = page.inner_text("[data-testid=region-baseline] .chosen-token")
     assert "“cross” goes from" in said and "This box matters more for it than" in said
+
+    assert serious(page, ALL) == []
 
     # Another way is another question; the answer to the first is kept.
     page.select_option("[data-testid=region-way]", "grey")

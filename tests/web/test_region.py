@@ -16,7 +16,8 @@ from PIL import Image
 from sinkscope.attention_extractor import generate
 from sinkscope.config import AppSettings, GenerationSettings, Settings
 from sinkscope.experiments.boxes import Box
-from sinkscope.experiments.region import RegionSettings, answered, region_test
+from sinkscope.experiments.region import answered, region_test
+from sinkscope.experiments.region_settings import RegionSettings
 from sinkscope.models.loading import ModelHandle, load_model
 from sinkscope.web import region
 from sinkscope.web.endpoints import plainly
@@ -195,9 +196,9 @@ def test_it_waits_in_the_line_and_can_be_stopped_there(handlers: Handlers, run: 
 
 def test_the_endpoint_gives_the_same_in_plain_values(handlers: Handlers, run: Run) -> None:
     api = RegionApi(handlers, LastTested())
-    made = api.region(run.id, "1-2", "2", random_boxes=64.0)
+    made = api.region(run.id, rows="1-2", columns="2", random_boxes=64.0)
     assert made == values(handlers, asking(run))[-1]["found"]["baseline"]
-    grey = api.region(run.id, "1-2", "2", how="grey", random_boxes=3, seed=5)
+    grey = api.region(run.id, rows="1-2", columns="2", how="grey", random_boxes=3, seed=5)
     assert (grey["how"], grey["other_boxes"], grey["seed"]) == ("grey", 3, 5)
 
 
@@ -211,7 +212,7 @@ def test_the_endpoint_gives_the_same_in_plain_values(handlers: Handlers, run: Ru
         ({"rows": "3-9"}, "The box has rows 3 to 9; allowed: rows from 0 to 4"),
         ({"image": 0.5}, "image is 0.5; allowed: a whole number"),
         ({"random_boxes": None}, "random_boxes is None; allowed: a whole number"),
-        ({"random_boxes": 0}, "random_boxes is 0; allowed: 1 to 10000"),
+        ({"random_boxes": 0}, "random_boxes is 0; allowed: a whole number from 1 to 10000"),
     ],
 )
 def test_mistakes_of_the_endpoint_are_sentences(
