@@ -29,7 +29,7 @@ class Prefix:
     Attributes:
         inputs: the prompt it belongs to.
         model: which model made it; no other can continue from it.
-        length: number of positions: up to the last vision token.
+        length: number of positions: up to the end of the last image.
         cache: never given out; see `fork`.
         positions: what the family needs to continue behind it.
         dims: sink dimensions that were scored.
@@ -73,7 +73,7 @@ def forward_prefix(handle: ModelHandle, inputs: PromptInputs, dims: tuple[int, .
     """
     if not inputs.layout.grids:
         raise ValueError("The prompt has no image; there is nothing to redistribute attention to.")
-    stop = inputs.layout.grids[-1].stop
+    stop = inputs.layout.after_images
     marks = SinkScores(dims) if dims else None
     with attached(handle, inputs, probes=[marks] if marks else []) as session:
         cache, positions = handle.family.forward_prefix(

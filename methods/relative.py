@@ -52,7 +52,9 @@ class Relative(Method):
         generic, layout = run.reference, run.layout
         above = Attention().explain(run, target)
         axes: Axes = (("layer", generic.layers), ("head", generic.heads))
-        below = MapStack(attention_of(generic, (0,)).flatten(0, 2).numpy(), axes, layout, "")
+        below = MapStack(
+            attention_of(generic, (0,)).flatten(0, 2).numpy(), axes, layout, above.unit
+        )
         own = torch.from_numpy(above.values).view(len(target.tokens), *below.values.shape)
         values = torch.empty_like(own)
         for image in range(len(layout.grids)):

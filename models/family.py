@@ -3,82 +3,57 @@
 A family adapter (one file, e.g. `qwen2_5_vl.py`) turns images and a prompt into `PromptInputs`.
 Everything above this folder works on `PromptLayout` and `ImageGrid` and never sees a token id or a
 module path.
+
+What everybody above relies on, besides the types here (`tests/models/test_fake_family.py` and
+`test_text_models.py` hold families that differ in all else to it):
+
+Tensors of a prompt. `input_ids` and `attention_mask` are (1, N). Every other tensor of shape (1, N)
+has one value a position and 0 for plain text (`mm_token_type_ids`): in a batch of prompts it is
+padded with 0 on the left, and 0 is put behind it for an answer. All others belong to the images and
+are joined along their first axis, in the order of the batch.
+
+The model. It is called with these tensors, `past_key_values`, `use_cache` and `logits_to_keep`, by
+`generate` too; behind a prefix with `input_ids` and the cache alone, after `Family.resume` has put
+back what the model keeps of positions outside the cache.
+
+Its text model (`TextStack.language_model`) is called once a forward pass: with `inputs_embeds` by
+keyword where the family sees images, else with `input_ids` by keyword or first; with
+`past_key_values`, `attention_mask` (B, keys) and `position_ids` ((axes,) B, N) by keyword where
+they are given. It hands keyword arguments that it does not know down to attention, and returns the
+hidden states behind its final norm first: `output_head` makes logits of them. Called again with the
+same keywords, other embeddings and a fresh cache, it gives the same for the same.
+
+Decoder layers take the hidden states first, or as `hidden_states`, and return them, or a tuple that
+begins with them.
+
+Attention goes through transformers' interface of attention functions, chosen by the config that
+`config.get_text_config()` gives, with `module.layer_idx`, queries (B, H, N, Dh), keys and values
+(B, Hkv, K, Dh) before they are repeated, and a mask that is None (causal), bool or added, (B, 1 or
+H, N, K). Caches are `DynamicCache`s that keep every position.
+
+The tokenizer has `decode`, added tokens that say which are special, and for words that hide tokens
+a call with `split_special_tokens`. How it splits texts is nobody's business: pieces are what
+each token adds (`models.token_texts`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
-import numpy as np
 import torch
 from PIL import Image
 
-from sinkscope.models.sites import HookPoint
+from sinkscope.models.stack import TextStack
+from sinkscope.models.views import ImageGrid, stretches
 
 if TYPE_CHECKING:
-    from torch import nn
-    from transformers import DynamicCache, PreTrainedModel
+    from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
 
     from sinkscope.models.weights import StoredTensor
 
 SegmentKind = Literal["system", "image", "user", "template", "assistant"]
-
-
-@dataclass(frozen=True)
-class ImageGrid:
-    """Where one image's vision tokens are in the prompt, and where on the image each of them looks.
-
-    Vision token k of the image (row-major) sits at prompt position `start + k` and covers one cell
-    of a `rows` x `columns` grid over the whole image.
-
-    Attributes:
-        start: prompt position of the image's first vision token.
-        t, h, w: the processor's grid, in patches (`image_grid_thw`).
-        merge: patches that make one vision token, per side (spatial merge).
-        resized: (height, width) in pixels that the model saw.
-        original: (height, width) in pixels of the image as given, after its EXIF rotation.
-    """
-
-    start: int
-    t: int
-    h: int
-    w: int
-    merge: int
-    resized: tuple[int, int]
-    original: tuple[int, int]
-
-    @property
-    def rows(self) -> int:
-        return self.h // self.merge
-
-    @property
-    def columns(self) -> int:
-        return self.w // self.merge
-
-    @property
-    def tokens(self) -> int:
-        """Number of vision tokens."""
-        return self.t * self.rows * self.columns
-
-    @property
-    def stop(self) -> int:
-        """Prompt position after the image's last vision token."""
-        return self.start + self.tokens
-
-    def boxes(self) -> np.ndarray:
-        """Box of each vision token on the ORIGINAL image: float64 (rows * columns, 4) as x0, y0,
-        x1, y1 in pixels.
-
-        The boxes tile the image without gap or overlap; neighbours share the very same float edge.
-        """
-        height, width = self.original
-        y = np.arange(self.rows + 1, dtype=np.float64) * height / self.rows
-        x = np.arange(self.columns + 1, dtype=np.float64) * width / self.columns
-        y0, x0 = np.meshgrid(y[:-1], x[:-1], indexing="ij")
-        y1, x1 = np.meshgrid(y[1:], x[1:], indexing="ij")
-        return np.stack([x0, y0, x1, y1], axis=-1).reshape(-1, 4)
 
 
 @dataclass(frozen=True)
@@ -102,7 +77,8 @@ class PromptLayout:
     Attributes:
         length: number of prompt tokens N.
         segments: tile [0, N) in order.
-        grids: one an image, in prompt order; the vision tokens V are the union of their spans.
+        grids: one an image, in prompt order; the vision tokens V are those of all their views, at
+            rising positions.
     """
 
     length: int
@@ -110,20 +86,75 @@ class PromptLayout:
     grids: tuple[ImageGrid, ...]
 
     @property
-    def patches(self) -> tuple[tuple[int, int, int, tuple[int, int]], ...]:
-        """How each image is cut: frames, rows, columns, and its original (height, width). Two
-        prompts whose `patches` are equal have vision columns that mean the same places."""
-        return tuple((grid.t, grid.rows, grid.columns, grid.original) for grid in self.grids)
+    def patches(self) -> tuple[tuple[object, ...], ...]:
+        """How each image is cut: its views without their positions, and its original (height,
+        width). Two prompts whose `patches` are equal have vision columns that mean the same
+        places."""
+        return tuple(
+            (
+                *(
+                    (view.frames, view.rows, view.columns, view.kind, view.box)
+                    for view in grid.views
+                ),
+                grid.original,
+            )
+            for grid in self.grids
+        )
 
     @property
     def vision_tokens(self) -> int:
         return sum(grid.tokens for grid in self.grids)
 
+    @property
+    def after_images(self) -> int:
+        """Position after the last image and its marks; 0 where there is no image."""
+        return self.grids[-1].after if self.grids else 0
+
     def vision_positions(self) -> torch.Tensor:
-        """int64 (V,): prompt positions of all vision tokens, image by image."""
-        if not self.grids:
-            return torch.zeros(0, dtype=torch.long)
-        return torch.cat([torch.arange(grid.start, grid.stop) for grid in self.grids])
+        """int64 (V,): prompt positions of all vision tokens, image by image, rising."""
+        parts = [
+            torch.arange(run.start, run.stop)
+            for grid in self.grids
+            for run in stretches(grid.positions)
+        ]
+        return torch.cat(parts) if parts else torch.zeros(0, dtype=torch.long)
+
+    def vision_stretches(self) -> tuple[tuple[slice, slice], ...]:
+        """The vision tokens as stretches of neighbours: (which of the V columns, which prompt
+        positions). Where positions are contiguous a slice reads them many times faster than an
+        index does; Qwen's images are one stretch each."""
+        made, column = [], 0
+        for grid in self.grids:
+            for run in stretches(grid.positions):
+                made.append((slice(column, column + len(run)), slice(run.start, run.stop)))
+                column += len(run)
+        return tuple(made)
+
+    @property
+    def cells(self) -> int:
+        """Cells of all maps, C: one a vision token where each image is one view (Qwen)."""
+        return sum(grid.rows * grid.columns for grid in self.grids)
+
+    def on_cells(self, values: torch.Tensor, adds_up: bool = True) -> torch.Tensor:
+        """Values of all vision tokens (..., V) on the maps of all images, row-major, one behind the
+        other: (..., C). See `ImageGrid.on_cells`. The values themselves where cells are tokens."""
+        if all(grid.plain and grid.views[0].frames == 1 for grid in self.grids):
+            return values
+        parts = [
+            grid.on_cells(values[..., self.columns(image)], adds_up).flatten(-2)
+            for image, grid in enumerate(self.grids)
+        ]
+        return torch.cat(parts, dim=-1)
+
+    def cells_at(self) -> dict[int, tuple[int, ...]]:
+        """Prompt position of each vision token -> where it is among the C cells of all maps
+        (`ImageGrid.cells_of`)."""
+        made, before = {}, 0
+        for grid in self.grids:
+            for token, position in enumerate(grid.positions):
+                made[position] = tuple(before + cell for cell in grid.cells_of((token,)))
+            before += grid.rows * grid.columns
+        return made
 
     def columns(self, image: int) -> slice:
         """Which of the V vision columns belong to one image."""
@@ -144,8 +175,9 @@ class PromptInputs:
         token_ids: the N prompt token ids.
         token_texts: what to show for each of them; they join to the decoded prompt
             (`models.token_texts`).
-        system, min_pixels, max_pixels, history: what it was prepared with (`ModelHandle.prepare`),
-            so that another prompt can be prepared on the same images in the same way.
+        system, min_pixels, max_pixels, history, chat: what it was prepared with
+            (`ModelHandle.prepare`), so that another prompt can be prepared on the same images in
+            the same way.
     """
 
     tensors: Mapping[str, torch.Tensor]
@@ -158,50 +190,70 @@ class PromptInputs:
     min_pixels: int | None = None
     max_pixels: int | None = None
     history: tuple[tuple[str, str], ...] = ()
+    chat: bool = True
 
 
 @dataclass(frozen=True)
-class TextStack:
-    """The parts of a loaded model that capture and interventions hook into, and its sizes.
+class PromptRequest:
+    """What `ModelHandle.prepare` asks a family for.
 
     Attributes:
-        language_model: called once a forward pass with `inputs_embeds`; passes its keyword
-            arguments down to attention.
-        layers: the decoder layers in order.
-        output_head: maps hidden states to logits (B, n, vocabulary).
-        hidden_size, heads, kv_heads: sizes, from the loaded config.
-        points: site (`models.sites`) -> where it is in a decoder layer.
-        windows: of each layer, how many keys a query sees at most, itself among them; None for all.
+        images: RGB, in the order shown, before the text; none for a text model.
+        prompt: the user's text, taken literally.
+        system: replaces the template's own system message.
+        history: earlier turns, (what the user said, what was answered), oldest first; the images
+            belong to the first turn.
+        min_pixels, max_pixels: area bounds of the resized image for this prompt alone; always None
+            where the family's `pixel_bounds` is false.
+        chat: put the conversation into the chat template; else the prompt is the text alone. None:
+            as the family's kind has it; a family is told true or false, and always true where it
+            sees images.
     """
 
-    language_model: nn.Module
-    layers: Sequence[nn.Module]
-    output_head: nn.Module
-    hidden_size: int
-    heads: int
-    kv_heads: int
-    points: Mapping[str, Callable[[nn.Module], HookPoint]] = field(default_factory=dict)
-    windows: Sequence[int | None] = ()
+    images: Sequence[Image.Image]
+    prompt: str
+    system: str | None = None
+    history: Sequence[tuple[str, str]] = ()
+    min_pixels: int | None = None
+    max_pixels: int | None = None
+    chat: bool | None = None
 
-    def point(self, site: str, layer: int) -> HookPoint:
-        """The module that has a site's role in a layer.
 
-        Raises:
-            ValueError: the family has no such site, or the model no such layer.
-        """
-        if site not in self.points:
-            raise ValueError(f"site is {site!r}; this model has {', '.join(self.points)}.")
-        if not 0 <= layer < len(self.layers):
-            raise ValueError(
-                f"layers has {layer}; this model has layers 0 to {len(self.layers) - 1}."
-            )
-        return self.points[site](self.layers[layer])
+class Processor(Protocol):
+    """What everybody may use of what a family's `load_processor` gives; the rest is its own."""
+
+    @property
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        """transformers' tokenizer: texts of answers, stop strings, words that hide tokens."""
+        ...
+
+    @property
+    def note(self) -> str:
+        """What a user should know of the files; "" where there is nothing."""
+        ...
 
 
 class Family(Protocol):
-    """What a model family adapter provides."""
+    """What a model family adapter provides.
 
-    name: str
+    Attributes:
+        name: as in `ModelInfo.family` and in sink profiles.
+        loader: the class of transformers whose `from_pretrained` makes the model.
+        sees_images: whether prompts have images; else it is a text model.
+        pixel_bounds: whether it takes `min_pixels` and `max_pixels`.
+    """
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def loader(self) -> Any: ...
+
+    @property
+    def sees_images(self) -> bool: ...
+
+    @property
+    def pixel_bounds(self) -> bool: ...
 
     def recognises(self, config: Any) -> bool:
         """Whether a loaded `transformers` config belongs to this family."""
@@ -232,17 +284,13 @@ class Family(Protocol):
         """Raise ValueError where a processor was made for another model than the config's."""
         ...
 
-    def prepare(
-        self,
-        processor: Any,
-        config: Any,
-        images: Sequence[Image.Image],
-        prompt: str,
-        system: str | None,
-        min_pixels: int | None,
-        max_pixels: int | None,
-        history: Sequence[tuple[str, str]] = (),
-    ) -> PromptInputs: ...
+    def prepare(self, processor: Any, config: Any, request: PromptRequest) -> PromptInputs:
+        """Turn images and a prompt into tensors and their layout.
+
+        Raises:
+            ValueError: they cannot be made into a prompt; the text says what is wrong.
+        """
+        ...
 
     def forward_prefix(
         self, model: PreTrainedModel, tensors: Mapping[str, torch.Tensor], stop: int

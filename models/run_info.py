@@ -74,9 +74,9 @@ class RunInfo:
 
     @property
     def after_image(self) -> int:
-        """Position after the last vision token of any batch row; 0 where there is no image."""
+        """Position after the last image of any batch row; 0 where there is no image."""
         return max(
-            self.length - layout.length + layout.grids[-1].stop if layout.grids else 0
+            self.length - layout.length + layout.after_images if layout.grids else 0
             for layout in self.layouts
         )
 

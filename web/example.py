@@ -91,9 +91,8 @@ def what_to_look_at(run: Run) -> tuple[int, str] | None:
     if list(run.traces) != ["baseline", "var"]:
         return None
     baseline, var = run.traces.values()
-    positions = baseline.layout.vision_positions().tolist()
-    columns = {position: column for column, position in enumerate(positions)}
-    sinks = {columns[p] for layer in baseline.sinks for p in layer.positions if p in columns}
+    cells = baseline.layout.cells_at()
+    sinks = {c for layer in baseline.sinks for p in layer.positions for c in cells.get(p, ())}
     best: tuple[float, int, str] | None = None
     for index, (one, other) in enumerate(zip(baseline.tokens, var.tokens, strict=False)):
         if one.id != other.id:

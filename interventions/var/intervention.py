@@ -70,7 +70,13 @@ class VAR(Intervention):
         vision = torch.zeros(layout.length, dtype=torch.bool)
         vision[layout.vision_positions()] = True
         return VARIntervention(
-            self.settings, vision, run.model.layers, run.capacity, known, run.step
+            self.settings,
+            vision,
+            run.model.layers,
+            run.capacity,
+            known,
+            run.step,
+            first_query=run.after_image,
         )
 
 
@@ -105,6 +111,7 @@ class VARIntervention(Acting):
         known: sink scores of the prompt's first positions, layer -> (P,) float32, where these were
             passed through the model before (a shared prefix); what is seen then begins at P.
         step: of the run, for the positions of its queries.
+        first_query: rows of queries before it stay; None: that after the last vision token.
 
     Raises:
         ValueError: `vision` has no vision token.
@@ -118,13 +125,15 @@ class VARIntervention(Acting):
         capacity: int,
         known: Mapping[int, Tensor] | None = None,
         step: Step | None = None,
+        first_query: int | None = None,
     ) -> None:
         self._vision_there = vision.cpu()
         if not bool(self._vision_there.any()):
             raise ValueError("vision marks no prompt position; VAR needs at least one image.")
         self._settings = list(settings)
         self._prompt, self._capacity = len(vision), capacity
-        self._first_query = int(self._vision_there.nonzero()[-1, 0]) + 1
+        after = int(self._vision_there.nonzero()[-1, 0]) + 1
+        self._first_query = after if first_query is None else first_query
         self._known = {layer: scores.detach() for layer, scores in (known or {}).items()}
         self._step = step or Step()
         self._rows_of: dict[int, list[int]] = {}  # layer -> batch rows in which it acts

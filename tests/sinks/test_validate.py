@@ -90,7 +90,7 @@ def test_reading_equals_dense_attention(handle: ModelHandle, profile: SinkProfil
             got.attention[layer], (gained / gained.sum()).float(), rtol=0, atol=1e-5
         )
         for grid in layout.grids:
-            inside = (vision >= grid.start) & (vision < grid.stop)
+            inside = torch.isin(vision, torch.tensor(list(grid.positions)))
             own = gained[inside]
             high = own >= settings.min_ratio * np.median(own.numpy())
             assert torch.equal(got.high[layer][inside], high)
@@ -105,7 +105,7 @@ def test_reading_equals_dense_attention(handle: ModelHandle, profile: SinkProfil
                 select_rows(weights, s, is_vision, VARSettings(profile.dims, tau))
                 for s, tau in zip(sinks, taus, strict=True)
             ]
-            behind = layout.grids[-1].stop
+            behind = layout.after_images
             selected.append([float(c[:, :, behind:].float().mean()) for c in chosen])
     assert got.high.sum() > got.top.sum() > 0
     assert got.selected == pytest.approx(np.mean(selected, axis=0).tolist())
