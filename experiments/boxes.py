@@ -1,6 +1,7 @@
 """Boxes of an image's cells, and other boxes of the same size to compare one with.
 
-A cell is what one vision token covers (`ImageGrid.boxes`). Rows and columns count from 0.
+Cells are those of the image's map (`ImageGrid.boxes`): what one vision token covers, where the
+image is seen once as a whole. Rows and columns count from 0.
 """
 
 from __future__ import annotations
@@ -10,7 +11,8 @@ import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from sinkscope.models.family import ImageGrid, PromptLayout
+from sinkscope.models.family import PromptLayout
+from sinkscope.models.views import ImageGrid
 
 ENOUGH = 20
 """With fewer other boxes no percentile of 95 can be told; boxes that overlap are let in then."""
@@ -47,13 +49,14 @@ class Box:
         )
 
     def positions(self, layout: PromptLayout) -> tuple[int, ...]:
-        """Prompt positions of its vision tokens."""
+        """Prompt positions of the vision tokens that see its cells (`ImageGrid.tokens_of`)."""
         grid = grid_of(layout, self)
-        seen = layout.vision_positions()[layout.columns(self.image)]
-        frames = seen.reshape(-1, grid.rows, grid.columns)
-        rows = slice(self.row, self.row + self.rows)
-        columns = slice(self.column, self.column + self.columns)
-        return tuple(frames[:, rows, columns].flatten().tolist())
+        cells = [
+            row * grid.columns + column
+            for row in range(self.row, self.row + self.rows)
+            for column in range(self.column, self.column + self.columns)
+        ]
+        return tuple(grid.positions[token] for token in grid.tokens_of(cells))
 
     def pixels(self, grid: ImageGrid) -> tuple[int, int, int, int]:
         """x0, y0, x1, y1 on the original image: whole pixels, those whose middle is in a cell."""

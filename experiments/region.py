@@ -109,7 +109,7 @@ def answered_text(
     handle: ModelHandle, inputs: PromptInputs, text: str, var: VARSettings | None = None
 ) -> Answered:
     """A prompt and any text as its answer; special tokens written in it stay plain text."""
-    tokenizer = handle.processor.tokenizer
+    tokenizer = handle.tokenizer
     ids = tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
     pieces = TextPieces(tokenizer)
     for token in ids:
@@ -200,7 +200,7 @@ def _rows(handle: ModelHandle, asked: Answered, settings: RegionSettings, sets: 
     the unchanged model and the box), and evenly, for all passes have one shape."""
     length = asked.inputs.layout.length + len(asked.answer) - 1
     budget = settings.batch_tokens or BATCH_TOKENS.get(handle.device.type, BATCH_TOKENS["cuda"])
-    vocabulary = handle.model.config.get_text_config().vocab_size
+    vocabulary: int = handle.model.config.get_text_config().vocab_size
     most = min(budget // length, LOGIT_BYTES // (4 * vocabulary * len(asked.answer)))
     return math.ceil(sets / math.ceil(sets / max(2, most)))
 
@@ -269,6 +269,7 @@ def _without(handle: ModelHandle, inputs: PromptInputs, box: Box) -> PromptInput
         min_pixels=inputs.min_pixels,
         max_pixels=inputs.max_pixels,
         history=inputs.history,
+        chat=inputs.chat,
     )
 
 

@@ -5,14 +5,15 @@ from __future__ import annotations
 import pytest
 
 from sinkscope.experiments.boxes import ENOUGH, Box, box_around, grid_of, other_boxes
-from sinkscope.models.family import ImageGrid, PromptLayout, Segment
+from sinkscope.models.family import PromptLayout, Segment
+from sinkscope.models.views import ImageGrid, View, one_view
 
 
 def layout(rows: int = 6, columns: int = 8, images: int = 2) -> PromptLayout:
     """Images of 10 x 10 pixels a cell, one behind the other from position 5 on."""
     tokens = rows * columns
     grids = tuple(
-        ImageGrid(
+        one_view(
             5 + k * (tokens + 3), 1, 2 * rows, 2 * columns, 2, (0, 0), (10 * rows, 10 * columns)
         )
         for k in range(images)
@@ -23,13 +24,24 @@ def layout(rows: int = 6, columns: int = 8, images: int = 2) -> PromptLayout:
 
 def test_positions_are_row_major_from_the_images_start() -> None:
     box = Box(2, 1, 2, 3, image=1)
-    start = layout().grids[1].start
+    start = layout().grids[1].positions[0]
     assert box.positions(layout()) == tuple(start + r * 8 + c for r in (2, 3) for c in (1, 2, 3))
     assert box.pixels(layout().grids[1]) == (10, 20, 40, 40)
 
 
+def test_of_an_image_in_several_views_a_box_is_all_tokens_that_see_it() -> None:
+    """2 x 2 tokens, and behind them one of a small version that sees everything."""
+    fine = View(range(3, 7), 2, 2, (0, 0, 20, 20), "tile")
+    small = View(range(8, 9), 1, 1, (0, 0, 20, 20), "thumbnail")
+    grid = ImageGrid((fine, small), (20, 20), (20, 20))
+    tiled = PromptLayout(10, (Segment("user", 0, 10),), (grid,))
+    assert (grid.rows, grid.columns) == (2, 2)
+    assert Box(0, 1).positions(tiled) == (4, 8)
+    assert Box(1, 0, 1, 2).positions(tiled) == (5, 6, 8)
+
+
 def test_the_pixels_of_all_cells_tile_an_image_whose_cells_are_not_whole_pixels() -> None:
-    grid = ImageGrid(0, 1, 6, 10, 2, (84, 140), (47, 83))
+    grid = one_view(0, 1, 6, 10, 2, (84, 140), (47, 83))
     owner: dict[tuple[int, int], int] = {}
     for row in range(3):
         for column in range(5):

@@ -58,7 +58,7 @@ def eager(handle: ModelHandle, asked: Answered, keys: tuple[int, ...]) -> np.nda
     kinds = tensors["mm_token_type_ids"]
     tensors["mm_token_type_ids"] = torch.nn.functional.pad(kinds, (0, len(asked.answer)))
     tensors["pixel_values"] = tensors["pixel_values"].double()
-    length, behind = tensors["input_ids"].shape[1], asked.inputs.layout.grids[-1].stop
+    length, behind = tensors["input_ids"].shape[1], asked.inputs.layout.after_images
     mask = torch.full((1, 1, length, length), float("-inf"), dtype=torch.float64).triu(1)
     for key in keys:
         mask[0, 0, behind:, key] = float("-inf")
