@@ -73,13 +73,13 @@ class _Found:
 
 
 class LastTested:
-    """The answer that was tested last, with what its boxes share; one for the app."""
+    """The answers of the run that was tested last, with what their boxes share; one for the app."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._handle: weakref.ref[ModelHandle] | None = None  # must not keep a model in memory
-        self._key: tuple[str, str] | None = None
-        self._kept: tuple[Answered, Prefix | None] | None = None
+        self._run = ""
+        self._kept: dict[str, tuple[Answered, Prefix | None]] = {}  # by side
 
     def of(
         self, handle: ModelHandle, run: Run, name: str, shared: bool
@@ -89,23 +89,27 @@ class LastTested:
         Raises:
             ValueError: as `answered`.
         """
-        key = (run.id, name)
         with self._lock:
-            known = self._handle is not None and self._handle() is handle and self._key == key
-            kept = self._kept if known else None
-        if kept is None:
-            self.drop()  # before the new one takes memory
-            kept = (answered(handle, run.traces[name]), None)
-        if shared and kept[1] is None:
-            kept = (kept[0], prefix_of(handle, kept[0]))
+            known = self._handle is not None and self._handle() is handle and self._run == run.id
+            if not known:
+                self._forget()  # before the new one takes memory
+                self._handle, self._run = weakref.ref(handle), run.id
+            kept = self._kept.get(name)
+        asked, prefix = kept or (answered(handle, run.traces[name]), None)
+        if shared and prefix is None:
+            prefix = prefix_of(handle, asked)
         with self._lock:
-            self._handle, self._key, self._kept = weakref.ref(handle), key, kept
-        return kept
+            if self._run == run.id:  # nothing else came in the meantime
+                self._kept[name] = (asked, prefix)
+        return asked, prefix
 
     def drop(self) -> None:
         """Forget it and free its keys and values."""
         with self._lock:
-            self._handle = self._key = self._kept = None
+            self._forget()
+
+    def _forget(self) -> None:
+        self._handle, self._run, self._kept = None, "", {}
 
 
 def testing_region(handlers: Handlers, last: LastTested) -> Callable[..., Any]:
