@@ -49,8 +49,9 @@ def region(
             raise ValueError(f"output is {str(output)!r}; allowed: a .json file.")
     pixels = _pixels(box)
     common.check_profile(model)
+    from sinkscope.experiments.answers import answered
     from sinkscope.experiments.boxes import box_around
-    from sinkscope.experiments.region import answered, region_test
+    from sinkscope.experiments.region import region_test
     from sinkscope.models.images import open_image
 
     opened = open_image(image)

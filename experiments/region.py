@@ -24,97 +24,26 @@ from __future__ import annotations
 
 import math
 import threading
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator
 
 import numpy as np
-import torch
-from PIL import Image, ImageDraw, ImageStat
-from torch import Tensor
 
 from sinkscope.capture.prefix import Prefix, forward_prefix
-from sinkscope.capture.run import memory_errors_named, on_device
-from sinkscope.capture.session import attached
-from sinkscope.capture.trace import GenerationTrace
-from sinkscope.config import GenerationSettings, VARSettings
-from sinkscope.experiments.boxes import Box, OtherBoxes, grid_of, other_boxes
+from sinkscope.capture.run import memory_errors_named
+from sinkscope.config import GenerationSettings
+from sinkscope.experiments.answers import Answered
+from sinkscope.experiments.boxes import Box, OtherBoxes, other_boxes
 from sinkscope.experiments.region_effect import RegionEffect
+from sinkscope.experiments.region_passes import cut, without_pixels
 from sinkscope.experiments.region_settings import RegionSettings
-from sinkscope.interventions.base import Intervention
-from sinkscope.interventions.edges import CutEdges
 from sinkscope.jobs.job import Progress, Stopped
-from sinkscope.models.family import PromptInputs
 from sinkscope.models.loading import ModelHandle
-from sinkscope.models.token_texts import TextPieces
-from sinkscope.var_patch import VAR, describe
+from sinkscope.var_patch import describe
 
 BATCH_TOKENS = {"cpu": 2048, "cuda": 16384}
 """Positions of all rows of a pass together, shared ones too; on a CPU larger passes leave its
 cache and are slower."""
 LOGIT_BYTES = 1 << 28  # float32 logits of a pass at most
-
-
-@dataclass(frozen=True)
-class Answered:
-    """A prompt and an answer to it.
-
-    Attributes:
-        inputs: from `handle.prepare`.
-        answer: the answer's token ids.
-        texts: theirs, which join to the answer.
-        var: VAR settings that the model runs with; None: the plain model.
-    """
-
-    inputs: PromptInputs
-    answer: tuple[int, ...]
-    texts: tuple[str, ...]
-    var: VARSettings | None = None
-
-    def __post_init__(self) -> None:
-        if not self.answer:
-            raise ValueError("The answer has no token; there is nothing whose probability changes.")
-
-
-def answered(handle: ModelHandle, trace: GenerationTrace) -> Answered:
-    """The prompt and answer of a run, to be read again by the model that made it.
-
-    Raises:
-        ValueError: another model is loaded, or the prompt comes out otherwise than in the run (it
-            was prepared with a system message, earlier turns or image sizes of its own); or the run
-            has no answer token.
-    """
-    made_by = [(m.id, m.revision, m.family) for m in (trace.model, handle.info)]
-    if made_by[0][1:] != made_by[1][1:]:
-        raise ValueError(
-            f"This run was made by {made_by[0][0]} ({made_by[0][1]}), but {made_by[1][0]} "
-            f"({made_by[1][1]}) is loaded. Load the run's model to test it."
-        )
-    inputs = handle.prepare(list(trace.images), trace.prompt)
-    if inputs.layout != trace.layout or inputs.token_texts != trace.prompt_tokens:
-        raise ValueError(
-            f"The prompt of this run has {trace.layout.length} tokens and comes out with "
-            f"{inputs.layout.length} now, or with others: it was prepared in another way (system "
-            "message, earlier turns, image sizes). Make the run again with what is loaded."
-        )
-    var = None
-    if trace.var is not None:
-        stored = dict(trace.var["settings"])
-        lists = {name: tuple(v) for name, v in stored.items() if isinstance(v, list)}
-        var = VARSettings(**{**stored, **lists})
-    ids, texts = (tuple(getattr(token, what) for token in trace.tokens) for what in ("id", "text"))
-    return Answered(inputs, ids, texts, var)
-
-
-def answered_text(
-    handle: ModelHandle, inputs: PromptInputs, text: str, var: VARSettings | None = None
-) -> Answered:
-    """A prompt and any text as its answer; special tokens written in it stay plain text."""
-    tokenizer = handle.tokenizer
-    ids = tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
-    pieces = TextPieces(tokenizer)
-    for token in ids:
-        pieces.add(token)
-    return Answered(inputs, tuple(ids), tuple(pieces.finish()), var)
 
 
 def region_test(
@@ -179,9 +108,9 @@ def region_steps(
         with handle.lock, memory_errors_named(asked.inputs, levers):
             if settings.how == "cut":
                 assert prefix is not None
-                logs = _cut(handle, asked, some, rows, prefix)
+                logs = cut(handle, asked, some, rows, prefix)
             else:
-                logs = _greyed(handle, asked, some)
+                logs = without_pixels(handle, asked, some)
         parts.append(logs.numpy())
         done = np.concatenate(parts)
         yield _effect(asked, box, settings, others, done)
@@ -203,97 +132,6 @@ def _rows(handle: ModelHandle, asked: Answered, settings: RegionSettings, sets: 
     vocabulary: int = handle.model.config.get_text_config().vocab_size
     most = min(budget // length, LOGIT_BYTES // (4 * vocabulary * len(asked.answer)))
     return math.ceil(sets / math.ceil(sets / max(2, most)))
-
-
-def _cut(
-    handle: ModelHandle, asked: Answered, boxes: Sequence[Box | None], rows: int, prefix: Prefix
-) -> Tensor:
-    """float32 (boxes, T) on the CPU: one pass, filled up with rows that cut nothing: in half
-    precision a batch's shape alone moves the last digits."""
-    layout, count = asked.inputs.layout, len(asked.answer)
-    keys = [() if box is None else box.positions(layout) for box in boxes]
-    keys += [()] * (rows - len(keys))
-    ids = torch.tensor([[*asked.inputs.token_ids, *asked.answer[:-1]]])[:, prefix.length :]
-    interventions: list[Intervention] = [CutEdges(tuple(keys))]
-    if asked.var is not None:
-        interventions.append(VAR((asked.var,) * rows))
-    with attached(
-        handle,
-        asked.inputs,
-        interventions=interventions,
-        batch=rows,
-        new_tokens=count - 1,
-        prefix=prefix,
-    ):
-        logits = handle.model(
-            input_ids=ids.expand(rows, -1).to(handle.device),
-            past_key_values=prefix.fork(handle, rows),
-            use_cache=True,
-            logits_to_keep=count,
-        ).logits[: len(boxes)]
-    return _log_probabilities(logits, asked.answer)
-
-
-def _greyed(handle: ModelHandle, asked: Answered, boxes: Sequence[Box | None]) -> Tensor:
-    """float32 (boxes, T) on the CPU: the whole prompt read anew, a picture a box."""
-    read = [asked.inputs if box is None else _without(handle, asked.inputs, box) for box in boxes]
-    told = torch.tensor([asked.answer[:-1]])
-    tensors = []
-    for inputs in read:
-        made = dict(inputs.tensors)
-        ids = made["input_ids"]
-        for name, tensor in inputs.tensors.items():
-            if tensor.shape == ids.shape:  # one number a position; 0 is "text" in what marks images
-                fill = torch.full_like(told, name == "attention_mask")
-                behind = told if name == "input_ids" else fill
-                made[name] = torch.cat([tensor, behind.to(tensor.dtype)], dim=1)
-        tensors.append(made)
-    together = {name: torch.cat([one[name] for one in tensors]) for name in tensors[0]}
-    count = len(asked.answer)
-    interventions = [] if asked.var is None else [VAR((asked.var,) * len(boxes))]
-    with attached(handle, read, interventions=interventions, new_tokens=count - 1):
-        logits = handle.model(
-            **on_device(together, handle.device), use_cache=False, logits_to_keep=count
-        ).logits
-    return _log_probabilities(logits, asked.answer)
-
-
-def _without(handle: ModelHandle, inputs: PromptInputs, box: Box) -> PromptInputs:
-    """The prompt with the box's pixels in the image's mean colour."""
-    images: list[Image.Image] = list(inputs.images)
-    images[box.image] = greyed(images[box.image], box.pixels(grid_of(inputs.layout, box)))
-    return handle.prepare(
-        images,
-        inputs.prompt,
-        inputs.system,
-        min_pixels=inputs.min_pixels,
-        max_pixels=inputs.max_pixels,
-        history=inputs.history,
-        chat=inputs.chat,
-    )
-
-
-def greyed(image: Image.Image, pixels: tuple[int, int, int, int]) -> Image.Image:
-    """A copy with a rectangle (x0, y0, x1, y1; x1 and y1 exclusive) in the image's mean colour."""
-    made = image.convert("RGB")
-    mean = tuple(round(value) for value in ImageStat.Stat(made).mean)
-    x0, y0, x1, y1 = pixels
-    if x1 > x0 and y1 > y0:
-        ImageDraw.Draw(made).rectangle((x0, y0, x1 - 1, y1 - 1), fill=mean)
-    return made
-
-
-def _log_probabilities(logits: Tensor, answer: Sequence[int]) -> Tensor:
-    """(B, T, vocabulary) -> float32 (B, T) on the CPU."""
-    ids = torch.tensor(answer, device=logits.device)[:, None]
-    rows = [torch.log_softmax(row.float(), dim=-1).gather(1, ids)[:, 0] for row in logits]
-    found = torch.stack(rows).cpu()
-    if not bool(torch.isfinite(found).all()):
-        raise ValueError(
-            "The model's output is not a number. In float16 large activations overflow; load the "
-            "model in bfloat16 or float32. Otherwise its weights are damaged."
-        )
-    return found
 
 
 def _effect(

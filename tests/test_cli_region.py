@@ -11,8 +11,9 @@ from PIL import Image
 
 from sinkscope.attention_extractor import generate
 from sinkscope.config import GenerationSettings
+from sinkscope.experiments.answers import answered
 from sinkscope.experiments.boxes import Box
-from sinkscope.experiments.region import answered, region_test
+from sinkscope.experiments.region import region_test
 from sinkscope.experiments.region_settings import RegionSettings
 from sinkscope.models.images import open_image
 from sinkscope.models.loading import load_model

@@ -20,13 +20,9 @@ import gradio as gr
 
 from sinkscope.attention_extractor import RunOutOfMemoryError
 from sinkscope.capture.prefix import Prefix
+from sinkscope.experiments.answers import Answered, answered
 from sinkscope.experiments.boxes import Box, grid_of
-from sinkscope.experiments.region import (
-    Answered,
-    answered,
-    prefix_of,
-    region_steps,
-)
+from sinkscope.experiments.region import prefix_of, region_steps
 from sinkscope.experiments.region_effect import RegionEffect
 from sinkscope.experiments.region_settings import RegionSettings
 from sinkscope.jobs.job import Job, Stopped

@@ -15,16 +15,10 @@ from PIL import Image
 
 from sinkscope.attention_extractor import compare, generate
 from sinkscope.config import GenerationSettings, VARSettings
+from sinkscope.experiments.answers import Answered, answered, answered_text
 from sinkscope.experiments.boxes import Box
-from sinkscope.experiments.region import (
-    Answered,
-    answered,
-    answered_text,
-    greyed,
-    prefix_of,
-    region_steps,
-    region_test,
-)
+from sinkscope.experiments.region import prefix_of, region_steps, region_test
+from sinkscope.experiments.region_passes import greyed
 from sinkscope.experiments.region_settings import RegionSettings
 from sinkscope.jobs.job import Stopped
 from sinkscope.models.loading import ModelHandle, load_model

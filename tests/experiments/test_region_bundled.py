@@ -12,8 +12,9 @@ from PIL import Image
 from sinkscope.attention_extractor import generate
 from sinkscope.config import GenerationSettings
 from sinkscope.demo.scenes import Scene, scene
+from sinkscope.experiments.answers import Answered, answered
 from sinkscope.experiments.boxes import Box, box_around
-from sinkscope.experiments.region import Answered, answered, region_test
+from sinkscope.experiments.region import region_test
 from sinkscope.experiments.region_settings import RegionSettings
 from sinkscope.models.loading import ModelHandle, load_model
 

@@ -15,8 +15,9 @@ from PIL import Image
 
 from sinkscope.attention_extractor import generate
 from sinkscope.config import AppSettings, GenerationSettings, Settings
+from sinkscope.experiments.answers import answered
 from sinkscope.experiments.boxes import Box
-from sinkscope.experiments.region import answered, region_test
+from sinkscope.experiments.region import region_test
 from sinkscope.experiments.region_settings import RegionSettings
 from sinkscope.models.loading import ModelHandle, load_model
 from sinkscope.web import region
