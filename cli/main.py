@@ -4,7 +4,17 @@ from __future__ import annotations
 
 import typer
 
-from sinkscope.cli import compare, demo, heatmap, region, screenshots, show, sinks
+from sinkscope.cli import (
+    compare,
+    demo,
+    evaluate,
+    evaluate_report,
+    heatmap,
+    region,
+    screenshots,
+    show,
+    sinks,
+)
 
 app = typer.Typer(
     name="sinkscope",
@@ -20,4 +30,6 @@ app.command("show")(show.show)
 app.command("region")(region.region)
 app.command("screenshots")(screenshots.screenshots)
 app.add_typer(sinks.app, name="sinks")
+evaluate.app.command("report")(evaluate_report.report)
+app.add_typer(evaluate.app, name="evaluate")
 app.add_typer(demo.app, name="demo")

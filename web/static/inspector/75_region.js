@@ -103,15 +103,18 @@ function regionCard(found, mine) {
   return made;
 }
 
+// Numbers stay on one line with their units.
+const tight = (text) => text.replace(/ (%|nats)/g, "\u00a0$1");
+
 const regionTitle = (variant) => (run.variants.length > 1 ? node("h4", {}, variant.label) : null);
 
 function regionSide(variant, side) {
   const chosen = view.part === "answer" ? side.tokens.slice(view.t0, Math.min(view.t1, view.t0 + 2) + 1) : [];
   const whole = side.other_boxes === side.planned;
   return node("div", { "data-testid": `region-${variant.name}` }, regionTitle(variant),
-    node("p", { class: "finding" }, side.headline), regionChart(variant, side),
-    ...chosen.map((token) => node("p", { class: "chosen-token" }, token.words)),
-    node("p", {}, side.whole),
+    node("p", { class: "finding" }, tight(side.headline)), regionChart(variant, side),
+    ...chosen.map((token) => node("p", { class: "chosen-token" }, tight(token.words))),
+    node("p", {}, tight(side.whole)),
     node("p", { class: "quiet small" }, whole ? side.notes.join(" ") : `${side.other_boxes} of ${side.planned} other boxes so far.`));
 }
 
