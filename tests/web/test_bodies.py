@@ -20,26 +20,8 @@ from tests.web.synthetic import scene
 
 ROOT = Path(__file__).resolve().parents[2]
 PHOTO = encode_image(scene(60, 40))[0]
-GENERATE = ["Hello", 5, 0, 1, 0, 1, 0, "ours"]
-COMPARE = [
-    "Hello",
-    False,
-    None,
-    0.6,
-    0.5,
-    0.2,
-    "",
-    "official",
-    "none",
-    "",
-    5,
-    0,
-    1,
-    0,
-    1,
-    0,
-    "ours",
-]
+GENERATE = ["Hello", 5, "ours", 0, 1, 0, 1, 0]  # prompt, then the settings in their order
+COMPARE = ["Hello", False, "", None, 0.6, 0.5, 0.2, "official", "", "none", *GENERATE[1:]]
 
 
 @pytest.fixture
