@@ -10,6 +10,7 @@ from sinkscope.cli import (
     evaluate,
     evaluate_report,
     heatmap,
+    region,
     screenshots,
     show,
     sinks,
@@ -26,6 +27,7 @@ app = typer.Typer(
 app.command("heatmap")(heatmap.heatmap)
 app.command("compare")(compare.compare)
 app.command("show")(show.show)
+app.command("region")(region.region)
 app.command("screenshots")(screenshots.screenshots)
 app.add_typer(sinks.app, name="sinks")
 evaluate.app.command("report")(evaluate_report.report)

@@ -19,7 +19,7 @@ from dataclasses import asdict, dataclass, replace
 from PIL import Image
 
 from sinkscope.capture.prefix import Prefix, forward_prefixes
-from sinkscope.capture.run import memory_errors_named
+from sinkscope.capture.run import checkpoint_decoding, memory_errors_named
 from sinkscope.config import GenerationSettings
 from sinkscope.evaluation.answering import Answer, Row, answer_rows, count_sinks
 from sinkscope.evaluation.methods import Method
@@ -104,6 +104,9 @@ def ask(
     """
     made: list[tuple[Answer, ...]] = []
     shared: _Shared | None = None
+    followed = bool(ready) and ready[0].asked.settings.decoding == "checkpoint"
+    if followed and "max_length" in checkpoint_decoding(handle).values:
+        batch_tokens = 0  # it counts each prompt's own tokens
     for batch in _batches(ready, len(methods), batch_tokens):
         began = time.perf_counter()
         with handle.lock, memory_errors_named(batch[0].inputs, batch[0].asked.settings):

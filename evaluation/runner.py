@@ -14,6 +14,7 @@ import dataclasses
 import threading
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from sinkscope.config import GenerationSettings
 from sinkscope.evaluation.base import Judge, Protocol
@@ -32,6 +33,8 @@ from sinkscope.jobs.job import Progress
 from sinkscope.models.loading import ModelHandle
 from sinkscope.sinks.engine import Engine, LocalEngine
 from sinkscope.utils import run_folder
+
+DEMO = "demo"  # the name of the bundled model, whatever lies in the working folder
 
 
 def prepare(run: RunSettings) -> Prepared:
@@ -122,16 +125,21 @@ def evaluate(
 def settled(
     config: RunConfig, methods: Sequence[Method], prepared: Prepared, handle: ModelHandle
 ) -> RunConfig:
-    """The configuration with nothing left open: what `run.toml` has."""
+    """The configuration with nothing left open, and files by their whole paths: what `run.toml`
+    has."""
     data = prepared.data
     return RunConfig(
         dataclasses.replace(
             config.run,
+            data=_whole(config.run.data),
+            images=_whole(config.run.images),
             data_revision=None if data is None else data.revision,
             model_revision=handle.info.revision,
         ),
         dataclasses.replace(
             config.model,
+            model=config.model.model if config.model.model == DEMO else _whole(config.model.model),
+            profile=_whole(config.model.profile),
             revision=_revision(handle),
             dtype=handle.info.dtype,  # type: ignore[arg-type]
         ),
@@ -165,6 +173,11 @@ def _judge(run: RunSettings, protocol: Protocol) -> Judge:
 def _of_shard(total: int | None, shard: Shard) -> int:
     """How many questions a shard has, about; 0 where nobody knows."""
     return 0 if total is None else -(-total // shard.count)
+
+
+def _whole(name: str | None) -> Any:
+    """The whole path of a file or folder; other names as they are."""
+    return str(Path(name).resolve()) if name is not None and Path(name).exists() else name
 
 
 def _revision(handle: ModelHandle) -> str | None:

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 
+import sinkscope.experiments.region_settings
 import sinkscope.sinks.settings
 import sinkscope.sinks.validate_settings
 from sinkscope import config
@@ -24,6 +25,7 @@ from sinkscope.config import (
     from_mapping,
     read_settings,
 )
+from sinkscope.experiments.region_settings import RegionSettings
 from sinkscope.models.profiles import SinkProfile
 from sinkscope.sinks.settings import FindSettings
 from sinkscope.sinks.validate_settings import ValidateSettings
@@ -180,7 +182,7 @@ def test_a_missing_key_is_named() -> None:
 
 CHECKED = (
     ModelSettings, GenerationSettings, VARSettings, ImageLimits, AppSettings, FindSettings,
-    ValidateSettings,
+    ValidateSettings, RegionSettings,
 )  # fmt: skip
 FIELDS = [
     (cls, one.name, str(one.type))
@@ -197,7 +199,12 @@ def made(cls: type[Any], **values: Any) -> Any:
 def test_every_settings_class_is_in_the_list() -> None:
     there = {
         thing
-        for module in (config, sinkscope.sinks.settings, sinkscope.sinks.validate_settings)
+        for module in (
+            config,
+            sinkscope.sinks.settings,
+            sinkscope.sinks.validate_settings,
+            sinkscope.experiments.region_settings,
+        )
         for thing in vars(module).values()
         if dataclasses.is_dataclass(thing) and isinstance(thing, type)
     }

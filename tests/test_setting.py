@@ -15,6 +15,7 @@ from typer.testing import CliRunner
 from sinkscope import config
 from sinkscope.cli.options import Draft, Group, verb
 from sinkscope.evaluation.settings import RunSettings, WorkSettings
+from sinkscope.experiments.region_settings import RegionSettings
 from sinkscope.setting import (
     REQUIRED,
     check,
@@ -117,6 +118,7 @@ def test_a_whole_number_has_bounds_and_a_type_is_one_of_the_kinds() -> None:
     for cls in (
         config.ModelSettings, config.GenerationSettings, config.VARSettings, config.ImageLimits,
         config.AppSettings, FindSettings, ValidateSettings, RunSettings, WorkSettings,
+        RegionSettings,
     ):  # fmt: skip
         assert settings_of(cls)  # which refuses a field that cannot be checked
     for kind in (int, dict):

@@ -6,6 +6,7 @@ A record has the question's id alone. Reports name questions by it where the dat
 from __future__ import annotations
 
 import base64
+import dataclasses
 import io
 import itertools
 from collections.abc import Iterable, Mapping
@@ -38,7 +39,8 @@ def look_up(run: Run, wanted: Mapping[str, int]) -> Found:
     if not wanted:
         return Found({}, "")
     try:
-        settings = run.config.run
+        # Nobody judges here, so the judge's package and key are not needed.
+        settings = dataclasses.replace(run.config.run, judge=None, judge_model=None, judge_url=None)
         found = dict(_matching(settings, wanted))
     except (ValueError, OSError) as error:
         return Found({}, f"The data cannot be opened ({error})")

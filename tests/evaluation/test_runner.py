@@ -199,6 +199,22 @@ def test_the_runs_own_file_makes_the_same_run(tiny: ModelHandle, tmp_path: Path)
     assert (tmp_path / "a" / "run.toml").read_text() == (tmp_path / "b" / "run.toml").read_text()
 
 
+def test_a_run_goes_on_from_another_working_folder(
+    tiny: ModelHandle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_questions(tmp_path / "data", COLOUR)
+    engine = Scripted(lambda work: ("red", "blue"))
+    monkeypatch.chdir(tmp_path / "data")
+    run(tiny, config(Path("questions.jsonl"), limit=3), tmp_path / "run", engine)
+    monkeypatch.chdir(tmp_path)
+    again = read_config(tmp_path / "run" / "run.toml")
+    assert run(tiny, again, tmp_path / "run", engine).complete
+    assert run(
+        tiny, config(Path("data/questions.jsonl"), limit=3), tmp_path / "run", engine
+    ).complete
+    assert len(engine.asked) == 3
+
+
 def test_changed_data_or_another_model_is_refused(tiny: ModelHandle, tmp_path: Path) -> None:
     path = write_questions(tmp_path / "data", COLOUR)
     engine = Scripted(lambda work: ("red", "red"))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import dataclasses
 import io
+from html import escape
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -19,6 +20,7 @@ from sinkscope.evaluation.report.terminal import show
 from sinkscope.evaluation.report.write import Report, make_report, write_report
 from sinkscope.evaluation.statistics.intervals import mcnemar
 from sinkscope.evaluation.statistics.settings import CompareSettings
+from sinkscope.evaluation.tasks.demo import read
 from tests.evaluation.report.made_up_run import record, scored, write_run
 
 QUICK = ReportSettings(data=False)
@@ -239,8 +241,6 @@ def test_ticks_reach_over_both_ends(low: float, high: float, marks: list[float] 
 def test_changed_questions_are_read_from_the_data_again(tmp_path: Path) -> None:
     """The scenes' own ids, so that texts and images are there."""
     name, kind = "scene-0-colour", "colour"
-    from sinkscope.evaluation.tasks.demo import read
-
     asked = next(iter(read(None)))
     name, kind = asked.id, asked.category
     records = [
@@ -251,10 +251,18 @@ def test_changed_questions_are_read_from_the_data_again(tmp_path: Path) -> None:
     report = make_report([run], ReportSettings(), CompareSettings(resamples=50))
     page = report.files["report.html"]
     assert "data:image/jpeg;base64," in page
-    from html import escape
-
     assert escape(asked.text) in page
     assert rows(report, "changed.csv")[0]["text"] == asked.text
+
+
+def test_the_data_is_read_without_the_judge_that_the_run_had(tmp_path: Path) -> None:
+    asked = next(iter(read(None)))
+    said = {"category": asked.category}
+    records = [record(asked.id, 0, "default", 0.0, **said), record(asked.id, 0, "var", 1.0, **said)]
+    judge = {"judge": "llm", "judge_model": "some"}
+    report = make_report([write_run(tmp_path / "run", records, run=judge)], None, FEW)
+    assert "data:image/jpeg;base64," in report.files["report.html"]
+    assert "some at OpenAI" in report.files["report.md"]
 
 
 def test_data_that_is_gone_leaves_ids(tmp_path: Path) -> None:
