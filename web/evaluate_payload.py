@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from sinkscope.evaluation.record import AnswerRecord
 from sinkscope.evaluation.report import words
 from sinkscope.evaluation.report.gather import Section, gather
 from sinkscope.evaluation.report.tables import Table, tables
+from sinkscope.evaluation.run_folder import CONFIG
 from sinkscope.evaluation.settings import read_config
 from sinkscope.evaluation.statistics.compare import (
     BETTER,
@@ -40,9 +42,10 @@ def read_section(folder: Path, resamples: int = RESAMPLES) -> Section:
     Raises:
         ValueError: there is no record yet, or no run.
     """
-    seed = read_config(folder / "run.toml").run.seed
-    chosen = CompareSettings(seed=seed, resamples=resamples)
-    return gather([folder], chosen)[0]
+    run = read_config(folder / CONFIG).run
+    section = gather([folder], CompareSettings(seed=run.seed, resamples=resamples))[0]
+    # Scenes have no end, so that many are asked; a stopped run has only read a part of them.
+    return replace(section, expected=run.limit)
 
 
 def live(section: Section) -> dict[str, Any]:
@@ -75,6 +78,7 @@ def build_evaluate_payload(
     header = {
         **live(section),
         "title": _title(section),
+        "settings": _settings(section),
         "complete": section.complete,
         "state": words.state(section),
         "warnings": list(section.warnings),
@@ -101,6 +105,18 @@ def _title(section: Section) -> str:
     count = section.answered if section.expected is None else section.expected
     on = f"{words.count(count)} question{'' if count == 1 else 's'} of drawn scenes"
     return f"{how} on {on} · {model}"
+
+
+def _settings(section: Section) -> str:
+    """What VAR was set to, in one line: the methods of a run differ in the control alone."""
+    var = [one.var for one in section.run.config.methods if one.var is not None]
+    if not var:
+        return ""
+    first = var[0]
+    dims = ", ".join(map(str, first["dims"]))
+    said = f"VAR: keep {first['keep']:g}, tau {first['tau']:.4g}, sink dimensions {dims}"
+    seeds = [one["seed"] for one in var if one.get("control") == "random"]
+    return said + (f"; seed of the control {seeds[0]}" if seeds else "")
 
 
 def _score(found: Comparison, name: str) -> dict[str, Any]:

@@ -109,6 +109,9 @@ def test_from_run_to_questions(make: Make, tmp_path: Path) -> None:
     header = opened(last)
     assert header["complete"] and header["methods"] == ["default", "var", "var-random"]
     assert header["title"].startswith("var, var-random against default on 14 questions of drawn")
+    assert header["settings"] == (
+        "VAR: keep 0.6, tau 5, sink dimensions 7, 30; seed of the control 0"
+    )
     kinds = [one["type"] for one in header["asked"]]
     right = [kinds.count("what"), kinds.count("what") + kinds.count("where"), 0]
     assert min(right[:2]) > 1
@@ -187,6 +190,7 @@ def test_stop_keeps_the_answers_and_go_on_asks_the_rest(make: Make) -> None:
     done = len(header["asked"])
     assert 3 <= done < 28 and not header["complete"]
     assert header["state"].startswith("THE RUN IS NOT COMPLETE.")
+    assert f"{done} of 28 questions" in header["state"] and "on 28 questions" in header["title"]
     assert handlers.open_evaluation({"run": last["run"]})["phase"] == "stopped"
 
     before = len(asked)

@@ -33,6 +33,8 @@ function sentence({ text, kind }) {
 
 function build() {
   $(".title").textContent = data.title;
+  $(".settings").textContent = data.settings;
+  $(".settings").hidden = !data.settings;
   $(".state").textContent = data.state;
   $(".warnings").replaceChildren(...data.warnings.map((text) => node("li", {}, text)));
   $(".said").replaceChildren(...data.said.map(sentence));

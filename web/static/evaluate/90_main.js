@@ -9,7 +9,7 @@ function complain(text) {
 
 // What of the result is to be seen: its end, or how a run stands while it is under way.
 function stage(busy) {
-  for (const part of [".state", ".warnings", ".said", ".acts", ".rest"]) $(part).hidden = busy;
+  for (const part of [".settings", ".state", ".warnings", ".said", ".acts", ".rest"]) $(part).hidden = busy;
   $(".blank").hidden = busy || Boolean(data);
   $(".work").hidden = !(busy || data);
 }
@@ -26,6 +26,7 @@ async function show(value) {
   complain(phase === "error" && value.message);
   if (busy) {
     sessionStorage.setItem("sinkscope-evaluation", value.run); // a reload shows what was answered
+    coming = null;
     stage(true);
     $(".title").textContent = value.live ? "So far" : "";
     figures(value.live || { scores: [] }, false);
@@ -45,7 +46,7 @@ async function show(value) {
   stage(false);
   build();
   sessionStorage.setItem("sinkscope-evaluation", data.run); // of this tab alone
-  remember(data.run, data.title);
+  remember(data.run, [data.title, ...data.settings.split(", sink")[0].split("VAR: ").slice(1)].join(" · "));
   root.dataset.ready = data.run;
 }
 
