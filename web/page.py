@@ -37,7 +37,6 @@ class App:
     slot: ModelSlot
     settings: Settings
     sinks: SinksHandlers
-    evaluations: EvaluateHandlers
 
 
 def build_app(
@@ -84,6 +83,5 @@ def build_app(
                 finder = SinksHandlers(settings, slot, handlers.runner, sinks)
                 build_sinks(finder, form)
             with gr.Tab("Evaluate", id="evaluate-tab", elem_id="evaluate-tab"):
-                evaluations = EvaluateHandlers(settings, slot, handlers.runner)
-                build_evaluate(evaluations, form)
-    return App(page, handlers, slot, settings, finder, evaluations)
+                build_evaluate(EvaluateHandlers(settings, slot, handlers.runner), form)
+    return App(page, handlers, slot, settings, finder)
