@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import gradio as gr
+from gradio.blocks import Block
 from gradio.components import Component
 
 from sinkscope.setting import offered
@@ -49,7 +50,12 @@ def build_evaluate(handlers: EvaluateHandlers, explore: Form) -> None:
                 [handlers.open_evaluation, handlers.evaluation_file],
             )
     handlers.component = shown
-    controls |= {"dims": explore.dims, "dims_of": explore.dims_of, "dims_tau": explore.tau}
+    asked: dict[str, Block] = {
+        **controls,
+        "dims": explore.dims,
+        "dims_of": explore.dims_of,
+        "dims_tau": explore.tau,
+    }
     waiting: dict[str, Any] = {
         "api_visibility": "private",  # the command line is the way to do it by script
         "show_progress": "hidden",
@@ -63,7 +69,7 @@ def build_evaluate(handlers: EvaluateHandlers, explore: Form) -> None:
         "show_progress": "hidden",
     }
     outputs = [shown, go, stop]
-    go.click(running(handlers), None, outputs, inputs_kwargs=controls, **waiting)
+    go.click(running(handlers), None, outputs, inputs_kwargs=asked, **waiting)
     shown.submit(going_on(handlers), None, outputs, **waiting)
     stop.click(stopping(handlers), None, None, **at_once)
     filled = shown.select(

@@ -9,7 +9,7 @@ function figures(now, over) {
   $(".apart").hidden = $(".early").hidden = !differences.length;
   $(".early").hidden = $(".early").hidden || over;
   $("[data-testid=evaluate-differences]").replaceChildren(differences.length ? plotted(differenceAxis(differences), points,
-    ["Against", "Difference", confidence, "Fixed", "Broken", "Same", ...(over ? ["Verdict"] : [])],
+    ["Methods", "Difference", confidence, "Fixed", "Broken", "Same", ...(over ? ["Verdict"] : [])],
     differences.map((one) => ({ name: `${one.method} − ${one.against}`, one, texts: [one.text, one.between, ...[one.fixed, one.broken, one.same].map(String), ...(over ? [verdict(one)] : [])] }))) : "");
 }
 
