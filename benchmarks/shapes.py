@@ -90,7 +90,7 @@ def build_handle(shape: str, device: str, dtype: torch.dtype, seed: int = 0) -> 
     profile = SinkProfile(
         info.id, info.family, size.hidden, size.layers, (1, 2), tau, "made up", "low"
     )
-    processor = SimpleNamespace(tokenizer=tokenizer)
+    processor = SimpleNamespace(tokenizer=tokenizer, note="")
     return ModelHandle(info, model, processor, family, family.text_stack(model), profile)
 
 

@@ -56,7 +56,9 @@ def norm(handle: ModelHandle, inputs: PromptInputs, batch: int, mark: Mark) -> A
 def _measured(
     handle: ModelHandle, inputs: PromptInputs, batch: int, mark: Mark, settings: FindSettings
 ) -> Any:
-    family = SimpleNamespace(name=handle.info.family, prepare=lambda *_: inputs)
+    family = SimpleNamespace(
+        name=handle.info.family, sees_images=True, pixel_bounds=True, prepare=lambda *_: inputs
+    )
     given = dataclasses.replace(handle, family=family)  # type: ignore[arg-type]
     images = (Image.new("RGB", (28, 28)),)
     samples = [Sample(f"sample {index}", images) for index in range(batch)]

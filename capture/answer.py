@@ -79,10 +79,7 @@ def answer(
     mark = mark or next((own for own in var if own is not None), None)
     decoding = decide(handle, settings, inputs.layout.length)
     probes = _Probes.of(handle, inputs, settings, settings.max_new_tokens, rows, mark)
-    answers = [
-        AnswerTokens(handle.processor.tokenizer, row, _for_row(on_token, row))
-        for row in range(rows)
-    ]
+    answers = [AnswerTokens(handle.tokenizer, row, _for_row(on_token, row)) for row in range(rows)]
     interventions = [VAR(tuple(var))] if any(own is not None for own in var) else []
     began = time.perf_counter()
     with (
@@ -161,7 +158,7 @@ def score_answer(
             use_cache=True,
             logits_to_keep=count,
         ).logits[0]
-    pieces = TextPieces(handle.processor.tokenizer)
+    pieces = TextPieces(handle.tokenizer)
     described = [
         describe_token(pieces, row, token.id)
         for row, token in zip(logits, told.tokens, strict=True)

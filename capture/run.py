@@ -176,7 +176,7 @@ class Decoding:
         """What ends the run that is about to begin."""
         strings = None
         if self.stop_strings:
-            strings = StopStringCriteria(handle.processor.tokenizer, list(self.stop_strings))
+            strings = StopStringCriteria(handle.tokenizer, list(self.stop_strings))
         end = end_tokens(handle)
         return Ending(probes, end, stop=stop, max_time=self.max_time, stop_strings=strings)
 

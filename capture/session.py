@@ -26,7 +26,7 @@ from torch import Tensor, nn
 
 from sinkscope.capture.probes.base import Probe, Reader
 from sinkscope.interventions.base import Acting, Intervention, overrides
-from sinkscope.models.family import PromptInputs, TextStack
+from sinkscope.models.family import PromptInputs
 from sinkscope.models.loading import ModelHandle
 from sinkscope.models.plan import PLAN_KEY, ForwardPlan, LayerPlan, Looker
 from sinkscope.models.run_info import RunInfo, Step
@@ -40,6 +40,7 @@ from sinkscope.models.sites import (
     put,
     take,
 )
+from sinkscope.models.stack import TextStack
 
 if TYPE_CHECKING:
     from sinkscope.capture.prefix import Prefix
@@ -209,11 +210,12 @@ class _Wiring:
         """Before each pass of the text model: advance the step, hand the plan down."""
         if kwargs.get(PLAN_KEY) is not None:
             raise RuntimeError("Another session is attached to this model; leave it first.")
-        size, queries, _ = kwargs["inputs_embeds"].shape
+        size, queries = _sizes(args, kwargs)
         self._plan.begin_forward(queries, size, _passed(kwargs.get("past_key_values")))
         step = self._run.step
         for at, looker in self._inputs:
-            looker.see(at.site, NO_LAYER, dict(kwargs), range(step.start, step.start + queries))
+            given = dict(kwargs) if not args else {"input_ids": args[0], **kwargs}
+            looker.see(at.site, NO_LAYER, given, range(step.start, step.start + queries))
         return args, {**kwargs, PLAN_KEY: self._plan}
 
     def _at_logits(self, module: nn.Module, args: tuple[Any, ...], logits: Tensor) -> None:
@@ -249,10 +251,8 @@ class _Wiring:
         """What is at a site in the current pass: changed, shown, handed on; `given` itself where
         nothing changes."""
         step = self._run.step
-        values, heads = given, site.point.heads
-        if heads is not None:
-            values = given.view(*given.shape[:-1], heads, -1)
-        whole = values
+        values = whole = site.point.values(given)
+        seen = False
         for at, acting in site.edits:
             if here := at.here(step.start, step.length):
                 part = take(values, here, step.start)
@@ -272,9 +272,10 @@ class _Wiring:
                     # What is seen must be what is used, or nothing depends on it.
                     values = put(values, here, step.start, part)
                 looker.see(site.name, site.layer, part, here)
-        if values is whole:
-            return given
-        return values if heads is None else values.flatten(-2)
+                seen = True
+        if values is whole and (site.point.heads is None or not (seen and self._plan.gradients)):
+            return given  # else what was seen is a view, and nothing would depend on it
+        return site.point.replaced(given, values)
 
     def _layers(self, layers: Sequence[int] | None, site: str) -> Sequence[int]:
         count = len(self._stack.layers)
@@ -317,6 +318,19 @@ class _InRange:
                 f"{tuple(rows.shape)} in layer {layer}; the shape must stay."
             )
         return new
+
+
+def _sizes(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[int, int]:
+    """Batch rows and positions of a pass, by what the text model is called with
+    (`models.stack.TextStack.language_model`)."""
+    embeds = kwargs.get("inputs_embeds")
+    given = embeds if embeds is not None else kwargs.get("input_ids", args[0] if args else None)
+    if given is None:
+        raise RuntimeError(
+            "The text model was called with neither inputs_embeds nor input_ids; its family "
+            "adapter names the wrong module as language_model."
+        )
+    return int(given.shape[0]), int(given.shape[1])
 
 
 def _passed(cache: Any) -> int | None:

@@ -181,7 +181,7 @@ def stash_run(
     asked, last = kept_positions(inputs.layout, settings), inputs.layout.length - 1
     first = min(asked.start, last)
     kept = QueriesAndKeys(layers, first)
-    answer = AnswerTokens(handle.processor.tokenizer)
+    answer = AnswerTokens(handle.tokenizer)
     profile = handle.profile
     marks = None if profile is None else SinkScores(profile.dims, profile.tau)
     decoding = decide(handle, settings, inputs.layout.length)

@@ -57,7 +57,11 @@ def install(model: PreTrainedModel) -> None:
         )
     AttentionInterface.register(NAME, attention_forward)
     AttentionMaskInterface.register(NAME, sdpa_mask)
-    model.set_attn_implementation({"text_config": NAME})
+    # A model whose own config is that of its text model takes the name, others by part.
+    parts = getattr(model.config, "sub_configs", {})
+    text = model.config.get_text_config()
+    key = next((part for part in parts if getattr(model.config, part, None) is text), None)
+    model.set_attn_implementation(NAME if key is None else {key: NAME})
 
 
 def attention_forward(

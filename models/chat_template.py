@@ -43,10 +43,12 @@ class ChatTemplate:
         text: Jinja source.
         parts_only: system messages and answers must be given as a list of parts, as messages with
             images are; as plain texts it does not show them.
+        plain: a text model's: everything must be given as plain text.
     """
 
     text: str
     parts_only: bool = False
+    plain: bool = False
 
 
 @dataclass(frozen=True)
@@ -169,7 +171,8 @@ def render(
     except TemplateError as error:
         raise TemplateError(f"The model's chat template cannot be used here: {error}.") from error
     cuts = [outline.find(placeholder) for _, placeholder in places]
-    if outline.count(image_token) != images or any(outline.count(p) != 1 for _, p in places):
+    other_images = not template.plain and outline.count(image_token) != images
+    if other_images or any(outline.count(p) != 1 for _, p in places):
         shown = [kind for kind, place in places if outline.count(place) != 1]
         what = "the images" if not shown else f"a {shown[0]} message"
         raise TemplateError(
@@ -178,10 +181,21 @@ def render(
         )
     if cuts != sorted(cuts):
         raise TemplateError("The model's chat template changes the order of the conversation.")
-    if text.count(image_token) != images:
+    if not template.plain and text.count(image_token) != images:
         raise TemplateError("The model's chat template shows this prompt with other images.")
     parts = re.split("|".join(re.escape(place) for _, place in places), outline)
     return Rendered(text, _found_again(text, parts, said), mark)
+
+
+def template_tokens(tokenizer: PreTrainedTokenizerBase, own: Sequence[str] = ()) -> dict[int, str]:
+    """Id and text of every token that only a template may write: all added tokens that are
+    special, whatever list of the tokenizer's names them, and the family's `own`."""
+    added = tokenizer.added_tokens_decoder
+    return {
+        token: about.content
+        for token, about in added.items()
+        if about.content and (about.special or about.content in own)
+    }
 
 
 def _named(file: str, given: object) -> Iterator[tuple[str, str, object]]:
@@ -263,7 +277,7 @@ def _apply(
     pictures: list[dict[str, str]] = [{"type": "image", "image": "image"}] * images
     for kind, text in turns:
         content: Any = text
-        if kind == "user":
+        if kind == "user" and not template.plain:
             content = [*pictures, {"type": "text", "text": text}]
             pictures = []
         elif template.parts_only:

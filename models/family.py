@@ -7,19 +7,18 @@ module path.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import numpy as np
 import torch
 from PIL import Image
 
-from sinkscope.models.sites import HookPoint
+from sinkscope.models.stack import TextStack
 
 if TYPE_CHECKING:
-    from torch import nn
-    from transformers import DynamicCache, PreTrainedModel
+    from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
 
     from sinkscope.models.weights import StoredTensor
 
@@ -144,8 +143,9 @@ class PromptInputs:
         token_ids: the N prompt token ids.
         token_texts: what to show for each of them; they join to the decoded prompt
             (`models.token_texts`).
-        system, min_pixels, max_pixels, history: what it was prepared with (`ModelHandle.prepare`),
-            so that another prompt can be prepared on the same images in the same way.
+        system, min_pixels, max_pixels, history, chat: what it was prepared with
+            (`ModelHandle.prepare`), so that another prompt can be prepared on the same images in
+            the same way.
     """
 
     tensors: Mapping[str, torch.Tensor]
@@ -158,50 +158,70 @@ class PromptInputs:
     min_pixels: int | None = None
     max_pixels: int | None = None
     history: tuple[tuple[str, str], ...] = ()
+    chat: bool = True
 
 
 @dataclass(frozen=True)
-class TextStack:
-    """The parts of a loaded model that capture and interventions hook into, and its sizes.
+class PromptRequest:
+    """What `ModelHandle.prepare` asks a family for.
 
     Attributes:
-        language_model: called once a forward pass with `inputs_embeds`; passes its keyword
-            arguments down to attention.
-        layers: the decoder layers in order.
-        output_head: maps hidden states to logits (B, n, vocabulary).
-        hidden_size, heads, kv_heads: sizes, from the loaded config.
-        points: site (`models.sites`) -> where it is in a decoder layer.
-        windows: of each layer, how many keys a query sees at most, itself among them; None for all.
+        images: RGB, in the order shown, before the text; none for a text model.
+        prompt: the user's text, taken literally.
+        system: replaces the template's own system message.
+        history: earlier turns, (what the user said, what was answered), oldest first; the images
+            belong to the first turn.
+        min_pixels, max_pixels: area bounds of the resized image for this prompt alone; always None
+            where the family's `pixel_bounds` is false.
+        chat: put the conversation into the chat template; else the prompt is the text alone. None:
+            as the family's kind has it; a family is told true or false, and always true where it
+            sees images.
     """
 
-    language_model: nn.Module
-    layers: Sequence[nn.Module]
-    output_head: nn.Module
-    hidden_size: int
-    heads: int
-    kv_heads: int
-    points: Mapping[str, Callable[[nn.Module], HookPoint]] = field(default_factory=dict)
-    windows: Sequence[int | None] = ()
+    images: Sequence[Image.Image]
+    prompt: str
+    system: str | None = None
+    history: Sequence[tuple[str, str]] = ()
+    min_pixels: int | None = None
+    max_pixels: int | None = None
+    chat: bool | None = None
 
-    def point(self, site: str, layer: int) -> HookPoint:
-        """The module that has a site's role in a layer.
 
-        Raises:
-            ValueError: the family has no such site, or the model no such layer.
-        """
-        if site not in self.points:
-            raise ValueError(f"site is {site!r}; this model has {', '.join(self.points)}.")
-        if not 0 <= layer < len(self.layers):
-            raise ValueError(
-                f"layers has {layer}; this model has layers 0 to {len(self.layers) - 1}."
-            )
-        return self.points[site](self.layers[layer])
+class Processor(Protocol):
+    """What everybody may use of what a family's `load_processor` gives; the rest is its own."""
+
+    @property
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        """transformers' tokenizer: texts of answers, stop strings, words that hide tokens."""
+        ...
+
+    @property
+    def note(self) -> str:
+        """What a user should know of the files; "" where there is nothing."""
+        ...
 
 
 class Family(Protocol):
-    """What a model family adapter provides."""
+    """What a model family adapter provides.
 
-    name: str
+    Attributes:
+        name: as in `ModelInfo.family` and in sink profiles.
+        loader: the class of transformers whose `from_pretrained` makes the model.
+        sees_images: whether prompts have images; else it is a text model.
+        pixel_bounds: whether it takes `min_pixels` and `max_pixels`.
+    """
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def loader(self) -> Any: ...
+
+    @property
+    def sees_images(self) -> bool: ...
+
+    @property
+    def pixel_bounds(self) -> bool: ...
 
     def recognises(self, config: Any) -> bool:
         """Whether a loaded `transformers` config belongs to this family."""
@@ -232,17 +252,13 @@ class Family(Protocol):
         """Raise ValueError where a processor was made for another model than the config's."""
         ...
 
-    def prepare(
-        self,
-        processor: Any,
-        config: Any,
-        images: Sequence[Image.Image],
-        prompt: str,
-        system: str | None,
-        min_pixels: int | None,
-        max_pixels: int | None,
-        history: Sequence[tuple[str, str]] = (),
-    ) -> PromptInputs: ...
+    def prepare(self, processor: Any, config: Any, request: PromptRequest) -> PromptInputs:
+        """Turn images and a prompt into tensors and their layout.
+
+        Raises:
+            ValueError: they cannot be made into a prompt; the text says what is wrong.
+        """
+        ...
 
     def forward_prefix(
         self, model: PreTrainedModel, tensors: Mapping[str, torch.Tensor], stop: int

@@ -17,19 +17,29 @@ from typing import Any
 
 import torch
 from PIL import Image
-from transformers import AutoConfig, GenerationConfig, PreTrainedModel
+from transformers import (
+    AutoConfig,
+    GenerationConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 
 from sinkscope.config import DType, ModelSettings
 from sinkscope.models import attention
-from sinkscope.models.family import Family, PromptInputs, TextStack
+from sinkscope.models.family import Family, Processor, PromptInputs, PromptRequest
 from sinkscope.models.generation_file import GenerationFile, read_generation_file
-from sinkscope.models.images import as_rgb
+from sinkscope.models.gpt2 import gpt2
+from sinkscope.models.gpt_neox import gpt_neox
 from sinkscope.models.info import ModelInfo
+from sinkscope.models.llama_like import llama_like
 from sinkscope.models.profiles import SinkProfile, check_fits, find_profile, read_profile
+from sinkscope.models.prompt_request import check_pixel_bounds, checked
 from sinkscope.models.quantised import check_quantisation
 from sinkscope.models.qwen2_5_vl import Qwen25VL
 from sinkscope.models.reading import load_weights
 from sinkscope.models.source import ModelError, Progress, fingerprint, first_line, locate
+from sinkscope.models.stack import TextStack
+from sinkscope.models.text_family import TextFamily
 from sinkscope.models.weights import (
     ADAPTER,
     INDEX,
@@ -40,8 +50,15 @@ from sinkscope.models.weights import (
     weight_files,
 )
 
-FAMILIES: tuple[Family, ...] = (Qwen25VL(),)
-MAX_PROMPT_CHARACTERS = 20_000
+FAMILIES: tuple[Family, ...] = (
+    Qwen25VL(),
+    TextFamily("qwen2", llama_like),  # and Qwen2.5
+    TextFamily("qwen3", llama_like),
+    TextFamily("llama", llama_like),
+    TextFamily("mistral", llama_like),
+    TextFamily("gpt2", gpt2, learned_positions=True),
+    TextFamily("gpt_neox", gpt_neox),  # and Pythia
+)
 
 
 @dataclass(frozen=True)
@@ -51,7 +68,7 @@ class ModelHandle:
     Attributes:
         info: id, revision, sizes, dtype, device: what a trace records.
         model: the transformers model, in eval mode, without gradients.
-        processor: the family's tokenizer, image processor and chat template.
+        processor: the family's tokenizer, and what else it needs to prepare a prompt.
         family: the adapter.
         stack: the parts that capture hooks into.
         profile: the model's sink dimensions, or None where none are known.
@@ -61,7 +78,7 @@ class ModelHandle:
 
     info: ModelInfo
     model: PreTrainedModel
-    processor: Any
+    processor: Processor
     family: Family
     stack: TextStack
     profile: SinkProfile | None
@@ -74,6 +91,11 @@ class ModelHandle:
         device: torch.device = self.model.get_input_embeddings().weight.device
         return device
 
+    @property
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        """Of the checkpoint."""
+        return self.processor.tokenizer
+
     def prepare(
         self,
         images: Sequence[Image.Image],
@@ -83,70 +105,40 @@ class ModelHandle:
         min_pixels: int | None = None,
         max_pixels: int | None = None,
         history: Sequence[tuple[str, str]] = (),
+        chat: bool | None = None,
     ) -> PromptInputs:
         """Turn images and a prompt into what the model takes. The result says what it was made of.
 
         Args:
             images: Pillow images, shown before the text; made upright RGB (`models.images.as_rgb`).
+                At least one for a family that sees images, none for a text model.
             prompt: the user's text; special tokens typed in it stay plain text.
             system: replaces the chat template's own system message.
             min_pixels, max_pixels: area bounds of the resized image for this prompt alone.
             history: earlier turns of the conversation, (what the user said, what was answered),
                 oldest first; the images are shown in the first.
+            chat: put the conversation into the chat template. None: as the family does it, which
+                is with the template where it sees images, and the bare text for a text model.
 
         Raises:
-            ValueError: no image or an unusable one, an empty prompt or turn, a text that is none, a
-                conversation too long, or pixel bounds outside their range.
+            ValueError: no image or an unusable one, or images for a text model, an empty prompt or
+                turn, a text that is none, a conversation too long, or pixel bounds outside their
+                range or for a family that takes none.
         """
-        if isinstance(images, Image.Image):
-            raise ValueError("images is one image; allowed: a list of images.")
-        if not images:
-            raise ValueError("There is no image; give at least one.")
-        for what, text in (("prompt", prompt), ("system", "" if system is None else system)):
-            check_text(what, text)
-        for text in (text for turn in history for text in turn):
-            check_text("history", text)
-        if not prompt.strip():
-            raise ValueError("The prompt is empty; ask something about the image.")
-        if any(not text.strip() for turn in history for text in turn):
-            raise ValueError(
-                "history has an empty text; each turn is (what the user said, the answer)."
-            )
-        characters = len(prompt) + sum(len(text) for turn in history for text in turn)
-        if characters > MAX_PROMPT_CHARACTERS:
-            what = "conversation" if history else "prompt"
-            raise ValueError(
-                f"The {what} has {characters} characters; at most {MAX_PROMPT_CHARACTERS} "
-                "are allowed."
-            )
-        rgb = [as_rgb(image) for image in images]
-        made = self.family.prepare(
-            self.processor,
-            self.model.config,
-            rgb,
-            prompt,
-            system,
-            min_pixels,
-            max_pixels,
-            history,
+        request = checked(
+            self.family,
+            self.info.id,
+            PromptRequest(images, prompt, system, history, min_pixels, max_pixels, chat),
         )
+        made = self.family.prepare(self.processor, self.model.config, request)
         return dataclasses.replace(
             made,
-            system=system,
-            min_pixels=min_pixels,
-            max_pixels=max_pixels,
-            history=tuple((asked, answered) for asked, answered in history),
+            system=request.system,
+            min_pixels=request.min_pixels,
+            max_pixels=request.max_pixels,
+            history=request.history,
+            chat=bool(request.chat),
         )
-
-
-def check_text(what: str, text: object) -> None:
-    """Refuse what cannot be encoded: no string, or half of a surrogate pair."""
-    if not isinstance(text, str):
-        raise ValueError(f"{what} is a {type(text).__name__}; allowed: a text.")
-    try:
-        text.encode("utf-8")
-    except UnicodeEncodeError as error:
-        raise ValueError(f"{what} has characters that are no valid Unicode text.") from error
 
 
 def load_model(
@@ -254,7 +246,6 @@ def read_configuration(settings: ModelSettings, source: Path) -> tuple[Any, Fami
     raise ModelError(
         f"{settings.model} is a {getattr(config, 'model_type', 'model of unknown type')!r} model; "
         f"SinkScope works with {', '.join(f.name for f in FAMILIES)}."
-        + ("" if hasattr(config, "vision_config") else " It has no vision tower.")
     )
 
 
@@ -316,6 +307,7 @@ def checked_files(
 def _processor(settings: ModelSettings, source: Path, config: Any, family: Family) -> Any:
     options = {"min_pixels": settings.min_pixels, "max_pixels": settings.max_pixels}
     try:
+        check_pixel_bounds(family, settings.min_pixels, settings.max_pixels)
         processor = family.load_processor(str(source), options)
         family.check(processor, config)
     except (OSError, ImportError, json.JSONDecodeError, KeyError, TypeError) as error:

@@ -7,21 +7,27 @@ names, chat format), `qwen_images` (sizes, pixels) and `qwen_weights` (names of 
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-from PIL import Image
-from transformers import AutoTokenizer, DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoModelForImageTextToText,
+    AutoTokenizer,
+    DynamicCache,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 
 from sinkscope.models.chat_template import ChatTemplate, candidates, choose
-from sinkscope.models.family import ImageGrid, PromptInputs, PromptLayout, TextStack
+from sinkscope.models.family import ImageGrid, PromptInputs, PromptLayout, PromptRequest
+from sinkscope.models.llama_like import llama_like
 from sinkscope.models.qwen_images import load_image_processor, pixel_bounds, vision_tensors
 from sinkscope.models.qwen_prompt import IMAGE_TOKEN, OWN_TEMPLATE, conversation, encode, segments
 from sinkscope.models.qwen_weights import config_problem, missing_words, weights_problem
-from sinkscope.models.sites import HookPoint
+from sinkscope.models.stack import TextStack
 from sinkscope.models.token_texts import token_texts
 from sinkscope.models.weights import StoredTensor, is_pointer
 
@@ -52,6 +58,9 @@ class Qwen25VL:
     """Family adapter (`models.family.Family`)."""
 
     name = "qwen2_5_vl"
+    loader = AutoModelForImageTextToText
+    sees_images = True
+    pixel_bounds = True
 
     def recognises(self, config: Any) -> bool:
         return getattr(config, "model_type", None) == "qwen2_5_vl"
@@ -69,18 +78,7 @@ class Qwen25VL:
         return missing_words(missing)
 
     def text_stack(self, model: PreTrainedModel) -> TextStack:
-        text = model.model.language_model
-        config = model.config.text_config
-        return TextStack(
-            language_model=text,
-            layers=tuple(text.layers),
-            output_head=model.lm_head,
-            hidden_size=config.hidden_size,
-            heads=config.num_attention_heads,
-            kv_heads=config.num_key_value_heads,
-            points=_points(config.num_attention_heads, config.num_key_value_heads),
-            windows=tuple(layer.self_attn.sliding_window for layer in text.layers),
-        )
+        return llama_like(model.model.language_model, model.lm_head, model.config.text_config)
 
     def load_processor(self, source: str, options: Mapping[str, Any]) -> QwenProcessor:
         """Load tokenizer, image processor and chat template.
@@ -128,29 +126,13 @@ class Qwen25VL:
                 )
 
     def prepare(
-        self,
-        processor: QwenProcessor,
-        config: Any,
-        images: Sequence[Image.Image],
-        prompt: str,
-        system: str | None,
-        min_pixels: int | None = None,
-        max_pixels: int | None = None,
-        history: Sequence[tuple[str, str]] = (),
+        self, processor: QwenProcessor, config: Any, request: PromptRequest
     ) -> PromptInputs:
-        """Turn images (RGB, shown before the text) and a prompt into tensors and their layout.
-
-        Args:
-            processor: from `load_processor`.
-            config: the loaded model's config.
-            images: any number, in the order shown.
-            prompt: the user's text, taken literally.
-            system: replaces the template's own system message.
-            min_pixels, max_pixels: area bounds of the resized image for this prompt alone.
-            history: earlier turns, (what the user said, what was answered), oldest first; the
-                images belong to the first turn.
-        """
-        shortest, longest = pixel_bounds(processor.image_processor, min_pixels, max_pixels)
+        """See `Family`."""
+        images, prompt = tuple(request.images), request.prompt
+        shortest, longest = pixel_bounds(
+            processor.image_processor, request.min_pixels, request.max_pixels
+        )
         vision = (
             vision_tensors(processor.image_processor, images, shortest, longest) if images else {}
         )
@@ -158,7 +140,7 @@ class Qwen25VL:
         merge = config.vision_config.spatial_merge_size
         patch = config.vision_config.patch_size
         counts = [t * h * w // merge**2 for t, h, w in grids]
-        turns = conversation(prompt, system, history)
+        turns = conversation(prompt, request.system, request.history)
         with processor.lock:
             pieces = encode(processor.tokenizer, processor.template, turns, counts)
 
@@ -197,7 +179,7 @@ class Qwen25VL:
             **vision,
         }
         texts = token_texts(processor.tokenizer, ids)
-        return PromptInputs(tensors, layout, tuple(images), prompt, tuple(ids), texts)
+        return PromptInputs(tensors, layout, images, prompt, tuple(ids), texts)
 
     def forward_prefix(
         self, model: PreTrainedModel, tensors: Mapping[str, torch.Tensor], stop: int
@@ -261,21 +243,3 @@ def _tokenizer(source: str) -> PreTrainedTokenizerBase:
             "tokenizer's files of the base model."
         )
     return tokenizer
-
-
-def _points(heads: int, kv_heads: int) -> dict[str, Callable[[Any], HookPoint]]:
-    """Where each site is in a decoder layer (`models.sites`)."""
-    return {
-        "block_in": lambda layer: HookPoint(layer, "input"),
-        "q": lambda layer: HookPoint(layer.self_attn.q_proj, "output", heads),
-        "k": lambda layer: HookPoint(layer.self_attn.k_proj, "output", kv_heads),
-        "v": lambda layer: HookPoint(layer.self_attn.v_proj, "output", kv_heads),
-        "attn_out": lambda layer: HookPoint(layer.self_attn, "output"),
-        "mlp_norm_in": lambda layer: HookPoint(layer.post_attention_layernorm, "input"),
-        "mlp_in": lambda layer: HookPoint(layer.mlp, "input"),
-        "gate": lambda layer: HookPoint(layer.mlp.gate_proj, "output"),
-        "up": lambda layer: HookPoint(layer.mlp.up_proj, "output"),
-        "z": lambda layer: HookPoint(layer.mlp.down_proj, "input"),
-        "mlp_out": lambda layer: HookPoint(layer.mlp, "output"),
-        "block_out": lambda layer: HookPoint(layer, "output"),
-    }

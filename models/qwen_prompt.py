@@ -12,7 +12,14 @@ from dataclasses import dataclass
 
 from transformers import PreTrainedTokenizerBase
 
-from sinkscope.models.chat_template import ChatTemplate, Rendered, TemplateError, Turn, render
+from sinkscope.models.chat_template import (
+    ChatTemplate,
+    Rendered,
+    TemplateError,
+    Turn,
+    render,
+    template_tokens,
+)
 from sinkscope.models.family import Segment, SegmentKind
 
 IMAGE_TOKEN = "<|image_pad|>"
@@ -146,12 +153,7 @@ def encode(
 def control_tokens(tokenizer: PreTrainedTokenizerBase) -> dict[int, str]:
     """Id and text of every token that only the template may write: all added tokens that are
     special, whatever list of the tokenizer's names them, and the family's own."""
-    added = tokenizer.added_tokens_decoder
-    return {
-        token: about.content
-        for token, about in added.items()
-        if about.content and (about.special or about.content in CONTROL_TOKENS)
-    }
+    return template_tokens(tokenizer, CONTROL_TOKENS)
 
 
 def segments(pieces: Sequence[Piece]) -> tuple[Segment, ...]:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoModelForImageTextToText, GenerationConfig, PreTrainedModel
+from transformers import GenerationConfig, PreTrainedModel
 
 from sinkscope.config import ModelSettings
 from sinkscope.models.family import Family
@@ -42,7 +42,7 @@ def load_weights(
         ModelError: they do not fit into memory or the config, or are damaged or not complete.
     """
     try:
-        model, notes = AutoModelForImageTextToText.from_pretrained(
+        model, notes = family.loader.from_pretrained(
             source,
             config=config,
             dtype=kind,

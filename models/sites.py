@@ -6,18 +6,23 @@ A site is a role in a decoder layer (`block_in`, `z`, ...). The family says whic
     block_in     residual stream at the layer's input                       (B, N, D)
     q, k, v      projections, by head, BEFORE rotary embedding              (B, N, H or Hkv, Dh)
     attn_out     attention output, after the output projection              (B, N, D)
-    mlp_norm_in  residual stream before the MLP's norm: block_in + attn_out (B, N, D)
+    mlp_norm_in  what the MLP's norm is given: block_in + attn_out, or      (B, N, D)
+                 block_in where attention and MLP are parallel (GPT-NeoX)
     mlp_in       the MLP's input, after its norm                            (B, N, D)
     gate, up     projections of the MLP, before the activation              (B, N, F)
-    z            input of the down projection: act(gate) * up               (B, N, F)
+    z            input of the down projection: act(gate) * up, or act(fc)   (B, N, F)
     mlp_out      MLP output                                                 (B, N, D)
     block_out    residual stream at the layer's output                      (B, N, D)
+
+A family whose MLP has no gate (GPT-2, GPT-NeoX) has no `gate` and `up`. Asking for a site that a
+model does not have is an error that lists those it has.
 
 A change at `block_in` or `block_out` changes the residual stream. One at `mlp_norm_in` or `mlp_in`
 changes what the MLP is given and leaves the residual stream beside it as it is; what attention adds
 to the stream is changed at `attn_out`.
 
-q and k are taken before rotary embedding because a change made there reaches the key cache, so that
+q and k are taken before rotary embedding (and behind the norms of queries and keys, where a family
+has them: Qwen3) because a change made there reaches the key cache, so that
 later tokens see it as well; their norms are the same before and after. The rotated queries and keys
 that attention multiplies are the read-only site `queries_keys`.
 
@@ -124,6 +129,22 @@ class QueriesKeys(NamedTuple):
 
 
 @dataclass(frozen=True)
+class Fused:
+    """One of the things that a projection computes together.
+
+    Attributes:
+        part: which of them.
+        parts: how many there are.
+        by_head: the last axis is (heads, parts, Dh), as in GPT-NeoX; else (parts, heads, Dh), as in
+            GPT-2.
+    """
+
+    part: int
+    parts: int
+    by_head: bool
+
+
+@dataclass(frozen=True)
 class HookPoint:
     """A module's input or output.
 
@@ -131,11 +152,37 @@ class HookPoint:
         module: what is hooked.
         side: `input`: its first argument; `output`: what it returns, or the first part of it.
         heads: how many heads the last axis is to be split into; None: it is not split.
+        fused: which part of it is meant, where the module computes several.
     """
 
     module: nn.Module
     side: Literal["input", "output"]
     heads: int | None = None
+    fused: Fused | None = None
+
+    def values(self, given: Tensor) -> Tensor:
+        """The site's values in what passes the module (B, N, ...): a view of it, by head."""
+        if self.heads is None:
+            return given
+        if self.fused is None:
+            return given.view(*given.shape[:-1], self.heads, -1)
+        parts, part = self.fused.parts, self.fused.part
+        if self.fused.by_head:
+            return given.view(*given.shape[:-1], self.heads, parts, -1)[..., part, :]
+        return given.view(*given.shape[:-1], parts, self.heads, -1)[..., part, :, :]
+
+    def replaced(self, given: Tensor, values: Tensor) -> Tensor:
+        """What passes the module, with these values in the site's place; a new tensor."""
+        if self.heads is None:
+            return values
+        if self.fused is None:
+            return values.flatten(-2)
+        parts, by_head = self.fused.parts, self.fused.by_head
+        shape = (self.heads, parts) if by_head else (parts, self.heads)
+        axis = -2 if by_head else -3
+        pieces = list(given.view(*given.shape[:-1], *shape, -1).unbind(axis))
+        pieces[self.fused.part] = values
+        return torch.stack(pieces, axis).flatten(-3)
 
 
 def take(values: Tensor, positions: Sequence[int], start: int) -> Tensor:

@@ -68,7 +68,7 @@ class ToldAnswer:
 
 def answer_tokens(handle: ModelHandle, text: str, most: int) -> tuple[int, ...]:
     """The first `most` tokens of an answer's text; special tokens written in it stay plain text."""
-    coded = handle.processor.tokenizer(text, add_special_tokens=False, split_special_tokens=True)
+    coded = handle.tokenizer(text, add_special_tokens=False, split_special_tokens=True)
     return tuple(coded["input_ids"][:most])
 
 

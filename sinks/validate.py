@@ -246,7 +246,7 @@ def _one(task: _Task, sample: Sample, asked: _Asked, sweeps: bool) -> Record:
         return float(changes[chosen].mean())
 
     at_tau = {name: change(chosen) for name, chosen in rows.items()}
-    text = handle.processor.tokenizer.decode(answer, clean_up_tokenization_spaces=False)
+    text = handle.tokenizer.decode(answer, clean_up_tokenization_spaces=False)
     return Record(
         evidence=SampleEvidence(
             id=sample.id,
