@@ -42,7 +42,11 @@ class Scan:
             if site in wanted or site != "v"
         )
         groups = study.names
-        self.vectors = {(site, name): Vectors() for site in (*self.sites, "k") for name in groups}
+        sites: tuple[Site, ...] = (*self.sites, "k")
+        self.vectors = {(site, name): Vectors() for site in sites for name in groups}
+        self.along = {
+            (site, name): Vectors() for site in SITES["hidden"] for name in groups
+        }  # the same on the sink dimensions alone
         self.attention: dict[str, list[Tensor]] = {name: [] for name in groups}
         self.cosines: dict[str, list[Tensor]] = {name: [] for name in groups}
         self.rates: dict[str, list[Tensor]] = {name: [] for name in groups}
@@ -69,6 +73,8 @@ class Scan:
             for name in study.names:
                 if len(rows := case.rows(name)):
                     self.vectors[site, name].add(stacked[rows])
+                    if study.dims and site != "v":
+                        self.along[site, name].add(stacked[rows][..., list(study.dims)])
                     if site == "block_in":
                         self._extremes(name, stacked[rows])
         if looks:
@@ -123,51 +129,59 @@ def run(study: Study, settings: ScanSettings) -> Findings:
 
 
 def _origin(scan: Scan, study: Study) -> tuple[dict[str, Cell], str, Table]:
-    """The first part whose norm at the sink stands out."""
+    """The first part whose norm at the sink stands out; on the sink dimensions, where known."""
     sink, reference = study.sink, study.reference
-    parts: list[tuple[str, int, float, float]] = []
-    residual = {name: scan.vectors["block_in", name].norm() for name in (sink, reference)}
-    parts.append(("input", 0, float(residual[sink][0]), float(residual[reference][0])))
+    places: list[tuple[str, Site, int]] = [("input", "block_in", 0)]
     for layer in range(study.layers):
-        for site, word in (("attn_out", "attention"), ("mlp_out", "mlp")):
-            norms = [float(scan.vectors[site, name].norm()[layer]) for name in (sink, reference)]
-            parts.append((word, layer, norms[0], norms[1]))
-    excess = [own - other for _, _, own, other in parts]
-    largest = max(excess)
+        places += [("attention", "attn_out", layer), ("mlp", "mlp_out", layer)]
+
+    def norms(of: dict[tuple[Site, str], Vectors], name: str) -> list[float]:
+        each = {site: of[site, name].norm().tolist() for site in SITES["hidden"]}
+        return [each[site][layer] for _, site, layer in places]
+
+    whole = {name: norms(scan.vectors, name) for name in (sink, reference)}
+    along = {name: norms(scan.along, name) for name in (sink, reference)} if study.dims else whole
+    excess = [own - other for own, other in zip(along[sink], along[reference], strict=True)]
     found = next(
         (
-            part
-            for part, more in zip(parts, excess, strict=True)
-            if more >= HALF * largest and part[2] >= STANDS_OUT * part[3]
+            index
+            for index, more in enumerate(excess)
+            if more >= HALF * max(excess) and along[sink][index] >= STANDS_OUT * along[reference][index]
         ),
         None,
     )
     rows = tuple(
-        (word, layer, own, other, number(own / other) if other else None)
-        for word, layer, own, other in parts
+        (
+            *(word, layer, whole[sink][index], whole[reference][index]),
+            *((along[sink][index], along[reference][index]) if study.dims else ()),
+        )
+        for index, (word, _, layer) in enumerate(places)
     )
+    more = (f"{sink}_on_dims", f"{reference}_on_dims") if study.dims else ()
+    on = f" on dims {', '.join(map(str, study.dims))}" if study.dims else ""
     table = Table(
         "parts",
         f"What each part writes: mean norm at {sink} and at {reference}",
-        ("part", "layer", sink, reference, "ratio"),
+        ("part", "layer", sink, reference, *more),
         rows,
         keys=2,
         note="input: what enters layer 0, the embedding or the vision tower's output.",
     )
     if found is None:
         text = (
-            f"Nowhere does what a part writes at {sink} reach {STANDS_OUT:g} times its norm at "
+            f"Nowhere does what a part writes{on} at {sink} reach {STANDS_OUT:g} times its norm at "
             f"{reference}: no layer stands out."
         )
         return {"part": None, "layer": None}, text, table
-    word, layer, own, other = found
+    word, _, layer = places[found]
     where = {
         "input": "at the input of layer 0 (the embedding, or the vision tower's output)",
         "attention": f"in the attention of layer {layer}",
         "mlp": f"in the MLP of layer {layer}",
     }[word]
     text = (
-        f"The sinks arise {where}: its norm is {own:.4g} at {sink} and {other:.4g} at {reference}."
+        f"The sinks arise {where}: its norm{on} is {along[sink][found]:.4g} at {sink} and "
+        f"{along[reference][found]:.4g} at {reference}."
     )
     return {"part": word, "layer": layer}, text, table
 

@@ -286,7 +286,7 @@ def prepare_study(
     """
     watch = watch or Watch(None, None)
     images = have_images(samples)
-    sees = _sees_images(handle)
+    sees = handle.family.sees_images
     if images and not sees:
         raise ValueError(
             f"{handle.info.id} is a text model and sees no images; give prompts, a text file with "
@@ -337,10 +337,6 @@ def prepare_study(
             f"samples needs {least} or more. {' '.join(notes)}"
         )
     return Study(handle, settings, tuple(cases), names, dims, tau, source, tuple(notes), watch)
-
-
-def _sees_images(handle: ModelHandle) -> bool:
-    return getattr(handle.model.config, "vision_config", None) is not None
 
 
 def _inputs(handle: ModelHandle, sample: AnySample, settings: StudySettings) -> PromptInputs:
