@@ -53,7 +53,7 @@ Output = Annotated[
     typer.Option(
         "--output",
         "-o",
-        help="Folder for result.json, the tables (CSV) and the figures (PNG, PDF); made if missing.",
+        help="Folder for result.json, tables (CSV) and figures (PNG, PDF); made if it is missing.",
     ),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of the tables.")]

@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 import types
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Union, get_args, get_origin, get_type_hints
 
 import typer
 
@@ -74,6 +74,4 @@ def _without_none(hint: Any) -> tuple[Any, bool]:
         kinds = [kind for kind in get_args(hint) if kind is not type(None)]
         if len(kinds) == 1:
             return kinds[0], True
-        if all(get_origin(kind) is not Literal for kind in kinds):
-            return Union[tuple(kinds)], True
     return hint, False

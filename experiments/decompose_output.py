@@ -200,9 +200,7 @@ def _along(
     )
 
 
-def _summary(
-    study: Study, vectors: dict[tuple[str, str], Vectors], layer: int
-) -> tuple[str, ...]:
+def _summary(study: Study, vectors: dict[tuple[str, str], Vectors], layer: int) -> tuple[str, ...]:
     norms = {part: float(vectors[part, study.sink].norm()) for part, _ in PARTS[1:]}
     most = max(norms, key=lambda part: norms[part])
     said = [
@@ -276,7 +274,9 @@ def _charts(
                 parts,
                 tuple(
                     Series(
-                        name, numbers([float(means[part, name][place]) for part in parts]), role=name
+                        name,
+                        numbers([float(means[part, name][place]) for part in parts]),
+                        role=name,
                     )
                     for name in names
                 ),

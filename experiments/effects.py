@@ -13,7 +13,9 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from sinkscope.capture.probes.base import Probe
 from sinkscope.capture.probes.sink_scores import SinkScores
+from sinkscope.capture.session import Session
 from sinkscope.experiments.bootstrap import Interval
 from sinkscope.experiments.probes import KeyAttention
 from sinkscope.experiments.result import Chart, Series, Table, number, numbers
@@ -54,17 +56,39 @@ class Effects:
     arms: dict[str, list[Effect]] = field(default_factory=dict)
 
     def measure(
-        self, arm: str, case: Case, plain: Pass, *draws: Sequence[Intervention]
-    ) -> None:
-        """Pass a sample through with the changes of an arm; several draws are averaged."""
-        effects = [self._one(case, plain, changes) for changes in draws]
-        self.arms.setdefault(arm, []).append(_averaged(effects))
+        self,
+        arm: str,
+        case: Case,
+        plain: Pass,
+        *draws: Sequence[Intervention],
+        probes: Sequence[Probe] = (),
+    ) -> list[Session]:
+        """Pass a sample through with the changes of an arm; several draws are averaged.
 
-    def _one(self, case: Case, plain: Pass, changes: Sequence[Intervention]) -> Effect:
+        Args:
+            arm: its name.
+            case, plain: the sample and its plain pass.
+            draws: what is changed; an empty list changes nothing.
+            probes: look on as well.
+
+        Returns:
+            What the probes saw, a session a draw.
+        """
+        effects, sessions = [], []
+        for changes in draws:
+            effect, session = self._one(case, plain, changes, probes)
+            effects.append(effect)
+            sessions.append(session)
+        self.arms.setdefault(arm, []).append(_averaged(effects))
+        return sessions
+
+    def _one(
+        self, case: Case, plain: Pass, changes: Sequence[Intervention], more: Sequence[Probe]
+    ) -> tuple[Effect, Session]:
         self.study.watch.check()
         attention = KeyAttention(case.positions, case.first)
         scores = SinkScores(self.study.dims) if self.study.dims else None
-        probes = [attention, *([scores] if scores is not None else [])]
+        probes = [attention, *([scores] if scores is not None else []), *more]
         session, logs = self.study.again(case, plain, probes, changes)
         phi = None
         if scores is not None:
@@ -73,7 +97,7 @@ class Effects:
             by_layer = torch.stack([seen[layer].cpu()[at].double() for layer in sorted(seen)])
             phi = self._grouped(case, by_layer)
         mean = self._grouped(case, session[attention].mean())
-        return Effect(mean, phi, float(logs.mean()) if len(logs) else float("nan"))
+        return Effect(mean, phi, float(logs.mean()) if len(logs) else float("nan")), session
 
     def _grouped(self, case: Case, values: Tensor) -> Tensor:
         """(..., tokens) -> (G, ...): mean over each group's tokens."""

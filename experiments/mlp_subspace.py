@@ -137,7 +137,10 @@ def _findings(
     word, layer = WORDS[settings.mlp], settings.layer
     sink = groups[study.sink]
     order = sink.energy.mean.argsort(descending=True, stable=True)
-    tables = [_figures(study, settings, groups), _top_table(study, settings, groups, order[:LISTED])]
+    tables = [
+        _figures(study, settings, groups),
+        _top_table(study, settings, groups, order[:LISTED]),
+    ]
     held = float(sink.energy.joint(top).median()) if len(top) else math.nan
     if len(top):
         listed = ", ".join(map(str, top.tolist()))
@@ -147,9 +150,7 @@ def _findings(
         )
     else:
         said = f"No small set. {why}"
-    judged = verdict(
-        study.settings, f"energy in the top {word}", None, special, len(study.cases)
-    )
+    judged = verdict(study.settings, f"energy in the top {word}", None, special, len(study.cases))
     if special is None:
         judged = type(judged)(None, False, (f"B (specific): no. {why}",), judged.thresholds)
     values: dict[str, Cell | list[int]] = {
@@ -158,14 +159,10 @@ def _findings(
         "joint_share": number(held),
         "strongest": int(order[0]),
     }
-    return Findings(
-        (said,), tuple(tables), _charts(study, settings, groups), judged, values
-    )
+    return Findings((said,), tuple(tables), _charts(study, settings, groups), judged, values)
 
 
-def _figures(
-    study: Study, settings: MLPSubspaceSettings, groups: dict[str, _Group]
-) -> Table:
+def _figures(study: Study, settings: MLPSubspaceSettings, groups: dict[str, _Group]) -> Table:
     rows = []
     for name in study.names:
         own = groups[name]
@@ -262,5 +259,3 @@ def _charts(
             y_label="share of the energy",
         ),
     )
-
-

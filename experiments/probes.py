@@ -44,6 +44,10 @@ class TokenReader(Reader):
     def see(self, site: str, layer: int, values: Any, positions: Sequence[int]) -> None:
         self._seen[site][layer] = values[0].detach()
 
+    def raw(self, site: str, layer: int) -> Tensor:
+        """(n, ...) of the n positions, in the model's number type and on its device."""
+        return self._seen[site][layer]
+
     def layer(self, site: str, layer: int) -> Tensor:
         """float64 (n, ...) on the CPU: of the n positions, in order."""
         return self._seen[site][layer].cpu().double()

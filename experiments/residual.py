@@ -107,7 +107,11 @@ def _charts(
     reference: str,
 ) -> tuple[Chart, ...]:
     layers = tuple(range(study.layers))
-    words = {"block_in": "at the layer's input", "attn_out": "attention adds", "mlp_out": "MLP adds"}
+    words = {
+        "block_in": "at the layer's input",
+        "attn_out": "attention adds",
+        "mlp_out": "MLP adds",
+    }
     made = []
     for place, dim in enumerate(dims):
         series = []

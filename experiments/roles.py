@@ -2,8 +2,8 @@
 token, last token, or positions.
 
 Sinks are detected in one plain pass. A vision token is a sink if it is flagged in at least half of
-the layers in which any vision token of the prompt is flagged, from the third layer on (`FIRST_LAYER`
-of `models.sink_score`). Flagged is: phi > tau by the profile, or by attention received
+the layers in which any vision token of the prompt is flagged, from the third layer on
+(`models.sink_score.FIRST_LAYER`). Flagged is: phi > tau by the profile, or by attention received
 (`sinks.received.choose`), which needs no profile.
 
 Ordinary vision tokens are those flagged in no layer. Matched ones are as many as there are sinks,
@@ -15,7 +15,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from sinkscope.experiments.controls import nearest_tokens

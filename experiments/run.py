@@ -49,10 +49,11 @@ def run_experiment(
     experiment = experiment_named(name)
     if not isinstance(settings, experiment.settings):
         raise ValueError(
-            f"settings is a {type(settings).__name__}; {name} takes "
-            f"{experiment.settings.__name__}."
+            f"settings is a {type(settings).__name__}; {name} takes {experiment.settings.__name__}."
         )
     asked = study_settings or StudySettings()
+    if asked.tokens is None:  # some experiments hold other tokens against each other
+        asked = dataclasses.replace(asked, tokens=getattr(settings, "tokens", None))
     given = samples if isinstance(samples, Prompts) else Prompts(tuple(samples), "given samples")
     began = time.perf_counter()
     study = prepare_study(

@@ -82,7 +82,9 @@ def read_prompts(path: Path, count: int) -> Prompts:
         raise ValueError(f"samples is {count}; allowed: 1 or more.")
     try:
         if path.stat().st_size > MOST_BYTES:
-            raise ValueError(f"{path} has more than {MOST_BYTES // 1_000_000} MB; give fewer lines.")
+            raise ValueError(
+                f"{path} has more than {MOST_BYTES // 1_000_000} MB; give fewer lines."
+            )
         lines = path.read_text(encoding="utf-8").splitlines()
     except OSError as error:
         raise ValueError(

@@ -146,7 +146,8 @@ def _origin(scan: Scan, study: Study) -> tuple[dict[str, Cell], str, Table]:
         (
             index
             for index, more in enumerate(excess)
-            if more >= HALF * max(excess) and along[sink][index] >= STANDS_OUT * along[reference][index]
+            if more >= HALF * max(excess)
+            and along[sink][index] >= STANDS_OUT * along[reference][index]
         ),
         None,
     )
@@ -194,8 +195,9 @@ def _most_attention(scan: Scan, study: Study) -> str:
     layer = int(by_layer.nan_to_num(-1.0).argmax())
     head = int(mean[layer].argmax())
     return (
-        f"A token of {study.sink} gets most attention in layer {layer} ({float(by_layer[layer]):.4g} "
-        f"on the mean over heads, {float(mean[layer, head]):.4g} in head {head})."
+        f"A token of {study.sink} gets most attention in layer {layer} "
+        f"({float(by_layer[layer]):.4g} on the mean over heads, "
+        f"{float(mean[layer, head]):.4g} in head {head})."
     )
 
 
@@ -330,7 +332,9 @@ def _one_head(scan: Scan, study: Study, settings: ScanSettings) -> Chart:
         f"Head {head} by layer: attention that each position gets",
         "heat",
         tuple(range(case.length)),
-        tuple(Series(str(layer), numbers(seen[layer, head].tolist())) for layer in range(len(seen))),
+        tuple(
+            Series(str(layer), numbers(seen[layer, head].tolist())) for layer in range(len(seen))
+        ),
         x_label=f"position in {case.sample.id}",
         y_label="layer",
         note=f"Mean over the queries from {case.first} on. {study.sink}: positions "

@@ -267,6 +267,11 @@ class CutEdgesSettings:
                 raise _refuse("region", self.region, "x0,y0,x1,y1 with 0 <= x0 < x1 <= 1, y alike")
             object.__setattr__(self, "region", box)
 
+    @property
+    def tokens(self) -> tuple[Token, ...] | None:
+        """Groups of tokens where the study names none: a region needs no sinks."""
+        return ("first", "last") if self.keys in ("region", "first") else None
+
 
 @dataclass(frozen=True)
 class VisionOrTextSettings:

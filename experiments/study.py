@@ -24,8 +24,14 @@ from sinkscope.capture.session import Session, attached
 from sinkscope.config import GenerationSettings
 from sinkscope.experiments.bootstrap import Resampling
 from sinkscope.experiments.probes import Received
-from sinkscope.experiments.roles import Flags, chosen_tokens, first_query, group_names, groups
-from sinkscope.experiments.roles import sinks_of
+from sinkscope.experiments.roles import (
+    Flags,
+    chosen_tokens,
+    first_query,
+    group_names,
+    groups,
+    sinks_of,
+)
 from sinkscope.experiments.samples import AnySample, have_images
 from sinkscope.experiments.settings import StudySettings
 from sinkscope.interventions.base import Intervention
@@ -395,9 +401,7 @@ def _flags(
     """Which vision tokens are sinks, from one plain pass."""
     probe: Probe = SinkScores(dims) if by == "profile" else Received()
     with handle.lock, attached(handle, inputs, [probe]) as session:
-        handle.model(
-            **on_device(inputs.tensors, handle.device), use_cache=False, logits_to_keep=1
-        )
+        handle.model(**on_device(inputs.tensors, handle.device), use_cache=False, logits_to_keep=1)
         vision = inputs.layout.vision_positions()
         if by == "profile":
             scores = session[probe].scores()

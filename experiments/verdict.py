@@ -94,10 +94,7 @@ def specific(
 
     deviation = float(below.std(correction=0)) if len(below) > 1 else math.nan
     gap = float(above.min() - below.max()) if len(above) and len(below) else math.nan
-    if math.isfinite(gap) and not deviation > 0:
-        margin = math.nan
-    else:
-        margin = gap / deviation
+    margin = math.nan if math.isfinite(gap) and not deviation > 0 else gap / deviation
     return Specific(resampling.of(auc), margin, len(above), len(below))
 
 

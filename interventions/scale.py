@@ -1,7 +1,7 @@
 """The size of what is at a site, changed for chosen tokens; its direction stays.
 
-    limit:   x <- x * min(1, limit / |x|)
-    factor:  x <- x * factor
+limit:   x <- x * min(1, limit / |x|)
+factor:  x <- x * factor
 """
 
 from __future__ import annotations
