@@ -6,14 +6,17 @@ Of the vectors x_i at one kind of token, with u_i = x_i / |x_i| and width D:
     spread  sqrt( mean_i |u_i - mean(u)|^2 / D ) = sqrt( (1 - |mean(u)|^2) / D )
 
 The spread is angular dispersion over samples: 0 for one direction in every sample, 1 / sqrt(D) for
-directions that cancel. All sums are in float64. Where a sample has several such tokens, each of
-them counts as one vector.
+directions that cancel. All sums are in float64, and of the directions' differences to the first
+one: the difference of two numbers near 1 would be their rounding. Where a sample has several such
+tokens, each of them counts as one vector.
 """
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
+
+F64 = torch.float64
 
 
 class Vectors:
@@ -22,29 +25,30 @@ class Vectors:
 
     def __init__(self) -> None:
         self.count = 0
-        self._units: Tensor | None = None
-        self._squares: Tensor | None = None
-        self._norms: list[Tensor] = []
+        self._shift: Tensor | None = None
+        self._apart = self._square = self._norms = self._squares = torch.zeros((), dtype=F64)
 
     def add(self, values: Tensor) -> None:
-        """Add one sample's vectors, of any floating dtype; a sample without any counts for
-        nothing."""
-        norms = torch.linalg.vector_norm(values.double(), dim=-1)  # (n, ...)
-        units = unit(values).sum(0)
-        squares = norms.square().sum(0)
-        first = self._units is None or self._squares is None
-        self._units = units if first else self._units + units  # type: ignore[operator]
-        self._squares = squares if first else self._squares + squares  # type: ignore[operator]
-        self._norms.append(norms.sum(0))
+        """Add one sample's vectors, of any floating dtype."""
+        if not len(values):
+            return
+        norms = torch.linalg.vector_norm(values.to(F64), dim=-1)  # (n, ...)
+        units = unit(values)
+        if self._shift is None:
+            self._shift = units[0]
+        apart = units - self._shift
+        self._apart = self._apart + apart.sum(0)
+        self._square = self._square + apart.square().sum((0, -1))
+        self._norms = self._norms + norms.sum(0)
+        self._squares = self._squares + norms.square().sum(0)
         self.count += len(values)
 
     def norm(self) -> Tensor:
         """float64 (...): mean of |x|."""
-        return torch.stack(self._norms).sum(0) / self.count
+        return self._norms / self.count
 
     def deviation(self) -> Tensor:
         """float64 (...): standard deviation of |x| over vectors (divided by n)."""
-        assert self._squares is not None
         return (self._squares / self.count - self.norm().square()).clamp(min=0).sqrt()
 
     def spread(self) -> Tensor:
@@ -53,38 +57,45 @@ class Vectors:
         Raises:
             ValueError: there is one vector or none.
         """
-        if self.count < 2 or self._units is None:
+        if self.count < 2:
             raise ValueError(
                 f"The spread is over samples and needs two or more; there is {self.count}."
             )
-        mean = self._units / self.count
-        rest = (1 - mean.square().sum(-1)).clamp(min=0)
-        return (rest / mean.shape[-1]).sqrt()
+        mean = self._apart / self.count
+        rest = self._square / self.count - mean.square().sum(-1)
+        return (rest.clamp(min=0) / mean.shape[-1]).sqrt()
 
 
 class Spread:
-    """The spread of vectors (n, D) with what an interval needs: one sum of directions a sample, of
-    one layer and part."""
+    """Norm and spread of vectors (n, D) with what their intervals need: one sum of directions a
+    sample, of one layer and part."""
 
     def __init__(self) -> None:
         self.norms: list[float] = []
         self.counts: list[int] = []
-        self._units: list[Tensor] = []  # a sum a sample
+        self._shift: Tensor | None = None
+        self._apart: list[Tensor] = []
+        self._square: list[float] = []
 
     def add(self, values: Tensor) -> None:
         """Add one sample's vectors (n, D), n 0 or more."""
-        self.norms.append(float(torch.linalg.vector_norm(values.double(), dim=-1).sum()))
+        units = unit(values)
+        if self._shift is None and len(units):
+            self._shift = units[0]
+        apart = units if self._shift is None else units - self._shift
+        self.norms.append(float(torch.linalg.vector_norm(values.to(F64), dim=-1).sum()))
         self.counts.append(len(values))
-        self._units.append(unit(values).sum(0))
+        self._apart.append(apart.sum(0))
+        self._square.append(float(apart.square().sum()))
 
     def resampled(self, weights: Tensor) -> Tensor:
         """float64 (draws,): the spread with each sample weighted (draws, S); NaN where a draw has
         fewer than two vectors."""
-        sums = torch.stack(self._units)  # (S, D)
-        counts = torch.tensor(self.counts, dtype=torch.float64)
-        total = weights @ counts
-        square = ((weights @ (sums @ sums.T)) * weights).sum(-1) / total.square()
-        spread = ((1 - square).clamp(min=0) / sums.shape[-1]).sqrt()
+        sums = torch.stack(self._apart)  # (S, D)
+        total = weights @ torch.tensor(self.counts, dtype=F64)
+        mean_square = (weights @ torch.tensor(self._square, dtype=F64)) / total
+        square_mean = ((weights @ (sums @ sums.T)) * weights).sum(-1) / total.square()
+        spread = ((mean_square - square_mean).clamp(min=0) / sums.shape[-1]).sqrt()
         return torch.where(total >= 2, spread, float("nan"))
 
 
