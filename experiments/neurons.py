@@ -17,7 +17,8 @@ from torch import Tensor
 from sinkscope.experiments.probes import AtTokens
 from sinkscope.experiments.study import Study
 
-MOST = 16  # neurons that are tried where nobody says how many
+MOST = 16  # neurons that are tried where nobody says how many,
+ONE_OF = 32  # and never more than one of so many: a larger part of them is no small set
 
 
 class NoNeuronsError(ValueError):
@@ -50,7 +51,8 @@ class Energy:
         """int64 (k,): the top neurons, falling.
 
         Args:
-            count: how many; None: the fewest, at most `MOST`, that reach `min_share`.
+            count: how many; None: the fewest that reach `min_share`, at most `MOST` and at most one
+                of `ONE_OF`.
             min_share: least median over samples of their joint share.
             layer: for the text of the error.
 
@@ -58,15 +60,15 @@ class Energy:
             NoNeuronsError: they do not reach it.
         """
         order = self.mean.argsort(descending=True, stable=True)
-        tried = range(1, min(MOST, len(order)) + 1) if count is None else (min(count, len(order)),)
+        most = max(1, min(MOST, len(order) // ONE_OF))
+        tried = range(1, most + 1) if count is None else (min(count, len(order)),)
         held = 0.0
         for size in tried:
             held = float(self.joint(order[:size]).median())
             if held >= min_share:
                 return order[:size]
-        most = len(order) if tried[-1] > len(order) else tried[-1]
         raise NoNeuronsError(
-            f"The top neurons are none: in layer {layer} the {most} strongest hold {held:.0%} of "
+            f"The top neurons are none: in layer {layer} the {tried[-1]} strongest hold {held:.0%} of "
             f"the energy of z at the sinks (median over samples), and {min_share:.0%} are needed."
         )
 

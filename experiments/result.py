@@ -114,13 +114,11 @@ class Verdict:
 
     @property
     def word(self) -> str:
-        """positive, negative, partly or not tested."""
-        tested = [one for one in (self.causal, self.specific) if one is not None]
-        if not tested:
-            return "not tested"
-        if all(tested):
+        """positive: both hold; negative: one that was tested does not; open: what was tested holds,
+        and the other was not tested here."""
+        if self.causal and self.specific:
             return "positive"
-        return "partly" if any(tested) else "negative"
+        return "negative" if False in (self.causal, self.specific) else "open"
 
 
 @dataclass(frozen=True)

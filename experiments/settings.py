@@ -127,8 +127,8 @@ def _top(settings: Any) -> None:
 
 LAYER = "Decoder layer, from 0."
 TOP = (
-    "How many neurons of largest mean share of the energy. Left out: the fewest, at most 16, that "
-    "reach the least share."
+    "How many neurons of largest mean share of the energy. Left out: the fewest that reach the "
+    "least share, at most 16 and at most one of 32."
 )
 MIN_SHARE = "Least median over samples of their joint share; below it there is no such set."
 
