@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any
 
 try:
-    from sinkscope.config import AppSettings, Settings, read_settings
+    from sinkscope.config import AppSettings, ModelSettings, Settings, read_settings
+    from sinkscope.setting import Setting, offered
 except ModuleNotFoundError as missing:
     if missing.name != "sinkscope":
         raise
@@ -28,37 +29,38 @@ def parse(arguments: list[str]) -> Settings:
         prog="app.py",
         description="SinkScope: see where a vision-language model looked for each word it wrote.",
     )
-    add = parser.add_argument
-    add("--model", help="demo, a hub id such as Qwen/Qwen2.5-VL-3B-Instruct, or a folder")
-    add("--revision", help="commit, tag or branch of a hub id")
-    add("--device", help="auto, cpu, cuda, cuda:N or mps")
-    add("--dtype", choices=["auto", "float32", "bfloat16", "float16"], help="number type")
-    add("--min-pixels", type=int, help="smallest area of the resized image, in pixels")
-    add("--max-pixels", type=int, help="largest area of the resized image, in pixels")
-    add("--profile", metavar="FILE", help="sink profile to use instead of the model's own")
-    add("--host", help="address to listen on; any but loopback needs --auth")
-    add("--port", type=int, help="port (0: any free one)")
-    add("--auth", help="user:password; or set SINKSCOPE_AUTH, which other users cannot see")
-    add("--cache-dir", help="where runs are kept")
-    add("--settings", type=Path, metavar="FILE", help="TOML file with the settings of config.py")
+    for cls in (ModelSettings, AppSettings):
+        for one in offered(cls):
+            _add_flag(parser, one)
+    parser.add_argument(
+        "--settings", type=Path, metavar="FILE", help="TOML file with the settings of config.py"
+    )
     given = parser.parse_args(arguments)
     try:
         settings = read_settings(given.settings) if given.settings else Settings()
-        model = ("model", "revision", "device", "dtype", "min_pixels", "max_pixels", "profile")
-        page = {name: getattr(given, name) for name in ("host", "port", "auth", "cache_dir")}
-        page["auth"] = page["auth"] or os.environ.get("SINKSCOPE_AUTH")
+        given.auth = given.auth or os.environ.get("SINKSCOPE_AUTH")
         return dataclasses.replace(
             settings,
-            model=_over(settings.model, {name: getattr(given, name) for name in model}),
-            app=_over(settings.app, page),
+            model=_over(settings.model, given),
+            app=_over(settings.app, given),
         )
     except ValueError as error:
         parser.error(str(error))
 
 
-def _over(settings: Any, values: dict[str, object]) -> Any:
-    chosen = {name: value for name, value in values.items() if value is not None}
-    return dataclasses.replace(settings, **chosen)
+def _add_flag(parser: argparse.ArgumentParser, one: Setting) -> None:
+    flag, words = f"--{one.name.replace('_', '-')}", one.words.replace("%", "%%")
+    if one.kind == "switch":
+        parser.add_argument(flag, action=argparse.BooleanOptionalAction, default=None, help=words)
+        return
+    kind = {"whole": int, "number": float}.get(one.kind, str)
+    more = {"metavar": one.metavar} if one.metavar else {}
+    parser.add_argument(flag, type=kind, choices=one.choices or None, help=words, **more)
+
+
+def _over(settings: Any, given: argparse.Namespace) -> Any:
+    flags = {one.field: getattr(given, one.name) for one in offered(type(settings))}
+    return dataclasses.replace(settings, **{k: v for k, v in flags.items() if v is not None})
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -22,6 +22,7 @@ from sinkscope.interventions.var.selection import select_rows
 from sinkscope.models.family import PromptLayout
 from sinkscope.models.info import ModelInfo
 from sinkscope.models.run_info import RunInfo
+from sinkscope.setting import settings_of
 
 __all__ = [
     "VAR",
@@ -67,8 +68,10 @@ def patch(
 def describe(settings: VARSettings) -> str:
     """One line that names an intervention in a trace."""
     control = f", control: {settings.control} tokens" if settings.control != "none" else ""
-    return (
-        f"VAR ({settings.dialect}): dims {', '.join(map(str, settings.dims))}, tau "
-        f"{settings.tau:g}, keep {settings.keep:g}, max sink share {settings.max_sink_share:g}, "
-        f"min image mass {settings.min_image_mass:g}{control}"
-    )
+    numbers = [
+        f"{one.field.replace('_', ' ')} {getattr(settings, one.field):g}"
+        for one in settings_of(type(settings))
+        if one.kind == "number" and getattr(settings, one.field) is not None
+    ]
+    dims = f"dims {', '.join(map(str, settings.dims))}"
+    return f"VAR ({settings.dialect}): {', '.join([dims, *numbers])}{control}"

@@ -1,4 +1,4 @@
-"""What the verbs share: saying errors, reading lists of indices, and the options of pictures."""
+"""What the verbs share: saying errors, loading a model, forecasts; `cli.options` has options."""
 
 from __future__ import annotations
 
@@ -6,11 +6,9 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-
-from sinkscope.config import index_list
 
 if TYPE_CHECKING:
     from sinkscope.config import GenerationSettings, ModelSettings
@@ -23,89 +21,8 @@ MEMORY = (
     "(--max-new-tokens), less of the attention (--layers, --heads), or a smaller model."
 )
 
-# The options of every verb that asks a model. `config` checks their values.
 ImageFile = Annotated[Path, typer.Argument(help="PNG, JPEG, WebP, GIF, BMP or TIFF.")]
 Prompt = Annotated[str, typer.Argument(help="What to ask about it.")]
-Model = Annotated[str, typer.Option(help="demo, a hub id, or a folder.")]
-Decoding = Annotated[
-    Literal["ours", "checkpoint"],
-    typer.Option(
-        help="How tokens are chosen. ours: by these options alone; checkpoint: as the model's own "
-        "generation_config.json says."
-    ),
-]
-MaxNewTokens = Annotated[int, typer.Option(help="Length of an answer, at most.")]
-Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N or mps.")]
-DType = Annotated[
-    Literal["auto", "float32", "bfloat16", "float16"], typer.Option(help="Of the weights.")
-]
-Revision = Annotated[str | None, typer.Option(help="Commit, tag or branch of a hub id.")]
-MinPixels = Annotated[int | None, typer.Option(help="Area that the model sees, least.")]
-MaxPixels = Annotated[int | None, typer.Option(help="Area that the model sees, most.")]
-Profile = Annotated[
-    Path | None,
-    typer.Option(help="Sink profile to use instead of the model's own.", metavar="FILE"),
-]
-
-# The options of every verb that draws. Their values are checked by `visualization.OverlayStyle`.
-Token = Annotated[
-    str,
-    typer.Option(help="Which token to explain: its index from 0, a word of the answer, or all."),
-]
-Layers = Annotated[
-    str | None, typer.Option(help="Layers, such as 2-5 or 0,3,7. Left out: all.", metavar="LIST")
-]
-Heads = Annotated[
-    str | None, typer.Option(help="Heads, such as 0-3 or 1,6. Left out: all.", metavar="LIST")
-]
-Reduce = Annotated[
-    Literal["mean", "max", "min"], typer.Option(help="How layers and heads become one map.")
-]
-Colormap = Annotated[
-    str, typer.Option(help="inferno, magma, plasma, viridis, cividis, gray or turbo.")
-]
-Photo = Annotated[
-    Literal["dim", "full", "none"], typer.Option(help="The photo: dimmed, as it is, or hidden.")
-]
-Opacity = Annotated[float, typer.Option(help="Of the strongest cell, from 0 to 1.")]
-Scale = Annotated[
-    str,
-    typer.Option(help="percentile (one huge value does not hide the rest), linear, log or rank."),
-]
-Smooth = Annotated[bool, typer.Option("--smooth", help="Interpolate between cells.")]
-Sinks = Annotated[
-    bool,
-    typer.Option(
-        "--sinks/--no-sinks",
-        help="Mark attention sinks with a boxed x, where the model's are known.",
-    ),
-]
-Method = Annotated[
-    str,
-    typer.Option(
-        help="Which explanation: attention, relative (divided by the map of a generic prompt on "
-        "the same image, which removes what is looked at whatever is asked) or without-sinks."
-    ),
-]
-Relative = Annotated[bool, typer.Option("--relative", help="The same as --method relative.")]
-AsFigure = Annotated[
-    bool,
-    typer.Option("--figure", help="With --token: add title, colour bar and caption."),
-]
-
-
-def method_named(method: str, relative: bool) -> str:
-    """The method that `--method` and `--relative` name, as `methods.explain.METHODS` calls it.
-
-    Raises:
-        ValueError: there is no such method, or the two name different ones.
-    """
-    from sinkscope.methods.explain import method_of  # late: a refusal of a file needs none of it
-
-    name = method_of(method).name
-    if relative and name not in ("attention", "relative"):
-        raise ValueError(f"method is {method!r} and --relative is given; allowed: one of them.")
-    return "relative" if relative else name
 
 
 @contextmanager
@@ -143,27 +60,16 @@ def _end(sentence: str) -> None:
     raise typer.Exit(MISTAKE)
 
 
-def indices(setting: str, text: str | None) -> tuple[int, ...] | None:
-    """An option's list of indices (`config.index_list`); None, for one left out, stays None.
-
-    Raises:
-        ValueError: it is no such list; the text names the setting.
-    """
-    return None if text is None else index_list(setting, text)
-
-
-def profile_file(path: Path | None) -> str | None:
-    """A sink profile's file as `ModelSettings` takes it, read once before any model is loaded.
+def check_profile(settings: ModelSettings) -> None:
+    """Read the sink profile that the settings name, if any, before any model is loaded.
 
     Raises:
         ValueError: it cannot be read, or is no profile.
     """
-    if path is None:
-        return None
-    from sinkscope.models.profiles import read_profile
+    if settings.profile is not None:
+        from sinkscope.models.profiles import read_profile
 
-    read_profile(path)
-    return str(path)
+        read_profile(Path(settings.profile))
 
 
 def check_output(path: Path, *inputs: Path) -> None:

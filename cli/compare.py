@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from sinkscope.cli import common
+from sinkscope.cli.options import Draft, verb
 from sinkscope.config import GenerationSettings, ModelSettings, VARSettings
 
 if TYPE_CHECKING:
@@ -20,68 +20,26 @@ if TYPE_CHECKING:
     from sinkscope.web.store import Run
 
 ENDINGS = (".html", ".png", ".pdf", ".svg", ".json")
-VAR = VARSettings(dims=(0,))  # for the defaults; its dims are the model's
 
 
+@verb
 def compare(
     image: common.ImageFile,
     prompt: common.Prompt,
     output: Annotated[
         Path, typer.Option("--output", "-o", help="A .html, .png, .pdf, .svg or .json file.")
     ],
-    model: common.Model = "demo",
+    model: ModelSettings,
+    draft: Draft[VARSettings],
+    generation: GenerationSettings,
     same_text: Annotated[
         bool,
         typer.Option("--same-text", help="VAR reads the baseline's answer instead of its own."),
     ] = False,
-    dims: Annotated[
-        str | None,
-        typer.Option(help="Sink dimensions, such as 458,2570. Left out: the model's profile."),
-    ] = None,
-    tau: Annotated[
-        float | None,
-        typer.Option(help="Sink score above which a token is a sink. Left out: the profile's."),
-    ] = None,
-    keep: Annotated[float, typer.Option(help="Part of a sink's attention that stays.")] = VAR.keep,
-    max_sink_share: Annotated[
-        float, typer.Option(help="Heads whose sinks hold more of the image are left alone.")
-    ] = VAR.max_sink_share,
-    min_image_mass: Annotated[
-        float, typer.Option(help="Rows with less attention on the image are left alone.")
-    ] = VAR.min_image_mass,
-    dialect: Annotated[
-        Literal["official", "paper"], typer.Option(help="Published code, or the paper's text.")
-    ] = VAR.dialect,
-    layers: Annotated[
-        str | None,
-        typer.Option(help="Layers in which VAR acts. Left out: 2 to L-2.", metavar="LIST"),
-    ] = None,
-    control: Annotated[
-        Literal["none", "random"],
-        typer.Option(help="random: as many random image tokens instead of the sinks."),
-    ] = VAR.control,
     token: Annotated[
         str | None,
         typer.Option(help="Token to draw: index or word. Left out: the one that changed most."),
     ] = None,
-    capture_layers: Annotated[
-        str | None,
-        typer.Option(help="Layers to record and draw. Left out: all.", metavar="LIST"),
-    ] = None,
-    capture_heads: Annotated[
-        str | None,
-        typer.Option(help="Heads to record and draw. Left out: all.", metavar="LIST"),
-    ] = None,
-    max_new_tokens: common.MaxNewTokens = 64,
-    decoding: common.Decoding = "ours",
-    temperature: Annotated[float, typer.Option(help="0 is greedy; above, sampled.")] = 0.0,
-    seed: Annotated[int, typer.Option(help="Of sampling and of the random control.")] = 0,
-    device: common.Device = "auto",
-    dtype: common.DType = "auto",
-    revision: common.Revision = None,
-    min_pixels: common.MinPixels = None,
-    max_pixels: common.MaxPixels = None,
-    profile: common.Profile = None,
     save_traces: Annotated[
         Path | None, typer.Option(help="Keep both runs too: a folder, made if it is missing.")
     ] = None,
@@ -92,83 +50,47 @@ def compare(
     are a figure of one token: baseline, VAR, difference. .json has the numbers. Printed are both
     answers, where they part, the change for each token, and what VAR did in each layer.
     """
-    with common.mistakes_said_plainly():
-        _check_files(output, save_traces, image)
-        settings = GenerationSettings(
-            max_new_tokens=max_new_tokens,
-            temperature=temperature,
-            seed=seed,
-            decoding=decoding,
-            layers=common.indices("capture_layers", capture_layers),
-            heads=common.indices("capture_heads", capture_heads),
-        )
-        given = common.indices("dims", dims)
-        draft = VARSettings(
-            dims=given or VAR.dims,
-            tau=VAR.tau if tau is None else tau,
-            keep=keep,
-            max_sink_share=max_sink_share,
-            min_image_mass=min_image_mass,
-            dialect=dialect,
-            layers=common.indices("layers", layers),
-            control=control,
-            seed=seed,
-        )
-        wanted = ModelSettings(
-            model,
-            revision,
-            device,
-            dtype,
-            min_pixels,
-            max_pixels,
-            profile=common.profile_file(profile),
-        )
-        from sinkscope.models.images import open_image
+    _check_files(output, save_traces, image)
+    draft.make(dims=(0,))  # whatever the profile says, the rest must be allowed
+    common.check_profile(model)
+    from sinkscope.models.images import open_image
 
-        opened = open_image(image)
-        handle = common.load(wanted)
-        var = with_profile(draft, handle.profile, model, given is not None, tau is not None)
-        inputs = handle.prepare([opened], prompt)
-        common.say_decoding(handle, inputs, settings)
-        common.say_forecast(handle, inputs, settings, answers=2)
-        pair = _compare(handle, inputs, settings, var, same_text)
-        from sinkscope.cli.comparison import print_comparison
+    opened = open_image(image)
+    handle = common.load(model)
+    var = with_profile(draft, handle.profile, model.model, generation.seed)
+    inputs = handle.prepare([opened], prompt)
+    common.say_decoding(handle, inputs, generation)
+    common.say_forecast(handle, inputs, generation, answers=2)
+    pair = _compare(handle, inputs, generation, var, same_text)
+    from sinkscope.cli.comparison import print_comparison
 
-        print_comparison(pair)
-        if save_traces is not None:
-            from sinkscope.web.store import save_run
+    print_comparison(pair)
+    if save_traces is not None:
+        from sinkscope.web.store import save_run
 
-            save_run(_as_run(pair), save_traces)
-            typer.echo(f"Wrote baseline.safetensors and var.safetensors in {save_traces}", err=True)
-        _write(pair, output, token, _source(handle.profile, given is not None))
-        typer.echo(f"Wrote {output} ({output.stat().st_size / 1e6:.1f} MB)", err=True)
+        save_run(_as_run(pair), save_traces)
+        typer.echo(f"Wrote baseline.safetensors and var.safetensors in {save_traces}", err=True)
+    _write(pair, output, token, _source(handle.profile, "dims" in draft.given))
+    typer.echo(f"Wrote {output} ({output.stat().st_size / 1e6:.1f} MB)", err=True)
 
 
 def with_profile(
-    draft: VARSettings,
-    profile: SinkProfile | None,
-    model: str,
-    dims_given: bool,
-    tau_given: bool,
+    draft: Draft[VARSettings], profile: SinkProfile | None, model: str, seed: int = 0
 ) -> VARSettings:
     """The settings with what was left out taken from the model's profile.
 
     Raises:
         ValueError: dims were left out and the model has no profile; the text says how to give them.
     """
-    if profile is None:
-        if not dims_given:
-            raise ValueError(
-                f"No sink dimensions are known for {model}, and VAR cannot act without them: give "
-                "them with --dims, such as --dims 458,2570 (indices into the residual stream; "
-                "docs/method.md says what they are), and a threshold with --tau."
-            )
-        return draft
-    return dataclasses.replace(
-        draft,
-        dims=draft.dims if dims_given else profile.dims,
-        tau=draft.tau if tau_given else profile.tau,
-    )
+    if profile is not None:
+        return draft.make(dims=profile.dims, tau=profile.tau, seed=seed)
+    if "dims" not in draft.given:
+        raise ValueError(
+            f"No sink dimensions are known for {model}, and VAR cannot act without them: give "
+            "them with --dims, such as --dims 458,2570 (indices into the residual stream; "
+            "docs/method.md says what they are), and a threshold with --tau."
+        )
+    return draft.make(seed=seed)
 
 
 def _check_files(output: Path, save_traces: Path | None, image: Path) -> None:
@@ -240,7 +162,7 @@ def _write(pair: Comparison, output: Path, token: str | None, source: str) -> No
         if not holds_heads(run):
             typer.echo(
                 "The file holds the mean over the heads only, for all heads would make it too "
-                "large; fewer fit with --capture-layers or --capture-heads.",
+                "large; fewer fit with --layers or --heads.",
                 err=True,
             )
     elif ending == ".json":

@@ -6,7 +6,6 @@ new command here.
 
 from __future__ import annotations
 
-import inspect
 import json
 import signal
 import threading
@@ -18,23 +17,18 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from sinkscope.cli import common
-from sinkscope.cli.experiment_options import options_of, settings_from
+from sinkscope.cli.options import verb
 from sinkscope.config import ModelSettings
 from sinkscope.experiments.catalogue import EXPERIMENTS, Experiment
 from sinkscope.experiments.settings import StudySettings
 
 if TYPE_CHECKING:
     from sinkscope.experiments.result import Result
+    from sinkscope.experiments.samples import Prompts
     from sinkscope.models.loading import ModelHandle
     from sinkscope.sinks.progress import Progress
 
 INTERRUPTED = 130
-NAMES = ", ".join(experiment.name for experiment in EXPERIMENTS)
-
-app = typer.Typer(
-    help="What makes attention sinks: take the factor away and see whether they vanish.",
-    no_args_is_help=True,
-)
 
 Data = Annotated[
     str | None,
@@ -57,22 +51,9 @@ Output = Annotated[
     ),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of the tables.")]
-SHARED: dict[str, tuple[Any, Any]] = {
-    "model": (common.Model, "demo"),
-    "data": (Data, None),
-    "samples": (Samples, 16),
-    "prompt": (Prompt, None),
-    "output": (Output, None),
-    "as_json": (AsJson, False),
-    "profile": (common.Profile, None),
-    "device": (common.Device, "auto"),
-    "dtype": (common.DType, "auto"),
-    "revision": (common.Revision, None),
-}
 
 
-@app.callback(invoke_without_command=True)
-def main(
+def side_by_side(
     compare: Annotated[
         tuple[Path, Path] | None,
         typer.Option(
@@ -88,71 +69,63 @@ def main(
         return
     with common.mistakes_said_plainly():
         _check_folder(output)
-        from sinkscope.experiments.compare import compare as side_by_side
+        from sinkscope.experiments.compare import compare as joined
         from sinkscope.experiments.result import Result
 
-        made = side_by_side(Result.open(compare[0]), Result.open(compare[1]))
+        made = joined(Result.open(compare[0]), Result.open(compare[1]))
         _tell(made, output, as_json)
 
 
 def _command(experiment: Experiment) -> Callable[..., None]:
-    """The verb of one experiment, with a parameter for each of its options."""
-    own, study = options_of(experiment.settings), options_of(StudySettings)
-    options = {**own, **SHARED, **study}
+    """The verb of one experiment: its own settings and those of all."""
 
-    def verb(**given: Any) -> None:
-        with common.mistakes_said_plainly():
-            settings = settings_from(experiment.settings, given)
-            asked = settings_from(StudySettings, given)
-            _check_folder(given["output"])
-            wanted = ModelSettings(
-                given["model"],
-                given["revision"],
-                given["device"],
-                given["dtype"],
-                profile=common.profile_file(given["profile"]),
+    def run(
+        own: Any,
+        study: StudySettings,
+        model: ModelSettings,
+        data: Data = None,
+        samples: Samples = 16,
+        prompt: Prompt = None,
+        output: Output = None,
+        as_json: AsJson = False,
+    ) -> None:
+        _check_folder(output)
+        if samples < 1:
+            raise ValueError(f"samples is {samples}; allowed: 1 or more.")
+        common.check_profile(model)
+        from sinkscope.experiments.run import run_experiment
+
+        handle = common.load(model)
+        given = _samples(handle, data, samples, prompt)
+        for note in given.notes:
+            typer.secho(note, fg="yellow", err=True)
+        with _interruptible() as stop, _told(experiment.name) as tell:
+            made = run_experiment(
+                handle, experiment.name, given, own, study, on_progress=tell, stop=stop
             )
-            if given["samples"] < 1:
-                raise ValueError(f"samples is {given['samples']}; allowed: 1 or more.")
-            _run(experiment.name, settings, asked, wanted, given)
+        _tell(made, output, as_json)
 
-    # Typer reads a function's signature; required options come first.
-    parameters = [
-        inspect.Parameter(
-            name, inspect.Parameter.KEYWORD_ONLY, annotation=annotation, default=default
-        )
-        for name, (annotation, default) in options.items()
-    ]
-    verb.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
-    verb.__annotations__ = {name: annotation for name, (annotation, _) in options.items()}
-    verb.__name__ = experiment.module
-    verb.__doc__ = experiment.question
-    return verb
+    run.__annotations__["own"] = experiment.settings
+    run.__name__, run.__doc__ = experiment.module, experiment.question
+    return verb(run)
 
 
-for _experiment in EXPERIMENTS:
-    app.command(_experiment.name)(_command(_experiment))
+def _group() -> typer.Typer:
+    """All of them."""
+    made = typer.Typer(
+        help="What makes attention sinks: take the factor away and see whether they vanish.",
+        no_args_is_help=True,
+    )
+    made.callback(invoke_without_command=True)(side_by_side)
+    for experiment in EXPERIMENTS:
+        made.command(experiment.name)(_command(experiment))
+    return made
 
 
-def _run(
-    name: str,
-    settings: Any,
-    asked: StudySettings,
-    wanted: ModelSettings,
-    given: dict[str, Any],
-) -> None:
-    from sinkscope.experiments.run import run_experiment
-
-    handle = common.load(wanted)
-    samples = _samples(handle, given)
-    for note in samples.notes:
-        typer.secho(note, fg="yellow", err=True)
-    with _interruptible() as stop, _told(name) as tell:
-        made = run_experiment(handle, name, samples, settings, asked, on_progress=tell, stop=stop)
-    _tell(made, given["output"], given["as_json"])
+app = _group()
 
 
-def _samples(handle: ModelHandle, given: dict[str, Any]) -> Any:
+def _samples(handle: ModelHandle, data: str | None, count: int, prompt: str | None) -> Prompts:
     """What --data names, or the default of the model.
 
     Raises:
@@ -160,7 +133,6 @@ def _samples(handle: ModelHandle, given: dict[str, Any]) -> Any:
     """
     from sinkscope.experiments.samples import Prompts, own_prompts, read_prompts
 
-    data, count = given["data"], given["samples"]
     if not handle.family.sees_images:
         if data is None:
             return own_prompts(count)
@@ -180,7 +152,7 @@ def _samples(handle: ModelHandle, given: dict[str, Any]) -> Any:
         data = "demo"
     from sinkscope.cli.sinks_data import read_data
 
-    read = read_data(data, count, given["prompt"], 0)
+    read = read_data(data, count, prompt, 0)
     return Prompts(read.samples, read.source, read.notes())
 
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from sinkscope.cli import common
+from sinkscope.cli.options import Group, verb
+from sinkscope.cli.picture import Drawing
 from sinkscope.config import GenerationSettings, ModelSettings
 
 if TYPE_CHECKING:
@@ -16,33 +19,14 @@ if TYPE_CHECKING:
     from sinkscope.models.loading import ModelHandle
 
 
+@verb
 def heatmap(
     image: common.ImageFile,
     prompt: common.Prompt,
     output: Annotated[Path, typer.Option("--output", "-o", help="A .png, .pdf or .svg file.")],
-    model: common.Model = "demo",
-    token: common.Token = "all",
-    layers: common.Layers = None,
-    heads: common.Heads = None,
-    reduce: common.Reduce = "mean",
-    colormap: common.Colormap = "inferno",
-    opacity: common.Opacity = 0.8,
-    photo: common.Photo = "dim",
-    scale: common.Scale = "percentile",
-    smooth: common.Smooth = False,
-    sinks: common.Sinks = True,
-    method: common.Method = "attention",
-    relative: common.Relative = False,
-    figure: common.AsFigure = False,
-    max_new_tokens: common.MaxNewTokens = 64,
-    decoding: common.Decoding = "ours",
-    seed: Annotated[int, typer.Option(help="Of sampling, where the checkpoint samples.")] = 0,
-    device: common.Device = "auto",
-    dtype: common.DType = "auto",
-    revision: common.Revision = None,
-    min_pixels: common.MinPixels = None,
-    max_pixels: common.MaxPixels = None,
-    profile: common.Profile = None,
+    model: ModelSettings,
+    generation: GenerationSettings,
+    drawing: Annotated[Drawing, Group(but=("layers", "heads"))],
     save_trace: Annotated[
         Path | None, typer.Option(help="Keep the run too: a .safetensors file for `show`.")
     ] = None,
@@ -53,58 +37,38 @@ def heatmap(
     that token's overlay at the photo's own resolution. Printed are the answer and, for each token,
     the share of its attention that was on the image.
     """
-    with common.mistakes_said_plainly():
-        common.check_output(output, image)
-        if save_trace is not None:
-            common.check_output(save_trace, image, output)
-            if save_trace.suffix != ".safetensors":
-                raise ValueError(
-                    f"save-trace is {str(save_trace)!r}; allowed: a .safetensors file."
-                )
-        chosen = common.method_named(method, relative)
-        settings = GenerationSettings(
-            max_new_tokens=max_new_tokens,
-            decoding=decoding,
-            seed=seed,
-            layers=common.indices("layers", layers),
-            heads=common.indices("heads", heads),
-            reference=chosen == "relative",
-        )
-        wanted = ModelSettings(
-            model,
-            revision,
-            device,
-            dtype,
-            min_pixels,
-            max_pixels,
-            profile=common.profile_file(profile),
-        )
-        from sinkscope.cli.drawing import Selection, draw, print_answer
-        from sinkscope.models.images import open_image
-        from sinkscope.visualization import OverlayStyle, check_ending
+    common.check_output(output, image)
+    if save_trace is not None:
+        common.check_output(save_trace, image, output)
+        if save_trace.suffix != ".safetensors":
+            raise ValueError(f"save-trace is {str(save_trace)!r}; allowed: a .safetensors file.")
+    common.check_profile(model)
+    # What is captured is what is drawn.
+    drawing = dataclasses.replace(drawing, layers=generation.layers, heads=generation.heads)
+    selection, style = drawing.selection(), drawing.style()
+    settings = dataclasses.replace(generation, reference=selection.method == "relative")
+    from sinkscope.cli.drawing import draw, print_answer
+    from sinkscope.models.images import open_image
+    from sinkscope.visualization import check_ending
 
-        check_ending(output)
-        style = OverlayStyle(colormap, opacity, scale, smoothing=smooth)  # type: ignore[arg-type]
-        selection = Selection(
-            token, settings.layers, settings.heads, reduce, sinks, method=chosen, photo=photo
+    check_ending(output)
+    opened = open_image(image)
+    handle = common.load(model)
+    if selection.method == "without_sinks" and handle.profile is None:
+        raise ValueError(
+            f"No sink dimensions are known for {model.model}, so there is no map without sinks: "
+            "name a sink profile with --profile (docs/sinks.md)."
         )
-        opened = open_image(image)
-        handle = common.load(wanted)
-        if chosen == "without_sinks" and handle.profile is None:
-            raise ValueError(
-                f"No sink dimensions are known for {model}, so there is no map without sinks: name "
-                "a sink profile with --profile (docs/sinks.md)."
-            )
-        inputs = handle.prepare([opened], prompt)
-        common.say_decoding(handle, inputs, settings)
-        common.say_forecast(handle, inputs, settings)
-        trace = _generate(handle, inputs, settings)
-        print_answer(trace, selection)
-        if save_trace is not None:
-            trace.save(save_trace)
-            typer.echo(f"Wrote {save_trace}", err=True)
-        draw(trace, selection, style, output, as_figure=figure)
-        typer.echo(f"Wrote {output}", err=True)
+    inputs = handle.prepare([opened], prompt)
+    common.say_decoding(handle, inputs, settings)
+    common.say_forecast(handle, inputs, settings)
+    trace = _generate(handle, inputs, settings)
+    print_answer(trace, selection)
+    if save_trace is not None:
+        trace.save(save_trace)
+        typer.echo(f"Wrote {save_trace}", err=True)
+    draw(trace, selection, style, output, as_figure=drawing.figure)
+    typer.echo(f"Wrote {output}", err=True)
 
 
 def _generate(

@@ -13,7 +13,10 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from sinkscope.cli import common
+from sinkscope.cli.options import Draft, Group, verb
 from sinkscope.config import ModelSettings
+from sinkscope.sinks.settings import FindSettings
+from sinkscope.sinks.validate_settings import ValidateSettings
 from sinkscope.utils import run_folder
 
 if TYPE_CHECKING:
@@ -46,17 +49,12 @@ Images = Annotated[
     typer.Option(help="Folder in which a file's image names start. Left out: the file's own."),
 ]
 Samples = Annotated[int, typer.Option(help="How many samples; 30 are a good number.")]
-TokensBy = Annotated[
-    Literal["received", "after_image", "last_row", "norm"],
-    typer.Option(help="What makes a vision token stand out: attention received (exact), or less."),
+# The size of an image is a setting of finding and validating here.
+ELSEWHERE = ("min_pixels", "max_pixels", "profile")
+Model = Annotated[ModelSettings, Group(ELSEWHERE)]
+ModelOfProfile = Annotated[
+    Draft[ModelSettings], Group(ELSEWHERE, left_out={"model": "the profile's model"})
 ]
-TopPercent = Annotated[
-    float, typer.Option(help="At most so many percent of an image's tokens are sinks.")
-]
-MinRatio = Annotated[
-    float, typer.Option(help="And only those with so many times the median of their image.")
-]
-MaxPixels = Annotated[int | None, typer.Option(help="Area of an image that the model sees, most.")]
 Plots = Annotated[
     Path | None, typer.Option(help="Folder for the figures, PNG and PDF; made if it is missing.")
 ]
@@ -64,30 +62,17 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of the 
 
 
 @app.command()
+@verb
 def find(
     data: Data,
     output: Annotated[
         Path, typer.Option("--output", "-o", help="The profile, a .toml file; findings beside it.")
     ],
-    model: common.Model = "demo",
+    model: Model,
+    settings: FindSettings,
     samples: Samples = 30,
     prompt: Prompt = None,
     images: Images = None,
-    tokens_by: TokensBy = "received",
-    top_percent: TopPercent = 1.0,
-    min_ratio: MinRatio = 3.0,
-    min_contrast: Annotated[
-        float, typer.Option(help="How far it stands out on sink tokens, by how far on others.")
-    ] = 3.0,
-    min_consistency: Annotated[
-        float, typer.Option(help="In at least this share of the samples.")
-    ] = 0.5,
-    max_dims: Annotated[int, typer.Option(help="At most so many dimensions.")] = 8,
-    layers: Annotated[
-        str | None, typer.Option(help="Layers to look at. Left out: all.", metavar="LIST")
-    ] = None,
-    batch_size: Annotated[int, typer.Option(help="Samples in one forward pass.")] = 1,
-    seed: Annotated[int, typer.Option(help="Which samples, and of the resampling.")] = 0,
     work: Annotated[
         Path | None,
         typer.Option(
@@ -106,75 +91,53 @@ def find(
     name: Annotated[
         str | None, typer.Option(help="Model name in the profile. Left out: as it was loaded.")
     ] = None,
-    max_pixels: MaxPixels = None,
-    device: common.Device = "auto",
-    dtype: common.DType = "auto",
-    revision: common.Revision = None,
 ) -> None:
     """Find the sink dimensions of a model: one forward pass a sample, then decide.
 
     Printed are the candidates, those taken first, and the threshold tau with what it flags. Exit
     code 3 says that no sinks were found; then no profile is written.
     """
-    with common.mistakes_said_plainly():
-        _check_files(output, plots)
-        from sinkscope.sinks.settings import FindSettings
+    _check_files(output, plots)
+    from sinkscope.cli.sinks_data import read_data
+    from sinkscope.cli.sinks_report import print_findings, print_sample_notes
+    from sinkscope.sinks.engine import check_engine, make_engine
+    from sinkscope.sinks.find import find as run
+    from sinkscope.sinks.profile_file import findings_beside, write_profile
 
-        settings = FindSettings(
-            tokens_by=tokens_by,
-            top_percent=top_percent,
-            min_ratio=min_ratio,
-            layers=common.indices("layers", layers),
-            max_pixels=max_pixels,
-            min_contrast=min_contrast,
-            min_consistency=min_consistency,
-            max_dims=max_dims,
-            seed=seed,
-            batch_size=batch_size,
-        )
-        wanted = ModelSettings(model, revision, device, dtype)
-        from sinkscope.cli.sinks_data import read_data
-        from sinkscope.cli.sinks_report import print_findings, print_sample_notes
-        from sinkscope.sinks.engine import check_engine, make_engine
-        from sinkscope.sinks.find import find as run
-        from sinkscope.sinks.profile_file import findings_beside, write_profile
-
-        check_engine(engine, workers)
-        work = work or run_folder("cache") / "sinks"
-        given = read_data(data, samples, prompt, seed, images)
-        print_sample_notes(given)
-        handle = common.load(wanted)
-        spread = make_engine(engine, handle, wanted, workers)
-        with (
-            _interruptible(
-                f"What was measured is kept in {work}; the same command goes on from there."
-            ) as stop,
-            _told("Finding sinks", len(given.samples)) as tell,
-        ):
-            found = run(
-                handle, given, settings, work=work, on_progress=tell, stop=stop, engine=spread
-            )
-        if as_json:
-            typer.echo(_as_json(found.as_dict()))
-        else:
-            print_findings(found)
-        _draw(plots, findings=found)
-        if not found.dims:
-            typer.echo("No profile was written.", err=True)
-            raise typer.Exit(NONE_FOUND)
-        beside = findings_beside(output)
-        found.save(beside)
-        write_profile(output, found.profile(name))
-        typer.echo(f"Wrote {output} and {beside}", err=True)
+    check_engine(engine, workers)
+    work = work or run_folder("cache") / "sinks"
+    given = read_data(data, samples, prompt, settings.seed, images)
+    print_sample_notes(given)
+    handle = common.load(model)
+    spread = make_engine(engine, handle, model, workers)
+    with (
+        _interruptible(
+            f"What was measured is kept in {work}; the same command goes on from there."
+        ) as stop,
+        _told("Finding sinks", len(given.samples)) as tell,
+    ):
+        found = run(handle, given, settings, work=work, on_progress=tell, stop=stop, engine=spread)
+    if as_json:
+        typer.echo(_as_json(found.as_dict()))
+    else:
+        print_findings(found)
+    _draw(plots, findings=found)
+    if not found.dims:
+        typer.echo("No profile was written.", err=True)
+        raise typer.Exit(NONE_FOUND)
+    beside = findings_beside(output)
+    found.save(beside)
+    write_profile(output, found.profile(name))
+    typer.echo(f"Wrote {output} and {beside}", err=True)
 
 
 @app.command()
+@verb
 def validate(
     profile: Annotated[Path, typer.Option(help="A profile, as `sinks find` writes it.")],
     data: Data,
-    model: Annotated[
-        str | None, typer.Option(help="demo, a hub id or a folder. Left out: the profile's model.")
-    ] = None,
+    model: ModelOfProfile,
+    settings: Annotated[ValidateSettings, Group(defaults={"seed": 1})],
     samples: Samples = 30,
     prompt: Prompt = None,
     images: Images = None,
@@ -182,88 +145,54 @@ def validate(
         Path | None,
         typer.Option(help="What finding used. Left out: the findings beside the profile."),
     ] = None,
-    allow_finding_data: Annotated[
-        bool, typer.Option(help="Also validate on what finding used, which is no evidence.")
-    ] = False,
-    tokens_by: TokensBy = "received",
-    top_percent: TopPercent = 1.0,
-    min_ratio: MinRatio = 3.0,
-    hide_in: Annotated[
-        Literal["all_layers", "own_layers"],
-        typer.Option(help="Hide flagged tokens everywhere, or only where they are flagged."),
-    ] = "all_layers",
-    from_queries: Annotated[
-        Literal["later", "after_image"],
-        typer.Option(help="From whom: all later tokens, or those behind the image."),
-    ] = "later",
-    answers: Annotated[
-        Literal["given", "own"], typer.Option(help="The data's answers where it has any, or own.")
-    ] = "given",
-    seed: Annotated[int, typer.Option(help="Which samples, draws and resamplings.")] = 1,
     plots: Plots = None,
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="Keep the validation, a .json file.")
     ] = None,
     as_json: AsJson = False,
-    max_pixels: MaxPixels = None,
-    device: common.Device = "auto",
-    dtype: common.DType = "auto",
-    revision: common.Revision = None,
 ) -> None:
     """Validate a profile on samples that finding did not use: by attention, and by hiding tokens.
 
     Samples that finding used are left out. Exit code 0 says that the profile is confirmed, 3 that
     it is not; the verdict says why, with its thresholds.
     """
-    with common.mistakes_said_plainly():
-        if output is not None:
-            common.check_output(output, profile)
-        _check_folder(plots)
-        from sinkscope.models.profiles import read_profile
-        from sinkscope.sinks.validate_settings import ValidateSettings
+    if output is not None:
+        common.check_output(output, profile)
+    _check_folder(plots)
+    from sinkscope.models.profiles import read_profile
 
-        read = read_profile(profile)
-        used = _findings_of(profile, findings)
-        settings = ValidateSettings(
-            tokens_by=tokens_by,
-            top_percent=top_percent,
-            min_ratio=min_ratio,
-            max_pixels=max_pixels,
-            hide_in=hide_in,
-            from_queries=from_queries,
-            answers=answers,
-            seed=seed,
-            allow_finding_samples=allow_finding_data,
-        )
-        wanted = ModelSettings(model or read.model, revision, device, dtype)
-        from sinkscope.cli.sinks_data import read_held_out
-        from sinkscope.cli.sinks_report import print_sample_notes, print_validation
-        from sinkscope.sinks.validate import validate as run
+    read = read_profile(profile)
+    used = _findings_of(profile, findings)
+    wanted = model.make(model=read.model)
+    from sinkscope.cli.sinks_data import read_held_out
+    from sinkscope.cli.sinks_report import print_sample_notes, print_validation
+    from sinkscope.sinks.validate import validate as run
 
-        unlike = None if allow_finding_data else used
-        given = read_held_out(data, samples, prompt, seed, unlike, images)
-        print_sample_notes(given)
-        handle = common.load(wanted)
-        with (
-            _interruptible("Nothing of a validation is kept; begin it again.") as stop,
-            _told("Validating", len(given.samples)) as tell,
-        ):
-            made = run(handle, read, given, settings, found_on=used, on_progress=tell, stop=stop)
-        if as_json:
-            import dataclasses
+    unlike = None if settings.allow_finding_samples else used
+    given = read_held_out(data, samples, prompt, settings.seed, unlike, images)
+    print_sample_notes(given)
+    handle = common.load(wanted)
+    with (
+        _interruptible("Nothing of a validation is kept; begin it again.") as stop,
+        _told("Validating", len(given.samples)) as tell,
+    ):
+        made = run(handle, read, given, settings, found_on=used, on_progress=tell, stop=stop)
+    if as_json:
+        import dataclasses
 
-            typer.echo(_as_json(dataclasses.asdict(made)))
-        else:
-            print_validation(made)
-        if output is not None:
-            made.save(output)
-            typer.echo(f"Wrote {output}", err=True)
-        _draw(plots, validation=made)
-        if made.verdict.word != "confirmed":
-            raise typer.Exit(NOT_CONFIRMED)
+        typer.echo(_as_json(dataclasses.asdict(made)))
+    else:
+        print_validation(made)
+    if output is not None:
+        made.save(output)
+        typer.echo(f"Wrote {output}", err=True)
+    _draw(plots, validation=made)
+    if made.verdict.word != "confirmed":
+        raise typer.Exit(NOT_CONFIRMED)
 
 
 @app.command()
+@verb
 def show(
     profile: Annotated[
         str | None,
@@ -279,34 +208,33 @@ def show(
 
     Beside a file, what finding came to is shown as well, and drawn with --plots.
     """
-    with common.mistakes_said_plainly():
-        _check_folder(plots)
-        from sinkscope.cli.sinks_data import profiles_named
-        from sinkscope.cli.sinks_report import print_findings, print_profile, print_profiles
-        from sinkscope.sinks.findings import Findings
-        from sinkscope.sinks.profile_file import findings_beside
+    _check_folder(plots)
+    from sinkscope.cli.sinks_data import profiles_named
+    from sinkscope.cli.sinks_report import print_findings, print_profile, print_profiles
+    from sinkscope.sinks.findings import Findings
+    from sinkscope.sinks.profile_file import findings_beside
 
-        chosen = profiles_named(profile)
-        file = Path(profile) if profile is not None and Path(profile).is_file() else None
-        found = None
-        if file is not None and findings_beside(file).is_file():
-            found = Findings.open(findings_beside(file))
-        fits = None if model is None else _fit(chosen, model)
-        if as_json:
-            typer.echo(_as_json([_plain(one) for one in chosen]))
-        elif profile is None:
-            print_profiles(chosen)
-        else:
-            for one in chosen:
-                print_profile(one)
-            if found is not None:
-                typer.echo("")
-                print_findings(found)
-        if plots is not None and found is None:
-            raise ValueError("There is nothing to draw: no findings lie beside the profile.")
-        _draw(plots, findings=found)
-        if fits is not None:
-            typer.echo(fits, err=True)
+    chosen = profiles_named(profile)
+    file = Path(profile) if profile is not None and Path(profile).is_file() else None
+    found = None
+    if file is not None and findings_beside(file).is_file():
+        found = Findings.open(findings_beside(file))
+    fits = None if model is None else _fit(chosen, model)
+    if as_json:
+        typer.echo(_as_json([_plain(one) for one in chosen]))
+    elif profile is None:
+        print_profiles(chosen)
+    else:
+        for one in chosen:
+            print_profile(one)
+        if found is not None:
+            typer.echo("")
+            print_findings(found)
+    if plots is not None and found is None:
+        raise ValueError("There is nothing to draw: no findings lie beside the profile.")
+    _draw(plots, findings=found)
+    if fits is not None:
+        typer.echo(fits, err=True)
 
 
 def _check_files(output: Path, plots: Path | None) -> None:

@@ -56,7 +56,10 @@ def run(study: Study, settings: MLPSubspaceSettings) -> Findings:
                 groups[name].add(values[rows])
     sink = groups[study.sink]
     try:
-        top, why = sink.energy.top(settings.top, settings.min_share, settings.layer), ""
+        top, why = (
+            sink.energy.top(settings.top, settings.min_share, settings.layer, settings.mlp),
+            "",
+        )
     except NoNeuronsError as error:
         top, why = torch.zeros(0, dtype=torch.long), str(error)
     special = _specific(study, site, settings.layer, top) if len(top) else None

@@ -47,14 +47,14 @@ class Energy:
         """float64 (S,): joint share of some neurons in each sample."""
         return torch.stack([own[dims].sum() for own in self._shares])
 
-    def top(self, count: int | None, min_share: float, layer: int) -> Tensor:
+    def top(self, count: int | None, min_share: float, layer: int, what: str = "z") -> Tensor:
         """int64 (k,): the top neurons, falling.
 
         Args:
             count: how many; None: the fewest that reach `min_share`, at most `MOST` and at most one
                 of `ONE_OF`.
             min_share: least median over samples of their joint share.
-            layer: for the text of the error.
+            layer, what: for the text of the error.
 
         Raises:
             NoNeuronsError: they do not reach it.
@@ -68,8 +68,9 @@ class Energy:
             if held >= min_share:
                 return order[:size]
         raise NoNeuronsError(
-            f"The top neurons are none: in layer {layer} the {tried[-1]} strongest hold {held:.0%} of "
-            f"the energy of z at the sinks (median over samples), and {min_share:.0%} are needed."
+            f"The top neurons are none: in layer {layer} the {tried[-1]} strongest hold "
+            f"{held:.0%} of the energy of {what} at the sinks (median over samples), and "
+            f"{min_share:.0%} are needed."
         )
 
 

@@ -53,7 +53,7 @@ def run_experiment(
         )
     asked = study_settings or StudySettings()
     if asked.tokens is None:  # some experiments hold other tokens against each other
-        asked = dataclasses.replace(asked, tokens=getattr(settings, "tokens", None))
+        asked = dataclasses.replace(asked, tokens=getattr(settings, "default_tokens", None))
     given = samples if isinstance(samples, Prompts) else Prompts(tuple(samples), "given samples")
     began = time.perf_counter()
     study = prepare_study(

@@ -199,7 +199,7 @@ class Study:
         """All samples, made ready one by one."""
         for case in self.cases:
             self.watch.check()
-            yield case, _inputs(self.handle, case.sample, self.settings)
+            yield case, _inputs(self.handle, case.sample)
             self.watch.step(f"{text}: {case.sample.id}")
 
     def passed(
@@ -316,7 +316,7 @@ def prepare_study(
     names, cases, without, notes = group_names(tokens), [], [], []
     for sample in samples:
         watch.check()
-        inputs = _inputs(handle, sample, settings)
+        inputs = _inputs(handle, sample)
         flags = _flags(handle, inputs, settings, by, dims, tau) if detects else None
         mixed = int(sample.fingerprint()[:12], 16) ^ settings.seed
         found, others = groups(tokens, inputs.layout, flags, mixed)
@@ -345,13 +345,9 @@ def prepare_study(
     return Study(handle, settings, tuple(cases), names, dims, tau, source, tuple(notes), watch)
 
 
-def _inputs(handle: ModelHandle, sample: AnySample, settings: StudySettings) -> PromptInputs:
+def _inputs(handle: ModelHandle, sample: AnySample) -> PromptInputs:
     return handle.prepare(
-        sample.open_images(),
-        sample.prompt,
-        sample.system,
-        max_pixels=settings.max_pixels,
-        history=sample.history,
+        sample.open_images(), sample.prompt, sample.system, history=sample.history
     )
 
 

@@ -12,6 +12,8 @@ from typer.testing import CliRunner, Result
 
 from sinkscope.cli import common
 from sinkscope.cli.main import app
+from sinkscope.cli.picture import Drawing
+from sinkscope.setting import index_list, read, settings_of
 
 ROOT = Path(__file__).resolve().parent.parent
 LENGTH = ("--max-new-tokens", "3")
@@ -69,9 +71,9 @@ def test_help_names_every_choice() -> None:
     from sinkscope.visualization import Colormap, Scale
 
     # As declared: the printed help is cut to the width of a terminal.
-    for option, choices in ((common.Colormap, Colormap), (common.Scale, Scale)):
-        said = get_args(option)[1].help
-        assert all(choice in said for choice in get_args(choices))
+    helps = {one.field: one.help for one in settings_of(Drawing)}
+    for name, choices in (("colormap", Colormap), ("scale", Scale)):
+        assert all(choice in helps[name] for choice in get_args(choices))
 
 
 @pytest.mark.parametrize(
@@ -86,7 +88,8 @@ def test_help_names_every_choice() -> None:
     ],
 )
 def test_lists_of_indices(text: str | None, means: tuple[int, ...] | None) -> None:
-    assert common.indices("layers", text) == means
+    (layers,) = (one for one in settings_of(Drawing) if one.field == "layers")
+    assert read(layers, text) == means
 
 
 @pytest.mark.parametrize(
@@ -94,7 +97,7 @@ def test_lists_of_indices(text: str | None, means: tuple[int, ...] | None) -> No
 )
 def test_what_is_no_list_of_indices(text: str) -> None:
     with pytest.raises(ValueError, match="layers is"):
-        common.indices("layers", text)
+        index_list("layers", text)
 
 
 def test_memory_that_is_full_is_a_sentence_anywhere(capsys: pytest.CaptureFixture[str]) -> None:

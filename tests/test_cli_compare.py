@@ -16,6 +16,7 @@ from PIL import Image
 from sinkscope.attention_processor import head_mean
 from sinkscope.capture.trace import GenerationTrace
 from sinkscope.cli.compare import with_profile
+from sinkscope.cli.options import Draft
 from sinkscope.config import VARSettings
 from sinkscope.drawing.overlay import under_map
 from sinkscope.models.profiles import SinkProfile
@@ -25,7 +26,7 @@ from tests.web.test_payload import unpack
 
 DIMS = (3, 40)
 # Under these the random model has a few sinks, and heads qualify.
-ACTING = ("--dims", "3,40", "--layers", "1-2", "--min-image-mass", "0.05", "--keep", "0.3")
+ACTING = ("--dims", "3,40", "--var-layers", "1-2", "--min-image-mass", "0.05", "--keep", "0.3")
 LENGTH = ("--max-new-tokens", "6")
 
 
@@ -77,8 +78,9 @@ PROFILE = SinkProfile("m", "f", 64, 4, (1, 2), 5.0, "someone", "low")
 def test_what_is_left_out_comes_from_the_profile(
     profile: SinkProfile | None, dims: bool, tau: bool, means: tuple[tuple[int, ...], float]
 ) -> None:
-    draft = VARSettings(dims=(7,), tau=3.0, keep=0.2)
-    made = with_profile(draft, profile, "m", dims, tau)
+    given = {"keep": 0.2, **({"dims": (7,)} if dims else {}), **({"tau": 3.0} if tau else {})}
+    made = with_profile(Draft(VARSettings, given), profile, "m", seed=4)
+    assert made.seed == 4
     assert (made.dims, made.tau, made.keep) == (*means, 0.2)
 
 
@@ -86,7 +88,7 @@ def test_without_profile_and_dims_it_tells_how_to_give_them() -> None:
     with pytest.raises(
         ValueError, match=r"No sink dimensions are known for some/model.*--dims 458"
     ):
-        with_profile(VARSettings(dims=(0,)), None, "some/model", False, True)
+        with_profile(Draft(VARSettings, {"tau": 3.0}), None, "some/model")
 
 
 # --- tier 2: with the tiny model ------------------------------------------------------------------
@@ -299,8 +301,11 @@ def test_what_can_be_refused_is_refused_before_the_model_loads(
     assert ".html, .png, .pdf, .svg, .json" in mistake(output=tmp_path / "out.docx")
     assert "cat.png does not exist" in mistake(source=tmp_path / "cat.png")
     assert "dims is 'x'" in mistake("--dims", "x")
-    assert "layers is '5-2'" in mistake("--layers", "5-2")
-    assert "capture_layers is 'a'" in mistake("--capture-layers", "a")
+    assert "var_layers is '5-2'" in mistake("--var-layers", "5-2")
+    assert "layers is 'a'" in mistake("--layers", "a")
+    assert "heads is 'b'" in mistake("--heads", "b")
+    old = run("compare", image, "What?", "--output", out, "--capture-layers", "1")
+    assert old.exit_code == 2 and "No such option" in old.output  # --layers means them now
     assert "tau is -1.0" in mistake("--tau", "-1")
     assert "tau is nan" in mistake("--tau", "nan")
     assert "keep is 1.5" in mistake("--keep", "1.5")
@@ -334,6 +339,6 @@ def test_what_the_model_refuses_is_refused_before_it_computes(
     assert "hidden size allows 0 to 63" in mistake("--dims", "64", "--tau", "5")
     assert "never exceeds sqrt(hidden size) = 8.0" in mistake("--dims", "3", "--tau", "8.5")
     assert "tau is 20" in mistake("--dims", "3")
-    assert "layers has [4]" in mistake("--dims", "3", "--tau", "5", "--layers", "4")
-    assert "layer" in mistake("--dims", "3", "--tau", "5", "--capture-layers", "9")
+    assert "layers has [4]" in mistake("--dims", "3", "--tau", "5", "--var-layers", "4")
+    assert "layer" in mistake("--dims", "3", "--tau", "5", "--layers", "9")
     assert not out.exists()

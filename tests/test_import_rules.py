@@ -15,6 +15,7 @@ ROOT = Path(__file__).resolve().parent.parent
 # A part may import the parts of the lines above its own.
 ORDER: tuple[tuple[str, ...], ...] = (
     ("utils",),
+    ("setting",),
     ("config",),
     ("models",),
     ("interventions",),

@@ -8,62 +8,20 @@ another's.
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Sequence
 from typing import Any
 
 import gradio as gr
 
+from sinkscope.config import ModelSettings
+from sinkscope.setting import offered as offered_of
+from sinkscope.web.arguments import argument, asking, inputs_of
+from sinkscope.web.controls import LONGEST_TEXT
 from sinkscope.web.endpoints import Api, plainly
 from sinkscope.web.handlers import Handlers
+from sinkscope.web.request import ANSWER, VAR
+from sinkscope.web.selection import ExportChoice, Selection
 from sinkscope.web.uploads import UploadedImage
-
-# Arguments with their defaults, in the order of the endpoints' own.
-ANSWER: dict[str, Any] = {
-    "max_new_tokens": 64,
-    "temperature": 0.0,
-    "top_p": 1.0,
-    "top_k": 0,
-    "repetition_penalty": 1.0,
-    "seed": 0,
-    "decoding": "ours",
-}
-VAR: dict[str, Any] = {
-    "same_text": False,
-    "tau": None,
-    "keep": 0.6,
-    "max_sink_share": 0.5,
-    "min_image_mass": 0.2,
-    "var_layers": "",
-    "dialect": "official",
-    "control": "none",
-    "dims": "",
-}
-LOAD: dict[str, Any] = {
-    "device": "auto",
-    "dtype": "auto",
-    "min_pixels": None,
-    "max_pixels": None,
-    "revision": "",
-}
-SELECTION: dict[str, Any] = {
-    "layers": "",
-    "heads": "",
-    "reduce": "mean",
-    "scale": "percentile",
-    "image": 0,
-    "part": "answer",
-    "method": "attention",
-}
-EXPORT: dict[str, Any] = {
-    "tokens": "",
-    "window": 1,
-    "seconds": 0.4,
-    "width": None,
-    "difference": True,
-    "whole_answer": False,
-    "colormap": "inferno",
-}
 
 
 def build_api(handlers: Handlers, offered: Sequence[str]) -> None:
@@ -76,36 +34,27 @@ def build_api(handlers: Handlers, offered: Sequence[str]) -> None:
     files: dict[str, Any] = {"concurrency_id": "export", "concurrency_limit": 2}
     free: dict[str, Any] = {"concurrency_id": "status", "concurrency_limit": None}
     with gr.Column(visible=False):
-        image = UploadedImage(type="filepath", label="image")
-        text = functools.partial(gr.Textbox, max_length=20_000)
         value, files_made = gr.JSON(label="value"), gr.File(label="files", file_count="multiple")
         picture = gr.Image(type="filepath", format="png", label="overlay")
-        prompt, answer = text(label="prompt"), [_control(n, v) for n, v in ANSWER.items()]
-        selection = [_control(n, v) for n, v in SELECTION.items()]
-        run, variant = text(label="run"), text("baseline", label="variant")
-        var = [_control(name, default) for name, default in VAR.items()]
-        load = [text("demo", label="model"), *(_control(n, v) for n, v in LOAD.items())]
-        wanted = [text("pdf", label="kind"), *(_control(n, v) for n, v in EXPORT.items())]
-        for function, inputs, outputs, limits in (
-            (api.load, load, value, free),
-            (api.generate, [image, prompt, *answer], value, runs),
-            (api.compare, [image, prompt, *var, *answer], value, runs),
-            (
-                api.map,
-                [run, text("0", label="tokens"), variant, *selection],
-                [value, picture],
-                files,
-            ),
-            (api.export, [run, *wanted, *selection], files_made, files),
+        asked = {
+            "image": UploadedImage(type="filepath", label="image"),
+            "prompt": gr.Textbox(max_length=20_000, label="prompt"),
+        }
+        same = {"same_text": argument("same_text", False, "VAR follows the baseline's answer.")}
+        run = {"run": gr.Textbox(max_length=LONGEST_TEXT, label="run")}
+        variant = {"variant": argument("variant", "baseline", "Which answer: baseline or var.")}
+        for function, own, settings, outputs, limits in (
+            (api.load, {}, offered_of(ModelSettings, "profile"), value, free),
+            (api.generate, asked, ANSWER, value, runs),
+            (api.compare, {**asked, **same}, (*VAR, *ANSWER), value, runs),
+            (api.map, {**run, **variant}, offered_of(Selection), [value, picture], files),
+            (api.export, run, offered_of(ExportChoice), files_made, files),
         ):
             gr.Button(visible=False).click(
-                plainly(function), inputs, outputs, api_name=function.__name__, **limits
+                plainly(asking(function, settings)),
+                None,
+                outputs,
+                inputs_kwargs={**own, **inputs_of(settings)},
+                api_name=function.__name__,
+                **limits,
             )
-
-
-def _control(name: str, default: Any) -> gr.components.Component:
-    if isinstance(default, bool):
-        return gr.Checkbox(default, label=name)
-    if isinstance(default, str):
-        return gr.Textbox(default, label=name, max_length=2000)
-    return gr.Number(default, label=name)

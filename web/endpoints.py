@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import logging
 import tempfile
@@ -18,16 +17,17 @@ from PIL import Image
 from sinkscope.attention_extractor import Comparison, RunOutOfMemoryError
 from sinkscope.capture.run import checkpoint_decoding
 from sinkscope.capture.trace import GenerationTrace
-from sinkscope.config import VARSettings
 from sinkscope.drawing.panels import Painter
-from sinkscope.drawing.view import make_side, map_of, method_and_scale, sinks_of
+from sinkscope.drawing.view import make_side, map_of, sinks_of
 from sinkscope.methods.explain import listed
+from sinkscope.setting import read_all
 from sinkscope.visualization import View
-from sinkscope.web.exporting import Wanted, export_steps, sides_of_view
+from sinkscope.web.exporting import export_steps, sides_of_view
 from sinkscope.web.handlers import EXPIRED, UNFORESEEN, Handlers
 from sinkscope.web.model_events import model_wanted
 from sinkscope.web.pairs import find_run
-from sinkscope.web.request import Request, parse_indices, whole
+from sinkscope.web.request import Request
+from sinkscope.web.selection import ExportChoice, Selection
 from sinkscope.web.store import Run
 
 log = logging.getLogger(__name__)
@@ -60,15 +60,7 @@ class Api:
     def __init__(self, handlers: Handlers, offered: Sequence[str]) -> None:
         self._handlers, self._offered = handlers, offered
 
-    def load(
-        self,
-        model: str = "demo",
-        device: str = "auto",
-        dtype: str = "auto",
-        min_pixels: float | None = None,
-        max_pixels: float | None = None,
-        revision: str = "",
-    ) -> dict[str, Any]:
+    def load(self, **said: Any) -> dict[str, Any]:
         """Load a model (`demo`, a hub id or a folder) and wait for it. It serves everyone.
 
         Gives its id, revision, device, dtype, layers, heads, a note on its checkpoint, the sink
@@ -76,8 +68,8 @@ class Api:
         generation_config.json would do.
         """
         slot, settings = self._handlers.slot, self._handlers.settings
-        asked = (model, device, dtype, min_pixels, max_pixels, revision or None)
-        if not slot.load(model_wanted(settings, self._offered, *asked)):
+        said["revision"] = said.get("revision") or None  # left out: the start's, of its model
+        if not slot.load(model_wanted(settings, self._offered, said)):
             raise ValueError("Another model is being loaded; wait until it is there.")
         seen, state = slot.wait(-1, 0)
         while state.phase == "loading":
@@ -97,14 +89,8 @@ class Api:
         self,
         image: str | None,
         prompt: str,
-        max_new_tokens: float = 64,
-        temperature: float = 0.0,
-        top_p: float = 1.0,
-        top_k: float = 0,
-        repetition_penalty: float = 1.0,
-        seed: float = 0,
-        decoding: str = "ours",
         request: gr.Request = None,  # type: ignore[assignment]
+        **said: Any,
     ) -> dict[str, Any]:
         """Answer a prompt about an image and keep the attention behind each token.
 
@@ -114,10 +100,7 @@ class Api:
         Gives the run's id (`run`), its model, layers, heads and images, and under `baseline` the
         answer with text, probability, image share and sink share of each token.
         """
-        asked = Request(
-            image, prompt, max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p,
-            top_k=top_k, repetition_penalty=repetition_penalty, seed=seed, decoding=decoding,
-        )  # fmt: skip
+        asked = Request(image, prompt, said=said)
         return about_run(self._run(asked, request))
 
     def compare(
@@ -125,37 +108,15 @@ class Api:
         image: str | None,
         prompt: str,
         same_text: bool = False,
-        tau: float | None = None,
-        keep: float = 0.6,
-        max_sink_share: float = 0.5,
-        min_image_mass: float = 0.2,
-        var_layers: str = "",
-        dialect: str = "official",
-        control: str = "none",
-        dims: str = "",
-        max_new_tokens: float = 64,
-        temperature: float = 0.0,
-        top_p: float = 1.0,
-        top_k: float = 0,
-        repetition_penalty: float = 1.0,
-        seed: float = 0,
-        decoding: str = "ours",
         request: gr.Request = None,  # type: ignore[assignment]
+        **said: Any,
     ) -> dict[str, Any]:
         """The same without and with VAR. Without `tau` and `dims`, those of the model's profile.
 
         Gives what `generate` gives, under `baseline` and `var`; where the texts part (`parting`),
         the change of each common token's log-probability, and VAR's own report.
         """
-        if tau is None:
-            handle = self._handlers.slot.handle
-            known = handle is not None and handle.profile is not None
-            tau = handle.profile.tau if known else VARSettings(dims=(0,)).tau
-        asked = Request(
-            image, prompt, True, same_text, tau, keep, max_sink_share, min_image_mass, var_layers,
-            dialect, control, max_new_tokens, temperature, top_p, top_k, repetition_penalty, seed,
-            dims, decoding=decoding,
-        )  # fmt: skip
+        asked = Request(image, prompt, True, same_text, said=said)
         run = self._run(asked, request)
         both = run.traces["baseline"], run.traces["var"]
         pair = Comparison(*both, run.same_text, prefix=None)  # type: ignore[arg-type]
@@ -167,19 +128,7 @@ class Api:
             "report": dict(pair.var.var or {}),
         }
 
-    def map(
-        self,
-        run: str,
-        tokens: str = "0",
-        variant: str = "baseline",
-        layers: str = "",
-        heads: str = "",
-        reduce: str = "mean",
-        scale: str = "percentile",
-        image: float = 0,
-        part: str = "answer",
-        method: str = "attention",
-    ) -> tuple[dict[str, Any], str]:
+    def map(self, run: str, variant: str = "baseline", **said: Any) -> tuple[dict[str, Any], str]:
         """The map of some tokens (`4`, or `3-5, 8`: their mean), over some layers and heads.
 
         Gives `values` (rows x columns, null where one is missing) with `unit` and `normalisation`,
@@ -190,9 +139,10 @@ class Api:
         found = self._found(run)
         if variant not in found.traces:
             raise ValueError(f"variant is {variant!r}; allowed: {', '.join(found.traces)}.")
-        view = view_of(layers, heads, reduce, scale, image, part, method)
+        selection = Selection(**read_all(Selection, said))
+        view = selection.view()
         side = make_side("", found.traces[variant], view.part)
-        chosen = parse_indices("tokens", tokens) or (0,)
+        chosen = selection.tokens or (0,)
         panel = Painter([side], view, MAP_PIXELS).panels(chosen)[0]
         patches = map_of(side, chosen, view)
         mass, held = side.shares(chosen, view)
@@ -217,25 +167,7 @@ class Api:
             Image.fromarray(panel.pixels).save(path)
             return about, self._kept(path)
 
-    def export(
-        self,
-        run: str,
-        kind: str = "pdf",
-        tokens: str = "",
-        window: float = 1,
-        seconds: float = 0.4,
-        width: float | None = None,
-        difference: bool = True,
-        whole_answer: bool = False,
-        colormap: str = "inferno",
-        layers: str = "",
-        heads: str = "",
-        reduce: str = "mean",
-        scale: str = "percentile",
-        image: float = 0,
-        part: str = "answer",
-        method: str = "attention",
-    ) -> list[str]:
+    def export(self, run: str, **said: Any) -> list[str]:
         """Files of a run: pdf, png, svg (a figure of some tokens), gif, mp4 (over the tokens), csv
         (shares), html (a page that works alone), trace (safetensors, one for each answer).
 
@@ -243,24 +175,7 @@ class Api:
         and `width` are an animation's. `difference` holds where there are two sides.
         """
         found = self._found(run)
-        chosen = parse_indices("tokens", tokens) or ()
-        if chosen and chosen != tuple(range(chosen[0], chosen[-1] + 1)):
-            raise ValueError(f"tokens is {tokens!r}; allowed: one index, or a range such as 3-8.")
-        view = dataclasses.replace(
-            view_of(layers, heads, reduce, scale, image, part, method),
-            difference=bool(difference),
-            whole_answer=bool(whole_answer),
-            colormap=colormap,
-        )
-        wanted = Wanted(
-            kind,
-            view,
-            first=chosen[0] if chosen else 0,
-            last=chosen[-1] if chosen else None,
-            window=whole("window", window),
-            seconds=seconds,
-            width=None if not width else whole("width", width),
-        )
+        wanted = ExportChoice(**read_all(ExportChoice, said)).wanted()
         sides_of_view(found, wanted)
         with tempfile.TemporaryDirectory() as folder:
             paths: list[Path] = []
@@ -288,26 +203,6 @@ class Api:
         if value.get("phase") == "error":
             raise ValueError(value["message"])
         return self._found(value["run"])
-
-
-def view_of(
-    layers: str, heads: str, reduce: str, scale: str, image: float, part: str, method: str
-) -> View:
-    """The view that an endpoint's arguments name.
-
-    Raises:
-        ValueError: naming the argument, its value and what is allowed.
-    """
-    method, kind = method_and_scale(method, scale)
-    return View(
-        part=part,  # type: ignore[arg-type]
-        layers=parse_indices("layers", layers),
-        heads=parse_indices("heads", heads),
-        reduce=reduce,  # type: ignore[arg-type]
-        image=whole("image", image),
-        method=method,
-        scale=kind,
-    )
 
 
 def _plain(values: np.ndarray) -> list[list[float | None]]:

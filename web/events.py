@@ -10,34 +10,21 @@ from typing import Any
 
 import gradio as gr
 
-from sinkscope.config import GenerationSettings
+from sinkscope.config import OF_CHECKPOINT, GenerationSettings
 from sinkscope.web.handlers import Handlers
 from sinkscope.web.request import Request
 
 
 def generating(handlers: Handlers) -> Callable[..., Any]:
     def generate(
+        request: gr.Request,
+        *,
         image: str | None,
         prompt: str,
-        compare: bool = False,
-        same_text: bool = False,
-        tau: float = 20.0,
-        keep: float = 0.6,
-        max_sink_share: float = 0.5,
-        min_image_mass: float = 0.2,
-        layers: str = "",
-        dialect: str = "official",
-        control: str = "none",
-        max_new_tokens: float = 64,
-        temperature: float = 0.0,
-        top_p: float = 1.0,
-        top_k: float = 0,
-        repetition_penalty: float = 1.0,
-        seed: float = 0,
-        dims: str = "",
-        dims_of: str = "",
-        decoding: str = "ours",
-        request: gr.Request = None,  # type: ignore[assignment]
+        compare: bool,
+        same_text: bool,
+        dims_of: str,
+        **said: Any,
     ) -> Iterator[tuple[Any, Any, Any]]:
         """Answer a prompt about an image and keep the attention behind each token.
 
@@ -47,15 +34,10 @@ def generating(handlers: Handlers) -> Callable[..., Any]:
         profile; `dims_of` is the model that they were found on, and another one is refused. With
         `decoding` "checkpoint" the controls of sampling are not read, as the page shows.
         """
-        if decoding == "checkpoint":
+        if said.get("decoding") == "checkpoint":
             own = GenerationSettings()
-            temperature, top_p, top_k = own.temperature, own.top_p, own.top_k
-            repetition_penalty = own.repetition_penalty
-        asked = Request(
-            image, prompt, compare, same_text, tau, keep, max_sink_share, min_image_mass, layers,
-            dialect, control, max_new_tokens, temperature, top_p, top_k, repetition_penalty, seed,
-            dims, dims_of, decoding,
-        )  # fmt: skip
+            said.update({name: getattr(own, name) for name in OF_CHECKPOINT})
+        asked = Request(image, prompt, compare, same_text, dims_of, said)
         busy = False
         for value in handlers.generate(asked, request.session_hash or ""):
             over = value["phase"] in ("ready", "stopped", "error")

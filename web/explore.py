@@ -67,7 +67,7 @@ def build_explore(
     run = _connect_runs(form, inspector, status, handlers, settings)
     _connect_shelf(form, offered)
     ahead = _connect_forecast(form, forecaster)
-    run.then(*ahead, **QUIET)  # which knows more after a run
+    run.then(**ahead)  # which knows more after a run
     offers = [model for _, model in MODELS]
     told = [status, form.compare, form.note, form.tau, picker.ahead]
     free: dict[str, Any] = {
@@ -77,8 +77,9 @@ def build_explore(
     }
     loaded = picker.load.click(
         loading(slot, settings, offers),
-        list(picker.controls),
+        None,
         told,
+        inputs_kwargs=picker.controls,
         api_visibility="private",  # `web.api` has the endpoints
         **free,
     )
@@ -86,14 +87,15 @@ def build_explore(
     decoding = (choosing_decoding(slot), form.decoding, [form.says, *form.replaced])
     form.decoding.change(*decoding, **QUIET)
     for event in (loaded, there):
-        event.then(*ahead, **QUIET)
+        event.then(**ahead)
         event.then(*decoding, **QUIET)
     _connect_dims(form, slot, loaded)
     gr.on(
-        [picker.opened.expand, *(control.change for control in picker.controls)],
+        [picker.opened.expand, *(control.change for control in picker.controls.values())],
         load_forecasting(slot, settings, offers, PARAMETERS),
-        list(picker.controls),
+        None,
         picker.ahead,
+        inputs_kwargs=picker.controls,
         **QUIET,
     )
     build_api(handlers, offers)
@@ -113,21 +115,13 @@ def _connect_dims(form: Form, slot: ModelSlot, loaded: Any) -> None:
     loaded.success(lambda: ("", ""), None, [form.dims, form.dims_of], **QUIET)
 
 
-def _connect_forecast(form: Form, forecaster: Forecaster) -> tuple[Any, list[Any], gr.HTML]:
+def _connect_forecast(form: Form, forecaster: Forecaster) -> dict[str, Any]:
     """Keep the line under Generate true; the call that does so."""
-    read = [form.image, form.prompt, form.compare, form.same_text, form.tokens]
-    call = (forecasting(forecaster), read, form.ahead)
-    gr.on(
-        [
-            form.image.change,
-            form.prompt.blur,
-            form.compare.change,
-            form.same_text.change,
-            form.tokens.change,
-        ],
-        *call,
-        **QUIET,
-    )
+    names = ("image", "prompt", "compare", "same_text", "max_new_tokens")
+    read = {name: form.controls[name] for name in names}
+    call = {"fn": forecasting(forecaster), "outputs": form.ahead, "inputs_kwargs": read, **QUIET}
+    # A prompt is looked at when its box is left, not at each letter.
+    gr.on([form.prompt.blur, *(read[name].change for name in names if name != "prompt")], **call)
     return call
 
 
@@ -155,8 +149,9 @@ def _connect_runs(
     run = gr.on(
         [form.go.click, form.prompt.submit],
         generating(handlers),
-        list(form.controls),
+        None,
         [inspector, form.go, form.stop],
+        inputs_kwargs=form.controls,
         api_name="answer",  # not "generate", which is the endpoint in `web.api`
         api_visibility="private",
         show_progress="hidden",

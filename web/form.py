@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import gradio as gr
 from gradio.components import Component
 
-from sinkscope.config import GenerationSettings, VARSettings
+from sinkscope.config import OF_CHECKPOINT, GenerationSettings
 from sinkscope.models.images import open_image
+from sinkscope.web.controls import control
 from sinkscope.web.example import Example
 from sinkscope.web.inspector import cached, drawn
 from sinkscope.web.payload import encode_image
+from sinkscope.web.request import ANSWER, VAR
 from sinkscope.web.uploads import UploadedImage
 
 
@@ -21,7 +22,7 @@ class Form:
     """What one press of Generate reads.
 
     Attributes:
-        controls: in the order of the arguments of `generate` (`web.events.generating`).
+        controls: by the names of the arguments of `generate` (`web.events.generating`).
         ahead: what the run will take, said before it.
         note: the sentence about the model's sink dimensions.
         dims, dims_of: sink dimensions of this browser alone, in the place of the model's, and the
@@ -32,7 +33,7 @@ class Form:
         replaced: controls that have no effect then.
     """
 
-    controls: tuple[Component, ...]
+    controls: dict[str, Component]
     image: gr.Image
     prompt: gr.Textbox
     shelf: gr.HTML
@@ -42,12 +43,11 @@ class Form:
     ahead: gr.HTML
     note: gr.Textbox
     same_text: gr.Checkbox
-    tau: gr.Slider
-    tokens: gr.Slider
-    decoding: gr.Radio
+    tau: Component
+    decoding: Component
     says: gr.HTML
     replaced: tuple[Component, ...]
-    dims: gr.Textbox
+    dims: Component
     dims_of: gr.State
     own: gr.Button
 
@@ -80,10 +80,18 @@ def build_form(generation: GenerationSettings, offered: list[Example]) -> Form:
         go = gr.Button("Generate", variant="primary", elem_id="generate", min_width=80)
         stop = gr.Button("Stop", interactive=False, elem_id="stop", min_width=60)
     ahead = notice_line("ahead")
-    note, var, (dims, dims_of, own) = _var_settings()
-    generating, decoding, says = _generation_settings(generation)
+    note, same_text, dims_of, own, var = _var_settings()
+    answer, says = _generation_settings(generation)
     return Form(
-        controls=(image, prompt, compare, *var, *generating, dims, dims_of, decoding),
+        controls={
+            "image": image,
+            "prompt": prompt,
+            "compare": compare,
+            "same_text": same_text,
+            "dims_of": dims_of,
+            **var,
+            **answer,
+        },
         image=image,
         prompt=prompt,
         shelf=shelf,
@@ -92,13 +100,12 @@ def build_form(generation: GenerationSettings, offered: list[Example]) -> Form:
         stop=stop,
         ahead=ahead,
         note=note,
-        same_text=var[0],
-        tau=var[1],
-        tokens=generating[0],
-        decoding=decoding,
+        same_text=same_text,
+        tau=var["tau"],
+        decoding=answer["decoding"],
         says=says,
-        replaced=generating[1:-1],
-        dims=dims,
+        replaced=tuple(answer[name] for name in OF_CHECKPOINT),
+        dims=var["dims"],
         dims_of=dims_of,
         own=own,
     )
@@ -111,8 +118,8 @@ def notice_line(name: str) -> gr.HTML:
     return line
 
 
-def _var_settings() -> tuple[gr.Textbox, tuple[Any, ...], tuple[Any, ...]]:
-    var = VARSettings(dims=(0,))
+def _var_settings() -> tuple[gr.Textbox, gr.Checkbox, gr.State, gr.Button, dict[str, Component]]:
+    """The note, Same text, whose dimensions, the way back to the model's, and all of VAR."""
     with gr.Accordion("VAR settings", open=False, elem_id="var-settings"):
         note = gr.Textbox(
             "No model is loaded yet.",
@@ -122,10 +129,10 @@ def _var_settings() -> tuple[gr.Textbox, tuple[Any, ...], tuple[Any, ...]]:
             max_lines=8,
             elem_id="var-note",
         )
-        dims = gr.Textbox(
+        (first,) = (one for one in VAR if one.field == "dims")
+        dims = control(
+            first,
             "",
-            label="Sink dimensions",
-            placeholder="those of the model's profile",
             info="Of this browser alone; the Sinks tab can find them.",
             max_length=200,
             elem_id="sink-dims",
@@ -138,99 +145,23 @@ def _var_settings() -> tuple[gr.Textbox, tuple[Any, ...], tuple[Any, ...]]:
             info="VAR follows the baseline's answer, token by token.",
             elem_id="same-text",
         )
-        tau = gr.Slider(
-            0,
-            60,
-            var.tau,
-            step=0.1,
-            label="tau",
-            info="Sink score above which a patch is a sink.",
-        )
-        keep = gr.Slider(
-            0,
-            1,
-            var.keep,
-            step=0.01,
-            label="keep",
-            info="Part of a sink's attention that stays on it.",
-        )
-        share = gr.Slider(
-            0,
-            1,
-            var.max_sink_share,
-            step=0.01,
-            label="max sink share",
-            info="A head is changed while sinks hold at most this of its image part.",
-        )
-        mass = gr.Slider(
-            0,
-            1,
-            var.min_image_mass,
-            step=0.01,
-            label="min image mass",
-            info="A row is changed if the image has at least this part of it.",
-        )
-        layers = gr.Textbox(
-            "",
-            label="Layers",
-            placeholder="all but the first two and the last",
-            info="Indices such as 2-5, 7.",
-        )
-        dialect = gr.Radio(["official", "paper"], value=var.dialect, label="Dialect")
-        control = gr.Radio(
-            ["none", "random"],
-            value=var.control,
-            label="Control",
-            info="random: as many random patches are treated as the sinks.",
-        )
-    settings = (same_text, tau, keep, share, mass, layers, dialect, control)
-    return note, settings, (dims, dims_of, own)
+        others = {one.name: control(one) for one in VAR if one is not first}
+    return note, same_text, dims_of, own, {first.name: dims, **others}
 
 
-def _generation_settings(
-    start: GenerationSettings,
-) -> tuple[tuple[Any, ...], gr.Radio, gr.HTML]:
+def _generation_settings(start: GenerationSettings) -> tuple[dict[str, Component], gr.HTML]:
+    """All of an answer, and the line of what the checkpoint says."""
     ours = start.decoding == "ours"
-    # Gradio refuses a value outside a slider's range, with a message of its own, so a range always
-    # takes in what the settings of the start say.
+    made: dict[str, Component] = {}
     with gr.Accordion("Generation settings", open=False, elem_id="generation-settings"):
-        tokens = gr.Slider(
-            1,
-            max(512, start.max_new_tokens),
-            start.max_new_tokens,
-            step=1,
-            label="max new tokens",
-        )
-        decoding = gr.Radio(
-            [("as set here", "ours"), ("as the checkpoint says", "checkpoint")],
-            value=start.decoding,
-            label="Decoding",
-            elem_id="decoding",
-        )
-        says = notice_line("checkpoint-says")
-        temperature = gr.Slider(
-            0,
-            max(2, start.temperature),
-            start.temperature,
-            step=0.05,
-            label="temperature",
-            info="0 is greedy.",
-            interactive=ours,
-        )
-        top_p = gr.Slider(
-            min(0.01, start.top_p), 1, start.top_p, step=0.01, label="top p", interactive=ours
-        )
-        top_k = gr.Number(start.top_k, precision=0, minimum=0, label="top k", interactive=ours)
-        penalty = gr.Slider(
-            min(0.5, start.repetition_penalty),
-            max(2, start.repetition_penalty),
-            start.repetition_penalty,
-            step=0.01,
-            label="repetition penalty",
-            interactive=ours,
-        )
-        seed = gr.Number(start.seed, precision=0, minimum=0, label="seed")
-    return (tokens, temperature, top_p, top_k, penalty, seed), decoding, says
+        for one in ANSWER:
+            look = {"interactive": ours} if one.field in OF_CHECKPOINT else {}
+            if one.field == "decoding":
+                look = {"elem_id": "decoding"}
+            made[one.name] = control(one, getattr(start, one.field), **look)
+            if one.field == "decoding":
+                says = notice_line("checkpoint-says")
+    return made, says
 
 
 def _shelf_item(example: Example, shelf: gr.HTML) -> dict[str, str]:

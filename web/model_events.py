@@ -16,8 +16,9 @@ import gradio as gr
 from sinkscope.capture.run import checkpoint_decoding
 from sinkscope.config import ModelSettings, Settings
 from sinkscope.models.loading import ModelHandle
+from sinkscope.setting import shown, whole
 from sinkscope.web.forecast import Forecaster, Notice, notice, of_load
-from sinkscope.web.request import Request, parse_indices, whole
+from sinkscope.web.request import Request, parse_indices
 from sinkscope.web.security import LOOPBACK
 from sinkscope.web.slot import ModelSlot, SlotState
 
@@ -41,11 +42,10 @@ def status_value(state: SlotState) -> dict[str, Any]:
 
 def forecasting(forecaster: Forecaster) -> Callable[..., Any]:
     def ahead(
-        image: str | None, prompt: str, compare: bool, same_text: bool, max_new_tokens: float
+        *, image: str | None, prompt: str, compare: bool, same_text: bool, **said: Any
     ) -> Any:
         """What a press of Generate will take."""
-        asked = Request(image, prompt, compare, same_text, max_new_tokens=max_new_tokens)
-        return forecaster.of_run(asked)
+        return forecaster.of_run(Request(image, prompt, compare, same_text, said=said))
 
     return ahead
 
@@ -53,12 +53,12 @@ def forecasting(forecaster: Forecaster) -> Callable[..., Any]:
 def load_forecasting(
     slot: ModelSlot, settings: Settings, offered: Sequence[str], parameters: Mapping[str, int]
 ) -> Callable[..., Any]:
-    def ahead(*asked: Any) -> Any:
+    def ahead(**said: Any) -> Any:
         """What a press of Load will take."""
         if slot.state.phase == "loading":
             return gr.skip()  # that line shows how far it is
         try:
-            return of_load(model_wanted(settings, offered, *asked), parameters)
+            return of_load(model_wanted(settings, offered, said), parameters)
         except ValueError as error:
             return notice(str(error), "warn")
 
@@ -92,16 +92,9 @@ def _outcome(state: SlotState) -> Any:
 
 
 def model_wanted(
-    settings: Settings,
-    offered: Sequence[str],
-    model: str | None,
-    device: str | None,
-    dtype: str | None,
-    min_pixels: float | None,
-    max_pixels: float | None,
-    revision: str | None = None,
+    settings: Settings, offered: Sequence[str], said: Mapping[str, Any]
 ) -> ModelSettings:
-    """What Load asks for, over the model settings of the start.
+    """What Load asks for (`said`, by the names of ModelSettings), over the settings of the start.
 
     `local_files_only` always stays; the sink profile where it is the start's model, and there the
     revision too, unless one is given (an empty one is the newest).
@@ -109,7 +102,7 @@ def model_wanted(
     Raises:
         ValueError: naming the setting, its value and what is allowed.
     """
-    start, name = settings.model, str(model or "").strip()
+    start, name = settings.model, str(said.get("model") or "").strip()
     if settings.app.host not in LOOPBACK and name not in (*offered, start.model):
         # Any folder and any hub id would be a way into this machine for everyone with the password.
         raise ValueError(
@@ -117,24 +110,22 @@ def model_wanted(
             f"{', '.join(dict.fromkeys((*offered, start.model)))}."
         )
     pixels: dict[str, int | None] = {}
-    for setting, value, given in (
-        ("min_pixels", min_pixels, start.min_pixels),
-        ("max_pixels", max_pixels, start.max_pixels),
-    ):
+    for setting in ("min_pixels", "max_pixels"):
+        value = said.get(setting)
         pixels[setting] = whole(setting, value) or None if value is not None else None
-        most = max(int(settings.images.max_megapixels * 1e6), given or 0)
+        most = max(int(settings.images.max_megapixels * 1e6), getattr(start, setting) or 0)
         if (pixels[setting] or 0) > most:
             raise ValueError(
-                f"{setting} is {pixels[setting]}; allowed: a whole number up to {most}, or 0, "
-                "which leaves it to the model."
+                f"{setting} is {shown(pixels[setting])}; allowed: a whole number up to {most}, or "
+                "0, which leaves it to the model."
             )
     return dataclasses.replace(
         start,
         model=name,
-        revision=_revision(settings, revision, name),
+        revision=_revision(settings, said.get("revision"), name),
         profile=start.profile if name == start.model else None,
-        device=device or start.device,
-        dtype=dtype or start.dtype,  # type: ignore[arg-type]
+        device=said.get("device") or start.device,
+        dtype=said.get("dtype") or start.dtype,
         **pixels,
     )
 
@@ -160,18 +151,10 @@ def _revision(settings: Settings, given: str | None, name: str) -> str | None:
 
 
 def loading(slot: ModelSlot, settings: Settings, offered: Sequence[str]) -> Callable[..., Any]:
-    def load_model(
-        model: str,
-        device: str | None = None,
-        dtype: str | None = None,
-        min_pixels: float | None = None,
-        max_pixels: float | None = None,
-        revision: str | None = None,
-    ) -> Iterator[tuple[Any, ...]]:
+    def load_model(**said: Any) -> Iterator[tuple[Any, ...]]:
         """Load a model: `demo`, a hub id or a folder. The one before stays if this fails."""
         try:
-            asked = (model, device, dtype, min_pixels, max_pixels, revision)
-            wanted = model_wanted(settings, offered, *asked)
+            wanted = model_wanted(settings, offered, said)
             if not slot.load(wanted):
                 raise ValueError("Another model is being loaded; wait until it is there.")
         except ValueError as error:

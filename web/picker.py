@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import get_args
 
 import gradio as gr
+from gradio.components import Component
 
-from sinkscope.config import ModelSettings
+from sinkscope.config import Device, DType, ModelSettings
 from sinkscope.web.form import notice_line
 from sinkscope.web.model_events import LONGEST_REVISION
 
@@ -28,12 +29,12 @@ class Picker:
     """What one press of Load reads.
 
     Attributes:
-        controls: in the order of the arguments of `load_model` (`web.model_events.loading`).
+        controls: by the names of ModelSettings, which `load_model` takes (`web.model_events`).
         ahead: what the load will take, and how far it is.
         opened: the fold around all of them.
     """
 
-    controls: tuple[Any, ...]
+    controls: dict[str, Component]
     ahead: gr.HTML
     load: gr.Button
     opened: gr.Accordion
@@ -60,14 +61,14 @@ def build_picker(start: ModelSettings) -> Picker:
         )
         with gr.Row():
             device = gr.Dropdown(
-                ["auto", "cpu", "cuda", "mps"],
+                list(get_args(Device)),
                 value=start.device,
                 allow_custom_value=True,
                 label="Device",
                 min_width=90,
             )
             dtype = gr.Dropdown(
-                ["auto", "float32", "bfloat16", "float16"],
+                list(get_args(DType)),
                 value=start.dtype,
                 label="Number type",
                 min_width=90,
@@ -88,4 +89,12 @@ def build_picker(start: ModelSettings) -> Picker:
             )
         ahead = notice_line("load-ahead")
         load = gr.Button("Load", elem_id="load")
-    return Picker((name, device, dtype, low, high, revision), ahead, load, opened)
+    controls = {
+        "model": name,
+        "device": device,
+        "dtype": dtype,
+        "min_pixels": low,
+        "max_pixels": high,
+        "revision": revision,
+    }
+    return Picker(controls, ahead, load, opened)

@@ -2,16 +2,32 @@
 
 from __future__ import annotations
 
-import math
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
 
-from sinkscope.config import GenerationSettings, Settings, VARSettings, index_list
+from sinkscope.config import GenerationSettings, Settings, VARSettings
 from sinkscope.models.loading import ModelHandle
+from sinkscope.setting import Setting, index_list, offered, read_all
+
+# What a request may say. What is captured is the settings file's matter.
+ANSWER: tuple[Setting, ...] = offered(GenerationSettings, "layers", "heads")
+VAR: tuple[Setting, ...] = offered(VARSettings)
+NAMES = tuple(one.name for one in (*VAR, *ANSWER))
 
 
 @dataclass(frozen=True)
 class Request:
     """One press of Generate, with everything the page's controls said.
+
+    Attributes:
+        image: path of an upload.
+        prompt: asked about it.
+        compare: answer with VAR too.
+        same_text: VAR follows the baseline's answer, token by token.
+        dims_of: the model that the sink dimensions in `said` were found on, if any.
+        said: what the controls of settings said, by the settings' names (`NAMES`); what is missing,
+            None or empty is left out.
 
     Raises (from `settings` and `var`):
         ValueError: naming the setting, its value and what is allowed.
@@ -21,60 +37,40 @@ class Request:
     prompt: str
     compare: bool = False
     same_text: bool = False
-    tau: float = 20.0
-    keep: float = 0.6
-    max_sink_share: float = 0.5
-    min_image_mass: float = 0.2
-    layers: str = ""
-    dialect: str = "official"
-    control: str = "none"
-    max_new_tokens: float = 64
-    temperature: float = 0.0
-    top_p: float = 1.0
-    top_k: float = 0
-    repetition_penalty: float = 1.0
-    seed: float = 0
-    dims: str = ""
     dims_of: str = ""
-    decoding: str = "ours"
+    said: Mapping[str, Any] = field(default_factory=dict)
 
     def settings(self, start: Settings) -> GenerationSettings:
         """What the controls say, over the start's settings, which alone say what is captured."""
+        for name in self.said:
+            if name not in NAMES:
+                raise ValueError(f"There is no setting {name!r}; allowed: {', '.join(NAMES)}.")
         return replace(
             start.generation,
             prompt_rows=start.generation.prompt_rows or start.app.prompt_rows,
             reference=start.generation.reference or start.app.reference,
-            max_new_tokens=whole("max_new_tokens", self.max_new_tokens),
-            temperature=self.temperature,
-            top_p=self.top_p,
-            top_k=whole("top_k", self.top_k),
-            repetition_penalty=self.repetition_penalty,
-            seed=whole("seed", self.seed),
-            decoding=self.decoding,  # type: ignore[arg-type]
+            **read_all(GenerationSettings, self.said),
         )
 
     def var(self, handle: ModelHandle) -> VARSettings | None:
+        """VAR's settings over those of the model's profile; None without `compare`."""
         if not self.compare:
             return None
-        return VARSettings(
-            dims=self.sink_dims(handle),
-            tau=self.tau,
-            keep=self.keep,
-            max_sink_share=self.max_sink_share,
-            min_image_mass=self.min_image_mass,
-            dialect=self.dialect,  # type: ignore[arg-type]
-            layers=parse_indices("layers", self.layers),
-            control=self.control,  # type: ignore[arg-type]
-            seed=whole("seed", self.seed),
-        )
+        said = read_all(VARSettings, self.said)
+        given = {name: value for name, value in said.items() if value is not None}
+        if handle.profile is not None:
+            given.setdefault("tau", handle.profile.tau)
+        given["dims"] = self._sink_dims(given.get("dims"), handle)
+        if "seed" in self.said:
+            given["seed"] = read_all(GenerationSettings, self.said)["seed"]
+        return VARSettings(**given)
 
-    def sink_dims(self, handle: ModelHandle) -> tuple[int, ...]:
+    def _sink_dims(self, own: tuple[int, ...] | None, handle: ModelHandle) -> tuple[int, ...]:
         """The sink dimensions of this request: its own, else those of the model's profile.
 
         Raises:
             ValueError: there are none, or the request's own are another model's.
         """
-        own = parse_indices("sink dimensions", self.dims)
         if own is not None:
             if self.dims_of and self.dims_of != handle.info.id:
                 raise ValueError(
@@ -93,20 +89,9 @@ class Request:
 
 
 def parse_indices(setting: str, text: str | None) -> tuple[int, ...] | None:
-    """What a text box for indices says (`config.index_list`); an empty one is None, which is all.
+    """What a text box for indices says (`setting.index_list`); an empty one is None, which is all.
 
     Raises:
         ValueError: not such a list.
     """
     return index_list(setting, text) if text and text.strip() else None
-
-
-def whole(setting: str, value: object) -> int:
-    """The number of a control as an integer.
-
-    Raises:
-        ValueError: it is empty, infinite, not a number, or has a fraction.
-    """
-    if not isinstance(value, int | float) or not math.isfinite(value) or int(value) != value:
-        raise ValueError(f"{setting} is {value!r}; allowed: a whole number.")
-    return int(value)

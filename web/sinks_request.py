@@ -15,11 +15,11 @@ from pathlib import Path
 
 from sinkscope.config import ImageLimits
 from sinkscope.models.images import ImageError
+from sinkscope.setting import checked, explained, like, read, setting, settings_of
 from sinkscope.sinks.progress import Progress, Stopped
 from sinkscope.sinks.samples import Sample, SampleSet, image_digest
 from sinkscope.sinks.settings import FindSettings
 from sinkscope.sinks.validate_settings import ValidateSettings
-from sinkscope.web.request import whole
 from sinkscope.web.sinks_files import by_picture, question_file, samples_of_file
 from sinkscope.web.uploads import open_upload
 
@@ -37,27 +37,41 @@ class Picture:
     path: Path
 
 
+@explained
 @dataclass(frozen=True)
 class SinksRequest:
-    """What the tab's controls say.
+    """What the tab's controls say; `check` looks at it.
 
-    Attributes:
-        source: `EXAMPLES` or `IMAGES`.
-        pictures: the uploaded files; one of them may be a file with questions about the others.
-        prompt: asked about every image that has no question of its own.
-        samples: for finding.
-        held_out: for validating; 0 leaves it out.
-        top_percent: as in `FindSettings`.
-        seed: which images are taken, which scenes are drawn, and of the resampling.
+    `source` is `EXAMPLES` or `IMAGES`, `pictures` are the uploaded files, of which one may be a
+    file with questions about the others, and `prompt` is asked about every image that has no
+    question of its own.
     """
 
     source: str = EXAMPLES
     pictures: tuple[Picture, ...] = ()
     prompt: str = "Describe the image."
-    samples: float = 20
-    held_out: float = 15  # some have no sink, and 10 that have are needed
-    top_percent: float = 1.0
-    seed: float = 0
+    samples: int = setting(
+        20,
+        "Images to find the dimensions on; 30 say more.",
+        low=1,
+        high=MOST_SAMPLES,
+        label="Samples",
+    )
+    held_out: int = setting(
+        15,  # some have no sink, and 10 that have are needed
+        "Other images to validate them on, 10 at least; 0 leaves it out.",
+        low=0,
+        high=MOST_SAMPLES,
+        label="Held out",
+    )
+    top_percent: float = like(FindSettings, "top_percent")
+    seed: int = setting(
+        0,
+        "Which images are taken, which scenes are drawn, and of the resampling.",
+        low=0,
+        high=2**31 - 1,
+        label="Seed of the samples",
+    )
 
     def check(self) -> tuple[int, int, FindSettings, ValidateSettings]:
         """Samples for finding, for validating, and the settings of both.
@@ -73,22 +87,19 @@ class SinksRequest:
             raise ValueError(
                 f"The question has {len(self.prompt)} characters; allowed: {LONGEST_PROMPT}."
             )
-        samples, held_out = whole("samples", self.samples), whole("held out", self.held_out)
-        for name, value, least in (("samples", samples, 1), ("held out", held_out, 0)):
-            if not least <= value <= MOST_SAMPLES:
-                raise ValueError(f"{name} is {value}; allowed: {least} to {MOST_SAMPLES}.")
-        seed = whole("seed", self.seed)
-        if not 0 <= seed < 2**31:
-            raise ValueError(f"seed is {seed}; allowed: 0 to {2**31 - 1}.")
+        said = {
+            one.field: checked(one, read(one, getattr(self, one.field)))
+            for one in settings_of(SinksRequest)
+        }
         if self.source == IMAGES and not self.pictures:
             raise ValueError("There is no image. Upload some, or take the example scenes.")
         if len(self.pictures) > MOST_FILES:
             raise ValueError(
                 f"{len(self.pictures)} files were given; allowed: at most {MOST_FILES}."
             )
-        finding = FindSettings(top_percent=self.top_percent, seed=seed)
-        validating = ValidateSettings(top_percent=self.top_percent, seed=seed)
-        return samples, held_out, finding, validating
+        both = {"top_percent": said["top_percent"], "seed": said["seed"]}
+        finding, validating = FindSettings(**both), ValidateSettings(**both)
+        return said["samples"], said["held_out"], finding, validating
 
 
 @dataclass(frozen=True)

@@ -17,20 +17,23 @@ from pathlib import Path
 from typing import Any
 
 import gradio as gr
+from gradio.components import Component
 from gradio.data_classes import FileData
 
+from sinkscope.setting import offered
+from sinkscope.web.controls import control
 from sinkscope.web.form import Form
 from sinkscope.web.inspector import drawn
-from sinkscope.web.sinks_request import EXAMPLES, IMAGES, MOST_SAMPLES, Picture, SinksRequest
+from sinkscope.web.sinks_request import EXAMPLES, IMAGES, Picture, SinksRequest
 from sinkscope.web.sinks_run import SinksHandlers
 from sinkscope.web.uploads import UploadedFiles
 
 
 @dataclass(frozen=True)
 class _SinksForm:
-    """What one press of Run reads; `controls` in the order of the arguments of `find_sinks`."""
+    """What one press of Run reads; `controls` by the names of the arguments of `find_sinks`."""
 
-    controls: tuple[Any, ...]
+    controls: dict[str, Component]
     go: gr.Button
     stop: gr.Button
 
@@ -50,8 +53,9 @@ def build_sinks(handlers: SinksHandlers, explore: Form) -> None:
     handlers.component = shown
     form.go.click(
         finding(handlers),
-        list(form.controls),
+        None,
         [shown, form.go, form.stop],
+        inputs_kwargs=form.controls,
         api_visibility="private",  # the command line and `sinks` are the way to do it by script
         show_progress="hidden",
         concurrency_id="gpu",
@@ -114,46 +118,17 @@ def _build_form() -> _SinksForm:
         go = gr.Button("Run", variant="primary", elem_id="sinks-run", min_width=80)
         stop = gr.Button("Stop", interactive=False, elem_id="sinks-stop", min_width=60)
     with gr.Accordion("Settings", open=False, elem_id="sinks-settings"):
-        samples = gr.Number(
-            SinksRequest.samples,
-            precision=0,
-            minimum=1,
-            maximum=MOST_SAMPLES,
-            label="Samples",
-            info="Images to find the dimensions on; 30 say more.",
-            elem_id="sinks-samples",
-        )
-        held_out = gr.Number(
-            SinksRequest.held_out,
-            precision=0,
-            minimum=0,
-            maximum=MOST_SAMPLES,
-            label="Held out",
-            info="Other images to validate them on, 10 at least; 0 leaves it out.",
-            elem_id="sinks-held-out",
-        )
-        top = gr.Slider(
-            0.1,
-            10,
-            SinksRequest.top_percent,
-            step=0.1,
-            label="top percent",
-            info="At most so many of an image's tokens are taken for sinks.",
-        )
-        seed = gr.Number(SinksRequest.seed, precision=0, minimum=0, label="Seed of the samples")
-    return _SinksForm((source, files, prompt, samples, held_out, top, seed), go, stop)
+        settings: dict[str, Component] = {
+            one.name: control(one, elem_id=f"sinks-{one.name.replace('_', '-')}")
+            for one in offered(SinksRequest)
+        }
+    controls = {"source": source, "files": files, "prompt": prompt, **settings}
+    return _SinksForm(controls, go, stop)
 
 
 def finding(handlers: SinksHandlers) -> Callable[..., Any]:
     def find_sinks(
-        source: str = EXAMPLES,
-        files: Sequence[FileData] = (),
-        prompt: str = "Describe the image.",
-        samples: float = 20,
-        held_out: float = 15,
-        top_percent: float = 1.0,
-        seed: float = 0,
-        request: gr.Request = None,  # type: ignore[assignment]
+        request: gr.Request, *, source: str, files: Sequence[FileData], prompt: str, **said: Any
     ) -> Iterator[tuple[Any, Any, Any]]:
         """Find the dimensions that mark the model's sinks, and validate them on other images.
 
@@ -161,7 +136,7 @@ def finding(handlers: SinksHandlers) -> Callable[..., Any]:
         stopped (with what was measured so far) or error.
         """
         pictures = (Picture(f.orig_name or Path(f.path).name, Path(f.path)) for f in files)
-        asked = SinksRequest(source, tuple(pictures), prompt, samples, held_out, top_percent, seed)
+        asked = SinksRequest(source, tuple(pictures), prompt, **said)
         busy = False
         for value in handlers.run(asked, request.session_hash or ""):
             over = value["phase"] in ("ready", "stopped", "error")

@@ -34,12 +34,6 @@ HEADS_BYTES = 160_000_000
 WORDS = {
     "dims": "sink dimensions",
     "max_new_tokens": "tokens at most",
-    "top_p": "top p",
-    "top_k": "top k",
-    "repetition_penalty": "repetition penalty",
-    "max_sink_share": "max sink share",
-    "min_image_mass": "min image mass",
-    "prompt_rows": "prompt rows",
     "reference": "generic prompt",
 }
 
@@ -220,7 +214,8 @@ def _lines(facts: Sequence[tuple[str, str]]) -> Iterator[str]:
 def _settings(settings: Mapping[str, Any], without: Sequence[str] = ()) -> str:
     shown = {name: value for name, value in settings.items() if name not in without}
     return ", ".join(
-        f"{WORDS.get(name, name)} {_numbers(value) if isinstance(value, list | tuple) else value}"
+        f"{WORDS.get(name, name.replace('_', ' '))} "
+        f"{_numbers(value) if isinstance(value, list | tuple) else value}"
         for name, value in shown.items()
         if value is not None
     )

@@ -12,12 +12,14 @@ import torch
 
 from sinkscope.attention_processor import patch_map
 from sinkscope.capture.trace import GenerationTrace
-from sinkscope.cli import common
+from sinkscope.cli.picture import Drawing
 from sinkscope.drawing.panels import Painter
 from sinkscope.drawing.view import View, make_side, method_and_scale
 from sinkscope.methods.base import MapStack, Method, Needs, Progress, Target
 from sinkscope.methods.explain import METHODS, explain, explain_map, listed, method_of
+from sinkscope.setting import settings_of
 from sinkscope.web.payload import IN_BROWSER, NOT_IN_BROWSER, build_payload
+from sinkscope.web.selection import Selection
 from sinkscope.web.store import Run
 from tests.capture.test_storage import prompt_trace, small_trace
 from tests.web.synthetic import make_trace
@@ -241,8 +243,9 @@ def test_the_list_is_the_same_everywhere() -> None:
     names = [method.name for method in METHODS]
     assert len(set(names)) == len(names)
     assert list(IN_BROWSER) == names
-    words = common.Method.__metadata__[0].help  # type: ignore[attr-defined]
-    assert [name for name in names if name.replace("_", "-") in words] == names
+    for cls in (Drawing, Selection):  # options, and arguments of the API
+        words = {one.field: one.help for one in settings_of(cls)}["method"]
+        assert [name for name in names if name in words.replace("-", "_")] == names
     document = Path("docs/method.md").read_text(encoding="utf-8")
     assert all(f"| `{name}` |" in document for name in names)
     header, _ = unpack(build_payload(Run({"baseline": make_trace()})))

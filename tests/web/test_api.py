@@ -220,6 +220,10 @@ def test_exports(
         ("/generate", {"prompt": ""}, "prompt is empty"),
         ("/generate", {"image": None}, "There is no image"),
         ("/generate", {"max_new_tokens": 1.5}, "max_new_tokens is 1.5; allowed: a whole number"),
+        ("/generate", {"top_k": 10**18}, f"top_k is {10**18}; allowed: a whole number from 0 to"),
+        ("/compare", {"seed": 2**63}, f"seed is {2**63}; allowed: a whole number from 0 to"),
+        ("/compare", {"var_layers": "a"}, "var_layers is 'a'; allowed: indices such as"),
+        ("/map", {"image": 10**18}, f"image is {10**18}; allowed: a whole number from 0 to"),
         ("/generate", {"decoding": "mine"}, "decoding is 'mine'; allowed: ours, checkpoint"),
         (
             "/generate",

@@ -98,7 +98,8 @@ def test_the_page_does_not_read_what_it_shows_as_unused(tmp_path: Path) -> None:
     moved = {"temperature": 0.7, "top_p": 0.5, "top_k": 3, "repetition_penalty": 1.5, "seed": 4}
     for decoding in ("ours", "checkpoint"):
         request = SimpleNamespace(session_hash="s")
-        list(press(str(picture), "Hello", **moved, decoding=decoding, request=request))
+        own = {"image": str(picture), "prompt": "Hello", "compare": False, "same_text": False}
+        list(press(request, **own, dims_of="", **moved, decoding=decoding))
     ours, followed = seen
     assert (ours.temperature, ours.top_k, ours.decoding) == (0.7, 3, "ours")
     expected = GenerationSettings(decoding="checkpoint", seed=4, prompt_rows=128, reference=True)

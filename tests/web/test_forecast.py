@@ -43,12 +43,12 @@ def make(**options: Any) -> tuple[Forecaster, ModelSlot]:
 
 def test_a_run(photo_path: str) -> None:
     made, _ = make()
-    said = made.of_run(Request(photo_path, "Hello", max_new_tokens=20))
+    said = made.of_run(Request(photo_path, "Hello", said={"max_new_tokens": 20}))
     assert (
         said["text"] == "6 vision tokens · up to 20 kB of attention · up to about 2.0 s (estimate)"
     )
     assert said["kind"] == "quiet"
-    said = made.of_run(Request(photo_path, "Hello", compare=True, max_new_tokens=20))
+    said = made.of_run(Request(photo_path, "Hello", compare=True, said={"max_new_tokens": 20}))
     assert (
         said["text"] == "6 vision tokens · up to 40 kB of attention · up to about 4.0 s (estimate)"
     )
@@ -65,15 +65,14 @@ def test_nothing_to_say_without_image_prompt_or_model(photo_path: str) -> None:
     ("request_", "words"),
     [
         (Request("photo", "heavy"), "What helps: fewer new tokens"),
-        (Request("photo", "Hello", max_new_tokens=0), "max_new_tokens is 0"),
+        (Request("photo", "Hello", said={"max_new_tokens": 0}), "max_new_tokens is 0"),
         (Request("/nowhere.png", "Hello"), NO_UPLOAD),
     ],
 )
 def test_what_will_not_go_is_said_before(photo_path: str, request_: Request, words: str) -> None:
     made, _ = make()
     image = photo_path if request_.image == "photo" else request_.image
-    asked = Request(image, request_.prompt, max_new_tokens=request_.max_new_tokens)
-    said = made.of_run(asked)
+    said = made.of_run(dataclasses.replace(request_, image=image))
     assert said["kind"] == "warn" and words in said["text"]
 
 
@@ -180,7 +179,7 @@ def test_strangers_learn_nothing_of_this_machines_folders() -> None:
     start = Settings(model=START, app=AppSettings(host="0.0.0.0", auth="me:secret"))
     ahead = load_forecasting(ModelSlot(), start, OFFERED, {})
     for model in ("/etc", "/nowhere"):
-        said = ahead(model, "auto", "auto", None, None, "")
+        said = ahead(model=model, device="auto", dtype="auto", revision="")
         assert said["text"] == (
             f"model is {model!r}; on a server that other machines can reach, allowed: demo, "
             "other/name, owner/name."

@@ -119,7 +119,7 @@ def test_a_full_disk_loses_no_answer(
 def test_what_is_captured_is_the_settings_files_matter(picture: str) -> None:
     start = GenerationSettings(max_new_tokens=9, layers=(1, 3), heads=(0,), reduce_heads=True)
     page = AppSettings(prompt_rows=7, reference=False)
-    asked = Request(picture, "Hello", max_new_tokens=12.0, seed=3.0)
+    asked = Request(picture, "Hello", said={"max_new_tokens": 12.0, "seed": 3.0})
     made = asked.settings(Settings(generation=start, app=page))
     assert made == dataclasses.replace(start, max_new_tokens=12, seed=3, prompt_rows=7)
 
@@ -214,16 +214,21 @@ def test_a_finished_run_is_in_the_store(handlers: Handlers, picture: str) -> Non
         ({"image": None}, "no image"),
         ({"prompt": "  "}, "prompt is empty"),
         ({"prompt": None}, "prompt is empty"),
-        ({"max_new_tokens": float("inf")}, "max_new_tokens is inf"),
-        ({"top_k": float("nan")}, "top_k is nan"),
-        ({"seed": None}, "seed is None"),
-        ({"compare": True, "layers": "0-1000," * 40_000}, "layers is a list of 280000 characters"),
-        ({"max_new_tokens": 0}, "max_new_tokens is 0"),
-        ({"temperature": float("nan")}, "temperature"),
-        ({"seed": 1.5}, "seed is 1.5"),
-        ({"compare": True, "layers": "2-x"}, "layers is '2-x'"),
-        ({"compare": True, "keep": 7.0}, "keep is 7.0"),
-        ({"compare": True, "dialect": "mine"}, "dialect is 'mine'"),
+        ({"said": {"max_new_tokens": float("inf")}}, "max_new_tokens is inf"),
+        ({"said": {"top_k": float("nan")}}, "top_k is nan"),
+        ({"said": {"seed": None}}, "seed is None"),
+        (
+            {"compare": True, "said": {"var_layers": "0-1000," * 40_000}},
+            "var_layers is a list of 28",
+        ),
+        ({"said": {"max_new_tokens": 0}}, "max_new_tokens is 0"),
+        ({"said": {"temperature": float("nan")}}, "temperature"),
+        ({"said": {"seed": 1.5}}, "seed is 1.5"),
+        ({"compare": True, "said": {"var_layers": "2-x"}}, "var_layers is '2-x'"),
+        ({"compare": True, "said": {"keep": 7.0}}, "keep is 7.0"),
+        ({"compare": True, "said": {"dialect": "mine"}}, "dialect is 'mine'"),
+        ({"said": {"max_new_tokens": 10**400}}, "max_new_tokens is a whole number of about 400"),
+        ({"said": {"colour": 1}}, "no setting 'colour'; allowed: dims, tau, keep"),
         ({"prompt": "full"}, "memory of the device is full"),
         ({"prompt": "broken"}, "went wrong inside"),
     ],

@@ -25,8 +25,7 @@ OFFERED = ["demo", "other/name"]
 
 
 def wanted(model: str | None, start: Settings | None = None, **given: Any) -> ModelSettings:
-    asked = {"device": None, "dtype": None, "min_pixels": None, "max_pixels": None, **given}
-    return model_wanted(start or Settings(model=START), OFFERED, model, **asked)
+    return model_wanted(start or Settings(model=START), OFFERED, {"model": model, **given})
 
 
 def test_the_starts_settings_stay() -> None:
@@ -74,9 +73,9 @@ def test_other_machines_may_choose_only_what_is_offered() -> None:
     load = loading(slot, start, OFFERED)
     for model in ("/etc", "third/name", "../demo"):
         with pytest.raises(gr.Error, match="allowed: demo, other/name, owner/name"):
-            list(load(model))
+            list(load(model=model))
     assert loaded == []
-    list(load("demo"))
+    list(load(model="demo"))
     assert [settings.model for settings in loaded] == ["demo"]
 
 

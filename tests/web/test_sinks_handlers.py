@@ -152,12 +152,12 @@ def test_from_upload_to_profile(make: Make, upload: tuple[Picture, ...], tmp_pat
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"samples": 0}, "samples is 0; allowed: 1 to 200"),
+        ({"samples": 0}, "samples is 0; allowed: a whole number from 1 to 200"),
         ({"samples": 1e9}, "samples is 1000000000"),
         ({"samples": float("nan")}, "samples is nan"),
         ({"samples": None}, "samples is None"),
-        ({"held_out": -1}, "held out is -1; allowed: 0 to 200"),
-        ({"held_out": 2.5}, "held out is 2.5"),
+        ({"held_out": -1}, "held_out is -1; allowed: a whole number from 0 to 200"),
+        ({"held_out": 2.5}, "held_out is 2.5"),
         ({"prompt": " \n"}, "The question is empty"),
         ({"prompt": None}, "The question is empty"),
         ({"prompt": "x" * 20_001}, "has 20001 characters"),
@@ -391,13 +391,13 @@ def test_results_are_few_and_not_for_long(tmp_path: Path) -> None:
 
 def test_a_browsers_own_dimensions_leave_the_model_alone(model: ModelHandle) -> None:
     before = model.profile
-    own = Request("x", "y", compare=True, dims="7, 30", dims_of=model.info.id)
+    own = Request("x", "y", compare=True, dims_of=model.info.id, said={"dims": "7, 30"})
     made = own.var(model)
     assert made is not None and made.dims == (7, 30)
     assert model.profile is before
     with pytest.raises(ValueError, match="were found on another, but"):
-        Request("x", "y", compare=True, dims="7", dims_of="another").var(model)
-    with pytest.raises(ValueError, match="sink dimensions is 'x'"):
-        Request("x", "y", compare=True, dims="x").var(model)
+        Request("x", "y", compare=True, dims_of="another", said={"dims": "7"}).var(model)
+    with pytest.raises(ValueError, match="dims is 'x'"):
+        Request("x", "y", compare=True, said={"dims": "x"}).var(model)
     with pytest.raises(ValueError, match="find them in the Sinks tab"):
         Request("x", "y", compare=True).var(model)

@@ -1,0 +1,152 @@
+"""Options made of settings: a verb asks for a settings class and gets it, made and checked.
+
+    @verb
+    def heatmap(image: ImageFile, model: ModelSettings, ...) -> None:
+
+Each setting that is offered (`sinkscope.setting`) becomes an option of its name, help and default.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import inspect
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Annotated, Any, Generic, Literal, TypeVar, get_args, get_origin, get_type_hints
+
+import typer
+
+from sinkscope.cli.common import mistakes_said_plainly
+from sinkscope.setting import LISTS, REQUIRED, Setting, index_list, offered, read
+
+S = TypeVar("S")
+
+
+@dataclass(frozen=True)
+class Group:
+    """What one verb does otherwise with a class's settings: `Annotated[FindSettings, Group(...)]`.
+
+    Attributes:
+        but: fields that it does not ask for.
+        defaults: by field, where it has another default than the class.
+        left_out: by field, what it is when the user leaves it out, where the verb decides that.
+    """
+
+    but: tuple[str, ...] = ()
+    defaults: Mapping[str, Any] = field(default_factory=dict)
+    left_out: Mapping[str, str] = field(default_factory=dict)
+
+    def settings(self, cls: type[Any]) -> tuple[Setting, ...]:
+        """The settings of the class as the verb offers them."""
+        return tuple(
+            dataclasses.replace(
+                one,
+                default=self.defaults.get(one.field, one.default),
+                left_out=self.left_out.get(one.field, one.left_out),
+            )
+            for one in offered(cls, *self.but)
+        )
+
+
+@dataclass(frozen=True)
+class Draft(Generic[S]):
+    """Settings of which something is not known yet, such as what a model's profile says.
+
+    Attributes:
+        cls: the settings class.
+        given: by field, what the options say; what may be left out and was is missing.
+    """
+
+    cls: type[S]
+    given: Mapping[str, Any]
+
+    def make(self, **otherwise: Any) -> S:
+        """The settings; `otherwise` has values, by field, for what the user left out.
+
+        Raises:
+            ValueError: a value is not allowed.
+        """
+        return self.cls(**{**otherwise, **self.given})
+
+
+def verb(function: Callable[..., None]) -> Callable[..., None]:
+    """The function as typer takes it: with an option for each setting of the classes that it asks
+    for (by `Cls`, `Annotated[Cls, Group(...)]` or `Draft[Cls]`), and mistakes said plainly."""
+    hints = get_type_hints(function, include_extras=True)
+    parameters: list[inspect.Parameter] = []
+    asked: dict[str, tuple[type[Any], bool, tuple[Setting, ...]]] = {}
+    for one in inspect.signature(function).parameters.values():
+        cls, group, draft = _settings_class(hints[one.name])
+        if cls is None:
+            parameters.append(_keyword(one.name, hints[one.name], one.default))
+            continue
+        settings = group.settings(cls)
+        asked[one.name] = cls, draft, settings
+        parameters += [option(setting) for setting in settings]
+
+    @functools.wraps(function)
+    def call(**given: Any) -> None:
+        with mistakes_said_plainly():
+            made: dict[str, Any] = {}
+            for name, (cls, draft, settings) in asked.items():
+                said = {one: given.pop(one.name) for one in settings}
+                values = {o.field: _read(o, v) for o, v in said.items() if v is not None}
+                made[name] = Draft(cls, values) if draft else cls(**values)
+            function(**given, **made)
+
+    del call.__wrapped__  # typer and typing would look through it
+    call.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    call.__annotations__ = {one.name: one.annotation for one in parameters}
+    return call
+
+
+def _read(setting: Setting, value: Any) -> Any:
+    if setting.kind == "indices" and not value.strip():
+        return index_list(setting.name, value)  # given but empty is a mistake, not "all"
+    return read(setting, value)
+
+
+def option(setting: Setting) -> inspect.Parameter:
+    """The option of one setting, as a parameter of the function that typer reads.
+
+    Left out, it is the setting's default, or None where something else decides; a setting that has
+    neither must be given.
+    """
+    kinds = {"switch": bool, "whole": int, "number": float}
+    kind: Any = kinds.get(setting.kind, str)
+    if setting.kind == "choice":
+        kind = Literal[setting.choices]
+    written = setting.default
+    if setting.kind in LISTS and isinstance(written, tuple):
+        written = ",".join(map(str, written)) or None
+    if setting.left_out or not isinstance(written, bool | int | float | str):
+        written = None  # `left_out` says what it is then
+    if setting.default is REQUIRED and not setting.left_out:
+        written = inspect.Parameter.empty
+    elif written is None:
+        kind = kind | None
+    names = [f"--{setting.name.replace('_', '-')}"]
+    if setting.kind == "switch" and written is not False:
+        names = [f"{names[0]}/--no-{names[0][2:]}"]
+    metavar = setting.metavar or ("LIST" if setting.kind in LISTS else None)
+    about = typer.Option(*names, help=setting.words, metavar=metavar)
+    return _keyword(setting.name, Annotated[kind, about], written)
+
+
+def _keyword(name: str, annotation: Any, default: Any) -> inspect.Parameter:
+    return inspect.Parameter(
+        name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation
+    )
+
+
+def _settings_class(hint: Any) -> tuple[type[Any] | None, Group, bool]:
+    """The settings class that a parameter asks for, how, and whether as a draft; None: no class."""
+    group = Group()
+    if get_origin(hint) is Annotated:
+        hint, *more = get_args(hint)
+        group = next((one for one in more if isinstance(one, Group)), group)
+    draft = get_origin(hint) is Draft
+    if draft:
+        (hint,) = get_args(hint)
+    return (hint if dataclasses.is_dataclass(hint) else None), group, draft  # type: ignore[return-value]

@@ -1,0 +1,91 @@
+"""How `heatmap` and `show` draw: one set of options, as a settings class."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+from sinkscope.config import Reduce
+from sinkscope.setting import check, explained, setting
+
+if TYPE_CHECKING:
+    from sinkscope.cli.drawing import Selection
+    from sinkscope.visualization import OverlayStyle
+
+
+@explained
+@dataclass(frozen=True)
+class Drawing:
+    """Which attention is drawn and how. Names that only the drawing knows are checked there."""
+
+    token: str = setting(
+        "all", "Which token to explain: its index from 0, a word of the answer, or all."
+    )
+    layers: tuple[int, ...] | None = setting(None, "Layers, such as 2-5 or 0,3,7.", left_out="all")
+    heads: tuple[int, ...] | None = setting(None, "Heads, such as 0-3 or 1,6.", left_out="all")
+    reduce: Reduce = setting("mean", "How layers and heads become one map.")
+    colormap: str = setting("inferno", "inferno, magma, plasma, viridis, cividis, gray or turbo.")
+    opacity: float = setting(0.8, "Of the strongest cell.", low=0.0, high=1.0)
+    photo: Literal["dim", "full", "none"] = setting(
+        "dim", "The photo: dimmed, as it is, or hidden."
+    )
+    scale: str = setting(
+        "percentile",
+        "percentile (one huge value does not hide the rest), linear, log or rank.",
+    )
+    smooth: bool = setting(False, "Interpolate between cells.")
+    sinks: bool = setting(True, "Mark attention sinks with a boxed x, where the model's are known.")
+    method: str = setting(
+        "attention",
+        "Which explanation: attention, relative (divided by the map of a generic prompt on the "
+        "same image, which removes what is looked at whatever is asked) or without-sinks.",
+    )
+    relative: bool = setting(False, "The same as --method relative.")
+    figure: bool = setting(False, "With --token: add title, colour bar and caption.")
+
+    def __post_init__(self) -> None:
+        check(self)
+
+    def method_named(self) -> str:
+        """The method that `method` and `relative` name, as `methods.explain.METHODS` calls it.
+
+        Raises:
+            ValueError: there is no such method, or the two name different ones.
+        """
+        from sinkscope.methods.explain import method_of  # late: a refusal of a file needs none
+
+        name = method_of(self.method).name
+        if self.relative and name not in ("attention", "relative"):
+            raise ValueError(
+                f"method is {self.method!r} and --relative is given; allowed: one of them."
+            )
+        return "relative" if self.relative else name
+
+    def selection(self, image: int = 0) -> Selection:
+        """Which attention, of which image of the prompt (from 0).
+
+        Raises:
+            ValueError: there is no such method.
+        """
+        from sinkscope.cli.drawing import Selection
+
+        return Selection(
+            token=self.token,
+            layers=self.layers,
+            heads=self.heads,
+            reduce=self.reduce,
+            sinks=self.sinks,
+            image=image,
+            method=self.method_named(),
+            photo=self.photo,
+        )
+
+    def style(self) -> OverlayStyle:
+        """How values become colours.
+
+        Raises:
+            ValueError: there is no such colour map or scale.
+        """
+        from sinkscope.visualization import OverlayStyle
+
+        return OverlayStyle(self.colormap, self.opacity, self.scale, smoothing=self.smooth)  # type: ignore[arg-type]

@@ -1,0 +1,49 @@
+"""What a setting is: a field of a frozen dataclass that says its help, range and unit once.
+
+    @explained
+    @dataclass(frozen=True)
+    class Mine:
+        share: float = setting(0.5, "Part that is kept.", low=0, high=1)
+
+        def __post_init__(self) -> None:
+            check(self)
+
+The checks (`check`), the command line's options (`cli.options`), the arguments of the API
+(`web.arguments`) and the page's controls (`web.controls`) are all made of these fields, so that a
+new setting is a new field and nothing else. docs/architecture.md, "A setting", has all of it.
+"""
+
+from __future__ import annotations
+
+from sinkscope.setting.checks import allowed_words, check, checked, refuse, shown
+from sinkscope.setting.field import (
+    LISTS,
+    REQUIRED,
+    Setting,
+    explained,
+    like,
+    offered,
+    setting,
+    settings_of,
+)
+from sinkscope.setting.reading import index_list, read, read_all, whole
+
+__all__ = [
+    "LISTS",
+    "REQUIRED",
+    "Setting",
+    "allowed_words",
+    "check",
+    "checked",
+    "explained",
+    "index_list",
+    "like",
+    "offered",
+    "read",
+    "read_all",
+    "refuse",
+    "setting",
+    "settings_of",
+    "shown",
+    "whole",
+]

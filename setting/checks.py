@@ -1,0 +1,136 @@
+"""What a setting may be: checked when its dataclass is made, refused in one sentence."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from sinkscope.setting.field import Setting, range_words, settings_of
+
+MOST_INDEX = 999_999  # of layers, heads and dimensions in any model
+LONGEST_SHOWN = 200  # characters of a refused value
+
+
+def check(settings: Any) -> None:
+    """Check all settings of a frozen dataclass, and make their values Python's own, of the type
+    that each field says. For its `__post_init__`.
+
+    A slider gives 1 where 1.0 is meant, an array its scalars; transformers, JSON and safetensors
+    take neither for the other.
+
+    Raises:
+        ValueError: naming the setting, its value and what is allowed.
+    """
+    for one in settings_of(type(settings)):
+        object.__setattr__(settings, one.field, checked(one, getattr(settings, one.field)))
+
+
+def checked(one: Setting, value: Any) -> Any:
+    """The value as the setting's field takes it.
+
+    Raises:
+        ValueError: as `check`.
+    """
+    value = _plain(value)
+    if value is None and one.optional:
+        return None
+    if one.own is not None:
+        return one.own(one.field or one.name, value)
+    usable, value = _usable(one, value)
+    if not usable:
+        raise refuse(one.field or one.name, value, allowed_words(one))
+    return value
+
+
+def _usable(one: Setting, value: Any) -> tuple[bool, Any]:
+    if one.kind == "switch":
+        return isinstance(value, bool), value
+    if one.kind == "choice":
+        return isinstance(value, str) and value in one.choices, value
+    if one.kind == "text":
+        return isinstance(value, str) and bool(value.strip()), value
+    if one.kind in ("whole", "number"):
+        return _usable_number(one, value)
+    if isinstance(value, str | bytes | Mapping) or not isinstance(value, Iterable):
+        return False, value
+    try:
+        given = list(value)
+    except TypeError:  # an array without axes
+        return False, value
+    each = dataclasses.replace(one, kind="number")
+    if one.kind == "indices":
+        each = dataclasses.replace(one, kind="whole", low=0, high=MOST_INDEX)
+    elif one.kind == "names":
+        each = dataclasses.replace(one, kind="choice" if one.choices else "text")
+    made = [_usable(each, _plain(item)) for item in given]
+    found = tuple(item for _, item in made)
+    fits = all(usable for usable, _ in made) and (bool(made) or one.default == ())
+    if fits and one.kind != "numbers":
+        fits = len(set(found)) == len(found)
+    return fits, found if fits else value
+
+
+def _usable_number(one: Setting, value: Any) -> tuple[bool, Any]:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return False, value
+    made: float
+    if one.kind == "whole":
+        if not isinstance(value, int):
+            return False, value
+        made = int(value)  # of a subclass
+    elif abs(value) < 2**1000:
+        made = float(value)
+    else:
+        return False, value
+    low = -math.inf if one.low is None else one.low
+    high = math.inf if one.high is None else one.high
+    inside = low <= made <= high and not (one.above and made == low)
+    return inside, made if inside else value
+
+
+def _plain(value: Any) -> Any:
+    """A scalar of NumPy or torch as Python's own."""
+    if hasattr(value, "dtype") and getattr(value, "shape", None) == ():
+        return value.item()
+    return value
+
+
+def allowed_words(one: Setting) -> str:
+    """What a setting may be, for the end of the sentence that refuses a value."""
+    if one.allowed:
+        return one.allowed
+    words = {
+        "switch": "true or false",
+        "choice": ", ".join(one.choices),
+        "text": "a text that is not empty",
+        "whole": f"a whole number {range_words(one)}",
+        "number": "a number" if one.low is None else f"a number {range_words(one)}",
+        "indices": "at least one whole number from 0 up, each once",
+        "numbers": f"at least one number {range_words(one)}",
+        "names": f"some of {', '.join(one.choices)}" if one.choices else "a list of texts",
+        "own": "what the setting says",
+    }[one.kind]
+    if not one.optional:
+        return words
+    return f"all (leave it out), or {words}" if one.kind == "indices" else words
+
+
+def refuse(setting: str, value: object, allowed: str) -> ValueError:
+    """The error that names a setting, its value and what is allowed."""
+    return ValueError(f"{setting} is {shown(value)}; allowed: {allowed}.")
+
+
+def shown(value: object) -> str:
+    """A value that was refused, for a sentence: `repr`, but never a page long."""
+    if isinstance(value, int) and abs(value) >= 10**50:
+        # Python writes no whole number of more than 4300 digits, and nobody reads one.
+        sign = "negative " if value < 0 else ""
+        digits = round(value.bit_length() * math.log10(2))
+        return f"a {sign}whole number of about {digits} digits"
+    try:
+        words = repr(value)
+    except ValueError:  # such a number inside of it
+        words = f"a {type(value).__name__}"
+    return words if len(words) <= LONGEST_SHOWN else f"{words[:LONGEST_SHOWN]}..."

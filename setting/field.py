@@ -1,0 +1,194 @@
+"""A setting as a dataclass field, and what is known of it."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import types
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+
+S = TypeVar("S")
+Kind = Literal["switch", "whole", "number", "choice", "text", "indices", "numbers", "names", "own"]
+LISTS = ("indices", "numbers", "names")  # which users write with commas
+
+REQUIRED: Any = dataclasses.MISSING  # as the default of a setting that must be given
+KEY = "setting"  # in the metadata of a field
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One setting of a settings class.
+
+    Attributes:
+        help: what it does, in whole sentences.
+        low, high: the allowed range, both ends included, of a number and of each of several. A
+            whole number always has both.
+        above: `low` itself is not allowed.
+        unit: of the number, in the plural.
+        usual: the range of its slider on the page; without one it is a box for a number.
+        step: of that slider.
+        label: beside its control; made of the name if there is none.
+        name: what users call it, where the field's own name says too little outside of its class.
+        left_out: what it is when users leave it out, where its default does not say that.
+        offered: whether users are asked for it on the page, by options and in the API. Else it is
+            for Python and settings files alone, or follows from another setting.
+        metavar: what its value is, in the help of its option.
+        allowed: what is allowed, where the range or the choices do not say it.
+        called: what the page calls each choice.
+        own: for a field of another type: makes its value of what was given, or of the text that
+            users write, by name and value; raises ValueError as `check` does.
+        field, kind, optional, choices, default: read off the dataclass field by `settings_of`.
+    """
+
+    help: str
+    low: float | None = None
+    high: float | None = None
+    above: bool = False
+    unit: str = ""
+    usual: tuple[float, float] | None = None
+    step: float | None = None
+    label: str = ""
+    name: str = ""
+    left_out: str = ""
+    offered: bool = True
+    metavar: str = ""
+    allowed: str = ""
+    called: tuple[str, ...] = ()
+    own: Callable[[str, Any], Any] | None = None
+    field: str = ""
+    kind: Kind = "text"
+    optional: bool = False
+    choices: tuple[str, ...] = ()
+    default: Any = None
+
+    @property
+    def words(self) -> str:
+        """Help, range with unit, and what it is when it is left out: for the help of an option."""
+        return " ".join(
+            [*self._said(), *([f"Left out: {self.left_out}."] if self.left_out else [])]
+        )
+
+    @property
+    def attribute(self) -> str:
+        """The same for a docstring, where only what is None is left out."""
+        none = self.left_out and self.default is None
+        return " ".join([*self._said(), *([f"None: {self.left_out}."] if none else [])])
+
+    def _said(self) -> list[str]:
+        if self.low is not None and self.high is not None and self.high <= 10**5:
+            return [self.help, f"{range_words(self).capitalize()}{self.unit and ' ' + self.unit}."]
+        return [self.help, f"In {self.unit}."] if self.unit else [self.help]
+
+
+def setting(default: Any, help: str, **about: Any) -> Any:
+    """A dataclass field that is a setting.
+
+    Args:
+        default: its value when it is left out; `REQUIRED` where it must be given.
+        help: what it does.
+        about: further attributes of `Setting`.
+    """
+    return dataclasses.field(default=default, metadata={KEY: Setting(help, **about)})
+
+
+def like(cls: type[Any], name: str, **changes: Any) -> Any:
+    """A field that is the setting `name` of another class, but for the changes.
+
+    Args:
+        cls: a settings class.
+        name: of its field.
+        changes: `default`, or attributes of `Setting`.
+    """
+    (one,) = (one for one in dataclasses.fields(cls) if one.name == name)
+    default = changes.pop("default", one.default)
+    about = dataclasses.replace(one.metadata[KEY], **changes)
+    return dataclasses.field(default=default, metadata={KEY: about})
+
+
+def settings_of(cls: type[Any]) -> tuple[Setting, ...]:
+    """The settings of a settings class, in the order of its fields.
+
+    Raises:
+        TypeError: a field's type is none that a setting can have, or a whole number has no bounds.
+    """
+    hints = get_type_hints(cls)
+    found = []
+    for one in dataclasses.fields(cls):
+        if KEY not in one.metadata:
+            continue
+        about: Setting = one.metadata[KEY]
+        where = f"{cls.__name__}.{one.name}"
+        kind, optional, choices = _kind(hints[one.name], where, about.own is not None)
+        if kind == "whole" and (about.low is None or about.high is None):
+            raise TypeError(f"{cls.__name__}.{one.name} is a whole number without low and high.")
+        found.append(
+            dataclasses.replace(
+                about,
+                field=one.name,
+                name=about.name or one.name,
+                kind=kind,
+                optional=optional,
+                choices=choices,
+                default=one.default,
+            )
+        )
+    return tuple(found)
+
+
+def offered(cls: type[Any], *but: str) -> tuple[Setting, ...]:
+    """The settings that users are asked for, without the fields named."""
+    return tuple(one for one in settings_of(cls) if one.offered and one.field not in but)
+
+
+def _kind(hint: Any, where: str, own: bool) -> tuple[Kind, bool, tuple[str, ...]]:
+    """Kind, whether None is allowed, and the choices of a field's type."""
+    optional = False
+    if get_origin(hint) in (Union, types.UnionType):
+        optional = type(None) in get_args(hint)
+        hint, *others = (part for part in get_args(hint) if part is not type(None))
+        hint = Union if others else hint
+    if own:
+        return "own", optional, ()
+    if get_origin(hint) is Literal:
+        return "choice", optional, get_args(hint)
+    each, *more = get_args(hint) if get_origin(hint) is tuple else (None,)
+    if more == [...] and get_origin(each) is Literal:
+        return "names", optional, get_args(each)
+    kinds: dict[Any, Kind] = {
+        bool: "switch",
+        int: "whole",
+        float: "number",
+        str: "text",
+        tuple[int, ...]: "indices",
+        tuple[float, ...]: "numbers",
+        tuple[str, ...]: "names",
+    }
+    if hint not in kinds:
+        raise TypeError(f"{where} is a {hint}; a setting is one of {', '.join(map(str, kinds))}.")
+    return kinds[hint], optional, ()
+
+
+def explained(cls: type[S]) -> type[S]:
+    """Add what the fields say of themselves to the class's docstring."""
+    lines = [
+        f"    {one.name}: {dataclasses.replace(one.metadata[KEY], default=one.default).attribute}"
+        for one in dataclasses.fields(cls)  # type: ignore[arg-type]
+        if KEY in one.metadata
+    ]
+    cls.__doc__ = "\n".join([inspect.cleandoc(cls.__doc__ or ""), "", "Attributes:", *lines])
+    return cls
+
+
+def range_words(one: Setting) -> str:
+    """`from 0 to 1`: the range of a number."""
+    low = "" if one.low is None else _number_words(one.low)
+    high = "" if one.high is None else _number_words(one.high)
+    if one.above:
+        return f"above {low}" + (f", at most {high}" if high else "")
+    return f"from {low} to {high}" if high else f"from {low} up"
+
+
+def _number_words(number: float) -> str:
+    return str(number) if isinstance(number, int) else f"{number:g}"

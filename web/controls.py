@@ -1,0 +1,49 @@
+"""Controls of the page made of settings (`sinkscope.setting`): one for each kind of value."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import gradio as gr
+from gradio.components import Component
+
+from sinkscope.setting import REQUIRED, Setting
+
+LONGEST_TEXT = 2000
+
+
+def control(setting: Setting, value: Any = None, **look: Any) -> Component:
+    """The control of one setting, where the page is open.
+
+    Args:
+        setting: a choice is a row of buttons, a number with a usual range a slider.
+        value: at first; None: the setting's default.
+        look: what the component takes beside that, in place of what follows from the setting.
+    """
+    value = setting.default if value is None and setting.default is not REQUIRED else value
+    look = {
+        "label": setting.label or setting.name.replace("_", " "),
+        "info": None if setting.called else setting.help,
+        "elem_id": f"set-{setting.name.replace('_', '-')}",
+        **look,
+    }
+    if setting.kind == "switch":
+        return gr.Checkbox(value, **look)
+    if setting.kind == "choice":
+        words = setting.called or setting.choices
+        return gr.Radio(list(zip(words, setting.choices, strict=True)), value=value, **look)
+    if setting.kind in ("whole", "number"):
+        return _number(setting, value, look)
+    text = value if isinstance(value, str) else ", ".join(map(str, value or ()))
+    return gr.Textbox(text, **{"placeholder": setting.left_out, "max_length": LONGEST_TEXT, **look})
+
+
+def _number(setting: Setting, value: Any, look: dict[str, Any]) -> Component:
+    is_whole = setting.kind == "whole"
+    if setting.usual is None:
+        low = {"minimum": setting.low} if setting.low is not None else {}
+        return gr.Number(value, **{**low, **({"precision": 0} if is_whole else {}), **look})
+    # Gradio refuses a value outside a slider's range, with a message of its own, so the range
+    # always takes in the first one.
+    low, high = min(setting.usual[0], value), max(setting.usual[1], value)
+    return gr.Slider(low, high, value, step=1 if is_whole else setting.step, **look)
