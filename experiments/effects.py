@@ -17,7 +17,7 @@ from sinkscope.capture.probes.base import Probe
 from sinkscope.capture.probes.sink_scores import SinkScores
 from sinkscope.capture.session import Session
 from sinkscope.experiments.bootstrap import Interval
-from sinkscope.experiments.probes import KeyAttention
+from sinkscope.experiments.probes import KeyAttention, on_host
 from sinkscope.experiments.result import Chart, Series, Table, number, numbers
 from sinkscope.experiments.study import Case, Pass, Study
 from sinkscope.experiments.verdict import Causal
@@ -92,10 +92,7 @@ class Effects:
         session, logs = self.study.again(case, plain, probes, changes)
         phi = None
         if scores is not None:
-            seen = session[scores].scores()
-            at = torch.tensor(case.positions)
-            by_layer = torch.stack([seen[layer].cpu()[at].double() for layer in sorted(seen)])
-            phi = self._grouped(case, by_layer)
+            phi = self._grouped(case, on_host(session[scores].scores())[:, list(case.positions)])
         mean = self._grouped(case, session[attention].mean())
         return Effect(mean, phi, float(logs.mean()) if len(logs) else float("nan")), session
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +13,15 @@ from sinkscope.capture.probes.base import Probe, Reader
 from sinkscope.models.run_info import RunInfo
 from sinkscope.models.sites import At, Site
 from sinkscope.sinks.received import received
+
+
+def on_host(by_layer: Mapping[int, Tensor]) -> Tensor:
+    """float64 (L, ...) on the CPU, of equal tensors by layer: one copy where all layers are on one
+    device."""
+    layers = [by_layer[layer] for layer in sorted(by_layer)]
+    if len({one.device for one in layers}) > 1:
+        layers = [one.cpu() for one in layers]
+    return torch.stack(layers).cpu().double()
 
 
 @dataclass(frozen=True)
@@ -55,10 +64,7 @@ class TokenReader(Reader):
     def stacked(self, site: str) -> Tensor:
         """float64 (n, L, ...) on the CPU: of all layers that were looked at, in one copy where they
         are on one device."""
-        layers = [self._seen[site][layer] for layer in sorted(self._seen[site])]
-        if len({one.device for one in layers}) > 1:
-            layers = [one.cpu() for one in layers]
-        return torch.stack(layers, 1).cpu().double()
+        return on_host(self._seen[site]).transpose(0, 1)
 
 
 @dataclass(frozen=True)
@@ -117,7 +123,7 @@ class KeyAttentionReader(Reader):
     def _stacked(self, given: dict[int, Tensor]) -> Tensor:
         if not given:  # no key has any query
             return torch.full((*self._shape, len(self._keys)), float("nan"), dtype=torch.float64)
-        return torch.stack([given[layer].cpu().double() for layer in sorted(given)])
+        return on_host(given)
 
 
 @dataclass(frozen=True)
@@ -164,14 +170,12 @@ class KeyReader(Reader):
 
     def vectors(self) -> Tensor:
         """float64 (keys, L, Hkv, Dh) on the CPU."""
-        layers = [self._vectors[layer].cpu() for layer in sorted(self._vectors)]
-        return torch.stack(layers, 1).double()
+        return on_host(self._vectors).transpose(0, 1)
 
     def cosines(self) -> Tensor:
         """float64 (L, H, keys) on the CPU: mean over queries; NaN where there is none."""
         count = (self._length - self._from.cpu()).clamp(min=0).double()
-        layers = [self._cosines[layer].cpu().double() for layer in sorted(self._cosines)]
-        return torch.stack(layers) / torch.where(count > 0, count, float("nan"))
+        return on_host(self._cosines) / torch.where(count > 0, count, float("nan"))
 
 
 @dataclass(frozen=True)

@@ -13,10 +13,11 @@ import torch
 import transformers
 
 from sinkscope.experiments.catalogue import experiment_named
+from sinkscope.experiments.preparing import prepare_study
 from sinkscope.experiments.result import Result
 from sinkscope.experiments.samples import AnySample, Prompts
 from sinkscope.experiments.settings import StudySettings
-from sinkscope.experiments.study import Watch, prepare_study
+from sinkscope.experiments.study import Watch
 from sinkscope.models.loading import ModelHandle
 from sinkscope.sinks.progress import Progress
 

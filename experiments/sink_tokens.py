@@ -13,17 +13,22 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from sinkscope.capture.probes.base import Probe, Reader
 from sinkscope.experiments.bootstrap import Resampling
-from sinkscope.experiments.probes import AtTokens, TokenReader
 from sinkscope.experiments.result import Chart, Findings, Series, Table, number, numbers
 from sinkscope.experiments.settings import SinkTokensSettings
 from sinkscope.experiments.study import Case, Study
 from sinkscope.experiments.verdict import Specific, specific, verdict
+from sinkscope.models.run_info import RunInfo
+from sinkscope.models.sites import At
+from sinkscope.models.stack import TextStack
 
 ROWS = 32  # tokens whose logits exist at once
 LISTED = 3  # words a layer in the table
@@ -42,14 +47,14 @@ def run(study: Study, settings: SinkTokensSettings) -> Findings:
     study.plan(2)
     words = [Counter() for _ in range(study.layers)]  # type: list[Counter[int]]
     every = [Counter() for _ in range(study.layers)]  # type: list[Counter[int]]
+    stack = study.handle.stack
     for case, inputs in study.each("Reading words"):
-        probe = AtTokens(("block_in",), case.groups[study.sink])
-        reader = study.passed(case, inputs, [probe]).session[probe]
-        for layer in range(study.layers):
-            top = _lens(study, reader, layer, None)[0].tolist()
-            every[layer].update(top)
+        lens = Lens(stack, case.groups[study.sink])
+        seen = study.passed(case, inputs, [lens]).session[lens]
+        for layer, (tops, _) in seen.items():
+            every[layer].update(tops)
             if case.index % 2 == 0:
-                words[layer].update(top)
+                words[layer].update(tops)
     chosen = [_most_common(one, settings.words) for one in words]
     halves = (_Scores(study.layers), _Scores(study.layers))
     for case, inputs in study.each("Scoring tokens"):
@@ -57,25 +62,51 @@ def run(study: Study, settings: SinkTokensSettings) -> Findings:
     return _findings(study, settings, chosen, every, halves)
 
 
-def _lens(
-    study: Study, reader: TokenReader, layer: int, words: list[int] | None
-) -> tuple[Tensor, Tensor]:
-    """Of each token the most probable word int64 (n,), and float64 (n,) the largest log-probability
-    among `words` (of that word itself where none are given)."""
-    stack = study.handle.stack
-    assert stack.final_norm is not None
-    states = reader.raw("block_in", layer)
-    tops, scores = [], []
-    with study.handle.lock, torch.no_grad():
-        for low in range(0, len(states), ROWS):
-            logits = stack.output_head(stack.final_norm(states[None, low : low + ROWS]))[0]
+@dataclass(frozen=True, eq=False)
+class Lens(Probe):
+    """The logit lens at a few tokens, reduced as the layers come; `session[probe]` is layer ->
+    (the most probable word of each token, float64 (n,) score).
+
+    Attributes:
+        stack: of the model.
+        positions: rising.
+        words: of each layer; the score is the largest log-probability among them. None: that of the
+            most probable word.
+    """
+
+    stack: TextStack
+    positions: tuple[int, ...]
+    words: tuple[tuple[int, ...], ...] | None = None
+
+    def begin(self, run: RunInfo) -> Reader:
+        return _Reading(self)
+
+
+class _Reading(Reader):
+    def __init__(self, probe: Lens) -> None:
+        self.looks = (At("block_in", None, probe.positions),)
+        self._probe = probe
+        self._seen: dict[int, tuple[Tensor, Tensor]] = {}
+
+    def see(self, site: str, layer: int, values: Any, positions: Sequence[int]) -> None:
+        stack, words = self._probe.stack, self._probe.words
+        assert stack.final_norm is not None
+        tops, scores = [], []
+        for low in range(0, len(positions), ROWS):
+            logits = stack.output_head(stack.final_norm(values[:1, low : low + ROWS]))[0]
             work = logits.to(torch.promote_types(logits.dtype, torch.float32))
             logs = torch.log_softmax(work, dim=-1)
             best = logs.max(-1)
-            tops.append(best.indices.cpu())
-            value = best.values if words is None else logs[:, words].amax(-1)
-            scores.append(value.cpu().double())
-    return torch.cat(tops), torch.cat(scores)
+            tops.append(best.indices)
+            own = best.values if words is None else logs[:, list(words[layer])].amax(-1)
+            scores.append(own)
+        self._seen[layer] = torch.cat(tops), torch.cat(scores)
+
+    def result(self) -> dict[int, tuple[list[int], Tensor]]:
+        return {
+            layer: (tops.tolist(), scores.cpu().double())
+            for layer, (tops, scores) in sorted(self._seen.items())
+        }
 
 
 def _most_common(counted: Counter[int], count: int) -> list[int]:
@@ -101,10 +132,9 @@ class _Scores:
         own = set(case.groups[study.sink])
         positions = tuple(sorted({*own, *case.others}))
         mask = torch.tensor([position in own for position in positions])
-        probe = AtTokens(("block_in",), positions)
-        reader = study.passed(case, inputs, [probe]).session[probe]  # type: ignore[arg-type]
-        for layer in range(self.layers):
-            scores = _lens(study, reader, layer, chosen[layer])[1]
+        lens = Lens(study.handle.stack, positions, tuple(map(tuple, chosen)))
+        seen = study.passed(case, inputs, [lens]).session[lens]  # type: ignore[arg-type]
+        for layer, (_, scores) in seen.items():
             self.sinks[layer].append(scores[mask])
             self.ordinary[layer].append(scores[~mask])
 

@@ -69,9 +69,9 @@ class _Projecting(Acting):
     def _on(self, device: torch.device, work: torch.dtype) -> tuple[Tensor, Tensor]:
         """U, and m * U."""
         if self._made is None or self._made[0] != (device, work):
-            basis = self._basis.to(device, work)
+            basis = self._basis.to(work).to(device)  # MPS has no float64
             weighted = basis
             if self._metric is not None:
-                weighted = self._metric.to(device, work)[:, None] * basis
+                weighted = self._metric.to(work).to(device)[:, None] * basis
             self._made = ((device, work), basis, weighted)
         return self._made[1], self._made[2]
