@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from sinkscope.cli import common
+from sinkscope.cli.experiment_docs import docs
 from sinkscope.cli.options import verb
 from sinkscope.config import ModelSettings
 from sinkscope.experiments.catalogue import EXPERIMENTS, Experiment
@@ -119,6 +120,7 @@ def _group() -> typer.Typer:
     made.callback(invoke_without_command=True)(side_by_side)
     for experiment in EXPERIMENTS:
         made.command(experiment.name)(_command(experiment))
+    made.command("docs", hidden=True)(docs)  # for those who work on SinkScope
     return made
 
 
