@@ -3,11 +3,13 @@
 # make fast   pytest without the trained model and without a browser
 # make lint   ruff and mypy           make format   ruff's formatter
 #
-# PYTHON=python3.12 picks an interpreter, VENV=folder another environment, ARGS='--port 7861' flags of app.py.
+# PYTHON=python3.12 picks an interpreter, VENV=folder another environment, ARGS='--port 7861' flags of app.py,
+# WORKERS=4 how many processes the tests run in.
 
 PYTHON ?= python3
 VENV ?= .venv
 ARGS ?=
+WORKERS ?= 2
 
 BIN = $(VENV)/bin
 
@@ -21,7 +23,7 @@ run: $(VENV)/.installed
 	$(BIN)/python app.py $(ARGS)
 
 test: lint chromium
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
 
 fast: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest -m "not slow and not browser"

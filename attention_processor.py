@@ -19,8 +19,12 @@ import torch
 
 from sinkscope.capture.trace import MEAN_HEAD, GenerationTrace, PromptTrace
 from sinkscope.config import Reduce
-from sinkscope.models.family import ImageGrid, PromptLayout
+from sinkscope.models.family import PromptLayout
 from sinkscope.models.sink_score import sink_mask, sink_score
+from sinkscope.models.views import ImageGrid
+
+# Units whose values add up where several views see a place (`ImageGrid.on_cells`).
+ADDS_UP = ("attention mass", "share of image attention")
 
 # What has rows of attention: an answer's, or a prompt's own.
 Rows = GenerationTrace | PromptTrace
@@ -44,7 +48,8 @@ class PatchMap:
     """Values on the grid of one image's vision tokens.
 
     Attributes:
-        values: float32 (rows, columns); NaN is missing, which is not 0.
+        values: float32 (rows, columns); NaN is missing, which is not 0: a part of the image that no
+            vision token sees, or whose tokens have no value.
         unit: what a value is: "attention mass" (share of the whole row's attention), "share of
             image attention", or another method's (`methods`).
         normalisation: what was done to the values, in words; "none" if nothing.
@@ -112,8 +117,8 @@ def patch_map(
     if normalise:
         total = values.sum()
         values = values / total if total > 0 else values
-    return on_grid(
-        values,
+    return as_map(
+        trace.layout.grids[image].on_cells(values),
         trace.layout,
         image,
         "share of image attention" if normalise else "attention mass",
@@ -135,8 +140,8 @@ def combine(rows: torch.Tensor, reduce: Reduce) -> torch.Tensor:
     return best.mean(dim=0)
 
 
-def on_grid(
-    values: torch.Tensor,
+def as_map(
+    cells: torch.Tensor,
     layout: PromptLayout,
     image: int,
     unit: str,
@@ -145,11 +150,9 @@ def on_grid(
     *,
     signed: bool = False,
 ) -> PatchMap:
-    """Values of one image's vision tokens, float32 (V_i,), as a map; frames are added up."""
-    grid = layout.grids[image]
-    frames = values.view(grid.t, grid.rows, grid.columns).sum(dim=0)
-    cells = frames.numpy().astype(np.float32)
-    return PatchMap(cells, unit, normalisation, image, grid, label, signed)
+    """Values of the cells of one image's map, float32 (rows, columns), as a map."""
+    values = cells.numpy().astype(np.float32)
+    return PatchMap(values, unit, normalisation, image, layout.grids[image], label, signed)
 
 
 def head_mean(trace: Rows) -> torch.Tensor:
@@ -164,7 +167,8 @@ def segment_share(trace: Rows) -> torch.Tensor:
 
 
 def image_share(trace: Rows) -> torch.Tensor:
-    """Attention mass on all images: float32 (T, L, H), from 0 to 1."""
+    """Attention mass on all images, the marks between their tokens included where the family has
+    any (ends of rows, names of tiles): float32 (T, L, H), from 0 to 1."""
     on_images = torch.tensor(
         [segment.kind == "image" for segment in trace.layout.segments] + [False]
     )
@@ -193,7 +197,8 @@ def tokens_looking_at(
     """Reverse look-up: the answer tokens whose rows put most attention on some cells, most first.
 
     Args:
-        cells: indices of vision tokens within the image, row-major.
+        cells: of the image's map, row-major; what looks at them are the vision tokens that see most
+            of them (`ImageGrid.tokens_of`).
         layers, heads: averaged over these (indices in the model; None: all captured).
         image: which image.
 
@@ -204,12 +209,14 @@ def tokens_looking_at(
         raise ValueError(
             f"image is {image}; the prompt has {len(trace.layout.grids)}, counted from 0."
         )
-    count = trace.layout.grids[image].tokens
+    grid = trace.layout.grids[image]
+    count = grid.rows * grid.columns
     if not cells or any(not 0 <= cell < count for cell in cells):
         raise ValueError(
             f"cells is {list(cells)!r}; allowed: at least one index from 0 to {count - 1}."
         )
-    columns = torch.tensor(list(cells)) + trace.layout.columns(image).start
+    columns = torch.tensor(grid.tokens_of(cells), dtype=torch.long)
+    columns += trace.layout.columns(image).start
     rows = trace.attention[:, slots_of("layer", trace.layers, layers)][
         :, :, slots_of("head", trace.heads, heads)
     ]

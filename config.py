@@ -241,7 +241,7 @@ class VARSettings:
         "Layers in which VAR acts, such as 2-5 or 0,3,7.",
         name="var_layers",
         label="VAR's layers",
-        left_out="2 to L-2, all but the first two and the last",
+        left_out="2 to L-2",
     )
     control: Control = setting(
         "none",
@@ -307,6 +307,15 @@ class AppSettings:
         offered=False,
     )
     queue_size: int = setting(16, "How many requests may wait.", low=1, high=10_000, offered=False)
+    job_minutes: float = setting(
+        0.0,
+        "How long one job (an answer, finding sinks, a file) may compute before it is stopped; "
+        "what it has by then is kept. 0 sets no limit.",
+        low=0.0,
+        high=100_000.0,
+        unit="minutes",
+        offered=False,
+    )
     prompt_rows: int = setting(
         128, "The looking of so many prompt tokens.", low=0, high=8192, offered=False
     )

@@ -14,8 +14,9 @@ from PIL import Image
 from sinkscope.attention_processor import patch_map
 from sinkscope.capture.storage import TraceReader
 from sinkscope.capture.trace import GeneratedToken, GenerationTrace
-from sinkscope.models.family import ImageGrid, PromptLayout, Segment
+from sinkscope.models.family import PromptLayout, Segment
 from sinkscope.models.info import ModelInfo
+from sinkscope.models.views import one_view
 
 LAYERS, HEADS, SIDE, TOKENS = 36, 16, 32, 24
 
@@ -64,7 +65,7 @@ def made_up(
         layout=PromptLayout(
             vision + 20,
             (Segment("image", 0, vision, 0), Segment("user", vision, vision + 20)),
-            (ImageGrid(0, 1, 2 * side, 2 * side, 2, pixels, pixels),),
+            (one_view(0, 1, 2 * side, 2 * side, 2, pixels, pixels),),
         ),
         images=(Image.new("RGB", pixels),),
         prompt="",

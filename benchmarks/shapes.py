@@ -23,11 +23,12 @@ from transformers import (
 )
 
 from sinkscope.models import attention
-from sinkscope.models.family import ImageGrid, PromptInputs, PromptLayout, Segment
+from sinkscope.models.family import PromptInputs, PromptLayout, Segment
 from sinkscope.models.info import ModelInfo
 from sinkscope.models.loading import ModelHandle
 from sinkscope.models.profiles import SinkProfile
 from sinkscope.models.qwen2_5_vl import Qwen25VL
+from sinkscope.models.views import one_view
 
 PATCH, MERGE = 14, 2
 BEFORE, AFTER = 15, 40  # prompt positions before the vision start, at least as many after the end
@@ -158,7 +159,7 @@ def build_prompt(handle: ModelHandle, length: int, seed: int = 1) -> PromptInput
             Segment("user", start + vision + 1, length - 4),
             Segment("template", length - 4, length),
         ),
-        (ImageGrid(start, 1, h, w, MERGE, pixels, pixels),),
+        (one_view(start, 1, h, w, MERGE, pixels, pixels),),
     )
     image = Image.new("RGB", (28, 28))
     texts = tuple(f"w{i}" for i in words.tolist())

@@ -107,7 +107,7 @@ def _dense_var(handle: ModelHandle, inputs: PromptInputs, var: VARSettings) -> I
     acting = acting_layers(var, handle.info.layers)
     vision = torch.zeros(inputs.layout.length, dtype=torch.bool, device=handle.device)
     vision[inputs.layout.vision_positions().to(handle.device)] = True
-    first = inputs.layout.grids[-1].stop
+    first = inputs.layout.after_images
     sinks: dict[int, torch.Tensor] = {}
     real = modeling_qwen2_5_vl.eager_attention_forward
 

@@ -186,8 +186,7 @@ def payload_bytes(handle: ModelHandle, inputs: PromptInputs, settings: Generatio
 def kept_positions(layout: PromptLayout, settings: GenerationSettings) -> range:
     """The prompt positions whose rows a run keeps (`prompt_rows`): the last ones, of those after
     the last image."""
-    start = layout.grids[-1].stop if layout.grids else 0
-    return range(max(start, layout.length - settings.prompt_rows), layout.length)
+    return range(max(layout.after_images, layout.length - settings.prompt_rows), layout.length)
 
 
 def row_bytes(handle: ModelHandle, inputs: PromptInputs, settings: GenerationSettings) -> int:

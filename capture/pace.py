@@ -157,7 +157,7 @@ def _estimate(handle: ModelHandle, work: Work, many: float, one: float) -> tuple
     in_vision = max(0, _count(handle.model) - in_text - embeddings.numel())
     if all(p is not embeddings for p in stack.output_head.parameters()):
         in_vision = max(0, in_vision - in_head)
-    patches = sum(grid.t * grid.h * grid.w for grid in layout.grids)
+    patches = sum(grid.patches for grid in layout.grids)
     blocks, in_sight = vision_attention(handle.model.config, layout.grids)
     square = layout.length**2  # two products over half of it
     attention = layers * stack.hidden_size * square + in_sight

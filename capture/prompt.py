@@ -26,6 +26,7 @@ from sinkscope.config import GenerationSettings
 from sinkscope.models.family import PromptInputs, PromptLayout
 from sinkscope.models.info import ModelInfo
 from sinkscope.models.loading import ModelHandle
+from sinkscope.models.views import stretches
 
 __all__ = ["PromptToken", "PromptTrace", "kept_positions", "read_prompt", "reference_row"]
 
@@ -60,7 +61,7 @@ def read_prompt(
     )
     rows = [
         TraceRows(layers, heads, len(run), run.start, reduce_heads=settings.reduce_heads)
-        for run in _runs(wanted)
+        for run in stretches(wanted)
     ]
     profile = handle.profile
     looks = profile is not None and prefix is None
@@ -155,8 +156,7 @@ def reference_row(
 
 def _positions(layout: PromptLayout, positions: Sequence[int] | None) -> tuple[int, ...]:
     if positions is None:
-        start = layout.grids[-1].stop if layout.grids else 0
-        return tuple(range(start, layout.length))
+        return tuple(range(layout.after_images, layout.length))
     wanted = tuple(sorted(set(positions)))
     if not wanted or wanted[0] < 0 or wanted[-1] >= layout.length:
         raise ValueError(
@@ -164,14 +164,3 @@ def _positions(layout: PromptLayout, positions: Sequence[int] | None) -> tuple[i
             f"{layout.length - 1}."
         )
     return wanted
-
-
-def _runs(positions: Sequence[int]) -> list[range]:
-    """Stretches of neighbouring positions."""
-    runs: list[range] = []
-    for position in positions:
-        if runs and position == runs[-1].stop:
-            runs[-1] = range(runs[-1].start, position + 1)
-        else:
-            runs.append(range(position, position + 1))
-    return runs

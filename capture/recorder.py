@@ -82,6 +82,7 @@ class TraceRecorder(Reader):
         self._attention = torch.empty(*size, layout.vision_tokens, dtype=torch.float16)
         self._shares = torch.empty(*size, len(layout.segments) + 1, dtype=torch.float32)
         self._entropy = torch.empty(*size, dtype=torch.float32)
+        self._vision = layout.vision_stretches()
         self._pinned = pinned
         self._rows = 0
         self._staged: list[torch.Tensor] = []  # each (1, H, R, K)
@@ -170,9 +171,8 @@ class TraceRecorder(Reader):
             slice(block.first, block.first + rows.shape[2]),
             slice(block.slot, block.slot + count),
         )
-        for index, grid in enumerate(self.layout.grids):
-            columns = self.layout.columns(index)
-            self._copy(rows[..., grid.start : grid.stop], self._attention[to][..., columns])
+        for columns, positions in self._vision:
+            self._copy(rows[..., positions], self._attention[to][..., columns])
         self._copy(shares, self._shares[to])
         self._copy(entropy, self._entropy[to])
         self._rows = max(self._rows, block.first + rows.shape[2])

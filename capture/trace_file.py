@@ -24,7 +24,7 @@ import torch
 
 FORMAT = "sinkscope-trace"
 CHECKSUM = "sinkscope-checksum"
-VERSION = 4
+VERSION = 5
 DTYPES = {"F16": np.dtype("<f2"), "F32": np.dtype("<f4"), "U8": np.dtype("u1")}
 _NAMES = {torch.float16: "F16", torch.float32: "F32", torch.uint8: "U8"}
 Table = dict[str, tuple[str, tuple[int, ...]]]  # dtype and shape of each tensor

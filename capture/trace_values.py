@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable, Iterable, Mapping
+from itertools import pairwise
 from typing import Any, get_args
 
 import numpy as np
@@ -25,10 +26,13 @@ from sinkscope.capture.trace import (
     PromptTrace,
 )
 from sinkscope.capture.trace_file import Table
-from sinkscope.models.family import ImageGrid, PromptLayout, Segment, SegmentKind
+from sinkscope.models.family import PromptLayout, Segment, SegmentKind
 from sinkscope.models.info import ModelInfo
+from sinkscope.models.views import ImageGrid, View, one_view, stretches
 
 ROWS = ("attention", "shares", "entropy")
+MOST_APART = 1 << 22  # vision tokens of a view that are not neighbours: no file makes us list more
+VIEW_SIZES = ("rows", "columns", "frames", "merge")
 PROMPTS = ("prompt_rows", "reference")  # fields that hold a PromptTrace or None
 
 
@@ -36,7 +40,7 @@ def values_of(trace: GenerationTrace) -> dict[str, Any]:
     """All of a trace but its tensors and images."""
     return {
         "tokens": [dataclasses.asdict(token) for token in trace.tokens],
-        "layout": dataclasses.asdict(trace.layout),
+        "layout": _values_of_layout(trace.layout),
         "prompt": trace.prompt,
         "prompt_tokens": trace.prompt_tokens,
         "layers": trace.layers,
@@ -190,7 +194,7 @@ def _values_of_rows(rows: PromptTrace | None) -> dict[str, Any] | None:
     return {
         "positions": rows.positions,
         "tokens": [dataclasses.asdict(token) for token in rows.tokens],
-        "layout": dataclasses.asdict(rows.layout),
+        "layout": _values_of_layout(rows.layout),
         "sinks": [dataclasses.asdict(sinks) for sinks in rows.sinks],
         "prompt": rows.prompt,
     }
@@ -226,10 +230,11 @@ def _tokens(said: Iterable[Mapping[str, Any]]) -> tuple[GeneratedToken, ...]:
 
 
 def _layout(said: Mapping[str, Any]) -> PromptLayout:
+    length = _whole("length", said["length"])
     layout = PromptLayout(
-        length=_whole("length", said["length"]),
+        length=length,
         segments=tuple(Segment(**segment) for segment in said["segments"]),
-        grids=tuple(_grid(grid) for grid in said["grids"]),
+        grids=tuple(_grid(grid, length) for grid in said["grids"]),
     )
     at = 0
     for segment in layout.segments:
@@ -242,18 +247,63 @@ def _layout(said: Mapping[str, Any]) -> PromptLayout:
             raise ValueError(f"its prompt speaks of image {segment.image}, which it does not have")
     if at != layout.length:
         raise ValueError(f"the segments of its prompt end at {at}, the prompt at {layout.length}")
-    after = 0
-    for grid in layout.grids:
-        if grid.start < after or grid.stop > layout.length:
-            raise ValueError("the patches of its images do not lie in its prompt, one image by one")
-        after = grid.stop
+    if any(grid.after > layout.length for grid in layout.grids) or any(
+        one.after > other.positions[0] for one, other in pairwise(layout.grids)
+    ):
+        raise ValueError("the patches of its images do not lie in its prompt, one image by one")
     return layout
 
 
-def _grid(said: Mapping[str, Any]) -> ImageGrid:
-    sides = {name: _pair(name, said[name]) for name in ("resized", "original")}
-    sizes = {name: _whole(name, said[name], 1) for name in ("t", "h", "w", "merge")}
-    return ImageGrid(start=_whole("start", said["start"]), **sizes, **sides)  # type: ignore[arg-type]
+def _values_of_layout(layout: PromptLayout) -> dict[str, Any]:
+    """A layout as plain values; positions as stretches of neighbours."""
+    grids = [
+        {
+            "views": [
+                {
+                    **{name: getattr(view, name) for name in VIEW_SIZES},
+                    "positions": [[run.start, run.stop] for run in stretches(view.positions)],
+                    "box": view.box,
+                    "kind": view.kind,
+                }
+                for view in grid.views
+            ],
+            "resized": grid.resized,
+            "original": grid.original,
+            "marks": grid.marks,
+        }
+        for grid in layout.grids
+    ]
+    segments = [dataclasses.asdict(segment) for segment in layout.segments]
+    return {"length": layout.length, "segments": segments, "grids": grids}
+
+
+def _grid(said: Mapping[str, Any], length: int) -> ImageGrid:
+    """An image; before format 5 it was one view at neighbouring positions."""
+    resized, original = (_pair(name, said[name]) for name in ("resized", "original"))
+    if "views" not in said:
+        start = _whole("start", said["start"])
+        t, h, w, merge = (_whole(name, said[name], 1) for name in ("t", "h", "w", "merge"))
+        if t * h * w > length * merge**2:  # before so many positions are made
+            raise ValueError("the patches of its images do not lie in its prompt, one image by one")
+        return one_view(start, t, h, w, merge, resized, original)
+    views = tuple(_view(view, length) for view in said["views"])
+    marks = _wholes("marks", said["marks"])
+    return ImageGrid(views, resized, original, marks)
+
+
+def _view(said: Mapping[str, Any], length: int) -> View:
+    runs = [range(*_wholes("positions", run)) for run in said["positions"]]
+    count = sum(len(run) for run in runs)
+    apart = len(runs) > 1 and count > MOST_APART
+    if apart or any(len(run) < 1 or run.stop > length for run in runs):
+        raise ValueError("the patches of its images do not lie in its prompt, one image by one")
+    x0, y0, x1, y1 = (_number("box", edge, -math.inf) for edge in said["box"])
+    return View(
+        positions=runs[0] if len(runs) == 1 else tuple(p for run in runs for p in run),
+        box=(x0, y0, x1, y1),
+        kind=_text("kind", said["kind"]),  # type: ignore[arg-type]
+        **{name: _whole(name, said[name], 1) for name in VIEW_SIZES},
+    )
 
 
 def _sinks(said: Iterable[Mapping[str, Any]], layout: PromptLayout) -> tuple[LayerSinks, ...]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import signal
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,12 +12,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from sinkscope.jobs.job import Job, Stopped
+
 if TYPE_CHECKING:
     from sinkscope.config import GenerationSettings, ModelSettings
     from sinkscope.models.family import PromptInputs
     from sinkscope.models.loading import ModelHandle
 
 MISTAKE = 2  # exit code
+INTERRUPTED = 130  # exit code
 MEMORY = (
     "Memory is full. What helps: a smaller image (--max-pixels), fewer new tokens "
     "(--max-new-tokens), less of the attention (--layers, --heads), or a smaller model."
@@ -40,7 +45,7 @@ def mistakes_said_plainly() -> Iterator[None]:
         _end(sentence)
     except KeyboardInterrupt:
         typer.echo("Interrupted.", err=True)
-        raise typer.Exit(130) from None
+        raise typer.Exit(INTERRUPTED) from None
 
 
 def _out_of_memory(error: RuntimeError) -> str | None:
@@ -91,6 +96,47 @@ def progress(label: str, length: int) -> Iterator[Any]:
     """A progress bar (click's) on standard error; standard output is for the answer alone."""
     with typer.progressbar(length=length, label=label, file=sys.stderr, show_eta=False) as bar:
         yield bar
+
+
+@contextmanager
+def job(label: str, length: int, kept: str, seconds: float | None = None) -> Iterator[Job]:
+    """A long run of the command line: a bar on standard error, and Ctrl-C as its Stop.
+
+        with common.job("Finding sinks", len(samples), "Nothing is kept.") as job:
+            found = find(handle, samples, **job.hooks)
+
+    The first Ctrl-C ends it after the step at hand, says what remains and ends the verb; a second
+    one ends the verb at once.
+
+    Args:
+        label: what is being done, in front of the bar.
+        length: steps in all.
+        kept: a sentence on what is left of a run that was stopped.
+        seconds: a time limit.
+    """
+    running = Job(seconds=seconds, on_progress=lambda done, *_: bar.update(done - bar.pos))
+    asked = threading.Event()
+
+    def interrupt(number: int, frame: object) -> None:
+        if asked.is_set():
+            raise KeyboardInterrupt
+        asked.set()
+        running.stop()
+        typer.echo("\nStopping after the step at hand; Ctrl-C again stops at once.", err=True)
+
+    before = signal.signal(signal.SIGINT, interrupt)
+    try:
+        with progress(label, length) as bar, running:
+            yield running
+    except Stopped as stopped:
+        typer.echo(
+            f"{running.ended_by} after {stopped.done} of {stopped.total} {stopped.what}; "
+            f"{stopped.total - stopped.done} remain. {kept}",
+            err=True,
+        )
+        raise typer.Exit(INTERRUPTED) from None
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def say_forecast(

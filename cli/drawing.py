@@ -131,8 +131,7 @@ def sink_cells(
     wanted = set(trace.layers if layers is None else layers)
     grid = trace.layout.grids[image]
     found = {p for sinks in trace.sinks if sinks.layer in wanted for p in sinks.positions}
-    inside = (p - grid.start for p in found if grid.start <= p < grid.stop)
-    return tuple(sorted({k % (grid.rows * grid.columns) for k in inside}))  # frames share a grid
+    return grid.cells_of(k for k, p in enumerate(grid.positions) if p in found)
 
 
 def sink_words(trace: GenerationTrace, cells: Sequence[int]) -> str:

@@ -3,10 +3,6 @@
 from __future__ import annotations
 
 import json
-import signal
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -22,11 +18,9 @@ from sinkscope.utils import run_folder
 if TYPE_CHECKING:
     from sinkscope.models.profiles import SinkProfile
     from sinkscope.sinks.findings import Findings
-    from sinkscope.sinks.progress import Progress
 
 NONE_FOUND = 3  # exit code of `find`: the model has no sinks that its data shows
 NOT_CONFIRMED = 3  # exit code of `validate`
-INTERRUPTED = 130
 
 app = typer.Typer(
     help="Find, validate and show the dimensions that mark a model's attention sinks.",
@@ -110,13 +104,9 @@ def find(
     print_sample_notes(given)
     handle = common.load(model)
     spread = make_engine(engine, handle, model, workers)
-    with (
-        _interruptible(
-            f"What was measured is kept in {work}; the same command goes on from there."
-        ) as stop,
-        _told("Finding sinks", len(given.samples)) as tell,
-    ):
-        found = run(handle, given, settings, work=work, on_progress=tell, stop=stop, engine=spread)
+    kept = f"What was measured is kept in {work}; the same command goes on from there."
+    with common.job("Finding sinks", len(given.samples), kept) as job:
+        found = run(handle, given, settings, work=work, engine=spread, **job.hooks)
     if as_json:
         typer.echo(_as_json(found.as_dict()))
     else:
@@ -172,11 +162,9 @@ def validate(
     given = read_held_out(data, samples, prompt, settings.seed, unlike, images)
     print_sample_notes(given)
     handle = common.load(wanted)
-    with (
-        _interruptible("Nothing of a validation is kept; begin it again.") as stop,
-        _told("Validating", len(given.samples)) as tell,
-    ):
-        made = run(handle, read, given, settings, found_on=used, on_progress=tell, stop=stop)
+    kept = "Nothing of a validation is kept; begin it again."
+    with common.job("Validating", len(given.samples), kept) as job:
+        made = run(handle, read, given, settings, found_on=used, **job.hooks)
     if as_json:
         import dataclasses
 
@@ -288,44 +276,6 @@ def _draw(plots: Path | None, findings: Any = None, validation: Any = None) -> N
 
     written = save_plots(plots, findings, validation)
     typer.echo(f"Drew {', '.join(path.name for path in written)} in {plots}", err=True)
-
-
-@contextmanager
-def _told(label: str, length: int) -> Iterator[Progress]:
-    """A progress bar as the callback that runs over samples take."""
-    with common.progress(label, length) as bar:
-
-        def tell(done: int, total: int, text: str) -> None:
-            bar.update(done - bar.pos)
-
-        yield tell
-
-
-@contextmanager
-def _interruptible(kept: str) -> Iterator[threading.Event]:
-    """Ctrl-C ends the run after the sample at hand and says what remains; a second one at once."""
-    from sinkscope.sinks.progress import Stopped
-
-    stop = threading.Event()
-
-    def interrupt(number: int, frame: object) -> None:
-        if stop.is_set():
-            raise KeyboardInterrupt
-        stop.set()
-        typer.echo("\nStopping after the sample at hand; Ctrl-C again stops at once.", err=True)
-
-    before = signal.signal(signal.SIGINT, interrupt)
-    try:
-        yield stop
-    except Stopped as stopped:
-        typer.echo(
-            f"Stopped after {stopped.done} of {stopped.total} samples; "
-            f"{stopped.total - stopped.done} remain. {kept}",
-            err=True,
-        )
-        raise typer.Exit(INTERRUPTED) from None
-    finally:
-        signal.signal(signal.SIGINT, before)
 
 
 def _plain(profile: SinkProfile) -> dict[str, Any]:

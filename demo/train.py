@@ -27,7 +27,7 @@ from sinkscope.demo.questions import questions
 from sinkscope.demo.recipe import STAGES, SinkTeaching, Stage, fingerprint
 from sinkscope.demo.scenes import Scene, scene
 from sinkscope.demo.sinking import relieving, sink_loss
-from sinkscope.demo.speed import faster_training
+from sinkscope.demo.speed import faster_training, training_dtype
 from sinkscope.demo.teaching import hint_heads, hint_loss, reading_loss, scene_targets, seen_loss
 
 CHECKPOINT = "checkpoint.safetensors"
@@ -141,7 +141,7 @@ def train(settings: TrainSettings) -> Iterator[Progress]:
     tokenizer = build_tokenizer()
     run = _new_run(tokenizer, device)
     _restore(run, settings)
-    packer = Packer(tokenizer)
+    packer, dtype = Packer(tokenizer), training_dtype(device)
     total = sum(settings.stage_steps(s) for s in settings.stages)
     if run.stage == len(settings.stages):  # finished before; the folder may be another one now
         _write_model(run, settings, tokenizer)
@@ -149,7 +149,7 @@ def train(settings: TrainSettings) -> Iterator[Progress]:
         while run.stage < len(settings.stages):
             stage = settings.stages[run.stage]
             while run.step < settings.stage_steps(stage):
-                figures = _step(run, packer, stage, settings, device)
+                figures = _step(run, packer, stage, settings, device, dtype)
                 run.step += 1
                 before = sum(settings.stage_steps(s) for s in settings.stages[: run.stage])
                 yield Progress(
@@ -204,7 +204,12 @@ def _rate(stage: Stage, step: int, steps: int) -> float:
 
 
 def _step(
-    run: _Run, packer: Packer, stage: Stage, settings: TrainSettings, device: torch.device
+    run: _Run,
+    packer: Packer,
+    stage: Stage,
+    settings: TrainSettings,
+    device: torch.device,
+    dtype: torch.dtype,
 ) -> dict[str, float]:
     rng = np.random.default_rng([settings.seed, run.stage, run.step])
     rows, cols = stage.grids[int(rng.integers(len(stage.grids)))]
@@ -216,7 +221,7 @@ def _step(
     rate = _rate(stage, run.step, stage.steps)
     for group in run.optimizer.param_groups:
         group["lr"] = rate * (stage.vision_rate if group["vision"] else 1.0)
-    with torch.autocast(device.type, torch.bfloat16):
+    with torch.autocast(device.type, torch.bfloat16, enabled=dtype == torch.bfloat16):
         if stage.kinds:
             asked = [
                 questions(s, rng.permutation(list(stage.kinds))[: stage.asked].tolist(), run.step)
@@ -285,7 +290,9 @@ def _answer_losses(
     grid: Tensor,
     relieved: bool,
 ) -> tuple[Tensor, dict[str, float]]:
-    hidden = torch.zeros(batch.mask.shape, device=pixels.device, dtype=torch.bfloat16)
+    lower = torch.is_autocast_enabled(pixels.device.type)
+    dtype = torch.bfloat16 if lower else torch.float32
+    hidden = torch.zeros(batch.mask.shape, device=pixels.device, dtype=dtype)
     mask = hidden.masked_fill(~batch.mask, -1e9)  # added to the scores
     teaching = stage.sinks or SinkTeaching()
     keep = teaching.relieved_keep if relieved else None

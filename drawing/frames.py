@@ -74,9 +74,10 @@ class Frames:
         picture = self._base.copy()
         draw = ImageDraw.Draw(picture)
         longest = max(len(chips) for chips in self._answers)
-        many = f"s {tokens[0] + 1}–{tokens[-1] + 1}" if len(tokens) > 1 else f" {tokens[0] + 1}"
+        many = f"s {tokens[0]}–{tokens[-1]}" if len(tokens) > 1 else f" {tokens[0]}"
         before = "prompt " if self._painter.view.part == "prompt" else ""
-        place = f"{before}token{many} of {longest}" + (" (mean)" if len(tokens) > 1 else "")
+        mean = " (mean)" if len(tokens) > 1 else ""
+        place = f"{before}token{many}{mean} · {longest} in all"
         x = self.width - self._gap - _width(place, self._size)
         _write(draw, (x, self._gap), place, self._size, INK, None)
         panels = self._painter.panels(tokens)

@@ -157,7 +157,7 @@ class Painter:
     ) -> Panel:
         colormap, part = self.view.colormap, self.view.part
         if patches is None or scale is None:
-            note = f"This {part} ended before token {first + 1}."
+            note = f"This {part} ended before token {first}."
             return Panel(look.label, "", look.photo, note, colormap, (), "")
         image, held = look.side.shares(tokens, look.view)
         numbers = f"image {percent(image)}"

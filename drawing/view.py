@@ -180,8 +180,7 @@ def sinks_of(rows: Rows, view: View) -> tuple[int, ...]:
     layers = set(rows.layers if view.layers is None else view.layers)
     grid = rows.layout.grids[view.image]
     found = {p for sinks in rows.sinks if sinks.layer in layers for p in sinks.positions}
-    inside = (p - grid.start for p in found if grid.start <= p < grid.stop)
-    return tuple(sorted({k % (grid.rows * grid.columns) for k in inside}))  # frames share a grid
+    return grid.cells_of(k for k, p in enumerate(grid.positions) if p in found)
 
 
 def selection_words(trace: GenerationTrace, view: View) -> str:

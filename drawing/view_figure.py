@@ -109,12 +109,12 @@ def sides_of(
 
 
 def tokens_words(side: Side, tokens: Sequence[int]) -> str:
-    """The tokens of a side as a label: `token 14 "brown"`; numbers count from 1, as on the page."""
+    """The tokens of a side as a label: `token 14 "brown"`; numbers count from 0."""
     mine = [t for t in tokens if t < len(side.rows.tokens)]
     text = visible("".join(side.rows.tokens[t].text for t in mine))
     if len(tokens) == 1:
-        return f"token {tokens[0] + 1} “{text}”"
-    return f"tokens {tokens[0] + 1}–{tokens[-1] + 1} (mean) “{text}”"
+        return f"token {tokens[0]} “{text}”"
+    return f"tokens {tokens[0]}–{tokens[-1]} (mean) “{text}”"
 
 
 def _title(sides: Sequence[Side], tokens: Sequence[int], part: Part) -> str:

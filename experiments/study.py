@@ -22,10 +22,10 @@ from sinkscope.experiments.bootstrap import Resampling
 from sinkscope.experiments.samples import AnySample
 from sinkscope.experiments.settings import StudySettings
 from sinkscope.interventions.base import Intervention
+from sinkscope.jobs.job import Progress, Stopped
 from sinkscope.models.family import PromptInputs
 from sinkscope.models.loading import ModelHandle
 from sinkscope.sinks.masking import read_answer
-from sinkscope.sinks.progress import Progress, Stopped
 
 
 class Watch:
@@ -45,7 +45,7 @@ class Watch:
     def check(self) -> None:
         """Raises `Stopped` where the run was asked to stop."""
         if self.stop is not None and self.stop.is_set():
-            raise Stopped(self.done, self.total)
+            raise Stopped(self.done, self.total, "steps")
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,8 @@ import torch
 
 from sinkscope.attention_processor import Rows
 from sinkscope.capture.trace import GenerationTrace
-from sinkscope.methods.base import Axes, MapStack, Method, Progress, Target, rows_of
+from sinkscope.jobs.job import Progress
+from sinkscope.methods.base import Axes, MapStack, Method, Target, rows_of
 
 if TYPE_CHECKING:
     from sinkscope.methods.base import Session

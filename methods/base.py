@@ -2,16 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import numpy as np
 import torch
 
-from sinkscope.attention_processor import PatchMap, Rows, combine, on_grid, slots_of, token_indices
+from sinkscope.attention_processor import (
+    ADDS_UP,
+    PatchMap,
+    Rows,
+    as_map,
+    combine,
+    slots_of,
+    token_indices,
+)
 from sinkscope.capture.trace import GenerationTrace
 from sinkscope.config import Reduce
+from sinkscope.jobs.job import Progress
 from sinkscope.models.family import PromptLayout
 
 if TYPE_CHECKING:
@@ -21,7 +30,6 @@ Needs = Literal["trace", "forward", "gradients"]
 Part = Literal["answer", "prompt"]
 AxisName = Literal["token", "layer", "head"]
 Axes = tuple[tuple[AxisName, tuple[int, ...]], ...]
-Progress = Callable[[int, int], object]  # (steps done, all steps)
 
 AXES: tuple[AxisName, ...] = ("token", "layer", "head")
 
@@ -103,10 +111,25 @@ class MapStack:
         """
         if not 0 <= image < len(self.layout.grids):
             raise ValueError(f"image is {image}; the prompt has {len(self.layout.grids)}, from 0.")
-        values = self._combined(layers, heads, reduce, image)
-        return on_grid(
-            values, self.layout, image, self.unit, self.normalisation, label, signed=self.signed
+        cells = self._cells(layers, heads, reduce, image)
+        return as_map(
+            cells, self.layout, image, self.unit, self.normalisation, label, signed=self.signed
         )
+
+    def _cells(
+        self,
+        layers: Sequence[int] | None,
+        heads: Sequence[int] | None,
+        reduce: Reduce,
+        image: int,
+    ) -> torch.Tensor:
+        """float32 (rows, columns) of the image's map. A ratio is that of two maps, as the page has
+        it: where an image has several views, they are merged before one is divided."""
+        if self.ratio is not None:
+            above, below = (part._cells(layers, heads, reduce, image) for part in self.ratio)
+            return divided(above.flatten(), below.flatten(), self.least).view_as(above)
+        tokens = self._combined(layers, heads, reduce, image)
+        return self.layout.grids[image].on_cells(tokens, adds_up=self.unit in ADDS_UP)
 
     def _combined(
         self,
@@ -116,9 +139,6 @@ class MapStack:
         image: int,
     ) -> torch.Tensor:
         """float32 (vision tokens of the image)."""
-        if self.ratio is not None:
-            above, below = (part._combined(layers, heads, reduce, image) for part in self.ratio)
-            return divided(above, below, self.least)
         sizes = dict.fromkeys(AXES, 1) | {name: len(indices) for name, indices in self.axes}
         cells = torch.from_numpy(self.values)[:, self.layout.columns(image)]
         cells = cells.view(*(sizes[name] for name in AXES), -1)
@@ -176,20 +196,23 @@ class Method(Protocol):
             run: which must be one that `availability` has nothing to say against.
             target: whose tokens the run has.
             session: forward passes of the run's model, for methods that need more than a trace.
-            progress: called with (steps done, all steps), where there are several.
+            progress: called with steps done, all steps and the step at hand, if there are several.
         """
         ...
 
 
 def divided(above: torch.Tensor, below: torch.Tensor, least: float) -> torch.Tensor:
-    """above / max(below, least * mean(below)); 0 where there is nothing to divide by.
+    """above / max(below, least * mean(below)); 0 where there is nothing to divide by, missing (NaN)
+    where one of the two is.
 
     Args:
-        above, below: (..., vision tokens of one image).
+        above, below: (..., vision tokens or cells of one image).
     """
-    floor = least * below.mean(dim=-1, keepdim=True)
-    divisor = torch.maximum(below, floor)
-    return torch.where(divisor > 0, above / divisor, torch.zeros_like(above))
+    missing = below.isnan()
+    mean = below.nanmean if missing.any() else below.mean
+    divisor = torch.maximum(below, least * mean(dim=-1, keepdim=True))
+    made = torch.where(divisor > 0, above / divisor, torch.zeros_like(above))
+    return made.masked_fill(missing, float("nan"))
 
 
 def rows_of(run: GenerationTrace, part: Part) -> Rows:

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING
 from sinkscope.attention_processor import PatchMap, map_label
 from sinkscope.capture.trace import GenerationTrace
 from sinkscope.config import Reduce
+from sinkscope.jobs.job import Progress
 from sinkscope.methods.attention import Attention
-from sinkscope.methods.base import MapStack, Method, Progress, Target, rows_of, target_of
+from sinkscope.methods.base import MapStack, Method, Target, rows_of, target_of
 from sinkscope.methods.relative import Relative
 from sinkscope.methods.without_sinks import WithoutSinks
 
@@ -71,7 +72,7 @@ def explain(
         target: a token, several, "answer" for all of them, or `Target(tokens, "prompt")`.
         method: by name, or a method of your own.
         session: forward passes of the run's model, for a method that needs them.
-        progress: called with (steps done, all steps) of a method that takes several.
+        progress: called with steps done, all steps and the step at hand, of a method with several.
         methods: among which the name is looked for.
 
     Raises:

@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING
 import torch
 
 from sinkscope.capture.trace import GenerationTrace
+from sinkscope.jobs.job import Progress
 from sinkscope.methods.attention import Attention, attention_of
-from sinkscope.methods.base import Axes, MapStack, Method, Progress, Target, divided
+from sinkscope.methods.base import Axes, MapStack, Method, Target, divided
 from sinkscope.models.family import PromptLayout
 
 if TYPE_CHECKING:
@@ -51,7 +52,9 @@ class Relative(Method):
         generic, layout = run.reference, run.layout
         above = Attention().explain(run, target)
         axes: Axes = (("layer", generic.layers), ("head", generic.heads))
-        below = MapStack(attention_of(generic, (0,)).flatten(0, 2).numpy(), axes, layout, "")
+        below = MapStack(
+            attention_of(generic, (0,)).flatten(0, 2).numpy(), axes, layout, above.unit
+        )
         own = torch.from_numpy(above.values).view(len(target.tokens), *below.values.shape)
         values = torch.empty_like(own)
         for image in range(len(layout.grids)):

@@ -10,8 +10,9 @@ import torch
 
 from sinkscope.attention_processor import sink_columns
 from sinkscope.capture.trace import GenerationTrace
+from sinkscope.jobs.job import Progress
 from sinkscope.methods.attention import Attention
-from sinkscope.methods.base import MapStack, Method, Progress, Target, rows_of
+from sinkscope.methods.base import MapStack, Method, Target, rows_of
 
 if TYPE_CHECKING:
     from sinkscope.methods.base import Session

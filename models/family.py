@@ -3,6 +3,37 @@
 A family adapter (one file, e.g. `qwen2_5_vl.py`) turns images and a prompt into `PromptInputs`.
 Everything above this folder works on `PromptLayout` and `ImageGrid` and never sees a token id or a
 module path.
+
+What everybody above relies on, besides the types here (`tests/models/test_fake_family.py` and
+`test_text_models.py` hold families that differ in all else to it):
+
+Tensors of a prompt. `input_ids` and `attention_mask` are (1, N). Every other tensor of shape (1, N)
+has one value a position and 0 for plain text (`mm_token_type_ids`): in a batch of prompts it is
+padded with 0 on the left, and 0 is put behind it for an answer. All others belong to the images and
+are joined along their first axis, in the order of the batch.
+
+The model. It is called with these tensors, `past_key_values`, `use_cache` and `logits_to_keep`, by
+`generate` too; behind a prefix with `input_ids` and the cache alone, after `Family.resume` has put
+back what the model keeps of positions outside the cache.
+
+Its text model (`TextStack.language_model`) is called once a forward pass: with `inputs_embeds` by
+keyword where the family sees images, else with `input_ids` by keyword or first; with
+`past_key_values`, `attention_mask` (B, keys) and `position_ids` ((axes,) B, N) by keyword where
+they are given. It hands keyword arguments that it does not know down to attention, and returns the
+hidden states behind its final norm first: `output_head` makes logits of them. Called again with the
+same keywords, other embeddings and a fresh cache, it gives the same for the same.
+
+Decoder layers take the hidden states first, or as `hidden_states`, and return them, or a tuple that
+begins with them.
+
+Attention goes through transformers' interface of attention functions, chosen by the config that
+`config.get_text_config()` gives, with `module.layer_idx`, queries (B, H, N, Dh), keys and values
+(B, Hkv, K, Dh) before they are repeated, and a mask that is None (causal), bool or added, (B, 1 or
+H, N, K). Caches are `DynamicCache`s that keep every position.
+
+The tokenizer has `decode`, added tokens that say which are special, and for words that hide tokens
+a call with `split_special_tokens`. How it splits texts is nobody's business: pieces are what
+each token adds (`models.token_texts`).
 """
 
 from __future__ import annotations
@@ -11,11 +42,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
-import numpy as np
 import torch
 from PIL import Image
 
 from sinkscope.models.stack import TextStack
+from sinkscope.models.views import ImageGrid, stretches
 
 if TYPE_CHECKING:
     from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
@@ -23,61 +54,6 @@ if TYPE_CHECKING:
     from sinkscope.models.weights import StoredTensor
 
 SegmentKind = Literal["system", "image", "user", "template", "assistant"]
-
-
-@dataclass(frozen=True)
-class ImageGrid:
-    """Where one image's vision tokens are in the prompt, and where on the image each of them looks.
-
-    Vision token k of the image (row-major) sits at prompt position `start + k` and covers one cell
-    of a `rows` x `columns` grid over the whole image.
-
-    Attributes:
-        start: prompt position of the image's first vision token.
-        t, h, w: the processor's grid, in patches (`image_grid_thw`).
-        merge: patches that make one vision token, per side (spatial merge).
-        resized: (height, width) in pixels that the model saw.
-        original: (height, width) in pixels of the image as given, after its EXIF rotation.
-    """
-
-    start: int
-    t: int
-    h: int
-    w: int
-    merge: int
-    resized: tuple[int, int]
-    original: tuple[int, int]
-
-    @property
-    def rows(self) -> int:
-        return self.h // self.merge
-
-    @property
-    def columns(self) -> int:
-        return self.w // self.merge
-
-    @property
-    def tokens(self) -> int:
-        """Number of vision tokens."""
-        return self.t * self.rows * self.columns
-
-    @property
-    def stop(self) -> int:
-        """Prompt position after the image's last vision token."""
-        return self.start + self.tokens
-
-    def boxes(self) -> np.ndarray:
-        """Box of each vision token on the ORIGINAL image: float64 (rows * columns, 4) as x0, y0,
-        x1, y1 in pixels.
-
-        The boxes tile the image without gap or overlap; neighbours share the very same float edge.
-        """
-        height, width = self.original
-        y = np.arange(self.rows + 1, dtype=np.float64) * height / self.rows
-        x = np.arange(self.columns + 1, dtype=np.float64) * width / self.columns
-        y0, x0 = np.meshgrid(y[:-1], x[:-1], indexing="ij")
-        y1, x1 = np.meshgrid(y[1:], x[1:], indexing="ij")
-        return np.stack([x0, y0, x1, y1], axis=-1).reshape(-1, 4)
 
 
 @dataclass(frozen=True)
@@ -91,7 +67,7 @@ class Segment:
 
     @property
     def label(self) -> str:
-        return self.kind if self.image is None else f"image {self.image + 1}"
+        return self.kind if self.image is None else f"image {self.image}"
 
 
 @dataclass(frozen=True)
@@ -101,7 +77,8 @@ class PromptLayout:
     Attributes:
         length: number of prompt tokens N.
         segments: tile [0, N) in order.
-        grids: one an image, in prompt order; the vision tokens V are the union of their spans.
+        grids: one an image, in prompt order; the vision tokens V are those of all their views, at
+            rising positions.
     """
 
     length: int
@@ -109,20 +86,75 @@ class PromptLayout:
     grids: tuple[ImageGrid, ...]
 
     @property
-    def patches(self) -> tuple[tuple[int, int, int, tuple[int, int]], ...]:
-        """How each image is cut: frames, rows, columns, and its original (height, width). Two
-        prompts whose `patches` are equal have vision columns that mean the same places."""
-        return tuple((grid.t, grid.rows, grid.columns, grid.original) for grid in self.grids)
+    def patches(self) -> tuple[tuple[object, ...], ...]:
+        """How each image is cut: its views without their positions, and its original (height,
+        width). Two prompts whose `patches` are equal have vision columns that mean the same
+        places."""
+        return tuple(
+            (
+                *(
+                    (view.frames, view.rows, view.columns, view.kind, view.box)
+                    for view in grid.views
+                ),
+                grid.original,
+            )
+            for grid in self.grids
+        )
 
     @property
     def vision_tokens(self) -> int:
         return sum(grid.tokens for grid in self.grids)
 
+    @property
+    def after_images(self) -> int:
+        """Position after the last image and its marks; 0 where there is no image."""
+        return self.grids[-1].after if self.grids else 0
+
     def vision_positions(self) -> torch.Tensor:
-        """int64 (V,): prompt positions of all vision tokens, image by image."""
-        if not self.grids:
-            return torch.zeros(0, dtype=torch.long)
-        return torch.cat([torch.arange(grid.start, grid.stop) for grid in self.grids])
+        """int64 (V,): prompt positions of all vision tokens, image by image, rising."""
+        parts = [
+            torch.arange(run.start, run.stop)
+            for grid in self.grids
+            for run in stretches(grid.positions)
+        ]
+        return torch.cat(parts) if parts else torch.zeros(0, dtype=torch.long)
+
+    def vision_stretches(self) -> tuple[tuple[slice, slice], ...]:
+        """The vision tokens as stretches of neighbours: (which of the V columns, which prompt
+        positions). Where positions are contiguous a slice reads them many times faster than an
+        index does; Qwen's images are one stretch each."""
+        made, column = [], 0
+        for grid in self.grids:
+            for run in stretches(grid.positions):
+                made.append((slice(column, column + len(run)), slice(run.start, run.stop)))
+                column += len(run)
+        return tuple(made)
+
+    @property
+    def cells(self) -> int:
+        """Cells of all maps, C: one a vision token where each image is one view (Qwen)."""
+        return sum(grid.rows * grid.columns for grid in self.grids)
+
+    def on_cells(self, values: torch.Tensor, adds_up: bool = True) -> torch.Tensor:
+        """Values of all vision tokens (..., V) on the maps of all images, row-major, one behind the
+        other: (..., C). See `ImageGrid.on_cells`. The values themselves where cells are tokens."""
+        if all(grid.plain and grid.views[0].frames == 1 for grid in self.grids):
+            return values
+        parts = [
+            grid.on_cells(values[..., self.columns(image)], adds_up).flatten(-2)
+            for image, grid in enumerate(self.grids)
+        ]
+        return torch.cat(parts, dim=-1)
+
+    def cells_at(self) -> dict[int, tuple[int, ...]]:
+        """Prompt position of each vision token -> where it is among the C cells of all maps
+        (`ImageGrid.cells_of`)."""
+        made, before = {}, 0
+        for grid in self.grids:
+            for token, position in enumerate(grid.positions):
+                made[position] = tuple(before + cell for cell in grid.cells_of((token,)))
+            before += grid.rows * grid.columns
+        return made
 
     def columns(self, image: int) -> slice:
         """Which of the V vision columns belong to one image."""

@@ -33,6 +33,7 @@ def gpt2(text: Any, head: nn.Module, config: Any) -> TextStack:
         mlp_of=_mlp,
         final_norm=Norm("layer", text.ln_f, text.ln_f.eps),
         head_size=config.hidden_size // heads,
+        longest=config.max_position_embeddings,
     )
 
 

@@ -30,9 +30,9 @@ def checked(family: Family, model: str, asked: PromptRequest) -> PromptRequest:
     if sees and not images:
         raise ValueError("There is no image; give at least one.")
     if images and not sees:
+        given = "is an image" if len(images) == 1 else f"are {len(images)} images"
         raise ValueError(
-            f"There are {len(images)} images, but {model} is a text model "
-            f"({family.name}); allowed: none."
+            f"There {given}, but {model} is a text model ({family.name}); allowed: none."
         )
     chat = sees if asked.chat is None else asked.chat
     if sees and not chat:

@@ -22,13 +22,14 @@ from transformers import (
 )
 
 from sinkscope.models.chat_template import ChatTemplate, candidates, choose
-from sinkscope.models.family import ImageGrid, PromptInputs, PromptLayout, PromptRequest
+from sinkscope.models.family import PromptInputs, PromptLayout, PromptRequest
 from sinkscope.models.llama_like import llama_like
 from sinkscope.models.qwen_images import load_image_processor, pixel_bounds, vision_tensors
 from sinkscope.models.qwen_prompt import IMAGE_TOKEN, OWN_TEMPLATE, conversation, encode, segments
 from sinkscope.models.qwen_weights import config_problem, missing_words, weights_problem
 from sinkscope.models.stack import TextStack
 from sinkscope.models.token_texts import token_texts
+from sinkscope.models.views import one_view
 from sinkscope.models.weights import StoredTensor, is_pointer
 
 
@@ -158,12 +159,12 @@ class Qwen25VL:
             length=len(ids),
             segments=parts,
             grids=tuple(
-                ImageGrid(
-                    start=segment.start,
-                    t=t,
-                    h=h,
-                    w=w,
-                    merge=merge,
+                one_view(
+                    segment.start,
+                    t,
+                    h,
+                    w,
+                    merge,
                     resized=(h * patch, w * patch),
                     original=(image.height, image.width),
                 )

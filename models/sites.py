@@ -1,7 +1,7 @@
 """Where a running model can be looked at and changed: sites, named by role.
 
 A site is a role in a decoder layer (`block_in`, `z`, ...). The family says which module has it
-(`models.family.TextStack.point`); nothing above `models` knows a module path. One layer, in order:
+(`models.stack.TextStack.point`); nothing above `models` knows a module path. One layer, in order:
 
     block_in     residual stream at the layer's input                       (B, N, D)
     q, k, v      projections, by head, BEFORE rotary embedding              (B, N, H or Hkv, Dh)

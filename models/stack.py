@@ -139,6 +139,7 @@ class TextStack:
         parallel: attention and MLP both read the layer's input, and both are added to it:
             block_in + attn_out + mlp_out. Else the MLP reads block_in + attn_out.
         head_size: width of one head.
+        longest: most positions there can be, where they are learned (GPT-2); None: no such end.
     """
 
     language_model: nn.Module
@@ -153,6 +154,7 @@ class TextStack:
     final_norm: Norm | None = None
     parallel: bool = False
     head_size: int = 0
+    longest: int | None = None
 
     @property
     def unembedding(self) -> Tensor:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from sinkscope.models.family import ImageGrid
+from sinkscope.models.views import ImageGrid
 
 
 def vision_attention(config: Any, grids: Sequence[ImageGrid]) -> tuple[int, int]:
@@ -25,8 +25,8 @@ def vision_attention(config: Any, grids: Sequence[ImageGrid]) -> tuple[int, int]
     window = int(getattr(vision, "window_size", 0) or 0) // int(getattr(vision, "patch_size", 1))
     whole = blocks if full is None else min(len(full), blocks)
     seen = 0
-    for grid in grids:
-        patches = grid.h * grid.w
+    for view in (view for grid in grids for view in grid.views):
+        patches = view.rows * view.columns * view.merge**2
         windowed = (blocks - whole) * patches * min(window**2, patches)
-        seen += grid.t * (whole * patches**2 + windowed)
+        seen += view.frames * (whole * patches**2 + windowed)
     return blocks, 2 * width * seen

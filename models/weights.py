@@ -184,53 +184,58 @@ def inner_models(source: Path) -> list[str]:
     return sorted((path.parent.name for path in source.glob("*/config.json")), key=by_number)
 
 
+# What a folder without the weights that are read may hold instead, the most telling first: a
+# pattern of whole file names, and what to say of the first one.
+_INSTEAD: tuple[tuple[str, str], ...] = (
+    (
+        r".*-\d{5}-of-\d{5}\.safetensors",
+        f"has weight files in parts ({{found}}), but no {INDEX}, which says what is in them; take "
+        "it from where the files are from.",
+    ),
+    (
+        r"consolidated.*",
+        "has its weights as {found}, in the layout of their trainer; only those of transformers "
+        f"are read ({SINGLE}, or parts with {INDEX}).",
+    ),
+    (
+        r"adapter_model\.safetensors",
+        "has an adapter's weights alone ({found}): merge the adapter into its base model and give "
+        "the merged folder.",
+    ),
+    (
+        r".*\.safetensors",
+        f"has no {SINGLE} and no {INDEX}; {{found}} is not read, for nothing says that it is the "
+        f"model. If it is, rename it to {SINGLE}.",
+    ),
+    (
+        r".*\.gguf",
+        "has no .safetensors weights, only {found}, which is for llama.cpp; take the checkpoint "
+        "that it was made from.",
+    ),
+    (
+        r"global_step\d+|zero_to_fp32\.py|mp_rank_\d+.*|.*_zero_.*\.pt",
+        "has no .safetensors weights, but those of a DeepSpeed training ({found}); gather them "
+        "first: python zero_to_fp32.py . . --safe_serialization",
+    ),
+    (
+        r".*\.distcp|pytorch_model_fsdp.*|.*_fsdp_.*",
+        "has no .safetensors weights, but the parts of an FSDP training ({found}); merge them "
+        "first: accelerate merge-weights",
+    ),
+    (
+        r".*\.(bin|pth|pt|ckpt|msgpack|h5)",
+        "has no .safetensors weights; other formats ({found}) are not read, for safety. Load it "
+        "with transformers where you trust it, and save it again with save_pretrained.",
+    ),
+)
+
+
 def _why_none(source: Path) -> str:
     """Why a folder has no weights, by what it has instead."""
     names = sorted(path.name for path in source.iterdir())
-
-    def some(pattern: str) -> str | None:
-        return next((name for name in names if re.fullmatch(pattern, name)), None)
-
-    if found := some(r".*-\d{5}-of-\d{5}\.safetensors"):
-        return (
-            f"has weight files in parts ({found}), but no {INDEX}, which says what is in them; "
-            "take it from where the files are from."
-        )
-    if found := some(r"consolidated.*"):
-        return (
-            f"has its weights as {found}, in the layout of their trainer; only those of "
-            f"transformers are read ({SINGLE}, or parts with {INDEX})."
-        )
-    if found := some(r"adapter_model\.safetensors"):
-        return (
-            f"has an adapter's weights alone ({found}): merge the adapter into its base model and "
-            "give the merged folder."
-        )
-    if found := some(r".*\.safetensors"):
-        return (
-            f"has no {SINGLE} and no {INDEX}; {found} is not read, for nothing says that it is the "
-            f"model. If it is, rename it to {SINGLE}."
-        )
-    if found := some(r".*\.gguf"):
-        return (
-            f"has no .safetensors weights, only {found}, which is for llama.cpp; take the "
-            "checkpoint that it was made from."
-        )
-    if found := some(r"global_step\d+|zero_to_fp32\.py|mp_rank_\d+.*|.*_zero_.*\.pt"):
-        return (
-            f"has no .safetensors weights, but those of a DeepSpeed training ({found}); gather "
-            "them first: python zero_to_fp32.py . . --safe_serialization"
-        )
-    if found := some(r".*\.distcp|pytorch_model_fsdp.*|.*_fsdp_.*"):
-        return (
-            f"has no .safetensors weights, but the parts of an FSDP training ({found}); merge them "
-            "first: accelerate merge-weights"
-        )
-    if found := some(r".*\.(bin|pth|pt|ckpt|msgpack|h5)"):
-        return (
-            f"has no .safetensors weights; other formats ({found}) are not read, for safety. Load "
-            "it with transformers where you trust it, and save it again with save_pretrained."
-        )
+    for pattern, words in _INSTEAD:
+        if found := next((name for name in names if re.fullmatch(pattern, name)), None):
+            return words.format(found=found)
     if inner := inner_models(source):
         return (
             f"has no .safetensors weights; there is a model in its folder {inner[-1]}: give that."

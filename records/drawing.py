@@ -19,6 +19,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from sinkscope.jobs.job import Stopped
 from sinkscope.records.pictures import references_in
 from sinkscope.records.reading import Survey, records_of
 from sinkscope.records.record import Record, Reference
@@ -31,8 +32,12 @@ _STREAMED = 100  # rows of a stream that are looked at beyond ten times those wa
 _CHECKED = 1000  # rows between two looks whether to stop
 
 
-class StoppedReading(Exception):  # noqa: N818  (no error: the user asked for it)
-    """Stop was set while records were read."""
+class StoppedReading(Stopped):
+    """Stop was set while the rows of a source were read; how many it has nobody knows."""
+
+    def __init__(self, source: str, rows: int) -> None:
+        super().__init__(rows, 0, "rows")
+        self.args = (f"Reading {source} was stopped after {rows} rows.",)
 
 
 @dataclass
@@ -119,7 +124,7 @@ class Draw:
 
     def _look(self, rows: int) -> None:
         if self.stop is not None and self.stop.is_set():
-            raise StoppedReading(f"Reading {self.source.name} was stopped after {rows} rows.")
+            raise StoppedReading(self.source.name, rows)
 
     def _place(self, record: Record) -> bytes:
         text = f"{self.seed}\0{record.content()}"

@@ -26,6 +26,7 @@ from pathlib import Path
 import torch
 
 from sinkscope.capture.run import RunOutOfMemoryError
+from sinkscope.jobs.job import Progress, Stopped
 from sinkscope.models.info import ModelInfo
 from sinkscope.models.loading import ModelHandle
 from sinkscope.sinks.calibrate import Calibration, calibrate, histograms, origins, sweep
@@ -34,7 +35,6 @@ from sinkscope.sinks.describe import describe_layers, describe_overall, notes_on
 from sinkscope.sinks.engine import Engine, LocalEngine
 from sinkscope.sinks.findings import Findings, Origin, TauPoint, UsedSample
 from sinkscope.sinks.measure import Unusable, measure
-from sinkscope.sinks.progress import Progress, Stopped
 from sinkscope.sinks.reduce import first_token_passes, totals, tracked, worth_tracking
 from sinkscope.sinks.samples import Sample, SampleSet, read_samples
 from sinkscope.sinks.settings import FindSettings

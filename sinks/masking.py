@@ -152,7 +152,7 @@ def hidden_log_probabilities(
     if from_queries == "after_image":
         if not told.inputs.layout.grids:
             raise ValueError("from_queries is 'after_image', but the prompt has no image.")
-        first = told.inputs.layout.grids[-1].stop
+        first = told.inputs.layout.after_images
     plain = not bool(hidden.any())
     shared = None if plain or not first else _prefix(handle, told, first)
     start = 0 if shared is None else first
@@ -194,8 +194,10 @@ def _repeated(
 ) -> dict[str, Any]:
     """The text model's keywords for `rows` equal rows and the positions [start, stop)."""
     made = dict(keywords)
-    embeddings, positions = keywords["inputs_embeds"], keywords.get("position_ids")
-    made["inputs_embeds"] = embeddings[:, start:stop].expand(rows, -1, -1)
+    positions = keywords.get("position_ids")
+    for name in ("inputs_embeds", "input_ids"):  # a text model may be called with either
+        if (given := keywords.get(name)) is not None:
+            made[name] = given[:, start:stop].expand(rows, *[-1] * (given.ndim - 1))
     if positions is not None:  # (axes, 1, N), or (1, N)
         axes = [-1] * (positions.ndim - 2)
         made["position_ids"] = positions[..., start:stop].expand(*axes, rows, -1)

@@ -163,7 +163,9 @@ class _Reducer:
     def __init__(self, layout: PromptLayout, hidden_size: int, settings: FindSettings) -> None:
         self.length = layout.length
         self._settings, self._hidden_size = settings, hidden_size
-        self._spans = [(grid.start, grid.stop) for grid in layout.grids]
+        self._spans = [(where.start, where.stop) for _, where in layout.vision_stretches()]
+        self._sizes = tuple(grid.tokens for grid in layout.grids)
+        self._behind = layout.after_images
         self._text = _gaps(self._spans, layout.length)
         self._layers: dict[int, dict[str, Tensor]] = {}
 
@@ -174,7 +176,7 @@ class _Reducer:
 
     def _begin(self, device: torch.device) -> dict[str, Tensor]:
         hidden_size, kept = self._hidden_size, min(TOP, self._hidden_size)
-        vision = sum(stop - start for start, stop in self._spans)
+        vision = sum(self._sizes)
 
         def zeros(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
             return torch.zeros(*shape, dtype=dtype, device=device)
@@ -204,7 +206,7 @@ class _Reducer:
         scores = self._scores(hidden, query, key, scale)
         chosen = choose(
             scores,
-            tuple(stop - start for start, stop in self._spans),
+            self._sizes,
             self._settings.top_percent,
             self._settings.min_ratio,
         )
@@ -230,7 +232,7 @@ class _Reducer:
                 for part in _blocks(hidden, low, high)
             ]
             return torch.cat(parts)
-        first = first_query_of(self._settings.tokens_by, self.length, self._spans[-1][1])
+        first = first_query_of(self._settings.tokens_by, self.length, self._behind)
         everywhere = received(query, key, scale, first)
         return torch.cat([everywhere[low:high] for low, high in self._spans])
 
@@ -349,10 +351,8 @@ def check_window(handle: ModelHandle, length: int) -> None:
     Raises:
         ValueError: naming length and window.
     """
-    text = handle.model.config.get_text_config()
-    window = getattr(text, "sliding_window", None)
-    slides = "sliding_attention" in (getattr(text, "layer_types", None) or ())
-    if slides and window and length > window:
+    window = min((size for size in handle.stack.windows if size is not None), default=None)
+    if window is not None and length > window:
         raise ValueError(
             f"The prompt has {length} tokens, but some layers of {handle.info.id} see the last "
             f"{window} alone; make the images smaller (max_pixels)."

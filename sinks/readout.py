@@ -68,7 +68,7 @@ class PromptReader(Reader):
         self._layout, self._profile, self._random_dims = layout, profile, probe.random_dims
         self._taus, self._settings, self._layers = probe.taus, probe.settings, layers
         self._vision = layout.vision_positions()
-        self._behind = layout.grids[-1].stop
+        self._behind = layout.after_images
         self._var = VARSettings(dims=profile.dims, tau=profile.tau)
         self._acts = frozenset(acting_layers(self._var, layers))
         self._scores: Tensor | None = None  # of all positions, in the layer at hand

@@ -17,6 +17,7 @@ from pathlib import Path
 from PIL import Image
 
 from sinkscope.config import ImageLimits
+from sinkscope.jobs.job import Progress
 from sinkscope.models.images import ImageError, as_rgb, open_image
 from sinkscope.records.drawing import Draw
 from sinkscope.records.hub import FORMS, HUB, hub_source
@@ -24,7 +25,6 @@ from sinkscope.records.pictures import Beside, picture
 from sinkscope.records.reading import plural
 from sinkscope.records.record import Record
 from sinkscope.records.sources import ALL_SUFFIXES, Source, file_kind, file_source, folder_source
-from sinkscope.sinks.progress import Progress
 from sinkscope.utils import sha256
 
 PROMPT = "Describe the image."

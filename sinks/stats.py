@@ -37,7 +37,7 @@ class SampleStats:
     Attributes:
         id, fingerprint, images: of the sample, see `sinks.findings.UsedSample`.
         layers: indices in the model.
-        grids: (rows, columns) of each image's vision tokens.
+        grids: (rows, columns) of each image's map; of its vision tokens where it is one view.
         sink: float32 (L, D): mean m over the tokens that stand out; 0 where none does.
         prominence, ordinary_prominence, first_prominence: float32 (L, D): means of m / b over the
             tokens that stand out (0 where none does), over the ordinary ones, and at the first

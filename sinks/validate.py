@@ -26,6 +26,7 @@ from torch import Tensor
 from sinkscope.attention_extractor import generate
 from sinkscope.capture.run import end_tokens, memory_errors_named
 from sinkscope.config import GenerationSettings
+from sinkscope.jobs.job import Progress, Stopped
 from sinkscope.models.family import PromptInputs
 from sinkscope.models.images import ImageError
 from sinkscope.models.loading import ModelHandle
@@ -36,7 +37,6 @@ from sinkscope.sinks.evidence import Candidates, Reading
 from sinkscope.sinks.findings import Findings, UsedSample
 from sinkscope.sinks.masking import answer_tokens, hidden_log_probabilities, read_answer
 from sinkscope.sinks.measure import check_window
-from sinkscope.sinks.progress import Progress, Stopped
 from sinkscope.sinks.readout import PromptReading
 from sinkscope.sinks.samples import Sample, SampleSet, read_samples
 from sinkscope.sinks.summary import Record, SweepRecord, summarise
@@ -246,7 +246,7 @@ def _one(task: _Task, sample: Sample, asked: _Asked, sweeps: bool) -> Record:
         return float(changes[chosen].mean())
 
     at_tau = {name: change(chosen) for name, chosen in rows.items()}
-    text = handle.tokenizer.decode(answer, clean_up_tokenization_spaces=False)
+    text = str(handle.tokenizer.decode(list(answer), clean_up_tokenization_spaces=False))
     return Record(
         evidence=SampleEvidence(
             id=sample.id,

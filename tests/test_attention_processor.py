@@ -18,6 +18,7 @@ from sinkscope.attention_processor import (
 )
 from sinkscope.capture.trace import GenerationTrace, LayerSinks
 from sinkscope.config import Reduce
+from sinkscope.models.views import one_view
 from tests.capture.test_storage import small_trace
 
 
@@ -83,8 +84,8 @@ def test_two_images_have_their_own_columns(trace: GenerationTrace) -> None:
     layout = dataclasses.replace(
         trace.layout,
         grids=(
-            dataclasses.replace(grid, h=2, w=4),  # 2 tokens
-            dataclasses.replace(grid, start=5, h=4, w=4),  # 4 tokens
+            one_view(2, 1, 2, 4, 2, grid.resized, grid.original),  # 2 tokens
+            one_view(5, 1, 4, 4, 2, grid.resized, grid.original),  # 4 tokens
         ),
     )
     two = dataclasses.replace(trace, layout=layout)

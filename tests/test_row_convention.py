@@ -66,7 +66,7 @@ def test_shares_and_entropy_describe_the_whole_row(handle: ModelHandle, photo: I
     answer = [token.id for token in trace.tokens]
     weights = teacher_forced(handle, dict(inputs.tensors), answer)
     length = inputs.layout.length
-    assert [s.label for s in trace.layout.segments if s.kind == "image"] == ["image 1", "image 2"]
+    assert [s.label for s in trace.layout.segments if s.kind == "image"] == ["image 0", "image 1"]
     for t in range(len(answer)):
         row = weights[:, :, length - 1 + t]
         for index, segment in enumerate(trace.layout.segments):

@@ -9,8 +9,9 @@ import torch
 
 from sinkscope import var_patch
 from sinkscope.config import VARSettings
-from sinkscope.models.family import ImageGrid, PromptLayout, Segment
+from sinkscope.models.family import PromptLayout, Segment
 from sinkscope.models.info import ModelInfo
+from sinkscope.models.views import one_view
 
 MODEL = ModelInfo("m", "r", "f", "float32", "cpu", layers=6, heads=4, hidden_size=64)
 SETTINGS = VARSettings(dims=(3, 40), tau=4.0)
@@ -19,7 +20,7 @@ SETTINGS = VARSettings(dims=(3, 40), tau=4.0)
 def layout(images: int = 2) -> PromptLayout:
     """Five system tokens, then images of 2 x 3 tokens with one token between, then four more."""
     grids = tuple(
-        ImageGrid(5 + 7 * i, t=1, h=4, w=6, merge=2, resized=(56, 84), original=(56, 84))
+        one_view(5 + 7 * i, t=1, h=4, w=6, merge=2, resized=(56, 84), original=(56, 84))
         for i in range(images)
     )
     length = 5 + 7 * images + 4

@@ -57,7 +57,7 @@ def dense_var(handle: ModelHandle, inputs: PromptInputs, var: VARSettings) -> It
     sinks: dict[int, torch.Tensor] = {}
     vision = torch.zeros(inputs.layout.length, dtype=torch.bool)
     vision[inputs.layout.vision_positions()] = True
-    first = inputs.layout.grids[-1].stop
+    first = inputs.layout.after_images
     real = modeling_qwen2_5_vl.eager_attention_forward
 
     def padded(mask: torch.Tensor, keys: int) -> torch.Tensor:

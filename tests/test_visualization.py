@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from sinkscope.attention_processor import PatchMap
-from sinkscope.models.family import ImageGrid
+from sinkscope.models.views import one_view
 from sinkscope.visualization import (
     OverlayStyle,
     contact_sheet,
@@ -29,7 +29,7 @@ OPAQUE = OverlayStyle(scale="linear", opacity=1.0, alpha_by_value=False, colorma
 
 def make_map(values: np.ndarray, original: tuple[int, int]) -> PatchMap:
     rows, columns = values.shape
-    grid = ImageGrid(
+    grid = one_view(
         start=3,
         t=1,
         h=2 * rows,

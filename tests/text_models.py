@@ -7,6 +7,8 @@ opens.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +24,7 @@ from tokenizers import (
 )
 from transformers import (
     AutoModelForCausalLM,
+    DynamicCache,
     GenerationConfig,
     GPT2Config,
     GPTNeoXConfig,
@@ -32,6 +35,11 @@ from transformers import (
     Qwen3Config,
 )
 
+from sinkscope.models.attention import NAME
+from sinkscope.models.family import PromptInputs
+from sinkscope.models.loading import ModelHandle
+
+WITHOUT_GATE = ("gpt2", "gpt_neox")
 TEXT = "a red star, and a blue circle; a red star again"
 _CORPUS = ("A red star is left of a blue circle.", "a red star, and a blue circle again", "Yes no.")
 _CHAT = (
@@ -159,3 +167,25 @@ def save_text_model(folder: Path, name: str, seed: int = 0) -> Path:
     model.save_pretrained(folder)
     tokenizer_of(config.model_type).save_pretrained(folder)
     return folder
+
+
+def told(handle: ModelHandle, inputs: PromptInputs, new: int = 3, **more: Any) -> Any:
+    """Generates a few tokens, with a cache that keeps every key."""
+    return handle.model.generate(
+        **inputs.tensors,
+        past_key_values=DynamicCache(),
+        max_new_tokens=new,
+        do_sample=False,
+        return_dict_in_generate=True,
+        output_logits=True,
+        **more,
+    )
+
+
+@contextmanager
+def attention_of(handle: ModelHandle, name: str) -> Iterator[None]:
+    handle.model.set_attn_implementation(name)
+    try:
+        yield
+    finally:
+        handle.model.set_attn_implementation(NAME)

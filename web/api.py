@@ -29,9 +29,11 @@ def build_api(handlers: Handlers, offered: Sequence[str]) -> None:
     api = Api(handlers, offered)
     runs: dict[str, Any] = {
         "concurrency_id": "gpu",
-        "concurrency_limit": handlers.settings.app.queue_size + 8,  # they wait in Handlers.line
+        "concurrency_limit": handlers.settings.app.queue_size + 8,  # they wait in Handlers.runner
     }
     files: dict[str, Any] = {"concurrency_id": "export", "concurrency_limit": 2}
+    # A map is quick: it does not wait behind animations.
+    maps: dict[str, Any] = {"concurrency_id": "map", "concurrency_limit": 4}
     free: dict[str, Any] = {"concurrency_id": "status", "concurrency_limit": None}
     with gr.Column(visible=False):
         value, files_made = gr.JSON(label="value"), gr.File(label="files", file_count="multiple")
@@ -47,7 +49,7 @@ def build_api(handlers: Handlers, offered: Sequence[str]) -> None:
             (api.load, {}, offered_of(ModelSettings, "profile"), value, free),
             (api.generate, asked, ANSWER, value, runs),
             (api.compare, {**asked, **same}, (*VAR, *ANSWER), value, runs),
-            (api.map, {**run, **variant}, offered_of(Selection), [value, picture], files),
+            (api.map, {**run, **variant}, offered_of(Selection), [value, picture], maps),
             (api.export, run, offered_of(ExportChoice), files_made, files),
         ):
             gr.Button(visible=False).click(

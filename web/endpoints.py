@@ -19,10 +19,11 @@ from sinkscope.capture.run import checkpoint_decoding
 from sinkscope.capture.trace import GenerationTrace
 from sinkscope.drawing.panels import Painter
 from sinkscope.drawing.view import make_side, map_of, sinks_of
+from sinkscope.jobs.job import Stopped
 from sinkscope.methods.explain import listed
 from sinkscope.setting import read_all
 from sinkscope.visualization import View
-from sinkscope.web.exporting import export_steps, sides_of_view
+from sinkscope.web.exporting import EXPORT, make_files, sides_of_view
 from sinkscope.web.handlers import EXPIRED, UNFORESEEN, Handlers
 from sinkscope.web.model_events import model_wanted
 from sinkscope.web.pairs import find_run
@@ -178,9 +179,15 @@ class Api:
         wanted = ExportChoice(**read_all(ExportChoice, said)).wanted()
         sides_of_view(found, wanted)
         with tempfile.TemporaryDirectory() as folder:
-            paths: list[Path] = []
-            for _, made in export_steps(found, wanted, Path(folder)):
-                paths = made or paths
+            job = self._handlers.runner.job("", EXPORT)
+            try:
+                paths = self._handlers.runner.result(
+                    job,
+                    lambda job: make_files(found, wanted, Path(folder), **job.hooks),
+                    waits=False,
+                )
+            except Stopped as stopped:
+                raise ValueError(f"{job.ended_by}; no file was made.") from stopped
             return [self._kept(path) for path in paths]
 
     def _kept(self, path: Path) -> str:

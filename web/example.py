@@ -91,9 +91,8 @@ def what_to_look_at(run: Run) -> tuple[int, str] | None:
     if list(run.traces) != ["baseline", "var"]:
         return None
     baseline, var = run.traces.values()
-    positions = baseline.layout.vision_positions().tolist()
-    columns = {position: column for column, position in enumerate(positions)}
-    sinks = {columns[p] for layer in baseline.sinks for p in layer.positions if p in columns}
+    cells = baseline.layout.cells_at()
+    sinks = {c for layer in baseline.sinks for p in layer.positions for c in cells.get(p, ())}
     best: tuple[float, int, str] | None = None
     for index, (one, other) in enumerate(zip(baseline.tokens, var.tokens, strict=False)):
         if one.id != other.id:
@@ -111,7 +110,7 @@ def what_to_look_at(run: Run) -> tuple[int, str] | None:
                 index,
                 f"Look at \u201c{one.text.strip()}\u201d: without VAR, the strongest patch of the "
                 f"mean map is a sink, with {share:.1%} of the image\u2019s attention. "
-                f"With VAR it is row {row + 1}, column {column + 1}, with {share_with:.1%}.",
+                f"With VAR it is row {row}, column {column}, with {share_with:.1%}.",
             )
     return best and best[1:]
 

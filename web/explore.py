@@ -12,7 +12,7 @@ from sinkscope.config import Settings
 from sinkscope.web.api import build_api
 from sinkscope.web.events import generating, stopping
 from sinkscope.web.example import Example
-from sinkscope.web.exporting import exporting
+from sinkscope.web.exporting import exporting, stopping_export
 from sinkscope.web.forecast import Forecaster
 from sinkscope.web.form import Form, build_form
 from sinkscope.web.handlers import Handlers
@@ -27,6 +27,8 @@ from sinkscope.web.model_events import (
     status_value,
 )
 from sinkscope.web.picker import MODELS, PARAMETERS, build_picker
+from sinkscope.web.region import LastTested, stopping_region, testing_region
+from sinkscope.web.region_endpoint import build_region_api
 from sinkscope.web.slot import ModelSlot
 from sinkscope.web.store import Run
 
@@ -156,7 +158,7 @@ def _connect_runs(
         api_visibility="private",
         show_progress="hidden",
         concurrency_id="gpu",
-        concurrency_limit=settings.app.queue_size + 8,  # they wait in Handlers.line
+        concurrency_limit=settings.app.queue_size + 8,  # they wait in Handlers.runner
         trigger_mode="once",
     )
     # Another browser may have loaded another model since this page was opened.
@@ -173,7 +175,40 @@ def _connect_runs(
         concurrency_id="export",
         concurrency_limit=2,
     )
+    inspector.stop(
+        stopping_export(handlers),
+        None,
+        None,
+        api_visibility="private",
+        queue=False,
+        show_progress="hidden",
+    )
+    _connect_region(inspector, handlers, settings)
     return run
+
+
+def _connect_region(inspector: gr.HTML, handlers: Handlers, settings: Settings) -> None:
+    """The question whether a box on the image matters, its Stop, and its endpoint."""
+    last = LastTested()
+    handlers.slot.on_change(last.drop)  # a model that comes needs the memory
+    inspector.submit(
+        testing_region(handlers, last),
+        None,
+        inspector,
+        api_visibility="private",
+        show_progress="hidden",
+        concurrency_id="gpu",
+        concurrency_limit=settings.app.queue_size + 8,  # they wait in Handlers.runner
+    )
+    inspector.pause(
+        stopping_region(handlers),
+        None,
+        None,
+        api_visibility="private",
+        queue=False,
+        show_progress="hidden",
+    )
+    build_region_api(handlers, last)
 
 
 def _connect_shelf(form: Form, offered: list[Example]) -> None:

@@ -1,8 +1,8 @@
 """Files of a run that take a while: a figure, an animation, a table. Made through the queue.
 
 Server functions bypass Gradio's queue, so nothing heavy may happen in them: the inspector triggers
-an event instead, and hears of each frame. A closed tab closes the generator, which removes its
-file.
+an event instead, and hears of each frame. Each file is a job (`jobs.runner`) that needs no model
+and waits in no line of ours; a closed tab ends it, and it leaves nothing behind.
 """
 
 from __future__ import annotations
@@ -10,9 +10,12 @@ from __future__ import annotations
 import dataclasses
 import logging
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import closing
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +23,8 @@ import gradio as gr
 
 from sinkscope.capture.trace import GenerationTrace
 from sinkscope.drawing.view import method_and_scale
+from sinkscope.jobs.job import At, Job, Progress, Stopped
+from sinkscope.jobs.runner import Done
 from sinkscope.visualization import View, animation_steps, save, view_figure, write_shares
 from sinkscope.web.handlers import EXPIRED, UNFORESEEN, Handlers
 from sinkscope.web.inspector import cached_file
@@ -29,6 +34,7 @@ from sinkscope.web.store import Run
 
 log = logging.getLogger(__name__)
 
+EXPORT = "export"  # the kind of job that a file is
 KINDS = ("pdf", "png", "svg", "gif", "mp4", "csv", "html", "trace")
 TELL_SECONDS = 0.25  # between two words about progress
 
@@ -59,30 +65,45 @@ class Wanted:
             raise ValueError(f"kind is {self.kind!r}; allowed: {', '.join(KINDS)}.")
 
 
-def export_steps(run: Run, wanted: Wanted, folder: Path) -> Iterator[tuple[str, list[Path]]]:
-    """Make the files in a folder; gives words about the progress, and at last the files.
+def make_files(
+    run: Run,
+    wanted: Wanted,
+    folder: Path,
+    on_progress: Progress | None = None,
+    stop: threading.Event | None = None,
+) -> list[Path]:
+    """Make the files in a folder.
+
+    Args:
+        run, wanted: which files of what.
+        folder: where.
+        on_progress: called with steps done, all steps, and what is being done.
+        stop: once set, an animation ends before its next frame.
 
     Raises:
         ValueError: naming the setting, its value and what is allowed.
         OSError: the folder cannot be written.
+        Stopped: `stop` was set before the file was finished.
     """
+    tell = on_progress or _told_nobody
     name = f"sinkscope-{run.id[:8]}"
     sides, view = sides_of_view(run, wanted)
     kind = wanted.kind
     if kind in ("gif", "mp4"):
         path = folder / f"{name}.{kind}"
         options = {n: getattr(wanted, n) for n in ("first", "last", "window", "seconds", "width")}
-        for done, count in animation_steps(sides, path, view, idle=idle(run), **options):
-            yield f"Frame {done} of {count}", []
-        yield "", [path]
-        return
-    yield "Drawing" if kind in ("pdf", "png", "svg") else "Writing", []
+        with closing(animation_steps(sides, path, view, idle=idle(run), **options)) as steps:
+            for done, count in steps:
+                tell(done, count, f"Frame {done} of {count}")
+                if done < count and stop is not None and stop.is_set():
+                    raise Stopped(done, count, "frames")
+        return [path]
+    tell(0, 1, "Drawing" if kind in ("pdf", "png", "svg") else "Writing")
     if kind == "trace":
         made = [folder / f"{name}-{variant}.safetensors" for variant in run.traces]
         for path, trace in zip(made, run.traces.values(), strict=True):
             trace.save(path)
-        yield "", made
-        return
+        return made
     path = folder / f"{name}.{kind}"
     if kind == "html":
         path.write_bytes(build_standalone(run))
@@ -92,9 +113,13 @@ def export_steps(run: Run, wanted: Wanted, folder: Path) -> Iterator[tuple[str, 
         tokens = range(wanted.first, (wanted.first if wanted.last is None else wanted.last) + 1)
         if len(tokens) > 100_000:
             raise ValueError(f"last is {wanted.last}; allowed: an index of a token.")
-        path = path.with_stem(f"{name}-t{wanted.first + 1}")
+        path = path.with_stem(f"{name}-t{wanted.first}")
         save(view_figure(sides, tokens, view, idle=idle(run)), path)
-    yield "", [path]
+    return [path]
+
+
+def _told_nobody(done: int, total: int, text: str) -> None:
+    pass
 
 
 def label_of(run: Run, name: str) -> str:
@@ -126,26 +151,28 @@ def sides_of_view(run: Run, wanted: Wanted) -> tuple[dict[str, GenerationTrace],
 def exporting(handlers: Handlers) -> Callable[..., Any]:
     """For the inspector's event: makes the file that its data asks for, and tells it how far."""
 
-    def export_view(event: gr.EventData) -> Iterator[dict[str, Any]]:
+    def export_view(
+        event: gr.EventData,
+        request: gr.Request = None,  # type: ignore[assignment]
+    ) -> Iterator[dict[str, Any]]:
         ask = event._data if isinstance(event._data, Mapping) else {}
         about = {"phase": "export", "ask": str(ask.get("ask"))[:64]}
-        assert handlers.component is not None
+        job = handlers.runner.job((request.session_hash if request else "") or "", EXPORT)
         try:
             run = find_run(handlers.store, ask.get("run"), ask.get("names"))
             if run is None:
                 raise ValueError(EXPIRED)
             told = 0.0
-            with tempfile.TemporaryDirectory() as folder:
-                for message, paths in export_steps(run, read_wanted(ask), Path(folder)):
-                    if paths:
-                        files = [
-                            {**cached_file(path, handlers.component), "bytes": path.stat().st_size}
-                            for path in paths
-                        ]
-                        yield {**about, "files": files}
-                    elif time.monotonic() - told > TELL_SECONDS:
-                        told = time.monotonic()
-                        yield {**about, "message": message}
+            work = partial(_files, handlers, run, read_wanted(ask))
+            for made in handlers.runner.run(job, work, waits=False):
+                if isinstance(made, Done):
+                    yield {**about, "files": made.result}
+                elif isinstance(made, At) and time.monotonic() - told > TELL_SECONDS:
+                    told = time.monotonic()
+                    yield {**about, "message": made.text or "Writing"}
+        except Stopped as stopped:
+            words = f"{job.ended_by} after {stopped.done} of {stopped.total} {stopped.what}."
+            yield {**about, "error": words}
         except ValueError as error:
             yield {**about, "error": str(error)}
         except OSError as error:  # its own text would name a folder of this machine
@@ -157,6 +184,25 @@ def exporting(handlers: Handlers) -> Callable[..., Any]:
             yield {**about, "error": UNFORESEEN}
 
     return export_view
+
+
+def stopping_export(handlers: Handlers) -> Callable[..., Any]:
+    """For the inspector's other event: ends the file that this session has asked for."""
+
+    def stop_export(request: gr.Request) -> None:
+        handlers.runner.stop(request.session_hash or "", EXPORT)
+
+    return stop_export
+
+
+def _files(handlers: Handlers, run: Run, wanted: Wanted, job: Job) -> list[dict[str, Any]]:
+    """The files where Gradio serves files from; what the browser needs to fetch them."""
+    assert handlers.component is not None
+    with tempfile.TemporaryDirectory() as folder:
+        return [
+            {**cached_file(path, handlers.component), "bytes": path.stat().st_size}
+            for path in make_files(run, wanted, Path(folder), **job.hooks)
+        ]
 
 
 def read_wanted(ask: Mapping[str, Any]) -> Wanted:

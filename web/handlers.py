@@ -1,20 +1,20 @@
 """What happens on Generate, on Stop, and on the inspector's own questions. Knows no layout.
 
-A run is computed by a worker thread and streamed by a generator. Whatever ends the generator (the
-answer, Stop, a closed tab, an error) sets the run's stop event, so that no run goes on for nobody.
+A run is a job (`jobs.runner`): it waits in the line, computes in a thread and is streamed here.
+Whatever ends the generator (the answer, Stop, a closed tab, an error) ends the job.
 """
 
 from __future__ import annotations
 
 import base64
 import logging
-import queue
 import tempfile
 import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,8 @@ from sinkscope import attention_extractor
 from sinkscope.capture.pace import Pace, Work
 from sinkscope.capture.trace import GeneratedToken, GenerationTrace
 from sinkscope.config import Settings
+from sinkscope.jobs.job import At, Job
+from sinkscope.jobs.runner import Runner, StoppedWaiting, Waiting
 from sinkscope.methods.base import Part, Target, rows_of
 from sinkscope.methods.explain import explain
 from sinkscope.web.again import LastPrompt
@@ -32,13 +34,14 @@ from sinkscope.web.inspector import cached, error_value, queued_value, run_value
 from sinkscope.web.pairs import find_run
 from sinkscope.web.payload import build_token_maps, pack, token_delta
 from sinkscope.web.request import Request
-from sinkscope.web.slot import Line, ModelSlot, Stops, turns, why_no_model
+from sinkscope.web.slot import ModelSlot, why_no_model
 from sinkscope.web.standalone import build_standalone
 from sinkscope.web.store import Run, RunStore, new_id
 from sinkscope.web.uploads import open_upload
 
 log = logging.getLogger(__name__)
 
+ANSWER = "answer"  # the kind of job that Stop beside Generate is for
 STREAM_SECONDS = 0.08
 UNFORESEEN = (
     "Something went wrong inside SinkScope; the log of the app has the details. Please try again."
@@ -54,14 +57,14 @@ class Engine:
 
 
 @dataclass
-class _Job:
-    """A run under way: the worker fills `events` and `tokens`, the generator empties `events`."""
+class _Answering:
+    """The tokens of a run under way: the worker adds them, the generator sends them on."""
 
     run_id: str
     prompt: str
     variants: tuple[str, ...]
-    stop: threading.Event
-    events: queue.Queue[tuple[str, Any]] = field(default_factory=queue.Queue)
+    job: Job
+    most: int = 0  # tokens of an answer
     tokens: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
     times: list[float] = field(default_factory=list)  # when each token of the first answer came
 
@@ -69,7 +72,7 @@ class _Job:
         if variant == self.variants[0]:
             self.times.append(time.monotonic())
         self.tokens[variant].append(token_delta(token))
-        self.events.put(("token", variant))
+        self.job.report(len(self.times), self.most, "Writing")
 
 
 class Handlers:
@@ -88,12 +91,12 @@ class Handlers:
         self.store = store
         self.engine = engine or Engine()
         self.pace = pace or Pace()  # learns what runs take
-        self.line = Line(settings.app.queue_size)
+        limit = settings.app.job_minutes
+        self.runner = Runner(settings.app.queue_size, 60 * limit if limit else None)
         self.component: gr.HTML | None = None
         self._last = LastPrompt()
         slot.on_change(self._last.drop)  # a model that comes needs the memory
-        self._jobs: dict[str, _Job] = {}  # by run id, for as long as a run is under way
-        self._stops = Stops()
+        self._answering: dict[str, _Answering] = {}  # by run id, for as long as a run is under way
         self._lock = threading.Lock()
 
     # --- Generate and Stop -----------------------------------------------------------------------
@@ -105,82 +108,79 @@ class Handlers:
             gr.Error: after the error value, so that callers of the API learn of it too.
         """
         run_id = new_id()
-        with self._stops.begun(session) as stop:
-            try:
-                yield from self._generate(request, run_id, stop)
-            except ValueError as error:
-                yield error_value(run_id, str(error))
-                raise _said(str(error), "Not possible") from error
-            except attention_extractor.RunOutOfMemoryError as error:
-                yield error_value(run_id, str(error))
-                raise _said(str(error), "Out of memory") from error
-            except gr.Error:
-                raise
-            except Exception as error:
-                log.exception("a run failed")
-                yield error_value(run_id, UNFORESEEN)
-                raise _said(UNFORESEEN, "Error") from error
-            finally:
-                with self._lock:
-                    self._jobs.pop(run_id, None)
+        try:
+            yield from self._generate(request, run_id, self.runner.job(session, ANSWER))
+        except StoppedWaiting:
+            yield error_value(run_id, "Stopped while it was waiting; nothing was generated.")
+        except ValueError as error:
+            yield error_value(run_id, str(error))
+            raise _said(str(error), "Not possible") from error
+        except attention_extractor.RunOutOfMemoryError as error:
+            yield error_value(run_id, str(error))
+            raise _said(str(error), "Out of memory") from error
+        except gr.Error:
+            raise
+        except Exception as error:
+            log.exception("a run failed")
+            yield error_value(run_id, UNFORESEEN)
+            raise _said(UNFORESEEN, "Error") from error
+        finally:
+            with self._lock:
+                self._answering.pop(run_id, None)
 
     def stop(self, session: str) -> None:
         """End this browser's run after the token that is being made; what is there stays."""
-        self._stops.stop(session)
+        self.runner.stop(session, ANSWER)
 
-    def _generate(
-        self, request: Request, run_id: str, stop: threading.Event
-    ) -> Iterator[dict[str, Any]]:
+    def _generate(self, request: Request, run_id: str, job: Job) -> Iterator[dict[str, Any]]:
         settings = request.settings(self.settings)
         if not request.image:
             raise ValueError("There is no image. Upload or paste one, or take an example.")
         if not isinstance(request.prompt, str) or not request.prompt.strip():
             raise ValueError("The prompt is empty. Ask something about the image.")
         image = open_upload(request.image, self.settings.images)
-        with self.line.place() as before:
-            for position in turns(before, stop):
-                yield queued_value(run_id, position)
-            if stop.is_set():
-                yield error_value(run_id, "Stopped while it was waiting; nothing was generated.")
-                return
-            handle = self.slot.handle
-            if handle is None:
-                raise ValueError(why_no_model(self.slot.state))
-            var = request.var(handle)
-            inputs, prefix = self._last.prepare(handle, image, request.prompt)
-            variants = ("baseline", "var") if var else ("baseline",)
-            job = _Job(run_id, request.prompt, variants, stop, tokens={v: [] for v in variants})
-            with self._lock:
-                self._jobs[run_id] = job
-            arguments = (job, handle, inputs, settings, var, request.same_text, prefix)
-            worker = threading.Thread(target=self._work, args=arguments, daemon=True)
-            del arguments, prefix, handle  # the worker alone decides how long they take memory
-            worker.start()
-            try:
-                yield from self._stream(job)
-            finally:
-                stop.set()
-                worker.join()  # the next in line must find the model free
+        variants = ("baseline", "var") if request.compare else ("baseline",)
+        tokens: dict[str, list[dict[str, Any]]] = {name: [] for name in variants}
+        here = _Answering(run_id, request.prompt, variants, job, settings.max_new_tokens, tokens)
+        with self._lock:
+            self._answering[run_id] = here
+        sent = dict.fromkeys(variants, 0)
+        begun = last = -1.0
+        for event in self.runner.run(job, partial(self._work, here, request, settings, image)):
+            now = time.monotonic()
+            if isinstance(event, Waiting):
+                yield queued_value(run_id, event.before)
+            elif not isinstance(event, At):
+                if any(len(tokens[name]) > sent[name] for name in variants):
+                    yield self._delta(here, sent, begun)
+                yield self._kept(event.result, job)
+            elif begun < 0:  # at once, so that the page changes with the click, not the first token
+                begun = last = now
+                yield self._delta(here, sent, begun)
+            else:
+                fresh = any(len(tokens[name]) > sent[name] for name in variants)
+                if now - last >= (STREAM_SECONDS if fresh else 0.9):
+                    yield self._delta(here, sent, begun)
+                    last = now
 
-    def _work(
-        self,
-        job: _Job,
-        handle: Any,
-        inputs: Any,
-        settings: Any,
-        var: Any,
-        same: bool,
-        prefix: Any,
-    ) -> None:
-        begun = time.monotonic()
+    def _work(self, here: _Answering, request: Request, settings: Any, image: Any, job: Job) -> Run:
+        """The run, computed in the job's thread, which alone holds the model meanwhile."""
+        handle = self.slot.handle
+        if handle is None:
+            raise ValueError(why_no_model(self.slot.state))
+        var = request.var(handle)
+        inputs, prefix = self._last.prepare(handle, image, request.prompt)
+        job.report(0, here.most, "Reading the image")
+        begun, same = time.monotonic(), bool(var and request.same_text)
+        stop = job.stop_event
         try:
             if var is None:
                 trace = self.engine.generate(
                     handle,
                     inputs,
                     settings,
-                    on_token=lambda i, token: job.on_token("baseline", i, token),
-                    stop=job.stop,
+                    on_token=lambda i, token: here.on_token("baseline", i, token),
+                    stop=stop,
                 )
                 traces = {"baseline": trace}
             else:
@@ -190,67 +190,48 @@ class Handlers:
                     settings,
                     var,
                     same,
-                    on_token=job.on_token,
-                    stop=job.stop,
+                    on_token=here.on_token,
+                    stop=stop,
                     prefix=prefix,
                 )
                 self._last.keep(inputs, pair.prefix)
                 traces = {"baseline": pair.baseline, "var": pair.var}
-            if prefix is None:  # else the image was passed through the model by an earlier run
-                work = Work(inputs.layout, len(job.times), len(traces), bool(var and same))
-                self.pace.note(handle, work, time.monotonic() - begun, job.times)
-            job.events.put(("done", Run(traces, same_text=bool(var and same), id=job.run_id)))
-        except BaseException as error:  # handed to the generator, which raises it
-            if isinstance(error, attention_extractor.RunOutOfMemoryError):
-                # The cache of the prompt before is what the next try needs; nobody may hold it.
-                self._last.drop()
-                prefix = None
-                traceback.clear_frames(error.__traceback__)
-            job.events.put(("failed", error))
+        except attention_extractor.RunOutOfMemoryError as error:
+            # The cache of the prompt before is what the next try needs; nobody may hold it.
+            self._last.drop()
+            prefix = None
+            traceback.clear_frames(error.__traceback__)
+            raise
+        if prefix is None:  # else the image was passed through the model by an earlier run
+            work = Work(inputs.layout, len(here.times), len(traces), same)
+            self.pace.note(handle, work, time.monotonic() - begun, here.times)
+        return Run(traces, same_text=same, id=here.run_id)
 
-    def _stream(self, job: _Job) -> Iterator[dict[str, Any]]:
-        begun = time.monotonic()
-        sent = dict.fromkeys(job.variants, 0)
-        # At once, so that the page changes with the click and not with the first token.
-        yield self._delta(job, sent, begun)
-        last = time.monotonic()
-        while True:
-            try:
-                kind, content = job.events.get(timeout=1.0)
-            except queue.Empty:
-                kind, content = "token", None  # only the clock moves
-            if kind == "failed":
-                raise content
-            fresh = any(len(job.tokens[v]) > sent[v] for v in job.variants)
-            now = time.monotonic()
-            if kind == "done":
-                if fresh:
-                    yield self._delta(job, sent, begun)
-                note = self.store.put(content)
-                try:
-                    value = self.value_of(content)
-                except OSError as error:  # its numbers reach the browser as a file
-                    raise ValueError(
-                        "The run is finished and kept, but the page cannot be given its numbers: "
-                        f"{error.strerror or 'the disk cannot be written'}."
-                    ) from error
-                yield {**value, "facts": [*value["facts"], *([note] if note else [])]}
-                return
-            if now - last >= (STREAM_SECONDS if fresh else 0.9):
-                yield self._delta(job, sent, begun)
-                last = now
+    def _kept(self, run: Run, job: Job) -> dict[str, Any]:
+        """Store a finished run; what the inspector needs to show it."""
+        note = self.store.put(run)
+        try:
+            value = self.value_of(run)
+        except OSError as error:  # its numbers reach the browser as a file
+            raise ValueError(
+                "The run is finished and kept, but the page cannot be given its numbers: "
+                f"{error.strerror or 'the disk cannot be written'}."
+            ) from error
+        if value["phase"] == "stopped" and job.late:
+            value = {**value, "message": job.ended_by}
+        return {**value, "facts": [*value["facts"], *([note] if note else [])]}
 
-    def _delta(self, job: _Job, sent: dict[str, int], begun: float) -> dict[str, Any]:
+    def _delta(self, here: _Answering, sent: dict[str, int], begun: float) -> dict[str, Any]:
         begin = dict(sent)
-        new = {v: job.tokens[v][sent[v] :] for v in job.variants}
+        new = {v: here.tokens[v][sent[v] :] for v in here.variants}
         for variant, tokens in new.items():
             sent[variant] += len(tokens)
-        count, seconds = sum(sent.values()), time.monotonic() - begun
+        count, seconds = sum(sent.values()), max(0.0, time.monotonic() - begun)
         facts = [f"{count} {'token' if count == 1 else 'tokens'}", f"{seconds:.1f} s"]
         if count and seconds > 0:
             facts.append(f"{count / seconds:.1f} tokens/s")
-        message = "Stopping" if job.stop.is_set() else "Writing" if count else "Reading the image"
-        return stream_value(job.run_id, job.prompt, job.variants, begin, new, message, facts)
+        message = "Stopping" if here.job.stopped else "Writing" if count else "Reading the image"
+        return stream_value(here.run_id, here.prompt, here.variants, begin, new, message, facts)
 
     def value_of(self, run: Run) -> dict[str, Any]:
         """What the inspector needs to show a finished run."""
@@ -303,11 +284,11 @@ class Handlers:
     def tokens_since(self, ask: Any) -> dict[str, Any]:
         """Tokens of a run under way from an index on, where the page has missed some."""
         with self._lock:
-            job = self._jobs.get(str(_field(ask, "run")))
+            here = self._answering.get(str(_field(ask, "run")))
         variant, begin = _field(ask, "variant"), _field(ask, "from")
-        if job is None or variant not in job.variants or not isinstance(begin, int) or begin < 0:
+        if here is None or variant not in here.variants or not isinstance(begin, int) or begin < 0:
             return {"error": EXPIRED}
-        return {"tokens": job.tokens[variant][begin:]}
+        return {"tokens": here.tokens[variant][begin:]}
 
     def token_maps(self, ask: Any) -> dict[str, Any]:
         """Single heads of one run: every (layer, head, patch) of some tokens, or one map."""

@@ -34,6 +34,7 @@ class App:
     handlers: Handlers
     slot: ModelSlot
     settings: Settings
+    sinks: SinksHandlers
 
 
 def build_app(
@@ -77,5 +78,6 @@ def build_app(
             with gr.Tab("Explore", id="explore", elem_id="explore"):
                 form = build_explore(page, status, handlers, forecaster, first, offered)
             with gr.Tab("Sinks", id="sinks-tab", elem_id="sinks-tab"):
-                build_sinks(SinksHandlers(settings, slot, handlers.line, sinks), form)
-    return App(page, handlers, slot, settings)
+                finder = SinksHandlers(settings, slot, handlers.runner, sinks)
+                build_sinks(finder, form)
+    return App(page, handlers, slot, settings, finder)

@@ -24,9 +24,11 @@ import io
 import json
 import struct
 from collections.abc import Mapping, Sequence
+from itertools import accumulate
 from typing import Any
 
 import numpy as np
+import torch
 from PIL import Image
 
 from sinkscope.attention_processor import Rows, head_mean, image_share, sink_share
@@ -85,17 +87,21 @@ def _token(token: GeneratedToken) -> dict[str, Any]:
 
 
 def _sinks(trace: GenerationTrace) -> list[dict[str, Any]]:
-    column = {int(p): k for k, p in enumerate(trace.layout.vision_positions())}
+    cells_at = trace.layout.cells_at()
     made = []
     for found in trace.sinks:
         pairs = list(zip(found.positions, found.scores, strict=True))
+        cells: dict[int, float] = {}
+        for p, score in pairs:
+            for cell in cells_at.get(p, ()):
+                cells[cell] = max(score, cells.get(cell, score))
         made.append(
             {
                 "layer": found.layer,
-                "columns": [column[p] for p, _ in pairs if p in column],
-                "scores": [round(s, 3) for p, s in pairs if p in column],
+                "columns": list(cells),
+                "scores": [round(s, 3) for s in cells.values()],
                 "text": [
-                    [p, trace.prompt_tokens[p], round(s, 3)] for p, s in pairs if p not in column
+                    [p, trace.prompt_tokens[p], round(s, 3)] for p, s in pairs if p not in cells_at
                 ],
             }
         )
@@ -117,19 +123,19 @@ def _plain(value: Any) -> Any:
 
 def _geometry(trace: GenerationTrace) -> dict[str, Any]:
     """Where the patches are: of a run, and of each side of a pair, whose images may differ."""
-    columns = [trace.layout.columns(k) for k in range(len(trace.layout.grids))]
+    sizes = [grid.rows * grid.columns for grid in trace.layout.grids]
     return {
-        "patches": trace.layout.vision_tokens,
+        "patches": trace.layout.cells,
         "images": [
             {
                 "rows": grid.rows,
                 "columns": grid.columns,
-                "start": where.start,
+                "start": start,
                 "height": grid.original[0],
                 "width": grid.original[1],
                 "resized": list(grid.resized),
             }
-            for grid, where in zip(trace.layout.grids, columns, strict=True)
+            for grid, start in zip(trace.layout.grids, accumulate([0, *sizes]), strict=False)
         ],
         "segments": [[s.kind, s.label, s.stop - s.start] for s in trace.layout.segments],
     }
@@ -173,8 +179,18 @@ def _arrays(name: str, rows: Rows, fine: type, eager: bool) -> dict[str, np.ndar
     }
     maps = {"mean": head_mean(rows), **({"full": rows.attention} if eager else {})}
     for key, values in maps.items():
-        made[f"{name}.{key}"], made[f"{name}.{key}.scale"] = compand(values.numpy(), fine)
+        codes = compand(_on_cells(rows, values), fine)
+        made[f"{name}.{key}"], made[f"{name}.{key}.scale"] = codes
     return made
+
+
+def _on_cells(rows: Rows, values: torch.Tensor) -> np.ndarray:
+    """Values of vision tokens as the page draws them, cell by cell; what no token sees has none.
+
+    Of images that are one view each (Qwen) these are the tokens' own, uncopied.
+    """
+    shown = rows.layout.on_cells(values)
+    return (shown if shown is values else shown.nan_to_num(0.0)).numpy()
 
 
 def _top(rows: Rows) -> float:
@@ -193,7 +209,7 @@ def _asked(trace: GenerationTrace) -> dict[str, Any] | None:
     if rows is None or not rows.tokens:
         return None
     kinds = {p: s.kind for s in trace.layout.segments for p in range(s.start, s.stop)}
-    after = trace.layout.grids[-1].stop if trace.layout.grids else 0
+    after = trace.layout.after_images
     tokens = [
         {"t": token.text, "k": kinds[p]}
         for token, p in zip(rows.tokens, rows.positions, strict=True)
@@ -251,7 +267,8 @@ def build_payload(
             attention = trace.reference.attention[0]
             for key, values in (("mean", attention.float().mean(1)), ("full", attention.float())):
                 key = f"{name}.reference.{key}"
-                arrays[key], arrays[f"{key}.scale"] = compand(values.numpy())
+                shown = _on_cells(trace.reference, values)
+                arrays[key], arrays[f"{key}.scale"] = compand(shown)
     header = {
         **run.about,
         **_geometry(first),
@@ -279,7 +296,7 @@ def build_payload(
 
 def build_token_maps(trace: Rows, start: int, stop: int) -> bytes:
     """Mean over tokens [start, stop) of every (layer, head, patch), where a run has no `full`."""
-    mean = trace.attention[start:stop].float().mean(0).numpy()
+    mean = _on_cells(trace, trace.attention[start:stop].float().mean(0))
     codes, scale = compand(mean)
     return pack({"start": start, "stop": stop}, {"full": codes, "full.scale": scale})
 

@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sinkscope.config import ImageLimits
+from sinkscope.jobs.job import Progress, Stopped
 from sinkscope.records.drawing import StoppedReading
 from sinkscope.records.pictures import Uploaded
 from sinkscope.records.sources import file_kind, file_source
-from sinkscope.sinks.progress import Progress, Stopped
 from sinkscope.sinks.samples import PROMPT, Sample, SampleSet, read_samples
 from sinkscope.utils import sha256
 from sinkscope.web.uploads import upload_path

@@ -80,6 +80,8 @@ def scores_in(folder: Path, findings: Findings) -> list[Scores]:
     for one in measured_in(folder) if findings.dims else ():
         cells += one.rms.numel()
         if (one.id, one.fingerprint) in used and cells <= MOST_CELLS:
+            if sum(rows * columns for rows, columns in one.grids) != one.rms.shape[1]:
+                continue  # an image of several views: its tokens are no one grid
             phi, ratio = one.phi(findings.dims).numpy(), one.ratio.numpy()
             made.append(Scores(one.id, *one.grids[0], phi, np.nan_to_num(ratio, posinf=0.0)))
     return sorted(made, key=lambda scores: scores.id)

@@ -14,9 +14,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sinkscope.config import ImageLimits
+from sinkscope.jobs.job import Progress, Stopped
 from sinkscope.models.images import ImageError
 from sinkscope.setting import checked, explained, like, read, setting, settings_of
-from sinkscope.sinks.progress import Progress, Stopped
 from sinkscope.sinks.samples import Sample, SampleSet, image_digest
 from sinkscope.sinks.settings import FindSettings
 from sinkscope.sinks.validate_settings import ValidateSettings

@@ -1,8 +1,8 @@
 """What happens on Run and Stop in the Sinks tab, and on its questions. Knows no layout.
 
-A run takes its place in the line in which answers wait for the model, too. A worker thread computes
-it, and a generator tells how far it is; whatever ends the generator ends the run. What was measured
-stays in a folder of this browser's own until the same run is finished or the folder is old.
+A run is a job (`jobs.runner`) in the line in which answers wait for the model, too. What was
+measured stays in a folder of this browser's own until the same run is finished or the folder is
+old.
 """
 
 from __future__ import annotations
@@ -10,13 +10,12 @@ from __future__ import annotations
 import dataclasses
 import logging
 import math
-import queue
 import shutil
 import tempfile
-import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,13 +24,14 @@ from PIL import Image
 
 from sinkscope.attention_extractor import RunOutOfMemoryError
 from sinkscope.config import Settings
+from sinkscope.jobs.job import At, Job, Stopped
+from sinkscope.jobs.runner import Done, Runner, StoppedWaiting, Waiting
 from sinkscope.models.images import open_image
 from sinkscope.models.loading import ModelHandle
 from sinkscope.models.profiles import SinkProfile
 from sinkscope.sinks.find import find
 from sinkscope.sinks.findings import Findings
 from sinkscope.sinks.profile_file import write_profile
-from sinkscope.sinks.progress import Stopped
 from sinkscope.sinks.samples import Sample, SampleSet
 from sinkscope.sinks.validate import validate
 from sinkscope.sinks.validation import Validation
@@ -42,11 +42,12 @@ from sinkscope.web.payload import encode_image
 from sinkscope.web.sinks_payload import build_sinks_payload, measured_in, profile_name, scores_in
 from sinkscope.web.sinks_request import Drawn, SinksRequest, draw_samples
 from sinkscope.web.sinks_store import SinksResult, SinksStore
-from sinkscope.web.slot import Line, ModelSlot, Stops, turns, why_no_model
+from sinkscope.web.slot import ModelSlot, why_no_model
 from sinkscope.web.store import new_id
 
 log = logging.getLogger(__name__)
 
+SINKS = "sinks"  # the kind of job that the tab's Stop is for
 PICTURE_SIDE = 900
 GONE = "This result is no longer on the server. Press Run to make it again."
 
@@ -59,37 +60,24 @@ class SinksEngine:
     validate: Callable[..., Validation] = validate
 
 
-@dataclass
-class _Job:
-    """A run under way: the worker fills `events`, the generator empties them."""
-
-    id: str
-    stop: threading.Event
-    events: queue.Queue[tuple[str, Any]] = field(default_factory=queue.Queue)
-
-    def telling(self, stage: str) -> Callable[[int, int, str], None]:
-        return lambda done, total, text: self.events.put(("at", (stage, done, total, text)))
-
-
 class SinksHandlers:
     """The tab's actions, one object an app; `component` is what shows results, set by the tab.
 
     Args:
         settings: of this start.
         slot: the model.
-        line: in which runs of all tabs wait.
+        runner: of the jobs of all tabs.
         engine: what finds and validates.
     """
 
     def __init__(
-        self, settings: Settings, slot: ModelSlot, line: Line, engine: SinksEngine | None = None
+        self, settings: Settings, slot: ModelSlot, runner: Runner, engine: SinksEngine | None = None
     ) -> None:
-        self.settings, self.slot, self.line = settings, slot, line
+        self.settings, self.slot, self.runner = settings, slot, runner
         self.engine = engine or SinksEngine()
         # Not `sinks`, where the command line keeps what it measures: old folders here are deleted.
         self.store = SinksStore(settings.app.cache / "page_sinks")
         self.component: gr.HTML | None = None
-        self._stops = Stops()
 
     # --- Run and Stop ----------------------------------------------------------------------------
 
@@ -100,100 +88,67 @@ class SinksHandlers:
             gr.Error: after the error value, so that callers of the API learn of it too.
         """
         run_id = new_id()
-        with self._stops.begun(session) as stop:
-            try:
-                yield from self._run(request, run_id, stop, session)
-            except (ValueError, RunOutOfMemoryError) as error:
-                yield error_value(run_id, str(error))
-                raise gr.Error(str(error), title="Not possible", print_exception=False) from error
-            except gr.Error:
-                raise
-            except Exception as error:
-                log.exception("finding sinks failed")
-                yield error_value(run_id, UNFORESEEN)
-                raise gr.Error(UNFORESEEN, print_exception=False) from error
+        try:
+            yield from self._run(request, run_id, self.runner.job(session, SINKS))
+        except StoppedWaiting:
+            yield error_value(run_id, "Stopped while it was waiting; nothing was measured.")
+        except (ValueError, RunOutOfMemoryError) as error:
+            yield error_value(run_id, str(error))
+            raise gr.Error(str(error), title="Not possible", print_exception=False) from error
+        except gr.Error:
+            raise
+        except Exception as error:
+            log.exception("finding sinks failed")
+            yield error_value(run_id, UNFORESEEN)
+            raise gr.Error(UNFORESEEN, print_exception=False) from error
 
     def stop(self, session: str) -> None:
         """End this browser's run after the sample it is at; what was measured stays."""
-        self._stops.stop(session)
+        self.runner.stop(session, SINKS)
 
-    def _run(
-        self, request: SinksRequest, run_id: str, stop: threading.Event, session: str
-    ) -> Iterator[dict[str, Any]]:
+    def _run(self, request: SinksRequest, run_id: str, job: Job) -> Iterator[dict[str, Any]]:
         request.check()
-        with self.line.place() as before:
-            for position in turns(before, stop):
-                yield queued_value(run_id, position)
-            if stop.is_set():
-                yield error_value(run_id, "Stopped while it was waiting; nothing was measured.")
-                return
-            handle = self.slot.handle
-            if handle is None:
-                raise ValueError(why_no_model(self.slot.state))
-            job = _Job(run_id, stop)
-            arguments = (job, handle, request, session)
-            worker = threading.Thread(target=self._work, args=arguments, daemon=True)
-            del arguments, handle  # the worker alone decides how long the model takes memory
-            worker.start()
-            try:
-                yield from self._stream(job)
-            finally:
-                stop.set()
-                worker.join()  # the next in line must find the model free
-
-    def _stream(self, job: _Job) -> Iterator[dict[str, Any]]:
-        begun = time.monotonic()
-        at = ("Starting", 0, 0, "")
-        yield _running(job, at, begun)
-        while True:
-            try:
-                kind, content = job.events.get(timeout=1.0)
-            except queue.Empty:
-                kind, content = "at", at  # only the clock moves
-            while kind == "at" and not job.events.empty():  # the latest is enough
-                kind, content = job.events.get()
-            if kind == "failed":
-                raise content
-            if kind == "done":
-                yield content
-                return
-            at = content
-            yield _running(job, at, begun)
-
-    def _work(self, job: _Job, handle: ModelHandle, request: SinksRequest, session: str) -> None:
+        begun = -1.0
         try:
-            job.events.put(("done", self._result(job, handle, request, session)))
-        except Stopped:
-            words = "Stopped before a sample was measured; nothing was found yet."
-            job.events.put(("failed", ValueError(words)))
-        except BaseException as error:  # handed to the generator, which raises it
-            job.events.put(("failed", error))
+            for event in self.runner.run(job, partial(self._work, request)):
+                if isinstance(event, Waiting):
+                    yield queued_value(run_id, event.before)
+                elif isinstance(event, Done):
+                    yield event.result
+                else:
+                    begun = time.monotonic() if begun < 0 else begun
+                    yield _running(run_id, job, event, begun)
+        except StoppedWaiting:
+            raise
+        except Stopped as error:
+            words = f"{job.ended_by} before a sample was measured; nothing was found yet."
+            raise ValueError(words) from error
 
-    def _result(
-        self, job: _Job, handle: ModelHandle, request: SinksRequest, session: str
-    ) -> dict[str, Any]:
+    def _work(self, request: SinksRequest, job: Job) -> dict[str, Any]:
+        """The result, computed in the job's thread, which alone holds the model meanwhile."""
+        handle = self.slot.handle
+        if handle is None:
+            raise ValueError(why_no_model(self.slot.state))
+        job.enter("Starting")
+        return self._result(job, handle, request)
+
+    def _result(self, job: Job, handle: ModelHandle, request: SinksRequest) -> dict[str, Any]:
         _, _, finding, validating = request.check()
-        telling = job.telling("Reading the images")
-        drawn = draw_samples(request, self.settings.images, telling, job.stop)
+        job.enter("Reading the images")
+        drawn = draw_samples(request, self.settings.images, **job.hooks)
         info = handle.info
-        about = (session, info.id, info.revision, info.dtype, finding.measuring())
+        about = (job.owner, info.id, info.revision, info.dtype, finding.measuring())
         work = self.store.work(sha256("\0".join(map(str, about)).encode())[:24])
         work.mkdir(parents=True, exist_ok=True)  # here: `find` would name the folder in its error
         samples, done = drawn.find, ""
+        job.enter("Finding")
         try:
-            findings = self.engine.find(
-                handle,
-                samples,
-                finding,
-                work=work,
-                on_progress=job.telling("Finding"),
-                stop=job.stop,
-            )
+            findings = self.engine.find(handle, samples, finding, work=work, **job.hooks)
         except Stopped as stopped:
             samples = _measured(drawn.find, work)
             if not samples.samples:
                 raise
-            done = f"Stopped after {len(samples.samples)} of {stopped.total} samples"
+            done = f"{job.ended_by} after {len(samples.samples)} of {stopped.total} samples"
             # All of these are measured already, so this decides and passes nothing through.
             findings = self.engine.find(handle, samples, finding, work=work)
         validation, why = None, ""
@@ -207,7 +162,7 @@ class SinksHandlers:
         return result.value
 
     def _validated(
-        self, job: _Job, handle: ModelHandle, drawn: Drawn, findings: Findings, settings: Any
+        self, job: Job, handle: ModelHandle, drawn: Drawn, findings: Findings, settings: Any
     ) -> tuple[Validation | None, str, str]:
         """The validation or why there is none, and how far it came where it was stopped."""
         if not findings.dims:
@@ -216,18 +171,14 @@ class SinksHandlers:
             return None, "No samples were to be held out for it.", ""
         if not drawn.validate.samples:
             return None, "No image is left that finding has not used; upload more.", ""
+        job.enter("Validating")
         try:
             validation = self.engine.validate(
-                handle,
-                findings.profile(),
-                drawn.validate,
-                settings,
-                found_on=findings,
-                on_progress=job.telling("Validating"),
-                stop=job.stop,
+                handle, findings.profile(), drawn.validate, settings, found_on=findings, **job.hooks
             )
         except Stopped as stopped:
-            done = f"Validating was stopped after {stopped.done} of {stopped.total} samples"
+            how = f"{job.ended_by.lower()} after {stopped.done} of {stopped.total} samples"
+            done = f"Validating was {how}"
             return None, f"{done}; what was found stays. Press Run again for all of it.", done
         except (ValueError, RunOutOfMemoryError) as error:  # what was found stays
             return None, str(error), ""
@@ -304,16 +255,15 @@ class SinksHandlers:
         return dataclasses.replace(found, tau=round(float(tau), 4), note=note)
 
 
-def _running(job: _Job, at: tuple[str, int, int, str], begun: float) -> dict[str, Any]:
-    stage, done, total, text = at
-    facts = [f"{done} of {total} samples"] if total else []
+def _running(run_id: str, job: Job, at: At, begun: float) -> dict[str, Any]:
+    facts = [f"{at.done} of {at.total} samples"] if at.total else []
     return {
         "phase": "running",
-        "run": job.id,
-        "message": "Stopping after this sample" if job.stop.is_set() else stage,
+        "run": run_id,
+        "message": "Stopping after this sample" if job.stopped else at.stage,
         "facts": [*facts, f"{time.monotonic() - begun:.0f} s"],
-        "fraction": done / total if total else None,
-        "text": text,
+        "fraction": at.done / at.total if at.total else None,
+        "text": at.text,
     }
 
 

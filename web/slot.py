@@ -1,11 +1,10 @@
-"""The model that the page works with, and the line of people in front of it."""
+"""The model that the page works with."""
 
 from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from sinkscope.config import ModelSettings
@@ -111,84 +110,3 @@ def why_no_model(state: SlotState) -> str:
     if state.phase == "failed":
         return f"There is no model: {state.message}"
     return "No model is loaded. Choose one under Model and press Load."
-
-
-class LineIsFullError(ValueError):
-    """Too many runs are waiting."""
-
-
-class Line:
-    """First come, first served; the page shows each one's place in it."""
-
-    def __init__(self, longest: int) -> None:
-        self._longest = longest
-        self._waiting: list[object] = []
-        self._changed = threading.Condition()
-
-    @contextmanager
-    def place(self) -> Iterator[Callable[[float], int]]:
-        """A place in the line; call what it gives to learn how many are before it (0: your turn).
-
-        Raises:
-            LineIsFullError: more are waiting than is allowed.
-        """
-        ticket = object()
-        with self._changed:
-            if len(self._waiting) > self._longest:
-                raise LineIsFullError(
-                    f"{len(self._waiting)} runs are waiting already; try again in a little while."
-                )
-            self._waiting.append(ticket)
-
-        def before(timeout: float) -> int:
-            with self._changed:
-                now = self._waiting.index(ticket)
-                if now:
-                    self._changed.wait_for(lambda: self._waiting.index(ticket) != now, timeout)
-                return self._waiting.index(ticket)
-
-        try:
-            yield before
-        finally:
-            with self._changed:
-                self._waiting.remove(ticket)
-                self._changed.notify_all()
-
-
-def turns(before: Callable[[float], int], stop: threading.Event) -> Iterator[int]:
-    """How many are before a run in the line, each time that this has changed, until none is or the
-    run was stopped."""
-    told = -1
-    while (position := before(0.5)) > 0 and not stop.is_set():
-        if position != told:
-            yield position
-        told = position
-
-
-class Stops(dict[str, threading.Event]):
-    """The stop event of each browser session's run, for as long as the run is under way."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self._lock = threading.Lock()
-
-    @contextmanager
-    def begun(self, session: str) -> Iterator[threading.Event]:
-        """A run's stop event, set at the latest when the run is over, however it ends."""
-        stop = threading.Event()
-        with self._lock:
-            self[session] = stop
-        try:
-            yield stop
-        finally:
-            stop.set()
-            with self._lock:
-                if self.get(session) is stop:  # the session may have begun another run
-                    del self[session]
-
-    def stop(self, session: str) -> None:
-        """Stop this session's run, if there is one."""
-        with self._lock:
-            event = self.get(session)
-        if event is not None:
-            event.set()

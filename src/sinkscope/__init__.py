@@ -34,6 +34,7 @@ if TYPE_CHECKING:
         sink_score,
     )
     from sinkscope.config import GenerationSettings, ModelSettings, VARSettings
+    from sinkscope.jobs.job import Job, Stopped
     from sinkscope.methods.explain import explain, explain_map
     from sinkscope.models.images import open_image
     from sinkscope.models.loading import ModelHandle, load_model
@@ -49,6 +50,7 @@ _MODULES = {
     "Comparison": "attention_extractor",
     "GenerationSettings": "config",
     "GenerationTrace": "attention_extractor",
+    "Job": "jobs.job",
     "ModelError": "models.source",
     "ModelHandle": "models.loading",
     "ModelSettings": "config",
@@ -56,6 +58,7 @@ _MODULES = {
     "PatchMap": "attention_processor",
     "PromptTrace": "attention_extractor",
     "SinkProfile": "models.profiles",
+    "Stopped": "jobs.job",
     "VARSettings": "config",
     "compare": "attention_extractor",
     "explain": "methods.explain",
@@ -81,6 +84,7 @@ __all__ = [
     "Comparison",
     "GenerationSettings",
     "GenerationTrace",
+    "Job",
     "ModelError",
     "ModelHandle",
     "ModelSettings",
@@ -88,6 +92,7 @@ __all__ = [
     "PatchMap",
     "PromptTrace",
     "SinkProfile",
+    "Stopped",
     "VARSettings",
     "compare",
     "explain",

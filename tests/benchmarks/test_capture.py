@@ -41,7 +41,7 @@ def test_a_prompt_is_as_long_as_asked_for(length: int) -> None:
     assert inputs.tensors["input_ids"].shape == (1, length)
     assert inputs.layout.length == inputs.layout.segments[-1].stop == length
     (grid,) = inputs.layout.grids
-    assert inputs.tensors["pixel_values"].shape[0] == grid.t * grid.h * grid.w
+    assert inputs.tensors["pixel_values"].shape[0] == grid.patches
     assert int(inputs.tensors["mm_token_type_ids"].sum()) == grid.tokens > length - 100
 
 

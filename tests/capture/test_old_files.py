@@ -19,7 +19,7 @@ from sinkscope.methods.explain import explain_map
 
 ROOT = Path(__file__).resolve().parents[2]
 FIXTURES = ROOT / "tests" / "fixtures"
-OLD = (1, 2, 3)
+OLD = (1, 2, 3, 4)
 FILES = [
     (v, FIXTURES / f"run_v{v}" / f"{name}.safetensors") for v in OLD for name in ("baseline", "var")
 ]
@@ -55,7 +55,17 @@ def test_an_old_file_opens_with_all_that_is_in_it(version: int, path: Path, tmp_
     for name in ("attention", "shares", "entropy"):
         assert torch.equal(getattr(trace, name), held[name])
     assert json.loads(json.dumps([dataclasses.asdict(t) for t in trace.tokens])) == said["tokens"]
-    assert json.loads(json.dumps(dataclasses.asdict(trace.layout))) == said["layout"]
+    was = said["layout"]
+    assert trace.layout.length == was["length"]
+    assert [dataclasses.asdict(segment) for segment in trace.layout.segments] == was["segments"]
+    for grid, before in zip(trace.layout.grids, was["grids"], strict=True):
+        start, t, h, w, merge = (before[name] for name in ("start", "t", "h", "w", "merge"))
+        rows, columns = h // merge, w // merge
+        assert list(grid.positions) == list(range(start, start + t * rows * columns))
+        assert (grid.rows, grid.columns, grid.tokens) == (rows, columns, t * rows * columns)
+        assert grid.plain and grid.marks == () and grid.patches == t * h * w
+        sizes = [list(grid.resized), list(grid.original)]
+        assert sizes == [before["resized"], before["original"]]
     for name in ("prompt", "seed", "finish", "seconds", "var", "settings", "extra"):
         assert getattr(trace, name) == said[name]
     for name in ("prompt_tokens", "layers", "heads", "applied"):

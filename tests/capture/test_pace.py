@@ -13,7 +13,8 @@ from torch import nn
 
 from sinkscope.capture import pace as pacing
 from sinkscope.capture.pace import Pace, Work, expected_seconds
-from sinkscope.models.family import ImageGrid, PromptLayout
+from sinkscope.models.family import PromptLayout
+from sinkscope.models.views import one_view
 from sinkscope.models.vision_cost import vision_attention
 
 QWEN = SimpleNamespace(
@@ -49,7 +50,7 @@ def handle() -> Any:
 
 def layout(side: int, more: int = 20) -> PromptLayout:
     """A prompt with one square image of so many patches a side."""
-    grid = ImageGrid(5, 1, side, side, 2, (14 * side, 14 * side), (14 * side, 14 * side))
+    grid = one_view(5, 1, side, side, 2, (14 * side, 14 * side), (14 * side, 14 * side))
     return PromptLayout(grid.tokens + more, (), (grid,))
 
 

@@ -65,7 +65,7 @@ def test_rows_are_those_at_the_positions(
     rows = prompt_rows(handle, inputs, positions)  # type: ignore[arg-type]
     expected = {
         "all": tuple(range(length)),
-        "None": tuple(range(inputs.layout.grids[-1].stop, length)),
+        "None": tuple(range(inputs.layout.after_images, length)),
     }.get(str(chosen), tuple(sorted(positions or ())))
     assert rows.positions == expected
     assert [token.id for token in rows.tokens] == [inputs.token_ids[p] for p in expected]
@@ -136,7 +136,7 @@ def test_a_run_keeps_them_in_passing(
     assert pair.var.var is not None
     assert pair.var.var["changed"]
     alone = generate(handle, inputs, settings)
-    after = range(inputs.layout.grids[-1].stop, inputs.layout.length)
+    after = range(inputs.layout.after_images, inputs.layout.length)
     whole = prompt_rows(handle, inputs, after[-most:])
     for trace in (alone, pair.baseline):
         assert trace.prompt_rows is not None

@@ -7,7 +7,8 @@ import torch
 
 from sinkscope.capture import recorder as recording
 from sinkscope.capture.recorder import TraceRecorder
-from sinkscope.models.family import ImageGrid, PromptLayout, Segment
+from sinkscope.models.family import PromptLayout, Segment
+from sinkscope.models.views import one_view
 
 LAYERS, HEADS, PROMPT, TOKENS = 5, 3, 20, 4
 LAYOUT = PromptLayout(
@@ -19,7 +20,7 @@ LAYOUT = PromptLayout(
         Segment("image", 9, 13, 1),
         Segment("user", 13, PROMPT),
     ),
-    (ImageGrid(2, 1, 4, 6, 2, (56, 84), (1, 1)), ImageGrid(9, 1, 4, 4, 2, (56, 56), (1, 1))),
+    (one_view(2, 1, 4, 6, 2, (56, 84), (1, 1)), one_view(9, 1, 4, 4, 2, (56, 56), (1, 1))),
 )
 
 

@@ -136,7 +136,7 @@ def test_rows_compose_and_are_seen_changed(handle: ModelHandle, inputs: PromptIn
     plain = Rows((1,), range(EVER))
     with attached(handle, inputs, [plain]) as before:
         handle.model(**inputs.tensors)
-    after_image = inputs.layout.grids[-1].stop
+    after_image = inputs.layout.after_images
     for position in range(end):
         factor = 0.125 if position >= after_image else 1.0  # where they may act by default
         torch.testing.assert_close(
@@ -237,7 +237,7 @@ def test_prompts_of_a_batch_are_counted_from_the_longest(
         run = session.run
     assert (run.batch, run.length) == (2, long.layout.length)
     pad = long.layout.length - short.layout.length
-    assert run.after_image == max(pad + short.layout.grids[0].stop, long.layout.grids[0].stop)
+    assert run.after_image == max(pad + short.layout.grids[0].after, long.layout.grids[0].after)
     var = VAR((VARSettings((3,), 1.0, layers=(1,)), None))
     with (
         pytest.raises(ValueError, match="VAR acts on one prompt at a time"),

@@ -29,9 +29,10 @@ from sinkscope.capture.trace import (
     PromptTrace,
 )
 from sinkscope.config import GenerationSettings, VARSettings
-from sinkscope.models.family import ImageGrid, PromptLayout, Segment
+from sinkscope.models.family import PromptLayout, Segment
 from sinkscope.models.info import ModelInfo
 from sinkscope.models.loading import load_model
+from sinkscope.models.views import one_view
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -47,7 +48,7 @@ def small_trace(tokens: int = 3) -> GenerationTrace:
         layout=PromptLayout(
             10,
             (Segment("template", 0, 2), Segment("image", 2, 8, 0), Segment("user", 8, 10)),
-            (ImageGrid(2, 1, 4, 6, 2, (56, 84), (50, 80)),),
+            (one_view(2, 1, 4, 6, 2, (56, 84), (50, 80)),),
         ),
         images=(Image.new("RGB", (80, 50), (1, 2, 3)),),
         prompt='a "quoted" prompt \ud7ff 你好',
@@ -238,7 +239,7 @@ def test_a_file_of_a_newer_format(tmp_path: Path) -> None:
     path = tmp_path / "run.safetensors"
     about = {"sinkscope-trace": json.dumps({"format": "sinkscope-trace", "version": 99})}
     save_file({"attention": torch.zeros(1)}, path, metadata=about)
-    with pytest.raises(ValueError, match="format version 99; this SinkScope reads up to 4"):
+    with pytest.raises(ValueError, match="format version 99; this SinkScope reads up to 5"):
         GenerationTrace.open(path)
 
 

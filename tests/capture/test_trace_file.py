@@ -108,9 +108,9 @@ def swap(name: str) -> Callable[[About], object]:
 
 
 CHANGES = {
-    "grid": set_to(6, "layout", "grids", 0, "h"),
-    "grid turned": lambda about: about["layout"]["grids"][0].update(h=6, w=4),
-    "grid moved": set_to(1, "layout", "grids", 0, "start"),
+    "grid": set_to(3, "layout", "grids", 0, "views", 0, "rows"),
+    "grid turned": lambda about: about["layout"]["grids"][0]["views"][0].update(rows=3, columns=2),
+    "grid moved": set_to([[1, 7]], "layout", "grids", 0, "views", 0, "positions"),
     "original size": set_to([80, 50], "layout", "grids", 0, "original"),
     "layers": set_to([0, 2], "layers"),
     "layers in another order": set_to([3, 0], "layers"),
@@ -322,7 +322,7 @@ def test_a_version_that_is_none(path: Path, version: Any) -> None:
 
 
 CONTRADICTIONS = {
-    "more vision tokens": (set_to(8, "layout", "grids", 0, "h"), "damaged"),
+    "more vision tokens": (set_to(4, "layout", "grids", 0, "views", 0, "rows"), "but 6 positions"),
     "a layer more": (set_to([0, 1, 3], "layers"), r"attention is F16 \[3, 2, 3, 6\], where F16"),
     "a layer twice": (set_to([3, 3], "layers"), "one of them twice"),
     "a layer below 0": (set_to([-1, 3], "layers"), "layers has"),
@@ -352,9 +352,40 @@ CONTRADICTIONS = {
     "a segment of another kind": (set_to("x", "layout", "segments", 0, "kind"), "do not follow"),
     "a segment of no image": (set_to(4, "layout", "segments", 1, "image"), "image 4"),
     "a longer prompt": (set_to(10**12, "layout", "length"), "end at 10"),
-    "patches behind the prompt": (set_to(8, "layout", "grids", 0, "start"), "do not lie in its"),
+    "patches behind the prompt": (
+        set_to([[8, 14]], "layout", "grids", 0, "views", 0, "positions"),
+        "do not lie in its",
+    ),
+    "patches in disorder": (
+        set_to([[5, 8], [2, 5]], "layout", "grids", 0, "views", 0, "positions"),
+        "rising whole numbers",
+    ),
+    "a stretch of no patch": (
+        set_to([[2, 8], [8, 8]], "layout", "grids", 0, "views", 0, "positions"),
+        "do not lie in its",
+    ),
+    "endless patches": (
+        lambda a: (
+            a["layout"].update(length=10**12),
+            a["layout"]["segments"][-1].update(stop=10**12),
+            a["layout"]["grids"][0]["views"][0].update(
+                positions=[[0, 10**11], [10**11 + 1, 10**12]], rows=10**6, columns=10**6 - 1
+            ),
+        ),
+        "damaged",
+    ),
+    "a mark behind the prompt": (set_to([99], "layout", "grids", 0, "marks"), "do not lie in its"),
+    "a view of another kind": (
+        set_to("x", "layout", "grids", 0, "views", 0, "kind"),
+        "kind is 'x'; allowed: whole, tile, thumbnail",
+    ),
+    "a box of nothing": (
+        set_to([0, 0, 0, 50], "layout", "grids", 0, "views", 0, "box"),
+        "allowed: x0 < x1",
+    ),
+    "an image without views": (set_to([], "layout", "grids", 0, "views"), "needs views"),
     "an image without a size": (set_to([0, 80], "layout", "grids", 0, "original"), "original is 0"),
-    "a merge of 0": (set_to(0, "layout", "grids", 0, "merge"), "merge is 0"),
+    "a merge of 0": (set_to(0, "layout", "grids", 0, "views", 0, "merge"), "merge is 0"),
     "a sink behind the prompt": (set_to([4, 99], "sinks", 0, "positions"), "lie behind"),
     "a sink without a score": (set_to([1.0], "sinks", 0, "scores"), "without a score"),
     "settings that are none": (set_to([], "settings"), "settings is"),

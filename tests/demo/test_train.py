@@ -14,6 +14,7 @@ from sinkscope.demo import folder
 from sinkscope.demo import train as module
 from sinkscope.demo.recipe import STAGES as RECIPE
 from sinkscope.demo.recipe import SinkTeaching, Stage
+from sinkscope.demo.speed import training_dtype
 from sinkscope.demo.train import CHECKPOINT, TrainSettings, read_history, train
 
 SINKS = SinkTeaching(every_row=True, quiet=0.03, lead_in_map=(1.1, 1.4, 0.8), relieved=0.5)
@@ -208,3 +209,13 @@ def test_the_command_trains_with_the_real_recipe(tmp_path, small):
     assert (tmp_path / "m" / "model.safetensors").stat().st_size < 20e6
     assert (tmp_path / "w" / "training.png").stat().st_size > 5000
     assert (tmp_path / "m" / "sink_profile.toml").exists()
+
+
+def test_bfloat16_is_trained_in_where_it_is_computed_and_not_where_it_is_emulated(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    clock = iter([0.0, 1.0] * 3 + [0.0, 57.0] * 3 + [0.0, 1.0] * 3 + [0.0, 0.5] * 3)
+    monkeypatch.setattr("sinkscope.demo.speed.time.perf_counter", lambda: next(clock))
+    assert training_dtype(torch.device("cpu")) == torch.float32
+    assert training_dtype(torch.device("cpu")) == torch.bfloat16
+    assert training_dtype(torch.device("cuda")) == torch.bfloat16

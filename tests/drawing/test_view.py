@@ -45,7 +45,7 @@ def test_the_difference_panel_says_what_it_is() -> None:
     quiet = Painter(sides, View(difference=True), 96, idle=True).panels([4])[2]
     assert quiet.words == "no difference anywhere"
     late = painter.panels([26])  # VAR's answer is one token shorter
-    assert late[1].note == "This answer ended before token 27."
+    assert late[1].note == "This answer ended before token 26."
     assert late[2].note == "One of the answers has no such token."
 
 

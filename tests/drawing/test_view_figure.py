@@ -36,7 +36,7 @@ def test_a_figure_says_what_made_it(tmp_path: Path) -> None:
     figure = view_figure(sides, 4, View(difference=True, layers=(1, 2)))
     words = " ".join(words_of(figure).split())
     for part in (
-        *("token 5 “red”", "Describe the image.", "synthetic @ 000000000000"),
+        *("token 4 “red”", "Describe the image.", "synthetic @ 000000000000"),
         *("VAR: With VAR: dims 3, 5, tau 6.0, keep 0.6", "Baseline: The plain model"),
         *("percentile clip", "same scale on both sides", "Normalisation: none"),
         *("VAR − Baseline", "ean over layers 1–2 and all 8 heads", "boxed ×", "max_new_tokens 64"),
@@ -60,7 +60,7 @@ def test_texts_are_no_formulas(tmp_path: Path) -> None:
 def test_prompt_tokens_and_four_layers() -> None:
     figure = view_figure(make_trace(), 1, View(part="prompt", method="relative"))
     words = " ".join(words_of(figure).split())
-    assert "prompt token 2" in words and "generic prompt" in words and "prompt's own token" in words
+    assert "prompt token 1" in words and "generic prompt" in words and "prompt's own token" in words
     four = view_figure(make_trace(), 1, View(each=(0, 1, 4, 5)))
     assert all(f"layer {n}" in words_of(four) for n in (0, 1, 4, 5))
 

@@ -107,13 +107,13 @@ def test_rows_alone_are_enough(
 ) -> None:
     """Unnormalised rows, at prefill and decode, equal dense matrices changed in eager attention."""
     monkeypatch.setattr(attention, "CHUNK", at_once)
-    end, key = inputs.layout.length, inputs.layout.grids[0].start + 2
+    end, key = inputs.layout.length, inputs.layout.grids[0].positions[0] + 2
     span = {
         "everywhere": range(EVER),
         "a few": range(key + 1, end - 3),
     }.get(where)
     layers = (2,) if where == "one layer" else None
-    acts = span or range(inputs.layout.grids[-1].stop, EVER)
+    acts = span or range(inputs.layout.after_images, EVER)
 
     def dense(layer: int, weights: Tensor, first: int) -> Tensor:
         new = weights.clone()
@@ -150,7 +150,7 @@ def test_rows_that_stay_keep_the_fused_output_bit_for_bit(
         def rows(self, layer: int, rows: Tensor, first_position: int) -> Tensor:
             return rows * 1.0  # a new tensor with the old numbers
 
-    key, end = inputs.layout.grids[0].start, inputs.layout.length
+    key, end = inputs.layout.grids[0].positions[0], inputs.layout.length
     outputs = {}
     for name, change in (
         ("plain", []),
@@ -236,7 +236,7 @@ def test_the_fast_correction_is_taken_only_where_var_is_alone(
         return real(self, layer, *rest)
 
     monkeypatch.setattr(VARIntervention, "correct", counted)
-    key = inputs.layout.grids[0].start
+    key = inputs.layout.grids[0].positions[0]
     damp = Damp(key, 0.0, (2,))
     end = inputs.layout.length
     rows = Rows((1, 2), (end - 1,))

@@ -65,7 +65,7 @@ def test_wrong_shapes_are_refused(hidden: torch.Tensor) -> None:
 def test_rows_are_a_softmax_over_what_remains(tiny_folder: Path, photo: Image.Image) -> None:
     handle = load_model(str(tiny_folder), device="cpu", dtype="float32")
     inputs = handle.prepare([photo.resize((112, 84))], "What is there?")
-    start, end = inputs.layout.grids[0].start, inputs.layout.length
+    start, end = inputs.layout.grids[0].positions[0], inputs.layout.length
     hidden = torch.zeros(1, end, dtype=torch.bool)
     hidden[0, [start, start + 3]] = True
     plain, rows = (Rows((0,), (start, start + 3, end - 1)) for _ in range(2))

@@ -17,6 +17,7 @@ from sinkscope.drawing.panels import Painter
 from sinkscope.drawing.view import View, make_side, method_and_scale
 from sinkscope.methods.base import MapStack, Method, Needs, Progress, Target
 from sinkscope.methods.explain import METHODS, explain, explain_map, listed, method_of
+from sinkscope.models.views import one_view
 from sinkscope.setting import settings_of
 from sinkscope.web.payload import IN_BROWSER, NOT_IN_BROWSER, build_payload
 from sinkscope.web.selection import Selection
@@ -92,7 +93,7 @@ def test_a_generic_prompt_that_saw_nothing(trace: GenerationTrace) -> None:
 @pytest.mark.parametrize(("h", "w"), [(2, 12), (6, 4), (2, 2), (4, 12)])  # half as many rows, ...
 def test_maps_of_other_patches_are_never_divided(trace: GenerationTrace, h: int, w: int) -> None:
     (grid,) = trace.layout.grids
-    other = dataclasses.replace(grid, h=h, w=w)
+    other = one_view(2, 1, h, w, 2, grid.resized, grid.original)
     reference = dataclasses.replace(
         prompt_trace(trace, 1),
         layout=dataclasses.replace(trace.layout, grids=(other,)),
@@ -103,7 +104,9 @@ def test_maps_of_other_patches_are_never_divided(trace: GenerationTrace, h: int,
     for target in (Target((0,)), Target((0,), "prompt")):
         with pytest.raises(ValueError, match=wrong):
             explain_map(run, target, "relative")
-    further = dataclasses.replace(grid, start=grid.start + 3)  # a longer system message before it
+    further = one_view(
+        5, 1, 4, 6, 2, grid.resized, grid.original
+    )  # a longer system message before it
     moved = dataclasses.replace(
         prompt_trace(trace, 1), layout=dataclasses.replace(trace.layout, grids=(further,))
     )

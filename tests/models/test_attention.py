@@ -258,7 +258,8 @@ def test_every_looker_gets_its_own_positions_of_one_computation(
         assert [position for _, position in session[probe]] == here
         for position in here:
             row = session[probe][1, position]
-            assert (row - other[everything][1, position]).abs().max() <= 1e-7
+            # Weights of at most 1: their last bit is 6e-8 to 1.2e-7, and block sizes differ.
+            assert (row - other[everything][1, position]).abs().max() <= 3e-7
             blocks = row.untyped_storage().nbytes() // (row.shape[1] * row.shape[2] * 4)
             assert blocks <= len(here), "nothing is kept but what was asked for"
 

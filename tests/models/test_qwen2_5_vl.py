@@ -12,9 +12,9 @@ import pytest
 import torch
 from PIL import Image
 
-from sinkscope.models.family import ImageGrid
 from sinkscope.models.loading import ModelHandle, load_model
 from sinkscope.models.qwen2_5_vl import IMAGE_TOKEN
+from sinkscope.models.views import one_view
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -100,7 +100,7 @@ def test_pixel_bounds_decide_the_grid(handle: ModelHandle) -> None:
 
 @pytest.mark.parametrize(("width", "height"), [(1000, 700), (1, 1), (641, 479), (199, 1)])
 def test_boxes_tile_the_original_image(width: int, height: int) -> None:
-    grid = ImageGrid(0, 1, 50, 72, 2, (700, 1008), (height, width))
+    grid = one_view(0, 1, 50, 72, 2, (700, 1008), (height, width))
     boxes = grid.boxes().reshape(grid.rows, grid.columns, 4)
     assert boxes.shape == (25, 36, 4)
     # neighbours share the very same edge; together they span the image and no more

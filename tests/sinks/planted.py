@@ -215,13 +215,13 @@ def _features(
             grid = inputs.layout.grids[0]
             loud = torch.zeros(grid.tokens if tower else inputs.layout.length, dtype=torch.bool)
             if tower:  # the tower works in the order of its windows, the prompt in rows
-                rows = stream[-1][0, grid.start : grid.stop]
+                rows = stream[-1][0, list(grid.positions)]
                 order = torch.cdist(place(kept[-1]), rows).argmin(-1)
                 kept.pop()  # of this very call
                 loud[cells] = True
                 loud = loud[order]
             else:
-                loud[cells + grid.start] = True
+                loud[cells + grid.positions[0]] = True
             marks.append(loud)
     finally:
         hook.remove()

@@ -13,11 +13,11 @@ import pytest
 import torch
 
 from sinkscope.capture.run import RunOutOfMemoryError
+from sinkscope.jobs.job import Stopped
 from sinkscope.models.loading import ModelHandle
 from sinkscope.sinks.find import find
 from sinkscope.sinks.findings import Findings
 from sinkscope.sinks.measure import measure
-from sinkscope.sinks.progress import Stopped
 from sinkscope.sinks.samples import Sample, SampleSet, read_samples
 from sinkscope.sinks.settings import FindSettings
 from tests.sinks.planted import Plant, painted_cells, painted_samples, planted

@@ -92,10 +92,10 @@ def test_plain_pass_is_the_model_itself(handle: ModelHandle, told: ToldAnswer) -
 
 def test_hiding_equals_dense_attention_with_a_mask(handle: ModelHandle, told: ToldAnswer) -> None:
     one, two = told.inputs.layout.grids
-    whole = [*range(one.start, one.stop), *range(two.start, two.stop)]
-    sets = ([one.start + 3], [one.start, two.stop - 1], whole, [0], [])
+    whole = [*one.positions, *two.positions]
+    sets = ([one.positions[3]], [one.positions[0], two.positions[-1]], whole, [0], [])
     hidden = sets_of(told, *sets)
-    for from_queries, first in (("later", 0), ("after_image", two.stop)):
+    for from_queries, first in (("later", 0), ("after_image", two.after)):
         # 70 tokens a batch: one row at once; the default: all five
         rows = {
             size: hidden_log_probabilities(
@@ -111,7 +111,7 @@ def test_hiding_equals_dense_attention_with_a_mask(handle: ModelHandle, told: To
 
 
 def test_each_layer_may_hide_its_own(handle: ModelHandle, told: ToldAnswer) -> None:
-    start = told.inputs.layout.grids[0].start
+    start = told.inputs.layout.grids[0].positions[0]
     same = sets_of(told, [start, start + 5])
     layers = len(handle.stack.layers)
     everywhere = same[:, None].expand(-1, layers, -1)
@@ -134,7 +134,7 @@ def test_each_layer_may_hide_its_own(handle: ModelHandle, told: ToldAnswer) -> N
 
 
 def test_the_last_batch_is_filled_up_and_cut(handle: ModelHandle, told: ToldAnswer) -> None:
-    start = told.inputs.layout.grids[0].start
+    start = told.inputs.layout.grids[0].positions[0]
     hidden = sets_of(told, *[[start + k] for k in range(5)])
     alone = torch.cat([hidden_log_probabilities(handle, told, row[None]) for row in hidden])
     in_twos = hidden_log_probabilities(handle, told, hidden, batch_tokens=2 * told.length)
@@ -148,7 +148,7 @@ def test_half_precision_gives_float32_and_no_noise_of_its_own(
 ) -> None:
     half = load_model(str(tiny_folder), device="cpu", dtype=dtype)  # type: ignore[arg-type]
     own = read_answer(half, told.inputs, told.answer)
-    start = told.inputs.layout.grids[0].start
+    start = told.inputs.layout.grids[0].positions[0]
     hidden = sets_of(told, [], [start], [], [start, start + 1])
     rows = hidden_log_probabilities(half, own, hidden, batch_tokens=2 * own.length)
     assert rows.dtype == torch.float32
@@ -163,7 +163,7 @@ def test_nothing_stays_on_the_model(handle: ModelHandle, told: ToldAnswer) -> No
         return sum(len(m._forward_pre_hooks) + len(m._forward_hooks) for m in modules)
 
     before = hooks()
-    start = told.inputs.layout.grids[0].start
+    start = told.inputs.layout.grids[0].positions[0]
     hidden_log_probabilities(handle, told, sets_of(told, [start]))
     assert hooks() == before == 0
     again = read_answer(handle, told.inputs, told.answer)

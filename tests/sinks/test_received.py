@@ -116,7 +116,7 @@ def test_measured_on_a_model_as_eager_attention_has_it(
         inputs = eager.prepare(sample.open_images(), sample.prompt)
         with torch.no_grad():
             out = eager.model(**inputs.tensors, output_attentions=True, use_cache=False)
-        first = first_query_of(tokens_by, inputs.layout.length, inputs.layout.grids[-1].stop)  # type: ignore[arg-type]
+        first = first_query_of(tokens_by, inputs.layout.length, inputs.layout.after_images)  # type: ignore[arg-type]
         vision = inputs.layout.vision_positions()
         expected = torch.stack([dense(rows[0], first)[vision] for rows in out.attentions])
         assert float(expected.max()) > 0.5

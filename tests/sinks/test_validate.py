@@ -16,13 +16,13 @@ from PIL import Image
 from sinkscope.capture.probes.values import Values
 from sinkscope.config import VARSettings
 from sinkscope.interventions.var.selection import select_rows
+from sinkscope.jobs.job import Stopped
 from sinkscope.models.loading import ModelHandle, load_model
 from sinkscope.models.profiles import SinkProfile
 from sinkscope.models.sink_score import sink_score
 from sinkscope.models.sites import At
 from sinkscope.sinks.findings import UsedSample
 from sinkscope.sinks.masking import answer_tokens, hidden_log_probabilities, read_answer
-from sinkscope.sinks.progress import Stopped
 from sinkscope.sinks.readout import PromptReading
 from sinkscope.sinks.samples import Sample, SampleSet
 from sinkscope.sinks.validate import held_out, used_by_finding, validate
@@ -90,7 +90,7 @@ def test_reading_equals_dense_attention(handle: ModelHandle, profile: SinkProfil
             got.attention[layer], (gained / gained.sum()).float(), rtol=0, atol=1e-5
         )
         for grid in layout.grids:
-            inside = (vision >= grid.start) & (vision < grid.stop)
+            inside = torch.isin(vision, torch.tensor(list(grid.positions)))
             own = gained[inside]
             high = own >= settings.min_ratio * np.median(own.numpy())
             assert torch.equal(got.high[layer][inside], high)
@@ -105,7 +105,7 @@ def test_reading_equals_dense_attention(handle: ModelHandle, profile: SinkProfil
                 select_rows(weights, s, is_vision, VARSettings(profile.dims, tau))
                 for s, tau in zip(sinks, taus, strict=True)
             ]
-            behind = layout.grids[-1].stop
+            behind = layout.after_images
             selected.append([float(c[:, :, behind:].float().mean()) for c in chosen])
     assert got.high.sum() > got.top.sum() > 0
     assert got.selected == pytest.approx(np.mean(selected, axis=0).tolist())

@@ -16,9 +16,10 @@ from typing import Any
 
 from sinkscope.attention_extractor import Forecast, RunOutOfMemoryError
 from sinkscope.capture.trace import GenerationTrace
-from sinkscope.models.family import ImageGrid, PromptInputs, PromptLayout, Segment
+from sinkscope.models.family import PromptInputs, PromptLayout, Segment
 from sinkscope.models.generation_file import GenerationFile
 from sinkscope.models.profiles import SinkProfile
+from sinkscope.models.views import one_view
 from sinkscope.web.handlers import Engine
 from tests.web.synthetic import HOSTILE, WORDS, make_pair, make_trace
 
@@ -35,7 +36,7 @@ def fake_handle(profile: bool = True) -> Any:
     info = SimpleNamespace(id="fake", device="cpu", dtype="float32", layers=6, heads=8, note="")
 
     def prepare(images: Any, prompt: str, **_: Any) -> PromptInputs:
-        grid = ImageGrid(0, 1, 4, 6, 2, (56, 84), (56, 84))
+        grid = one_view(0, 1, 4, 6, 2, (56, 84), (56, 84))
         layout = PromptLayout(9, (Segment("image", 0, 6, 0), Segment("user", 6, 9)), (grid,))
         return PromptInputs({}, layout, tuple(images), prompt, (), ())
 

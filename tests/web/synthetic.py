@@ -22,7 +22,8 @@ from sinkscope.capture.trace import (
     PromptToken,
     PromptTrace,
 )
-from sinkscope.models.family import ImageGrid, PromptLayout, Segment
+from sinkscope.models.family import PromptLayout, Segment
+from sinkscope.models.views import one_view
 
 WORDS = (
     "The", " image", " shows", " a", " red", " ball", " on", " green", " grass", ",", " next",
@@ -82,7 +83,7 @@ def make_trace(
     random = np.random.default_rng(seed)
     image = scene() if image is None else image
     T, V, P = len(words), rows * columns, 4
-    grid = ImageGrid(
+    grid = one_view(
         P, 1, rows * 2, columns * 2, 2, (rows * 28, columns * 28), (image.height, image.width)
     )
     bounds = [

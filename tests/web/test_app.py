@@ -97,7 +97,7 @@ def test_a_port_in_use_is_one_sentence(tmp_path: Path) -> None:
 def test_an_address_of_another_machine_is_named() -> None:
     settings = AppSettings(host="192.0.2.1", auth="me:secret")
     with pytest.raises(OSError) as error:
-        launch(App(None, None, None, Settings(app=settings)), wait=False)  # type: ignore[arg-type]
+        launch(App(None, None, None, Settings(app=settings), None), wait=False)  # type: ignore[arg-type]
     words = app.unopened(settings, error.value)
     assert words.startswith("The page cannot be opened on 192.0.2.1, port 7860: ")
     assert "\n" not in words

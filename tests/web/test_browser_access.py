@@ -210,7 +210,7 @@ def test_the_whole_story_by_keyboard(shop: Site, open_page: Callable[..., Any]) 
     press("ArrowRight")
     assert page.evaluate(f"{INSPECTOR}.view.t0") == 1
     press("Shift+ArrowRight")
-    assert "tokens 2–3 (mean)" in page.inner_text("[data-testid=selection]")
+    assert "tokens 1–2 (mean)" in page.inner_text("[data-testid=selection]")
     press("End")
     shown = drawn(page)
     for key, check in (

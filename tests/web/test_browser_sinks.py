@@ -141,7 +141,7 @@ def test_from_run_to_var(bundled: tuple[App, str], open_page: Any) -> None:
     plot.focus()
     for key in ("ArrowDown", "ArrowDown", "ArrowRight"):
         page.keyboard.press(key)
-    assert "layer 2, token 2 (row 1, column 2): φ " in text(page, "heat")
+    assert "layer 2, token 1 (row 0, column 1): φ " in text(page, "heat")
     page.keyboard.press("Enter")
     assert page.input_value("[data-testid=sinks-layer]") == "2"
 

@@ -111,7 +111,7 @@ def test_stop_keeps_the_part(site: Site, open_page: Any, photo_file: Path) -> No
     page.wait_for_selector("[data-testid=token-baseline-4]")  # the finished run is drawn anew
     assert page.locator("[data-testid=strip-baseline] .token").count() == 5
     page.click("[data-testid=token-baseline-1]")
-    assert "token 2" in page.inner_text("[data-testid=selection]")
+    assert "token 1" in page.inner_text("[data-testid=selection]")
 
 
 def test_closed_tab_ends_the_run(site: Site, open_page: Any, photo_file: Path) -> None:
@@ -182,7 +182,7 @@ def test_mistakes_get_a_sentence_and_the_last_run_stays(
         "document.querySelector('[data-testid=alert]').textContent.includes('prompt')"
     )
     page.click("[data-testid=token-baseline-2]")
-    assert "token 3" in page.inner_text("[data-testid=selection]")
+    assert "token 2" in page.inner_text("[data-testid=selection]")
 
 
 @pytest.mark.parametrize(

@@ -147,7 +147,7 @@ def test_tokens_of_the_prompt(site: Site, example_page: Any) -> None:
     asked: list[str] = []
     page.on("request", lambda request: asked.append(request.url))
     page.click("[data-testid=token-prompt-4]")
-    assert "prompt token 5" in page.inner_text("[data-testid=selection]")
+    assert "prompt token 4" in page.inner_text("[data-testid=selection]")
     assert "the row of the token itself" in page.inner_text("[data-testid=selection]")
     assert page.locator("[data-testid=strip-baseline] [aria-selected=true]").count() == 0
     for tokens, heads in (([4], range(8)), ([2, 3, 4], [5])):
@@ -313,9 +313,9 @@ def test_range_of_tokens_and_end_of_the_shorter_answer(example_page: Any) -> Non
     page.click("[data-testid=token-baseline-3]")
     page.click("[data-testid=token-baseline-6]", modifiers=["Shift"])
     assert page.locator("[data-testid=strip-baseline] [aria-selected=true]").count() == 4
-    assert "tokens 4–7 (mean)" in page.inner_text("[data-testid=selection]")
+    assert "tokens 3–6 (mean)" in page.inner_text("[data-testid=selection]")
     page.click("[data-testid=token-baseline-26]")  # the VAR answer has 26 tokens
-    assert "ended before token 27" in page.inner_text("[data-testid=panel-var] .note")
+    assert "ended before token 26" in page.inner_text("[data-testid=panel-var] .note")
     assert page.is_hidden("[data-testid=panel-baseline] .note")
 
 

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import errno
+import threading
+import time
+from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -13,13 +16,15 @@ from PIL import Image
 
 from sinkscope.drawing.panels import Painter
 from sinkscope.drawing.view import View, make_side
+from sinkscope.jobs.job import Stopped
 from sinkscope.web.exporting import (
     Wanted,
-    export_steps,
     exporting,
     idle,
+    make_files,
     read_wanted,
     sides_of_view,
+    stopping_export,
 )
 from sinkscope.web.pairs import pair_of
 from sinkscope.web.store import Run, new_id
@@ -43,11 +48,46 @@ def run(site: Site) -> Run:
 
 def test_an_animation_tells_how_far_it_is(run: Run, tmp_path: Path) -> None:
     wanted = Wanted("gif", first=1, last=4, width=320)
-    told = list(export_steps(run, wanted, tmp_path))
-    assert [words for words, _ in told] == [*(f"Frame {k} of 4" for k in range(1, 5)), ""]
-    (path,) = told[-1][1]
+    told: list[tuple[int, int, str]] = []
+    (path,) = make_files(run, wanted, tmp_path, lambda *at: told.append(at))
+    assert told == [(k, 4, f"Frame {k} of 4") for k in range(1, 5)]
     with Image.open(path) as picture:
         assert picture.n_frames == 4
+
+
+def test_a_stopped_animation_leaves_nothing(site: Site, run: Run, tmp_path: Path) -> None:
+    stop = threading.Event()
+    wanted = Wanted("gif", first=1, last=4, width=320)
+    with pytest.raises(Stopped, match="after 2 of 4 frames"):
+        make_files(run, wanted, tmp_path, lambda done, *_: done == 2 and stop.set(), stop)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_only_the_session_that_asked_stops_its_file(
+    site: Site, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    handlers, drawn = site.app.handlers, threading.Event()
+
+    def endless(*_: Any, **__: Any) -> Iterator[tuple[int, int]]:
+        for frame in range(1, 10_000):
+            yield frame, 10_000
+            drawn.set()
+            time.sleep(0.01)
+
+    monkeypatch.setattr("sinkscope.web.exporting.animation_steps", endless)
+    question = {"ask": "1-2", "view": VIEW, "run": run.id, "kind": "gif"}
+    mine, yours = SimpleNamespace(session_hash="mine"), SimpleNamespace(session_hash="yours")
+    values = exporting(handlers)(SimpleNamespace(_data=question), mine)
+    assert "Frame" in next(values)["message"]
+    assert drawn.wait(30)
+    (job,) = handlers.runner.under_way
+    stopping_export(handlers)(yours)
+    handlers.stop("mine")  # Stop beside Generate is for answers
+    assert not job.stopped
+    stopping_export(handlers)(mine)
+    *_, last = values
+    assert last["error"].startswith("Stopped after ") and "of 10000 frames" in last["error"]
+    assert handlers.runner.under_way == ()
 
 
 def test_the_inspector_is_given_a_file(site: Site, run: Run) -> None:
@@ -150,3 +190,27 @@ def test_a_figure_has_the_scale_of_the_screen(
         assert figure.locator(".stat").inner_text() == panel.numbers
         if name != "difference":
             assert figure.locator(".words").inner_text() == panel.words
+
+
+@pytest.mark.browser
+def test_stop_ends_the_file_in_the_making(
+    open_page: Any, site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def endless(*_: Any, **__: Any) -> Iterator[tuple[int, int]]:
+        for frame in range(1, 100_000):
+            yield frame, 100_000
+            time.sleep(0.01)
+
+    monkeypatch.setattr("sinkscope.web.exporting.animation_steps", endless)
+    page = open_page(site.url)
+    page.wait_for_selector("[data-ready]", state="attached")
+    page.click("[data-testid=save-button]")
+    assert page.is_hidden("[data-testid=stop-save]")
+    page.click("[data-testid=save-gif]")
+    told = page.locator(".save .told")
+    page.wait_for_function("document.querySelector('.save .told').textContent.startsWith('Frame')")
+    page.click("[data-testid=stop-save]")
+    page.wait_for_function("document.querySelector('.save .told').textContent.startsWith('Not')")
+    assert told.inner_text().startswith("Not saved: Stopped after ")
+    assert page.is_hidden("[data-testid=stop-save]")
+    assert site.app.handlers.runner.under_way == ()

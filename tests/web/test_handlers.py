@@ -286,6 +286,34 @@ def test_stop_is_for_the_own_session_only(
     assert last["phase"] == "stopped"
 
 
+def test_the_time_limit_ends_a_run_and_keeps_its_tokens(
+    tmp_path: Path, uploads: Path, engine: ScriptedEngine, picture: str
+) -> None:
+    slot = ModelSlot()
+    slot.use(fake_handle())
+    settings = Settings(app=AppSettings(cache_dir=str(tmp_path), job_minutes=10))
+    handlers = Handlers(settings, slot, RunStore(tmp_path, 10**8), engine.engine())
+    with gr.Blocks():
+        handlers.component = drawn("inspector", None)
+    engine.hold()
+    running = handlers.generate(Request(picture, "endless"), "s")
+    next(running)
+    engine.let(2)
+    seen = 0
+    while seen < 2:
+        seen += len(next(running)["new"]["baseline"])
+    (job,) = handlers.runner.under_way
+    assert job.stop_event.deadline is not None and not job.stopped
+    job.stop_event.deadline = 0.0  # long over
+    last = list(running)[-1]
+    assert last["phase"] == "stopped"
+    assert last["message"] == "Stopped at the time limit of 10 minutes"
+    run = handlers.store.get(last["run"])
+    assert run is not None and len(run.first.tokens) == 2
+    engine.release()
+    assert list(handlers.generate(Request(picture, "Hello"), "s"))[-1]["phase"] == "ready"
+
+
 def test_the_line_shows_places_and_refuses_a_burst(
     handlers: Handlers, engine: ScriptedEngine, picture: str
 ) -> None:

@@ -115,7 +115,9 @@ def test_a_reference_of_other_patches_is_not_sent() -> None:
     trace = make_trace()
     assert trace.reference is not None
     (grid,) = trace.layout.grids
-    other = dataclasses.replace(grid, h=grid.w, w=grid.h)  # as many patches, in another shape
+    view = grid.views[0]  # as many patches, in another shape
+    turned = dataclasses.replace(view, rows=view.columns, columns=view.rows)
+    other = dataclasses.replace(grid, views=(turned,))
     layout = dataclasses.replace(trace.layout, grids=(other,))
     wrong = dataclasses.replace(
         trace, reference=dataclasses.replace(trace.reference, layout=layout)

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from sinkscope.config import ImageLimits
-from sinkscope.sinks.progress import Stopped
+from sinkscope.jobs.job import Stopped
 from sinkscope.web.sinks_payload import build_sinks_payload
 from sinkscope.web.sinks_request import IMAGES, Drawn, Picture, SinksRequest, draw_samples
 from sinkscope.web.sinks_run import _opened

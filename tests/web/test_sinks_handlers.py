@@ -15,6 +15,8 @@ from PIL import Image
 import sinkscope.sinks.find
 from sinkscope.attention_extractor import RunOutOfMemoryError
 from sinkscope.config import AppSettings, ImageLimits, Settings
+from sinkscope.jobs.job import Stopped
+from sinkscope.jobs.runner import Runner
 from sinkscope.models.loading import ModelHandle
 from sinkscope.models.profiles import read_profile
 from sinkscope.sinks.stats import SampleStats
@@ -30,7 +32,7 @@ from sinkscope.web.sinks_store import (
     SinksResult,
     SinksStore,
 )
-from sinkscope.web.slot import Line, ModelSlot
+from sinkscope.web.slot import ModelSlot
 from tests.sinks.planted import Plant, painted_samples, planted
 from tests.web.test_payload import unpack
 
@@ -67,7 +69,7 @@ def make(tmp_path: Path, uploads: Path, model: ModelHandle) -> Make:
             slot.use(handle)
         limits = ImageLimits(max_megapixels=1.0)
         settings = Settings(images=limits, app=AppSettings(cache_dir=str(tmp_path), queue_size=2))
-        made = SinksHandlers(settings, slot, Line(2), engine)
+        made = SinksHandlers(settings, slot, Runner(2), engine)
         with gr.Blocks():
             made.component = drawn("sinks", None)
         return made
@@ -176,7 +178,7 @@ def test_hostile_requests_are_one_sentence(make: Make, changes: dict[str, Any], 
     with pytest.raises(gr.Error) as error:
         values.extend(handlers.run(request, "s"))
     assert words in str(error.value.message)
-    assert handlers._stops == {}
+    assert handlers.runner.under_way == ()
 
 
 def test_bad_images_are_listed_and_skipped(
@@ -269,13 +271,13 @@ def test_stopped_before_anything_and_while_waiting(make: Make, upload: tuple[Pic
         "phase": "error",
         "message": "Stopped before a sample was measured; nothing was found yet.",
     }
-    with handlers.line.place():  # somebody's answer is being made
+    with handlers.runner.line.place():  # somebody's answer is being made
         run = handlers.run(asked(upload), "s")
         assert next(run)["position"] == 1
         handlers.stop("s")
         assert next(run)["message"] == "Stopped while it was waiting; nothing was measured."
         assert list(run) == []
-    assert handlers._stops == {}
+    assert handlers.runner.under_way == ()
 
 
 def test_a_closed_tab_ends_the_run(make: Make, upload: tuple[Picture, ...]) -> None:
@@ -285,15 +287,15 @@ def test_a_closed_tab_ends_the_run(make: Make, upload: tuple[Picture, ...]) -> N
         begun.set()
         assert stop.wait(30)
         ended.set()
-        raise sinkscope.sinks.find.Stopped(0, 8)
+        raise Stopped(0, 8)
 
     handlers = make(SinksEngine(find=endless))
     run = handlers.run(asked(upload), "s")
     next(run)
     assert begun.wait(30)
     run.close()
-    assert ended.is_set() and handlers._stops == {}
-    with handlers.line.place() as before:
+    assert ended.is_set() and handlers.runner.under_way == ()
+    with handlers.runner.line.place() as before:
         assert before(0) == 0
 
 
@@ -333,7 +335,7 @@ def test_validation_that_fails_leaves_the_findings(make: Make, upload: tuple[Pic
         raise RunOutOfMemoryError("Memory is full.")
 
     def stopping(*args: Any, **hooks: Any) -> Any:
-        raise sinkscope.sinks.find.Stopped(1, 2)
+        raise Stopped(1, 2)
 
     handlers.engine = SinksEngine(validate=refusing)
     last = drain(handlers, asked(upload))[-1]

@@ -281,6 +281,6 @@ def test_two_runs_of_different_images(open_file: Callable[..., Any], run: Run) -
         np.testing.assert_allclose(shown, map_, atol=2e-5 * map_.max(), rtol=2e-3)
     # The cursor is at the same place of both pictures, whatever their patches.
     mine.hover("[data-testid=panel-b] .stage", position={"x": 2, "y": 2})
-    assert mine.inner_text("[data-testid=panel-a] .patch").startswith("patch 1, 1")
+    assert mine.inner_text("[data-testid=panel-a] .patch").startswith("patch 0, 0")
     for part in ("A: Prompt", "B: Applied", "A: VAR settings"):
         assert part in mine.text_content("[data-testid=made]")

@@ -32,7 +32,7 @@ function promptStrip(name, label, asked) {
   strip.querySelector(".tokens").append(asked.before ? node("span", { class: "none" }, `${asked.before} tokens …`) : "",
     ...asked.tokens.map((token, i) => node("button", {
       type: "button", class: `token ${token.k}${/^ \S/.test(token.t) ? " spaced" : ""}`, role: "option", tabindex: -1, "aria-selected": "false", "data-i": i,
-      "data-testid": `token-${name}-${i}`, title: `${token.k === "user" ? "prompt" : token.k} token ${i + 1} ${JSON.stringify(token.t)}: where it looked when it was read`,
+      "data-testid": `token-${name}-${i}`, title: `${token.k === "user" ? "prompt" : token.k} token ${i} ${JSON.stringify(token.t)}: where it looked when it was read`,
     }, glyphs(token.t))));
   strip.querySelector(".side").append(foldButton("hide", "prompt-hide"));
   return strip;
@@ -80,7 +80,7 @@ function chip(name, token, i, parts, gain) {
   if (/^ \S/.test(token.t)) classes.push("spaced");
   if (p < 0.5) classes.push("unsure");
   if (parts) classes.push("parts");
-  let title = `token ${i + 1} ${JSON.stringify(token.t)}, probability ${p.toFixed(3)}`;
+  let title = `token ${i} ${JSON.stringify(token.t)}, probability ${p.toFixed(3)}`;
   if (gain != null) title += `, log-probability ${gain >= 0 ? "+" : "−"}${Math.abs(gain).toFixed(3)} under VAR`;
   if (parts) title += ", differs from the other answer";
   const made = node("button", {
@@ -137,6 +137,7 @@ let tinted = null;
 function tintTokens() {
   if (!view.box && !tinted) return;
   tinted = view.box;
+  root.toggleAttribute("data-boxed", Boolean(view.box)); // pale words on a tint would be hard to read
   const strips = [...promptStrips().map(({ name, variant }) => [name, variant.asked]), ...run.variants.map((v) => [v.name, v])];
   for (const [name, side] of strips) {
     const found = view.box ? lookUp(side) : null;

@@ -119,7 +119,7 @@ function readPanel(kind, variant, panelNode, at) {
   if (kind === "time") {
     const token = sides()[run.variants.indexOf(variant)].tokens[at.x];
     line.textContent = token
-      ? `token ${at.x + 1} ${quoted(token.t)} · layer ${layer} · ${amount(grid.time[at.x * run.L + at.l], view.quantity)}` : "";
+      ? `token ${at.x} ${quoted(token.t)} · layer ${layer} · ${amount(grid.time[at.x * run.L + at.l], view.quantity)}` : "";
   } else {
     const single = view.quantity === "box" ? "image" : view.quantity;
     line.textContent = `layer ${layer} · ${headWords(run.heads[at.x])} · ${amount(grid.heads[at.l * run.H + at.x], single)}`;

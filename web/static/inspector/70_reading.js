@@ -3,7 +3,7 @@ const SEGMENT_COLOURS = { system: "a", image: "b", user: "c", template: "d", ans
 
 function buildReading() {
   $(".reading").replaceChildren(
-    card("considered", "Considered here"), card("budget", "Where its attention went"),
+    card("region", "Does this box matter?"), card("considered", "Considered here"), card("budget", "Where its attention went"),
     card("patches", "Strongest patches"), card("lookup", "Who looked here"));
   for (const { var: report, label } of run.variants) {
     if (!report || !Array.isArray(report.layers)) continue;
@@ -33,6 +33,7 @@ function paintReading() {
   paintBudget();
   paintTop();
   paintLookUp();
+  paintRegion();
 }
 
 const sideTitle = (variant) => (run.variants.length > 1 ? node("h4", {}, variant.label) : null);
@@ -97,7 +98,7 @@ function paintTop() {
     const body = order.map((k) => {
       const sink = sinkScore(variant, start + k) != null;
       const row = node("tr", {},
-        node("th", { scope: "row" }, `${Math.floor(k / columns) + 1}, ${(k % columns) + 1}`, sink ? node("span", { class: "sinkmark", title: "attention sink" }, "⊠") : null),
+        node("th", { scope: "row" }, `${Math.floor(k / columns)}, ${k % columns}`, sink ? node("span", { class: "sinkmark", title: "attention sink" }, "⊠") : null),
         node("td", {}, percent(map[p0 + k])), node("td", {}, total > 0 ? percent(map[p0 + k] / total) : "–"));
       row.addEventListener("pointerenter", () => {
         view.cursor = cellOn(k, imageOf(variant), imageOf(run.variants[0]));
@@ -123,16 +124,14 @@ function paintLookUp() {
     body.replaceChildren(node("p", { class: "quiet" }, "Click a patch or drag a box on the image: the tokens that looked there most are listed here and tinted in the answer."));
     return;
   }
-  const { r0, c0, r1, c1 } = view.box;
-  const where = r0 === r1 && c0 === c1 ? `patch ${r0 + 1}, ${c0 + 1}` : `rows ${r0 + 1}–${r1 + 1}, columns ${c0 + 1}–${c1 + 1}`;
   const made = sides().map((variant) => {
     const looks = lookUp(variant).sort((a, b) => b.mass - a.mass).slice(0, 6), top = looks.length ? looks[0].mass : 1;
     return node("div", {}, sideTitle(variant), node("ol", { class: "bars looks" }, ...looks.map((look) =>
       node("li", { style: `--p:${top > 0 ? look.mass / top : 0}` },
-        node("button", { type: "button", class: "text", title: `token ${look.t + 1}; most in layer ${run.layers[look.layer]} (${percent(look.top)})`,
+        node("button", { type: "button", class: "text", title: `token ${look.t}; most in layer ${run.layers[look.layer]} (${percent(look.top)})`,
           onclick: () => selectTokens(look.t, look.t) }, glyphs(variant.tokens[look.t].t)),
         node("i", {}), node("output", {}, `${percent(look.mass)} · L${run.layers[look.layer]}`)))));
   });
   const clear = node("button", { type: "button", class: "plain", "data-testid": "clear-box", onclick: () => setBox(null) }, "clear");
-  body.replaceChildren(node("p", { class: "quiet wide" }, where + ", mean over all heads ", clear), ...made);
+  body.replaceChildren(node("p", { class: "quiet wide" }, `${boxWords(view.box)}, mean over all heads `, clear), ...made);
 }

@@ -98,6 +98,7 @@ function keys(event) {
     case "}": walk("h", 1); break;
     case "0": resetView(); break;
     case "b": strongestHead(); break;
+    case "m": testRegion(); break;
     case "d": view.difference = canDiffer() && !view.difference; break;
     case "s": view.sinks = !view.sinks; break;
     case "4": view.four = view.four || run.L < 2 ? "" : run.variants[0].name; break;
@@ -162,7 +163,7 @@ function syncControls() {
   const select = $('[data-set="image"]');
   select.closest("label").hidden = run.images.length < 2;
   if (select.options.length !== run.images.length) {
-    select.replaceChildren(...run.images.map((_, k) => node("option", { value: k }, `${k + 1}`)));
+    select.replaceChildren(...run.images.map((_, k) => node("option", { value: k }, `${k}`)));
   }
   select.value = view.image;
 }
@@ -178,7 +179,7 @@ function selectionWords() {
   const first = sides().find((v) => tokensOf(v)) || sides()[0], span = tokensOf(first);
   const words = span ? quoted(first.tokens.slice(span[0], span[1] + 1).map((t) => t.t).join("")) : "no token";
   const prompt = view.part === "prompt" ? "prompt " : "";
-  const which = prompt + (view.t0 === view.t1 ? `token ${view.t0 + 1}` : `tokens ${view.t0 + 1}–${view.t1 + 1} (mean)`);
+  const which = prompt + (view.t0 === view.t1 ? `token ${view.t0}` : `tokens ${view.t0}–${view.t1} (mean)`);
   const over = view.combine === "mean" ? "mean" : view.combine === "max" ? "maximum" : "minimum";
   const spelt = (name, word, one) => {
     const range = rangeWords(name);
@@ -192,25 +193,29 @@ function selectionWords() {
 // A run, or two of them side by side: one answer of each (web/pairs.py).
 const RUN_ID = /^[\w-]{16,64}(\.(baseline|var)~[\w-]{16,64}\.(baseline|var))?$/;
 
-// The view in the address, so that a reload or a link to this very run comes back to the same place.
+// The view in the address, so that a reload or a link to this very run comes back to the same place. Since version 2 layers
+// and heads are the model's own numbers; before, they were places among the captured ones.
+const LINK = 2;
 let addressTimer = 0;
 function writeAddress() {
   clearTimeout(addressTimer);
   addressTimer = setTimeout(() => {
     if (!run) return;
-    const part = { run: run.id, [view.part === "prompt" ? "p" : "t"]: `${view.t0}-${view.t1}`, l: `${view.l0}-${view.l1}`, h: `${view.h0}-${view.h1}` };
+    const ends = (list, a, b) => `${list[a]}-${list[b]}`;
+    const part = { v: LINK, run: run.id, [view.part === "prompt" ? "p" : "t"]: `${view.t0}-${view.t1}`, l: ends(run.layers, view.l0, view.l1) };
+    if (run.heads[0] >= 0) part.h = ends(run.heads, view.h0, view.h1);
     if (view.combine !== "mean") part.combine = view.combine;
     if (view.method !== "attention") part.method = view.method;
     if (view.scale !== "percentile") part.scale = view.scale;
     if (view.difference) part.difference = 1;
-    if (view.four) part.four = fourLayers().join("-") + `.${view.four}`;
+    if (view.four) part.four = fourLayers().map((l) => run.layers[l]).join("-") + `.${view.four}`;
     if (run.kind === "example") delete part.run;
     history.replaceState(history.state, "", "#" + new URLSearchParams(part));
   }, 250);
 }
 
 function readAddress() {
-  const part = new URLSearchParams(location.hash.slice(1)), made = {};
+  const part = new URLSearchParams(location.hash.slice(1)), made = { version: part.get("v") === "2" ? LINK : 1 };
   for (const name of ["t", "p", "l", "h"]) {
     const hit = /^(\d{1,6})-(\d{1,6})$/.exec(part.get(name) || "");
     if (hit) made[name] = [+hit[1], +hit[2]];

@@ -4,6 +4,7 @@ function wireSave() {
   $('[data-do="save"]').addEventListener("click", () => togglePop("save"));
   const ways = { pdf: () => askFor("pdf"), gif: () => askFor("gif"), mp4: () => askFor("mp4"), png: savePicture, csv: saveShares, html: () => fetchFile("page_file"), trace: () => fetchFile("trace_file"), link: copyLink };
   $(".motion").hidden = !served;
+  $('[data-do="stop-save"]').addEventListener("click", () => trigger("stop", {}));
   for (const item of element.querySelectorAll("[data-save]")) {
     const way = item.dataset.save;
     if (!served && way !== "png" && way !== "csv") item.parentElement.hidden = true;
@@ -40,6 +41,7 @@ function askFor(kind) {
     },
   });
   $(".save .told").textContent = "Waiting for the server …";
+  $('[data-do="stop-save"]').hidden = false;
   return new Promise((done, fail) => (awaited = { ask, at: Date.now(), done, fail }));
 }
 
@@ -52,6 +54,7 @@ function showExport(value) {
   }
   const { done, fail } = awaited;
   awaited = null;
+  $('[data-do="stop-save"]').hidden = true;
   if (value.error) return fail(new Error(value.error.replace(/\.$/, "")));
   for (const file of value.files) download(sameOrigin(file), file.name);
   done(value.files.map((file) => `${file.name} (${(file.bytes / 1e6).toFixed(1)} MB)`).join(", "));
@@ -64,7 +67,7 @@ function download(url, name) {
   link.remove();
 }
 
-const fileName = (end) => `sinkscope-${run.id.slice(0, 8)}-t${view.t0 + 1}${end}`;
+const fileName = (end) => `sinkscope-${run.id.slice(0, 8)}-t${view.t0}${end}`;
 
 function downloadBlob(blob, name) {
   const url = URL.createObjectURL(blob);

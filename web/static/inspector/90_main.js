@@ -191,9 +191,12 @@ function startView(before, place, value) {
   if (place.p && run.variants.some((v) => v.asked.T)) Object.assign(view, { part: "prompt", prompt: true });
   if (view.part === "prompt") place.t = place.p;
   if (place.t) [view.t0, view.t1] = place.t.map((t) => clamp(t, 0, longest() - 1)).sort((a, b) => a - b);
-  if (place.l) setRange("l", ...place.l);
-  if (place.h) setRange("h", ...place.h);
-  for (const name of ["combine", "method", "scale", "difference", "four", "layers"]) if (place[name]) view[name] = place[name];
+  // The place of a number among the captured ones; the nearest, if the run lacks it.
+  const placed = (list) => (n) => (place.version < LINK ? n : list.reduce((best, m, k) => (Math.abs(m - n) < Math.abs(list[best] - n) ? k : best), 0));
+  if (place.l) setRange("l", ...place.l.map(placed(run.layers)));
+  if (place.h) setRange("h", ...place.h.map(placed(run.heads)));
+  if (place.layers) view.layers = place.layers.map(placed(run.layers));
+  for (const name of ["combine", "method", "scale", "difference", "four"]) if (place[name]) view[name] = place[name];
   if (view.four && !run.variants.some((v) => v.name === view.four)) view.four = run.variants[0].name;
 }
 
@@ -258,6 +261,7 @@ function onValue(place) {
   const value = props.value;
   if (!value || !value.phase || value.phase === "empty") return;
   if (value.phase === "export") showExport(value);
+  else if (value.phase === "region") showRegion(value);
   else if (value.phase === "queued") showQueued(value);
   else if (value.phase === "streaming") showStream(value);
   else if (value.phase === "error") showError(value);

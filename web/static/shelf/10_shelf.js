@@ -10,7 +10,7 @@ function show() {
     button.title = item.prompt;
     button.dataset.testid = `example-${index}`;
     image.src = new URL(item.url, document.baseURI).pathname;
-    image.alt = `Example ${index + 1}: ${item.prompt}`;
+    image.alt = `Example: ${item.prompt}`;
     button.append(image);
     button.addEventListener("click", () => trigger("select", { index }));
     return button;

@@ -45,7 +45,7 @@ async function showSample() {
     value: (x, y) => phi(y, x), at: (x) => x / data.phi_top, ticks: ["φ 0", `${data.phi_top.toFixed(1)}: largest |x[d]| / rms over ${data.dims.join(", ")}`],
     under: ["token 1", `${tokens(one)}`], words: "vision tokens across, row by row; layer down; at the right the share flagged in all images", point: (t) => { view.cursor = t; mark(); },
     pick: (l) => { view.layer = view.layer === l ? -1 : l; paint(); },
-    read: (t, l) => `layer ${data.layers[l]}, token ${t + 1} (row ${Math.floor(t / one.columns) + 1}, column ${(t % one.columns) + 1}): φ ${phi(l, t).toFixed(2)}${phi(l, t) > view.tau ? ", flagged" : ""}; attention ${scored("ratio", l, one.start + t).toFixed(1)} × the median`,
+    read: (t, l) => `layer ${data.layers[l]}, token ${t} (row ${Math.floor(t / one.columns)}, column ${t % one.columns}): φ ${phi(l, t).toFixed(2)}${phi(l, t) > view.tau ? ", flagged" : ""}; attention ${scored("ratio", l, one.start + t).toFixed(1)} × the median`,
   });
   paint();
   if (one.url) photo = await loadImage(sameOrigin(one)).catch(() => null);

@@ -1,0 +1,193 @@
+"""One long run: whose it is, how far it is, and whether it shall end.
+
+What computes knows no `Job`. It takes two arguments, `on_progress` and `stop`, which a job has as
+`report` and `stop_event`, and raises `Stopped` when it was ended before there was a result:
+
+    with Job(owner=session, seconds=600) as job:
+        findings = find(handle, samples, **job.hooks)
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+Progress = Callable[[int, int, str], None]  # done, total, what is being done
+Reason = Literal["", "stop", "deadline", "closed"]
+
+
+class Stopped(Exception):  # noqa: N818  (no error: it was asked for)
+    """The run was asked to stop and did, before it had a result.
+
+    Attributes:
+        done, total: steps finished so far, and steps in all.
+        what: what the steps are, in the plural.
+    """
+
+    def __init__(self, done: int, total: int, what: str = "samples") -> None:
+        super().__init__(f"Stopped after {done} of {total} {what}.")
+        self.done, self.total, self.what = done, total, what
+
+
+class NotOwnerError(ValueError):
+    """Somebody wanted to stop a job of another's."""
+
+
+@dataclass(frozen=True)
+class At:
+    """How far a job is.
+
+    Attributes:
+        stage: which part of the job, such as "Finding"; "" where it has one part.
+        done, total: steps of this stage; a total of 0 says that nobody knows it.
+        text: the step at hand.
+    """
+
+    stage: str = ""
+    done: int = 0
+    total: int = 0
+    text: str = ""
+
+
+class StopEvent(threading.Event):
+    """An event that is also set once its deadline is over, looked at whenever somebody asks it."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        super().__init__()
+        self._clock = clock
+        self.reason: Reason = ""
+        self.deadline: float | None = None  # on the clock; None: never
+
+    def set(self, reason: Reason = "stop") -> None:
+        """Set it; the first reason stays."""
+        self.reason = self.reason or reason
+        super().set()
+
+    def is_set(self) -> bool:
+        if not super().is_set() and self.deadline is not None and self._clock() >= self.deadline:
+            self.set("deadline")
+        return super().is_set()
+
+    def wait(self, timeout: float | None = None) -> bool:
+        if self.deadline is not None and not self.is_set():
+            left = max(0.0, self.deadline - self._clock())
+            timeout = left if timeout is None else min(timeout, left)
+        super().wait(timeout)
+        return self.is_set()
+
+
+class Job:
+    """One long run. `with job:` is the time in which it computes; leaving it ends the job.
+
+    Args:
+        owner: the browser session whose job it is. None, on the command line and in a notebook:
+            whoever holds the job.
+        kind: what it does, such as "answer"; a session's Stop is for jobs of one kind.
+        seconds: how long it may compute, from `with` on; None for as long as it takes. Waiting in
+            a line does not count.
+        on_progress: called with each report.
+        clock: of the deadline, in seconds.
+
+    Attributes:
+        stop_event: set by Stop, at the deadline, and when the job is over: the `stop` of whatever
+            computes.
+        at: the latest report.
+    """
+
+    def __init__(
+        self,
+        owner: str | None = None,
+        kind: str = "",
+        seconds: float | None = None,
+        on_progress: Progress | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        if seconds is not None and not seconds > 0:
+            raise ValueError(f"seconds is {seconds!r}; allowed: a number above 0, or None.")
+        self.owner, self.kind, self.seconds = owner, kind, seconds
+        self.stop_event = StopEvent(clock)
+        self.at = At()
+        self._clock = clock
+        self._told = on_progress
+        self._listener: Callable[[At], None] | None = None
+
+    def __enter__(self) -> Job:
+        if self.seconds is not None:
+            self.stop_event.deadline = self._clock() + self.seconds
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    # --- for what computes -----------------------------------------------------------------------
+
+    @property
+    def hooks(self) -> dict[str, Any]:
+        """The two arguments of every function that takes long: `find(..., **job.hooks)`."""
+        return {"on_progress": self.report, "stop": self.stop_event}
+
+    def report(self, done: int, total: int, text: str = "") -> None:
+        """Say how far the job is; from any thread."""
+        self.at = At(self.at.stage, done, total, text)
+        if self._told is not None:
+            self._told(done, total, text)
+        if self._listener is not None:
+            self._listener(self.at)
+
+    def enter(self, stage: str) -> None:
+        """Begin another part of the job, whose steps count from 0."""
+        self.at = At(stage)
+        if self._listener is not None:
+            self._listener(self.at)
+
+    def check(self, what: str = "samples") -> None:
+        """Raises `Stopped` once the job shall end."""
+        if self.stopped:
+            raise Stopped(self.at.done, self.at.total, what)
+
+    # --- for whoever looks at it -----------------------------------------------------------------
+
+    def listen(self, listener: Callable[[At], None]) -> None:
+        """Call this with each report and each stage: the one generator that streams the job."""
+        self._listener = listener
+
+    def stop(self, by: str | None = None) -> None:
+        """End the job after the step it is at.
+
+        Raises:
+            NotOwnerError: it is the job of another session.
+        """
+        if by != self.owner:
+            raise NotOwnerError("This job is another browser's; only that one can stop it.")
+        self.stop_event.set("stop")
+
+    def close(self) -> None:
+        """The job is over, or nobody waits for it any more."""
+        self.stop_event.set("closed")
+
+    @property
+    def stopped(self) -> bool:
+        """Whether it shall end: by Stop, by its deadline, or because nobody waits for it."""
+        return self.stop_event.is_set()
+
+    @property
+    def late(self) -> bool:
+        """Whether its deadline ended it."""
+        return self.stopped and self.stop_event.reason == "deadline"
+
+    @property
+    def ended_by(self) -> str:
+        """Why it was ended, to begin a sentence with: "Stopped", or the time limit."""
+        if not self.late or self.seconds is None:
+            return "Stopped"
+        return f"Stopped at the time limit of {spoken(self.seconds)}"
+
+
+def spoken(seconds: float) -> str:
+    """A time in words: "90 seconds", "10 minutes"."""
+    if seconds < 120:
+        return f"{seconds:g} {'second' if seconds == 1 else 'seconds'}"
+    return f"{round(seconds / 60, 1):g} minutes"

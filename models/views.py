@@ -1,0 +1,331 @@
+"""What of an image its vision tokens see: views, and the one grid that maps of the image are on.
+
+Families show an image in different ways: once as a whole, as tiles in rows with a thumbnail before
+or behind them, with marks between the rows. All of that is a list of views: the prompt positions of
+a view's tokens in reading order, and the box of the image that they cover. Nobody above `models`
+needs to know where in the prompt a patch is by counting from an offset.
+
+Several views are drawn as one map by ONE rule (`on_cells`, docs/method.md "Views"): the map's grid
+lies over the whole image and is as fine as its finest view; each token is spread over the cells
+that its box covers, by area.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Literal, get_args
+
+import numpy as np
+import torch
+from torch import Tensor
+
+ViewKind = Literal["whole", "tile", "thumbnail"]
+Box = tuple[float, float, float, float]  # x0, y0, x1, y1 in pixels of the original image
+SEEN = 1e-9  # a cell of which less is covered is seen by no token: rounding
+
+
+@dataclass(frozen=True)
+class View:
+    """A grid of vision tokens over a part of an image.
+
+    Attributes:
+        positions: prompt positions of its tokens, rising, row by row (frame by frame): a range
+            where they are neighbours.
+        rows, columns: of the grid; each token covers one cell of it.
+        box: what the grid covers, in pixels of the original image. It may be less than the image
+            (a crop: the rest is never seen) or reach over its edge (padding).
+        kind: the whole image at the grid's own resolution, one of several tiles, or a small version
+            of the whole beside tiles.
+        frames: of a video, tokens of one cell follow each other by frames.
+        merge: patches of the vision tower that make one token, per side.
+
+    Raises:
+        ValueError: positions that are not as many as cells, or do not rise; an empty box; an
+            unknown kind.
+    """
+
+    positions: range | tuple[int, ...]
+    rows: int
+    columns: int
+    box: Box
+    kind: ViewKind = "whole"
+    frames: int = 1
+    merge: int = 1
+
+    def __post_init__(self) -> None:
+        if min(self.rows, self.columns, self.frames, self.merge) < 1:
+            raise ValueError("rows, columns, frames and merge are whole numbers from 1.")
+        where = self.positions
+        if len(where) != self.tokens:
+            raise ValueError(
+                f"A view of {self.frames} x {self.rows} x {self.columns} has {self.tokens} tokens, "
+                f"but {len(where)} positions."
+            )
+        if isinstance(where, range):
+            rising = where.step == 1 and where.start >= 0
+        else:
+            rising = all(a < b for a, b in zip((-1, *where), where, strict=False))
+        if not rising:
+            raise ValueError("positions of a view are rising whole numbers from 0.")
+        x0, y0, x1, y1 = self.box
+        if not (x0 < x1 and y0 < y1):
+            raise ValueError(f"box is {self.box}; allowed: x0 < x1 and y0 < y1.")
+        if self.kind not in get_args(ViewKind):
+            raise ValueError(f"kind is {self.kind!r}; allowed: {', '.join(get_args(ViewKind))}.")
+
+    @property
+    def tokens(self) -> int:
+        return self.frames * self.rows * self.columns
+
+    def edges(self) -> tuple[np.ndarray, np.ndarray]:
+        """Edges of its columns and rows in pixels: float64 (columns + 1), (rows + 1)."""
+        x0, y0, x1, y1 = self.box
+        x = x0 + np.arange(self.columns + 1, dtype=np.float64) * (x1 - x0) / self.columns
+        y = y0 + np.arange(self.rows + 1, dtype=np.float64) * (y1 - y0) / self.rows
+        return x, y
+
+
+@dataclass(frozen=True)
+class ImageGrid:
+    """One image: its views, and the grid of its maps.
+
+    Attributes:
+        views: in prompt order; their positions rise from view to view.
+        resized: (height, width) in pixels that the model saw.
+        original: (height, width) in pixels of the image as given, after its EXIF rotation.
+        marks: prompt positions that belong to the image and are no pixels: ends of rows, names of
+            tiles. They are in the image's segment and in no map.
+
+    Raises:
+        ValueError: no view, or positions of views that do not rise.
+    """
+
+    views: tuple[View, ...]
+    resized: tuple[int, int]
+    original: tuple[int, int]
+    marks: tuple[int, ...] = ()
+
+    def __post_init__(self) -> None:
+        pairs = pairwise(self.views)
+        rising = all(one.positions[-1] < other.positions[0] for one, other in pairs)
+        if not self.views or not rising:
+            raise ValueError("An image needs views whose positions rise from one to the next.")
+
+    @property
+    def plain(self) -> bool:
+        """Whether one view covers just the image, so that its cells are the map's."""
+        height, width = self.original
+        return len(self.views) == 1 and self.views[0].box == (0, 0, width, height)
+
+    @property
+    def rows(self) -> int:
+        """Rows of the grid that maps are on."""
+        return self._count(self.original[0], 1)
+
+    @property
+    def columns(self) -> int:
+        """Columns of the grid that maps are on."""
+        return self._count(self.original[1], 0)
+
+    def _count(self, size: int, axis: int) -> int:
+        """Cells along an axis: those of the finest view, as many as the whole image has of them."""
+        if self.plain:
+            return self.views[0].rows if axis else self.views[0].columns
+        counts = [
+            (view.rows if axis else view.columns) * size / (view.box[axis + 2] - view.box[axis])
+            for view in self.views
+        ]
+        return max(1, round(max(counts)))
+
+    @property
+    def tokens(self) -> int:
+        """Number of vision tokens, of all views."""
+        return sum(view.tokens for view in self.views)
+
+    @property
+    def patches(self) -> int:
+        """Number of patches that the vision tower is given for them."""
+        return sum(view.tokens * view.merge**2 for view in self.views)
+
+    @property
+    def positions(self) -> Sequence[int]:
+        """Prompt positions of the vision tokens, rising: a range where they are neighbours."""
+        if len(self.views) == 1:
+            return self.views[0].positions
+        return tuple(position for view in self.views for position in view.positions)
+
+    @property
+    def after(self) -> int:
+        """Prompt position after all that belongs to the image."""
+        return max(self.views[-1].positions[-1], *self.marks, -1) + 1
+
+    def boxes(self) -> np.ndarray:
+        """Box of each of the map's cells on the ORIGINAL image: float64 (rows * columns, 4) as x0,
+        y0, x1, y1 in pixels.
+
+        The boxes tile the image without gap or overlap; neighbours share the very same float edge.
+        """
+        x, y = self._edges()
+        y0, x0 = np.meshgrid(y[:-1], x[:-1], indexing="ij")
+        y1, x1 = np.meshgrid(y[1:], x[1:], indexing="ij")
+        return np.stack([x0, y0, x1, y1], axis=-1).reshape(-1, 4)
+
+    def unseen(self) -> np.ndarray:
+        """Which of the map's cells no vision token sees anything of: bool (rows, columns)."""
+        return np.isnan(self.on_cells(torch.zeros(self.tokens)).numpy())
+
+    def on_cells(self, values: Tensor, adds_up: bool = True) -> Tensor:
+        """Values of the vision tokens (..., tokens) on the map's grid (..., rows, columns).
+
+        Each token's box is cut at the image's edges; its part of a cell is the share of area.
+
+        - What adds up, as attention mass does: a token's value is divided among the cells that its
+          box covers, and the shares of all views are added. The sum over the map is the sum over
+          the tokens, but those that see padding alone.
+        - What does not (a ratio): a cell has the mean of the tokens that cover it, by area.
+        - Missing (NaN) is a cell that no token with a value covers: nothing sees it, or what does
+          has no value.
+        - Frames are added up.
+
+        Where one view covers just the image, cells are tokens and values are as they are.
+        """
+        lead = values.shape[:-1]
+        if self.plain:
+            view = self.views[0]
+            return values.view(*lead, view.frames, view.rows, view.columns).sum(dim=-3)
+        x, y = self._edges()
+        total: Tensor | None = None
+        cover: Tensor | None = None
+        before = 0
+        for view in self.views:
+            part = values[..., before : before + view.tokens]
+            before += view.tokens
+            part = part.view(*lead, view.frames, view.rows, view.columns).sum(dim=-3)
+            own_x, own_y = view.edges()
+            across = _overlap(own_x, x, adds_up).to(values.device)  # (columns of the view, of map)
+            down = _overlap(own_y, y, adds_up).to(values.device)
+            there = ~part.isnan()
+            spread = down.T @ part.nan_to_num(0.0).double() @ across
+            area = (down > 0).T.double() @ there.double() @ (across > 0).double()
+            if not adds_up:
+                area = down.T @ there.double() @ across
+            total = spread if total is None else total + spread
+            cover = area if cover is None else cover + area
+        assert total is not None and cover is not None, "an image has a view"
+        made = total if adds_up else total / cover.clamp_min(SEEN)
+        return made.masked_fill(cover <= SEEN, float("nan")).to(values.dtype)
+
+    def cells_of(self, tokens: Iterable[int]) -> tuple[int, ...]:
+        """The map's cells, row-major and rising, that these vision tokens see most of: of a token,
+        each cell of which it covers at least half; where there is none, the one it covers most of.
+
+        Args:
+            tokens: indices among the image's vision tokens.
+        """
+        found: set[int] = set()
+        for token in tokens:
+            view, cell = self._cell(token)
+            if self.plain:
+                found.add(cell)
+                continue
+            own_x, own_y = view.edges()
+            row, column = divmod(cell, view.columns)
+            x, y = self._edges()
+            shares = np.outer(
+                _shares(y, own_y[row], own_y[row + 1]), _shares(x, own_x[column], own_x[column + 1])
+            ).ravel()
+            if shares.max() > SEEN:
+                found.update(np.flatnonzero(shares >= min(0.5, shares.max())).tolist())
+        return tuple(sorted(found))
+
+    def tokens_of(self, cells: Iterable[int]) -> tuple[int, ...]:
+        """The vision tokens that `cells_of` finds in any of these cells, rising; of frames all."""
+        wanted = set(cells)
+        if self.plain:
+            size = self.rows * self.columns
+            return tuple(
+                frame * size + cell
+                for frame in range(self.views[0].frames)
+                for cell in sorted(wanted)
+            )
+        return tuple(k for k in range(self.tokens) if wanted.intersection(self.cells_of((k,))))
+
+    def _cell(self, token: int) -> tuple[View, int]:
+        """The view of a token and the cell in it, row-major; frames share cells."""
+        for view in self.views:
+            if token < view.tokens:
+                return view, token % (view.rows * view.columns)
+            token -= view.tokens
+        raise ValueError(f"The image has {self.tokens} vision tokens, counted from 0.")
+
+    def _edges(self) -> tuple[np.ndarray, np.ndarray]:
+        height, width = self.original
+        x = np.arange(self.columns + 1, dtype=np.float64) * width / self.columns
+        y = np.arange(self.rows + 1, dtype=np.float64) * height / self.rows
+        return x, y
+
+
+def one_view(
+    start: int,
+    t: int,
+    h: int,
+    w: int,
+    merge: int,
+    resized: tuple[int, int],
+    original: tuple[int, int],
+) -> ImageGrid:
+    """An image that is seen once, as a whole, by tokens that are neighbours in the prompt (Qwen).
+
+    Args:
+        start: prompt position of the first token.
+        t, h, w: frames, and rows and columns of the vision tower's patches.
+        merge: patches that make one token, per side.
+        resized, original: as in `ImageGrid`.
+    """
+    rows, columns = h // merge, w // merge
+    positions = range(start, start + t * rows * columns)
+    box = (0.0, 0.0, float(original[1]), float(original[0]))
+    view = View(positions, rows, columns, box, frames=t, merge=merge)
+    return ImageGrid((view,), resized, original)
+
+
+def stretches(positions: Iterable[int]) -> list[range]:
+    """Rising positions as stretches of neighbours, in order; a range is one already."""
+    if isinstance(positions, range):
+        return [positions] if positions else []
+    made: list[range] = []
+    for position in positions:
+        if made and position == made[-1].stop:
+            made[-1] = range(made[-1].start, position + 1)
+        else:
+            made.append(range(position, position + 1))
+    return made
+
+
+def _shares(edges: np.ndarray, low: float, high: float) -> np.ndarray:
+    """Of each cell between these edges, the share that lies in [low, high]: float64 (cells)."""
+    inside = np.minimum(edges[1:], high) - np.maximum(edges[:-1], low)
+    made: np.ndarray = np.clip(inside, 0, None) / np.diff(edges)
+    return made
+
+
+def _overlap(own: np.ndarray, edges: np.ndarray, adds_up: bool) -> Tensor:
+    """How a view's cells along an axis lie on the map's: float64 (of the view, of the map).
+
+    Of each cell of the view, the shares of its part inside the image (they add up to 1, or are all
+    0 for a cell outside); or of each cell of the map, the share that is covered.
+    """
+    inside = np.clip(
+        np.minimum(own[1:, None], edges[None, 1:]) - np.maximum(own[:-1, None], edges[None, :-1]),
+        0,
+        None,
+    )
+    if adds_up:
+        whole = inside.sum(1, keepdims=True)
+        made = np.divide(inside, whole, out=np.zeros_like(inside), where=whole > 0)
+    else:
+        made = inside / np.diff(edges)[None]
+    made[made < SEEN] = 0
+    return torch.from_numpy(made)
