@@ -9,6 +9,7 @@ from sinkscope.cli import (
     demo,
     evaluate,
     evaluate_report,
+    experiment,
     heatmap,
     region,
     screenshots,
@@ -30,6 +31,7 @@ app.command("show")(show.show)
 app.command("region")(region.region)
 app.command("screenshots")(screenshots.screenshots)
 app.add_typer(sinks.app, name="sinks")
+app.add_typer(experiment.app, name="experiment")
 evaluate.app.command("report")(evaluate_report.report)
 app.add_typer(evaluate.app, name="evaluate")
 app.add_typer(demo.app, name="demo")
