@@ -111,7 +111,8 @@ def finding(found: Comparison, one: Difference) -> str:
         f"{changes(metric, one.figure, one.interval)}; {one.test}, "
         f"{p_is(one.adjusted)}{corrected}"
     )
-    moved = f"{count(one.fixed)} questions became better, {count(one.broken)} worse."
+    questions = "question" if one.fixed == 1 else "questions"
+    moved = f"{count(one.fixed)} {questions} became better, {count(one.broken)} worse."
     if one.verdict == NONE_SHOWN:
         return (
             f"No difference shown between {one.method} and {one.against}{here}: {name} {figures} "

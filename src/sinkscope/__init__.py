@@ -34,6 +34,8 @@ if TYPE_CHECKING:
         sink_score,
     )
     from sinkscope.config import GenerationSettings, ModelSettings, VARSettings
+    from sinkscope.experiments.region import region_test
+    from sinkscope.experiments.run import run_experiment
     from sinkscope.jobs.job import Job, Stopped
     from sinkscope.methods.explain import explain, explain_map
     from sinkscope.models.images import open_image
@@ -74,6 +76,8 @@ _MODULES = {
     "prompt_rows": "attention_extractor",
     "read_profile": "models.profiles",
     "redistribute": "var_patch",
+    "region_test": "experiments.region",
+    "run_experiment": "experiments.run",
     "select_rows": "var_patch",
     "sink_mask": "attention_processor",
     "sink_score": "attention_processor",
@@ -108,6 +112,8 @@ __all__ = [
     "prompt_rows",
     "read_profile",
     "redistribute",
+    "region_test",
+    "run_experiment",
     "select_rows",
     "sink_mask",
     "sink_score",
