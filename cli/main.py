@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from sinkscope.cli import compare, demo, heatmap, screenshots, show, sinks
+from sinkscope.cli import compare, demo, experiment, heatmap, screenshots, show, sinks
 
 app = typer.Typer(
     name="sinkscope",
@@ -19,4 +19,5 @@ app.command("compare")(compare.compare)
 app.command("show")(show.show)
 app.command("screenshots")(screenshots.screenshots)
 app.add_typer(sinks.app, name="sinks")
+app.add_typer(experiment.app, name="experiment")
 app.add_typer(demo.app, name="demo")

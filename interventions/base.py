@@ -95,10 +95,11 @@ class Acting:
         """
         raise NotImplementedError
 
-    def mask(self, layer: int, queries: range, keys: int, device: torch.device) -> Tensor:
+    def mask(self, layer: int, queries: range, keys: int, device: torch.device) -> Tensor | None:
         """bool (B or 1, 1, Q, keys): True where the query at that position may see the key.
 
-        It is put on top of the model's own mask, and must be causal itself.
+        It is put on top of the model's own mask, and must be causal itself. None: nothing is hidden
+        in this pass, which then runs as without it.
         """
         raise NotImplementedError
 

@@ -97,7 +97,8 @@ def attention_forward(
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     for hides in own.masks:
         visible = hides.mask(layer, range(start, end), key.shape[2], query.device)
-        attention_mask = _both(visible, attention_mask)
+        if visible is not None:
+            attention_mask = _both(visible, attention_mask)
     for at, looker in own.keys:
         if wanted := at.here(start, length):
             some = query if len(wanted) == length else query[:, :, _index(wanted, start)]

@@ -57,9 +57,9 @@ class FastCorrection(Protocol):
 class Mask(Protocol):
     """Hides keys from queries."""
 
-    def mask(self, layer: int, queries: range, keys: int, device: torch.device) -> Tensor:
+    def mask(self, layer: int, queries: range, keys: int, device: torch.device) -> Tensor | None:
         """bool (B or 1, 1, Q, keys): True where the query at that position may see the key.
-        Causal."""
+        Causal. None: nothing is hidden in this pass."""
         ...
 
 

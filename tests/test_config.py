@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 
+import sinkscope.experiments.settings
 import sinkscope.sinks.settings
 import sinkscope.sinks.validate_settings
 from sinkscope import config
@@ -24,7 +25,10 @@ from sinkscope.config import (
     from_mapping,
     read_settings,
 )
+from sinkscope.experiments.catalogue import EXPERIMENTS
+from sinkscope.experiments.settings import StudySettings
 from sinkscope.models.profiles import SinkProfile
+from sinkscope.setting import REQUIRED
 from sinkscope.sinks.settings import FindSettings
 from sinkscope.sinks.validate_settings import ValidateSettings
 
@@ -180,7 +184,7 @@ def test_a_missing_key_is_named() -> None:
 
 CHECKED = (
     ModelSettings, GenerationSettings, VARSettings, ImageLimits, AppSettings, FindSettings,
-    ValidateSettings,
+    ValidateSettings, StudySettings, *(experiment.settings for experiment in EXPERIMENTS),
 )  # fmt: skip
 FIELDS = [
     (cls, one.name, str(one.type))
@@ -191,17 +195,26 @@ FIELDS = [
 
 
 def made(cls: type[Any], **values: Any) -> Any:
-    return cls(**({"dims": (1,)} if cls is VARSettings else {}), **values)
+    required: dict[str, Any] = {"dims": (1,)} if cls is VARSettings else {}
+    if any(one.name == "layer" and one.default is REQUIRED for one in dataclasses.fields(cls)):
+        required = {"layer": 1}
+    return cls(**{**required, **values})
 
 
 def test_every_settings_class_is_in_the_list() -> None:
     there = {
         thing
-        for module in (config, sinkscope.sinks.settings, sinkscope.sinks.validate_settings)
+        for module in (
+            config,
+            sinkscope.sinks.settings,
+            sinkscope.sinks.validate_settings,
+            sinkscope.experiments.settings,
+        )
         for thing in vars(module).values()
         if dataclasses.is_dataclass(thing) and isinstance(thing, type)
     }
-    assert there - {Settings, SinkProfile} == set(CHECKED)
+    there -= {Settings, SinkProfile, sinkscope.experiments.settings._Shared}
+    assert there == set(CHECKED)
     assert len(FIELDS) > 50
 
 
@@ -210,7 +223,7 @@ def test_numbers_become_those_that_the_field_says(cls: type[Any], name: str, kin
     """Whole numbers where a float is meant, scalars of NumPy and torch, a float of a subclass."""
     wanted = {"float": float, "int": int, "bool": bool}[kind.split(" | ")[0]]
     usual = getattr(made(cls), name)
-    usual = 100_000 if usual is None else usual
+    usual = {float: 1.0, int: 100_000, bool: True}[wanted] if usual is None else usual
     given: list[Any] = [usual, np.asarray(usual)[()], np.asarray(usual), torch.tensor(usual)]
     if wanted is float:
         given += [np.float32(usual), np.float16(usual)]

@@ -1,0 +1,217 @@
+"""`experiment NAME ...`: causal experiments on attention sinks, one command each.
+
+The commands and their options are made of `experiments.catalogue.EXPERIMENTS`: a new row there is a
+new command here.
+"""
+
+from __future__ import annotations
+
+import json
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from sinkscope.cli import common
+from sinkscope.cli.experiment_docs import docs
+from sinkscope.cli.options import verb
+from sinkscope.config import ModelSettings
+from sinkscope.experiments.catalogue import EXPERIMENTS, Experiment
+from sinkscope.experiments.settings import StudySettings
+
+if TYPE_CHECKING:
+    from sinkscope.experiments.result import Result
+    from sinkscope.experiments.samples import Prompts
+    from sinkscope.models.loading import ModelHandle
+    from sinkscope.sinks.progress import Progress
+
+INTERRUPTED = 130
+
+Data = Annotated[
+    str | None,
+    typer.Option(
+        help="Samples: a folder of images, a file of questions, or demo (drawn scenes); for a text "
+        "model a text file with a prompt a line. Left out: demo with the bundled model, our own "
+        "prompts with a text model."
+    ),
+]
+Samples = Annotated[int, typer.Option(help="How many samples.")]
+Prompt = Annotated[
+    str | None, typer.Option(help="Asked about each image that has no question of its own.")
+]
+Output = Annotated[
+    Path | None,
+    typer.Option(
+        "--output",
+        "-o",
+        help="Folder for result.json, tables (CSV) and figures (PNG, PDF); made if it is missing.",
+    ),
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of the tables.")]
+
+
+def side_by_side(
+    compare: Annotated[
+        tuple[Path, Path] | None,
+        typer.Option(
+            help="Two results of one experiment (folders, or their result.json): side by side.",
+            metavar="A B",
+        ),
+    ] = None,
+    output: Output = None,
+    as_json: AsJson = False,
+) -> None:
+    """Causal experiments on attention sinks, or two of them side by side."""
+    if compare is None:
+        return
+    with common.mistakes_said_plainly():
+        _check_folder(output)
+        from sinkscope.experiments.compare import compare as joined
+        from sinkscope.experiments.result import Result
+
+        made = joined(Result.open(compare[0]), Result.open(compare[1]))
+        _tell(made, output, as_json)
+
+
+def _command(experiment: Experiment) -> Callable[..., None]:
+    """The verb of one experiment: its own settings and those of all."""
+
+    def run(
+        own: Any,
+        study: StudySettings,
+        model: ModelSettings,
+        data: Data = None,
+        samples: Samples = 16,
+        prompt: Prompt = None,
+        output: Output = None,
+        as_json: AsJson = False,
+    ) -> None:
+        _check_folder(output)
+        if samples < 1:
+            raise ValueError(f"samples is {samples}; allowed: 1 or more.")
+        common.check_profile(model)
+        from sinkscope.experiments.run import run_experiment
+
+        handle = common.load(model)
+        given = _samples(handle, data, samples, prompt)
+        for note in given.notes:
+            typer.secho(note, fg="yellow", err=True)
+        with _interruptible() as stop, _told(experiment.name) as tell:
+            made = run_experiment(
+                handle, experiment.name, given, own, study, on_progress=tell, stop=stop
+            )
+        _tell(made, output, as_json)
+
+    run.__annotations__["own"] = experiment.settings
+    run.__name__, run.__doc__ = experiment.module, experiment.question
+    return verb(run)
+
+
+def _group() -> typer.Typer:
+    """All of them."""
+    made = typer.Typer(
+        help="What makes attention sinks: take the factor away and see whether they vanish.",
+        no_args_is_help=True,
+    )
+    made.callback(invoke_without_command=True)(side_by_side)
+    for experiment in EXPERIMENTS:
+        made.command(experiment.name)(_command(experiment))
+    made.command("docs", hidden=True)(docs)  # for those who work on SinkScope
+    return made
+
+
+app = _group()
+
+
+def _samples(handle: ModelHandle, data: str | None, count: int, prompt: str | None) -> Prompts:
+    """What --data names, or the default of the model.
+
+    Raises:
+        ValueError: it names none, or images for a text model.
+    """
+    from sinkscope.experiments.samples import Prompts, own_prompts, read_prompts
+
+    if not handle.family.sees_images:
+        if data is None:
+            return own_prompts(count)
+        path = Path(data)
+        if path.is_dir() or path.suffix.lower() not in ("", ".txt", ".text", ".md"):
+            raise ValueError(
+                f"data is {data!r}, but {handle.info.id} is a text model and sees no images; "
+                "allowed: a text file (.txt) with a prompt a line, or none for our own prompts."
+            )
+        return read_prompts(path, count)
+    if data is None:
+        if handle.info.id != "demo":
+            raise ValueError(
+                f"data is missing: give images for {handle.info.id} (a folder, or a file of "
+                "questions), or demo for drawn scenes."
+            )
+        data = "demo"
+    from sinkscope.cli.sinks_data import read_data
+
+    read = read_data(data, count, prompt, 0)
+    return Prompts(read.samples, read.source, read.notes())
+
+
+def _check_folder(output: Path | None) -> None:
+    if output is None:
+        return
+    if output.exists() and not output.is_dir():
+        raise ValueError(f"output is {str(output)!r}; allowed: a folder, not a file.")
+    if not output.resolve().parent.is_dir():
+        raise ValueError(f"The folder {output.parent} of the output {output.name} does not exist.")
+
+
+def _tell(made: Result, output: Path | None, as_json: bool) -> None:
+    if as_json:
+        typer.echo(json.dumps(made.as_dict(), ensure_ascii=False, indent=1, allow_nan=False))
+    else:
+        from sinkscope.cli.experiment_report import print_result
+
+        print_result(made)
+    if output is not None:
+        from sinkscope.experiments.saving import save_result
+
+        written = save_result(output, made)
+        typer.echo(f"Wrote {len(written)} files to {output}", err=True)
+
+
+@contextmanager
+def _told(label: str) -> Iterator[Progress]:
+    """A progress bar in percent; how many passes there are is known once sinks are detected."""
+    with common.progress(label, 100) as bar:
+
+        def tell(done: int, total: int, text: str) -> None:
+            bar.update(max(0, round(100 * done / max(1, total)) - bar.pos))
+
+        yield tell
+
+
+@contextmanager
+def _interruptible() -> Iterator[threading.Event]:
+    """Ctrl-C ends the run after the pass at hand; a second one at once."""
+    from sinkscope.sinks.progress import Stopped
+
+    stop = threading.Event()
+
+    def interrupt(number: int, frame: object) -> None:
+        if stop.is_set():
+            raise KeyboardInterrupt
+        stop.set()
+        typer.echo("\nStopping after the pass at hand; Ctrl-C again stops at once.", err=True)
+
+    before = signal.signal(signal.SIGINT, interrupt)
+    try:
+        yield stop
+    except Stopped as stopped:
+        typer.echo(
+            f"Stopped after {stopped.done} of {stopped.total} steps; nothing was kept.", err=True
+        )
+        raise typer.Exit(INTERRUPTED) from None
+    finally:
+        signal.signal(signal.SIGINT, before)

@@ -1,0 +1,109 @@
+"""`experiment docs`: every experiment on the bundled model, with its figures and what it says put
+into docs/experiments.md."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+from sinkscope.cli import common
+from sinkscope.config import ModelSettings
+from sinkscope.utils import PROJECT, write_atomically
+
+if TYPE_CHECKING:
+    from sinkscope.experiments.result import Result
+
+SAMPLES = 16
+DPI = 100
+# What is run, with which settings, and the figures that are shown. A name may occur once.
+RUNS: tuple[tuple[str, dict[str, Any], tuple[str, ...]], ...] = (
+    ("scan", {}, ("attention", "energy_concentration")),
+    ("decompose-output", {"layer": 0}, ("dim_17",)),
+    ("mlp-subspace", {"layer": 0}, ("largest",)),
+    ("ablate-mlp", {"layer": 0}, ("sink_attention", "one_layer_at_a_time")),
+    ("decompose-mlp-in", {"layer": 0}, ("projections",)),
+    ("lower-attention", {}, ("answer",)),
+    ("cut-edges", {"keys": "region", "region": (0.0, 0.0, 0.5, 0.5)}, ("change",)),
+    ("vision-or-text", {}, ("sink_attention",)),
+    ("sink-tokens", {}, ("auc",)),
+)
+
+
+def docs() -> None:
+    """Make docs/experiments.md anew: what the bundled model says, and its figures.
+
+    For a clone of the project; each part between two marks in the page is replaced.
+    """
+    with common.mistakes_said_plainly():
+        page = PROJECT / "docs" / "experiments.md"
+        if not (PROJECT / "src" / "sinkscope").is_dir() or not page.is_file():
+            raise ValueError("docs/experiments.md is not here; this is for a clone of SinkScope.")
+        from sinkscope.cli.sinks_data import read_data
+        from sinkscope.experiments.catalogue import experiment_named
+        from sinkscope.experiments.run import run_experiment
+        from sinkscope.experiments.samples import Prompts
+
+        handle = common.load(ModelSettings())
+        read = read_data("demo", SAMPLES, None, 0)
+        given = Prompts(read.samples, read.source, read.notes())
+        text = page.read_text(encoding="utf-8")
+        with common.progress("Experiments", len(RUNS)) as bar:
+            for name, settings, charts in RUNS:
+                own = experiment_named(name).settings(**settings)
+                made = run_experiment(handle, name, given, own)
+                pictures = _draw(PROJECT / "docs" / "images", made, charts)
+                text = replaced(text, name, _said(made, settings, pictures))
+                bar.update(1)
+        write_atomically(page, lambda file: file.write(text.encode()))
+        typer.echo(f"Wrote {page}", err=True)
+
+
+def replaced(text: str, name: str, new: str) -> str:
+    """The page with what stands between the marks of an experiment replaced.
+
+    Raises:
+        ValueError: the page has no such marks.
+    """
+    marks = f"<!-- bundled: {name} -->\n", "<!-- end -->"
+    found = re.compile(re.escape(marks[0]) + r".*?" + re.escape(marks[1]), re.S)
+    if len(found.findall(text)) != 1:
+        raise ValueError(f"docs/experiments.md has no part {marks[0].strip()} ... {marks[1]}.")
+    put: Callable[[re.Match[str]], str] = lambda _: f"{marks[0]}{new}{marks[1]}"  # noqa: E731
+    return found.sub(put, text)
+
+
+def _draw(folder: Path, made: Result, charts: tuple[str, ...]) -> list[tuple[str, str]]:
+    """(file, title) of each figure."""
+    from sinkscope.experiments.figures import draw
+
+    written = []
+    for chart in made.findings.charts:
+        if chart.name in charts:
+            file = f"experiment_{made.experiment}_{chart.name}.png".replace("-", "_")
+            figure = draw(chart)
+            options: Any = {"format": "png", "dpi": DPI, "metadata": {"Software": None}}
+            write_atomically(folder / file, lambda out, f=figure, o=options: f.savefig(out, **o))  # type: ignore[misc]
+            written.append((file, chart.title))
+    return written
+
+
+def _said(made: Result, settings: dict[str, Any], pictures: list[tuple[str, str]]) -> str:
+    words = " ".join(_option(name, value) for name, value in settings.items())
+    command = f"sinkscope experiment {made.experiment} {words}".strip()
+    lines = [f"`{command}`, {len(made.samples)} drawn scenes:", ""]
+    lines += [f"> {text}" for text in made.findings.summary]
+    if made.findings.verdict is not None:
+        lines += [">", f"> Verdict: **{made.findings.verdict.word}**."]
+        lines += [f"> {text}" for text in made.findings.verdict.text]
+    lines.append("")
+    lines += [f"![{title}](images/{file})" for file, title in pictures]
+    return "\n".join([*lines, ""])
+
+
+def _option(name: str, value: Any) -> str:
+    written = ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
+    return f"--{name.replace('_', '-')} {written}"

@@ -1,0 +1,236 @@
+"""`ablate-mlp`: do the sinks vanish when an MLP no longer writes what makes them?
+
+direction   Q = QR(W_down[:, top neurons at the sink]); at the sinks alone y <- y - Q Q^T y, where y
+            is the MLP's output. Also, one later layer at a time, span(Q) taken out of its input.
+magnitude   y <- y * min(1, |y_ref| / |y|), with |y_ref| the mean norm of the MLP's output at the
+            reference tokens of the same sample.
+
+Held against: a random span of the same rank, orthogonal to Q, at the sinks; the same change at as
+many random ordinary tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from sinkscope.experiments.controls import orthonormal, random_basis, random_tokens
+from sinkscope.experiments.effects import PLAIN, Effects
+from sinkscope.experiments.neurons import top_neurons
+from sinkscope.experiments.probes import AtTokens
+from sinkscope.experiments.result import Chart, Findings, Series, Table, numbers
+from sinkscope.experiments.settings import AblateMLPSettings
+from sinkscope.experiments.study import Case, Pass, Study
+from sinkscope.experiments.verdict import specific, verdict
+from sinkscope.interventions.base import Intervention
+from sinkscope.interventions.project import ProjectOut
+from sinkscope.interventions.scale import Scale
+from sinkscope.models.sites import At
+
+ABLATED, DIRECTION, TOKENS = "ablated", "random direction", "random tokens"
+
+
+def run(study: Study, settings: AblateMLPSettings) -> Findings:
+    """Run the experiment.
+
+    Raises:
+        ValueError: no such layer, or none behind it.
+        NoNeuronsError: no small set of neurons holds the sinks' energy (direction).
+    """
+    study.check_layer(settings.layer, after=True)
+    assert study.reference
+    direction = settings.what == "direction"
+    study.plan(2 if direction else 1)
+    top: Tensor | None = None
+    basis: Tensor | None = None
+    if direction:
+        top = top_neurons(study, settings.layer, settings.top, settings.min_share)
+        down = study.handle.stack.mlp(settings.layer).down.weight.detach()
+        basis = orthonormal(down[:, top.to(down.device)].cpu())
+    arms = _Arms(study, settings, basis)
+    for case, inputs in study.each(f"Ablating layer {settings.layer}"):
+        positions = tuple(sorted({*case.positions, *case.others}))
+        probe = AtTokens(("mlp_out",), positions, (settings.layer,))
+        plain = study.passed(case, inputs, [probe])
+        written = plain.session[probe].layer("mlp_out", settings.layer)
+        arms.measure(case, plain, dict(zip(positions, written, strict=True)))
+    return _findings(study, settings, arms, top)
+
+
+@dataclass
+class _Arms:
+    """All arms, sample by sample."""
+
+    study: Study
+    settings: AblateMLPSettings
+    basis: Tensor | None
+    effects: Effects = field(init=False)
+    by_layer: Effects = field(init=False)
+    sinks: list[Tensor] = field(default_factory=list)
+    ordinary: list[Tensor] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.effects, self.by_layer = Effects(self.study), Effects(self.study)
+
+    def measure(self, case: Case, plain: Pass, written: dict[int, Tensor]) -> None:
+        """One sample: `written` is the MLP's output by position."""
+        study, settings, effects = self.study, self.settings, self.effects
+        own = case.groups[study.sink]
+        self.sinks.append(self._projection(written, own))
+        self.ordinary.append(self._projection(written, case.others))
+        effects.measure(PLAIN, case, plain, [])
+        if self.basis is None:
+            limit = float(
+                torch.stack([written[p].norm() for p in case.groups[study.reference]]).mean()
+            )
+            factors = [min(1.0, limit / max(1e-300, float(written[p].norm()))) for p in own]
+            factor = sum(factors) / len(factors)
+            effects.measure(ABLATED, case, plain, [Scale(self._at(own), limit)])
+            same: list[Sequence[Intervention]] = [
+                [Scale(self._at(tokens), factor=factor)] if factor < 1 else []
+                for tokens in self._random(case)
+            ]
+            effects.measure(TOKENS, case, plain, *same)
+            return
+        effects.measure(ABLATED, case, plain, [ProjectOut(self._at(own), self.basis)])
+        draws = range(study.settings.controls)
+        effects.measure(
+            DIRECTION,
+            case,
+            plain,
+            *(
+                [ProjectOut(self._at(own), random_basis(self.basis, study.settings.seed + draw))]
+                for draw in draws
+            ),
+        )
+        effects.measure(
+            TOKENS,
+            case,
+            plain,
+            *([ProjectOut(self._at(tokens), self.basis)] for tokens in self._random(case)),
+        )
+        if settings.each_layer:
+            self.by_layer.arms.setdefault(PLAIN, []).append(effects.arms[PLAIN][-1])
+            for layer in range(settings.layer + 1, study.layers):
+                at = At("block_in", (layer,), own)
+                self.by_layer.measure(str(layer), case, plain, [ProjectOut(at, self.basis)])
+
+    def _at(self, positions: tuple[int, ...]) -> At:
+        return At("mlp_out", (self.settings.layer,), positions)
+
+    def _random(self, case: Case) -> list[tuple[int, ...]]:
+        count = len(case.groups[self.study.sink])
+        return [
+            random_tokens(case.others, count, self.study.seed(case, draw + 1))
+            for draw in range(self.study.settings.controls)
+        ]
+
+    def _projection(self, written: dict[int, Tensor], positions: Sequence[int]) -> Tensor:
+        """(n,): size of the MLP's output in the span, or altogether."""
+        if not positions:
+            return torch.zeros(0, dtype=torch.float64)
+        values = torch.stack([written[position] for position in positions])
+        if self.basis is not None:
+            values = values @ self.basis
+        return torch.linalg.vector_norm(values, dim=-1)
+
+
+def _findings(
+    study: Study, settings: AblateMLPSettings, arms: _Arms, top: Tensor | None
+) -> Findings:
+    later = range(settings.layer + 1, study.layers)
+    controls = [name for name in (DIRECTION, TOKENS) if name in arms.effects.arms]
+    causal = arms.effects.causal(ABLATED, controls, later)
+    special = specific(arms.sinks, arms.ordinary, study.resampling)
+    factor = "span of the top neurons" if top is not None else "size of the MLP's output"
+    judged = verdict(study.settings, factor, causal, special, len(study.cases))
+    tables = [arms.effects.table(later)]
+    charts = arms.effects.charts()
+    values = {
+        "layer": settings.layer,
+        "top": None if top is None else top.tolist(),
+        "removed": causal.removed.value,
+        "controls": {name: own.value for name, own in causal.controls.items()},
+        "auc": special.auc.value,
+    }
+    change = study.resampling.mean(arms.effects.logs(ABLATED) - arms.effects.logs(PLAIN))
+    said = [
+        f"Without the {factor} in layer {settings.layer}, {causal.removed.percent()} of the sinks' "
+        f"excess attention in layers {later.start} to {later.stop - 1} is gone; the answer's "
+        f"log-probability changes by {change} nats a token."
+    ]
+    if top is not None:
+        said.append(f"Top neurons: {', '.join(map(str, top.tolist()))}.")
+    if arms.by_layer.arms:
+        table, chart = _one_at_a_time(study, arms.by_layer, later)
+        tables.append(table)
+        charts.append(chart)
+    charts.append(_histogram(arms, factor))
+    return Findings(tuple(said), tuple(tables), tuple(charts), judged, values)
+
+
+def _one_at_a_time(study: Study, effects: Effects, later: range) -> tuple[Table, Chart]:
+    """The span taken out of one later layer's input: what goes in that layer and behind it."""
+    found = {
+        layer: effects.causal(str(layer), [], range(layer, study.layers)).removed for layer in later
+    }
+    table = Table(
+        "one_layer_at_a_time",
+        "span(Q) taken out of one later layer's input at the sinks",
+        ("layer", "removed", "removed_low", "removed_high"),
+        tuple((layer, *numbers((own.value, own.low, own.high))) for layer, own in found.items()),
+        note="removed: share of the excess attention in this layer and all behind it.",
+    )
+    chart = Chart(
+        "one_layer_at_a_time",
+        "span(Q) taken out of one later layer's input",
+        "lines",
+        tuple(found),
+        (
+            Series(
+                "removed",
+                numbers([own.value for own in found.values()]),
+                numbers([own.low for own in found.values()]),
+                numbers([own.high for own in found.values()]),
+                ABLATED,
+            ),
+        ),
+        y_label="share of the excess attention gone",
+    )
+    return table, chart
+
+
+def _histogram(arms: _Arms, factor: str) -> Chart:
+    return histogram(
+        "projections",
+        f"Size of the MLP's output ({factor})",
+        {"sinks": torch.cat(arms.sinks), "ordinary": torch.cat(arms.ordinary)},
+        "size",
+    )
+
+
+def histogram(name: str, title: str, groups: dict[str, Tensor], label: str) -> Chart:
+    """A histogram of several groups of values in shared bins."""
+    everything = torch.cat([values.double() for values in groups.values()])
+    low, high = float(everything.min()), float(everything.max())
+    edges = torch.linspace(low, high if high > low else low + 1, 41, dtype=torch.float64)
+    series = tuple(
+        Series(
+            group,
+            numbers(torch.histc(values.double(), 40, float(edges[0]), float(edges[-1])).tolist()),
+            role=group,
+        )
+        for group, values in groups.items()
+    )
+    return Chart(
+        name,
+        title,
+        "histogram",
+        tuple(edges.tolist()),
+        series,
+        x_label=label,
+        y_label="share of the tokens",
+    )

@@ -1,0 +1,113 @@
+"""Two runs of one experiment side by side: rows with the same keys, lines in one figure."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from sinkscope.experiments.result import Cell, Chart, Findings, Result, Series, Table
+
+
+def compare(one: Result, other: Result) -> Result:
+    """Two results as one: each table has the figures of both and their difference, each chart the
+    series of both.
+
+    Raises:
+        ValueError: they are of different experiments, or have no table in common.
+    """
+    if one.experiment != other.experiment:
+        raise ValueError(
+            f"The results are of different experiments, {one.experiment} and {other.experiment}; "
+            "allowed: two of the same."
+        )
+    names = _names(one, other)
+    theirs = {table.name: table for table in other.findings.tables}
+    tables = tuple(
+        _table(table, theirs[table.name], names)
+        for table in one.findings.tables
+        if table.name in theirs
+    )
+    if not tables:
+        raise ValueError("The two results have no table in common.")
+    drawn = {chart.name: chart for chart in other.findings.charts}
+    charts = tuple(
+        _chart(chart, drawn[chart.name], names)
+        for chart in one.findings.charts
+        if chart.name in drawn and chart.kind != "heat" and _same_axis(chart, drawn[chart.name])
+    )
+    summary, notes = [], []
+    for name, result in zip(names, (one, other), strict=True):
+        summary += [f"{name}: {text}" for text in result.findings.summary]
+        if result.findings.verdict is not None:
+            summary.append(f"{name}: verdict {result.findings.verdict.word}.")
+        notes.append(f"{name} is {result.provenance()}")
+    return dataclasses.replace(
+        one,
+        settings={"A": one.settings, "B": other.settings},
+        samples=(*one.samples, *other.samples),
+        source=f"{one.source} / {other.source}",
+        groups={name: one.groups[name] for name in one.groups if name in other.groups},
+        findings=Findings(tuple(summary), tables, charts, notes=tuple(notes)),
+        seconds=one.seconds + other.seconds,
+    )
+
+
+def _names(one: Result, other: Result) -> tuple[str, str]:
+    """A and B, with what tells them apart."""
+    ids = str(one.model.get("id")), str(other.model.get("id"))
+    if ids[0] != ids[1]:
+        return f"A ({ids[0]})", f"B ({ids[1]})"
+    return "A", "B"
+
+
+def _table(one: Table, other: Table, names: tuple[str, str]) -> Table:
+    keys = one.keys
+    columns = [column for column in one.columns[keys:] if column in other.columns[keys:]]
+    first = {row[:keys]: dict(zip(one.columns, row, strict=True)) for row in one.rows}
+    second = {row[:keys]: dict(zip(other.columns, row, strict=True)) for row in other.rows}
+    rows = []
+    for key in [*first, *(key for key in second if key not in first)]:
+        cells: list[Cell] = []
+        for column in columns:
+            a, b = first.get(key, {}).get(column), second.get(key, {}).get(column)
+            numeric = all(isinstance(x, int | float) and not isinstance(x, bool) for x in (a, b))
+            cells += [a, b, b - a if numeric else None]  # type: ignore[operator]
+        rows.append((*key, *cells))
+    heads = [name for column in columns for name in (f"{column} A", f"{column} B", f"{column} B-A")]
+    return Table(
+        one.name,
+        f"{one.title}: {names[0]} and {names[1]}",
+        (*one.columns[:keys], *heads),
+        tuple(rows),
+        keys,
+        one.note,
+    )
+
+
+def _same_axis(one: Chart, other: Chart) -> bool:
+    """Lines may be of different length; everything else needs the same places."""
+    return one.kind == other.kind and (one.kind == "lines" or one.x == other.x)
+
+
+def _chart(one: Chart, other: Chart, names: tuple[str, str]) -> Chart:
+    longest = max(one.x, other.x, key=len)
+
+    def renamed(chart: Chart, name: str) -> list[Series]:
+        more = (None,) * (len(longest) - len(chart.x))
+        return [
+            dataclasses.replace(
+                series,
+                name=f"{name.split()[0]}: {series.name}",
+                role=f"{name} {series.role}",
+                y=(*series.y, *more),
+                low=None if series.low is None else (*series.low, *more),
+                high=None if series.high is None else (*series.high, *more),
+            )
+            for series in chart.series
+        ]
+
+    return dataclasses.replace(
+        one,
+        x=longest,
+        series=(*renamed(one, names[0]), *renamed(other, names[1])),
+        note=f"{one.note} {names[0]} and {names[1]}.".strip(),
+    )

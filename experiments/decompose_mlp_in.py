@@ -1,0 +1,344 @@
+"""`decompose-mlp-in`: which direction of an MLP's input switches the top neurons on?
+
+For each top neuron j the gradient of z_j^2 at the sinks with respect to the MLP's input x (behind
+its norm), a row a sink token: G (n x D). SVD without centring: eigenvalues S^2 / n, v1 the first
+right vector, its sign such that the sinks lie above the reference. Q = orth[v1 of each neuron].
+
+Arms, at the sinks alone: x <- x - Q Q^T x; the same with a random span of the same rank, orthogonal
+to Q; the same at random ordinary tokens; and before an RMS norm with weight gamma, where
+U = Q / gamma, s <- s - U U^T (gamma^2 * s), which takes span(Q) out of what comes behind the norm.
+A LayerNorm centres and adds a bias, for which that is not defined: the arm is left out there.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from sinkscope.experiments.ablate_mlp import ABLATED, DIRECTION, TOKENS, histogram
+from sinkscope.experiments.controls import orthonormal, random_basis, random_tokens
+from sinkscope.experiments.effects import PLAIN, Effects
+from sinkscope.experiments.neurons import top_neurons
+from sinkscope.experiments.probes import AtTokens
+from sinkscope.experiments.result import Chart, Findings, Series, Table, number, numbers
+from sinkscope.experiments.settings import DecomposeMLPInSettings
+from sinkscope.experiments.study import Case, Pass, Study
+from sinkscope.experiments.verdict import specific, verdict
+from sinkscope.interventions.project import ProjectOut
+from sinkscope.models.sites import At
+
+BEFORE = "before the norm"
+LISTED = 12  # eigenvalues
+
+
+@dataclass(frozen=True)
+class Direction:
+    """What switches one neuron on.
+
+    Attributes:
+        neuron: which.
+        vector: float64 (D,): v1, of length 1.
+        eigenvalues: float64: S^2 / n, falling.
+    """
+
+    neuron: int
+    vector: Tensor
+    eigenvalues: Tensor
+
+    @property
+    def share(self) -> float:
+        """Of the first eigenvalue in their sum."""
+        return float(self.eigenvalues[0] / self.eigenvalues.sum())
+
+
+def run(study: Study, settings: DecomposeMLPInSettings) -> Findings:
+    """Run the experiment.
+
+    Raises:
+        ValueError: no such layer, none behind it, or the projection before the norm where it is not
+            defined.
+        NoNeuronsError: no small set of neurons holds the sinks' energy.
+    """
+    layer = settings.layer
+    study.check_layer(layer, after=True)
+    assert study.reference
+    norm = study.handle.stack.mlp(layer).norm
+    if settings.before_norm and norm.kind != "rms":
+        raise ValueError(
+            f"before_norm is given, but the MLP's norm of {study.handle.info.family} is a "
+            "LayerNorm, which centres and adds a bias: the projection before it is not defined; "
+            "leave it out."
+        )
+    before = norm.kind == "rms" if settings.before_norm is None else settings.before_norm
+    study.plan(3)
+    top = top_neurons(study, layer, settings.top, settings.min_share)
+    directions, center = _directions(study, layer, top)
+    basis = orthonormal(torch.stack([one.vector for one in directions], 1))
+    arms = _Arms(study, layer, top, directions, center, basis)
+    if before:
+        arms.gamma = norm.weight.detach().double().cpu()
+    for case, inputs in study.each(f"Projecting in layer {layer}"):
+        arms.measure(case, inputs)
+    notes = (
+        ()
+        if before or settings.before_norm is not None
+        else ("The MLP's norm is a LayerNorm; the projection before it is not defined: left out.",)
+    )
+    return _findings(study, arms, notes)
+
+
+def gradients(study: Study, layer: int, top: Tensor, inputs: Tensor) -> Tensor:
+    """float64 (k, n, D): gradient of z_j^2 with respect to the MLP's input, of each top neuron j at
+    each of n tokens (n, D)."""
+    mlp = study.handle.stack.mlp(layer)
+    with study.handle.lock, torch.enable_grad():
+        given = inputs.detach().clone().requires_grad_()
+        z = mlp.inner(given[None])[0]  # (n, F)
+        rows = []
+        for neuron in top.tolist():
+            # Tokens do not mix in an MLP, so the gradient of the sum is each token's own.
+            (gradient,) = torch.autograd.grad(z[:, neuron].square().sum(), given, retain_graph=True)
+            rows.append(gradient.detach().cpu().double())
+    return torch.stack(rows)
+
+
+def _directions(study: Study, layer: int, top: Tensor) -> tuple[list[Direction], Tensor]:
+    """v1 of each neuron, and the mean input at the reference tokens (D,)."""
+    parts: list[Tensor] = []
+    sums: dict[str, Tensor] = {}
+    for case, inputs in study.each("Gradients"):
+        probe = AtTokens(("mlp_in",), case.positions, (layer,))
+        reader = study.passed(case, inputs, [probe]).session[probe]
+        values = reader.layer("mlp_in", layer)
+        for name in study.names[:2]:
+            own = values[case.rows(name)].sum(0)
+            sums[name] = sums[name] + own if name in sums else own
+        raw = reader.raw("mlp_in", layer)
+        rows = case.rows(study.sink).to(raw.device)
+        parts.append(gradients(study, layer, top, raw[rows]))
+    sizes = study.sizes
+    center = sums[study.reference] / sizes[study.reference]
+    apart = sums[study.sink] / sizes[study.sink] - center
+    made = []
+    for index, neuron in enumerate(top.tolist()):
+        g = torch.cat([part[index] for part in parts])  # (n, D)
+        _, singular, right = torch.linalg.svd(g, full_matrices=False)
+        if not float(singular[0]) > 0:
+            raise ValueError(f"Neuron {neuron} of layer {layer} has no gradient at the sinks.")
+        vector = right[0] if float(right[0] @ apart) >= 0 else -right[0]
+        made.append(Direction(neuron, vector, singular.square() / len(g)))
+    return made, center
+
+
+@dataclass
+class _Arms:
+    """All arms, sample by sample, with the projections and z of each."""
+
+    study: Study
+    layer: int
+    top: Tensor
+    directions: list[Direction]
+    center: Tensor
+    basis: Tensor
+    gamma: Tensor | None = None
+    effects: Effects = field(init=False)
+    sinks: list[Tensor] = field(default_factory=list)
+    ordinary: list[Tensor] = field(default_factory=list)
+    reference: list[Tensor] = field(default_factory=list)
+    z: dict[str, list[Tensor]] = field(default_factory=dict)
+    after: dict[str, list[Tensor]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.effects = Effects(self.study)
+
+    def measure(self, case: Case, inputs: object) -> None:
+        """One sample."""
+        study, own = self.study, case.groups[self.study.sink]
+        positions = tuple(sorted({*case.positions, *case.others}))
+        probe = AtTokens(("mlp_in",), positions, (self.layer,))
+        plain = study.passed(case, inputs, [probe])  # type: ignore[arg-type]
+        values = plain.session[probe].layer("mlp_in", self.layer)
+        vectors = torch.stack([one.vector for one in self.directions], 1)  # (D, k)
+        projected = dict(zip(positions, (values - self.center) @ vectors, strict=True))
+        for into, tokens in (
+            (self.sinks, own),
+            (self.ordinary, case.others),
+            (self.reference, case.groups[study.reference]),
+        ):
+            rows = [projected[position] for position in tokens]
+            into.append(
+                torch.stack(rows) if rows else torch.zeros(0, len(self.directions)).double()
+            )
+        at = At("mlp_in", (self.layer,), own)
+        seed, draws = study.settings.seed, range(study.settings.controls)
+        self._arm(PLAIN, case, plain, [[]])
+        self._arm(ABLATED, case, plain, [[ProjectOut(at, self.basis)]])
+        randoms = [[ProjectOut(at, random_basis(self.basis, seed + draw))] for draw in draws]
+        self._arm(DIRECTION, case, plain, randoms)
+        if self.gamma is not None:
+            under = At("mlp_norm_in", (self.layer,), own)
+            safe = torch.where(self.gamma == 0, 1.0, self.gamma)
+            scaled = torch.where(self.gamma == 0, 0.0, 1 / safe)[:, None] * self.basis
+            change = ProjectOut(under, scaled, self.gamma.square())
+            self._arm(BEFORE, case, plain, [[change]])
+        tokens = [random_tokens(case.others, len(own), study.seed(case, d + 1)) for d in draws]
+        self.effects.measure(
+            TOKENS,
+            case,
+            plain,
+            *([ProjectOut(At("mlp_in", (self.layer,), chosen), self.basis)] for chosen in tokens),
+        )
+
+    def _arm(self, name: str, case: Case, plain: Pass, draws: list[list[ProjectOut]]) -> None:
+        """An arm, with z of the top neurons and the projections at the sinks."""
+        look = AtTokens(("mlp_in", "z"), case.groups[self.study.sink], (self.layer,))
+        sessions = self.effects.measure(name, case, plain, *draws, probes=[look])
+        z = torch.stack([s[look].layer("z", self.layer)[:, self.top].abs() for s in sessions])
+        self.z.setdefault(name, []).append(z.mean(0))
+        first = self.directions[0].vector
+        inside = torch.stack([s[look].layer("mlp_in", self.layer) @ first for s in sessions])
+        self.after.setdefault(name, []).append(inside.mean(0))
+
+
+def effective_rank(eigenvalues: Tensor) -> tuple[float, float]:
+    """exp(entropy of l / sum l), and (sum l)^2 / sum l^2."""
+    positive = eigenvalues.double().clamp(min=0)
+    share = positive / positive.sum()
+    entropy = -float(torch.special.xlogy(share, share).sum())
+    return math.exp(entropy), float(positive.sum().square() / positive.square().sum())
+
+
+def _findings(study: Study, arms: _Arms, notes: tuple[str, ...]) -> Findings:
+    later = range(arms.layer + 1, study.layers)
+    causal = arms.effects.causal(ABLATED, (DIRECTION, TOKENS), later)
+    first = [part[:, 0] for part in arms.sinks]
+    special = specific(first, [part[:, 0] for part in arms.ordinary], study.resampling)
+    judged = verdict(
+        study.settings, "input direction of the top neurons", causal, special, len(study.cases)
+    )
+    vectors = torch.stack([one.vector for one in arms.directions], 1)
+    gram = vectors.T @ vectors
+    ranks = effective_rank(torch.linalg.eigvalsh(gram))
+    strongest = arms.directions[0]
+    said = [
+        f"In layer {arms.layer}, neuron {strongest.neuron} is switched on by one direction that "
+        f"holds {strongest.share:.0%} of its gradient's energy.",
+        f"Without the span of {len(arms.directions)} such directions "
+        f"{causal.removed.percent()} of the sinks' excess attention is gone.",
+    ]
+    if BEFORE in arms.effects.arms:
+        own = arms.effects.causal(BEFORE, [], later).removed
+        said.append(f"Taken out before the norm: {own.percent()}.")
+    values = {
+        "layer": arms.layer,
+        "top": arms.top.tolist(),
+        "direction": strongest.vector.tolist(),
+        "removed": causal.removed.value,
+        "controls": {name: own.value for name, own in causal.controls.items()},
+        "auc": special.auc.value,
+        "effective_rank": list(ranks),
+    }
+    tables = (
+        arms.effects.table(later),
+        _direction_table(study, arms, ranks),
+        _gram_table(arms, gram),
+        _arm_table(arms),
+    )
+    charts = [*arms.effects.charts(), *_charts(study, arms)]
+    return Findings(tuple(said), tables, tuple(charts), judged, values, notes)
+
+
+def _direction_table(study: Study, arms: _Arms, ranks: tuple[float, float]) -> Table:
+    sinks, reference, others = (torch.cat(p) for p in (arms.sinks, arms.reference, arms.ordinary))
+    rows = []
+    for index, one in enumerate(arms.directions):
+        auc = specific(
+            [part[:, index] for part in arms.sinks],
+            [part[:, index] for part in arms.ordinary],
+            study.resampling,
+        ).auc
+        rows.append(
+            (
+                one.neuron,
+                float(one.eigenvalues[0]),
+                one.share,
+                *effective_rank(one.eigenvalues),
+                float(sinks[:, index].mean()),
+                float(reference[:, index].mean()),
+                float(others[:, index].mean()),
+                number(auc.value),
+            )
+        )
+    return Table(
+        "directions",
+        f"Input directions of the top neurons, layer {arms.layer}",
+        (
+            *("neuron", "eigenvalue", "share", "rank_entropy", "rank_participation"),
+            *(f"mean_{study.sink}", f"mean_{study.reference}", "mean_others", "auc"),
+        ),
+        tuple(rows),
+        note="mean: of v1 . (x - mean of the reference). Effective rank of the directions' Gram "
+        f"matrix: {ranks[0]:.3g} (entropy), {ranks[1]:.3g} (participation).",
+    )
+
+
+def _gram_table(arms: _Arms, gram: Tensor) -> Table:
+    neurons = [str(one.neuron) for one in arms.directions]
+    rows = [(name, *map(float, row)) for name, row in zip(neurons, gram.tolist(), strict=True)]
+    title = "Cosines of the directions with each other (Gram matrix)"
+    return Table("gram", title, ("neuron", *neurons), tuple(rows))
+
+
+def _arm_table(arms: _Arms) -> Table:
+    rows = []
+    for name, parts in arms.z.items():
+        mean = torch.cat(parts).mean(0)
+        inside = torch.cat(arms.after[name])
+        rows.append((name, float(inside.mean()), *map(float, mean.tolist())))
+    return Table(
+        "neurons",
+        "What the arms do at the sinks: v1 . x of the strongest neuron, and mean |z|",
+        ("arm", "projection", *(f"z_{one.neuron}" for one in arms.directions)),
+        tuple(rows),
+    )
+
+
+def _charts(study: Study, arms: _Arms) -> list[Chart]:
+    neurons = tuple(str(one.neuron) for one in arms.directions)
+    bars = tuple(
+        Series(name, numbers(torch.cat(parts).mean(0).tolist()), role=name)
+        for name, parts in arms.z.items()
+    )
+    spectrum = arms.directions[0].eigenvalues[:LISTED]
+    return [
+        histogram(
+            "projections",
+            f"Projection on the direction of neuron {arms.directions[0].neuron}",
+            {
+                study.sink: torch.cat(arms.sinks)[:, 0],
+                study.reference: torch.cat(arms.reference)[:, 0],
+            },
+            "v1 . (x - mean of the reference)",
+        ),
+        Chart(
+            "z",
+            f"Top neurons of layer {arms.layer} at {study.sink}",
+            "bars",
+            neurons,
+            bars,
+            x_label="neuron",
+            y_label="mean |z|",
+        ),
+        Chart(
+            "eigenvalues",
+            f"Spectrum of the gradients of neuron {arms.directions[0].neuron}",
+            "bars",
+            tuple(str(index + 1) for index in range(len(spectrum))),
+            (Series("eigenvalue", numbers(spectrum.tolist())),),
+            x_label="eigenvalue, falling",
+            y_label="S^2 / n",
+        ),
+    ]

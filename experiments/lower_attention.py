@@ -1,0 +1,127 @@
+"""`lower-attention`: does the model need the attention that its sinks get?
+
+    a'[q, sink] = f * a[q, sink]    for every counted query, in every head of the chosen layers
+
+Three arms: with the row's sum kept (what is taken goes to all other keys in proportion), without,
+and, where it is asked for, with the sum kept but the sinks' own contribution a[q, sink] * v[sink]
+left in the output. Held against: the same at as many random ordinary tokens. What counts is the
+answer's log-probability; that the sinks get less attention in the chosen layers is what was done.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from sinkscope.experiments.bootstrap import Interval
+from sinkscope.experiments.controls import random_tokens
+from sinkscope.experiments.effects import PLAIN, Effects
+from sinkscope.experiments.result import Chart, Findings, Series, Table, number, numbers
+from sinkscope.experiments.settings import LowerAttentionSettings
+from sinkscope.experiments.study import Study
+from sinkscope.interventions.lower import LowerAttention
+from sinkscope.models.sites import EVER
+
+KEPT, CUT, VALUE = "sum kept", "sum not kept", "sum kept, value kept"
+
+
+def run(study: Study, settings: LowerAttentionSettings) -> Findings:
+    """Run the experiment.
+
+    Raises:
+        ValueError: a layer that the model does not have, or a factor that changes nothing.
+    """
+    for layer in settings.layers or ():
+        study.check_layer(layer)
+    if settings.factor == 1:
+        raise ValueError("factor is 1.0, which changes nothing; allowed: from 0 to below 1.")
+    study.plan(1)
+    effects = Effects(study)
+    ways = {KEPT: (True, False), CUT: (False, False)}
+    if settings.keep_value:
+        ways[VALUE] = (True, True)
+    for case, inputs in study.each("Lowering attention"):
+        plain = study.passed(case, inputs)
+        own = case.groups[study.sink]
+        draws = [
+            random_tokens(case.others, len(own), study.seed(case, draw + 1))
+            for draw in range(study.settings.controls)
+        ]
+        effects.measure(PLAIN, case, plain, [])
+
+        def lowered(keys: tuple[int, ...], way: str, first: int = case.first) -> LowerAttention:
+            renormalise, keep_value = ways[way]
+            return LowerAttention(
+                keys,
+                settings.factor,
+                renormalise,
+                keep_value,
+                settings.layers,
+                range(first, EVER),
+            )
+
+        for way in ways:
+            effects.measure(way, case, plain, [lowered(own, way)])
+            others = [[lowered(keys, way)] if keys else [] for keys in draws]
+            effects.measure(f"random tokens, {way}", case, plain, *others)
+    return _findings(study, settings, effects, tuple(ways))
+
+
+def _findings(
+    study: Study, settings: LowerAttentionSettings, effects: Effects, ways: tuple[str, ...]
+) -> Findings:
+    plain, resampling = effects.logs(PLAIN), study.resampling
+    said = []
+    values = {}
+    for way in ways:
+        own = resampling.mean(effects.logs(way) - plain)
+        other = resampling.mean(effects.logs(f"random tokens, {way}") - plain)
+        apart = resampling.mean(effects.logs(way) - effects.logs(f"random tokens, {way}"))
+        values[way] = {"change": number(own.value), "random": number(other.value)}
+        said.append(
+            f"Attention to {study.sink} times {settings.factor:g}, {way}: the answer's "
+            f"log-probability changes by {own} nats a token, by {other} at random tokens; the "
+            f"difference is {apart}. {_needed(apart)}"
+        )
+    table = effects.table(range(study.layers))
+    groups = _where_it_goes(study, effects, ways)
+    return Findings(tuple(said), (table, groups), tuple(effects.charts()), values=values)
+
+
+def _needed(apart: Interval) -> str:
+    if apart.high < 0:
+        return "It needs this attention more than that to ordinary tokens."
+    if apart.low > 0:
+        return "It needs this attention less than that to ordinary tokens."
+    return "That is no clear difference."
+
+
+def _where_it_goes(study: Study, effects: Effects, ways: tuple[str, ...]) -> Table:
+    """Attention of each group in each arm, mean over all layers."""
+    rows = []
+    for index, name in enumerate(study.names):
+        cells = [
+            number(float(effects.attention(arm)[:, index].nanmean())) for arm in (PLAIN, *ways)
+        ]
+        rows.append((name, *cells))
+    return Table(
+        "groups",
+        "Attention to a token of each group, mean over layers, heads and queries",
+        ("tokens", PLAIN, *ways),
+        tuple(rows),
+    )
+
+
+def token_chart(name: str, title: str, series: dict[str, torch.Tensor]) -> Chart:
+    """Change of each answer token's log-probability, by its place in the answer."""
+    longest = max(len(values) for values in series.values())
+    return Chart(
+        name,
+        title,
+        "lines",
+        tuple(range(longest)),
+        tuple(
+            Series(label, numbers(values.tolist()), role=label) for label, values in series.items()
+        ),
+        x_label="token of the answer",
+        y_label="change of its log-probability, nats",
+    )

@@ -1,0 +1,218 @@
+"""Preparing a study: a pass of each sample that detects its sinks, and an answer to look at."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from sinkscope.attention_extractor import generate
+from sinkscope.capture.probes.base import Probe
+from sinkscope.capture.probes.sink_scores import SinkScores
+from sinkscope.capture.run import on_device
+from sinkscope.capture.session import attached
+from sinkscope.config import GenerationSettings
+from sinkscope.experiments.probes import Received, on_host
+from sinkscope.experiments.roles import (
+    Flags,
+    chosen_tokens,
+    first_query,
+    group_names,
+    groups,
+    sinks_of,
+)
+from sinkscope.experiments.samples import AnySample, have_images
+from sinkscope.experiments.settings import StudySettings
+from sinkscope.experiments.study import Case, Study, Watch, ready
+from sinkscope.models.family import PromptInputs
+from sinkscope.models.loading import ModelHandle
+from sinkscope.sinks.masking import answer_tokens
+from sinkscope.sinks.received import choose
+
+
+def prepare_study(
+    handle: ModelHandle,
+    samples: Sequence[AnySample],
+    settings: StudySettings,
+    *,
+    source: str = "the given samples",
+    answers: bool = False,
+    least: int = 1,
+    watch: Watch | None = None,
+) -> Study:
+    """Detect each sample's sinks, and fix its answer.
+
+    Args:
+        handle: a loaded model; do not hold its lock.
+        samples: with images, or without; not both.
+        settings: what all experiments share.
+        source: where the samples come from, in words.
+        answers: whether the experiment looks at an answer.
+        least: samples that it needs.
+        watch: progress and stop.
+
+    Raises:
+        ValueError: too few samples, no sinks in them, a role, position or dimension that does not
+            exist, or images for a model that sees none.
+        Stopped: it was asked to stop.
+    """
+    watch = watch or Watch(None, None)
+    images = have_images(samples)
+    sees = handle.family.sees_images
+    if images and not sees:
+        raise ValueError(
+            f"{handle.info.id} is a text model and sees no images; give prompts, a text file with "
+            "one a line."
+        )
+    if sees and not images:
+        raise ValueError(
+            f"{handle.info.id} is asked about images; give a folder of images or a file of "
+            "questions, not prompts alone."
+        )
+    if len(samples) < least:
+        raise ValueError(
+            f"There is {len(samples)} sample; this experiment's spread over samples needs "
+            f"{least} or more."
+        )
+    tokens = chosen_tokens(settings, images)
+    dims, tau = _dims(handle, settings)
+    detects = images and any(token in ("sinks", "ordinary") for token in tokens)
+    by = _detector(handle, settings, dims, tau) if detects else ""
+    watch.total = len(samples)
+    names, cases, without, notes = group_names(tokens), [], [], []
+    for sample in samples:
+        watch.check()
+        inputs = ready(handle, sample)
+        flags = _flags(handle, inputs, settings, by, dims, tau) if detects else None
+        mixed = int(sample.fingerprint()[:12], 16) ^ settings.seed
+        found, others = groups(tokens, inputs.layout, flags, mixed)
+        if all(found[name] for name in names[:2]):
+            answer = _answer(handle, sample, inputs, settings, watch) if answers else ()
+            first = first_query(inputs.layout)
+            cases.append(
+                Case(len(cases), sample, found, others, inputs.layout.length, first, answer)
+            )
+        else:
+            without.append(sample.id)
+        watch.step(f"Looking for sinks: {sample.id}")
+    if not cases:
+        raise ValueError(_none(handle, names, by, dims, tau, len(samples), settings))
+    if without:
+        some = ", ".join(without[:3]) + (", ..." if len(without) > 3 else "")
+        notes.append(
+            f"{len(without)} of {len(samples)} samples have no {names[0]} or nothing to hold them "
+            f"against and were left out: {some}."
+        )
+    if len(cases) < least:
+        raise ValueError(
+            f"{len(cases)} of {len(samples)} samples can be used; this experiment's spread over "
+            f"samples needs {least} or more. {' '.join(notes)}"
+        )
+    return Study(handle, settings, tuple(cases), names, dims, tau, source, tuple(notes), watch)
+
+
+def _dims(handle: ModelHandle, settings: StudySettings) -> tuple[tuple[int, ...], float | None]:
+    """Sink dimensions and threshold."""
+    size = handle.info.hidden_size
+    if settings.dims is not None and max(settings.dims) >= size:
+        raise ValueError(
+            f"dims is {settings.dims}; {handle.info.id} has dimensions 0 to {size - 1}."
+        )
+    profile = handle.profile
+    dims = settings.dims or (profile.dims if profile is not None else ())
+    tau = settings.tau
+    if tau is None and profile is not None and settings.dims is None:
+        tau = profile.tau
+    return dims, tau
+
+
+def _detector(
+    handle: ModelHandle, settings: StudySettings, dims: tuple[int, ...], tau: float | None
+) -> str:
+    """profile or attention.
+
+    Raises:
+        ValueError: the profile is asked for and there is none.
+    """
+    known = bool(dims) and tau is not None
+    if settings.sinks_by == "profile" and not known:
+        raise ValueError(
+            f"sinks_by is 'profile', but no sink dimensions with a threshold are known of "
+            f"{handle.info.id}; give dims and tau, find a profile (sinkscope sinks find), or "
+            "choose attention."
+        )
+    if settings.sinks_by == "auto":
+        return "profile" if known else "attention"
+    return settings.sinks_by
+
+
+def _flags(
+    handle: ModelHandle,
+    inputs: PromptInputs,
+    settings: StudySettings,
+    by: str,
+    dims: tuple[int, ...],
+    tau: float | None,
+) -> Flags:
+    """Which vision tokens are sinks, from one plain pass."""
+    probe: Probe = SinkScores(dims) if by == "profile" else Received()
+    with handle.lock, attached(handle, inputs, [probe]) as session:
+        handle.model(**on_device(inputs.tensors, handle.device), use_cache=False, logits_to_keep=1)
+        vision = inputs.layout.vision_positions()
+        if by == "profile":
+            return sinks_of(on_host(session[probe].scores())[:, vision] > tau)
+        tokens = tuple(grid.tokens for grid in inputs.layout.grids)
+        chosen = [
+            choose(layer[0].cpu()[vision], tokens, settings.top_percent, settings.min_ratio)
+            for _, layer in sorted(session[probe].items())
+        ]
+    # A token that is neither is ordinary in no layer.
+    sinks = sinks_of(torch.stack([choice.sinks for choice in chosen])).sinks
+    ordinary = torch.stack([choice.ordinary for choice in chosen]).all(0)
+    return Flags(sinks, ordinary & ~sinks)
+
+
+def _answer(
+    handle: ModelHandle,
+    sample: AnySample,
+    inputs: PromptInputs,
+    settings: StudySettings,
+    watch: Watch,
+) -> tuple[int, ...]:
+    """The answer's token ids without the one that ends it."""
+    if sample.answer and settings.answers == "given":
+        ids = answer_tokens(handle, sample.answer, settings.answer_tokens)
+        if ids:
+            return ids
+    short = GenerationSettings(
+        max_new_tokens=settings.answer_tokens, layers=(0,), reduce_heads=True
+    )
+    trace = generate(handle, inputs, short, stop=watch.stop)
+    watch.check()
+    told = tuple(token.id for token in trace.tokens)
+    ended = trace.finish == "end" and len(told) > 1
+    return told[:-1] if ended else told
+
+
+def _none(
+    handle: ModelHandle,
+    names: Sequence[str],
+    by: str,
+    dims: tuple[int, ...],
+    tau: float | None,
+    samples: int,
+    settings: StudySettings,
+) -> str:
+    """Why no sample can be used."""
+    if names[0] != "sinks":
+        return (
+            f"None of the {samples} samples has both {' and '.join(names[:2])}; choose other "
+            "tokens."
+        )
+    why = f"no vision token has phi > {tau:g} on dims {dims}" if by == "profile" else ""
+    why = why or f"no vision token gets {settings.min_ratio:g} times the median attention"
+    return (
+        f"No sinks in these {samples} samples: {why} in half of the layers of "
+        f"{handle.info.id}. There are the tokens first, last, or positions such as 0,1,8; "
+        "or lower the threshold (tau, min_ratio)."
+    )

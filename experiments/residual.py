@@ -1,0 +1,134 @@
+"""The sink dimensions of the residual stream, layer by layer: what embedding, attention and MLP add
+at the sinks and beside them (`mlp-subspace --mlp residual`)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from sinkscope.experiments.probes import AtTokens
+from sinkscope.experiments.result import Chart, Findings, Series, Table, numbers
+from sinkscope.experiments.study import Study
+from sinkscope.models.sites import Site
+
+FOUND = 2  # dimensions that are taken where no sink dimensions are known
+SITES: tuple[Site, ...] = ("block_in", "attn_out", "mlp_out")
+
+
+def follow_residual(study: Study, layer: int) -> Findings:
+    """Follow the sink dimensions through all layers.
+
+    Args:
+        study: model and samples.
+        layer: at whose output they are looked for, where none are known.
+    """
+    reference = study.reference
+    study.plan(1 if study.dims else 2)
+    dims = study.dims or _largest(study, layer)
+    sums: dict[tuple[Site, str], Tensor] = {}
+    for case, inputs in study.each("Following the residual stream"):
+        probe = AtTokens(SITES, case.positions)
+        reader = study.passed(case, inputs, [probe]).session[probe]
+        for site in SITES:
+            values = reader.stacked(site)[..., list(dims)]  # (tokens, L, dims)
+            for name in (study.sink, reference):
+                own = values[case.rows(name)].sum(0)
+                sums[site, name] = sums[site, name] + own if (site, name) in sums else own
+    sizes = study.sizes
+    means = {(site, name): total / sizes[name] for (site, name), total in sums.items()}
+    rows = []
+    for index in range(study.layers):
+        for place, dim in enumerate(dims):
+            cells = [float(means[site, study.sink][index, place]) for site in SITES]
+            other = [float(means[site, reference][index, place]) for site in SITES]
+            apart = [a - b for a, b in zip(cells, other, strict=True)]
+            rows.append((index, dim, *cells, *apart))
+    table = Table(
+        "residual",
+        f"Sink dimensions by layer: at {study.sink}, and the difference to {reference}",
+        (
+            *("layer", "dim", "at_input", "attention_adds", "mlp_adds"),
+            *("at_input_apart", "attention_apart", "mlp_apart"),
+        ),
+        tuple(rows),
+        keys=2,
+        note="Means over tokens. at_input of layer 0 is the embedding, or the vision tower's.",
+    )
+    said = [_largest_part(study, means, dims, place, reference) for place in range(len(dims))]
+    known = "" if study.dims else f" (largest at the output of layer {layer})"
+    return Findings(
+        tuple(said),
+        (table,),
+        _charts(study, means, dims, reference),
+        values={"dims": list(dims), "layer": layer},
+        notes=(f"Dimensions {', '.join(map(str, dims))}{known}.",),
+    )
+
+
+def _largest(study: Study, layer: int) -> tuple[int, ...]:
+    """The dimensions in which the sinks differ most at a layer's output."""
+    totals: dict[str, Tensor] = {}
+    for case, inputs in study.each("Looking for dimensions"):
+        probe = AtTokens(("block_out",), case.positions, (layer,))
+        values = study.passed(case, inputs, [probe]).session[probe].layer("block_out", layer)
+        for name in study.names[:2]:
+            own = values[case.rows(name)].sum(0)
+            totals[name] = totals[name] + own if name in totals else own
+    sizes = study.sizes
+    apart = totals[study.names[0]] / sizes[study.names[0]]
+    apart = apart - totals[study.names[1]] / sizes[study.names[1]]
+    return tuple(apart.abs().topk(min(FOUND, len(apart))).indices.tolist())
+
+
+def _largest_part(
+    study: Study,
+    means: dict[tuple[Site, str], Tensor],
+    dims: tuple[int, ...],
+    place: int,
+    reference: str,
+) -> str:
+    parts: list[tuple[str, float]] = []
+    apart = {site: means[site, study.sink] - means[site, reference] for site in SITES}
+    parts.append(("the input of layer 0", float(apart["block_in"][0, place])))
+    for layer in range(study.layers):
+        parts.append((f"the attention of layer {layer}", float(apart["attn_out"][layer, place])))
+        parts.append((f"the MLP of layer {layer}", float(apart["mlp_out"][layer, place])))
+    name, value = max(parts, key=lambda part: abs(part[1]))
+    return (
+        f"Dimension {dims[place]}: the largest difference between {study.sink} and {reference} is "
+        f"made by {name} ({value:.4g})."
+    )
+
+
+def _charts(
+    study: Study,
+    means: dict[tuple[Site, str], Tensor],
+    dims: tuple[int, ...],
+    reference: str,
+) -> tuple[Chart, ...]:
+    layers = tuple(range(study.layers))
+    words = {
+        "block_in": "at the layer's input",
+        "attn_out": "attention adds",
+        "mlp_out": "MLP adds",
+    }
+    made = []
+    for place, dim in enumerate(dims):
+        series = []
+        for site in SITES:
+            own, other = means[site, study.sink][:, place], means[site, reference][:, place]
+            series.append(Series(f"{study.sink}, {words[site]}", numbers(own.tolist()), role=site))
+            apart = torch.sub(own, other)
+            name = f"difference to {reference}, {words[site]}"
+            series.append(Series(name, numbers(apart.tolist()), role=f"{site} apart"))
+        made.append(
+            Chart(
+                f"residual_{dim}",
+                f"Dimension {dim} of the residual stream",
+                "lines",
+                layers,
+                tuple(series),
+                y_label="mean value",
+            )
+        )
+    return tuple(made)

@@ -1,0 +1,264 @@
+"""What an experiment gives: tables, charts as data, a verdict, and where it all comes from.
+
+Everything is made of plain values, so that a file, a page or a terminal can take it. A number that
+does not exist (attention to the last token, which nobody sees) is None.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from sinkscope.utils import plain_values, write_atomically
+
+FORMAT = "sinkscope-experiment-1"
+Cell = str | float | int | bool | None
+Kind = Literal["lines", "bars", "histogram", "heat"]
+
+
+def number(value: float) -> float | None:
+    """A float as JSON has it: None for what is no number."""
+    return float(value) if math.isfinite(value) else None
+
+
+def numbers(values: Sequence[float]) -> tuple[float | None, ...]:
+    """The same for each."""
+    return tuple(number(float(value)) for value in values)
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table; the first `keys` columns say what a row is about.
+
+    Attributes:
+        name: of its CSV file.
+        title: above it.
+        columns: headings.
+        rows: cells.
+        keys: how many columns name the row.
+        note: below it.
+    """
+
+    name: str
+    title: str
+    columns: tuple[str, ...]
+    rows: tuple[tuple[Cell, ...], ...]
+    keys: int = 1
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Series:
+    """One line, set of bars or histogram.
+
+    Attributes:
+        name: in the legend.
+        y: values, one for each x of the chart; of a histogram the counts of its bins.
+        low, high: ends of an interval, or None.
+        role: what it is of, for the colour: a group of tokens, or an arm.
+    """
+
+    name: str
+    y: tuple[float | None, ...]
+    low: tuple[float | None, ...] | None = None
+    high: tuple[float | None, ...] | None = None
+    role: str = ""
+
+
+@dataclass(frozen=True)
+class Chart:
+    """A figure of one quantity, as data (`experiments.figures.draw` draws it).
+
+    Attributes:
+        name: of its files.
+        title, x_label, y_label: texts.
+        kind: lines over x; bars, one a category x; histogram, whose x are the edges of the bins;
+            heat, a map whose rows are the series and whose columns are x.
+        x: numbers or categories.
+        series: what is drawn.
+        log: the y axis is logarithmic.
+        note: small print.
+    """
+
+    name: str
+    title: str
+    kind: Kind
+    x: tuple[float | str, ...]
+    series: tuple[Series, ...]
+    x_label: str = "layer"
+    y_label: str = ""
+    log: bool = False
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """The two conditions of a good explanation.
+
+    Attributes:
+        causal: (A) taking the factor away takes the sinks away, and controls do not; None: not
+            tested here.
+        specific: (B) only the sinks stand out on it; None: not tested here.
+        text: both in words, with the numbers.
+        thresholds: by which it was decided, in words.
+    """
+
+    causal: bool | None
+    specific: bool | None
+    text: tuple[str, ...]
+    thresholds: tuple[str, ...] = ()
+
+    @property
+    def word(self) -> str:
+        """positive: both hold; negative: one that was tested does not; open: what was tested holds,
+        and the other was not tested here."""
+        if self.causal and self.specific:
+            return "positive"
+        return "negative" if False in (self.causal, self.specific) else "open"
+
+
+@dataclass(frozen=True)
+class Findings:
+    """What one experiment found, before it is known who asked and of which model.
+
+    Attributes:
+        summary: what was found, in sentences.
+        tables, charts: of it.
+        verdict: where the experiment has one.
+        values: single figures by name, for programs.
+        notes: what a reader should know.
+    """
+
+    summary: tuple[str, ...]
+    tables: tuple[Table, ...]
+    charts: tuple[Chart, ...] = ()
+    verdict: Verdict | None = None
+    values: Mapping[str, Any] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Result:
+    """A run of an experiment.
+
+    Attributes:
+        experiment, question: which.
+        settings: of the experiment and of the study, plain.
+        model: `ModelInfo`, plain.
+        samples: ids of those that were used.
+        source: where they come from, in words.
+        groups: groups of tokens, sink and reference first, with the number of tokens in all.
+        findings: what was found.
+        versions: of SinkScope, torch and transformers.
+        seconds: it took.
+    """
+
+    experiment: str
+    question: str
+    settings: Mapping[str, Any]
+    model: Mapping[str, Any]
+    samples: tuple[str, ...]
+    source: str
+    groups: Mapping[str, int]
+    findings: Findings
+    versions: Mapping[str, str] = field(default_factory=dict)
+    seconds: float = 0.0
+
+    def provenance(self) -> str:
+        """One line that says what this is of."""
+        revision = str(self.model.get("revision", ""))[:12]
+        own = self.settings.get("experiment", {})
+        said = ", ".join(f"{name} {_short(value)}" for name, value in own.items())
+        return (
+            f"{self.experiment}{f' ({said})' if said else ''}; {self.model.get('id')} "
+            f"({revision}, {self.model.get('dtype')}); {len(self.samples)} samples of "
+            f"{self.source}; sinkscope {self.versions.get('sinkscope', '?')}"
+        )
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values, as JSON gives them back."""
+        made = asdict(self)
+        verdict = self.findings.verdict
+        if verdict is not None:
+            made["findings"]["verdict"]["word"] = verdict.word
+        plain: dict[str, Any] = plain_values({"format": FORMAT, **made})
+        return plain
+
+    def save(self, path: Path) -> None:
+        """Write a JSON file, whole or not at all."""
+        data = json.dumps(self.as_dict(), ensure_ascii=False, indent=1, allow_nan=False).encode()
+        write_atomically(path, lambda file: file.write(data))
+
+    @staticmethod
+    def open(path: Path) -> Result:
+        """Read what `save` wrote; of a folder, its result.json.
+
+        Raises:
+            ValueError: there is no such file, or it is no result of an experiment.
+        """
+        file = path / "result.json" if path.is_dir() else path
+        try:
+            values = json.loads(file.read_text(encoding="utf-8"))
+        except OSError as error:
+            raise ValueError(
+                f"The result {file} cannot be read: {error.strerror or error}."
+            ) from error
+        except ValueError as error:
+            raise ValueError(f"The result {file} is no JSON: {error}.") from error
+        if not isinstance(values, dict) or values.get("format") != FORMAT:
+            raise ValueError(f"{file} is no result of an experiment ({FORMAT}).")
+        try:
+            return _result(values)
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise ValueError(f"The result {file} is damaged: {error!r}.") from error
+
+
+def _result(values: dict[str, Any]) -> Result:
+    given = dict(values)
+    del given["format"]
+    found = dict(given["findings"])
+    verdict = found["verdict"]
+    if verdict is not None:
+        verdict = Verdict(
+            verdict["causal"],
+            verdict["specific"],
+            tuple(verdict["text"]),
+            tuple(verdict["thresholds"]),
+        )
+    findings = Findings(
+        summary=tuple(found["summary"]),
+        tables=tuple(_table(table) for table in found["tables"]),
+        charts=tuple(_chart(chart) for chart in found["charts"]),
+        verdict=verdict,
+        values=found["values"],
+        notes=tuple(found["notes"]),
+    )
+    return Result(**{**given, "samples": tuple(given["samples"]), "findings": findings})
+
+
+def _table(values: dict[str, Any]) -> Table:
+    rows = tuple(tuple(row) for row in values["rows"])
+    return Table(**{**values, "columns": tuple(values["columns"]), "rows": rows})
+
+
+def _chart(values: dict[str, Any]) -> Chart:
+    series = tuple(
+        Series(
+            **{
+                name: tuple(value) if isinstance(value, list) else value
+                for name, value in one.items()
+            }
+        )
+        for one in values["series"]
+    )
+    return Chart(**{**values, "x": tuple(values["x"]), "series": series})
+
+
+def _short(value: Any) -> str:
+    if isinstance(value, list | tuple):
+        return ",".join(map(str, value))
+    return str(value)

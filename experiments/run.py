@@ -1,0 +1,98 @@
+"""Running an experiment: from its name, a model and samples to a `Result`."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.metadata
+import threading
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import transformers
+
+from sinkscope.experiments.catalogue import experiment_named
+from sinkscope.experiments.preparing import prepare_study
+from sinkscope.experiments.result import Result
+from sinkscope.experiments.samples import AnySample, Prompts
+from sinkscope.experiments.settings import StudySettings
+from sinkscope.experiments.study import Watch
+from sinkscope.models.loading import ModelHandle
+from sinkscope.sinks.progress import Progress
+
+
+def run_experiment(
+    handle: ModelHandle,
+    name: str,
+    samples: Prompts | Sequence[AnySample],
+    settings: Any,
+    study_settings: StudySettings | None = None,
+    *,
+    on_progress: Progress | None = None,
+    stop: threading.Event | None = None,
+) -> Result:
+    """Run one of `catalogue.EXPERIMENTS`.
+
+    Args:
+        handle: a loaded model. Its lock is taken for one pass at a time; do not hold it.
+        name: of the experiment.
+        samples: with images, or without; not both.
+        settings: of this experiment (its row says which dataclass).
+        study_settings: what all experiments share.
+        on_progress: called with passes done, passes in all, and what is being done.
+        stop: once set, the run ends after the pass it is at.
+
+    Raises:
+        ValueError: a setting, sample or token that cannot be; the text says what there is.
+        Stopped: `stop` was set.
+    """
+    experiment = experiment_named(name)
+    if not isinstance(settings, experiment.settings):
+        raise ValueError(
+            f"settings is a {type(settings).__name__}; {name} takes {experiment.settings.__name__}."
+        )
+    asked = study_settings or StudySettings()
+    if asked.tokens is None:  # some experiments hold other tokens against each other
+        asked = dataclasses.replace(asked, tokens=getattr(settings, "default_tokens", None))
+    given = samples if isinstance(samples, Prompts) else Prompts(tuple(samples), "given samples")
+    began = time.perf_counter()
+    study = prepare_study(
+        handle,
+        given.samples,
+        asked,
+        source=given.source,
+        answers=experiment.answers,
+        least=experiment.least,
+        watch=Watch(on_progress, stop),
+    )
+    found = experiment.run(study, settings)
+    found = dataclasses.replace(found, notes=(*given.notes, *study.notes, *found.notes))
+    return Result(
+        experiment=name,
+        question=experiment.question,
+        settings={
+            "experiment": dataclasses.asdict(settings),
+            "study": dataclasses.asdict(asked),
+        },
+        model=dataclasses.asdict(handle.info),
+        samples=tuple(case.sample.id for case in study.cases),
+        source=study.source,
+        groups=study.sizes,
+        findings=found,
+        versions=versions(),
+        seconds=time.perf_counter() - began,
+    )
+
+
+def versions() -> dict[str, str]:
+    """Of what a number may depend on."""
+    try:
+        own = importlib.metadata.version("sinkscope")
+    except importlib.metadata.PackageNotFoundError:
+        own = "from a folder"
+    return {
+        "sinkscope": own,
+        "torch": str(torch.__version__),
+        "transformers": str(transformers.__version__),
+    }

@@ -1,0 +1,116 @@
+"""What experiments are run on: samples with images (`sinks.samples`), or prompts of text alone."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from PIL import Image
+
+from sinkscope.sinks.samples import Sample
+from sinkscope.utils import sha256
+
+PROMPTS = Path(__file__).resolve().parent / "prompts.txt"
+MOST_BYTES = 50_000_000
+
+
+@dataclass(frozen=True)
+class TextSample:
+    """A prompt without images.
+
+    Attributes:
+        id: names the sample in results.
+        prompt: what the model reads.
+        answer: how it goes on, where that is known.
+    """
+
+    id: str
+    prompt: str
+    answer: str | None = None
+
+    @property
+    def system(self) -> None:
+        """None: the model's own."""
+        return None
+
+    @property
+    def history(self) -> tuple[tuple[str, str], ...]:
+        """No earlier turns."""
+        return ()
+
+    def open_images(self) -> list[Image.Image]:
+        """None."""
+        return []
+
+    def fingerprint(self) -> str:
+        """SHA-256 of the text."""
+        return sha256(self.prompt.encode())
+
+
+AnySample = Sample | TextSample
+
+
+@dataclass(frozen=True)
+class Prompts:
+    """Samples of a run.
+
+    Attributes:
+        samples: in order.
+        source: where they come from, in words.
+        notes: what a user should know of them.
+    """
+
+    samples: tuple[AnySample, ...]
+    source: str
+    notes: tuple[str, ...] = ()
+
+
+def own_prompts(count: int) -> Prompts:
+    """The first `count` of our own prompts (`prompts.txt`), for models without images."""
+    made = read_prompts(PROMPTS, count)
+    return Prompts(made.samples, "SinkScope's own prompts", made.notes)
+
+
+def read_prompts(path: Path, count: int) -> Prompts:
+    """The first `count` lines of a text file that are not empty, a prompt each.
+
+    Raises:
+        ValueError: the file cannot be read, is too large, no text, or has no line.
+    """
+    if count < 1:
+        raise ValueError(f"samples is {count}; allowed: 1 or more.")
+    try:
+        if path.stat().st_size > MOST_BYTES:
+            raise ValueError(
+                f"{path} has more than {MOST_BYTES // 1_000_000} MB; give fewer lines."
+            )
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except OSError as error:
+        raise ValueError(
+            f"The prompts {path} cannot be read: {error.strerror or error}."
+        ) from error
+    except UnicodeDecodeError as error:
+        raise ValueError(f"The prompts {path} are no UTF-8 text: {error}.") from error
+    kept = [(number, line.strip()) for number, line in enumerate(lines, 1) if line.strip()]
+    if not kept:
+        raise ValueError(f"{path} has no prompt; allowed: a text file with a prompt a line.")
+    notes = []
+    if len(kept) < count:
+        notes.append(f"{path.name} has {len(kept)} prompts; {count} were asked for.")
+    samples = tuple(TextSample(f"line {number}", line) for number, line in kept[:count])
+    return Prompts(samples, path.name, tuple(notes))
+
+
+def have_images(samples: Sequence[AnySample]) -> bool:
+    """Whether the samples show images.
+
+    Raises:
+        ValueError: some do and some do not, or there is no sample.
+    """
+    if not samples:
+        raise ValueError("There is no sample; give at least one.")
+    kinds = {isinstance(sample, Sample) for sample in samples}
+    if len(kinds) > 1:
+        raise ValueError("Some samples have images and some have none; give one kind at a time.")
+    return kinds.pop()

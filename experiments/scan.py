@@ -1,0 +1,360 @@
+"""`scan`: where the sinks arise and what sets them apart, layer by layer.
+
+One pass a sample. For the chosen tokens, by layer: norms and spreads of keys (after norms and
+rotary embedding), values, residual stream and MLP output; the cosine of later queries with their
+keys; the attention they get. And where the sink arises: the first part (what enters layer 0, or a
+layer's attention or MLP) whose norm at the sink stands out.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from sinkscope.experiments.probes import AtTokens, KeyAttention, KeyAttentionReader, KeysByHead
+from sinkscope.experiments.result import Cell, Chart, Findings, Series, Table, number, numbers
+from sinkscope.experiments.settings import ScanSettings
+from sinkscope.experiments.streaming import Vectors, concentration
+from sinkscope.experiments.study import Case, Study
+from sinkscope.models.sites import Site
+
+RATE = 0.3  # alpha_k above which a head of a sample counts for the sink rate
+STANDS_OUT = 3.0  # norm at the sink, in multiples of that at the reference
+HALF = 0.5  # of the largest excess of a norm
+MASSIVE, MASSIVE_RATIO = 100.0, 1000.0  # arXiv 2402.17762
+SITES: dict[str, tuple[Site, ...]] = {
+    "v": ("v",),
+    "hidden": ("block_in", "attn_out", "mlp_out"),
+    "mlp": ("mlp_out",),
+}
+
+
+class Scan:
+    """Sums over samples, by group: a few numbers a layer and the running sums of `Vectors`."""
+
+    def __init__(self, study: Study, settings: ScanSettings) -> None:
+        self._study, self._asked = study, settings
+        wanted = {site for name in settings.print for site in SITES.get(name, ())}
+        # Where the sink arises is said whatever is printed.
+        self.sites: tuple[Site, ...] = tuple(
+            site
+            for site in ("block_in", "v", "attn_out", "mlp_out")
+            if site in wanted or site != "v"
+        )
+        groups = study.names
+        sites: tuple[Site, ...] = (*self.sites, "k")
+        self.vectors = {(site, name): Vectors() for site in sites for name in groups}
+        self.along = {
+            (site, name): Vectors() for site in SITES["hidden"] for name in groups
+        }  # the same on the sink dimensions alone
+        self.attention: dict[str, list[Tensor]] = {name: [] for name in groups}
+        self.cosines: dict[str, list[Tensor]] = {name: [] for name in groups}
+        self.rates: dict[str, list[Tensor]] = {name: [] for name in groups}
+        self.massive: dict[str, list[Tensor]] = {name: [] for name in groups}
+        self.peaks: dict[str, list[Tensor]] = {name: [] for name in groups}
+        self.first_sample: Tensor | None = None  # (L, H, N): attention that each position gets
+
+    def measure(self, case: Case, inputs: object) -> None:
+        """One pass of a sample."""
+        study, prints = self._study, self._asked.print
+        values = AtTokens(self.sites, case.positions)
+        looks = "attn" in prints
+        attention = KeyAttention(case.positions, case.first, rate=True)
+        keys = KeysByHead(case.positions, case.first)
+        probes = [values, *([attention] if looks else [])]
+        probes += [keys] if {"q", "k"} & set(prints) else []
+        everywhere = KeyAttention(tuple(range(case.length)), case.first)
+        if looks and case.index == 0:
+            probes.append(everywhere)
+        plain = study.passed(case, inputs, probes)  # type: ignore[arg-type]
+        session = plain.session
+        for site in self.sites:
+            stacked = session[values].stacked(site)  # (tokens, L, ...)
+            for name in study.names:
+                if len(rows := case.rows(name)):
+                    self.vectors[site, name].add(stacked[rows])
+                    if study.dims and site != "v":
+                        self.along[site, name].add(stacked[rows][..., list(study.dims)])
+                    if site == "block_in":
+                        self._extremes(name, stacked[rows])
+        if looks:
+            self._attention(case, session[attention])
+            if case.index == 0:
+                self.first_sample = session[everywhere].mean()
+        if keys in probes:
+            vectors, cosines = session[keys].vectors(), session[keys].cosines()
+            for name in study.names:
+                if len(rows := case.rows(name)):
+                    self.vectors["k", name].add(vectors[rows])
+                    self.cosines[name].append(cosines[..., rows].mean(-1))
+
+    def _extremes(self, name: str, states: Tensor) -> None:
+        size = states.abs()
+        largest = size.amax(-1)
+        median = size.median(-1).values
+        massive = (largest > MASSIVE) & (largest > MASSIVE_RATIO * median)
+        self.massive[name].append(massive.double().mean(0))
+        self.peaks[name].append(concentration(states).mean(0))
+
+    def _attention(self, case: Case, reader: KeyAttentionReader) -> None:
+        mean, alpha = reader.mean(), reader.alpha()
+        for name in self._study.names:
+            if len(rows := case.rows(name)):
+                self.attention[name].append(mean[..., rows].mean(-1))
+                self.rates[name].append((alpha[..., rows] > RATE).double().mean((1, 2)))
+
+
+def run(study: Study, settings: ScanSettings) -> Findings:
+    """Run the experiment.
+
+    Raises:
+        ValueError: a head that the model does not have.
+    """
+    heads = study.handle.info.heads
+    if settings.head is not None and settings.head >= heads:
+        raise ValueError(
+            f"head is {settings.head}; {study.handle.info.id} has heads 0 to {heads - 1}."
+        )
+    scan = Scan(study, settings)
+    study.plan(1)
+    for case, inputs in study.each("Scanning"):
+        scan.measure(case, inputs)
+    charts = _charts(scan, study, settings)
+    where, text, parts = _origin(scan, study)
+    tables = [_table(scan, study, settings), parts]
+    summary = [text]
+    if "attn" in settings.print:
+        summary.append(_most_attention(scan, study))
+    return Findings(tuple(summary), tuple(tables), tuple(charts), values=where)
+
+
+def _origin(scan: Scan, study: Study) -> tuple[dict[str, Cell], str, Table]:
+    """The first part whose norm at the sink stands out; on the sink dimensions, where known."""
+    sink, reference = study.sink, study.reference
+    places: list[tuple[str, Site, int]] = [("input", "block_in", 0)]
+    for layer in range(study.layers):
+        places += [("attention", "attn_out", layer), ("mlp", "mlp_out", layer)]
+
+    def norms(of: dict[tuple[Site, str], Vectors], name: str) -> list[float]:
+        each = {site: of[site, name].norm().tolist() for site in SITES["hidden"]}
+        return [each[site][layer] for _, site, layer in places]
+
+    whole = {name: norms(scan.vectors, name) for name in (sink, reference)}
+    along = {name: norms(scan.along, name) for name in (sink, reference)} if study.dims else whole
+    excess = [own - other for own, other in zip(along[sink], along[reference], strict=True)]
+    found = next(
+        (
+            index
+            for index, more in enumerate(excess)
+            if more >= HALF * max(excess)
+            and along[sink][index] >= STANDS_OUT * along[reference][index]
+        ),
+        None,
+    )
+    rows = tuple(
+        (
+            *(word, layer, whole[sink][index], whole[reference][index]),
+            *((along[sink][index], along[reference][index]) if study.dims else ()),
+        )
+        for index, (word, _, layer) in enumerate(places)
+    )
+    more = (f"{sink}_on_dims", f"{reference}_on_dims") if study.dims else ()
+    on = f" on dims {', '.join(map(str, study.dims))}" if study.dims else ""
+    table = Table(
+        "parts",
+        f"What each part writes: mean norm at {sink} and at {reference}",
+        ("part", "layer", sink, reference, *more),
+        rows,
+        keys=2,
+        note="input: what enters layer 0, the embedding or the vision tower's output.",
+    )
+    if found is None:
+        text = (
+            f"Nowhere does what a part writes{on} at {sink} reach {STANDS_OUT:g} times its norm at "
+            f"{reference}: no layer stands out."
+        )
+        return {"part": None, "layer": None}, text, table
+    word, _, layer = places[found]
+    where = {
+        "input": "at the input of layer 0 (the embedding, or the vision tower's output)",
+        "attention": f"in the attention of layer {layer}",
+        "mlp": f"in the MLP of layer {layer}",
+    }[word]
+    text = (
+        f"The sinks arise {where}: its norm{on} is {along[sink][found]:.4g} at {sink} and "
+        f"{along[reference][found]:.4g} at {reference}."
+    )
+    return {"part": word, "layer": layer}, text, table
+
+
+def _most_attention(scan: Scan, study: Study) -> str:
+    mean = torch.stack(scan.attention[study.sink]).nanmean(0)  # (L, H)
+    by_layer = mean.mean(1)
+    if not bool(torch.isfinite(by_layer).any()):
+        return f"No later query sees {study.sink}."
+    layer = int(by_layer.nan_to_num(-1.0).argmax())
+    head = int(mean[layer].argmax())
+    return (
+        f"A token of {study.sink} gets most attention in layer {layer} "
+        f"({float(by_layer[layer]):.4g} on the mean over heads, "
+        f"{float(mean[layer, head]):.4g} in head {head})."
+    )
+
+
+def _by_layer(values: Tensor) -> Tensor:
+    """(L, ...) -> (L,): mean over heads."""
+    return values if values.ndim == 1 else values.mean(1)
+
+
+def _spread(own: Vectors) -> Tensor:
+    """The spread; NaN where a group has a single vector in all samples."""
+    return own.spread() if own.count > 1 else torch.full_like(own.norm(), float("nan"))
+
+
+def _columns(scan: Scan, study: Study, name: str, settings: ScanSettings) -> dict[str, Tensor]:
+    """Quantities of one group, each (L,)."""
+    made: dict[str, Tensor] = {}
+    if scan.vectors["block_in", name].count == 0:
+        return made
+    for quantity in settings.print:
+        if quantity == "q":
+            made["cos_qk"] = torch.stack(scan.cosines[name]).nanmean(0).mean(1)
+        elif quantity in ("k", "v"):
+            own = scan.vectors[quantity, name]
+            made[f"norm_{quantity}"] = _by_layer(own.norm())
+            made[f"spread_{quantity}"] = _by_layer(_spread(own))
+        elif quantity == "hidden":
+            own = scan.vectors["block_in", name]
+            made["norm_hidden"], made["spread_hidden"] = own.norm(), _spread(own)
+            made["energy_concentration"] = torch.stack(scan.peaks[name]).mean(0)
+            made["massive_share"] = torch.stack(scan.massive[name]).mean(0)
+        elif quantity == "attn":
+            made["attention"] = torch.stack(scan.attention[name]).nanmean(0).mean(1)
+            made["sink_rate"] = torch.stack(scan.rates[name]).mean(0)
+        else:
+            own = scan.vectors["mlp_out", name]
+            made["log10_norm_mlp"] = own.norm().log10()
+            made["spread_mlp"] = _spread(own)
+    return made
+
+
+def _table(scan: Scan, study: Study, settings: ScanSettings) -> Table:
+    by_group = {name: _columns(scan, study, name, settings) for name in study.names}
+    columns = list(by_group[study.sink])
+    rows = [
+        (
+            name,
+            layer,
+            *(number(float(own[column][layer])) if column in own else None for column in columns),
+        )
+        for name, own in by_group.items()
+        for layer in range(study.layers)
+    ]
+    return Table(
+        "layers",
+        "By layer and group of tokens",
+        ("tokens", "layer", *columns),
+        tuple(rows),
+        keys=2,
+        note="Means over samples, tokens of the group, heads and (attention, cos_qk) queries. "
+        f"sink_rate: share of samples and heads with alpha > {RATE:g}.",
+    )
+
+
+LABELS = {
+    "cos_qk": ("Cosine of later queries with the key", "cosine"),
+    "norm_k": ("Norm of keys", "mean |k|"),
+    "spread_k": ("Spread of keys", "spread, mean over heads"),
+    "norm_v": ("Norm of values", "mean |v|"),
+    "spread_v": ("Spread of values", "spread, mean over heads"),
+    "norm_hidden": ("Norm of the residual stream at the layer's input", "mean |x|"),
+    "spread_hidden": ("Spread of the residual stream at the layer's input", "spread"),
+    "energy_concentration": ("Energy in the 4 largest dimensions", "share of |x|^2"),
+    "massive_share": ("Tokens with a massive activation", "share"),
+    "attention": ("Attention received", "mean over samples, heads, queries"),
+    "sink_rate": ("Sink rate", "share of samples and heads"),
+    "log10_norm_mlp": ("Norm of the MLP's output", "log10 of mean |MLP out|"),
+    "spread_mlp": ("Spread of the MLP's output", "spread"),
+}
+
+
+def _charts(scan: Scan, study: Study, settings: ScanSettings) -> list[Chart]:
+    by_group = {name: _columns(scan, study, name, settings) for name in study.names}
+    layers = tuple(range(study.layers))
+    made = []
+    for column in by_group[study.sink]:
+        title, label = LABELS[column]
+        lines = [
+            _line(scan, name, column, own[column])
+            for name, own in by_group.items()
+            if column in own and bool(torch.isfinite(own[column]).any())
+        ]
+        if lines:
+            made.append(
+                Chart(
+                    column,
+                    title,
+                    "lines",
+                    layers,
+                    tuple(lines),
+                    y_label=label,
+                    log=column == "norm_hidden",
+                )
+            )
+    if "attn" in settings.print:
+        made.append(_one_head(scan, study, settings))
+        mean = torch.stack(scan.attention[study.sink]).nanmean(0)  # (L, H)
+        made.append(
+            Chart(
+                "attention_by_head",
+                f"Attention to {study.sink} by layer and head",
+                "heat",
+                tuple(range(mean.shape[1])),
+                tuple(Series(str(layer), numbers(mean[layer].tolist())) for layer in layers),
+                x_label="head",
+                y_label="layer",
+                note="Mean over samples and queries.",
+            )
+        )
+    return made
+
+
+def _one_head(scan: Scan, study: Study, settings: ScanSettings) -> Chart:
+    """One head by layer, in the first sample: what each position gets of the later queries."""
+    seen = scan.first_sample
+    assert seen is not None
+    case = study.cases[0]
+    own = seen[:, :, list(case.groups[study.sink])].mean(-1)  # (L, H)
+    most = int(own.nan_to_num(0.0).amax(0).argmax())
+    head = most if settings.head is None else settings.head
+    return Chart(
+        "one_head",
+        f"Head {head} by layer: attention that each position gets",
+        "heat",
+        tuple(range(case.length)),
+        tuple(
+            Series(str(layer), numbers(seen[layer, head].tolist())) for layer in range(len(seen))
+        ),
+        x_label=f"position in {case.sample.id}",
+        y_label="layer",
+        note=f"Mean over the queries from {case.first} on. {study.sink}: positions "
+        f"{', '.join(map(str, case.groups[study.sink][:12]))}.",
+    )
+
+
+def _line(scan: Scan, name: str, column: str, values: Tensor) -> Series:
+    """A group's line; attention with its deviation over heads, norms over vectors."""
+    deviation: Tensor | None = None
+    if column == "attention":
+        deviation = torch.stack(scan.attention[name]).nanmean(0).std(1, correction=0)
+    elif column == "norm_hidden":
+        deviation = scan.vectors["block_in", name].deviation()
+    if deviation is None:
+        return Series(name, numbers(values.tolist()), role=name)
+    return Series(
+        name,
+        numbers(values.tolist()),
+        numbers((values - deviation).tolist()),
+        numbers((values + deviation).tolist()),
+        name,
+    )

@@ -1,0 +1,281 @@
+"""What can be set in an experiment: one small settings class each, and one for what they share.
+
+Nothing heavy is imported here, so that a command line can list it all at once.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from sinkscope.setting import REQUIRED, check, explained, like, refuse, setting
+from sinkscope.sinks.settings import FindSettings
+
+ROLES = ("sinks", "ordinary", "first", "last")
+GROUPS = f"{', '.join(ROLES)}, or positions such as 0,1,8; each once"
+SinksBy = Literal["auto", "profile", "attention"]
+Answers = Literal["given", "own"]
+Quantity = Literal["q", "k", "v", "hidden", "attn", "mlp"]
+Part = Literal["z", "g", "u", "out", "residual"]
+What = Literal["direction", "magnitude"]
+Keys = Literal["sinks", "ordinary", "first", "region"]
+Queries = Literal["after_image", "later"]
+Token = str | int
+MOST = 999_999  # layers, heads, neurons: what a model has is known when it is loaded
+
+
+def token_groups(name: str, given: Any) -> tuple[Token, ...]:
+    """`sinks,ordinary` or `0,1,8`, or a tuple of such, as `StudySettings.tokens` has it.
+
+    Raises:
+        ValueError: an entry is neither a role nor a position, or is there twice.
+    """
+    words = given.replace(" ", "").split(",") if isinstance(given, str) else given
+    if not isinstance(words, list | tuple) or not words:
+        raise refuse(name, given, GROUPS)
+    made: list[Token] = []
+    for word in words:
+        if isinstance(word, str) and re.fullmatch(r"\d{1,6}", word):
+            made.append(int(word))
+        elif word in ROLES or (isinstance(word, int) and not isinstance(word, bool) and word >= 0):
+            made.append(word)
+        else:
+            raise refuse(name, word, GROUPS)
+    if len(set(made)) < len(made):
+        raise refuse(name, given, GROUPS)
+    return tuple(made)
+
+
+@explained
+@dataclass(frozen=True)
+class StudySettings:
+    """What all experiments share."""
+
+    tokens: tuple[Token, ...] | None = setting(
+        None,
+        "Groups of tokens, the sink first, what it is held against second: some of sinks, "
+        "ordinary, first, last, or positions such as 0,1,8.",
+        own=token_groups,
+        allowed=GROUPS,
+        metavar="LIST",
+        left_out="sinks,ordinary,first,last; without images first,ordinary,last",
+    )
+    sinks_by: SinksBy = setting(
+        "auto",
+        "What makes a vision token a sink: profile (phi > tau), attention (what it receives, no "
+        "profile needed), or auto: the profile where there is one.",
+    )
+    dims: tuple[int, ...] | None = setting(
+        None, "Sink dimensions.", left_out="the profile's, where there is one"
+    )
+    tau: float | None = setting(None, "Threshold on phi.", low=0.0, left_out="the profile's")
+    min_ratio: float = like(FindSettings, "min_ratio")
+    top_percent: float = like(FindSettings, "top_percent")
+    answers: Answers = setting("given", "The samples' answers where there are any, or the model's.")
+    answer_tokens: int = setting(
+        8, "Tokens of an answer that are looked at, most.", low=1, high=256
+    )
+    controls: int = setting(3, "Random draws of each control.", low=1, high=100)
+    bootstrap: int = like(FindSettings, "bootstrap", offered=True)
+    confidence: float = like(FindSettings, "confidence", offered=True)
+    removed: float = setting(
+        0.8, "Verdict A: least share of the excess sink attention that goes.", low=0.0, high=1.0
+    )
+    spared: float = setting(
+        0.2, "Verdict A: most of it that a control may take.", low=0.0, high=1.0
+    )
+    auc: float = setting(
+        0.95, "Verdict B: least AUC, sinks against ordinary tokens.", low=0.5, high=1.0
+    )
+    seed: int = setting(0, "Of all random choices.", low=0, high=2**63 - 1)
+
+    def __post_init__(self) -> None:
+        check(self)
+
+
+@dataclass(frozen=True)
+class _Shared:
+    """Settings that several experiments have."""
+
+    layer: int = setting(REQUIRED, "Decoder layer, from 0.", low=0, high=MOST)
+    layers: tuple[int, ...] | None = setting(None, "In these layers.", left_out="all")
+    top: int | None = setting(
+        None,
+        "How many neurons of largest mean share of the energy.",
+        low=1,
+        high=MOST,
+        left_out="the fewest that reach the least share, at most 16 and at most one of 32",
+    )
+    min_share: float = setting(
+        0.55,
+        "Least median over samples of their joint share; below it there is no such set.",
+        low=0.0,
+        high=1.0,
+    )
+
+
+@explained
+@dataclass(frozen=True)
+class ScanSettings:
+    """Settings of `scan`."""
+
+    print: tuple[Quantity, ...] = setting(
+        ("q", "k", "v", "hidden", "attn", "mlp"),
+        "What to show: some of q, k, v, hidden, attn, mlp.",
+    )
+    head: int | None = setting(
+        None,
+        "Whose attention is drawn by layer and position.",
+        low=0,
+        high=MOST,
+        left_out="the one that looks most at the sinks",
+    )
+
+    def __post_init__(self) -> None:
+        check(self)
+
+
+@explained
+@dataclass(frozen=True)
+class DecomposeOutputSettings:
+    """Settings of `decompose-output`."""
+
+    layer: int = like(_Shared, "layer")
+
+    def __post_init__(self) -> None:
+        check(self)
+
+
+@explained
+@dataclass(frozen=True)
+class MLPSubspaceSettings:
+    """Settings of `mlp-subspace`."""
+
+    layer: int = like(_Shared, "layer")
+    mlp: Part = setting(
+        "z",
+        "Which part: z (input of the down projection), g (gate) or u (up projection), both before "
+        "the activation, out (output), residual (the stream's sink dimensions by layer).",
+    )
+    top: int | None = like(_Shared, "top")
+    min_share: float = like(_Shared, "min_share")
+
+    def __post_init__(self) -> None:
+        check(self)
+
+
+@explained
+@dataclass(frozen=True)
+class AblateMLPSettings:
+    """Settings of `ablate-mlp`."""
+
+    layer: int = like(_Shared, "layer")
+    what: What = setting(
+        "direction",
+        "direction: the span of the top neurons' output columns is taken out of the MLP's output "
+        "at the sinks; magnitude: that output is cut to the reference tokens' norm.",
+    )
+    top: int | None = like(_Shared, "top")
+    min_share: float = like(_Shared, "min_share")
+    each_layer: bool = setting(
+        True,
+        "With direction: also take the span out of each later layer's input, one at a time.",
+    )
+
+    def __post_init__(self) -> None:
+        check(self)
+
+
+@explained
+@dataclass(frozen=True)
+class DecomposeMLPInSettings:
+    """Settings of `decompose-mlp-in`."""
+
+    layer: int = like(_Shared, "layer")
+    top: int | None = like(_Shared, "top")
+    min_share: float = like(_Shared, "min_share")
+    before_norm: bool | None = setting(
+        None,
+        "Also project before the MLP's norm, which is defined for RMS norms.",
+        left_out="where it is defined",
+    )
+
+    def __post_init__(self) -> None:
+        check(self)
+
+
+@explained
+@dataclass(frozen=True)
+class LowerAttentionSettings:
+    """Settings of `lower-attention`."""
+
+    factor: float = setting(
+        0.0, "What the attention to the sinks is multiplied with.", low=0.0, high=1.0
+    )
+    layers: tuple[int, ...] | None = like(_Shared, "layers")
+    keep_value: bool = setting(False, "Also keep what the sinks' values add to the output.")
+
+    def __post_init__(self) -> None:
+        check(self)
+
+
+@explained
+@dataclass(frozen=True)
+class CutEdgesSettings:
+    """Settings of `cut-edges`."""
+
+    keys: Keys = setting("sinks", "Which keys are cut off.")
+    region: tuple[float, ...] | None = setting(
+        None,
+        "With keys region: x0,y0,x1,y1 of a box in the first image, as shares of its sides.",
+        low=0.0,
+        high=1.0,
+        left_out="no box",
+    )
+    queries: Queries = setting(
+        "after_image", "From whom: the queries after the last image, or all later tokens."
+    )
+    layers: tuple[int, ...] | None = like(_Shared, "layers")
+
+    def __post_init__(self) -> None:
+        check(self)
+        if (self.keys == "region") != (self.region is not None):
+            raise refuse("region", self.region, "a box with keys region, and none without")
+        box = self.region
+        if box is not None and not (len(box) == 4 and box[0] < box[2] and box[1] < box[3]):
+            raise refuse("region", box, "x0,y0,x1,y1 with x0 below x1 and y0 below y1")
+
+    @property
+    def default_tokens(self) -> tuple[Token, ...] | None:
+        """Groups of tokens where the study names none: a region needs no sinks."""
+        return ("first", "last") if self.keys in ("region", "first") else None
+
+
+@explained
+@dataclass(frozen=True)
+class VisionOrTextSettings:
+    """Settings of `vision-or-text`."""
+
+    massive: int = setting(
+        4,
+        "Without known sink dimensions: how many dimensions that are largest at the sinks.",
+        low=1,
+        high=256,
+    )
+
+    def __post_init__(self) -> None:
+        check(self)
+
+
+@explained
+@dataclass(frozen=True)
+class SinkTokensSettings:
+    """Settings of `sink-tokens`."""
+
+    words: int = setting(
+        5, "How many of the sinks' most frequent words make the detector.", low=1, high=100
+    )
+
+    def __post_init__(self) -> None:
+        check(self)

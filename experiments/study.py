@@ -1,0 +1,257 @@
+"""One run of an experiment: the model, its samples with their tokens by role, and their passes.
+
+`experiments.preparing` makes it. An experiment then goes over the samples as often as it needs
+(`Study.each`): images are opened again and nothing of a sample is kept between.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sinkscope.capture.probes.base import Probe
+from sinkscope.capture.probes.text_inputs import TextInputs
+from sinkscope.capture.run import on_device
+from sinkscope.capture.session import Session, attached
+from sinkscope.experiments.bootstrap import Resampling
+from sinkscope.experiments.samples import AnySample
+from sinkscope.experiments.settings import StudySettings
+from sinkscope.interventions.base import Intervention
+from sinkscope.models.family import PromptInputs
+from sinkscope.models.loading import ModelHandle
+from sinkscope.sinks.masking import read_answer
+from sinkscope.sinks.progress import Progress, Stopped
+
+
+class Watch:
+    """Tells progress, and looks whether to stop, pass by pass."""
+
+    def __init__(self, on_progress: Progress | None, stop: threading.Event | None) -> None:
+        self.done, self.total = 0, 0
+        self._tell, self.stop = on_progress, stop
+
+    def step(self, text: str) -> None:
+        """One more piece of work is done."""
+        self.done += 1
+        if self._tell is not None:
+            self._tell(min(self.done, self.total), self.total, text)
+        self.check()
+
+    def check(self) -> None:
+        """Raises `Stopped` where the run was asked to stop."""
+        if self.stop is not None and self.stop.is_set():
+            raise Stopped(self.done, self.total)
+
+
+@dataclass(frozen=True)
+class Case:
+    """A sample with its tokens by role.
+
+    Attributes:
+        index: among those that are used, from 0.
+        sample: images and prompt.
+        groups: name -> rising positions, at least one of the sink and of the reference.
+        others: rising positions of the ordinary tokens.
+        length: of the prompt.
+        first: the first query whose attention counts.
+        answer: token ids; empty where the experiment looks at none.
+    """
+
+    index: int
+    sample: AnySample
+    groups: dict[str, tuple[int, ...]]
+    others: tuple[int, ...]
+    length: int
+    first: int
+    answer: tuple[int, ...] = ()
+
+    @property
+    def positions(self) -> tuple[int, ...]:
+        """All positions of the groups, rising, each once."""
+        return tuple(sorted({p for own in self.groups.values() for p in own}))
+
+    def rows(self, group: str) -> Tensor:
+        """int64: where the group's tokens are among `positions`."""
+        place = {position: index for index, position in enumerate(self.positions)}
+        return torch.tensor([place[p] for p in self.groups[group]], dtype=torch.long)
+
+
+@dataclass(frozen=True)
+class Pass:
+    """A sample's plain pass, and what it takes to make it again with a change.
+
+    Attributes:
+        inputs: the prompt.
+        session: what the probes saw.
+        keywords: what the text model was called with.
+        logs: float64 (T,): log-probability of each answer token; empty without an answer.
+    """
+
+    inputs: PromptInputs
+    session: Session
+    keywords: dict[str, Any]
+    logs: Tensor
+
+
+@dataclass(frozen=True)
+class Study:
+    """A model, samples, and what is asked of them.
+
+    Attributes:
+        handle: the model; its lock is taken pass by pass.
+        settings: what all experiments share.
+        cases: the samples that can be used.
+        names: of the groups; the first is the sink, the second the reference.
+        dims, tau: sink dimensions and threshold; empty and None where none are known.
+        source: where the samples come from, in words.
+        notes: which samples were left out, and why.
+        watch: progress and stop.
+    """
+
+    handle: ModelHandle
+    settings: StudySettings
+    cases: tuple[Case, ...]
+    names: tuple[str, ...]
+    dims: tuple[int, ...]
+    tau: float | None
+    source: str
+    notes: tuple[str, ...]
+    watch: Watch = field(repr=False)
+
+    @property
+    def sink(self) -> str:
+        """Name of the group of sinks."""
+        return self.names[0]
+
+    @property
+    def reference(self) -> str:
+        """Name of the group that the sinks are held against.
+
+        Raises:
+            ValueError: there is no second group.
+        """
+        if len(self.names) < 2:
+            raise ValueError(
+                f"tokens has {self.names[0]} alone; this experiment holds the sinks against a "
+                "second group: give two or more, such as sinks,ordinary or 0,1,8."
+            )
+        return self.names[1]
+
+    @property
+    def layers(self) -> int:
+        """Decoder layers of the model."""
+        return self.handle.info.layers
+
+    @property
+    def resampling(self) -> Resampling:
+        """Draws of samples for intervals."""
+        asked = self.settings
+        return Resampling(len(self.cases), asked.bootstrap, asked.confidence, asked.seed)
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        """How many tokens each group has, in all samples."""
+        return {n: sum(len(case.groups[n]) for case in self.cases) for n in self.names}
+
+    def seed(self, case: Case, draw: int = 0) -> int:
+        """Of a sample's draws: by seed and content, not by its place among the samples."""
+        return (int(case.sample.fingerprint()[:12], 16) ^ self.settings.seed) + draw
+
+    def check_layer(self, layer: int, after: bool = False) -> None:
+        """Refuse a layer that the model does not have.
+
+        Args:
+            layer: index.
+            after: there must be a layer behind it.
+        """
+        last = self.layers - (2 if after else 1)
+        if not 0 <= layer <= last:
+            why = ", the last but one: there must be a layer behind it to see an effect in"
+            raise ValueError(
+                f"layer is {layer}; {self.handle.info.id} has layers 0 to {self.layers - 1}; "
+                f"allowed: 0 to {last}{why if after else ''}."
+            )
+
+    def plan(self, passes: int) -> None:
+        """Say how many passes a sample takes in all, after those of preparing."""
+        self.watch.total = self.watch.done + passes * len(self.cases)
+
+    def each(self, text: str) -> Iterator[tuple[Case, PromptInputs]]:
+        """All samples, made ready one by one."""
+        for case in self.cases:
+            self.watch.check()
+            yield case, ready(self.handle, case.sample)
+            self.watch.step(f"{text}: {case.sample.id}")
+
+    def passed(
+        self,
+        case: Case,
+        inputs: PromptInputs,
+        probes: Sequence[Probe] = (),
+        interventions: Sequence[Intervention] = (),
+    ) -> Pass:
+        """One pass of a sample, with its answer behind it where it has one.
+
+        Args:
+            interventions: only without an answer.
+        """
+        with self.handle.lock:
+            if case.answer:
+                assert not interventions
+                told = read_answer(self.handle, inputs, case.answer, probes)
+                logs = told.log_probabilities.double()
+                return Pass(inputs, told.session, dict(told.keywords), logs)
+            call = TextInputs()
+            with attached(self.handle, inputs, [call, *probes], interventions) as session:
+                self.handle.model(
+                    **on_device(inputs.tensors, self.handle.device),
+                    use_cache=False,
+                    logits_to_keep=1,
+                )
+            none = torch.zeros(0, dtype=torch.float64)
+            return Pass(inputs, session, dict(session[call]), none)
+
+    def again(
+        self,
+        case: Case,
+        plain: Pass,
+        probes: Sequence[Probe],
+        interventions: Sequence[Intervention],
+    ) -> tuple[Session, Tensor]:
+        """The text model's pass over the same embeddings, with a change; the vision tower's work
+        is not done again.
+
+        Returns:
+            What the probes saw, and float64 (T,) log-probabilities of the answer tokens.
+        """
+        handle, answer = self.handle, case.answer
+        more = max(0, len(answer) - 1)
+        with (
+            handle.lock,
+            attached(handle, plain.inputs, probes, interventions, new_tokens=more) as session,
+        ):
+            states = handle.stack.language_model(**plain.keywords, use_cache=False)[0]
+            if not answer:
+                return session, torch.zeros(0, dtype=torch.float64)
+            logits = handle.stack.output_head(states[:, -len(answer) :])[0]
+        work = logits.to(torch.promote_types(logits.dtype, torch.float32))
+        ids = torch.tensor(answer, device=work.device)[:, None]
+        logs = torch.log_softmax(work, dim=-1).gather(1, ids)[:, 0].cpu().double()
+        if not bool(torch.isfinite(logs).all()):
+            raise ValueError(
+                f"The model's output on {case.sample.id} is not a number; load the model in "
+                "bfloat16 or float32."
+            )
+        return session, logs
+
+
+def ready(handle: ModelHandle, sample: AnySample) -> PromptInputs:
+    """A sample as the model takes it."""
+    return handle.prepare(
+        sample.open_images(), sample.prompt, sample.system, history=sample.history
+    )

@@ -1,0 +1,217 @@
+"""Sums, intervals, controls and verdicts by themselves, against the same written out by hand."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from sinkscope.experiments.bootstrap import Interval, Resampling
+from sinkscope.experiments.controls import (
+    nearest_tokens,
+    orthonormal,
+    random_basis,
+    random_tokens,
+)
+from sinkscope.experiments.decompose_mlp_in import effective_rank
+from sinkscope.experiments.neurons import Energy, NoNeuronsError, dims_for
+from sinkscope.experiments.roles import groups, sinks_of
+from sinkscope.experiments.settings import StudySettings, token_groups
+from sinkscope.experiments.streaming import Spread, Vectors, concentration
+from sinkscope.experiments.verdict import Causal, is_causal, specific, verdict
+from sinkscope.models.family import ImageGrid, PromptLayout, Segment
+from tests.experiments.reference import auc, mean_norm, spread
+
+RESAMPLING = Resampling(6, 400, 0.9, 0)
+
+
+def drawn(*shape: int, seed: int = 0) -> torch.Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed)).double()
+
+
+def test_norm_and_spread_are_those_of_all_vectors_together() -> None:
+    samples = [drawn(n, 3, 16, seed=n) + 2 for n in (1, 3, 2)]
+    running = Vectors()
+    for sample in samples:
+        running.add(sample)
+    everything = torch.cat(samples)
+    for part in range(3):
+        vectors = list(everything[:, part])
+        assert float(running.norm()[part]) == pytest.approx(mean_norm(vectors), rel=1e-12)
+        assert float(running.spread()[part]) == pytest.approx(spread(vectors), rel=1e-12)
+        norms = everything[:, part].norm(dim=-1)
+        assert float(running.deviation()[part]) == pytest.approx(float(norms.std(correction=0)))
+
+
+def test_a_spread_knows_its_ends() -> None:
+    same, opposite, one = Vectors(), Vectors(), Vectors()
+    vector = drawn(1, 9)
+    for _ in range(4):
+        same.add(3 * vector)  # in any length the direction is one
+    opposite.add(torch.cat([vector, -vector]))
+    one.add(vector)
+    assert float(same.spread()) < 1e-12
+    assert float(opposite.spread()) == pytest.approx(1 / 3)  # 1 / sqrt(D): they cancel
+    with pytest.raises(ValueError, match="needs two or more; there is 1"):
+        one.spread()
+
+
+def test_a_resampled_spread_is_that_of_the_drawn_samples() -> None:
+    samples = [drawn(n, 8, seed=n) + 1 for n in (2, 1, 3)]
+    kept = Spread()
+    for sample in samples:
+        kept.add(sample)
+    weights = torch.tensor([[1.0, 1, 1], [0, 2, 1], [3, 0, 0]], dtype=torch.float64)
+    for row, found in zip(weights.tolist(), kept.resampled(weights), strict=True):
+        vectors = [v for w, sample in zip(row, samples, strict=True) for v in int(w) * list(sample)]
+        assert float(found) == pytest.approx(spread(vectors), rel=1e-10)
+
+
+def test_concentration_is_not_the_spread() -> None:
+    flat, massive = torch.ones(1, 64), torch.ones(1, 64)
+    massive[0, 7] = 1000.0
+    assert float(concentration(flat)) == pytest.approx(4 / 64)
+    assert float(concentration(massive)) > 0.9999
+
+
+def test_intervals_hold_the_value_and_shrink_with_certainty() -> None:
+    values = torch.tensor([1.0, 1.1, 0.9, 1.2, 0.8, 1.0])
+    found = RESAMPLING.mean(values)
+    assert found.value == pytest.approx(1.0) and found.low < 1 < found.high
+    certain = RESAMPLING.mean(torch.ones(6))
+    assert (certain.low, certain.high) == (1, 1)
+    holed = RESAMPLING.mean(torch.tensor([1.0, math.nan, 1, 1, 1, 1]))
+    assert (holed.value, holed.low) == (1, 1)
+    ratio = RESAMPLING.ratio(values, 2 * values)
+    assert ratio.value == pytest.approx(0.5) and ratio.low == pytest.approx(0.5)
+    alone = Resampling(1, 100, 0.95, 0).mean(torch.tensor([3.0]))
+    assert alone.value == 3 and math.isnan(alone.low) and str(alone) == "3"
+
+
+def test_a_random_basis_is_orthogonal_to_the_found_one() -> None:
+    found = orthonormal(torch.cat([drawn(20, 3), torch.zeros(20, 1), drawn(20, 3)], 1))
+    assert found.shape == (20, 3)  # a zero column and repeated ones span nothing more
+    other = random_basis(found, 4)
+    torch.testing.assert_close(found.T @ other, torch.zeros(3, 3).double(), atol=1e-12, rtol=0)
+    torch.testing.assert_close(other.T @ other, torch.eye(3).double(), atol=1e-12, rtol=0)
+    assert not torch.equal(other, random_basis(found, 5))
+    with pytest.raises(ValueError, match="leave no room"):
+        random_basis(orthonormal(drawn(5, 3)), 0)
+    with pytest.raises(ValueError, match="all zero"):
+        orthonormal(torch.zeros(5, 2))
+
+
+def test_random_and_nearest_tokens() -> None:
+    among = list(range(10, 40))
+    assert random_tokens(among, 4, 1) == random_tokens(among, 4, 1)
+    assert len({random_tokens(among, 4, seed) for seed in range(5)}) > 1
+    near = nearest_tokens(among, (12, 38), 3, 0)
+    assert len(near) == 2 and near[0] <= 15 and near[1] >= 35
+    assert nearest_tokens([5], (1, 2), 3, 0) == (5,)
+
+
+def test_auc_counts_pairs_and_ties_half() -> None:
+    above = [torch.tensor([3.0, 1.0]), torch.tensor([2.0])]
+    below = [torch.tensor([1.0, 0.5]), torch.tensor([2.0, 2.5])]
+    found = specific(above, below, Resampling(2, 200, 0.9, 0))
+    assert found.auc.value == pytest.approx(auc([3, 1, 2], [1, 0.5, 2, 2.5]))
+    assert found.margin == pytest.approx((1 - 2.5) / float(torch.cat(below).std(correction=0)))
+    apart = specific([torch.tensor([9.0])], [torch.tensor([1.0, 2.0])], Resampling(1, 100, 0.9, 0))
+    assert apart.auc.value == 1 and apart.margin == pytest.approx(7 / 0.5)
+
+
+@pytest.mark.parametrize(
+    ("removed", "control", "holds"),
+    [
+        ((0.9, 0.85, 0.95), (0.1, 0.05, 0.15), True),
+        ((0.79, 0.7, 0.85), (0.1, 0.05, 0.15), False),  # too little goes
+        ((0.9, 0.85, 0.95), (0.21, 0.2, 0.25), False),  # a control takes too much
+        ((0.9, 0.1, 1.7), (0.1, 0.0, 0.3), False),  # intervals overlap
+        ((0.9, math.nan, math.nan), (0.1, math.nan, math.nan), False),  # one sample
+    ],
+)
+def test_causal_by_the_default_thresholds(removed: tuple, control: tuple, holds: bool) -> None:
+    found = Causal(Interval(0.3, 0.2, 0.4), Interval(*removed), {"random": Interval(*control)})
+    assert is_causal(found, StudySettings()) is holds
+    said = verdict(StudySettings(), "factor", found)
+    assert said.causal is holds and said.word == ("open" if holds else "negative")
+    assert "80%" in said.thresholds[0] and ("yes" if holds else "no") in said.text[0]
+
+
+def test_without_an_excess_there_is_nothing_to_take_away() -> None:
+    found = Causal(Interval(0.01, -0.02, 0.04), Interval(1.5, 0.9, 2.0), {})
+    said = verdict(StudySettings(), "factor", found)
+    assert said.word == "negative" and "nothing to take away" in said.text[0]
+
+
+def test_both_conditions_make_it_positive() -> None:
+    causal = Causal(Interval(0.3, 0.2, 0.4), Interval(0.9, 0.85, 0.95), {})
+    good = specific([torch.tensor([9.0])] * 2, [torch.tensor([1.0, 2.0])] * 2, RESAMPLING_2)
+    bad = specific([torch.tensor([1.0])] * 2, [torch.tensor([1.0, 2.0])] * 2, RESAMPLING_2)
+    assert verdict(StudySettings(), "factor", causal, good).word == "positive"
+    assert verdict(StudySettings(), "factor", causal, bad).word == "negative"
+    assert verdict(StudySettings(), "factor", None, good).word == "open"
+
+
+RESAMPLING_2 = Resampling(2, 100, 0.9, 0)
+
+
+def test_the_top_neurons_are_the_fewest_that_suffice() -> None:
+    energy = Energy()
+    z = torch.full((1, 128), 0.1)
+    z[0, 5], z[0, 9] = 4.0, -5.0
+    energy.add(z)
+    assert energy.top(None, 0.55, 0).tolist() == [9]
+    assert energy.top(None, 0.9, 0).tolist() == [9, 5]
+    assert energy.top(2, 0.55, 0).tolist() == [9, 5]
+    with pytest.raises(NoNeuronsError, match=r"layer 3 the 4 strongest hold 97% .* 99% are needed"):
+        energy.top(None, 0.99, 3)  # 128 / 32
+    assert dims_for(z.double(), 0.5).tolist() == [1] and dims_for(z.double(), 0.75).tolist() == [2]
+
+
+def test_effective_ranks() -> None:
+    assert effective_rank(torch.ones(5)) == pytest.approx((5, 5))
+    assert effective_rank(torch.tensor([1.0, 0, 0])) == pytest.approx((1, 1))
+
+
+def layout(length: int = 30, start: int = 4, side: int = 4) -> PromptLayout:
+    grid = ImageGrid(start, 1, 2 * side, 2 * side, 2, (0, 0), (8, 8))
+    stop = start + side * side
+    segments = (
+        Segment("system", 0, start),
+        Segment("image", start, stop, 0),
+        Segment("user", stop, length),
+    )
+    return PromptLayout(length, segments, (grid,))
+
+
+def test_sinks_are_flagged_in_half_of_the_layers_that_flag_any() -> None:
+    flagged = torch.zeros(6, 5, dtype=torch.bool)
+    flagged[0, 3] = True  # before the third layer nothing counts
+    flagged[2:5, 0] = True
+    flagged[2, 1] = True
+    flags = sinks_of(flagged)  # layers 2, 3 and 4 flag any
+    assert flags.sinks.tolist() == [True, False, False, False, False]
+    assert flags.ordinary.tolist() == [False, False, True, False, True]
+    assert not sinks_of(torch.zeros(6, 5, dtype=torch.bool)).sinks.any()
+
+
+def test_groups_of_a_prompt() -> None:
+    flagged = torch.zeros(4, 16, dtype=torch.bool)
+    flagged[:, 2] = flagged[:, 9] = True
+    tokens = ("sinks", "ordinary", "first", "last", 7)
+    found, others = groups(tokens, layout(), sinks_of(flagged), 0)
+    assert found["sinks"] == (6, 13) and len(found["ordinary"]) == 2
+    assert not set(found["ordinary"]) & {6, 13} and set(found["ordinary"]) <= set(others)
+    assert found["first"] == (0,) and found["last"] == (29,) and found["tok7"] == (7,)
+    assert set(others) == set(range(4, 20)) - {6, 13}
+    with pytest.raises(ValueError, match="tokens has 30, but the prompt has positions 0 to 29"):
+        groups((30,), layout(), None, 0)
+
+
+@pytest.mark.parametrize("wrong", ["sink", "0,0", "", "-1", (1, "x"), (True,), 5])
+def test_tokens_that_are_none_are_refused(wrong: object) -> None:
+    with pytest.raises(ValueError, match=r"tokens is .*; allowed: sinks, ordinary, first, last"):
+        StudySettings(tokens=wrong)  # type: ignore[arg-type]
+    assert token_groups("tokens", "sinks, 8") == ("sinks", 8)
