@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from sinkscope.experiments.result import Result
     from sinkscope.experiments.samples import Prompts
     from sinkscope.models.loading import ModelHandle
-    from sinkscope.sinks.progress import Progress
+    from sinkscope.jobs.job import Progress
 
 INTERRUPTED = 130
 
@@ -195,7 +195,7 @@ def _told(label: str) -> Iterator[Progress]:
 @contextmanager
 def _interruptible() -> Iterator[threading.Event]:
     """Ctrl-C ends the run after the pass at hand; a second one at once."""
-    from sinkscope.sinks.progress import Stopped
+    from sinkscope.jobs.job import Stopped
 
     stop = threading.Event()
 

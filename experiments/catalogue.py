@@ -31,6 +31,7 @@ class Experiment:
         module: of `sinkscope.experiments`; its `run(study, settings)` gives the `Findings`.
         answers: whether it looks at an answer's log-probability.
         least: samples that it needs.
+        needs_images: whether a text model cannot be asked.
     """
 
     name: str
@@ -39,6 +40,7 @@ class Experiment:
     module: str
     answers: bool = False
     least: int = 1
+    needs_images: bool = False
 
     @property
     def run(self) -> Callable[[Any, Any], Any]:
@@ -104,6 +106,7 @@ EXPERIMENTS: tuple[Experiment, ...] = (
         VisionOrTextSettings,
         "vision_or_text",
         answers=True,
+        needs_images=True,
     ),
     Experiment(
         "sink-tokens",

@@ -19,7 +19,7 @@ from sinkscope.experiments.samples import AnySample, Prompts
 from sinkscope.experiments.settings import StudySettings
 from sinkscope.experiments.study import Watch
 from sinkscope.models.loading import ModelHandle
-from sinkscope.sinks.progress import Progress
+from sinkscope.jobs.job import Progress
 
 
 def run_experiment(

@@ -25,7 +25,7 @@ from sinkscope.interventions.base import Intervention
 from sinkscope.models.family import PromptInputs
 from sinkscope.models.loading import ModelHandle
 from sinkscope.sinks.masking import read_answer
-from sinkscope.sinks.progress import Progress, Stopped
+from sinkscope.jobs.job import Progress, Stopped
 
 
 class Watch:

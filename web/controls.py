@@ -7,9 +7,10 @@ from typing import Any
 import gradio as gr
 from gradio.components import Component
 
-from sinkscope.setting import REQUIRED, Setting
+from sinkscope.setting import REQUIRED, Setting, read
 
 LONGEST_TEXT = 2000
+DEFAULT = "default"  # of a switch that may be left to the default
 
 
 def control(setting: Setting, value: Any = None, **look: Any) -> Component:
@@ -27,8 +28,14 @@ def control(setting: Setting, value: Any = None, **look: Any) -> Component:
         "elem_id": f"set-{setting.name.replace('_', '-')}",
         **look,
     }
+    if setting.kind == "switch" and setting.optional:
+        words = {DEFAULT: setting.left_out or "default", "yes": "yes", "no": "no"}
+        said = DEFAULT if value is None else "yes" if value else "no"
+        return gr.Radio([(word, key) for key, word in words.items()], value=said, **look)
     if setting.kind == "switch":
         return gr.Checkbox(value, **look)
+    if setting.kind == "names" and setting.choices:
+        return gr.CheckboxGroup(list(setting.choices), value=list(value or ()), **look)
     if setting.kind == "choice":
         words = setting.called or setting.choices
         return gr.Radio(list(zip(words, setting.choices, strict=True)), value=value, **look)
@@ -42,8 +49,22 @@ def _number(setting: Setting, value: Any, look: dict[str, Any]) -> Component:
     is_whole = setting.kind == "whole"
     if setting.usual is None:
         low = {"minimum": setting.low} if setting.low is not None else {}
-        return gr.Number(value, **{**low, **({"precision": 0} if is_whole else {}), **look})
+        empty = {"placeholder": setting.left_out} if setting.left_out else {}
+        return gr.Number(
+            value, **{**low, **({"precision": 0} if is_whole else {}), **empty, **look}
+        )
     # Gradio refuses a value outside a slider's range, with a message of its own, so the range
     # always takes in the first one.
     low, high = min(setting.usual[0], value), max(setting.usual[1], value)
     return gr.Slider(low, high, value, step=1 if is_whole else setting.step, **look)
+
+
+def said_by(setting: Setting, value: Any) -> Any:
+    """What a control of the page says, as the field takes it (`sinkscope.setting.read`).
+
+    Raises:
+        ValueError: naming the setting.
+    """
+    if setting.kind == "switch" and setting.optional and isinstance(value, str):
+        value = {DEFAULT: None, "yes": True, "no": False}.get(value, value)
+    return read(setting, value)
