@@ -95,11 +95,11 @@ def _said(made: Result, settings: dict[str, Any], pictures: list[tuple[str, str]
     words = " ".join(_option(name, value) for name, value in settings.items())
     command = f"sinkscope experiment {made.experiment} {words}".strip()
     lines = [f"`{command}`, {len(made.samples)} drawn scenes:", ""]
-    lines += [f"> {text}" for text in made.findings.summary]
+    said = list(made.findings.summary)
     if made.findings.verdict is not None:
-        lines += [">", f"> Verdict: **{made.findings.verdict.word}**."]
-        lines += [f"> {text}" for text in made.findings.verdict.text]
-    lines.append("")
+        said.append(f"Verdict: **{made.findings.verdict.word}**.")
+        said += made.findings.verdict.text
+    lines += ["\n>\n".join(f"> {text}" for text in said), ""]
     lines += [f"![{title}](images/{file})" for file, title in pictures]
     return "\n".join([*lines, ""])
 

@@ -41,7 +41,7 @@ def run(study: Study, settings: AblateMLPSettings) -> Findings:
         NoNeuronsError: no small set of neurons holds the sinks' energy (direction).
     """
     study.check_layer(settings.layer, after=True)
-    assert study.reference
+    study.check_reference()
     direction = settings.what == "direction"
     study.plan(2 if direction else 1)
     top: Tensor | None = None
@@ -135,7 +135,8 @@ class _Arms:
         values = torch.stack([written[position] for position in positions])
         if self.basis is not None:
             values = values @ self.basis
-        return torch.linalg.vector_norm(values, dim=-1)
+        sizes: Tensor = torch.linalg.vector_norm(values, dim=-1)
+        return sizes
 
 
 def _findings(
@@ -157,9 +158,13 @@ def _findings(
         "auc": special.auc.value,
     }
     change = study.resampling.mean(arms.effects.logs(ABLATED) - arms.effects.logs(PLAIN))
+    change_made = (
+        f"Without the {factor} in layer {settings.layer}"
+        if top is not None
+        else f"With the MLP's output of layer {settings.layer} cut to the reference tokens' norm"
+    )
     said = [
-        f"Without the {factor} in layer {settings.layer}, {causal.removed.percent()} of the sinks' "
-        f"excess attention in layers {later.start} to {later.stop - 1} is gone; the answer's "
+        f"{change_made}, {causal.gone} in layers {later.start} to {later.stop - 1}; the answer's "
         f"log-probability changes by {change} nats a token."
     ]
     if top is not None:

@@ -37,8 +37,13 @@ class Interval:
         if not math.isfinite(self.value):
             return "-"
         if not (math.isfinite(self.low) and math.isfinite(self.high)):
-            return f"{self.value:.0%}"
-        return f"{self.value:.0%} [{self.low:.0%}, {self.high:.0%}]"
+            return _percent(self.value)
+        return f"{_percent(self.value)} [{_percent(self.low)}, {_percent(self.high)}]"
+
+
+def _percent(value: float) -> str:
+    """Whole percent, without a minus before zero."""
+    return f"{value:.0%}".replace("-0%", "0%") if abs(value) < 0.005 else f"{value:.0%}"
 
 
 @dataclass(frozen=True)

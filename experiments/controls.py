@@ -10,8 +10,7 @@ from torch import Tensor
 
 
 def orthonormal(columns: Tensor) -> Tensor:
-    """float64 (D, r): an orthonormal basis of the span of (D, n) columns, QR with dependent
-    columns left out.
+    """float64 (D, r): an orthonormal basis of the span of (D, n) columns, r their rank.
 
     Raises:
         ValueError: the span is nothing.
@@ -21,9 +20,10 @@ def orthonormal(columns: Tensor) -> Tensor:
     kept = wide[:, size > 0]
     if not kept.shape[1]:
         raise ValueError("The chosen columns are all zero: there is no direction to take out.")
-    q, r = torch.linalg.qr(kept / torch.linalg.vector_norm(kept, dim=0))
-    own = r.diagonal().abs() > 1e-9
-    return q[:, own]
+    # Of QR a column that hangs on others would have to go, and with it what others have along it.
+    left, sizes, _ = torch.linalg.svd(kept / size[size > 0], full_matrices=False)
+    basis: Tensor = left[:, sizes > 1e-9 * sizes[0]]
+    return basis
 
 
 def random_basis(found: Tensor, seed: int) -> Tensor:

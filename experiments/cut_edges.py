@@ -183,7 +183,7 @@ def _tokens(study: Study, changes: _Changes) -> Table:
                 (
                     case.sample.id,
                     index,
-                    tokenizer.decode([token], clean_up_tokenization_spaces=False),
+                    str(tokenizer.decode([token], clean_up_tokenization_spaces=False)),
                     float(cut[index]),
                     float(draws[:, index].mean()),
                     float(below[index]),

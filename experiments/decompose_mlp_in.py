@@ -23,7 +23,7 @@ from sinkscope.experiments.controls import orthonormal, random_basis, random_tok
 from sinkscope.experiments.effects import PLAIN, Effects
 from sinkscope.experiments.neurons import top_neurons
 from sinkscope.experiments.probes import AtTokens
-from sinkscope.experiments.result import Chart, Findings, Series, Table, number, numbers
+from sinkscope.experiments.result import Cell, Chart, Findings, Series, Table, number, numbers
 from sinkscope.experiments.settings import DecomposeMLPInSettings
 from sinkscope.experiments.study import Case, Pass, Study
 from sinkscope.experiments.verdict import specific, verdict
@@ -64,7 +64,7 @@ def run(study: Study, settings: DecomposeMLPInSettings) -> Findings:
     """
     layer = settings.layer
     study.check_layer(layer, after=True)
-    assert study.reference
+    study.check_reference()
     norm = study.handle.stack.mlp(layer).norm
     if settings.before_norm and norm.kind != "rms":
         raise ValueError(
@@ -184,12 +184,10 @@ class _Arms:
             scaled = torch.where(self.gamma == 0, 0.0, 1 / safe)[:, None] * self.basis
             change = ProjectOut(under, scaled, self.gamma.square())
             self._arm(BEFORE, case, plain, [[change]])
-        tokens = [random_tokens(case.others, len(own), study.seed(case, d + 1)) for d in draws]
+        drawn = [random_tokens(case.others, len(own), study.seed(case, d + 1)) for d in draws]
+        elsewhere = [At("mlp_in", (self.layer,), chosen) for chosen in drawn]
         self.effects.measure(
-            TOKENS,
-            case,
-            plain,
-            *([ProjectOut(At("mlp_in", (self.layer,), chosen), self.basis)] for chosen in tokens),
+            TOKENS, case, plain, *([ProjectOut(there, self.basis)] for there in elsewhere)
         )
 
     def _arm(self, name: str, case: Case, plain: Pass, draws: list[list[ProjectOut]]) -> None:
@@ -226,8 +224,7 @@ def _findings(study: Study, arms: _Arms, notes: tuple[str, ...]) -> Findings:
     said = [
         f"In layer {arms.layer}, neuron {strongest.neuron} is switched on by one direction that "
         f"holds {strongest.share:.0%} of its gradient's energy.",
-        f"Without the span of {len(arms.directions)} such directions "
-        f"{causal.removed.percent()} of the sinks' excess attention is gone.",
+        f"Without the span of {len(arms.directions)} such directions {causal.gone}.",
     ]
     if BEFORE in arms.effects.arms:
         own = arms.effects.causal(BEFORE, [], later).removed
@@ -287,13 +284,15 @@ def _direction_table(study: Study, arms: _Arms, ranks: tuple[float, float]) -> T
 
 def _gram_table(arms: _Arms, gram: Tensor) -> Table:
     neurons = [str(one.neuron) for one in arms.directions]
-    rows = [(name, *map(float, row)) for name, row in zip(neurons, gram.tolist(), strict=True)]
+    rows: list[tuple[Cell, ...]] = [
+        (name, *map(float, row)) for name, row in zip(neurons, gram.tolist(), strict=True)
+    ]
     title = "Cosines of the directions with each other (Gram matrix)"
     return Table("gram", title, ("neuron", *neurons), tuple(rows))
 
 
 def _arm_table(arms: _Arms) -> Table:
-    rows = []
+    rows: list[tuple[Cell, ...]] = []
     for name, parts in arms.z.items():
         mean = torch.cat(parts).mean(0)
         inside = torch.cat(arms.after[name])

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from sinkscope.experiments.bootstrap import Interval
 from sinkscope.experiments.probes import AtTokens
-from sinkscope.experiments.result import Chart, Findings, Series, Table, number, numbers
+from sinkscope.experiments.result import Cell, Chart, Findings, Series, Table, number, numbers
 from sinkscope.experiments.settings import DecomposeOutputSettings
 from sinkscope.experiments.streaming import Spread, Vectors
 from sinkscope.experiments.study import Study
@@ -78,7 +78,7 @@ def _spread(own: Vectors) -> float | None:
 
 def _table(study: Study, vectors: dict[tuple[str, str], Vectors]) -> Table:
     """The older script's table, a group a row."""
-    rows = []
+    rows: list[tuple[Cell, ...]] = []
     for name in study.names:
         own = {part: vectors[part, name] for part, _ in PARTS}
         if not own["Y"].count:
@@ -186,7 +186,9 @@ def _along(
         for name in study.names
         if vectors[part, name].count
     }
-    rows = [(part, name, *map(float, values.tolist())) for (part, name), values in means.items()]
+    rows: list[tuple[Cell, ...]] = [
+        (part, name, *map(float, values.tolist())) for (part, name), values in means.items()
+    ]
     return (
         Table(
             "dimensions",

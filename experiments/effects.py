@@ -191,8 +191,8 @@ class Effects:
                 "lines",
                 layers,
                 tuple(lines),
-                y_label="mean over samples, heads, queries",
-                note="Bands: standard deviation over heads.",
+                y_label="attention",
+                note="Mean over samples, heads and queries. Bands: standard deviation over heads.",
             )
         ]
         if study.dims:

@@ -34,6 +34,7 @@ def run(study: Study, settings: LowerAttentionSettings) -> Findings:
         study.check_layer(layer)
     if settings.factor == 1:
         raise ValueError("factor is 1.0, which changes nothing; allowed: from 0 to below 1.")
+    study.check_reference()
     study.plan(1)
     effects = Effects(study)
     ways = {KEPT: (True, False), CUT: (False, False)}

@@ -166,7 +166,7 @@ def _findings(
 
 
 def _figures(study: Study, settings: MLPSubspaceSettings, groups: dict[str, _Group]) -> Table:
-    rows = []
+    rows: list[tuple[Cell, ...]] = []
     for name in study.names:
         own = groups[name]
         if not own.count:

@@ -79,7 +79,10 @@ def prepare_study(
     detects = images and any(token in ("sinks", "ordinary") for token in tokens)
     by = _detector(handle, settings, dims, tau) if detects else ""
     watch.total = len(samples)
-    names, cases, without, notes = group_names(tokens), [], [], []
+    names = group_names(tokens)
+    cases: list[Case] = []
+    without: list[str] = []
+    notes: list[str] = []
     for sample in samples:
         watch.check()
         inputs = ready(handle, sample)
@@ -160,6 +163,7 @@ def _flags(
         handle.model(**on_device(inputs.tensors, handle.device), use_cache=False, logits_to_keep=1)
         vision = inputs.layout.vision_positions()
         if by == "profile":
+            assert tau is not None  # `_detector` looks
             return sinks_of(on_host(session[probe].scores())[:, vision] > tau)
         tokens = tuple(grid.tokens for grid in inputs.layout.grids)
         chosen = [

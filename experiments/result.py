@@ -246,16 +246,13 @@ def _table(values: dict[str, Any]) -> Table:
 
 
 def _chart(values: dict[str, Any]) -> Chart:
-    series = tuple(
-        Series(
-            **{
-                name: tuple(value) if isinstance(value, list) else value
-                for name, value in one.items()
-            }
-        )
-        for one in values["series"]
-    )
+    series = tuple(_series(one) for one in values["series"])
     return Chart(**{**values, "x": tuple(values["x"]), "series": series})
+
+
+def _series(values: dict[str, Any]) -> Series:
+    made: dict[str, Any] = {n: tuple(v) if isinstance(v, list) else v for n, v in values.items()}
+    return Series(**made)
 
 
 def _short(value: Any) -> str:

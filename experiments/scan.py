@@ -115,6 +115,7 @@ def run(study: Study, settings: ScanSettings) -> Findings:
         raise ValueError(
             f"head is {settings.head}; {study.handle.info.id} has heads 0 to {heads - 1}."
         )
+    study.check_reference()
     scan = Scan(study, settings)
     study.plan(1)
     for case, inputs in study.each("Scanning"):
@@ -271,10 +272,16 @@ LABELS = {
     "spread_hidden": ("Spread of the residual stream at the layer's input", "spread"),
     "energy_concentration": ("Energy in the 4 largest dimensions", "share of |x|^2"),
     "massive_share": ("Tokens with a massive activation", "share"),
-    "attention": ("Attention received", "mean over samples, heads, queries"),
+    "attention": ("Attention received", "attention"),
     "sink_rate": ("Sink rate", "share of samples and heads"),
     "log10_norm_mlp": ("Norm of the MLP's output", "log10 of mean |MLP out|"),
     "spread_mlp": ("Spread of the MLP's output", "spread"),
+}
+
+
+NOTES = {
+    "attention": "Mean over samples, heads and queries. Bands: standard deviation over heads.",
+    "norm_hidden": "Bands: standard deviation over tokens.",
 }
 
 
@@ -299,6 +306,7 @@ def _charts(scan: Scan, study: Study, settings: ScanSettings) -> list[Chart]:
                     tuple(lines),
                     y_label=label,
                     log=column == "norm_hidden",
+                    note=NOTES.get(column, ""),
                 )
             )
     if "attn" in settings.print:

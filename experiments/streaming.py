@@ -103,7 +103,8 @@ def unit(values: Tensor) -> Tensor:
     """float64: x / |x| along the last axis; zeros for a zero vector."""
     wide = values.double()
     norm = torch.linalg.vector_norm(wide, dim=-1, keepdim=True)
-    return wide / norm.clamp(min=torch.finfo(torch.float64).tiny)
+    units: Tensor = wide / norm.clamp(min=torch.finfo(torch.float64).tiny)
+    return units
 
 
 def concentration(values: Tensor, count: int = 4) -> Tensor:

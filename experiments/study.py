@@ -130,17 +130,20 @@ class Study:
 
     @property
     def reference(self) -> str:
-        """Name of the group that the sinks are held against.
+        """Name of the group that the sinks are held against (`check_reference`)."""
+        return self.names[1]
+
+    def check_reference(self) -> None:
+        """Refuse a study without a second group, where an experiment needs one.
 
         Raises:
-            ValueError: there is no second group.
+            ValueError: naming the first.
         """
         if len(self.names) < 2:
             raise ValueError(
                 f"tokens has {self.names[0]} alone; this experiment holds the sinks against a "
                 "second group: give two or more, such as sinks,ordinary or 0,1,8."
             )
-        return self.names[1]
 
     @property
     def layers(self) -> int:

@@ -42,6 +42,13 @@ class Causal:
     removed: Interval
     controls: Mapping[str, Interval]
 
+    @property
+    def gone(self) -> str:
+        """How much of the sinks' attention goes, for a sentence."""
+        if self.excess.value > 0 and not self.excess.low <= 0:
+            return f"{self.removed.percent()} of the sinks' excess attention is gone"
+        return "there is no excess of the sinks' attention that could go"
+
 
 @dataclass(frozen=True)
 class Specific:

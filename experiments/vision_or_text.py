@@ -48,7 +48,7 @@ def run(study: Study, settings: VisionOrTextSettings) -> Findings:
             "for models that see images."
         )
     study.check_layer(0, after=True)
-    assert study.reference
+    study.check_reference()
     study.plan(1 if study.dims else 2)
     dims = study.dims or _massive(study, settings.massive)
     effects = Effects(study)
@@ -184,6 +184,7 @@ def _reference_chart(study: Study, effects: Effects) -> list[Chart]:
             "lines",
             tuple(range(study.layers)),
             series,
-            y_label="mean over samples, heads, queries",
+            y_label="attention",
+            note="Mean over samples, heads and queries.",
         )
     ]

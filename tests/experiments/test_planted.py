@@ -26,6 +26,7 @@ from sinkscope.experiments.settings import (
     VisionOrTextSettings,
 )
 from sinkscope.models.loading import ModelHandle
+from tests.experiments.planted_text import planted_text, prompts
 from tests.sinks.planted import Plant, painted_samples, planted
 
 pytestmark = pytest.mark.tiny
@@ -147,3 +148,51 @@ def test_where_nothing_is_planted_the_verdict_is_negative(nothing: Made, layer: 
         verdict = nothing.run(name, settings).findings.verdict
         assert verdict is not None and verdict.causal is False
         assert verdict.word == "negative", (name, verdict)
+
+
+# --- text models: the first token is the sink -----------------------------------------------------
+
+
+def run_text(handle: ModelHandle, name: str, settings: Any) -> Result:
+    asked = StudySettings(controls=2, bootstrap=200)
+    return run_experiment(handle, name, prompts(8, seed=3), settings, asked)
+
+
+@pytest.mark.parametrize(("seed", "layer"), [(0, 1), (1, 2)])
+def test_a_text_models_first_token(tmp_path: Path, seed: int, layer: int) -> None:
+    handle = planted_text(tmp_path, "qwen2", seed, layer)
+    values = run_text(handle, "scan", ScanSettings()).findings.values
+    assert (values["part"], values["layer"]) == ("mlp", layer)
+    subspace = run_text(handle, "mlp-subspace", MLPSubspaceSettings(layer=layer)).findings
+    assert subspace.values["top"] == [0]
+    for name, settings in (
+        ("ablate-mlp", AblateMLPSettings(layer=layer)),
+        ("decompose-mlp-in", DecomposeMLPInSettings(layer=layer)),
+    ):
+        found = run_text(handle, name, settings).findings
+        assert found.verdict is not None and found.verdict.word == "positive", found.verdict
+    row = handle.stack.mlp(layer).gate.weight[0].double()
+    direction = torch.tensor(found.values["direction"], dtype=torch.float64)
+    assert float(direction @ (row / row.norm())) >= 0.99
+
+
+def test_a_neuron_without_a_gate(tmp_path: Path) -> None:
+    handle = planted_text(tmp_path, "gpt2", 2, 1)
+    values = run_text(handle, "scan", ScanSettings()).findings.values
+    assert (values["part"], values["layer"]) == ("mlp", 1)
+    subspace = run_text(handle, "mlp-subspace", MLPSubspaceSettings(layer=1)).findings
+    assert subspace.values["top"] == [0] and subspace.verdict is not None
+    found = run_text(handle, "decompose-mlp-in", DecomposeMLPInSettings(layer=1)).findings
+    row = handle.stack.mlp(1).fc.weight[0].double()
+    direction = torch.tensor(found.values["direction"], dtype=torch.float64)
+    assert float(direction @ (row / row.norm())) >= 0.99
+    assert found.verdict is not None and found.verdict.specific
+
+
+def test_a_text_model_with_nothing_planted(tmp_path: Path) -> None:
+    handle = planted_text(tmp_path, "qwen2", 3, None)
+    assert run_text(handle, "scan", ScanSettings()).findings.values["part"] is None
+    for layer in range(4):
+        settings = AblateMLPSettings(layer=layer, top=2, min_share=0.0)
+        verdict = run_text(handle, "ablate-mlp", settings).findings.verdict
+        assert verdict is not None and verdict.word == "negative", verdict

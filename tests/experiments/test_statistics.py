@@ -96,6 +96,10 @@ def test_a_random_basis_is_orthogonal_to_the_found_one() -> None:
     torch.testing.assert_close(found.T @ other, torch.zeros(3, 3).double(), atol=1e-12, rtol=0)
     torch.testing.assert_close(other.T @ other, torch.eye(3).double(), atol=1e-12, rtol=0)
     assert not torch.equal(other, random_basis(found, 5))
+    one, two = drawn(20, 2).unbind(1)
+    mixed = orthonormal(torch.stack([one, 2 * one, one + two], 1))  # the second hangs on the first
+    assert mixed.shape == (20, 2)
+    torch.testing.assert_close(mixed @ (mixed.T @ two), two)
     with pytest.raises(ValueError, match="leave no room"):
         random_basis(orthonormal(drawn(5, 3)), 0)
     with pytest.raises(ValueError, match="all zero"):
