@@ -26,8 +26,8 @@ from sinkscope.experiments.settings import StudySettings
 if TYPE_CHECKING:
     from sinkscope.experiments.result import Result
     from sinkscope.experiments.samples import Prompts
-    from sinkscope.models.loading import ModelHandle
     from sinkscope.jobs.job import Progress
+    from sinkscope.models.loading import ModelHandle
 
 INTERRUPTED = 130
 

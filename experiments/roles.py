@@ -74,7 +74,7 @@ def sinks_of(flagged: Tensor) -> Flags:
 
 def first_query(layout: PromptLayout) -> int:
     """The first query whose attention counts: behind the last image; without images, the fifth."""
-    return layout.grids[-1].stop if layout.grids else FIRST_QUERY
+    return layout.grids[-1].after if layout.grids else FIRST_QUERY
 
 
 def groups(

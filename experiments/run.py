@@ -18,8 +18,8 @@ from sinkscope.experiments.result import Result
 from sinkscope.experiments.samples import AnySample, Prompts
 from sinkscope.experiments.settings import StudySettings
 from sinkscope.experiments.study import Watch
-from sinkscope.models.loading import ModelHandle
 from sinkscope.jobs.job import Progress
+from sinkscope.models.loading import ModelHandle
 
 
 def run_experiment(

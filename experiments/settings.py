@@ -86,7 +86,11 @@ class StudySettings:
         0.2, "Verdict A: most of it that a control may take.", low=0.0, high=1.0
     )
     auc: float = setting(
-        0.95, "Verdict B: least AUC, sinks against ordinary tokens.", low=0.5, high=1.0
+        0.95,
+        "Verdict B: least AUC, sinks against ordinary tokens.",
+        low=0.5,
+        high=1.0,
+        label="AUC",
     )
     seed: int = setting(0, "Of all random choices.", low=0, high=2**63 - 1)
 
@@ -110,6 +114,7 @@ class _Shared:
     min_share: float = setting(
         0.55,
         "Least median over samples of their joint share; below it there is no such set.",
+        label="Least share",
         low=0.0,
         high=1.0,
     )
@@ -123,6 +128,7 @@ class ScanSettings:
     print: tuple[Quantity, ...] = setting(
         ("q", "k", "v", "hidden", "attn", "mlp"),
         "What to show: some of q, k, v, hidden, attn, mlp.",
+        label="Show",
     )
     head: int | None = setting(
         None,
@@ -157,6 +163,7 @@ class MLPSubspaceSettings:
         "z",
         "Which part: z (input of the down projection), g (gate) or u (up projection), both before "
         "the activation, out (output), residual (the stream's sink dimensions by layer).",
+        label="MLP part",
     )
     top: int | None = like(_Shared, "top")
     min_share: float = like(_Shared, "min_share")

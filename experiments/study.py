@@ -22,10 +22,10 @@ from sinkscope.experiments.bootstrap import Resampling
 from sinkscope.experiments.samples import AnySample
 from sinkscope.experiments.settings import StudySettings
 from sinkscope.interventions.base import Intervention
+from sinkscope.jobs.job import Progress, Stopped
 from sinkscope.models.family import PromptInputs
 from sinkscope.models.loading import ModelHandle
 from sinkscope.sinks.masking import read_answer
-from sinkscope.jobs.job import Progress, Stopped
 
 
 class Watch:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import gradio as gr
 from gradio.components import Component
 
-from sinkscope.setting import REQUIRED, Setting, read
+from sinkscope.setting import REQUIRED, Setting, allowed_words, read, refuse
 
 LONGEST_TEXT = 2000
 DEFAULT = "default"  # of a switch that may be left to the default
@@ -59,6 +60,17 @@ def _number(setting: Setting, value: Any, look: dict[str, Any]) -> Component:
     return gr.Slider(low, high, value, step=1 if is_whole else setting.step, **look)
 
 
+def box(setting: Setting, value: Any = None, **look: Any) -> Component:
+    """The same for what `said_by` reads: nothing is refused by Gradio, in words of its own, and a
+    number that may be left out is a text, for Gradio makes an empty number 0."""
+    if setting.kind not in ("whole", "number"):
+        return control(setting, value, **look)
+    if not setting.optional:
+        return control(setting, value, **{"minimum": None, **look})
+    plain = dataclasses.replace(setting, kind="text", default="")
+    return control(plain, value, **{"max_lines": 1, **look})
+
+
 def said_by(setting: Setting, value: Any) -> Any:
     """What a control of the page says, as the field takes it (`sinkscope.setting.read`).
 
@@ -67,4 +79,15 @@ def said_by(setting: Setting, value: Any) -> Any:
     """
     if setting.kind == "switch" and setting.optional and isinstance(value, str):
         value = {DEFAULT: None, "yes": True, "no": False}.get(value, value)
+    if setting.kind in ("whole", "number") and setting.optional and isinstance(value, str):
+        value = _number_said(setting, value)
     return read(setting, value)
+
+
+def _number_said(setting: Setting, text: str) -> float | None:
+    if not text.strip():
+        return None
+    try:
+        return float(text)
+    except ValueError:
+        raise refuse(setting.name, text, allowed_words(setting)) from None

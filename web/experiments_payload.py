@@ -11,7 +11,6 @@ from collections.abc import Mapping
 from typing import Any
 
 from sinkscope.experiments.result import Cell, Chart, Result, Table, Verdict
-from sinkscope.setting import Setting, settings_of
 from sinkscope.web.payload import pack
 
 MOST_ROWS = 40  # of a table on the page; its file has all of them
@@ -176,15 +175,3 @@ def _plain(value: Any) -> str:
     if isinstance(value, list | tuple):
         return ",".join(map(str, value))
     return str(value).lower() if isinstance(value, bool) else str(value)
-
-
-def control_words(setting: Setting) -> dict[str, str]:
-    """Label and help of a setting's control in the tab."""
-    label = (setting.label or setting.name).replace("_", " ")
-    empty = f" Empty: {setting.left_out}." if setting.left_out and setting.kind != "switch" else ""
-    return {"label": label[:1].upper() + label[1:], "info": f"{setting.help}{empty}"}
-
-
-def names_of(cls: type[Any]) -> tuple[str, ...]:
-    """The names of a class's settings, as users know them."""
-    return tuple(one.name for one in settings_of(cls) if one.offered)

@@ -27,9 +27,8 @@ from gradio.data_classes import FileData
 from sinkscope.experiments import catalogue
 from sinkscope.experiments.settings import StudySettings
 from sinkscope.setting import REQUIRED, Setting, offered, settings_of
-from sinkscope.web.controls import control
+from sinkscope.web.controls import box
 from sinkscope.web.experiments_ahead import ahead_of
-from sinkscope.web.experiments_payload import control_words
 from sinkscope.web.experiments_request import BUNDLED, MINE, ExperimentRequest
 from sinkscope.web.experiments_run import ExperimentsHandlers
 from sinkscope.web.form import notice_line
@@ -39,6 +38,10 @@ from sinkscope.web.uploads import UploadedFiles
 
 QUIET: dict[str, Any] = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
 STUDY = "study"
+MINE_WORDS = (
+    "Photos, alone or with a .jsonl, .json, .csv or .tsv file of questions about them. For a text "
+    "model one .txt file, a prompt a line."
+)
 
 
 @dataclass(frozen=True)
@@ -49,7 +52,6 @@ class _Form:
     controls: dict[str, Component]
     name: gr.Dropdown
     blocks: dict[str, gr.Column]
-    source: gr.Radio
     ahead: gr.HTML
     go: gr.Button
     stop: gr.Button
@@ -87,9 +89,9 @@ def build_experiments(handlers: ExperimentsHandlers, status: gr.HTML, tab: gr.Ta
     shown.select(picking, None, form.name, **QUIET)
     form.name.change(choosing(form.blocks), form.name, [form.name, *form.blocks.values()], **QUIET)
     gr.on(
-        [tab.select, status.change, form.name.change, form.source.change],
+        [tab.select, status.change, form.name.change, form.controls["source"].change],
         asking_ahead(handlers),
-        [form.name, form.source],
+        [form.name, form.controls["source"]],
         form.ahead,
         trigger_mode="always_last",
         **QUIET,
@@ -106,6 +108,7 @@ def _build_form() -> _Form:
         filterable=False,
         elem_id="experiments-name",
     )
+    ahead = notice_line("experiments-ahead")
     controls: dict[str, Component] = {"name": name}
     blocks = {}
     for row in catalogue.EXPERIMENTS:
@@ -113,6 +116,19 @@ def _build_form() -> _Form:
             for one in offered(row.settings):
                 controls[f"{row.name}/{one.name}"] = _control(one, row.name)
         blocks[row.name] = block
+    controls |= _samples()
+    tokens, *others = offered(StudySettings)
+    controls[f"{STUDY}/{tokens.name}"] = _control(tokens, STUDY, elem_id="experiments-tokens")
+    with gr.Accordion("Sinks, controls, thresholds", open=False, elem_id="experiments-settings"):
+        for one in others:
+            controls[f"{STUDY}/{one.name}"] = _control(one, STUDY)
+    with gr.Row(elem_id="experiments-actions"):  # stays in sight: page.css
+        go = gr.Button("Run", variant="primary", elem_id="experiments-run", min_width=80)
+        stop = gr.Button("Stop", interactive=False, elem_id="experiments-stop", min_width=60)
+    return _Form(controls, name, blocks, ahead, go, stop)
+
+
+def _samples() -> dict[str, Component]:
     source = gr.Radio(
         [BUNDLED, MINE],
         value=BUNDLED,
@@ -121,49 +137,39 @@ def _build_form() -> _Form:
         elem_id="experiments-source",
     )
     with gr.Column(visible=False) as mine:
-        controls["files"] = UploadedFiles(
-            label="Photos, with a .jsonl, .json, .csv or .tsv of questions or without; for a text "
-            "model a .txt with a prompt a line",
+        files = UploadedFiles(
+            label="My own",
             file_count="multiple",
             type="filepath",
             height=170,
             elem_id="experiments-files",
         )
+        gr.HTML(MINE_WORDS, elem_id="experiments-mine", padding=False)
     source.change(lambda chosen: gr.update(visible=chosen == MINE), source, mine, **QUIET)
-    (samples,) = settings_of(ExperimentRequest)
-    controls["samples"] = control(
-        samples,
-        elem_id="experiments-samples",
-        label="How many",
-        info="More give narrower intervals.",
-    )
-    controls["prompt"] = gr.Textbox(
+    (count,) = settings_of(ExperimentRequest)
+    prompt = gr.Textbox(
         label="Question",
         lines=1,
         max_lines=4,
         max_length=20_000,
-        placeholder="each scene its own",
-        info="Asked about every image that has none of its own. Empty: each scene’s own; of "
-        "photos, “Describe the image.”",
+        info="Asked about every image that has none of its own. Empty: each scene’s own; about "
+        "photos “Describe the image.”",
         elem_id="experiments-prompt",
     )
-    tokens, *others = offered(StudySettings)
-    controls[f"{STUDY}/{tokens.name}"] = _control(tokens, STUDY, elem_id="experiments-tokens")
-    with gr.Row(elem_id="experiments-actions"):
-        go = gr.Button("Run", variant="primary", elem_id="experiments-run", min_width=80)
-        stop = gr.Button("Stop", interactive=False, elem_id="experiments-stop", min_width=60)
-    ahead = notice_line("experiments-ahead")
-    with gr.Accordion("Sinks, controls, thresholds", open=False, elem_id="experiments-settings"):
-        for one in others:
-            controls[f"{STUDY}/{one.name}"] = _control(one, STUDY)
-    return _Form({**controls, "source": source}, name, blocks, source, ahead, go, stop)
+    samples = box(count, elem_id="experiments-samples")
+    return {"source": source, "files": files, "prompt": prompt, "samples": samples}
 
 
 def _control(one: Setting, of: str, **look: Any) -> Component:
     """A setting's control; one that must be given begins at the lowest value."""
+    label = (one.label or one.name).replace("_", " ")
+    words = {"label": label[:1].upper() + label[1:], "info": one.help}
+    if one.left_out and one.kind not in ("switch", "choice"):
+        # Said in full above the box, where a placeholder would be cut off.
+        words |= {"info": f"{one.help} Empty: {one.left_out}.", "placeholder": ""}
     ident = f"set-{of}-{one.name}".replace("_", "-")
     value = one.low if one.default is REQUIRED else None
-    return control(one, value, **{"elem_id": ident, **control_words(one), **look})
+    return box(one, value, **{"elem_id": ident, **words, **look})
 
 
 def picking(event: gr.EventData) -> Any:
