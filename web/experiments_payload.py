@@ -7,7 +7,7 @@ addresses of figures and files.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from sinkscope.experiments.result import Cell, Chart, Result, Table, Verdict
@@ -15,8 +15,8 @@ from sinkscope.web.payload import pack
 
 MOST_ROWS = 40  # of a table on the page; its file has all of them
 CONDITIONS = (
-    ("A", "causal", "Taking the factor away takes the sinks away, and controls do not."),
-    ("B", "specific", "Only the sink tokens stand out on the factor."),
+    ("A", "causal", "Whether taking the factor away takes the sinks away, and controls do not."),
+    ("B", "specific", "Whether the sink tokens alone stand out on the factor."),
 )
 WORDS = {
     "positive": "Both conditions hold.",
@@ -99,18 +99,35 @@ def _after_answer(text: str) -> str:
 
 def _table(table: Table, files: Mapping[str, str]) -> dict[str, Any]:
     shown, left = table.rows[:MOST_ROWS], max(0, len(table.rows) - MOST_ROWS)
-    texts = [any(isinstance(row[i], str) for row in table.rows) for i in range(len(table.columns))]
+    columns = _columns(table.columns)
+    texts = [any(isinstance(row[i], str) for row in table.rows) for i, _ in columns]
     return {
         "name": table.name,
         "title": table.title,
-        "columns": list(table.columns),
+        "columns": [table.columns[i] for i, _ in columns],
         "texts": texts,
         "keys": table.keys,
-        "rows": [[_cell(cell) for cell in row] for row in shown],
+        "rows": [[_cell(row[i]) + _ends(row, i, wide) for i, wide in columns] for row in shown],
         "note": table.note,
         "left": f"{left} more rows are in the CSV file." if left else "",
         "csv": _file(f"{table.name}.csv", files),
     }
+
+
+def _columns(names: Sequence[str]) -> list[tuple[int, bool]]:
+    """Which columns are shown, and whether the two behind one are the ends of its interval."""
+    made, i = [], 0
+    while i < len(names):
+        wide = tuple(names[i + 1 : i + 3]) == (f"{names[i]}_low", f"{names[i]}_high")
+        made.append((i, wide))
+        i += 3 if wide else 1
+    return made
+
+
+def _ends(row: Sequence[Cell], i: int, wide: bool) -> str:
+    if not wide or row[i + 1] is None or row[i + 2] is None:
+        return ""
+    return f" [{_cell(row[i + 1])}, {_cell(row[i + 2])}]"
 
 
 def _cell(cell: Cell) -> str:
@@ -132,6 +149,7 @@ def _figure(
     return {
         "name": chart.name,
         "title": chart.title,
+        "note": chart.note,
         "alt": f"{chart.title}. {KINDS[chart.kind]} of {chart.y_label or 'values'}{over}: "
         f"{series}. {chart.note}".strip(),
         "size": list(sizes.get(name, (0, 0))),

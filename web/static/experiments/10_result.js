@@ -10,7 +10,7 @@ function build(data) {
   $(".summary").replaceChildren(...items(data.summary));
   $(".notes").replaceChildren(...items(data.notes));
   judge(data.verdict);
-  $(".acts").replaceChildren(node("span", {}, "Save"), ...data.files.map((file) => link(file)));
+  $(".acts").replaceChildren(node("span", {}, "Save"), ...data.files.map((file) => link(file, file.name.endsWith(".zip") ? `all files: ${file.name}` : file.name)));
   $(".figures").replaceChildren(...data.figures.map(figure));
   $(".tables").replaceChildren(...data.tables.flatMap(table));
   $(".about").replaceChildren(...data.facts.flatMap(([name, text]) => [node("dt", {}, name), node("dd", {}, text)]));
@@ -34,9 +34,12 @@ function condition({ key, name, meaning, holds, word, text, threshold }) {
     threshold && node("p", { class: "threshold" }, `Holds where ${threshold}.`));
 }
 
-function figure({ title, alt, size, png, pdf }) {
-  const picture = node("img", { src: sameOrigin(png), alt, width: size[0], height: size[1], loading: "lazy" });
-  return node("figure", {}, picture, node("figcaption", {}, node("span", {}, title), link(png, "PNG"), link(pdf, "PDF")));
+// All figures in one scale, so that the letters of all are of one size; a click opens the picture itself.
+function figure({ alt, note, size, png, pdf }) {
+  const picture = node("img", { src: sameOrigin(png), alt, width: size[0], height: size[1] });
+  return node("figure", { style: `width: ${Math.round(0.455 * size[0])}px` },
+    node("a", { href: sameOrigin(png), target: "_blank", rel: "noopener" }, picture),
+    node("figcaption", {}, node("span", {}, note), link(png, "PNG"), link(pdf, "PDF")));
 }
 
 function table({ title, columns, texts, keys, rows, note, left, csv }) {

@@ -45,5 +45,7 @@ watch("value", () => props.value && props.value.phase && show(props.value));
   const run = sessionStorage.getItem(KEPT), value = props.value;
   if (value && value.phase && value.phase !== "empty") return show(value);
   const kept = run && (await server.open_experiment({ run }));
-  if (kept && !kept.error && !coming) show(kept);
+  if (!kept || kept.error || coming) return;
+  await show(kept);
+  trigger("select", { name: element.experiment.experiment }); // the form stands where it stood
 })();
