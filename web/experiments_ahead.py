@@ -3,7 +3,7 @@ sinks are known."""
 
 from __future__ import annotations
 
-from sinkscope.experiments.catalogue import EXPERIMENTS
+from sinkscope.experiments import catalogue
 from sinkscope.models.loading import ModelHandle
 from sinkscope.web.experiments_request import MINE
 from sinkscope.web.forecast import Notice, notice
@@ -24,7 +24,7 @@ def ahead_of(state: SlotState, name: str, source: str) -> Notice:
     layers = f"{handle.info.id}: layers 0 to {handle.info.layers - 1}."
     if handle.family.sees_images:
         return notice(f"{layers} {_known(handle)}")
-    needs = any(row.name == name and row.needs_images for row in EXPERIMENTS)
+    needs = any(row.name == name and row.needs_images for row in catalogue.EXPERIMENTS)
     if needs:
         words = f"{handle.info.id} is a text model and sees no images; {name} needs one that does."
         return notice(words, "warn")

@@ -118,7 +118,8 @@ def _columns(names: Sequence[str]) -> list[tuple[int, bool]]:
     """Which columns are shown, and whether the two behind one are the ends of its interval."""
     made, i = [], 0
     while i < len(names):
-        wide = tuple(names[i + 1 : i + 3]) == (f"{names[i]}_low", f"{names[i]}_high")
+        stem, is_low, _ = (*names, "")[i + 1].partition("_low")
+        wide = bool(is_low and names[i].startswith(stem) and f"{stem}_high" in names[i + 2 : i + 3])
         made.append((i, wide))
         i += 3 if wide else 1
     return made

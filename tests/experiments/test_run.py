@@ -23,8 +23,8 @@ from sinkscope.experiments.settings import (
     ScanSettings,
     StudySettings,
 )
+from sinkscope.jobs.job import Stopped
 from sinkscope.models.loading import ModelHandle, load_model
-from sinkscope.sinks.progress import Stopped
 from sinkscope.sinks.samples import Sample
 from tests.text_models import TEXT, save_text_model
 

@@ -8,6 +8,8 @@ function complain(text) {
 
 async function show(value) {
   const { phase, position } = value;
+  const begins = /queued|running/.test(phase) && !/queued|running/.test(root.dataset.phase);
+  if (begins) $(".line").scrollIntoView({ block: "nearest" }); // a form may be long, on a phone above
   root.dataset.phase = phase;
   $(".phase").textContent = phase === "queued" ? `Waiting: ${position} before yours` : phase === "error" ? "Nothing new" : phase === "empty" ? "Nothing run yet" : value.message;
   $(".facts").textContent = [...(value.facts || []), value.text].filter(Boolean).join(" · ");
