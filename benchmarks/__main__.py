@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import typer
 
-from sinkscope.benchmarks import capture, explorers, page, sinks, var
+from sinkscope.benchmarks import capture, evaluation, explorers, page, sinks, var
 
 app = typer.Typer(
     name="python -m sinkscope.benchmarks",
@@ -23,6 +23,7 @@ app.command("capture")(capture.capture)
 app.command("var")(var.var)
 app.command("sinks")(sinks.sinks)
 app.command("page")(page.page)
+app.command("evaluation")(evaluation.evaluation)
 app.command("explorers")(explorers.explorers)
 
 if __name__ == "__main__":

@@ -95,7 +95,7 @@ def answer(
         seeded(settings.seed, handle.device),
         distribution_errors_named(settings),
     ):
-        start = _start(handle, inputs, rows, prefix)
+        start = begin_with(handle, inputs, rows, prefix)
         ending = decoding.ending(handle, [session[one] for one in answers], stop)
         handle.model.generate(
             **start,
@@ -181,7 +181,7 @@ def score_answer(
     )
 
 
-def _start(
+def begin_with(
     handle: ModelHandle, inputs: PromptInputs, rows: int, prefix: Prefix | None
 ) -> dict[str, Any]:
     """What `generate` begins with: the whole prompt, or its ids and the keys of the prefix.

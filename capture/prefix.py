@@ -8,7 +8,7 @@ run continues from a fork of its cache.
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -44,6 +44,16 @@ class Prefix:
     dims: tuple[int, ...]
     scores: Mapping[int, torch.Tensor]
 
+    @property
+    def whole(self) -> None:
+        """Another prompt may continue from it as well; see `BatchPrefix`."""
+        return None
+
+    @property
+    def columns(self) -> None:
+        """There is no padding; see `BatchPrefix`."""
+        return None
+
     def fork(self, handle: ModelHandle, rows: int) -> DynamicCache:
         """A copy of the cache for `rows` batch rows, and the model made ready to continue from it.
 
@@ -60,6 +70,96 @@ class Prefix:
         return self.model == handle.info and self.inputs is inputs and self.dims == dims
 
 
+@dataclass(frozen=True)
+class BatchPrefix:
+    """Prefixes of several prompts as one batch, from which each row continues by itself.
+
+    Keys carry their rotary positions, so they may stand anywhere: prefixes are padded on the left,
+    and all end at one position. What follows is padded on its left too, so that all prompts end at
+    one position as well. The attention mask hides the padding.
+
+    Attributes:
+        rows: one prefix a batch row; a prompt may be in several.
+        ids, mask: int64 (B, whole): token ids and what is no padding. Padding has the id of its own
+            row's first token, which counts for nothing that is not counted already.
+    """
+
+    rows: tuple[Prefix, ...]
+    ids: torch.Tensor
+    mask: torch.Tensor
+
+    @staticmethod
+    def of(rows: Sequence[Prefix]) -> BatchPrefix:
+        """Line them up."""
+        length = max(row.length for row in rows)
+        whole = length + max(len(row.inputs.token_ids) - row.length for row in rows)
+        ids = torch.tensor([[row.inputs.token_ids[0]] * whole for row in rows])
+        mask = torch.zeros_like(ids)
+        for index, row in enumerate(rows):
+            columns = _columns(row, length, whole)
+            ids[index, columns] = torch.tensor(row.inputs.token_ids)
+            mask[index, columns] = 1
+        return BatchPrefix(tuple(rows), ids, mask)
+
+    @property
+    def length(self) -> int:
+        """Where all prefixes end."""
+        return max(row.length for row in self.rows)
+
+    @property
+    def whole(self) -> int:
+        """Where all prompts end."""
+        return self.ids.shape[1]
+
+    @property
+    def columns(self) -> tuple[torch.Tensor, ...]:
+        """Of each row: int64 (N,), where each position of its prompt stands."""
+        return tuple(_columns(row, self.length, self.whole) for row in self.rows)
+
+    @property
+    def dims(self) -> tuple[int, ...]:
+        """Sink dimensions that were scored, the same in all rows."""
+        return self.rows[0].dims
+
+    @property
+    def scores(self) -> Mapping[int, torch.Tensor]:
+        """layer -> float32 (B, length), 0 at padding; empty without dims."""
+        return {
+            layer: torch.stack([_padded(row.scores[layer], self.length, 0) for row in self.rows])
+            for layer in self.rows[0].scores
+        }
+
+    def fork(self, handle: ModelHandle) -> DynamicCache:
+        """The cache of all rows, and the model made ready to continue from it; as `Prefix.fork`."""
+        handle.family.resume(handle.model, torch.cat([row.positions for row in self.rows]))
+        cache = DynamicCache()
+        for layer in range(len(self.rows[0].cache.layers)):
+            keys, values = (
+                torch.cat(
+                    [
+                        _padded(getattr(row.cache.layers[layer], name), self.length, 2)
+                        for row in self.rows
+                    ]
+                )
+                for name in ("keys", "values")
+            )
+            cache.update(keys, values, layer)
+        return cache
+
+
+def _columns(row: Prefix, length: int, whole: int) -> torch.Tensor:
+    before = torch.arange(length - row.length, length)
+    behind = len(row.inputs.token_ids) - row.length
+    return torch.cat([before, torch.arange(whole - behind, whole)])
+
+
+def _padded(values: torch.Tensor, length: int, axis: int) -> torch.Tensor:
+    """Zeros in front along an axis, up to a length."""
+    missing = list(values.shape)
+    missing[axis] = length - values.shape[axis]
+    return torch.cat([values.new_zeros(missing), values], dim=axis)
+
+
 def forward_prefix(handle: ModelHandle, inputs: PromptInputs, dims: tuple[int, ...]) -> Prefix:
     """Pass the prompt up to its last vision token through the model. The lock must be held.
 
@@ -71,13 +171,34 @@ def forward_prefix(handle: ModelHandle, inputs: PromptInputs, dims: tuple[int, .
     Raises:
         ValueError: the prompt has no image.
     """
+    return forward_prefixes(handle, inputs, [dims])[dims]
+
+
+def forward_prefixes(
+    handle: ModelHandle, inputs: PromptInputs, sets: Sequence[tuple[int, ...]]
+) -> dict[tuple[int, ...], Prefix]:
+    """The same for several sets of sink dimensions: one pass, whose keys and values they share.
+
+    Raises:
+        ValueError: the prompt has no image.
+    """
     if not inputs.layout.grids:
         raise ValueError("The prompt has no image; there is nothing to redistribute attention to.")
     stop = inputs.layout.after_images
-    marks = SinkScores(dims) if dims else None
-    with attached(handle, inputs, probes=[marks] if marks else []) as session:
+    marks = {dims: SinkScores(dims) for dims in sets if dims}
+    with attached(handle, inputs, probes=list(marks.values())) as session:
         cache, positions = handle.family.forward_prefix(
             handle.model, on_device(inputs.tensors, handle.device), stop
         )
-    scores = {} if marks is None else session[marks].scores()
-    return Prefix(inputs, handle.info, stop, cache, positions, dims, scores)
+    return {
+        dims: Prefix(
+            inputs,
+            handle.info,
+            stop,
+            cache,
+            positions,
+            dims,
+            session[marks[dims]].scores() if dims else {},
+        )
+        for dims in sets
+    }

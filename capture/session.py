@@ -43,7 +43,7 @@ from sinkscope.models.sites import (
 from sinkscope.models.stack import TextStack
 
 if TYPE_CHECKING:
-    from sinkscope.capture.prefix import Prefix
+    from sinkscope.capture.prefix import BatchPrefix, Prefix
 
 
 class Session:
@@ -79,7 +79,7 @@ def attached(
     *,
     batch: int = 1,
     new_tokens: int = 0,
-    prefix: Prefix | None = None,
+    prefix: Prefix | BatchPrefix | None = None,
     gradients: bool = False,
 ) -> Iterator[Session]:
     """Attach probes and interventions to every forward pass of the model inside the `with`.
@@ -105,16 +105,20 @@ def attached(
             captured.
     """
     prompts = [inputs] * batch if isinstance(inputs, PromptInputs) else list(inputs)
+    whole = max(prompt.layout.length for prompt in prompts)
+    if prefix is not None and prefix.whole is not None:
+        whole = prefix.whole
     run = RunInfo(
         model=handle.info,
         layouts=tuple(prompt.layout for prompt in prompts),
-        length=max(prompt.layout.length for prompt in prompts),
+        length=whole,
         new_tokens=new_tokens,
         device=handle.device,
         start=0 if prefix is None else prefix.length,
         known_dims=() if prefix is None else prefix.dims,
         known={} if prefix is None else prefix.scores,
         step=Step(0 if prefix is None else prefix.length),
+        columns=None if prefix is None else prefix.columns,
     )
     longest, last = handle.stack.longest, run.length + max(0, new_tokens - 1)
     if longest is not None and last > longest:

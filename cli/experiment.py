@@ -7,10 +7,7 @@ new command here.
 from __future__ import annotations
 
 import json
-import signal
-import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -26,10 +23,7 @@ from sinkscope.experiments.settings import StudySettings
 if TYPE_CHECKING:
     from sinkscope.experiments.result import Result
     from sinkscope.experiments.samples import Prompts
-    from sinkscope.jobs.job import Progress
     from sinkscope.models.loading import ModelHandle
-
-INTERRUPTED = 130
 
 Data = Annotated[
     str | None,
@@ -100,9 +94,14 @@ def _command(experiment: Experiment) -> Callable[..., None]:
         given = _samples(handle, data, samples, prompt)
         for note in given.notes:
             typer.secho(note, fg="yellow", err=True)
-        with _interruptible() as stop, _told(experiment.name) as tell:
+        with common.job(experiment.name, 100, "Nothing is kept.") as job:
+
+            def tell(done: int, total: int, text: str) -> None:
+                # In percent: how many passes there are is known once sinks are detected.
+                job.report(round(100 * done / max(1, total)), 100, text)
+
             made = run_experiment(
-                handle, experiment.name, given, own, study, on_progress=tell, stop=stop
+                handle, experiment.name, given, own, study, on_progress=tell, stop=job.stop_event
             )
         _tell(made, output, as_json)
 
@@ -179,39 +178,3 @@ def _tell(made: Result, output: Path | None, as_json: bool) -> None:
 
         written = save_result(output, made)
         typer.echo(f"Wrote {len(written)} files to {output}", err=True)
-
-
-@contextmanager
-def _told(label: str) -> Iterator[Progress]:
-    """A progress bar in percent; how many passes there are is known once sinks are detected."""
-    with common.progress(label, 100) as bar:
-
-        def tell(done: int, total: int, text: str) -> None:
-            bar.update(max(0, round(100 * done / max(1, total)) - bar.pos))
-
-        yield tell
-
-
-@contextmanager
-def _interruptible() -> Iterator[threading.Event]:
-    """Ctrl-C ends the run after the pass at hand; a second one at once."""
-    from sinkscope.jobs.job import Stopped
-
-    stop = threading.Event()
-
-    def interrupt(number: int, frame: object) -> None:
-        if stop.is_set():
-            raise KeyboardInterrupt
-        stop.set()
-        typer.echo("\nStopping after the pass at hand; Ctrl-C again stops at once.", err=True)
-
-    before = signal.signal(signal.SIGINT, interrupt)
-    try:
-        yield stop
-    except Stopped as stopped:
-        typer.echo(
-            f"Stopped after {stopped.done} of {stopped.total} steps; nothing was kept.", err=True
-        )
-        raise typer.Exit(INTERRUPTED) from None
-    finally:
-        signal.signal(signal.SIGINT, before)

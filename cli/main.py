@@ -4,7 +4,18 @@ from __future__ import annotations
 
 import typer
 
-from sinkscope.cli import compare, demo, experiment, heatmap, screenshots, show, sinks
+from sinkscope.cli import (
+    compare,
+    demo,
+    evaluate,
+    evaluate_report,
+    experiment,
+    heatmap,
+    region,
+    screenshots,
+    show,
+    sinks,
+)
 
 app = typer.Typer(
     name="sinkscope",
@@ -17,7 +28,10 @@ app = typer.Typer(
 app.command("heatmap")(heatmap.heatmap)
 app.command("compare")(compare.compare)
 app.command("show")(show.show)
+app.command("region")(region.region)
 app.command("screenshots")(screenshots.screenshots)
 app.add_typer(sinks.app, name="sinks")
 app.add_typer(experiment.app, name="experiment")
+evaluate.app.command("report")(evaluate_report.report)
+app.add_typer(evaluate.app, name="evaluate")
 app.add_typer(demo.app, name="demo")

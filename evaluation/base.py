@@ -33,6 +33,7 @@ class Question:
         cluster: questions that share an image or a pair have the same one: they are resampled
             together and stay in one shard. By default the question's own id.
         fields: whatever else prompts, judges or metrics need; plain values.
+        system: a system prompt of its own, in place of the protocol's; None: it has none.
     """
 
     id: str
@@ -43,6 +44,27 @@ class Question:
     category: str = ""
     cluster: str = ""
     fields: Mapping[str, Any] = field(default_factory=dict)
+    system: str | None = None
+
+    def __post_init__(self) -> None:
+        if not self.cluster:
+            object.__setattr__(self, "cluster", self.id)
+
+
+@dataclass(frozen=True)
+class Faulty:
+    """A row of a task's data that cannot be asked: it is recorded, and the run is not complete.
+
+    Attributes:
+        id: as `Question.id`.
+        reason: what is wrong, one sentence.
+        category, cluster: as far as they are known.
+    """
+
+    id: str
+    reason: str
+    category: str = ""
+    cluster: str = ""
 
     def __post_init__(self) -> None:
         if not self.cluster:
@@ -114,13 +136,12 @@ class Protocol:
 
     Attributes:
         name: `fixed`, `lmms-eval`, `vlmevalkit` or `var-paper`.
-        prompt: the text that follows (or surrounds) the images.
+        prompt: the text that follows the images. All images stand before it, in their order.
         judge, metric: of its answers.
-        system: a system prompt; None leaves the model's own, "" leaves it out.
+        system: a system prompt; None leaves the model's own, "" is an empty one.
         max_new_tokens: limit of an answer, in tokens.
         min_pixels, max_pixels: bounds on a resized image's area; None leaves the processor's own.
         decoding: `ours` (greedy) or `checkpoint` (as generation_config.json says).
-        images_first: whether images stand before the text; else they stand behind it.
         note: what differs from the source that it follows, said in the report.
     """
 
@@ -133,5 +154,4 @@ class Protocol:
     min_pixels: int | None = None
     max_pixels: int | None = None
     decoding: str = "ours"
-    images_first: bool = True
     note: str = ""

@@ -31,7 +31,7 @@ class Experiment:
         module: of `sinkscope.experiments`; its `run(study, settings)` gives the `Findings`.
         answers: whether it looks at an answer's log-probability.
         least: samples that it needs.
-        needs_images: whether a text model cannot be asked.
+        needs_images: whether it is for models that see images alone.
     """
 
     name: str

@@ -19,7 +19,8 @@ from sinkscope.experiments.result import Cell, Chart, Findings, Series, Table, n
 from sinkscope.experiments.settings import CutEdgesSettings
 from sinkscope.experiments.study import Case, Pass, Study
 from sinkscope.interventions.edges import CutEdges
-from sinkscope.models.family import ImageGrid, PromptInputs
+from sinkscope.models.family import PromptInputs
+from sinkscope.models.views import ImageGrid
 
 MOST_ROWS = 400  # tokens of answers that are listed
 
@@ -98,23 +99,20 @@ def _keys(
 def _region(
     grid: ImageGrid, region: tuple[float, ...], seeds: list[int]
 ) -> tuple[tuple[int, ...], list[tuple[int, ...]]]:
-    """Tokens whose cell has its centre in the region, and random boxes of the same size."""
-    x0, y0, x1, y1 = region
-    rows = [row for row in range(grid.rows) if y0 <= (row + 0.5) / grid.rows < y1]
-    columns = [column for column in range(grid.columns) if x0 <= (column + 0.5) / grid.columns < x1]
-    if not rows or not columns:
+    """Tokens whose cell has its centre in the region, and those of random boxes of the same size:
+    as many cells of the map's grid."""
+    own = _inside(grid, region)
+    rows = [row for row in range(grid.rows) if region[1] <= (row + 0.5) / grid.rows < region[3]]
+    columns = [
+        column
+        for column in range(grid.columns)
+        if region[0] <= (column + 0.5) / grid.columns < region[2]
+    ]
+    if not own or not rows or not columns:
         raise ValueError(
             f"region is {region}, which holds no centre of one of the image's {grid.rows} x "
             f"{grid.columns} cells; give a larger one."
         )
-
-    def cells(top: int, left: int) -> tuple[int, ...]:
-        return tuple(
-            grid.start + row * grid.columns + column
-            for row in range(top, top + len(rows))
-            for column in range(left, left + len(columns))
-        )
-
     places = [
         (top, left)
         for top in range(grid.rows - len(rows) + 1)
@@ -126,8 +124,34 @@ def _region(
     made = []
     for seed in seeds:
         generator = torch.Generator().manual_seed(seed)
-        made.append(cells(*places[int(torch.randint(len(places), (1,), generator=generator))]))
-    return cells(rows[0], columns[0]), made
+        top, left = places[int(torch.randint(len(places), (1,), generator=generator))]
+        right, bottom = left + len(columns), top + len(rows)
+        sides = (grid.columns, grid.rows, grid.columns, grid.rows)
+        box = (left, top, right, bottom)
+        made.append(_inside(grid, tuple(e / n for e, n in zip(box, sides, strict=True))))
+    return own, made
+
+
+def _inside(grid: ImageGrid, region: tuple[float, ...]) -> tuple[int, ...]:
+    """Positions of the tokens, in any view of the image, whose cell has its centre in a box that is
+    given in shares of the image's sides."""
+    height, width = grid.original
+    found = []
+    for view in grid.views:
+        x, y = view.edges()
+        columns = [i for i, c in enumerate((x[:-1] + x[1:]) / 2 / width) if _in(c, region[0::2])]
+        rows = [i for i, c in enumerate((y[:-1] + y[1:]) / 2 / height) if _in(c, region[1::2])]
+        found += [
+            view.positions[(frame * view.rows + row) * view.columns + column]
+            for frame in range(view.frames)
+            for row in rows
+            for column in columns
+        ]
+    return tuple(sorted(found))
+
+
+def _in(centre: float, ends: tuple[float, ...]) -> bool:
+    return ends[0] <= centre < ends[1]
 
 
 def _findings(study: Study, settings: CutEdgesSettings, changes: _Changes) -> Findings:

@@ -86,11 +86,7 @@ class StudySettings:
         0.2, "Verdict A: most of it that a control may take.", low=0.0, high=1.0
     )
     auc: float = setting(
-        0.95,
-        "Verdict B: least AUC, sinks against ordinary tokens.",
-        low=0.5,
-        high=1.0,
-        label="AUC",
+        0.95, "Verdict B: least AUC, sinks against ordinary tokens.", low=0.5, high=1.0, label="AUC"
     )
     seed: int = setting(0, "Of all random choices.", low=0, high=2**63 - 1)
 

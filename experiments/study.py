@@ -45,7 +45,7 @@ class Watch:
     def check(self) -> None:
         """Raises `Stopped` where the run was asked to stop."""
         if self.stop is not None and self.stop.is_set():
-            raise Stopped(self.done, self.total)
+            raise Stopped(self.done, self.total, "steps")
 
 
 @dataclass(frozen=True)

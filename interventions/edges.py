@@ -102,9 +102,11 @@ class _Cutting(Acting):
             return None
         query = torch.arange(queries.start, queries.stop, device=device)[:, None]
         key = torch.arange(keys, device=device)
-        cut = self._cut.new_zeros((len(self._cut), keys))  # a static cache has more keys than used
+        cut = torch.zeros(
+            (len(self._cut), keys), dtype=torch.bool, device=device
+        )  # a static cache has more keys than used
         known = min(keys, self._cut.shape[1])
-        cut[:, :known] = self._cut[:, :known]
+        cut[:, :known] = self._cut[:, :known].to(device)
         losing = torch.tensor(chosen, device=device)[:, None] & (query > key)
         return ((query >= key) & ~(losing & cut[:, None]))[:, None]
 

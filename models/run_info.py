@@ -48,8 +48,11 @@ class RunInfo:
         new_tokens: most positions that may follow the prompt.
         device: where inputs go.
         start: positions that a shared prefix holds already.
-        known_dims, known: of a prefix: the sink dimensions scored, and layer -> float32 (start,).
+        known_dims, known: of a prefix: the sink dimensions scored, and layer -> float32 (start,),
+            or (batch, start) where rows continue from prefixes of their own.
         step: the forward pass that is running.
+        columns: where rows continue from prefixes of their own, which are padded so that all end at
+            `start`: of each row, int64, at which position each token of its prompt stands.
     """
 
     model: ModelInfo
@@ -61,6 +64,7 @@ class RunInfo:
     known_dims: tuple[int, ...] = ()
     known: Mapping[int, Tensor] = field(default_factory=dict)
     step: Step = field(default_factory=Step)
+    columns: tuple[Tensor, ...] | None = None
 
     @property
     def batch(self) -> int:
@@ -75,6 +79,8 @@ class RunInfo:
     @property
     def after_image(self) -> int:
         """Position after the last image of any batch row; 0 where there is no image."""
+        if self.columns is not None:
+            return self.start
         return max(
             self.length - layout.length + layout.after_images if layout.grids else 0
             for layout in self.layouts

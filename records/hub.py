@@ -1,4 +1,4 @@
-"""Rows of a hub dataset, streamed: shuffled by the library, no more of them than are asked for.
+"""Rows of a hub dataset, streamed: shuffled by the library where a few are drawn, else in order.
 
 hub:owner/name                       split train
 hub:owner/name:split
@@ -54,12 +54,13 @@ def hub_name(source: str) -> HubName:
     return HubName(dataset, configuration, split, revision or None)
 
 
-def hub_source(source: str, count: int, seed: int) -> Source:
+def hub_source(source: str, count: int | None, seed: int = 0) -> Source:
     """A dataset's rows in an order made by the seed; they can be read once.
 
     Args:
         source: in one of the forms above.
-        count: how many are wanted; the library shuffles among a few times as many.
+        count: how many are wanted; the library shuffles among a few times as many. None: all of
+            them, in the dataset's own order.
         seed: of the shuffling.
 
     Raises:
@@ -84,8 +85,9 @@ def hub_source(source: str, count: int, seed: int) -> Source:
             labels = _labels(stream)
             # Undecoded: our limits hold, and an unreadable image is skipped and ends no run.
             stream = stream.decode(False)
-            shuffled = stream.shuffle(seed=seed, buffer_size=max(SMALLEST_BUFFER, 4 * count))
-            numbered = enumerate(iter(shuffled), 1)
+            if count is not None:
+                stream = stream.shuffle(seed=seed, buffer_size=max(SMALLEST_BUFFER, 4 * count))
+            numbered = enumerate(iter(stream), 1)
         except problems as error:
             raise ValueError(f"The dataset {source} cannot be read: {error}") from error
         while True:
@@ -99,7 +101,9 @@ def hub_source(source: str, count: int, seed: int) -> Source:
 
     cache = getattr(getattr(datasets, "config", None), "HF_CACHE_HOME", None)
     pictures = OnHub(None if cache is None else Path(cache))
-    return Source(source, "row", rows, pictures, lambda number: f"a row of {source}", whole=False)
+    return Source(
+        source, "row", rows, pictures, lambda number: f"a row of {source}", whole=count is None
+    )
 
 
 def _labels(stream: Any) -> dict[str, list[str]]:

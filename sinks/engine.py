@@ -14,6 +14,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 import os
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
@@ -69,7 +70,11 @@ def check_engine(name: str, workers: int | None = None) -> None:
 
 
 def make_engine(
-    name: str, handle: ModelHandle, settings: ModelSettings, workers: int | None = None
+    name: str,
+    handle: ModelHandle,
+    settings: ModelSettings,
+    workers: int | None = None,
+    replaced: int = 0,
 ) -> Engine:
     """The engine of a name, for a model that is loaded here.
 
@@ -78,6 +83,7 @@ def make_engine(
         handle: the model. Ray's workers load it again, in the same dtype and revision.
         settings: what it was loaded by.
         workers: of `ray`; None: as many as there is room for.
+        replaced: of `ray`; how many workers that die are replaced.
 
     Raises:
         ValueError: another name, or Ray is not installed.
@@ -86,7 +92,7 @@ def make_engine(
     if name == "local":
         return LocalEngine(handle)
     same = dataclasses.replace(settings, dtype=handle.info.dtype)  # type: ignore[arg-type]
-    return RayEngine(same, handle.info.revision, workers)
+    return RayEngine(same, handle.info.revision, workers, replaced)
 
 
 class LocalEngine:
@@ -119,6 +125,8 @@ class RayEngine:
             gives them, where the cluster has any.
         revision: what the model's revision has to be on every worker; None takes any.
         workers: how many; None: as many as the cluster has room for, and no more than items.
+        replaced: how many workers that die are replaced by new ones, which do again what was under
+            way; then a worker's death costs its time only.
 
     Raises:
         ValueError: Ray is not installed, or a number of workers below 1.
@@ -127,11 +135,16 @@ class RayEngine:
     name = "ray"
 
     def __init__(
-        self, settings: ModelSettings, revision: str | None = None, workers: int | None = None
+        self,
+        settings: ModelSettings,
+        revision: str | None = None,
+        workers: int | None = None,
+        replaced: int = 0,
     ) -> None:
         check_engine(self.name, workers)
         self._ray = _import_ray()
         self._settings, self._revision, self._workers = _absolute(settings), revision, workers
+        self._replaced = replaced
 
     def run(
         self, task: Callable[[ModelHandle, Item], Result], items: Sequence[Item]
@@ -140,7 +153,8 @@ class RayEngine:
 
         Raises:
             ModelError: a worker cannot load the model, or loads another revision.
-            ChildProcessError: a worker ended, mostly for want of memory.
+            ChildProcessError: a worker ended, mostly for want of memory, and none takes its place;
+                or one item ended two workers.
         """
         if not items:
             return
@@ -148,17 +162,18 @@ class RayEngine:
         ours = not ray.is_initialized()
         if ours:
             _start(ray)
-        workers: list[Any] = []
+        spread = _Spread(ray, task, self._replaced)
         try:
-            workers = self._make_workers(len(items))
-            yield from _spread(ray, workers, task, items)
+            make, count = self._maker(len(items))
+            yield from spread.run(make, count, items)
         finally:
-            for worker in workers:
+            for worker in spread.workers:
                 ray.kill(worker)
             if ours:
                 ray.shutdown()
 
-    def _make_workers(self, most: int) -> list[Any]:
+    def _maker(self, most: int) -> tuple[Callable[[], Any], int]:
+        """What makes one worker, and how many there are to be."""
         threads, gpus = self._needs()
         free = self._ray.available_resources()
         room = free.get("GPU", 0) // gpus if gpus else free.get("CPU", 1) // threads
@@ -170,7 +185,7 @@ class RayEngine:
             settings = dataclasses.replace(settings, device="cpu")
         remote = self._ray.remote(num_cpus=threads, num_gpus=gpus)(_Worker)
         arguments = (settings, self._revision, torch.get_num_threads())
-        return [remote.remote(*arguments) for _ in range(count)]
+        return lambda: remote.remote(*arguments), count
 
     def _needs(self) -> tuple[int, int]:
         """CPUs and GPUs that Ray keeps for one worker."""
@@ -205,42 +220,81 @@ class _Worker:
         return handle
 
 
-def _spread(
-    ray: Any, workers: Sequence[Any], task: Callable[[ModelHandle, Any], Any], items: Sequence[Any]
-) -> Iterator[tuple[int, Any]]:
-    """Give every worker its next item as soon as it has done one."""
-    shared = ray.put(task)
-    waiting = iter(enumerate(items))
-    under_way: dict[Any, tuple[int, Any]] = {}
+class _Spread:
+    """Gives every worker its next item as soon as it has done one.
 
-    def give(worker: Any) -> None:
-        if (following := next(waiting, None)) is not None:
+    Args:
+        ray: the library.
+        task: what is done with an item.
+        replaced: how many workers that die are replaced.
+
+    Attributes:
+        workers: those that are alive.
+    """
+
+    def __init__(
+        self, ray: Any, task: Callable[[ModelHandle, Any], Any], replaced: int = 0
+    ) -> None:
+        self._ray, self._task, self._replaced = ray, ray.put(task), replaced
+        self.workers: list[Any] = []
+        self._under_way: dict[Any, tuple[int, Any, Any]] = {}  # result -> index, item, worker
+        self._again: deque[tuple[int, Any]] = deque()
+        self._ended_one: set[int] = set()  # indices of items whose worker died
+
+    def run(
+        self, make: Callable[[], Any], count: int, items: Sequence[Any]
+    ) -> Iterator[tuple[int, Any]]:
+        """Yields (index, result) as they are done."""
+        waiting = iter(enumerate(items))
+        self.workers += [make() for _ in range(count)]
+        for _ in range(AHEAD):
+            for worker in self.workers:
+                self._give(worker, waiting)
+        while self._under_way:
+            # A short wait lets Ctrl-C through between two.
+            for done in self._ray.wait(list(self._under_way), timeout=1.0)[0]:
+                if done not in self._under_way:
+                    continue  # of a worker that died in this very round
+                index, _, worker = self._under_way[done]
+                try:
+                    result = self._ray.get(done)
+                except self._ray.exceptions.RayTaskError as error:
+                    raise error.cause from error  # as it would have been raised here
+                except self._ray.exceptions.RayActorError as error:
+                    self._bury(worker, error)
+                    self.workers.append(new := make())
+                    for _ in range(AHEAD):
+                        self._give(new, waiting)
+                    continue
+                del self._under_way[done]
+                self._give(worker, waiting)
+                yield index, result
+
+    def _give(self, worker: Any, waiting: Iterator[tuple[int, Any]]) -> None:
+        following = self._again.popleft() if self._again else next(waiting, None)
+        if following is not None:
             index, item = following
-            under_way[worker.do.remote(shared, item)] = (index, worker)
+            self._under_way[worker.do.remote(self._task, item)] = (index, item, worker)
 
-    for _ in range(AHEAD):
-        for worker in workers:
-            give(worker)
-    while under_way:
-        # A short wait lets Ctrl-C through between two.
-        for done in ray.wait(list(under_way), timeout=1.0)[0]:
-            index, worker = under_way.pop(done)
-            result = _result(ray, done)
-            give(worker)
-            yield index, result
+    def _bury(self, worker: Any, error: Exception) -> None:
+        """Take back what a dead worker had.
 
-
-def _result(ray: Any, done: Any) -> Any:
-    """A worker's result, or its error as it would have been raised here."""
-    try:
-        return ray.get(done)
-    except ray.exceptions.RayTaskError as error:
-        raise error.cause from error
-    except ray.exceptions.RayActorError as error:
-        raise ChildProcessError(
-            "A worker of the Ray cluster ended before its work was done, mostly for want of "
-            f"memory: {str(error).strip().splitlines()[0]}"
-        ) from error
+        Raises:
+            ChildProcessError: it is not to be replaced, or what it was at has ended one before.
+        """
+        lost = {ref: had for ref, had in self._under_way.items() if had[2] is worker}
+        first = next(iter(lost.values()))[0]  # the one it was at: items are done in turn
+        if not self._replaced or first in self._ended_one:
+            raise ChildProcessError(
+                "A worker of the Ray cluster ended before its work was done, mostly for want of "
+                f"memory: {str(error).strip().splitlines()[0]}"
+            ) from error
+        self._replaced -= 1
+        self._ended_one.add(first)
+        self.workers.remove(worker)
+        for ref in lost:
+            del self._under_way[ref]
+        self._again.extend(sorted((index, item) for index, item, _ in lost.values()))
 
 
 def _start(ray: Any) -> None:

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 
+import sinkscope.experiments.region_settings
 import sinkscope.experiments.settings
 import sinkscope.sinks.settings
 import sinkscope.sinks.validate_settings
@@ -26,6 +27,7 @@ from sinkscope.config import (
     read_settings,
 )
 from sinkscope.experiments.catalogue import EXPERIMENTS
+from sinkscope.experiments.region_settings import RegionSettings
 from sinkscope.experiments.settings import StudySettings
 from sinkscope.models.profiles import SinkProfile
 from sinkscope.setting import REQUIRED
@@ -184,7 +186,7 @@ def test_a_missing_key_is_named() -> None:
 
 CHECKED = (
     ModelSettings, GenerationSettings, VARSettings, ImageLimits, AppSettings, FindSettings,
-    ValidateSettings, StudySettings, *(experiment.settings for experiment in EXPERIMENTS),
+    ValidateSettings, RegionSettings, StudySettings, *(one.settings for one in EXPERIMENTS),
 )  # fmt: skip
 FIELDS = [
     (cls, one.name, str(one.type))
@@ -209,6 +211,7 @@ def test_every_settings_class_is_in_the_list() -> None:
             sinkscope.sinks.settings,
             sinkscope.sinks.validate_settings,
             sinkscope.experiments.settings,
+            sinkscope.experiments.region_settings,
         )
         for thing in vars(module).values()
         if dataclasses.is_dataclass(thing) and isinstance(thing, type)

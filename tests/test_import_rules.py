@@ -35,7 +35,7 @@ ORDER: tuple[tuple[str, ...], ...] = (
 )
 LEVEL = {part: level for level, parts in enumerate(ORDER) for part in parts}
 # `demo` makes the bundled model and stands aside: it sees these alone, and only these see it.
-DEMO_SEES, SEES_DEMO = {"config", "utils", "models"}, {"web", "cli", "app"}
+DEMO_SEES, SEES_DEMO = {"config", "utils", "models"}, {"evaluation", "web", "cli", "app"}
 
 PAGE_ONLY = {"gradio", "gradio_client", "fastapi", "starlette", "uvicorn"}
 SHADOWING = {"datasets", "evaluate", "inspect", "types", "trace"}

@@ -14,6 +14,8 @@ from typer.testing import CliRunner
 
 from sinkscope import config
 from sinkscope.cli.options import Draft, Group, verb
+from sinkscope.evaluation.settings import RunSettings, WorkSettings
+from sinkscope.experiments.region_settings import RegionSettings
 from sinkscope.setting import (
     REQUIRED,
     check,
@@ -115,7 +117,8 @@ def test_values_become_those_that_the_field_says() -> None:
 def test_a_whole_number_has_bounds_and_a_type_is_one_of_the_kinds() -> None:
     for cls in (
         config.ModelSettings, config.GenerationSettings, config.VARSettings, config.ImageLimits,
-        config.AppSettings, FindSettings, ValidateSettings,
+        config.AppSettings, FindSettings, ValidateSettings, RunSettings, WorkSettings,
+        RegionSettings,
     ):  # fmt: skip
         assert settings_of(cls)  # which refuses a field that cannot be checked
     for kind in (int, dict):

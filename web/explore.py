@@ -27,6 +27,8 @@ from sinkscope.web.model_events import (
     status_value,
 )
 from sinkscope.web.picker import MODELS, PARAMETERS, build_picker
+from sinkscope.web.region import LastTested, stopping_region, testing_region
+from sinkscope.web.region_endpoint import build_region_api
 from sinkscope.web.slot import ModelSlot
 from sinkscope.web.store import Run
 
@@ -181,7 +183,32 @@ def _connect_runs(
         queue=False,
         show_progress="hidden",
     )
+    _connect_region(inspector, handlers, settings)
     return run
+
+
+def _connect_region(inspector: gr.HTML, handlers: Handlers, settings: Settings) -> None:
+    """The question whether a box on the image matters, its Stop, and its endpoint."""
+    last = LastTested()
+    handlers.slot.on_change(last.drop)  # a model that comes needs the memory
+    inspector.submit(
+        testing_region(handlers, last),
+        None,
+        inspector,
+        api_visibility="private",
+        show_progress="hidden",
+        concurrency_id="gpu",
+        concurrency_limit=settings.app.queue_size + 8,  # they wait in Handlers.runner
+    )
+    inspector.pause(
+        stopping_region(handlers),
+        None,
+        None,
+        api_visibility="private",
+        queue=False,
+        show_progress="hidden",
+    )
+    build_region_api(handlers, last)
 
 
 def _connect_shelf(form: Form, offered: list[Example]) -> None:

@@ -51,24 +51,29 @@ class VAR(Intervention):
     def begin(self, run: RunInfo) -> VARIntervention:
         """See `Intervention.begin`.
 
+        Rows may have different prompts where the run continues from prefixes that end at one
+        position (`RunInfo.columns`): then rows change from there on in all of them.
+
         Raises:
-            ValueError: another number of batch rows, different prompts in them, or a setting that
-                cannot work with this model or prompt (`validate_var`).
+            ValueError: another number of batch rows, different prompts in them that end their
+                images at different positions, or a setting that cannot work with this model or
+                prompt (`validate_var`).
         """
         if len(self.settings) != run.batch:
             raise ValueError(
                 f"settings has {len(self.settings)} entries; allowed: one a batch row, {run.batch}."
             )
-        layout = run.layouts[0]
-        if any(other != layout for other in run.layouts):
+        if run.columns is None and any(other != run.layouts[0] for other in run.layouts):
             raise ValueError("The batch has different prompts; VAR acts on one prompt at a time.")
         known: dict[int, Tensor] = {}
-        for own in self.settings:
+        for own, layout in zip(self.settings, run.layouts, strict=True):
             if own is not None:
                 validate_var(own, run.model.hidden_size, run.model.layers, layout.vision_tokens)
                 known = dict(run.scores_before(own.dims))
-        vision = torch.zeros(layout.length, dtype=torch.bool)
-        vision[layout.vision_positions()] = True
+        vision = torch.zeros(run.batch, run.length, dtype=torch.bool)
+        for row, layout in enumerate(run.layouts):
+            positions = layout.vision_positions()
+            vision[row, positions if run.columns is None else run.columns[row][positions]] = True
         return VARIntervention(
             self.settings,
             vision,
@@ -76,6 +81,7 @@ class VAR(Intervention):
             run.capacity,
             known,
             run.step,
+            run.columns,
             first_query=run.after_image,
         )
 
@@ -105,16 +111,20 @@ class VARIntervention(Acting):
 
     Args:
         settings: one a batch row; None leaves that row alone, to the last bit.
-        vision: (N,) bool, which prompt positions are vision tokens, on any device.
+        vision: (N,) bool, which prompt positions are vision tokens, on any device; or (B, N), where
+            rows have different prompts.
         layers: number of decoder layers of the model.
         capacity: most keys there can be: prompt and new tokens.
-        known: sink scores of the prompt's first positions, layer -> (P,) float32, where these were
-            passed through the model before (a shared prefix); what is seen then begins at P.
+        known: sink scores of the prompt's first positions, layer -> (P,) or (B, P) float32, where
+            these were passed through the model before (a shared prefix); what is seen then begins
+            at P.
         step: of the run, for the positions of its queries.
+        columns: of each row: int64, at which of the N positions each token of its prompt stands;
+            the others are padding. None: there is none.
         first_query: rows of queries before it stay; None: that after the last vision token.
 
     Raises:
-        ValueError: `vision` has no vision token.
+        ValueError: `vision` has no vision token in some row.
     """
 
     def __init__(
@@ -125,15 +135,21 @@ class VARIntervention(Acting):
         capacity: int,
         known: Mapping[int, Tensor] | None = None,
         step: Step | None = None,
+        columns: Sequence[Tensor] | None = None,
         first_query: int | None = None,
     ) -> None:
-        self._vision_there = vision.cpu()
-        if not bool(self._vision_there.any()):
-            raise ValueError("vision marks no prompt position; VAR needs at least one image.")
         self._settings = list(settings)
-        self._prompt, self._capacity = len(vision), capacity
-        after = int(self._vision_there.nonzero()[-1, 0]) + 1
+        self._vision_there = vision.cpu().expand(len(self._settings), -1)  # (B, N)
+        if not bool(self._vision_there.any(1).all()):
+            raise ValueError("vision marks no prompt position; VAR needs at least one image.")
+        self._prompt, self._capacity = vision.shape[-1], capacity
+        after = int(self._vision_there.any(0).nonzero()[-1, 0]) + 1
         self._first_query = after if first_query is None else first_query
+        self._columns = None if columns is None else [one.cpu() for one in columns]
+        self._there = torch.ones_like(self._vision_there)  # (B, N), what is no padding
+        for row, places in enumerate(self._columns or ()):
+            self._there[row] = False
+            self._there[row, places] = True
         self._known = {layer: scores.detach() for layer, scores in (known or {}).items()}
         self._step = step or Step()
         self._rows_of: dict[int, list[int]] = {}  # layer -> batch rows in which it acts
@@ -170,7 +186,10 @@ class VARIntervention(Acting):
         for row in rows:
             own = self._settings[row]
             assert own is not None
-            state.scores[row, start : state.seen] = sink_score(hidden[row].detach(), own.dims)
+            scores = sink_score(hidden[row].detach(), own.dims)
+            if self._columns is not None:  # padding is no sink, whatever its state is
+                scores = scores * self._there[row, start : state.seen].to(scores)
+            state.scores[row, start : state.seen] = scores
         self._mark(layer, state, working_dtype(hidden.dtype))
 
     def acts_on(self, layer: int) -> bool:
@@ -222,14 +241,14 @@ class VARIntervention(Acting):
         if state is None or state.groups is None or keys <= self._first_query:
             return output
         sinks_there = state.sinks[:, :keys].cpu()  # one copy a layer says which columns are needed
-        vision_there = self._padded(self._vision_there)[:keys]
+        vision_there = self._padded(self._vision_there)[:, :keys]
         limits = self._parameters.on(query.device, working_dtype(query.dtype))
-        vision = self._vision_on(query.device)[None, :keys]
+        vision = self._vision_on(query.device)[:, :keys]
         mask = attention_mask  # (1 or B, ...)
         new = output
         for row in self._rows_of[layer]:
             own = self._settings[row]
-            sinks = sinks_there[row] & vision_there
+            sinks = sinks_there[row] & vision_there[row]
             judged = sinks_there[row] if own and own.dialect == "paper" else sinks
             if not bool(judged.any()):
                 continue
@@ -240,13 +259,13 @@ class VARIntervention(Acting):
                 value[one],
                 output[one],
                 state.sinks[one, :keys],
-                vision,
+                vision[one],
                 limits.row(row),
                 scaling=scaling,
                 mask=None if mask is None else mask[one] if mask.shape[0] > 1 else mask,
                 first_query=self._first_query,
                 groups=state.groups.first(keys).row(row),
-                masks_on_host=(sinks_there[one], vision_there[None]),
+                masks_on_host=(sinks_there[one], vision_there[one]),
             )
             self._note(state, one, start, done.moved)
             if len(self._settings) == 1:
@@ -301,7 +320,8 @@ class VARIntervention(Acting):
         }
         if not states:
             return make_report((), settings)
-        image = self._vision_there
+        image = self._vision_there[row]
+        places = self._there[row].cumsum(0) - 1  # position in the prompt of each position here
         scores = _to_host([state.scores[row] for state in states.values()])  # (layers, N)
         acted = _to_host([state.sinks[row, : self._prompt] for state in states.values()])
         shares = _to_host([self._shares(state, row, answer_tokens) for state in states.values()])
@@ -313,7 +333,7 @@ class VARIntervention(Acting):
             layers.append(
                 LayerReport(
                     layer=layer,
-                    positions=tuple(found.tolist()),
+                    positions=tuple(places[found].tolist()),
                     scores=tuple(scores[index, found].tolist()),
                     largest_score=float(own.max()),
                     flagged=float(true.sum() / seen.sum()),
@@ -329,10 +349,12 @@ class VARIntervention(Acting):
         scores = torch.zeros(batch, self._prompt, dtype=torch.float32, device=device)
         before = self._known.get(layer)
         if before is not None:
-            scores[self._rows_of[layer], : len(before)] = before.to(device)
+            rows = self._rows_of[layer]
+            own = before if before.ndim == 1 else before[rows]
+            scores[rows, : before.shape[-1]] = own.to(device)
         state = self._state[layer] = _LayerState(
             scores,
-            0 if before is None else len(before),
+            0 if before is None else before.shape[-1],
             torch.zeros(batch, self._capacity, dtype=torch.bool, device=device),
         )
         return state
@@ -358,8 +380,8 @@ class VARIntervention(Acting):
             )
             sinks[state.seen :] = False
             if own.control == "random":
-                sinks.copy_(random_instead(sinks, vision, own.seed, layer))
-        groups = KeyGroups.of(state.sinks, vision.expand_as(state.sinks), dtype)
+                sinks.copy_(random_instead(sinks, vision[row], own.seed, layer))
+        groups = KeyGroups.of(state.sinks, vision, dtype)
         if state.groups is None:
             state.groups = groups
         else:
@@ -384,13 +406,15 @@ class VARIntervention(Acting):
         if answer_tokens is not None:
             # Row t explains token t and is that of position prompt - 1 + t.
             moved = moved[:, : max(0, self._prompt - 1 + answer_tokens - self._first_query)]
+        if self._columns is not None:  # padding before the row's own text
+            moved = moved[:, int((~self._there[row, self._first_query :]).sum()) :]
         known = moved != UNWRITTEN
         count = known.sum().clamp_min(1)
         mass = (moved * known).sum(dtype=torch.float64) / count
         return torch.stack(((moved > 0).sum() / count, mass.to(torch.float32)))
 
     def _padded(self, vision: Tensor) -> Tensor:
-        """(capacity,) bool: vision tokens among all keys; new tokens are none."""
+        """(B, capacity) bool: vision tokens among all keys; new tokens are none."""
         return torch.nn.functional.pad(vision, (0, self._capacity - self._prompt))
 
     def _vision_on(self, device: torch.device) -> Tensor:

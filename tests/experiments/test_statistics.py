@@ -20,7 +20,8 @@ from sinkscope.experiments.roles import groups, sinks_of
 from sinkscope.experiments.settings import StudySettings, token_groups
 from sinkscope.experiments.streaming import Spread, Vectors, concentration
 from sinkscope.experiments.verdict import Causal, is_causal, specific, verdict
-from sinkscope.models.family import ImageGrid, PromptLayout, Segment
+from sinkscope.models.family import PromptLayout, Segment
+from sinkscope.models.views import ImageGrid, View
 from tests.experiments.reference import auc, mean_norm, spread
 
 RESAMPLING = Resampling(6, 400, 0.9, 0)
@@ -180,8 +181,9 @@ def test_effective_ranks() -> None:
 
 
 def layout(length: int = 30, start: int = 4, side: int = 4) -> PromptLayout:
-    grid = ImageGrid(start, 1, 2 * side, 2 * side, 2, (0, 0), (8, 8))
     stop = start + side * side
+    view = View(range(start, stop), side, side, (0, 0, 8, 8))
+    grid = ImageGrid((view,), (8, 8), (8, 8))
     segments = (
         Segment("system", 0, start),
         Segment("image", start, stop, 0),

@@ -59,7 +59,7 @@ class World:
         made = self.handle.prepare(sample.open_images(), sample.prompt)
         tensors = {n: t.double() if t.is_floating_point() else t for n, t in made.tensors.items()}
         length = tensors["input_ids"].shape[1]
-        return tensors, length, made.layout.grids[-1].stop if made.layout.grids else 4
+        return tensors, length, made.layout.grids[-1].after if made.layout.grids else 4
 
     def answer(self, sample: AnySample) -> list[int]:
         assert sample.answer is not None
@@ -100,7 +100,7 @@ def make_world(folder: Path, family: str) -> World:
     plain = Plain(folder, family)
     if family == "vl":
         samples: tuple[AnySample, ...] = tuple(_pictures(4))
-        start = handle.prepare(samples[0].open_images(), "x").layout.grids[0].start
+        start = handle.prepare(samples[0].open_images(), "x").layout.grids[0].positions[0]
         return World(handle, plain, samples, (start + 2, start + 7, 1), family)
     texts = tuple(TextSample(f"{i}", text, ANSWER) for i, text in enumerate(PROMPTS))
     return World(handle, plain, texts, (0, 1, 8), family)

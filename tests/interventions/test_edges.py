@@ -168,17 +168,21 @@ def test_equals_eager_float64_at_prefill(
 ) -> None:
     one, two = inputs.layout.grids
     sets = (
-        (one.start, one.start + 3),
+        (one.positions[0], one.positions[0] + 3),
         (),
-        (*range(one.start, one.stop), two.start, two.stop),  # and a key of text
+        (*range(one.positions[0], one.after), two.positions[0], two.after),  # and a key of text
     )
-    queries = (one.stop, two.start + 2, *range(two.stop, inputs.layout.length + len(ANSWER)))
+    queries = (
+        one.after,
+        two.positions[0] + 2,
+        *range(two.after, inputs.layout.length + len(ANSWER)),
+    )
     found = cutting(handle, inputs, CutEdges(sets, queries, layers), len(sets))
     plain = found[1]
     for row, keys in zip(found, sets, strict=True):
         exact = eager64(handle, inputs, keys, queries, layers or tuple(range(4)))
         torch.testing.assert_close(row, exact.float(), rtol=0, atol=3e-5)
-        assert torch.allclose(row[: one.stop], plain[: one.stop], rtol=0, atol=1e-5)
+        assert torch.allclose(row[: one.after], plain[: one.after], rtol=0, atol=1e-5)
     changed = (found[[0, 2]] - plain).abs().amax((1, 2))
     assert changed.min() > 1e-2, "each set must change something"
 
@@ -186,14 +190,14 @@ def test_equals_eager_float64_at_prefill(
 @pytest.mark.tiny
 def test_equals_eager_float64_from_a_prefix(handle: ModelHandle, inputs: PromptInputs) -> None:
     one, two = inputs.layout.grids
-    sets = ((one.start + 1, one.start + 2), (two.start,), ())
+    sets = ((one.positions[0] + 1, one.positions[0] + 2), (two.positions[0],), ())
     found = from_prefix(handle, inputs, CutEdges(sets), len(sets))
-    queries = tuple(range(two.stop, inputs.layout.length + len(ANSWER)))
+    queries = tuple(range(two.after, inputs.layout.length + len(ANSWER)))
     for row, keys in zip(found, sets, strict=True):
         exact = eager64(handle, inputs, keys, queries, (0, 1, 2, 3))
-        torch.testing.assert_close(row, exact[two.stop :].float(), rtol=0, atol=3e-5)
+        torch.testing.assert_close(row, exact[two.after :].float(), rtol=0, atol=3e-5)
     whole = cutting(handle, inputs, CutEdges(sets), len(sets))
-    torch.testing.assert_close(found, whole[:, two.stop :], rtol=0, atol=2e-5)
+    torch.testing.assert_close(found, whole[:, two.after :], rtol=0, atol=2e-5)
 
 
 @pytest.mark.tiny
@@ -217,7 +221,7 @@ def test_queries_before_the_image_and_in_it_are_not_touched(
     handle: ModelHandle, inputs: PromptInputs
 ) -> None:
     """Their residual stream is what it was in every layer, and the next text's is not."""
-    start, stop = inputs.layout.grids[0].start, inputs.layout.grids[-1].stop
+    start, stop = inputs.layout.grids[0].positions[0], inputs.layout.after_images
     layers = tuple(range(4))
 
     def states(*cuts: CutEdges) -> torch.Tensor:
@@ -233,7 +237,7 @@ def test_queries_before_the_image_and_in_it_are_not_touched(
 
 @pytest.mark.tiny
 def test_rows_are_a_softmax_over_what_remains(handle: ModelHandle, inputs: PromptInputs) -> None:
-    end, start = inputs.layout.length, inputs.layout.grids[0].start
+    end, start = inputs.layout.length, inputs.layout.grids[0].positions[0]
     seen = (end - 2, end - 1)
     plain, rows = Rows((0,), seen), Rows((0,), seen)
     gone = [start, start + 3]
@@ -254,7 +258,7 @@ def test_rows_are_a_softmax_over_what_remains(handle: ModelHandle, inputs: Promp
 @pytest.mark.tiny
 def test_generating_cuts_the_answer_too(handle: ModelHandle, inputs: PromptInputs) -> None:
     """Each decoded row is cut like one of a single pass over the same tokens."""
-    start = inputs.layout.grids[0].start
+    start = inputs.layout.grids[0].positions[0]
     cuts = CutEdges((tuple(range(start, start + 6)),))
     tensors = dict(inputs.tensors)
     with attached(handle, inputs, interventions=[cuts], new_tokens=4):

@@ -130,3 +130,37 @@ def test_a_worker_that_dies_is_a_sentence(settings: ModelSettings) -> None:
 
     with pytest.raises(ChildProcessError, match="A worker of the Ray cluster ended before"):
         list(RayEngine(settings, workers=1).run(lambda handle, item: os._exit(1), [1]))
+
+
+def end_once(handle: ModelHandle, item: int, mark: str) -> int:
+    """A task that ends its process the first time that it is given 2."""
+    import os
+
+    if item == 2 and not Path(mark).exists():
+        Path(mark).touch()
+        os._exit(1)
+    return 10 * item
+
+
+@needs_ray
+@pytest.mark.usefixtures("cluster")
+def test_a_worker_that_dies_is_replaced_and_its_items_are_done(
+    settings: ModelSettings, tmp_path: Path
+) -> None:
+    task = partial(end_once, mark=str(tmp_path / "ended"))
+    items = [0, 1, 2, 3, 4, 5, 6]
+    done = list(RayEngine(settings, workers=2, replaced=1).run(task, items))
+    assert (tmp_path / "ended").exists()
+    assert sorted(done) == [(n, 10 * n) for n in items]
+
+
+@needs_ray
+@pytest.mark.usefixtures("cluster")
+def test_an_item_that_ends_two_workers_ends_the_run(settings: ModelSettings) -> None:
+    import os
+
+    running = RayEngine(settings, workers=1, replaced=5).run(
+        lambda handle, item: os._exit(1) if item == 1 else item, [0, 1, 2]
+    )
+    with pytest.raises(ChildProcessError, match="ended before"):
+        list(running)

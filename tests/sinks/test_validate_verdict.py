@@ -97,7 +97,7 @@ def test_thresholds_are_settings() -> None:
         ({"answers": "yes"}, "answers is 'yes'"),
         ({"taus": ()}, "taus is \\(\\)"),
         ({"taus": (0.0, 1.0)}, "above 0"),
-        ({"taus": (float("nan"),)}, "taus is nan"),
+        ({"taus": (float("nan"),)}, r"taus is \(nan,\)"),
         ({"min_samples": 1}, "min_samples is 1"),
         ({"random_draws": 0}, "random_draws is 0"),
         ({"max_flagged": 2.0}, "max_flagged is 2.0"),

@@ -20,26 +20,8 @@ from tests.web.synthetic import scene
 
 ROOT = Path(__file__).resolve().parents[2]
 PHOTO = encode_image(scene(60, 40))[0]
-GENERATE = ["Hello", 5, 0, 1, 0, 1, 0, "ours"]
-COMPARE = [
-    "Hello",
-    False,
-    None,
-    0.6,
-    0.5,
-    0.2,
-    "",
-    "official",
-    "none",
-    "",
-    5,
-    0,
-    1,
-    0,
-    1,
-    0,
-    "ours",
-]
+GENERATE = ["Hello", 5, "ours", 0, 1, 0, 1, 0]  # prompt, then the settings in their order
+COMPARE = ["Hello", False, "", None, 0.6, 0.5, 0.2, "official", "", "none", *GENERATE[1:]]
 
 
 @pytest.fixture
@@ -220,10 +202,8 @@ def test_from_upload_to_export(guarded: Site) -> None:
         said = outcome(guarded, "generate", json.loads(text)["event_id"])
         assert "event: complete" in said
     run = json.loads(said.rsplit("data: ", 1)[1])[0]["run"]
-    data = [run, "trace", "", 1, 0.4, None, True, False, "inferno", "", "", "mean", "clip", 0]
-    status, text = post(
-        guarded, "/gradio_api/call/export", {"data": [*data, "answer", "attention"]}
-    )
+    named = {"run": run, "kind": "trace"}  # by name, as clients should
+    status, text = post(guarded, "/gradio_api/call/v2/export", named)
     said = outcome(guarded, "export", json.loads(text)["event_id"])
     assert "event: complete" in said and ".safetensors" in said
 

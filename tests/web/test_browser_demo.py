@@ -16,6 +16,7 @@ from sinkscope.web.launch import launch
 from sinkscope.web.page import App, build_app
 from sinkscope.web.store import RunStore
 from tests.web.conftest import free_port
+from tests.web.test_browser_access import ALL, serious
 from tests.web.test_browser_story import ask, finished, photo_file, upload
 from tests.web.test_browser_view import drawn
 
@@ -91,3 +92,66 @@ def test_the_example_run_is_made_and_read(bundled: tuple[App, str], tmp_path: Pa
     assert list(read.traces) == list(made.traces)
     assert all(t.prompt_rows and t.reference for t in read.traces.values())
     assert read.traces["baseline"].text == made.traces["baseline"].text
+
+
+def test_a_box_on_the_image_is_tested(bundled: tuple[App, str], open_page: Any) -> None:
+    """Of a picture of four things: the box of the blue cross matters for its words."""
+    app, url = bundled
+    page = open_page(url, 1440, "dark")
+    page.wait_for_selector("[data-testid=model-status][data-phase=ready]", timeout=120_000)
+    page.wait_for_selector("[data-testid=inspector][data-ready]")
+    run = app.handlers.store.get(page.get_attribute("[data-testid=inspector]", "data-ready"))
+    assert run is not None and " cross" in [token.text for token in run.first.tokens]
+    assert page.is_hidden("[data-testid=boxed]") and page.is_hidden("[data-testid=region]")
+    stage = page.locator("[data-testid=panel-baseline] .stage")
+    stage.scroll_into_view_if_needed()
+    frame = stage.bounding_box()
+    cell = frame["width"] / run.first.layout.grids[0].columns
+    page.mouse.move(frame["x"] + 0.5 * cell, frame["y"] + 0.5 * cell)
+    page.mouse.down()
+    page.mouse.move(frame["x"] + 2.5 * cell, frame["y"] + 2.5 * cell, steps=3)
+    page.mouse.up()
+    assert page.inner_text("[data-testid=boxed]").startswith("rows 0–2, columns 0–2")
+    page.locator("[data-testid=region-test]").focus()  # by the keyboard
+    page.keyboard.press("Enter")
+    page.wait_for_selector("[data-testid=region-var] .finding", timeout=60_000)
+    page.wait_for_selector("[data-testid=region-stop]", state="detached", timeout=60_000)
+    finding = page.inner_text("[data-testid=region-baseline] .finding")
+    assert "“cross”" in finding and "“ring”" not in finding
+    assert page.locator("[data-testid=region-test]").count() == 0  # there is nothing left to ask
+
+    words = [token.text for token in run.first.tokens]
+    for name in ("baseline", "var"):
+        marked = page.locator(f"[data-testid=strip-{name}] .token:has(sup.matters)")
+        found = [int(one.get_attribute("data-i")) for one in marked.all()]
+        assert words.index(" cross") in found and words.index(" ring") not in found
+    page.locator("[data-testid=region-baseline] .nats button").nth(words.index(" cross")).click()
+    said = page.inner_text("[data-testid=region-baseline] .chosen-token")
+    assert "“cross” goes from" in said and "This box matters more for it than" in said
+
+    assert serious(page, ALL) == []
+
+    # Another way is another question; the answer to the first is kept.
+    page.select_option("[data-testid=region-way]", "grey")
+    assert "Not tested this way yet" in page.inner_text("[data-testid=region]")
+    page.focus("[data-testid=region-way]")
+    page.keyboard.press("m")  # in a select it is a letter
+    page.click("[data-testid=region-test]")
+    page.wait_for_selector("[data-testid=region-stop]")
+    page.click("[data-testid=region-stop]")
+    page.wait_for_selector("[data-testid=region-error], [data-testid=region-baseline]")
+    page.wait_for_selector("[data-testid=region-stop]", state="detached", timeout=60_000)
+    page.select_option("[data-testid=region-way]", "cut")
+    assert page.inner_text("[data-testid=region-baseline] .finding") == finding
+    page.click("[data-testid=boxed] [data-do=clear-box]")
+    assert page.is_hidden("[data-testid=region]")
+    assert page.locator("sup.region").count() == 0
+
+    # The whole of it without a mouse: from the middle of 7 x 7 patches two to the right, one down.
+    stage.focus()
+    page.keyboard.press("ArrowLeft")
+    for key in ("ArrowRight", "ArrowRight", "ArrowDown"):
+        page.keyboard.press(f"Shift+{key}")
+    assert page.inner_text("[data-testid=boxed]").startswith("rows 3–4, columns 3–5")
+    page.keyboard.press("m")
+    page.wait_for_selector("[data-testid=region-baseline] .finding", timeout=60_000)

@@ -108,7 +108,7 @@ def test_layers_and_heads_have_the_models_own_numbers(site: Site, run: Run) -> N
 def test_the_first_patch_and_the_first_image_are_0(site: Site, run: Run) -> None:
     sinks = Api(site.app.handlers, []).map(run.id, tokens="0")[0]["sinks"]
     columns = run.first.layout.grids[0].columns
-    start = run.first.layout.grids[0].start
+    start = run.first.layout.grids[0].positions[0]
     flagged = {p - start for s in run.first.sinks for p in s.positions}
     assert {tuple(cell) for cell in sinks} == {divmod(p, columns) for p in flagged}
     assert Segment("image", 4, 9, 0).label == "image 0"

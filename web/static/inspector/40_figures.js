@@ -250,7 +250,7 @@ function paintFigure({ name, side, l }, shared, size) {
   figure.querySelector(".stage").setAttribute("aria-label",
     `${side.label}: attention over the image for ${selectionWords()}. ` +
     (share ? `Image share ${percent(share.image)}, sinks hold ${percent(share.sinks)} of it. ` : "") +
-    "Arrow keys move over the patches, Enter looks up which tokens looked there.");
+    "Arrow keys move over the patches, with Shift they make a box; Enter looks up which tokens looked there.");
   const said = map && scaleWords(scale, side, shared), again = shared && view.four && name !== "four-2";
   paintScale(figure, scale, said, COLOURS[view.colours]);
   if (again) figure.querySelector(".words").textContent = ""; // said once for all four
@@ -370,7 +370,10 @@ function watchStage(stage) {
     const step = { ArrowLeft: -1, ArrowRight: 1, ArrowUp: -columns, ArrowDown: columns }[event.key];
     if (step) {
       const now = view.cursor == null ? Math.floor(rows / 2) * columns + Math.floor(columns / 2) : view.cursor + step;
-      view.cursor = clamp(now, 0, rows * columns - 1);
+      const cell = (k) => [Math.floor(k / columns), k % columns], to = clamp(now, 0, rows * columns - 1);
+      stage.corner = event.shiftKey ? stage.corner ?? view.cursor ?? to : null; // where a box began that Shift makes larger
+      view.cursor = to;
+      if (event.shiftKey) setBox(cell(stage.corner), cell(to));
       paintInk();
       speak();
     } else if ((event.key === "Enter" || event.key === " ") && view.cursor != null) {

@@ -137,6 +137,7 @@ let tinted = null;
 function tintTokens() {
   if (!view.box && !tinted) return;
   tinted = view.box;
+  root.toggleAttribute("data-boxed", Boolean(view.box)); // pale words on a tint would be hard to read
   const strips = [...promptStrips().map(({ name, variant }) => [name, variant.asked]), ...run.variants.map((v) => [v.name, v])];
   for (const [name, side] of strips) {
     const found = view.box ? lookUp(side) : null;

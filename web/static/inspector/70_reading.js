@@ -3,7 +3,7 @@ const SEGMENT_COLOURS = { system: "a", image: "b", user: "c", template: "d", ans
 
 function buildReading() {
   $(".reading").replaceChildren(
-    card("considered", "Considered here"), card("budget", "Where its attention went"),
+    card("region", "Does this box matter?"), card("considered", "Considered here"), card("budget", "Where its attention went"),
     card("patches", "Strongest patches"), card("lookup", "Who looked here"));
   for (const { var: report, label } of run.variants) {
     if (!report || !Array.isArray(report.layers)) continue;
@@ -33,6 +33,7 @@ function paintReading() {
   paintBudget();
   paintTop();
   paintLookUp();
+  paintRegion();
 }
 
 const sideTitle = (variant) => (run.variants.length > 1 ? node("h4", {}, variant.label) : null);
@@ -123,8 +124,6 @@ function paintLookUp() {
     body.replaceChildren(node("p", { class: "quiet" }, "Click a patch or drag a box on the image: the tokens that looked there most are listed here and tinted in the answer."));
     return;
   }
-  const { r0, c0, r1, c1 } = view.box;
-  const where = r0 === r1 && c0 === c1 ? `patch ${r0}, ${c0}` : `rows ${r0}–${r1}, columns ${c0}–${c1}`;
   const made = sides().map((variant) => {
     const looks = lookUp(variant).sort((a, b) => b.mass - a.mass).slice(0, 6), top = looks.length ? looks[0].mass : 1;
     return node("div", {}, sideTitle(variant), node("ol", { class: "bars looks" }, ...looks.map((look) =>
@@ -134,5 +133,5 @@ function paintLookUp() {
         node("i", {}), node("output", {}, `${percent(look.mass)} · L${run.layers[look.layer]}`)))));
   });
   const clear = node("button", { type: "button", class: "plain", "data-testid": "clear-box", onclick: () => setBox(null) }, "clear");
-  body.replaceChildren(node("p", { class: "quiet wide" }, where + ", mean over all heads ", clear), ...made);
+  body.replaceChildren(node("p", { class: "quiet wide" }, `${boxWords(view.box)}, mean over all heads `, clear), ...made);
 }

@@ -98,6 +98,7 @@ function keys(event) {
     case "}": walk("h", 1); break;
     case "0": resetView(); break;
     case "b": strongestHead(); break;
+    case "m": testRegion(); break;
     case "d": view.difference = canDiffer() && !view.difference; break;
     case "s": view.sinks = !view.sinks; break;
     case "4": view.four = view.four || run.L < 2 ? "" : run.variants[0].name; break;

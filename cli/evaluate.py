@@ -1,0 +1,248 @@
+"""The verbs `sinkscope evaluate run` and `evaluate report`."""
+
+from __future__ import annotations
+
+import json
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from sinkscope.cli import common
+from sinkscope.cli.options import Draft, Group, verb
+from sinkscope.config import ModelSettings
+from sinkscope.evaluation.settings import RunSettings, WorkSettings
+from sinkscope.setting import offered
+
+if TYPE_CHECKING:
+    from sinkscope.evaluation.session import Prepared, Summary
+    from sinkscope.evaluation.settings import RunConfig
+    from sinkscope.jobs.job import Progress
+
+INCOMPLETE = 3  # exit code: questions failed
+INTERRUPTED = 130
+MOST_SAID = 10  # failures that are printed
+MOST_REPLACED = 100  # workers of a cluster that may die
+
+app = typer.Typer(
+    help="Evaluate: methods compared on the same questions, and how sure the difference is.",
+    no_args_is_help=True,
+)
+
+
+Run = Annotated[
+    Draft[RunSettings],
+    Group(left_out={"task": "it must be given, or --config"}),
+]
+
+
+@app.command()
+@verb
+def run(
+    context: typer.Context,
+    output: Annotated[
+        Path,
+        typer.Option("--output", "-o", help="Folder of the run; the same command goes on in it."),
+    ],
+    asked: Run,
+    model: ModelSettings,
+    work: WorkSettings,
+    method: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="default, var or var-random, with settings as var:keep=0.3,dialect=paper; several "
+            "times. Left out: default.",
+        ),
+    ] = None,
+    sweep: Annotated[
+        list[str] | None,
+        typer.Option(help="Every VAR method with each of these values, such as keep=0,0.3,0.6."),
+    ] = None,
+    config: Annotated[
+        Path | None,
+        typer.Option(help="The run.toml of a run, in place of all that makes it.", metavar="FILE"),
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the summary as JSON.")] = False,
+) -> None:
+    """Ask a model a task's questions by several methods; every answer is a record in --output.
+
+    Exit code 3 says that questions failed; they are named, and the same command tries them again.
+    """
+    from sinkscope.evaluation.settings import RunConfig, read_config
+    from sinkscope.evaluation.wanted import wanted_methods
+
+    if config is not None:
+        _alone(context)
+        wanted = read_config(config)
+    else:
+        if "task" not in asked.given:
+            raise ValueError("task is missing; `sinkscope evaluate tasks` lists them.")
+        methods = wanted_methods(method or ["default"], sweep or ())
+        wanted = RunConfig(asked.make(), model, methods)
+    common.check_profile(wanted.model)
+    from sinkscope.evaluation.runner import evaluate, prepare
+    from sinkscope.sinks.engine import check_engine, make_engine
+
+    check_engine(work.engine, work.workers)
+    _check_folder(output)
+    prepared = prepare(wanted.run)
+    _say(prepared, wanted)
+    handle = common.load(wanted.model)
+    engine = make_engine(work.engine, handle, wanted.model, work.workers, MOST_REPLACED)
+    with (
+        _interruptible(output) as stop,
+        _told(f"{wanted.run.task}, {len(wanted.methods)} methods", prepared.total) as tell,
+    ):
+        done = evaluate(
+            handle,
+            wanted,
+            prepared,
+            output,
+            shard=work.part(),
+            retries=work.retries,
+            engine=engine,
+            on_progress=tell,
+            stop=stop,
+        )
+    _say_summary(done, output, as_json)
+    if not done.complete:
+        raise typer.Exit(INCOMPLETE)
+
+
+@app.command()
+@verb
+def tasks(
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """List the tasks, with their protocols and where their data comes from."""
+    from sinkscope.evaluation.tasks.listed import TASKS
+
+    rows = [
+        {
+            "name": one.name,
+            "about": one.about,
+            "protocols": [protocol.name for protocol in one.protocols],
+            "data": f"hub:{one.hub}" if one.hub else one.data or "none needed",
+        }
+        for one in TASKS
+    ]
+    if as_json:
+        typer.echo(json.dumps(rows, ensure_ascii=False, indent=1))
+        return
+    for row in rows:
+        typer.echo(f"{row['name']:12} {row['about']}")
+        typer.echo(f"{'':12} {', '.join(row['protocols'])}; data: {row['data']}")
+
+
+def _alone(context: typer.Context) -> None:
+    """With --config, what the file says cannot be said again."""
+    beside = {"output", "config", "as_json", *(one.name for one in offered(WorkSettings))}
+    given = [
+        name
+        for name in context.params
+        if name not in beside and str(context.get_parameter_source(name)).endswith("COMMANDLINE")
+    ]
+    if given:
+        options = ", ".join(f"--{name.replace('_', '-')}" for name in given)
+        raise ValueError(f"{options} and --config are given; the file says it all.")
+
+
+def _check_folder(output: Path) -> None:
+    if output.exists() and not output.is_dir():
+        raise ValueError(f"output is {str(output)!r}, which is a file; allowed: a folder.")
+
+
+def _say(prepared: Prepared, wanted: RunConfig) -> None:
+    """What is about to be done, on standard error."""
+    count = "all" if prepared.total is None else f"{prepared.total}"
+    where = "" if prepared.data is None else f" of {prepared.data.name} ({prepared.data.revision})"
+    names = ", ".join(one.name for one in wanted.methods)
+    typer.echo(
+        f"{prepared.task.name}, protocol {prepared.protocol.name}: {count} questions{where}, by "
+        f"{names}",
+        err=True,
+    )
+    if prepared.judge.name == "substring-legacy":
+        from sinkscope.evaluation.judges.substring_legacy import WARNING
+
+        typer.echo(f"Warning: {WARNING}", err=True)
+
+
+def _say_summary(done: Summary, output: Path, as_json: bool) -> None:
+    if as_json:
+        import dataclasses
+
+        typer.echo(json.dumps(dataclasses.asdict(done), ensure_ascii=False, indent=1))
+    for name, reason in done.failures[:MOST_SAID]:
+        typer.echo(f"Failed: {name}: {reason}", err=True)
+    if done.failed > MOST_SAID:
+        typer.echo(f"... and {done.failed - MOST_SAID} more; the records have them all.", err=True)
+    state = "complete" if done.complete else "NOT complete; the same command tries the failed again"
+    typer.echo(
+        f"{done.answered} of {done.questions} questions answered, {done.failed} failed: {state}. "
+        f"Records are in {output}",
+        err=True,
+    )
+
+
+@contextmanager
+def _told(label: str, total: int | None) -> Iterator[Progress]:
+    """A bar with the time that is left, on standard error."""
+    from rich.console import Console
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
+
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[said]}"),
+    )
+    with Progress(*columns, console=Console(stderr=True)) as bar:
+        row = bar.add_task(label, total=total, said="")
+
+        def tell(done: int, of: int, text: str) -> None:
+            bar.update(row, completed=done, total=of or None, said=text)
+
+        yield tell
+
+
+@contextmanager
+def _interruptible(output: Path) -> Iterator[threading.Event]:
+    """Ctrl-C ends the run after the question at hand and says what remains; a second one at
+    once."""
+    from sinkscope.jobs.job import Stopped
+
+    stop = threading.Event()
+
+    def interrupt(number: int, frame: object) -> None:
+        if stop.is_set():
+            raise KeyboardInterrupt
+        stop.set()
+        typer.echo("\nStopping after the question at hand; Ctrl-C again stops at once.", err=True)
+
+    before = signal.signal(signal.SIGINT, interrupt)
+    try:
+        yield stop
+    except Stopped as stopped:
+        of = f" of {stopped.total}" if stopped.total else ""
+        typer.echo(
+            f"Stopped after {stopped.done}{of} questions. Their records are kept in {output}; the "
+            "same command goes on from there.",
+            err=True,
+        )
+        raise typer.Exit(INTERRUPTED) from None
+    finally:
+        signal.signal(signal.SIGINT, before)

@@ -1,0 +1,212 @@
+"""Questions put to a model by several methods, which share the passes over the images.
+
+VAR changes nothing before the end of the last image, so keys and values up to there are the same
+for every method and are made once (`capture.prefix`); questions about the same images share them
+too. What follows is one batch, a row a question and method (`evaluation.answering`), as many
+questions as fit a budget of tokens. A row of the plain model is left alone to the last bit.
+
+Methods whose sink dimensions differ run one group after the other behind the same keys, for a
+prefix knows the scores by one set of dimensions.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+
+from PIL import Image
+
+from sinkscope.capture.prefix import Prefix, forward_prefixes
+from sinkscope.capture.run import checkpoint_decoding, memory_errors_named
+from sinkscope.config import GenerationSettings
+from sinkscope.evaluation.answering import Answer, Row, answer_rows, count_sinks
+from sinkscope.evaluation.methods import Method
+from sinkscope.models.family import PromptInputs
+from sinkscope.models.loading import ModelHandle
+from sinkscope.utils import sha256
+
+MOST_ROWS = 8  # methods in one batch; more of them run one batch after the other
+
+Dims = tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Ask:
+    """What is put to a model: the same for every method.
+
+    Attributes:
+        images: RGB, shown before the text.
+        prompt: the user's text.
+        settings: length of the answer, how tokens are chosen, seed.
+        system: the system prompt; None leaves the model's own.
+        min_pixels, max_pixels: bounds on a resized image's area; None leaves the processor's own.
+    """
+
+    images: tuple[Image.Image, ...]
+    prompt: str
+    settings: GenerationSettings
+    system: str | None = None
+    min_pixels: int | None = None
+    max_pixels: int | None = None
+
+    def image_part(self) -> tuple[object, ...]:
+        """Sizes, digests of the pixels, and bounds: what the vision tower's part depends on."""
+        digests = tuple(f"{i.mode} {i.size} {sha256(i.tobytes())}" for i in self.images)
+        return (*digests, self.min_pixels, self.max_pixels)
+
+    def fingerprint(self) -> str:
+        """SHA-256 of all of it, of the images' sizes and pixels among it."""
+        said = [self.image_part(), self.prompt, self.system, asdict(self.settings)]
+        return sha256(json.dumps(said, ensure_ascii=False).encode("utf-8", "surrogatepass"))
+
+    def inputs(self, handle: ModelHandle) -> PromptInputs:
+        """What the model takes.
+
+        Raises:
+            ValueError: images or prompt that it cannot take.
+        """
+        return handle.prepare(
+            self.images,
+            self.prompt,
+            self.system,
+            min_pixels=self.min_pixels,
+            max_pixels=self.max_pixels,
+        )
+
+
+@dataclass(frozen=True)
+class Ready:
+    """A question with the model's inputs."""
+
+    asked: Ask
+    inputs: PromptInputs
+
+
+def ask(
+    handle: ModelHandle, ready: Sequence[Ready], methods: Sequence[Method], batch_tokens: int = 0
+) -> list[tuple[Answer, ...]]:
+    """Answer questions by each method.
+
+    Args:
+        handle: a loaded model; its lock is taken, a batch at a time.
+        ready: questions, all with the same settings of generation.
+        methods: resolved ones, at least one.
+        batch_tokens: most tokens of a batch: rows, times the longest prompt with its new tokens. A
+            question by itself may have more. 0: one question at a time.
+
+    Returns:
+        For each question one answer a method, in their orders.
+
+    Raises:
+        RunOutOfMemoryError: the device is full.
+    """
+    made: list[tuple[Answer, ...]] = []
+    shared: _Shared | None = None
+    followed = bool(ready) and ready[0].asked.settings.decoding == "checkpoint"
+    if followed and "max_length" in checkpoint_decoding(handle).values:
+        batch_tokens = 0  # it counts each prompt's own tokens
+    for batch in _batches(ready, len(methods), batch_tokens):
+        began = time.perf_counter()
+        with handle.lock, memory_errors_named(batch[0].inputs, batch[0].asked.settings):
+            groups = _groups(handle, methods)
+            passed: list[Mapping[Dims, Prefix]] = []
+            for one in batch:
+                if shared is None or not shared.fits(one):
+                    shared = _Shared.of(handle, one, [dims for dims, _ in groups])
+                passed.append(shared.of_prompt(one.inputs))
+            answers = _of_batch(handle, batch, methods, groups, passed)
+        seconds = (time.perf_counter() - began) / (len(batch) * len(methods))
+        made += [tuple(replace(one, seconds=seconds) for one in each) for each in answers]
+    return made
+
+
+def _batches(ready: Sequence[Ready], methods: int, batch_tokens: int) -> Iterator[list[Ready]]:
+    """Questions in their order, as many together as fit."""
+    batch: list[Ready] = []
+    for one in ready:
+        longest = max(each.inputs.layout.length for each in (*batch, one))
+        tokens = longest + one.asked.settings.max_new_tokens
+        if batch and (len(batch) + 1) * methods * tokens > batch_tokens:
+            yield batch
+            batch = []
+        batch.append(one)
+    if batch:
+        yield batch
+
+
+def _of_batch(
+    handle: ModelHandle,
+    batch: Sequence[Ready],
+    methods: Sequence[Method],
+    groups: Sequence[tuple[Dims, list[int]]],
+    passed: Sequence[Mapping[Dims, Prefix]],
+) -> list[list[Answer]]:
+    settings = batch[0].asked.settings
+    made: list[dict[int, Answer]] = [{} for _ in batch]
+    for dims, members in groups:
+        rows = [
+            Row(passed[index][dims], methods[member])
+            for index in range(len(batch))
+            for member in members
+        ]
+        answers = iter(answer_rows(handle, settings, rows))
+        for index in range(len(batch)):
+            for member in members:
+                count = count_sinks(handle, methods[member], passed[index])
+                made[index][member] = replace(next(answers), sinks=count)
+    return [[one[member] for member in range(len(methods))] for one in made]
+
+
+def _groups(handle: ModelHandle, methods: Sequence[Method]) -> list[tuple[Dims, list[int]]]:
+    """Sink dimensions, and the methods that use them, in batches of at most `MOST_ROWS`.
+
+    The plain model goes with the first: it needs no dimensions, but its sinks are counted by the
+    profile's.
+    """
+    profile = () if handle.profile is None else handle.profile.dims
+    first = next((m.var.dims for m in methods if m.var is not None), profile)
+    by_dims: dict[Dims, list[int]] = {}
+    for row, method in enumerate(methods):
+        by_dims.setdefault(first if method.var is None else method.var.dims, []).append(row)
+    return [
+        (dims, rows[start : start + MOST_ROWS])
+        for dims, rows in by_dims.items()
+        for start in range(0, len(rows), MOST_ROWS)
+    ]
+
+
+@dataclass(frozen=True)
+class _Shared:
+    """The pass over the images of one question, for those behind it about the same images.
+
+    Attributes:
+        tokens: ids of the positions that it covers.
+        images: their digests, and the bounds on their areas.
+        prefixes: by sink dimensions; all have the same keys and values.
+    """
+
+    tokens: tuple[int, ...]
+    images: tuple[object, ...]
+    prefixes: Mapping[Dims, Prefix]
+
+    @staticmethod
+    def of(handle: ModelHandle, one: Ready, wanted: Sequence[Dims]) -> _Shared:
+        """Pass the prompt up to its last vision token through the model, scored by every set of
+        dimensions; and by the profile's, for the plain model."""
+        sets = list(dict.fromkeys(wanted))
+        if handle.profile is not None and handle.profile.dims not in sets:
+            sets.append(handle.profile.dims)
+        prefixes = forward_prefixes(handle, one.inputs, sets)
+        length = next(iter(prefixes.values())).length
+        return _Shared(one.inputs.token_ids[:length], one.asked.image_part(), prefixes)
+
+    def fits(self, one: Ready) -> bool:
+        """Whether a prompt begins with the very same tokens and images."""
+        begins = one.inputs.token_ids[: len(self.tokens)] == self.tokens
+        return begins and self.images == one.asked.image_part()
+
+    def of_prompt(self, inputs: PromptInputs) -> Mapping[Dims, Prefix]:
+        """The same keys and values as the beginning of another prompt."""
+        return {dims: replace(one, inputs=inputs) for dims, one in self.prefixes.items()}

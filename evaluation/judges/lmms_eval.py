@@ -1,0 +1,128 @@
+"""Judges that extract as lmms-eval 0.7.2 does, faults included, for figures that compare with its
+own.
+
+Written from the behaviour of `lmms_eval/tasks/*/utils.py` at commit 75571cf. Each docstring says
+what is wrong with it.
+"""
+
+from __future__ import annotations
+
+import re
+import string
+from dataclasses import dataclass
+
+from sinkscope.evaluation.base import Judgement, Question
+from sinkscope.evaluation.judges.option_letter import true_letter
+from sinkscope.evaluation.judges.vqa_accuracy import VqaAccuracy
+from sinkscope.evaluation.judges.yes_no import true_word
+
+_PUNCTUATION = str.maketrans("", "", string.punctuation)
+
+
+@dataclass(frozen=True)
+class LmmsBlink:
+    """The first letter of the answer, whichever it is. "The answer is B" gives T, and is wrong."""
+
+    name: str = "lmms-eval-blink"
+
+    def judge(self, answer: str, question: Question) -> Judgement:
+        """1 where that letter is the right one."""
+        found = re.match(r"[(\s]*([A-Za-z])", answer.strip())
+        letter = found[1].upper() if found else None
+        return Judgement(float(letter == true_letter(question)), letter)
+
+
+# In order: the letter alone, the letter in front, "answer is", "option", any A or B that ends a
+# word.
+_MMVP = tuple(
+    re.compile(pattern, re.IGNORECASE)
+    for pattern in (
+        r"^\s*\(?([AB])\)?\.?\s*$",
+        r"^\s*\(?([AB])\)?[.\s]",
+        r"answer\s+is\s+\(?([AB])\)?",
+        r"option\s+\(?([AB])\)?",
+        r"\(?([AB])\)?(?:\s|$)",
+    )
+)
+
+
+@dataclass(frozen=True)
+class LmmsMmvp:
+    """Patterns for A and B without word limits: "a cat" gives A, and so does "the sea"."""
+
+    name: str = "lmms-eval-mmvp"
+
+    def judge(self, answer: str, question: Question) -> Judgement:
+        """1 where the letter found is the right one."""
+        text = answer.strip()
+        found = next((m for p in _MMVP if (m := p.search(text))), None)
+        first = text[:1].upper()
+        letter = found[1].upper() if found else (first if first in ("A", "B") else None)
+        return Judgement(float(letter == true_letter(question)), letter)
+
+
+@dataclass(frozen=True)
+class LmmsSat:
+    """Punctuation taken out, the first word, compared whole: "The answer is B" and "B\\nsince" are
+    wrong. Options written into the question as "A. text" are looked for as a text first."""
+
+    name: str = "lmms-eval-sat"
+
+    def judge(self, answer: str, question: Question) -> Judgement:
+        """1 where that word is the right letter, in any case."""
+        cleaned = re.sub(r"[^\w\s]", "", answer).strip()
+        texts = [said.strip() for said in re.findall(r"\b[A-Z]\.\s+([^\n]*)", question.text)]
+        letters = {said: chr(ord("A") + i) for i, said in enumerate(texts)}
+        found = re.search("|".join(re.escape(said) for said in texts), cleaned)
+        if found and found.group() in letters:
+            cleaned = letters[found.group()]
+        word = cleaned.split(" ")[0].lower()
+        return Judgement(float(word == true_letter(question).lower()), word or None)
+
+
+@dataclass(frozen=True)
+class LmmsPope:
+    """The whole answer must be "yes" or "no": "Yes." is wrong, and counts as neither."""
+
+    name: str = "lmms-eval-pope"
+
+    def judge(self, answer: str, question: Question) -> Judgement:
+        """1 where it is the truth, without case and blanks around it."""
+        said = answer.lower().strip()
+        word = said if said in ("yes", "no") else None
+        return Judgement(float(said == true_word(question)), word)
+
+
+@dataclass(frozen=True)
+class LmmsMme:
+    """yes or no anywhere in the first four letters, full stops taken out: "Noise" is no, "Not" too;
+    "The answer is yes" is neither, and wrong."""
+
+    name: str = "lmms-eval-mme"
+
+    def judge(self, answer: str, question: Question) -> Judgement:
+        """1 where the word found is the truth."""
+        said = answer.lower().strip().replace(".", "")
+        front = said[:4]
+        if len(said) == 1:
+            word = {"y": "yes", "n": "no"}.get(said)
+        else:
+            word = "yes" if "yes" in front else "no" if "no" in front else None
+        return Judgement(float(word == true_word(question)), word)
+
+
+@dataclass(frozen=True)
+class LmmsExactMatch:
+    """GQA: case and punctuation dropped, white space kept: "red " is not "red"."""
+
+    name: str = "lmms-eval-exact-match"
+
+    def judge(self, answer: str, question: Question) -> Judgement:
+        """1 where both are the same."""
+        said = answer.lower().translate(_PUNCTUATION)
+        truth = str(question.truth).lower().translate(_PUNCTUATION)
+        return Judgement(float(said == truth), said or None)
+
+
+LMMS_VQA = VqaAccuracy("lmms-eval-vqa", fewest=1)
+"""As ours; but one annotator is enough, and then every answer is wrong."""

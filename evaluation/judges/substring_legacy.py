@@ -1,0 +1,37 @@
+"""The older script's `string_match`. WARNING: it is wrong, and is here for old figures alone.
+
+It drops case, punctuation and spaces, and takes an answer for right that has the truth anywhere in
+it. So the truth "(A)", which becomes "a", is found in every answer with an "a" in it: "blank", "(B)
+a cat". Its figures are too high, and differ between methods by how long their answers are.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+from sinkscope.evaluation.base import Judgement, Question
+from sinkscope.evaluation.judges.exact_match import texts
+
+WARNING = (
+    "substring-legacy takes every answer for right that has the truth's letters in it: the truth "
+    "(A) is found in every answer with an a. Its figures are too high. Use them beside those of "
+    "option_letter."
+)
+
+
+@dataclass(frozen=True)
+class SubstringLegacy:
+    """Right where the truth is a substring; see the warning above. Every record carries it."""
+
+    name: str = "substring-legacy"
+
+    def judge(self, answer: str, question: Question) -> Judgement:
+        """1 where the truth, without case, punctuation and spaces, stands in the answer, else 0."""
+        said = _squeezed(answer)
+        right = any(_squeezed(truth) in said for truth in texts(question))
+        return Judgement(float(right), said or None, {"warning": WARNING})
+
+
+def _squeezed(text: str) -> str:
+    return re.sub(r"[\W_]+", "", text.lower())

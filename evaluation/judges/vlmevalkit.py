@@ -1,0 +1,106 @@
+"""Judges that extract as VLMEvalKit does without an LLM ("exact_matching"), faults included.
+
+Written from the behaviour of `vlmeval/utils/matching_util.py`, `dataset/utils/yorn.py` and
+`dataset/utils/vqa_eval.py` at commit e8e78f0. Where its judge model would be asked, the answer is
+wrong here: that is its own rule without a key.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+from sinkscope.evaluation.base import Judgement, Question
+from sinkscope.evaluation.judges.exact_match import texts
+from sinkscope.evaluation.judges.option_letter import true_letter
+from sinkscope.evaluation.judges.vqa_accuracy import (
+    VqaAccuracy,
+    official_punctuation,
+    official_words,
+)
+from sinkscope.evaluation.judges.yes_no import true_word
+
+_REFUSALS = (
+    "Sorry, I can't help with images of people yet.",
+    "I can't process this file.",
+    "I'm sorry, but without the image provided",
+    "Cannot determine the answer",
+)
+_STATED = re.compile(r"(?:correct\s+)?answer\s+is\s+\**([ABCD])\**", re.IGNORECASE)
+# Unlike the official pattern this keeps "3." as it is.
+_FULL_STOP = re.compile(r"(?<!\d)\.(?!\d)")
+
+
+@dataclass(frozen=True)
+class KitOption:
+    """The only option letter among the words, if it is one of the last five words; else "answer is
+    X"; else the option whose text alone stands in the answer.
+
+    An article "A" is a letter: "A dog is in front of B" has two, "A dog" gives A.
+    """
+
+    name: str = "vlmevalkit-option"
+
+    def judge(self, answer: str, question: Question) -> Judgement:
+        """1 where the letter is the right one."""
+        options = {letter.upper(): text for letter, text in question.options}
+        letter = _option(answer, options) or _text(answer, options)
+        return Judgement(float(letter == true_letter(question)), letter)
+
+
+def _option(answer: str, options: dict[str, str]) -> str | None:
+    if any(refusal in answer for refusal in _REFUSALS):
+        return "Z"
+    split = re.sub(r"[.()\[\],:;!*#{}]", " ", answer).split()
+    standing = [letter for letter in options if letter in split]
+    if len(standing) == 1 and split.index(standing[0]) > len(split) - 5:
+        return standing[0]
+    if not standing and "Z" in split:
+        return "Z"
+    found = _STATED.search(answer)
+    return found[1].upper() if found and found[1].upper() in options else None
+
+
+def _text(answer: str, options: dict[str, str]) -> str | None:
+    said = answer.lower()
+    if len(said) > 2 * sum(len(text) for text in options.values()):
+        return None
+    found = [letter for letter, text in options.items() if text.lower() in said]
+    return found[0] if len(found) == 1 else None
+
+
+@dataclass(frozen=True)
+class KitYesNo:
+    """yes or no as a word, if the other is not there too: "Yes, there is no other" is neither."""
+
+    name: str = "vlmevalkit-yes-no"
+
+    def judge(self, answer: str, question: Question) -> Judgement:
+        """1 where that word is the truth."""
+        said = official_punctuation(answer.lower(), _FULL_STOP).split()
+        found = [word for word in ("yes", "no") if word in said]
+        word = found[0] if len(found) == 1 else None
+        return Judgement(float(word == true_word(question)), word)
+
+
+@dataclass(frozen=True)
+class KitExactMatch:
+    """GQA: the same text but for case and blanks around it: "Red." is not "red"."""
+
+    name: str = "vlmevalkit-exact-match"
+
+    def judge(self, answer: str, question: Question) -> Judgement:
+        """1 where it is the truth."""
+        said = answer.strip().lower()
+        return Judgement(
+            float(said in [one.strip().lower() for one in texts(question)]), said or None
+        )
+
+
+def _kit_normalised(text: str) -> str:
+    text = text.replace("\n", " ").replace("\t", " ").strip()
+    return official_words(official_punctuation(text, _FULL_STOP))
+
+
+KIT_VQA = VqaAccuracy("vlmevalkit-vqa", fewest=1, normalise=_kit_normalised)
+"""TextVQA: leave-one-out on its own normalisation, in which "3." is not "3"."""

@@ -1,0 +1,63 @@
+"""Methods with all their settings: what was asked for (`evaluation.wanted`), and what a model's
+sink profile says of the rest."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from sinkscope.config import VARSettings
+from sinkscope.evaluation.wanted import Wanted, var_settings
+from sinkscope.interventions.var.checks import validate_var
+from sinkscope.models.info import ModelInfo
+from sinkscope.models.profiles import SinkProfile, check_fits, read_profile
+
+
+@dataclass(frozen=True)
+class Method:
+    """A method with all its settings; `var` is None for the plain model."""
+
+    name: str
+    var: VARSettings | None = None
+
+
+def resolve(
+    methods: Sequence[Wanted], profile: SinkProfile | None, info: ModelInfo
+) -> tuple[Method, ...]:
+    """The methods with all their settings, checked against a model.
+
+    Args:
+        methods: as asked for.
+        profile: the model's own; None where it has none.
+        info: of the model.
+
+    Raises:
+        ValueError: no sink dimensions are known, or a setting does not fit the model.
+    """
+    made = []
+    for one in methods:
+        if one.var is None:
+            made.append(Method(one.name))
+            continue
+        values = dict(one.var)
+        own = profile
+        if (file := values.pop("profile", None)) is not None:
+            own = read_profile(Path(file))
+            check_fits(own, info.id, info.family, info.hidden_size, info.layers)
+        if own is None and "dims" not in values:
+            raise ValueError(
+                f"The method {one.name} needs sink dimensions, but {info.id} has no sink profile; "
+                "give them (var:dims=...), or a profile (`sinkscope sinks find` makes one)."
+            )
+        if own is not None:
+            values.setdefault("dims", own.dims)
+            if tuple(values["dims"]) == own.dims:
+                values.setdefault("tau", own.tau)
+        settings = var_settings(one.name, values)
+        try:
+            validate_var(settings, info.hidden_size, info.layers, 1)
+        except ValueError as error:
+            raise ValueError(f"The method {one.name}: {error}") from error
+        made.append(Method(one.name, settings))
+    return tuple(made)

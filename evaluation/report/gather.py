@@ -1,0 +1,311 @@
+"""Runs as a report has them: figures, comparisons, failures, and the questions whose score
+changed."""
+
+from __future__ import annotations
+
+import itertools
+import re
+from collections import Counter, defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from sinkscope.evaluation.base import Judged, Protocol
+from sinkscope.evaluation.metrics.accuracy import Accuracy, MacroByCategory
+from sinkscope.evaluation.metrics.tally import TallyMetric
+from sinkscope.evaluation.record import AnswerRecord
+from sinkscope.evaluation.run_folder import CONFIG, Run, read_run
+from sinkscope.evaluation.statistics.compare import (
+    FEW_CLUSTERS,
+    Comparison,
+    NothingToCompareError,
+    compare,
+)
+from sinkscope.evaluation.statistics.settings import CompareSettings
+from sinkscope.evaluation.tasks.listed import task_named
+
+BASELINE = "default"
+_VALUE = re.compile(r"(\w+)=(\S+)")
+
+
+@dataclass(frozen=True)
+class Usage:
+    """What a method did beside its answers, means over the questions it answered; None where no
+    record has it.
+
+    Attributes:
+        answered, unparsable: counts.
+        cut: answers that ended at the token limit.
+        seconds, tokens: of an answer.
+        sinks, rows_changed, mass_moved: as `evaluation.run_folder` says.
+    """
+
+    answered: int
+    unparsable: int
+    cut: int
+    seconds: float | None
+    tokens: float | None
+    sinks: float | None
+    rows_changed: float | None
+    mass_moved: float | None
+
+
+@dataclass(frozen=True)
+class Flip:
+    """A question whose score another method changed: the two records."""
+
+    before: AnswerRecord
+    after: AnswerRecord
+
+    @property
+    def fixed(self) -> bool:
+        """Whether the score rose."""
+        return (self.after.score or 0.0) > (self.before.score or 0.0)
+
+
+@dataclass(frozen=True)
+class Point:
+    """One value of a swept setting, and the method that has it."""
+
+    value: float
+    method: str
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """Methods that differ in one setting alone, by its value."""
+
+    name: str
+    setting: str
+    points: tuple[Point, ...]
+
+
+@dataclass(frozen=True)
+class Failure:
+    """A question without an answer, and why."""
+
+    question: str
+    method: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Section:
+    """One run.
+
+    Attributes:
+        title: its folder's name.
+        run, protocol: as they are.
+        comparison: None where no question has an answer of every method; `reason` then says so.
+        failures: all of them.
+        expected: questions that the run has; None where no session came to an end.
+        answered: questions with an answer of every method.
+        warnings: what a reader has to know before the figures.
+        usage: by method.
+        flips: against the baseline, in the data's order.
+        sweeps: settings with two values or more.
+        beside: where another judge was chosen: method -> mean score by the protocol's own.
+    """
+
+    title: str
+    run: Run
+    protocol: Protocol
+    comparison: Comparison | None
+    reason: str
+    failures: tuple[Failure, ...]
+    expected: int | None
+    answered: int
+    warnings: tuple[str, ...]
+    usage: Mapping[str, Usage]
+    flips: tuple[Flip, ...]
+    sweeps: tuple[Sweep, ...]
+    beside: Mapping[str, float]
+
+    @property
+    def complete(self) -> bool:
+        """Whether every question of the run has an answer of every method."""
+        whole = self.expected is None or self.answered >= self.expected
+        return self.run.complete and not self.failures and whole
+
+
+def gather(folders: Sequence[Path], settings: CompareSettings) -> tuple[Section, ...]:
+    """Read and compute.
+
+    Args:
+        folders: of runs.
+        settings: its baseline counts where a run has it; else the run's first method is compared
+        with.
+
+    Raises:
+        ValueError: a folder is no run, a record is none or of an unknown method, a folder stands
+            twice, or a run does not have the baseline.
+    """
+    if len({folder.resolve() for folder in folders}) != len(folders):
+        raise ValueError("A run is given twice; allowed: each one once.")
+    return tuple(_section(folder, settings) for folder in folders)
+
+
+@dataclass
+class _Reading:
+    """What one pass over the records keeps."""
+
+    judged: dict[str, list[tuple[int, Judged]]] = field(default_factory=lambda: defaultdict(list))
+    failures: list[Failure] = field(default_factory=list)
+    warnings: Counter[str] = field(default_factory=Counter)
+    sums: dict[str, Counter[str]] = field(default_factory=lambda: defaultdict(Counter))
+    own: dict[str, list[float]] = field(default_factory=lambda: defaultdict(list))
+
+    def take(self, record: AnswerRecord) -> None:
+        if record.error is not None or record.score is None:
+            reason = record.error or "It has no score."
+            self.failures.append(Failure(record.question, record.method, reason))
+            return
+        # What only the flipped ones need is read again for these.
+        slim = record.judged()
+        details = {k: v for k, v in slim.judgement.details.items() if k in _METRICS_NEED}
+        judgement = replace(slim.judgement, details=details)
+        self.judged[record.method].append((record.index, replace(slim, judgement=judgement)))
+        if warning := record.details.get("warning"):
+            self.warnings[str(warning)] += 1
+        if isinstance(own := record.details.get("own"), dict):
+            self.own[record.method].append(float(own["score"]))
+        sums = self.sums[record.method]
+        sums["answered"] += 1
+        sums["unparsable"] += record.extraction is None
+        sums["cut"] += record.finish == "length"
+        tokens = None if record.log_probabilities is None else len(record.log_probabilities)
+        for name, value in (("tokens", tokens), *((n, getattr(record, n)) for n in _MEANS)):
+            if value is not None:
+                sums[name] += value
+                sums[f"n {name}"] += 1
+
+
+_METRICS_NEED = ("mentioned", "hallucinated")
+_MEANS = ("seconds", "sinks", "rows_changed", "mass_moved")
+
+
+def _section(folder: Path, settings: CompareSettings) -> Section:
+    run = read_run(folder)
+    reading = _Reading()
+    for record in run.records():
+        reading.take(record)
+    methods = [one.name for one in run.config.methods]
+    if strange := sorted({*reading.judged, *(one.method for one in reading.failures)} - {*methods}):
+        raise ValueError(
+            f"The run {folder} has records of {strange[0]!r}, which its {CONFIG} does not name; "
+            f"allowed: {', '.join(methods)}."
+        )
+    answers = {
+        name: [one for _, one in sorted(reading.judged.get(name, []), key=lambda pair: pair[0])]
+        for name in methods
+    }
+    protocol = task_named(run.config.run.task).protocol(run.config.run.protocol)
+    baseline = settings.baseline
+    if baseline not in methods:
+        if baseline != BASELINE:
+            raise ValueError(
+                f"baseline is {baseline!r}; the run {folder} has {', '.join(methods)}."
+            )
+        baseline = methods[0]
+    controls = tuple((name, twin) for name in methods for twin in methods if _control(name, twin))
+    comparison, reason = None, ""
+    try:
+        chosen = replace(settings, baseline=baseline, controls=(*settings.controls, *controls))
+        comparison = compare(_metric(run, protocol), answers, chosen)
+    except NothingToCompareError as error:
+        reason = str(error)
+    questions = [summary.get("questions") for summary in run.summaries]
+    known = len(questions) == len(run.files) and all(isinstance(n, int) for n in questions)
+    warnings = [f"{text} ({n} answers)" for text, n in reading.warnings.items()]
+    return Section(
+        title=folder.resolve().name,
+        run=run,
+        protocol=protocol,
+        comparison=comparison,
+        reason=reason,
+        failures=tuple(reading.failures),
+        expected=sum(int(n or 0) for n in questions) if known else None,
+        answered=len(comparison.questions) if comparison else 0,
+        warnings=(*warnings, *_cautions(comparison)),
+        usage={name: _usage(reading.sums[name]) for name in methods},
+        flips=_flips(run, comparison),
+        sweeps=sweeps(methods),
+        beside={
+            name: sum(found) / len(found) for name in methods if (found := reading.own.get(name))
+        },
+    )
+
+
+def _metric(run: Run, protocol: Protocol) -> TallyMetric:
+    """The protocol's metric; the mean score where another judge's answers do not fit it."""
+    metric = protocol.metric
+    if run.config.run.judge not in (None, protocol.judge.name):
+        graded = run.config.run.judge in ("vqa_accuracy", "anls")
+        name = f"mean score by {run.config.run.judge}"
+        return (
+            metric if isinstance(metric, MacroByCategory) and not graded else Accuracy(name, graded)
+        )
+    if not isinstance(metric, TallyMetric):
+        raise ValueError(f"The metric {metric.name} is none of `metrics.listed.METRICS`.")
+    return metric
+
+
+def _control(name: str, twin: str) -> bool:
+    """Whether `twin` is the random control of `name`: "var keep=0.3" and "var-random keep=0.3"."""
+    found = re.fullmatch(r"var((?:[ :].*)?)", name, re.DOTALL)
+    return found is not None and twin == f"var-random{found[1]}"
+
+
+def _usage(sums: Counter[str]) -> Usage:
+    def mean(name: str) -> float | None:
+        return sums[name] / sums[f"n {name}"] if sums[f"n {name}"] else None
+
+    counts = (sums["answered"], sums["unparsable"], sums["cut"])
+    means = [mean(name) for name in ("seconds", "tokens", "sinks", "rows_changed", "mass_moved")]
+    return Usage(*counts, *means)
+
+
+def _flips(run: Run, comparison: Comparison | None) -> tuple[Flip, ...]:
+    if comparison is None:
+        return ()
+    baseline, questions = comparison.settings.baseline, set(comparison.questions)
+    found: list[Flip] = []
+    # Records of one question stand next to each other: one question is held at a time.
+    for name, group in itertools.groupby(run.records(), key=lambda record: record.question):
+        if name not in questions:
+            continue
+        records = {record.method: record for record in group}
+        before = records.pop(baseline)
+        found += [Flip(before, after) for after in records.values() if after.score != before.score]
+    order = {name: i for i, name in enumerate(comparison.methods)}
+    return tuple(sorted(found, key=lambda flip: (order[flip.after.method], flip.after.index)))
+
+
+def sweeps(methods: Sequence[str]) -> tuple[Sweep, ...]:
+    """CompareSettings of which the methods have two numbers or more while all else is the same."""
+    groups: dict[tuple[str, str], list[Point]] = defaultdict(list)
+    for method in methods:
+        for found in _VALUE.finditer(method):
+            try:
+                value = float(found[2])
+            except ValueError:
+                continue
+            rest = " ".join((method[: found.start()] + method[found.end() :]).split())
+            groups[rest, found[1]].append(Point(value, method))
+    return tuple(
+        Sweep(name, setting, tuple(sorted(points, key=lambda point: point.value)))
+        for (name, setting), points in groups.items()
+        if len(points) > 1
+    )
+
+
+def _cautions(comparison: Comparison | None) -> list[str]:
+    if comparison is None:
+        return []
+    clusters = min((one.clusters for one in comparison.differences), default=FEW_CLUSTERS)
+    if clusters >= FEW_CLUSTERS:
+        return []
+    return [
+        f"Only {clusters} independent groups of questions: intervals of the bootstrap are too "
+        f"short below {FEW_CLUSTERS}."
+    ]

@@ -1,0 +1,117 @@
+"""Maps of changed questions: both answers given again, with their attention and sinks.
+
+A run keeps no attention, for it would be a thousand times its records. So the run's own model
+answers these few questions again. Where it says something else than the record (other hardware,
+other batch), the caption says that.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+from PIL import Image
+
+from sinkscope.attention_extractor import generate
+from sinkscope.attention_processor import PatchMap, patch_map
+from sinkscope.capture.trace import GenerationTrace
+from sinkscope.config import GenerationSettings
+from sinkscope.drawing.overlay import OverlayStyle, overlay, scale_of
+from sinkscope.drawing.view import View, sinks_of
+from sinkscope.evaluation.base import Question
+from sinkscope.evaluation.methods import resolve
+from sinkscope.evaluation.record import AnswerRecord
+from sinkscope.evaluation.report.gather import Flip, Section
+from sinkscope.evaluation.report.questions import Found, small_image
+from sinkscope.models.loading import ModelHandle
+
+Maps = dict[tuple[str, str, str], tuple[str, str]]
+"""(section's title, question, method) -> a picture as a data address, and what it shows."""
+
+
+def draw_maps(section: Section, found: Found, count: int, handle: ModelHandle) -> Maps:
+    """Maps of the first `count` changed questions.
+
+    Raises:
+        ValueError: the model is not the run's.
+    """
+    wanted = section.run.config.run.model_revision
+    if wanted not in (None, handle.info.revision):
+        raise ValueError(
+            f"The model {handle.info.id} is not the one of the run {section.title}: its revision "
+            f"is {handle.info.revision}, and {wanted} is wanted."
+        )
+    methods = {
+        one.name: one for one in resolve(section.run.config.methods, handle.profile, handle.info)
+    }
+    made: Maps = {}
+    for flip in section.flips[:count]:
+        question = found.questions.get(flip.after.question)
+        if question is None or not question.pictures:
+            continue
+        var = {name: methods[name].var for name in (flip.before.method, flip.after.method)}
+        made |= _of_flip(section, flip, question, handle, var)
+    return made
+
+
+def _of_flip(
+    section: Section,
+    flip: Flip,
+    question: Question,
+    handle: ModelHandle,
+    var: Mapping[str, object],
+) -> Maps:
+    protocol, run = section.protocol, section.run.config.run
+    images = [picture() for picture in question.pictures]
+    system = protocol.system if question.system is None else question.system
+    inputs = handle.prepare(
+        images,
+        protocol.prompt(question),
+        system,
+        min_pixels=protocol.min_pixels,
+        max_pixels=protocol.max_pixels,
+    )
+    settings = GenerationSettings(
+        max_new_tokens=protocol.max_new_tokens,
+        seed=run.seed,
+        decoding=protocol.decoding,  # type: ignore[arg-type]
+        reduce_heads=True,
+    )
+    records = {record.method: record for record in (flip.before, flip.after)}
+    traces = {
+        name: generate(handle, inputs, settings, var[name])  # type: ignore[arg-type]
+        for name in records
+    }
+    shown = {name: _best(trace) for name, trace in traces.items()}
+    scale = scale_of(list(shown.values()), OverlayStyle())
+    made: Maps = {}
+    for name, heat in shown.items():
+        trace, image = traces[name], images[heat.image]
+        cells = sinks_of(trace, View(image=heat.image))
+        pixels = overlay(image, heat, OverlayStyle(sinks=cells), scale)
+        address = small_image(Image.fromarray(pixels))
+        made[section.title, question.id, name] = (
+            address,
+            _caption(trace, heat, cells, records[name]),
+        )
+    return made
+
+
+def _best(trace: GenerationTrace) -> PatchMap:
+    """The answer's map on the image that it looked at most."""
+    tokens = range(max(1, len(trace.tokens) - (trace.finish == "end")))
+    maps = [patch_map(trace, tokens, image=i) for i in range(len(trace.layout.grids))]
+    return max(maps, key=lambda one: float(np.nansum(one.values)))
+
+
+def _caption(
+    trace: GenerationTrace, heat: PatchMap, cells: tuple[int, ...], record: AnswerRecord
+) -> str:
+    tokens = trace.tokens[:-1] if trace.finish == "end" else trace.tokens
+    said = "".join(token.text for token in tokens)
+    where = f" of image {heat.image + 1}" if len(trace.layout.grids) > 1 else ""
+    again = "" if said == record.answer else f" Asked again, it answered {said!r}."
+    return (
+        f"Attention{where}, mean over the answer's tokens, layers and heads, one scale for both "
+        f"answers; crosses: {len(cells)} sinks.{again}"
+    )

@@ -1,0 +1,81 @@
+"""The questions behind the records: text, options and images, where the data can still be opened.
+
+A record has the question's id alone. Reports name questions by it where the data is gone.
+"""
+
+from __future__ import annotations
+
+import base64
+import dataclasses
+import io
+import itertools
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+from PIL import Image
+
+from sinkscope.evaluation.base import Question
+from sinkscope.evaluation.run_folder import Run
+from sinkscope.evaluation.runner import prepare
+from sinkscope.evaluation.settings import RunSettings
+
+SIDE = 320  # pixels of a small image's longer side
+
+
+@dataclass(frozen=True)
+class Found:
+    """Questions by their id; `reason` says why some are missing, "" where none is."""
+
+    questions: Mapping[str, Question]
+    reason: str
+
+
+def look_up(run: Run, wanted: Mapping[str, int]) -> Found:
+    """Read the run's data again, as far as the last wanted question.
+
+    Args:
+        wanted: id -> its place in the data.
+    """
+    if not wanted:
+        return Found({}, "")
+    try:
+        # Nobody judges here, so the judge's package and key are not needed.
+        settings = dataclasses.replace(run.config.run, judge=None, judge_model=None, judge_url=None)
+        found = dict(_matching(settings, wanted))
+    except (ValueError, OSError) as error:
+        return Found({}, f"The data cannot be opened ({error})")
+    if missing := len(wanted) - len(found):
+        return Found(found, f"{missing} questions are not in the data any more")
+    return Found(found, "")
+
+
+def _matching(settings: RunSettings, wanted: Mapping[str, int]) -> Iterable[tuple[str, Question]]:
+    prepared = prepare(settings)
+    items = prepared.task.read(prepared.data)
+    if settings.parts:
+        items = (item for item in items if item.category in settings.parts)
+    left = set(wanted)
+    for item in itertools.islice(items, max(wanted.values()) + 1):
+        if item.id in left and isinstance(item, Question):
+            left.discard(item.id)
+            yield item.id, item
+
+
+def small_image(image: Image.Image, side: int = SIDE) -> str:
+    """A small copy as a data address: JPEG, at most `side` pixels long."""
+    made = image.convert("RGB")
+    made.thumbnail((side, side))
+    data = io.BytesIO()
+    made.save(data, "JPEG", quality=82)
+    return "data:image/jpeg;base64," + base64.b64encode(data.getvalue()).decode()
+
+
+def small_images(question: Question) -> tuple[list[str], str]:
+    """The question's images, small; and what is wrong where one cannot be opened."""
+    made = []
+    for picture in question.pictures:
+        try:
+            made.append(small_image(picture()))
+        except (ValueError, OSError) as error:
+            return made, str(error)
+    return made, ""

@@ -1,0 +1,180 @@
+"""The tables of a section, as rows of texts that every format writes alike."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from sinkscope.evaluation.report import words
+from sinkscope.evaluation.report.gather import Section
+from sinkscope.evaluation.statistics.compare import Difference
+
+
+@dataclass(frozen=True)
+class Table:
+    """A title, column names, rows of texts, and which columns hold numbers (from this one on)."""
+
+    title: str
+    columns: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+    numbers_from: int = 1
+    note: str = ""
+
+    def is_number(self, column: int) -> bool:
+        """Whether this column is set to the right."""
+        return column >= self.numbers_from and self.columns[column] not in ("by", "verdict")
+
+
+def tables(section: Section) -> list[Table]:
+    """Those that the section has something for, in the order in which they are read."""
+    made = []
+    if section.comparison is not None:
+        made += [_figures(section), _differences(section), _categories(section)]
+    made += [_usage(section), _beside(section)]
+    return [table for table in made if table is not None and table.rows]
+
+
+def summary(sections: Sequence[Section]) -> Table:
+    """All runs at a glance."""
+    rows = []
+    for section in sections:
+        found = section.comparison
+        task = f"{section.run.config.run.task} ({section.protocol.name})"
+        if found is None:
+            rows.append((section.title, task, "-", "-", "-", "-", "nothing to compare"))
+            continue
+        by_method = {one.method: one for one in found.differences if one.against == _base(section)}
+        for method in found.methods:
+            main = found.estimates[method][0]
+            one = by_method.get(method)
+            rows.append(
+                (
+                    section.title,
+                    task,
+                    method,
+                    words.count(len(found.questions)),
+                    words.value(found.metric, main.figure, main.value),
+                    "" if one is None else words.change(found.metric, one.figure, one.difference),
+                    "baseline" if method == _base(section) else one.verdict if one else "",
+                )
+            )
+    columns = ("run", "task", "method", "questions", "figure", "difference", "verdict")
+    return Table("Summary", columns, tuple(rows), numbers_from=3)
+
+
+def _base(section: Section) -> str:
+    assert section.comparison is not None
+    return section.comparison.settings.baseline
+
+
+def _figures(section: Section) -> Table:
+    found = section.comparison
+    assert found is not None
+    names = [one.figure for one in found.estimates[found.methods[0]]]
+    rows = []
+    for i, name in enumerate(names):
+        for method in found.methods:
+            one = found.estimates[method][i]
+            ends = words.interval(found.metric, name, one.interval)
+            shown = words.value(found.metric, name, one.value)
+            rows.append((words.figure_name(name), method, shown, ends, one.how))
+    confidence = f"{100 * found.settings.confidence:.0f} % interval"
+    columns = ("figure", "method", "value", confidence, "by")
+    return Table("Figures", columns, tuple(rows), numbers_from=2)
+
+
+def _differences(section: Section) -> Table:
+    found = section.comparison
+    assert found is not None
+    rows = tuple(_difference(section, one) for one in (*found.differences, *found.others))
+    note = (
+        "p after Holm's correction, for the first figure alone; intervals are not corrected. "
+        "Detectable: the true difference that such a sample shows in about 80 of 100 cases."
+    )
+    return Table("Differences", _columns(section, "figure"), rows, 3, note)
+
+
+def _categories(section: Section) -> Table | None:
+    found = section.comparison
+    assert found is not None
+    if not found.by_category:
+        return None
+    if not found.differences:
+        method = found.methods[0]
+        rows: tuple[tuple[str, ...], ...] = tuple(
+            (
+                category,
+                words.value(found.metric, by[method].figure, by[method].value),
+                words.interval(found.metric, by[method].figure, by[method].interval),
+            )
+            for category, by in found.by_category.items()
+        )
+        return Table("Categories", ("category", "value", "interval"), rows)
+    rows = tuple(_difference(section, one) for one in found.categories)
+    return Table("Categories", _columns(section, "category"), rows, 3)
+
+
+def _columns(section: Section, first: str) -> tuple[str, ...]:
+    found = section.comparison
+    assert found is not None
+    confidence = f"{100 * found.settings.confidence:.0f} % interval"
+    return (
+        *(first, "method", "against", "verdict", "difference", confidence),
+        *("p", "fixed", "broken", "same", "value", "other's", "detectable"),
+    )
+
+
+def _difference(section: Section, one: Difference) -> tuple[str, ...]:
+    found = section.comparison
+    assert found is not None
+    metric, figure = found.metric, one.figure
+    size = words.change(metric, figure, one.detectable).removeprefix("+")
+    judged = bool(one.verdict)
+    return (
+        one.category or words.figure_name(figure),
+        one.method,
+        one.against,
+        one.verdict,
+        words.change(metric, figure, one.difference),
+        words.changes(metric, figure, one.interval),
+        words.p(one.adjusted) if judged else "",
+        *(words.count(n) if judged else "" for n in (one.fixed, one.broken, one.same)),
+        words.value(metric, figure, one.value),
+        words.value(metric, figure, one.base),
+        size if judged else "",
+    )
+
+
+def _usage(section: Section) -> Table:
+    def shown(number: float | None, form: str) -> str:
+        return "-" if number is None else format(number, form)
+
+    rows = []
+    for method, one in section.usage.items():
+        counts = (words.count(n) for n in (one.answered, one.unparsable, one.cut))
+        means = (
+            (one.tokens, ".1f"),
+            (one.seconds, ".3f"),
+            (one.sinks, ".1f"),
+            (one.rows_changed, ".4f"),
+            (one.mass_moved, ".4f"),
+        )
+        rows.append((method, *counts, *(shown(number, form) for number, form in means)))
+    columns = (
+        *("method", "answers", "unparsable", "cut at the token limit", "tokens", "seconds"),
+        *("sinks", "rows changed", "mass moved"),
+    )
+    note = "Tokens and what follows are means of an answer. Unparsable answers count as wrong."
+    return Table("Answers", columns, tuple(rows), 1, note)
+
+
+def _beside(section: Section) -> Table | None:
+    if not section.beside:
+        return None
+    own = section.protocol.judge.name
+    rows = tuple((name, f"{100 * mean:.1f} %") for name, mean in section.beside.items())
+    note = (
+        f"The figures above are by the judge {section.run.config.run.judge}. The protocol's own "
+        f"judge is {own}; these are its mean scores of the same answers."
+    )
+    return Table(f"By the protocol's own judge, {own}", ("method", "mean score"), rows, 1, note)

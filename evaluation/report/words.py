@@ -1,0 +1,177 @@
+"""Numbers and findings in words. A loss and "no difference shown" are said as plainly as a gain."""
+
+from __future__ import annotations
+
+import math
+
+from sinkscope.evaluation.metrics.tally import TallyMetric
+from sinkscope.evaluation.report.gather import Section
+from sinkscope.evaluation.statistics.compare import (
+    BETTER,
+    NONE_SHOWN,
+    UNDEFINED,
+    WORSE,
+    Comparison,
+    Difference,
+)
+from sinkscope.evaluation.statistics.intervals import Interval
+
+NAMES = {
+    "accuracy": "accuracy",
+    "macro_accuracy": "accuracy, mean of the categories",
+    "f1": "F1",
+    "precision": "precision",
+    "recall": "recall",
+    "yes_ratio": 'share of "yes"',
+    "unparsable": "unparsable answers",
+    "pair_accuracy": "pairs with both right",
+    "incomplete_pairs": "pairs without both answers",
+    "chair_s": "CHAIR_s (captions with a hallucination)",
+    "chair_i": "CHAIR_i (hallucinated mentions)",
+    "mentions": "objects mentioned a caption",
+    "total": "MME score",
+}
+
+
+def figure_name(name: str) -> str:
+    """A figure's name as it is read; a subset's stands in front."""
+    subset, dot, rest = name.rpartition(".")
+    shown = NAMES.get(rest, rest.replace("_", " "))
+    return f"{subset}: {shown}" if dot else shown
+
+
+def is_points(metric: TallyMetric, figure: str) -> bool:
+    """Whether a figure is no share of 1."""
+    return "*" in metric.points or figure in metric.points
+
+
+def value(metric: TallyMetric, figure: str, number: float) -> str:
+    """`61.1 %`, `1711.4`, or `not defined`."""
+    if math.isnan(number):
+        return UNDEFINED
+    return f"{number:.1f}" if is_points(metric, figure) else f"{100 * number:.1f} %"
+
+
+def change(metric: TallyMetric, figure: str, number: float) -> str:
+    """`+1.3`, in percentage points or the figure's own."""
+    if math.isnan(number):
+        return UNDEFINED
+    scaled = number if is_points(metric, figure) else 100 * number
+    return f"{0.0 if round(scaled, 1) == 0 else scaled:+.1f}".replace("-", "−")
+
+
+def interval(metric: TallyMetric, figure: str, ends: Interval) -> str:
+    """`58.0 to 64.1 %`."""
+    if math.isnan(ends.low):
+        return UNDEFINED
+    if is_points(metric, figure):
+        return f"{ends.low:.1f} to {ends.high:.1f}"
+    return f"{100 * ends.low:.1f} to {100 * ends.high:.1f} %"
+
+
+def changes(metric: TallyMetric, figure: str, ends: Interval) -> str:
+    """`−0.4 to +3.0`."""
+    low, high = change(metric, figure, ends.low), change(metric, figure, ends.high)
+    return UNDEFINED if math.isnan(ends.low) else f"{low} to {high}"
+
+
+def p(number: float) -> str:
+    """`0.014`, `< 0.001`."""
+    if math.isnan(number):
+        return UNDEFINED
+    return "< 0.001" if number < 0.001 else f"{number:.3f}"
+
+
+def p_is(number: float) -> str:
+    """`p = 0.014`, `p < 0.001`."""
+    return f"p {p(number)}" if number < 0.001 else f"p = {p(number)}"
+
+
+def count(number: int) -> str:
+    """`1,000`."""
+    return f"{number:,}"
+
+
+def finding(found: Comparison, one: Difference) -> str:
+    """One comparison as a sentence or three."""
+    metric = found.metric
+    name = figure_name(one.figure)
+    here = f" in {one.category}" if one.category else ""
+    figures = (
+        f"{value(metric, one.figure, one.value)} against {value(metric, one.figure, one.base)}"
+    )
+    if one.verdict == UNDEFINED:
+        return f"{one.method} and {one.against} cannot be compared{here}: {name} is not defined."
+    unit = "" if is_points(metric, one.figure) else " percentage points"
+    many = found.differences if not one.category else found.categories
+    corrected = f" after Holm's correction for {len(many)} comparisons" if len(many) > 1 else ""
+    sure = (
+        f"{change(metric, one.figure, one.difference)}{unit}, "
+        f"{100 * found.settings.confidence:.0f} % interval "
+        f"{changes(metric, one.figure, one.interval)}; {one.test}, "
+        f"{p_is(one.adjusted)}{corrected}"
+    )
+    moved = f"{count(one.fixed)} questions became better, {count(one.broken)} worse."
+    if one.verdict == NONE_SHOWN:
+        return (
+            f"No difference shown between {one.method} and {one.against}{here}: {name} {figures} "
+            f"({sure}). {moved} {could_have(found, one)}"
+        )
+    assert one.verdict in (BETTER, WORSE)
+    return (
+        f"{one.method} is {one.verdict} than {one.against}{here}: {name} {figures} ({sure}). "
+        f"{moved}"
+    )
+
+
+def could_have(found: Comparison, one: Difference) -> str:
+    """What the sample would have shown."""
+    if math.isnan(one.detectable):
+        return "How small a difference such a sample would show is not known."
+    unit = "" if is_points(found.metric, one.figure) else " percentage points"
+    size = change(found.metric, one.figure, one.detectable).removeprefix("+")
+    many = len(found.categories if one.category else found.differences)
+    before = " before correction" if many > 1 else ""
+    return (
+        f"Such a sample shows a true difference of {size}{unit} with a probability of about 80 %"
+        f"{before}; a smaller one may be there unseen."
+    )
+
+
+def state(section: Section) -> str:
+    """How complete the run is, in a sentence; failures are never left out."""
+    wanted = "an unknown number of" if section.expected is None else count(section.expected)
+    parts = [f"{count(section.answered)} of {wanted} questions have an answer of every method."]
+    failed = len({failure.question for failure in section.failures})
+    if failed:
+        parts.append(f"{count(failed)} failed and are in no figure; they are listed below.")
+    if section.comparison and (others := len(section.comparison.left_out) - failed) > 0:
+        parts.append(f"{count(others)} more lack a method's answer and are in no figure.")
+    if section.run.missing:
+        numbers = ", ".join(map(str, section.run.missing))
+        parts.append(f"Of the shards {numbers} nothing is here.")
+    if not section.complete:
+        parts.insert(0, "THE RUN IS NOT COMPLETE.")
+    return " ".join(parts)
+
+
+def conclusions(section: Section) -> list[str]:
+    """What the run says of every method, and of the control where there is one."""
+    found = section.comparison
+    if found is None:
+        return [f"Nothing can be compared: {section.reason}"]
+    said = [finding(found, one) for one in found.differences]
+    if not found.differences:
+        said.append(f"{found.methods[0]} is the only method, so nothing is compared.")
+    verdicts = {(one.method, one.against): one for one in found.differences}
+    baseline = found.settings.baseline
+    for (method, twin), one in verdicts.items():
+        gained = verdicts.get((method, baseline))
+        if twin == baseline or gained is None or gained.verdict != BETTER:
+            continue
+        if one.verdict != BETTER:
+            said.append(
+                f"So the gain of {method} is not shown to come from the sinks: treating as many "
+                "random tokens in the same way is not shown to be worse."
+            )
+    return said

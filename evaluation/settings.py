@@ -1,0 +1,270 @@
+"""What makes a run, as plain values: read from options or one TOML file, written into its folder.
+
+A run is reproduced by its file alone: model and data stand in it with the revision that they had,
+methods with all their settings. How it was worked on (shards, workers, retries) is no part of it,
+for that changes no record.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from sinkscope.config import HIGHEST_SEED, ModelSettings, from_mapping
+from sinkscope.evaluation.wanted import Wanted, distinct
+from sinkscope.setting import REQUIRED, check, explained, setting
+
+MOST_QUESTIONS = 10**9
+MOST_SHARDS = 32  # questions are spread over so many lots, by their clusters
+
+
+@explained
+@dataclass(frozen=True)
+class RunSettings:
+    """Which questions are asked, and how they are judged."""
+
+    task: str = setting(REQUIRED, "What is asked: demo, jsonl, blink, pope, ...; see the tasks.")
+    protocol: str = setting(
+        "fixed", "Whose prompts and scores: fixed, lmms-eval, vlmevalkit or var-paper."
+    )
+    data: str | None = setting(
+        None,
+        "A folder in the published layout, a file, or hub:owner/name[@revision].",
+        left_out="the task's own",
+    )
+    data_revision: str | None = setting(
+        None,
+        "What the data has to be: the hub's commit, or the files' fingerprint.",
+        left_out="what there is",
+    )
+    images: str | None = setting(
+        None,
+        "Folder in which the image names of a file start.",
+        metavar="FOLDER",
+        left_out="the file's own",
+    )
+    parts: tuple[str, ...] = setting((), "Only these categories of the task.", left_out="all")
+    limit: int | None = setting(
+        None,
+        "The first so many questions of the data.",
+        low=1,
+        high=MOST_QUESTIONS,
+        unit="questions",
+        left_out="all",
+    )
+    judge: str | None = setting(
+        None,
+        "A judge in place of the protocol's, whose judgement is then kept beside it.",
+        left_out="the protocol's",
+    )
+    judge_model: str | None = setting(
+        None, "Of the judge llm: the name of a model at its endpoint.", left_out="none"
+    )
+    judge_url: str | None = setting(
+        None, "Of the judge llm: an OpenAI-compatible endpoint.", left_out="OpenAI's own"
+    )
+    seed: int = setting(0, "Of sampling, where the checkpoint samples.", low=0, high=HIGHEST_SEED)
+    batch_tokens: int = setting(
+        16_384,
+        "Most tokens of a batch: rows, times the longest prompt with its new tokens. 0 asks each "
+        "question by itself; batches of other sizes differ in the last bits of their numbers.",
+        low=0,
+        high=10**9,
+    )
+    model_revision: str | None = setting(
+        None,
+        "What the loaded model's revision has to be: a commit, or a folder's fingerprint.",
+        offered=False,
+    )
+
+    def __post_init__(self) -> None:
+        check(self)
+        if self.judge_model is not None and self.judge != "llm":
+            raise ValueError("judge_model is given, but the judge is not llm.")
+        if self.judge == "llm" and self.judge_model is None:
+            raise ValueError("The judge llm needs judge_model, a name that its endpoint knows.")
+
+
+@explained
+@dataclass(frozen=True)
+class WorkSettings:
+    """How a run is worked on, which changes no record."""
+
+    engine: Literal["local", "ray"] = setting(
+        "local", "Where questions are asked; ray: one model a GPU of a Ray cluster."
+    )
+    workers: int | None = setting(
+        None, "Of ray: how many.", low=1, high=10_000, left_out="as many as there is room for"
+    )
+    retries: int = setting(1, "Of a question whose error may pass.", low=0, high=10)
+    shard: str | None = setting(
+        None, "Part i of n, such as 2/4; clusters stay whole.", metavar="I/N", left_out="all"
+    )
+
+    def __post_init__(self) -> None:
+        check(self)
+        self.part()
+
+    def part(self) -> Shard:
+        """The shard, read.
+
+        Raises:
+            ValueError: it is none.
+        """
+        return Shard() if self.shard is None else Shard.read(self.shard)
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """All of it: what is asked, of which model, by which methods."""
+
+    run: RunSettings
+    model: ModelSettings = field(default_factory=ModelSettings)
+    methods: tuple[Wanted, ...] = (Wanted("default"),)
+
+    def __post_init__(self) -> None:
+        distinct(self.methods)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values without what is None, as the TOML file has them."""
+        return {
+            "run": _given(dataclasses.asdict(self.run)),
+            "model": _given(dataclasses.asdict(self.model)),
+            "methods": [_given({"name": one.name, "var": one.var}) for one in self.methods],
+        }
+
+    def differences(self, other: RunConfig) -> list[str]:
+        """What the other one has otherwise, each in words."""
+        mine, theirs = _flat(self.as_dict()), _flat(other.as_dict())
+        return [
+            f"{key} is {_word(mine.get(key))} there and {_word(theirs.get(key))} here"
+            for key in dict.fromkeys((*mine, *theirs))
+            if mine.get(key) != theirs.get(key)
+        ]
+
+    def toml(self) -> str:
+        """The file's text."""
+        made = self.as_dict()
+        lines = [
+            "# Made by `sinkscope evaluate run`; `--config` with this file makes the same run."
+        ]
+        for table in ("run", "model"):
+            lines += ["", f"[{table}]", *_lines(made[table])]
+        for method in made["methods"]:
+            lines += ["", "[[methods]]", *_lines({"name": method["name"]})]
+            if "var" in method:
+                lines += ["[methods.var]", *_lines(_given(method["var"]))]
+        return "\n".join(lines) + "\n"
+
+
+def read_config(path: Path) -> RunConfig:
+    """Read a run's file.
+
+    Raises:
+        ValueError: it cannot be read, is no TOML, or a table, key or value is not allowed.
+    """
+    try:
+        made = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ValueError(f"The file {path} cannot be read: {error.strerror or error}.") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"The file {path} is not valid TOML: {error}.") from error
+    unknown = [table for table in made if table not in ("run", "model", "methods")]
+    if unknown:
+        raise ValueError(f"{path} has {unknown[0]!r}; allowed: [run], [model], [[methods]].")
+    if "run" not in made:
+        raise ValueError(f"{path} has no table [run].")
+    methods = made.get("methods", [{"name": "default"}])
+    if not isinstance(methods, list) or not all(isinstance(one, dict) for one in methods):
+        raise ValueError(f"{path}: methods is no list of tables; allowed: [[methods]].")
+    return RunConfig(
+        from_mapping(RunSettings, made["run"], f"{path} [run]"),
+        from_mapping(ModelSettings, made.get("model", {}), f"{path} [model]"),
+        tuple(_method(one, path) for one in methods),
+    )
+
+
+@dataclass(frozen=True)
+class Shard:
+    """Part `number` of `count`: clusters stay whole.
+
+    Raises:
+        ValueError: a number outside 1 to count.
+    """
+
+    number: int = 1
+    count: int = 1
+
+    def __post_init__(self) -> None:
+        inside = _whole(self.count, 1) and 1 <= self.number <= self.count <= MOST_SHARDS
+        if not inside:
+            raise ValueError(
+                f"shard is {self.number}/{self.count}; allowed: 1/N to N/N, such as 2/4, where N "
+                f"is {MOST_SHARDS} at most."
+            )
+
+    @staticmethod
+    def read(text: str) -> Shard:
+        """`2/4`.
+
+        Raises:
+            ValueError: it is none.
+        """
+        if (found := re.fullmatch(r"(\d{1,6})/(\d{1,6})", text.strip())) is None:
+            raise ValueError(f"shard is {text!r}; allowed: 1/N to N/N, such as 2/4.")
+        return Shard(int(found[1]), int(found[2]))
+
+
+def _method(made: Mapping[str, Any], path: Path) -> Wanted:
+    unknown = [key for key in made if key not in ("name", "var")]
+    name, var = made.get("name"), made.get("var")
+    if unknown or not isinstance(name, str) or not name or not isinstance(var, dict | None):
+        raise ValueError(f"{path}: a method is {dict(made)}; allowed: name, and a table var.")
+    if var is None:
+        return Wanted(name)
+    return Wanted(name, {k: tuple(v) if isinstance(v, list) else v for k, v in var.items()})
+
+
+def _whole(value: object, low: int) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= low
+
+
+def _given(values: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in values.items() if value is not None and value != ()}
+
+
+def _flat(values: Mapping[str, Any]) -> dict[str, Any]:
+    """`run.limit` and so on; methods by their names, with their place."""
+    made: dict[str, Any] = {}
+    for table in ("run", "model"):
+        made |= {f"{table}.{key}": value for key, value in values[table].items()}
+    made["methods"] = [one["name"] for one in values["methods"]]
+    for one in values["methods"]:
+        for key, value in (one.get("var") or {}).items():
+            if value is not None:
+                plain = list(value) if isinstance(value, tuple) else value
+                made[f"method {one['name']}: {key}"] = plain
+    return made
+
+
+def _word(value: Any) -> str:
+    return "not given" if value is None else json.dumps(value, ensure_ascii=False)
+
+
+def _lines(values: Mapping[str, Any]) -> list[str]:
+    return [f"{key} = {_toml(value)}" for key, value in values.items()]
+
+
+def _toml(value: Any) -> str:
+    if isinstance(value, list | tuple):
+        return f"[{', '.join(map(_toml, value))}]"
+    if isinstance(value, float) and value == int(value):
+        return f"{value:.1f}"
+    # JSON's texts, numbers and truth values are TOML's too.
+    return json.dumps(value, ensure_ascii=False)

@@ -1,0 +1,44 @@
+"""How methods are compared: what a user may set. Light, for the command line reads it at its
+start."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from sinkscope.config import HIGHEST_SEED
+from sinkscope.setting import check, explained, setting
+
+MOST_RESAMPLES = 1_000_000
+RESAMPLES = 5000
+ALPHA, CONFIDENCE = 0.05, 0.95
+
+
+@explained
+@dataclass(frozen=True)
+class CompareSettings:
+    """How methods are compared.
+
+    `controls` is no setting: (method, its control) pairs that are compared besides.
+    """
+
+    baseline: str = setting(
+        "default",
+        "The method that the others are compared with. A run without `default` takes its first.",
+        metavar="METHOD",
+    )
+    alpha: float = setting(
+        ALPHA,
+        "Two-sided error rate of a family of comparisons, behind a verdict.",
+        low=0.0,
+        above=True,
+        high=0.5,
+    )
+    confidence: float = setting(
+        CONFIDENCE, "Of the intervals, which are not corrected.", low=0.5, high=0.9999
+    )
+    resamples: int = setting(RESAMPLES, "Of the bootstrap.", low=1, high=MOST_RESAMPLES)
+    seed: int = setting(0, "Of the bootstrap.", low=0, high=HIGHEST_SEED)
+    controls: tuple[tuple[str, str], ...] = ()
+
+    def __post_init__(self) -> None:
+        check(self)

@@ -1,0 +1,218 @@
+"""What a task is, and what the files of the tasks share: rows into questions, words of prompts."""
+
+from __future__ import annotations
+
+import string
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from PIL import Image
+
+from sinkscope.evaluation.base import Faulty, Protocol, Question
+from sinkscope.evaluation.data import Data, Row, StoredPicture, Table, column
+from sinkscope.records.record import RecordError
+from sinkscope.records.values import shown
+
+Item = Question | Faulty
+Options = tuple[tuple[str, str], ...]
+
+SHORTLY = "\nAnswer the question using a single word or phrase."  # lmms-eval's, and LLaVA's before
+BY_LETTER = "\nAnswer with the option's letter from the given choices directly."
+# VLMEvalKit's Qwen prompts (vlmeval/vlm/qwen2_vl/prompt.py).
+KIT_CHOICE = "Please select the correct answer from the options above."
+KIT_YES_NO = " Please answer yes or no."
+KIT_SHORTLY = "\nPlease try to answer the question with short words or phrases if possible."
+
+CELL = 28 * 28  # pixels of the resized image that become one vision token of Qwen2.5-VL
+# What lmms-eval's qwen2_5_vl, and VLMEvalKit's Qwen2.5-VL entries, set for every task.
+LMMS_PIXELS: dict[str, Any] = {"min_pixels": 256 * CELL, "max_pixels": 2048 * CELL}
+KIT_PIXELS: dict[str, Any] = {"min_pixels": 1280 * CELL, "max_pixels": 16384 * CELL}
+LMMS_NOTE = (
+    "Tokens are chosen as the checkpoint's generation_config.json says, which lmms-eval leaves at "
+    "work but for the temperature."
+)
+KIT_NOTE = "VLMEvalKit samples at temperature 0.01 and top_k 1, which is greedy decoding."
+
+
+@dataclass(frozen=True)
+class Task:
+    """One benchmark.
+
+    Attributes:
+        name: of `--task`.
+        about: one line.
+        read: its questions, in the data's order, from opened data (None where it needs none).
+        protocols: at least `fixed`, the first one.
+        hub: its dataset on the hub; None where it has none.
+        tables: of the dataset that it reads.
+        data: what `--data` may be where there is no dataset; "" where no data is needed.
+        endless: whether there are always more questions, so that a limit is needed.
+        parts: the categories that it has, where they are known.
+        joined: tables that are no questions: what questions are joined with.
+    """
+
+    name: str
+    about: str
+    read: Callable[[Data | None], Iterator[Item]]
+    protocols: tuple[Protocol, ...]
+    hub: str | None = None
+    tables: tuple[Table, ...] = ()
+    data: str = ""
+    endless: bool = False
+    parts: tuple[str, ...] = ()
+    joined: tuple[Table, ...] = ()
+
+    def protocol(self, name: str) -> Protocol:
+        """The protocol of a name.
+
+        Raises:
+            ValueError: the task has none of this name.
+        """
+        for one in self.protocols:
+            if one.name == name:
+                return one
+        raise ValueError(
+            f"protocol is {name!r}; the task {self.name} has "
+            f"{', '.join(one.name for one in self.protocols)}."
+        )
+
+
+class RowFault(ValueError):  # noqa: N818  (recorded as the row's fault, and ends nothing)
+    """A row that cannot be asked; the text says what is wrong and not where."""
+
+
+@dataclass(frozen=True)
+class HeldPicture:
+    """An image that is in memory already."""
+
+    image: Image.Image
+
+    def __call__(self) -> Image.Image:
+        return self.image
+
+
+def items(
+    rows: Iterable[Row],
+    make: Callable[[Row], Question],
+    name: Callable[[Row], str],
+    needed: Sequence[str] = (),
+) -> Iterator[Item]:
+    """Rows into questions; a row that cannot be asked becomes a `Faulty`.
+
+    Args:
+        rows: of a table.
+        make: a question of a row. What it raises as `RowFault` or `RecordError` is the row's fault.
+        name: the id of a row that `make` refuses.
+        needed: columns without which nothing can be asked.
+
+    Raises:
+        ValueError: a needed column is missing; those that there are are named.
+    """
+    for row in rows:
+        for one in needed:
+            column(row, one)
+        try:
+            yield make(row)
+        except (RowFault, RecordError) as error:
+            text = str(error).rstrip(".")
+            yield Faulty(name(row), f"{_first_up(row.where)} {text}.")
+
+
+def text(row: Row, name: str) -> str:
+    """A text of a row.
+
+    Raises:
+        RowFault: it is empty or none.
+    """
+    value = column(row, name)
+    if isinstance(value, bool) or not isinstance(value, str | int | float) or value != value:
+        raise RowFault(f"has no {name} ({shown(value)})")
+    if not str(value).strip():
+        raise RowFault(f"has an empty {name}")
+    return str(value)
+
+
+def pictures(row: Row, *columns: str) -> tuple[StoredPicture, ...]:
+    """The images of a row.
+
+    Raises:
+        RowFault: there is none.
+    """
+    found = row.images(*columns)
+    if not found:
+        raise RowFault(f"has no image in {', '.join(columns)}")
+    return found
+
+
+def lettered(texts: Sequence[Any]) -> Options:
+    """Options A, B, ... of their texts.
+
+    Raises:
+        RowFault: there are fewer than two or more than the alphabet has letters.
+    """
+    if not isinstance(texts, list | tuple) or not 2 <= len(texts) <= len(string.ascii_uppercase):
+        raise RowFault(f"has no options: {shown(texts)}; allowed: a list of 2 to 26 texts")
+    return tuple(zip(string.ascii_uppercase, map(str, texts), strict=False))
+
+
+def letter_of(value: Any, options: Options) -> str:
+    """The truth's letter, from "(A)", "a" or "A.".
+
+    Raises:
+        RowFault: it is empty, or no letter of the options.
+    """
+    said = "" if value is None else str(value).strip()
+    if not said:
+        raise RowFault("has no answer")
+    letter = said.strip("()[]. ").upper()
+    letters = [one for one, _ in options]
+    if letter not in letters:
+        raise RowFault(f"has the answer {shown(said)}; allowed: {', '.join(letters)}")
+    return letter
+
+
+def yes_or_no(value: Any) -> str:
+    """ "yes" or "no".
+
+    Raises:
+        RowFault: it is neither.
+    """
+    said = "" if value is None else str(value).strip().rstrip(".").lower()
+    if said not in ("yes", "no"):
+        raise RowFault(f"has the answer {shown(value)}; allowed: yes, no")
+    return said
+
+
+def answers_of(value: Any) -> tuple[str, ...]:
+    """Annotators' answers: a list of texts, or of objects with `answer`.
+
+    Raises:
+        RowFault: there is none.
+    """
+    given = value if isinstance(value, list | tuple) else []
+    said = [one.get("answer") if isinstance(one, dict) else one for one in given]
+    texts = tuple(one for one in said if isinstance(one, str))
+    if not said or len(texts) != len(said):
+        raise RowFault(f"has no answers: {shown(value)}; allowed: a list of texts")
+    return texts
+
+
+def option_lines(options: Options) -> str:
+    """`A. x` and `B. y`, one a line."""
+    return "\n".join(f"{letter}. {said}" for letter, said in options)
+
+
+def kit_choice(question: Question) -> str:
+    """VLMEvalKit's prompt of a multiple choice."""
+    lines = "".join(f"{letter}. {said}\n" for letter, said in question.options)
+    return f"Question: {question.text}\nOptions:\n{lines}{KIT_CHOICE}"
+
+
+def kit_shortly(question: Question) -> str:
+    """VLMEvalKit's prompt of a short answer."""
+    return f"{question.text}{KIT_SHORTLY}"
+
+
+def _first_up(words: str) -> str:
+    return words[:1].upper() + words[1:]

@@ -1,0 +1,38 @@
+"""The judge of files whose questions differ: each answer is judged by what its question asks."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from sinkscope.evaluation.base import Judge, Judgement, Question
+from sinkscope.evaluation.judges.exact_match import ExactMatch
+from sinkscope.evaluation.judges.option_letter import OptionLetter
+from sinkscope.evaluation.judges.vqa_accuracy import FEWEST, VqaAccuracy
+from sinkscope.evaluation.judges.yes_no import YesNo
+
+
+@dataclass(frozen=True)
+class ByQuestion:
+    """`option_letter` where there are options, `yes_no` where the truth is one of the two,
+    `vqa_accuracy` where there are enough annotators, else `exact_match`; `details["judge"]` says
+    which."""
+
+    name: str = "by_question"
+
+    def judge(self, answer: str, question: Question) -> Judgement:
+        """As that judge does."""
+        chosen = judge_for(question)
+        made = chosen.judge(answer, question)
+        return replace(made, details={**made.details, "judge": chosen.name})
+
+
+def judge_for(question: Question) -> Judge:
+    """The judge of a question."""
+    if question.options:
+        return OptionLetter()
+    truth = question.truth
+    if isinstance(truth, str) and truth.strip().rstrip(".").lower() in ("yes", "no"):
+        return YesNo()
+    if isinstance(truth, list | tuple) and len(truth) >= FEWEST:
+        return VqaAccuracy()
+    return ExactMatch()

@@ -1,0 +1,89 @@
+"""TextVQA (Singh et al., 2019): what is written in a picture; ten annotators a question."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from sinkscope.evaluation.base import Protocol, Question
+from sinkscope.evaluation.data import Data, Row, Table, column
+from sinkscope.evaluation.judges.lmms_eval import LMMS_VQA
+from sinkscope.evaluation.judges.vlmevalkit import KIT_VQA
+from sinkscope.evaluation.judges.vqa_accuracy import VqaAccuracy
+from sinkscope.evaluation.metrics.accuracy import Accuracy
+from sinkscope.evaluation.tasks.base import (
+    KIT_NOTE,
+    KIT_PIXELS,
+    LMMS_NOTE,
+    LMMS_PIXELS,
+    SHORTLY,
+    Item,
+    Task,
+    answers_of,
+    items,
+    kit_shortly,
+    pictures,
+    text,
+)
+
+TABLE = Table(None, "validation")
+
+
+def read(data: Data | None) -> Iterator[Item]:
+    """The validation split."""
+    assert data is not None
+    needed = ("question_id", "question", "answers", "image")
+    for table in data.tables:
+        yield from items(data.rows(table), _question, _name, needed)
+
+
+def _name(row: Row) -> str:
+    return str(row.values.get("question_id"))
+
+
+def _question(row: Row) -> Question:
+    source = row.values.get("image_id")
+    return Question(
+        id=_name(row),
+        text=text(row, "question"),
+        pictures=pictures(row, "image"),
+        truth=answers_of(column(row, "answers")),
+        cluster=str(source) if source else "",
+    )
+
+
+def prompt(question: Question) -> str:
+    """lmms-eval's: only the first letter is a capital."""
+    return f"{question.text.capitalize()}{SHORTLY}"
+
+
+TASK = Task(
+    name="textvqa",
+    about="what is written in a picture; VQA accuracy over ten annotators",
+    read=read,
+    protocols=(
+        Protocol(
+            "fixed", prompt, VqaAccuracy(), Accuracy("mean_score", graded=True), max_new_tokens=64
+        ),
+        Protocol(
+            "lmms-eval",
+            prompt,
+            LMMS_VQA,
+            Accuracy("mean_score", graded=True),
+            max_new_tokens=1024,
+            decoding="checkpoint",
+            note=f"{LMMS_NOTE} lmms-eval sets no token limit here; it is 1,024.",
+            **LMMS_PIXELS,
+        ),
+        Protocol(
+            "vlmevalkit",
+            kit_shortly,
+            KIT_VQA,
+            Accuracy("mean_score", graded=True),
+            max_new_tokens=2048,
+            note=KIT_NOTE,
+            **KIT_PIXELS,
+        ),
+    ),
+    hub="lmms-lab-encoder/textvqa",
+    tables=(TABLE,),
+)

@@ -1,0 +1,78 @@
+"""VizWiz (Gurari et al., 2018): blind people's questions about their photos, many unanswerable."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from sinkscope.evaluation.base import Protocol, Question
+from sinkscope.evaluation.data import Data, Row, Table, column
+from sinkscope.evaluation.judges.lmms_eval import LMMS_VQA
+from sinkscope.evaluation.judges.vqa_accuracy import VqaAccuracy
+from sinkscope.evaluation.metrics.accuracy import Accuracy
+from sinkscope.evaluation.tasks.base import (
+    LMMS_NOTE,
+    LMMS_PIXELS,
+    SHORTLY,
+    Item,
+    Task,
+    answers_of,
+    items,
+    pictures,
+    text,
+)
+
+TABLE = Table(None, "val")
+_UNANSWERABLE = (
+    "\nWhen the provided information is insufficient, respond with 'Unanswerable'." + SHORTLY
+)
+
+
+def read(data: Data | None) -> Iterator[Item]:
+    """The validation split; the test split has no answers."""
+    assert data is not None
+    needed = ("question_id", "question", "answers", "image")
+    for table in data.tables:
+        yield from items(data.rows(table), _question, _name, needed)
+
+
+def _name(row: Row) -> str:
+    return str(row.values.get("question_id"))
+
+
+def _question(row: Row) -> Question:
+    return Question(
+        id=_name(row),
+        text=text(row, "question"),
+        pictures=pictures(row, "image"),
+        truth=answers_of(column(row, "answers")),
+        category=str(row.values.get("category") or ""),
+    )
+
+
+def prompt(question: Question) -> str:
+    """lmms-eval's, which is LLaVA's."""
+    return f"{question.text.capitalize()}{_UNANSWERABLE}"
+
+
+TASK = Task(
+    name="vizwiz",
+    about="questions by blind people about their photos; VQA accuracy",
+    read=read,
+    protocols=(
+        Protocol(
+            "fixed", prompt, VqaAccuracy(), Accuracy("mean_score", graded=True), max_new_tokens=64
+        ),
+        Protocol(
+            "lmms-eval",
+            prompt,
+            LMMS_VQA,
+            Accuracy("mean_score", graded=True),
+            max_new_tokens=1024,
+            decoding="checkpoint",
+            note=f"{LMMS_NOTE} lmms-eval sets no token limit here; it is 1,024.",
+            **LMMS_PIXELS,
+        ),
+    ),
+    hub="lmms-lab-encoder/VizWiz-VQA",
+    tables=(TABLE,),
+)

@@ -1,0 +1,143 @@
+"""What a worker does with a few questions: open the images, ask every method, say what went wrong.
+
+Nothing here judges: a worker needs the model and the images, the rest stays with whoever writes the
+records. So a worker may be another process, on another machine.
+"""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from sinkscope.config import GenerationSettings
+from sinkscope.evaluation.answering import Answer
+from sinkscope.evaluation.asking import Ask, Ready, ask
+from sinkscope.evaluation.base import Picture
+from sinkscope.evaluation.methods import Method
+from sinkscope.evaluation.provenance import host
+from sinkscope.models.loading import ModelHandle
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is the same for every question.
+
+    Attributes:
+        methods: all of them, in order.
+        settings: of each answer.
+        min_pixels, max_pixels: the protocol's.
+        retries: how often a question is asked again after an error that may pass.
+        batch_tokens: most tokens of a batch; 0 asks one question at a time.
+    """
+
+    methods: tuple[Method, ...]
+    settings: GenerationSettings
+    min_pixels: int | None = None
+    max_pixels: int | None = None
+    retries: int = 1
+    batch_tokens: int = 0
+
+
+@dataclass(frozen=True)
+class Work:
+    """One question as a worker needs it."""
+
+    pictures: tuple[Picture, ...]
+    prompt: str
+    system: str | None = None
+
+
+@dataclass(frozen=True)
+class Done:
+    """What came of it: one answer a method, or an error.
+
+    Attributes:
+        prompt_hash: of what was asked; "" where it could not be put together.
+        answers: in the order of the methods; empty with an error.
+        error: in words; None where all went well.
+        host: where it was made.
+    """
+
+    prompt_hash: str = ""
+    answers: tuple[Answer, ...] = ()
+    error: str | None = None
+    host: Mapping[str, Any] = field(default_factory=dict)
+
+
+def work(plan: Plan, handle: ModelHandle, given: Sequence[Work]) -> tuple[Done, ...]:
+    """Ask a few questions, those that fit in one batch.
+
+    Never raises for a question's sake: a fault of one is none of the others. After an error that is
+    no question's own (a full device, a file system that is away) each is asked by itself, up to
+    `plan.retries` times.
+    """
+    done: dict[int, Done] = {}
+    ready: dict[int, Ready] = {}
+    for index, one in enumerate(given):
+        made = _prepared(plan, handle, one)
+        if isinstance(made, Done):
+            done[index] = made
+        else:
+            ready[index] = made
+    where = host(handle)
+    try:
+        answers = ask(handle, list(ready.values()), plan.methods, plan.batch_tokens)
+        for (index, asked), each in zip(ready.items(), answers, strict=True):
+            done[index] = Done(asked.asked.fingerprint(), each, None, where)
+    except Exception as fault:
+        first = _words(fault)
+        _free()
+        for index, asked in ready.items():
+            tries = max(plan.retries, 1 if len(ready) > 1 else 0)
+            done[index] = _alone(plan, handle, asked, tries, first)
+    return tuple(done[index] for index in range(len(given)))
+
+
+def _prepared(plan: Plan, handle: ModelHandle, given: Work) -> Ready | Done:
+    """The question as the model takes it, or why there is none."""
+    error = ""
+    for _ in range(plan.retries + 1):
+        try:
+            images = tuple(picture() for picture in given.pictures)
+            asked = Ask(
+                images,
+                given.prompt,
+                plan.settings,
+                given.system,
+                plan.min_pixels,
+                plan.max_pixels,
+            )
+            return Ready(asked, asked.inputs(handle))
+        except ValueError as fault:  # an image, a prompt, a setting: the same the next time
+            return Done("", (), str(fault), host(handle))
+        except Exception as fault:  # whatever it is, the other questions can still be asked
+            error = _words(fault)
+    return Done("", (), error, host(handle))
+
+
+def _alone(plan: Plan, handle: ModelHandle, one: Ready, tries: int, error: str) -> Done:
+    """One question by itself, after its batch has failed."""
+    prompt_hash, where = one.asked.fingerprint(), host(handle)
+    for _ in range(tries):
+        try:
+            (answers,) = ask(handle, [one], plan.methods)
+            return Done(prompt_hash, answers, None, where)
+        except Exception as fault:
+            error = _words(fault)
+        _free()
+    return Done(prompt_hash, (), error, where)
+
+
+def _words(fault: Exception) -> str:
+    said = str(fault).strip() or "no message"
+    return said if isinstance(fault, ValueError) else f"{type(fault).__name__}: {said}"
+
+
+def _free() -> None:
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()

@@ -1,0 +1,154 @@
+"""Does a region of the image matter? Its effect on an answer, beside other regions of its size.
+
+A map says where attention went; this says what the answer owes to a box. The model reads prompt and
+answer again (teacher forcing), unchanged and without the box, and the change of each answer token's
+log-probability is compared with that of boxes of the same size elsewhere on the image. Two ways:
+
+- `cut`: every query behind the last image (question, template, answer so far) loses its attention
+  edges to the box's vision tokens, in every layer and head, before the softmax
+  (`interventions.edges`). Keys and values up to the last image stay as they are, so that they are
+  computed once and all boxes continue from them, many a forward pass. What the box's patches have
+  told other patches inside the vision tower and the image's own rows stays, so this asks what is
+  READ there, not what is SEEN there.
+- `grey`: the box's pixels become the image's mean colour (RGB, rounded), the processor resizes the
+  picture and the whole prompt is read anew. That takes what was seen there from everybody, also
+  from patches next to it; it costs a pass of the vision tower a box. Resizing blurs its edge over
+  about a pixel.
+
+The comparison is made of boxes (`other_boxes`), so that a box is not found to matter for its size
+alone. It is one test a token: of twenty tokens that do not depend on the box one will stand out by
+chance at 95 %.
+"""
+
+from __future__ import annotations
+
+import math
+import threading
+from collections.abc import Iterator
+
+import numpy as np
+
+from sinkscope.capture.prefix import Prefix, forward_prefix
+from sinkscope.capture.run import memory_errors_named
+from sinkscope.config import GenerationSettings
+from sinkscope.experiments.answers import Answered
+from sinkscope.experiments.boxes import Box, OtherBoxes, other_boxes
+from sinkscope.experiments.region_effect import RegionEffect
+from sinkscope.experiments.region_passes import cut, without_pixels
+from sinkscope.experiments.region_settings import RegionSettings
+from sinkscope.jobs.job import Progress, Stopped
+from sinkscope.models.loading import ModelHandle
+from sinkscope.var_patch import describe
+
+BATCH_TOKENS = {"cpu": 2048, "cuda": 16384}
+"""Positions of all rows of a pass together, shared ones too; on a CPU larger passes leave its
+cache and are slower."""
+LOGIT_BYTES = 1 << 28  # float32 logits of a pass at most
+
+
+def region_test(
+    handle: ModelHandle,
+    asked: Answered,
+    box: Box,
+    settings: RegionSettings | None = None,
+    *,
+    prefix: Prefix | None = None,
+    on_progress: Progress | None = None,
+    stop: threading.Event | None = None,
+) -> RegionEffect:
+    """How much an answer depends on a box of the image, beside other boxes of its size.
+
+    Args:
+        handle: a loaded model; its lock is taken for each forward pass.
+        asked: prompt and answer (`answered`, `answered_text`).
+        box: the cells.
+        settings: see `RegionSettings`.
+        prefix: of `asked` (`prefix_of`), where there is one already; `grey` needs none.
+        on_progress: called with boxes done, boxes in all, words.
+        stop: set it to end the test after the current pass.
+
+    Raises:
+        ValueError: no such box, no other place for it, or output that is not a number.
+        jobs.job.Stopped: it was stopped.
+        RunOutOfMemoryError: the device is full.
+    """
+    *_, effect = region_steps(
+        handle, asked, box, settings, prefix=prefix, on_progress=on_progress, stop=stop
+    )
+    return effect
+
+
+def region_steps(
+    handle: ModelHandle,
+    asked: Answered,
+    box: Box,
+    settings: RegionSettings | None = None,
+    *,
+    prefix: Prefix | None = None,
+    on_progress: Progress | None = None,
+    stop: threading.Event | None = None,
+) -> Iterator[RegionEffect]:
+    """The same, with the result after each forward pass: the box's own changes come with the first
+    one, and the boxes to compare it with grow. Arguments and errors as `region_test`."""
+    settings = settings or RegionSettings()
+    layout = asked.inputs.layout
+    others = other_boxes(layout, box, settings.random_boxes, settings.seed)
+    todo: list[Box | None] = [None, box, *others.boxes]  # None: the unchanged model
+    rows = _rows(handle, asked, settings, len(todo))
+    total, parts = len(others.boxes), []
+    levers = GenerationSettings(max_new_tokens=len(asked.answer))
+    told: Progress = on_progress or (lambda done, total, text: None)
+    told(0, total, "Reading the image")
+    for low in range(0, len(todo), rows):
+        if stop is not None and stop.is_set():
+            raise Stopped(max(0, low - 2), total, "boxes")
+        some = todo[low : low + rows]
+        if settings.how == "cut" and prefix is None:
+            prefix = prefix_of(handle, asked)
+        with handle.lock, memory_errors_named(asked.inputs, levers):
+            if settings.how == "cut":
+                assert prefix is not None
+                logs = cut(handle, asked, some, rows, prefix)
+            else:
+                logs = without_pixels(handle, asked, some)
+        parts.append(logs.numpy())
+        done = np.concatenate(parts)
+        yield _effect(asked, box, settings, others, done)
+        told(len(done) - 2, total, "Comparing with other boxes")  # who is told has the result
+
+
+def prefix_of(handle: ModelHandle, asked: Answered) -> Prefix:
+    """Keys and values up to the last image, which all boxes (and all answers) can share."""
+    dims = () if asked.var is None else asked.var.dims
+    with handle.lock:
+        return forward_prefix(handle, asked.inputs, dims)
+
+
+def _rows(handle: ModelHandle, asked: Answered, settings: RegionSettings, sets: int) -> int:
+    """How many boxes pass at once: by the budget of positions, at least two (the first pass holds
+    the unchanged model and the box), and evenly, for all passes have one shape."""
+    length = asked.inputs.layout.length + len(asked.answer) - 1
+    budget = settings.batch_tokens or BATCH_TOKENS.get(handle.device.type, BATCH_TOKENS["cuda"])
+    vocabulary: int = handle.model.config.get_text_config().vocab_size
+    most = min(budget // length, LOGIT_BYTES // (4 * vocabulary * len(asked.answer)))
+    return math.ceil(sets / math.ceil(sets / max(2, most)))
+
+
+def _effect(
+    asked: Answered, box: Box, settings: RegionSettings, others: OtherBoxes, logs: np.ndarray
+) -> RegionEffect:
+    plain, own, random = logs[0], logs[1], logs[2:]
+    return RegionEffect(
+        box=box,
+        how=settings.how,
+        texts=asked.texts,
+        plain=plain,
+        changes=own - plain,
+        others=others.boxes[: len(random)],
+        random=random - plain,
+        planned=len(others.boxes),
+        places=others.places,
+        overlapping=others.overlapping,
+        seed=settings.seed,
+        var="" if asked.var is None else describe(asked.var),
+    )

@@ -1,0 +1,111 @@
+"""The forward passes of a region test: an answer read without boxes of the image, many at once."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from PIL import Image, ImageDraw, ImageStat
+from torch import Tensor
+
+from sinkscope.capture.prefix import Prefix
+from sinkscope.capture.run import on_device
+from sinkscope.capture.session import attached
+from sinkscope.experiments.answers import Answered
+from sinkscope.experiments.boxes import Box, grid_of
+from sinkscope.interventions.base import Intervention
+from sinkscope.interventions.edges import CutEdges
+from sinkscope.models.family import PromptInputs
+from sinkscope.models.loading import ModelHandle
+from sinkscope.var_patch import VAR
+
+
+def cut(
+    handle: ModelHandle, asked: Answered, boxes: Sequence[Box | None], rows: int, prefix: Prefix
+) -> Tensor:
+    """float32 (boxes, T) on the CPU: one pass, filled up with rows that cut nothing: in half
+    precision a batch's shape alone moves the last digits."""
+    layout, count = asked.inputs.layout, len(asked.answer)
+    keys = [() if box is None else box.positions(layout) for box in boxes]
+    keys += [()] * (rows - len(keys))
+    ids = torch.tensor([[*asked.inputs.token_ids, *asked.answer[:-1]]])[:, prefix.length :]
+    interventions: list[Intervention] = [CutEdges(tuple(keys))]
+    if asked.var is not None:
+        interventions.append(VAR((asked.var,) * rows))
+    with attached(
+        handle,
+        asked.inputs,
+        interventions=interventions,
+        batch=rows,
+        new_tokens=count - 1,
+        prefix=prefix,
+    ):
+        logits = handle.model(
+            input_ids=ids.expand(rows, -1).to(handle.device),
+            past_key_values=prefix.fork(handle, rows),
+            use_cache=True,
+            logits_to_keep=count,
+        ).logits[: len(boxes)]
+    return _log_probabilities(logits, asked.answer)
+
+
+def without_pixels(handle: ModelHandle, asked: Answered, boxes: Sequence[Box | None]) -> Tensor:
+    """float32 (boxes, T) on the CPU: the whole prompt read anew, a picture a box."""
+    read = [asked.inputs if box is None else _without(handle, asked.inputs, box) for box in boxes]
+    told = torch.tensor([asked.answer[:-1]])
+    tensors = []
+    for inputs in read:
+        made = dict(inputs.tensors)
+        ids = made["input_ids"]
+        for name, tensor in inputs.tensors.items():
+            if tensor.shape == ids.shape:  # one number a position; 0 is "text" in what marks images
+                fill = torch.full_like(told, name == "attention_mask")
+                behind = told if name == "input_ids" else fill
+                made[name] = torch.cat([tensor, behind.to(tensor.dtype)], dim=1)
+        tensors.append(made)
+    together = {name: torch.cat([one[name] for one in tensors]) for name in tensors[0]}
+    count = len(asked.answer)
+    interventions = [] if asked.var is None else [VAR((asked.var,) * len(boxes))]
+    with attached(handle, read, interventions=interventions, new_tokens=count - 1):
+        logits = handle.model(
+            **on_device(together, handle.device), use_cache=False, logits_to_keep=count
+        ).logits
+    return _log_probabilities(logits, asked.answer)
+
+
+def _without(handle: ModelHandle, inputs: PromptInputs, box: Box) -> PromptInputs:
+    """The prompt with the box's pixels in the image's mean colour."""
+    images: list[Image.Image] = list(inputs.images)
+    images[box.image] = greyed(images[box.image], box.pixels(grid_of(inputs.layout, box)))
+    return handle.prepare(
+        images,
+        inputs.prompt,
+        inputs.system,
+        min_pixels=inputs.min_pixels,
+        max_pixels=inputs.max_pixels,
+        history=inputs.history,
+        chat=inputs.chat,
+    )
+
+
+def greyed(image: Image.Image, pixels: tuple[int, int, int, int]) -> Image.Image:
+    """A copy with a rectangle (x0, y0, x1, y1; x1 and y1 exclusive) in the image's mean colour."""
+    made = image.convert("RGB")
+    mean = tuple(round(value) for value in ImageStat.Stat(made).mean)
+    x0, y0, x1, y1 = pixels
+    if x1 > x0 and y1 > y0:
+        ImageDraw.Draw(made).rectangle((x0, y0, x1 - 1, y1 - 1), fill=mean)
+    return made
+
+
+def _log_probabilities(logits: Tensor, answer: Sequence[int]) -> Tensor:
+    """(B, T, vocabulary) -> float32 (B, T) on the CPU."""
+    ids = torch.tensor(answer, device=logits.device)[:, None]
+    rows = [torch.log_softmax(row.float(), dim=-1).gather(1, ids)[:, 0] for row in logits]
+    found = torch.stack(rows).cpu()
+    if not bool(torch.isfinite(found).all()):
+        raise ValueError(
+            "The model's output is not a number. In float16 large activations overflow; load the "
+            "model in bfloat16 or float32. Otherwise its weights are damaged."
+        )
+    return found

@@ -1,0 +1,39 @@
+"""How a region of the image is tested (`experiments.region`)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from sinkscope.setting import check, explained, setting
+
+How = Literal["cut", "grey"]
+
+
+@explained
+@dataclass(frozen=True)
+class RegionSettings:
+    """How a region of the image is tested."""
+
+    how: How = setting(
+        "cut",
+        "How the box is taken away: cut (attention of all later text to it) or grey (its pixels).",
+    )
+    random_boxes: int = setting(
+        64,
+        "Other boxes of the same size to compare with; at most so many as there are places.",
+        low=1,
+        high=10_000,
+    )
+    seed: int = setting(0, "Of the draw of the other boxes.", low=0, high=2**63 - 1)
+    batch_tokens: int | None = setting(
+        None,
+        "Positions of all boxes of a forward pass together.",
+        low=1,
+        high=10**9,
+        left_out="by the device",
+        offered=False,
+    )
+
+    def __post_init__(self) -> None:
+        check(self)
