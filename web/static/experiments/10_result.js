@@ -22,7 +22,7 @@ function judge(verdict) {
   const box = $(".verdict");
   box.dataset.word = verdict ? verdict.word : "none";
   $(".word").textContent = verdict ? `${SIGNS[verdict.word]} Verdict: ${verdict.word}` : "No verdict";
-  $(".means").textContent = verdict ? verdict.text : "This experiment describes; it takes nothing away, so it decides nothing.";
+  $(".means").textContent = verdict ? verdict.text : "This experiment measures; it puts no factor to the tests A and B.";
   $(".conditions").replaceChildren(...(verdict ? verdict.conditions.map(condition) : []));
   $(".more").replaceChildren(...items(verdict ? verdict.more : []));
 }
