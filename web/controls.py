@@ -30,9 +30,9 @@ def control(setting: Setting, value: Any = None, **look: Any) -> Component:
         **look,
     }
     if setting.kind == "switch" and setting.optional:
-        words = {DEFAULT: setting.left_out or "default", "yes": "yes", "no": "no"}
+        ways = [(setting.left_out or "default", DEFAULT), ("yes", "yes"), ("no", "no")]
         said = DEFAULT if value is None else "yes" if value else "no"
-        return gr.Radio([(word, key) for key, word in words.items()], value=said, **look)
+        return gr.Radio(ways, value=said, **look)
     if setting.kind == "switch":
         return gr.Checkbox(value, **look)
     if setting.kind == "names" and setting.choices:

@@ -204,7 +204,7 @@ def running(handlers: ExperimentsHandlers) -> Callable[..., Any]:
         source: str,
         files: Sequence[FileData],
         prompt: str,
-        samples: float,
+        samples: Any,
         **said: Any,
     ) -> Iterator[tuple[Any, Any, Any]]:
         """Run an experiment on the loaded model.
