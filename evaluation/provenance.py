@@ -64,7 +64,7 @@ def provenance(
         ],
         "session": {
             "started": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-            "command": sys.argv,
+            "command": ["sinkscope", *sys.argv[1:]],  # whatever it was started by
             "python": platform.python_version(),
             "platform": platform.platform(),
             "libraries": versions(),

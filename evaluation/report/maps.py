@@ -109,7 +109,7 @@ def _caption(
 ) -> str:
     tokens = trace.tokens[:-1] if trace.finish == "end" else trace.tokens
     said = "".join(token.text for token in tokens)
-    where = f" of image {heat.image + 1}" if len(trace.layout.grids) > 1 else ""
+    where = f" of image {heat.image}" if len(trace.layout.grids) > 1 else ""
     again = "" if said == record.answer else f" Asked again, it answered {said!r}."
     return (
         f"Attention{where}, mean over the answer's tokens, layers and heads, one scale for both "

@@ -200,10 +200,13 @@ def _flip(section: Section, flip: Flip, found: Found, shown: Shown) -> Iterator[
             yield f'<ul class="options">{options}</ul>'
     yield f"<p>Truth: <strong>{_e(_listed(after.truth))}</strong></p>"
     yield '<div class="answers">'
-    for record in (flip.before, after):
+    keys = [(section.title, one.question, one.method) for one in (flip.before, after)]
+    both = all(key in shown.maps for key in keys)  # of one alone nothing can be seen
+    for record, key in zip((flip.before, after), keys, strict=True):
         yield f"<div><h5>{_e(record.method)}</h5><blockquote>{_e(record.answer or '')}</blockquote>"
         yield f"<p>{_e(_about(record))}</p>"
-        if made := shown.maps.get((section.title, record.question, record.method)):
+        if both:
+            made = shown.maps[key]
             yield f'<figure><img src="{_e(made[0])}" alt="{_e(made[1])}">'
             yield f"<figcaption>{_e(made[1])}</figcaption></figure>"
         yield "</div>"

@@ -363,16 +363,14 @@ def test_address_keeps_the_place(site: Site, open_page: Any) -> None:
         ("method=relative&scale=log", ["relative", "log"]),
         ("method=telepathy&scale=loud", ["telepathy", "percentile"]),
     ):
-        page.goto("about:blank")
-        page.goto(f"{site.url}#t=3-3&{place}")
+        page = open_page(site.url, path=f"#t=3-3&{place}")
         ready(page)
         view = page.evaluate(f"{INSPECTOR}.view")
         assert [view["method"], view["scale"]] == expected, place
     # A method that there is not is none that could be drawn.
     assert page.input_value("[data-testid=method]") == "attention"
     assert "attention mass per patch" in page.inner_text("[data-testid=panel-var] .words")
-    page.goto("about:blank")
-    page.goto(f"{site.url}#t=7-8&l=1-3&h=2-2&combine=max")
+    page = open_page(site.url, path="#t=7-8&l=1-3&h=2-2&combine=max")
     ready(page)
     view = page.evaluate(f"{INSPECTOR}.view")
     assert [view[k] for k in ("t0", "t1", "l0", "l1", "h0", "h1")] == [7, 8, 1, 3, 2, 2]

@@ -91,7 +91,7 @@ def test_every_output_has_the_same_limits_and_colours(
 
     # The API says its limits; everything else must have these.
     api = Api(site.app.handlers, [])
-    about, _ = api.map(run.id, f"{TOKEN}", layers="1-3", scale=kind)
+    about, _ = api.map(run.id, tokens=f"{TOKEN}", layers="1-3", scale=kind)
     np.testing.assert_allclose(np.ravel(about["values"]), values, rtol=1e-6)
     low, high = about["limits"]
     assert high == values.max() or (kind == "percentile" and (values > high).sum() == 3)
