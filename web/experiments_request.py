@@ -118,7 +118,8 @@ def samples_of(
         limits,
         **job.hooks,
     ).find
-    return Prompts(drawn.samples, drawn.source, drawn.notes())
+    source = "the upload" if drawn.source == "The upload" else drawn.source  # inside a sentence
+    return Prompts(drawn.samples, source, drawn.notes())
 
 
 def _scenes(request: ExperimentRequest) -> Prompts:

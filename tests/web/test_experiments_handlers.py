@@ -22,12 +22,12 @@ from sinkscope.experiments import catalogue
 from sinkscope.experiments.catalogue import Experiment
 from sinkscope.experiments.result import Findings, Result, Table
 from sinkscope.experiments.run import run_experiment
-from sinkscope.experiments.settings import DecomposeOutputSettings, StudySettings
+from sinkscope.experiments.settings import DecomposeOutputSettings
 from sinkscope.jobs.job import Job, Stopped
 from sinkscope.jobs.runner import Runner
 from sinkscope.models.loading import ModelHandle, load_model
 from sinkscope.sinks.samples import PROMPT
-from sinkscope.web.experiments_request import BUNDLED, MINE, ExperimentRequest, samples_of
+from sinkscope.web.experiments_request import MINE, ExperimentRequest, samples_of
 from sinkscope.web.experiments_run import GONE, ExperimentsHandlers
 from sinkscope.web.experiments_store import ExperimentResult, ExperimentStore
 from sinkscope.web.handlers import UNFORESEEN
@@ -243,6 +243,7 @@ def test_samples_with_images(make: Make, tmp_path: Path) -> None:
         request = asked(source=MINE, pictures=photos, prompt=prompt)
         found = samples_of(request, sees, limits, job)  # type: ignore[arg-type]
         assert {sample.prompt for sample in found.samples} == {question}
+        assert found.source == "the upload"
         assert "2 usable samples; 3 were asked for" in " ".join(found.notes)
 
 
@@ -347,4 +348,3 @@ def test_a_new_row_is_in_the_tab_by_itself(
     header = opened(drain(make(), asked("made-up"))[-1])
     assert header["summary"] == ["Counted."] and header["question"] == "How long are they?"
     assert len(header["tables"][0]["rows"]) == 3 and header["figures"] == []
-    assert BUNDLED and StudySettings()
