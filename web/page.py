@@ -15,7 +15,7 @@ from sinkscope.attention_extractor import Forecast
 from sinkscope.config import Settings
 from sinkscope.models.loading import ModelHandle
 from sinkscope.web.example import Example, load_example, read_examples
-from sinkscope.web.experiments_run import ExperimentEngine, ExperimentsHandlers
+from sinkscope.web.experiments_run import ExperimentsHandlers
 from sinkscope.web.experiments_tab import build_experiments
 from sinkscope.web.explore import build_explore
 from sinkscope.web.forecast import Forecaster, estimate_run
@@ -37,7 +37,6 @@ class App:
     slot: ModelSlot
     settings: Settings
     sinks: SinksHandlers
-    experiments: ExperimentsHandlers
 
 
 def build_app(
@@ -48,7 +47,6 @@ def build_app(
     estimate: Callable[..., Forecast] = estimate_run,
     slot: ModelSlot | None = None,
     sinks: SinksEngine | None = None,
-    experiments: ExperimentEngine | None = None,
     example: Run | None = None,
     examples: list[Example] | None = None,
 ) -> App:
@@ -61,7 +59,6 @@ def build_app(
         estimate: what says before a run what it will take.
         slot: what loads models.
         sinks: what finds and validates sink dimensions.
-        experiments: what runs an experiment.
         example: the run on screen at first; None takes the one that ships with the project.
         examples: pictures to offer; None takes the bundled ones.
     """
@@ -86,6 +83,6 @@ def build_app(
                 finder = SinksHandlers(settings, slot, handlers.runner, sinks)
                 build_sinks(finder, form)
             with gr.Tab("Experiments", id="experiments-tab", elem_id="experiments-tab") as tab:
-                trials = ExperimentsHandlers(settings, slot, handlers.runner, experiments)
+                trials = ExperimentsHandlers(settings, slot, handlers.runner)
                 build_experiments(trials, status, tab)
-    return App(page, handlers, slot, settings, finder, trials)
+    return App(page, handlers, slot, settings, finder)
