@@ -14,6 +14,8 @@ import gradio as gr
 from sinkscope.attention_extractor import Forecast
 from sinkscope.config import Settings
 from sinkscope.models.loading import ModelHandle
+from sinkscope.web.evaluate_run import EvaluateHandlers
+from sinkscope.web.evaluate_tab import build_evaluate
 from sinkscope.web.example import Example, load_example, read_examples
 from sinkscope.web.experiments_run import ExperimentsHandlers
 from sinkscope.web.experiments_tab import build_experiments
@@ -85,4 +87,6 @@ def build_app(
             with gr.Tab("Experiments", id="experiments-tab", elem_id="experiments-tab") as tab:
                 trials = ExperimentsHandlers(settings, slot, handlers.runner)
                 build_experiments(trials, status, tab)
+            with gr.Tab("Evaluate", id="evaluate-tab", elem_id="evaluate-tab"):
+                build_evaluate(EvaluateHandlers(settings, slot, handlers.runner), form)
     return App(page, handlers, slot, settings, finder)

@@ -1,0 +1,86 @@
+"""Files of a run that a browser saves: the report, its tables, the answers, or all of them.
+
+A run's own folder also names the machine, the process and the command line of the server. That is
+the owner's business: what is handed out is made of a copy without these.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import json
+import shutil
+import tempfile
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from sinkscope.evaluation.report.write import make_report
+from sinkscope.evaluation.run_folder import CONFIG, PROVENANCE, RECORDS, SUMMARY, read_run
+from sinkscope.evaluation.statistics.settings import CompareSettings
+
+PRIVATE = ("command", "name", "process")  # of a session in provenance.json, of a record's host
+MEDIA = ("report.html", "differences.csv", RECORDS, "all.zip")
+
+
+def file_of(folder: Path, what: object) -> bytes:
+    """One file of a run.
+
+    Args:
+        folder: of the run.
+        what: one of `MEDIA`.
+
+    Raises:
+        ValueError: it is none of these, or the folder holds no run.
+    """
+    if what not in MEDIA:
+        raise ValueError(f"The file is {what!r}; allowed: {', '.join(MEDIA)}.")
+    with tempfile.TemporaryDirectory() as temporary:
+        copy = Path(temporary) / folder.name
+        _copy(folder, copy)
+        if what == RECORDS:
+            return (copy / RECORDS).read_bytes()
+        seed = read_run(copy).config.run.seed
+        files = make_report([copy], statistics=CompareSettings(seed=seed)).files
+        if what == "all.zip":
+            return _zipped(copy, files)
+        return files[str(what)].encode("utf-8", "replace")
+
+
+def _zipped(folder: Path, files: dict[str, str]) -> bytes:
+    made = io.BytesIO()
+    with zipfile.ZipFile(made, "w", zipfile.ZIP_DEFLATED) as out:
+        for path in sorted(folder.iterdir()):
+            out.write(path, path.name)
+        for name, text in files.items():
+            out.writestr(name, text.encode("utf-8", "replace"))
+    return made.getvalue()
+
+
+def _copy(folder: Path, copy: Path) -> None:
+    """What the folder has, without what is private."""
+    copy.mkdir()
+    shutil.copyfile(folder / CONFIG, copy / CONFIG)
+    _changed(folder / PROVENANCE, copy / PROVENANCE, _public)
+    _changed(folder / SUMMARY, copy / SUMMARY, lambda values: values)
+    with (copy / RECORDS).open("w", encoding="utf-8") as out:
+        for record in read_run(folder).records():
+            host = {key: value for key, value in record.host.items() if key not in PRIVATE}
+            out.write(dataclasses.replace(record, host=host).line())
+
+
+def _changed(source: Path, target: Path, change: Callable[[dict[str, Any]], Any]) -> None:
+    if source.is_file():
+        values = change(json.loads(source.read_bytes()))
+        target.write_text(json.dumps(values, ensure_ascii=False, indent=1) + "\n", "utf-8")
+
+
+def _public(made: dict[str, Any]) -> dict[str, Any]:
+    sessions = made.get("sessions", [])
+    return {
+        **made,
+        "sessions": [
+            {key: value for key, value in one.items() if key not in PRIVATE} for one in sessions
+        ],
+    }

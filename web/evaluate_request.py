@@ -1,0 +1,144 @@
+"""One press of Run in the Evaluate tab: which questions, which methods, with which settings.
+
+The page asks the bundled scenes alone: they need no file of the machine, and there are as many as
+are wanted. Other benchmarks are the command line's (`sinkscope evaluate run`).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from sinkscope.config import HIGHEST_SEED, ModelSettings, VARSettings
+from sinkscope.evaluation.settings import RunConfig, RunSettings
+from sinkscope.evaluation.tasks.demo import TASK
+from sinkscope.evaluation.wanted import Wanted
+from sinkscope.models.loading import ModelHandle
+from sinkscope.setting import (
+    Setting,
+    checked,
+    explained,
+    like,
+    read,
+    refuse,
+    setting,
+    settings_of,
+)
+from sinkscope.web.request import Request
+
+MOST_QUESTIONS = 1000
+TYPES: tuple[str, ...] = TASK.parts
+METHODS: dict[str, str] = {  # name -> what the page calls it
+    "default": "Default, the plain model",
+    "var": "VAR",
+    "var-random": "Random control",
+}
+
+
+@explained
+@dataclass(frozen=True)
+class EvaluateRequest:
+    """What the tab's controls say; `config` looks at it.
+
+    `methods` are of `METHODS`, `types` of `TYPES`. `dims` are sink dimensions of this browser
+    alone, `dims_of` the model that they were found on, as in `web.request.Request`, and `dims_tau`
+    the threshold that goes with them.
+    """
+
+    methods: tuple[str, ...] = tuple(METHODS)
+    types: tuple[str, ...] = TYPES
+    dims: str = ""
+    dims_of: str = ""
+    dims_tau: float | None = None
+    questions: int = setting(
+        210,  # 30 scenes, from which on intervals of the bootstrap are long enough
+        "Asked by every method; seven a scene. Intervals are too short below 30 scenes.",
+        low=1,
+        high=MOST_QUESTIONS,
+        label="Questions",
+    )
+    keep: float = like(VARSettings, "keep")
+    tau: float | None = setting(
+        None,
+        "Sink score above which an image token is a sink.",
+        low=0.0,
+        left_out="that of the dimensions in use",
+    )
+    seed: int = setting(
+        0,
+        "Of the control's random tokens, and of the resampling.",
+        low=0,
+        high=HIGHEST_SEED,
+        label="Seed",
+    )
+
+    def config(self, handle: ModelHandle, model: ModelSettings) -> RunConfig:
+        """What makes the run.
+
+        Args:
+            handle: of the loaded model.
+            model: its settings, as `run.toml` is to have them.
+
+        Raises:
+            ValueError: naming the setting, its value and what is allowed; or VAR is wanted where
+                no sink dimensions are known.
+        """
+        said = self.check()
+        types = () if set(self.types) == set(TYPES) else tuple(t for t in TYPES if t in self.types)
+        run = RunSettings(TASK.name, parts=types, limit=said["questions"], seed=said["seed"])
+        chosen = [name for name in METHODS if name in self.methods]
+        methods = tuple(self._method(name, handle, said) for name in chosen)
+        return RunConfig(run, model, methods)
+
+    def check(self) -> dict[str, Any]:
+        """The settings, read and checked, by field.
+
+        Raises:
+            ValueError: naming the setting, its value and what is allowed.
+        """
+        for name, given, allowed in (
+            ("methods", self.methods, tuple(METHODS)),
+            ("types", self.types, TYPES),
+        ):
+            if not given:
+                raise ValueError(f"{name} is empty; allowed: one or more of {', '.join(allowed)}.")
+            if strange := [one for one in given if one not in allowed]:
+                raise ValueError(f"{name} has {strange[0]!r}; allowed: {', '.join(allowed)}.")
+        said = {one: getattr(self, one.field) for one in settings_of(EvaluateRequest)}
+        return {
+            one.field: checked(one, read(one, _number(one, value))) for one, value in said.items()
+        }
+
+    def _method(self, name: str, handle: ModelHandle, said: dict[str, Any]) -> Wanted:
+        if name == "default":
+            return Wanted(name)
+        values: dict[str, Any] = {"keep": said["keep"]}
+        if self.dims.strip():
+            beside = {} if self.dims_tau is None else {"tau": self.dims_tau}
+            told = {"dims": self.dims, **beside}
+            own = Request(None, "", True, dims_of=self.dims_of, said=told)
+            var = own.var(handle)
+            assert var is not None
+            values |= {"dims": var.dims, "tau": var.tau}
+        elif handle.profile is None:
+            raise ValueError(
+                f"The sink dimensions of {handle.info.id} are not known, so {name} cannot run: "
+                "find them in the Sinks tab, or compare without it."
+            )
+        if said["tau"] is not None:
+            values["tau"] = said["tau"]
+        if name == "var-random":
+            values |= {"control": "random", "seed": said["seed"]}
+        return Wanted(name, values)
+
+
+def _number(one: Setting, value: Any) -> Any:
+    """A number that may be left out comes as text, for a box for numbers cannot be empty."""
+    if not isinstance(value, str) or one.kind != "number":
+        return value
+    if not value.strip():
+        return None
+    try:
+        return float(value)
+    except ValueError:
+        raise refuse(one.name, value, "nothing, or a number") from None
