@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import typer
 
 from sinkscope.models.profiles import SinkProfile, published, read_profile
-from sinkscope.sinks.samples import PROMPT, Sample, SampleSet, read_samples
+from sinkscope.sinks.samples import Sample, SampleSet, read_samples
 from sinkscope.sinks.validate import held_out, seen_by_finding, used_by_finding
 
 if TYPE_CHECKING:
@@ -17,7 +17,6 @@ if TYPE_CHECKING:
 
 DEMO = "demo"
 LARGE = 100_000_000  # bytes; reading so many takes seconds
-KINDS = ("describe", "what", "colour", "exist", "where")  # asked in turn; all have exact answers
 
 
 def read_data(
@@ -108,19 +107,10 @@ def profiles_named(name: str | None) -> tuple[SinkProfile, ...]:
 def _scenes(count: int, prompt: str | None, seed: int) -> SampleSet:
     from PIL import Image
 
-    from sinkscope.demo.measure import SINK_SCENES, sink_scenes
-    from sinkscope.demo.questions import DESCRIBE, questions
+    from sinkscope.demo.asked import SOURCE, asked_scenes
 
-    if count > SINK_SCENES:
-        raise ValueError(f"samples is {count}; of demo, allowed: {SINK_SCENES} at most.")
-    made = []
-    for index, (number, scene) in enumerate(sink_scenes(seed, count)):
-        question, answer = prompt, None
-        if prompt is None or prompt == DESCRIBE:
-            kind = KINDS[index % len(KINDS)] if prompt is None else "describe"
-            asked = (questions(scene, [kind]) or questions(scene, ["describe"]))[0]
-            question, answer = asked.prompt, asked.answer
-        image = Image.fromarray(scene.image)
-        made.append(Sample(f"scene {number}", (image,), question or PROMPT, answer))
-    samples = tuple(sorted(made, key=lambda sample: sample.id))
-    return SampleSet(samples, (), count, "the generator of the bundled model's scenes")
+    made = [
+        Sample(one.name, (Image.fromarray(one.image),), one.question, one.answer)
+        for one in asked_scenes(count, prompt, seed)
+    ]
+    return SampleSet(tuple(sorted(made, key=lambda sample: sample.id)), (), count, SOURCE)

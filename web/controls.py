@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import gradio as gr
 from gradio.components import Component
 
-from sinkscope.setting import REQUIRED, Setting
+from sinkscope.setting import REQUIRED, Setting, allowed_words, read, refuse
 
 LONGEST_TEXT = 2000
+DEFAULT = "default"  # of a switch that may be left to the default
 
 
 def control(setting: Setting, value: Any = None, **look: Any) -> Component:
@@ -27,8 +29,14 @@ def control(setting: Setting, value: Any = None, **look: Any) -> Component:
         "elem_id": f"set-{setting.name.replace('_', '-')}",
         **look,
     }
+    if setting.kind == "switch" and setting.optional:
+        ways = [(setting.left_out or "default", DEFAULT), ("yes", "yes"), ("no", "no")]
+        said = DEFAULT if value is None else "yes" if value else "no"
+        return gr.Radio(ways, value=said, **look)
     if setting.kind == "switch":
         return gr.Checkbox(value, **look)
+    if setting.kind == "names" and setting.choices:
+        return gr.CheckboxGroup(list(setting.choices), value=list(value or ()), **look)
     if setting.kind == "choice":
         words = setting.called or setting.choices
         return gr.Radio(list(zip(words, setting.choices, strict=True)), value=value, **look)
@@ -42,8 +50,44 @@ def _number(setting: Setting, value: Any, look: dict[str, Any]) -> Component:
     is_whole = setting.kind == "whole"
     if setting.usual is None:
         low = {"minimum": setting.low} if setting.low is not None else {}
-        return gr.Number(value, **{**low, **({"precision": 0} if is_whole else {}), **look})
+        empty = {"placeholder": setting.left_out} if setting.left_out else {}
+        return gr.Number(
+            value, **{**low, **({"precision": 0} if is_whole else {}), **empty, **look}
+        )
     # Gradio refuses a value outside a slider's range, with a message of its own, so the range
     # always takes in the first one.
     low, high = min(setting.usual[0], value), max(setting.usual[1], value)
     return gr.Slider(low, high, value, step=1 if is_whole else setting.step, **look)
+
+
+def box(setting: Setting, value: Any = None, **look: Any) -> Component:
+    """The same for what `said_by` reads: nothing is refused by Gradio, in words of its own, and a
+    number that may be left out is a text, for Gradio makes an empty number 0."""
+    if setting.kind not in ("whole", "number"):
+        return control(setting, value, **look)
+    if not setting.optional:
+        return control(setting, value, **{"minimum": None, **look})
+    plain = dataclasses.replace(setting, kind="text", default="")
+    return control(plain, value, **{"max_lines": 1, **look})
+
+
+def said_by(setting: Setting, value: Any) -> Any:
+    """What a control of the page says, as the field takes it (`sinkscope.setting.read`).
+
+    Raises:
+        ValueError: naming the setting.
+    """
+    if setting.kind == "switch" and setting.optional and isinstance(value, str):
+        value = {DEFAULT: None, "yes": True, "no": False}.get(value, value)
+    if setting.kind in ("whole", "number") and setting.optional and isinstance(value, str):
+        value = _number_said(setting, value)
+    return read(setting, value)
+
+
+def _number_said(setting: Setting, text: str) -> float | None:
+    if not text.strip():
+        return None
+    try:
+        return float(text)
+    except ValueError:
+        raise refuse(setting.name, text, allowed_words(setting)) from None

@@ -17,6 +17,8 @@ from sinkscope.models.loading import ModelHandle
 from sinkscope.web.evaluate_run import EvaluateHandlers
 from sinkscope.web.evaluate_tab import build_evaluate
 from sinkscope.web.example import Example, load_example, read_examples
+from sinkscope.web.experiments_run import ExperimentsHandlers
+from sinkscope.web.experiments_tab import build_experiments
 from sinkscope.web.explore import build_explore
 from sinkscope.web.forecast import Forecaster, estimate_run
 from sinkscope.web.handlers import Engine, Handlers
@@ -82,6 +84,9 @@ def build_app(
             with gr.Tab("Sinks", id="sinks-tab", elem_id="sinks-tab"):
                 finder = SinksHandlers(settings, slot, handlers.runner, sinks)
                 build_sinks(finder, form)
+            with gr.Tab("Experiments", id="experiments-tab", elem_id="experiments-tab") as tab:
+                trials = ExperimentsHandlers(settings, slot, handlers.runner)
+                build_experiments(trials, status, tab)
             with gr.Tab("Evaluate", id="evaluate-tab", elem_id="evaluate-tab"):
                 build_evaluate(EvaluateHandlers(settings, slot, handlers.runner), form)
     return App(page, handlers, slot, settings, finder)

@@ -46,7 +46,12 @@ def fake_handle(profile: bool = True) -> Any:
         config=SimpleNamespace(get_text_config=lambda: text), generation_config=own
     )
     return FakeHandle(
-        info=info, profile=dims, prepare=prepare, model=model, generation_file=GenerationFile()
+        family=SimpleNamespace(sees_images=True),
+        info=info,
+        profile=dims,
+        prepare=prepare,
+        model=model,
+        generation_file=GenerationFile(),
     )
 
 

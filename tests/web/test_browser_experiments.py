@@ -1,0 +1,180 @@
+"""The Experiments tab in Chromium, with the bundled model: choose, run, see, save, stop."""
+
+from __future__ import annotations
+
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sinkscope.config import AppSettings, Settings
+from sinkscope.experiments.result import Result
+from sinkscope.models.source import DEMO
+from sinkscope.web.launch import launch
+from sinkscope.web.page import App, build_app
+from tests.web.conftest import free_port
+from tests.web.test_browser_access import ALL, COLOURS, VIEWS, serious
+
+pytestmark = [pytest.mark.browser, pytest.mark.slow]
+
+TRIAL = "[data-testid=trial]"
+
+
+@pytest.fixture(scope="module")
+def bundled(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[App, str]]:
+    if not (DEMO / "config.json").is_file():
+        pytest.skip("the bundled model is not there; make it with: sinkscope demo train")
+    page = AppSettings(port=free_port(), cache_dir=str(tmp_path_factory.mktemp("cache")))
+    app = build_app(Settings(app=page))
+    yield app, launch(app, wait=False)
+    app.blocks.close(verbose=False)
+
+
+def open_tab(page: Any) -> None:
+    page.wait_for_selector("[data-testid=model-status][data-phase=ready]", timeout=120_000)
+    page.click("button[role=tab]:has-text('Experiments')")
+    page.wait_for_selector(TRIAL)
+
+
+def fill(page: Any, box: str, value: str) -> None:
+    """Write into a box; it is there once it stays."""
+    for _ in range(50):
+        if page.input_value(box) == value:
+            return
+        page.fill(box, value)
+        page.wait_for_timeout(50)
+    raise AssertionError(f"{box} does not stay at {value}")
+
+
+def choose(page: Any, name: str, samples: int) -> None:
+    """Choose in the list of all experiments, and wait for its options."""
+    page.click(f"{TRIAL} [data-name={name}]")
+    page.wait_for_function(f"document.querySelector('#experiments-name input').value === '{name}'")
+    page.wait_for_selector(f"#set-{name}-layer")
+    fill(page, "#experiments-samples input", str(samples))
+
+
+def run(page: Any) -> str:
+    """Press Run and wait until the result is drawn; its id."""
+    page.click("#experiments-run")
+    page.wait_for_selector(f"{TRIAL}[data-phase=ready][data-ready]", timeout=90_000)
+    return str(page.get_attribute(TRIAL, "data-ready"))
+
+
+def text(page: Any, name: str) -> str:
+    return str(page.inner_text(f"[data-testid=experiments-{name}]"))
+
+
+def save(page: Any, selector: str) -> Path:
+    with page.expect_download() as download:
+        page.click(selector)
+    path = Path(download.value.path())
+    return path.rename(path.with_name(download.value.suggested_filename))
+
+
+def test_from_the_list_to_a_saved_verdict(bundled: tuple[App, str], open_page: Any) -> None:
+    page = open_page(bundled[1])
+    open_tab(page)
+    assert page.locator(f"{TRIAL} .listed button").count() == 9
+    page.wait_for_function(
+        "document.querySelector('#experiments-ahead').innerText.includes('dimensions 17, 101')"
+    )
+    choose(page, "mlp-subspace", 4)
+    assert "few neurons of the MLP" in page.inner_text("#experiments-name")
+    page.evaluate("scrollTo(0, 0)")
+    box = page.locator("#experiments-run").bounding_box()
+    assert box["y"] + box["height"] <= 1000  # in sight at the top of the page
+    ident = run(page)
+
+    assert text(page, "question").startswith("Do a few neurons of the MLP")
+    assert "neurons hold" in text(page, "summary")
+    verdict = text(page, "verdict")
+    assert "Verdict: open" in verdict and "A causal: not tested" in verdict
+    assert "B specific: holds" in verdict and "Holds where AUC at least 0.95." in verdict
+    pictures = page.locator(f"{TRIAL} .figures img")
+    assert pictures.count() >= 2
+    page.wait_for_function(
+        f"[...document.querySelectorAll('{TRIAL} img')].every((i) => i.complete && i.naturalWidth)"
+    )
+    assert all(pictures.nth(i).get_attribute("alt") for i in range(pictures.count()))
+    assert "470" in text(page, "tables")
+
+    with zipfile.ZipFile(save(page, f"{TRIAL} a.file:has-text('.zip')")) as archive:
+        names = archive.namelist()
+        assert any(name.endswith(".pdf") for name in names)
+    result = Result.open(save(page, f"{TRIAL} a.file:has-text('result.json')"))
+    assert result.experiment == "mlp-subspace" and len(result.samples) <= 4
+    figure = save(page, f"{TRIAL} .figures a.file:has-text('PDF')")
+    assert figure.read_bytes().startswith(b"%PDF")
+
+    # A reload shows it again, and the form stands where it stood; another browser never does.
+    page.reload()
+    open_tab(page)
+    page.wait_for_selector(f"{TRIAL}[data-ready='{ident}']")
+    page.wait_for_selector("#set-mlp-subspace-layer")
+    other = open_page(bundled[1])
+    open_tab(other)
+    assert other.get_attribute(TRIAL, "data-phase") == "empty"
+
+
+def test_an_error_is_one_sentence_and_the_result_before_stays(
+    bundled: tuple[App, str], open_page: Any
+) -> None:
+    page = open_page(bundled[1])
+    open_tab(page)
+    choose(page, "decompose-output", 3)
+    ident = run(page)
+    fill(page, "#set-decompose-output-layer input", "77")
+    page.click("#experiments-run")
+    page.wait_for_selector(f"{TRIAL}[data-phase=error]")
+    assert text(page, "alert").startswith("layer is 77; demo has layers 0 to 5")
+    assert page.get_attribute(TRIAL, "data-ready") == ident and page.is_visible(f"{TRIAL} .work")
+    fill(page, "#set-decompose-output-layer input", "1")
+    page.click("#experiments-source label:has-text('My own')")
+    page.wait_for_selector("#experiments-files")
+    page.click("#experiments-run")
+    page.wait_for_function(
+        "document.querySelector('[data-testid=experiments-alert]').textContent.includes('no file')"
+    )
+    assert page.is_enabled("#experiments-run") and page.is_disabled("#experiments-stop")
+
+
+@pytest.mark.parametrize(("width", "scheme"), VIEWS)
+def test_axe_finds_nothing_serious(
+    bundled: tuple[App, str], open_page: Any, width: int, scheme: str
+) -> None:
+    page = open_page(bundled[1], width=width, scheme=scheme)
+    open_tab(page)
+    options = COLOURS if scheme == "dark" else ALL
+    assert serious(page, options) == []
+    choose(page, "ablate-mlp", 3)
+    page.click("#experiments-settings > button, #experiments-settings .label-wrap")
+    run(page)
+    page.click(f"{TRIAL} summary")
+    assert serious(page, options) == []  # a verdict with figures and tables, all folds open
+    assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+
+
+def test_stop_ends_it_and_keeps_nothing(bundled: tuple[App, str], open_page: Any) -> None:
+    page = open_page(bundled[1], width=390, scheme="dark")
+    open_tab(page)
+    choose(page, "ablate-mlp", 60)
+    page.click("#experiments-run")
+    page.wait_for_function(
+        "/^[1-9]\\d* of \\d+/.test("
+        "document.querySelector('[data-testid=experiments-facts]').textContent)",
+        timeout=60_000,
+    )
+    page.click("#experiments-stop")
+    page.wait_for_selector(f"{TRIAL}[data-phase=stopped]", timeout=60_000)
+    assert text(page, "phase").startswith("Stopped after ")
+    assert page.is_enabled("#experiments-run") and page.is_disabled("#experiments-stop")
+    assert page.is_visible(f"{TRIAL} .blank")
+    small = page.evaluate(
+        f"""[...document.querySelectorAll('{TRIAL} :is(button, a, summary)')]
+              .map((e) => [e.outerHTML.slice(0, 80), e.getBoundingClientRect()])
+              .filter(([, r]) => r.width && (r.width < 24 || r.height < 24)).map(([t]) => t)"""
+    )
+    assert small == []

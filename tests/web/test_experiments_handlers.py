@@ -1,0 +1,350 @@
+"""The Experiments tab without a browser: from the form's values to a result and its files."""
+
+from __future__ import annotations
+
+import csv
+import sys
+import threading
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+from typing import Any
+
+import gradio as gr
+import pytest
+from PIL import Image
+
+from sinkscope.attention_extractor import RunOutOfMemoryError
+from sinkscope.cli.sinks_data import read_data
+from sinkscope.config import AppSettings, ImageLimits, Settings
+from sinkscope.experiments import catalogue
+from sinkscope.experiments.catalogue import Experiment
+from sinkscope.experiments.result import Findings, Result, Table
+from sinkscope.experiments.run import run_experiment
+from sinkscope.experiments.settings import DecomposeOutputSettings
+from sinkscope.jobs.job import Job, Stopped
+from sinkscope.jobs.runner import Runner
+from sinkscope.models.loading import ModelHandle, load_model
+from sinkscope.sinks.samples import PROMPT
+from sinkscope.web.experiments_request import MINE, ExperimentRequest, samples_of
+from sinkscope.web.experiments_run import GONE, ExperimentsHandlers
+from sinkscope.web.experiments_store import ExperimentResult, ExperimentStore
+from sinkscope.web.handlers import UNFORESEEN
+from sinkscope.web.inspector import drawn
+from sinkscope.web.page import build_app
+from sinkscope.web.sinks_request import Picture
+from sinkscope.web.sinks_store import LONGEST_SECONDS, MOST_RESULTS
+from sinkscope.web.slot import ModelSlot
+from tests.text_models import save_text_model
+from tests.web.scripted import fake_handle
+from tests.web.test_payload import unpack
+
+pytestmark = pytest.mark.tiny
+
+FEW = {"bootstrap": 100.0, "controls": 1.0, "answer_tokens": 3.0}
+Make = Callable[..., ExperimentsHandlers]
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> ModelHandle:
+    folder = save_text_model(tmp_path_factory.mktemp("text"), "qwen3")
+    return load_model(str(folder), device="cpu", dtype="float32")
+
+
+@pytest.fixture
+def make(tmp_path: Path, uploads: Path, model: ModelHandle) -> Make:
+    def build(engine: Any = None, handle: Any = model) -> ExperimentsHandlers:
+        slot = ModelSlot()
+        if handle is not None:
+            slot.use(handle)
+        limits = ImageLimits(max_megapixels=1.0)
+        settings = Settings(images=limits, app=AppSettings(cache_dir=str(tmp_path), queue_size=2))
+        made = ExperimentsHandlers(settings, slot, Runner(2), engine)
+        with gr.Blocks():
+            made.component = drawn("experiments", None)
+        return made
+
+    return build
+
+
+def asked(name: str = "decompose-output", **changes: Any) -> ExperimentRequest:
+    """As the controls say it: every number a float, what is left out an empty text."""
+    given = {"own": {"layer": 0.0}, "study": {**FEW, "tau": "", "tokens": ""}, "samples": 3.0}
+    return ExperimentRequest(name, **{**given, **changes})
+
+
+def drain(handlers: ExperimentsHandlers, request: ExperimentRequest, who: str = "s") -> list[Any]:
+    """All values; of the error that ends them, the last value has the words."""
+    values: list[Any] = []
+    try:
+        values.extend(handlers.run(request, who))
+    except gr.Error as error:
+        assert values[-1:] == [] or values[-1]["message"] == error.message
+        values = values or [{"phase": "error", "message": error.message}]
+    return values
+
+
+def local(url: str) -> Path:
+    return Path(url.split("file=", 1)[1])
+
+
+def opened(value: dict[str, Any]) -> dict[str, Any]:
+    header, arrays = unpack(local(value["data"]["url"]).read_bytes())
+    assert arrays == {}
+    return header
+
+
+def test_from_the_form_to_files(make: Make) -> None:
+    handlers = make()
+    values = drain(handlers, asked())
+    assert {value["phase"] for value in values[:-1]} == {"running"}
+    last = values[-1]
+    assert last["phase"] == "ready", last
+    header = opened(last)
+    kept = handlers.store.get(last["run"])
+    assert kept is not None and handlers.open_experiment({"run": last["run"]}) == last
+    result = kept.result
+    assert header["experiment"] == "decompose-output" and len(result.samples) == 3
+    assert header["summary"] == list(result.findings.summary) and header["verdict"] is None
+    # What is on the page is what is in the files, and what was computed.
+    assert Result.open(local(header["files"][1]["url"])) == result
+    for shown, table in zip(header["tables"], result.findings.tables, strict=True):
+        lines = local(shown["csv"]["url"]).read_text().splitlines()
+        rows = list(csv.reader(lines[1:]))
+        assert tuple(rows[0]) == table.columns and len(rows) == 1 + len(table.rows)
+        assert {len(row) for row in shown["rows"]} == {len(shown["columns"])}
+    for figure in header["figures"]:
+        with Image.open(local(figure["png"]["url"])) as image:
+            assert list(image.size) == figure["size"]
+        assert local(figure["pdf"]["url"]).read_bytes().startswith(b"%PDF")
+        assert figure["title"] in figure["alt"]
+    with zipfile.ZipFile(local(header["files"][0]["url"])) as archive:
+        names = {Path(name).name for name in archive.namelist()}
+    assert names == {
+        "result.json",
+        *(f"{table.name}.csv" for table in result.findings.tables),
+        *(f"{f['name']}.{kind}" for f in header["figures"] for kind in ("png", "pdf")),
+    }
+
+
+def test_an_interval_stands_in_one_cell(make: Make) -> None:
+    handlers = make()
+    last = drain(handlers, asked())[-1]
+    shown = next(t for t in opened(last)["tables"] if t["name"] == "intervals")
+    kept = handlers.store.get(last["run"])
+    assert kept is not None
+    table = next(t for t in kept.result.findings.tables if t.name == "intervals")
+    assert shown["columns"] == ["part", "tokens", "norm", "spread", "count"]
+    row = dict(zip(table.columns, table.rows[0], strict=True))
+    assert (
+        shown["rows"][0][2] == f"{row['norm']:.4g} [{row['norm_low']:.4g}, {row['norm_high']:.4g}]"
+    )
+
+
+def test_progress_has_two_parts_that_each_rise_to_their_end(make: Make) -> None:
+    handlers, told = make(), []
+
+    def watching(*args: Any, on_progress: Any, **hooks: Any) -> Any:
+        def tell(*said: Any) -> None:
+            on_progress(*said)
+            told.append(job().at)
+
+        return run_experiment(*args, on_progress=tell, **hooks)
+
+    def job() -> Job:
+        (one,) = handlers.runner.under_way
+        return one
+
+    handlers.engine = watching
+    assert drain(handlers, asked())[-1]["phase"] == "ready"
+    looking = [at for at in told if at.stage == "Looking for sinks"]
+    others = [at for at in told if at.stage != "Looking for sinks"]
+    assert [(at.done, at.total) for at in looking] == [(1, 3), (2, 3), (3, 3)]
+    assert [at.done for at in others] == list(range(1, len(others) + 1))
+    assert {at.total for at in others} == {len(others)} and all(at.text for at in told)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"name": "nothing"}, "There is no experiment 'nothing'; allowed: scan, "),
+        ({"name": None}, "There is no experiment None"),
+        ({"source": "/etc"}, "source is '/etc'; allowed: Bundled, My own"),
+        ({"source": MINE}, "There is no file. Upload some"),
+        ({"source": MINE, "pictures": (Picture("a", Path("a")),) * 301}, "301 files were given"),
+        ({"samples": 0.0}, "samples is 0; allowed: a whole number from 1 to 200"),
+        ({"samples": 2.5}, "samples is 2.5"),
+        ({"samples": None}, "samples is None"),
+        ({"prompt": "x" * 20_001}, "more than 20000 characters"),
+        ({"own": {}}, "layer is None"),
+        ({"own": {"layer": None}}, "layer is None"),
+        ({"own": {"layer": -1.0}}, "layer is -1"),
+        ({"study": {"tau": "much"}}, "tau is 'much'; allowed: a number from 0 up"),
+        ({"study": {"tau": "nan"}}, "tau is nan"),
+        ({"study": {"auc": 2.0}}, "auc is 2.0; allowed: a number from 0.5 to 1"),
+        ({"study": {"tokens": "sinks,nobody"}}, "tokens is 'nobody'; allowed: sinks, ordinary"),
+        ({"study": {"dims": "1-"}}, "dims is '1-'; allowed: indices"),
+    ],
+)
+def test_hostile_requests_are_one_sentence(make: Make, changes: dict[str, Any], words: str) -> None:
+    handlers = make(engine=lambda *_, **__: pytest.fail("nothing shall run"))
+    last = drain(handlers, asked(**changes))[-1]
+    assert last["phase"] == "error" and words in last["message"]
+    assert handlers.runner.under_way == () and "\n" not in last["message"]
+
+
+def test_what_only_the_model_knows_is_refused_by_it(make: Make) -> None:
+    for changes, words in (
+        ({"own": {"layer": 99.0}}, "layer is 99; "),
+        ({"study": {**FEW, "tokens": "sinks,ordinary"}}, "which are vision tokens, but"),
+        ({"samples": 1.0}, "needs 2 or more"),
+        ({"name": "vision-or-text", "own": {}}, ""),
+    ):
+        last = drain(make(), asked(**changes))[-1]
+        assert last["phase"] == "error" and words in last["message"], last
+        assert last["message"] != UNFORESEEN
+
+
+def test_a_text_model_reads_one_uploaded_text_file(make: Make, tmp_path: Path) -> None:
+    path = tmp_path / "0a1b.txt"
+    path.write_text("one two three four five six\n\nseven eight nine ten eleven\n")
+    mine = {"source": MINE, "pictures": (Picture("../my prompts.txt", path),)}
+    handlers = make()
+    last = drain(handlers, asked(**mine))[-1]
+    kept = handlers.store.get(last["run"])
+    assert kept is not None and kept.result.source == "my prompts.txt"
+    assert kept.result.samples == ("line 1", "line 3")
+    assert any("my prompts.txt has 2 prompts; 3" in note for note in opened(last)["notes"])
+    path.write_bytes(b"\xff\xfe\x00")
+    message = drain(handlers, asked(**mine))[-1]["message"]
+    assert message.startswith("The prompts my prompts.txt are no UTF-8") and "/" not in message
+    for names in (("a.png",), ("a.txt", "b.txt")):
+        mine["pictures"] = tuple(Picture(name, path) for name in names)
+        message = drain(handlers, asked(**mine))[-1]["message"]
+        assert "is a text model and sees no images" in message and "one text file" in message
+    mine["pictures"] = (Picture("a.txt", Path("/etc/hostname")),)  # no upload
+    assert "was not uploaded here" in drain(handlers, asked(**mine))[-1]["message"]
+
+
+def test_samples_with_images(make: Make, tmp_path: Path) -> None:
+    """Bundled scenes are the command line's; photos are asked what the form says."""
+    sees, job = SimpleNamespace(family=SimpleNamespace(sees_images=True)), Job()
+    limits = ImageLimits()
+    bundled = samples_of(asked(samples=6.0), sees, limits, job)  # type: ignore[arg-type]
+    same = read_data("demo", 6, None, 0)
+    assert [s.fingerprint() for s in bundled.samples] == [s.fingerprint() for s in same.samples]
+    assert [s.answer for s in bundled.samples] == [s.answer for s in same.samples]
+    assert bundled.source == same.source
+    for number, colour in enumerate(("red", "green")):
+        Image.new("RGB", (56, 56), colour).save(tmp_path / f"{number}.png")
+    photos = tuple(Picture(f"{n}.png", tmp_path / f"{n}.png") for n in range(2))
+    for prompt, question in (("", PROMPT), (" What? ", "What?")):
+        request = asked(source=MINE, pictures=photos, prompt=prompt)
+        found = samples_of(request, sees, limits, job)  # type: ignore[arg-type]
+        assert {sample.prompt for sample in found.samples} == {question}
+        assert found.source == "the upload"
+        assert "2 usable samples; 3 were asked for" in " ".join(found.notes)
+
+
+def test_stop_keeps_nothing_and_says_how_far_it_was(make: Make) -> None:
+    handlers = make()
+
+    def stopping(*args: Any, on_progress: Any, **hooks: Any) -> Any:
+        def tell(done: int, total: int, text: str) -> None:
+            if done == 4:
+                handlers.stop("another")  # nobody else's
+                assert not hooks["stop"].is_set()
+                handlers.stop("s")
+            on_progress(done, total, text)
+
+        return run_experiment(*args, on_progress=tell, **hooks)
+
+    handlers.engine = stopping
+    values = drain(handlers, asked())
+    last = values[-1]
+    assert last["phase"] == "stopped" and "data" not in last
+    assert last["message"].startswith("Stopped after 4 of 6 steps")
+    assert handlers.open_experiment({"run": last["run"]}) == {"error": GONE}
+    assert handlers.runner.under_way == ()
+    with handlers.runner.line.place():  # somebody's answer is being made
+        run = handlers.run(asked(), "s")
+        assert next(run)["position"] == 1
+        handlers.stop("s")
+        assert next(run)["message"] == "Stopped while it was waiting; nothing was measured."
+        assert list(run) == []
+
+
+def test_a_closed_page_ends_the_run(make: Make) -> None:
+    begun, ended = threading.Event(), threading.Event()
+
+    def endless(*args: Any, stop: threading.Event, **hooks: Any) -> Any:
+        begun.set()
+        assert stop.wait(30)
+        ended.set()
+        raise Stopped(0, 8)
+
+    handlers = make(endless)
+    run = handlers.run(asked(), "s")
+    next(run)
+    assert begun.wait(30)
+    run.close()
+    assert ended.is_set() and handlers.runner.under_way == ()
+
+
+def test_no_model_no_memory_and_a_fault(make: Make) -> None:
+    last = drain(make(handle=None), asked())[-1]
+    assert last["message"] == "No model is loaded. Choose one under Model and press Load."
+
+    def full(*args: Any, **hooks: Any) -> Any:
+        raise RunOutOfMemoryError("Memory is full.")
+
+    def broken(*args: Any, **hooks: Any) -> Any:
+        raise RuntimeError("secret path /home/someone/thing.py")
+
+    assert drain(make(full), asked())[-1]["message"] == "Memory is full."
+    assert drain(make(broken), asked())[-1]["message"] == UNFORESEEN
+
+
+@pytest.mark.parametrize("ask", [None, [], "x", {}, {"run": None}, {"run": 5}, {"run": ["x"]}])
+def test_questions_about_nothing(make: Make, ask: Any) -> None:
+    assert make().open_experiment(ask) == {"error": GONE}
+
+
+def test_results_are_few_and_not_for_long() -> None:
+    now = [1000.0]
+    store = ExperimentStore(clock=lambda: now[0])
+    for number in range(MOST_RESULTS + 1):
+        store.put(ExperimentResult(str(number), None, {}))  # type: ignore[arg-type]
+    assert store.get("0") is None and store.get("1") is not None
+    now[0] += LONGEST_SECONDS + 1
+    assert store.get(str(MOST_RESULTS)) is None
+
+
+def test_a_new_row_is_in_the_tab_by_itself(
+    make: Make, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """A made-up experiment: its question, its options, a run."""
+
+    def run(study: Any, settings: Any) -> Findings:
+        lengths = tuple((case.sample.id, case.length) for case in study.cases)
+        return Findings(("Counted.",), (Table("lengths", "Lengths", ("sample", "n"), lengths),))
+
+    module = ModuleType("sinkscope.experiments.made_up")
+    module.run = run  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+    row = Experiment("made-up", "How long are they?", DecomposeOutputSettings, "made_up")
+    monkeypatch.setattr(catalogue, "EXPERIMENTS", (*catalogue.EXPERIMENTS, row))
+
+    app = build_app(Settings(app=AppSettings(cache_dir=str(tmp_path))), fake_handle(), examples=[])
+    props = {
+        c["props"].get("elem_id"): c["props"] for c in app.blocks.get_config_file()["components"]
+    }
+    assert ("made-up", "made-up") in [tuple(c) for c in props["experiments-name"]["choices"]]
+    assert "set-made-up-layer" in props
+    listed = props["experiments"]["value"]["listed"]
+    assert listed[-1] == {"name": "made-up", "question": "How long are they?"}
+
+    header = opened(drain(make(), asked("made-up"))[-1])
+    assert header["summary"] == ["Counted."] and header["question"] == "How long are they?"
+    assert len(header["tables"][0]["rows"]) == 3 and header["figures"] == []
