@@ -254,7 +254,7 @@ def test_controls() -> None:
     assert kinds == {
         "count": "Number", "share": "Slider", "way": "Radio", "loud": "Checkbox",
         "quiet": "Checkbox", "title": "Textbox", "levels": "Textbox", "most": "Number",
-        "words": "Textbox", "sites": "Textbox", "parts": "Textbox", "both": "Checkbox",
+        "words": "Textbox", "sites": "CheckboxGroup", "parts": "Textbox", "both": "Radio",
     }  # fmt: skip
     share: Any = made["share"]
     assert (share.minimum, share.maximum, share.step, share.value) == (0.1, 1, 0.1, 0.5)

@@ -34,6 +34,11 @@ def test_every_document_is_a_page_whose_links_lead_on(client: TestClient) -> Non
             assert not place or place in ids[target], f"{name} links to {link}"
 
 
+def test_a_report_leads_back(client: TestClient) -> None:
+    page = client.get("/read/reports/scenes/report.md").text
+    assert '<a href="../../../">SinkScope</a>' in page and 'href="../../index.md"' in page
+
+
 def test_the_inspectors_links_lead_to_them(client: TestClient) -> None:
     links = re.findall(r'href="([^"]*)"', read_static("inspector.html"))
     assert len(links) >= 5

@@ -140,7 +140,7 @@ def test_a_link_names_layers_as_everything_else_does(
     page.wait_for_function("location.hash.includes('v=2')")
     view = page.evaluate(f"{INSPECTOR}.view")
     ends = [LAYERS[view["l0"]], LAYERS[view["l1"]]]
-    assert f"l={ends[0]}-{ends[1]}" in page.evaluate("location.hash")
+    page.wait_for_function(f"location.hash.includes('l={ends[0]}-{ends[1]}')")
 
 
 @pytest.mark.browser
