@@ -1,5 +1,5 @@
-"""The project's documents, for whoever reads on the page: `docs/*.md` as plain web pages, with
-their pictures.
+"""The project's documents, for whoever reads on the page: `docs/*.md` and the reports that they
+name as plain web pages, with their pictures.
 
 Served by the app itself under `read/`, read-only and from a list made at the start, so that no name
 in a request can lead anywhere else, and nothing is asked from another machine.
@@ -36,7 +36,8 @@ code {{ font: 14px ui-monospace, Menlo, Consolas, monospace; }}
 img {{ max-width: 100%; }}
 table {{ border-collapse: collapse; display: block; overflow-x: auto; }}
 td, th {{ border: 1px solid var(--line); padding: .25rem .6rem; text-align: left; }}
-</style></head><body><nav><a href="../">SinkScope</a> · <a href="index.md">documents</a></nav>
+</style></head><body>
+<nav><a href="{up}../">SinkScope</a> · <a href="{up}index.md">documents</a></nav>
 {body}</body></html>"""
 
 
@@ -45,8 +46,8 @@ def slug(heading: str) -> str:
     return re.sub(r"[^\w\- ]", "", heading.lower()).strip().replace(" ", "-")
 
 
-def as_page(text: str) -> str:
-    """Markdown as a web page; HTML in it stays text.
+def as_page(text: str, depth: int = 0) -> str:
+    """Markdown as a web page, so many folders below the documents; HTML in it stays text.
 
     Links to files that the app does not serve (code, what is outside `docs`) become plain text.
     """
@@ -62,7 +63,7 @@ def as_page(text: str) -> str:
             if not SERVED.match(str(link.attrGet("href"))):
                 del link.attrs["href"]
     body = reader.renderer.render(tokens, reader.options, {})
-    return FRAME.format(title=html.escape(title), body=body)
+    return FRAME.format(title=html.escape(title), body=body, up="../" * depth)
 
 
 class Documents:
@@ -70,7 +71,8 @@ class Documents:
 
     def __init__(self, app: ASGIApp, folder: Path = DOCS) -> None:
         self._app = app
-        found = [*folder.glob("*.md"), *folder.glob("images/*.png")]
+        patterns = ("*.md", "images/*.png", "reports/*/*.md")
+        found = [path for pattern in patterns for path in folder.glob(pattern)]
         self._files = {path.relative_to(folder).as_posix(): path for path in found}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -78,12 +80,13 @@ class Documents:
         if scope["type"] != "http" or not path.startswith(FOLDER):
             await self._app(scope, receive, send)
             return
-        file = self._files.get(path.removeprefix(FOLDER) or "index.md")
+        name = path.removeprefix(FOLDER) or "index.md"
+        file = self._files.get(name)
         answer: Response
         if scope["method"] not in ("GET", "HEAD") or file is None:
             answer = PlainTextResponse("There is no such document.", 404)
         elif file.suffix == ".png":
             answer = FileResponse(file)
         else:
-            answer = HTMLResponse(as_page(file.read_text(encoding="utf-8")))
+            answer = HTMLResponse(as_page(file.read_text(encoding="utf-8"), name.count("/")))
         await answer(scope, receive, send)
