@@ -12,7 +12,7 @@ import torch
 
 from sinkscope.capture.pace import Pace, Work, expected_seconds
 from sinkscope.capture.recorder import STAGED_BYTES
-from sinkscope.capture.run import captured
+from sinkscope.capture.run import captured, smaller_image
 from sinkscope.config import GenerationSettings
 from sinkscope.models.family import PromptInputs, PromptLayout
 from sinkscope.models.loading import ModelHandle
@@ -157,9 +157,8 @@ def _check(
             tokens = f"; at most {fitting} would fit" if fitting else ""
             raise DoesNotFitError(
                 f"The run needs {_size(need)} of {place}, where {_size(free)} are free. What "
-                f"helps: fewer new tokens (max_new_tokens is {settings.max_new_tokens}{tokens}), a "
-                f"smaller image (max_pixels; now {inputs.layout.vision_tokens} vision tokens), or "
-                f"less of the attention ({levers})."
+                f"helps: fewer new tokens (max_new_tokens is {settings.max_new_tokens}{tokens}), "
+                f"{smaller_image(inputs)}or less of the attention ({levers})."
             )
 
 

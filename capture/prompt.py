@@ -19,7 +19,7 @@ from sinkscope.capture.prefix import Prefix
 from sinkscope.capture.probes.sink_scores import SinkScores
 from sinkscope.capture.probes.trace_rows import TraceRows
 from sinkscope.capture.recorder import TraceRecorder
-from sinkscope.capture.run import captured, on_device
+from sinkscope.capture.run import captured, on_device, smaller_image
 from sinkscope.capture.session import attached
 from sinkscope.capture.trace import LayerSinks, PromptToken, PromptTrace
 from sinkscope.config import GenerationSettings
@@ -56,7 +56,7 @@ def read_prompt(
     check_payload(
         len(wanted) * row_bytes(handle, inputs, settings),
         f"The attention of {len(wanted)} prompt tokens",
-        "fewer positions, a smaller image (max_pixels), or less of the attention (layers, heads, "
+        f"fewer positions, {smaller_image(inputs)}or less of the attention (layers, heads, "
         "reduce_heads)",
     )
     rows = [

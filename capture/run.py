@@ -113,11 +113,16 @@ def memory_errors_named(inputs: PromptInputs, settings: GenerationSettings) -> I
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
         raise RunOutOfMemoryError(
-            "Memory is full. What helps: a smaller image (max_pixels; now "
-            f"{inputs.layout.vision_tokens} vision tokens), "
-            f"fewer new tokens (max_new_tokens; now {settings.max_new_tokens}), or less of the "
-            "attention (layers, heads, reduce_heads)."
+            f"Memory is full. What helps: {smaller_image(inputs)}fewer new tokens (max_new_tokens; "
+            f"now {settings.max_new_tokens}), or less of the attention (layers, heads, "
+            "reduce_heads)."
         )
+
+
+def smaller_image(inputs: PromptInputs) -> str:
+    """A lever for a full memory, as an item of a list; "" where there is no image."""
+    tokens = inputs.layout.vision_tokens
+    return f"a smaller image (max_pixels; now {tokens} vision tokens), " if tokens else ""
 
 
 def captured(

@@ -115,6 +115,18 @@ def job(label: str, length: int, kept: str, seconds: float | None = None) -> Ite
         seconds: a time limit.
     """
     running = Job(seconds=seconds, on_progress=lambda done, *_: bar.update(done - bar.pos))
+    with stoppable(running, kept), progress(label, length) as bar:
+        yield running
+
+
+@contextmanager
+def stoppable(running: Job, kept: str) -> Iterator[Job]:
+    """The same for a verb with a bar of its own: the job, with Ctrl-C as its Stop.
+
+    Args:
+        running: the job, which begins here.
+        kept: a sentence on what is left of a run that was stopped.
+    """
     asked = threading.Event()
 
     def interrupt(number: int, frame: object) -> None:
@@ -126,13 +138,13 @@ def job(label: str, length: int, kept: str, seconds: float | None = None) -> Ite
 
     before = signal.signal(signal.SIGINT, interrupt)
     try:
-        with progress(label, length) as bar, running:
+        with running:
             yield running
     except Stopped as stopped:
+        left = f"; {stopped.total - stopped.done} remain" if stopped.total else ""
+        of = f" of {stopped.total}" if stopped.total else ""
         typer.echo(
-            f"{running.ended_by} after {stopped.done} of {stopped.total} {stopped.what}; "
-            f"{stopped.total - stopped.done} remain. {kept}",
-            err=True,
+            f"{running.ended_by} after {stopped.done}{of} {stopped.what}{left}. {kept}", err=True
         )
         raise typer.Exit(INTERRUPTED) from None
     finally:

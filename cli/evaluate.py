@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import signal
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,6 +14,7 @@ from sinkscope.cli import common
 from sinkscope.cli.options import Draft, Group, verb
 from sinkscope.config import ModelSettings
 from sinkscope.evaluation.settings import RunSettings, WorkSettings
+from sinkscope.jobs.job import Job
 from sinkscope.setting import offered
 
 if TYPE_CHECKING:
@@ -24,7 +23,6 @@ if TYPE_CHECKING:
     from sinkscope.jobs.job import Progress
 
 INCOMPLETE = 3  # exit code: questions failed
-INTERRUPTED = 130
 MOST_SAID = 10  # failures that are printed
 MOST_REPLACED = 100  # workers of a cluster that may die
 
@@ -93,8 +91,9 @@ def run(
     _say(prepared, wanted)
     handle = common.load(wanted.model)
     engine = make_engine(work.engine, handle, wanted.model, work.workers, MOST_REPLACED)
+    kept = f"Their records are kept in {output}; the same command goes on from there."
     with (
-        _interruptible(output) as stop,
+        common.stoppable(Job(on_progress=lambda *at: tell(*at)), kept) as job,
         _told(f"{wanted.run.task}, {len(wanted.methods)} methods", prepared.total) as tell,
     ):
         done = evaluate(
@@ -105,8 +104,7 @@ def run(
             shard=work.part(),
             retries=work.retries,
             engine=engine,
-            on_progress=tell,
-            stop=stop,
+            **job.hooks,
         )
     _say_summary(done, output, as_json)
     if not done.complete:
@@ -217,32 +215,3 @@ def _told(label: str, total: int | None) -> Iterator[Progress]:
             bar.update(row, completed=done, total=of or None, said=text)
 
         yield tell
-
-
-@contextmanager
-def _interruptible(output: Path) -> Iterator[threading.Event]:
-    """Ctrl-C ends the run after the question at hand and says what remains; a second one at
-    once."""
-    from sinkscope.jobs.job import Stopped
-
-    stop = threading.Event()
-
-    def interrupt(number: int, frame: object) -> None:
-        if stop.is_set():
-            raise KeyboardInterrupt
-        stop.set()
-        typer.echo("\nStopping after the question at hand; Ctrl-C again stops at once.", err=True)
-
-    before = signal.signal(signal.SIGINT, interrupt)
-    try:
-        yield stop
-    except Stopped as stopped:
-        of = f" of {stopped.total}" if stopped.total else ""
-        typer.echo(
-            f"Stopped after {stopped.done}{of} questions. Their records are kept in {output}; the "
-            "same command goes on from there.",
-            err=True,
-        )
-        raise typer.Exit(INTERRUPTED) from None
-    finally:
-        signal.signal(signal.SIGINT, before)

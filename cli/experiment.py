@@ -152,8 +152,9 @@ def _samples(handle: ModelHandle, data: str | None, count: int, prompt: str | No
             )
         data = "demo"
     from sinkscope.cli.sinks_data import read_data
+    from sinkscope.sinks.settings import SampleChoice
 
-    read = read_data(data, count, prompt, 0)
+    read = read_data(SampleChoice(data, count, prompt), 0)
     return Prompts(read.samples, read.source, read.notes())
 
 

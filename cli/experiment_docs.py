@@ -46,9 +46,10 @@ def docs() -> None:
         from sinkscope.experiments.catalogue import experiment_named
         from sinkscope.experiments.run import run_experiment
         from sinkscope.experiments.samples import Prompts
+        from sinkscope.sinks.settings import SampleChoice
 
         handle = common.load(ModelSettings())
-        read = read_data("demo", SAMPLES, None, 0)
+        read = read_data(SampleChoice("demo", SAMPLES), 0)
         given = Prompts(read.samples, read.source, read.notes())
         text = page.read_text(encoding="utf-8")
         with common.progress("Experiments", len(RUNS)) as bar:

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from sinkscope.cli import common
 from sinkscope.cli.options import Draft, Group, verb
 from sinkscope.config import ModelSettings
-from sinkscope.sinks.settings import FindSettings
+from sinkscope.sinks.settings import EngineSettings, FindSettings, SampleChoice
 from sinkscope.sinks.validate_settings import ValidateSettings
 from sinkscope.utils import run_folder
 
@@ -27,22 +27,6 @@ app = typer.Typer(
     no_args_is_help=True,
 )
 
-Data = Annotated[
-    str,
-    typer.Option(
-        help="A folder of images; a .jsonl, .json, .csv, .tsv or .parquet file; "
-        "hub:owner/name[@revision][:[configuration:]split]; or demo (drawn scenes)."
-    ),
-]
-Prompt = Annotated[
-    str | None,
-    typer.Option(help="Asked about each image that has no question of its own."),
-]
-Images = Annotated[
-    Path | None,
-    typer.Option(help="Folder in which a file's image names start. Left out: the file's own."),
-]
-Samples = Annotated[int, typer.Option(help="How many samples; 30 are a good number.")]
 # The size of an image is a setting of finding and validating here.
 ELSEWHERE = ("min_pixels", "max_pixels", "profile")
 Model = Annotated[ModelSettings, Group(ELSEWHERE)]
@@ -58,27 +42,19 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of the 
 @app.command()
 @verb
 def find(
-    data: Data,
+    choice: SampleChoice,
     output: Annotated[
         Path, typer.Option("--output", "-o", help="The profile, a .toml file; findings beside it.")
     ],
     model: Model,
     settings: FindSettings,
-    samples: Samples = 30,
-    prompt: Prompt = None,
-    images: Images = None,
+    spread: EngineSettings,
     work: Annotated[
         Path | None,
         typer.Option(
             help="What is measured is kept here; an interrupted run goes on.",
             show_default="cache/sinks",
         ),
-    ] = None,
-    engine: Annotated[
-        Literal["local", "ray"], typer.Option(help="ray: one model a GPU of a Ray cluster.")
-    ] = "local",
-    workers: Annotated[
-        int | None, typer.Option(help="Of ray. Left out: as many as there is room for.")
     ] = None,
     plots: Plots = None,
     as_json: AsJson = False,
@@ -98,15 +74,15 @@ def find(
     from sinkscope.sinks.find import find as run
     from sinkscope.sinks.profile_file import findings_beside, write_profile
 
-    check_engine(engine, workers)
+    check_engine(spread.engine, spread.workers)
     work = work or run_folder("cache") / "sinks"
-    given = read_data(data, samples, prompt, settings.seed, images)
+    given = read_data(choice, settings.seed)
     print_sample_notes(given)
     handle = common.load(model)
-    spread = make_engine(engine, handle, model, workers)
+    engine = make_engine(spread.engine, handle, model, spread.workers)
     kept = f"What was measured is kept in {work}; the same command goes on from there."
     with common.job("Finding sinks", len(given.samples), kept) as job:
-        found = run(handle, given, settings, work=work, engine=spread, **job.hooks)
+        found = run(handle, given, settings, work=work, engine=engine, **job.hooks)
     if as_json:
         typer.echo(_as_json(found.as_dict()))
     else:
@@ -125,12 +101,9 @@ def find(
 @verb
 def validate(
     profile: Annotated[Path, typer.Option(help="A profile, as `sinks find` writes it.")],
-    data: Data,
+    choice: SampleChoice,
     model: ModelOfProfile,
     settings: Annotated[ValidateSettings, Group(defaults={"seed": 1})],
-    samples: Samples = 30,
-    prompt: Prompt = None,
-    images: Images = None,
     findings: Annotated[
         Path | None,
         typer.Option(help="What finding used. Left out: the findings beside the profile."),
@@ -159,7 +132,7 @@ def validate(
     from sinkscope.sinks.validate import validate as run
 
     unlike = None if settings.allow_finding_samples else used
-    given = read_held_out(data, samples, prompt, settings.seed, unlike, images)
+    given = read_held_out(choice, settings.seed, unlike)
     print_sample_notes(given)
     handle = common.load(wanted)
     kept = "Nothing of a validation is kept; begin it again."

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -10,6 +11,7 @@ import typer
 
 from sinkscope.models.profiles import SinkProfile, published, read_profile
 from sinkscope.sinks.samples import Sample, SampleSet, read_samples
+from sinkscope.sinks.settings import SampleChoice
 from sinkscope.sinks.validate import held_out, seen_by_finding, used_by_finding
 
 if TYPE_CHECKING:
@@ -20,51 +22,45 @@ LARGE = 100_000_000  # bytes; reading so many takes seconds
 
 
 def read_data(
-    data: str,
-    count: int,
-    prompt: str | None,
-    seed: int,
-    images: Path | None = None,
-    unless: Callable[[Sample], bool] | None = None,
+    choice: SampleChoice, seed: int, unless: Callable[[Sample], bool] | None = None
 ) -> SampleSet:
-    """The samples that --data names.
+    """The samples that --data names, without those that `unless` says.
 
     Raises:
         ValueError: it names none, or none can be used.
     """
-    if count < 1:
-        raise ValueError(f"samples is {count}; allowed: 1 or more.")
-    if data == DEMO and not Path(data).is_file():
+    path, images = Path(choice.data), None if choice.images is None else Path(choice.images)
+    if choice.data == DEMO and not path.is_file():
         if images is not None:
             raise ValueError("images is given, but the scenes of demo are drawn.")
-        return _scenes(count, prompt, seed)
-    path = Path(data)
+        return _scenes(choice.samples, choice.prompt, seed)
     if path.is_file() and path.stat().st_size > LARGE:
-        typer.echo(f"Reading {data} ({path.stat().st_size / 1e6:.0f} MB)", err=True)
-    return read_samples(data, count, prompt=prompt, seed=seed, images=images, unless=unless)
+        typer.echo(f"Reading {path} ({path.stat().st_size / 1e6:.0f} MB)", err=True)
+    return read_samples(
+        choice.data,
+        choice.samples,
+        prompt=choice.prompt,
+        seed=seed,
+        images=images,
+        unless=unless,
+    )
 
 
-def read_held_out(
-    data: str,
-    count: int,
-    prompt: str | None,
-    seed: int,
-    used: Findings | None,
-    images: Path | None = None,
-) -> SampleSet:
+def read_held_out(choice: SampleChoice, seed: int, used: Findings | None) -> SampleSet:
     """The same without those that finding used, so that one folder or file serves both.
 
     Raises:
         ValueError: as `read_data`; or finding used them all.
     """
     if used is None:
-        return read_data(data, count, prompt, seed, images)
-    if data == DEMO:  # other scenes, unless the seed is that of finding
-        wider = read_data(data, count + len(used.samples) if count > 0 else count, prompt, seed)
-        kept = held_out(wider, count, used)
+        return read_data(choice, seed)
+    if choice.data == DEMO:  # other scenes, unless the seed is that of finding
+        more = choice.samples + len(used.samples)
+        wider = read_data(dataclasses.replace(choice, samples=more, images=None), seed)
+        kept = held_out(wider, choice.samples, used)
         left_out = len(used_by_finding(wider.samples, used))
     else:
-        kept = read_data(data, count, prompt, seed, images, seen_by_finding(used))
+        kept = read_data(choice, seed, seen_by_finding(used))
         left_out = kept.left_out
     if not kept.samples:
         raise ValueError(

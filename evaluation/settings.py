@@ -18,7 +18,8 @@ from typing import Any, Literal
 
 from sinkscope.config import HIGHEST_SEED, ModelSettings, from_mapping
 from sinkscope.evaluation.wanted import Wanted, distinct
-from sinkscope.setting import REQUIRED, check, explained, setting
+from sinkscope.setting import REQUIRED, check, explained, like, setting
+from sinkscope.sinks.settings import EngineSettings
 
 MOST_QUESTIONS = 10**9
 MOST_SHARDS = 32  # questions are spread over so many lots, by their clusters
@@ -96,12 +97,8 @@ class RunSettings:
 class WorkSettings:
     """How a run is worked on, which changes no record."""
 
-    engine: Literal["local", "ray"] = setting(
-        "local", "Where questions are asked; ray: one model a GPU of a Ray cluster."
-    )
-    workers: int | None = setting(
-        None, "Of ray: how many.", low=1, high=10_000, left_out="as many as there is room for"
-    )
+    engine: Literal["local", "ray"] = like(EngineSettings, "engine")
+    workers: int | None = like(EngineSettings, "workers")
     retries: int = setting(1, "Of a question whose error may pass.", low=0, high=10)
     shard: str | None = setting(
         None, "Part i of n, such as 2/4; clusters stay whole.", metavar="I/N", left_out="all"

@@ -14,14 +14,58 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from sinkscope.config import HIGHEST_SEED, MOST_PIXELS
-from sinkscope.setting import check, explained, refuse, setting
+from sinkscope.setting import REQUIRED, check, explained, refuse, setting
 from sinkscope.utils import sha256
 
 TokensBy = Literal["received", "after_image", "last_row", "norm"]
+MOST_COUNT = 1_000_000
 MEASURING = ("tokens_by", "top_percent", "min_ratio", "layers", "max_pixels")
 # A Gaussian vector of size D has its largest |x[d]| / rms near sqrt(2 ln D); chance stays below
 # this multiple of it for a dimension that has to be large on the mean over tokens and samples.
 CHANCE = 1.25
+
+
+@explained
+@dataclass(frozen=True)
+class SampleChoice:
+    """Which samples are taken; the seed is that of finding or validating."""
+
+    data: str = setting(
+        REQUIRED,
+        "A folder of images; a .jsonl, .json, .csv, .tsv or .parquet file; "
+        "hub:owner/name[@revision][:[configuration:]split]; or demo (drawn scenes).",
+    )
+    samples: int = setting(30, "How many samples; 30 are a good number.", low=1, high=MOST_COUNT)
+    prompt: str | None = setting(
+        None,
+        "Asked about each image that has no question of its own.",
+        left_out="Describe the image, where no image has one",
+    )
+    images: str | None = setting(
+        None,
+        "Folder in which a file's image names start.",
+        metavar="FOLDER",
+        left_out="the file's own",
+    )
+
+    def __post_init__(self) -> None:
+        check(self)
+
+
+@explained
+@dataclass(frozen=True)
+class EngineSettings:
+    """Where the model works on many samples (`sinks.engine`)."""
+
+    engine: Literal["local", "ray"] = setting(
+        "local", "Where the model works; ray: one model a GPU of a Ray cluster."
+    )
+    workers: int | None = setting(
+        None, "Of ray: how many.", low=1, high=100_000, left_out="as many as there is room for"
+    )
+
+    def __post_init__(self) -> None:
+        check(self)
 
 
 @explained

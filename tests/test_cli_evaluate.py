@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import signal
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from sinkscope.evaluation.run_folder import read_run
+from sinkscope.sinks.engine import LocalEngine
 from tests.evaluation.scripted import write_questions
 from tests.test_cli import refused, run
 
@@ -106,6 +111,36 @@ def test_failures_are_named_and_the_exit_code_says_so(tiny_folder: Path, tmp_pat
     assert "missing.png does not exist" in plain(done.stderr)
     assert "3 of 4 questions answered, 1 failed: NOT complete" in plain(done.stderr)
     (path.parent / "missing.png").write_bytes((path.parent / "red.png").read_bytes())
+    assert run(*words).exit_code == 0
+    assert read_run(tmp_path / "run").complete
+
+
+@pytest.mark.tiny
+def test_interrupted_it_says_what_remains_and_goes_on(
+    tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = write_questions(tmp_path / "data", ROWS)
+    words = (
+        *("evaluate", "run", "--task", "jsonl", "--data", path, "--model", tiny_folder),
+        *("--batch-tokens", "0", "-o", tmp_path / "run"),
+    )
+    plain_run = LocalEngine.run
+
+    def stopped_at_once(self: Any, task: Any, items: Any) -> Iterator[Any]:
+        for made in plain_run(self, task, items):
+            os.kill(os.getpid(), signal.SIGINT)
+            yield made
+
+    before = signal.getsignal(signal.SIGINT)
+    with monkeypatch.context() as patched:
+        patched.setattr(LocalEngine, "run", stopped_at_once)
+        done = run(*words)
+    assert done.exit_code == 130, done.output
+    said = plain(done.stderr)
+    assert "Stopping after the step at hand; Ctrl-C again stops at once." in said
+    assert "Stopped after 1 of 3 questions; 2 remain. Their records are kept in" in said
+    assert signal.getsignal(signal.SIGINT) is before
+    assert len(list(read_run(tmp_path / "run").records())) == 1
     assert run(*words).exit_code == 0
     assert read_run(tmp_path / "run").complete
 

@@ -31,7 +31,7 @@ from sinkscope.experiments.region_settings import RegionSettings
 from sinkscope.experiments.settings import StudySettings
 from sinkscope.models.profiles import SinkProfile
 from sinkscope.setting import REQUIRED
-from sinkscope.sinks.settings import FindSettings
+from sinkscope.sinks.settings import EngineSettings, FindSettings, SampleChoice
 from sinkscope.sinks.validate_settings import ValidateSettings
 
 NAN = float("nan")
@@ -184,9 +184,23 @@ def test_a_missing_key_is_named() -> None:
         from_mapping(VARSettings, {}, "[var]")
 
 
+def test_samples_and_engines_refuse_what_they_cannot_take() -> None:
+    for cls, wrong in (
+        (SampleChoice, {"data": "photos", "samples": 0}),
+        (SampleChoice, {"data": " "}),
+        (SampleChoice, {"data": "photos", "prompt": ""}),
+        (EngineSettings, {"engine": "spark"}),
+        (EngineSettings, {"workers": 0}),
+    ):
+        name = list(wrong)[-1]
+        with pytest.raises(ValueError, match=f"{name} is .*; allowed: "):
+            cls(**wrong)  # type: ignore[arg-type]
+
+
 CHECKED = (
     ModelSettings, GenerationSettings, VARSettings, ImageLimits, AppSettings, FindSettings,
-    ValidateSettings, RegionSettings, StudySettings, *(one.settings for one in EXPERIMENTS),
+    SampleChoice, EngineSettings, ValidateSettings, RegionSettings, StudySettings,
+    *(one.settings for one in EXPERIMENTS),
 )  # fmt: skip
 FIELDS = [
     (cls, one.name, str(one.type))
@@ -197,7 +211,8 @@ FIELDS = [
 
 
 def made(cls: type[Any], **values: Any) -> Any:
-    required: dict[str, Any] = {"dims": (1,)} if cls is VARSettings else {}
+    needed: dict[type[Any], Any] = {VARSettings: {"dims": (1,)}, SampleChoice: {"data": "photos"}}
+    required: dict[str, Any] = needed.get(cls, {})
     if any(one.name == "layer" and one.default is REQUIRED for one in dataclasses.fields(cls)):
         required = {"layer": 1}
     return cls(**{**required, **values})

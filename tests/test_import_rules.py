@@ -135,6 +135,19 @@ def test_imports_point_downward() -> None:
     assert not wrong, wrong
 
 
+def test_nobody_hands_many_values_over_by_place() -> None:
+    """Settings go as classes, or by name (docs/architecture.md, "A setting")."""
+    many = []
+    for path in sources():
+        for node in ast.walk(tree_of(path)):
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+                count = len(node.args.posonlyargs + node.args.args)
+                most = 10 if path.parts[0] in ("cli", "web") else 12
+                if count > most:
+                    many.append(f"{path}:{node.lineno} {node.name} takes {count}")
+    assert not many, many
+
+
 def test_the_project_imports_itself_by_one_name() -> None:
     """`from sinkscope.x import y` everywhere: under a second name a file would be loaded twice."""
     parts = {part_of(path) for path in sources()} | {"benchmarks"}

@@ -1,5 +1,5 @@
-"""The project's documents, for whoever reads on the page: `docs/*.md` and the reports as plain web
-pages, with their pictures.
+"""The project's documents, for whoever reads on the page: `docs/*.md` and the reports that they
+name as plain web pages, with their pictures.
 
 Served by the app itself under `read/`, read-only and from a list made at the start, so that no name
 in a request can lead anywhere else, and nothing is asked from another machine.
@@ -46,8 +46,8 @@ def slug(heading: str) -> str:
     return re.sub(r"[^\w\- ]", "", heading.lower()).strip().replace(" ", "-")
 
 
-def as_page(text: str, up: str = "") -> str:
-    """Markdown as a web page; HTML in it stays text. `up` leads to the folder of all documents.
+def as_page(text: str, depth: int = 0) -> str:
+    """Markdown as a web page, so many folders below the documents; HTML in it stays text.
 
     Links to files that the app does not serve (code, what is outside `docs`) become plain text.
     """
@@ -63,7 +63,7 @@ def as_page(text: str, up: str = "") -> str:
             if not SERVED.match(str(link.attrGet("href"))):
                 del link.attrs["href"]
     body = reader.renderer.render(tokens, reader.options, {})
-    return FRAME.format(title=html.escape(title), body=body, up=up)
+    return FRAME.format(title=html.escape(title), body=body, up="../" * depth)
 
 
 class Documents:
@@ -71,11 +71,8 @@ class Documents:
 
     def __init__(self, app: ASGIApp, folder: Path = DOCS) -> None:
         self._app = app
-        found = [
-            *folder.glob("*.md"),
-            *folder.glob("images/*.png"),
-            *folder.glob("reports/*/report.md"),
-        ]
+        patterns = ("*.md", "images/*.png", "reports/*/*.md")
+        found = [path for pattern in patterns for path in folder.glob(pattern)]
         self._files = {path.relative_to(folder).as_posix(): path for path in found}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -91,7 +88,5 @@ class Documents:
         elif file.suffix == ".png":
             answer = FileResponse(file)
         else:
-            answer = HTMLResponse(
-                as_page(file.read_text(encoding="utf-8"), "../" * name.count("/"))
-            )
+            answer = HTMLResponse(as_page(file.read_text(encoding="utf-8"), name.count("/")))
         await answer(scope, receive, send)

@@ -58,11 +58,8 @@ class EvaluateRequest:
         label="Questions",
     )
     keep: float = like(VARSettings, "keep")
-    tau: float | None = setting(
-        None,
-        "Sink score above which an image token is a sink.",
-        low=0.0,
-        left_out="that of the dimensions in use",
+    tau: float | None = like(
+        VARSettings, "tau", default=None, usual=None, left_out="that of the dimensions in use"
     )
     seed: int = setting(
         0,

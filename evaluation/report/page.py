@@ -190,7 +190,7 @@ def _flip(section: Section, flip: Flip, found: Found, shown: Shown) -> Iterator[
     if question is not None:
         images, wrong = small_images(question)
         pictures = "".join(
-            f'<img src="{_e(image)}" alt="image {i}">' for i, image in enumerate(images, 1)
+            f'<img src="{_e(image)}" alt="image {i}">' for i, image in enumerate(images)
         )
         yield f'<div class="images">{pictures}</div>' if pictures else ""
         yield f"<p>{_e(wrong)}</p>" if wrong else ""

@@ -15,6 +15,7 @@ from sinkscope.experiments.result import Result
 from sinkscope.experiments.run import run_experiment
 from sinkscope.experiments.settings import StudySettings
 from sinkscope.models.loading import ModelHandle, load_model
+from sinkscope.sinks.settings import SampleChoice
 from sinkscope.utils import PROJECT
 
 pytestmark = pytest.mark.slow
@@ -27,7 +28,7 @@ def handle() -> ModelHandle:
 
 @pytest.fixture(scope="module")
 def results(handle: ModelHandle) -> dict[str, Result]:
-    samples = read_data("demo", 5, None, 0).samples
+    samples = read_data(SampleChoice("demo", 5), 0).samples
     asked = StudySettings(bootstrap=100, controls=1)
     return {
         name: run_experiment(handle, name, samples, experiment_named(name).settings(**own), asked)

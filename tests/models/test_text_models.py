@@ -16,6 +16,7 @@ from torch import nn
 
 from sinkscope.attention_extractor import generate
 from sinkscope.capture.probes.base import Probe
+from sinkscope.capture.run import RunOutOfMemoryError, memory_errors_named
 from sinkscope.capture.session import attached
 from sinkscope.capture.storage import open_trace, save_trace
 from sinkscope.config import GenerationSettings
@@ -47,6 +48,17 @@ def llama(tmp_path_factory: pytest.TempPathFactory) -> ModelHandle:
 
 
 # --- prompts ------------------------------------------------------------------------------------
+
+
+def test_a_full_memory_speaks_of_no_image(inputs: PromptInputs) -> None:
+    with (
+        pytest.raises(
+            RunOutOfMemoryError, match=r"What helps: fewer new tokens .*64\), or"
+        ) as told,
+        memory_errors_named(inputs, GenerationSettings()),
+    ):
+        raise MemoryError
+    assert "image" not in str(told.value) and "vision" not in str(told.value)
 
 
 def test_a_prompt_is_the_text_alone(handle: ModelHandle, inputs: PromptInputs) -> None:

@@ -136,7 +136,10 @@ def test_from_run_to_var(bundled: tuple[App, str], open_page: Any) -> None:
     assert "flagged in layer 0" in text(page, "flagged")
     assert asked == []
 
-    # The heatmap by keyboard.
+    # The heatmap by keyboard; its axis counts from 0, as what is read off it.
+    ends = page.locator("[data-testid=sinks-heat] .under span").all_inner_texts()
+    assert ends[0] == "token 0"
+    assert int(ends[1]) == int(text(page, "flagged").split(" of ")[1].split()[0]) - 1
     plot = page.locator("[data-testid=sinks-heat] .plot")
     plot.focus()
     for key in ("ArrowDown", "ArrowDown", "ArrowRight"):

@@ -34,9 +34,13 @@ def test_every_document_is_a_page_whose_links_lead_on(client: TestClient) -> Non
             assert not place or place in ids[target], f"{name} links to {link}"
 
 
-def test_a_report_leads_back(client: TestClient) -> None:
-    page = client.get("/read/reports/scenes/report.md").text
-    assert '<a href="../../../">SinkScope</a>' in page and 'href="../../index.md"' in page
+def test_a_report_leads_back_to_the_documents(client: TestClient) -> None:
+    page = client.get("/read/reports/scenes/report.md")
+    assert page.status_code == 200 and "<table>" in page.text
+    for link in re.findall(r"<nav>.*?</nav>", page.text)[0].split('href="')[1:]:
+        there = (page.url.join(link.partition('"')[0])).path
+        assert there in ("/", "/read/index.md"), there
+    assert client.get("/read/reports/scenes/changed.csv").status_code == 404
 
 
 def test_the_inspectors_links_lead_to_them(client: TestClient) -> None:

@@ -27,6 +27,7 @@ from sinkscope.jobs.job import Job, Stopped
 from sinkscope.jobs.runner import Runner
 from sinkscope.models.loading import ModelHandle, load_model
 from sinkscope.sinks.samples import PROMPT
+from sinkscope.sinks.settings import SampleChoice
 from sinkscope.web.experiments_request import MINE, ExperimentRequest, samples_of
 from sinkscope.web.experiments_run import GONE, ExperimentsHandlers
 from sinkscope.web.experiments_store import ExperimentResult, ExperimentStore
@@ -232,7 +233,7 @@ def test_samples_with_images(make: Make, tmp_path: Path) -> None:
     sees, job = SimpleNamespace(family=SimpleNamespace(sees_images=True)), Job()
     limits = ImageLimits()
     bundled = samples_of(asked(samples=6.0), sees, limits, job)  # type: ignore[arg-type]
-    same = read_data("demo", 6, None, 0)
+    same = read_data(SampleChoice("demo", 6), 0)
     assert [s.fingerprint() for s in bundled.samples] == [s.fingerprint() for s in same.samples]
     assert [s.answer for s in bundled.samples] == [s.answer for s in same.samples]
     assert bundled.source == same.source

@@ -11,6 +11,7 @@ from sinkscope.demo.check import CheckSettings
 from sinkscope.demo.measure import FIRST_SINK_SCENE, SINK_SCENES, held_out_scenes, sink_scenes
 from sinkscope.models.profiles import DEMO
 from sinkscope.sinks.samples import image_digest
+from sinkscope.sinks.settings import SampleChoice
 from sinkscope.web.sinks_request import EXAMPLES, SinksRequest, draw_samples
 
 
@@ -30,7 +31,7 @@ def test_example_scenes_differ_by_seed() -> None:
 
 @pytest.mark.parametrize("seed", [0, 10, 2**31 - 1])
 def test_example_scenes_are_those_of_the_command_line(seed: int) -> None:
-    line = {s.id: s.digests for s in read_data("demo", 7, None, seed).samples}
+    line = {s.id: s.digests for s in read_data(SampleChoice("demo", 7), seed).samples}
     assert digests(seed) == line
 
 

@@ -43,7 +43,7 @@ async function showSample() {
   heat = matrix($(".heat"), {
     label: `Sink score of ${one.id} by layer and vision token`, across: tokens(one), down: data.layers.length, rows: data.layers.map((layer) => `${layer}`),
     value: (x, y) => phi(y, x), at: (x) => x / data.phi_top, ticks: ["φ 0", `${data.phi_top.toFixed(1)}: largest |x[d]| / rms over ${data.dims.join(", ")}`],
-    under: ["token 1", `${tokens(one)}`], words: "vision tokens across, row by row; layer down; at the right the share flagged in all images", point: (t) => { view.cursor = t; mark(); },
+    under: ["token 0", `${tokens(one) - 1}`], words: "vision tokens across, row by row; layer down; at the right the share flagged in all images", point: (t) => { view.cursor = t; mark(); },
     pick: (l) => { view.layer = view.layer === l ? -1 : l; paint(); },
     read: (t, l) => `layer ${data.layers[l]}, token ${t} (row ${Math.floor(t / one.columns)}, column ${t % one.columns}): φ ${phi(l, t).toFixed(2)}${phi(l, t) > view.tau ? ", flagged" : ""}; attention ${scored("ratio", l, one.start + t).toFixed(1)} × the median`,
   });
