@@ -251,6 +251,7 @@ def test_changed_questions_are_read_from_the_data_again(tmp_path: Path) -> None:
     report = make_report([run], ReportSettings(), CompareSettings(resamples=50))
     page = report.files["report.html"]
     assert "data:image/jpeg;base64," in page
+    assert 'alt="image 0"' in page  # images count from 0
     assert escape(asked.text) in page
     assert rows(report, "changed.csv")[0]["text"] == asked.text
 
