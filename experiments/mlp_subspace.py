@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from sinkscope.experiments.neurons import Energy, NoNeuronsError, dims_for, shares
+from sinkscope.experiments.neurons import Energy, NoNeuronsError, dims_for, median, shares
 from sinkscope.experiments.probes import AtTokens
 from sinkscope.experiments.residual import follow_residual
 from sinkscope.experiments.result import Cell, Chart, Findings, Series, Table, number, numbers
@@ -47,7 +47,7 @@ def run(study: Study, settings: MLPSubspaceSettings) -> Findings:
             f"allowed: {', '.join(there)}, residual."
         )
     study.plan(2)
-    groups = {name: _Group() for name in study.names}
+    groups = {name: _Group(Energy(keep=name == study.sink)) for name in study.names}
     for case, inputs in study.each(f"Layer {settings.layer}"):
         probe = AtTokens((site,), case.positions, (settings.layer,))
         values = study.passed(case, inputs, [probe]).session[probe].layer(site, settings.layer)
@@ -72,7 +72,7 @@ def run(study: Study, settings: MLPSubspaceSettings) -> Findings:
 class _Group:
     """Sums over one group's tokens."""
 
-    energy: Energy = field(default_factory=Energy)
+    energy: Energy
     size: list[Tensor] = field(default_factory=list)
     square: list[Tensor] = field(default_factory=list)
     value: list[Tensor] = field(default_factory=list)
@@ -139,12 +139,12 @@ def _findings(
 ) -> Findings:
     word, layer = WORDS[settings.mlp], settings.layer
     sink = groups[study.sink]
-    order = sink.energy.mean.argsort(descending=True, stable=True)
+    order = sink.energy.order
     tables = [
         _figures(study, settings, groups),
         _top_table(study, settings, groups, order[:LISTED]),
     ]
-    held = float(sink.energy.joint(top).median()) if len(top) else math.nan
+    held = median(sink.energy.joint(top)) if len(top) else math.nan
     if len(top):
         listed = ", ".join(map(str, top.tolist()))
         said = (

@@ -27,25 +27,40 @@ class NoNeuronsError(ValueError):
 
 @dataclass
 class Energy:
-    """Shares of the energy at one group of tokens, summed up sample by sample."""
+    """Shares of the energy at one group of tokens, summed up sample by sample.
 
-    _shares: list[Tensor] = field(default_factory=list)
-    _counts: list[int] = field(default_factory=list)
+    Attributes:
+        keep: also keep the mean shares of each sample (F numbers), which `joint` and `top` need.
+    """
+
+    keep: bool = True
+    _total: Tensor | None = None
+    _count: int = 0
+    _samples: list[Tensor] = field(default_factory=list)
 
     def add(self, values: Tensor) -> None:
         """One sample's z (n, F), n 1 or more."""
-        self._shares.append(shares(values).mean(0))
-        self._counts.append(len(values))
+        own = shares(values)
+        total = own.sum(0)
+        self._total = total if self._total is None else self._total + total
+        self._count += len(values)
+        if self.keep:
+            self._samples.append(own.mean(0))
 
     @property
     def mean(self) -> Tensor:
         """float64 (F,): mean share over tokens of all samples."""
-        weights = torch.tensor(self._counts, dtype=torch.float64)
-        return (torch.stack(self._shares) * weights[:, None]).sum(0) / weights.sum()
+        assert self._total is not None, "nothing was added"
+        return self._total / self._count
+
+    @property
+    def order(self) -> Tensor:
+        """int64 (F,): the neurons by their mean share, falling."""
+        return self.mean.argsort(descending=True, stable=True)
 
     def joint(self, dims: Tensor) -> Tensor:
         """float64 (S,): joint share of some neurons in each sample."""
-        return torch.stack([own[dims].sum() for own in self._shares])
+        return torch.stack([own[dims].sum() for own in self._samples])
 
     def top(self, count: int | None, min_share: float, layer: int, what: str = "z") -> Tensor:
         """int64 (k,): the top neurons, falling.
@@ -59,12 +74,12 @@ class Energy:
         Raises:
             NoNeuronsError: they do not reach it.
         """
-        order = self.mean.argsort(descending=True, stable=True)
-        most = max(1, min(MOST, len(order) // ONE_OF))
-        tried = range(1, most + 1) if count is None else (min(count, len(order)),)
+        order = self.order
+        most = _most(count, len(order))
+        tried = range(1, most + 1) if count is None else (most,)
         held = 0.0
         for size in tried:
-            held = float(self.joint(order[:size]).median())
+            held = median(self.joint(order[:size]))
             if held >= min_share:
                 return order[:size]
         raise NoNeuronsError(
@@ -87,13 +102,26 @@ def dims_for(values: Tensor, share: float) -> Tensor:
     return reached.to(torch.int8).argmax(-1).double() + 1
 
 
+def median(values: Tensor) -> float:
+    """Of (n,); of an even number the mean of the two in the middle (`torch.median` gives the lower
+    one)."""
+    return float(values.double().quantile(0.5))
+
+
+def _most(count: int | None, neurons: int) -> int:
+    """The largest set that is tried."""
+    return max(1, min(MOST, neurons // ONE_OF)) if count is None else min(count, neurons)
+
+
 def top_neurons(study: Study, layer: int, count: int | None, min_share: float) -> Tensor:
     """int64 (k,): the neurons of a layer that hold the sinks' energy, from a pass of each sample.
 
     Raises:
-        NoNeuronsError: no small set does; the text says which layers have one.
+        NoNeuronsError: no small set does; the text says which layers have one, for which each
+            sample is passed through once more.
     """
-    energies = {number: Energy() for number in range(study.layers)}
+    # Of the other layers only the mean is kept: rows of all layers and samples would be large.
+    energies = {number: Energy(keep=number == layer) for number in range(study.layers)}
     for case, inputs in study.each("Looking for neurons"):
         probe = AtTokens(("z",), case.groups[study.sink])
         session = study.passed(case, inputs, [probe]).session
@@ -102,7 +130,7 @@ def top_neurons(study: Study, layer: int, count: int | None, min_share: float) -
     try:
         return energies[layer].top(count, min_share, layer)
     except NoNeuronsError as error:
-        there = [n for n in energies if _has(energies[n], count, min_share, n)]
+        there = _layers_with(study, energies, count, min_share)
         listed = ", ".join(map(str, there)) if there else "none"
         raise NoNeuronsError(
             f"{error} Layers that have such a set: {listed}. Nothing in this layer's MLP can be "
@@ -110,9 +138,17 @@ def top_neurons(study: Study, layer: int, count: int | None, min_share: float) -
         ) from None
 
 
-def _has(energy: Energy, count: int | None, min_share: float, layer: int) -> bool:
-    try:
-        energy.top(count, min_share, layer)
-    except NoNeuronsError:
-        return False
-    return True
+def _layers_with(
+    study: Study, energies: dict[int, Energy], count: int | None, min_share: float
+) -> list[int]:
+    """Layers in which the largest set that is tried holds enough. A larger set holds more in every
+    sample, so no smaller one needs to be looked at."""
+    tops = {n: own.order[: _most(count, len(own.mean))] for n, own in energies.items()}
+    held: dict[int, list[Tensor]] = {n: [] for n in energies}
+    study.plan(1)
+    for case, inputs in study.each("Looking for neurons in other layers"):
+        probe = AtTokens(("z",), case.groups[study.sink])
+        session = study.passed(case, inputs, [probe]).session
+        for n, top in tops.items():
+            held[n].append(shares(session[probe].layer("z", n))[:, top].sum(-1).mean())
+    return [n for n, own in held.items() if median(torch.stack(own)) >= min_share]

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from sinkscope.utils import plain_values, write_atomically
 
@@ -240,12 +241,22 @@ def _result(values: dict[str, Any]) -> Result:
     return Result(**{**given, "samples": tuple(given["samples"]), "findings": findings})
 
 
+def _checked(name: object) -> None:
+    """A table's or chart's name is that of its file: it must not lead to another folder."""
+    if not isinstance(name, str) or not re.fullmatch(r"[A-Za-z0-9_-]{1,80}", name):
+        raise ValueError(f"name is {name!r}")
+
+
 def _table(values: dict[str, Any]) -> Table:
+    _checked(values["name"])
     rows = tuple(tuple(row) for row in values["rows"])
     return Table(**{**values, "columns": tuple(values["columns"]), "rows": rows})
 
 
 def _chart(values: dict[str, Any]) -> Chart:
+    _checked(values["name"])
+    if values["kind"] not in get_args(Kind):
+        raise ValueError(f"kind is {values['kind']!r}")
     series = tuple(_series(one) for one in values["series"])
     return Chart(**{**values, "x": tuple(values["x"]), "series": series})
 

@@ -55,6 +55,7 @@ def run_experiment(
     asked = study_settings or StudySettings()
     if asked.tokens is None:  # some experiments hold other tokens against each other
         asked = dataclasses.replace(asked, tokens=getattr(settings, "default_tokens", None))
+    _check_layers(handle, settings)
     given = samples if isinstance(samples, Prompts) else Prompts(tuple(samples), "given samples")
     began = time.perf_counter()
     study = prepare_study(
@@ -83,6 +84,19 @@ def run_experiment(
         versions=versions(),
         seconds=time.perf_counter() - began,
     )
+
+
+def _check_layers(handle: ModelHandle, settings: Any) -> None:
+    """Refuse layers that the model does not have before any sample is passed through it; where a
+    layer must have one behind it, the experiment says so."""
+    layers = handle.info.layers
+    for name in ("layer", "layers"):
+        given = getattr(settings, name, None)
+        for layer in given if isinstance(given, tuple) else (given,):
+            if layer is not None and not 0 <= layer < layers:
+                raise ValueError(
+                    f"layer is {layer}; {handle.info.id} has layers 0 to {layers - 1}."
+                )
 
 
 def versions() -> dict[str, str]:

@@ -12,6 +12,7 @@ from PIL import Image
 
 from sinkscope.experiments.compare import compare
 from sinkscope.experiments.figures import draw
+from sinkscope.experiments.neurons import NoNeuronsError
 from sinkscope.experiments.result import Chart, Findings, Result, Series, Table, Verdict
 from sinkscope.experiments.run import run_experiment
 from sinkscope.experiments.samples import TextSample, have_images
@@ -97,6 +98,39 @@ def test_random_choices_follow_from_the_seed(handle: ModelHandle) -> None:
 
 
 @pytest.mark.tiny
+@pytest.mark.parametrize(
+    ("name", "settings"),
+    [
+        ("ablate-mlp", AblateMLPSettings(layer=3)),
+        ("lower-attention", LowerAttentionSettings(layers=(0, 3))),
+    ],
+)
+def test_a_layer_that_there_is_not_is_refused_before_any_pass(
+    handle: ModelHandle, name: str, settings: object
+) -> None:
+    told: list[int] = []
+    with pytest.raises(ValueError, match="3; .* has layers 0 to 2"):
+        run_experiment(
+            handle, name, SAMPLES, settings, FEW, on_progress=lambda done, *_: told.append(done)
+        )
+    assert not told
+
+
+@pytest.mark.tiny
+def test_where_no_few_neurons_hold_the_energy_the_layers_that_have_some_are_named(
+    tmp_path: Path,
+) -> None:
+    folder = save_text_model(tmp_path, "qwen3", seed=1)
+    loud = load_model(str(folder), device="cpu", dtype="float32")
+    mlp = loud.stack.layers[1].mlp
+    with torch.no_grad():  # one neuron of layer 1 has all of its energy
+        mlp.gate_proj.weight[5] *= 100
+        mlp.up_proj.weight[5] *= 100
+    with pytest.raises(NoNeuronsError, match=r"in layer 0 .* have such a set: 1\."):
+        run_experiment(loud, "ablate-mlp", SAMPLES, AblateMLPSettings(layer=0, min_share=0.9), FEW)
+
+
+@pytest.mark.tiny
 def test_what_does_not_fit_is_refused(handle: ModelHandle) -> None:
     with pytest.raises(ValueError, match="There is no experiment 'scann'; allowed: scan, "):
         run_experiment(handle, "scann", SAMPLES, ScanSettings())
@@ -131,6 +165,18 @@ def test_a_result_survives_its_file(tmp_path: Path) -> None:
         (tmp_path / "broken.json").write_text(json.dumps(values))
         with pytest.raises(ValueError, match="is damaged"):
             Result.open(tmp_path / "broken.json")
+
+
+@pytest.mark.parametrize("part", ["tables", "charts"])
+@pytest.mark.parametrize("name", ["../outside", "/tmp/x", "", 3])
+def test_a_result_from_elsewhere_names_no_file_outside_its_folder(
+    tmp_path: Path, part: str, name: object
+) -> None:
+    values = json.loads(json.dumps(made(1.0).as_dict()))
+    values["findings"][part][0]["name"] = name
+    (tmp_path / "result.json").write_text(json.dumps(values))
+    with pytest.raises(ValueError, match="is damaged"):
+        Result.open(tmp_path)
 
 
 def test_a_table_as_csv_keeps_every_digit_and_quotes_what_needs_it() -> None:

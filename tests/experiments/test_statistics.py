@@ -15,7 +15,7 @@ from sinkscope.experiments.controls import (
     random_tokens,
 )
 from sinkscope.experiments.decompose_mlp_in import effective_rank
-from sinkscope.experiments.neurons import Energy, NoNeuronsError, dims_for
+from sinkscope.experiments.neurons import Energy, NoNeuronsError, dims_for, median
 from sinkscope.experiments.roles import groups, sinks_of
 from sinkscope.experiments.settings import StudySettings, token_groups
 from sinkscope.experiments.streaming import Spread, Vectors, concentration
@@ -173,6 +173,14 @@ def test_the_top_neurons_are_the_fewest_that_suffice() -> None:
     with pytest.raises(NoNeuronsError, match=r"layer 3 the 4 strongest hold 97% .* 99% are needed"):
         energy.top(None, 0.99, 3)  # 128 / 32
     assert dims_for(z.double(), 0.5).tolist() == [1] and dims_for(z.double(), 0.75).tolist() == [2]
+
+
+def test_of_an_even_number_of_samples_the_median_lies_between_the_two_in_the_middle() -> None:
+    assert median(torch.tensor([0.9, 0.1, 0.5, 0.6])) == pytest.approx(0.55)
+    energy = Energy()
+    for strong in (0.5, 0.62):  # shares of neuron 0; the lower one alone would not reach 0.55
+        energy.add(torch.tensor([[strong, 1 - strong]]).sqrt())
+    assert energy.top(1, 0.55, 0).tolist() == [0]
 
 
 def test_effective_ranks() -> None:
