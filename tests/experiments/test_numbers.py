@@ -155,7 +155,7 @@ def test_mlp_subspace(world: World, part: str) -> None:
     mean = torch.stack([v.square() / v.square().sum() for v in values]).mean(0)
     order = mean.argsort(descending=True).tolist()
     assert result.findings.values["top"] == order[:3]
-    held = sorted(float((v[order[:3]].square().sum() / v.square().sum())) for v in values)
+    held = sorted(float(v[order[:3]].square().sum() / v.square().sum()) for v in values)
     middle = (held[(len(held) - 1) // 2] + held[len(held) // 2]) / 2
     assert near(result.findings.values["joint_share"], middle)
     assert [row[0] for row in top.rows] == order[: len(top.rows)]

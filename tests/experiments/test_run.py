@@ -109,7 +109,7 @@ def test_a_layer_that_there_is_not_is_refused_before_any_pass(
     handle: ModelHandle, name: str, settings: object
 ) -> None:
     told: list[int] = []
-    with pytest.raises(ValueError, match="3; .* has layers 0 to 2"):
+    with pytest.raises(ValueError, match=r"3; .* has layers 0 to 2"):
         run_experiment(
             handle, name, SAMPLES, settings, FEW, on_progress=lambda done, *_: told.append(done)
         )
