@@ -66,7 +66,7 @@ def provenance(
             "started": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
             "command": ["sinkscope", *sys.argv[1:]],  # whatever it was started by
             "python": platform.python_version(),
-            "platform": platform.platform(),
+            "platform": f"{platform.system()} {platform.machine()}",
             "libraries": versions(),
             "git": git_state(),
             **host(handle),

@@ -7,6 +7,9 @@ from typing import Any
 
 from sinkscope.evaluation.report.gather import Section
 
+# In provenance.json, and nobody's business whom a report is shown to: whose machine it was.
+PRIVATE = ("name", "process")
+
 
 def facts(section: Section) -> list[tuple[str, str]]:
     """Name and value of what there is: task, data, model, settings of each method, versions."""
@@ -51,12 +54,13 @@ def _settings(var: Mapping[str, Any]) -> str:
 
 def _flat(values: Mapping[str, Any], before: str = "") -> list[tuple[str, Any]]:
     made: list[tuple[str, Any]] = []
+    session = before.startswith("session")
     for key, value in values.items():
         name = f"{before}{key}".replace("_", " ")
         if isinstance(value, Mapping):
             made += _flat(value, f"{name}: ")
-        elif key == "methods":
-            continue  # they stand above
+        elif key == "methods" or (session and key in PRIVATE):
+            continue  # methods stand above
         elif isinstance(value, list) and value and isinstance(value[0], Mapping):
             made += [pair for i, one in enumerate(value, 1) for pair in _flat(one, f"{name} {i}: ")]
         else:
