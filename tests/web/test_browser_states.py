@@ -120,6 +120,7 @@ def test_the_first_start_without_an_example(
     page.wait_for_selector("[data-testid=blank]")
     assert "Where did each word look?" in page.inner_text("[data-testid=blank]")
     assert page.inner_text("[data-testid=phase]") == "No run yet"
+    page.close()  # before the server goes, or it says so in the console
     site.app.blocks.close(verbose=False)
 
 
