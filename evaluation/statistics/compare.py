@@ -31,7 +31,6 @@ from sinkscope.evaluation.statistics.intervals import (
 from sinkscope.evaluation.statistics.settings import CompareSettings
 
 BETTER, WORSE, NONE_SHOWN, UNDEFINED = "better", "worse", "no difference shown", "not defined"
-FEWEST_CHANGED = 4  # clusters, all one way, until the bootstrap's p is below 0.05: 2 exp(-4) = 0.04
 FEW_CLUSTERS = 30  # below this the bootstrap's intervals are too short
 EXACT, RESAMPLED = "McNemar, exact", "paired cluster bootstrap"
 
@@ -197,13 +196,15 @@ class _Part:
         else:
             drawn = self.draws.difference(method, against, figure)
             interval = bootstrap.percentiles(drawn, self.settings.confidence)
-            p, test = bootstrap.p_value(drawn), RESAMPLED
+            changed = {one.cluster for one, change in zip(ours, changes, strict=True) if change}
+            p, test = max(bootstrap.p_value(drawn), _least(len(changed))), RESAMPLED
             error = bootstrap.standard_error(drawn)
             shown = detectable(error, self.settings.alpha)
             if error == 0:
                 interval = self._unchanged(figure, float(drawn[0]))
-            # With fewer changed questions no bootstrap shows a difference.
-            fewest = min(1.0, FEWEST_CHANGED / len(changes)) if self._is_share(figure) else 0.0
+            # With fewer changed questions no difference is ever shown.
+            least = math.ceil(math.log2(2 / self.settings.alpha))
+            fewest = min(1.0, least / len(changes)) if self._is_share(figure) else 0.0
             shown = max(shown, fewest) or math.nan
         return Difference(
             *(method, against, figure, category, value, base, interval, p, p, test, shown),
@@ -294,6 +295,13 @@ def _categories(
         )
         for name in names
     }
+
+
+def _least(changed: int) -> float:
+    """The smallest two-sided p that so many changed clusters can give: of a sign test where all
+    changed one way. The bootstrap draws from these clusters alone, so that of one cluster, or of a
+    few that agree, it would be certain."""
+    return min(1.0, 2.0 ** (1 - changed))
 
 
 def _judged(
