@@ -29,7 +29,10 @@ class SubstringLegacy:
     def judge(self, answer: str, question: Question) -> Judgement:
         """1 where the truth, without case, punctuation and spaces, stands in the answer, else 0."""
         said = _squeezed(answer)
-        right = any(_squeezed(truth) in said for truth in texts(question))
+        # As the file words it: the script's files may say "blue" where other judges take a letter.
+        worded = question.fields.get("truth")
+        truths = [worded] if isinstance(worded, str) else texts(question)
+        right = any(_squeezed(truth) in said for truth in truths)
         return Judgement(float(right), said or None, {"warning": WARNING})
 
 
