@@ -51,12 +51,14 @@ class Summary:
     """How far a run (or its shard) has come.
 
     Attributes:
-        questions: how many it has.
+        questions: how many it has; of a session that did not come to its end (`ended`), how many
+            it has read so far.
         answered: of them, by every method.
         failed: of them, with an error in place of a score.
         failures: question and error of the first `MOST_LISTED`.
         complete: whether all are there and none failed.
         seconds: of this session.
+        ended: whether the session read all of its questions.
     """
 
     questions: int
@@ -65,6 +67,7 @@ class Summary:
     failures: tuple[tuple[str, str], ...]
     complete: bool
     seconds: float
+    ended: bool
 
 
 @dataclass
@@ -112,6 +115,7 @@ class Session:
             tuple(self.failures),
             complete,
             round(seconds, 3),
+            self.over,
         )
 
     def _units(self) -> Iterator[tuple[Work, ...]]:
@@ -144,13 +148,14 @@ class Session:
         """Lot, place, question: of the shard; faults of the data are recorded in passing."""
         protocol = self.prepared.protocol
         for index, item in enumerate(items_of(self.prepared, self.config.run)):
+            # Before the shard is looked at: the two of one id may be in different ones.
+            name = int(sha256(item.id.encode("utf-8", "surrogatepass"))[:16], 16)
+            twice = name in self.seen
+            self.seen.add(name)
             lot = lot_of(item.cluster)
             if lot % self.shard.count != self.shard.number - 1:
                 continue
             self.questions += 1
-            name = int(sha256(item.id.encode("utf-8", "surrogatepass"))[:16], 16)
-            twice = name in self.seen
-            self.seen.add(name)
             if index in self.out.done:
                 self._count(item.id, None)
             if twice:

@@ -70,7 +70,7 @@ class Record(NamedTuple):
     def content(self) -> str:
         """What makes the record another one: pictures as they are named, question, answer; neither
         its id nor its place. A picture that nothing is asked about goes by its name alone."""
-        names = [_name(image) for image in self.images]
+        names = [image_name(image) for image in self.images]
         said = [self.prompt(), self.answer, self.system]
         if len(names) == 1 and said == [None, None, None]:
             return names[0]
@@ -82,7 +82,7 @@ class Record(NamedTuple):
         """The id, or one made of the content."""
         if self.id is not None:
             return self.id
-        names = "+".join(_name(image) for image in self.images[:4])
+        names = "+".join(image_name(image) for image in self.images[:4])
         return f"{names[:100]}#{self.short()}"
 
     def short(self) -> str:
@@ -90,7 +90,8 @@ class Record(NamedTuple):
         return sha256(self.content().encode("utf-8", "surrogatepass"))[:8]
 
 
-def _name(image: Reference) -> str:
+def image_name(image: Reference) -> str:
+    """The path of a picture that is a file, else a hash of what the row holds."""
     if image.kind == "file" and isinstance(image.value, str):
         return image.value
     data = image.value.encode() if isinstance(image.value, str) else image.value

@@ -214,7 +214,11 @@ def _section(folder: Path, settings: CompareSettings) -> Section:
         comparison = compare(_metric(run, protocol), answers, chosen)
     except NothingToCompareError as error:
         reason = str(error)
-    questions = [summary.get("questions") for summary in run.summaries]
+    # A session that was stopped knows the questions that it had read, not all of them.
+    questions = [
+        summary.get("questions") if summary.get("ended", True) else None
+        for summary in run.summaries
+    ]
     known = len(questions) == len(run.files) and all(isinstance(n, int) for n in questions)
     warnings = [f"{text} ({n} answers)" for text, n in reading.warnings.items()]
     return Section(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import posixpath
 import string
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -10,8 +11,8 @@ from typing import Any
 from PIL import Image
 
 from sinkscope.evaluation.base import Faulty, Protocol, Question
-from sinkscope.evaluation.data import Data, Row, StoredPicture, Table, column
-from sinkscope.records.record import RecordError
+from sinkscope.evaluation.data import MOST_NAMED, Data, Row, StoredPicture, Table, column
+from sinkscope.records.record import RecordError, image_name
 from sinkscope.records.values import shown
 
 Item = Question | Faulty
@@ -107,12 +108,19 @@ def items(
         needed: columns without which nothing can be asked.
 
     Raises:
-        ValueError: a needed column is missing; those that there are are named.
+        ValueError: the first row lacks a needed column; those that there are are named. A later
+            row that lacks one (of JSON lines, where each row has its own) is that row's fault.
     """
+    first = True
     for row in rows:
-        for one in needed:
-            column(row, one)
+        if first:
+            for one in needed:
+                column(row, one)
+        first = False
         try:
+            if lacks := [one for one in needed if one not in row.values]:
+                there = ", ".join(list(map(str, row.values))[:MOST_NAMED])
+                raise RowFault(f"has no {', '.join(lacks)}; columns present: {there}")
             yield make(row)
         except (RowFault, RecordError) as error:
             text = str(error).rstrip(".")
@@ -143,6 +151,14 @@ def pictures(row: Row, *columns: str) -> tuple[StoredPicture, ...]:
     if not found:
         raise RowFault(f"has no image in {', '.join(columns)}")
     return found
+
+
+def shared_image(found: Sequence[StoredPicture]) -> str:
+    """The cluster of a question whose data names none: its first image, by path or bytes, so that
+    questions about one image are never taken for independent."""
+    reference = found[0].reference
+    name = image_name(reference)
+    return posixpath.normpath(name) if reference.kind == "file" else name
 
 
 def lettered(texts: Sequence[Any]) -> Options:

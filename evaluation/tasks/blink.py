@@ -22,6 +22,7 @@ from sinkscope.evaluation.tasks.base import (
     letter_of,
     lettered,
     pictures,
+    shared_image,
     text,
 )
 
@@ -59,13 +60,15 @@ def _name(row: Row) -> str:
 
 def _question(row: Row) -> Question:
     options = lettered(column(row, "choices"))
+    found = pictures(row, *_IMAGES)
     return Question(
         id=_name(row),
         text=text(row, "prompt"),
-        pictures=pictures(row, *_IMAGES),
+        pictures=found,
         truth=letter_of(column(row, "answer"), options),
         options=options,
         category=str(row.values.get("sub_task") or row.table.configuration or ""),
+        cluster=shared_image(found),
         fields={"question": str(row.values.get("question") or "")},
     )
 

@@ -20,6 +20,7 @@ from sinkscope.evaluation.tasks.base import (
     Task,
     items,
     letter_of,
+    shared_image,
 )
 from sinkscope.evaluation.tasks.by_question import ByQuestion
 from sinkscope.records.formats import record_of
@@ -58,14 +59,15 @@ def question_of(row: Row) -> Question:
         raise RowFault("has earlier turns; allowed: questions that stand by themselves")
     known = plain(row.values)
     options = tuple((letter.upper(), said) for letter, said in record.choices)
+    found = tuple(StoredPicture(image, row.pictures) for image in record.images)
     return Question(
         id=record.id or f"row-{row.number}",
         text=record.question,
-        pictures=tuple(StoredPicture(image, row.pictures) for image in record.images),
+        pictures=found,
         truth=truth_of(record, options, known.get("answers")),
         options=options,
         category=_first(known, CATEGORIES),
-        cluster=_first(known, CLUSTERS),
+        cluster=_first(known, CLUSTERS) or shared_image(found),
         system=record.system,
     )
 

@@ -22,6 +22,7 @@ from sinkscope.evaluation.tasks.base import (
     items,
     letter_of,
     pictures,
+    shared_image,
 )
 from sinkscope.evaluation.tasks.by_question import ByQuestion
 from sinkscope.records.conversation import plain_question
@@ -62,13 +63,15 @@ def _question(row: Row) -> Question:
     known = {key: row.values.get(key) for key in GROUPS}
     numbered = [key for key in NUMBERED if row.values.get(key)]
     single = [key for key in SINGLE if row.values.get(key)][:1]
+    found = pictures(row, *(numbered or single or NUMBERED))
     return Question(
         id=_name(row),
         text=asked,
-        pictures=pictures(row, *(numbered or single or NUMBERED)),
+        pictures=found,
         truth=_truth(truth, options),
         options=options,
         category=next((str(value) for value in known.values() if value), ""),
+        cluster=shared_image(found),
         fields={"truth": truth},
     )
 

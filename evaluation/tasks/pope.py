@@ -21,6 +21,7 @@ from sinkscope.evaluation.tasks.base import (
     Task,
     items,
     pictures,
+    shared_image,
     text,
     yes_or_no,
 )
@@ -45,13 +46,14 @@ def _name(row: Row) -> str:
 def _question(row: Row) -> Question:
     # the image's name; three subsets ask about the same 500
     source = row.values.get("image_source")
+    found = pictures(row, "image")
     return Question(
         id=_name(row),
         text=text(row, "question").strip(),
-        pictures=pictures(row, "image"),
+        pictures=found,
         truth=yes_or_no(column(row, "answer")),
         category=text(row, "category"),
-        cluster=str(source) if source else "",
+        cluster=str(source) if source else shared_image(found),
     )
 
 

@@ -19,6 +19,7 @@ from sinkscope.evaluation.tasks.base import (
     lettered,
     option_lines,
     pictures,
+    shared_image,
     text,
 )
 
@@ -48,13 +49,15 @@ def _question(row: Row) -> Question:
     index = column(row, "correct_answer_idx")
     if not isinstance(index, int) or not 0 <= index < len(options):
         raise RowFault(f"has correct_answer_idx {index!r}; allowed: 0 to {len(options) - 1}")
+    found = pictures(row, "image_bytes")
     return Question(
         id=_name(row),
         text=text(row, "question").strip(),
-        pictures=pictures(row, "image_bytes"),
+        pictures=found,
         truth=options[index][0],
         options=options,
         category=str(row.values.get("question_type") or ""),
+        cluster=shared_image(found),
     )
 
 

@@ -22,6 +22,7 @@ from sinkscope.evaluation.tasks.base import (
     items,
     kit_shortly,
     pictures,
+    shared_image,
     text,
 )
 
@@ -42,12 +43,13 @@ def _name(row: Row) -> str:
 
 def _question(row: Row) -> Question:
     source = row.values.get("image_id")
+    found = pictures(row, "image")
     return Question(
         id=_name(row),
         text=text(row, "question"),
-        pictures=pictures(row, "image"),
+        pictures=found,
         truth=answers_of(column(row, "answers")),
-        cluster=str(source) if source else "",
+        cluster=str(source) if source else shared_image(found),
     )
 
 

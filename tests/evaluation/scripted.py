@@ -58,10 +58,12 @@ class Scripted:
 
 
 def write_questions(folder: Path, rows: Sequence[dict[str, Any]]) -> Path:
-    """`questions.jsonl` with red.png beside it; each row asks about that image by default."""
+    """`questions.jsonl` with red.png beside it; each row asks about that image by default,
+    in a cluster of its own."""
     folder.mkdir(parents=True, exist_ok=True)
     Image.new("RGB", (64, 48), (200, 30, 30)).save(folder / "red.png")
     path = folder / "questions.jsonl"
-    given = [{"id": str(n), "image": "red.png", **row} for n, row in enumerate(rows)]
+    own = [{"id": str(n), "image": "red.png", "cluster": f"own-{n}"} for n in range(len(rows))]
+    given = [{**before, **row} for before, row in zip(own, rows, strict=True)]
     path.write_text("".join(json.dumps(row) + "\n" for row in given))
     return path

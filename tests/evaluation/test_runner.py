@@ -26,7 +26,7 @@ from sinkscope.evaluation.wanted import Wanted, wanted_methods
 from sinkscope.jobs.job import Stopped
 from sinkscope.models.loading import ModelHandle, load_model
 from tests.evaluation.scripted import Scripted, write_questions
-from tests.evaluation.tasks.layouts import pope, write
+from tests.evaluation.tasks.layouts import data_of, pope, write
 
 PAIR = wanted_methods(["default", "var:dims=3,tau=1.5"])
 COLOUR = [{"question": f"Colour {n}?", "answer": "red"} for n in range(5)]
@@ -104,7 +104,7 @@ def test_faulty_rows_are_recorded_and_the_rest_is_answered(
     assert "missing.png does not exist" in reasons["1"]
     assert "broken.png is damaged" in reasons["2"]
     assert (
-        "Line 4 of questions.jsonl has no answer; keys present: id, image, question"
+        "Line 4 of questions.jsonl has no answer; keys present: id, image, cluster, question"
         in (reasons["row-4"])
     )
     assert "allowed: A, B" in reasons["row-5"]
@@ -116,6 +116,23 @@ def test_faulty_rows_are_recorded_and_the_rest_is_answered(
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())
     assert summary["complete"] is False
     assert len(summary["failures"]) == 5
+
+
+def test_a_later_line_without_a_column_is_that_lines_fault(
+    tiny: ModelHandle, tmp_path: Path
+) -> None:
+    """JSON lines need not have the same keys; the first alone says what the file has."""
+    data_of("older-blink", tmp_path)
+    path = tmp_path / "blink_validation.jsonl"
+    first, second = path.read_text().splitlines()
+    path.write_text("\n".join([first, '{"id": "9", "image": "red.png"}', second]) + "\n")
+    wanted = RunConfig(RunSettings("older-blink", data=str(path)), ModelSettings(), PAIR)
+    done = run(tiny, wanted, tmp_path / "run", Scripted(lambda work: ("red", "red")))
+    assert (done.questions, done.answered, done.failed) == (3, 2, 1)
+    assert "has no conversations; columns present: id, image" in dict(done.failures)["9"]
+    path.write_text('{"id": "9"}\n')
+    with pytest.raises(ValueError, match=r"no column 'conversations'.*present: id"):
+        prepare(wanted.run)
 
 
 def test_failures_are_tried_again_by_the_next_run(tiny: ModelHandle, tmp_path: Path) -> None:
@@ -153,7 +170,8 @@ def test_a_stopped_run_goes_on(tiny: ModelHandle, tmp_path: Path) -> None:
         run(tiny, config(path), tmp_path / "run", engine, stop=stop, on_progress=tell)
     assert told == [(n, 5) for n in range(1, len(told) + 1)]
     assert 2 <= len(told) < 5  # the few questions that it was at were ended
-    assert json.loads((tmp_path / "run" / "summary.json").read_text())["complete"] is False
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert (summary["complete"], summary["ended"]) == (False, False)
     rest = Scripted(lambda work: ("red", "red"))
     assert run(tiny, config(path), tmp_path / "run", rest).complete
     assert len(engine.asked) == len(told)
@@ -187,6 +205,18 @@ def test_shards_share_the_questions_and_clusters_stay_whole(
         number = int(path.stem.split("-")[1])
         for line in path.read_text().splitlines():
             assert lot_of(json.loads(line)["cluster"]) % 3 == number - 1
+
+
+def test_an_id_that_stands_twice_is_found_across_shards(tiny: ModelHandle, tmp_path: Path) -> None:
+    names = [next(f"c{n}" for n in range(99) if lot_of(f"c{n}") % 2 == part) for part in (0, 1)]
+    rows = [{**COLOUR[0], "id": "same", "cluster": name} for name in names]
+    path = write_questions(tmp_path / "data", rows)
+    engine = Scripted(lambda work: ("red", "red"))
+    failed = [
+        run(tiny, config(path), tmp_path / "run", engine, shard=Shard(number, 2)).failures
+        for number in (1, 2)
+    ]
+    assert failed == [(), (("same", "The id same stands in the data twice."),)]
 
 
 def test_the_runs_own_file_makes_the_same_run(tiny: ModelHandle, tmp_path: Path) -> None:

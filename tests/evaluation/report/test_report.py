@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import dataclasses
 import io
+import json
 from html import escape
 from pathlib import Path
 from xml.etree import ElementTree
@@ -116,6 +117,13 @@ def test_a_run_that_was_stopped_says_how_much_is_there(tmp_path: Path) -> None:
     assert "100 of 500 questions" in said(report)
     assert "100 of an unknown number of questions" in said(report)
     assert "THE RUN IS NOT COMPLETE" in said(report)
+
+
+def test_a_stopped_session_does_not_know_how_many_questions_there_are(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run", scored({"default": BASE, "var": MORE}), questions=184)
+    summary = json.loads((run / "summary.json").read_text())
+    (run / "summary.json").write_text(json.dumps({**summary, "ended": False}))
+    assert "100 of an unknown number of questions" in said(make_report([run], QUICK, FEW))
 
 
 def test_a_run_in_which_everything_failed_has_a_report(tmp_path: Path) -> None:

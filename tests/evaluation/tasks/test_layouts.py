@@ -139,6 +139,34 @@ def test_substring_legacy_stands_beside_ours(tmp_path: Path) -> None:
     assert made.details["own"] == {"judge": "by_question", "score": 0.0, "extraction": None}
 
 
+def test_substring_legacy_looks_for_the_truth_as_the_file_words_it(tmp_path: Path) -> None:
+    """The second truth is the text "blue", which ours takes as the letter B."""
+    from sinkscope.evaluation.judges.substring_legacy import SubstringLegacy
+
+    second = questions("older-blink", tmp_path)[1]
+    assert second.truth == "B"
+    scores = [SubstringLegacy().judge(said, second).score for said in ("It is Blue.", "(B)")]
+    assert scores == [1.0, 0.0]
+
+
+@pytest.mark.parametrize("name", ["jsonl", "older-blink", "older-sat"])
+def test_questions_about_one_image_share_a_cluster_where_the_file_names_none(
+    name: str, tmp_path: Path
+) -> None:
+    given, images = data_of(name, tmp_path)
+    path = next(tmp_path.glob("*.jsonl"))
+    again = [{**json.loads(line)} for line in path.read_text().splitlines()]
+    for number, row in enumerate(again):
+        row["id"] = f"again-{number}"
+    more = "".join(json.dumps(row).replace("red.png", "./red.png") + "\n" for row in again)
+    path.write_text(path.read_text() + more)
+    task = task_named(name)
+    found = list(task.read(open_data(given, task.hub, task.tables, images)))
+    half = len(again)
+    assert [one.cluster for one in found[:half]] == [one.cluster for one in found[half:]]
+    assert found[0].cluster != found[1].cluster
+
+
 def test_own_files_take_texts_choices_and_several_images(tmp_path: Path) -> None:
     found = {one.id: one for one in questions("jsonl", tmp_path)}
     assert found["a"].truth == "red"
