@@ -17,31 +17,38 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from sinkscope.experiments.controls import orthonormal, random_basis, random_tokens
+from sinkscope.experiments.checks import check_layer, check_reference, check_top
+from sinkscope.experiments.controls import orthonormal, random_basis
 from sinkscope.experiments.effects import PLAIN, Effects
 from sinkscope.experiments.neurons import top_neurons
 from sinkscope.experiments.probes import AtTokens
 from sinkscope.experiments.result import Chart, Findings, Series, Table, numbers
-from sinkscope.experiments.settings import AblateMLPSettings
+from sinkscope.experiments.settings import AblateMLPSettings, StudySettings
 from sinkscope.experiments.study import Case, Pass, Study
 from sinkscope.experiments.verdict import specific, verdict
 from sinkscope.interventions.base import Intervention
 from sinkscope.interventions.project import ProjectOut
 from sinkscope.interventions.scale import Scale
+from sinkscope.models.loading import ModelHandle
 from sinkscope.models.sites import At
 
 ABLATED, DIRECTION, TOKENS = "ablated", "random direction", "random tokens"
+
+
+def check(handle: ModelHandle, settings: AblateMLPSettings, asked: StudySettings) -> None:
+    """Refuse, before any pass, no such layer or none behind it, too many neurons, one group."""
+    check_layer(handle, settings.layer, after=True)
+    check_reference(asked)
+    if settings.what == "direction":
+        check_top(handle, settings.layer, settings.top, directions=True)
 
 
 def run(study: Study, settings: AblateMLPSettings) -> Findings:
     """Run the experiment.
 
     Raises:
-        ValueError: no such layer, or none behind it.
         NoNeuronsError: no small set of neurons holds the sinks' energy (direction).
     """
-    study.check_layer(settings.layer, after=True)
-    study.check_reference()
     direction = settings.what == "direction"
     study.plan(2 if direction else 1)
     top: Tensor | None = None
@@ -91,7 +98,7 @@ class _Arms:
             effects.measure(ABLATED, case, plain, [Scale(self._at(own), limit)])
             same: list[Sequence[Intervention]] = [
                 [Scale(self._at(tokens), factor=factor)] if factor < 1 else []
-                for tokens in self._random(case)
+                for tokens in study.random(case)
             ]
             effects.measure(TOKENS, case, plain, *same)
             return
@@ -110,7 +117,7 @@ class _Arms:
             TOKENS,
             case,
             plain,
-            *([ProjectOut(self._at(tokens), self.basis)] for tokens in self._random(case)),
+            *([ProjectOut(self._at(tokens), self.basis)] for tokens in study.random(case)),
         )
         if settings.each_layer:
             self.by_layer.arms.setdefault(PLAIN, []).append(effects.arms[PLAIN][-1])
@@ -120,13 +127,6 @@ class _Arms:
 
     def _at(self, positions: tuple[int, ...]) -> At:
         return At("mlp_out", (self.settings.layer,), positions)
-
-    def _random(self, case: Case) -> list[tuple[int, ...]]:
-        count = len(case.groups[self.study.sink])
-        return [
-            random_tokens(case.others, count, self.study.seed(case, draw + 1))
-            for draw in range(self.study.settings.controls)
-        ]
 
     def _projection(self, written: dict[int, Tensor], positions: Sequence[int]) -> Tensor:
         """(n,): size of the MLP's output in the span, or altogether."""

@@ -12,11 +12,13 @@ import torch
 from torch import Tensor
 
 from sinkscope.experiments.bootstrap import Interval
+from sinkscope.experiments.checks import check_layer
 from sinkscope.experiments.probes import AtTokens
 from sinkscope.experiments.result import Cell, Chart, Findings, Series, Table, number, numbers
-from sinkscope.experiments.settings import DecomposeOutputSettings
+from sinkscope.experiments.settings import DecomposeOutputSettings, StudySettings
 from sinkscope.experiments.streaming import Spread, Vectors
 from sinkscope.experiments.study import Study
+from sinkscope.models.loading import ModelHandle
 from sinkscope.models.sites import Site
 
 PARTS: tuple[tuple[str, Site], ...] = (
@@ -28,14 +30,14 @@ PARTS: tuple[tuple[str, Site], ...] = (
 FOUND = 2  # dimensions that are taken where no sink dimensions are known
 
 
-def run(study: Study, settings: DecomposeOutputSettings) -> Findings:
-    """Run the experiment.
+def check(handle: ModelHandle, settings: DecomposeOutputSettings, asked: StudySettings) -> None:
+    """Refuse, before any pass, a layer that the model does not have."""
+    check_layer(handle, settings.layer)
 
-    Raises:
-        ValueError: the model has no such layer.
-    """
+
+def run(study: Study, settings: DecomposeOutputSettings) -> Findings:
+    """Run the experiment."""
     layer = settings.layer
-    study.check_layer(layer)
     study.plan(1)
     pairs = [(part, name) for part, _ in PARTS for name in study.names]
     vectors = {pair: Vectors() for pair in pairs}

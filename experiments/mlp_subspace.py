@@ -13,13 +13,15 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from sinkscope.experiments.checks import check_layer, check_reference, check_top
 from sinkscope.experiments.neurons import Energy, NoNeuronsError, dims_for, median, shares
 from sinkscope.experiments.probes import AtTokens
 from sinkscope.experiments.residual import follow_residual
 from sinkscope.experiments.result import Cell, Chart, Findings, Series, Table, number, numbers
-from sinkscope.experiments.settings import MLPSubspaceSettings
+from sinkscope.experiments.settings import MLPSubspaceSettings, StudySettings
 from sinkscope.experiments.study import Study
 from sinkscope.experiments.verdict import Specific, specific, verdict
+from sinkscope.models.loading import ModelHandle
 from sinkscope.models.sites import Site
 
 SITES: dict[str, Site] = {"z": "z", "g": "gate", "u": "up", "out": "mlp_out"}
@@ -29,23 +31,33 @@ BARS = 24
 LISTED = 8
 
 
-def run(study: Study, settings: MLPSubspaceSettings) -> Findings:
-    """Run the experiment.
+def check(handle: ModelHandle, settings: MLPSubspaceSettings, asked: StudySettings) -> None:
+    """Refuse, before any pass, no such layer, a part that the family's MLP does not have, too many
+    neurons, and of the residual stream one group."""
+    check_layer(handle, settings.layer)
+    points = handle.stack.points
+    if settings.mlp == "residual":
+        check_reference(asked)
+    elif SITES[settings.mlp] not in points:
+        there = [name for name, own in SITES.items() if own in points]
+        raise ValueError(
+            f"mlp is {settings.mlp!r}, but the MLPs of {handle.info.family} have no gate; "
+            f"allowed: {', '.join(there)}, residual."
+        )
+    elif settings.mlp != "out":
+        check_top(handle, settings.layer, settings.top)
+    elif settings.top is not None and settings.top > handle.info.hidden_size:
+        raise ValueError(
+            f"top is {settings.top}; the output of an MLP of {handle.info.id} has "
+            f"{handle.info.hidden_size} dimensions; allowed: 1 to {handle.info.hidden_size}."
+        )
 
-    Raises:
-        ValueError: no such layer, or the family's MLP has no such part.
-    """
-    study.check_layer(settings.layer)
+
+def run(study: Study, settings: MLPSubspaceSettings) -> Findings:
+    """Run the experiment."""
     if settings.mlp == "residual":
         return follow_residual(study, settings.layer)
     site = SITES[settings.mlp]
-    points = study.handle.stack.points
-    if site not in points:
-        there = [name for name, own in SITES.items() if own in points]
-        raise ValueError(
-            f"mlp is {settings.mlp!r}, but the MLPs of {study.handle.info.family} have no gate; "
-            f"allowed: {', '.join(there)}, residual."
-        )
     study.plan(2)
     groups = {name: _Group(Energy(keep=name == study.sink)) for name in study.names}
     for case, inputs in study.each(f"Layer {settings.layer}"):

@@ -56,6 +56,8 @@ def run_experiment(
     if asked.tokens is None:  # some experiments hold other tokens against each other
         asked = dataclasses.replace(asked, tokens=getattr(settings, "default_tokens", None))
     _check_layers(handle, settings)
+    if experiment.check is not None:
+        experiment.check(handle, settings, asked)
     given = samples if isinstance(samples, Prompts) else Prompts(tuple(samples), "given samples")
     began = time.perf_counter()
     study = prepare_study(
@@ -64,6 +66,7 @@ def run_experiment(
         asked,
         source=given.source,
         answers=experiment.answers,
+        ordinary=experiment.ordinary if getattr(settings, "draws_tokens", True) else "",
         least=experiment.least,
         watch=Watch(on_progress, stop),
     )

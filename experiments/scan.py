@@ -11,11 +11,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from sinkscope.experiments.checks import check_reference
 from sinkscope.experiments.probes import AtTokens, KeyAttention, KeyAttentionReader, KeysByHead
 from sinkscope.experiments.result import Cell, Chart, Findings, Series, Table, number, numbers
-from sinkscope.experiments.settings import ScanSettings
+from sinkscope.experiments.settings import ScanSettings, StudySettings
 from sinkscope.experiments.streaming import Vectors, concentration
 from sinkscope.experiments.study import Case, Study
+from sinkscope.models.loading import ModelHandle
 from sinkscope.models.sites import Site
 
 RATE = 0.3  # alpha_k above which a head of a sample counts for the sink rate
@@ -104,18 +106,16 @@ class Scan:
                 self.rates[name].append((alpha[..., rows] > RATE).double().mean((1, 2)))
 
 
-def run(study: Study, settings: ScanSettings) -> Findings:
-    """Run the experiment.
-
-    Raises:
-        ValueError: a head that the model does not have.
-    """
-    heads = study.handle.info.heads
+def check(handle: ModelHandle, settings: ScanSettings, asked: StudySettings) -> None:
+    """Refuse, before any pass, a head that the model does not have, one group."""
+    heads = handle.info.heads
     if settings.head is not None and settings.head >= heads:
-        raise ValueError(
-            f"head is {settings.head}; {study.handle.info.id} has heads 0 to {heads - 1}."
-        )
-    study.check_reference()
+        raise ValueError(f"head is {settings.head}; {handle.info.id} has heads 0 to {heads - 1}.")
+    check_reference(asked)
+
+
+def run(study: Study, settings: ScanSettings) -> Findings:
+    """Run the experiment."""
     scan = Scan(study, settings)
     study.plan(1)
     for case, inputs in study.each("Scanning"):
