@@ -50,7 +50,7 @@ def run(study: Study, settings: AblateMLPSettings) -> Findings:
         NoNeuronsError: no small set of neurons holds the sinks' energy (direction).
     """
     direction = settings.what == "direction"
-    study.plan(2 if direction else 1)
+    study.plan(3 if direction else 1)
     top: Tensor | None = None
     basis: Tensor | None = None
     if direction:

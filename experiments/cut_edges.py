@@ -43,7 +43,7 @@ class _Changes:
 
 @dataclass(frozen=True)
 class _Cut:
-    """What is cut in a sample: positions, those of each control, and whether these controls are boxes
+    """What is cut in a sample: positions, those of each control, and whether the controls are boxes
     that share cells with the region."""
 
     keys: tuple[int, ...]
@@ -65,7 +65,7 @@ def check(handle: ModelHandle, settings: CutEdgesSettings, asked: StudySettings)
     if settings.keys in ("ordinary", "first") and there is not None and settings.keys not in there:
         raise ValueError(
             f"keys is {settings.keys!r}, but the groups of this study are "
-            f"{', '.join(group_names(there))}; name it in tokens, or choose sinks, the first of them."
+            f"{', '.join(group_names(there))}; name it in tokens, or choose sinks, the first one."
         )
 
 
@@ -138,8 +138,8 @@ def _beside(case: Case, own: tuple[int, ...]) -> list[int]:
 
 def _region(grid: ImageGrid, region: tuple[float, ...], draws: int, seed: int) -> _Cut:
     """Tokens whose cell has its centre in the region, and those of random boxes of the same size:
-    as many cells of the map's grid, each place once. Boxes share no cell with the region where there
-    is any such place; else they may, for the image is too small."""
+    as many cells of the map's grid, each place once. The boxes share no cell with the region where
+    there is any such place; else the region is too large for that, and they may."""
     own = _inside(grid, region)
     rows = [row for row in range(grid.rows) if region[1] <= (row + 0.5) / grid.rows < region[3]]
     columns = [
@@ -237,8 +237,8 @@ def _findings(study: Study, settings: CutEdgesSettings, changes: _Changes) -> Fi
         some = ", ".join(changes.overlapping[:3]) + (", ..." if changes.overlapping[3:] else "")
         notes.append(
             f"In {len(changes.overlapping)} of {len(study.cases)} samples no box of this size lies "
-            f"clear of the region, so that the boxes it is held against share cells with it: {some}. "
-            "A smaller region has boxes beside it."
+            f"clear of the region, so that those it is held against share cells with it: {some}. A "
+            "smaller region has boxes beside it."
         )
     return Findings(
         (said,), (summary, _tokens(study, changes)), charts, values=values, notes=tuple(notes)

@@ -40,13 +40,13 @@ RANDOM_DIMS, RANDOM_TOKENS = "random dims zeroed", "random tokens, dims zeroed"
 
 
 def check(handle: ModelHandle, settings: VisionOrTextSettings, asked: StudySettings) -> None:
-    """Refuse, before any pass, a text model, a model of one layer, one group, and so many dimensions
-    that there are no others."""
+    """Refuse, before any pass, a text model, a model of one layer, one group, and so many
+    dimensions that there are no others."""
     if not handle.family.sees_images:
         there = ", ".join(row.name for row in EXPERIMENTS if not row.needs_images)
         raise ValueError(
-            f"{handle.info.id} is a text model and has no vision tower; vision-or-text is for models "
-            f"that see images. Allowed with {handle.info.id}: {there}, on prompts of text."
+            f"{handle.info.id} is a text model and has no vision tower; vision-or-text is for "
+            f"models that see images. Allowed with {handle.info.id}: {there}, on prompts of text."
         )
     check_layer(handle, 0, after=True)
     check_reference(asked)
@@ -128,7 +128,7 @@ def _followed(study: Study, effects: Effects, later: range) -> _Followed:
     sink, reference = (study.names.index(n) for n in (study.sink, study.reference))
 
     def mean(arm: str, group: int) -> Tensor:
-        return effects.attention(arm)[:, group, later.start : later.stop].mean((1, 2))
+        return effects.attention(arm)[:, group, later.start : later.stop].mean(1)
 
     excess = mean(PLAIN, sink) - mean(PLAIN, reference)
 
@@ -193,7 +193,7 @@ def _reference_chart(study: Study, effects: Effects) -> list[Chart]:
     series = tuple(
         Series(
             arm,
-            numbers(effects.attention(arm)[:, place].nanmean(0).mean(1).tolist()),
+            numbers(effects.attention(arm)[:, place].nanmean(0).tolist()),
             role=arm,
         )
         for arm in (PLAIN, DIMS, TOKENS)

@@ -163,9 +163,7 @@ def _connect_runs(
     )
     # Another browser may have loaded another model since this page was opened.
     run.then(lambda: status_value(handlers.slot.state), None, status, **QUIET)
-    form.stop.click(
-        stopping(handlers), None, None, api_name="stop", queue=False, show_progress="hidden"
-    )
+    form.stop.click(stopping(handlers), None, None, **QUIET)
     inspector.select(
         exporting(handlers),
         None,

@@ -48,7 +48,9 @@ def test_progress_rises_to_its_end(handle: ModelHandle) -> None:
         handle, "ablate-mlp", SAMPLES, settings, FEW, on_progress=lambda *one: told.append(one)
     )
     assert [done for done, _, _ in told] == list(range(1, len(told) + 1))
-    assert told[-1][0] == told[-1][1] == 9  # looking for sinks, neurons, arms: three samples each
+    assert (
+        told[-1][0] == told[-1][1] == 12
+    )  # sinks, neurons, what they hold, arms: three samples each
     assert all(text for _, _, text in told)
 
 
