@@ -163,7 +163,8 @@ def _connect_runs(
     )
     # Another browser may have loaded another model since this page was opened.
     run.then(lambda: status_value(handlers.slot.state), None, status, **QUIET)
-    form.stop.click(stopping(handlers), None, None, **QUIET)
+    # Not "stop", which is the endpoint in `web.api`.
+    form.stop.click(stopping(handlers), None, None, api_name="stop_answer", **QUIET)
     inspector.select(
         exporting(handlers),
         None,
