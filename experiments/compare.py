@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 
-from sinkscope.experiments.result import Cell, Chart, Findings, Result, Series, Table
+from sinkscope.experiments.result import Cell, Chart, Findings, Result, Series, Table, said
+
+MOST_NAMED = 3  # settings that tell two results apart, in their names
 
 
 def compare(one: Result, other: Result) -> Result:
@@ -12,8 +14,11 @@ def compare(one: Result, other: Result) -> Result:
     series of both.
 
     Raises:
-        ValueError: they are of different experiments, or have no table in common.
+        ValueError: one of them is such a result itself, they are of different experiments, or have
+            no table in common.
     """
+    if is_comparison(one) or is_comparison(other):
+        raise ValueError("A comparison is given; allowed: two results of one run each.")
     if one.experiment != other.experiment:
         raise ValueError(
             f"The results are of different experiments, {one.experiment} and {other.experiment}; "
@@ -51,12 +56,28 @@ def compare(one: Result, other: Result) -> Result:
     )
 
 
+def is_comparison(result: Result) -> bool:
+    """Whether it is two results side by side."""
+    return set(result.settings) == {"A", "B"}
+
+
 def _names(one: Result, other: Result) -> tuple[str, str]:
-    """A and B, with what tells them apart."""
+    """A and B, with what tells them apart: the model, or the settings that differ."""
     ids = str(one.model.get("id")), str(other.model.get("id"))
     if ids[0] != ids[1]:
         return f"A ({ids[0]})", f"B ({ids[1]})"
-    return "A", "B"
+    differs: list[tuple[str, str]] = []
+    for part in ("experiment", "study"):
+        a, b = one.settings.get(part, {}), other.settings.get(part, {})
+        differs += [
+            (f"{name} {said(a.get(name))}", f"{name} {said(b.get(name))}")
+            for name in (*a, *(name for name in b if name not in a))
+            if said(a.get(name)) != said(b.get(name))
+        ]
+    if not differs:
+        return "A", "B"
+    first, second = (", ".join(texts[:MOST_NAMED]) for texts in zip(*differs, strict=True))
+    return f"A ({first})", f"B ({second})"
 
 
 def _table(one: Table, other: Table, names: tuple[str, str]) -> Table:

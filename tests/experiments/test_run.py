@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import threading
 from pathlib import Path
@@ -209,3 +210,9 @@ def test_two_results_side_by_side_keep_what_only_one_has() -> None:
     assert [series.name for series in chart.series] == ["A: sinks", "B: sinks"]
     assert "A (one) is scan" in both.findings.notes[0]
     draw(chart)
+    with pytest.raises(ValueError, match="A comparison is given; allowed: two results of one run"):
+        compare(made(1.0), both)
+    # Of one model, what differs in the settings tells them apart.
+    other = dataclasses.replace(made(2.0), settings={"experiment": {"layer": 3}})
+    (table,) = compare(made(1.0), other).findings.tables
+    assert table.title == "A table: A (layer 1) and B (layer 3)"
