@@ -39,19 +39,20 @@ def compare(one: Result, other: Result) -> Result:
         for chart in one.findings.charts
         if chart.name in drawn and chart.kind != "heat" and _same_axis(chart, drawn[chart.name])
     )
-    summary, notes = [], []
+    summary, notes, more = [], [], []
     for name, result in zip(names, (one, other), strict=True):
         summary += [f"{name}: {text}" for text in result.findings.summary]
         if result.findings.verdict is not None:
             summary.append(f"{name}: verdict {result.findings.verdict.word}.")
         notes.append(f"{name} is {result.provenance()}")
+        more += [f"{name}: {text}" for text in result.findings.notes]
     return dataclasses.replace(
         one,
         settings={"A": one.settings, "B": other.settings},
         samples=(*one.samples, *other.samples),
         source=f"{one.source} / {other.source}",
         groups={name: one.groups[name] for name in one.groups if name in other.groups},
-        findings=Findings(tuple(summary), tables, charts, notes=tuple(notes)),
+        findings=Findings(tuple(summary), tables, charts, notes=(*notes, *more)),
         seconds=one.seconds + other.seconds,
     )
 
@@ -96,12 +97,17 @@ def _table(one: Table, other: Table, names: tuple[str, str]) -> Table:
     heads = [name for column in columns for name in (f"{column} A", f"{column} B", f"{column} B-A")]
     return Table(
         one.name,
-        f"{one.title}: {names[0]} and {names[1]}",
+        f"{_titles(one, other)}: {names[0]} and {names[1]}",
         (*one.columns[:keys], *heads),
         tuple(rows),
         keys,
         one.note,
     )
+
+
+def _titles(one: Table | Chart, other: Table | Chart) -> str:
+    """The title of both: a layer in it may differ."""
+    return one.title if one.title == other.title else f"{one.title} / {other.title}"
 
 
 def _same_axis(one: Chart, other: Chart) -> bool:
@@ -128,6 +134,7 @@ def _chart(one: Chart, other: Chart, names: tuple[str, str]) -> Chart:
 
     return dataclasses.replace(
         one,
+        title=_titles(one, other),
         x=longest,
         series=(*renamed(one, names[0]), *renamed(other, names[1])),
         note=f"{one.note} {names[0]} and {names[1]}.".strip(),

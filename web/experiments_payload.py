@@ -47,8 +47,8 @@ def build_experiment_payload(
         "question": result.question,
         "model": str(result.model.get("id")),
         # Of two side by side the first thing to know is what each is.
-        "summary": [*(findings.notes if compared else ()), *findings.summary],
-        "notes": [] if compared else list(findings.notes),
+        "summary": [*(findings.notes[:2] if compared else ()), *findings.summary],
+        "notes": list(findings.notes[2 if compared else 0 :]),
         "verdict": None if findings.verdict is None else _verdict(findings.verdict),
         "tables": [_table(table, files) for table in findings.tables],
         "figures": [

@@ -216,3 +216,6 @@ def test_two_results_side_by_side_keep_what_only_one_has() -> None:
     other = dataclasses.replace(made(2.0), settings={"experiment": {"layer": 3}})
     (table,) = compare(made(1.0), other).findings.tables
     assert table.title == "A table: A (layer 1) and B (layer 3)"
+    noted = dataclasses.replace(other.findings, notes=("Left out.",))
+    both = compare(made(1.0), dataclasses.replace(other, findings=noted))
+    assert both.findings.notes[2:] == ("B (layer 3): Left out.",)

@@ -324,9 +324,11 @@ def test_two_finished_runs_side_by_side_are_what_the_command_line_makes_of_them(
     results = [handlers.store.get(v["run"]).result for v in (one, other)]  # type: ignore[union-attr]
     both = compare(*results)
     assert header["compared"] and header["verdict"] is None
-    assert header["summary"] == [*both.findings.notes, *both.findings.summary]
+    assert header["summary"] == [*both.findings.notes[:2], *both.findings.summary]
+    assert header["notes"] == list(both.findings.notes[2:])
     assert [t["title"] for t in header["tables"]] == [t.title for t in both.findings.tables]
     assert header["tables"][0]["title"].endswith("A (layer 0) and B (layer 1)")
+    assert "layer 0's output / Norm of the parts of layer 1's" in header["figures"][0]["title"]
     assert "norm_Y B-A" in header["tables"][0]["columns"]
     assert {"A, settings", "B, settings"} <= {name for name, _ in header["facts"]}
     assert Result.open(local(header["files"][1]["url"])) == both
