@@ -11,14 +11,16 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
 from PIL import Image
 
 from sinkscope.models.family import PromptLayout
 from sinkscope.models.info import ModelInfo
 from sinkscope.utils import plain_values
+
+if TYPE_CHECKING:  # a run that was saved is drawn without torch (`capture.arrays`)
+    import torch
 
 MEAN_HEAD = -1  # stands in `heads` for the mean over all captured heads
 

@@ -10,10 +10,9 @@ import dataclasses
 import math
 from collections.abc import Callable, Iterable, Mapping
 from itertools import pairwise
-from typing import Any, get_args
+from typing import TYPE_CHECKING, Any, get_args
 
 import numpy as np
-import torch
 from PIL import Image
 
 from sinkscope.capture.trace import (
@@ -29,6 +28,9 @@ from sinkscope.capture.trace_file import Table
 from sinkscope.models.family import PromptLayout, Segment, SegmentKind
 from sinkscope.models.info import ModelInfo
 from sinkscope.models.views import ImageGrid, View, one_view, stretches
+
+if TYPE_CHECKING:
+    import torch
 
 ROWS = ("attention", "shares", "entropy")
 MOST_APART = 1 << 22  # vision tokens of a view that are not neighbours: no file makes us list more
@@ -66,7 +68,7 @@ def trace_of(about: Mapping[str, Any], tensors: Mapping[str, torch.Tensor]) -> G
     """
     layout = _layout(about["layout"])
     names = [f"image_{index}" for index in range(len(layout.grids))]
-    images = [tensors[name].numpy() for name in names if name in tensors]
+    images = [np.asarray(tensors[name]) for name in names if name in tensors]
     trace = GenerationTrace(
         tokens=_tokens(about["tokens"]),
         layout=layout,
@@ -171,20 +173,24 @@ def check_numbers(tensors: Mapping[str, torch.Tensor]) -> None:
         ValueError: naming the tensor, as the end of a sentence.
     """
     for name, tensor in tensors.items():
-        if not tensor.numel() or not tensor.is_floating_point():
+        array = tensor if isinstance(tensor, np.ndarray) else _array_of(tensor)
+        if not array.size or array.dtype.kind != "f":
             continue
-        if tensor.dtype == torch.float16:
-            bits, infinity = np.uint16, 0x7C00
-        elif tensor.dtype == torch.float32:
-            bits, infinity = np.uint32, 0x7F800000
-        else:
-            bits, infinity = None, 0
         # Read as integers, finite numbers from 0 are those below the bits of infinity. There are
         # hardly others in a trace, and this takes a tenth of the time.
-        if bits is not None and tensor.contiguous().numpy().view(bits).max() < infinity:
+        bits, infinity = {2: (np.uint16, 0x7C00), 4: (np.uint32, 0x7F800000)}.get(
+            array.itemsize, (None, 0)
+        )
+        if bits is not None and np.ascontiguousarray(array).view(bits).max() < infinity:
             continue
-        if not bool(torch.isfinite(tensor).all()):
+        if not np.isfinite(array).all():
             raise ValueError(f"its {name} has values that are no numbers")
+
+
+def _array_of(tensor: torch.Tensor) -> np.ndarray:
+    """A tensor's numbers for NumPy, which has no bfloat16."""
+    narrow = str(tensor.dtype) == "torch.bfloat16"
+    return (tensor.float() if narrow else tensor).detach().numpy()
 
 
 def _values_of_rows(rows: PromptTrace | None) -> dict[str, Any] | None:
