@@ -38,6 +38,7 @@ WORDS = {
     "heatmap, to the model": "sinkscope heatmap, until a model is to be loaded",
     "heatmap, imports": "all that heatmap imports, the model's class too",
 }
+WIDE = max(map(len, WORDS.values()))
 # What has to be at most AIM times the reference; the last is beside the import of the same class.
 HELD = ("help", "verb help", "refusal", "show", "show, picture", "heatmap, to the model")
 
@@ -148,19 +149,19 @@ def table(result: dict[str, Any]) -> str:
         f"Start-up, {result['rounds']} rounds: seconds of processor time, median (least), and by "
         "the clock",
         "",
-        f"{'':<48}{'processor':>16}{'clock':>8}{'ratio':>8}",
+        f"{'':<{WIDE}}{'processor':>16}{'clock':>8}{'ratio':>8}",
     ]
     for name, one in result["ways"].items():
         busy = f"{one['processor']:.2f} ({one['least']:.2f})"
-        lines.append(f"{WORDS[name]:<48}{busy:>16}{one['clock']:>8.2f}{one['ratio']:>8.2f}")
+        lines.append(f"{WORDS[name]:<{WIDE}}{busy:>16}{one['clock']:>8.2f}{one['ratio']:>8.2f}")
     ways = result["ways"]
     own = ways["heatmap, imports"]["processor"] / ways[MODEL]["processor"]
     return "\n".join(
         [
             *lines,
             "",
-            f"At most {result['aim']:g} times {WORDS[REFERENCE]}, all but the import of the model's "
-            f"class: {'yes' if result['held'] else 'NO'} ({result['most']:.2f}).",
+            f"At most {result['aim']:g} times {WORDS[REFERENCE]}, all but the import of the "
+            f"model's class: {'yes' if result['held'] else 'NO'} ({result['most']:.2f}).",
             f"All that heatmap imports is {own:.2f} times the model's class alone.",
         ]
     )

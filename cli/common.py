@@ -211,13 +211,14 @@ def say_decoding(handle: ModelHandle, inputs: PromptInputs, settings: Generation
 
 def load(settings: ModelSettings) -> ModelHandle:
     """Load a model under a progress bar, and say what its checkpoint lacks."""
-    from transformers.utils import logging
-
-    from sinkscope.models.loading import load_model
-
-    if settings.model == "demo" or Path(settings.model).is_dir():
-        logging.disable_progress_bar()  # ours is enough; a download keeps the one that counts bytes
     with progress("Loading the model", 100) as bar:
+        bar.render_progress()  # the imports alone take seconds
+        from transformers.utils import logging
+
+        from sinkscope.models.loading import load_model
+
+        if settings.model == "demo" or Path(settings.model).is_dir():
+            logging.disable_progress_bar()  # ours is enough; a download's own counts bytes
 
         def report(text: str, fraction: float) -> None:
             bar.label = text

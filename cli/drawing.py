@@ -98,9 +98,7 @@ def draw(
         save(overlay(image, chosen, style), output)
 
 
-def print_answer(
-    trace: GenerationTrace, selection: Selection, *, all_images: bool = False
-) -> None:
+def print_answer(trace: GenerationTrace, selection: Selection, *, all_images: bool = False) -> None:
     """The answer, then a line for each token: how much of its attention was on the image, or with
     `all_images` on each of them."""
     count = len(trace.layout.grids)

@@ -70,7 +70,7 @@ def check(
     for name, folder in (("output", output), ("save-trace", traces)):
         if folder is None:
             continue
-        if folder.exists() and not folder.is_dir() or (folder.suffix and not folder.exists()):
+        if (folder.exists() and not folder.is_dir()) or (folder.suffix and not folder.exists()):
             raise ValueError(f"{name} is {str(folder)!r}; allowed for many questions: a folder.")
         if not folder.parent.is_dir():
             raise ValueError(f"The folder {folder.parent} of {name} does not exist.")
@@ -81,9 +81,7 @@ def check(
             )
 
 
-def ask_all(
-    job: Job, model: ModelSettings, settings: GenerationSettings, drawing: Drawing
-) -> None:
+def ask_all(job: Job, model: ModelSettings, settings: GenerationSettings, drawing: Drawing) -> None:
     """Ask each question, draw and write it, one after the other; ends the verb with exit code 3
     where some could not be asked.
 
@@ -91,7 +89,7 @@ def ask_all(
         ValueError: the data cannot be read or has no question at all.
     """
     from sinkscope.records.reading import Survey, records_of
-    from sinkscope.sinks.samples import open_source
+    from sinkscope.sinks.samples import open_source  # which knows folders, files and their layouts
 
     source, survey, failed = open_source(job.data), Survey(), 0
     records = _at_least_one(records_of(source, job.prompt, survey), source, survey)
@@ -105,7 +103,7 @@ def ask_all(
     names = _Names()
     with (job.output / ANSWERS).open("w", encoding="utf-8") as answers:
         for record in records:
-            name = names.of(record, job.data)
+            name = names.of(record)
             try:
                 written = _ask(handle, (job, name, record, source), settings, drawing)
             except (ValueError, OSError) as error:
@@ -123,9 +121,7 @@ def ask_all(
         raise typer.Exit(SOME_FAILED)
 
 
-def _at_least_one(
-    records: Iterator[Record], source: Source, survey: Any
-) -> Iterator[Record]:
+def _at_least_one(records: Iterator[Record], source: Source, survey: Any) -> Iterator[Record]:
     """The same records, the first of them read at once, so that wrong data is known before a model
     is loaded."""
     first = next(records, None)
@@ -177,9 +173,7 @@ def _ask(
 def _tokens(trace: GenerationTrace, drawing: Drawing) -> list[dict[str, Any]]:
     from sinkscope.cli.drawing import token_shares
 
-    shares = [
-        token_shares(trace, drawing.selection(number)) for number in range(len(trace.images))
-    ]
+    shares = [token_shares(trace, drawing.selection(number)) for number in range(len(trace.images))]
     return [
         {
             "text": token.text,
@@ -191,18 +185,18 @@ def _tokens(trace: GenerationTrace, drawing: Drawing) -> list[dict[str, Any]]:
 
 
 class _Names:
-    """A file name for each record, none twice: of a folder's image its own, else the record's id or
-    number."""
+    """A file name for each record, none twice: its id, which of a folder's image is its path there,
+    or its number."""
 
     def __init__(self) -> None:
         self._taken: set[str] = set()
 
-    def of(self, record: Record, data: Path) -> str:
-        value = record.images[0].value
-        if data.is_dir() and record.id is None and isinstance(value, str):
-            said = str(Path(value).with_suffix(""))
-        else:
-            said = record.id or f"{record.number:05d}"
+    def of(self, record: Record) -> str:
+        from sinkscope.records.sources import SUFFIXES
+
+        said = record.id or ""
+        if said.lower().endswith(SUFFIXES):
+            said = said.rpartition(".")[0]
         wanted = re.sub(r"[^\w.-]+", "-", said).strip("-.")[:LONGEST_NAME] or f"{record.number:05d}"
         name = wanted if wanted not in self._taken else f"{wanted}-{record.number}"
         self._taken.add(name)

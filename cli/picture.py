@@ -26,9 +26,7 @@ class Drawing:
     reduce: Reduce = setting("mean", "How layers and heads become one map.")
     colormap: str = setting("inferno", "inferno, magma, plasma, viridis, cividis, gray or turbo.")
     opacity: float = setting(0.8, "Of the strongest cell.", low=0.0, high=1.0)
-    photo: Photo = setting(
-        "dim", "The photo: dimmed, as it is, or hidden."
-    )
+    photo: Photo = setting("dim", "The photo: dimmed, as it is, or hidden.")
     scale: str = setting(
         "percentile",
         "percentile (one huge value does not hide the rest), linear, log or rank.",

@@ -36,7 +36,7 @@ def print_table(columns: Sequence[Column], rows: Iterable[Sequence[str]]) -> Non
 
 
 def plain_table(columns: Sequence[Column], rows: Sequence[Sequence[str]]) -> list[str]:
-    """The lines of the plain table: cells two blanks apart, numbers at the right of their column."""
+    """The lines of the plain table: cells two blanks apart, numbers at the right."""
     deep = max(column.name.count("\n") for column in columns) + 1
     heads = [([""] * deep + column.name.split("\n"))[-deep:] for column in columns]
     last = len(columns) - 1

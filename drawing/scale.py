@@ -19,6 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from sinkscope.config import Scale as Scale  # where the command line finds it too
+
 Kind = Literal["percentile", "linear", "log", "rank", "signed"]
 Values = npt.NDArray[np.float32]
 Places = npt.NDArray[np.float64]

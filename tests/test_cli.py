@@ -312,8 +312,8 @@ def test_of_two_images_one_is_chosen_and_has_its_own_share(
     tiny_folder: Path, photo: Image.Image, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from sinkscope.attention_extractor import generate
-    from sinkscope.drawing import figures
     from sinkscope.config import GenerationSettings
+    from sinkscope.drawing import figures
     from sinkscope.models.loading import load_model
 
     handle = load_model(str(tiny_folder), device="cpu", dtype="float32")

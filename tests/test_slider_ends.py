@@ -31,9 +31,9 @@ def settings_classes() -> list[type[Any]]:
             names += [one.name] if "settings" in one.name or part == "cli" else []
         for name in names:
             for value in vars(importlib.import_module(name)).values():
-                if isinstance(value, type) and dataclasses.is_dataclass(value):
-                    if any(KEY in field.metadata for field in dataclasses.fields(value)):
-                        found[f"{value.__module__}.{value.__name__}"] = value
+                is_settings = isinstance(value, type) and dataclasses.is_dataclass(value)
+                if is_settings and any(KEY in one.metadata for one in dataclasses.fields(value)):
+                    found[f"{value.__module__}.{value.__name__}"] = value
     return list(found.values())
 
 
