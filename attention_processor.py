@@ -126,8 +126,9 @@ def patch_map(
         )
     columns = trace.layout.columns(image)
     rows = trace.attention[tokens][:, layer_slots][:, :, head_slots][..., columns]
-    of_numpy = isinstance(rows, np.ndarray)
-    values = combine(rows.astype(np.float32) if of_numpy else rows.float(), reduce)
+    values = combine(
+        rows.astype(np.float32) if isinstance(rows, np.ndarray) else rows.float(), reduce
+    )
     if normalise:
         total = values.sum()
         values = values / total if total > 0 else values

@@ -21,10 +21,6 @@ from sinkscope.utils import run_folder
 Dialect = Literal["official", "paper"]
 Control = Literal["none", "random"]
 Reduce = Literal["mean", "max", "min"]
-# How maps are drawn (`drawing`); here, because the command line checks them before it imports that.
-Colormap = Literal["inferno", "magma", "plasma", "viridis", "cividis", "gray", "turbo"]
-Scale = Literal["percentile", "linear", "log", "rank"]
-Photo = Literal["dim", "full", "none"]
 Decoding = Literal["ours", "checkpoint"]
 Device = Literal["auto", "cpu", "cuda", "mps"]
 DType = Literal["auto", "float32", "bfloat16", "float16"]

@@ -73,7 +73,7 @@ class PromptToken:
     text: str
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class PromptTrace:
     """What some tokens of a prompt looked at. `attention_processor` takes it like a
     `GenerationTrace`.
@@ -109,8 +109,11 @@ class PromptTrace:
     model: ModelInfo
     prompt: str = ""
 
+    def __repr__(self) -> str:
+        return f"PromptTrace({short(self.prompt)}, {_sizes(self)})"
 
-@dataclass(frozen=True)
+
+@dataclass(frozen=True, repr=False)
 class GenerationTrace:
     """One answer and the attention behind each of its tokens.
 
@@ -176,6 +179,25 @@ class GenerationTrace:
         for name in ("settings", "var", "extra"):
             object.__setattr__(self, name, plain_values(getattr(self, name), name))
 
+    def __repr__(self) -> str:
+        return f"GenerationTrace({short(self.text.strip())}, {_sizes(self)})"
+
+    def _repr_html_(self) -> str:
+        """In a notebook: the inspector (`show`)."""
+        html: str = self.show()._repr_html_()
+        return html
+
+    def show(self, token: int | str | None = None, **look: Any) -> Any:
+        """The page's inspector for the output of a notebook's cell (`web.inline.inspector`).
+
+        Args:
+            token: which token is chosen at first: its index, or a word of the answer.
+            look: `height` in pixels, `most_megabytes`.
+        """
+        import sinkscope  # the public API, for the page is above this part
+
+        return sinkscope.inspector(self, token, **look)
+
     @property
     def text(self) -> str:
         """The whole answer, without the token that ended it."""
@@ -200,3 +222,17 @@ class GenerationTrace:
         from sinkscope.capture.storage import open_trace
 
         return open_trace(Path(path))
+
+
+def short(text: str, most: int = 48) -> str:
+    """A text for a line: quoted, and never long."""
+    line = " ".join(text.split())
+    return repr(line if len(line) <= most else f"{line[: most - 1]}…")
+
+
+def _sizes(rows: GenerationTrace | PromptTrace) -> str:
+    heads = "mean of the heads" if rows.heads == (MEAN_HEAD,) else f"{len(rows.heads)} heads"
+    return (
+        f"{len(rows.tokens)} tokens x {len(rows.layers)} layers x {heads} x "
+        f"{rows.layout.vision_tokens} vision tokens, {rows.model.id}"
+    )

@@ -15,7 +15,8 @@ from sinkscope.attention_processor import PatchMap, patch_map
 from sinkscope.capture.arrays import as_arrays
 from sinkscope.capture.trace import GenerationTrace
 from sinkscope.cli.tables import Column, print_table
-from sinkscope.config import Photo, Reduce
+from sinkscope.config import Reduce
+from sinkscope.drawing.names import Photo
 from sinkscope.drawing.text import visible
 
 if TYPE_CHECKING:  # what draws is imported when something is drawn: `show` begins at once

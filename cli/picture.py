@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, get_args
 
-from sinkscope.config import Colormap, Photo, Reduce, Scale
+from sinkscope.config import Reduce
+from sinkscope.drawing.names import Colormap, Photo, Scale
 from sinkscope.setting import check, explained, refuse, setting
 
 if TYPE_CHECKING:

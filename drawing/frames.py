@@ -17,9 +17,9 @@ from matplotlib.font_manager import FontProperties, findfont
 from matplotlib.ft2font import FT2Font
 from PIL import Image, ImageColor, ImageDraw, ImageFont
 
-from sinkscope.drawing.figures import fonts, visible
 from sinkscope.drawing.overlay import DIVERGING, Pixels
 from sinkscope.drawing.panels import Painter, Panel
+from sinkscope.drawing.text import fonts, visible
 from sinkscope.drawing.view import Side, selection_words
 
 PAPER, INK, SOFT, LINE, MARK = "#ffffff", "#1b2027", "#5b6572", "#e1e5ea", "#cfdef8"

@@ -17,8 +17,8 @@ import numpy.typing as npt
 from PIL import Image, ImageDraw
 
 from sinkscope.attention_processor import PatchMap
-from sinkscope.config import Colormap as Colormap
-from sinkscope.config import Photo as Photo
+from sinkscope.drawing.names import Colormap as Colormap
+from sinkscope.drawing.names import Photo as Photo
 from sinkscope.drawing.scale import Places, Scale, Scaling, said_in, scaling, signed_scaling
 
 Pixels = npt.NDArray[np.uint8]

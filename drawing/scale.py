@@ -18,7 +18,7 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
-from sinkscope.config import Scale as Scale  # where the command line finds it too
+from sinkscope.drawing.names import Scale as Scale
 
 Kind = Literal["percentile", "linear", "log", "rank", "signed"]
 Values = npt.NDArray[np.float32]

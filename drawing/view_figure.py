@@ -15,8 +15,8 @@ from matplotlib.figure import Figure
 
 from sinkscope.capture.decoding import shown_settings
 from sinkscope.capture.trace import GenerationTrace
-from sinkscope.drawing.figures import fonts, printable, visible
 from sinkscope.drawing.panels import Painter, Panel
+from sinkscope.drawing.text import fonts, printable, visible
 from sinkscope.drawing.view import Side, View, make_side, selection_words, sinks_of
 from sinkscope.methods.base import Part
 from sinkscope.methods.explain import method_of
