@@ -68,10 +68,12 @@ class Inline:
                 "raise the limit (show(most_megabytes=...)), or write it to a file of its own: "
                 "show().save('run.html')."
             )
+        # As ASCII, for the hashes in the page's policy hold whatever a notebook takes its text for.
+        source = html.escape(page).encode("ascii", "xmlcharrefreplace").decode()
         frame = (
             f'<iframe title="SinkScope" sandbox="allow-scripts allow-downloads" '
             f'style="width:100%;height:{self.height}px;border:0;display:block" '
-            f'srcdoc="{html.escape(page)}"></iframe>'
+            f'srcdoc="{source}"></iframe>'
         )
         if holds_heads(self.run, EAGER_BYTES) or not holds_heads(self.run, HEADS_BYTES):
             return frame
