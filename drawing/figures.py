@@ -23,7 +23,8 @@ from sinkscope.drawing.overlay import (
     refuse,
     scale_of,
 )
-from sinkscope.drawing.text import fonts, printable, visible
+from sinkscope.drawing.printing import print_figure
+from sinkscope.drawing.text import fonts, missing_note, printable, settle, visible
 from sinkscope.utils import write_atomically
 
 SHEET_LIMIT = 96  # more small pictures than this on one sheet can no longer be read
@@ -137,7 +138,7 @@ def save(picture: Figure | Pixels, path: Path) -> None:
         # A date in the file would make two runs of one seed differ.
         dates = {"pdf": {"CreationDate": None}, "svg": {"Date": None}}
         options: dict[str, Any] = {"format": kind, "dpi": 160, "metadata": dates.get(kind)}
-        write_atomically(path, lambda file: picture.savefig(file, **options))
+        write_atomically(path, lambda file: print_figure(picture, file, **options))
     else:
         write_atomically(path, lambda file: Image.fromarray(picture).save(file, kind))
 
@@ -151,6 +152,12 @@ def check_ending(path: Path, *, figure: bool = True) -> str:
 
 
 def caption(drawn: Figure, lines: Sequence[str], characters: int) -> None:
-    """Lines of small text under a figure, each wrapped to at most four."""
+    """Lines of small text under a figure, each wrapped to at most four, and the last step of one:
+    its texts get their fonts."""
+    from matplotlib.text import Text
+
+    above = [artist.get_text() for artist in drawn.findobj(Text)]
+    lines = [*lines, *missing_note(*above, *lines)]
     parts = [part for line in lines for part in textwrap.wrap(printable(line), characters)[:4]]
     drawn.supxlabel("\n".join(parts), fontsize=8, family=fonts(), parse_math=False)
+    settle(drawn)
