@@ -15,7 +15,7 @@ from pathlib import Path
 from sinkscope.attention_extractor import Comparison
 from sinkscope.capture.trace import GenerationTrace
 from sinkscope.utils import write_atomically
-from sinkscope.web.standalone import EAGER_BYTES, HEADS_BYTES, build_standalone, holds_heads
+from sinkscope.web.standalone import EAGER_BYTES, build_standalone, holds_heads
 from sinkscope.web.store import Run
 
 HEIGHT = 860  # pixels of the frame: strips, maps and their bars
@@ -75,7 +75,7 @@ class Inline:
             f'style="width:100%;height:{self.height}px;border:0;display:block" '
             f'srcdoc="{source}"></iframe>'
         )
-        if holds_heads(self.run, EAGER_BYTES) or not holds_heads(self.run, HEADS_BYTES):
+        if holds_heads(self.run, EAGER_BYTES) or not holds_heads(self.run):
             return frame
         return frame + _line(
             "Here is the mean over the heads only, for all of them would make the notebook too "

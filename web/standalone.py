@@ -38,9 +38,14 @@ WORDS = {
 }
 
 
-def holds_heads(run: Run, most: int = HEADS_BYTES) -> bool:
-    """Whether the file of this run holds single heads, or their mean alone."""
-    return _cells(run.traces) <= most
+def holds_heads(run: Run, most: int | None = None) -> bool:
+    """Whether the file of this run holds single heads, or their mean alone.
+
+    Args:
+        run: the run.
+        most: values that it holds at most; None: `HEADS_BYTES`.
+    """
+    return _cells(run.traces) <= (HEADS_BYTES if most is None else most)
 
 
 def build_standalone(
@@ -48,7 +53,7 @@ def build_standalone(
     *,
     token: int | None = None,
     facts: Sequence[tuple[str, str]] = (),
-    most_heads: int = HEADS_BYTES,
+    most_heads: int | None = None,
 ) -> bytes:
     """The file, UTF-8.
 
@@ -56,7 +61,8 @@ def build_standalone(
         run: one or two traces.
         token: which token is chosen when the file is opened; None leaves it to the inspector.
         facts: more lines for "What made this": what it is, and a text.
-        most_heads: of more values than these the file holds the mean over the heads alone.
+        most_heads: of more values than these the file holds the mean over the heads alone; None:
+            `HEADS_BYTES`.
 
     Raises:
         ValueError: there is no such token.
@@ -125,7 +131,7 @@ def _policy(script: str, style: str) -> str:
     )
 
 
-def _blocks(run: Run, token: int | None, most_heads: int) -> Iterator[str]:
+def _blocks(run: Run, token: int | None, most_heads: int | None) -> Iterator[str]:
     """The data, each piece in an element that a browser neither runs nor shows."""
     place = None if token is None else urlencode({"t": f"{token}-{token}"})
     # "<" appears in JSON only inside strings, where it can be written by its number.
@@ -140,7 +146,7 @@ def _blocks(run: Run, token: int | None, most_heads: int) -> Iterator[str]:
         yield _block(f"file-image-{index}", f"data:image/{kind};base64,{text}")
     asked = {n: t.prompt_rows for n, t in run.traces.items() if t.prompt_rows is not None}
     for part, traces in (("heads", run.traces), ("prompt", asked)):
-        if EAGER_BYTES < _cells(traces) <= most_heads:
+        if EAGER_BYTES < _cells(traces) <= (HEADS_BYTES if most_heads is None else most_heads):
             for name, trace in traces.items():
                 for t in range(len(trace.tokens)):
                     maps = build_token_maps(trace, t, t + 1)
