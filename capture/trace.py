@@ -46,6 +46,8 @@ class GeneratedToken:
             temperature 1).
         rank: 0 if it was the most probable one.
         alternatives: the five most probable tokens at this step.
+        piece: its bytes, such as "E7 8C", where it is one of several tokens that make a character
+            (`models.token_bytes`); else "".
     """
 
     id: int
@@ -53,6 +55,7 @@ class GeneratedToken:
     probability: float
     rank: int
     alternatives: tuple[Alternative, ...] = ()
+    piece: str = ""
 
 
 @dataclass(frozen=True)

@@ -189,6 +189,12 @@ def bytes_of(values: Values) -> np.ndarray:
     return np.ascontiguousarray(array).reshape(-1).view(np.uint8)
 
 
+def array_of(tensor: torch.Tensor) -> np.ndarray:
+    """A tensor's numbers for NumPy, which has no bfloat16."""
+    narrow = str(tensor.dtype) == "torch.bfloat16"
+    return (tensor.float() if narrow else tensor).detach().numpy()
+
+
 def parsed(text: str | bytes, written_by_us: bool = False) -> Any:
     """JSON as it should be: no key twice, and numbers that are numbers.
 

@@ -24,7 +24,7 @@ from sinkscope.capture.trace import (
     PromptToken,
     PromptTrace,
 )
-from sinkscope.capture.trace_file import Table
+from sinkscope.capture.trace_file import Table, array_of
 from sinkscope.models.family import PromptLayout, Segment, SegmentKind
 from sinkscope.models.info import ModelInfo
 from sinkscope.models.views import ImageGrid, View, one_view, stretches
@@ -41,7 +41,7 @@ PROMPTS = ("prompt_rows", "reference")  # fields that hold a PromptTrace or None
 def values_of(trace: GenerationTrace) -> dict[str, Any]:
     """All of a trace but its tensors and images."""
     return {
-        "tokens": [dataclasses.asdict(token) for token in trace.tokens],
+        "tokens": [_values_of_token(token) for token in trace.tokens],
         "layout": _values_of_layout(trace.layout),
         "prompt": trace.prompt,
         "prompt_tokens": trace.prompt_tokens,
@@ -173,7 +173,7 @@ def check_numbers(tensors: Mapping[str, torch.Tensor]) -> None:
         ValueError: naming the tensor, as the end of a sentence.
     """
     for name, tensor in tensors.items():
-        array = tensor if isinstance(tensor, np.ndarray) else _array_of(tensor)
+        array = tensor if isinstance(tensor, np.ndarray) else array_of(tensor)
         if not array.size or array.dtype.kind != "f":
             continue
         # Read as integers, finite numbers from 0 are those below the bits of infinity. There are
@@ -187,10 +187,8 @@ def check_numbers(tensors: Mapping[str, torch.Tensor]) -> None:
             raise ValueError(f"its {name} has values that are no numbers")
 
 
-def _array_of(tensor: torch.Tensor) -> np.ndarray:
-    """A tensor's numbers for NumPy, which has no bfloat16."""
-    narrow = str(tensor.dtype) == "torch.bfloat16"
-    return (tensor.float() if narrow else tensor).detach().numpy()
+def _values_of_token(token: GeneratedToken) -> dict[str, Any]:
+    return {k: v for k, v in dataclasses.asdict(token).items() if k != "piece" or v}
 
 
 def _values_of_rows(rows: PromptTrace | None) -> dict[str, Any] | None:
@@ -216,6 +214,7 @@ def _tokens(said: Iterable[Mapping[str, Any]]) -> tuple[GeneratedToken, ...]:
             tuple(
                 [Alternative(a["id"], a["text"], a["probability"]) for a in token["alternatives"]]
             ),
+            _text("piece", token.get("piece", "")),
         )
         for token in said
     )

@@ -150,6 +150,34 @@ def as_script(notebook: Path) -> str:
     return "\n".join(parts)
 
 
+@pytest.mark.browser
+def test_parts_of_a_character_are_together_with_their_bytes(chromium: str, tmp_path: Path) -> None:
+    from playwright.sync_api import sync_playwright
+
+    trace = make_trace()
+    tokens = list(trace.tokens)
+    for place, text, piece in ((2, "", "E7"), (3, "", "8C"), (4, "\u732b", "AB")):
+        tokens[place] = dataclasses.replace(tokens[place], text=text, piece=piece)
+    path = tmp_path / "run.safetensors"
+    dataclasses.replace(trace, tokens=tuple(tokens)).save(path)
+    opened = type(trace).open(path)
+    assert opened.tokens == tuple(tokens)
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
+        page = browser.new_page()
+        page.set_content(opened._repr_html_())
+        frame: Any = page.frames[-1]
+        ready(frame)
+        group = frame.locator("[data-testid=strip-baseline] .token.piece")
+        assert group.all_inner_texts() == ["E7", "8C", "\u732b"]
+        titles = [group.nth(k).get_attribute("title") for k in range(3)]
+        assert "byte E7: a part of a character" in titles[0]
+        assert "byte AB: the last part of \u201c\u732b\u201d" in titles[2]
+        lines = {group.nth(k).evaluate("e => e.offsetTop") for k in range(3)}
+        assert len(lines) == 1
+        browser.close()
+
+
 @pytest.mark.slow
 def test_the_example_notebook_runs(tmp_path: Path) -> None:
     notebook = json.loads(NOTEBOOK.read_text(encoding="utf-8"))
