@@ -283,6 +283,11 @@ class Handlers:
         assert self.component is not None
         return {**cached(data, name, self.component), "name": name, "bytes": len(data)}
 
+    def draw_ahead(self, ask: Any) -> dict[str, Any]:
+        """Save was opened: what draws files may begin to load."""
+        self.drawing.start()
+        return {}
+
     def tokens_since(self, ask: Any) -> dict[str, Any]:
         """Tokens of a run under way from an index on, where the page has missed some."""
         with self._lock:
