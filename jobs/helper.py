@@ -32,6 +32,8 @@ from sinkscope.jobs.job import Progress, Stopped
 GRACE_SECONDS = 1.0  # for a task that was stopped, to end by itself
 TICK_SECONDS = 0.1  # between two looks at `stop`
 
+Answers = queue.Queue[dict[str, Any] | None]  # to one task; None: there will be none any more
+
 
 class HelperLostError(RuntimeError):
     """The process could not be started, or has ended in the middle of a task."""
@@ -99,8 +101,10 @@ class Helper:
             HelperLostError: the process could not be started, or has ended.
             HelperFailedError: any other error of the task.
         """
+        if stop is not None and stop.is_set():
+            raise Stopped(0, 1, what)
         number = next(self._numbers)
-        process, answers = self._handed_over(number, task)
+        process, answers = self._taken(number, task, stop, what)
         at, over, late = (0, 1), False, None
         try:
             while True:
@@ -136,17 +140,39 @@ class Helper:
         if process is not None:
             process.end()
 
-    def _handed_over(
-        self, number: int, task: Mapping[str, Any]
-    ) -> tuple[_Process, queue.Queue[dict[str, Any] | None]]:
-        with self._lock:
-            for _ in range(2):  # it may have ended since it was looked at
+    def _taken(
+        self, number: int, task: Mapping[str, Any], stop: threading.Event | None, what: str
+    ) -> tuple[_Process, Answers]:
+        """The process that has begun with the task, and where its answers come.
+
+        One that was ending when it was looked at is nobody's error: another is started, once.
+        """
+        for _ in range(2):
+            with self._lock:
                 process = self._running()
                 answers = process.expect(number)
-                if process.send({"task": number, "about": dict(task)}):
-                    return process, answers
+                try:
+                    sent = process.send({"task": number, "about": dict(task)})
+                except BaseException:  # no plain values
+                    process.forget(number)
+                    raise
+            if sent and self._begun(answers, stop):
+                return process, answers
+            with self._lock:
+                others = process.forget(number)
+                if stop is not None and stop.is_set():
+                    process.send({"stop": number}) if others else process.end()
+                    raise Stopped(0, 1, what)
                 process.end()
-            raise HelperLostError(self._lost(process))
+        raise HelperLostError(self._lost(process))
+
+    @staticmethod
+    def _begun(answers: Answers, stop: threading.Event | None) -> bool:
+        """Whether the task was begun; False where the process has ended, or the task is stopped."""
+        while stop is None or not stop.is_set():
+            with suppress(queue.Empty):
+                return answers.get(timeout=TICK_SECONDS) is not None
+        return False
 
     def _running(self) -> _Process:
         if self._process is None or not self._process.runs:
@@ -194,7 +220,7 @@ class _Process:
             env={**os.environ, "PYTHONPATH": path, **environment},
         )
         self._lock = threading.Lock()
-        self._answers: dict[int, queue.Queue[dict[str, Any] | None]] = {}
+        self._answers: dict[int, Answers] = {}
         self._over = False
         threading.Thread(target=self._read, name=f"reads {module}", daemon=True).start()
 
@@ -202,9 +228,9 @@ class _Process:
     def runs(self) -> bool:
         return not self._over and self.popen.poll() is None
 
-    def expect(self, number: int) -> queue.Queue[dict[str, Any] | None]:
-        """Where the answers to a task will come; None says that there will be none any more."""
-        answers: queue.Queue[dict[str, Any] | None] = queue.Queue()
+    def expect(self, number: int) -> Answers:
+        """Where the answers to a task will come."""
+        answers: Answers = queue.Queue()
         with self._lock:
             self._answers[number] = answers
             if self._over:

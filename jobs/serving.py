@@ -3,6 +3,7 @@
 A line of input is `{"task": n, "about": {...}}` or `{"stop": n}`; a line of output is
 `{"task": n, ...}` with one of
 
+    begun    true: the task was read, before all else
     at       [done, total, text]: progress
     done     what the task gave: it is over, as with all that follow
     stopped  [done, total, what]; without `what` it had not begun
@@ -76,6 +77,7 @@ def serve(load: Callable[[], Do]) -> None:
             else:
                 number = said["task"]
                 stops.of(number)
+                say(number, begun=True)
                 threading.Thread(target=work, args=(number, said["about"]), daemon=True).start()
         os._exit(0)  # nobody is there who could want anything
 

@@ -5,10 +5,8 @@ from __future__ import annotations
 import os
 import re
 import signal
-import subprocess
-import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -111,7 +109,7 @@ def test_mistakes_are_the_same_sentences(process: DrawingProcess, run: Run, tmp_
     ):
         said = []
         for options in ({}, {"drawn_by": process}):
-            with pytest.raises(ValueError, match="allowed|trace holds") as refused:
+            with pytest.raises(ValueError, match=r"allowed|trace holds") as refused:
                 make_files(run, wanted, tmp_path, **options)
             said.append(str(refused.value))
         assert said[0] == said[1]
