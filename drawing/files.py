@@ -53,7 +53,8 @@ class Drawing:
     @staticmethod
     def of(values: Mapping[str, Any]) -> Drawing:
         """What `values` gave, after JSON too."""
-        view = {k: tuple(v) if isinstance(v, list) else v for k, v in values["view"].items()}
+        said = values["view"].items()
+        view: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in said}
         return Drawing(**{**values, "view": View(**view)})
 
 

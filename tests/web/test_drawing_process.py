@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import signal
+import subprocess
+import sys
 import threading
+import urllib.request
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -17,6 +22,7 @@ import pytest
 from sinkscope import app
 from sinkscope.drawing.files import Drawing
 from sinkscope.drawing.view import View
+from sinkscope.drawing.worker import MODULE
 from sinkscope.jobs.job import Stopped
 from sinkscope.web.drawing_process import DrawingProcess
 from sinkscope.web.exporting import Wanted, exporting, make_files, stopping_export
@@ -132,8 +138,6 @@ def test_a_run_whose_files_are_gone_is_said_without_their_place(
 
 
 def test_a_drawing_is_the_same_after_it_was_told() -> None:
-    import json
-
     drawing = Drawing(replace(VIEW, each=(1,), heads=None), 2, None, 3, 0.1, 400, True)
     assert Drawing.of(json.loads(json.dumps(drawing.values()))) == drawing
 
@@ -223,3 +227,55 @@ def test_it_ends_with_the_app(tmp_path: Path) -> None:
     made.app.blocks.close(verbose=False)
     assert ends(pid)
     assert made.app.handlers.drawing.helper.pid is None
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="needs /proc, to see children")
+def test_it_ends_with_the_script_of_the_app(tmp_path: Path) -> None:
+    """`python app.py`, whose module is not run again, and Ctrl-C, which reaches both processes."""
+    log = tmp_path / "log"
+    options = ["--port", "0", "--model", str(tmp_path / "none"), "--cache-dir", str(tmp_path)]
+    with (
+        log.open("w") as told,
+        subprocess.Popen(
+            [sys.executable, "app.py", *options],
+            cwd=ROOT,
+            stdout=subprocess.PIPE,
+            stderr=told,
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
+            text=True,
+            start_new_session=True,
+        ) as started,
+    ):
+        assert started.stdout is not None
+        url = started.stdout.readline().rpartition(" ")[2].strip()
+        with urllib.request.urlopen(f"{url}/config") as answer:
+            parts = json.load(answer)["components"]
+        inspector = next(p["id"] for p in parts if p["props"].get("elem_id") == "inspector")
+        ask = {
+            "component_id": inspector,
+            "fn_name": "draw_ahead",
+            "data": {},
+            "session_hash": "one",
+        }
+        request = urllib.request.Request(
+            f"{url}/gradio_api/component_server/",
+            json.dumps(ask).encode(),
+            {"content-type": "application/json"},
+        )
+        assert children(started.pid) == []
+        urllib.request.urlopen(request).close()
+        (pid,) = children(started.pid)
+        assert MODULE in Path(f"/proc/{pid}/cmdline").read_text()
+        os.killpg(started.pid, signal.SIGINT)
+        started.wait(60)
+        assert ends(pid)
+    assert "Traceback" not in log.read_text()
+
+
+def children(pid: int) -> list[int]:
+    """Processes that a process has started and that have not ended."""
+    found: list[int] = []
+    for thread in Path(f"/proc/{pid}/task").iterdir():
+        with suppress(OSError):  # the thread has ended meanwhile
+            found += map(int, (thread / "children").read_text().split())
+    return found
