@@ -6,7 +6,7 @@ import dataclasses
 import errno
 import threading
 from collections.abc import Callable
-from functools import partial
+from functools import partialmethod
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -18,6 +18,7 @@ from sinkscope.drawing.files import Drawing
 from sinkscope.drawing.panels import Painter
 from sinkscope.drawing.view import View, make_side
 from sinkscope.jobs.job import Progress, Stopped
+from sinkscope.web.drawing_process import DrawingProcess
 from sinkscope.web.exporting import (
     Wanted,
     exporting,
@@ -41,6 +42,7 @@ def asked(site: Site, **question: Any) -> list[dict[str, Any]]:
 
 
 def endless(
+    self: DrawingProcess,
     sides: Any,
     drawing: Drawing,
     path: Path,
@@ -85,7 +87,7 @@ def test_only_the_session_that_asked_stops_its_file(
 ) -> None:
     handlers, drawn = site.app.handlers, threading.Event()
 
-    monkeypatch.setattr(handlers, "drawing", partial(endless, told=drawn.set))
+    monkeypatch.setattr(DrawingProcess, "__call__", partialmethod(endless, told=drawn.set))
     question = {"ask": "1-2", "view": VIEW, "run": run.id, "kind": "gif"}
     mine, yours = SimpleNamespace(session_hash="mine"), SimpleNamespace(session_hash="yours")
     values = exporting(handlers)(SimpleNamespace(_data=question), mine)
@@ -207,7 +209,7 @@ def test_a_figure_has_the_scale_of_the_screen(
 def test_stop_ends_the_file_in_the_making(
     open_page: Any, site: Site, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(site.app.handlers, "drawing", endless)
+    monkeypatch.setattr(DrawingProcess, "__call__", endless)
     page = open_page(site.url)
     page.wait_for_selector("[data-ready]", state="attached")
     page.click("[data-testid=save-button]")
