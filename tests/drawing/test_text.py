@@ -74,6 +74,10 @@ def test_what_a_font_lacks_is_found_in_another(with_cat: None) -> None:
     assert texts.missing_note(CAT, "caf\u00e9", "\u0416") == []
 
 
+def test_control_characters_and_rare_blanks() -> None:
+    assert texts.printable("a\r\u3000b\x00\n\t") == "a  b\ufffd\n\t"
+
+
 def test_joiners_of_emoji_are_no_squares(no_other: None, monkeypatch: pytest.MonkeyPatch) -> None:
     own = texts._characters(texts.own_file())
     monkeypatch.setattr(texts, "_characters", lambda path: own - texts.JOINERS)
