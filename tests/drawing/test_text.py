@@ -134,6 +134,27 @@ def test_fonts_in_a_pdf_are_truetype(tmp_path: Path) -> None:
     assert matplotlib.rcParams["pdf.fonttype"] == before
 
 
+def test_postscript_fonts_are_drawn_as_outlines(
+    with_cat: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from sinkscope.drawing import printing
+
+    for head, expected in (
+        (b"OTTO" + bytes(12), True),
+        (b"\x00\x01\x00\x00" + bytes(12), False),
+        (b"ttcf" + bytes(8) + (20).to_bytes(4, "big") + bytes(4) + b"OTTO", True),
+    ):
+        (tmp_path / "font").write_bytes(head)
+        assert printing._is_postscript(str(tmp_path / "font")) is expected
+    monkeypatch.setattr(printing, "_is_postscript", lambda path: path.endswith("cat.ttf"))
+    for text, kind in ((CAT, b"/Type3"), ("caf\u00e9", b"/CIDFontType2")):
+        drawn = Figure()
+        drawn.text(0.1, 0.5, text, family=[texts.OWN])
+        with (tmp_path / "a.pdf").open("wb") as file:
+            print_figure(drawn, file, format="pdf")
+        assert kind in (tmp_path / "a.pdf").read_bytes()
+
+
 def test_an_animation_says_it_too_and_draws_what_there_is(with_cat: None, tmp_path: Path) -> None:
     from sinkscope.drawing import frames
 
