@@ -22,6 +22,7 @@ from sinkscope.capture.prefix import Prefix, forward_prefixes
 from sinkscope.capture.run import checkpoint_decoding, memory_errors_named
 from sinkscope.config import GenerationSettings
 from sinkscope.evaluation.answering import Answer, Row, answer_rows, count_sinks
+from sinkscope.evaluation.checking import can_check, check_rows
 from sinkscope.evaluation.methods import Method
 from sinkscope.models.family import PromptInputs
 from sinkscope.models.loading import ModelHandle
@@ -30,6 +31,7 @@ from sinkscope.utils import sha256
 MOST_ROWS = 8  # methods in one batch; more of them run one batch after the other
 
 Dims = tuple[int, ...]
+Place = tuple[int, int]  # question, method
 
 
 @dataclass(frozen=True)
@@ -144,31 +146,49 @@ def _of_batch(
     passed: Sequence[Mapping[Dims, Prefix]],
 ) -> list[list[Answer]]:
     settings = batch[0].asked.settings
-    made: list[dict[int, Answer]] = [{} for _ in batch]
+    made: dict[tuple[int, int], Answer] = {}
+    plain = next((row for row, method in enumerate(methods) if method.var is None), None)
+    checked = plain is not None and len(methods) > 1 and can_check(handle, settings)
     for dims, members in groups:
-        rows = [
-            Row(passed[index][dims], methods[member])
-            for index in range(len(batch))
-            for member in members
-        ]
-        answers = iter(answer_rows(handle, settings, rows))
-        for index in range(len(batch)):
-            for member in members:
-                count = count_sinks(handle, methods[member], passed[index])
-                made[index][member] = replace(next(answers), sinks=count)
-    return [[one[member] for member in range(len(methods))] for one in made]
+        places = [(index, member) for index in range(len(batch)) for member in members]
+        rows = {
+            (index, member): Row(passed[index][dims], methods[member]) for index, member in places
+        }
+        if checked:
+            first = {place: row for place, row in rows.items() if row.method.var is None}
+            made |= _answered(handle, settings, first)
+            rest = {place: row for place, row in rows.items() if place not in first}
+            drafts = [made[index, plain] for index, _ in rest]
+            said = check_rows(handle, settings, list(rest.values()), drafts)
+            made |= {place: one for place, one in zip(rest, said, strict=True) if one is not None}
+            rows = {place: row for place, row in rest.items() if place not in made}
+        made |= _answered(handle, settings, rows)
+        for index, member in places:
+            count = count_sinks(handle, methods[member], passed[index])
+            made[index, member] = replace(made[index, member], sinks=count)
+    return [
+        [made[index, member] for member in range(len(methods))] for index in range(len(batch))
+    ]
+
+
+def _answered(
+    handle: ModelHandle, settings: GenerationSettings, rows: Mapping[Place, Row]
+) -> dict[Place, Answer]:
+    """The rows as one batch, where there are any."""
+    made = answer_rows(handle, settings, list(rows.values())) if rows else []
+    return dict(zip(rows, made, strict=True))
 
 
 def _groups(handle: ModelHandle, methods: Sequence[Method]) -> list[tuple[Dims, list[int]]]:
     """Sink dimensions, and the methods that use them, in batches of at most `MOST_ROWS`.
 
-    The plain model goes with the first: it needs no dimensions, but its sinks are counted by the
-    profile's.
+    The plain model is the first row of the first: it needs no dimensions, but its sinks are counted
+    by the profile's, and the others look at its answer.
     """
     profile = () if handle.profile is None else handle.profile.dims
     first = next((m.var.dims for m in methods if m.var is not None), profile)
     by_dims: dict[Dims, list[int]] = {}
-    for row, method in enumerate(methods):
+    for row, method in sorted(enumerate(methods), key=lambda one: one[1].var is not None):
         by_dims.setdefault(first if method.var is None else method.var.dims, []).append(row)
     return [
         (dims, rows[start : start + MOST_ROWS])
