@@ -166,9 +166,7 @@ def _of_batch(
         for index, member in places:
             count = count_sinks(handle, methods[member], passed[index])
             made[index, member] = replace(made[index, member], sinks=count)
-    return [
-        [made[index, member] for member in range(len(methods))] for index in range(len(batch))
-    ]
+    return [[made[index, member] for member in range(len(methods))] for index in range(len(batch))]
 
 
 def _answered(
