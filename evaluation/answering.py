@@ -14,8 +14,9 @@ from transformers import StoppingCriteriaList
 from sinkscope.capture.answer import begin_with
 from sinkscope.capture.prefix import BatchPrefix, Prefix
 from sinkscope.capture.probes.answer_tokens import AnswerTokens
+from sinkscope.capture.probes.base import Probe
 from sinkscope.capture.run import decide, distribution_errors_named, seeded
-from sinkscope.capture.session import attached
+from sinkscope.capture.session import Session, attached
 from sinkscope.config import Dialect, GenerationSettings
 from sinkscope.evaluation.methods import Method
 from sinkscope.interventions.var.checks import acting_layers
@@ -51,17 +52,21 @@ class Row:
 
 
 def answer_rows(
-    handle: ModelHandle, settings: GenerationSettings, rows: Sequence[Row]
-) -> list[Answer]:
+    handle: ModelHandle,
+    settings: GenerationSettings,
+    rows: Sequence[Row],
+    probes: Sequence[Probe] = (),
+) -> tuple[list[Answer], Session]:
     """Answer all rows as one batch. The handle's lock must be held.
 
     Args:
         handle: a loaded model.
         settings: of all rows.
         rows: their prefixes are scored by one set of sink dimensions.
+        probes: what else to look at; the session has their results.
 
     Returns:
-        An answer a row; its sinks are not counted (`count_sinks`).
+        An answer a row; its sinks are not counted (`count_sinks`). And the session.
 
     Raises:
         ValueError: the checkpoint is to decide how tokens are chosen, and cannot be followed.
@@ -77,7 +82,7 @@ def answer_rows(
         attached(
             handle,
             inputs,
-            tokens,
+            [*tokens, *probes],
             [var] if any(var.settings) else [],
             new_tokens=settings.max_new_tokens,
             prefix=prefix,
@@ -110,7 +115,7 @@ def answer_rows(
                 tuple(token.id for token in said),
             )
         )
-    return made
+    return made, session
 
 
 def var_of(rows: Sequence[Row]) -> VAR:

@@ -22,7 +22,8 @@ from sinkscope.capture.prefix import Prefix, forward_prefixes
 from sinkscope.capture.run import checkpoint_decoding, memory_errors_named
 from sinkscope.config import GenerationSettings
 from sinkscope.evaluation.answering import Answer, Row, answer_rows, count_sinks
-from sinkscope.evaluation.checking import can_check, check_rows
+from sinkscope.evaluation.checking import Drafts, can_check, check_rows, draft_answers
+from sinkscope.evaluation.lower_layers import first_acting
 from sinkscope.evaluation.methods import Method
 from sinkscope.models.family import PromptInputs
 from sinkscope.models.loading import ModelHandle
@@ -146,47 +147,44 @@ def _of_batch(
     passed: Sequence[Mapping[Dims, Prefix]],
 ) -> list[list[Answer]]:
     settings = batch[0].asked.settings
-    made: dict[tuple[int, int], Answer] = {}
+    made: dict[Place, Answer] = {}
     plain = next((row for row, method in enumerate(methods) if method.var is None), None)
-    checked = plain is not None and len(methods) > 1 and can_check(handle, settings)
+    drafts: Drafts | None = None
+    if plain is not None and len(methods) > 1 and can_check(handle, settings):
+        first = [Row(one[groups[0][0]], methods[plain]) for one in passed]
+        drafts = draft_answers(handle, settings, first, first_acting(handle.info, methods))
+        made = {(index, plain): answer for index, answer in enumerate(drafts.answers)}
     for dims, members in groups:
         places = [(index, member) for index in range(len(batch)) for member in members]
         rows = {
-            (index, member): Row(passed[index][dims], methods[member]) for index, member in places
+            (index, member): Row(passed[index][dims], methods[member])
+            for index, member in places
+            if (index, member) not in made
         }
-        if checked:
-            first = {place: row for place, row in rows.items() if row.method.var is None}
-            made |= _answered(handle, settings, first)
-            rest = {place: row for place, row in rows.items() if place not in first}
-            drafts = [made[index, plain] for index, _ in rest]
-            said = check_rows(handle, settings, list(rest.values()), drafts)
-            made |= {place: one for place, one in zip(rest, said, strict=True) if one is not None}
-            rows = {place: row for place, row in rest.items() if place not in made}
-        made |= _answered(handle, settings, rows)
+        if drafts is not None and rows:
+            questions = [index for index, _ in rows]
+            said = check_rows(handle, settings, list(rows.values()), questions, drafts)
+            made |= {place: one for place, one in zip(rows, said, strict=True) if one is not None}
+            rows = {place: row for place, row in rows.items() if place not in made}
+        if rows:
+            answers, _ = answer_rows(handle, settings, list(rows.values()))
+            made |= dict(zip(rows, answers, strict=True))
         for index, member in places:
             count = count_sinks(handle, methods[member], passed[index])
             made[index, member] = replace(made[index, member], sinks=count)
     return [[made[index, member] for member in range(len(methods))] for index in range(len(batch))]
 
 
-def _answered(
-    handle: ModelHandle, settings: GenerationSettings, rows: Mapping[Place, Row]
-) -> dict[Place, Answer]:
-    """The rows as one batch, where there are any."""
-    made = answer_rows(handle, settings, list(rows.values())) if rows else []
-    return dict(zip(rows, made, strict=True))
-
-
 def _groups(handle: ModelHandle, methods: Sequence[Method]) -> list[tuple[Dims, list[int]]]:
     """Sink dimensions, and the methods that use them, in batches of at most `MOST_ROWS`.
 
-    The plain model is the first row of the first: it needs no dimensions, but its sinks are counted
-    by the profile's, and the others look at its answer.
+    The plain model goes with the first: it needs no dimensions, but its sinks are counted by the
+    profile's.
     """
     profile = () if handle.profile is None else handle.profile.dims
     first = next((m.var.dims for m in methods if m.var is not None), profile)
     by_dims: dict[Dims, list[int]] = {}
-    for row, method in sorted(enumerate(methods), key=lambda one: one[1].var is not None):
+    for row, method in enumerate(methods):
         by_dims.setdefault(first if method.var is None else method.var.dims, []).append(row)
     return [
         (dims, rows[start : start + MOST_ROWS])

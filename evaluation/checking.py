@@ -6,7 +6,9 @@ draft). Where the most probable token is the draft's at every place, decoding gr
 gives that answer, with the probabilities and rows of the pass. Where it is not, the row has to be
 generated (`evaluation.answering`). Either way the answer is the method's own.
 
-Rows of answers of very different lengths go in two passes, for a pass is as long as its longest.
+The pass begins at the first layer in which VAR acts, with what the plain model held there
+(`evaluation.lower_layers`). Rows of answers of very different lengths go in two passes, for a pass
+is as long as its longest.
 """
 
 from __future__ import annotations
@@ -24,7 +26,16 @@ from sinkscope.capture.probes.base import Probe
 from sinkscope.capture.run import checkpoint_decoding, decide
 from sinkscope.capture.session import attached
 from sinkscope.config import GenerationSettings
-from sinkscope.evaluation.answering import Answer, Row, begin_rows, log_of, var_of, what_var_did
+from sinkscope.evaluation.answering import (
+    Answer,
+    Row,
+    answer_rows,
+    begin_rows,
+    log_of,
+    var_of,
+    what_var_did,
+)
+from sinkscope.evaluation.lower_layers import Given, Lower, passed_over, stream_at
 from sinkscope.models.loading import ModelHandle
 from sinkscope.models.sites import NO_LAYER, At
 
@@ -46,11 +57,47 @@ def can_check(handle: ModelHandle, settings: GenerationSettings) -> bool:
     return settings.max_new_tokens <= MOST_NEW_TOKENS and set(values) <= {"max_new_tokens"}
 
 
+@dataclass(frozen=True)
+class Drafts:
+    """What the plain model said to the questions of a batch.
+
+    Attributes:
+        answers: of each question.
+        lower: what its rows held at the input of the first layer in which another method acts.
+    """
+
+    answers: tuple[Answer, ...]
+    lower: Lower
+
+
+def draft_answers(
+    handle: ModelHandle, settings: GenerationSettings, rows: Sequence[Row], layer: int
+) -> Drafts:
+    """Let the plain model answer. The handle's lock must be held.
+
+    Args:
+        handle: a loaded model.
+        settings: of all rows.
+        rows: of the plain model, one a question.
+        layer: the first one in which another method acts.
+    """
+    layer = min(layer, handle.info.layers - 1)
+    stream = stream_at(layer)
+    answers, session = answer_rows(handle, settings, rows, [stream])
+    return Drafts(tuple(answers), Lower(layer, session[stream][layer], _suffix(rows)))
+
+
+def _suffix(rows: Sequence[Row]) -> int:
+    """Positions of a batch between the prefix and the answer, padding among them."""
+    return max(len(row.prefix.inputs.token_ids) - row.prefix.length for row in rows)
+
+
 def check_rows(
     handle: ModelHandle,
     settings: GenerationSettings,
     rows: Sequence[Row],
-    drafts: Sequence[Answer],
+    questions: Sequence[int],
+    drafts: Drafts,
 ) -> list[Answer | None]:
     """What each row says of its draft. The handle's lock must be held.
 
@@ -58,18 +105,18 @@ def check_rows(
         handle: a loaded model.
         settings: of all rows; `can_check` must allow them.
         rows: with VAR; their prefixes are scored by one set of sink dimensions.
-        drafts: the plain model's answer to each row's prompt.
+        questions: which question of the drafts each row is about.
+        drafts: of `draft_answers`.
 
     Returns:
         A row's answer, its sinks not counted; None where it says something else than the draft.
     """
     made: list[Answer | None] = [None] * len(rows)
     vocabulary = handle.model.config.get_text_config().vocab_size
-    for members in _passes([len(draft.ids) for draft in drafts], vocabulary):
-        answers = _pass(
-            handle, settings, [rows[one] for one in members], [drafts[one] for one in members]
-        )
-        for one, answer in zip(members, answers, strict=True):
+    lengths = [len(drafts.answers[question].ids) for question in questions]
+    for members in _passes(lengths, vocabulary):
+        some = [rows[one] for one in members], [questions[one] for one in members]
+        for one, answer in zip(members, _pass(handle, settings, *some, drafts), strict=True):
             made[one] = answer
     return made
 
@@ -94,30 +141,39 @@ def _pass(
     handle: ModelHandle,
     settings: GenerationSettings,
     rows: Sequence[Row],
-    drafts: Sequence[Answer],
+    questions: Sequence[int],
+    drafts: Drafts,
 ) -> list[Answer | None]:
     prompts = [row.prefix.inputs for row in rows]
-    longest = max(len(draft.ids) for draft in drafts)
+    said = [drafts.answers[question] for question in questions]
+    longest = max(len(draft.ids) for draft in said)
     # What is behind a shorter draft is seen by none of its tokens.
     ids = torch.tensor(
-        [[*draft.ids, *([draft.ids[0]] * (longest - len(draft.ids)))] for draft in drafts]
+        [[*draft.ids, *([draft.ids[0]] * (longest - len(draft.ids)))] for draft in said]
     )
     prefix, start = begin_rows(handle, rows, ids[:, :-1])
     logits, var = _Logits(), var_of(rows)
     # One token is chosen behind it all, which nobody reads: `generate` knows how positions go on.
     one = dataclasses.replace(settings, max_new_tokens=1)
     decoding = decide(handle, one, max(prompt.layout.length for prompt in prompts))
-    with attached(handle, prompts, [logits], [var], new_tokens=longest, prefix=prefix) as session:
+    lower, suffix = drafts.lower, _suffix(rows)
+    given = Given(lower.layer, lower.of_rows(questions, suffix, suffix + longest - 1))
+    with (
+        attached(
+            handle, prompts, [logits], [given, var], new_tokens=longest, prefix=prefix
+        ) as session,
+        passed_over(handle.stack.layers[: lower.layer]),
+    ):
         handle.model.generate(  # type: ignore[operator]
             **start, generation_config=decoding.config, logits_to_keep=longest
         )
     (seen,) = session[logits][NO_LAYER]
-    said, logs = _read(seen, ids.to(seen.device))
+    best, logs = _read(seen, ids.to(seen.device))
     made: list[Answer | None] = []
-    for row, draft in enumerate(drafts):
+    for row, draft in enumerate(said):
         count = len(draft.ids)
         own = logs[row][:count]
-        if tuple(said[row][:count]) != draft.ids or not all(map(math.isfinite, own)):
+        if tuple(best[row][:count]) != draft.ids or not all(map(math.isfinite, own)):
             made.append(None)
             continue
         changed, moved = what_var_did(session[var], row, count)

@@ -105,9 +105,9 @@ def test_a_draft_that_is_wrong_at_its_last_token_alone_is_refused(
     own = checking.check_rows
 
     def spoiled(*given: Any) -> Any:
-        (draft,) = given[3]
+        (draft,) = given[4].answers
         wrong = dataclasses.replace(draft, ids=(*draft.ids[:-1], draft.ids[-1] + 1))
-        assert own(*given[:3], [wrong]) == [None]
+        assert own(*given[:4], dataclasses.replace(given[4], answers=(wrong,))) == [None]
         (said,) = own(*given)
         assert said is not None and said.ids == draft.ids
         return [None]  # then it is generated

@@ -25,7 +25,7 @@ from tests.evaluation.scripted import write_questions
 from tests.evaluation.test_runner import config, same
 
 KILLS = int(os.environ.get("SINKSCOPE_KILLS", "6"))
-QUESTIONS = 10 * KILLS  # so many that it is not done before
+QUESTIONS = 5 * KILLS  # so many that it is not done before
 
 
 @pytest.mark.tiny
