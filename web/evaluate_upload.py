@@ -115,7 +115,7 @@ class _Copies:
 
     folder: Path
     limits: ImageLimits
-    names: dict[Any, str] = field(default_factory=dict)
+    names: dict[Path | bytes, str] = field(default_factory=dict)
     size: int = 0
 
     def name_of(self, given: StoredPicture) -> str:
@@ -125,9 +125,9 @@ class _Copies:
             ImageError: the image is not among the uploads, or cannot be used.
             ValueError: all of them are too large together.
         """
-        if given.reference in self.names:
-            return self.names[given.reference]
         found = picture(given.reference, given.pictures, self.limits.max_bytes)
+        if found in self.names:
+            return self.names[found]
         open_image(found, self.limits)
         data = found if isinstance(found, bytes) else found.read_bytes()
         self.size += len(data)
@@ -136,7 +136,7 @@ class _Copies:
                 f"The images have more than {MOST_BYTES / 1e6:.0f} MB together, the most allowed; "
                 "the command line has no such limit (sinkscope evaluate run --task jsonl)."
             )
-        name = self.names[given.reference] = f"{len(self.names) + 1:05}.image"
+        name = self.names[found] = f"{len(self.names) + 1:05}.image"
         (self.folder / name).write_bytes(data)
         return name
 

@@ -105,7 +105,7 @@ def test_nothing_but_uploads_is_opened(upload: Any, tmp_path: Path, name: str) -
     secret = tmp_path / "secret.png"
     secret.write_bytes(png("green"))
     files = upload([RED, {**RED, "image": name.format(secret=secret)}])
-    with pytest.raises(ValueError, match="Line 2 of mine.jsonl") as caught:
+    with pytest.raises(ValueError, match=r"Line 2 of mine\.jsonl") as caught:
         kept(files, tmp_path / "data")
     said = str(caught.value)
     assert "is not among the uploaded files" in said or "nothing is fetched" in said
@@ -138,7 +138,7 @@ def test_a_file_that_is_no_upload_is_refused(upload: Any, tmp_path: Path) -> Non
 def test_rows_that_cannot_be_asked_are_named(
     upload: Any, tmp_path: Path, rows: Any, words: str
 ) -> None:
-    with pytest.raises(ValueError) as caught:  # noqa: PT011 - the words are compared below
+    with pytest.raises(ValueError) as caught:
         kept(upload(rows), tmp_path / "data")
     assert words in str(caught.value)
 
@@ -150,8 +150,9 @@ def test_uploads_have_limits(upload: Any, tmp_path: Path, monkeypatch: pytest.Mo
     with pytest.raises(ValueError, match="2 files with questions were given; allowed: one"):
         kept((files[0], *files), tmp_path / "b")
     broken = upload([{**RED, "image": "broken.png"}], **{"broken.png": b"\x89PNG\r\n\x1a\n"})
-    with pytest.raises(ValueError, match="broken.png is damaged"):
+    with pytest.raises(ValueError, match=r"broken\.png is damaged"):
         kept(broken, tmp_path / "c")
+    files = upload([RED, BLUE])
     monkeypatch.setattr(evaluate_upload, "MOST_BYTES", len(png("red")) + 10)
     with pytest.raises(ValueError, match="more than 0 MB together"):
         kept(files, tmp_path / "d")
@@ -176,7 +177,12 @@ def test_a_run_over_an_upload(upload: Any, make: Make, tmp_path: Path) -> None:
     files = upload(rows)
     handlers = make(answers)
     request = EvaluateRequest(
-        methods=("default", "var"), source=MINE, files=files, dims="7, 30", questions=100
+        methods=("default", "var"),
+        source=MINE,
+        files=files,
+        dims="7, 30",
+        tau=5.0,
+        questions=100,
     )
     last = drain(handlers.run(request, "s"))[-1]
     assert last["phase"] == "ready" and last["message"] == "Done", last
