@@ -133,10 +133,11 @@ class Data:
             for number, values in source.rows():
                 where, damage = source.place(number), ""
                 if isinstance(values, Damaged):
-                    values, damage = {}, values.reason
+                    damage = values.reason
                 elif not isinstance(values, dict):
-                    values, damage = {}, f"{where[:1].upper()}{where[1:]} is no object."
-                yield Row(values, before + number, where, pictures, table, damage)
+                    damage = f"{where[:1].upper()}{where[1:]} is no object."
+                own = {} if damage else values
+                yield Row(own, before + number, where, pictures, table, damage)
             before += number
 
     def count(self, tables: Sequence[Table]) -> int | None:
