@@ -64,7 +64,7 @@ class Given(Intervention):
     hidden: Tensor
 
     @property
-    def edits(self) -> tuple[At, ...]:
+    def edits(self) -> tuple[At, ...]:  # type: ignore[override]
         return (At("block_in", (self.layer,)),)
 
     def edit(self, site: str, layer: int, values: Tensor, positions: Sequence[int]) -> Tensor:
@@ -78,7 +78,7 @@ def passed_over(layers: Sequence[nn.Module]) -> Iterator[None]:
     before = [vars(layer).get("forward") for layer in layers]
     try:
         for layer in layers:
-            layer.forward = _same  # type: ignore[assignment]
+            layer.forward = _same
         yield
     finally:
         for layer, own in zip(layers, before, strict=True):

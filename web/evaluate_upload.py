@@ -72,7 +72,9 @@ def keep_questions(
             if row.damage:
                 raise RowFault(row.damage)
             question = question_of(row)
-            names = [copies.name_of(one) for one in question.pictures]
+            names = [
+                copies.name_of(one) for one in question.pictures if isinstance(one, StoredPicture)
+            ]
         except (RowFault, RecordError, ImageError) as error:
             said = str(error).rstrip(".")
             faults.append(said if row.damage else f"{row.where[:1].upper()}{row.where[1:]}: {said}")
