@@ -183,7 +183,9 @@ class Api:
             try:
                 paths = self._handlers.runner.result(
                     job,
-                    lambda job: make_files(found, wanted, Path(folder), **job.hooks),
+                    lambda job: make_files(
+                        found, wanted, Path(folder), **job.hooks, drawn_by=self._handlers.drawing
+                    ),
                     waits=False,
                 )
             except Stopped as stopped:

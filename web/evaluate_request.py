@@ -18,15 +18,13 @@ from sinkscope.evaluation.tasks.jsonl import TASK as OWN
 from sinkscope.evaluation.wanted import Wanted
 from sinkscope.models.loading import ModelHandle
 from sinkscope.setting import (
-    Setting,
     checked,
     explained,
     like,
-    read,
-    refuse,
     setting,
     settings_of,
 )
+from sinkscope.web.controls import said_by
 from sinkscope.web.request import Request
 from sinkscope.web.sinks_request import Picture
 
@@ -120,9 +118,7 @@ class EvaluateRequest:
             if strange := [one for one in given if one not in allowed]:
                 raise ValueError(f"{name} has {strange[0]!r}; allowed: {', '.join(allowed)}.")
         said = {one: getattr(self, one.field) for one in settings_of(EvaluateRequest)}
-        return {
-            one.field: checked(one, read(one, _number(one, value))) for one, value in said.items()
-        }
+        return {one.field: checked(one, said_by(one, value)) for one, value in said.items()}
 
     def _method(self, name: str, handle: ModelHandle, said: dict[str, Any]) -> Wanted:
         if name == "default":
@@ -145,15 +141,3 @@ class EvaluateRequest:
         if name == "var-random":
             values |= {"control": "random", "seed": said["seed"]}
         return Wanted(name, values)
-
-
-def _number(one: Setting, value: Any) -> Any:
-    """A number that may be left out comes as text, for a box for numbers cannot be empty."""
-    if not isinstance(value, str) or one.kind != "number":
-        return value
-    if not value.strip():
-        return None
-    try:
-        return float(value)
-    except ValueError:
-        raise refuse(one.name, value, "nothing, or a number") from None

@@ -138,6 +138,7 @@ def _inspector(handlers: Handlers, first: Run | None) -> gr.HTML:
             handlers.token_maps,
             handlers.page_file,
             handlers.trace_file,
+            handlers.draw_ahead,
         ],
     )
     inspector.value = run_value(first, inspector, keep=True) if first else empty_value()

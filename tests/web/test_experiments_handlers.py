@@ -181,7 +181,7 @@ def test_progress_has_two_parts_that_each_rise_to_their_end(make: Make) -> None:
         ({"own": {}}, "layer is None"),
         ({"own": {"layer": None}}, "layer is None"),
         ({"own": {"layer": -1.0}}, "layer is -1"),
-        ({"study": {"tau": "much"}}, "tau is 'much'; allowed: a number from 0 up"),
+        ({"study": {"tau": "much"}}, "tau is 'much'; allowed: nothing, or a number from 0 up"),
         ({"study": {"tau": "nan"}}, "tau is nan"),
         ({"study": {"auc": 2.0}}, "auc is 2.0; allowed: a number from 0.5 to 1"),
         ({"study": {"tokens": "sinks,nobody"}}, "tokens is 'nobody'; allowed: sinks, ordinary"),
