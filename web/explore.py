@@ -25,6 +25,7 @@ from sinkscope.web.model_events import (
     load_forecasting,
     loading,
     status_value,
+    telling_limits,
 )
 from sinkscope.web.picker import MODELS, PARAMETERS, build_picker
 from sinkscope.web.region import LastTested, stopping_region, testing_region
@@ -89,6 +90,7 @@ def build_explore(
     decoding = (choosing_decoding(slot), form.decoding, [form.says, *form.replaced])
     form.decoding.change(*decoding, **QUIET)
     for event in (loaded, there):
+        event.then(telling_limits(slot), None, form.limits, **QUIET)
         event.then(**ahead)
         event.then(*decoding, **QUIET)
     _connect_dims(form, slot, loaded)

@@ -24,6 +24,7 @@ class Form:
     Attributes:
         controls: by the names of the arguments of `generate` (`web.events.generating`).
         ahead: what the run will take, said before it.
+        limits: what the loaded model can be asked, where that is little.
         note: the sentence about the model's sink dimensions.
         dims, dims_of: sink dimensions of this browser alone, in the place of the model's, and the
             model that they were found on.
@@ -41,6 +42,7 @@ class Form:
     go: gr.Button
     stop: gr.Button
     ahead: gr.HTML
+    limits: gr.HTML
     note: gr.Textbox
     same_text: gr.Checkbox
     tau: Component
@@ -79,6 +81,7 @@ def build_form(generation: GenerationSettings, offered: list[Example]) -> Form:
     with gr.Row(elem_id="actions"):
         go = gr.Button("Generate", variant="primary", elem_id="generate", min_width=80)
         stop = gr.Button("Stop", interactive=False, elem_id="stop", min_width=60)
+    limits = notice_line("limits")
     ahead = notice_line("ahead")
     note, same_text, dims_of, own, var = _var_settings()
     answer, says = _generation_settings(generation)
@@ -99,6 +102,7 @@ def build_form(generation: GenerationSettings, offered: list[Example]) -> Form:
         go=go,
         stop=stop,
         ahead=ahead,
+        limits=limits,
         note=note,
         same_text=same_text,
         tau=var["tau"],

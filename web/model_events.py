@@ -23,6 +23,10 @@ from sinkscope.web.security import LOOPBACK
 from sinkscope.web.slot import ModelSlot, SlotState
 
 LONGEST_REVISION = 200
+DEMO_LIMITS = (
+    "The bundled model knows drawn scenes like the examples only. "
+    "For photos load Qwen2.5-VL 3B or 7B (Model, below)."
+)
 SHOWN = 2  # reasons why a checkpoint's own settings cannot be followed
 
 
@@ -206,6 +210,15 @@ def choosing_dims(slot: ModelSlot) -> Callable[..., Any]:
         return ready, words, gr.skip(), gr.update(visible=True)
 
     return sink_dims
+
+
+def telling_limits(slot: ModelSlot) -> Callable[..., Any]:
+    def limits() -> Notice:
+        """Beside Generate: what the bundled model knows, and what to load for photos."""
+        handle = slot.handle
+        return notice(DEMO_LIMITS if handle is not None and handle.info.id == "demo" else "")
+
+    return limits
 
 
 def _said(words: str, title: str) -> gr.Error:
