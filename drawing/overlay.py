@@ -118,6 +118,26 @@ def mark_cells(pixels: Pixels, patch_map: PatchMap, cells: Sequence[int]) -> Pix
     return _mark(pixels, cells, *edges) if len(cells) else pixels
 
 
+RING = "#5ad1ff"
+
+
+def ring_cells(pixels: Pixels, patch_map: PatchMap, cells: Sequence[int]) -> Pixels:
+    """A ring on cells that a control treated, so that none is taken for a sink; a copy, if any."""
+    if not cells:
+        return pixels
+    x, y = _edges(patch_map, pixels.shape[1], pixels.shape[0])
+    picture = Image.fromarray(pixels)
+    draw, thin = ImageDraw.Draw(picture), max(1, round(picture.width / 220))
+    for cell in cells:
+        row, column = divmod(cell, len(x) - 1)
+        across, down = (x[column] + x[column + 1]) / 2, (y[row] + y[row + 1]) / 2
+        size = 0.36 * min(x[column + 1] - x[column], y[row + 1] - y[row])
+        box = (across - size, down - size, across + size, down + size)
+        for colour, stroke in (("black", thin + 2), (RING, thin)):
+            draw.ellipse(box, outline=colour, width=stroke)
+    return np.asarray(picture)
+
+
 def _coloured(patch_map: PatchMap, style: OverlayStyle, scale: Scaling) -> Cells:
     """What each cell adds to the photo: (rows, columns, 4), colour times opacity, and opacity.
 

@@ -18,11 +18,12 @@ from sinkscope.drawing.overlay import (
     bar_colours,
     mark_cells,
     overlay,
+    ring_cells,
     scale_of,
     under_map,
 )
 from sinkscope.drawing.scale import Scaling, Ticks, difference_of, percent
-from sinkscope.drawing.view import Side, View, map_of, maps_of, same_grids, sinks_of
+from sinkscope.drawing.view import Side, View, map_of, maps_of, same_grids, sinks_of, treated_of
 from sinkscope.methods.explain import method_of
 
 
@@ -62,6 +63,7 @@ class _Look:
     view: View
     photo: Pixels
     sinks: tuple[int, ...]
+    treated: tuple[int, ...] = ()
 
 
 class Painter:
@@ -168,6 +170,7 @@ class Painter:
             pixels = overlay(look.photo, patches, style, scale)
         else:
             pixels = mark_cells(look.photo, patches, look.sinks)
+        pixels = ring_cells(pixels, patches, look.treated)
         words = f"{method_of(self.view.method).words(look.side.trace)} · {scale.words}"
         if self.view.whole_answer:
             words += f"; range of the whole {part}"
@@ -210,7 +213,9 @@ def _looks(side: Side, view: View, width: int) -> list[_Look]:
         own = view if layer is None else dataclasses.replace(view, layers=(layer,), each=())
         words = (side.label, "" if layer is None else f"layer {layer}")
         sinks = sinks_of(side.rows, own) if view.sinks else ()
-        made.append(_Look(", ".join(word for word in words if word), side, own, photo, sinks))
+        treated = treated_of(side.trace, own) if view.sinks else ()
+        label = ", ".join(word for word in words if word)
+        made.append(_Look(label, side, own, photo, sinks, treated))
     return made
 
 

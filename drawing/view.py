@@ -183,6 +183,19 @@ def sinks_of(rows: Rows, view: View) -> tuple[int, ...]:
     return grid.cells_of(k for k, p in enumerate(grid.positions) if p in found)
 
 
+def treated_of(trace: GenerationTrace, view: View) -> tuple[int, ...]:
+    """Cells of the view's image that a control treated in the place of the sinks, in any of its
+    layers; none of a run without a control."""
+    report = trace.var or {}
+    if (report.get("settings") or {}).get("control", "none") == "none":
+        return ()
+    layers = set(trace.layers if view.layers is None else view.layers)
+    acted = (one for one in report.get("layers") or () if one["layer"] in layers)
+    found = {p for one in acted for p in one["positions"]}
+    grid = trace.layout.grids[view.image]
+    return grid.cells_of(k for k, p in enumerate(grid.positions) if p in found)
+
+
 def selection_words(trace: GenerationTrace, view: View) -> str:
     """Which layers and heads, and how combined: "mean over all 6 layers and head 3"."""
     layers = _spelt("layer", trace.layers, view.layers)

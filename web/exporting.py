@@ -122,7 +122,7 @@ def _told_nobody(done: int, total: int, text: str) -> None:
 
 def label_of(run: Run, name: str) -> str:
     """What a side is called: in a table of one run its name, else what stands over its figure."""
-    return run.labels[name] if run.kind == "pair" else name
+    return run.label(name) if run.kind == "pair" else name
 
 
 def idle(run: Run) -> bool:
@@ -143,7 +143,7 @@ def sides_of_view(run: Run, wanted: Wanted) -> tuple[dict[str, GenerationTrace],
     if len(traces) < 2 or not run.about.get("comparable", True):
         view = dataclasses.replace(view, difference=False)
     alone = len(run.traces) == 1
-    return {"" if alone else run.labels[name]: trace for name, trace in traces.items()}, view
+    return {"" if alone else run.label(name): trace for name, trace in traces.items()}, view
 
 
 def exporting(handlers: Handlers) -> Callable[..., Any]:

@@ -36,7 +36,7 @@ from sinkscope.capture.trace import GeneratedToken, GenerationTrace
 from sinkscope.methods.base import Method
 from sinkscope.methods.explain import METHODS
 from sinkscope.methods.relative import Relative
-from sinkscope.web.store import Run
+from sinkscope.web.store import Run, control_of
 
 RELATIVE = Relative()
 MAGIC = b"SINK"
@@ -109,6 +109,20 @@ def _sinks(trace: GenerationTrace) -> list[dict[str, Any]]:
     return made
 
 
+def _treated(trace: GenerationTrace) -> list[dict[str, Any]]:
+    """Where a control acted: in each layer the patches that it took in the place of the sinks."""
+    if not control_of(trace):
+        return []
+    cells_at = trace.layout.cells_at()
+    return [
+        {
+            "layer": layer["layer"],
+            "columns": [cell for p in layer["positions"] for cell in cells_at.get(p, ())],
+        }
+        for layer in (trace.var or {}).get("layers") or ()
+    ]
+
+
 def _plain(value: Any) -> Any:
     """A value that JSON can hold; what it cannot becomes its text."""
     if isinstance(value, Mapping):
@@ -151,7 +165,7 @@ def _variant(run: Run, name: str, trace: GenerationTrace) -> dict[str, Any]:
     return {
         **own,
         "name": name,
-        "label": run.labels[name],
+        "label": run.label(name),
         "tokens": [_token(token) for token in trace.tokens],
         "finish": trace.finish,
         "seconds": round(trace.seconds, 3),
@@ -159,6 +173,7 @@ def _variant(run: Run, name: str, trace: GenerationTrace) -> dict[str, Any]:
         "reference": _reference(run, name),
         "applied": list(trace.applied),
         "sinks": _sinks(trace),
+        "treated": _treated(trace),
         "var": _plain(trace.var),
         "settings": _plain(trace.settings),
         "seed": trace.seed,

@@ -207,7 +207,7 @@ def _about_one(run: Run) -> Iterator[tuple[str, str]]:
     two = len(run.traces) > 1
     for name, trace in run.traces.items():
         applied = "; ".join(trace.applied) or "nothing: the plain model"
-        yield f"{run.labels[name]}: applied" if two else "Applied", applied
+        yield f"{run.label(name)}: applied" if two else "Applied", applied
     report = next((trace.var for trace in run.traces.values() if trace.var is not None), None)
     if report is not None:
         yield "VAR settings", _settings(report.get("settings") or {})

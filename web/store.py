@@ -36,6 +36,13 @@ def new_id() -> str:
     return secrets.token_urlsafe(16)
 
 
+def control_of(trace: GenerationTrace) -> str:
+    """The control in VAR's place that a trace was made with, such as `random`; "" for none."""
+    settings = (trace.var or {}).get("settings") or {}
+    control = str(settings.get("control") or "none")
+    return "" if control == "none" else control
+
+
 @dataclass(frozen=True)
 class Run:
     """One press of Generate.
@@ -68,6 +75,11 @@ class Run:
     def first(self) -> GenerationTrace:
         """The trace on the left: the baseline, or side a of a pair."""
         return next(iter(self.traces.values()))
+
+    def label(self, name: str) -> str:
+        """What to call a side; a control run says so, for it looks like VAR and is not."""
+        used = control_of(self.traces[name])
+        return self.labels[name] + (f" · control: {used}" if used else "")
 
     @property
     def nbytes(self) -> int:

@@ -27,7 +27,8 @@ function makeRun({ header, arrays }) {
     const maps = (prefix, owner) => Object.fromEntries([["mean", "mean"], ["meanScale", "mean.scale"], ["full", "full"], ["fullScale", "full.scale"]]
       .map(([key, name]) => [key, of(prefix + name, owner)]));
     const sinks = header.layers.map(() => []);
-    const scores = new Map();
+    const scores = new Map(), treated = header.layers.map(() => []);
+    for (const { layer, columns } of variant.treated || []) if (slot.has(layer)) treated[slot.get(layer)] = columns;
     for (const found of variant.sinks) {
       if (!slot.has(found.layer)) continue;
       sinks[slot.get(found.layer)] = found.columns;
@@ -35,7 +36,7 @@ function makeRun({ header, arrays }) {
     }
     // The answer's rows; `asked` has the same of the prompt's own tokens (none of them where they were not kept).
     const rows = (part, prefix, tokens) => ({
-      ...variant, sinks, scores, part, tokens, T: tokens.length,
+      ...variant, sinks, scores, treated, part, tokens, T: tokens.length,
       // Two runs side by side may have an image and a grid each; the answers of one run share theirs.
       V: variant.patches || V, images: variant.images || header.images, photo: variant.photo || 0,
       parts: variant.segments || header.segments,
@@ -223,6 +224,13 @@ function sinksOf(variant) {
   for (let l = view.l0; l <= view.l1; l++)
     for (const v of variant.sinks[l]) count.set(v, (count.get(v) || 0) + 1 / layers);
   return count;
+}
+
+// The patches that a control treated in the place of the sinks, in any of the chosen layers.
+function treatedOf(variant) {
+  const found = new Set();
+  for (let l = view.l0; l <= view.l1; l++) for (const v of (variant.treated || [])[l] || []) found.add(v);
+  return found;
 }
 
 const imageOf = (variant) => variant.images[Math.min(view.image, variant.images.length - 1)];

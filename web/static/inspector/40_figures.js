@@ -105,7 +105,7 @@ function base(width, height, variant) {
   return canvas;
 }
 
-function drawMap(size, map, scale, sinks) {
+function drawMap(size, map, scale, sinks, treated = []) {
   const { ink, width, height, dense } = size, image = imageOf(size.variant);
   const { rows, columns, start } = image;
   ink.globalAlpha = 1;
@@ -131,7 +131,22 @@ function drawMap(size, map, scale, sinks) {
     ink.imageSmoothingQuality = "high";
     ink.drawImage(tiny, 0, 0, width, height);
   }
-  if (view.sinks) for (const [v, share] of sinks) drawSink(ink, v - start, share, image, width, height, dense);
+  if (!view.sinks) return;
+  for (const [v, share] of sinks) drawSink(ink, v - start, share, image, width, height, dense);
+  for (const v of treated) drawTreated(ink, v - start, image, width, height, dense);
+}
+
+// A patch that a control treated: a ring, so that it is never taken for a sink.
+function drawTreated(ink, patch, image, width, height, dense) {
+  if (patch < 0 || patch >= image.rows * image.columns) return;
+  const w = width / image.columns, h = height / image.rows;
+  for (const [line, colour] of [[4 * dense, "rgba(0,0,0,.85)"], [1.8 * dense, "#5ad1ff"]]) {
+    ink.lineWidth = line;
+    ink.strokeStyle = colour;
+    ink.beginPath();
+    ink.arc(((patch % image.columns) + 0.5) * w, (Math.floor(patch / image.columns) + 0.5) * h, Math.min(w, h) * 0.36, 0, 2 * Math.PI);
+    ink.stroke();
+  }
 }
 
 // A sink: a boxed x with a double stroke. Told by shape, not colour; half-drawn where most chosen layers lack it.
@@ -245,7 +260,7 @@ function scaleWords(scale, side, shared) {
 function paintFigure({ name, side, l }, shared, size) {
   const figure = $(`.figure[data-variant="${name}"]`);
   const map = shown.maps[name], span = shown.spans[name], scale = shown.scales[name];
-  drawMap(size, shown.drawn[name], scale, sinksOf(side));
+  drawMap(size, shown.drawn[name], scale, sinksOf(side), treatedOf(side));
   const note = figure.querySelector(".note"), choice = figure.querySelector("select");
   if (choice) choice.value = l;
   note.hidden = Boolean(map);

@@ -23,11 +23,20 @@ function rememberRun() {
     const list = readRuns(), known = list.find((item) => item.id === run.id);
     if (!known) {
       const tokens = run.variants.map((v) => v.T).join(" | ");
-      list.unshift({ id: run.id, name: run.prompt.slice(0, 200), model: run.model.id, tokens, at: run.created });
+      list.unshift({ id: run.id, name: run.prompt.slice(0, 200), model: run.model.id, tokens, at: run.created,
+        made: madeWords().slice(1).join(" · "), thumb: thumbnail() });
       writeRuns(list);
     }
   }
   if (!$(".runs").hidden) listRuns();
+}
+
+// A picture of the run for the list: small enough for sixty of them in a browser's storage.
+function thumbnail() {
+  const photo = picture.images[0], canvas = node("canvas", { width: 56, height: 42 }), ink = canvas.getContext("2d");
+  const scale = Math.max(56 / photo.width, 42 / photo.height), [w, h] = [photo.width * scale, photo.height * scale];
+  ink.drawImage(photo, (56 - w) / 2, (42 - h) / 2, w, h);
+  return canvas.toDataURL("image/jpeg", 0.7);
 }
 
 // The first side of a comparison, while the second one is being chosen: { id, answer }.
@@ -74,11 +83,16 @@ function listRuns() {
     const open = node("button", { type: "button", class: "open", "aria-current": here ? "true" : null,
       onclick: () => openRun(item.id) }, item.name);
     const when = new Date(item.at * 1000).toLocaleString([], { dateStyle: "short", timeStyle: "short" });
-    const row = node("li", {}, open, node("small", {}, `${item.model} · ${item.tokens} tokens · ${when}`));
+    const made = typeof item.made === "string" && item.made;
+    const thumb = /^data:image\/jpeg;base64,[\w+/=]+$/.test(item.thumb || "") ? node("img", { src: item.thumb, alt: "", width: 56, height: 42 }) : node("span", {});
+    const row = node("li", {}, thumb, node("span", { class: "who" }, open, made ? node("small", { title: made }, made) : null),
+      node("small", {}, `${item.model} · ${item.tokens} tokens · ${when}`));
     row.append(node("span", { class: "acts" }, ...actsOf(row, item)));
     if (list.length < 2 && !picked) row.querySelector(".acts button").remove();
     return row;
   });
+  if (deleted) rows.unshift(node("li", { "data-testid": "undo-row" }, node("span", {}), node("span", { class: "who" }, `Deleted: ${deleted.item.name}`), node("span", {}),
+    node("span", { class: "acts" }, pressed("Undo", undoDelete, "undo-delete"))));
   $(".runs ul").replaceChildren(...(rows.length ? rows : [node("li", {}, node("span", { class: "quiet" }, "None yet. A run is listed here when it is done, and stays after a reload."))]));
 }
 
@@ -112,10 +126,34 @@ async function openRun(id) {
   });
 }
 
-async function forgetRun(id) {
-  await server.forget_run({ run: id });
-  writeRuns(readRuns().filter((item) => item.id !== id));
+// A run leaves the list at once, and the server when it can no longer be taken back.
+const UNDO_MS = 10000;
+let deleted = null; // { item, place, timer }
+function forgetRun(id) {
+  finishDelete();
+  const list = readRuns(), place = list.findIndex((item) => item.id === id);
+  if (place < 0) return;
+  deleted = { item: list[place], place, timer: setTimeout(finishDelete, UNDO_MS) };
+  writeRuns(list.filter((item) => item.id !== id));
   listRuns();
+  $('[data-testid="undo-delete"]').focus();
+}
+
+function undoDelete() {
+  const { item, place, timer } = deleted, list = readRuns();
+  clearTimeout(timer);
+  deleted = null;
+  list.splice(place, 0, item);
+  writeRuns(list);
+  listRuns();
+}
+
+function finishDelete() {
+  if (!deleted) return;
+  clearTimeout(deleted.timer);
+  server.forget_run({ run: deleted.item.id }).catch(() => {}); // a server that is gone has forgotten it
+  deleted = null;
+  if (!$(".runs").hidden) listRuns();
 }
 
 // Of two runs side by side: the settings of both, with what differs marked.
@@ -135,4 +173,5 @@ function wireRuns() {
   const button = $('[data-do="runs"]');
   button.hidden = !served;
   button.addEventListener("click", () => togglePop("runs"));
+  window.addEventListener("pagehide", finishDelete);
 }

@@ -104,9 +104,9 @@ async function savePicture() {
     const own = document.createElement("canvas");
     own.width = wide;
     own.height = tall(look);
-    const sinks = onLayer(l, () => sinksOf(side)), scale = shown.scales[name];
+    const [sinks, treated] = onLayer(l, () => [sinksOf(side), both ? [] : treatedOf(side)]), scale = shown.scales[name];
     const size = { ink: own.getContext("2d"), width: wide, height: own.height, dense: wide / 560, variant: side };
-    drawMap(size, shown.drawn[name], scale, sinks);
+    drawMap(size, shown.drawn[name], scale, sinks, treated);
     ink.drawImage(own, x, head);
     const share = shown.shares[name];
     const numbers = share ? `  image ${percent(share.image)}, sinks hold ${percent(share.sinks)} of it` : "";
@@ -124,6 +124,7 @@ async function savePicture() {
     write(both ? scale.words : scaleWords(scale, side, false), x, head + high + 114, 18, "#5b6572", wide);
     if (!both) write(run.variants.find((v) => v.name === side.name).applied.join("; ") || "the plain model", x, head + high + 144, 18, "#5b6572", wide);
   });
+  write(madeWords().join("  ·  "), gap, canvas.height - 8, 18, "#5b6572", canvas.width - 2 * gap);
   const blob = await new Promise((done) => canvas.toBlob(done, "image/png"));
   downloadBlob(blob, fileName(".png"));
   return `${canvas.width} × ${canvas.height} pixels`;

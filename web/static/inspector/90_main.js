@@ -173,6 +173,7 @@ async function showRun(value, place) {
   buildReading();
   buildSettings();
   showRemarks();
+  showMade();
   setPhase(value.phase, value.message, value.facts);
   markTokens();
   repaint();
@@ -239,6 +240,9 @@ function showRemarks() {
   if (!run.variants.some((v) => v.sinks.some((s) => s.length))) {
     remarks.push([run.sinks_known ? "No sinks were found in this image."
       : "No sink dimensions are known for this model, so no sinks are marked."]);
+  }
+  if (run.variants.some((v) => v.treated.some((cells) => cells.length))) {
+    remarks.push(["Control: a ring marks a patch that was treated in the place of the sinks, in a chosen layer."]);
   }
   $(".remarks").replaceChildren(...remarks.map(([text, kind]) => node("li", { class: kind }, text)));
   $(".remarks").hidden = !remarks.length;
