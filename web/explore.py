@@ -28,6 +28,7 @@ from sinkscope.web.model_events import (
     telling_limits,
 )
 from sinkscope.web.picker import MODELS, PARAMETERS, build_picker
+from sinkscope.web.refill import cached_image, noticing, refilling
 from sinkscope.web.region import LastTested, stopping_region, testing_region
 from sinkscope.web.region_endpoint import build_region_api
 from sinkscope.web.slot import ModelSlot
@@ -94,6 +95,11 @@ def build_explore(
         event.then(**ahead)
         event.then(*decoding, **QUIET)
     _connect_dims(form, slot, loaded)
+    _connect_refill(form, inspector, handlers)
+    if first is not None and first.kind == "example" and offered:  # the example is asked for
+        form.prompt.value = first.first.prompt
+        shown = form.image.postprocess(cached_image(first, form.image, keep=True))
+        form.image.value = shown.model_dump() if shown is not None else None
     gr.on(
         [picker.opened.expand, *(control.change for control in picker.controls.values())],
         load_forecasting(slot, settings, offers, PARAMETERS),
@@ -104,6 +110,20 @@ def build_explore(
     )
     build_api(handlers, offers)
     return form
+
+
+def _connect_refill(form: Form, inspector: gr.HTML, handlers: Handlers) -> None:
+    """An opened run fills the form, and what is changed after that is said."""
+    inspector.apply(
+        refilling(handlers, form),
+        None,
+        [*form.controls.values(), form.asked, form.changed],
+        inputs_kwargs=form.controls,
+        **QUIET,
+    )
+    seen = [control.change for control in form.controls.values() if hasattr(control, "change")]
+    named = {"asked": form.asked, **form.controls}
+    gr.on(seen, noticing(), None, form.changed, inputs_kwargs=named, **QUIET)
 
 
 def _connect_dims(form: Form, slot: ModelSlot, loaded: Any) -> None:

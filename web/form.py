@@ -24,6 +24,8 @@ class Form:
     Attributes:
         controls: by the names of the arguments of `generate` (`web.events.generating`).
         ahead: what the run will take, said before it.
+        changed: what was changed since the run on screen.
+        asked: what the controls said for that run (`web.refill`).
         limits: what the loaded model can be asked, where that is little.
         note: the sentence about the model's sink dimensions.
         dims, dims_of: sink dimensions of this browser alone, in the place of the model's, and the
@@ -42,6 +44,8 @@ class Form:
     go: gr.Button
     stop: gr.Button
     ahead: gr.HTML
+    changed: gr.HTML
+    asked: gr.State
     limits: gr.HTML
     note: gr.Textbox
     same_text: gr.Checkbox
@@ -81,6 +85,7 @@ def build_form(generation: GenerationSettings, offered: list[Example]) -> Form:
     with gr.Row(elem_id="actions"):
         go = gr.Button("Generate", variant="primary", elem_id="generate", min_width=80)
         stop = gr.Button("Stop", interactive=False, elem_id="stop", min_width=60)
+    changed, asked = notice_line("changed"), gr.State({})
     limits = notice_line("limits")
     ahead = notice_line("ahead")
     note, same_text, dims_of, own, var = _var_settings()
@@ -102,6 +107,8 @@ def build_form(generation: GenerationSettings, offered: list[Example]) -> Form:
         go=go,
         stop=stop,
         ahead=ahead,
+        changed=changed,
+        asked=asked,
         limits=limits,
         note=note,
         same_text=same_text,

@@ -230,7 +230,7 @@ def _var_controls(state: SlotState) -> tuple[Any, Any, Any]:
     """Compare with VAR, the sentence in its settings, and tau, as the loaded model allows."""
     handle = state.working
     if handle is None:
-        return gr.update(interactive=False, value=False), "No model is loaded yet.", gr.skip()
+        return gr.update(interactive=False), "No model is loaded yet.", gr.skip()
     if handle.profile is None:
         words = (
             "The sink dimensions of this model are not known, so VAR cannot run. The Sinks tab can "

@@ -36,6 +36,7 @@ from sinkscope.capture.trace import GeneratedToken, GenerationTrace
 from sinkscope.methods.base import Method
 from sinkscope.methods.explain import METHODS
 from sinkscope.methods.relative import Relative
+from sinkscope.web.asked import said_of
 from sinkscope.web.store import Run, control_of
 
 RELATIVE = Relative()
@@ -292,6 +293,7 @@ def build_payload(
         "run": run.id,
         "kind": run.kind,
         "created": run.created,
+        "ask": {} if run.kind == "pair" else said_of(run),
         "same_text": run.same_text,
         "prompt": "  ↔  ".join(dict.fromkeys(t.prompt for t in run.traces.values())),
         "model": {

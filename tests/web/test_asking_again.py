@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import json
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from sinkscope.web.asked import changed_words, filled, said_of
 from sinkscope.web.model_events import telling_limits
+from sinkscope.web.request import NAMES, Request
+from sinkscope.web.store import Run
+from tests.web.synthetic import make_pair
 
 
 @pytest.mark.parametrize(("name", "said"), [("demo", True), ("Qwen/Qwen2.5-VL-3B", False)])
@@ -21,3 +27,53 @@ def test_beside_generate_stands_what_the_bundled_model_knows(name: str, said: bo
 def test_without_a_model_nothing_is_said_of_it() -> None:
     nothing: Any = SimpleNamespace(handle=None)
     assert telling_limits(nothing)()["text"] == ""
+
+
+def asked_with(**var: Any) -> Run:
+    pair = make_pair()
+    report = {"settings": {"dims": [17, 101], "tau": 6.0, "keep": 0.6, **var}, "layers": []}
+    settings = {**pair["baseline"].settings, "temperature": 0.5, "max_new_tokens": 64}
+    traces = {name: replace(t, settings=settings) for name, t in pair.items()}
+    return Run({**traces, "var": replace(traces["var"], var=report)}, same_text=True)
+
+
+def model_with(*dims: int) -> Any:
+    return SimpleNamespace(
+        profile=SimpleNamespace(dims=dims, tau=6.0), info=SimpleNamespace(hidden_size=256)
+    )
+
+
+def test_a_run_fills_the_form_with_all_that_made_it() -> None:
+    run = asked_with(keep=0.25, layers=[2, 3], control="random")
+    said = json.loads(json.dumps(said_of(run)))  # as a link carries it
+    form = filled(said, model_with(17, 101))
+    assert form["prompt"] == run.first.prompt
+    assert form["compare"] and form["same_text"]
+    assert (form["keep"], form["tau"], form["temperature"]) == (0.25, 6.0, 0.5)
+    assert (form["control"], form["var_layers"], form["dims"]) == ("random", "2, 3", "")
+    assert form["top_p"] == 1.0  # not said: the default, whatever the form said before
+    assert filled(said, model_with(5))["dims"] == "17, 101"
+    request = Request("photo.png", form["prompt"], True, True, said={k: form[k] for k in NAMES})
+    again = request.var(model_with(17, 101))
+    assert again is not None and (again.keep, again.layers, again.control) == (
+        0.25,
+        (2, 3),
+        "random",
+    )
+
+
+def test_what_a_link_says_in_vain_leaves_the_default() -> None:
+    form = filled({"keep": 7, "control": "<b>", "prompt": 5, "top_k": None}, model_with(1))
+    assert "keep" not in form and "control" not in form and "prompt" not in form
+
+
+def test_what_was_changed_since_the_run_is_said() -> None:
+    asked = {**filled(said_of(asked_with()), model_with(17, 101)), "image": "a.png"}
+    assert changed_words(asked, asked) == ""
+    assert changed_words(asked, {**asked, "image": None}) == ""  # nothing to run
+    words = changed_words(asked, {**asked, "keep": 0.3})
+    assert "keep" in words and "not read again" in words
+    words = changed_words(asked, {**asked, "prompt": "Else?", "keep": 0.3})
+    assert "prompt, keep" in words and "not read again" not in words
+    plain = {**asked, "compare": False}
+    assert "keep" not in changed_words(plain, {**plain, "keep": 0.3})  # without VAR it is nothing

@@ -217,6 +217,7 @@ function writeAddress() {
     if (canDiffer()) part.difference = view.difference ? 1 : 0;
     if (view.four) part.four = fourLayers().map((l) => run.layers[l]).join("-") + `.${view.four}`;
     if (run.kind === "example") delete part.run;
+    else if (run.ask.prompt && JSON.stringify(run.ask).length < 1500) part.ask = JSON.stringify(run.ask);
     history.replaceState(history.state, "", "#" + new URLSearchParams(part));
   }, 250);
 }
@@ -226,6 +227,12 @@ function readAddress() {
   for (const name of ["t", "p", "l", "h"]) {
     const hit = /^(\d{1,6})-(\d{1,6})$/.exec(part.get(name) || "");
     if (hit) made[name] = [+hit[1], +hit[2]];
+  }
+  try {
+    const ask = JSON.parse(part.get("ask") || "null");
+    if (ask && typeof ask === "object") made.ask = ask;
+  } catch { // a link that was cut: the form stays as it is
+    made.ask = null;
   }
   if (RUN_ID.test(part.get("run") || "")) made.run = part.get("run");
   if (["max", "min"].includes(part.get("combine"))) made.combine = part.get("combine");

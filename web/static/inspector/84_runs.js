@@ -117,10 +117,14 @@ function renameRun(row, item) {
 }
 
 async function openRun(id) {
+  if (run && run.id === id && coming === id) { // on screen already: only the form is behind
+    if (run.kind !== "pair") trigger("apply", { run: id, fill: true });
+    return;
+  }
   const answer = await server.open_run(asking(id));
   if (!answer || answer.error) return complain(answer ? answer.error : "The server does not answer; is it still running?");
   pending = id;
-  await showRun(answer).catch((error) => {
+  await showRun(answer, null, true).catch((error) => {
     coming = null;
     complain(`The run cannot be shown: ${error.message}.`);
   });

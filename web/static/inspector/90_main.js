@@ -145,7 +145,7 @@ function loadImage(url) {
 }
 
 let coming = null; // the run that is being fetched, or is on screen: Gradio may give the same value twice
-async function showRun(value, place) {
+async function showRun(value, place, fill) {
   if (coming === value.run) return;
   coming = value.run;
   pending = value.run;
@@ -180,6 +180,7 @@ async function showRun(value, place) {
   watchSize();
   root.dataset.ready = run.id;
   rememberRun();
+  if (served && run.kind !== "pair") trigger("apply", { run: run.id, fill: Boolean(fill) });
 }
 
 // Where to look first: the address if it names this run, else the most telling token of the answer.
@@ -309,14 +310,17 @@ async function start() {
   if (served && place.run && (!props.value || props.value.run !== place.run)) {
     const answer = await server.open_run(asking(place.run));
     if (answer && !answer.error && !pending) {
-      await showRun(answer, place).catch(() => {
+      await showRun(answer, place, true).catch(() => {
         coming = null;
         onValue();
       });
       return;
     }
     onValue(place);
-    if (answer && answer.error) complain(answer.error); // the link names a run that is gone
+    if (answer && answer.error) { // the link names a run that is gone
+      complain(answer.error);
+      if (place.ask) trigger("apply", { said: place.ask, fill: true });
+    }
     return;
   }
   onValue(place);

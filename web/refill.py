@@ -1,0 +1,64 @@
+"""The events of asking again: an opened run fills the form, and what is changed after is said."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import gradio as gr
+from gradio.processing_utils import save_bytes_to_cache
+
+from sinkscope.web.asked import changed_words, filled, said_of
+from sinkscope.web.forecast import Notice, notice
+from sinkscope.web.form import Form
+from sinkscope.web.handlers import Handlers
+from sinkscope.web.store import Run
+
+
+def cached_image(run: Run, image: gr.Image, keep: bool = False) -> str:
+    """The run's first image where Gradio serves files from, losslessly."""
+    file = io.BytesIO()
+    run.first.images[0].convert("RGB").save(file, "PNG")
+    path = save_bytes_to_cache(file.getvalue(), "image.png", image.GRADIO_CACHE)
+    if keep:
+        image.keep_in_cache.add(path)
+    return path
+
+
+def refilling(handlers: Handlers, form: Form) -> Callable[..., Any]:
+    """For the inspector's event: a run was opened, or a link names one that is gone."""
+    names = list(form.controls)
+
+    def refill(event: gr.EventData, **now: Any) -> tuple[Any, ...]:
+        ask = event._data if isinstance(event._data, Mapping) else {}
+        run, handle = handlers.store.get(ask.get("run")), handlers.slot.handle
+        told = ask.get("said")
+        said = said_of(run) if run is not None else told if isinstance(told, Mapping) else None
+        if said is None:
+            return *(gr.skip() for _ in names), gr.skip(), gr.skip()
+        values = filled(said, handle)
+        # The example's image is in the form from the start (`web.explore`); its settings follow.
+        first = run is not None and run.kind == "example" and bool(now.get("image"))
+        fill = bool(ask.get("fill")) or first
+        if run is not None:
+            own = fill and not first
+            values["image"] = cached_image(run, form.image) if own else now.get("image")
+        shown = values if fill else {}
+        if shown.get("dims"):
+            shown = {**shown, "dims_of": run.first.model.id if run is not None else ""}
+        updates = (shown.get(name, gr.skip()) for name in names)
+        asked = values if run is not None else {}
+        words = "" if fill else changed_words(asked, now)
+        return *updates, asked, notice(words, "changed")
+
+    return refill
+
+
+def noticing() -> Callable[..., Any]:
+    """For every control's change: the line of what was changed since the run on screen."""
+
+    def changed(asked: Mapping[str, Any], **now: Any) -> Notice:
+        return notice(changed_words(asked, now), "changed")
+
+    return changed
