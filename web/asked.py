@@ -67,6 +67,10 @@ def filled(said: Mapping[str, Any], handle: ModelHandle | None) -> dict[str, Any
             if one.name == "tau":  # the profile's stays
                 continue
             value = _on_control(one, _plain_default(one))
+        if one.name == "tau" and handle is not None and handle.profile is not None:
+            most = max(handle.info.hidden_size**0.5, handle.profile.tau)  # where its slider ends
+            if isinstance(value, int | float) and value > most:
+                continue
         if _fits(one, value):
             made[one.name] = value
     own = handle.profile if handle is not None else None

@@ -28,6 +28,7 @@ from sinkscope.web.model_events import (
     telling_limits,
 )
 from sinkscope.web.picker import MODELS, PARAMETERS, build_picker
+from sinkscope.web.profile_upload import taking_profile
 from sinkscope.web.refill import cached_image, noticing, refilling
 from sinkscope.web.region import LastTested, stopping_region, testing_region
 from sinkscope.web.region_endpoint import build_region_api
@@ -133,6 +134,9 @@ def _connect_dims(form: Form, slot: ModelSlot, loaded: Any) -> None:
         [form.dims, form.dims_of],
         [form.compare, form.note, form.tau, form.own],
         **QUIET,
+    )
+    form.profile.upload(
+        taking_profile(slot), form.profile, [form.dims, form.dims_of, form.tau], **QUIET
     )
     form.own.click(lambda: ("", ""), None, [form.dims, form.dims_of], **QUIET)
     # Dimensions of one model mean nothing in another.

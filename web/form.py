@@ -14,7 +14,7 @@ from sinkscope.web.example import Example
 from sinkscope.web.inspector import cached, drawn
 from sinkscope.web.payload import encode_image
 from sinkscope.web.request import ANSWER, VAR
-from sinkscope.web.uploads import UploadedImage
+from sinkscope.web.uploads import UploadedFile, UploadedImage
 
 
 @dataclass(frozen=True)
@@ -30,6 +30,7 @@ class Form:
         note: the sentence about the model's sink dimensions.
         dims, dims_of: sink dimensions of this browser alone, in the place of the model's, and the
             model that they were found on.
+        profile: takes them from a file.
         own: goes back to the model's; there only while others are used.
         decoding: whether tokens are chosen as set here or as the checkpoint says.
         says: what the checkpoint says.
@@ -56,6 +57,7 @@ class Form:
     dims: Component
     dims_of: gr.State
     own: gr.Button
+    profile: gr.UploadButton
 
 
 def build_form(generation: GenerationSettings, offered: list[Example]) -> Form:
@@ -88,7 +90,7 @@ def build_form(generation: GenerationSettings, offered: list[Example]) -> Form:
     changed, asked = notice_line("changed"), gr.State({})
     limits = notice_line("limits")
     ahead = notice_line("ahead")
-    note, same_text, dims_of, own, var = _var_settings()
+    note, same_text, dims_of, own, var, profile = _var_settings()
     answer, says = _generation_settings(generation)
     return Form(
         controls={
@@ -119,6 +121,7 @@ def build_form(generation: GenerationSettings, offered: list[Example]) -> Form:
         dims=var["dims"],
         dims_of=dims_of,
         own=own,
+        profile=profile,
     )
 
 
@@ -129,8 +132,10 @@ def notice_line(name: str) -> gr.HTML:
     return line
 
 
-def _var_settings() -> tuple[gr.Textbox, gr.Checkbox, gr.State, gr.Button, dict[str, Component]]:
-    """The note, Same text, whose dimensions, the way back to the model's, and all of VAR."""
+def _var_settings() -> tuple[
+    gr.Textbox, gr.Checkbox, gr.State, gr.Button, dict[str, Component], gr.UploadButton
+]:
+    """The note, Same text, whose dimensions, the way back to the model's, all of VAR, the file."""
     with gr.Accordion("VAR settings", open=False, elem_id="var-settings"):
         note = gr.Textbox(
             "No model is loaded yet.",
@@ -150,6 +155,9 @@ def _var_settings() -> tuple[gr.Textbox, gr.Checkbox, gr.State, gr.Button, dict[
         )
         dims_of = gr.State("")  # by session; a box that is not shown would lose it
         own = gr.Button("Back to the model's own", size="sm", visible=False, elem_id="own-dims")
+        profile = UploadedFile(
+            "Upload a sink_profile.toml", file_types=[".toml"], size="sm", elem_id="profile-file"
+        )
         same_text = gr.Checkbox(
             False,
             label="Same text",
@@ -157,7 +165,7 @@ def _var_settings() -> tuple[gr.Textbox, gr.Checkbox, gr.State, gr.Button, dict[
             elem_id="same-text",
         )
         others = {one.name: control(one) for one in VAR if one is not first}
-    return note, same_text, dims_of, own, {first.name: dims, **others}
+    return note, same_text, dims_of, own, {first.name: dims, **others}, profile
 
 
 def _generation_settings(start: GenerationSettings) -> tuple[dict[str, Component], gr.HTML]:

@@ -14,7 +14,7 @@ from typing import Any
 import gradio as gr
 
 from sinkscope.capture.run import checkpoint_decoding
-from sinkscope.config import ModelSettings, Settings
+from sinkscope.config import ModelSettings, Settings, VARSettings
 from sinkscope.models.loading import ModelHandle
 from sinkscope.setting import shown, whole
 from sinkscope.web.forecast import Forecaster, Notice, notice, of_load
@@ -226,6 +226,11 @@ def _said(words: str, title: str) -> gr.Error:
     return gr.Error(words, title=title, visible=False, print_exception=False)
 
 
+def tau_end(hidden_size: int) -> int:
+    """Where the slider of tau ends: no sink score is above sqrt(hidden size) (docs/method.md)."""
+    return math.ceil(math.sqrt(hidden_size))
+
+
 def _var_controls(state: SlotState) -> tuple[Any, Any, Any]:
     """Compare with VAR, the sentence in its settings, and tau, as the loaded model allows."""
     handle = state.working
@@ -236,9 +241,11 @@ def _var_controls(state: SlotState) -> tuple[Any, Any, Any]:
             "The sink dimensions of this model are not known, so VAR cannot run. The Sinks tab can "
             "find them, or give them in sink_profile.toml in the model's folder (docs/method.md)."
         )
-        return gr.update(interactive=False, value=False, info=words), words, gr.skip()
+        tau = gr.update(maximum=max(tau_end(handle.info.hidden_size), VARSettings.tau))
+        return gr.update(interactive=False, value=False, info=words), words, tau
     profile = handle.profile
-    tau = gr.update(value=round(profile.tau, 2), maximum=max(60, math.ceil(profile.tau)))
+    end = max(tau_end(handle.info.hidden_size), math.ceil(profile.tau))
+    tau = gr.update(value=round(profile.tau, 2), maximum=end)
     words = (
         f"Sink dimensions {', '.join(map(str, profile.dims))}: {profile.source}; "
         f"confidence {profile.confidence}. {profile.note}".strip()

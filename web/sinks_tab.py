@@ -11,6 +11,7 @@ ready, stopped, error) and, once a result is drawn, `data-ready` with its id; in
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +25,7 @@ from sinkscope.setting import offered
 from sinkscope.web.controls import control
 from sinkscope.web.form import Form
 from sinkscope.web.inspector import drawn
+from sinkscope.web.model_events import tau_end
 from sinkscope.web.sinks_request import EXAMPLES, IMAGES, Picture, SinksRequest
 from sinkscope.web.sinks_run import SinksHandlers
 from sinkscope.web.uploads import UploadedFiles
@@ -167,7 +169,8 @@ def using(handlers: SinksHandlers) -> Callable[..., Any]:
             profile = handlers.profile(asked)
         except ValueError as error:
             raise gr.Error(str(error), title="Not possible", print_exception=False) from error
-        tau = gr.update(value=round(profile.tau, 2), maximum=max(60, profile.tau))
+        end = max(tau_end(profile.hidden_size), math.ceil(profile.tau))
+        tau = gr.update(value=round(profile.tau, 2), maximum=end)
         return ", ".join(map(str, profile.dims)), profile.model, tau
 
     return use

@@ -156,3 +156,17 @@ class UploadedFiles(gr.File, metaclass=_Plain):
 
     def preprocess(self, payload: ListFiles | None) -> list[FileData]:
         return [] if payload is None else payload.root
+
+
+class _File(_OfRequest, FileData):
+    pass
+
+
+class UploadedFile(gr.UploadButton, metaclass=_Plain):
+    """`gr.UploadButton` of one file that hands on its name and path, as Gradio describes it."""
+
+    is_template = True
+    data_model = property(lambda self: _File, lambda self, value: None)
+
+    def preprocess(self, payload: FileData | None) -> FileData | None:
+        return payload

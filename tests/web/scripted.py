@@ -33,7 +33,9 @@ class FakeHandle(SimpleNamespace):
 def fake_handle(profile: bool = True) -> Any:
     """What the page touches of a `ModelHandle`, without a model."""
     dims = SinkProfile("fake", "none", 64, 6, (3, 5), 6.0, "made up", "low") if profile else None
-    info = SimpleNamespace(id="fake", device="cpu", dtype="float32", layers=6, heads=8, note="")
+    info = SimpleNamespace(
+        id="fake", device="cpu", dtype="float32", layers=6, heads=8, note="", hidden_size=4096
+    )
 
     def prepare(images: Any, prompt: str, **_: Any) -> PromptInputs:
         grid = one_view(0, 1, 4, 6, 2, (56, 84), (56, 84))

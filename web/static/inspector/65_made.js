@@ -18,7 +18,7 @@ function madeWords() {
 }
 
 function showMade() {
-  const words = madeWords(), line = $(".made");
+  const words = madeWords(), line = $(".made-by");
   line.hidden = !words.length;
   line.textContent = line.title = words.join(" · ");
 }

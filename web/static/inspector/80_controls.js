@@ -57,7 +57,13 @@ function wireControls() {
       if (run) paintPanels();
     });
   }
-  element.addEventListener("keydown", keys);
+  // From the start, and where nothing has the focus (help was closed): not only inside of the inspector.
+  document.addEventListener("keydown", (event) => {
+    const nowhere = event.target === document.body || event.target === document.documentElement;
+    if (!element.isConnected || !(nowhere ? root.offsetParent : element.contains(event.target))) return;
+    if (nowhere && run && stepTokens(event)) return;
+    keys(event);
+  });
 }
 
 function resetView() {
@@ -120,6 +126,17 @@ function keys(event) {
   repaint();
 }
 
+// Arrows where no token has the focus: they go on from the chosen one, and it gets the focus.
+function stepTokens(event) {
+  const step = { ArrowRight: 1, ArrowLeft: -1 }[event.key];
+  const here = step && $(`.strip[data-part="${view.part}"]:not([hidden]) [data-i="${view.t0}"]`);
+  if (!here || event.altKey || event.ctrlKey || event.metaKey || root.dataset.phase === "streaming") return false;
+  here.focus({ preventScroll: true });
+  here.dispatchEvent(new KeyboardEvent("keydown", { key: event.key, shiftKey: event.shiftKey, bubbles: true, cancelable: true }));
+  event.preventDefault();
+  return true;
+}
+
 // What opens above the answers: one at a time, so that the map stays near.
 const POPS = ["runs", "save", "help"];
 function togglePop(name, open = $("." + name).hidden) {
@@ -130,6 +147,7 @@ function togglePop(name, open = $("." + name).hidden) {
   }
   if (open && name === "runs") listRuns();
   if (open && name === "help") $(".help").focus();
+  else if (!open && name === "help") document.activeElement.blur(); // keys go on at the answer
 }
 
 // Controls follow the view, whoever changed it.
