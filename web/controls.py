@@ -9,9 +9,23 @@ import gradio as gr
 from gradio.components import Component
 
 from sinkscope.setting import REQUIRED, Setting, allowed_words, read, refuse
+from sinkscope.web.uploads import Plain
 
 LONGEST_TEXT = 2000
 DEFAULT = "default"  # of a switch that may be left to the default
+
+
+class OpenSlider(gr.Slider, metaclass=Plain):
+    """A slider whose upper end moves with the model.
+
+    An event may be on its way with a value from before the end moved; Gradio would refuse it, in
+    words of its own. What the setting allows is checked where settings are read.
+    """
+
+    is_template = True
+
+    def preprocess(self, payload: float) -> float:
+        return payload
 
 
 def control(setting: Setting, value: Any = None, **look: Any) -> Component:
@@ -57,7 +71,8 @@ def _number(setting: Setting, value: Any, look: dict[str, Any]) -> Component:
     # Gradio refuses a value outside a slider's range, with a message of its own, so the range
     # always takes in the first one.
     low, high = min(setting.usual[0], value), max(setting.usual[1], value)
-    return gr.Slider(low, high, value, step=1 if is_whole else setting.step, **look)
+    kind = gr.Slider if setting.high is not None else OpenSlider
+    return kind(low, high, value, step=1 if is_whole else setting.step, **look)
 
 
 def box(setting: Setting, value: Any = None, **look: Any) -> Component:

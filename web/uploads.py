@@ -96,7 +96,7 @@ def open_upload(given: object, limits: ImageLimits, name: str | None = None) -> 
         raise UploadError from error
 
 
-class _Plain(ComponentMeta):
+class Plain(ComponentMeta):
     """Makes a component's class without the stub file that Gradio writes beside its source."""
 
     def __new__(cls, name: str, bases: tuple[type, ...], attrs: dict[str, Any]) -> Any:
@@ -131,7 +131,7 @@ class _Files(_OfRequest, ListFiles):
 # event has changed it for, and such attributes would be lost.
 
 
-class UploadedImage(gr.Image, metaclass=_Plain):
+class UploadedImage(gr.Image, metaclass=Plain):
     """`gr.Image` that hands on the path of an upload.
 
     Gradio would decode the file, with its own messages and none of our limits.
@@ -144,7 +144,7 @@ class UploadedImage(gr.Image, metaclass=_Plain):
         return None if payload is None else payload.path
 
 
-class UploadedFiles(gr.File, metaclass=_Plain):
+class UploadedFiles(gr.File, metaclass=Plain):
     """`gr.File` of several files that hands on name and path of each, as Gradio describes them.
 
     Gradio would forget the names. Make it with `file_count="multiple"`.
@@ -162,7 +162,7 @@ class _File(_OfRequest, FileData):
     pass
 
 
-class UploadedFile(gr.UploadButton, metaclass=_Plain):
+class UploadedFile(gr.UploadButton, metaclass=Plain):
     """`gr.UploadButton` of one file that hands on its name and path, as Gradio describes it."""
 
     is_template = True

@@ -112,6 +112,7 @@ function keys(event) {
     case "0": resetView(); break;
     case "b": strongestHead(); break;
     case "m": testRegion(); break;
+    case "p": return togglePlay();
     case "d": view.difference = canDiffer() && !view.difference; break;
     case "s": view.sinks = !view.sinks; break;
     case "4": view.four = view.four || run.L < 2 ? "" : run.variants[0].name; break;
@@ -221,6 +222,18 @@ const RUN_ID = /^[\w-]{16,64}(\.(baseline|var)~[\w-]{16,64}\.(baseline|var))?$/;
 // The view in the address, so that a reload or a link to this very run comes back to the same place. Since version 2 layers
 // and heads are the model's own numbers; before, they were places among the captured ones.
 const LINK = 2;
+// What else of the view is in a link where it is not as at first, and what it may be.
+const LINKED = { range: ["token", "answer"], colours: ["inferno", "magma", "viridis", "cividis"], overlay: ["value", "flat", "off"], photo: ["dim", "full", "none"],
+  quantity: ["image", "sink", "entropy", "box"], opacity: "part", image: "whole", sinks: "flag", smooth: "flag", same: "flag", swapped: "flag" };
+const AT_FIRST = { ...view };
+
+function linkedValue(name, kind, text) {
+  if (text == null) return undefined;
+  if (kind === "flag") return text === "1" ? true : text === "0" ? false : undefined;
+  if (kind === "part") return /^(0|1|0?\.\d{1,6})$/.test(text) ? +text : undefined;
+  if (kind === "whole") return /^\d{1,4}$/.test(text) ? +text : undefined;
+  return kind.includes(text) ? text : undefined;
+}
 let addressTimer = 0;
 function writeAddress() {
   clearTimeout(addressTimer);
@@ -234,6 +247,11 @@ function writeAddress() {
     if (view.scale !== "percentile") part.scale = view.scale;
     if (canDiffer()) part.difference = view.difference ? 1 : 0;
     if (view.four) part.four = fourLayers().map((l) => run.layers[l]).join("-") + `.${view.four}`;
+    for (const [name, kind] of Object.entries(LINKED)) {
+      const now = kind === "flag" ? +view[name] : view[name];
+      if (now !== (kind === "flag" ? +AT_FIRST[name] : AT_FIRST[name])) part[name] = now;
+    }
+    if (view.box) part.box = [view.box.r0, view.box.c0, view.box.r1, view.box.c1].join("-");
     if (run.kind === "example") delete part.run;
     else if (run.ask.prompt && JSON.stringify(run.ask).length < 1500) part.ask = JSON.stringify(run.ask);
     history.replaceState(history.state, "", "#" + new URLSearchParams(part));
@@ -259,6 +277,13 @@ function readAddress() {
   const said = part.get("scale"), [scale, method] = Object.hasOwn(old, said) ? old[said] : [said];
   if (["percentile", "linear", "log", "rank"].includes(scale)) made.scale = scale;
   if (/^\w{1,40}$/.test(part.get("method") || method || "")) made.method = part.get("method") || method;
+  made.looks = {};
+  for (const [name, kind] of Object.entries(LINKED)) {
+    const value = linkedValue(name, kind, part.get(name));
+    if (value !== undefined) made.looks[name] = value;
+  }
+  const box = /^(\d{1,4})-(\d{1,4})-(\d{1,4})-(\d{1,4})$/.exec(part.get("box") || "");
+  if (box) made.box = box.slice(1).map(Number);
   if (["0", "1"].includes(part.get("difference"))) made.difference = part.get("difference") === "1";
   const four = /^(\d{1,4})-(\d{1,4})-(\d{1,4})-(\d{1,4})\.(\w{1,20})$/.exec(part.get("four") || "");
   if (four) Object.assign(made, { four: four[5], layers: four.slice(1, 5).map(Number) });

@@ -86,6 +86,7 @@ function setPhase(phase, words, facts) {
 }
 
 function showQueued(value) {
+  stopPlaying();
   pending = value.run;
   complain("");
   showLine();
@@ -158,6 +159,7 @@ async function showRun(value, place, fill) {
     ...value.images.map((file) => loadImage(sameOrigin(file))),
   ]);
   if (pending !== value.run) return;
+  stopPlaying();
   const before = run;
   run = makeRun(unpacked);
   picture.images = images;
@@ -203,6 +205,12 @@ function startView(before, place, value) {
   if (place.h) setRange("h", ...place.h.map(placed(run.heads)));
   if (place.layers) view.layers = place.layers.map(placed(run.layers));
   for (const name of ["combine", "method", "scale", "difference", "four"]) if (place[name] != null) view[name] = place[name];
+  Object.assign(view, place.looks || {});
+  view.image = clamp(view.image, 0, run.images.length - 1);
+  if (run.variants.length < 2) view.swapped = false;
+  const { rows, columns } = imageOf(run.variants[0]), box = place.box;
+  if (box && box[0] <= box[2] && box[1] <= box[3] && box[2] < rows && box[3] < columns) view.box = { r0: box[0], c0: box[1], r1: box[2], c1: box[3] };
+  if (view.quantity === "box" && !view.box) view.quantity = "image";
   if (view.four && !run.variants.some((v) => v.name === view.four)) view.four = run.variants[0].name;
 }
 
@@ -304,6 +312,7 @@ async function start() {
   watchStrips();
   wireRuns();
   wireSave();
+  wirePlay();
   $('[data-do="help"]').addEventListener("click", () => togglePop("help"));
   $('[data-do="close-help"]').addEventListener("click", () => togglePop("help", false));
   const place = readAddress();
