@@ -127,6 +127,21 @@ def stoppable(running: Job, kept: str) -> Iterator[Job]:
         running: the job, which begins here.
         kept: a sentence on what is left of a run that was stopped.
     """
+    try:
+        with interrupted(running), running:
+            yield running
+    except Stopped as stopped:
+        left = f"; {stopped.total - stopped.done} remain" if stopped.total else ""
+        of = f" of {stopped.total}" if stopped.total else ""
+        typer.echo(
+            f"{running.ended_by} after {stopped.done}{of} {stopped.what}{left}. {kept}", err=True
+        )
+        raise typer.Exit(INTERRUPTED) from None
+
+
+@contextmanager
+def interrupted(running: Job) -> Iterator[None]:
+    """Ctrl-C is the job's Stop in here; a second one ends the verb at once."""
     asked = threading.Event()
 
     def interrupt(number: int, frame: object) -> None:
@@ -138,15 +153,7 @@ def stoppable(running: Job, kept: str) -> Iterator[Job]:
 
     before = signal.signal(signal.SIGINT, interrupt)
     try:
-        with running:
-            yield running
-    except Stopped as stopped:
-        left = f"; {stopped.total - stopped.done} remain" if stopped.total else ""
-        of = f" of {stopped.total}" if stopped.total else ""
-        typer.echo(
-            f"{running.ended_by} after {stopped.done}{of} {stopped.what}{left}. {kept}", err=True
-        )
-        raise typer.Exit(INTERRUPTED) from None
+        yield
     finally:
         signal.signal(signal.SIGINT, before)
 
