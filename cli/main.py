@@ -11,6 +11,7 @@ from sinkscope.cli import (
     evaluate_report,
     experiment,
     explain,
+    explain_score,
     heatmap,
     region,
     screenshots,
@@ -28,6 +29,7 @@ app = typer.Typer(
 )
 app.command("heatmap")(heatmap.heatmap)
 app.command("explain")(explain.explain)
+app.command("explain-score")(explain_score.explain_score)
 app.command("compare")(compare.compare)
 app.command("show")(show.show)
 app.command("region")(region.region)

@@ -239,9 +239,7 @@ def _numbers(sheet: Sheet) -> bytes:
             }
             for one, patches in found
         },
-        "lacking": {
-            one.method.name: one.why_not for one in sheet.made if one.patches is None
-        },
+        "lacking": {one.method.name: one.why_not for one in sheet.made if one.patches is None},
     }
     out = io.BytesIO()
     np.savez_compressed(

@@ -172,7 +172,9 @@ class RunFolder:
             self._check()
             if not (self.folder / self.config_name).exists():
                 text = self.config.toml()
-                write_atomically(self.folder / self.config_name, lambda file: file.write(text.encode()))
+                write_atomically(
+                    self.folder / self.config_name, lambda file: file.write(text.encode())
+                )
             self._file = self.path.open("a+b")
         except OSError as error:
             raise ValueError(

@@ -56,9 +56,7 @@ class ScoreReportSettings:
     resamples: int = setting(
         2000, "Draws of the bootstrap.", low=100, high=MOST_RESAMPLES, unit="draws"
     )
-    confidence: float = setting(
-        CONFIDENCE, "Of an interval.", low=0.5, high=0.9999
-    )
+    confidence: float = setting(CONFIDENCE, "Of an interval.", low=0.5, high=0.9999)
     bootstrap_seed: int = setting(0, "Of the bootstrap.", low=0, high=2**31 - 1)
 
     def __post_init__(self) -> None:
