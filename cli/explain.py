@@ -99,7 +99,7 @@ def explain(
 
 
 def explained_tokens(trace: GenerationTrace, wanted: str) -> Target:
-    """What `--token` names: a word of the answer, an index, a range `2-4` (its end in it), `answer`.
+    """What `--token` names: a word of the answer, an index, a range `2-4` with its end, `answer`.
 
     Raises:
         ValueError: there is no such token; the text says what there is.

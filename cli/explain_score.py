@@ -57,7 +57,7 @@ def explain_score(
     if not handle.family.sees_images:
         raise ValueError(f"The model {handle.info.id} sees no images, so no map can be scored.")
     done, stopped = _scored(handle, score, model, output)
-    config, records, summary = read_scores(output)
+    config, records, _ = read_scores(output)
     found = compare_scores(records, report)
     complete = done is not None and done.complete
     for path in write_files(files(found, config, complete), output):

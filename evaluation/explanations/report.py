@@ -25,9 +25,8 @@ CAVEATS = (
     "A score says whether a map finds what the word names, not whether the model used it: a model "
     "may well look elsewhere. Insertion and deletion ask the model itself, by cutting attention to "
     "cells; they know nothing of the object.",
-    "A cell belongs to the object where the mask covers at least half of it (or, where it covers "
-    "half of none, the cells that it covers most). Values that a method leaves out count as its "
-    "smallest.",
+    "A cell belongs to the object where the mask covers at least half as much of it as of the cell "
+    "that it covers most. Values that a method leaves out count as its smallest.",
 )
 
 

@@ -68,7 +68,7 @@ def nss(values: npt.NDArray[Any], truth: Truth) -> float:
 
 
 def auc(values: npt.NDArray[Any], truth: Truth) -> float:
-    """Area under the ROC curve: how often a cell inside has more than a cell outside, a tie counting
+    """Area under the ROC curve: how often a cell inside has more than one outside, a tie counting
     1/2 (Mann and Whitney). 1/2 by chance; NaN where every cell is inside, or none is."""
     flat, inside = filled(values), truth.reshape(-1)
     positive = int(inside.sum())
@@ -119,8 +119,9 @@ def scored(values: npt.NDArray[Any], truth: Truth) -> dict[str, float]:
 
 
 def mask_on_cells(mask: npt.NDArray[np.bool_], grid: ImageGrid) -> Truth:
-    """Which cells of an image's map are part of an object: those that it covers by at least half;
-    where there is none (a small object), those that it covers most.
+    """Which cells of an image's map are part of an object: those of which it covers at least half
+    as much as of the cell that it covers most. So of a large object it is the cells that it covers
+    by half, and a small one that lies across several cells is in all of them.
 
     Args:
         mask: bool (height, width) of the ORIGINAL image.
@@ -152,7 +153,4 @@ def mask_on_cells(mask: npt.NDArray[np.bool_], grid: ImageGrid) -> Truth:
 
     x0, y0, x1, y1 = boxes.T
     covered = (at(x1, y1) - at(x0, y1) - at(x1, y0) + at(x0, y0)) / ((x1 - x0) * (y1 - y0))
-    chosen = covered >= 0.5 - 1e-9
-    if not chosen.any():
-        chosen = covered >= covered.max() - 1e-9
-    return chosen.reshape(grid.rows, grid.columns)
+    return (covered >= covered.max() / 2 - 1e-9).reshape(grid.rows, grid.columns)
