@@ -82,11 +82,15 @@ def explain(
     why_not = chosen.availability(run)
     if why_not is not None:
         raise ValueError(f"method is {chosen.name!r}, which is not possible here: {why_not}.")
-    if chosen.needs != "trace" and session is None:
+    needs = chosen.needs_for(run)
+    if needs != "trace" and session is None:
         raise ValueError(
-            f"method is {chosen.name!r}, which needs {chosen.needs} passes of the model: give it a "
-            "session."
+            f"method is {chosen.name!r}, which needs {needs} passes of the model: give it a "
+            "session (methods.passes.passes_of)."
         )
+    refusal = chosen.refusal(run, resolved, session)
+    if refusal is not None:
+        raise ValueError(f"method is {chosen.name!r}, which is not possible here: {refusal}.")
     return chosen.explain(run, resolved, session, progress)
 
 
