@@ -10,16 +10,34 @@ from sinkscope.attention_processor import PatchMap, map_label
 from sinkscope.capture.trace import GenerationTrace
 from sinkscope.config import Reduce
 from sinkscope.jobs.job import Progress
+from sinkscope.methods.agcam import AGCAM
 from sinkscope.methods.attention import Attention
 from sinkscope.methods.base import MapStack, Method, Target, rows_of, target_of
+from sinkscope.methods.gradient_attention import GradientAttention
+from sinkscope.methods.logit_lens import LogitLens
 from sinkscope.methods.relative import Relative
+from sinkscope.methods.rollout import Rollout
+from sinkscope.methods.tam import TokenActivation
+from sinkscope.methods.value_weighted import ValueWeighted
+from sinkscope.methods.var import VarAttention
 from sinkscope.methods.without_sinks import WithoutSinks
 
 if TYPE_CHECKING:
     from sinkscope.methods.base import Session
 
 # A method is one file and one row here. Page, command line and API list them in this order.
-METHODS: tuple[Method, ...] = (Attention(), Relative(), WithoutSinks())
+METHODS: tuple[Method, ...] = (
+    Attention(),
+    Relative(),
+    WithoutSinks(),
+    VarAttention(),
+    Rollout(),
+    ValueWeighted(),
+    GradientAttention(),
+    AGCAM(),
+    TokenActivation(),
+    LogitLens(),
+)
 
 
 @dataclass(frozen=True)
