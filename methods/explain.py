@@ -13,6 +13,7 @@ from sinkscope.jobs.job import Progress
 from sinkscope.methods.agcam import AGCAM
 from sinkscope.methods.attention import Attention
 from sinkscope.methods.base import MapStack, Method, Target, rows_of, target_of
+from sinkscope.methods.chefer import Chefer
 from sinkscope.methods.gradient_attention import GradientAttention
 from sinkscope.methods.logit_lens import LogitLens
 from sinkscope.methods.relative import Relative
@@ -34,6 +35,7 @@ METHODS: tuple[Method, ...] = (
     Rollout(),
     ValueWeighted(),
     GradientAttention(),
+    Chefer(),
     AGCAM(),
     TokenActivation(),
     LogitLens(),

@@ -8,6 +8,7 @@ import torch
 
 from sinkscope.methods.agcam import AGCAM
 from sinkscope.methods.base import MapStack, Method
+from sinkscope.methods.chefer import Chefer
 from sinkscope.methods.explain import explain
 from sinkscope.methods.gradient_attention import GradientAttention
 from sinkscope.methods.logit_lens import LogitLens
@@ -147,3 +148,16 @@ def test_tam(world: World, smooth: bool) -> None:
             own = rank_gaussian(own.reshape(grid.rows, grid.columns)).ravel()
         expected.append(torch.from_numpy(own))
     same(made(world, TokenActivation(smooth)), expected)
+
+
+@pytest.mark.parametrize("of", ["log_p", "logit"])
+def test_chefer(world: World, of: str) -> None:
+    expected = []
+    for t in SOME:
+        found = gradients(world.seen, world.at(t), world.id(t), logit=of == "logit")
+        relevance = torch.eye(len(found[0][0]), dtype=torch.float64)
+        for weights, gradient in zip(world.seen.weights, found, strict=True):
+            relevance = relevance + (gradient * weights).clamp_min(0).mean(0) @ relevance
+        relevance = relevance - torch.eye(len(relevance))
+        expected.append(relevance[world.at(t), world.vision])
+    same(made(world, Chefer(of)), expected)  # type: ignore[arg-type]
