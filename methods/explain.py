@@ -15,7 +15,10 @@ from sinkscope.methods.attention import Attention
 from sinkscope.methods.base import MapStack, Method, Target, rows_of, target_of
 from sinkscope.methods.chefer import Chefer
 from sinkscope.methods.gradient_attention import GradientAttention
+from sinkscope.methods.localising import LocalisingHeads
 from sinkscope.methods.logit_lens import LogitLens
+from sinkscope.methods.occlusion import Occlusion
+from sinkscope.methods.region_search import RegionSearch
 from sinkscope.methods.relative import Relative
 from sinkscope.methods.rollout import Rollout
 from sinkscope.methods.tam import TokenActivation
@@ -32,6 +35,7 @@ METHODS: tuple[Method, ...] = (
     Relative(),
     WithoutSinks(),
     VarAttention(),
+    LocalisingHeads(),
     Rollout(),
     ValueWeighted(),
     GradientAttention(),
@@ -39,6 +43,9 @@ METHODS: tuple[Method, ...] = (
     AGCAM(),
     TokenActivation(),
     LogitLens(),
+    Occlusion("edges"),
+    Occlusion("pixels"),
+    RegionSearch(),
 )
 
 

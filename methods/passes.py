@@ -83,11 +83,17 @@ class Passes:
             return range(places[0], places[-1] + 1)
         return tuple(places)
 
-    def tensors(self, inputs: PromptInputs | None = None) -> dict[str, torch.Tensor]:
-        """Prompt (the run's, or another with as many tokens) and answer as the model takes them,
-        on the CPU."""
+    def tensors(
+        self, inputs: PromptInputs | None = None, tokens: int | None = None
+    ) -> dict[str, torch.Tensor]:
+        """Prompt and answer as the model takes them, on the CPU.
+
+        Args:
+            inputs: another prompt with as many tokens; None: the run's.
+            tokens: how many of the answer's tokens are predicted; None: all.
+        """
         made = dict((inputs or self.inputs).tensors)
-        told = torch.tensor([self.answer[:-1]], dtype=torch.long)
+        told = torch.tensor([self.answer[:tokens][:-1]], dtype=torch.long)
         shape = made["input_ids"].shape
         for name, tensor in made.items():
             if tensor.shape == shape:  # one number a position; 0 is "text" in what marks images
