@@ -19,7 +19,8 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from sinkscope.capture.trace import GenerationTrace
-    from sinkscope.methods.base import Method, Session, Target
+    from sinkscope.methods.base import Method, Target
+    from sinkscope.methods.passes import Passes
     from sinkscope.methods.together import Choice, Made
 
 NOT_ASKED = ("layers", "heads", "method", "relative", "figure", "sinks")
@@ -69,6 +70,7 @@ def explain(
     inputs = handle.prepare([opened], prompt)
     common.say_decoding(handle, inputs, generation)
     from sinkscope.attention_extractor import generate
+    from sinkscope.methods.passes import passes_of
 
     with common.progress("Answering", generation.max_new_tokens) as bar:
         trace = generate(handle, inputs, generation, on_token=lambda *_: bar.update(1))
@@ -76,7 +78,7 @@ def explain(
     typer.echo(answer_of(trace))
     target = explained_tokens(trace, drawing.token)
     choice = Choice(generation.layers, generation.heads, drawing.reduce)
-    made, stopped = explained(trace, target, wanted, choice, session_of(handle, trace))
+    made, stopped = explained(trace, target, wanted, choice, passes_of(handle, trace, inputs))
     tell(made)
     if stopped is not None and not any(one.patches is not None for one in made):
         typer.echo("Stopped before the first map; nothing is written.", err=True)
@@ -121,17 +123,12 @@ def explained_tokens(trace: GenerationTrace, wanted: str) -> Target:
     return target_of(trace, find_tokens(trace, wanted))
 
 
-def session_of(handle: object, trace: GenerationTrace) -> Session | None:
-    """Forward passes of the run's model, for the methods that need them."""
-    return None
-
-
 def explained(
     trace: GenerationTrace,
     target: Target,
     methods: Sequence[Method],
     choice: Choice,
-    session: Session | None,
+    session: Passes,
 ) -> tuple[list[Made], Stopped | None]:
     """What came of the methods, with a bar on standard error; and the stop, where there was one.
     The first Ctrl-C ends after the step at hand, a second one at once."""
@@ -146,6 +143,7 @@ def explained(
             bar.update(done - bar.pos)
 
         job = Job(on_progress=report)
+        session.stop = job.stop_event
         with common.interrupted(job), job:
             try:
                 for one in explain_each(

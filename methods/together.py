@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from sinkscope.attention_processor import PatchMap, map_label
+from sinkscope.attention_processor import PatchMap, map_label, slots_of
+from sinkscope.capture.run import RunOutOfMemoryError
 from sinkscope.capture.trace import GenerationTrace
 from sinkscope.config import Reduce
 from sinkscope.jobs.job import Progress, Stopped
@@ -98,24 +99,49 @@ def explain_each(
         jobs.job.Stopped: it was stopped.
     """
     choice, total = choice or Choice(), len(methods)
-    label = map_label(
-        rows_of(run, target.part), target.tokens, choice.layers, choice.heads, choice.reduce
-    )
+    rows = rows_of(run, target.part)
+    slots_of("layer", rows.layers, choice.layers)  # refuses what no method could take
+    slots_of("head", rows.heads, choice.heads)
     for index, method in enumerate(methods):
         told = _told(index, total, method, on_progress, stop)
         told(0, 0, "")
-        why_not = method.availability(run)
-        if why_not is None and method.needs != "trace" and session is None:
-            why_not = f"it needs {method.needs} passes of the run's model, which is not loaded"
-        if why_not is not None:
-            yield Made(method, None, why_not)
-            continue
-        began = time.perf_counter()
-        stack = explain(run, target, method, session=session, progress=told)
-        patches = map_of(stack, choice, label)
-        yield Made(method, patches, seconds=time.perf_counter() - began)
+        yield _made(run, target, method, choice, session, told)
     if on_progress is not None:
         on_progress(total, total, "")
+
+
+def _made(
+    run: GenerationTrace,
+    target: Target,
+    method: Method,
+    choice: Choice,
+    session: Session | None,
+    told: Progress,
+) -> Made:
+    why_not = method.availability(run)
+    if why_not is None and session is None and (needs := method.needs_for(run)) != "trace":
+        why_not = f"it needs {needs} passes of the run's model, which is not at hand"
+    if why_not is None:
+        why_not = method.refusal(run, target, session)
+    if why_not is not None:
+        return Made(method, None, why_not)
+    began = time.perf_counter()
+    try:
+        stack = explain(run, target, method, session=session, progress=told)
+        patches = map_of(stack, choice, label_of(run, target, stack, choice))
+    except (ValueError, RunOutOfMemoryError) as error:  # the others may be possible
+        return Made(method, None, str(error).rstrip("."))
+    return Made(method, patches, seconds=time.perf_counter() - began)
+
+
+def label_of(run: GenerationTrace, target: Target, stack: MapStack, choice: Choice) -> str:
+    """Which tokens, layers and heads the stack's map is of, in words: of the axes that it has."""
+    rows = rows_of(run, target.part)
+    made = map_label(rows, target.tokens, choice.layers, choice.heads, choice.reduce)
+    axes = {name for name, _ in stack.axes}
+    if "layer" not in axes:
+        return made[: made.rindex(f", {choice.reduce} over ")]
+    return made if "head" in axes else made[: made.rindex(" and heads ")]
 
 
 def map_of(stack: MapStack, choice: Choice, label: str = "") -> PatchMap:

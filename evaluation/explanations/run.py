@@ -7,7 +7,7 @@ import datetime
 import re
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,14 +31,13 @@ from sinkscope.jobs.job import Progress, Stopped
 from sinkscope.methods.base import Method
 from sinkscope.methods.base import Target as Tokens
 from sinkscope.methods.explain import METHODS
+from sinkscope.methods.passes import passes_of
 from sinkscope.methods.together import Choice, explain_each, methods_named
 from sinkscope.models.family import PromptInputs
 from sinkscope.models.loading import ModelHandle
 from sinkscope.utils import plain_values
 
 MOST_IN_A_ROW = 20  # targets that fail one after the other until the run is given up
-
-SessionOf = Callable[[ModelHandle, GenerationTrace, PromptInputs, "threading.Event | None"], Any]
 
 
 class NoTargetError(ValueError):
@@ -180,7 +179,7 @@ class _Run:
         }
         found: dict[str, dict[str, Any]] = {}
         choice = Choice(self.settings.layers, self.settings.heads, self.settings.reduce)
-        session = session_for(self.handle, trace, inputs, self.stop)
+        session = passes_of(self.handle, trace, inputs, stop=self.stop)
         for made in explain_each(
             trace,
             Tokens(tuple(tokens)),
@@ -277,16 +276,6 @@ def word_tokens(trace: GenerationTrace, target: Target) -> list[int]:
             found.append(index)
         start = stop
     return found
-
-
-def session_for(
-    handle: ModelHandle,
-    trace: GenerationTrace,
-    inputs: PromptInputs,
-    stop: threading.Event | None,
-) -> Any:
-    """Forward passes of the run's model, for methods that need them."""
-    return None
 
 
 def _finite(details: dict[str, Any]) -> dict[str, Any]:
