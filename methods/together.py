@@ -98,40 +98,59 @@ def explain_each(
         ValueError: a layer or head that the run does not have.
         jobs.job.Stopped: it was stopped.
     """
-    choice, total = choice or Choice(), len(methods)
+    choice = choice or Choice()
     rows = rows_of(run, target.part)
     slots_of("layer", rows.layers, choice.layers)  # refuses what no method could take
     slots_of("head", rows.heads, choice.heads)
+    for method, stack, why_not, seconds in explain_stacks(
+        run, target, methods, session=session, on_progress=on_progress, stop=stop
+    ):
+        if stack is None:
+            yield Made(method, None, why_not)
+            continue
+        try:
+            patches = map_of(stack, choice, label_of(run, target, stack, choice))
+        except ValueError as error:  # it lacks these layers or heads
+            yield Made(method, None, str(error).rstrip("."))
+        else:
+            yield Made(method, patches, seconds=seconds)
+
+
+def explain_stacks(
+    run: GenerationTrace,
+    target: Target,
+    methods: Sequence[Method],
+    *,
+    session: Session | None = None,
+    on_progress: Progress | None = None,
+    stop: threading.Event | None = None,
+) -> Iterator[tuple[Method, MapStack | None, str, float]]:
+    """The same with all slots: method, what it gave (or None and why), and seconds."""
+    total = len(methods)
     for index, method in enumerate(methods):
         told = _told(index, total, method, on_progress, stop)
         told(0, 0, "")
-        yield _made(run, target, method, choice, session, told)
+        yield (method, *_stack(run, target, method, session, told))
     if on_progress is not None:
         on_progress(total, total, "")
 
 
-def _made(
-    run: GenerationTrace,
-    target: Target,
-    method: Method,
-    choice: Choice,
-    session: Session | None,
-    told: Progress,
-) -> Made:
+def _stack(
+    run: GenerationTrace, target: Target, method: Method, session: Session | None, told: Progress
+) -> tuple[MapStack | None, str, float]:
     why_not = method.availability(run)
     if why_not is None and session is None and (needs := method.needs_for(run)) != "trace":
         why_not = f"it needs {needs} passes of the run's model, which is not at hand"
     if why_not is None:
         why_not = method.refusal(run, target, session)
     if why_not is not None:
-        return Made(method, None, why_not)
+        return None, why_not, 0.0
     began = time.perf_counter()
     try:
         stack = explain(run, target, method, session=session, progress=told)
-        patches = map_of(stack, choice, label_of(run, target, stack, choice))
     except (ValueError, RunOutOfMemoryError) as error:  # the others may be possible
-        return Made(method, None, str(error).rstrip("."))
-    return Made(method, patches, seconds=time.perf_counter() - began)
+        return None, str(error).rstrip("."), 0.0
+    return stack, "", time.perf_counter() - began
 
 
 def label_of(run: GenerationTrace, target: Target, stack: MapStack, choice: Choice) -> str:
