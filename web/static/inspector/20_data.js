@@ -169,7 +169,12 @@ function mapOf(variant, t0, t1) {
 // one. Where it is chosen all the same, by a link or for the run before, attention is shown, and the words say why.
 const methodCalled = (name) => run.methods.find((method) => method.name === name) || run.methods[0];
 const SAVED = "a saved page has no model to compute it with";
-const whyNot = (method) => run.variants.map((v) => method.why[v.name]).find(Boolean) || (method.computed && !served ? SAVED : undefined);
+// What is computed on demand may be possible for one side alone; what the page draws itself is drawn for both.
+function whyNot(method) {
+  if (method.computed && !served) return SAVED;
+  const reasons = run.variants.map((v) => method.why[v.name]);
+  return method.computed && !reasons.every(Boolean) ? undefined : reasons.find(Boolean);
+}
 const method = () => (whyNot(methodCalled(view.method)) ? run.methods[0] : methodCalled(view.method));
 const relative = () => method().name === "relative";
 const said = () => unitSaid(method().unit);

@@ -25,8 +25,8 @@ function explainedMap(name, variant) {
 
 function waitingWords(variant) {
   if (view.part !== "answer") return `${method().label} explains words of the answer.`;
-  const made = explainedOf(method().name, variant);
-  if (made && made.why) return `${method().label} is not possible: ${made.why}.`;
+  const made = explainedOf(method().name, variant) || { why: method().why[variant.name] };
+  if (made.why) return `${method().label} is not possible: ${made.why}.`;
   return explains() ? `${explaining.message} …` : `${method().label} is not computed for this word yet: see “Other explanations”.`;
 }
 
@@ -92,7 +92,7 @@ function paintExplained() {
       node("span", { class: "told" }, (explaining.key === explainKey() ? "" : "Another word: ") + explaining.message),
       node("button", { type: "button", class: "plain", "data-do": "stop-explain", "data-testid": "explain-stop", onclick: () => trigger("end", {}) }, "Stop"));
   } else {
-    const lacks = one.computed && run.variants.some((v) => tokensOf(v) && !explainedMap(one.name, v));
+    const lacks = one.computed && run.variants.some((v) => tokensOf(v) && !one.why[v.name] && !explainedMap(one.name, v));
     if (lacks) line.append(node("button", { type: "button", class: "plain ask", "data-do": "explain-one", "data-testid": "explain-one", onclick: () => computeExplained([one.name]) }, `Compute ${one.label}`));
     const open = missingHere().length;
     if (open) line.append(node("button", { type: "button", class: `plain ${lacks ? "" : "ask"}`, "data-do": "explain-all", "data-testid": "explain-all", onclick: () => computeExplained(null),
@@ -110,13 +110,13 @@ function paintExplained() {
 
 // Methods that could be there and are not, on any side.
 const missingHere = () => run.methods.filter((m) => !whyNot(m) && run.variants.some((v) => {
-  const made = tokensOf(v) ? explainedOf(m.name, v) : { why: "ended" };
+  const made = tokensOf(v) && !m.why[v.name] ? explainedOf(m.name, v) : { why: "not possible" };
   return !made || (!made.values && !made.why);
 }));
 
 function smallMaps(variant) {
   const there = [], tiles = run.methods.map((m) => {
-    const map = explainedMap(m.name, variant), made = explainedOf(m.name, variant), why = (made && made.why) || whyNot(m);
+    const map = explainedMap(m.name, variant), made = explainedOf(m.name, variant), why = (made && made.why) || m.why[variant.name] || whyNot(m);
     if (map) there.push([m.label, ofImage(map, variant)]);
     const on = view.method === m.name, words = map ? "" : why || "not computed yet";
     const scale = map && smallScale(m, made, ofImage(map, variant));
