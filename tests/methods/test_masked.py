@@ -35,7 +35,7 @@ def log_p(world: World, cut: list[int], inputs: Any = None) -> torch.Tensor:
 @pytest.fixture(autouse=True)
 def small_passes(monkeypatch: pytest.MonkeyPatch) -> None:
     """Several passes, the last of which is not full."""
-    monkeypatch.setitem(masked.BATCH_TOKENS, "cpu", 100)
+    monkeypatch.setitem(masked.BATCH_TOKENS, "cpu", 60)
 
 
 def test_edges_cut(world: World) -> None:
