@@ -128,12 +128,12 @@ def test_progress_and_stop(world: World, method: str) -> None:
 
     def progress(done: int, total: int, text: str) -> None:
         told.append((done, total, text))
-        if len(told) == 2:
+        if len(told) == 3:
             stop.set()
 
     with pytest.raises(Stopped) as stopped:
         explain(world.run, 1, method, session=passes, progress=progress)
-    assert len(told) == 2 and told[0][0] == 0 and 0 < told[1][0] < told[1][1]
+    assert len(told) == 3 and told[0][0] == 0 and 0 < told[2][0] < told[2][1]
     assert stopped.value.total == told[0][1]
     assert not world.handle.lock.locked()
     # and nothing is left attached
