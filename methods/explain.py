@@ -62,9 +62,24 @@ class Listed:
     why_not: str | None
 
 
-def listed(run: GenerationTrace, methods: Sequence[Method] = METHODS) -> list[Listed]:
-    """All methods, each with what this run has to say about it."""
-    return [Listed(method, method.availability(run)) for method in methods]
+def listed(
+    run: GenerationTrace, methods: Sequence[Method] = METHODS, *, passes: bool = True
+) -> list[Listed]:
+    """All methods, each with what this run has to say about it.
+
+    Args:
+        run: the run.
+        methods: which.
+        passes: whether forward passes of the run's model can be had; else methods that need them
+            say so.
+    """
+    made = []
+    for method in methods:
+        why = method.availability(run)
+        if why is None and not passes and (needs := method.needs_for(run)) != "trace":
+            why = f"it needs {needs} passes of the model, and there is the run alone"
+        made.append(Listed(method, why))
+    return made
 
 
 def method_of(wanted: str | Method, methods: Sequence[Method] = METHODS) -> Method:

@@ -28,9 +28,9 @@ class RegionSearch(FromPasses):
 
         F(S) = p(token | only the regions in S) + 1 - p(token | all regions but S)
 
-    (enough, and needed). A region's value is the change of F that was still to come when it was
-    chosen, sum over later steps k of |F_k - F_(k-1)|, as the published code has it: earlier choices
-    are never less, and the last has 0. A target of several tokens has one search, with the mean of
+    (enough, and needed). A region's value is ours, the change of F that was still to come when it
+    was chosen, sum over later steps k of |F_k - F_(k-1)|: earlier choices never have less than
+    later ones, and the last has 0. A target of several tokens has one search, with the mean of
     their p, and one map without a token axis.
 
     Attributes:

@@ -44,6 +44,10 @@ class Rollout(FromPasses):
     needs: Needs = "forward"
     unit = "attention rolled out"
 
+    def __post_init__(self) -> None:
+        if not 0 <= self.residual <= 1:
+            raise ValueError(f"residual is {self.residual!r}; allowed: 0 to 1.")
+
     def explain(
         self,
         run: GenerationTrace,

@@ -3,7 +3,7 @@ autograd through all of it. No code of the project's methods is used here."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -45,15 +45,23 @@ class Dense:
         self.model.set_attn_implementation({"text_config": NAME})
         self.text = self.model.model.language_model
         self._seen = Seen()
+        self._cut: list[int] = []
+        self._behind = 0
 
     def output_weight(self, layer: int) -> Tensor:
         """(D, H * Dh)."""
         weight: Tensor = self.text.layers[layer].self_attn.o_proj.weight
         return weight
 
-    def read(self, tensors: dict[str, Tensor]) -> Seen:
-        """One pass, with its graph from the first layer's weights on."""
-        self._seen = seen = Seen()
+    def read(self, tensors: dict[str, Tensor], cut: Sequence[int] = (), behind: int = 0) -> Seen:
+        """One pass, with its graph from the first layer's weights on.
+
+        Args:
+            tensors: of prompt and answer.
+            cut: keys that the queries from `behind` on do not see, in every layer.
+        """
+        self._seen, self._cut, self._behind = Seen(), list(cut), behind
+        seen = self._seen
         with self._watching(seen), torch.enable_grad():
             seen.logits = self.model(**tensors, use_cache=False).logits[0]
         return seen
@@ -85,6 +93,7 @@ class Dense:
         key, value = (part[0].repeat_interleave(share, dim=0) for part in (key, value))
         scores = query[0] @ key.transpose(1, 2) * query.shape[-1] ** -0.5
         later = torch.ones(length, length, dtype=torch.bool).triu(1)
+        later[self._behind :, self._cut] = True
         weights = scores.masked_fill(later, float("-inf")).softmax(-1)
         if not weights.requires_grad:
             weights.requires_grad_()
