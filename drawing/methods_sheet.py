@@ -11,6 +11,7 @@ import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from matplotlib.cm import ScalarMappable
@@ -100,37 +101,36 @@ def methods_figure(sheet: Sheet, style: OverlayStyle | None = None) -> Figure:
     found = sheet.maps()
     small = Image.fromarray(pixels_of(sheet.image))
     small.thumbnail((480, 480))
-    panels = len(found) + (len(found) > 1)
-    columns = min(panels, 4)
-    rows = math.ceil(panels / columns)
+    columns = min(len(found), 4)
+    rows = math.ceil(len(found) / columns)
     wide = 2.6
-    tall = min(max(wide * 0.85 * small.height / small.width, 0.6), 3 * wide)
+    tall = min(max(wide * 0.85 * small.height / small.width, 0.6), 3 * wide) + 0.45
     heading = textwrap.wrap(printable(sheet.title), 90)[:4]
-    size = (max(columns * wide, 7.5), rows * (tall + 0.6) + 0.24 * len(heading) + 1.4)
+    matrix = 1.0 + 0.24 * len(found) if len(found) > 1 else 0.0
+    size = (max(columns * wide, 7.5), rows * tall + matrix + 0.24 * len(heading) + 1.6)
     drawn = Figure(figsize=size, layout="constrained")
     title = "\n".join([visible(sheet.words), *heading])
     drawn.suptitle(title, fontsize=11, family=fonts(), parse_math=False)
-    grid = drawn.subplots(rows, columns, squeeze=False).ravel()
+    above, *below = drawn.subfigures(
+        1 + bool(matrix), 1, squeeze=False, **_heights(rows * tall, matrix)
+    )[:, 0]
+    grid = above.subplots(rows, columns, squeeze=False).ravel()
     for axes in grid:
         axes.set_axis_off()
     for axes, (one, patches) in zip(grid, found, strict=False):
         scale = scale_of(patches, style)
         axes.imshow(overlay(small, patches, style, scale), interpolation="none")
         axes.set_title(one.method.label, parse_math=False, fontsize=10)
-        bar = drawn.colorbar(
-            ScalarMappable(Normalize(0, 1), bar_colours(scale, style.colormap)),
-            ax=axes,
-            fraction=0.05,
-            pad=0.02,
-        )
+        colours = ScalarMappable(Normalize(0, 1), bar_colours(scale, style.colormap))
+        bar = above.colorbar(colours, ax=axes, fraction=0.05, pad=0.02)
         places = [place for place, _ in scale.ticks]
         bar.set_ticks(places, labels=[text for _, text in scale.ticks])
         bar.ax.tick_params(labelsize=6)
         bar.set_label(patches.unit, fontsize=7)
-    if len(found) > 1:
-        _correlations(grid[len(found)], found)
+    for part in below:
+        _correlations(part.subplots(), found)
     lines = [
-        found[0][1].label,
+        found[0][1].label + " (of the axes that a method has)",
         f"Each method has its own scale of colours ({style.scale}).",
         *(f"Not possible: {reason}" for reason in sheet.lacking()),
         WEAK.replace("`", ""),
@@ -140,21 +140,24 @@ def methods_figure(sheet: Sheet, style: OverlayStyle | None = None) -> Figure:
     return drawn
 
 
-def _correlations(axes: object, found: Sequence[tuple[Made, PatchMap]]) -> None:
-    """The matrix of rank correlations, as colours and, where there is room, as numbers."""
+def _heights(maps: float, matrix: float) -> dict[str, Any]:
+    return {"height_ratios": [maps, matrix]} if matrix else {}
+
+
+def _correlations(axes: Any, found: Sequence[tuple[Made, PatchMap]]) -> None:
+    """The matrix of rank correlations, in colours and numbers; columns by the rows' numbers."""
     values = agreement([patches for _, patches in found])
-    names = [one.method.label for one, _ in found]
-    axes.set_axis_on()  # type: ignore[attr-defined]
-    axes.imshow(values, cmap="RdBu_r", vmin=-1, vmax=1)  # type: ignore[attr-defined]
-    axes.set_title("rank correlation", fontsize=10)  # type: ignore[attr-defined]
-    places, size = range(len(names)), max(3.0, 7.5 - 0.3 * len(names))
-    axes.set_xticks(places, names, rotation=90, fontsize=size)  # type: ignore[attr-defined]
-    axes.set_yticks(places, names, fontsize=size)  # type: ignore[attr-defined]
+    places = range(len(found))
+    axes.imshow(values, cmap="RdBu_r", vmin=-1, vmax=1, aspect="auto")
+    axes.set_title("agreement: rank correlation of the maps", fontsize=10)
+    axes.set_xticks(places, [str(k + 1) for k in places], fontsize=7)
+    names = [f"{k + 1} {one.method.label}" for k, (one, _) in enumerate(found)]
+    axes.set_yticks(places, names, fontsize=7)
     for i in places:
         for k in places:
             text = "" if math.isnan(values[i, k]) else f"{values[i, k]:.2f}"
             colour = "white" if abs(values[i, k]) > 0.6 else "black"
-            axes.text(k, i, text, ha="center", va="center", fontsize=size, color=colour)  # type: ignore[attr-defined]
+            axes.text(k, i, text, ha="center", va="center", fontsize=6.5, color=colour)
 
 
 def methods_page(sheet: Sheet, style: OverlayStyle | None = None) -> str:

@@ -224,6 +224,7 @@ def test_a_method_from_outside_is_explained_drawn_and_listed() -> None:
     header, _ = unpack(build_payload(Run({"baseline": run}), methods=methods))
     assert header["methods"][-1] == {
         "name": "centre", "label": "centre", "source": "nobody", "unit": "steps",
+        "signed": True, "computed": True,
         "words": {"baseline": "steps per patch"}, "why": {"baseline": NOT_IN_BROWSER},
     }  # fmt: skip
     narrow = make_trace(columns=3)
@@ -256,7 +257,11 @@ def test_the_list_is_the_same_everywhere() -> None:
     header, _ = unpack(build_payload(Run({"baseline": make_trace()})))
     assert [method["name"] for method in header["methods"]] == names
     why = {method["name"]: method["why"]["baseline"] for method in header["methods"]}
-    assert all((why[name] is None) == (name in IN_BROWSER) for name in names)
+    # Drawn in the browser or computed on demand: only the run itself can lack what a method needs.
+    run = make_trace()
+    assert why == {method.name: method.availability(run) for method in METHODS}
+    computed = [method["name"] for method in header["methods"] if method["computed"]]
+    assert computed == names[len(IN_BROWSER) :]
     assert header["methods"][1]["source"].startswith("arXiv 2502.17422")
     assert method_of("without-sinks") is METHODS[2]
 

@@ -57,7 +57,15 @@ def explaining(tmp_path: Path, handle: ModelHandle, run: Run) -> Iterator[Explai
 def asking(shown: Run, **changes: Any) -> dict[str, Any]:
     first = shown.first
     layers, heads = list(first.layers), list(first.heads)
-    return {"ask": "7", "run": shown.id, "t0": 1, "t1": 1, "layers": layers, "heads": heads, **changes}
+    return {
+        "ask": "7",
+        "run": shown.id,
+        "t0": 1,
+        "t1": 1,
+        "layers": layers,
+        "heads": heads,
+        **changes,
+    }
 
 
 def test_what_is_computed_is_what_python_gives_and_is_kept(
