@@ -29,6 +29,9 @@ def explain_score(
     score: ScoreSettings,
     model: ModelSettings,
     report: ScoreReportSettings,
+    markdown: Annotated[
+        Path | None, typer.Option(help="Write report.md to this file as well.", metavar="FILE")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the figures as JSON.")] = False,
 ) -> None:
     """Score explanation methods against masks, with a random map and a centre prior beside them.
@@ -40,6 +43,8 @@ def explain_score(
     """
     if output.exists() and not output.is_dir():
         raise ValueError(f"output is {str(output)!r}, which is a file; allowed: a folder.")
+    if markdown is not None:
+        common.check_output(markdown)
     from sinkscope.methods.together import methods_named
 
     methods_named(score.methods)
@@ -60,7 +65,10 @@ def explain_score(
     config, records, _ = read_scores(output)
     found = compare_scores(records, report)
     complete = done is not None and done.complete
-    for path in write_files(files(found, config, complete), output):
+    written = files(found, config, complete)
+    if markdown is not None:
+        write_files({markdown.name: written["report.md"]}, markdown.parent)
+    for path in write_files(written, output):
         typer.echo(f"Wrote {path}", err=True)
     if as_json:
         typer.echo(json.dumps(plain(found), ensure_ascii=False, indent=1))

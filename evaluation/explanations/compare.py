@@ -150,8 +150,9 @@ def _tally(records: Sequence[AnswerRecord]) -> Tally:
     entries: list[tuple[str, str, float]] = []
     for record in records:
         for score, value in record.details["scores"].items():
-            if value is not None:
-                entries += [(record.cluster, score, value), (record.cluster, f"n {score}", 1.0)]
+            there = value is not None  # else it is not defined for this target, by any method
+            entries.append((record.cluster, score, value if there else 0.0))
+            entries.append((record.cluster, f"n {score}", float(there)))
     return summed(entries, _means)
 
 
@@ -216,13 +217,21 @@ def plain(found: Scores) -> dict[str, Any]:
         "figures": {
             score: {
                 name: {
-                    "value": one.value,
-                    "low": one.interval.low,
-                    "high": one.interval.high,
-                    "against": {a.control: [a.difference, a.p, a.verdict] for a in one.against},
+                    "value": _number(one.value),
+                    "low": _number(one.interval.low),
+                    "high": _number(one.interval.high),
+                    "against": {
+                        a.control: [_number(a.difference), _number(a.p), a.verdict]
+                        for a in one.against
+                    },
                 }
                 for name, one in of.items()
             }
             for score, of in found.figures.items()
         },
     }
+
+
+def _number(value: float) -> float | None:
+    """JSON has no NaN."""
+    return None if math.isnan(value) else value

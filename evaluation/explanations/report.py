@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+import math
 from collections.abc import Iterator, Sequence
 from importlib import resources
 from pathlib import Path
@@ -34,7 +35,7 @@ def tables(found: Scores) -> list[Table]:
     """All scores at a glance, then one table a score with its comparisons."""
     names = list(found.figures)
     rows = [
-        (method, *(f"{found.figures[score][method].value:.3f}" for score in names))
+        (method, *(said(found.figures[score][method].value) for score in names))
         for method in found.methods
     ]
     columns = ("method", *(_title(score) for score in names))
@@ -59,7 +60,7 @@ def _score(score: str, found: Scores) -> Table:
     )
     columns = ("method", "mean (interval)", *(f"difference to {name}" for name in controls))
     rows = [
-        (one.method, f"{one.value:.3f} ({_ends(one.interval)})", *_against(one, controls))
+        (one.method, f"{said(one.value)} ({_ends(one.interval)})", *_against(one, controls))
         for one in found.figures[score].values()
     ]
     better = "more" if sign > 0 else "less"
@@ -67,8 +68,15 @@ def _score(score: str, found: Scores) -> Table:
     return Table(title, columns, tuple(rows), 1, note)
 
 
+def said(value: float, sign: str = "") -> str:
+    """With three digits behind the point; small ones with two that matter."""
+    if math.isnan(value):
+        return "not defined"
+    return f"{value:{sign}.3f}" if value == 0 or abs(value) >= 0.01 else f"{value:{sign}.2g}"
+
+
 def _ends(interval: Interval, sign: str = "") -> str:
-    return f"{interval.low:{sign}.3f} to {interval.high:{sign}.3f}"
+    return f"{said(interval.low, sign)} to {said(interval.high, sign)}"
 
 
 def _against(one: Figure, controls: Sequence[str]) -> Iterator[str]:
@@ -77,7 +85,7 @@ def _against(one: Figure, controls: Sequence[str]) -> Iterator[str]:
         if (found := by_control.get(control)) is None:
             yield ""
         else:
-            yield f"{found.difference:+.3f} ({_ends(found.interval, '+')}), {found.verdict}"
+            yield f"{said(found.difference, '+')} ({_ends(found.interval, '+')}), {found.verdict}"
 
 
 def notes(found: Scores) -> list[str]:
