@@ -85,6 +85,12 @@ class ModelSettings:
         metavar="FILE",
         allowed="the name of a sink profile file",
     )
+    adapter: str | None = setting(
+        None,
+        "LoRA or other peft adapter, merged into the model in memory.",
+        metavar="FOLDER",
+        allowed="a folder with an adapter",
+    )
 
     def __post_init__(self) -> None:
         check(self)
