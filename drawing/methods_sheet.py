@@ -244,12 +244,10 @@ def _numbers(sheet: Sheet) -> bytes:
         },
         "lacking": {one.method.name: one.why_not for one in sheet.made if one.patches is None},
     }
+    arrays: dict[str, Any] = {f"map_{one.method.name}": patches.values for one, patches in found}
+    arrays["boxes"] = found[0][1].grid.boxes()
+    arrays["agreement"] = agreement([patches for _, patches in found])
+    arrays["about"] = np.array(json.dumps(plain_values(about), ensure_ascii=False))
     out = io.BytesIO()
-    np.savez_compressed(
-        out,
-        **{f"map_{one.method.name}": patches.values for one, patches in found},
-        boxes=found[0][1].grid.boxes(),
-        agreement=agreement([patches for _, patches in found]),
-        about=np.array(json.dumps(plain_values(about), ensure_ascii=False)),
-    )
+    np.savez_compressed(out, **arrays)
     return out.getvalue()

@@ -17,7 +17,7 @@ from sinkscope.evaluation.explanations.settings import ScoreReportSettings
 from sinkscope.evaluation.metrics.tally import Array, Tally, ratio, summed
 from sinkscope.evaluation.record import AnswerRecord
 from sinkscope.evaluation.statistics import bootstrap
-from sinkscope.evaluation.statistics.intervals import Interval, holm
+from sinkscope.evaluation.statistics.intervals import Interval, holm, wilson
 from sinkscope.evaluation.statistics.settings import ALPHA
 
 # Name -> title, what is better (+1: more), what it is by chance in words.
@@ -195,6 +195,10 @@ def _figures(
             if (name, other) in drawn
         )
         ends = draws.interval(name, score, settings.confidence)
+        if score == "pointing" and values[name] in (0.0, 1.0):
+            # Every image has it, or none: the bootstrap would be certain.
+            right = draws.clusters if values[name] else 0
+            ends = wilson(right, draws.clusters, settings.confidence)
         made[name] = Figure(score, name, values[name], ends, targets, against)
     return made
 

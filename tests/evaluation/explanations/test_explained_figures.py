@@ -72,6 +72,8 @@ def test_perfect_is_one_random_is_chance_blank_is_never_more() -> None:
     for score in ("pointing", "energy", "auc", "obj_iou"):
         one = found.figures[score]["perfect"]
         assert one.value == 1.0 and {a.verdict for a in one.against} == {ABOVE}
+    sure = found.figures["pointing"]["perfect"].interval
+    assert 0.98 < sure.low < 1.0 == sure.high  # 300 of 300 is not certainty
     by_chance = {"pointing": found.chance, "energy": found.chance, "auc": 0.5, "nss": 0.0}
     for score, chance in by_chance.items():
         random, blank = (found.figures[score][name] for name in (RANDOM, "blank"))
