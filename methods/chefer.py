@@ -10,7 +10,7 @@ from torch import Tensor
 
 from sinkscope.capture.trace import GenerationTrace
 from sinkscope.jobs.job import Progress
-from sinkscope.methods.base import MapStack, Needs, Target
+from sinkscope.methods.base import Axes, MapStack, Needs, Target
 from sinkscope.methods.layerwise import LayerAgain, Layers, attached_layers
 from sinkscope.methods.passes import FromPasses
 from sinkscope.methods.row_gradients import Of, objective
@@ -85,7 +85,7 @@ class Chefer(FromPasses):
                 made.append(row.cpu()[vision])
         values = torch.stack(made).float().numpy()
         said = "gradient of " + ("log p" if self.of == "log_p" else "the logit")
-        axes = (("token", target.tokens),)
+        axes: Axes = (("token", target.tokens),)
         return MapStack(values, axes, run.layout, self.unit, normalisation=said)
 
     def _row(self, layers: Layers, place: int, token: int) -> Tensor:

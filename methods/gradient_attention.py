@@ -9,7 +9,7 @@ import torch
 
 from sinkscope.capture.trace import GenerationTrace
 from sinkscope.jobs.job import Progress
-from sinkscope.methods.base import MapStack, Needs, Target
+from sinkscope.methods.base import Axes, MapStack, Needs, Target
 from sinkscope.methods.passes import FromPasses
 from sinkscope.methods.row_gradients import Of, RowGradient, row_gradients
 
@@ -49,7 +49,7 @@ class OfRows(FromPasses):
         parts = [self.made_of(row) for row in row_gradients(session, target, self.of, progress)]
         values = torch.stack(parts).float()  # (T, L, H, V)
         info = session.handle.info
-        axes = (
+        axes: Axes = (
             ("token", target.tokens),
             ("layer", tuple(range(info.layers))),
             ("head", tuple(range(info.heads))),

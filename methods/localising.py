@@ -10,7 +10,7 @@ import numpy as np
 from sinkscope.capture.trace import GenerationTrace
 from sinkscope.jobs.job import Progress
 from sinkscope.methods.attention import attention_of
-from sinkscope.methods.base import MapStack, Method, Target, rows_of
+from sinkscope.methods.base import Axes, MapStack, Method, Target, rows_of
 from sinkscope.methods.heads import HeadList, best_heads, has_heads, spatial_entropy
 
 if TYPE_CHECKING:
@@ -64,7 +64,7 @@ class LocalisingHeads(Method):
             said = f"mean of the {self.best} heads that localise, chosen by the token's own row"
         else:
             said = f"mean of the first {self.best} heads of a list"
-        axes = (("token", target.tokens),)
+        axes: Axes = (("token", target.tokens),)
         return MapStack(values, axes, rows.layout, self.unit, normalisation=said)
 
     def _of_token(self, run: GenerationTrace, own: np.ndarray) -> np.ndarray:

@@ -11,7 +11,7 @@ import torch
 from sinkscope.capture.probes.base import Probe, Reader
 from sinkscope.capture.trace import GenerationTrace
 from sinkscope.jobs.job import Progress
-from sinkscope.methods.base import MapStack, Needs, Target
+from sinkscope.methods.base import Axes, MapStack, Needs, Target
 from sinkscope.methods.passes import FromPasses
 from sinkscope.methods.unembed import lacking, log_probabilities, normed, ranks
 from sinkscope.models.run_info import RunInfo
@@ -73,7 +73,7 @@ class LogitLens(FromPasses):
         seen: dict[int, torch.Tensor] = session.read(lens)[lens]
         values = torch.stack([part.float().cpu() for part in seen.values()])  # (L, V, T)
         flat = values.permute(2, 0, 1).reshape(-1, run.layout.vision_tokens).numpy()
-        axes = (("token", target.tokens), ("layer", tuple(seen)))
+        axes: Axes = (("token", target.tokens), ("layer", tuple(seen)))
         unit = self.unit if self.show == "probability" else "rank"
         return MapStack(flat, axes, run.layout, unit)
 

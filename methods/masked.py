@@ -78,7 +78,7 @@ def masking(passes: Passes, target: Target, how: How, questions: int) -> Masking
 
 def _rows(passes: Passes, how: How, questions: int, count: int) -> int:
     device = passes.handle.device.type
-    vocabulary = passes.handle.model.config.get_text_config().vocab_size
+    vocabulary: int = passes.handle.model.config.get_text_config().vocab_size
     layout = passes.inputs.layout
     length = layout.length + count - 1 - (layout.after_images if how == "edges" else 0)
     if how == "pixels":  # a vision tower passes its patches as well

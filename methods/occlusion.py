@@ -9,7 +9,7 @@ import torch
 
 from sinkscope.capture.trace import GenerationTrace
 from sinkscope.jobs.job import Progress
-from sinkscope.methods.base import MapStack, Needs, Target
+from sinkscope.methods.base import Axes, MapStack, Needs, Target
 from sinkscope.methods.masked import Cells, How, masking
 from sinkscope.methods.passes import FromPasses
 from sinkscope.models.family import PromptLayout
@@ -90,7 +90,7 @@ class Occlusion(FromPasses):
             total[list(window)] += drop
             cover[list(window)] += 1
         values = on_tokens(run.layout, (total / cover).T)  # (T, V)
-        axes = (("token", target.tokens),)
+        axes: Axes = (("token", target.tokens),)
         said = "none" if self.window == 1 else f"mean over windows of {self.window} x {self.window}"
         return MapStack(
             values.float().numpy(), axes, run.layout, self.unit, signed=True, normalisation=said

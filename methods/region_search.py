@@ -109,7 +109,8 @@ class _Search:
         parts, left = self._parts, list(range(len(self._parts)))
         everything = tuple(cell for part in parts for cell in part)
         nothing_seen, all_seen = self._probabilities([everything, ()])
-        reached, order = [float(nothing_seen) + 1 - float(all_seen)], []
+        reached = [float(nothing_seen) + 1 - float(all_seen)]
+        order: list[int] = []
         while left:
             self._passes.tell(progress, len(order), len(parts), "Choosing regions", "regions")
             chosen = [cell for one in order for cell in parts[one]]

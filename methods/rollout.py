@@ -11,7 +11,7 @@ import torch
 from sinkscope.capture.probes.base import Probe, Reader
 from sinkscope.capture.trace import GenerationTrace
 from sinkscope.jobs.job import Progress
-from sinkscope.methods.base import MapStack, Needs, Target
+from sinkscope.methods.base import Axes, MapStack, Needs, Target
 from sinkscope.methods.passes import FromPasses
 from sinkscope.models.run_info import RunInfo
 from sinkscope.models.sites import At
@@ -60,7 +60,7 @@ class Rollout(FromPasses):
         chain = _Chain(len(session.ids), session.vision(), self.residual)
         rolled = session.read(chain)[chain].rows()
         rows = rolled[[session.position(token) for token in target.tokens]]
-        axes = (("token", target.tokens),)
+        axes: Axes = (("token", target.tokens),)
         return MapStack(rows.float().cpu().numpy(), axes, run.layout, self.unit)
 
 

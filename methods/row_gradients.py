@@ -68,7 +68,7 @@ def _of_token(
     rows, scores = Rows(positions=(place,)), _Scores((At("queries_keys", None, (place,)),))
     before = DynamicCache()
     for layer, kept in enumerate(cache.layers):
-        before.update(kept.keys[:, :, :place], kept.values[:, :, :place], layer)  # type: ignore[index]
+        before.update(kept.keys[:, :, :place], kept.values[:, :, :place], layer)  # type: ignore[index, union-attr]
     ids = torch.tensor([[passes.ids[place]]], device=handle.device)
     with passes.attached([rows, scores], gradients=True) as session:
         handle.family.resume(handle.model, resume)

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import torch
@@ -13,7 +13,7 @@ import torch
 from sinkscope.capture.probes.values import Values
 from sinkscope.capture.trace import GenerationTrace
 from sinkscope.jobs.job import Progress
-from sinkscope.methods.base import MapStack, Needs, Target
+from sinkscope.methods.base import Axes, MapStack, Needs, Target
 from sinkscope.methods.passes import FromPasses
 from sinkscope.methods.unembed import lacking, logits_of, normed
 from sinkscope.models.family import PromptLayout
@@ -91,7 +91,7 @@ class TokenActivation(FromPasses):
                 for token in target.tokens
             ]
         )
-        axes = (("token", target.tokens),)
+        axes: Axes = (("token", target.tokens),)
         said = "interference of other words taken off" + (
             ", 3 x 3 rank-Gaussian filter" if self.smooth else ""
         )
@@ -135,9 +135,11 @@ def rank_gaussian(values: np.ndarray, size: int = 3) -> np.ndarray:
     """The rank-Gaussian filter of a map (rows, columns); see `TokenActivation`."""
     around = size // 2
     # an edge of one cell has nothing to be reflected
-    modes = ["reflect" if count > around else "edge" for count in values.shape]
-    padded = np.pad(values, ((around, around), (0, 0)), mode=modes[0])  # type: ignore[call-overload]
-    padded = np.pad(padded, ((0, 0), (around, around)), mode=modes[1])
+    padded = values
+    for axis in (0, 1):
+        width = [(around, around) if one == axis else (0, 0) for one in (0, 1)]
+        mode: Literal["reflect", "edge"] = "reflect" if values.shape[axis] > around else "edge"
+        padded = np.pad(padded, width, mode=mode)
     windows = np.lib.stride_tricks.sliding_window_view(padded, (size, size))
     ordered = np.sort(windows.reshape(*values.shape, -1), axis=-1)
     mean, spread = ordered.mean(-1), ordered.std(-1)

@@ -56,7 +56,7 @@ def log_probabilities(stack: TextStack, states: Tensor, ids: Sequence[int]) -> T
     size = max(1, BLOCK_BYTES // (4 * stack.unembedding.shape[0]))
     index = torch.tensor(list(ids), device=states.device)
     parts = []
-    for some in states.split(size):
+    for some in torch.split(states, size):
         logits: Tensor = stack.output_head(some)
         logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
         parts.append(logits[:, index] - logits.logsumexp(dim=-1, keepdim=True))
@@ -68,7 +68,7 @@ def ranks(stack: TextStack, states: Tensor, ids: Sequence[int]) -> Tensor:
     `log_probabilities`."""
     size = max(1, BLOCK_BYTES // (4 * stack.unembedding.shape[0]))
     parts = []
-    for some in states.split(size):
+    for some in torch.split(states, size):
         logits: Tensor = stack.output_head(some)
         parts.append(
             torch.stack([(logits > logits[:, one, None]).sum(-1) for one in ids], dim=1).float()

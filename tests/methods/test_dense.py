@@ -38,7 +38,7 @@ def same(stack: MapStack, expected: list[torch.Tensor]) -> None:
 
 def test_the_pass_predicts_the_run(world: World) -> None:
     for token in range(len(world.run.tokens)):
-        log = world.seen.logits[world.at(token)].log_softmax(-1)
+        log = world.seen.logits[world.at(token)].detach().log_softmax(-1)
         assert int(log.argmax()) == world.id(token)
         assert float(log.max().exp()) == pytest.approx(
             world.run.tokens[token].probability, rel=1e-4

@@ -24,6 +24,7 @@ from sinkscope.methods.region_search import RegionSearch
 from sinkscope.methods.rollout import Rollout
 from sinkscope.methods.value_weighted import ValueWeighted
 from sinkscope.methods.var import VarAttention
+from sinkscope.models.stack import Projection
 from tests.methods.conftest import World
 
 pytestmark = pytest.mark.tiny
@@ -53,7 +54,7 @@ def refused(run: Any, target: Any, method: str | Method, session: Any) -> str:
 @pytest.mark.parametrize("name", FROM_MODEL)
 @pytest.mark.usefixtures("nothing_runs")
 def test_targets_and_sessions(world: World, name: str) -> None:
-    assert "token is [9]; allowed: 0 to 4" in refused(world.run, [9], name, world.passes)
+    assert "token is (9,); allowed: 0 to 4" in refused(world.run, [9], name, world.passes)
     assert "give it a session" in refused(world.run, 0, name, None)
     read = dataclasses.replace(
         world.run,
@@ -86,11 +87,13 @@ def test_gradients_of_a_quantised_model(
 
 
 @pytest.mark.usefixtures("nothing_runs")
-def test_weights_that_are_packed(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    packed = torch.zeros(2, 2, dtype=torch.uint8)
-    projection = world.handle.stack.attention_output(0).module
-    monkeypatch.setattr(projection, "weight", torch.nn.Parameter(packed, requires_grad=False))
-    assert "packed by a quantisation" in refused(world.run, 0, "value_weighted", world.passes)
+def test_weights_that_are_packed(world: World) -> None:
+    packed = Projection(SimpleNamespace(weight=torch.zeros(2, 2, dtype=torch.uint8)))  # type: ignore[arg-type]
+    stack = dataclasses.replace(world.handle.stack, output_of=lambda layer: packed)
+    handle = dataclasses.replace(world.handle, stack=stack)
+    for name in ("value_weighted", "chefer"):
+        session = passes_of(handle, world.run, world.inputs)
+        assert "packed by a quantisation" in refused(world.run, 0, name, session)
 
 
 @pytest.mark.usefixtures("nothing_runs")
