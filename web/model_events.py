@@ -96,8 +96,8 @@ def model_wanted(
 ) -> ModelSettings:
     """What Load asks for (`said`, by the names of ModelSettings), over the settings of the start.
 
-    `local_files_only` always stays; sink profile and adapter where it is the start's model, and there the
-    revision too, unless one is given (an empty one is the newest).
+    `local_files_only` always stays; sink profile and adapter where it is the start's model, and
+    there the revision too, unless one is given (an empty one is the newest).
 
     Raises:
         ValueError: naming the setting, its value and what is allowed.
