@@ -122,7 +122,7 @@ def score_answer(
     handle: ModelHandle,
     inputs: PromptInputs,
     settings: GenerationSettings,
-    var: VARSettings,
+    var: VARSettings | None,
     told: GenerationTrace,
     prefix: Prefix,
 ) -> GenerationTrace:
@@ -134,7 +134,7 @@ def score_answer(
         handle: a loaded model.
         inputs: the prompt of `told`.
         settings: what to capture.
-        var: VAR settings.
+        var: VAR settings; None: the plain model.
         told: the answer, as a trace of the plain model.
         prefix: of the same prompt.
 
@@ -257,7 +257,7 @@ class _Said:
     tokens: tuple[GeneratedToken, ...]
     finish: str
     decoding: Mapping[str, Any]
-    var: tuple[VARSettings, VAR] | None
+    var: tuple[VARSettings | None, VAR] | None
 
 
 def _trace(ran: _Ran, row: int, said: _Said) -> GenerationTrace:
@@ -266,8 +266,8 @@ def _trace(ran: _Ran, row: int, said: _Said) -> GenerationTrace:
     sinks = session[probes.marks].found() if probes.marks else ()
     attention, shares, entropy = recorder.finish(len(said.tokens))
     report = None
-    if said.var is not None:
-        own, intervention = said.var
+    own, intervention = said.var or (None, None)
+    if own is not None and intervention is not None:
         report = {
             "settings": dataclasses.asdict(own),
             **dataclasses.asdict(session[intervention].report(row, len(said.tokens))),
@@ -288,7 +288,7 @@ def _trace(ran: _Ran, row: int, said: _Said) -> GenerationTrace:
         shares=shares,
         entropy=entropy,
         sinks=sinks,
-        applied=() if said.var is None else (describe(said.var[0]),),
+        applied=() if own is None else (describe(own),),
         model=ran.handle.info,
         settings=dataclasses.asdict(ran.settings),
         seed=ran.settings.seed,

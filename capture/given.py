@@ -3,21 +3,36 @@
 from __future__ import annotations
 
 import dataclasses
-import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
 
-import torch
-
-from sinkscope.capture.answer import _Probes, _trace
+from sinkscope.capture.answer import score_answer
 from sinkscope.capture.prefix import forward_prefix
 from sinkscope.capture.prompt import NoReferenceError, reference_row
 from sinkscope.capture.run import captured, memory_errors_named
-from sinkscope.capture.session import attached
-from sinkscope.capture.tokens import describe_token, with_texts
 from sinkscope.capture.trace import GenerationTrace
 from sinkscope.config import GenerationSettings
 from sinkscope.models.family import PromptInputs
 from sinkscope.models.loading import ModelHandle
-from sinkscope.models.token_texts import TextPieces
+
+
+@dataclass(frozen=True)
+class _Id:
+    id: int
+
+
+@dataclass(frozen=True)
+class _Told:
+    """What `score_answer` takes of an answer."""
+
+    tokens: tuple[_Id, ...]
+    finish: str = "given"
+    extra: Mapping[str, Any] = field(default_factory=dict)
+
+    @staticmethod
+    def of(ids: Sequence[int]) -> Any:
+        return _Told(tuple(map(_Id, ids)))
 
 
 def given_answer(
@@ -42,41 +57,13 @@ def given_answer(
     if not answer:
         raise ValueError("The given answer is empty, so there is no token to explain.")
     dims = () if handle.profile is None else handle.profile.dims
-    began = time.perf_counter()
     with handle.lock, memory_errors_named(inputs, settings):
         prefix = forward_prefix(handle, inputs, dims)
-        probes = _Probes.of(handle, inputs, settings, len(answer), 1, None)
-        ids = torch.tensor([[*inputs.token_ids, *answer[:-1]]])
-        with attached(
-            handle, inputs, probes.all(), new_tokens=len(answer), prefix=prefix
-        ) as session:
-            logits = handle.model(
-                input_ids=ids[:, prefix.length :].to(handle.device),
-                past_key_values=prefix.fork(handle, 1),
-                use_cache=True,
-                logits_to_keep=len(answer),
-            ).logits[0]
-        pieces = TextPieces(tokenizer)
-        described = [
-            describe_token(pieces, row, token) for row, token in zip(logits, answer, strict=True)
-        ]
+        trace = score_answer(handle, inputs, settings, None, _Told.of(answer), prefix)
         reference, said = None, {}
         if settings.reference:
             try:
                 reference = reference_row(handle, inputs, settings, prefix)
             except NoReferenceError as error:
                 said = {"no_reference": str(error)}
-        trace = _trace(
-            handle,
-            inputs,
-            settings,
-            with_texts(described, pieces),
-            session,
-            probes,
-            0,
-            "given",
-            time.perf_counter() - began,
-            None,
-            {},
-        )
-        return dataclasses.replace(trace, reference=reference, extra={**trace.extra, **said})
+    return dataclasses.replace(trace, reference=reference, extra={**trace.extra, **said})
