@@ -176,7 +176,8 @@ def test_explain_score_on_a_users_folder_and_resume(
     lines = (out / "records.jsonl").read_bytes().splitlines(keepends=True)
     (out / "records.jsonl").write_bytes(b"".join(lines[:6]) + lines[6][:30])
     assert run(*command)[0] == 0
-    again = read_scores(out)[1]
+    _, again, summary = read_scores(out)
+    assert (summary["scored"], summary["left_out"]) == (3, 1)
     for one, other in zip(again, records, strict=True):
         assert one.details.get("scores") == pytest.approx(other.details.get("scores"))
 

@@ -8,7 +8,7 @@ import re
 import threading
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from sinkscope.capture.given import given_answer
 from sinkscope.capture.trace import GenerationTrace
 from sinkscope.config import GenerationSettings, ModelSettings
 from sinkscope.evaluation.explanations.controls import CONTROLS, control_map, seed_of
-from sinkscope.evaluation.explanations.folder import ScoreConfig, ScoreFolder
+from sinkscope.evaluation.explanations.folder import ScoreConfig, ScoreFolder, read_scores
 from sinkscope.evaluation.explanations.removal import removals
 from sinkscope.evaluation.explanations.scores import mask_on_cells, scored
 from sinkscope.evaluation.explanations.settings import ScoreSettings
@@ -89,6 +89,9 @@ def score_methods(
     with ScoreFolder(folder, config) as out:
         out.note_session(_provenance(handle, config))
         run = _Run(handle, settings, chosen, out, total, on_progress, stop)
+        run.left_out_before = {
+            one.index for one in read_scores(folder)[1] if one.details.get("left_out")
+        }
         try:
             run.all()
         finally:
@@ -109,6 +112,7 @@ class _Run:
     left_out: int = 0
     failed: int = 0
     over: bool = False
+    left_out_before: set[int] = field(default_factory=set)
 
     def all(self) -> None:
         self.lacking: dict[str, str] = {}
@@ -119,6 +123,7 @@ class _Run:
                 raise Stopped(index, self.total, "targets")
             self.targets += 1
             if index in self.out.done:
+                self.left_out += index in self.left_out_before
                 continue
             records = self._records(index, target)
             self.out.append(records)
