@@ -102,20 +102,17 @@ def answer(
             generation_config=decoding.config,
             stopping_criteria=StoppingCriteriaList([ending]),
         )
-    seconds = time.perf_counter() - began
+    ran = _Ran(handle, inputs, settings, session, probes, time.perf_counter() - began)
     return [
         _trace(
-            handle,
-            inputs,
-            settings,
-            session[answers[row]].finished(),
-            session,
-            probes,
+            ran,
             row,
-            ending.finish(row),
-            seconds,
-            None if own is None else (own, interventions[0]),
-            decoding.about,
+            _Said(
+                session[answers[row]].finished(),
+                ending.finish(row),
+                decoding.about,
+                None if own is None else (own, interventions[0]),
+            ),
         )
         for row, own in enumerate(var)
     ]
@@ -164,21 +161,9 @@ def score_answer(
         for row, token in zip(logits, told.tokens, strict=True)
     ]
     tokens = with_texts(described, pieces)
-    seconds = time.perf_counter() - began
-    made_by = (var, intervention)
-    return _trace(
-        handle,
-        inputs,
-        settings,
-        tokens,
-        session,
-        probes,
-        0,
-        told.finish,
-        seconds,
-        made_by,
-        told.extra.get("decoding", {}),
-    )
+    ran = _Ran(handle, inputs, settings, session, probes, time.perf_counter() - began)
+    decoding = told.extra.get("decoding", {})
+    return _trace(ran, 0, _Said(tokens, told.finish, decoding, (var, intervention)))
 
 
 def begin_with(
@@ -252,35 +237,47 @@ def _for_row(on_token: OnRowToken | None, row: int) -> Callable[[int, GeneratedT
     return lambda index, token: on_token(row, index, token)
 
 
-def _trace(
-    handle: ModelHandle,
-    inputs: PromptInputs,
-    settings: GenerationSettings,
-    tokens: tuple[GeneratedToken, ...],
-    session: Session,
-    probes: _Probes,
-    row: int,
-    finish: str,
-    seconds: float,
-    var: tuple[VARSettings, VAR] | None,
-    decoding: Mapping[str, Any],
-) -> GenerationTrace:
+@dataclass(frozen=True)
+class _Ran:
+    """A run that is over: what was asked, what saw it, and its wall time."""
+
+    handle: ModelHandle
+    inputs: PromptInputs
+    settings: GenerationSettings
+    session: Session
+    probes: _Probes
+    seconds: float
+
+
+@dataclass(frozen=True)
+class _Said:
+    """The answer of one batch row: its tokens, why it ended, how they were chosen, and under which
+    VAR, None for the plain model."""
+
+    tokens: tuple[GeneratedToken, ...]
+    finish: str
+    decoding: Mapping[str, Any]
+    var: tuple[VARSettings, VAR] | None
+
+
+def _trace(ran: _Ran, row: int, said: _Said) -> GenerationTrace:
+    inputs, session, probes = ran.inputs, ran.session, ran.probes
     recorder = session[probes.rows[row]]
     sinks = session[probes.marks].found() if probes.marks else ()
-    attention, shares, entropy = recorder.finish(len(tokens))
+    attention, shares, entropy = recorder.finish(len(said.tokens))
     report = None
-    if var is not None:
-        own, intervention = var
+    if said.var is not None:
+        own, intervention = said.var
         report = {
             "settings": dataclasses.asdict(own),
-            **dataclasses.asdict(session[intervention].report(row, len(tokens))),
+            **dataclasses.asdict(session[intervention].report(row, len(said.tokens))),
         }
     prompt_rows = None
     if probes.prompt_rows:
         reader = session[probes.prompt_rows[row]]
-        prompt_rows = prompt_trace(handle.info, inputs, probes.asked, [reader], sinks)
+        prompt_rows = prompt_trace(ran.handle.info, inputs, probes.asked, [reader], sinks)
     return GenerationTrace(
-        tokens=tokens,
+        tokens=said.tokens,
         layout=inputs.layout,
         images=inputs.images,
         prompt=inputs.prompt,
@@ -291,13 +288,13 @@ def _trace(
         shares=shares,
         entropy=entropy,
         sinks=sinks,
-        applied=() if var is None else (describe(var[0]),),
-        model=handle.info,
-        settings=dataclasses.asdict(settings),
-        seed=settings.seed,
-        finish=finish,
-        seconds=seconds,
+        applied=() if said.var is None else (describe(said.var[0]),),
+        model=ran.handle.info,
+        settings=dataclasses.asdict(ran.settings),
+        seed=ran.settings.seed,
+        finish=said.finish,
+        seconds=ran.seconds,
         var=report,
-        extra={"decoding": decoding},
+        extra={"decoding": said.decoding},
         prompt_rows=prompt_rows,
     )
