@@ -76,11 +76,16 @@ class Norms:
 
     def scores(self) -> Tensor:
         """(...) float32, phi."""
+        return self.inverse().mul_(self.peak).float()
+
+    def inverse(self) -> Tensor:
+        """(...) float64, one by the rms: what `peak` is multiplied with."""
         # The maximum is scaled, and no (N, D) quotient made: scaling by a positive number keeps
         # the order. In float64, for a norm that was rounded is squared again; it is one number a
         # token.
-        mean = self.whole.to(torch.float64).square().div_(self.size)
-        return mean.add_(EPSILON).rsqrt_().mul_(self.peak).float()
+        epsilon = torch.full((1,), EPSILON, dtype=torch.float64, device=self.whole.device)
+        mean = torch.addcmul(epsilon, self.whole, self.whole, value=1 / self.size)
+        return mean.rsqrt_().view(self.whole.shape)
 
 
 def _norm(hidden: Tensor) -> Tensor:
@@ -107,7 +112,6 @@ class ScoreBook:
         self._index: dict[tuple[tuple[int, ...], torch.device], Tensor] = {}
         self._asked: tuple[object, ...] = ()
         self._norms: dict[tuple[int, ...], Norms] = {}
-        self._scores: dict[tuple[int, ...], Tensor] = {}
 
     def norms(self, where: tuple[int, int, range], hidden: Tensor, dims: tuple[int, ...]) -> Norms:
         """Of a layer's input.
@@ -121,22 +125,12 @@ class ScoreBook:
         if self._asked != where:
             self._asked = where
             self._norms.clear()
-            self._scores.clear()
         if dims not in self._norms:
             place = dims, hidden.device
             if place not in self._index:
                 self._index[place] = torch.tensor(dims, device=hidden.device)
             self._norms[dims] = Norms.of(hidden.detach(), self._index[place])
         return self._norms[dims]
-
-    def scores(
-        self, where: tuple[int, int, range], hidden: Tensor, dims: tuple[int, ...]
-    ) -> Tensor:
-        """(B, N) float32, phi; arguments as `norms`. Not to be written to."""
-        norms = self.norms(where, hidden, dims)
-        if dims not in self._scores:
-            self._scores[dims] = norms.scores()
-        return self._scores[dims]
 
 
 def sink_mask(

@@ -21,11 +21,7 @@ READS = (
 
 class Operations(TorchDispatchMode):
     """Counts operations that launch a kernel on a GPU, all but those that only make a view; and
-    among them those whose result the host waits for.
-
-    A copy to the CPU is none where all is on a CPU, so `device_reads` counts calls that would be
-    copies: `Tensor.cpu` and `Tensor.to`, patched by `counted_copies`.
-    """
+    among them those whose result the host waits for."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -37,6 +33,7 @@ class Operations(TorchDispatchMode):
             torch.ops.aten.slice,
             torch.ops.aten.detach,
             torch.ops.aten.promote_types,
+            torch.ops.aten._unsafe_view,
         )
         if not views:
             self.names[packet.__name__] += 1

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from sinkscope.interventions.var.redistribute import budget
 from sinkscope.interventions.var.selection import (
+    FEW_WEIGHTS,
     KeyGroups,
     Limits,
     group_mass,
@@ -23,7 +24,7 @@ from sinkscope.interventions.var.selection import (
 )
 from sinkscope.models.kernels import rows_times_values
 
-BLOCK_WEIGHTS = 1 << 22  # attention weights that are held at once, three times over
+BLOCK_WEIGHTS = FEW_WEIGHTS  # attention weights that are held at once, a few times over
 MOST_WEIGHTS = 1 << 25  # above, the log-sum-exp form is worth the wait for the host
 
 

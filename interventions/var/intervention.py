@@ -36,7 +36,7 @@ from sinkscope.interventions.var.selection import working_dtype
 from sinkscope.interventions.var.state import DeviceState, LayerState
 from sinkscope.models import kernels
 from sinkscope.models.run_info import RunInfo, Step
-from sinkscope.models.sink_score import ScoreBook, sink_score
+from sinkscope.models.sink_score import Norms, ScoreBook
 from sinkscope.models.sites import EVER, At
 
 
@@ -182,26 +182,26 @@ class VARIntervention(Acting):
                 f"start is {start}, but layer {layer} was observed up to position {state.seen}; "
                 "sinks would be marked at the wrong positions."
             )
-        there.write(layer, self._scores(rows, hidden, where), start)
+        there.write(layer, self._norms(rows, hidden, where), start)
         self._mark(layer, there)
 
-    def _scores(
+    def _norms(
         self, rows: Sequence[int], hidden: Tensor, where: tuple[int, int, range] | None
-    ) -> Tensor:
-        """(B, N) float32, each row by its own dimensions; where VAR is not asked for, by any."""
-        dims = {own.dims for row in rows if (own := self._settings[row]) is not None}
-        book = self._book if where is not None and self._book is not None else ScoreBook()
-        where = where or (0, 0, range(0))
-        if len(dims) == 1:
-            alone = kernels.host_reads_are_free(hidden.device) and len(rows) < len(hidden)
-            if not alone:
-                return book.scores(where, hidden, next(iter(dims)))
-        scores = hidden.new_zeros(hidden.shape[:2], dtype=torch.float32)
-        for row in rows:
-            own = self._settings[row]
-            assert own is not None
-            scores[row] = sink_score(hidden[row].detach(), own.dims)
-        return scores
+    ) -> Norms:
+        """Of (B, N, D), each row by its own dimensions; where VAR does not act, by any."""
+        dims = {row: own.dims for row in rows if (own := self._settings[row]) is not None}
+        alone = len(rows) < len(hidden) and kernels.host_reads_are_free(hidden.device)
+        if len(set(dims.values())) == 1 and not alone:
+            book = self._book if where is not None and self._book is not None else ScoreBook()
+            return book.norms(where or (0, 0, range(0)), hidden, dims[rows[0]])
+        made = {
+            row: Norms.of(hidden[row].detach(), torch.tensor(own, device=hidden.device))
+            for row, own in dims.items()
+        }
+        some = made[rows[0]]
+        each = [made.get(row, some) for row in range(len(hidden))]
+        whole, peak = (torch.stack([getattr(one, n) for one in each]) for n in ("whole", "peak"))
+        return Norms(whole, peak, some.size)
 
     def acts_on(self, layer: int) -> bool:
         """Whether `rows` and `correct` could change anything in this layer."""

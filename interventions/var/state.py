@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from sinkscope.interventions.var.selection import EPSILON, KeyGroups
+from sinkscope.models.sink_score import Norms
 
 UNWRITTEN = -1.0  # in the record of moved mass; a mass is never negative
 
@@ -104,15 +105,15 @@ class DeviceState:
             for index, layer in enumerate(self._layers)
         }
 
-    def write(self, layer: int, scores: Tensor, start: int) -> None:
-        """Take over scores (B, n) of the positions from `start` on.
+    def write(self, layer: int, norms: Norms, start: int) -> None:
+        """Score the positions from `start` on, by what is known of (B, n) of them.
 
         Sinks behind them, of an earlier pass, are forgotten.
         """
         state = self.layers[layer]
-        stop = start + scores.shape[1]
+        stop = start + norms.peak.shape[1]
         counts = self._counts[self._layers.index(layer), :, start:stop]
-        torch.mul(scores, counts, out=state.scores[:, start:stop])
+        torch.mul(norms.inverse(), norms.peak * counts, out=state.scores[:, start:stop])
         if stop < state.seen:
             state.sinks[:, stop:] = False
         state.seen = stop

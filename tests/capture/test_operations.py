@@ -87,7 +87,7 @@ def test_var_reads_nothing_and_adds_few_operations(
     alone = prefill(handle, inputs, [], EVERY)
     both = prefill(handle, inputs, capture(), EVERY)
     assert alone.reads == both.reads == plain.reads
-    assert alone.count - plain.count <= 42 * LAYERS + 30, alone.names - plain.names
+    assert alone.count - plain.count <= 39 * LAYERS + 40, alone.names - plain.names
     # Scores and rows are made once, for both.
     assert both.count - alone.count <= 3 * LAYERS + 20, both.names - alone.names
 
@@ -112,7 +112,11 @@ def test_a_fork_copies_nothing_and_leaves_the_prefix_as_it_is(
     before = [(layer.keys.data_ptr(), layer.keys.clone(), layer.values.clone()) for layer in cache]
     with Operations() as counted:
         fork = first.prefix.fork(handle, 2)
-    assert counted.count == 0, counted.names
+    # What the family remembers of positions is cloned; keys and values are the prefix's own.
+    assert counted.count <= 1, counted.names
+    for own, layer in zip(fork.layers, cache, strict=True):
+        assert own.keys.data_ptr() == layer.keys.data_ptr()
+        assert own.values.data_ptr() == layer.values.data_ptr()
     assert all(layer.keys.shape[0] == 2 for layer in fork.layers)
     again = compare(handle, inputs, SETTINGS, EVERY, prefix=first.prefix)
     assert again.prefix is first.prefix
