@@ -16,7 +16,7 @@ that was recorded as a graph can be replayed with other settings (`change`).
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -299,6 +299,25 @@ class VARIntervention(Acting):
             if row in self._rows_of[layer] and state.groups is not None:
                 self._mark(layer, state, state.groups.sinks.dtype, {row: on})
 
+    def step_key(self) -> Hashable:
+        """See `Acting.step_key`."""
+        rows_of = tuple((layer, tuple(rows)) for layer, rows in sorted(self._rows_of.items()))
+        dialects = tuple(None if own is None else own.dialect for own in self._settings)
+        return ("VAR", rows_of, dialects, self._first_query, self._capacity)
+
+    def step_state(self, heads: int) -> Sequence[Tensor]:
+        """See `Acting.step_state`."""
+        tensors: dict[int, Tensor] = {}
+        for _, state in sorted(self._state.items()):
+            assert state.groups is not None
+            if state.moved is None:
+                self._note_nothing(state, heads)
+            limits = self._parameters.on(state.scores.device, state.groups.sinks.dtype)
+            for value in (*vars(state.groups).values(), state.moved, *vars(limits).values()):
+                if isinstance(value, Tensor):
+                    tensors[id(value)] = value
+        return tuple(tensors.values())
+
     def report(self, row: int = 0, answer_tokens: int | None = None) -> VARReport:
         """What was done in one batch row.
 
@@ -393,10 +412,16 @@ class VARIntervention(Acting):
         mass = moved.detach()[:, :, skip:]
         count = mass.shape[2]
         if state.moved is None:
-            shape = (len(self._settings), moved.shape[1], self._capacity - self._first_query)
-            state.moved = mass.new_full(shape, UNWRITTEN)
+            self._note_nothing(state, moved.shape[1], mass.dtype)
+        assert state.moved is not None
         slots = self._step.positions(first + skip, count, mass.device, origin=self._first_query)
         state.moved[rows].index_copy_(2, slots, mass)
+
+    def _note_nothing(
+        self, state: _LayerState, heads: int, dtype: torch.dtype = torch.float32
+    ) -> None:
+        shape = (len(self._settings), heads, self._capacity - self._first_query)
+        state.moved = state.scores.new_full(shape, UNWRITTEN, dtype=dtype)
 
     def _shares(self, state: _LayerState, row: int, answer_tokens: int | None) -> Tensor:
         """(2,): share of (head, query row) pairs changed, and mean mass moved, of rows that may."""
