@@ -129,9 +129,9 @@ def _word(name: str, value: Any) -> str:
 
 
 def shown_settings(trace: GenerationTrace) -> dict[str, Any]:
-    """A run's settings for people: those that had an effect, and the checkpoint's own in one line
-    where it decided."""
-    said = dict(trace.settings)
+    """A run's settings for people: those that had an effect on what was said, and the checkpoint's
+    own in one line where it decided."""
+    said = {name: v for name, v in trace.settings.items() if name not in ("engine", "compile")}
     if said.pop("decoding", "ours") != "checkpoint":
         return said
     kept = {name: value for name, value in said.items() if name not in OF_CHECKPOINT}

@@ -131,6 +131,23 @@ class TraceRecorder(Reader):
         if size >= STAGED_BYTES or slot == len(self.layers) - 1:
             self._read_staged()
 
+    def put(
+        self, first: int, attention: torch.Tensor, shares: torch.Tensor, entropy: torch.Tensor
+    ) -> None:
+        """Keep what was read off rows elsewhere, of answer tokens from `first` on.
+
+        Args:
+            first: index of the first of T of them.
+            attention: (T, L, H, V).
+            shares: (T, L, H, S + 1).
+            entropy: (T, L, H). All on the CPU, with the layers and heads of this recorder.
+        """
+        stop = first + len(entropy)
+        self._attention[first:stop].copy_(attention)
+        self._shares[first:stop].copy_(shares)
+        self._entropy[first:stop].copy_(entropy)
+        self._rows = max(self._rows, stop)
+
     def finish(self, tokens: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """What was kept for the first `tokens` answer tokens.
 

@@ -15,6 +15,8 @@ The story of one forward pass:
    - decode (one query): the row is computed once and multiplied with V; it is the output, not an
      extra.
 
+A decode step over keys of fixed capacity has a plan of its own, `models.static_step.StepPlan`.
+
 Interventions change rows in the order in which the session lists them; whoever looks sees the
 result. No [heads, N, N] tensor exists at any point. Measured ratios: docs/LOG.md.
 """
@@ -35,6 +37,7 @@ from transformers.masking_utils import sdpa_mask
 from sinkscope.models.kernels import attention_rows, rows_times_values
 from sinkscope.models.plan import PLAN_KEY, FastCorrection, ForwardPlan, Looker, RowChange
 from sinkscope.models.sites import QueriesKeys
+from sinkscope.models.static_step import StepPlan
 
 NAME = "sinkscope"
 CHUNK = 128  # query rows that are computed at once at most
@@ -84,8 +87,10 @@ def attention_forward(
     Returns:
         The output (B, N, H, D), and None.
     """
-    plan: ForwardPlan | None = kwargs.pop(PLAN_KEY, None)
+    plan: ForwardPlan | StepPlan | None = kwargs.pop(PLAN_KEY, None)
     layer: int = module.layer_idx  # type: ignore[assignment]
+    if isinstance(plan, StepPlan):
+        return plan.attend(layer, query, key, value, scaling), None
     own = None if plan is None else plan.layers.get(layer)
     if plan is None or own is None:
         return sdpa_attention_forward(

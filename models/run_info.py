@@ -56,6 +56,8 @@ class RunInfo:
         book: sink scores of the layer that is running, shared by all who ask.
         columns: where rows continue from prefixes of their own, which are padded so that all end at
             `start`: of each row, int64, at which position each token of its prompt stands.
+        room: positions that a cache of fixed size has room for, where that is more than there may
+            be; the others hold nothing.
     """
 
     model: ModelInfo
@@ -69,6 +71,7 @@ class RunInfo:
     step: Step = field(default_factory=Step)
     book: ScoreBook = field(default_factory=ScoreBook, repr=False, compare=False)
     columns: tuple[Tensor, ...] | None = None
+    room: int = 0
 
     @property
     def batch(self) -> int:
@@ -77,8 +80,8 @@ class RunInfo:
 
     @property
     def capacity(self) -> int:
-        """Most positions there can be: prompt and new tokens."""
-        return self.length + self.new_tokens
+        """Most positions there can be: prompt and new tokens, or what a fixed cache has."""
+        return max(self.length + self.new_tokens, self.room)
 
     @property
     def after_image(self) -> int:

@@ -16,7 +16,7 @@ that was recorded as a graph can be replayed with other settings (`change`).
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -335,6 +335,21 @@ class VARIntervention(Acting):
             for layer in there.layers:
                 if layer in self._state and row in self._rows_of[layer]:
                     self._mark(layer, there)
+
+    def step_key(self) -> Hashable:
+        """See `Acting.step_key`."""
+        rows_of = tuple((layer, tuple(rows)) for layer, rows in sorted(self._rows_of.items()))
+        dialects = tuple(None if own is None else own.dialect for own in self._settings)
+        return ("VAR", rows_of, dialects, self._first_query, self._capacity)
+
+    def step_state(self, heads: int) -> Sequence[Tensor]:
+        """See `Acting.step_state`."""
+        tensors: list[Tensor] = []
+        for device, there in sorted(self._devices.items(), key=lambda item: str(item[0])):
+            limits = self._parameters.on(device, there.dtype)
+            tensors += there.tensors(heads)
+            tensors += [value for value in vars(limits).values() if isinstance(value, Tensor)]
+        return tuple(tensors)
 
     def report(self, row: int = 0, answer_tokens: int | None = None) -> VARReport:
         """What was done in one batch row.

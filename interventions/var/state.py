@@ -65,7 +65,7 @@ class DeviceState:
     ) -> None:
         self._layers = tuple(rows_of)
         count, (batch, capacity), device = len(rows_of), vision.shape, vision.device
-        self._queries, self._dtype = queries, dtype
+        self._queries, self.dtype = queries, dtype
         self._moved: Tensor | None = None
         acting = torch.zeros(count, batch, 1)
         for index, rows in enumerate(rows_of.values()):
@@ -89,10 +89,10 @@ class DeviceState:
         nothing = torch.zeros_like(image)
         self._where_sink = torch.stack((nothing, image, 1 - image), 1)  # (B, 3, K)
         self._elsewhere = torch.stack((image, nothing, nothing), 1)
-        masks = self._elsewhere.repeat(count, 1, 1, 1)
-        sinks = torch.zeros(count, batch, 1, 1, capacity, dtype=dtype, device=device)
-        has = torch.zeros(2, count, batch, 1, 1, dtype=torch.bool, device=device)
-        floor = vision.sum(-1).to(dtype)[:, None, None] * EPSILON
+        self._masks = masks = self._elsewhere.repeat(count, 1, 1, 1)
+        self._sinks = sinks = torch.zeros(count, batch, 1, 1, capacity, dtype=dtype, device=device)
+        self._has = has = torch.zeros(2, count, batch, 1, 1, dtype=torch.bool, device=device)
+        self._floor = floor = vision.sum(-1).to(dtype)[:, None, None] * EPSILON
         self.tau = torch.full((count, batch, 1), float("inf"), device=device)
         self.layers = {
             layer: LayerState(
@@ -129,10 +129,20 @@ class DeviceState:
 
     def note(self, layer: int, rows: slice, slots: Tensor, mass: Tensor) -> None:
         """Record the mass (b, H, n) that was moved in the queries at `slots` (n,)."""
+        self._begin(mass.shape[1], mass.dtype)
         state = self.layers[layer]
-        if state.moved is None:
-            if self._moved is None:
-                shape = (len(self._layers), len(state.sinks), mass.shape[1], self._queries)
-                self._moved = mass.new_full(shape, UNWRITTEN)
-            state.moved = self._moved[self._layers.index(layer)]
+        assert state.moved is not None
         state.moved[rows].index_copy_(2, slots, mass)
+
+    def tensors(self, heads: int) -> tuple[Tensor, ...]:
+        """All that a decode step of a model with so many heads reads and writes."""
+        return (self._masks, self._sinks, self._has, self._floor, self._begin(heads, self.dtype))
+
+    def _begin(self, heads: int, dtype: torch.dtype) -> Tensor:
+        """(L, B, H, queries): the record of moved mass."""
+        if self._moved is None:
+            shape = (len(self._layers), self.sinks.shape[1], heads, self._queries)
+            self._moved = torch.full(shape, UNWRITTEN, dtype=dtype, device=self.sinks.device)
+            for index, layer in enumerate(self._layers):
+                self.layers[layer].moved = self._moved[index]
+        return self._moved

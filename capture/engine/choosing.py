@@ -1,0 +1,112 @@
+"""How a step chooses the next token: as transformers' `generate` does, number for number.
+
+`generate` itself says which processors of logits a configuration asks for. Those that need no host
+are part of the step; with any other the token is chosen behind it by the processors themselves.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import (
+    GenerationConfig,
+    LogitsProcessorList,
+    RepetitionPenaltyLogitsProcessor,
+    TemperatureLogitsWarper,
+    TopKLogitsWarper,
+    TopPLogitsWarper,
+)
+
+from sinkscope.models.loading import ModelHandle
+
+WARPERS = (TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper)  # need no token ids
+
+
+def processors_of(
+    handle: ModelHandle, config: GenerationConfig, input_ids: Tensor
+) -> LogitsProcessorList:
+    """What `generate` would do to the logits behind this prompt (B, N)."""
+    found = LogitsProcessorList()
+
+    def look(model: Any, input_ids: Tensor, **kwargs: Any) -> Tensor:
+        found.extend(kwargs["logits_processor"])
+        return input_ids
+
+    handle.model.generate(
+        input_ids=input_ids,
+        attention_mask=torch.ones_like(input_ids),
+        generation_config=config,
+        custom_generate=look,
+    )
+    return found
+
+
+@dataclass(frozen=True)
+class Rule:
+    """A choice that a step makes by itself.
+
+    Attributes:
+        sampled: drawn at random; else the likeliest.
+        penalty: repetition penalty; None without.
+        warpers: of a draw, in order.
+    """
+
+    sampled: bool
+    penalty: float | None = None
+    warpers: tuple[Callable[[Any, Tensor], Tensor], ...] = ()
+
+    @staticmethod
+    def of(processors: Sequence[Any], sampled: bool) -> Rule | None:
+        """None where some of them can only be asked behind the step."""
+        rest = list(processors)
+        penalty = None
+        if rest and type(rest[0]) is RepetitionPenaltyLogitsProcessor:
+            penalty = float(rest.pop(0).penalty)
+        if any(type(one) not in WARPERS for one in rest):
+            return None
+        return Rule(sampled, penalty, tuple(rest))
+
+    @property
+    def key(self) -> Hashable:
+        """Equal for rules that choose alike."""
+        said = [(type(one).__name__, *map(str, sorted(vars(one).items()))) for one in self.warpers]
+        return (self.sampled, self.penalty, tuple(said))
+
+    def choose(self, logits: Tensor, seen: Tensor | None) -> Tensor:
+        """int64 (B,) of float32 (B, vocabulary); `seen` is bool of the same shape, which tokens a
+        penalty is for."""
+        scores = logits
+        if self.penalty is not None and seen is not None:
+            lower = torch.where(scores < 0, scores * self.penalty, scores / self.penalty)
+            scores = torch.where(seen, lower, scores)
+        for warp in self.warpers:
+            scores = warp(None, scores)
+        if not self.sampled:
+            return scores.argmax(-1)
+        chances = torch.softmax(scores, -1)
+        # What torch.multinomial does for one draw, without the looks at its input on the host.
+        return (chances / torch.empty_like(chances).exponential_(1)).argmax(-1)
+
+
+def chosen_behind(
+    processors: LogitsProcessorList, sampled: bool, input_ids: Tensor, logits: Tensor
+) -> Tensor:
+    """int64 (B,), by the processors themselves; input_ids (B, n), logits (B, vocabulary)."""
+    scores = processors(input_ids, logits.clone())
+    if not sampled:
+        return scores.argmax(-1)
+    return torch.multinomial(torch.softmax(scores, -1), 1)[:, 0]
+
+
+def weighed(logits: Tensor, token: Tensor, alternatives: int) -> Tensor:
+    """float64 (B, 3 + 2 x alternatives): token, its log-probability and rank, the likeliest tokens
+    and their log-probabilities. One tensor, so that one copy tells it all."""
+    logs = torch.log_softmax(logits, -1)
+    best, ids = logs.topk(min(alternatives, logs.shape[-1]), -1)
+    own = logs.gather(1, token[:, None])
+    rank = (logs > own).sum(-1, keepdim=True)
+    return torch.cat([part.double() for part in (token[:, None], own, rank, ids, best)], -1)
