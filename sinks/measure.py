@@ -35,7 +35,7 @@ from sinkscope.sinks.batch import BatchReducer
 from sinkscope.sinks.received import block_bytes, choose, first_query_of, received
 from sinkscope.sinks.relative import MASSIVE, MASSIVE_RATIO, background, relative
 from sinkscope.sinks.samples import Sample
-from sinkscope.sinks.settings import FindSettings
+from sinkscope.sinks.settings import AUTO_SAMPLES, AUTO_TOKENS, FindSettings
 from sinkscope.sinks.stats import TOP, SampleStats
 
 
@@ -54,7 +54,8 @@ def measure(
 
     Args:
         handle: the model; its lock is taken.
-        samples: one batch.
+        samples: one batch; where the settings give no batch size it is split into passes of
+            `AUTO_TOKENS`, padding included, and measured one by one where memory is short.
         settings: how tokens are chosen, and in which layers.
 
     Returns:
@@ -80,10 +81,48 @@ def measure(
             results.append(Unusable(sample.id, str(error)))
         else:
             usable.append((sample, prompt))
-    if usable:
+    if usable and settings.batch_size is not None:
         results += _forward(handle, usable, settings)
+    elif usable:
+        for some in _passes(usable):
+            results += _as_it_fits(handle, some, settings)
     place = {sample.id: index for index, sample in enumerate(samples)}
     return sorted(results, key=lambda result: place[result.id])
+
+
+def samples_at_once(settings: FindSettings, device: torch.device) -> int:
+    """How many samples to give to `measure` together."""
+    if settings.batch_size is not None:
+        return settings.batch_size
+    return 1 if kernels.host_reads_are_free(device) else AUTO_SAMPLES
+
+
+def _passes(
+    usable: Sequence[tuple[Sample, PromptInputs]],
+) -> list[list[tuple[Sample, PromptInputs]]]:
+    """Neighbours whose batch, padding included, is `AUTO_TOKENS` at most; or one alone."""
+    passes: list[list[tuple[Sample, PromptInputs]]] = []
+    longest = 0
+    for one in usable:
+        longest = max(longest, one[1].layout.length)
+        if not passes or longest * (len(passes[-1]) + 1) > AUTO_TOKENS:
+            passes.append([])
+            longest = one[1].layout.length
+        passes[-1].append(one)
+    return passes
+
+
+def _as_it_fits(
+    handle: ModelHandle, some: Sequence[tuple[Sample, PromptInputs]], settings: FindSettings
+) -> list[SampleStats]:
+    """All together, or one by one where together they do not fit on the device."""
+    try:
+        return _forward(handle, some, settings)
+    except torch.OutOfMemoryError:
+        if len(some) == 1:
+            raise
+    torch.cuda.empty_cache()  # here, when the error no longer holds the pass
+    return [_forward(handle, [one], settings)[0] for one in some]
 
 
 def _forward(

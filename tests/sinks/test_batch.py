@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -13,9 +14,11 @@ from PIL import Image
 import sinkscope.sinks.batch
 from sinkscope.models import kernels
 from sinkscope.models.loading import ModelHandle
-from sinkscope.sinks.measure import measure
+from sinkscope.sinks import measure as measuring
+from sinkscope.sinks.find import find
+from sinkscope.sinks.measure import measure, samples_at_once
 from sinkscope.sinks.samples import Sample
-from sinkscope.sinks.settings import FindSettings, TokensBy
+from sinkscope.sinks.settings import AUTO_SAMPLES, FindSettings, TokensBy
 from sinkscope.sinks.stats import SampleStats
 from tests.operations import Operations
 from tests.sinks.planted import Plant, painted_samples, planted
@@ -111,7 +114,53 @@ def test_a_batch_takes_hardly_more_operations_than_a_sample(
         assert four.reads == two.reads  # none a layer
         return (four.count - two.count) / 2
 
-    assert a_layer(1) == a_layer(4) <= 118
+    assert a_layer(4) <= 118
+    assert a_layer(4) - a_layer(1) <= 8
+
+
+def test_where_no_batch_size_is_given(
+    model: ModelHandle, samples: list[Sample], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Passes of some thousand tokens; samples that do not fit together are measured one by one."""
+    real, passes = measuring._forward, []
+    sizes: list[int] = []
+
+    def forward(handle: Any, usable: Any, settings: FindSettings) -> Any:
+        passes.append(len(usable))
+        sizes.append(len(usable) * max(prompt.layout.length for _, prompt in usable))
+        if len(usable) == len(samples):
+            raise torch.OutOfMemoryError("made up")
+        return real(handle, usable, settings)
+
+    assert samples_at_once(FindSettings(), torch.device("cpu")) == 1
+    assert samples_at_once(FindSettings(), torch.device("cuda")) == AUTO_SAMPLES
+    assert samples_at_once(FindSettings(batch_size=3), torch.device("cuda")) == 3
+    as_on_a_gpu(monkeypatch)
+    plain = measure(model, samples, FindSettings(batch_size=8))
+    monkeypatch.setattr(measuring, "_forward", forward)
+    monkeypatch.setattr(measuring, "AUTO_TOKENS", 250)
+    assert [one.id for one in measure(model, samples, FindSettings())] == [o.id for o in plain]
+    assert sum(passes) == len(samples) > len(passes) > 1
+    assert all(size <= 250 for count, size in zip(passes, sizes, strict=True) if count > 1)
+    passes.clear()
+    monkeypatch.setattr(measuring, "AUTO_TOKENS", 1 << 20)
+    for ours, own in zip(measure(model, samples, FindSettings()), plain, strict=True):
+        assert isinstance(ours, SampleStats) and isinstance(own, SampleStats)
+        close(ours, own)
+    assert passes == [len(samples), *[1] * len(samples)]
+    with pytest.raises(torch.OutOfMemoryError):
+        measure(model, samples, FindSettings(batch_size=8))
+
+
+def test_finding_comes_to_the_same_on_both(
+    model: ModelHandle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = FindSettings(bootstrap=200, halves=20)
+    plain = find(model, painted_samples(5), settings)
+    as_on_a_gpu(monkeypatch)
+    ours = find(model, painted_samples(5), settings)
+    assert ours.dims == plain.dims == (7, 30) and ours.tau == plain.tau
+    assert ours.sink_layers == plain.sink_layers
 
 
 def test_activations_that_overflow_are_named(
