@@ -29,7 +29,9 @@ from sinkscope.capture.engine.recording import (
     COMPILED_WARM_UPS,
     WARM_UPS,
     RecordingFailedError,
+    can_record,
     record,
+    runs_ahead,
 )
 from sinkscope.capture.engine.step import DecodeStep, StepKey
 from sinkscope.capture.engine.store import store_of
@@ -251,7 +253,8 @@ class _Driver:
         self._processors, self._ids = processors, ids
         self._on_host = [list(run.inputs.token_ids) for _ in range(run.batch)]
         self._cuda = handle.device.type == "cuda"
-        self._ready = step.launch is not step or not self._cuda
+        self._ready = step.launch is not step or not can_record(handle.device)
+        self._ahead = runs_ahead(handle.device)
         self._pinned: Tensor | None = None
         self.why = ""
 
@@ -263,7 +266,7 @@ class _Driver:
             said = self._read()
             tokens = [int(row[0]) for row in said]
             going = made < run.limit and not run.ending.ends_with(tokens)
-            ahead = going and self._cuda and self._ready
+            ahead = going and self._ahead and self._ready
             if ahead:
                 self._launch()
             over = self._tell(tokens, said)
