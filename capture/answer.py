@@ -35,7 +35,7 @@ from sinkscope.capture.run import (
     seeded,
 )
 from sinkscope.capture.session import Session, attached
-from sinkscope.capture.tokens import TokenProbe, describe_token, with_texts
+from sinkscope.capture.tokens import TokenProbe, described, weigh_all, with_texts
 from sinkscope.capture.trace import GeneratedToken, GenerationTrace
 from sinkscope.config import GenerationSettings, VARSettings
 from sinkscope.models.family import PromptInputs
@@ -275,11 +275,10 @@ def score_answer(
             logits_to_keep=count,
         ).logits[0]
     pieces = TextPieces(handle.tokenizer)
-    described = [
-        describe_token(pieces, row, token.id)
-        for row, token in zip(logits, told.tokens, strict=True)
-    ]
-    tokens = with_texts(described, pieces)
+    ids_told = [token.id for token in told.tokens]
+    weights = weigh_all(logits, ids_told)
+    made = [described(pieces, own, i) for own, i in zip(weights, ids_told, strict=True)]
+    tokens = with_texts(made, pieces)
     seconds = time.perf_counter() - began
     made_by = (var, intervention)
     return _trace(

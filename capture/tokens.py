@@ -15,6 +15,7 @@ from sinkscope.capture.trace import Alternative, GeneratedToken
 from sinkscope.models.token_texts import TextPieces
 
 ALTERNATIVES = 5
+WEIGHED_AT_ONCE = 32  # tokens; each takes a few float32 copies of the vocabulary
 
 
 class TokenProbe:
@@ -100,6 +101,25 @@ def weigh(logits: torch.Tensor, token: int) -> Weights:
     among = own >= logs[-1]  # then no other pass over the vocabulary is needed
     rank = sum(other > own for other in logs) if among else int((logs_of_all > own).sum())
     return Weights(own, rank, tuple(ids.tolist()), tuple(logs))
+
+
+def weigh_all(logits: torch.Tensor, tokens: Sequence[int]) -> list[Weights]:
+    """The same for T tokens at once: logits (T, vocabulary); one copy off the device for a few
+    dozen of them."""
+    made = []
+    for low in range(0, len(tokens), WEIGHED_AT_ONCE):
+        wanted = torch.tensor(tokens[low : low + WEIGHED_AT_ONCE], device=logits.device)
+        logs_of_all = torch.log_softmax(logits[low : low + WEIGHED_AT_ONCE].float(), dim=-1)
+        best, ids = torch.topk(logs_of_all, min(ALTERNATIVES, logits.shape[-1]))
+        own = logs_of_all.gather(1, wanted[:, None])
+        rank = (logs_of_all > own).sum(-1, keepdim=True)
+        # In float64 every id and rank is itself.
+        parts = torch.cat([own.double(), rank.double(), ids.double(), best.double()], dim=1)
+        count = best.shape[1]
+        for one, place, *rest in parts.tolist():
+            likeliest = tuple(int(i) for i in rest[:count])
+            made.append(Weights(one, int(place), likeliest, tuple(rest[count:])))
+    return made
 
 
 def described(pieces: TextPieces, weights: Weights, token: int) -> GeneratedToken:

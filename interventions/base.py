@@ -90,11 +90,16 @@ class Acting:
             layer: where.
             query: (B, H, N, D), the last N of K positions.
             key, value: (B, Hkv, K, D).
-            output: (B, H, N, D); not to be written to.
+            output: (B, H, N, D); may be written to.
             scaling: factor on the scores.
             attention_mask: None (causal), or bool / additive float (B, 1 or H, N, K).
         """
         raise NotImplementedError
+
+    def made(self, layer: int, positions: range) -> Tensor | None:
+        """The changed rows (B, H, R, K) of these queries, where `correct`, which was called just
+        before in this layer, has made them anyway; else None."""
+        return None
 
     def mask(self, layer: int, queries: range, keys: int, device: torch.device) -> Tensor | None:
         """bool (B or 1, 1, Q, keys): True where the query at that position may see the key.

@@ -154,8 +154,9 @@ class _Prefill:
         """Shows the wanted rows; the output (B, H, N, D), corrected for changed rows."""
         end = self.start + self.query.shape[2]
         remade = [_clip(change.row_positions, self.start, end) for change in changes]
-        if fast is not None and len(changes) == 1 and not self.gradients:
-            output = fast.correct(
+        quick = fast if len(changes) == 1 and not self.gradients else None
+        if quick is not None:
+            output = quick.correct(
                 self.layer, self.query, self.key, self.value, output, self.scale, self.mask
             )
             remade = []
@@ -171,6 +172,10 @@ class _Prefill:
             edges |= {edge for span in shown for edge in (span.start, span.stop)}
         made: list[tuple[range, Tensor]] = []
         for block in self._blocks([*remade, *shown], edges):
+            there = None if quick is None else quick.made(self.layer, block)
+            if there is not None:
+                _show(self.layer, there, seen, block.start, self.gradients)
+                continue
             low, high = block.start - self.start, block.stop - self.start
             before = attention_rows(
                 self.query[:, :, low:high],
