@@ -48,8 +48,6 @@ from sinkscope.models.loading import ModelHandle
 
 log = logging.getLogger(__name__)
 
-MOST_BLOCK = 256  # tokens of a history block
-
 
 class NoStepsError(Exception):
     """A run cannot be made by steps; the text says why, as the end of a sentence."""
@@ -182,12 +180,11 @@ def _key(
     rows = run.rows[0]
     kept = 1 if rows.reduce_heads else len(rows.heads)
     shape = Shape.of(run.inputs.layout, len(rows.layers), run.batch, kept)
-    most = min(MOST_BLOCK, 1 << (run.limit - 1).bit_length())
     changes = [one.step_key() for one in acting]
     return StepKey(
         shape=shape,
         capacity=capacity,
-        block=shape.block(most),
+        block=shape.block(run.limit),
         layers=rows.layers,
         heads=rows.heads,
         mean=rows.reduce_heads,
@@ -305,7 +302,8 @@ class _Driver:
             log.warning("The text model is compiled for this size; that may take minutes.")
         warm_ups = COMPILED_WARM_UPS if step.key.compiled else WARM_UPS
         try:
-            step.launch = record(step, step.moving(), self._handle.device, warm_ups)
+            made = record(step, step.moving(), self._handle.device, warm_ups)
+            step.launch, step.recorded_bytes = made.replay, made.nbytes
         except RecordingFailedError as error:
             self.why = f"the step cannot be recorded: {error}"
 

@@ -4,11 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 WARM_UPS, COMPILED_WARM_UPS = 1, 3
+
+
+@dataclass(frozen=True)
+class Recording:
+    """A recorded step.
+
+    Attributes:
+        replay: runs it once, on the current stream.
+        nbytes: what it keeps on the device beside the step's own tensors.
+    """
+
+    replay: Callable[[], None]
+    nbytes: int
 
 
 class RecordingFailedError(RuntimeError):
@@ -28,7 +42,7 @@ def runs_ahead(device: torch.device) -> bool:
 
 def record(
     step: Callable[[], None], moving: Sequence[Tensor], device: torch.device, warm_ups: int
-) -> Callable[[], None]:
+) -> Recording:
     """Record `step`, which reads no host, and put all that it moved back.
 
     Args:
@@ -37,9 +51,6 @@ def record(
         device: a CUDA device.
         warm_ups: how often it runs before: libraries take their memory then, and what is compiled
             is compiled.
-
-    Returns:
-        What replays it.
 
     Raises:
         RecordingFailedError: it cannot be recorded.
@@ -53,6 +64,8 @@ def record(
             with torch.cuda.stream(side):
                 try_out(step, moving, device, warm_ups)
             current.wait_stream(side)
+            torch.cuda.empty_cache()
+            held = torch.cuda.memory_reserved(device)
             graph = torch.cuda.CUDAGraph()
             # Other threads of the app may use CUDA meanwhile; that is none of this recording.
             with torch.cuda.graph(graph, capture_error_mode="thread_local"):
@@ -64,8 +77,7 @@ def record(
             # compiler raises what it likes.
             torch.cuda.synchronize(device)
             raise RecordingFailedError(f"{type(error).__name__}: {first_line(error)}") from error
-    replay: Callable[[], None] = graph.replay
-    return replay
+    return Recording(graph.replay, max(0, torch.cuda.memory_reserved(device) - held))
 
 
 def try_out(

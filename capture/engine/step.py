@@ -69,6 +69,7 @@ class DecodeStep:
         said: float64 (B, n), what the host is told of the newest token (`choosing.weighed`).
         states: tensors of who changes rows, in the order of `Acting.step_state`.
         launch: runs the step once: this object, or its recording.
+        recorded_bytes: what the recording keeps beside.
     """
 
     def __init__(self, handle: ModelHandle, key: StepKey, rule: Rule | None) -> None:
@@ -93,6 +94,7 @@ class DecodeStep:
         self.seen: Tensor | None = None
         self.states: tuple[Tensor, ...] = ()
         self.launch: Callable[[], None] = self
+        self.recorded_bytes = 0
         self._plan = StepPlan(
             position=self.position,
             capacity=key.capacity,
@@ -189,6 +191,7 @@ class DecodeStep:
 
     @property
     def nbytes(self) -> int:
-        """Of its memory, without what a recording adds."""
+        """Of its memory, on the device."""
         own = [self.rows, *self.moving(), *self.history.parts]
-        return self.cache.nbytes + sum(t.numel() * t.element_size() for t in own)
+        tensors = sum(t.numel() * t.element_size() for t in own)
+        return self.cache.nbytes + tensors + self.recorded_bytes
