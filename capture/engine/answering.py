@@ -13,7 +13,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -106,15 +107,34 @@ class StepsMade:
 def answer_by_steps(handle: ModelHandle, run: StepRun) -> StepsMade:
     """Make the answers. The handle's lock must be held.
 
+    Args:
+        handle: the model, on one device.
+        run: what is asked.
+
     Raises:
         NoStepsError: something acts on the model in a way that steps do not know. Nobody has been
             told of a token then.
         torch.OutOfMemoryError: the device is full; some tokens may have been told.
         ValueError: as `capture.answer.answer`.
     """
+    with _current(handle.device):
+        return _answer(handle, run)
+
+
+@contextmanager
+def _current(device: torch.device) -> Iterator[None]:
+    """A recording, an event and a stream are the current device's."""
+    if device.type != "cuda":
+        yield
+        return
+    with torch.cuda.device(device):
+        yield
+
+
+def _answer(handle: ModelHandle, run: StepRun) -> StepsMade:
     ids = torch.tensor([run.inputs.token_ids], device=handle.device).expand(run.batch, -1)
     config = run.decoding.config
-    processors = processors_of(handle, config, ids)
+    processors = processors_of(handle, config, run.decoding.about["used"], ids)
     rule = Rule.of(processors, bool(config.do_sample))
     clock = Clock()
     capacity = capacity_for(run.inputs.layout.length + run.limit)

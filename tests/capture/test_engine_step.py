@@ -22,9 +22,16 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from sinkscope.attention_extractor import GenerationTrace, compare, generate
 from sinkscope.capture.engine import answering, choice
 from sinkscope.capture.engine.cache import FixedCache
+from sinkscope.capture.engine.choosing import (
+    Rule,
+    asked_of_generate,
+    chosen_behind,
+    processors_of,
+)
 from sinkscope.capture.engine.recording import Recording, RecordingFailedError, try_out
 from sinkscope.capture.engine.step import DecodeStep
 from sinkscope.capture.engine.store import NAME, StepStore, kept_bytes, let_go
+from sinkscope.capture.run import decide
 from sinkscope.config import GenerationSettings, VARSettings
 from sinkscope.models.family import PromptInputs
 from sinkscope.models.loading import ModelHandle, load_model
@@ -360,3 +367,51 @@ def test_a_loop_in_place_of_the_graph_says_why(
     made = generate(handle, inputs, GREEDY)
     assert made.extra["engine"]["why"] == "the model is quantised"
     assert made.extra["engine"]["used"] == "loop"
+
+
+def test_known_settings_choose_as_generate_would(handle: ModelHandle, inputs: PromptInputs) -> None:
+    prompt = inputs.tensors["input_ids"]
+    for changes in (
+        {},
+        {"repetition_penalty": 1.3},
+        {"temperature": 1.0, "top_k": 5},
+        {"temperature": 0.7, "top_p": 0.9},
+        {"temperature": 1.4, "top_p": 0.5, "top_k": 7, "repetition_penalty": 0.8},
+    ):
+        settings = GenerationSettings(**changes)  # type: ignore[arg-type]
+        decoding = decide(handle, settings, inputs.layout.length)
+        asked = asked_of_generate(handle, decoding.config, prompt)
+        known = processors_of(handle, decoding.config, decoding.about["used"], prompt)
+        sampled = bool(decoding.config.do_sample)
+        mine, theirs = Rule.of(known, sampled), Rule.of(asked, sampled)
+        assert mine is not None and theirs is not None and mine.key == theirs.key
+        scores = torch.randn(1, 500, generator=torch.Generator().manual_seed(1)) * 3
+        ids = torch.randint(0, 500, (1, 60), generator=torch.Generator().manual_seed(2))
+        seen = torch.zeros(1, 500, dtype=torch.bool).scatter_(1, ids, True)
+        for seed in range(20):
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(seed)
+                one = mine.choose(scores.clone(), seen)
+                torch.manual_seed(seed)
+                assert int(one) == int(chosen_behind(asked, sampled, ids, scores))
+
+
+def test_the_text_model_can_be_compiled(
+    handle: ModelHandle, inputs: PromptInputs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Traced as for a compiler, which this test leaves out: it would take minutes."""
+    compile_, traced = torch.compile, list[int]()
+
+    def backend(graph: Any, examples: Any) -> Any:
+        traced.append(1)
+        return graph.forward
+
+    monkeypatch.setattr(torch, "compile", lambda f, **k: compile_(f, backend=backend, **k))
+    settings = dataclasses.replace(GREEDY, compile=True)
+    made = generate(handle, inputs, settings, VAR)
+    again = generate(handle, inputs, settings, dataclasses.replace(VAR, keep=0.9))
+    assert len(traced) == 1  # whole, and once
+    for mine, var in ((made, VAR), (again, dataclasses.replace(VAR, keep=0.9))):
+        loop = generate(handle, inputs, looped(GREEDY), var)
+        assert ids(mine) == ids(loop)
+        torch.testing.assert_close(mine.shares, loop.shares, rtol=0, atol=1e-6)
