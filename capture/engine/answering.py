@@ -156,6 +156,8 @@ def _answer(handle: ModelHandle, run: StepRun) -> StepsMade:
         place, logits = _pass_prompt(handle, run, ids, step.cache)
     heads = handle.info.heads
     states = [state for acting in session.acting for state in acting.step_state(heads)]
+    if kept is not None and not step.takes(states):
+        kept = None
     if kept is None:
         step.changed_by(session.row_changes, states, clock, run.inputs.layout.length)
     elif states:

@@ -68,7 +68,7 @@ def record(
             held = torch.cuda.memory_reserved(device)
             graph = torch.cuda.CUDAGraph()
             # Other threads of the app may use CUDA meanwhile; that is none of this recording.
-            with torch.cuda.graph(graph, capture_error_mode="thread_local"):
+            with torch.cuda.graph(graph, stream=side, capture_error_mode="thread_local"):
                 step()
         except torch.OutOfMemoryError:
             raise

@@ -130,6 +130,10 @@ class DecodeStep:
         self.cache.decode_at(self.position)
         self.clock.position = self.position
 
+    def takes(self, states: Sequence[Tensor]) -> bool:
+        """Whether another run's values can be written into the tensors of who changes rows."""
+        return [(t.shape, t.dtype) for t in states] == [(t.shape, t.dtype) for t in self.states]
+
     def changed_by(
         self,
         changes: Mapping[int, Sequence[RowChange]],
@@ -138,7 +142,8 @@ class DecodeStep:
         first: int,
     ) -> None:
         """Who changes rows, the tensors that they read and write, the clock by which they know
-        positions, and the first position."""
+        positions, and the first position. A recording of others is let go."""
+        self.launch, self.recorded_bytes = self, 0
         self._plan.changes, self._plan.first_position = changes, first
         self.states, self.clock = tuple(states), clock
 

@@ -20,6 +20,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from sinkscope.attention_extractor import GenerationTrace, compare, generate
+from sinkscope.capture.decoding import engine_words
 from sinkscope.capture.engine import answering, choice
 from sinkscope.capture.engine.cache import FixedCache
 from sinkscope.capture.engine.choosing import (
@@ -367,6 +368,8 @@ def test_a_loop_in_place_of_the_graph_says_why(
     made = generate(handle, inputs, GREEDY)
     assert made.extra["engine"]["why"] == "the model is quantised"
     assert made.extra["engine"]["used"] == "loop"
+    assert engine_words(made) == "made by the loop, because the model is quantised"
+    assert engine_words(generate(handle, inputs, looped(GREEDY))) == ""
 
 
 def test_known_settings_choose_as_generate_would(handle: ModelHandle, inputs: PromptInputs) -> None:
