@@ -2,8 +2,9 @@
 
 `generate` is a batch of one, a free-running comparison a batch of two that continues from a shared
 prefix, and `score_answer` passes a given text through the model once instead of generating it. All
-three attach the same probes (`AnswerProbes`) and make the same `GenerationTrace`. The handle's lock must
-be held around each.
+three attach the same probes (`capture.answer_probes`) and make the same `GenerationTrace`. Tokens
+are made by transformers' `generate` or by steps of our own (`capture.engine`). The handle's lock
+must be held around each.
 """
 
 from __future__ import annotations

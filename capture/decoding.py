@@ -150,6 +150,16 @@ def decoding_words(trace: GenerationTrace) -> str:
     return f"{_chosen(about)}.{own}"
 
 
+def engine_words(trace: GenerationTrace) -> str:
+    """Why another engine made the answer than was asked for; empty where that is not so."""
+    about = trace.extra.get("engine")
+    why = about.get("why") if isinstance(about, Mapping) else None
+    if not isinstance(about, Mapping) or not isinstance(why, str) or not why:
+        return ""
+    made = "the same steps without a graph" if about.get("used") == "step" else "the loop"
+    return f"made by {made}, because {' '.join(why.split())[:300]}"
+
+
 def unused_words(about: Mapping[str, Any]) -> str:
     """What the checkpoint's own settings would do, where a run does not follow them; empty where
     that is greedy decoding and nothing else.

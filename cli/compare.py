@@ -62,6 +62,7 @@ def compare(
     common.say_decoding(handle, inputs, generation)
     common.say_forecast(handle, inputs, generation, answers=2)
     pair = _compare(handle, inputs, generation, var, same_text)
+    common.say_engine(pair.baseline)
     from sinkscope.cli.comparison import print_comparison
 
     print_comparison(pair)

@@ -63,6 +63,7 @@ def heatmap(
     common.say_decoding(handle, inputs, settings)
     common.say_forecast(handle, inputs, settings)
     trace = _generate(handle, inputs, settings)
+    common.say_engine(trace)
     print_answer(trace, selection)
     if save_trace is not None:
         trace.save(save_trace)

@@ -13,7 +13,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,7 +30,9 @@ from sinkscope.capture.engine.recording import (
     COMPILED_WARM_UPS,
     WARM_UPS,
     RecordingFailedError,
+    can_record,
     record,
+    runs_ahead,
 )
 from sinkscope.capture.engine.step import DecodeStep, StepKey
 from sinkscope.capture.engine.store import store_of
@@ -45,8 +48,6 @@ from sinkscope.models.family import PromptInputs
 from sinkscope.models.loading import ModelHandle
 
 log = logging.getLogger(__name__)
-
-MOST_BLOCK = 256  # tokens of a history block
 
 
 class NoStepsError(Exception):
@@ -106,15 +107,34 @@ class StepsMade:
 def answer_by_steps(handle: ModelHandle, run: StepRun) -> StepsMade:
     """Make the answers. The handle's lock must be held.
 
+    Args:
+        handle: the model, on one device.
+        run: what is asked.
+
     Raises:
         NoStepsError: something acts on the model in a way that steps do not know. Nobody has been
             told of a token then.
         torch.OutOfMemoryError: the device is full; some tokens may have been told.
         ValueError: as `capture.answer.answer`.
     """
+    with _current(handle.device):
+        return _answer(handle, run)
+
+
+@contextmanager
+def _current(device: torch.device) -> Iterator[None]:
+    """A recording, an event and a stream are the current device's."""
+    if device.type != "cuda":
+        yield
+        return
+    with torch.cuda.device(device):
+        yield
+
+
+def _answer(handle: ModelHandle, run: StepRun) -> StepsMade:
     ids = torch.tensor([run.inputs.token_ids], device=handle.device).expand(run.batch, -1)
     config = run.decoding.config
-    processors = processors_of(handle, config, ids)
+    processors = processors_of(handle, config, run.decoding.about["used"], ids)
     rule = Rule.of(processors, bool(config.do_sample))
     clock = Clock()
     capacity = capacity_for(run.inputs.layout.length + run.limit)
@@ -136,6 +156,8 @@ def answer_by_steps(handle: ModelHandle, run: StepRun) -> StepsMade:
         place, logits = _pass_prompt(handle, run, ids, step.cache)
     heads = handle.info.heads
     states = [state for acting in session.acting for state in acting.step_state(heads)]
+    if kept is not None and not step.takes(states):
+        kept = None
     if kept is None:
         step.changed_by(session.row_changes, states, clock, run.inputs.layout.length)
     elif states:
@@ -180,12 +202,11 @@ def _key(
     rows = run.rows[0]
     kept = 1 if rows.reduce_heads else len(rows.heads)
     shape = Shape.of(run.inputs.layout, len(rows.layers), run.batch, kept)
-    most = min(MOST_BLOCK, 1 << (run.limit - 1).bit_length())
     changes = [one.step_key() for one in acting]
     return StepKey(
         shape=shape,
         capacity=capacity,
-        block=shape.block(most),
+        block=shape.block(run.limit),
         layers=rows.layers,
         heads=rows.heads,
         mean=rows.reduce_heads,
@@ -251,7 +272,8 @@ class _Driver:
         self._processors, self._ids = processors, ids
         self._on_host = [list(run.inputs.token_ids) for _ in range(run.batch)]
         self._cuda = handle.device.type == "cuda"
-        self._ready = step.launch is not step or not self._cuda
+        self._ready = step.launch is not step or not can_record(handle.device)
+        self._ahead = runs_ahead(handle.device)
         self._pinned: Tensor | None = None
         self.why = ""
 
@@ -263,7 +285,7 @@ class _Driver:
             said = self._read()
             tokens = [int(row[0]) for row in said]
             going = made < run.limit and not run.ending.ends_with(tokens)
-            ahead = going and self._cuda and self._ready
+            ahead = going and self._ahead and self._ready
             if ahead:
                 self._launch()
             over = self._tell(tokens, said)
@@ -302,7 +324,8 @@ class _Driver:
             log.warning("The text model is compiled for this size; that may take minutes.")
         warm_ups = COMPILED_WARM_UPS if step.key.compiled else WARM_UPS
         try:
-            step.launch = record(step, step.moving(), self._handle.device, warm_ups)
+            made = record(step, step.moving(), self._handle.device, warm_ups)
+            step.launch, step.recorded_bytes = made.replay, made.nbytes
         except RecordingFailedError as error:
             self.why = f"the step cannot be recorded: {error}"
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -47,15 +46,10 @@ def _obstacle(handle: ModelHandle) -> str:
     """Why the loop must do it; empty where nothing speaks against steps."""
     if handle.device.type not in ("cuda", "cpu"):
         return f"on {handle.device.type} there is no graph"
-    if len(set(map(str, _places(handle)))) > 1:
+    spread = getattr(handle.model, "hf_device_map", None) or {}
+    weights = {parameter.device for parameter in handle.model.parameters()}
+    if len(weights) > 1 or len(set(map(str, spread.values()))) > 1:
         return "the model is spread over several devices"
     if getattr(handle.model, "is_quantized", False) or getattr(handle.model, "hf_quantizer", None):
         return "the model is quantised"
     return ""
-
-
-def _places(handle: ModelHandle) -> Sequence[Any]:
-    """Where the parts of the model are."""
-    spread = getattr(handle.model, "hf_device_map", None) or {}
-    weights = {parameter.device for parameter in handle.model.parameters()}
-    return [*weights, *(place for place in spread.values() if place in ("cpu", "disk", "meta"))]

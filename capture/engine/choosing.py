@@ -1,12 +1,13 @@
 """How a step chooses the next token: as transformers' `generate` does, number for number.
 
-`generate` itself says which processors of logits a configuration asks for. Those that need no host
-are part of the step; with any other the token is chosen behind it by the processors themselves.
+For all but the commonest settings `generate` itself says which processors of logits it would use.
+Those that need no host are part of the step; with any other the token is chosen behind it by the
+processors themselves.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,13 +24,51 @@ from transformers import (
 
 from sinkscope.models.loading import ModelHandle
 
+KNOWN = {
+    "max_new_tokens",
+    "repetition_penalty",
+    "do_sample",
+    "temperature",
+    "top_k",
+    "top_p",
+}
 WARPERS = (TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper)  # need no token ids
 
 
 def processors_of(
+    handle: ModelHandle, config: GenerationConfig, used: Mapping[str, Any], input_ids: Tensor
+) -> LogitsProcessorList:
+    """What `generate` would do to the logits.
+
+    Args:
+        handle, config: for `generate`.
+        used: the settings of `config` that act (`capture.decoding`).
+        input_ids: the prompt, int64 (B, N).
+    """
+    if set(used) <= KNOWN:
+        return _known(used)
+    return asked_of_generate(handle, config, input_ids)
+
+
+def _known(used: Mapping[str, Any]) -> LogitsProcessorList:
+    """Without asking, which reads the host: the settings that everybody has."""
+    made = LogitsProcessorList()
+    if "repetition_penalty" in used:
+        made.append(RepetitionPenaltyLogitsProcessor(used["repetition_penalty"]))
+    if used.get("do_sample"):
+        if used.get("temperature", 1.0) != 1.0:
+            made.append(TemperatureLogitsWarper(used["temperature"]))
+        if used.get("top_k"):
+            made.append(TopKLogitsWarper(used["top_k"]))
+        if used.get("top_p", 1.0) < 1.0:
+            made.append(TopPLogitsWarper(used["top_p"]))
+    return made
+
+
+def asked_of_generate(
     handle: ModelHandle, config: GenerationConfig, input_ids: Tensor
 ) -> LogitsProcessorList:
-    """What `generate` would do to the logits behind this prompt (B, N)."""
+    """What `generate` makes of a configuration, behind this prompt (B, N)."""
     found = LogitsProcessorList()
 
     def look(model: Any, input_ids: Tensor, **kwargs: Any) -> Tensor:

@@ -1,4 +1,4 @@
-"""Where a run is, for all that is written by position: on the host at prefill, then on the device."""
+"""Where a run is, for all that is written by position: on the host, or on the device."""
 
 from __future__ import annotations
 

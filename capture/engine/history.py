@@ -12,6 +12,7 @@ from sinkscope.capture.recorder import SMALLEST, TraceRecorder
 from sinkscope.models.family import PromptLayout
 
 BLOCK_BYTES = 1 << 26  # of a block of tokens on the device, and of pinned memory on the host
+MOST_BLOCK = 256  # tokens
 COLUMN_STEP = 64  # images of about one size share a recorded step
 
 
@@ -43,8 +44,16 @@ class Shape:
         return self.layers * self.batch * self.heads * (2 * self.columns + 4 * self.segments + 4)
 
     def block(self, tokens: int) -> int:
-        """How many of `tokens` tokens wait on the device for their way to the host."""
-        return max(1, min(tokens, BLOCK_BYTES // max(1, self.token_bytes)))
+        """How many tokens of an answer of `tokens` wait on the device for their way to the host.
+        Answers of about one length have equal blocks."""
+        about = min(MOST_BLOCK, 1 << (tokens - 1).bit_length())
+        return max(1, min(about, BLOCK_BYTES // max(1, self.token_bytes)))
+
+    def working_bytes(self, kept_heads: int, keys: int, tokens: int) -> int:
+        """What a step takes on the device: the block, rows of `kept_heads` heads over `keys` keys,
+        and what they are reduced by (`History.note`: a logarithm, and float64 rows)."""
+        rows = self.layers * self.batch * kept_heads * keys * 4
+        return self.block(tokens) * self.token_bytes + 4 * rows
 
 
 class History:

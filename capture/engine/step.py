@@ -69,6 +69,7 @@ class DecodeStep:
         said: float64 (B, n), what the host is told of the newest token (`choosing.weighed`).
         states: tensors of who changes rows, in the order of `Acting.step_state`.
         launch: runs the step once: this object, or its recording.
+        recorded_bytes: what the recording keeps beside.
     """
 
     def __init__(self, handle: ModelHandle, key: StepKey, rule: Rule | None) -> None:
@@ -93,6 +94,7 @@ class DecodeStep:
         self.seen: Tensor | None = None
         self.states: tuple[Tensor, ...] = ()
         self.launch: Callable[[], None] = self
+        self.recorded_bytes = 0
         self._plan = StepPlan(
             position=self.position,
             capacity=key.capacity,
@@ -128,6 +130,10 @@ class DecodeStep:
         self.cache.decode_at(self.position)
         self.clock.position = self.position
 
+    def takes(self, states: Sequence[Tensor]) -> bool:
+        """Whether another run's values can be written into the tensors of who changes rows."""
+        return [(t.shape, t.dtype) for t in states] == [(t.shape, t.dtype) for t in self.states]
+
     def changed_by(
         self,
         changes: Mapping[int, Sequence[RowChange]],
@@ -136,7 +142,8 @@ class DecodeStep:
         first: int,
     ) -> None:
         """Who changes rows, the tensors that they read and write, the clock by which they know
-        positions, and the first position."""
+        positions, and the first position. A recording of others is let go."""
+        self.launch, self.recorded_bytes = self, 0
         self._plan.changes, self._plan.first_position = changes, first
         self.states, self.clock = tuple(states), clock
 
@@ -189,6 +196,7 @@ class DecodeStep:
 
     @property
     def nbytes(self) -> int:
-        """Of its memory, without what a recording adds."""
+        """Of its memory, on the device."""
         own = [self.rows, *self.moving(), *self.history.parts]
-        return self.cache.nbytes + sum(t.numel() * t.element_size() for t in own)
+        tensors = sum(t.numel() * t.element_size() for t in own)
+        return self.cache.nbytes + tensors + self.recorded_bytes

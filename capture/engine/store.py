@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections import OrderedDict
 
+import torch
+
 from sinkscope.capture.engine.step import DecodeStep, StepKey
 from sinkscope.models.loading import ModelHandle
 
 MOST_STEPS = 4
-MOST_BYTES = 1 << 30
+MOST_BYTES = 1 << 30  # and no more than a part of the device
+PART = 16
 NAME = "steps"  # in `ModelHandle.kept`
 
 
@@ -41,7 +44,12 @@ class StepStore:
 
 def store_of(handle: ModelHandle) -> StepStore:
     """The handle's own; it goes with the handle."""
-    store: StepStore = handle.kept.setdefault(NAME, StepStore())
+    if NAME not in handle.kept:
+        most = MOST_BYTES
+        if handle.device.type == "cuda":
+            most = min(most, torch.cuda.get_device_properties(handle.device).total_memory // PART)
+        handle.kept[NAME] = StepStore(most_bytes=most)
+    store: StepStore = handle.kept[NAME]
     return store
 
 
