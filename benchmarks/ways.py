@@ -101,13 +101,13 @@ def check_engine(trace: GenerationTrace, engine: EngineName, handle: ModelHandle
     Raises:
         RuntimeError: with the reason that the trace gives.
     """
-    about = trace.extra["engine"]
+    about = trace.extra.get("engine", {"used": "loop"})  # which says nothing where all is as usual
     recorded = "graph" if handle.device.type == "cuda" else "step"
     wanted = recorded if engine == "graph" else engine
     if about["used"] != wanted:
         raise RuntimeError(
             f"The run was to be made by {wanted!r} and was made by {about['used']!r}: "
-            f"{about['why']}"
+            f"{about.get('why', 'no reason given')}"
         )
 
 
