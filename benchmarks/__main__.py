@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import typer
 
-from sinkscope.benchmarks import capture, evaluation, explorers, page, sinks, var
+from sinkscope.benchmarks import capture, evaluation, explorers, gpu, page, sinks, var
 
 app = typer.Typer(
     name="python -m sinkscope.benchmarks",
@@ -22,6 +22,7 @@ app = typer.Typer(
 app.command("capture")(capture.capture)
 app.command("var")(var.var)
 app.command("sinks")(sinks.sinks)
+app.command("gpu")(gpu.gpu)
 app.command("page")(page.page)
 app.command("evaluation")(evaluation.evaluation)
 app.command("explorers")(explorers.explorers)
