@@ -26,7 +26,8 @@ def peaks(handle: ModelHandle, inputs: PromptInputs, tokens: int) -> dict[str, A
         generation, its histories and for comparing another set of keys and values.
     """
     payload = forecast(handle, inputs, GenerationSettings(max_new_tokens=tokens)).payload_bytes
-    var = VARSettings((1, 2), tau=2.0, min_image_mass=0.0, max_sink_share=1.0)
+    layers = tuple(range(handle.info.layers))
+    var = VARSettings((1, 2), tau=2.0, min_image_mass=0.0, max_sink_share=1.0, layers=layers)
 
     def both() -> None:
         settings = GenerationSettings(max_new_tokens=tokens, engine="graph")
