@@ -174,7 +174,7 @@ def _answer(handle: ModelHandle, run: StepRun) -> StepsMade:
     step.end()
     if all(acting.step_key() is not None for acting in session.acting):
         store_of(handle).put(step)
-    return StepsMade(session, step.launch is not step, driver.why)
+    return StepsMade(session, step.recording is not None, driver.why)
 
 
 def _check(session: Session) -> None:
@@ -272,7 +272,7 @@ class _Driver:
         self._processors, self._ids = processors, ids
         self._on_host = [list(run.inputs.token_ids) for _ in range(run.batch)]
         self._cuda = handle.device.type == "cuda"
-        self._ready = step.launch is not step or not can_record(handle.device)
+        self._ready = step.recording is not None or not can_record(handle.device)
         self._ahead = runs_ahead(handle.device)
         self._pinned: Tensor | None = None
         self.why = ""
@@ -324,8 +324,7 @@ class _Driver:
             log.warning("The text model is compiled for this size; that may take minutes.")
         warm_ups = COMPILED_WARM_UPS if step.key.compiled else WARM_UPS
         try:
-            made = record(step, step.moving(), self._handle.device, warm_ups)
-            step.launch, step.recorded_bytes = made.replay, made.nbytes
+            step.recording = record(step, step.moving(), self._handle.device, warm_ups)
         except RecordingFailedError as error:
             self.why = f"the step cannot be recorded: {error}"
 
