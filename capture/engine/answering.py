@@ -35,7 +35,7 @@ from sinkscope.capture.engine.recording import (
     runs_ahead,
 )
 from sinkscope.capture.engine.step import DecodeStep, StepKey
-from sinkscope.capture.engine.store import store_of
+from sinkscope.capture.engine.store import let_go, store_of
 from sinkscope.capture.prefix import Prefix
 from sinkscope.capture.probes.base import Probe
 from sinkscope.capture.probes.trace_rows import TraceRows
@@ -326,6 +326,7 @@ class _Driver:
         try:
             step.recording = record(step, step.moving(), self._handle.device, warm_ups)
         except RecordingFailedError as error:
+            let_go(self._handle)
             self.why = f"the step cannot be recorded: {error}"
 
     def _read(self) -> list[list[float]]:

@@ -56,10 +56,10 @@ def _known(used: Mapping[str, Any]) -> LogitsProcessorList:
     """Without asking, which reads the host: the settings that everybody has."""
     made = LogitsProcessorList()
     if "repetition_penalty" in used:
-        made.append(RepetitionPenaltyLogitsProcessor(used["repetition_penalty"]))
+        made.append(RepetitionPenaltyLogitsProcessor(float(used["repetition_penalty"])))
     if used.get("do_sample"):
         if used.get("temperature", 1.0) != 1.0:
-            made.append(TemperatureLogitsWarper(used["temperature"]))
+            made.append(TemperatureLogitsWarper(float(used["temperature"])))
         if used.get("top_k"):
             made.append(TopKLogitsWarper(used["top_k"]))
         if used.get("top_p", 1.0) < 1.0:
