@@ -22,15 +22,17 @@ import torch
 from torch import Tensor, nn
 from transformers import LogitsProcessorList
 
+from sinkscope.capture import crossing
 from sinkscope.capture.engine.cache import FixedCache, capacity_for
 from sinkscope.capture.engine.choosing import Rule, chosen_behind, processors_of
 from sinkscope.capture.engine.clock import Clock
-from sinkscope.capture.engine.history import Landing, Shape
+from sinkscope.capture.engine.history import Landing, Shape, pinned_like
 from sinkscope.capture.engine.recording import (
     COMPILED_WARM_UPS,
     WARM_UPS,
     RecordingFailedError,
     can_record,
+    crosses,
     record,
     runs_ahead,
 )
@@ -271,7 +273,7 @@ class _Driver:
         self._handle, self._run, self._step, self._landing = handle, run, step, landing
         self._processors, self._ids = processors, ids
         self._on_host = [list(run.inputs.token_ids) for _ in range(run.batch)]
-        self._cuda = handle.device.type == "cuda"
+        self._crosses = crosses(handle.device)
         self._ready = step.recording is not None or not can_record(handle.device)
         self._ahead = runs_ahead(handle.device)
         self._pinned: Tensor | None = None
@@ -333,16 +335,13 @@ class _Driver:
         """What is said of the newest tokens: the one copy a token for which the host waits."""
         said = self._step.said
         assert said is not None
-        if not self._cuda:
-            rows: list[list[float]] = said.tolist()
-            return rows
-        if self._pinned is None:
-            self._pinned = torch.empty(said.shape, dtype=said.dtype, pin_memory=True)
-        self._pinned.copy_(said, non_blocking=True)
-        arrived = torch.cuda.Event()
-        arrived.record()
-        arrived.synchronize()
-        rows = self._pinned.tolist()
+        arrived = said
+        if self._crosses:
+            if self._pinned is None:
+                self._pinned = pinned_like(said)
+            arrived = self._pinned.copy_(said, non_blocking=True)
+            crossing.marked(said.device).synchronize()
+        rows: list[list[float]] = arrived.tolist()
         return rows
 
     def _tell(self, tokens: list[int], said: list[list[float]]) -> list[bool]:

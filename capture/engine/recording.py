@@ -40,6 +40,11 @@ def runs_ahead(device: torch.device) -> bool:
     return device.type == "cuda"
 
 
+def crosses(device: torch.device) -> bool:
+    """Whether what a step says has to cross to the host, by copies that are waited for."""
+    return device.type == "cuda"
+
+
 def record(
     step: Callable[[], None], moving: Sequence[Tensor], device: torch.device, warm_ups: int
 ) -> Recording:

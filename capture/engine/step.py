@@ -114,7 +114,7 @@ class DecodeStep:
             ids: int64 (B, N), the prompt.
         """
         if self.place is None or self.place.shape != place.shape:
-            self.place = torch.empty_like(place)
+            self.place, self.recording = torch.empty_like(place), None
         self.place.copy_(place)
         self.position.fill_(layout.length)
         self.history.begin(layout)
