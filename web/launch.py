@@ -6,7 +6,7 @@ import socket
 
 from starlette.middleware import Middleware
 
-from sinkscope.web.assets import page_style
+from sinkscope.web.assets import page_style, read_static
 from sinkscope.web.compress import CompressedPage
 from sinkscope.web.documents import Documents
 from sinkscope.web.page import App
@@ -38,6 +38,7 @@ def launch(app: App, *, wait: bool = True) -> str:
         max_threads=40 + settings.queue_size,
         theme=theme(),
         css=page_style(),
+        head=f"<script>{read_static('stream.js')}</script>",
         footer_links=["api", "settings"],
         run_history=False,
         share=False,

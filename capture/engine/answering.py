@@ -22,20 +22,22 @@ import torch
 from torch import Tensor, nn
 from transformers import LogitsProcessorList
 
+from sinkscope.capture import crossing
 from sinkscope.capture.engine.cache import FixedCache, capacity_for
 from sinkscope.capture.engine.choosing import Rule, chosen_behind, processors_of
 from sinkscope.capture.engine.clock import Clock
-from sinkscope.capture.engine.history import Landing, Shape
+from sinkscope.capture.engine.history import Landing, Shape, pinned_like
 from sinkscope.capture.engine.recording import (
     COMPILED_WARM_UPS,
     WARM_UPS,
     RecordingFailedError,
     can_record,
+    crosses,
     record,
     runs_ahead,
 )
 from sinkscope.capture.engine.step import DecodeStep, StepKey
-from sinkscope.capture.engine.store import store_of
+from sinkscope.capture.engine.store import let_go, store_of
 from sinkscope.capture.prefix import Prefix
 from sinkscope.capture.probes.base import Probe
 from sinkscope.capture.probes.trace_rows import TraceRows
@@ -174,7 +176,7 @@ def _answer(handle: ModelHandle, run: StepRun) -> StepsMade:
     step.end()
     if all(acting.step_key() is not None for acting in session.acting):
         store_of(handle).put(step)
-    return StepsMade(session, step.launch is not step, driver.why)
+    return StepsMade(session, step.recording is not None, driver.why)
 
 
 def _check(session: Session) -> None:
@@ -271,8 +273,8 @@ class _Driver:
         self._handle, self._run, self._step, self._landing = handle, run, step, landing
         self._processors, self._ids = processors, ids
         self._on_host = [list(run.inputs.token_ids) for _ in range(run.batch)]
-        self._cuda = handle.device.type == "cuda"
-        self._ready = step.launch is not step or not can_record(handle.device)
+        self._crosses = crosses(handle.device)
+        self._ready = step.recording is not None or not can_record(handle.device)
         self._ahead = runs_ahead(handle.device)
         self._pinned: Tensor | None = None
         self.why = ""
@@ -324,25 +326,22 @@ class _Driver:
             log.warning("The text model is compiled for this size; that may take minutes.")
         warm_ups = COMPILED_WARM_UPS if step.key.compiled else WARM_UPS
         try:
-            made = record(step, step.moving(), self._handle.device, warm_ups)
-            step.launch, step.recorded_bytes = made.replay, made.nbytes
+            step.recording = record(step, step.moving(), self._handle.device, warm_ups)
         except RecordingFailedError as error:
+            let_go(self._handle)
             self.why = f"the step cannot be recorded: {error}"
 
     def _read(self) -> list[list[float]]:
         """What is said of the newest tokens: the one copy a token for which the host waits."""
         said = self._step.said
         assert said is not None
-        if not self._cuda:
-            rows: list[list[float]] = said.tolist()
-            return rows
-        if self._pinned is None:
-            self._pinned = torch.empty(said.shape, dtype=said.dtype, pin_memory=True)
-        self._pinned.copy_(said, non_blocking=True)
-        arrived = torch.cuda.Event()
-        arrived.record()
-        arrived.synchronize()
-        rows = self._pinned.tolist()
+        arrived = said
+        if self._crosses:
+            if self._pinned is None:
+                self._pinned = pinned_like(said)
+            arrived = self._pinned.copy_(said, non_blocking=True)
+            crossing.marked(said.device).synchronize()
+        rows: list[list[float]] = arrived.tolist()
         return rows
 
     def _tell(self, tokens: list[int], said: list[list[float]]) -> list[bool]:

@@ -34,6 +34,8 @@ KNOWN = {
 }
 WARPERS = (TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper)  # need no token ids
 
+LEAST_TEMPERATURE = 1e-3
+
 
 def processors_of(
     handle: ModelHandle, config: GenerationConfig, used: Mapping[str, Any], input_ids: Tensor
@@ -54,10 +56,10 @@ def _known(used: Mapping[str, Any]) -> LogitsProcessorList:
     """Without asking, which reads the host: the settings that everybody has."""
     made = LogitsProcessorList()
     if "repetition_penalty" in used:
-        made.append(RepetitionPenaltyLogitsProcessor(used["repetition_penalty"]))
+        made.append(RepetitionPenaltyLogitsProcessor(float(used["repetition_penalty"])))
     if used.get("do_sample"):
         if used.get("temperature", 1.0) != 1.0:
-            made.append(TemperatureLogitsWarper(used["temperature"]))
+            made.append(TemperatureLogitsWarper(float(used["temperature"])))
         if used.get("top_k"):
             made.append(TopKLogitsWarper(used["top_k"]))
         if used.get("top_p", 1.0) < 1.0:
@@ -105,7 +107,11 @@ class Rule:
         penalty = None
         if rest and type(rest[0]) is RepetitionPenaltyLogitsProcessor:
             penalty = float(rest.pop(0).penalty)
-        if any(type(one) not in WARPERS for one in rest):
+        known = all(type(one) in WARPERS for one in rest)
+        heat = next((one.temperature for one in rest if hasattr(one, "temperature")), 1.0)
+        # Beyond these scores overflow; `torch.multinomial` looks, and says so.
+        tame = heat >= LEAST_TEMPERATURE and 0.1 <= (penalty or 1.0) <= 10
+        if not known or (sampled and not tame):
             return None
         return Rule(sampled, penalty, tuple(rest))
 

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from sinkscope.capture import crossing
+from sinkscope.capture.engine.recording import crosses
 from sinkscope.capture.recorder import SMALLEST, TraceRecorder
 from sinkscope.models.family import PromptLayout
 
@@ -140,6 +142,7 @@ class Landing:
     ) -> None:
         self._history, self._recorders, self._columns = history, recorders, columns
         self._first, self._waiting = first, 0
+        self._crosses = crosses(history.slot.device)
         self._sent: tuple[int, list[Tensor], torch.cuda.Event | None] | None = None
         self._pinned: list[Tensor] | None = None
 
@@ -177,19 +180,21 @@ class Landing:
         count, self._waiting = self._waiting, 0
         parts = [part[:count] for part in self._history.parts]
         event = None
-        if parts[0].is_cuda:
+        if self._crosses:
             if self._pinned is None:
-                self._pinned = [
-                    torch.empty(part.shape, dtype=part.dtype, pin_memory=True)
-                    for part in self._history.parts
-                ]
+                self._pinned = [pinned_like(part) for part in self._history.parts]
             for part, pinned in zip(parts, self._pinned, strict=True):
                 pinned[:count].copy_(part, non_blocking=True)
-            event = torch.cuda.Event()
-            event.record()
+            event = crossing.marked(parts[0].device)
             parts = [pinned[:count] for pinned in self._pinned]
         self._sent = (self._first, parts, event)
         self._first += count
         self._history.slot.zero_()
         if event is None:  # the next step writes into the very same memory
             self.land()
+
+
+def pinned_like(values: Tensor) -> Tensor:
+    """Memory on the host for a copy of a tensor, which a GPU can write to."""
+    size = values.numel() * values.element_size()
+    return crossing.pinned(size).view(values.dtype).view(values.shape)

@@ -40,6 +40,11 @@ def runs_ahead(device: torch.device) -> bool:
     return device.type == "cuda"
 
 
+def crosses(device: torch.device) -> bool:
+    """Whether what a step says has to cross to the host, by copies that are waited for."""
+    return device.type == "cuda"
+
+
 def record(
     step: Callable[[], None], moving: Sequence[Tensor], device: torch.device, warm_ups: int
 ) -> Recording:
@@ -48,17 +53,20 @@ def record(
     Args:
         step: runs on the current stream.
         moving: what it writes and reads again.
-        device: a CUDA device.
+        device: the current CUDA device.
         warm_ups: how often it runs before: libraries take their memory then, and what is compiled
             is compiled.
 
     Raises:
-        RecordingFailedError: it cannot be recorded.
+        RecordingFailedError: it cannot be recorded. Other recordings that draw at random no longer
+            follow the device's generator then, and must not be replayed.
         torch.OutOfMemoryError: the device is full.
     """
     side = torch.cuda.Stream(device)
     current = torch.cuda.current_stream(device)
+    numbers = torch.cuda.default_generators[torch.cuda.current_device()]
     with _put_back(moving, device):
+        before = numbers.clone_state()
         try:
             side.wait_stream(current)
             with torch.cuda.stream(side):
@@ -76,6 +84,8 @@ def record(
             # What a capture that reads the host raises differs from version to version, and a
             # compiler raises what it likes.
             torch.cuda.synchronize(device)
+            # A capture that failed leaves the generator in it, and nobody could draw any more.
+            numbers.graphsafe_set_state(before)
             raise RecordingFailedError(f"{type(error).__name__}: {first_line(error)}") from error
     return Recording(graph.replay, max(0, torch.cuda.memory_reserved(device) - held))
 

@@ -20,6 +20,7 @@ from sinkscope.capture.engine.cache import FixedCache
 from sinkscope.capture.engine.choosing import Rule, weighed
 from sinkscope.capture.engine.clock import Clock
 from sinkscope.capture.engine.history import History, Shape
+from sinkscope.capture.engine.recording import Recording
 from sinkscope.capture.tokens import ALTERNATIVES
 from sinkscope.models.family import PromptLayout
 from sinkscope.models.loading import ModelHandle
@@ -68,8 +69,7 @@ class DecodeStep:
         logits: float32 (B, vocabulary) of the newest position, where tokens are chosen behind.
         said: float64 (B, n), what the host is told of the newest token (`choosing.weighed`).
         states: tensors of who changes rows, in the order of `Acting.step_state`.
-        launch: runs the step once: this object, or its recording.
-        recorded_bytes: what the recording keeps beside.
+        recording: of this step, which `launch` replays; None: it runs anew each time.
     """
 
     def __init__(self, handle: ModelHandle, key: StepKey, rule: Rule | None) -> None:
@@ -93,8 +93,7 @@ class DecodeStep:
         self.said: Tensor | None = None
         self.seen: Tensor | None = None
         self.states: tuple[Tensor, ...] = ()
-        self.launch: Callable[[], None] = self
-        self.recorded_bytes = 0
+        self.recording: Recording | None = None
         self._plan = StepPlan(
             position=self.position,
             capacity=key.capacity,
@@ -115,7 +114,7 @@ class DecodeStep:
             ids: int64 (B, N), the prompt.
         """
         if self.place is None or self.place.shape != place.shape:
-            self.place = torch.empty_like(place)
+            self.place, self.recording = torch.empty_like(place), None
         self.place.copy_(place)
         self.position.fill_(layout.length)
         self.history.begin(layout)
@@ -143,7 +142,7 @@ class DecodeStep:
     ) -> None:
         """Who changes rows, the tensors that they read and write, the clock by which they know
         positions, and the first position. A recording of others is let go."""
-        self.launch, self.recorded_bytes = self, 0
+        self.recording = None
         self._plan.changes, self._plan.first_position = changes, first
         self.states, self.clock = tuple(states), clock
 
@@ -159,6 +158,13 @@ class DecodeStep:
         self.ids.copy_(token[:, None])
         if self.seen is not None:
             self.seen.scatter_(1, self.ids, True)
+
+    def launch(self) -> None:
+        """Run the step once."""
+        if self.recording is not None:
+            self.recording.replay()
+        else:
+            self()
 
     def __call__(self) -> None:
         """The step itself."""
@@ -199,4 +205,5 @@ class DecodeStep:
         """Of its memory, on the device."""
         own = [self.rows, *self.moving(), *self.history.parts]
         tensors = sum(t.numel() * t.element_size() for t in own)
-        return self.cache.nbytes + tensors + self.recorded_bytes
+        recorded = 0 if self.recording is None else self.recording.nbytes
+        return self.cache.nbytes + tensors + recorded

@@ -13,14 +13,24 @@ from PIL import Image
 
 from sinkscope.attention_extractor import GenerationTrace, compare, generate
 from sinkscope.capture.engine import answering
+from sinkscope.capture.engine.answering import NoStepsError, StepRun, answer_by_steps
 from sinkscope.capture.engine.cache import CAPACITY_STEP, capacity_for
 from sinkscope.capture.engine.history import History
-from sinkscope.capture.engine.store import let_go
+from sinkscope.capture.engine.store import let_go, store_of
+from sinkscope.capture.probes.trace_rows import TraceRows
 from sinkscope.capture.recorder import TraceRecorder
+from sinkscope.capture.run import decide
+from sinkscope.capture.session import attached
+from sinkscope.capture.tokens import TokenProbe
 from sinkscope.capture.trace import GeneratedToken
 from sinkscope.config import GenerationSettings, VARSettings
+from sinkscope.interventions.base import Intervention
+from sinkscope.interventions.damp import DampDims
+from sinkscope.interventions.hide import HideKeys
+from sinkscope.interventions.lower import LowerAttention
 from sinkscope.models.family import PromptInputs
 from sinkscope.models.loading import ModelHandle, load_model
+from sinkscope.models.sites import At
 from tests.text_models import save_text_model
 
 pytestmark = pytest.mark.tiny
@@ -318,3 +328,56 @@ def test_the_bundled_model(photo: Image.Image, settings: GenerationSettings) -> 
     assert mine is not None and theirs is not None and mine["changed"] == theirs["changed"]
     for a, b in zip(mine["layers"], theirs["layers"], strict=True):
         assert a["moved"] == pytest.approx(b["moved"], abs=1e-5)
+
+
+def by_steps(
+    handle: ModelHandle, inputs: PromptInputs, settings: GenerationSettings, *acting: Intervention
+) -> tuple[list[int], TraceRecorder]:
+    """An answer with any interventions: its ids, and what was kept of its rows."""
+    decoding = decide(handle, settings, inputs.layout.length)
+    every = tuple(range(handle.info.layers)), tuple(range(handle.info.heads))
+    rows = TraceRows(*every, settings.max_new_tokens)
+    told = TokenProbe(handle.tokenizer)
+    ending = decoding.ending(handle, [told])
+    run = StepRun(inputs, settings, None, decoding, (rows,), (), acting, (told,), ending)
+    made = answer_by_steps(handle, run)
+    return [token.id for token in told.tokens], made.session[rows]
+
+
+def by_loop(
+    handle: ModelHandle, inputs: PromptInputs, settings: GenerationSettings, *acting: Intervention
+) -> tuple[list[int], TraceRecorder]:
+    config = decide(handle, settings, inputs.layout.length).config
+    every = tuple(range(handle.info.layers)), tuple(range(handle.info.heads))
+    rows = TraceRows(*every, settings.max_new_tokens)
+    new = settings.max_new_tokens
+    with attached(handle, inputs, [rows], acting, new_tokens=new) as session:
+        out = handle.model.generate(**inputs.tensors, generation_config=config)
+    return out[0, inputs.layout.length :].tolist(), session[rows]
+
+
+def test_other_interventions_on_rows(handle: ModelHandle, one: PromptInputs) -> None:
+    """Two at once, in order; their steps are not kept, as nobody says what is fixed in them."""
+    image = tuple(one.layout.vision_positions().tolist())
+    acting = (LowerAttention(image[::2], 0.1), LowerAttention(image[1:9], 3.0, layers=(1, 2)))
+    steps, mine = by_steps(handle, one, GREEDY, *acting)
+    loop, theirs = by_loop(handle, one, GREEDY, *acting)
+    assert steps == loop != by_loop(handle, one, GREEDY)[0]
+    for got, true in zip(mine.finish(len(steps)), theirs.finish(len(steps)), strict=True):
+        torch.testing.assert_close(got.float(), true.float(), rtol=1.1e-3, atol=5e-6)
+    assert len(store_of(handle)) == 0
+    # One that acts on the prompt alone is gone by the time of the first step.
+    damped = DampDims(At("block_in", (1,), range(one.layout.length)), (3, 40), 0.0)
+    assert by_steps(handle, one, GREEDY, damped)[0] == by_loop(handle, one, GREEDY, damped)[0]
+
+
+def test_interventions_that_steps_do_not_know(handle: ModelHandle, one: PromptInputs) -> None:
+    hidden = torch.zeros(1, one.layout.length, dtype=torch.bool)
+    for acting in (
+        HideKeys(hidden),
+        DampDims(At("block_in", (1,)), (3,), 0.0),
+        LowerAttention((3,), 0.5, row_positions=range(one.layout.length + 2)),
+    ):
+        with pytest.raises(NoStepsError, match="acts"):
+            by_steps(handle, one, GREEDY, acting)
+    assert not handle.stack.language_model._forward_pre_hooks

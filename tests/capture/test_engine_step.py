@@ -7,10 +7,10 @@ so that anything that reads one is found; trial runs and replays are played on t
 from __future__ import annotations
 
 import dataclasses
-import gc
-import weakref
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -20,18 +20,17 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from sinkscope.attention_extractor import GenerationTrace, compare, generate
-from sinkscope.capture.decoding import engine_words
-from sinkscope.capture.engine import answering, choice
-from sinkscope.capture.engine.cache import FixedCache
+from sinkscope.capture import crossing
+from sinkscope.capture.engine import answering, history
 from sinkscope.capture.engine.choosing import (
     Rule,
     asked_of_generate,
     chosen_behind,
     processors_of,
 )
-from sinkscope.capture.engine.recording import Recording, RecordingFailedError, try_out
+from sinkscope.capture.engine.recording import RecordingFailedError, record
 from sinkscope.capture.engine.step import DecodeStep
-from sinkscope.capture.engine.store import NAME, StepStore, kept_bytes, let_go
+from sinkscope.capture.engine.store import NAME, StepStore, let_go
 from sinkscope.capture.run import decide
 from sinkscope.config import GenerationSettings, VARSettings
 from sinkscope.models.family import PromptInputs
@@ -177,30 +176,6 @@ def test_a_step_reads_nothing_and_copies_nothing_between_devices(
     assert copies.found
 
 
-def played(
-    step: Callable[[], None], moving: Sequence[Tensor], device: torch.device, warm_ups: int
-) -> Recording:
-    """`record` without a GPU: tried out, put back, and then run anew each time."""
-    assert warm_ups == 1
-    try_out(step, moving, device, 2)
-    return Recording(lambda: step(), 1000)
-
-
-@pytest.fixture
-def recorded(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """Recordings are played; how many were made."""
-    made: list[int] = []
-
-    def record(step: Any, *about: Any) -> Recording:
-        made.append(id(step))
-        return played(step, *about)
-
-    monkeypatch.setattr(answering, "can_record", lambda device: True)
-    monkeypatch.setattr(answering, "runs_ahead", lambda device: True)
-    monkeypatch.setattr(answering, "record", record)
-    return made
-
-
 @pytest.mark.parametrize("settings", [GREEDY, SAMPLED], ids=["greedy", "sampled"])
 def test_trying_a_step_out_changes_nothing(
     handle: ModelHandle, inputs: PromptInputs, settings: GenerationSettings, recorded: list[int]
@@ -218,158 +193,35 @@ def test_trying_a_step_out_changes_nothing(
     assert len(recorded) == 1
 
 
-def test_one_recording_serves_other_settings_prompts_and_lengths(
-    handle: ModelHandle, photo: Image.Image, recorded: list[int]
-) -> None:
-    """What differs is written into its tensors; only what is fixed in it makes another one."""
+@dataclasses.dataclass
+class Arrival:
+    """An event behind a copy; `waited` counts who waits for one."""
 
-    def both(prompt: str, var: VARSettings | None, **changes: Any) -> None:
-        inputs = handle.prepare([photo], prompt)
-        settings = dataclasses.replace(SAMPLED, **changes)
-        steps = generate(handle, inputs, settings, var)
-        loop = generate(handle, inputs, looped(settings), var)
-        assert ids(steps) == ids(loop)
-        torch.testing.assert_close(steps.shares, loop.shares, rtol=0, atol=1e-6)
-        torch.testing.assert_close(
-            steps.attention.float(), loop.attention.float(), rtol=1.1e-3, atol=1e-7
-        )
-        if var is not None and steps.var is not None and loop.var is not None:
-            for a, b in zip(steps.var["layers"], loop.var["layers"], strict=True):
-                assert a["moved"] == pytest.approx(b["moved"], abs=1e-6)
-                assert a["selected"] == b["selected"]
+    waited: list[int]
 
-    both("What is there?", VAR)
-    both("What is there?", dataclasses.replace(VAR, keep=0.9))
-    both("What is there?", dataclasses.replace(VAR, tau=2.0, max_sink_share=0.5))
-    both("What is there?", dataclasses.replace(VAR, control="random", seed=4))
-    both("And what is here?", VAR, seed=9)
-    both("And what is here?", VAR, max_new_tokens=5)
-    assert len(recorded) == 1
-    both("What is there?", dataclasses.replace(VAR, dialect="paper"))
-    both("What is there?", None)
-    both("What is there?", None, layers=(0, 2))
-    assert len(recorded) == 4
-    both("What is there?", VAR)  # the first is still there
-    assert len(recorded) == 4
+    def synchronize(self) -> None:
+        self.waited.append(1)
 
 
-def test_steps_are_few_and_go_with_the_model(
-    tiny_folder: Path, photo: Image.Image, recorded: list[int], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    handle = load_model(str(tiny_folder), device="cpu", dtype="float32")
-    inputs = handle.prepare([photo], "What is there?")
-    for layer in range(4):
-        generate(handle, inputs, dataclasses.replace(GREEDY, layers=(layer,)))
-    generate(handle, inputs, GREEDY)
-    assert [step.key.layers for step in steps_of(handle)] == [(1,), (2,), (3,), (0, 1, 2, 3)]
-    size = steps_of(handle)[-1].nbytes
-    cache = 2 * 4 * 2 * 16 * steps_of(handle)[-1].key.capacity * 4  # layers, key heads, width
-    assert cache + 1000 < size < kept_bytes(handle)
-    small = StepStore(most_bytes=size - 1)
-    small.put(steps_of(handle)[-1])
-    assert len(small) == 0
-    gone = [weakref.ref(step) for step in steps_of(handle)]
-    model = weakref.ref(handle.model)
-    del handle
-    gc.collect()
-    assert model() is None and all(step() is None for step in gone)
-
-
-def test_a_step_that_cannot_be_recorded_runs_as_it_is(
+def test_the_host_waits_once_a_token_and_once_a_block(
     handle: ModelHandle, inputs: PromptInputs, recorded: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def refused(*about: Any) -> Recording:
-        raise RecordingFailedError("RuntimeError: operation not permitted")
-
-    monkeypatch.setattr(answering, "record", refused)
-    told: list[int] = []
-    steps = generate(handle, inputs, SAMPLED, VAR, on_token=lambda i, token: told.append(token.id))
-    assert steps.extra["engine"] == {
-        "asked": "graph",
-        "used": "step",
-        "why": "the step cannot be recorded: RuntimeError: operation not permitted",
-    }
-    loop = generate(handle, inputs, looped(SAMPLED), VAR)
-    assert told == ids(steps) == ids(loop)
-    torch.testing.assert_close(steps.shares, loop.shares, rtol=0, atol=1e-6)
-
-
-@pytest.mark.parametrize("after", [0, 3], ids=["at the prompt", "at the fourth token"])
-def test_a_full_device_falls_back_to_the_loop(
-    handle: ModelHandle, inputs: PromptInputs, monkeypatch: pytest.MonkeyPatch, after: int
-) -> None:
-    generate(handle, inputs, dataclasses.replace(GREEDY, layers=(0,)))
-    assert kept_bytes(handle) > 0
-    step, calls = DecodeStep.__call__, list[int]()
-
-    def full(*about: Any) -> None:
-        raise torch.OutOfMemoryError("CUDA out of memory.")
-
-    def filling(self: DecodeStep) -> None:
-        calls.append(1)
-        if len(calls) > after - 1:
-            full()
-        step(self)
-
-    if after:
-        monkeypatch.setattr(DecodeStep, "__call__", filling)
-    else:
-        monkeypatch.setattr(FixedCache, "begin", full)
-    told: list[tuple[int, int]] = []
-    made = generate(
-        handle, inputs, SAMPLED, VAR, on_token=lambda index, token: told.append((index, token.id))
-    )
-    assert made.extra["engine"] == {
-        "asked": "graph",
-        "used": "loop",
-        "why": "its memory did not fit on the device",
-    }
-    assert told == list(enumerate(ids(made)))  # each once
-    assert ids(made) == ids(generate(handle, inputs, looped(SAMPLED), VAR))
-    assert kept_bytes(handle) == 0
-
-
-def test_a_run_that_fails_leaves_no_step_behind(handle: ModelHandle, inputs: PromptInputs) -> None:
-    def broken(index: int, token: Any) -> None:
-        raise RuntimeError("nobody listens")
-
-    with pytest.raises(RuntimeError, match="nobody listens"):
-        generate(handle, inputs, GREEDY, on_token=broken)
-    assert kept_bytes(handle) == 0
-    assert ids(generate(handle, inputs, GREEDY)) == ids(generate(handle, inputs, looped(GREEDY)))
-
-
-def test_which_engine_runs(handle: ModelHandle, monkeypatch: pytest.MonkeyPatch) -> None:
-    def chosen(engine: str) -> tuple[str, str]:
-        settings = GenerationSettings(engine=engine)  # type: ignore[arg-type]
-        made = choice.choose_engine(handle, settings)
-        return made.used, made.why
-
-    assert chosen("auto") == chosen("loop") == ("loop", "")
-    assert chosen("graph") == ("graph", "")
-    with monkeypatch.context() as own:
-        own.setattr(ModelHandle, "device", torch.device("cuda", 0))
-        assert chosen("auto") == ("graph", "") and chosen("loop") == ("loop", "")
-        own.setattr(handle.model, "hf_device_map", {"a": 0, "b": "cpu"}, raising=False)
-        assert chosen("auto") == ("loop", "the model is spread over several devices")
-    with monkeypatch.context() as own:
-        own.setattr(handle.model, "is_quantized", True, raising=False)
-        assert chosen("graph") == ("loop", "the model is quantised")
-    with monkeypatch.context() as own:
-        own.setattr(ModelHandle, "device", torch.device("mps"))
-        assert chosen("auto") == ("loop", "")
-        assert chosen("graph") == ("loop", "on mps there is no graph")
-
-
-def test_a_loop_in_place_of_the_graph_says_why(
-    handle: ModelHandle, inputs: PromptInputs, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(handle.model, "is_quantized", True, raising=False)
-    made = generate(handle, inputs, GREEDY)
-    assert made.extra["engine"]["why"] == "the model is quantised"
-    assert made.extra["engine"]["used"] == "loop"
-    assert engine_words(made) == "made by the loop, because the model is quantised"
-    assert engine_words(generate(handle, inputs, looped(GREEDY))) == ""
+    waited: list[int] = []
+    for part in (answering, history):
+        monkeypatch.setattr(part, "crosses", lambda device: True)
+    monkeypatch.setattr(crossing, "pinned", lambda size: torch.empty(size, dtype=torch.uint8))
+    monkeypatch.setattr(crossing, "marked", lambda device: Arrival(waited))
+    monkeypatch.setattr(history.Shape, "block", lambda self, tokens: 2)
+    pair = compare(handle, inputs, GREEDY, VAR)
+    tokens = GREEDY.max_new_tokens
+    assert len(waited) == tokens + -(-(tokens - 1) // 2)
+    loop = compare(handle, inputs, looped(GREEDY), VAR)
+    for mine, theirs in ((pair.baseline, loop.baseline), (pair.var, loop.var)):
+        assert ids(mine) == ids(theirs)
+        torch.testing.assert_close(mine.shares, theirs.shares, rtol=0, atol=1e-6)
+        torch.testing.assert_close(
+            mine.attention.float(), theirs.attention.float(), rtol=1.1e-3, atol=1e-7
+        )
 
 
 def test_known_settings_choose_as_generate_would(handle: ModelHandle, inputs: PromptInputs) -> None:
@@ -418,3 +270,72 @@ def test_the_text_model_can_be_compiled(
         loop = generate(handle, inputs, looped(GREEDY), var)
         assert ids(mine) == ids(loop)
         torch.testing.assert_close(mine.shares, loop.shares, rtol=0, atol=1e-6)
+
+
+@pytest.fixture
+def made_up_cuda(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """The parts of `torch.cuda` that recording uses, as far as they can be played here."""
+    seen: dict[str, Any] = {"set": [], "fails": None}
+
+    class Numbers:
+        def clone_state(self) -> str:
+            return "state"
+
+        def graphsafe_set_state(self, state: str) -> None:
+            seen["generator"] = state
+
+    class Graph:
+        def replay(self) -> None:
+            seen["replayed"] = True
+
+    @contextmanager
+    def graph(made: Graph, *, stream: Any, capture_error_mode: str) -> Iterator[None]:
+        assert capture_error_mode == "thread_local" and isinstance(stream, SimpleNamespace)
+        if seen["fails"] is not None:
+            raise seen["fails"]
+        yield
+
+    stream = SimpleNamespace(wait_stream=lambda other: None)
+    for name, part in {
+        "Stream": lambda device: stream,
+        "current_stream": lambda device: stream,
+        "stream": lambda given: nullcontext(),
+        "default_generators": (Numbers(),),
+        "current_device": lambda: 0,
+        "empty_cache": lambda: None,
+        "memory_reserved": lambda device: 7,
+        "synchronize": lambda device: None,
+        "get_rng_state": lambda device: "drawn",
+        "set_rng_state": lambda state, device: seen["set"].append(state),
+        "CUDAGraph": Graph,
+        "graph": graph,
+    }.items():
+        monkeypatch.setattr(torch.cuda, name, part)
+    return seen
+
+
+def test_recording_puts_back_what_moved(made_up_cuda: dict[str, Any]) -> None:
+    moving = [torch.zeros(2), torch.arange(3)]
+    ran: list[float] = []
+
+    def step() -> None:
+        ran.append(float(moving[0][0]))
+        for tensor in moving:
+            tensor.add_(1)
+
+    device = torch.device("cuda", 0)
+    made = record(step, moving, device, 3)
+    assert ran == [0, 0, 0, 0]  # tried out three times, then recorded
+    assert moving[0].tolist() == [0, 0] and moving[1].tolist() == [0, 1, 2]
+    assert made.nbytes == 0 and set(made_up_cuda["set"]) == {"drawn"}
+    made.replay()
+    assert made_up_cuda["replayed"] and "generator" not in made_up_cuda
+
+    made_up_cuda["fails"] = RuntimeError("\noperation not permitted when stream is capturing\nmore")
+    with pytest.raises(RecordingFailedError, match="RuntimeError: operation not permitted when"):
+        record(step, moving, device, 1)
+    assert made_up_cuda["generator"] == "state"  # a capture that failed would hold on to it
+    assert moving[0].tolist() == [0, 0]
+    made_up_cuda["fails"] = torch.OutOfMemoryError("CUDA out of memory")
+    with pytest.raises(torch.OutOfMemoryError):
+        record(step, moving, device, 1)

@@ -120,7 +120,7 @@ def new_page(
 
     context.route("**/*", guard)
     page = context.new_page()
-    page.set_default_timeout(20_000)
+    page.set_default_timeout(60_000)  # only a page that hangs takes it, on a busy machine too
     page.on("pageerror", lambda error: problems.append(f"page error: {error}"))
     page.on("console", told)
     page.goto(f"{url}{path}" if path else f"{url}?__theme={scheme}")

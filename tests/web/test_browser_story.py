@@ -8,12 +8,27 @@ from typing import Any
 
 import pytest
 from PIL import Image
+from playwright.sync_api import TimeoutError as PageTimeoutError
 
 from tests.web.conftest import INSPECTOR, Site
 from tests.web.synthetic import HOSTILE, WORDS
 from tests.web.test_browser_view import drawn, ready
 
 pytestmark = pytest.mark.browser
+
+
+# What the page shows, for the message of a test that waits for something else.
+STATE = """() => {
+  const inspector = document.querySelector("[data-testid=inspector]");
+  const text = (place) => document.querySelector(place)?.innerText;
+  return {
+    ...inspector?.dataset, before: window.before, phase_words: text("[data-testid=phase]"),
+    alert: text("[data-testid=inspector] .alert"), line: text("[data-testid=inspector] .line"),
+    prompt: document.querySelector("#prompt textarea")?.value,
+    generate: document.querySelector("#generate")?.disabled ? "disabled" : "enabled",
+    image: document.querySelector("#image img")?.src, toasts: text(".toast-wrap"),
+  };
+}"""
 
 
 @pytest.fixture
@@ -46,11 +61,16 @@ def ask(page: Any, prompt: str) -> None:
 
 def finished(page: Any, phase: str = "ready") -> str:
     """Wait until a run is drawn that was not there at the last `ask`; its id."""
-    page.wait_for_function(
-        """phase => { const data = document.querySelector('[data-testid=inspector]')?.dataset;
-             return data?.phase === phase && data.ready && data.ready !== window.before; }""",
-        arg=phase,
-    )
+    try:
+        page.wait_for_function(
+            """phase => { const data = document.querySelector('[data-testid=inspector]')?.dataset;
+                 return data?.phase === phase && data.ready && data.ready !== window.before; }""",
+            arg=phase,
+        )
+    except PageTimeoutError as error:
+        raise AssertionError(
+            f"no run came to {phase!r}; the page: {page.evaluate(STATE)}"
+        ) from error
     return str(page.get_attribute("[data-testid=inspector]", "data-ready"))
 
 
@@ -112,6 +132,33 @@ def test_stop_keeps_the_part(site: Site, open_page: Any, photo_file: Path) -> No
     assert page.locator("[data-testid=strip-baseline] .token").count() == 5
     page.click("[data-testid=token-baseline-1]")
     assert "token 1" in page.inner_text("[data-testid=selection]")
+
+
+def test_a_click_while_the_server_closes_its_stream_is_answered(
+    site: Site, open_page: Any, photo_file: Path
+) -> None:
+    """Gradio's client alone waits for ever: it takes the stream that just ended for an open one."""
+    page = open_page(site.url)
+    ready(page)
+    ended: list[tuple[Any, Any]] = []
+
+    def late(route: Any) -> None:
+        if ended:
+            route.continue_()
+        else:
+            ended.append((route, route.fetch()))  # whole: the server has closed it
+
+    page.route("**/queue/data?*", late)
+    page.reload()
+    ready(page)
+    upload(page, photo_file)
+    assert len(ended) == 1  # the stream of the page's first event, of which it has read nothing
+    with page.expect_response("**/queue/join*"):
+        ask(page, "hostile")
+    page.wait_for_timeout(300)
+    ((route, response),) = ended
+    route.fulfill(response=response)
+    finished(page)
 
 
 def test_closed_tab_ends_the_run(site: Site, open_page: Any, photo_file: Path) -> None:

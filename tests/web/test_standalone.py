@@ -133,7 +133,7 @@ def open_file(browser: Any, tmp_path: Path) -> Iterator[Callable[..., Any]]:
         )
         contexts.append(context)
         mine = context.new_page()
-        mine.set_default_timeout(20_000)
+        mine.set_default_timeout(60_000)
         mine.on("pageerror", lambda error: problems.append(f"page error: {error}"))
         mine.on("console", lambda m: problems.append(m.text) if m.type == "error" else None)
 
