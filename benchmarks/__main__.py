@@ -7,7 +7,16 @@ from __future__ import annotations
 
 import typer
 
-from sinkscope.benchmarks import capture, evaluation, explorers, gpu, page, sinks, var
+from sinkscope.benchmarks import (
+    capture,
+    evaluation,
+    explorers,
+    gpu,
+    page,
+    sinks,
+    startup,
+    var,
+)
 
 app = typer.Typer(
     name="python -m sinkscope.benchmarks",
@@ -26,6 +35,7 @@ app.command("gpu")(gpu.gpu)
 app.command("page")(page.page)
 app.command("evaluation")(evaluation.evaluation)
 app.command("explorers")(explorers.explorers)
+app.command("startup")(startup.startup)
 
 if __name__ == "__main__":
     app()
