@@ -21,6 +21,7 @@ from sinkscope.benchmarks.floor import floor
 from sinkscope.benchmarks.gpu_folder import check_folder
 from sinkscope.benchmarks.gpu_memory import peaks
 from sinkscope.benchmarks.shapes import build_handle, build_prompt, device_name
+from sinkscope.benchmarks.ways import EngineName
 from sinkscope.models.loading import ModelHandle
 
 
@@ -218,12 +219,12 @@ def _memory(bench: Bench) -> dict[str, Any]:
 def _exact(bench: Bench) -> dict[str, Any]:
     shape, length, tokens = bench.plan.exact
     single = bench.handle(shape, torch.float32, layers=2)
-    engine = "graph"
-    two_layers = rows_against_eager(single, build_prompt(single, length), tokens, engine)
+    two_layers = rows_against_eager(single, build_prompt(single, length), tokens, "graph")
     half = torch.bfloat16
     whole = bench.handle(shape, half)
     prompt = build_prompt(whole, length)
-    found = {name: rows_against_eager(whole, prompt, tokens, name) for name in ("loop", "graph")}
+    engines: tuple[EngineName, ...] = ("loop", "graph")
+    found = {name: rows_against_eager(whole, prompt, tokens, name) for name in engines}
     return {
         "float32": two_layers,
         "bfloat16": found,

@@ -102,7 +102,8 @@ def settle(
     Returns:
         `runs`: how often it ran; `apart`: by how much the last two differed, None for one run.
     """
-    last, apart = timed(run, device).total, None
+    last = timed(run, device).total
+    apart: float | None = None
     for count in range(2, most + 1):
         now = timed(run, device).total
         last, apart = now, abs(now / last - 1)

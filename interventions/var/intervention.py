@@ -76,7 +76,7 @@ class VAR(Intervention):
         for row, layout in enumerate(run.layouts):
             positions = layout.vision_positions()
             vision[row, positions if run.columns is None else run.columns[row][positions]] = True
-        return VARIntervention(
+        begun = VARIntervention(
             self.settings,
             vision,
             run.model.layers,
@@ -87,6 +87,9 @@ class VAR(Intervention):
             first_query=run.after_image,
             book=run.book,
         )
+        double = run.model.dtype == "float64"
+        begun.prepare(run.device, torch.float64 if double else torch.float32)
+        return begun
 
 
 class VARIntervention(Acting):
@@ -153,6 +156,14 @@ class VARIntervention(Acting):
         self.row_positions = range(self._first_query, EVER)
         self.looks = (At("block_in", self.layers, range(self._prompt)),)
 
+    def prepare(self, device: torch.device, dtype: torch.dtype) -> None:
+        """Make what the layers on a device work with: before the prefill, for copies to a GPU wait
+        for what runs there. What comes on another device is made when it comes."""
+        place = torch.empty(0, device=device).device
+        self._begin(place, dtype)
+        if any(own is not None for own in self._settings):
+            self._parameters.on(place, dtype)
+
     def see(self, site: str, layer: int, values: Any, positions: Sequence[int]) -> None:
         """The residual stream (B, N, D) at the input of a layer."""
         where = self._step.passes, layer, range(positions[0], positions[-1] + 1)
@@ -173,8 +184,10 @@ class VARIntervention(Acting):
         rows = self._rows_of.get(layer)
         if rows is None:
             return
-        device = hidden.device
-        there = self._devices.get(device) or self._begin(device, working_dtype(hidden.dtype))
+        device, dtype = hidden.device, working_dtype(hidden.dtype)
+        there = self._devices.get(device)
+        if there is None or there.dtype != dtype:
+            there = self._begin(device, dtype)
         state = self._state.setdefault(layer, there.layers[layer])
         self._made = None
         if start > state.seen:
@@ -270,7 +283,9 @@ class VARIntervention(Acting):
             )
             self._note(layer, slice(None), max(start, self._first_query), self._made.moved)
             return output
-        settings = {row: own for row in self._rows_of[layer] if (own := self._settings[row])}
+        settings = {
+            row: own for row in self._rows_of[layer] if (own := self._settings[row]) is not None
+        }
         new, moved = correct_rows_with_sinks(
             query,
             key,
