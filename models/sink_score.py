@@ -98,7 +98,8 @@ def _norm(hidden: Tensor) -> Tensor:
     if not kernels.host_reads_are_free(hidden.device):  # one kernel, which widens as it reads
         if hidden.dtype == torch.float64:
             hidden = hidden.to(torch.float32)
-        return torch.linalg.vector_norm(hidden, dim=-1, dtype=torch.float32)
+        norm: Tensor = torch.linalg.vector_norm(hidden, dim=-1, dtype=torch.float32)
+        return norm
     flat = hidden.reshape(-1, size)
     starts = range(0, max(1, len(flat)), BLOCK_TOKENS)
     blocks = (flat[low : low + BLOCK_TOKENS].to(torch.float32) for low in starts)
