@@ -16,6 +16,7 @@ import math
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from sinkscope.capture.answer import answer, score_answer
 from sinkscope.capture.forecast import DoesNotFitError, Forecast, check_memory, forecast
@@ -23,7 +24,7 @@ from sinkscope.capture.prefix import Prefix, forward_prefix
 from sinkscope.capture.prompt import NoReferenceError, PromptTrace, read_prompt, reference_row
 from sinkscope.capture.run import RunOutOfMemoryError, captured, memory_errors_named
 from sinkscope.capture.stash import QueryStash, stash_run
-from sinkscope.capture.trace import GeneratedToken, GenerationTrace
+from sinkscope.capture.trace import GeneratedToken, GenerationTrace, short
 from sinkscope.config import GenerationSettings, VARSettings
 from sinkscope.models.family import PromptInputs
 from sinkscope.models.loading import ModelHandle
@@ -201,7 +202,7 @@ def generate_stash(
     return dataclasses.replace(stash, reference=row, extra={**stash.extra, **said})
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Comparison:
     """The same prompt without and with VAR.
 
@@ -216,6 +217,28 @@ class Comparison:
     var: GenerationTrace
     same_text: bool
     prefix: Prefix
+
+    def __repr__(self) -> str:
+        plain, changed = (short(t.text.strip(), 32) for t in (self.baseline, self.var))
+        said = "same text" if self.same_text else f"parting {self.parting}"
+        return f"Comparison(baseline {plain}, VAR {changed}, {said}, {self.baseline.model.id})"
+
+    def _repr_html_(self) -> str:
+        """In a notebook: the inspector (`show`)."""
+        html: str = self.show()._repr_html_()
+        return html
+
+    def show(self, token: int | str | None = None, **look: Any) -> Any:
+        """The page's inspector of both for the output of a notebook's cell
+        (`web.inline.inspector`).
+
+        Args:
+            token: which token is chosen at first: its index, or a word of the baseline's answer.
+            look: `height` in pixels, `most_megabytes`.
+        """
+        import sinkscope  # the public API, for the page is above this part
+
+        return sinkscope.inspector(self, token, **look)
 
     @property
     def parting(self) -> int | None:

@@ -13,15 +13,19 @@ from __future__ import annotations
 import operator
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 
 from sinkscope.capture.trace import MEAN_HEAD, GenerationTrace, PromptTrace
 from sinkscope.config import Reduce
 from sinkscope.models.family import PromptLayout
-from sinkscope.models.sink_score import sink_mask, sink_score
 from sinkscope.models.views import ImageGrid
+
+if TYPE_CHECKING:  # a saved run's rows can be NumPy's (`capture.arrays`), and then none is needed
+    import torch
+
+    from sinkscope.models.sink_score import sink_mask, sink_score
 
 # Units whose values add up where several views see a place (`ImageGrid.on_cells`).
 ADDS_UP = ("attention mass", "share of image attention")
@@ -41,6 +45,15 @@ __all__ = [
     "sink_share",
     "tokens_looking_at",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """`sink_mask` and `sink_score`, imported when they are first used, for they need torch."""
+    if name not in ("sink_mask", "sink_score"):
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from sinkscope.models import sink_score
+
+    return getattr(sink_score, name)
 
 
 @dataclass(frozen=True)
@@ -91,7 +104,7 @@ def patch_map(
 
     Args:
         trace: a run, or the rows of a prompt's own tokens (`trace.prompt_rows`), whose row r is
-            that AT its token.
+            that AT its token; of tensors or of arrays (`capture.arrays`).
         token: index of a token, or several, whose maps are averaged.
         layers, heads: which to aggregate over, as indices in the model; None is all that were
             captured.
@@ -113,7 +126,9 @@ def patch_map(
         )
     columns = trace.layout.columns(image)
     rows = trace.attention[tokens][:, layer_slots][:, :, head_slots][..., columns]
-    values = combine(rows.float(), reduce)
+    values = combine(
+        rows.astype(np.float32) if isinstance(rows, np.ndarray) else rows.float(), reduce
+    )
     if normalise:
         total = values.sum()
         values = values / total if total > 0 else values
@@ -135,7 +150,9 @@ def combine(rows: torch.Tensor, reduce: Reduce) -> torch.Tensor:
     if reduce not in ("mean", "max", "min"):
         raise ValueError(f"reduce is {reduce!r}; allowed: mean, max, min.")
     if reduce == "mean":
-        return rows.mean(dim=(0, 1, 2))
+        return rows.mean((0, 1, 2))
+    if isinstance(rows, np.ndarray):
+        return (rows.max((1, 2)) if reduce == "max" else rows.min((1, 2))).mean(0)
     best = rows.amax(dim=(1, 2)) if reduce == "max" else rows.amin(dim=(1, 2))
     return best.mean(dim=0)
 
@@ -151,7 +168,7 @@ def as_map(
     signed: bool = False,
 ) -> PatchMap:
     """Values of the cells of one image's map, float32 (rows, columns), as a map."""
-    values = cells.numpy().astype(np.float32)
+    values = np.asarray(cells).astype(np.float32)
     return PatchMap(values, unit, normalisation, image, layout.grids[image], label, signed)
 
 
@@ -169,6 +186,8 @@ def segment_share(trace: Rows) -> torch.Tensor:
 def image_share(trace: Rows) -> torch.Tensor:
     """Attention mass on all images, the marks between their tokens included where the family has
     any (ends of rows, names of tiles): float32 (T, L, H), from 0 to 1."""
+    import torch
+
     on_images = torch.tensor(
         [segment.kind == "image" for segment in trace.layout.segments] + [False]
     )
@@ -180,6 +199,8 @@ def sink_share(trace: Rows) -> torch.Tensor:
 
     Zero where no sinks were found, and where a row sees nothing of the image.
     """
+    import torch
+
     rows = trace.attention.float()
     held = torch.einsum("tlhv,lv->tlh", rows, sink_columns(trace).float())
     total = rows.sum(dim=-1)
@@ -215,6 +236,8 @@ def tokens_looking_at(
         raise ValueError(
             f"cells is {list(cells)!r}; allowed: at least one index from 0 to {count - 1}."
         )
+    import torch
+
     columns = torch.tensor(grid.tokens_of(cells), dtype=torch.long)
     columns += trace.layout.columns(image).start
     rows = trace.attention[:, slots_of("layer", trace.layers, layers)][
@@ -250,6 +273,8 @@ def slots_of(what: str, captured: Sequence[int], wanted: Sequence[int] | None) -
 
 def sink_columns(trace: Rows) -> torch.Tensor:
     """bool (L, V): which vision tokens are sinks in which captured layer."""
+    import torch
+
     column = {position: v for v, position in enumerate(trace.layout.vision_positions().tolist())}
     mask = torch.zeros(len(trace.layers), trace.layout.vision_tokens, dtype=torch.bool)
     slot = {layer: index for index, layer in enumerate(trace.layers)}

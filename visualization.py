@@ -14,13 +14,12 @@ from sinkscope.drawing.figures import (
     check_ending,
     contact_sheet,
     figure,
-    fonts,
     save,
-    visible,
 )
 from sinkscope.drawing.overlay import Colormap, OverlayStyle, Pixels, overlay, scale_of
 from sinkscope.drawing.scale import Scale, Scaling, scaling, signed_scaling
 from sinkscope.drawing.table import write_shares
+from sinkscope.drawing.text import fonts, visible
 from sinkscope.drawing.view import View
 from sinkscope.drawing.view_figure import view_figure
 

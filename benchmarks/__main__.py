@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import typer
 
-from sinkscope.benchmarks import capture, evaluation, explorers, page, sinks, var
+from sinkscope.benchmarks import capture, evaluation, explorers, page, sinks, startup, var
 
 app = typer.Typer(
     name="python -m sinkscope.benchmarks",
@@ -25,6 +25,7 @@ app.command("sinks")(sinks.sinks)
 app.command("page")(page.page)
 app.command("evaluation")(evaluation.evaluation)
 app.command("explorers")(explorers.explorers)
+app.command("startup")(startup.startup)
 
 if __name__ == "__main__":
     app()

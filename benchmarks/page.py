@@ -282,6 +282,7 @@ def _dragging(browser: Any, url: str) -> dict[str, Any]:
     page = _open(browser, url)
     page.wait_for_timeout(1500)
     made: dict[str, Any] = {"ready": page.evaluate("probe.ready")}
+    page.click("[data-testid=appearance]")  # where opacity is
     for name in SLIDERS:
         slider = page.locator(f"[data-testid={name}]")
         box = slider.bounding_box()

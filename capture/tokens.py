@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from sinkscope.capture.trace import Alternative, GeneratedToken
+from sinkscope.models.token_bytes import split_characters
 from sinkscope.models.token_texts import TextPieces
 
 ALTERNATIVES = 5
@@ -70,10 +71,15 @@ class TokenProbe:
 
 
 def with_texts(tokens: Sequence[GeneratedToken], pieces: TextPieces) -> tuple[GeneratedToken, ...]:
-    """The tokens that were given to `pieces`, each with its own text."""
+    """The tokens that were given to `pieces`, each with its own text, and with its bytes where it
+    is a part of a character."""
+    texts = pieces.finish()
+    split = split_characters(pieces.tokenizer, [token.id for token in tokens], texts)
     return tuple(
-        token if token.text == text else dataclasses.replace(token, text=text)
-        for token, text in zip(tokens, pieces.finish(), strict=True)
+        token
+        if token.text == text and place not in split
+        else dataclasses.replace(token, text=text, piece=split.get(place, ""))
+        for place, (token, text) in enumerate(zip(tokens, texts, strict=True))
     )
 
 

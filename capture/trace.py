@@ -11,14 +11,16 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
 from PIL import Image
 
 from sinkscope.models.family import PromptLayout
 from sinkscope.models.info import ModelInfo
 from sinkscope.utils import plain_values
+
+if TYPE_CHECKING:  # a run that was saved is drawn without torch (`capture.arrays`)
+    import torch
 
 MEAN_HEAD = -1  # stands in `heads` for the mean over all captured heads
 
@@ -44,6 +46,8 @@ class GeneratedToken:
             temperature 1).
         rank: 0 if it was the most probable one.
         alternatives: the five most probable tokens at this step.
+        piece: its bytes, such as "E7 8C", where it is one of several tokens that make a character
+            (`models.token_bytes`); else "".
     """
 
     id: int
@@ -51,6 +55,7 @@ class GeneratedToken:
     probability: float
     rank: int
     alternatives: tuple[Alternative, ...] = ()
+    piece: str = ""
 
 
 @dataclass(frozen=True)
@@ -71,7 +76,7 @@ class PromptToken:
     text: str
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class PromptTrace:
     """What some tokens of a prompt looked at. `attention_processor` takes it like a
     `GenerationTrace`.
@@ -107,8 +112,11 @@ class PromptTrace:
     model: ModelInfo
     prompt: str = ""
 
+    def __repr__(self) -> str:
+        return f"PromptTrace({short(self.prompt)}, {_sizes(self)})"
 
-@dataclass(frozen=True)
+
+@dataclass(frozen=True, repr=False)
 class GenerationTrace:
     """One answer and the attention behind each of its tokens.
 
@@ -174,6 +182,25 @@ class GenerationTrace:
         for name in ("settings", "var", "extra"):
             object.__setattr__(self, name, plain_values(getattr(self, name), name))
 
+    def __repr__(self) -> str:
+        return f"GenerationTrace({short(self.text.strip())}, {_sizes(self)})"
+
+    def _repr_html_(self) -> str:
+        """In a notebook: the inspector (`show`)."""
+        html: str = self.show()._repr_html_()
+        return html
+
+    def show(self, token: int | str | None = None, **look: Any) -> Any:
+        """The page's inspector for the output of a notebook's cell (`web.inline.inspector`).
+
+        Args:
+            token: which token is chosen at first: its index, or a word of the answer.
+            look: `height` in pixels, `most_megabytes`.
+        """
+        import sinkscope  # the public API, for the page is above this part
+
+        return sinkscope.inspector(self, token, **look)
+
     @property
     def text(self) -> str:
         """The whole answer, without the token that ended it."""
@@ -198,3 +225,17 @@ class GenerationTrace:
         from sinkscope.capture.storage import open_trace
 
         return open_trace(Path(path))
+
+
+def short(text: str, most: int = 48) -> str:
+    """A text for a line: quoted, and never long."""
+    line = " ".join(text.split())
+    return repr(line if len(line) <= most else f"{line[: most - 1]}…")
+
+
+def _sizes(rows: GenerationTrace | PromptTrace) -> str:
+    heads = "mean of the heads" if rows.heads == (MEAN_HEAD,) else f"{len(rows.heads)} heads"
+    return (
+        f"{len(rows.tokens)} tokens x {len(rows.layers)} layers x {heads} x "
+        f"{rows.layout.vision_tokens} vision tokens, {rows.model.id}"
+    )

@@ -17,16 +17,20 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from io import FileIO
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
-import torch
+
+if TYPE_CHECKING:
+    import torch
+
+    Values = torch.Tensor | np.ndarray
 
 FORMAT = "sinkscope-trace"
 CHECKSUM = "sinkscope-checksum"
 VERSION = 5
 DTYPES = {"F16": np.dtype("<f2"), "F32": np.dtype("<f4"), "U8": np.dtype("u1")}
-_NAMES = {torch.float16: "F16", torch.float32: "F32", torch.uint8: "U8"}
+_NAMES = {"float16": "F16", "float32": "F32", "uint8": "U8"}
 Table = dict[str, tuple[str, tuple[int, ...]]]  # dtype and shape of each tensor
 
 
@@ -88,15 +92,23 @@ class TraceFile:
 
     def tensor(self, name: str) -> torch.Tensor:
         """A whole tensor."""
+        import torch  # late: who reads arrays needs none of it
+
+        return torch.from_numpy(self.array(name))
+
+    def array(self, name: str) -> np.ndarray:
+        """The same for NumPy."""
         return self._read(name, self._at[name], self.table[name][1])
 
     def part(self, name: str, index: int) -> torch.Tensor:
         """What a tensor has at one index of its first axis."""
+        import torch
+
         dtype, (_, *shape) = self.table[name]
         size = math.prod(shape) * DTYPES[dtype].itemsize
-        return self._read(name, self._at[name] + index * size, tuple(shape))
+        return torch.from_numpy(self._read(name, self._at[name] + index * size, tuple(shape)))
 
-    def _read(self, name: str, at: int, shape: tuple[int, ...]) -> torch.Tensor:
+    def _read(self, name: str, at: int, shape: tuple[int, ...]) -> np.ndarray:
         values = np.empty(shape, DTYPES[self.table[name][0]])
         left = memoryview(values.reshape(-1).view(np.uint8))
         self._file.seek(at)
@@ -104,7 +116,7 @@ class TraceFile:
             left = left[count:]
         if left:
             raise ValueError(f"{len(left)} bytes of its {name} are missing")
-        return torch.from_numpy(values)
+        return values
 
 
 def write(file: BinaryIO, tensors: Mapping[str, torch.Tensor], about: str) -> None:
@@ -138,7 +150,16 @@ def write(file: BinaryIO, tensors: Mapping[str, torch.Tensor], about: str) -> No
 
 def table_of(tensors: Mapping[str, torch.Tensor]) -> Table:
     """Dtype, in the format's words, and shape of each tensor."""
-    return {n: (_NAMES.get(t.dtype, str(t.dtype)), tuple(t.shape)) for n, t in tensors.items()}
+    names = {name: _number_type(tensor) for name, tensor in tensors.items()}
+    return {
+        name: (_NAMES.get(names[name], str(tensor.dtype)), tuple(tensor.shape))
+        for name, tensor in tensors.items()
+    }
+
+
+def _number_type(values: Values) -> str:
+    """float16 and its like, of a tensor or an array."""
+    return str(values.dtype).removeprefix("torch.")
 
 
 def header_checksum(metadata: Mapping[str, str], table: Table) -> str:
@@ -152,19 +173,26 @@ def header_checksum(metadata: Mapping[str, str], table: Table) -> str:
     return digest.hexdigest()
 
 
-def content_checksum(tensors: Mapping[str, torch.Tensor]) -> str:
+def content_checksum(tensors: Mapping[str, Values]) -> str:
     """SHA-256 over names, shapes, dtypes and bytes."""
     digest = hashlib.sha256()
     for name in sorted(tensors):
-        tensor = tensors[name].contiguous()
-        digest.update(f"{name}:{tuple(tensor.shape)}:{tensor.dtype}".encode())
-        digest.update(bytes_of(tensor))
+        values = tensors[name]
+        digest.update(f"{name}:{tuple(values.shape)}:torch.{_number_type(values)}".encode())
+        digest.update(bytes_of(values))
     return digest.hexdigest()
 
 
-def bytes_of(tensor: torch.Tensor) -> np.ndarray:
-    """A view of a contiguous tensor's bytes."""
-    return tensor.contiguous().numpy().reshape(-1).view(np.uint8)
+def bytes_of(values: Values) -> np.ndarray:
+    """A view of the bytes of a tensor or an array, where they lie one behind the other."""
+    array = values if isinstance(values, np.ndarray) else values.contiguous().numpy()
+    return np.ascontiguousarray(array).reshape(-1).view(np.uint8)
+
+
+def array_of(tensor: torch.Tensor) -> np.ndarray:
+    """A tensor's numbers for NumPy, which has no bfloat16."""
+    narrow = str(tensor.dtype) == "torch.bfloat16"
+    return (tensor.float() if narrow else tensor).detach().numpy()
 
 
 def parsed(text: str | bytes, written_by_us: bool = False) -> Any:

@@ -10,10 +10,9 @@ import dataclasses
 import math
 from collections.abc import Callable, Iterable, Mapping
 from itertools import pairwise
-from typing import Any, get_args
+from typing import TYPE_CHECKING, Any, get_args
 
 import numpy as np
-import torch
 from PIL import Image
 
 from sinkscope.capture.trace import (
@@ -25,10 +24,13 @@ from sinkscope.capture.trace import (
     PromptToken,
     PromptTrace,
 )
-from sinkscope.capture.trace_file import Table
+from sinkscope.capture.trace_file import Table, array_of
 from sinkscope.models.family import PromptLayout, Segment, SegmentKind
 from sinkscope.models.info import ModelInfo
 from sinkscope.models.views import ImageGrid, View, one_view, stretches
+
+if TYPE_CHECKING:
+    import torch
 
 ROWS = ("attention", "shares", "entropy")
 MOST_APART = 1 << 22  # vision tokens of a view that are not neighbours: no file makes us list more
@@ -39,7 +41,7 @@ PROMPTS = ("prompt_rows", "reference")  # fields that hold a PromptTrace or None
 def values_of(trace: GenerationTrace) -> dict[str, Any]:
     """All of a trace but its tensors and images."""
     return {
-        "tokens": [dataclasses.asdict(token) for token in trace.tokens],
+        "tokens": [_values_of_token(token) for token in trace.tokens],
         "layout": _values_of_layout(trace.layout),
         "prompt": trace.prompt,
         "prompt_tokens": trace.prompt_tokens,
@@ -66,7 +68,7 @@ def trace_of(about: Mapping[str, Any], tensors: Mapping[str, torch.Tensor]) -> G
     """
     layout = _layout(about["layout"])
     names = [f"image_{index}" for index in range(len(layout.grids))]
-    images = [tensors[name].numpy() for name in names if name in tensors]
+    images = [np.asarray(tensors[name]) for name in names if name in tensors]
     trace = GenerationTrace(
         tokens=_tokens(about["tokens"]),
         layout=layout,
@@ -171,20 +173,22 @@ def check_numbers(tensors: Mapping[str, torch.Tensor]) -> None:
         ValueError: naming the tensor, as the end of a sentence.
     """
     for name, tensor in tensors.items():
-        if not tensor.numel() or not tensor.is_floating_point():
+        array = tensor if isinstance(tensor, np.ndarray) else array_of(tensor)
+        if not array.size or array.dtype.kind != "f":
             continue
-        if tensor.dtype == torch.float16:
-            bits, infinity = np.uint16, 0x7C00
-        elif tensor.dtype == torch.float32:
-            bits, infinity = np.uint32, 0x7F800000
-        else:
-            bits, infinity = None, 0
         # Read as integers, finite numbers from 0 are those below the bits of infinity. There are
         # hardly others in a trace, and this takes a tenth of the time.
-        if bits is not None and tensor.contiguous().numpy().view(bits).max() < infinity:
+        bits, infinity = {2: (np.uint16, 0x7C00), 4: (np.uint32, 0x7F800000)}.get(
+            array.itemsize, (None, 0)
+        )
+        if bits is not None and np.ascontiguousarray(array).view(bits).max() < infinity:
             continue
-        if not bool(torch.isfinite(tensor).all()):
+        if not np.isfinite(array).all():
             raise ValueError(f"its {name} has values that are no numbers")
+
+
+def _values_of_token(token: GeneratedToken) -> dict[str, Any]:
+    return {k: v for k, v in dataclasses.asdict(token).items() if k != "piece" or v}
 
 
 def _values_of_rows(rows: PromptTrace | None) -> dict[str, Any] | None:
@@ -210,6 +214,7 @@ def _tokens(said: Iterable[Mapping[str, Any]]) -> tuple[GeneratedToken, ...]:
             tuple(
                 [Alternative(a["id"], a["text"], a["probability"]) for a in token["alternatives"]]
             ),
+            _text("piece", token.get("piece", "")),
         )
         for token in said
     )

@@ -29,6 +29,13 @@ MEMORY = (
 
 ImageFile = Annotated[Path, typer.Argument(help="PNG, JPEG, WebP, GIF, BMP or TIFF.")]
 Prompt = Annotated[str, typer.Argument(help="What to ask about it.")]
+FurtherImages = Annotated[
+    list[Path] | None,
+    typer.Option(
+        "--image", help="A further image of the same question, behind IMAGE; several times."
+    ),
+]
+PICTURES = (".png", ".pdf", ".svg")
 
 
 @contextmanager
@@ -90,6 +97,18 @@ def check_output(path: Path, *inputs: Path) -> None:
         raise ValueError(f"The output {path} is a folder; give the name of a file.")
     if path.exists() and any(i.exists() and path.samefile(i) for i in inputs):
         raise ValueError(f"The output {path} is the input itself; choose another name.")
+
+
+def check_ending(output: Path, *endings: str) -> None:
+    """Refuse an output of another kind, before anything is imported that could write it.
+
+    Raises:
+        ValueError: naming the endings that are allowed.
+    """
+    if output.suffix.lower() not in endings:
+        raise ValueError(
+            f"output is {str(output)!r}; allowed: a file ending in {', '.join(endings)}."
+        )
 
 
 @contextmanager
@@ -206,13 +225,14 @@ def say_engine(trace: GenerationTrace) -> None:
 
 def load(settings: ModelSettings) -> ModelHandle:
     """Load a model under a progress bar, and say what its checkpoint lacks."""
-    from transformers.utils import logging
-
-    from sinkscope.models.loading import load_model
-
-    if settings.model == "demo" or Path(settings.model).is_dir():
-        logging.disable_progress_bar()  # ours is enough; a download keeps the one that counts bytes
     with progress("Loading the model", 100) as bar:
+        bar.render_progress()  # the imports alone take seconds
+        from transformers.utils import logging
+
+        from sinkscope.models.loading import load_model
+
+        if settings.model == "demo" or Path(settings.model).is_dir():
+            logging.disable_progress_bar()  # ours is enough; a download's own counts bytes
 
         def report(text: str, fraction: float) -> None:
             bar.label = text

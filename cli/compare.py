@@ -32,6 +32,7 @@ def compare(
     model: ModelSettings,
     draft: Draft[VARSettings],
     generation: GenerationSettings,
+    images: common.FurtherImages = None,
     same_text: Annotated[
         bool,
         typer.Option("--same-text", help="VAR reads the baseline's answer instead of its own."),
@@ -47,18 +48,20 @@ def compare(
     """Ask a model about an image without and with VAR, and show what VAR changed.
 
     .html is a page of its own that replays the whole comparison in any browser. .png, .pdf and .svg
-    are a figure of one token: baseline, VAR, difference. .json has the numbers. Printed are both
-    answers, where they part, the change for each token, and what VAR did in each layer.
+    are a figure of one token on the first image: baseline, VAR, difference. .json has the numbers.
+    Printed are both answers, where they part, the change for each token, and what VAR did in each
+    layer.
     """
-    _check_files(output, save_traces, image)
+    asked = [image, *(images or ())]
+    _check_files(output, save_traces, *asked)
     draft.make(dims=(0,))  # whatever the profile says, the rest must be allowed
     common.check_profile(model)
     from sinkscope.models.images import open_image
 
-    opened = open_image(image)
+    opened = [open_image(one) for one in asked]
     handle = common.load(model)
     var = with_profile(draft, handle.profile, model.model, generation.seed)
-    inputs = handle.prepare([opened], prompt)
+    inputs = handle.prepare(opened, prompt)
     common.say_decoding(handle, inputs, generation)
     common.say_forecast(handle, inputs, generation, answers=2)
     pair = _compare(handle, inputs, generation, var, same_text)
@@ -94,12 +97,9 @@ def with_profile(
     return draft.make(seed=seed)
 
 
-def _check_files(output: Path, save_traces: Path | None, image: Path) -> None:
-    common.check_output(output, image)
-    if output.suffix.lower() not in ENDINGS:
-        raise ValueError(
-            f"output is {str(output)!r}; allowed: a file ending in {', '.join(ENDINGS)}."
-        )
+def _check_files(output: Path, save_traces: Path | None, *images: Path) -> None:
+    common.check_output(output, *images)
+    common.check_ending(output, *ENDINGS)
     if save_traces is None:
         return
     if not save_traces.parent.is_dir():

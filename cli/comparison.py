@@ -14,7 +14,8 @@ from sinkscope.attention_processor import head_mean, image_share, sink_share
 from sinkscope.capture.decoding import is_sampled
 from sinkscope.capture.trace import GenerationTrace
 from sinkscope.cli.drawing import answer_of, find_tokens
-from sinkscope.visualization import visible
+from sinkscope.cli.tables import Column, print_table
+from sinkscope.drawing.text import visible
 
 FORMAT, VERSION = "sinkscope-comparison", 1
 
@@ -129,19 +130,23 @@ def where_they_part(pair: Comparison) -> Iterator[str]:
 def _print_tokens(pair: Comparison) -> None:
     plain, changed = token_numbers(pair.baseline), token_numbers(pair.var)
     change = pair.log_probability_change
-    typer.echo("              image    held by sinks      probability    log-p")
-    typer.echo("token  plain    VAR    plain    VAR    plain    VAR   change  text")
-    for t in range(max(len(plain.image), len(changed.image))):
-        cells = [f"{t:5d}"]
-        for values, width in (
-            ((plain.image, changed.image), (7, 7)),
-            ((plain.sinks, changed.sinks), (9, 7)),
-            ((_probabilities(pair.baseline), _probabilities(pair.var)), (9, 7)),
-        ):
-            for side, wide in zip(values, width, strict=True):
-                cells.append(f"{side[t]:.1%}".rjust(wide) if t < len(side) else "-".rjust(wide))
-        cells.append(f"{change[t]:+9.3f}" if t < len(change) else "-".rjust(9))
-        typer.echo("".join(cells) + f"  {_texts(pair, t)}")
+    sides = (
+        *(plain.image, changed.image),
+        *(plain.sinks, changed.sinks),
+        *(_probabilities(pair.baseline), _probabilities(pair.var)),
+    )
+    names = ("image", "held by sinks", "probability")
+    rows = [
+        (
+            str(t),
+            *(f"{side[t]:.1%}" if t < len(side) else "-" for side in sides),
+            f"{change[t]:+.3f}" if t < len(change) else "-",
+            _texts(pair, t),
+        )
+        for t in range(max(len(plain.image), len(changed.image)))
+    ]
+    columns = [Column(f"{name}\n{side}") for name in names for side in ("plain", "VAR")]
+    print_table([Column("token"), *columns, Column("log-p\nchange"), Column("text")], rows)
 
 
 def _probabilities(trace: GenerationTrace) -> list[float]:
@@ -171,12 +176,22 @@ def what_var_did(report: Mapping[str, Any]) -> str:
 def _print_layers(report: Mapping[str, Any]) -> None:
     if not report.get("layers"):
         return
-    typer.echo("\nlayer  sinks  of the image  largest phi  rows changed  attention moved")
-    for layer in report["layers"]:
-        typer.echo(
-            f"{layer['layer']:5d}  {len(layer['positions']):5d}  {layer['flagged']:12.1%}  "
-            f"{layer['largest_score']:11.2f}  {layer['selected']:12.1%}  {layer['moved']:15.2%}"
-        )
+    typer.echo("")
+    names = ("layer", "sinks", "of the image", "largest phi", "rows changed", "attention moved")
+    print_table(
+        [Column(name) for name in names],
+        [
+            (
+                str(layer["layer"]),
+                str(len(layer["positions"])),
+                f"{layer['flagged']:.1%}",
+                f"{layer['largest_score']:.2f}",
+                f"{layer['selected']:.1%}",
+                f"{layer['moved']:.2%}",
+            )
+            for layer in report["layers"]
+        ],
+    )
 
 
 def comparison_numbers(pair: Comparison) -> dict[str, Any]:

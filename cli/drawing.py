@@ -7,15 +7,20 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import typer
 
 from sinkscope.attention_processor import PatchMap, patch_map
+from sinkscope.capture.arrays import as_arrays
 from sinkscope.capture.trace import GenerationTrace
+from sinkscope.cli.tables import Column, print_table
 from sinkscope.config import Reduce
-from sinkscope.drawing.overlay import Photo, under_map
-from sinkscope.methods.explain import explain_map
-from sinkscope.visualization import OverlayStyle, contact_sheet, figure, overlay, save, visible
+from sinkscope.drawing.names import Photo
+from sinkscope.drawing.text import visible
+
+if TYPE_CHECKING:  # what draws is imported when something is drawn: `show` begins at once
+    from sinkscope.drawing.overlay import OverlayStyle
 
 # Why an answer is cut off, of those that its model did not end.
 CUT = {
@@ -58,6 +63,9 @@ def draw(
         ValueError: the answer is empty, or the trace lacks what was selected.
         OSError: the file cannot be written.
     """
+    from sinkscope.drawing.figures import contact_sheet, figure, save
+    from sinkscope.drawing.overlay import overlay, under_map
+
     shares = token_shares(trace, selection)
     image = under_map(trace.images[selection.image], selection.photo)
     note = f"{trace.model.id} ({trace.model.revision}), prompt: {trace.prompt}"
@@ -83,22 +91,37 @@ def draw(
     if as_figure or output.suffix.lower() != ".png":
         word = "".join(trace.tokens[t].text for t in tokens)
         share = sum(shares[t] for t in tokens) / len(tokens)
-        save(figure(image, chosen, style, token=word, share=share, note=note), output)
+        titled = {"token": word, "prompt": trace.prompt}
+        save(figure(image, chosen, style, **titled, share=share, note=note), output)
     else:
         if selection.sinks and not trace.sinks:  # bare pixels have no caption to say it in
             typer.echo(f"({sink_words(trace, ())})", err=True)
         save(overlay(image, chosen, style), output)
 
 
-def print_answer(trace: GenerationTrace, selection: Selection) -> None:
-    """The answer, then a line for each token: how much of its attention was on the image."""
-    shares = token_shares(trace, selection)
-    typer.echo(answer_of(trace))
-    typer.echo("\ntoken  image  probability  text")
-    for index, (token, share) in enumerate(zip(trace.tokens, shares, strict=True)):
-        typer.echo(f"{index:5d}  {share:5.1%}  {token.probability:11.1%}  {visible(token.text)}")
+def print_answer(trace: GenerationTrace, selection: Selection, *, all_images: bool = False) -> None:
+    """The answer, then a line for each token: how much of its attention was on the image, or with
+    `all_images` on each of them."""
     count = len(trace.layout.grids)
-    if count > 1:
+    shown = range(count) if all_images and count > 1 else [selection.image]
+    shares = [token_shares(trace, dataclasses.replace(selection, image=k)) for k in shown]
+    heads = [f"image {k}" for k in shown] if len(shown) > 1 else ["image"]
+    typer.echo(answer_of(trace))
+    typer.echo("")
+    on_images = [Column(head, bar=True) for head in heads]
+    print_table(
+        [Column("token"), *on_images, Column("probability"), Column("text")],
+        (
+            (
+                str(index),
+                *(f"{share[index]:.1%}" for share in shares),
+                f"{token.probability:.1%}",
+                visible(token.text),
+            )
+            for index, token in enumerate(trace.tokens)
+        ),
+    )
+    if count > 1 and not all_images:
         typer.echo(f"(of image {selection.image}; the prompt has {count}, from 0)", err=True)
     if trace.finish in CUT:
         count = f"{len(trace.tokens)} {'token' if len(trace.tokens) == 1 else 'tokens'}"
@@ -119,6 +142,7 @@ def token_shares(trace: GenerationTrace, selection: Selection) -> list[float]:
     Raises:
         ValueError: an image, layer or head that the trace does not hold.
     """
+    trace = as_arrays(trace)  # of one run the same numbers, whatever it is made of
     chosen = (selection.layers, selection.heads)
     maps = (patch_map(trace, t, *chosen, image=selection.image) for t in range(len(trace.tokens)))
     return [float(patches.values.sum()) for patches in maps]
@@ -171,4 +195,8 @@ def find_tokens(trace: GenerationTrace, wanted: str) -> list[int]:
 
 def _map(trace: GenerationTrace, tokens: int | Sequence[int], selection: Selection) -> PatchMap:
     chosen = (selection.layers, selection.heads, selection.reduce)
+    if selection.method == "attention":  # the same map, of tensors or of arrays
+        return patch_map(as_arrays(trace), tokens, *chosen, image=selection.image)
+    from sinkscope.methods.explain import explain_map  # late: it needs torch
+
     return explain_map(trace, tokens, selection.method, *chosen, image=selection.image)

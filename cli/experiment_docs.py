@@ -79,6 +79,7 @@ def replaced(text: str, name: str, new: str) -> str:
 
 def _draw(folder: Path, made: Result, charts: tuple[str, ...]) -> list[tuple[str, str]]:
     """(file, title) of each figure."""
+    from sinkscope.drawing.printing import print_figure
     from sinkscope.experiments.figures import draw
 
     written = []
@@ -87,7 +88,9 @@ def _draw(folder: Path, made: Result, charts: tuple[str, ...]) -> list[tuple[str
             file = f"experiment_{made.experiment}_{chart.name}.png".replace("-", "_")
             figure = draw(chart)
             options: Any = {"format": "png", "dpi": DPI, "metadata": {"Software": None}}
-            write_atomically(folder / file, lambda out, f=figure, o=options: f.savefig(out, **o))  # type: ignore[misc]
+            write_atomically(
+                folder / file, lambda out, f=figure, o=options: print_figure(f, out, **o)
+            )  # type: ignore[misc]
             written.append((file, chart.title))
     return written
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -21,14 +22,33 @@ if TYPE_CHECKING:
 
 @verb
 def heatmap(
-    image: common.ImageFile,
-    prompt: common.Prompt,
-    output: Annotated[Path, typer.Option("--output", "-o", help="A .png, .pdf or .svg file.")],
+    image: Annotated[
+        Path,
+        typer.Argument(
+            help="PNG, JPEG, WebP, GIF, BMP or TIFF. A folder of them, or a file of questions "
+            "(.jsonl and the like): each is asked, with the model loaded once."
+        ),
+    ],
+    prompt: Annotated[
+        str | None,
+        typer.Argument(help="What to ask about it; a file of questions brings its own."),
+    ] = None,
+    *,
+    output: Annotated[
+        Path,
+        typer.Option(
+            "--output", "-o", help="A .png, .pdf or .svg file; for many questions a folder."
+        ),
+    ],
     model: ModelSettings,
     generation: GenerationSettings,
     drawing: Annotated[Drawing, Group(but=("layers", "heads"))],
+    images: common.FurtherImages = None,
     save_trace: Annotated[
-        Path | None, typer.Option(help="Keep the run too: a .safetensors file for `show`.")
+        Path | None,
+        typer.Option(
+            help="Keep the run too: a .safetensors file for `show`; for many questions a folder."
+        ),
     ] = None,
 ) -> None:
     """Ask a model about an image and draw the attention behind its answer.
@@ -36,40 +56,79 @@ def heatmap(
     The picture is a sheet with one small overlay for each token of the answer. With --token it is
     that token's overlay at the photo's own resolution. Printed are the answer and, for each token,
     the share of its attention that was on the image.
+
+    With --image the question is about several images; each gets a picture of its own, with the
+    image's number, from 0, in the file's name.
     """
-    common.check_output(output, image)
-    if save_trace is not None:
-        common.check_output(save_trace, image, output)
-        if save_trace.suffix != ".safetensors":
-            raise ValueError(f"save-trace is {str(save_trace)!r}; allowed: a .safetensors file.")
-    common.check_profile(model)
+    from sinkscope.cli import many  # late, like all that is not needed for --help
+
+    asked = [image, *(images or ())]
     # What is captured is what is drawn.
     drawing = dataclasses.replace(drawing, layers=generation.layers, heads=generation.heads)
-    selection, style = drawing.selection(), drawing.style()
+    if many.is_many(image):
+        many.check(image, prompt, output, save_trace, images)
+    else:
+        _check(asked, prompt, output, save_trace)
+    common.check_profile(model)
+    selection = drawing.selection()
     settings = dataclasses.replace(generation, reference=selection.method == "relative")
-    from sinkscope.cli.drawing import draw, print_answer
+    if many.is_many(image):
+        many.ask_all(many.Job(image, prompt, output, save_trace), model, settings, drawing)
+        return
+    assert prompt is not None  # `_check`
     from sinkscope.models.images import open_image
-    from sinkscope.visualization import check_ending
 
-    check_ending(output)
-    opened = open_image(image)
+    opened = [open_image(one) for one in asked]
     handle = common.load(model)
-    if selection.method == "without_sinks" and handle.profile is None:
-        raise ValueError(
-            f"No sink dimensions are known for {model.model}, so there is no map without sinks: "
-            "name a sink profile with --profile (docs/sinks.md)."
-        )
-    inputs = handle.prepare([opened], prompt)
+    check_method(handle, selection.method)
+    inputs = handle.prepare(opened, prompt)
     common.say_decoding(handle, inputs, settings)
     common.say_forecast(handle, inputs, settings)
     trace = _generate(handle, inputs, settings)
     common.say_engine(trace)
-    print_answer(trace, selection)
+    from sinkscope.cli.drawing import draw, print_answer
+
+    print_answer(trace, selection, all_images=True)
     if save_trace is not None:
         trace.save(save_trace)
         typer.echo(f"Wrote {save_trace}", err=True)
-    draw(trace, selection, style, output, as_figure=drawing.figure)
-    typer.echo(f"Wrote {output}", err=True)
+    for number, path in enumerate(pictures_of(output, len(asked))):
+        draw(trace, drawing.selection(number), drawing.style(), path, as_figure=drawing.figure)
+        typer.echo(f"Wrote {path}", err=True)
+
+
+def pictures_of(output: Path, count: int) -> list[Path]:
+    """The file for each image: the one that was named, or with the image's number in its name."""
+    if count == 1:
+        return [output]
+    return [output.with_name(f"{output.stem}.image-{k}{output.suffix}") for k in range(count)]
+
+
+def check_method(handle: ModelHandle, method: str) -> None:
+    """Refuse a method that the model's runs cannot give.
+
+    Raises:
+        ValueError: it needs sinks, and the model's are not known.
+    """
+    if method == "without_sinks" and handle.profile is None:
+        raise ValueError(
+            f"No sink dimensions are known for {handle.info.id}, so there is no map without sinks: "
+            "name a sink profile with --profile (docs/sinks.md)."
+        )
+
+
+def _check(
+    images: Sequence[Path], prompt: str | None, output: Path, save_trace: Path | None
+) -> None:
+    if prompt is None:
+        raise ValueError("The prompt is missing: say after IMAGE what to ask about it.")
+    for path in pictures_of(output, len(images)):
+        common.check_output(path, *images)
+    common.check_ending(output, *common.PICTURES)
+    if save_trace is not None:
+        common.check_output(save_trace, *images, output)
+        if save_trace.suffix != ".safetensors":
+            raise ValueError(f"save-trace is {str(save_trace)!r}; allowed: a .safetensors file.")
 
 
 def _generate(

@@ -8,37 +8,16 @@ from typing import Any
 from sinkscope.capture.trace import GenerationTrace
 from sinkscope.cli import common
 from sinkscope.cli.drawing import Selection, find_tokens
+from sinkscope.cli.show import MOVING
 from sinkscope.drawing.view import same_grids, same_images
 from sinkscope.visualization import (
     OverlayStyle,
     View,
     animation_steps,
-    check_ending,
     save,
     view_figure,
     write_shares,
 )
-
-MOVING = (".gif", ".mp4")
-
-
-def check_output_ending(output: Path, beside: bool) -> None:
-    """Refuse an ending that `show` does not write.
-
-    Raises:
-        ValueError: naming the endings that are allowed.
-    """
-    if output.suffix.lower() in (*MOVING, ".csv"):
-        return
-    if beside and output.suffix.lower() == ".png":
-        return
-    try:
-        check_ending(output)
-    except ValueError as error:
-        raise ValueError(
-            f"output is {str(output)!r}; allowed: a file ending in .png, .pdf, .svg, .gif, .mp4 or "
-            ".csv."
-        ) from error
 
 
 def write_view(

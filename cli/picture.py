@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, get_args
 
 from sinkscope.config import Reduce
-from sinkscope.setting import check, explained, setting
+from sinkscope.drawing.names import Colormap, Photo, Scale
+from sinkscope.setting import check, explained, refuse, setting
 
 if TYPE_CHECKING:
     from sinkscope.cli.drawing import Selection
-    from sinkscope.visualization import OverlayStyle
+    from sinkscope.drawing.overlay import OverlayStyle
 
 
 @explained
 @dataclass(frozen=True)
 class Drawing:
-    """Which attention is drawn and how. Names that only the drawing knows are checked there."""
+    """Which attention is drawn and how; checked before anything is imported that draws."""
 
     token: str = setting(
         "all", "Which token to explain: its index from 0, a word of the answer, or all."
@@ -26,9 +27,7 @@ class Drawing:
     reduce: Reduce = setting("mean", "How layers and heads become one map.")
     colormap: str = setting("inferno", "inferno, magma, plasma, viridis, cividis, gray or turbo.")
     opacity: float = setting(0.8, "Of the strongest cell.", low=0.0, high=1.0)
-    photo: Literal["dim", "full", "none"] = setting(
-        "dim", "The photo: dimmed, as it is, or hidden."
-    )
+    photo: Photo = setting("dim", "The photo: dimmed, as it is, or hidden.")
     scale: str = setting(
         "percentile",
         "percentile (one huge value does not hide the rest), linear, log or rank.",
@@ -45,6 +44,9 @@ class Drawing:
 
     def __post_init__(self) -> None:
         check(self)
+        for name, choices in (("colormap", get_args(Colormap)), ("scale", get_args(Scale))):
+            if getattr(self, name) not in choices:
+                raise refuse(name, getattr(self, name), ", ".join(choices))
 
     def method_named(self) -> str:
         """The method that `method` and `relative` name, as `methods.explain.METHODS` calls it.
@@ -52,7 +54,9 @@ class Drawing:
         Raises:
             ValueError: there is no such method, or the two name different ones.
         """
-        from sinkscope.methods.explain import method_of  # late: a refusal of a file needs none
+        if self.method in ("attention", "relative") and not self.relative:
+            return self.method
+        from sinkscope.methods.explain import method_of  # late: it needs torch
 
         name = method_of(self.method).name
         if self.relative and name not in ("attention", "relative"):
@@ -86,6 +90,6 @@ class Drawing:
         Raises:
             ValueError: there is no such colour map or scale.
         """
-        from sinkscope.visualization import OverlayStyle
+        from sinkscope.drawing.overlay import OverlayStyle
 
         return OverlayStyle(self.colormap, self.opacity, self.scale, smoothing=self.smooth)  # type: ignore[arg-type]

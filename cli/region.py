@@ -11,6 +11,7 @@ import typer
 
 from sinkscope.cli import common
 from sinkscope.cli.options import Group, verb
+from sinkscope.cli.tables import Column, print_table
 from sinkscope.config import GenerationSettings, ModelSettings
 from sinkscope.experiments.region_settings import RegionSettings
 
@@ -102,16 +103,21 @@ def _generate(
 
 def _print(effect: RegionEffect) -> None:
     """The table of the tokens, the verdict, and what limits it."""
-    typer.echo(f"\n{'token':>5}  {'text':<16}{'change':>9}  {'percentile':>10}  verdict")
+    typer.echo("")
+    rows = []
     for token, text in enumerate(effect.texts):
         change, verdict = float(effect.changes[token]), effect.verdict(token)
-        cells = (
-            f"{token:>5}  {repr(text)[1:-1][:15]:<16}",
-            f"{change:>+9.3f}" if abs(change) >= 0.0005 else f"{'0':>9}",
-            f"  {f'{100 * effect.percentile(token):.0f} %':>10}",
-            "" if verdict == "no more than others" else f"  {verdict}",
+        rows.append(
+            (
+                str(token),
+                repr(text)[1:-1][:15],
+                f"{change:+.3f}" if abs(change) >= 0.0005 else "0",
+                f"{100 * effect.percentile(token):.0f} %",
+                "" if verdict == "no more than others" else verdict,
+            )
         )
-        typer.echo("".join(cells))
+    names = ("change", "percentile", "verdict")
+    print_table([Column("token"), Column("text", left=True), *map(Column, names)], rows)
     typer.echo(f"\n{effect.box.words().capitalize()}. {effect.sentence()}")
     for note in effect.notes():
         typer.echo(note)

@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from sinkscope.cli import common
 from sinkscope.cli.options import verb
 from sinkscope.cli.picture import Drawing
+
+if TYPE_CHECKING:
+    from sinkscope.capture.trace import GenerationTrace
+
+MOVING = (".gif", ".mp4")
+BY_VIEW = (*MOVING, ".csv")  # which are drawn of a view of one run or two, as on the page
 
 
 @verb
@@ -46,15 +52,15 @@ def show(
     """
     if output is not None:
         common.check_output(output, trace_file, *([beside] if beside else []))
+        common.check_ending(output, *common.PICTURES, *MOVING, ".csv")
+    views = beside is not None or (output is not None and output.suffix.lower() in BY_VIEW)
+    selection = drawing.selection(image)
+    # Whatever is drawn of one run's raw attention needs no torch, which takes seconds to import.
+    read = _tensors if views or selection.method != "attention" else _arrays
+    trace = read(trace_file)
     from sinkscope.capture.decoding import decoding_words
-    from sinkscope.capture.trace import GenerationTrace
     from sinkscope.cli.drawing import draw, print_answer
-    from sinkscope.cli.moving import check_output_ending, write_view
 
-    if output is not None:
-        check_output_ending(output, beside is not None)
-    selection, style = drawing.selection(image), drawing.style()
-    trace = GenerationTrace.open(trace_file)
     model = trace.model
     typer.echo(f"{model.id} ({model.revision}, {model.dtype} on {model.device})", err=True)
     if model.note:
@@ -65,12 +71,28 @@ def show(
     print_answer(trace, selection)
     if output is None:
         return
+    style = drawing.style()
+    if not views:
+        draw(trace, selection, style, output, as_figure=drawing.figure)
+        typer.echo(f"Wrote {output}", err=True)
+        return
+    from sinkscope.cli.moving import write_view
+
     traces = {"" if beside is None else trace_file.stem: trace}
     if beside is not None:
         name = beside.stem if beside.stem not in traces else f"{beside.stem} (2)"
-        traces[name] = GenerationTrace.open(beside)
-    if beside is not None or output.suffix.lower() in (".gif", ".mp4", ".csv"):
-        write_view(traces, selection, style, output, window=window, seconds=seconds, width=width)
-    else:
-        draw(trace, selection, style, output, as_figure=drawing.figure)
+        traces[name] = _tensors(beside)
+    write_view(traces, selection, style, output, window=window, seconds=seconds, width=width)
     typer.echo(f"Wrote {output}", err=True)
+
+
+def _arrays(path: Path) -> GenerationTrace:
+    from sinkscope.capture.arrays import open_arrays
+
+    return open_arrays(path)
+
+
+def _tensors(path: Path) -> GenerationTrace:
+    from sinkscope.capture.trace import GenerationTrace
+
+    return GenerationTrace.open(path)

@@ -11,7 +11,6 @@ from typing import Any
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
-from matplotlib.font_manager import fontManager
 from PIL import Image
 
 from sinkscope.attention_processor import PatchMap
@@ -24,6 +23,8 @@ from sinkscope.drawing.overlay import (
     refuse,
     scale_of,
 )
+from sinkscope.drawing.printing import print_figure
+from sinkscope.drawing.text import fonts, missing_note, printable, settle, visible
 from sinkscope.utils import write_atomically
 
 SHEET_LIMIT = 96  # more small pictures than this on one sheet can no longer be read
@@ -35,6 +36,7 @@ def figure(
     style: OverlayStyle | None = None,
     *,
     token: str = "",
+    prompt: str = "",
     share: float | None = None,
     note: str = "",
 ) -> Figure:
@@ -43,6 +45,7 @@ def figure(
     Args:
         image, patch_map, style: as for `overlay`.
         token: text of the token that the map explains, for the title.
+        prompt: what was asked, under it.
         share: attention mass that the same rows put on this whole image, unscaled, from 0 to 1.
         note: a last line, such as model and prompt.
     """
@@ -56,13 +59,16 @@ def figure(
     axes = drawn.add_subplot()
     axes.imshow(pixels, interpolation="none" if max(height, width) < 500 else "antialiased")
     axes.set_axis_off()
+    # Both are above the photo, the token in the larger letters.
+    asked = "\n".join(textwrap.wrap(printable(prompt), 80)[:3])
     if token:
-        axes.set_title(visible(token), parse_math=False, family=fonts(), fontsize=16)
+        drawn.suptitle(visible(token), parse_math=False, family=fonts(), fontsize=16)
+    if asked:
+        axes.set_title(asked, parse_math=False, family=fonts(), fontsize=9.5, color="0.35")
+    # Beside the photo and exactly as tall, whatever its shape.
     bar = drawn.colorbar(
         ScalarMappable(Normalize(0, 1), bar_colours(scale, style.colormap)),
-        ax=axes,
-        fraction=0.05,
-        pad=0.02,
+        cax=axes.inset_axes((1.02, 0, 0.04, 1)),
     )
     bar.set_ticks([place for place, _ in scale.ticks], labels=[text for _, text in scale.ticks])
     bar.set_label(patch_map.unit)
@@ -132,7 +138,7 @@ def save(picture: Figure | Pixels, path: Path) -> None:
         # A date in the file would make two runs of one seed differ.
         dates = {"pdf": {"CreationDate": None}, "svg": {"Date": None}}
         options: dict[str, Any] = {"format": kind, "dpi": 160, "metadata": dates.get(kind)}
-        write_atomically(path, lambda file: picture.savefig(file, **options))
+        write_atomically(path, lambda file: print_figure(picture, file, **options))
     else:
         write_atomically(path, lambda file: Image.fromarray(picture).save(file, kind))
 
@@ -145,26 +151,13 @@ def check_ending(path: Path, *, figure: bool = True) -> str:
     return path.suffix.lower()[1:]
 
 
-def visible(token: str) -> str:
-    """A token's text as a label: white space and control characters get a sign that can be seen."""
-    signs = {" ": "\u00b7", "\n": "\u23ce", "\t": "\u21e5", "": "\u2205"}
-    shown = printable("".join(signs.get(c, c) for c in token))
-    return shown.removeprefix("\u00b7") or signs[token]
-
-
-def printable(text: str) -> str:
-    """The text without control characters, which have no glyph."""
-    return "".join(c if c.isprintable() or c.isspace() else "\ufffd" for c in text)
-
-
-def fonts() -> list[str]:
-    """Matplotlib's own font, then those on this machine that know the scripts it lacks."""
-    wider = "Noto Sans CJK SC, Noto Sans CJK JP, WenQuanYi Zen Hei, PingFang SC, Microsoft YaHei"
-    known = {font.name for font in fontManager.ttflist}
-    return ["DejaVu Sans", *(name for name in wider.split(", ") if name in known)]
-
-
 def caption(drawn: Figure, lines: Sequence[str], characters: int) -> None:
-    """Lines of small text under a figure, each wrapped to at most four."""
+    """Lines of small text under a figure, each wrapped to at most four, and the last step of one:
+    its texts get their fonts."""
+    from matplotlib.text import Text
+
+    above = [artist.get_text() for artist in drawn.findobj(Text)]
+    lines = [*lines, *missing_note(*above, *lines)]
     parts = [part for line in lines for part in textwrap.wrap(printable(line), characters)[:4]]
     drawn.supxlabel("\n".join(parts), fontsize=8, family=fonts(), parse_math=False)
+    settle(drawn)

@@ -8,18 +8,15 @@ from __future__ import annotations
 import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import matplotlib
 import numpy as np
-from matplotlib.font_manager import FontProperties, findfont
-from matplotlib.ft2font import FT2Font
 from PIL import Image, ImageColor, ImageDraw, ImageFont
 
-from sinkscope.drawing.figures import fonts, visible
 from sinkscope.drawing.overlay import DIVERGING, Pixels
 from sinkscope.drawing.panels import Painter, Panel
+from sinkscope.drawing.text import missing_note, own_file, runs, visible
 from sinkscope.drawing.view import Side, selection_words
 
 PAPER, INK, SOFT, LINE, MARK = "#ffffff", "#1b2027", "#5b6572", "#e1e5ea", "#cfdef8"
@@ -65,6 +62,10 @@ class Frames:
         self._foot = y + gap // 2
         self._wrapped = 1 if width > 900 else 2  # lines for what a panel's colours mean
         notes = 1 + self._wrapped * (2 if painter.view.difference else 1)
+        said = [t.text for side in painter.sides for t in side.rows.tokens]
+        self._note = missing_note(*said, *(side.trace.prompt for side in painter.sides))
+        notes += len(self._note)
+        self._last = self._foot + (notes - 1) * step  # where the note's line is, if there is one
         self.height = 2 * ((self._foot + notes * step + gap // 2 + 1) // 2)
         self._base = self._draw_base()
         self._texts: dict[tuple[int, int], Image.Image] = {}  # the lines of an answer, unmarked
@@ -119,6 +120,9 @@ class Frames:
         y = self._foot
         draw.line((self._gap, y - self._gap // 2, self.width - self._gap, y - self._gap // 2), LINE)
         _write(draw, (self._gap, y), words, self._small, SOFT, self.width - 2 * self._gap)
+        for note in self._note:
+            room = self.width - 2 * self._gap
+            _write(draw, (self._gap, self._last), note, self._small, SOFT, room)
         for side, y in zip(sides, self._places, strict=True):
             if self._labels:
                 room = self._labels - self._gap // 2
@@ -222,29 +226,12 @@ def _lay_out(side: Side, room: int, size: int) -> list[_Chip]:
 
 
 @functools.cache
-def _faces() -> tuple[tuple[str, frozenset[int]], ...]:
-    """Font files, matplotlib's own first, and the characters that each knows."""
-    made = []
-    for family in fonts():
-        path = findfont(FontProperties(family=[family]))
-        made.append((path, frozenset(FT2Font(path).get_charmap())))
-    return tuple(made)
-
-
-@functools.cache
 def _font(path: str, size: int) -> Any:
-    return ImageFont.truetype(str(Path(path)), size)
-
-
-def _font_for(text: str, size: int) -> Any:
-    """The first font that knows all of the text, or the one that knows most of it."""
-    characters = {ord(c) for c in text}
-    best = max(_faces(), key=lambda face: len(characters & face[1]))
-    return _font(best[0], size)
+    return ImageFont.truetype(path, size)
 
 
 def _width(text: str, size: int) -> int:
-    return int(-(-_font_for(text, size).getlength(text) // 1))
+    return int(-(-sum(_font(path, size).getlength(part) for part, path in runs(text)) // 1))
 
 
 def _wrap(text: str, size: int, room: int) -> list[str]:
@@ -277,4 +264,8 @@ def _write(
                 (middle, high) if _width(f"{text[:middle]}…", size) <= room else (low, middle - 1)
             )
         text = f"{text[:low]}…"
-    draw.text(where, text, colour, _font_for(text, size))
+    x, y = where
+    base = y + _font(own_file(), size).getmetrics()[0]  # the line that all fonts stand on
+    for part, path in runs(text):
+        draw.text((x, base), part, colour, _font(path, size), anchor="ls")
+        x += round(_font(path, size).getlength(part))

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import get_args
 
 import matplotlib
 import numpy as np
@@ -17,10 +17,10 @@ import numpy.typing as npt
 from PIL import Image, ImageDraw
 
 from sinkscope.attention_processor import PatchMap
+from sinkscope.drawing.names import Colormap as Colormap
+from sinkscope.drawing.names import Photo as Photo
 from sinkscope.drawing.scale import Places, Scale, Scaling, said_in, scaling, signed_scaling
 
-Colormap = Literal["inferno", "magma", "plasma", "viridis", "cividis", "gray", "turbo"]
-Photo = Literal["dim", "full", "none"]
 Pixels = npt.NDArray[np.uint8]
 Edges = npt.NDArray[np.float64]
 Cells = npt.NDArray[np.float32]

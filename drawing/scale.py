@@ -18,7 +18,8 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
-Scale = Literal["percentile", "linear", "log", "rank"]
+from sinkscope.drawing.names import Scale as Scale
+
 Kind = Literal["percentile", "linear", "log", "rank", "signed"]
 Values = npt.NDArray[np.float32]
 Places = npt.NDArray[np.float64]

@@ -15,8 +15,8 @@ from matplotlib.figure import Figure
 
 from sinkscope.capture.decoding import shown_settings
 from sinkscope.capture.trace import GenerationTrace
-from sinkscope.drawing.figures import fonts, printable, visible
 from sinkscope.drawing.panels import Painter, Panel
+from sinkscope.drawing.text import fonts, missing_note, printable, settle, visible
 from sinkscope.drawing.view import Side, View, make_side, selection_words, sinks_of
 from sinkscope.methods.base import Part
 from sinkscope.methods.explain import method_of
@@ -65,8 +65,9 @@ def view_figure(
         raise ValueError(f"token is {tokens}; the {view.part} has {longest}, from 0.")
     panels = Painter(sides, view, PANEL_PIXELS, idle=idle).panels(chosen)
     done = next(panel.normalisation for panel in panels if panel.scale is not None)
-    lines = list(_caption(sides, view, done))
-    return _laid_out(panels, _title(sides, chosen, view.part), lines)
+    lines, title = list(_caption(sides, view, done)), _title(sides, chosen, view.part)
+    lines += missing_note(title, *lines, *(panel.label for panel in panels))
+    return settle(_laid_out(panels, title, lines))
 
 
 def _laid_out(panels: Sequence[Panel], title: str, lines: Sequence[str]) -> Figure:

@@ -17,6 +17,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from sinkscope.drawing.printing import print_figure
 from sinkscope.experiments.result import Chart, Result, Series
 from sinkscope.sinks.figure_style import (
     BLACK,
@@ -99,7 +100,7 @@ def save_figures(folder: Path, result: Result) -> list[Path]:
                 else {"Description": result.provenance()}
             )
             path = folder / f"{chart.name}.{kind}"
-            write_atomically(path, lambda file, f=figure, o=options: f.savefig(file, **o))  # type: ignore[misc]
+            write_atomically(path, lambda file, f=figure, o=options: print_figure(f, file, **o))  # type: ignore[misc]
             written.append(path)
     return written
 

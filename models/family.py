@@ -42,15 +42,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
-import torch
 from PIL import Image
 
-from sinkscope.models.stack import TextStack
 from sinkscope.models.views import ImageGrid, stretches
 
 if TYPE_CHECKING:
+    import torch
     from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
 
+    from sinkscope.models.stack import TextStack
     from sinkscope.models.weights import StoredTensor
 
 SegmentKind = Literal["system", "image", "user", "template", "assistant"]
@@ -112,6 +112,8 @@ class PromptLayout:
 
     def vision_positions(self) -> torch.Tensor:
         """int64 (V,): prompt positions of all vision tokens, image by image, rising."""
+        import torch  # late: a saved run is drawn without it
+
         parts = [
             torch.arange(run.start, run.stop)
             for grid in self.grids
@@ -140,6 +142,8 @@ class PromptLayout:
         other: (..., C). See `ImageGrid.on_cells`. The values themselves where cells are tokens."""
         if all(grid.plain and grid.views[0].frames == 1 for grid in self.grids):
             return values
+        import torch
+
         parts = [
             grid.on_cells(values[..., self.columns(image)], adds_up).flatten(-2)
             for image, grid in enumerate(self.grids)

@@ -28,7 +28,7 @@ class TextPieces:
     """
 
     def __init__(self, tokenizer: Any) -> None:
-        self._tokenizer = tokenizer
+        self.tokenizer = tokenizer
         self._ids: list[int] = []
         self._texts: list[str] = []
         self._context: list[
@@ -85,7 +85,7 @@ class TextPieces:
         return tuple(joining(self._texts, self._decode(self._ids)))
 
     def _decode(self, ids: list[int]) -> str:
-        text: str = self._tokenizer.decode(ids, clean_up_tokenization_spaces=False)
+        text: str = self.tokenizer.decode(ids, clean_up_tokenization_spaces=False)
         return text
 
     def _settle(self, count: int) -> str:

@@ -15,11 +15,12 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Literal, get_args
+from typing import TYPE_CHECKING, Literal, get_args
 
 import numpy as np
-import torch
-from torch import Tensor
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 ViewKind = Literal["whole", "tile", "thumbnail"]
 Box = tuple[float, float, float, float]  # x0, y0, x1, y1 in pixels of the original image
@@ -174,6 +175,8 @@ class ImageGrid:
 
     def unseen(self) -> np.ndarray:
         """Which of the map's cells no vision token sees anything of: bool (rows, columns)."""
+        import torch  # late, as in all of this file: a saved run is drawn without it
+
         return np.isnan(self.on_cells(torch.zeros(self.tokens)).numpy())
 
     def on_cells(self, values: Tensor, adds_up: bool = True) -> Tensor:
@@ -194,7 +197,11 @@ class ImageGrid:
         lead = values.shape[:-1]
         if self.plain:
             view = self.views[0]
-            return values.view(*lead, view.frames, view.rows, view.columns).sum(dim=-3)
+            return values.reshape(*lead, view.frames, view.rows, view.columns).sum(-3)
+        if isinstance(values, np.ndarray):  # of a saved run; rare, and no second rule is wanted
+            import torch
+
+            return self.on_cells(torch.from_numpy(values), adds_up).numpy()
         x, y = self._edges()
         total: Tensor | None = None
         cover: Tensor | None = None
@@ -328,4 +335,6 @@ def _overlap(own: np.ndarray, edges: np.ndarray, adds_up: bool) -> Tensor:
     else:
         made = inside / np.diff(edges)[None]
     made[made < SEEN] = 0
+    import torch
+
     return torch.from_numpy(made)

@@ -29,6 +29,7 @@ from matplotlib.ticker import (
     NullFormatter,
 )
 
+from sinkscope.drawing.printing import print_figure
 from sinkscope.sinks.figure_style import (
     BLACK,
     FIRST,
@@ -88,7 +89,7 @@ def save_plots(
             if kind == "pdf":
                 options["metadata"] = {"CreationDate": None}
             path = folder / f"{name}.{kind}"
-            write_atomically(path, lambda file, f=figure, o=options: f.savefig(file, **o))  # type: ignore[misc]
+            write_atomically(path, lambda file, f=figure, o=options: print_figure(f, file, **o))  # type: ignore[misc]
             written.append(path)
     return written
 

@@ -312,8 +312,8 @@ def test_of_two_images_one_is_chosen_and_has_its_own_share(
     tiny_folder: Path, photo: Image.Image, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from sinkscope.attention_extractor import generate
-    from sinkscope.cli import drawing
     from sinkscope.config import GenerationSettings
+    from sinkscope.drawing import figures
     from sinkscope.models.loading import load_model
 
     handle = load_model(str(tiny_folder), device="cpu", dtype="float32")
@@ -340,9 +340,9 @@ def test_of_two_images_one_is_chosen_and_has_its_own_share(
         assert Image.open(drawn).size == trace.images[image].size
     assert shown()[0] == shown("--image", "0")[0] != shown("--image", "1")[0]
     said = []
-    plain = drawing.figure
+    plain = figures.figure
     monkeypatch.setattr(
-        drawing, "figure", lambda *a, **k: (said.append(k["share"]), plain(*a, **k))[1]
+        figures, "figure", lambda *a, **k: (said.append(k["share"]), plain(*a, **k))[1]
     )
     shares, _ = shown("--image", "1", "--token", "1", "-o", tmp_path / "figure.pdf")
     assert said == pytest.approx([shares[1]], abs=1e-3)  # the caption's "attention on this image"

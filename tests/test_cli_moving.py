@@ -57,7 +57,7 @@ def test_two_runs_side_by_side(
 def test_refusals(saved: dict[str, Path], tmp_path: Path) -> None:
     trace = saved["baseline"]
     said = refused(run("show", trace, "-o", tmp_path / "a.avi"))
-    assert said.endswith("allowed: a file ending in .png, .pdf, .svg, .gif, .mp4 or .csv.")
+    assert said.endswith("allowed: a file ending in .png, .pdf, .svg, .gif, .mp4, .csv.")
     said = refused(run("show", trace, "--beside", saved["var"], "-o", tmp_path / "a.pdf"))
     assert "name it with --token" in said
     said = refused(run("show", trace, "-o", tmp_path / "a.gif", "--window", "99"))

@@ -83,7 +83,8 @@ def token_delta(token: GeneratedToken) -> dict[str, Any]:
 
 def _token(token: GeneratedToken) -> dict[str, Any]:
     others = [[a.text, round(a.probability, 5), int(a.id == token.id)] for a in token.alternatives]
-    return {**token_delta(token), "r": token.rank, "a": others}
+    piece = {"b": token.piece} if token.piece else {}
+    return {**token_delta(token), "r": token.rank, "a": others, **piece}
 
 
 def _sinks(trace: GenerationTrace) -> list[dict[str, Any]]:

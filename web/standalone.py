@@ -38,13 +38,22 @@ WORDS = {
 }
 
 
-def holds_heads(run: Run) -> bool:
-    """Whether the file of this run holds single heads, or their mean alone."""
-    return _cells(run.traces) <= HEADS_BYTES
+def holds_heads(run: Run, most: int | None = None) -> bool:
+    """Whether the file of this run holds single heads, or their mean alone.
+
+    Args:
+        run: the run.
+        most: values that it holds at most; None: `HEADS_BYTES`.
+    """
+    return _cells(run.traces) <= (HEADS_BYTES if most is None else most)
 
 
 def build_standalone(
-    run: Run, *, token: int | None = None, facts: Sequence[tuple[str, str]] = ()
+    run: Run,
+    *,
+    token: int | None = None,
+    facts: Sequence[tuple[str, str]] = (),
+    most_heads: int | None = None,
 ) -> bytes:
     """The file, UTF-8.
 
@@ -52,6 +61,8 @@ def build_standalone(
         run: one or two traces.
         token: which token is chosen when the file is opened; None leaves it to the inspector.
         facts: more lines for "What made this": what it is, and a text.
+        most_heads: of more values than these the file holds the mean over the heads alone; None:
+            `HEADS_BYTES`.
 
     Raises:
         ValueError: there is no such token.
@@ -75,7 +86,7 @@ def build_standalone(
         "inspector": re.sub(r"\s*<a href=.*?</a>", "", read_static("inspector.html")),
         "facts": "\n".join(_lines([*_about(run), *facts])),
         "steps": "1/255" if _cells(run.traces) * 2 > EAGER_BYTES else "1/65535",
-        "data": "\n".join(_blocks(run, token)),
+        "data": "\n".join(_blocks(run, token, most_heads)),
         "style": style,
         "script": script,
     }
@@ -94,7 +105,8 @@ def _models(run: Run) -> list[str]:
 
 
 def _script() -> str:
-    arguments = "element, trigger, props, server, upload, watch, fetch, Image"  # as Gradio's own
+    # As Gradio's own, and what a frame in a notebook has none of.
+    arguments = "element, trigger, props, server, upload, watch, fetch, Image, history, location"
     inspector = f"replay.start(function ({arguments}) {{\n{read_static('inspector')}\n}});"
     code = f"\n{read_static('standalone')}\n{inspector}\n"
     # What would end the element early can only stand in a string or a comment.
@@ -119,7 +131,7 @@ def _policy(script: str, style: str) -> str:
     )
 
 
-def _blocks(run: Run, token: int | None) -> Iterator[str]:
+def _blocks(run: Run, token: int | None, most_heads: int | None) -> Iterator[str]:
     """The data, each piece in an element that a browser neither runs nor shows."""
     place = None if token is None else urlencode({"t": f"{token}-{token}"})
     # "<" appears in JSON only inside strings, where it can be written by its number.
@@ -134,7 +146,7 @@ def _blocks(run: Run, token: int | None) -> Iterator[str]:
         yield _block(f"file-image-{index}", f"data:image/{kind};base64,{text}")
     asked = {n: t.prompt_rows for n, t in run.traces.items() if t.prompt_rows is not None}
     for part, traces in (("heads", run.traces), ("prompt", asked)):
-        if EAGER_BYTES < _cells(traces) <= HEADS_BYTES:
+        if EAGER_BYTES < _cells(traces) <= (HEADS_BYTES if most_heads is None else most_heads):
             for name, trace in traces.items():
                 for t in range(len(trace.tokens)):
                     maps = build_token_maps(trace, t, t + 1)

@@ -46,6 +46,7 @@ if TYPE_CHECKING:
     from sinkscope.sinks.validate import validate
     from sinkscope.var_patch import redistribute, select_rows
     from sinkscope.visualization import OverlayStyle, overlay
+    from sinkscope.web.inline import inspector
 
 # public name -> module that defines it; the imports above say the same to type checkers.
 _MODULES = {
@@ -69,6 +70,7 @@ _MODULES = {
     "forecast": "attention_extractor",
     "generate": "attention_extractor",
     "generate_stash": "attention_extractor",
+    "inspector": "web.inline",
     "load_model": "models.loading",
     "open_image": "models.images",
     "overlay": "visualization",
@@ -105,6 +107,7 @@ __all__ = [
     "forecast",
     "generate",
     "generate_stash",
+    "inspector",
     "load_model",
     "open_image",
     "overlay",

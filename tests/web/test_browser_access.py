@@ -140,6 +140,7 @@ def test_tab_goes_everywhere_and_is_always_seen(shop: Site, open_page: Callable[
     page.click("[data-testid=example-1]")
     page.wait_for_selector("#ahead .notice:not([hidden])")
     page.evaluate("document.activeElement.blur()")
+    page.evaluate("window.scrollTo(0, 0)")
     page.mouse.click(700, 4)  # the walk begins at the top
     seen: list[str] = []
     for _ in range(150):

@@ -105,6 +105,18 @@ def test_photo_to_heatmap(site: Site, open_page: Any, photo_file: Path) -> None:
     assert page.is_enabled("#generate") and page.is_disabled("#stop")
 
 
+def test_on_a_phone_the_answer_comes_into_view(
+    site: Site, open_page: Any, photo_file: Path
+) -> None:
+    page = open_page(site.url, width=390)
+    ready(page)
+    upload(page, photo_file)
+    ask(page, "Who is this?")
+    finished(page)
+    top = "document.querySelector('[data-testid=inspector] .line').getBoundingClientRect().top"
+    assert -1 <= page.evaluate(top) < 200
+
+
 def test_compare_with_var(site: Site, open_page: Any, photo_file: Path) -> None:
     page = open_page(site.url)
     ready(page)

@@ -56,6 +56,44 @@ def test_example_is_there_and_labelled(example_page: Any) -> None:
     assert page.inner_text("[data-testid=strip-baseline] [aria-selected=true]").strip().isalpha()
 
 
+def test_maps_difference_and_their_colours_are_in_one_window(open_page: Any, site: Site) -> None:
+    page = open_page(site.url)
+    page.set_viewport_size({"width": 1440, "height": 900})
+    ready(page)
+    page.wait_for_function(
+        """() => ["baseline", "var", "difference"].every((name) => {
+             const figure = document.querySelector(`[data-testid=panel-${name}]`);
+             return [".title", ".map", ".scalebar"].every((part) => {
+               const box = figure.querySelector(part).getBoundingClientRect();
+               const inside = box.top >= 0 && box.left >= 0 && box.bottom <= 900;
+               return inside && box.right <= 1440 && box.height;
+             });
+           })"""
+    )
+    # The matrices are clicked with the maps in sight.
+    page.locator("[data-testid=heads-var]").scroll_into_view_if_needed()
+    box = page.locator("[data-testid=panel-var] .map").bounding_box()
+    assert box["y"] >= 0 and box["y"] + box["height"] < 900
+
+
+def test_matrices_have_colour_bars_and_a_difference(site: Site, example_page: Any) -> None:
+    page = example_page
+    run = site.app.handlers.store.get(page.get_attribute("[data-ready]", "data-ready"))
+    assert run is not None
+    plain, var = (float(run.traces[name].shares[0, 0, :, 1].mean()) for name in ("baseline", "var"))
+    page.hover("[data-testid=time-difference]", position={"x": 3, "y": 3})
+    said = page.inner_text(".pair[data-variant=difference] .time .read")
+    assert said.startswith("token 0 ") and "layer 0" in said
+    number = said.rsplit(" · ", 1)[1].removesuffix(" %").replace("−", "-")
+    assert abs(float(number) / 100 - (var - plain)) < 1e-3
+    keys = [page.inner_text(f"[data-testid=key-time-{name}]") for name in ("baseline", "var")]
+    assert keys[0] == keys[1] and keys[0].startswith("0 %")
+    low, high = page.inner_text("[data-testid=key-time-difference]").split("\n")
+    assert low == f"−{high}" and high.endswith("%")
+    page.click("[data-testid=difference]")
+    assert page.is_hidden("[data-testid=time-difference]")
+
+
 def test_maps_equal_those_of_the_processor(site: Site, example_page: Any) -> None:
     page = example_page
     run = site.app.handlers.store.get(page.get_attribute("[data-ready]", "data-ready"))
@@ -127,8 +165,9 @@ def test_choosing_repaints_without_a_request(example_page: Any) -> None:
         seen.add(now)
     page.click("[data-testid=sinks]")
     assert drawn(page) not in seen
-    page.click("[data-testid=difference]")
     assert page.is_visible("[data-testid=panel-difference]")
+    page.click("[data-testid=difference]")
+    assert page.is_hidden("[data-testid=panel-difference]")
     assert "same scale" in page.inner_text("[data-testid=panel-var] .words")
     assert "rank" in page.inner_text("[data-testid=panel-var] .words")
     assert asked == []
@@ -136,7 +175,7 @@ def test_choosing_repaints_without_a_request(example_page: Any) -> None:
 
 def chosen_maps(page: Any, name: str = "maps") -> dict[str, list[float]]:
     script = f"() => {{ const m = {INSPECTOR}.shown.{name}, o = {{}};"
-    script += " for (const k in m) if (m[k]) o[k] = [...m[k]]; return o; }"
+    script += " for (const k in m) if (m[k] && k !== 'difference') o[k] = [...m[k]]; return o; }"
     return page.evaluate(script)
 
 
@@ -340,7 +379,7 @@ def test_keyboard_alone(example_page: Any) -> None:
     page.keyboard.press("s")
     assert not page.is_checked("[data-testid=sinks]")
     page.keyboard.press("d")
-    assert page.is_visible("[data-testid=panel-difference]")
+    assert page.is_hidden("[data-testid=panel-difference]")
     page.focus("[data-testid=panel-baseline] .stage")
     page.keyboard.press("ArrowRight")
     page.keyboard.press("Enter")

@@ -60,7 +60,7 @@ const quoted = (text) => `“${glyphs(text)}”`;
 const view = {
   t0: 0, t1: 0, l0: 0, l1: 0, h0: 0, h1: 0,
   combine: "mean", method: "attention", scale: "percentile", range: "token", colours: "inferno", opacity: 0.8,
-  overlay: "value", photo: "dim", smooth: false, sinks: true, same: true, difference: false,
+  overlay: "value", photo: "dim", smooth: false, sinks: true, same: true, difference: true,
   swapped: false, quantity: "image", image: 0, box: null, cursor: null,
   part: "answer", prompt: true, four: "", layers: [],
 };

@@ -20,6 +20,7 @@ function buildFigures() {
     return figure;
   });
   $(".figures").replaceChildren(...figures);
+  delete $(".figures").dataset.names; // their sizes are not known yet
 }
 
 // Four layers at once: which one each of the four figures shows, at first spread over the depth.
@@ -65,6 +66,16 @@ function fit(figure) {
 
 function forgetSizes() {
   for (const stage of element.querySelectorAll(".stage")) stage.wide = 0;
+  fillWindow();
+}
+
+// As large as leaves the colour bar in the window, when nothing is scrolled: the maps are what one came for.
+const BELOW = 58, LEAST = 240; // px: the read-out and the colour bar; no map is lower than this
+function fillWindow() {
+  const title = $(".figure:not([hidden]) .title"), desk = $(".desk");
+  if (!title || !desk.offsetParent) return;
+  const top = desk.getBoundingClientRect().top + window.scrollY + title.offsetHeight;
+  desk.style.setProperty("--free", `${Math.max(LEAST, Math.floor(window.innerHeight - top - BELOW))}px`);
 }
 
 // The photo as it lies under the map, drawn once for each size and style.
@@ -194,10 +205,11 @@ function paintFigures() {
   const shared = view.same && here.length > 1 ? scaleFor(overAnswer() ? here : there) : null;
   for (const look of there) shown.scales[look.name] = shared || scaleFor([look]);
   const names = here.map(({ name }) => name).concat(view.difference && canDiffer() && !view.four ? "difference" : []), box = $(".figures");
-  if (box.dataset.names !== names.join()) forgetSizes();
+  const others = box.dataset.names !== names.join();
   box.dataset.names = names.join();
   box.dataset.count = names.length;
   for (const figure of box.children) figure.hidden = !names.includes(figure.dataset.variant);
+  if (others) forgetSizes();
   const sizes = here.map(({ name }) => fit($(`.figure[data-variant="${name}"]`))); // read before anything is written
   here.forEach((look, k) => onLayer(look.l, () => paintFigure(look, shared, sizes[k])));
   paintDifference();

@@ -75,14 +75,16 @@ function sameTextGain(side, i) {
 }
 
 function chip(name, token, i, parts, gain) {
-  const shown = glyphs(token.t), p = token.p;
+  const part = token.b && token.t === "", shown = part ? token.b : glyphs(token.t), p = token.p;
   const classes = ["token"];
   if (/^ \S/.test(token.t)) classes.push("spaced");
   if (p < 0.5) classes.push("unsure");
   if (parts) classes.push("parts");
+  if (token.b) classes.push(part ? "piece part" : "piece");
   let title = `token ${i} ${JSON.stringify(token.t)}, probability ${p.toFixed(3)}`;
   if (gain != null) title += `, log-probability ${gain >= 0 ? "+" : "−"}${Math.abs(gain).toFixed(3)} under VAR`;
   if (parts) title += ", differs from the other answer";
+  if (token.b) title += `, ${token.b.length > 2 ? "bytes" : "byte"} ${token.b}: ${part ? "a part of a character that several tokens make" : `the last part of ${quoted(token.t)}, which several tokens make`}`;
   const made = node("button", {
     type: "button", class: classes.join(" "), role: "option", tabindex: -1, "aria-selected": "false",
     "data-i": i, "data-testid": `token-${name}-${i}`, title, style: `--p:${p.toFixed(4)}`,

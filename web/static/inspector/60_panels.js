@@ -1,8 +1,10 @@
 // Where in the model it happens: token x layer, and layer x head beside it on the same rows.
+const DIFFERENCE = { name: "difference", label: "Difference" }; // second answer minus the first
 const QUANTITIES = { image: "image share", sink: "sink share", entropy: "entropy", box: "on the box" };
 
 function buildPanels() {
-  const made = run.variants.map((variant) => node("div", { class: "pair", "data-variant": variant.name },
+  const rows = [...run.variants, ...(canDiffer() ? [DIFFERENCE] : [])];
+  const made = rows.map((variant) => node("div", { class: "pair", "data-variant": variant.name },
     panel("time", variant, "token × layer"), panel("heads", variant, "layer × head")));
   $(".panels .pairs").replaceChildren(...made);
 }
@@ -11,8 +13,10 @@ function panel(kind, variant, words) {
   const canvas = node("canvas", { role: "img", "aria-label": `${variant.label}, ${words}`, "data-testid": `${kind}-${variant.name}` });
   const axis = node("div", { class: "axis", "aria-hidden": "true" });
   const made = node("div", { class: `panel ${kind}` },
-    node("div", { class: "caption" }, node("b", {}, run.variants.length > 1 ? variant.label : ""), node("span", { class: "what" }, words)),
-    node("div", { class: "grid" }, axis, node("div", { class: "plot" }, canvas, node("div", { class: "frame" }))),
+    node("div", { class: "caption" }, node("b", {}, run.variants.length > 1 ? variant.label : ""), node("span", { class: "what" }, words),
+      node("span", { class: "key", "data-testid": `key-${kind}-${variant.name}` }, node("output", {}), node("canvas", { width: 64, height: 1 }), node("output", {}))),
+    node("div", { class: "grid" }, axis, node("div", { class: "plot" }, canvas, node("div", { class: "frame" })),
+      node("div", { class: "axis across", "aria-hidden": "true" })),
     node("p", { class: "read" }));
   canvas.addEventListener("pointermove", (event) => readPanel(kind, variant, made, panelCell(event, canvas, kind, variant)));
   canvas.addEventListener("pointerleave", () => readPanel(kind, variant, made, null));
@@ -48,80 +52,107 @@ function pickPanel(kind, { x, l }, extend) {
 
 const amount = (x, quantity) => (quantity === "entropy" ? `${x.toFixed(2)} nats` : percent(x));
 
-let grids = {}; // what the panels show, for their read-outs
+let grids = {}; // what the panels show, for their read-outs: (across, layer) -> value, null where there is none
 
 function paintPanels() {
   grids = {};
-  const q = view.quantity, single = q === "box" ? "image" : q;
-  let topTime = 0, topHeads = 0;
+  const q = view.quantity, single = q === "box" ? "image" : q, whole = q === "sink" ? 1 : null; // a share of shares runs to 100 %
   for (const variant of sides()) {
-    const span = shown.spans[variant.name];
-    const time = tokenLayer(variant, q), heads = span ? layerHead(variant, span[0], span[1], single) : null;
-    grids[variant.name] = { time, heads };
-    for (const x of time) topTime = Math.max(topTime, x);
-    if (heads) for (const x of heads) topHeads = Math.max(topHeads, x);
+    const span = shown.spans[variant.name], time = tokenLayer(variant, q), heads = span ? layerHead(variant, span[0], span[1], single) : null;
+    grids[variant.name] = {
+      time: (x, l) => (x < variant.T ? time[x * run.L + l] : null), // both sides over the same tokens, below each other
+      heads: (x, l) => (heads ? heads[l * run.H + x] : null),
+    };
   }
-  const whole = q === "sink" ? 1 : null; // a share of shares always runs to 100 %
-  for (const variant of sides()) {
-    const { time, heads } = grids[variant.name], pair = $(`.pair[data-variant="${variant.name}"]`);
-    const span = shown.spans[variant.name];
-    // Both sides over the same time axis, so that their tokens stand below each other.
-    const at = (x, l) => (x < variant.T ? time[x * run.L + l] : null);
-    pair.querySelector(".time .what").textContent = `${view.part === "prompt" ? "prompt " : ""}token × layer`;
-    drawGrid(pair.querySelector(".time"), longest(), run.L, at, whole || topTime,
-      span && { x0: span[0], x1: span[1], y0: view.l0, y1: view.l1 });
-    drawGrid(pair.querySelector(".heads"), run.H, run.L, (x, l) => (heads ? heads[l * run.H + x] : 0), whole || topHeads,
-      { x0: view.h0, x1: view.h1, y0: view.l0, y1: view.l1 });
+  const names = sides().map((variant) => variant.name), differ = view.difference && canDiffer() && !view.four;
+  if (differ) grids.difference = Object.fromEntries(["time", "heads"].map((kind) => [kind, (x, l) => {
+    const [a, b] = names.map((name) => grids[name][kind](x, l));
+    return a == null || b == null ? null : b - a;
+  }]));
+  const chosen = sides().map((variant) => shown.spans[variant.name]).find(Boolean);
+  for (const [kind, across] of [["time", longest()], ["heads", run.H]]) {
+    const top = whole || largest(names, kind, across), most = differ ? largest(["difference"], kind, across) : 0;
+    for (const pair of element.querySelectorAll(".pair")) {
+      const name = pair.dataset.variant, signed = name === "difference", made = pair.querySelector("." + kind);
+      pair.hidden = !grids[name];
+      if (pair.hidden) continue;
+      const span = signed ? chosen : shown.spans[name];
+      const frame = kind === "heads" ? { x0: view.h0, x1: view.h1 } : span && { x0: span[0], x1: span[1] };
+      if (kind === "time") made.querySelector(".what").textContent = `${view.part === "prompt" ? "prompt " : ""}token × layer`;
+      const high = signed ? most : top, low = signed ? -high : 0, table = COLOURS[signed ? "coolwarm" : view.colours];
+      drawGrid(made, across, grids[name][kind], (value) => (high > low ? (value - low) / (high - low) : signed ? 0.5 : 0), table, frame);
+      paintKey(made.querySelector(".key"), table, signed ? `−${amount(high, q)}` : amount(0, q), amount(high, q));
+      paintAxes(made, across, kind === "heads" ? run.heads : null);
+    }
   }
   for (const button of element.querySelectorAll(".quantity button")) {
     button.setAttribute("aria-pressed", button.dataset.value === q);
     if (button.dataset.value === "box") button.disabled = !view.box;
   }
-  $(".panels .range").textContent = `0 – ${amount(whole || topTime, q)}` +
-    (q === "box" ? "; layer × head: image share" : "") + `; ${view.colours}`;
+  $(".panels .range").textContent = (q === "box" ? "layer × head: image share" : "") +
+    (differ ? `${q === "box" ? "; " : ""}difference: ${run.variants[1].label} − ${run.variants[0].label}` : "");
 }
 
-function drawGrid(panelNode, across, down, value, top, chosen) {
-  const canvas = panelNode.querySelector("canvas"), table = COLOURS[view.colours];
+function largest(names, kind, across) {
+  let top = 0;
+  for (const name of names)
+    for (let x = 0; x < across; x++)
+      for (let l = 0; l < run.L; l++) top = Math.max(top, Math.abs(grids[name][kind](x, l) || 0));
+  return top;
+}
+
+function drawGrid(panelNode, across, value, place, table, chosen) {
+  const canvas = panelNode.querySelector("canvas[role=img]"), down = run.L;
   canvas.width = Math.max(1, across);
   canvas.height = down;
   const ink = canvas.getContext("2d"), pixels = ink.createImageData(canvas.width, down);
   for (let y = 0; y < down; y++)
     for (let x = 0; x < across; x++) {
-      const here = value(x, y), q = Math.round(clamp(top > 0 ? here / top : 0, 0, 1) * 255) * 3;
+      const here = value(x, y);
       if (here == null) continue; // this answer has no such token: leave it blank
-      const i = (y * across + x) * 4;
+      const i = (y * across + x) * 4, q = Math.round(clamp(place(here), 0, 1) * 255) * 3;
       for (let c = 0; c < 3; c++) pixels.data[i + c] = table[q + c];
       pixels.data[i + 3] = 255;
     }
   ink.putImageData(pixels, 0, 0);
-  const plot = panelNode.querySelector(".plot");
-  plot.style.setProperty("--down", down);
-  plot.style.setProperty("--across", Math.max(1, across));
+  panelNode.querySelector(".plot").style.setProperty("--down", down);
   const frame = panelNode.querySelector(".frame");
   frame.hidden = !chosen;
-  if (chosen) {
-    const place = { left: chosen.x0 / across, top: chosen.y0 / down, width: (chosen.x1 - chosen.x0 + 1) / across,
-      height: (chosen.y1 - chosen.y0 + 1) / down };
-    for (const [side, part] of Object.entries(place)) frame.style[side] = `${100 * part}%`;
+  if (!chosen) return;
+  const part = { left: chosen.x0 / across, top: view.l0 / down, width: (chosen.x1 - chosen.x0 + 1) / across, height: (view.l1 - view.l0 + 1) / down };
+  for (const [side, size] of Object.entries(part)) frame.style[side] = `${100 * size}%`;
+}
+
+function paintKey(key, table, low, high) {
+  const canvas = key.querySelector("canvas"), ink = canvas.getContext("2d"), pixels = ink.createImageData(canvas.width, 1);
+  for (let i = 0; i < canvas.width; i++) {
+    const q = Math.round((i / (canvas.width - 1)) * 255) * 3;
+    pixels.data.set([table[q], table[q + 1], table[q + 2], 255], i * 4);
   }
-  const labels = [run.layers[0], run.layers[down - 1]];
-  panelNode.querySelector(".axis").replaceChildren(...labels.slice(0, down > 1 ? 2 : 1).map((n) => node("span", {}, String(n))));
+  ink.putImageData(pixels, 0, 0);
+  [key.firstChild.textContent, key.lastChild.textContent] = [low, high];
+}
+
+// Some numbers along both sides, each at the middle of its cell: of tokens the places, of layers and heads the model's own.
+function paintAxes(panelNode, across, heads) {
+  const put = (axis, count, most, words) => {
+    const step = [1, 2, 5, 10, 20, 50, 100, 200, 500, 1000].find((n) => count / n <= most) || 5000, marks = [];
+    for (let k = 0; k < count; k += step) marks.push(node("span", { style: `--at:${(k + 0.5) / count}` }, words(k)));
+    axis.replaceChildren(...marks);
+  };
+  put(panelNode.querySelector(".axis"), run.L, Math.min(7, Math.max(2, run.L)), (k) => `${run.layers[k]}`);
+  put(panelNode.querySelector(".across"), across, heads ? 8 : 12, (k) => (heads && heads[k] < 0 ? "mean" : `${heads ? heads[k] : k}`));
 }
 
 function readPanel(kind, variant, panelNode, at) {
-  const line = panelNode.querySelector(".read"), grid = grids[variant.name];
-  if (!at || !grid || !grid[kind]) {
+  const line = panelNode.querySelector(".read"), value = at && grids[variant.name] && grids[variant.name][kind](at.x, at.l);
+  if (value == null) {
     line.textContent = "";
     return;
   }
-  const layer = run.layers[at.l];
-  if (kind === "time") {
-    const token = sides()[run.variants.indexOf(variant)].tokens[at.x];
-    line.textContent = token
-      ? `token ${at.x} ${quoted(token.t)} · layer ${layer} · ${amount(grid.time[at.x * run.L + at.l], view.quantity)}` : "";
-  } else {
-    const single = view.quantity === "box" ? "image" : view.quantity;
-    line.textContent = `layer ${layer} · ${headWords(run.heads[at.x])} · ${amount(grid.heads[at.l * run.H + at.x], single)}`;
-  }
+  const quantity = kind === "heads" && view.quantity === "box" ? "image" : view.quantity;
+  const sign = variant === DIFFERENCE ? (value < 0 ? "−" : "+") : "", said = sign + amount(sign ? Math.abs(value) : value, quantity);
+  const side = sides()[Math.max(0, run.variants.indexOf(variant))];
+  line.textContent = kind === "time" ? `token ${at.x} ${quoted(side.tokens[at.x].t)} · layer ${run.layers[at.l]} · ${said}`
+    : `layer ${run.layers[at.l]} · ${headWords(run.heads[at.x])} · ${said}`;
 }

@@ -19,8 +19,8 @@ function showReport(report, cardNode) {
     node("th", { scope: "row" }, `layer ${layer.layer}`),
     node("td", {}, String((layer.positions || []).length)), node("td", {}, percent(layer.flagged)),
     node("td", {}, percent(layer.selected)), node("td", {}, percent(layer.moved))));
-  const head = ["", "sinks", "of the image", "rows changed", "moved"];
-  cardNode.querySelector(".body").replaceChildren(node("table", { title: "rows changed: of all (head, row) pairs that may be; moved: mean attention mass taken from sinks" },
+  const head = ["", "sinks", "of all patches", "rows changed", "attention moved"];
+  cardNode.querySelector(".body").replaceChildren(node("table", { title: "rows changed: of all (head, row) pairs that may be; attention moved: mean attention mass taken from the sinks" },
     node("thead", {}, node("tr", {}, ...head.map((text) => node("th", { scope: "col" }, text)))),
     node("tbody", {}, ...(rows.length ? rows : [node("tr", {}, node("td", {}, "no layer"))]))));
 }

@@ -42,6 +42,13 @@ function wireControls() {
     Object.assign(view, { box: null, cursor: null });
     repaint();
   });
+  $('[data-do="look"]').addEventListener("click", (event) => {
+    const look = $(".look");
+    look.hidden = !look.hidden;
+    event.currentTarget.setAttribute("aria-expanded", !look.hidden);
+    forgetSizes();
+    if (run) paintFigures();
+  });
   $('[data-do="reset"]').addEventListener("click", resetView);
   $('[data-do="strongest"]').addEventListener("click", strongestHead);
   for (const button of element.querySelectorAll(".quantity button")) {
@@ -207,7 +214,7 @@ function writeAddress() {
     if (view.combine !== "mean") part.combine = view.combine;
     if (view.method !== "attention") part.method = view.method;
     if (view.scale !== "percentile") part.scale = view.scale;
-    if (view.difference) part.difference = 1;
+    if (canDiffer()) part.difference = view.difference ? 1 : 0;
     if (view.four) part.four = fourLayers().map((l) => run.layers[l]).join("-") + `.${view.four}`;
     if (run.kind === "example") delete part.run;
     history.replaceState(history.state, "", "#" + new URLSearchParams(part));
@@ -227,7 +234,7 @@ function readAddress() {
   const said = part.get("scale"), [scale, method] = Object.hasOwn(old, said) ? old[said] : [said];
   if (["percentile", "linear", "log", "rank"].includes(scale)) made.scale = scale;
   if (/^\w{1,40}$/.test(part.get("method") || method || "")) made.method = part.get("method") || method;
-  made.difference = part.get("difference") === "1";
+  if (["0", "1"].includes(part.get("difference"))) made.difference = part.get("difference") === "1";
   const four = /^(\d{1,4})-(\d{1,4})-(\d{1,4})-(\d{1,4})\.(\w{1,20})$/.exec(part.get("four") || "");
   if (four) Object.assign(made, { four: four[5], layers: four.slice(1, 5).map(Number) });
   return made;

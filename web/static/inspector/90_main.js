@@ -75,8 +75,8 @@ function complain(text) {
 }
 
 // Below the form on a phone, and above what one was looking at: what is new must be seen.
-function bringIntoView(part) {
-  if (served) part.scrollIntoView({ block: "nearest" });
+function bringIntoView(part, block = "nearest") {
+  if (served) part.scrollIntoView({ block });
 }
 
 function setPhase(phase, words, facts) {
@@ -88,11 +88,14 @@ function setPhase(phase, words, facts) {
 function showQueued(value) {
   pending = value.run;
   complain("");
-  bringIntoView($(".line"));
+  showLine();
   const words = value.position > 0
     ? `Waiting: ${value.position} ${value.position === 1 ? "run" : "runs"} before yours` : value.message || "Starting";
   setPhase("queued", words, []);
 }
+
+// On a phone the form is a screen high: the answer comes where one looks.
+const showLine = () => bringIntoView($(".line"), window.innerWidth > 640 ? "nearest" : "start");
 
 // Deltas {from, new}: append what is new, never redraw what is there. A gap (the page was busy) is asked for again.
 const stream = { counts: {}, filling: false };
@@ -108,6 +111,7 @@ function showStream(value) {
     $(".blank").hidden = true;
     $(".work").hidden = false;
     root.removeAttribute("data-ready");
+    showLine();
   }
   setPhase("streaming", value.message, value.facts);
   for (const [name, tokens] of Object.entries(value.new)) append(name, value.from[name] || 0, tokens);
@@ -196,7 +200,7 @@ function startView(before, place, value) {
   if (place.l) setRange("l", ...place.l.map(placed(run.layers)));
   if (place.h) setRange("h", ...place.h.map(placed(run.heads)));
   if (place.layers) view.layers = place.layers.map(placed(run.layers));
-  for (const name of ["combine", "method", "scale", "difference", "four"]) if (place[name]) view[name] = place[name];
+  for (const name of ["combine", "method", "scale", "difference", "four"]) if (place[name] != null) view[name] = place[name];
   if (view.four && !run.variants.some((v) => v.name === view.four)) view.four = run.variants[0].name;
 }
 
@@ -278,16 +282,16 @@ function onValue(place) {
 let sizes = null;
 function watchSize() {
   if (sizes) sizes.disconnect();
-  let wide = $(".figures").clientWidth;
+  const measured = () => `${$(".figures").clientWidth} ${window.innerHeight}`;
+  let before = measured();
   sizes = new ResizeObserver(() => {
-    const now = $(".figures").clientWidth;
-    if (now && now !== wide) {
-      wide = now;
-      forgetSizes();
-      paintFigures();
-    }
+    if (!$(".figures").clientWidth || measured() === before) return;
+    before = measured();
+    forgetSizes();
+    paintFigures();
   });
   sizes.observe($(".figures"));
+  sizes.observe(document.documentElement);
 }
 
 async function start() {

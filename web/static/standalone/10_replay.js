@@ -58,10 +58,14 @@ const replay = (() => {
   function start(inspector) {
     followTheme();
     const { value, place } = JSON.parse(block("value").textContent);
-    if (place && !location.hash) history.replaceState(null, "", "#" + place);
+    // A frame in a notebook has no address of its own: what would be written there is kept here.
+    const framed = location.protocol === "about:";
+    const here = framed ? { hash: "", origin: "", pathname: "" } : location;
+    const past = framed ? { state: null, replaceState(state, title, address) { here.hash = address; } } : history;
+    if (place && !here.hash) past.replaceState(null, "", "#" + place);
     const asked = new Proxy(server, { get: (own, name) => own[name] || absent });
     const nothing = () => {};
-    inspector(block("inspector"), nothing, { value }, asked, absent, nothing, storedFetch, StoredImage);
+    inspector(block("inspector"), nothing, { value }, asked, absent, nothing, storedFetch, StoredImage, past, here);
   }
   return { start };
 })();

@@ -1,0 +1,50 @@
+"""A saved run for NumPy: read, and drawn, without torch, which takes seconds to import.
+
+It is the same `GenerationTrace`; where that says a tensor, this one has an array of the same shape
+and number type. `attention_processor.patch_map` takes both. Everything that needs more, and a trace
+that is to be saved, wants tensors (`GenerationTrace.open`).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from sinkscope.capture.trace import GenerationTrace, PromptTrace
+from sinkscope.capture.trace_file import TraceFile, TraceFileError, content_checksum, damage_named
+from sinkscope.capture.trace_values import ROWS, check_numbers, check_tensors, trace_of
+
+
+def open_arrays(path: Path) -> GenerationTrace:
+    """Read a trace, all of it, as arrays.
+
+    Raises:
+        ValueError: the file is missing, damaged, no trace, or of a newer format; the text says
+            which.
+    """
+    with closing(TraceFile(path)) as file, damage_named(path):
+        check_tensors(file.about, file.table)
+        arrays: dict[str, Any] = {name: file.array(name) for name in file.table}
+        if content_checksum(arrays) != file.about["checksum"]:
+            raise TraceFileError(f"{path} is damaged: its checksum does not match its content.")
+        check_numbers(arrays)
+        return trace_of(file.about, arrays)
+
+
+def as_arrays(trace: GenerationTrace) -> GenerationTrace:
+    """A trace of tensors as one of arrays, which share their memory."""
+    prompts = {
+        name: None if rows is None else _with_arrays(rows)
+        for name, rows in (("prompt_rows", trace.prompt_rows), ("reference", trace.reference))
+    }
+    return dataclasses.replace(_with_arrays(trace), **prompts)
+
+
+def _with_arrays(rows: Any) -> Any:
+    assert isinstance(rows, GenerationTrace | PromptTrace)
+    parts: dict[str, Any] = {name: np.asarray(getattr(rows, name)) for name in ROWS}
+    return dataclasses.replace(rows, **parts)
