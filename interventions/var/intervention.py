@@ -26,9 +26,9 @@ from torch import Tensor
 from sinkscope.config import VARSettings
 from sinkscope.interventions.base import Acting, Intervention
 from sinkscope.interventions.var.checks import acting_layers, validate_var
-from sinkscope.interventions.var.correction import correct_output
+from sinkscope.interventions.var.correction import correct_rows_with_sinks
 from sinkscope.interventions.var.device import MOST_WEIGHTS, Made, RowBias, correct_in_place
-from sinkscope.interventions.var.parameters import Parameters, random_instead
+from sinkscope.interventions.var.parameters import Parameters
 from sinkscope.interventions.var.read_report import read_report
 from sinkscope.interventions.var.redistribute import redistribute_rows
 from sinkscope.interventions.var.report import VARReport, make_report
@@ -183,7 +183,7 @@ class VARIntervention(Acting):
                 "sinks would be marked at the wrong positions."
             )
         there.write(layer, self._norms(rows, hidden, where), start)
-        self._mark(layer, there)
+        there.mark(layer, self._on())
 
     def _norms(
         self, rows: Sequence[int], hidden: Tensor, where: tuple[int, int, range] | None
@@ -270,38 +270,24 @@ class VARIntervention(Acting):
             )
             self._note(layer, slice(None), max(start, self._first_query), self._made.moved)
             return output
-        sinks_there = state.sinks[:, :keys].cpu()  # one copy a layer says which columns are needed
-        vision_there = self._padded(self._vision_there)[:, :keys]
-        limits = self._parameters.on(query.device, working_dtype(query.dtype))
-        vision = self._vision_on(query.device)[:, :keys]
-        mask = attention_mask  # (1 or B, ...)
-        new = output
-        for row in self._rows_of[layer]:
-            own = self._settings[row]
-            sinks = sinks_there[row] & vision_there[row]
-            judged = sinks_there[row] if own and own.dialect == "paper" else sinks
-            if not bool(judged.any()):
-                continue
-            one = slice(row, row + 1)
-            done = correct_output(
-                query[one],
-                key[one],
-                value[one],
-                output[one],
-                state.sinks[one, :keys],
-                vision[one],
-                limits.row(row),
-                scaling=scaling,
-                mask=None if mask is None else mask[one] if mask.shape[0] > 1 else mask,
-                first_query=self._first_query,
-                groups=state.groups.first(keys).row(row),
-                masks_on_host=(sinks_there[one], vision_there[one]),
-            )
-            self._note(layer, one, start, done.moved)
-            if len(self._settings) == 1:
-                return done.output
-            new = new.clone() if new is output else new
-            new[row] = done.output[0]
+        settings = {row: own for row in self._rows_of[layer] if (own := self._settings[row])}
+        new, moved = correct_rows_with_sinks(
+            query,
+            key,
+            value,
+            output,
+            settings,
+            state.sinks[:, :keys],
+            self._vision_on(query.device)[:, :keys],
+            self._padded(self._vision_there)[:, :keys],
+            self._parameters.on(query.device, working_dtype(query.dtype)),
+            state.groups.first(keys),
+            scaling=scaling,
+            mask=attention_mask,
+            first_query=self._first_query,
+        )
+        for row, mass in moved.items():
+            self._note(layer, slice(row, row + 1), start, mass)
         return new
 
     def made(self, layer: int, positions: range) -> Tensor | None:
@@ -331,10 +317,10 @@ class VARIntervention(Acting):
         (self._off.add if settings is None else self._off.discard)(row)
         self._parameters.refresh()
         for there in self._devices.values():
-            self._set_tau(there)
+            there.set_tau(self._on())
             for layer in there.layers:
                 if layer in self._state and row in self._rows_of[layer]:
-                    self._mark(layer, there)
+                    there.mark(layer, self._on())
 
     def step_key(self) -> Hashable:
         """See `Acting.step_key`."""
@@ -356,8 +342,8 @@ class VARIntervention(Acting):
 
         Args:
             row: of the batch.
-            answer_tokens: length of its answer; the rows of a shorter answer go on until the
-                longest in the batch ends, and do not count. None: all rows count.
+            answer_tokens: length of its answer; rows behind it, which go on until the longest
+                answer of the batch ends, do not count. None: all rows count.
 
         Raises:
             ValueError: VAR was not asked for in that row.
@@ -394,46 +380,19 @@ class VARIntervention(Acting):
     def _begin(self, device: torch.device, dtype: torch.dtype) -> DeviceState:
         there = self._devices[device] = DeviceState(
             self._rows_of,
+            {own.dialect for own in self._settings if own is not None},
             self._there,
             self._vision_on(device),
             self._known,
             self._capacity - self._first_query,
             dtype,
         )
-        self._set_tau(there)
+        there.set_tau(self._on())
         return there
 
-    def _set_tau(self, there: DeviceState) -> None:
-        taus = []
-        for layer in there.layers:
-            values = [float("inf")] * len(self._settings)
-            for row in self._rows_of[layer]:
-                own = self._settings[row]
-                if own is not None and row not in self._off:
-                    values[row] = own.tau
-            taus.append(values)
-        there.tau.copy_(torch.tensor(taus)[..., None])
-
-    def _mark(self, layer: int, there: DeviceState) -> None:
-        """Say which tokens are acted on, in the tensors that `rows` reads."""
-        state = there.layers[layer]
-        scores, sinks = state.scores[:, : state.seen], state.sinks[:, : state.seen]
-        dialects = {own.dialect for own in self._settings if own is not None}
-        if len(dialects) == 1:
-            compare = torch.gt if dialects == {"official"} else torch.ge
-            compare(scores, state.tau, out=sinks)
-        else:
-            for row in self._rows_of[layer]:
-                own = self._settings[row]
-                assert own is not None
-                compare = torch.gt if own.dialect == "official" else torch.ge
-                compare(scores[row], state.tau[row], out=sinks[row])
-        for row in self._rows_of[layer]:
-            own = self._settings[row]
-            if own is not None and own.control == "random" and row not in self._off:
-                vision = self._vision_on(scores.device)[row]
-                state.sinks[row].copy_(random_instead(state.sinks[row], vision, own.seed, layer))
-        there.group(layer)
+    def _on(self) -> list[VARSettings | None]:
+        """Settings of the rows that are not turned off."""
+        return [None if row in self._off else own for row, own in enumerate(self._settings)]
 
     def _note(self, layer: int, rows: slice, first: int, moved: Tensor) -> None:
         """Record the mass (B or 1, H, R) that was moved in the queries from `first` on."""

@@ -8,12 +8,14 @@ needs.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from sinkscope.config import VARSettings
+from sinkscope.interventions.var.parameters import random_instead
 from sinkscope.interventions.var.selection import EPSILON, KeyGroups
 from sinkscope.models.sink_score import Norms
 
@@ -47,6 +49,7 @@ class DeviceState:
 
     Args:
         rows_of: layer -> batch rows in which VAR acts.
+        dialects: those of all rows in which it acts.
         there: (B, N) bool on the host, prompt positions that are no padding.
         vision: (B, capacity) bool on the device, the vision tokens among all keys.
         known: sink scores of the first P positions, layer -> (P,) or (B, P) float32.
@@ -57,13 +60,15 @@ class DeviceState:
     def __init__(
         self,
         rows_of: Mapping[int, Sequence[int]],
+        dialects: Collection[str],
         there: Tensor,
         vision: Tensor,
         known: Mapping[int, Tensor],
         queries: int,
         dtype: torch.dtype,
     ) -> None:
-        self._layers = tuple(rows_of)
+        self._layers, self._rows_of, self._vision = tuple(rows_of), rows_of, vision
+        self._dialects = set(dialects)
         count, (batch, capacity), device = len(rows_of), vision.shape, vision.device
         self._queries, self.dtype = queries, dtype
         self._moved: Tensor | None = None
@@ -118,7 +123,41 @@ class DeviceState:
             state.sinks[:, stop:] = False
         state.seen = stop
 
-    def group(self, layer: int) -> None:
+    def set_tau(self, settings: Sequence[VARSettings | None]) -> None:
+        """The thresholds of all layers, by the settings of each batch row; None: it is off."""
+        taus = torch.full(self.tau.shape, float("inf"))
+        for index, rows in enumerate(self._rows_of.values()):
+            for row in rows:
+                if (own := settings[row]) is not None:
+                    taus[index, row] = own.tau
+        self.tau.copy_(taus)
+
+    def mark(self, layer: int, settings: Sequence[VARSettings | None]) -> None:
+        """Say which tokens of a layer are acted on, by its scores; in the tensors that are there.
+
+        The control takes its random tokens on the host, so that a seed means the same everywhere.
+        """
+        state, rows = self.layers[layer], self._rows_of[layer]
+        scores, sinks = state.scores[:, : state.seen], state.sinks[:, : state.seen]
+        if len(self._dialects) == 1:
+            compare = torch.gt if self._dialects == {"official"} else torch.ge
+            compare(scores, state.tau, out=sinks)
+        else:
+            sinks.zero_()
+        for row in rows:
+            own = settings[row]
+            if own is None:
+                sinks[row].zero_()
+                continue
+            if len(self._dialects) > 1:
+                compare = torch.gt if own.dialect == "official" else torch.ge
+                compare(scores[row], state.tau[row], out=sinks[row])
+            if own.control == "random":
+                vision = self._vision[row]
+                state.sinks[row].copy_(random_instead(state.sinks[row], vision, own.seed, layer))
+        self._group(layer)
+
+    def _group(self, layer: int) -> None:
         """Sort the keys of a layer by its sinks; in place."""
         state = self.layers[layer]
         groups = state.groups
