@@ -55,6 +55,7 @@ def answer(
     prefix: Prefix | None = None,
     mark: VARSettings | None = None,
     on_token: OnRowToken | None = None,
+    on_stage: Callable[[str], None] | None = None,
     stop: threading.Event | None = None,
 ) -> list[GenerationTrace]:
     """Generate one answer a batch row.
@@ -68,6 +69,7 @@ def answer(
         mark: whose dimensions and threshold mark the sinks in the traces; None: those of the row
             that has VAR, else the model's profile. With a prefix they must be its dimensions.
         on_token: called with row, index and token as each is chosen.
+        on_stage: called with what is done, in words, where the next token will take long for it.
         stop: set it to end the run after the current token.
 
     Returns:
@@ -80,7 +82,9 @@ def answer(
     if rows > 1 and prefix is None:
         raise ValueError(f"var has {rows} rows; more than one needs a prefix to continue from.")
     mark = mark or next((own for own in var if own is not None), None)
-    asked = _Asked(handle, inputs, settings, tuple(var), prefix, mark, _Once(on_token), stop)
+    asked = _Asked(
+        handle, inputs, settings, tuple(var), prefix, mark, _Once(on_token), on_stage, stop
+    )
     choice = choose_engine(handle, settings)
     try:
         return asked.by_steps(choice) if choice.used == "graph" else asked.by_loop(choice)
@@ -130,6 +134,7 @@ class _Asked:
     prefix: Prefix | None
     mark: VARSettings | None
     once: _Once
+    on_stage: Callable[[str], None] | None
     stop: threading.Event | None
 
     def by_loop(self, choice: EngineChoice) -> list[GenerationTrace]:
@@ -186,6 +191,7 @@ class _Asked:
             tuple(interventions),
             tuple(told),
             ending,
+            self.on_stage,
         )
         began = time.perf_counter()
         with distribution_errors_named(settings):

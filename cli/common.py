@@ -210,6 +210,11 @@ def say_decoding(handle: ModelHandle, inputs: PromptInputs, settings: Generation
         )
 
 
+def say_stage(text: str) -> None:
+    """What the next token of an answer takes long for, on standard error."""
+    typer.echo(f"{text}.", err=True)
+
+
 def say_engine(trace: GenerationTrace) -> None:
     """One line on standard error, behind a run, where another engine made it than was asked for."""
     from sinkscope.capture.decoding import engine_words

@@ -130,6 +130,7 @@ def _compare(
             same_text,
             # Both answers are written at once; the bar follows the longer one.
             on_token=lambda name, index, token: bar.update(max(0, index + 1 - bar.pos)),
+            on_stage=common.say_stage,
         )
         bar.update(most - bar.pos)  # the answers may end before they are as long
     return pair

@@ -137,6 +137,12 @@ def _generate(
     from sinkscope.attention_extractor import generate
 
     with common.progress("Answering", settings.max_new_tokens) as bar:
-        trace = generate(handle, inputs, settings, on_token=lambda index, token: bar.update(1))
+        trace = generate(
+            handle,
+            inputs,
+            settings,
+            on_token=lambda index, token: bar.update(1),
+            on_stage=common.say_stage,
+        )
         bar.update(settings.max_new_tokens - bar.pos)  # the answer may end before it is as long
     return trace

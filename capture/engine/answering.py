@@ -13,7 +13,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -51,6 +51,8 @@ from sinkscope.models.loading import ModelHandle
 
 log = logging.getLogger(__name__)
 
+COMPILING = "Compiling the text model for answers of this size, which may take minutes"
+
 
 class NoStepsError(Exception):
     """A run cannot be made by steps; the text says why, as the end of a sentence."""
@@ -68,6 +70,7 @@ class StepRun:
         interventions: what changes rows.
         tokens: who is told of tokens, one a batch row.
         ending: what ends answers; it tells `tokens`.
+        on_stage: is told, in words, what the next token will take long for.
     """
 
     inputs: PromptInputs
@@ -79,6 +82,7 @@ class StepRun:
     interventions: tuple[Intervention, ...]
     tokens: tuple[TokenProbe, ...]
     ending: Ending
+    on_stage: Callable[[str], None] | None = None
 
     @property
     def batch(self) -> int:
@@ -311,6 +315,11 @@ class _Driver:
         self._ids = torch.cat([self._ids, token[:, None]], 1)
 
     def _launch(self) -> None:
+        if self._step.key.compiled and not self._step.ran:
+            log.info("%s (%s)", COMPILING, self._step.key)
+            if self._run.on_stage is not None:
+                self._run.on_stage(COMPILING)
+        self._step.ran = True
         if not self._ready:
             self._record()
         self._step.launch()
@@ -322,8 +331,6 @@ class _Driver:
     def _record(self) -> None:
         self._ready = True
         step = self._step
-        if step.key.compiled:
-            log.warning("The text model is compiled for this size; that may take minutes.")
         warm_ups = COMPILED_WARM_UPS if step.key.compiled else WARM_UPS
         try:
             step.recording = record(step, step.moving(), self._handle.device, warm_ups)

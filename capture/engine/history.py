@@ -14,6 +14,8 @@ from sinkscope.capture.recorder import SMALLEST, TraceRecorder
 from sinkscope.models.family import PromptLayout
 
 BLOCK_BYTES = 1 << 26  # of a block of tokens on the device, and of pinned memory on the host
+REDUCED_BYTES = 1 << 25  # what rows are reduced by at once
+REDUCED_COPIES = 4  # of rows in that: a logarithm, float64, the image's columns
 MOST_BLOCK = 256  # tokens
 COLUMN_STEP = 64  # images of about one size share a recorded step
 
@@ -53,9 +55,11 @@ class Shape:
 
     def working_bytes(self, kept_heads: int, keys: int, tokens: int) -> int:
         """What a step takes on the device: the block, rows of `kept_heads` heads over `keys` keys,
-        and what they are reduced by (`History.note`: a logarithm, and float64 rows)."""
-        rows = self.layers * self.batch * kept_heads * keys * 4
-        return self.block(tokens) * self.token_bytes + 4 * rows
+        and what they are reduced by."""
+        layer = self.batch * kept_heads * keys * 4
+        reduced = max(REDUCED_COPIES * layer, REDUCED_BYTES)
+        block = self.block(tokens) * self.token_bytes
+        return block + self.layers * layer + min(reduced, self.layers * layer * REDUCED_COPIES)
 
 
 class History:
@@ -100,7 +104,14 @@ class History:
         self._segments.copy_(segments)
 
     def note(self, rows: Tensor) -> None:
-        """Part of the step: reduce float32 rows (L, B, H', K) into the block."""
+        """Part of the step: reduce float32 rows (L, B, H', K) into the block, so many layers at a
+        time as `REDUCED_BYTES` allows."""
+        some = max(1, REDUCED_BYTES // (REDUCED_COPIES * 4 * max(1, rows[0].numel())))
+        for low in range(0, len(rows), some):
+            self._note(rows[low : low + some], slice(low, low + some))
+        self.slot.add_(1)
+
+    def _note(self, rows: Tensor, layers: slice) -> None:
         logs = rows.clamp_min(SMALLEST).log_()
         entropy = logs.mul_(rows).sum(-1).neg_().clamp_min_(0)
         if self._mean:
@@ -109,10 +120,9 @@ class History:
         shares = torch.matmul(rows.double(), self._segments).float()
         if len(self._columns):
             seen = rows.index_select(-1, self._columns).half()
-            self.attention.index_copy_(0, self.slot, seen[None])
-        self.shares.index_copy_(0, self.slot, shares[None])
-        self.entropy.index_copy_(0, self.slot, entropy[None])
-        self.slot.add_(1)
+            self.attention[:, layers].index_copy_(0, self.slot, seen[None])
+        self.shares[:, layers].index_copy_(0, self.slot, shares[None])
+        self.entropy[:, layers].index_copy_(0, self.slot, entropy[None])
 
     @property
     def parts(self) -> tuple[Tensor, Tensor, Tensor]:

@@ -69,6 +69,7 @@ class DecodeStep:
         logits: float32 (B, vocabulary) of the newest position, where tokens are chosen behind.
         said: float64 (B, n), what the host is told of the newest token (`choosing.weighed`).
         states: tensors of who changes rows, in the order of `Acting.step_state`.
+        ran: whether it was run before, so that all of it is compiled.
         recording: of this step, which `launch` replays; None: it runs anew each time.
     """
 
@@ -93,6 +94,7 @@ class DecodeStep:
         self.said: Tensor | None = None
         self.seen: Tensor | None = None
         self.states: tuple[Tensor, ...] = ()
+        self.ran = False
         self.recording: Recording | None = None
         self._plan = StepPlan(
             position=self.position,

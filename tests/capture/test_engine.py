@@ -205,6 +205,7 @@ def test_a_history_of_several_blocks(
     handle: ModelHandle, one: PromptInputs, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole = generate(handle, one, GREEDY, VAR)
+    monkeypatch.setattr("sinkscope.capture.engine.history.REDUCED_BYTES", 1)  # layer by layer
     for size in (1, 3):
         monkeypatch.setattr("sinkscope.capture.engine.history.Shape.block", lambda s, n, k=size: k)
         assert_equal(generate(handle, one, stepped(GREEDY), VAR), whole)

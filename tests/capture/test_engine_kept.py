@@ -13,7 +13,8 @@ import pytest
 import torch
 from PIL import Image
 
-from sinkscope.attention_extractor import GenerationTrace, generate
+from sinkscope.attention_extractor import GenerationTrace, forecast, generate
+from sinkscope.capture import forecast as forecasting
 from sinkscope.capture.decoding import engine_words
 from sinkscope.capture.engine import answering, choice
 from sinkscope.capture.engine.cache import FixedCache
@@ -220,3 +221,22 @@ def test_a_loop_in_place_of_the_graph_says_why(
     assert made.extra["engine"]["used"] == "loop"
     assert engine_words(made) == "made by the loop, because the model is quantised"
     assert engine_words(generate(handle, inputs, looped(GREEDY))) == ""
+
+
+def test_the_forecast_knows_what_a_step_takes(
+    handle: ModelHandle, inputs: PromptInputs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    generate(handle, inputs, GREEDY)
+    (step,) = steps_of(handle)
+    guess, loop = (forecast(handle, inputs, own) for own in (GREEDY, looped(GREEDY)))
+    assert guess.cache_bytes == step.cache.nbytes > loop.cache_bytes
+    own = step.rows.nbytes + step.history.nbytes
+    assert own < guess.working_bytes < 10 * own
+    # What kept steps take is as good as free: they give way.
+    need = guess.payload_bytes + guess.cache_bytes
+    monkeypatch.setattr(forecasting, "available_memory", lambda device: need - kept_bytes(handle))
+    forecasting.check_memory(handle, inputs, GREEDY)
+    let_go(handle)
+    monkeypatch.setattr(forecasting, "available_memory", lambda device: need - 1)
+    with pytest.raises(ValueError, match="max_new_tokens"):
+        forecasting.check_memory(handle, inputs, GREEDY)

@@ -263,9 +263,11 @@ def test_the_text_model_can_be_compiled(
 
     monkeypatch.setattr(torch, "compile", lambda f, **k: compile_(f, backend=backend, **k))
     settings = dataclasses.replace(GREEDY, compile=True)
-    made = generate(handle, inputs, settings, VAR)
+    stages: list[str] = []
+    made = generate(handle, inputs, settings, VAR, on_stage=stages.append)
     again = generate(handle, inputs, settings, dataclasses.replace(VAR, keep=0.9))
     assert len(traced) == 1  # whole, and once
+    assert stages == [answering.COMPILING]
     for mine, var in ((made, VAR), (again, dataclasses.replace(VAR, keep=0.9))):
         loop = generate(handle, inputs, looped(GREEDY), var)
         assert ids(mine) == ids(loop)
