@@ -131,6 +131,7 @@ class _Busy:
 
     def _file(self) -> Iterator[Any]:
         from sinkscope.drawing.view import View
+        from sinkscope.jobs.runner import Done
         from sinkscope.web.exporting import EXPORT, Wanted, make_files
 
         handlers = self._app.handlers
@@ -139,10 +140,13 @@ class _Busy:
 
         def work(job: Any) -> None:
             with tempfile.TemporaryDirectory() as folder:
-                make_files(run, wanted, Path(folder), **job.hooks)
+                make_files(run, wanted, Path(folder), **job.hooks, drawn_by=handlers.drawing)
 
+        job = handlers.runner.job(SESSION, EXPORT)
         with suppress(Stopped):  # it is asked for between two states
-            yield from handlers.runner.run(handlers.runner.job(SESSION, EXPORT), work, waits=False)
+            for event in handlers.runner.run(job, work, waits=False):
+                if isinstance(event, Done) or event.done:  # a frame: the process has loaded
+                    yield event
 
 
 if __name__ == "__main__":

@@ -168,8 +168,8 @@ class _Asked:
                 stopping_criteria=StoppingCriteriaList([ending]),
             )
         told = [session[one] for one in answers]
-        made = _Made(session, probes, interventions, decoding, ending, time.perf_counter() - began)
-        return self._traces(made, told, choice)
+        ran = _Ran(handle, self.inputs, settings, session, probes, time.perf_counter() - began)
+        return self._traces(ran, interventions, told, _How(choice, decoding, ending))
 
     def by_steps(self, choice: EngineChoice) -> list[GenerationTrace]:
         """By the steps of `capture.engine`."""
@@ -182,24 +182,25 @@ class _Asked:
         ]
         ending = decoding.ending(handle, told, self.stop)
         run = StepRun(
-            self.inputs,
-            settings,
-            self.prefix,
-            decoding,
-            probes.rows,
-            tuple(probes.of_prompt),
-            tuple(interventions),
-            tuple(told),
-            ending,
-            self.on_stage,
+            inputs=self.inputs,
+            settings=settings,
+            prefix=self.prefix,
+            decoding=decoding,
+            rows=probes.rows,
+            others=tuple(probes.of_prompt),
+            interventions=tuple(interventions),
+            tokens=tuple(told),
+            ending=ending,
+            on_stage=self.on_stage,
         )
         began = time.perf_counter()
         with distribution_errors_named(settings):
             steps = answer_by_steps(handle, run)
         seconds = time.perf_counter() - began
         used = "graph" if steps.recorded else "step"
-        made = _Made(steps.session, probes, interventions, decoding, ending, seconds)
-        return self._traces(made, told, EngineChoice(choice.asked, used, steps.why))
+        ran = _Ran(handle, self.inputs, settings, steps.session, probes, seconds)
+        how = _How(EngineChoice(choice.asked, used, steps.why), decoding, ending)
+        return self._traces(ran, interventions, told, how)
 
     def _probes(self) -> AnswerProbes:
         settings, rows = self.settings, len(self.var)
@@ -210,37 +211,31 @@ class _Asked:
         return [VAR(self.var)] if any(own is not None for own in self.var) else []
 
     def _traces(
-        self, made: _Made, told: Sequence[TokenProbe], choice: EngineChoice
+        self, ran: _Ran, by: Sequence[VAR], told: Sequence[TokenProbe], how: _How
     ) -> list[GenerationTrace]:
-        about = {"decoding": made.decoding.about, **choice.about()}
+        extra = {"decoding": how.decoding.about, **how.choice.about()}
         return [
             _trace(
-                self.handle,
-                self.inputs,
-                self.settings,
-                told[row].finished(),
-                made.session,
-                made.probes,
+                ran,
                 row,
-                made.ending.finish(row),
-                made.seconds,
-                None if own is None else (own, made.interventions[0]),
-                about,
+                _Said(
+                    told[row].finished(),
+                    how.ending.finish(row),
+                    extra,
+                    None if own is None else (own, by[0]),
+                ),
             )
             for row, own in enumerate(self.var)
         ]
 
 
 @dataclass(frozen=True)
-class _Made:
-    """A finished run, either way."""
+class _How:
+    """How an answer was made: which way, how tokens were chosen, and what ended it."""
 
-    session: Session
-    probes: AnswerProbes
-    interventions: Sequence[VAR]
+    choice: EngineChoice
     decoding: Decoding
     ending: Ending
-    seconds: float
 
 
 def score_answer(
@@ -285,21 +280,9 @@ def score_answer(
     weights = weigh_all(logits, ids_told)
     made = [described(pieces, own, i) for own, i in zip(weights, ids_told, strict=True)]
     tokens = with_texts(made, pieces)
-    seconds = time.perf_counter() - began
-    made_by = (var, intervention)
-    return _trace(
-        handle,
-        inputs,
-        settings,
-        tokens,
-        session,
-        probes,
-        0,
-        told.finish,
-        seconds,
-        made_by,
-        {"decoding": told.extra.get("decoding", {})},
-    )
+    ran = _Ran(handle, inputs, settings, session, probes, time.perf_counter() - began)
+    extra = {"decoding": told.extra.get("decoding", {})}
+    return _trace(ran, 0, _Said(tokens, told.finish, extra, (var, intervention)))
 
 
 def begin_with(
@@ -320,35 +303,47 @@ def begin_with(
     return {**tensors, "past_key_values": prefix.fork(handle, rows)}
 
 
-def _trace(
-    handle: ModelHandle,
-    inputs: PromptInputs,
-    settings: GenerationSettings,
-    tokens: tuple[GeneratedToken, ...],
-    session: Session,
-    probes: AnswerProbes,
-    row: int,
-    finish: str,
-    seconds: float,
-    var: tuple[VARSettings, VAR] | None,
-    extra: Mapping[str, Any],
-) -> GenerationTrace:
+@dataclass(frozen=True)
+class _Ran:
+    """A run that is over: what was asked, what saw it, and its wall time."""
+
+    handle: ModelHandle
+    inputs: PromptInputs
+    settings: GenerationSettings
+    session: Session
+    probes: AnswerProbes
+    seconds: float
+
+
+@dataclass(frozen=True)
+class _Said:
+    """The answer of one batch row: its tokens, why it ended, what else a trace says of it, and
+    under which VAR, None for the plain model."""
+
+    tokens: tuple[GeneratedToken, ...]
+    finish: str
+    extra: Mapping[str, Any]
+    var: tuple[VARSettings, VAR] | None
+
+
+def _trace(ran: _Ran, row: int, said: _Said) -> GenerationTrace:
+    inputs, session, probes = ran.inputs, ran.session, ran.probes
     recorder = session[probes.rows[row]]
     sinks = session[probes.marks].found() if probes.marks else ()
-    attention, shares, entropy = recorder.finish(len(tokens))
+    attention, shares, entropy = recorder.finish(len(said.tokens))
     report = None
-    if var is not None:
-        own, intervention = var
+    if said.var is not None:
+        own, intervention = said.var
         report = {
             "settings": dataclasses.asdict(own),
-            **dataclasses.asdict(session[intervention].report(row, len(tokens))),
+            **dataclasses.asdict(session[intervention].report(row, len(said.tokens))),
         }
     prompt_rows = None
     if probes.prompt_rows:
         reader = session[probes.prompt_rows[row]]
-        prompt_rows = prompt_trace(handle.info, inputs, probes.asked, [reader], sinks)
+        prompt_rows = prompt_trace(ran.handle.info, inputs, probes.asked, [reader], sinks)
     return GenerationTrace(
-        tokens=tokens,
+        tokens=said.tokens,
         layout=inputs.layout,
         images=inputs.images,
         prompt=inputs.prompt,
@@ -359,13 +354,13 @@ def _trace(
         shares=shares,
         entropy=entropy,
         sinks=sinks,
-        applied=() if var is None else (describe(var[0]),),
-        model=handle.info,
-        settings=dataclasses.asdict(settings),
-        seed=settings.seed,
-        finish=finish,
-        seconds=seconds,
+        applied=() if said.var is None else (describe(said.var[0]),),
+        model=ran.handle.info,
+        settings=dataclasses.asdict(ran.settings),
+        seed=ran.settings.seed,
+        finish=said.finish,
+        seconds=ran.seconds,
         var=report,
-        extra=extra,
+        extra=said.extra,
         prompt_rows=prompt_rows,
     )

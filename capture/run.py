@@ -146,7 +146,8 @@ def memory_errors_named(inputs: PromptInputs, settings: GenerationSettings) -> I
 def smaller_image(inputs: PromptInputs) -> str:
     """A lever for a full memory, as an item of a list; "" where there is no image."""
     tokens = inputs.layout.vision_tokens
-    return f"a smaller image (max_pixels; now {tokens} vision tokens), " if tokens else ""
+    setting = "max_pixels; " if inputs.pixel_bounds else ""
+    return f"a smaller image ({setting}now {tokens} vision tokens), " if tokens else ""
 
 
 def captured(

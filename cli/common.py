@@ -23,8 +23,9 @@ if TYPE_CHECKING:
 MISTAKE = 2  # exit code
 INTERRUPTED = 130  # exit code
 MEMORY = (
-    "Memory is full. What helps: a smaller image (--max-pixels), fewer new tokens "
-    "(--max-new-tokens), less of the attention (--layers, --heads), or a smaller model."
+    "Memory is full. What helps: a smaller image (--max-pixels, where the model takes it), "
+    "fewer new tokens (--max-new-tokens), less of the attention (--layers, --heads), or a smaller "
+    "model."
 )
 
 ImageFile = Annotated[Path, typer.Argument(help="PNG, JPEG, WebP, GIF, BMP or TIFF.")]

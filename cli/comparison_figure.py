@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import textwrap
 from collections.abc import Sequence
 from typing import Any
 
@@ -18,6 +19,7 @@ from sinkscope.cli.comparison import token_numbers
 from sinkscope.cli.drawing import sink_cells, sink_words
 from sinkscope.drawing.overlay import DIVERGING, under_map
 from sinkscope.drawing.scale import Ticks, difference_of
+from sinkscope.drawing.text import printable
 from sinkscope.visualization import (
     OverlayStyle,
     Scaling,
@@ -54,7 +56,9 @@ def comparison_figure(pair: Comparison, tokens: Sequence[int], style: OverlaySty
 
     wide = 4.0
     tall = min(max(wide * len(image) / image.shape[1], 0.8), 8.0)
-    drawn = Figure(figsize=(3 * wide + 1.0, tall + 2.05), layout="constrained")
+    drawn = Figure(figsize=(3 * wide + 1.0, tall + 2.3), layout="constrained")
+    asked = textwrap.shorten(printable(pair.baseline.prompt), 160, placeholder=" …")
+    drawn.suptitle(asked, parse_math=False, family=fonts(), fontsize=10, color="0.35")
     axes = drawn.subplots(1, 3)
     panels = [
         (f"Baseline: {_words(pair, 0, tokens)}", overlay(image, plain, style, scale)),

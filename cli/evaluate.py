@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -150,8 +151,21 @@ def _alone(context: typer.Context) -> None:
 
 
 def _check_folder(output: Path) -> None:
+    """Before a model is loaded: that something can be written there. Nothing is left behind.
+
+    Raises:
+        ValueError: it cannot.
+    """
     if output.exists() and not output.is_dir():
         raise ValueError(f"output is {str(output)!r}, which is a file; allowed: a folder.")
+    there = next(one for one in (output, *output.absolute().parents) if one.exists())
+    try:
+        with tempfile.TemporaryFile(dir=there):
+            pass
+    except OSError as error:
+        raise ValueError(
+            f"The folder {output} cannot be written: {there}: {error.strerror or error}."
+        ) from error
 
 
 def _say(prepared: Prepared, wanted: RunConfig) -> None:

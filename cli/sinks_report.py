@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 
 import typer
 
+from sinkscope.cli.tables import Column, print_table
+
 if TYPE_CHECKING:
     from sinkscope.models.profiles import SinkProfile
     from sinkscope.sinks.findings import Candidate, Findings
@@ -219,15 +221,11 @@ def _span(layers: Sequence[int]) -> str:
 
 def _table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     """Columns as wide as they need; numbers to the right, the first and last to the left."""
-    table = [tuple(heads), *(tuple(row) for row in rows)]
-    widths = [max(len(row[i]) for row in table) for i in range(len(heads))]
-    last = len(heads) - 1
-    for row in table:
-        cells = [
-            cell.ljust(width) if i in (0, last) or not _number_like(rows, i) else cell.rjust(width)
-            for i, (cell, width) in enumerate(zip(row, widths, strict=True))
-        ]
-        typer.echo("  ".join(cells).rstrip())
+    columns = [
+        Column(head, left=place == 0 or not _number_like(rows, place))
+        for place, head in enumerate(heads)
+    ]
+    print_table(columns, rows)
 
 
 def _number_like(rows: Sequence[Sequence[str]], column: int) -> bool:

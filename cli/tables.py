@@ -71,13 +71,14 @@ def _print_rich(columns: Sequence[Column], rows: Sequence[Sequence[str]]) -> Non
             no_wrap=place != last,
             overflow="fold",
         )
+        if column.bar:
+            table.add_column("", style="blue", no_wrap=True)
     for row in rows:
         cells = []
         for column, cell in zip(columns, row, strict=True):
-            text = Text(cell)  # never markup: it may be a model's
-            if column.bar and cell.endswith("%"):
-                text.append(" " + _bar(float(cell[:-1]) / 100), style="blue")
-            cells.append(text)
+            cells.append(Text(cell))  # never markup: it may be a model's
+            if column.bar:
+                cells.append(Text(_bar(float(cell[:-1]) / 100) if cell.endswith("%") else ""))
         table.add_row(*cells)
     Console().print(table)
 

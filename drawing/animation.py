@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Mapping
 from pathlib import Path
 
 from sinkscope.capture.trace import GenerationTrace
@@ -72,7 +72,7 @@ def animation_steps(
     seconds: float = 0.4,
     width: int | None = None,
     idle: bool = False,
-) -> Iterator[tuple[int, int]]:
+) -> Generator[tuple[int, int], None, None]:
     """`animate` in steps: gives (frames done, all frames) after each frame.
 
     Closed before its end, it leaves no file behind. Arguments and errors are those of `animate`;

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import threading
+from pathlib import Path
 from typing import Any, BinaryIO
 
 import matplotlib
 from matplotlib.figure import Figure
+from matplotlib.text import Text
 
-from sinkscope.drawing.text import settle
+from sinkscope.drawing.text import runs, settle
 
 TRUETYPE = 42  # of PDF; matplotlib's own 3 is refused by publishers, and its text hard to edit
+OUTLINES = 3  # where a font is PostScript's inside, as Noto Sans CJK is: 42 cannot hold it
 # Matplotlib takes the kind of font from settings that all threads share.
 _ONE_AT_A_TIME = threading.Lock()
 
@@ -24,5 +27,18 @@ def print_figure(figure: Figure, file: BinaryIO, **options: Any) -> None:
         options: of `Figure.savefig`.
     """
     settle(figure)
-    with _ONE_AT_A_TIME, matplotlib.rc_context({"pdf.fonttype": TRUETYPE}):
+    texts = [artist.get_text() for artist in figure.findobj(Text)]
+    files = {path for text in texts if not text.isascii() for _, path in runs(text)}
+    kind = OUTLINES if any(map(_is_postscript, files)) else TRUETYPE
+    with _ONE_AT_A_TIME, matplotlib.rc_context({"pdf.fonttype": kind}):
         figure.savefig(file, **options)
+
+
+def _is_postscript(path: str) -> bool:
+    """Whether an OpenType font, or the first of a collection, has PostScript outlines."""
+    with Path(path).open("rb") as file:
+        head = file.read(16)
+        if head[:4] == b"ttcf":
+            file.seek(int.from_bytes(head[12:16], "big"))
+            head = file.read(4)
+    return head[:4] == b"OTTO"

@@ -37,8 +37,14 @@ def visible(token: str) -> str:
 
 
 def printable(text: str) -> str:
-    """The text without control characters, which have no glyph."""
-    return "".join(c if c.isprintable() or c.isspace() else "\ufffd" for c in text)
+    """The text without control characters, which have no glyph; a rare white space is a blank."""
+    return "".join(_printable(c) for c in text)
+
+
+def _printable(c: str) -> str:
+    if c.isprintable() or c in "\n\t":
+        return c
+    return " " if c.isspace() else "\ufffd"
 
 
 def fonts(text: str = "") -> list[str]:

@@ -14,11 +14,13 @@ from transformers import StoppingCriteriaList
 from sinkscope.capture.answer import begin_with
 from sinkscope.capture.prefix import BatchPrefix, Prefix
 from sinkscope.capture.probes.answer_tokens import AnswerTokens
+from sinkscope.capture.probes.base import Probe
 from sinkscope.capture.run import decide, distribution_errors_named, seeded
-from sinkscope.capture.session import attached
+from sinkscope.capture.session import Session, attached
 from sinkscope.config import Dialect, GenerationSettings
 from sinkscope.evaluation.methods import Method
 from sinkscope.interventions.var.checks import acting_layers
+from sinkscope.interventions.var.intervention import VARIntervention
 from sinkscope.models.loading import ModelHandle
 from sinkscope.models.sink_score import FIRST_LAYER, above_threshold
 from sinkscope.var_patch import VAR
@@ -28,7 +30,8 @@ _SMALLEST = 1e-45  # a probability that float32 has rounded to 0
 
 @dataclass(frozen=True)
 class Answer:
-    """What a method answered; the keys of the same names in `evaluation.run_folder`."""
+    """What a method answered; the keys of the same names in `evaluation.run_folder`, and the ids of
+    its tokens."""
 
     text: str
     finish: str
@@ -37,6 +40,7 @@ class Answer:
     rows_changed: float
     mass_moved: float
     seconds: float
+    ids: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -48,17 +52,21 @@ class Row:
 
 
 def answer_rows(
-    handle: ModelHandle, settings: GenerationSettings, rows: Sequence[Row]
-) -> list[Answer]:
+    handle: ModelHandle,
+    settings: GenerationSettings,
+    rows: Sequence[Row],
+    probes: Sequence[Probe] = (),
+) -> tuple[list[Answer], Session]:
     """Answer all rows as one batch. The handle's lock must be held.
 
     Args:
         handle: a loaded model.
         settings: of all rows.
         rows: their prefixes are scored by one set of sink dimensions.
+        probes: what else to look at; the session has their results.
 
     Returns:
-        An answer a row; its sinks are not counted (`count_sinks`).
+        An answer a row; its sinks are not counted (`count_sinks`). And the session.
 
     Raises:
         ValueError: the checkpoint is to decide how tokens are chosen, and cannot be followed.
@@ -68,14 +76,14 @@ def answer_rows(
     longest = max(one.layout.length for one in inputs)
     decoding = decide(handle, settings, longest)
     tokens = [AnswerTokens(handle.tokenizer, row) for row in range(len(rows))]
-    var = [VAR(tuple(row.method.var for row in rows))]
-    prefix, start = _start(handle, rows)
+    var = var_of(rows)
+    prefix, start = begin_rows(handle, rows)
     with (
         attached(
             handle,
             inputs,
-            tokens,
-            var if any(row.method.var is not None for row in rows) else [],
+            [*tokens, *probes],
+            [var] if any(var.settings) else [],
             new_tokens=settings.max_new_tokens,
             prefix=prefix,
         ) as session,
@@ -94,9 +102,7 @@ def answer_rows(
         finish = ending.finish(index)
         changed, moved = 0.0, 0.0
         if row.method.var is not None:
-            layers = session[var[0]].report(index, len(said)).layers
-            changed = sum(layer.selected for layer in layers) / max(1, len(layers))
-            moved = sum(layer.moved for layer in layers) / max(1, len(layers))
+            changed, moved = what_var_did(session[var], index, len(said))
         made.append(
             Answer(
                 "".join(token.text for token in (said[:-1] if finish == "end" else said)),
@@ -106,22 +112,56 @@ def answer_rows(
                 changed,
                 moved,
                 (time.perf_counter() - began) / len(rows),
+                tuple(token.id for token in said),
             )
         )
-    return made
+    return made, session
 
 
-def _start(handle: ModelHandle, rows: Sequence[Row]) -> tuple[Prefix | BatchPrefix, dict[str, Any]]:
-    """What the batch continues from, and what `generate` begins with."""
+def var_of(rows: Sequence[Row]) -> VAR:
+    """The intervention of a batch."""
+    return VAR(tuple(row.method.var for row in rows))
+
+
+def what_var_did(acting: VARIntervention, row: int, tokens: int) -> tuple[float, float]:
+    """Share of rows changed and mean mass moved, in the mean of the layers in which VAR may act, of
+    a batch row whose answer has so many tokens."""
+    layers = acting.report(row, tokens).layers
+    changed, moved = (sum(getattr(one, name) for one in layers) for name in ("selected", "moved"))
+    return changed / max(1, len(layers)), moved / max(1, len(layers))
+
+
+def log_of(log_probability: float) -> float:
+    """As a record has it: in nats, at most 0, and finite."""
+    return math.log(max(min(1.0, math.exp(log_probability)), _SMALLEST))
+
+
+def begin_rows(
+    handle: ModelHandle, rows: Sequence[Row], more: torch.Tensor | None = None
+) -> tuple[Prefix | BatchPrefix, dict[str, Any]]:
+    """What a batch continues from, and what `generate` begins with.
+
+    Args:
+        handle: a loaded model.
+        rows: of the batch.
+        more: int64 (B, n), tokens behind the prompt of each row.
+    """
     first = rows[0].prefix
+    prefix: Prefix | BatchPrefix = first
     if all(row.prefix.inputs is first.inputs for row in rows):  # one prompt: no padding
-        return first, begin_with(handle, first.inputs, len(rows), first)
-    prefix = BatchPrefix.of([row.prefix for row in rows])
-    return prefix, {
-        "input_ids": prefix.ids.to(handle.device),
-        "attention_mask": prefix.mask.to(handle.device),
-        "past_key_values": prefix.fork(handle),
-    }
+        start = begin_with(handle, first.inputs, len(rows), first)
+    else:
+        prefix = BatchPrefix.of([row.prefix for row in rows])
+        start = {
+            "input_ids": prefix.ids.to(handle.device),
+            "attention_mask": prefix.mask.to(handle.device),
+            "past_key_values": prefix.fork(handle),
+        }
+    if more is not None:
+        behind = {"input_ids": more, "attention_mask": torch.ones_like(more)}
+        for name, tensor in behind.items():
+            start[name] = torch.cat([start[name], tensor.to(handle.device)], dim=1)
+    return prefix, start
 
 
 def count_sinks(

@@ -22,6 +22,8 @@ from sinkscope.capture.prefix import Prefix, forward_prefixes
 from sinkscope.capture.run import checkpoint_decoding, memory_errors_named
 from sinkscope.config import GenerationSettings
 from sinkscope.evaluation.answering import Answer, Row, answer_rows, count_sinks
+from sinkscope.evaluation.checking import Drafts, can_check, check_rows, draft_answers
+from sinkscope.evaluation.lower_layers import first_acting
 from sinkscope.evaluation.methods import Method
 from sinkscope.models.family import PromptInputs
 from sinkscope.models.loading import ModelHandle
@@ -30,6 +32,7 @@ from sinkscope.utils import sha256
 MOST_ROWS = 8  # methods in one batch; more of them run one batch after the other
 
 Dims = tuple[int, ...]
+Place = tuple[int, int]  # question, method
 
 
 @dataclass(frozen=True)
@@ -144,19 +147,32 @@ def _of_batch(
     passed: Sequence[Mapping[Dims, Prefix]],
 ) -> list[list[Answer]]:
     settings = batch[0].asked.settings
-    made: list[dict[int, Answer]] = [{} for _ in batch]
+    made: dict[Place, Answer] = {}
+    plain = next((row for row, method in enumerate(methods) if method.var is None), None)
+    drafts: Drafts | None = None
+    if plain is not None and len(methods) > 1 and can_check(handle, settings):
+        first = [Row(one[groups[0][0]], methods[plain]) for one in passed]
+        drafts = draft_answers(handle, settings, first, first_acting(handle.info, methods))
+        made = {(index, plain): answer for index, answer in enumerate(drafts.answers)}
     for dims, members in groups:
-        rows = [
-            Row(passed[index][dims], methods[member])
-            for index in range(len(batch))
-            for member in members
-        ]
-        answers = iter(answer_rows(handle, settings, rows))
-        for index in range(len(batch)):
-            for member in members:
-                count = count_sinks(handle, methods[member], passed[index])
-                made[index][member] = replace(next(answers), sinks=count)
-    return [[one[member] for member in range(len(methods))] for one in made]
+        places = [(index, member) for index in range(len(batch)) for member in members]
+        rows = {
+            (index, member): Row(passed[index][dims], methods[member])
+            for index, member in places
+            if (index, member) not in made
+        }
+        if drafts is not None and rows:
+            questions = [index for index, _ in rows]
+            said = check_rows(handle, settings, list(rows.values()), questions, drafts)
+            made |= {place: one for place, one in zip(rows, said, strict=True) if one is not None}
+            rows = {place: row for place, row in rows.items() if place not in made}
+        if rows:
+            answers, _ = answer_rows(handle, settings, list(rows.values()))
+            made |= dict(zip(rows, answers, strict=True))
+        for index, member in places:
+            count = count_sinks(handle, methods[member], passed[index])
+            made[index, member] = replace(made[index, member], sinks=count)
+    return [[made[index, member] for member in range(len(methods))] for index in range(len(batch))]
 
 
 def _groups(handle: ModelHandle, methods: Sequence[Method]) -> list[tuple[Dims, list[int]]]:

@@ -27,6 +27,7 @@ from sinkscope.records.hub import HUB, hub_name, hub_source
 from sinkscope.records.pictures import Beside, Pictures, picture, references_in
 from sinkscope.records.record import Reference
 from sinkscope.records.sources import ALL_SUFFIXES, file_kind, file_source
+from sinkscope.records.text import Damaged
 
 MOST_NAMED = 20  # files or columns that a message names
 _ENDS = 1_000_000  # bytes at a file's beginning and end that its fingerprint covers
@@ -70,6 +71,7 @@ class Row:
         where: in words, such as `row 3 of val-00000-of-00001.parquet`.
         pictures: where the names of its images lead.
         table: which one it is of.
+        damage: why it cannot be read, a sentence; then it has no values. "" where it can.
     """
 
     values: Mapping[str, Any]
@@ -77,6 +79,7 @@ class Row:
     where: str
     pictures: Pictures
     table: Table
+    damage: str = ""
 
     def images(self, *columns: str) -> tuple[StoredPicture, ...]:
         """The images of these columns, in order; columns that are empty or missing have none.
@@ -113,21 +116,29 @@ class Data:
     images: Path | None = None
 
     def rows(self, table: Table) -> Iterator[Row]:
-        """The rows of a table, in the data's order.
+        """The rows of a table, in the data's order. One that cannot be read says so (`damage`), and
+        those behind it follow, where the kind of file says where the next one begins.
 
         Raises:
-            ValueError: it cannot be read.
+            ValueError: a file cannot be read at all.
         """
         if not self.files:
             yield from self._hub_rows(table)
             return
+        before = 0  # rows of the files before
         for path in self.files[table]:
             pictures = Beside((self.images or path.parent).absolute())
-            source = file_source(path, pictures)
+            source = file_source(path, pictures, damaged=True)
+            number = 0
             for number, values in source.rows():
-                if not isinstance(values, dict):
-                    raise ValueError(f"{source.place(number)} is no object.")
-                yield Row(values, number, source.place(number), pictures, table)
+                where, damage = source.place(number), ""
+                if isinstance(values, Damaged):
+                    damage = values.reason
+                elif not isinstance(values, dict):
+                    damage = f"{where[:1].upper()}{where[1:]} is no object."
+                own = {} if damage else values
+                yield Row(own, before + number, where, pictures, table, damage)
+            before += number
 
     def count(self, tables: Sequence[Table]) -> int | None:
         """How many rows these tables have, where that is known without reading their values."""

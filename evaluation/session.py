@@ -276,8 +276,14 @@ def lot_of(cluster: str) -> int:
 
 
 def items_of(prepared: Prepared, run: RunSettings) -> Iterator[Item]:
-    """Questions and faulty rows, in the data's order, of the wanted parts, up to the limit."""
+    """Questions and faulty rows, in the data's order, of the wanted parts, up to the limit. A row
+    that is too damaged to say of which part it is may be of these."""
     found = prepared.task.read(prepared.data)
     if run.parts:
-        found = (item for item in found if item.category in run.parts)
+        wanted = {*run.parts}
+        found = (
+            item
+            for item in found
+            if item.category in wanted or (isinstance(item, Faulty) and not item.category)
+        )
     return itertools.islice(found, run.limit)

@@ -13,37 +13,46 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from sinkscope.experiments.controls import orthonormal, random_basis, random_tokens
+from sinkscope.experiments.checks import check_layer, check_reference, check_top
+from sinkscope.experiments.controls import orthonormal, random_basis
 from sinkscope.experiments.effects import PLAIN, Effects
 from sinkscope.experiments.neurons import top_neurons
 from sinkscope.experiments.probes import AtTokens
 from sinkscope.experiments.result import Chart, Findings, Series, Table, numbers
-from sinkscope.experiments.settings import AblateMLPSettings
+from sinkscope.experiments.settings import AblateMLPSettings, StudySettings
+from sinkscope.experiments.streaming import unit
 from sinkscope.experiments.study import Case, Pass, Study
 from sinkscope.experiments.verdict import specific, verdict
 from sinkscope.interventions.base import Intervention
 from sinkscope.interventions.project import ProjectOut
 from sinkscope.interventions.scale import Scale
+from sinkscope.models.loading import ModelHandle
 from sinkscope.models.sites import At
 
 ABLATED, DIRECTION, TOKENS = "ablated", "random direction", "random tokens"
+
+
+def check(handle: ModelHandle, settings: AblateMLPSettings, asked: StudySettings) -> None:
+    """Refuse, before any pass, no such layer or none behind it, too many neurons, one group."""
+    check_layer(handle, settings.layer, after=True)
+    check_reference(asked)
+    if settings.what == "direction":
+        check_top(handle, settings.layer, settings.top, directions=True)
 
 
 def run(study: Study, settings: AblateMLPSettings) -> Findings:
     """Run the experiment.
 
     Raises:
-        ValueError: no such layer, or none behind it.
         NoNeuronsError: no small set of neurons holds the sinks' energy (direction).
     """
-    study.check_layer(settings.layer, after=True)
-    study.check_reference()
     direction = settings.what == "direction"
-    study.plan(2 if direction else 1)
+    study.plan(3 if direction else 1)
     top: Tensor | None = None
     basis: Tensor | None = None
     if direction:
@@ -71,6 +80,8 @@ class _Arms:
     by_layer: Effects = field(init=False)
     sinks: list[Tensor] = field(default_factory=list)
     ordinary: list[Tensor] = field(default_factory=list)
+    stays: list[float] = field(default_factory=list)  # magnitude: along the sinks' own direction
+    beside: list[float] = field(default_factory=list)  # of ordinary tokens, on the same direction
 
     def __post_init__(self) -> None:
         self.effects, self.by_layer = Effects(self.study), Effects(self.study)
@@ -91,9 +102,10 @@ class _Arms:
             effects.measure(ABLATED, case, plain, [Scale(self._at(own), limit)])
             same: list[Sequence[Intervention]] = [
                 [Scale(self._at(tokens), factor=factor)] if factor < 1 else []
-                for tokens in self._random(case)
+                for tokens in study.random(case)
             ]
             effects.measure(TOKENS, case, plain, *same)
+            self._what_stays(written, own, case.others, limit)
             return
         effects.measure(ABLATED, case, plain, [ProjectOut(self._at(own), self.basis)])
         draws = range(study.settings.controls)
@@ -110,7 +122,7 @@ class _Arms:
             TOKENS,
             case,
             plain,
-            *([ProjectOut(self._at(tokens), self.basis)] for tokens in self._random(case)),
+            *([ProjectOut(self._at(tokens), self.basis)] for tokens in study.random(case)),
         )
         if settings.each_layer:
             self.by_layer.arms.setdefault(PLAIN, []).append(effects.arms[PLAIN][-1])
@@ -118,15 +130,19 @@ class _Arms:
                 at = At("block_in", (layer,), own)
                 self.by_layer.measure(str(layer), case, plain, [ProjectOut(at, self.basis)])
 
+    def _what_stays(
+        self, written: dict[int, Tensor], own: Sequence[int], others: Sequence[int], limit: float
+    ) -> None:
+        """How far the cut output still points where the sinks' outputs point, beside others."""
+        sinks = torch.stack([written[p] for p in own])
+        direction = unit(sinks.mean(0))
+        cut = unit(sinks) * torch.linalg.vector_norm(sinks, dim=-1).clamp(max=limit)[:, None]
+        ordinary = torch.stack([written[p] for p in others])
+        self.stays.append(float((cut @ direction).mean()))
+        self.beside.append(float((ordinary @ direction).abs().mean()))
+
     def _at(self, positions: tuple[int, ...]) -> At:
         return At("mlp_out", (self.settings.layer,), positions)
-
-    def _random(self, case: Case) -> list[tuple[int, ...]]:
-        count = len(case.groups[self.study.sink])
-        return [
-            random_tokens(case.others, count, self.study.seed(case, draw + 1))
-            for draw in range(self.study.settings.controls)
-        ]
 
     def _projection(self, written: dict[int, Tensor], positions: Sequence[int]) -> Tensor:
         """(n,): size of the MLP's output in the span, or altogether."""
@@ -150,7 +166,7 @@ def _findings(
     judged = verdict(study.settings, factor, causal, special, len(study.cases))
     tables = [arms.effects.table(later)]
     charts = arms.effects.charts()
-    values = {
+    values: dict[str, Any] = {
         "layer": settings.layer,
         "top": None if top is None else top.tolist(),
         "removed": causal.removed.value,
@@ -167,6 +183,13 @@ def _findings(
         f"{change_made}, {causal.gone} in layers {later.start} to {later.stop - 1}; the answer's "
         f"log-probability changes by {change} nats a token."
     ]
+    if top is None:
+        stays, beside = (sum(values) / len(values) for values in (arms.stays, arms.beside))
+        values |= {"along_own_direction": stays, "ordinary_along_it": beside}
+        said.append(
+            "The cut keeps the output's direction: along the sinks' own it is still "
+            f"{stays:.3g}, where ordinary tokens have {beside:.3g} (mean size)."
+        )
     if top is not None:
         said.append(f"Top neurons: {', '.join(map(str, top.tolist()))}.")
     if arms.by_layer.arms:

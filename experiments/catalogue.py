@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from sinkscope.experiments.settings import (
     AblateMLPSettings,
@@ -16,8 +16,12 @@ from sinkscope.experiments.settings import (
     MLPSubspaceSettings,
     ScanSettings,
     SinkTokensSettings,
+    StudySettings,
     VisionOrTextSettings,
 )
+
+if TYPE_CHECKING:
+    from sinkscope.models.loading import ModelHandle
 
 
 @dataclass(frozen=True)
@@ -32,6 +36,9 @@ class Experiment:
         answers: whether it looks at an answer's log-probability.
         least: samples that it needs.
         needs_images: whether it is for models that see images alone.
+        ordinary: whether ordinary tokens count beside those of the groups: a control at as many
+            random ones is drawn from them ("controls"), or the sinks shall stand out from all of
+            them ("all").
     """
 
     name: str
@@ -41,6 +48,17 @@ class Experiment:
     answers: bool = False
     least: int = 1
     needs_images: bool = False
+    ordinary: Literal["", "all", "controls"] = ""
+
+    @property
+    def check(self) -> Callable[[ModelHandle, Any, StudySettings], None] | None:
+        """Refuses settings that the model cannot be asked, before any pass: (handle, settings,
+        those of the study); None where everything can be asked."""
+        module = importlib.import_module(f"sinkscope.experiments.{self.module}")
+        check: Callable[[ModelHandle, Any, StudySettings], None] | None = getattr(
+            module, "check", None
+        )
+        return check
 
     @property
     def run(self) -> Callable[[Any, Any], Any]:
@@ -70,6 +88,7 @@ EXPERIMENTS: tuple[Experiment, ...] = (
         "Do a few neurons of the MLP hold the sink's energy, and which?",
         MLPSubspaceSettings,
         "mlp_subspace",
+        ordinary="all",
     ),
     Experiment(
         "ablate-mlp",
@@ -77,6 +96,7 @@ EXPERIMENTS: tuple[Experiment, ...] = (
         AblateMLPSettings,
         "ablate_mlp",
         answers=True,
+        ordinary="controls",
     ),
     Experiment(
         "decompose-mlp-in",
@@ -85,6 +105,7 @@ EXPERIMENTS: tuple[Experiment, ...] = (
         "decompose_mlp_in",
         answers=True,
         least=2,
+        ordinary="controls",
     ),
     Experiment(
         "lower-attention",
@@ -92,6 +113,7 @@ EXPERIMENTS: tuple[Experiment, ...] = (
         LowerAttentionSettings,
         "lower_attention",
         answers=True,
+        ordinary="controls",
     ),
     Experiment(
         "cut-edges",
@@ -99,6 +121,7 @@ EXPERIMENTS: tuple[Experiment, ...] = (
         CutEdgesSettings,
         "cut_edges",
         answers=True,
+        ordinary="controls",
     ),
     Experiment(
         "vision-or-text",
@@ -107,6 +130,7 @@ EXPERIMENTS: tuple[Experiment, ...] = (
         "vision_or_text",
         answers=True,
         needs_images=True,
+        ordinary="controls",
     ),
     Experiment(
         "sink-tokens",
@@ -114,6 +138,7 @@ EXPERIMENTS: tuple[Experiment, ...] = (
         SinkTokensSettings,
         "sink_tokens",
         least=2,
+        ordinary="all",
     ),
 )
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 
-from sinkscope.experiments.result import Cell, Chart, Findings, Result, Series, Table
+from sinkscope.experiments.result import Cell, Chart, Findings, Result, Series, Table, said
+
+MOST_NAMED = 3  # settings that tell two results apart, in their names
 
 
 def compare(one: Result, other: Result) -> Result:
@@ -12,8 +14,11 @@ def compare(one: Result, other: Result) -> Result:
     series of both.
 
     Raises:
-        ValueError: they are of different experiments, or have no table in common.
+        ValueError: one of them is such a result itself, they are of different experiments, or have
+            no table in common.
     """
+    if is_comparison(one) or is_comparison(other):
+        raise ValueError("A comparison is given; allowed: two results of one run each.")
     if one.experiment != other.experiment:
         raise ValueError(
             f"The results are of different experiments, {one.experiment} and {other.experiment}; "
@@ -34,29 +39,46 @@ def compare(one: Result, other: Result) -> Result:
         for chart in one.findings.charts
         if chart.name in drawn and chart.kind != "heat" and _same_axis(chart, drawn[chart.name])
     )
-    summary, notes = [], []
+    summary, notes, more = [], [], []
     for name, result in zip(names, (one, other), strict=True):
         summary += [f"{name}: {text}" for text in result.findings.summary]
         if result.findings.verdict is not None:
             summary.append(f"{name}: verdict {result.findings.verdict.word}.")
         notes.append(f"{name} is {result.provenance()}")
+        more += [f"{name}: {text}" for text in result.findings.notes]
     return dataclasses.replace(
         one,
         settings={"A": one.settings, "B": other.settings},
         samples=(*one.samples, *other.samples),
         source=f"{one.source} / {other.source}",
         groups={name: one.groups[name] for name in one.groups if name in other.groups},
-        findings=Findings(tuple(summary), tables, charts, notes=tuple(notes)),
+        findings=Findings(tuple(summary), tables, charts, notes=(*notes, *more)),
         seconds=one.seconds + other.seconds,
     )
 
 
+def is_comparison(result: Result) -> bool:
+    """Whether it is two results side by side."""
+    return set(result.settings) == {"A", "B"}
+
+
 def _names(one: Result, other: Result) -> tuple[str, str]:
-    """A and B, with what tells them apart."""
+    """A and B, with what tells them apart: the model, or the settings that differ."""
     ids = str(one.model.get("id")), str(other.model.get("id"))
     if ids[0] != ids[1]:
         return f"A ({ids[0]})", f"B ({ids[1]})"
-    return "A", "B"
+    differs: list[tuple[str, str]] = []
+    for part in ("experiment", "study"):
+        a, b = one.settings.get(part, {}), other.settings.get(part, {})
+        differs += [
+            (f"{name} {said(a.get(name))}", f"{name} {said(b.get(name))}")
+            for name in (*a, *(name for name in b if name not in a))
+            if said(a.get(name)) != said(b.get(name))
+        ]
+    if not differs:
+        return "A", "B"
+    first, second = (", ".join(texts[:MOST_NAMED]) for texts in zip(*differs, strict=True))
+    return f"A ({first})", f"B ({second})"
 
 
 def _table(one: Table, other: Table, names: tuple[str, str]) -> Table:
@@ -75,12 +97,17 @@ def _table(one: Table, other: Table, names: tuple[str, str]) -> Table:
     heads = [name for column in columns for name in (f"{column} A", f"{column} B", f"{column} B-A")]
     return Table(
         one.name,
-        f"{one.title}: {names[0]} and {names[1]}",
+        f"{_titles(one, other)}: {names[0]} and {names[1]}",
         (*one.columns[:keys], *heads),
         tuple(rows),
         keys,
         one.note,
     )
+
+
+def _titles(one: Table | Chart, other: Table | Chart) -> str:
+    """The title of both: a layer in it may differ."""
+    return one.title if one.title == other.title else f"{one.title} / {other.title}"
 
 
 def _same_axis(one: Chart, other: Chart) -> bool:
@@ -107,6 +134,7 @@ def _chart(one: Chart, other: Chart, names: tuple[str, str]) -> Chart:
 
     return dataclasses.replace(
         one,
+        title=_titles(one, other),
         x=longest,
         series=(*renamed(one, names[0]), *renamed(other, names[1])),
         note=f"{one.note} {names[0]} and {names[1]}.".strip(),

@@ -48,7 +48,13 @@ def random_basis(found: Tensor, seed: int) -> Tensor:
 
 
 def random_tokens(among: Sequence[int], count: int, seed: int) -> tuple[int, ...]:
-    """`count` of the positions at random, rising; all of them where there are no more."""
+    """`count` of the positions at random, rising.
+
+    Raises:
+        ValueError: there are fewer: a control of fewer tokens would say nothing.
+    """
+    if count > len(among):
+        raise ValueError(f"{count} were asked for at random, but there are only {len(among)}.")
     generator = torch.Generator().manual_seed(seed)
     order = torch.randperm(len(among), generator=generator).tolist()
     return tuple(sorted(among[index] for index in order[:count]))

@@ -3,7 +3,7 @@
 Edges from chosen queries to chosen keys (sinks, ordinary tokens, the first token, or a region of
 the first image) are cut in chosen layers, before the softmax: what is left of a row still sums
 to 1. Measured is the change of the log-probability of each token of the answer, against as many
-random ordinary tokens, or boxes of the same size for a region.
+random ordinary tokens; for a region, against boxes of the same size that share no cell with it.
 """
 
 from __future__ import annotations
@@ -13,13 +13,17 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from sinkscope.experiments.boxes import Box
+from sinkscope.experiments.checks import check_layer
 from sinkscope.experiments.controls import random_tokens
 from sinkscope.experiments.lower_attention import token_chart
 from sinkscope.experiments.result import Cell, Chart, Findings, Series, Table, number, numbers
-from sinkscope.experiments.settings import CutEdgesSettings
+from sinkscope.experiments.roles import group_names
+from sinkscope.experiments.settings import CutEdgesSettings, StudySettings
 from sinkscope.experiments.study import Case, Pass, Study
 from sinkscope.interventions.edges import CutEdges
 from sinkscope.models.family import PromptInputs
+from sinkscope.models.loading import ModelHandle
 from sinkscope.models.views import ImageGrid
 
 MOST_ROWS = 400  # tokens of answers that are listed
@@ -32,28 +36,67 @@ class _Changes:
     cut: list[Tensor] = field(default_factory=list)  # (T,)
     controls: list[Tensor] = field(default_factory=list)  # (draws, T)
     tokens: list[int] = field(default_factory=list)  # keys that were cut
+    overlapping: list[str] = field(
+        default_factory=list
+    )  # samples whose other boxes meet the region
+
+
+@dataclass(frozen=True)
+class _Cut:
+    """What is cut in a sample: positions, those of each control, and whether the controls are boxes
+    that share cells with the region."""
+
+    keys: tuple[int, ...]
+    controls: list[tuple[int, ...]]
+    overlapping: bool = False
+
+
+def check(handle: ModelHandle, settings: CutEdgesSettings, asked: StudySettings) -> None:
+    """Refuse, before any pass, layers that there are not, a region where there are no images, and
+    keys that are none of the study's groups."""
+    for layer in settings.layers or ():
+        check_layer(handle, layer)
+    if settings.keys == "region" and not handle.family.sees_images:
+        raise ValueError(
+            f"keys is 'region', but {handle.info.id} is a text model and sees no images; allowed: "
+            "sinks, ordinary, first."
+        )
+    there = asked.tokens
+    if settings.keys in ("ordinary", "first") and there is not None and settings.keys not in there:
+        raise ValueError(
+            f"keys is {settings.keys!r}, but the groups of this study are "
+            f"{', '.join(group_names(there))}; name it in tokens, or choose sinks, the first one."
+        )
 
 
 def run(study: Study, settings: CutEdgesSettings) -> Findings:
     """Run the experiment.
 
     Raises:
-        ValueError: a layer that the model does not have, a region without an image or without a
-            vision token in it, or nothing to draw controls from.
+        ValueError: a region that holds no cell of an image or all of it, or too few ordinary tokens
+            to draw controls from.
     """
-    for layer in settings.layers or ():
-        study.check_layer(layer)
+    for case in study.cases if settings.region is None else ():
+        own = _named(study, settings, case)
+        if len(_beside(case, own)) < len(own):
+            raise ValueError(
+                f"{case.sample.id} has {len(_beside(case, own))} ordinary tokens beside the "
+                f"{len(own)} of {settings.keys}; a control of as many random ones needs {len(own)} "
+                "or more."
+            )
     study.plan(1)
     changes = _Changes()
     for case, inputs in study.each("Cutting edges"):
-        keys, controls = _keys(study, settings, case, inputs)
+        cut = _keys(study, settings, case, inputs)
         plain = study.passed(case, inputs)
         before = _logs(study, settings, case, plain, ())
-        changes.cut.append(_logs(study, settings, case, plain, keys) - before)
+        changes.cut.append(_logs(study, settings, case, plain, cut.keys) - before)
         changes.controls.append(
-            torch.stack([_logs(study, settings, case, plain, c) - before for c in controls])
+            torch.stack([_logs(study, settings, case, plain, c) - before for c in cut.controls])
         )
-        changes.tokens.append(len(keys))
+        changes.tokens.append(len(cut.keys))
+        if cut.overlapping:
+            changes.overlapping.append(case.sample.id)
     return _findings(study, settings, changes)
 
 
@@ -68,39 +111,35 @@ def _logs(
     return study.again(case, plain, (), cuts)[1]
 
 
-def _keys(
-    study: Study, settings: CutEdgesSettings, case: Case, inputs: PromptInputs
-) -> tuple[tuple[int, ...], list[tuple[int, ...]]]:
+def _keys(study: Study, settings: CutEdgesSettings, case: Case, inputs: PromptInputs) -> _Cut:
     """The keys that are cut in a sample, and those of each control."""
-    draws = [study.seed(case, draw + 1) for draw in range(study.settings.controls)]
     if settings.region is not None:
-        if not inputs.layout.grids:
-            raise ValueError(
-                f"keys is 'region', but {case.sample.id} has no image; allowed: sinks, ordinary, "
-                "first."
-            )
-        return _region(inputs.layout.grids[0], settings.region, draws)
-    own = case.groups.get(settings.keys, ())
-    if settings.keys == "sinks" and study.sink != "sinks":
-        own = case.groups[study.sink]  # the first group is the sink, whatever its name
-    if not own:
-        raise ValueError(
-            f"keys is {settings.keys!r}, but the groups of this study are "
-            f"{', '.join(study.names)}; name it in tokens."
+        return _region(
+            inputs.layout.grids[0],
+            settings.region,
+            study.settings.controls,
+            study.seed(case, 1),
         )
-    among = [position for position in case.others if position not in own]
-    if len(among) < len(own):
-        raise ValueError(
-            f"{case.sample.id} has {len(among)} ordinary tokens, too few to draw {len(own)} from."
-        )
-    return own, [random_tokens(among, len(own), seed) for seed in draws]
+    own = _named(study, settings, case)
+    among = _beside(case, own)
+    draws = range(study.settings.controls)
+    return _Cut(own, [random_tokens(among, len(own), study.seed(case, d + 1)) for d in draws])
 
 
-def _region(
-    grid: ImageGrid, region: tuple[float, ...], seeds: list[int]
-) -> tuple[tuple[int, ...], list[tuple[int, ...]]]:
+def _named(study: Study, settings: CutEdgesSettings, case: Case) -> tuple[int, ...]:
+    """The group that is cut; `sinks` is the first one, whatever its name."""
+    return case.groups[study.sink if settings.keys == "sinks" else settings.keys]
+
+
+def _beside(case: Case, own: tuple[int, ...]) -> list[int]:
+    """Ordinary tokens that are not cut themselves."""
+    return [position for position in case.others if position not in own]
+
+
+def _region(grid: ImageGrid, region: tuple[float, ...], draws: int, seed: int) -> _Cut:
     """Tokens whose cell has its centre in the region, and those of random boxes of the same size:
-    as many cells of the map's grid."""
+    as many cells of the map's grid, each place once. The boxes share no cell with the region where
+    there is any such place; else the region is too large for that, and they may."""
     own = _inside(grid, region)
     rows = [row for row in range(grid.rows) if region[1] <= (row + 0.5) / grid.rows < region[3]]
     columns = [
@@ -113,23 +152,30 @@ def _region(
             f"region is {region}, which holds no centre of one of the image's {grid.rows} x "
             f"{grid.columns} cells; give a larger one."
         )
+    box = Box(rows[0], columns[0], len(rows), len(columns))
     places = [
-        (top, left)
-        for top in range(grid.rows - len(rows) + 1)
-        for left in range(grid.columns - len(columns) + 1)
-        if (top, left) != (rows[0], columns[0])
+        other
+        for top in range(grid.rows - box.rows + 1)
+        for left in range(grid.columns - box.columns + 1)
+        if (other := Box(top, left, box.rows, box.columns)) != box
     ]
     if not places:
-        raise ValueError(f"region is {region}: the image has no other box of this size.")
-    made = []
-    for seed in seeds:
-        generator = torch.Generator().manual_seed(seed)
-        top, left = places[int(torch.randint(len(places), (1,), generator=generator))]
-        right, bottom = left + len(columns), top + len(rows)
-        sides = (grid.columns, grid.rows, grid.columns, grid.rows)
-        box = (left, top, right, bottom)
-        made.append(_inside(grid, tuple(e / n for e, n in zip(box, sides, strict=True))))
-    return own, made
+        raise ValueError(
+            f"region is {region}: the image of {grid.rows} x {grid.columns} cells has no other box "
+            f"of its {box.rows} x {box.columns} cells to hold it against; give a smaller one."
+        )
+    apart = [place for place in places if not place.meets(box)]
+    among = apart or places
+    order = torch.randperm(len(among), generator=torch.Generator().manual_seed(seed)).tolist()
+    drawn = [_inside(grid, _shares(grid, among[index])) for index in order[:draws]]
+    return _Cut(own, drawn, overlapping=not apart)
+
+
+def _shares(grid: ImageGrid, box: Box) -> tuple[float, ...]:
+    """A box as x0, y0, x1, y1 in shares of the image's sides."""
+    ends = (box.column, box.row, box.column + box.columns, box.row + box.rows)
+    sides = (grid.columns, grid.rows, grid.columns, grid.rows)
+    return tuple(end / side for end, side in zip(ends, sides, strict=True))
 
 
 def _inside(grid: ImageGrid, region: tuple[float, ...]) -> tuple[int, ...]:
@@ -186,7 +232,17 @@ def _findings(study: Study, settings: CutEdgesSettings, changes: _Changes) -> Fi
     )
     values = {"change": number(cut.value), "control": number(control.value)}
     charts = (_by_place(settings, changes), _bars(settings, rows))
-    return Findings((said,), (summary, _tokens(study, changes)), charts, values=values)
+    notes = []
+    if changes.overlapping:
+        some = ", ".join(changes.overlapping[:3]) + (", ..." if changes.overlapping[3:] else "")
+        notes.append(
+            f"In {len(changes.overlapping)} of {len(study.cases)} samples no box of this size lies "
+            f"clear of the region, so that those it is held against share cells with it: {some}. A "
+            "smaller region has boxes beside it."
+        )
+    return Findings(
+        (said,), (summary, _tokens(study, changes)), charts, values=values, notes=tuple(notes)
+    )
 
 
 def _layers(settings: CutEdgesSettings) -> str:

@@ -19,15 +19,18 @@ import torch
 from torch import Tensor
 
 from sinkscope.experiments.ablate_mlp import ABLATED, DIRECTION, TOKENS, histogram
-from sinkscope.experiments.controls import orthonormal, random_basis, random_tokens
+from sinkscope.experiments.checks import check_layer, check_reference, check_top
+from sinkscope.experiments.controls import orthonormal, random_basis
 from sinkscope.experiments.effects import PLAIN, Effects
 from sinkscope.experiments.neurons import top_neurons
 from sinkscope.experiments.probes import AtTokens
 from sinkscope.experiments.result import Cell, Chart, Findings, Series, Table, number, numbers
-from sinkscope.experiments.settings import DecomposeMLPInSettings
+from sinkscope.experiments.settings import DecomposeMLPInSettings, StudySettings
+from sinkscope.experiments.streaming import Rows
 from sinkscope.experiments.study import Case, Pass, Study
 from sinkscope.experiments.verdict import specific, verdict
 from sinkscope.interventions.project import ProjectOut
+from sinkscope.models.loading import ModelHandle
 from sinkscope.models.sites import At
 
 BEFORE = "before the norm"
@@ -41,7 +44,7 @@ class Direction:
     Attributes:
         neuron: which.
         vector: float64 (D,): v1, of length 1.
-        eigenvalues: float64: S^2 / n, falling.
+        eigenvalues: float64: S^2 / n, falling, those above zero.
     """
 
     neuron: int
@@ -54,26 +57,30 @@ class Direction:
         return float(self.eigenvalues[0] / self.eigenvalues.sum())
 
 
+def check(handle: ModelHandle, settings: DecomposeMLPInSettings, asked: StudySettings) -> None:
+    """Refuse, before any pass, no such layer or none behind it, too many neurons, one group, and
+    the projection before the norm where it is not defined."""
+    check_layer(handle, settings.layer, after=True)
+    check_reference(asked)
+    check_top(handle, settings.layer, settings.top, directions=True)
+    if settings.before_norm and handle.stack.mlp(settings.layer).norm.kind != "rms":
+        raise ValueError(
+            f"before_norm is given, but the MLP's norm of {handle.info.family} is a LayerNorm, "
+            "which centres and adds a bias: the projection before it is not defined; allowed: "
+            "false, or leave it out."
+        )
+
+
 def run(study: Study, settings: DecomposeMLPInSettings) -> Findings:
     """Run the experiment.
 
     Raises:
-        ValueError: no such layer, none behind it, or the projection before the norm where it is not
-            defined.
         NoNeuronsError: no small set of neurons holds the sinks' energy.
     """
     layer = settings.layer
-    study.check_layer(layer, after=True)
-    study.check_reference()
     norm = study.handle.stack.mlp(layer).norm
-    if settings.before_norm and norm.kind != "rms":
-        raise ValueError(
-            f"before_norm is given, but the MLP's norm of {study.handle.info.family} is a "
-            "LayerNorm, which centres and adds a bias: the projection before it is not defined; "
-            "leave it out."
-        )
     before = norm.kind == "rms" if settings.before_norm is None else settings.before_norm
-    study.plan(3)
+    study.plan(4)
     top = top_neurons(study, layer, settings.top, settings.min_share)
     directions, center = _directions(study, layer, top)
     basis = orthonormal(torch.stack([one.vector for one in directions], 1))
@@ -107,7 +114,7 @@ def gradients(study: Study, layer: int, top: Tensor, inputs: Tensor) -> Tensor:
 
 def _directions(study: Study, layer: int, top: Tensor) -> tuple[list[Direction], Tensor]:
     """v1 of each neuron, and the mean input at the reference tokens (D,)."""
-    parts: list[Tensor] = []
+    rows_of = [Rows() for _ in top]
     sums: dict[str, Tensor] = {}
     for case, inputs in study.each("Gradients"):
         probe = AtTokens(("mlp_in",), case.positions, (layer,))
@@ -118,18 +125,18 @@ def _directions(study: Study, layer: int, top: Tensor) -> tuple[list[Direction],
             sums[name] = sums[name] + own if name in sums else own
         raw = reader.raw("mlp_in", layer)
         rows = case.rows(study.sink).to(raw.device)
-        parts.append(gradients(study, layer, top, raw[rows]))
+        for into, own in zip(rows_of, gradients(study, layer, top, raw[rows]), strict=True):
+            into.add(own)
     sizes = study.sizes
     center = sums[study.reference] / sizes[study.reference]
     apart = sums[study.sink] / sizes[study.sink] - center
     made = []
-    for index, neuron in enumerate(top.tolist()):
-        g = torch.cat([part[index] for part in parts])  # (n, D)
-        _, singular, right = torch.linalg.svd(g, full_matrices=False)
+    for neuron, g in zip(top.tolist(), rows_of, strict=True):
+        singular, right = g.decomposed()
         if not float(singular[0]) > 0:
             raise ValueError(f"Neuron {neuron} of layer {layer} has no gradient at the sinks.")
         vector = right[0] if float(right[0] @ apart) >= 0 else -right[0]
-        made.append(Direction(neuron, vector, singular.square() / len(g)))
+        made.append(Direction(neuron, vector, singular.square() / g.count))
     return made, center
 
 
@@ -184,8 +191,7 @@ class _Arms:
             scaled = torch.where(self.gamma == 0, 0.0, 1 / safe)[:, None] * self.basis
             change = ProjectOut(under, scaled, self.gamma.square())
             self._arm(BEFORE, case, plain, [[change]])
-        drawn = [random_tokens(case.others, len(own), study.seed(case, d + 1)) for d in draws]
-        elsewhere = [At("mlp_in", (self.layer,), chosen) for chosen in drawn]
+        elsewhere = [At("mlp_in", (self.layer,), chosen) for chosen in study.random(case)]
         self.effects.measure(
             TOKENS, case, plain, *([ProjectOut(there, self.basis)] for there in elsewhere)
         )

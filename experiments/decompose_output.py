@@ -12,11 +12,13 @@ import torch
 from torch import Tensor
 
 from sinkscope.experiments.bootstrap import Interval
+from sinkscope.experiments.checks import check_layer
 from sinkscope.experiments.probes import AtTokens
 from sinkscope.experiments.result import Cell, Chart, Findings, Series, Table, number, numbers
-from sinkscope.experiments.settings import DecomposeOutputSettings
+from sinkscope.experiments.settings import DecomposeOutputSettings, StudySettings
 from sinkscope.experiments.streaming import Spread, Vectors
 from sinkscope.experiments.study import Study
+from sinkscope.models.loading import ModelHandle
 from sinkscope.models.sites import Site
 
 PARTS: tuple[tuple[str, Site], ...] = (
@@ -28,19 +30,19 @@ PARTS: tuple[tuple[str, Site], ...] = (
 FOUND = 2  # dimensions that are taken where no sink dimensions are known
 
 
-def run(study: Study, settings: DecomposeOutputSettings) -> Findings:
-    """Run the experiment.
+def check(handle: ModelHandle, settings: DecomposeOutputSettings, asked: StudySettings) -> None:
+    """Refuse, before any pass, a layer that the model does not have."""
+    check_layer(handle, settings.layer)
 
-    Raises:
-        ValueError: the model has no such layer.
-    """
+
+def run(study: Study, settings: DecomposeOutputSettings) -> Findings:
+    """Run the experiment."""
     layer = settings.layer
-    study.check_layer(layer)
     study.plan(1)
     pairs = [(part, name) for part, _ in PARTS for name in study.names]
     vectors = {pair: Vectors() for pair in pairs}
     spreads = {pair: Spread() for pair in pairs}
-    sums = {pair: [] for pair in pairs}  # type: dict[tuple[str, str], list[Tensor]]
+    sums: dict[tuple[str, str], Tensor] = {}
     for case, inputs in study.each(f"Layer {layer}"):
         probe = AtTokens(tuple(site for _, site in PARTS), case.positions, (layer,))
         session = study.passed(case, inputs, [probe]).session
@@ -51,7 +53,8 @@ def run(study: Study, settings: DecomposeOutputSettings) -> Findings:
                 spreads[part, name].add(values[rows])  # an empty one keeps the samples aligned
                 if len(rows):
                     vectors[part, name].add(values[rows])
-                    sums[part, name].append(values[rows].sum(0))
+                    own = values[rows].sum(0)
+                    sums[part, name] = sums[part, name] + own if (part, name) in sums else own
     table = _table(study, vectors)
     dims, known = _dims(study, sums, vectors)
     along, means = _along(study, sums, vectors, dims, layer)
@@ -124,7 +127,7 @@ def _intervals(
         if not own.count:
             continue
         norm = _norm_interval(study, own, spreads[part, name])
-        spread = study.resampling.of(spreads[part, name].resampled)
+        spread = spreads[part, name].interval(study.resampling)
         rows.append(
             (
                 part,
@@ -149,7 +152,7 @@ def _intervals(
 
 def _dims(
     study: Study,
-    sums: dict[tuple[str, str], list[Tensor]],
+    sums: dict[tuple[str, str], Tensor],
     vectors: dict[tuple[str, str], Vectors],
 ) -> tuple[tuple[int, ...], bool]:
     """The sink dimensions, and whether they were known."""
@@ -163,18 +166,18 @@ def _dims(
 
 
 def _mean(
-    sums: dict[tuple[str, str], list[Tensor]],
+    sums: dict[tuple[str, str], Tensor],
     vectors: dict[tuple[str, str], Vectors],
     part: str,
     name: str,
 ) -> Tensor:
     """float64 (D,): mean vector."""
-    return torch.stack(sums[part, name]).sum(0) / vectors[part, name].count
+    return sums[part, name] / vectors[part, name].count
 
 
 def _along(
     study: Study,
-    sums: dict[tuple[str, str], list[Tensor]],
+    sums: dict[tuple[str, str], Tensor],
     vectors: dict[tuple[str, str], Vectors],
     dims: tuple[int, ...],
     layer: int,
@@ -232,7 +235,7 @@ def _charts(
         found = [
             _norm_interval(study, vectors[part, name], spreads[part, name])
             if which == "norm"
-            else study.resampling.of(spreads[part, name].resampled)
+            else spreads[part, name].interval(study.resampling)
             for part in parts
         ]
         return Series(

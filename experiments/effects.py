@@ -19,6 +19,7 @@ from sinkscope.capture.session import Session
 from sinkscope.experiments.bootstrap import Interval
 from sinkscope.experiments.probes import KeyAttention, on_host
 from sinkscope.experiments.result import Chart, Series, Table, number, numbers
+from sinkscope.experiments.streaming import Mean
 from sinkscope.experiments.study import Case, Pass, Study
 from sinkscope.experiments.verdict import Causal
 from sinkscope.interventions.base import Intervention
@@ -31,8 +32,8 @@ class Effect:
     """One arm on one sample.
 
     Attributes:
-        attention: float64 (G, L, H): mean over the group's tokens and their queries; NaN where a
-            group is empty or nobody sees it.
+        attention: float64 (G, L): mean over the group's tokens, their queries and heads; NaN where
+            a group is empty or nobody sees it.
         phi: float64 (G, L): the sink score at each layer's input, mean over the group's tokens;
             None without sink dimensions.
         logs: mean log-probability of the answer's tokens, nats; NaN without an answer.
@@ -50,10 +51,12 @@ class Effects:
     Attributes:
         study: whose groups they are of.
         arms: name -> an `Effect` a sample, in order.
+        by_head: name -> attention (G, L, H), mean over samples.
     """
 
     study: Study
     arms: dict[str, list[Effect]] = field(default_factory=dict)
+    by_head: dict[str, Mean] = field(default_factory=dict)
 
     def measure(
         self,
@@ -74,17 +77,19 @@ class Effects:
         Returns:
             What the probes saw, a session a draw.
         """
-        effects, sessions = [], []
+        effects, sessions, heads = [], [], []
         for changes in draws:
-            effect, session = self._one(case, plain, changes, probes)
+            attention, effect, session = self._one(case, plain, changes, probes)
+            heads.append(attention)
             effects.append(effect)
             sessions.append(session)
         self.arms.setdefault(arm, []).append(_averaged(effects))
+        self.by_head.setdefault(arm, Mean()).add(torch.stack(heads).mean(0))
         return sessions
 
     def _one(
         self, case: Case, plain: Pass, changes: Sequence[Intervention], more: Sequence[Probe]
-    ) -> tuple[Effect, Session]:
+    ) -> tuple[Tensor, Effect, Session]:
         self.study.watch.check()
         attention = KeyAttention(case.positions, case.first)
         scores = SinkScores(self.study.dims) if self.study.dims else None
@@ -93,8 +98,9 @@ class Effects:
         phi = None
         if scores is not None:
             phi = self._grouped(case, on_host(session[scores].scores())[:, list(case.positions)])
-        mean = self._grouped(case, session[attention].mean())
-        return Effect(mean, phi, float(logs.mean()) if len(logs) else float("nan")), session
+        by_head = self._grouped(case, session[attention].mean())  # (G, L, H)
+        told = float(logs.mean()) if len(logs) else float("nan")
+        return by_head, Effect(by_head.mean(-1), phi, told), session
 
     def _grouped(self, case: Case, values: Tensor) -> Tensor:
         """(..., tokens) -> (G, ...): mean over each group's tokens."""
@@ -103,7 +109,7 @@ class Effects:
         return torch.stack([values[..., r].mean(-1) if len(r) else empty for r in rows])
 
     def attention(self, arm: str) -> Tensor:
-        """float64 (S, G, L, H)."""
+        """float64 (S, G, L)."""
         return torch.stack([effect.attention for effect in self.arms[arm]])
 
     def phi(self, arm: str) -> Tensor | None:
@@ -122,7 +128,7 @@ class Effects:
         reference = self.study.names.index(self.study.reference)
 
         def mean(of: str, group: int) -> Tensor:
-            return self.attention(of)[:, group, layers.start : layers.stop].mean((1, 2))
+            return self.attention(of)[:, group, layers.start : layers.stop].mean(1)
 
         plain, resampling = mean(PLAIN, sink), self.study.resampling
         excess = plain - mean(PLAIN, reference)
@@ -144,7 +150,7 @@ class Effects:
         arms = list(self.arms)
         shares = self.causal(PLAIN, arms, layers).controls
         for arm in arms:
-            own = resampling.mean(self.attention(arm)[:, sink, span].mean((1, 2)))
+            own = resampling.mean(self.attention(arm)[:, sink, span].mean(1))
             change = resampling.mean(self.logs(arm) - self.logs(PLAIN))
             phi = self.phi(arm)
             scores = None if phi is None else resampling.mean(phi[:, sink, span].mean(1))
@@ -235,7 +241,7 @@ class Effects:
         return made
 
     def _line(self, arm: str, name: str, group: int, role: str = "") -> Series:
-        by_head = self.attention(arm)[:, group].nanmean(0)  # (L, H)
+        by_head = self.by_head[arm].value()[group]  # (L, H)
         mean, deviation = by_head.mean(1), by_head.std(1, correction=0)
         return Series(
             name,

@@ -13,28 +13,30 @@ from __future__ import annotations
 import torch
 
 from sinkscope.experiments.bootstrap import Interval
-from sinkscope.experiments.controls import random_tokens
+from sinkscope.experiments.checks import check_layer, check_reference
 from sinkscope.experiments.effects import PLAIN, Effects
 from sinkscope.experiments.result import Chart, Findings, Series, Table, number, numbers
-from sinkscope.experiments.settings import LowerAttentionSettings
+from sinkscope.experiments.settings import LowerAttentionSettings, StudySettings
 from sinkscope.experiments.study import Study
 from sinkscope.interventions.lower import LowerAttention
+from sinkscope.models.loading import ModelHandle
 from sinkscope.models.sites import EVER
 
 KEPT, CUT, VALUE = "sum kept", "sum not kept", "sum kept, value kept"
 
 
-def run(study: Study, settings: LowerAttentionSettings) -> Findings:
-    """Run the experiment.
-
-    Raises:
-        ValueError: a layer that the model does not have, or a factor that changes nothing.
-    """
+def check(handle: ModelHandle, settings: LowerAttentionSettings, asked: StudySettings) -> None:
+    """Refuse, before any pass, layers that there are not, a factor that changes nothing, one
+    group."""
     for layer in settings.layers or ():
-        study.check_layer(layer)
+        check_layer(handle, layer)
     if settings.factor == 1:
         raise ValueError("factor is 1.0, which changes nothing; allowed: from 0 to below 1.")
-    study.check_reference()
+    check_reference(asked)
+
+
+def run(study: Study, settings: LowerAttentionSettings) -> Findings:
+    """Run the experiment."""
     study.plan(1)
     effects = Effects(study)
     ways = {KEPT: (True, False), CUT: (False, False)}
@@ -43,10 +45,7 @@ def run(study: Study, settings: LowerAttentionSettings) -> Findings:
     for case, inputs in study.each("Lowering attention"):
         plain = study.passed(case, inputs)
         own = case.groups[study.sink]
-        draws = [
-            random_tokens(case.others, len(own), study.seed(case, draw + 1))
-            for draw in range(study.settings.controls)
-        ]
+        draws = study.random(case)
         effects.measure(PLAIN, case, plain, [])
 
         def lowered(keys: tuple[int, ...], way: str, first: int = case.first) -> LowerAttention:
@@ -62,7 +61,7 @@ def run(study: Study, settings: LowerAttentionSettings) -> Findings:
 
         for way in ways:
             effects.measure(way, case, plain, [lowered(own, way)])
-            others = [[lowered(keys, way)] if keys else [] for keys in draws]
+            others = [[lowered(keys, way)] for keys in draws]
             effects.measure(f"random tokens, {way}", case, plain, *others)
     return _findings(study, settings, effects, tuple(ways))
 

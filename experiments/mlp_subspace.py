@@ -13,13 +13,16 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from sinkscope.experiments.neurons import Energy, NoNeuronsError, dims_for, median, shares
+from sinkscope.experiments.checks import check_layer, check_reference, check_top
+from sinkscope.experiments.neurons import Energy, Held, NoNeuronsError, dims_for, shares
 from sinkscope.experiments.probes import AtTokens
 from sinkscope.experiments.residual import follow_residual
 from sinkscope.experiments.result import Cell, Chart, Findings, Series, Table, number, numbers
-from sinkscope.experiments.settings import MLPSubspaceSettings
+from sinkscope.experiments.settings import MLPSubspaceSettings, StudySettings
+from sinkscope.experiments.streaming import Vector
 from sinkscope.experiments.study import Study
 from sinkscope.experiments.verdict import Specific, specific, verdict
+from sinkscope.models.loading import ModelHandle
 from sinkscope.models.sites import Site
 
 SITES: dict[str, Site] = {"z": "z", "g": "gate", "u": "up", "out": "mlp_out"}
@@ -29,89 +32,108 @@ BARS = 24
 LISTED = 8
 
 
-def run(study: Study, settings: MLPSubspaceSettings) -> Findings:
-    """Run the experiment.
+def check(handle: ModelHandle, settings: MLPSubspaceSettings, asked: StudySettings) -> None:
+    """Refuse, before any pass, no such layer, a part that the family's MLP does not have, too many
+    neurons, and of the residual stream one group."""
+    check_layer(handle, settings.layer)
+    points = handle.stack.points
+    if settings.mlp == "residual":
+        check_reference(asked)
+    elif SITES[settings.mlp] not in points:
+        there = [name for name, own in SITES.items() if own in points]
+        raise ValueError(
+            f"mlp is {settings.mlp!r}, but the MLPs of {handle.info.family} have no gate; "
+            f"allowed: {', '.join(there)}, residual."
+        )
+    elif settings.mlp != "out":
+        check_top(handle, settings.layer, settings.top)
+    elif settings.top is not None and settings.top > handle.info.hidden_size:
+        raise ValueError(
+            f"top is {settings.top}; the output of an MLP of {handle.info.id} has "
+            f"{handle.info.hidden_size} dimensions; allowed: 1 to {handle.info.hidden_size}."
+        )
 
-    Raises:
-        ValueError: no such layer, or the family's MLP has no such part.
-    """
-    study.check_layer(settings.layer)
+
+def run(study: Study, settings: MLPSubspaceSettings) -> Findings:
+    """Run the experiment."""
     if settings.mlp == "residual":
         return follow_residual(study, settings.layer)
     site = SITES[settings.mlp]
-    points = study.handle.stack.points
-    if site not in points:
-        there = [name for name, own in SITES.items() if own in points]
-        raise ValueError(
-            f"mlp is {settings.mlp!r}, but the MLPs of {study.handle.info.family} have no gate; "
-            f"allowed: {', '.join(there)}, residual."
-        )
-    study.plan(2)
-    groups = {name: _Group(Energy(keep=name == study.sink)) for name in study.names}
+    study.plan(3)
+    groups = {name: _Group() for name in study.names}
     for case, inputs in study.each(f"Layer {settings.layer}"):
         probe = AtTokens((site,), case.positions, (settings.layer,))
         values = study.passed(case, inputs, [probe]).session[probe].layer(site, settings.layer)
         for name in study.names:
             if len(rows := case.rows(name)):
                 groups[name].add(values[rows])
-    sink = groups[study.sink]
+    held = Held(groups[study.sink].energy.order, settings.top)
+    for case, inputs in study.each("What the strongest hold"):
+        probe = AtTokens((site,), case.groups[study.sink], (settings.layer,))
+        held.add(study.passed(case, inputs, [probe]).session[probe].layer(site, settings.layer))
     try:
-        top, why = (
-            sink.energy.top(settings.top, settings.min_share, settings.layer, settings.mlp),
-            "",
-        )
+        top, why = held.top(settings.min_share, settings.layer, settings.mlp), ""
     except NoNeuronsError as error:
         top, why = torch.zeros(0, dtype=torch.long), str(error)
     special = _specific(study, site, settings.layer, top) if len(top) else None
     if special is None:
         study.watch.done += len(study.cases)
-    return _findings(study, settings, groups, top, why, special)
+    share = held.joint(len(top)) if len(top) else math.nan
+    return _findings(study, settings, groups, _Top(top, share, why, special))
+
+
+@dataclass(frozen=True)
+class _Top:
+    """The top neurons, what they hold (median over samples), why there are none, and B."""
+
+    neurons: Tensor
+    held: float
+    why: str
+    special: Specific | None
 
 
 @dataclass
 class _Group:
     """Sums over one group's tokens."""
 
-    energy: Energy
-    size: list[Tensor] = field(default_factory=list)
-    square: list[Tensor] = field(default_factory=list)
-    value: list[Tensor] = field(default_factory=list)
-    figures: list[Tensor] = field(default_factory=list)
+    energy: Energy = field(default_factory=Energy)
+    size: Vector = field(default_factory=Vector)
+    square: Vector = field(default_factory=Vector)
+    value: Vector = field(default_factory=Vector)
+    figures: Vector = field(default_factory=Vector)
+    norms: Vector = field(default_factory=Vector)  # squares
     count: int = 0
 
     def add(self, values: Tensor) -> None:
         """One sample's vectors (n, F)."""
         self.energy.add(values)
-        self._sum(self.size, values.abs().sum(0))
-        self._sum(self.square, values.square().sum(0))
-        self._sum(self.value, values.sum(0))
+        self.size.add(values.abs())
+        self.square.add(values.square())
+        self.value.add(values)
         own = shares(values)
         entropy = -torch.special.xlogy(own, own).sum(-1)
         held = [dims_for(values, share) for share in SHARES]
         norm = torch.linalg.vector_norm(values, dim=-1)
         positive = (values > 0).double().sum(-1)
         largest = values.abs().amax(-1)
-        self.figures.append(torch.stack([norm, *held, entropy, positive, largest], 1))
+        self.figures.add(torch.stack([norm, *held, entropy, positive, largest], 1))
+        self.norms.add(norm.square())
         self.count += len(values)
-
-    @staticmethod
-    def _sum(into: list[Tensor], values: Tensor) -> None:
-        into[:] = [into[0] + values] if into else [values]
 
     @property
     def mean_size(self) -> Tensor:
         """float64 (F,): mean |z_j|."""
-        return self.size[0] / self.count
+        return self.size.value()
 
     @property
     def mean(self) -> Tensor:
         """float64 (F,): mean z_j."""
-        return self.value[0] / self.count
+        return self.value.value()
 
     @property
     def deviation(self) -> Tensor:
         """float64 (F,): standard deviation of |z_j|."""
-        return (self.square[0] / self.count - self.mean_size.square()).clamp(min=0).sqrt()
+        return (self.square.value() - self.mean_size.square()).clamp(min=0).sqrt()
 
 
 def _specific(study: Study, site: Site, layer: int, top: Tensor) -> Specific:
@@ -133,9 +155,7 @@ def _findings(
     study: Study,
     settings: MLPSubspaceSettings,
     groups: dict[str, _Group],
-    top: Tensor,
-    why: str,
-    special: Specific | None,
+    found: _Top,
 ) -> Findings:
     word, layer = WORDS[settings.mlp], settings.layer
     sink = groups[study.sink]
@@ -144,7 +164,7 @@ def _findings(
         _figures(study, settings, groups),
         _top_table(study, settings, groups, order[:LISTED]),
     ]
-    held = median(sink.energy.joint(top)) if len(top) else math.nan
+    top, held, why, special = found.neurons, found.held, found.why, found.special
     if len(top):
         listed = ", ".join(map(str, top.tolist()))
         said = (
@@ -171,9 +191,9 @@ def _figures(study: Study, settings: MLPSubspaceSettings, groups: dict[str, _Gro
         own = groups[name]
         if not own.count:
             continue
-        figures = torch.cat(own.figures)
-        mean, deviation = figures.mean(0), figures.std(0, correction=0)
-        rows.append((name, float(mean[0]), float(deviation[0]), *map(float, mean[1:].tolist())))
+        mean = own.figures.value()
+        deviation = (own.norms.value() - mean[0].square()).clamp(min=0).sqrt()
+        rows.append((name, float(mean[0]), float(deviation), *map(float, mean[1:].tolist())))
     return Table(
         "energy",
         f"{settings.mlp} of layer {settings.layer}: norm, and how many dimensions hold its energy",

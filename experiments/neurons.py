@@ -9,12 +9,13 @@ no small set of neurons to speak of.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor
 
 from sinkscope.experiments.probes import AtTokens
+from sinkscope.experiments.streaming import Vector
 from sinkscope.experiments.study import Study
 
 MOST = 16  # neurons that are tried where nobody says how many,
@@ -25,67 +26,74 @@ class NoNeuronsError(ValueError):
     """No small set of neurons holds the energy."""
 
 
-@dataclass
 class Energy:
-    """Shares of the energy at one group of tokens, summed up sample by sample.
+    """Shares of the energy at one group of tokens, summed up sample by sample."""
 
-    Attributes:
-        keep: also keep the mean shares of each sample (F numbers), which `joint` and `top` need.
-    """
-
-    keep: bool = True
-    _total: Tensor | None = None
-    _count: int = 0
-    _samples: list[Tensor] = field(default_factory=list)
+    def __init__(self) -> None:
+        self._mean = Vector()
 
     def add(self, values: Tensor) -> None:
         """One sample's z (n, F), n 1 or more."""
-        own = shares(values)
-        total = own.sum(0)
-        self._total = total if self._total is None else self._total + total
-        self._count += len(values)
-        if self.keep:
-            self._samples.append(own.mean(0))
+        self._mean.add(shares(values))
 
     @property
     def mean(self) -> Tensor:
         """float64 (F,): mean share over tokens of all samples."""
-        assert self._total is not None, "nothing was added"
-        return self._total / self._count
+        return self._mean.value()
 
     @property
     def order(self) -> Tensor:
         """int64 (F,): the neurons by their mean share, falling."""
         return self.mean.argsort(descending=True, stable=True)
 
-    def joint(self, dims: Tensor) -> Tensor:
-        """float64 (S,): joint share of some neurons in each sample."""
-        return torch.stack([own[dims].sum() for own in self._samples])
 
-    def top(self, count: int | None, min_share: float, layer: int, what: str = "z") -> Tensor:
+class Held:
+    """Joint shares of the first 1, 2, ... neurons of an order, in each sample: a few numbers a
+    sample. The order must be known, so this is of a second pass.
+
+    Args:
+        order: int64 (F,), of `Energy`.
+        count: of neurons that are asked for; None: the fewest that reach a share, at most `MOST`
+            and at most one of `ONE_OF`.
+    """
+
+    def __init__(self, order: Tensor, count: int | None) -> None:
+        most = max(1, min(MOST, len(order) // ONE_OF)) if count is None else min(count, len(order))
+        self._top = order[:most]
+        self._first = 1 if count is None else most  # the smallest set that is tried
+        self._held: list[Tensor] = []  # a sample: (sizes,)
+
+    def add(self, values: Tensor) -> None:
+        """One sample's z (n, F), n 1 or more."""
+        held = shares(values)[:, self._top].mean(0).cumsum(0)
+        self._held.append(held[self._first - 1 :].clone())
+
+    def joint(self, size: int) -> float:
+        """Median over samples of the joint share of the first `size` neurons."""
+        return median(torch.stack([held[size - self._first] for held in self._held]))
+
+    def enough(self, min_share: float) -> bool:
+        """Whether the largest set that is tried holds enough. A larger set holds more in every
+        sample, so no smaller one needs to be looked at."""
+        return self.joint(len(self._top)) >= min_share
+
+    def top(self, min_share: float, layer: int, what: str = "z") -> Tensor:
         """int64 (k,): the top neurons, falling.
 
         Args:
-            count: how many; None: the fewest that reach `min_share`, at most `MOST` and at most one
-                of `ONE_OF`.
             min_share: least median over samples of their joint share.
             layer, what: for the text of the error.
 
         Raises:
             NoNeuronsError: they do not reach it.
         """
-        order = self.order
-        most = _most(count, len(order))
-        tried = range(1, most + 1) if count is None else (most,)
-        held = 0.0
-        for size in tried:
-            held = median(self.joint(order[:size]))
-            if held >= min_share:
-                return order[:size]
+        for size in range(self._first, len(self._top) + 1):
+            if self.joint(size) >= min_share:
+                return self._top[:size]
         raise NoNeuronsError(
-            f"The top neurons are none: in layer {layer} the {tried[-1]} strongest hold "
-            f"{held:.0%} of the energy of {what} at the sinks (median over samples), and "
-            f"{min_share:.0%} are needed."
+            f"The top neurons are none: in layer {layer} the {len(self._top)} strongest hold "
+            f"{self.joint(len(self._top)):.0%} of the energy of {what} at the sinks (median over "
+            f"samples), and {min_share:.0%} are needed."
         )
 
 
@@ -108,29 +116,21 @@ def median(values: Tensor) -> float:
     return float(values.double().quantile(0.5))
 
 
-def _most(count: int | None, neurons: int) -> int:
-    """The largest set that is tried."""
-    return max(1, min(MOST, neurons // ONE_OF)) if count is None else min(count, neurons)
-
-
 def top_neurons(study: Study, layer: int, count: int | None, min_share: float) -> Tensor:
-    """int64 (k,): the neurons of a layer that hold the sinks' energy, from a pass of each sample.
+    """int64 (k,): the neurons of a layer that hold the sinks' energy, from two passes of each
+    sample: their order by mean share, and what the first of them hold.
 
     Raises:
-        NoNeuronsError: no small set does; the text says which layers have one, for which each
-            sample is passed through once more.
+        NoNeuronsError: no small set does; the text says which layers have one.
     """
-    # Of the other layers only the mean is kept: rows of all layers and samples would be large.
-    energies = {number: Energy(keep=number == layer) for number in range(study.layers)}
-    for case, inputs in study.each("Looking for neurons"):
-        probe = AtTokens(("z",), case.groups[study.sink])
-        session = study.passed(case, inputs, [probe]).session
-        for number, energy in energies.items():
-            energy.add(session[probe].layer("z", number))
+    energies = {number: Energy() for number in range(study.layers)}
+    _each_layer(study, energies, "Looking for neurons")
+    held = {number: Held(own.order, count) for number, own in energies.items()}
+    _each_layer(study, held, "Looking at what they hold")
     try:
-        return energies[layer].top(count, min_share, layer)
+        return held[layer].top(min_share, layer)
     except NoNeuronsError as error:
-        there = _layers_with(study, energies, count, min_share)
+        there = [number for number, own in held.items() if own.enough(min_share)]
         listed = ", ".join(map(str, there)) if there else "none"
         raise NoNeuronsError(
             f"{error} Layers that have such a set: {listed}. Nothing in this layer's MLP can be "
@@ -138,17 +138,10 @@ def top_neurons(study: Study, layer: int, count: int | None, min_share: float) -
         ) from None
 
 
-def _layers_with(
-    study: Study, energies: dict[int, Energy], count: int | None, min_share: float
-) -> list[int]:
-    """Layers in which the largest set that is tried holds enough. A larger set holds more in every
-    sample, so no smaller one needs to be looked at."""
-    tops = {n: own.order[: _most(count, len(own.mean))] for n, own in energies.items()}
-    held: dict[int, list[Tensor]] = {n: [] for n in energies}
-    study.plan(1)
-    for case, inputs in study.each("Looking for neurons in other layers"):
+def _each_layer(study: Study, into: Mapping[int, Energy | Held], text: str) -> None:
+    """Give z at the sinks, of each layer and sample, to what sums it up."""
+    for case, inputs in study.each(text):
         probe = AtTokens(("z",), case.groups[study.sink])
         session = study.passed(case, inputs, [probe]).session
-        for n, top in tops.items():
-            held[n].append(shares(session[probe].layer("z", n))[:, top].sum(-1).mean())
-    return [n for n, own in held.items() if median(torch.stack(own)) >= min_share]
+        for number, own in into.items():
+            own.add(session[probe].layer("z", number))

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Literal
 
 import torch
 
@@ -22,7 +24,7 @@ from sinkscope.experiments.roles import (
     sinks_of,
 )
 from sinkscope.experiments.samples import AnySample, have_images
-from sinkscope.experiments.settings import StudySettings
+from sinkscope.experiments.settings import StudySettings, Token
 from sinkscope.experiments.study import Case, Study, Watch, ready
 from sinkscope.models.family import PromptInputs
 from sinkscope.models.loading import ModelHandle
@@ -37,6 +39,7 @@ def prepare_study(
     *,
     source: str = "the given samples",
     answers: bool = False,
+    ordinary: Literal["", "all", "controls"] = "",
     least: int = 1,
     watch: Watch | None = None,
 ) -> Study:
@@ -48,6 +51,9 @@ def prepare_study(
         settings: what all experiments share.
         source: where the samples come from, in words.
         answers: whether the experiment looks at an answer.
+        ordinary: see `catalogue.Experiment`. Where they count, detected sinks are kept out of the
+            ordinary tokens also of a study that names positions alone; and where controls are drawn
+            from them, samples that have fewer of them than sinks are left out.
         least: samples that it needs.
         watch: progress and stop.
 
@@ -76,35 +82,49 @@ def prepare_study(
         )
     tokens = chosen_tokens(settings, images)
     dims, tau = _dims(handle, settings)
-    detects = images and any(token in ("sinks", "ordinary") for token in tokens)
+    roles = any(token in ("sinks", "ordinary") for token in tokens)
+    detects = images and (roles or ordinary != "")
     by = _detector(handle, settings, dims, tau) if detects else ""
     watch.total = len(samples)
     names = group_names(tokens)
     cases: list[Case] = []
-    without: list[str] = []
+    left = _LeftOut(len(samples), names)
     notes: list[str] = []
+    kept_out = 0
+    _check_positions(handle, samples, tokens)
     for sample in samples:
         watch.check()
         inputs = ready(handle, sample)
         flags = _flags(handle, inputs, settings, by, dims, tau) if detects else None
         mixed = int(sample.fingerprint()[:12], 16) ^ settings.seed
         found, others = groups(tokens, inputs.layout, flags, mixed)
-        if all(found[name] for name in names[:2]):
+        room = ordinary != "controls" or len(others) >= len(found[names[0]])
+        if not all(found[name] for name in names[:2]):
+            left.without.append(sample.id)
+        elif not room:
+            left.narrow.append(sample.id)
+        else:
+            if flags is not None and not roles:
+                kept_out += int(flags.sinks.sum())
             answer = _answer(handle, sample, inputs, settings, watch) if answers else ()
             first = first_query(inputs.layout)
             cases.append(
                 Case(len(cases), sample, found, others, inputs.layout.length, first, answer)
             )
-        else:
-            without.append(sample.id)
         watch.step(f"Looking for sinks: {sample.id}")
+    if not cases and left.narrow:
+        raise ValueError(
+            f"No sample can be used: {' '.join(left.notes())} Name fewer tokens as the sink, or "
+            "give samples with more tokens."
+        )
     if not cases:
         raise ValueError(_none(handle, names, by, dims, tau, len(samples), settings))
-    if without:
-        some = ", ".join(without[:3]) + (", ..." if len(without) > 3 else "")
+    notes += left.notes()
+    if detects and not roles:
+        how = "phi by the profile" if by == "profile" else "the attention they get"
         notes.append(
-            f"{len(without)} of {len(samples)} samples have no {names[0]} or nothing to hold them "
-            f"against and were left out: {some}."
+            f"Vision tokens that are sinks by {how} ({kept_out} in all) are kept out of the "
+            "ordinary tokens."
         )
     if len(cases) < least:
         raise ValueError(
@@ -112,6 +132,48 @@ def prepare_study(
             f"samples needs {least} or more. {' '.join(notes)}"
         )
     return Study(handle, settings, tuple(cases), names, dims, tau, source, tuple(notes), watch)
+
+
+@dataclass
+class _LeftOut:
+    """Samples that cannot be used, by why."""
+
+    samples: int
+    names: tuple[str, ...]
+    without: list[str] = field(default_factory=list)
+    narrow: list[str] = field(default_factory=list)
+
+    def notes(self) -> list[str]:
+        """In sentences."""
+        made = []
+        for ids, why in (
+            (self.without, f"have no {self.names[0]} or nothing to hold them against"),
+            (
+                self.narrow,
+                f"have fewer ordinary tokens than {self.names[0]}, so that no control of as many "
+                "random tokens can be drawn,",
+            ),
+        ):
+            if ids:
+                some = ", ".join(ids[:3]) + (", ..." if len(ids) > 3 else "")
+                made.append(
+                    f"{len(ids)} of {self.samples} samples {why} and were left out: {some}."
+                )
+        return made
+
+
+def _check_positions(
+    handle: ModelHandle, samples: Sequence[AnySample], tokens: Sequence[Token]
+) -> None:
+    """Refuse positions that a prompt does not have, before any sample is passed through."""
+    places = [token for token in tokens if isinstance(token, int)]
+    for sample in samples if places else ():
+        length = ready(handle, sample).layout.length
+        if max(places) >= length:
+            raise ValueError(
+                f"tokens has {max(places)}, but the prompt of {sample.id} has positions 0 to "
+                f"{length - 1}."
+            )
 
 
 def _dims(handle: ModelHandle, settings: StudySettings) -> tuple[tuple[int, ...], float | None]:

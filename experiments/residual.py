@@ -22,7 +22,6 @@ def follow_residual(study: Study, layer: int) -> Findings:
         study: model and samples.
         layer: at whose output they are looked for, where none are known.
     """
-    study.check_reference()
     reference = study.reference
     study.plan(1 if study.dims else 2)
     dims = study.dims or _largest(study, layer)

@@ -173,9 +173,9 @@ class Result:
         """One line that says what this is of."""
         revision = str(self.model.get("revision", ""))[:12]
         own = self.settings.get("experiment", {})
-        said = ", ".join(f"{name} {_short(value)}" for name, value in own.items())
+        listed = ", ".join(f"{name} {said(value)}" for name, value in own.items())
         return (
-            f"{self.experiment}{f' ({said})' if said else ''}; {self.model.get('id')} "
+            f"{self.experiment}{f' ({listed})' if listed else ''}; {self.model.get('id')} "
             f"({revision}, {self.model.get('dtype')}); {len(self.samples)} samples of "
             f"{self.source}; sinkscope {self.versions.get('sinkscope', '?')}"
         )
@@ -266,7 +266,8 @@ def _series(values: dict[str, Any]) -> Series:
     return Series(**made)
 
 
-def _short(value: Any) -> str:
+def said(value: Any) -> str:
+    """A setting's value in words, one way before and after a file."""
     if isinstance(value, list | tuple):
         return ",".join(map(str, value))
     return str(value)

@@ -13,6 +13,7 @@ import torch
 import transformers
 
 from sinkscope.experiments.catalogue import experiment_named
+from sinkscope.experiments.memory import memory_errors_named
 from sinkscope.experiments.preparing import prepare_study
 from sinkscope.experiments.result import Result
 from sinkscope.experiments.samples import AnySample, Prompts
@@ -44,7 +45,9 @@ def run_experiment(
         stop: once set, the run ends after the pass it is at.
 
     Raises:
-        ValueError: a setting, sample or token that cannot be; the text says what there is.
+        ValueError: a setting, sample or token that cannot be; the text says what there is. What
+            can be seen without a pass is refused before the first one.
+        RunOutOfMemoryError: the device is full; the text says what helps.
         Stopped: `stop` was set.
     """
     experiment = experiment_named(name)
@@ -56,18 +59,22 @@ def run_experiment(
     if asked.tokens is None:  # some experiments hold other tokens against each other
         asked = dataclasses.replace(asked, tokens=getattr(settings, "default_tokens", None))
     _check_layers(handle, settings)
+    if experiment.check is not None:
+        experiment.check(handle, settings, asked)
     given = samples if isinstance(samples, Prompts) else Prompts(tuple(samples), "given samples")
     began = time.perf_counter()
-    study = prepare_study(
-        handle,
-        given.samples,
-        asked,
-        source=given.source,
-        answers=experiment.answers,
-        least=experiment.least,
-        watch=Watch(on_progress, stop),
-    )
-    found = experiment.run(study, settings)
+    with memory_errors_named(handle, settings, asked, experiment.answers, len(given.samples)):
+        study = prepare_study(
+            handle,
+            given.samples,
+            asked,
+            source=given.source,
+            answers=experiment.answers,
+            ordinary=experiment.ordinary if getattr(settings, "draws_tokens", True) else "",
+            least=experiment.least,
+            watch=Watch(on_progress, stop),
+        )
+        found = experiment.run(study, settings)
     found = dataclasses.replace(found, notes=(*given.notes, *study.notes, *found.notes))
     return Result(
         experiment=name,

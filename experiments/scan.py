@@ -11,11 +11,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from sinkscope.experiments.checks import check_reference
 from sinkscope.experiments.probes import AtTokens, KeyAttention, KeyAttentionReader, KeysByHead
 from sinkscope.experiments.result import Cell, Chart, Findings, Series, Table, number, numbers
-from sinkscope.experiments.settings import ScanSettings
-from sinkscope.experiments.streaming import Vectors, concentration
+from sinkscope.experiments.settings import ScanSettings, StudySettings
+from sinkscope.experiments.streaming import Mean, Vectors, concentration
 from sinkscope.experiments.study import Case, Study
+from sinkscope.models.loading import ModelHandle
 from sinkscope.models.sites import Site
 
 RATE = 0.3  # alpha_k above which a head of a sample counts for the sink rate
@@ -47,11 +49,11 @@ class Scan:
         self.along = {
             (site, name): Vectors() for site in SITES["hidden"] for name in groups
         }  # the same on the sink dimensions alone
-        self.attention: dict[str, list[Tensor]] = {name: [] for name in groups}
-        self.cosines: dict[str, list[Tensor]] = {name: [] for name in groups}
-        self.rates: dict[str, list[Tensor]] = {name: [] for name in groups}
-        self.massive: dict[str, list[Tensor]] = {name: [] for name in groups}
-        self.peaks: dict[str, list[Tensor]] = {name: [] for name in groups}
+        self.attention = {name: Mean() for name in groups}  # (L, H)
+        self.cosines = {name: Mean() for name in groups}  # (L, H)
+        self.rates = {name: Mean() for name in groups}  # (L,), as the following
+        self.massive = {name: Mean() for name in groups}
+        self.peaks = {name: Mean() for name in groups}
         self.first_sample: Tensor | None = None  # (L, H, N): attention that each position gets
 
     def measure(self, case: Case, inputs: object) -> None:
@@ -86,36 +88,34 @@ class Scan:
             for name in study.names:
                 if len(rows := case.rows(name)):
                     self.vectors["k", name].add(vectors[rows])
-                    self.cosines[name].append(cosines[..., rows].mean(-1))
+                    self.cosines[name].add(cosines[..., rows].mean(-1))
 
     def _extremes(self, name: str, states: Tensor) -> None:
         size = states.abs()
         largest = size.amax(-1)
         median = size.median(-1).values
         massive = (largest > MASSIVE) & (largest > MASSIVE_RATIO * median)
-        self.massive[name].append(massive.double().mean(0))
-        self.peaks[name].append(concentration(states).mean(0))
+        self.massive[name].add(massive.double().mean(0))
+        self.peaks[name].add(concentration(states).mean(0))
 
     def _attention(self, case: Case, reader: KeyAttentionReader) -> None:
         mean, alpha = reader.mean(), reader.alpha()
         for name in self._study.names:
             if len(rows := case.rows(name)):
-                self.attention[name].append(mean[..., rows].mean(-1))
-                self.rates[name].append((alpha[..., rows] > RATE).double().mean((1, 2)))
+                self.attention[name].add(mean[..., rows].mean(-1))
+                self.rates[name].add((alpha[..., rows] > RATE).double().mean((1, 2)))
+
+
+def check(handle: ModelHandle, settings: ScanSettings, asked: StudySettings) -> None:
+    """Refuse, before any pass, a head that the model does not have, one group."""
+    heads = handle.info.heads
+    if settings.head is not None and settings.head >= heads:
+        raise ValueError(f"head is {settings.head}; {handle.info.id} has heads 0 to {heads - 1}.")
+    check_reference(asked)
 
 
 def run(study: Study, settings: ScanSettings) -> Findings:
-    """Run the experiment.
-
-    Raises:
-        ValueError: a head that the model does not have.
-    """
-    heads = study.handle.info.heads
-    if settings.head is not None and settings.head >= heads:
-        raise ValueError(
-            f"head is {settings.head}; {study.handle.info.id} has heads 0 to {heads - 1}."
-        )
-    study.check_reference()
+    """Run the experiment."""
     scan = Scan(study, settings)
     study.plan(1)
     for case, inputs in study.each("Scanning"):
@@ -189,7 +189,7 @@ def _origin(scan: Scan, study: Study) -> tuple[dict[str, Cell], str, Table]:
 
 
 def _most_attention(scan: Scan, study: Study) -> str:
-    mean = torch.stack(scan.attention[study.sink]).nanmean(0)  # (L, H)
+    mean = scan.attention[study.sink].value()  # (L, H)
     by_layer = mean.mean(1)
     if not bool(torch.isfinite(by_layer).any()):
         return f"No later query sees {study.sink}."
@@ -219,7 +219,7 @@ def _columns(scan: Scan, study: Study, name: str, settings: ScanSettings) -> dic
         return made
     for quantity in settings.print:
         if quantity == "q":
-            made["cos_qk"] = torch.stack(scan.cosines[name]).nanmean(0).mean(1)
+            made["cos_qk"] = scan.cosines[name].value().mean(1)
         elif quantity in ("k", "v"):
             own = scan.vectors[quantity, name]
             made[f"norm_{quantity}"] = _by_layer(own.norm())
@@ -227,11 +227,11 @@ def _columns(scan: Scan, study: Study, name: str, settings: ScanSettings) -> dic
         elif quantity == "hidden":
             own = scan.vectors["block_in", name]
             made["norm_hidden"], made["spread_hidden"] = own.norm(), _spread(own)
-            made["energy_concentration"] = torch.stack(scan.peaks[name]).mean(0)
-            made["massive_share"] = torch.stack(scan.massive[name]).mean(0)
+            made["energy_concentration"] = scan.peaks[name].value()
+            made["massive_share"] = scan.massive[name].value()
         elif quantity == "attn":
-            made["attention"] = torch.stack(scan.attention[name]).nanmean(0).mean(1)
-            made["sink_rate"] = torch.stack(scan.rates[name]).mean(0)
+            made["attention"] = scan.attention[name].value().mean(1)
+            made["sink_rate"] = scan.rates[name].value()
         else:
             own = scan.vectors["mlp_out", name]
             made["log10_norm_mlp"] = own.norm().log10()
@@ -311,7 +311,7 @@ def _charts(scan: Scan, study: Study, settings: ScanSettings) -> list[Chart]:
             )
     if "attn" in settings.print:
         made.append(_one_head(scan, study, settings))
-        mean = torch.stack(scan.attention[study.sink]).nanmean(0)  # (L, H)
+        mean = scan.attention[study.sink].value()  # (L, H)
         made.append(
             Chart(
                 "attention_by_head",
@@ -354,7 +354,7 @@ def _line(scan: Scan, name: str, column: str, values: Tensor) -> Series:
     """A group's line; attention with its deviation over heads, norms over vectors."""
     deviation: Tensor | None = None
     if column == "attention":
-        deviation = torch.stack(scan.attention[name]).nanmean(0).std(1, correction=0)
+        deviation = scan.attention[name].value().std(1, correction=0)
     elif column == "norm_hidden":
         deviation = scan.vectors["block_in", name].deviation()
     if deviation is None:

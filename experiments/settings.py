@@ -254,6 +254,11 @@ class CutEdgesSettings:
         """Groups of tokens where the study names none: a region needs no sinks."""
         return ("first", "last") if self.keys in ("region", "first") else None
 
+    @property
+    def draws_tokens(self) -> bool:
+        """Whether controls are random tokens: those of a region are other boxes."""
+        return self.keys != "region"
+
 
 @explained
 @dataclass(frozen=True)

@@ -23,9 +23,10 @@ from torch import Tensor
 from sinkscope.capture.probes.base import Probe, Reader
 from sinkscope.experiments.bootstrap import Resampling
 from sinkscope.experiments.result import Chart, Findings, Series, Table, number, numbers
-from sinkscope.experiments.settings import SinkTokensSettings
+from sinkscope.experiments.settings import SinkTokensSettings, StudySettings
 from sinkscope.experiments.study import Case, Study
 from sinkscope.experiments.verdict import Specific, specific, verdict
+from sinkscope.models.loading import ModelHandle
 from sinkscope.models.run_info import RunInfo
 from sinkscope.models.sites import At
 from sinkscope.models.stack import TextStack
@@ -34,16 +35,17 @@ ROWS = 32  # tokens whose logits exist at once
 LISTED = 3  # words a layer in the table
 
 
-def run(study: Study, settings: SinkTokensSettings) -> Findings:
-    """Run the experiment.
-
-    Raises:
-        ValueError: the family names no final norm.
-    """
-    if study.handle.stack.final_norm is None:
+def check(handle: ModelHandle, settings: SinkTokensSettings, asked: StudySettings) -> None:
+    """Refuse, before any pass, a family that names no final norm."""
+    if handle.stack.final_norm is None:
         raise ValueError(
-            f"The family {study.handle.info.family} names no final norm, so there is no logit lens."
+            f"The family {handle.info.family} names no final norm, so there is no logit lens; "
+            "allowed: all other experiments."
         )
+
+
+def run(study: Study, settings: SinkTokensSettings) -> Findings:
+    """Run the experiment."""
     study.plan(2)
     words = [Counter() for _ in range(study.layers)]  # type: list[Counter[int]]
     every = [Counter() for _ in range(study.layers)]  # type: list[Counter[int]]

@@ -13,8 +13,13 @@ tokens, each of them counts as one vector.
 
 from __future__ import annotations
 
+import dataclasses
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
+
+from sinkscope.experiments.bootstrap import Interval, Resampling
 
 F64 = torch.float64
 
@@ -66,16 +71,25 @@ class Vectors:
         return (rest.clamp(min=0) / mean.shape[-1]).sqrt()
 
 
+BLOCKS = 256
+"""Sums of directions that are kept of one layer and part, for intervals."""
+
+
 class Spread:
-    """Norm and spread of vectors (n, D) with what their intervals need: one sum of directions a
-    sample, of one layer and part."""
+    """Norm and spread of vectors (n, D) with what their intervals need, of one layer and part.
+
+    A resampled spread needs sums of directions (D numbers) that can be weighted one by one. Up to
+    `BLOCKS` samples there is one a sample; of more, neighbouring samples share one, two at a time,
+    then four, so that never more than `BLOCKS` are kept. What is resampled then are these blocks:
+    samples are independent, and so are blocks of them.
+    """
 
     def __init__(self) -> None:
         self.norms: list[float] = []
         self.counts: list[int] = []
         self._shift: Tensor | None = None
-        self._apart: list[Tensor] = []
-        self._square: list[float] = []
+        self._block = 1  # samples a sum
+        self._sums: list[_Sum] = []
 
     def add(self, values: Tensor) -> None:
         """Add one sample's vectors (n, D), n 0 or more."""
@@ -85,18 +99,118 @@ class Spread:
         apart = units if self._shift is None else units - self._shift
         self.norms.append(float(torch.linalg.vector_norm(values.to(F64), dim=-1).sum()))
         self.counts.append(len(values))
-        self._apart.append(apart.sum(0))
-        self._square.append(float(apart.square().sum()))
+        own = _Sum(1, len(values), float(apart.square().sum()), apart.sum(0))
+        if self._sums and self._sums[-1].samples < self._block:
+            self._sums[-1] += own
+            return
+        if len(self._sums) == BLOCKS:
+            pairs = zip(self._sums[::2], self._sums[1::2], strict=True)
+            self._sums = [one + other for one, other in pairs]
+            self._block *= 2
+        self._sums.append(own)
+
+    def interval(self, resampling: Resampling) -> Interval:
+        """The spread, with its interval."""
+        blocks = dataclasses.replace(resampling, samples=len(self._sums))
+        return blocks.of(self.resampled)
 
     def resampled(self, weights: Tensor) -> Tensor:
-        """float64 (draws,): the spread with each sample weighted (draws, S); NaN where a draw has
-        fewer than two vectors."""
-        sums = torch.stack(self._apart)  # (S, D)
-        total = weights @ torch.tensor(self.counts, dtype=F64)
-        mean_square = (weights @ torch.tensor(self._square, dtype=F64)) / total
+        """float64 (draws,): the spread with each sample (or block) weighted (draws, S); NaN where a
+        draw has fewer than two vectors."""
+        sums = torch.stack([own.apart for own in self._sums])  # (S, D)
+        total = weights @ torch.tensor([own.count for own in self._sums], dtype=F64)
+        squares = torch.tensor([own.square for own in self._sums], dtype=F64)
+        mean_square = (weights @ squares) / total
         square_mean = ((weights @ (sums @ sums.T)) * weights).sum(-1) / total.square()
         spread = ((mean_square - square_mean).clamp(min=0) / sums.shape[-1]).sqrt()
         return torch.where(total >= 2, spread, float("nan"))
+
+
+@dataclass(frozen=True)
+class _Sum:
+    """Of some samples: how many, their vectors, the squares of what sets directions apart from the
+    first one, and the sum of that (D,)."""
+
+    samples: int
+    count: int
+    square: float
+    apart: Tensor
+
+    def __add__(self, other: _Sum) -> _Sum:
+        return _Sum(
+            self.samples + other.samples,
+            self.count + other.count,
+            self.square + other.square,
+            self.apart + other.apart,
+        )
+
+
+class Vector:
+    """A running sum of vectors (n, D), over all of them."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self._sum = torch.zeros((), dtype=F64)
+
+    def add(self, values: Tensor) -> None:
+        """One sample's."""
+        self._sum = self._sum + values.to(F64).sum(0)
+        self.count += len(values)
+
+    def value(self) -> Tensor:
+        """float64 (D,): their mean."""
+        return self._sum / self.count
+
+
+class Mean:
+    """Mean over samples of tensors of one shape, of the cells that are numbers: their sum is
+    kept."""
+
+    def __init__(self) -> None:
+        self._sum = self._count = torch.zeros((), dtype=F64)
+
+    def add(self, values: Tensor) -> None:
+        """One sample's."""
+        wide = values.to(F64)
+        there = ~wide.isnan()
+        self._sum = self._sum + torch.where(there, wide, 0.0)
+        self._count = self._count + there
+
+    def value(self) -> Tensor:
+        """float64: NaN in cells where no sample had a number."""
+        return self._sum / self._count
+
+
+class Rows:
+    """Singular values and right singular vectors of a matrix whose rows come sample by sample.
+
+    Kept is a matrix R of no more rows than its rank and `BLOCK`, with R^T R = G^T G of all rows G
+    so far: each time that it has grown by a block, it is replaced by diag(S) V^T of its own
+    singular value decomposition, without singular values that are zero to rounding.
+    """
+
+    BLOCK = 32
+
+    def __init__(self) -> None:
+        self.count = 0
+        self._rows: list[Tensor] = []
+        self._kept = 0  # rows of the last decomposition
+
+    def add(self, rows: Tensor) -> None:
+        """Add rows (n, D)."""
+        self.count += len(rows)
+        self._rows.append(rows.to(F64))
+        if sum(map(len, self._rows)) > self._kept + self.BLOCK:
+            singular, right = self.decomposed()
+            self._rows = [singular[:, None] * right]
+            self._kept = len(singular)
+
+    def decomposed(self) -> tuple[Tensor, Tensor]:
+        """float64 (r,), (r, D): singular values above zero, falling, and right singular vectors;
+        one at least."""
+        _, singular, right = torch.linalg.svd(torch.cat(self._rows), full_matrices=False)
+        kept = max(1, int((singular > 1e-12 * singular[0]).sum()))
+        return singular[:kept], right[:kept].clone()
 
 
 def unit(values: Tensor) -> Tensor:

@@ -19,6 +19,7 @@ from sinkscope.capture.probes.text_inputs import TextInputs
 from sinkscope.capture.run import on_device
 from sinkscope.capture.session import Session, attached
 from sinkscope.experiments.bootstrap import Resampling
+from sinkscope.experiments.controls import random_tokens
 from sinkscope.experiments.samples import AnySample
 from sinkscope.experiments.settings import StudySettings
 from sinkscope.interventions.base import Intervention
@@ -130,20 +131,9 @@ class Study:
 
     @property
     def reference(self) -> str:
-        """Name of the group that the sinks are held against (`check_reference`)."""
+        """Name of the group that the sinks are held against; an experiment that needs one refuses
+        studies without (`experiments.checks`)."""
         return self.names[1]
-
-    def check_reference(self) -> None:
-        """Refuse a study without a second group, where an experiment needs one.
-
-        Raises:
-            ValueError: naming the first.
-        """
-        if len(self.names) < 2:
-            raise ValueError(
-                f"tokens has {self.names[0]} alone; this experiment holds the sinks against a "
-                "second group: give two or more, such as sinks,ordinary or 0,1,8."
-            )
 
     @property
     def layers(self) -> int:
@@ -165,20 +155,13 @@ class Study:
         """Of a sample's draws: by seed and content, not by its place among the samples."""
         return (int(case.sample.fingerprint()[:12], 16) ^ self.settings.seed) + draw
 
-    def check_layer(self, layer: int, after: bool = False) -> None:
-        """Refuse a layer that the model does not have.
-
-        Args:
-            layer: index.
-            after: there must be a layer behind it.
-        """
-        last = self.layers - (2 if after else 1)
-        if not 0 <= layer <= last:
-            why = ", the last but one: there must be a layer behind it to see an effect in"
-            raise ValueError(
-                f"layer is {layer}; {self.handle.info.id} has layers 0 to {self.layers - 1}; "
-                f"allowed: 0 to {last}{why if after else ''}."
-            )
+    def random(self, case: Case) -> list[tuple[int, ...]]:
+        """As many ordinary tokens as the sample has sinks, at random, a draw of each control."""
+        count = len(case.groups[self.sink])
+        return [
+            random_tokens(case.others, count, self.seed(case, draw + 1))
+            for draw in range(self.settings.controls)
+        ]
 
     def plan(self, passes: int) -> None:
         """Say how many passes a sample takes in all, after those of preparing."""

@@ -20,35 +20,58 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from sinkscope.experiments.bootstrap import Interval
+from sinkscope.experiments.catalogue import EXPERIMENTS
+from sinkscope.experiments.checks import check_layer, check_reference
 from sinkscope.experiments.controls import random_tokens
 from sinkscope.experiments.effects import PLAIN, Effects
 from sinkscope.experiments.probes import AtTokens
 from sinkscope.experiments.result import Chart, Findings, Series, Table, number, numbers
-from sinkscope.experiments.settings import VisionOrTextSettings
+from sinkscope.experiments.settings import StudySettings, VisionOrTextSettings
 from sinkscope.experiments.study import Case, Study
 from sinkscope.experiments.verdict import verdict
 from sinkscope.interventions.base import Intervention
 from sinkscope.interventions.damp import DampDims
 from sinkscope.interventions.swap import SwapTokens
+from sinkscope.models.loading import ModelHandle
 from sinkscope.models.sites import At
 
 ZEROED, DIMS, TOKENS = "dims zeroed", "dims swapped", "tokens swapped"
 RANDOM_DIMS, RANDOM_TOKENS = "random dims zeroed", "random tokens, dims zeroed"
 
 
+def check(handle: ModelHandle, settings: VisionOrTextSettings, asked: StudySettings) -> None:
+    """Refuse, before any pass, a text model, a model of one layer, one group, and so many
+    dimensions that there are no others."""
+    if not handle.family.sees_images:
+        there = ", ".join(row.name for row in EXPERIMENTS if not row.needs_images)
+        raise ValueError(
+            f"{handle.info.id} is a text model and has no vision tower; vision-or-text is for "
+            f"models that see images. Allowed with {handle.info.id}: {there}, on prompts of text."
+        )
+    check_layer(handle, 0, after=True)
+    check_reference(asked)
+    most = handle.info.hidden_size // 2
+    if asked.dims is not None and len(asked.dims) > most:
+        raise ValueError(
+            f"dims has {len(asked.dims)} dimensions; allowed: at most {most}, half of the model's, "
+            "for as many random others are held against them."
+        )
+
+
 def run(study: Study, settings: VisionOrTextSettings) -> Findings:
     """Run the experiment.
 
     Raises:
-        ValueError: a text model, which has no vision tower; or a model of one layer.
+        ValueError: a sample has fewer reference tokens than sinks to swap them with.
     """
-    if not study.handle.family.sees_images:
-        raise ValueError(
-            f"{study.handle.info.id} is a text model and has no vision tower; this experiment is "
-            "for models that see images."
-        )
-    study.check_layer(0, after=True)
-    study.check_reference()
+    for case in study.cases:
+        own, other = len(case.groups[study.sink]), len(case.groups[study.reference])
+        if other < own:
+            raise ValueError(
+                f"{case.sample.id} has {own} tokens of {study.sink} and {other} of "
+                f"{study.reference} to swap them with; allowed: as many or more, such as "
+                "tokens sinks,ordinary."
+            )
     study.plan(1 if study.dims else 2)
     dims = study.dims or _massive(study, settings.massive)
     effects = Effects(study)
@@ -66,7 +89,7 @@ def _arms(study: Study, case: Case, dims: tuple[int, ...]) -> dict[str, list[lis
     rest = [dim for dim in range(size) if dim not in dims]
 
     def zero(positions: tuple[int, ...], which: tuple[int, ...]) -> list[Intervention]:
-        return [DampDims(At("block_in", (0,), positions), which)] if positions else []
+        return [DampDims(At("block_in", (0,), positions), which)]
 
     seed = study.settings.seed
     return {
@@ -75,9 +98,7 @@ def _arms(study: Study, case: Case, dims: tuple[int, ...]) -> dict[str, list[lis
         DIMS: [[SwapTokens("block_in", (0,), pairs, dims)]],
         TOKENS: [[SwapTokens("block_in", (0,), pairs)]],
         RANDOM_DIMS: [zero(own, random_tokens(rest, len(dims), seed + d + 1)) for d in draws],
-        RANDOM_TOKENS: [
-            zero(random_tokens(case.others, len(own), study.seed(case, d + 1)), dims) for d in draws
-        ],
+        RANDOM_TOKENS: [zero(tokens, dims) for tokens in study.random(case)],
     }
 
 
@@ -107,7 +128,7 @@ def _followed(study: Study, effects: Effects, later: range) -> _Followed:
     sink, reference = (study.names.index(n) for n in (study.sink, study.reference))
 
     def mean(arm: str, group: int) -> Tensor:
-        return effects.attention(arm)[:, group, later.start : later.stop].mean((1, 2))
+        return effects.attention(arm)[:, group, later.start : later.stop].mean(1)
 
     excess = mean(PLAIN, sink) - mean(PLAIN, reference)
 
@@ -172,7 +193,7 @@ def _reference_chart(study: Study, effects: Effects) -> list[Chart]:
     series = tuple(
         Series(
             arm,
-            numbers(effects.attention(arm)[:, place].nanmean(0).mean(1).tolist()),
+            numbers(effects.attention(arm)[:, place].nanmean(0).tolist()),
             role=arm,
         )
         for arm in (PLAIN, DIMS, TOKENS)

@@ -182,6 +182,8 @@ class PromptInputs:
         system, min_pixels, max_pixels, history, chat: what it was prepared with
             (`ModelHandle.prepare`), so that another prompt can be prepared on the same images in
             the same way.
+        pixel_bounds: whether other `min_pixels` and `max_pixels` may be asked for: those of a
+            family that takes them.
     """
 
     tensors: Mapping[str, torch.Tensor]
@@ -195,6 +197,7 @@ class PromptInputs:
     max_pixels: int | None = None
     history: tuple[tuple[str, str], ...] = ()
     chat: bool = True
+    pixel_bounds: bool = False
 
 
 @dataclass(frozen=True)

@@ -140,6 +140,7 @@ class ModelHandle:
             max_pixels=request.max_pixels,
             history=request.history,
             chat=bool(request.chat),
+            pixel_bounds=self.family.pixel_bounds,
         )
 
 

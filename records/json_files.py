@@ -13,7 +13,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from sinkscope.records.text import LONGEST, check_values, lines_of, without_mark
+from sinkscope.records.text import (
+    LONGEST,
+    Damaged,
+    TooManyValuesError,
+    check_values,
+    lines_or_damage,
+    without_mark,
+)
 
 # Under one of these an object holds the list of all records, as DocVQA and TextVQA do.
 HOLDERS = (
@@ -35,20 +42,35 @@ _SPACE = re.compile(r"[ \t\r\n]*")
 _CUT_OFF = 16  # characters; nothing that the end of a buffer cuts in two fails further from it
 
 
-def json_rows(path: Path, name: str) -> Iterator[tuple[int, Any]]:
+def json_rows(path: Path, name: str, damaged: bool = False) -> Iterator[tuple[int, Any]]:
     """Number, from 1, and value of each record: the line's number where it has a line to itself.
+
+    Args:
+        path: the file.
+        name: what messages call it.
+        damaged: go on behind a line that is no JSON, with a `Damaged` in its place; and put one at
+            the end of a list that breaks off, for nobody knows where its next entry begins.
 
     Raises:
         ValueError: the file cannot be read, or is no JSON; the text says where.
     """
     if json_unit(path, name) == "line":
-        yield from _of_lines(path, name)
+        for number, value in _of_lines(path, name):
+            if isinstance(value, Damaged) and not damaged:
+                raise ValueError(value.reason)
+            yield number, value
         return
+    number = 0
     try:
         with path.open("rb") as file:
-            yield from _of_values(_Values(file, name))
+            for number, value in _of_values(_Values(file, name)):
+                yield number, value
     except OSError as error:
         raise ValueError(f"The data {name} cannot be read: {error.strerror or error}.") from error
+    except ValueError as error:
+        if not damaged:
+            raise
+        yield number + 1, Damaged(f"{error} What stands behind it cannot be read.")
 
 
 def json_unit(path: Path, name: str) -> str:
@@ -80,14 +102,20 @@ def _has_lines(head: bytes, name: str) -> bool:
 
 
 def _of_lines(path: Path, name: str) -> Iterator[tuple[int, Any]]:
+    """With `Damaged` in place of what is no JSON."""
     parse = json.JSONDecoder(object_pairs_hook=_object).decode
-    for number, line in lines_of(path, name):
-        if line.strip():
-            check_values(line, f"Line {number} of {name}")
+    for number, line in lines_or_damage(path, name):
+        where = f"Line {number} of {name}"
+        if isinstance(line, Damaged):
+            yield number, line
+        elif line.strip():
             try:
+                check_values(line, where)
                 yield number, parse(line)
+            except TooManyValuesError as error:
+                yield number, Damaged(str(error))
             except (ValueError, RecursionError) as error:
-                raise ValueError(f"Line {number} of {name} is no JSON: {_why(error)}.") from error
+                yield number, Damaged(f"{where} is no JSON: {_why(error)}.")
 
 
 def _of_values(values: _Values) -> Iterator[tuple[int, Any]]:

@@ -27,13 +27,14 @@ class FileKind:
         what: in words, for the documents.
         unit: what one record of a file is called, of which the second argument is the name.
         rows: number and values of each record of a file, of which the second argument is the name
-            in messages. Lazily: no more than a few rows are in memory.
+            in messages; with the third, `records.text.Damaged` in place of what cannot be read.
+            Lazily: no more than a few rows are in memory.
     """
 
     suffixes: tuple[str, ...]
     what: str
     unit: Callable[[Path, str], str]
-    rows: Callable[[Path, str], Rows]
+    rows: Callable[[Path, str, bool], Rows]
 
 
 def _row(path: Path, name: str) -> str:
@@ -95,13 +96,17 @@ def file_kind(name: str) -> FileKind | None:
     return next((kind for kind in FILES if suffix in kind.suffixes), None)
 
 
-def file_source(path: Path, pictures: Pictures, name: str | None = None) -> Source:
+def file_source(
+    path: Path, pictures: Pictures, name: str | None = None, damaged: bool = False
+) -> Source:
     """The rows of one file.
 
     Args:
         path: the file.
         pictures: where the names in it lead.
         name: what to call it; by default the path.
+        damaged: go on behind a row that cannot be read, with a `records.text.Damaged` in its
+            place; else reading ends there with a ValueError.
 
     Raises:
         ValueError: it is of another kind.
@@ -114,7 +119,7 @@ def file_source(path: Path, pictures: Pictures, name: str | None = None) -> Sour
     return Source(
         called,
         unit,
-        lambda: kind.rows(path, called),
+        lambda: kind.rows(path, called, damaged),
         pictures,
         lambda number: f"{unit} {number} of {short}",
     )

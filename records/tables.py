@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from sinkscope.records.text import LONGEST, lines_of
+from sinkscope.records.text import LONGEST, Damaged, lines_or_damage
 from sinkscope.records.values import listed
 
 # VLMEvalKit's border: a longer cell is an image in base64, a shorter one the index of a row.
@@ -22,35 +22,68 @@ _LISTS = (
 _ROWS_AT_ONCE = 16  # each may hold pictures
 
 
-def csv_rows(path: Path, name: str) -> Iterator[tuple[int, Any]]:
+class _DamagedLineError(ValueError):
+    """A line that is no text, said where the table's reader asks for it."""
+
+
+def csv_rows(path: Path, name: str, damaged: bool = False) -> Iterator[tuple[int, Any]]:
     """Rows of a table with commas, semicolons or tabs, by the names in its first line.
+
+    Args:
+        path: the file.
+        name: what messages call it.
+        damaged: go on behind a row that cannot be read, with a `Damaged` in its place.
 
     Raises:
         ValueError: the file cannot be read, or a row has more cells than the first line.
     """
     # A limit of the whole process, and too low for a picture in a cell; it is only ever raised.
     csv.field_size_limit(max(csv.field_size_limit(), LONGEST))
-    lines = (line for _, line in lines_of(path, name))
-    first = next(lines, "")
+    lines = lines_or_damage(path, name)
+    first = next((_text(line) for _, line in lines), "")
     sign = "\t" if Path(name).suffix.lower() == ".tsv" else max(",;\t", key=first.count)
-    reader = csv.reader(itertools.chain([first], lines), delimiter=sign, strict=True)
-    number = 0
-    try:
-        header = next(reader, [])
-        for number, cells in enumerate(reader, 1):
+    # A map, unlike a generator, goes on behind an error.
+    texts = map(_text, (line for _, line in lines))
+    reader = csv.reader(itertools.chain([first], texts), delimiter=sign, strict=True)
+    header: list[str] | None = None
+    for number in itertools.count():
+        try:
+            cells = next(reader, None)
+            if cells is None:
+                return
+            if header is None:
+                header = cells
+                continue
             if len(cells) > len(header):
                 raise ValueError(
                     f"Row {number} of {name} has {len(cells)} cells, but its first line names "
                     f"{len(header)} columns."
                 )
+        except (csv.Error, ValueError) as error:
+            said = str(error)
+            if isinstance(error, csv.Error):
+                said = f"Row {number} of {name} is no row of a table: {error}."
+            if not damaged or header is None:
+                raise ValueError(said) from error
+            yield number, Damaged(said)
+        else:
             if cells:
                 yield number, _row(dict(zip(header, cells, strict=False)))
-    except csv.Error as error:
-        raise ValueError(f"Row {number + 1} of {name} is no row of a table: {error}.") from error
 
 
-def parquet_rows(path: Path, name: str) -> Iterator[tuple[int, Any]]:
+def _text(line: str | Damaged) -> str:
+    if isinstance(line, Damaged):
+        raise _DamagedLineError(line.reason)
+    return line
+
+
+def parquet_rows(path: Path, name: str, damaged: bool = False) -> Iterator[tuple[int, Any]]:
     """Rows of a Parquet file, class labels by their names, a few at a time.
+
+    Args:
+        path: the file.
+        name: what messages call it.
+        damaged: put a `Damaged` at the end where rows cannot be read, and all behind them.
 
     Raises:
         ValueError: the library pyarrow is missing, or the file is none.
@@ -62,16 +95,22 @@ def parquet_rows(path: Path, name: str) -> Iterator[tuple[int, Any]]:
             f"The data {name} is a Parquet file; install the library pyarrow to read it."
         ) from error
     arrow = importlib.import_module("pyarrow")
+    number, opened = 0, False
     try:
         with parquet.ParquetFile(path) as file:
             labels = labels_in(file.schema_arrow.metadata or {})
-            number = 0
+            opened = True
             for batch in file.iter_batches(batch_size=_ROWS_AT_ONCE):
                 for row in batch.to_pylist():
                     number += 1
                     yield number, with_labels(row, labels)
     except (arrow.ArrowException, OSError) as error:
-        raise ValueError(f"The data {name} cannot be read as Parquet: {error}.") from error
+        if not (damaged and opened):
+            raise ValueError(f"The data {name} cannot be read as Parquet: {error}.") from error
+        yield (
+            number + 1,
+            Damaged(f"Row {number + 1} of {name} and all behind it cannot be read: {error}."),
+        )
 
 
 def labels_in(metadata: Mapping[bytes, bytes]) -> dict[str, list[str]]:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import codecs
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 # A record in memory: the largest image allowed, as base64, and some words.
 LONGEST = 128 * 2**20
@@ -13,11 +15,35 @@ MOST_VALUES = 4_000_000
 _UTF_16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 
 
+@dataclass(frozen=True)
+class Damaged:
+    """What stands in place of a row that cannot be read, where a reader is asked to go on behind it
+    (`damaged=True`).
+
+    Attributes:
+        reason: which one, and what is wrong with it: a sentence.
+    """
+
+    reason: str
+
+
 def lines_of(path: Path, name: str) -> Iterator[tuple[int, str]]:
     """Number (from 1) and text of each line, with its line break.
 
     Raises:
         ValueError: the file cannot be read, or a line is too long or no UTF-8 text.
+    """
+    for number, line in lines_or_damage(path, name):
+        if isinstance(line, Damaged):
+            raise ValueError(line.reason)
+        yield number, line
+
+
+def lines_or_damage(path: Path, name: str) -> Iterator[tuple[int, str | Damaged]]:
+    """The same, with `Damaged` in place of a line that is too long or no UTF-8 text.
+
+    Raises:
+        ValueError: the file cannot be read, or is UTF-16.
     """
     try:
         with path.open("rb") as file:
@@ -26,31 +52,41 @@ def lines_of(path: Path, name: str) -> Iterator[tuple[int, str]]:
                 number += 1
                 if number == 1:
                     line = without_mark(line, name)
+                where = f"Line {number} of {name}"
                 if len(line) > LONGEST:
-                    raise ValueError(
-                        f"Line {number} of {name} is longer than {LONGEST / 1e6:.0f} MB, the most "
-                        "allowed."
-                    )
+                    _pass_over(file, line)
+                    most = f"{LONGEST / 1e6:.0f} MB, the most allowed."
+                    yield number, Damaged(f"{where} is longer than {most}")
+                    continue
                 try:
                     text = line.decode()
                 except UnicodeDecodeError as error:
-                    raise ValueError(
-                        f"Line {number} of {name} is no UTF-8 text (its byte {error.start}); save "
-                        "the file as UTF-8."
-                    ) from error
+                    what = f"is no UTF-8 text (its byte {error.start}); save the file as UTF-8."
+                    yield number, Damaged(f"{where} {what}")
+                    continue
                 yield number, text
     except OSError as error:
         raise ValueError(f"The data {name} cannot be read: {error.strerror or error}.") from error
+
+
+def _pass_over(file: BinaryIO, line: bytes) -> None:
+    """Read on to the end of a line."""
+    while line and not line.endswith(b"\n"):
+        line = file.readline(LONGEST)
+
+
+class TooManyValuesError(ValueError):
+    """A JSON text that would fill the memory; the text names it."""
 
 
 def check_values(text: str, what: str) -> None:
     """Refuse a JSON text before it is parsed where it has too many values.
 
     Raises:
-        ValueError: naming it by `what`.
+        TooManyValuesError: naming it by `what`.
     """
     if len(text) > MOST_VALUES and sum(map(text.count, ",[{")) > MOST_VALUES:
-        raise ValueError(f"{what} has more than {MOST_VALUES} values, the most allowed.")
+        raise TooManyValuesError(f"{what} has more than {MOST_VALUES} values, the most allowed.")
 
 
 def without_mark(start: bytes, name: str) -> bytes:

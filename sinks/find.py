@@ -85,14 +85,15 @@ def find(
         }
         keys = {sample.id: _key(handle.info, settings, sample) for sample in given.samples}
         missing, damaged = _missing(given.samples, paths, keys)
-        unusable = _measure_all(
-            engine or LocalEngine(handle),
-            missing,
-            settings,
-            lambda stats: stats.save(paths[stats.id], keys[stats.id]),
-            _Counter(len(given.samples), len(given.samples) - len(missing), on_progress, stop),
-            samples_at_once(settings, handle.device),
-        )
+        with _memory_errors_named(handle, settings):
+            unusable = _measure_all(
+                engine or LocalEngine(handle),
+                missing,
+                settings,
+                lambda stats: stats.save(paths[stats.id], keys[stats.id]),
+                _Counter(len(given.samples), len(given.samples) - len(missing), on_progress, stop),
+                samples_at_once(settings, handle.device),
+            )
         usable = sorted(set(paths) - {one.id for one in unusable})
         if not given.samples:
             raise ValueError(f"{given.source} has no images.")
@@ -228,7 +229,6 @@ def _measure_all(
     unusable: list[Unusable] = []
     counter.say("Measured before" if counter.done else "Measuring")
     counter.check()
-    full = False
     results = engine.run(functools.partial(measure, settings=settings), batches)
     try:
         for index, result in results:
@@ -239,21 +239,30 @@ def _measure_all(
                     keep(one)
             counter.say(f"Measured {batches[index][-1].id}", len(batches[index]))
             counter.check()
-    except torch.OutOfMemoryError:
-        full = True  # raised below, when the traceback no longer holds the run's tensors
     finally:
         close = getattr(results, "close", None)
         if close is not None:
             close()
+    return unusable
+
+
+@contextmanager
+def _memory_errors_named(handle: ModelHandle, settings: FindSettings) -> Iterator[None]:
+    """Turns a full device into `RunOutOfMemoryError`, with the levers and their present values."""
+    full = False
+    try:
+        yield
+    except torch.OutOfMemoryError:
+        full = True  # raised below, when the traceback no longer holds the run's tensors
     if full:
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
         pixels = "the model's own" if settings.max_pixels is None else settings.max_pixels
+        setting = f" (max_pixels; now {pixels})" if handle.family.pixel_bounds else ""
         raise RunOutOfMemoryError(
-            f"Memory is full. What helps: smaller images (max_pixels; now {pixels}), or fewer "
-            f"samples at once (batch_size; now {size})."
+            f"Memory is full. What helps: smaller images{setting}, or fewer samples at once "
+            f"(batch_size; now {settings.batch_size})."
         )
-    return unusable
 
 
 def _used(stats: SampleStats, samples: SampleSet) -> UsedSample:

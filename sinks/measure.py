@@ -390,7 +390,8 @@ def check_window(handle: ModelHandle, length: int) -> None:
     """
     window = min((size for size in handle.stack.windows if size is not None), default=None)
     if window is not None and length > window:
+        setting = " (max_pixels)" if handle.family.pixel_bounds else ""
         raise ValueError(
             f"The prompt has {length} tokens, but some layers of {handle.info.id} see the last "
-            f"{window} alone; make the images smaller (max_pixels)."
+            f"{window} alone; make the images smaller{setting}."
         )

@@ -6,7 +6,9 @@ import json
 import os
 import re
 import signal
+import tempfile
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -69,6 +71,52 @@ def test_an_output_that_is_a_file_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     words = ("evaluate", "run", "--task", "demo", "--limit", "1", "-o")
     assert "which is a file; allowed: a folder" in refused(run(*words, tmp_path / "file"))
+
+
+@pytest.mark.parametrize("below", ["", "a/b"])
+def test_an_output_where_nothing_can_be_written_is_named(below: str, tmp_path: Path) -> None:
+    """For root too: /proc takes no files, and a file is no folder."""
+    if not Path("/proc/self").is_dir():
+        pytest.skip("there is no /proc here")
+    words = ("evaluate", "run", "--task", "demo", "--limit", "1", "--model", "nowhere/x", "-o")
+    output = Path("/proc") / (below or "sinkscope-run")
+    said = refused(run(*words, output))
+    assert f"The folder {output} cannot be written: /proc: " in said
+    (tmp_path / "file").write_text("")
+    inside = tmp_path / "file" / "run"
+    assert f"The folder {inside} cannot be written: {tmp_path / 'file'}: Not a directory" in (
+        refused(run(*words, inside))
+    )
+
+
+def test_a_folder_without_the_right_to_write_is_named() -> None:
+    """Root may write everywhere, so as root the command is run as somebody else."""
+    words = ("evaluate", "run", "--task", "demo", "--limit", "1", "--model", "nowhere/x", "-o")
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        (folder / "file").write_text("")
+        refused(run(*words, folder / "file"))  # all that is imported, as who may read it
+        folder.chmod(0o555)
+        with somebody():
+            done = run(*words, folder), run(*words, folder / "new" / "run")
+        assert sorted(one.name for one in folder.iterdir()) == ["file"]
+        folder.chmod(0o755)
+    for one, output in zip(done, (folder, folder / "new" / "run"), strict=True):
+        said = refused(one)
+        assert f"The folder {output} cannot be written: {folder}: Permission denied." in said
+
+
+@contextmanager
+def somebody() -> Iterator[None]:
+    """Somebody who is not root."""
+    root = hasattr(os, "geteuid") and os.geteuid() == 0
+    if root:
+        os.seteuid(65534)
+    try:
+        yield
+    finally:
+        if root:
+            os.seteuid(0)
 
 
 # --- tier 2 ---------------------------------------------------------------------------------------

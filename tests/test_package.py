@@ -171,5 +171,16 @@ def test_the_installed_package_works_outside_the_clone(wheel: Path, tmp_path: Pa
     )
     assert python(code, empty, **home).startswith("6\n")
     assert (empty / "a.png").read_bytes()[1:4] == b"PNG"
+    drawn = (
+        "from pathlib import Path\n"
+        "from sinkscope.web.drawing_process import DrawingProcess\n"
+        "from sinkscope.web.example import load_example\n"
+        "from sinkscope.web.exporting import Wanted, make_files\n"
+        "process = DrawingProcess(lambda trace: None)\n"
+        f"(made,) = make_files(load_example(), Wanted('png'), Path({str(tmp_path)!r}),"
+        " drawn_by=process)\n"
+        "print(made.read_bytes()[1:4])"
+    )
+    assert python(drawn, empty, **home) == "b'PNG'\n"
     assert {path.name for path in empty.iterdir()} == {"photo.png", "a.png"}
     assert not list(site.glob("sinkscope/cache*")) and not list(site.glob("sinkscope/outputs*"))

@@ -60,3 +60,6 @@ def build_api(handlers: Handlers, offered: Sequence[str]) -> None:
                 api_name=function.__name__,
                 **limits,
             )
+        gr.Button(visible=False).click(
+            api.stop, None, None, api_name="stop", queue=False, show_progress="hidden"
+        )

@@ -90,4 +90,4 @@ def _number_said(setting: Setting, text: str) -> float | None:
     try:
         return float(text)
     except ValueError:
-        raise refuse(setting.name, text, allowed_words(setting)) from None
+        raise refuse(setting.name, text, f"nothing, or {allowed_words(setting)}") from None

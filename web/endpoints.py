@@ -24,9 +24,10 @@ from sinkscope.methods.explain import listed
 from sinkscope.setting import read_all
 from sinkscope.visualization import View
 from sinkscope.web.exporting import EXPORT, make_files, sides_of_view
-from sinkscope.web.handlers import EXPIRED, UNFORESEEN, Handlers
+from sinkscope.web.handlers import ANSWER, EXPIRED, UNFORESEEN, Handlers
 from sinkscope.web.model_events import model_wanted
 from sinkscope.web.pairs import find_run
+from sinkscope.web.region import REGION
 from sinkscope.web.request import Request
 from sinkscope.web.selection import ExportChoice, Selection
 from sinkscope.web.store import Run
@@ -183,12 +184,20 @@ class Api:
             try:
                 paths = self._handlers.runner.result(
                     job,
-                    lambda job: make_files(found, wanted, Path(folder), **job.hooks),
+                    lambda job: make_files(
+                        found, wanted, Path(folder), **job.hooks, drawn_by=self._handlers.drawing
+                    ),
                     waits=False,
                 )
             except Stopped as stopped:
                 raise ValueError(f"{job.ended_by}; no file was made.") from stopped
             return [self._kept(path) for path in paths]
+
+    def stop(self, request: gr.Request) -> None:
+        """End this client's run after the token that is being made, or its region test after the
+        boxes that are being passed; a run is kept with what it has, of a test nothing is."""
+        for kind in (ANSWER, REGION):
+            self._handlers.runner.stop(request.session_hash or "", kind)
 
     def _kept(self, path: Path) -> str:
         """The file where Gradio serves files from."""

@@ -1,7 +1,7 @@
 """Files of a run that a browser saves: the report, its tables, the answers, or all of them.
 
-A run's own folder also names the machine, the process and the command line of the server. That is
-the owner's business: what is handed out is made of a copy without these.
+A run's own folder also names the machine, the process and the command line of the server, and where
+an upload's copy lies. That is the owner's business: what is handed out is made without these.
 """
 
 from __future__ import annotations
@@ -40,21 +40,34 @@ def file_of(folder: Path, what: object) -> bytes:
         copy = Path(temporary) / folder.name
         _copy(folder, copy)
         if what == RECORDS:
-            return (copy / RECORDS).read_bytes()
+            return without_place((copy / RECORDS).read_bytes(), folder)
         seed = read_run(copy).config.run.seed
-        files = make_report([copy], statistics=CompareSettings(seed=seed)).files
+        report = make_report([copy], statistics=CompareSettings(seed=seed)).files
         if what == "all.zip":
-            return _zipped(copy, files)
-        return files[str(what)].encode("utf-8", "replace")
+            own = {path.name: path.read_bytes() for path in sorted(copy.iterdir())}
+            texts = {name: text.encode("utf-8", "replace") for name, text in report.items()}
+            return _zipped(
+                {name: without_place(data, folder) for name, data in (own | texts).items()}
+            )
+        return without_place(report[str(what)].encode("utf-8", "replace"), folder)
 
 
-def _zipped(folder: Path, files: dict[str, str]) -> bytes:
+def without_place(text: bytes, folder: Path) -> bytes:
+    """Without where the run of this folder, and the upload that it asks, lie."""
+    tops = {str(folder.parent), str(folder.parent.absolute()), str(folder.parent.resolve())}
+    for top in sorted(tops, key=len, reverse=True):
+        for before in (top, top.replace("\\", "\\\\")):  # as JSON and TOML write it
+            for sign in ("/", "\\\\", "\\"):
+                text = text.replace(f"{before}{sign}".encode(), b"")
+            text = text.replace(before.encode(), b"")
+    return text
+
+
+def _zipped(files: dict[str, bytes]) -> bytes:
     made = io.BytesIO()
     with zipfile.ZipFile(made, "w", zipfile.ZIP_DEFLATED) as out:
-        for path in sorted(folder.iterdir()):
-            out.write(path, path.name)
-        for name, text in files.items():
-            out.writestr(name, text.encode("utf-8", "replace"))
+        for name, data in files.items():
+            out.writestr(name, data)
     return made.getvalue()
 
 

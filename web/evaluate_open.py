@@ -37,6 +37,9 @@ def form_values(handlers: EvaluateHandlers, ask: Any, dims: str) -> dict[str, An
             f"This run asked {run.config.model.model} (revision {wanted}), and {loaded} is loaded; "
             "load the run's model under Model in Explore to open its questions."
         )
+    if len(question.pictures) > 1 or question.system is not None:
+        what = "a system prompt" if question.system is not None else "several images"
+        raise ValueError(f"This question has {what}, and Explore asks about one image without.")
     protocol = task_named(run.config.run.task).protocol(run.config.run.protocol)
     made: dict[str, Any] = {
         **{name: getattr(GenerationSettings, name) for name in OF_CHECKPOINT},

@@ -29,8 +29,10 @@ from sinkscope.evaluation.statistics.compare import (
 )
 from sinkscope.evaluation.statistics.intervals import Interval
 from sinkscope.evaluation.statistics.settings import RESAMPLES, CompareSettings
+from sinkscope.web.evaluate_files import without_place
 from sinkscope.web.payload import pack
 
+DEMO = "demo"
 MOST_LISTED = 300  # failures
 LIVE_RESAMPLES = 500
 KINDS = {BETTER: "better", WORSE: "worse"}
@@ -90,7 +92,10 @@ def build_evaluate_payload(
         "baseline": section.comparison.settings.baseline if section.comparison else "",
         "types": _types(section),
         "tables": [_table(one) for one in tables(section)],
-        "failures": [f"{one.question}: {one.reason}" for one in section.failures[:MOST_LISTED]],
+        "failures": [
+            without_place(f"{one.question}: {one.reason}".encode(), section.run.folder).decode()
+            for one in section.failures[:MOST_LISTED]
+        ],
         "seed": run.seed,
         "asked": _asked(section, questions, pictures),
     }
@@ -103,7 +108,8 @@ def _title(section: Section) -> str:
     names = [one.name for one in config.methods]
     how = " against ".join([", ".join(names[1:]), names[0]]) if len(names) > 1 else names[0]
     count = section.answered if section.expected is None else section.expected
-    on = f"{words.count(count)} question{'' if count == 1 else 's'} of drawn scenes"
+    of = "of drawn scenes" if config.run.task == DEMO else "of an upload"
+    on = f"{words.count(count)} question{'' if count == 1 else 's'} {of}"
     return f"{how} on {on} · {model}"
 
 

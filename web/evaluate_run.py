@@ -27,15 +27,16 @@ from sinkscope.evaluation.settings import RunConfig, read_config
 from sinkscope.jobs.job import At, Job, Stopped
 from sinkscope.jobs.runner import Runner, StoppedWaiting, Waiting
 from sinkscope.models.loading import ModelHandle
-from sinkscope.web.evaluate_files import file_of
+from sinkscope.web.evaluate_files import file_of, without_place
 from sinkscope.web.evaluate_payload import (
     LIVE_RESAMPLES,
     build_evaluate_payload,
     live,
     read_section,
 )
-from sinkscope.web.evaluate_request import EvaluateRequest
+from sinkscope.web.evaluate_request import MINE, EvaluateRequest
 from sinkscope.web.evaluate_store import EvaluateStore
+from sinkscope.web.evaluate_upload import keep_questions
 from sinkscope.web.handlers import UNFORESEEN
 from sinkscope.web.inspector import cached, error_value, queued_value
 from sinkscope.web.payload import encode_image
@@ -113,15 +114,25 @@ class EvaluateHandlers:
             gr.Error: after the error value.
         """
 
+        run_id = self.store.new()
+        kept: tuple[Path, int] | None = None
+
         def ask(handle: ModelHandle) -> RunConfig:
-            return request.config(handle, self._model(handle))
+            return request.config(handle, self._model(handle), kept)
 
         def check() -> None:
-            request.check()
+            nonlocal kept
+            most = request.check()["questions"]
             if (handle := self.slot.handle) is not None:
                 ask(handle)  # so that nobody waits in the line for a refusal
+            if request.source == MINE:
+                folder = self.store.data(run_id)
+                kept = keep_questions(request.files, folder, self.settings.images, most)
 
-        yield from self._told(self.store.new(), session, ask, check)
+        try:
+            yield from self._told(run_id, session, ask, check)
+        finally:
+            self.store.forget(run_id)
 
     def go_on(self, run_id: object, session: str) -> Iterator[dict[str, Any]]:
         """The same for a run that was stopped, or of which questions failed.
@@ -153,7 +164,9 @@ class EvaluateHandlers:
         except StoppedWaiting:
             yield error_value(run_id, "Stopped while it was waiting; nothing was asked.")
         except (ValueError, RunOutOfMemoryError) as error:
-            text = str(error).replace(str(self.store.place(run_id)), "of this run")
+            place = self.store.place(run_id)
+            text = str(error).replace(str(place), "of this run")
+            text = without_place(text.encode("utf-8", "replace"), place).decode()
             yield error_value(run_id, text)
             raise gr.Error(text, title="Not possible", print_exception=False) from error
         except gr.Error:

@@ -17,6 +17,7 @@ from pathlib import Path
 from sinkscope.web.store import new_id
 
 MOST_RUNS = 100
+DATA = "data"
 LONGEST_SECONDS = 30 * 86_400.0
 GONE = "This run is no longer on the server. Press Run to make it again."
 _ID = re.compile(r"[\w-]{22}", re.ASCII)
@@ -43,8 +44,19 @@ class EvaluateStore:
         return new_id()
 
     def place(self, run_id: str) -> Path:
-        """The folder of a run; its name is its task's, for that is a report's title."""
-        return self._folder / run_id / "demo"
+        """The folder of a run; its name is what was asked, for that is a report's title."""
+        return self._folder / run_id / ("questions" if self.data(run_id).is_dir() else "demo")
+
+    def data(self, run_id: str) -> Path:
+        """The folder of the questions that were uploaded for a run, where they were."""
+        return self._folder / run_id / DATA
+
+    def forget(self, run_id: str) -> None:
+        """Remove what is kept of a run that has no records: it was never begun."""
+        with self._lock:
+            known = _ID.fullmatch(run_id) and run_id not in self._open
+            if known and not any(self.place(run_id).glob("records*.jsonl")):
+                shutil.rmtree(self._folder / run_id, ignore_errors=True)
 
     def find(self, run_id: object) -> Path:
         """The folder of a run that has records.

@@ -10,26 +10,38 @@ running, ready, stopped, error) and, once a result is drawn, `data-ready` with i
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import gradio as gr
 from gradio.blocks import Block
 from gradio.components import Component
+from gradio.data_classes import FileData
 
 from sinkscope.setting import offered
 from sinkscope.web.controls import LONGEST_TEXT, control
 from sinkscope.web.evaluate_open import form_values, updates
-from sinkscope.web.evaluate_request import METHODS, TYPES, EvaluateRequest
+from sinkscope.web.evaluate_request import METHODS, MINE, SCENES, TYPES, EvaluateRequest
 from sinkscope.web.evaluate_run import EvaluateHandlers, field_of
 from sinkscope.web.form import Form
 from sinkscope.web.inspector import drawn
+from sinkscope.web.sinks_request import Picture
+from sinkscope.web.uploads import UploadedFiles
 
 # Once the form has its values: what Generate does is Explore's own matter.
 GENERATE = (
     "() => { [...document.querySelectorAll('#tabs [role=tab]')]"
     ".find((tab) => tab.textContent.trim() === 'Explore').click();"
     " scrollTo(0, 0); document.querySelector('#generate').click(); }"
+)
+
+
+UPLOAD_HELP = (
+    "A row has a question, its answer and an image: "
+    '`{"question": "What colour?", "answer": "red", "image": "a.png"}`; `choices` make it a '
+    "multiple choice. Every row must be right; the first that is not is named. For benchmarks and "
+    "large files take the command line: `sinkscope evaluate run`."
 )
 
 
@@ -90,10 +102,33 @@ def _build_form() -> tuple[dict[str, Component], gr.Button, gr.Button]:
         "tokens as if they were the sinks.",
         elem_id="evaluate-methods",
     )
+    source = gr.Radio([SCENES, MINE], value=SCENES, label="Questions", elem_id="evaluate-source")
     types = gr.CheckboxGroup(
         list(TYPES), value=list(TYPES), label="Question types", elem_id="evaluate-types"
     )
-    made: dict[str, Component] = {"methods": methods, "types": types}
+    with gr.Column(visible=False) as mine:
+        files = UploadedFiles(
+            label="One file of questions (.jsonl, .json, .csv, .tsv), and its images",
+            file_count="multiple",
+            type="filepath",
+            height=170,
+            elem_id="evaluate-files",
+        )
+        gr.Markdown(UPLOAD_HELP)
+    source.change(
+        lambda chosen: (gr.update(visible=chosen == SCENES), gr.update(visible=chosen == MINE)),
+        source,
+        [types, mine],
+        queue=False,
+        show_progress="hidden",
+        api_visibility="private",
+    )
+    made: dict[str, Component] = {
+        "methods": methods,
+        "source": source,
+        "types": types,
+        "files": files,
+    }
     for one in offered(EvaluateRequest, "seed"):
         made[one.name] = _control(one)
     with gr.Row(elem_id="evaluate-actions"):
@@ -116,14 +151,21 @@ def _control(one: Any) -> Component:
 
 def running(handlers: EvaluateHandlers) -> Callable[..., Any]:
     def run_evaluation(
-        request: gr.Request, *, methods: list[str], types: list[str], **said: Any
+        request: gr.Request,
+        *,
+        methods: list[str],
+        source: str,
+        types: list[str],
+        files: Sequence[FileData],
+        **said: Any,
     ) -> Iterator[tuple[Any, Any, Any]]:
         """Ask questions by several methods, and say whether their scores differ.
 
         Yields what the tab shows: queued, running with the scores so far, then ready, stopped (with
         what was answered) or error.
         """
-        asked = EvaluateRequest(tuple(methods), tuple(types), **said)
+        given = tuple(Picture(f.orig_name or Path(f.path).name, Path(f.path)) for f in files or ())
+        asked = EvaluateRequest(tuple(methods), tuple(types), source, given, **said)
         yield from _with_buttons(handlers.run(asked, request.session_hash or ""))
 
     return run_evaluation

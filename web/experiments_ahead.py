@@ -26,7 +26,11 @@ def ahead_of(state: SlotState, name: str, source: str) -> Notice:
         return notice(f"{layers} {_known(handle)}")
     needs = any(row.name == name and row.needs_images for row in catalogue.EXPERIMENTS)
     if needs:
-        words = f"{handle.info.id} is a text model and sees no images; {name} needs one that does."
+        there = ", ".join(row.name for row in catalogue.EXPERIMENTS if not row.needs_images)
+        words = (
+            f"{handle.info.id} is a text model and sees no images; {name} needs one that does. "
+            f"Allowed: {there}."
+        )
         return notice(words, "warn")
     samples = (
         "Upload a .txt file with a prompt a line"

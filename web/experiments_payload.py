@@ -10,6 +10,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from sinkscope.experiments.compare import is_comparison
 from sinkscope.experiments.result import Cell, Chart, Result, Table, Verdict
 from sinkscope.web.payload import pack
 
@@ -38,12 +39,16 @@ def build_experiment_payload(
     """
     findings = result.findings
     archives = [name for name in files if name.endswith(".zip")]
+    compared = is_comparison(result)
     header = {
         "experiment": result.experiment,
+        "compared": compared,
+        "label": label_of(result),
         "question": result.question,
         "model": str(result.model.get("id")),
-        "summary": list(findings.summary),
-        "notes": list(findings.notes),
+        # Of two side by side the first thing to know is what each is.
+        "summary": [*(findings.notes[:2] if compared else ()), *findings.summary],
+        "notes": list(findings.notes[2 if compared else 0 :]),
         "verdict": None if findings.verdict is None else _verdict(findings.verdict),
         "tables": [_table(table, files) for table in findings.tables],
         "figures": [
@@ -179,8 +184,25 @@ def _facts(result: Result) -> list[list[str]]:
     ]
 
 
+def label_of(result: Result) -> str:
+    """What tells a run from others in a list."""
+    own = result.settings.get("experiment", {})
+    listed = ", ".join(
+        f"{name} {_plain(value)}" for name, value in own.items() if value is not None
+    )
+    model = str(result.model.get("id")).rstrip("/").rsplit("/", 1)[-1]
+    parts = [result.experiment, listed, model, f"{len(result.samples)} samples"]
+    return " · ".join(part if len(part) <= 60 else f"{part[:59]}…" for part in parts if part)
+
+
 def _named(settings: Mapping[str, Any]) -> list[tuple[str, Mapping[str, Any]]]:
     words = {"experiment": "Settings", "study": "Of all experiments"}
+    if set(settings) == {"A", "B"}:
+        return [
+            (f"{side}, {words.get(name, name).lower()}", values)
+            for side, both in settings.items()
+            for name, values in both.items()
+        ]
     return [(words.get(name, name), values) for name, values in settings.items()]
 
 

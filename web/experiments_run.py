@@ -20,11 +20,13 @@ from PIL import Image
 
 from sinkscope.attention_extractor import RunOutOfMemoryError
 from sinkscope.config import Settings
+from sinkscope.experiments.compare import compare, is_comparison
 from sinkscope.experiments.result import Result
 from sinkscope.experiments.run import run_experiment
 from sinkscope.experiments.saving import save_result
 from sinkscope.jobs.job import At, Job, Progress, Stopped
 from sinkscope.jobs.runner import Done, Runner, StoppedWaiting, Waiting
+from sinkscope.utils import sha256
 from sinkscope.web.experiments_payload import build_experiment_payload
 from sinkscope.web.experiments_request import ExperimentRequest, samples_of
 from sinkscope.web.experiments_store import ExperimentResult, ExperimentStore
@@ -35,6 +37,7 @@ from sinkscope.web.store import new_id
 
 log = logging.getLogger(__name__)
 
+COMPARISON = "comparison"  # of two results; needs no model and waits for nobody
 EXPERIMENT = "experiment"  # the kind of job that the tab's Stop is for
 GONE = "This result is no longer on the server. Press Run to make it again."
 LOOKING = "Looking for sinks"
@@ -143,7 +146,9 @@ class ExperimentsHandlers:
             "phase": "ready",
             "run": run_id,
             "message": "Done",
-            "facts": [
+            "facts": [f"{result.experiment}, two runs side by side"]
+            if is_comparison(result)
+            else [
                 result.experiment,
                 f"{len(result.samples)} samples",
                 f"{result.seconds:.1f} s",
@@ -157,6 +162,33 @@ class ExperimentsHandlers:
         """A result by its id, for a page that was reloaded."""
         kept = self.store.get(ask.get("run") if isinstance(ask, Mapping) else None)
         return {"error": GONE} if kept is None else kept.value
+
+    def compare_experiments(self, ask: Any) -> dict[str, Any]:
+        """Two finished runs side by side, by their ids: a result of its own, or an error."""
+        given = ask if isinstance(ask, Mapping) else {}
+        one, other = self.store.get(given.get("a")), self.store.get(given.get("b"))
+        if one is None or other is None:
+            return {"error": GONE}
+        # The same two again are not drawn again. Who knows both ids may see it, and nobody else.
+        run_id = sha256(f"{one.id}~{other.id}".encode())[: len(one.id)]
+        known = self.store.get(run_id)
+        if known is not None:
+            return known.value
+
+        def work(job: Job) -> ExperimentResult:
+            both = compare(one.result, other.result)
+            return ExperimentResult(run_id, both, self._value(both, run_id))
+
+        job = self.runner.job("", COMPARISON)
+        try:
+            made: ExperimentResult = self.runner.result(job, work, waits=False)
+        except ValueError as error:
+            return {"error": str(error)}
+        except Exception:
+            log.exception("a comparison failed")
+            return {"error": UNFORESEEN}
+        self.store.put(made)
+        return made.value
 
 
 def _staged(job: Job, count: int) -> Progress:

@@ -7,7 +7,8 @@ Hooks for tests and screenshots: `[data-testid=trial]` has `data-phase` (empty, 
 ready, stopped, error) and, once a result is drawn, `data-ready` with its id; inside it are
 `experiments-blank`, `experiments-phase`, `experiments-facts`, `experiments-alert`,
 `experiments-question`, `experiments-summary`, `experiments-verdict`, `experiments-notes`,
-`experiments-figures`, `experiments-tables`, `experiments-files`, `experiments-about`; the form has
+`experiments-figures`, `experiments-tables`, `experiments-files`, `experiments-about`, and once two
+runs of one experiment are done `experiments-sides`, which sets two side by side; the form has
 `#experiments-name`, `#experiments-run`, `#experiments-stop`, `#experiments-source`,
 `#experiments-files`, `#experiments-prompt`, `#experiments-samples`, `#experiments-tokens`, and
 `#set-NAME-SETTING` for each setting of an experiment.
@@ -66,13 +67,12 @@ def build_experiments(handlers: ExperimentsHandlers, status: gr.HTML, tab: gr.Ta
         tab: whose opening says anew what the model can be asked.
     """
     listed = [{"name": row.name, "question": row.question} for row in catalogue.EXPERIMENTS]
+    functions = [handlers.open_experiment, handlers.compare_experiments]
     with gr.Row(elem_id="experiments-desk"):
         with gr.Column(elem_id="experiments-ask", min_width=260):
             form = _build_form()
         with gr.Column(elem_id="experiments-see", min_width=320):
-            shown = drawn(
-                "experiments", {"phase": "empty", "listed": listed}, [handlers.open_experiment]
-            )
+            shown = drawn("experiments", {"phase": "empty", "listed": listed}, functions)
     handlers.component = shown
     form.go.click(
         running(handlers),

@@ -138,6 +138,7 @@ def _inspector(handlers: Handlers, first: Run | None) -> gr.HTML:
             handlers.token_maps,
             handlers.page_file,
             handlers.trace_file,
+            handlers.draw_ahead,
         ],
     )
     inspector.value = run_value(first, inspector, keep=True) if first else empty_value()
@@ -163,9 +164,8 @@ def _connect_runs(
     )
     # Another browser may have loaded another model since this page was opened.
     run.then(lambda: status_value(handlers.slot.state), None, status, **QUIET)
-    form.stop.click(
-        stopping(handlers), None, None, api_name="stop", queue=False, show_progress="hidden"
-    )
+    # Not "stop", which is the endpoint in `web.api`.
+    form.stop.click(stopping(handlers), None, None, api_name="stop_answer", **QUIET)
     inspector.select(
         exporting(handlers),
         None,

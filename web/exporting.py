@@ -13,7 +13,6 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import closing
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -22,10 +21,11 @@ from typing import Any
 import gradio as gr
 
 from sinkscope.capture.trace import GenerationTrace
+from sinkscope.drawing.files import ANIMATIONS, FIGURES, Draw, Drawing, draw
 from sinkscope.drawing.view import method_and_scale
 from sinkscope.jobs.job import At, Job, Progress, Stopped
 from sinkscope.jobs.runner import Done
-from sinkscope.visualization import View, animation_steps, save, view_figure, write_shares
+from sinkscope.visualization import View, write_shares
 from sinkscope.web.handlers import EXPIRED, UNFORESEEN, Handlers
 from sinkscope.web.inspector import cached_file
 from sinkscope.web.pairs import find_run
@@ -71,6 +71,8 @@ def make_files(
     folder: Path,
     on_progress: Progress | None = None,
     stop: threading.Event | None = None,
+    *,
+    drawn_by: Draw = draw,
 ) -> list[Path]:
     """Make the files in a folder.
 
@@ -79,9 +81,12 @@ def make_files(
         folder: where.
         on_progress: called with steps done, all steps, and what is being done.
         stop: once set, an animation ends before its next frame.
+        drawn_by: what draws figures and animations; the app's does so in another process
+            (`web.drawing_process`).
 
     Raises:
-        ValueError: naming the setting, its value and what is allowed.
+        ValueError: naming the setting, its value and what is allowed; or the process that draws
+            has ended.
         OSError: the folder cannot be written.
         Stopped: `stop` was set before the file was finished.
     """
@@ -89,32 +94,25 @@ def make_files(
     name = f"sinkscope-{run.id[:8]}"
     sides, view = sides_of_view(run, wanted)
     kind = wanted.kind
-    if kind in ("gif", "mp4"):
-        path = folder / f"{name}.{kind}"
-        options = {n: getattr(wanted, n) for n in ("first", "last", "window", "seconds", "width")}
-        with closing(animation_steps(sides, path, view, idle=idle(run), **options)) as steps:
-            for done, count in steps:
-                tell(done, count, f"Frame {done} of {count}")
-                if done < count and stop is not None and stop.is_set():
-                    raise Stopped(done, count, "frames")
+    path = folder / f"{name}.{kind}"
+    if path.suffix in (*ANIMATIONS, *FIGURES):
+        if path.suffix in FIGURES:
+            tell(0, 1, "Drawing")
+            path = path.with_stem(f"{name}-t{wanted.first}")
+        names = ("first", "last", "window", "seconds", "width")
+        options = {name: getattr(wanted, name) for name in names}
+        drawn_by(sides, Drawing(view, **options, idle=idle(run)), path, tell, stop)
         return [path]
-    tell(0, 1, "Drawing" if kind in ("pdf", "png", "svg") else "Writing")
+    tell(0, 1, "Writing")
     if kind == "trace":
         made = [folder / f"{name}-{variant}.safetensors" for variant in run.traces]
         for path, trace in zip(made, run.traces.values(), strict=True):
             trace.save(path)
         return made
-    path = folder / f"{name}.{kind}"
     if kind == "html":
         path.write_bytes(build_standalone(run))
-    elif kind == "csv":
-        write_shares({label_of(run, n): t for n, t in run.traces.items()}, path)
     else:
-        tokens = range(wanted.first, (wanted.first if wanted.last is None else wanted.last) + 1)
-        if len(tokens) > 100_000:
-            raise ValueError(f"last is {wanted.last}; allowed: an index of a token.")
-        path = path.with_stem(f"{name}-t{wanted.first}")
-        save(view_figure(sides, tokens, view, idle=idle(run)), path)
+        write_shares({label_of(run, n): t for n, t in run.traces.items()}, path)
     return [path]
 
 
@@ -201,7 +199,9 @@ def _files(handlers: Handlers, run: Run, wanted: Wanted, job: Job) -> list[dict[
     with tempfile.TemporaryDirectory() as folder:
         return [
             {**cached_file(path, handlers.component), "bytes": path.stat().st_size}
-            for path in make_files(run, wanted, Path(folder), **job.hooks)
+            for path in make_files(
+                run, wanted, Path(folder), **job.hooks, drawn_by=handlers.drawing
+            )
         ]
 
 

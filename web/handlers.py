@@ -30,6 +30,7 @@ from sinkscope.jobs.runner import Runner, StoppedWaiting, Waiting
 from sinkscope.methods.base import Part, Target, rows_of
 from sinkscope.methods.explain import explain
 from sinkscope.web.again import LastPrompt
+from sinkscope.web.drawing_process import DrawingProcess
 from sinkscope.web.inspector import cached, error_value, queued_value, run_value, stream_value
 from sinkscope.web.pairs import find_run
 from sinkscope.web.payload import build_token_maps, pack, token_delta
@@ -99,6 +100,7 @@ class Handlers:
         self.pace = pace or Pace()  # learns what runs take
         limit = settings.app.job_minutes
         self.runner = Runner(settings.app.queue_size, 60 * limit if limit else None)
+        self.drawing = DrawingProcess(store.file_of)
         self.component: gr.HTML | None = None
         self._last = LastPrompt()
         slot.on_change(self._last.drop)  # a model that comes needs the memory
@@ -290,6 +292,11 @@ class Handlers:
     def _file(self, data: bytes, name: str) -> dict[str, Any]:
         assert self.component is not None
         return {**cached(data, name, self.component), "name": name, "bytes": len(data)}
+
+    def draw_ahead(self, ask: Any) -> dict[str, Any]:
+        """Save was opened: what draws files may begin to load."""
+        self.drawing.start()
+        return {}
 
     def tokens_since(self, ask: Any) -> dict[str, Any]:
         """Tokens of a run under way from an index on, where the page has missed some."""

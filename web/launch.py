@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import socket
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from functools import partial
 
 from starlette.middleware import Middleware
 
@@ -33,7 +36,10 @@ def launch(app: App, *, wait: bool = True) -> str:
         server_name=f"[{settings.host}]" if ":" in settings.host else settings.host,
         server_port=port,
         auth=tuple(settings.auth.split(":", 1)) if settings.auth else None,  # type: ignore[arg-type]
-        app_kwargs={"middleware": [*middleware(app.settings), *inside]},
+        app_kwargs={
+            "middleware": [*middleware(app.settings), *inside],
+            "lifespan": partial(_alive, app),
+        },
         max_file_size=app.settings.images.max_bytes,
         max_threads=40 + settings.queue_size,
         theme=theme(),
@@ -49,6 +55,15 @@ def launch(app: App, *, wait: bool = True) -> str:
         quiet=True,
     )
     return address
+
+
+@asynccontextmanager
+async def _alive(app: App, _: object) -> AsyncIterator[None]:
+    """As long as the server: what runs beside it ends with it."""
+    try:
+        yield
+    finally:
+        app.handlers.drawing.close()
 
 
 def _usable_port(host: str, port: int) -> int:

@@ -48,6 +48,7 @@ class Run:
         created: seconds since 1970.
         labels: what to call the traces of a pair.
         about: what the inspector is told of a pair beside its traces.
+        folder: where its files were read from; None for a run that was made here.
     """
 
     traces: Mapping[str, GenerationTrace]
@@ -57,6 +58,7 @@ class Run:
     id: str = field(default_factory=new_id)
     labels: Mapping[str, str] = field(default_factory=lambda: LABELS)
     about: Mapping[str, Any] = field(default_factory=dict)
+    folder: Path | None = None
 
     def __post_init__(self) -> None:
         allowed = (("a", "b"),) if self.kind == "pair" else (_VARIANTS[:1], _VARIANTS)
@@ -115,7 +117,7 @@ def open_run(folder: Path, run_id: str | None = None) -> Run:
         raise ValueError("The stored run is damaged: it has no baseline.")
     if len({(t.layout, t.layers, t.heads, t.prompt) for t in traces.values()}) > 1:
         raise ValueError("The stored run is damaged: its two answers are not of one prompt.")
-    return Run(traces, kind, same_text, created, run_id or new_id())
+    return Run(traces, kind, same_text, created, run_id or new_id(), folder=folder)
 
 
 class RunStore:
@@ -172,6 +174,17 @@ class RunStore:
         with self._lock:
             self._remember(run)
         return run
+
+    def file_of(self, trace: GenerationTrace) -> Path | None:
+        """The file that holds a trace of a run in memory; None where there is none."""
+        with self._lock:
+            for run in self._runs.values():
+                for name, own in run.traces.items():
+                    if own is trace:
+                        folder = run.folder or self._folder / run.id
+                        whole = (folder / "run.json").is_file()  # which is written last
+                        return folder / f"{name}.safetensors" if whole else None
+        return None
 
     def delete(self, run_id: str) -> None:
         """Forget a run and remove its files."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import posixpath
+import re
 import string
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -22,6 +23,8 @@ SHORTLY = "\nAnswer the question using a single word or phrase."  # lmms-eval's,
 BY_LETTER = "\nAnswer with the option's letter from the given choices directly."
 # VLMEvalKit's Qwen prompts (vlmeval/vlm/qwen2_vl/prompt.py).
 KIT_CHOICE = "Please select the correct answer from the options above."
+KIT_CHOICE_CHINESE = "\u8bf7\u76f4\u63a5\u56de\u7b54\u9009\u9879\u5b57\u6bcd\u3002"
+_CHINESE = re.compile("[\u4e00-\u9fff]")  # its `cn_string`
 KIT_YES_NO = " Please answer yes or no."
 KIT_SHORTLY = "\nPlease try to answer the question with short words or phrases if possible."
 
@@ -108,11 +111,16 @@ def items(
         needed: columns without which nothing can be asked.
 
     Raises:
-        ValueError: the first row lacks a needed column; those that there are are named. A later
-            row that lacks one (of JSON lines, where each row has its own) is that row's fault.
+        ValueError: the first row that can be read lacks a needed column; those that there are are
+            named. A later row that lacks one (of JSON lines, where each row has its own) is that
+            row's fault.
     """
     first = True
     for row in rows:
+        if row.damage:
+            name_of = f"{row.table} row {row.number}"
+            yield Faulty(name_of, row.damage, _category(row))
+            continue
         if first:
             for one in needed:
                 column(row, one)
@@ -124,7 +132,13 @@ def items(
             yield make(row)
         except (RowFault, RecordError) as error:
             text = str(error).rstrip(".")
-            yield Faulty(name(row), f"{_first_up(row.where)} {text}.")
+            yield Faulty(name(row), f"{_first_up(row.where)} {text}.", _category(row))
+
+
+def _category(row: Row) -> str:
+    """Of a row that cannot be asked; "" where it does not say."""
+    known = (row.values.get(key) for key in ("sub_task", "category"))
+    return next((value for value in known if isinstance(value, str)), "")
 
 
 def text(row: Row, name: str) -> str:
@@ -220,9 +234,11 @@ def option_lines(options: Options) -> str:
 
 
 def kit_choice(question: Question) -> str:
-    """VLMEvalKit's prompt of a multiple choice."""
+    """VLMEvalKit's prompt of a multiple choice, with a Chinese instruction where the question or an
+    option has a Chinese character."""
     lines = "".join(f"{letter}. {said}\n" for letter, said in question.options)
-    return f"Question: {question.text}\nOptions:\n{lines}{KIT_CHOICE}"
+    asked = f"Question: {question.text}\nOptions:\n{lines}"
+    return asked + (KIT_CHOICE_CHINESE if _CHINESE.search(asked) else KIT_CHOICE)
 
 
 def kit_shortly(question: Question) -> str:

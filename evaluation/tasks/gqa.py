@@ -47,6 +47,8 @@ def read(data: Data | None) -> Iterator[Item]:
         )
     images: dict[str, tuple[StoredPicture, ...]] = {}
     for row in data.rows(IMAGES):
+        if row.damage:
+            continue  # a question about such an image says that there is none
         images[str(column(row, "id"))] = row.images("image")
 
     def make(row: Row) -> Question:

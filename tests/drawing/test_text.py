@@ -74,6 +74,10 @@ def test_what_a_font_lacks_is_found_in_another(with_cat: None) -> None:
     assert texts.missing_note(CAT, "caf\u00e9", "\u0416") == []
 
 
+def test_control_characters_and_rare_blanks() -> None:
+    assert texts.printable("a\r\u3000b\x00\n\t") == "a  b\ufffd\n\t"
+
+
 def test_joiners_of_emoji_are_no_squares(no_other: None, monkeypatch: pytest.MonkeyPatch) -> None:
     own = texts._characters(texts.own_file())
     monkeypatch.setattr(texts, "_characters", lambda path: own - texts.JOINERS)
@@ -128,6 +132,27 @@ def test_fonts_in_a_pdf_are_truetype(tmp_path: Path) -> None:
     data = (tmp_path / "a.pdf").read_bytes()
     assert b"/CIDFontType2" in data and b"/Type3" not in data
     assert matplotlib.rcParams["pdf.fonttype"] == before
+
+
+def test_postscript_fonts_are_drawn_as_outlines(
+    with_cat: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from sinkscope.drawing import printing
+
+    for head, expected in (
+        (b"OTTO" + bytes(12), True),
+        (b"\x00\x01\x00\x00" + bytes(12), False),
+        (b"ttcf" + bytes(8) + (20).to_bytes(4, "big") + bytes(4) + b"OTTO", True),
+    ):
+        (tmp_path / "font").write_bytes(head)
+        assert printing._is_postscript(str(tmp_path / "font")) is expected
+    monkeypatch.setattr(printing, "_is_postscript", lambda path: path.endswith("cat.ttf"))
+    for text, kind in ((CAT, b"/Type3"), ("caf\u00e9", b"/CIDFontType2")):
+        drawn = Figure()
+        drawn.text(0.1, 0.5, text, family=[texts.OWN])
+        with (tmp_path / "a.pdf").open("wb") as file:
+            print_figure(drawn, file, format="pdf")
+        assert kind in (tmp_path / "a.pdf").read_bytes()
 
 
 def test_an_animation_says_it_too_and_draws_what_there_is(with_cat: None, tmp_path: Path) -> None:

@@ -140,10 +140,14 @@ def test_batches_keep_the_budget(
     asks = [asked(photo, f"Where is {word}?") for word in ("one", "two", "three", "four", "five")]
     pair = methods(handle, "default", "var:dims=3,tau=1.2")
     length = asks[0].inputs(handle).layout.length + SETTINGS.max_new_tokens + 4
+    answers(handle, asks, pair[1:], batch_tokens=2 * length)
+    assert sizes == [2, 2, 1]
+    sizes.clear()
     answers(handle, asks, pair, batch_tokens=2 * 2 * length)
-    assert sizes == [4, 4, 2]
+    assert max(sizes) == 2  # two questions: their plain answers, what VAR says of these
+    sizes.clear()
     answers(handle, asks, pair, batch_tokens=1)
-    assert sizes[3:] == [2] * 5
+    assert max(sizes) == 1
 
 
 def test_questions_about_one_image_share_its_pass(

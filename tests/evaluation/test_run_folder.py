@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -163,6 +164,34 @@ def test_a_folder_that_cannot_be_made_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(ValueError, match=r"The folder .* cannot be written"):
         RunFolder(tmp_path / "file" / "run", CONFIG).__enter__()
+
+
+def test_a_folder_in_which_no_file_can_be_made_is_named() -> None:
+    """/proc is there, and takes files from nobody, from root neither."""
+    if not Path("/proc/self").is_dir():
+        pytest.skip("there is no /proc here")
+    for folder in ("/proc/sinkscope", "/proc/self/fd/sinkscope/run"):
+        with pytest.raises(ValueError, match=f"The folder {folder} cannot be written: .+"):
+            RunFolder(Path(folder), CONFIG).__enter__()
+
+
+def test_a_run_that_may_be_read_and_not_written_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a finished run of another user's: what is there stays, and reading it works."""
+    path = written(tmp_path, pair(0))
+    before, own = path.read_bytes(), Path.open
+
+    def denied(self: Path, mode: str = "r", *rest: Any, **named: Any) -> Any:
+        if self == path and mode != "rb":
+            raise PermissionError(13, "Permission denied", str(self))
+        return own(self, mode, *rest, **named)
+
+    monkeypatch.setattr(Path, "open", denied)
+    with pytest.raises(ValueError, match=r"cannot be written: Permission denied\."):
+        RunFolder(tmp_path, CONFIG).__enter__()
+    assert len(list(read_run(tmp_path).records())) == 2
+    assert path.read_bytes() == before
 
 
 def test_two_processes_cannot_write_one_folder(tmp_path: Path) -> None:

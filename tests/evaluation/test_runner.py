@@ -1,15 +1,10 @@
-"""The runner: what becomes a record, what goes wrong and is named, what a kill leaves behind."""
+"""The runner: what becomes a record, what goes wrong and is named."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
-import multiprocessing
-import os
-import random
-import signal
 import threading
-import time
 import tracemalloc
 from pathlib import Path
 from typing import Any
@@ -20,7 +15,7 @@ from sinkscope.config import ModelSettings
 from sinkscope.evaluation.record import AnswerRecord
 from sinkscope.evaluation.run_folder import read_run
 from sinkscope.evaluation.runner import evaluate, prepare
-from sinkscope.evaluation.session import Prepared, Summary, lot_of
+from sinkscope.evaluation.session import Summary, lot_of
 from sinkscope.evaluation.settings import RunConfig, RunSettings, Shard, read_config
 from sinkscope.evaluation.wanted import Wanted, wanted_methods
 from sinkscope.jobs.job import Stopped
@@ -350,39 +345,3 @@ def test_memory_does_not_grow_with_the_questions(tiny: ModelHandle, tmp_path: Pa
 class _Nothing(list[str]):
     def append(self, one: str) -> None:
         pass
-
-
-# --- with a model ---------------------------------------------------------------------------------
-
-
-@pytest.mark.tiny
-def test_kill_at_random_moments_loses_and_doubles_nothing(
-    tiny: ModelHandle, tmp_path: Path
-) -> None:
-    """SIGKILL at random moments, in a process of its own each time; then one run to the end."""
-    rows = [{"question": f"Where is object {n}?", "answer": "left"} for n in range(8)]
-    path = write_questions(tmp_path / "data", rows)
-    wanted = config(path)
-    prepared = prepare(wanted.run)
-    evaluate(tiny, wanted, prepared, tmp_path / "whole")
-    kills, chance = 0, random.Random(7)
-    context = multiprocessing.get_context("fork")
-    for _ in range(6):
-        child = context.Process(target=_child, args=(tiny, wanted, prepared, tmp_path / "killed"))
-        child.start()
-        time.sleep(chance.uniform(0.02, 0.5))
-        if child.is_alive():
-            assert child.pid is not None
-            os.kill(child.pid, signal.SIGKILL)
-            kills += 1
-        child.join()
-    done = evaluate(tiny, wanted, prepared, tmp_path / "killed")
-    assert kills
-    assert done.complete
-    assert list(map(same, read_run(tmp_path / "killed").records())) == list(
-        map(same, read_run(tmp_path / "whole").records())
-    )
-
-
-def _child(handle: ModelHandle, wanted: RunConfig, prepared: Prepared, folder: Path) -> None:
-    evaluate(handle, wanted, prepared, folder)

@@ -276,6 +276,16 @@ def test_ablate_magnitude(world: World) -> None:
     _effects_are_right(
         world, table_named(result, "effects"), "ablated", plain, _arm(world, changes)
     )
+    stays, beside = [], []
+    for sample in world.samples:
+        y = world.prompt(sample).mlp[0]
+        own = y[sink] / y[sink].norm()
+        stays.append(min(float(y[sink].norm()), float(y[other].norm())))
+        away = [abs(float(own @ y[p])) for p in _others(world, sample)]
+        beside.append(sum(away) / len(away))
+    count = len(world.samples)
+    assert near(result.findings.values["along_own_direction"], sum(stays) / count)
+    assert near(result.findings.values["ordinary_along_it"], sum(beside) / count)
 
 
 def test_decompose_mlp_in(world: World) -> None:

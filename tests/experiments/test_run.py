@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import threading
 from pathlib import Path
@@ -48,7 +49,9 @@ def test_progress_rises_to_its_end(handle: ModelHandle) -> None:
         handle, "ablate-mlp", SAMPLES, settings, FEW, on_progress=lambda *one: told.append(one)
     )
     assert [done for done, _, _ in told] == list(range(1, len(told) + 1))
-    assert told[-1][0] == told[-1][1] == 9  # looking for sinks, neurons, arms: three samples each
+    assert (
+        told[-1][0] == told[-1][1] == 12
+    )  # sinks, neurons, what they hold, arms: three samples each
     assert all(text for _, _, text in told)
 
 
@@ -207,3 +210,12 @@ def test_two_results_side_by_side_keep_what_only_one_has() -> None:
     assert [series.name for series in chart.series] == ["A: sinks", "B: sinks"]
     assert "A (one) is scan" in both.findings.notes[0]
     draw(chart)
+    with pytest.raises(ValueError, match="A comparison is given; allowed: two results of one run"):
+        compare(made(1.0), both)
+    # Of one model, what differs in the settings tells them apart.
+    other = dataclasses.replace(made(2.0), settings={"experiment": {"layer": 3}})
+    (table,) = compare(made(1.0), other).findings.tables
+    assert table.title == "A table: A (layer 1) and B (layer 3)"
+    noted = dataclasses.replace(other.findings, notes=("Left out.",))
+    both = compare(made(1.0), dataclasses.replace(other, findings=noted))
+    assert both.findings.notes[2:] == ("B (layer 3): Left out.",)

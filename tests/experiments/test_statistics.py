@@ -15,10 +15,17 @@ from sinkscope.experiments.controls import (
     random_tokens,
 )
 from sinkscope.experiments.decompose_mlp_in import effective_rank
-from sinkscope.experiments.neurons import Energy, NoNeuronsError, dims_for, median
+from sinkscope.experiments.neurons import Energy, Held, NoNeuronsError, dims_for, median
 from sinkscope.experiments.roles import groups, sinks_of
 from sinkscope.experiments.settings import StudySettings, token_groups
-from sinkscope.experiments.streaming import Spread, Vectors, concentration
+from sinkscope.experiments.streaming import (
+    BLOCKS,
+    Mean,
+    Rows,
+    Spread,
+    Vectors,
+    concentration,
+)
 from sinkscope.experiments.verdict import Causal, is_causal, specific, verdict
 from sinkscope.models.family import PromptLayout, Segment
 from sinkscope.models.views import ImageGrid, View
@@ -69,6 +76,48 @@ def test_a_resampled_spread_is_that_of_the_drawn_samples() -> None:
         assert float(found) == pytest.approx(spread(vectors), rel=1e-10)
 
 
+def test_of_many_samples_the_spread_keeps_blocks_and_says_the_same() -> None:
+    samples = [drawn(1 + n % 3, 8, seed=n) + 1 for n in range(2 * BLOCKS + 40)]
+    kept, few = Spread(), Spread()
+    for index, sample in enumerate(samples):
+        kept.add(sample)
+        if index < BLOCKS:
+            few.add(sample)
+    resampling = Resampling(len(samples), 300, 0.9, 0)
+    found = kept.interval(resampling)
+    assert found.value == pytest.approx(spread(list(torch.cat(samples))), rel=1e-10)
+    assert found.low < found.value < found.high
+    exact = few.interval(Resampling(BLOCKS, 300, 0.9, 0))
+    assert exact == Resampling(BLOCKS, 300, 0.9, 0).of(few.resampled)
+    # Blocks resample about as samples do: twice the samples, an interval narrower by sqrt(2).
+    ratio = (found.high - found.low) / (exact.high - exact.low)
+    assert 0.5 < ratio < 0.95
+    assert len(kept._sums) <= BLOCKS
+
+
+@pytest.mark.parametrize("rank", [1, 2, 12])
+def test_rows_that_come_bit_by_bit_decompose_as_all_together(rank: int) -> None:
+    left, right = drawn(200, rank), drawn(rank, 12, seed=1)
+    g = left @ right
+    rows = Rows()
+    for part in g.split(7):
+        rows.add(part)
+        assert sum(map(len, rows._rows)) <= rank + Rows.BLOCK + 7
+    singular, vectors = rows.decomposed()
+    _, right_values, right_vectors = torch.linalg.svd(g, full_matrices=False)
+    assert rows.count == 200 and len(singular) == rank
+    torch.testing.assert_close(singular, right_values[:rank], rtol=1e-10, atol=0)
+    cosines = (vectors * right_vectors[:rank]).sum(-1).abs()
+    torch.testing.assert_close(cosines, torch.ones(rank).double(), rtol=1e-9, atol=0)
+
+
+def test_a_mean_leaves_out_what_is_no_number() -> None:
+    mean = Mean()
+    for values in ((1.0, math.nan, math.nan), (3.0, 5.0, math.nan)):
+        mean.add(torch.tensor(values))
+    assert mean.value()[:2].tolist() == [2, 5] and bool(mean.value()[2].isnan())
+
+
 def test_concentration_is_not_the_spread() -> None:
     flat, massive = torch.ones(1, 64), torch.ones(1, 64)
     massive[0, 7] = 1000.0
@@ -111,6 +160,8 @@ def test_random_and_nearest_tokens() -> None:
     among = list(range(10, 40))
     assert random_tokens(among, 4, 1) == random_tokens(among, 4, 1)
     assert len({random_tokens(among, 4, seed) for seed in range(5)}) > 1
+    with pytest.raises(ValueError, match="4 were asked for at random, but there are only 3"):
+        random_tokens(among[:3], 4, 0)
     near = nearest_tokens(among, (12, 38), 3, 0)
     assert len(near) == 2 and near[0] <= 15 and near[1] >= 35
     assert nearest_tokens([5], (1, 2), 3, 0) == (5,)
@@ -162,25 +213,35 @@ def test_both_conditions_make_it_positive() -> None:
 RESAMPLING_2 = Resampling(2, 100, 0.9, 0)
 
 
-def test_the_top_neurons_are_the_fewest_that_suffice() -> None:
+def held(samples: list[torch.Tensor], count: int | None) -> Held:
+    """Two passes over samples of z."""
     energy = Energy()
+    for z in samples:
+        energy.add(z)
+    made = Held(energy.order, count)
+    for z in samples:
+        made.add(z)
+    return made
+
+
+def test_the_top_neurons_are_the_fewest_that_suffice() -> None:
     z = torch.full((1, 128), 0.1)
     z[0, 5], z[0, 9] = 4.0, -5.0
-    energy.add(z)
-    assert energy.top(None, 0.55, 0).tolist() == [9]
-    assert energy.top(None, 0.9, 0).tolist() == [9, 5]
-    assert energy.top(2, 0.55, 0).tolist() == [9, 5]
+    few, two = held([z], None), held([z], 2)
+    assert few.top(0.55, 0).tolist() == [9]
+    assert few.top(0.9, 0).tolist() == [9, 5]
+    assert two.top(0.55, 0).tolist() == [9, 5]
     with pytest.raises(NoNeuronsError, match=r"layer 3 the 4 strongest hold 97% .* 99% are needed"):
-        energy.top(None, 0.99, 3)  # 128 / 32
+        few.top(0.99, 3)  # 128 / 32
+    assert few.enough(0.97) and not few.enough(0.99)
     assert dims_for(z.double(), 0.5).tolist() == [1] and dims_for(z.double(), 0.75).tolist() == [2]
 
 
 def test_of_an_even_number_of_samples_the_median_lies_between_the_two_in_the_middle() -> None:
     assert median(torch.tensor([0.9, 0.1, 0.5, 0.6])) == pytest.approx(0.55)
-    energy = Energy()
-    for strong in (0.5, 0.62):  # shares of neuron 0; the lower one alone would not reach 0.55
-        energy.add(torch.tensor([[strong, 1 - strong]]).sqrt())
-    assert energy.top(1, 0.55, 0).tolist() == [0]
+    # Shares of neuron 0; the lower one alone would not reach 0.55.
+    z = [torch.tensor([[strong, 1 - strong]]).sqrt() for strong in (0.5, 0.62)]
+    assert held(z, 1).top(0.55, 0).tolist() == [0]
 
 
 def test_effective_ranks() -> None:

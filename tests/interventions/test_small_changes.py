@@ -10,6 +10,7 @@ import pytest
 import torch
 from PIL import Image
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from sinkscope.capture.probes.rows import Rows
 from sinkscope.capture.probes.values import Values
@@ -23,6 +24,7 @@ from sinkscope.interventions.scale import Scale
 from sinkscope.interventions.swap import SwapTokens
 from sinkscope.models.family import PromptInputs
 from sinkscope.models.loading import ModelHandle, load_model
+from sinkscope.models.run_info import RunInfo
 from sinkscope.models.sites import EVER, At
 from sinkscope.var_patch import VAR
 
@@ -159,6 +161,31 @@ def test_a_row_that_holds_only_lowered_keys_stays(
     row = session[rows][0, 0][0]
     assert bool((row[:, 0] == 1).all()) and bool((row[:, 1:] == 0).all())
     assert bool(torch.isfinite(logits).all())
+
+
+class NoCopies(TorchDispatchMode):
+    """Refuses what moves a tensor between devices."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        assert func is not torch.ops.aten._to_copy.default, "a tensor was moved or converted"
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize(
+    ("renormalise", "keep_value"), [(True, False), (True, True), (False, False)]
+)
+def test_lowered_rows_read_nothing_on_the_host(
+    handle: ModelHandle, inputs: PromptInputs, renormalise: bool, keep_value: bool
+) -> None:
+    """Tensors on `meta` have no values: whoever reads one, or needs a shape that depends on
+    values, fails. What the rows are lowered by is on their device before the run begins."""
+    device, length = torch.device("meta"), inputs.layout.length
+    change = LowerAttention((3, 5), 0.2, renormalise, keep_value)
+    acting = change.begin(RunInfo(handle.info, (inputs.layout,), length, 4, device))
+    with NoCopies():
+        for count, keys in ((length, length), (1, length + 1), (1, length + 2)):
+            rows = torch.empty(1, 3, count, keys, device=device)
+            assert acting.rows(LAYER, rows, keys - count).shape == rows.shape
 
 
 def test_they_compose_with_each_other_and_with_var(

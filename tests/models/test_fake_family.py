@@ -16,6 +16,7 @@ from sinkscope.attention_extractor import compare, generate, prompt_rows
 from sinkscope.attention_processor import image_share, patch_map, sink_share, tokens_looking_at
 from sinkscope.capture.probes.base import Probe
 from sinkscope.capture.probes.values import Values
+from sinkscope.capture.run import RunOutOfMemoryError, memory_errors_named
 from sinkscope.capture.session import attached
 from sinkscope.capture.trace import GenerationTrace
 from sinkscope.config import GenerationSettings, VARSettings
@@ -120,6 +121,15 @@ def test_it_takes_no_pixel_bounds(handle: ModelHandle) -> None:
         handle.prepare([painted()], "x", max_pixels=5000)
     with pytest.raises(ValueError, match="There is no image"):
         handle.prepare([], "x")
+
+
+def test_a_full_memory_names_no_setting_that_it_has_not(handle: ModelHandle) -> None:
+    inputs, settings = handle.prepare([painted()], "x"), GenerationSettings()
+    with pytest.raises(RunOutOfMemoryError) as told, memory_errors_named(inputs, settings):
+        raise MemoryError
+    tokens = inputs.layout.vision_tokens
+    assert f"a smaller image (now {tokens} vision tokens), " in str(told.value)
+    assert "pixels" not in str(told.value)
 
 
 # --- rows ---------------------------------------------------------------------------------------

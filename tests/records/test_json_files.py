@@ -10,7 +10,9 @@ from typing import Any
 import pytest
 
 import sinkscope.records.json_files
+import sinkscope.records.text
 from sinkscope.records.json_files import json_rows
+from sinkscope.records.text import Damaged
 
 ROWS = [
     {"image": f"{i}.png", "text": f"Is it {i}? \u00e9\u4e2d\U0001f600", "n": i} for i in range(9)
@@ -150,3 +152,39 @@ def test_memory_does_not_grow_with_the_file(name: str, tmp_path: Path) -> None:
 
     peak(10)
     assert peak(8000) < peak(2000) + 200_000 < 20_000_000
+
+
+def damage(path: Path) -> list[tuple[int, Any]]:
+    """Rows, with the reason in place of those that cannot be read."""
+    return [
+        (number, row.reason if isinstance(row, Damaged) else row)
+        for number, row in json_rows(path, path.name, damaged=True)
+    ]
+
+
+def test_lines_behind_a_damaged_one_are_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sinkscope.records.text, "LONGEST", 40)
+    lines = [b'{"a": 1}', b'{"a": 1,', b"", b'{"a": "\xff"}', b'{"a": "%s"}' % (b"x" * 200)]
+    path = write(tmp_path, b"\n".join([*lines, b'{"a": 2}', b"{"]), "a.jsonl")
+    found = damage(path)
+    assert [number for number, _ in found] == [1, 2, 4, 5, 6, 7]
+    assert [row for _, row in found if isinstance(row, dict)] == [{"a": 1}, {"a": 2}]
+    said = [row for _, row in found if isinstance(row, str)]
+    assert said[0].startswith("Line 2 of a.jsonl is no JSON: ")
+    assert said[1].startswith("Line 4 of a.jsonl is no UTF-8 text (its byte 7)")
+    assert said[2].startswith("Line 5 of a.jsonl is longer than ")
+    assert said[3].startswith("Line 7 of a.jsonl is no JSON: ")
+    with pytest.raises(ValueError, match=r"Line 2 of a\.jsonl is no JSON"):
+        read(path)
+
+
+def test_a_list_that_breaks_off_says_where(tmp_path: Path) -> None:
+    path = write(tmp_path, '[{"a": 1}, {"a": 2}, {"a": }, {"a": 4}]')
+    found = damage(path)
+    assert found[:2] == [(1, {"a": 1}), (2, {"a": 2})]
+    number, said = found[2]
+    assert (len(found), number) == (3, 3)
+    assert said.startswith("Entry 3 of data.json is no JSON: ")
+    assert said.endswith("What stands behind it cannot be read.")

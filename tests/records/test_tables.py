@@ -16,6 +16,7 @@ from sinkscope.records.drawing import Draw
 from sinkscope.records.pictures import Beside, picture
 from sinkscope.records.sources import file_source
 from sinkscope.records.tables import csv_rows, parquet_rows
+from sinkscope.records.text import Damaged
 
 
 def encoded(shade: int) -> bytes:
@@ -148,3 +149,49 @@ def test_parquet_without_its_library_and_what_is_none(
     monkeypatch.setitem(sys.modules, "pyarrow.parquet", None)
     with pytest.raises(ValueError, match="install the library pyarrow to read it"):
         list(parquet_rows(path, "a.parquet"))
+
+
+def test_rows_behind_a_damaged_one_are_read(tmp_path: Path) -> None:
+    """Too many cells, a quote in the middle of a cell's end, a byte that is no text."""
+    lines = [b"image,question", b"a.png,A?", b"b.png,B?,more", b'c.png,"C?"x', b"d.png,\xff"]
+    path = tmp_path / "a.csv"
+    path.write_bytes(b"\n".join([*lines, b"e.png,E?"]) + b"\n")
+    found = list(csv_rows(path, path.name, damaged=True))
+    assert [number for number, _ in found] == [1, 2, 3, 4, 5]
+    assert [row["image"] for _, row in found if isinstance(row, dict)] == ["a.png", "e.png"]
+    said = [row.reason for _, row in found if isinstance(row, Damaged)]
+    assert said[0] == "Row 2 of a.csv has 3 cells, but its first line names 2 columns."
+    assert said[1].startswith("Row 3 of a.csv is no row of a table: ")
+    assert said[2].startswith("Line 5 of a.csv is no UTF-8 text")
+    for one in ("Row 2 of a.csv has 3 cells",):
+        with pytest.raises(ValueError, match=one):
+            list(csv_rows(path, path.name))
+
+
+def test_a_quote_that_is_never_closed_ends_the_table_once(tmp_path: Path) -> None:
+    path = write(tmp_path, 'image,question\na.png,A?\nb.png,"B?\n', "a.csv")
+    found = list(csv_rows(path, path.name, damaged=True))
+    assert [isinstance(row, Damaged) for _, row in found] == [False, True]
+
+
+def test_a_parquet_file_that_is_damaged_in_the_middle(tmp_path: Path) -> None:
+    arrow = pytest.importorskip("pyarrow")
+    parquet = pytest.importorskip("pyarrow.parquet")
+    path = tmp_path / "a.parquet"
+    table = arrow.table({"question": [f"Is it {n}? {n * 7919}" for n in range(64)]})
+    parquet.write_table(table, path, row_group_size=16, compression="zstd", use_dictionary=False)
+    group = parquet.ParquetFile(path).metadata.row_group(2).column(0)
+    data = bytearray(path.read_bytes())
+    start = group.data_page_offset
+    data[start : start + group.total_compressed_size] = b"\0" * group.total_compressed_size
+    path.write_bytes(bytes(data))
+    found = list(parquet_rows(path, path.name, damaged=True))
+    assert [row["question"] for _, row in found[:-1]] == table["question"].to_pylist()[:32]
+    number, last = found[-1]
+    assert number == 33
+    assert last.reason.startswith("Row 33 of a.parquet and all behind it cannot be read: ")
+    with pytest.raises(ValueError, match="cannot be read as Parquet"):
+        list(parquet_rows(path, path.name))
+    path.write_bytes(b"PAR1 this is none")
+    with pytest.raises(ValueError, match="cannot be read as Parquet"):
+        list(parquet_rows(path, path.name, damaged=True))

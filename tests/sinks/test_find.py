@@ -273,3 +273,18 @@ def test_a_full_memory_names_the_levers(model: ModelHandle) -> None:
 
     with pytest.raises(RunOutOfMemoryError, match=r"max_pixels; now 3136\).*batch_size; now 1"):
         find(model, painted_samples(1), replace(QUICK, max_pixels=3136), engine=Full())  # type: ignore[arg-type]
+    fixed = replace(model, family=_Fixed(model.family))  # type: ignore[arg-type]
+    with pytest.raises(RunOutOfMemoryError, match=r"smaller images, or fewer .*batch_size; now 1"):
+        find(fixed, painted_samples(1), QUICK, engine=Full())  # type: ignore[arg-type]
+
+
+class _Fixed:
+    """A family whose images have one size."""
+
+    pixel_bounds = False
+
+    def __init__(self, family: object) -> None:
+        self._family = family
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(self._family, name)

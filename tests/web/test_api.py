@@ -7,6 +7,7 @@ import json
 import re
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,8 +18,11 @@ from PIL import Image
 
 from sinkscope.attention_processor import patch_map
 from sinkscope.capture.trace import GenerationTrace
+from sinkscope.jobs.job import Stopped
 from sinkscope.methods.explain import explain_map
 from sinkscope.models.profiles import SinkProfile
+from sinkscope.web import region_endpoint
+from sinkscope.web.region import LastTested
 from sinkscope.web.slot import ModelSlot
 from sinkscope.web.store import Run, new_id
 from tests.web.conftest import Site, start_site
@@ -91,7 +95,35 @@ def test_names_are_documented(client: Any) -> None:
         asked = {parameter["parameter_name"] for parameter in api[name]["parameters"]}
         assert asked == said, name
     hidden = {"/model_state", "/load_model", "/export_view", "/answer", "/generate_1"}
+    hidden |= {"/stop_1", "/stop_answer"}
     assert not hidden & set(api)  # what the page alone calls
+
+
+def test_stop_ends_a_region_test_of_its_own_client_alone(
+    client: Any, api_site: Site, compared: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from gradio_client import Client
+
+    begun = threading.Event()
+
+    def endless(*given: Any, stop: threading.Event, **hooks: Any) -> Any:
+        begun.set()
+        assert stop.wait(30), "nobody stopped it"
+        raise Stopped(3, 64, "boxes")
+
+    monkeypatch.setattr(region_endpoint, "region_test", endless)
+    monkeypatch.setattr(LastTested, "of", lambda *given: (None, None))
+    job = client.submit(run=compared["run"], rows="0", columns="0", api_name="/region")
+    assert begun.wait(30)
+    other = Client(api_site.url, verbose=False)
+    other.predict(api_name="/stop")
+    other.close()
+    (running,) = api_site.app.handlers.runner.under_way
+    assert not running.stopped
+    client.predict(api_name="/stop")
+    with pytest.raises(Exception, match=r"Stopped before there was a result\."):
+        job.result(timeout=30)
+    assert api_site.app.handlers.runner.under_way == ()
 
 
 def test_a_run_in_plain_values(client: Any, photo: Any, api_site: Site) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -162,3 +164,36 @@ def test_stop_and_go_on_on_a_phone(bundled: tuple[App, str], open_page: Any) -> 
     page.wait_for_function(
         "document.querySelector('[data-testid=evaluate-state]').textContent.startsWith('120 of 1')"
     )
+
+
+def test_own_questions_are_uploaded_asked_and_opened(
+    bundled: tuple[App, str], open_page: Any
+) -> None:
+    page = open_page(bundled[1])
+    open_tab(page)
+    page.click("#evaluate-source label:has-text('My questions')")
+    page.wait_for_selector("#evaluate-files input[type=file]", state="attached")
+    assert not page.is_visible("#evaluate-types")
+    examples = sorted((Path(__file__).parents[2] / "demo" / "examples").glob("*.png"))[:2]
+    rows = [
+        {"question": "Is there a blue ring?", "answer": "no", "image": one.name} for one in examples
+    ]
+    text_of = "\n".join(map(json.dumps, rows))
+    page.set_input_files(
+        "#evaluate-files input[type=file]",
+        [
+            {"name": "mine.jsonl", "mimeType": "text/plain", "buffer": text_of.encode()},
+            *(
+                {"name": e.name, "mimeType": "image/png", "buffer": e.read_bytes()}
+                for e in examples
+            ),
+        ],
+    )
+    page.wait_for_function("document.querySelectorAll('#evaluate-files tr').length >= 3")
+    run(page, 30)
+    assert "on 2 questions of an upload" in text(page, "title")
+    page.select_option("[data-testid=evaluate-show]", "all")
+    cards = page.locator("[data-testid=evaluate-questions] li")
+    assert cards.count() == 2
+    assert "Is there a blue ring?" in cards.first.inner_text()
+    assert page.locator(f"{TAB} .cards img").count() == 2

@@ -119,6 +119,40 @@ def test_from_the_list_to_a_saved_verdict(bundled: tuple[App, str], open_page: A
     assert other.get_attribute(TRIAL, "data-phase") == "empty"
 
 
+def test_two_runs_side_by_side(bundled: tuple[App, str], open_page: Any) -> None:
+    page = open_page(bundled[1], width=390)
+    open_tab(page)
+    choose(page, "decompose-output", 3)
+    one = run(page)
+    assert not page.is_visible("[data-testid=experiments-sides]")  # a second one is needed
+    fill(page, "#set-decompose-output-layer input", "1")
+    page.click("#experiments-run")
+    page.wait_for_selector(f"{TRIAL}[data-phase=ready]:not([data-ready='{one}'])", timeout=90_000)
+    other = page.get_attribute(TRIAL, "data-ready")
+    assert page.input_value(".sides [name=a]") == one
+    assert page.input_value(".sides [name=b]") == other
+    page.click("[data-does=compare]")
+    page.wait_for_function(
+        f"document.querySelector('{TRIAL} .of').textContent.includes('side by side')"
+    )
+    assert "A (layer 0) is decompose-output" in text(page, "summary")
+    assert "A (layer 0) and B (layer 1)" in text(page, "tables") and "norm_Y B-A" in text(
+        page, "tables"
+    )
+    assert (
+        not page.is_visible(f"{TRIAL} .verdict") and page.locator(f"{TRIAL} .figures img").count()
+    )
+    both = Result.open(save(page, f"{TRIAL} a.file:has-text('result.json')"))
+    assert set(both.settings) == {"A", "B"}
+    assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+    page.click("[data-does=a]")
+    page.wait_for_selector(f"{TRIAL}[data-ready='{one}']")
+    page.reload()
+    open_tab(page)
+    page.wait_for_selector("[data-testid=experiments-sides]")
+    assert page.locator(".sides [name=a] option").count() == 2
+
+
 def test_an_error_is_one_sentence_and_the_result_before_stays(
     bundled: tuple[App, str], open_page: Any
 ) -> None:

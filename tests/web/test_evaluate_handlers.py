@@ -222,7 +222,7 @@ def test_questions_that_fail_are_named(make: Make) -> None:
         ({"questions": 1001}, "questions is 1001; allowed:"),
         ({"questions": 2.5}, "questions is 2.5; allowed: a whole number"),
         ({"keep": 1.5}, "keep is 1.5; allowed:"),
-        ({"tau": "much"}, "tau is 'much'; allowed: nothing, or a number."),
+        ({"tau": "much"}, "tau is 'much'; allowed: nothing, or a number from 0 up"),
         ({"tau": "nan"}, "tau is nan; allowed:"),
         ({"seed": -1}, "seed is -1; allowed:"),
         ({"dims": "7, x"}, "dims is '7, x'; allowed:"),

@@ -20,6 +20,7 @@ from sinkscope.cli.sinks_data import read_data
 from sinkscope.config import AppSettings, ImageLimits, Settings
 from sinkscope.experiments import catalogue
 from sinkscope.experiments.catalogue import Experiment
+from sinkscope.experiments.compare import compare
 from sinkscope.experiments.result import Findings, Result, Table
 from sinkscope.experiments.run import run_experiment
 from sinkscope.experiments.settings import DecomposeOutputSettings
@@ -181,7 +182,7 @@ def test_progress_has_two_parts_that_each_rise_to_their_end(make: Make) -> None:
         ({"own": {}}, "layer is None"),
         ({"own": {"layer": None}}, "layer is None"),
         ({"own": {"layer": -1.0}}, "layer is -1"),
-        ({"study": {"tau": "much"}}, "tau is 'much'; allowed: a number from 0 up"),
+        ({"study": {"tau": "much"}}, "tau is 'much'; allowed: nothing, or a number from 0 up"),
         ({"study": {"tau": "nan"}}, "tau is nan"),
         ({"study": {"auc": 2.0}}, "auc is 2.0; allowed: a number from 0.5 to 1"),
         ({"study": {"tokens": "sinks,nobody"}}, "tokens is 'nobody'; allowed: sinks, ordinary"),
@@ -310,6 +311,45 @@ def test_no_model_no_memory_and_a_fault(make: Make) -> None:
 @pytest.mark.parametrize("ask", [None, [], "x", {}, {"run": None}, {"run": 5}, {"run": ["x"]}])
 def test_questions_about_nothing(make: Make, ask: Any) -> None:
     assert make().open_experiment(ask) == {"error": GONE}
+
+
+def test_two_finished_runs_side_by_side_are_what_the_command_line_makes_of_them(
+    make: Make,
+) -> None:
+    handlers = make()
+    one, other = (drain(handlers, asked(own={"layer": layer}))[-1] for layer in (0.0, 1.0))
+    value = handlers.compare_experiments({"a": one["run"], "b": other["run"]})
+    assert value["phase"] == "ready" and value["run"] not in (one["run"], other["run"])
+    header = opened(value)
+    results = [handlers.store.get(v["run"]).result for v in (one, other)]  # type: ignore[union-attr]
+    both = compare(*results)
+    assert header["compared"] and header["verdict"] is None
+    assert header["summary"] == [*both.findings.notes[:2], *both.findings.summary]
+    assert header["notes"] == list(both.findings.notes[2:])
+    assert [t["title"] for t in header["tables"]] == [t.title for t in both.findings.tables]
+    assert header["tables"][0]["title"].endswith("A (layer 0) and B (layer 1)")
+    assert "layer 0's output / Norm of the parts of layer 1's" in header["figures"][0]["title"]
+    assert "norm_Y B-A" in header["tables"][0]["columns"]
+    assert {"A, settings", "B, settings"} <= {name for name, _ in header["facts"]}
+    assert Result.open(local(header["files"][1]["url"])) == both
+    assert header["figures"]
+    # It is there after a reload, and is not made twice; the other way round it is another one.
+    assert handlers.open_experiment({"run": value["run"]}) == value
+    assert handlers.compare_experiments({"a": one["run"], "b": other["run"]}) is value
+    assert handlers.runner.under_way == ()
+
+
+def test_what_cannot_be_set_side_by_side_is_said(make: Make) -> None:
+    handlers = make()
+    one = drain(handlers, asked())[-1]["run"]
+    scan = drain(handlers, asked("scan", own={"print": ["hidden"]}))[-1]["run"]
+    for ask in (None, {}, {"a": one}, {"a": one, "b": "x" * 22}, {"a": [one], "b": one}):
+        assert handlers.compare_experiments(ask) == {"error": GONE}
+    said = handlers.compare_experiments({"a": one, "b": scan})["error"]
+    assert said.startswith("The results are of different experiments, decompose-output and scan")
+    both = handlers.compare_experiments({"a": one, "b": one})["run"]
+    said = handlers.compare_experiments({"a": one, "b": both})["error"]
+    assert said == "A comparison is given; allowed: two results of one run each."
 
 
 def test_results_are_few_and_not_for_long() -> None:

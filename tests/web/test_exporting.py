@@ -5,8 +5,8 @@ from __future__ import annotations
 import dataclasses
 import errno
 import threading
-import time
-from collections.abc import Iterator
+from collections.abc import Callable
+from functools import partialmethod
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -14,9 +14,11 @@ from typing import Any
 import pytest
 from PIL import Image
 
+from sinkscope.drawing.files import Drawing
 from sinkscope.drawing.panels import Painter
 from sinkscope.drawing.view import View, make_side
-from sinkscope.jobs.job import Stopped
+from sinkscope.jobs.job import Progress, Stopped
+from sinkscope.web.drawing_process import DrawingProcess
 from sinkscope.web.exporting import (
     Wanted,
     exporting,
@@ -37,6 +39,23 @@ VIEW = {"layers": [1, 2], "heads": None, "each": [], "scale": "clip", "reduce": 
 def asked(site: Site, **question: Any) -> list[dict[str, Any]]:
     event = SimpleNamespace(_data={"ask": "1-2", "view": VIEW, **question})
     return list(exporting(site.app.handlers)(event))
+
+
+def endless(
+    self: DrawingProcess,
+    sides: Any,
+    drawing: Drawing,
+    path: Path,
+    on_progress: Progress,
+    stop: threading.Event,
+    told: Callable[[], object] = lambda: None,
+) -> None:
+    """In place of what draws: more frames than anybody waits for."""
+    for frame in range(1, 10_000):
+        on_progress(frame, 10_000, f"Frame {frame} of 10000")
+        told()
+        if stop.wait(0.01):
+            raise Stopped(frame, 10_000, "frames")
 
 
 @pytest.fixture
@@ -68,13 +87,7 @@ def test_only_the_session_that_asked_stops_its_file(
 ) -> None:
     handlers, drawn = site.app.handlers, threading.Event()
 
-    def endless(*_: Any, **__: Any) -> Iterator[tuple[int, int]]:
-        for frame in range(1, 10_000):
-            yield frame, 10_000
-            drawn.set()
-            time.sleep(0.01)
-
-    monkeypatch.setattr("sinkscope.web.exporting.animation_steps", endless)
+    monkeypatch.setattr(DrawingProcess, "__call__", partialmethod(endless, told=drawn.set))
     question = {"ask": "1-2", "view": VIEW, "run": run.id, "kind": "gif"}
     mine, yours = SimpleNamespace(session_hash="mine"), SimpleNamespace(session_hash="yours")
     values = exporting(handlers)(SimpleNamespace(_data=question), mine)
@@ -196,12 +209,7 @@ def test_a_figure_has_the_scale_of_the_screen(
 def test_stop_ends_the_file_in_the_making(
     open_page: Any, site: Site, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def endless(*_: Any, **__: Any) -> Iterator[tuple[int, int]]:
-        for frame in range(1, 100_000):
-            yield frame, 100_000
-            time.sleep(0.01)
-
-    monkeypatch.setattr("sinkscope.web.exporting.animation_steps", endless)
+    monkeypatch.setattr(DrawingProcess, "__call__", endless)
     page = open_page(site.url)
     page.wait_for_selector("[data-ready]", state="attached")
     page.click("[data-testid=save-button]")

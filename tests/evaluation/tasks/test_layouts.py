@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ import pytest
 from sinkscope.evaluation.base import Faulty, Question
 from sinkscope.evaluation.data import open_data
 from sinkscope.evaluation.session import Prepared, judgement
+from sinkscope.evaluation.tasks.base import KIT_CHOICE, KIT_CHOICE_CHINESE
 from sinkscope.evaluation.tasks.listed import TASKS, task_named
 from tests.evaluation.tasks.layouts import COLOURS, LAYOUTS, data_of
 
@@ -60,6 +62,27 @@ def described(name: str, folder: Path) -> dict[str, object]:
         }
         for protocol in task_named(name).protocols
     }
+
+
+@pytest.mark.parametrize("name", ["blink", "mmvp"])
+def test_vlmevalkit_instructs_in_chinese_where_something_is_chinese(
+    name: str, tmp_path: Path
+) -> None:
+    """As its `cn_string` has it: one character from U+4E00 to U+9FFF, in the question or an
+    option."""
+    protocol = task_named(name).protocol("vlmevalkit")
+    first = questions(name, tmp_path)[0]
+    chinese = replace(first, text="\u56fe\u4e2d\u662f\u4ec0\u4e48?", fields={})
+    lines = "".join(f"{letter}. {said}\n" for letter, said in first.options)
+    assert protocol.prompt(chinese) == (
+        f"Question: {chinese.text}\nOptions:\n{lines}"
+        "\u8bf7\u76f4\u63a5\u56de\u7b54\u9009\u9879\u5b57\u6bcd\u3002"
+    )
+    option = replace(first, options=(*first.options[:-1], ("B", "\u7ea2")))
+    assert protocol.prompt(option).endswith("\nB. \u7ea2\n" + KIT_CHOICE_CHINESE)
+    japanese = replace(first, text="\u3053\u308c\u306f?", fields={})  # no character of these
+    assert protocol.prompt(japanese).endswith(KIT_CHOICE)
+    assert protocol.prompt(first).endswith(KIT_CHOICE)
 
 
 def test_images_come_in_the_order_of_the_data(tmp_path: Path) -> None:

@@ -5,10 +5,11 @@ const items = (texts) => texts.map((text) => node("li", {}, text));
 const link = (file, text) => file && node("a", { href: sameOrigin(file), download: file.name, class: "file" }, text || file.name);
 
 function build(data) {
-  $(".of").textContent = `${data.experiment} · ${data.model}`;
+  $(".of").textContent = data.compared ? `${data.experiment} · two runs side by side` : `${data.experiment} · ${data.model}`;
   $(".question").textContent = data.question;
   $(".summary").replaceChildren(...items(data.summary));
   $(".notes").replaceChildren(...items(data.notes));
+  $(".verdict").hidden = data.compared;
   judge(data.verdict);
   $(".acts").replaceChildren(node("span", {}, "Save"), ...data.files.map((file) => link(file, file.name.endsWith(".zip") ? `all files: ${file.name}` : file.name)));
   $(".figures").replaceChildren(...data.figures.map(figure));

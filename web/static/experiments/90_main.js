@@ -18,6 +18,7 @@ async function show(value) {
   if (value.fraction == null) bar.removeAttribute("value");
   else bar.value = value.fraction;
   complain(phase === "error" && value.message);
+  for (const button of root.querySelectorAll(".sides button")) button.disabled = /queued|running/.test(phase);
   if (!value.data || coming === value.run) return;
   coming = value.run;
   const answer = await fetch(sameOrigin(value.data));
@@ -29,6 +30,7 @@ async function show(value) {
   build(header);
   element.experiment = header; // for people who script the page, and for tests
   sessionStorage.setItem(KEPT, value.run);
+  remember(header, value.run);
   root.dataset.ready = value.run;
 }
 

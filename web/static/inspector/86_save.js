@@ -1,7 +1,10 @@
 // Taking things away: a picture, a table, the trace, a page that works without a server, a link.
 function wireSave() {
   const told = $(".save .told");
-  $('[data-do="save"]').addEventListener("click", () => togglePop("save"));
+  $('[data-do="save"]').addEventListener("click", () => {
+    togglePop("save");
+    if (served) server.draw_ahead({}).catch(() => {}); // whoever asks for a file is told what is wrong
+  });
   const ways = { pdf: () => askFor("pdf"), gif: () => askFor("gif"), mp4: () => askFor("mp4"), png: savePicture, csv: saveShares, html: () => fetchFile("page_file"), trace: () => fetchFile("trace_file"), link: copyLink };
   $(".motion").hidden = !served;
   $('[data-do="stop-save"]').addEventListener("click", () => trigger("stop", {}));

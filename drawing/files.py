@@ -1,0 +1,109 @@
+"""Files that are drawn: a figure of some tokens, or an animation over them, as plain values say.
+
+What is to be drawn is a value (`Drawing`) that can be told to another process; `draw` makes it, in
+whichever process.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import threading
+from collections.abc import Mapping
+from contextlib import closing
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+from sinkscope.capture.trace import GenerationTrace
+from sinkscope.drawing.animation import animation_steps
+from sinkscope.drawing.figures import save
+from sinkscope.drawing.view import View
+from sinkscope.drawing.view_figure import view_figure
+from sinkscope.jobs.job import Progress, Stopped
+
+ANIMATIONS, FIGURES = (".gif", ".mp4"), (".pdf", ".png", ".svg")
+MOST_TOKENS = 100_000  # of a figure; no answer has more
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """What a file shows.
+
+    Attributes:
+        view: which part and how.
+        first, last: tokens, both included, from 0; `last` None: of a figure `first` alone, of an
+            animation all from `first` on. A figure shows their mean.
+        window, seconds, width: of an animation, as in `drawing.animation.animate`.
+        idle: the second side was to change something and changed nothing.
+    """
+
+    view: View = field(default_factory=View)
+    first: int = 0
+    last: int | None = None
+    window: int = 1
+    seconds: float = 0.4
+    width: int | None = None
+    idle: bool = False
+
+    def values(self) -> dict[str, Any]:
+        """The same as JSON can hold it, for a view whose method is one by name."""
+        assert isinstance(self.view.method, str)
+        return dataclasses.asdict(self)
+
+    @staticmethod
+    def of(values: Mapping[str, Any]) -> Drawing:
+        """What `values` gave, after JSON too."""
+        said = values["view"].items()
+        view: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in said}
+        return Drawing(**{**values, "view": View(**view)})
+
+
+def draw(
+    sides: Mapping[str, GenerationTrace],
+    drawing: Drawing,
+    path: Path,
+    on_progress: Progress | None = None,
+    stop: threading.Event | None = None,
+) -> None:
+    """Make the file, whole or not at all.
+
+    Args:
+        sides: one or two runs by their labels, left to right.
+        drawing: what it shows.
+        path: ending in .gif, .mp4 (an animation), .pdf, .png or .svg (a figure).
+        on_progress: called with frames done, all frames, and words; a figure is one step.
+        stop: once set, an animation ends before its next frame.
+
+    Raises:
+        ValueError: naming the setting, its value and what is allowed.
+        OSError: the file cannot be written.
+        Stopped: `stop` was set before the file was finished.
+    """
+    if path.suffix.lower() not in ANIMATIONS:
+        last = drawing.first if drawing.last is None else drawing.last
+        tokens = range(drawing.first, last + 1)
+        if len(tokens) > MOST_TOKENS:
+            raise ValueError(f"last is {drawing.last}; allowed: an index of a token.")
+        save(view_figure(sides, tokens, drawing.view, idle=drawing.idle), path)
+        return
+    names = ("first", "last", "window", "seconds", "width", "idle")
+    options = {name: getattr(drawing, name) for name in names}
+    with closing(animation_steps(sides, path, drawing.view, **options)) as steps:
+        for done, count in steps:
+            if on_progress is not None:
+                on_progress(done, count, f"Frame {done} of {count}")
+            if done < count and stop is not None and stop.is_set():
+                raise Stopped(done, count, "frames")
+
+
+class Draw(Protocol):
+    """What `draw` is: something that makes a file of runs."""
+
+    def __call__(
+        self,
+        sides: Mapping[str, GenerationTrace],
+        drawing: Drawing,
+        path: Path,
+        on_progress: Progress | None = None,
+        stop: threading.Event | None = None,
+    ) -> None: ...

@@ -1,0 +1,198 @@
+"""Whether a method says what the plain model said: one pass over that answer, nothing generated.
+
+VAR rarely changes an answer. So the plain model's is put behind the prompt, and one pass with VAR
+says what VAR would have said at each of its places (arXiv 2211.17192 has the idea: the answer is a
+draft). Where the most probable token is the draft's at every place, decoding greedily with VAR
+gives that answer, with the probabilities and rows of the pass. Where it is not, the row has to be
+generated (`evaluation.answering`). Either way the answer is the method's own.
+
+The pass begins at the first layer in which VAR acts, with what the plain model held there
+(`evaluation.lower_layers`). Rows of answers of very different lengths go in two passes, for a pass
+is as long as its longest.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from sinkscope.capture.decoding import own_values
+from sinkscope.capture.probes.base import Probe
+from sinkscope.capture.run import checkpoint_decoding, decide
+from sinkscope.capture.session import attached
+from sinkscope.config import GenerationSettings
+from sinkscope.evaluation.answering import (
+    Answer,
+    Row,
+    answer_rows,
+    begin_rows,
+    log_of,
+    var_of,
+    what_var_did,
+)
+from sinkscope.evaluation.lower_layers import Given, Lower, passed_over, stream_at
+from sinkscope.models.loading import ModelHandle
+from sinkscope.models.sites import NO_LAYER, At
+
+MOST_NEW_TOKENS = 64  # above, a draft that is wrong early costs more than it saves
+PASS = 64  # tokens that a pass of its own costs as much as
+MOST_LOGITS = 1 << 28  # of one pass: rows x places x vocabulary
+
+
+@dataclass(frozen=True)
+class _Logits(Probe):
+    looks: tuple[At, ...] = (At("logits"),)
+
+
+def can_check(handle: ModelHandle, settings: GenerationSettings) -> bool:
+    """Whether answers are short, and each token is the most probable one, whatever was before it:
+    no sampling, no penalty, nothing forbidden."""
+    ours = settings.decoding == "ours"
+    values = own_values(settings) if ours else checkpoint_decoding(handle).values
+    return settings.max_new_tokens <= MOST_NEW_TOKENS and set(values) <= {"max_new_tokens"}
+
+
+@dataclass(frozen=True)
+class Drafts:
+    """What the plain model said to the questions of a batch.
+
+    Attributes:
+        answers: of each question.
+        lower: what its rows held at the input of the first layer in which another method acts.
+    """
+
+    answers: tuple[Answer, ...]
+    lower: Lower
+
+
+def draft_answers(
+    handle: ModelHandle, settings: GenerationSettings, rows: Sequence[Row], layer: int
+) -> Drafts:
+    """Let the plain model answer. The handle's lock must be held.
+
+    Args:
+        handle: a loaded model.
+        settings: of all rows.
+        rows: of the plain model, one a question.
+        layer: the first one in which another method acts.
+    """
+    layer = min(layer, handle.info.layers - 1)
+    stream = stream_at(layer)
+    answers, session = answer_rows(handle, settings, rows, [stream])
+    return Drafts(tuple(answers), Lower(layer, session[stream][layer], _suffix(rows)))
+
+
+def _suffix(rows: Sequence[Row]) -> int:
+    """Positions of a batch between the prefix and the answer, padding among them."""
+    return max(len(row.prefix.inputs.token_ids) - row.prefix.length for row in rows)
+
+
+def check_rows(
+    handle: ModelHandle,
+    settings: GenerationSettings,
+    rows: Sequence[Row],
+    questions: Sequence[int],
+    drafts: Drafts,
+) -> list[Answer | None]:
+    """What each row says of its draft. The handle's lock must be held.
+
+    Args:
+        handle: a loaded model.
+        settings: of all rows; `can_check` must allow them.
+        rows: with VAR; their prefixes are scored by one set of sink dimensions.
+        questions: which question of the drafts each row is about.
+        drafts: of `draft_answers`.
+
+    Returns:
+        A row's answer, its sinks not counted; None where it says something else than the draft.
+    """
+    made: list[Answer | None] = [None] * len(rows)
+    vocabulary = handle.model.config.get_text_config().vocab_size
+    lengths = [len(drafts.answers[question].ids) for question in questions]
+    for members in _passes(lengths, vocabulary):
+        some = [rows[one] for one in members], [questions[one] for one in members]
+        for one, answer in zip(members, _pass(handle, settings, *some, drafts), strict=True):
+            made[one] = answer
+    return made
+
+
+def _passes(lengths: Sequence[int], vocabulary: int) -> Iterator[list[int]]:
+    """Which rows go together: all, or the short ones and the long ones; as many as may be."""
+    order = sorted(range(len(lengths)), key=lambda row: lengths[row])
+    longest, count = lengths[order[-1]], len(order)
+
+    def cost(cut: int) -> int:
+        short = lengths[order[cut - 1]] * cut + PASS if cut else 0
+        return short + longest * (count - cut)
+
+    cut = min(range(count), key=cost)
+    for part in (order[:cut], order[cut:]):
+        most = max(1, MOST_LOGITS // (vocabulary * lengths[part[-1]])) if part else 1
+        for start in range(0, len(part), most):
+            yield sorted(part[start : start + most])
+
+
+def _pass(
+    handle: ModelHandle,
+    settings: GenerationSettings,
+    rows: Sequence[Row],
+    questions: Sequence[int],
+    drafts: Drafts,
+) -> list[Answer | None]:
+    prompts = [row.prefix.inputs for row in rows]
+    said = [drafts.answers[question] for question in questions]
+    longest = max(len(draft.ids) for draft in said)
+    # What is behind a shorter draft is seen by none of its tokens.
+    ids = torch.tensor(
+        [[*draft.ids, *([draft.ids[0]] * (longest - len(draft.ids)))] for draft in said]
+    )
+    prefix, start = begin_rows(handle, rows, ids[:, :-1])
+    logits, var = _Logits(), var_of(rows)
+    # One token is chosen behind it all, which nobody reads: `generate` knows how positions go on.
+    one = dataclasses.replace(settings, max_new_tokens=1)
+    decoding = decide(handle, one, max(prompt.layout.length for prompt in prompts))
+    lower, suffix = drafts.lower, _suffix(rows)
+    given = Given(lower.layer, lower.of_rows(questions, suffix, suffix + longest - 1))
+    with (
+        attached(
+            handle, prompts, [logits], [given, var], new_tokens=longest, prefix=prefix
+        ) as session,
+        passed_over(handle.stack.layers[: lower.layer]),
+    ):
+        handle.model.generate(  # type: ignore[operator]
+            **start, generation_config=decoding.config, logits_to_keep=longest
+        )
+    (seen,) = session[logits][NO_LAYER]
+    best, logs = _read(seen, ids.to(seen.device))
+    made: list[Answer | None] = []
+    for row, draft in enumerate(said):
+        count = len(draft.ids)
+        own = logs[row][:count]
+        if tuple(best[row][:count]) != draft.ids or not all(map(math.isfinite, own)):
+            made.append(None)
+            continue
+        changed, moved = what_var_did(session[var], row, count)
+        made.append(
+            dataclasses.replace(
+                draft,
+                log_probabilities=tuple(map(log_of, own)),
+                sinks=None,
+                rows_changed=changed,
+                mass_moved=moved,
+            )
+        )
+    return made
+
+
+def _read(logits: Tensor, ids: Tensor) -> tuple[list[list[int]], list[list[float]]]:
+    """Of logits (B, T, V): the most probable tokens, and the log-probability of `ids` (B, T)."""
+    logs = [
+        torch.log_softmax(own.float(), dim=-1).gather(1, wanted[:, None])[:, 0]
+        for own, wanted in zip(logits, ids, strict=True)  # row by row: float32 takes twice as much
+    ]
+    return logits.argmax(-1).tolist(), torch.stack(logs).tolist()

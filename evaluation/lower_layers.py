@@ -1,0 +1,92 @@
+"""The layers below the first one in which a method acts, passed through once for all methods.
+
+There the plain model and VAR are one model: of the same tokens they make the same residual stream.
+So where a pass is about tokens that the plain model has passed already, it may begin at that layer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from sinkscope.capture.probes.values import Values
+from sinkscope.evaluation.methods import Method
+from sinkscope.interventions.base import Intervention
+from sinkscope.interventions.var.checks import acting_layers
+from sinkscope.models.info import ModelInfo
+from sinkscope.models.sites import At
+
+
+@dataclass(frozen=True)
+class Lower:
+    """What the plain model's rows held at the input of a layer.
+
+    Attributes:
+        layer: the first one that is not below.
+        hidden: (B, n, D), from the first position behind the prefix on, the padding of the batch
+            among them: the last `suffix` positions of the prompt, then the answer but for its last
+            token.
+        suffix: see there.
+    """
+
+    layer: int
+    hidden: Tensor
+    suffix: int
+
+    def of_rows(self, rows: Sequence[int], suffix: int, length: int) -> Tensor:
+        """(rows, length, D): the same of some rows, behind prompts that are padded to another
+        length, `suffix` at most as long as here."""
+        first = self.suffix - suffix
+        return self.hidden[list(rows), first : first + length]
+
+
+def first_acting(info: ModelInfo, methods: Sequence[Method]) -> int:
+    """The first layer in which one of the methods acts; the number of layers where none does."""
+    layers = [acting_layers(one.var, info.layers) for one in methods if one.var is not None]
+    return min((min(own) for own in layers if own), default=info.layers)
+
+
+def stream_at(layer: int) -> Values:
+    """The probe whose result at `layer` is `Lower.hidden`."""
+    return Values(At("block_in", (layer,)))
+
+
+@dataclass(frozen=True)
+class Given(Intervention):
+    """Puts the residual stream of a whole pass (B, n, D) at the input of a layer."""
+
+    layer: int
+    hidden: Tensor
+
+    @property
+    def edits(self) -> tuple[At, ...]:  # type: ignore[override]
+        return (At("block_in", (self.layer,)),)
+
+    def edit(self, site: str, layer: int, values: Tensor, positions: Sequence[int]) -> Tensor:
+        return self.hidden.to(values.device)
+
+
+@contextmanager
+def passed_over(layers: Sequence[nn.Module]) -> Iterator[None]:
+    """Inside the `with` these layers do nothing: what they are given is what they give, and no key
+    is kept. Everything is as it was when the `with` is left."""
+    before = [vars(layer).get("forward") for layer in layers]
+    try:
+        for layer in layers:
+            layer.forward = _same
+        yield
+    finally:
+        for layer, own in zip(layers, before, strict=True):
+            if own is None:
+                vars(layer).pop("forward", None)
+            else:
+                layer.forward = own
+
+
+def _same(hidden_states: torch.Tensor, *rest: Any, **named: Any) -> torch.Tensor:
+    return hidden_states

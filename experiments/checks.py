@@ -1,0 +1,64 @@
+"""What can be refused before any sample is passed through the model: each experiment's `check` uses
+these."""
+
+from __future__ import annotations
+
+from sinkscope.experiments.settings import StudySettings
+from sinkscope.models.loading import ModelHandle
+
+
+def check_layer(handle: ModelHandle, layer: int, after: bool = False) -> None:
+    """Refuse a layer that the model does not have.
+
+    Args:
+        handle: of the model.
+        layer: index.
+        after: there must be a layer behind it.
+    """
+    layers = handle.info.layers
+    last = layers - (2 if after else 1)
+    if not 0 <= layer <= last:
+        why = ", the last but one: there must be a layer behind it to see an effect in"
+        allowed = f"0 to {last}" if last > 0 else "0" if last == 0 else "none"
+        raise ValueError(
+            f"layer is {layer}; {handle.info.id} has layers 0 to {layers - 1}; "
+            f"allowed: {allowed}{why if after else ''}."
+        )
+
+
+def check_reference(asked: StudySettings) -> None:
+    """Refuse a study without a second group of tokens, where an experiment needs one.
+
+    Raises:
+        ValueError: naming the first.
+    """
+    if asked.tokens is not None and len(asked.tokens) < 2:
+        raise ValueError(
+            f"tokens has {asked.tokens[0]} alone; this experiment holds the sinks against a "
+            "second group: give two or more, such as sinks,ordinary or 0,1,8."
+        )
+
+
+def check_top(handle: ModelHandle, layer: int, top: int | None, directions: bool = False) -> None:
+    """Refuse a number of neurons that the layer does not have.
+
+    Args:
+        handle: of the model.
+        layer: that exists.
+        top: how many; None: as many as it takes.
+        directions: their span is taken out, and needs room for a random one beside it.
+    """
+    if top is None:
+        return
+    neurons = int(handle.stack.mlp(layer).down.weight.shape[1])
+    width = handle.info.hidden_size
+    most = min(neurons, width // 2) if directions else neurons
+    if top > most:
+        why = (
+            f"; the model has {width} dimensions, of which a random span of the same rank needs "
+            "as many again"
+        )
+        raise ValueError(
+            f"top is {top}; layer {layer} of {handle.info.id} has {neurons} neurons; allowed: 1 to "
+            f"{most}{why if directions and width // 2 < neurons else ''}."
+        )
