@@ -261,7 +261,7 @@ def _memory_errors_named(handle: ModelHandle, settings: FindSettings) -> Iterato
         setting = f" (max_pixels; now {pixels})" if handle.family.pixel_bounds else ""
         raise RunOutOfMemoryError(
             f"Memory is full. What helps: smaller images{setting}, or fewer samples at once "
-            f"(batch_size; now {settings.batch_size})."
+            f"(batch_size; now {samples_at_once(settings, handle.device)})."
         )
 
 
