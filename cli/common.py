@@ -15,6 +15,7 @@ import typer
 from sinkscope.jobs.job import Job, Stopped
 
 if TYPE_CHECKING:
+    from sinkscope.capture.trace import GenerationTrace
     from sinkscope.config import GenerationSettings, ModelSettings
     from sinkscope.models.family import PromptInputs
     from sinkscope.models.loading import ModelHandle
@@ -215,6 +216,19 @@ def say_decoding(handle: ModelHandle, inputs: PromptInputs, settings: Generation
             "checkpoint follows it.",
             err=True,
         )
+
+
+def say_stage(text: str) -> None:
+    """What the next token of an answer takes long for, on standard error."""
+    typer.echo(f"{text}.", err=True)
+
+
+def say_engine(trace: GenerationTrace) -> None:
+    """One line on standard error, behind a run, where another engine made it than was asked for."""
+    from sinkscope.capture.decoding import engine_words
+
+    if said := engine_words(trace):
+        typer.echo(f"Note: the answer was {said}.", err=True)
 
 
 def load(settings: ModelSettings) -> ModelHandle:

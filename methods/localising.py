@@ -11,7 +11,7 @@ from sinkscope.capture.trace import GenerationTrace
 from sinkscope.jobs.job import Progress
 from sinkscope.methods.attention import attention_of
 from sinkscope.methods.base import Axes, MapStack, Method, Target, rows_of
-from sinkscope.methods.heads import HeadList, best_heads, has_heads, spatial_entropy
+from sinkscope.methods.heads import HeadList, best_heads, elbow, has_heads, spatial_entropy
 
 if TYPE_CHECKING:
     from sinkscope.methods.base import Session
@@ -74,8 +74,11 @@ class LocalisingHeads(Method):
                 for one in self.chosen.chosen[: self.best]
             ]
         else:
-            entropy = np.array([[spatial_entropy(h, run.layout) for h in layer] for layer in own])
-            places = best_heads(own.sum(-1), entropy, self.best)
+            mass = own.sum(-1)
+            entropy = np.full(mass.shape, np.inf)
+            for place in zip(*np.nonzero(mass >= elbow(mass.ravel())), strict=True):
+                entropy[place] = spatial_entropy(own[place], run.layout)
+            places = best_heads(mass, entropy, self.best)
         if not places:
             return np.full(own.shape[-1], np.nan, dtype=np.float32)
         made: np.ndarray = np.mean([own[place] for place in places], axis=0)

@@ -75,6 +75,7 @@ class ModelHandle:
         profile: the model's sink dimensions, or None where none are known.
         generation_file: what there is to say about the checkpoint's generation_config.json.
         lock: one run at a time; transformers keeps state on the model during a run.
+        kept: what runs leave for the next one, such as recorded steps; gone with the handle.
     """
 
     info: ModelInfo
@@ -85,6 +86,7 @@ class ModelHandle:
     profile: SinkProfile | None
     generation_file: GenerationFile = field(default_factory=GenerationFile)
     lock: threading.Lock = field(default_factory=threading.Lock, compare=False)
+    kept: dict[str, Any] = field(default_factory=dict, compare=False, repr=False)
 
     @property
     def device(self) -> torch.device:

@@ -16,6 +16,7 @@ from sinkscope.benchmarks.memory import peak_extra, supported
 from sinkscope.config import GenerationSettings
 from sinkscope.methods import chefer
 from sinkscope.methods.explain import METHODS, explain
+from sinkscope.methods.layerwise import LayerAgain
 from sinkscope.methods.passes import passes_of
 from sinkscope.models import attention
 from tests.methods.conftest import World
@@ -92,3 +93,14 @@ def test_memory_beside_a_plain_forward_pass(name: str) -> None:
         for way in ("forward", name)
     )
     assert peak <= 3 * plain, (peak, plain)
+
+
+def test_rows_of_a_layer_with_a_window() -> None:
+    """Chefer's blocks of rows see what the model's own sliding window lets them see."""
+    some = torch.zeros(1, 2, 10, 4)
+    again = LayerAgain(some, some, some, 1.0, some, some, window=3)
+    assert again.mask(0, 3) is None  # causal alone is as much
+    mask = again.mask(4, 7)
+    assert mask is not None and mask.shape == (1, 1, 3, 7)
+    for row, query in enumerate(range(4, 7)):
+        assert mask[0, 0, row].nonzero()[:, 0].tolist() == [query - 2, query - 1, query]
