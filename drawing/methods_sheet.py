@@ -20,7 +20,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from sinkscope.attention_processor import PatchMap
-from sinkscope.drawing.figures import caption, fonts, printable, save, visible
+from sinkscope.drawing.figures import caption, save
 from sinkscope.drawing.overlay import (
     OverlayStyle,
     Pixels,
@@ -30,6 +30,7 @@ from sinkscope.drawing.overlay import (
     refuse,
     scale_of,
 )
+from sinkscope.drawing.text import fonts, printable, visible
 from sinkscope.methods.together import Made, agreement
 from sinkscope.utils import plain_values, write_atomically
 
