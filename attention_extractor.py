@@ -46,6 +46,7 @@ __all__ = [
 
 OnToken = Callable[[int, GeneratedToken], None]
 OnNamedToken = Callable[[str, int, GeneratedToken], None]
+OnStage = Callable[[str], None]
 NAMES = ("baseline", "var")
 
 
@@ -56,6 +57,7 @@ def generate(
     var: VARSettings | None = None,
     *,
     on_token: OnToken | None = None,
+    on_stage: OnStage | None = None,
     stop: threading.Event | None = None,
 ) -> GenerationTrace:
     """Generate an answer with its attention.
@@ -66,6 +68,7 @@ def generate(
         settings: length, sampling, what to capture.
         var: apply VAR with these settings; None is the plain model.
         on_token: called from this thread with index and token as each is chosen.
+        on_stage: called with what is done, in words, where the next token will take long for it.
         stop: set it from another thread to end the run after the current token; the partial trace
             is returned.
 
@@ -89,7 +92,14 @@ def generate(
                 dims = var.dims if var else handle.profile.dims if handle.profile else ()
                 prefix = forward_prefix(handle, inputs, dims)
             trace = answer(
-                handle, inputs, settings, [var], prefix=prefix, on_token=told, stop=stop
+                handle,
+                inputs,
+                settings,
+                [var],
+                prefix=prefix,
+                on_token=told,
+                on_stage=on_stage,
+                stop=stop,
             )[0]
         return _with_reference(handle, inputs, settings, (trace,), prefix, stop)[0]
 
@@ -262,6 +272,7 @@ def compare(
     same_text: bool = False,
     *,
     on_token: OnNamedToken | None = None,
+    on_stage: OnStage | None = None,
     stop: threading.Event | None = None,
     prefix: Prefix | None = None,
 ) -> Comparison:
@@ -280,6 +291,7 @@ def compare(
         var: VAR's settings.
         same_text: as above.
         on_token: called with "baseline" or "var", index and token as each is chosen.
+        on_stage: as in `generate`.
         stop: set it to end the run after the current token; partial traces are returned.
         prefix: of an earlier comparison on the very same inputs; ignored where it does not fit.
 
@@ -308,6 +320,7 @@ def compare(
                     prefix=prefix,
                     mark=var,
                     on_token=told,
+                    on_stage=on_stage,
                     stop=stop,
                 )
                 changed = score_answer(handle, inputs, settings, var, plain, prefix)
@@ -316,7 +329,14 @@ def compare(
                         on_token(NAMES[1], index, token)
             else:
                 plain, changed = answer(
-                    handle, inputs, settings, [None, var], prefix=prefix, on_token=told, stop=stop
+                    handle,
+                    inputs,
+                    settings,
+                    [None, var],
+                    prefix=prefix,
+                    on_token=told,
+                    on_stage=on_stage,
+                    stop=stop,
                 )
         traces = (plain, changed)
         plain, changed = _with_reference(handle, inputs, settings, traces, prefix, stop)

@@ -22,6 +22,7 @@ Dialect = Literal["official", "paper"]
 Control = Literal["none", "random"]
 Reduce = Literal["mean", "max", "min"]
 Decoding = Literal["ours", "checkpoint"]
+Engine = Literal["auto", "loop", "graph"]
 Device = Literal["auto", "cpu", "cuda", "mps"]
 DType = Literal["auto", "float32", "bfloat16", "float16"]
 
@@ -84,6 +85,12 @@ class ModelSettings:
         "Sink profile to use instead of the model's own.",
         metavar="FILE",
         allowed="the name of a sink profile file",
+    )
+    adapter: str | None = setting(
+        None,
+        "LoRA or other peft adapter, merged into the model in memory.",
+        metavar="FOLDER",
+        allowed="a folder with an adapter",
     )
 
     def __post_init__(self) -> None:
@@ -173,6 +180,19 @@ class GenerationSettings:
         False,
         "Pass a generic prompt over the same image too, for relative maps.",
         offered=False,
+    )
+    engine: Engine = setting(
+        "auto",
+        "What makes the tokens after the first. loop: transformers' generate; graph: one recorded "
+        "step over a fixed memory (on a CPU the same step, not recorded); auto: graph on CUDA, "
+        "else loop. Both give the same rows, but for rounding.",
+        label="Engine",
+    )
+    compile: bool = setting(
+        False,
+        "Compile the text model inside the graph. The first answer of a size waits for that, "
+        "which may take minutes.",
+        label="Compile the text model",
     )
 
     def __post_init__(self) -> None:

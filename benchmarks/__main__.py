@@ -7,7 +7,16 @@ from __future__ import annotations
 
 import typer
 
-from sinkscope.benchmarks import capture, evaluation, explorers, page, sinks, startup, var
+from sinkscope.benchmarks import (
+    capture,
+    evaluation,
+    explorers,
+    gpu,
+    page,
+    sinks,
+    startup,
+    var,
+)
 
 app = typer.Typer(
     name="python -m sinkscope.benchmarks",
@@ -22,6 +31,7 @@ app = typer.Typer(
 app.command("capture")(capture.capture)
 app.command("var")(var.var)
 app.command("sinks")(sinks.sinks)
+app.command("gpu")(gpu.gpu)
 app.command("page")(page.page)
 app.command("evaluation")(evaluation.evaluation)
 app.command("explorers")(explorers.explorers)

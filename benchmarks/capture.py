@@ -1,8 +1,9 @@
 """`python -m sinkscope.benchmarks capture`: what capturing attention costs beside plain generation.
 
-Four ways to generate the same answer (`benchmarks.ways`) run interleaved in one process; peak
-memory is measured in processes of their own; then one token's map is read back from a file. Nothing
-here imports torch before the command runs.
+Ways to generate the same answer (`benchmarks.ways`), with both of our engines, run interleaved in
+one process; beside the time of a token stand the least it can take (`benchmarks.floor`) and what it
+asks of the device (`benchmarks.launches`). Peak memory is measured in processes of its own; then
+one token's map is read back from a file. Nothing here imports torch before the command runs.
 """
 
 from __future__ import annotations
@@ -23,6 +24,16 @@ BASELINES = ("hooks", "output_attentions")
 
 ShapeName = Literal["tiny", "small", "3b", "7b"]
 DTypeName = Literal["auto", "float32", "bfloat16"]
+Warmups = Annotated[
+    int | None,
+    typer.Option(
+        min=1,
+        max=99,
+        help="Most plain runs before the first round; they end when two take the same time. "
+        "[default: 10 on a GPU, 2 on a CPU]",
+        show_default=False,
+    ),
+]
 
 
 def capture(
@@ -41,6 +52,7 @@ def capture(
         int, typer.Option(min=1, max=999, help="Rounds; the two eager baselines run in each third.")
     ] = 6,
     threads: Annotated[int, typer.Option(min=1, max=1024, help="CPU threads of torch.")] = 1,
+    warmups: Warmups = None,
     memory: Annotated[bool, typer.Option(help="Measure peak memory.")] = True,
     as_json: Annotated[
         bool, typer.Option("--json", help="Print JSON instead of the table.")
@@ -57,7 +69,8 @@ def capture(
     with mistakes_said_plainly():
         wanted = prompt_lengths(lengths)
         check_folder(output)
-        result = measure(shape, device, dtype, wanted, tokens, repeats, threads, memory)
+        options = (tokens, repeats, threads, memory, warmups)
+        result = measure(shape, device, dtype, wanted, *options)
 
         from sinkscope.benchmarks import report
 
@@ -75,6 +88,7 @@ def measure(
     repeats: int,
     threads: int,
     memory: bool,
+    warmups: int | None = None,
 ) -> dict[str, Any]:
     """All measurements, as plain values.
 
@@ -83,6 +97,7 @@ def measure(
     """
     import torch
 
+    from sinkscope.benchmarks.floor import floor
     from sinkscope.benchmarks.shapes import SHORTEST, build_prompt, device_name, prepared_handle
     from sinkscope.benchmarks.ways import WAYS
 
@@ -103,8 +118,9 @@ def measure(
         "torch": torch.__version__,
         "layers": handle.info.layers,
         "heads": handle.info.heads,
+        "floor": floor(handle),
         "lengths": [
-            _one_length(handle, prompts[length], tokens, repeats, device) for length in lengths
+            one_length(handle, prompts[length], tokens, repeats, warmups) for length in lengths
         ],
     }
     result["slopes"] = _slopes(result["lengths"])
@@ -115,21 +131,37 @@ def measure(
     return result
 
 
-def _one_length(
-    handle: ModelHandle, inputs: Any, tokens: int, repeats: int, device: str
+def one_length(
+    handle: ModelHandle,
+    inputs: Any,
+    tokens: int,
+    repeats: int,
+    warmups: int | None = None,
+    left_out: tuple[str, ...] = (),
 ) -> dict[str, Any]:
+    """All ways on one prompt.
+
+    Args:
+        handle: a loaded model.
+        inputs: the prompt.
+        tokens: new tokens a run.
+        repeats: rounds.
+        warmups: most plain runs before the first round; None: what suits the device.
+        left_out: names of ways that do not run.
+    """
     from sinkscope.attention_extractor import forecast
-    from sinkscope.benchmarks import timing
+    from sinkscope.benchmarks import launches, timing
     from sinkscope.benchmarks.ways import WAYS, matrix_bytes
     from sinkscope.config import GenerationSettings
 
     length = inputs.layout.length
     guess = forecast(handle, inputs, GenerationSettings(max_new_tokens=tokens))
-    free = _free_bytes(device)
+    free = _free_bytes(handle.device.type)
+    fits = free is None or matrix_bytes(handle, inputs) < free * 0.6
     ways = {
         name: way
         for name, way in WAYS.items()
-        if name != "output_attentions" or free is None or matrix_bytes(handle, inputs) < free * 0.6
+        if name not in left_out and (fits or name != "output_attentions")
     }
     _say(f"Prompt of {length}: {', '.join(ways)}")
     answers: dict[str, tuple[int, ...]] = {}
@@ -140,28 +172,46 @@ def _one_length(
 
         return once
 
+    on_a_gpu = handle.device.type == "cuda"
+    settled = timing.settle(run("plain"), handle.device, most_warmups(warmups, on_a_gpu))
+    for name in ways if on_a_gpu else ():  # recorded, compiled and chosen kernels belong to none
+        run(name)(lambda: None)
     found = timing.rounds({name: run(name) for name in ways}, repeats, handle.device, BASELINES)
     row: dict[str, Any] = {
         "length": length,
         "vision_tokens": inputs.layout.vision_tokens,
         "forecast_seconds": guess.seconds,
         "noise": timing.noise(found["plain"], "total"),
-        "same_tokens": answers["ours"] == answers["plain"],
+        "settled": settled,
+        "same_tokens": all(answers[name] == answers["plain"] for name in ("ours", "graph")),
         "ways": {},
     }
     for name in WAYS:
+        if name in left_out:
+            continue
         if name not in ways:
             size = matrix_bytes(handle, inputs) / 1e9
             row["ways"][name] = {"skipped": f"would keep {size:.0f} GB"}
             continue
-        entry: dict[str, float] = {}
+        entry: dict[str, Any] = {}
         for part in ("first", "each", "total"):
             entry[f"{part}_seconds"] = timing.median(found[name], part)
             entry[f"{part}_ratio"], entry[f"{part}_ratio_of_fastest"] = timing.ratio(
                 found[name], found["plain"], part
             )
+        entry["asks"] = launches.a_token(
+            lambda count, way=ways[name]: way(handle, inputs, count, lambda: None), handle.device
+        )
         row["ways"][name] = entry
     return row
+
+
+def most_warmups(asked: int | None, on_a_gpu: bool) -> int:
+    """How many plain runs there are at most before the first round: a GPU's clock, its kernels and
+    allocator take several to come to rest."""
+    if asked is not None:
+        return asked
+    return 10 if on_a_gpu else 2
 
 
 def _slopes(rows: list[dict[str, Any]]) -> dict[str, float | None]:
@@ -169,7 +219,7 @@ def _slopes(rows: list[dict[str, Any]]) -> dict[str, float | None]:
     from sinkscope.benchmarks.timing import slope
 
     slopes: dict[str, float | None] = {}
-    for name in ("ours", *BASELINES):
+    for name in ("ours", "graph", *BASELINES):
         rows_with = [row for row in rows if "skipped" not in row["ways"][name]]
         extra = [
             (row["ways"][name]["total_ratio"] - 1) * row["ways"]["plain"]["total_seconds"]
@@ -199,7 +249,7 @@ def _memory(
     if not memory.supported(device):
         entry["skipped"] = "peaks of a CPU run are read from /proc, which this system lacks"
         return entry
-    for name in WAYS:
+    for name in (name for name in WAYS if name != "again"):
         _say(f"Peak memory at {length}: {name}")
         try:
             entry["peak_bytes"][name] = memory.peak_extra(

@@ -27,7 +27,7 @@ def peak_extra(
     memory on a GPU.
 
     Args:
-        way: one of `benchmarks.ways` or `benchmarks.sink_ways`.
+        way: one of `benchmarks.ways`, `benchmarks.sink_ways` or `benchmarks.method_ways`.
         shape, device, dtype: the model.
         length: of the prompt.
         tokens: new tokens; of `sink_ways`, samples in the pass.
@@ -57,10 +57,10 @@ def peak_extra(
 def _measure(way: str, shape: str, device: str, dtype: str, length: int, tokens: int) -> int:
     import torch
 
-    from sinkscope.benchmarks import sink_ways, ways
+    from sinkscope.benchmarks import method_ways, sink_ways, ways
     from sinkscope.benchmarks.shapes import SHORTEST, build_handle, build_prompt
 
-    run = {**ways.WAYS, **sink_ways.WAYS}[way]
+    run = {**ways.WAYS, **sink_ways.WAYS, **method_ways.WAYS}[way]
     torch.set_num_threads(1)
     handle = build_handle(shape, device, getattr(torch, dtype))
     inputs = build_prompt(handle, length)

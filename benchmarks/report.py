@@ -6,10 +6,12 @@ from pathlib import Path
 from typing import Any
 
 MEGABYTE = 1 << 20
-COLOURS = {"plain": "0.5", "ours": "C0", "hooks": "C1", "output_attentions": "C3"}
+COLOURS = {"plain": "0.5", "ours": "C0", "graph": "C2", "hooks": "C1", "output_attentions": "C3"}
 LABELS = {
     "plain": "plain SDPA",
-    "ours": "SinkScope",
+    "again": "plain SDPA once more",
+    "ours": "SinkScope, loop",
+    "graph": "SinkScope, graph",
     "hooks": "eager + hooks",
     "output_attentions": "eager + output_attentions",
 }
@@ -45,6 +47,7 @@ def as_table(result: dict[str, Any]) -> str:
             f"{'':>6}  two plain runs differ by {noise}; plain and ours gave {same}; forecast "
             f"{row['forecast_seconds']:.2f} s"
         )
+    lines += ["", *_token_lines(result)]
     lines += ["", "Seconds beyond plain for each 1000 prompt tokens more"]
     for name, slope in result["slopes"].items():
         lines.append(f"  {LABELS[name]:<26} {'one length' if slope is None else f'{slope:+.3f}'}")
@@ -59,6 +62,25 @@ def as_table(result: dict[str, Any]) -> str:
         f"  from all layers and heads     {1e3 * reading['all_layers_and_heads_seconds']:.2f} ms",
     ]
     return "\n".join(lines)
+
+
+def _token_lines(result: dict[str, Any]) -> list[str]:
+    """What a token takes beside the least it can, and what it asks of the device."""
+    floor = result["floor"]
+    lines = [
+        f"A token: reading the weights once ({floor['weight_bytes'] / 1e9:.2f} GB at "
+        f"{floor['bandwidth'] / 1e9:.0f} GB/s, copied) takes {1e3 * floor['seconds']:.2f} ms"
+    ]
+    for row in result["lengths"]:
+        for name, entry in row["ways"].items():
+            if "skipped" in entry:
+                continue
+            asks = ", ".join(f"{count:g} {what}" for what, count in entry["asks"].items())
+            lines.append(
+                f"{row['length']:>6}  {LABELS[name]:<26} {1e3 * entry['each_seconds']:>9.2f} ms, "
+                f"{entry['each_seconds'] / floor['seconds']:>6.1f} x that; {asks}"
+            )
+    return lines
 
 
 def _memory_lines(memory: dict[str, Any]) -> list[str]:

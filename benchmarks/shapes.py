@@ -6,6 +6,7 @@ costs the same whatever is captured, and would only dilute the ratios.
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import platform
 from dataclasses import dataclass
@@ -55,13 +56,18 @@ SHAPES = {
 }
 
 
-def build_handle(shape: str, device: str, dtype: torch.dtype, seed: int = 0) -> ModelHandle:
-    """A handle as `load_model` makes it, with random weights that are made on the device itself.
+def build_handle(
+    shape: str, device: str, dtype: torch.dtype, seed: int = 0, layers: int | None = None
+) -> ModelHandle:
+    """A handle as `load_model` makes it, with random weights that are made on the device itself;
+    with as many `layers` as are asked for, else the shape's own.
 
     It has a sink profile, for finding sinks is part of what a run with capture does, and no token
     that ends an answer.
     """
     size = SHAPES[shape]
+    if layers is not None:
+        size = dataclasses.replace(size, layers=layers)
     with torch.random.fork_rng(devices=[device] if device.startswith("cuda") else []):
         torch.manual_seed(seed)
         before = torch.get_default_dtype()

@@ -38,19 +38,28 @@ def forward(handle: ModelHandle, inputs: PromptInputs, batch: int, mark: Mark) -
     _twice(mark)
 
 
+def single_forwards(handle: ModelHandle, inputs: PromptInputs, batch: int, mark: Mark) -> None:
+    """The same passes one after the other, as samples pass without batches."""
+    for _ in range(batch):
+        forward(handle, inputs, 1, lambda: None)
+    _twice(mark)
+
+
 def received(handle: ModelHandle, inputs: PromptInputs, batch: int, mark: Mark) -> Any:
     """What `sinks find` does with a batch, with the default: exact attention received."""
-    return _measured(handle, inputs, batch, mark, FindSettings())
+    return _measured(handle, inputs, batch, mark, FindSettings(batch_size=batch))
 
 
 def after_image(handle: ModelHandle, inputs: PromptInputs, batch: int, mark: Mark) -> Any:
     """The same, choosing tokens by the query rows behind the image alone."""
-    return _measured(handle, inputs, batch, mark, FindSettings(tokens_by="after_image"))
+    return _measured(
+        handle, inputs, batch, mark, FindSettings(batch_size=batch, tokens_by="after_image")
+    )
 
 
 def norm(handle: ModelHandle, inputs: PromptInputs, batch: int, mark: Mark) -> Any:
     """The same, choosing tokens by the residual stream's norm, without attention."""
-    return _measured(handle, inputs, batch, mark, FindSettings(tokens_by="norm"))
+    return _measured(handle, inputs, batch, mark, FindSettings(batch_size=batch, tokens_by="norm"))
 
 
 def _measured(
@@ -75,6 +84,7 @@ def _twice(mark: Mark) -> None:
 
 WAYS: Mapping[str, SinkWay] = {
     "forward": forward,
+    "single_forwards": single_forwards,
     "received": received,
     "after_image": after_image,
     "norm": norm,

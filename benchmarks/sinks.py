@@ -15,16 +15,18 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from sinkscope.benchmarks.capture import DTypeName, ShapeName
+from sinkscope.benchmarks.capture import DTypeName, ShapeName, most_warmups
 from sinkscope.benchmarks.output import check_folder, give
 
 if TYPE_CHECKING:
+    from sinkscope.models.family import PromptInputs
     from sinkscope.models.loading import ModelHandle
 
 MEGABYTE = 1 << 20
-# What is timed, in the order of the table. The first is the unit, the second the default of `find`.
+# What is timed, in the order of the table. The first is the unit, `received` the default of `find`.
 WAYS = {
     "forward": "plain SDPA forward (the unit)",
+    "single_forwards": "plain SDPA forwards, one by one",
     "received": "find: attention received, exactly",
     "after_image": "find: from the rows behind the image",
     "norm": "find: by norm, without attention",
@@ -90,7 +92,7 @@ def measure(
     handle = prepared_handle(shape, device, dtype, threads)
     for run in RUNS.values():  # what a first call sets up belongs to no measurement
         run(handle, build_prompt(handle, SHORTEST), 1, lambda: None)
-    rows = [_one_length(handle, length, batch, repeats) for length in lengths]
+    rows = [one_length(handle, build_prompt(handle, length), batch, repeats) for length in lengths]
     result: dict[str, Any] = {
         "benchmark": "sinks",
         "shape": shape,
@@ -109,18 +111,24 @@ def measure(
     return result
 
 
-def _one_length(handle: ModelHandle, length: int, batch: int, repeats: int) -> dict[str, Any]:
+def one_length(
+    handle: ModelHandle,
+    inputs: PromptInputs,
+    batch: int,
+    repeats: int,
+    warmups: int | None = None,
+) -> dict[str, Any]:
+    """All ways on `batch` samples of one length; arguments as in `capture.one_length`."""
     from functools import partial
 
     from sinkscope.benchmarks import timing
-    from sinkscope.benchmarks.shapes import build_prompt
     from sinkscope.benchmarks.sink_ways import WAYS as RUNS
 
-    inputs = build_prompt(handle, length)
     runs = {name: partial(RUNS[name], handle, inputs, batch) for name in WAYS}
-    for run in runs.values():
+    on_a_gpu = handle.device.type == "cuda"
+    settled = timing.settle(runs["forward"], handle.device, most_warmups(warmups, on_a_gpu))
+    for run in runs.values() if on_a_gpu else ():
         run(lambda: None)
-    typer.echo(f"Prompt of {length}", err=True)
     found = timing.rounds(runs, repeats, handle.device)
     ways = {}
     for name in WAYS:
@@ -131,9 +139,11 @@ def _one_length(handle: ModelHandle, length: int, batch: int, repeats: int) -> d
             "seconds": timing.median(found[name], "total"),
         }
     return {
-        "length": length,
+        "length": inputs.layout.length,
         "vision_tokens": inputs.layout.vision_tokens,
+        "batch": batch,
         "noise": timing.noise(found["forward"], "total"),
+        "settled": settled,
         "ways": ways,
     }
 

@@ -85,6 +85,33 @@ def rounds(
     return found
 
 
+def settle(
+    run: Callable[[Callable[[], None]], object],
+    device: torch.device,
+    most: int,
+    within: float = 0.03,
+) -> dict[str, float | int | None]:
+    """Run until two neighbours take the same time, for the first runs of a process are slower.
+
+    Args:
+        run: as in `rounds`.
+        device: whose time counts.
+        most: so often at most.
+        within: how near the same is.
+
+    Returns:
+        `runs`: how often it ran; `apart`: by how much the last two differed, None for one run.
+    """
+    last = timed(run, device).total
+    apart: float | None = None
+    for count in range(2, most + 1):
+        now = timed(run, device).total
+        last, apart = now, abs(now / last - 1)
+        if apart <= within:
+            return {"runs": count, "apart": apart}
+    return {"runs": most, "apart": apart}
+
+
 def ratio(
     of: Sequence[Timing | None], to: Sequence[Timing | None], part: str
 ) -> tuple[float, float]:

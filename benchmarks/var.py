@@ -9,21 +9,29 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from sinkscope.benchmarks.capture import DTypeName, ShapeName
+from sinkscope.benchmarks.capture import DTypeName, ShapeName, Warmups, most_warmups
 from sinkscope.benchmarks.output import check_folder, give
+
+if TYPE_CHECKING:
+    from sinkscope.models.family import PromptInputs
+    from sinkscope.models.loading import ModelHandle
 
 # What is timed, in the order of the table.
 WAYS = {
     "plain": "plain SDPA generate (the unit)",
+    "again": "plain once more",
     "var_run": "VAR and capture, one run",
+    "var_run_graph": "the same by steps (graph)",
     "dense": "dense VAR in eager attention, no capture",
     "two_runs": "two runs, without and with VAR",
     "compare": "compare: shared prefix, batch of two",
+    "compare_graph": "the same by steps (graph)",
     "other_settings": "compare again with another setting",
+    "other_settings_graph": "the same by steps (graph)",
     "same_text": "VAR on the same text, one pass",
 }
 
@@ -42,6 +50,7 @@ def var(
     tokens: Annotated[int, typer.Option(min=2, max=4096, help="New tokens a run.")] = 32,
     repeats: Annotated[int, typer.Option(min=1, max=999, help="Rounds.")] = 5,
     threads: Annotated[int, typer.Option(min=1, max=1024, help="CPU threads of torch.")] = 1,
+    warmups: Warmups = None,
     as_json: Annotated[
         bool, typer.Option("--json", help="Print JSON instead of the table.")
     ] = False,
@@ -57,7 +66,8 @@ def var(
         check_folder(output)
         from sinkscope.benchmarks.capture import prompt_lengths
 
-        result = measure(shape, device, dtype, prompt_lengths(lengths), tokens, repeats, threads)
+        options = (tokens, repeats, threads, warmups)
+        result = measure(shape, device, dtype, prompt_lengths(lengths), *options)
         give(result, table(result), "var", as_json, output)
         if output is not None:
             plot(result, output / "var.png")
@@ -71,6 +81,7 @@ def measure(
     tokens: int,
     repeats: int,
     threads: int,
+    warmups: int | None = None,
 ) -> dict[str, Any]:
     """All measurements, as plain values.
 
@@ -79,36 +90,13 @@ def measure(
     """
     import torch
 
-    from sinkscope.benchmarks import timing, var_ways
     from sinkscope.benchmarks.shapes import build_prompt, device_name, prepared_handle
 
     handle = prepared_handle(shape, device, dtype, threads)
-    rows = []
-    for length in lengths:
-        inputs = build_prompt(handle, length)
-        settings = var_ways.settings_for(handle, inputs)
-        runs = var_ways.Ways(handle, inputs, settings, tokens)
-        named = {name: getattr(runs, name) for name in WAYS}
-        found = timing.rounds(named, repeats, handle.device)
-        rows.append(
-            {
-                "length": length,
-                "vision_tokens": inputs.layout.vision_tokens,
-                "tau": settings.tau,
-                "noise": timing.noise(found["plain"], "total"),
-                "ways": {
-                    name: {
-                        "first_ratio": timing.ratio(found[name], found["plain"], "first")[0],
-                        "total_ratio": timing.ratio(found[name], found["plain"], "total")[0],
-                        "total_ratio_of_fastest": timing.ratio(
-                            found[name], found["plain"], "total"
-                        )[1],
-                        "total_seconds": timing.median(found[name], "total"),
-                    }
-                    for name in WAYS
-                },
-            }
-        )
+    rows = [
+        one_length(handle, build_prompt(handle, length), tokens, repeats, warmups)
+        for length in lengths
+    ]
     return {
         "benchmark": "var",
         "shape": shape,
@@ -119,6 +107,44 @@ def measure(
         "repeats": repeats,
         "torch": torch.__version__,
         "rows": rows,
+    }
+
+
+def one_length(
+    handle: ModelHandle,
+    inputs: PromptInputs,
+    tokens: int,
+    repeats: int,
+    warmups: int | None = None,
+    left_out: tuple[str, ...] = (),
+) -> dict[str, Any]:
+    """All ways on one prompt; arguments as in `capture.one_length`."""
+    from sinkscope.benchmarks import timing, var_ways
+
+    settings = var_ways.settings_for(handle, inputs)
+    runs = var_ways.Ways(handle, inputs, settings, tokens)
+    named = {name: getattr(runs, name) for name in WAYS if name not in left_out}
+    on_a_gpu = handle.device.type == "cuda"
+    settled = timing.settle(named["plain"], handle.device, most_warmups(warmups, on_a_gpu))
+    for run in named.values() if on_a_gpu else ():  # what is recorded once belongs to no round
+        run(lambda: None)
+    found = timing.rounds(named, repeats, handle.device)
+    ways = {}
+    for name, own in found.items():
+        total, fastest = timing.ratio(own, found["plain"], "total")
+        ways[name] = {
+            "first_ratio": timing.ratio(own, found["plain"], "first")[0],
+            "total_ratio": total,
+            "total_ratio_of_fastest": fastest,
+            "total_seconds": timing.median(own, "total"),
+        }
+    return {
+        "length": inputs.layout.length,
+        "vision_tokens": inputs.layout.vision_tokens,
+        "tau": settings.tau,
+        "noise": timing.noise(found["plain"], "total"),
+        "settled": settled,
+        "ways": ways,
     }
 
 
@@ -136,8 +162,8 @@ def table(result: dict[str, Any]) -> str:
             f"prompt of {row['length']} tokens, {row['vision_tokens']} of them vision{noise}",
             f"  {'':42}{'to token 1':>12}{'whole run':>12}{'fastest':>12}",
         ]
-        for name, what in WAYS.items():
-            way = row["ways"][name]
+        for name, way in row["ways"].items():
+            what = WAYS[name]
             first = "" if name == "same_text" else f"{way['first_ratio']:.3f}"
             lines.append(
                 f"  {what:42}{first:>12}{way['total_ratio']:>12.3f}"

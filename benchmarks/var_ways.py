@@ -16,7 +16,14 @@ import torch
 from transformers.models.qwen2_5_vl import modeling_qwen2_5_vl
 
 from sinkscope.attention_extractor import Comparison, compare, generate
-from sinkscope.benchmarks.ways import Mark, plain, with_attention, with_plain_generate
+from sinkscope.benchmarks.ways import (
+    EngineName,
+    Mark,
+    check_engine,
+    plain,
+    with_attention,
+    with_plain_generate,
+)
 from sinkscope.capture.answer import score_answer
 from sinkscope.config import GenerationSettings, VARSettings
 from sinkscope.models.family import PromptInputs
@@ -40,62 +47,85 @@ def settings_for(handle: ModelHandle, inputs: PromptInputs) -> VARSettings:
 
 
 class Ways:
-    """The runs of one prompt. Each method is one run; it marks every token of one answer."""
+    """The runs of one prompt. Each method is one run; it marks every token of one answer.
+
+    Those of ours are there with both engines: `NAME` with the loop, `NAME_graph` with steps.
+    """
 
     def __init__(
         self, handle: ModelHandle, inputs: PromptInputs, var: VARSettings, tokens: int
     ) -> None:
         self.handle, self.inputs, self.var = handle, inputs, var
-        self.settings = GenerationSettings(max_new_tokens=tokens)
-        self._before: Comparison = compare(handle, inputs, self.settings, var)
+        self.tokens = tokens
+        self._before: Comparison = compare(handle, inputs, self._settings("loop"), var)
 
     def plain(self, mark: Mark) -> None:
         """transformers' generate with SDPA."""
-        plain(self.handle, self.inputs, self.settings.max_new_tokens, mark)
+        plain(self.handle, self.inputs, self.tokens, mark)
 
-    def var_run(self, mark: Mark) -> None:
+    again = plain
+
+    def var_run(self, mark: Mark, engine: EngineName = "loop") -> None:
         """One run with VAR and capture."""
-        trace = generate(
-            self.handle, self.inputs, self.settings, self.var, on_token=lambda *_: mark()
-        )
+        settings = self._settings(engine)
+        trace = generate(self.handle, self.inputs, settings, self.var, on_token=lambda *_: mark())
+        check_engine(trace, engine, self.handle)
         if trace.var is None or not trace.var["changed"]:
             raise RuntimeError("VAR changed nothing; its cost would not be its cost.")
+
+    def var_run_graph(self, mark: Mark) -> None:
+        """The same by steps."""
+        self.var_run(mark, "graph")
 
     def dense(self, mark: Mark) -> None:
         """Eager attention with the dense redistribution; nothing is captured."""
         with _dense_var(self.handle, self.inputs, self.var):
-            with_plain_generate(self.handle, self.inputs, self.settings.max_new_tokens, mark)
+            with_plain_generate(self.handle, self.inputs, self.tokens, mark)
 
     def two_runs(self, mark: Mark) -> None:
         """Side by side the simple way: one run without, one with VAR."""
-        generate(self.handle, self.inputs, self.settings, on_token=lambda *_: mark())
-        generate(self.handle, self.inputs, self.settings, self.var)
+        settings = self._settings("loop")
+        generate(self.handle, self.inputs, settings, on_token=lambda *_: mark())
+        generate(self.handle, self.inputs, settings, self.var)
 
-    def compare(self, mark: Mark) -> None:
+    def compare(self, mark: Mark, engine: EngineName = "loop") -> None:
         """Side by side from a shared prefix, both answers in one batch."""
-        compare(self.handle, self.inputs, self.settings, self.var, on_token=_baseline(mark))
+        settings = self._settings(engine)
+        pair = compare(self.handle, self.inputs, settings, self.var, on_token=_baseline(mark))
+        check_engine(pair.var, engine, self.handle)
 
-    def other_settings(self, mark: Mark) -> None:
+    def compare_graph(self, mark: Mark) -> None:
+        """The same by steps."""
+        self.compare(mark, "graph")
+
+    def other_settings(self, mark: Mark, engine: EngineName = "loop") -> None:
         """The comparison again with another setting, from the prefix of the first."""
-        other = dataclasses.replace(self.var, keep=0.3)
-        compare(
+        pair = compare(
             self.handle,
             self.inputs,
-            self.settings,
-            other,
+            self._settings(engine),
+            dataclasses.replace(self.var, keep=0.3),
             on_token=_baseline(mark),
             prefix=self._before.prefix,
         )
+        check_engine(pair.var, engine, self.handle)
+
+    def other_settings_graph(self, mark: Mark) -> None:
+        """The same by steps; those of the first comparison, where it was made by them."""
+        self.other_settings(mark, "graph")
 
     def same_text(self, mark: Mark) -> None:
         """What VAR adds on the same text: one pass over a given answer, from the prefix."""
-        before = self._before
+        before, settings = self._before, self._settings("loop")
         with self.handle.lock:
             score_answer(
-                self.handle, self.inputs, self.settings, self.var, before.baseline, before.prefix
+                self.handle, self.inputs, settings, self.var, before.baseline, before.prefix
             )
         mark()
         mark()
+
+    def _settings(self, engine: EngineName) -> GenerationSettings:
+        return GenerationSettings(max_new_tokens=self.tokens, engine=engine)
 
 
 def _baseline(mark: Mark) -> Callable[[str, int, object], None]:

@@ -1,9 +1,11 @@
-"""Four ways to generate the same answer: ours, plain generation, and how attention is captured
+"""Ways to generate the same answer: ours, plain generation, and how attention is captured
 elsewhere.
 
 - `plain`: transformers' `generate` with SDPA; nothing is captured. What everything is compared to.
+- `again`: the same once more; how far it is from `plain` says what a difference means.
 - `ours`: `attention_extractor.generate`, whole: rows of all layers and heads, shares, entropy,
-  sinks, probabilities, the finished trace.
+  sinks, probabilities, the finished trace. With the loop engine, which is transformers' own.
+- `graph`: the same with the engine of steps: recorded on a GPU, called one by one on a CPU.
 - `hooks`: eager attention with a forward hook on every attention module, which keeps the wanted
   row's vision columns and lets the matrix go: the frugal form of what other tools do.
 - `output_attentions`: eager attention, `generate(output_attentions=True)`, as most tools do; every
@@ -14,18 +16,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from transformers import StoppingCriteria, StoppingCriteriaList
 
 from sinkscope.attention_extractor import generate
 from sinkscope.capture.run import decide, on_device
+from sinkscope.capture.trace import GenerationTrace
 from sinkscope.config import GenerationSettings
 from sinkscope.models.attention import NAME
 from sinkscope.models.family import PromptInputs
 from sinkscope.models.loading import ModelHandle
 
+EngineName = Literal["loop", "graph"]
 Mark = Callable[[], None]
 Way = Callable[[ModelHandle, PromptInputs, int, Mark], tuple[int, ...]]
 
@@ -71,13 +75,40 @@ def plain(handle: ModelHandle, inputs: PromptInputs, tokens: int, mark: Mark) ->
 
 
 def ours(handle: ModelHandle, inputs: PromptInputs, tokens: int, mark: Mark) -> tuple[int, ...]:
+    return with_engine("loop", handle, inputs, tokens, mark)
+
+
+def graph(handle: ModelHandle, inputs: PromptInputs, tokens: int, mark: Mark) -> tuple[int, ...]:
+    return with_engine("graph", handle, inputs, tokens, mark)
+
+
+def with_engine(
+    engine: EngineName, handle: ModelHandle, inputs: PromptInputs, tokens: int, mark: Mark
+) -> tuple[int, ...]:
     trace = generate(
         handle,
         inputs,
-        GenerationSettings(max_new_tokens=tokens),
+        GenerationSettings(max_new_tokens=tokens, engine=engine),
         on_token=lambda index, token: mark(),
     )
+    check_engine(trace, engine, handle)
     return tuple(token.id for token in trace.tokens)
+
+
+def check_engine(trace: GenerationTrace, engine: EngineName, handle: ModelHandle) -> None:
+    """Refuse a run of another engine than the one that is to be measured.
+
+    Raises:
+        RuntimeError: with the reason that the trace gives.
+    """
+    about = trace.extra.get("engine", {"used": "loop"})  # which says nothing where all is as usual
+    recorded = "graph" if handle.device.type == "cuda" else "step"
+    wanted = recorded if engine == "graph" else engine
+    if about["used"] != wanted:
+        raise RuntimeError(
+            f"The run was to be made by {wanted!r} and was made by {about['used']!r}: "
+            f"{about.get('why', 'no reason given')}"
+        )
 
 
 def hooks(handle: ModelHandle, inputs: PromptInputs, tokens: int, mark: Mark) -> tuple[int, ...]:
@@ -108,7 +139,9 @@ def output_attentions(
 
 WAYS: Mapping[str, Way] = {
     "plain": plain,
+    "again": plain,
     "ours": ours,
+    "graph": graph,
     "hooks": hooks,
     "output_attentions": output_attentions,
 }

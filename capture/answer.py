@@ -2,8 +2,9 @@
 
 `generate` is a batch of one, a free-running comparison a batch of two that continues from a shared
 prefix, and `score_answer` passes a given text through the model once instead of generating it. All
-three attach the same probes (`_Probes`) and make the same `GenerationTrace`. The handle's lock must
-be held around each.
+three attach the same probes (`capture.answer_probes`) and make the same `GenerationTrace`. Tokens
+are made by transformers' `generate` or by steps of our own (`capture.engine`). The handle's lock
+must be held around each.
 """
 
 from __future__ import annotations
@@ -18,21 +19,23 @@ from typing import Any
 import torch
 from transformers import DynamicCache, StoppingCriteriaList
 
+from sinkscope.capture.answer_probes import AnswerProbes
+from sinkscope.capture.engine.answering import NoStepsError, StepRun, answer_by_steps
+from sinkscope.capture.engine.choice import EngineChoice, choose_engine
+from sinkscope.capture.engine.store import kept_bytes, let_go
 from sinkscope.capture.prefix import Prefix
 from sinkscope.capture.probes.answer_tokens import AnswerTokens
-from sinkscope.capture.probes.base import Probe
-from sinkscope.capture.probes.sink_scores import SinkScores
-from sinkscope.capture.probes.trace_rows import TraceRows
-from sinkscope.capture.prompt import kept_positions, prompt_trace
+from sinkscope.capture.prompt import prompt_trace
 from sinkscope.capture.run import (
-    captured,
+    Decoding,
+    Ending,
     decide,
     distribution_errors_named,
     on_device,
     seeded,
 )
 from sinkscope.capture.session import Session, attached
-from sinkscope.capture.tokens import describe_token, with_texts
+from sinkscope.capture.tokens import TokenProbe, described, weigh_all, with_texts
 from sinkscope.capture.trace import GeneratedToken, GenerationTrace
 from sinkscope.config import GenerationSettings, VARSettings
 from sinkscope.models.family import PromptInputs
@@ -52,6 +55,7 @@ def answer(
     prefix: Prefix | None = None,
     mark: VARSettings | None = None,
     on_token: OnRowToken | None = None,
+    on_stage: Callable[[str], None] | None = None,
     stop: threading.Event | None = None,
 ) -> list[GenerationTrace]:
     """Generate one answer a batch row.
@@ -65,6 +69,7 @@ def answer(
         mark: whose dimensions and threshold mark the sinks in the traces; None: those of the row
             that has VAR, else the model's profile. With a prefix they must be its dimensions.
         on_token: called with row, index and token as each is chosen.
+        on_stage: called with what is done, in words, where the next token will take long for it.
         stop: set it to end the run after the current token.
 
     Returns:
@@ -77,52 +82,167 @@ def answer(
     if rows > 1 and prefix is None:
         raise ValueError(f"var has {rows} rows; more than one needs a prefix to continue from.")
     mark = mark or next((own for own in var if own is not None), None)
-    decoding = decide(handle, settings, inputs.layout.length)
-    probes = _Probes.of(handle, inputs, settings, settings.max_new_tokens, rows, mark)
-    answers = [AnswerTokens(handle.tokenizer, row, _for_row(on_token, row)) for row in range(rows)]
-    interventions = [VAR(tuple(var))] if any(own is not None for own in var) else []
-    began = time.perf_counter()
-    with (
-        attached(
-            handle,
-            inputs,
-            [*probes.all(), *answers],
-            interventions,
-            batch=rows,
-            new_tokens=settings.max_new_tokens,
-            prefix=prefix,
-        ) as session,
-        seeded(settings.seed, handle.device),
-        distribution_errors_named(settings),
-    ):
-        start = begin_with(handle, inputs, rows, prefix)
-        ending = decoding.ending(handle, [session[one] for one in answers], stop)
-        handle.model.generate(
-            **start,
-            generation_config=decoding.config,
-            stopping_criteria=StoppingCriteriaList([ending]),
+    asked = _Asked(
+        handle, inputs, settings, tuple(var), prefix, mark, _Once(on_token), on_stage, stop
+    )
+    choice = choose_engine(handle, settings)
+    try:
+        return asked.by_steps(choice) if choice.used == "graph" else asked.by_loop(choice)
+    except NoStepsError as error:
+        choice = EngineChoice(settings.engine, "loop", str(error))
+    except torch.OutOfMemoryError:
+        if choice.used == "loop" and not kept_bytes(handle):
+            raise
+        if choice.used == "graph":
+            choice = EngineChoice(settings.engine, "loop", "its memory did not fit on the device")
+    # Here the traceback holds no tensors of the run any more.
+    let_go(handle)
+    if handle.device.type == "cuda":
+        torch.cuda.empty_cache()
+    return asked.by_loop(choice)
+
+
+class _Once:
+    """Hands tokens on, each once, also where an answer is made a second time."""
+
+    def __init__(self, on_token: OnRowToken | None) -> None:
+        self._on_token = on_token
+        self._told: dict[int, int] = {}
+
+    def of_row(self, row: int) -> Callable[[int, GeneratedToken], None] | None:
+        """For one batch row; None where nobody is told."""
+        on_token = self._on_token
+        if on_token is None:
+            return None
+
+        def tell(index: int, token: GeneratedToken) -> None:
+            if index >= self._told.get(row, 0):
+                self._told[row] = index + 1
+                on_token(row, index, token)
+
+        return tell
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """One call of `answer`, and the two ways to do it."""
+
+    handle: ModelHandle
+    inputs: PromptInputs
+    settings: GenerationSettings
+    var: tuple[VARSettings | None, ...]
+    prefix: Prefix | None
+    mark: VARSettings | None
+    once: _Once
+    on_stage: Callable[[str], None] | None
+    stop: threading.Event | None
+
+    def by_loop(self, choice: EngineChoice) -> list[GenerationTrace]:
+        """By transformers' `generate`."""
+        handle, settings = self.handle, self.settings
+        decoding = decide(handle, settings, self.inputs.layout.length)
+        probes, interventions = self._probes(), self._interventions()
+        answers = [
+            AnswerTokens(handle.tokenizer, row, self.once.of_row(row))
+            for row in range(len(self.var))
+        ]
+        began = time.perf_counter()
+        with (
+            attached(
+                handle,
+                self.inputs,
+                [*probes.all(), *answers],
+                interventions,
+                batch=len(self.var),
+                new_tokens=settings.max_new_tokens,
+                prefix=self.prefix,
+            ) as session,
+            seeded(settings.seed, handle.device),
+            distribution_errors_named(settings),
+        ):
+            start = begin_with(handle, self.inputs, len(self.var), self.prefix)
+            ending = decoding.ending(handle, [session[one] for one in answers], self.stop)
+            handle.model.generate(
+                **start,
+                generation_config=decoding.config,
+                stopping_criteria=StoppingCriteriaList([ending]),
+            )
+        told = [session[one] for one in answers]
+        ran = _Ran(handle, self.inputs, settings, session, probes, time.perf_counter() - began)
+        return self._traces(ran, interventions, told, _How(choice, decoding, ending))
+
+    def by_steps(self, choice: EngineChoice) -> list[GenerationTrace]:
+        """By the steps of `capture.engine`."""
+        handle, settings = self.handle, self.settings
+        decoding = decide(handle, settings, self.inputs.layout.length)
+        probes, interventions = self._probes(), self._interventions()
+        told = [
+            TokenProbe(handle.tokenizer, batch_row=row, on_token=self.once.of_row(row))
+            for row in range(len(self.var))
+        ]
+        ending = decoding.ending(handle, told, self.stop)
+        run = StepRun(
+            inputs=self.inputs,
+            settings=settings,
+            prefix=self.prefix,
+            decoding=decoding,
+            rows=probes.rows,
+            others=tuple(probes.of_prompt),
+            interventions=tuple(interventions),
+            tokens=tuple(told),
+            ending=ending,
+            on_stage=self.on_stage,
         )
-    ran = _Ran(handle, inputs, settings, session, probes, time.perf_counter() - began)
-    return [
-        _trace(
-            ran,
-            row,
-            _Said(
-                session[answers[row]].finished(),
-                ending.finish(row),
-                decoding.about,
-                None if own is None else (own, interventions[0]),
-            ),
-        )
-        for row, own in enumerate(var)
-    ]
+        began = time.perf_counter()
+        with distribution_errors_named(settings):
+            steps = answer_by_steps(handle, run)
+        seconds = time.perf_counter() - began
+        used = "graph" if steps.recorded else "step"
+        ran = _Ran(handle, self.inputs, settings, steps.session, probes, seconds)
+        how = _How(EngineChoice(choice.asked, used, steps.why), decoding, ending)
+        return self._traces(ran, interventions, told, how)
+
+    def _probes(self) -> AnswerProbes:
+        settings, rows = self.settings, len(self.var)
+        tokens = settings.max_new_tokens
+        return AnswerProbes.of(self.handle, self.inputs, settings, tokens, rows, self.mark)
+
+    def _interventions(self) -> list[VAR]:
+        return [VAR(self.var)] if any(own is not None for own in self.var) else []
+
+    def _traces(
+        self, ran: _Ran, by: Sequence[VAR], told: Sequence[TokenProbe], how: _How
+    ) -> list[GenerationTrace]:
+        extra = {"decoding": how.decoding.about, **how.choice.about()}
+        return [
+            _trace(
+                ran,
+                row,
+                _Said(
+                    told[row].finished(),
+                    how.ending.finish(row),
+                    extra,
+                    None if own is None else (own, by[0]),
+                ),
+            )
+            for row, own in enumerate(self.var)
+        ]
+
+
+@dataclass(frozen=True)
+class _How:
+    """How an answer was made: which way, how tokens were chosen, and what ended it."""
+
+    choice: EngineChoice
+    decoding: Decoding
+    ending: Ending
 
 
 def score_answer(
     handle: ModelHandle,
     inputs: PromptInputs,
     settings: GenerationSettings,
-    var: VARSettings,
+    var: VARSettings | None,
     told: GenerationTrace,
     prefix: Prefix,
 ) -> GenerationTrace:
@@ -134,7 +254,7 @@ def score_answer(
         handle: a loaded model.
         inputs: the prompt of `told`.
         settings: what to capture.
-        var: VAR settings.
+        var: VAR settings; None: the plain model.
         told: the answer, as a trace of the plain model.
         prefix: of the same prompt.
 
@@ -142,7 +262,7 @@ def score_answer(
         A trace with the tokens of `told` and the probabilities, ranks and attention under VAR.
     """
     count = len(told.tokens)
-    probes = _Probes.of(handle, inputs, settings, count, 1, var)
+    probes = AnswerProbes.of(handle, inputs, settings, count, 1, var)
     intervention = VAR((var,))
     ids = torch.tensor([[*inputs.token_ids, *(token.id for token in told.tokens[:-1])]])
     began = time.perf_counter()
@@ -156,14 +276,13 @@ def score_answer(
             logits_to_keep=count,
         ).logits[0]
     pieces = TextPieces(handle.tokenizer)
-    described = [
-        describe_token(pieces, row, token.id)
-        for row, token in zip(logits, told.tokens, strict=True)
-    ]
-    tokens = with_texts(described, pieces)
+    ids_told = [token.id for token in told.tokens]
+    weights = weigh_all(logits, ids_told)
+    made = [described(pieces, own, i) for own, i in zip(weights, ids_told, strict=True)]
+    tokens = with_texts(made, pieces)
     ran = _Ran(handle, inputs, settings, session, probes, time.perf_counter() - began)
-    decoding = told.extra.get("decoding", {})
-    return _trace(ran, 0, _Said(tokens, told.finish, decoding, (var, intervention)))
+    extra = {"decoding": told.extra.get("decoding", {})}
+    return _trace(ran, 0, _Said(tokens, told.finish, extra, (var, intervention)))
 
 
 def begin_with(
@@ -185,59 +304,6 @@ def begin_with(
 
 
 @dataclass(frozen=True)
-class _Probes:
-    """What a trace is made of.
-
-    Attributes:
-        rows: the rows that explain the answer, one probe a batch row.
-        prompt_rows: those of the prompt's own tokens, likewise; none where none are wanted.
-        asked: the positions of these.
-        marks: sink scores, by VAR's dimensions, else by the model's profile; None where neither is
-            known.
-    """
-
-    rows: tuple[TraceRows, ...]
-    prompt_rows: tuple[TraceRows, ...]
-    asked: range
-    marks: SinkScores | None
-
-    @staticmethod
-    def of(
-        handle: ModelHandle,
-        inputs: PromptInputs,
-        settings: GenerationSettings,
-        tokens: int,
-        batch: int,
-        mark: VARSettings | None,
-    ) -> _Probes:
-        layers, heads = captured(handle, settings)
-        asked = kept_positions(inputs.layout, settings)
-
-        def rows(count: int, first: int | None) -> tuple[TraceRows, ...]:
-            return tuple(
-                TraceRows(layers, heads, count, first, row, settings.reduce_heads)
-                for row in range(batch)
-            )
-
-        marks = None
-        if mark is not None:
-            marks = SinkScores(mark.dims, mark.tau, mark.dialect, mark.layers or ())
-        elif handle.profile is not None:
-            marks = SinkScores(handle.profile.dims, handle.profile.tau)
-        prompt_rows = rows(len(asked), asked.start) if asked else ()
-        return _Probes(rows(tokens, None), prompt_rows, asked, marks)
-
-    def all(self) -> list[Probe]:
-        return [*self.rows, *self.prompt_rows, *([self.marks] if self.marks else [])]
-
-
-def _for_row(on_token: OnRowToken | None, row: int) -> Callable[[int, GeneratedToken], None] | None:
-    if on_token is None:
-        return None
-    return lambda index, token: on_token(row, index, token)
-
-
-@dataclass(frozen=True)
 class _Ran:
     """A run that is over: what was asked, what saw it, and its wall time."""
 
@@ -245,19 +311,19 @@ class _Ran:
     inputs: PromptInputs
     settings: GenerationSettings
     session: Session
-    probes: _Probes
+    probes: AnswerProbes
     seconds: float
 
 
 @dataclass(frozen=True)
 class _Said:
-    """The answer of one batch row: its tokens, why it ended, how they were chosen, and under which
-    VAR, None for the plain model."""
+    """The answer of one batch row: its tokens, why it ended, what else a trace says of it, and
+    under which VAR, None for the plain model."""
 
     tokens: tuple[GeneratedToken, ...]
     finish: str
-    decoding: Mapping[str, Any]
-    var: tuple[VARSettings, VAR] | None
+    extra: Mapping[str, Any]
+    var: tuple[VARSettings | None, VAR] | None
 
 
 def _trace(ran: _Ran, row: int, said: _Said) -> GenerationTrace:
@@ -266,8 +332,8 @@ def _trace(ran: _Ran, row: int, said: _Said) -> GenerationTrace:
     sinks = session[probes.marks].found() if probes.marks else ()
     attention, shares, entropy = recorder.finish(len(said.tokens))
     report = None
-    if said.var is not None:
-        own, intervention = said.var
+    own, intervention = said.var or (None, None)
+    if own is not None and intervention is not None:
         report = {
             "settings": dataclasses.asdict(own),
             **dataclasses.asdict(session[intervention].report(row, len(said.tokens))),
@@ -288,13 +354,13 @@ def _trace(ran: _Ran, row: int, said: _Said) -> GenerationTrace:
         shares=shares,
         entropy=entropy,
         sinks=sinks,
-        applied=() if said.var is None else (describe(said.var[0]),),
+        applied=() if own is None else (describe(own),),
         model=ran.handle.info,
         settings=dataclasses.asdict(ran.settings),
         seed=ran.settings.seed,
         finish=said.finish,
         seconds=ran.seconds,
         var=report,
-        extra={"decoding": said.decoding},
+        extra=said.extra,
         prompt_rows=prompt_rows,
     )

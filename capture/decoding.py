@@ -129,9 +129,9 @@ def _word(name: str, value: Any) -> str:
 
 
 def shown_settings(trace: GenerationTrace) -> dict[str, Any]:
-    """A run's settings for people: those that had an effect, and the checkpoint's own in one line
-    where it decided."""
-    said = dict(trace.settings)
+    """A run's settings for people: those that had an effect on what was said, and the checkpoint's
+    own in one line where it decided."""
+    said = {name: v for name, v in trace.settings.items() if name not in ("engine", "compile")}
     if said.pop("decoding", "ours") != "checkpoint":
         return said
     kept = {name: value for name, value in said.items() if name not in OF_CHECKPOINT}
@@ -148,6 +148,16 @@ def decoding_words(trace: GenerationTrace) -> str:
     unused = unused_words(about)
     own = f" Not used: the checkpoint's own generation_config.json, {unused}" if unused else ""
     return f"{_chosen(about)}.{own}"
+
+
+def engine_words(trace: GenerationTrace) -> str:
+    """Why another engine made the answer than was asked for; empty where that is not so."""
+    about = trace.extra.get("engine")
+    why = about.get("why") if isinstance(about, Mapping) else None
+    if not isinstance(about, Mapping) or not isinstance(why, str) or not why:
+        return ""
+    made = "the same steps without a graph" if about.get("used") == "step" else "the loop"
+    return f"made by {made}, because {' '.join(why.split())[:300]}"
 
 
 def unused_words(about: Mapping[str, Any]) -> str:

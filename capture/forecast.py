@@ -10,6 +10,10 @@ from pathlib import Path
 
 import torch
 
+from sinkscope.capture.engine.cache import capacity_for
+from sinkscope.capture.engine.choice import choose_engine
+from sinkscope.capture.engine.history import Shape
+from sinkscope.capture.engine.store import kept_bytes
 from sinkscope.capture.pace import Pace, Work, expected_seconds
 from sinkscope.capture.recorder import STAGED_BYTES
 from sinkscope.capture.run import captured, smaller_image
@@ -32,7 +36,8 @@ class Forecast:
     Attributes:
         prompt_tokens, vision_tokens, new_tokens: the sizes it follows from.
         payload_bytes: the trace's tensors, in the host's memory.
-        working_bytes: attention rows in work, on the device, beside what plain generation takes.
+        working_bytes: attention rows in work, on the device, beside what plain generation takes;
+            with steps (`capture.engine`) also those that wait there for their way to the host.
         cache_bytes: keys and values, on the device; plain generation takes them too.
         seconds: of the whole run, with both answers of a comparison.
         host_available, device_available: free bytes now; None where this system does not say.
@@ -152,6 +157,8 @@ def _check(
         needs.append((f"the memory of {handle.device}", device_need, handle.device))
     for place, need, device in needs:
         free = available_memory(device)
+        if free is not None and device == handle.device:
+            free += kept_bytes(handle)  # steps that are kept give way
         if free is not None and need > free:
             fitting = int(settings.max_new_tokens * free / need)
             tokens = f"; at most {fitting} would fit" if fitting else ""
@@ -240,12 +247,20 @@ def container_free(folder: Path) -> int | None:
 def _working_bytes(handle: ModelHandle, inputs: PromptInputs, settings: GenerationSettings) -> int:
     keys = inputs.layout.length + settings.max_new_tokens
     row = handle.stack.heads * keys * 4
+    if choose_engine(handle, settings).used == "graph":
+        layers, heads = captured(handle, settings)
+        kept = 1 if settings.reduce_heads else len(heads)
+        shape = Shape.of(inputs.layout, len(layers), 1, kept)
+        fixed = shape.working_bytes(len(heads), capacity_for(keys), settings.max_new_tokens)
+        return 3 * row + fixed
     staged = min(STAGED_BYTES + row, handle.info.layers * row)
     return 3 * row + STAGED_COPIES * staged  # a row's scores, softmax and product
 
 
 def _cache_bytes(handle: ModelHandle, inputs: PromptInputs, settings: GenerationSettings) -> int:
     positions = inputs.layout.length + settings.max_new_tokens
+    if choose_engine(handle, settings).used == "graph":
+        positions = capacity_for(positions)
     size = handle.model.get_input_embeddings().weight.element_size()
     return 2 * handle.info.layers * handle.stack.kv_heads * _head_size(handle) * positions * size
 

@@ -55,15 +55,13 @@ class Prefix:
         return None
 
     def fork(self, handle: ModelHandle, rows: int) -> DynamicCache:
-        """A copy of the cache for `rows` batch rows, and the model made ready to continue from it.
+        """A cache of `rows` batch rows that continues from it (`fork_cache`), and the model made
+        ready to do so.
 
         Call it with the handle's lock held.
         """
         handle.family.resume(handle.model, self.positions)
-        cache = copy.deepcopy(self.cache)
-        if rows > 1:
-            cache.batch_repeat_interleave(rows)
-        return cache
+        return fork_cache(self.cache, rows)
 
     def fits(self, handle: ModelHandle, inputs: PromptInputs, dims: tuple[int, ...]) -> bool:
         """Whether a run with these inputs and sink dimensions can continue from it."""
@@ -132,19 +130,30 @@ class BatchPrefix:
     def fork(self, handle: ModelHandle) -> DynamicCache:
         """The cache of all rows, and the model made ready to continue from it; as `Prefix.fork`."""
         handle.family.resume(handle.model, torch.cat([row.positions for row in self.rows]))
-        cache = DynamicCache()
-        for layer in range(len(self.rows[0].cache.layers)):
-            keys, values = (
-                torch.cat(
-                    [
-                        _padded(getattr(row.cache.layers[layer], name), self.length, 2)
-                        for row in self.rows
-                    ]
-                )
-                for name in ("keys", "values")
-            )
-            cache.update(keys, values, layer)
+        if all(row.cache is self.rows[0].cache for row in self.rows):
+            return fork_cache(self.rows[0].cache, len(self.rows))
+        cache = fork_cache(self.rows[0].cache)
+        for index, layer in enumerate(cache.layers):
+            for name in ("keys", "values"):
+                parts = [getattr(row.cache.layers[index], name) for row in self.rows]
+                setattr(layer, name, torch.cat([_padded(part, self.length, 2) for part in parts]))
         return cache
+
+
+def fork_cache(cache: DynamicCache, rows: int = 1) -> DynamicCache:
+    """A cache that continues from one of a single sequence, for `rows` batch rows; no copy.
+
+    A `DynamicCache` grows by making new tensors, so the fork may begin with the very keys and
+    values of what it continues from, and with the same ones in every row: the first pass behind it
+    makes the one copy that there has to be. Nothing may write into them.
+    """
+    fork = copy.copy(cache)
+    fork.layers = [copy.copy(layer) for layer in cache.layers]
+    for layer in fork.layers if rows > 1 else ():
+        if layer.is_initialized:
+            layer.keys = layer.keys.expand(rows, -1, -1, -1)
+            layer.values = layer.values.expand(rows, -1, -1, -1)
+    return fork
 
 
 def _columns(row: Prefix, length: int, whole: int) -> torch.Tensor:
@@ -157,6 +166,8 @@ def _padded(values: torch.Tensor, length: int, axis: int) -> torch.Tensor:
     """Zeros in front along an axis, up to a length."""
     missing = list(values.shape)
     missing[axis] = length - values.shape[axis]
+    if not missing[axis]:
+        return values
     return torch.cat([values.new_zeros(missing), values], dim=axis)
 
 

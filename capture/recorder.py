@@ -18,6 +18,7 @@ from typing import Any
 
 import torch
 
+from sinkscope.capture.crossing import Crossing, Kept, Size
 from sinkscope.capture.probes.base import Reader
 from sinkscope.capture.trace import MEAN_HEAD
 from sinkscope.models.family import PromptLayout
@@ -26,6 +27,7 @@ from sinkscope.models.sites import At
 STAGED_BYTES = (
     1 << 22
 )  # rows of so many bytes wait for each other; bounds the memory beside buffers
+STAGED_ON_A_GPU = 1 << 25  # there each reading is some launches more
 SMALLEST = torch.finfo(torch.float32).tiny  # log(0) times 0 would be NaN
 
 
@@ -51,7 +53,8 @@ class TraceRecorder(Reader):
         first: position of the query that is row 0, where that is not N - 1.
         batch_row: which row of the batch to read.
         reduce_heads: keep the mean over these heads instead of each.
-        pinned: rows are on a GPU; copy them through pinned memory, so that nothing waits for it.
+        pinned: rows are on a GPU; what is kept crosses through pinned memory, one copy a token, so
+            that nothing waits for it (`capture.crossing`).
     """
 
     def __init__(
@@ -83,11 +86,11 @@ class TraceRecorder(Reader):
         self._shares = torch.empty(*size, len(layout.segments) + 1, dtype=torch.float32)
         self._entropy = torch.empty(*size, dtype=torch.float32)
         self._vision = layout.vision_stretches()
-        self._pinned = pinned
+        self._crossing = Crossing() if pinned else None
+        self._most_staged = STAGED_ON_A_GPU if pinned else STAGED_BYTES
         self._rows = 0
         self._staged: list[torch.Tensor] = []  # each (1, H, R, K)
         self._block: _Block | None = None
-        self._arriving: list[tuple[torch.cuda.Event, torch.Tensor, torch.Tensor]] = []
 
     def see(self, site: str, layer: int, values: Any, positions: Sequence[int]) -> None:
         """Rows of a layer."""
@@ -128,8 +131,25 @@ class TraceRecorder(Reader):
             self._block = _Block(first + low, slot, rows.shape, rows.device)
         self._staged.append(rows)
         size = rows.numel() * rows.element_size() * len(self._staged)
-        if size >= STAGED_BYTES or slot == len(self.layers) - 1:
+        if size >= self._most_staged or slot == len(self.layers) - 1:
             self._read_staged()
+
+    def put(
+        self, first: int, attention: torch.Tensor, shares: torch.Tensor, entropy: torch.Tensor
+    ) -> None:
+        """Keep what was read off rows elsewhere, of answer tokens from `first` on.
+
+        Args:
+            first: index of the first of T of them.
+            attention: (T, L, H, V).
+            shares: (T, L, H, S + 1).
+            entropy: (T, L, H). All on the CPU, with the layers and heads of this recorder.
+        """
+        stop = first + len(entropy)
+        self._attention[first:stop].copy_(attention)
+        self._shares[first:stop].copy_(shares)
+        self._entropy[first:stop].copy_(entropy)
+        self._rows = max(self._rows, stop)
 
     def finish(self, tokens: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """What was kept for the first `tokens` answer tokens.
@@ -139,7 +159,9 @@ class TraceRecorder(Reader):
             H), on the CPU.
         """
         self._read_staged()
-        self._land(wait=True)
+        if self._crossing is not None:
+            self._crossing.send()
+            self._crossing.land(wait=True)
         if tokens > self._rows:
             raise RuntimeError(
                 f"{tokens} tokens were generated but only {self._rows} attention rows were "
@@ -153,7 +175,8 @@ class TraceRecorder(Reader):
         self._block, self._staged = None, []
         if block is None or not staged:
             return
-        self._land(wait=False)
+        if self._crossing is not None:
+            self._crossing.land(wait=False)
         rows = torch.cat(staged).float()  # (l, H, R, K)
         count = len(staged)
         staged.clear()
@@ -167,37 +190,27 @@ class TraceRecorder(Reader):
         length = self.layout.length
         spans = [(s.start, s.stop) for s in self.layout.segments] + [(length, rows.shape[3])]
         shares = torch.stack([rows[..., a:b].sum(-1) for a, b in spans], dim=-1)  # (l, H, R, S + 1)
-        to = (
-            slice(block.first, block.first + rows.shape[2]),
-            slice(block.slot, block.slot + count),
-        )
+        kept = self._place(block, count)
         for columns, positions in self._vision:
-            self._copy(rows[..., positions], self._attention[to][..., columns])
-        self._copy(shares, self._shares[to])
-        self._copy(entropy, self._entropy[to])
+            kept.attention[..., columns].copy_(rows[..., positions].movedim(2, 0))
+        kept.shares.copy_(shares.movedim(2, 0))
+        kept.entropy.copy_(entropy.movedim(2, 0))
+        if self._crossing is not None and block.slot + count == len(self.layers):
+            self._crossing.send()
         self._rows = max(self._rows, block.first + rows.shape[2])
 
-    def _copy(self, values: torch.Tensor, to: torch.Tensor) -> None:
-        """Values (l, H, R, ...) into a part (R, l, H, ...) of a buffer."""
-        values = values.movedim(2, 0)
-        if not self._pinned:
-            to.copy_(values)
-            return
-        # The caching allocator of pinned memory gives the same few blocks again and again.
-        arriving = torch.empty(values.shape, dtype=to.dtype, pin_memory=True)
-        arriving.copy_(values.to(to.dtype).contiguous(), non_blocking=True)
-        event = torch.cuda.Event()
-        event.record(torch.cuda.current_stream(values.device))
-        self._arriving.append((event, arriving, to))
-
-    def _land(self, wait: bool) -> None:
-        """Move what has arrived in pinned memory into the buffers; choosing a token waits for the
-        GPU anyway, so what an earlier step sent is there."""
-        while self._arriving:
-            event, arrived, to = self._arriving[0]
-            if wait:
-                event.synchronize()
-            elif not event.query():
-                return
-            to.copy_(arrived)
-            self._arriving.pop(0)
+    def _place(self, block: _Block, count: int) -> Kept:
+        """Where to write what is kept of `count` staged layers: the buffers' part, or on the device
+        what crosses to it."""
+        rows = block.shape[2]
+        slots, to = slice(block.slot, block.slot + count), slice(block.first, block.first + rows)
+        here = Kept(self._attention[to], self._shares[to], self._entropy[to])
+        if self._crossing is None:
+            return here.layers(slots)
+        layers = len(self.layers)
+        if rows > 1:  # of a prompt: they come block by block in each layer, and share no copy
+            here, slots, layers = here.layers(slots), slice(0, count), count
+        size = Size(
+            rows, layers, len(self.heads), self.layout.vision_tokens, self._shares.shape[-1]
+        )
+        return self._crossing.part(size, block.device, block.first, slots, here)

@@ -58,9 +58,29 @@ class Ending(StoppingCriteria):
     def __call__(
         self, input_ids: torch.Tensor, scores: torch.Tensor, **kwargs: Any
     ) -> torch.Tensor:
-        strings = self._stop_strings
-        said = strings(input_ids, scores).tolist() if strings else [False] * len(self._probes)
-        tokens = input_ids[:, -1].tolist()
+        over = self.tell(input_ids[:, -1].tolist(), input_ids)
+        if all(over) or not any(over):  # on a GPU this waits for nothing
+            return torch.full((len(over),), over[0], dtype=torch.bool, device=input_ids.device)
+        return torch.tensor(over, device=input_ids.device)
+
+    @property
+    def needs_ids(self) -> bool:
+        """Whether `tell` reads more than the newest tokens."""
+        return self._stop_strings is not None
+
+    def tell(self, tokens: Sequence[int], input_ids: torch.Tensor | None) -> list[bool]:
+        """Tell the newest token of each row.
+
+        Args:
+            tokens: one a row.
+            input_ids: int64 (B, n), all tokens so far with these; None where not `needs_ids`.
+
+        Returns:
+            Of each row, whether its answer is over.
+        """
+        said = [False] * len(self._probes)
+        if self._stop_strings is not None:
+            said = self._stop_strings(input_ids, None).tolist()
         going = [row for row, reason in enumerate(self._finish) if not reason]
         for row in going:
             self._probes[row].choose(tokens[row])
@@ -69,10 +89,14 @@ class Ending(StoppingCriteria):
         for row in going:
             ended = "end" if tokens[row] in self._end else "stop_string" if said[row] else at_once
             self._finish[row] = ended
-        over = [bool(reason) for reason in self._finish]
-        if all(over) or not any(over):  # on a GPU this waits for nothing
-            return torch.full((len(over),), over[0], dtype=torch.bool, device=input_ids.device)
-        return torch.tensor(over, device=input_ids.device)
+        return [bool(reason) for reason in self._finish]
+
+    def ends_with(self, tokens: Sequence[int]) -> bool:
+        """Whether it is known before they are told that all rows end with these tokens."""
+        rows = zip(self._finish, tokens, strict=True)
+        return bool(self._for_all()) or all(
+            bool(over) or token in self._end for over, token in rows
+        )
 
     def _for_all(self) -> str:
         """Why the whole run ends with this token; empty where it goes on."""

@@ -28,7 +28,7 @@ from sinkscope.capture.probes.base import Probe, Reader
 from sinkscope.interventions.base import Acting, Intervention, overrides
 from sinkscope.models.family import PromptInputs
 from sinkscope.models.loading import ModelHandle
-from sinkscope.models.plan import PLAN_KEY, ForwardPlan, LayerPlan, Looker
+from sinkscope.models.plan import PLAN_KEY, ForwardPlan, LayerPlan, Looker, RowChange
 from sinkscope.models.run_info import RunInfo, Step
 from sinkscope.models.sites import (
     EVER,
@@ -52,6 +52,8 @@ class Session:
 
     Attributes:
         run: what the probes and interventions were told.
+        acting: what acts, in order.
+        row_changes: layer -> what changes its rows, in order.
     """
 
     def __init__(
@@ -61,6 +63,8 @@ class Session:
         acting: Sequence[tuple[Intervention, Acting]],
     ) -> None:
         self.run = run
+        self.acting = tuple(begun for _, begun in acting)
+        self.row_changes: dict[int, list[RowChange]] = {}
         self._parts: list[tuple[object, Reader | Acting]] = [*readers, *acting]
 
     def __getitem__(self, part: Probe | Intervention) -> Any:
@@ -81,6 +85,8 @@ def attached(
     new_tokens: int = 0,
     prefix: Prefix | BatchPrefix | None = None,
     gradients: bool = False,
+    room: int = 0,
+    step: Step | None = None,
 ) -> Iterator[Session]:
     """Attach probes and interventions to every forward pass of the model inside the `with`.
 
@@ -98,6 +104,8 @@ def attached(
         prefix: the positions that a run continues from, where it does.
         gradients: record what autograd needs, else nothing is recorded (`torch.no_grad`). What
             probes see then is part of the graph: the model's output can be differentiated by it.
+        room: positions that the cache has room for, where its size is fixed.
+        step: what counts the positions, in place of one made here.
 
     Raises:
         ValueError: a site, layer or position that the model does not have, or a part that does not
@@ -108,19 +116,23 @@ def attached(
     whole = max(prompt.layout.length for prompt in prompts)
     if prefix is not None and prefix.whole is not None:
         whole = prefix.whole
+    start = 0 if prefix is None else prefix.length
+    step = step or Step()
+    step.start = start
     run = RunInfo(
         model=handle.info,
         layouts=tuple(prompt.layout for prompt in prompts),
         length=whole,
         new_tokens=new_tokens,
         device=handle.device,
-        start=0 if prefix is None else prefix.length,
+        start=start,
         known_dims=() if prefix is None else prefix.dims,
         known={} if prefix is None else prefix.scores,
-        step=Step(0 if prefix is None else prefix.length),
+        step=step,
         columns=None if prefix is None else prefix.columns,
+        room=room,
     )
-    longest, last = handle.stack.longest, run.length + max(0, new_tokens - 1)
+    longest, last = handle.stack.longest, whole + max(0, new_tokens - 1)
     if longest is not None and last > longest:
         raise ValueError(
             f"Prompt and answer may take {last} positions, but {handle.info.id} has learned "
@@ -136,6 +148,7 @@ def attached(
         wiring.add_looks(one)
     for _, reader in readers:
         wiring.add_looks(reader)
+    session.row_changes = wiring.row_changes()
     with ExitStack() as undo:
         undo.enter_context(torch.set_grad_enabled(gradients))
         wiring.hook_in(undo)
@@ -197,6 +210,10 @@ class _Wiring:
                     self._layer(layer).keys.append((at, looker))
                 else:
                     self._site(at.site, layer).looks.append((at, looker))
+
+    def row_changes(self) -> dict[int, list[RowChange]]:
+        """layer -> what changes its rows, in order."""
+        return {n: own.changes for n, own in self._plan.layers.items() if own.changes}
 
     def hook_in(self, undo: ExitStack) -> None:
         """Register the hooks, to be removed by `undo`."""

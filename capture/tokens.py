@@ -6,6 +6,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -15,6 +16,7 @@ from sinkscope.models.token_bytes import split_characters
 from sinkscope.models.token_texts import TextPieces
 
 ALTERNATIVES = 5
+WEIGHED_AT_ONCE = 32  # tokens; each takes a few float32 copies of the vocabulary
 
 
 class TokenProbe:
@@ -41,17 +43,23 @@ class TokenProbe:
         self._pieces = TextPieces(tokenizer)
         self._batch_row = batch_row
         self._on_token = on_token
-        self._logits: torch.Tensor | None = None
+        self._seen: torch.Tensor | Weights | None = None
 
     def see_logits(self, logits: torch.Tensor) -> None:
         """Keeps the last position's logits (vocabulary,) of (B, n, vocabulary)."""
-        self._logits = logits[self._batch_row, -1].detach()
+        self._seen = logits[self._batch_row, -1].detach()
+
+    def see_weights(self, weights: Weights) -> None:
+        """Instead of logits: what they say of the token that will be chosen from them."""
+        self._seen = weights
 
     def choose(self, token: int) -> GeneratedToken:
         """The token that was chosen from the logits seen last."""
-        if self._logits is None:
+        if self._seen is None:
             raise RuntimeError("A token was chosen before any logits were seen.")
-        made = describe_token(self._pieces, self._logits, token)
+        seen = self._seen
+        weights = seen if isinstance(seen, Weights) else weigh(seen, token)
+        made = described(self._pieces, weights, token)
         self.tokens.append(made)
         if self._on_token is not None:
             self._on_token(len(self.tokens) - 1, made)
@@ -75,21 +83,71 @@ def with_texts(tokens: Sequence[GeneratedToken], pieces: TextPieces) -> tuple[Ge
     )
 
 
-def describe_token(pieces: TextPieces, logits: torch.Tensor, token: int) -> GeneratedToken:
-    """Probability, rank and alternatives of `token` under raw logits (vocabulary,); texts from
-    `pieces`, which the token is added to."""
+@dataclass(frozen=True)
+class Weights:
+    """What raw logits say of a chosen token.
+
+    Attributes:
+        own: its log-probability.
+        rank: how many tokens are likelier.
+        ids, logs: the likeliest tokens and their log-probabilities, falling.
+    """
+
+    own: float
+    rank: int
+    ids: tuple[int, ...]
+    logs: tuple[float, ...]
+
+
+def weigh(logits: torch.Tensor, token: int) -> Weights:
+    """Read what raw logits (vocabulary,) say of `token`: one copy off the device."""
     logs_of_all = torch.log_softmax(logits.float(), dim=-1)  # (vocabulary,)
-    if not math.isfinite(float(logs_of_all[token])):
+    best, ids = torch.topk(logs_of_all, min(ALTERNATIVES, logits.shape[-1]))
+    *logs, own = torch.cat([best, logs_of_all[token][None]]).tolist()
+    among = own >= logs[-1]  # then no other pass over the vocabulary is needed
+    rank = sum(other > own for other in logs) if among else int((logs_of_all > own).sum())
+    return Weights(own, rank, tuple(ids.tolist()), tuple(logs))
+
+
+def weigh_all(logits: torch.Tensor, tokens: Sequence[int]) -> list[Weights]:
+    """The same for T tokens at once: logits (T, vocabulary); one copy off the device for a few
+    dozen of them."""
+    made = []
+    for low in range(0, len(tokens), WEIGHED_AT_ONCE):
+        wanted = torch.tensor(tokens[low : low + WEIGHED_AT_ONCE], device=logits.device)
+        logs_of_all = torch.log_softmax(logits[low : low + WEIGHED_AT_ONCE].float(), dim=-1)
+        best, ids = torch.topk(logs_of_all, min(ALTERNATIVES, logits.shape[-1]))
+        own = logs_of_all.gather(1, wanted[:, None])
+        rank = (logs_of_all > own).sum(-1, keepdim=True)
+        # In float64 every id and rank is itself.
+        parts = torch.cat([own.double(), rank.double(), ids.double(), best.double()], dim=1)
+        count = best.shape[1]
+        for one, place, *rest in parts.tolist():
+            likeliest = tuple(int(i) for i in rest[:count])
+            made.append(Weights(one, int(place), likeliest, tuple(rest[count:])))
+    return made
+
+
+def described(pieces: TextPieces, weights: Weights, token: int) -> GeneratedToken:
+    """A chosen token with its probability, rank and alternatives; texts from `pieces`, which the
+    token is added to.
+
+    Raises:
+        ValueError: the model's output is not a number.
+    """
+    if not math.isfinite(weights.own):
         raise ValueError(
             "The model's output is not a number. In float16 large activations overflow; load the "
             "model in bfloat16 or float32. Otherwise its weights are damaged."
         )
-    best, ids = torch.topk(logs_of_all, min(ALTERNATIVES, logits.shape[-1]))
-    *logs, own = torch.cat([best, logs_of_all[token][None]]).tolist()  # one copy off the device
-    among = own >= logs[-1]  # then no other pass over the vocabulary is needed
-    rank = sum(other > own for other in logs) if among else int((logs_of_all > own).sum())
     alternatives = tuple(
         Alternative(i, pieces.would_add(i), min(1.0, math.exp(p)))
-        for i, p in zip(ids.tolist(), logs, strict=True)
+        for i, p in zip(weights.ids, weights.logs, strict=True)
     )
-    return GeneratedToken(token, pieces.add(token), min(1.0, math.exp(own)), rank, alternatives)
+    probability = min(1.0, math.exp(weights.own))
+    return GeneratedToken(token, pieces.add(token), probability, weights.rank, alternatives)
+
+
+def describe_token(pieces: TextPieces, logits: torch.Tensor, token: int) -> GeneratedToken:
+    """Probability, rank and alternatives of `token` under raw logits (vocabulary,)."""
+    return described(pieces, weigh(logits, token), token)

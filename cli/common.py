@@ -15,6 +15,7 @@ import typer
 from sinkscope.jobs.job import Job, Stopped
 
 if TYPE_CHECKING:
+    from sinkscope.capture.trace import GenerationTrace
     from sinkscope.config import GenerationSettings, ModelSettings
     from sinkscope.models.family import PromptInputs
     from sinkscope.models.loading import ModelHandle
@@ -147,6 +148,21 @@ def stoppable(running: Job, kept: str) -> Iterator[Job]:
         running: the job, which begins here.
         kept: a sentence on what is left of a run that was stopped.
     """
+    try:
+        with interrupted(running), running:
+            yield running
+    except Stopped as stopped:
+        left = f"; {stopped.total - stopped.done} remain" if stopped.total else ""
+        of = f" of {stopped.total}" if stopped.total else ""
+        typer.echo(
+            f"{running.ended_by} after {stopped.done}{of} {stopped.what}{left}. {kept}", err=True
+        )
+        raise typer.Exit(INTERRUPTED) from None
+
+
+@contextmanager
+def interrupted(running: Job) -> Iterator[None]:
+    """Ctrl-C is the job's Stop in here; a second one ends the verb at once."""
     asked = threading.Event()
 
     def interrupt(number: int, frame: object) -> None:
@@ -158,15 +174,7 @@ def stoppable(running: Job, kept: str) -> Iterator[Job]:
 
     before = signal.signal(signal.SIGINT, interrupt)
     try:
-        with running:
-            yield running
-    except Stopped as stopped:
-        left = f"; {stopped.total - stopped.done} remain" if stopped.total else ""
-        of = f" of {stopped.total}" if stopped.total else ""
-        typer.echo(
-            f"{running.ended_by} after {stopped.done}{of} {stopped.what}{left}. {kept}", err=True
-        )
-        raise typer.Exit(INTERRUPTED) from None
+        yield
     finally:
         signal.signal(signal.SIGINT, before)
 
@@ -208,6 +216,19 @@ def say_decoding(handle: ModelHandle, inputs: PromptInputs, settings: Generation
             "checkpoint follows it.",
             err=True,
         )
+
+
+def say_stage(text: str) -> None:
+    """What the next token of an answer takes long for, on standard error."""
+    typer.echo(f"{text}.", err=True)
+
+
+def say_engine(trace: GenerationTrace) -> None:
+    """One line on standard error, behind a run, where another engine made it than was asked for."""
+    from sinkscope.capture.decoding import engine_words
+
+    if said := engine_words(trace):
+        typer.echo(f"Note: the answer was {said}.", err=True)
 
 
 def load(settings: ModelSettings) -> ModelHandle:

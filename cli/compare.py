@@ -65,6 +65,7 @@ def compare(
     common.say_decoding(handle, inputs, generation)
     common.say_forecast(handle, inputs, generation, answers=2)
     pair = _compare(handle, inputs, generation, var, same_text)
+    common.say_engine(pair.baseline)
     from sinkscope.cli.comparison import print_comparison
 
     print_comparison(pair)
@@ -129,6 +130,7 @@ def _compare(
             same_text,
             # Both answers are written at once; the bar follows the longer one.
             on_token=lambda name, index, token: bar.update(max(0, index + 1 - bar.pos)),
+            on_stage=common.say_stage,
         )
         bar.update(most - bar.pos)  # the answers may end before they are as long
     return pair

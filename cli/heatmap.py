@@ -85,6 +85,7 @@ def heatmap(
     common.say_decoding(handle, inputs, settings)
     common.say_forecast(handle, inputs, settings)
     trace = _generate(handle, inputs, settings)
+    common.say_engine(trace)
     from sinkscope.cli.drawing import draw, print_answer
 
     print_answer(trace, selection, all_images=True)
@@ -136,6 +137,12 @@ def _generate(
     from sinkscope.attention_extractor import generate
 
     with common.progress("Answering", settings.max_new_tokens) as bar:
-        trace = generate(handle, inputs, settings, on_token=lambda index, token: bar.update(1))
+        trace = generate(
+            handle,
+            inputs,
+            settings,
+            on_token=lambda index, token: bar.update(1),
+            on_stage=common.say_stage,
+        )
         bar.update(settings.max_new_tokens - bar.pos)  # the answer may end before it is as long
     return trace

@@ -10,6 +10,8 @@ from sinkscope.cli import (
     evaluate,
     evaluate_report,
     experiment,
+    explain,
+    explain_score,
     heatmap,
     region,
     screenshots,
@@ -26,6 +28,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,  # a bug gives Python's own traceback, without local values
 )
 app.command("heatmap")(heatmap.heatmap)
+app.command("explain")(explain.explain)
+app.command("explain-score")(explain_score.explain_score)
 app.command("compare")(compare.compare)
 app.command("show")(show.show)
 app.command("region")(region.region)

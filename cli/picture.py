@@ -37,7 +37,8 @@ class Drawing:
     method: str = setting(
         "attention",
         "Which explanation: attention, relative (divided by the map of a generic prompt on the "
-        "same image, which removes what is looked at whatever is asked) or without-sinks.",
+        "same image, which removes what is looked at whatever is asked), without-sinks or "
+        "localising-heads.",
     )
     relative: bool = setting(False, "The same as --method relative.")
     figure: bool = setting(False, "With --token: add title, colour bar and caption.")

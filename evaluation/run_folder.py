@@ -153,6 +153,8 @@ class RunFolder:
             written by another process.
     """
 
+    config_name = CONFIG
+
     def __init__(self, folder: Path, config: RunConfig, shard: Shard | None = None) -> None:
         self.folder, self.config, self.shard = folder, config, shard or Shard()
         tail = "" if self.shard.count == 1 else f"-{self.shard.number}-of-{self.shard.count}"
@@ -168,9 +170,11 @@ class RunFolder:
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             self._check()
-            if not (self.folder / CONFIG).exists():
+            if not (self.folder / self.config_name).exists():
                 text = self.config.toml()
-                write_atomically(self.folder / CONFIG, lambda file: file.write(text.encode()))
+                write_atomically(
+                    self.folder / self.config_name, lambda file: file.write(text.encode())
+                )
             self._file = self.path.open("a+b")
         except OSError as error:
             raise ValueError(

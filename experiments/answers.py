@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from sinkscope.capture.again import prepared_again, var_settings_of
 from sinkscope.capture.trace import GenerationTrace
 from sinkscope.config import VARSettings
 from sinkscope.models.family import PromptInputs
@@ -40,24 +41,7 @@ def answered(handle: ModelHandle, trace: GenerationTrace) -> Answered:
             was prepared with a system message, earlier turns or image sizes of its own); or the run
             has no answer token.
     """
-    made_by = [(m.id, m.revision, m.family) for m in (trace.model, handle.info)]
-    if made_by[0][1:] != made_by[1][1:]:
-        raise ValueError(
-            f"This run was made by {made_by[0][0]} ({made_by[0][1]}), but {made_by[1][0]} "
-            f"({made_by[1][1]}) is loaded. Load the run's model to test it."
-        )
-    inputs = handle.prepare(list(trace.images), trace.prompt)
-    if inputs.layout != trace.layout or inputs.token_texts != trace.prompt_tokens:
-        raise ValueError(
-            f"The prompt of this run has {trace.layout.length} tokens and comes out with "
-            f"{inputs.layout.length} now, or with others: it was prepared in another way (system "
-            "message, earlier turns, image sizes). Make the run again with what is loaded."
-        )
-    var = None
-    if trace.var is not None:
-        stored = dict(trace.var["settings"])
-        lists = {name: tuple(v) for name, v in stored.items() if isinstance(v, list)}
-        var = VARSettings(**{**stored, **lists})
+    inputs, var = prepared_again(handle, trace), var_settings_of(trace)
     ids, texts = (tuple(getattr(token, what) for token in trace.tokens) for what in ("id", "text"))
     return Answered(inputs, ids, texts, var)
 

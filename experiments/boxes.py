@@ -10,12 +10,21 @@ import math
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 from sinkscope.models.family import PromptLayout
 from sinkscope.models.views import ImageGrid
 
 ENOUGH = 20
 """With fewer other boxes no percentile of 95 can be told; boxes that overlap are let in then."""
+
+
+class Region(Protocol):
+    """Some cells of an image."""
+
+    def positions(self, layout: PromptLayout) -> tuple[int, ...]:
+        """Prompt positions of the vision tokens that see them."""
+        ...
 
 
 @dataclass(frozen=True)

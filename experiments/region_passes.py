@@ -12,7 +12,7 @@ from sinkscope.capture.prefix import Prefix
 from sinkscope.capture.run import on_device
 from sinkscope.capture.session import attached
 from sinkscope.experiments.answers import Answered
-from sinkscope.experiments.boxes import Box, grid_of
+from sinkscope.experiments.boxes import Box, Region, grid_of
 from sinkscope.interventions.base import Intervention
 from sinkscope.interventions.edges import CutEdges
 from sinkscope.models.family import PromptInputs
@@ -21,7 +21,7 @@ from sinkscope.var_patch import VAR
 
 
 def cut(
-    handle: ModelHandle, asked: Answered, boxes: Sequence[Box | None], rows: int, prefix: Prefix
+    handle: ModelHandle, asked: Answered, boxes: Sequence[Region | None], rows: int, prefix: Prefix
 ) -> Tensor:
     """float32 (boxes, T) on the CPU: one pass, filled up with rows that cut nothing: in half
     precision a batch's shape alone moves the last digits."""

@@ -28,12 +28,13 @@ changes of a site come before anybody looks at it.
 
 `rows` must not read the host (`.item()`, `bool(tensor)`, `.cpu()`, a shape that depends on values),
 so that a decode step can be recorded as a graph; parameters that change between runs are tensors on
-the device.
+the device. Where `step_key` and `step_state` say what is fixed and which tensors these are, one
+recording serves many runs.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from typing import Any
 
 import torch
@@ -89,11 +90,16 @@ class Acting:
             layer: where.
             query: (B, H, N, D), the last N of K positions.
             key, value: (B, Hkv, K, D).
-            output: (B, H, N, D); not to be written to.
+            output: (B, H, N, D); may be written to.
             scaling: factor on the scores.
             attention_mask: None (causal), or bool / additive float (B, 1 or H, N, K).
         """
         raise NotImplementedError
+
+    def made(self, layer: int, positions: range) -> Tensor | None:
+        """The changed rows (B, H, R, K) of these queries, where `correct`, which was called just
+        before in this layer, has made them anyway; else None."""
+        return None
 
     def mask(self, layer: int, queries: range, keys: int, device: torch.device) -> Tensor | None:
         """bool (B or 1, 1, Q, keys): True where the query at that position may see the key.
@@ -118,6 +124,20 @@ class Acting:
 
     def see(self, site: str, layer: int, values: Any, positions: Sequence[int]) -> None:
         """What is at one of `looks`, after all edits."""
+
+    def step_key(self) -> Hashable:
+        """What is fixed in `rows` of a decode step: runs with equal keys differ in the values of
+        `step_state` alone. None: that is not known, so each run records its own."""
+        return None
+
+    def step_state(self, heads: int) -> Sequence[Tensor]:
+        """After the prompt: the tensors that `rows` reads and writes behind it, which stay the same
+        ones, in an order that follows from `step_key`.
+
+        Args:
+            heads: of the model.
+        """
+        return ()
 
     def result(self) -> Any:
         """What the session gives for the intervention; by default this object."""

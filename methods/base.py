@@ -179,6 +179,15 @@ class Method(Protocol):
         """None, or why this run cannot give it: "the run ..."."""
         return None
 
+    def needs_for(self, run: GenerationTrace) -> Needs:
+        """What this run needs, where it is less than `needs`."""
+        return self.needs
+
+    def refusal(self, run: GenerationTrace, target: Target, session: Session | None) -> str | None:
+        """None, or why the run's model cannot give it for this target: asked before anything is
+        computed. `session` is there where `needs_for` asks for one."""
+        return None
+
     def words(self, run: GenerationTrace) -> str:
         """What its values are, for the line under a picture."""
         return f"{self.unit} per patch"

@@ -10,16 +10,43 @@ from sinkscope.attention_processor import PatchMap, map_label
 from sinkscope.capture.trace import GenerationTrace
 from sinkscope.config import Reduce
 from sinkscope.jobs.job import Progress
+from sinkscope.methods.agcam import AGCAM
 from sinkscope.methods.attention import Attention
 from sinkscope.methods.base import MapStack, Method, Target, rows_of, target_of
+from sinkscope.methods.chefer import Chefer
+from sinkscope.methods.gradient_attention import GradientAttention
+from sinkscope.methods.localising import LocalisingHeads
+from sinkscope.methods.logit_lens import LogitLens
+from sinkscope.methods.occlusion import Occlusion
+from sinkscope.methods.region_search import RegionSearch
 from sinkscope.methods.relative import Relative
+from sinkscope.methods.rollout import Rollout
+from sinkscope.methods.tam import TokenActivation
+from sinkscope.methods.value_weighted import ValueWeighted
+from sinkscope.methods.var import VarAttention
 from sinkscope.methods.without_sinks import WithoutSinks
 
 if TYPE_CHECKING:
     from sinkscope.methods.base import Session
 
 # A method is one file and one row here. Page, command line and API list them in this order.
-METHODS: tuple[Method, ...] = (Attention(), Relative(), WithoutSinks())
+METHODS: tuple[Method, ...] = (
+    Attention(),
+    Relative(),
+    WithoutSinks(),
+    VarAttention(),
+    LocalisingHeads(),
+    Rollout(),
+    ValueWeighted(),
+    GradientAttention(),
+    Chefer(),
+    AGCAM(),
+    TokenActivation(),
+    LogitLens(),
+    Occlusion("edges"),
+    Occlusion("pixels"),
+    RegionSearch(),
+)
 
 
 @dataclass(frozen=True)
@@ -35,9 +62,24 @@ class Listed:
     why_not: str | None
 
 
-def listed(run: GenerationTrace, methods: Sequence[Method] = METHODS) -> list[Listed]:
-    """All methods, each with what this run has to say about it."""
-    return [Listed(method, method.availability(run)) for method in methods]
+def listed(
+    run: GenerationTrace, methods: Sequence[Method] = METHODS, *, passes: bool = True
+) -> list[Listed]:
+    """All methods, each with what this run has to say about it.
+
+    Args:
+        run: the run.
+        methods: which.
+        passes: whether forward passes of the run's model can be had; else methods that need them
+            say so.
+    """
+    made = []
+    for method in methods:
+        why = method.availability(run)
+        if why is None and not passes and (needs := method.needs_for(run)) != "trace":
+            why = f"it needs {needs} passes of the model, and there is the run alone"
+        made.append(Listed(method, why))
+    return made
 
 
 def method_of(wanted: str | Method, methods: Sequence[Method] = METHODS) -> Method:
@@ -82,11 +124,15 @@ def explain(
     why_not = chosen.availability(run)
     if why_not is not None:
         raise ValueError(f"method is {chosen.name!r}, which is not possible here: {why_not}.")
-    if chosen.needs != "trace" and session is None:
+    needs = chosen.needs_for(run)
+    if needs != "trace" and session is None:
         raise ValueError(
-            f"method is {chosen.name!r}, which needs {chosen.needs} passes of the model: give it a "
-            "session."
+            f"method is {chosen.name!r}, which needs {needs} passes of the model: give it a "
+            "session (methods.passes.passes_of)."
         )
+    refusal = chosen.refusal(run, resolved, session)
+    if refusal is not None:
+        raise ValueError(f"method is {chosen.name!r}, which is not possible here: {refusal}.")
     return chosen.explain(run, resolved, session, progress)
 
 

@@ -15,6 +15,8 @@ The story of one forward pass:
    - decode (one query): the row is computed once and multiplied with V; it is the output, not an
      extra.
 
+A decode step over keys of fixed capacity has a plan of its own, `models.static_step.StepPlan`.
+
 Interventions change rows in the order in which the session lists them; whoever looks sees the
 result. No [heads, N, N] tensor exists at any point. Measured ratios: docs/LOG.md.
 """
@@ -35,6 +37,7 @@ from transformers.masking_utils import sdpa_mask
 from sinkscope.models.kernels import attention_rows, rows_times_values
 from sinkscope.models.plan import PLAN_KEY, FastCorrection, ForwardPlan, Looker, RowChange
 from sinkscope.models.sites import QueriesKeys
+from sinkscope.models.static_step import StepPlan
 
 NAME = "sinkscope"
 CHUNK = 128  # query rows that are computed at once at most
@@ -84,8 +87,10 @@ def attention_forward(
     Returns:
         The output (B, N, H, D), and None.
     """
-    plan: ForwardPlan | None = kwargs.pop(PLAN_KEY, None)
+    plan: ForwardPlan | StepPlan | None = kwargs.pop(PLAN_KEY, None)
     layer: int = module.layer_idx  # type: ignore[assignment]
+    if isinstance(plan, StepPlan):
+        return plan.attend(layer, query, key, value, scaling), None
     own = None if plan is None else plan.layers.get(layer)
     if plan is None or own is None:
         return sdpa_attention_forward(
@@ -149,8 +154,9 @@ class _Prefill:
         """Shows the wanted rows; the output (B, H, N, D), corrected for changed rows."""
         end = self.start + self.query.shape[2]
         remade = [_clip(change.row_positions, self.start, end) for change in changes]
-        if fast is not None and len(changes) == 1 and not self.gradients:
-            output = fast.correct(
+        quick = fast if len(changes) == 1 and not self.gradients else None
+        if quick is not None:
+            output = quick.correct(
                 self.layer, self.query, self.key, self.value, output, self.scale, self.mask
             )
             remade = []
@@ -166,6 +172,10 @@ class _Prefill:
             edges |= {edge for span in shown for edge in (span.start, span.stop)}
         made: list[tuple[range, Tensor]] = []
         for block in self._blocks([*remade, *shown], edges):
+            there = None if quick is None else quick.made(self.layer, block)
+            if there is not None:
+                _show(self.layer, there, seen, block.start, self.gradients)
+                continue
             low, high = block.start - self.start, block.stop - self.start
             before = attention_rows(
                 self.query[:, :, low:high],

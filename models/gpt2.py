@@ -31,6 +31,7 @@ def gpt2(text: Any, head: nn.Module, config: Any) -> TextStack:
         points=_points(heads),
         windows=(None,) * len(layers),
         mlp_of=_mlp,
+        output_of=lambda layer: Projection(layer.attn.c_proj, transposed=True),
         final_norm=Norm("layer", text.ln_f, text.ln_f.eps),
         head_size=config.hidden_size // heads,
         longest=config.max_position_embeddings,

@@ -31,6 +31,7 @@ def gpt_neox(text: Any, head: nn.Module, config: Any) -> TextStack:
         points=_points(heads),
         windows=(None,) * len(layers),
         mlp_of=_mlp,
+        output_of=lambda layer: Projection(layer.attention.dense),
         final_norm=Norm("layer", text.final_layer_norm, text.final_layer_norm.eps),
         parallel=bool(config.use_parallel_residual),
         head_size=config.hidden_size // heads,

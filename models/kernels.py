@@ -22,6 +22,12 @@ _CPU_DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 _CUDA_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
+def host_reads_are_free(device: torch.device) -> bool:
+    """Whether the host may look at a tensor there without waiting for what was launched before: on
+    a CPU. Elsewhere a prefill must not, and every operation is a launch that counts."""
+    return device.type == "cpu"
+
+
 def pack(query: Tensor, kv_heads: int) -> Tensor:
     """(B, H, R, D) -> (B, Hkv, H / Hkv * R, D): the query heads of one key head become rows."""
     batch, _, _, width = query.shape

@@ -32,6 +32,7 @@ def llama_like(text: Any, head: nn.Module, config: Any) -> TextStack:
         points=_points(heads, kv_heads, normed),
         windows=tuple(_window(layer.self_attn) for layer in layers),
         mlp_of=_mlp,
+        output_of=lambda layer: Projection(layer.self_attn.o_proj),
         final_norm=rms_norm(text.norm),
         head_size=layers[0].self_attn.head_dim,
     )

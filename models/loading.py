@@ -26,6 +26,7 @@ from transformers import (
 
 from sinkscope.config import DType, ModelSettings
 from sinkscope.models import attention
+from sinkscope.models.adapters import adapter_fingerprint, check_adapter, merged
 from sinkscope.models.family import Family, Processor, PromptInputs, PromptRequest
 from sinkscope.models.generation_file import GenerationFile, read_generation_file
 from sinkscope.models.gpt2 import gpt2
@@ -74,6 +75,7 @@ class ModelHandle:
         profile: the model's sink dimensions, or None where none are known.
         generation_file: what there is to say about the checkpoint's generation_config.json.
         lock: one run at a time; transformers keeps state on the model during a run.
+        kept: what runs leave for the next one, such as recorded steps; gone with the handle.
     """
 
     info: ModelInfo
@@ -84,6 +86,7 @@ class ModelHandle:
     profile: SinkProfile | None
     generation_file: GenerationFile = field(default_factory=GenerationFile)
     lock: threading.Lock = field(default_factory=threading.Lock, compare=False)
+    kept: dict[str, Any] = field(default_factory=dict, compare=False, repr=False)
 
     @property
     def device(self) -> torch.device:
@@ -171,6 +174,9 @@ def load_model(
     )
     report: Progress = on_progress or (lambda text, fraction: None)
     report("Looking for the model", 0.02)
+    adapter = None if settings.adapter is None else Path(settings.adapter)
+    if adapter is not None:
+        check_adapter(adapter)
     source, commit = locate(settings, report)
     report("Reading its configuration", 0.15)
     config, family = read_configuration(settings, source)
@@ -183,12 +189,18 @@ def load_model(
     report("Loading the weights", 0.3)
     loaded, unused = load_weights(settings, source, config, family, files, place, kind)
     loaded.generation_config, generation_file = read_generation_file(source, config)
+    name, revision = settings.model, commit or fingerprint(source, files.files)
+    if adapter is not None:
+        report("Merging the adapter", 0.9)
+        loaded = merged(loaded, adapter)
+        name = f"{name} + {adapter.resolve().name}"
+        revision = f"{revision}+adapter:{adapter_fingerprint(adapter)}"
     report("Preparing attention capture", 0.95)
     attention.install(loaded)
     stack = family.text_stack(loaded)
     info = ModelInfo(
-        id=settings.model,
-        revision=commit or fingerprint(source, files.files),
+        id=name,
+        revision=revision,
         family=family.name,
         dtype=str(loaded.get_input_embeddings().weight.dtype).removeprefix("torch."),
         device=str(loaded.get_input_embeddings().weight.device),

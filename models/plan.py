@@ -49,8 +49,12 @@ class FastCorrection(Protocol):
         scaling: float,
         attention_mask: Tensor | None,
     ) -> Tensor:
-        """The layer's output (B, H, N, D) at prefill, corrected; query (B, H, N, D), key and value
-        (B, Hkv, K, D)."""
+        """The layer's output (B, H, N, D) at prefill, corrected, in place or not; query
+        (B, H, N, D), key and value (B, Hkv, K, D)."""
+        ...
+
+    def made(self, layer: int, positions: range) -> Tensor | None:
+        """Changed rows (B, H, R, K) of these queries that `correct` has just made; else None."""
         ...
 
 
@@ -122,6 +126,7 @@ class ForwardPlan:
         step = self.step
         step.start = step.start + step.length if passed is None else passed
         step.length = queries
+        step.passes += 1
         if step.start >= self.prompt_length and queries > 1:
             raise ValueError(
                 f"The model was called with {queries} answer tokens at once. Assisted decoding and "

@@ -10,17 +10,19 @@ from torch import Tensor
 
 from sinkscope.models.family import PromptLayout
 from sinkscope.models.info import ModelInfo
+from sinkscope.models.sink_score import ScoreBook
 
 
 @dataclass
 class Step:
     """The forward pass that is running: its first position and how many there are.
 
-    Everything else about a run is fixed; this advances.
+    Everything else about a run is fixed; this advances. `passes` counts the passes so far.
     """
 
     start: int = 0
     length: int = 0
+    passes: int = 0
     _made: tuple[object, Tensor] | None = field(default=None, repr=False)
 
     def positions(self, first: int, count: int, device: torch.device, origin: int = 0) -> Tensor:
@@ -51,8 +53,11 @@ class RunInfo:
         known_dims, known: of a prefix: the sink dimensions scored, and layer -> float32 (start,),
             or (batch, start) where rows continue from prefixes of their own.
         step: the forward pass that is running.
+        book: sink scores of the layer that is running, shared by all who ask.
         columns: where rows continue from prefixes of their own, which are padded so that all end at
             `start`: of each row, int64, at which position each token of its prompt stands.
+        room: positions that a cache of fixed size has room for, where that is more than there may
+            be; the others hold nothing.
     """
 
     model: ModelInfo
@@ -64,7 +69,9 @@ class RunInfo:
     known_dims: tuple[int, ...] = ()
     known: Mapping[int, Tensor] = field(default_factory=dict)
     step: Step = field(default_factory=Step)
+    book: ScoreBook = field(default_factory=ScoreBook, repr=False, compare=False)
     columns: tuple[Tensor, ...] | None = None
+    room: int = 0
 
     @property
     def batch(self) -> int:
@@ -73,8 +80,8 @@ class RunInfo:
 
     @property
     def capacity(self) -> int:
-        """Most positions there can be: prompt and new tokens."""
-        return self.length + self.new_tokens
+        """Most positions there can be: prompt and new tokens, or what a fixed cache has."""
+        return max(self.length + self.new_tokens, self.room)
 
     @property
     def after_image(self) -> int:

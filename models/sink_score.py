@@ -2,17 +2,22 @@
 
 Both read the hidden state at the INPUT of a decoder layer, before its layer norm, and both compute
 in float32: the square of a massive activation overflows float16, and the score would come out as 0.
+
+In a run, probes and interventions ask the run's `ScoreBook`: each layer is read once, by three
+kernels, whoever asks, and nothing waits for the device.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import get_args
 
 import torch
 from torch import Tensor
 
 from sinkscope.config import Dialect
+from sinkscope.models import kernels
 
 # Before it, hidden states are close to the embeddings and sinks have not formed (arXiv 2503.03321).
 FIRST_LAYER = 2
@@ -44,19 +49,93 @@ def sink_score(hidden: Tensor, dims: Sequence[int]) -> Tensor:
         raise ValueError(
             f"dims is {tuple(wanted)}; allowed: one or more indices from 0 to {size - 1}."
         )
+    index = torch.tensor(wanted, device=hidden.device)
+    return Norms.of(hidden, index).scores()
+
+
+@dataclass(frozen=True)
+class Norms:
+    """What the sink scores of some tokens are made of.
+
+    Attributes:
+        whole: (...) float32 or float64, L2 norm of each token's state.
+        peak: (...) float32, largest |x[d]| over the sink dimensions.
+        size: of the state, D.
+    """
+
+    whole: Tensor
+    peak: Tensor
+    size: int
+
+    @staticmethod
+    def of(hidden: Tensor, dims: Tensor) -> Norms:
+        """Of hidden (..., D); `dims` are indices on its device."""
+        size = hidden.shape[-1]
+        some = hidden.index_select(-1, dims)
+        if kernels.host_reads_are_free(hidden.device):
+            peak = some.abs().amax(-1)
+        else:  # the same in one kernel, which on a CPU takes many times as long
+            peak = torch.linalg.vector_norm(some, float("inf"), dim=-1)
+        return Norms(_norm(hidden), peak.to(torch.float32), size)
+
+    def scores(self) -> Tensor:
+        """(...) float32, phi."""
+        return self.inverse().mul_(self.peak).float()
+
+    def inverse(self) -> Tensor:
+        """(...) float64, one by the rms: what `peak` is multiplied with."""
+        # The maximum is scaled, and no (N, D) quotient made: scaling by a positive number keeps
+        # the order. In float64, for a norm that was rounded is squared again; it is one number a
+        # token.
+        epsilon = torch.full((1,), EPSILON, dtype=torch.float64, device=self.whole.device)
+        mean = torch.addcmul(epsilon, self.whole, self.whole, value=1 / self.size)
+        return mean.rsqrt_().view(self.whole.shape)
+
+
+def _norm(hidden: Tensor) -> Tensor:
+    """(...): L2 norms of hidden (..., D), of float32 squares."""
+    size = hidden.shape[-1]
+    if not kernels.host_reads_are_free(hidden.device):  # one kernel, which widens as it reads
+        if hidden.dtype == torch.float64:
+            hidden = hidden.to(torch.float32)
+        norm: Tensor = torch.linalg.vector_norm(hidden, dim=-1, dtype=torch.float32)
+        return norm
     flat = hidden.reshape(-1, size)
     starts = range(0, max(1, len(flat)), BLOCK_TOKENS)
-    blocks = [flat[low : low + BLOCK_TOKENS] for low in starts]
-    return torch.cat([_score(block, wanted) for block in blocks]).view(hidden.shape[:-1])
+    blocks = (flat[low : low + BLOCK_TOKENS].to(torch.float32) for low in starts)
+    mean = torch.cat([block.pow(2).mean(-1) for block in blocks])
+    return mean.to(torch.float64).mul_(size).sqrt_().view(hidden.shape[:-1])
 
 
-def _score(hidden: Tensor, dims: list[int]) -> Tensor:
-    """(N, D) -> (N,)."""
-    states = hidden.to(torch.float32)
-    scale = torch.rsqrt(states.pow(2).mean(-1) + EPSILON)
-    # The maximum is taken before scaling: scaling by a positive number keeps the order, so no
-    # (N, D) quotient is made.
-    return states[:, dims].abs().amax(-1) * scale
+class ScoreBook:
+    """Sink scores as a run goes on: what a layer's input says is computed once for all who ask.
+
+    It holds the layer that was asked for last, and nothing else.
+    """
+
+    def __init__(self) -> None:
+        self._index: dict[tuple[tuple[int, ...], torch.device], Tensor] = {}
+        self._asked: tuple[object, ...] = ()
+        self._norms: dict[tuple[int, ...], Norms] = {}
+
+    def norms(self, where: tuple[int, int, range], hidden: Tensor, dims: tuple[int, ...]) -> Norms:
+        """Of a layer's input.
+
+        Args:
+            where: number of the pass in this run, layer, positions: what is asked for again under
+                the same ones is the same.
+            hidden: (B, N, D), what is there.
+            dims: sink dimensions.
+        """
+        if self._asked != where:
+            self._asked = where
+            self._norms.clear()
+        if dims not in self._norms:
+            place = dims, hidden.device
+            if place not in self._index:
+                self._index[place] = torch.tensor(dims, device=hidden.device)
+            self._norms[dims] = Norms.of(hidden.detach(), self._index[place])
+        return self._norms[dims]
 
 
 def sink_mask(

@@ -135,6 +135,8 @@ class TextStack:
         points: site (`models.sites`) -> where it is in a decoder layer.
         windows: of each layer, how many keys a query sees at most, itself among them; None for all.
         mlp_of: the MLP of a layer, by role; None where the family does not say.
+        output_of: the attention's output projection of a layer, by role, which is given the heads
+            side by side (H * Dh); None where the family does not say.
         final_norm: before the output head.
         parallel: attention and MLP both read the layer's input, and both are added to it:
             block_in + attn_out + mlp_out. Else the MLP reads block_in + attn_out.
@@ -151,6 +153,7 @@ class TextStack:
     points: Mapping[str, Find] = field(default_factory=dict)
     windows: Sequence[int | None] = ()
     mlp_of: Callable[[nn.Module], MLP] | None = None
+    output_of: Callable[[nn.Module], Projection] | None = None
     final_norm: Norm | None = None
     parallel: bool = False
     head_size: int = 0
@@ -180,6 +183,16 @@ class TextStack:
         if self.mlp_of is None:
             raise ValueError("This model's family does not say what its MLPs are made of.")
         return self.mlp_of(self._layer(layer))
+
+    def attention_output(self, layer: int) -> Projection:
+        """What a layer's attention multiplies the outputs of its heads by: hidden x (H * Dh).
+
+        Raises:
+            ValueError: the model has no such layer, or its family does not say.
+        """
+        if self.output_of is None:
+            raise ValueError("This model's family does not say where attention's output is made.")
+        return self.output_of(self._layer(layer))
 
     def _layer(self, layer: int) -> nn.Module:
         if not 0 <= layer < len(self.layers):

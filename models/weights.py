@@ -125,9 +125,9 @@ def adapter_words(about: Path) -> str:
         base, kind = None, "LoRA"
     of = f" of {base}" if isinstance(base, str) and base else ""
     return (
-        f"is an adapter ({kind}){of}, not a model: merge the adapter into its base model "
-        "(PeftModel.from_pretrained(base, adapter).merge_and_unload(), then save_pretrained with "
-        "the processor's files) and give the merged folder."
+        f"is an adapter ({kind}){of}, not a model: give it as adapter (--adapter) beside its base "
+        "model, or merge it into that (PeftModel.from_pretrained(base, adapter).merge_and_unload(),"
+        " then save_pretrained with the processor's files) and give the merged folder."
     )
 
 

@@ -34,7 +34,7 @@ from sinkscope.sinks.decide import decide
 from sinkscope.sinks.describe import describe_layers, describe_overall, notes_on, reason_for
 from sinkscope.sinks.engine import Engine, LocalEngine
 from sinkscope.sinks.findings import Findings, Origin, TauPoint, UsedSample
-from sinkscope.sinks.measure import Unusable, measure
+from sinkscope.sinks.measure import Unusable, measure, samples_at_once
 from sinkscope.sinks.reduce import first_token_passes, totals, tracked, worth_tracking
 from sinkscope.sinks.samples import Sample, SampleSet, read_samples
 from sinkscope.sinks.settings import FindSettings
@@ -92,6 +92,7 @@ def find(
                 settings,
                 lambda stats: stats.save(paths[stats.id], keys[stats.id]),
                 _Counter(len(given.samples), len(given.samples) - len(missing), on_progress, stop),
+                samples_at_once(settings, handle.device),
             )
         usable = sorted(set(paths) - {one.id for one in unusable})
         if not given.samples:
@@ -220,9 +221,10 @@ def _measure_all(
     settings: FindSettings,
     keep: Callable[[SampleStats], None],
     counter: _Counter,
+    size: int,
 ) -> list[Unusable]:
-    """Measure what is missing and hand each result to `keep`; the samples that cannot be used."""
-    size = settings.batch_size
+    """Measure what is missing, `size` samples at a time, and hand each result to `keep`; the
+    samples that cannot be used."""
     batches = [tuple(missing[low : low + size]) for low in range(0, len(missing), size)]
     unusable: list[Unusable] = []
     counter.say("Measured before" if counter.done else "Measuring")
@@ -259,7 +261,7 @@ def _memory_errors_named(handle: ModelHandle, settings: FindSettings) -> Iterato
         setting = f" (max_pixels; now {pixels})" if handle.family.pixel_bounds else ""
         raise RunOutOfMemoryError(
             f"Memory is full. What helps: smaller images{setting}, or fewer samples at once "
-            f"(batch_size; now {settings.batch_size})."
+            f"(batch_size; now {samples_at_once(settings, handle.device)})."
         )
 
 

@@ -19,7 +19,6 @@ The handle's lock must be held around both.
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -29,6 +28,7 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache
 
+from sinkscope.capture.prefix import fork_cache
 from sinkscope.capture.probes.base import Probe
 from sinkscope.capture.probes.text_inputs import TextInputs
 from sinkscope.capture.run import on_device
@@ -168,9 +168,7 @@ def hidden_log_probabilities(
         padded[: len(sets)] = sets
         keywords = _repeated(told.keywords, rows, start)
         if shared is not None:
-            cache = copy.deepcopy(shared)
-            cache.batch_repeat_interleave(rows)
-            keywords["past_key_values"] = cache
+            keywords["past_key_values"] = fork_cache(shared, rows)
         hides = [] if plain else [HideKeys(padded.to(handle.device))]
         behind = len(told.answer) - 1
         with attached(handle, told.inputs, interventions=hides, batch=rows, new_tokens=behind):

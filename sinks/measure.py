@@ -4,9 +4,10 @@
    a probe that sees the residual stream at each layer's input and the layer's rotated queries and
    keys.
 2. In each layer, and for each sample by itself (its own positions alone, so that the batch cannot
-   matter): attention received by each key (`sinks.received`), the vision tokens that stand out by
-   it, and m = |x[d]| / rms(x) averaged over these, over the ordinary ones, at the first token and
-   over the text; for each vision token its rms and its 16 largest m.
+   matter; on a GPU for all of them at once, `sinks.batch`): attention received by each key
+   (`sinks.received`), the vision tokens that stand out by it, and m = |x[d]| / rms(x) averaged over
+   these, over the ordinary ones, at the first token and over the text; for each vision token its
+   rms and its 16 largest m.
 3. The layer's tensors are let go. What is left is a `SampleStats`: a pure function of the model,
    the sample and the settings in `sinks.settings.MEASURING`.
 
@@ -25,18 +26,17 @@ from torch import Tensor
 
 from sinkscope.capture.probes.base import Probe, Reader
 from sinkscope.capture.session import attached
+from sinkscope.models import kernels
 from sinkscope.models.family import PromptInputs, PromptLayout
 from sinkscope.models.loading import ModelHandle
 from sinkscope.models.run_info import RunInfo
-from sinkscope.models.sink_score import EPSILON
 from sinkscope.models.sites import At
+from sinkscope.sinks.batch import BatchReducer
 from sinkscope.sinks.received import block_bytes, choose, first_query_of, received
+from sinkscope.sinks.relative import MASSIVE, MASSIVE_RATIO, background, relative
 from sinkscope.sinks.samples import Sample
-from sinkscope.sinks.settings import FindSettings
+from sinkscope.sinks.settings import AUTO_SAMPLES, AUTO_TOKENS, FindSettings
 from sinkscope.sinks.stats import TOP, SampleStats
-
-# A massive activation after Sun et al. (arXiv 2402.17762), see models.sink_score.
-MASSIVE, MASSIVE_RATIO = 100.0, 1000.0
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,8 @@ def measure(
 
     Args:
         handle: the model; its lock is taken.
-        samples: one batch.
+        samples: one batch; where the settings give no batch size it is split into passes of
+            `AUTO_TOKENS`, padding included, and measured one by one where memory is short.
         settings: how tokens are chosen, and in which layers.
 
     Returns:
@@ -80,10 +81,48 @@ def measure(
             results.append(Unusable(sample.id, str(error)))
         else:
             usable.append((sample, prompt))
-    if usable:
+    if usable and settings.batch_size is not None:
         results += _forward(handle, usable, settings)
+    elif usable:
+        for some in _passes(usable):
+            results += _as_it_fits(handle, some, settings)
     place = {sample.id: index for index, sample in enumerate(samples)}
     return sorted(results, key=lambda result: place[result.id])
+
+
+def samples_at_once(settings: FindSettings, device: torch.device) -> int:
+    """How many samples to give to `measure` together."""
+    if settings.batch_size is not None:
+        return settings.batch_size
+    return 1 if kernels.host_reads_are_free(device) else AUTO_SAMPLES
+
+
+def _passes(
+    usable: Sequence[tuple[Sample, PromptInputs]],
+) -> list[list[tuple[Sample, PromptInputs]]]:
+    """Neighbours whose batch, padding included, is `AUTO_TOKENS` at most; or one alone."""
+    passes: list[list[tuple[Sample, PromptInputs]]] = []
+    longest = 0
+    for one in usable:
+        longest = max(longest, one[1].layout.length)
+        if not passes or longest * (len(passes[-1]) + 1) > AUTO_TOKENS:
+            passes.append([])
+            longest = one[1].layout.length
+        passes[-1].append(one)
+    return passes
+
+
+def _as_it_fits(
+    handle: ModelHandle, some: Sequence[tuple[Sample, PromptInputs]], settings: FindSettings
+) -> list[SampleStats]:
+    """All together, or one by one where together they do not fit on the device."""
+    try:
+        return _forward(handle, some, settings)
+    except torch.OutOfMemoryError:
+        if len(some) == 1:
+            raise
+    torch.cuda.empty_cache()  # here, when the error no longer holds the pass
+    return [_forward(handle, [one], settings)[0] for one in some]
 
 
 def _forward(
@@ -97,7 +136,7 @@ def _forward(
     with handle.lock, attached(handle, prompts, [probe]) as session:
         given = {name: tensor.to(handle.device) for name, tensor in tensors.items()}
         handle.model(**given, use_cache=False, logits_to_keep=1)
-    reducers = session[probe]
+    statistics = session[probe].finish()
     made = [
         SampleStats(
             id=sample.id,
@@ -105,9 +144,9 @@ def _forward(
             images=sample.digests,
             layers=layers,
             grids=tuple((grid.rows, grid.columns) for grid in prompt.layout.grids),
-            **reducer.finish(),
+            **own,
         )
-        for (sample, prompt), reducer in zip(usable, reducers, strict=True)
+        for (sample, prompt), own in zip(usable, statistics, strict=True)
     ]
     for stats in made:
         _check_finite(stats)
@@ -116,7 +155,7 @@ def _forward(
 
 @dataclass(frozen=True)
 class LayerStatistics(Probe):
-    """Statistics of each batch row; `session[probe]` has one `_Reducer` a row.
+    """Statistics of each batch row: `session[probe].finish()`, once the pass is over.
 
     Attributes:
         settings: how tokens are chosen.
@@ -128,16 +167,19 @@ class LayerStatistics(Probe):
 
     def begin(self, run: RunInfo) -> Reader:
         size = run.model.hidden_size
-        reducers = [_Reducer(layout, size, self.settings) for layout in run.layouts]
-        return _Watcher(reducers, self.layers, run.length)
+        if kernels.host_reads_are_free(run.device):
+            one_by_one = _OneByOne(run.layouts, run.length, size, self.settings)
+            return _Watcher(one_by_one, self.layers)
+        batch = BatchReducer(run.layouts, run.length, self.layers, size, self.settings)
+        return _Watcher(batch, self.layers)
 
 
 class _Watcher(Reader):
-    """Hands each sample its part of each layer."""
+    """Brings the residual stream of a layer together with its queries and keys."""
 
-    def __init__(self, reducers: list[_Reducer], layers: tuple[int, ...], length: int) -> None:
+    def __init__(self, reducer: _OneByOne | BatchReducer, layers: tuple[int, ...]) -> None:
         self.looks = (At("block_in", layers), At("queries_keys", layers))
-        self._reducers, self._length = reducers, length
+        self._reducer = reducer
         self._hidden: Tensor | None = None
 
     def see(self, site: str, layer: int, values: Any, positions: Sequence[int]) -> None:
@@ -147,18 +189,34 @@ class _Watcher(Reader):
             return
         hidden, self._hidden = self._hidden, None
         assert hidden is not None
-        query, key, scale = values
-        for row, reducer in enumerate(self._reducers):
-            pad = self._length - reducer.length
-            reducer.reduce(layer, hidden[row, pad:], query[row, :, pad:], key[row, :, pad:], scale)
+        self._reducer.reduce(layer, hidden, *values)
 
-    def result(self) -> list[_Reducer]:
-        return self._reducers
+    def result(self) -> _OneByOne | BatchReducer:
+        return self._reducer
+
+
+class _OneByOne:
+    """Hands each sample its part of each layer: on a CPU, where small blocks are fast ones."""
+
+    def __init__(
+        self, layouts: Sequence[PromptLayout], length: int, size: int, settings: FindSettings
+    ) -> None:
+        self._samples = [_Reducer(layout, size, settings) for layout in layouts]
+        self._length = length
+
+    def reduce(self, layer: int, hidden: Tensor, query: Tensor, key: Tensor, scale: float) -> None:
+        """`hidden` (B, N, D), `query` (B, H, N, Dh), `key` (B, Hkv, N, Dh)."""
+        for row, sample in enumerate(self._samples):
+            pad = self._length - sample.length
+            sample.reduce(layer, hidden[row, pad:], query[row, :, pad:], key[row, :, pad:], scale)
+
+    def finish(self) -> list[dict[str, Tensor]]:
+        """Of each sample all statistics with the layers as first axis."""
+        return [sample.finish() for sample in self._samples]
 
 
 class _Reducer:
-    """Statistics of one sample, layer by layer, on the layer's own device until they are asked for:
-    a GPU never waits for them."""
+    """Statistics of one sample, layer by layer."""
 
     def __init__(self, layout: PromptLayout, hidden_size: int, settings: FindSettings) -> None:
         self.length = layout.length
@@ -169,10 +227,10 @@ class _Reducer:
         self._text = _gaps(self._spans, layout.length)
         self._layers: dict[int, dict[str, Tensor]] = {}
 
-    def finish(self) -> dict[str, Any]:
-        """All statistics with the layers as first axis, on the CPU."""
+    def finish(self) -> dict[str, Tensor]:
+        """All statistics with the layers as first axis."""
         layers = [self._layers[layer] for layer in sorted(self._layers)]
-        return {name: torch.stack([layer[name].cpu() for layer in layers]) for name in layers[0]}
+        return {name: torch.stack([layer[name] for layer in layers]) for name in layers[0]}
 
     def _begin(self, device: torch.device) -> dict[str, Tensor]:
         hidden_size, kept = self._hidden_size, min(TOP, self._hidden_size)
@@ -216,12 +274,12 @@ class _Reducer:
         ordinary = chosen.ordinary.to(torch.float32)
         self._vision(hidden, ordinary, ordinary / ordinary.sum().clamp(min=1), into)
         self._sinks(hidden, chosen.top, chosen.sinks, into)
-        first = _relative(hidden[:1])[0]
+        first = relative(hidden[:1])[0]
         into["first"].copy_(first[0])
-        into["first_prominence"].copy_(first[0] / _background(first)[0])
+        into["first_prominence"].copy_(first[0] / background(first)[0])
         for low, high in self._text:
             for part in _blocks(hidden, low, high):
-                into["text_max"].copy_(torch.maximum(into["text_max"], _relative(part)[0].amax(0)))
+                into["text_max"].copy_(torch.maximum(into["text_max"], relative(part)[0].amax(0)))
 
     def _scores(self, hidden: Tensor, query: Tensor, key: Tensor, scale: float) -> Tensor:
         """float32 (V,): what tokens are chosen by."""
@@ -244,13 +302,13 @@ class _Reducer:
         for low, high in self._spans:
             for part in _blocks(hidden, low, high):
                 here = slice(before, before + len(part))
-                m, rms = _relative(part)
+                m, rms = relative(part)
                 into["rms"][here] = rms
                 values, dims = m.topk(kept, dim=-1)
                 into["top_values"][here], into["top_dims"][here] = values, dims.to(torch.int32)
                 into["ordinary"].add_(weights[here] @ m)
-                background = _background(m, dims)
-                into["ordinary_prominence"].add_((weights[here] / background) @ m)
+                under = background(m, dims)
+                into["ordinary_prominence"].add_((weights[here] / under) @ m)
                 m.mul_(ordinary[here, None])
                 into["ordinary_max"].copy_(torch.maximum(into["ordinary_max"], m.amax(0)))
                 into["ordinary_square"].add_(weights[here] @ m.square_())
@@ -264,9 +322,9 @@ class _Reducer:
         weights = counted / counted.sum().clamp(min=1)
         for low, high in _steps(hidden, 0, len(positions)):
             part = hidden[positions[low:high]]
-            m = _relative(part)[0]
+            m = relative(part)[0]
             into["sink"].add_(weights[low:high] @ m)
-            into["prominence"].add_((weights[low:high] / _background(m)) @ m)
+            into["prominence"].add_((weights[low:high] / background(m)) @ m)
             size = part.to(torch.float32).abs()
             median = size.median(-1, keepdim=True).values
             massive = (size >= MASSIVE) & (size >= MASSIVE_RATIO * median)
@@ -280,36 +338,15 @@ def _check_finite(stats: SampleStats) -> None:
     Raises:
         ValueError: naming the sample and the first layer.
     """
-    for row, layer in enumerate(stats.layers):
-        figures = (stats.rms, stats.received, stats.first, stats.text_max)
-        if not all(bool(torch.isfinite(figure[row]).all()) for figure in figures):
+    figures = (stats.rms, stats.received, stats.first, stats.text_max)
+    finite = torch.stack([torch.isfinite(figure).all(-1) for figure in figures]).all(0)
+    for layer, good in zip(stats.layers, finite.tolist(), strict=True):
+        if not good:
             raise ValueError(
                 f"In layer {layer} of {stats.id} the model's activations are not finite numbers. "
                 "In float16 massive activations overflow; load the model in bfloat16 or float32. "
                 "Otherwise its weights are damaged."
             )
-
-
-def _relative(hidden: Tensor) -> tuple[Tensor, Tensor]:
-    """m float32 (n, D) = |x[d]| / rms(x), and rms (n,), of hidden (n, D) in any floating dtype."""
-    states = hidden.to(torch.float32)
-    square = torch.linalg.vector_norm(states, dim=-1).square() / states.shape[-1]
-    rms = (square + EPSILON).sqrt()
-    return states.abs().div_(rms[:, None]), rms
-
-
-def _background(m: Tensor, largest: Tensor | None = None) -> Tensor:
-    """float32 (n,): rms of m (n, D) over all dimensions but the K largest, which are told or found.
-
-    Summed over the others instead of subtracted from all: massive dimensions hold nearly all of the
-    sum, and the difference would be their rounding.
-    """
-    kept = min(TOP, m.shape[-1] // 4)
-    if largest is None:
-        largest = m.topk(kept, dim=-1).indices
-    rest = m.scatter(-1, largest[:, :kept], 0.0)
-    norm: Tensor = torch.linalg.vector_norm(rest, dim=-1) / (m.shape[-1] - kept) ** 0.5
-    return norm.clamp_(min=EPSILON)
 
 
 def _steps(hidden: Tensor, low: int, high: int) -> list[tuple[int, int]]:

@@ -19,6 +19,7 @@ from sinkscope.utils import sha256
 
 TokensBy = Literal["received", "after_image", "last_row", "norm"]
 MOST_COUNT = 1_000_000
+AUTO_SAMPLES, AUTO_TOKENS = 16, 8192  # in a pass on a GPU, where no batch size is given
 MEASURING = ("tokens_by", "top_percent", "min_ratio", "layers", "max_pixels")
 # A Gaussian vector of size D has its largest |x[d]| / rms near sqrt(2 ln D); chance stays below
 # this multiple of it for a dimension that has to be large on the mean over tokens and samples.
@@ -159,7 +160,14 @@ class FindSettings:
         offered=False,
     )
     seed: int = setting(0, "Which samples, and of the resampling.", low=0, high=HIGHEST_SEED)
-    batch_size: int = setting(1, "Samples in one forward pass.", low=1, high=1024)
+    batch_size: int | None = setting(
+        None,
+        "Samples in one forward pass.",
+        low=1,
+        high=1024,
+        left_out=f"1 on a CPU; on a GPU up to {AUTO_SAMPLES}, while they are {AUTO_TOKENS} tokens "
+        "at most",
+    )
 
     def __post_init__(self) -> None:
         check(self)

@@ -241,7 +241,9 @@ def test_numbers_become_those_that_the_field_says(cls: type[Any], name: str, kin
     """Whole numbers where a float is meant, scalars of NumPy and torch, a float of a subclass."""
     wanted = {"float": float, "int": int, "bool": bool}[kind.split(" | ")[0]]
     usual = getattr(made(cls), name)
-    usual = {float: 1.0, int: 100_000, bool: True}[wanted] if usual is None else usual
+    if usual is None:
+        large = 100_000 if fits(cls, name, 100_000) else 10
+        usual = {float: 1.0, int: large, bool: True}[wanted]
     given: list[Any] = [usual, np.asarray(usual)[()], np.asarray(usual), torch.tensor(usual)]
     if wanted is float:
         given += [np.float32(usual), np.float16(usual)]

@@ -146,8 +146,9 @@ def test_the_wheel_holds_the_package_and_nothing_else(wheel: Path) -> None:
     listed = subprocess.run(
         ["git", "ls-files", "-z", *sorted(parts)], cwd=ROOT, capture_output=True, text=True
     ).stdout.split("\0")
-    # Of a report the page shows the text alone.
+    # Of a report the page shows the text alone; benchmarks/on_gpu.sh needs a clone's tests.
     wanted = {n for n in listed if n and (not n.startswith("docs/reports/") or n.endswith(".md"))}
+    wanted.discard("benchmarks/on_gpu.sh")
     assert {"evaluation/report/page.css", "experiments/prompts.txt"} <= wanted
     assert len(wanted) > 300 and wanted <= inside, sorted(wanted - inside)
 

@@ -46,7 +46,7 @@ def build_api(handlers: Handlers, offered: Sequence[str]) -> None:
         run = {"run": gr.Textbox(max_length=LONGEST_TEXT, label="run")}
         variant = {"variant": argument("variant", "baseline", "Which answer: baseline or var.")}
         for function, own, settings, outputs, limits in (
-            (api.load, {}, offered_of(ModelSettings, "profile"), value, free),
+            (api.load, {}, offered_of(ModelSettings, "profile", "adapter"), value, free),
             (api.generate, asked, ANSWER, value, runs),
             (api.compare, {**asked, **same}, (*VAR, *ANSWER), value, runs),
             (api.map, {**run, **variant}, offered_of(Selection), [value, picture], maps),

@@ -154,7 +154,7 @@ class Api:
             "unit": patches.unit,
             "normalisation": patches.normalisation,
             "label": patches.label,
-            "methods": {m.method.name: m.why_not for m in listed(side.trace)},
+            "methods": {m.method.name: m.why_not for m in listed(side.trace, passes=False)},
             "scale": panel.words,
             "limits": None if panel.scale is None else [panel.scale.low, panel.scale.high],
             "rows": patches.grid.rows,

@@ -12,6 +12,7 @@ from sinkscope.config import Settings
 from sinkscope.web.api import build_api
 from sinkscope.web.events import generating, stopping
 from sinkscope.web.example import Example
+from sinkscope.web.explaining import Explaining, connect_explaining
 from sinkscope.web.exporting import exporting, stopping_export
 from sinkscope.web.forecast import Forecaster
 from sinkscope.web.form import Form, build_form
@@ -68,8 +69,10 @@ def build_explore(
             form = build_form(settings.generation, offered)
             picker = build_picker(settings.model)
         with gr.Column(elem_id="see", min_width=320):
-            inspector = _inspector(handlers, first)
+            explaining = Explaining(handlers)
+            inspector = _inspector(handlers, explaining, first)
     run = _connect_runs(form, inspector, status, handlers, settings)
+    connect_explaining(inspector, explaining, settings.app.queue_size + 8)
     _connect_shelf(form, offered)
     ahead = _connect_forecast(form, forecaster)
     run.then(**ahead)  # which knows more after a run
@@ -153,7 +156,7 @@ def _connect_forecast(form: Form, forecaster: Forecaster) -> dict[str, Any]:
     return call
 
 
-def _inspector(handlers: Handlers, first: Run | None) -> gr.HTML:
+def _inspector(handlers: Handlers, explaining: Explaining, first: Run | None) -> gr.HTML:
     inspector = drawn(
         "inspector",
         None,
@@ -162,6 +165,7 @@ def _inspector(handlers: Handlers, first: Run | None) -> gr.HTML:
             handlers.forget_run,
             handlers.tokens_since,
             handlers.token_maps,
+            explaining.explained,
             handlers.page_file,
             handlers.trace_file,
             handlers.draw_ahead,

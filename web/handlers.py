@@ -68,11 +68,17 @@ class _Answering:
     most: int = 0  # tokens of an answer
     tokens: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
     times: list[float] = field(default_factory=list)  # when each token of the first answer came
+    stage: str = ""  # what the next token takes long for
+
+    def on_stage(self, text: str) -> None:
+        self.stage = text
+        self.job.report(len(self.times), self.most, text)
 
     def on_token(self, variant: str, index: int, token: GeneratedToken) -> None:
         if variant == self.variants[0]:
             self.times.append(time.monotonic())
         self.tokens[variant].append(token_delta(token))
+        self.stage = ""
         self.job.report(len(self.times), self.most, "Writing")
 
 
@@ -174,6 +180,7 @@ class Handlers:
         inputs, prefix = self._last.prepare(handle, image, request.prompt)
         job.report(0, here.most, "Reading the image")
         begun, same = time.monotonic(), bool(var and request.same_text)
+        staged = {"on_stage": here.on_stage} if settings.compile else {}
         stop = job.stop_event
         try:
             if var is None:
@@ -183,6 +190,7 @@ class Handlers:
                     settings,
                     on_token=lambda i, token: here.on_token("baseline", i, token),
                     stop=stop,
+                    **staged,
                 )
                 traces = {"baseline": trace}
             else:
@@ -195,6 +203,7 @@ class Handlers:
                     on_token=here.on_token,
                     stop=stop,
                     prefix=prefix,
+                    **staged,
                 )
                 self._last.keep(inputs, pair.prefix)
                 traces = {"baseline": pair.baseline, "var": pair.var}
@@ -232,7 +241,8 @@ class Handlers:
         facts = [f"{count} {'token' if count == 1 else 'tokens'}", f"{seconds:.1f} s"]
         if count and seconds > 0:
             facts.append(f"{count / seconds:.1f} tokens/s")
-        message = "Stopping" if here.job.stopped else "Writing" if count else "Reading the image"
+        message = here.stage or ("Writing" if count else "Reading the image")
+        message = "Stopping" if here.job.stopped else message
         return stream_value(here.run_id, here.prompt, here.variants, begin, new, message, facts)
 
     def value_of(self, run: Run) -> dict[str, Any]:

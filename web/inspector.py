@@ -17,6 +17,7 @@ from gradio import processing_utils
 from gradio.route_utils import API_PREFIX
 from gradio_client.utils import encode_file_path
 
+from sinkscope.capture.decoding import engine_words
 from sinkscope.web.assets import read_static
 from sinkscope.web.payload import build_payload, encode_image, images_of
 from sinkscope.web.store import LABELS, Run
@@ -114,6 +115,8 @@ def facts_of(run: Run) -> list[str]:
     facts.append(f"{run.nbytes / 1e6:.1f} MB of attention")
     if trace.settings.get("decoding") == "checkpoint" and run.kind != "pair":
         facts.append("decoded as the checkpoint says")
+    if said := engine_words(trace):
+        facts.append(said)
     return facts
 
 

@@ -100,8 +100,8 @@ def model_wanted(
 ) -> ModelSettings:
     """What Load asks for (`said`, by the names of ModelSettings), over the settings of the start.
 
-    `local_files_only` always stays; the sink profile where it is the start's model, and there the
-    revision too, unless one is given (an empty one is the newest).
+    `local_files_only` always stays; sink profile and adapter where it is the start's model, and
+    there the revision too, unless one is given (an empty one is the newest).
 
     Raises:
         ValueError: naming the setting, its value and what is allowed.
@@ -128,6 +128,7 @@ def model_wanted(
         model=name,
         revision=_revision(settings, said.get("revision"), name),
         profile=start.profile if name == start.model else None,
+        adapter=start.adapter if name == start.model else None,
         device=said.get("device") or start.device,
         dtype=said.get("dtype") or start.dtype,
         **pixels,

@@ -42,7 +42,8 @@ from sinkscope.web.store import Run, control_of
 RELATIVE = Relative()
 MAGIC = b"SINK"
 EAGER_BYTES = 3_000_000
-# What `static/inspector/20_data.js` computes from the arrays; other methods have no maps there.
+# What `static/inspector/20_data.js` computes from the arrays; the others of METHODS are computed on
+# demand (`web.explaining`).
 IN_BROWSER = ("attention", "relative", "without_sinks")
 NOT_IN_BROWSER = "the page does not draw it; Python and the command line do"
 
@@ -243,16 +244,20 @@ def _reference(run: Run, name: str) -> dict[str, Any]:
 
 def _methods(run: Run, methods: Sequence[Method]) -> list[dict[str, Any]]:
     """The methods as the page lists them; by the names of the sides, their words and why not."""
+    drawn = {*IN_BROWSER, *(one.name for one in METHODS)}
     return [
         {
             "name": method.name,
             "label": method.label,
             "source": method.source,
             "unit": method.unit,
+            "signed": method.signed,
+            # Not drawn from the run's arrays: `web.explaining` computes it on demand.
+            "computed": method.name not in IN_BROWSER,
             "words": {name: method.words(trace) for name, trace in run.traces.items()},
             "why": {
                 name: method.availability(trace)
-                or (None if method.name in IN_BROWSER else NOT_IN_BROWSER)
+                or (None if method.name in drawn else NOT_IN_BROWSER)
                 for name, trace in run.traces.items()
             },
         }

@@ -30,7 +30,10 @@ class Selection:
     scale: str = setting("percentile", "Of the colours: percentile, linear, log or rank.")
     image: int = setting(0, "Which image of the prompt, from 0.", low=0, high=9999)
     part: str = setting("answer", "Whose rows: the answer's tokens, or the prompt's own (prompt).")
-    method: str = setting("attention", "Which explanation: attention, relative or without_sinks.")
+    method: str = setting(
+        "attention",
+        "Which explanation: attention, relative, without_sinks or localising_heads.",
+    )
 
     def __post_init__(self) -> None:
         check(self)

@@ -12,7 +12,7 @@ from sinkscope.capture.probes.base import Probe, Reader
 from sinkscope.capture.trace import LayerSinks
 from sinkscope.config import Dialect
 from sinkscope.models.run_info import RunInfo
-from sinkscope.models.sink_score import FIRST_LAYER, above_threshold, sink_score
+from sinkscope.models.sink_score import FIRST_LAYER, Norms, above_threshold
 from sinkscope.models.sites import At
 
 
@@ -40,26 +40,48 @@ class SinkScores(Probe):
         Raises:
             ValueError: the prefix was scored by other dimensions.
         """
-        return ScoreReader(self, run.length, run.scores_before(self.dims))
+        return ScoreReader(self, run)
 
 
 class ScoreReader(Reader):
-    """Scores on the device, layer by layer, until they are asked for: a prefill never waits."""
+    """Keeps what the scores are made of, on the device until they are asked for: a prefill never
+    waits, and the scores of all layers are made at once."""
 
-    def __init__(self, probe: SinkScores, prompt: int, known: Mapping[int, torch.Tensor]) -> None:
-        self.looks = (At("block_in", None, range(prompt)),)
-        self._probe = probe
-        self._scores = {layer: [scores] for layer, scores in known.items()}
+    def __init__(self, probe: SinkScores, run: RunInfo) -> None:
+        self.looks = (At("block_in", None, range(run.length)),)
+        self._probe, self._run = probe, run
+        self._known = dict(run.scores_before(probe.dims))  # of a shared prefix
+        self._seen: dict[int, list[Norms]] = {}
 
     def see(self, site: str, layer: int, values: Any, positions: Sequence[int]) -> None:
         if positions[0] == 0:  # the first pass, or another one that begins again
-            self._scores[layer] = []
-        row = values[self._probe.batch_row].detach()
-        self._scores[layer].append(sink_score(row, self._probe.dims))
+            self._known.pop(layer, None)
+            self._seen[layer] = []
+        where = self._run.step.passes, layer, range(positions[0], positions[-1] + 1)
+        norms = self._run.book.norms(where, values, self._probe.dims)
+        self._seen.setdefault(layer, []).append(norms)
 
     def scores(self) -> dict[int, torch.Tensor]:
         """Layer -> float32 (positions seen,), on the device."""
-        return {layer: torch.cat(parts) for layer, parts in sorted(self._scores.items())}
+        row = self._probe.batch_row
+        parts: dict[int, list[torch.Tensor]] = {}
+        for layer, known in self._known.items():
+            parts[layer] = [known if known.ndim == 1 else known[row]]
+        passes: dict[object, list[tuple[int, Norms]]] = {}
+        for layer, seen in self._seen.items():
+            for index, norms in enumerate(seen):
+                alike = index, norms.whole.shape, norms.whole.device
+                passes.setdefault(alike, []).append((layer, norms))
+        for group in passes.values():
+            whole = torch.stack([norms.whole[row] for _, norms in group])
+            peak = torch.stack([norms.peak[row] for _, norms in group])
+            made = Norms(whole, peak, group[0][1].size).scores()
+            for (layer, _), own in zip(group, made.unbind(), strict=True):
+                parts.setdefault(layer, []).append(own)
+        return {
+            layer: own[0] if len(own) == 1 else torch.cat(own)
+            for layer, own in sorted(parts.items())
+        }
 
     def found(self) -> tuple[LayerSinks, ...]:
         """Sinks of each layer from the third on (and of `also`), in order; empty where none are."""

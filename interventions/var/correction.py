@@ -20,6 +20,7 @@ where sinks hold most of the image's attention, that difference would lose its d
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -158,6 +159,67 @@ def correct_output(
         selected[b : b + 1, :, first:] = done.selected
         moved[b : b + 1, :, first:] = done.moved
     return Correction(corrected, selected, moved)
+
+
+def correct_rows_with_sinks(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    output: Tensor,
+    settings: Mapping[int, VARSettings],
+    sinks: Tensor,
+    vision: Tensor,
+    vision_there: Tensor,
+    limits: Limits,
+    groups: KeyGroups,
+    *,
+    scaling: float,
+    mask: Tensor | None,
+    first_query: int,
+) -> tuple[Tensor, dict[int, Tensor]]:
+    """`correct_output` for the batch rows whose sinks call for it, which the host looks at.
+
+    Args:
+        query, key, value, output: as in `correct_output`.
+        settings: batch row -> of those that may change.
+        sinks, vision: (B, K) bool on the device.
+        vision_there: (B, K) bool on the host.
+        limits, groups: of all batch rows.
+        scaling, first_query: as in `correct_output`.
+        mask: as in `correct_output`; (1 or B, ...).
+
+    Returns:
+        The output, and of each row that was corrected the mass moved (1, H, Q).
+    """
+    sinks_there = sinks.cpu()  # one copy a layer says which columns are needed
+    new, moved = output, {}
+    for row, own in settings.items():
+        judged = (
+            sinks_there[row] if own.dialect == "paper" else sinks_there[row] & vision_there[row]
+        )
+        if not bool(judged.any()):
+            continue
+        one = slice(row, row + 1)
+        done = correct_output(
+            query[one],
+            key[one],
+            value[one],
+            output[one],
+            sinks[one],
+            vision[one],
+            limits.row(row),
+            scaling=scaling,
+            mask=None if mask is None else mask[one] if mask.shape[0] > 1 else mask,
+            first_query=first_query,
+            groups=groups.row(row),
+            masks_on_host=(sinks_there[one], vision_there[one]),
+        )
+        moved[row] = done.moved
+        if len(output) == 1:
+            return done.output, moved
+        new = new.clone() if new is output else new
+        new[row] = done.output[0]
+    return new, moved
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ that was recorded as a graph can be replayed with other settings (`change`).
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,16 +26,18 @@ from torch import Tensor
 from sinkscope.config import VARSettings
 from sinkscope.interventions.base import Acting, Intervention
 from sinkscope.interventions.var.checks import acting_layers, validate_var
-from sinkscope.interventions.var.correction import correct_output
-from sinkscope.interventions.var.parameters import Parameters, random_instead
+from sinkscope.interventions.var.correction import correct_rows_with_sinks
+from sinkscope.interventions.var.device import MOST_WEIGHTS, Made, RowBias, correct_in_place
+from sinkscope.interventions.var.parameters import Parameters
+from sinkscope.interventions.var.read_report import read_report
 from sinkscope.interventions.var.redistribute import redistribute_rows
-from sinkscope.interventions.var.report import LayerReport, VARReport, make_report
-from sinkscope.interventions.var.selection import KeyGroups, working_dtype
+from sinkscope.interventions.var.report import VARReport, make_report
+from sinkscope.interventions.var.selection import working_dtype
+from sinkscope.interventions.var.state import DeviceState, LayerState
+from sinkscope.models import kernels
 from sinkscope.models.run_info import RunInfo, Step
-from sinkscope.models.sink_score import above_threshold, sink_score
+from sinkscope.models.sink_score import Norms, ScoreBook
 from sinkscope.models.sites import EVER, At
-
-UNWRITTEN = -1.0  # in the record of moved mass; a mass is never negative
 
 
 @dataclass(frozen=True)
@@ -74,7 +76,7 @@ class VAR(Intervention):
         for row, layout in enumerate(run.layouts):
             positions = layout.vision_positions()
             vision[row, positions if run.columns is None else run.columns[row][positions]] = True
-        return VARIntervention(
+        begun = VARIntervention(
             self.settings,
             vision,
             run.model.layers,
@@ -83,27 +85,11 @@ class VAR(Intervention):
             run.step,
             run.columns,
             first_query=run.after_image,
+            book=run.book,
         )
-
-
-@dataclass
-class _LayerState:
-    """One layer during a run. Its tensors stay on the device, and are the same ones, to the end.
-
-    Attributes:
-        scores: (B, N) float32, phi of the prompt's tokens; 0 in rows where VAR does not act.
-        seen: how many of them are known.
-        sinks: (B, capacity) bool, what is acted on.
-        groups: of keys, over the whole capacity.
-        moved: (B, H, queries that may change), the mass taken from the sinks of each row;
-            `UNWRITTEN` until it is known, None until the number of heads is.
-    """
-
-    scores: Tensor
-    seen: int
-    sinks: Tensor
-    groups: KeyGroups | None = None
-    moved: Tensor | None = None
+        double = run.model.dtype == "float64"
+        begun.prepare(run.device, torch.float64 if double else torch.float32)
+        return begun
 
 
 class VARIntervention(Acting):
@@ -122,6 +108,7 @@ class VARIntervention(Acting):
         columns: of each row: int64, at which of the N positions each token of its prompt stands;
             the others are padding. None: there is none.
         first_query: rows of queries before it stay; None: that after the last vision token.
+        book: sink scores that others in the run ask for as well.
 
     Raises:
         ValueError: `vision` has no vision token in some row.
@@ -137,6 +124,7 @@ class VARIntervention(Acting):
         step: Step | None = None,
         columns: Sequence[Tensor] | None = None,
         first_query: int | None = None,
+        book: ScoreBook | None = None,
     ) -> None:
         self._settings = list(settings)
         self._vision_there = vision.cpu().expand(len(self._settings), -1)  # (B, N)
@@ -156,16 +144,30 @@ class VARIntervention(Acting):
         for row, own in enumerate(self._settings):
             for layer in acting_layers(own, layers) if own is not None else ():
                 self._rows_of.setdefault(layer, []).append(row)
-        self._state: dict[int, _LayerState] = {}
+        self._state: dict[int, LayerState] = {}
+        self._devices: dict[torch.device, DeviceState] = {}
+        self._off: set[int] = set()  # rows that were turned off since
         self._parameters = Parameters(self._settings)
         self._vision: dict[torch.device, Tensor] = {}
+        self._book = book
+        self._bias = RowBias()
+        self._made: Made | None = None
         self.layers = tuple(sorted(self._rows_of))
         self.row_positions = range(self._first_query, EVER)
         self.looks = (At("block_in", self.layers, range(self._prompt)),)
 
+    def prepare(self, device: torch.device, dtype: torch.dtype) -> None:
+        """Make what the layers on a device work with: before the prefill, for copies to a GPU wait
+        for what runs there. What comes on another device is made when it comes."""
+        place = torch.empty(0, device=device).device
+        self._begin(place, dtype)
+        if any(own is not None for own in self._settings):
+            self._parameters.on(place, dtype)
+
     def see(self, site: str, layer: int, values: Any, positions: Sequence[int]) -> None:
         """The residual stream (B, N, D) at the input of a layer."""
-        self.observe(layer, values, positions[0])
+        where = self._step.passes, layer, range(positions[0], positions[-1] + 1)
+        self._observe(layer, values, positions[0], where)
 
     def observe(self, layer: int, hidden: Tensor, start: int) -> None:
         """Score the residual stream (B, N, D) at the input of `layer`, positions from `start`.
@@ -173,24 +175,46 @@ class VARIntervention(Acting):
         Raises:
             ValueError: positions before `start` have not been observed, nor were they `known`.
         """
+        self._observe(layer, hidden, start, None)
+
+    def _observe(
+        self, layer: int, hidden: Tensor, start: int, where: tuple[int, int, range] | None
+    ) -> None:
+        """`where` names what is seen, for who else asks for its scores; None: nobody does."""
         rows = self._rows_of.get(layer)
         if rows is None:
             return
-        state = self._state.get(layer) or self._begin(layer, hidden.device)
+        device, dtype = hidden.device, working_dtype(hidden.dtype)
+        there = self._devices.get(device)
+        if there is None or there.dtype != dtype:
+            there = self._begin(device, dtype)
+        state = self._state.setdefault(layer, there.layers[layer])
+        self._made = None
         if start > state.seen:
             raise ValueError(
                 f"start is {start}, but layer {layer} was observed up to position {state.seen}; "
                 "sinks would be marked at the wrong positions."
             )
-        state.seen = start + hidden.shape[1]
-        for row in rows:
-            own = self._settings[row]
-            assert own is not None
-            scores = sink_score(hidden[row].detach(), own.dims)
-            if self._columns is not None:  # padding is no sink, whatever its state is
-                scores = scores * self._there[row, start : state.seen].to(scores)
-            state.scores[row, start : state.seen] = scores
-        self._mark(layer, state, working_dtype(hidden.dtype))
+        there.write(layer, self._norms(rows, hidden, where), start)
+        there.mark(layer, self._on())
+
+    def _norms(
+        self, rows: Sequence[int], hidden: Tensor, where: tuple[int, int, range] | None
+    ) -> Norms:
+        """Of (B, N, D), each row by its own dimensions; where VAR does not act, by any."""
+        dims = {row: own.dims for row in rows if (own := self._settings[row]) is not None}
+        alone = len(rows) < len(hidden) and kernels.host_reads_are_free(hidden.device)
+        if len(set(dims.values())) == 1 and not alone:
+            book = self._book if where is not None and self._book is not None else ScoreBook()
+            return book.norms(where or (0, 0, range(0)), hidden, dims[rows[0]])
+        made = {
+            row: Norms.of(hidden[row].detach(), torch.tensor(own, device=hidden.device))
+            for row, own in dims.items()
+        }
+        some = made[rows[0]]
+        each = [made.get(row, some) for row in range(len(hidden))]
+        whole, peak = (torch.stack([getattr(one, n) for one in each]) for n in ("whole", "peak"))
+        return Norms(whole, peak, some.size)
 
     def acts_on(self, layer: int) -> bool:
         """Whether `rows` and `correct` could change anything in this layer."""
@@ -204,7 +228,7 @@ class VARIntervention(Acting):
         """
         state = self._state.get(layer)
         last = first_position + rows.shape[2]
-        if state is None or state.groups is None or last <= self._first_query:
+        if state is None or last <= self._first_query:
             return rows
         if last > self._capacity:
             raise ValueError(
@@ -215,10 +239,11 @@ class VARIntervention(Acting):
         if first_position < self._first_query:
             position = torch.arange(first_position, last, device=rows.device)
             may_change = (position >= self._first_query)[None, None]  # (1, 1, R)
+        self._made = None
         groups = state.groups.first(rows.shape[3])
         limits = self._parameters.on(rows.device, state.groups.sinks.dtype)
         done = redistribute_rows(rows, groups, limits, may_change)
-        self._note(state, slice(None), first_position, done.moved)
+        self._note(layer, slice(None), first_position, done.moved)
         return done.weights
 
     def correct(
@@ -238,41 +263,52 @@ class VARIntervention(Acting):
         state = self._state.get(layer)
         keys = key.shape[2]
         start = keys - query.shape[2]
-        if state is None or state.groups is None or keys <= self._first_query:
+        self._made = None
+        if state is None or keys <= self._first_query:
             return output
-        sinks_there = state.sinks[:, :keys].cpu()  # one copy a layer says which columns are needed
-        vision_there = self._padded(self._vision_there)[:, :keys]
-        limits = self._parameters.on(query.device, working_dtype(query.dtype))
-        vision = self._vision_on(query.device)[:, :keys]
-        mask = attention_mask  # (1 or B, ...)
-        new = output
-        for row in self._rows_of[layer]:
-            own = self._settings[row]
-            sinks = sinks_there[row] & vision_there[row]
-            judged = sinks_there[row] if own and own.dialect == "paper" else sinks
-            if not bool(judged.any()):
-                continue
-            one = slice(row, row + 1)
-            done = correct_output(
-                query[one],
-                key[one],
-                value[one],
-                output[one],
-                state.sinks[one, :keys],
-                vision[one],
-                limits.row(row),
+        weights = len(query) * query.shape[1] * (keys - max(start, self._first_query)) * keys
+        if not kernels.host_reads_are_free(query.device) and weights <= MOST_WEIGHTS:
+            self._made = correct_in_place(
+                layer,
+                query,
+                key,
+                value,
+                output,
+                state.groups.first(keys),
+                self._parameters.on(query.device, working_dtype(query.dtype)),
+                self._bias,
                 scaling=scaling,
-                mask=None if mask is None else mask[one] if mask.shape[0] > 1 else mask,
+                mask=attention_mask,
                 first_query=self._first_query,
-                groups=state.groups.first(keys).row(row),
-                masks_on_host=(sinks_there[one], vision_there[one]),
             )
-            self._note(state, one, start, done.moved)
-            if len(self._settings) == 1:
-                return done.output
-            new = new.clone() if new is output else new
-            new[row] = done.output[0]
+            self._note(layer, slice(None), max(start, self._first_query), self._made.moved)
+            return output
+        settings = {
+            row: own for row in self._rows_of[layer] if (own := self._settings[row]) is not None
+        }
+        new, moved = correct_rows_with_sinks(
+            query,
+            key,
+            value,
+            output,
+            settings,
+            state.sinks[:, :keys],
+            self._vision_on(query.device)[:, :keys],
+            self._padded(self._vision_there)[:, :keys],
+            self._parameters.on(query.device, working_dtype(query.dtype)),
+            state.groups.first(keys),
+            scaling=scaling,
+            mask=attention_mask,
+            first_query=self._first_query,
+        )
+        for row, mass in moved.items():
+            self._note(layer, slice(row, row + 1), start, mass)
         return new
+
+    def made(self, layer: int, positions: range) -> Tensor | None:
+        """See `Acting.made`."""
+        made = self._made
+        return made.rows(positions) if made is not None and made.layer == layer else None
 
     def change(self, row: int, settings: VARSettings | None) -> None:
         """Other settings for a batch row, in the tensors that a recorded step reads.
@@ -292,20 +328,37 @@ class VARIntervention(Acting):
         wrong = [n for n in fixed if settings and getattr(settings, n) != getattr(began, n)]
         if wrong:
             raise ValueError(f"{', '.join(wrong)} cannot change during a run.")
-        on = settings is not None
         self._settings[row] = began if settings is None else settings
+        (self._off.add if settings is None else self._off.discard)(row)
         self._parameters.refresh()
-        for layer, state in self._state.items():
-            if row in self._rows_of[layer] and state.groups is not None:
-                self._mark(layer, state, state.groups.sinks.dtype, {row: on})
+        for there in self._devices.values():
+            there.set_tau(self._on())
+            for layer in there.layers:
+                if layer in self._state and row in self._rows_of[layer]:
+                    there.mark(layer, self._on())
+
+    def step_key(self) -> Hashable:
+        """See `Acting.step_key`."""
+        rows_of = tuple((layer, tuple(rows)) for layer, rows in sorted(self._rows_of.items()))
+        dialects = tuple(None if own is None else own.dialect for own in self._settings)
+        return ("VAR", rows_of, dialects, self._first_query, self._capacity)
+
+    def step_state(self, heads: int) -> Sequence[Tensor]:
+        """See `Acting.step_state`."""
+        tensors: list[Tensor] = []
+        for device, there in sorted(self._devices.items(), key=lambda item: str(item[0])):
+            limits = self._parameters.on(device, there.dtype)
+            tensors += there.tensors(heads)
+            tensors += [value for value in vars(limits).values() if isinstance(value, Tensor)]
+        return tuple(tensors)
 
     def report(self, row: int = 0, answer_tokens: int | None = None) -> VARReport:
         """What was done in one batch row.
 
         Args:
             row: of the batch.
-            answer_tokens: length of its answer; the rows of a shorter answer go on until the
-                longest in the batch ends, and do not count. None: all rows count.
+            answer_tokens: length of its answer; rows behind it, which go on until the longest
+                answer of the batch ends, do not count. None: all rows count.
 
         Raises:
             ValueError: VAR was not asked for in that row.
@@ -320,98 +373,49 @@ class VARIntervention(Acting):
         }
         if not states:
             return make_report((), settings)
-        image = self._vision_there[row]
-        places = self._there[row].cumsum(0) - 1  # position in the prompt of each position here
-        scores = _to_host([state.scores[row] for state in states.values()])  # (layers, N)
-        acted = _to_host([state.sinks[row, : self._prompt] for state in states.values()])
-        shares = _to_host([self._shares(state, row, answer_tokens) for state in states.values()])
-        layers = []
-        for index, (layer, state) in enumerate(states.items()):
-            own, seen = scores[index, : state.seen], image[: state.seen]
-            found = acted[index].nonzero()[:, 0]
-            true = above_threshold(own, settings.tau, settings.dialect) & seen
-            layers.append(
-                LayerReport(
-                    layer=layer,
-                    positions=tuple(places[found].tolist()),
-                    scores=tuple(scores[index, found].tolist()),
-                    largest_score=float(own.max()),
-                    flagged=float(true.sum() / seen.sum()),
-                    missing=int(true.sum() - (acted[index, : state.seen] & seen).sum()),
-                    selected=float(shares[index, 0]),
-                    moved=float(shares[index, 1]),
-                )
-            )
-        return make_report(tuple(layers), settings)
-
-    def _begin(self, layer: int, device: torch.device) -> _LayerState:
-        batch = len(self._settings)
-        scores = torch.zeros(batch, self._prompt, dtype=torch.float32, device=device)
-        before = self._known.get(layer)
-        if before is not None:
-            rows = self._rows_of[layer]
-            own = before if before.ndim == 1 else before[rows]
-            scores[rows, : before.shape[-1]] = own.to(device)
-        state = self._state[layer] = _LayerState(
-            scores,
-            0 if before is None else before.shape[-1],
-            torch.zeros(batch, self._capacity, dtype=torch.bool, device=device),
+        return read_report(
+            states,
+            settings,
+            row,
+            self._vision_there[row],
+            self._there[row],
+            self._rows_that_count(row, answer_tokens),
         )
-        return state
 
-    def _mark(
-        self,
-        layer: int,
-        state: _LayerState,
-        dtype: torch.dtype,
-        on: Mapping[int, bool] | None = None,
-    ) -> None:
-        """Say which tokens are acted on, in the tensors that `rows` reads."""
-        vision = self._vision_on(state.scores.device)
-        for row in self._rows_of[layer]:
-            own = self._settings[row]
-            assert own is not None
-            sinks = state.sinks[row]
-            if on is not None and not on.get(row, True):
-                sinks.zero_()
-                continue
-            sinks[: state.seen] = above_threshold(
-                state.scores[row, : state.seen], own.tau, own.dialect
-            )
-            sinks[state.seen :] = False
-            if own.control == "random":
-                sinks.copy_(random_instead(sinks, vision[row], own.seed, layer))
-        groups = KeyGroups.of(state.sinks, vision, dtype)
-        if state.groups is None:
-            state.groups = groups
-        else:
-            state.groups.assign(groups)
+    def _rows_that_count(self, row: int, answer_tokens: int | None) -> slice:
+        """Of the queries that may change, those of the row's own text and answer."""
+        first = 0
+        if self._columns is not None:  # behind padding before the row's own text
+            first = int((~self._there[row, self._first_query :]).sum())
+        if answer_tokens is None:
+            return slice(first, None)
+        # Row t explains token t and is that of position prompt - 1 + t.
+        return slice(first, max(0, self._prompt - 1 + answer_tokens - self._first_query))
 
-    def _note(self, state: _LayerState, rows: slice, first: int, moved: Tensor) -> None:
+    def _begin(self, device: torch.device, dtype: torch.dtype) -> DeviceState:
+        there = self._devices[device] = DeviceState(
+            self._rows_of,
+            {own.dialect for own in self._settings if own is not None},
+            self._there,
+            self._vision_on(device),
+            self._known,
+            self._capacity - self._first_query,
+            dtype,
+        )
+        there.set_tau(self._on())
+        return there
+
+    def _on(self) -> list[VARSettings | None]:
+        """Settings of the rows that are not turned off."""
+        return [None if row in self._off else own for row, own in enumerate(self._settings)]
+
+    def _note(self, layer: int, rows: slice, first: int, moved: Tensor) -> None:
         """Record the mass (B or 1, H, R) that was moved in the queries from `first` on."""
         skip = max(0, self._first_query - first)
         mass = moved.detach()[:, :, skip:]
         count = mass.shape[2]
-        if state.moved is None:
-            shape = (len(self._settings), moved.shape[1], self._capacity - self._first_query)
-            state.moved = mass.new_full(shape, UNWRITTEN)
         slots = self._step.positions(first + skip, count, mass.device, origin=self._first_query)
-        state.moved[rows].index_copy_(2, slots, mass)
-
-    def _shares(self, state: _LayerState, row: int, answer_tokens: int | None) -> Tensor:
-        """(2,): share of (head, query row) pairs changed, and mean mass moved, of rows that may."""
-        if state.moved is None:
-            return state.scores.new_zeros(2)
-        moved = state.moved[row]
-        if answer_tokens is not None:
-            # Row t explains token t and is that of position prompt - 1 + t.
-            moved = moved[:, : max(0, self._prompt - 1 + answer_tokens - self._first_query)]
-        if self._columns is not None:  # padding before the row's own text
-            moved = moved[:, int((~self._there[row, self._first_query :]).sum()) :]
-        known = moved != UNWRITTEN
-        count = known.sum().clamp_min(1)
-        mass = (moved * known).sum(dtype=torch.float64) / count
-        return torch.stack(((moved > 0).sum() / count, mass.to(torch.float32)))
+        self._devices[mass.device].note(layer, rows, slots, mass)
 
     def _padded(self, vision: Tensor) -> Tensor:
         """(B, capacity) bool: vision tokens among all keys; new tokens are none."""
@@ -421,10 +425,3 @@ class VARIntervention(Acting):
         if device not in self._vision:
             self._vision[device] = self._padded(self._vision_there).to(device)
         return self._vision[device]
-
-
-def _to_host(tensors: Sequence[Tensor]) -> Tensor:
-    """Equal shapes, stacked on the CPU: one copy where they are on one device."""
-    if len({tensor.device for tensor in tensors}) == 1:
-        return torch.stack(list(tensors)).cpu()
-    return torch.stack([tensor.cpu() for tensor in tensors])

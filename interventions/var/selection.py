@@ -13,7 +13,9 @@ import torch
 from torch import Tensor
 
 from sinkscope.config import VARSettings
+from sinkscope.models import kernels
 
+FEW_WEIGHTS = 1 << 22  # so many attention weights may be multiplied with three masks at once
 EPSILON = 1e-6  # added to each vision token's attention by the published code before it divides
 
 
@@ -177,7 +179,8 @@ def group_mass(weights: Tensor, groups: KeyGroups) -> GroupMass:
     # Each group is summed on its own: a difference of two nearly equal masses would lose its
     # digits.
     masks = groups.masks[:, None, None]  # (B, 1, 1, 3, K)
-    if weights.shape[2] == 1:  # decode: one product for all, as each launch counts
+    few = weights.numel() <= FEW_WEIGHTS and not kernels.host_reads_are_free(weights.device)
+    if few or weights.shape[2] == 1:  # one product for all, as each launch counts
         masses = (weights[:, :, :, None] * masks).sum(-1)
         return GroupMass(*masses.unbind(-1))
     return GroupMass(*((weights * masks[..., group, :]).sum(-1) for group in range(3)))

@@ -13,8 +13,9 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from sinkscope.benchmarks import memory
+from sinkscope.benchmarks import memory, timing
 from sinkscope.benchmarks.__main__ import app
+from sinkscope.benchmarks.floor import weight_bytes
 from sinkscope.benchmarks.shapes import SHORTEST, build_handle, build_prompt
 from sinkscope.benchmarks.timing import Timing, noise, ratio, slope
 from sinkscope.benchmarks.ways import WAYS
@@ -75,10 +76,20 @@ def test_a_whole_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         assert row["same_tokens"]
         assert row["ways"]["plain"]["total_ratio"] == 1
         assert all(way["total_seconds"] > 0 for way in row["ways"].values())
+        asks = {name: way["asks"]["operations"] for name, way in row["ways"].items()}
+        assert asks["again"] == asks["plain"] > 50
+        assert row["settled"]["runs"] >= 1
+    assert result["floor"]["seconds"] > 0
     assert "memory" not in result
     assert set(result["reading"]) >= {"mean_seconds", "all_layers_and_heads_seconds"}
     table = (tmp_path / "capture.txt").read_text()
-    assert "SinkScope" in table and "the same tokens" in table and "OTHER" not in table
+    assert "reading the weights once" in table
+    assert (
+        "SinkScope, loop" in table
+        and "SinkScope, graph" in table
+        and "the same tokens" in table
+        and "OTHER" not in table
+    )
     assert json.loads((tmp_path / "capture.json").read_text()) == result
     assert (tmp_path / "capture.png").read_bytes()[1:4] == b"PNG"
 
@@ -104,6 +115,31 @@ def test_mistakes_are_said_in_one_sentence(words: list[str], said: str) -> None:
     done = CliRunner().invoke(app, ["capture", "--shape", "tiny", *words])
     assert done.exit_code == 2
     assert said in done.stderr
+
+
+def test_the_floor_counts_what_a_token_reads() -> None:
+    handle = build_handle("tiny", "cpu", torch.float32)
+    text = handle.stack.language_model
+    layers = sum(w.nbytes for layer in handle.stack.layers for w in layer.parameters())
+    head = handle.model.get_input_embeddings().weight.nbytes  # tied, and read whole
+    norm = text.norm.weight.nbytes
+    assert weight_bytes(handle) == layers + norm + head
+
+
+def test_plain_runs_settle() -> None:
+    seconds = iter([9.0, 3.0, 1.0, 1.01, 7.0])
+
+    def timed(run: object, device: object) -> Timing:
+        took = next(seconds)
+        return Timing(took, took, took)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(timing, "timed", timed)
+        found = timing.settle(lambda mark: None, torch.device("cpu"), most=9)
+        assert found == {"runs": 4, "apart": pytest.approx(0.01)}
+        seconds = iter([4.0, 2.0, 1.0])
+        found = timing.settle(lambda mark: None, torch.device("cpu"), most=3)
+        assert found == {"runs": 3, "apart": pytest.approx(0.5)}
 
 
 def test_ratios_are_paired_and_slopes_fitted() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from sinkscope.capture import crossing as crossing_part
 from sinkscope.capture import recorder as recording
 from sinkscope.capture.recorder import TraceRecorder
 from sinkscope.models.family import PromptLayout, Segment
@@ -120,3 +121,65 @@ def test_a_batch_row_that_is_not_there() -> None:
     recorder = TraceRecorder(LAYOUT, (0,), (0,), 1, batch_row=1)
     with pytest.raises(ValueError, match="batch row 1, but the batch has 1"):
         recorder.record(0, torch.ones(1, 1, 1, PROMPT), PROMPT - 1)
+
+
+class Arrives:
+    """An event that is done when it is asked for the third time, or waited for."""
+
+    def __init__(self) -> None:
+        self._asked = 0
+
+    def query(self) -> bool:
+        self._asked += 1
+        return self._asked > 2
+
+    def synchronize(self) -> None:
+        self._asked = 3
+
+
+@pytest.fixture
+def crossing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Recorders of a GPU's rows, without a GPU."""
+    monkeypatch.setattr(crossing_part, "pinned", lambda size: torch.empty(size, dtype=torch.uint8))
+    monkeypatch.setattr(crossing_part, "marked", lambda device: Arrives())
+
+
+@pytest.mark.usefixtures("crossing")
+@pytest.mark.parametrize("staged", [1, 3 * HEADS * 23 * 4, 1 << 25], ids=["1", "3", "all"])
+@pytest.mark.parametrize("reduce_heads", [False, True])
+def test_a_gpus_rows_cross_once_a_token(
+    staged: int, reduce_heads: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(recording, "STAGED_ON_A_GPU", staged)
+    rows = all_rows()
+    made = [
+        TraceRecorder(
+            LAYOUT,
+            range(LAYERS),
+            range(HEADS),
+            TOKENS,
+            pinned=pinned,
+            reduce_heads=reduce_heads,
+        )
+        for pinned in (True, False)
+    ]
+    for position in range(PROMPT - 1, PROMPT + TOKENS - 1):
+        for layer in range(LAYERS):
+            for recorder in made:
+                part = rows[layer, :, :, position : position + 1, : position + 1]
+                recorder.record(layer, part, position)
+    ours, plain = (recorder.finish(TOKENS) for recorder in made)
+    assert all(torch.equal(a, b) for a, b in zip(ours, plain, strict=True))
+    assert made[0]._crossing is not None
+    assert made[0]._crossing.sent == TOKENS
+
+
+@pytest.mark.usefixtures("crossing")
+@pytest.mark.parametrize("chunk", [1, 2, 5, 100])
+def test_a_gpus_rows_of_a_prompt_cross_too(chunk: int) -> None:
+    rows = all_rows()
+    recorder = TraceRecorder(LAYOUT, range(LAYERS), range(HEADS), TOKENS, pinned=True)
+    for layer in range(LAYERS):
+        for low in range(PROMPT - 4, PROMPT + TOKENS - 1, chunk):
+            recorder.record(layer, rows[layer, :, :, low : low + chunk], low)
+    check(recorder.finish(TOKENS), answers(rows))

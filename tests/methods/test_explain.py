@@ -224,6 +224,7 @@ def test_a_method_from_outside_is_explained_drawn_and_listed() -> None:
     header, _ = unpack(build_payload(Run({"baseline": run}), methods=methods))
     assert header["methods"][-1] == {
         "name": "centre", "label": "centre", "source": "nobody", "unit": "steps",
+        "signed": True, "computed": True,
         "words": {"baseline": "steps per patch"}, "why": {"baseline": NOT_IN_BROWSER},
     }  # fmt: skip
     narrow = make_trace(columns=3)
@@ -245,15 +246,22 @@ def test_a_method_that_needs_a_model_needs_a_session() -> None:
 def test_the_list_is_the_same_everywhere() -> None:
     names = [method.name for method in METHODS]
     assert len(set(names)) == len(names)
-    assert list(IN_BROWSER) == names
+    assert list(IN_BROWSER) == names[: len(IN_BROWSER)]
+    from_trace = [method.name for method in METHODS if method.needs == "trace"]
     for cls in (Drawing, Selection):  # options, and arguments of the API
         words = {one.field: one.help for one in settings_of(cls)}["method"]
-        assert [name for name in names if name in words.replace("-", "_")] == names
-    document = Path("docs/method.md").read_text(encoding="utf-8")
-    assert all(f"| `{name}` |" in document for name in names)
+        assert [name for name in from_trace if name in words.replace("-", "_")] == from_trace
+    for document in (Path("docs/method.md"), Path("docs/methods.md")):
+        text = document.read_text(encoding="utf-8")
+        assert [name for name in names if f"| `{name}` |" in text] == names, document
     header, _ = unpack(build_payload(Run({"baseline": make_trace()})))
     assert [method["name"] for method in header["methods"]] == names
-    assert all(method["why"] == {"baseline": None} for method in header["methods"])
+    why = {method["name"]: method["why"]["baseline"] for method in header["methods"]}
+    # Drawn in the browser or computed on demand: only the run itself can lack what a method needs.
+    run = make_trace()
+    assert why == {method.name: method.availability(run) for method in METHODS}
+    computed = [method["name"] for method in header["methods"] if method["computed"]]
+    assert computed == names[len(IN_BROWSER) :]
     assert header["methods"][1]["source"].startswith("arXiv 2502.17422")
     assert method_of("without-sinks") is METHODS[2]
 

@@ -33,11 +33,12 @@ from sinkscope.web.store import Run, RunStore
 from tests.processes import alive, ends
 from tests.web.conftest import start_site
 from tests.web.scripted import ScriptedEngine, fake_handle
-from tests.web.synthetic import make_pair, make_trace, scene
+from tests.web.synthetic import WORDS, make_pair, make_trace, scene
 
 ROOT = Path(app.__file__).resolve().parent
 VIEW = View(layers=(1, 2), difference=True, method="without_sinks", scale="rank", opacity=0.7)
-LONG = {"kind": "gif", "width": 1920}  # 27 frames, which take seconds
+LONG = {"kind": "gif", "width": 1920}  # over six times the words: minutes, if nobody stops it
+MANY = WORDS * 6
 
 
 @pytest.fixture(scope="module")
@@ -166,7 +167,7 @@ def test_stop_ends_an_animation_and_leaves_nothing(
 def handlers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Handlers]:
     """Of a site of its own, so that others' process is left alone."""
     folder = tmp_path_factory.mktemp("cache")
-    example = Run(make_pair(), kind="example")
+    example = Run(make_pair(MANY), kind="example")
     made = start_site(folder, ScriptedEngine(), handle=fake_handle(), example=example)
     yield made.app.handlers
     made.app.blocks.close(verbose=False)
@@ -195,7 +196,7 @@ def test_two_sessions_draw_at_once_and_stop_their_own(handlers: Handlers) -> Non
     assert [job.owner for job in handlers.runner.under_way] == ["mine"]
     stopping_export(handlers)(SimpleNamespace(session_hash="mine"))  # type: ignore[arg-type]
     *_, last = mine
-    assert re.fullmatch(r"Stopped after \d+ of 27 frames\.", last["error"])
+    assert re.fullmatch(rf"Stopped after \d+ of {len(MANY)} frames\.", last["error"])
     assert handlers.runner.under_way == ()
 
 

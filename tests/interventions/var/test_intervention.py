@@ -13,6 +13,7 @@ from sinkscope.config import VARSettings
 from sinkscope.interventions.var.checks import acting_layers, validate_var
 from sinkscope.interventions.var.intervention import VARIntervention
 from sinkscope.interventions.var.redistribute import redistribute
+from sinkscope.models import kernels
 from sinkscope.models.kernels import attention_rows, rows_times_values
 from sinkscope.models.sink_score import sink_mask, sink_score
 
@@ -77,6 +78,14 @@ class Stage:
 
     def expected_output(self, settings: VARSettings) -> Tensor:
         return rows_times_values(self.expected(0, PROMPT, settings), self.value[:1, :, :PROMPT])
+
+
+@pytest.fixture(autouse=True, params=["as on a CPU", "as on a GPU"])
+def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Every test twice: what a GPU does runs on a CPU as well."""
+    if request.param == "as on a GPU":
+        monkeypatch.setattr(kernels, "host_reads_are_free", lambda device: False)
+    return str(request.param)
 
 
 @pytest.mark.parametrize("dialect", ["official", "paper"])

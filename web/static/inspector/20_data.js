@@ -169,10 +169,19 @@ function mapOf(variant, t0, t1) {
 // The methods come with the run (methods/explain.py): what they are called, their words, and why this run cannot give
 // one. Where it is chosen all the same, by a link or for the run before, attention is shown, and the words say why.
 const methodCalled = (name) => run.methods.find((method) => method.name === name) || run.methods[0];
-const whyNot = (method) => run.variants.map((v) => method.why[v.name]).find(Boolean);
+const SAVED = "a saved page has no model to compute it with";
+// What is computed on demand may be possible for one side alone; what the page draws itself is drawn for both.
+function whyNot(method) {
+  if (method.computed && !served) return SAVED;
+  const reasons = run.variants.map((v) => method.why[v.name]);
+  return method.computed && !reasons.every(Boolean) ? undefined : reasons.find(Boolean);
+}
 const method = () => (whyNot(methodCalled(view.method)) ? run.methods[0] : methodCalled(view.method));
 const relative = () => method().name === "relative";
-const said = () => (method().unit.startsWith("times") ? times : percent);
+const said = () => unitSaid(method().unit);
+const SHARES = ["attention mass", "probability"]; // units that are written in %
+const plainly = (x) => (x === 0 ? "0" : Math.abs(x) >= 1000 || Math.abs(x) < 0.001 ? x.toExponential(1) : x.toPrecision(2));
+const unitSaid = (unit) => (unit.startsWith("times") ? times : SHARES.includes(unit) ? percent : plainly);
 
 // A relative map is divided by that of a generic prompt under the same selection, or a tenth of that map's mean where it
 // is below (methods/relative.py).
@@ -189,6 +198,7 @@ function genericOf(variant) {
 
 // What the colours show: the map itself, or its relation to the generic one.
 function coloured(map, variant) {
+  if (map && method().computed) return explainedMap(method().name, variant) || new Float32Array(variant.V).fill(NaN);
   if (!map || !relative()) return map;
   const generic = genericOf(variant);
   return map.map((x, v) => x / generic[v]);

@@ -234,11 +234,14 @@ function paintFigures() {
 const ofImage = (map, side) => map.subarray(...patchesOfImage(side));
 
 // Whether the range can be that of the whole answer: a large run has single heads only of some tokens.
-const overAnswer = () => view.range === "answer" && !(needsHeads() && sides().some((side) => !side.full));
+const overAnswer = () => view.range === "answer" && !method().computed && !(needsHeads() && sides().some((side) => !side.full));
 
 // The scale of one or several figures: over this selection's maps, or over every token's (kept: it is the costly one).
 function scaleFor(some) {
-  if (!overAnswer()) return makeScale(view.scale, some.map(({ name, side }) => ofImage(shown.drawn[name], side)), said());
+  if (!overAnswer()) {
+    const maps = some.map(({ name, side }) => ofImage(shown.drawn[name], side));
+    return method().signed ? makeSigned(maps, said()) : makeScale(view.scale, maps, said());
+  }
   const key = [some.map(({ name, l }) => [name, l]), view.part, view.four, view.l0, view.l1, view.h0, view.h1, view.combine, method().name, view.scale, view.image].join();
   run.scales = run.scales || new Map();
   if (!run.scales.has(key)) {
@@ -263,8 +266,10 @@ function paintFigure({ name, side, l }, shared, size) {
   drawMap(size, shown.drawn[name], scale, sinksOf(side), treatedOf(side));
   const note = figure.querySelector(".note"), choice = figure.querySelector("select");
   if (choice) choice.value = l;
-  note.hidden = Boolean(map);
-  if (!map) {
+  const waits = map && method().computed && !explainedMap(method().name, side);
+  note.hidden = Boolean(map) && !waits;
+  if (waits) note.textContent = waitingWords(side);
+  else if (!map) {
     note.textContent = span ? "Fetching the heads of this token …"
       : `This ${side.part} ${side.T ? `ended before token ${view.t0}` : "has no rows here"}.`;
   }
@@ -279,7 +284,7 @@ function paintFigure({ name, side, l }, shared, size) {
     (share ? `Image share ${percent(share.image)}, sinks hold ${percent(share.sinks)} of it. ` : "") +
     "Arrow keys move over the patches, with Shift they make a box; Enter looks up which tokens looked there.");
   const said = map && scaleWords(scale, side, shared), again = shared && view.four && name !== "four-2";
-  paintScale(figure, scale, said, COLOURS[view.colours]);
+  paintScale(figure, scale, waits ? null : said, COLOURS[scale && scale.kind === "signed" ? "coolwarm" : view.colours]);
   if (again) figure.querySelector(".words").textContent = ""; // said once for all four
 }
 
@@ -333,6 +338,10 @@ function paintPatch() {
     const there = map[v] === map[v]; // else it is left out
     let text = `patch ${row}, ${column}  ·  ${there ? `${percent(map[v])} of the row` : "left out"}`;
     if (!both && there) {
+      if (method().computed) {
+        const own = shown.drawn[name][v];
+        text += own === own ? `  ·  ${method().label} ${said()(own)}` : "";
+      }
       if (relative()) text += `  ·  ${times(shown.drawn[name][v])} generic`;
       const [p0, p1] = patchesOfImage(variant);
       let total = 0;

@@ -3,7 +3,7 @@ const SEGMENT_COLOURS = { system: "a", image: "b", user: "c", template: "d", ans
 
 function buildReading() {
   $(".reading").replaceChildren(
-    card("region", "Does this box matter?"), card("considered", "Considered here"), card("budget", "Where its attention went"),
+    card("region", "Does this box matter?"), card("explained", "Other explanations of this word"), card("considered", "Considered here"), card("budget", "Where its attention went"),
     card("patches", "Strongest patches"), card("lookup", "Who looked here"));
   for (const { var: report, label } of run.variants) {
     if (!report || !Array.isArray(report.layers)) continue;
@@ -34,6 +34,7 @@ function paintReading() {
   paintTop();
   paintLookUp();
   paintRegion();
+  paintExplained();
 }
 
 const sideTitle = (variant) => (run.variants.length > 1 ? node("h4", {}, variant.label) : null);

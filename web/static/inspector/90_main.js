@@ -279,6 +279,7 @@ function onValue(place) {
   if (!value || !value.phase || value.phase === "empty") return;
   if (value.phase === "export") showExport(value);
   else if (value.phase === "region") showRegion(value);
+  else if (value.phase === "explain") showExplained(value);
   else if (value.phase === "queued") showQueued(value);
   else if (value.phase === "streaming") showStream(value);
   else if (value.phase === "error") showError(value);

@@ -1,0 +1,319 @@
+"""The checks of `benchmarks gpu`: each a function that gives plain values, and a row of `CHECKS`.
+
+What is aimed at (`goals`) is what the project asks of a GPU of the H100 class; on a CPU, and on
+shapes that are tiny, figures stand beside it without a word on whether they reach it.
+"""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+
+from sinkscope.benchmarks import capture, sinks, var
+from sinkscope.benchmarks.exactness import rows_against_eager
+from sinkscope.benchmarks.floor import floor
+from sinkscope.benchmarks.gpu_folder import check_folder
+from sinkscope.benchmarks.gpu_memory import peaks
+from sinkscope.benchmarks.shapes import build_handle, build_prompt, device_name
+from sinkscope.benchmarks.ways import EngineName
+from sinkscope.models.loading import ModelHandle
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Sizes of a whole run.
+
+    Attributes:
+        name: as it is asked for.
+        small, large: shape, prompt length and new tokens of the two models.
+        exact: shape, prompt length and new tokens of the rows against eager.
+        batch: samples in a pass, of finding.
+        repeats: rounds.
+        warmups: most plain runs before the first round.
+    """
+
+    name: str
+    small: tuple[str, int, int]
+    large: tuple[str, int, int]
+    exact: tuple[str, int, int]
+    batch: int
+    repeats: int
+    warmups: int
+
+
+PLANS = {
+    "full": Plan("full", ("3b", 1024, 64), ("7b", 4096, 48), ("3b", 1024, 16), 8, 3, 8),
+    "tiny": Plan("tiny", ("tiny", 120, 13), ("tiny", 160, 13), ("tiny", 120, 4), 2, 1, 1),
+}
+
+
+class Bench:
+    """A run of the checks: builds models, one at a time, and lets them go.
+
+    Args:
+        plan: the sizes.
+        device: `cpu` or `cuda`.
+        folder: of a model to load, where there is one.
+
+    Raises:
+        ValueError: torch finds no such device.
+    """
+
+    def __init__(self, plan: Plan, device: str, folder: Path | None) -> None:
+        if device == "cuda" and not torch.cuda.is_available():
+            raise ValueError("device is 'cuda', but torch finds no CUDA device here.")
+        self.plan, self.device, self.folder = plan, device, folder
+        self._held: tuple[object, ModelHandle] | None = None
+
+    def handle(
+        self, shape: str, dtype: torch.dtype | None = None, layers: int | None = None
+    ) -> ModelHandle:
+        """A random-weight model; the one of before where it is the same."""
+        dtype = dtype or (torch.bfloat16 if self.device == "cuda" else torch.float32)
+        what = (shape, dtype, layers)
+        if self._held is None or self._held[0] != what:
+            self._held = None
+            self.let_go()
+            self._held = what, build_handle(shape, self.device, dtype, layers=layers)
+        return self._held[1]
+
+    def let_go(self) -> None:
+        """Give back what nobody holds any more."""
+        gc.collect()
+        if self.device == "cuda":
+            torch.cuda.empty_cache()
+
+    def forget(self) -> None:
+        """Let go of the model, too."""
+        self._held = None
+        self.let_go()
+
+    @property
+    def judged(self) -> bool:
+        """Whether goals are to be judged: only on a GPU and with the real shapes."""
+        return self.device == "cuda" and self.plan.name == "full"
+
+    def machine(self) -> dict[str, Any]:
+        """What it ran on."""
+        about: dict[str, Any] = {
+            "device": device_name(self.device),
+            "torch": torch.__version__,
+            "transformers": transformers.__version__,
+            "cuda": torch.version.cuda,
+        }
+        if self.device == "cuda":
+            about["memory"] = torch.cuda.get_device_properties(0).total_memory
+            about["capability"] = list(torch.cuda.get_device_capability())
+        return about
+
+    def goal(self, what: str, value: float, most: float) -> dict[str, Any]:
+        """A figure beside what it is to be at most."""
+        return {"what": what, "value": value, "most": most, "met": self._met(value <= most)}
+
+    def _met(self, good: bool) -> bool | None:
+        return good if self.judged else None
+
+
+def _capture(bench: Bench, sizes: tuple[str, int, int], goals: dict[str, float]) -> dict[str, Any]:
+    shape, length, tokens = sizes
+    handle = bench.handle(shape)
+    least = floor(handle)
+    prompt, plan = build_prompt(handle, length), bench.plan
+    slow = ("hooks", "output_attentions") if shape == "7b" else ()
+    row = capture.one_length(handle, prompt, tokens, plan.repeats, plan.warmups, slow)
+    graph, again = row["ways"]["graph"], row["ways"]["again"]
+    return {
+        "shape": shape,
+        "tokens": tokens,
+        "dtype": handle.info.dtype,
+        "floor": least,
+        "each_by_floor": {
+            name: way["each_seconds"] / least["seconds"]
+            for name, way in row["ways"].items()
+            if "skipped" not in way
+        },
+        **row,
+        "goals": [
+            bench.goal("capture (graph) / plain", graph["total_ratio"], goals["total"]),
+            bench.goal("to the first token (graph) / plain", graph["first_ratio"], goals["first"]),
+            bench.goal("plain again / plain, off 1 by", abs(again["total_ratio"] - 1), 0.05),
+        ],
+    }
+
+
+def _var(bench: Bench, sizes: tuple[str, int, int], goals: dict[str, float]) -> dict[str, Any]:
+    shape, length, tokens = sizes
+    handle = bench.handle(shape)
+    prompt, plan = build_prompt(handle, length), bench.plan
+    slow = ("dense", "two_runs", "compare", "other_settings") if shape == "7b" else ("two_runs",)
+    row = var.one_length(handle, prompt, tokens, plan.repeats, plan.warmups, slow)
+    ways = row["ways"]
+    return {
+        "shape": shape,
+        "tokens": tokens,
+        **row,
+        "goals": [
+            bench.goal("VAR (graph) / plain", ways["var_run_graph"]["total_ratio"], goals["var"]),
+            bench.goal(
+                "to the first token, VAR / plain",
+                ways["var_run_graph"]["first_ratio"],
+                goals["first"],
+            ),
+            bench.goal("compare (graph)", ways["compare_graph"]["total_ratio"], goals["compare"]),
+            bench.goal(
+                "compare again (graph)",
+                ways["other_settings_graph"]["total_ratio"],
+                goals["again"],
+            ),
+            bench.goal("same text", ways["same_text"]["total_ratio"], goals["same_text"]),
+        ],
+    }
+
+
+def _sinks(bench: Bench, sizes: tuple[str, int, int], most: float) -> dict[str, Any]:
+    shape, length, _ = sizes
+    handle, plan = bench.handle(shape), bench.plan
+    prompt = build_prompt(handle, length)
+    batch = plan.batch if shape != "7b" else max(1, plan.batch // 4)
+    alone = sinks.one_length(handle, prompt, 1, plan.repeats, plan.warmups)
+    together = sinks.one_length(handle, prompt, batch, plan.repeats, plan.warmups)
+    found = together["ways"]["received"]
+    return {
+        "shape": shape,
+        "alone": alone,
+        "together": together,
+        "goals": [
+            bench.goal("finding, a batch / plain pass of it", found["ratio"], most),
+            bench.goal(
+                "finding, a batch / plain passes one by one",
+                found["ratio"] / together["ways"]["single_forwards"]["ratio"],
+                most,
+            ),
+        ],
+    }
+
+
+def _memory(bench: Bench) -> dict[str, Any]:
+    shape, length, tokens = bench.plan.small
+    handle = bench.handle(shape)
+    found = peaks(handle, build_prompt(handle, length), tokens)
+    room = 96 * 2**20
+    goals = [
+        bench.goal(
+            f"{name}: bytes beyond plain and histories",
+            float(found["peak_bytes"][name] - found["peak_bytes"]["plain"] - allowed),
+            room,
+        )
+        for name, allowed in found["allowed_bytes"].items()
+        if found["peak_bytes"]
+    ]
+    return {**found, "goals": goals}
+
+
+def _exact(bench: Bench) -> dict[str, Any]:
+    shape, length, tokens = bench.plan.exact
+    single = bench.handle(shape, torch.float32, layers=2)
+    two_layers = rows_against_eager(single, build_prompt(single, length), tokens, "graph")
+    half = torch.bfloat16
+    whole = bench.handle(shape, half)
+    prompt = build_prompt(whole, length)
+    engines: tuple[EngineName, ...] = ("loop", "graph")
+    found = {name: rows_against_eager(whole, prompt, tokens, name) for name in engines}
+    return {
+        "float32": two_layers,
+        "bfloat16": found,
+        "goals": [
+            bench.goal("float32, two layers: largest", two_layers["rows_largest"], 1e-3),
+            *(
+                bench.goal(
+                    f"bfloat16, {name}: rows (aimed at: SDPA's logits)",
+                    one["rows_relative"],
+                    one["logits_relative"],
+                )
+                for name, one in found.items()
+            ),
+        ],
+    }
+
+
+def _folder(bench: Bench) -> dict[str, Any]:
+    if bench.folder is None:
+        return {"skipped": "no --folder was given"}
+    bench.forget()
+    return check_folder(bench.folder, bench.device)
+
+
+@dataclass(frozen=True)
+class Check:
+    """One check.
+
+    Attributes:
+        name: of it in the JSON.
+        what: in words.
+        seconds: about how long it takes on a GPU of the H100 class.
+        run: does it.
+    """
+
+    name: str
+    what: str
+    seconds: int
+    run: Callable[[Bench], dict[str, Any]]
+
+
+CHECKS = (
+    Check(
+        "capture",
+        "plain twice, both engines, eager with hooks, output_attentions",
+        90,
+        lambda bench: _capture(bench, bench.plan.small, {"total": 0.25, "first": 1.1}),
+    ),
+    Check(
+        "var",
+        "VAR and comparing, both engines",
+        80,
+        lambda bench: _var(
+            bench,
+            bench.plan.small,
+            {"var": 0.27, "first": 1.3, "compare": 0.36, "again": 0.33, "same_text": 0.05},
+        ),
+    ),
+    Check(
+        "sinks",
+        "finding, one sample and a batch in a pass",
+        20,
+        lambda bench: _sinks(bench, bench.plan.small, 1.5),
+    ),
+    Check("memory", "peak memory of each way", 30, _memory),
+    Check("exact", "rows against eager: float32 of two layers, bfloat16 of all", 30, _exact),
+    Check(
+        "folder", "a folder of the published layout: loaded, asked, compared, searched", 60, _folder
+    ),
+    Check(
+        "capture_large",
+        "capture with 7B shapes and a long prompt",
+        60,
+        lambda bench: _capture(bench, bench.plan.large, {"total": 0.45, "first": 1.05}),
+    ),
+    Check(
+        "var_large",
+        "VAR and comparing with 7B shapes and a long prompt",
+        60,
+        lambda bench: _var(
+            bench,
+            bench.plan.large,
+            {"var": 0.55, "first": 1.15, "compare": 0.7, "again": 0.5, "same_text": 0.08},
+        ),
+    ),
+    Check(
+        "sinks_large",
+        "finding with 7B shapes and a long prompt",
+        30,
+        lambda bench: _sinks(bench, bench.plan.large, 1.3),
+    ),
+)

@@ -1,0 +1,75 @@
+"""Peak memory of each way on a GPU, one after the other in this process.
+
+What is allocated there is known to the byte, so no process of its own is needed; what the way
+before has kept (recorded steps) is dropped first, and counts where it is made.
+"""
+
+from __future__ import annotations
+
+import gc
+from typing import Any
+
+import torch
+
+from sinkscope.attention_extractor import compare, forecast
+from sinkscope.benchmarks.ways import graph, ours, plain
+from sinkscope.config import GenerationSettings, VARSettings
+from sinkscope.models.family import PromptInputs
+from sinkscope.models.loading import ModelHandle
+
+
+def peaks(handle: ModelHandle, inputs: PromptInputs, tokens: int) -> dict[str, Any]:
+    """Bytes above what was there before.
+
+    Returns:
+        `peak_bytes` of each way, empty on a CPU; `allowed_bytes`: what a way may hold beyond plain
+        generation, its histories and for comparing another set of keys and values.
+    """
+    payload = forecast(handle, inputs, GenerationSettings(max_new_tokens=tokens)).payload_bytes
+    layers = tuple(range(handle.info.layers))
+    var = VARSettings((1, 2), tau=2.0, min_image_mass=0.0, max_sink_share=1.0, layers=layers)
+
+    def both() -> None:
+        settings = GenerationSettings(max_new_tokens=tokens, engine="graph")
+        compare(handle, inputs, settings, var)
+
+    ways = {
+        "plain": lambda: plain(handle, inputs, tokens, lambda: None),
+        "ours": lambda: ours(handle, inputs, tokens, lambda: None),
+        "graph": lambda: graph(handle, inputs, tokens, lambda: None),
+        "compare": both,
+    }
+    keys = _key_bytes(handle, inputs.layout.length + tokens)
+    found: dict[str, Any] = {
+        "payload_bytes": payload,
+        "key_bytes": keys,
+        "allowed_bytes": {"ours": payload, "graph": payload, "compare": 2 * payload + keys},
+        "peak_bytes": {},
+    }
+    if handle.device.type != "cuda":
+        found["skipped_peaks"] = "on a CPU, see `benchmarks capture`"
+        for way in ways.values():
+            way()
+        found["allowed_bytes"] = {}
+        return found
+    for name, way in ways.items():
+        handle.kept.clear()
+        way()  # what a first call sets up for good belongs to none
+        handle.kept.clear()
+        gc.collect()
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        way()
+        torch.cuda.synchronize()
+        found["peak_bytes"][name] = torch.cuda.max_memory_allocated() - before
+    handle.kept.clear()
+    return found
+
+
+def _key_bytes(handle: ModelHandle, positions: int) -> int:
+    """Keys and values of one sequence."""
+    config = handle.model.config.get_text_config()
+    width = config.hidden_size // config.num_attention_heads
+    size = torch.empty((), dtype=handle.model.dtype).element_size()
+    return 2 * config.num_hidden_layers * config.num_key_value_heads * width * positions * size

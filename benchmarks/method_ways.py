@@ -1,0 +1,37 @@
+"""Explanation methods of one token, as `benchmarks.memory` measures what they take: each generates
+an answer of `tokens` tokens to have a run, and explains its last one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any
+
+from sinkscope.attention_extractor import generate
+from sinkscope.benchmarks.ways import Mark
+from sinkscope.config import GenerationSettings
+from sinkscope.methods.explain import METHODS, explain
+from sinkscope.methods.passes import passes_of
+from sinkscope.models.family import PromptInputs
+from sinkscope.models.loading import ModelHandle
+
+MethodWay = Callable[[ModelHandle, PromptInputs, int, Mark], Any]
+
+
+def explained(
+    method: str, handle: ModelHandle, inputs: PromptInputs, tokens: int, mark: Mark
+) -> None:
+    """A run, and one method's maps of its last token."""
+    # one layer and head are kept: what capture takes is another benchmark's
+    settings = GenerationSettings(max_new_tokens=tokens, layers=(0,), heads=(0,))
+    run = generate(handle, inputs, settings)
+    mark()
+    explain(run, tokens - 1, method, session=passes_of(handle, run, inputs))
+    mark()
+
+
+WAYS: Mapping[str, MethodWay] = {
+    method.name: partial(explained, method.name)
+    for method in METHODS
+    if method.needs != "trace" and method.name != "occlusion_pixels"  # that needs a processor
+}

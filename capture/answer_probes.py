@@ -1,0 +1,66 @@
+"""What a trace of an answer is made of, as probes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from sinkscope.capture.probes.base import Probe
+from sinkscope.capture.probes.sink_scores import SinkScores
+from sinkscope.capture.probes.trace_rows import TraceRows
+from sinkscope.capture.prompt import kept_positions
+from sinkscope.capture.run import captured
+from sinkscope.config import GenerationSettings, VARSettings
+from sinkscope.models.family import PromptInputs
+from sinkscope.models.loading import ModelHandle
+
+
+@dataclass(frozen=True)
+class AnswerProbes:
+    """What a trace is made of.
+
+    Attributes:
+        rows: the rows that explain the answer, one probe a batch row.
+        prompt_rows: those of the prompt's own tokens, likewise; none where none are wanted.
+        asked: the positions of these.
+        marks: sink scores, by VAR's dimensions, else by the model's profile; None where neither is
+            known.
+    """
+
+    rows: tuple[TraceRows, ...]
+    prompt_rows: tuple[TraceRows, ...]
+    asked: range
+    marks: SinkScores | None
+
+    @staticmethod
+    def of(
+        handle: ModelHandle,
+        inputs: PromptInputs,
+        settings: GenerationSettings,
+        tokens: int,
+        batch: int,
+        mark: VARSettings | None,
+    ) -> AnswerProbes:
+        layers, heads = captured(handle, settings)
+        asked = kept_positions(inputs.layout, settings)
+
+        def rows(count: int, first: int | None) -> tuple[TraceRows, ...]:
+            return tuple(
+                TraceRows(layers, heads, count, first, row, settings.reduce_heads)
+                for row in range(batch)
+            )
+
+        marks = None
+        if mark is not None:
+            marks = SinkScores(mark.dims, mark.tau, mark.dialect, mark.layers or ())
+        elif handle.profile is not None:
+            marks = SinkScores(handle.profile.dims, handle.profile.tau)
+        prompt_rows = rows(len(asked), asked.start) if asked else ()
+        return AnswerProbes(rows(tokens, None), prompt_rows, asked, marks)
+
+    @property
+    def of_prompt(self) -> list[Probe]:
+        """Those that see the prompt alone."""
+        return [*self.prompt_rows, *([self.marks] if self.marks else [])]
+
+    def all(self) -> list[Probe]:
+        return [*self.rows, *self.of_prompt]

@@ -1,0 +1,164 @@
+"""From a GPU to the host: what is kept of attention rows crosses as one copy a token.
+
+Each copy is a launch, a block of pinned memory and an event; three of them for every few layers
+cost more than what they carry. So the parts of a token are written side by side into one buffer on
+the device, and the buffer crosses when the last layer has written its part.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Kept:
+    """What is kept of some rows.
+
+    Attributes:
+        attention: float16 (R, L, H, V).
+        shares: float32 (R, L, H, S + 1).
+        entropy: float32 (R, L, H).
+    """
+
+    attention: Tensor
+    shares: Tensor
+    entropy: Tensor
+
+    def layers(self, slots: slice) -> Kept:
+        """Those of some layers; views."""
+        return Kept(self.attention[:, slots], self.shares[:, slots], self.entropy[:, slots])
+
+    def copy_(self, other: Kept) -> None:
+        """Take over the values of `other`."""
+        self.attention.copy_(other.attention)
+        self.shares.copy_(other.shares)
+        self.entropy.copy_(other.entropy)
+
+
+@dataclass(frozen=True)
+class Size:
+    """How much is kept: rows, layers, heads, vision tokens, and segments with the answer's."""
+
+    rows: int
+    layers: int
+    heads: int
+    vision: int
+    segments: int
+
+    def of(self, data: Tensor) -> Kept:
+        """`bytes` as what they mean; float32 first, for it has to begin at a multiple of 4."""
+        many = self.rows * self.layers * self.heads
+        shape = (self.rows, self.layers, self.heads)
+        shares, entropy = 4 * many * self.segments, 4 * many * (self.segments + 1)
+        return Kept(
+            data[entropy:].view(torch.float16).view(*shape, self.vision),
+            data[:shares].view(torch.float32).view(*shape, self.segments),
+            data[shares:entropy].view(torch.float32).view(*shape),
+        )
+
+    @property
+    def bytes(self) -> int:
+        return self.rows * self.layers * self.heads * (4 * (self.segments + 1) + 2 * self.vision)
+
+
+@dataclass(frozen=True)
+class Sent:
+    """A copy under way.
+
+    Attributes:
+        event: recorded behind it.
+        arrived: what it writes to, on the host.
+        slots: which layers of it count.
+        to: where they go.
+    """
+
+    event: torch.cuda.Event
+    arrived: Kept
+    slots: slice
+    to: Kept
+
+
+@dataclass
+class _Open:
+    """A buffer that is being written: size, device and first row; layers `start` to `stop`."""
+
+    key: tuple[Size, torch.device, int]
+    start: int
+    stop: int
+    to: Kept
+
+
+class Crossing:
+    """The copies of one recorder, in the order in which they were sent.
+
+    Attributes:
+        sent: how many there were.
+    """
+
+    def __init__(self) -> None:
+        self.sent = 0
+        self._buffers: dict[tuple[Size, torch.device], Tensor] = {}
+        self._under_way: list[Sent] = []
+        self._open: _Open | None = None
+
+    def part(self, size: Size, device: torch.device, first: int, slots: slice, to: Kept) -> Kept:
+        """Where on the device to write what is kept of the layers `slots`.
+
+        What is open is sent first, unless this goes on with it. A buffer is used again for the next
+        token: the copy of it is queued before what is written then.
+
+        Args:
+            size: of all layers together.
+            device: where the rows are.
+            first: index of the first row.
+            slots: layers, neighbours.
+            to: where all layers go.
+        """
+        key = (size, device, first)
+        if self._open is not None and self._open.key == key and self._open.stop == slots.start:
+            self._open.stop = slots.stop
+        else:
+            self.send()
+            self._open = _Open(key, slots.start, slots.stop, to)
+        if (size, device) not in self._buffers:
+            self._buffers[size, device] = torch.empty(size.bytes, dtype=torch.uint8, device=device)
+        return size.of(self._buffers[size, device]).layers(slots)
+
+    def send(self) -> None:
+        """Let cross what has been written."""
+        if self._open is None:
+            return
+        (size, device, _), slots = self._open.key, slice(self._open.start, self._open.stop)
+        # The caching allocator of pinned memory gives the same few blocks again and again.
+        arriving = pinned(size.bytes)
+        arriving.copy_(self._buffers[size, device], non_blocking=True)
+        self._under_way.append(Sent(marked(device), size.of(arriving), slots, self._open.to))
+        self._open = None
+        self.sent += 1
+
+    def land(self, wait: bool) -> None:
+        """Move what has arrived to where it goes; choosing a token waits for the GPU anyway, so
+        what an earlier step sent is there."""
+        while self._under_way:
+            one = self._under_way[0]
+            if wait:
+                one.event.synchronize()
+            elif not one.event.query():
+                return
+            one.to.layers(one.slots).copy_(one.arrived.layers(one.slots))
+            self._under_way.pop(0)
+
+
+def pinned(size: int) -> Tensor:
+    """Bytes on the host that a GPU can write to."""
+    return torch.empty(size, dtype=torch.uint8, pin_memory=True)
+
+
+def marked(device: torch.device) -> torch.cuda.Event:
+    """An event behind all that was launched on a device."""
+    event = torch.cuda.Event()
+    event.record(torch.cuda.current_stream(device))
+    return event

@@ -1,0 +1,55 @@
+"""Which engine makes the tokens of a run, and why."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from sinkscope.config import GenerationSettings
+from sinkscope.models.loading import ModelHandle
+
+
+@dataclass(frozen=True)
+class EngineChoice:
+    """What ran.
+
+    Attributes:
+        asked: the setting.
+        used: `graph`: a recorded step; `step`: the same step, not recorded; `loop`: transformers'
+            `generate`.
+        why: where that is not what was asked, in words.
+    """
+
+    asked: str
+    used: str
+    why: str = ""
+
+    def about(self) -> dict[str, Any]:
+        """For `GenerationTrace.extra`; empty where the loop ran as it was to."""
+        if self.used == "loop" and not self.why:
+            return {}
+        said = {"asked": self.asked, "used": self.used}
+        return {"engine": {**said, "why": self.why} if self.why else said}
+
+
+def choose_engine(handle: ModelHandle, settings: GenerationSettings) -> EngineChoice:
+    """`graph` here means steps over a fixed memory, recorded where the device can."""
+    asked = settings.engine
+    device = handle.device.type
+    if asked == "loop" or (asked == "auto" and device != "cuda"):
+        return EngineChoice(asked, "loop")
+    why = _obstacle(handle)
+    return EngineChoice(asked, "loop", why) if why else EngineChoice(asked, "graph")
+
+
+def _obstacle(handle: ModelHandle) -> str:
+    """Why the loop must do it; empty where nothing speaks against steps."""
+    if handle.device.type not in ("cuda", "cpu"):
+        return f"on {handle.device.type} there is no graph"
+    spread = getattr(handle.model, "hf_device_map", None) or {}
+    weights = {parameter.device for parameter in handle.model.parameters()}
+    if len(weights) > 1 or len(set(map(str, spread.values()))) > 1:
+        return "the model is spread over several devices"
+    if getattr(handle.model, "is_quantized", False) or getattr(handle.model, "hf_quantizer", None):
+        return "the model is quantised"
+    return ""

@@ -1,0 +1,122 @@
+"""Recording a step as a CUDA graph."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+WARM_UPS, COMPILED_WARM_UPS = 1, 3
+
+
+@dataclass(frozen=True)
+class Recording:
+    """A recorded step.
+
+    Attributes:
+        replay: runs it once, on the current stream.
+        nbytes: what it keeps on the device beside the step's own tensors.
+    """
+
+    replay: Callable[[], None]
+    nbytes: int
+
+
+class RecordingFailedError(RuntimeError):
+    """A step cannot be recorded; the text says why. It has been put back as it was."""
+
+
+def can_record(device: torch.device) -> bool:
+    """Whether steps there can be recorded."""
+    return device.type == "cuda"
+
+
+def runs_ahead(device: torch.device) -> bool:
+    """Whether the next step is better launched before a token is told: where the host does not
+    compute it itself."""
+    return device.type == "cuda"
+
+
+def crosses(device: torch.device) -> bool:
+    """Whether what a step says has to cross to the host, by copies that are waited for."""
+    return device.type == "cuda"
+
+
+def record(
+    step: Callable[[], None], moving: Sequence[Tensor], device: torch.device, warm_ups: int
+) -> Recording:
+    """Record `step`, which reads no host, and put all that it moved back.
+
+    Args:
+        step: runs on the current stream.
+        moving: what it writes and reads again.
+        device: the current CUDA device.
+        warm_ups: how often it runs before: libraries take their memory then, and what is compiled
+            is compiled.
+
+    Raises:
+        RecordingFailedError: it cannot be recorded. Other recordings that draw at random no longer
+            follow the device's generator then, and must not be replayed.
+        torch.OutOfMemoryError: the device is full.
+    """
+    side = torch.cuda.Stream(device)
+    current = torch.cuda.current_stream(device)
+    numbers = torch.cuda.default_generators[torch.cuda.current_device()]
+    with _put_back(moving, device):
+        before = numbers.clone_state()
+        try:
+            side.wait_stream(current)
+            with torch.cuda.stream(side):
+                try_out(step, moving, device, warm_ups)
+            current.wait_stream(side)
+            torch.cuda.empty_cache()
+            held = torch.cuda.memory_reserved(device)
+            graph = torch.cuda.CUDAGraph()
+            # Other threads of the app may use CUDA meanwhile; that is none of this recording.
+            with torch.cuda.graph(graph, stream=side, capture_error_mode="thread_local"):
+                step()
+        except torch.OutOfMemoryError:
+            raise
+        except Exception as error:
+            # What a capture that reads the host raises differs from version to version, and a
+            # compiler raises what it likes.
+            torch.cuda.synchronize(device)
+            # A capture that failed leaves the generator in it, and nobody could draw any more.
+            numbers.graphsafe_set_state(before)
+            raise RecordingFailedError(f"{type(error).__name__}: {first_line(error)}") from error
+    return Recording(graph.replay, max(0, torch.cuda.memory_reserved(device) - held))
+
+
+def try_out(
+    step: Callable[[], None], moving: Sequence[Tensor], device: torch.device, times: int
+) -> None:
+    """Run a step so many times, each as if it were the first."""
+    for _ in range(times):
+        with _put_back(moving, device):
+            step()
+
+
+@contextmanager
+def _put_back(moving: Sequence[Tensor], device: torch.device) -> Iterator[None]:
+    """Tensors and random numbers are behind it what they were before."""
+    before = [tensor.clone() for tensor in moving]
+    cuda = device.type == "cuda"
+    drawn = torch.cuda.get_rng_state(device) if cuda else torch.random.get_rng_state()
+    try:
+        yield
+    finally:
+        for tensor, old in zip(moving, before, strict=True):
+            tensor.copy_(old)
+        if cuda:
+            torch.cuda.set_rng_state(drawn, device)
+        else:
+            torch.random.set_rng_state(drawn)
+
+
+def first_line(error: Exception, longest: int = 300) -> str:
+    """Of its text, for a sentence."""
+    line = next((line.strip() for line in str(error).splitlines() if line.strip()), "")
+    return line[:longest]

@@ -1,0 +1,167 @@
+"""The folder of a scored set of explanations: the evaluation's, with a configuration of its own.
+
+    score.toml        what makes the run: data, methods, settings, model
+    provenance.json   what it was made with
+    records.jsonl     a line for each target and method (`evaluation.record.AnswerRecord`)
+    summary.json      how far it has come
+
+Of a record, `question` is the target's id, `cluster` its image, `truth` the word, `answer` the
+answer that it stands in, `score` the pointing game's, and `details` holds all scores, `tokens`
+(indices of the word's) and `seconds`. Where there is no map, `details` holds `lacking`, the reason,
+and `score` is null. An `error` is what went wrong; the next run into the folder tries it again.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import tomllib
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from sinkscope.config import ModelSettings, from_mapping
+from sinkscope.evaluation.explanations.settings import ScoreSettings
+from sinkscope.evaluation.record import AnswerRecord
+from sinkscope.evaluation.run_folder import RunFolder
+from sinkscope.evaluation.wanted import Wanted
+from sinkscope.utils import write_atomically
+
+CONFIG = "score.toml"
+
+
+@dataclass(frozen=True)
+class ScoreConfig:
+    """All that makes the records.
+
+    Attributes:
+        score: data, methods, settings.
+        model: the model.
+        names: of the methods, controls with them, in the order of records.
+        revision: of the model.
+        fingerprint: of the data's list of targets; "" for drawn scenes.
+    """
+
+    score: ScoreSettings
+    model: ModelSettings = field(default_factory=ModelSettings)
+    names: tuple[str, ...] = ()
+    revision: str = ""
+
+    @property
+    def methods(self) -> tuple[Wanted, ...]:
+        """As the folder of a run asks for them."""
+        return tuple(Wanted(name) for name in self.names)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values without what is None."""
+        return {
+            "score": _given(dataclasses.asdict(self.score)),
+            "model": _given(dataclasses.asdict(self.model)),
+            "made": {"names": list(self.names), "revision": self.revision},
+        }
+
+    def toml(self) -> str:
+        """The file's text."""
+        lines = ["# Made by `sinkscope explain-score`; the same command goes on in this folder."]
+        for table, values in self.as_dict().items():
+            lines += ["", f"[{table}]"]
+            lines += [f"{k} = {json.dumps(v, ensure_ascii=False)}" for k, v in values.items()]
+        return "\n".join(lines) + "\n"
+
+    def differences(self, other: ScoreConfig) -> list[str]:
+        """What the other one has otherwise, each in words. How many targets are scored is no part
+        of it: a run may be made longer."""
+        found = []
+        for table, values in self.as_dict().items():
+            others = other.as_dict()[table]
+            for key in dict.fromkeys((*values, *others)):
+                if (table, key) != ("score", "limit") and values.get(key) != others.get(key):
+                    found.append(
+                        f"{key} is {_said(values.get(key))} there and {_said(others.get(key))} here"
+                    )
+        return found
+
+
+def read_score_config(path: Path) -> ScoreConfig:
+    """Read the configuration of a folder.
+
+    Raises:
+        ValueError: it cannot be read, or a key or value is not allowed.
+    """
+    try:
+        made = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ValueError(f"The file {path} cannot be read: {error.strerror or error}.") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"The file {path} is not valid TOML: {error}.") from error
+    if set(made) != {"score", "model", "made"}:
+        raise ValueError(f"{path} has {sorted(made)}; allowed: [score], [model], [made].")
+    names = made["made"].get("names", [])
+    return ScoreConfig(
+        from_mapping(ScoreSettings, made["score"], f"{path} [score]"),
+        from_mapping(ModelSettings, made["model"], f"{path} [model]"),
+        tuple(map(str, names)),
+        str(made["made"].get("revision", "")),
+    )
+
+
+class ScoreFolder(RunFolder):
+    """A folder open to be written; what is there of the same configuration is kept."""
+
+    config_name = CONFIG
+
+    def __init__(self, folder: Path, config: ScoreConfig) -> None:
+        super().__init__(folder, config)  # type: ignore[arg-type]
+        self.own = config
+
+    def __enter__(self) -> ScoreFolder:
+        super().__enter__()
+        text = self.own.toml()
+        write_atomically(self.folder / CONFIG, lambda file: file.write(text.encode()))
+        return self
+
+    def _check(self) -> None:
+        if (self.folder / CONFIG).exists():
+            if differs := read_score_config(self.folder / CONFIG).differences(self.own):
+                raise ValueError(
+                    f"The folder {self.folder} holds another run: {'; '.join(differs[:5])}. Give "
+                    "another folder, or the settings of that run."
+                )
+        elif any(self.folder.iterdir()):
+            raise ValueError(
+                f"The folder {self.folder} is not empty and holds no run; give a new one."
+            )
+
+
+def read_scores(folder: Path) -> tuple[ScoreConfig, list[AnswerRecord], dict[str, Any]]:
+    """Configuration, records and summary of a folder; a half-written last line is passed over.
+
+    Raises:
+        ValueError: the folder holds no such run, or a line is no record.
+    """
+    if not (folder / CONFIG).is_file():
+        raise ValueError(f"{folder} has no {CONFIG}; allowed: a folder of `explain-score`.")
+    records = []
+    path = folder / "records.jsonl"
+    if path.is_file():
+        with path.open("rb") as file:
+            for number, line in enumerate(file, 1):
+                if line.endswith(b"\n"):
+                    where = f"Line {number} of {path}"
+                    records.append(AnswerRecord.of_line(line.decode(), where))
+    summary: dict[str, Any] = {}
+    if (folder / "summary.json").is_file():
+        summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
+    return read_score_config(folder / CONFIG), records, summary
+
+
+def _given(values: dict[str, Any]) -> dict[str, Any]:
+    return {
+        key: list(value) if isinstance(value, tuple) else value
+        for key, value in values.items()
+        if value is not None
+    }
+
+
+def _said(value: Any) -> str:
+    return "not given" if value is None else json.dumps(value, ensure_ascii=False)

@@ -1,0 +1,173 @@
+"""The report of scored explanations: one set of tables, as terminal, Markdown, HTML and CSV."""
+
+from __future__ import annotations
+
+import html
+import math
+from collections.abc import Iterator, Sequence
+from importlib import resources
+from pathlib import Path
+
+from rich.console import Console
+from rich.text import Text
+
+from sinkscope.evaluation.explanations.compare import SCORES, Figure, Scores
+from sinkscope.evaluation.explanations.folder import ScoreConfig
+from sinkscope.evaluation.report import csv_files, markdown, page, terminal
+from sinkscope.evaluation.report.tables import Table
+from sinkscope.evaluation.statistics.intervals import Interval
+from sinkscope.utils import write_atomically
+
+CSV = (
+    *("score", "method", "value", "low", "high", "targets", "against", "difference"),
+    *("difference_low", "difference_high", "p_holm", "verdict"),
+)
+CAVEATS = (
+    "A score says whether a map finds what the word names, not whether the model used it: a model "
+    "may well look elsewhere. Insertion and deletion ask the model itself, by cutting attention to "
+    "cells; they know nothing of the object.",
+    "A cell belongs to the object where the mask covers at least half as much of it as of the cell "
+    "that it covers most. Values that a method leaves out count as its smallest.",
+)
+
+
+def tables(found: Scores) -> list[Table]:
+    """All scores at a glance, then one table a score with its comparisons."""
+    names = list(found.figures)
+    rows = [
+        (method, *(said(found.figures[score][method].value) for score in names))
+        for method in found.methods
+    ]
+    columns = ("method", *(_title(score) for score in names))
+    note = (
+        f"n = {found.targets} words in {found.clusters} images; the object has "
+        f"{found.chance:.1%} of the cells on average. ↑: more is better, ↓: less is better."
+    )
+    made = [Table("All scores", columns, tuple(rows), 1, note)]
+    made += [_score(score, found) for score in names]
+    return made
+
+
+def _title(score: str) -> str:
+    title, sign, _ = SCORES[score]
+    return f"{title} {'↑' if sign > 0 else '↓'}"
+
+
+def _score(score: str, found: Scores) -> Table:
+    title, sign, chance = SCORES[score]
+    controls = list(
+        dict.fromkeys(a.control for f in found.figures[score].values() for a in f.against)
+    )
+    columns = ("method", "mean (interval)", *(f"difference to {name}" for name in controls))
+    rows = [
+        (one.method, f"{said(one.value)} ({_ends(one.interval)})", *_against(one, controls))
+        for one in found.figures[score].values()
+    ]
+    better = "more" if sign > 0 else "less"
+    note = f"{better.capitalize()} is better. By chance: {chance}."
+    return Table(title, columns, tuple(rows), 1, note)
+
+
+def said(value: float, sign: str = "") -> str:
+    """With three digits behind the point; small ones with two that matter."""
+    if math.isnan(value):
+        return "not defined"
+    return f"{value:{sign}.3f}" if value == 0 or abs(value) >= 0.01 else f"{value:{sign}.2g}"
+
+
+def _ends(interval: Interval, sign: str = "") -> str:
+    return f"{said(interval.low, sign)} to {said(interval.high, sign)}"
+
+
+def _against(one: Figure, controls: Sequence[str]) -> Iterator[str]:
+    by_control = {found.control: found for found in one.against}
+    for control in controls:
+        if (found := by_control.get(control)) is None:
+            yield ""
+        else:
+            yield f"{said(found.difference, '+')} ({_ends(found.interval, '+')}), {found.verdict}"
+
+
+def notes(found: Scores) -> list[str]:
+    """What was left out and why, and what limits the figures."""
+    made = [f"{count} words left out: {reason}." for reason, count in found.left_out.items()]
+    made += [f"{count} words FAILED: {reason}" for reason, count in found.failed.items()]
+    for method, reasons in found.lacking.items():
+        made += [f"{method}: no map of {n} words: {reason}." for reason, n in reasons.items()]
+    if found.common:
+        made.append(
+            f"{found.common} words are in no figure, because some method gave no map of them."
+        )
+    return [*made, *CAVEATS]
+
+
+def about(config: ScoreConfig, complete: bool) -> str:
+    """One line: of what this is."""
+    state = "" if complete else " NOT complete: the same command goes on."
+    steps = f"{config.score.steps} steps of insertion and deletion"
+    return (
+        f"Data: {config.score.data}; model: {config.model.model} ({config.revision}); {steps}; "
+        f"seed {config.score.seed}.{state}"
+    )
+
+
+def show(found: Scores, config: ScoreConfig, complete: bool, console: Console) -> None:
+    """Print it."""
+    console.print(Text(about(config, complete)))
+    for table in tables(found):
+        console.print(terminal._table(table))
+    for note in notes(found):
+        console.print(Text(f"• {note}"))
+
+
+def files(found: Scores, config: ScoreConfig, complete: bool) -> dict[str, str]:
+    """Name of a file -> its text."""
+    return {
+        "report.md": markdown_text(found, config, complete),
+        "report.html": html_text(found, config, complete),
+        "scores.csv": csv_files._written(CSV, _csv(found)),
+    }
+
+
+def markdown_text(found: Scores, config: ScoreConfig, complete: bool) -> str:
+    lines = ["# Explanations scored", "", markdown._text(about(config, complete)), ""]
+    for table in tables(found):
+        lines += [f"## {markdown._text(table.title)}", "", *markdown._table(table), ""]
+    lines += [f"- {markdown._text(note)}" for note in notes(found)]
+    return "\n".join(lines) + "\n"
+
+
+def html_text(found: Scores, config: ScoreConfig, complete: bool) -> str:
+    style = resources.files(page.__package__).joinpath("page.css").read_text(encoding="utf-8")
+    body = [f"<h1>Explanations scored</h1><p>{html.escape(about(config, complete))}</p>"]
+    body += [page._table(table) for table in tables(found)]
+    body.append("<ul>" + "".join(f"<li>{html.escape(n)}</li>" for n in notes(found)) + "</ul>")
+    return (
+        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
+        f'<meta http-equiv="Content-Security-Policy" content="{html.escape(page.POLICY)}">'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        '<meta name="color-scheme" content="light dark">'
+        f"<title>Explanations scored · SinkScope</title><style>{style}</style></head>"
+        f"<body><main>{''.join(body)}</main></body></html>\n"
+    )
+
+
+def _csv(found: Scores) -> Iterator[Sequence[object]]:
+    for score, of in found.figures.items():
+        for method, one in of.items():
+            head = (score, method, one.value, one.interval.low, one.interval.high, one.targets)
+            if not one.against:
+                yield (*head, "", "", "", "", "", "")
+            for other in one.against:
+                ends = (other.interval.low, other.interval.high)
+                yield (*head, other.control, other.difference, *ends, other.p, other.verdict)
+
+
+def write_files(made: dict[str, str], folder: Path) -> list[Path]:
+    """Write them into a folder that there is."""
+    paths = []
+    for name, text in made.items():
+        data = text.encode("utf-8", "replace")
+        write_atomically(folder / name, lambda file, data=data: file.write(data))  # type: ignore[misc]
+        paths.append(folder / name)
+    return paths

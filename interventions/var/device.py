@@ -1,0 +1,169 @@
+"""The correction of a prefill as a GPU wants it: few launches, and nothing read by the host.
+
+Which rows qualify, and whether a layer has any sink, is decided on the device. So all rows behind
+the image are computed exactly, and a row that does not change gets a change of 0. The rows that a
+probe looks at come out of it as well.
+"""
+
+from __future__ import annotations
+
+import weakref
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from sinkscope.interventions.var.redistribute import budget
+from sinkscope.interventions.var.selection import (
+    FEW_WEIGHTS,
+    KeyGroups,
+    Limits,
+    group_mass,
+    image_centric,
+    working_dtype,
+)
+from sinkscope.models.kernels import rows_times_values
+
+BLOCK_WEIGHTS = FEW_WEIGHTS  # attention weights that are held at once, a few times over
+MOST_WEIGHTS = 1 << 25  # above, the log-sum-exp form is worth the wait for the host
+
+
+@dataclass(frozen=True)
+class Made:
+    """What a correction has made of the last rows.
+
+    Attributes:
+        layer: whose.
+        start: position of the first row.
+        before: (B, H, R, K) softmax rows.
+        change: what is added to them.
+        moved: (B, H, all corrected rows) mass taken from the sinks.
+    """
+
+    layer: int
+    start: int
+    before: Tensor
+    change: Tensor
+    moved: Tensor
+
+    def rows(self, positions: range) -> Tensor | None:
+        """The changed rows of these queries; None where they are not all among them."""
+        low, high = positions.start - self.start, positions.stop - self.start
+        if low < 0 or high > self.before.shape[2]:
+            return None
+        return self.before[:, :, low:high] + self.change[:, :, low:high]
+
+
+class RowBias:
+    """What is added to the scores of the rows that may change: a causal mask or the model's own,
+    made once for all layers of a pass."""
+
+    def __init__(self) -> None:
+        self._what: tuple[object, ...] = ()
+        self._mask: weakref.ref[Tensor] | None = None
+        self._made: Tensor | None = None
+
+    def of(
+        self, mask: Tensor | None, heads: tuple[int, int], rows: range, keys: int, like: Tensor
+    ) -> Tensor:
+        """(1 or B x Hkv, H / Hkv x R, K), as `kernels.pack` lays rows out.
+
+        Args:
+            mask: None (causal), or bool (True: may be seen) / additive float (1 or B, 1 or H,
+                queries up to rows.stop, at least K).
+            heads: H and Hkv.
+            rows: positions.
+            keys: K.
+            like: has the working dtype and the device.
+        """
+        what = heads, rows, keys, like.dtype, like.device, None if mask is None else mask.shape
+        same = mask is None if self._mask is None else self._mask() is mask
+        if self._made is None or self._what != what or not same:
+            self._what = what
+            self._mask = None if mask is None else weakref.ref(mask)
+            self._made = _causal(rows, keys, like) if mask is None else _own(mask, rows, keys, like)
+            self._made = _packed(self._made, *heads)
+        return self._made
+
+
+def _causal(rows: range, keys: int, like: Tensor) -> Tensor:
+    """(1, 1, R, K)."""
+    position = torch.arange(rows.start, rows.stop, device=like.device)
+    later = torch.arange(keys, device=like.device) > position[:, None]
+    nothing = torch.zeros(1, 1, len(rows), keys, dtype=like.dtype, device=like.device)
+    return nothing.masked_fill_(later, torch.finfo(like.dtype).min)
+
+
+def _own(mask: Tensor, rows: range, keys: int, like: Tensor) -> Tensor:
+    part = mask[:, :, -len(rows) :, :keys]
+    if part.dtype != torch.bool:
+        return part.to(like.dtype)
+    # Not minus infinity: the row of a padded query, which sees nothing, would not be a number.
+    nothing = torch.zeros(part.shape, dtype=like.dtype, device=like.device)
+    return nothing.masked_fill_(~part, torch.finfo(like.dtype).min)
+
+
+def _packed(bias: Tensor, heads: int, kv_heads: int) -> Tensor:
+    batch, own, _, keys = bias.shape
+    if batch == own == 1:
+        return bias[0].expand(heads // kv_heads, -1, -1).reshape(1, -1, keys)
+    return bias.expand(batch, heads, -1, -1).reshape(batch * kv_heads, -1, keys)
+
+
+def correct_in_place(
+    layer: int,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    output: Tensor,
+    groups: KeyGroups,
+    limits: Limits,
+    bias: RowBias,
+    *,
+    scaling: float,
+    mask: Tensor | None,
+    first_query: int,
+) -> Made:
+    """Correct the output of the queries from `first_query` on, all batch rows at once.
+
+    Args:
+        layer: whose.
+        query: (B, H, Q, D), the last Q of K positions.
+        key, value: (B, Hkv, K, D).
+        output: (B, H, Q, D) of the fused kernel; is written to.
+        groups: of the K keys, in the working dtype.
+        limits: of the batch rows.
+        bias: shared by the layers of a pass.
+        scaling: factor on the scores.
+        mask: None (causal), or bool / additive float (1 or B, 1 or H, Q, K).
+        first_query: position of the first query that may change; one of Q.
+    """
+    batch, heads, queries, width = query.shape
+    kv_heads, keys = key.shape[1], key.shape[2]
+    start = keys - queries
+    first = max(0, first_query - start)
+    dtype = working_dtype(query.dtype)
+    # In the working dtype: a score rounded to bfloat16 would be off by percents once exponentiated.
+    keys_there = key.to(dtype).reshape(-1, keys, width).transpose(1, 2)
+    values = value.to(dtype)
+    step = max(1, BLOCK_WEIGHTS // (batch * heads * keys))
+    masses = []
+    for low in range(first, queries, step):
+        high = min(low + step, queries)
+        rows = range(start + low, start + high)
+        part = query[:, :, low:high].to(dtype, memory_format=torch.contiguous_format)
+        part = part.reshape(batch * kv_heads, -1, width)
+        seen = None if mask is None else mask[:, :, :high]
+        hides = bias.of(mask if high == queries else seen, (heads, kv_heads), rows, keys, part)
+        if len(hides) not in (1, batch * kv_heads):  # a mask that the batch shares, by head
+            hides = hides.repeat(batch, 1, 1)
+        before = torch.softmax(torch.baddbmm(hides, part, keys_there, alpha=scaling), dim=-1)
+        before = before.view(batch, heads, high - low, keys)
+        mass = group_mass(before, groups)
+        done = budget(mass, image_centric(mass, groups, limits), limits)
+        change = groups.targets * done.gain[..., None]
+        change.addcmul_(groups.sinks, done.loss[..., None], value=-1).mul_(before)
+        output[:, :, low:high].add_(rows_times_values(change, values))
+        masses.append(done.moved)
+    moved = masses[0] if len(masses) == 1 else torch.cat(masses, 2)
+    return Made(layer, start + low, before, change, moved)

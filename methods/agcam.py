@@ -1,0 +1,32 @@
+"""AGCAM: positive gradients of the weights, each times the sigmoid of its score."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from sinkscope.capture.trace import GenerationTrace
+from sinkscope.methods.gradient_attention import OfRows
+from sinkscope.methods.row_gradients import RowGradient
+
+
+@dataclass(frozen=True)
+class AGCAM(OfRows):
+    """relu(d log p / d A) * sigmoid(q k^T / sqrt(d)), for each layer and head.
+
+    The gradient is that of the weights behind the softmax, the sigmoid is of the scores before it,
+    as in the published code: no patch is small only because another one is large. There, the
+    maps of all layers and heads are added up; here they are averaged, which is the same up to a
+    factor. The published code takes the gradient of the logit (`of="logit"`).
+    """
+
+    name = "agcam"
+    source = "arXiv 2402.04563 (Attention Guided CAM, AAAI 2024)"
+    unit = "nats per attention mass"
+
+    def words(self, run: GenerationTrace) -> str:
+        return "positive gradient of log p times the sigmoid of the attention score per patch"
+
+    def made_of(self, row: RowGradient) -> torch.Tensor:
+        return torch.relu(row.gradient) * torch.sigmoid(row.scores)

@@ -1,0 +1,78 @@
+"""Gradient x attention: weights that would raise the token's log-probability were they larger."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+
+from sinkscope.capture.trace import GenerationTrace
+from sinkscope.jobs.job import Progress
+from sinkscope.methods.base import Axes, MapStack, Needs, Target
+from sinkscope.methods.passes import FromPasses
+from sinkscope.methods.row_gradients import Of, RowGradient, row_gradients
+
+if TYPE_CHECKING:
+    from sinkscope.methods.passes import Passes
+
+
+@dataclass(frozen=True)
+class OfRows(FromPasses):
+    """What methods share that are made of a row and its gradient; see `row_gradients`.
+
+    Attributes:
+        of: whose gradient: of the token's log-probability, or of its logit.
+    """
+
+    of: Of = "log_p"
+
+    needs: Needs = "gradients"
+    reads_var = False
+
+    def __post_init__(self) -> None:
+        if self.of not in ("log_p", "logit"):
+            raise ValueError(f"of is {self.of!r}; allowed: log_p, logit.")
+
+    def made_of(self, row: RowGradient) -> torch.Tensor:
+        """The values (L, H, V)."""
+        raise NotImplementedError
+
+    def explain(
+        self,
+        run: GenerationTrace,
+        target: Target,
+        session: Passes | None = None,
+        progress: Progress | None = None,
+    ) -> MapStack:
+        assert session is not None
+        parts = [self.made_of(row) for row in row_gradients(session, target, self.of, progress)]
+        values = torch.stack(parts).float()  # (T, L, H, V)
+        info = session.handle.info
+        axes: Axes = (
+            ("token", target.tokens),
+            ("layer", tuple(range(info.layers))),
+            ("head", tuple(range(info.heads))),
+        )
+        flat = values.reshape(-1, run.layout.vision_tokens).numpy()
+        said = "gradient of " + ("log p" if self.of == "log_p" else "the logit")
+        return MapStack(flat, axes, run.layout, self.unit, normalisation=said)
+
+
+@dataclass(frozen=True)
+class GradientAttention(OfRows):
+    """A * relu(d log p / d A), for each layer and head of the row that predicted the token.
+
+    To first order, what the token's log-probability loses were that weight taken away, where it
+    would lose; weights that speak against the token are 0.
+    """
+
+    name = "gradient_attention"
+    source = "arXiv 2204.11073 (Grad-SAM)"
+    unit = "nats"
+
+    def words(self, run: GenerationTrace) -> str:
+        return "attention times the positive gradient of log p per patch, in nats"
+
+    def made_of(self, row: RowGradient) -> torch.Tensor:
+        return row.weights * torch.relu(row.gradient)

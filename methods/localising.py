@@ -1,0 +1,97 @@
+"""The attention of the heads that localise: few heads carry where an object is."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from sinkscope.capture.trace import GenerationTrace
+from sinkscope.jobs.job import Progress
+from sinkscope.methods.attention import attention_of
+from sinkscope.methods.base import Axes, MapStack, Method, Target, rows_of
+from sinkscope.methods.heads import HeadList, best_heads, elbow, has_heads, spatial_entropy
+
+if TYPE_CHECKING:
+    from sinkscope.methods.base import Session
+
+
+@dataclass(frozen=True)
+class LocalisingHeads(Method):
+    """The mean over the `best` heads that localise, chosen for each token by its own row, or over
+    the heads of a list that was made of many runs (`methods.heads.localising_heads`).
+
+    A head is kept whose image mass lies above the elbow of all heads' sorted masses; of those, the
+    ones with the lowest spatial entropy. Where no head has a spot, the map is missing.
+
+    Attributes:
+        best: how many heads.
+        chosen: take the first of this list instead.
+    """
+
+    best: int = 3
+    chosen: HeadList | None = None
+
+    name = "localising_heads"
+    source = "arXiv 2503.06287 (Your Large Vision-Language Model Only Needs A Few Attention Heads)"
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.best <= 1000:
+            raise ValueError(f"best is {self.best!r}; allowed: 1 to 1000.")
+
+    def availability(self, run: GenerationTrace) -> str | None:
+        if not run.layout.grids:
+            return "the prompt has no image"
+        if not has_heads(run):
+            return "the run kept only the mean over heads"
+        return None if self.chosen is None else self._foreign(run, self.chosen)
+
+    def words(self, run: GenerationTrace) -> str:
+        return f"attention mass per patch, mean of {self.best} heads that localise"
+
+    def explain(
+        self,
+        run: GenerationTrace,
+        target: Target,
+        session: Session | None = None,
+        progress: Progress | None = None,
+    ) -> MapStack:
+        rows = rows_of(run, target.part)
+        attention = attention_of(rows, target.tokens).numpy()  # (T, L, H, V)
+        values = np.stack([self._of_token(run, own) for own in attention])
+        if self.chosen is None:
+            said = f"mean of the {self.best} heads that localise, chosen by the token's own row"
+        else:
+            said = f"mean of the first {self.best} heads of a list"
+        axes: Axes = (("token", target.tokens),)
+        return MapStack(values, axes, rows.layout, self.unit, normalisation=said)
+
+    def _of_token(self, run: GenerationTrace, own: np.ndarray) -> np.ndarray:
+        if self.chosen is not None:
+            places = [
+                (run.layers.index(one.layer), run.heads.index(one.head))
+                for one in self.chosen.chosen[: self.best]
+            ]
+        else:
+            mass = own.sum(-1)
+            entropy = np.full(mass.shape, np.inf)
+            for place in zip(*np.nonzero(mass >= elbow(mass.ravel())), strict=True):
+                entropy[place] = spatial_entropy(own[place], run.layout)
+            places = best_heads(mass, entropy, self.best)
+        if not places:
+            return np.full(own.shape[-1], np.nan, dtype=np.float32)
+        made: np.ndarray = np.mean([own[place] for place in places], axis=0)
+        return made
+
+    def _foreign(self, run: GenerationTrace, given: HeadList) -> str | None:
+        if not given.chosen:
+            return "the list of heads is empty"
+        if given.revision != run.model.revision:
+            return f"the list of heads is of another model ({given.model})"
+        lacking = [
+            f"{one.layer}.{one.head}"
+            for one in given.chosen[: self.best]
+            if one.layer not in run.layers or one.head not in run.heads
+        ]
+        return f"the run did not keep the heads {', '.join(lacking)}" if lacking else None

@@ -1,0 +1,159 @@
+"""Log-probabilities of the answer with parts of the image taken away, many questions a pass.
+
+Two ways. `edges`: every query behind the last image loses its attention edges to some vision
+tokens, in all layers and heads, before the softmax (`interventions.edges`). Keys and values up to
+the last image are read once and shared. It asks what is READ there; what those patches have told
+others inside the vision tower and the image's own rows stays. `pixels`: the pixels of some cells
+become grey (127), and the whole prompt is read anew. It asks what is SEEN there, and costs a pass
+of the vision tower each.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+import torch
+from PIL import Image, ImageDraw
+from torch import Tensor
+
+from sinkscope.capture.run import on_device
+from sinkscope.interventions.edges import CutEdges
+from sinkscope.methods.base import Target
+from sinkscope.models.family import PromptInputs
+
+if TYPE_CHECKING:
+    from sinkscope.methods.passes import Passes
+
+How = Literal["edges", "pixels"]
+GREY = (127, 127, 127)
+BATCH_TOKENS = {"cpu": 2048, "cuda": 16384}
+"""Positions of all rows of a pass together; on a CPU larger passes leave its cache."""
+LOGIT_BYTES = 1 << 28  # float32 logits of a pass at most
+
+Cells = tuple[int, ...]  # of all images' maps, one behind the other (`PromptLayout.cells`)
+
+
+@dataclass(frozen=True)
+class Masking:
+    """What all passes of one method have in common.
+
+    Attributes:
+        passes: of the run.
+        how: by cutting edges, or greying pixels.
+        tokens: answer tokens that are read, from the first one on: later ones change nothing.
+        rows: of a pass, the same in all that are compared.
+    """
+
+    passes: Passes
+    how: How
+    tokens: int
+    rows: int
+
+    @property
+    def answer(self) -> tuple[int, ...]:
+        return self.passes.answer[: self.tokens]
+
+    def log_probabilities(self, hidden: Sequence[Cells]) -> Tensor:
+        """float32 or wider (questions, tokens) on the CPU: one pass. Rows that are left over hide
+        nothing; without them a batch's shape alone would move the last digits in half precision.
+
+        Args:
+            hidden: of each question, the cells that are taken away; at most `rows` of them.
+        """
+        padded = [*hidden, *[()] * (self.rows - len(hidden))]
+        logits = (_cut if self.how == "edges" else _greyed)(self, padded)
+        ids = torch.tensor(self.answer, device=logits.device)[:, None]
+        wide = torch.promote_types(logits.dtype, torch.float32)
+        found = [row.to(wide).log_softmax(-1).gather(1, ids)[:, 0] for row in logits[: len(hidden)]]
+        return torch.stack(found).cpu()
+
+
+def masking(passes: Passes, target: Target, how: How, questions: int) -> Masking:
+    """The passes for a target: as many questions at once as fit."""
+    tokens = max(target.tokens) + 1
+    return Masking(passes, how, tokens, _rows(passes, how, questions, tokens))
+
+
+def _rows(passes: Passes, how: How, questions: int, count: int) -> int:
+    device = passes.handle.device.type
+    vocabulary: int = passes.handle.model.config.get_text_config().vocab_size
+    layout = passes.inputs.layout
+    length = layout.length + count - 1 - (layout.after_images if how == "edges" else 0)
+    if how == "pixels":  # a vision tower passes its patches as well
+        length += sum(grid.patches for grid in layout.grids)
+    most = BATCH_TOKENS.get(device, BATCH_TOKENS["cpu"]) // max(1, length)
+    return max(1, min(questions, most, LOGIT_BYTES // (4 * count * vocabulary)))
+
+
+def positions_of(passes: Passes, cells: Sequence[int]) -> tuple[int, ...]:
+    """Prompt positions of the vision tokens that see most of some cells."""
+    made: list[int] = []
+    before = 0
+    for grid in passes.inputs.layout.grids:
+        size = grid.rows * grid.columns
+        own = [cell - before for cell in cells if before <= cell < before + size]
+        positions = grid.positions
+        made += [positions[token] for token in grid.tokens_of(own)]
+        before += size
+    return tuple(sorted(made))
+
+
+def _cut(asked: Masking, hidden: Sequence[Cells]) -> Tensor:
+    passes, rows = asked.passes, len(hidden)
+    prefix = passes.prefix()
+    keys = tuple(positions_of(passes, cells) for cells in hidden)
+    ids = torch.tensor([[*passes.inputs.token_ids, *asked.answer[:-1]][prefix.length :]])
+    with passes.attached((), [CutEdges(keys)], rows=rows, prefix=prefix):
+        logits: Tensor = passes.handle.model(
+            input_ids=ids.expand(rows, -1).to(passes.handle.device),
+            past_key_values=prefix.fork(passes.handle, rows),
+            use_cache=True,
+            logits_to_keep=asked.tokens,
+        ).logits
+    return logits
+
+
+def _greyed(asked: Masking, hidden: Sequence[Cells]) -> Tensor:
+    passes = asked.passes
+    prompts = [without_pixels(passes, cells) for cells in hidden]
+    each = [passes.tensors(prompt, asked.tokens) for prompt in prompts]
+    together = {name: torch.cat([one[name] for one in each]) for name in each[0]}
+    with passes.attached((), (), rows=len(hidden), prompts=prompts):
+        logits: Tensor = passes.handle.model(
+            **on_device(together, passes.handle.device),
+            use_cache=False,
+            logits_to_keep=asked.tokens,
+        ).logits
+    return logits
+
+
+def without_pixels(passes: Passes, cells: Sequence[int]) -> PromptInputs:
+    """The prompt with the cells' pixels in grey."""
+    inputs = passes.inputs
+    if not cells:
+        return inputs
+    images: list[Image.Image] = list(inputs.images)
+    before = 0
+    for index, grid in enumerate(inputs.layout.grids):
+        boxes = grid.boxes()
+        own = [cell - before for cell in cells if before <= cell < before + len(boxes)]
+        before += len(boxes)
+        if own:
+            made = images[index].convert("RGB")
+            draw = ImageDraw.Draw(made)
+            for cell in own:
+                x0, y0, x1, y1 = (round(edge) for edge in boxes[cell].tolist())
+                if x1 > x0 and y1 > y0:
+                    draw.rectangle((x0, y0, x1 - 1, y1 - 1), fill=GREY)
+            images[index] = made
+    return passes.handle.prepare(
+        images,
+        inputs.prompt,
+        inputs.system,
+        min_pixels=inputs.min_pixels,
+        max_pixels=inputs.max_pixels,
+        history=inputs.history,
+        chat=inputs.chat,
+    )

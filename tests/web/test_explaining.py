@@ -1,0 +1,146 @@
+"""The page's methods that read the model, without a browser: asked, streamed, kept, stopped."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from sinkscope.attention_extractor import generate
+from sinkscope.config import AppSettings, GenerationSettings, Settings
+from sinkscope.methods.explain import METHODS, explain_map
+from sinkscope.methods.passes import passes_of
+from sinkscope.models.loading import ModelHandle, load_model
+from sinkscope.web.explaining import (
+    EXPLAIN,
+    STALE,
+    ExplainedStore,
+    Explaining,
+    Kept,
+    read_asked,
+)
+from sinkscope.web.handlers import EXPIRED, Handlers
+from sinkscope.web.slot import ModelSlot
+from sinkscope.web.store import Run, RunStore
+
+pytestmark = pytest.mark.tiny
+
+
+@pytest.fixture(scope="module")
+def handle(tiny_folder: Path) -> ModelHandle:
+    return load_model(str(tiny_folder), device="cpu", dtype="float32")
+
+
+@pytest.fixture(scope="module")
+def run(handle: ModelHandle, photo: Image.Image) -> Run:
+    inputs = handle.prepare([photo.resize((112, 84))], "What is it?")
+    settings = GenerationSettings(max_new_tokens=4, reference=False)
+    return Run({"baseline": generate(handle, inputs, settings)})
+
+
+@pytest.fixture
+def explaining(tmp_path: Path, handle: ModelHandle, run: Run) -> Iterator[Explaining]:
+    slot = ModelSlot()
+    slot.use(handle)
+    settings = Settings(app=AppSettings(cache_dir=str(tmp_path)))
+    made = Handlers(settings, slot, RunStore(tmp_path, 10**8))
+    made.store.put(run, keep_on_disk=False)
+    yield Explaining(made)
+
+
+def asking(shown: Run, **changes: Any) -> dict[str, Any]:
+    first = shown.first
+    layers, heads = list(first.layers), list(first.heads)
+    return {
+        "ask": "7",
+        "run": shown.id,
+        "t0": 1,
+        "t1": 1,
+        "layers": layers,
+        "heads": heads,
+        **changes,
+    }
+
+
+def test_what_is_computed_is_what_python_gives_and_is_kept(
+    explaining: Explaining, handle: ModelHandle, run: Run
+) -> None:
+    names = ["attention", "relative", "chefer", "logit_lens"]
+    made = list(explaining.values(asking(run, methods=names), "me"))
+    assert {value["phase"] for value in made} == {"explain"}
+    assert made[-1]["done"] is True and not any(value.get("done") for value in made[:-1])
+    json.dumps(made, allow_nan=False)
+    side = made[-1]["sides"]["baseline"]
+    assert "no generic prompt" in side["relative"]["why"]
+    session = passes_of(handle, run.first)
+    for name in ("attention", "chefer", "logit_lens"):
+        expected = explain_map(run.first, 1, name, session=session).values.ravel()
+        np.testing.assert_allclose(side[name]["values"], expected, rtol=1e-4, atol=1e-9)
+    # Kept: other layers need no model, and the rest is not there yet.
+    explaining.handlers.slot = ModelSlot()
+    layer = [run.first.layers[-1]]
+    there = explaining.explained(asking(run, layers=layer))["sides"]["baseline"]
+    expected = explain_map(run.first, 1, "attention", layer).values.ravel()
+    np.testing.assert_allclose(there["attention"]["values"], expected, rtol=1e-4)
+    assert "rollout" not in there and "why" in there["relative"]
+    (*_, last) = explaining.values(asking(run, methods=["rollout"]), "me")
+    assert "model" in last["error"]
+
+
+def test_a_stop_keeps_what_is_ready(explaining: Explaining, run: Run) -> None:
+    names = [one.name for one in METHODS]
+    stopped = False
+    for value in explaining.values(asking(run, methods=names), "me"):
+        there = value.get("sides", {}).get("baseline", {})
+        if "rollout" in there and not stopped:
+            explaining.handlers.runner.stop("another", EXPLAIN)  # not its own
+            assert explaining.handlers.runner.under_way
+            explaining.handlers.runner.stop("me", EXPLAIN)
+            stopped = True
+        last = value
+    assert stopped and "Stopped" in last["error"] and "kept" in last["error"]
+    assert "rollout" in explaining.explained(asking(run))["sides"]["baseline"]
+    assert threading.active_count() < 20
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"run": "x" * 22}, EXPIRED),
+        ({"t0": 9}, STALE),
+        ({"t0": True}, STALE),
+        ({"t1": 0}, STALE),
+        ({"layers": "all"}, STALE),
+        ({"layers": [99]}, STALE),
+        ({"heads": None}, STALE),
+        ({"reduce": "sum"}, STALE),
+        ({"methods": []}, STALE),
+        ({"methods": ["x"]}, "allowed"),
+    ],
+)
+def test_what_no_page_sends(
+    explaining: Explaining, run: Run, changes: dict[str, Any], said: str
+) -> None:
+    ask = asking(run, **changes)
+    assert said in explaining.explained(ask)["error"]
+    (last,) = explaining.values(ask, "me")
+    assert said in last["error"]
+    assert "error" in explaining.explained(None)
+
+
+def test_the_store_has_a_limit(run: Run) -> None:
+    asked = read_asked(asking(run), run)
+    assert [one.name for one in asked.methods] == [one.name for one in METHODS]
+    store = ExplainedStore(most=1000)
+    for k in range(5):
+        store.put(("r", "baseline", (k,), "x"), Kept(None, "why"))
+    kept = [k for k in range(5) if store.get(("r", "baseline", (k,), "x"))]
+    assert kept == [2, 3, 4]
+    store.put(("r", "baseline", (4,), "x"), Kept(None, "again"))
+    assert store.get(("r", "baseline", (3,), "x")) is not None
