@@ -45,7 +45,9 @@ def _plain_default(one: Setting) -> Any:
 def _on_control(one: Setting, value: Any) -> Any:
     if isinstance(value, list | tuple):
         return ", ".join(map(str, value))
-    if one.kind == "switch" and one.optional:
+    if one.kind == "switch":
+        if not one.optional:
+            return bool(value)
         return DEFAULT if value is None else "yes" if value else "no"
     return "" if value is None else value
 
@@ -84,6 +86,8 @@ def filled(said: Mapping[str, Any], handle: ModelHandle | None) -> dict[str, Any
 
 def _fits(one: Setting, value: Any) -> bool:
     """Whether the setting's control can show this."""
+    if one.kind == "switch" and not one.optional:
+        return isinstance(value, bool)
     if one.kind in ("whole", "number"):
         if value == "":
             return one.optional
