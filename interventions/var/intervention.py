@@ -240,7 +240,7 @@ class VARIntervention(Acting):
             position = torch.arange(first_position, last, device=rows.device)
             may_change = (position >= self._first_query)[None, None]  # (1, 1, R)
         self._made = None
-        groups = state.groups.first(rows.shape[3])
+        groups = state.groups.first(rows.shape[3], rows.requires_grad)
         limits = self._parameters.on(rows.device, state.groups.sinks.dtype)
         done = redistribute_rows(rows, groups, limits, may_change)
         self._note(layer, slice(None), first_position, done.moved)
@@ -274,7 +274,7 @@ class VARIntervention(Acting):
                 key,
                 value,
                 output,
-                state.groups.first(keys),
+                state.groups.first(keys, output.requires_grad),
                 self._parameters.on(query.device, working_dtype(query.dtype)),
                 self._bias,
                 scaling=scaling,
@@ -296,7 +296,7 @@ class VARIntervention(Acting):
             self._vision_on(query.device)[:, :keys],
             self._padded(self._vision_there)[:, :keys],
             self._parameters.on(query.device, working_dtype(query.dtype)),
-            state.groups.first(keys),
+            state.groups.first(keys, output.requires_grad),
             scaling=scaling,
             mask=attention_mask,
             first_query=self._first_query,

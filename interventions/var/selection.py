@@ -97,8 +97,13 @@ class KeyGroups:
         """(B, 1, 1, K)."""
         return self.masks[:, 0, None, None]
 
-    def first(self, keys: int) -> KeyGroups:
-        """The groups among the first `keys` keys: views, no copies."""
+    def first(self, keys: int, copied: bool = False) -> KeyGroups:
+        """The groups among the first `keys` keys: views, or copies for a run with gradients.
+
+        All layers share one storage, and what autograd keeps must not be written again.
+        """
+        if copied:
+            return KeyGroups(*(value.clone() for value in vars(self).values())).first(keys)
         if keys == self.sinks.shape[-1]:
             return self
         return replace(self, masks=self.masks[..., :keys], sinks=self.sinks[..., :keys])

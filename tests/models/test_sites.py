@@ -18,9 +18,10 @@ from sinkscope.capture.probes.values import Values
 from sinkscope.capture.session import attached
 from sinkscope.interventions.base import Intervention
 from sinkscope.models.attention import NAME
-from sinkscope.models.family import PromptInputs, TextStack
+from sinkscope.models.family import PromptInputs
 from sinkscope.models.loading import ModelHandle, load_model
 from sinkscope.models.sites import EVER, MODULE_SITES, At, put, take
+from sinkscope.models.stack import TextStack
 
 NEW, LAYER = 4, 2
 # Module of each site, and whether it is what goes in: said here once more, as a test must.

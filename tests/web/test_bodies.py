@@ -21,7 +21,18 @@ from tests.web.synthetic import scene
 
 ROOT = Path(__file__).resolve().parents[2]
 PHOTO = encode_image(scene(60, 40))[0]
-GENERATE = ["Hello", 5, "ours", 0, 1, 0, 1, 0]  # prompt, then the settings in their order
+GENERATE = [
+    "Hello",
+    5,
+    "ours",
+    0,
+    1,
+    0,
+    1,
+    0,
+    "auto",
+    False,
+]  # prompt, then the settings in their order
 COMPARE = ["Hello", False, "", None, 0.6, 0.5, 0.2, "official", "", "none", *GENERATE[1:]]
 
 
@@ -162,7 +173,7 @@ def test_not_after_gradio_has_made_the_component_anew(guarded: Site, private: Pa
 
 
 def test_a_file_of_a_tab_is_an_upload(guarded: Site, private: Path) -> None:
-    """Of the Sinks tab and of Experiments: each control says what it shows, the files a path."""
+    """Of Sinks, Experiments and Evaluate: each control says what it shows, the files a path."""
     config = json.loads(send(guarded, "/config", method="GET", kind=None)[1])
     shows = {one["id"]: one["props"].get("value") for one in config["components"]}
     for one in config["components"]:
@@ -170,7 +181,7 @@ def test_a_file_of_a_tab_is_an_upload(guarded: Site, private: Path) -> None:
             shows[one["id"]] = "My images"
     path = str(private / "private.png")
     events = events_of(guarded, "file")
-    assert len(events) == 2
+    assert len(events) == 3
     for number, event in enumerate(events):
         data = [
             [path] if kind == "file" else shows[one]

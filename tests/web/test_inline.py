@@ -113,14 +113,10 @@ def test_texts_of_a_model_do_not_leave_the_frame() -> None:
 
 
 @pytest.mark.browser
-def test_the_frame_is_alive(chromium: str, pair: Comparison) -> None:
+def test_the_frame_is_alive(browser: Any, pair: Comparison) -> None:
     """It draws without an address, storage or origin of its own, and a click is followed."""
-    from playwright.sync_api import sync_playwright
-
     wrong: list[str] = []
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
-        page = browser.new_page(viewport={"width": 1100, "height": 1000})
+    with browser.new_page(viewport={"width": 1100, "height": 1000}) as page:
         page.on("console", lambda m: wrong.append(m.text) if m.type == "error" else None)
         page.on("pageerror", lambda error: wrong.append(str(error)))
         page.set_content(f"<h1>A notebook</h1>{pair.show(token=1)._repr_html_()}")
@@ -134,7 +130,6 @@ def test_the_frame_is_alive(chromium: str, pair: Comparison) -> None:
         frame.wait_for_selector(chosen.format(5))
         frame.evaluate("new Promise(requestAnimationFrame)")
         assert drawn(frame) != before
-        browser.close()
     assert wrong == []
 
 
@@ -151,9 +146,7 @@ def as_script(notebook: Path) -> str:
 
 
 @pytest.mark.browser
-def test_parts_of_a_character_are_together_with_their_bytes(chromium: str, tmp_path: Path) -> None:
-    from playwright.sync_api import sync_playwright
-
+def test_parts_of_a_character_are_together_with_their_bytes(browser: Any, tmp_path: Path) -> None:
     trace = make_trace()
     tokens = list(trace.tokens)
     for place, text, piece in ((2, "", "E7"), (3, "", "8C"), (4, "\u732b", "AB")):
@@ -162,9 +155,7 @@ def test_parts_of_a_character_are_together_with_their_bytes(chromium: str, tmp_p
     dataclasses.replace(trace, tokens=tuple(tokens)).save(path)
     opened = type(trace).open(path)
     assert opened.tokens == tuple(tokens)
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
-        page = browser.new_page()
+    with browser.new_page() as page:
         page.set_content(opened._repr_html_())
         frame: Any = page.frames[-1]
         ready(frame)
@@ -175,7 +166,6 @@ def test_parts_of_a_character_are_together_with_their_bytes(chromium: str, tmp_p
         assert "byte AB: the last part of \u201c\u732b\u201d" in titles[2]
         lines = {group.nth(k).evaluate("e => e.offsetTop") for k in range(3)}
         assert len(lines) == 1
-        browser.close()
 
 
 @pytest.mark.slow
