@@ -48,8 +48,10 @@ def free_engine(site: Site) -> Iterator[None]:
 
 def upload(page: Any, file: Path) -> None:
     page.set_input_files("#image input[type=file]", str(file))
-    page.wait_for_selector(
-        "#image button[aria-label='Remove Image'], #image button[title='Remove Image'], #image img"
+    page.wait_for_function(  # the example's image may stand there before
+        """name => decodeURIComponent(document.querySelector('#image img')?.src || '')
+             .endsWith(name)""",
+        arg=file.name,
     )
 
 
