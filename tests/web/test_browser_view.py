@@ -485,8 +485,9 @@ def test_a_large_run_fetches_single_heads_once(site: Site, open_page: Any) -> No
         np.testing.assert_allclose(
             page.evaluate(shown), values, atol=4e-3 * np.nanmax(values), rtol=0.01
         )
-    # one for the token's heads (which serve every choice of layers and heads), one for the range
-    assert len(asked) == 2
+    # one for the token's heads (which serve every choice of layers and heads), one for the range;
+    # the form is filled meanwhile, by events
+    assert len([url for url in asked if "component_server" in url]) == 2
 
 
 def test_a_link_that_says_nonsense_opens_the_page(site: Site, open_page: Any) -> None:
