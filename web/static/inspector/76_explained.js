@@ -141,8 +141,8 @@ function smallMap(map, variant, scale) {
 
 // Spearman's rank correlation of each two maps (methods/together.py).
 function agreementTable(there) {
-  const heads = there.map(([, ], k) => node("th", { scope: "col", title: there[k][0] }, String(k + 1)));
-  const rows = there.map(([label, a], i) => node("tr", {}, node("th", { scope: "row" }, `${i + 1} ${label}`),
+  const heads = there.map(([, ], k) => node("th", { scope: "col", title: there[k][0] }, String(k)));
+  const rows = there.map(([label, a], i) => node("tr", {}, node("th", { scope: "row" }, `${i} ${label}`),
     ...there.map(([other, b]) => {
       const r = rankCorrelation(a, b);
       return node("td", { title: `${label} and ${other}`, style: r === r ? `--r:${Math.abs(r).toFixed(3)}` : null, "data-sign": r < 0 ? "-" : "+" }, r === r ? r.toFixed(2).replace("-", "−") : "–");
