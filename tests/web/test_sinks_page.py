@@ -17,7 +17,8 @@ from tests.web.test_payload import unpack
 
 def test_weight_and_templates_of_the_whole_page() -> None:
     names = [p.name for p in STATIC.iterdir() if not p.name.startswith("standalone")]
-    assert sum(len(read_static(name).encode()) for name in names) < 220_000
+    # four tabs and fifteen methods, unpacked; what is sent is a third (tests/benchmarks/test_page.py)
+    assert sum(len(read_static(name).encode()) for name in names) < 240_000
     for part in (read_static("sinks.html"), read_static("sinks.css")):
         assert not any(sign in part for sign in ("${", "{{", "`", "\\", "<script"))
     assert "innerHTML" not in read_static("sinks") and "outerHTML" not in read_static("sinks")
