@@ -17,7 +17,7 @@ from tests.web.test_payload import unpack
 
 def test_weight_and_templates_of_the_whole_page() -> None:
     names = [p.name for p in STATIC.iterdir() if not p.name.startswith("standalone")]
-    # four tabs and fifteen methods, unpacked; what is sent is a third (tests/benchmarks/test_page.py)
+    # Four tabs and fifteen methods, unpacked; a third of it is sent (benchmarks.page).
     assert sum(len(read_static(name).encode()) for name in names) < 240_000
     for part in (read_static("sinks.html"), read_static("sinks.css")):
         assert not any(sign in part for sign in ("${", "{{", "`", "\\", "<script"))
