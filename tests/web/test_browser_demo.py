@@ -74,9 +74,13 @@ def test_examples_fill_the_form(bundled: tuple[App, str], open_page: Any) -> Non
     if not offered:
         pytest.skip("there are no example pictures")
     page = open_page(bundled[1])
+    page.wait_for_selector("#image img")  # the form has the example that is on screen
+    page.wait_for_selector("[data-testid=inspector][data-ready]", state="attached")
+    page.wait_for_selector("#compare input:checked")  # its settings too
     page.click("[data-testid=example-1]")
-    page.wait_for_selector("#image img")
-    assert page.input_value("#prompt textarea") == offered[1].prompt
+    page.wait_for_function(
+        "text => document.querySelector('#prompt textarea').value === text", arg=offered[1].prompt
+    )
 
 
 def test_the_example_run_is_made_and_read(bundled: tuple[App, str], tmp_path: Path) -> None:
