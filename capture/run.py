@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -120,15 +120,21 @@ def seeded(seed: int, device: torch.device) -> Iterator[None]:
 
 
 @contextmanager
-def memory_errors_named(inputs: PromptInputs, settings: GenerationSettings) -> Iterator[None]:
-    """Turns a full device into `RunOutOfMemoryError`, with the levers and their present values."""
+def full_memory_said(
+    words: Callable[[], str], also: tuple[type[Exception], ...] = ()
+) -> Iterator[None]:
+    """Turns a full memory, of a device or of a CPU, into `RunOutOfMemoryError`.
+
+    Args:
+        words: makes its text, which names what helps; called when the memory is free again.
+        also: further errors that say so, such as `RunOutOfMemoryError` of a run inside, whose
+            levers are others.
+    """
     full = False
     try:
         yield
-    except torch.OutOfMemoryError:
+    except (torch.OutOfMemoryError, MemoryError, *also):
         full = True  # raised below, when the traceback no longer holds the run's tensors
-    except MemoryError:
-        full = True
     except RuntimeError as error:  # what torch raises where a CPU's memory is full
         full = "can't allocate memory" in str(error)
         if not full:
@@ -136,11 +142,20 @@ def memory_errors_named(inputs: PromptInputs, settings: GenerationSettings) -> I
     if full:
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
-        raise RunOutOfMemoryError(
+        raise RunOutOfMemoryError(words())
+
+
+def memory_errors_named(
+    inputs: PromptInputs, settings: GenerationSettings
+) -> AbstractContextManager[None]:
+    """`full_memory_said` of a run, with its levers and their present values."""
+    return full_memory_said(
+        lambda: (
             f"Memory is full. What helps: {smaller_image(inputs)}fewer new tokens (max_new_tokens; "
             f"now {settings.max_new_tokens}), or less of the attention (layers, heads, "
             "reduce_heads)."
         )
+    )
 
 
 def smaller_image(inputs: PromptInputs) -> str:

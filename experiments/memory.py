@@ -3,22 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from typing import Any
 
-import torch
-
-from sinkscope.capture.run import RunOutOfMemoryError
+from sinkscope.capture.run import RunOutOfMemoryError, full_memory_said
 from sinkscope.experiments.settings import StudySettings
 from sinkscope.models.loading import ModelHandle
 
 
-@contextmanager
 def memory_errors_named(
     handle: ModelHandle, settings: Any, asked: StudySettings, answers: bool, samples: int
-) -> Iterator[None]:
-    """Turns a full device into `RunOutOfMemoryError`, with the levers that an experiment has and
-    their present values.
+) -> AbstractContextManager[None]:
+    """`capture.run.full_memory_said` with the levers that an experiment has and their present
+    values.
 
     Args:
         handle: of the model.
@@ -27,23 +24,15 @@ def memory_errors_named(
         answers: whether the experiment looks at an answer.
         samples: how many there are.
     """
-    full = False
-    try:
-        yield
-    except (torch.OutOfMemoryError, MemoryError, RunOutOfMemoryError):
-        full = True  # raised below, when the traceback no longer holds the run's tensors
-    except RuntimeError as error:  # what torch raises where a CPU's memory is full
-        full = "can't allocate memory" in str(error)
-        if not full:
-            raise
-    if full:
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
-        raise RunOutOfMemoryError(
-            f"Memory is full. What helps: {', '.join(_levers(handle, settings, asked, answers))}, "
-            f"fewer samples (samples; now {samples}), or a smaller model or number type (dtype; "
-            f"now {handle.info.dtype})."
+
+    def words() -> str:
+        levers = ", ".join(_levers(handle, settings, asked, answers))
+        return (
+            f"Memory is full. What helps: {levers}, fewer samples (samples; now {samples}), or a "
+            f"smaller model or number type (dtype; now {handle.info.dtype})."
         )
+
+    return full_memory_said(words, also=(RunOutOfMemoryError,))
 
 
 def _levers(

@@ -12,9 +12,11 @@ from sinkscope.capture.trace import GenerationTrace
 from sinkscope.jobs.job import Progress
 from sinkscope.methods.base import Axes, MapStack, Needs, Target
 from sinkscope.methods.layerwise import LayerAgain, Layers, attached_layers
-from sinkscope.methods.passes import FromPasses
+from sinkscope.methods.passes import FromPasses, no_output_projection
 from sinkscope.methods.row_gradients import Of, objective
+from sinkscope.methods.unembed import no_final_norm
 from sinkscope.models.kernels import attention_rows, pack
+from sinkscope.models.stack import TextStack
 
 if TYPE_CHECKING:
     from sinkscope.methods.passes import Passes
@@ -52,17 +54,8 @@ class Chefer(FromPasses):
         if self.of not in ("log_p", "logit"):
             raise ValueError(f"of is {self.of!r}; allowed: log_p, logit.")
 
-    def refusal(self, run: GenerationTrace, target: Target, session: Passes | None) -> str | None:
-        said = super().refusal(run, target, session)
-        if said is None and session is not None:
-            stack = session.handle.stack
-            if stack.final_norm is None:
-                return "the model's family does not say what stands before its output head"
-            try:
-                stack.attention_output(0).weight  # noqa: B018
-            except ValueError as error:
-                said = str(error).rstrip(".")
-        return said
+    def lacking(self, stack: TextStack) -> str | None:
+        return no_final_norm(stack) or no_output_projection(stack)
 
     def words(self, run: GenerationTrace) -> str:
         return "relevance per patch (gradient-weighted attention through all layers)"

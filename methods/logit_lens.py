@@ -48,11 +48,8 @@ class LogitLens(FromPasses):
         if self.show not in ("probability", "rank"):
             raise ValueError(f"show is {self.show!r}; allowed: probability, rank.")
 
-    def refusal(self, run: GenerationTrace, target: Target, session: Passes | None) -> str | None:
-        said = super().refusal(run, target, session)
-        if said is None and session is not None:
-            said = lacking(session.handle.stack)
-        return said
+    def lacking(self, stack: TextStack) -> str | None:
+        return lacking(stack)
 
     def words(self, run: GenerationTrace) -> str:
         if self.show == "rank":

@@ -33,6 +33,7 @@ from sinkscope.methods.base import Method, Target
 from sinkscope.models.family import PromptInputs
 from sinkscope.models.loading import ModelHandle
 from sinkscope.models.quantised import quantisation
+from sinkscope.models.stack import TextStack
 from sinkscope.var_patch import VAR
 
 
@@ -227,4 +228,17 @@ class FromPasses(Method):
             form = quantisation(session.handle.model.config)
             if form is not None:
                 return f"the model is quantised ({form}), and gradients need plain weights"
+        return None if session is None else self.lacking(session.handle.stack)
+
+    def lacking(self, stack: TextStack) -> str | None:
+        """What the model's family does not offer that the method needs; None where nothing is."""
         return None
+
+
+def no_output_projection(stack: TextStack) -> str | None:
+    """Why attention's output projection cannot be had; None where it can."""
+    try:
+        stack.attention_output(0).weight  # noqa: B018
+    except ValueError as error:
+        return str(error).rstrip(".")
+    return None

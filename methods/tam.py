@@ -18,6 +18,7 @@ from sinkscope.methods.passes import FromPasses
 from sinkscope.methods.unembed import lacking, logits_of, normed
 from sinkscope.models.family import PromptLayout
 from sinkscope.models.sites import At
+from sinkscope.models.stack import TextStack
 
 if TYPE_CHECKING:
     from sinkscope.methods.passes import Passes
@@ -49,11 +50,8 @@ class TokenActivation(FromPasses):
     needs: Needs = "forward"
     unit = "logit"
 
-    def refusal(self, run: GenerationTrace, target: Target, session: Passes | None) -> str | None:
-        said = super().refusal(run, target, session)
-        if said is None and session is not None:
-            said = lacking(session.handle.stack)
-        return said
+    def lacking(self, stack: TextStack) -> str | None:
+        return lacking(stack)
 
     def words(self, run: GenerationTrace) -> str:
         return "logit of the token per patch, without what other words explain"

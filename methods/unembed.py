@@ -12,10 +12,17 @@ from sinkscope.models.stack import Norm, Projection, TextStack
 BLOCK_BYTES = 1 << 24  # float32 logits of the whole vocabulary that are there at once
 
 
-def lacking(stack: TextStack) -> str | None:
-    """Why a model's hidden states cannot be unembedded; None where they can."""
+def no_final_norm(stack: TextStack) -> str | None:
+    """Why a model's final norm cannot be had; None where it can."""
     if stack.final_norm is None:
         return "the model's family does not say what stands before its output head"
+    return None
+
+
+def lacking(stack: TextStack) -> str | None:
+    """Why a model's hidden states cannot be unembedded; None where they can."""
+    if (why := no_final_norm(stack)) is not None:
+        return why
     try:
         stack.unembedding  # noqa: B018
     except ValueError as error:

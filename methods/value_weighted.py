@@ -12,8 +12,9 @@ from sinkscope.capture.probes.values import Values
 from sinkscope.capture.trace import GenerationTrace
 from sinkscope.jobs.job import Progress
 from sinkscope.methods.base import Axes, MapStack, Needs, Target
-from sinkscope.methods.passes import FromPasses
+from sinkscope.methods.passes import FromPasses, no_output_projection
 from sinkscope.models.sites import At
+from sinkscope.models.stack import TextStack
 
 if TYPE_CHECKING:
     from sinkscope.methods.passes import Passes
@@ -45,14 +46,8 @@ class ValueWeighted(FromPasses):
         if self.heads not in ("apart", "together"):
             raise ValueError(f"heads is {self.heads!r}; allowed: apart, together.")
 
-    def refusal(self, run: GenerationTrace, target: Target, session: Passes | None) -> str | None:
-        said = super().refusal(run, target, session)
-        if said is None and session is not None:
-            try:
-                session.handle.stack.attention_output(0).weight  # noqa: B018
-            except ValueError as error:
-                said = str(error).rstrip(".")
-        return said
+    def lacking(self, stack: TextStack) -> str | None:
+        return no_output_projection(stack)
 
     def explain(
         self,

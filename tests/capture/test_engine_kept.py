@@ -13,54 +13,32 @@ import pytest
 import torch
 from PIL import Image
 
-from sinkscope.attention_extractor import GenerationTrace, forecast, generate
+from sinkscope.attention_extractor import forecast, generate
 from sinkscope.capture import forecast as forecasting
 from sinkscope.capture.decoding import engine_words
 from sinkscope.capture.engine import answering, choice
 from sinkscope.capture.engine.cache import FixedCache
 from sinkscope.capture.engine.recording import Recording, RecordingFailedError
 from sinkscope.capture.engine.step import DecodeStep
-from sinkscope.capture.engine.store import NAME, StepStore, kept_bytes, let_go
+from sinkscope.capture.engine.store import StepStore, kept_bytes, let_go
 from sinkscope.config import GenerationSettings, VARSettings
 from sinkscope.models.family import PromptInputs
 from sinkscope.models.loading import ModelHandle, load_model
+from tests.capture.steps import (
+    GREEDY,
+    SAMPLED,
+    VAR,
+    handle,
+    ids,
+    inputs,
+    looped,
+    shared,
+    steps_of,
+)
+
+__all__ = ["handle", "inputs", "shared"]
 
 pytestmark = pytest.mark.tiny
-
-GREEDY = GenerationSettings(max_new_tokens=6, engine="graph")
-SAMPLED = dataclasses.replace(GREEDY, temperature=1.2, top_p=0.9, repetition_penalty=1.2, seed=3)
-VAR = VARSettings((3, 40), tau=0.5, keep=0.3, layers=(1, 2), min_image_mass=0, max_sink_share=1)
-
-
-@pytest.fixture(scope="module")
-def shared(tiny_folder: Path) -> ModelHandle:
-    made = load_model(str(tiny_folder), device="cpu", dtype="float32")
-    made.model.generation_config.eos_token_id = None
-    return made
-
-
-@pytest.fixture
-def handle(shared: ModelHandle) -> ModelHandle:
-    let_go(shared)
-    return shared
-
-
-@pytest.fixture(scope="module")
-def inputs(shared: ModelHandle, photo: Image.Image) -> PromptInputs:
-    return shared.prepare([photo], "What is there?")
-
-
-def ids(trace: GenerationTrace) -> list[int]:
-    return [token.id for token in trace.tokens]
-
-
-def looped(settings: GenerationSettings) -> GenerationSettings:
-    return dataclasses.replace(settings, engine="loop")
-
-
-def steps_of(handle: ModelHandle) -> list[DecodeStep]:
-    store: StepStore = handle.kept[NAME]
-    return list(store._steps.values())
 
 
 def test_one_recording_serves_other_settings_prompts_and_lengths(

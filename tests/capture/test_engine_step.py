@@ -19,7 +19,7 @@ from PIL import Image
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from sinkscope.attention_extractor import GenerationTrace, compare, generate
+from sinkscope.attention_extractor import compare, generate
 from sinkscope.capture import crossing
 from sinkscope.capture.engine import answering, history
 from sinkscope.capture.engine.choosing import (
@@ -30,48 +30,25 @@ from sinkscope.capture.engine.choosing import (
 )
 from sinkscope.capture.engine.recording import RecordingFailedError, record
 from sinkscope.capture.engine.step import DecodeStep
-from sinkscope.capture.engine.store import NAME, StepStore, let_go
 from sinkscope.capture.run import decide
-from sinkscope.config import GenerationSettings, VARSettings
+from sinkscope.config import GenerationSettings
 from sinkscope.models.family import PromptInputs
 from sinkscope.models.loading import ModelHandle, load_model
+from tests.capture.steps import (
+    GREEDY,
+    SAMPLED,
+    VAR,
+    handle,
+    ids,
+    inputs,
+    looped,
+    shared,
+    steps_of,
+)
+
+__all__ = ["handle", "inputs", "shared"]
 
 pytestmark = pytest.mark.tiny
-
-GREEDY = GenerationSettings(max_new_tokens=6, engine="graph")
-SAMPLED = dataclasses.replace(GREEDY, temperature=1.2, top_p=0.9, repetition_penalty=1.2, seed=3)
-VAR = VARSettings((3, 40), tau=0.5, keep=0.3, layers=(1, 2), min_image_mass=0, max_sink_share=1)
-
-
-@pytest.fixture(scope="module")
-def shared(tiny_folder: Path) -> ModelHandle:
-    made = load_model(str(tiny_folder), device="cpu", dtype="float32")
-    made.model.generation_config.eos_token_id = None
-    return made
-
-
-@pytest.fixture
-def handle(shared: ModelHandle) -> ModelHandle:
-    let_go(shared)
-    return shared
-
-
-@pytest.fixture(scope="module")
-def inputs(shared: ModelHandle, photo: Image.Image) -> PromptInputs:
-    return shared.prepare([photo], "What is there?")
-
-
-def ids(trace: GenerationTrace) -> list[int]:
-    return [token.id for token in trace.tokens]
-
-
-def looped(settings: GenerationSettings) -> GenerationSettings:
-    return dataclasses.replace(settings, engine="loop")
-
-
-def steps_of(handle: ModelHandle) -> list[DecodeStep]:
-    store: StepStore = handle.kept[NAME]
-    return list(store._steps.values())
 
 
 class _Copies(TorchDispatchMode):
