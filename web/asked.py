@@ -52,12 +52,17 @@ def _on_control(one: Setting, value: Any) -> Any:
     return "" if value is None else value
 
 
-def filled(said: Mapping[str, Any], handle: ModelHandle | None) -> dict[str, Any]:
+def filled(
+    said: Mapping[str, Any], handle: ModelHandle | None, of: str | None = None
+) -> dict[str, Any]:
     """Values of the form's controls, by name: what is said, and else the defaults.
 
     What is said comes from a browser: what no control takes is left out. Sink dimensions that are
-    the model's own leave their box empty.
+    the model's own leave their box empty. Tau and sink dimensions mean nothing in another model: if
+    `of`, the model that was asked, is not the loaded one, those of the loaded one stay.
     """
+    if of is not None and (handle is None or handle.info.id != of):
+        said = {name: value for name, value in said.items() if name not in ("dims", "tau")}
     made: dict[str, Any] = {name: bool(said.get(name)) for name in ("compare", "same_text")}
     if isinstance(said.get("prompt"), str):
         made["prompt"] = said["prompt"][:LONGEST_PROMPT]

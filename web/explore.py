@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import gradio as gr
-from gradio.processing_utils import save_bytes_to_cache
 
 from sinkscope.config import Settings
 from sinkscope.web.api import build_api
@@ -30,7 +28,7 @@ from sinkscope.web.model_events import (
 )
 from sinkscope.web.picker import MODELS, PARAMETERS, build_picker
 from sinkscope.web.profile_upload import taking_profile
-from sinkscope.web.refill import cached_image, noticing, refilling
+from sinkscope.web.refill import fill_at_start, noticing, refilling
 from sinkscope.web.region import LastTested, stopping_region, testing_region
 from sinkscope.web.region_endpoint import build_region_api
 from sinkscope.web.slot import ModelSlot
@@ -73,7 +71,13 @@ def build_explore(
             inspector = _inspector(handlers, explaining, first)
     run = _connect_runs(form, inspector, status, handlers, settings)
     connect_explaining(inspector, explaining, settings.app.queue_size + 8)
-    _connect_shelf(form, offered)
+    form.shelf.select(
+        None,
+        form.shelf,
+        [form.image, form.prompt],
+        js="chosen => [chosen.image, chosen.prompt]",
+        api_visibility="private",
+    )
     ahead = _connect_forecast(form, forecaster)
     run.then(**ahead)  # which knows more after a run
     offers = [model for _, model in MODELS]
@@ -101,9 +105,7 @@ def build_explore(
     _connect_dims(form, slot, loaded)
     _connect_refill(form, inspector, handlers)
     if first is not None and first.kind == "example" and offered:  # the example is asked for
-        form.prompt.value = first.first.prompt
-        shown = form.image.postprocess(cached_image(first, form.image, keep=True))
-        form.image.value = shown.model_dump() if shown is not None else None
+        fill_at_start(form, first, slot.handle)
     gr.on(
         [picker.opened.expand, *(control.change for control in picker.controls.values())],
         load_forecasting(slot, settings, offers, PARAMETERS),
@@ -123,7 +125,10 @@ def _connect_refill(form: Form, inspector: gr.HTML, handlers: Handlers) -> None:
         None,
         [*form.controls.values(), form.asked, form.changed],
         inputs_kwargs=form.controls,
-        **QUIET,
+        **QUIET
+        | {
+            "trigger_mode": "multiple"
+        },  # a deferred event would come with the data of the one before
     )
     seen = [control.change for control in form.controls.values() if hasattr(control, "change")]
     named = {"asked": form.asked, **form.controls}
@@ -239,30 +244,3 @@ def _connect_region(inspector: gr.HTML, handlers: Handlers, settings: Settings) 
         show_progress="hidden",
     )
     build_region_api(handlers, last)
-
-
-def _connect_shelf(form: Form, offered: list[Example]) -> None:
-    form.shelf.select(
-        _choosing(offered, form.image),
-        None,
-        [form.image, form.prompt],
-        api_visibility="private",
-        queue=False,
-        show_progress="hidden",
-    )
-
-
-def _choosing(offered: list[Example], image: gr.Image) -> Callable[..., tuple[Any, Any]]:
-    files = [
-        save_bytes_to_cache(example.image.read_bytes(), example.image.name, image.GRADIO_CACHE)
-        for example in offered
-    ]
-    image.keep_in_cache.update(files)
-
-    def choose(event: gr.EventData) -> tuple[Any, Any]:
-        index = event._data.get("index") if isinstance(event._data, dict) else None
-        if not isinstance(index, int) or not 0 <= index < len(offered):
-            return gr.skip(), gr.skip()
-        return files[index], offered[index].prompt
-
-    return choose

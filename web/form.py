@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import gradio as gr
 from gradio.components import Component
+from gradio.processing_utils import save_bytes_to_cache
 
 from sinkscope.config import OF_CHECKPOINT, GenerationSettings
 from sinkscope.models.images import open_image
 from sinkscope.web.controls import control
 from sinkscope.web.example import Example
-from sinkscope.web.inspector import cached, drawn
+from sinkscope.web.inspector import cached, drawn, served
 from sinkscope.web.payload import encode_image
 from sinkscope.web.request import ANSWER, VAR
 from sinkscope.web.uploads import UploadedFile, UploadedImage
@@ -82,7 +84,7 @@ def build_form(generation: GenerationSettings, offered: list[Example]) -> Form:
         elem_id="prompt",
     )
     shelf = drawn("shelf", None)
-    shelf.value = [_shelf_item(item, shelf) for item in offered]
+    shelf.props["items"] = [_shelf_item(item, shelf, image) for item in offered]
     compare = gr.Checkbox(False, label="Compare with VAR", interactive=False, elem_id="compare")
     with gr.Row(elem_id="actions"):
         go = gr.Button("Generate", variant="primary", elem_id="generate", min_width=80)
@@ -183,7 +185,11 @@ def _generation_settings(start: GenerationSettings) -> tuple[dict[str, Component
     return made, says
 
 
-def _shelf_item(example: Example, shelf: gr.HTML) -> dict[str, str]:
+def _shelf_item(example: Example, shelf: gr.HTML, image: gr.Image) -> dict[str, Any]:
     small = open_image(example.image)
     small.thumbnail((160, 160))
-    return {**cached(*encode_image(small), shelf, keep=True), "prompt": example.prompt}
+    path = save_bytes_to_cache(example.image.read_bytes(), example.image.name, image.GRADIO_CACHE)
+    image.keep_in_cache.add(path)
+    whole = {"path": path, "url": served(path), "name": example.image.name}
+    thumbnail = cached(*encode_image(small), shelf, keep=True)
+    return {**thumbnail, "prompt": example.prompt, "image": whole}

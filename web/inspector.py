@@ -53,14 +53,18 @@ def cached(data: bytes, name: str, component: gr.HTML, keep: bool = False) -> di
     path = processing_utils.save_bytes_to_cache(data, name, component.GRADIO_CACHE)
     if keep:
         component.keep_in_cache.add(path)
-    return {"url": f"{API_PREFIX.lstrip('/')}/file={encode_file_path(path)}"}
+    return {"url": served(path)}
+
+
+def served(path: str | Path) -> str:
+    """Where Gradio serves a file of its cache, relative to the page."""
+    return f"{API_PREFIX.lstrip('/')}/file={encode_file_path(path)}"
 
 
 def cached_file(path: Path, component: gr.HTML) -> dict[str, str]:
     """The same for a file that is there already; its name stays."""
     kept = processing_utils.save_file_to_cache(path, component.GRADIO_CACHE)
-    address = f"{API_PREFIX.lstrip('/')}/file={encode_file_path(kept)}"
-    return {"url": address, "name": path.name}
+    return {"url": served(kept), "name": path.name}
 
 
 def empty_value() -> dict[str, Any]:

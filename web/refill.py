@@ -9,6 +9,7 @@ from typing import Any
 import gradio as gr
 from gradio.processing_utils import save_bytes_to_cache
 
+from sinkscope.models.loading import ModelHandle
 from sinkscope.web.asked import changed_words, filled, said_of
 from sinkscope.web.forecast import Notice, notice
 from sinkscope.web.form import Form
@@ -26,6 +27,17 @@ def cached_image(run: Run, image: gr.Image, keep: bool = False) -> str:
     return path
 
 
+def fill_at_start(form: Form, run: Run, handle: ModelHandle | None) -> None:
+    """The form of a page that opens with this run on screen.
+
+    It is part of the page: an event would come after it and take back what somebody did by then.
+    """
+    for name, value in filled(said_of(run), handle, run.first.model.id).items():
+        form.controls[name].value = value
+    shown = form.image.postprocess(cached_image(run, form.image, keep=True))
+    form.image.value = shown.model_dump() if shown is not None else None
+
+
 def refilling(handlers: Handlers, form: Form) -> Callable[..., Any]:
     """For the inspector's event: a run was opened, or a link names one that is gone."""
     names = list(form.controls)
@@ -37,13 +49,10 @@ def refilling(handlers: Handlers, form: Form) -> Callable[..., Any]:
         said = said_of(run) if run is not None else told if isinstance(told, Mapping) else None
         if said is None:
             return *(gr.skip() for _ in names), gr.skip(), gr.skip()
-        values = filled(said, handle)
-        # The example's image is in the form from the start (`web.explore`); its settings follow.
-        first = run is not None and run.kind == "example" and bool(now.get("image"))
-        fill = bool(ask.get("fill")) or first
+        values = filled(said, handle, run.first.model.id if run is not None else None)
+        fill = bool(ask.get("fill"))
         if run is not None:
-            own = fill and not first
-            values["image"] = cached_image(run, form.image) if own else now.get("image")
+            values["image"] = cached_image(run, form.image) if fill else now.get("image")
         shown = values if fill else {}
         if shown.get("dims"):
             shown = {**shown, "dims_of": run.first.model.id if run is not None else ""}

@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 
 from sinkscope.config import AppSettings, ImageLimits, ModelSettings, Settings
+from sinkscope.web.example import read_examples
 from sinkscope.web.launch import launch
 from sinkscope.web.page import App, build_app
 from sinkscope.web.store import Run
@@ -65,6 +66,17 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
     made = start_site(
         tmp_path_factory.mktemp("cache"), ScriptedEngine(), handle=fake_handle(), example=example
     )
+    yield made
+    made.engine.release()
+    made.app.blocks.close(verbose=False)
+
+
+@pytest.fixture(scope="session")
+def shop(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
+    """The app with example pictures on its shelf."""
+    example = Run(make_pair(), kind="example")
+    options = {"handle": fake_handle(), "example": example, "examples": read_examples()}
+    made = start_site(tmp_path_factory.mktemp("cache"), ScriptedEngine(), **options)
     yield made
     made.engine.release()
     made.app.blocks.close(verbose=False)

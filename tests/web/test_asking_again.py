@@ -39,7 +39,8 @@ def asked_with(**var: Any) -> Run:
 
 def model_with(*dims: int) -> Any:
     return SimpleNamespace(
-        profile=SimpleNamespace(dims=dims, tau=6.0), info=SimpleNamespace(hidden_size=256)
+        profile=SimpleNamespace(dims=dims, tau=6.0) if dims else None,
+        info=SimpleNamespace(hidden_size=256, id="same"),
     )
 
 
@@ -53,6 +54,7 @@ def test_a_run_fills_the_form_with_all_that_made_it() -> None:
     assert (form["control"], form["var_layers"], form["dims"]) == ("random", "2, 3", "")
     assert form["top_p"] == 1.0  # not said: the default, whatever the form said before
     assert filled(said, model_with(5))["dims"] == "17, 101"
+    assert filled(said, model_with(5), of="same")["tau"] == 6.0
     request = Request("photo.png", form["prompt"], True, True, said={k: form[k] for k in NAMES})
     again = request.var(model_with(17, 101))
     assert again is not None and (again.keep, again.layers, again.control) == (
@@ -60,6 +62,16 @@ def test_a_run_fills_the_form_with_all_that_made_it() -> None:
         (2, 3),
         "random",
     )
+
+
+def test_tau_and_sink_dimensions_of_another_model_are_not_taken() -> None:
+    said = said_of(asked_with(keep=0.25))
+    other = filled(said, model_with(5), of="another")
+    assert other["dims"] == "" and "tau" not in other
+    assert other["compare"] and other["keep"] == 0.25
+    assert not filled(said, model_with(), of="another")["compare"]  # it has no profile: no VAR
+    assert filled(said, model_with(), of="same")["compare"]  # its own dimensions come along
+    assert filled(said, None, of="another")["dims"] == ""  # whichever model will be loaded
 
 
 def test_what_a_link_says_in_vain_leaves_the_default() -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -12,10 +12,8 @@ from axe_playwright_python.base import AXE_SCRIPT
 from PIL import Image
 
 from sinkscope.web.example import read_examples
-from sinkscope.web.store import Run
-from tests.web.conftest import INSPECTOR, Site, start_site
-from tests.web.scripted import ScriptedEngine, fake_handle
-from tests.web.synthetic import WORDS, make_pair
+from tests.web.conftest import INSPECTOR, Site
+from tests.web.synthetic import WORDS
 from tests.web.test_browser_story import ask, finished
 from tests.web.test_browser_view import drawn, ready
 
@@ -25,17 +23,6 @@ FOLDS = ("#var-settings", "#generation-settings", "#model")
 VIEWS = [(1440, "light"), (1440, "dark"), (390, "light")]
 ALL = {"rules": {"target-size": {"enabled": True}}}
 COLOURS = {"runOnly": ["color-contrast"]}  # what else axe looks for does not depend on the scheme
-
-
-@pytest.fixture(scope="module")
-def shop(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
-    """The app with example pictures on its shelf."""
-    example = Run(make_pair(), kind="example")
-    options = {"handle": fake_handle(), "example": example, "examples": read_examples()}
-    made = start_site(tmp_path_factory.mktemp("cache"), ScriptedEngine(), **options)
-    yield made
-    made.engine.release()
-    made.app.blocks.close(verbose=False)
 
 
 def serious(page: Any, options: dict[str, Any] = ALL) -> list[str]:

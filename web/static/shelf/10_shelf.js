@@ -1,21 +1,21 @@
-// Example pictures: value = [{ url, prompt }]; a click sends its index to the page.
-const shelf = element.querySelector(".shelf");
+// Example pictures: props.items = [{ url, prompt, image }], value = the one that was chosen. It goes into the form without the
+// server, whose answers to two clicks can come in another order.
+const shelf = element.querySelector(".shelf"), items = props.items || [];
 
-function show() {
-  const items = props.value || [];
-  shelf.hidden = !items.length;
-  shelf.querySelector(".items").replaceChildren(...items.map((item, index) => {
-    const button = document.createElement("button"), image = document.createElement("img");
-    button.type = "button";
-    button.title = item.prompt;
-    button.dataset.testid = `example-${index}`;
-    image.src = new URL(item.url, document.baseURI).pathname;
-    image.alt = `Example: ${item.prompt}`;
-    button.append(image);
-    button.addEventListener("click", () => trigger("select", { index }));
-    return button;
-  }));
-}
-
-watch("value", show);
-show();
+shelf.hidden = !items.length;
+shelf.querySelector(".items").replaceChildren(...items.map((item, index) => {
+  const button = document.createElement("button"), image = document.createElement("img");
+  button.type = "button";
+  button.title = item.prompt;
+  button.dataset.testid = `example-${index}`;
+  image.src = new URL(item.url, document.baseURI).pathname;
+  image.alt = `Example: ${item.prompt}`;
+  button.append(image);
+  button.addEventListener("click", () => {
+    const { path, name, url } = item.image, meta = { _type: "gradio.FileData" };
+    const image = { path, url: new URL(url, document.baseURI).href, orig_name: name, meta };
+    props.value = { image, prompt: item.prompt };
+    trigger("select");
+  });
+  return button;
+}));
