@@ -12,6 +12,7 @@ from sinkscope.benchmarks import (
     evaluation,
     explorers,
     gpu,
+    load,
     page,
     sinks,
     startup,
@@ -35,6 +36,7 @@ app.command("gpu")(gpu.gpu)
 app.command("page")(page.page)
 app.command("evaluation")(evaluation.evaluation)
 app.command("explorers")(explorers.explorers)
+app.command("load")(load.load)
 app.command("startup")(startup.startup)
 
 if __name__ == "__main__":
