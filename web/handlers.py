@@ -35,6 +35,7 @@ from sinkscope.web.inspector import cached, error_value, queued_value, run_value
 from sinkscope.web.pairs import find_run
 from sinkscope.web.payload import build_token_maps, pack, token_delta
 from sinkscope.web.request import Request
+from sinkscope.web.shown import Shown
 from sinkscope.web.slot import ModelSlot, why_no_model
 from sinkscope.web.standalone import build_standalone
 from sinkscope.web.store import Run, RunStore, new_id
@@ -102,6 +103,7 @@ class Handlers:
         self.runner = Runner(settings.app.queue_size, 60 * limit if limit else None)
         self.drawing = DrawingProcess(store.file_of)
         self.component: gr.HTML | None = None
+        self._shown = Shown(self._value)
         self._last = LastPrompt()
         slot.on_change(self._last.drop)  # a model that comes needs the memory
         self._answering: dict[str, _Answering] = {}  # by run id, for as long as a run is under way
@@ -247,6 +249,9 @@ class Handlers:
 
     def value_of(self, run: Run) -> dict[str, Any]:
         """What the inspector needs to show a finished run."""
+        return self._shown(run)
+
+    def _value(self, run: Run) -> dict[str, Any]:
         assert self.component is not None
         return run_value(run, self.component)
 
