@@ -1,9 +1,9 @@
 """`python -m sinkscope.benchmarks load`: many clients at once, some of which vanish.
 
-The app runs in a process of its own, with the bundled model. Clients of the page and of the API ask,
-stop, open runs and want maps, and a fifth of them vanish again and again in the middle of a job.
-Beside them explorers ask at a steady rate. After a warm-up of the same kind memory, threads and
-handles are noted with nobody there, and at the end they are compared with that.
+The app runs in a process of its own, with the bundled model. Clients of the page and of the API
+ask, stop, open runs and want maps, and a fifth of them vanish again and again in the middle of a
+job. Beside them explorers ask at a steady rate. After a warm-up of the same kind memory, threads
+and handles are noted with nobody there, and at the end they are compared with that.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -103,7 +104,7 @@ def measure(wanted: LoadSettings) -> dict[str, Any]:
         course = _Course(wanted, server)
         try:
             asyncio.run(course.run())
-        except Exception as error:  # noqa: BLE001  (what was measured until then is worth having)
+        except Exception as error:  # what was measured until then is worth having
             course.broken = f"{type(error).__name__}: {error}"
         code = server.process.poll()
     result = {
@@ -277,7 +278,7 @@ class _Course:
             "asked": round(60 * self.wanted.minutes * self.wanted.rate),
             "explorers": {kind: spread(times) for kind, times in self.main.times.items()},
             "job_ran": sum(ran for _, ran in self.looks) / max(1, len(self.looks)),
-            "look_gap": spread([b - a for a, b in zip(looks, looks[1:], strict=False)]),
+            "look_gap": spread([b - a for a, b in pairwise(looks)]),
             "lag": spread(self.lags),
             "processor": self.spent,
             "states": self.states,

@@ -9,7 +9,7 @@ MEMORY_RATIO = 1.05
 EXPLORER_SECONDS = 0.1
 JOB_SHARE = 0.9  # of the looks a job must have run, or nothing is said about explorers beside one
 ASKED_SHARE = 0.95
-ENDS = ("completed", "refused", "failed", "vanished")  # of a job that was accepted
+ENDS = ("completed", "stopped", "refused", "failed", "vanished")  # of a job that was accepted
 
 
 def checks(result: dict[str, Any]) -> list[dict[str, Any]]:

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from sinkscope.benchmarks.load_wire import Browser, FailedError, Page, RefusedError
+from sinkscope.benchmarks.load_wire import Browser, FailedError, Page, RefusedError, StoppedError
 
 PAUSE_SECONDS = 1.5  # mean, between two actions of a client
 BUSY_SECONDS = (2.0, 6.0)  # "try again in a little while"
@@ -153,7 +153,12 @@ class Crowd:
                 return None
             if not over:
                 await browser.stop(stop)
-            run = await reading
+            try:
+                run = await reading
+            except StoppedError:
+                if over:
+                    raise FailedError("a job that nobody stopped was stopped") from None
+                return None
         finally:
             reading.cancel()
         return run if over else None  # of a stopped one nothing may be kept
@@ -169,6 +174,9 @@ class Crowd:
                 else:
                     run = told or run
             became = "completed"
+        except StoppedError:
+            became = "stopped"
+            raise
         except RefusedError:
             became = "refused" if became == "failed" else became
             raise

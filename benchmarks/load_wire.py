@@ -17,14 +17,22 @@ if TYPE_CHECKING:
     import httpx
 
 API = "/gradio_api"
+STOPPED = "Stopped while it was waiting"
 BUSY = ("runs are waiting already", "Queue is full")  # how the line and Gradio's queue refuse
 _RUN = re.compile(r'"run": ?"([A-Za-z0-9_-]{16,64})"')
+# A connection that was kept was closed as the request went out; browsers send it again, too.
+IDLE = "disconnected without sending"
 ASK_SECONDS = 60.0  # for one plain request
+KEEP_SECONDS = 3.0  # a connection that nobody uses; the server closes its own after 5
 JOB_SECONDS = 300.0  # without a word about a job: heartbeats come every 15
 
 
 class RefusedError(Exception):
     """The queue said that too many are waiting."""
+
+
+class StoppedError(Exception):
+    """The job was stopped before it had begun."""
 
 
 class FailedError(Exception):
@@ -75,7 +83,10 @@ class Browser:
         import httpx
 
         self._client = httpx.AsyncClient(
-            base_url=url.rstrip("/"), timeout=httpx.Timeout(ASK_SECONDS), trust_env=False
+            base_url=url.rstrip("/"),
+            timeout=httpx.Timeout(ASK_SECONDS),
+            limits=httpx.Limits(keepalive_expiry=KEEP_SECONDS),
+            trust_env=False,
         )
         self.session = uuid.uuid4().hex[:12]
         self._page = page
@@ -130,6 +141,7 @@ class Browser:
 
         Raises:
             RefusedError: too many are waiting.
+            StoppedError: it was stopped while it waited.
             FailedError: the job failed, or its stream ended before it did.
         """
         content = {"data": data, "session_hash": self.session, "fn_index": self.page.index(name)}
@@ -157,9 +169,15 @@ class Browser:
         import httpx
 
         try:
-            answer = await self._client.request(method, path, **more)
+            try:
+                answer = await self._client.request(method, path, **more)
+            except httpx.RemoteProtocolError as error:
+                if IDLE not in str(error):
+                    raise
+                answer = await self._client.request(method, path, **more)
         except httpx.HTTPError as error:
-            raise FailedError(f"{_plain(path)}: {type(error).__name__}") from error
+            words = f"{_plain(path)}: {type(error).__name__} {error}"
+            raise FailedError(words.strip()) from error
         if answer.status_code != 200:
             if any(words in answer.text for words in BUSY):
                 raise RefusedError
@@ -174,9 +192,11 @@ def _look(message: dict[str, Any]) -> None:
     said = str((message.get("output") or {}).get("error") or message.get("message"))
     if any(words in said for words in BUSY):
         raise RefusedError
+    if said.startswith(STOPPED):
+        raise StoppedError
     raise FailedError(f"a job: {said[:200]}")
 
 
 def _plain(path: str) -> str:
     """A path without what differs from request to request."""
-    return path.split("?")[0].split("/file=")[0].removeprefix(API)
+    return re.sub("file=.*", "file", path.split("?")[0].removeprefix(API))
