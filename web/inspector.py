@@ -74,10 +74,10 @@ def _written(path: Path, data: bytes) -> None:
     try:
         with os.fdopen(handle, "wb") as file:
             file.write(data)
-        os.replace(part, path)
+        Path(part).replace(path)
     except BaseException:
         with suppress(OSError):
-            os.unlink(part)
+            Path(part).unlink()
         raise
 
 
