@@ -14,7 +14,7 @@ ENDS = ("completed", "stopped", "refused", "failed", "vanished")  # of a job tha
 
 def checks(result: dict[str, Any]) -> list[dict[str, Any]]:
     """Each as `name`, `aim`, `measured` (in words) and `met`. What was not measured is not met."""
-    made = [_server(result), _errors(result), _jobs(result), _cancelled(result)]
+    made = [_server(result), _errors(result), _log(result), _jobs(result), _cancelled(result)]
     made += [_memory(result)]
     made += [_counted(result, what) for what in ("threads", "handles")]
     return [*made, *_explorers(result)]
@@ -25,16 +25,18 @@ def _check(name: str, aim: str, measured: str, met: bool) -> dict[str, Any]:
 
 
 def _server(result: dict[str, Any]) -> dict[str, Any]:
-    ended, broken = result["server_ended"], result["broken"]
-    words = "runs" if ended is None else f"ended with {ended}"
-    if broken:
-        words += f"; the benchmark was broken off: {broken}"
-    return _check("app", "runs to the end", words, ended is None and not broken)
+    broken = result["broken"]
+    return _check("app", "runs to the end", broken or "ran", not broken)
 
 
 def _errors(result: dict[str, Any]) -> dict[str, Any]:
     count = sum(result["errors"].values())
     return _check("errors", "0", str(count), count == 0)
+
+
+def _log(result: dict[str, Any]) -> dict[str, Any]:
+    count = sum(result["log"].values())
+    return _check("log", "no traceback", str(count), count == 0)
 
 
 def _jobs(result: dict[str, Any]) -> dict[str, Any]:
@@ -116,6 +118,7 @@ def table(result: dict[str, Any]) -> str:
             f"came every {gap.get('median', 0):.1f} s, {gap.get('most', 0):.1f} s at most"
         )
     lines += [f"error, {count} times: {words}" for words, count in result["errors"].items()]
+    lines += [f"in the log, {count} times: {words}" for words, count in result["log"].items()]
     return "\n".join([*lines, *_grown(result["states"])])
 
 

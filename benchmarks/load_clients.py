@@ -64,6 +64,7 @@ class Crowd:
         rate: requests of explorers a second.
         seconds: how long.
         tokens: of an answer at most.
+        tasks: one for each of them, while they ask.
     """
 
     url: str
@@ -73,6 +74,7 @@ class Crowd:
     rate: float
     seconds: float
     tokens: int
+    tasks: list[asyncio.Task[None]] = field(default_factory=list)
 
     async def ask(self, seen: Seen, seed: int) -> None:
         """All of them, until the time is over and each has ended what it had begun."""
@@ -82,7 +84,18 @@ class Crowd:
             self._client(seen, random.Random(f"{seed} {n}"), until, n < vanishing)
             for n in range(self.clients)
         ]
-        await asyncio.gather(*everybody, self._explore(seen, until))
+        tasks = [asyncio.ensure_future(one) for one in (*everybody, self._explore(seen, until))]
+        self.tasks.extend(tasks)
+        try:
+            await asyncio.gather(*tasks)
+        finally:
+            for task in tasks:
+                task.cancel()
+
+    @property
+    def busy(self) -> int:
+        """Of how many the end is waited for."""
+        return sum(not task.done() for task in self.tasks)
 
     # --- clients ---------------------------------------------------------------------------------
 

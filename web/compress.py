@@ -85,21 +85,22 @@ class CompressedPage:
             async def take(message: Message) -> None:
                 page.take(message)
 
-            await self.app(scope, receive, take)
+            await self.app({**scope, "method": "GET"}, receive, take)
             if page.may_be_kept:
                 page.compress()
                 self._pages[key] = page
                 while len(self._pages) > MOST:
                     self._pages.popitem(last=False)
-        start = {"type": "http.response.start", "status": page.status, "headers": page.headers}
-        await send({**start, "headers": list(page.headers)})
-        await send({"type": "http.response.body", "body": page.body})
+        headers = list(page.headers)  # what stands outside adds its own
+        await send({"type": "http.response.start", "status": page.status, "headers": headers})
+        body = b"" if scope["method"] == "HEAD" else page.body
+        await send({"type": "http.response.body", "body": body})
 
 
 def _is_plain(scope: Scope) -> bool:
     """Whether everybody who asks so gets the same: the page with nothing added to its address."""
     accepted = Headers(scope=scope).get("accept-encoding", "")
-    return scope["method"] == "GET" and not scope["query_string"] and "gzip" in accepted
+    return scope["method"] in ("GET", "HEAD") and not scope["query_string"] and "gzip" in accepted
 
 
 def _address(scope: Scope) -> Hashable:

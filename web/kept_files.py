@@ -70,8 +70,11 @@ def _read(path: Path) -> bytes | None:
         handle = os.open(path, os.O_RDONLY | _CAREFULLY)
     except OSError:
         return None
-    with os.fdopen(handle, "rb") as file:
+    try:
         about = os.fstat(handle)
         if not stat.S_ISREG(about.st_mode) or about.st_size > MOST_BYTES:
             return None
-        return file.read()
+        with os.fdopen(handle, "rb", closefd=False) as file:
+            return file.read()
+    finally:
+        os.close(handle)
