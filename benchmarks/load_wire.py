@@ -87,6 +87,7 @@ class Browser:
             timeout=httpx.Timeout(ASK_SECONDS),
             limits=httpx.Limits(keepalive_expiry=KEEP_SECONDS),
             trust_env=False,
+            verify=False,  # no TLS here, and to read certificates takes long
         )
         self.session = uuid.uuid4().hex[:12]
         self._page = page
