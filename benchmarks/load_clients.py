@@ -17,6 +17,7 @@ from typing import Any
 from sinkscope.benchmarks.load_wire import Browser, FailedError, Page, RefusedError, StoppedError
 
 PAUSE_SECONDS = 1.5  # mean, between two actions of a client
+COMING_SECONDS = 10.0  # in which all of them have come
 BUSY_SECONDS = (2.0, 6.0)  # "try again in a little while"
 # What explorers ask, again and again in this order.
 CYCLE = ("token_maps", "open_run", "token_maps", "payload", "token_maps", "open_run", "page")
@@ -100,7 +101,7 @@ class Crowd:
     # --- clients ---------------------------------------------------------------------------------
 
     async def _client(self, seen: Seen, rng: random.Random, until: float, vanishes: bool) -> None:
-        await asyncio.sleep(rng.uniform(0, min(PAUSE_SECONDS, self.seconds / 3)))
+        await asyncio.sleep(rng.uniform(0, min(COMING_SECONDS, self.seconds / 3)))
         while time.monotonic() < until:
             browser = Browser(self.url, self.page)
             try:

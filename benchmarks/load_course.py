@@ -130,6 +130,7 @@ class Course:
     Attributes:
         left: owner, and the first look at which none of its jobs was under way any more.
         owners: of the jobs that were under way at the last look.
+        noting: whether a part is under way, not what comes before or behind it.
         looks: when, and whether a job was under way.
         lags: seconds that this process' own event loop was late.
         states: memory and the like after the warm-up (`warm`) and at the end (`end`).
@@ -146,6 +147,7 @@ class Course:
     states: dict[str, dict[str, Any]] = field(default_factory=dict)
     spent: dict[str, float] = field(default_factory=dict)
     about: dict[str, Any] = field(default_factory=dict)
+    noting: bool = False
     unfinished: int = 0
     broken: str = ""
 
@@ -185,17 +187,15 @@ class Course:
         crowd = Crowd(
             url, browser.page, images, wanted.clients, wanted.rate, seconds, wanted.tokens
         )
-        self.looks, self.lags = [], []
+        self.looks, self.lags, self.noting = [], [], True
         before = _spent(server)
         asking = asyncio.ensure_future(crowd.ask(seen, seed=round(seconds)))
         await asyncio.wait({looking}, timeout=seconds)
+        self.noting = False
         self.spent = {k: v - before[k] for k, v in _spent(server).items()}
-        self.looks, looks = [], self.looks
-        self.lags, lags = [], self.lags
         await asyncio.wait(
             {asking, looking}, timeout=PATIENCE_SECONDS, return_when=asyncio.FIRST_COMPLETED
         )
-        self.looks, self.lags = looks, lags
         if looking.done():
             asking.cancel()
             looking.result()  # raises why
@@ -229,10 +229,11 @@ class Course:
             for owner in owners:
                 self.left.pop(owner, None)
             self.owners = owners
-            self.looks.append((now, bool(owners)))
             due = max(due, now)
             await asyncio.sleep(due - now)
-            self.lags.append(time.monotonic() - due)
+            if self.noting:
+                self.looks.append((now, bool(owners)))
+                self.lags.append(time.monotonic() - due)
 
     def found(self) -> dict[str, Any]:
         """All that was seen, in plain values."""

@@ -114,7 +114,7 @@ def test_whose_jobs_end_when() -> None:
             self.at += 1
             return {"owners": said[self.at - 1]}
 
-    course = Course(LoadSettings())
+    course = Course(LoadSettings(), noting=True)
     with pytest.raises(RuntimeError, match="has ended"):
         asyncio.run(course._look(Scripted()))
     begun = course.looks[0][0]
