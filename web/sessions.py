@@ -1,4 +1,4 @@
-"""Sessions of Gradio without a copy of the page each.
+"""Sessions of Gradio without a copy of the page each, and a queue with less to do.
 
 Gradio describes every component anew for each session, which takes 50 milliseconds of its event
 loop, so everybody waits, and memory that it never gives back. Nothing reads most of it: what a
@@ -7,12 +7,15 @@ session has changed is described when it changes, and all of it where a deep lin
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from typing import Any
 
 import gradio as gr
 from gradio.state_holder import SessionState, StateHolder
 
+QUEUE_SECONDS = 0.01
+PROGRESS_SECONDS = 0.2  # of gr.Progress, which nothing here uses
 MOST_SESSIONS = 2000  # beyond them the least recently used one begins anew
 
 
@@ -52,13 +55,17 @@ class LightSessions(StateHolder):
 
 
 def lighten(blocks: gr.Blocks) -> None:
-    """Give a page that has just been opened such sessions, and fewer looks at an empty queue."""
+    """Give a page that has just been opened such sessions, and a queue that does less for nobody.
+
+    Gradio's queue looks a thousand times a second whether anything waits, and after each event it
+    makes a table of the last 10,000 ones for a monitor, which is switched off here: both want the
+    interpreter, from whatever computes, and the second more with each event.
+    """
     sessions = LightSessions()
     sessions.set_blocks(blocks)
     blocks.app.state_holder = sessions
-    # Gradio looks a thousand times a second whether anything waits, and each look wants the
-    # interpreter, from whatever computes.
-    blocks._queue.sleep_when_free = QUEUE_SECONDS
-
-
-QUEUE_SECONDS = 0.01
+    queue = blocks._queue
+    queue.sleep_when_free = QUEUE_SECONDS
+    queue.progress_update_sleep_when_free = PROGRESS_SECONDS
+    queue.ANALYTICS_MAX_EVENTS = 1
+    queue.ANAYLTICS_CACHE_FREQUENCY = sys.maxsize  # the name is Gradio's

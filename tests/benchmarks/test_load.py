@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import copy
+import io
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import pytest
@@ -193,14 +196,29 @@ def test_a_few_clients_for_a_few_seconds(monkeypatch: pytest.MonkeyPatch) -> Non
     assert "token_maps" in table(result)
 
 
-@pytest.mark.slow
 def test_an_app_that_ends_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
-    async def kill(self: Course, *_: Any) -> None:
-        os.kill(int(self.about["pid"]), 9)
-        await asyncio.sleep(2)
+    """There is a result all the same."""
 
-    monkeypatch.setattr(Course, "_part", kill)
-    result = load.measure(LoadSettings(0.05, 0.05, clients=1, settle_seconds=1))
-    (app,) = (one for one in result["checks"] if one["name"] == "app")
-    assert not app["met"]
-    assert "ended" in result["broken"]
+    @contextmanager
+    def served(wanted: LoadSettings, log: Any) -> Iterator[Server]:
+        code = "print('Traceback (most)\\nOSError: gone', flush=True)"
+        process = subprocess.Popen(
+            [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=log, text=True
+        )
+        process.wait()
+        process.stdout = io.StringIO()  # type: ignore[assignment]
+        yield Server(process, {"url": "http://127.0.0.1:9", "pid": process.pid})
+
+    monkeypatch.setattr(load, "served", served)
+    result = load.measure(LoadSettings(0.01, 0.01, clients=1, settle_seconds=0))
+    failed = {one["name"] for one in result["checks"] if not one["met"]}
+    assert {"app", "log", "jobs", "memory", "explorers"} <= failed
+    assert result["broken"]
+    assert result["log"] == {"OSError: gone": 1}
+    assert "NOT MET" in table(result)
+
+
+def test_an_app_that_does_not_start_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(load_course.sys, "executable", "/bin/false")
+    result = load.measure(LoadSettings(0.01, 0.01))
+    assert result["broken"] == "RuntimeError: the app did not start, 3 times"

@@ -6,6 +6,7 @@ import gzip
 import json
 import os
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import gradio as gr
@@ -19,7 +20,7 @@ from starlette.types import Receive, Scope, Send
 from sinkscope.web import compress
 from sinkscope.web.compress import CompressedPage
 from sinkscope.web.kept_files import MOST_BYTES, PREFIX, KeptFiles
-from sinkscope.web.sessions import LightSession, LightSessions
+from sinkscope.web.sessions import LightSession, LightSessions, lighten
 
 HASH = "ab" * 32
 
@@ -132,6 +133,26 @@ def test_sessions_are_apart_and_limited(blocks: gr.Blocks) -> None:
     assert isinstance(sessions["c"], LightSession)
     assert "a" not in sessions
     assert "b" in sessions
+
+
+def test_nothing_is_summed_up_after_an_event(
+    blocks: gr.Blocks, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    blocks.queue()
+    blocks.app = SimpleNamespace(state_holder=None)  # type: ignore[assignment]
+    lighten(blocks)
+    assert isinstance(blocks.app.state_holder, LightSessions)
+    assert blocks.state_holder is blocks.app.state_holder
+
+    def fail(records: object) -> None:
+        raise AssertionError("a table is made")
+
+    queue = blocks._queue
+    monkeypatch.setattr(queue, "_get_df", fail)
+    queue.events_recorded = 10**6
+    record = {"function": "answer", "status": "success", "process_time": 1.0}
+    assert queue.compute_analytics_summary([record]) == {"functions": {}}
+    assert hasattr(type(queue)(False, 1, 1, None, blocks), "ANALYTICS_MAX_EVENTS")
 
 
 # --- files ----------------------------------------------------------------------------------------
