@@ -36,7 +36,7 @@ def load(
     tokens: Annotated[int, typer.Option(min=4, max=256, help="Of an answer at most.")] = 24,
     store_megabytes: Annotated[
         int, typer.Option(min=1, max=100_000, help="The app's memory for runs.")
-    ] = 32,
+    ] = 16,
     as_json: Annotated[
         bool, typer.Option("--json", help="Print JSON instead of the table.")
     ] = False,

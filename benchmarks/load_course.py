@@ -47,7 +47,7 @@ class LoadSettings:
     clients: int = 50
     rate: float = 20.0
     tokens: int = 24
-    store_megabytes: int = 32
+    store_megabytes: int = 16
     queue_size: int = 16
     settle_seconds: float = 25.0
 
