@@ -262,6 +262,11 @@ class Handlers:
         run = self._found(ask)
         return self.value_of(run) if isinstance(run, Run) else run
 
+    def opened(self, ask: Any) -> dict[str, Any] | None:
+        """The answer of `open_run` where it lies ready and needs no thread; else None."""
+        run = self.store.in_memory(_field(ask, "run"))
+        return None if run is None else self._shown.ready(run)
+
     def _found(self, ask: Any, described: bool = True) -> Run | dict[str, Any]:
         """The run, or the two runs side by side, that a question is about; or what to answer."""
         try:

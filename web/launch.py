@@ -15,6 +15,7 @@ from sinkscope.web.compress import CompressedPage
 from sinkscope.web.documents import Documents
 from sinkscope.web.kept_files import KeptFiles
 from sinkscope.web.page import App
+from sinkscope.web.questions import QuickQuestions
 from sinkscope.web.security import middleware
 from sinkscope.web.sessions import MOST_SESSIONS, lighten
 from sinkscope.web.theme import theme
@@ -37,6 +38,7 @@ def launch(app: App, *, wait: bool = True) -> str:
     inside = [Middleware(Documents), Middleware(CompressedPage, kept=alone)]
     if alone and app.handlers.component is not None:
         inside.append(Middleware(KeptFiles, folder=Path(app.handlers.component.GRADIO_CACHE)))
+        inside.append(Middleware(QuickQuestions, handlers=app.handlers))
     app.blocks.queue(max_size=4 * settings.queue_size, api_open=False)
     _, address, _ = app.blocks.launch(
         server_name=f"[{settings.host}]" if ":" in settings.host else settings.host,

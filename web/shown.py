@@ -35,23 +35,31 @@ class Shown:
         self._made: OrderedDict[Hashable, tuple[float, dict[str, Any]]] = OrderedDict()
         self._lock = threading.Lock()
 
-    def __call__(self, run: Run) -> dict[str, Any]:
-        """The value of a run. It is made again where it is old or one of its files is gone."""
-        key = (run.id, tuple(run.labels.items()))  # a pair is called as its browser says
+    def ready(self, run: Run) -> dict[str, Any] | None:
+        """The value of a run that has been made; None where it is old or one of its files is
+        gone."""
         with self._lock:
-            made = self._made.get(key)
-        if made is not None and self._clock() - made[0] < FRESH_SECONDS and _is_there(made[1]):
-            with self._lock:
-                if key in self._made:
-                    self._made.move_to_end(key)
-            return made[1]
+            made = self._made.get(_key(run))
+            if made is None or self._clock() - made[0] >= FRESH_SECONDS:
+                return None
+            self._made.move_to_end(_key(run))
+        return made[1] if _is_there(made[1]) else None
+
+    def __call__(self, run: Run) -> dict[str, Any]:
+        """The value of a run, made where it is not ready."""
+        if (made := self.ready(run)) is not None:
+            return made
         value = self._build(run)
         with self._lock:
-            self._made[key] = self._clock(), value
-            self._made.move_to_end(key)
+            self._made[_key(run)] = self._clock(), value
+            self._made.move_to_end(_key(run))
             while len(self._made) > MOST:
                 self._made.popitem(last=False)
         return value
+
+
+def _key(run: Run) -> Hashable:
+    return run.id, tuple(run.labels.items())  # a pair is called as its browser says
 
 
 def _is_there(value: dict[str, Any]) -> bool:
