@@ -138,7 +138,7 @@ def query_bytes(handle: ModelHandle, inputs: PromptInputs, settings: GenerationS
     """Bytes of the queries that `capture.stash` keeps: all heads, of the captured layers."""
     layers, _ = captured(handle, settings)
     kept = settings.max_new_tokens + max(0, len(kept_positions(inputs.layout, settings)) - 1)
-    size = handle.model.get_input_embeddings().weight.element_size()
+    size = handle.embeddings.element_size()
     return kept * len(layers) * handle.stack.heads * _head_size(handle) * size
 
 
@@ -261,7 +261,7 @@ def _cache_bytes(handle: ModelHandle, inputs: PromptInputs, settings: Generation
     positions = inputs.layout.length + settings.max_new_tokens
     if choose_engine(handle, settings).used == "graph":
         positions = capacity_for(positions)
-    size = handle.model.get_input_embeddings().weight.element_size()
+    size = handle.embeddings.element_size()
     return 2 * handle.info.layers * handle.stack.kv_heads * _head_size(handle) * positions * size
 
 
