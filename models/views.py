@@ -171,7 +171,7 @@ class ImageGrid:
         x, y = self._edges()
         y0, x0 = np.meshgrid(y[:-1], x[:-1], indexing="ij")
         y1, x1 = np.meshgrid(y[1:], x[1:], indexing="ij")
-        boxes: np.ndarray = np.stack([x0, y0, x1, y1], axis=-1).reshape(-1, 4)
+        boxes: np.ndarray = np.stack([x0.ravel(), y0.ravel(), x1.ravel(), y1.ravel()], axis=-1)
         return boxes
 
     def unseen(self) -> np.ndarray:
