@@ -171,14 +171,14 @@ class ImageGrid:
         x, y = self._edges()
         y0, x0 = np.meshgrid(y[:-1], x[:-1], indexing="ij")
         y1, x1 = np.meshgrid(y[1:], x[1:], indexing="ij")
-        boxes: np.ndarray = np.stack([x0.ravel(), y0.ravel(), x1.ravel(), y1.ravel()], axis=-1)
-        return boxes
+        return np.stack([x0, y0, x1, y1], axis=-1).reshape(-1, 4)
 
     def unseen(self) -> np.ndarray:
         """Which of the map's cells no vision token sees anything of: bool (rows, columns)."""
         import torch  # late, as in all of this file: a saved run is drawn without it
 
-        return np.isnan(self.on_cells(torch.zeros(self.tokens)).numpy())
+        hidden: np.ndarray = np.isnan(self.on_cells(torch.zeros(self.tokens)).numpy())
+        return hidden
 
     def on_cells(self, values: Tensor, adds_up: bool = True) -> Tensor:
         """Values of the vision tokens (..., tokens) on the map's grid (..., rows, columns).
