@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+import psutil
 import torch
 
 from sinkscope.capture.engine.cache import capacity_for
@@ -215,19 +216,8 @@ def available_memory(device: torch.device) -> int | None:
         return int(free) + int(idle)
     if device.type != "cpu":
         return None
-    known = [free for free in (_machine_free(), container_free(CONTAINER)) if free is not None]
-    return min(known, default=None)
-
-
-def _machine_free() -> int | None:
-    try:
-        lines = Path("/proc/meminfo").read_text().splitlines()
-    except OSError:
-        return None
-    for line in lines:
-        if line.startswith("MemAvailable:"):
-            return int(line.split()[1]) * 1024
-    return None
+    machine, container = psutil.virtual_memory().available, container_free(CONTAINER)
+    return int(machine if container is None else min(machine, container))
 
 
 def container_free(folder: Path) -> int | None:
