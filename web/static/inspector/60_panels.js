@@ -1,6 +1,5 @@
 // Where in the model it happens: token x layer, and layer x head beside it on the same rows.
 const DIFFERENCE = { name: "difference", label: "Difference" }; // second answer minus the first
-const QUANTITIES = { image: "image share", sink: "sink share", entropy: "entropy", box: "on the box" };
 
 function buildPanels() {
   const rows = [...run.variants, ...(canDiffer() ? [DIFFERENCE] : [])];
