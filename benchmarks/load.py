@@ -37,6 +37,10 @@ def load(
     store_megabytes: Annotated[
         int, typer.Option(min=1, max=100_000, help="The app's memory for runs.")
     ] = 16,
+    switch: Annotated[
+        float,
+        typer.Option(min=0, max=1000, help="Interpreter's switch interval, ms. 0: the app's."),
+    ] = 0,
     as_json: Annotated[
         bool, typer.Option("--json", help="Print JSON instead of the table.")
     ] = False,
@@ -51,7 +55,9 @@ def load(
     with mistakes_said_plainly():
         check_folder(output)
         check_proc()
-        wanted = LoadSettings(minutes, warm_minutes, clients, rate, tokens, store_megabytes)
+        wanted = LoadSettings(
+            minutes, warm_minutes, clients, rate, tokens, store_megabytes, switch_ms=switch
+        )
         result = measure(wanted)
         give(result, table(result), "load", as_json, output)
     if not all(one["met"] for one in result["checks"]):

@@ -206,7 +206,7 @@ class Crowd:
         value = await browser.ask("open_run", {"run": run})
         await browser.get(f"/{value['data']['url']}")
         for _ in range(rng.randint(0, 2)):
-            await browser.ask("token_maps", _maps(run))
+            await browser.ask("token_maps", maps_of(run))
             await asyncio.sleep(rng.expovariate(1 / PAUSE_SECONDS))
 
     # --- explorers -------------------------------------------------------------------------------
@@ -239,12 +239,12 @@ class Crowd:
                     await browser.close()
 
 
-def _maps(run: str) -> dict[str, Any]:
+def maps_of(run: str) -> dict[str, Any]:
     return {"run": run, "variant": "baseline", "start": 0, "stop": 1, "whole": True}
 
 
 async def _ask_maps(browser: Browser, run: str) -> None:
-    await browser.ask("token_maps", _maps(run))
+    await browser.ask("token_maps", maps_of(run))
 
 
 async def _ask_open(browser: Browser, run: str) -> str:

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import IO, Any
 
-from sinkscope.benchmarks.load_clients import Crowd, Seen
+from sinkscope.benchmarks.load_clients import Crowd, Seen, maps_of
 from sinkscope.benchmarks.load_process import held, processor_seconds
 from sinkscope.benchmarks.load_wire import Browser, FailedError, RefusedError
 from sinkscope.utils import PROJECT
@@ -38,6 +38,7 @@ class LoadSettings:
         tokens: of an answer at most.
         store_megabytes: the app's memory for runs, which the warm-up should fill.
         queue_size: how many jobs may wait in the app.
+        switch_ms: the interpreter's switch interval in the app; 0: as the app has it.
         settle_seconds: with nobody there before memory, threads and handles are counted; idle
             threads of the server leave after 10.
     """
@@ -49,6 +50,7 @@ class LoadSettings:
     tokens: int = 24
     store_megabytes: int = 16
     queue_size: int = 16
+    switch_ms: float = 0.0
     settle_seconds: float = 25.0
 
 
@@ -97,7 +99,7 @@ def served(wanted: LoadSettings, log: IO[bytes]) -> Iterator[Server]:
         RuntimeError: it does not start.
     """
     command = [sys.executable, "-m", "sinkscope.benchmarks.load_server"]
-    command += [str(wanted.store_megabytes), str(wanted.queue_size)]
+    command += [str(wanted.store_megabytes), str(wanted.queue_size), str(wanted.switch_ms)]
     pipe, line = subprocess.PIPE, ""
     for _ in range(TRIES):
         process = subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=log, text=True)
@@ -214,7 +216,7 @@ class Course:
         until = time.monotonic() + self.wanted.settle_seconds
         while time.monotonic() < until and not looking.done():
             try:
-                await browser.ask("open_run", {"run": browser.page.example})
+                await browser.ask("token_maps", maps_of(browser.page.example))
             except (FailedError, RefusedError) as error:
                 seen.error(error)
             await asyncio.sleep(1)

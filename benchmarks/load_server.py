@@ -18,12 +18,14 @@ from typing import Any
 ANYWHERE = {"token": False}  # settings that later versions have: the clients here bring no token
 
 
-def main(store_megabytes: int, queue_size: int) -> None:
+def main(store_megabytes: int, queue_size: int, switch_ms: float) -> None:
     """Serve until standard input ends.
 
     Args:
         store_megabytes: memory for runs; small, so that it is full when the warm-up is over.
         queue_size: how many jobs may wait.
+        switch_ms: milliseconds after which a thread is asked for the interpreter; 0 leaves what
+            the app has.
     """
     with tempfile.TemporaryDirectory() as folder:
         os.environ.update(
@@ -36,6 +38,8 @@ def main(store_megabytes: int, queue_size: int) -> None:
         from sinkscope.web.launch import launch
         from sinkscope.web.page import build_app
 
+        if switch_ms:
+            sys.setswitchinterval(switch_ms / 1000)
         handle = load_model(ModelSettings("demo", device="cpu"))
         known = {field.name for field in dataclasses.fields(AppSettings)}
         own: dict[str, Any] = {k: v for k, v in ANYWHERE.items() if k in known}
@@ -66,4 +70,4 @@ def _kind(name: str) -> str:
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]), int(sys.argv[2]))
+    main(int(sys.argv[1]), int(sys.argv[2]), float(sys.argv[3]))

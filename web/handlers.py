@@ -263,8 +263,8 @@ class Handlers:
         return self.value_of(run) if isinstance(run, Run) else run
 
     def opened(self, ask: Any) -> dict[str, Any] | None:
-        """The answer of `open_run` where it lies ready and needs no thread; else None."""
-        run = self.store.in_memory(_field(ask, "run"))
+        """The answer of `open_run` where it lies ready and nothing is waited for; else None."""
+        run = self.store.in_memory(_field(ask, "run"), wait=False)
         return None if run is None else self._shown.ready(run)
 
     def _found(self, ask: Any, described: bool = True) -> Run | dict[str, Any]:

@@ -185,13 +185,18 @@ class RunStore:
             self._remember(run)
         return run
 
-    def in_memory(self, run_id: object) -> Run | None:
-        """The run, if it need not be read from its files."""
-        with self._lock:
+    def in_memory(self, run_id: object, wait: bool = True) -> Run | None:
+        """The run, if it need not be read from its files; without `wait` also None while another
+        thread is at work here, which may be removing files."""
+        if not self._lock.acquire(blocking=wait):
+            return None
+        try:
             if not isinstance(run_id, str) or run_id not in self._runs:
                 return None
             self._runs.move_to_end(run_id)
             return self._runs[run_id]
+        finally:
+            self._lock.release()
 
     def file_of(self, trace: GenerationTrace) -> Path | None:
         """The file that holds a trace of a run in memory; None where there is none."""
