@@ -312,12 +312,39 @@ class Settings:
     app: AppSettings = field(default_factory=AppSettings)
 
 
+SECTIONS: dict[str, type[Any]] = {
+    "model": ModelSettings,
+    "generation": GenerationSettings,
+    "images": ImageLimits,
+    "app": AppSettings,
+}
+
+
 def read_settings(path: Path) -> Settings:
     """Read a TOML file with the tables `[model] [generation] [images] [app]`, all of them optional.
 
     Raises:
         ValueError: the file is missing or no TOML, or a table, key or value is not allowed; the
             text says which.
+    """
+    return make_settings(read_tables(path))
+
+
+def make_settings(tables: Mapping[str, Any]) -> Settings:
+    """Settings of the values that are given, by section; the rest are defaults.
+
+    Raises:
+        ValueError: naming section, setting, value and what is allowed.
+    """
+    made = {n: from_mapping(cls, tables.get(n, {}), f"[{n}]") for n, cls in SECTIONS.items()}
+    return Settings(**made)
+
+
+def read_tables(path: Path) -> dict[str, Any]:
+    """The tables of a settings file; their keys and values are not looked at.
+
+    Raises:
+        ValueError: the file is missing or no TOML, or a table is none of `SECTIONS`.
     """
     try:
         tables = tomllib.loads(path.read_text(encoding="utf-8"))
@@ -327,23 +354,12 @@ def read_settings(path: Path) -> Settings:
         ) from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ValueError(f"The settings file {path} is not valid TOML: {error}.") from error
-    sections: dict[str, type[Any]] = {
-        "model": ModelSettings,
-        "generation": GenerationSettings,
-        "images": ImageLimits,
-        "app": AppSettings,
-    }
     for table in tables:
-        if table not in sections:
+        if table not in SECTIONS:
             raise ValueError(
-                f"The settings file {path} has a table [{table}]; allowed: {', '.join(sections)}."
+                f"The settings file {path} has a table [{table}]; allowed: {', '.join(SECTIONS)}."
             )
-    return Settings(
-        **{
-            name: from_mapping(cls, tables.get(name, {}), f"[{name}]")
-            for name, cls in sections.items()
-        }
-    )
+    return tables
 
 
 def from_mapping(cls: type[S], values: Mapping[str, Any], where: str) -> S:

@@ -21,7 +21,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from sinkscope.setting.serving import NO_TOKEN, AppSettings
 from sinkscope.web.bodies import LOGIN_BYTES, GoneError, Refused, read_body
-from sinkscope.web.throttle import Key, Throttle, of_address
+from sinkscope.web.throttle import Key, Throttle, later, of_address
 
 FORM = "/access"
 # What says nothing of anybody: whether the server lives, and what Gradio asks itself at its start.
@@ -134,13 +134,9 @@ def _passed(path: str) -> Response | None:
 
 
 def _denied(words: str) -> Response:
-    return PlainTextResponse(words, 401, {"www-authenticate": "Bearer", "cache-control": "no-store"})
-
-
-def later(wait: float) -> Response:
-    seconds = int(wait) + 1
-    words = f"Too many wrong tries from this address; try again in {seconds} seconds."
-    return PlainTextResponse(words, 429, {"retry-after": str(seconds)})
+    return PlainTextResponse(
+        words, 401, {"www-authenticate": "Bearer", "cache-control": "no-store"}
+    )
 
 
 def _leading_on(then: str) -> Response:

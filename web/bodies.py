@@ -51,9 +51,7 @@ class Bodies:
         quota: of uploads in an hour; None: there is none.
     """
 
-    def __init__(
-        self, app: ASGIApp, upload_bytes: int, quota: UploadQuota | None = None
-    ) -> None:
+    def __init__(self, app: ASGIApp, upload_bytes: int, quota: UploadQuota | None = None) -> None:
         self.app, self._upload_bytes, self._quota = app, upload_bytes, quota
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:

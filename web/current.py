@@ -8,6 +8,7 @@ from typing import Any
 
 from gradio.context import LocalContext
 
+USER = "sinkscope.user"  # in a request's scope: who has logged in
 _SCOPE: ContextVar[Mapping[str, Any] | None] = ContextVar("sinkscope_scope", default=None)
 
 

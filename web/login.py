@@ -20,13 +20,12 @@ from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from sinkscope.setting.serving import AppSettings
-from sinkscope.web.access import later
 from sinkscope.web.bodies import LOGIN
-from sinkscope.web.throttle import Key, Throttle, of_address
+from sinkscope.web.current import USER
+from sinkscope.web.throttle import Key, Throttle, later, of_address
 
 log = logging.getLogger(__name__)
 
-USER = "sinkscope.user"  # in a request's scope: who it is from
 MOST_USERS = 10_000
 LONGEST_USER_WAIT, LONGEST_ADDRESS_WAIT = 60.0, 900.0
 # What Gradio's form needs, and what says nothing of anybody.
@@ -100,9 +99,7 @@ class LoginOnly:
         logged_in: gives the user of a session's cookies (`session_user`).
     """
 
-    def __init__(
-        self, app: ASGIApp, logged_in: Callable[[Mapping[str, str]], str | None]
-    ) -> None:
+    def __init__(self, app: ASGIApp, logged_in: Callable[[Mapping[str, str]], str | None]) -> None:
         self.app, self._logged_in = app, logged_in
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -113,7 +110,9 @@ class LoginOnly:
             cookies = cookie_parser(Headers(scope=scope).get("cookie", ""))
             scope[USER] = self._logged_in(cookies)
             if scope[USER] is None and not _is_open(scope["path"]):
-                answer = JSONResponse({"detail": "Log in first: this needs a user and password."}, 401)
+                answer = JSONResponse(
+                    {"detail": "Log in first: this needs a user and password."}, 401
+                )
                 await answer(scope, receive, send)
                 return
         await self.app(scope, receive, send)

@@ -20,7 +20,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from sinkscope.setting.serving import AppSettings
 from sinkscope.web import current
-from sinkscope.web.login import USER
+from sinkscope.web.current import USER
 
 REQUEST = "sinkscope.request"  # in a request's scope: its id
 access = logging.getLogger("sinkscope.access")

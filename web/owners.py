@@ -12,8 +12,7 @@ from collections import OrderedDict
 from pathlib import Path
 
 from sinkscope.utils import write_atomically
-from sinkscope.web.current import scope_now
-from sinkscope.web.login import USER
+from sinkscope.web.current import USER, scope_now
 from sinkscope.web.store import Run, RunStore
 
 log = logging.getLogger(__name__)

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from starlette.types import Scope
 
 from sinkscope.setting.serving import AppSettings
-from sinkscope.web.login import USER
+from sinkscope.web.current import USER
 from sinkscope.web.throttle import of_address
 
 HOUR = 3600.0
@@ -65,9 +65,7 @@ class UploadQuota:
         clock: in seconds; tests have their own.
     """
 
-    def __init__(
-        self, settings: AppSettings, clock: Callable[[], float] = time.monotonic
-    ) -> None:
+    def __init__(self, settings: AppSettings, clock: Callable[[], float] = time.monotonic) -> None:
         self.most_bytes = settings.upload_megabytes * 1_000_000
         self.most_files = settings.upload_files
         self.clock = clock

@@ -9,6 +9,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from starlette.responses import PlainTextResponse, Response
 from starlette.types import Scope
 
 FREE_TRIES = 5
@@ -91,3 +92,10 @@ class Throttle:
 def _digest(key: Key) -> bytes:
     """A name may be long."""
     return hashlib.blake2b(key.name.encode("utf-8", "replace"), digest_size=16).digest()
+
+
+def later(wait: float) -> Response:
+    """The answer to a try that comes too early."""
+    seconds = int(wait) + 1
+    words = f"Too many wrong tries from this address; try again in {seconds} seconds."
+    return PlainTextResponse(words, 429, {"retry-after": str(seconds)})
