@@ -93,20 +93,10 @@ def resolve(arguments: list[str], environment: Mapping[str, str] | None = None) 
             read_tables(path) if path else {},
             path,
         )
-        if path:
-            make_settings(sources.file)  # names the file's own mistake, not a mixture's
-        return Start(_made(sources), sources, given.print_settings)
+        merged = {section: sources.merged(section) for section in SECTIONS}
+        return Start(make_settings(merged), sources, given.print_settings)
     except ValueError as error:
         parser.error(str(error))
-
-
-def _made(sources: Sources) -> Settings:
-    merged = {section: sources.merged(section) for section in SECTIONS}
-    made: dict[str, Any] = {}
-    for section, cls in SECTIONS.items():
-        values = {k: tuple(v) if isinstance(v, list) else v for k, v in merged[section].items()}
-        made[section] = cls(**values)
-    return Settings(**made)
 
 
 def _said(cls: type[Any], given: argparse.Namespace) -> dict[str, Any]:

@@ -359,6 +359,8 @@ def read_tables(path: Path) -> dict[str, Any]:
             raise ValueError(
                 f"The settings file {path} has a table [{table}]; allowed: {', '.join(SECTIONS)}."
             )
+        if not isinstance(tables[table], Mapping):
+            raise refuse(f"[{table}]", tables[table], "a table")
     return tables
 
 

@@ -47,7 +47,7 @@ class AppSettings:
     tls_key: str | None = setting(None, "Key (PEM) of the certificate.", metavar="FILE")
     read_only: bool = setting(
         False,
-        "Stored runs and the example can be looked at; nothing is computed, taken or deleted.",
+        "A demo: stored runs and the example can be looked at, nothing is computed or changed.",
     )
     log: Literal["plain", "json"] = setting(
         "plain", "plain: warnings in words; json: a line of JSON for each request and message."

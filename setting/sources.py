@@ -17,12 +17,7 @@ PREFIX = "SINKSCOPE_"
 SECRET = ("auth", "token")
 MASK = "(set, not shown)"
 # Of programs beside the app (tests, continuous integration); not settings.
-OTHERS = (
-    "SINKSCOPE_SETTINGS",
-    "SINKSCOPE_KILLS",
-    "SINKSCOPE_TOKENIZER",
-    "SINKSCOPE_REQUIRE_BROWSER",
-)
+OTHERS = tuple(PREFIX + name for name in ("SETTINGS", "KILLS", "TOKENIZER", "REQUIRE_BROWSER"))
 _SWITCH = {
     **dict.fromkeys(("1", "true", "yes", "on"), True),
     **dict.fromkeys(("0", "false", "no", "off"), False),
@@ -49,7 +44,7 @@ class Resolved:
         """For a terminal, with secrets masked."""
         secret = self.name in SECRET and self.value not in (None, "none")
         value = MASK if secret else "-" if self.value is None else _words(self.value)
-        return f"{self.section}.{self.name:<20} {value:<34} {self.source}".rstrip()
+        return f"{self.section + '.' + self.name:<30} {value:<34} {self.source}"
 
 
 def _words(value: Any) -> str:

@@ -168,7 +168,7 @@ _FORM = """<!doctype html>
 <title>SinkScope: access token</title>
 <style>
 :root {{ color-scheme: light dark; }}
-body {{ font: 16px/1.5 system-ui, sans-serif; max-width: 32rem; margin: 15vh auto; padding: 0 1rem; }}
+body {{ font: 16px/1.5 system-ui, sans-serif; max-width: 32rem; margin: 15vh auto; }}
 label, input, button {{ display: block; font: inherit; }}
 input {{ box-sizing: border-box; width: 100%; margin: .3rem 0 1rem; padding: .5rem; }}
 button {{ padding: .5rem 1.2rem; }}

@@ -27,6 +27,7 @@ from sinkscope.web.throttle import Key, Throttle, later, of_address
 log = logging.getLogger(__name__)
 
 MOST_USERS = 10_000
+LOG_IN = "Log in first: this needs a user and password."
 LONGEST_USER_WAIT, LONGEST_ADDRESS_WAIT = 60.0, 900.0
 # What Gradio's form needs, and what says nothing of anybody.
 _OPEN = ("/", "/health", "/favicon.ico", "/robots.txt", "/manifest.json", "/theme.css", "/logout")
@@ -110,9 +111,7 @@ class LoginOnly:
             cookies = cookie_parser(Headers(scope=scope).get("cookie", ""))
             scope[USER] = self._logged_in(cookies)
             if scope[USER] is None and not _is_open(scope["path"]):
-                answer = JSONResponse(
-                    {"detail": "Log in first: this needs a user and password."}, 401
-                )
+                answer = JSONResponse({"detail": LOG_IN}, 401)
                 await answer(scope, receive, send)
                 return
         await self.app(scope, receive, send)
