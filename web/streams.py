@@ -57,7 +57,7 @@ def _session(scope: Scope) -> str | None:
     """Kind and session of a stream; None for any other request."""
     path = scope["path"]
     if path.startswith(_HEARTBEAT):
-        return path[:300]
+        return str(path[:300])
     if path.rstrip("/") in _EVENTS or path.startswith("/gradio_api/call/"):
         if scope["method"] != "GET":
             return None
