@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import logging
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -46,14 +47,25 @@ def lines(stream: io.StringIO) -> list[dict[str, Any]]:
     return [json.loads(line) for line in stream.getvalue().splitlines()]
 
 
+def lines_of(stream: io.StringIO, path: str) -> list[dict[str, Any]]:
+    """The lines of a path; a line is written after its answer has been sent."""
+    until = time.monotonic() + 20
+    while time.monotonic() < until:
+        if found := [one for one in lines(stream) if one.get("path") == path]:
+            return found
+        time.sleep(0.05)
+    return []
+
+
 def test_each_request_is_one_line_with_its_id(site: Site, written: io.StringIO) -> None:
     _, headers, _ = ask(site, f"/config?token={SECRET}")
-    (line,) = [one for one in lines(written) if one.get("path") == "/config"]
+    (line,) = lines_of(written, "/config")
     assert line["request"] == headers["x-request-id"] and len(line["request"]) == 16
     assert (line["method"], line["status"]) == ("GET", 200)
     assert line["sent"] > 1000 and line["ms"] > 0
     assert upload(site, 2)[0] == 200
     assert ask(site, f"/gradio_api/heartbeat/{SECRET}", "POST", SECRET)[0] == 400
+    assert lines_of(written, "/gradio_api/heartbeat/...")
     assert SECRET not in written.getvalue()
 
 
