@@ -61,7 +61,7 @@ def lighten(blocks: gr.Blocks) -> None:
     makes a table of the last 10,000 ones for a monitor, which is switched off here: both want the
     interpreter, from whatever computes, and the second more with each event.
     """
-    sessions = LightSessions()
+    sessions = LightSessions()  # type: ignore[no-untyped-call]
     sessions.set_blocks(blocks)
     blocks.app.state_holder = sessions
     queue = blocks._queue
