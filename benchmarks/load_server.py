@@ -6,16 +6,14 @@ jobs are under way, and which threads there are. It ends with its standard input
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import os
 import sys
 import tempfile
 import threading
 from collections import Counter
-from typing import Any
 
-ANYWHERE = {"token": False}  # settings that later versions have: the clients here bring no token
+MANY = 100_000  # all clients have one address, and are more than anybody who may come in has
 
 
 def main(store_megabytes: int, queue_size: int, switch_ms: float) -> None:
@@ -35,20 +33,21 @@ def main(store_megabytes: int, queue_size: int, switch_ms: float) -> None:
 
         from sinkscope.config import AppSettings, ModelSettings, Settings
         from sinkscope.models.loading import load_model
+        from sinkscope.setting.serving import NO_TOKEN
         from sinkscope.web.launch import launch
         from sinkscope.web.page import build_app
 
         if switch_ms:
             sys.setswitchinterval(switch_ms / 1000)
         handle = load_model(ModelSettings("demo", device="cpu"))
-        known = {field.name for field in dataclasses.fields(AppSettings)}
-        own: dict[str, Any] = {k: v for k, v in ANYWHERE.items() if k in known}
         app = AppSettings(
             port=0,
             cache_dir=f"{folder}/cache",
             store_megabytes=store_megabytes,
             queue_size=queue_size,
-            **own,
+            token=NO_TOKEN,
+            streams=MANY,
+            upload_files=MANY,
         )
         page = build_app(Settings(app=app), handle)
         url = launch(page, wait=False)

@@ -267,7 +267,9 @@ class Handlers:
     def opened(self, ask: Any) -> dict[str, Any] | None:
         """The answer of `open_run` where it lies ready and nothing is waited for; else None."""
         run = self.store.in_memory(_field(ask, "run"), wait=False)
-        return None if run is None else self._shown.ready(run)
+        if run is None or not self.store.may_see(run.id):
+            return None
+        return self._shown.ready(run)
 
     def _found(self, ask: Any, described: bool = True) -> Run | dict[str, Any]:
         """The run, or the two runs side by side, that a question is about; or what to answer."""

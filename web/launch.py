@@ -15,12 +15,9 @@ from sinkscope.setting.serving import NO_TOKEN, AppSettings
 from sinkscope.web.assets import page_style, read_static
 from sinkscope.web.compress import CompressedPage
 from sinkscope.web.documents import Documents
-<<<<<<< HEAD
-from sinkscope.web.kept_files import KeptFiles
-=======
 from sinkscope.web.guards import guards
+from sinkscope.web.kept_files import KeptFiles
 from sinkscope.web.login import users_of
->>>>>>> main
 from sinkscope.web.page import App
 from sinkscope.web.questions import QuickQuestions
 from sinkscope.web.security import middleware
@@ -51,16 +48,12 @@ def launch(app: App, *, wait: bool = True, token: str | None = None) -> str:
     port = _usable_port(settings.host, settings.port)  # before a model is loaded for nothing
     if app.slot.state.phase == "none" and not settings.read_only:
         app.slot.load(app.settings.model)
-<<<<<<< HEAD
-    alone = settings.auth is None  # what is asked for does not depend on who asks
+    layers = middleware(app.settings, guards(settings, token, port, app.blocks))
+    alone = not settings.login  # what is asked for does not depend on who asks
     inside = [Middleware(Documents), Middleware(CompressedPage, kept=alone)]
     if alone and app.handlers.component is not None:
         inside.append(Middleware(KeptFiles, folder=Path(app.handlers.component.GRADIO_CACHE)))
         inside.append(Middleware(QuickQuestions, handlers=app.handlers))
-=======
-    inside = Middleware(Documents), Middleware(CompressedPage)
-    layers = middleware(app.settings, guards(settings, token, port, app.blocks))
->>>>>>> main
     app.blocks.queue(max_size=4 * settings.queue_size, api_open=False)
     _, address, _ = app.blocks.launch(
         server_name=f"[{settings.host}]" if ":" in settings.host else settings.host,
