@@ -26,17 +26,21 @@ from sinkscope.setting.field import (
     setting,
     settings_of,
 )
+from sinkscope.setting.heads import Heads, heads_text, layer_heads
 from sinkscope.setting.reading import index_list, read, read_all, whole
 
 __all__ = [
     "LISTS",
+    "Heads",
     "REQUIRED",
     "Setting",
     "allowed_words",
     "check",
     "checked",
     "explained",
+    "heads_text",
     "index_list",
+    "layer_heads",
     "like",
     "offered",
     "read",
