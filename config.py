@@ -265,7 +265,7 @@ class VARSettings:
     )
     heads: Heads | None = setting(
         None,
-        "The heads that VAR may change, as LAYER.HEAD, such as 4.1,4.3,5.0-2, or a list of heads as "
+        "The heads that VAR may change: LAYER.HEAD, such as 4.1,4.3,5.0-2, or a list of heads as "
         "JSON (on the command line also its file).",
         own=layer_heads,
         name="var_heads",

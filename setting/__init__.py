@@ -26,13 +26,13 @@ from sinkscope.setting.field import (
     setting,
     settings_of,
 )
-from sinkscope.setting.heads import Heads, heads_text, layer_heads
+from sinkscope.setting.heads import Heads, heads_text, layer_heads, list_text
 from sinkscope.setting.reading import index_list, read, read_all, whole
 
 __all__ = [
     "LISTS",
-    "Heads",
     "REQUIRED",
+    "Heads",
     "Setting",
     "allowed_words",
     "check",
@@ -42,6 +42,7 @@ __all__ = [
     "index_list",
     "layer_heads",
     "like",
+    "list_text",
     "offered",
     "read",
     "read_all",

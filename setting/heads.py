@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 from collections.abc import Iterable, Mapping
@@ -39,7 +40,7 @@ def layer_heads(name: str, value: Any) -> Heads:
     if not pairs:
         raise ValueError(f"{name} names no head; allowed: {ALLOWED}.")
     made = tuple(sorted(pairs))
-    for one, following in zip(made, made[1:], strict=False):
+    for one, following in itertools.pairwise(made):
         if one == following:
             raise ValueError(f"{name} has head {heads_text([one])} twice; allowed: each once.")
     return made
@@ -83,3 +84,11 @@ def _pair(name: str, one: Any) -> tuple[int, int]:
     if not usable or made != (layer, head) or not all(0 <= part <= MOST_INDEX for part in made):
         raise refuse(name, one, ALLOWED)
     return made
+
+
+def list_text(values: Iterable[Any]) -> str:
+    """A list of a setting as users write it: numbers with commas, pairs as LAYER.HEAD."""
+    return ", ".join(
+        heads_text([one]) if isinstance(one, list | tuple) and len(one) == 2 else str(one)
+        for one in values
+    )

@@ -9,9 +9,9 @@ it. Nothing is kept anywhere else, so two runs with different settings never see
 3. `rows` rescales the exact rows at every decode step, and those that are seen.
 4. `report` says what was done, and why nothing where nothing was.
 
-Which layers and heads act, the dialect and the dimensions are fixed when a run begins. tau, keep, the limits
-and whether a batch row is on are tensors on the device, and `rows` reads nothing but them: a step
-that was recorded as a graph can be replayed with other settings (`change`).
+Which layers and heads act, the dialect and the dimensions are fixed when a run begins. tau, keep,
+the limits and whether a batch row is on are tensors on the device, and `rows` reads nothing but
+them: a step that was recorded as a graph can be replayed with other settings (`change`).
 """
 
 from __future__ import annotations
