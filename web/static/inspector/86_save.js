@@ -152,7 +152,7 @@ async function saveShares() {
 async function saveMap() {
   const lines = ["answer,first_token,last_token,method,unit,layer,image,row,column,value"], one = method();
   for (const { name, side, l } of looks()) {
-    const map = shown.maps[name], { rows, columns, start } = imageOf(side), made = explainedOf(one.name, side);
+    const map = shown.drawn[name], { rows, columns, start } = imageOf(side), made = explainedOf(one.name, side);
     if (!map) continue;
     const unit = `"${(one.computed && made ? made.unit : one.unit) || ""}"`, image = side.images.indexOf(imageOf(side));
     for (let i = 0; i < rows * columns; i++)
