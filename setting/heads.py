@@ -89,6 +89,6 @@ def _pair(name: str, one: Any) -> tuple[int, int]:
 def list_text(values: Iterable[Any]) -> str:
     """A list of a setting as users write it: numbers with commas, pairs as LAYER.HEAD."""
     return ", ".join(
-        heads_text([one]) if isinstance(one, list | tuple) and len(one) == 2 else str(one)
+        heads_text([(one[0], one[1])]) if isinstance(one, list | tuple) and len(one) == 2 else str(one)
         for one in values
     )
