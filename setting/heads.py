@@ -88,7 +88,8 @@ def _pair(name: str, one: Any) -> tuple[int, int]:
 
 def list_text(values: Iterable[Any]) -> str:
     """A list of a setting as users write it: numbers with commas, pairs as LAYER.HEAD."""
-    return ", ".join(
-        heads_text([(one[0], one[1])]) if isinstance(one, list | tuple) and len(one) == 2 else str(one)
-        for one in values
-    )
+    made = []
+    for one in values:
+        pair = isinstance(one, list | tuple) and len(one) == 2
+        made.append(heads_text([(one[0], one[1])]) if pair else str(one))
+    return ", ".join(made)
