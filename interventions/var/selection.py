@@ -7,6 +7,7 @@ shares `image_centric`.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
@@ -108,18 +109,18 @@ class KeyGroups:
         All layers share one storage, and what autograd keeps must not be written again.
         """
         if copied:
-            return KeyGroups(
-                *(None if value is None else value.clone() for value in vars(self).values())
-            ).first(keys)
+            return self._each(torch.clone).first(keys)
         if keys == self.sinks.shape[-1]:
             return self
         return replace(self, masks=self.masks[..., :keys], sinks=self.sinks[..., :keys])
 
     def row(self, row: int) -> KeyGroups:
         """Those of one batch row."""
-        return KeyGroups(
-            *(None if value is None else value[row : row + 1] for value in vars(self).values())
-        )
+        return self._each(lambda value: value[row : row + 1])
+
+    def _each(self, change: Callable[[Tensor], Tensor]) -> KeyGroups:
+        made = {name: change(value) for name, value in vars(self).items() if value is not None}
+        return replace(self, **made)
 
 
 @dataclass(frozen=True)
