@@ -66,7 +66,7 @@ class DrawingProcess:
                 (label, str(self._file_of(trace) or _saved(trace, Path(folder), number)))
                 for number, (label, trace) in enumerate(sides.items())
             ]
-            task = {"sides": files, "drawing": drawing.values(), "path": str(path)}
+            task: dict[str, Any] = {"sides": files, "drawing": drawing.values(), "path": str(path)}
             if isinstance(method := drawing.view.method, GivenMaps):
                 task["given"] = _given(sides, method, Path(folder))
             what = "frames" if path.suffix in ANIMATIONS else "files"
