@@ -13,6 +13,7 @@ from sinkscope.benchmarks import (
     explorers,
     gpu,
     load,
+    methods,
     page,
     sinks,
     startup,
@@ -35,6 +36,7 @@ app.command("sinks")(sinks.sinks)
 app.command("gpu")(gpu.gpu)
 app.command("page")(page.page)
 app.command("evaluation")(evaluation.evaluation)
+app.command("methods")(methods.methods)
 app.command("explorers")(explorers.explorers)
 app.command("load")(load.load)
 app.command("startup")(startup.startup)
