@@ -9,12 +9,12 @@ hand.
 from __future__ import annotations
 
 import dataclasses
-import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args
 
+from sinkscope.outside import read_toml
 from sinkscope.setting import REQUIRED, check, explained, refuse, setting
 from sinkscope.utils import run_folder
 
@@ -377,14 +377,7 @@ def read_settings(path: Path) -> Settings:
         ValueError: the file is missing or no TOML, or a table, key or value is not allowed; the
             text says which.
     """
-    try:
-        tables = tomllib.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ValueError(
-            f"The settings file {path} cannot be read: {error.strerror or error}."
-        ) from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"The settings file {path} is not valid TOML: {error}.") from error
+    tables = read_toml(path, "The settings file")
     sections: dict[str, type[Any]] = {
         "model": ModelSettings,
         "generation": GenerationSettings,
@@ -394,7 +387,8 @@ def read_settings(path: Path) -> Settings:
     for table in tables:
         if table not in sections:
             raise ValueError(
-                f"The settings file {path} has a table [{table}]; allowed: {', '.join(sections)}."
+                f"The settings file {path.name} has a table [{table}]; "
+                f"allowed: {', '.join(sections)}."
             )
     return Settings(
         **{

@@ -33,7 +33,10 @@ if TYPE_CHECKING:
     import torch
 
 ROWS = ("attention", "shares", "entropy")
-MOST_APART = 1 << 22  # vision tokens of a view that are not neighbours: no file makes us list more
+MOST_APART = 1 << 20  # vision tokens of a view that are not neighbours: no file makes us list more
+MOST_TOKENS = 1 << 22  # of a prompt: above all context lengths
+MOST_VIEWS = 1000  # of an image; models have some dozen
+MOST_CELLS = 1 << 22  # of the grid that an image's maps are on
 VIEW_SIZES = ("rows", "columns", "frames", "merge")
 PROMPTS = ("prompt_rows", "reference")  # fields that hold a PromptTrace or None
 
@@ -87,7 +90,7 @@ def trace_of(about: Mapping[str, Any], tensors: Mapping[str, torch.Tensor]) -> G
         seed=_whole("seed", about["seed"]),
         finish=_text("finish", about["finish"]),
         seconds=_number("seconds", about["seconds"]),
-        var=None if about["var"] is None else _mapping("var", about["var"]),
+        var=_var(about["var"]),
         extra=_mapping("extra", about["extra"]),
     )
     if len(trace.prompt_tokens) != layout.length:
@@ -236,6 +239,8 @@ def _tokens(said: Iterable[Mapping[str, Any]]) -> tuple[GeneratedToken, ...]:
 
 def _layout(said: Mapping[str, Any]) -> PromptLayout:
     length = _whole("length", said["length"])
+    if length > MOST_TOKENS:
+        raise ValueError(f"its prompt should have {length} tokens; allowed: {MOST_TOKENS}")
     layout = PromptLayout(
         length=length,
         segments=tuple(Segment(**segment) for segment in said["segments"]),
@@ -290,10 +295,18 @@ def _grid(said: Mapping[str, Any], length: int) -> ImageGrid:
         t, h, w, merge = (_whole(name, said[name], 1) for name in ("t", "h", "w", "merge"))
         if t * h * w > length * merge**2:  # before so many positions are made
             raise ValueError("the patches of its images do not lie in its prompt, one image by one")
-        return one_view(start, t, h, w, merge, resized, original)
+        return _drawable(one_view(start, t, h, w, merge, resized, original))
     views = tuple(_view(view, length) for view in said["views"])
     marks = _wholes("marks", said["marks"])
-    return ImageGrid(views, resized, original, marks)
+    return _drawable(ImageGrid(views, resized, original, marks))
+
+
+def _drawable(grid: ImageGrid) -> ImageGrid:
+    """Refuse views whose map would have more cells than any image: it is made cell by cell."""
+    rows, columns = grid.rows, grid.columns
+    if rows * columns > MOST_CELLS or len(grid.views) > MOST_VIEWS:
+        raise ValueError(f"the map of an image should have {rows} x {columns} cells")
+    return grid
 
 
 def _view(said: Mapping[str, Any], length: int) -> View:
@@ -385,6 +398,16 @@ def _texts(name: str, said: Iterable[Any]) -> tuple[str, ...]:
     if isinstance(said, str) or set(map(type, made)) - {str}:
         raise ValueError(f"its {name} has something that is no text")
     return made
+
+
+def _var(said: Any) -> dict[str, Any] | None:
+    """What a trace says of VAR; its settings are read by name, so they have names."""
+    if said is None:
+        return None
+    settings = _mapping("var", said).get("settings")
+    if settings is not None:
+        _mapping("var.settings", settings)
+    return dict(said)
 
 
 def _mapping(name: str, value: Any) -> dict[str, Any]:

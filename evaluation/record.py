@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from sinkscope.evaluation.base import Judged, Judgement
+from sinkscope.outside import INFINITE, OutsideError, parse_json
 
 
 @dataclass(frozen=True)
@@ -55,9 +56,9 @@ class AnswerRecord:
                 named.
         """
         try:
-            values = json.loads(line)
-        except ValueError as error:
-            raise ValueError(f"{where} is no JSON: {error}.") from error
+            values = parse_json(line, INFINITE)
+        except OutsideError as error:
+            raise ValueError(f"{where} is damaged, because {error}.") from error
         if not isinstance(values, dict):
             raise ValueError(f"{where} is no JSON object.")
         allowed = {one.name for one in dataclasses.fields(AnswerRecord)}

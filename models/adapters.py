@@ -6,7 +6,6 @@ that everything else works as with a merged checkpoint. Adapters are read from s
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,7 @@ from safetensors import SafetensorError, safe_open
 from sinkscope.models.quantised import quantisation
 from sinkscope.models.source import ModelError
 from sinkscope.models.weights import ADAPTER
+from sinkscope.outside import read_json
 from sinkscope.utils import sha256
 
 WEIGHTS = "adapter_model.safetensors"
@@ -34,10 +34,10 @@ def check_adapter(folder: Path) -> dict[str, Any]:
             "save_pretrained wrote."
         )
     try:
-        given = json.loads(about.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        given = read_json(about, "The file")
+    except ValueError as error:
         raise ModelError(
-            f"The {ADAPTER} of the adapter {folder} cannot be read: {error}."
+            f"The {ADAPTER} of the adapter {folder} cannot be read: {error}"
         ) from error
     if not isinstance(given, dict) or not isinstance(given.get("peft_type"), str):
         raise ModelError(f"The {ADAPTER} of the adapter {folder} names no peft_type.")

@@ -50,6 +50,7 @@ from sinkscope.models.weights import (
     inner_models,
     weight_files,
 )
+from sinkscope.outside import INFINITE, read_json
 
 FAMILIES: tuple[Family, ...] = (
     Qwen25VL(),
@@ -283,7 +284,7 @@ def _for_capture(config: Any) -> Any:
 
 def _has_own_code(file: Path) -> bool:
     try:
-        return "auto_map" in json.loads(file.read_text(encoding="utf-8"))
+        return "auto_map" in read_json(file, "The file", INFINITE)
     except (ValueError, TypeError):
         return False
 
