@@ -131,6 +131,8 @@ def open_run(folder: Path, run_id: str | None = None) -> Run:
         raise ValueError("The stored run is damaged: it has no baseline.")
     if len({(t.layout, t.layers, t.heads, t.prompt) for t in traces.values()}) > 1:
         raise ValueError("The stored run is damaged: its two answers are not of one prompt.")
+    if same_text and len({len(t.tokens) for t in traces.values()}) > 1:
+        raise ValueError("The stored run is damaged: its two answers are not of one text.")
     return Run(traces, kind, same_text, created, run_id or new_id(), folder=folder)
 
 
