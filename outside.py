@@ -151,7 +151,7 @@ def parse_json(text: str | bytes, bounds: Bounds = USUAL) -> Any:
     except OutsideError:
         raise
     except UnicodeDecodeError as error:
-        raise OutsideError(f"it is no UTF-8 text (its byte {error.start})") from error
+        raise OutsideError(f"it is no JSON: no UTF-8 text (its byte {error.start})") from error
     except (ValueError, RecursionError) as error:
         raise OutsideError(f"it is no JSON: {error}") from error
 
@@ -163,10 +163,10 @@ def check_json(text: str, bounds: Bounds = USUAL) -> None:
         OutsideError: it has more values or levels; the text is the end of a sentence.
     """
     opened = text.count("[") + text.count("{")
-    if opened > bounds.lists or opened + text.count(",") > bounds.values:
-        raise OutsideError(
-            f"it has more than {bounds.values:,} values or {bounds.lists:,} lists, the most allowed"
-        )
+    if opened > bounds.lists:
+        raise OutsideError(f"it has more than {bounds.lists} lists, the most allowed")
+    if opened + text.count(",") > bounds.values:
+        raise OutsideError(f"it has more than {bounds.values} values, the most allowed")
     if opened <= bounds.levels:
         return
     depth = 0
@@ -221,7 +221,9 @@ def parse_toml(data: bytes) -> dict[str, Any]:
             raise OutsideError(f"it has a key of more than {TOML_DOTS} parts")
         made = tomllib.loads(text)
     except UnicodeDecodeError as error:
-        raise OutsideError(f"it is no UTF-8 text (its byte {error.start})") from error
+        raise OutsideError(
+            f"it is not valid TOML: no UTF-8 text (its byte {error.start})"
+        ) from error
     except RecursionError as error:
         raise OutsideError(f"it is nested too deeply; allowed: {DEEPEST} levels") from error
     except OutsideError:

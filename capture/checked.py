@@ -72,7 +72,7 @@ def var_report(said: Any, layout: PromptLayout) -> dict[str, Any] | None:
         raise ValueError(f"its var.layers is {shown(layers)}, where a list should be")
     for layer in layers:
         whole("layer", mapping("var.layers", layer)["layer"])
-        positions_in("var.layers", layer["positions"], layout)
+        positions_in("var.layers", layer.get("positions", ()), layout)
     return report
 
 

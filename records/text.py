@@ -14,7 +14,6 @@ from sinkscope.outside import Bounds, OutsideError, check_json, open_regular
 LONGEST = 128 * 2**20
 # And no more values than fit: a megabyte of brackets becomes twenty times as much.
 MOST_VALUES = 4_000_000
-_ROW = Bounds(values=MOST_VALUES)
 _UTF_16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 
 
@@ -89,7 +88,7 @@ def check_values(text: str, what: str) -> None:
         TooManyValuesError: naming it by `what`.
     """
     try:
-        check_json(text, _ROW)
+        check_json(text, Bounds(values=MOST_VALUES))
     except OutsideError as error:
         raise TooManyValuesError(f"{what} cannot be read: {error}.") from error
 

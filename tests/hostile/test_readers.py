@@ -1,0 +1,219 @@
+"""Every reader of files from outside against every kind of damage: a value, or one sentence."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import random
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.hostile.corpus import (
+    TRILLION,
+    changed,
+    garbled,
+    json_bombs,
+    toml_bombs,
+)
+from tests.hostile.limits import Touched, bounded_memory, refused_or_read, share
+from tests.hostile.readers import READERS, Reader, joined, split, trace_bytes
+
+EACH = share(0.5 / len(READERS), 12)  # of the long form half are files
+BOMBS = {"json": json_bombs, "lines": json_bombs, "toml": toml_bombs}
+TRACES = tuple(reader for reader in READERS if reader.kind == "trace")
+
+
+def attack(reader: Reader, folder: Path, inputs: Callable[[bytes, random.Random], bytes]) -> int:
+    """How many of its inputs a reader refuses."""
+    path, sound = folder / reader.file, reader.sound()
+    rng = random.Random(reader.name)
+    refused = 0
+    for _ in range(EACH):
+        path.write_bytes(inputs(sound, rng))
+        refused += bool(refused_or_read(lambda: reader.read(path), folder))
+    return refused
+
+
+@pytest.mark.parametrize("reader", READERS, ids=lambda one: one.name)
+def test_bytes_that_are_damaged(reader: Reader, tmp_path: Path) -> None:
+    with Touched(tmp_path) as touched, bounded_memory():
+        attack(reader, tmp_path, garbled)
+    assert touched.written == []
+
+
+def other_values(sound: bytes, rng: random.Random) -> bytes:
+    """Sound JSON with other values in it; of a file of lines, in one of the lines."""
+    *before, line = sound.strip().split(b"\n") if b"\n{" in sound else [sound]
+    return b"\n".join([*before, json.dumps(changed(json.loads(line), rng)).encode()]) + b"\n"
+
+
+def other_header(sound: bytes, rng: random.Random) -> bytes:
+    """A trace with other values in its JSON part or its table, signed as its writer would."""
+    header, tensors = split(sound)
+    about = json.loads(header["__metadata__"]["sinkscope-trace"])
+    if rng.random() < 0.8:
+        about = changed(about, rng)
+    else:
+        table = changed({k: v for k, v in header.items() if k != "__metadata__"}, rng)
+        header = {"__metadata__": header["__metadata__"], **table}
+        if not all(isinstance(v, dict) and {"dtype", "shape"} <= set(v) for v in table.values()):
+            return json.dumps(header).encode()
+        if not all(isinstance(v["shape"], list) for v in table.values()):
+            return json.dumps(header).encode()
+    return joined(header, about, tensors)
+
+
+@pytest.mark.parametrize(
+    "reader", [r for r in READERS if r.kind in ("json", "lines", "trace")], ids=lambda one: one.name
+)
+def test_other_values_in_their_place(reader: Reader, tmp_path: Path) -> None:
+    with Touched(tmp_path) as touched, bounded_memory():
+        attack(reader, tmp_path, other_header if reader.kind == "trace" else other_values)
+    assert touched.written == []
+
+
+@pytest.mark.parametrize("reader", [r for r in READERS if r.kind in BOMBS], ids=lambda one: one.name)
+def test_texts_that_cost_more_than_they_say(reader: Reader, tmp_path: Path) -> None:
+    path = tmp_path / reader.file
+    reads = []
+    with bounded_memory():
+        for name, text in BOMBS[reader.kind]().items():
+            path.write_bytes(text)
+            if not refused_or_read(lambda: reader.read(path), tmp_path):
+                reads.append(name)
+    allowed = {"not a number", "infinity", "beyond floats", "half a character", "empty", "null"}
+    allowed |= {"large", "a number"} if reader.kind != "toml" else set()
+    assert set(reads) <= allowed | {"many lists", "a key twice"}, reads
+    deep = ("lists in lists", "closed lists in lists", "a little too deep", "a key of many parts")
+    assert not set(reads) & {*deep, "tables in tables", "closed arrays"}
+
+
+def no_file(kind: str, path: Path) -> None:
+    """Put something at the path that is no regular file."""
+    if kind == "pipe":
+        os.mkfifo(path)
+    elif kind == "folder":
+        path.mkdir()
+    elif kind == "missing":
+        return
+    else:
+        path.symlink_to(kind)
+
+
+@pytest.mark.parametrize("kind", ["pipe", "folder", "/dev/zero", "/dev/tty", "/proc/kmsg", "missing"])
+@pytest.mark.parametrize("reader", READERS, ids=lambda one: one.name)
+def test_what_is_no_file_is_refused_at_once(reader: Reader, kind: str, tmp_path: Path) -> None:
+    path = tmp_path / reader.file
+    if reader.name == "record":
+        pytest.skip("takes a line, not a file")
+    no_file(kind, path)
+    said: list[str] = []
+    worker = threading.Thread(
+        target=lambda: said.append(refused_or_read(lambda: reader.read(path))), daemon=True
+    )
+    worker.start()
+    worker.join(20)
+    assert not worker.is_alive(), "it waits"
+    if kind == "/proc/kmsg" and reader.kind in ("json", "lines", "table", "toml", "text"):
+        return  # an empty file: some of them may be empty
+    assert said and said[0]
+
+
+@pytest.mark.parametrize("reader", TRACES, ids=lambda one: one.name)
+@pytest.mark.parametrize("key", ["length", "stop", "start", "rows", "columns", "positions", "t"])
+def test_a_trace_of_a_trillion(reader: Reader, key: str, tmp_path: Path) -> None:
+    """`stop = 10^12` once took 17.5 GB."""
+    header, tensors = split(reader.sound())
+    text = header["__metadata__"]["sinkscope-trace"]
+    path = tmp_path / reader.file
+    with bounded_memory():
+        for about in trillions(json.loads(text), key):
+            path.write_bytes(joined(header, about, tensors))
+            assert refused_or_read(lambda: reader.read(path), tmp_path)
+
+
+def trillions(about: dict[str, Any], key: str) -> list[dict[str, Any]]:
+    """The same with a trillion for each thing of this name in its layout."""
+    made = []
+    for index in range(_count(about["layout"], key)):
+        one = json.loads(json.dumps(about))
+        _set(one["layout"], key, index)
+        made.append(one)
+    return made
+
+
+def _count(plain: Any, key: str) -> int:
+    return sum(1 for _ in _holders(plain, key))
+
+
+def _holders(plain: Any, key: str) -> Any:
+    if isinstance(plain, dict):
+        if key in plain:
+            yield plain
+        for inner in plain.values():
+            yield from _holders(inner, key)
+    elif isinstance(plain, list):
+        for inner in plain:
+            yield from _holders(inner, key)
+
+
+def _set(plain: Any, key: str, index: int) -> None:
+    holder = list(_holders(plain, key))[index]
+    holder[key] = [[0, TRILLION]] if key == "positions" else TRILLION
+
+
+def test_a_trillion_tokens_that_take_no_bytes(tmp_path: Path) -> None:
+    """No token was kept, so that no tensor has a byte, and everything fits but the prompt."""
+    header, _ = split(trace_bytes())
+    about = json.loads(header["__metadata__"]["sinkscope-trace"])
+    image = header["image_0"]
+    about |= {"tokens": [], "prompt_rows": None, "reference": None, "sinks": [], "var": None}
+    about["layout"] = {
+        "length": TRILLION,
+        "segments": [{"kind": "image", "start": 0, "stop": TRILLION, "image": 0}],
+        "grids": [
+            {
+                **about["layout"]["grids"][0],
+                "views": [
+                    {
+                        **about["layout"]["grids"][0]["views"][0],
+                        **{"positions": [[0, TRILLION]], "rows": 10**6, "columns": 10**6},
+                        **{"frames": 1},
+                    }
+                ],
+            }
+        ],
+    }
+    size = [0, len(about["layers"]), len(about["heads"])]
+    shapes = {
+        "attention": ("F16", [*size, TRILLION]),
+        "shares": ("F32", [*size, 2]),
+        "entropy": ("F32", size),
+        "head_mean": ("F32", [*size[:2], TRILLION]),
+    }
+    table: dict[str, Any] = {
+        name: {"dtype": dtype, "shape": shape, "data_offsets": [0, 0]}
+        for name, (dtype, shape) in shapes.items()
+    }
+    begin, end = image["data_offsets"]
+    table["image_0"] = {**image, "data_offsets": [0, end - begin]}
+    data = joined({"__metadata__": header["__metadata__"], **table}, about, bytes(end - begin))
+    path = tmp_path / "a.safetensors"
+    path.write_bytes(data)
+    for reader in TRACES[:3]:
+        with bounded_memory():
+            said = refused_or_read(lambda: reader.read(path), tmp_path)  # noqa: B023
+        assert "tokens; allowed" in said
+
+
+def test_a_file_without_a_reader_of_its_own_is_named_by_its_name(tmp_path: Path) -> None:
+    from sinkscope.outside import open_regular
+
+    with pytest.raises(OSError) as caught:
+        open_regular(tmp_path)
+    assert caught.value.errno == errno.EINVAL
