@@ -153,7 +153,7 @@ def parse_json(text: str | bytes, bounds: Bounds = USUAL) -> Any:
     except UnicodeDecodeError as error:
         raise OutsideError(f"it is no JSON: no UTF-8 text (its byte {error.start})") from error
     except (ValueError, RecursionError) as error:
-        raise OutsideError(f"it is no JSON: {error}") from error
+        raise OutsideError(f"it is no JSON: {_why(error)}") from error
 
 
 def check_json(text: str, bounds: Bounds = USUAL) -> None:
@@ -178,6 +178,11 @@ def check_json(text: str, bounds: Bounds = USUAL) -> None:
         depth += length if first in "[{" else -length
         if depth > bounds.levels:
             raise OutsideError(f"it is nested too deeply; allowed: {bounds.levels} levels")
+
+
+def _why(error: Exception) -> str:
+    said = " ".join(str(error).split())[:200]
+    return "a number of too many digits" if "set_int_max_str_digits" in said else said
 
 
 def _finite(word: str) -> float:
@@ -229,7 +234,7 @@ def parse_toml(data: bytes) -> dict[str, Any]:
     except OutsideError:
         raise
     except ValueError as error:
-        raise OutsideError(f"it is not valid TOML: {error}") from error
+        raise OutsideError(f"it is not valid TOML: {_why(error)}") from error
     for value, level in walk(made):
         if level > DEEPEST:
             raise OutsideError(f"it is nested too deeply; allowed: {DEEPEST} levels")

@@ -71,7 +71,11 @@ class Touched:
     """
 
     def __init__(self, *own: Path) -> None:
-        self._own = tuple(str(folder.resolve()) for folder in own) + ("/dev/null", "/dev/shm")
+        self._own = (
+            *(str(folder.resolve()) for folder in own),
+            "/dev/null",
+            "/proc/self/clear_refs",
+        )
         self._watching = False
         self.written: list[str] = []
         self.read: list[str] = []
@@ -93,8 +97,11 @@ class Touched:
         name = os.path.abspath(os.fsdecode(path))  # noqa: PTH100 - a hook must not touch the disk
         if name.startswith(self._own) or name.endswith(".pyc") or ".pyc." in name:
             return
-        writes = event != "open" or bool((arguments[2] or 0) & (os.O_WRONLY | os.O_RDWR | os.O_CREAT))
+        writes = event != "open" or bool(
+            (arguments[2] or 0) & (os.O_WRONLY | os.O_RDWR | os.O_CREAT)
+        )
         (self.written if writes else self.read).append(name)
 
 
+_WRITES = os.O_WRONLY | os.O_RDWR | os.O_CREAT
 _EVENTS = {"open", "os.remove", "os.rename", "os.mkdir", "os.rmdir", "shutil.rmtree", "os.link"}

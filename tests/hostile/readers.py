@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import importlib.util
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -62,7 +64,7 @@ def split(data: bytes) -> tuple[dict[str, Any], bytes]:
 
 
 def joined(header: dict[str, Any], about: Any, tensors: bytes) -> bytes:
-    """A trace file whose header has the right checksum, whatever it says: what an attacker sends."""
+    """A trace file whose header has the right checksum, whatever it says."""
     metadata = {**header["__metadata__"], FORMAT: json.dumps(about)}
     table = {
         name: (part["dtype"], tuple(part["shape"]))
@@ -130,8 +132,21 @@ def _heads() -> bytes:
     from sinkscope.methods.heads import HeadChoice
 
     with tempfile.TemporaryDirectory() as folder:
-        HeadList("localising", "m", "r", (HeadChoice(1, 2, 0.5, 0.25),)).save(Path(folder) / "h.json")
+        HeadList("localising", "m", "r", (HeadChoice(1, 2, 0.5, 0.25),)).save(
+            Path(folder) / "h.json"
+        )
         return (Path(folder) / "h.json").read_bytes()
+
+
+def _adapter(path: Path) -> None:
+    (path.parent / "adapter_model.safetensors").touch()
+    check_adapter(path.parent)
+
+
+def _record() -> bytes:
+    """A line of an evaluation, whatever its keys are today."""
+    empty = {one.name: None for one in dataclasses.fields(AnswerRecord)}
+    return json.dumps({**empty, **RECORD}).encode()
 
 
 RECORD = {
@@ -150,7 +165,7 @@ COCO = {
     "categories": [{"id": 2, "name": "ball"}],
     "annotations": [{"image_id": 1, "category_id": 2, "bbox": [0, 0, 3, 3], "segmentation": []}],
 }
-SETTINGS = b'[generation]\nmax_new_tokens = 12\nlayers = [1, 2]\n[images]\nmax_megapixels = 3.5\n'
+SETTINGS = b"[generation]\nmax_new_tokens = 12\nlayers = [1, 2]\n[images]\nmax_megapixels = 3.5\n"
 RUN = (
     b'[run]\ntask = "demo"\nlimit = 5\n[model]\nmodel = "demo"\n'
     b'[[methods]]\nname = "var"\n[methods.var]\nkeep = 0.5\n'
@@ -172,6 +187,13 @@ def _run_json(path: Path) -> None:
 
 
 RUN_JSON = b'{"kind": "run", "same_text": true, "created": 1.0, "variants": ["baseline", "var"]}'
+ADAPTER = Reader(
+    "adapter",
+    "adapter_config.json",
+    lambda: b'{"peft_type": "LORA", "r": 8}',
+    _adapter,
+    "json",
+)
 READERS: tuple[Reader, ...] = (
     Reader("trace", "a.safetensors", trace_bytes, _trace, "trace"),
     Reader("trace, token by token", "a.safetensors", trace_bytes, _lazily, "trace"),
@@ -187,7 +209,9 @@ READERS: tuple[Reader, ...] = (
         for n in (1, 2, 3, 4)
     ),
     Reader("run", "run.json", lambda: RUN_JSON, _run_json, "json"),
-    Reader("profile", "p.toml", (FIXTURES / "profiles/first.toml").read_bytes, read_profile, "toml"),
+    Reader(
+        "profile", "p.toml", (FIXTURES / "profiles/first.toml").read_bytes, read_profile, "toml"
+    ),
     Reader("settings", "s.toml", lambda: SETTINGS, read_settings, "toml"),
     Reader("evaluation", "run.toml", lambda: RUN, read_config, "toml"),
     Reader("scores", "score.toml", lambda: SCORE, read_score_config, "toml"),
@@ -201,11 +225,17 @@ READERS: tuple[Reader, ...] = (
     Reader("validation", "v.json", _validation, Validation.open, "json"),
     Reader("result", "result.json", _results, Result.open, "json"),
     Reader("heads", "h.json", _heads, HeadList.open, "json"),
-    Reader("prompts", "p.txt", lambda: b"One prompt\nAnother\n", lambda p: read_prompts(p, 2), "text"),
+    Reader(
+        "prompts", "p.txt", lambda: b"One prompt\nAnother\n", lambda p: read_prompts(p, 2), "text"
+    ),
     Reader("JSON lines", "r.jsonl", lambda: _lines(ROWS), _rows, "lines"),
     Reader("JSON list", "r.json", lambda: json.dumps(ROWS).encode(), _rows, "json"),
-    Reader("held list", "r.json", lambda: json.dumps({"n": 1, "data": ROWS}).encode(), _rows, "json"),
-    Reader("CSV", "r.csv", lambda: b'image,question,answer\na.png,"What?, why?",ball\n', _rows, "table"),
+    Reader(
+        "held list", "r.json", lambda: json.dumps({"n": 1, "data": ROWS}).encode(), _rows, "json"
+    ),
+    Reader(
+        "CSV", "r.csv", lambda: b'image,question,answer\na.png,"What?, why?",ball\n', _rows, "table"
+    ),
     Reader("TSV", "r.tsv", lambda: b"index\timage\tanswer\n1\tAAAA\tball\n", _rows, "table"),
     Reader(
         "targets",
@@ -221,17 +251,11 @@ READERS: tuple[Reader, ...] = (
         lambda path: list(targets_of(ScoreSettings(data=str(path)))),
         "json",
     ),
-    Reader(
-        "adapter",
-        "adapter_config.json",
-        lambda: b'{"peft_type": "LORA", "r": 8}',
-        lambda path: check_adapter(path.parent),
-        "json",
-    ),
+    *((ADAPTER,) if importlib.util.find_spec("peft") else ()),
     Reader(
         "record",
         "records.jsonl",
-        lambda: json.dumps(RECORD).encode(),
+        _record,
         lambda path: AnswerRecord.of_line(path.read_bytes(), "Line 1 of records.jsonl"),
         "json",
     ),

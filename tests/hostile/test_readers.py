@@ -25,25 +25,27 @@ from tests.hostile.readers import READERS, Reader, joined, split, trace_bytes
 
 EACH = share(0.5 / len(READERS), 12)  # of the long form half are files
 BOMBS = {"json": json_bombs, "lines": json_bombs, "toml": toml_bombs}
+# Rows that are read one by one may be many: memory stays, time is that of so many rows.
+ROW_BY_ROW = ("JSON lines", "JSON list", "held list", "COCO")
 TRACES = tuple(reader for reader in READERS if reader.kind == "trace")
 
 
-def attack(reader: Reader, folder: Path, inputs: Callable[[bytes, random.Random], bytes]) -> int:
-    """How many of its inputs a reader refuses."""
+def attack(reader: Reader, folder: Path, inputs: Callable[[bytes, random.Random], bytes]) -> None:
+    """Read so many inputs; before them the sound file, which must open."""
     path, sound = folder / reader.file, reader.sound()
+    path.write_bytes(sound)
+    reader.read(path)
     rng = random.Random(reader.name)
-    refused = 0
-    for _ in range(EACH):
-        path.write_bytes(inputs(sound, rng))
-        refused += bool(refused_or_read(lambda: reader.read(path), folder))
-    return refused
+    with Touched(folder) as touched, bounded_memory():
+        for _ in range(EACH):
+            path.write_bytes(inputs(sound, rng))
+            refused_or_read(lambda: reader.read(path), folder)
+    assert touched.written == []
 
 
 @pytest.mark.parametrize("reader", READERS, ids=lambda one: one.name)
 def test_bytes_that_are_damaged(reader: Reader, tmp_path: Path) -> None:
-    with Touched(tmp_path) as touched, bounded_memory():
-        attack(reader, tmp_path, garbled)
-    assert touched.written == []
+    attack(reader, tmp_path, garbled)
 
 
 def other_values(sound: bytes, rng: random.Random) -> bytes:
@@ -72,17 +74,19 @@ def other_header(sound: bytes, rng: random.Random) -> bytes:
     "reader", [r for r in READERS if r.kind in ("json", "lines", "trace")], ids=lambda one: one.name
 )
 def test_other_values_in_their_place(reader: Reader, tmp_path: Path) -> None:
-    with Touched(tmp_path) as touched, bounded_memory():
-        attack(reader, tmp_path, other_header if reader.kind == "trace" else other_values)
-    assert touched.written == []
+    attack(reader, tmp_path, other_header if reader.kind == "trace" else other_values)
 
 
-@pytest.mark.parametrize("reader", [r for r in READERS if r.kind in BOMBS], ids=lambda one: one.name)
+@pytest.mark.parametrize(
+    "reader", [r for r in READERS if r.kind in BOMBS], ids=lambda one: one.name
+)
 def test_texts_that_cost_more_than_they_say(reader: Reader, tmp_path: Path) -> None:
     path = tmp_path / reader.file
     reads = []
     with bounded_memory():
         for name, text in BOMBS[reader.kind]().items():
+            if name == "many lists" and reader.name in ROW_BY_ROW:
+                continue
             path.write_bytes(text)
             if not refused_or_read(lambda: reader.read(path), tmp_path):
                 reads.append(name)
@@ -105,7 +109,9 @@ def no_file(kind: str, path: Path) -> None:
         path.symlink_to(kind)
 
 
-@pytest.mark.parametrize("kind", ["pipe", "folder", "/dev/zero", "/dev/tty", "/proc/kmsg", "missing"])
+@pytest.mark.parametrize(
+    "kind", ["pipe", "folder", "/dev/zero", "/dev/tty", "/proc/kmsg", "missing"]
+)
 @pytest.mark.parametrize("reader", READERS, ids=lambda one: one.name)
 def test_what_is_no_file_is_refused_at_once(reader: Reader, kind: str, tmp_path: Path) -> None:
     path = tmp_path / reader.file
@@ -182,8 +188,10 @@ def test_a_trillion_tokens_that_take_no_bytes(tmp_path: Path) -> None:
                 "views": [
                     {
                         **about["layout"]["grids"][0]["views"][0],
-                        **{"positions": [[0, TRILLION]], "rows": 10**6, "columns": 10**6},
-                        **{"frames": 1},
+                        "positions": [[0, TRILLION]],
+                        "rows": 10**6,
+                        "columns": 10**6,
+                        "frames": 1,
                     }
                 ],
             }
