@@ -54,7 +54,7 @@ def _add_flag(parser: argparse.ArgumentParser, one: Setting) -> None:
         parser.add_argument(flag, action=argparse.BooleanOptionalAction, default=None, help=words)
         return
     kind = {"whole": int, "number": float}.get(one.kind, str)
-    more = {"metavar": one.metavar} if one.metavar else {}
+    more: dict[str, Any] = {"metavar": one.metavar} if one.metavar else {}
     parser.add_argument(flag, type=kind, choices=one.choices or None, help=words, **more)
 
 
@@ -88,7 +88,8 @@ def unopened(settings: AppSettings, error: OSError) -> str:
             f"Port {settings.port} of {settings.host} is in use; choose another with --port "
             "(0 takes any free one)."
         )
-    why = os.strerror(error.errno) if (error.errno or 0) > 0 else error.strerror or error
+    number = error.errno or 0
+    why = os.strerror(number) if number > 0 else error.strerror or error
     return f"The page cannot be opened on {settings.host}, port {settings.port}: {why}."
 
 

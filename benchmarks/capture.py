@@ -9,6 +9,7 @@ one token's map is read back from a file. Nothing here imports torch before the 
 from __future__ import annotations
 
 import os
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -17,6 +18,8 @@ import typer
 from sinkscope.benchmarks.output import check_folder, give
 
 if TYPE_CHECKING:
+    from sinkscope.benchmarks.ways import Way
+    from sinkscope.models.family import PromptInputs
     from sinkscope.models.loading import ModelHandle
 
 NEAREST = 2048  # the prompt length at which peak memory is measured, or the nearest given
@@ -199,9 +202,8 @@ def one_length(
             entry[f"{part}_ratio"], entry[f"{part}_ratio_of_fastest"] = timing.ratio(
                 found[name], found["plain"], part
             )
-        entry["asks"] = launches.a_token(
-            lambda count, way=ways[name]: way(handle, inputs, count, lambda: None), handle.device
-        )
+        asked = partial(_asked, ways[name], handle, inputs)
+        entry["asks"] = launches.a_token(asked, handle.device)
         row["ways"][name] = entry
     return row
 
@@ -292,3 +294,7 @@ def _free_bytes(device: str) -> int | None:
 
 def _say(text: str) -> None:
     typer.echo(text, err=True)
+
+
+def _asked(way: Way, handle: ModelHandle, inputs: PromptInputs, count: int) -> object:
+    return way(handle, inputs, count, lambda: None)

@@ -69,7 +69,7 @@ def peaks(handle: ModelHandle, inputs: PromptInputs, tokens: int) -> dict[str, A
 
 def _key_bytes(handle: ModelHandle, positions: int) -> int:
     """Keys and values of one sequence."""
-    config = handle.model.config.get_text_config()
+    config: Any = handle.model.config.get_text_config()
     width = config.hidden_size // config.num_attention_heads
     size = torch.empty((), dtype=handle.model.dtype).element_size()
-    return 2 * config.num_hidden_layers * config.num_key_value_heads * width * positions * size
+    return int(2 * config.num_hidden_layers * config.num_key_value_heads * width * positions * size)

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
+from torch.autograd import DeviceType  # type: ignore[attr-defined]  # public, not in __all__
 from torch.utils._python_dispatch import TorchDispatchMode
 
 SHORT, LONG = 2, 6  # tokens
@@ -55,7 +56,7 @@ def _on_a_gpu(run: Callable[[int], object], tokens: int) -> Counter[str]:
     for name, there in _events(seen):
         for what, beginnings in CALLS.items():
             counts[what] += name.startswith(beginnings)
-        if there == torch.autograd.DeviceType.CUDA:
+        if there == DeviceType.CUDA:
             counts["kernels"] += not name.startswith(("Memcpy", "Memset"))
     return counts
 
@@ -82,7 +83,7 @@ class _Operations(TorchDispatchMode):
     """Counts what is dispatched and is no view."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.count = 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:

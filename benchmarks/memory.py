@@ -11,6 +11,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import psutil
+
 CLEAR_PEAK = "5"  # what /proc/self/clear_refs takes to forget the highest resident size
 
 
@@ -72,18 +74,18 @@ def _measure(way: str, shape: str, device: str, dtype: str, length: int, tokens:
         before = torch.cuda.memory_allocated()
         run(handle, inputs, tokens, lambda: None)
         return torch.cuda.max_memory_allocated() - before
-    before = _resident("VmRSS")
+    before = int(psutil.Process().memory_info().rss)
     Path("/proc/self/clear_refs").write_text(CLEAR_PEAK)
     run(handle, inputs, tokens, lambda: None)
-    return _resident("VmHWM") - before
+    return _highest() - before
 
 
-def _resident(field: str) -> int:
-    """Bytes, from /proc/self/status."""
+def _highest() -> int:
+    """The highest resident size since it was forgotten, in bytes; psutil does not have it."""
     for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith(f"{field}:"):
+        if line.startswith("VmHWM:"):
             return int(line.split()[1]) * 1024
-    raise OSError(f"This system's /proc/self/status has no {field}.")
+    raise OSError("This system's /proc/self/status has no VmHWM.")
 
 
 def supported(device: str) -> bool:

@@ -19,7 +19,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Annotated, Any
+from typing import Annotated, Any, cast
 
 import typer
 
@@ -148,7 +148,9 @@ def _site(example: Any, pace: _Pace | None) -> Iterator[str]:
     engine = Engine(pace.generate) if pace else None
     with tempfile.TemporaryDirectory() as cache:
         settings = Settings(app=AppSettings(port=0, cache_dir=cache))
-        app = build_app(settings, _Handle(), engine=engine, estimate=_no_estimate, example=example)
+        app = build_app(
+            settings, cast(Any, _Handle()), engine=engine, estimate=_no_estimate, example=example
+        )
         try:
             yield launch(app, wait=False)
         finally:
@@ -227,7 +229,7 @@ def _computing(page: Any) -> Callable[[], float]:
 
     def read() -> float:
         metrics = session.send("Performance.getMetrics")["metrics"]
-        return 1000 * next(m["value"] for m in metrics if m["name"] == "TaskDuration")
+        return 1000 * float(next(m["value"] for m in metrics if m["name"] == "TaskDuration"))
 
     return read
 

@@ -65,10 +65,10 @@ def norm(handle: ModelHandle, inputs: PromptInputs, batch: int, mark: Mark) -> A
 def _measured(
     handle: ModelHandle, inputs: PromptInputs, batch: int, mark: Mark, settings: FindSettings
 ) -> Any:
-    family = SimpleNamespace(
+    family: Any = SimpleNamespace(
         name=handle.info.family, sees_images=True, pixel_bounds=True, prepare=lambda *_: inputs
     )
-    given = dataclasses.replace(handle, family=family)  # type: ignore[arg-type]
+    given = dataclasses.replace(handle, family=family)
     images = (Image.new("RGB", (28, 28)),)
     samples = [Sample(f"sample {index}", images) for index in range(batch)]
     stats = measure(given, samples, settings)

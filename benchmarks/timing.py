@@ -131,7 +131,9 @@ def ratio(
 
 def median(timings: Sequence[Timing | None], part: str) -> float:
     """Median seconds of one part."""
-    return statistics.median(getattr(timing, part) for timing in timings if timing is not None)
+    return float(
+        statistics.median(getattr(timing, part) for timing in timings if timing is not None)
+    )
 
 
 def noise(timings: Sequence[Timing | None], part: str) -> float | None:

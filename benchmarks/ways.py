@@ -61,7 +61,7 @@ def with_plain_generate(
 ) -> Any:
     config = decide(handle, GenerationSettings(max_new_tokens=tokens), inputs.layout.length).config
     config.update(**options)
-    return handle.model.generate(
+    return handle.generate(
         **on_device(inputs.tensors, handle.device),
         generation_config=config,
         stopping_criteria=StoppingCriteriaList([_EachToken(mark)]),

@@ -162,7 +162,7 @@ class _Asked:
         ):
             start = begin_with(handle, self.inputs, len(self.var), self.prefix)
             ending = decoding.ending(handle, [session[one] for one in answers], self.stop)
-            handle.model.generate(
+            handle.generate(
                 **start,
                 generation_config=decoding.config,
                 stopping_criteria=StoppingCriteriaList([ending]),

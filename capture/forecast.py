@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+import psutil
 import torch
 
 from sinkscope.capture.engine.cache import capacity_for
@@ -138,7 +139,7 @@ def query_bytes(handle: ModelHandle, inputs: PromptInputs, settings: GenerationS
     """Bytes of the queries that `capture.stash` keeps: all heads, of the captured layers."""
     layers, _ = captured(handle, settings)
     kept = settings.max_new_tokens + max(0, len(kept_positions(inputs.layout, settings)) - 1)
-    size = handle.model.get_input_embeddings().weight.element_size()
+    size = handle.embeddings.element_size()
     return kept * len(layers) * handle.stack.heads * _head_size(handle) * size
 
 
@@ -215,19 +216,8 @@ def available_memory(device: torch.device) -> int | None:
         return int(free) + int(idle)
     if device.type != "cpu":
         return None
-    known = [free for free in (_machine_free(), container_free(CONTAINER)) if free is not None]
-    return min(known, default=None)
-
-
-def _machine_free() -> int | None:
-    try:
-        lines = Path("/proc/meminfo").read_text().splitlines()
-    except OSError:
-        return None
-    for line in lines:
-        if line.startswith("MemAvailable:"):
-            return int(line.split()[1]) * 1024
-    return None
+    machine, container = psutil.virtual_memory().available, container_free(CONTAINER)
+    return int(machine if container is None else min(machine, container))
 
 
 def container_free(folder: Path) -> int | None:
@@ -261,7 +251,7 @@ def _cache_bytes(handle: ModelHandle, inputs: PromptInputs, settings: Generation
     positions = inputs.layout.length + settings.max_new_tokens
     if choose_engine(handle, settings).used == "graph":
         positions = capacity_for(positions)
-    size = handle.model.get_input_embeddings().weight.element_size()
+    size = handle.embeddings.element_size()
     return 2 * handle.info.layers * handle.stack.kv_heads * _head_size(handle) * positions * size
 
 

@@ -153,7 +153,7 @@ def _estimate(handle: ModelHandle, work: Work, many: float, one: float) -> tuple
     layers = len(stack.layers)
     in_text = sum(_count(layer) for layer in stack.layers)
     in_head = _count(stack.output_head)
-    embeddings = handle.model.get_input_embeddings().weight
+    embeddings = handle.embeddings
     in_vision = max(0, _count(handle.model) - in_text - embeddings.numel())
     if all(p is not embeddings for p in stack.output_head.parameters()):
         in_vision = max(0, in_vision - in_head)

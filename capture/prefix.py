@@ -10,6 +10,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from transformers import DynamicCache
@@ -149,7 +150,8 @@ def fork_cache(cache: DynamicCache, rows: int = 1) -> DynamicCache:
     """
     fork = copy.copy(cache)
     fork.layers = [copy.copy(layer) for layer in cache.layers]
-    for layer in fork.layers if rows > 1 else ():
+    layers: list[Any] = fork.layers if rows > 1 else []
+    for layer in layers:
         if layer.is_initialized:
             layer.keys = layer.keys.expand(rows, -1, -1, -1)
             layer.values = layer.values.expand(rows, -1, -1, -1)

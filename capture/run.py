@@ -130,10 +130,11 @@ def full_memory_said(
         also: further errors that say so, such as `RunOutOfMemoryError` of a run inside, whose
             levers are others.
     """
+    errors: tuple[type[BaseException], ...] = (torch.OutOfMemoryError, MemoryError, *also)
     full = False
     try:
         yield
-    except (torch.OutOfMemoryError, MemoryError, *also):
+    except errors:
         full = True  # raised below, when the traceback no longer holds the run's tensors
     except RuntimeError as error:  # what torch raises where a CPU's memory is full
         full = "can't allocate memory" in str(error)
@@ -193,8 +194,10 @@ def on_device(tensors: Mapping[str, torch.Tensor], device: torch.device) -> dict
 class _Complete(GenerationConfig):
     """A configuration that names every setting: `generate` fills in nothing of the checkpoint's."""
 
-    def update(self, defaults_only: bool = False, **kwargs: Any) -> dict[str, Any]:
-        return {} if defaults_only else super().update(**kwargs)
+    def update(  # type: ignore[override]  # the library passes both
+        self, defaults_only: bool = False, **kwargs: Any
+    ) -> dict[str, Any]:
+        return {} if defaults_only else super().update(**kwargs)  # type: ignore[no-untyped-call]
 
 
 @dataclass(frozen=True)
@@ -265,7 +268,7 @@ def decide(handle: ModelHandle, settings: GenerationSettings, prompt_length: int
     if "watermarking_config" in used:
         values["watermarking_config"] = tokens.watermarking_config
     try:
-        config = _Complete(**values)
+        config = _Complete(**values)  # type: ignore[no-untyped-call]
     except (ValueError, TypeError) as error:
         raise _not_followed([f"{error}"]) from error
     strings = tuple(used.get("stop_strings", ()))

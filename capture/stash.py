@@ -198,7 +198,7 @@ def stash_run(
     ):
         start = on_device(inputs.tensors, handle.device)
         ending = decoding.ending(handle, [session[answer]])
-        handle.model.generate(
+        handle.generate(
             **start,
             past_key_values=DynamicCache(),  # whole also behind a sliding window
             generation_config=decoding.config,

@@ -20,6 +20,7 @@ import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -157,15 +158,14 @@ class TraceReader:
             ValueError: a token that the trace does not have, or its part of the file is damaged.
         """
         chosen = [self._token(token) for token in tokens]
-        tensors = {}
+        kept: dict[str, Any] = {name: self._prompt(name) for name in PROMPTS}
         for name in ("attention", "shares", "entropy"):
             of_all = getattr(self.outline, name)
-            tensors[name] = torch.empty(len(chosen), *of_all.shape[1:], dtype=of_all.dtype)
+            kept[name] = torch.empty(len(chosen), *of_all.shape[1:], dtype=of_all.dtype)
             for index, token in enumerate(chosen):
-                tensors[name][index] = self._read(name, token)
+                kept[name][index] = self._read(name, token)
         said = tuple(self.outline.tokens[token] for token in chosen)
-        rows = {name: self._prompt(name) for name in PROMPTS}
-        return dataclasses.replace(self.outline, tokens=said, **tensors, **rows)
+        return dataclasses.replace(self.outline, tokens=said, **kept)
 
     def _prompt(self, name: str) -> PromptTrace | None:
         """The rows of a prompt, checked; None where the file has none."""
@@ -265,4 +265,4 @@ def _head_mean(attention: torch.Tensor) -> torch.Tensor:
 
 
 def _crc(tensor: torch.Tensor) -> int:
-    return zlib.crc32(bytes_of(tensor))
+    return zlib.crc32(bytes_of(tensor).data)

@@ -31,7 +31,11 @@ if TYPE_CHECKING:
 FORMAT = "sinkscope-trace"
 CHECKSUM = "sinkscope-checksum"
 VERSION = 5
-DTYPES = {"F16": np.dtype("<f2"), "F32": np.dtype("<f4"), "U8": np.dtype("u1")}
+DTYPES: dict[str, np.dtype[Any]] = {
+    "F16": np.dtype("<f2"),
+    "F32": np.dtype("<f4"),
+    "U8": np.dtype("u1"),
+}
 _NAMES = {"float16": "F16", "float32": "F32", "uint8": "U8"}
 Table = dict[str, tuple[str, tuple[int, ...]]]  # dtype and shape of each tensor
 
@@ -118,8 +122,8 @@ class TraceFile:
         return torch.from_numpy(self._read(name, self._at[name] + index * size, tuple(shape)))
 
     def _read(self, name: str, at: int, shape: tuple[int, ...]) -> np.ndarray:
-        values = np.empty(shape, DTYPES[self.table[name][0]])
-        left = memoryview(values.reshape(-1).view(np.uint8))
+        values: np.ndarray = np.empty(shape, DTYPES[self.table[name][0]])
+        left = values.reshape(-1).view(np.uint8).data
         self._file.seek(at)
         while left and (count := self._file.readinto(left)):
             left = left[count:]
@@ -154,7 +158,7 @@ def write(file: BinaryIO, tensors: Mapping[str, torch.Tensor], about: str) -> No
     text += b" " * (-len(text) % 8)  # the data begins at a multiple of 8
     file.write(len(text).to_bytes(8, "little") + text)
     for tensor in tensors.values():
-        file.write(bytes_of(tensor))
+        file.write(bytes_of(tensor).data)
 
 
 def table_of(tensors: Mapping[str, torch.Tensor]) -> Table:
@@ -188,7 +192,7 @@ def content_checksum(tensors: Mapping[str, Values]) -> str:
     for name in sorted(tensors):
         values = tensors[name]
         digest.update(f"{name}:{tuple(values.shape)}:torch.{_number_type(values)}".encode())
-        digest.update(bytes_of(values))
+        digest.update(bytes_of(values).data)
     return digest.hexdigest()
 
 

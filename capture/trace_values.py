@@ -111,7 +111,8 @@ def trace_of(about: Mapping[str, Any], tensors: Mapping[str, torch.Tensor]) -> G
             f"it has {len(trace.prompt_tokens)} texts for a prompt of {layout.length} tokens"
         )
     there = [name for name in PROMPTS if f"{name}_attention" in tensors]
-    return dataclasses.replace(trace, **{n: rows_of(n, about, tensors, trace) for n in there})
+    prompts: dict[str, Any] = {n: rows_of(n, about, tensors, trace) for n in there}
+    return dataclasses.replace(trace, **prompts)
 
 
 def rows_of(

@@ -124,8 +124,8 @@ def print_answer(trace: GenerationTrace, selection: Selection, *, all_images: bo
     if count > 1 and not all_images:
         typer.echo(f"(of image {selection.image}; the prompt has {count}, from 0)", err=True)
     if trace.finish in CUT:
-        count = f"{len(trace.tokens)} {'token' if len(trace.tokens) == 1 else 'tokens'}"
-        typer.echo(f"(stopped after {count}: {CUT[trace.finish]})", err=True)
+        written = f"{len(trace.tokens)} {'token' if len(trace.tokens) == 1 else 'tokens'}"
+        typer.echo(f"(stopped after {written}: {CUT[trace.finish]})", err=True)
 
 
 def answer_of(trace: GenerationTrace) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -88,9 +89,7 @@ def _draw(folder: Path, made: Result, charts: tuple[str, ...]) -> list[tuple[str
             file = f"experiment_{made.experiment}_{chart.name}.png".replace("-", "_")
             figure = draw(chart)
             options: Any = {"format": "png", "dpi": DPI, "metadata": {"Software": None}}
-            write_atomically(
-                folder / file, lambda out, f=figure, o=options: print_figure(f, out, **o)
-            )  # type: ignore[misc]
+            write_atomically(folder / file, partial(print_figure, figure, **options))
             written.append((file, chart.title))
     return written
 

@@ -48,7 +48,7 @@ def write_view(
             raise ValueError("A figure of two runs is of one token; name it with --token.")
         save(view_figure(shown, tokens, view), output)
         return
-    span = {} if tokens is None else {"first": tokens[0], "last": tokens[-1]}
+    span: dict[str, Any] = {} if tokens is None else {"first": tokens[0], "last": tokens[-1]}
     steps = animation_steps(
         shown, output, view, window=window, seconds=seconds, width=width, **span
     )

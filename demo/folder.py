@@ -86,7 +86,7 @@ def build_tokenizer() -> Any:
     )
     trained.train_from_iterator(corpus, trainer)
     model = json.loads(trained.to_str())["model"]
-    merges = [tuple(m.split(" ")) if isinstance(m, str) else tuple(m) for m in model["merges"]]
+    merges: Any = [tuple(m.split(" ")) if isinstance(m, str) else tuple(m) for m in model["merges"]]
     return Qwen2Tokenizer(
         vocab=model["vocab"],
         merges=merges,

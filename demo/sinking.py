@@ -260,7 +260,10 @@ def _attention_asked(
 ) -> tuple[Tensor, dict[str, float]]:
     """What the heads of ``teaching.layers`` miss of the attention asked of them (0: nothing), and
     figures for the log; ``large`` holds the large tokens ``(B, V)`` of layers 1, 2 ..."""
-    shares, totals, masses, strays = [], [], [], []
+    shares: list[Tensor] = []
+    totals: list[Tensor] = []
+    masses: list[Tensor] = []
+    strays: list[Tensor] = []
     for layer in teaching.layers:
         image = attentions[layer][..., batch.vision].float()  # B, H, L, V
         mass = image.sum(-1) + 1e-3

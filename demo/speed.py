@@ -63,9 +63,10 @@ def faster_training(model: Any) -> Iterator[None]:
         text._attn_implementation = ATTENTION_NAME
         for module in model.modules():
             if isinstance(module, library.Qwen2_5_VisionPatchEmbed):
-                module.forward = _patch_embedding(module)
+                module.forward = _patch_embedding(module)  # type: ignore[method-assign]
             elif isinstance(module, library.Qwen2_5_VLVisionAttention):
-                module.forward = _vision_attention(module, library.apply_rotary_pos_emb_vision)
+                forward = _vision_attention(module, library.apply_rotary_pos_emb_vision)
+                module.forward = forward  # type: ignore[method-assign]
             elif type(module).__name__.endswith("RMSNorm"):
                 module.forward = _rms_norm(module)
             else:

@@ -13,7 +13,7 @@ import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -178,7 +178,7 @@ def _new_run(tokenizer: Any, device: torch.device) -> _Run:
     from transformers import Qwen2_5_VLForConditionalGeneration
 
     config = build_config(tokenizer)
-    model = Qwen2_5_VLForConditionalGeneration(config).to(device, torch.float32).train()
+    model = cast(Any, Qwen2_5_VLForConditionalGeneration(config)).to(device, torch.float32).train()
     heads = hint_heads(config.text_config.hidden_size).to(device)
     groups: dict[tuple[bool, bool], list[tuple[str, Tensor]]] = {}
     for module, prefix in ((model, "model."), (heads, "heads.")):

@@ -1,13 +1,14 @@
 """Frames to a GIF or an MP4, one at a time: no answer is too long for the memory.
 
-The GIF needs Pillow alone. The MP4 is H.264 by PyAV, which brings its own encoder and no system
-library, or else VP9 by OpenCV: browsers play both. OpenCV's wheel lacks H.264, and does not even
-import where the system lacks libGL, so that it is the second choice, and imported only here.
+Both are written by PyAV, which brings its own encoders (GIF, H.264) and no system library. Where
+it is missing, an MP4 is VP9 by OpenCV: browsers play both. OpenCV's wheel lacks H.264, and does not
+even import where the system lacks libGL, so that it is the second choice, and imported only here.
 """
 
 from __future__ import annotations
 
 import importlib
+import itertools
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -16,9 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 from PIL import Image
-from PIL.GifImagePlugin import getdata
 
 from sinkscope.drawing.overlay import Pixels, refuse
 
@@ -73,31 +72,38 @@ def encoder(
 def _gif(
     path: Path, width: int, height: int, seconds: float, palette: Image.Image
 ) -> Iterator[Write]:
-    """A looping GIF of 255 colours. A frame holds what has changed, the rest is transparent."""
+    """A looping GIF of 255 colours. The encoder keeps what has changed; the rest is transparent."""
     delay = max(2, round(seconds * 100))  # hundredths; browsers slow down what is faster
-    before: list[npt.NDArray[np.uint8]] = []
-    with path.open("wb") as file:
-        file.write(b"GIF89a" + _words(width, height) + b"\xf7\x00\x00")
-        file.write(bytes(palette.getpalette() or ()).ljust(768, b"\x00"))
-        file.write(b"\x21\xff\x0bNETSCAPE2.0\x03\x01\x00\x00\x00")  # for ever
+    colours = np.full((256, 4), 255, np.uint8)  # opacity, red, green, blue
+    colours[:, 1:] = np.array(palette.getpalette(), np.uint8).reshape(256, 3)
+    colours[CLEAR, 0] = 0
+    with _av_library().open(str(path), "w", options={"loop": "0"}) as container:
+        stream = container.add_stream("gif", rate=Fraction(100, delay))
+        (stream.width, stream.height), stream.pix_fmt = (width, height), "pal8"
+        count = itertools.count()
 
         def write(frame: Pixels) -> None:
             coded = Image.fromarray(frame).quantize(palette=palette, dither=Image.Dither.NONE)
             codes = np.array(coded)
             codes[codes == CLEAR] = 0  # the same colour (`_palette`)
-            box = _changed(before[0], codes) if before else (0, 0, width, height)
-            shown = codes[box[1] : box[3], box[0] : box[2]]
-            if before:
-                old = before[0][box[1] : box[3], box[0] : box[2]]
-                shown = np.where(old == shown, np.uint8(CLEAR), shown)
-            # Left in place afterwards; the code CLEAR lets the frame before show through.
-            file.write(b"\x21\xf9\x04\x05" + _words(delay) + bytes([CLEAR, 0]))
-            for block in getdata(Image.fromarray(shown), box[:2], include_color_table=False):
-                file.write(block)
-            before[:] = [codes]
+            picture = _av_library().VideoFrame.from_ndarray((codes, colours), format="pal8")
+            picture.pts, picture.time_base = next(count), Fraction(delay, 100)
+            container.mux(stream.encode(picture))
 
         yield write
-        file.write(b"\x3b")
+        container.mux(stream.encode(None))
+
+
+def _av_library() -> Any:
+    """PyAV.
+
+    Raises:
+        ValueError: it is not installed.
+    """
+    try:
+        return importlib.import_module("av")
+    except (ImportError, OSError) as error:  # OSError: a system library cannot be loaded
+        raise ValueError(f"A GIF needs PyAV (pip install av): {error}.") from error
 
 
 def _palette(samples: Sequence[Pixels], keep: Pixels | None) -> Image.Image:
@@ -113,21 +119,6 @@ def _palette(samples: Sequence[Pixels], keep: Pixels | None) -> Image.Image:
     colours = (kept + bytes(found))[: 3 * CLEAR]
     palette.putpalette(colours + colours[:3] * (256 - len(colours) // 3))
     return palette
-
-
-def _words(*numbers: int) -> bytes:
-    return b"".join(n.to_bytes(2, "little") for n in numbers)
-
-
-def _changed(
-    before: npt.NDArray[np.uint8], codes: npt.NDArray[np.uint8]
-) -> tuple[int, int, int, int]:
-    """The box of what differs; of equal frames one pixel, for a GIF has no empty frame."""
-    differs = before != codes
-    rows, columns = np.flatnonzero(differs.any(axis=1)), np.flatnonzero(differs.any(axis=0))
-    if not len(rows):
-        return 0, 0, 1, 1
-    return int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1
 
 
 # --- MP4 ------------------------------------------------------------------------------------------
@@ -149,7 +140,7 @@ def _mp4(path: Path, width: int, height: int, seconds: float) -> Iterator[Write]
         return
     raise ValueError(
         "An MP4 needs PyAV (pip install av), or OpenCV with its system libraries (libGL); neither "
-        f"can be used here ({'; '.join(missing)}). A GIF needs nothing."
+        f"can be used here ({'; '.join(missing)})."
     )
 
 

@@ -15,6 +15,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+import tomlkit
+
 from sinkscope.config import HIGHEST_SEED, ModelSettings, from_mapping
 from sinkscope.evaluation.wanted import Wanted, distinct
 from sinkscope.outside import read_toml
@@ -148,16 +150,15 @@ class RunConfig:
     def toml(self) -> str:
         """The file's text."""
         made = self.as_dict()
-        lines = [
-            "# Made by `sinkscope evaluate run`; `--config` with this file makes the same run."
+        methods = [
+            {**method, "var": _given(method["var"])} if "var" in method else method
+            for method in made["methods"]
         ]
-        for table in ("run", "model"):
-            lines += ["", f"[{table}]", *_lines(made[table])]
-        for method in made["methods"]:
-            lines += ["", "[[methods]]", *_lines({"name": method["name"]})]
-            if "var" in method:
-                lines += ["[methods.var]", *_lines(_given(method["var"]))]
-        return "\n".join(lines) + "\n"
+        made = {"run": made["run"], "model": made["model"], "methods": methods}
+        head = (
+            "# Made by `sinkscope evaluate run`; `--config` with this file makes the same run.\n\n"
+        )
+        return head + tomlkit.dumps(made)
 
 
 def read_config(path: Path) -> RunConfig:
@@ -247,16 +248,3 @@ def _flat(values: Mapping[str, Any]) -> dict[str, Any]:
 
 def _word(value: Any) -> str:
     return "not given" if value is None else json.dumps(value, ensure_ascii=False)
-
-
-def _lines(values: Mapping[str, Any]) -> list[str]:
-    return [f"{key} = {_toml(value)}" for key, value in values.items()]
-
-
-def _toml(value: Any) -> str:
-    if isinstance(value, list | tuple):
-        return f"[{', '.join(map(_toml, value))}]"
-    if isinstance(value, float) and value == int(value):
-        return f"{value:.1f}"
-    # JSON's texts, numbers and truth values are TOML's too.
-    return json.dumps(value, ensure_ascii=False)

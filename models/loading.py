@@ -10,10 +10,10 @@ from __future__ import annotations
 import dataclasses
 import json
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from PIL import Image
@@ -90,9 +90,21 @@ class ModelHandle:
     kept: dict[str, Any] = field(default_factory=dict, compare=False, repr=False)
 
     @property
+    def embeddings(self) -> torch.Tensor:
+        """The weight of the input embeddings, (vocabulary, hidden size)."""
+        weight: torch.Tensor = cast(Any, self.model.get_input_embeddings()).weight
+        return weight
+
+    @property
+    def generate(self) -> Callable[..., Any]:
+        """The model's own `generate`, which transformers mixes in and types nowhere."""
+        own: Callable[..., Any] = cast(Any, self.model).generate
+        return own
+
+    @property
     def device(self) -> torch.device:
         """Where inputs go."""
-        device: torch.device = self.model.get_input_embeddings().weight.device
+        device: torch.device = self.embeddings.device
         return device
 
     @property
@@ -140,7 +152,7 @@ class ModelHandle:
             system=request.system,
             min_pixels=request.min_pixels,
             max_pixels=request.max_pixels,
-            history=request.history,
+            history=tuple(request.history),
             chat=bool(request.chat),
             pixel_bounds=self.family.pixel_bounds,
         )

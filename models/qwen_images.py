@@ -130,6 +130,7 @@ def _resize_with_qwen_vl_utils(
 
     height, width = target
     entry = {"type": "image", "image": image, "resized_height": height, "resized_width": width}
+    resized: Image.Image
     (resized,), _ = process_vision_info(
         [{"role": "user", "content": [entry]}], image_patch_size=patch_size
     )

@@ -9,13 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 from torch import Tensor, nn
 
 from sinkscope.models.sites import HookPoint
 
-Find = Callable[[nn.Module], HookPoint]
+Find = Callable[[Any], HookPoint]
 
 
 @dataclass(frozen=True)
@@ -145,15 +145,15 @@ class TextStack:
     """
 
     language_model: nn.Module
-    layers: Sequence[nn.Module]
+    layers: Sequence[Any]
     output_head: nn.Module
     hidden_size: int
     heads: int
     kv_heads: int
     points: Mapping[str, Find] = field(default_factory=dict)
     windows: Sequence[int | None] = ()
-    mlp_of: Callable[[nn.Module], MLP] | None = None
-    output_of: Callable[[nn.Module], Projection] | None = None
+    mlp_of: Callable[[Any], MLP] | None = None
+    output_of: Callable[[Any], Projection] | None = None
     final_norm: Norm | None = None
     parallel: bool = False
     head_size: int = 0
@@ -199,4 +199,5 @@ class TextStack:
             raise ValueError(
                 f"layers has {layer}; this model has layers 0 to {len(self.layers) - 1}."
             )
-        return self.layers[layer]
+        found: nn.Module = self.layers[layer]
+        return found

@@ -177,7 +177,8 @@ class ImageGrid:
         """Which of the map's cells no vision token sees anything of: bool (rows, columns)."""
         import torch  # late, as in all of this file: a saved run is drawn without it
 
-        return np.isnan(self.on_cells(torch.zeros(self.tokens)).numpy())
+        hidden: np.ndarray = np.isnan(self.on_cells(torch.zeros(self.tokens)).numpy())
+        return hidden
 
     def on_cells(self, values: Tensor, adds_up: bool = True) -> Tensor:
         """Values of the vision tokens (..., tokens) on the map's grid (..., rows, columns).

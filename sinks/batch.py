@@ -235,7 +235,8 @@ class _There:
     def _scores(self, hidden: Tensor, query: Tensor, key: Tensor, scale: float) -> Tensor:
         """float32 (B, N): what tokens are chosen by."""
         if self._settings.tokens_by == "norm":
-            return torch.linalg.vector_norm(hidden.to(torch.float32), dim=-1)
+            norms: Tensor = torch.linalg.vector_norm(hidden.to(torch.float32), dim=-1)
+            return norms
         batch, heads, length, width = query.shape
         kv_heads = key.shape[1]
         total = torch.zeros(batch, length, dtype=torch.float32, device=query.device)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import json
-from dataclasses import fields
+from dataclasses import asdict
 from pathlib import Path
+
+import tomlkit
 
 from sinkscope.models.profiles import SinkProfile
 from sinkscope.utils import write_atomically
@@ -16,20 +17,11 @@ def write_profile(path: Path, profile: SinkProfile) -> None:
     Raises:
         OSError: the folder is missing or not writable.
     """
-    lines = [f"{f.name} = {_toml(getattr(profile, f.name))}" for f in fields(profile)]
-    text = "\n".join(lines) + "\n"
+    values = asdict(profile)
+    text = tomlkit.dumps({k: list(v) if isinstance(v, tuple) else v for k, v in values.items()})
     write_atomically(path, lambda file: file.write(text.encode()))
 
 
 def findings_beside(profile: Path) -> Path:
     """Where the findings of a profile lie: `profile.toml` -> `profile.findings.json`."""
     return profile.with_name(f"{profile.stem}.findings.json")
-
-
-def _toml(value: object) -> str:
-    if isinstance(value, str):
-        # JSON's escapes are TOML's; only the delete character must be escaped in addition.
-        return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
-    if isinstance(value, tuple):
-        return f"[{', '.join(map(_toml, value))}]"
-    return repr(value)

@@ -12,10 +12,11 @@ import math
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from gradio.route_utils import API_PREFIX, MultiPartException
+from gradio.route_utils import API_PREFIX
 from python_multipart.exceptions import MultipartParseError
 from python_multipart.multipart import MultipartParser, parse_options_header
 from starlette.datastructures import Headers
+from starlette.formparsers import MultiPartException
 from starlette.responses import PlainTextResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 

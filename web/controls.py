@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
+from typing import Any, cast
 
 import gradio as gr
+from gradio.blocks import Block
 from gradio.components import Component
 
 from sinkscope.setting import REQUIRED, Setting, allowed_words, read, refuse
@@ -13,6 +14,12 @@ from sinkscope.web.uploads import Plain
 
 LONGEST_TEXT = 2000
 DEFAULT = "default"  # of a switch that may be left to the default
+
+
+def change_of(component: Block) -> Any:
+    """The event of a changed value: Gradio gives a component its events at run time, and its types
+    do not know them."""
+    return cast(Any, component).change
 
 
 class OpenSlider(gr.Slider, metaclass=Plain):

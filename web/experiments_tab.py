@@ -28,7 +28,7 @@ from gradio.data_classes import FileData
 from sinkscope.experiments import catalogue
 from sinkscope.experiments.settings import StudySettings
 from sinkscope.setting import REQUIRED, Setting, offered, settings_of
-from sinkscope.web.controls import box
+from sinkscope.web.controls import box, change_of
 from sinkscope.web.experiments_ahead import ahead_of
 from sinkscope.web.experiments_request import BUNDLED, MINE, ExperimentRequest
 from sinkscope.web.experiments_run import ExperimentsHandlers
@@ -78,7 +78,7 @@ def build_experiments(handlers: ExperimentsHandlers, status: gr.HTML, tab: gr.Ta
         running(handlers),
         None,
         [shown, form.go, form.stop],
-        inputs_kwargs=form.controls,
+        inputs_kwargs={**form.controls},
         api_visibility="private",  # the command line and `experiments` are the way to script it
         show_progress="hidden",
         concurrency_id="gpu",
@@ -89,7 +89,7 @@ def build_experiments(handlers: ExperimentsHandlers, status: gr.HTML, tab: gr.Ta
     shown.select(picking, None, form.name, **QUIET)
     form.name.change(choosing(form.blocks), form.name, [form.name, *form.blocks.values()], **QUIET)
     gr.on(
-        [tab.select, status.change, form.name.change, form.controls["source"].change],
+        [tab.select, status.change, form.name.change, change_of(form.controls["source"])],
         asking_ahead(handlers),
         [form.name, form.controls["source"]],
         form.ahead,

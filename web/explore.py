@@ -8,6 +8,7 @@ import gradio as gr
 
 from sinkscope.config import Settings
 from sinkscope.web.api import build_api
+from sinkscope.web.controls import change_of
 from sinkscope.web.events import generating, stopping
 from sinkscope.web.example import Example
 from sinkscope.web.explaining import Explaining, connect_explaining
@@ -91,13 +92,13 @@ def build_explore(
         loading(slot, settings, offers),
         None,
         told,
-        inputs_kwargs=picker.controls,
+        inputs_kwargs={**picker.controls},
         api_visibility="private",  # `web.api` has the endpoints
         **free,
     )
     there = page.load(following(slot), None, told, api_visibility="private", **free)
     decoding = (choosing_decoding(slot), form.decoding, [form.says, *form.replaced])
-    form.decoding.change(*decoding, **QUIET)
+    change_of(form.decoding)(*decoding, **QUIET)
     for event in (loaded, there):
         event.then(telling_limits(slot), None, form.limits, **QUIET)
         event.then(**ahead)
@@ -107,11 +108,11 @@ def build_explore(
     if first is not None and first.kind == "example" and offered:  # the example is asked for
         fill_at_start(form, first, slot.handle)
     gr.on(
-        [picker.opened.expand, *(control.change for control in picker.controls.values())],
+        [picker.opened.expand, *(change_of(control) for control in picker.controls.values())],
         load_forecasting(slot, settings, offers, PARAMETERS),
         None,
         picker.ahead,
-        inputs_kwargs=picker.controls,
+        inputs_kwargs={**picker.controls},
         **QUIET,
     )
     build_api(handlers, offers)
@@ -124,20 +125,18 @@ def _connect_refill(form: Form, inspector: gr.HTML, handlers: Handlers) -> None:
         refilling(handlers, form),
         None,
         [*form.controls.values(), form.asked, form.changed],
-        inputs_kwargs=form.controls,
-        **QUIET
-        | {
-            "trigger_mode": "multiple"
-        },  # a deferred event would come with the data of the one before
+        inputs_kwargs={**form.controls},
+        # A deferred event would come with the data of the one before.
+        **QUIET | {"trigger_mode": "multiple"},
     )
-    seen = [control.change for control in form.controls.values() if hasattr(control, "change")]
+    seen = [change_of(one) for one in form.controls.values() if hasattr(one, "change")]
     named = {"asked": form.asked, **form.controls}
     gr.on(seen, noticing(), None, form.changed, inputs_kwargs=named, **QUIET)
 
 
 def _connect_dims(form: Form, slot: ModelSlot, loaded: Any) -> None:
     """This browser's own sink dimensions, and the two ways back to the model's."""
-    form.dims.change(
+    change_of(form.dims)(
         choosing_dims(slot),
         [form.dims, form.dims_of],
         [form.compare, form.note, form.tau, form.own],
@@ -157,7 +156,8 @@ def _connect_forecast(form: Form, forecaster: Forecaster) -> dict[str, Any]:
     read = {name: form.controls[name] for name in names}
     call = {"fn": forecasting(forecaster), "outputs": form.ahead, "inputs_kwargs": read, **QUIET}
     # A prompt is looked at when its box is left, not at each letter.
-    gr.on([form.prompt.blur, *(read[name].change for name in names if name != "prompt")], **call)
+    changes = (change_of(read[name]) for name in names if name != "prompt")
+    gr.on([form.prompt.blur, *changes], **call)
     return call
 
 
@@ -189,7 +189,7 @@ def _connect_runs(
         generating(handlers),
         None,
         [inspector, form.go, form.stop],
-        inputs_kwargs=form.controls,
+        inputs_kwargs={**form.controls},
         api_name="answer",  # not "generate", which is the endpoint in `web.api`
         api_visibility="private",
         show_progress="hidden",

@@ -176,7 +176,7 @@ def _generation_settings(start: GenerationSettings) -> tuple[dict[str, Component
     made: dict[str, Component] = {}
     with gr.Accordion("Generation settings", open=False, elem_id="generation-settings"):
         for one in ANSWER:
-            look = {"interactive": ours} if one.field in OF_CHECKPOINT else {}
+            look: dict[str, Any] = {"interactive": ours} if one.field in OF_CHECKPOINT else {}
             if one.field == "decoding":
                 look = {"elem_id": "decoding"}
             made[one.name] = control(one, getattr(start, one.field), **look)

@@ -131,7 +131,8 @@ def model_wanted(
         adapter=start.adapter if name == start.model else None,
         device=said.get("device") or start.device,
         dtype=said.get("dtype") or start.dtype,
-        **pixels,
+        min_pixels=pixels["min_pixels"],
+        max_pixels=pixels["max_pixels"],
     )
 
 

@@ -132,12 +132,13 @@ def _rows_changed(trace: GenerationTrace, change: Any, **fields: Any) -> Generat
         tensors = {name: change(getattr(rows, name), rows) for name in _ROWS}
         return dataclasses.replace(rows, **tensors, **fields)
 
-    prompts = {
+    prompts: dict[str, Any] = {
         name: changed(rows)
         for name in ("prompt_rows", "reference")
         if isinstance(rows := getattr(trace, name), PromptTrace)
     }
-    return dataclasses.replace(changed(trace), **prompts)
+    made: GenerationTrace = dataclasses.replace(changed(trace), **prompts)
+    return made
 
 
 def _mean_of_heads(trace: GenerationTrace) -> GenerationTrace:
@@ -209,9 +210,9 @@ def _settings(
         ("prompt", a.prompt, b.prompt),
         ("image", _sizes(a), _sizes(b) + ("" if same_image else ", another picture")),
         ("patches", _grids(a), _grids(b)),
-        ("applied", *("; ".join(t.applied) or "nothing" for t in (a, b))),
-        ("model", *(f"{t.model.id} @ {t.model.revision}" for t in (a, b))),
-        ("device", *(f"{t.model.device}, {t.model.dtype}" for t in (a, b))),
+        ("applied", _applied(a), _applied(b)),
+        ("model", _model(a), _model(b)),
+        ("device", _device(a), _device(b)),
     ]
     shown = shown_settings(a), shown_settings(b)
     rows += _both("", *shown, ("layers", "heads", "reference", "prompt_rows"))
@@ -222,6 +223,18 @@ def _settings(
 
 def _sizes(trace: GenerationTrace) -> str:
     return " and ".join(f"{i.width} × {i.height} px" for i in trace.images)
+
+
+def _applied(trace: GenerationTrace) -> str:
+    return "; ".join(trace.applied) or "nothing"
+
+
+def _model(trace: GenerationTrace) -> str:
+    return f"{trace.model.id} @ {trace.model.revision}"
+
+
+def _device(trace: GenerationTrace) -> str:
+    return f"{trace.model.device}, {trace.model.dtype}"
 
 
 def _both(

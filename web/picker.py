@@ -89,7 +89,7 @@ def build_picker(start: ModelSettings) -> Picker:
             )
         ahead = notice_line("load-ahead")
         load = gr.Button("Load", elem_id="load")
-    controls = {
+    controls: dict[str, Component] = {
         "model": name,
         "device": device,
         "dtype": dtype,

@@ -21,7 +21,7 @@ def cached_image(run: Run, image: gr.Image, keep: bool = False) -> str:
     """The run's first image where Gradio serves files from, losslessly."""
     file = io.BytesIO()
     run.first.images[0].convert("RGB").save(file, "PNG")
-    path = save_bytes_to_cache(file.getvalue(), "image.png", image.GRADIO_CACHE)
+    path: str = save_bytes_to_cache(file.getvalue(), "image.png", image.GRADIO_CACHE)
     if keep:
         image.keep_in_cache.add(path)
     return path

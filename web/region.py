@@ -200,8 +200,7 @@ def read_asked(ask: Mapping[str, Any], run: Run) -> Asked:
         given = ask["boxes"]
         boxes = {
             str(name): Box(
-                *(_count(one[part]) for part in ("row", "column", "rows", "columns")),
-                image=_count(one["image"]),
+                *(_count(one[part]) for part in ("row", "column", "rows", "columns", "image")),
             )
             for name, one in given.items()
         }

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
+from typing import cast
 
 from sinkscope.config import Reduce
+from sinkscope.drawing.names import Colormap
 from sinkscope.drawing.view import method_and_scale
 from sinkscope.setting import check, explained, setting
 from sinkscope.visualization import View
@@ -102,7 +104,7 @@ class ExportChoice(Selection):
             self.view(),
             difference=self.difference,
             whole_answer=self.whole_answer,
-            colormap=self.colormap,
+            colormap=cast(Colormap, self.colormap),  # `View` refuses what is none
         )
         return Wanted(
             self.kind,

@@ -57,7 +57,7 @@ def build_sinks(handlers: SinksHandlers, explore: Form) -> None:
         finding(handlers),
         None,
         [shown, form.go, form.stop],
-        inputs_kwargs=form.controls,
+        inputs_kwargs={**form.controls},
         api_visibility="private",  # the command line and `sinks` are the way to do it by script
         show_progress="hidden",
         concurrency_id="gpu",

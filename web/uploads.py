@@ -154,7 +154,9 @@ class UploadedFiles(gr.File, metaclass=Plain):
     # The base class sets one of its own for each object.
     data_model = property(lambda self: _Files, lambda self, value: None)
 
-    def preprocess(self, payload: ListFiles | None) -> list[FileData]:
+    def preprocess(  # type: ignore[override]  # what the events are given
+        self, payload: ListFiles | None
+    ) -> list[FileData]:
         return [] if payload is None else payload.root
 
 
@@ -168,5 +170,7 @@ class UploadedFile(gr.UploadButton, metaclass=Plain):
     is_template = True
     data_model = property(lambda self: _File, lambda self, value: None)
 
-    def preprocess(self, payload: FileData | None) -> FileData | None:
+    def preprocess(  # type: ignore[override]  # what the events are given
+        self, payload: FileData | None
+    ) -> FileData | None:
         return payload

@@ -29,7 +29,7 @@ class FixedLayer(DynamicLayer):
     """
 
     def __init__(self, capacity: int) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.capacity = capacity
         self.filled = 0
         self.at: Tensor | None = None
@@ -76,23 +76,24 @@ class FixedCache(DynamicCache):
 
     def __init__(self, layers: int, capacity: int) -> None:
         super().__init__()
-        self.layers = [FixedLayer(capacity) for _ in range(layers)]
+        self.fixed = [FixedLayer(capacity) for _ in range(layers)]
+        self.layers = [*self.fixed]  # as the library names them
 
     def begin(self, prefix: DynamicCache | None, rows: int) -> None:
         """Forget what is there, and take over the keys of a prefix (batch 1) for `rows` rows."""
-        for index, layer in enumerate(self.layers):
+        for index, layer in enumerate(self.fixed):
             layer.filled, layer.at = 0, None
             if prefix is not None:
-                given = prefix.layers[index]
+                given: Any = prefix.layers[index]
                 layer.update(*(t.expand(rows, -1, -1, -1) for t in (given.keys, given.values)))
 
     def decode_at(self, position: Tensor | None) -> None:
         """From here on each pass writes one position, at int64 (1,) `position`; None: no more."""
-        for layer in self.layers:
+        for layer in self.fixed:
             layer.at = position
 
     @property
     def nbytes(self) -> int:
         """Of all layers."""
-        tensors = (t for layer in self.layers for t in (layer.keys, layer.values) if t is not None)
+        tensors = (t for layer in self.fixed for t in (layer.keys, layer.values) if t is not None)
         return sum(t.numel() * t.element_size() for t in tensors)

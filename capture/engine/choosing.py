@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -77,7 +77,7 @@ def asked_of_generate(
         found.extend(kwargs["logits_processor"])
         return input_ids
 
-    handle.model.generate(
+    handle.generate(
         input_ids=input_ids,
         attention_mask=torch.ones_like(input_ids),
         generation_config=config,
@@ -141,7 +141,7 @@ def chosen_behind(
     processors: LogitsProcessorList, sampled: bool, input_ids: Tensor, logits: Tensor
 ) -> Tensor:
     """int64 (B,), by the processors themselves; input_ids (B, n), logits (B, vocabulary)."""
-    scores = processors(input_ids, logits.clone())
+    scores: Tensor = cast(Any, processors)(input_ids, logits.clone())
     if not sampled:
         return scores.argmax(-1)
     return torch.multinomial(torch.softmax(scores, -1), 1)[:, 0]

@@ -19,6 +19,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import tomlkit
+
 from sinkscope.config import ModelSettings, from_mapping
 from sinkscope.evaluation.explanations.settings import ScoreSettings
 from sinkscope.evaluation.record import AnswerRecord
@@ -62,11 +64,8 @@ class ScoreConfig:
 
     def toml(self) -> str:
         """The file's text."""
-        lines = ["# Made by `sinkscope explain-score`; the same command goes on in this folder."]
-        for table, values in self.as_dict().items():
-            lines += ["", f"[{table}]"]
-            lines += [f"{k} = {json.dumps(v, ensure_ascii=False)}" for k, v in values.items()]
-        return "\n".join(lines) + "\n"
+        head = "# Made by `sinkscope explain-score`; the same command goes on in this folder.\n\n"
+        return head + tomlkit.dumps(self.as_dict())
 
     def differences(self, other: ScoreConfig) -> list[str]:
         """What the other one has otherwise, each in words. How many targets are scored is no part

@@ -153,4 +153,5 @@ def mask_on_cells(mask: npt.NDArray[np.bool_], grid: ImageGrid) -> Truth:
 
     x0, y0, x1, y1 = boxes.T
     covered = (at(x1, y1) - at(x0, y1) - at(x1, y0) + at(x0, y0)) / ((x1 - x0) * (y1 - y0))
-    return (covered >= covered.max() / 2 - 1e-9).reshape(grid.rows, grid.columns)
+    inside: np.ndarray = covered >= covered.max() / 2 - 1e-9
+    return inside.reshape(grid.rows, grid.columns)

@@ -34,9 +34,6 @@ class Model(nn.Module):
         self.vision = nn.Linear(30, 30)
         self.config = SimpleNamespace(vision_config=QWEN)
 
-    def get_input_embeddings(self) -> nn.Module:
-        return self.embeddings
-
 
 class Handle(SimpleNamespace):
     """A namespace that, like a real handle, can be referred to weakly."""
@@ -45,7 +42,7 @@ class Handle(SimpleNamespace):
 def handle() -> Any:
     model = Model(nn.ModuleList(nn.Linear(16, 16) for _ in range(3)))
     stack = SimpleNamespace(layers=model.layers, hidden_size=16, output_head=model.head)
-    return Handle(model=model, stack=stack)
+    return Handle(model=model, stack=stack, embeddings=model.embeddings.weight)
 
 
 def layout(side: int, more: int = 20) -> PromptLayout:

@@ -153,14 +153,15 @@ def test_not_after_gradio_has_made_the_component_anew(guarded: Site, private: Pa
     """An update of a component makes another one for that session."""
     config = json.loads(send(guarded, "/config", method="GET", kind=None)[1])
     images = {c["id"] for c in config["components"] if c["type"] == "image"}
-    choose = next(
-        e for e in config["dependencies"] if not e["inputs"] and images & set(e["outputs"])
+    values = {c["id"]: c["props"].get("value") for c in config["components"]}
+    refill = next(
+        e for e in config["dependencies"] if images & set(e["outputs"]) and e["backend_fn"]
     )
     body = {
-        "fn_index": choose["id"],
-        "data": [],
+        "fn_index": refill["id"],
+        "data": [None if one in images else values.get(one) for one in refill["inputs"]],
         "session_hash": "anew",
-        "event_data": {"index": 9},
+        "event_data": {},  # no run: every control is left as it is
     }
     assert post(guarded, "/gradio_api/run/predict", body)[0] == 200
     ahead = next(e for e in events_of(guarded, "image") if not e["queue"])

@@ -28,7 +28,10 @@
       closing: false,
       over: new Promise((done) => { end = done; }),
       name: (id) => { named.add(id); waiting.get(id)?.(); },
-      naming: (id) => new Promise((done) => { named.has(id) ? done() : waiting.set(id, done); }),
+      naming: (id) => new Promise((done) => {
+        if (named.has(id)) done();
+        else waiting.set(id, done);
+      }),
     };
     open = stream;
     // The client gives the stream up when it has read that it is closed. The server ends it then by itself, and takes a

@@ -104,10 +104,14 @@ function onLayer(l, act) {
 const allHeads = () => view.h0 === 0 && view.h1 === run.H - 1;
 const needsHeads = () => view.combine !== "mean" || !allHeads();
 
+// What is chosen on a side, whether or not it has so many tokens.
+const hasOwn = (variant) => Boolean(view.own) && variant.part === "answer" && variant.name === run.variants[1].name;
+const chosenOn = (variant) => (hasOwn(variant) ? view.own : [view.t0, view.t1]);
+
 // The tokens of the selection that this variant has; null if its answer ended before them.
 function tokensOf(variant) {
-  if (view.t0 >= variant.T) return null;
-  return [view.t0, Math.min(view.t1, variant.T - 1)];
+  const [from, to] = chosenOn(variant);
+  return from >= variant.T ? null : [from, Math.min(to, variant.T - 1)];
 }
 
 // The key under which a large run's maps of single heads are fetched and kept.

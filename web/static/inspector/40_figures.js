@@ -271,7 +271,7 @@ function paintFigure({ name, side, l }, shared, size) {
   if (waits) note.textContent = waitingWords(side);
   else if (!map) {
     note.textContent = span ? "Fetching the heads of this token …"
-      : `This ${side.part} ${side.T ? `ended before token ${view.t0}` : "has no rows here"}.`;
+      : `This ${side.part} ${side.T ? `ended before token ${chosenOn(side)[0]}` : "has no rows here"}.`;
   }
   const stat = figure.querySelector(".stat"), share = shown.shares[name];
   stat.replaceChildren();

@@ -1,15 +1,16 @@
-// The answers as strips of tokens: choose one, or a range; both answers share one cursor.
+// The answers as strips of tokens: choose one, or a range. Both answers share one choice, unless each is to have its own.
 function buildStrips() {
   const asked = promptStrips();
   $(".strips").replaceChildren(...asked.map(({ name, label, variant }) => promptStrip(name, label, variant.asked)),
     ...run.variants.map((variant) => emptyStrip(variant.name, variant.label)));
   foldPrompt();
+  const gains = run.same_text ? run.variants[1].tokens.map((_, i) => sameTextGain(i)) : [], most = Math.max(...gains.map((gain) => Math.abs(gain || 0)), 0.01);
   run.variants.forEach((variant, side) => {
     const other = run.variants[1 - side];
     const box = stripOf(variant.name);
     box.replaceChildren(...variant.tokens.map((token, i) => {
       const parts = other && (!other.tokens[i] || other.tokens[i].t !== token.t);
-      const made = chip(variant.name, token, i, parts, sameTextGain(side, i));
+      const made = chip(variant.name, token, i, parts, side === 1 ? gains[i] : null, most);
       // The token that ends the answer is chosen like any other, but is not part of the text.
       if (variant.finish === "end" && i === variant.T - 1 && /^<.*>$/.test(token.t)) made.classList.add("ending");
       return made;
@@ -17,6 +18,27 @@ function buildStrips() {
     if (!variant.T) box.append(node("span", { class: "none" }, "The answer is empty."));
     $(`.strip[data-variant="${variant.name}"] .finish`).textContent = finishWords(variant);
   });
+  if (gains.length) stripOf(run.variants[1].name).parentElement.querySelector(".side").append(gainKey(most));
+  if (canPart()) stripOf(run.variants[1].name).parentElement.querySelector(".side").append(ownButton());
+}
+
+// The colours of the lines under the tokens of the same text.
+const gainKey = (most) => node("span", { class: "gains", title: "Change of each token's log-probability under VAR, on the same text" },
+  node("b", {}, "Δ log p"), node("span", {}, `−${most.toFixed(1)}`), node("i", {}), node("span", {}, `+${most.toFixed(1)}`));
+
+// Where two answers part, their tokens of one number say different things: each side may have a choice of its own.
+function canPart() {
+  const [a, b] = run.variants;
+  return Boolean(b) && !run.same_text && (a.T !== b.T || a.tokens.some((token, i) => token.t !== b.tokens[i].t));
+}
+
+const ownButton = () => node("button", { type: "button", class: "plain own", "data-testid": "own-choice", "aria-pressed": Boolean(view.own), onclick: () => chooseApart(!view.own),
+  title: "Each answer has its own chosen token: choose one here without changing the other's" }, "own choice");
+
+function chooseApart(on) {
+  view.own = on ? [view.t0, view.t1].map((t) => clamp(t, 0, run.variants[1].T - 1)) : null;
+  markTokens();
+  repaint();
 }
 
 // The prompt's own tokens: one strip for both answers, or one each where two runs had other prompts.
@@ -68,13 +90,12 @@ function finishWords(variant) {
 }
 
 // On the same text: what VAR did to the log-probability of this very token.
-function sameTextGain(side, i) {
-  if (!run.same_text || side !== 1) return null;
+function sameTextGain(i) {
   const [a, b] = run.variants.map((v) => v.tokens[i]);
   return a && b && a.p > 0 && b.p > 0 ? Math.log(b.p) - Math.log(a.p) : null;
 }
 
-function chip(name, token, i, parts, gain) {
+function chip(name, token, i, parts, gain, most) {
   const part = token.b && token.t === "", shown = part ? token.b : glyphs(token.t), p = token.p;
   const classes = ["token"];
   if (/^ \S/.test(token.t)) classes.push("spaced");
@@ -82,12 +103,13 @@ function chip(name, token, i, parts, gain) {
   if (parts) classes.push("parts");
   if (token.b) classes.push(part ? "piece part" : "piece");
   let title = `token ${i} ${JSON.stringify(token.t)}, probability ${p.toFixed(3)}`;
+  if (gain != null) classes.push("gain", gain < 0 ? "lower" : "higher");
   if (gain != null) title += `, log-probability ${gain >= 0 ? "+" : "−"}${Math.abs(gain).toFixed(3)} under VAR`;
   if (parts) title += ", differs from the other answer";
   if (token.b) title += `, ${token.b.length > 2 ? "bytes" : "byte"} ${token.b}: ${part ? "a part of a character that several tokens make" : `the last part of ${quoted(token.t)}, which several tokens make`}`;
   const made = node("button", {
     type: "button", class: classes.join(" "), role: "option", tabindex: -1, "aria-selected": "false",
-    "data-i": i, "data-testid": `token-${name}-${i}`, title, style: `--p:${p.toFixed(4)}`,
+    "data-i": i, "data-testid": `token-${name}-${i}`, title, style: `--p:${p.toFixed(4)}${gain == null ? "" : `;--gain:${Math.min(1, Math.abs(gain) / most).toFixed(3)}`}`,
   }, shown);
   if (gain != null && Math.abs(gain) >= 0.005) {
     made.append(node("sup", { class: gain > 0 ? "up" : "down" }, `${gain > 0 ? "+" : "−"}${Math.abs(gain).toFixed(2)}`));
@@ -100,8 +122,11 @@ let marks = { answer: [0, 0], prompt: [0, 0] }; // the last choice in each part:
 
 function markTokens(focusIn) {
   marks[view.part] = [view.t0, view.t1];
+  const own = $('[data-testid="own-choice"]');
+  if (own) own.setAttribute("aria-pressed", Boolean(view.own));
   for (const strip of element.querySelectorAll(".strip")) {
-    const { part, variant } = strip.dataset, [from, to] = marks[part], box = strip.querySelector(".tokens");
+    const { part, variant } = strip.dataset, side = part === "answer" && run.variants.find((v) => v.name === variant);
+    const [from, to] = side && hasOwn(side) ? view.own : marks[part], box = strip.querySelector(".tokens");
     for (const chipNode of box.querySelectorAll(".token")) {
       const i = +chipNode.dataset.i, on = part === view.part && i >= from && i <= to;
       if ((chipNode.getAttribute("aria-selected") === "true") !== on) chipNode.setAttribute("aria-selected", on);
@@ -125,11 +150,12 @@ function reveal(box, chipNode) {
 
 const longest = () => Math.max(1, ...sides().map((v) => v.T));
 
-function selectTokens(from, to, focusIn, part = view.part) {
+// `name`: the answer whose token was chosen; where each has its own choice, the other one's stays.
+function selectTokens(from, to, focusIn, part = view.part, name = null) {
   view.part = part;
-  const last = longest() - 1;
-  view.t0 = clamp(Math.min(from, to), 0, last);
-  view.t1 = clamp(Math.max(from, to), 0, last);
+  const second = run.variants[1], span = (last) => [Math.min(from, to), Math.max(from, to)].map((t) => clamp(t, 0, last));
+  if (part !== "answer" || !view.own || name !== second.name) [view.t0, view.t1] = span(longest() - 1);
+  if (part === "answer" && view.own && (!name || name === second.name)) view.own = span(second.T - 1);
   markTokens(focusIn);
   repaint();
 }
@@ -166,28 +192,28 @@ function lookUp(variant) {
 function watchStrips() {
   let anchor = null, dragging = false;
   const chipAt = (event) => event.target.closest && event.target.closest(".token[data-i]");
-  const partOf = (hit) => hit.closest(".strip").dataset.part;
+  const partOf = (hit) => hit.closest(".strip").dataset.part, nameOf = (hit) => hit.closest(".strip").dataset.variant;
   const strips = $(".strips");
   strips.addEventListener("pointerdown", (event) => {
     const hit = chipAt(event);
     if (!hit || !run || event.button || root.dataset.phase === "streaming") return;
     const i = +hit.dataset.i;
-    if (event.shiftKey && anchor != null && partOf(hit) === view.part) selectTokens(anchor, i);
+    if (event.shiftKey && anchor != null && partOf(hit) === view.part) selectTokens(anchor, i, null, partOf(hit), nameOf(hit));
     else {
       anchor = i;
-      selectTokens(i, i, null, partOf(hit));
+      selectTokens(i, i, null, partOf(hit), nameOf(hit));
     }
     dragging = event.pointerType !== "touch";
   });
   strips.addEventListener("pointerover", (event) => {
     const hit = chipAt(event);
-    if (dragging && event.buttons & 1 && hit && run && partOf(hit) === view.part) selectTokens(anchor, +hit.dataset.i);
+    if (dragging && event.buttons & 1 && hit && run && partOf(hit) === view.part) selectTokens(anchor, +hit.dataset.i, null, partOf(hit), nameOf(hit));
   });
   window.addEventListener("pointerup", () => (dragging = false));
   strips.addEventListener("click", (event) => {
     // A key press or a script's click() has no pointer before it.
     const hit = chipAt(event);
-    if (hit && run && event.detail === 0) selectTokens(+hit.dataset.i, +hit.dataset.i, null, partOf(hit));
+    if (hit && run && event.detail === 0) selectTokens(+hit.dataset.i, +hit.dataset.i, null, partOf(hit), nameOf(hit));
   });
   strips.addEventListener("keydown", (event) => {
     const hit = chipAt(event), strip = hit && hit.closest(".strip");
@@ -199,11 +225,11 @@ function watchStrips() {
       const to = clamp(+hit.dataset.i + step, 0, own);
       if (event.shiftKey && partOf(hit) === view.part) {
         if (anchor == null || anchor < view.t0 || anchor > view.t1) anchor = +hit.dataset.i;
-        selectTokens(anchor, to);
+        selectTokens(anchor, to, null, partOf(hit), nameOf(hit));
         strip.querySelector(`[data-i="${to}"]`).focus({ preventScroll: true });
       } else {
         anchor = to;
-        selectTokens(to, to, strip.dataset.variant, partOf(hit));
+        selectTokens(to, to, strip.dataset.variant, partOf(hit), nameOf(hit));
       }
     } else if (line) {
       const next = all[all.indexOf(strip) + line];

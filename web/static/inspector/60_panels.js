@@ -1,6 +1,5 @@
 // Where in the model it happens: token x layer, and layer x head beside it on the same rows.
 const DIFFERENCE = { name: "difference", label: "Difference" }; // second answer minus the first
-const QUANTITIES = { image: "image share", sink: "sink share", entropy: "entropy", box: "on the box" };
 
 function buildPanels() {
   const rows = [...run.variants, ...(canDiffer() ? [DIFFERENCE] : [])];
@@ -20,7 +19,7 @@ function panel(kind, variant, words) {
     node("p", { class: "read" }));
   canvas.addEventListener("pointermove", (event) => readPanel(kind, variant, made, panelCell(event, canvas, kind, variant)));
   canvas.addEventListener("pointerleave", () => readPanel(kind, variant, made, null));
-  canvas.addEventListener("click", (event) => pickPanel(kind, panelCell(event, canvas, kind, variant), event.shiftKey));
+  canvas.addEventListener("click", (event) => pickPanel(kind, variant, panelCell(event, canvas, kind, variant), event.shiftKey));
   return made;
 }
 
@@ -33,12 +32,12 @@ function panelCell(event, canvas, kind, variant) {
 }
 
 // A click goes there; a second click on the same place goes back to all.
-function pickPanel(kind, { x, l }, extend) {
+function pickPanel(kind, variant, { x, l }, extend) {
   const oneLayer = view.l0 === l && view.l1 === l;
   if (kind === "time") {
-    const same = view.t0 === x && view.t1 === x && oneLayer;
+    const [t0, t1] = chosenOn(variant), same = t0 === x && t1 === x && oneLayer;
     [view.l0, view.l1] = same ? [0, run.L - 1] : extend ? [Math.min(view.l0, l), Math.max(view.l1, l)] : [l, l];
-    selectTokens(x, extend ? view.t0 : x);
+    selectTokens(x, extend ? t0 : x, null, view.part, variant === DIFFERENCE ? null : variant.name);
     return;
   }
   const same = oneLayer && view.h0 === x && view.h1 === x;

@@ -109,7 +109,7 @@ const tight = (text) => text.replace(/ (%|nats)/g, "\u00a0$1");
 const regionTitle = (variant) => (run.variants.length > 1 ? node("h4", {}, variant.label) : null);
 
 function regionSide(variant, side) {
-  const chosen = view.part === "answer" ? side.tokens.slice(view.t0, Math.min(view.t1, view.t0 + 2) + 1) : [];
+  const [t0, t1] = chosenOn(variant), chosen = view.part === "answer" ? side.tokens.slice(t0, Math.min(t1, t0 + 2) + 1) : [];
   const whole = side.other_boxes === side.planned;
   return node("div", { "data-testid": `region-${variant.name}` }, regionTitle(variant),
     node("p", { class: "finding" }, tight(side.headline)), regionChart(variant, side),
@@ -123,9 +123,9 @@ function regionChart(variant, side) {
   const ends = side.tokens.flatMap(({ change, random_range: r }) => (r ? [change, r[1], r[3]] : [change]));
   const low = Math.min(-0.05, ...ends), high = Math.max(0.05, ...ends), at = (x) => (100 * (high - clamp(x, low, high))) / (high - low);
   const stretch = (a, b) => `top:${Math.min(at(a), at(b))}%;height:${Math.max(0.6, Math.abs(at(a) - at(b)))}%`;
-  const columns = side.tokens.map((token, t) => {
-    const on = view.part === "answer" && t >= view.t0 && t <= view.t1, r = token.random_range;
-    return node("button", { type: "button", tabindex: -1, class: on ? "on" : null, "data-verdict": token.verdict, onclick: () => selectTokens(t, t, variant.name, "answer"),
+  const [t0, t1] = chosenOn(variant), columns = side.tokens.map((token, t) => {
+    const on = view.part === "answer" && t >= t0 && t <= t1, r = token.random_range;
+    return node("button", { type: "button", tabindex: -1, class: on ? "on" : null, "data-verdict": token.verdict, onclick: () => selectTokens(t, t, variant.name, "answer", variant.name),
       title: `token ${t}. ${token.words}` }, r ? node("i", { class: "others", style: stretch(r[1], r[3]) }) : null, node("i", { class: "own", style: stretch(0, token.change) }));
   });
   const tick = (x) => node("span", { style: `top:${at(x)}%` }, x === 0 ? "0" : `${x < 0 ? "−" : "+"}${Math.abs(x).toFixed(Math.abs(x) < 9.95 ? 1 : 0)}`);

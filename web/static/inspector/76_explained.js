@@ -11,6 +11,7 @@ const explainedHere = () => explanations.get(explainKey()) || null;
 const explains = () => explaining && Date.now() - explaining.at < 600000; // a server that went away must not lock it for ever
 
 function explainedOf(name, variant) {
+  if (hasOwn(variant)) return null; // they are asked for one choice of tokens
   const here = explainedHere(), side = here && here.sides && here.sides[variant.name];
   return (side && side[name]) || null;
 }
@@ -25,6 +26,7 @@ function explainedMap(name, variant) {
 
 function waitingWords(variant) {
   if (view.part !== "answer") return `${method().label} explains words of the answer.`;
+  if (hasOwn(variant)) return `${method().label} is computed for one choice on both sides: end “own choice”.`;
   const made = explainedOf(method().name, variant) || { why: method().why[variant.name] };
   if (made.why) return `${method().label} is not possible: ${made.why}.`;
   return explains() ? `${explaining.message} …` : `${method().label} is not computed for this word yet: see “Other explanations”.`;

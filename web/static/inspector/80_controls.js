@@ -205,7 +205,9 @@ function selectionWords() {
   const first = sides().find((v) => tokensOf(v)) || sides()[0], span = tokensOf(first);
   const words = span ? quoted(first.tokens.slice(span[0], span[1] + 1).map((t) => t.t).join("")) : "no token";
   const prompt = view.part === "prompt" ? "prompt " : "";
-  const which = prompt + (view.t0 === view.t1 ? `token ${view.t0}` : `tokens ${view.t0}–${view.t1} (mean)`);
+  const numbers = ([a, b]) => (a === b ? `token ${a}` : `tokens ${a}–${b} (mean)`), which = prompt + numbers([view.t0, view.t1]);
+  const second = view.own && view.part === "answer" && tokensOf(run.variants[1]);
+  const apart = second ? `; ${run.variants[1].label}: ${numbers(second)} ${quoted(run.variants[1].tokens.slice(second[0], second[1] + 1).map((t) => t.t).join(""))}` : "";
   const over = view.combine === "mean" ? "mean" : view.combine === "max" ? "maximum" : "minimum";
   const spelt = (name, word, one) => {
     const range = rangeWords(name);
@@ -213,7 +215,7 @@ function selectionWords() {
   };
   const layers = view.four ? `layers ${fourLayers().map((l) => run.layers[l]).join(", ")} one by one` : spelt("l", "layer", view.l0 === view.l1), heads = spelt("h", "head", view.h0 === view.h1);
   const one = (view.four || view.l0 === view.l1) && view.h0 === view.h1;
-  return `${which} ${words}, ${one ? `${layers}, ${heads}` : `${over} over ${layers} and ${heads}`}`;
+  return `${which} ${words}${apart}, ${one ? `${layers}, ${heads}` : `${over} over ${layers} and ${heads}`}`;
 }
 
 // A run, or two of them side by side: one answer of each (web/pairs.py).
@@ -242,6 +244,7 @@ function writeAddress() {
     const ends = (list, a, b) => `${list[a]}-${list[b]}`;
     const part = { v: LINK, run: run.id, [view.part === "prompt" ? "p" : "t"]: `${view.t0}-${view.t1}`, l: ends(run.layers, view.l0, view.l1) };
     if (run.heads[0] >= 0) part.h = ends(run.heads, view.h0, view.h1);
+    if (view.own) part.u = view.own.join("-");
     if (view.combine !== "mean") part.combine = view.combine;
     if (view.method !== "attention") part.method = view.method;
     if (view.scale !== "percentile") part.scale = view.scale;
@@ -260,7 +263,7 @@ function writeAddress() {
 
 function readAddress() {
   const part = new URLSearchParams(location.hash.slice(1)), made = { version: part.get("v") === "2" ? LINK : 1 };
-  for (const name of ["t", "p", "l", "h"]) {
+  for (const name of ["t", "u", "p", "l", "h"]) {
     const hit = /^(\d{1,6})-(\d{1,6})$/.exec(part.get(name) || "");
     if (hit) made[name] = [+hit[1], +hit[2]];
   }

@@ -27,6 +27,7 @@ function wireSave() {
 let awaited = null; // { ask, at, done, fail } of the file that is being made
 
 function askFor(kind) {
+  if (view.own) throw new Error("it shows one choice of tokens on both sides; end “own choice” first");
   if (awaited && Date.now() - awaited.at < 60000) throw new Error("another file is still being made");
   const ask = crypto.getRandomValues(new Uint32Array(4)).join("-"), moves = kind !== "pdf", several = view.t1 > view.t0;
   const motion = (name) => +$(`[data-motion="${name}"]`).value;

@@ -189,7 +189,7 @@ async function showRun(value, place, fill) {
 function startView(before, place, value) {
   const fits = before && before.L === run.L && before.H === run.H;
   if (!fits) Object.assign(view, { l0: 0, l1: run.L - 1, h0: 0, h1: run.H - 1 });
-  Object.assign(view, { box: null, cursor: null, image: 0, swapped: false });
+  Object.assign(view, { box: null, cursor: null, image: 0, swapped: false, own: null });
   if (view.quantity === "box") view.quantity = "image";
   const named = !place.run || place.run === value.run;
   view.part = "answer";
@@ -199,6 +199,7 @@ function startView(before, place, value) {
   if (place.p && run.variants.some((v) => v.asked.T)) Object.assign(view, { part: "prompt", prompt: true });
   if (view.part === "prompt") place.t = place.p;
   if (place.t) [view.t0, view.t1] = place.t.map((t) => clamp(t, 0, longest() - 1)).sort((a, b) => a - b);
+  if (place.u && canPart()) view.own = place.u.map((t) => clamp(t, 0, run.variants[1].T - 1)).sort((a, b) => a - b);
   // The place of a number among the captured ones; the nearest, if the run lacks it.
   const placed = (list) => (n) => (place.version < LINK ? n : list.reduce((best, m, k) => (Math.abs(m - n) < Math.abs(list[best] - n) ? k : best), 0));
   if (place.l) setRange("l", ...place.l.map(placed(run.layers)));
