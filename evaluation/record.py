@@ -48,7 +48,7 @@ class AnswerRecord:
         return json.dumps(values, ensure_ascii=False, allow_nan=False) + "\n"
 
     @staticmethod
-    def of_line(line: str, where: str) -> AnswerRecord:
+    def of_line(line: str | bytes, where: str) -> AnswerRecord:
         """Read a line.
 
         Raises:

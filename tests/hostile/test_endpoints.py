@@ -1,4 +1,4 @@
-"""A running app against hostile requests: whatever is sent, an answer within seconds, and no 500."""
+"""A running app against hostile requests: an answer within seconds, and no 500."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ import pytest
 
 from sinkscope.web.endpoints import UNFORESEEN
 from sinkscope.web.store import Run
+from tests.hostile.app import endpoints
 from tests.hostile.corpus import SCALARS, changed, encoded, garbled, json_bombs, value
 from tests.hostile.limits import ANSWER_SECONDS, Touched, bounded_memory, share
 from tests.web.conftest import Site, start_site
@@ -141,8 +142,15 @@ def test_questions_of_the_inspector(site: Site, run_id: str) -> None:
         "open_run": {"run": run_id, "names": ["a", "b"]},
         "tokens_since": {"run": run_id, "variant": "baseline", "from": 0},
         "token_maps": {
-            **{"run": run_id, "variant": "baseline", "start": 0, "stop": 2, "whole": False},
-            **{"layers": [0, 2], "heads": [0, 2], "combine": "mean", "prompt": False},
+            "run": run_id,
+            "variant": "baseline",
+            "start": 0,
+            "stop": 2,
+            "whole": False,
+            "layers": [0, 2],
+            "heads": [0, 2],
+            "combine": "mean",
+            "prompt": False,
         },
         "trace_file": {"run": run_id, "variant": "baseline"},
         "page_file": {"run": f"{run_id}.baseline~{run_id}.var", "names": ["", ""]},
@@ -157,16 +165,6 @@ def test_questions_of_the_inspector(site: Site, run_id: str) -> None:
         client.send(f"{API}/component_server/", encoded(about))
 
     harmless(site, act, share(0.15, 60))
-
-
-def endpoints(site: Site) -> dict[str, list[Any]]:
-    """Names of the API with a value for each argument."""
-    _, text = send(site, f"{API}/info", method="GET", kind=None)
-    named = json.loads(text)["named_endpoints"]
-    return {
-        name.strip("/"): [one.get("parameter_default") for one in about["parameters"]]
-        for name, about in named.items()
-    }
 
 
 def test_arguments_of_the_api(site: Site, run_id: str) -> None:
