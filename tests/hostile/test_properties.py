@@ -59,7 +59,8 @@ values = st.recursive(
 WORDS = (
     "image", "images", "question", "answer", "answers", "conversations", "messages", "from",
     "value", "role", "content", "text", "type", "choices", "options", "label", "A", "B", "id",
-    "history", "instruction", "input", "output", "caption", "bbox", "system", "image_url", "file_name",
+    "history", "instruction", "input", "output", "caption", "bbox", "system", "image_url",
+    "file_name",
 )  # fmt: skip
 rows = st.dictionaries(st.sampled_from(WORDS), values, max_size=6)
 same = pytest.mark.parametrize
