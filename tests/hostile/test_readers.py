@@ -219,6 +219,51 @@ def test_a_trillion_tokens_that_take_no_bytes(tmp_path: Path) -> None:
         assert "tokens; allowed" in said
 
 
+def damaged_trace(tmp_path: Path, change: Callable[[dict[str, Any]], Any]) -> str:
+    """What is said of a trace that is changed and signed."""
+    header, tensors = split(trace_bytes())
+    about = json.loads(header["__metadata__"]["sinkscope-trace"])
+    change(about)
+    path = tmp_path / "a.safetensors"
+    path.write_bytes(joined(header, about, tensors))
+    with bounded_memory():
+        return refused_or_read(lambda: TRACES[0].read(path), tmp_path)
+
+
+def test_a_map_of_more_cells_than_an_image_has(tmp_path: Path) -> None:
+    """A view over a millionth of an image makes a map of a million times its cells."""
+
+    def change(about: dict[str, Any]) -> None:
+        grid = about["layout"]["grids"][0]
+        grid["original"] = [10**9, 10**9]
+
+    assert "map of an image" in damaged_trace(tmp_path, change)
+
+
+@pytest.mark.parametrize(
+    ("report", "words"),
+    [
+        ({"settings": [1]}, "var.settings"),
+        ({"settings": {}, "layers": {"a": 1}}, "var.layers"),
+        ({"settings": {}, "layers": [None]}, "var.layers"),
+        ({"settings": {}, "layers": [{"positions": [1]}]}, "layer"),
+        ({"settings": {}, "layers": [{"layer": 0, "positions": [TRILLION]}]}, "var.layers"),
+        ([1], "var is"),
+    ],
+)
+def test_a_report_of_var_is_one(report: Any, words: str, tmp_path: Path) -> None:
+    assert words in damaged_trace(tmp_path, lambda about: about.update(var=report))
+
+
+def test_a_row_of_commas_is_no_row(tmp_path: Path) -> None:
+    """Each cell that holds nothing takes memory too."""
+    path = tmp_path / "a.csv"
+    path.write_bytes(b"a" + b"," * 20_000_000)
+    reader = next(one for one in READERS if one.name == "CSV")
+    with bounded_memory():
+        assert "cells, the most" in refused_or_read(lambda: reader.read(path), tmp_path)
+
+
 def test_a_file_without_a_reader_of_its_own_is_named_by_its_name(tmp_path: Path) -> None:
     from sinkscope.outside import open_regular
 
