@@ -86,13 +86,14 @@ def merged(model: Any, folder: Path) -> Any:
         SafetensorError,
     ) as error:
         raise ModelError(
-            f"The adapter {folder.name} does not fit the model: {' '.join(str(error).split())[:400]}"
+            f"The adapter {folder.name} does not fit the model: "
+            f"{' '.join(str(error).replace(str(folder), folder.name).split())[:400]}"
         ) from error
     taken = set(get_peft_model_state_dict(wrapped))
     if lost := sorted(stored - taken) + sorted(taken - stored):
         raise ModelError(
-            f"The adapter {folder.name} does not fit the model: {len(lost)} tensors have no place in it "
-            f"or are missing, such as {lost[0]}."
+            f"The adapter {folder.name} does not fit the model: {len(lost)} tensors have no place "
+            f"in it or are missing, such as {lost[0]}."
         )
     try:
         made = wrapped.merge_and_unload(safe_merge=True)

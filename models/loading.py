@@ -245,6 +245,10 @@ def read_configuration(settings: ModelSettings, source: Path) -> tuple[Any, Fami
     if not file.is_file():
         raise ModelError(f"{settings.model} {_why_no_config(source)}")
     try:
+        read_json(file, "The file", INFINITE)  # before transformers does, which sets no bounds
+    except ValueError as error:
+        raise ModelError(f"The config.json of {settings.model} cannot be used: {error}") from error
+    try:
         config = AutoConfig.from_pretrained(source, trust_remote_code=False, local_files_only=True)
     except Exception as error:
         # The checks of a config raise types of their own, some of them no ValueError.
@@ -255,7 +259,7 @@ def read_configuration(settings: ModelSettings, source: Path) -> tuple[Any, Fami
             ) from error
         raise ModelError(
             f"The config.json of {settings.model} cannot be used: "
-            f"{' '.join(str(error).split())[:400]}"
+            f"{' '.join(str(error).replace(str(source), settings.model).split())[:400]}"
         ) from error
     named = getattr(config, "transformers_weights", None)
     if named not in (None, SINGLE, INDEX):

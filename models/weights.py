@@ -14,7 +14,7 @@ from pathlib import Path
 from safetensors import SafetensorError, safe_open
 
 from sinkscope.models.source import ModelError
-from sinkscope.outside import read_json
+from sinkscope.outside import open_regular, read_json
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 ADAPTER = "adapter_config.json"
@@ -145,7 +145,7 @@ def _headers(name: str, files: list[Path]) -> dict[str, StoredTensor]:
     tensors: dict[str, StoredTensor] = {}
     for file in files:
         try:
-            with safe_open(file, "pt") as weights:
+            with open_regular(file), safe_open(file, "pt") as weights:  # which would wait on a pipe
                 for key in weights.keys():  # noqa: SIM118
                     part = weights.get_slice(key)
                     tensors[key] = StoredTensor(tuple(part.get_shape()), str(part.get_dtype()))
@@ -171,7 +171,7 @@ def _what_it_is(name: str, file: Path) -> str:
 
 def is_pointer(file: Path) -> bool:
     """Whether a file is a pointer of Git LFS, left by a clone without LFS."""
-    with file.open("rb") as stream:
+    with open_regular(file) as stream:
         return stream.read(len(LFS)) == LFS
 
 
