@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import importlib.util
 import json
 from collections.abc import Callable
@@ -144,14 +143,11 @@ def _adapter(path: Path) -> None:
 
 
 def _record() -> bytes:
-    """A line of an evaluation, whatever its keys are today."""
-    empty = {one.name: None for one in dataclasses.fields(AnswerRecord)}
-    return json.dumps({**empty, **RECORD}).encode()
+    """A line of an evaluation."""
+    said = ("demo", "short", "1", 0, "var", "hash", "a ball", "ball", 1.0, {}, "ball", "c", "1", {})
+    return AnswerRecord(*said, log_probabilities=(-0.5,)).line().encode()
 
 
-RECORD = {
-    "method": "var", "question": "1", "answer": "a", "truth": "a", "score": 1.0, "fields": {},
-}  # fmt: skip
 ROWS = [
     {"image": "a.png", "question": "What?", "answer": "a ball", "choices": ["a", "b"]},
     {"image": ["a.png", "b.png"], "conversations": [{"from": "human", "value": "<image> Hi"}]},
