@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from sinkscope.outside import open_regular
 from tests.hostile.corpus import (
     TRILLION,
     changed,
@@ -264,9 +265,39 @@ def test_a_row_of_commas_is_no_row(tmp_path: Path) -> None:
         assert "cells, the most" in refused_or_read(lambda: reader.read(path), tmp_path)
 
 
-def test_a_file_without_a_reader_of_its_own_is_named_by_its_name(tmp_path: Path) -> None:
-    from sinkscope.outside import open_regular
+def test_what_is_no_file_is_not_even_opened(tmp_path: Path, monkeypatch: Any) -> None:
+    """Opening already changes some devices."""
+    os.mkfifo(tmp_path / "pipe")
+    opened: list[object] = []
+    monkeypatch.setattr("sinkscope.outside.os.open", lambda *path: opened.append(path))
+    for path in (tmp_path, tmp_path / "pipe", Path("/dev/null")):
+        with pytest.raises(OSError) as caught:
+            open_regular(path)
+        assert caught.value.errno == errno.EINVAL
+    assert opened == []
 
-    with pytest.raises(OSError) as caught:
-        open_regular(tmp_path)
-    assert caught.value.errno == errno.EINVAL
+
+def test_what_becomes_a_pipe_behind_the_look_is_not_waited_for(
+    tmp_path: Path, monkeypatch: Any
+) -> None:
+    path = tmp_path / "file"
+    os.mkfifo(path)
+    looks: list[os.stat_result] = []
+
+    def look(about: os.stat_result) -> None:
+        looks.append(about)
+        if len(looks) > 1:  # the first one saw a file, which somebody then replaced
+            raise OSError(errno.EINVAL, "it is no regular file")
+
+    monkeypatch.setattr("sinkscope.outside._check_regular", look)
+    said: list[object] = []
+
+    def act() -> None:
+        with pytest.raises(OSError):
+            open_regular(path)
+        said.append("refused")
+
+    worker = threading.Thread(target=act, daemon=True)
+    worker.start()
+    worker.join(20)
+    assert said == ["refused"] and len(looks) == 2
