@@ -22,7 +22,15 @@ from sinkscope.config import (
 )
 from sinkscope.evaluation.settings import RunSettings
 from sinkscope.experiments.settings import ScanSettings, StudySettings
-from sinkscope.outside import Bounds, OutsideError, check_json, parse_json, parse_toml, walk
+from sinkscope.outside import (
+    DEEPEST,
+    Bounds,
+    OutsideError,
+    check_json,
+    parse_json,
+    parse_toml,
+    walk,
+)
 from sinkscope.records.formats import record_of
 from sinkscope.records.record import RecordError
 from sinkscope.records.values import listed
@@ -115,6 +123,16 @@ def test_any_bytes_are_toml_or_refused(data: bytes) -> None:
     except OutsideError:
         return
     assert isinstance(made, dict) and finite(made)
+
+
+def test_levels_of_toml_are_bounded() -> None:
+    for level in (DEEPEST - 1, DEEPEST + 1):
+        text = b"a = " + b"[" * level + b"]" * level
+        if level < DEEPEST:
+            assert list(parse_toml(text)) == ["a"]
+        else:
+            with pytest.raises(OutsideError, match="nested too deeply"):
+                parse_toml(text)
 
 
 @many
