@@ -30,7 +30,7 @@ ROUTES = (
     f"{API}/stream/1", f"{API}/vibe-edit/", f"{API}/process_recording", "/", "/nothing",
 )  # fmt: skip
 PATHS = (
-    "/", "/config", f"{API}/info", f"{API}/file=", f"{API}/file=/etc/passwd", f"{API}/call/x/y",
+    "/", "/config", f"{API}/info", f"{API}/file=", f"{API}/file=/etc/passwd",
     f"{API}/file=../../../../etc/passwd", f"{API}/file=/proc/kmsg", f"{API}/file=/dev/zero",
     f"{API}/queue/data?session_hash=", f"{API}/queue/status", f"{API}/upload_progress?upload_id=x",
     f"{API}/proxy=http://127.0.0.1:1/", "/docs/", "/docs/../../x", "/static/x", "/theme.css",
@@ -111,6 +111,13 @@ def test_addresses(site: Site) -> None:
         client.send(path, None, method=method, kind=None)
 
     harmless(site, act, share(0.05, 40))
+
+
+@pytest.mark.xfail(
+    strict=True, reason="Gradio breaks off the stream of an event that there is none of"
+)
+def test_an_event_that_there_is_none_of(site: Site) -> None:
+    Client(site).send(f"{API}/call/generate/nothing", None, method="GET", kind=None)
 
 
 def test_bodies(site: Site) -> None:
