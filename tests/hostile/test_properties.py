@@ -246,3 +246,10 @@ def test_any_row_asks_something_or_is_refused(row: dict[str, Any]) -> None:
 def test_a_list_written_as_text_is_a_list_or_the_text(text: str) -> None:
     made = listed(text)
     assert made == text or isinstance(made, list)
+
+
+@pytest.mark.parametrize("name", ["dims", "dims_of", "methods"])
+def test_a_form_of_evaluate_names_what_is_no_text(name: str) -> None:
+    for value in (None, 5, {"a": 1}):
+        with pytest.raises(ValueError, match=rf"^{name} is "):
+            EvaluateRequest(**{name: value}).check()  # type: ignore[arg-type]
