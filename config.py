@@ -9,12 +9,12 @@ hand.
 from __future__ import annotations
 
 import dataclasses
-import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args
 
+from sinkscope.outside import read_toml
 from sinkscope.setting import REQUIRED, Heads, check, explained, layer_heads, refuse, setting
 from sinkscope.setting.serving import AppSettings as AppSettings
 
@@ -356,18 +356,12 @@ def read_tables(path: Path) -> dict[str, Any]:
     Raises:
         ValueError: the file is missing or no TOML, or a table is none of `SECTIONS`.
     """
-    try:
-        tables = tomllib.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ValueError(
-            f"The settings file {path} cannot be read: {error.strerror or error}."
-        ) from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"The settings file {path} is not valid TOML: {error}.") from error
+    tables = read_toml(path, "The settings file")
     for table in tables:
         if table not in SECTIONS:
             raise ValueError(
-                f"The settings file {path} has a table [{table}]; allowed: {', '.join(SECTIONS)}."
+                f"The settings file {path.name} has a table [{table}]; "
+                f"allowed: {', '.join(SECTIONS)}."
             )
         if not isinstance(tables[table], Mapping):
             raise refuse(f"[{table}]", tables[table], "a table")

@@ -107,7 +107,9 @@ def open_trace(path: Path) -> GenerationTrace:
         check_tensors(file.about, file.table)
         tensors = {name: file.tensor(name) for name in file.table}
         if content_checksum(tensors) != file.about["checksum"]:
-            raise TraceFileError(f"{path} is damaged: its checksum does not match its content.")
+            raise TraceFileError(
+                f"{path.name} is damaged: its checksum does not match its content."
+            )
         check_numbers(tensors)
         return trace_of(file.about, tensors)
 
@@ -175,7 +177,7 @@ class TraceReader:
                 name
             ]:
                 raise TraceFileError(
-                    f"{self._path} is damaged: the checksum of its {name} is wrong."
+                    f"{self._path.name} is damaged: the checksum of its {name} is wrong."
                 )
             check_numbers(tensors)
             return rows_of(name, self._about, tensors, self.outline)
@@ -212,7 +214,7 @@ class TraceReader:
             sums = (self._about.get("token_checksums") or {}).get("images")
             if sums is not None and _crc(pixels) != sums[index]:
                 raise TraceFileError(
-                    f"{self._path} is damaged: the checksum of image {index} does not match."
+                    f"{self._path.name} is damaged: the checksum of image {index} does not match."
                 )
             return Image.fromarray(pixels.numpy())
 
@@ -228,7 +230,7 @@ class TraceReader:
             sums = self._about.get("token_checksums")
             if sums is not None and _crc(part) != sums[name][token]:
                 raise TraceFileError(
-                    f"{self._path} is damaged: the checksum of token {token} does not match."
+                    f"{self._path.name} is damaged: the checksum of token {token} does not match."
                 )
             check_numbers({name: part})
             return part

@@ -15,6 +15,7 @@ import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from sinkscope.config import ImageLimits
+from sinkscope.outside import open_regular
 
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF")
 _ALLOWED = "allowed are PNG, JPEG, WebP, GIF, BMP and TIFF"
@@ -125,7 +126,7 @@ def _read(
 
 
 def _first_bytes(path: Path, count: int) -> bytes:
-    with path.open("rb") as file:
+    with open_regular(path) as file:
         return file.read(count)
 
 

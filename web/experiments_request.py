@@ -148,7 +148,7 @@ def _prompts(request: ExperimentRequest, model: str) -> Prompts:
     try:
         read = read_prompts(path, request.count)
     except ValueError as error:  # which names the place of the file on the server
-        raise ValueError(str(error).replace(str(path), names[0])) from error
+        raise ValueError(str(error).replace(path.name, names[0])) from error
     return Prompts(
         read.samples, names[0], tuple(n.replace(path.name, names[0]) for n in read.notes)
     )

@@ -300,7 +300,7 @@ class Handlers:
     def trace_file(self, ask: Any) -> dict[str, Any]:
         """One trace of a run as `GenerationTrace.open` reads it."""
         run, name = self._found(ask, described=False), _field(ask, "variant")
-        if not isinstance(run, Run) or name not in run.traces:
+        if not isinstance(run, Run) or name not in list(run.traces):
             return {"error": EXPIRED}
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "trace.safetensors"
@@ -348,7 +348,7 @@ class Handlers:
                 )
                 target = Target(tuple(range(start, stop)), part)
                 data = _reduced_map(trace, target, layers, heads, ask)
-        except (KeyError, TypeError, ValueError, IndexError):
+        except (KeyError, TypeError, ValueError, IndexError, AttributeError, OverflowError):
             return {"error": "This view cannot be computed for this run."}
         return {"data": base64.b64encode(data).decode()}
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from sinkscope.config import GenerationSettings, Settings, VARSettings
 from sinkscope.models.loading import ModelHandle
-from sinkscope.setting import Setting, index_list, offered, read_all
+from sinkscope.setting import Setting, index_list, offered, read_all, refuse
 
 # What a request may say. What is captured is the settings file's matter.
 ANSWER: tuple[Setting, ...] = offered(GenerationSettings, "layers", "heads")
@@ -94,4 +94,6 @@ def parse_indices(setting: str, text: str | None) -> tuple[int, ...] | None:
     Raises:
         ValueError: not such a list.
     """
+    if text is not None and not isinstance(text, str):
+        raise refuse(setting, text, "a text such as 2-5 or 0, 3, 7")
     return index_list(setting, text) if text and text.strip() else None

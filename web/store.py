@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from sinkscope.capture.trace import GenerationTrace
+from sinkscope.outside import Bounds, read_json
 from sinkscope.utils import write_atomically
 
 log = logging.getLogger(__name__)
@@ -28,6 +29,7 @@ log = logging.getLogger(__name__)
 _ID = re.compile(r"[A-Za-z0-9_-]{16,64}\Z")
 _VARIANTS = ("baseline", "var")
 STORED_KINDS = ("run", "example")
+RUN_JSON = Bounds(bytes=10_000, infinite=True)  # it has some hundred
 LABELS = {"baseline": "Baseline", "var": "VAR"}
 
 
@@ -117,10 +119,10 @@ def open_run(folder: Path, run_id: str | None = None) -> Run:
         ValueError: something is missing or damaged; the text says what.
     """
     try:
-        about = json.loads((folder / "run.json").read_bytes())
-        names = [name for name in _VARIANTS if name in about["variants"]]
+        about = read_json(folder / "run.json", "The file", RUN_JSON)
+        names = [name for name in _VARIANTS if name in list(about["variants"])]
         kind, same_text, created = about["kind"], about["same_text"], float(about["created"])
-    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+    except (ValueError, KeyError, TypeError) as error:
         raise ValueError("The stored run is damaged: its description cannot be read.") from error
     if kind not in STORED_KINDS or not isinstance(same_text, bool) or not 0 <= created < 1e11:
         raise ValueError("The stored run is damaged: its description makes no sense.")
