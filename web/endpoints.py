@@ -24,10 +24,9 @@ from sinkscope.methods.explain import listed
 from sinkscope.setting import read_all
 from sinkscope.visualization import View
 from sinkscope.web.exporting import EXPORT, make_files, sides_of_view
-from sinkscope.web.handlers import ANSWER, EXPIRED, UNFORESEEN, Handlers
+from sinkscope.web.handlers import EXPIRED, UNFORESEEN, Handlers
 from sinkscope.web.model_events import model_wanted
 from sinkscope.web.pairs import find_run
-from sinkscope.web.region import REGION
 from sinkscope.web.request import Request
 from sinkscope.web.selection import ExportChoice, Selection
 from sinkscope.web.store import Run
@@ -169,7 +168,12 @@ class Api:
             Image.fromarray(panel.pixels).save(path)
             return about, self._kept(path)
 
-    def export(self, run: str, **said: Any) -> list[str]:
+    def export(
+        self,
+        run: str,
+        request: gr.Request = None,  # type: ignore[assignment]
+        **said: Any,
+    ) -> list[str]:
         """Files of a run: pdf, png, svg (a figure of some tokens), gif, mp4 (over the tokens), csv
         (shares), html (a page that works alone), trace (safetensors, one for each answer).
 
@@ -180,7 +184,8 @@ class Api:
         wanted = ExportChoice(**read_all(ExportChoice, said)).wanted()
         sides_of_view(found, wanted)
         with tempfile.TemporaryDirectory() as folder:
-            job = self._handlers.runner.job("", EXPORT)
+            session = (request.session_hash if request else "") or ""
+            job = self._handlers.runner.job(session, EXPORT)
             try:
                 paths = self._handlers.runner.result(
                     job,
@@ -194,10 +199,10 @@ class Api:
             return [self._kept(path) for path in paths]
 
     def stop(self, request: gr.Request) -> None:
-        """End this client's run after the token that is being made, or its region test after the
-        boxes that are being passed; a run is kept with what it has, of a test nothing is."""
-        for kind in (ANSWER, REGION):
-            self._handlers.runner.stop(request.session_hash or "", kind)
+        """End all that this client has under way or waiting: its run after the token that is being
+        made, its region test after the boxes that are being passed, files; a run is kept with what
+        it has, of a test nothing is."""
+        self._handlers.runner.stop(request.session_hash or "")
 
     def _kept(self, path: Path) -> str:
         """The file where Gradio serves files from."""

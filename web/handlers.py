@@ -99,7 +99,9 @@ class Handlers:
         self.engine = engine or Engine()
         self.pace = pace or Pace()  # learns what runs take
         limit = settings.app.job_minutes
-        self.runner = Runner(settings.app.queue_size, 60 * limit if limit else None)
+        self.runner = Runner(
+            settings.app.queue_size, 60 * limit if limit else None, settings.app.session_queue
+        )
         self.drawing = DrawingProcess(store.file_of)
         self.component: gr.HTML | None = None
         self._last = LastPrompt()
