@@ -166,7 +166,7 @@ class Api:
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / f"map-{chosen[0]}.png"
             Image.fromarray(panel.pixels).save(path)
-            return about, self._kept(path)
+            return about, self._kept(path, found)
 
     def export(
         self,
@@ -196,7 +196,7 @@ class Api:
                 )
             except Stopped as stopped:
                 raise ValueError(f"{job.ended_by}; no file was made.") from stopped
-            return [self._kept(path) for path in paths]
+            return [self._kept(path, found) for path in paths]
 
     def stop(self, request: gr.Request) -> None:
         """End all that this client has under way or waiting: its run after the token that is being
@@ -204,10 +204,12 @@ class Api:
         it has, of a test nothing is."""
         self._handlers.runner.stop(request.session_hash or "")
 
-    def _kept(self, path: Path) -> str:
-        """The file where Gradio serves files from."""
+    def _kept(self, path: Path, run: Run) -> str:
+        """The file where Gradio serves files from, until the run goes."""
         assert self._handlers.component is not None
-        return str(save_file_to_cache(path, self._handlers.component.GRADIO_CACHE))
+        kept = save_file_to_cache(path, self._handlers.component.GRADIO_CACHE)
+        self._handlers.store.keep_copies(run, Path(kept))
+        return str(kept)
 
     def _found(self, run_id: str) -> Run:
         run = find_run(self._handlers.store, run_id)

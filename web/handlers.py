@@ -31,7 +31,14 @@ from sinkscope.methods.base import Part, Target, rows_of
 from sinkscope.methods.explain import explain
 from sinkscope.web.again import LastPrompt
 from sinkscope.web.drawing_process import DrawingProcess
-from sinkscope.web.inspector import cached, error_value, queued_value, run_value, stream_value
+from sinkscope.web.inspector import (
+    cached,
+    error_value,
+    files_in,
+    queued_value,
+    run_value,
+    stream_value,
+)
 from sinkscope.web.pairs import find_run
 from sinkscope.web.payload import build_token_maps, pack, token_delta
 from sinkscope.web.request import Request
@@ -250,7 +257,12 @@ class Handlers:
     def value_of(self, run: Run) -> dict[str, Any]:
         """What the inspector needs to show a finished run."""
         assert self.component is not None
-        return run_value(run, self.component)
+        return self.copied(run, run_value(run, self.component))
+
+    def copied(self, run: Run, value: dict[str, Any]) -> dict[str, Any]:
+        """A value for the page whose files are copies of a run, and go when the run goes."""
+        self.store.keep_copies(run, *files_in(value))
+        return value
 
     # --- questions of the inspector: no queue and no model; one JSON argument; {"error": ...} ---
 
@@ -279,7 +291,8 @@ class Handlers:
         run = self._found(ask)
         if not isinstance(run, Run):
             return run
-        return self._file(build_standalone(run), f"sinkscope-{run.id[:8]}.html")
+        name = f"sinkscope-{run.id[:8]}.html"
+        return self.copied(run, self._file(build_standalone(run), name))
 
     def trace_file(self, ask: Any) -> dict[str, Any]:
         """One trace of a run as `GenerationTrace.open` reads it."""
@@ -289,7 +302,8 @@ class Handlers:
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "trace.safetensors"
             run.traces[name].save(path)
-            return self._file(path.read_bytes(), f"sinkscope-{run.id[:8]}-{name}.safetensors")
+            called = f"sinkscope-{run.id[:8]}-{name}.safetensors"
+            return self.copied(run, self._file(path.read_bytes(), called))
 
     def _file(self, data: bytes, name: str) -> dict[str, Any]:
         assert self.component is not None
