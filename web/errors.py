@@ -10,13 +10,22 @@ from __future__ import annotations
 import errno
 import logging
 
+from gradio.route_utils import FnIndexInferError
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 log = logging.getLogger(__name__)
 
 # What a request that names nothing raises in Gradio.
-_MISTAKES = (LookupError, TypeError, ValueError, AttributeError, AssertionError, RecursionError)
+_MISTAKES = (
+    FnIndexInferError,
+    LookupError,
+    TypeError,
+    ValueError,
+    AttributeError,
+    AssertionError,
+    RecursionError,
+)
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 
 UNKNOWN = (

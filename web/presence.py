@@ -85,9 +85,7 @@ class Streams:
         session_of: the session of an event's id, for `/call/NAME/EVENT`.
     """
 
-    def __init__(
-        self, app: ASGIApp, presence: Presence, session_of: Callable[[str], str]
-    ) -> None:
+    def __init__(self, app: ASGIApp, presence: Presence, session_of: Callable[[str], str]) -> None:
         self.app, self._presence, self._session_of = app, presence, session_of
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:

@@ -205,9 +205,7 @@ def test_stop_of_every_kind(runner: Runner) -> None:
     assert list(other)[-1] == Done("theirs")
 
 
-def test_a_job_that_does_not_end_is_stuck(
-    runner: Runner, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_job_that_does_not_end_is_stuck(runner: Runner, monkeypatch: pytest.MonkeyPatch) -> None:
     go_on = threading.Event()
     events = runner.run(runner.job("a", "deaf"), lambda job: go_on.wait(30))
     next(events)
