@@ -70,7 +70,7 @@ def test_sessions_that_are_new_each_time_do_not_hold_up_one_that_waits() -> None
 def test_one_session_has_its_share_of_the_line() -> None:
     with queued(Line(20, share=2)) as line:
         line.come("a1", "a2", "a3")
-        with pytest.raises(LineIsFullError, match="2 runs of this session .* allowed: 2"):
+        with pytest.raises(LineIsFullError, match=r"2 runs of this session .* allowed: 2"):
             line.come("a4")
         line.come("b1", "b2")
         line.go("a1")
