@@ -85,6 +85,21 @@ def test_what_is_unknown_is_said(broken: Site, path: str, body: Any) -> None:
         assert said.get("detail") or said.get("error")
 
 
+def answer(app: Any) -> list[Any]:
+    """The messages that `SpokenErrors` lets out of an app."""
+    sent: list[Any] = []
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    async def receive() -> Any:
+        return {"type": "http.request", "body": b"", "more_body": False}
+
+    scope = {"type": "http", "method": "GET", "path": "/x", "headers": []}
+    asyncio.run(SpokenErrors(app)(scope, receive, send))
+    return sent
+
+
 @pytest.mark.parametrize(
     ("error", "status", "said"),
     [
@@ -100,20 +115,32 @@ def test_what_escapes_becomes_a_sentence(error: BaseException, status: int, said
     async def app(scope: Any, receive: Any, send: Any) -> None:
         raise error
 
-    sent: list[Any] = []
-
-    async def send(message: Any) -> None:
-        sent.append(message)
-
-    async def receive() -> Any:
-        return {"type": "http.request", "body": b"", "more_body": False}
-
-    scope = {"type": "http", "method": "GET", "path": "/x", "headers": []}
-    asyncio.run(SpokenErrors(app)(scope, receive, send))
+    sent = answer(app)
     assert sent[0]["status"] == status
-    assert json.loads(sent[1]["body"]) == {"detail": said}
+    assert json.loads(sent[1]["body"]) == {"detail": said, "error": said}
     if isinstance(error, Exception):
         assert answer_to(error) == (status, said)
+
+
+@pytest.mark.parametrize(
+    ("body", "status", "said"),
+    [
+        (b'{"error": "There is no such run."}', 422, "There is no such run."),
+        (b'{"error": null}', 500, FAULT),
+        (b"Internal Server Error", 500, FAULT),
+    ],
+)
+def test_what_gradio_answers_with_500_keeps_the_words_of_a_refusal(
+    body: bytes, status: int, said: str
+) -> None:
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        await send({"type": "http.response.start", "status": 500, "headers": []})
+        await send({"type": "http.response.body", "body": body[:5], "more_body": True})
+        await send({"type": "http.response.body", "body": body[5:]})
+
+    sent = answer(app)
+    assert [message["type"] for message in sent] == ["http.response.start", "http.response.body"]
+    assert sent[0]["status"] == status and json.loads(sent[1]["body"])["error"] == said
 
 
 def test_a_full_temporary_folder_is_said(broken: Site, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -130,7 +157,7 @@ def test_a_full_temporary_folder_is_said(broken: Site, monkeypatch: pytest.Monke
     with pytest.raises(urllib.error.HTTPError) as caught:
         urllib.request.urlopen(request, timeout=30)
     assert caught.value.code == 507
-    assert json.load(caught.value) == {"detail": FULL}
+    assert json.load(caught.value)["detail"] == FULL
 
 
 @pytest.mark.parametrize("ending", [SystemExit(3), KeyboardInterrupt()])
