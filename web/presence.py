@@ -120,6 +120,6 @@ def session_of(blocks: Blocks, event: str) -> str:
     queue = blocks._queue
     known = queue.event_ids_to_events.get(event)
     if known is not None:
-        return known.session_hash
+        return str(known.session_hash)
     held = list(queue.pending_event_ids_session.items())
     return next((session for session, events in held if event in events), event)
