@@ -63,9 +63,9 @@ def write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:
 
 
 def _umask() -> int:
-    """The process's umask. It can be asked for by changing it alone, which would show the files that
-    other threads make meanwhile to everybody; Linux tells it beside that."""
-    with suppress(OSError, ValueError), open("/proc/self/status", errors="replace") as file:
+    """The process's umask. Python asks for it by changing it, which would show the files that other
+    threads make meanwhile to everybody; Linux tells it beside that."""
+    with suppress(OSError, ValueError), Path("/proc/self/status").open(errors="replace") as file:
         for line in file:
             if line.startswith("Umask:"):
                 return int(line.split()[1], 8)

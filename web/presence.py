@@ -122,4 +122,4 @@ def session_of(blocks: Blocks, event: str) -> str:
     if known is not None:
         return str(known.session_hash)
     held = list(queue.pending_event_ids_session.items())
-    return next((session for session, events in held if event in events), event)
+    return str(next((session for session, events in held if event in events), event))
