@@ -31,6 +31,7 @@ from sinkscope.methods.base import Part, Target, rows_of
 from sinkscope.methods.explain import explain
 from sinkscope.web.again import LastPrompt
 from sinkscope.web.drawing_process import DrawingProcess
+from sinkscope.web.explained_store import ExplainedStore
 from sinkscope.web.inspector import (
     cached,
     error_value,
@@ -111,6 +112,7 @@ class Handlers:
             settings.app.queue_size, 60 * limit if limit else None, settings.app.session_queue
         )
         self.drawing = DrawingProcess(store.file_of)
+        self.explained = ExplainedStore(store)
         self.component: gr.HTML | None = None
         self._last = LastPrompt()
         slot.on_change(self._last.drop)  # a model that comes needs the memory
