@@ -11,6 +11,7 @@ import tempfile
 import threading
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 from sinkscope.capture.trace import GenerationTrace
 from sinkscope.drawing.files import ANIMATIONS, Drawing
