@@ -108,7 +108,7 @@ class Attendance:
             asked = parse_qs(scope["query_string"].decode("latin-1"))
             return (asked.get("session_hash") or [""])[0]
         if (beat := _HEARTBEAT.search(path)) is not None:
-            return beat[1]
+            return str(beat[1])
         if (call := _CALL.search(path)) is not None:
             return self._session_of(call[1])
         return ""
