@@ -160,12 +160,12 @@ def _read(
     source: Path | str | bytes | BinaryIO, limits: ImageLimits, given: str | None
 ) -> tuple[str, bytes]:
     """What to call the source in a sentence, and its bytes: never more of them than are allowed."""
-    name = "The image" if given is None else f"The image {_printable(given)}"
+    name = called(given)
     if isinstance(source, bytes):
         data = source
     elif isinstance(source, str | Path):
         path = Path(source)
-        name = f"The image {_printable(given or path.name)}"
+        name = called(given or path.name)
         try:
             # Asked before opening: opening a pipe would wait for ever.
             regular = stat.S_ISREG(path.stat().st_mode)
@@ -188,6 +188,11 @@ def _read(
 def _first_bytes(path: Path, count: int) -> bytes:
     with path.open("rb") as file:
         return file.read(count)
+
+
+def called(name: str | None) -> str:
+    """What a sentence calls an image."""
+    return "The image" if name is None else f"The image {_printable(name)}"
 
 
 def _printable(name: str) -> str:

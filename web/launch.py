@@ -64,6 +64,7 @@ async def _alive(app: App, _: object) -> AsyncIterator[None]:
         yield
     finally:
         app.handlers.drawing.close()
+        app.handlers.images.close()
 
 
 def _usable_port(host: str, port: int) -> int:
