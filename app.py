@@ -68,6 +68,10 @@ def main(arguments: list[str] | None = None) -> None:
     where."""
     settings = parse(sys.argv[1:] if arguments is None else arguments)
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
+    from sinkscope.web.temporary import keep_private, own_folder
+
+    keep_private(settings.app.cache)
+    own_folder(settings.app.cache)  # before Gradio is imported, which reads where it is
     from sinkscope.web.launch import launch  # seconds of imports, which --help need not wait for
     from sinkscope.web.page import build_app
 

@@ -32,7 +32,14 @@ from sinkscope.methods.explain import explain
 from sinkscope.web.again import LastPrompt
 from sinkscope.web.drawing_process import DrawingProcess
 from sinkscope.web.image_process import ImageProcess, limits_for
-from sinkscope.web.inspector import cached, error_value, queued_value, run_value, stream_value
+from sinkscope.web.inspector import (
+    cached,
+    error_value,
+    files_in,
+    queued_value,
+    run_value,
+    stream_value,
+)
 from sinkscope.web.pairs import find_run
 from sinkscope.web.payload import build_token_maps, pack, token_delta
 from sinkscope.web.request import Request
@@ -100,7 +107,9 @@ class Handlers:
         self.engine = engine or Engine()
         self.pace = pace or Pace()  # learns what runs take
         limit = settings.app.job_minutes
-        self.runner = Runner(settings.app.queue_size, 60 * limit if limit else None)
+        self.runner = Runner(
+            settings.app.queue_size, 60 * limit if limit else None, settings.app.session_queue
+        )
         self.drawing = DrawingProcess(store.file_of)
         self.images = ImageProcess(settings.images)
         self.component: gr.HTML | None = None
@@ -254,7 +263,12 @@ class Handlers:
     def value_of(self, run: Run) -> dict[str, Any]:
         """What the inspector needs to show a finished run."""
         assert self.component is not None
-        return run_value(run, self.component)
+        return self.copied(run, run_value(run, self.component))
+
+    def copied(self, run: Run, value: dict[str, Any]) -> dict[str, Any]:
+        """A value for the page whose files are copies of a run, and go when the run goes."""
+        self.store.keep_copies(run, *files_in(value))
+        return value
 
     # --- questions of the inspector: no queue and no model; one JSON argument; {"error": ...} ---
 
@@ -283,7 +297,8 @@ class Handlers:
         run = self._found(ask)
         if not isinstance(run, Run):
             return run
-        return self._file(build_standalone(run), f"sinkscope-{run.id[:8]}.html")
+        name = f"sinkscope-{run.id[:8]}.html"
+        return self.copied(run, self._file(build_standalone(run), name))
 
     def trace_file(self, ask: Any) -> dict[str, Any]:
         """One trace of a run as `GenerationTrace.open` reads it."""
@@ -293,7 +308,8 @@ class Handlers:
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "trace.safetensors"
             run.traces[name].save(path)
-            return self._file(path.read_bytes(), f"sinkscope-{run.id[:8]}-{name}.safetensors")
+            called = f"sinkscope-{run.id[:8]}-{name}.safetensors"
+            return self.copied(run, self._file(path.read_bytes(), called))
 
     def _file(self, data: bytes, name: str) -> dict[str, Any]:
         assert self.component is not None

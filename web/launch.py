@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -12,7 +13,11 @@ from starlette.middleware import Middleware
 from sinkscope.web.assets import page_style, read_static
 from sinkscope.web.compress import CompressedPage
 from sinkscope.web.documents import Documents
+from sinkscope.web.errors import SpokenErrors
+from sinkscope.web.health import Health, HealthRoute, Watchdog
 from sinkscope.web.page import App
+from sinkscope.web.presence import Presence, Streams, session_of
+from sinkscope.web.retention import remove_old_runs
 from sinkscope.web.security import middleware
 from sinkscope.web.theme import theme
 
@@ -30,7 +35,16 @@ def launch(app: App, *, wait: bool = True) -> str:
     port = _usable_port(settings.host, settings.port)  # before a model is loaded for nothing
     if app.slot.state.phase == "none":
         app.slot.load(app.settings.model)
-    inside = Middleware(Documents), Middleware(CompressedPage)
+    presence = Presence()
+    app.handlers.runner.deserted = presence.gone
+    health = Health(app.slot, app.handlers.runner, app.handlers.store)
+    inside = (
+        Middleware(HealthRoute, health=health),
+        Middleware(Documents),
+        Middleware(CompressedPage),
+        Middleware(Streams, presence=presence, session_of=partial(session_of, app.blocks)),
+        Middleware(SpokenErrors),
+    )
     app.blocks.queue(max_size=4 * settings.queue_size, api_open=False)
     _, address, _ = app.blocks.launch(
         server_name=f"[{settings.host}]" if ":" in settings.host else settings.host,
@@ -38,7 +52,7 @@ def launch(app: App, *, wait: bool = True) -> str:
         auth=tuple(settings.auth.split(":", 1)) if settings.auth else None,  # type: ignore[arg-type]
         app_kwargs={
             "middleware": [*middleware(app.settings), *inside],
-            "lifespan": partial(_alive, app),
+            "lifespan": partial(_alive, app, health),
         },
         max_file_size=app.settings.images.max_bytes,
         max_threads=40 + settings.queue_size,
@@ -58,11 +72,20 @@ def launch(app: App, *, wait: bool = True) -> str:
 
 
 @asynccontextmanager
-async def _alive(app: App, _: object) -> AsyncIterator[None]:
+async def _alive(app: App, health: Health, _: object) -> AsyncIterator[None]:
     """As long as the server: what runs beside it ends with it."""
+    settings, store = app.settings.app, app.handlers.store
+    watchdog = Watchdog(health, settings.exit_on_dead_worker)
+    tasks = [asyncio.create_task(health.watch_loop())]
+    if settings.retention_days:
+        tasks.append(asyncio.create_task(remove_old_runs(store, settings.retention_days)))
+    watchdog.start()
     try:
         yield
     finally:
+        watchdog.close()
+        for task in tasks:
+            task.cancel()
         app.handlers.drawing.close()
         app.handlers.images.close()
 

@@ -21,6 +21,7 @@ from sinkscope.web.experiments_run import ExperimentsHandlers
 from sinkscope.web.experiments_tab import build_experiments
 from sinkscope.web.explore import build_explore
 from sinkscope.web.forecast import Forecaster, estimate_run
+from sinkscope.web.guarded import GuardedBlocks
 from sinkscope.web.handlers import Engine, Handlers
 from sinkscope.web.inspector import drawn
 from sinkscope.web.model_events import status_value
@@ -74,7 +75,7 @@ def build_app(
     if first is not None:
         store.put(first, keep_on_disk=False)
     offered = read_examples() if examples is None else examples
-    with gr.Blocks(
+    with GuardedBlocks(
         title="SinkScope", analytics_enabled=False, fill_width=True, delete_cache=(3600, 86400)
     ) as page:
         status = drawn("status", status_value(slot.state))

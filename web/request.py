@@ -45,12 +45,18 @@ class Request:
         for name in self.said:
             if name not in NAMES:
                 raise ValueError(f"There is no setting {name!r}; allowed: {', '.join(NAMES)}.")
-        return replace(
+        made = replace(
             start.generation,
             prompt_rows=start.generation.prompt_rows or start.app.prompt_rows,
             reference=start.generation.reference or start.app.reference,
             **read_all(GenerationSettings, self.said),
         )
+        if made.max_new_tokens > start.app.token_limit:
+            raise ValueError(
+                f"max_new_tokens is {made.max_new_tokens}; allowed here: at most "
+                f"{start.app.token_limit} (token_limit of this server)."
+            )
+        return made
 
     def var(self, handle: ModelHandle) -> VARSettings | None:
         """VAR's settings over those of the model's profile; None without `compare`."""

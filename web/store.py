@@ -22,6 +22,7 @@ from typing import Any
 
 from sinkscope.capture.trace import GenerationTrace
 from sinkscope.utils import write_atomically
+from sinkscope.web.copies import Copies
 
 log = logging.getLogger(__name__)
 
@@ -94,6 +95,13 @@ class Run:
         return sum(t.numel() * t.element_size() for t in tensors)
 
 
+def ids_of(run: Run) -> tuple[str, ...]:
+    """The ids of the stored runs that a run is made of: its own, or both of a pair."""
+    if run.kind != "pair":
+        return (run.id,)
+    return tuple(side.rpartition(".")[0] for side in run.id.split("~"))
+
+
 def save_run(run: Run, folder: Path) -> None:
     """Write a run as one safetensors file a trace and a small `run.json`, which is written last."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -140,7 +148,37 @@ class RunStore:
         self._memory_bytes = memory_bytes
         self._disk_bytes = 8 * memory_bytes if disk_bytes is None else disk_bytes
         self._runs: OrderedDict[str, Run] = OrderedDict()
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
+        self.copies = Copies()
+
+    def keep_copies(self, run: Run, *paths: Path) -> None:
+        """These files are copies of a run (or of both runs of a pair) and go with it.
+
+        They go at once where the run is gone already, for it was deleted while they were made.
+        """
+        ids = ids_of(run)
+        self.copies.add(ids, paths)
+        for run_id in ids:
+            if not self._has(run_id):
+                self.copies.drop(run_id)
+
+    def remove_older(self, seconds: float) -> int:
+        """Remove the runs that were made longer ago than this, but the example; how many."""
+        limit = time.time() - seconds
+        with self._lock:
+            old = {run.id for run in self._runs.values() if run.created < limit}
+            old -= {run.id for run in self._runs.values() if run.kind == "example"}
+            folders = list(self._folder.iterdir()) if self._folder.is_dir() else []
+        for folder in folders:
+            if _ID.match(folder.name) and _made(folder) < limit:
+                old.add(folder.name)
+        for run_id in old:
+            self.delete(run_id)
+        return len(old)
+
+    def _has(self, run_id: str) -> bool:
+        with self._lock:
+            return run_id in self._runs or (self._folder / run_id / "run.json").is_file()
 
     def put(self, run: Run, keep_on_disk: bool = True) -> str | None:
         """Take a run in. `keep_on_disk=False` is for one that ships with the project.
@@ -205,6 +243,7 @@ class RunStore:
         with self._lock:
             self._runs.pop(run_id, None)
             shutil.rmtree(self._folder / run_id, ignore_errors=True)
+        self.copies.drop(run_id)
 
     @property
     def memory(self) -> int:
@@ -222,6 +261,8 @@ class RunStore:
             if self._runs[run_id].kind == "example":
                 continue  # it has no files of its own in the folder
             total -= self._runs.pop(run_id).nbytes
+            if not self._has(run_id):
+                self.copies.drop(run_id)  # it was in memory only
 
     def _trim_folder(self, spare: str) -> None:
         """Remove the oldest runs beyond the budget; never the new one, nor one that is open."""
@@ -242,3 +283,16 @@ class RunStore:
                 if folder.name != spare and folder.name not in self._runs:  # in use
                     total -= size
                     shutil.rmtree(folder, ignore_errors=True)
+                    self.copies.drop(folder.name)
+
+
+def _made(folder: Path) -> float:
+    """When a stored run was made, in seconds since 1970; what cannot be read is as old as its
+    folder."""
+    try:
+        return float(json.loads((folder / "run.json").read_bytes())["created"])
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        try:
+            return folder.stat().st_mtime
+        except OSError:  # removed meanwhile
+            return time.time()
