@@ -32,10 +32,10 @@ def test_a_run_comes_back_after_a_restart(tmp_path: Path) -> None:
 
 def test_memory_stays_within_its_budget(tmp_path: Path) -> None:
     runs = [Run({"baseline": make_trace(seed=n)}) for n in range(4)]
-    store = RunStore(tmp_path, int(2.5 * runs[0].nbytes))
+    store = RunStore(tmp_path, int(2.5 * runs[0].memory))
     for run in runs:
         store.put(run)
-    assert store.memory <= 2.5 * runs[0].nbytes
+    assert store.memory <= 2.5 * runs[0].memory
     assert all(store.get(run.id) is not None for run in runs)  # the others come from disk
 
 
