@@ -96,6 +96,8 @@ def image_size(
     name, data = _read(source, limits, name)
     with _opened(name, data, limits) as image:
         width, height = kept_size(image.size, limits.kept_megapixels)
+        if image.format == "TIFF":  # whose size Pillow gives upright
+            return width, height
         try:
             # The class's own: that of a PNG decodes it to find EXIF data behind the pixels.
             orientation = Image.Image.getexif(image).get(ExifTags.Base.Orientation, 1)
