@@ -1,4 +1,4 @@
-"""Large images are scaled as they are decoded, small ones keep every pixel, and scans are counted."""
+"""Large images are scaled as they are decoded, small ones keep each pixel; scans are counted."""
 
 from __future__ import annotations
 

@@ -85,7 +85,28 @@ class ImageProcess:
             ImageError: it is no image that can be used; the text says why.
             Stopped: `stop` was set.
         """
-        path = existing_upload(given)
+        return self._opened(existing_upload(given), limits, name, stop)
+
+    def open_bytes(
+        self,
+        data: bytes,
+        limits: ImageLimits,
+        name: str | None = None,
+        stop: threading.Event | None = None,
+    ) -> Image.Image:
+        """The same for an image that came inside another file.
+
+        Raises:
+            ImageError, Stopped: as `open_upload`.
+        """
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "image"
+            path.write_bytes(data)
+            return self._opened(path, limits, name, stop)
+
+    def _opened(
+        self, path: Path, limits: ImageLimits, name: str | None, stop: threading.Event | None
+    ) -> Image.Image:
         words = called(name)
         with self._my_turn(stop), tempfile.TemporaryDirectory() as folder:
             ends = _Ends(stop, limits.decode_seconds)
