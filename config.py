@@ -283,7 +283,8 @@ class VARSettings:
 @explained
 @dataclass(frozen=True)
 class ImageLimits:
-    """What an image from outside may be. Checked before any pixel is decoded."""
+    """What an image from outside may be, checked before any pixel is decoded, and what decoding it
+    may take."""
 
     max_megapixels: float = setting(
         50.0,
