@@ -177,3 +177,9 @@ def test_a_jpeg_of_too_many_scans_is_refused_and_not_decoded(
         open_image(too_many)
     with pytest.raises(ImageError, match="more than 10 scans"):
         open_image(allowed, ImageLimits(max_scans=10))
+
+
+@pytest.mark.parametrize("kind", ["PPM", "PCX", "ICO", "SGI", "TGA", "DDS", "JPEG2000"])
+def test_formats_that_are_not_listed_are_refused_though_pillow_reads_them(kind: str) -> None:
+    with pytest.raises(ImageError, match=r"; allowed are PNG, JPEG, WebP, GIF, BMP and TIFF\.$"):
+        open_image(encode(photo(32, 32), kind))
