@@ -310,7 +310,7 @@ class ImageLimits:
         32, "Scans of a progressive JPEG; programs write 10 to 20.", low=1, high=10_000
     )
     decode_seconds: float = setting(
-        20.0, "How long the page lets one image be decoded.", low=0.1, high=3600.0, unit="seconds"
+        30.0, "How long the page lets one image be decoded.", low=0.1, high=3600.0, unit="seconds"
     )
     decode_megabytes: int = setting(
         1024,
