@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import threading
+from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -24,8 +25,8 @@ class _Place:
 class Line:
     """Sessions take turns; each one's own jobs stay in the order in which they came.
 
-    A session that has sent many jobs delays another by one job, the one that computes. Among
-    sessions with as many turns behind them, whoever has waited longest comes first.
+    However many jobs a session has sent, it delays another by at most one of them beside the one
+    that computes.
 
     Args:
         longest: how many may wait behind the one that computes.
@@ -88,20 +89,31 @@ class Line:
             )
 
     def _order(self) -> list[_Place]:
-        """Those that wait, as they will be served.
+        """Those that wait, as they will be served if nobody comes or goes.
 
-        Each session's first job, then each one's second: the session that computes has had its
-        first. In a round comes first who came, or had a turn, longest ago, so that sessions that
-        are new each time cannot hold up one that waits.
+        Next is a session other than the one that computes, if there is one: that which came, or
+        had a turn, longest ago. So sessions that are new each time cannot hold up one that waits.
         """
-        rounds = {self._turn.owner: 1} if self._turn is not None else {}
-        keyed = []
+        own: dict[object, deque[_Place]] = {}
         for place in self._waiting:
-            turn = rounds.get(place.owner, 0)
-            rounds[place.owner] = turn + 1
-            since = max(place.arrived, self._served.get(place.owner, 0))
-            keyed.append((turn, since, place.arrived, place))
-        return [place for *_, place in sorted(keyed, key=lambda one: one[:3])]
+            own.setdefault(place.owner, deque()).append(place)
+        served = dict(self._served)
+        current = None if self._turn is None else self._turn.owner
+        order: list[_Place] = []
+        now = itertools.count(max([0, *served.values(), *(p.arrived for p in self._waiting)]) + 1)
+        while own:
+            current = min(
+                own,
+                key=lambda one: (
+                    one == current,
+                    max(own[one][0].arrived, served.get(one, 0)),
+                ),
+            )
+            order.append(own[current].popleft())
+            served[current] = next(now)
+            if not own[current]:
+                del own[current]
+        return order
 
     def _before(self, place: _Place) -> int:
         return 0 if place is self._turn else 1 + self._order().index(place)

@@ -8,15 +8,25 @@ nobody's. Anything else is a fault of ours: it is logged and said as one.
 from __future__ import annotations
 
 import errno
+import json
 import logging
 
+from gradio.route_utils import FnIndexInferError
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 log = logging.getLogger(__name__)
 
 # What a request that names nothing raises in Gradio.
-_MISTAKES = (LookupError, TypeError, ValueError, AttributeError, AssertionError, RecursionError)
+_MISTAKES = (
+    FnIndexInferError,
+    LookupError,
+    TypeError,
+    ValueError,
+    AttributeError,
+    AssertionError,
+    RecursionError,
+)
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 
 UNKNOWN = (
@@ -38,15 +48,15 @@ class SpokenErrors:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        begun = bare = False
+        begun, bare, body = False, False, bytearray()
 
         async def watched(message: Message) -> None:
             nonlocal begun, bare
             if message["type"] == "http.response.start":
                 begun = True
-                bare = message["status"] == 500
-                if bare:  # Gradio's own answer to an error; its body may be empty
-                    return
+                bare = message["status"] == 500  # Gradio's own answer to an error
+            elif bare:
+                body.extend(message.get("body", b""))
             if not bare:
                 await send(message)
 
@@ -67,8 +77,21 @@ class SpokenErrors:
             await _answer(status, said)(scope, receive, send)
         else:
             if bare:
-                log.error("%s %s was answered with an error", scope["method"], scope["path"])
-                await _answer(500, FAULT)(scope, receive, send)
+                said = _words(bytes(body))
+                if said in ("", FAULT):
+                    log.error("%s %s was answered with an error", scope["method"], scope["path"])
+                    said = ""
+                await _answer(422 if said else 500, said or FAULT)(scope, receive, send)
+
+
+def _words(body: bytes) -> str:
+    """What a function of the page has refused with (`gr.Error`); "" where it failed."""
+    try:
+        said = json.loads(body)
+    except ValueError:
+        return ""
+    words = said.get("error") if isinstance(said, dict) else None
+    return words if isinstance(words, str) else ""
 
 
 def answer_to(error: Exception) -> tuple[int, str]:
@@ -81,4 +104,5 @@ def answer_to(error: Exception) -> tuple[int, str]:
 
 
 def _answer(status: int, said: str) -> JSONResponse:
-    return JSONResponse({"detail": said}, status)
+    # Gradio's clients look for "error", other programs for "detail".
+    return JSONResponse({"detail": said, "error": said}, status)

@@ -22,7 +22,8 @@ class GuardedBlocks(gr.Blocks):
     async def call_function(self, *arguments: Any, **named: Any) -> dict[str, Any]:
         """As Gradio's; see the class."""
         try:
-            return await super().call_function(*arguments, **named)
+            made: dict[str, Any] = await super().call_function(*arguments, **named)
+            return made
         except (SystemExit, KeyboardInterrupt) as error:
             log.exception("a function of the page wanted to end the process")
             raise gr.Error(FAULT, print_exception=False) from error

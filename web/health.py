@@ -68,7 +68,10 @@ class Health:
             "dead": list(dead),
             "model": {"phase": state.phase, "ready": state.working is not None},
             "queue": {"computing": self.runner.computing, "waiting": self.runner.line.length},
-            "memory": {"process_bytes": psutil.Process().memory_info().rss, "runs_bytes": self.store.memory},
+            "memory": {
+                "process_bytes": psutil.Process().memory_info().rss,
+                "runs_bytes": self.store.memory,
+            },
             "seconds": round(time.monotonic() - self.began, 1),
         }
 

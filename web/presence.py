@@ -85,9 +85,7 @@ class Streams:
         session_of: the session of an event's id, for `/call/NAME/EVENT`.
     """
 
-    def __init__(
-        self, app: ASGIApp, presence: Presence, session_of: Callable[[str], str]
-    ) -> None:
+    def __init__(self, app: ASGIApp, presence: Presence, session_of: Callable[[str], str]) -> None:
         self.app, self._presence, self._session_of = app, presence, session_of
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -122,6 +120,6 @@ def session_of(blocks: Blocks, event: str) -> str:
     queue = blocks._queue
     known = queue.event_ids_to_events.get(event)
     if known is not None:
-        return known.session_hash
+        return str(known.session_hash)
     held = list(queue.pending_event_ids_session.items())
     return next((session for session, events in held if event in events), event)

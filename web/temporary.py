@@ -16,7 +16,6 @@ import stat
 import tempfile
 import time
 from pathlib import Path
-from typing import IO
 
 try:
     import fcntl
@@ -30,7 +29,6 @@ OURS = ("runs", "page_evaluations", "page_sinks", NAME)  # below the cache
 VARIABLE = "GRADIO_TEMP_DIR"
 _LOCK = ".lock"
 _NEW, _LOCKED = "new-", "app-"  # how folders begin that are not locked yet, and that are
-_held: list[IO[bytes]] = []  # locks of this process, open until it ends
 
 
 def keep_private(cache: Path) -> None:
@@ -70,7 +68,7 @@ def own_folder(cache: Path) -> Path:
     lock = (made / _LOCK).open("wb")
     if fcntl is not None:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    _held.append(lock)
+    atexit.register(lock.close)  # which also keeps it open until Python ends
     folder = made.rename(made.with_name(made.name.replace(_NEW, _LOCKED, 1)))
     os.environ[VARIABLE] = str(folder)
     atexit.register(shutil.rmtree, folder, ignore_errors=True)

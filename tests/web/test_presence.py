@@ -92,6 +92,15 @@ def uploaded(site: Site, picture: Path) -> dict[str, Any]:
     return {"path": path, "meta": {"_type": "gradio.FileData"}}
 
 
+def join(site: Site, picture: Path, session: str) -> Any:
+    """Ask for an endless answer as a session that has no stream yet."""
+    index = function_of(site, "generate")
+    data = [component.value for component in site.app.blocks.fns[index].inputs]
+    data[:2] = [uploaded(site, picture), "endless"]
+    url = f"{site.url}gradio_api/queue/join"
+    return post(url, fn_index=index, data=data, session_hash=session)
+
+
 def test_the_runs_of_a_killed_client_end(left: Site, picture: Path) -> None:
     runner, engine = left.app.handlers.runner, left.engine
     engine.hold()
@@ -112,16 +121,39 @@ def test_the_runs_of_a_killed_client_end(left: Site, picture: Path) -> None:
 def test_an_event_that_nobody_reads_ends(left: Site, picture: Path) -> None:
     runner, engine = left.app.handlers.runner, left.engine
     engine.hold()
-    api, fn = f"{left.url}gradio_api", left.app.blocks.fns[function_of(left, "generate")]
-    data = [component.value for component in fn.inputs]
-    names = list(fn.inputs_kwargs or ()) if hasattr(fn, "inputs_kwargs") else []
-    assert len(data) >= 2, names
-    data[:2] = [uploaded(left, picture), "endless"]
-    before = time.monotonic()
-    post(f"{api}/queue/join", fn_index=function_of(left, "generate"), data=data, session_hash="no")
+    join(left, picture, "nobody")
     assert engine.begun.wait(20)
+    assert until(lambda: not runner.under_way) < WITHIN
+
+
+def test_a_caller_who_leaves_the_line_is_out_of_it(left: Site, picture: Path) -> None:
+    runner, engine = left.app.handlers.runner, left.engine
+    engine.hold()
+    with client_of(left, picture) as first:
+        until(lambda: runner.computing == 1, 60)
+        with client_of(left, picture) as second:
+            until(lambda: runner.line.length == 1, 60)
+            second.kill()
+        took = until(lambda: runner.line.length == 0)
+        assert took < WITHIN, took
+        assert runner.computing == 1  # the other one's run goes on
+        first.kill()
     until(lambda: not runner.under_way)
-    assert time.monotonic() - before < WITHIN + 1  # to decode and prepare takes its time, too
+
+
+def test_a_page_that_loses_one_stream_keeps_its_run(left: Site, picture: Path) -> None:
+    runner, engine = left.app.handlers.runner, left.engine
+    engine.hold()
+    api = f"{left.url}gradio_api"
+    beat = urllib.request.urlopen(f"{api}/heartbeat/page", timeout=30)
+    asked = join(left, picture, "page")
+    assert asked["event_id"] and engine.begun.wait(20)
+    stream = urllib.request.urlopen(f"{api}/queue/data?session_hash=page", timeout=30)
+    stream.close()
+    time.sleep(2 * GRACE_SECONDS)
+    assert runner.computing == 1
+    beat.close()
+    assert until(lambda: not runner.under_way) < WITHIN
 
 
 def test_presence_counts_streams_and_waits_a_moment() -> None:
