@@ -76,7 +76,7 @@ class Presence:
             return len(self._open)
 
 
-class Streams:
+class Attendance:
     """Tells `Presence` of each stream that Gradio has for a session.
 
     Args:

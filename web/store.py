@@ -199,6 +199,13 @@ class RunStore:
         with self._lock:
             return run_id in self._runs or (self._folder / run_id / "run.json").is_file()
 
+    def claim(self, run_id: str) -> None:
+        """A run with this id has begun; whose it is, `web.owners` keeps where users log in."""
+
+    def may_see(self, run_id: object) -> bool:
+        """Whether who asks may see a run. Where nobody logs in, whoever has its id may."""
+        return True
+
     def put(self, run: Run, keep_on_disk: bool = True) -> str | None:
         """Take a run in. `keep_on_disk=False` is for one that ships with the project.
 

@@ -173,9 +173,9 @@ def test_an_exit_in_a_function_of_the_page_leaves_the_server(
     monkeypatch.setattr(broken.app.handlers.runner, "stop", ends)  # without the queue
     monkeypatch.setattr("sinkscope.web.endpoints.find_run", ends)  # through it
     with pytest.raises(Exception, match=r"inside SinkScope|went wrong|None"):
-        client.predict(run="none", api_name="/map")
+        client.submit(run="none", api_name="/map").result(timeout=30)
     with pytest.raises(Exception):  # noqa: B017  (its client has no words for it)
-        client.predict(api_name="/stop")
+        client.submit(api_name="/stop").result(timeout=30)
     client.close()
     status, said = ask(broken, "health")
     assert (status, said["status"]) == (200, "ok")
