@@ -31,6 +31,7 @@ from sinkscope.methods.base import Part, Target, rows_of
 from sinkscope.methods.explain import explain
 from sinkscope.web.again import LastPrompt
 from sinkscope.web.drawing_process import DrawingProcess
+from sinkscope.web.explained_store import ExplainedStore
 from sinkscope.web.image_process import ImageProcess, limits_for
 from sinkscope.web.inspector import (
     cached,
@@ -113,6 +114,7 @@ class Handlers:
         )
         self.drawing = DrawingProcess(store.file_of)
         self.images = ImageProcess(settings.images)
+        self.explained = ExplainedStore(store)
         self.component: gr.HTML | None = None
         self._last = LastPrompt()
         slot.on_change(self._last.drop)  # a model that comes needs the memory

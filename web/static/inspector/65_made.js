@@ -10,6 +10,7 @@ function madeWords() {
     const own = report.settings || {}, acted = own.layers || (report.layers || []).map((x) => x.layer);
     const numbers = [["VAR tau", own.tau], ["keep", own.keep], ["max sink share", own.max_sink_share]].filter(([, x]) => x != null);
     words.push(...(numbers.length ? numbers.map(([name, x]) => `${name} ${trimmed(x)}`) : ["VAR"]), acted.length ? `layers ${spell(acted)}` : "no layer",
+      ...(own.heads ? [`heads ${own.heads.map((x) => x.join(".")).join(", ")}`] : []),
       ...(own.dialect ? [own.dialect] : []), `control ${own.control || "none"}`, run.same_text ? "same text" : "own text");
   } else words.push("no VAR");
   words.push(settings.decoding === "checkpoint" ? "decoded as the checkpoint says" : settings.temperature > 0 ? `temperature ${trimmed(settings.temperature)}` : "greedy");
