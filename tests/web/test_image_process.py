@@ -130,7 +130,7 @@ def test_stop_ends_a_decoder_that_listens_to_nothing(
 def test_whoever_waits_behind_a_slow_image_can_leave(
     process: ImageProcess, uploads: Path, slow: str, tmp_path: Path
 ) -> None:
-    """One at a time: the second waits for the first, and its Stop does not wait."""
+    """The second waits for the first, and its Stop does not."""
     first, second = threading.Event(), threading.Event()
 
     def decode() -> None:
@@ -148,6 +148,31 @@ def test_whoever_waits_behind_a_slow_image_can_leave(
     first.set()
     thread.join(10)
     assert not thread.is_alive()
+
+
+def test_one_image_at_a_time(
+    process: ImageProcess, uploads: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, own = saved(tmp_path, encode(photo(9, 7))), process.helper.do
+    under_way: list[int] = []
+    most: list[int] = []
+
+    def do(*task: Any) -> Any:
+        under_way.append(1)
+        most.append(len(under_way))
+        time.sleep(0.1)
+        try:
+            return own(*task)
+        finally:
+            under_way.pop()
+
+    monkeypatch.setattr(process.helper, "do", do)
+    threads = [threading.Thread(target=process.open_upload, args=(path, LIMITS)) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(30)
+    assert most == [1] * 4
 
 
 def test_stop_beside_generate_ends_the_image(
