@@ -269,7 +269,7 @@ class RunStore:
     def trim(self, spare: str) -> None:
         """Remove the oldest runs beyond the budget of the disk, after something was written beside
         the files of one; that one stays."""
-        self._trim_folder(spare)
+        self._trim((spare,))
 
     def delete(self, run_id: str) -> None:
         """Forget a run and remove its files."""
