@@ -11,6 +11,7 @@ import tempfile
 import threading
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 from sinkscope.capture.trace import GenerationTrace
 from sinkscope.drawing.files import ANIMATIONS, Drawing
@@ -66,7 +67,7 @@ class DrawingProcess:
                 (label, str(self._file_of(trace) or _saved(trace, Path(folder), number)))
                 for number, (label, trace) in enumerate(sides.items())
             ]
-            task = {"sides": files, "drawing": drawing.values(), "path": str(path)}
+            task: dict[str, Any] = {"sides": files, "drawing": drawing.values(), "path": str(path)}
             if isinstance(method := drawing.view.method, GivenMaps):
                 task["given"] = _given(sides, method, Path(folder))
             what = "frames" if path.suffix in ANIMATIONS else "files"

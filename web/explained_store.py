@@ -41,7 +41,8 @@ class Kept:
         """Memory that it takes."""
         if self.stack is None:
             return 256
-        return 256 + sum(one.values.nbytes for one in (self.stack, *(self.stack.ratio or ())))
+        arrays = (one.values for one in (self.stack, *(self.stack.ratio or ())))
+        return 256 + sum(int(values.nbytes) for values in arrays)
 
 
 class ExplainedStore:
