@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 FORMAT = "sinkscope-trace"
 CHECKSUM = "sinkscope-checksum"
-VERSION = 5
+VERSION = 6
 DTYPES: dict[str, np.dtype[Any]] = {
     "F16": np.dtype("<f2"),
     "F32": np.dtype("<f4"),

@@ -13,7 +13,6 @@ from itertools import pairwise
 from typing import TYPE_CHECKING, Any, get_args
 
 import numpy as np
-from PIL import Image
 
 from sinkscope.capture.checked import (
     indices,
@@ -28,6 +27,7 @@ from sinkscope.capture.checked import (
     whole,
     wholes,
 )
+from sinkscope.capture.pictures import is_picture, unpacked
 from sinkscope.capture.trace import (
     MEAN_HEAD,
     Alternative,
@@ -84,11 +84,11 @@ def trace_of(about: Mapping[str, Any], tensors: Mapping[str, torch.Tensor]) -> G
     """
     layout = _layout(about["layout"])
     names = [f"image_{index}" for index in range(len(layout.grids))]
-    images = [np.asarray(tensors[name]) for name in names if name in tensors]
+    images = [unpacked(name, np.asarray(tensors[name])) for name in names if name in tensors]
     trace = GenerationTrace(
         tokens=_tokens(about["tokens"]),
         layout=layout,
-        images=tuple(Image.fromarray(image) for image in images),
+        images=tuple(images),
         prompt=text("prompt", about["prompt"]),
         prompt_tokens=texts("prompt_tokens", about["prompt_tokens"]),
         attention=tensors["attention"],
@@ -179,7 +179,7 @@ def check_tensors(about: Mapping[str, Any], table: Table) -> None:
             )
     for name in pictures:
         dtype, shape = table[name]
-        if dtype != "U8" or len(shape) != 3 or shape[2] != 3 or 0 in shape:
+        if not is_picture(dtype, shape):
             raise ValueError(f"its {name} is {dtype} {list(shape)}, which is no RGB image")
 
 

@@ -108,6 +108,11 @@ class ModelHandle:
         return device
 
     @property
+    def most_pixels(self) -> int | None:
+        """The largest area that it resizes an image to; None where it has no such bound."""
+        return self.family.most_pixels(self.processor)
+
+    @property
     def tokenizer(self) -> PreTrainedTokenizerBase:
         """Of the checkpoint."""
         return self.processor.tokenizer

@@ -31,6 +31,17 @@ class Copies:
                 for run_id in claim:
                     self._paths.setdefault(run_id, set()).add(path)
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the files that are still there, each counted once."""
+        with self._lock:
+            paths = list(self._claims)
+        total = 0
+        for path in paths:
+            with suppress(OSError):  # Gradio has removed it after its day
+                total += path.stat().st_size
+        return total
+
     def drop(self, run_id: str) -> None:
         """A run is gone, and the files with it that nothing else needs."""
         with self._lock:

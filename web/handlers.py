@@ -25,13 +25,14 @@ from sinkscope import attention_extractor
 from sinkscope.capture.pace import Pace, Work
 from sinkscope.capture.trace import GeneratedToken, GenerationTrace
 from sinkscope.config import Settings
-from sinkscope.jobs.job import At, Job
+from sinkscope.jobs.job import At, Job, Stopped
 from sinkscope.jobs.runner import Runner, StoppedWaiting, Waiting
 from sinkscope.methods.base import Part, Target, rows_of
 from sinkscope.methods.explain import explain
 from sinkscope.web.again import LastPrompt
 from sinkscope.web.drawing_process import DrawingProcess
 from sinkscope.web.explained_store import ExplainedStore
+from sinkscope.web.image_process import ImageProcess, limits_for
 from sinkscope.web.inspector import (
     cached,
     error_value,
@@ -48,7 +49,7 @@ from sinkscope.web.shown import Shown
 from sinkscope.web.slot import ModelSlot, why_no_model
 from sinkscope.web.standalone import build_standalone
 from sinkscope.web.store import Run, RunStore, new_id
-from sinkscope.web.uploads import open_upload
+from sinkscope.web.uploads import existing_upload
 
 log = logging.getLogger(__name__)
 
@@ -113,6 +114,7 @@ class Handlers:
             settings.app.queue_size, 60 * limit if limit else None, settings.app.session_queue
         )
         self.drawing = DrawingProcess(store.file_of)
+        self.images = ImageProcess(settings.images)
         self.explained = ExplainedStore(store)
         self.component: gr.HTML | None = None
         self._shown = Shown(self._value)
@@ -134,6 +136,8 @@ class Handlers:
             yield from self._generate(request, run_id, self.runner.job(session, ANSWER))
         except StoppedWaiting:
             yield error_value(run_id, "Stopped while it was waiting; nothing was generated.")
+        except Stopped:
+            yield error_value(run_id, "Stopped while the image was read; nothing was generated.")
         except ValueError as error:
             yield error_value(run_id, str(error))
             raise _said(str(error), "Not possible") from error
@@ -160,7 +164,7 @@ class Handlers:
             raise ValueError("There is no image. Upload or paste one, or take an example.")
         if not isinstance(request.prompt, str) or not request.prompt.strip():
             raise ValueError("The prompt is empty. Ask something about the image.")
-        image = open_upload(request.image, self.settings.images)
+        existing_upload(request.image)
         variants = ("baseline", "var") if request.compare else ("baseline",)
         tokens: dict[str, list[dict[str, Any]]] = {name: [] for name in variants}
         here = _Answering(run_id, request.prompt, variants, job, settings.max_new_tokens, tokens)
@@ -169,7 +173,7 @@ class Handlers:
             self._answering[run_id] = here
         sent = dict.fromkeys(variants, 0)
         begun = last = -1.0
-        for event in self.runner.run(job, partial(self._work, here, request, settings, image)):
+        for event in self.runner.run(job, partial(self._work, here, request, settings)):
             now = time.monotonic()
             if isinstance(event, Waiting):
                 yield queued_value(run_id, event.before)
@@ -186,12 +190,14 @@ class Handlers:
                     yield self._delta(here, sent, begun)
                     last = now
 
-    def _work(self, here: _Answering, request: Request, settings: Any, image: Any, job: Job) -> Run:
+    def _work(self, here: _Answering, request: Request, settings: Any, job: Job) -> Run:
         """The run, computed in the job's thread, which alone holds the model meanwhile."""
         handle = self.slot.handle
         if handle is None:
             raise ValueError(why_no_model(self.slot.state))
         var = request.var(handle)
+        limits = limits_for(self.settings.images, handle)
+        image = self.images.open_upload(request.image, limits, stop=job.stop_event)
         inputs, prefix = self._last.prepare(handle, image, request.prompt)
         job.report(0, here.most, "Reading the image")
         begun, same = time.monotonic(), bool(var and request.same_text)

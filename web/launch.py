@@ -119,6 +119,7 @@ async def _alive(app: App, health: Health, _: object) -> AsyncIterator[None]:
         for task in tasks:
             task.cancel()
         app.handlers.drawing.close()
+        app.handlers.images.close()
 
 
 def check_tls(settings: AppSettings) -> None:

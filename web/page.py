@@ -88,13 +88,16 @@ def build_app(
             with gr.Tab("Explore", id="explore", elem_id="explore"):
                 form = build_explore(page, status, handlers, forecaster, first, offered)
             with gr.Tab("Sinks", id="sinks-tab", elem_id="sinks-tab"):
-                finder = SinksHandlers(settings, slot, handlers.runner, sinks)
+                finder = SinksHandlers(settings, slot, handlers.runner, sinks, handlers.images)
                 build_sinks(finder, form)
             with gr.Tab("Experiments", id="experiments-tab", elem_id="experiments-tab") as tab:
-                trials = ExperimentsHandlers(settings, slot, handlers.runner)
+                trials = ExperimentsHandlers(
+                    settings, slot, handlers.runner, images=handlers.images
+                )
                 build_experiments(trials, status, tab)
             with gr.Tab("Evaluate", id="evaluate-tab", elem_id="evaluate-tab"):
-                build_evaluate(EvaluateHandlers(settings, slot, handlers.runner), form)
+                asked = EvaluateHandlers(settings, slot, handlers.runner, images=handlers.images)
+                build_evaluate(asked, form)
     if settings.app.read_only:
         only_looking(page)
     return App(page, handlers, slot, settings, finder)
