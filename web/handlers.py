@@ -25,6 +25,7 @@ from sinkscope import attention_extractor
 from sinkscope.capture.pace import Pace, Work
 from sinkscope.capture.trace import GeneratedToken, GenerationTrace
 from sinkscope.config import Settings
+from sinkscope.drawing.made import with_made
 from sinkscope.jobs.job import At, Job
 from sinkscope.jobs.runner import Runner, StoppedWaiting, Waiting
 from sinkscope.methods.base import Part, Target, rows_of
@@ -37,7 +38,7 @@ from sinkscope.web.payload import build_token_maps, pack, token_delta
 from sinkscope.web.request import Request
 from sinkscope.web.slot import ModelSlot, why_no_model
 from sinkscope.web.standalone import build_standalone
-from sinkscope.web.store import Run, RunStore, new_id
+from sinkscope.web.store import Run, RunStore, made_of, new_id
 from sinkscope.web.uploads import open_upload
 
 log = logging.getLogger(__name__)
@@ -286,7 +287,7 @@ class Handlers:
             return {"error": EXPIRED}
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "trace.safetensors"
-            run.traces[name].save(path)
+            with_made(run.traces[name], made_of(run)).save(path)
             return self._file(path.read_bytes(), f"sinkscope-{run.id[:8]}-{name}.safetensors")
 
     def _file(self, data: bytes, name: str) -> dict[str, Any]:

@@ -135,16 +135,19 @@ async function savePicture() {
 async function saveShares() {
   // A text is never a formula.
   const cell = (text) => `"${(/^[=+\-@\t\r]/.test(text) ? "'" : "") + text.replace(/"/g, '""')}"`;
-  const lines = ["answer,token,text,probability,layer,head,image_share,sink_share_of_image,entropy_nats"];
-  for (const variant of run.variants)
+  const lines = ["answer,token,text,probability,layer,head,image_share,sink_share_of_image,entropy_nats,made_by"];
+  for (const variant of run.variants) {
+    let made = run.made ? cell(run.made) : ""; // in the first line of each answer
     variant.tokens.forEach((token, t) => {
       for (let l = 0; l < run.L; l++)
         for (let h = 0; h < run.H; h++) {
           const i = (t * run.L + l) * run.H + h;
           const numbers = ["image", "sink", "entropy"].map((q) => headValue(variant, i, q).toPrecision(5));
-          lines.push([variant.name, t, cell(token.t), token.p, run.layers[l], run.heads[h], ...numbers].join(","));
+          lines.push([variant.name, t, cell(token.t), token.p, run.layers[l], run.heads[h], ...numbers, made].join(","));
+          made = "";
         }
     });
+  }
   downloadBlob(new Blob([lines.join("\r\n") + "\r\n"], { type: "text/csv;charset=utf-8" }), fileName(".csv"));
   return `${lines.length - 1} rows`;
 }
