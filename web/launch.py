@@ -13,6 +13,7 @@ from sinkscope.web.assets import page_style, read_static
 from sinkscope.web.compress import CompressedPage
 from sinkscope.web.documents import Documents
 from sinkscope.web.page import App
+from sinkscope.web.parts import Parts
 from sinkscope.web.security import middleware
 from sinkscope.web.theme import theme
 
@@ -30,7 +31,7 @@ def launch(app: App, *, wait: bool = True) -> str:
     port = _usable_port(settings.host, settings.port)  # before a model is loaded for nothing
     if app.slot.state.phase == "none":
         app.slot.load(app.settings.model)
-    inside = Middleware(Documents), Middleware(CompressedPage)
+    inside = Middleware(Documents), Middleware(CompressedPage), Middleware(Parts)
     app.blocks.queue(max_size=4 * settings.queue_size, api_open=False)
     _, address, _ = app.blocks.launch(
         server_name=f"[{settings.host}]" if ":" in settings.host else settings.host,
