@@ -15,7 +15,7 @@ from sinkscope.web.controls import control
 from sinkscope.web.example import Example
 from sinkscope.web.inspector import cached, drawn, served
 from sinkscope.web.payload import encode_image
-from sinkscope.web.request import ANSWER, VAR
+from sinkscope.web.request import ANSWER, MORE, VAR
 from sinkscope.web.uploads import UploadedFile, UploadedImage
 
 
@@ -25,6 +25,7 @@ class Form:
 
     Attributes:
         controls: by the names of the arguments of `generate` (`web.events.generating`).
+        more: places for further images of one question.
         ahead: what the run will take, said before it.
         changed: what was changed since the run on screen.
         asked: what the controls said for that run (`web.refill`).
@@ -41,6 +42,7 @@ class Form:
 
     controls: dict[str, Component]
     image: gr.Image
+    more: tuple[gr.Image, ...]
     prompt: gr.Textbox
     shelf: gr.HTML
     compare: gr.Checkbox
@@ -74,6 +76,7 @@ def build_form(generation: GenerationSettings, offered: list[Example]) -> Form:
         buttons=["fullscreen"],
         elem_id="image",
     )
+    more = _more_images()
     prompt = gr.Textbox(
         label="Prompt",
         value="Describe the image." if not offered else offered[0].prompt,
@@ -97,6 +100,7 @@ def build_form(generation: GenerationSettings, offered: list[Example]) -> Form:
     return Form(
         controls={
             "image": image,
+            **dict(zip(MORE, more, strict=True)),
             "prompt": prompt,
             "compare": compare,
             "same_text": same_text,
@@ -105,6 +109,7 @@ def build_form(generation: GenerationSettings, offered: list[Example]) -> Form:
             **answer,
         },
         image=image,
+        more=more,
         prompt=prompt,
         shelf=shelf,
         compare=compare,
@@ -125,6 +130,29 @@ def build_form(generation: GenerationSettings, offered: list[Example]) -> Form:
         own=own,
         profile=profile,
     )
+
+
+def _more_images() -> tuple[gr.Image, ...]:
+    """Small places for further images of the same question, folded away."""
+    with (
+        gr.Accordion("Further images of this question", open=False, elem_id="more-images"),
+        gr.Row(elem_id="more-places"),
+    ):
+        return tuple(
+            UploadedImage(
+                label=f"Image {index}",
+                type="filepath",
+                sources=["upload", "clipboard"],
+                height=92,
+                placeholder="Add",
+                image_mode=None,
+                buttons=[],
+                min_width=60,
+                elem_id=name.replace("_", "-"),
+                elem_classes=["more-image"],
+            )
+            for index, name in enumerate(MORE, 1)
+        )
 
 
 def notice_line(name: str) -> gr.HTML:

@@ -143,11 +143,11 @@ class Handlers:
 
     def _generate(self, request: Request, run_id: str, job: Job) -> Iterator[dict[str, Any]]:
         settings = request.settings(self.settings)
-        if not request.image:
+        if not request.images:
             raise ValueError("There is no image. Upload or paste one, or take an example.")
         if not isinstance(request.prompt, str) or not request.prompt.strip():
             raise ValueError("The prompt is empty. Ask something about the image.")
-        image = open_upload(request.image, self.settings.images)
+        images = [open_upload(path, self.settings.images) for path in request.images]
         variants = ("baseline", "var") if request.compare else ("baseline",)
         tokens: dict[str, list[dict[str, Any]]] = {name: [] for name in variants}
         here = _Answering(run_id, request.prompt, variants, job, settings.max_new_tokens, tokens)
@@ -155,7 +155,7 @@ class Handlers:
             self._answering[run_id] = here
         sent = dict.fromkeys(variants, 0)
         begun = last = -1.0
-        for event in self.runner.run(job, partial(self._work, here, request, settings, image)):
+        for event in self.runner.run(job, partial(self._work, here, request, settings, images)):
             now = time.monotonic()
             if isinstance(event, Waiting):
                 yield queued_value(run_id, event.before)
@@ -172,14 +172,17 @@ class Handlers:
                     yield self._delta(here, sent, begun)
                     last = now
 
-    def _work(self, here: _Answering, request: Request, settings: Any, image: Any, job: Job) -> Run:
+    def _work(
+        self, here: _Answering, request: Request, settings: Any, images: Any, job: Job
+    ) -> Run:
         """The run, computed in the job's thread, which alone holds the model meanwhile."""
         handle = self.slot.handle
         if handle is None:
             raise ValueError(why_no_model(self.slot.state))
         var = request.var(handle)
-        inputs, prefix = self._last.prepare(handle, image, request.prompt)
-        job.report(0, here.most, "Reading the image")
+        inputs, prefix = self._last.prepare(handle, images, request.prompt)
+        read = "Reading the image" if len(images) == 1 else "Reading the images"
+        job.report(0, here.most, read)
         begun, same = time.monotonic(), bool(var and request.same_text)
         staged = {"on_stage": here.on_stage} if settings.compile else {}
         stop = job.stop_event

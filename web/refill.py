@@ -14,13 +14,16 @@ from sinkscope.web.asked import changed_words, filled, said_of
 from sinkscope.web.forecast import Notice, notice
 from sinkscope.web.form import Form
 from sinkscope.web.handlers import Handlers
+from sinkscope.web.request import MORE
 from sinkscope.web.store import Run
 
 
-def cached_image(run: Run, image: gr.Image, keep: bool = False) -> str:
-    """The run's first image where Gradio serves files from, losslessly."""
+def cached_image(run: Run, image: gr.Image, keep: bool = False, index: int = 0) -> str | None:
+    """An image of the run where Gradio serves files from, losslessly; None where it has none."""
+    if index >= len(run.first.images):
+        return None
     file = io.BytesIO()
-    run.first.images[0].convert("RGB").save(file, "PNG")
+    run.first.images[index].convert("RGB").save(file, "PNG")
     path: str = save_bytes_to_cache(file.getvalue(), "image.png", image.GRADIO_CACHE)
     if keep:
         image.keep_in_cache.add(path)
@@ -52,7 +55,9 @@ def refilling(handlers: Handlers, form: Form) -> Callable[..., Any]:
         values = filled(said, handle, run.first.model.id if run is not None else None)
         fill = bool(ask.get("fill"))
         if run is not None:
-            values["image"] = cached_image(run, form.image) if fill else now.get("image")
+            for index, name in enumerate(("image", *MORE)):
+                kept = cached_image(run, form.image, index=index) if fill else now.get(name)
+                values[name] = kept
         shown = values if fill else {}
         if shown.get("dims"):
             shown = {**shown, "dims_of": run.first.model.id if run is not None else ""}

@@ -276,7 +276,7 @@ function paintFigure({ name, side, l }, shared, size) {
   const stat = figure.querySelector(".stat"), share = shown.shares[name];
   stat.replaceChildren();
   if (share) {
-    stat.append("image ", node("b", {}, percent(share.image)));
+    stat.append(run.images.length > 1 ? "all images " : "image ", node("b", {}, percent(share.image)));
     if (side.sinks.some((s) => s.length)) stat.append(" · sinks hold ", node("b", {}, percent(share.sinks)), " of it");
   }
   figure.querySelector(".stage").setAttribute("aria-label",

@@ -37,11 +37,6 @@ function wireControls() {
     view.opacity = +event.target.value / 100;
     repaint();
   });
-  $('[data-set="image"]').addEventListener("change", (event) => {
-    view.image = +event.target.value;
-    Object.assign(view, { box: null, cursor: null });
-    repaint();
-  });
   $('[data-do="look"]').addEventListener("click", (event) => {
     const look = $(".look");
     look.hidden = !look.hidden;
@@ -186,12 +181,6 @@ function syncControls() {
     ...run.variants.map((v) => node("option", { value: v.name }, two ? `${v.label}, 4 layers` : "four layers")));
   four.dataset.run = run.id;
   four.value = view.four;
-  const select = $('[data-set="image"]');
-  select.closest("label").hidden = run.images.length < 2;
-  if (select.options.length !== run.images.length) {
-    select.replaceChildren(...run.images.map((_, k) => node("option", { value: k }, `${k}`)));
-  }
-  select.value = view.image;
 }
 
 function rangeWords(name) {
@@ -215,7 +204,7 @@ function selectionWords() {
   };
   const layers = view.four ? `layers ${fourLayers().map((l) => run.layers[l]).join(", ")} one by one` : spelt("l", "layer", view.l0 === view.l1), heads = spelt("h", "head", view.h0 === view.h1);
   const one = (view.four || view.l0 === view.l1) && view.h0 === view.h1;
-  return `${which} ${words}${apart}, ${one ? `${layers}, ${heads}` : `${over} over ${layers} and ${heads}`}`;
+  return `${which} ${words}${apart}, ${one ? `${layers}, ${heads}` : `${over} over ${layers} and ${heads}`}${run.images.length > 1 ? `, image ${view.image}` : ""}`;
 }
 
 // A run, or two of them side by side: one answer of each (web/pairs.py).

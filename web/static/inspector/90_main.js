@@ -28,6 +28,7 @@ function repaint() {
   $(".selection").replaceChildren(selectionWords(), node("span", { class: "quiet" }, view.part === "prompt"
     ? " · the row of the token itself" : " · the row that predicted it"));
   paintFigures();
+  markImages();
   paintPanels();
   paintReading();
   tintTokens();
@@ -170,6 +171,7 @@ async function showRun(value, place, fill) {
   $(".question").textContent = run.prompt;
   root.dataset.variants = run.variants.length;
   buildStrips();
+  buildImages();
   buildFigures();
   buildPanels();
   buildReading();
