@@ -125,7 +125,7 @@ def _connect_refill(form: Form, inspector: gr.HTML, handlers: Handlers) -> None:
     inspector.apply(
         refilling(handlers, form),
         None,
-        [*form.controls.values(), form.asked, form.changed],
+        [*form.controls.values(), form.asked, form.changed, form.further],
         inputs_kwargs={**form.controls},
         # A deferred event would come with the data of the one before.
         **QUIET | {"trigger_mode": "multiple"},

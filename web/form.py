@@ -26,6 +26,7 @@ class Form:
     Attributes:
         controls: by the names of the arguments of `generate` (`web.events.generating`).
         more: places for further images of one question.
+        further: what they are folded away in.
         ahead: what the run will take, said before it.
         changed: what was changed since the run on screen.
         asked: what the controls said for that run (`web.refill`).
@@ -43,6 +44,7 @@ class Form:
     controls: dict[str, Component]
     image: gr.Image
     more: tuple[gr.Image, ...]
+    further: gr.Accordion
     prompt: gr.Textbox
     shelf: gr.HTML
     compare: gr.Checkbox
@@ -76,7 +78,7 @@ def build_form(generation: GenerationSettings, offered: list[Example]) -> Form:
         buttons=["fullscreen"],
         elem_id="image",
     )
-    more = _more_images()
+    further, more = _more_images()
     prompt = gr.Textbox(
         label="Prompt",
         value="Describe the image." if not offered else offered[0].prompt,
@@ -110,6 +112,7 @@ def build_form(generation: GenerationSettings, offered: list[Example]) -> Form:
         },
         image=image,
         more=more,
+        further=further,
         prompt=prompt,
         shelf=shelf,
         compare=compare,
@@ -132,13 +135,15 @@ def build_form(generation: GenerationSettings, offered: list[Example]) -> Form:
     )
 
 
-def _more_images() -> tuple[gr.Image, ...]:
+def _more_images() -> tuple[gr.Accordion, tuple[gr.Image, ...]]:
     """Small places for further images of the same question, folded away."""
     with (
-        gr.Accordion("Further images of this question", open=False, elem_id="more-images"),
+        gr.Accordion(
+            "Further images of this question", open=False, elem_id="more-images"
+        ) as further,
         gr.Row(elem_id="more-places"),
     ):
-        return tuple(
+        places = tuple(
             UploadedImage(
                 label=f"Image {index}",
                 type="filepath",
@@ -153,6 +158,7 @@ def _more_images() -> tuple[gr.Image, ...]:
             )
             for index, name in enumerate(MORE, 1)
         )
+    return further, places
 
 
 def notice_line(name: str) -> gr.HTML:

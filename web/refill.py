@@ -51,7 +51,7 @@ def refilling(handlers: Handlers, form: Form) -> Callable[..., Any]:
         told = ask.get("said")
         said = said_of(run) if run is not None else told if isinstance(told, Mapping) else None
         if said is None:
-            return *(gr.skip() for _ in names), gr.skip(), gr.skip()
+            return *(gr.skip() for _ in names), gr.skip(), gr.skip(), gr.skip()
         values = filled(said, handle, run.first.model.id if run is not None else None)
         fill = bool(ask.get("fill"))
         if run is not None:
@@ -64,7 +64,9 @@ def refilling(handlers: Handlers, form: Form) -> Callable[..., Any]:
         updates = (shown.get(name, gr.skip()) for name in names)
         asked = values if run is not None else {}
         words = "" if fill else changed_words(asked, now)
-        return *updates, asked, notice(words, "changed")
+        several = fill and any(values.get(name) for name in MORE)
+        unfolded = gr.update(open=True) if several else gr.skip()
+        return *updates, asked, notice(words, "changed"), unfolded
 
     return refill
 

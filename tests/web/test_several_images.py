@@ -19,6 +19,7 @@ from sinkscope.web.asked import changed_words
 from sinkscope.web.exporting import Wanted, make_files
 from sinkscope.web.refill import cached_image
 from sinkscope.web.request import MORE, Request
+from sinkscope.web.standalone import build_standalone
 from sinkscope.web.store import Run
 from tests.web.conftest import INSPECTOR, Site
 from tests.web.synthetic import make_trace, scene, with_more
@@ -123,21 +124,34 @@ def test_two_images_asked_on_the_page(
     assert second.get_attribute("aria-pressed") == "true"
     page.wait_for_function(f"({shape})() > 2.5")  # the wide one, with its own map
     assert "image 1" in page.inner_text(".selection")
-    page.reload()  # the address has it
-    ready(page)
-    assert page.locator("[data-testid=image-1]").get_attribute("aria-pressed") == "true"
+    page.wait_for_timeout(700)  # the address is written a moment after the last change
+    page.reload()
+    page.wait_for_selector("[data-testid=image-1][aria-pressed=true]")
+    assert page.locator("#image-2 img").count() == 0  # the form is a fresh page's
+    page.click("[data-testid=runs-button]")
+    page.click("[data-testid=runs] .open")
+    page.wait_for_selector("#image-2 img")  # opened from Runs, it is in the form, unfolded
 
 
 @pytest.mark.browser
-def test_a_run_of_two_images_opens_and_fills_the_form(
-    site: Site, open_page: Callable[..., Any]
+def test_a_run_of_two_images_from_elsewhere_opens(
+    site: Site, open_page: Callable[..., Any], browser: Any, tmp_path: Path
 ) -> None:
-    """One that the command line or Python has made, and a run of one image after it."""
+    """One that the command line or Python has made; and the page that works alone."""
     run = two_images()
     site.app.handlers.store.put(run, keep_on_disk=False)
     page = open_page(site.url, path=f"#run={run.id}")
     ready(page)
     page.wait_for_selector("[data-testid=image-1]")
     page.wait_for_function(f"{INSPECTOR}.run.id === '{run.id}'")
-    page.evaluate(f"{INSPECTOR}.set({{ image: 1 }})")
-    assert page.evaluate(f"{INSPECTOR}.view.image") == 1
+    alone = tmp_path / "alone.html"
+    alone.write_bytes(build_standalone(run))
+    context = browser.new_context()
+    saved = context.new_page()
+    saved.goto(alone.as_uri())
+    saved.click("[data-testid=image-1]")
+    saved.wait_for_function(
+        "() => { const b = document.querySelector('.stage').getBoundingClientRect(); "
+        "return b.width / b.height > 2.5; }"
+    )
+    context.close()
