@@ -24,7 +24,7 @@ def script_of(name: str) -> str:
     if name not in LATE:
         return read_static(name)
     mark = hashlib.sha256(read_static(name).encode()).hexdigest()[:12]
-    return read_static("late.js").replace("@address@", f"{FOLDER[1:]}{name}.js?{mark}")
+    return read_static("late").replace("@address@", f"{FOLDER[1:]}{name}.js?{mark}")
 
 
 class Parts:
