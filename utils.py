@@ -1,4 +1,4 @@
-"""Small helpers that everything may use: where files go, atomic writes, hashing, plain values."""
+"""Small helpers for everything: where files go, atomic writes, hashing, plain values, counts."""
 
 from __future__ import annotations
 
@@ -61,6 +61,18 @@ def write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:
     except BaseException:
         part.unlink(missing_ok=True)
         raise
+
+
+def number_of(count: int, one: str, many: str | None = None) -> str:
+    """`1 sample`, `5 samples`; with `many` any other form (`"box is"`, `"boxes are"`)."""
+    return f"{count} {one if count == 1 else many or one + 's'}"
+
+
+def none_usable(count: int, noun: str, of: str = "") -> str:
+    """`The only sample cannot be used`, `None of the 5 samples can be used`."""
+    if count == 1:
+        return f"The only {noun}{of} cannot be used"
+    return f"None of the {count} {noun}s{of} can be used"
 
 
 def sha256(data: bytes) -> str:

@@ -17,6 +17,7 @@ from sinkscope.config import ModelSettings
 from sinkscope.evaluation.settings import RunSettings, WorkSettings
 from sinkscope.jobs.job import Job
 from sinkscope.setting import offered
+from sinkscope.utils import number_of
 
 if TYPE_CHECKING:
     from sinkscope.evaluation.session import Prepared, Summary
@@ -195,8 +196,8 @@ def _say_summary(done: Summary, output: Path, as_json: bool) -> None:
         typer.echo(f"... and {done.failed - MOST_SAID} more; the records have them all.", err=True)
     state = "complete" if done.complete else "NOT complete; the same command tries the failed again"
     typer.echo(
-        f"{done.answered} of {done.questions} questions answered, {done.failed} failed: {state}. "
-        f"Records are in {output}",
+        f"{done.answered} of {number_of(done.questions, 'question')} answered, "
+        f"{done.failed} failed: {state}. Records are in {output}",
         err=True,
     )
 

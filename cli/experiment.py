@@ -19,6 +19,7 @@ from sinkscope.cli.options import verb
 from sinkscope.config import ModelSettings
 from sinkscope.experiments.catalogue import EXPERIMENTS, Experiment
 from sinkscope.experiments.settings import StudySettings
+from sinkscope.utils import number_of
 
 if TYPE_CHECKING:
     from sinkscope.experiments.result import Result
@@ -178,4 +179,4 @@ def _tell(made: Result, output: Path | None, as_json: bool) -> None:
         from sinkscope.experiments.saving import save_result
 
         written = save_result(output, made)
-        typer.echo(f"Wrote {len(written)} files to {output}", err=True)
+        typer.echo(f"Wrote {number_of(len(written), 'file')} to {output}", err=True)

@@ -13,6 +13,7 @@ from sinkscope.models.profiles import SinkProfile, published, read_profile
 from sinkscope.sinks.samples import Sample, SampleSet, read_samples
 from sinkscope.sinks.settings import SampleChoice
 from sinkscope.sinks.validate import held_out, seen_by_finding, used_by_finding
+from sinkscope.utils import number_of
 
 if TYPE_CHECKING:
     from sinkscope.sinks.findings import Findings
@@ -64,11 +65,11 @@ def read_held_out(choice: SampleChoice, seed: int, used: Findings | None) -> Sam
         left_out = kept.left_out
     if not kept.samples:
         raise ValueError(
-            f"All {left_out} samples of {kept.source} were used in finding the profile; give "
-            "others, or --allow-finding-data."
+            f"No sample of {kept.source} is left: finding the profile used all of them "
+            f"({left_out}); give others, or --allow-finding-data."
         )
     if left_out:
-        typer.echo(f"Left out {left_out} samples that finding used.", err=True)
+        typer.echo(f"Left out {number_of(left_out, 'sample')} that finding used.", err=True)
     return kept
 
 

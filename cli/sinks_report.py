@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import typer
 
 from sinkscope.cli.tables import Column, print_table
+from sinkscope.utils import number_of
 
 if TYPE_CHECKING:
     from sinkscope.models.profiles import SinkProfile
@@ -24,7 +25,7 @@ MOST_CANDIDATES = 6  # shown besides the ones taken
 def print_sample_notes(given: SampleSet) -> None:
     """On standard error: how many there are and what one of them asks, the skipped ones with their
     reasons, and what was noticed."""
-    typer.echo(f"{len(given.samples)} samples from {given.source}", err=True)
+    typer.echo(f"{number_of(len(given.samples), 'sample')} from {given.source}", err=True)
     if len(given.samples) < given.wanted:
         typer.secho(f"{given.wanted} were asked for.", fg="yellow", err=True)
     if given.samples and (first := given.samples[0]).where:

@@ -30,6 +30,7 @@ from sinkscope.models.family import PromptInputs
 from sinkscope.models.loading import ModelHandle
 from sinkscope.sinks.masking import answer_tokens
 from sinkscope.sinks.received import choose
+from sinkscope.utils import number_of
 
 
 def prepare_study(
@@ -128,8 +129,8 @@ def prepare_study(
         )
     if len(cases) < least:
         raise ValueError(
-            f"{len(cases)} of {len(samples)} samples can be used; this experiment's spread over "
-            f"samples needs {least} or more. {' '.join(notes)}"
+            f"{len(cases)} of {number_of(len(samples), 'sample')} can be used; this experiment's "
+            f"spread over samples needs {least} or more. {' '.join(notes)}"
         )
     return Study(handle, settings, tuple(cases), names, dims, tau, source, tuple(notes), watch)
 
@@ -157,7 +158,8 @@ class _LeftOut:
             if ids:
                 some = ", ".join(ids[:3]) + (", ..." if len(ids) > 3 else "")
                 made.append(
-                    f"{len(ids)} of {self.samples} samples {why} and were left out: {some}."
+                    f"{len(ids)} of {number_of(self.samples, 'sample')} {why} and "
+                    f"{'was' if len(ids) == 1 else 'were'} left out: {some}."
                 )
         return made
 
@@ -271,10 +273,8 @@ def _none(
 ) -> str:
     """Why no sample can be used."""
     if names[0] != "sinks":
-        return (
-            f"None of the {samples} samples has both {' and '.join(names[:2])}; choose other "
-            "tokens."
-        )
+        both = " and ".join(names[:2])
+        return f"None of the {samples} samples has both {both}; choose other tokens."
     why = f"no vision token has phi > {tau:g} on dims {dims}" if by == "profile" else ""
     why = why or f"no vision token gets {settings.min_ratio:g} times the median attention"
     return (

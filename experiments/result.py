@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from sinkscope.utils import plain_values, write_atomically
+from sinkscope.utils import number_of, plain_values, write_atomically
 
 FORMAT = "sinkscope-experiment-1"
 Cell = str | float | int | bool | None
@@ -176,7 +176,7 @@ class Result:
         listed = ", ".join(f"{name} {said(value)}" for name, value in own.items())
         return (
             f"{self.experiment}{f' ({listed})' if listed else ''}; {self.model.get('id')} "
-            f"({revision}, {self.model.get('dtype')}); {len(self.samples)} samples of "
+            f"({revision}, {self.model.get('dtype')}); {number_of(len(self.samples), 'sample')} of "
             f"{self.source}; sinkscope {self.versions.get('sinkscope', '?')}"
         )
 

@@ -34,6 +34,7 @@ from sinkscope.interventions.damp import DampDims
 from sinkscope.interventions.swap import SwapTokens
 from sinkscope.models.loading import ModelHandle
 from sinkscope.models.sites import At
+from sinkscope.utils import number_of
 
 ZEROED, DIMS, TOKENS = "dims zeroed", "dims swapped", "tokens swapped"
 RANDOM_DIMS, RANDOM_TOKENS = "random dims zeroed", "random tokens, dims zeroed"
@@ -68,7 +69,7 @@ def run(study: Study, settings: VisionOrTextSettings) -> Findings:
         own, other = len(case.groups[study.sink]), len(case.groups[study.reference])
         if other < own:
             raise ValueError(
-                f"{case.sample.id} has {own} tokens of {study.sink} and {other} of "
+                f"{case.sample.id} has {number_of(own, 'token')} of {study.sink} and {other} of "
                 f"{study.reference} to swap them with; allowed: as many or more, such as "
                 "tokens sinks,ordinary."
             )

@@ -39,7 +39,7 @@ from sinkscope.sinks.reduce import first_token_passes, totals, tracked, worth_tr
 from sinkscope.sinks.samples import Sample, SampleSet, read_samples
 from sinkscope.sinks.settings import FindSettings
 from sinkscope.sinks.stats import FORMAT, DamagedStatsError, SampleStats
-from sinkscope.utils import sha256
+from sinkscope.utils import none_usable, sha256
 
 
 def find(
@@ -99,7 +99,7 @@ def find(
             raise ValueError(f"{given.source} has no images.")
         if not usable:
             raise ValueError(
-                f"None of the {len(unusable)} samples can be used; the first: {unusable[0].reason}"
+                f"{none_usable(len(unusable), 'sample')}; the first: {unusable[0].reason}"
             )
         stored = StoredStats([(paths[name], keys[name]) for name in usable])
         skipped = tuple(sorted((*given.skipped, *((one.id, one.reason) for one in unusable))))

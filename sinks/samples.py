@@ -25,7 +25,7 @@ from sinkscope.records.pictures import Beside, picture
 from sinkscope.records.reading import plural
 from sinkscope.records.record import Record
 from sinkscope.records.sources import ALL_SUFFIXES, Source, file_kind, file_source, folder_source
-from sinkscope.utils import sha256
+from sinkscope.utils import none_usable, number_of, sha256
 
 PROMPT = "Describe the image."
 # Samples that cannot be used until no more are tried: a wrong folder of images is known before
@@ -273,7 +273,7 @@ class _Taking:
             if not self.skipped:
                 raise ValueError(f"{name} has no images.")
             raise ValueError(
-                f"None of the {len(self.skipped)} samples of {name} can be used; the first: "
+                f"{none_usable(len(self.skipped), 'sample', f' of {name}')}; the first: "
                 f"{self.skipped[0][1]}"
             )
         by_id = tuple(self.taken[sample_id] for sample_id in sorted(self.taken))
@@ -281,7 +281,8 @@ class _Taking:
         if len(pictures) < len(by_id):
             remarks = (
                 *remarks,
-                f"The {len(by_id)} samples show {len(pictures)} different pictures. Samples of one "
+                f"The {len(by_id)} samples show "
+                f"{number_of(len(pictures), 'picture', 'different pictures')}. Samples of one "
                 "picture are alike, so that intervals come out too narrow.",
             )
         skipped = tuple(sorted(self.skipped))

@@ -42,7 +42,7 @@ from sinkscope.sinks.samples import Sample, SampleSet, read_samples
 from sinkscope.sinks.summary import Record, SweepRecord, summarise
 from sinkscope.sinks.validate_settings import ValidateSettings
 from sinkscope.sinks.validation import SampleEvidence, Validation
-from sinkscope.utils import sha256
+from sinkscope.utils import none_usable, number_of, sha256
 
 FoundOn = Findings | Iterable[UsedSample] | Iterable[str]
 
@@ -118,7 +118,7 @@ def validate(
             on_progress(done + 1, len(ordered), sample.id)
     if not records:
         first = f"; the first: {skipped[0][1]}" if skipped else ""
-        raise ValueError(f"None of the {len(skipped)} samples can be used{first}")
+        raise ValueError(f"{none_usable(len(skipped), 'sample')}{first}")
     result = summarise(
         profile=profile,
         model=info,
@@ -365,7 +365,7 @@ def _layers(settings: ValidateSettings, count: int) -> tuple[int, ...]:
 def _refusal(seen: Sequence[Sample], total: int) -> str:
     first = ", ".join(sample.id for sample in seen[:3]) + (", ..." if len(seen) > 3 else "")
     return (
-        f"{len(seen)} of the {total} samples were used in finding the profile ({first}), so they "
-        "would confirm what they were picked by; give other samples, or set "
+        f"{len(seen)} of {number_of(total, 'sample')} were used in finding the profile "
+        f"({first}), so they would confirm what they were picked by; give other samples, or set "
         "allow_finding_samples."
     )

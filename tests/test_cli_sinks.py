@@ -98,7 +98,7 @@ def test_what_can_be_refused_is_refused_before_the_model_loads(
     assert "allowed: a .toml file" in mistake(output=tmp_path / "out.json")
     assert "does not exist" in mistake(output=tmp_path / "no" / "out.toml")
     assert "does not exist" in mistake(data=tmp_path / "nowhere")
-    assert "None of the 1 samples" in mistake(data=empty)
+    assert "The only sample" in mistake(data=empty)
     unknown = tmp_path / "unknown.jsonl"
     unknown.write_text('{"image": "a.png", "utterance": "Is it?", "gold": "no"}\n' * 3)
     said = mistake(data=unknown)

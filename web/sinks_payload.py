@@ -21,6 +21,7 @@ from safetensors import SafetensorError, safe_open
 from sinkscope.sinks.findings import Candidate, Findings, Interval, UsedSample
 from sinkscope.sinks.stats import DamagedStatsError, SampleStats
 from sinkscope.sinks.validation import Validation
+from sinkscope.utils import number_of
 from sinkscope.web.payload import pack
 
 MOST_CELLS = 4_000_000  # (layer, token) pairs that travel; samples beyond have no picture
@@ -253,9 +254,9 @@ def _checked(validation: Validation | None, why: str) -> dict[str, Any]:
         "word": f"Validation: {validation.verdict.word}",
         "text": validation.verdict.text,
         "more": [
-            f"{len(validation.samples)} samples that finding did not use. Flagged tokens against "
-            f"those of high attention, all layers: precision {agreement.micro_precision:.0%}, "
-            f"recall {agreement.micro_recall:.0%}{lift}.",
+            f"{number_of(len(validation.samples), 'sample')} that finding did not use. Flagged "
+            f"tokens against those of high attention, all layers: precision "
+            f"{agreement.micro_precision:.0%}, recall {agreement.micro_recall:.0%}{lift}.",
             *validation.warnings,
             *(reason for _, reason in validation.skipped[:MOST_SKIPPED]),
             *validation.verdict.thresholds,

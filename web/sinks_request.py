@@ -20,6 +20,7 @@ from sinkscope.setting import checked, explained, like, read, setting, settings_
 from sinkscope.sinks.samples import Sample, SampleSet, image_digest
 from sinkscope.sinks.settings import FindSettings
 from sinkscope.sinks.validate_settings import ValidateSettings
+from sinkscope.utils import none_usable
 from sinkscope.web.sinks_files import by_picture, question_file, samples_of_file
 from sinkscope.web.uploads import open_upload
 
@@ -149,7 +150,7 @@ def draw_samples(
         usable, skipped = _opened(request, total, limits, on_progress, stop)
         source = "The upload"
     if not usable:
-        raise ValueError(f"None of the {len(skipped)} images can be used; {skipped[0][1]}")
+        raise ValueError(f"{none_usable(len(skipped), 'image')}; {skipped[0][1]}")
     first = wanted
     if len(usable) < total:
         first = max(1, min(wanted, round(len(usable) * wanted / total)))

@@ -18,6 +18,7 @@ from sinkscope.evaluation.base import Question
 from sinkscope.evaluation.run_folder import Run
 from sinkscope.evaluation.runner import prepare
 from sinkscope.evaluation.settings import RunSettings
+from sinkscope.utils import number_of
 
 SIDE = 320  # pixels of a small image's longer side
 
@@ -45,7 +46,9 @@ def look_up(run: Run, wanted: Mapping[str, int]) -> Found:
     except (ValueError, OSError) as error:
         return Found({}, f"The data cannot be opened ({error})")
     if missing := len(wanted) - len(found):
-        return Found(found, f"{missing} questions are not in the data any more")
+        return Found(
+            found, f"{number_of(missing, 'question is', 'questions are')} not in the data any more"
+        )
     return Found(found, "")
 
 

@@ -168,7 +168,7 @@ def test_samples_that_the_model_cannot_take_are_listed(model: ModelHandle) -> No
     assert [name for name, _ in found.skipped] == ["thin"] and found.sample_ids == ("000", "001")
     assert any("2 usable samples; 3 were asked for" in note for note in found.notes)
     assert any("With 2 samples" in note for note in found.notes)
-    with pytest.raises(ValueError, match="None of the 1 samples can be used"):
+    with pytest.raises(ValueError, match="The only sample cannot be used"):
         find(model, [thin], QUICK)
     with pytest.raises(ValueError, match=r"layers is \(9,\)"):
         find(model, good, replace(QUICK, layers=(9,)))

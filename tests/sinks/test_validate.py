@@ -240,7 +240,7 @@ def test_samples_of_finding_are_refused(handle: ModelHandle, profile: SinkProfil
     renamed = dataclasses.replace(samples[1], id="other", prompt="Where is it?", digests=())
     used = UsedSample("elsewhere", "f", samples[1].digests)
     for found_on, count in ((("s0", "s2"), 2), ((used,), 1), (samples[1].digests, 1)):
-        with pytest.raises(ValueError, match=f"{count} of the 3 samples were used in finding"):
+        with pytest.raises(ValueError, match=f"{count} of 3 samples were used in finding"):
             validate(handle, profile, samples, FAST, found_on=found_on)
     assert used_by_finding([samples[0], renamed], (used,)) == (renamed,)
     namesake = UsedSample("s0", "f", samples[1].digests)  # another folder has an s0 as well
@@ -277,7 +277,7 @@ def test_unreadable_samples_are_listed_and_skipped(
     said = " ".join(made.warnings)
     assert "1 sample could be used; 4 were asked for" in said and "2 samples were skipped" in said
     assert made.verdict.word == "too few samples"
-    with pytest.raises(ValueError, match="None of the 1 samples can be used; the first: "):
+    with pytest.raises(ValueError, match="The only sample cannot be used; the first: "):
         validate(handle, profile, [gone], FAST)
     with pytest.raises(ValueError, match="Two samples have the id s0; allowed: each id once"):
         validate(handle, profile, [sample(0), sample(0)], FAST)

@@ -1,4 +1,4 @@
-"""Two answers on the page: what VAR did to each word of the same text, and a choice for each side."""
+"""Two answers on the page: what VAR did to each word of one text, and a choice for each side."""
 
 from __future__ import annotations
 
