@@ -119,7 +119,9 @@ class Frames:
         )
         _write(draw, (self._gap, self._gap), f"“{'” | “'.join(prompts)}”", self._size, SOFT, room)
         models = dict.fromkeys(f"{s.trace.model.id} @ {s.trace.model.revision}" for s in sides)
-        words = f"{selection_words(sides[0].trace, self._painter.view)} · {' | '.join(models)}"
+        view = self._painter.view
+        which = f", image {view.image}" if len(sides[0].trace.layout.grids) > 1 else ""
+        words = f"{selection_words(sides[0].trace, view)}{which} · {' | '.join(models)}"
         y = self._foot
         draw.line((self._gap, y - self._gap // 2, self.width - self._gap, y - self._gap // 2), LINE)
         _write(draw, (self._gap, y), words, self._small, SOFT, self.width - 2 * self._gap)

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import gradio as gr
-from gradio.processing_utils import save_bytes_to_cache
+from gradio.processing_utils import move_files_to_cache, save_bytes_to_cache
 
 from sinkscope.models.loading import ModelHandle
 from sinkscope.web.asked import changed_words, filled, said_of
@@ -38,7 +38,13 @@ def fill_at_start(form: Form, run: Run, handle: ModelHandle | None) -> None:
     for name, value in filled(said_of(run), handle, run.first.model.id).items():
         form.controls[name].value = value
     shown = form.image.postprocess(cached_image(run, form.image, keep=True))
-    form.image.value = shown.model_dump() if shown is not None else None
+    # As a component does with the value that it is made with: the address comes with the file.
+    form.image.value = move_files_to_cache(
+        shown.model_dump() if shown is not None else None,
+        form.image,
+        postprocess=True,
+        keep_in_cache=True,
+    )
 
 
 def refilling(handlers: Handlers, form: Form) -> Callable[..., Any]:

@@ -190,6 +190,9 @@ function rangeWords(name) {
   return a === b ? `${indices[a]}` : `${indices[a]}–${indices[b]}`;
 }
 
+// Which of several images; on the page its button says so.
+const imageWords = () => (run.images.length > 1 ? `, image ${view.image}` : "");
+
 function selectionWords() {
   const first = sides().find((v) => tokensOf(v)) || sides()[0], span = tokensOf(first);
   const words = span ? quoted(first.tokens.slice(span[0], span[1] + 1).map((t) => t.t).join("")) : "no token";
@@ -204,7 +207,7 @@ function selectionWords() {
   };
   const layers = view.four ? `layers ${fourLayers().map((l) => run.layers[l]).join(", ")} one by one` : spelt("l", "layer", view.l0 === view.l1), heads = spelt("h", "head", view.h0 === view.h1);
   const one = (view.four || view.l0 === view.l1) && view.h0 === view.h1;
-  return `${which} ${words}${apart}, ${one ? `${layers}, ${heads}` : `${over} over ${layers} and ${heads}`}${run.images.length > 1 ? `, image ${view.image}` : ""}`;
+  return `${which} ${words}${apart}, ${one ? `${layers}, ${heads}` : `${over} over ${layers} and ${heads}`}`;
 }
 
 // A run, or two of them side by side: one answer of each (web/pairs.py).

@@ -99,7 +99,7 @@ async function savePicture() {
   ink.fillStyle = "#fff";
   ink.fillRect(0, 0, canvas.width, canvas.height);
   write(`“${run.prompt.replace(/\s+/g, " ").slice(0, 160)}”`, gap, 46, 26, "#1b2027", canvas.width - 2 * gap, true);
-  write(`${selectionWords()}  ·  ${run.model.id} @ ${run.model.revision}`, gap, 82, 21, "#5b6572", canvas.width - 2 * gap);
+  write(`${selectionWords()}${imageWords()}  ·  ${run.model.id} @ ${run.model.revision}`, gap, 82, 21, "#5b6572", canvas.width - 2 * gap);
   figures.forEach((look, k) => {
     const { name, side, l, both } = look, x = gap + k * (wide + gap);
     const own = document.createElement("canvas");

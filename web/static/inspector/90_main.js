@@ -10,7 +10,7 @@ function speak() {
   clearTimeout(speakTimer);
   speakTimer = setTimeout(() => {
     if (!run) return;
-    const parts = [selectionWords()];
+    const parts = [selectionWords() + imageWords()];
     for (const variant of sides()) {
       const share = shown.shares[variant.name];
       if (share) parts.push(`${variant.label}: image share ${percent(share.image)}`);
