@@ -45,6 +45,7 @@ log = logging.getLogger(__name__)
 
 ANSWER = "answer"  # the kind of job that Stop beside Generate is for
 STREAM_SECONDS = 0.08
+LONGEST_PLACE = 8000  # of a view in an address, with a note of 500 letters
 UNFORESEEN = (
     "Something went wrong inside SinkScope; the log of the app has the details. Please try again."
 )
@@ -277,11 +278,13 @@ class Handlers:
         return {}
 
     def page_file(self, ask: Any) -> dict[str, Any]:
-        """The run as an HTML file that works alone."""
+        """The run as an HTML file that works alone, and opens with the view that is on screen."""
         run = self._found(ask)
         if not isinstance(run, Run):
             return run
-        return self._file(build_standalone(run), f"sinkscope-{run.id[:8]}.html")
+        place = _field(ask, "place")
+        view = place if isinstance(place, str) and len(place) <= LONGEST_PLACE else ""
+        return self._file(build_standalone(run, place=view), f"sinkscope-{run.id[:8]}.html")
 
     def trace_file(self, ask: Any) -> dict[str, Any]:
         """One trace of a run as `GenerationTrace.open` reads it."""

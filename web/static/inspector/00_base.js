@@ -52,7 +52,7 @@ const view = {
   combine: "mean", method: "attention", scale: "percentile", range: "token", colours: "inferno", opacity: 0.8,
   overlay: "value", photo: "dim", smooth: false, sinks: true, same: true, difference: true,
   swapped: false, quantity: "image", image: 0, box: null, cursor: null,
-  part: "answer", prompt: true, four: "", layers: [],
+  part: "answer", prompt: true, four: "", layers: [], note: "",
 };
 let run = null; // the run on screen: see data.js
 let pending = null; // id of the run that the page is waiting for

@@ -5,6 +5,7 @@ function wireSave() {
     togglePop("save");
     if (served) server.draw_ahead({}).catch(() => {}); // whoever asks for a file is told what is wrong
   });
+  wireNote();
   const ways = { pdf: () => askFor("pdf"), gif: () => askFor("gif"), mp4: () => askFor("mp4"), png: savePicture, csv: saveShares, html: () => fetchFile("page_file"), trace: () => fetchFile("trace_file"), link: copyLink };
   $(".motion").hidden = !served;
   $('[data-do="stop-save"]').addEventListener("click", () => trigger("stop", {}));
@@ -153,9 +154,10 @@ async function saveShares() {
 }
 
 async function fetchFile(question) {
-  const answers = [];
+  writeAddressNow(); // the saved page opens where this one is
+  const answers = [], place = location.hash.slice(1);
   for (const variant of question === "trace_file" ? run.variants : [run.variants[0]]) {
-    const answer = await server[question]({ ...asking(run.id), variant: variant.name });
+    const answer = await server[question]({ ...asking(run.id), variant: variant.name, place });
     if (!answer || answer.error) throw new Error(answer ? answer.error : "the server does not answer");
     download(sameOrigin(answer), answer.name);
     answers.push(`${answer.name} (${(answer.bytes / 1e6).toFixed(1)} MB)`);
@@ -164,6 +166,7 @@ async function fetchFile(question) {
 }
 
 async function copyLink() {
+  writeAddressNow();
   const part = new URLSearchParams(location.hash.slice(1));
   part.set("run", run.id);
   const link = location.origin + location.pathname + "#" + part;

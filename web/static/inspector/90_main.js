@@ -178,6 +178,7 @@ async function showRun(value, place, fill) {
   buildSettings();
   showRemarks();
   showMade();
+  showNote();
   setPhase(value.phase, value.message, value.facts);
   markTokens();
   repaint();
@@ -191,7 +192,7 @@ async function showRun(value, place, fill) {
 function startView(before, place, value) {
   const fits = before && before.L === run.L && before.H === run.H;
   if (!fits) Object.assign(view, { l0: 0, l1: run.L - 1, h0: 0, h1: run.H - 1 });
-  Object.assign(view, { box: null, cursor: null, image: 0, swapped: false, own: null });
+  Object.assign(view, { box: null, cursor: null, image: 0, swapped: false, own: null, note: "" });
   if (view.quantity === "box") view.quantity = "image";
   const named = !place.run || place.run === value.run;
   view.part = "answer";
