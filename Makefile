@@ -1,4 +1,4 @@
-# make run    the app on the bundled model, http://127.0.0.1:7860
+# make run    the app on the bundled model; it prints the link to its page
 # make test   everything: ruff, mypy, pytest with all tiers
 # make fast   pytest without the trained model and without a browser
 # make lint   ruff and mypy           make format   ruff's formatter

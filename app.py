@@ -6,16 +6,26 @@ The page opens at once and shows a precomputed run; the model loads behind it.
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import errno
 import os
 import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 try:
-    from sinkscope.config import AppSettings, ModelSettings, Settings, read_settings
+    from sinkscope.config import (
+        SECTIONS,
+        AppSettings,
+        ModelSettings,
+        Settings,
+        make_settings,
+        read_tables,
+    )
     from sinkscope.setting import Setting, offered
+    from sinkscope.setting.serving import NO_TOKEN
+    from sinkscope.setting.sources import Sources, from_environment
 except ModuleNotFoundError as missing:
     if missing.name != "sinkscope":
         raise
@@ -24,28 +34,74 @@ except ModuleNotFoundError as missing:
 
 
 def parse(arguments: list[str]) -> Settings:
-    """Settings from the flags, over those of `--settings FILE`, over the defaults."""
+    """Settings from the flags, over the environment, over `--settings FILE`, over the defaults."""
+    return resolve(arguments).settings
+
+
+@dataclass(frozen=True)
+class Start:
+    """The settings of a start, where each came from, and whether they are only to be printed."""
+
+    settings: Settings
+    sources: Sources
+    only_print: bool = False
+
+    @property
+    def lines(self) -> list[str]:
+        """Each setting with its value and source; secrets masked."""
+        return [
+            one.line
+            for section in SECTIONS
+            for one in self.sources.of(section, getattr(self.settings, section))
+        ]
+
+
+def resolve(arguments: list[str], environment: Mapping[str, str] | None = None) -> Start:
+    """All settings of a start.
+
+    Args:
+        arguments: of the command line.
+        environment: None: that of the process.
+    """
+    environment = os.environ if environment is None else environment
     parser = argparse.ArgumentParser(
         prog="app.py",
         description="SinkScope: see where a vision-language model looked for each word it wrote.",
+        epilog="Each flag is an environment variable too: --cache-dir is SINKSCOPE_CACHE_DIR.",
     )
     for cls in (ModelSettings, AppSettings):
         for one in offered(cls):
             _add_flag(parser, one)
     parser.add_argument(
+        "--no-token", dest="token", action="store_const", const=NO_TOKEN, help="Same as token none."
+    )
+    parser.add_argument(
         "--settings", type=Path, metavar="FILE", help="TOML file with the settings of config.py"
     )
+    parser.add_argument(
+        "--print-settings",
+        action="store_true",
+        help="Print each setting with its value and where it came from, and end.",
+    )
     given = parser.parse_args(arguments)
+    path = given.settings or Path(environment.get("SINKSCOPE_SETTINGS", ""))
+    path = path if path != Path() else None
     try:
-        settings = read_settings(given.settings) if given.settings else Settings()
-        given.auth = given.auth or os.environ.get("SINKSCOPE_AUTH")
-        return dataclasses.replace(
-            settings,
-            model=_over(settings.model, given),
-            app=_over(settings.app, given),
+        sources = Sources(
+            {"model": _said(ModelSettings, given), "app": _said(AppSettings, given)},
+            from_environment(SECTIONS, environment),
+            read_tables(path) if path else {},
+            path,
         )
+        merged = {section: sources.merged(section) for section in SECTIONS}
+        return Start(make_settings(merged), sources, given.print_settings)
     except ValueError as error:
         parser.error(str(error))
+
+
+def _said(cls: type[Any], given: argparse.Namespace) -> dict[str, Any]:
+    flags = {one.field: getattr(given, one.name) for one in offered(cls)}
+    return {name: value for name, value in flags.items() if value is not None}
 
 
 def _add_flag(parser: argparse.ArgumentParser, one: Setting) -> None:
@@ -58,27 +114,35 @@ def _add_flag(parser: argparse.ArgumentParser, one: Setting) -> None:
     parser.add_argument(flag, type=kind, choices=one.choices or None, help=words, **more)
 
 
-def _over(settings: Any, given: argparse.Namespace) -> Any:
-    flags = {one.field: getattr(given, one.name) for one in offered(type(settings))}
-    return dataclasses.replace(settings, **{k: v for k, v in flags.items() if v is not None})
-
-
 def main(arguments: list[str] | None = None) -> None:
     """Parse the flags (those of the command line where none are given), build, listen, and say
     where."""
-    settings = parse(sys.argv[1:] if arguments is None else arguments)
+    start = resolve(sys.argv[1:] if arguments is None else arguments)
+    if start.only_print:
+        sys.stdout.write("\n".join(start.lines) + "\n")
+        return
+    settings = start.settings
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
+    os.umask(0o077)  # what is written here is for this user alone
+    from sinkscope.web.access import token_for
     from sinkscope.web.launch import launch  # seconds of imports, which --help need not wait for
+    from sinkscope.web.logs import start_logging
     from sinkscope.web.page import build_app
+    from sinkscope.web.shutdown import serve
 
+    start_logging(settings.app)
+    token = token_for(settings.app)
     app = build_app(settings)
     try:
-        address = launch(app, wait=False)
+        address = launch(app, wait=False, token=token)
     except OSError as error:
         sys.exit(unopened(settings.app, error))
-    sys.stdout.write(f"SinkScope listens on {address.rstrip('/')}\n")
+    except ValueError as error:
+        sys.exit(str(error))
+    link = address.rstrip("/") + (f"/?token={token}" if token else "")
+    sys.stdout.write(f"SinkScope listens on {link}\n")
     sys.stdout.flush()
-    app.blocks.block_thread()
+    serve(app)
 
 
 def unopened(settings: AppSettings, error: OSError) -> str:

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args
 
 from sinkscope.setting import REQUIRED, check, explained, refuse, setting
-from sinkscope.utils import run_folder
+from sinkscope.setting.serving import AppSettings as AppSettings
 
 Dialect = Literal["official", "paper"]
 Control = Literal["none", "random"]
@@ -302,64 +302,6 @@ class ImageLimits:
         check(self)
 
 
-@explained
-@dataclass(frozen=True)
-class AppSettings:
-    """Where the web app listens and what it may use. `prompt_rows` and `reference` are what the
-    page captures beside the answer's rows (see `GenerationSettings`)."""
-
-    host: str = setting("127.0.0.1", "Address to listen on; any but loopback needs auth.")
-    port: int = setting(7860, "Port; 0: any free one.", low=0, high=65535)
-    auth: str | None = setting(
-        None,
-        "user:password; or set SINKSCOPE_AUTH, which other users cannot see.",
-        allowed="user:password, both not empty",
-    )
-    cache_dir: str | None = setting(
-        None, "Folder that runs are written to.", metavar="FOLDER", left_out="cache"
-    )
-    store_megabytes: int = setting(
-        1024,
-        "Memory for runs kept open; older ones spill to the cache folder.",
-        low=1,
-        high=10**8,
-        unit="megabytes",
-        offered=False,
-    )
-    queue_size: int = setting(16, "How many requests may wait.", low=1, high=10_000, offered=False)
-    job_minutes: float = setting(
-        0.0,
-        "How long one job (an answer, finding sinks, a file) may compute before it is stopped; "
-        "what it has by then is kept. 0 sets no limit.",
-        low=0.0,
-        high=100_000.0,
-        unit="minutes",
-        offered=False,
-    )
-    prompt_rows: int = setting(
-        128, "The looking of so many prompt tokens.", low=0, high=8192, offered=False
-    )
-    reference: bool = setting(True, "A generic prompt for relative maps.", offered=False)
-
-    @property
-    def cache(self) -> Path:
-        """The folder that runs are written to: `cache_dir`, else `utils.run_folder("cache")`."""
-        return run_folder("cache") if self.cache_dir is None else Path(self.cache_dir)
-
-    def __post_init__(self) -> None:
-        check(self)
-        if self.auth is not None:
-            user, _, password = self.auth.partition(":")
-            if not user or not password:
-                raise ValueError("auth is malformed; allowed: user:password, both not empty.")
-        if self.host not in ("127.0.0.1", "localhost", "::1") and self.auth is None:
-            raise ValueError(
-                f"host is {self.host!r}, which other machines can reach; that needs auth "
-                "(user:password). "
-                "Without it only 127.0.0.1, localhost and ::1 are allowed."
-            )
-
-
 @dataclass(frozen=True)
 class Settings:
     """All settings of one start of the app or the command line."""
@@ -370,12 +312,39 @@ class Settings:
     app: AppSettings = field(default_factory=AppSettings)
 
 
+SECTIONS: dict[str, type[Any]] = {
+    "model": ModelSettings,
+    "generation": GenerationSettings,
+    "images": ImageLimits,
+    "app": AppSettings,
+}
+
+
 def read_settings(path: Path) -> Settings:
     """Read a TOML file with the tables `[model] [generation] [images] [app]`, all of them optional.
 
     Raises:
         ValueError: the file is missing or no TOML, or a table, key or value is not allowed; the
             text says which.
+    """
+    return make_settings(read_tables(path))
+
+
+def make_settings(tables: Mapping[str, Any]) -> Settings:
+    """Settings of the values that are given, by section; the rest are defaults.
+
+    Raises:
+        ValueError: naming section, setting, value and what is allowed.
+    """
+    made = {n: from_mapping(cls, tables.get(n, {}), f"[{n}]") for n, cls in SECTIONS.items()}
+    return Settings(**made)
+
+
+def read_tables(path: Path) -> dict[str, Any]:
+    """The tables of a settings file; their keys and values are not looked at.
+
+    Raises:
+        ValueError: the file is missing or no TOML, or a table is none of `SECTIONS`.
     """
     try:
         tables = tomllib.loads(path.read_text(encoding="utf-8"))
@@ -385,23 +354,14 @@ def read_settings(path: Path) -> Settings:
         ) from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ValueError(f"The settings file {path} is not valid TOML: {error}.") from error
-    sections: dict[str, type[Any]] = {
-        "model": ModelSettings,
-        "generation": GenerationSettings,
-        "images": ImageLimits,
-        "app": AppSettings,
-    }
     for table in tables:
-        if table not in sections:
+        if table not in SECTIONS:
             raise ValueError(
-                f"The settings file {path} has a table [{table}]; allowed: {', '.join(sections)}."
+                f"The settings file {path} has a table [{table}]; allowed: {', '.join(SECTIONS)}."
             )
-    return Settings(
-        **{
-            name: from_mapping(cls, tables.get(name, {}), f"[{name}]")
-            for name, cls in sections.items()
-        }
-    )
+        if not isinstance(tables[table], Mapping):
+            raise refuse(f"[{table}]", tables[table], "a table")
+    return tables
 
 
 def from_mapping(cls: type[S], values: Mapping[str, Any], where: str) -> S:

@@ -20,6 +20,7 @@ from starlette.formparsers import MultiPartException
 from starlette.responses import PlainTextResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from sinkscope.web.quota import Account, UploadQuota
 from sinkscope.web.uploads import NO_UPLOAD, UploadError, check_upload
 
 UPLOAD = f"{API_PREFIX}/upload"
@@ -38,7 +39,7 @@ class Refused(Exception):  # noqa: N818 - an answer, not a fault
         self.status, self.words = status, words
 
 
-class _GoneError(Exception):
+class GoneError(Exception):
     """The other side went away before its body was here."""
 
 
@@ -48,10 +49,11 @@ class Bodies:
     Args:
         app: what comes after it.
         upload_bytes: the largest upload; Gradio limits each file of it.
+        quota: of uploads in an hour; None: there is none.
     """
 
-    def __init__(self, app: ASGIApp, upload_bytes: int) -> None:
-        self.app, self._upload_bytes = app, upload_bytes
+    def __init__(self, app: ASGIApp, upload_bytes: int, quota: UploadQuota | None = None) -> None:
+        self.app, self._upload_bytes, self._quota = app, upload_bytes, quota
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http" and scope["method"] not in _WITHOUT_BODY:
@@ -61,7 +63,7 @@ class Bodies:
                 answer = PlainTextResponse(refusal.words, refusal.status)
                 await answer(scope, receive, send)
                 return
-            except _GoneError:
+            except GoneError:
                 return
         await self.app(scope, receive, send)
 
@@ -71,16 +73,21 @@ class Bodies:
             raise Refused(415, "The body is compressed; allowed: one that is not.")
         path = scope["path"].removeprefix(scope.get("root_path", ""))
         if path == UPLOAD:
-            return _Upload(headers, receive, self._upload_bytes).receive
+            account = self._quota.account(scope) if self._quota else None
+            said = headers.get("content-length", "")
+            size = int(said[:20]) if said.isdecimal() else 0
+            if account and (refusal := account.refusal(size)):
+                raise Refused(429, refusal)
+            return _Upload(headers, receive, self._upload_bytes, account).receive
         if path in LOGIN:
-            return _replay(await _read(headers, receive, LOGIN_BYTES), receive)
-        body = await _read(headers, receive, JSON_BYTES)
+            return _replay(await read_body(headers, receive, LOGIN_BYTES), receive)
+        body = await read_body(headers, receive, JSON_BYTES)
         if body:
             check_files(parse(body))
         return _replay(body, receive)
 
 
-async def _read(headers: Headers, receive: Receive, most: int) -> bytes:
+async def read_body(headers: Headers, receive: Receive, most: int) -> bytes:
     """The whole body.
 
     Raises:
@@ -95,7 +102,7 @@ async def _read(headers: Headers, receive: Receive, most: int) -> bytes:
     while more and read <= max(most, DRAINED_BYTES):
         message = await receive()
         if message["type"] != "http.request":
-            raise _GoneError
+            raise GoneError
         read += len(message.get("body", b""))
         if max(read, size) <= most:
             chunks.append(message.get("body", b""))
@@ -219,7 +226,10 @@ class _Upload:
     ever.
     """
 
-    def __init__(self, headers: Headers, receive: Receive, most: int) -> None:
+    def __init__(
+        self, headers: Headers, receive: Receive, most: int, account: Account | None = None
+    ) -> None:
+        self._account = account
         kind, options = parse_options_header(headers.get("content-type", ""))
         boundary = options.get(b"boundary")
         if kind != b"multipart/form-data" or not boundary:
@@ -244,11 +254,16 @@ class _Upload:
             self._left -= len(chunk)
             if self._left < 0:
                 raise MultiPartException("The upload exceeds the maximum allowed size.")
+            self._count(sent=len(chunk))
             try:
                 self._parser.write(chunk)
             except MultipartParseError as error:
                 raise MultiPartException("The upload is damaged.") from error
         return message
+
+    def _count(self, sent: int = 0, files: int = 0) -> None:
+        if self._account and (refusal := self._account.add(sent, files)):
+            raise MultiPartException(refusal)
 
     def _part_begins(self) -> None:
         self._header = self._value = self._disposition = b""
@@ -268,3 +283,4 @@ class _Upload:
         _, options = parse_options_header(self._disposition)
         if options.get(b"name") != b"files" or b"filename" not in options:
             raise MultiPartException("An upload has only files, in fields called files.")
+        self._count(files=1)

@@ -35,6 +35,7 @@ from sinkscope.web.drawing_process import DrawingProcess
 from sinkscope.web.inspector import cached, error_value, queued_value, run_value, stream_value
 from sinkscope.web.pairs import find_run
 from sinkscope.web.payload import build_token_maps, pack, token_delta
+from sinkscope.web.read_only import READ_ONLY
 from sinkscope.web.request import Request
 from sinkscope.web.slot import ModelSlot, why_no_model
 from sinkscope.web.standalone import build_standalone
@@ -152,6 +153,7 @@ class Handlers:
         variants = ("baseline", "var") if request.compare else ("baseline",)
         tokens: dict[str, list[dict[str, Any]]] = {name: [] for name in variants}
         here = _Answering(run_id, request.prompt, variants, job, settings.max_new_tokens, tokens)
+        self.store.claim(run_id)
         with self._lock:
             self._answering[run_id] = here
         sent = dict.fromkeys(variants, 0)
@@ -272,6 +274,8 @@ class Handlers:
 
     def forget_run(self, ask: Any) -> dict[str, Any]:
         """Delete a run and its files. The example stays."""
+        if self.settings.app.read_only:
+            return {"error": READ_ONLY}
         run = self.store.get(_field(ask, "run"))
         if run is not None and run.kind != "example":
             self.store.delete(run.id)
@@ -310,7 +314,9 @@ class Handlers:
         with self._lock:
             here = self._answering.get(str(_field(ask, "run")))
         variant, begin = _field(ask, "variant"), _field(ask, "from")
-        if here is None or variant not in here.variants or not isinstance(begin, int) or begin < 0:
+        if here is None or not self.store.may_see(here.run_id) or variant not in here.variants:
+            return {"error": EXPIRED}
+        if not isinstance(begin, int) or begin < 0:
             return {"error": EXPIRED}
         return {"tokens": here.tokens[variant][begin:]}
 

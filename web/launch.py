@@ -3,42 +3,61 @@
 from __future__ import annotations
 
 import socket
+import ssl
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from functools import partial
+from pathlib import Path
 
 from starlette.middleware import Middleware
 
+from sinkscope.setting.serving import NO_TOKEN, AppSettings
 from sinkscope.web.assets import page_style, read_static
 from sinkscope.web.compress import CompressedPage
 from sinkscope.web.documents import Documents
+from sinkscope.web.guards import guards
+from sinkscope.web.login import users_of
 from sinkscope.web.page import App
 from sinkscope.web.parts import Parts
 from sinkscope.web.security import middleware
 from sinkscope.web.theme import theme
 
 
-def launch(app: App, *, wait: bool = True) -> str:
+def launch(app: App, *, wait: bool = True, token: str | None = None) -> str:
     """Open the address and begin to load the model; with `wait`, return when the server ends.
 
+    Args:
+        app: what `build_app` made.
+        wait: whether to block.
+        token: what page and API ask for (`web.access.token_for`, which every start by command
+            goes by); None: that of the settings, and where they give none, none.
+
     Returns:
-        The address. Port 0 of the settings has become a free port in it.
+        The address, without the token. Port 0 of the settings has become a free port in it.
 
     Raises:
         OSError: the host is not this machine's, or the port is in use.
+        ValueError: the file of users, the certificate or its key cannot be used.
     """
     settings = app.settings.app
+    token = token or (settings.token if settings.token != NO_TOKEN else None)
+    users = users_of(settings)
+    check_tls(settings)
     port = _usable_port(settings.host, settings.port)  # before a model is loaded for nothing
-    if app.slot.state.phase == "none":
+    if app.slot.state.phase == "none" and not settings.read_only:
         app.slot.load(app.settings.model)
     inside = Middleware(Documents), Middleware(CompressedPage), Middleware(Parts)
+    layers = middleware(app.settings, guards(settings, token, port, app.blocks))
     app.blocks.queue(max_size=4 * settings.queue_size, api_open=False)
     _, address, _ = app.blocks.launch(
         server_name=f"[{settings.host}]" if ":" in settings.host else settings.host,
         server_port=port,
-        auth=tuple(settings.auth.split(":", 1)) if settings.auth else None,  # type: ignore[arg-type]
+        auth=users,
+        ssl_certfile=settings.tls_cert,
+        ssl_keyfile=settings.tls_key,
+        ssl_verify=settings.tls_cert is None,  # of Gradio's requests to itself
         app_kwargs={
-            "middleware": [*middleware(app.settings), *inside],
+            "middleware": [*layers, *inside],
             "lifespan": partial(_alive, app),
         },
         max_file_size=app.settings.images.max_bytes,
@@ -65,6 +84,29 @@ async def _alive(app: App, _: object) -> AsyncIterator[None]:
         yield
     finally:
         app.handlers.drawing.close()
+
+
+def check_tls(settings: AppSettings) -> None:
+    """Check that certificate and key can be read and belong together.
+
+    Raises:
+        ValueError: naming the setting.
+    """
+    if settings.tls_cert is None or settings.tls_key is None:
+        return
+    for name in ("tls_cert", "tls_key"):
+        try:
+            Path(getattr(settings, name)).read_bytes()
+        except OSError as error:
+            raise ValueError(f"{name} cannot be read: {error.strerror}.") from error
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    try:
+        context.load_cert_chain(settings.tls_cert, settings.tls_key, password="")
+    except (ssl.SSLError, OSError) as error:
+        raise ValueError(
+            "tls_cert and tls_key are no certificate with its key; allowed: PEM files that belong "
+            "together, the key without a password."
+        ) from error
 
 
 def _usable_port(host: str, port: int) -> int:

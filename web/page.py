@@ -24,6 +24,8 @@ from sinkscope.web.forecast import Forecaster, estimate_run
 from sinkscope.web.handlers import Engine, Handlers
 from sinkscope.web.inspector import drawn
 from sinkscope.web.model_events import status_value
+from sinkscope.web.owners import OwnedRuns
+from sinkscope.web.read_only import READ_ONLY, only_looking
 from sinkscope.web.sinks_run import SinksEngine, SinksHandlers
 from sinkscope.web.sinks_tab import build_sinks
 from sinkscope.web.slot import ModelSlot
@@ -67,7 +69,8 @@ def build_app(
     slot = slot or ModelSlot()
     if handle is not None:
         slot.use(handle)
-    store = RunStore(settings.app.cache / "runs", settings.app.store_megabytes * 1_000_000)
+    kept = OwnedRuns if settings.app.login else RunStore
+    store = kept(settings.app.cache / "runs", settings.app.store_megabytes * 1_000_000)
     handlers = Handlers(settings, slot, store, engine)
     forecaster = Forecaster(settings, slot, estimate, handlers.pace)
     first = example or load_example()
@@ -77,6 +80,8 @@ def build_app(
     with gr.Blocks(
         title="SinkScope", analytics_enabled=False, fill_width=True, delete_cache=(3600, 86400)
     ) as page:
+        if settings.app.read_only:
+            gr.Markdown(READ_ONLY, elem_id="read-only")
         status = drawn("status", status_value(slot.state))
         with gr.Tabs(elem_id="tabs"):
             with gr.Tab("Explore", id="explore", elem_id="explore"):
@@ -89,4 +94,6 @@ def build_app(
                 build_experiments(trials, status, tab)
             with gr.Tab("Evaluate", id="evaluate-tab", elem_id="evaluate-tab"):
                 build_evaluate(EvaluateHandlers(settings, slot, handlers.runner), form)
+    if settings.app.read_only:
+        only_looking(page)
     return App(page, handlers, slot, settings, finder)

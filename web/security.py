@@ -16,10 +16,11 @@ from starlette.responses import PlainTextResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from sinkscope.config import Settings
+from sinkscope.setting.serving import LOOPBACK as LOOPBACK
 from sinkscope.web.bodies import Bodies
+from sinkscope.web.guards import Guards
+from sinkscope.web.logs import RequestLog
 from sinkscope.web.sinks_request import MOST_FILES
-
-LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 # Gradio's own page starts inline scripts and compiles templates, so scripts need both 'unsafe'
 # words; what they may load, send and embed is this server alone.
@@ -52,17 +53,27 @@ HEADERS = {
 _FETCHING = re.compile(r"/proxy=|/file[=/]\s*[a-z][a-z0-9+.-]+:/", re.IGNORECASE)
 
 
-def middleware(settings: Settings) -> list[Middleware]:
-    """For `launch(app_kwargs={"middleware": ...})`, outermost first."""
+def middleware(settings: Settings, guards: Guards | None = None) -> list[Middleware]:
+    """For `launch(app_kwargs={"middleware": ...})`, outermost first.
+
+    Args:
+        settings: of this start.
+        guards: who may come in, and for how much.
+    """
+    guards = guards or Guards()
     # On loopback the names are known, and any other is a rebound DNS name. A server for other
     # machines cannot know its names; there the password protects it, and the Origin check below.
     hosts = [*LOOPBACK, "[::1]"] if settings.app.host in LOOPBACK else ["*"]
+    upload_bytes = MOST_FILES * settings.images.max_bytes
     return [
+        Middleware(RequestLog),
+        Middleware(SecurityHeaders),  # outside of all that refuses: refusals have them too
         Middleware(TrustedHostMiddleware, allowed_hosts=hosts, www_redirect=False),
         Middleware(SameOriginOnly),
+        *guards.outer,
         Middleware(NothingFromElsewhere),
-        Middleware(Bodies, upload_bytes=MOST_FILES * settings.images.max_bytes),
-        Middleware(SecurityHeaders),
+        Middleware(Bodies, upload_bytes=upload_bytes, quota=guards.quota),
+        *guards.inner,
     ]
 
 

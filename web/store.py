@@ -148,6 +148,13 @@ class RunStore:
         self._runs: OrderedDict[str, Run] = OrderedDict()
         self._lock = threading.Lock()
 
+    def claim(self, run_id: str) -> None:
+        """A run with this id has begun; whose it is, `web.owners` keeps where users log in."""
+
+    def may_see(self, run_id: object) -> bool:
+        """Whether who asks may see a run. Where nobody logs in, whoever has its id may."""
+        return True
+
     def put(self, run: Run, keep_on_disk: bool = True) -> str | None:
         """Take a run in. `keep_on_disk=False` is for one that ships with the project.
 

@@ -42,12 +42,14 @@ class Site:
 
 
 def start_site(folder: Path, engine: ScriptedEngine, **options: Any) -> Site:
+    """Start an app on a free port. `page` has further settings of the app by name."""
     page = AppSettings(
         port=free_port(),
         cache_dir=str(folder),
         store_megabytes=200,
         queue_size=2,
         auth=options.pop("auth", None),
+        **options.pop("page", {}),
     )
     scripted = {"engine": engine.engine(), "estimate": engine.estimate, "examples": []}
     start = Settings(
@@ -55,8 +57,9 @@ def start_site(folder: Path, engine: ScriptedEngine, **options: Any) -> Site:
         images=options.pop("images", ImageLimits()),
         app=page,
     )
+    token = options.pop("token", None)  # without one the page asks for none
     app = build_app(start, **{**scripted, **options})
-    return Site(app, launch(app, wait=False), engine)
+    return Site(app, launch(app, wait=False, token=token), engine)
 
 
 @pytest.fixture(scope="session")

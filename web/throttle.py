@@ -1,0 +1,101 @@
+"""Wrong tries at a password or token: each one more makes the next wait longer."""
+
+from __future__ import annotations
+
+import hashlib
+import ipaddress
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from starlette.responses import PlainTextResponse, Response
+from starlette.types import Scope
+
+FREE_TRIES = 5
+FORGOTTEN_AFTER = 3600.0
+MOST_KEYS = 10_000
+
+
+@dataclass(frozen=True)
+class Key:
+    """Whose tries are counted together.
+
+    Attributes:
+        name: such as an address or a user's name.
+        longest: the longest wait in seconds. A user's is short, for anybody can try their name.
+        forgets: a right try makes the wrong ones before it forgotten. Not those of an address,
+            behind which somebody else may be.
+    """
+
+    name: str
+    longest: float
+    forgets: bool = False
+
+
+def of_address(scope: Scope) -> str:
+    """Whose request it is: an IPv4 address, the /64 network of an IPv6 one, "" if unknown."""
+    host = (scope.get("client") or ("", 0))[0]
+    try:
+        address = ipaddress.ip_address(host.partition("%")[0])
+    except ValueError:
+        return ""
+    if address.version == 6 and address.ipv4_mapped is None:
+        return str(ipaddress.ip_network((address, 64), strict=False))
+    return str(getattr(address, "ipv4_mapped", None) or address)
+
+
+class Throttle:
+    """Safe within one event loop. Holds `MOST_KEYS` keys at most; the longest unused go first.
+
+    A try counts as wrong when it begins and is taken back when it was right, so that many at once
+    are counted too.
+
+    Args:
+        clock: in seconds; tests have their own.
+    """
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._tries: OrderedDict[bytes, tuple[int, float]] = OrderedDict()  # and when it may again
+
+    def begin(self, keys: Sequence[Key]) -> float:
+        """Count a try. Gives 0, or for how many seconds it is refused; then it is not counted."""
+        now = self._clock()
+        wait = max(self._of(key, now)[1] - now for key in keys)
+        if wait > 0:
+            return wait
+        for key in keys:
+            tries = self._of(key, now)[0] + 1
+            over = tries - FREE_TRIES
+            pause = min(key.longest, 2.0 ** min(over, 30)) if over >= 0 else 0.0
+            self._tries[_digest(key)] = tries, now + pause
+            self._tries.move_to_end(_digest(key))
+        while len(self._tries) > MOST_KEYS:
+            self._tries.popitem(last=False)
+        return 0.0
+
+    def right(self, keys: Sequence[Key]) -> None:
+        """The try that `begin` counted was right: it is taken back."""
+        for key in keys:
+            tries, _ = self._tries.get(_digest(key), (0, 0.0))
+            if key.forgets or tries <= 1:
+                self._tries.pop(_digest(key), None)
+            else:
+                self._tries[_digest(key)] = tries - 1, self._clock()
+
+    def _of(self, key: Key, now: float) -> tuple[int, float]:
+        tries, until = self._tries.get(_digest(key), (0, 0.0))
+        return (0, 0.0) if now - until > FORGOTTEN_AFTER else (tries, until)
+
+
+def _digest(key: Key) -> bytes:
+    """A name may be long."""
+    return hashlib.blake2b(key.name.encode("utf-8", "replace"), digest_size=16).digest()
+
+
+def later(wait: float) -> Response:
+    """The answer to a try that comes too early."""
+    seconds = int(wait) + 1
+    words = f"Too many wrong tries from this address; try again in {seconds} seconds."
+    return PlainTextResponse(words, 429, {"retry-after": str(seconds)})
