@@ -102,13 +102,13 @@ def build_form(generation: GenerationSettings, offered: list[Example]) -> Form:
     return Form(
         controls={
             "image": image,
-            **dict(zip(MORE, more, strict=True)),
             "prompt": prompt,
             "compare": compare,
             "same_text": same_text,
             "dims_of": dims_of,
             **var,
             **answer,
+            **dict(zip(MORE, more, strict=True)),
         },
         image=image,
         more=more,
