@@ -301,7 +301,7 @@ def compare(
     """
     settings = settings or GenerationSettings()
     info = handle.info
-    validate_var(var, info.hidden_size, info.layers, inputs.layout.vision_tokens)
+    validate_var(var, info.hidden_size, info.layers, inputs.layout.vision_tokens, info.heads)
     captured(handle, settings)
     told = (
         None if on_token is None else lambda row, index, token: on_token(NAMES[row], index, token)

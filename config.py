@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args
 
-from sinkscope.setting import REQUIRED, check, explained, refuse, setting
+from sinkscope.setting import REQUIRED, Heads, check, explained, layer_heads, refuse, setting
 from sinkscope.setting.serving import AppSettings as AppSettings
 
 Dialect = Literal["official", "paper"]
@@ -261,7 +261,17 @@ class VARSettings:
         "Layers in which VAR acts, such as 2-5 or 0,3,7.",
         name="var_layers",
         label="VAR's layers",
-        left_out="2 to L-2",
+        left_out="2 to L-2, or those of the heads",
+    )
+    heads: Heads | None = setting(
+        None,
+        "The heads that VAR may change: LAYER.HEAD, such as 4.1,4.3,5.0-2, or a list of heads as "
+        "JSON (on the command line also its file).",
+        own=layer_heads,
+        name="var_heads",
+        label="VAR's heads",
+        left_out="all",
+        metavar="LIST|FILE.json",
     )
     control: Control = setting(
         "none",

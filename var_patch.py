@@ -22,7 +22,7 @@ from sinkscope.interventions.var.selection import select_rows
 from sinkscope.models.family import PromptLayout
 from sinkscope.models.info import ModelInfo
 from sinkscope.models.run_info import RunInfo
-from sinkscope.setting import settings_of
+from sinkscope.setting import heads_text, settings_of
 
 __all__ = [
     "VAR",
@@ -74,4 +74,5 @@ def describe(settings: VARSettings) -> str:
         if one.kind == "number" and getattr(settings, one.field) is not None
     ]
     dims = f"dims {', '.join(map(str, settings.dims))}"
-    return f"VAR ({settings.dialect}): {', '.join([dims, *numbers])}{control}"
+    heads = "" if settings.heads is None else f", heads {heads_text(settings.heads)}"
+    return f"VAR ({settings.dialect}): {', '.join([dims, *numbers])}{heads}{control}"

@@ -12,6 +12,7 @@ from sinkscope.benchmarks import (
     evaluation,
     explorers,
     gpu,
+    methods,
     page,
     sinks,
     startup,
@@ -34,6 +35,7 @@ app.command("sinks")(sinks.sinks)
 app.command("gpu")(gpu.gpu)
 app.command("page")(page.page)
 app.command("evaluation")(evaluation.evaluation)
+app.command("methods")(methods.methods)
 app.command("explorers")(explorers.explorers)
 app.command("startup")(startup.startup)
 

@@ -14,6 +14,7 @@ from sinkscope.config import GenerationSettings, ModelSettings, VARSettings
 
 if TYPE_CHECKING:
     from sinkscope.attention_extractor import Comparison
+    from sinkscope.methods.heads import HeadList
     from sinkscope.models.family import PromptInputs
     from sinkscope.models.loading import ModelHandle
     from sinkscope.models.profiles import SinkProfile
@@ -52,6 +53,7 @@ def compare(
     Printed are both answers, where they part, the change for each token, and what VAR did in each
     layer.
     """
+    draft, heads = with_heads_file(draft)
     asked = [image, *(images or ())]
     _check_files(output, save_traces, *asked)
     draft.make(dims=(0,))  # whatever the profile says, the rest must be allowed
@@ -60,6 +62,8 @@ def compare(
 
     opened = [open_image(one) for one in asked]
     handle = common.load(model)
+    if heads is not None:
+        heads.check_model(handle.info)
     var = with_profile(draft, handle.profile, model.model, generation.seed)
     inputs = handle.prepare(opened, prompt)
     common.say_decoding(handle, inputs, generation)
@@ -95,6 +99,23 @@ def with_profile(
             "docs/method.md says what they are), and a threshold with --tau."
         )
     return draft.make(seed=seed)
+
+
+def with_heads_file(
+    draft: Draft[VARSettings],
+) -> tuple[Draft[VARSettings], HeadList | None]:
+    """The draft with the heads of a file that `--var-heads` names, and that list.
+
+    Raises:
+        ValueError: the file is missing, or is no list of heads.
+    """
+    said = draft.given.get("heads")
+    if not isinstance(said, str) or not said.strip().lower().endswith(".json"):
+        return draft, None
+    from sinkscope.methods.heads import HeadList
+
+    found = HeadList.open(Path(said.strip()))
+    return Draft(draft.cls, {**draft.given, "heads": found.layer_heads()}), found
 
 
 def _check_files(output: Path, save_traces: Path | None, *images: Path) -> None:

@@ -48,9 +48,11 @@ class Drawing:
     made: str = ""
 
     def values(self) -> dict[str, Any]:
-        """The same as JSON can hold it, for a view whose method is one by name."""
-        assert isinstance(self.view.method, str)
-        return dataclasses.asdict(self)
+        """The same as JSON can hold it: of its view's method the name alone."""
+        method = self.view.method
+        name = method if isinstance(method, str) else method.name
+        named = dataclasses.replace(self, view=dataclasses.replace(self.view, method=name))
+        return dataclasses.asdict(named)
 
     @staticmethod
     def of(values: Mapping[str, Any]) -> Drawing:

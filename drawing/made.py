@@ -68,6 +68,8 @@ def _var_words(report: Mapping[str, Any], same_text: bool | None) -> list[str]:
     ] or ["VAR"]
     acted = own.get("layers") or [layer["layer"] for layer in report.get("layers") or ()]
     words.append(f"layers {_spelt(acted)}" if acted else "no layer")
+    if own.get("heads"):
+        words.append(f"heads {', '.join('.'.join(map(str, head)) for head in own['heads'])}")
     words += [str(own["dialect"])] if own.get("dialect") else []
     words.append(f"control {own.get('control') or 'none'}")
     if same_text is not None:

@@ -25,6 +25,7 @@ from sinkscope.drawing.overlay import (
 from sinkscope.drawing.scale import Scaling, Ticks, difference_of, percent
 from sinkscope.drawing.view import Side, View, map_of, maps_of, same_grids, sinks_of, treated_of
 from sinkscope.methods.explain import method_of
+from sinkscope.methods.given import GivenMaps
 
 
 @dataclass(frozen=True)
@@ -96,7 +97,7 @@ class Painter:
             raise ValueError("Layers one by one are drawn of one side only.")
         self._looks = [look for side in self.sides for look in _looks(side, view, width)]
         for look in self._looks:
-            if look.side.rows.tokens:
+            if look.side.rows.tokens and not isinstance(view.method, GivenMaps):
                 map_of(look.side, [0], look.view)  # refuses what the run does not hold
         self._whole = self._scales_of_all() if view.whole_answer else None
 

@@ -16,6 +16,7 @@ from sinkscope.drawing.overlay import Colormap, OverlayStyle, Photo, refuse
 from sinkscope.drawing.scale import Scale
 from sinkscope.methods.base import Method, Part, Target
 from sinkscope.methods.explain import explain, method_of
+from sinkscope.methods.given import GivenMaps
 
 Overlay = Literal["value", "flat", "off"]
 
@@ -149,8 +150,12 @@ def maps_of(side: Side, tokens: Sequence[int], view: View) -> tuple[PatchMap, Pa
         ValueError: as `methods.explain.explain_map`.
     """
     stack = explain(side.trace, Target(tuple(tokens), view.part), view.method)
-    label = map_label(side.rows, tokens, view.layers, view.heads, view.reduce)
-    chosen = (view.layers, view.heads, view.reduce)
+    layers, heads = view.layers, view.heads
+    if isinstance(view.method, GivenMaps):  # as the page, which chooses of what there is
+        layers = layers if view.method.has("layer") else None
+        heads = heads if view.method.has("head") else None
+    label = map_label(side.rows, tokens, layers, heads, view.reduce)
+    chosen = (layers, heads, view.reduce)
     shown = stack.map(*chosen, image=view.image, label=label)
     if stack.ratio is None:
         return shown, shown

@@ -20,6 +20,7 @@ from sinkscope.drawing.text import fonts, missing_note, printable, settle, visib
 from sinkscope.drawing.view import Side, View, make_side, selection_words, sinks_of
 from sinkscope.methods.base import Part
 from sinkscope.methods.explain import method_of
+from sinkscope.methods.given import GivenMaps
 
 PANEL_INCHES = 3.6
 PANEL_PIXELS = 1080  # 300 a printed inch
@@ -150,9 +151,13 @@ def _short(text: str, most: int) -> str:
 
 
 def _caption(sides: Sequence[Side], view: View, normalisation: str) -> Iterator[str]:
-    chosen = selection_words(sides[0].trace, view)
-    row = ROW if view.part == "answer" else ROW_OF_PROMPT
-    yield f"{chosen[0].upper()}{chosen[1:]}. {row}"
+    given = view.method if isinstance(view.method, GivenMaps) else None
+    if given is not None and not given.has("layer"):
+        yield "One map of all layers and heads together."
+    else:
+        chosen = selection_words(sides[0].trace, view)
+        row = "" if given is not None else ROW if view.part == "answer" else ROW_OF_PROMPT
+        yield f"{chosen[0].upper()}{chosen[1:]}. {row}".rstrip()
     marks = [
         "boxed ×: attention sink in at least one of the layers drawn"
         if any(sinks_of(side.rows, part) for part in _views(view))

@@ -1,6 +1,7 @@
 """The process that draws: `python -m sinkscope.drawing.worker`, which `jobs.helper.Helper` starts.
 
-A task is `{"sides": [[label, path of the trace's file], ...], "drawing": {...}, "path": ...}`. It
+A task is `{"sides": [[label, path of the trace's file], ...], "drawing": {...}, "path": ...}`, and
+where the maps of a method were computed before `"given": [[label, tokens, path], ...]` too. It
 gives True once the file is there, and False where the file of a trace cannot be read.
 """
 
@@ -8,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import threading
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +25,9 @@ def load() -> Do:
     """Import what draws: torch, for the maps, and matplotlib; no model and no page."""
     from sinkscope.capture.trace import GenerationTrace
     from sinkscope.drawing.files import Drawing, draw
+    from sinkscope.methods.explain import method_of
+    from sinkscope.methods.given import Given, GivenMaps
+    from sinkscope.methods.stack_file import open_stack
 
     def do(task: dict[str, Any], on_progress: Progress, stop: threading.Event) -> bool:
         sides = {}
@@ -32,7 +37,15 @@ def load() -> Do:
             except ValueError as error:
                 log.warning("%s", error)
                 return False
-        draw(sides, Drawing.of(task["drawing"]), Path(task["path"]), on_progress, stop)
+        drawing = Drawing.of(task["drawing"])
+        if "given" in task:
+            there = [
+                Given(sides[label], tuple(tokens), open_stack(Path(file), sides[label].layout)[0])
+                for label, tokens, file in task["given"]
+            ]
+            method = GivenMaps(method_of(drawing.view.method), tuple(there))
+            drawing = replace(drawing, view=replace(drawing.view, method=method))
+        draw(sides, drawing, Path(task["path"]), on_progress, stop)
         return True
 
     return do

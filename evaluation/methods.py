@@ -56,7 +56,7 @@ def resolve(
                 values.setdefault("tau", own.tau)
         settings = var_settings(one.name, values)
         try:
-            validate_var(settings, info.hidden_size, info.layers, 1)
+            validate_var(settings, info.hidden_size, info.layers, 1, info.heads)
         except ValueError as error:
             raise ValueError(f"The method {one.name}: {error}") from error
         made.append(Method(one.name, settings))

@@ -47,7 +47,7 @@ def wanted_methods(methods: Sequence[str], sweeps: Sequence[str] = ()) -> tuple[
 
     Args:
         methods: `KIND[:SETTING=VALUE,...]`, such as `var:keep=0.3,dims=458,2570`.
-        sweeps: `SETTING=VALUE,VALUE,...`; lists (dims, layers) are parted by `/`.
+        sweeps: `SETTING=VALUE,VALUE,...`; lists (dims, layers, heads) are parted by `/`.
 
     Raises:
         ValueError: an unknown kind or setting, a value that is none, no method at all, the same
@@ -128,7 +128,7 @@ def _sweep(text: str) -> tuple[str, list[Any]]:
     key, sign, values = (part.strip() for part in text.partition("="))
     if not sign:
         raise ValueError(f"sweep is {text!r}; allowed: SETTING=VALUE,VALUE,...")
-    apart = "/" if key in ("dims", "layers") else ","
+    apart = "/" if key in ("dims", "layers", "heads") else ","
     given = [_value(key, value.strip()) for value in values.split(apart)]
     if len(set(given)) != len(given):
         raise ValueError(f"sweep is {text!r}; a value is given twice.")

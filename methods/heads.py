@@ -25,6 +25,7 @@ from scipy import ndimage
 from sinkscope.attention_processor import sink_share
 from sinkscope.capture.trace import MEAN_HEAD, GenerationTrace
 from sinkscope.models.family import PromptLayout
+from sinkscope.models.info import ModelInfo
 from sinkscope.utils import write_atomically
 
 Kind = Literal["localising", "feeds_on_sinks"]
@@ -69,6 +70,22 @@ class HeadList:
     def heads_of(self, layer: int) -> tuple[int, ...]:
         """The heads of one layer, rising: what views and `GenerationSettings.heads` take."""
         return tuple(sorted(one.head for one in self.chosen if one.layer == layer))
+
+    def layer_heads(self) -> tuple[tuple[int, int], ...]:
+        """(layer, head) of each, rising: what `VARSettings.heads` takes."""
+        return tuple(sorted((one.layer, one.head) for one in self.chosen))
+
+    def check_model(self, info: ModelInfo) -> None:
+        """Refuse another model than the list's: its heads have other indices.
+
+        Raises:
+            ValueError: naming both.
+        """
+        if self.revision != info.revision:
+            raise ValueError(
+                f"The list of heads is of {self.model} ({self.revision}), and {info.id} "
+                f"({info.revision}) is loaded."
+            )
 
     def save(self, path: Path | str) -> None:
         """Write it as JSON."""

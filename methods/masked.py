@@ -22,6 +22,7 @@ from sinkscope.capture.run import on_device
 from sinkscope.interventions.edges import CutEdges
 from sinkscope.methods.base import Target
 from sinkscope.models.family import PromptInputs
+from sinkscope.models.loading import ModelHandle
 
 if TYPE_CHECKING:
     from sinkscope.methods.passes import Passes
@@ -56,18 +57,23 @@ class Masking:
         return self.passes.answer[: self.tokens]
 
     def log_probabilities(self, hidden: Sequence[Cells]) -> Tensor:
-        """float32 or wider (questions, tokens) on the CPU: one pass. Rows that are left over hide
-        nothing; without them a batch's shape alone would move the last digits in half precision.
+        """float32 or wider (questions, tokens) on the CPU: one pass. In half precision a batch's
+        shape alone moves the last digits, so rows that are left over are passed and hide nothing.
 
         Args:
             hidden: of each question, the cells that are taken away; at most `rows` of them.
         """
-        padded = [*hidden, *[()] * (self.rows - len(hidden))]
+        padded = [*hidden, *[()] * (full_rows(self.passes.handle, self.rows) - len(hidden))]
         logits = (_cut if self.how == "edges" else _greyed)(self, padded)
         ids = torch.tensor(self.answer, device=logits.device)[:, None]
         wide = torch.promote_types(logits.dtype, torch.float32)
         found = [row.to(wide).log_softmax(-1).gather(1, ids)[:, 0] for row in logits[: len(hidden)]]
         return torch.stack(found).cpu()
+
+
+def full_rows(handle: ModelHandle, rows: int) -> int:
+    """Rows that a pass has at least, whatever is asked in it: all in half precision, else none."""
+    return rows if torch.finfo(handle.model.dtype).bits < 32 else 0
 
 
 def masking(passes: Passes, target: Target, how: How, questions: int) -> Masking:

@@ -58,7 +58,8 @@ class VarAttention(Method):
             return "no sink dimensions are known for the run's model"
         info = session.handle.info
         try:
-            validate_var(settings, info.hidden_size, info.layers, run.layout.vision_tokens)
+            tokens = run.layout.vision_tokens
+            validate_var(settings, info.hidden_size, info.layers, tokens, info.heads)
         except ValueError as error:
             return str(error).rstrip(".")
         return None

@@ -26,18 +26,23 @@ from sinkscope.setting.field import (
     setting,
     settings_of,
 )
+from sinkscope.setting.heads import Heads, heads_text, layer_heads, list_text
 from sinkscope.setting.reading import index_list, read, read_all, whole
 
 __all__ = [
     "LISTS",
     "REQUIRED",
+    "Heads",
     "Setting",
     "allowed_words",
     "check",
     "checked",
     "explained",
+    "heads_text",
     "index_list",
+    "layer_heads",
     "like",
+    "list_text",
     "offered",
     "read",
     "read_all",

@@ -15,10 +15,11 @@ from PIL import Image
 
 from sinkscope.attention_processor import head_mean
 from sinkscope.capture.trace import GenerationTrace
-from sinkscope.cli.compare import with_profile
+from sinkscope.cli.compare import with_heads_file, with_profile
 from sinkscope.cli.options import Draft
 from sinkscope.config import VARSettings
 from sinkscope.drawing.overlay import under_map
+from sinkscope.methods.heads import HeadChoice, HeadList
 from sinkscope.models.profiles import SinkProfile
 from tests.test_cli import refused, run
 from tests.web.documents import Blocks
@@ -129,6 +130,7 @@ def test_numbers_agree_with_what_is_printed(
     done = run(
         *("compare", image, "What?", "--model", tiny_folder, "-o", out, *LENGTH, *ACTING),
         *("--tau", tau, "--same-text", "--control", "random", "--seed", "5"),
+        *("--var-heads", "2.1,1.0"),
     )
     assert done.exit_code == 0, done.output
     found = numbers(out)
@@ -136,6 +138,7 @@ def test_numbers_agree_with_what_is_printed(
     assert found["parting"] is None
     settings = found["report"]["settings"]
     assert settings["dims"] == [3, 40] and settings["layers"] == [1, 2]
+    assert settings["heads"] == [[1, 0], [2, 1]]
     assert (settings["keep"], settings["control"], settings["seed"]) == (0.3, "random", 5)
     assert settings["tau"] == pytest.approx(float(tau))
 
@@ -341,4 +344,21 @@ def test_what_the_model_refuses_is_refused_before_it_computes(
     assert "tau is 20" in mistake("--dims", "3")
     assert "layers has [4]" in mistake("--dims", "3", "--tau", "5", "--var-layers", "4")
     assert "layer" in mistake("--dims", "3", "--tau", "5", "--layers", "9")
+    known = ("--dims", "3", "--tau", "5", "--var-heads")
+    assert "heads has 1.9; the layers of this model have heads 0 to" in mistake(*known, "1.9")
+    assert "heads is '1;2'; allowed: all (leave it out), LAYER.HEAD" in mistake(*known, "1;2")
+    listed = tmp_path / "heads.json"
+    assert "cannot be read as a list of heads" in mistake(*known, str(listed))
+    HeadList("localising", "other", "sha256:0", (HeadChoice(1, 0, 0.5, 0.2),)).save(listed)
+    assert "The list of heads is of other (sha256:0), and" in mistake(*known, str(listed))
     assert not out.exists()
+
+
+def test_a_file_of_heads_is_read(tmp_path: Path) -> None:
+    listed = HeadList("localising", "demo", "r", (HeadChoice(2, 1, 0.5, 0.2),))
+    listed.save(tmp_path / "heads.json")
+    given = Draft(VARSettings, {"dims": (1,), "heads": str(tmp_path / "heads.json")})
+    draft, found = with_heads_file(given)
+    assert found == listed and draft.make() == VARSettings((1,), heads=((2, 1),))
+    words = Draft(VARSettings, {"dims": (1,), "heads": "2.1"})
+    assert with_heads_file(words) == (words, None)

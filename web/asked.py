@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from sinkscope.models.loading import ModelHandle
-from sinkscope.setting import Setting
+from sinkscope.setting import Setting, list_text
 from sinkscope.web.controls import DEFAULT, LONGEST_TEXT
 from sinkscope.web.request import ANSWER, MORE, VAR
 from sinkscope.web.store import Run
@@ -44,7 +44,7 @@ def _plain_default(one: Setting) -> Any:
 
 def _on_control(one: Setting, value: Any) -> Any:
     if isinstance(value, list | tuple):
-        return ", ".join(map(str, value))
+        return list_text(value)
     if one.kind == "switch":
         if not one.optional:
             return bool(value)

@@ -9,7 +9,7 @@ import gradio as gr
 from gradio.blocks import Block
 from gradio.components import Component
 
-from sinkscope.setting import REQUIRED, Setting, allowed_words, read, refuse
+from sinkscope.setting import REQUIRED, Setting, allowed_words, list_text, read, refuse
 from sinkscope.web.uploads import Plain
 
 LONGEST_TEXT = 2000
@@ -63,7 +63,7 @@ def control(setting: Setting, value: Any = None, **look: Any) -> Component:
         return gr.Radio(list(zip(words, setting.choices, strict=True)), value=value, **look)
     if setting.kind in ("whole", "number"):
         return _number(setting, value, look)
-    text = value if isinstance(value, str) else ", ".join(map(str, value or ()))
+    text = value if isinstance(value, str) else list_text(value or ())
     return gr.Textbox(text, **{"placeholder": setting.left_out, "max_length": LONGEST_TEXT, **look})
 
 

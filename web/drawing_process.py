@@ -11,12 +11,15 @@ import tempfile
 import threading
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 from sinkscope.capture.trace import GenerationTrace
 from sinkscope.drawing.files import ANIMATIONS, Drawing
 from sinkscope.drawing.worker import MODULE
 from sinkscope.jobs.helper import Helper, HelperLostError
 from sinkscope.jobs.job import Progress
+from sinkscope.methods.given import GivenMaps
+from sinkscope.methods.stack_file import save_stack
 
 log = logging.getLogger(__name__)
 
@@ -64,7 +67,9 @@ class DrawingProcess:
                 (label, str(self._file_of(trace) or _saved(trace, Path(folder), number)))
                 for number, (label, trace) in enumerate(sides.items())
             ]
-            task = {"sides": files, "drawing": drawing.values(), "path": str(path)}
+            task: dict[str, Any] = {"sides": files, "drawing": drawing.values(), "path": str(path)}
+            if isinstance(method := drawing.view.method, GivenMaps):
+                task["given"] = _given(sides, method, Path(folder))
             what = "frames" if path.suffix in ANIMATIONS else "files"
             try:
                 read = self.helper.do(task, on_progress, stop, what)
@@ -73,6 +78,19 @@ class DrawingProcess:
                 raise ValueError(str(error)) from error
         if not read:
             raise ValueError("The run is no longer on the server, so its file cannot be drawn.")
+
+
+def _given(
+    sides: Mapping[str, GenerationTrace], method: GivenMaps, folder: Path
+) -> list[tuple[str, list[int], str]]:
+    """Side, tokens and file of each stack that a method gave."""
+    made = []
+    for number, (label, trace) in enumerate(sides.items()):
+        if (one := method.of(trace)) is not None:
+            path = folder / f"{number}.npz"
+            save_stack(one.stack, path)
+            made.append((label, list(one.tokens), str(path)))
+    return made
 
 
 def _saved(trace: GenerationTrace, folder: Path, number: int) -> Path:

@@ -12,7 +12,7 @@ from PIL import Image
 
 from sinkscope.config import OF_CHECKPOINT, GenerationSettings, VARSettings
 from sinkscope.evaluation.tasks.listed import task_named
-from sinkscope.setting import offered
+from sinkscope.setting import list_text, offered
 from sinkscope.web.evaluate_run import EvaluateHandlers, field_of
 from sinkscope.web.request import MORE
 
@@ -71,7 +71,7 @@ def form_values(handlers: EvaluateHandlers, ask: Any, dims: str) -> dict[str, An
             continue
         value = var.get(one.field, one.default)
         if isinstance(value, tuple):
-            value = ", ".join(map(str, value))
+            value = list_text(value)
         made[one.name] = "" if value is None else value
     own = handle.profile
     if dims.strip() or own is None or tuple(var["dims"]) != tuple(own.dims):

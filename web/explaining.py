@@ -1,16 +1,14 @@
 """Methods that read the model, in the Explore tab: computed on demand, kept, shown side by side.
 
 The inspector triggers an event; the methods are a job that waits in the line in front of the model,
-and is streamed back in values of phase "explain". What a method gave (a `MapStack`) is kept by the
-app under the run's id, side, tokens and name, so that other layers and heads, or the run opened
-again, need no model: the server function `explained` makes the maps of it.
+and is streamed back in values of phase "explain". What a method gave (a `MapStack`) is kept with
+the run (`web.explained_store`), so that other layers and heads, or the run opened again, need no
+model: the server function `explained` makes the maps of it.
 """
 
 from __future__ import annotations
 
 import logging
-import threading
-from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, get_args
@@ -23,10 +21,11 @@ from sinkscope.capture.trace import GenerationTrace
 from sinkscope.config import Reduce
 from sinkscope.jobs.job import Job, Stopped
 from sinkscope.jobs.runner import Done, StoppedWaiting, Waiting
-from sinkscope.methods.base import MapStack, Method, Target, target_of
+from sinkscope.methods.base import Method, Target, target_of
 from sinkscope.methods.explain import METHODS, method_of
 from sinkscope.methods.passes import passes_of
 from sinkscope.methods.together import Choice, explain_stacks, map_of
+from sinkscope.web.explained_store import Kept
 from sinkscope.web.handlers import EXPIRED, UNFORESEEN, Handlers
 from sinkscope.web.pairs import find_run
 from sinkscope.web.slot import why_no_model
@@ -36,48 +35,7 @@ log = logging.getLogger(__name__)
 
 EXPLAIN = "explain"  # the kind of job
 STALE = "This cannot be explained; please reload the page."
-MOST_BYTES = 128_000_000
 MOST_TOKENS = 4096
-
-Key = tuple[str, str, tuple[int, ...], str]  # run, side, tokens, method
-
-
-@dataclass(frozen=True)
-class Kept:
-    """What came of one method: its stack, or why there is none."""
-
-    stack: MapStack | None
-    why_not: str = ""
-    seconds: float = 0.0
-
-    @property
-    def nbytes(self) -> int:
-        return 256 if self.stack is None else 256 + self.stack.values.nbytes
-
-
-class ExplainedStore:
-    """What methods gave, one for the app; the least recently used go first."""
-
-    def __init__(self, most: int = MOST_BYTES) -> None:
-        self._lock = threading.Lock()
-        self._kept: OrderedDict[Key, Kept] = OrderedDict()
-        self._most, self._bytes = most, 0
-
-    def get(self, key: Key) -> Kept | None:
-        with self._lock:
-            if key in self._kept:
-                self._kept.move_to_end(key)
-            return self._kept.get(key)
-
-    def put(self, key: Key, made: Kept) -> None:
-        with self._lock:
-            if (old := self._kept.pop(key, None)) is not None:
-                self._bytes -= old.nbytes
-            self._kept[key] = made
-            self._bytes += made.nbytes
-            while self._bytes > self._most and len(self._kept) > 1:
-                _, gone = self._kept.popitem(last=False)
-                self._bytes -= gone.nbytes
 
 
 @dataclass(frozen=True)
@@ -90,10 +48,10 @@ class Asked:
 
 
 class Explaining:
-    """The events and the server function; `store` is the app's."""
+    """The events and the server function."""
 
-    def __init__(self, handlers: Handlers, store: ExplainedStore | None = None) -> None:
-        self.handlers, self.store = handlers, store or ExplainedStore()
+    def __init__(self, handlers: Handlers) -> None:
+        self.handlers, self.store = handlers, handlers.explained
 
     def explained(self, ask: Any) -> dict[str, Any]:
         """Server function: the maps that are there already, by side and method."""
@@ -191,7 +149,8 @@ class Explaining:
             raise ValueError(faults[0])
 
     def _lacks(self, run: Run, name: str, target: Target, method: Method) -> bool:
-        kept = self.store.get((run.id, name, target.tokens, method.name))
+        key = (run.id, name, target.tokens, method.name)
+        kept = self.store.get(key, run.traces[name])
         return kept is None or kept.stack is None  # a reason may be gone with another model
 
     def _sides(self, run: Run, asked: Asked) -> dict[str, dict[str, Any]]:
@@ -199,7 +158,8 @@ class Explaining:
         for name, target in asked.targets.items():
             made[name] = {}
             for method in asked.methods:
-                kept = self.store.get((run.id, name, target.tokens, method.name))
+                key = (run.id, name, target.tokens, method.name)
+                kept = self.store.get(key, run.traces[name])
                 if kept is None:
                     why = method.availability(run.traces[name])
                     if why is not None:

@@ -26,10 +26,14 @@ from sinkscope.drawing.made import with_made
 from sinkscope.drawing.view import method_and_scale
 from sinkscope.jobs.job import At, Job, Progress, Stopped
 from sinkscope.jobs.runner import Done
+from sinkscope.methods.explain import method_of
+from sinkscope.methods.given import Given, GivenMaps
 from sinkscope.visualization import View, write_shares
+from sinkscope.web.explained_store import ExplainedStore
 from sinkscope.web.handlers import EXPIRED, UNFORESEEN, Handlers
 from sinkscope.web.inspector import cached_file
 from sinkscope.web.pairs import find_run
+from sinkscope.web.payload import IN_BROWSER
 from sinkscope.web.standalone import build_standalone
 from sinkscope.web.store import Run, made_of
 
@@ -74,6 +78,7 @@ def make_files(
     stop: threading.Event | None = None,
     *,
     drawn_by: Draw = draw,
+    kept: ExplainedStore | None = None,
 ) -> list[Path]:
     """Make the files in a folder.
 
@@ -84,6 +89,8 @@ def make_files(
         stop: once set, an animation ends before its next frame.
         drawn_by: what draws figures and animations; the app's does so in another process
             (`web.drawing_process`).
+        kept: what methods that read the model gave for the run's tokens; without it, or where it
+            has nothing, a figure shows only what the run itself holds.
 
     Raises:
         ValueError: naming the setting, its value and what is allowed; or the process that draws
@@ -100,6 +107,8 @@ def make_files(
         if path.suffix in FIGURES:
             tell(0, 1, "Drawing")
             path = path.with_stem(f"{name}-t{wanted.first}")
+        if kept is not None:
+            view = with_kept(run, wanted, view, kept)
         names = ("first", "last", "window", "seconds", "width")
         options = {name: getattr(wanted, name) for name in names}
         drawing = Drawing(view, **options, idle=idle(run), made=made_of(run))
@@ -147,6 +156,47 @@ def sides_of_view(run: Run, wanted: Wanted) -> tuple[dict[str, GenerationTrace],
         view = dataclasses.replace(view, difference=False)
     alone = len(run.traces) == 1
     return {"" if alone else run.label(name): trace for name, trace in traces.items()}, view
+
+
+def with_kept(run: Run, wanted: Wanted, view: View, kept: ExplainedStore) -> View:
+    """The view with the maps that its method gave on the page for just these tokens; as it is for
+    a method that the run itself gives.
+
+    Raises:
+        ValueError: it reads the model, and was not computed for these tokens.
+    """
+    method = method_of(view.method)
+    if method.name in IN_BROWSER:
+        return view
+    if f".{wanted.kind}" in ANIMATIONS:
+        if all(method.needs_for(trace) == "trace" for trace in run.traces.values()):
+            return view
+        raise ValueError(
+            f"An animation needs the maps of every word, and {method.label} is computed for one "
+            f"selection; save a figure, or choose one of {', '.join(IN_BROWSER)}."
+        )
+    names = [wanted.side] if wanted.side else list(run.traces)
+    last = wanted.first if wanted.last is None else wanted.last
+    given = []
+    for name in names[:1] if view.each else names:
+        trace = run.traces[name]
+        tokens = tuple(range(wanted.first, min(last, len(trace.tokens) - 1) + 1))
+        if view.part != "answer" or not tokens:
+            continue
+        found = kept.get((run.id, name, tokens, method.name), trace)
+        if found is not None and found.stack is not None:
+            given.append(Given(trace, tokens, found.stack))
+        elif method.needs_for(trace) != "trace":
+            side = "" if len(run.traces) == 1 else f" of {run.label(name)}"
+            raise ValueError(
+                f"{method.label} is not computed for this word{side}: compute it under Other "
+                "explanations of this word first."
+            )
+    if not given:
+        return view
+    return dataclasses.replace(
+        view, method=GivenMaps(method, tuple(given)), whole_answer=False
+    )  # as the page, which knows no other tokens' maps either
 
 
 def exporting(handlers: Handlers) -> Callable[..., Any]:
@@ -203,7 +253,12 @@ def _files(handlers: Handlers, run: Run, wanted: Wanted, job: Job) -> list[dict[
         return [
             {**cached_file(path, handlers.component), "bytes": path.stat().st_size}
             for path in make_files(
-                run, wanted, Path(folder), **job.hooks, drawn_by=handlers.drawing
+                run,
+                wanted,
+                Path(folder),
+                **job.hooks,
+                drawn_by=handlers.drawing,
+                kept=handlers.explained,
             )
         ]
 

@@ -32,6 +32,7 @@ from sinkscope.methods.base import Part, Target, rows_of
 from sinkscope.methods.explain import explain
 from sinkscope.web.again import LastPrompt
 from sinkscope.web.drawing_process import DrawingProcess
+from sinkscope.web.explained_store import ExplainedStore
 from sinkscope.web.inspector import cached, error_value, queued_value, run_value, stream_value
 from sinkscope.web.pairs import find_run
 from sinkscope.web.payload import build_token_maps, pack, token_delta
@@ -104,6 +105,7 @@ class Handlers:
         limit = settings.app.job_minutes
         self.runner = Runner(settings.app.queue_size, 60 * limit if limit else None)
         self.drawing = DrawingProcess(store.file_of)
+        self.explained = ExplainedStore(store)
         self.component: gr.HTML | None = None
         self._last = LastPrompt()
         slot.on_change(self._last.drop)  # a model that comes needs the memory

@@ -16,6 +16,7 @@ import torch
 from sinkscope.capture.decoding import shown_settings
 from sinkscope.capture.trace import MEAN_HEAD, GenerationTrace, PromptTrace
 from sinkscope.drawing.view import same_grids, same_images
+from sinkscope.setting import list_text
 from sinkscope.web.store import LABELS, Run, RunStore
 
 SIDES = ("a", "b")
@@ -249,5 +250,5 @@ def _said(value: Any) -> str:
     if value is None:
         return "–"
     if isinstance(value, list | tuple):
-        return ", ".join(map(str, value))
+        return list_text(value)
     return str(value)

@@ -22,6 +22,7 @@ import numpy as np
 
 from sinkscope.attention_processor import Rows
 from sinkscope.capture.decoding import decoding_words, shown_settings
+from sinkscope.setting import list_text
 from sinkscope.web.assets import read_static
 from sinkscope.web.payload import build_payload, build_token_maps, encode_image, images_of
 from sinkscope.web.store import Run
@@ -237,8 +238,8 @@ def _settings(settings: Mapping[str, Any], without: Sequence[str] = ()) -> str:
     )
 
 
-def _numbers(values: Sequence[int]) -> str:
-    return ", ".join(map(str, values))
+def _numbers(values: Sequence[Any]) -> str:
+    return list_text(values)
 
 
 def _shortened(text: str, most: int = 60) -> str:

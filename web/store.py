@@ -211,6 +211,18 @@ class RunStore:
                         return folder / f"{name}.safetensors" if whole else None
         return None
 
+    def folder_of(self, run_id: str) -> Path | None:
+        """The folder of a run that was written; None where there is none."""
+        if not _ID.match(run_id):
+            return None
+        folder = self._folder / run_id
+        return folder if (folder / "run.json").is_file() else None
+
+    def trim(self, spare: str) -> None:
+        """Remove the oldest runs beyond the budget of the disk, after something was written beside
+        the files of one; that one stays."""
+        self._trim_folder(spare)
+
     def delete(self, run_id: str) -> None:
         """Forget a run and remove its files."""
         if not _ID.match(run_id):

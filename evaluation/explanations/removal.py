@@ -26,6 +26,7 @@ from sinkscope.evaluation.explanations.scores import filled
 from sinkscope.experiments.answers import Answered
 from sinkscope.experiments.region import BATCH_TOKENS
 from sinkscope.experiments.region_passes import cut
+from sinkscope.methods.masked import full_rows
 from sinkscope.models.family import PromptInputs, PromptLayout
 from sinkscope.models.loading import ModelHandle
 
@@ -116,12 +117,13 @@ def _log_probabilities(
     asked = Answered(inputs, tuple(answer), ("",) * len(answer))
     with handle.lock:
         prefix = forward_prefix(handle, inputs, ())
-    length = inputs.layout.length + len(answer) - 1
+    length = inputs.layout.length - inputs.layout.after_images + len(answer) - 1
     budget = BATCH_TOKENS.get(handle.device.type, BATCH_TOKENS["cuda"])
-    rows = max(1, min(MOST_ROWS, budget // length, len(sets)))
+    rows = max(1, min(MOST_ROWS, budget // max(1, length), len(sets)))
     parts = []
     for low in range(0, len(sets), rows):
         some = [Cells(tuple(sorted(one))) for one in sets[low : low + rows]]
+        least = max(len(some), full_rows(handle, rows))
         with handle.lock:
-            parts.append(cut(handle, asked, some, rows, prefix)[:, list(tokens)].sum(dim=1))
+            parts.append(cut(handle, asked, some, least, prefix)[:, list(tokens)].sum(dim=1))
     return np.concatenate([part.double().numpy() for part in parts])

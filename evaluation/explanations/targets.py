@@ -16,6 +16,7 @@ from PIL import Image, ImageDraw
 from sinkscope.demo.measure import CHECK_SIZES
 from sinkscope.demo.questions import DESCRIBE, questions
 from sinkscope.demo.scenes import scene
+from sinkscope.evaluation.explanations.run_length import read_run_length
 from sinkscope.evaluation.explanations.settings import ScoreSettings
 from sinkscope.models.images import open_image
 
@@ -181,8 +182,8 @@ def _row(row: Mapping[str, Any], where: str, folder: Path, settings: ScoreSettin
 
 def _coco(path: Path, settings: ScoreSettings) -> Iterator[Target]:
     """COCO's instances file: all objects of one category in one image are one target, its word the
-    category's name. Polygons are drawn; objects with a run-length mask (crowds) leave the target
-    out, for their pixels are not only the object's."""
+    category's name. Polygons are drawn, run-length masks read, of crowds too: what they cover is
+    many of the category."""
     try:
         made = json.loads(path.read_text(encoding="utf-8"))
         names = {one["id"]: str(one["name"]) for one in made["categories"]}
@@ -197,15 +198,16 @@ def _coco(path: Path, settings: ScoreSettings) -> Iterator[Target]:
             continue
         if image_id not in files or category not in names:
             raise ValueError(f"{path} has an annotation of an unknown image or category.")
-        if any(isinstance(one.get("segmentation"), dict) for one in objects):
-            continue
         image = _beside(path, files[image_id])
 
         def look(
             image: Path = image, objects: Sequence[Mapping[str, Any]] = objects
         ) -> tuple[Image.Image, Mask]:
             picture = _image(image)
-            return picture, _drawn(objects, picture.size)
+            try:
+                return picture, _drawn(objects, picture.size)
+            except (ValueError, TypeError, KeyError) as error:
+                raise ValueError(f"{path}: image {image.name}: {error}") from error
 
         prompt = settings.prompt or DESCRIBE
         name = names[category]
@@ -226,14 +228,24 @@ def _beside(path: Path, name: str) -> Path:
 def _drawn(objects: Sequence[Mapping[str, Any]], size: tuple[int, int]) -> Mask:
     canvas = Image.new("1", size)
     pen = ImageDraw.Draw(canvas)
+    covered = np.zeros((size[1], size[0]), dtype=bool)
     for one in objects:
         polygons = one.get("segmentation") or []
+        if isinstance(polygons, dict):
+            mask = read_run_length(polygons)
+            if mask.shape != covered.shape:
+                raise ValueError(
+                    f"a run-length mask has size {polygons['size']}; allowed: that of its image, "
+                    f"[{size[1]}, {size[0]}]."
+                )
+            covered |= mask
+            continue
         for polygon in polygons:
             pen.polygon([float(value) for value in polygon], fill=1)
         if not polygons:
             x, y, width, height = (float(value) for value in one["bbox"])
             pen.rectangle((x, y, x + width - 1, y + height - 1), fill=1)
-    return np.asarray(canvas, dtype=bool)
+    return np.asarray(canvas, dtype=bool) | covered
 
 
 def _boxes(row: Mapping[str, Any], where: str) -> list[tuple[float, float, float, float]]:

@@ -9,9 +9,9 @@ it. Nothing is kept anywhere else, so two runs with different settings never see
 3. `rows` rescales the exact rows at every decode step, and those that are seen.
 4. `report` says what was done, and why nothing where nothing was.
 
-Which layers act, the dialect and the dimensions are fixed when a run begins. tau, keep, the limits
-and whether a batch row is on are tensors on the device, and `rows` reads nothing but them: a step
-that was recorded as a graph can be replayed with other settings (`change`).
+Which layers and heads act, the dialect and the dimensions are fixed when a run begins. tau, keep,
+the limits and whether a batch row is on are tensors on the device, and `rows` reads nothing but
+them: a step that was recorded as a graph can be replayed with other settings (`change`).
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ from sinkscope.interventions.base import Acting, Intervention
 from sinkscope.interventions.var.checks import acting_layers, validate_var
 from sinkscope.interventions.var.correction import correct_rows_with_sinks
 from sinkscope.interventions.var.device import MOST_WEIGHTS, Made, RowBias, correct_in_place
+from sinkscope.interventions.var.heads import head_masks
 from sinkscope.interventions.var.parameters import Parameters
 from sinkscope.interventions.var.read_report import read_report
 from sinkscope.interventions.var.redistribute import redistribute_rows
@@ -70,7 +71,10 @@ class VAR(Intervention):
         known: dict[int, Tensor] = {}
         for own, layout in zip(self.settings, run.layouts, strict=True):
             if own is not None:
-                validate_var(own, run.model.hidden_size, run.model.layers, layout.vision_tokens)
+                model = run.model
+                validate_var(
+                    own, model.hidden_size, model.layers, layout.vision_tokens, model.heads
+                )
                 known = dict(run.scores_before(own.dims))
         vision = torch.zeros(run.batch, run.length, dtype=torch.bool)
         for row, layout in enumerate(run.layouts):
@@ -86,6 +90,7 @@ class VAR(Intervention):
             run.columns,
             first_query=run.after_image,
             book=run.book,
+            heads=run.model.heads,
         )
         double = run.model.dtype == "float64"
         begun.prepare(run.device, torch.float64 if double else torch.float32)
@@ -109,9 +114,10 @@ class VARIntervention(Acting):
             the others are padding. None: there is none.
         first_query: rows of queries before it stay; None: that after the last vision token.
         book: sink scores that others in the run ask for as well.
+        heads: query heads of the model, where a row is limited to some.
 
     Raises:
-        ValueError: `vision` has no vision token in some row.
+        ValueError: `vision` has no vision token in some row; or `heads` is missing.
     """
 
     def __init__(
@@ -125,6 +131,7 @@ class VARIntervention(Acting):
         columns: Sequence[Tensor] | None = None,
         first_query: int | None = None,
         book: ScoreBook | None = None,
+        heads: int | None = None,
     ) -> None:
         self._settings = list(settings)
         self._vision_there = vision.cpu().expand(len(self._settings), -1)  # (B, N)
@@ -144,6 +151,7 @@ class VARIntervention(Acting):
         for row, own in enumerate(self._settings):
             for layer in acting_layers(own, layers) if own is not None else ():
                 self._rows_of.setdefault(layer, []).append(row)
+        self._heads = head_masks(self._settings, self._rows_of, heads)
         self._state: dict[int, LayerState] = {}
         self._devices: dict[torch.device, DeviceState] = {}
         self._off: set[int] = set()  # rows that were turned off since
@@ -315,16 +323,16 @@ class VARIntervention(Acting):
 
         Args:
             row: of the batch.
-            settings: with the dimensions, layers and dialect that the run began with; None turns
-                the row off.
+            settings: with the dimensions, layers, heads and dialect that the run began with; None
+                turns the row off.
 
         Raises:
-            ValueError: VAR was not asked for in that row, or one of these three differs.
+            ValueError: VAR was not asked for in that row, or one of these four differs.
         """
         began = self._settings[row]
         if began is None:
             raise ValueError(f"row is {row}; VAR was not asked for in that row of the batch.")
-        fixed = ("dims", "layers", "dialect")
+        fixed = ("dims", "layers", "heads", "dialect")
         wrong = [n for n in fixed if settings and getattr(settings, n) != getattr(began, n)]
         if wrong:
             raise ValueError(f"{', '.join(wrong)} cannot change during a run.")
@@ -340,8 +348,8 @@ class VARIntervention(Acting):
     def step_key(self) -> Hashable:
         """See `Acting.step_key`."""
         rows_of = tuple((layer, tuple(rows)) for layer, rows in sorted(self._rows_of.items()))
-        dialects = tuple(None if own is None else own.dialect for own in self._settings)
-        return ("VAR", rows_of, dialects, self._first_query, self._capacity)
+        fixed = tuple(None if own is None else (own.dialect, own.heads) for own in self._settings)
+        return ("VAR", rows_of, fixed, self._first_query, self._capacity)
 
     def step_state(self, heads: int) -> Sequence[Tensor]:
         """See `Acting.step_state`."""
@@ -401,6 +409,7 @@ class VARIntervention(Acting):
             self._known,
             self._capacity - self._first_query,
             dtype,
+            self._heads,
         )
         there.set_tau(self._on())
         return there

@@ -59,6 +59,8 @@ def _shares(state: LayerState, row: int, counted: slice) -> Tensor:
     if state.moved is None:
         return state.scores.new_zeros(2)
     moved = state.moved[row][:, counted]
+    if state.groups.heads is not None:  # the others may not change
+        moved = moved[state.groups.heads[row, :, 0]]
     known = moved != UNWRITTEN
     count = known.sum().clamp_min(1)
     mass = (moved * known).sum(dtype=torch.float64) / count

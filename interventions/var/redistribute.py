@@ -8,6 +8,7 @@ factors of the row, which is also what lets `correction` do the same to a fused 
 from __future__ import annotations
 
 import operator
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -47,6 +48,7 @@ def redistribute(
     vision: Tensor,
     settings: VARSettings,
     first_query: int | Tensor = 0,
+    heads: Sequence[int] | None = None,
 ) -> Tensor:
     """Redistribute attention from sinks to the other vision tokens on the selected rows.
 
@@ -62,6 +64,8 @@ def redistribute(
         settings: `keep`, `max_sink_share`, `min_image_mass` and `dialect` are used.
         first_query: rows before it do not change; one number, or (B,) whole numbers, one a batch
             row. At prefill this is the position after the last image, at decode 0.
+        heads: of this layer, those that may change; None: all. `settings.heads` names them for each
+            layer, and which layer this is is not known here.
 
     Returns:
         (B, H, Q, K), dtype and device of `weights`. The input is not written to.
@@ -74,7 +78,11 @@ def redistribute(
     check_masks(sinks, vision, batch, keys)
     start = check_first_query(first_query, batch, weights.device)
     after = torch.arange(queries, device=weights.device) >= start[:, None]  # (B, Q)
-    groups = KeyGroups.of(sinks, vision, working_dtype(weights.dtype))
+    allowed = None
+    if heads is not None:
+        allowed = torch.zeros(batch, weights.shape[1], 1, dtype=torch.bool, device=weights.device)
+        allowed[:, list(heads)] = True
+    groups = KeyGroups.of(sinks, vision, working_dtype(weights.dtype), allowed)
     return redistribute_rows(weights, groups, Limits.of(settings), after[:, None, :]).weights
 
 

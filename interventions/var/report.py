@@ -99,8 +99,10 @@ def _why_nothing(layers: tuple[LayerReport, ...], settings: VARSettings, crowded
             "VAR changed nothing: so many tokens are flagged as sinks that no head looks mostly at "
             "others; raise tau."
         )
+    which = "" if settings.heads is None else "of those that it may change "
     return (
-        "VAR changed nothing: sinks were found, but no head qualified. A head must put at least "
+        f"VAR changed nothing: sinks were found, but no head {which}qualified. A head must put at "
+        "least "
         f"{settings.min_image_mass:g} of its attention on the image (min_image_mass) and at most "
         f"{settings.max_sink_share:g} of that on sinks (max_sink_share)."
     )

@@ -7,6 +7,7 @@ shares `image_centric`.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
@@ -72,6 +73,7 @@ class KeyGroups:
         floor: (B, 1, 1), `EPSILON` times the number of vision tokens.
         has_visual_sink: (B, 1, 1) bool.
         has_sink: (B, 1, 1) bool.
+        heads: (B, H, 1) bool, the heads that may change; None: all.
     """
 
     masks: Tensor
@@ -79,9 +81,12 @@ class KeyGroups:
     floor: Tensor
     has_visual_sink: Tensor
     has_sink: Tensor
+    heads: Tensor | None = None
 
     @staticmethod
-    def of(sinks: Tensor, vision: Tensor, dtype: torch.dtype) -> KeyGroups:
+    def of(
+        sinks: Tensor, vision: Tensor, dtype: torch.dtype, heads: Tensor | None = None
+    ) -> KeyGroups:
         """From (B, K) bool masks, in the dtype that the rows will have."""
         visual = sinks & vision
         return KeyGroups(
@@ -90,6 +95,7 @@ class KeyGroups:
             vision.sum(-1).to(dtype)[:, None, None] * EPSILON,
             visual.any(-1)[:, None, None],
             sinks.any(-1)[:, None, None],
+            heads,
         )
 
     @property
@@ -103,19 +109,18 @@ class KeyGroups:
         All layers share one storage, and what autograd keeps must not be written again.
         """
         if copied:
-            return KeyGroups(*(value.clone() for value in vars(self).values())).first(keys)
+            return self._each(torch.clone).first(keys)
         if keys == self.sinks.shape[-1]:
             return self
         return replace(self, masks=self.masks[..., :keys], sinks=self.sinks[..., :keys])
 
     def row(self, row: int) -> KeyGroups:
         """Those of one batch row."""
-        return KeyGroups(*(value[row : row + 1] for value in vars(self).values()))
+        return self._each(lambda value: value[row : row + 1])
 
-    def assign(self, other: KeyGroups) -> None:
-        """Take over the values of `other`; the tensors stay the same ones."""
-        for own, new in zip(vars(self).values(), vars(other).values(), strict=True):
-            own.copy_(new)
+    def _each(self, change: Callable[[Tensor], Tensor]) -> KeyGroups:
+        made = {name: change(value) for name, value in vars(self).items() if value is not None}
+        return replace(self, **made)
 
 
 @dataclass(frozen=True)
@@ -197,7 +202,7 @@ def image_centric(mass: GroupMass, groups: KeyGroups, limits: Limits) -> Tensor:
     `official`: sum(S_v) / sum over V of (a + 1e-6) <= max_sink_share, where a layer has a visual
     sink.
     `paper`: sum(V without S_v) / sum(V) >= 1 - max_sink_share, where a layer has any sink.
-    Both: sum(V) >= min_image_mass.
+    Both: sum(V) >= min_image_mass, in a head that may change.
 
     Args:
         mass: masses of the groups, each (B, H, Q).
@@ -215,7 +220,8 @@ def image_centric(mass: GroupMass, groups: KeyGroups, limits: Limits) -> Tensor:
     else:
         official = _official(mass, vision, groups, limits)
         centric = torch.where(limits.official, official, _paper(mass, vision, groups, limits))
-    return centric & (vision >= limits.min_image_mass)
+    centric = centric & (vision >= limits.min_image_mass)
+    return centric if groups.heads is None else centric & groups.heads
 
 
 def _official(mass: GroupMass, vision: Tensor, groups: KeyGroups, limits: Limits) -> Tensor:

@@ -55,6 +55,7 @@ class DeviceState:
         known: sink scores of the first P positions, layer -> (P,) or (B, P) float32.
         queries: how many queries may change.
         dtype: the working dtype.
+        heads: layer -> (B, H, 1) bool, the heads that may change; None: all.
     """
 
     def __init__(
@@ -66,6 +67,7 @@ class DeviceState:
         known: Mapping[int, Tensor],
         queries: int,
         dtype: torch.dtype,
+        heads: Mapping[int, Tensor] | None = None,
     ) -> None:
         self._layers, self._rows_of, self._vision = tuple(rows_of), rows_of, vision
         self._dialects = set(dialects)
@@ -103,7 +105,14 @@ class DeviceState:
             layer: LayerState(
                 self.scores[index],
                 self.sinks[index],
-                KeyGroups(masks[index], sinks[index], floor, has[0, index], has[1, index]),
+                KeyGroups(
+                    masks[index],
+                    sinks[index],
+                    floor,
+                    has[0, index],
+                    has[1, index],
+                    None if heads is None else heads[layer].to(device),
+                ),
                 self.tau[index],
                 passed if layer in before else 0,
             )

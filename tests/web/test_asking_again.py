@@ -45,13 +45,14 @@ def model_with(*dims: int) -> Any:
 
 
 def test_a_run_fills_the_form_with_all_that_made_it() -> None:
-    run = asked_with(keep=0.25, layers=[2, 3], control="random")
+    run = asked_with(keep=0.25, layers=[2, 3], heads=[[2, 1], [3, 0]], control="random")
     said = json.loads(json.dumps(said_of(run)))  # as a link carries it
     form = filled(said, model_with(17, 101))
     assert form["prompt"] == run.first.prompt
     assert form["compare"] and form["same_text"]
     assert (form["keep"], form["tau"], form["temperature"]) == (0.25, 6.0, 0.5)
     assert (form["control"], form["var_layers"], form["dims"]) == ("random", "2, 3", "")
+    assert form["var_heads"] == "2.1, 3.0"
     assert form["top_p"] == 1.0  # not said: the default, whatever the form said before
     assert filled(said, model_with(5))["dims"] == "17, 101"
     assert filled(said, model_with(5), of="same")["tau"] == 6.0
@@ -62,6 +63,7 @@ def test_a_run_fills_the_form_with_all_that_made_it() -> None:
         (2, 3),
         "random",
     )
+    assert again.heads == ((2, 1), (3, 0))
 
 
 def test_tau_and_sink_dimensions_of_another_model_are_not_taken() -> None:

@@ -17,14 +17,8 @@ from sinkscope.config import AppSettings, GenerationSettings, Settings
 from sinkscope.methods.explain import METHODS, explain_map
 from sinkscope.methods.passes import passes_of
 from sinkscope.models.loading import ModelHandle, load_model
-from sinkscope.web.explaining import (
-    EXPLAIN,
-    STALE,
-    ExplainedStore,
-    Explaining,
-    Kept,
-    read_asked,
-)
+from sinkscope.web.explained_store import ExplainedStore, Kept
+from sinkscope.web.explaining import EXPLAIN, STALE, Explaining, read_asked
 from sinkscope.web.handlers import EXPIRED, Handlers
 from sinkscope.web.slot import ModelSlot
 from sinkscope.web.store import Run, RunStore

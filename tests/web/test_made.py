@@ -88,6 +88,10 @@ def test_one_line_says_what_made_a_run() -> None:
     assert made_of(run) == LINE
     assert unpack(build_payload(run))[0]["made"] == LINE
     assert "own text" in made_of(set_up(same_text=False))
+    var = run.traces["var"]
+    heads = {**(var.var or {})["settings"], "heads": [[4, 1], [5, 0]]}
+    with_heads = replace(var, var={**(var.var or {}), "settings": heads})
+    assert "layers 0–2, 5 · heads 4.1, 5.0 · paper" in made_line(with_heads)
     assert "text" not in made_line(run.traces)  # which does not know
     plain = Run({"baseline": run.first})
     assert made_of(plain) == "model synthetic · no VAR · greedy · seed 7"

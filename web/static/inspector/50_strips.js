@@ -32,7 +32,7 @@ function canPart() {
   return Boolean(b) && !run.same_text && (a.T !== b.T || a.tokens.some((token, i) => token.t !== b.tokens[i].t));
 }
 
-const ownButton = () => node("button", { type: "button", class: "plain own", "data-testid": "own-choice", "aria-pressed": Boolean(view.own), onclick: () => chooseApart(!view.own),
+const ownButton = () => node("button", { type: "button", class: "plain own", "data-testid": "own-choice", "aria-pressed": String(Boolean(view.own)), onclick: () => chooseApart(!view.own),
   title: "Each answer has its own chosen token: choose one here without changing the other's" }, "own choice");
 
 function chooseApart(on) {

@@ -99,7 +99,7 @@ function paintExplained() {
     const open = missingHere().length;
     if (open) line.append(node("button", { type: "button", class: `plain ${lacks ? "" : "ask"}`, "data-do": "explain-all", "data-testid": "explain-all", onclick: () => computeExplained(null),
       title: "Occlusion and region search take longest; Stop keeps what is ready" }, open === run.methods.length ? "Compare all methods" : `Compute the other ${open}`));
-    line.append(node("button", { type: "button", class: "plain", "data-do": "compare-methods", "aria-expanded": comparing, "data-testid": "explain-open", onclick: () => {
+    line.append(node("button", { type: "button", class: "plain", "data-do": "compare-methods", "aria-expanded": String(comparing), "data-testid": "explain-open", onclick: () => {
       comparing = !comparing;
       paintExplained();
     } }, comparing ? "Hide the maps" : "Show the maps"));
@@ -123,7 +123,7 @@ function smallMaps(variant) {
     const on = view.method === m.name, words = map ? "" : why || "not computed yet";
     const scale = map && smallScale(m, made, ofImage(map, variant));
     return node("button", { type: "button", class: `tile${on ? " on" : ""}`, "data-do": `tile-${variant.name}-${m.name}`, "data-testid": `tile-${variant.name}-${m.name}`,
-      disabled: !map && m.computed, "aria-pressed": on, title: why || m.source || m.label, onclick: () => {
+      disabled: !map && m.computed, "aria-pressed": String(on), title: why || m.source || m.label, onclick: () => {
         view.method = m.name;
         repaint();
       } }, map ? smallMap(map, variant, scale) : node("span", { class: "empty" }, words),

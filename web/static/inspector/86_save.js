@@ -6,12 +6,12 @@ function wireSave() {
     if (served) server.draw_ahead({}).catch(() => {}); // whoever asks for a file is told what is wrong
   });
   wireNote();
-  const ways = { pdf: () => askFor("pdf"), gif: () => askFor("gif"), mp4: () => askFor("mp4"), png: savePicture, csv: saveShares, html: () => fetchFile("page_file"), trace: () => fetchFile("trace_file"), link: copyLink };
+  const ways = { pdf: () => askFor("pdf"), gif: () => askFor("gif"), mp4: () => askFor("mp4"), png: savePicture, csv: saveShares, map: saveMap, html: () => fetchFile("page_file"), trace: () => fetchFile("trace_file"), link: copyLink };
   $(".motion").hidden = !served;
   $('[data-do="stop-save"]').addEventListener("click", () => trigger("stop", {}));
   for (const item of element.querySelectorAll("[data-save]")) {
     const way = item.dataset.save;
-    if (!served && way !== "png" && way !== "csv") item.parentElement.hidden = true;
+    if (!served && !["png", "csv", "map"].includes(way)) item.parentElement.hidden = true;
     item.addEventListener("click", async () => {
       if (!run) return;
       told.textContent = "…";
@@ -151,6 +151,22 @@ async function saveShares() {
   }
   downloadBlob(new Blob([lines.join("\r\n") + "\r\n"], { type: "text/csv;charset=utf-8" }), fileName(".csv"));
   return `${lines.length - 1} rows`;
+}
+
+// The values of the maps on screen, before they are coloured: a line for each patch that has one.
+async function saveMap() {
+  const lines = ["answer,first_token,last_token,method,unit,layer,image,row,column,value"], one = method();
+  for (const { name, side, l } of looks()) {
+    const map = shown.drawn[name], { rows, columns, start } = imageOf(side), made = explainedOf(one.name, side);
+    if (!map) continue;
+    const unit = `"${(one.computed && made ? made.unit : one.unit) || ""}"`, image = side.images.indexOf(imageOf(side));
+    for (let i = 0; i < rows * columns; i++)
+      if (Number.isFinite(map[start + i]))
+        lines.push([side.name, view.t0, view.t1, one.name, unit, l == null ? "" : run.layers[l], image, Math.floor(i / columns), i % columns, map[start + i].toPrecision(6)].join(","));
+  }
+  if (lines.length === 1) throw new Error("there is no map on screen");
+  downloadBlob(new Blob([lines.join("\r\n") + "\r\n"], { type: "text/csv;charset=utf-8" }), fileName("-map.csv"));
+  return `${lines.length - 1} patches`;
 }
 
 async function fetchFile(question) {

@@ -1,0 +1,105 @@
+"""Maps that a method gave before, as a method: drawn where there is no model."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from sinkscope.capture.trace import GenerationTrace
+from sinkscope.jobs.job import Progress
+from sinkscope.methods.base import MapStack, Method, Needs, Target
+
+if TYPE_CHECKING:
+    from sinkscope.methods.base import Session
+
+
+@dataclass(frozen=True)
+class Given:
+    """What a method gave for some tokens of a run's answer."""
+
+    run: GenerationTrace
+    tokens: tuple[int, ...]
+    stack: MapStack
+
+
+@dataclass(frozen=True)
+class GivenMaps(Method):
+    """A method whose maps are there already, and no others can be had.
+
+    Attributes:
+        method: which gave them.
+        given: for each run, what it gave.
+    """
+
+    method: Method
+    given: tuple[Given, ...]
+
+    needs: Needs = "trace"
+
+    @property
+    def name(self) -> str:  # type: ignore[override]
+        """Of the method."""
+        return self.method.name
+
+    @property
+    def source(self) -> str:  # type: ignore[override]
+        """Of the method."""
+        return self.method.source
+
+    @property
+    def unit(self) -> str:  # type: ignore[override]
+        """Of the method."""
+        return self.method.unit
+
+    @property
+    def signed(self) -> bool:  # type: ignore[override]
+        """Of the method."""
+        return self.method.signed
+
+    def words(self, run: GenerationTrace) -> str:
+        """See `Method.words`."""
+        return self.method.words(run)
+
+    def of(self, run: GenerationTrace) -> Given | None:
+        """What was given for a run; None for nothing."""
+        return next((one for one in self.given if one.run is run), None)
+
+    def has(self, axis: str) -> bool:
+        """Whether its maps have an axis to choose from."""
+        return all(axis in dict(one.stack.axes) for one in self.given)
+
+    def availability(self, run: GenerationTrace) -> str | None:
+        """See `Method.availability`."""
+        return None if self.of(run) else "its maps were not computed for this run"
+
+    def refusal(self, run: GenerationTrace, target: Target, session: Session | None) -> str | None:
+        """See `Method.refusal`: other tokens than those that were explained."""
+        there = self.of(run)
+        if there is not None and target.part == "answer" and target.tokens == there.tokens:
+            return None
+        known = _spelt(there.tokens if there else ())
+        part = "of the prompt " if target.part == "prompt" else ""
+        return (
+            f"its maps were computed for {known} of the answer alone, and {_spelt(target.tokens)} "
+            f"{part}would need the model"
+        )
+
+    def explain(
+        self,
+        run: GenerationTrace,
+        target: Target,
+        session: Session | None = None,
+        progress: Progress | None = None,
+    ) -> MapStack:
+        """See `Method.explain`."""
+        there = self.of(run)
+        assert there is not None and there.tokens == target.tokens
+        return there.stack
+
+
+def _spelt(tokens: Sequence[int]) -> str:
+    if not tokens:
+        return "no token"
+    last = f"–{tokens[-1]}" if len(tokens) > 1 else ""
+    return f"token{'s' if last else ''} {tokens[0]}{last}"

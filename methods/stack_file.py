@@ -1,0 +1,77 @@
+"""A `MapStack` as a file: an .npz with its values and, as JSON, what they are."""
+
+from __future__ import annotations
+
+import json
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from sinkscope.methods.base import Axes, MapStack
+from sinkscope.models.family import PromptLayout
+from sinkscope.utils import write_atomically
+
+FORMAT, VERSION = "sinkscope map stack", 1
+_SAID = ("unit", "signed", "normalisation", "least")
+
+
+def save_stack(stack: MapStack, path: Path, about: Mapping[str, Any] | None = None) -> None:
+    """Write a stack, whole or not at all.
+
+    Args:
+        stack: without its layout, which the run has.
+        path: ending in .npz.
+        about: what else is to be known of it, as JSON can hold it.
+
+    Raises:
+        OSError: the file cannot be written.
+    """
+    said = {
+        "format": FORMAT,
+        "version": VERSION,
+        "axes": stack.axes,
+        **{name: getattr(stack, name) for name in _SAID},
+        "about": dict(about or {}),
+    }
+    arrays = {"values": stack.values}
+    if stack.ratio is not None:
+        said["ratio"] = [{name: getattr(part, name) for name in _SAID} for part in stack.ratio]
+        arrays |= {f"values{k}": part.values for k, part in enumerate(stack.ratio)}
+    text = np.frombuffer(json.dumps(said).encode(), dtype=np.uint8)
+    write_atomically(path, lambda file: np.savez(file, said=text, **arrays))  # type: ignore[arg-type]
+
+
+def open_stack(path: Path, layout: PromptLayout) -> tuple[MapStack, dict[str, Any]]:
+    """Read a stack.
+
+    Args:
+        path: of the file.
+        layout: of the run's prompt.
+
+    Returns:
+        The stack, and what was said `about` it.
+
+    Raises:
+        ValueError: the file is missing, no such file, damaged, or of another prompt.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            said = json.loads(arrays["said"].tobytes())
+            if said["format"] != FORMAT or said["version"] != VERSION:
+                raise ValueError(f"its format is {said['format']!r} {said['version']!r}")
+            axes: Axes = tuple((name, tuple(indices)) for name, indices in said["axes"])
+            given = {name: said[name] for name in _SAID}
+            ratio = None
+            if "ratio" in said:
+                above, below = (
+                    MapStack(arrays[f"values{k}"], axes, layout, **own)
+                    for k, own in enumerate(said["ratio"])
+                )
+                ratio = above, below
+            stack = MapStack(arrays["values"], axes, layout, ratio=ratio, **given)
+            return stack, dict(said["about"])
+    except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile) as error:
+        raise ValueError(f"{path.name} cannot be read as maps of a method: {error}") from error
