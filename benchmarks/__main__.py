@@ -12,6 +12,7 @@ from sinkscope.benchmarks import (
     evaluation,
     explorers,
     gpu,
+    load,
     methods,
     page,
     sinks,
@@ -37,6 +38,7 @@ app.command("page")(page.page)
 app.command("evaluation")(evaluation.evaluation)
 app.command("methods")(methods.methods)
 app.command("explorers")(explorers.explorers)
+app.command("load")(load.load)
 app.command("startup")(startup.startup)
 
 if __name__ == "__main__":

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-import threading
+import functools
+import os
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -14,8 +16,6 @@ from sinkscope.drawing.text import runs, settle
 
 TRUETYPE = 42  # of PDF; matplotlib's own 3 is refused by publishers, and its text hard to edit
 OUTLINES = 3  # where a font is PostScript's inside, as Noto Sans CJK is: 42 cannot hold it
-# Matplotlib takes the kind of font from settings that all threads share.
-_ONE_AT_A_TIME = threading.Lock()
 
 
 def print_figure(figure: Figure, file: BinaryIO, **options: Any) -> None:
@@ -30,8 +30,23 @@ def print_figure(figure: Figure, file: BinaryIO, **options: Any) -> None:
     texts = [artist.get_text() for artist in figure.findobj(Text)]
     files = {path for text in texts if not text.isascii() for _, path in runs(text)}
     kind = OUTLINES if any(map(_is_postscript, files)) else TRUETYPE
-    with _ONE_AT_A_TIME, matplotlib.rc_context({"pdf.fonttype": kind}):
-        figure.savefig(file, **options)
+
+    def print_it() -> None:
+        with matplotlib.rc_context({"pdf.fonttype": kind}):
+            figure.savefig(file, **options)
+
+    _printer(os.getpid()).submit(print_it).result()
+
+
+@functools.cache
+def _printer(process: int) -> ThreadPoolExecutor:
+    """The one thread that prints; a fork has none yet, so it is asked for by its process.
+
+    One figure at a time, for matplotlib takes the kind of font from settings that all threads
+    share. Always the same thread, for matplotlib opens its fonts anew in each and keeps the files
+    open, and a server's threads come and go.
+    """
+    return ThreadPoolExecutor(1, thread_name_prefix="figures")
 
 
 def _is_postscript(path: str) -> bool:

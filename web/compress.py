@@ -1,25 +1,114 @@
-"""Compresses the page, which carries our scripts, styles and templates, and what comes later of it.
+"""The page itself, which carries all of our scripts, styles and templates: made and compressed
+once, and sent from memory.
 
-Only that: runs and images are compressed already, and what is streamed must not wait for a buffer.
+Gradio makes it anew for each request, which takes 50 milliseconds of the interpreter. Only the page
+and its description: runs and images are compressed already, and what is streamed must not wait for
+a buffer.
 """
 
 from __future__ import annotations
 
+import gzip
+from collections import OrderedDict
+from collections.abc import Hashable
+from dataclasses import dataclass
+
+from starlette.datastructures import Headers
 from starlette.middleware.gzip import GZipMiddleware
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 PAGES = ("/", "/config")
-PARTS = "/part/"  # `web.parts`
+PARTS = "/part/"  # scripts that come later (`web.parts`): compressed, and not kept here
+MOST = 8  # pages differ by the address that they are asked for under
+LEVEL = 6
+
+
+@dataclass
+class _Page:
+    """An answer in the making, then as it is kept. `body` is compressed once it is whole."""
+
+    status: int = 0
+    headers: tuple[tuple[bytes, bytes], ...] = ()
+    body: bytes = b""
+    whole: bool = False
+
+    def take(self, message: Message) -> None:
+        if message["type"] == "http.response.start":
+            self.status, self.headers = message["status"], tuple(message["headers"])
+        elif message["type"] == "http.response.body":
+            self.body += message.get("body", b"")
+            self.whole = not message.get("more_body", False)
+
+    @property
+    def may_be_kept(self) -> bool:
+        own = Headers(raw=list(self.headers))
+        return self.whole and self.status == 200 and "set-cookie" not in own
+
+    def compress(self) -> None:
+        self.body = gzip.compress(self.body, LEVEL, mtime=0)
+        replaced = (b"content-length", b"content-encoding", b"vary")
+        self.headers = (
+            *((k, v) for k, v in self.headers if k.lower() not in replaced),
+            (b"content-length", str(len(self.body)).encode()),
+            (b"content-encoding", b"gzip"),
+            (b"vary", b"Accept-Encoding"),
+        )
 
 
 class CompressedPage:
-    """Gzips the answers to the requests for the page, its description, and its later scripts."""
+    """Gzips the answers to the requests for the page and its description.
 
-    def __init__(self, app: ASGIApp) -> None:
+    Args:
+        app: what makes them.
+        kept: keep them. Not where people log in: the page then knows who asks.
+    """
+
+    def __init__(self, app: ASGIApp, kept: bool = False) -> None:
         self.app = app
-        self.compressed = GZipMiddleware(app, minimum_size=1000, compresslevel=6)
+        self.compressed = GZipMiddleware(app, minimum_size=1000, compresslevel=LEVEL)
+        self._keeps = kept
+        self._pages: OrderedDict[Hashable, _Page] = OrderedDict()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        path = scope.get("path", "")
-        page = scope["type"] == "http" and (path in PAGES or path.startswith(PARTS))
-        await (self.compressed if page else self.app)(scope, receive, send)
+        if scope["type"] == "http" and scope["path"].startswith(PARTS):
+            await self.compressed(scope, receive, send)
+        elif scope["type"] != "http" or scope["path"] not in PAGES:
+            await self.app(scope, receive, send)
+        elif not self._keeps or not _is_plain(scope):
+            await self.compressed(scope, receive, send)
+        else:
+            await self._send_kept(scope, receive, send)
+
+    async def _send_kept(self, scope: Scope, receive: Receive, send: Send) -> None:
+        key = _address(scope)
+        page = self._pages.get(key)
+        if page is None:
+            page = _Page()
+
+            async def take(message: Message) -> None:
+                page.take(message)
+
+            await self.app({**scope, "method": "GET"}, receive, take)
+            if page.may_be_kept:
+                page.compress()
+                self._pages[key] = page
+                while len(self._pages) > MOST:
+                    self._pages.popitem(last=False)
+        headers = list(page.headers)  # what stands outside adds its own
+        await send({"type": "http.response.start", "status": page.status, "headers": headers})
+        body = b"" if scope["method"] == "HEAD" else page.body
+        await send({"type": "http.response.body", "body": body})
+
+
+def _is_plain(scope: Scope) -> bool:
+    """Whether everybody who asks so gets the same: the page with nothing added to its address."""
+    accepted = Headers(scope=scope).get("accept-encoding", "")
+    return scope["method"] in ("GET", "HEAD") and not scope["query_string"] and "gzip" in accepted
+
+
+def _address(scope: Scope) -> Hashable:
+    """All that addresses inside the page are made of."""
+    named = sorted(
+        (k, v) for k, v in scope["headers"] if k in (b"host", b"forwarded") or k[:2] == b"x-"
+    )
+    return scope["path"], scope.get("scheme"), scope.get("root_path"), tuple(named)

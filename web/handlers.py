@@ -38,6 +38,7 @@ from sinkscope.web.pairs import find_run
 from sinkscope.web.payload import build_token_maps, pack, token_delta
 from sinkscope.web.read_only import READ_ONLY
 from sinkscope.web.request import Request
+from sinkscope.web.shown import Shown
 from sinkscope.web.slot import ModelSlot, why_no_model
 from sinkscope.web.standalone import build_standalone
 from sinkscope.web.store import Run, RunStore, made_of, new_id
@@ -107,6 +108,7 @@ class Handlers:
         self.drawing = DrawingProcess(store.file_of)
         self.explained = ExplainedStore(store)
         self.component: gr.HTML | None = None
+        self._shown = Shown(self._value)
         self._last = LastPrompt()
         slot.on_change(self._last.drop)  # a model that comes needs the memory
         self._answering: dict[str, _Answering] = {}  # by run id, for as long as a run is under way
@@ -256,6 +258,9 @@ class Handlers:
 
     def value_of(self, run: Run) -> dict[str, Any]:
         """What the inspector needs to show a finished run."""
+        return self._shown(run)
+
+    def _value(self, run: Run) -> dict[str, Any]:
         assert self.component is not None
         return run_value(run, self.component)
 
@@ -265,6 +270,13 @@ class Handlers:
         """A run by its id, for a page that was reloaded."""
         run = self._found(ask)
         return self.value_of(run) if isinstance(run, Run) else run
+
+    def opened(self, ask: Any) -> dict[str, Any] | None:
+        """The answer of `open_run` where it lies ready and nothing is waited for; else None."""
+        run = self.store.in_memory(_field(ask, "run"), wait=False)
+        if run is None or not self.store.may_see(run.id):
+            return None
+        return self._shown.ready(run)
 
     def _found(self, ask: Any, described: bool = True) -> Run | dict[str, Any]:
         """The run, or the two runs side by side, that a question is about; or what to answer."""

@@ -7,10 +7,14 @@ puts every text on the page as `textContent`.
 
 from __future__ import annotations
 
+import os
+import tempfile
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 import gradio as gr
 from gradio import processing_utils
@@ -51,15 +55,41 @@ def cached(data: bytes, name: str, component: gr.HTML, keep: bool = False) -> di
 
     Gradio removes such files after a day, unless `keep` says that the page itself refers to them.
     """
-    path = processing_utils.save_bytes_to_cache(data, name, component.GRADIO_CACHE)
+    folder = Path(component.GRADIO_CACHE).resolve() / processing_utils.hash_bytes(data)
+    path = folder / name
+    folder.mkdir(parents=True, exist_ok=True)
+    _written(path, data)
     if keep:
-        component.keep_in_cache.add(path)
+        component.keep_in_cache.add(str(path))
     return {"url": served(path)}
+
+
+def _written(path: Path, data: bytes) -> None:
+    """The bytes under a name made of their hash. Never written over: another browser may be reading
+    the file, and would get a part of it."""
+    with suppress(OSError):
+        if path.stat().st_size == len(data):
+            os.utime(path)  # Gradio removes it a day from now
+            return
+    handle, part = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(data)
+        Path(part).replace(path)
+    except BaseException:
+        with suppress(OSError):
+            Path(part).unlink()
+        raise
 
 
 def served(path: str | Path) -> str:
     """Where Gradio serves a file of its cache, relative to the page."""
     return f"{API_PREFIX.lstrip('/')}/file={encode_file_path(path)}"
+
+
+def path_of(url: str) -> Path:
+    """The file that an address of `served` leads to."""
+    return Path(unquote(url.split("/file=", 1)[1]))
 
 
 def cached_file(path: Path, component: gr.HTML) -> dict[str, str]:

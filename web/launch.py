@@ -16,10 +16,13 @@ from sinkscope.web.assets import page_style, read_static
 from sinkscope.web.compress import CompressedPage
 from sinkscope.web.documents import Documents
 from sinkscope.web.guards import guards
+from sinkscope.web.kept_files import KeptFiles
 from sinkscope.web.login import users_of
 from sinkscope.web.page import App
 from sinkscope.web.parts import Parts
+from sinkscope.web.questions import QuickQuestions
 from sinkscope.web.security import middleware
+from sinkscope.web.sessions import MOST_SESSIONS, lighten
 from sinkscope.web.theme import theme
 
 
@@ -46,8 +49,16 @@ def launch(app: App, *, wait: bool = True, token: str | None = None) -> str:
     port = _usable_port(settings.host, settings.port)  # before a model is loaded for nothing
     if app.slot.state.phase == "none" and not settings.read_only:
         app.slot.load(app.settings.model)
-    inside = Middleware(Documents), Middleware(CompressedPage), Middleware(Parts)
     layers = middleware(app.settings, guards(settings, token, port, app.blocks))
+    alone = not settings.login  # what is asked for does not depend on who asks
+    inside = [
+        Middleware(Documents),
+        Middleware(CompressedPage, kept=alone),
+        Middleware(Parts),
+    ]
+    if alone and app.handlers.component is not None:
+        inside.append(Middleware(KeptFiles, folder=Path(app.handlers.component.GRADIO_CACHE)))
+        inside.append(Middleware(QuickQuestions, handlers=app.handlers))
     app.blocks.queue(max_size=4 * settings.queue_size, api_open=False)
     _, address, _ = app.blocks.launch(
         server_name=f"[{settings.host}]" if ":" in settings.host else settings.host,
@@ -71,9 +82,13 @@ def launch(app: App, *, wait: bool = True, token: str | None = None) -> str:
         ssr_mode=False,
         enable_monitoring=False,
         show_error=False,
-        prevent_thread_lock=not wait,
+        state_session_capacity=MOST_SESSIONS,
+        prevent_thread_lock=True,
         quiet=True,
     )
+    lighten(app.blocks)
+    if wait:
+        app.blocks.block_thread()
     return address
 
 

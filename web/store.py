@@ -186,10 +186,8 @@ class RunStore:
         """The run, from memory or from its files; None if there is none (any more)."""
         if not isinstance(run_id, str) or not _ID.match(run_id):
             return None  # an id becomes a folder's name: nothing else may
-        with self._lock:
-            if run_id in self._runs:
-                self._runs.move_to_end(run_id)
-                return self._runs[run_id]
+        if (run := self.in_memory(run_id)) is not None:
+            return run
         if not (self._folder / run_id / "run.json").is_file():
             return None
         try:
@@ -199,6 +197,19 @@ class RunStore:
         with self._lock:
             self._remember(run)
         return run
+
+    def in_memory(self, run_id: object, wait: bool = True) -> Run | None:
+        """The run, if it need not be read from its files; without `wait` also None while another
+        thread is at work here, which may be removing files."""
+        if not self._lock.acquire(blocking=wait):
+            return None
+        try:
+            if not isinstance(run_id, str) or run_id not in self._runs:
+                return None
+            self._runs.move_to_end(run_id)
+            return self._runs[run_id]
+        finally:
+            self._lock.release()
 
     def file_of(self, trace: GenerationTrace) -> Path | None:
         """The file that holds a trace of a run in memory; None where there is none."""
