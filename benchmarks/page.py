@@ -128,11 +128,17 @@ def measure(sizes: Sizes) -> dict[str, Any]:
 
 
 def weight() -> dict[str, int]:
-    """Bytes of our own scripts, styles and templates as they are in the page, and gzipped."""
+    """Bytes of our own scripts, styles and templates as they come with the page, and gzipped; the
+    scripts of the other tabs come when these are opened (`web.parts`)."""
     from sinkscope.web.assets import STATIC, page_style, read_static
+    from sinkscope.web.parts import script_of
 
     drawn = [file.stem for file in sorted(STATIC.glob("*.html")) if file.stem != "standalone"]
-    texts = [page_style(), *(read_static(f"{n}.html") for n in drawn), *map(read_static, drawn)]
+    texts = [
+        *(page_style(), read_static("stream.js")),
+        *(read_static(f"{name}.html") for name in drawn),
+        *map(script_of, drawn),
+    ]
     ours = "".join(texts).encode()
     return {"bytes": len(ours), "sent": len(gzip.compress(ours, 6))}
 
@@ -361,7 +367,7 @@ def table(result: dict[str, Any]) -> str:
             f"{part['tasks']} over 50 ms; the longest computed {part['longest_computed']:.0f} ms"
         )
     lines.append(
-        f"{'our scripts, styles, templates (aim 150 kB)':<46}{ours['sent'] / 1000:>8.0f} kB   "
+        f"{'our scripts, styles, templates (aim 70 kB)':<46}{ours['sent'] / 1000:>8.0f} kB   "
         f"gzipped; {ours['bytes'] / 1000:.0f} kB unpacked"
     )
     return "\n".join(lines)

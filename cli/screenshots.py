@@ -64,11 +64,13 @@ def screenshots(
                         ("narrow", 390, "light"),
                     ):
                         page = _open(browser, address, width, scheme)
-                        _take(page, output / f"first-view-{name}.png")
+                        # The first window; of a phone's page down to both maps.
+                        high = 900 if width > 600 else 2700
+                        _take(page, output / f"first-view-{name}.png", width, high)
                     page = _open(browser, address, 1440, "light")
                     image = photo or read_examples()[0].image
                     _ask(page, image, prompt, word)
-                    _take(page, output / "first-light.png")
+                    _take(page, output / "first-light.png", 1440, 1280)
                     browser.close()
             finally:
                 app.blocks.close(verbose=False)
@@ -104,7 +106,14 @@ def _ask(page: Any, image: Path, prompt: str, word: str | None) -> None:
     tokens.nth(0 if word is not None else min(2, tokens.count() - 1)).click()
 
 
-def _take(page: Any, path: Path) -> None:
+def _take(page: Any, path: Path, width: int, height: int) -> None:
+    """The top of the page, in all of its colours, as few bytes as PNG allows."""
     page.mouse.move(0, 0)
-    page.screenshot(path=str(path), full_page=True, animations="disabled")
+    page.wait_for_timeout(300)  # until what moves stands still
+    clip = {"x": 0, "y": 0, "width": width, "height": height}
+    page.screenshot(path=str(path), full_page=True, clip=clip, animations="disabled")
+    from PIL import Image
+
+    with Image.open(path) as picture:
+        picture.convert("RGB").save(path, optimize=True)
     typer.echo(f"Wrote {path}", err=True)

@@ -9,6 +9,7 @@ from pathlib import Path
 from sinkscope.capture.trace import GenerationTrace
 from sinkscope.drawing.encoders import encoder
 from sinkscope.drawing.frames import Frames, panel_width
+from sinkscope.drawing.made import made_line
 from sinkscope.drawing.overlay import refuse
 from sinkscope.drawing.panels import Painter
 from sinkscope.drawing.view import View
@@ -30,6 +31,7 @@ def animate(
     seconds: float = 0.4,
     width: int | None = None,
     idle: bool = False,
+    made: str = "",
     on_frame: Callable[[int, int], object] | None = None,
 ) -> None:
     """Write a GIF or an MP4 in which the map moves from token to token.
@@ -46,6 +48,7 @@ def animate(
         seconds: that a frame is shown.
         width: of a frame in pixels; by default 400 for each panel and 160.
         idle: the second side was to change something and changed nothing.
+        made: a line that says what made it; by default what the traces say of it.
         on_frame: called with the number of frames that are done, and of all.
 
     Raises:
@@ -54,7 +57,7 @@ def animate(
     """
     steps = animation_steps(
         traces, path, view, first=first, last=last, window=window, seconds=seconds, width=width,
-        idle=idle,
+        idle=idle, made=made,
     )  # fmt: skip
     for done, count in steps:
         if on_frame is not None:
@@ -72,6 +75,7 @@ def animation_steps(
     seconds: float = 0.4,
     width: int | None = None,
     idle: bool = False,
+    made: str = "",
 ) -> Generator[tuple[int, int], None, None]:
     """`animate` in steps: gives (frames done, all frames) after each frame.
 
@@ -101,7 +105,8 @@ def animation_steps(
     if not WIDTHS[0] <= width <= WIDTHS[1]:
         raise refuse("width", width, f"{WIDTHS[0]} to {WIDTHS[1]} pixels")
     width -= width % 2  # video has no odd sizes
-    frames = Frames(Painter(sides, view, panel_width(width, panels), idle=idle), width)
+    made = made or made_line({side.label: side.trace for side in sides})
+    frames = Frames(Painter(sides, view, panel_width(width, panels), idle=idle), width, made)
     if frames.height > 2 * WIDTHS[1]:
         raise ValueError(
             f"A frame would be {frames.width} × {frames.height} pixels, because the image is very "

@@ -35,6 +35,7 @@ class Drawing:
             animation all from `first` on. A figure shows their mean.
         window, seconds, width: of an animation, as in `drawing.animation.animate`.
         idle: the second side was to change something and changed nothing.
+        made: of an animation, what made it (`drawing.made`); empty: what the traces say of it.
     """
 
     view: View = field(default_factory=View)
@@ -44,6 +45,7 @@ class Drawing:
     seconds: float = 0.4
     width: int | None = None
     idle: bool = False
+    made: str = ""
 
     def values(self) -> dict[str, Any]:
         """The same as JSON can hold it: of its view's method the name alone."""
@@ -88,7 +90,7 @@ def draw(
             raise ValueError(f"last is {drawing.last}; allowed: an index of a token.")
         save(view_figure(sides, tokens, drawing.view, idle=drawing.idle), path)
         return
-    names = ("first", "last", "window", "seconds", "width", "idle")
+    names = ("first", "last", "window", "seconds", "width", "idle", "made")
     options = {name: getattr(drawing, name) for name in names}
     with closing(animation_steps(sides, path, drawing.view, **options)) as steps:
         for done, count in steps:

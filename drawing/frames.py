@@ -36,11 +36,12 @@ class _Chip:
 class Frames:
     """Makes the frames of one animation: `frame(tokens)` is uint8 (height, width, 3)."""
 
-    def __init__(self, painter: Painter, width: int) -> None:
+    def __init__(self, painter: Painter, width: int, made: str = "") -> None:
         """
         Args:
             painter: of panels as wide as `panel_width` says for this width.
             width: of a frame, even.
+            made: what made the answers (`drawing.made`).
         """
         self.width, self._painter = width, painter
         self._panel = panel_width(width, len(painter.heights))
@@ -64,8 +65,10 @@ class Frames:
         notes = 1 + self._wrapped * (2 if painter.view.difference else 1)
         said = [t.text for side in painter.sides for t in side.rows.tokens]
         self._note = missing_note(*said, *(side.trace.prompt for side in painter.sides))
-        notes += len(self._note)
-        self._last = self._foot + (notes - 1) * step  # where the note's line is, if there is one
+        room = width - 2 * gap
+        self._made = _wrap(made, self._small, room)[:3] if made else []
+        self._last = self._foot + notes * step  # where these lines begin, and the note after them
+        notes += len(self._made) + len(self._note)
         self.height = 2 * ((self._foot + notes * step + gap // 2 + 1) // 2)
         self._base = self._draw_base()
         self._texts: dict[tuple[int, int], Image.Image] = {}  # the lines of an answer, unmarked
@@ -116,13 +119,15 @@ class Frames:
         )
         _write(draw, (self._gap, self._gap), f"“{'” | “'.join(prompts)}”", self._size, SOFT, room)
         models = dict.fromkeys(f"{s.trace.model.id} @ {s.trace.model.revision}" for s in sides)
-        words = f"{selection_words(sides[0].trace, self._painter.view)} · {' | '.join(models)}"
+        view = self._painter.view
+        which = f", image {view.image}" if len(sides[0].trace.layout.grids) > 1 else ""
+        words = f"{selection_words(sides[0].trace, view)}{which} · {' | '.join(models)}"
         y = self._foot
         draw.line((self._gap, y - self._gap // 2, self.width - self._gap, y - self._gap // 2), LINE)
         _write(draw, (self._gap, y), words, self._small, SOFT, self.width - 2 * self._gap)
-        for note in self._note:
-            room = self.width - 2 * self._gap
-            _write(draw, (self._gap, self._last), note, self._small, SOFT, room)
+        for line, text in enumerate((*self._made, *self._note)):
+            where = (self._gap, self._last + line * self._step)
+            _write(draw, where, text, self._small, SOFT, self.width - 2 * self._gap)
         for side, y in zip(sides, self._places, strict=True):
             if self._labels:
                 room = self._labels - self._gap // 2

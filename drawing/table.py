@@ -9,24 +9,31 @@ from pathlib import Path
 from typing import BinaryIO
 
 from sinkscope.capture.trace import MEAN_HEAD, GenerationTrace
+from sinkscope.drawing.made import made_words
 from sinkscope.drawing.view_figure import sides_of
 from sinkscope.utils import write_atomically
 
 COLUMNS = (
     "answer", "token", "text", "probability", "layer", "head", "image_share",
-    "sink_share_of_image", "entropy_nats",
+    "sink_share_of_image", "entropy_nats", "made_by",
 )  # fmt: skip
 
 
-def write_shares(traces: GenerationTrace | Mapping[str, GenerationTrace], path: Path) -> int:
+def write_shares(
+    traces: GenerationTrace | Mapping[str, GenerationTrace],
+    path: Path,
+    same_text: bool | None = None,
+) -> int:
     """Write a CSV file (RFC 4180, UTF-8) with the columns that the page's table has.
 
     `token` counts from 0; `head` is `mean` where only the mean over the heads was kept. A text that
-    a spreadsheet would take for a formula gets an apostrophe in front.
+    a spreadsheet would take for a formula gets an apostrophe in front. `made_by` says what made an
+    answer (`drawing.made`), in the answer's first line alone; in the others it is empty.
 
     Args:
         traces: a run, or two by their labels.
         path: where to.
+        same_text: the second run follows the first one's text; None where that is not known.
 
     Returns:
         How many lines there are below the heading.
@@ -43,6 +50,7 @@ def write_shares(traces: GenerationTrace | Mapping[str, GenerationTrace], path: 
         table.writerow(COLUMNS)
         for side in sides_of(traces):
             trace = side.trace
+            made = _safe(" · ".join(made_words([trace], same_text if trace.var else None)))
             for t, token in enumerate(trace.tokens):
                 for at, layer in enumerate(trace.layers):
                     for h, head in enumerate(trace.heads):
@@ -50,7 +58,8 @@ def write_shares(traces: GenerationTrace | Mapping[str, GenerationTrace], path: 
                         who = (_safe(side.label or "baseline"), t, _safe(token.text))
                         which = (layer, "mean" if head == MEAN_HEAD else head)
                         shown = (f"{float(x):.6g}" for x in numbers)
-                        table.writerow((*who, f"{token.probability:.6g}", *which, *shown))
+                        table.writerow((*who, f"{token.probability:.6g}", *which, *shown, made))
+                        made = ""
                         lines += 1
         text.flush()
         text.detach()  # the file is not ours to close

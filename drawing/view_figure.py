@@ -170,16 +170,16 @@ def _caption(sides: Sequence[Side], view: View, normalisation: str) -> Iterator[
     method = method_of(view.method)
     source = f" ({method.source})" if method.source else ""
     yield f"Method: {method.label}{source}. Normalisation: {normalisation}; {said}."
-    yield from about_sides(sides)
+    yield from about_sides(sides, view.image)
 
 
 def _views(view: View) -> list[View]:
     return [dataclasses.replace(view, layers=(n,), each=()) for n in view.each] or [view]
 
 
-def about_sides(sides: Sequence[Side]) -> Iterator[str]:
+def about_sides(sides: Sequence[Side], image: int = 0) -> Iterator[str]:
     """What made the sides: prompt, interventions, model, image, settings; what is common, once."""
-    made = [_made(side.trace) for side in sides]
+    made = [_made(side.trace, image) for side in sides]
     for facts in zip(*made, strict=True):
         if len(set(facts)) == 1:
             yield facts[0]
@@ -188,15 +188,17 @@ def about_sides(sides: Sequence[Side]) -> Iterator[str]:
             yield f"{side.label}: {fact}"
 
 
-def _made(trace: GenerationTrace) -> tuple[str, ...]:
+def _made(trace: GenerationTrace, image: int) -> tuple[str, ...]:
     var = _settings((trace.var or {}).get("settings") or {})
-    model, grid = trace.model, trace.layout.grids[0]
+    model, grids = trace.model, trace.layout.grids
+    grid = grids[min(image, len(grids) - 1)]
+    which = "Image" if len(grids) == 1 else f"Image {image} (of {len(grids)})"
     return (
         f"Prompt “{' '.join(trace.prompt.split())}”",
         f"With VAR: {var}." if var else "; ".join(trace.applied) or "The plain model.",
         f"Model {model.id} @ {model.revision}, {model.layers} layers × {model.heads} heads, "
         f"{model.dtype} on {model.device}",
-        f"Image {grid.original[1]} × {grid.original[0]} px, seen as {grid.columns} × {grid.rows} "
+        f"{which} {grid.original[1]} × {grid.original[0]} px, seen as {grid.columns} × {grid.rows} "
         f"patches. Generation: {_settings(shown_settings(trace))}.",
     )
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import threading
 import weakref
+from collections.abc import Sequence
 from typing import Any
 
 from PIL import Image
@@ -29,20 +30,20 @@ class LastPrompt:
         self._prefix: Any = None
 
     def prepare(
-        self, handle: ModelHandle, image: Image.Image, prompt: str
+        self, handle: ModelHandle, images: Sequence[Image.Image], prompt: str
     ) -> tuple[PromptInputs, Any]:
         """The prompt's inputs, and the prefix that fits them or None.
 
         Raises:
             ValueError: as `ModelHandle.prepare`.
         """
-        key = (prompt, str(image.size), sha256(image.tobytes()))
+        key = (prompt, *(f"{one.size} {sha256(one.tobytes())}" for one in images))
         with self._lock:
             known = self._handle is not None and self._handle() is handle and self._key == key
             if known and self._inputs is not None:
                 return self._inputs, self._prefix
             self._forget()  # before the new one takes memory
-            inputs = handle.prepare([image], prompt)
+            inputs = handle.prepare(images, prompt)
             self._handle, self._key = weakref.ref(handle), key
             self._inputs, self._prefix = inputs, None
             return inputs, None

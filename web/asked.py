@@ -12,12 +12,12 @@ from typing import Any
 from sinkscope.models.loading import ModelHandle
 from sinkscope.setting import Setting, list_text
 from sinkscope.web.controls import DEFAULT, LONGEST_TEXT
-from sinkscope.web.request import ANSWER, VAR
+from sinkscope.web.request import ANSWER, MORE, VAR
 from sinkscope.web.store import Run
 
 LONGEST_PROMPT = 20_000
 CALLED = {"image": "image", "prompt": "prompt", "compare": "Compare with VAR"}
-CALLED |= {"same_text": "Same text"}
+CALLED |= {"same_text": "Same text", **dict.fromkeys(MORE, "further images")}
 OF_VAR = (*(one.name for one in VAR), "same_text")
 
 
@@ -106,7 +106,7 @@ def _fits(one: Setting, value: Any) -> bool:
 
 def changed_words(asked: Mapping[str, Any], now: Mapping[str, Any]) -> str:
     """Which controls say another thing than they did, in a sentence; "" for none."""
-    if not asked or not now.get("image"):
+    if not asked or not any(now.get(name) for name in ("image", *MORE)):
         return ""
     names = [name for name in now if name in asked and not _same(asked[name], now[name])]
     if not (now.get("compare") and asked.get("compare")):  # VAR's settings had, or have, no effect
@@ -114,8 +114,8 @@ def changed_words(asked: Mapping[str, Any], now: Mapping[str, Any]) -> str:
     if not names:
         return ""
     labels = {one.name: one.label or one.name.replace("_", " ") for one in (*ANSWER, *VAR)}
-    said = ", ".join(CALLED.get(name) or labels[name] for name in names)
-    same_image = "" if {"image", "prompt"} & {*names} else "; the image is not read again"
+    said = ", ".join(dict.fromkeys(CALLED.get(name) or labels[name] for name in names))
+    same_image = "" if {"image", "prompt", *MORE} & {*names} else "; the image is not read again"
     return f"Settings changed since the run on screen: {said}. Generate runs it anew{same_image}."
 
 

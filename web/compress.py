@@ -18,6 +18,7 @@ from starlette.middleware.gzip import GZipMiddleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 PAGES = ("/", "/config")
+PARTS = "/part/"  # scripts that come later (`web.parts`): compressed, and not kept here
 MOST = 8  # pages differ by the address that they are asked for under
 LEVEL = 6
 
@@ -69,7 +70,9 @@ class CompressedPage:
         self._pages: OrderedDict[Hashable, _Page] = OrderedDict()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http" or scope["path"] not in PAGES:
+        if scope["type"] == "http" and scope["path"].startswith(PARTS):
+            await self.compressed(scope, receive, send)
+        elif scope["type"] != "http" or scope["path"] not in PAGES:
             await self.app(scope, receive, send)
         elif not self._keeps or not _is_plain(scope):
             await self.compressed(scope, receive, send)

@@ -14,6 +14,7 @@ from sinkscope.config import OF_CHECKPOINT, GenerationSettings, VARSettings
 from sinkscope.evaluation.tasks.listed import task_named
 from sinkscope.setting import list_text, offered
 from sinkscope.web.evaluate_run import EvaluateHandlers, field_of
+from sinkscope.web.request import MORE
 
 
 def form_values(handlers: EvaluateHandlers, ask: Any, dims: str) -> dict[str, Any]:
@@ -37,13 +38,20 @@ def form_values(handlers: EvaluateHandlers, ask: Any, dims: str) -> dict[str, An
             f"This run asked {run.config.model.model} (revision {wanted}), and {loaded} is loaded; "
             "load the run's model under Model in Explore to open its questions."
         )
-    if len(question.pictures) > 1 or question.system is not None:
-        what = "a system prompt" if question.system is not None else "several images"
-        raise ValueError(f"This question has {what}, and Explore asks about one image without.")
+    if question.system is not None:
+        raise ValueError("This question has a system prompt, and Explore asks without.")
+    places = "image", *MORE
+    if len(question.pictures) > len(places):
+        raise ValueError(
+            f"This question has {len(question.pictures)} images; Explore asks about "
+            f"{len(places)} at most."
+        )
+    saved = [_saved(picture(), handlers.component) for picture in question.pictures]
     protocol = task_named(run.config.run.task).protocol(run.config.run.protocol)
     made: dict[str, Any] = {
         **{name: getattr(GenerationSettings, name) for name in OF_CHECKPOINT},
-        "image": _saved(question.pictures[0](), handlers.component),
+        **dict.fromkeys(places),
+        **dict(zip(places, saved, strict=False)),
         "prompt": protocol.prompt(question),
         "compare": False,
         "same_text": False,

@@ -26,6 +26,7 @@ from sinkscope.web.evaluate_request import METHODS, MINE, SCENES, TYPES, Evaluat
 from sinkscope.web.evaluate_run import EvaluateHandlers, field_of
 from sinkscope.web.form import Form
 from sinkscope.web.inspector import drawn
+from sinkscope.web.request import MORE
 from sinkscope.web.sinks_request import Picture
 from sinkscope.web.uploads import UploadedFiles
 
@@ -87,7 +88,7 @@ def build_evaluate(handlers: EvaluateHandlers, explore: Form) -> None:
     filled = shown.select(
         opening(handlers, list(explore.controls)),
         explore.dims,
-        list(explore.controls.values()),
+        [*explore.controls.values(), explore.further],
         **at_once,
     )
     filled.success(None, None, None, js=GENERATE, **at_once)
@@ -204,7 +205,9 @@ def opening(handlers: EvaluateHandlers, names: list[str]) -> Callable[..., Any]:
     def open_question(event: gr.EventData, dims: str) -> list[Any]:
         """Put a question of a run into Explore's form, with the settings it was asked with."""
         try:
-            return updates(form_values(handlers, event._data, dims or ""), names)
+            values = form_values(handlers, event._data, dims or "")
+            unfolded = gr.update(open=True) if values.get(MORE[0]) else gr.skip()
+            return [*updates(values, names), unfolded]
         except ValueError as error:
             raise gr.Error(str(error), title="Not possible", print_exception=False) from error
 

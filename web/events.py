@@ -12,7 +12,7 @@ import gradio as gr
 
 from sinkscope.config import OF_CHECKPOINT, GenerationSettings
 from sinkscope.web.handlers import Handlers
-from sinkscope.web.request import Request
+from sinkscope.web.request import MORE, Request
 
 
 def generating(handlers: Handlers) -> Callable[..., Any]:
@@ -37,7 +37,8 @@ def generating(handlers: Handlers) -> Callable[..., Any]:
         if said.get("decoding") == "checkpoint":
             own = GenerationSettings()
             said.update({name: getattr(own, name) for name in OF_CHECKPOINT})
-        asked = Request(image, prompt, compare, same_text, dims_of, said)
+        more = tuple(said.pop(name, None) for name in MORE)
+        asked = Request(image, prompt, compare, same_text, dims_of, said, more)
         busy = False
         for value in handlers.generate(asked, request.session_hash or ""):
             over = value["phase"] in ("ready", "stopped", "error")

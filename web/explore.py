@@ -32,6 +32,7 @@ from sinkscope.web.profile_upload import taking_profile
 from sinkscope.web.refill import fill_at_start, noticing, refilling
 from sinkscope.web.region import LastTested, stopping_region, testing_region
 from sinkscope.web.region_endpoint import build_region_api
+from sinkscope.web.request import MORE
 from sinkscope.web.slot import ModelSlot
 from sinkscope.web.store import Run
 
@@ -75,8 +76,8 @@ def build_explore(
     form.shelf.select(
         None,
         form.shelf,
-        [form.image, form.prompt],
-        js="chosen => [chosen.image, chosen.prompt]",
+        [form.image, form.prompt, *form.more],
+        js="chosen => [chosen.image, chosen.prompt, null, null, null]",
         api_visibility="private",
     )
     ahead = _connect_forecast(form, forecaster)
@@ -124,7 +125,7 @@ def _connect_refill(form: Form, inspector: gr.HTML, handlers: Handlers) -> None:
     inspector.apply(
         refilling(handlers, form),
         None,
-        [*form.controls.values(), form.asked, form.changed],
+        [*form.controls.values(), form.asked, form.changed, form.further],
         inputs_kwargs={**form.controls},
         # A deferred event would come with the data of the one before.
         **QUIET | {"trigger_mode": "multiple"},
@@ -152,7 +153,7 @@ def _connect_dims(form: Form, slot: ModelSlot, loaded: Any) -> None:
 
 def _connect_forecast(form: Form, forecaster: Forecaster) -> dict[str, Any]:
     """Keep the line under Generate true; the call that does so."""
-    names = ("image", "prompt", "compare", "same_text", "max_new_tokens")
+    names = ("image", *MORE, "prompt", "compare", "same_text", "max_new_tokens")
     read = {name: form.controls[name] for name in names}
     call = {"fn": forecasting(forecaster), "outputs": form.ahead, "inputs_kwargs": read, **QUIET}
     # A prompt is looked at when its box is left, not at each letter.

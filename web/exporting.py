@@ -22,6 +22,7 @@ import gradio as gr
 
 from sinkscope.capture.trace import GenerationTrace
 from sinkscope.drawing.files import ANIMATIONS, FIGURES, Draw, Drawing, draw
+from sinkscope.drawing.made import with_made
 from sinkscope.drawing.view import method_and_scale
 from sinkscope.jobs.job import At, Job, Progress, Stopped
 from sinkscope.jobs.runner import Done
@@ -34,7 +35,7 @@ from sinkscope.web.inspector import cached_file
 from sinkscope.web.pairs import find_run
 from sinkscope.web.payload import IN_BROWSER
 from sinkscope.web.standalone import build_standalone
-from sinkscope.web.store import Run
+from sinkscope.web.store import Run, made_of
 
 log = logging.getLogger(__name__)
 
@@ -110,18 +111,20 @@ def make_files(
             view = with_kept(run, wanted, view, kept)
         names = ("first", "last", "window", "seconds", "width")
         options = {name: getattr(wanted, name) for name in names}
-        drawn_by(sides, Drawing(view, **options, idle=idle(run)), path, tell, stop)
+        drawing = Drawing(view, **options, idle=idle(run), made=made_of(run))
+        drawn_by(sides, drawing, path, tell, stop)
         return [path]
     tell(0, 1, "Writing")
     if kind == "trace":
         made = [folder / f"{name}-{variant}.safetensors" for variant in run.traces]
         for path, trace in zip(made, run.traces.values(), strict=True):
-            trace.save(path)
+            with_made(trace, made_of(run)).save(path)
         return made
     if kind == "html":
         path.write_bytes(build_standalone(run))
     else:
-        write_shares({label_of(run, n): t for n, t in run.traces.items()}, path)
+        same = None if run.kind == "pair" else run.same_text
+        write_shares({label_of(run, n): t for n, t in run.traces.items()}, path, same)
     return [path]
 
 

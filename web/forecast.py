@@ -77,7 +77,7 @@ class Forecaster:
         self._slot = slot
         self._estimate = estimate
         self._pace = pace or Pace()
-        self._layouts: OrderedDict[tuple[str, str], PromptInputs] = OrderedDict()
+        self._layouts: OrderedDict[tuple[tuple[str, ...], str], PromptInputs] = OrderedDict()
         self._lock = threading.Lock()
         self._places = threading.BoundedSemaphore(AT_ONCE)
         slot.on_change(self._forget)
@@ -85,13 +85,13 @@ class Forecaster:
     def of_run(self, request: Request) -> Notice:
         """The line under Generate: empty where there is no image or no model yet."""
         handle = self._slot.handle
-        if handle is None or not request.image or not (request.prompt or "").strip():
+        if handle is None or not request.images or not (request.prompt or "").strip():
             return notice()
         if not self._places.acquire(timeout=PATIENCE):
             return notice()
         try:
             settings = request.settings(self._settings)
-            inputs = self._inputs(handle, request.image, request.prompt)
+            inputs = self._inputs(handle, request.images, request.prompt)
             answers = 2 if request.compare else 1
             found = self._estimate(
                 handle,
@@ -107,19 +107,20 @@ class Forecaster:
         finally:
             self._places.release()
 
-    def _inputs(self, handle: ModelHandle, image: str, prompt: str) -> PromptInputs:
+    def _inputs(self, handle: ModelHandle, images: tuple[str, ...], prompt: str) -> PromptInputs:
         """The prompt without its pixels: a forecast needs the layout alone."""
         with self._lock:
-            known = self._layouts.get((image, prompt))
+            known = self._layouts.get((images, prompt))
         if known is not None:
             return known
-        # The layout follows from the size: before its turn in the line no image is decoded.
-        size = upload_size(image, limits_for(self._settings.images, handle))
-        made = handle.prepare([Image.new("RGB", size)], prompt)
+        # The layout follows from the sizes: before its turn in the line no image is decoded.
+        limits = limits_for(self._settings.images, handle)
+        blank = [Image.new("RGB", upload_size(path, limits)) for path in images]
+        made = handle.prepare(blank, prompt)
         made = dataclasses.replace(made, tensors={}, images=())
         with self._lock:
             if handle is self._slot.handle:
-                self._layouts[image, prompt] = made
+                self._layouts[images, prompt] = made
             while len(self._layouts) > KNOWN_PROMPTS:
                 self._layouts.popitem(last=False)
         return made

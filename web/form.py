@@ -15,7 +15,7 @@ from sinkscope.web.controls import control
 from sinkscope.web.example import Example
 from sinkscope.web.inspector import cached, drawn, served
 from sinkscope.web.payload import encode_image
-from sinkscope.web.request import ANSWER, VAR
+from sinkscope.web.request import ANSWER, MORE, VAR
 from sinkscope.web.uploads import UploadedFile, UploadedImage
 
 
@@ -25,6 +25,8 @@ class Form:
 
     Attributes:
         controls: by the names of the arguments of `generate` (`web.events.generating`).
+        more: places for further images of one question.
+        further: what they are folded away in.
         ahead: what the run will take, said before it.
         changed: what was changed since the run on screen.
         asked: what the controls said for that run (`web.refill`).
@@ -41,6 +43,8 @@ class Form:
 
     controls: dict[str, Component]
     image: gr.Image
+    more: tuple[gr.Image, ...]
+    further: gr.Accordion
     prompt: gr.Textbox
     shelf: gr.HTML
     compare: gr.Checkbox
@@ -74,6 +78,7 @@ def build_form(generation: GenerationSettings, offered: list[Example]) -> Form:
         buttons=["fullscreen"],
         elem_id="image",
     )
+    further, more = _more_images()
     prompt = gr.Textbox(
         label="Prompt",
         value="Describe the image." if not offered else offered[0].prompt,
@@ -103,8 +108,11 @@ def build_form(generation: GenerationSettings, offered: list[Example]) -> Form:
             "dims_of": dims_of,
             **var,
             **answer,
+            **dict(zip(MORE, more, strict=True)),
         },
         image=image,
+        more=more,
+        further=further,
         prompt=prompt,
         shelf=shelf,
         compare=compare,
@@ -125,6 +133,32 @@ def build_form(generation: GenerationSettings, offered: list[Example]) -> Form:
         own=own,
         profile=profile,
     )
+
+
+def _more_images() -> tuple[gr.Accordion, tuple[gr.Image, ...]]:
+    """Small places for further images of the same question, folded away."""
+    with (
+        gr.Accordion(
+            "Further images of this question", open=False, elem_id="more-images"
+        ) as further,
+        gr.Row(elem_id="more-places"),
+    ):
+        places = tuple(
+            UploadedImage(
+                label=f"Image {index}",
+                type="filepath",
+                sources=["upload", "clipboard"],
+                height=92,
+                placeholder="Add",
+                image_mode=None,
+                buttons=[],
+                min_width=60,
+                elem_id=name.replace("_", "-"),
+                elem_classes=["more-image"],
+            )
+            for index, name in enumerate(MORE, 1)
+        )
+    return further, places
 
 
 def notice_line(name: str) -> gr.HTML:

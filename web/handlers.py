@@ -25,6 +25,7 @@ from sinkscope import attention_extractor
 from sinkscope.capture.pace import Pace, Work
 from sinkscope.capture.trace import GeneratedToken, GenerationTrace
 from sinkscope.config import Settings
+from sinkscope.drawing.made import with_made
 from sinkscope.jobs.job import At, Job, Stopped
 from sinkscope.jobs.runner import Runner, StoppedWaiting, Waiting
 from sinkscope.methods.base import Part, Target, rows_of
@@ -48,13 +49,14 @@ from sinkscope.web.request import Request
 from sinkscope.web.shown import Shown
 from sinkscope.web.slot import ModelSlot, why_no_model
 from sinkscope.web.standalone import build_standalone
-from sinkscope.web.store import Run, RunStore, new_id
+from sinkscope.web.store import Run, RunStore, made_of, new_id
 from sinkscope.web.uploads import existing_upload
 
 log = logging.getLogger(__name__)
 
 ANSWER = "answer"  # the kind of job that Stop beside Generate is for
 STREAM_SECONDS = 0.08
+LONGEST_PLACE = 8000  # of a view in an address, with a note of 500 letters
 UNFORESEEN = (
     "Something went wrong inside SinkScope; the log of the app has the details. Please try again."
 )
@@ -160,11 +162,12 @@ class Handlers:
 
     def _generate(self, request: Request, run_id: str, job: Job) -> Iterator[dict[str, Any]]:
         settings = request.settings(self.settings)
-        if not request.image:
+        if not request.images:
             raise ValueError("There is no image. Upload or paste one, or take an example.")
         if not isinstance(request.prompt, str) or not request.prompt.strip():
             raise ValueError("The prompt is empty. Ask something about the image.")
-        existing_upload(request.image)
+        for path in request.images:
+            existing_upload(path)
         variants = ("baseline", "var") if request.compare else ("baseline",)
         tokens: dict[str, list[dict[str, Any]]] = {name: [] for name in variants}
         here = _Answering(run_id, request.prompt, variants, job, settings.max_new_tokens, tokens)
@@ -197,9 +200,12 @@ class Handlers:
             raise ValueError(why_no_model(self.slot.state))
         var = request.var(handle)
         limits = limits_for(self.settings.images, handle)
-        image = self.images.open_upload(request.image, limits, stop=job.stop_event)
-        inputs, prefix = self._last.prepare(handle, image, request.prompt)
-        job.report(0, here.most, "Reading the image")
+        images = [
+            self.images.open_upload(path, limits, stop=job.stop_event) for path in request.images
+        ]
+        inputs, prefix = self._last.prepare(handle, images, request.prompt)
+        read = "Reading the image" if len(images) == 1 else "Reading the images"
+        job.report(0, here.most, read)
         begun, same = time.monotonic(), bool(var and request.same_text)
         staged = {"on_stage": here.on_stage} if settings.compile else {}
         stop = job.stop_event
@@ -311,12 +317,14 @@ class Handlers:
         return {}
 
     def page_file(self, ask: Any) -> dict[str, Any]:
-        """The run as an HTML file that works alone."""
+        """The run as an HTML file that works alone, and opens with the view that is on screen."""
         run = self._found(ask)
         if not isinstance(run, Run):
             return run
+        place = _field(ask, "place")
+        view = place if isinstance(place, str) and len(place) <= LONGEST_PLACE else ""
         name = f"sinkscope-{run.id[:8]}.html"
-        return self.copied(run, self._file(build_standalone(run), name))
+        return self.copied(run, self._file(build_standalone(run, place=view), name))
 
     def trace_file(self, ask: Any) -> dict[str, Any]:
         """One trace of a run as `GenerationTrace.open` reads it."""
@@ -325,7 +333,7 @@ class Handlers:
             return {"error": EXPIRED}
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "trace.safetensors"
-            run.traces[name].save(path)
+            with_made(run.traces[name], made_of(run)).save(path)
             called = f"sinkscope-{run.id[:8]}-{name}.safetensors"
             return self.copied(run, self._file(path.read_bytes(), called))
 

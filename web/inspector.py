@@ -25,6 +25,7 @@ from gradio_client.utils import encode_file_path
 from sinkscope.capture.decoding import engine_words
 from sinkscope.web.assets import read_static
 from sinkscope.web.errors import FAULT
+from sinkscope.web.parts import script_of
 from sinkscope.web.payload import build_payload, encode_image, images_of
 from sinkscope.web.store import LABELS, Run
 
@@ -38,7 +39,7 @@ def drawn(name: str, value: Any, functions: list[Callable[..., Any]] | None = No
     return gr.HTML(
         value=value,
         html_template=read_static(f"{name}.html"),
-        js_on_load=read_static(name),
+        js_on_load=script_of(name),
         server_functions=[_markable(function) for function in functions or []],
         apply_default_css=False,
         elem_id=name,

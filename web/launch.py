@@ -22,6 +22,7 @@ from sinkscope.web.health import Health, HealthRoute, Watchdog
 from sinkscope.web.kept_files import KeptFiles
 from sinkscope.web.login import users_of
 from sinkscope.web.page import App
+from sinkscope.web.parts import Parts
 from sinkscope.web.presence import Attendance, Presence, session_of
 from sinkscope.web.questions import QuickQuestions
 from sinkscope.web.retention import remove_old_runs
@@ -62,6 +63,7 @@ def launch(app: App, *, wait: bool = True, token: str | None = None) -> str:
         Middleware(HealthRoute, health=health),
         Middleware(Documents),
         Middleware(CompressedPage, kept=alone),
+        Middleware(Parts),
     ]
     if alone and app.handlers.component is not None:
         inside.append(Middleware(KeptFiles, folder=Path(app.handlers.component.GRADIO_CACHE)))

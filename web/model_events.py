@@ -18,7 +18,7 @@ from sinkscope.config import ModelSettings, Settings, VARSettings
 from sinkscope.models.loading import ModelHandle
 from sinkscope.setting import shown, whole
 from sinkscope.web.forecast import Forecaster, Notice, notice, of_load
-from sinkscope.web.request import Request, parse_indices
+from sinkscope.web.request import MORE, Request, parse_indices
 from sinkscope.web.security import LOOPBACK
 from sinkscope.web.slot import ModelSlot, SlotState
 
@@ -49,7 +49,9 @@ def forecasting(forecaster: Forecaster) -> Callable[..., Any]:
         *, image: str | None, prompt: str, compare: bool, same_text: bool, **said: Any
     ) -> Any:
         """What a press of Generate will take."""
-        return forecaster.of_run(Request(image, prompt, compare, same_text, said=said))
+        more = tuple(said.pop(name, None) for name in MORE)
+        asked = Request(image, prompt, compare, same_text, said=said, more=more)
+        return forecaster.of_run(asked)
 
     return ahead
 

@@ -37,7 +37,7 @@ from sinkscope.methods.base import Method
 from sinkscope.methods.explain import METHODS
 from sinkscope.methods.relative import Relative
 from sinkscope.web.asked import said_of
-from sinkscope.web.store import Run, control_of
+from sinkscope.web.store import Run, control_of, made_of
 
 RELATIVE = Relative()
 MAGIC = b"SINK"
@@ -300,6 +300,7 @@ def build_payload(
         "created": run.created,
         "ask": {} if run.kind == "pair" else said_of(run),
         "same_text": run.same_text,
+        "made": made_of(run),
         "prompt": "  ↔  ".join(dict.fromkeys(t.prompt for t in run.traces.values())),
         "model": {
             k: _plain(getattr(first.model, k)) for k in ("id", "revision", "dtype", "device")

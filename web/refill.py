@@ -7,20 +7,23 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import gradio as gr
-from gradio.processing_utils import save_bytes_to_cache
+from gradio.processing_utils import move_files_to_cache, save_bytes_to_cache
 
 from sinkscope.models.loading import ModelHandle
 from sinkscope.web.asked import changed_words, filled, said_of
 from sinkscope.web.forecast import Notice, notice
 from sinkscope.web.form import Form
 from sinkscope.web.handlers import Handlers
+from sinkscope.web.request import MORE
 from sinkscope.web.store import Run
 
 
-def cached_image(run: Run, image: gr.Image, keep: bool = False) -> str:
-    """The run's first image where Gradio serves files from, losslessly."""
+def cached_image(run: Run, image: gr.Image, keep: bool = False, index: int = 0) -> str | None:
+    """An image of the run where Gradio serves files from, losslessly; None where it has none."""
+    if index >= len(run.first.images):
+        return None
     file = io.BytesIO()
-    run.first.images[0].convert("RGB").save(file, "PNG")
+    run.first.images[index].convert("RGB").save(file, "PNG")
     path: str = save_bytes_to_cache(file.getvalue(), "image.png", image.GRADIO_CACHE)
     if keep:
         image.keep_in_cache.add(path)
@@ -35,7 +38,13 @@ def fill_at_start(form: Form, run: Run, handle: ModelHandle | None) -> None:
     for name, value in filled(said_of(run), handle, run.first.model.id).items():
         form.controls[name].value = value
     shown = form.image.postprocess(cached_image(run, form.image, keep=True))
-    form.image.value = shown.model_dump() if shown is not None else None
+    # As a component does with the value that it is made with: the address comes with the file.
+    form.image.value = move_files_to_cache(
+        shown.model_dump() if shown is not None else None,
+        form.image,
+        postprocess=True,
+        keep_in_cache=True,
+    )
 
 
 def refilling(handlers: Handlers, form: Form) -> Callable[..., Any]:
@@ -48,18 +57,22 @@ def refilling(handlers: Handlers, form: Form) -> Callable[..., Any]:
         told = ask.get("said")
         said = said_of(run) if run is not None else told if isinstance(told, Mapping) else None
         if said is None:
-            return *(gr.skip() for _ in names), gr.skip(), gr.skip()
+            return *(gr.skip() for _ in names), gr.skip(), gr.skip(), gr.skip()
         values = filled(said, handle, run.first.model.id if run is not None else None)
         fill = bool(ask.get("fill"))
         if run is not None:
-            values["image"] = cached_image(run, form.image) if fill else now.get("image")
+            for index, name in enumerate(("image", *MORE)):
+                kept = cached_image(run, form.image, index=index) if fill else now.get(name)
+                values[name] = kept
         shown = values if fill else {}
         if shown.get("dims"):
             shown = {**shown, "dims_of": run.first.model.id if run is not None else ""}
         updates = (shown.get(name, gr.skip()) for name in names)
         asked = values if run is not None else {}
         words = "" if fill else changed_words(asked, now)
-        return *updates, asked, notice(words, "changed")
+        several = fill and any(values.get(name) for name in MORE)
+        unfolded = gr.update(open=True) if several else gr.skip()
+        return *updates, asked, notice(words, "changed"), unfolded
 
     return refill
 

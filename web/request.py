@@ -13,6 +13,7 @@ from sinkscope.setting import Setting, index_list, offered, read_all, refuse
 # What a request may say. What is captured is the settings file's matter.
 ANSWER: tuple[Setting, ...] = offered(GenerationSettings, "layers", "heads")
 VAR: tuple[Setting, ...] = offered(VARSettings)
+MORE = ("image_2", "image_3", "image_4")  # the form's places for further images
 NAMES = tuple(one.name for one in (*VAR, *ANSWER))
 
 
@@ -28,6 +29,7 @@ class Request:
         dims_of: the model that the sink dimensions in `said` were found on, if any.
         said: what the controls of settings said, by the settings' names (`NAMES`); what is missing,
             None or empty is left out.
+        more: paths of further images of the question, which follow it; None where there is none.
 
     Raises (from `settings` and `var`):
         ValueError: naming the setting, its value and what is allowed.
@@ -39,6 +41,12 @@ class Request:
     same_text: bool = False
     dims_of: str = ""
     said: Mapping[str, Any] = field(default_factory=dict)
+    more: tuple[str | None, ...] = ()
+
+    @property
+    def images(self) -> tuple[str, ...]:
+        """The uploads that there are, in the order of the form."""
+        return tuple(path for path in (self.image, *self.more) if path)
 
     def settings(self, start: Settings) -> GenerationSettings:
         """What the controls say, over the start's settings, which alone say what is captured."""

@@ -53,6 +53,7 @@ def build_standalone(
     run: Run,
     *,
     token: int | None = None,
+    place: str = "",
     facts: Sequence[tuple[str, str]] = (),
     most_heads: int | None = None,
 ) -> bytes:
@@ -61,6 +62,8 @@ def build_standalone(
     Args:
         run: one or two traces.
         token: which token is chosen when the file is opened; None leaves it to the inspector.
+        place: the view that it opens with and its note, as the page's address has them; any text
+            will do, for the inspector reads it as it reads a link. `token` goes before it.
         facts: more lines for "What made this": what it is, and a text.
         most_heads: of more values than these the file holds the mean over the heads alone; None:
             `HEADS_BYTES`.
@@ -71,6 +74,8 @@ def build_standalone(
     longest = max(len(trace.tokens) for trace in run.traces.values())
     if token is not None and not 0 <= token < longest:
         raise ValueError(f"token is {token}; the run has {longest}, from 0.")
+    if token is not None:
+        place = urlencode({"t": f"{token}-{token}"})
     first = run.first
     script = _script()
     pair = run.kind == "pair"
@@ -87,7 +92,7 @@ def build_standalone(
         "inspector": re.sub(r"\s*<a href=.*?</a>", "", read_static("inspector.html")),
         "facts": "\n".join(_lines([*_about(run), *facts])),
         "steps": "1/255" if _cells(run.traces) * 2 > EAGER_BYTES else "1/65535",
-        "data": "\n".join(_blocks(run, token, most_heads)),
+        "data": "\n".join(_blocks(run, place, most_heads)),
         "style": style,
         "script": script,
     }
@@ -132,11 +137,10 @@ def _policy(script: str, style: str) -> str:
     )
 
 
-def _blocks(run: Run, token: int | None, most_heads: int | None) -> Iterator[str]:
+def _blocks(run: Run, place: str, most_heads: int | None) -> Iterator[str]:
     """The data, each piece in an element that a browser neither runs nor shows."""
-    place = None if token is None else urlencode({"t": f"{token}-{token}"})
     # "<" appears in JSON only inside strings, where it can be written by its number.
-    value = json.dumps({"value": _value(run), "place": place}).replace("<", "\\u003c")
+    value = json.dumps({"value": _value(run), "place": place or None}).replace("<", "\\u003c")
     yield _block("value", value, "application/json")
     payload = build_payload(run, EAGER_BYTES)
     yield _block("file-run.bin", base64.b64encode(payload).decode())

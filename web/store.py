@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from sinkscope.capture.trace import GenerationTrace
+from sinkscope.drawing.made import made_line
 from sinkscope.outside import Bounds, read_json
 from sinkscope.utils import write_atomically
 from sinkscope.web.copies import Copies
@@ -39,6 +40,11 @@ LABELS = {"baseline": "Baseline", "var": "VAR"}
 def new_id() -> str:
     """An id that nobody can guess (128 random bits)."""
     return secrets.token_urlsafe(16)
+
+
+def made_of(run: Run) -> str:
+    """What made a run, in one line; of two runs side by side a table says it."""
+    return "" if run.kind == "pair" else made_line(run.traces, run.same_text)
 
 
 def control_of(trace: GenerationTrace) -> str:

@@ -84,4 +84,6 @@ def test_the_table_has_every_share(tmp_path: Path) -> None:
     row = rows[48 + 2 * 8 + 3]
     assert (row["layer"], row["head"]) == ("2", "3")
     assert float(row["image_share"]) == pytest.approx(float(trace.shares[1, 2, 3, 1]), rel=1e-5)
+    assert rows[0]["made_by"].startswith("model synthetic · no VAR · greedy")  # once an answer
+    assert {row["made_by"] for row in rows[1:]} == {""}
     assert float(row["entropy_nats"]) == pytest.approx(float(trace.entropy[1, 2, 3]), rel=1e-5)

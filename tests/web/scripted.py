@@ -21,7 +21,7 @@ from sinkscope.models.generation_file import GenerationFile
 from sinkscope.models.profiles import SinkProfile
 from sinkscope.models.views import one_view
 from sinkscope.web.handlers import Engine
-from tests.web.synthetic import HOSTILE, WORDS, make_pair, make_trace
+from tests.web.synthetic import HOSTILE, WORDS, make_pair, make_trace, with_more
 
 THOUSAND = tuple(f" word{n}" for n in range(1000))
 
@@ -105,6 +105,7 @@ class ScriptedEngine:
         words = tuple(token.text for token in first.tokens)
         picture = {"image": inputs.images[0], "prompt": inputs.prompt}
         pair = make_pair(words, words, finish=first.finish, **picture)
+        pair = {name: with_more(trace, inputs.images[1:]) for name, trace in pair.items()}
         return SimpleNamespace(**pair, prefix=None)
 
     @staticmethod
@@ -141,4 +142,5 @@ class ScriptedEngine:
             made += 1
         self.ended.set()
         finish = "end" if made == len(words) else "stopped"
-        return make_trace(words[:made], finish=finish, **size, **picture)  # type: ignore[arg-type]
+        told_of = make_trace(words[:made], finish=finish, **size, **picture)  # type: ignore[arg-type]
+        return with_more(told_of, inputs.images[1:])

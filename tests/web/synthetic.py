@@ -152,6 +152,46 @@ def make_trace(
     )
 
 
+def with_more(trace: GenerationTrace, images: tuple[Image.Image, ...]) -> GenerationTrace:
+    """The same answer to a question about further images too, each of as many patches.
+
+    Each image gets half of what the one before it got, mirrored; the last two get the same. Rows
+    of the prompt and of the generic prompt are left out.
+    """
+    if not images:
+        return trace
+    (grid,), V = trace.layout.grids, trace.layout.cells
+    start, (rows, columns) = grid.views[0].positions[0], (grid.rows, grid.columns)
+    parts = [0.5 ** (k + 1) for k in range(len(images))]
+    parts.append(parts[-1])
+    pieces = [trace.attention.float() * part for part in parts]
+    pieces = [piece.flip(-1) if k % 2 else piece for k, piece in enumerate(pieces)]
+    grids = [grid]
+    for k, image in enumerate(images, 1):
+        place, size = start + k * V, (image.height, image.width)
+        grids.append(one_view(place, 1, rows * 2, columns * 2, 2, grid.resized, size))
+    moved, more = [], len(images) * V
+    for one in trace.layout.segments:
+        if one.kind == "image":
+            at = range(start, start + more + V, V)
+            moved += [Segment("image", p, p + V, k) for k, p in enumerate(at)]
+        else:
+            by = more if one.start > start else 0
+            moved.append(Segment(one.kind, one.start + by, one.stop + by))
+    share = trace.shares[..., 1:2]
+    images_share = [share * part for part in parts]
+    return replace(
+        trace,
+        layout=PromptLayout(trace.layout.length + more, tuple(moved), tuple(grids)),
+        images=(*trace.images, *images),
+        prompt_tokens=tuple(f"p{n}" for n in range(trace.layout.length + more)),
+        attention=torch.cat(pieces, -1).to(torch.float16),
+        shares=torch.cat([trace.shares[..., :1], *images_share, trace.shares[..., 2:]], -1),
+        prompt_rows=None,
+        reference=None,
+    )
+
+
 def make_rows(
     trace: GenerationTrace, positions: tuple[int, ...], seed: int, prompt: str = ""
 ) -> PromptTrace:

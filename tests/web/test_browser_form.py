@@ -44,7 +44,7 @@ def test_what_is_typed_while_the_page_opens_stays(
     page.route("**/run/predict", lambda route: held.append(route))
     page.reload()
     ready(page)
-    assert page.locator("#image img").count() == 1
+    page.wait_for_function("document.querySelector('#image img').naturalWidth > 0")  # it is seen
     page.fill("#prompt textarea", "Typed at once")
     page.wait_for_timeout(300)
     late = list(held)  # the events of opening, of which none was answered yet

@@ -171,7 +171,9 @@ def answers(work: Work) -> tuple[str, str]:
 
 
 @pytest.mark.tiny
-def test_a_run_over_an_upload(upload: Any, make: Make, tmp_path: Path) -> None:
+def test_a_run_over_an_upload(
+    upload: Any, make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     rows = [{**(RED, BLUE)[n % 2], "id": str(n)} for n in range(6)]
     rows.append({**RED, "id": "two", "image": ["red.png", "blue.png"]})
     files = upload(rows)
@@ -199,8 +201,14 @@ def test_a_run_over_an_upload(upload: Any, make: Make, tmp_path: Path) -> None:
     values = form_values(handlers, {"run": last["run"], "question": "1", "method": "var"}, "")
     assert values["prompt"] == BLUE["question"]
     assert np.asarray(Image.open(values["image"]))[3, 3].tolist() == list(COLOURS["blue"])
-    with pytest.raises(ValueError, match="several images, and Explore asks about one"):
-        form_values(handlers, {"run": last["run"], "question": "two", "method": "var"}, "")
+    assert values["image_2"] is None  # what another question had there goes
+    two = {"run": last["run"], "question": "two", "method": "var"}
+    values = form_values(handlers, two, "")
+    seen = [np.asarray(Image.open(values[name]))[3, 3].tolist() for name in ("image", "image_2")]
+    assert seen == [list(COLOURS["red"]), list(COLOURS["blue"])] and values["image_3"] is None
+    monkeypatch.setattr("sinkscope.web.evaluate_open.MORE", ())
+    with pytest.raises(ValueError, match="has 2 images; Explore asks about 1 at most"):
+        form_values(handlers, two, "")
     for what in MEDIA:
         file = handlers.evaluation_file({"run": last["run"], "what": what})
         data = Path(file["url"].split("file=", 1)[1]).read_bytes()

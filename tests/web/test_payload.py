@@ -14,6 +14,7 @@ import pytest
 from PIL import Image
 
 from sinkscope.attention_processor import head_mean, image_share, sink_share
+from sinkscope.benchmarks.page import weight
 from sinkscope.web.assets import read_static
 from sinkscope.web.payload import build_payload, build_token_maps, compand, encode_image
 from sinkscope.web.store import Run
@@ -169,10 +170,8 @@ def test_colour_maps_are_those_of_matplotlib() -> None:
 
 
 def test_weight_and_templates_of_the_page() -> None:
-    parts = [read_static(n) for n in ("inspector", "inspector.html", "inspector.css", "page.css")]
-    text = "".join(parts).encode()
-    assert len(text) < 185_000
-    assert len(gzip.compress(text)) < 60_000  # of the first tab, as it is sent (`web.compress`)
+    ours = weight()  # everything that comes with the page, as `web.compress` sends it
+    assert ours["bytes"] < 215_000 and ours["sent"] < 66_000
     for name in ("inspector", "status", "shelf"):
         for part in (read_static(f"{name}.html"), read_static(f"{name}.css")):
             # Gradio would evaluate these as code.

@@ -30,17 +30,6 @@ function percent(x) {
 
 const times = (x) => (x >= 9.95 ? x.toFixed(0) : x >= 0.995 ? x.toFixed(1) : x >= 0.00095 ? x.toPrecision(1) : x ? x.toExponential(0) : "0") + " ×";
 
-// 0, 1, 2, 5 -> "0–2, 5"
-function spell(indices) {
-  const parts = [];
-  for (const i of indices) {
-    const last = parts[parts.length - 1];
-    if (last && last[1] === i - 1) last[1] = i;
-    else parts.push([i, i]);
-  }
-  return parts.map(([a, b]) => (a === b ? `${a}` : `${a}–${b}`)).join(", ");
-}
-
 // What a token looks like in a strip: blanks and controls made visible, the text otherwise untouched.
 function glyphs(text) {
   if (text === "") return "∅";
@@ -63,7 +52,7 @@ const view = {
   combine: "mean", method: "attention", scale: "percentile", range: "token", colours: "inferno", opacity: 0.8,
   overlay: "value", photo: "dim", smooth: false, sinks: true, same: true, difference: true,
   swapped: false, quantity: "image", image: 0, box: null, cursor: null,
-  part: "answer", prompt: true, four: "", layers: [],
+  part: "answer", prompt: true, four: "", layers: [], note: "",
 };
 let run = null; // the run on screen: see data.js
 let pending = null; // id of the run that the page is waiting for

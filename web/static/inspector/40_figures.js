@@ -276,11 +276,11 @@ function paintFigure({ name, side, l }, shared, size) {
   const stat = figure.querySelector(".stat"), share = shown.shares[name];
   stat.replaceChildren();
   if (share) {
-    stat.append("image ", node("b", {}, percent(share.image)));
+    stat.append(run.images.length > 1 ? "all images " : "image ", node("b", {}, percent(share.image)));
     if (side.sinks.some((s) => s.length)) stat.append(" · sinks hold ", node("b", {}, percent(share.sinks)), " of it");
   }
   figure.querySelector(".stage").setAttribute("aria-label",
-    `${side.label}: attention over the image for ${selectionWords()}. ` +
+    `${side.label}: attention over the image for ${selectionWords()}${imageWords()}. ` +
     (share ? `Image share ${percent(share.image)}, sinks hold ${percent(share.sinks)} of it. ` : "") +
     "Arrow keys move over the patches, with Shift they make a box; Enter looks up which tokens looked there.");
   const said = map && scaleWords(scale, side, shared), again = shared && view.four && name !== "four-2";
@@ -318,7 +318,7 @@ function paintDifference() {
   note.hidden = Boolean(both);
   note.textContent = both ? "" : "One of the answers has no such token.";
   const stat = figure.querySelector(".stat"), [s, v] = run.variants.map((x) => shown.shares[x.name]);
-  stat.textContent = s && v ? `image ${v.image >= s.image ? "+" : "−"}${percent(Math.abs(v.image - s.image))} of the row` : "";
+  stat.textContent = s && v ? `${run.images.length > 1 ? "all images" : "image"} ${v.image >= s.image ? "+" : "−"}${percent(Math.abs(v.image - s.image))} of the row` : "";
   figure.querySelector(".stage").setAttribute("aria-label", `Difference of the two maps, ${run.variants[1].label} minus ${run.variants[0].label}`);
   paintScale(figure, scale, both && scale.words, COLOURS.coolwarm);
 }

@@ -37,11 +37,6 @@ function wireControls() {
     view.opacity = +event.target.value / 100;
     repaint();
   });
-  $('[data-set="image"]').addEventListener("change", (event) => {
-    view.image = +event.target.value;
-    Object.assign(view, { box: null, cursor: null });
-    repaint();
-  });
   $('[data-do="look"]').addEventListener("click", (event) => {
     const look = $(".look");
     look.hidden = !look.hidden;
@@ -186,12 +181,6 @@ function syncControls() {
     ...run.variants.map((v) => node("option", { value: v.name }, two ? `${v.label}, 4 layers` : "four layers")));
   four.dataset.run = run.id;
   four.value = view.four;
-  const select = $('[data-set="image"]');
-  select.closest("label").hidden = run.images.length < 2;
-  if (select.options.length !== run.images.length) {
-    select.replaceChildren(...run.images.map((_, k) => node("option", { value: k }, `${k}`)));
-  }
-  select.value = view.image;
 }
 
 function rangeWords(name) {
@@ -200,6 +189,9 @@ function rangeWords(name) {
   if (indices[a] < 0) return "mean";
   return a === b ? `${indices[a]}` : `${indices[a]}–${indices[b]}`;
 }
+
+// Which of several images; on the page its button says so.
+const imageWords = () => (run.images.length > 1 ? `, image ${view.image}` : "");
 
 function selectionWords() {
   const first = sides().find((v) => tokensOf(v)) || sides()[0], span = tokensOf(first);
@@ -226,7 +218,7 @@ const RUN_ID = /^[\w-]{16,64}(\.(baseline|var)~[\w-]{16,64}\.(baseline|var))?$/;
 const LINK = 2;
 // What else of the view is in a link where it is not as at first, and what it may be.
 const LINKED = { range: ["token", "answer"], colours: ["inferno", "magma", "viridis", "cividis"], overlay: ["value", "flat", "off"], photo: ["dim", "full", "none"],
-  quantity: ["image", "sink", "entropy", "box"], opacity: "part", image: "whole", sinks: "flag", smooth: "flag", same: "flag", swapped: "flag" };
+  quantity: ["image", "sink", "entropy", "box"], opacity: "part", image: "whole", sinks: "flag", smooth: "flag", same: "flag", swapped: "flag", note: "text" };
 const AT_FIRST = { ...view };
 
 function linkedValue(name, kind, text) {
@@ -234,31 +226,35 @@ function linkedValue(name, kind, text) {
   if (kind === "flag") return text === "1" ? true : text === "0" ? false : undefined;
   if (kind === "part") return /^(0|1|0?\.\d{1,6})$/.test(text) ? +text : undefined;
   if (kind === "whole") return /^\d{1,4}$/.test(text) ? +text : undefined;
+  if (kind === "text") return plainNote(text);
   return kind.includes(text) ? text : undefined;
 }
 let addressTimer = 0;
 function writeAddress() {
   clearTimeout(addressTimer);
-  addressTimer = setTimeout(() => {
-    if (!run) return;
-    const ends = (list, a, b) => `${list[a]}-${list[b]}`;
-    const part = { v: LINK, run: run.id, [view.part === "prompt" ? "p" : "t"]: `${view.t0}-${view.t1}`, l: ends(run.layers, view.l0, view.l1) };
-    if (run.heads[0] >= 0) part.h = ends(run.heads, view.h0, view.h1);
-    if (view.own) part.u = view.own.join("-");
-    if (view.combine !== "mean") part.combine = view.combine;
-    if (view.method !== "attention") part.method = view.method;
-    if (view.scale !== "percentile") part.scale = view.scale;
-    if (canDiffer()) part.difference = view.difference ? 1 : 0;
-    if (view.four) part.four = fourLayers().map((l) => run.layers[l]).join("-") + `.${view.four}`;
-    for (const [name, kind] of Object.entries(LINKED)) {
-      const now = kind === "flag" ? +view[name] : view[name];
-      if (now !== (kind === "flag" ? +AT_FIRST[name] : AT_FIRST[name])) part[name] = now;
-    }
-    if (view.box) part.box = [view.box.r0, view.box.c0, view.box.r1, view.box.c1].join("-");
-    if (run.kind === "example") delete part.run;
-    else if (run.ask.prompt && JSON.stringify(run.ask).length < 1500) part.ask = JSON.stringify(run.ask);
-    history.replaceState(history.state, "", "#" + new URLSearchParams(part));
-  }, 250);
+  addressTimer = setTimeout(writeAddressNow, 250);
+}
+
+function writeAddressNow() {
+  clearTimeout(addressTimer);
+  if (!run) return;
+  const ends = (list, a, b) => `${list[a]}-${list[b]}`;
+  const part = { v: LINK, run: run.id, [view.part === "prompt" ? "p" : "t"]: `${view.t0}-${view.t1}`, l: ends(run.layers, view.l0, view.l1) };
+  if (run.heads[0] >= 0) part.h = ends(run.heads, view.h0, view.h1);
+  if (view.own) part.u = view.own.join("-");
+  if (view.combine !== "mean") part.combine = view.combine;
+  if (view.method !== "attention") part.method = view.method;
+  if (view.scale !== "percentile") part.scale = view.scale;
+  if (canDiffer()) part.difference = view.difference ? 1 : 0;
+  if (view.four) part.four = fourLayers().map((l) => run.layers[l]).join("-") + `.${view.four}`;
+  for (const [name, kind] of Object.entries(LINKED)) {
+    const now = kind === "flag" ? +view[name] : view[name];
+    if (now !== (kind === "flag" ? +AT_FIRST[name] : AT_FIRST[name])) part[name] = now;
+  }
+  if (view.box) part.box = [view.box.r0, view.box.c0, view.box.r1, view.box.c1].join("-");
+  if (run.kind === "example") delete part.run;
+  else if (run.ask.prompt && JSON.stringify(run.ask).length < 1500) part.ask = JSON.stringify(run.ask);
+  history.replaceState(history.state, "", "#" + new URLSearchParams(part));
 }
 
 function readAddress() {

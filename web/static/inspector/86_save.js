@@ -5,6 +5,7 @@ function wireSave() {
     togglePop("save");
     if (served) server.draw_ahead({}).catch(() => {}); // whoever asks for a file is told what is wrong
   });
+  wireNote();
   const ways = { pdf: () => askFor("pdf"), gif: () => askFor("gif"), mp4: () => askFor("mp4"), png: savePicture, csv: saveShares, map: saveMap, html: () => fetchFile("page_file"), trace: () => fetchFile("trace_file"), link: copyLink };
   $(".motion").hidden = !served;
   $('[data-do="stop-save"]').addEventListener("click", () => trigger("stop", {}));
@@ -99,7 +100,7 @@ async function savePicture() {
   ink.fillStyle = "#fff";
   ink.fillRect(0, 0, canvas.width, canvas.height);
   write(`“${run.prompt.replace(/\s+/g, " ").slice(0, 160)}”`, gap, 46, 26, "#1b2027", canvas.width - 2 * gap, true);
-  write(`${selectionWords()}  ·  ${run.model.id} @ ${run.model.revision}`, gap, 82, 21, "#5b6572", canvas.width - 2 * gap);
+  write(`${selectionWords()}${imageWords()}  ·  ${run.model.id} @ ${run.model.revision}`, gap, 82, 21, "#5b6572", canvas.width - 2 * gap);
   figures.forEach((look, k) => {
     const { name, side, l, both } = look, x = gap + k * (wide + gap);
     const own = document.createElement("canvas");
@@ -135,16 +136,19 @@ async function savePicture() {
 async function saveShares() {
   // A text is never a formula.
   const cell = (text) => `"${(/^[=+\-@\t\r]/.test(text) ? "'" : "") + text.replace(/"/g, '""')}"`;
-  const lines = ["answer,token,text,probability,layer,head,image_share,sink_share_of_image,entropy_nats"];
-  for (const variant of run.variants)
+  const lines = ["answer,token,text,probability,layer,head,image_share,sink_share_of_image,entropy_nats,made_by"];
+  for (const variant of run.variants) {
+    let made = run.made ? cell(run.made) : ""; // in the first line of each answer
     variant.tokens.forEach((token, t) => {
       for (let l = 0; l < run.L; l++)
         for (let h = 0; h < run.H; h++) {
           const i = (t * run.L + l) * run.H + h;
           const numbers = ["image", "sink", "entropy"].map((q) => headValue(variant, i, q).toPrecision(5));
-          lines.push([variant.name, t, cell(token.t), token.p, run.layers[l], run.heads[h], ...numbers].join(","));
+          lines.push([variant.name, t, cell(token.t), token.p, run.layers[l], run.heads[h], ...numbers, made].join(","));
+          made = "";
         }
     });
+  }
   downloadBlob(new Blob([lines.join("\r\n") + "\r\n"], { type: "text/csv;charset=utf-8" }), fileName(".csv"));
   return `${lines.length - 1} rows`;
 }
@@ -166,9 +170,10 @@ async function saveMap() {
 }
 
 async function fetchFile(question) {
-  const answers = [];
+  writeAddressNow(); // the saved page opens where this one is
+  const answers = [], place = location.hash.slice(1);
   for (const variant of question === "trace_file" ? run.variants : [run.variants[0]]) {
-    const answer = await server[question]({ ...asking(run.id), variant: variant.name });
+    const answer = await server[question]({ ...asking(run.id), variant: variant.name, place });
     if (!answer || answer.error) throw new Error(answer ? answer.error : "the server does not answer");
     download(sameOrigin(answer), answer.name);
     answers.push(`${answer.name} (${(answer.bytes / 1e6).toFixed(1)} MB)`);
@@ -177,6 +182,7 @@ async function fetchFile(question) {
 }
 
 async function copyLink() {
+  writeAddressNow();
   const part = new URLSearchParams(location.hash.slice(1));
   part.set("run", run.id);
   const link = location.origin + location.pathname + "#" + part;

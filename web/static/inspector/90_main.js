@@ -10,7 +10,7 @@ function speak() {
   clearTimeout(speakTimer);
   speakTimer = setTimeout(() => {
     if (!run) return;
-    const parts = [selectionWords()];
+    const parts = [selectionWords() + imageWords()];
     for (const variant of sides()) {
       const share = shown.shares[variant.name];
       if (share) parts.push(`${variant.label}: image share ${percent(share.image)}`);
@@ -28,6 +28,7 @@ function repaint() {
   $(".selection").replaceChildren(selectionWords(), node("span", { class: "quiet" }, view.part === "prompt"
     ? " · the row of the token itself" : " · the row that predicted it"));
   paintFigures();
+  markImages();
   paintPanels();
   paintReading();
   tintTokens();
@@ -170,12 +171,14 @@ async function showRun(value, place, fill) {
   $(".question").textContent = run.prompt;
   root.dataset.variants = run.variants.length;
   buildStrips();
+  buildImages();
   buildFigures();
   buildPanels();
   buildReading();
   buildSettings();
   showRemarks();
   showMade();
+  showNote();
   setPhase(value.phase, value.message, value.facts);
   markTokens();
   repaint();
@@ -189,7 +192,7 @@ async function showRun(value, place, fill) {
 function startView(before, place, value) {
   const fits = before && before.L === run.L && before.H === run.H;
   if (!fits) Object.assign(view, { l0: 0, l1: run.L - 1, h0: 0, h1: run.H - 1 });
-  Object.assign(view, { box: null, cursor: null, image: 0, swapped: false, own: null });
+  Object.assign(view, { box: null, cursor: null, image: 0, swapped: false, own: null, note: "" });
   if (view.quantity === "box") view.quantity = "image";
   const named = !place.run || place.run === value.run;
   view.part = "answer";

@@ -1,0 +1,92 @@
+"""What made a run, in one line: model, VAR's settings, control, same text, how tokens were chosen.
+
+The page says it under its header; tables, traces and animations that are saved carry it too.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from sinkscope.capture.trace import GenerationTrace
+
+NUMBERS = (("tau", "VAR tau"), ("keep", "keep"), ("max_sink_share", "max sink share"))
+
+
+def made_words(traces: Sequence[GenerationTrace], same_text: bool | None = None) -> list[str]:
+    """What made the answers of one run, in parts.
+
+    Args:
+        traces: one, or the baseline and VAR.
+        same_text: VAR followed the baseline's text; None where that is not known.
+    """
+    first = traces[0]
+    words = [f"model {first.model.id}"]
+    report = next((trace.var for trace in traces if trace.var), None)
+    words += ["no VAR"] if report is None else _var_words(report, same_text)
+    applied = list(dict.fromkeys(one for trace in traces for one in trace.applied))
+    if report is None and applied:
+        words[1:] = applied
+    settings = first.settings
+    if settings.get("decoding") == "checkpoint":
+        words.append("decoded as the checkpoint says")
+    else:
+        warm = settings.get("temperature") or 0
+        words.append(f"temperature {_number(warm)}" if warm > 0 else "greedy")
+    return words if first.seed is None else [*words, f"seed {first.seed}"]
+
+
+def made_line(
+    sides: Mapping[str, GenerationTrace] | GenerationTrace, same_text: bool | None = None
+) -> str:
+    """The same as a line: of the answers of one run once, of two runs for each by its label."""
+    traces = [sides] if isinstance(sides, GenerationTrace) else list(sides.values())
+    if len(traces) < 2 or _one_run(*traces[:2]):
+        return " · ".join(made_words(traces, same_text))
+    assert isinstance(sides, Mapping)
+    return "   |   ".join(f"{name}: {made_line(trace)}" for name, trace in sides.items())
+
+
+def with_made(trace: GenerationTrace, line: str) -> GenerationTrace:
+    """The trace with `extra["made"]`, for a file that is read without the run around it."""
+    if not line:
+        return trace
+    return dataclasses.replace(trace, extra={**trace.extra, "made": line})
+
+
+def _one_run(a: GenerationTrace, b: GenerationTrace) -> bool:
+    """Whether the second is the first one's question with VAR."""
+    same = (a.model.id, a.prompt, a.seed, a.settings) == (b.model.id, b.prompt, b.seed, b.settings)
+    return same and a.var is None and b.var is not None
+
+
+def _var_words(report: Mapping[str, Any], same_text: bool | None) -> list[str]:
+    own = report.get("settings") or {}
+    words = [
+        f"{label} {_number(own[name])}" for name, label in NUMBERS if own.get(name) is not None
+    ] or ["VAR"]
+    acted = own.get("layers") or [layer["layer"] for layer in report.get("layers") or ()]
+    words.append(f"layers {_spelt(acted)}" if acted else "no layer")
+    if own.get("heads"):
+        words.append(f"heads {', '.join('.'.join(map(str, head)) for head in own['heads'])}")
+    words += [str(own["dialect"])] if own.get("dialect") else []
+    words.append(f"control {own.get('control') or 'none'}")
+    if same_text is not None:
+        words.append("same text" if same_text else "own text")
+    return words
+
+
+def _number(value: float) -> str:
+    return f"{value:.6g}"
+
+
+def _spelt(indices: Sequence[int]) -> str:
+    """`0–3, 7` of 0, 1, 2, 3, 7."""
+    runs: list[list[int]] = []
+    for index in sorted(set(indices)):
+        if runs and index == runs[-1][1] + 1:
+            runs[-1][1] = index
+        else:
+            runs.append([index, index])
+    return ", ".join(f"{a}" if a == b else f"{a}–{b}" for a, b in runs)
