@@ -106,7 +106,7 @@ class Attendance:
         path = scope["path"]
         if path.endswith("/queue/data"):
             asked = parse_qs(scope["query_string"].decode("latin-1"))
-            return (asked.get("session_hash") or [""])[0]
+            return str((asked.get("session_hash") or [""])[0])
         if (beat := _HEARTBEAT.search(path)) is not None:
             return str(beat[1])
         if (call := _CALL.search(path)) is not None:
