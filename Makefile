@@ -2,6 +2,7 @@
 # make test   everything: ruff, mypy, pytest with all tiers
 # make fast   pytest without the trained model and without a browser
 # make lint   ruff and mypy           make format   ruff's formatter
+# make advisories   known faults of the installed packages, where the feed (OSV) can be reached
 #
 # PYTHON=python3.12 picks an interpreter, VENV=folder another environment, ARGS='--port 7861' flags of app.py,
 # WORKERS=4 how many processes the tests run in.
@@ -13,7 +14,7 @@ WORKERS ?= 2
 
 BIN = $(VENV)/bin
 
-.PHONY: run test fast lint format chromium help
+.PHONY: run test fast lint format chromium advisories help
 .DEFAULT_GOAL := help
 
 help:
@@ -36,6 +37,9 @@ lint: $(VENV)/.installed-dev
 format: $(VENV)/.installed-dev
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+advisories: $(VENV)/.installed
+	@sh .ci/advisories $(VENV)
 
 chromium: $(VENV)/.installed-dev
 	@sh .ci/chromium

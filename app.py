@@ -123,7 +123,10 @@ def main(arguments: list[str] | None = None) -> None:
         return
     settings = start.settings
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
-    os.umask(0o077)  # what is written here is for this user alone
+    from sinkscope.web.temporary import keep_private, own_folder
+
+    keep_private(settings.app.cache)
+    own_folder(settings.app.cache)  # before the page is built, whose parts remember where it is
     from sinkscope.web.access import token_for
     from sinkscope.web.launch import launch  # seconds of imports, which --help need not wait for
     from sinkscope.web.logs import start_logging

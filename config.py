@@ -9,12 +9,12 @@ hand.
 from __future__ import annotations
 
 import dataclasses
-import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args
 
+from sinkscope.outside import read_toml
 from sinkscope.setting import REQUIRED, Heads, check, explained, layer_heads, refuse, setting
 from sinkscope.setting.serving import AppSettings as AppSettings
 
@@ -293,7 +293,8 @@ class VARSettings:
 @explained
 @dataclass(frozen=True)
 class ImageLimits:
-    """What an image from outside may be. Checked before any pixel is decoded."""
+    """What an image from outside may be, checked before any pixel is decoded, and what decoding it
+    may take."""
 
     max_megapixels: float = setting(
         50.0,
@@ -306,6 +307,27 @@ class ImageLimits:
         199.0,
         "Longer side divided by the shorter (the model's processor refuses 200 and more).",
         low=1.0,
+    )
+    kept_megapixels: float = setting(
+        12.845056,
+        "An image with more pixels is scaled down to so many millions as it is read. 12.845056 is "
+        "what Qwen2.5-VL's processor can use (max_pixels); the page takes what the loaded model "
+        "can use where that is less, but not less than it shows (2.56).",
+        low=0.001,
+        high=1000.0,
+    )
+    max_scans: int = setting(
+        32, "Scans of a progressive JPEG; programs write 10 to 20.", low=1, high=10_000
+    )
+    decode_seconds: float = setting(
+        30.0, "How long the page lets one image be decoded.", low=0.1, high=3600.0, unit="seconds"
+    )
+    decode_megabytes: int = setting(
+        1024,
+        "Memory that the page's process for decoding may take (where the system has such limits).",
+        low=256,
+        high=10**6,
+        unit="megabytes",
     )
 
     def __post_init__(self) -> None:
@@ -356,18 +378,12 @@ def read_tables(path: Path) -> dict[str, Any]:
     Raises:
         ValueError: the file is missing or no TOML, or a table is none of `SECTIONS`.
     """
-    try:
-        tables = tomllib.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ValueError(
-            f"The settings file {path} cannot be read: {error.strerror or error}."
-        ) from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"The settings file {path} is not valid TOML: {error}.") from error
+    tables = read_toml(path, "The settings file")
     for table in tables:
         if table not in SECTIONS:
             raise ValueError(
-                f"The settings file {path} has a table [{table}]; allowed: {', '.join(SECTIONS)}."
+                f"The settings file {path.name} has a table [{table}]; "
+                f"allowed: {', '.join(SECTIONS)}."
             )
         if not isinstance(tables[table], Mapping):
             raise refuse(f"[{table}]", tables[table], "a table")

@@ -7,6 +7,7 @@ import math
 import os
 import tempfile
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -54,13 +55,23 @@ def write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:
             write(file)
             file.flush()
             os.fsync(file.fileno())
-        umask = os.umask(0)
-        os.umask(umask)
-        part.chmod(0o666 & ~umask)  # mkstemp's files are private; give it a normal file's mode
+        part.chmod(0o666 & ~_umask())  # mkstemp's files are private; give it a normal file's mode
         part.replace(path)
     except BaseException:
         part.unlink(missing_ok=True)
         raise
+
+
+def _umask() -> int:
+    """The process's umask. Python asks for it by changing it, which would show the files that other
+    threads make meanwhile to everybody; Linux tells it beside that."""
+    with suppress(OSError, ValueError), Path("/proc/self/status").open(errors="replace") as file:
+        for line in file:
+            if line.startswith("Umask:"):
+                return int(line.split()[1], 8)
+    umask = os.umask(0o077)
+    os.umask(umask)
+    return umask
 
 
 def number_of(count: int, one: str, many: str | None = None) -> str:

@@ -30,7 +30,9 @@ def open_arrays(path: Path) -> GenerationTrace:
         check_tensors(file.about, file.table)
         arrays: dict[str, Any] = {name: file.array(name) for name in file.table}
         if content_checksum(arrays) != file.about["checksum"]:
-            raise TraceFileError(f"{path} is damaged: its checksum does not match its content.")
+            raise TraceFileError(
+                f"{path.name} is damaged: its checksum does not match its content."
+            )
         check_numbers(arrays)
         return trace_of(file.about, arrays)
 

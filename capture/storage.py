@@ -1,16 +1,17 @@
 """The file of a trace: one safetensors file whose metadata holds the JSON part. No pickle anywhere.
 
 Tensors: `attention` float16 (T, L, H, V), `shares` float32 (T, L, H, S + 1), `entropy` float32 (T,
-L, H), `head_mean` float32 (T, L, V), `image_<i>` uint8 (height, width, 3). Where the run has them,
-`prompt_rows_*` and `reference_*` hold these three of the prompt's own tokens and of the generic
-prompt's last one. The JSON has everything else (`capture.trace_values`), with a format version, a
-checksum over all tensors, and one for each token's part and each image, so that `TraceReader` can
-read and check one token and leave the rest on the disk. A checksum in the metadata covers the
-header, these checksums among it (`capture.trace_file`). Writing is atomic, and takes no second copy
-of the trace.
+L, H), `head_mean` float32 (T, L, V), `image_<i>` uint8 (bytes,), a PNG of what the model was given.
+Where the run has them, `prompt_rows_*` and `reference_*` hold the first three of the prompt's own
+tokens and of the generic prompt's last one. The JSON has everything else (`capture.trace_values`),
+with a format version, a checksum over all tensors, and one for each token's part and each image, so
+that `TraceReader` can read and check one token and leave the rest on the disk. A checksum in the
+metadata covers the header, these checksums among it (`capture.trace_file`). Writing is atomic, and
+takes no second copy of the trace.
 
 Version 2 added `head_mean` and the tokens' checksums, 3 the rows of prompts, 4 the checksums of the
-header and of images; all are still read, and what they say is checked as far as they can be.
+header and of images, 5 images as views, 6 images as PNG (raw pixels before); all are still read,
+and what they say is checked as far as they can be.
 """
 
 from __future__ import annotations
@@ -22,10 +23,10 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from PIL import Image
 
+from sinkscope.capture.pictures import packed, unpacked
 from sinkscope.capture.trace import GenerationTrace, PromptTrace
 from sinkscope.capture.trace_file import (
     FORMAT,
@@ -78,7 +79,7 @@ def save_trace(trace: GenerationTrace, path: Path) -> None:
         if getattr(trace, name) is not None:
             sums[name] = [_crc(tensors[f"{name}_{part}"]) for part in ROWS]
     pictures = {
-        f"image_{index}": torch.from_numpy(np.array(image.convert("RGB")))
+        f"image_{index}": torch.from_numpy(packed(image))
         for index, image in enumerate(trace.images)
     }
     sums["images"] = [_crc(picture) for picture in pictures.values()]
@@ -107,7 +108,9 @@ def open_trace(path: Path) -> GenerationTrace:
         check_tensors(file.about, file.table)
         tensors = {name: file.tensor(name) for name in file.table}
         if content_checksum(tensors) != file.about["checksum"]:
-            raise TraceFileError(f"{path} is damaged: its checksum does not match its content.")
+            raise TraceFileError(
+                f"{path.name} is damaged: its checksum does not match its content."
+            )
         check_numbers(tensors)
         return trace_of(file.about, tensors)
 
@@ -175,7 +178,7 @@ class TraceReader:
                 name
             ]:
                 raise TraceFileError(
-                    f"{self._path} is damaged: the checksum of its {name} is wrong."
+                    f"{self._path.name} is damaged: the checksum of its {name} is wrong."
                 )
             check_numbers(tensors)
             return rows_of(name, self._about, tensors, self.outline)
@@ -212,9 +215,9 @@ class TraceReader:
             sums = (self._about.get("token_checksums") or {}).get("images")
             if sums is not None and _crc(pixels) != sums[index]:
                 raise TraceFileError(
-                    f"{self._path} is damaged: the checksum of image {index} does not match."
+                    f"{self._path.name} is damaged: the checksum of image {index} does not match."
                 )
-            return Image.fromarray(pixels.numpy())
+            return unpacked(f"image_{index}", pixels.numpy())
 
     def _token(self, token: int) -> int:
         count = len(self.outline.tokens)
@@ -228,7 +231,7 @@ class TraceReader:
             sums = self._about.get("token_checksums")
             if sums is not None and _crc(part) != sums[name][token]:
                 raise TraceFileError(
-                    f"{self._path} is damaged: the checksum of token {token} does not match."
+                    f"{self._path.name} is damaged: the checksum of token {token} does not match."
                 )
             check_numbers({name: part})
             return part

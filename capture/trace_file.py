@@ -17,9 +17,11 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from io import FileIO
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO, cast
 
 import numpy as np
+
+from sinkscope.outside import USUAL, check_json, open_regular
 
 if TYPE_CHECKING:
     import torch
@@ -28,7 +30,7 @@ if TYPE_CHECKING:
 
 FORMAT = "sinkscope-trace"
 CHECKSUM = "sinkscope-checksum"
-VERSION = 5
+VERSION = 6
 DTYPES: dict[str, np.dtype[Any]] = {
     "F16": np.dtype("<f2"),
     "F32": np.dtype("<f4"),
@@ -58,10 +60,17 @@ def damage_named(path: Path) -> Iterator[None]:
         AttributeError,
         OverflowError,
         RecursionError,
+        MemoryError,
     ) as error:
         lines = str(error).splitlines()
-        what = f"it lacks {error}" if isinstance(error, KeyError) else lines[0] if lines else ""
-        raise TraceFileError(f"{path} is damaged or no trace: {what or repr(error)}") from error
+        what = lines[0] if lines else ""
+        if isinstance(error, KeyError):
+            what = f"it lacks {error}"
+        elif isinstance(error, OSError):  # its text would name the folder
+            what = error.strerror or ""
+        raise TraceFileError(
+            f"{path.name} is damaged or no trace: {what or type(error).__name__}"
+        ) from error
 
 
 class TraceFile:
@@ -80,9 +89,9 @@ class TraceFile:
 
     def __init__(self, path: Path) -> None:
         if not path.is_file():
-            raise TraceFileError(f"There is no trace file {path}.")
+            raise TraceFileError(f"There is no trace file {path.name}.")
         with damage_named(path):
-            self._file = path.open("rb", buffering=0)
+            self._file = cast("FileIO", open_regular(path, buffering=0))
             try:
                 metadata, self.table, self._at = _read_header(self._file)
                 self.about = _read_about(path, metadata, self.table)
@@ -210,9 +219,11 @@ def parsed(text: str | bytes, written_by_us: bool = False) -> Any:
     Raises:
         ValueError: it is not; the text is the end of a sentence.
     """
+    said = text.decode() if isinstance(text, bytes) else text
+    check_json(said)
     if written_by_us:
-        return json.loads(text, parse_constant=_no_number)
-    return json.loads(text, object_pairs_hook=_once, parse_float=_finite, parse_constant=_no_number)
+        return json.loads(said, parse_constant=_no_number)
+    return json.loads(said, object_pairs_hook=_once, parse_float=_finite, parse_constant=_no_number)
 
 
 def as_json(about: Mapping[str, Any]) -> str:
@@ -271,6 +282,8 @@ def _read_header(file: FileIO) -> tuple[dict[str, str], Table, dict[str, int]]:
     length = int.from_bytes(file.read(8), "little")
     if length > size - 8:
         raise ValueError(f"its header should take {length} bytes, and the file has {size}")
+    if length > USUAL.bytes:
+        raise ValueError(f"its header takes {length} bytes; allowed: {USUAL.bytes}")
     header = parsed(file.read(length))
     if not isinstance(header, dict):
         raise ValueError("its header is no object")
@@ -299,7 +312,7 @@ def _read_header(file: FileIO) -> tuple[dict[str, str], Table, dict[str, int]]:
 def _read_about(path: Path, metadata: Mapping[str, str], table: Table) -> dict[str, Any]:
     """The JSON part, when the header is found whole; errors as `_read_header`."""
     if FORMAT not in metadata:
-        raise TraceFileError(f"{path} is a safetensors file, but no SinkScope trace.")
+        raise TraceFileError(f"{path.name} is a safetensors file, but no SinkScope trace.")
     whole = metadata.get(CHECKSUM) == header_checksum(metadata, table)
     about = parsed(metadata[FORMAT], written_by_us=whole)
     if not isinstance(about, dict):
@@ -309,8 +322,9 @@ def _read_about(path: Path, metadata: Mapping[str, str], table: Table) -> dict[s
         raise ValueError(f"its format version is {version!r}")
     if version > VERSION:
         raise TraceFileError(
-            f"{path} has format version {version}; this SinkScope reads up to {VERSION}. Update it."
+            f"{path.name} has format version {version}; this SinkScope reads up to {VERSION}. "
+            "Update it."
         )
     if not whole and (version >= 4 or CHECKSUM in metadata):
-        raise TraceFileError(f"{path} is damaged: the checksum of its header does not match.")
+        raise TraceFileError(f"{path.name} is damaged: the checksum of its header does not match.")
     return about

@@ -13,8 +13,21 @@ from itertools import pairwise
 from typing import TYPE_CHECKING, Any, get_args
 
 import numpy as np
-from PIL import Image
 
+from sinkscope.capture.checked import (
+    indices,
+    mapping,
+    number,
+    pair,
+    positions_in,
+    run_settings,
+    text,
+    texts,
+    var_report,
+    whole,
+    wholes,
+)
+from sinkscope.capture.pictures import is_picture, unpacked
 from sinkscope.capture.trace import (
     MEAN_HEAD,
     Alternative,
@@ -33,7 +46,10 @@ if TYPE_CHECKING:
     import torch
 
 ROWS = ("attention", "shares", "entropy")
-MOST_APART = 1 << 22  # vision tokens of a view that are not neighbours: no file makes us list more
+MOST_APART = 1 << 20  # vision tokens of a view that are not neighbours: no file makes us list more
+MOST_TOKENS = 1 << 22  # of a prompt: above all context lengths
+MOST_VIEWS = 1000  # of an image; models have some dozen
+MOST_CELLS = 1 << 22  # of the grid that an image's maps are on
 VIEW_SIZES = ("rows", "columns", "frames", "merge")
 PROMPTS = ("prompt_rows", "reference")  # fields that hold a PromptTrace or None
 
@@ -68,27 +84,27 @@ def trace_of(about: Mapping[str, Any], tensors: Mapping[str, torch.Tensor]) -> G
     """
     layout = _layout(about["layout"])
     names = [f"image_{index}" for index in range(len(layout.grids))]
-    images = [np.asarray(tensors[name]) for name in names if name in tensors]
+    images = [unpacked(name, np.asarray(tensors[name])) for name in names if name in tensors]
     trace = GenerationTrace(
         tokens=_tokens(about["tokens"]),
         layout=layout,
-        images=tuple(Image.fromarray(image) for image in images),
-        prompt=_text("prompt", about["prompt"]),
-        prompt_tokens=_texts("prompt_tokens", about["prompt_tokens"]),
+        images=tuple(images),
+        prompt=text("prompt", about["prompt"]),
+        prompt_tokens=texts("prompt_tokens", about["prompt_tokens"]),
         attention=tensors["attention"],
-        layers=_indices("layers", about["layers"]),
+        layers=indices("layers", about["layers"]),
         heads=_heads(about["heads"]),
         shares=tensors["shares"],
         entropy=tensors["entropy"],
         sinks=_sinks(about["sinks"], layout),
-        applied=_texts("applied", about["applied"]),
+        applied=texts("applied", about["applied"]),
         model=_model(about["model"]),
-        settings=_mapping("settings", about["settings"]),
-        seed=_whole("seed", about["seed"]),
-        finish=_text("finish", about["finish"]),
-        seconds=_number("seconds", about["seconds"]),
-        var=None if about["var"] is None else _mapping("var", about["var"]),
-        extra=_mapping("extra", about["extra"]),
+        settings=run_settings(about["settings"]),
+        seed=whole("seed", about["seed"]),
+        finish=text("finish", about["finish"]),
+        seconds=number("seconds", about["seconds"]),
+        var=var_report(about["var"], layout),
+        extra=mapping("extra", about["extra"]),
     )
     if len(trace.prompt_tokens) != layout.length:
         raise ValueError(
@@ -107,9 +123,9 @@ def rows_of(
     attention, shares, entropy = (tensors[f"{name}_{part}"] for part in ROWS)
     layout = _layout(said["layout"])
     return PromptTrace(
-        positions=_positions(f"{name}.positions", said["positions"], layout),
+        positions=positions_in(f"{name}.positions", said["positions"], layout),
         tokens=tuple(
-            PromptToken(_whole("id", token["id"]), _text("text", token["text"]))
+            PromptToken(whole("id", token["id"]), text("text", token["text"]))
             for token in said["tokens"]
         ),
         layout=layout,
@@ -120,7 +136,7 @@ def rows_of(
         entropy=entropy,
         sinks=_sinks(said["sinks"], layout),
         model=trace.model,
-        prompt=_text("prompt", said["prompt"]),
+        prompt=text("prompt", said["prompt"]),
     )
 
 
@@ -131,7 +147,7 @@ def check_tensors(about: Mapping[str, Any], table: Table) -> None:
         ValueError, KeyError, TypeError: as `trace_of`.
     """
     layout = _layout(about["layout"])
-    layers = len(_indices("layers", about["layers"]))
+    layers = len(indices("layers", about["layers"]))
     heads = len(_heads(about["heads"]))
     tokens = len(about["tokens"])
     wanted: dict[str, tuple[str, tuple[int, ...]]] = {}
@@ -163,7 +179,7 @@ def check_tensors(about: Mapping[str, Any], table: Table) -> None:
             )
     for name in pictures:
         dtype, shape = table[name]
-        if dtype != "U8" or len(shape) != 3 or shape[2] != 3 or 0 in shape:
+        if not is_picture(dtype, shape):
             raise ValueError(f"its {name} is {dtype} {list(shape)}, which is no RGB image")
 
 
@@ -215,7 +231,7 @@ def _tokens(said: Iterable[Mapping[str, Any]]) -> tuple[GeneratedToken, ...]:
             tuple(
                 [Alternative(a["id"], a["text"], a["probability"]) for a in token["alternatives"]]
             ),
-            _text("piece", token.get("piece", "")),
+            text("piece", token.get("piece", "")),
         )
         for token in said
     )
@@ -224,9 +240,9 @@ def _tokens(said: Iterable[Mapping[str, Any]]) -> tuple[GeneratedToken, ...]:
         *made,
         *(a for t in made for a in t.alternatives),
     ]
-    _wholes("id", [token.id for token in all_of_them])
-    _wholes("rank", [token.rank for token in made])
-    _texts("text", [token.text for token in all_of_them])
+    wholes("id", [token.id for token in all_of_them])
+    wholes("rank", [token.rank for token in made])
+    texts("text", [token.text for token in all_of_them])
     chances = [token.probability for token in all_of_them]
     if set(map(type, chances)) - {float, int} or (
         chances and not (min(chances) >= 0 and max(chances) <= 1.001)  # rounded, in old files
@@ -236,7 +252,9 @@ def _tokens(said: Iterable[Mapping[str, Any]]) -> tuple[GeneratedToken, ...]:
 
 
 def _layout(said: Mapping[str, Any]) -> PromptLayout:
-    length = _whole("length", said["length"])
+    length = whole("length", said["length"])
+    if length > MOST_TOKENS:
+        raise ValueError(f"its prompt should have {length} tokens; allowed: {MOST_TOKENS}")
     layout = PromptLayout(
         length=length,
         segments=tuple(Segment(**segment) for segment in said["segments"]),
@@ -246,9 +264,9 @@ def _layout(said: Mapping[str, Any]) -> PromptLayout:
     for segment in layout.segments:
         if segment.kind not in get_args(SegmentKind) or segment.start != at:
             raise ValueError("the segments of its prompt do not follow each other")
-        at = _whole("stop", segment.stop, at)
+        at = whole("stop", segment.stop, at)
         if segment.image is not None and not (
-            0 <= _whole("image", segment.image) < len(layout.grids)
+            0 <= whole("image", segment.image) < len(layout.grids)
         ):
             raise ValueError(f"its prompt speaks of image {segment.image}, which it does not have")
     if at != layout.length:
@@ -285,115 +303,59 @@ def _values_of_layout(layout: PromptLayout) -> dict[str, Any]:
 
 def _grid(said: Mapping[str, Any], length: int) -> ImageGrid:
     """An image; before format 5 it was one view at neighbouring positions."""
-    resized, original = (_pair(name, said[name]) for name in ("resized", "original"))
+    resized, original = (pair(name, said[name]) for name in ("resized", "original"))
     if "views" not in said:
-        start = _whole("start", said["start"])
-        t, h, w, merge = (_whole(name, said[name], 1) for name in ("t", "h", "w", "merge"))
+        start = whole("start", said["start"])
+        t, h, w, merge = (whole(name, said[name], 1) for name in ("t", "h", "w", "merge"))
         if t * h * w > length * merge**2:  # before so many positions are made
             raise ValueError("the patches of its images do not lie in its prompt, one image by one")
-        return one_view(start, t, h, w, merge, resized, original)
+        return _drawable(one_view(start, t, h, w, merge, resized, original))
     views = tuple(_view(view, length) for view in said["views"])
-    marks = _wholes("marks", said["marks"])
-    return ImageGrid(views, resized, original, marks)
+    marks = wholes("marks", said["marks"])
+    return _drawable(ImageGrid(views, resized, original, marks))
+
+
+def _drawable(grid: ImageGrid) -> ImageGrid:
+    """Refuse views whose map would have more cells than any image: it is made cell by cell."""
+    rows, columns = grid.rows, grid.columns
+    if rows * columns > MOST_CELLS or len(grid.views) > MOST_VIEWS:
+        raise ValueError(f"the map of an image should have {rows} x {columns} cells")
+    return grid
 
 
 def _view(said: Mapping[str, Any], length: int) -> View:
-    runs = [range(*_wholes("positions", run)) for run in said["positions"]]
+    runs = [range(*wholes("positions", run)) for run in said["positions"]]
     count = sum(len(run) for run in runs)
     apart = len(runs) > 1 and count > MOST_APART
     if apart or any(len(run) < 1 or run.stop > length for run in runs):
         raise ValueError("the patches of its images do not lie in its prompt, one image by one")
-    x0, y0, x1, y1 = (_number("box", edge, -math.inf) for edge in said["box"])
+    x0, y0, x1, y1 = (number("box", edge, -math.inf) for edge in said["box"])
     return View(
         positions=runs[0] if len(runs) == 1 else tuple(p for run in runs for p in run),
         box=(x0, y0, x1, y1),
-        kind=_text("kind", said["kind"]),  # type: ignore[arg-type]
-        **{name: _whole(name, said[name], 1) for name in VIEW_SIZES},
+        kind=text("kind", said["kind"]),  # type: ignore[arg-type]
+        **{name: whole(name, said[name], 1) for name in VIEW_SIZES},
     )
 
 
 def _sinks(said: Iterable[Mapping[str, Any]], layout: PromptLayout) -> tuple[LayerSinks, ...]:
     made = []
     for one in said:
-        positions = _positions("sinks", one["positions"], layout)
-        scores = tuple(_number("scores", score, -math.inf) for score in one["scores"])
+        positions = positions_in("sinks", one["positions"], layout)
+        scores = tuple(number("scores", score, -math.inf) for score in one["scores"])
         if len(scores) != len(positions):
             raise ValueError("it has sinks without a score")
-        made.append(LayerSinks(_whole("layer", one["layer"]), positions, scores))
+        made.append(LayerSinks(whole("layer", one["layer"]), positions, scores))
     return tuple(made)
 
 
 def _model(said: Mapping[str, Any]) -> ModelInfo:
     made = ModelInfo(**said)
     for field in dataclasses.fields(made):
-        check: Callable[[str, Any], Any] = _whole if field.type == "int" else _text
+        check: Callable[[str, Any], Any] = whole if field.type == "int" else text
         check(f"model.{field.name}", getattr(made, field.name))
     return made
 
 
 def _heads(said: Any) -> tuple[int, ...]:
-    return (MEAN_HEAD,) if list(said) == [MEAN_HEAD] else _indices("heads", said)
-
-
-def _indices(name: str, said: Iterable[Any]) -> tuple[int, ...]:
-    made = _wholes(name, said)
-    if len(set(made)) != len(made):
-        raise ValueError(f"its {name} are {list(made)}, one of them twice")
-    return made
-
-
-def _positions(name: str, said: Iterable[Any], layout: PromptLayout) -> tuple[int, ...]:
-    made = _wholes(name, said)
-    if any(position >= layout.length for position in made):
-        raise ValueError(f"its {name} lie behind the prompt's {layout.length} tokens")
-    return made
-
-
-def _pair(name: str, said: Any) -> tuple[int, int]:
-    first, second = said
-    return _whole(name, first, 1), _whole(name, second, 1)
-
-
-def _whole(name: str, value: Any, low: int = 0) -> int:
-    if type(value) is not int or value < low:
-        raise ValueError(
-            f"its {name} is {_shown(value)}, where a whole number from {low} should be"
-        )
-    return value
-
-
-def _wholes(name: str, said: Iterable[Any]) -> tuple[int, ...]:
-    made = tuple(said)
-    if set(map(type, made)) - {int} or min(made, default=0) < 0:
-        raise ValueError(f"its {name} has {_shown(made)}, where whole numbers from 0 should be")
-    return made
-
-
-def _number(name: str, value: Any, low: float = 0.0) -> float:
-    if type(value) not in (float, int) or not low <= value < math.inf:
-        raise ValueError(f"its {name} is {_shown(value)}, where a number should be")
-    return float(value)
-
-
-def _text(name: str, value: Any) -> str:
-    if not isinstance(value, str):
-        raise ValueError(f"its {name} is {_shown(value)}, where a text should be")
-    return value
-
-
-def _texts(name: str, said: Iterable[Any]) -> tuple[str, ...]:
-    made = tuple(said)
-    if isinstance(said, str) or set(map(type, made)) - {str}:
-        raise ValueError(f"its {name} has something that is no text")
-    return made
-
-
-def _mapping(name: str, value: Any) -> dict[str, Any]:
-    if not isinstance(value, dict):
-        raise ValueError(f"its {name} is {_shown(value)}, where an object should be")
-    return value
-
-
-def _shown(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else f"{text[:57]}..."
+    return (MEAN_HEAD,) if list(said) == [MEAN_HEAD] else indices("heads", said)

@@ -196,7 +196,7 @@ def treated_of(trace: GenerationTrace, view: View) -> tuple[int, ...]:
         return ()
     layers = set(trace.layers if view.layers is None else view.layers)
     acted = (one for one in report.get("layers") or () if one["layer"] in layers)
-    found = {p for one in acted for p in one["positions"]}
+    found = {p for one in acted for p in one.get("positions", ())}
     grid = trace.layout.grids[view.image]
     return grid.cells_of(k for k, p in enumerate(grid.positions) if p in found)
 

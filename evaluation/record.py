@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from sinkscope.evaluation.base import Judged, Judgement
+from sinkscope.outside import OutsideError, parse_json
 
 
 @dataclass(frozen=True)
@@ -47,7 +48,7 @@ class AnswerRecord:
         return json.dumps(values, ensure_ascii=False, allow_nan=False) + "\n"
 
     @staticmethod
-    def of_line(line: str, where: str) -> AnswerRecord:
+    def of_line(line: str | bytes, where: str) -> AnswerRecord:
         """Read a line.
 
         Raises:
@@ -55,9 +56,9 @@ class AnswerRecord:
                 named.
         """
         try:
-            values = json.loads(line)
-        except ValueError as error:
-            raise ValueError(f"{where} is no JSON: {error}.") from error
+            values = parse_json(line)
+        except OutsideError as error:
+            raise ValueError(f"{where} is damaged, because {error}.") from error
         if not isinstance(values, dict):
             raise ValueError(f"{where} is no JSON object.")
         allowed = {one.name for one in dataclasses.fields(AnswerRecord)}
@@ -66,6 +67,9 @@ class AnswerRecord:
             raise ValueError(
                 f"{where} is no record of an evaluation: missing keys {missing}, unknown {unknown}."
             )
+        for one in dataclasses.fields(AnswerRecord):
+            if not _fits(values[one.name], str(one.type)):
+                raise ValueError(f"{where} is damaged, because its {one.name} is no {one.type}.")
         if values["log_probabilities"] is not None:
             values["log_probabilities"] = tuple(values["log_probabilities"])
         return AnswerRecord(**values)
@@ -82,3 +86,22 @@ class AnswerRecord:
         return Judged(
             self.question, self.truth, self.category, self.cluster, judgement, self.fields
         )
+
+
+_TYPES: dict[str, tuple[type, ...]] = {
+    "str": (str,),
+    "int": (int,),
+    "float": (float, int),
+    "Mapping[str, Any]": (dict,),
+    "None": (type(None),),
+}
+
+
+def _fits(value: Any, kind: str) -> bool:
+    """Whether a value of JSON is of a field's type."""
+    if kind == "Any":
+        return True
+    if kind.startswith("tuple[float, ...]") and isinstance(value, list):
+        return all(_fits(item, "float") for item in value)
+    allowed = [one for part in kind.split(" | ") for one in _TYPES.get(part, ())]
+    return type(value) in allowed

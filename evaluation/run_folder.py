@@ -55,6 +55,7 @@ from typing import Any, BinaryIO
 
 from sinkscope.evaluation.record import AnswerRecord
 from sinkscope.evaluation.settings import RunConfig, Shard, read_config
+from sinkscope.outside import INFINITE, open_regular, read_json
 from sinkscope.utils import write_atomically
 
 try:
@@ -303,13 +304,13 @@ def _groups(path: Path) -> Iterator[tuple[int, int, list[AnswerRecord]]]:
 
 def _records(path: Path) -> Iterator[tuple[int, AnswerRecord]]:
     """Where each record's line ends, and the record. A last line without its end is none yet."""
-    with path.open("rb") as file:
+    with open_regular(path) as file:
         end = 0
         for number, line in enumerate(file, 1):
             if not line.endswith(b"\n"):
                 return
             end += len(line)
-            yield end, AnswerRecord.of_line(line.decode(), f"Line {number} of {path}")
+            yield end, AnswerRecord.of_line(line, f"Line {number} of {path.name}")
 
 
 def _shard_of(path: Path) -> tuple[int, int]:
@@ -318,12 +319,9 @@ def _shard_of(path: Path) -> tuple[int, int]:
 
 
 def _json(path: Path) -> dict[str, Any]:
-    try:
-        made = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ValueError(f"{path} cannot be read: {error}.") from error
+    made = read_json(path, "The file", INFINITE)
     if not isinstance(made, dict):
-        raise ValueError(f"{path} is no JSON object.")
+        raise ValueError(f"The file {path.name} is damaged, because it is no JSON object.")
     return made
 
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
-import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,6 +19,7 @@ import tomlkit
 
 from sinkscope.config import HIGHEST_SEED, ModelSettings, from_mapping
 from sinkscope.evaluation.wanted import Wanted, distinct
+from sinkscope.outside import read_toml
 from sinkscope.setting import REQUIRED, check, explained, like, setting
 from sinkscope.sinks.settings import EngineSettings
 
@@ -167,23 +167,18 @@ def read_config(path: Path) -> RunConfig:
     Raises:
         ValueError: it cannot be read, is no TOML, or a table, key or value is not allowed.
     """
-    try:
-        made = tomllib.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ValueError(f"The file {path} cannot be read: {error.strerror or error}.") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"The file {path} is not valid TOML: {error}.") from error
+    made = read_toml(path, "The file")
     unknown = [table for table in made if table not in ("run", "model", "methods")]
     if unknown:
-        raise ValueError(f"{path} has {unknown[0]!r}; allowed: [run], [model], [[methods]].")
+        raise ValueError(f"{path.name} has {unknown[0]!r}; allowed: [run], [model], [[methods]].")
     if "run" not in made:
-        raise ValueError(f"{path} has no table [run].")
+        raise ValueError(f"{path.name} has no table [run].")
     methods = made.get("methods", [{"name": "default"}])
     if not isinstance(methods, list) or not all(isinstance(one, dict) for one in methods):
-        raise ValueError(f"{path}: methods is no list of tables; allowed: [[methods]].")
+        raise ValueError(f"{path.name}: methods is no list of tables; allowed: [[methods]].")
     return RunConfig(
-        from_mapping(RunSettings, made["run"], f"{path} [run]"),
-        from_mapping(ModelSettings, made.get("model", {}), f"{path} [model]"),
+        from_mapping(RunSettings, made["run"], f"{path.name} [run]"),
+        from_mapping(ModelSettings, made.get("model", {}), f"{path.name} [model]"),
         tuple(_method(one, path) for one in methods),
     )
 
@@ -223,7 +218,7 @@ def _method(made: Mapping[str, Any], path: Path) -> Wanted:
     unknown = [key for key in made if key not in ("name", "var")]
     name, var = made.get("name"), made.get("var")
     if unknown or not isinstance(name, str) or not name or not isinstance(var, dict | None):
-        raise ValueError(f"{path}: a method is {dict(made)}; allowed: name, and a table var.")
+        raise ValueError(f"{path.name}: a method is {dict(made)}; allowed: name, and a table var.")
     if var is None:
         return Wanted(name)
     return Wanted(name, {k: tuple(v) if isinstance(v, list) else v for k, v in var.items()})

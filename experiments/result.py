@@ -14,6 +14,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+from sinkscope.outside import read_json
 from sinkscope.utils import number_of, plain_values, write_atomically
 
 FORMAT = "sinkscope-experiment-1"
@@ -202,20 +203,13 @@ class Result:
             ValueError: there is no such file, or it is no result of an experiment.
         """
         file = path / "result.json" if path.is_dir() else path
-        try:
-            values = json.loads(file.read_text(encoding="utf-8"))
-        except OSError as error:
-            raise ValueError(
-                f"The result {file} cannot be read: {error.strerror or error}."
-            ) from error
-        except ValueError as error:
-            raise ValueError(f"The result {file} is no JSON: {error}.") from error
+        values = read_json(file, "The result")
         if not isinstance(values, dict) or values.get("format") != FORMAT:
-            raise ValueError(f"{file} is no result of an experiment ({FORMAT}).")
+            raise ValueError(f"{file.name} is no result of an experiment ({FORMAT}).")
         try:
             return _result(values)
         except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise ValueError(f"The result {file} is damaged: {error!r}.") from error
+            raise ValueError(f"The result {file.name} is damaged: {error!r}.") from error
 
 
 def _result(values: dict[str, Any]) -> Result:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from PIL import Image
 
+from sinkscope.outside import read_bytes
 from sinkscope.sinks.samples import Sample
 from sinkscope.utils import sha256
 
@@ -81,20 +82,12 @@ def read_prompts(path: Path, count: int) -> Prompts:
     if count < 1:
         raise ValueError(f"samples is {count}; allowed: 1 or more.")
     try:
-        if path.stat().st_size > MOST_BYTES:
-            raise ValueError(
-                f"{path} has more than {MOST_BYTES // 1_000_000} MB; give fewer lines."
-            )
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except OSError as error:
-        raise ValueError(
-            f"The prompts {path} cannot be read: {error.strerror or error}."
-        ) from error
+        lines = read_bytes(path, MOST_BYTES, "The prompts").decode().splitlines()
     except UnicodeDecodeError as error:
-        raise ValueError(f"The prompts {path} are no UTF-8 text: {error}.") from error
+        raise ValueError(f"The prompts {path.name} are no UTF-8 text: {error}.") from error
     kept = [(number, line.strip()) for number, line in enumerate(lines, 1) if line.strip()]
     if not kept:
-        raise ValueError(f"{path} has no prompt; allowed: a text file with a prompt a line.")
+        raise ValueError(f"{path.name} has no prompt; allowed: a text file with a prompt a line.")
     notes = []
     if len(kept) < count:
         notes.append(f"{path.name} has {len(kept)} prompts; {count} were asked for.")

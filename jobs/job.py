@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 Progress = Callable[[int, int, str], None]  # done, total, what is being done
-Reason = Literal["", "stop", "deadline", "closed"]
+Reason = Literal["", "stop", "deadline", "closed", "left"]
 
 
 class Stopped(Exception):  # noqa: N818  (no error: it was asked for)
@@ -30,6 +30,10 @@ class Stopped(Exception):  # noqa: N818  (no error: it was asked for)
     def __init__(self, done: int, total: int, what: str = "samples") -> None:
         super().__init__(f"Stopped after {done} of {total} {what}.")
         self.done, self.total, self.what = done, total, what
+
+
+class NobodyThereError(ValueError):
+    """Nobody is there any more who could read what a job gives, so it was ended."""
 
 
 class NotOwnerError(ValueError):
@@ -52,31 +56,48 @@ class At:
     text: str = ""
 
 
+LOOK_SECONDS = 0.2  # between two looks at whether somebody is still there, while waiting
+
+
 class StopEvent(threading.Event):
-    """An event that is also set once its deadline is over, looked at whenever somebody asks it."""
+    """An event that is also set once its deadline is over, or once nobody is there who could read
+    what the job gives; both are looked at whenever somebody asks it."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         super().__init__()
         self._clock = clock
         self.reason: Reason = ""
+        self.since: float | None = None  # when it was set, on the clock
         self.deadline: float | None = None  # on the clock; None: never
+        self.deserted: Callable[[], bool] | None = None  # whether nobody is there any more
 
     def set(self, reason: Reason = "stop") -> None:
         """Set it; the first reason stays."""
         self.reason = self.reason or reason
+        self.since = self._clock() if self.since is None else self.since
         super().set()
 
     def is_set(self) -> bool:
-        if not super().is_set() and self.deadline is not None and self._clock() >= self.deadline:
-            self.set("deadline")
+        if not super().is_set():
+            if self.deadline is not None and self._clock() >= self.deadline:
+                self.set("deadline")
+            elif self.deserted is not None and self.deserted():
+                self.set("left")
         return super().is_set()
 
     def wait(self, timeout: float | None = None) -> bool:
-        if self.deadline is not None and not self.is_set():
-            left = max(0.0, self.deadline - self._clock())
-            timeout = left if timeout is None else min(timeout, left)
-        super().wait(timeout)
-        return self.is_set()
+        until = None if timeout is None else time.monotonic() + timeout
+        while not self.is_set():
+            left = None if until is None else max(0.0, until - time.monotonic())
+            if left == 0.0:
+                return False
+            ticks = [] if left is None else [left]
+            if self.deadline is not None:
+                ticks.append(max(0.0, self.deadline - self._clock()))
+            if self.deserted is not None:
+                ticks.append(LOOK_SECONDS)
+            super().wait(min(ticks, default=None))
+        return True
 
 
 class Job:
@@ -177,6 +198,11 @@ class Job:
     def late(self) -> bool:
         """Whether its deadline ended it."""
         return self.stopped and self.stop_event.reason == "deadline"
+
+    @property
+    def deserted(self) -> bool:
+        """Whether it was ended because nobody was there any more."""
+        return self.stopped and self.stop_event.reason == "left"
 
     @property
     def ended_by(self) -> str:

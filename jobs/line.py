@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 import threading
+from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 
 from sinkscope.jobs.job import Job
 
@@ -13,46 +16,130 @@ class LineIsFullError(ValueError):
     """Too many jobs are waiting."""
 
 
+@dataclass(eq=False)
+class _Place:
+    owner: object
+    arrived: int
+
+
 class Line:
-    """First come, first served; the page shows each one's place in it.
+    """Sessions take turns; each one's own jobs stay in the order in which they came.
+
+    However many jobs a session has sent, it delays another by at most one of them beside the one
+    that computes.
 
     Args:
         longest: how many may wait behind the one that computes.
+        share: how many of one session may wait; None for as many as there are places.
     """
 
-    def __init__(self, longest: int) -> None:
-        self._longest = longest
-        self._waiting: list[object] = []
+    def __init__(self, longest: int, share: int | None = None) -> None:
+        self._longest, self._share = longest, share
+        self._waiting: list[_Place] = []
+        self._turn: _Place | None = None
+        self._served: dict[object, int] = {}  # when a session that is in line had its last turn
+        self._counter = itertools.count(1)
         self._changed = threading.Condition()
 
+    @property
+    def length(self) -> int:
+        """How many wait behind the one that computes."""
+        with self._changed:
+            return len(self._waiting)
+
     @contextmanager
-    def place(self) -> Iterator[Callable[[float], int]]:
+    def place(self, owner: str | None = None) -> Iterator[Callable[[float], int]]:
         """A place in the line; call what it gives to learn how many are before it (0: your turn).
 
+        Args:
+            owner: whose job it is; one of nobody's ("" or None) shares with no other.
+
         Raises:
-            LineIsFullError: more are waiting than is allowed.
+            LineIsFullError: more are waiting than is allowed, of all sessions or of this one.
         """
-        ticket = object()
         with self._changed:
-            if len(self._waiting) > self._longest:
-                raise LineIsFullError(
-                    f"{len(self._waiting)} runs are waiting already; try again in a little while."
-                )
-            self._waiting.append(ticket)
+            self._check(owner)
+            place = _Place(owner or object(), next(self._counter))
+            self._waiting.append(place)
+            self._advance()
 
         def before(timeout: float) -> int:
             with self._changed:
-                now = self._waiting.index(ticket)
+                now = self._before(place)
                 if now:
-                    self._changed.wait_for(lambda: self._waiting.index(ticket) != now, timeout)
-                return self._waiting.index(ticket)
+                    self._changed.wait_for(lambda: self._before(place) != now, timeout)
+                return self._before(place)
 
         try:
             yield before
         finally:
             with self._changed:
-                self._waiting.remove(ticket)
-                self._changed.notify_all()
+                self._leave(place)
+
+    def _check(self, owner: str | None) -> None:
+        if len(self._waiting) >= self._longest and self._turn is not None:
+            raise LineIsFullError(
+                f"{len(self._waiting) + 1} runs are waiting already; try again in a little while."
+            )
+        own = sum(place.owner == owner for place in self._waiting) if owner else 0
+        if self._share is not None and own >= self._share:
+            raise LineIsFullError(
+                f"{own} runs of this session are waiting already; allowed: {self._share}. "
+                "Wait for one of them, or stop them."
+            )
+
+    def _order(self) -> list[_Place]:
+        """Those that wait, as they will be served if nobody comes or goes.
+
+        Next is a session other than the one that computes, if there is one: that which came, or
+        had a turn, longest ago. So sessions that are new each time cannot hold up one that waits.
+        """
+        own: dict[object, deque[_Place]] = {}
+        for place in self._waiting:
+            own.setdefault(place.owner, deque()).append(place)
+        served = dict(self._served)
+        current = None if self._turn is None else self._turn.owner
+        order: list[_Place] = []
+        now = itertools.count(max([0, *served.values(), *(p.arrived for p in self._waiting)]) + 1)
+        while own:
+            current = min(
+                own,
+                key=lambda one: (
+                    one == current,
+                    max(own[one][0].arrived, served.get(one, 0)),
+                ),
+            )
+            order.append(own[current].popleft())
+            served[current] = next(now)
+            if not own[current]:
+                del own[current]
+        return order
+
+    def _before(self, place: _Place) -> int:
+        return 0 if place is self._turn else 1 + self._order().index(place)
+
+    def _advance(self) -> None:
+        """The next in line has its turn, where nobody has."""
+        if self._turn is None and self._waiting:
+            self._give_turn(self._order()[0])
+        self._changed.notify_all()
+
+    def _give_turn(self, place: _Place) -> None:
+        self._waiting.remove(place)
+        self._turn = place
+        self._served[place.owner] = next(self._counter)
+
+    def _leave(self, place: _Place) -> None:
+        if place is self._turn:
+            order = self._order()  # in which its session has had this turn
+            self._turn = None
+            if order:
+                self._give_turn(order[0])
+        else:
+            self._waiting.remove(place)
+        if all(one.owner != place.owner for one in (*self._waiting, self._turn) if one):
+            self._served.pop(place.owner, None)
+        self._changed.notify_all()
 
 
 def turns(before: Callable[[float], int], job: Job) -> Iterator[int]:

@@ -10,17 +10,22 @@ from __future__ import annotations
 
 import queue
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
-from sinkscope.jobs.job import At, Job, Stopped
+from sinkscope.jobs.job import At, Job, NobodyThereError, Stopped
 from sinkscope.jobs.line import Line, turns
 
 TICK_SECONDS = 1.0  # between two events of a job that says nothing, so that a clock can move
 
+STUCK_SECONDS = 120.0  # that a job which shall end may take for the step it is at
+
 Work = Callable[[Job], Any]
+Deserted = Callable[[str, float], bool]  # session, since when its job is known (time.monotonic)
 
 
 @dataclass(frozen=True)
@@ -44,9 +49,13 @@ class StoppedWaiting(Stopped):
         super().__init__(0, 0)
 
 
+class WorkerLostError(RuntimeError):
+    """A job's thread has ended without a word, or by an exit that was meant for the process."""
+
+
 @dataclass(frozen=True)
 class _Failed:
-    error: BaseException
+    error: Exception
 
 
 class Runner:
@@ -55,17 +64,29 @@ class Runner:
     Args:
         longest: how many jobs may wait for the model.
         seconds: how long one job may compute; None for as long as it takes.
+        share: how many of these one session may have waiting; None: all.
+
+    Attributes:
+        deserted: says whether nobody of a session is there any more (`web.presence`); None where
+            nobody can know that. Its jobs end then, those in the line and those that compute.
     """
 
-    def __init__(self, longest: int, seconds: float | None = None) -> None:
-        self.line = Line(longest)
+    def __init__(
+        self, longest: int, seconds: float | None = None, share: int | None = None
+    ) -> None:
+        self.line = Line(longest, share)
         self.seconds = seconds
+        self.deserted: Deserted | None = None
         self._under_way: list[Job] = []
+        self._threads: dict[Job, threading.Thread] = {}
         self._lock = threading.Lock()
 
     def job(self, owner: str, kind: str) -> Job:
-        """A job under this app's time limit."""
-        return Job(owner, kind, self.seconds)
+        """A job under this app's time limit, for as long as somebody of its session is there."""
+        job = Job(owner, kind, self.seconds)
+        if self.deserted is not None and owner:
+            job.stop_event.deserted = partial(self.deserted, owner, time.monotonic())
+        return job
 
     @property
     def under_way(self) -> tuple[Job, ...]:
@@ -73,10 +94,32 @@ class Runner:
         with self._lock:
             return tuple(self._under_way)
 
-    def stop(self, owner: str, kind: str) -> None:
-        """Stop the jobs of one kind that this session owns; nobody else's. "" owns nothing."""
+    @property
+    def computing(self) -> int:
+        """How many jobs have a thread."""
+        with self._lock:
+            return len(self._threads)
+
+    @property
+    def stuck(self) -> tuple[str, ...]:
+        """What is wrong with the threads of jobs, in words: those that have ended and are waited
+        for, and those that should have ended long ago."""
+        with self._lock:
+            threads = list(self._threads.items())
+        found = []
+        for job, thread in threads:
+            since = job.stop_event.since
+            if since is not None and time.monotonic() - since > STUCK_SECONDS:
+                found.append(f"a job ({job.kind}) does not end")
+            elif thread.ident is not None and not thread.is_alive() and since is None:
+                found.append(f"the thread of a job ({job.kind}) is dead")
+        return tuple(found)
+
+    def stop(self, owner: str, kind: str | None = None) -> None:
+        """Stop the jobs of one kind, or of every kind, that this session owns; nobody else's. ""
+        owns nothing."""
         for job in self.under_way:
-            if owner and (job.owner, job.kind) == (owner, kind):
+            if owner and job.owner == owner and kind in (None, job.kind):
                 job.stop(owner)
 
     def run(self, job: Job, work: Work, *, waits: bool = True) -> Iterator[Waiting | At | Done]:
@@ -94,14 +137,16 @@ class Runner:
         Raises:
             LineIsFullError: more are waiting than is allowed.
             StoppedWaiting: it was stopped before its turn.
-            BaseException: whatever `work` raised.
+            NobodyThereError: nobody of its session is there any more.
+            WorkerLostError: `work` wanted to end the process (SystemExit, KeyboardInterrupt).
+            Exception: whatever else `work` raised.
         """
-        place = self.line.place() if waits else nullcontext(_at_once)
+        place = self.line.place(job.owner) if waits else nullcontext(_at_once)
         with self._known(job), place as before:
             for position in turns(before, job):
                 yield Waiting(position)
             if job.stopped:
-                raise StoppedWaiting
+                raise _nobody() if job.deserted else StoppedWaiting()
             events: queue.Queue[At | Done | _Failed] = queue.Queue()
             job.listen(events.put)
             thread = threading.Thread(
@@ -109,12 +154,16 @@ class Runner:
             )
             del work  # the thread alone decides how long what it holds takes memory
             with job:
+                with self._lock:
+                    self._threads[job] = thread
                 thread.start()
                 try:
-                    yield from _streamed(job, events)
+                    yield from _streamed(job, events, thread)
                 finally:
                     job.close()
                     thread.join()
+                    with self._lock:
+                        del self._threads[job]
 
     def result(self, job: Job, work: Work, *, waits: bool = True) -> Any:
         """The same at one go: what `work` gave."""
@@ -138,21 +187,36 @@ def _at_once(timeout: float) -> int:
     return 0
 
 
+def _nobody() -> NobodyThereError:
+    return NobodyThereError("Nobody was there any more to read the result, so it was stopped.")
+
+
 def _worked(job: Job, work: Work, events: queue.Queue[At | Done | _Failed]) -> None:
     try:
         events.put(Done(work(job)))
-    except BaseException as error:  # handed to the generator, which raises it
+    except Exception as error:  # handed to the generator, which raises it
         events.put(_Failed(error))
+    except BaseException as error:
+        # Whoever streams the job is a task of the server, which an exit would take with it.
+        lost = WorkerLostError(f"a job ({job.kind}) was ended by {type(error).__name__}")
+        lost.__cause__ = error
+        events.put(_Failed(lost))
 
 
-def _streamed(job: Job, events: queue.Queue[At | Done | _Failed]) -> Iterator[At | Done]:
+def _streamed(
+    job: Job, events: queue.Queue[At | Done | _Failed], thread: threading.Thread
+) -> Iterator[At | Done]:
     while True:
         try:
             event = events.get(timeout=TICK_SECONDS)
         except queue.Empty:
+            if not thread.is_alive() and events.empty():
+                raise WorkerLostError(f"the thread of a job ({job.kind}) is dead") from None
             event = job.at  # only the clock moves
         while isinstance(event, At) and not events.empty():  # the latest is enough
             event = events.get()
+        if not isinstance(event, At) and job.deserted:
+            raise _nobody()
         if isinstance(event, _Failed):
             raise event.error
         yield event

@@ -26,6 +26,7 @@ from sinkscope.attention_processor import sink_share
 from sinkscope.capture.trace import MEAN_HEAD, GenerationTrace
 from sinkscope.models.family import PromptLayout
 from sinkscope.models.info import ModelInfo
+from sinkscope.outside import read_json
 from sinkscope.utils import write_atomically
 
 Kind = Literal["localising", "feeds_on_sinks"]
@@ -102,14 +103,13 @@ class HeadList:
             ValueError: the file is missing, or is no such list; the text says what is wrong.
         """
         path = Path(path)
-        try:
-            values = json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-            raise ValueError(f"{path} cannot be read as a list of heads: {error}") from error
+        values = read_json(path, "The list of heads")
         if not isinstance(values, dict) or values.get("format") != FORMAT:
-            raise ValueError(f"{path} is no list of heads (format is not {FORMAT!r}).")
+            raise ValueError(f"{path.name} is no list of heads (format is not {FORMAT!r}).")
         if values.get("version") != VERSION:
-            raise ValueError(f"{path} has version {values.get('version')!r}; allowed: {VERSION}.")
+            raise ValueError(
+                f"{path.name} has version {values.get('version')!r}; allowed: {VERSION}."
+            )
         try:
             chosen = tuple(
                 HeadChoice(
@@ -127,7 +127,7 @@ class HeadList:
                 kind, str(values["model"]), str(values["revision"]), chosen, str(values["said"])
             )
         except (KeyError, TypeError, ValueError) as error:
-            raise ValueError(f"{path} is a damaged list of heads: {error}") from error
+            raise ValueError(f"{path.name} is a damaged list of heads: {error}") from error
 
 
 def localising_heads(

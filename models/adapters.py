@@ -6,7 +6,6 @@ that everything else works as with a merged checkpoint. Adapters are read from s
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,7 @@ from safetensors import SafetensorError, safe_open
 from sinkscope.models.quantised import quantisation
 from sinkscope.models.source import ModelError
 from sinkscope.models.weights import ADAPTER
+from sinkscope.outside import read_json
 from sinkscope.utils import sha256
 
 WEIGHTS = "adapter_model.safetensors"
@@ -30,23 +30,23 @@ def check_adapter(folder: Path) -> dict[str, Any]:
     about = folder / ADAPTER
     if not about.is_file():
         raise ModelError(
-            f"adapter is {str(folder)!r}, which has no {ADAPTER}; allowed: a folder that peft's "
+            f"adapter is {folder.name!r}, which has no {ADAPTER}; allowed: a folder that peft's "
             "save_pretrained wrote."
         )
     try:
-        given = json.loads(about.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        given = read_json(about, "The file")
+    except ValueError as error:
         raise ModelError(
-            f"The {ADAPTER} of the adapter {folder} cannot be read: {error}."
+            f"The {ADAPTER} of the adapter {folder.name} cannot be read: {error}"
         ) from error
     if not isinstance(given, dict) or not isinstance(given.get("peft_type"), str):
-        raise ModelError(f"The {ADAPTER} of the adapter {folder} names no peft_type.")
+        raise ModelError(f"The {ADAPTER} of the adapter {folder.name} names no peft_type.")
     if not (folder / WEIGHTS).is_file():
         other = (
             " It has adapter_model.bin, a pickle, which is never read."
             * (folder / "adapter_model.bin").is_file()
         )
-        raise ModelError(f"The adapter {folder} has no {WEIGHTS}.{other}")
+        raise ModelError(f"The adapter {folder.name} has no {WEIGHTS}.{other}")
     try:
         import peft  # noqa: F401
     except ImportError as error:
@@ -86,19 +86,20 @@ def merged(model: Any, folder: Path) -> Any:
         SafetensorError,
     ) as error:
         raise ModelError(
-            f"The adapter {folder} does not fit the model: {' '.join(str(error).split())[:400]}"
+            f"The adapter {folder.name} does not fit the model: "
+            f"{' '.join(str(error).replace(str(folder), folder.name).split())[:400]}"
         ) from error
     taken = set(get_peft_model_state_dict(wrapped))
     if lost := sorted(stored - taken) + sorted(taken - stored):
         raise ModelError(
-            f"The adapter {folder} does not fit the model: {len(lost)} tensors have no place in it "
-            f"or are missing, such as {lost[0]}."
+            f"The adapter {folder.name} does not fit the model: {len(lost)} tensors have no place "
+            f"in it or are missing, such as {lost[0]}."
         )
     try:
         made = wrapped.merge_and_unload(safe_merge=True)
     except (ValueError, NotImplementedError, AttributeError) as error:
         raise ModelError(
-            f"The adapter {folder} cannot be merged: {' '.join(str(error).split())[:400]}"
+            f"The adapter {folder.name} cannot be merged: {' '.join(str(error).split())[:400]}"
         ) from error
     return made.eval()
 

@@ -12,7 +12,6 @@ nobody can write one by typing it.
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -23,6 +22,7 @@ import jinja2
 from transformers import PreTrainedTokenizerBase
 
 from sinkscope.models.family import SegmentKind
+from sinkscope.outside import INFINITE, read_json
 
 PLACEHOLDER = "\ue000{}\ue001"  # stands for what somebody says; private-use characters
 MARKS = (range(0xE002, 0xF900), range(0xF0000, 0xFFFFE), range(0x100000, 0x10FFFE))  # private use
@@ -217,8 +217,8 @@ def _json(file: Path) -> Mapping[str, Any]:
     if not file.is_file():
         return {}
     try:
-        held = json.loads(file.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        held = read_json(file, "The file", INFINITE)
+    except ValueError as error:
         raise TemplateError(f"{file.name} is damaged: it is no JSON.") from error
     if not isinstance(held, dict):
         raise TemplateError(f"{file.name} is damaged: it holds no JSON object.")

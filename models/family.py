@@ -287,6 +287,10 @@ class Family(Protocol):
         should know of them."""
         ...
 
+    def most_pixels(self, processor: Any) -> int | None:
+        """The largest area that images are resized to; None where there is no such bound."""
+        ...
+
     def check(self, processor: Any, config: Any) -> None:
         """Raise ValueError where a processor was made for another model than the config's."""
         ...

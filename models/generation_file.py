@@ -8,10 +8,11 @@ which every run needs, are checked at once.
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from sinkscope.outside import Bounds, read_json
 
 if TYPE_CHECKING:  # imported where it is used: saved runs are shown without transformers
     from transformers import GenerationConfig
@@ -96,8 +97,8 @@ def _read(path: Path) -> tuple[dict[str, Any], str]:
     try:
         if path.stat().st_size > MOST_BYTES:
             return {}, f"{path.name} is larger than {MOST_BYTES // 1_000_000} MB."
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
+        values = read_json(path, "The file", Bounds(bytes=MOST_BYTES, infinite=True))
+    except (OSError, ValueError):
         return {}, f"{path.name} cannot be read as JSON."
     return (values, "") if isinstance(values, dict) else ({}, f"{path.name} holds no JSON object.")
 

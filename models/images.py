@@ -11,16 +11,25 @@ import stat
 from pathlib import Path
 from typing import BinaryIO
 
-import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, UnidentifiedImageError
 
 from sinkscope.config import ImageLimits
+from sinkscope.models.image_pixels import (
+    ON_ITS_SIDE,
+    kept_size,
+    mode_problem,
+    orientation_of,
+    scaled,
+    to_rgb,
+    turned,
+)
+from sinkscope.models.jpeg_scans import scan_count
+from sinkscope.outside import open_regular
 
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF")
 _ALLOWED = "allowed are PNG, JPEG, WebP, GIF, BMP and TIFF"
+_TOO_LARGE = "{} needs more memory to be decoded than there is; save it with fewer pixels."
 _SIGNATURES = (b"\x89PNG", b"\xff\xd8\xff", b"RIFF", b"GIF8", b"BM", b"II*\0", b"MM\0*")
-_WITH_ALPHA = ("RGBA", "RGBa", "LA", "La", "PA")
-_SIXTEEN_BIT = ("I;16", "I;16L", "I;16B", "I;16N")
 
 
 class ImageError(ValueError):
@@ -35,7 +44,9 @@ def open_image(
     """Open an image file as the model and the page see it.
 
     Of an animation it is the first frame. The EXIF rotation is applied (and gone from the result),
-    transparency is laid on white, 16-bit greyscale is scaled to 8 bit.
+    transparency is laid on white, 16-bit greyscale is scaled to 8 bit. An image of more than
+    `limits.kept_megapixels` is scaled down to them while it is read; of a smaller one every pixel
+    is that of the file.
 
     Args:
         source: a path, the bytes of a file, or an open binary file (read from where it stands).
@@ -50,6 +61,54 @@ def open_image(
     """
     limits = limits or ImageLimits()
     name, data = _read(source, limits, name)
+    image = _opened(name, data, limits)
+    with image:
+        size = kept_size(image.size, limits.kept_megapixels)
+        try:
+            if size != image.size:
+                image.draft(None, size)  # a JPEG is decoded at 1/2, 1/4 or 1/8 where that is enough
+            image.load()
+            orientation = orientation_of(image)
+        except MemoryError as error:
+            raise ImageError(_TOO_LARGE.format(name)) from error
+        except Exception as error:  # as in _opened, now from the decoders
+            raise ImageError(
+                f"{name} is damaged or cut off: its pixels cannot be decoded."
+            ) from error
+        if problem := mode_problem(image):
+            raise ImageError(f"{name} {problem}.")
+        try:
+            return to_rgb(turned(scaled(image, size), orientation))
+        except MemoryError as error:
+            raise ImageError(_TOO_LARGE.format(name)) from error
+
+
+def image_size(
+    source: Path | str | bytes | BinaryIO,
+    limits: ImageLimits | None = None,
+    name: str | None = None,
+) -> tuple[int, int]:
+    """Width and height that `open_image` would give, by the file's header: nothing is decoded.
+
+    Raises:
+        ImageError: as `open_image`, as far as the header tells.
+    """
+    limits = limits or ImageLimits()
+    name, data = _read(source, limits, name)
+    with _opened(name, data, limits) as image:
+        width, height = kept_size(image.size, limits.kept_megapixels)
+        if image.format == "TIFF":  # whose size Pillow gives upright
+            return width, height
+        try:
+            # The class's own: that of a PNG decodes it to find EXIF data behind the pixels.
+            orientation = Image.Image.getexif(image).get(ExifTags.Base.Orientation, 1)
+        except Exception:  # a header that makes no sense turns nothing
+            orientation = 1
+    return (height, width) if orientation in ON_ITS_SIDE else (width, height)
+
+
+def _opened(name: str, data: bytes, limits: ImageLimits) -> Image.Image:
+    """The image with its header read and checked, and no pixel decoded."""
     if not data:
         raise ImageError(f"{name} is empty.")
     try:
@@ -64,17 +123,19 @@ def open_image(
     except Exception as error:
         # Pillow's parsers raise many types on crafted headers; none of them may end a session.
         raise ImageError(f"{name} is damaged or cut off: its header cannot be read.") from error
-
-    with image:
+    try:
         _check_size(name, image.size, limits)
-        try:
-            image.load()
-            upright = ImageOps.exif_transpose(image)
-        except Exception as error:  # as above, now from the decoders
-            raise ImageError(
-                f"{name} is damaged or cut off: its pixels cannot be decoded."
-            ) from error
-        return _to_rgb(name, upright)
+        if image.format in ("JPEG", "MPO"):
+            scans = scan_count(data, limits.max_scans)
+            if scans > limits.max_scans:
+                raise ImageError(
+                    f"{name} is a JPEG of more than {limits.max_scans} scans, the most allowed; "
+                    "save it again, as PNG or as a JPEG that is not progressive."
+                )
+    except BaseException:
+        image.close()
+        raise
+    return image
 
 
 def as_rgb(image: Image.Image, limits: ImageLimits | None = None) -> Image.Image:
@@ -92,19 +153,22 @@ def as_rgb(image: Image.Image, limits: ImageLimits | None = None) -> Image.Image
             "models.images.open_image(path) gives."
         )
     _check_size("The image", image.size, limits or ImageLimits())
-    return _to_rgb("The image", ImageOps.exif_transpose(image))
+    image.load()
+    if problem := mode_problem(image):
+        raise ImageError(f"The image {problem}.")
+    return to_rgb(turned(image, orientation_of(image)))
 
 
 def _read(
     source: Path | str | bytes | BinaryIO, limits: ImageLimits, given: str | None
 ) -> tuple[str, bytes]:
     """What to call the source in a sentence, and its bytes: never more of them than are allowed."""
-    name = "The image" if given is None else f"The image {_printable(given)}"
+    name = called(given)
     if isinstance(source, bytes):
         data = source
     elif isinstance(source, str | Path):
         path = Path(source)
-        name = f"The image {_printable(given or path.name)}"
+        name = called(given or path.name)
         try:
             # Asked before opening: opening a pipe would wait for ever.
             regular = stat.S_ISREG(path.stat().st_mode)
@@ -125,8 +189,13 @@ def _read(
 
 
 def _first_bytes(path: Path, count: int) -> bytes:
-    with path.open("rb") as file:
+    with open_regular(path) as file:
         return file.read(count)
+
+
+def called(name: str | None) -> str:
+    """What a sentence calls an image."""
+    return "The image" if name is None else f"The image {_printable(name)}"
 
 
 def _printable(name: str) -> str:
@@ -165,25 +234,3 @@ def _check_size(name: str, size: tuple[int, int], limits: ImageLimits) -> None:
             f"{name} is {width} x {height}: its longer side is {aspect:.0f} times the shorter; "
             f"at most {limits.max_aspect:g} times is allowed."
         )
-
-
-def _to_rgb(name: str, image: Image.Image) -> Image.Image:
-    """A new RGB image with the pixels of `image` and nothing else of it."""
-    if image.mode in _SIXTEEN_BIT:
-        # convert() has clipped at 255 in some versions of Pillow, which turns the image white.
-        wide = np.asarray(image).astype(np.uint32)
-        image = Image.fromarray(((wide + 128) // 257).astype(np.uint8))
-    elif image.mode in ("I", "F"):
-        raise ImageError(
-            f"{name} has 32-bit greyscale pixels, whose white is undefined; "
-            "save it with 8 or 16 bit a channel."
-        )
-    elif image.mode not in ("1", "L", "P", "RGB", "CMYK", "YCbCr", "HSV", *_WITH_ALPHA):
-        raise ImageError(f"{name} has colours of the kind {image.mode}; save it as RGB.")
-    if image.mode in _WITH_ALPHA or "transparency" in image.info:
-        image = image.convert("RGBA")
-        below = Image.new("RGBA", image.size, "white")
-        image = Image.alpha_composite(below, image)
-    clean = Image.new("RGB", image.size)
-    clean.paste(image.convert("RGB"))
-    return clean

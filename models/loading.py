@@ -50,6 +50,7 @@ from sinkscope.models.weights import (
     inner_models,
     weight_files,
 )
+from sinkscope.outside import INFINITE, read_json
 
 FAMILIES: tuple[Family, ...] = (
     Qwen25VL(),
@@ -105,6 +106,11 @@ class ModelHandle:
         """Where inputs go."""
         device: torch.device = self.embeddings.device
         return device
+
+    @property
+    def most_pixels(self) -> int | None:
+        """The largest area that it resizes an image to; None where it has no such bound."""
+        return self.family.most_pixels(self.processor)
 
     @property
     def tokenizer(self) -> PreTrainedTokenizerBase:
@@ -244,6 +250,10 @@ def read_configuration(settings: ModelSettings, source: Path) -> tuple[Any, Fami
     if not file.is_file():
         raise ModelError(f"{settings.model} {_why_no_config(source)}")
     try:
+        read_json(file, "The file", INFINITE)  # before transformers does, which sets no bounds
+    except ValueError as error:
+        raise ModelError(f"The config.json of {settings.model} cannot be used: {error}") from error
+    try:
         config = AutoConfig.from_pretrained(source, trust_remote_code=False, local_files_only=True)
     except Exception as error:
         # The checks of a config raise types of their own, some of them no ValueError.
@@ -254,7 +264,7 @@ def read_configuration(settings: ModelSettings, source: Path) -> tuple[Any, Fami
             ) from error
         raise ModelError(
             f"The config.json of {settings.model} cannot be used: "
-            f"{' '.join(str(error).split())[:400]}"
+            f"{' '.join(str(error).replace(str(source), settings.model).split())[:400]}"
         ) from error
     named = getattr(config, "transformers_weights", None)
     if named not in (None, SINGLE, INDEX):
@@ -295,7 +305,7 @@ def _for_capture(config: Any) -> Any:
 
 def _has_own_code(file: Path) -> bool:
     try:
-        return "auto_map" in json.loads(file.read_text(encoding="utf-8"))
+        return "auto_map" in read_json(file, "The file", INFINITE)
     except (ValueError, TypeError):
         return False
 

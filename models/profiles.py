@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import json
 import math
-import tomllib
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
+from sinkscope.outside import read_toml
 from sinkscope.utils import PROJECT
 
 PROFILE_FILE = "sink_profile.toml"
@@ -68,25 +68,18 @@ def read_profile(path: Path) -> SinkProfile:
         ValueError: the file cannot be read, is no TOML, or lacks or misstates a key; the text names
             it.
     """
-    try:
-        values = tomllib.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ValueError(
-            f"The sink profile {path} cannot be read: {error.strerror or error}."
-        ) from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"The sink profile {path} is not valid TOML: {error}.") from error
+    values = read_toml(path, "The sink profile")
     known = {f.name: f for f in fields(SinkProfile)}
     required = [name for name in known if name != "note"]
     missing = [name for name in required if name not in values]
     unknown = [name for name in values if name not in known]
     if missing or unknown:
         what = f"lacks {', '.join(missing)}" if missing else f"has {', '.join(unknown)}"
-        raise ValueError(f"The sink profile {path} {what}; its keys are {', '.join(known)}.")
+        raise ValueError(f"The sink profile {path.name} {what}; its keys are {', '.join(known)}.")
     try:
         return SinkProfile(**{**values, "dims": tuple(values["dims"])})
     except (TypeError, ValueError) as error:
-        raise ValueError(f"The sink profile {path}: {error}") from error
+        raise ValueError(f"The sink profile {path.name}: {error}") from error
 
 
 def find_profile(

@@ -101,6 +101,9 @@ class Qwen25VL:
         )
         return QwenProcessor(tokenizer, image_processor, template, note)
 
+    def most_pixels(self, processor: QwenProcessor) -> int:
+        return pixel_bounds(processor.image_processor, None, None)[1]
+
     def check(self, processor: QwenProcessor, config: Any) -> None:
         """Refuse a processor that was made for another model.
 

@@ -68,7 +68,7 @@ def load_weights(
         why = "damaged, or not of its config.json?" if form is None else f"quantised with {form}"
         raise ModelError(
             f"The weights of {settings.model} cannot be loaded ({why}): "
-            f"{type(error).__name__}: {first_line(error)}"
+            f"{type(error).__name__}: {first_line(error).replace(str(source), settings.model)}"
         ) from error
     if mismatched := sorted(notes["mismatched_keys"], key=str):
         name, found, expected = mismatched[0]

@@ -131,6 +131,9 @@ class TextFamily:
             )
         return TextProcessor(tokenizer)
 
+    def most_pixels(self, processor: TextProcessor) -> None:
+        return None
+
     def check(self, processor: TextProcessor, config: Any) -> None:
         """See `Family`: nothing that both say could differ."""
 

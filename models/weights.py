@@ -6,7 +6,6 @@ Nothing here reads a weight, so a folder that cannot be loaded is refused in mil
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ from pathlib import Path
 from safetensors import SafetensorError, safe_open
 
 from sinkscope.models.source import ModelError
+from sinkscope.outside import open_regular, read_json
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 ADAPTER = "adapter_config.json"
@@ -118,10 +118,10 @@ def _no_adapter(name: str, source: Path) -> None:
 def adapter_words(about: Path) -> str:
     """What a folder with an adapter is, and what to do with it."""
     try:
-        given = json.loads(about.read_text(encoding="utf-8"))
+        given = read_json(about, "The file")
         base = given.get("base_model_name_or_path") if isinstance(given, dict) else None
         kind = str(given.get("peft_type") or "LoRA") if isinstance(given, dict) else "LoRA"
-    except (OSError, json.JSONDecodeError, UnicodeDecodeError):
+    except ValueError:
         base, kind = None, "LoRA"
     of = f" of {base}" if isinstance(base, str) and base else ""
     return (
@@ -133,7 +133,7 @@ def adapter_words(about: Path) -> str:
 
 def _index(name: str, index: Path) -> dict[str, str]:
     try:
-        mapped = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+        mapped = read_json(index, "The file")["weight_map"]
         if not mapped or any(Path(file).name != file for file in mapped.values()):
             raise ValueError("no files, or files elsewhere")
         return dict(mapped)
@@ -145,7 +145,7 @@ def _headers(name: str, files: list[Path]) -> dict[str, StoredTensor]:
     tensors: dict[str, StoredTensor] = {}
     for file in files:
         try:
-            with safe_open(file, "pt") as weights:
+            with open_regular(file), safe_open(file, "pt") as weights:  # which would wait on a pipe
                 for key in weights.keys():  # noqa: SIM118
                     part = weights.get_slice(key)
                     tensors[key] = StoredTensor(tuple(part.get_shape()), str(part.get_dtype()))
@@ -171,7 +171,7 @@ def _what_it_is(name: str, file: Path) -> str:
 
 def is_pointer(file: Path) -> bool:
     """Whether a file is a pointer of Git LFS, left by a clone without LFS."""
-    with file.open("rb") as stream:
+    with open_regular(file) as stream:
         return stream.read(len(LFS)) == LFS
 
 

@@ -11,8 +11,9 @@ import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import IO, Any
 
+from sinkscope.outside import open_regular
 from sinkscope.records.text import (
     LONGEST,
     Damaged,
@@ -62,7 +63,7 @@ def json_rows(path: Path, name: str, damaged: bool = False) -> Iterator[tuple[in
         return
     number = 0
     try:
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             for number, value in _of_values(_Values(file, name)):
                 yield number, value
     except OSError as error:
@@ -80,7 +81,7 @@ def json_unit(path: Path, name: str) -> str:
         ValueError: the file cannot be read, or begins with neither an object nor a list.
     """
     try:
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             head = without_mark(file.read(_HEAD), name)
     except OSError as error:
         raise ValueError(f"The data {name} cannot be read: {error.strerror or error}.") from error
@@ -169,7 +170,7 @@ def _held(values: _Values) -> Iterator[Any]:
 class _Values:
     """JSON values of a stream: a buffer of some text, of which one value at a time is taken."""
 
-    def __init__(self, file: BinaryIO, name: str) -> None:
+    def __init__(self, file: IO[bytes], name: str) -> None:
         self._file, self._name = file, name
         self._decoder = codecs.getincrementaldecoder("utf-8")()
         self._scan = json.JSONDecoder(object_pairs_hook=_object).raw_decode
@@ -214,6 +215,7 @@ class _Values:
             except (ValueError, RecursionError) as error:
                 raise ValueError(f"{what} of {self._name} is no JSON: {_why(error)}.") from error
             else:
+                check_values(self._text[self._at : end], f"{what} of {self._name}")
                 if end < len(self._text) or self._over:  # a number may go on behind the buffer
                     self._at = end
                     return value

@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from sinkscope.outside import open_regular
 from sinkscope.records.text import LONGEST, Damaged, lines_or_damage
 from sinkscope.records.values import listed
 
@@ -19,6 +20,7 @@ _LISTS = (
     *("image", "images", "image_path", "answers", "choices", "options"),
     *("conversations", "messages", "history"),
 )
+MOST_CELLS = 100_000  # of a line, or of its commas: a cell that holds nothing takes memory too
 _ROWS_AT_ONCE = 16  # each may hold pictures
 
 
@@ -74,6 +76,8 @@ def csv_rows(path: Path, name: str, damaged: bool = False) -> Iterator[tuple[int
 def _text(line: str | Damaged) -> str:
     if isinstance(line, Damaged):
         raise _DamagedLineError(line.reason)
+    if len(line) > MOST_CELLS and max(map(line.count, ",;\t")) > MOST_CELLS:
+        raise _DamagedLineError(f"A row has more than {MOST_CELLS} cells, the most allowed.")
     return line
 
 
@@ -97,7 +101,7 @@ def parquet_rows(path: Path, name: str, damaged: bool = False) -> Iterator[tuple
     arrow = importlib.import_module("pyarrow")
     number, opened = 0, False
     try:
-        with parquet.ParquetFile(path) as file:
+        with open_regular(path) as stream, parquet.ParquetFile(stream) as file:
             labels = labels_in(file.schema_arrow.metadata or {})
             opened = True
             for batch in file.iter_batches(batch_size=_ROWS_AT_ONCE):

@@ -6,7 +6,9 @@ import codecs
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
+from typing import IO
+
+from sinkscope.outside import Bounds, OutsideError, check_json, open_regular
 
 # A record in memory: the largest image allowed, as base64, and some words.
 LONGEST = 128 * 2**20
@@ -46,7 +48,7 @@ def lines_or_damage(path: Path, name: str) -> Iterator[tuple[int, str | Damaged]
         ValueError: the file cannot be read, or is UTF-16.
     """
     try:
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             number = 0
             while line := file.readline(LONGEST + 1):
                 number += 1
@@ -69,7 +71,7 @@ def lines_or_damage(path: Path, name: str) -> Iterator[tuple[int, str | Damaged]
         raise ValueError(f"The data {name} cannot be read: {error.strerror or error}.") from error
 
 
-def _pass_over(file: BinaryIO, line: bytes) -> None:
+def _pass_over(file: IO[bytes], line: bytes) -> None:
     """Read on to the end of a line."""
     while line and not line.endswith(b"\n"):
         line = file.readline(LONGEST)
@@ -80,13 +82,15 @@ class TooManyValuesError(ValueError):
 
 
 def check_values(text: str, what: str) -> None:
-    """Refuse a JSON text before it is parsed where it has too many values.
+    """Refuse a JSON text before it is parsed where it has too many values or levels.
 
     Raises:
         TooManyValuesError: naming it by `what`.
     """
-    if len(text) > MOST_VALUES and sum(map(text.count, ",[{")) > MOST_VALUES:
-        raise TooManyValuesError(f"{what} has more than {MOST_VALUES} values, the most allowed.")
+    try:
+        check_json(text, Bounds(values=MOST_VALUES))
+    except OutsideError as error:
+        raise TooManyValuesError(f"{what} cannot be read: {error}.") from error
 
 
 def without_mark(start: bytes, name: str) -> bytes:

@@ -64,6 +64,35 @@ class AppSettings:
         offered=False,
     )
     queue_size: int = setting(16, "How many requests may wait.", low=1, high=10_000, offered=False)
+    session_queue: int = setting(
+        4,
+        "How many requests of one session may wait; sessions take turns.",
+        low=1,
+        high=10_000,
+        offered=False,
+    )
+    token_limit: int = setting(
+        8192,
+        "The most max_new_tokens that a request of the page or the API may ask for.",
+        low=1,
+        high=8192,
+        unit="tokens",
+        offered=False,
+    )
+    retention_days: float = setting(
+        0.0,
+        "Runs that are older are removed, at the start and while the app runs. 0 keeps them.",
+        low=0.0,
+        high=100_000.0,
+        unit="days",
+        offered=False,
+    )
+    exit_on_dead_worker: bool = setting(
+        False,
+        "End the process when a part of it that does the work is dead (see /health), so that "
+        "what started it starts it again.",
+        offered=False,
+    )
     job_minutes: float = setting(
         0.0,
         "How long one job (an answer, finding sinks, a file) may compute before it is stopped; "

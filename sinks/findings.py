@@ -17,6 +17,7 @@ from typing import Any, Literal
 from sinkscope.config import from_mapping
 from sinkscope.models.info import ModelInfo
 from sinkscope.models.profiles import SinkProfile
+from sinkscope.outside import read_json
 from sinkscope.sinks.settings import FindSettings
 from sinkscope.utils import write_atomically
 
@@ -328,20 +329,13 @@ class Findings:
         Raises:
             ValueError: the file cannot be read or holds something else.
         """
-        try:
-            values = json.loads(path.read_text(encoding="utf-8"))
-        except OSError as error:
-            raise ValueError(
-                f"The findings {path} cannot be read: {error.strerror or error}."
-            ) from error
-        except (json.JSONDecodeError, UnicodeDecodeError) as error:
-            raise ValueError(f"The findings {path} are no JSON: {error}.") from error
+        values = read_json(path, "The findings")
         if not isinstance(values, dict) or values.get("format") != FORMAT:
-            raise ValueError(f"The file {path} holds no findings of the format {FORMAT}.")
+            raise ValueError(f"The file {path.name} holds no findings of the format {FORMAT}.")
         try:
             return findings_from({k: v for k, v in values.items() if k != "format"})
         except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise ValueError(f"The findings {path} are damaged: {error!r}.") from error
+            raise ValueError(f"The findings {path.name} are damaged: {error!r}.") from error
 
 
 def findings_from(values: Mapping[str, Any]) -> Findings:

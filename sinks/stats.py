@@ -17,6 +17,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load, save
 from torch import Tensor
 
+from sinkscope.outside import open_regular, parse_json
 from sinkscope.utils import sha256, write_atomically
 
 FORMAT = "sinkscope-sample-1"
@@ -115,6 +116,8 @@ class SampleStats:
                 another sample.
         """
         try:
+            with open_regular(path):  # a pipe would wait for ever
+                pass
             with safe_open(path, "pt") as file:
                 about = file.metadata() or {}
             tensors = load(path.read_bytes())
@@ -131,7 +134,7 @@ class SampleStats:
         if about.get("sample_checksum", sha256(sample.encode())) != sha256(sample.encode()):
             raise DamagedStatsError(f"{path.name} is damaged: its checksum does not fit")
         try:
-            name, fingerprint, images, layers, grids = json.loads(sample)
+            name, fingerprint, images, layers, grids = parse_json(sample)
         except (ValueError, TypeError) as error:
             raise DamagedStatsError(f"{path.name} cannot be read: {error}") from error
         return SampleStats(

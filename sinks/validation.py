@@ -15,6 +15,7 @@ from typing import Any, Literal
 from sinkscope.config import from_mapping
 from sinkscope.models.info import ModelInfo
 from sinkscope.models.profiles import SinkProfile
+from sinkscope.outside import read_json
 from sinkscope.sinks.validate_settings import ValidateSettings
 from sinkscope.utils import write_atomically
 
@@ -264,24 +265,18 @@ class Validation:
         Raises:
             ValueError: the file cannot be read, or is no validation.
         """
-        try:
-            values = json.loads(path.read_text(encoding="utf-8"))
-        except OSError as error:
-            raise ValueError(
-                f"The validation {path} cannot be read: {error.strerror or error}."
-            ) from error
-        except ValueError as error:
-            raise ValueError(f"The validation {path} is no JSON: {error}.") from error
+        values = read_json(path, "The validation")
         if not isinstance(values, dict) or values.get("format") != FORMAT:
-            raise ValueError(f"{path} is no validation of a sink profile.")
+            raise ValueError(f"{path.name} is no validation of a sink profile.")
         if values.get("version") != VERSION:
             raise ValueError(
-                f"The validation {path} has version {values.get('version')!r}; allowed: {VERSION}."
+                f"The validation {path.name} has version {values.get('version')!r}; "
+                f"allowed: {VERSION}."
             )
         try:
             return _from_json(values)
         except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise ValueError(f"The validation {path} is damaged: {error}.") from error
+            raise ValueError(f"The validation {path.name} is damaged: {error}.") from error
 
 
 def _from_json(values: dict[str, Any]) -> Validation:

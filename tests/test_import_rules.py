@@ -14,7 +14,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 # A part may import the parts of the lines above its own.
 ORDER: tuple[tuple[str, ...], ...] = (
-    ("utils", "jobs"),
+    ("utils", "outside", "jobs"),
     ("setting",),
     ("config",),
     ("models",),

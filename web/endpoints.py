@@ -24,10 +24,9 @@ from sinkscope.methods.explain import listed
 from sinkscope.setting import read_all
 from sinkscope.visualization import View
 from sinkscope.web.exporting import EXPORT, make_files, sides_of_view
-from sinkscope.web.handlers import ANSWER, EXPIRED, UNFORESEEN, Handlers
+from sinkscope.web.handlers import EXPIRED, UNFORESEEN, Handlers
 from sinkscope.web.model_events import model_wanted
 from sinkscope.web.pairs import find_run
-from sinkscope.web.region import REGION
 from sinkscope.web.request import Request
 from sinkscope.web.selection import ExportChoice, Selection
 from sinkscope.web.store import Run
@@ -167,9 +166,14 @@ class Api:
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / f"map-{chosen[0]}.png"
             Image.fromarray(panel.pixels).save(path)
-            return about, self._kept(path)
+            return about, self._kept(path, found)
 
-    def export(self, run: str, **said: Any) -> list[str]:
+    def export(
+        self,
+        run: str,
+        request: gr.Request = None,  # type: ignore[assignment]
+        **said: Any,
+    ) -> list[str]:
         """Files of a run: pdf, png, svg (a figure of some tokens), gif, mp4 (over the tokens), csv
         (shares), html (a page that works alone), trace (safetensors, one for each answer).
 
@@ -180,7 +184,8 @@ class Api:
         wanted = ExportChoice(**read_all(ExportChoice, said)).wanted()
         sides_of_view(found, wanted)
         with tempfile.TemporaryDirectory() as folder:
-            job = self._handlers.runner.job("", EXPORT)
+            session = (request.session_hash if request else "") or ""
+            job = self._handlers.runner.job(session, EXPORT)
             try:
                 paths = self._handlers.runner.result(
                     job,
@@ -191,18 +196,20 @@ class Api:
                 )
             except Stopped as stopped:
                 raise ValueError(f"{job.ended_by}; no file was made.") from stopped
-            return [self._kept(path) for path in paths]
+            return [self._kept(path, found) for path in paths]
 
     def stop(self, request: gr.Request) -> None:
-        """End this client's run after the token that is being made, or its region test after the
-        boxes that are being passed; a run is kept with what it has, of a test nothing is."""
-        for kind in (ANSWER, REGION):
-            self._handlers.runner.stop(request.session_hash or "", kind)
+        """End all that this client has under way or waiting: its run after the token that is being
+        made, its region test after the boxes that are being passed, files; a run is kept with what
+        it has, of a test nothing is."""
+        self._handlers.runner.stop(request.session_hash or "")
 
-    def _kept(self, path: Path) -> str:
-        """The file where Gradio serves files from."""
+    def _kept(self, path: Path, run: Run) -> str:
+        """The file where Gradio serves files from, until the run goes."""
         assert self._handlers.component is not None
-        return str(save_file_to_cache(path, self._handlers.component.GRADIO_CACHE))
+        kept = save_file_to_cache(path, self._handlers.component.GRADIO_CACHE)
+        self._handlers.store.keep_copies(run, Path(kept))
+        return str(kept)
 
     def _found(self, run_id: str) -> Run:
         run = find_run(self._handlers.store, run_id)

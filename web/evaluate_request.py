@@ -7,6 +7,7 @@ The page asks the bundled scenes, of which there are as many as are wanted, or w
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from sinkscope.setting import (
     checked,
     explained,
     like,
+    refuse,
     setting,
     settings_of,
 )
@@ -109,10 +111,15 @@ class EvaluateRequest:
             raise ValueError(f"source is {self.source!r}; allowed: {SCENES}, {MINE}.")
         if self.source == MINE and not self.files:
             raise ValueError("No file was uploaded. Upload one with questions, and its images.")
+        for name, text in (("dims", self.dims), ("dims_of", self.dims_of)):
+            if not isinstance(text, str):
+                raise refuse(name, text, "a text")
         for name, given, allowed in (
             ("methods", self.methods, tuple(METHODS)),
             ("types", self.types if self.source == SCENES else TYPES, TYPES),
         ):
+            if isinstance(given, str) or not isinstance(given, Iterable):
+                raise refuse(name, given, f"some of {', '.join(allowed)}")
             if not given:
                 raise ValueError(f"{name} is empty; allowed: one or more of {', '.join(allowed)}.")
             if strange := [one for one in given if one not in allowed]:

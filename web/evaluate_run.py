@@ -17,7 +17,7 @@ from typing import Any
 import gradio as gr
 
 from sinkscope.attention_extractor import RunOutOfMemoryError
-from sinkscope.config import ModelSettings, Settings
+from sinkscope.config import ImageLimits, ModelSettings, Settings
 from sinkscope.evaluation.base import Question
 from sinkscope.evaluation.report.questions import look_up
 from sinkscope.evaluation.run_folder import CONFIG, Run, read_run
@@ -38,6 +38,7 @@ from sinkscope.web.evaluate_request import MINE, EvaluateRequest
 from sinkscope.web.evaluate_store import EvaluateStore
 from sinkscope.web.evaluate_upload import keep_questions
 from sinkscope.web.handlers import UNFORESEEN
+from sinkscope.web.image_process import ImageProcess
 from sinkscope.web.inspector import cached, error_value, queued_value
 from sinkscope.web.payload import encode_image
 from sinkscope.web.slot import ModelSlot, why_no_model
@@ -92,6 +93,7 @@ class EvaluateHandlers:
         slot: the model.
         runner: of the jobs of all tabs.
         answer: what answers the questions; tests put their own here.
+        images: what decodes uploads.
     """
 
     def __init__(
@@ -100,7 +102,9 @@ class EvaluateHandlers:
         slot: ModelSlot,
         runner: Runner,
         answer: Callable[..., Summary] = evaluate,
+        images: ImageProcess | None = None,
     ) -> None:
+        self.images = images or ImageProcess(settings.images)
         self.settings, self.slot, self.runner, self.answer = settings, slot, runner, answer
         self.store = EvaluateStore(settings.app.cache / "page_evaluations")
         self.component: gr.HTML | None = None
@@ -127,12 +131,20 @@ class EvaluateHandlers:
                 ask(handle)  # so that nobody waits in the line for a refusal
             if request.source == MINE:
                 folder = self.store.data(run_id)
-                kept = keep_questions(request.files, folder, self.settings.images, most)
+                limits = self.settings.images
+                kept = keep_questions(request.files, folder, limits, most, self._decoded)
 
         try:
             yield from self._told(run_id, session, ask, check)
         finally:
             self.store.forget(run_id)
+
+    def _decoded(self, image: Path | bytes, limits: ImageLimits) -> None:
+        """Decode an image of an upload, to see that it can be."""
+        if isinstance(image, bytes):
+            self.images.open_bytes(image, limits)
+        else:
+            self.images.open_upload(str(image), limits, image.name)
 
     def go_on(self, run_id: object, session: str) -> Iterator[dict[str, Any]]:
         """The same for a run that was stopped, or of which questions failed.

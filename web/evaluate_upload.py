@@ -9,7 +9,7 @@ opens nothing else either.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -35,7 +35,11 @@ _NAMED = 3  # faults that a refusal names
 
 
 def keep_questions(
-    files: Sequence[Picture], folder: Path, limits: ImageLimits, most: int
+    files: Sequence[Picture],
+    folder: Path,
+    limits: ImageLimits,
+    most: int,
+    opened: Callable[[Path | bytes, ImageLimits], object] = open_image,
 ) -> tuple[Path, int]:
     """Check uploaded questions, and put a copy of them and their images into a new folder.
 
@@ -44,6 +48,7 @@ def keep_questions(
         folder: is made.
         limits: of images.
         most: how many questions are taken, the first ones.
+        opened: opens an image, to see that it can be.
 
     Returns:
         The file of the copy (JSON lines), and how many questions it has.
@@ -61,7 +66,7 @@ def keep_questions(
             "images that it names. Each row has a question, its answer and its image."
         )
     folder.mkdir(parents=True)
-    copies = _Copies(folder, limits)
+    copies = _Copies(folder, limits, opened)
     lines: list[str] = []
     asked: list[Question] = []
     faults: list[str] = []
@@ -117,6 +122,7 @@ class _Copies:
 
     folder: Path
     limits: ImageLimits
+    opened: Callable[[Path | bytes, ImageLimits], object]
     names: dict[Path | bytes, str] = field(default_factory=dict)
     size: int = 0
 
@@ -130,7 +136,7 @@ class _Copies:
         found = picture(given.reference, given.pictures, self.limits.max_bytes)
         if found in self.names:
             return self.names[found]
-        open_image(found, self.limits)
+        self.opened(found, self.limits)
         data = found if isinstance(found, bytes) else found.read_bytes()
         self.size += len(data)
         if self.size > MOST_BYTES:

@@ -21,11 +21,12 @@ from sinkscope.web.sinks_request import (
     LONGEST_PROMPT,
     MOST_FILES,
     MOST_SAMPLES,
+    Opener,
     Picture,
     SinksRequest,
     draw_samples,
 )
-from sinkscope.web.uploads import upload_path
+from sinkscope.web.uploads import open_upload, upload_path
 
 BUNDLED, MINE = "Bundled", "My own"
 TEXT_FILES = (".txt", ".text", ".md")
@@ -93,9 +94,13 @@ def _made(cls: type[Any], said: Mapping[str, Any]) -> Any:
 
 
 def samples_of(
-    request: ExperimentRequest, handle: ModelHandle, limits: ImageLimits, job: Job
+    request: ExperimentRequest,
+    handle: ModelHandle,
+    limits: ImageLimits,
+    job: Job,
+    opened: Opener = open_upload,
 ) -> Prompts:
-    """The samples of a run.
+    """The samples of a run; `opened` opens an upload.
 
     Raises:
         ValueError: there is none that can be used, or a file that this model cannot read.
@@ -117,6 +122,7 @@ def samples_of(
         ),
         limits,
         **job.hooks,
+        opened=opened,
     ).find
     source = "the upload" if drawn.source == "The upload" else drawn.source  # inside a sentence
     return Prompts(drawn.samples, source, drawn.notes())
@@ -148,7 +154,7 @@ def _prompts(request: ExperimentRequest, model: str) -> Prompts:
     try:
         read = read_prompts(path, request.count)
     except ValueError as error:  # which names the place of the file on the server
-        raise ValueError(str(error).replace(str(path), names[0])) from error
+        raise ValueError(str(error).replace(path.name, names[0])) from error
     return Prompts(
         read.samples, names[0], tuple(n.replace(path.name, names[0]) for n in read.notes)
     )

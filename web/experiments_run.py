@@ -31,6 +31,7 @@ from sinkscope.web.experiments_payload import build_experiment_payload
 from sinkscope.web.experiments_request import ExperimentRequest, samples_of
 from sinkscope.web.experiments_store import ExperimentResult, ExperimentStore
 from sinkscope.web.handlers import UNFORESEEN
+from sinkscope.web.image_process import ImageProcess
 from sinkscope.web.inspector import cached, cached_file, error_value, queued_value
 from sinkscope.web.slot import ModelSlot, why_no_model
 from sinkscope.web.store import new_id
@@ -53,6 +54,7 @@ class ExperimentsHandlers:
         slot: the model.
         runner: of the jobs of all tabs.
         engine: what runs an experiment; tests put their own here.
+        images: what decodes uploads.
     """
 
     def __init__(
@@ -61,8 +63,10 @@ class ExperimentsHandlers:
         slot: ModelSlot,
         runner: Runner,
         engine: ExperimentEngine | None = None,
+        images: ImageProcess | None = None,
     ) -> None:
         self.settings, self.slot, self.runner = settings, slot, runner
+        self.images = images or ImageProcess(settings.images)
         self.engine = engine or run_experiment
         self.store = ExperimentStore()
         self.component: gr.HTML | None = None
@@ -119,7 +123,8 @@ class ExperimentsHandlers:
             raise ValueError(why_no_model(self.slot.state))
         experiment, own, study = request.check()
         job.enter("Reading the samples")
-        samples = samples_of(request, handle, self.settings.images, job)
+        opened = partial(self.images.open_upload, stop=job.stop_event)
+        samples = samples_of(request, handle, self.settings.images, job, opened)
         result = self.engine(
             handle,
             experiment.name,

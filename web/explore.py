@@ -177,7 +177,9 @@ def _inspector(handlers: Handlers, explaining: Explaining, first: Run | None) ->
             handlers.draw_ahead,
         ],
     )
-    inspector.value = run_value(first, inspector, keep=True) if first else empty_value()
+    inspector.value = empty_value()
+    if first is not None:
+        inspector.value = handlers.copied(first, run_value(first, inspector, keep=True))
     handlers.component = inspector
     return inspector
 

@@ -251,7 +251,9 @@ def _files(handlers: Handlers, run: Run, wanted: Wanted, job: Job) -> list[dict[
     assert handlers.component is not None
     with tempfile.TemporaryDirectory() as folder:
         return [
-            {**cached_file(path, handlers.component), "bytes": path.stat().st_size}
+            handlers.copied(
+                run, {**cached_file(path, handlers.component), "bytes": path.stat().st_size}
+            )
             for path in make_files(
                 run,
                 wanted,

@@ -11,6 +11,8 @@ from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from PIL import Image
+
 from sinkscope.attention_extractor import Forecast, forecast
 from sinkscope.capture.forecast import available_memory, check_memory
 from sinkscope.capture.pace import Pace
@@ -19,9 +21,10 @@ from sinkscope.models.family import PromptInputs
 from sinkscope.models.footprint import Footprint, NotOnDiskError, footprint, where_and_how
 from sinkscope.models.loading import ModelHandle
 from sinkscope.models.source import may_ask_hub
+from sinkscope.web.image_process import limits_for
 from sinkscope.web.request import Request
 from sinkscope.web.slot import ModelSlot
-from sinkscope.web.uploads import open_upload
+from sinkscope.web.uploads import upload_size
 
 KNOWN_PROMPTS = 32
 AT_ONCE, PATIENCE = 2, 2.0  # forecasts go by the queue: a burst of them must not fill the memory
@@ -110,7 +113,10 @@ class Forecaster:
             known = self._layouts.get((images, prompt))
         if known is not None:
             return known
-        made = handle.prepare([open_upload(path, self._settings.images) for path in images], prompt)
+        # The layout follows from the sizes: before its turn in the line no image is decoded.
+        limits = limits_for(self._settings.images, handle)
+        sizes = [upload_size(path, limits) for path in images]
+        made = handle.prepare([Image.new("RGB", size) for size in sizes], prompt)
         made = dataclasses.replace(made, tensors={}, images=())
         with self._lock:
             if handle is self._slot.handle:

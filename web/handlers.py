@@ -26,14 +26,22 @@ from sinkscope.capture.pace import Pace, Work
 from sinkscope.capture.trace import GeneratedToken, GenerationTrace
 from sinkscope.config import Settings
 from sinkscope.drawing.made import with_made
-from sinkscope.jobs.job import At, Job
+from sinkscope.jobs.job import At, Job, Stopped
 from sinkscope.jobs.runner import Runner, StoppedWaiting, Waiting
 from sinkscope.methods.base import Part, Target, rows_of
 from sinkscope.methods.explain import explain
 from sinkscope.web.again import LastPrompt
 from sinkscope.web.drawing_process import DrawingProcess
 from sinkscope.web.explained_store import ExplainedStore
-from sinkscope.web.inspector import cached, error_value, queued_value, run_value, stream_value
+from sinkscope.web.image_process import ImageProcess, limits_for
+from sinkscope.web.inspector import (
+    cached,
+    error_value,
+    files_in,
+    queued_value,
+    run_value,
+    stream_value,
+)
 from sinkscope.web.pairs import find_run
 from sinkscope.web.payload import build_token_maps, pack, token_delta
 from sinkscope.web.read_only import READ_ONLY
@@ -42,7 +50,7 @@ from sinkscope.web.shown import Shown
 from sinkscope.web.slot import ModelSlot, why_no_model
 from sinkscope.web.standalone import build_standalone
 from sinkscope.web.store import Run, RunStore, made_of, new_id
-from sinkscope.web.uploads import open_upload
+from sinkscope.web.uploads import existing_upload
 
 log = logging.getLogger(__name__)
 
@@ -104,8 +112,11 @@ class Handlers:
         self.engine = engine or Engine()
         self.pace = pace or Pace()  # learns what runs take
         limit = settings.app.job_minutes
-        self.runner = Runner(settings.app.queue_size, 60 * limit if limit else None)
+        self.runner = Runner(
+            settings.app.queue_size, 60 * limit if limit else None, settings.app.session_queue
+        )
         self.drawing = DrawingProcess(store.file_of)
+        self.images = ImageProcess(settings.images)
         self.explained = ExplainedStore(store)
         self.component: gr.HTML | None = None
         self._shown = Shown(self._value)
@@ -127,6 +138,8 @@ class Handlers:
             yield from self._generate(request, run_id, self.runner.job(session, ANSWER))
         except StoppedWaiting:
             yield error_value(run_id, "Stopped while it was waiting; nothing was generated.")
+        except Stopped:
+            yield error_value(run_id, "Stopped while the image was read; nothing was generated.")
         except ValueError as error:
             yield error_value(run_id, str(error))
             raise _said(str(error), "Not possible") from error
@@ -153,7 +166,8 @@ class Handlers:
             raise ValueError("There is no image. Upload or paste one, or take an example.")
         if not isinstance(request.prompt, str) or not request.prompt.strip():
             raise ValueError("The prompt is empty. Ask something about the image.")
-        images = [open_upload(path, self.settings.images) for path in request.images]
+        for path in request.images:
+            existing_upload(path)
         variants = ("baseline", "var") if request.compare else ("baseline",)
         tokens: dict[str, list[dict[str, Any]]] = {name: [] for name in variants}
         here = _Answering(run_id, request.prompt, variants, job, settings.max_new_tokens, tokens)
@@ -162,7 +176,7 @@ class Handlers:
             self._answering[run_id] = here
         sent = dict.fromkeys(variants, 0)
         begun = last = -1.0
-        for event in self.runner.run(job, partial(self._work, here, request, settings, images)):
+        for event in self.runner.run(job, partial(self._work, here, request, settings)):
             now = time.monotonic()
             if isinstance(event, Waiting):
                 yield queued_value(run_id, event.before)
@@ -179,14 +193,14 @@ class Handlers:
                     yield self._delta(here, sent, begun)
                     last = now
 
-    def _work(
-        self, here: _Answering, request: Request, settings: Any, images: Any, job: Job
-    ) -> Run:
+    def _work(self, here: _Answering, request: Request, settings: Any, job: Job) -> Run:
         """The run, computed in the job's thread, which alone holds the model meanwhile."""
         handle = self.slot.handle
         if handle is None:
             raise ValueError(why_no_model(self.slot.state))
         var = request.var(handle)
+        limits, stop_event = limits_for(self.settings.images, handle), job.stop_event
+        images = [self.images.open_upload(path, limits, stop=stop_event) for path in request.images]
         inputs, prefix = self._last.prepare(handle, images, request.prompt)
         read = "Reading the image" if len(images) == 1 else "Reading the images"
         job.report(0, here.most, read)
@@ -262,7 +276,12 @@ class Handlers:
 
     def _value(self, run: Run) -> dict[str, Any]:
         assert self.component is not None
-        return run_value(run, self.component)
+        return self.copied(run, run_value(run, self.component))
+
+    def copied(self, run: Run, value: dict[str, Any]) -> dict[str, Any]:
+        """A value for the page whose files are copies of a run, and go when the run goes."""
+        self.store.keep_copies(run, *files_in(value))
+        return value
 
     # --- questions of the inspector: no queue and no model; one JSON argument; {"error": ...} ---
 
@@ -302,17 +321,19 @@ class Handlers:
             return run
         place = _field(ask, "place")
         view = place if isinstance(place, str) and len(place) <= LONGEST_PLACE else ""
-        return self._file(build_standalone(run, place=view), f"sinkscope-{run.id[:8]}.html")
+        name = f"sinkscope-{run.id[:8]}.html"
+        return self.copied(run, self._file(build_standalone(run, place=view), name))
 
     def trace_file(self, ask: Any) -> dict[str, Any]:
         """One trace of a run as `GenerationTrace.open` reads it."""
         run, name = self._found(ask, described=False), _field(ask, "variant")
-        if not isinstance(run, Run) or name not in run.traces:
+        if not isinstance(run, Run) or name not in list(run.traces):
             return {"error": EXPIRED}
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "trace.safetensors"
             with_made(run.traces[name], made_of(run)).save(path)
-            return self._file(path.read_bytes(), f"sinkscope-{run.id[:8]}-{name}.safetensors")
+            called = f"sinkscope-{run.id[:8]}-{name}.safetensors"
+            return self.copied(run, self._file(path.read_bytes(), called))
 
     def _file(self, data: bytes, name: str) -> dict[str, Any]:
         assert self.component is not None
@@ -355,7 +376,7 @@ class Handlers:
                 )
                 target = Target(tuple(range(start, stop)), part)
                 data = _reduced_map(trace, target, layers, heads, ask)
-        except (KeyError, TypeError, ValueError, IndexError):
+        except (KeyError, TypeError, ValueError, IndexError, AttributeError, OverflowError):
             return {"error": "This view cannot be computed for this run."}
         return {"data": base64.b64encode(data).decode()}
 

@@ -7,6 +7,7 @@ puts every text on the page as `textContent`.
 
 from __future__ import annotations
 
+import logging
 import os
 import tempfile
 import time
@@ -23,9 +24,14 @@ from gradio_client.utils import encode_file_path
 
 from sinkscope.capture.decoding import engine_words
 from sinkscope.web.assets import read_static
+from sinkscope.web.errors import FAULT
 from sinkscope.web.parts import script_of
 from sinkscope.web.payload import build_payload, encode_image, images_of
 from sinkscope.web.store import LABELS, Run
+
+log = logging.getLogger(__name__)
+
+_SERVED = f"{API_PREFIX.lstrip('/')}/file="
 
 
 def drawn(name: str, value: Any, functions: list[Callable[..., Any]] | None = None) -> gr.HTML:
@@ -41,10 +47,17 @@ def drawn(name: str, value: Any, functions: list[Callable[..., Any]] | None = No
 
 
 def _markable(function: Callable[[Any], Any]) -> Callable[[Any], Any]:
-    """Gradio marks a server function with an attribute, which a bound method cannot take."""
+    """Gradio marks a server function with an attribute, which a bound method cannot take.
+
+    What nobody foresaw is an answer too, an exit that was meant for the process among it.
+    """
 
     def call(ask: Any) -> Any:
-        return function(ask)
+        try:
+            return function(ask)
+        except BaseException:
+            log.exception("%s failed", function.__name__)
+            return {"error": FAULT}
 
     call.__name__ = function.__name__
     return call
@@ -84,7 +97,18 @@ def _written(path: Path, data: bytes) -> None:
 
 def served(path: str | Path) -> str:
     """Where Gradio serves a file of its cache, relative to the page."""
-    return f"{API_PREFIX.lstrip('/')}/file={encode_file_path(path)}"
+    return f"{_SERVED}{encode_file_path(path)}"
+
+
+def files_in(value: Any) -> list[Path]:
+    """The files that `served` gave the addresses of, wherever they are in a value for the page."""
+    if isinstance(value, Mapping):
+        return [path for part in value.values() for path in files_in(part)]
+    if isinstance(value, list | tuple):
+        return [path for part in value for path in files_in(part)]
+    if isinstance(value, str) and value.startswith(_SERVED):
+        return [Path(unquote(value.removeprefix(_SERVED)))]
+    return []
 
 
 def path_of(url: str) -> Path:

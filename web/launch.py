@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import socket
 import ssl
 from collections.abc import AsyncIterator
@@ -15,12 +16,16 @@ from sinkscope.setting.serving import NO_TOKEN, AppSettings
 from sinkscope.web.assets import page_style, read_static
 from sinkscope.web.compress import CompressedPage
 from sinkscope.web.documents import Documents
+from sinkscope.web.errors import SpokenErrors
 from sinkscope.web.guards import guards
+from sinkscope.web.health import Health, HealthRoute, Watchdog
 from sinkscope.web.kept_files import KeptFiles
 from sinkscope.web.login import users_of
 from sinkscope.web.page import App
 from sinkscope.web.parts import Parts
+from sinkscope.web.presence import Attendance, Presence, session_of
 from sinkscope.web.questions import QuickQuestions
+from sinkscope.web.retention import remove_old_runs
 from sinkscope.web.security import middleware
 from sinkscope.web.sessions import MOST_SESSIONS, lighten
 from sinkscope.web.theme import theme
@@ -49,9 +54,13 @@ def launch(app: App, *, wait: bool = True, token: str | None = None) -> str:
     port = _usable_port(settings.host, settings.port)  # before a model is loaded for nothing
     if app.slot.state.phase == "none" and not settings.read_only:
         app.slot.load(app.settings.model)
+    presence = Presence()
+    app.handlers.runner.deserted = presence.gone
+    health = Health(app.slot, app.handlers.runner, app.handlers.store)
     layers = middleware(app.settings, guards(settings, token, port, app.blocks))
     alone = not settings.login  # what is asked for does not depend on who asks
     inside = [
+        Middleware(HealthRoute, health=health),
         Middleware(Documents),
         Middleware(CompressedPage, kept=alone),
         Middleware(Parts),
@@ -59,6 +68,10 @@ def launch(app: App, *, wait: bool = True, token: str | None = None) -> str:
     if alone and app.handlers.component is not None:
         inside.append(Middleware(KeptFiles, folder=Path(app.handlers.component.GRADIO_CACHE)))
         inside.append(Middleware(QuickQuestions, handlers=app.handlers))
+    inside += [
+        Middleware(Attendance, presence=presence, session_of=partial(session_of, app.blocks)),
+        Middleware(SpokenErrors),
+    ]
     app.blocks.queue(max_size=4 * settings.queue_size, api_open=False)
     _, address, _ = app.blocks.launch(
         server_name=f"[{settings.host}]" if ":" in settings.host else settings.host,
@@ -69,7 +82,7 @@ def launch(app: App, *, wait: bool = True, token: str | None = None) -> str:
         ssl_verify=settings.tls_cert is None,  # of Gradio's requests to itself
         app_kwargs={
             "middleware": [*layers, *inside],
-            "lifespan": partial(_alive, app),
+            "lifespan": partial(_alive, app, health),
         },
         max_file_size=app.settings.images.max_bytes,
         max_threads=40 + settings.queue_size,
@@ -93,12 +106,22 @@ def launch(app: App, *, wait: bool = True, token: str | None = None) -> str:
 
 
 @asynccontextmanager
-async def _alive(app: App, _: object) -> AsyncIterator[None]:
+async def _alive(app: App, health: Health, _: object) -> AsyncIterator[None]:
     """As long as the server: what runs beside it ends with it."""
+    settings, store = app.settings.app, app.handlers.store
+    watchdog = Watchdog(health, settings.exit_on_dead_worker)
+    tasks = [asyncio.create_task(health.watch_loop())]
+    if settings.retention_days:
+        tasks.append(asyncio.create_task(remove_old_runs(store, settings.retention_days)))
+    watchdog.start()
     try:
         yield
     finally:
+        watchdog.close()
+        for task in tasks:
+            task.cancel()
         app.handlers.drawing.close()
+        app.handlers.images.close()
 
 
 def check_tls(settings: AppSettings) -> None:

@@ -108,6 +108,9 @@ def model_wanted(
     Raises:
         ValueError: naming the setting, its value and what is allowed.
     """
+    for setting in ("model", "revision", "device", "dtype"):
+        if not isinstance(said.get(setting), str | None):
+            raise ValueError(f"{setting} is {shown(said[setting])}; allowed: a text.")
     start, name = settings.model, str(said.get("model") or "").strip()
     if settings.app.host not in LOOPBACK and name not in (*offered, start.model):
         # Any folder and any hub id would be a way into this machine for everyone with the password.

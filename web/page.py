@@ -21,6 +21,7 @@ from sinkscope.web.experiments_run import ExperimentsHandlers
 from sinkscope.web.experiments_tab import build_experiments
 from sinkscope.web.explore import build_explore
 from sinkscope.web.forecast import Forecaster, estimate_run
+from sinkscope.web.guarded import GuardedBlocks
 from sinkscope.web.handlers import Engine, Handlers
 from sinkscope.web.inspector import drawn
 from sinkscope.web.model_events import status_value
@@ -77,7 +78,7 @@ def build_app(
     if first is not None:
         store.put(first, keep_on_disk=False)
     offered = read_examples() if examples is None else examples
-    with gr.Blocks(
+    with GuardedBlocks(
         title="SinkScope", analytics_enabled=False, fill_width=True, delete_cache=(3600, 86400)
     ) as page:
         if settings.app.read_only:
@@ -87,13 +88,16 @@ def build_app(
             with gr.Tab("Explore", id="explore", elem_id="explore"):
                 form = build_explore(page, status, handlers, forecaster, first, offered)
             with gr.Tab("Sinks", id="sinks-tab", elem_id="sinks-tab"):
-                finder = SinksHandlers(settings, slot, handlers.runner, sinks)
+                finder = SinksHandlers(settings, slot, handlers.runner, sinks, handlers.images)
                 build_sinks(finder, form)
             with gr.Tab("Experiments", id="experiments-tab", elem_id="experiments-tab") as tab:
-                trials = ExperimentsHandlers(settings, slot, handlers.runner)
+                trials = ExperimentsHandlers(
+                    settings, slot, handlers.runner, images=handlers.images
+                )
                 build_experiments(trials, status, tab)
             with gr.Tab("Evaluate", id="evaluate-tab", elem_id="evaluate-tab"):
-                build_evaluate(EvaluateHandlers(settings, slot, handlers.runner), form)
+                asked = EvaluateHandlers(settings, slot, handlers.runner, images=handlers.images)
+                build_evaluate(asked, form)
     if settings.app.read_only:
         only_looking(page)
     return App(page, handlers, slot, settings, finder)

@@ -119,7 +119,7 @@ def _treated(trace: GenerationTrace) -> list[dict[str, Any]]:
     return [
         {
             "layer": layer["layer"],
-            "columns": [cell for p in layer["positions"] for cell in cells_at.get(p, ())],
+            "columns": [cell for p in layer.get("positions", ()) for cell in cells_at.get(p, ())],
         }
         for layer in (trace.var or {}).get("layers") or ()
     ]

@@ -31,7 +31,7 @@ def uploaded_profile(given: FileData) -> SinkProfile:
     try:
         return read_profile(path)
     except ValueError as error:  # which names a folder of this machine
-        raise ValueError(str(error).replace(str(path), name)) from error
+        raise ValueError(str(error).replace(path.name, name)) from error
 
 
 def taking_profile(slot: ModelSlot) -> Callable[..., Any]:

@@ -8,7 +8,7 @@ from typing import Any
 
 from sinkscope.config import GenerationSettings, Settings, VARSettings
 from sinkscope.models.loading import ModelHandle
-from sinkscope.setting import Setting, index_list, offered, read_all
+from sinkscope.setting import Setting, index_list, offered, read_all, refuse
 
 # What a request may say. What is captured is the settings file's matter.
 ANSWER: tuple[Setting, ...] = offered(GenerationSettings, "layers", "heads")
@@ -53,12 +53,18 @@ class Request:
         for name in self.said:
             if name not in NAMES:
                 raise ValueError(f"There is no setting {name!r}; allowed: {', '.join(NAMES)}.")
-        return replace(
+        made = replace(
             start.generation,
             prompt_rows=start.generation.prompt_rows or start.app.prompt_rows,
             reference=start.generation.reference or start.app.reference,
             **read_all(GenerationSettings, self.said),
         )
+        if made.max_new_tokens > start.app.token_limit:
+            raise ValueError(
+                f"max_new_tokens is {made.max_new_tokens}; allowed here: at most "
+                f"{start.app.token_limit} (token_limit of this server)."
+            )
+        return made
 
     def var(self, handle: ModelHandle) -> VARSettings | None:
         """VAR's settings over those of the model's profile; None without `compare`."""
@@ -102,4 +108,6 @@ def parse_indices(setting: str, text: str | None) -> tuple[int, ...] | None:
     Raises:
         ValueError: not such a list.
     """
+    if text is not None and not isinstance(text, str):
+        raise refuse(setting, text, "a text such as 2-5 or 0, 3, 7")
     return index_list(setting, text) if text and text.strip() else None

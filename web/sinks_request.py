@@ -9,9 +9,12 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+
+from PIL.Image import Image
 
 from sinkscope.config import ImageLimits
 from sinkscope.jobs.job import Progress, Stopped
@@ -23,6 +26,8 @@ from sinkscope.sinks.validate_settings import ValidateSettings
 from sinkscope.utils import none_usable
 from sinkscope.web.sinks_files import by_picture, question_file, samples_of_file
 from sinkscope.web.uploads import open_upload
+
+Opener = Callable[..., Image]  # as web.uploads.open_upload
 
 MOST_FILES = 300
 MOST_SAMPLES = 200
@@ -120,10 +125,12 @@ def draw_samples(
     limits: ImageLimits,
     on_progress: Progress | None = None,
     stop: threading.Event | None = None,
+    opened: Opener = open_upload,
 ) -> Drawn:
     """Open images until there are enough, and part them.
 
     Where there are fewer than asked for, both sets keep their proportion, finding at least one.
+    `opened` opens an upload.
 
     Raises:
         ValueError: no image can be used.
@@ -147,7 +154,7 @@ def draw_samples(
         )
         return _parted(read, wanted, held_out, int(request.seed))
     else:
-        usable, skipped = _opened(request, total, limits, on_progress, stop)
+        usable, skipped = _opened(request, total, partial(opened, limits=limits), on_progress, stop)
         source = "The upload"
     if not usable:
         raise ValueError(f"{none_usable(len(skipped), 'image')}; {skipped[0][1]}")
@@ -199,7 +206,7 @@ def _scenes(request: SinksRequest, count: int) -> list[Sample]:
 def _opened(
     request: SinksRequest,
     most: int,
-    limits: ImageLimits,
+    opened: Callable[..., Image],
     on_progress: Progress | None,
     stop: threading.Event | None,
 ) -> tuple[list[Sample], list[tuple[str, str]]]:
@@ -214,7 +221,7 @@ def _opened(
         if len(usable) == most:
             break
         try:
-            digest = image_digest(open_upload(str(path), limits, name))
+            digest = image_digest(opened(str(path), name=name))
         except ImageError as error:
             skipped.append((name, str(error)))
             continue

@@ -37,6 +37,7 @@ from sinkscope.sinks.validate import validate
 from sinkscope.sinks.validation import Validation
 from sinkscope.utils import sha256
 from sinkscope.web.handlers import UNFORESEEN
+from sinkscope.web.image_process import ImageProcess
 from sinkscope.web.inspector import cached, error_value, queued_value
 from sinkscope.web.payload import encode_image
 from sinkscope.web.sinks_payload import build_sinks_payload, measured_in, profile_name, scores_in
@@ -68,12 +69,19 @@ class SinksHandlers:
         slot: the model.
         runner: of the jobs of all tabs.
         engine: what finds and validates.
+        images: what decodes uploads.
     """
 
     def __init__(
-        self, settings: Settings, slot: ModelSlot, runner: Runner, engine: SinksEngine | None = None
+        self,
+        settings: Settings,
+        slot: ModelSlot,
+        runner: Runner,
+        engine: SinksEngine | None = None,
+        images: ImageProcess | None = None,
     ) -> None:
         self.settings, self.slot, self.runner = settings, slot, runner
+        self.images = images or ImageProcess(settings.images)
         self.engine = engine or SinksEngine()
         # Not `sinks`, where the command line keeps what it measures: old folders here are deleted.
         self.store = SinksStore(settings.app.cache / "page_sinks")
@@ -135,7 +143,8 @@ class SinksHandlers:
     def _result(self, job: Job, handle: ModelHandle, request: SinksRequest) -> dict[str, Any]:
         _, _, finding, validating = request.check()
         job.enter("Reading the images")
-        drawn = draw_samples(request, self.settings.images, **job.hooks)
+        opened = partial(self.images.open_upload, stop=job.stop_event)
+        drawn = draw_samples(request, self.settings.images, **job.hooks, opened=opened)
         info = handle.info
         about = (job.owner, info.id, info.revision, info.dtype, finding.measuring())
         work = self.store.work(sha256("\0".join(map(str, about)).encode())[:24])

@@ -95,7 +95,7 @@ class ModelSlot:
             handle = self._load(settings, on_progress=progress)
         except ValueError as error:
             self._set(replace(self.state, phase="failed", message=str(error), fraction=0.0))
-        except Exception:
+        except BaseException:  # an exit, too: else the page would wait for this thread for ever
             log.exception("loading %s failed", settings.model)
             words = "The model could not be loaded; the log of the app says why."
             self._set(replace(self.state, phase="failed", message=words, fraction=0.0))

@@ -7,6 +7,7 @@ used ones leave the memory first, and the oldest leave the folder.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import logging
 import re
@@ -22,13 +23,17 @@ from typing import Any
 
 from sinkscope.capture.trace import GenerationTrace
 from sinkscope.drawing.made import made_line
+from sinkscope.outside import Bounds, read_json
 from sinkscope.utils import write_atomically
+from sinkscope.web.copies import Copies
 
 log = logging.getLogger(__name__)
 
 _ID = re.compile(r"[A-Za-z0-9_-]{16,64}\Z")
 _VARIANTS = ("baseline", "var")
 STORED_KINDS = ("run", "example")
+RUN_JSON = Bounds(bytes=10_000, infinite=True)  # it has some hundred
+BYTES_A_PIXEL = 4  # Pillow keeps RGB in four
 LABELS = {"baseline": "Baseline", "var": "VAR"}
 
 
@@ -99,6 +104,20 @@ class Run:
         )
         return sum(t.numel() * t.element_size() for t in tensors)
 
+    @property
+    def memory(self) -> int:
+        """Memory that it takes: its tensors, and each of its images once."""
+        images = {id(image): image for trace in self.traces.values() for image in trace.images}
+        pixels = sum(image.width * image.height for image in images.values())
+        return self.nbytes + BYTES_A_PIXEL * pixels
+
+
+def ids_of(run: Run) -> tuple[str, ...]:
+    """The ids of the stored runs that a run is made of: its own, or both of a pair."""
+    if run.kind != "pair":
+        return (run.id,)
+    return tuple(side.rpartition(".")[0] for side in run.id.split("~"))
+
 
 def save_run(run: Run, folder: Path) -> None:
     """Write a run as one safetensors file a trace and a small `run.json`, which is written last."""
@@ -123,10 +142,10 @@ def open_run(folder: Path, run_id: str | None = None) -> Run:
         ValueError: something is missing or damaged; the text says what.
     """
     try:
-        about = json.loads((folder / "run.json").read_bytes())
-        names = [name for name in _VARIANTS if name in about["variants"]]
+        about = read_json(folder / "run.json", "The file", RUN_JSON)
+        names = [name for name in _VARIANTS if name in list(about["variants"])]
         kind, same_text, created = about["kind"], about["same_text"], float(about["created"])
-    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+    except (ValueError, KeyError, TypeError) as error:
         raise ValueError("The stored run is damaged: its description cannot be read.") from error
     if kind not in STORED_KINDS or not isinstance(same_text, bool) or not 0 <= created < 1e11:
         raise ValueError("The stored run is damaged: its description makes no sense.")
@@ -135,7 +154,16 @@ def open_run(folder: Path, run_id: str | None = None) -> Run:
         raise ValueError("The stored run is damaged: it has no baseline.")
     if len({(t.layout, t.layers, t.heads, t.prompt) for t in traces.values()}) > 1:
         raise ValueError("The stored run is damaged: its two answers are not of one prompt.")
+    traces = {name: _sharing(trace, traces["baseline"]) for name, trace in traces.items()}
     return Run(traces, kind, same_text, created, run_id or new_id(), folder=folder)
+
+
+def _sharing(trace: GenerationTrace, first: GenerationTrace) -> GenerationTrace:
+    """The trace with the images of another where they are the same ones: they take memory once."""
+    same = trace is not first and all(
+        a == b for a, b in zip(trace.images, first.images, strict=True)
+    )
+    return dataclasses.replace(trace, images=first.images) if same else trace
 
 
 class RunStore:
@@ -146,7 +174,38 @@ class RunStore:
         self._memory_bytes = memory_bytes
         self._disk_bytes = 8 * memory_bytes if disk_bytes is None else disk_bytes
         self._runs: OrderedDict[str, Run] = OrderedDict()
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
+        self.copies = Copies()
+
+    def keep_copies(self, run: Run, *paths: Path) -> None:
+        """These files are copies of a run (or of both runs of a pair) and go with it.
+
+        They go at once where the run is gone already, for it was deleted while they were made.
+        """
+        ids = ids_of(run)
+        self.copies.add(ids, paths)
+        for run_id in ids:
+            if not self._has(run_id):
+                self.copies.drop(run_id)
+        self._trim(spare=ids)
+
+    def remove_older(self, seconds: float) -> int:
+        """Remove the runs that were made longer ago than this, but the example; how many."""
+        limit = time.time() - seconds
+        with self._lock:
+            old = {run.id for run in self._runs.values() if run.created < limit}
+            old -= {run.id for run in self._runs.values() if run.kind == "example"}
+            folders = list(self._folder.iterdir()) if self._folder.is_dir() else []
+        for folder in folders:
+            if _ID.match(folder.name) and _made(folder) < limit:
+                old.add(folder.name)
+        for run_id in old:
+            self.delete(run_id)
+        return len(old)
+
+    def _has(self, run_id: str) -> bool:
+        with self._lock:
+            return run_id in self._runs or (self._folder / run_id / "run.json").is_file()
 
     def claim(self, run_id: str) -> None:
         """A run with this id has begun; whose it is, `web.owners` keeps where users log in."""
@@ -176,10 +235,7 @@ class RunStore:
             if isinstance(error, OSError):  # its text would name the folder
                 return f"kept in memory only: {error.strerror or 'the disk cannot be written'}"
             return f"kept in memory only: {error}"
-        try:
-            self._trim_folder(spare=run.id)
-        except OSError as error:  # the next run tries again
-            log.warning("the folder of runs could not be trimmed: %s", error)
+        self._trim(spare=(run.id,))
         return None
 
     def get(self, run_id: object) -> Run | None:
@@ -232,7 +288,7 @@ class RunStore:
     def trim(self, spare: str) -> None:
         """Remove the oldest runs beyond the budget of the disk, after something was written beside
         the files of one; that one stays."""
-        self._trim_folder(spare)
+        self._trim((spare,))
 
     def delete(self, run_id: str) -> None:
         """Forget a run and remove its files."""
@@ -241,40 +297,75 @@ class RunStore:
         with self._lock:
             self._runs.pop(run_id, None)
             shutil.rmtree(self._folder / run_id, ignore_errors=True)
+        self.copies.drop(run_id)
 
     @property
     def memory(self) -> int:
         """Bytes that the runs in memory take."""
         with self._lock:
-            return sum(run.nbytes for run in self._runs.values())
+            return sum(run.memory for run in self._runs.values())
 
     def _remember(self, run: Run) -> None:
         self._runs[run.id] = run
         self._runs.move_to_end(run.id)
-        total = sum(r.nbytes for r in self._runs.values())
+        total = sum(r.memory for r in self._runs.values())
         for run_id in list(self._runs):
             if total <= self._memory_bytes or run_id == run.id:
                 break
             if self._runs[run_id].kind == "example":
                 continue  # it has no files of its own in the folder
-            total -= self._runs.pop(run_id).nbytes
+            total -= self._runs.pop(run_id).memory
+            if not self._has(run_id):
+                self.copies.drop(run_id)  # it was in memory only
 
-    def _trim_folder(self, spare: str) -> None:
-        """Remove the oldest runs beyond the budget; never the new one, nor one that is open."""
-        with self._lock:
-            aged: list[tuple[float, int, Path]] = []
-            for folder in self._folder.iterdir():
-                if not _ID.match(folder.name):
-                    continue
-                try:
-                    sizes = [f.stat().st_size for f in folder.iterdir() if f.is_file()]
-                    aged.append((folder.stat().st_mtime, sum(sizes), folder))
-                except (FileNotFoundError, NotADirectoryError):
-                    continue  # another app on the same folder removed it, or its half-written file
-            total = sum(size for _, size, _ in aged)
-            for _, size, folder in sorted(aged):
-                if total <= self._disk_bytes:
-                    break
-                if folder.name != spare and folder.name not in self._runs:  # in use
-                    total -= size
-                    shutil.rmtree(folder, ignore_errors=True)
+    @property
+    def disk(self) -> int:
+        """Bytes that runs take on the disk: their files, and the copies that the page is served."""
+        return sum(size for _, size, _ in self._aged()) + self.copies.nbytes
+
+    def _trim(self, spare: tuple[str, ...]) -> None:
+        try:
+            with self._lock:
+                self._trim_disk(spare)
+        except OSError as error:  # the next run tries again
+            log.warning("the folder of runs could not be trimmed: %s", error)
+
+    def _trim_disk(self, spare: tuple[str, ...]) -> None:
+        """Remove the oldest runs beyond the budget, copies too; never these, nor one that is
+        open."""
+        aged = self._aged()
+        files = sum(size for _, size, _ in aged)
+        copies = self.copies.nbytes
+        for _, size, folder in sorted(aged):
+            if files + copies <= self._disk_bytes:
+                break
+            if folder.name not in spare and folder.name not in self._runs:  # in use
+                files -= size
+                shutil.rmtree(folder, ignore_errors=True)
+                self.copies.drop(folder.name)
+                copies = self.copies.nbytes
+
+    def _aged(self) -> list[tuple[float, int, Path]]:
+        """The stored runs: when each was written, the bytes of its files, its folder."""
+        aged: list[tuple[float, int, Path]] = []
+        for folder in self._folder.iterdir() if self._folder.is_dir() else ():
+            if not _ID.match(folder.name):
+                continue
+            try:
+                sizes = [f.stat().st_size for f in folder.iterdir() if f.is_file()]
+                aged.append((folder.stat().st_mtime, sum(sizes), folder))
+            except (FileNotFoundError, NotADirectoryError):
+                continue  # another app on the same folder removed it, or its half-written file
+        return aged
+
+
+def _made(folder: Path) -> float:
+    """When a stored run was made, in seconds since 1970; what cannot be read is as old as its
+    folder."""
+    try:
+        return float(json.loads((folder / "run.json").read_bytes())["created"])
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        try:
+            return folder.stat().st_mtime
+        except OSError:  # removed meanwhile
+            return time.time()

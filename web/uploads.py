@@ -22,7 +22,7 @@ from PIL import Image
 from pydantic import BaseModel, ValidationError
 
 from sinkscope.config import ImageLimits
-from sinkscope.models.images import ImageError, open_image
+from sinkscope.models.images import ImageError, image_size, open_image
 
 # One text for every file that is no upload: it must not say whether there is such a file.
 NO_UPLOAD = (
@@ -74,8 +74,25 @@ def check_upload(item: object) -> None:
     upload_path(item.get("path"))
 
 
+def existing_upload(given: object) -> Path:
+    """The file of an upload, of which nothing is read.
+
+    Raises:
+        UploadError: it is no upload, or is gone.
+    """
+    path = upload_path(given)
+    try:
+        regular = path.is_file()  # opening a pipe would wait for ever
+    except OSError as error:
+        raise UploadError from error
+    if not regular:
+        raise UploadError
+    return path
+
+
 def open_upload(given: object, limits: ImageLimits, name: str | None = None) -> Image.Image:
-    """Open an uploaded image (`models.images.open_image`).
+    """Open an uploaded image here (`models.images.open_image`); the app does it elsewhere
+    (`web.image_process`).
 
     Args:
         given: what was sent as its path: anything.
@@ -86,12 +103,24 @@ def open_upload(given: object, limits: ImageLimits, name: str | None = None) -> 
         UploadError: it is no upload, or is gone.
         ImageError: it is no image that can be used; the text says why.
     """
-    path = upload_path(given)
+    path = existing_upload(given)
     try:
-        if not path.is_file():  # opening a pipe would wait for ever
-            raise UploadError
         with path.open("rb") as file:
             return open_image(file, limits, name)
+    except OSError as error:
+        raise UploadError from error
+
+
+def upload_size(given: object, limits: ImageLimits) -> tuple[int, int]:
+    """Width and height that an uploaded image would be opened with; nothing is decoded.
+
+    Raises:
+        UploadError, ImageError: as `open_upload`, as far as the file's header tells.
+    """
+    path = existing_upload(given)
+    try:
+        with path.open("rb") as file:
+            return image_size(file, limits)
     except OSError as error:
         raise UploadError from error
 

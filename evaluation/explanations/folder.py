@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import tomllib
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -27,6 +26,7 @@ from sinkscope.evaluation.explanations.settings import ScoreSettings
 from sinkscope.evaluation.record import AnswerRecord
 from sinkscope.evaluation.run_folder import RunFolder
 from sinkscope.evaluation.wanted import Wanted
+from sinkscope.outside import read_json, read_toml
 from sinkscope.utils import write_atomically
 
 CONFIG = "score.toml"
@@ -87,18 +87,13 @@ def read_score_config(path: Path) -> ScoreConfig:
     Raises:
         ValueError: it cannot be read, or a key or value is not allowed.
     """
-    try:
-        made = tomllib.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ValueError(f"The file {path} cannot be read: {error.strerror or error}.") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"The file {path} is not valid TOML: {error}.") from error
+    made = read_toml(path, "The file")
     if set(made) != {"score", "model", "made"}:
-        raise ValueError(f"{path} has {sorted(made)}; allowed: [score], [model], [made].")
+        raise ValueError(f"{path.name} has {sorted(made)}; allowed: [score], [model], [made].")
     names = made["made"].get("names", [])
     return ScoreConfig(
-        from_mapping(ScoreSettings, made["score"], f"{path} [score]"),
-        from_mapping(ModelSettings, made["model"], f"{path} [model]"),
+        from_mapping(ScoreSettings, made["score"], f"{path.name} [score]"),
+        from_mapping(ModelSettings, made["model"], f"{path.name} [model]"),
         tuple(map(str, names)),
         str(made["made"].get("revision", "")),
     )
@@ -146,11 +141,11 @@ def read_scores(folder: Path) -> tuple[ScoreConfig, list[AnswerRecord], dict[str
         with path.open("rb") as file:
             for number, line in enumerate(file, 1):
                 if line.endswith(b"\n"):
-                    where = f"Line {number} of {path}"
+                    where = f"Line {number} of {path.name}"
                     records.append(AnswerRecord.of_line(line.decode(), where))
     summary: dict[str, Any] = {}
     if (folder / "summary.json").is_file():
-        summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
+        summary = read_json(folder / "summary.json", "The summary")
     return read_score_config(folder / CONFIG), records, summary
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,12 +17,15 @@ from sinkscope.demo.questions import DESCRIBE, questions
 from sinkscope.demo.scenes import scene
 from sinkscope.evaluation.explanations.run_length import read_run_length
 from sinkscope.evaluation.explanations.settings import ScoreSettings
-from sinkscope.models.images import open_image
+from sinkscope.models.images import FORMATS, open_image
+from sinkscope.outside import DATASET, OutsideError, open_regular, parse_json, read_json
+from sinkscope.records.text import lines_of
 
 Mask = npt.NDArray[np.bool_]
 SEED = 19  # the first number of these scenes' seeds; training, card, sinks, benchmark have others
 SCENES = 500
 IMAGES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".gif")
+MOST_MASK = 100_000_000  # pixels; the largest image that is opened has fewer
 MASK_TAILS = ("_mask", ".mask", "-mask", "_seg")
 LAYOUTS = (
     "a .jsonl file (image, prompt, word, and mask or boxes), NAME.jpg beside NAME_mask.png, "
@@ -143,22 +145,21 @@ def _pairs(folder: Path) -> list[tuple[Path, Path]]:
 def _rows(path: Path, settings: ScoreSettings) -> Iterator[Target]:
     """A .jsonl: image, prompt (or question), word, mask or box or boxes; id, answer, cluster."""
     seen: set[str] = set()
-    with path.open(encoding="utf-8") as file:
-        for number, line in enumerate(file, 1):
-            if not line.strip():
-                continue
-            where = f"Line {number} of {path}"
-            try:
-                row = json.loads(line)
-            except ValueError as error:
-                raise ValueError(f"{where} is no JSON: {error}.") from error
-            if not isinstance(row, dict):
-                raise ValueError(f"{where} is no JSON object.")
-            target = _row(row, where, path.parent, settings)
-            if target.id in seen:
-                raise ValueError(f"{where}: the id {target.id} stands in the data twice.")
-            seen.add(target.id)
-            yield target
+    for number, line in lines_of(path, path.name):
+        if not line.strip():
+            continue
+        where = f"Line {number} of {path.name}"
+        try:
+            row = parse_json(line)
+        except OutsideError as error:
+            raise ValueError(f"{where} is damaged, because {error}.") from error
+        if not isinstance(row, dict):
+            raise ValueError(f"{where} is no JSON object.")
+        target = _row(row, where, path.parent, settings)
+        if target.id in seen:
+            raise ValueError(f"{where}: the id {target.id} stands in the data twice.")
+        seen.add(target.id)
+        yield target
 
 
 def _row(row: Mapping[str, Any], where: str, folder: Path, settings: ScoreSettings) -> Target:
@@ -185,19 +186,19 @@ def _coco(path: Path, settings: ScoreSettings) -> Iterator[Target]:
     category's name. Polygons are drawn, run-length masks read, of crowds too: what they cover is
     many of the category."""
     try:
-        made = json.loads(path.read_text(encoding="utf-8"))
+        made = read_json(path, "The file", DATASET)
         names = {one["id"]: str(one["name"]) for one in made["categories"]}
         files = {one["id"]: str(one["file_name"]) for one in made["images"]}
         groups: dict[tuple[Any, Any], list[Mapping[str, Any]]] = {}
         for one in made["annotations"]:
             groups.setdefault((one["image_id"], one["category_id"]), []).append(one)
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{path} is no COCO instances file: {error!r}.") from error
+        raise ValueError(f"{path.name} is no COCO instances file: {error!r}.") from error
     for (image_id, category), objects in groups.items():
         if settings.word is not None and names.get(category) != settings.word:
             continue
         if image_id not in files or category not in names:
-            raise ValueError(f"{path} has an annotation of an unknown image or category.")
+            raise ValueError(f"{path.name} has an annotation of an unknown image or category.")
         image = _beside(path, files[image_id])
 
         def look(
@@ -284,16 +285,22 @@ def _image(path: Path) -> Image.Image:
 def _mask(path: Path) -> Mask:
     """Which pixels a mask file sets: of a palette (VOC) all but index 0; of grey values those above
     the middle, or above 0 where none is above 1."""
-    if not path.is_file():
-        raise ValueError(f"The mask {path} does not exist.")
     try:
-        with Image.open(path) as file:
+        with open_regular(path) as stream, Image.open(stream, formats=FORMATS) as file:
+            if file.width * file.height > MOST_MASK:
+                raise ValueError(
+                    f"The mask {path.name} is {file.width} x {file.height}; "
+                    f"allowed: {MOST_MASK / 1e6:g} megapixels."
+                )
             file.load()
             if file.mode == "P":
                 return np.asarray(file) > 0
             values = np.asarray(file if file.mode in ("1", "I", "I;16") else file.convert("L"))
-    except OSError as error:
-        raise ValueError(f"The mask {path} cannot be read as an image: {error}.") from error
+    except FileNotFoundError as error:
+        raise ValueError(f"The mask {path.name} does not exist.") from error
+    except (OSError, SyntaxError, Image.DecompressionBombError) as error:
+        why = error.strerror if isinstance(error, OSError) and error.strerror else "no such format"
+        raise ValueError(f"The mask {path.name} cannot be read as an image: {why}.") from error
     if values.dtype == np.bool_:
         return values
     top = int(values.max(initial=0))

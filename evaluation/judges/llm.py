@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sinkscope.evaluation.base import Judgement, Question
+from sinkscope.outside import read_json
 from sinkscope.utils import sha256, write_atomically
 
 Ask = Callable[[str], str]
@@ -108,7 +109,7 @@ class LlmJudge:
         hashed = sha256("\n".join((self.identity, text)).encode())
         path = self.cache / f"{hashed}.json"
         try:
-            kept = json.loads(path.read_text(encoding="utf-8"))
+            kept = read_json(path, "The cached answer")
             if kept["judge"] == self.identity and kept["prompt"] == text:
                 return str(kept["said"])
         except (OSError, ValueError, KeyError, TypeError):

@@ -8,7 +8,6 @@ same.
 
 from __future__ import annotations
 
-import json
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -19,6 +18,7 @@ from sinkscope.evaluation.data import Data, StoredPicture, Table
 from sinkscope.evaluation.judges.chair import Chair, objects_named
 from sinkscope.evaluation.metrics.chair import Chair as ChairMetric
 from sinkscope.evaluation.tasks.base import LMMS_NOTE, LMMS_PIXELS, Item, Task
+from sinkscope.outside import DATASET, read_json
 from sinkscope.records.pictures import Beside
 from sinkscope.records.record import Reference
 from sinkscope.utils import sha256
@@ -71,10 +71,7 @@ def read(data: Data | None) -> Iterator[Item]:
 
 
 def _coco(path: Path, what: str) -> Mapping[str, Any]:
-    try:
-        made = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ValueError(f"The {what} {path} cannot be read: {error}.") from error
+    made = read_json(path, f"The {what}", DATASET)
     needed = ("images", "annotations", "categories") if what == "instances" else ("annotations",)
     for key in needed:
         if not isinstance(made, dict) or not isinstance(made.get(key), list):

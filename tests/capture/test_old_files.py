@@ -20,7 +20,7 @@ from sinkscope.methods.explain import explain_map
 
 ROOT = Path(__file__).resolve().parents[2]
 FIXTURES = ROOT / "tests" / "fixtures"
-OLD = (1, 2, 3, 4)
+OLD = (1, 2, 3, 4, 5)
 FILES = [
     (v, FIXTURES / f"run_v{v}" / f"{name}.safetensors") for v in OLD for name in ("baseline", "var")
 ]
@@ -61,7 +61,13 @@ def test_an_old_file_opens_with_all_that_is_in_it(version: int, path: Path, tmp_
     assert trace.layout.length == was["length"]
     assert [dataclasses.asdict(segment) for segment in trace.layout.segments] == was["segments"]
     for grid, before in zip(trace.layout.grids, was["grids"], strict=True):
-        start, t, h, w, merge = (before[name] for name in ("start", "t", "h", "w", "merge"))
+        if version >= 5:
+            (view,) = before["views"]
+            ((start, _),) = view["positions"]
+            t, merge = view["frames"], view["merge"]
+            h, w = view["rows"] * merge, view["columns"] * merge
+        else:
+            start, t, h, w, merge = (before[name] for name in ("start", "t", "h", "w", "merge"))
         rows, columns = h // merge, w // merge
         assert list(grid.positions) == list(range(start, start + t * rows * columns))
         assert (grid.rows, grid.columns, grid.tokens) == (rows, columns, t * rows * columns)

@@ -239,7 +239,7 @@ def test_a_file_of_a_newer_format(tmp_path: Path) -> None:
     path = tmp_path / "run.safetensors"
     about = {"sinkscope-trace": json.dumps({"format": "sinkscope-trace", "version": 99})}
     save_file({"attention": torch.zeros(1)}, path, metadata=about)
-    with pytest.raises(ValueError, match="format version 99; this SinkScope reads up to 5"):
+    with pytest.raises(ValueError, match="format version 99; this SinkScope reads up to 6"):
         GenerationTrace.open(path)
 
 

@@ -50,7 +50,8 @@ def refused(path: Path, words: str) -> None:
         with pytest.raises(ValueError, match=words) as caught:
             read(path)
         text = str(caught.value)
-        assert str(path) in text and "\n" not in text and len(text) < 400
+        assert path.name in text and "\n" not in text and len(text) < 400
+        assert str(path.parent) not in text
     assert path.read_bytes() == before
 
 
@@ -198,7 +199,7 @@ def test_every_bit_of_the_header_counts(path: Path) -> None:
             with TraceReader(path) as reader:
                 got = reader.outline
         except ValueError as error:
-            assert str(path) in str(error)
+            assert path.name in str(error)
             continue
         opens += 1
         assert (got.layout, got.tokens, got.layers) == (right.layout, right.tokens, right.layers)
@@ -351,7 +352,8 @@ CONTRADICTIONS = {
     ),
     "a segment of another kind": (set_to("x", "layout", "segments", 0, "kind"), "do not follow"),
     "a segment of no image": (set_to(4, "layout", "segments", 1, "image"), "image 4"),
-    "a longer prompt": (set_to(10**12, "layout", "length"), "end at 10"),
+    "a longer prompt": (set_to(10**6, "layout", "length"), "end at 10"),
+    "a prompt beyond all models": (set_to(10**12, "layout", "length"), "should have 10+ tokens"),
     "patches behind the prompt": (
         set_to([[8, 14]], "layout", "grids", 0, "views", 0, "positions"),
         "do not lie in its",

@@ -109,7 +109,7 @@ def test_a_damaged_line_in_the_middle_is_named(tmp_path: Path) -> None:
     path = written(tmp_path, pair(0), pair(1))
     lines = path.read_text().splitlines(keepends=True)
     path.write_text("".join([lines[0], "{broken}\n", *lines[2:]]))
-    with pytest.raises(ValueError, match=r"Line 2 of .*records\.jsonl is no JSON"):
+    with pytest.raises(ValueError, match=r"Line 2 of records\.jsonl is damaged, because"):
         RunFolder(tmp_path, CONFIG).__enter__()
     assert path.read_text().count("\n") == 4  # nothing was cut off
 

@@ -9,9 +9,9 @@ from collections.abc import Iterator
 
 import pytest
 
-from sinkscope.jobs.job import At, Job, Stopped
+from sinkscope.jobs.job import At, Job, NobodyThereError, Stopped
 from sinkscope.jobs.line import LineIsFullError
-from sinkscope.jobs.runner import Done, Runner, StoppedWaiting, Waiting
+from sinkscope.jobs.runner import Done, Runner, StoppedWaiting, Waiting, WorkerLostError
 
 
 @pytest.fixture
@@ -163,3 +163,56 @@ def test_nothing_that_a_job_held_is_left(runner: Runner) -> None:
     del events
     gc.collect()
     assert left() is None
+
+
+@pytest.mark.parametrize("ending", [SystemExit(3), KeyboardInterrupt()])
+def test_an_exit_in_a_worker_ends_its_job_alone(runner: Runner, ending: BaseException) -> None:
+    def work(job: Job) -> None:
+        raise ending
+
+    with pytest.raises(WorkerLostError, match=type(ending).__name__):
+        list(runner.run(Job("a", "x"), work))
+    assert runner.result(Job("a", "x"), lambda job: 3) == 3
+
+
+def test_a_job_of_a_session_that_left_ends_in_the_line_and_at_work(runner: Runner) -> None:
+    gone: set[str] = set()
+    begun = []
+    runner.deserted = lambda owner, since: owner in gone
+    first = runner.run(runner.job("a", "x"), until_stopped)
+    next(first)
+    second = runner.run(runner.job("b", "y"), begun.append)
+    assert next(second) == Waiting(1)
+    gone.add("b")
+    with pytest.raises(NobodyThereError):
+        list(second)
+    assert not begun
+    gone.add("a")
+    with pytest.raises(NobodyThereError):  # though the work gave a part
+        list(first)
+    assert runner.result(runner.job("", "x"), lambda job: 3) == 3  # nobody's: nobody can leave
+
+
+def test_stop_of_every_kind(runner: Runner) -> None:
+    mine = [runner.run(runner.job("a", kind), until_stopped) for kind in ("x", "y")]
+    other = runner.run(runner.job("b", "x"), lambda job: "theirs")
+    for events in (*mine, other):
+        next(events)
+    runner.stop("a")
+    assert list(mine[0])[-1] == Done("part")
+    with pytest.raises(StoppedWaiting):
+        list(mine[1])
+    assert list(other)[-1] == Done("theirs")
+
+
+def test_a_job_that_does_not_end_is_stuck(runner: Runner, monkeypatch: pytest.MonkeyPatch) -> None:
+    go_on = threading.Event()
+    events = runner.run(runner.job("a", "deaf"), lambda job: go_on.wait(30))
+    next(events)
+    runner.stop("a")
+    assert runner.stuck == ()
+    monkeypatch.setattr("sinkscope.jobs.runner.STUCK_SECONDS", 0.0)
+    assert runner.stuck == ("a job (deaf) does not end",)
+    go_on.set()
+    list(events)
+    assert runner.stuck == ()

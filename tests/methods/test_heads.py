@@ -157,7 +157,7 @@ def test_heads_that_feed_on_sinks(run: GenerationTrace) -> None:
         ({"kind": "odd"}, "kind is 'odd'; allowed: localising, feeds_on_sinks"),
         ({"chosen": [{"layer": -1, "head": 0, "image_mass": 0, "value": 0}]}, "is -1; allowed"),
         ({"chosen": [{"layer": 1}]}, "is a damaged list"),
-        (None, "cannot be read as a list of heads"),
+        (None, "list of heads heads.json is damaged, because it is no JSON"),
     ],
 )
 def test_damaged_lists(

@@ -156,6 +156,8 @@ class FakeFamily:
     def load_processor(self, source: str, options: Mapping[str, Any]) -> FakeProcessor:
         return FakeProcessor(fake_tokenizer())
 
+    def most_pixels(self, processor: FakeProcessor) -> None: ...
+
     def check(self, processor: FakeProcessor, config: Any) -> None: ...
 
     def prepare(

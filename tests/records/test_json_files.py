@@ -86,7 +86,7 @@ def test_a_long_line_that_is_called_json(tmp_path: Path) -> None:
         ('{"a": "b\0c"}\n', "a.jsonl", "Line 1 of a.jsonl is no JSON: Invalid control character"),
         (b'{"a": 1}\n{"a": "\xff"}', "a.jsonl", "Line 2 of a.jsonl is no UTF-8 text .*as UTF-8"),
         ("\ufeff{}".encode("utf-16"), "a.jsonl", "a.jsonl is UTF-16; save the file as UTF-8"),
-        ('{"a": ' * 100_000, "a.jsonl", "Line 1 of a.jsonl is no JSON: it is nested too deeply"),
+        ('{"a": ' * 100_000, "a.jsonl", "Line 1 of a.jsonl .*it is nested too deeply"),
         ('{"a": ' + "9" * 5000 + "}", "a.jsonl", "Line 1 of a.jsonl is no JSON: Exceeds"),
         ('[{"a": 1}, {"a": }]', "a.json", "Entry 2 of a.json is no JSON: Expecting value"),
         ('[{"a": 1}, {"a": 1', "a.json", "Entry 2 of a.json is no JSON"),

@@ -52,6 +52,7 @@ def fake_handle(profile: bool = True) -> Any:
         info=info,
         profile=dims,
         prepare=prepare,
+        most_pixels=None,
         model=model,
         generation_file=GenerationFile(),
     )

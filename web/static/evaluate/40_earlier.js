@@ -4,7 +4,7 @@ const KEPT = "sinkscope-evaluations", MOST_KEPT = 30;
 function earlier() {
   try {
     const kept = JSON.parse(localStorage.getItem(KEPT) || "[]");
-    return Array.isArray(kept) ? kept.filter((one) => one && typeof one.id === "string") : [];
+    return Array.isArray(kept) ? kept.filter((one) => one && typeof one.id === "string" && typeof one.title === "string") : [];
   } catch { return []; } // a browser that keeps nothing, or somebody else's text
 }
 

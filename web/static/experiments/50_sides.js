@@ -1,6 +1,9 @@
 // Two finished runs of one experiment side by side. Which runs there are is kept in the storage of this browser tab.
 const RUNS = "sinkscope-experiment-runs", MOST = 20;
-const runs = () => { try { return JSON.parse(sessionStorage.getItem(RUNS)) || []; } catch { return []; } };
+const isRun = (one) => one && typeof one.run === "string" && typeof one.text === "string" && Number.isInteger(one.number);
+const runs = () => { // somebody else's text there is no list
+  try { const kept = JSON.parse(sessionStorage.getItem(RUNS) || "[]"); return Array.isArray(kept) ? kept.filter(isRun) : []; } catch { return []; }
+};
 const pairs = (all) => all.filter((one) => all.some((other) => other.run !== one.run && other.experiment === one.experiment));
 
 function remember({ experiment, label, compared }, run) {

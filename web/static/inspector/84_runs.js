@@ -4,7 +4,7 @@ const RUNS_KEY = "sinkscope.runs", RUNS_MOST = 60;
 function readRuns() {
   try {
     const list = JSON.parse(localStorage.getItem(RUNS_KEY) || "[]");
-    return Array.isArray(list) ? list.filter((item) => item && typeof item.id === "string") : [];
+    return Array.isArray(list) ? list.filter((item) => item && typeof item.id === "string" && typeof item.name === "string") : [];
   } catch {
     return []; // no storage here, or not ours: then there is no list
   }

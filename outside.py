@@ -1,0 +1,255 @@
+"""Files from outside, read so that none of them can hang, fill the memory or recurse.
+
+A regular file only (a pipe or a device would wait for ever), no more bytes than allowed, and no
+text with more levels or values than allowed: looked at before it is parsed. What is wrong becomes
+one sentence that names the file by its name alone, for it is shown to whoever uses the page.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import math
+import os
+import re
+import stat
+import tomllib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+DEEPEST = 64  # levels of JSON and TOML; none of ours has more than a dozen
+TOML_BYTES = 256_000
+TOML_DOTS = 100  # between two signs of a TOML file: reading a key takes the square of its parts
+_MARKS = re.compile(r'"(?:[^"\\]++|\\.)*+"?|[\[{]+|[\]}]+', re.DOTALL)
+_TOML_PARTS = re.compile(r"[=\n,{]")
+
+
+@dataclass(frozen=True)
+class Bounds:
+    """What a JSON file that is read as a whole may have.
+
+    Attributes:
+        bytes: of the file.
+        values: in it; four million take some hundred megabytes.
+        lists: lists and objects among them, which take most of the time.
+        levels: of lists in lists; no file of ours has more than a dozen.
+        infinite: NaN, Infinity and numbers beyond all floats are numbers.
+    """
+
+    bytes: int = 32_000_000
+    values: int = 4_000_000
+    lists: int = 500_000
+    levels: int = DEEPEST
+    infinite: bool = False
+
+
+USUAL = Bounds()
+INFINITE = Bounds(infinite=True)
+DATASET = Bounds(bytes=2_000_000_000, values=400_000_000, lists=100_000_000)
+"""For COCO's files, half a gigabyte of annotations, which only a command line names."""
+
+
+class OutsideError(ValueError):
+    """What is wrong with a file or a text, as the end of a sentence (`it ...`)."""
+
+
+def open_regular(path: Path | str, buffering: int = -1) -> IO[bytes]:
+    """Open a regular file to be read, and nothing that could wait: no pipe, device or socket.
+
+    A file that says it has no bytes is empty, whatever reading would give: those of /proc are
+    made by being read, and some wait for it.
+
+    Raises:
+        OSError: there is none, it may not be read, or it is no regular file.
+    """
+    return open(path, "rb", buffering=buffering, opener=_regular)
+
+
+def _regular(path: str, flags: int) -> int:
+    _check_regular(Path(path).stat())  # before opening, which already changes some devices
+    handle = os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
+    try:
+        about = os.fstat(handle)
+        _check_regular(about)
+        if about.st_size:
+            return handle
+    except BaseException:
+        os.close(handle)
+        raise
+    os.close(handle)
+    return os.open(os.devnull, flags)
+
+
+def _check_regular(about: os.stat_result) -> None:
+    if not stat.S_ISREG(about.st_mode):
+        raise OSError(errno.EINVAL, "it is no regular file")
+
+
+def read_bytes(path: Path, most: int, what: str) -> bytes:
+    """All bytes of a regular file.
+
+    Args:
+        path: the file.
+        most: bytes that it may have.
+        what: the file in an error, before its name: `The settings file`.
+
+    Raises:
+        ValueError: it cannot be read, or has more.
+    """
+    try:
+        with open_regular(path) as file:
+            data = file.read(most + 1)
+    except OSError as error:
+        why = error.strerror or type(error).__name__
+        raise ValueError(f"{what} {path.name} cannot be read: {why}.") from error
+    except ValueError as error:  # a NUL in the path
+        raise ValueError(f"{what} has a name that is no path.") from error
+    if len(data) > most:
+        raise ValueError(
+            f"{what} {path.name} is damaged, because it has more than {most:,} bytes, "
+            "the most allowed."
+        )
+    return data
+
+
+def read_json(path: Path, what: str, bounds: Bounds = USUAL) -> Any:
+    """The value in a JSON file (`parse_json`).
+
+    Args:
+        path: the file.
+        what: the file in an error, before its name.
+        bounds: what it may have.
+
+    Raises:
+        ValueError: it cannot be read, is beyond its bounds, or is no JSON.
+    """
+    data = read_bytes(path, bounds.bytes, what)
+    try:
+        return parse_json(data, bounds)
+    except OutsideError as error:
+        raise ValueError(f"{what} {path.name} is damaged, because {error}.") from error
+
+
+def parse_json(text: str | bytes, bounds: Bounds = USUAL) -> Any:
+    """The value of a JSON text.
+
+    Args:
+        text: UTF-8, where it is bytes.
+        bounds: what it may have; its bytes are the caller's matter.
+
+    Raises:
+        OutsideError: it is no JSON, or beyond its bounds; the text is the end of a sentence.
+    """
+    try:
+        said = text.decode() if isinstance(text, bytes) else text
+        check_json(said, bounds)
+        if bounds.infinite:
+            return json.loads(said)
+        return json.loads(said, parse_constant=_no_number, parse_float=_finite)
+    except OutsideError:
+        raise
+    except UnicodeDecodeError as error:
+        raise OutsideError(f"it is no JSON: no UTF-8 text (its byte {error.start})") from error
+    except (ValueError, RecursionError) as error:
+        raise OutsideError(f"it is no JSON: {_why(error)}") from error
+
+
+def check_json(text: str, bounds: Bounds = USUAL) -> None:
+    """Refuse a JSON text before it is parsed, where that would take too much.
+
+    Raises:
+        OutsideError: it has more values or levels; the text is the end of a sentence.
+    """
+    opened = text.count("[") + text.count("{")
+    if opened > bounds.lists:
+        raise OutsideError(f"it has more than {bounds.lists} lists, the most allowed")
+    if opened + text.count(",") > bounds.values:
+        raise OutsideError(f"it has more than {bounds.values} values, the most allowed")
+    if opened <= bounds.levels:
+        return
+    depth = 0
+    for found in _MARKS.finditer(text):
+        first = text[found.start()]
+        if first == '"':
+            continue
+        length = found.end() - found.start()
+        depth += length if first in "[{" else -length
+        if depth > bounds.levels:
+            raise OutsideError(f"it is nested too deeply; allowed: {bounds.levels} levels")
+
+
+def _why(error: Exception) -> str:
+    said = " ".join(str(error).split())[:200]
+    return "a number of too many digits" if "set_int_max_str_digits" in said else said
+
+
+def _finite(word: str) -> float:
+    value = float(word)
+    if not math.isfinite(value):
+        _no_number(word)
+    return value
+
+
+def _no_number(word: str) -> Any:
+    raise OutsideError(f"it has {word[:40]}, which is no number")
+
+
+def read_toml(path: Path, what: str) -> dict[str, Any]:
+    """The tables of a TOML file.
+
+    Args:
+        path: the file.
+        what: the file in an error, before its name.
+
+    Raises:
+        ValueError: it cannot be read, is too large, too deep, or no TOML.
+    """
+    data = read_bytes(path, TOML_BYTES, what)
+    try:
+        return parse_toml(data)
+    except OutsideError as error:
+        raise ValueError(f"{what} {path.name} is damaged, because {error}.") from error
+
+
+def parse_toml(data: bytes) -> dict[str, Any]:
+    """The tables of a TOML text.
+
+    Raises:
+        OutsideError: it is none, is nested too deeply, or has a number that is none; the text is
+            the end of a sentence.
+    """
+    try:
+        text = data.decode()
+        if any(part.count(".") > TOML_DOTS for part in _TOML_PARTS.split(text)):
+            raise OutsideError(f"it has a key of more than {TOML_DOTS} parts")
+        made = tomllib.loads(text)
+    except UnicodeDecodeError as error:
+        raise OutsideError(
+            f"it is not valid TOML: no UTF-8 text (its byte {error.start})"
+        ) from error
+    except RecursionError as error:
+        raise OutsideError(f"it is nested too deeply; allowed: {DEEPEST} levels") from error
+    except OutsideError:
+        raise
+    except ValueError as error:
+        raise OutsideError(f"it is not valid TOML: {_why(error)}") from error
+    for value, level in walk(made):
+        if level > DEEPEST:
+            raise OutsideError(f"it is nested too deeply; allowed: {DEEPEST} levels")
+        if isinstance(value, float) and not math.isfinite(value):
+            raise OutsideError(f"it has {value}, which is no number")
+    return made
+
+
+def walk(value: Any) -> Iterator[tuple[Any, int]]:
+    """Every value in lists and mappings with its level, from 0; without recursion."""
+    waiting: list[tuple[Any, int]] = [(value, 0)]
+    while waiting:
+        one, level = waiting.pop()
+        yield one, level
+        if isinstance(one, dict):
+            waiting.extend((item, level + 1) for item in one.values())
+        elif isinstance(one, list):
+            waiting.extend((item, level + 1) for item in one)

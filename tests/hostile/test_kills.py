@@ -1,0 +1,77 @@
+"""kill -9 while an app writes runs: every run that it told of, and every one in its folder, opens.
+
+SINKSCOPE_KILLS=50 is the long form.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from sinkscope.web.store import RunStore, open_run
+
+ROOT = Path(__file__).resolve().parents[2]
+KILLS = int(os.environ.get("SINKSCOPE_KILLS", "3"))
+
+
+@pytest.fixture
+def apps(tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
+    """What starts an app for each folder that it is told."""
+    temporary = tmp_path / "temporary"
+    temporary.mkdir()
+    command = [sys.executable, "-m", "tests.hostile.app"]
+    paths = os.pathsep.join((str(ROOT / "src"), str(ROOT)))
+    own = {"GRADIO_TEMP_DIR": str(temporary), "OMP_NUM_THREADS": "1", "PYTHONPATH": paths}
+    pipe = subprocess.PIPE
+    with subprocess.Popen(
+        command, stdin=pipe, stdout=pipe, text=True, cwd=ROOT, env={**os.environ, **own}
+    ) as started:
+        yield started
+        assert started.stdin is not None
+        started.stdin.close()
+
+
+def test_every_listed_run_opens_after_a_kill(
+    apps: subprocess.Popen[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rng = random.Random(20)
+    folder, told, halves = tmp_path / "cache", [], 0
+    for number in range(KILLS):
+        told += _until_killed(apps, folder, rng.uniform(0, 1.5))
+        store = RunStore(folder / "runs", 100_000_000, 10_000_000_000)
+        lost = [run_id for run_id in told if store.get(run_id) is None]
+        assert not lost, f"after kill {number + 1}: {len(lost)} of {len(told)} runs are lost"
+        halves = 0
+        for run in (folder / "runs").iterdir():
+            if (run / "run.json").exists():
+                open_run(run)
+            else:
+                halves += 1
+    with capsys.disabled():
+        sys.stdout.write(f"{KILLS} kills, {len(told)} runs told of, {halves} half written\n")
+    assert len(told) >= KILLS
+
+
+def _until_killed(apps: subprocess.Popen[str], folder: Path, after: float) -> list[str]:
+    """Have an app started, and kill it `after` seconds behind its first run; the ids it told."""
+    assert apps.stdin is not None and apps.stdout is not None
+    apps.stdin.write(f"{folder}\n")
+    apps.stdin.flush()
+    word, pid = apps.stdout.readline().split()
+    assert word == "started"
+    told = [apps.stdout.readline()]
+    time.sleep(after)
+    os.kill(int(pid), signal.SIGKILL)
+    while not told[-1].endswith("ended\n"):
+        told.append(apps.stdout.readline())
+        assert told[-1], "it is gone"
+    # What was being told when the app died has no end of its own.
+    return [line.strip() for line in told if not line.endswith("ended\n")]

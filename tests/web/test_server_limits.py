@@ -1,0 +1,60 @@
+"""The server's own limits: tokens, each session's share of the line, the age of runs."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from pathlib import Path
+
+import pytest
+
+from sinkscope.config import AppSettings, GenerationSettings, Settings
+from sinkscope.jobs.line import LineIsFullError
+from sinkscope.web.handlers import Handlers
+from sinkscope.web.request import Request
+from sinkscope.web.retention import DAY, remove_old_runs
+from sinkscope.web.slot import ModelSlot
+from sinkscope.web.store import Run, RunStore
+from tests.web.synthetic import make_pair
+
+
+def test_no_request_passes_the_servers_limit_of_tokens() -> None:
+    start = Settings(app=AppSettings(token_limit=8))
+    asked = Request(None, "Hello", said={"max_new_tokens": 8})
+    assert asked.settings(start).max_new_tokens == 8
+    with pytest.raises(ValueError, match=r"max_new_tokens is 9; allowed here: at most 8"):
+        Request(None, "Hello", said={"max_new_tokens": 9}).settings(start)
+    # Nor does one that says nothing, where the start's own setting is above it.
+    long = Settings(generation=GenerationSettings(64), app=start.app)
+    with pytest.raises(ValueError, match="max_new_tokens is 64"):
+        Request(None, "Hello").settings(long)
+
+
+def test_the_share_of_a_session_and_the_time_limit_reach_the_runner(tmp_path: Path) -> None:
+    app = AppSettings(cache_dir=str(tmp_path), session_queue=1, job_minutes=2)
+    runner = Handlers(Settings(app=app), ModelSlot(), RunStore(tmp_path, 1)).runner
+    assert runner.job("a", "any kind").seconds == 120
+    with runner.line.place("a"), runner.line.place("a"):
+        with pytest.raises(LineIsFullError, match="of this session"), runner.line.place("a"):
+            pass
+        with runner.line.place("b"):
+            pass
+
+
+def test_old_runs_go_at_the_start_and_later(tmp_path: Path) -> None:
+    store = RunStore(tmp_path, 10**9)
+    old, ageing = (Run(make_pair(), created=time.time() - age * DAY) for age in (3, 2 - 5e-5))
+    for run in (old, ageing):
+        store.put(run)
+
+    async def some_time() -> None:
+        task = asyncio.ensure_future(remove_old_runs(store, 2, every=0.05))
+        await asyncio.sleep(0.2)
+        assert store.get(old.id) is None and store.get(ageing.id) is not None
+        until = time.monotonic() + 20
+        while store.get(ageing.id) is not None and time.monotonic() < until:
+            await asyncio.sleep(0.05)
+        task.cancel()
+
+    asyncio.run(some_time())
+    assert store.get(ageing.id) is None

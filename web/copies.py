@@ -1,0 +1,59 @@
+"""Which files hold copies of a run, so that they go when the run does.
+
+Gradio serves files from a folder of its own by an address that stays good for as long as the file
+is there. What the page shows of a run (its numbers, images, exports) is such files. Their names
+come from what is in them, so one file may be a copy of several runs: it goes with the last one.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterable
+from contextlib import suppress
+from pathlib import Path
+
+
+class Copies:
+    """Files by the runs that they are copies of. Safe to call from several threads."""
+
+    def __init__(self) -> None:
+        self._claims: dict[Path, set[frozenset[str]]] = {}
+        self._paths: dict[str, set[Path]] = {}
+        self._lock = threading.Lock()
+
+    def add(self, runs: Iterable[str], paths: Iterable[Path]) -> None:
+        """These files were made of all of these runs together; they go with any of them, unless
+        they are copies of other runs too."""
+        claim = frozenset(runs)
+        with self._lock:
+            for path in paths:
+                self._claims.setdefault(path, set()).add(claim)
+                for run_id in claim:
+                    self._paths.setdefault(run_id, set()).add(path)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the files that are still there, each counted once."""
+        with self._lock:
+            paths = list(self._claims)
+        total = 0
+        for path in paths:
+            with suppress(OSError):  # Gradio has removed it after its day
+                total += path.stat().st_size
+        return total
+
+    def drop(self, run_id: str) -> None:
+        """A run is gone, and the files with it that nothing else needs."""
+        with self._lock:
+            for path in self._paths.pop(run_id, ()):
+                left = {claim for claim in self._claims.get(path, ()) if run_id not in claim}
+                if left:
+                    self._claims[path] = left
+                    continue
+                for claim in self._claims.pop(path, ()):
+                    for other in claim - {run_id}:
+                        self._paths.get(other, set()).discard(path)
+                with suppress(OSError):  # Gradio has removed it after its day
+                    path.unlink()
+                with suppress(OSError):  # of this file alone
+                    path.parent.rmdir()

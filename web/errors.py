@@ -1,0 +1,108 @@
+"""What Gradio would answer with a bare "Internal Server Error" gets a sentence.
+
+Gradio looks functions, components and sessions up in plain dictionaries, so a request that names
+one that is not there ends in a KeyError. Such a request is the caller's mistake. A full disk is
+nobody's. Anything else is a fault of ours: it is logged and said as one.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import logging
+
+from gradio.route_utils import FnIndexInferError
+from starlette.responses import JSONResponse
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+log = logging.getLogger(__name__)
+
+# What a request that names nothing raises in Gradio.
+_MISTAKES = (
+    FnIndexInferError,
+    LookupError,
+    TypeError,
+    ValueError,
+    AttributeError,
+    AssertionError,
+    RecursionError,
+)
+_FULL = (errno.ENOSPC, errno.EDQUOT)
+
+UNKNOWN = (
+    "This request fits nothing here: a function, component, session or value that it names is "
+    "unknown. Reload the page, or see what the API offers (docs/api.md)."
+)
+FULL = "The server's temporary folder is full. Try again later, or tell whoever runs it."
+UNWRITABLE = "The server cannot read or write its temporary folder. Tell whoever runs it."
+FAULT = "Something went wrong inside SinkScope; the log of the app has the details."
+
+
+class SpokenErrors:
+    """Turns what escapes from the app inside into an answer with a sentence, as JSON."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        begun, bare, body = False, False, bytearray()
+
+        async def watched(message: Message) -> None:
+            nonlocal begun, bare
+            if message["type"] == "http.response.start":
+                begun = True
+                bare = message["status"] == 500  # Gradio's own answer to an error
+            elif bare:
+                body.extend(message.get("body", b""))
+            if not bare:
+                await send(message)
+
+        try:
+            await self.app(scope, receive, watched)
+        except (SystemExit, KeyboardInterrupt) as error:
+            # Of a function of the page: the server's task must not take the server with it.
+            log.exception("a request wanted to end the process")
+            if begun:
+                raise RuntimeError(FAULT) from error
+            await _answer(500, FAULT)(scope, receive, send)
+        except Exception as error:
+            if begun and not bare:
+                raise
+            status, said = answer_to(error)
+            level = logging.ERROR if status == 500 else logging.INFO
+            log.log(level, "%s %s failed", scope["method"], scope["path"], exc_info=True)
+            await _answer(status, said)(scope, receive, send)
+        else:
+            if bare:
+                said = _words(bytes(body))
+                if said in ("", FAULT):
+                    log.error("%s %s was answered with an error", scope["method"], scope["path"])
+                    said = ""
+                await _answer(422 if said else 500, said or FAULT)(scope, receive, send)
+
+
+def _words(body: bytes) -> str:
+    """What a function of the page has refused with (`gr.Error`); "" where it failed."""
+    try:
+        said = json.loads(body)
+    except ValueError:
+        return ""
+    words = said.get("error") if isinstance(said, dict) else None
+    return words if isinstance(words, str) else ""
+
+
+def answer_to(error: Exception) -> tuple[int, str]:
+    """Status and sentence for an error that came out of Gradio."""
+    if isinstance(error, OSError):
+        return (507, FULL) if error.errno in _FULL else (503, UNWRITABLE)
+    if isinstance(error, _MISTAKES):
+        return 404, UNKNOWN
+    return 500, FAULT
+
+
+def _answer(status: int, said: str) -> JSONResponse:
+    # Gradio's clients look for "error", other programs for "detail".
+    return JSONResponse({"detail": said, "error": said}, status)
