@@ -33,7 +33,7 @@ GENERATE = [
     "auto",
     False,
 ]  # prompt, then the settings in their order
-COMPARE = ["Hello", False, "", None, 0.6, 0.5, 0.2, "official", "", "none", *GENERATE[1:]]
+COMPARE = ["Hello", False, "", None, 0.6, 0.5, 0.2, "official", "", "", "none", *GENERATE[1:]]
 
 
 @pytest.fixture
