@@ -167,8 +167,19 @@ def test_a_deleted_run_is_not_opened_from_what_lies_ready(site: Site) -> None:
     assert handlers.opened({"run": run.id}) is None  # not made yet
     value = handlers.open_run({"run": run.id})
     assert handlers.opened({"run": run.id}) == value
-    with handlers.store._lock:  # as while a folder is trimmed: the loop must not wait for that
-        assert handlers.opened({"run": run.id}) is None
+    # As while another thread trims the folder: the loop must not wait for that.
+    held, release = threading.Event(), threading.Event()
+
+    def hold() -> None:
+        with handlers.store._lock:
+            held.set()
+            release.wait(30)
+
+    other = threading.Thread(target=hold)
+    other.start()
+    assert held.wait(30) and handlers.opened({"run": run.id}) is None
+    release.set()
+    other.join()
     assert handlers.opened({"run": run.id}) == value
     handlers.forget_run({"run": run.id})
     assert handlers.opened({"run": run.id}) is None
