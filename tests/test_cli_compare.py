@@ -348,7 +348,7 @@ def test_what_the_model_refuses_is_refused_before_it_computes(
     assert "heads has 1.9; the layers of this model have heads 0 to" in mistake(*known, "1.9")
     assert "heads is '1;2'; allowed: all (leave it out), LAYER.HEAD" in mistake(*known, "1;2")
     listed = tmp_path / "heads.json"
-    assert "cannot be read as a list of heads" in mistake(*known, str(listed))
+    assert "cannot be read" in mistake(*known, str(listed))
     HeadList("localising", "other", "sha256:0", (HeadChoice(1, 0, 0.5, 0.2),)).save(listed)
     assert "The list of heads is of other (sha256:0), and" in mistake(*known, str(listed))
     assert not out.exists()
