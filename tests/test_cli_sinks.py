@@ -307,7 +307,7 @@ def test_validation_leaves_out_what_finding_used(
     for name in used:
         (own / name).write_bytes((pictures / name).read_bytes())
     words = ("sinks", "validate", "--profile", profile, "--data", own, "--answers", "own")
-    assert "All 12 samples" in refused(run(*words, "--samples", "2"))
+    assert "used all of them (12)" in refused(run(*words, "--samples", "2"))
     done = run(*words, "--samples", "2", "--allow-finding-data", "--json")
     assert json.loads(done.stdout)["held_out"] is False
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import copy
 import io
 import os
@@ -25,6 +24,7 @@ from sinkscope.benchmarks.load_wire import (
     _look,
     _plain,
 )
+from tests.loops import finished
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 
@@ -119,7 +119,7 @@ def test_whose_jobs_end_when() -> None:
 
     course = Course(LoadSettings(), noting=True)
     with pytest.raises(RuntimeError, match="has ended"):
-        asyncio.run(course._look(Scripted()))
+        finished(course._look(Scripted()))
     begun = course.looks[0][0]
     course.main.vanished = {"a": begun, "b": begun, "never ran": begun}
     never, a, b = course.found()["vanished"]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import re
 from collections.abc import Iterator
 from http.client import HTTPConnection
@@ -15,6 +14,7 @@ from sinkscope.config import AppSettings
 from sinkscope.web.access import DENIED, WRONG, Access, token_for
 from sinkscope.web.store import Run
 from sinkscope.web.throttle import FREE_TRIES
+from tests.loops import finished
 from tests.web.conftest import Site, start_site
 from tests.web.scripted import ScriptedEngine, fake_handle
 from tests.web.synthetic import make_pair
@@ -182,6 +182,6 @@ def test_guessing_is_slowed_down() -> None:
         await guard(scope, None, send)  # type: ignore[arg-type]
 
     for n in range(FREE_TRIES + 1):
-        asyncio.run(guess(f"wrong{n}"))
-    asyncio.run(guess(TOKEN))
+        finished(guess(f"wrong{n}"))
+    finished(guess(TOKEN))
     assert statuses == [401] * FREE_TRIES + [429, 429]

@@ -21,6 +21,7 @@ from sinkscope.web.errors import FAULT, FULL, UNKNOWN, UNWRITABLE, SpokenErrors,
 from sinkscope.web.health import Health, Watchdog
 from sinkscope.web.slot import ModelSlot, SlotState
 from sinkscope.web.store import Run, RunStore
+from tests.loops import finished
 from tests.web.conftest import Site, start_site
 from tests.web.scripted import ScriptedEngine, fake_handle
 from tests.web.synthetic import make_pair
@@ -96,7 +97,7 @@ def answer(app: Any) -> list[Any]:
         return {"type": "http.request", "body": b"", "more_body": False}
 
     scope = {"type": "http", "method": "GET", "path": "/x", "headers": []}
-    asyncio.run(SpokenErrors(app)(scope, receive, send))
+    finished(SpokenErrors(app)(scope, receive, send))
     return sent
 
 
@@ -210,7 +211,7 @@ def test_a_dead_queue_is_seen(broken: Site) -> None:
         await asyncio.sleep(health_module.BEAT_SECONDS + 0.2)
         watch.cancel()
 
-    asyncio.run(look())
+    finished(look())
     assert health.dead() == ("the queue of events is not served any more",)
     from gradio.queueing import Queue
 

@@ -19,6 +19,7 @@ from sinkscope.web.quota import HOUR, MOST_ACCOUNTS, UploadQuota
 from sinkscope.web.read_only import READ_ONLY
 from sinkscope.web.store import Run
 from sinkscope.web.streams import OF_SESSION, Streams
+from tests.loops import finished
 from tests.web.conftest import Site, start_site
 from tests.web.scripted import ScriptedEngine, fake_handle
 from tests.web.synthetic import make_pair, make_trace, scene
@@ -141,7 +142,7 @@ def test_a_session_and_an_address_hold_so_many_streams() -> None:
         assert not guard._open
         return statuses
 
-    assert asyncio.run(play()) == [200] * OF_SESSION + [429, 200, 200, 429, 200, 200]
+    assert finished(play()) == [200] * OF_SESSION + [429, 200, 200, 429, 200, 200]
 
 
 def test_heartbeats_of_a_running_app_are_bounded(tmp_path: Path) -> None:

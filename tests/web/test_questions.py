@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import threading
 from types import SimpleNamespace
@@ -19,6 +18,7 @@ from sinkscope.web.handlers import UNFORESEEN
 from sinkscope.web.questions import PATHS, QUICK, QuickQuestions
 from sinkscope.web.shown import Shown
 from sinkscope.web.store import Run
+from tests.loops import finished
 from tests.web.conftest import Site
 from tests.web.synthetic import make_trace
 
@@ -125,7 +125,7 @@ def test_a_body_in_pieces_reaches_gradio_whole(handlers: _Handlers) -> None:
         sent.append(message.get("body", b""))
 
     scope = {"type": "http", "method": "POST", "path": PATHS[0], "headers": []}
-    asyncio.run(QuickQuestions(_echo, handlers)(scope, receive, send))  # type: ignore[arg-type]
+    finished(QuickQuestions(_echo, handlers)(scope, receive, send))  # type: ignore[arg-type]
     assert b"".join(sent) == b"gradio " + whole
 
 

@@ -15,6 +15,7 @@ from sinkscope.web.request import Request
 from sinkscope.web.retention import DAY, remove_old_runs
 from sinkscope.web.slot import ModelSlot
 from sinkscope.web.store import Run, RunStore
+from tests.loops import finished
 from tests.web.synthetic import make_pair
 
 
@@ -56,5 +57,5 @@ def test_old_runs_go_at_the_start_and_later(tmp_path: Path) -> None:
             await asyncio.sleep(0.05)
         task.cancel()
 
-    asyncio.run(some_time())
+    finished(some_time())
     assert store.get(ageing.id) is None
