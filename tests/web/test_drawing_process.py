@@ -169,6 +169,7 @@ def handlers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Handlers]:
     folder = tmp_path_factory.mktemp("cache")
     example = Run(make_pair(MANY), kind="example")
     made = start_site(folder, ScriptedEngine(), handle=fake_handle(), example=example)
+    made.app.handlers.runner.deserted = lambda *_: False  # these sessions have no page
     yield made.app.handlers
     made.app.blocks.close(verbose=False)
 
@@ -236,6 +237,7 @@ def test_it_ends_with_the_script_of_the_app(tmp_path: Path) -> None:
     """`python app.py`, whose module is not run again, and Ctrl-C, which reaches both processes."""
     log = tmp_path / "log"
     options = ["--port", "0", "--model", str(tmp_path / "none"), "--cache-dir", str(tmp_path)]
+    options.append("--no-token")
     with (
         log.open("w") as told,
         subprocess.Popen(
