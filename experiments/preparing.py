@@ -148,18 +148,19 @@ class _LeftOut:
         """In sentences."""
         made = []
         for ids, why in (
-            (self.without, f"have no {self.names[0]} or nothing to hold them against"),
+            (self.without, f"no {self.names[0]} or nothing to hold them against"),
             (
                 self.narrow,
-                f"have fewer ordinary tokens than {self.names[0]}, so that no control of as many "
+                f"fewer ordinary tokens than {self.names[0]}, so that no control of as many "
                 "random tokens can be drawn,",
             ),
         ):
             if ids:
                 some = ", ".join(ids[:3]) + (", ..." if len(ids) > 3 else "")
+                has, was = ("has", "was") if len(ids) == 1 else ("have", "were")
                 made.append(
-                    f"{len(ids)} of {number_of(self.samples, 'sample')} {why} and "
-                    f"{'was' if len(ids) == 1 else 'were'} left out: {some}."
+                    f"{len(ids)} of {number_of(self.samples, 'sample')} {has} {why} and {was} "
+                    f"left out: {some}."
                 )
         return made
 

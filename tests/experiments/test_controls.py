@@ -50,12 +50,10 @@ def test_a_sample_with_fewer_ordinary_tokens_than_sinks_is_left_out_and_named(
     assert made.samples == ("long", "more")
     (note,) = [note for note in made.findings.notes if "no control of as many" in note]
     assert (
-        note.startswith("1 of 3 samples have fewer ordinary tokens than first") and "short" in note
+        note.startswith("1 of 3 samples has fewer ordinary tokens than first") and "short" in note
     )
     for name, own in (("ablate-mlp", settings), ("lower-attention", LowerAttentionSettings())):
-        with pytest.raises(
-            ValueError, match="No sample can be used: 1 of 1 samples have fewer ord"
-        ):
+        with pytest.raises(ValueError, match="No sample can be used: 1 of 1 sample has fewer ord"):
             run_experiment(text, name, (short,), own, asked)
     # What draws no control looks at it all the same.
     assert run_experiment(text, "scan", (short, long), ScanSettings(), asked).samples == (

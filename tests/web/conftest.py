@@ -23,7 +23,6 @@ from tests.web.scripted import ScriptedEngine, fake_handle
 from tests.web.synthetic import make_pair
 
 INSPECTOR = "document.querySelector('[data-testid=inspector]').parentElement.inspector"
-FLAGS = ("--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-sync")
 
 
 def free_port() -> int:
@@ -102,16 +101,6 @@ def uploads(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Monkey
     folder = tmp_path_factory.getbasetemp()
     monkeypatch.setenv("GRADIO_TEMP_DIR", str(folder))
     return folder
-
-
-@pytest.fixture(scope="session")
-def browser(chromium: str) -> Iterator[Any]:
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as playwright:
-        started = playwright.chromium.launch(executable_path=chromium, args=list(FLAGS))
-        yield started
-        started.close()
 
 
 def new_page(
