@@ -92,6 +92,8 @@ class Touched:
         if not self._watching or event not in _EVENTS:
             return
         path = arguments[0]
+        if event in ("os.remove", "os.rmdir") and arguments[-1] != -1:
+            return  # a name in an open folder: of shutil.rmtree, which told where
         if not isinstance(path, str | bytes | os.PathLike):
             return
         name = os.path.abspath(os.fsdecode(path))  # noqa: PTH100 - a hook must not touch the disk
