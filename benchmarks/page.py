@@ -167,7 +167,10 @@ class _Handle:
     """What the page asks of a model, without one."""
 
     profile = None
-    info = SimpleNamespace(id="made up", device="cpu", dtype="float32", layers=2, heads=2, note="")
+    most_pixels = None
+    info = SimpleNamespace(
+        id="made up", device="cpu", dtype="float32", layers=2, heads=2, note="", hidden_size=64
+    )
 
     def prepare(self, images: Any, prompt: str, **_: Any) -> Any:
         from sinkscope.models.family import PromptInputs, PromptLayout
