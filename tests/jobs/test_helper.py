@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -169,6 +170,8 @@ def test_no_orphan_is_left(how: str, tmp_path: Path) -> None:
         env={**os.environ, "PYTHONPATH": path},
         text=True,
         start_new_session=True,
+        # As from a terminal: what a shell runs in the background ignores Ctrl-C.
+        preexec_fn=partial(signal.signal, signal.SIGINT, signal.SIG_DFL),
     ) as parent:
         assert parent.stdin is not None and parent.stdout is not None
         pid = int(parent.stdout.readline())
