@@ -18,6 +18,7 @@ from sinkscope.cli.tables import Column, print_table
 from sinkscope.config import Reduce
 from sinkscope.drawing.names import Photo
 from sinkscope.drawing.text import visible
+from sinkscope.utils import number_of
 
 if TYPE_CHECKING:  # what draws is imported when something is drawn: `show` begins at once
     from sinkscope.drawing.overlay import OverlayStyle
@@ -124,7 +125,7 @@ def print_answer(trace: GenerationTrace, selection: Selection, *, all_images: bo
     if count > 1 and not all_images:
         typer.echo(f"(of image {selection.image}; the prompt has {count}, from 0)", err=True)
     if trace.finish in CUT:
-        written = f"{len(trace.tokens)} {'token' if len(trace.tokens) == 1 else 'tokens'}"
+        written = number_of(len(trace.tokens), "token")
         typer.echo(f"(stopped after {written}: {CUT[trace.finish]})", err=True)
 
 

@@ -77,7 +77,8 @@ def _gif(
     colours = np.full((256, 4), 255, np.uint8)  # opacity, red, green, blue
     colours[:, 1:] = np.array(palette.getpalette(), np.uint8).reshape(256, 3)
     colours[CLEAR, 0] = 0
-    with _av_library().open(str(path), "w", options={"loop": "0"}) as container:
+    av = _av_library()
+    with av.open(str(path), "w", options={"loop": "0"}) as container:
         stream = container.add_stream("gif", rate=Fraction(100, delay))
         (stream.width, stream.height), stream.pix_fmt = (width, height), "pal8"
         count = itertools.count()
@@ -86,7 +87,7 @@ def _gif(
             coded = Image.fromarray(frame).quantize(palette=palette, dither=Image.Dither.NONE)
             codes = np.array(coded)
             codes[codes == CLEAR] = 0  # the same colour (`_palette`)
-            picture = _av_library().VideoFrame.from_ndarray((codes, colours), format="pal8")
+            picture = av.VideoFrame.from_ndarray((codes, colours), format="pal8")
             picture.pts, picture.time_base = next(count), Fraction(delay, 100)
             container.mux(stream.encode(picture))
 

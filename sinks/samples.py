@@ -119,7 +119,7 @@ class SampleSet:
         if self.skipped:
             first = "; ".join(reason for _, reason in self.skipped[:3])
             more = f"; and {len(self.skipped) - 3} more" if len(self.skipped) > 3 else ""
-            what = "1 sample was" if len(self.skipped) == 1 else f"{len(self.skipped)} samples were"
+            what = number_of(len(self.skipped), "sample was", "samples were")
             notes.append(f"{what} skipped: {first}{more}")
         return (*notes, *self.remarks)
 

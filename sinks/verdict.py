@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 
 from sinkscope.sinks.validate_settings import ValidateSettings
 from sinkscope.sinks.validation import Estimate, Validation, Verdict, Word
+from sinkscope.utils import number_of
 
 FEW = 0.5  # precision or recall below it is worth a warning
 
@@ -134,7 +135,7 @@ def _by_masking(
 
 
 def _samples(count: int) -> str:
-    return "1 sample" if count == 1 else f"{count} samples"
+    return number_of(count, "sample")
 
 
 def warnings_of(

@@ -21,6 +21,7 @@ from sinkscope.models.family import PromptInputs
 from sinkscope.models.footprint import Footprint, NotOnDiskError, footprint, where_and_how
 from sinkscope.models.loading import ModelHandle
 from sinkscope.models.source import may_ask_hub
+from sinkscope.utils import number_of
 from sinkscope.web.image_process import limits_for
 from sinkscope.web.request import Request
 from sinkscope.web.slot import ModelSlot
@@ -132,7 +133,7 @@ class Forecaster:
 
 def run_words(found: Forecast, answers: int) -> str:
     """`49 vision tokens · up to 1.2 MB of attention · up to about 0.3 s (by earlier runs)`."""
-    tokens = f"{found.vision_tokens} vision token{'' if found.vision_tokens == 1 else 's'}"
+    tokens = number_of(found.vision_tokens, "vision token")
     size = size_words(answers * found.payload_bytes)
     how = "by earlier runs" if found.measured else "estimate"
     seconds = seconds_words(found.seconds)

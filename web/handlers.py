@@ -30,6 +30,7 @@ from sinkscope.jobs.job import At, Job, Stopped
 from sinkscope.jobs.runner import Runner, StoppedWaiting, Waiting
 from sinkscope.methods.base import Part, Target, rows_of
 from sinkscope.methods.explain import explain
+from sinkscope.utils import number_of
 from sinkscope.web.again import LastPrompt
 from sinkscope.web.drawing_process import DrawingProcess
 from sinkscope.web.explained_store import ExplainedStore
@@ -265,7 +266,7 @@ class Handlers:
         for variant, tokens in new.items():
             sent[variant] += len(tokens)
         count, seconds = sum(sent.values()), max(0.0, time.monotonic() - begun)
-        facts = [f"{count} {'token' if count == 1 else 'tokens'}", f"{seconds:.1f} s"]
+        facts = [number_of(count, "token"), f"{seconds:.1f} s"]
         if count and seconds > 0:
             facts.append(f"{count / seconds:.1f} tokens/s")
         message = here.stage or ("Writing" if count else "Reading the image")

@@ -23,6 +23,7 @@ from gradio.route_utils import API_PREFIX
 from gradio_client.utils import encode_file_path
 
 from sinkscope.capture.decoding import engine_words
+from sinkscope.utils import number_of
 from sinkscope.web.assets import read_static
 from sinkscope.web.errors import FAULT
 from sinkscope.web.parts import script_of
@@ -168,7 +169,7 @@ def facts_of(run: Run) -> list[str]:
         trace.model.id.rstrip("/").rsplit("/", 1)[-1],
         f"{trace.model.device}, {trace.model.dtype}",
     ]
-    facts.append(f"{count} {'token' if count == 1 else 'tokens'}")
+    facts.append(number_of(count, "token"))
     if seconds > 0 and run.kind != "pair":  # two runs took two times
         facts += [f"{seconds:.1f} s", f"{count / seconds:.1f} tokens/s"]
     facts.append(f"{run.nbytes / 1e6:.1f} MB of attention")

@@ -165,7 +165,7 @@ def _short(text: str) -> str:
 def _verdict(findings: Findings) -> str:
     count = len(findings.samples)
     model = findings.model.id.rstrip("/").rsplit("/", 1)[-1]
-    on = f"on {count} sample{'' if count == 1 else 's'} of {model}"
+    on = f"on {number_of(count, 'sample')} of {model}"
     if not findings.dims:
         return f"No sinks found {on}"
     word = "Dimension" if len(findings.dims) == 1 else "Dimensions"

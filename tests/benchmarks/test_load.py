@@ -8,7 +8,6 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any
 
@@ -25,7 +24,7 @@ from sinkscope.benchmarks.load_wire import (
     _look,
     _plain,
 )
-from tests.loops import finished
+from tests.loops import elsewhere, finished
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 
@@ -182,18 +181,12 @@ def test_what_a_process_holds() -> None:
 # --- the whole ------------------------------------------------------------------------------------
 
 
-def measured(wanted: LoadSettings) -> dict[str, Any]:
-    """In a thread of its own: where a browser is open, a loop runs in the tests' thread."""
-    with ThreadPoolExecutor(1) as thread:
-        return thread.submit(load.measure, wanted).result()
-
-
 @pytest.mark.slow
 def test_a_few_clients_for_a_few_seconds(monkeypatch: pytest.MonkeyPatch) -> None:
     """Everything is asked and answered; what it took is no test's matter."""
     monkeypatch.setattr(load_course, "PATIENCE_SECONDS", 20.0)
     wanted = LoadSettings(0.08, 0.04, clients=5, rate=10, tokens=8, settle_seconds=1)
-    result = measured(wanted)
+    result = elsewhere(load.measure, wanted)
     met = {one["name"]: one for one in result["checks"]}
     for name in ("app", "errors", "log", "jobs"):
         assert met[name]["met"], (met[name], result["errors"], result["log"])
@@ -217,7 +210,7 @@ def test_an_app_that_ends_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
         yield Server(process, {"url": "http://127.0.0.1:9", "pid": process.pid})
 
     monkeypatch.setattr(load, "served", served)
-    result = measured(LoadSettings(0.01, 0.01, clients=1, settle_seconds=0))
+    result = elsewhere(load.measure, LoadSettings(0.01, 0.01, clients=1, settle_seconds=0))
     failed = {one["name"] for one in result["checks"] if not one["met"]}
     assert {"app", "log", "jobs", "memory", "explorers"} <= failed
     assert result["broken"]
@@ -227,5 +220,5 @@ def test_an_app_that_ends_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_an_app_that_does_not_start_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(load_course.sys, "executable", "/bin/false")
-    result = measured(LoadSettings(0.01, 0.01))
+    result = elsewhere(load.measure, LoadSettings(0.01, 0.01))
     assert result["broken"] == "RuntimeError: the app did not start, 3 times"

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from concurrent.futures import ThreadPoolExecutor
-
 import pytest
 
 from sinkscope.benchmarks import page
+from tests.loops import elsewhere
 
 
 def test_weight_of_all_that_is_ours() -> None:
@@ -18,9 +17,7 @@ def test_weight_of_all_that_is_ours() -> None:
 @pytest.mark.browser
 def test_a_whole_measurement(chromium: str) -> None:
     small = page.Sizes(layers=3, heads=2, tokens=6, side=4, streamed=40, opened=1)
-    # In a thread of its own: where another test has a browser open, this one runs a loop already.
-    with ThreadPoolExecutor(1) as thread:
-        result = thread.submit(page.measure, small).result()
+    result = elsewhere(page.measure, small)
     assert result["opening"]["worst"] > 0
     assert result["repaint"]["requests"] == 0
     assert len(result["streaming"]["quarters"]) == 4

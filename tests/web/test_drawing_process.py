@@ -169,7 +169,7 @@ def handlers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Handlers]:
     folder = tmp_path_factory.mktemp("cache")
     example = Run(make_pair(MANY), kind="example")
     made = start_site(folder, ScriptedEngine(), handle=fake_handle(), example=example)
-    made.app.handlers.runner.deserted = lambda *_: False  # these sessions have no page
+    made.app.handlers.runner.deserted = None  # these sessions have no page
     yield made.app.handlers
     made.app.blocks.close(verbose=False)
 
