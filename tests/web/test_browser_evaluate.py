@@ -13,7 +13,7 @@ from sinkscope.config import AppSettings, Settings
 from sinkscope.models.source import DEMO
 from sinkscope.web.launch import launch
 from sinkscope.web.page import App, build_app
-from tests.web.conftest import free_port
+from tests.web.conftest import free_port, reload
 from tests.web.test_browser_access import ALL, COLOURS, VIEWS, serious
 
 pytestmark = [pytest.mark.browser, pytest.mark.slow]
@@ -123,7 +123,7 @@ def test_from_run_to_explore(bundled: tuple[App, str], open_page: Any) -> None:
     assert said == [answer, answer]  # one line on the card, for both methods say the same
 
     # A reload shows the run again; another browser has no run and no list of them.
-    page.reload()
+    reload(page)
     open_tab(page)
     page.wait_for_selector(f"{TAB}[data-ready='{result}']")
     other = open_page(url)

@@ -14,7 +14,7 @@ from sinkscope.experiments.result import Result
 from sinkscope.models.source import DEMO
 from sinkscope.web.launch import launch
 from sinkscope.web.page import App, build_app
-from tests.web.conftest import free_port
+from tests.web.conftest import free_port, reload
 from tests.web.test_browser_access import ALL, COLOURS, VIEWS, serious
 
 pytestmark = [pytest.mark.browser, pytest.mark.slow]
@@ -110,7 +110,7 @@ def test_from_the_list_to_a_saved_verdict(bundled: tuple[App, str], open_page: A
     assert figure.read_bytes().startswith(b"%PDF")
 
     # A reload shows it again, and the form stands where it stood; another browser never does.
-    page.reload()
+    reload(page)
     open_tab(page)
     page.wait_for_selector(f"{TRIAL}[data-ready='{ident}']")
     page.wait_for_selector("#set-mlp-subspace-layer")
@@ -147,7 +147,7 @@ def test_two_runs_side_by_side(bundled: tuple[App, str], open_page: Any) -> None
     assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
     page.click("[data-does=a]")
     page.wait_for_selector(f"{TRIAL}[data-ready='{one}']")
-    page.reload()
+    reload(page)
     open_tab(page)
     page.wait_for_selector("[data-testid=experiments-sides]")
     assert page.locator(".sides [name=a] option").count() == 2

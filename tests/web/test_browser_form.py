@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from sinkscope.web.example import read_examples
-from tests.web.conftest import Site
+from tests.web.conftest import Site, reload
 from tests.web.test_browser_view import ready
 
 pytestmark = pytest.mark.browser
@@ -42,7 +42,7 @@ def test_what_is_typed_while_the_page_opens_stays(
     page = open_page(shop.url)
     held: list[Any] = []
     page.route("**/run/predict", lambda route: held.append(route))
-    page.reload()
+    reload(page)
     ready(page)
     page.wait_for_function("document.querySelector('#image img').naturalWidth > 0")  # it is seen
     page.fill("#prompt textarea", "Typed at once")

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from sinkscope.capture.trace import GenerationTrace
-from tests.web.conftest import Site
+from tests.web.conftest import Site, reload
 from tests.web.synthetic import HOSTILE
 from tests.web.test_browser_story import ask, finished, photo_file, upload
 from tests.web.test_browser_view import ready
@@ -38,7 +38,7 @@ def test_runs_are_listed_for_this_browser_alone(
     page.keyboard.press("Enter")
     assert page.inner_text("[data-testid=runs] .open") == "<b>My run</b>"
 
-    page.goto(f"{site.url}?again")  # no run in the address: the example
+    reload(page, f"{site.url}?again")  # no run in the address: the example
     ready(page)
     assert page.inner_text("[data-testid=phase]") == "Precomputed example"
     page.click("[data-testid=runs-button]")

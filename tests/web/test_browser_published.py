@@ -13,7 +13,7 @@ from sinkscope.models.profiles import DEMO
 from sinkscope.web.launch import launch
 from sinkscope.web.page import App, build_app
 from tests.checkpoints.published import TEXT_TEMPLATE, write_hub_cache, write_json, write_like
-from tests.web.conftest import free_port
+from tests.web.conftest import free_port, reload
 from tests.web.test_browser_story import ask, finished, photo_file, upload
 
 __all__ = ["photo_file"]
@@ -60,7 +60,7 @@ def test_it_is_asked_and_another_is_loaded(
 
     # By folder, and one whose own template shows no images: the page says what is used instead.
     assert app.slot.load(ModelSettings(str(folder), device="cpu"))
-    page.reload()
+    reload(page)
     page.wait_for_selector(f"{STATUS}[data-phase=ready]", timeout=120_000)
     page.wait_for_function(f"document.querySelector('{STATUS}').innerText.includes('hub_like')")
     assert "so the family's own is used." in page.inner_text(STATUS)

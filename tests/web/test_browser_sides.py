@@ -11,7 +11,7 @@ import pytest
 
 from sinkscope.capture.trace import GenerationTrace
 from sinkscope.web.store import Run
-from tests.web.conftest import INSPECTOR, Site
+from tests.web.conftest import INSPECTOR, Site, reload
 from tests.web.synthetic import WORDS, make_pair
 from tests.web.test_browser_view import drawn, ready
 
@@ -91,7 +91,7 @@ def test_each_answer_can_have_its_own_token(site: Site, open_page: Any) -> None:
     assert page.evaluate(f"[{INSPECTOR}.view.t0, ...{INSPECTOR}.view.own]") == [5, 23, 23]
 
     page.wait_for_function("location.hash.includes('u=23-23')")
-    page.reload()
+    reload(page)
     page.wait_for_selector("[data-testid=own-choice][aria-pressed=true]")
     assert page.evaluate(f"[{INSPECTOR}.view.t0, ...{INSPECTOR}.view.own]") == [5, 23, 23]
 

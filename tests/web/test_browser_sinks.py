@@ -13,7 +13,7 @@ from sinkscope.models.profiles import read_profile
 from sinkscope.models.source import DEMO
 from sinkscope.web.launch import launch
 from sinkscope.web.page import App, build_app
-from tests.web.conftest import free_port
+from tests.web.conftest import free_port, reload
 from tests.web.test_browser_access import ALL, COLOURS, VIEWS, serious
 
 pytestmark = [pytest.mark.browser, pytest.mark.slow]
@@ -173,7 +173,7 @@ def test_from_run_to_var(bundled: tuple[App, str], open_page: Any) -> None:
     assert page.input_value("#sink-dims :is(input, textarea)") == ""
 
     # A reload shows it again; another browser never does.
-    page.reload()
+    reload(page)
     open_tab(page)
     page.wait_for_selector(f"{FINDER}[data-ready='{result}']")
     other = open_page(url)

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 from playwright.sync_api import TimeoutError as PageTimeoutError
 
-from tests.web.conftest import INSPECTOR, Site
+from tests.web.conftest import INSPECTOR, Site, reload
 from tests.web.synthetic import HOSTILE, WORDS
 from tests.web.test_browser_view import drawn, ready
 
@@ -163,7 +163,7 @@ def test_a_click_while_the_server_closes_its_stream_is_answered(
             ended.append((route, route.fetch()))  # whole: the server has closed it
 
     page.route("**/queue/data?*", late)
-    page.reload()
+    reload(page)
     ready(page)
     upload(page, photo_file)
     assert len(ended) == 1  # the stream of the page's first event, of which it has read nothing
@@ -289,6 +289,6 @@ def test_reload_comes_back_to_the_run(site: Site, open_page: Any, photo_file: Pa
     mine = finished(page)
     page.click("[data-testid=token-baseline-6]")
     page.wait_for_function("location.hash.includes('t=6-6')")
-    page.reload()
+    reload(page)
     assert finished(page) == mine
     assert page.evaluate(f"{INSPECTOR}.view.t0") == 6

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -89,6 +90,7 @@ def test_what_is_computed_is_what_python_gives_and_is_kept(
 
 def test_a_stop_keeps_what_is_ready(explaining: Explaining, run: Run) -> None:
     names = [one.name for one in METHODS]
+    before = set(threading.enumerate())
     stopped = False
     for value in explaining.values(asking(run, methods=names), "me"):
         there = value.get("sides", {}).get("baseline", {})
@@ -100,7 +102,10 @@ def test_a_stop_keeps_what_is_ready(explaining: Explaining, run: Run) -> None:
         last = value
     assert stopped and "Stopped" in last["error"] and "kept" in last["error"]
     assert "rollout" in explaining.explained(asking(run))["sides"]["baseline"]
-    assert threading.active_count() < 20
+    until = time.monotonic() + 20
+    while left := [one.name for one in set(threading.enumerate()) - before if not one.daemon]:
+        assert time.monotonic() < until, left
+        time.sleep(0.02)
 
 
 @pytest.mark.parametrize(

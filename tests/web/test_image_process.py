@@ -144,7 +144,7 @@ def test_whoever_waits_behind_a_slow_image_can_leave(
     begun = time.monotonic()
     with pytest.raises(Stopped):
         process.open_upload(saved(tmp_path, encode(photo(9, 7))), LIMITS, stop=second)
-    assert 0.3 < time.monotonic() - begun < 3
+    assert 0.3 < time.monotonic() - begun < 10
     first.set()
     thread.join(10)
     assert not thread.is_alive()

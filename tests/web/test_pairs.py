@@ -16,7 +16,7 @@ from sinkscope.web.pairs import find_run, pair_of
 from sinkscope.web.payload import build_payload
 from sinkscope.web.standalone import build_standalone
 from sinkscope.web.store import Run, RunStore, new_id
-from tests.web.conftest import Site
+from tests.web.conftest import Site, reload
 from tests.web.synthetic import make_pair, make_trace, scene
 from tests.web.test_browser_view import INSPECTOR, ready
 from tests.web.test_payload import unpack
@@ -167,7 +167,7 @@ def test_in_the_page(site: Site, open_page: Any) -> None:
     np.testing.assert_allclose(shown, maps[1] - maps[0], atol=5e-5)
 
     page.wait_for_url(lambda url: "%7E" in url or "~" in url)
-    page.reload()
+    reload(page)
     page.wait_for_selector(f"[data-ready='{pair}']", state="attached")
     assert page.inner_text("[data-testid=panel-a] .title b") == "A · One · baseline"
 

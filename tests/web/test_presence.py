@@ -20,7 +20,9 @@ from tests.web.conftest import Site, start_site
 from tests.web.scripted import ScriptedEngine, fake_handle
 from tests.web.synthetic import make_pair
 
-WITHIN = 2.0  # seconds after which nothing may run for somebody who is gone
+# Seconds after which nothing may run for somebody who is gone: far below the half minute without
+# `Presence`, far above a pause of a busy machine. `benchmarks load` measures that it is 2 s.
+WITHIN = 10.0
 CLIENT = """
 import sys
 from gradio_client import Client, handle_file
@@ -118,12 +120,23 @@ def test_the_runs_of_a_killed_client_end(left: Site, picture: Path) -> None:
     assert engine.ended.is_set() and runner.computing == 0
 
 
-def test_an_event_that_nobody_reads_ends(left: Site, picture: Path) -> None:
+def test_an_event_that_nobody_reads_ends(
+    left: Site, picture: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where its picture takes longer than the grace, so that no computing has begun."""
     runner, engine = left.app.handlers.runner, left.engine
+    found: list[float] = []  # when each of its questions began
+
+    def gone(session: str, since: float, there: Any = runner.deserted) -> bool:
+        if session == "nobody":
+            found.append(since)
+        return bool(there(session, since))
+
+    monkeypatch.setattr(runner, "deserted", gone)
     engine.hold()
     join(left, picture, "nobody")
-    assert engine.begun.wait(20)
-    assert until(lambda: not runner.under_way) < WITHIN
+    until(lambda: bool(found) and not runner.under_way, 60)
+    assert time.monotonic() - found[0] < WITHIN
 
 
 def test_a_caller_who_leaves_the_line_is_out_of_it(left: Site, picture: Path) -> None:

@@ -21,7 +21,7 @@ from sinkscope.web.refill import cached_image
 from sinkscope.web.request import MORE, Request
 from sinkscope.web.standalone import build_standalone
 from sinkscope.web.store import Run
-from tests.web.conftest import INSPECTOR, Site
+from tests.web.conftest import INSPECTOR, Site, reload
 from tests.web.synthetic import make_trace, scene, with_more
 from tests.web.test_browser_story import ask, finished, upload
 from tests.web.test_browser_view import ready
@@ -126,7 +126,7 @@ def test_two_images_asked_on_the_page(
     label = page.get_attribute(".figure .stage", "aria-label") or ""
     assert ", image 1. " in label
     page.wait_for_timeout(700)  # the address is written a moment after the last change
-    page.reload()
+    reload(page)
     page.wait_for_selector("[data-testid=image-1][aria-pressed=true]")
     page.wait_for_selector("#image-2 img")  # and the form has both again, unfolded
 
