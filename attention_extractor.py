@@ -230,7 +230,7 @@ class Comparison:
 
     def show(self, token: int | str | None = None, **look: Any) -> Any:
         """The page's inspector of both for the output of a notebook's cell
-        (`web.inline.inspector`).
+        (`web.runs.inline.inspector`).
 
         Args:
             token: which token is chosen at first: its index, or a word of the baseline's answer.

@@ -14,7 +14,7 @@ from PIL import Image
 from sinkscope.attention_extractor import compare, generate
 from sinkscope.config import GenerationSettings, VARSettings
 from sinkscope.models.loading import load_model
-from sinkscope.sinks.find import find
+from sinkscope.sinks.finding.find import find
 from sinkscope.sinks.samples import Sample
 from sinkscope.sinks.settings import FindSettings
 

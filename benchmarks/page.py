@@ -147,9 +147,9 @@ def weight() -> dict[str, int]:
 def _site(example: Any, pace: _Pace | None) -> Iterator[str]:
     """The app on a free port: on the bundled example or a run of ours, with an engine of ours."""
     from sinkscope.config import AppSettings, Settings
-    from sinkscope.web.handlers import Engine
-    from sinkscope.web.launch import launch
+    from sinkscope.web.explore.handlers import Engine
     from sinkscope.web.page import build_app
+    from sinkscope.web.server.launch import launch
 
     engine = Engine(pace.generate) if pace else None
     with tempfile.TemporaryDirectory() as cache:
@@ -204,7 +204,7 @@ class _Pace:
 
 def _large(sizes: Sizes) -> Any:
     from sinkscope.benchmarks.reading import made_up
-    from sinkscope.web.store import Run
+    from sinkscope.web.runs.store import Run
 
     trace = made_up(sizes.tokens, sizes.layers, sizes.heads, sizes.side)
     return Run({"baseline": trace}, kind="example")

@@ -19,7 +19,7 @@ from sinkscope.benchmarks.ways import Mark, with_attention
 from sinkscope.capture.run import on_device
 from sinkscope.models.family import PromptInputs
 from sinkscope.models.loading import ModelHandle
-from sinkscope.sinks.measure import measure
+from sinkscope.sinks.finding.measure import measure
 from sinkscope.sinks.samples import Sample
 from sinkscope.sinks.settings import FindSettings
 

@@ -191,7 +191,7 @@ class GenerationTrace:
         return html
 
     def show(self, token: int | str | None = None, **look: Any) -> Any:
-        """The page's inspector for the output of a notebook's cell (`web.inline.inspector`).
+        """The page's inspector for the output of a notebook's cell (`web.runs.inline.inspector`).
 
         Args:
             token: which token is chosen at first: its index, or a word of the answer.

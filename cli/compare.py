@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from sinkscope.models.family import PromptInputs
     from sinkscope.models.loading import ModelHandle
     from sinkscope.models.profiles import SinkProfile
-    from sinkscope.web.store import Run
+    from sinkscope.web.runs.store import Run
 
 ENDINGS = (".html", ".png", ".pdf", ".svg", ".json")
 
@@ -74,7 +74,7 @@ def compare(
 
     print_comparison(pair)
     if save_traces is not None:
-        from sinkscope.web.store import save_run
+        from sinkscope.web.runs.store import save_run
 
         save_run(_as_run(pair), save_traces)
         typer.echo(f"Wrote baseline.safetensors and var.safetensors in {save_traces}", err=True)
@@ -165,7 +165,7 @@ def _source(profile: SinkProfile | None, dims_given: bool) -> str:
 
 
 def _as_run(pair: Comparison) -> Run:
-    from sinkscope.web.store import Run
+    from sinkscope.web.runs.store import Run
 
     return Run({"baseline": pair.baseline, "var": pair.var}, same_text=pair.same_text)
 
@@ -176,7 +176,7 @@ def _write(pair: Comparison, output: Path, token: str | None, source: str) -> No
 
     ending = output.suffix.lower()
     if ending == ".html":
-        from sinkscope.web.standalone import build_standalone, holds_heads
+        from sinkscope.web.runs.standalone import build_standalone, holds_heads
 
         run = _as_run(pair)
         first = None if token is None else chosen_tokens(pair, token)[0]

@@ -197,7 +197,7 @@ def example(
     """
     with mistakes_said_plainly():
         from sinkscope.models.loading import load_model
-        from sinkscope.web.example import make_example
+        from sinkscope.web.runs.example import make_example
 
         handle = load_model(model, device="cpu", dtype="float32")
         run = make_example(handle, output)

@@ -12,12 +12,12 @@ from sinkscope.cli import common
 from sinkscope.cli.options import Draft, Group, verb
 from sinkscope.config import ModelSettings
 from sinkscope.sinks.settings import EngineSettings, FindSettings, SampleChoice
-from sinkscope.sinks.validate_settings import ValidateSettings
+from sinkscope.sinks.validating.settings import ValidateSettings
 from sinkscope.utils import run_folder
 
 if TYPE_CHECKING:
     from sinkscope.models.profiles import SinkProfile
-    from sinkscope.sinks.findings import Findings
+    from sinkscope.sinks.finding.findings import Findings
 
 NONE_FOUND = 3  # exit code of `find`: the model has no sinks that its data shows
 NOT_CONFIRMED = 3  # exit code of `validate`
@@ -71,7 +71,7 @@ def find(
     from sinkscope.cli.sinks_data import read_data
     from sinkscope.cli.sinks_report import print_findings, print_sample_notes
     from sinkscope.sinks.engine import check_engine, make_engine
-    from sinkscope.sinks.find import find as run
+    from sinkscope.sinks.finding.find import find as run
     from sinkscope.sinks.profile_file import findings_beside, write_profile
 
     check_engine(spread.engine, spread.workers)
@@ -129,7 +129,7 @@ def validate(
     wanted = model.make(model=read.model)
     from sinkscope.cli.sinks_data import read_held_out
     from sinkscope.cli.sinks_report import print_sample_notes, print_validation
-    from sinkscope.sinks.validate import validate as run
+    from sinkscope.sinks.validating.validate import validate as run
 
     unlike = None if settings.allow_finding_samples else used
     given = read_held_out(choice, settings.seed, unlike)
@@ -172,7 +172,7 @@ def show(
     _check_folder(plots)
     from sinkscope.cli.sinks_data import profiles_named
     from sinkscope.cli.sinks_report import print_findings, print_profile, print_profiles
-    from sinkscope.sinks.findings import Findings
+    from sinkscope.sinks.finding.findings import Findings
     from sinkscope.sinks.profile_file import findings_beside
 
     chosen = profiles_named(profile)
@@ -213,7 +213,7 @@ def _check_folder(plots: Path | None) -> None:
 
 
 def _findings_of(profile: Path, given: Path | None) -> Findings | None:
-    from sinkscope.sinks.findings import Findings
+    from sinkscope.sinks.finding.findings import Findings
     from sinkscope.sinks.profile_file import findings_beside
 
     path = given or findings_beside(profile)

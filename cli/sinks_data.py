@@ -12,11 +12,11 @@ import typer
 from sinkscope.models.profiles import SinkProfile, published, read_profile
 from sinkscope.sinks.samples import Sample, SampleSet, read_samples
 from sinkscope.sinks.settings import SampleChoice
-from sinkscope.sinks.validate import held_out, seen_by_finding, used_by_finding
+from sinkscope.sinks.validating.validate import held_out, seen_by_finding, used_by_finding
 from sinkscope.utils import number_of
 
 if TYPE_CHECKING:
-    from sinkscope.sinks.findings import Findings
+    from sinkscope.sinks.finding.findings import Findings
 
 DEMO = "demo"
 LARGE = 100_000_000  # bytes; reading so many takes seconds

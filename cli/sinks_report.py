@@ -13,9 +13,9 @@ from sinkscope.utils import number_of
 
 if TYPE_CHECKING:
     from sinkscope.models.profiles import SinkProfile
-    from sinkscope.sinks.findings import Candidate, Findings
+    from sinkscope.sinks.finding.findings import Candidate, Findings
     from sinkscope.sinks.samples import SampleSet
-    from sinkscope.sinks.validation import Validation
+    from sinkscope.sinks.validating.validation import Validation
 
 WIDTH = 98
 MOST_SKIPPED = 20  # samples that are named

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from sinkscope.sinks.decide import resamplings
+from sinkscope.sinks.finding.decide import resamplings
 
 
 @dataclass(frozen=True)

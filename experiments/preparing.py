@@ -28,8 +28,8 @@ from sinkscope.experiments.settings import StudySettings, Token
 from sinkscope.experiments.study import Case, Study, Watch, ready
 from sinkscope.models.family import PromptInputs
 from sinkscope.models.loading import ModelHandle
-from sinkscope.sinks.masking import answer_tokens
 from sinkscope.sinks.received import choose
+from sinkscope.sinks.validating.masking import answer_tokens
 from sinkscope.utils import number_of
 
 

@@ -26,7 +26,7 @@ from sinkscope.interventions.base import Intervention
 from sinkscope.jobs.job import Progress, Stopped
 from sinkscope.models.family import PromptInputs
 from sinkscope.models.loading import ModelHandle
-from sinkscope.sinks.masking import read_answer
+from sinkscope.sinks.validating.masking import read_answer
 
 
 class Watch:

@@ -67,7 +67,8 @@ class Runner:
         share: how many of these one session may have waiting; None: all.
 
     Attributes:
-        deserted: says whether nobody of a session is there any more (`web.presence`); None where
+        deserted: says whether nobody of a session is there any more (`web.server.presence`); None
+        where
             nobody can know that. Its jobs end then, those in the line and those that compute.
     """
 

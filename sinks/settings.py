@@ -72,7 +72,8 @@ class EngineSettings:
 @explained
 @dataclass(frozen=True)
 class FindSettings:
-    """What `sinks.find.find` does. docs/method.md, "Finding sink dimensions", has the equations.
+    """What `sinks.finding.find.find` does. docs/method.md, "Finding sink dimensions", has the
+    equations.
 
     `tokens_by` chooses the candidates for sink tokens in each layer by itself: `received`,
     attention received from all later queries, in multiples of uniform attention, mean over heads;

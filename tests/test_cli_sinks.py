@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from sinkscope.models.profiles import published, read_profile
-from sinkscope.sinks.findings import Findings
+from sinkscope.sinks.finding.findings import Findings
 from tests.sinks.planted import Plant, painted_samples, planted
 from tests.test_cli import refused, run
 
@@ -147,7 +147,9 @@ def test_planted_dimensions_are_found_and_written(profile: Path) -> None:
 def test_again_takes_no_forward_pass(
     model: Path, pictures: Path, profile: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("sinkscope.sinks.find.measure", lambda *_: pytest.fail("measured again"))
+    monkeypatch.setattr(
+        "sinkscope.sinks.finding.find.measure", lambda *_: pytest.fail("measured again")
+    )
     again = tmp_path / "again.toml"
     done = run(
         *("sinks", "find", "--model", model, "--data", pictures, "--samples", "12", "-o", again),
@@ -243,9 +245,9 @@ def test_without_sinks_nothing_is_written_and_the_exit_code_says_so(
 def test_interrupted_it_says_what_remains_and_goes_on(
     model: Path, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import sinkscope.sinks.find
+    import sinkscope.sinks.finding.find
 
-    plain, seen = sinkscope.sinks.find.measure, []
+    plain, seen = sinkscope.sinks.finding.find.measure, []
 
     def measure(*args: Any, **options: Any) -> Any:
         seen.append(args)
@@ -257,7 +259,7 @@ def test_interrupted_it_says_what_remains_and_goes_on(
         *("sinks", "find", "--model", model, "--data", pictures, "--samples", "4"),
         *("-o", tmp_path / "p.toml", "--work", tmp_path / "work", "--min-contrast", "2.5"),
     )
-    monkeypatch.setattr("sinkscope.sinks.find.measure", measure)
+    monkeypatch.setattr("sinkscope.sinks.finding.find.measure", measure)
     before = signal.getsignal(signal.SIGINT)
     done = run(*words)
     assert done.exit_code == 130, done.output

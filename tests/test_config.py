@@ -14,7 +14,7 @@ import torch
 import sinkscope.experiments.region_settings
 import sinkscope.experiments.settings
 import sinkscope.sinks.settings
-import sinkscope.sinks.validate_settings
+import sinkscope.sinks.validating.settings
 from sinkscope import config
 from sinkscope.config import (
     AppSettings,
@@ -32,7 +32,7 @@ from sinkscope.experiments.settings import StudySettings
 from sinkscope.models.profiles import SinkProfile
 from sinkscope.setting import REQUIRED
 from sinkscope.sinks.settings import EngineSettings, FindSettings, SampleChoice
-from sinkscope.sinks.validate_settings import ValidateSettings
+from sinkscope.sinks.validating.settings import ValidateSettings
 
 NAN = float("nan")
 
@@ -224,7 +224,7 @@ def test_every_settings_class_is_in_the_list() -> None:
         for module in (
             config,
             sinkscope.sinks.settings,
-            sinkscope.sinks.validate_settings,
+            sinkscope.sinks.validating.settings,
             sinkscope.experiments.settings,
             sinkscope.experiments.region_settings,
         )

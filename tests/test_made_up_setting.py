@@ -36,12 +36,12 @@ from typer.testing import CliRunner
 
 from sinkscope import var_patch
 from sinkscope.cli import common, compare, main
-from sinkscope.web import request
+from sinkscope.web.explore import request
 from tests.web.conftest import start_site
 from tests.web.scripted import ScriptedEngine, fake_handle
 from tests.web.synthetic import make_pair
-from sinkscope.web.form import build_form
-from sinkscope.web.store import Run
+from sinkscope.web.explore.form import build_form
+from sinkscope.web.runs.store import Run
 
 folder, told = Path(sys.argv[1]), {}
 photo = folder / "photo.png"

@@ -174,9 +174,9 @@ def test_the_installed_package_works_outside_the_clone(wheel: Path, tmp_path: Pa
     assert (empty / "a.png").read_bytes()[1:4] == b"PNG"
     drawn = (
         "from pathlib import Path\n"
-        "from sinkscope.web.drawing_process import DrawingProcess\n"
-        "from sinkscope.web.example import load_example\n"
-        "from sinkscope.web.exporting import Wanted, make_files\n"
+        "from sinkscope.web.runs.drawing_process import DrawingProcess\n"
+        "from sinkscope.web.runs.example import load_example\n"
+        "from sinkscope.web.runs.exporting import Wanted, make_files\n"
         "process = DrawingProcess(lambda trace: None)\n"
         f"(made,) = make_files(load_example(), Wanted('png'), Path({str(tmp_path)!r}),"
         " drawn_by=process)\n"

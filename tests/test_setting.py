@@ -32,8 +32,8 @@ from sinkscope.setting import (
     whole,
 )
 from sinkscope.sinks.settings import FindSettings
-from sinkscope.sinks.validate_settings import ValidateSettings
-from sinkscope.web.arguments import asking, default_of
+from sinkscope.sinks.validating.settings import ValidateSettings
+from sinkscope.web.api.arguments import asking, default_of
 from sinkscope.web.controls import control
 
 

@@ -10,7 +10,7 @@ from gradio.blocks import Block
 from gradio.components import Component
 
 from sinkscope.setting import REQUIRED, Setting, allowed_words, list_text, read, refuse
-from sinkscope.web.uploads import Plain
+from sinkscope.web.server.uploads import Plain
 
 LONGEST_TEXT = 2000
 DEFAULT = "default"  # of a switch that may be left to the default

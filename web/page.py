@@ -1,7 +1,7 @@
 """The page: its tabs under one line about the model, and what is behind them.
 
 app = build_app(settings)       everything connected, nothing loaded, nothing listening
-launch(app)                     (web.launch) opens the address, then loads the model
+launch(app)                     (web.server.launch) opens the address, then loads the model
 """
 
 from __future__ import annotations
@@ -14,23 +14,23 @@ import gradio as gr
 from sinkscope.attention_extractor import Forecast
 from sinkscope.config import Settings
 from sinkscope.models.loading import ModelHandle
-from sinkscope.web.evaluate_run import EvaluateHandlers
-from sinkscope.web.evaluate_tab import build_evaluate
-from sinkscope.web.example import Example, load_example, read_examples
-from sinkscope.web.experiments_run import ExperimentsHandlers
-from sinkscope.web.experiments_tab import build_experiments
-from sinkscope.web.explore import build_explore
-from sinkscope.web.forecast import Forecaster, estimate_run
-from sinkscope.web.guarded import GuardedBlocks
-from sinkscope.web.handlers import Engine, Handlers
-from sinkscope.web.inspector import drawn
-from sinkscope.web.model_events import status_value
-from sinkscope.web.owners import OwnedRuns
-from sinkscope.web.read_only import READ_ONLY, only_looking
-from sinkscope.web.sinks_run import SinksEngine, SinksHandlers
-from sinkscope.web.sinks_tab import build_sinks
-from sinkscope.web.slot import ModelSlot
-from sinkscope.web.store import Run, RunStore
+from sinkscope.web.evaluate.run import EvaluateHandlers
+from sinkscope.web.evaluate.tab import build_evaluate
+from sinkscope.web.experiments.run import ExperimentsHandlers
+from sinkscope.web.experiments.tab import build_experiments
+from sinkscope.web.explore.forecast import Forecaster, estimate_run
+from sinkscope.web.explore.handlers import Engine, Handlers
+from sinkscope.web.explore.inspector import drawn
+from sinkscope.web.explore.model_events import status_value
+from sinkscope.web.explore.tab import build_explore
+from sinkscope.web.runs.example import Example, load_example, read_examples
+from sinkscope.web.runs.loaded_model import ModelSlot
+from sinkscope.web.runs.store import Run, RunStore
+from sinkscope.web.server.guarded_blocks import GuardedBlocks
+from sinkscope.web.server.owners import OwnedRuns
+from sinkscope.web.server.read_only import READ_ONLY, only_looking
+from sinkscope.web.sinks.run import SinksEngine, SinksHandlers
+from sinkscope.web.sinks.tab import build_sinks
 
 
 @dataclass(frozen=True)

@@ -42,11 +42,11 @@ if TYPE_CHECKING:
     from sinkscope.models.loading import ModelHandle, load_model
     from sinkscope.models.profiles import SinkProfile, read_profile
     from sinkscope.models.source import ModelError
-    from sinkscope.sinks.find import find
-    from sinkscope.sinks.validate import validate
+    from sinkscope.sinks.finding.find import find
+    from sinkscope.sinks.validating.validate import validate
     from sinkscope.var_patch import redistribute, select_rows
     from sinkscope.visualization import OverlayStyle, overlay
-    from sinkscope.web.inline import inspector
+    from sinkscope.web.runs.inline import inspector
 
 # public name -> module that defines it; the imports above say the same to type checkers.
 _MODULES = {

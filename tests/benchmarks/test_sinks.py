@@ -9,7 +9,7 @@ import pytest
 from sinkscope.benchmarks import memory, sinks
 from sinkscope.benchmarks.shapes import build_prompt, prepared_handle
 from sinkscope.benchmarks.sink_ways import WAYS
-from sinkscope.sinks.stats import SampleStats
+from sinkscope.sinks.finding.stats import SampleStats
 
 pytestmark = pytest.mark.tiny
 

@@ -15,7 +15,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from sinkscope.web.store import Run
+from sinkscope.web.runs.store import Run
 from tests.hostile.readers import png
 from tests.web.conftest import Site, start_site
 from tests.web.outside import file_of, outcome, post, send, upload

@@ -27,11 +27,11 @@ from sinkscope.models.images import open_image
 from sinkscope.models.profiles import read_profile
 from sinkscope.records.pictures import Beside
 from sinkscope.records.sources import file_source
-from sinkscope.sinks.findings import Findings
-from sinkscope.sinks.validation import Validation
-from sinkscope.web.payload import build_payload
-from sinkscope.web.standalone import build_standalone
-from sinkscope.web.store import Run, open_run
+from sinkscope.sinks.finding.findings import Findings
+from sinkscope.sinks.validating.validation import Validation
+from sinkscope.web.runs.payload import build_payload
+from sinkscope.web.runs.standalone import build_standalone
+from sinkscope.web.runs.store import Run, open_run
 
 ROOT = Path(__file__).resolve().parents[2]
 FIXTURES = ROOT / "tests" / "fixtures"

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from sinkscope.web.assets import STATIC
-from sinkscope.web.store import Run
+from sinkscope.web.runs.store import Run
 from tests.hostile.corpus import PIECES, SCALARS, changed, garbled, value
 from tests.hostile.limits import share
 from tests.web.conftest import Site, start_site
@@ -145,7 +145,7 @@ UNPACK = """([source, cases]) => cases.map((base64) => {
 
 
 def test_numbers_that_are_damaged_are_an_error_at_once(browser: Any) -> None:
-    from sinkscope.web.payload import build_payload
+    from sinkscope.web.runs.payload import build_payload
 
     sound = gzip.decompress(build_payload(Run(make_pair(("A", " ball"), ("A", " dog")))))
     rng = random.Random(3)

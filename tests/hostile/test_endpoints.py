@@ -13,8 +13,8 @@ from typing import Any
 
 import pytest
 
-from sinkscope.web.endpoints import UNFORESEEN
-from sinkscope.web.store import Run
+from sinkscope.web.api.endpoints import UNFORESEEN
+from sinkscope.web.runs.store import Run
 from tests.hostile.app import endpoints
 from tests.hostile.corpus import SCALARS, changed, encoded, garbled, json_bombs, value
 from tests.hostile.limits import ANSWER_SECONDS, Touched, bounded_memory, share

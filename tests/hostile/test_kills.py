@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from sinkscope.web.store import RunStore, open_run
+from sinkscope.web.runs.store import RunStore, open_run
 
 ROOT = Path(__file__).resolve().parents[2]
 KILLS = int(os.environ.get("SINKSCOPE_KILLS", "3"))

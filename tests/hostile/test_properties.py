@@ -37,14 +37,14 @@ from sinkscope.records.values import listed
 from sinkscope.setting import index_list, offered, read_all
 from sinkscope.setting.reading import HIGHEST_INDEX
 from sinkscope.sinks.settings import FindSettings
-from sinkscope.web.asked import filled
-from sinkscope.web.bodies import Refused, parse
-from sinkscope.web.evaluate_request import EvaluateRequest
-from sinkscope.web.experiments_request import ExperimentRequest
-from sinkscope.web.model_events import model_wanted
-from sinkscope.web.request import Request, parse_indices
-from sinkscope.web.selection import ExportChoice, Selection
-from sinkscope.web.sinks_request import SinksRequest
+from sinkscope.web.api.selection import ExportChoice, Selection
+from sinkscope.web.evaluate.request import EvaluateRequest
+from sinkscope.web.experiments.request import ExperimentRequest
+from sinkscope.web.explore.form_values import filled
+from sinkscope.web.explore.model_events import model_wanted
+from sinkscope.web.explore.request import Request, parse_indices
+from sinkscope.web.server.bodies import Refused, parse
+from sinkscope.web.sinks.request import SinksRequest
 from tests.hostile.corpus import LISTS, SCALARS
 from tests.hostile.limits import share
 

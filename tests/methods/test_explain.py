@@ -19,9 +19,9 @@ from sinkscope.methods.base import MapStack, Method, Needs, Progress, Target
 from sinkscope.methods.explain import METHODS, explain, explain_map, listed, method_of
 from sinkscope.models.views import one_view
 from sinkscope.setting import settings_of
-from sinkscope.web.payload import IN_BROWSER, NOT_IN_BROWSER, build_payload
-from sinkscope.web.selection import Selection
-from sinkscope.web.store import Run
+from sinkscope.web.api.selection import Selection
+from sinkscope.web.runs.payload import IN_BROWSER, NOT_IN_BROWSER, build_payload
+from sinkscope.web.runs.store import Run
 from tests.capture.test_storage import prompt_trace, small_trace
 from tests.web.synthetic import make_trace
 from tests.web.test_payload import unpack

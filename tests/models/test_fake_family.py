@@ -29,14 +29,14 @@ from sinkscope.models.family import PromptInputs
 from sinkscope.models.loading import ModelHandle
 from sinkscope.models.sink_score import sink_score
 from sinkscope.models.sites import At
-from sinkscope.sinks.find import find
-from sinkscope.sinks.masking import hidden_log_probabilities, read_answer
-from sinkscope.sinks.measure import measure
+from sinkscope.sinks.finding.find import find
+from sinkscope.sinks.finding.measure import measure
 from sinkscope.sinks.samples import Sample
 from sinkscope.sinks.settings import FindSettings
+from sinkscope.sinks.validating.masking import hidden_log_probabilities, read_answer
 from sinkscope.var_patch import redistribute
-from sinkscope.web.payload import build_payload
-from sinkscope.web.store import Run
+from sinkscope.web.runs.payload import build_payload
+from sinkscope.web.runs.store import Run
 from tests.models.fake_family import (
     IMAGE,
     RED,

@@ -24,7 +24,7 @@ from sinkscope.models.family import PromptInputs
 from sinkscope.models.loading import ModelError, ModelHandle, load_model
 from sinkscope.models.sites import At
 from sinkscope.models.stack import Projection
-from sinkscope.sinks.masking import hidden_log_probabilities, read_answer
+from sinkscope.sinks.validating.masking import hidden_log_probabilities, read_answer
 from tests.text_models import TEXT, attention_of, save_text_model, told
 
 pytestmark = pytest.mark.tiny

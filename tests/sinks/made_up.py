@@ -8,7 +8,7 @@ import numpy as np
 
 from sinkscope.models.info import ModelInfo
 from sinkscope.models.profiles import SinkProfile
-from sinkscope.sinks.findings import (
+from sinkscope.sinks.finding.findings import (
     Candidate,
     Findings,
     Interval,
@@ -19,8 +19,8 @@ from sinkscope.sinks.findings import (
     UsedSample,
 )
 from sinkscope.sinks.settings import FindSettings
-from sinkscope.sinks.validate_settings import ValidateSettings
-from sinkscope.sinks.validation import (
+from sinkscope.sinks.validating.settings import ValidateSettings
+from sinkscope.sinks.validating.validation import (
     Agreement,
     Estimate,
     HiddenSet,

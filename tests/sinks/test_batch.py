@@ -11,15 +11,15 @@ import pytest
 import torch
 from PIL import Image
 
-import sinkscope.sinks.batch
+import sinkscope.sinks.finding.batch
 from sinkscope.models import kernels
 from sinkscope.models.loading import ModelHandle
-from sinkscope.sinks import measure as measuring
-from sinkscope.sinks.find import find
-from sinkscope.sinks.measure import measure, samples_at_once
+from sinkscope.sinks.finding import measure as measuring
+from sinkscope.sinks.finding.find import find
+from sinkscope.sinks.finding.measure import measure, samples_at_once
+from sinkscope.sinks.finding.stats import SampleStats
 from sinkscope.sinks.samples import Sample
 from sinkscope.sinks.settings import AUTO_SAMPLES, FindSettings, TokensBy
-from sinkscope.sinks.stats import SampleStats
 from tests.operations import Operations
 from tests.sinks.planted import Plant, painted_samples, planted
 
@@ -88,7 +88,7 @@ def test_blocks_do_not_matter(
 ) -> None:
     plain = [measure(model, [sample], FindSettings())[0] for sample in samples]
     as_on_a_gpu(monkeypatch)
-    monkeypatch.setattr(sinkscope.sinks.batch, "block_bytes", lambda device: room)
+    monkeypatch.setattr(sinkscope.sinks.finding.batch, "block_bytes", lambda device: room)
     for ours, own in zip(measure(model, samples, FindSettings()), plain, strict=True):
         assert isinstance(ours, SampleStats) and isinstance(own, SampleStats)
         close(ours, own)
@@ -99,7 +99,7 @@ def test_a_batch_takes_hardly_more_operations_than_a_sample(
 ) -> None:
     """Beside a plain pass; and one read at the end, whatever the number of layers."""
     as_on_a_gpu(monkeypatch)
-    monkeypatch.setattr(sinkscope.sinks.batch, "block_bytes", lambda device: 1 << 26)
+    monkeypatch.setattr(sinkscope.sinks.finding.batch, "block_bytes", lambda device: 1 << 26)
     images = painted_samples(4)
 
     def counted(count: int, layers: tuple[int, ...]) -> Operations:

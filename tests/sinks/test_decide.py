@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from sinkscope.sinks.calibrate import (
+from sinkscope.sinks.finding.calibrate import (
     calibrate,
     flagged_shares,
     histograms,
@@ -17,10 +17,10 @@ from sinkscope.sinks.calibrate import (
     phi_edges,
     sweep,
 )
-from sinkscope.sinks.decide import decide, halvings, longest_run, resamplings, runs
-from sinkscope.sinks.reduce import totals, tracked, worth_tracking
+from sinkscope.sinks.finding.decide import decide, halvings, longest_run, resamplings, runs
+from sinkscope.sinks.finding.reduce import totals, tracked, worth_tracking
+from sinkscope.sinks.finding.stats import SampleStats
 from sinkscope.sinks.settings import FindSettings
-from sinkscope.sinks.stats import SampleStats
 
 D, L, V = 100, 4, 20
 SETTINGS = FindSettings(bootstrap=1000, halves=20)

@@ -15,9 +15,9 @@ import torch
 from sinkscope.capture.run import RunOutOfMemoryError
 from sinkscope.jobs.job import Stopped
 from sinkscope.models.loading import ModelHandle
-from sinkscope.sinks.find import find
-from sinkscope.sinks.findings import Findings
-from sinkscope.sinks.measure import measure
+from sinkscope.sinks.finding.find import find
+from sinkscope.sinks.finding.findings import Findings
+from sinkscope.sinks.finding.measure import measure
 from sinkscope.sinks.samples import Sample, SampleSet, read_samples
 from sinkscope.sinks.settings import FindSettings
 from tests.sinks.planted import Plant, painted_cells, painted_samples, planted

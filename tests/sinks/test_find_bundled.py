@@ -7,7 +7,7 @@ from PIL import Image
 
 from sinkscope.demo.scenes import scene
 from sinkscope.models.loading import load_model
-from sinkscope.sinks.find import find
+from sinkscope.sinks.finding.find import find
 from sinkscope.sinks.samples import Sample
 
 SIZES = ((196, 196), (224, 168), (168, 196))

@@ -11,7 +11,12 @@ import torch
 from PIL import Image
 
 from sinkscope.models.loading import ModelHandle, load_model
-from sinkscope.sinks.masking import ToldAnswer, answer_tokens, hidden_log_probabilities, read_answer
+from sinkscope.sinks.validating.masking import (
+    ToldAnswer,
+    answer_tokens,
+    hidden_log_probabilities,
+    read_answer,
+)
 
 pytestmark = pytest.mark.tiny
 ANSWER = "a red star and a blue circle."

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from sinkscope.config import from_mapping
 from sinkscope.models.profiles import SinkProfile, read_profile
-from sinkscope.sinks.findings import Findings
+from sinkscope.sinks.finding.findings import Findings
 from sinkscope.sinks.profile_file import findings_beside, write_profile
 from sinkscope.sinks.settings import FindSettings
 

@@ -12,7 +12,7 @@ from PIL import Image
 
 import sinkscope.sinks.received
 from sinkscope.models.loading import load_model
-from sinkscope.sinks.measure import measure
+from sinkscope.sinks.finding.measure import measure
 from sinkscope.sinks.received import choose, first_query_of, received
 from sinkscope.sinks.samples import Sample
 from sinkscope.sinks.settings import FindSettings

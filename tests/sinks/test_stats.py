@@ -9,9 +9,9 @@ import pytest
 from safetensors import safe_open
 from safetensors.torch import load, save
 
-from sinkscope.sinks.find import find
+from sinkscope.sinks.finding.find import find
+from sinkscope.sinks.finding.stats import DamagedStatsError, SampleStats
 from sinkscope.sinks.settings import FindSettings
-from sinkscope.sinks.stats import DamagedStatsError, SampleStats
 from tests.sinks.planted import Plant, painted_samples, planted
 
 pytestmark = pytest.mark.tiny

@@ -21,12 +21,12 @@ from sinkscope.models.loading import ModelHandle, load_model
 from sinkscope.models.profiles import SinkProfile
 from sinkscope.models.sink_score import sink_score
 from sinkscope.models.sites import At
-from sinkscope.sinks.findings import UsedSample
-from sinkscope.sinks.masking import answer_tokens, hidden_log_probabilities, read_answer
-from sinkscope.sinks.readout import PromptReading
+from sinkscope.sinks.finding.findings import UsedSample
 from sinkscope.sinks.samples import Sample, SampleSet
-from sinkscope.sinks.validate import held_out, used_by_finding, validate
-from sinkscope.sinks.validate_settings import ValidateSettings
+from sinkscope.sinks.validating.masking import answer_tokens, hidden_log_probabilities, read_answer
+from sinkscope.sinks.validating.readout import PromptReading
+from sinkscope.sinks.validating.settings import ValidateSettings
+from sinkscope.sinks.validating.validate import held_out, used_by_finding, validate
 
 pytestmark = pytest.mark.tiny
 TAU = 1.9  # on this random model phi of two dimensions exceeds it at few tokens

@@ -18,10 +18,10 @@ from sinkscope.demo.scenes import Scene, scene
 from sinkscope.models.loading import ModelHandle, load_model
 from sinkscope.models.sink_score import FIRST_LAYER
 from sinkscope.models.sites import At
-from sinkscope.sinks.masking import answer_tokens, hidden_log_probabilities, read_answer
 from sinkscope.sinks.samples import Sample
-from sinkscope.sinks.validate import validate
-from sinkscope.sinks.validate_settings import ValidateSettings
+from sinkscope.sinks.validating.masking import answer_tokens, hidden_log_probabilities, read_answer
+from sinkscope.sinks.validating.settings import ValidateSettings
+from sinkscope.sinks.validating.validate import validate
 
 pytestmark = pytest.mark.slow
 SETTINGS = ValidateSettings(

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from sinkscope.models.profiles import SinkProfile
-from sinkscope.sinks.evidence import (
+from sinkscope.sinks.validating.evidence import (
     Reading,
     as_many_by_score,
     candidates,

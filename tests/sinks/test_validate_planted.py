@@ -8,8 +8,8 @@ import pytest
 
 from sinkscope.models.loading import ModelHandle
 from sinkscope.models.profiles import SinkProfile
-from sinkscope.sinks.validate import validate
-from sinkscope.sinks.validate_settings import ValidateSettings
+from sinkscope.sinks.validating.settings import ValidateSettings
+from sinkscope.sinks.validating.validate import validate
 from tests.sinks.planted import Plant, painted_cells, painted_samples, planted
 
 pytestmark = pytest.mark.tiny

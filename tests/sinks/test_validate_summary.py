@@ -13,9 +13,9 @@ import torch
 
 from sinkscope.models.info import ModelInfo
 from sinkscope.models.profiles import SinkProfile
-from sinkscope.sinks.summary import Record, SweepRecord, estimate, summarise
-from sinkscope.sinks.validate_settings import ValidateSettings
-from sinkscope.sinks.validation import SampleEvidence, Validation
+from sinkscope.sinks.validating.settings import ValidateSettings
+from sinkscope.sinks.validating.summary import Record, SweepRecord, estimate, summarise
+from sinkscope.sinks.validating.validation import SampleEvidence, Validation
 
 PROFILE = SinkProfile("m", "f", 64, 4, (1, 2), 3.0, "somewhere", "low")
 MODEL = ModelInfo("m", "r", "f", "float32", "cpu", 4, 2, 64)

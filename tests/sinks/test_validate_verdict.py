@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from sinkscope.sinks.validate_settings import ValidateSettings
-from sinkscope.sinks.validation import Estimate
-from sinkscope.sinks.verdict import Evidence, judge
+from sinkscope.sinks.validating.settings import ValidateSettings
+from sinkscope.sinks.validating.validation import Estimate
+from sinkscope.sinks.validating.verdict import Evidence, judge
 
 SETTINGS = ValidateSettings()  # 10 samples, 30 %, lift 2, margin 0.05
 

@@ -11,9 +11,9 @@ from urllib.parse import urlsplit
 import pytest
 
 from sinkscope.config import AppSettings
-from sinkscope.web.access import DENIED, WRONG, Access, token_for
-from sinkscope.web.store import Run
-from sinkscope.web.throttle import FREE_TRIES
+from sinkscope.web.runs.store import Run
+from sinkscope.web.server.access import DENIED, WRONG, Access, token_for
+from sinkscope.web.server.throttle import FREE_TRIES
 from tests.loops import finished
 from tests.web.conftest import Site, start_site
 from tests.web.scripted import ScriptedEngine, fake_handle

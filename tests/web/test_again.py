@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from sinkscope.web.again import LastPrompt
+from sinkscope.web.explore.kept_prompt import LastPrompt
 
 
 class Handle:

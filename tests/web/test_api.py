@@ -21,10 +21,10 @@ from sinkscope.capture.trace import GenerationTrace
 from sinkscope.jobs.job import Stopped
 from sinkscope.methods.explain import explain_map
 from sinkscope.models.profiles import SinkProfile
-from sinkscope.web import region_endpoint
-from sinkscope.web.region import LastTested
-from sinkscope.web.slot import ModelSlot
-from sinkscope.web.store import Run, new_id
+from sinkscope.web.api import region as region_endpoint
+from sinkscope.web.explore.region import LastTested
+from sinkscope.web.runs.loaded_model import ModelSlot
+from sinkscope.web.runs.store import Run, new_id
 from tests.web.conftest import Site, start_site
 from tests.web.scripted import ScriptedEngine, fake_handle
 from tests.web.synthetic import WORDS, make_pair

@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from sinkscope.web.handlers import Handlers
-from sinkscope.web.request import Request
+from sinkscope.web.explore.handlers import Handlers
+from sinkscope.web.explore.request import Request
 from tests.web.test_handlers import engine, handlers
 
 __all__ = ["engine", "handlers"]

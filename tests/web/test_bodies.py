@@ -12,9 +12,9 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from sinkscope.web.bodies import DEEPEST, DRAINED_BYTES, JSON_BYTES, Bodies, Refused, parse
-from sinkscope.web.payload import encode_image
-from sinkscope.web.uploads import NO_UPLOAD
+from sinkscope.web.runs.payload import encode_image
+from sinkscope.web.server.bodies import DEEPEST, DRAINED_BYTES, JSON_BYTES, Bodies, Refused, parse
+from sinkscope.web.server.uploads import NO_UPLOAD
 from tests.web.conftest import Site
 from tests.web.outside import file_of, outcome, post, send, upload
 from tests.web.synthetic import scene

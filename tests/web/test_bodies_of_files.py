@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from sinkscope.web.bodies import JSON_BYTES
-from sinkscope.web.payload import encode_image
+from sinkscope.web.runs.payload import encode_image
+from sinkscope.web.server.bodies import JSON_BYTES
 from tests.web.conftest import Site, start_site
 from tests.web.outside import MULTIPART, form, send
 from tests.web.scripted import ScriptedEngine, fake_handle

@@ -11,7 +11,7 @@ import pytest
 from axe_playwright_python.base import AXE_SCRIPT
 from PIL import Image
 
-from sinkscope.web.example import read_examples
+from sinkscope.web.runs.example import read_examples
 from tests.web.conftest import INSPECTOR, Site
 from tests.web.synthetic import WORDS
 from tests.web.test_browser_story import ask, finished

@@ -22,8 +22,8 @@ from sinkscope.methods.explain import METHODS, explain_map
 from sinkscope.methods.passes import passes_of
 from sinkscope.methods.together import rank_correlation
 from sinkscope.models.loading import ModelHandle, load_model
-from sinkscope.web import explaining
-from sinkscope.web.store import Run
+from sinkscope.web.explore import explaining
+from sinkscope.web.runs.store import Run
 from tests.web.conftest import INSPECTOR, Site, start_site
 from tests.web.scripted import ScriptedEngine
 from tests.web.test_browser_view import ready

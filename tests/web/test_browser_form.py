@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from sinkscope.web.example import read_examples
+from sinkscope.web.runs.example import read_examples
 from tests.web.conftest import Site, reload
 from tests.web.test_browser_view import ready
 

@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from sinkscope.web.payload import EAGER_BYTES
-from sinkscope.web.store import Run
+from sinkscope.web.runs.payload import EAGER_BYTES
+from sinkscope.web.runs.store import Run
 from tests.web.conftest import INSPECTOR, Site
 from tests.web.synthetic import make_trace
 from tests.web.test_browser_view import ready

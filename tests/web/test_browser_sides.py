@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from sinkscope.capture.trace import GenerationTrace
-from sinkscope.web.store import Run
+from sinkscope.web.runs.store import Run
 from tests.web.conftest import INSPECTOR, Site, reload
 from tests.web.synthetic import WORDS, make_pair
 from tests.web.test_browser_view import drawn, ready

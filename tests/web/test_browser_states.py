@@ -11,8 +11,8 @@ import pytest
 
 from sinkscope.config import ModelSettings
 from sinkscope.models.source import ModelError
-from sinkscope.web.slot import ModelSlot
-from sinkscope.web.store import Run
+from sinkscope.web.runs.loaded_model import ModelSlot
+from sinkscope.web.runs.store import Run
 from tests.web.conftest import Site, start_site
 from tests.web.scripted import ScriptedEngine, fake_handle
 from tests.web.synthetic import make_pair

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from sinkscope.web.store import Run
+from sinkscope.web.runs.store import Run
 from tests.web.conftest import Site, start_site
 from tests.web.scripted import ScriptedEngine, fake_handle
 from tests.web.synthetic import make_pair

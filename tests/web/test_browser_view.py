@@ -11,7 +11,7 @@ import pytest
 
 from sinkscope.attention_processor import image_share, patch_map, tokens_looking_at
 from sinkscope.methods.explain import METHODS, explain_map
-from sinkscope.web.store import Run, open_run
+from sinkscope.web.runs.store import Run, open_run
 from tests.web.conftest import INSPECTOR, Site
 from tests.web.synthetic import HOSTILE, WORDS, make_trace
 

@@ -10,11 +10,11 @@ import pytest
 from PIL import Image
 
 from sinkscope.config import AppSettings, ImageLimits, Settings
-from sinkscope.web.handlers import Handlers
-from sinkscope.web.inspector import drawn
-from sinkscope.web.request import Request
-from sinkscope.web.slot import ModelSlot
-from sinkscope.web.store import BYTES_A_PIXEL, Run, RunStore, open_run, save_run
+from sinkscope.web.explore.handlers import Handlers
+from sinkscope.web.explore.inspector import drawn
+from sinkscope.web.explore.request import Request
+from sinkscope.web.runs.loaded_model import ModelSlot
+from sinkscope.web.runs.store import BYTES_A_PIXEL, Run, RunStore, open_run, save_run
 from tests.web.scripted import ScriptedEngine, fake_handle
 from tests.web.synthetic import make_pair, make_trace
 

@@ -14,15 +14,15 @@ from PIL import Image
 
 from sinkscope.config import GenerationSettings, Settings
 from sinkscope.models.generation_file import GenerationFile
-from sinkscope.web.events import generating
-from sinkscope.web.form import build_form
-from sinkscope.web.handlers import Engine, Handlers
-from sinkscope.web.inspector import drawn, facts_of
-from sinkscope.web.model_events import checkpoint_notice, choosing_decoding
-from sinkscope.web.pairs import pair_of
-from sinkscope.web.slot import ModelSlot
-from sinkscope.web.standalone import build_standalone
-from sinkscope.web.store import Run, RunStore
+from sinkscope.web.explore.events import generating
+from sinkscope.web.explore.form import build_form
+from sinkscope.web.explore.handlers import Engine, Handlers
+from sinkscope.web.explore.inspector import drawn, facts_of
+from sinkscope.web.explore.model_events import checkpoint_notice, choosing_decoding
+from sinkscope.web.runs.loaded_model import ModelSlot
+from sinkscope.web.runs.pairs import pair_of
+from sinkscope.web.runs.standalone import build_standalone
+from sinkscope.web.runs.store import Run, RunStore
 from tests.web.conftest import Site
 from tests.web.scripted import ScriptedEngine, fake_handle
 from tests.web.synthetic import make_trace

@@ -15,10 +15,10 @@ from typing import Any
 
 import pytest
 
-from sinkscope.web.copies import Copies
-from sinkscope.web.inspector import files_in
-from sinkscope.web.store import Run, RunStore
-from sinkscope.web.temporary import remove_abandoned
+from sinkscope.web.explore.inspector import files_in
+from sinkscope.web.runs.copies import Copies
+from sinkscope.web.runs.store import Run, RunStore
+from sinkscope.web.server.temporary import remove_abandoned
 from tests.web.conftest import Site, start_site
 from tests.web.scripted import ScriptedEngine, fake_handle
 from tests.web.synthetic import make_pair
@@ -142,7 +142,7 @@ def test_runs_go_when_they_are_too_old(tmp_path: Path) -> None:
 APP = """
 import os, sys, time
 from pathlib import Path
-from sinkscope.web.temporary import keep_private, own_folder
+from sinkscope.web.server.temporary import keep_private, own_folder
 keep_private(Path(sys.argv[1]))
 folder = own_folder(Path(sys.argv[1]))
 (folder / "photo.png").write_bytes(b"x")
@@ -188,7 +188,7 @@ def test_app_writes_for_its_user_alone(tmp_path: Path) -> None:
     """`app.main` does all of this before Gradio has a folder."""
     code = (
         "import os, sys\nfrom pathlib import Path\nimport sinkscope.app as app\n"
-        "import sinkscope.web.launch as launched\n"
+        "import sinkscope.web.server.launch as launched\n"
         "def told(app, **more):\n"
         "    from gradio.utils import get_upload_folder\n"
         "    print('UMASK', oct(os.umask(0)), app.handlers.component.GRADIO_CACHE,"

@@ -16,11 +16,11 @@ from typing import Any
 import pytest
 
 from sinkscope.jobs.runner import Runner
-from sinkscope.web import health as health_module
-from sinkscope.web.errors import FAULT, FULL, UNKNOWN, UNWRITABLE, SpokenErrors, answer_to
-from sinkscope.web.health import Health, Watchdog
-from sinkscope.web.slot import ModelSlot, SlotState
-from sinkscope.web.store import Run, RunStore
+from sinkscope.web.runs.loaded_model import ModelSlot, SlotState
+from sinkscope.web.runs.store import Run, RunStore
+from sinkscope.web.server import health as health_module
+from sinkscope.web.server.errors import FAULT, FULL, UNKNOWN, UNWRITABLE, SpokenErrors, answer_to
+from sinkscope.web.server.health import Health, Watchdog
 from tests.loops import finished
 from tests.web.conftest import Site, start_site
 from tests.web.scripted import ScriptedEngine, fake_handle
@@ -172,7 +172,7 @@ def test_an_exit_in_a_function_of_the_page_leaves_the_server(
 
     client = Client(broken.url, verbose=False)
     monkeypatch.setattr(broken.app.handlers.runner, "stop", ends)  # without the queue
-    monkeypatch.setattr("sinkscope.web.endpoints.find_run", ends)  # through it
+    monkeypatch.setattr("sinkscope.web.api.endpoints.find_run", ends)  # through it
     with pytest.raises(Exception, match=r"inside SinkScope|went wrong|None"):
         client.submit(run="none", api_name="/map").result(timeout=30)
     with pytest.raises(Exception):  # noqa: B017  (its client has no words for it)

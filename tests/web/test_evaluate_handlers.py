@@ -24,14 +24,14 @@ from sinkscope.evaluation.tasks.demo import TASK
 from sinkscope.evaluation.work import Work
 from sinkscope.jobs.runner import Runner
 from sinkscope.models.loading import ModelHandle
-from sinkscope.web.evaluate_files import MEDIA
-from sinkscope.web.evaluate_open import form_values, updates
-from sinkscope.web.evaluate_request import EvaluateRequest
-from sinkscope.web.evaluate_run import EvaluateHandlers
-from sinkscope.web.evaluate_store import GONE, LONGEST_SECONDS, MOST_RUNS, EvaluateStore
-from sinkscope.web.handlers import UNFORESEEN
-from sinkscope.web.inspector import drawn
-from sinkscope.web.slot import ModelSlot
+from sinkscope.web.evaluate.files import MEDIA
+from sinkscope.web.evaluate.open import form_values, updates
+from sinkscope.web.evaluate.request import EvaluateRequest
+from sinkscope.web.evaluate.run import EvaluateHandlers
+from sinkscope.web.evaluate.store import GONE, LONGEST_SECONDS, MOST_RUNS, EvaluateStore
+from sinkscope.web.explore.handlers import UNFORESEEN
+from sinkscope.web.explore.inspector import drawn
+from sinkscope.web.runs.loaded_model import ModelSlot
 from tests.evaluation.scripted import Scripted
 from tests.sinks.planted import Plant, planted
 from tests.web.test_payload import unpack

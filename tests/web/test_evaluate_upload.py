@@ -18,13 +18,13 @@ from sinkscope.evaluation.base import Question
 from sinkscope.evaluation.data import open_data
 from sinkscope.evaluation.tasks.jsonl import TASK
 from sinkscope.evaluation.work import Work
-from sinkscope.web import evaluate_upload
-from sinkscope.web.evaluate_files import MEDIA
-from sinkscope.web.evaluate_open import form_values
-from sinkscope.web.evaluate_request import MINE, EvaluateRequest
-from sinkscope.web.evaluate_upload import QUESTIONS, keep_questions
-from sinkscope.web.sinks_request import Picture
-from sinkscope.web.uploads import NO_UPLOAD
+from sinkscope.web.evaluate import upload as evaluate_upload
+from sinkscope.web.evaluate.files import MEDIA
+from sinkscope.web.evaluate.open import form_values
+from sinkscope.web.evaluate.request import MINE, EvaluateRequest
+from sinkscope.web.evaluate.upload import QUESTIONS, keep_questions
+from sinkscope.web.server.uploads import NO_UPLOAD
+from sinkscope.web.sinks.request import Picture
 from tests.evaluation.tasks.layouts import COLOURS, png
 from tests.web.test_evaluate_handlers import Make, drain, make, model, opened
 
@@ -206,7 +206,7 @@ def test_a_run_over_an_upload(
     values = form_values(handlers, two, "")
     seen = [np.asarray(Image.open(values[name]))[3, 3].tolist() for name in ("image", "image_2")]
     assert seen == [list(COLOURS["red"]), list(COLOURS["blue"])] and values["image_3"] is None
-    monkeypatch.setattr("sinkscope.web.evaluate_open.MORE", ())
+    monkeypatch.setattr("sinkscope.web.evaluate.open.MORE", ())
     with pytest.raises(ValueError, match="has 2 images; Explore asks about 1 at most"):
         form_values(handlers, two, "")
     for what in MEDIA:

@@ -5,8 +5,8 @@ from dataclasses import replace
 import torch
 
 from sinkscope.capture.trace import GenerationTrace
-from sinkscope.web.example import load_example, what_to_look_at
-from sinkscope.web.store import Run, save_run
+from sinkscope.web.runs.example import load_example, what_to_look_at
+from sinkscope.web.runs.store import Run, save_run
 from tests.web.synthetic import make_trace
 
 WORDS = (" a", " red", " star", " here", ".")

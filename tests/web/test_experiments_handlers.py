@@ -29,15 +29,15 @@ from sinkscope.jobs.runner import Runner
 from sinkscope.models.loading import ModelHandle, load_model
 from sinkscope.sinks.samples import PROMPT
 from sinkscope.sinks.settings import SampleChoice
-from sinkscope.web.experiments_request import MINE, ExperimentRequest, samples_of
-from sinkscope.web.experiments_run import GONE, ExperimentsHandlers
-from sinkscope.web.experiments_store import ExperimentResult, ExperimentStore
-from sinkscope.web.handlers import UNFORESEEN
-from sinkscope.web.inspector import drawn
+from sinkscope.web.experiments.request import MINE, ExperimentRequest, samples_of
+from sinkscope.web.experiments.run import GONE, ExperimentsHandlers
+from sinkscope.web.experiments.store import ExperimentResult, ExperimentStore
+from sinkscope.web.explore.handlers import UNFORESEEN
+from sinkscope.web.explore.inspector import drawn
 from sinkscope.web.page import build_app
-from sinkscope.web.sinks_request import Picture
-from sinkscope.web.sinks_store import LONGEST_SECONDS, MOST_RESULTS
-from sinkscope.web.slot import ModelSlot
+from sinkscope.web.runs.loaded_model import ModelSlot
+from sinkscope.web.sinks.request import Picture
+from sinkscope.web.sinks.store import LONGEST_SECONDS, MOST_RESULTS
 from tests.text_models import save_text_model
 from tests.web.scripted import fake_handle
 from tests.web.test_payload import unpack

@@ -14,10 +14,10 @@ from sinkscope.experiments.settings import StudySettings
 from sinkscope.setting import REQUIRED, offered
 from sinkscope.web.assets import read_static
 from sinkscope.web.controls import box, said_by
-from sinkscope.web.experiments_ahead import ahead_of
-from sinkscope.web.experiments_payload import MOST_ROWS, build_experiment_payload
-from sinkscope.web.experiments_tab import _of, choosing, picking
-from sinkscope.web.slot import SlotState
+from sinkscope.web.experiments.ahead import ahead_of
+from sinkscope.web.experiments.payload import MOST_ROWS, build_experiment_payload
+from sinkscope.web.experiments.tab import _of, choosing, picking
+from sinkscope.web.runs.loaded_model import SlotState
 from tests.web.scripted import fake_handle
 from tests.web.test_payload import unpack
 

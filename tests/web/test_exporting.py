@@ -18,8 +18,8 @@ from sinkscope.drawing.files import Drawing
 from sinkscope.drawing.panels import Painter
 from sinkscope.drawing.view import View, make_side
 from sinkscope.jobs.job import Progress, Stopped
-from sinkscope.web.drawing_process import DrawingProcess
-from sinkscope.web.exporting import (
+from sinkscope.web.runs.drawing_process import DrawingProcess
+from sinkscope.web.runs.exporting import (
     Wanted,
     exporting,
     idle,
@@ -28,8 +28,8 @@ from sinkscope.web.exporting import (
     sides_of_view,
     stopping_export,
 )
-from sinkscope.web.pairs import pair_of
-from sinkscope.web.store import Run, new_id
+from sinkscope.web.runs.pairs import pair_of
+from sinkscope.web.runs.store import Run, new_id
 from tests.web.conftest import INSPECTOR, Site
 from tests.web.synthetic import make_pair, make_trace, scene
 

@@ -16,12 +16,12 @@ from PIL import Image
 from sinkscope.capture.pace import Pace
 from sinkscope.config import AppSettings, ModelSettings, Settings
 from sinkscope.models.footprint import Footprint
-from sinkscope.web import forecast
-from sinkscope.web.forecast import Forecaster, of_load, seconds_words, size_words
-from sinkscope.web.model_events import load_forecasting
-from sinkscope.web.request import Request
-from sinkscope.web.slot import ModelSlot
-from sinkscope.web.uploads import NO_UPLOAD
+from sinkscope.web.explore import forecast
+from sinkscope.web.explore.forecast import Forecaster, of_load, seconds_words, size_words
+from sinkscope.web.explore.model_events import load_forecasting
+from sinkscope.web.explore.request import Request
+from sinkscope.web.runs.loaded_model import ModelSlot
+from sinkscope.web.server.uploads import NO_UPLOAD
 from tests.web.scripted import ScriptedEngine, fake_handle
 from tests.web.test_load import OFFERED, START, wanted
 

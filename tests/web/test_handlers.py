@@ -17,16 +17,16 @@ import numpy as np
 import pytest
 from PIL import Image
 
-import sinkscope.web.store
+import sinkscope.web.runs.store
 from sinkscope.attention_extractor import RunOutOfMemoryError
 from sinkscope.attention_processor import patch_map
 from sinkscope.capture.pace import Work
 from sinkscope.config import AppSettings, GenerationSettings, ModelSettings, Settings
-from sinkscope.web.handlers import Engine, Handlers
-from sinkscope.web.inspector import drawn
-from sinkscope.web.request import Request, parse_indices
-from sinkscope.web.slot import ModelSlot
-from sinkscope.web.store import Run, RunStore
+from sinkscope.web.explore.handlers import Engine, Handlers
+from sinkscope.web.explore.inspector import drawn
+from sinkscope.web.explore.request import Request, parse_indices
+from sinkscope.web.runs.loaded_model import ModelSlot
+from sinkscope.web.runs.store import Run, RunStore
 from tests.web.scripted import ScriptedEngine, fake_handle
 from tests.web.synthetic import WORDS, make_trace
 from tests.web.test_payload import expand, unpack
@@ -109,7 +109,7 @@ def test_a_full_disk_loses_no_answer(
     def full(run: Run, folder: Path) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(sinkscope.web.store, "save_run", full)
+    monkeypatch.setattr(sinkscope.web.runs.store, "save_run", full)
     value = list(handlers.generate(Request(picture, "Hello"), "s"))[-1]
     assert value["phase"] == "ready"
     assert value["facts"][-1] == "kept in memory only: No space left on device"
@@ -453,7 +453,7 @@ def test_a_failed_load_leaves_the_old_model(engine: ScriptedEngine) -> None:
 
 
 def test_gzip_of_equal_runs_is_equal() -> None:
-    from sinkscope.web.payload import build_payload
+    from sinkscope.web.runs.payload import build_payload
 
     run = Run({"baseline": make_trace()})
     assert gzip.decompress(build_payload(run)) == gzip.decompress(build_payload(run))

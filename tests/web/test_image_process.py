@@ -21,12 +21,12 @@ from PIL import Image
 from sinkscope.config import ImageLimits
 from sinkscope.jobs.job import Stopped
 from sinkscope.models.images import ImageError, open_image
-from sinkscope.web.forecast import Forecaster
-from sinkscope.web.handlers import Handlers
-from sinkscope.web.image_process import SHOWN_MEGAPIXELS, ImageProcess, limits_for
-from sinkscope.web.request import Request
-from sinkscope.web.slot import ModelSlot
-from sinkscope.web.uploads import UploadError
+from sinkscope.web.explore.forecast import Forecaster
+from sinkscope.web.explore.handlers import Handlers
+from sinkscope.web.explore.request import Request
+from sinkscope.web.runs.image_process import SHOWN_MEGAPIXELS, ImageProcess, limits_for
+from sinkscope.web.runs.loaded_model import ModelSlot
+from sinkscope.web.server.uploads import UploadError
 from tests.pictures import encode, flat_png, many_scans, photo
 from tests.web.scripted import ScriptedEngine, fake_handle
 from tests.web.test_handlers import engine, handlers, picture

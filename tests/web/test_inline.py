@@ -18,10 +18,10 @@ import pytest
 
 import sinkscope
 from sinkscope.attention_extractor import Comparison
-from sinkscope.web import inline, standalone
-from sinkscope.web.inline import Inline, inspector
-from sinkscope.web.standalone import build_standalone
-from sinkscope.web.store import Run
+from sinkscope.web.runs import inline, standalone
+from sinkscope.web.runs.inline import Inline, inspector
+from sinkscope.web.runs.standalone import build_standalone
+from sinkscope.web.runs.store import Run
 from tests.web.documents import Blocks
 from tests.web.synthetic import HOSTILE, make_pair, make_trace
 from tests.web.test_browser_view import drawn, ready

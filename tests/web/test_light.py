@@ -17,10 +17,10 @@ from starlette.responses import PlainTextResponse
 from starlette.testclient import TestClient
 from starlette.types import Receive, Scope, Send
 
-from sinkscope.web import compress
-from sinkscope.web.compress import CompressedPage
-from sinkscope.web.kept_files import MOST_BYTES, PREFIX, KeptFiles
-from sinkscope.web.sessions import LightSession, LightSessions, lighten
+from sinkscope.web.server import compress
+from sinkscope.web.server.compress import CompressedPage
+from sinkscope.web.server.kept_files import MOST_BYTES, PREFIX, KeptFiles
+from sinkscope.web.server.sessions import LightSession, LightSessions, lighten
 
 HASH = "ab" * 32
 

@@ -13,12 +13,12 @@ from urllib.parse import urlsplit
 import pytest
 
 from sinkscope.config import AppSettings
-from sinkscope.web.current import USER
-from sinkscope.web.payload import encode_image
-from sinkscope.web.quota import HOUR, MOST_ACCOUNTS, UploadQuota
-from sinkscope.web.read_only import READ_ONLY
-from sinkscope.web.store import Run
-from sinkscope.web.streams import OF_SESSION, Streams
+from sinkscope.web.runs.payload import encode_image
+from sinkscope.web.runs.store import Run
+from sinkscope.web.server.current_request import USER
+from sinkscope.web.server.quota import HOUR, MOST_ACCOUNTS, UploadQuota
+from sinkscope.web.server.read_only import READ_ONLY
+from sinkscope.web.server.streams import OF_SESSION, Streams
 from tests.loops import finished
 from tests.web.conftest import Site, start_site
 from tests.web.scripted import ScriptedEngine, fake_handle

@@ -10,10 +10,10 @@ import pytest
 
 from sinkscope.config import AppSettings, GenerationSettings, ImageLimits, ModelSettings, Settings
 from sinkscope.models.profiles import SinkProfile
-from sinkscope.web.model_events import following, loading, model_wanted
+from sinkscope.web.explore.model_events import following, loading, model_wanted
 from sinkscope.web.page import build_app
-from sinkscope.web.slot import ModelSlot
-from sinkscope.web.store import Run
+from sinkscope.web.runs.loaded_model import ModelSlot
+from sinkscope.web.runs.store import Run
 from tests.web.scripted import ScriptedEngine, fake_handle
 from tests.web.synthetic import make_pair
 

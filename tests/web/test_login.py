@@ -13,11 +13,11 @@ from gradio.context import LocalContext
 from PIL import Image
 
 from sinkscope.config import AppSettings
-from sinkscope.web.current import USER
-from sinkscope.web.login import Users, users_of
-from sinkscope.web.owners import OWNER, OwnedRuns
-from sinkscope.web.store import Run
-from sinkscope.web.throttle import FREE_TRIES, MOST_KEYS, Key, Throttle
+from sinkscope.web.runs.store import Run
+from sinkscope.web.server.current_request import USER
+from sinkscope.web.server.login import Users, users_of
+from sinkscope.web.server.owners import OWNER, OwnedRuns
+from sinkscope.web.server.throttle import FREE_TRIES, MOST_KEYS, Key, Throttle
 from tests.web.conftest import Site, start_site
 from tests.web.scripted import ScriptedEngine, fake_handle
 from tests.web.synthetic import make_pair, make_trace
@@ -151,7 +151,8 @@ def test_every_password_is_compared_in_constant_time(monkeypatch: pytest.MonkeyP
     compared: list[Any] = []
     real = hmac.compare_digest
     monkeypatch.setattr(
-        "sinkscope.web.login.hmac.compare_digest", lambda a, b: compared.append(a) or real(a, b)
+        "sinkscope.web.server.login.hmac.compare_digest",
+        lambda a, b: compared.append(a) or real(a, b),
     )
     users = Users({"ada": "x", "bob": "ü"})
     assert users("bob", "ü") and not users("ada", "ü") and not users("eve", "x")

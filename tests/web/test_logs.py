@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 
 from sinkscope.config import AppSettings
-from sinkscope.web.logs import JsonLines, path_shown, start_logging
+from sinkscope.web.server.logs import JsonLines, path_shown, start_logging
 from tests.web.conftest import Site, start_site
 from tests.web.scripted import ScriptedEngine, fake_handle
 from tests.web.test_access import ask

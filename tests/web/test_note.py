@@ -11,9 +11,9 @@ from urllib.parse import parse_qs, urlencode
 
 import pytest
 
-from sinkscope.web.handlers import LONGEST_PLACE
-from sinkscope.web.standalone import build_standalone
-from sinkscope.web.store import Run
+from sinkscope.web.explore.handlers import LONGEST_PLACE
+from sinkscope.web.runs.standalone import build_standalone
+from sinkscope.web.runs.store import Run
 from tests.web.conftest import Site
 from tests.web.synthetic import make_pair
 from tests.web.test_browser_keep import saved

@@ -19,11 +19,11 @@ from sinkscope.drawing.panels import Painter
 from sinkscope.drawing.view import View
 from sinkscope.drawing.view_figure import tokens_words
 from sinkscope.models.family import Segment
+from sinkscope.web.api.endpoints import Api
 from sinkscope.web.assets import STATIC
-from sinkscope.web.endpoints import Api
-from sinkscope.web.exporting import Wanted, make_files
-from sinkscope.web.payload import build_payload
-from sinkscope.web.store import Run
+from sinkscope.web.runs.exporting import Wanted, make_files
+from sinkscope.web.runs.payload import build_payload
+from sinkscope.web.runs.store import Run
 from tests.web.conftest import INSPECTOR, Site
 from tests.web.synthetic import make_trace
 from tests.web.test_payload import unpack

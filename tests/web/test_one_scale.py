@@ -19,8 +19,8 @@ from sinkscope.drawing.panels import Painter
 from sinkscope.drawing.scale import percent
 from sinkscope.drawing.view import View, make_side
 from sinkscope.visualization import figure, scale_of, view_figure
-from sinkscope.web.endpoints import Api
-from sinkscope.web.store import Run
+from sinkscope.web.api.endpoints import Api
+from sinkscope.web.runs.store import Run
 from tests.drawing.test_animation import frames_of
 from tests.drawing.test_scale import RUN, VECTORS, agree, page_code
 from tests.web.conftest import INSPECTOR, Site

@@ -12,10 +12,10 @@ import torch
 
 from sinkscope.attention_processor import head_mean
 from sinkscope.capture.trace import MEAN_HEAD
-from sinkscope.web.pairs import find_run, pair_of
-from sinkscope.web.payload import build_payload
-from sinkscope.web.standalone import build_standalone
-from sinkscope.web.store import Run, RunStore, new_id
+from sinkscope.web.runs.pairs import find_run, pair_of
+from sinkscope.web.runs.payload import build_payload
+from sinkscope.web.runs.standalone import build_standalone
+from sinkscope.web.runs.store import Run, RunStore, new_id
 from tests.web.conftest import Site, reload
 from tests.web.synthetic import make_pair, make_trace, scene
 from tests.web.test_browser_view import INSPECTOR, ready

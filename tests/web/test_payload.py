@@ -16,8 +16,8 @@ from PIL import Image
 from sinkscope.attention_processor import head_mean, image_share, sink_share
 from sinkscope.benchmarks.page import weight
 from sinkscope.web.assets import read_static
-from sinkscope.web.payload import build_payload, build_token_maps, compand, encode_image
-from sinkscope.web.store import Run
+from sinkscope.web.runs.payload import build_payload, build_token_maps, compand, encode_image
+from sinkscope.web.runs.store import Run
 from tests.web.synthetic import HOSTILE, make_pair, make_trace, scene
 
 
@@ -170,7 +170,7 @@ def test_colour_maps_are_those_of_matplotlib() -> None:
 
 
 def test_weight_and_templates_of_the_page() -> None:
-    ours = weight()  # everything that comes with the page, as `web.compress` sends it
+    ours = weight()  # everything that comes with the page, as `web.server.compress` sends it
     assert ours["bytes"] < 215_000 and ours["sent"] < 66_000
     for name in ("inspector", "status", "shelf"):
         for part in (read_static(f"{name}.html"), read_static(f"{name}.css")):

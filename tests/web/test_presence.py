@@ -14,8 +14,8 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from sinkscope.web.presence import GRACE_SECONDS, Presence
-from sinkscope.web.store import Run
+from sinkscope.web.runs.store import Run
+from sinkscope.web.server.presence import GRACE_SECONDS, Presence
 from tests.web.conftest import Site, start_site
 from tests.web.scripted import ScriptedEngine, fake_handle
 from tests.web.synthetic import make_pair

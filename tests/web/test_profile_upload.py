@@ -10,8 +10,8 @@ import gradio as gr
 import pytest
 from gradio.data_classes import FileData
 
-from sinkscope.web.model_events import tau_end
-from sinkscope.web.profile_upload import taking_profile
+from sinkscope.web.explore.model_events import tau_end
+from sinkscope.web.explore.profile_upload import taking_profile
 
 GOOD = """model = "some/model"
 family = "qwen2_5_vl"
@@ -26,7 +26,7 @@ confidence = "high"
 
 @pytest.fixture
 def upload(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
-    monkeypatch.setattr("sinkscope.web.uploads.get_upload_folder", lambda: str(tmp_path))
+    monkeypatch.setattr("sinkscope.web.server.uploads.get_upload_folder", lambda: str(tmp_path))
 
     def make(text: str) -> FileData:
         path = tmp_path / "x.toml"

@@ -14,10 +14,10 @@ from starlette.responses import PlainTextResponse
 from starlette.testclient import TestClient
 from starlette.types import Receive, Scope, Send
 
-from sinkscope.web.handlers import UNFORESEEN
-from sinkscope.web.questions import PATHS, QUICK, QuickQuestions
-from sinkscope.web.shown import Shown
-from sinkscope.web.store import Run
+from sinkscope.web.explore.handlers import UNFORESEEN
+from sinkscope.web.runs.shown import Shown
+from sinkscope.web.runs.store import Run
+from sinkscope.web.server.quick_questions import PATHS, QUICK, QuickQuestions
 from tests.loops import finished
 from tests.web.conftest import Site
 from tests.web.synthetic import make_trace

@@ -20,13 +20,13 @@ from sinkscope.experiments.boxes import Box
 from sinkscope.experiments.region import region_test
 from sinkscope.experiments.region_settings import RegionSettings
 from sinkscope.models.loading import ModelHandle, load_model
-from sinkscope.web import region
-from sinkscope.web.endpoints import plainly
-from sinkscope.web.handlers import EXPIRED, Handlers
-from sinkscope.web.region import REGION, STALE, LastTested, read_asked, region_values
-from sinkscope.web.region_endpoint import RegionApi, build_region_api
-from sinkscope.web.slot import ModelSlot
-from sinkscope.web.store import Run, RunStore
+from sinkscope.web.api.endpoints import plainly
+from sinkscope.web.api.region import RegionApi, build_region_api
+from sinkscope.web.explore import region
+from sinkscope.web.explore.handlers import EXPIRED, Handlers
+from sinkscope.web.explore.region import REGION, STALE, LastTested, read_asked, region_values
+from sinkscope.web.runs.loaded_model import ModelSlot
+from sinkscope.web.runs.store import Run, RunStore
 
 pytestmark = pytest.mark.tiny
 

@@ -12,8 +12,8 @@ from sinkscope.capture.again import prepared_again
 from sinkscope.config import GenerationSettings, ImageLimits
 from sinkscope.models.images import open_image
 from sinkscope.models.loading import load_model
-from sinkscope.web.image_process import limits_for
-from sinkscope.web.store import Run, open_run, save_run
+from sinkscope.web.runs.image_process import limits_for
+from sinkscope.web.runs.store import Run, open_run, save_run
 from tests.pictures import encode, photo
 
 

@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 
 from sinkscope.config import AppSettings
-from sinkscope.web.payload import encode_image
-from sinkscope.web.uploads import NO_UPLOAD
+from sinkscope.web.runs.payload import encode_image
+from sinkscope.web.server.uploads import NO_UPLOAD
 from tests.web.conftest import Site
 from tests.web.synthetic import scene
 
@@ -106,7 +106,14 @@ def test_a_file_to_be_fetched_is_refused(site: Site, key: str) -> None:
 
 @pytest.mark.parametrize(
     "path",
-    ["app.py", "web/handlers.py", "../../etc/passwd", "/etc/passwd", "requirements.txt", "."],
+    [
+        "app.py",
+        "web/explore/handlers.py",
+        "../../etc/passwd",
+        "/etc/passwd",
+        "requirements.txt",
+        ".",
+    ],
 )
 def test_files_of_the_machine_are_not_served(site: Site, path: str) -> None:
     for target in (path, str(ROOT / path)):

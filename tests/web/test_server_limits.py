@@ -10,11 +10,11 @@ import pytest
 
 from sinkscope.config import AppSettings, GenerationSettings, Settings
 from sinkscope.jobs.line import LineIsFullError
-from sinkscope.web.handlers import Handlers
-from sinkscope.web.request import Request
-from sinkscope.web.retention import DAY, remove_old_runs
-from sinkscope.web.slot import ModelSlot
-from sinkscope.web.store import Run, RunStore
+from sinkscope.web.explore.handlers import Handlers
+from sinkscope.web.explore.request import Request
+from sinkscope.web.runs.loaded_model import ModelSlot
+from sinkscope.web.runs.retention import DAY, remove_old_runs
+from sinkscope.web.runs.store import Run, RunStore
 from tests.loops import finished
 from tests.web.synthetic import make_pair
 

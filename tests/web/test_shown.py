@@ -9,10 +9,11 @@ from typing import Any
 import gradio as gr
 import pytest
 
-from sinkscope.web import inspector, shown
-from sinkscope.web.inspector import cached, path_of
-from sinkscope.web.shown import Shown
-from sinkscope.web.store import Run
+from sinkscope.web.explore import inspector
+from sinkscope.web.explore.inspector import cached, path_of
+from sinkscope.web.runs import shown
+from sinkscope.web.runs.shown import Shown
+from sinkscope.web.runs.store import Run
 from tests.web.synthetic import make_trace
 
 

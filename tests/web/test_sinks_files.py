@@ -12,10 +12,10 @@ import pytest
 
 from sinkscope.config import ImageLimits
 from sinkscope.jobs.job import Stopped
-from sinkscope.web.sinks_payload import build_sinks_payload
-from sinkscope.web.sinks_request import IMAGES, Drawn, Picture, SinksRequest, draw_samples
-from sinkscope.web.sinks_run import _opened
-from sinkscope.web.uploads import NO_UPLOAD
+from sinkscope.web.server.uploads import NO_UPLOAD
+from sinkscope.web.sinks.payload import build_sinks_payload
+from sinkscope.web.sinks.request import IMAGES, Drawn, Picture, SinksRequest, draw_samples
+from sinkscope.web.sinks.run import _opened
 from tests.sinks.planted import painted_samples
 
 pytestmark = pytest.mark.usefixtures("uploads")
@@ -155,8 +155,8 @@ def test_the_page_shows_what_was_asked() -> None:
 
     import numpy as np
 
-    from sinkscope.sinks.findings import UsedSample
-    from sinkscope.web.sinks_payload import Scores
+    from sinkscope.sinks.finding.findings import UsedSample
+    from sinkscope.web.sinks.payload import Scores
     from tests.sinks.made_up import findings
     from tests.web.test_payload import unpack
 

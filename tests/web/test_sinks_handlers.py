@@ -12,27 +12,27 @@ import numpy as np
 import pytest
 from PIL import Image
 
-import sinkscope.sinks.find
+import sinkscope.sinks.finding.find
 from sinkscope.attention_extractor import RunOutOfMemoryError
 from sinkscope.config import AppSettings, ImageLimits, Settings
 from sinkscope.jobs.job import Stopped
 from sinkscope.jobs.runner import Runner
 from sinkscope.models.loading import ModelHandle
 from sinkscope.models.profiles import read_profile
-from sinkscope.sinks.stats import SampleStats
-from sinkscope.web.handlers import UNFORESEEN
-from sinkscope.web.inspector import drawn
-from sinkscope.web.request import Request
-from sinkscope.web.sinks_request import IMAGES, Picture, SinksRequest, draw_samples
-from sinkscope.web.sinks_run import GONE, SinksEngine, SinksHandlers
-from sinkscope.web.sinks_store import (
+from sinkscope.sinks.finding.stats import SampleStats
+from sinkscope.web.explore.handlers import UNFORESEEN
+from sinkscope.web.explore.inspector import drawn
+from sinkscope.web.explore.request import Request
+from sinkscope.web.runs.loaded_model import ModelSlot
+from sinkscope.web.sinks.request import IMAGES, Picture, SinksRequest, draw_samples
+from sinkscope.web.sinks.run import GONE, SinksEngine, SinksHandlers
+from sinkscope.web.sinks.store import (
     LONGEST_SECONDS,
     MOST_FOLDERS,
     MOST_RESULTS,
     SinksResult,
     SinksStore,
 )
-from sinkscope.web.slot import ModelSlot
 from tests.sinks.planted import Plant, painted_samples, planted
 from tests.web.test_payload import unpack
 
@@ -100,7 +100,7 @@ def test_from_upload_to_profile(make: Make, upload: tuple[Picture, ...], tmp_pat
     kept: dict[str, SampleStats] = {}
 
     def watching(*args: Any, **hooks: Any) -> Any:
-        found = sinkscope.sinks.find.find(*args, **hooks)
+        found = sinkscope.sinks.finding.find.find(*args, **hooks)
         for path in hooks["work"].glob("**/*.st"):
             from safetensors import safe_open
 
@@ -238,7 +238,7 @@ def test_stopped_halfway_keeps_what_was_measured_and_goes_on(
             if on_progress:
                 on_progress(done, total, text)
 
-        return sinkscope.sinks.find.find(*args, on_progress=told, **hooks)
+        return sinkscope.sinks.finding.find.find(*args, on_progress=told, **hooks)
 
     handlers.engine = SinksEngine(find=counting)
     last = drain(handlers, asked(upload))[-1]
@@ -263,7 +263,7 @@ def test_stopped_before_anything_and_while_waiting(make: Make, upload: tuple[Pic
 
     def at_once(*args: Any, **hooks: Any) -> Any:
         handlers.stop("s")
-        return sinkscope.sinks.find.find(*args, **hooks)
+        return sinkscope.sinks.finding.find.find(*args, **hooks)
 
     handlers.engine = SinksEngine(find=at_once)
     last = drain(handlers, asked(upload))[-1]

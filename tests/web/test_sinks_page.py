@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 
 from sinkscope.web.assets import STATIC, read_static
-from sinkscope.web.model_events import choosing_dims
-from sinkscope.web.sinks_payload import build_sinks_payload, profile_name
-from sinkscope.web.slot import ModelSlot
+from sinkscope.web.explore.model_events import choosing_dims
+from sinkscope.web.runs.loaded_model import ModelSlot
+from sinkscope.web.sinks.payload import build_sinks_payload, profile_name
 from tests.sinks.made_up import findings, validation
 from tests.web.scripted import fake_handle
 from tests.web.test_payload import unpack

@@ -12,7 +12,7 @@ from sinkscope.demo.measure import FIRST_SINK_SCENE, SINK_SCENES, held_out_scene
 from sinkscope.models.profiles import DEMO
 from sinkscope.sinks.samples import image_digest
 from sinkscope.sinks.settings import SampleChoice
-from sinkscope.web.sinks_request import EXAMPLES, SinksRequest, draw_samples
+from sinkscope.web.sinks.request import EXAMPLES, SinksRequest, draw_samples
 
 
 def digests(seed: int) -> dict[str, tuple[str, ...]]:

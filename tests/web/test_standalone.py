@@ -16,10 +16,10 @@ import pytest
 
 from sinkscope.attention_processor import patch_map
 from sinkscope.capture.trace import MEAN_HEAD
-from sinkscope.web import standalone
-from sinkscope.web.pairs import pair_of
-from sinkscope.web.standalone import build_standalone, holds_heads
-from sinkscope.web.store import Run
+from sinkscope.web.runs import standalone
+from sinkscope.web.runs.pairs import pair_of
+from sinkscope.web.runs.standalone import build_standalone, holds_heads
+from sinkscope.web.runs.store import Run
 from tests.web.documents import Blocks
 from tests.web.synthetic import HOSTILE, WORDS, make_pair, make_trace, scene
 from tests.web.test_browser_view import HASH, INSPECTOR, change, drawn, ready

@@ -11,10 +11,10 @@ from typing import Any
 
 import pytest
 
-import sinkscope.web.store
-from sinkscope.web.payload import build_payload
-from sinkscope.web.standalone import build_standalone
-from sinkscope.web.store import Run, RunStore, new_id, open_run, save_run
+import sinkscope.web.runs.store
+from sinkscope.web.runs.payload import build_payload
+from sinkscope.web.runs.standalone import build_standalone
+from sinkscope.web.runs.store import Run, RunStore, new_id, open_run, save_run
 from tests.web.synthetic import make_pair, make_trace
 
 FIXTURES = Path(__file__).resolve().parents[1] / "fixtures"
@@ -109,7 +109,7 @@ def test_a_full_disk_leaves_the_run_in_memory(
 
     run = Run({"baseline": make_trace()})
     store = RunStore(tmp_path, 10_000_000)
-    monkeypatch.setattr(sinkscope.web.store, "save_run", full)
+    monkeypatch.setattr(sinkscope.web.runs.store, "save_run", full)
     assert store.put(run) == "kept in memory only: No space left on device"
     assert store.get(run.id) is run
     assert not (tmp_path / run.id).exists()

@@ -12,7 +12,7 @@ from PIL import Image
 
 from sinkscope.config import ImageLimits
 from sinkscope.models.images import ImageError
-from sinkscope.web.uploads import (
+from sinkscope.web.server.uploads import (
     NO_UPLOAD,
     UploadedFiles,
     UploadedImage,

@@ -1,4 +1,4 @@
-// The Evaluate tab (web/evaluate_payload.py has what it is given). Texts reach the page as text alone.
+// The Evaluate tab (web/evaluate/payload.py has what it is given). Texts reach the page as text alone.
 const { node, unzip, unpack, sameOrigin, clamp } = document.querySelector("#inspector .scope").parentElement.inspector.tools;
 const $ = (selector) => element.querySelector(selector), root = $(".evaluation");
 const cell = (tag, text, kind) => node(tag, { class: kind, scope: tag === "th" ? "col" : null }, text);

@@ -1,4 +1,4 @@
-// The Experiments tab (web/experiments_payload.py has what it is given). Texts reach the page as text alone.
+// The Experiments tab (web/experiments/payload.py has what it is given). Texts reach the page as text alone.
 const { node, unzip, unpack, sameOrigin } = document.querySelector("#inspector .scope").parentElement.inspector.tools;
 const $ = (selector) => element.querySelector(selector), root = $(".trial");
 const items = (texts) => texts.map((text) => node("li", {}, text));

@@ -1,4 +1,4 @@
-// The payload (web/payload.py) as arrays, and the arithmetic on it. Nothing here touches the page.
+// The payload (web/runs/payload.py) as arrays, and the arithmetic on it. Nothing here touches the page.
 const KINDS = { uint8: Uint8Array, uint16: Uint16Array, float32: Float32Array };
 
 async function unzip(response) {

@@ -1,4 +1,4 @@
-// "Does it matter?": what the answers owe to the box on the image, beside other boxes of its size (web/region.py).
+// "Does it matter?": what the answers owe to the box on the image, beside other boxes of its size (web/explore/region.py).
 // Asked for by an event that waits in the line for the model; the answers are values of phase "region".
 const regions = new Map(); // what was found: by side, under the run, image, box and way that it was found for
 const REGIONS_MOST = 40;

@@ -1,4 +1,4 @@
-// Methods that read the model (web/explaining.py): computed on demand, their maps side by side, and how far they agree.
+// Methods that read the model (web/explore/explaining.py): computed on demand, their maps side by side, and how far they agree.
 // A click on a map shows it over the photo. Asked for by an event that waits in the line for the model; the answers are
 // values of phase "explain". What is there already comes by a server function, for any layers and heads.
 const explanations = new Map(); // what is known: by side and method, under run, tokens, layers, heads and how they combine

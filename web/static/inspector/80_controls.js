@@ -210,7 +210,7 @@ function selectionWords() {
   return `${which} ${words}${apart}, ${one ? `${layers}, ${heads}` : `${over} over ${layers} and ${heads}`}`;
 }
 
-// A run, or two of them side by side: one answer of each (web/pairs.py).
+// A run, or two of them side by side: one answer of each (web/runs/pairs.py).
 const RUN_ID = /^[\w-]{16,64}(\.(baseline|var)~[\w-]{16,64}\.(baseline|var))?$/;
 
 // The view in the address, so that a reload or a link to this very run comes back to the same place. Since version 2 layers

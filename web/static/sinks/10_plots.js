@@ -1,4 +1,4 @@
-// The Sinks tab (web/sinks_payload.py has what it is given). Texts reach the page as text alone.
+// The Sinks tab (web/sinks/payload.py has what it is given). Texts reach the page as text alone.
 const { node, percent, COLOURS, unzip, unpack, drawSink, sameOrigin, loadImage, clamp } = document.querySelector("#inspector .scope").parentElement.inspector.tools;
 const $ = (selector) => element.querySelector(selector), root = $(".finder");
 let data = null; // the result on screen: header and arrays

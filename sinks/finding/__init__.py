@@ -1,0 +1,1 @@
+"""Finding the dimensions that mark a model's sinks: statistics, their reduction, the decision."""

@@ -1,0 +1,372 @@
+"""What finding sink dimensions came to: plain frozen values, saved and opened as JSON.
+
+Everything the plots, the page and the guide show is here; nothing here needs the model or torch.
+m is |x[d]| / rms(x) of a token, the residual stream at a layer's input, in float32; phi is the
+largest m over the sink dimensions. Where it says "mean", each sample counts once.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from sinkscope.config import from_mapping
+from sinkscope.models.info import ModelInfo
+from sinkscope.models.profiles import SinkProfile
+from sinkscope.outside import read_json
+from sinkscope.sinks.settings import FindSettings
+from sinkscope.utils import write_atomically
+
+FORMAT = "sinkscope-findings-1"
+Kind = Literal["sink", "first token", "always on", "none"]
+
+
+@dataclass(frozen=True)
+class Interval:
+    """Bootstrap interval over samples, at `FindSettings.confidence`."""
+
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class LayerCandidate:
+    """One dimension in one layer.
+
+    Attributes:
+        dim: index into the residual stream.
+        sink, sink_interval: mean m on the sink tokens.
+        ordinary: mean m on the ordinary vision tokens.
+        ordinary_spread: standard deviation of m over them, mean over samples.
+        ordinary_max: the largest m on any of them.
+        contrast, contrast_interval: `prominence` / `ordinary_prominence`.
+        first: mean m on the first token of the prompt.
+        text: mean over samples of the largest m on any other token outside the images.
+        prominence, ordinary_prominence: mean of |x[d]| / background on the sink tokens and on
+            ordinary ones; the background is the rms over all dimensions but the token's 16 largest.
+        consistency: share of all samples in which the thresholds hold.
+        massive: share of the sink tokens on which this dimension is a massive activation after Sun
+            et al. (|x[d]| >= 100 and >= 1000 times the token's median).
+        passes: whether all thresholds hold in this layer.
+    """
+
+    dim: int
+    sink: float
+    sink_interval: Interval
+    ordinary: float
+    ordinary_spread: float
+    ordinary_max: float
+    contrast: float
+    contrast_interval: Interval
+    first: float
+    text: float
+    prominence: float
+    ordinary_prominence: float
+    consistency: float
+    massive: float
+    passes: bool
+
+
+@dataclass(frozen=True)
+class LayerFinding:
+    """One layer that was looked at.
+
+    Attributes:
+        layer: index in the model; all is measured at its input, and by the attention in it.
+        samples: in how many samples some vision token stands out.
+        sink_tokens, ordinary_tokens: how many were counted, over all samples.
+        ratio: mean over samples of the largest received attention of a vision token, in multiples
+            of its image's median (of the norm, where tokens were chosen by that).
+        candidates: the dimensions of `Findings.candidates`, the highest contrast first.
+        first_token: dimensions that are massive on the prompt's first token, the largest first.
+        always_on: dimensions that are massive on ordinary vision tokens.
+        sink_phi, ordinary_phi: counts of these tokens by phi, in the bins of
+            `Findings.phi_edges`; empty where no dimension was found. The lowest bins of
+            `ordinary_phi` are bounded, not exact: a phi below a token's 16th largest m is counted
+            at that m.
+        vision_phi: the same over all vision tokens.
+    """
+
+    layer: int
+    samples: int
+    sink_tokens: int
+    ordinary_tokens: int
+    ratio: float
+    candidates: tuple[LayerCandidate, ...]
+    first_token: tuple[int, ...]
+    always_on: tuple[int, ...]
+    sink_phi: tuple[int, ...] = ()
+    ordinary_phi: tuple[int, ...] = ()
+    vision_phi: tuple[int, ...] = ()
+
+    def candidate(self, dim: int) -> LayerCandidate | None:
+        """This layer's figures of one dimension, or None where it is no candidate."""
+        return next((c for c in self.candidates if c.dim == dim), None)
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One dimension over all layers. Its figures are those of `layer`.
+
+    Attributes:
+        dim: index into the residual stream.
+        kind: `sink`; `first token`: massive on the prompt's first token and on no sink of an image;
+            `always on`: as large on ordinary vision tokens; `none`: below a threshold.
+        reason: why, in words.
+        layers: where it passes.
+        run: the longest run of consecutive layers among them.
+        layer: the layer of that run in which its contrast is highest; of all layers, where there is
+            no run.
+        sink, sink_interval, ordinary, contrast, contrast_interval, first, text, consistency,
+            prominence, massive: as in `LayerCandidate`, in `layer`.
+        on_first_token: whether it is massive on the first token as well.
+        stability: share of random halves of the samples in which it is found again; None with
+            fewer than 4 samples.
+    """
+
+    dim: int
+    kind: Kind
+    reason: str
+    layers: tuple[int, ...]
+    run: tuple[int, ...]
+    layer: int
+    sink: float
+    sink_interval: Interval
+    ordinary: float
+    contrast: float
+    contrast_interval: Interval
+    first: float
+    text: float
+    prominence: float
+    consistency: float
+    massive: float
+    on_first_token: bool
+    stability: float | None
+
+
+@dataclass(frozen=True)
+class TauPoint:
+    """What one threshold would flag (phi > tau), over the layers `Findings.layers`.
+
+    Attributes:
+        tau: the threshold.
+        sinks: share of the sink tokens that it flags, in the layers where sinks were found.
+        ordinary: share of the ordinary vision tokens, in these layers.
+        flagged: share of all vision tokens in all layers.
+        by_layer: share of all vision tokens, layer by layer.
+    """
+
+    tau: float
+    sinks: float
+    ordinary: float
+    flagged: float
+    by_layer: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Where sinks come from: the first layer at whose input a token's phi exceeds tau.
+
+    Attributes:
+        layer: 0 is what the vision tower hands over; layer l > 0: what layer l - 1 made, or one
+            before it that was not looked at.
+        tokens: how many sink tokens (counted once, however many layers they are sinks in).
+        share: of all sink tokens.
+    """
+
+    layer: int
+    tokens: int
+    share: float
+
+
+@dataclass(frozen=True)
+class UsedSample:
+    """A sample that finding used: validation refuses it.
+
+    Attributes:
+        id: its name.
+        fingerprint: `Sample.fingerprint`, of pixels and prompt.
+        images: `Sample.digests`, of each image's pixels.
+        question, answer, where, system, history: what was asked, and where it stands, as in
+            `sinks.samples.Sample`; empty in files of before these were kept.
+    """
+
+    id: str
+    fingerprint: str
+    images: tuple[str, ...]
+    question: str = ""
+    answer: str | None = None
+    where: str = ""
+    system: str | None = None
+    history: tuple[tuple[str, str], ...] = ()
+
+
+@dataclass(frozen=True)
+class Findings:
+    """The result of `sinks.finding.find.find`.
+
+    Attributes:
+        model: what was looked at.
+        settings: how.
+        samples: on what, sorted by id.
+        skipped, wanted: as in `SampleSet`.
+        dims: the sink dimensions, rising; empty where none was found.
+        tau: the calibrated threshold on phi; None where none was found.
+        tau_gap: between which scores it is the middle.
+        reason: one sentence: why these, or why none.
+        notes: what a user has to know, each a sentence.
+        min_magnitude: least m on sink tokens for this hidden size.
+        layers: the layers that were looked at.
+        sink_layers: those in which a dimension of `dims` passes.
+        candidates: dimensions worth showing, found ones first, then by contrast.
+        first_token_dims: dimensions massive on the prompt's first token, whether or not on images.
+        always_on: dimensions massive on ordinary vision tokens in most layers.
+        sweep: rising tau; empty where none was found.
+        phi_edges: edges of the bins of the histograms in `layers`; empty likewise.
+        origins: by layer; empty likewise.
+        stability: share of random halves in which exactly `dims` are found again; None with fewer
+            than 4 samples.
+        seconds: what it took.
+    """
+
+    model: ModelInfo
+    settings: FindSettings
+    samples: tuple[UsedSample, ...]
+    skipped: tuple[tuple[str, str], ...]
+    wanted: int
+    dims: tuple[int, ...]
+    tau: float | None
+    tau_gap: tuple[float, float] | None
+    reason: str
+    notes: tuple[str, ...]
+    min_magnitude: float
+    layers: tuple[LayerFinding, ...]
+    sink_layers: tuple[int, ...]
+    candidates: tuple[Candidate, ...]
+    first_token_dims: tuple[int, ...]
+    always_on: tuple[int, ...]
+    sweep: tuple[TauPoint, ...]
+    phi_edges: tuple[float, ...]
+    origins: tuple[Origin, ...]
+    stability: float | None
+    seconds: float
+
+    @property
+    def found(self) -> tuple[Candidate, ...]:
+        """The candidates of `dims`, in their order."""
+        return tuple(c for dim in self.dims for c in self.candidates if c.dim == dim)
+
+    @property
+    def sample_ids(self) -> tuple[str, ...]:
+        """Names of the samples that were used."""
+        return tuple(sample.id for sample in self.samples)
+
+    @property
+    def from_vision_tower(self) -> float | None:
+        """Share of the sink tokens that are sinks already at the input of layer 0; None where none
+        was found or that layer was not looked at."""
+        if not self.origins or self.layers[0].layer != 0:
+            return None
+        return sum(origin.share for origin in self.origins if origin.layer == 0)
+
+    @property
+    def confidence(self) -> Literal["high", "medium", "low"]:
+        """Of a profile made of this: high from 20 samples on, with the same dimensions in 95 % of
+        the halves and in 80 % of the samples; medium from 8 on, with 80 % and 50 %."""
+        weakest = min((c.consistency for c in self.found), default=0.0)
+        stable = self.stability or 0.0
+        if len(self.samples) >= 20 and stable >= 0.95 and weakest >= 0.8:
+            return "high"
+        return "medium" if len(self.samples) >= 8 and stable >= 0.8 and weakest >= 0.5 else "low"
+
+    def sentence(self) -> str:
+        """The outcome in words."""
+        return " ".join((self.reason, *self.notes))
+
+    def profile(self, model: str | None = None, note: str = "") -> SinkProfile:
+        """A profile of what was found, to be written by `sinks.profile_file.write_profile`.
+
+        Args:
+            model: name to give the model; by default as it was loaded.
+            note: what a user of the profile should know, besides the outcome.
+
+        Raises:
+            ValueError: no sink dimension was found, so there is nothing to write.
+        """
+        if not self.dims or self.tau is None:
+            raise ValueError(f"There is no profile to write: {self.reason}")
+        stable = "" if self.stability is None else f", stable in {self.stability:.0%} of halves"
+        return SinkProfile(
+            model=model or self.model.id,
+            family=self.model.family,
+            hidden_size=self.model.hidden_size,
+            layers=self.model.layers,
+            dims=self.dims,
+            tau=self.tau,
+            source=f"found by SinkScope on {len(self.samples)} samples{stable}, "
+            f"at revision {self.model.revision}",
+            confidence=self.confidence,
+            note=" ".join(filter(None, (note, self.sentence()))),
+        )
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values, as in the JSON file."""
+        return {"format": FORMAT, **dataclasses.asdict(self)}
+
+    def save(self, path: Path) -> None:
+        """Write JSON, whole or not at all."""
+        text = json.dumps(self.as_dict(), ensure_ascii=False, indent=1, allow_nan=False)
+        write_atomically(path, lambda file: file.write(text.encode()))
+
+    @staticmethod
+    def open(path: Path) -> Findings:
+        """Read what `save` wrote.
+
+        Raises:
+            ValueError: the file cannot be read or holds something else.
+        """
+        values = read_json(path, "The findings")
+        if not isinstance(values, dict) or values.get("format") != FORMAT:
+            raise ValueError(f"The file {path.name} holds no findings of the format {FORMAT}.")
+        try:
+            return findings_from({k: v for k, v in values.items() if k != "format"})
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise ValueError(f"The findings {path.name} are damaged: {error!r}.") from error
+
+
+def findings_from(values: Mapping[str, Any]) -> Findings:
+    """Findings of plain values (`Findings.as_dict` without its format)."""
+    nested: dict[str, Any] = {
+        "model": ModelInfo(**values["model"]),
+        "settings": from_mapping(FindSettings, values["settings"], "settings"),
+        "samples": tuple(_used(sample) for sample in values["samples"]),
+        "skipped": tuple((str(name), str(why)) for name, why in values["skipped"]),
+        "layers": tuple(_layer(layer) for layer in values["layers"]),
+        "candidates": tuple(Candidate(**_intervals(c)) for c in values["candidates"]),
+        "sweep": tuple(TauPoint(**_tuples(point)) for point in values["sweep"]),
+        "origins": tuple(Origin(**origin) for origin in values["origins"]),
+    }
+    return Findings(**{**_tuples(values), **nested})
+
+
+def _used(values: Mapping[str, Any]) -> UsedSample:
+    history = tuple((str(asked), str(said)) for asked, said in values.get("history", ()))
+    return UsedSample(**{**_tuples(values), "history": history})
+
+
+def _layer(values: Mapping[str, Any]) -> LayerFinding:
+    candidates = tuple(LayerCandidate(**_intervals(c)) for c in values["candidates"])
+    return LayerFinding(**{**_tuples(values), "candidates": candidates})
+
+
+def _intervals(values: Mapping[str, Any]) -> dict[str, Any]:
+    made = {k: Interval(**v) for k, v in values.items() if k.endswith("_interval")}
+    return {**_tuples(values), **made}
+
+
+def _tuples(values: Mapping[str, Any]) -> dict[str, Any]:
+    return {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}

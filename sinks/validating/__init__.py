@@ -1,0 +1,1 @@
+"""Validating a sink profile on samples that finding has not used."""

@@ -1,0 +1,229 @@
+"""How probable an answer is while some of the prompt's tokens are hidden from all later ones.
+
+The evidence about sinks that does not use attention: a token that means nothing can be hidden and
+the answer stays as probable as it was.
+
+1. `read_answer` passes prompt and answer through the model once, unchanged (teacher forcing). It
+   keeps what the text model was called with, so that the vision tower is paid once a sample; probes
+   may look on.
+2. `hidden_log_probabilities` passes the same embeddings through the text model again, several sets
+   of hidden tokens as one batch (`interventions.hide`).
+
+Hiding changes what the tokens in between say as well, so by default nothing can be reused of the
+plain pass. With `from_queries="after_image"` only queries behind the last image are kept from
+seeing the hidden tokens (as VAR acts only there): keys and values up to there are computed once and
+shared, and what the hidden tokens have told their neighbours in the image stays.
+
+The handle's lock must be held around both.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, get_args
+
+import torch
+from torch import Tensor
+from transformers import DynamicCache
+
+from sinkscope.capture.prefix import fork_cache
+from sinkscope.capture.probes.base import Probe
+from sinkscope.capture.probes.text_inputs import TextInputs
+from sinkscope.capture.run import on_device
+from sinkscope.capture.session import Session, attached
+from sinkscope.interventions.hide import HideKeys
+from sinkscope.models.family import PromptInputs
+from sinkscope.models.loading import ModelHandle
+from sinkscope.sinks.validating.settings import FromQueries
+
+BATCH_TOKENS = 4096  # tokens of all batch rows together that pass through the text model at once
+
+
+@dataclass(frozen=True)
+class ToldAnswer:
+    """A prompt and an answer to it, as the model reads them.
+
+    Attributes:
+        inputs: the prompt.
+        answer: the answer's T token ids.
+        log_probabilities: float32 (T,) on the CPU, nats: the plain model's, of each answer token
+            after the prompt and the tokens before it.
+        keywords: what the text model was called with, one row, for N + T - 1 positions.
+        session: what the probes of the pass saw.
+    """
+
+    inputs: PromptInputs
+    answer: tuple[int, ...]
+    log_probabilities: Tensor
+    keywords: Mapping[str, Any]
+    session: Session = field(repr=False, compare=False)
+
+    @property
+    def length(self) -> int:
+        """Positions that pass through the model: the last answer token predicts nothing."""
+        return self.inputs.layout.length + len(self.answer) - 1
+
+
+def answer_tokens(handle: ModelHandle, text: str, most: int) -> tuple[int, ...]:
+    """The first `most` tokens of an answer's text; special tokens written in it stay plain text."""
+    coded = handle.tokenizer(text, add_special_tokens=False, split_special_tokens=True)
+    return tuple(coded["input_ids"][:most])
+
+
+def read_answer(
+    handle: ModelHandle,
+    inputs: PromptInputs,
+    answer: Sequence[int],
+    probes: Sequence[Probe] = (),
+) -> ToldAnswer:
+    """One plain forward pass over a prompt and an answer to it.
+
+    Args:
+        handle: a loaded model; its lock must be held.
+        inputs: from `handle.prepare`.
+        answer: token ids, at least one.
+        probes: look on; what they saw is in the result's `session`.
+
+    Raises:
+        ValueError: there is no answer token, or the model's output is not a number.
+    """
+    if not answer:
+        raise ValueError(
+            "The answer has no token; there is nothing whose probability could change."
+        )
+    call = TextInputs()
+    with attached(handle, inputs, [call, *probes], new_tokens=len(answer) - 1) as session:
+        logits = handle.model(
+            **on_device(_with_answer(inputs, answer), handle.device),
+            use_cache=False,
+            logits_to_keep=len(answer),
+        ).logits
+    logs = _log_probabilities(logits, answer)[0]
+    return ToldAnswer(inputs, tuple(answer), logs, session[call], session)
+
+
+def hidden_log_probabilities(
+    handle: ModelHandle,
+    told: ToldAnswer,
+    hidden: Tensor,
+    *,
+    from_queries: FromQueries = "later",
+    batch_tokens: int = BATCH_TOKENS,
+    between: Callable[[], None] | None = None,
+) -> Tensor:
+    """Log-probability of each answer token while tokens of the prompt are hidden.
+
+    All batches have one shape, filled up with rows that hide nothing: in half precision a batch's
+    shape alone moves the last digits, and rows of one call are there to be compared. Give the empty
+    set as one of them to have the plain model in the same arithmetic.
+
+    Args:
+        handle: a loaded model; its lock must be held.
+        told: from `read_answer` on the same model.
+        hidden: bool (B, N) over the prompt's positions: B sets, each hidden in every layer; or
+            (B, L, N), each layer with its own.
+        from_queries: `later`: no query behind a hidden token sees it. `after_image`: only queries
+            behind the last image do not.
+        batch_tokens: at most so many tokens pass through at once (always at least one row).
+        between: called before each batch; what it raises ends the work.
+
+    Returns:
+        float32 (B, T) on the CPU, nats. With no token hidden in any row no mask is used at all, and
+        one row alone is the plain forward pass bit for bit.
+
+    Raises:
+        ValueError: a wrong shape or dtype, an unknown `from_queries`, a prompt without an image for
+            `after_image`, or output that is not a number.
+    """
+    layers, length = len(handle.stack.layers), told.inputs.layout.length
+    good = hidden.dtype == torch.bool and hidden.shape[1:] in ((length,), (layers, length))
+    if not good or not len(hidden):
+        raise ValueError(
+            f"hidden has shape {tuple(hidden.shape)} and dtype {hidden.dtype}; allowed: bool "
+            f"(sets, {length}) or (sets, {layers}, {length})."
+        )
+    if from_queries not in get_args(FromQueries):
+        raise ValueError(
+            f"from_queries is {from_queries!r}; allowed: {', '.join(get_args(FromQueries))}."
+        )
+    first = 0
+    if from_queries == "after_image":
+        if not told.inputs.layout.grids:
+            raise ValueError("from_queries is 'after_image', but the prompt has no image.")
+        first = told.inputs.layout.after_images
+    plain = not bool(hidden.any())
+    shared = None if plain or not first else _prefix(handle, told, first)
+    start = 0 if shared is None else first
+
+    most = max(1, batch_tokens // told.length)
+    rows = math.ceil(len(hidden) / math.ceil(len(hidden) / most))
+    parts = []
+    for low in range(0, len(hidden), rows):
+        if between is not None:
+            between()
+        sets = hidden[low : low + rows]
+        padded = sets.new_zeros((rows, *sets.shape[1:]))
+        padded[: len(sets)] = sets
+        keywords = _repeated(told.keywords, rows, start)
+        if shared is not None:
+            keywords["past_key_values"] = fork_cache(shared, rows)
+        hides = [] if plain else [HideKeys(padded.to(handle.device))]
+        behind = len(told.answer) - 1
+        with attached(handle, told.inputs, interventions=hides, batch=rows, new_tokens=behind):
+            states = handle.stack.language_model(**keywords, use_cache=shared is not None)[0]
+            logits = handle.stack.output_head(states[:, -len(told.answer) :])
+        parts.append(_log_probabilities(logits, told.answer)[: len(sets)])
+    return torch.cat(parts)
+
+
+def _prefix(handle: ModelHandle, told: ToldAnswer, stop: int) -> Any:
+    """Keys and values of positions [0, stop), from one plain pass."""
+    with attached(handle, told.inputs):
+        keywords = _repeated(told.keywords, 1, 0, stop)
+        cache = DynamicCache()  # whole also behind a sliding window
+        handle.stack.language_model(**keywords, past_key_values=cache, use_cache=True)
+        return cache
+
+
+def _repeated(
+    keywords: Mapping[str, Any], rows: int, start: int, stop: int | None = None
+) -> dict[str, Any]:
+    """The text model's keywords for `rows` equal rows and the positions [start, stop)."""
+    made = dict(keywords)
+    positions = keywords.get("position_ids")
+    for name in ("inputs_embeds", "input_ids"):  # a text model may be called with either
+        if (given := keywords.get(name)) is not None:
+            made[name] = given[:, start:stop].expand(rows, *[-1] * (given.ndim - 1))
+    if positions is not None:  # (axes, 1, N), or (1, N)
+        axes = [-1] * (positions.ndim - 2)
+        made["position_ids"] = positions[..., start:stop].expand(*axes, rows, -1)
+    if keywords.get("attention_mask") is not None:  # of all keys, those before `start` too
+        made["attention_mask"] = keywords["attention_mask"][:, :stop].expand(rows, -1)
+    return made
+
+
+def _with_answer(inputs: PromptInputs, answer: Sequence[int]) -> dict[str, Tensor]:
+    """The prompt's tensors with the answer but its last token behind them, as plain text."""
+    ids = inputs.tensors["input_ids"]
+    told = torch.tensor([list(answer[:-1])], dtype=ids.dtype)
+    made = dict(inputs.tensors)
+    for name, tensor in inputs.tensors.items():
+        if tensor.shape == ids.shape:  # one number a position; 0 is "text" in what marks images
+            fill = told if name == "input_ids" else torch.full_like(told, name == "attention_mask")
+            made[name] = torch.cat([tensor, fill.to(tensor.dtype)], dim=1)
+    return made
+
+
+def _log_probabilities(logits: Tensor, answer: Sequence[int]) -> Tensor:
+    """(B, T, vocabulary), any floating dtype -> float32 (B, T) on the CPU."""
+    ids = torch.tensor(answer, device=logits.device)[:, None]
+    rows = [torch.log_softmax(row.float(), dim=-1).gather(1, ids)[:, 0] for row in logits]
+    found = torch.stack(rows).cpu()
+    if not bool(torch.isfinite(found).all()):
+        raise ValueError(
+            "The model's output is not a number. In float16 large activations overflow; load the "
+            "model in bfloat16 or float32. Otherwise its weights are damaged."
+        )
+    return found

@@ -1,0 +1,149 @@
+"""How a profile is validated: one frozen, checked set of settings."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+from sinkscope.config import HIGHEST_SEED
+from sinkscope.models.profiles import SinkProfile
+from sinkscope.setting import check, explained, like, setting
+from sinkscope.sinks.settings import FindSettings, TokensBy
+
+Answers = Literal["given", "own"]
+HideIn = Literal["all_layers", "own_layers"]
+FromQueries = Literal["later", "after_image"]
+# Multiples of the profile's tau in the sweep; those above sqrt(hidden size) flag nothing ever.
+SWEEP = (0.5, 0.625, 0.75, 0.875, 1.0, 1.125, 1.25, 1.5, 2.0)
+
+
+@explained
+@dataclass(frozen=True)
+class ValidateSettings:
+    """What `sinks.validating.validate.validate` does.
+
+    Precision and recall always count all layers, whatever `layers` says. With `hide_in`
+    "all_layers" a token flagged in any of `layers` is hidden in every layer of the model; with
+    "own_layers" in the layers alone in which it is flagged. With `from_queries` "later" it is
+    hidden from every later query; with "after_image" from those behind the last image alone, which
+    is cheaper, but what hidden tokens told their neighbours in the image stays.
+    """
+
+    tokens_by: TokensBy = like(FindSettings, "tokens_by")
+    top_percent: float = like(FindSettings, "top_percent")
+    min_ratio: float = like(FindSettings, "min_ratio")
+    max_pixels: int | None = like(FindSettings, "max_pixels")
+    layers: tuple[int, ...] | None = setting(
+        None,
+        "Layers whose flagged tokens are hidden.",
+        left_out="from layer 2 on, where sinks are looked for",
+        offered=False,
+    )
+    hide_in: HideIn = setting(
+        "all_layers", "Hide flagged tokens everywhere, or only where they are flagged."
+    )
+    from_queries: FromQueries = setting(
+        "later", "From whom: all later tokens, or those behind the image."
+    )
+    answers: Answers = setting(
+        "given", "The data's answers where it has any (else the model's greedy one), or own."
+    )
+    answer_tokens: int = setting(
+        24, "At most so many tokens of an answer.", low=1, high=1024, offered=False
+    )
+    random_draws: int = setting(
+        4,
+        "Draws of random vision tokens for each sample; their mean counts.",
+        low=1,
+        high=100,
+        offered=False,
+    )
+    dims_draws: int = setting(
+        4,
+        "Draws of random dimensions, the same for all samples; their mean counts.",
+        low=1,
+        high=100,
+        offered=False,
+    )
+    taus: tuple[float, ...] | None = setting(
+        None,
+        "Thresholds of the sweep.",
+        low=0.0,
+        above=True,
+        left_out="multiples (`SWEEP`) of the profile's",
+        offered=False,
+    )
+    sweep_samples: int = setting(
+        10,
+        "Samples on which the sweep hides tokens as well; 0: none.",
+        low=0,
+        high=10**6,
+        offered=False,
+    )
+    min_samples: int = setting(
+        10,
+        "Fewer samples with a sink than this are too few to say anything.",
+        low=2,
+        high=10**6,
+        offered=False,
+    )
+    max_flagged: float = setting(
+        0.3,
+        "A larger share of the vision tokens flagged (mean over `layers`) is too much.",
+        low=0.0,
+        high=1.0,
+        offered=False,
+    )
+    min_lift: float = setting(
+        2.0,
+        "Flagged tokens hold at least so many times the attention of the average vision token.",
+        low=1.0,
+        offered=False,
+    )
+    margin: float = setting(
+        0.05,
+        "A smaller change of an answer token's log-probability counts as none.",
+        low=0.0,
+        unit="nats",
+        offered=False,
+    )
+    bootstrap: int = setting(
+        2000, "Resamplings of the samples.", low=100, high=100_000, offered=False
+    )
+    confidence: float = setting(
+        0.95, "Of the two-sided intervals.", low=0.5, high=0.999, offered=False
+    )
+    seed: int = setting(0, "Which samples, draws and resamplings.", low=0, high=HIGHEST_SEED)
+    allow_finding_samples: bool = setting(
+        False,
+        "Also validate on samples that finding used; the result says so, and is no evidence.",
+        name="allow_finding_data",
+    )
+    batch_tokens: int = setting(
+        4096,
+        "Tokens that pass through the text model at once while tokens are hidden.",
+        low=1,
+        high=10**8,
+        offered=False,
+    )
+
+    def __post_init__(self) -> None:
+        check(self)
+        if self.taus is not None:
+            object.__setattr__(self, "taus", tuple(sorted(set(self.taus))))
+
+    def chooser(self) -> FindSettings:
+        """The settings by which finding would choose high-attention tokens in this way."""
+        return FindSettings(
+            tokens_by=self.tokens_by,
+            top_percent=self.top_percent,
+            min_ratio=self.min_ratio,
+            max_pixels=self.max_pixels,
+        )
+
+    def sweep(self, profile: SinkProfile) -> tuple[float, ...]:
+        """Thresholds of the sweep, rising, the profile's own among them."""
+        given = self.taus or tuple(profile.tau * factor for factor in SWEEP)
+        most = math.sqrt(profile.hidden_size)
+        return tuple(sorted({tau for tau in given if tau < most} | {profile.tau}))

@@ -1,0 +1,1 @@
+"""Endpoints for `gradio_client` and other programs (docs/api.md)."""

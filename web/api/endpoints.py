@@ -1,0 +1,277 @@
+"""What the endpoints of the API do (`web.api.routes` gives them their controls)."""
+
+from __future__ import annotations
+
+import functools
+import logging
+import tempfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+import numpy as np
+from gradio.processing_utils import save_file_to_cache
+from PIL import Image
+
+from sinkscope.attention_extractor import Comparison, RunOutOfMemoryError
+from sinkscope.capture.run import checkpoint_decoding
+from sinkscope.capture.trace import GenerationTrace
+from sinkscope.drawing.panels import Painter
+from sinkscope.drawing.view import make_side, map_of, sinks_of
+from sinkscope.jobs.job import Stopped
+from sinkscope.methods.explain import listed
+from sinkscope.setting import read_all
+from sinkscope.visualization import View
+from sinkscope.web.api.selection import ExportChoice, Selection
+from sinkscope.web.explore.handlers import EXPIRED, UNFORESEEN, Handlers
+from sinkscope.web.explore.model_events import model_wanted
+from sinkscope.web.explore.request import Request
+from sinkscope.web.runs.exporting import EXPORT, make_files, sides_of_view
+from sinkscope.web.runs.pairs import find_run
+from sinkscope.web.runs.store import Run
+
+log = logging.getLogger(__name__)
+
+MAP_PIXELS = 1200  # width of the picture that `map` gives
+MODEL = ("id", "revision", "device", "dtype", "layers", "heads", "hidden_size", "note")
+
+
+def plainly(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Mistakes reach the caller as one sentence, anything unforeseen as a sentence too."""
+
+    @functools.wraps(function)
+    def call(*arguments: Any, **named: Any) -> Any:
+        try:
+            return function(*arguments, **named)
+        except gr.Error:
+            raise
+        except (ValueError, RunOutOfMemoryError) as error:
+            raise gr.Error(str(error), print_exception=False) from error
+        except Exception as error:
+            log.exception("%s failed", function.__name__)
+            raise gr.Error(UNFORESEEN, print_exception=False) from error
+
+    return call
+
+
+class Api:
+    """The endpoints, one object an app."""
+
+    def __init__(self, handlers: Handlers, offered: Sequence[str]) -> None:
+        self._handlers, self._offered = handlers, offered
+
+    def load(self, **said: Any) -> dict[str, Any]:
+        """Load a model (`demo`, a hub id or a folder) and wait for it. It serves everyone.
+
+        Gives its id, revision, device, dtype, layers, heads, a note on its checkpoint, the sink
+        dimensions and tau that are known for it (null where none are), and what its own
+        generation_config.json would do.
+        """
+        slot, settings = self._handlers.slot, self._handlers.settings
+        said["revision"] = said.get("revision") or None  # left out: the start's, of its model
+        if not slot.load(model_wanted(settings, self._offered, said)):
+            raise ValueError("Another model is being loaded; wait until it is there.")
+        seen, state = slot.wait(-1, 0)
+        while state.phase == "loading":
+            seen, state = slot.wait(seen, 30)
+        handle = state.working
+        if state.phase == "failed" or handle is None:
+            raise ValueError(state.message)
+        profile = handle.profile
+        return {
+            **{name: getattr(handle.info, name, None) for name in MODEL},
+            "sink_dims": None if profile is None else list(profile.dims),
+            "tau": None if profile is None else profile.tau,
+            "decoding": checkpoint_decoding(handle).about(),
+        }
+
+    def generate(
+        self,
+        image: str | None,
+        prompt: str,
+        request: gr.Request = None,  # type: ignore[assignment]
+        **said: Any,
+    ) -> dict[str, Any]:
+        """Answer a prompt about an image and keep the attention behind each token.
+
+        With `decoding` "checkpoint" tokens are chosen as the model's own generation_config.json
+        says, and temperature, top_p, top_k and repetition_penalty must be left out.
+
+        Gives the run's id (`run`), its model, layers, heads and images, and under `baseline` the
+        answer with text, probability, image share and sink share of each token.
+        """
+        asked = Request(image, prompt, said=said)
+        return about_run(self._run(asked, request))
+
+    def compare(
+        self,
+        image: str | None,
+        prompt: str,
+        same_text: bool = False,
+        request: gr.Request = None,  # type: ignore[assignment]
+        **said: Any,
+    ) -> dict[str, Any]:
+        """The same without and with VAR. Without `tau` and `dims`, those of the model's profile.
+
+        Gives what `generate` gives, under `baseline` and `var`; where the texts part (`parting`),
+        the change of each common token's log-probability, and VAR's own report.
+        """
+        asked = Request(image, prompt, True, same_text, said=said)
+        run = self._run(asked, request)
+        both = run.traces["baseline"], run.traces["var"]
+        pair = Comparison(*both, run.same_text, prefix=None)  # type: ignore[arg-type]
+        return {
+            **about_run(run),
+            "same_text": run.same_text,
+            "parting": pair.parting,
+            "log_probability_change": list(pair.log_probability_change),
+            "report": dict(pair.var.var or {}),
+        }
+
+    def map(self, run: str, variant: str = "baseline", **said: Any) -> tuple[dict[str, Any], str]:
+        """The map of some tokens (`4`, or `3-5, 8`: their mean), over some layers and heads.
+
+        Gives `values` (rows x columns, null where one is missing) with `unit` and `normalisation`,
+        the values at both ends of the colours (`limits`), the raw `image_share` and `sink_share`,
+        the `sinks` as [row, column], the `methods` that there are with why this run cannot give
+        one (null where it can), and a PNG of the map over the image.
+        """
+        found = self._found(run)
+        if variant not in found.traces:
+            raise ValueError(f"variant is {variant!r}; allowed: {', '.join(found.traces)}.")
+        selection = Selection(**read_all(Selection, said))
+        view = selection.view()
+        side = make_side("", found.traces[variant], view.part)
+        chosen = selection.tokens or (0,)
+        panel = Painter([side], view, MAP_PIXELS).panels(chosen)[0]
+        patches = map_of(side, chosen, view)
+        mass, held = side.shares(chosen, view)
+        columns = patches.grid.columns
+        about = {
+            "values": _plain(patches.values),
+            "unit": patches.unit,
+            "normalisation": patches.normalisation,
+            "label": patches.label,
+            "methods": {m.method.name: m.why_not for m in listed(side.trace, passes=False)},
+            "scale": panel.words,
+            "limits": None if panel.scale is None else [panel.scale.low, panel.scale.high],
+            "rows": patches.grid.rows,
+            "columns": columns,
+            "image_share": mass,
+            "sink_share": held,
+            "sinks": [list(divmod(cell, columns)) for cell in sinks_of(side.rows, view)],
+            "tokens": [{"index": t, "text": side.rows.tokens[t].text} for t in chosen],
+        }
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / f"map-{chosen[0]}.png"
+            Image.fromarray(panel.pixels).save(path)
+            return about, self._kept(path, found)
+
+    def export(
+        self,
+        run: str,
+        request: gr.Request = None,  # type: ignore[assignment]
+        **said: Any,
+    ) -> list[str]:
+        """Files of a run: pdf, png, svg (a figure of some tokens), gif, mp4 (over the tokens), csv
+        (shares), html (a page that works alone), trace (safetensors, one for each answer).
+
+        Without `tokens` a figure is of the first one, and an animation of all. `window`, `seconds`
+        and `width` are an animation's. `difference` holds where there are two sides.
+        """
+        found = self._found(run)
+        wanted = ExportChoice(**read_all(ExportChoice, said)).wanted()
+        sides_of_view(found, wanted)
+        with tempfile.TemporaryDirectory() as folder:
+            session = (request.session_hash if request else "") or ""
+            job = self._handlers.runner.job(session, EXPORT)
+            try:
+                paths = self._handlers.runner.result(
+                    job,
+                    lambda job: make_files(
+                        found, wanted, Path(folder), **job.hooks, drawn_by=self._handlers.drawing
+                    ),
+                    waits=False,
+                )
+            except Stopped as stopped:
+                raise ValueError(f"{job.ended_by}; no file was made.") from stopped
+            return [self._kept(path, found) for path in paths]
+
+    def stop(self, request: gr.Request) -> None:
+        """End all that this client has under way or waiting: its run after the token that is being
+        made, its region test after the boxes that are being passed, files; a run is kept with what
+        it has, of a test nothing is."""
+        self._handlers.runner.stop(request.session_hash or "")
+
+    def _kept(self, path: Path, run: Run) -> str:
+        """The file where Gradio serves files from, until the run goes."""
+        assert self._handlers.component is not None
+        kept = save_file_to_cache(path, self._handlers.component.GRADIO_CACHE)
+        self._handlers.store.keep_copies(run, Path(kept))
+        return str(kept)
+
+    def _found(self, run_id: str) -> Run:
+        run = find_run(self._handlers.store, run_id)
+        if run is None:
+            raise ValueError(EXPIRED)
+        return run
+
+    def _run(self, asked: Request, request: gr.Request | None) -> Run:
+        """Wait for the run that was asked for."""
+        session = (request.session_hash if request else "") or ""
+        value: dict[str, Any] = {}
+        for value in self._handlers.generate(asked, session):  # noqa: B007
+            pass
+        if value.get("phase") == "error":
+            raise ValueError(value["message"])
+        return self._found(value["run"])
+
+
+def _plain(values: np.ndarray) -> list[list[float | None]]:
+    """Rows of numbers as JSON can hold them."""
+    return [[None if np.isnan(x) else float(x) for x in row] for row in values]
+
+
+def about_run(run: Run) -> dict[str, Any]:
+    """A run in plain values: its id, what made it, and each answer with its tokens."""
+    first = run.first
+    return {
+        "run": run.id,
+        "prompt": first.prompt,
+        "model": {name: getattr(first.model, name) for name in MODEL},
+        "layers": list(first.layers),
+        "heads": list(first.heads),
+        "images": [
+            {"width": g.original[1], "height": g.original[0], "rows": g.rows, "columns": g.columns}
+            for g in first.layout.grids
+        ],
+        "settings": dict(first.settings),
+        "decoding": first.extra.get("decoding"),
+        **{name: _answer(trace) for name, trace in run.traces.items()},
+    }
+
+
+def _answer(trace: GenerationTrace) -> dict[str, Any]:
+    """`image_share` and `sink_share` are means over the captured layers and heads."""
+    side, view = make_side("", trace), View()
+    tokens = []
+    for t, token in enumerate(trace.tokens):
+        image, held = side.shares([t], view)
+        tokens.append(
+            {
+                "index": t,
+                "text": token.text,
+                "probability": token.probability,
+                "rank": token.rank,
+                "image_share": image,
+                "sink_share": held,
+            }
+        )
+    return {
+        "answer": trace.text,
+        "finish": trace.finish,
+        "seconds": trace.seconds,
+        "applied": list(trace.applied),
+        "tokens": tokens,
+    }

@@ -1,0 +1,117 @@
+"""What `/map` and `/export` ask for, as settings classes: which attention of a run, and as what."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import cast
+
+from sinkscope.config import Reduce
+from sinkscope.drawing.names import Colormap
+from sinkscope.drawing.view import method_and_scale
+from sinkscope.setting import check, explained, setting
+from sinkscope.visualization import View
+from sinkscope.web.runs.exporting import KINDS, Wanted
+
+
+@explained
+@dataclass(frozen=True)
+class Selection:
+    """Which attention of a run. Names that only the drawing knows are checked there (`View`)."""
+
+    tokens: tuple[int, ...] | None = setting(
+        None, "Tokens, such as 4, or 3-5, 8: their mean.", left_out="the first"
+    )
+    layers: tuple[int, ...] | None = setting(
+        None, "Layers, such as 2-5 or 0,3,7.", left_out="all captured"
+    )
+    heads: tuple[int, ...] | None = setting(
+        None, "Heads, such as 0-3 or 1,6.", left_out="all captured"
+    )
+    reduce: Reduce = setting("mean", "How layers and heads become one map: mean, max or min.")
+    scale: str = setting("percentile", "Of the colours: percentile, linear, log or rank.")
+    image: int = setting(0, "Which image of the prompt, from 0.", low=0, high=9999)
+    part: str = setting("answer", "Whose rows: the answer's tokens, or the prompt's own (prompt).")
+    method: str = setting(
+        "attention",
+        "Which explanation: attention, relative, without_sinks or localising_heads.",
+    )
+
+    def __post_init__(self) -> None:
+        check(self)
+
+    def view(self) -> View:
+        """The view that shows it.
+
+        Raises:
+            ValueError: naming the argument, its value and what is allowed.
+        """
+        method, kind = method_and_scale(self.method, self.scale)
+        return View(
+            part=self.part,  # type: ignore[arg-type]
+            layers=self.layers,
+            heads=self.heads,
+            reduce=self.reduce,
+            image=self.image,
+            method=method,
+            scale=kind,
+        )
+
+
+@explained
+@dataclass(frozen=True)
+class ExportChoice(Selection):
+    """Which file of a run. Without tokens a figure is of the first one, an animation of all.
+
+    What an animation can be is checked where it is made.
+    """
+
+    tokens: tuple[int, ...] | None = setting(
+        None,
+        "One token, or a range such as 3-8: the mean of a figure, the frames of an animation.",
+        left_out="the first, or all of an animation",
+    )
+    kind: str = setting("pdf", f"{', '.join(KINDS)}.")
+    window: int = setting(
+        1, "Of an animation: each frame is the mean over so many tokens.", low=0, high=10**6
+    )
+    seconds: float = setting(0.4, "Of an animation: how long a frame is shown.", unit="seconds")
+    width: int | None = setting(
+        None,
+        "Of an animation: of a frame.",
+        low=0,
+        high=10**9,
+        unit="pixels",
+        left_out="what fits",
+    )
+    difference: bool = setting(True, "Of two sides, draw the second minus the first too.")
+    whole_answer: bool = setting(
+        False, "The scale is that of all tokens of the answer, not of the one drawn."
+    )
+    colormap: str = setting("inferno", "inferno, magma, plasma, viridis, cividis, gray or turbo.")
+
+    def wanted(self) -> Wanted:
+        """The file as `web.runs.exporting` makes it.
+
+        Raises:
+            ValueError: naming the argument, its value and what is allowed.
+        """
+        chosen = self.tokens or ()
+        if chosen and chosen != tuple(range(chosen[0], chosen[-1] + 1)):
+            written = ", ".join(map(str, chosen))
+            raise ValueError(f"tokens is {written!r}; allowed: one index, or a range such as 3-8.")
+        view = dataclasses.replace(
+            self.view(),
+            difference=self.difference,
+            whole_answer=self.whole_answer,
+            colormap=cast(Colormap, self.colormap),  # `View` refuses what is none
+        )
+        return Wanted(
+            self.kind,
+            view,
+            first=chosen[0] if chosen else 0,
+            last=chosen[-1] if chosen else None,
+            window=self.window,
+            seconds=self.seconds,
+            width=self.width or None,
+        )

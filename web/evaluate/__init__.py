@@ -1,0 +1,1 @@
+"""The Evaluate tab: methods compared on benchmarks."""

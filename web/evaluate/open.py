@@ -1,0 +1,93 @@
+"""A question of a run, put into the form of Explore: its picture, prompt, and every setting that
+the run asked it with, so that Generate with Compare gives both answers again with their maps."""
+
+from __future__ import annotations
+
+import io
+from typing import Any
+
+import gradio as gr
+from gradio.processing_utils import save_bytes_to_cache
+from PIL import Image
+
+from sinkscope.config import OF_CHECKPOINT, GenerationSettings, VARSettings
+from sinkscope.evaluation.tasks.listed import task_named
+from sinkscope.setting import list_text, offered
+from sinkscope.web.evaluate.run import EvaluateHandlers, field_of
+from sinkscope.web.explore.request import MORE
+
+
+def form_values(handlers: EvaluateHandlers, ask: Any, dims: str) -> dict[str, Any]:
+    """Values of the form's controls by their names; those that stay as they are are left out.
+
+    Args:
+        handlers: of the tab.
+        ask: {"run": id, "question": id, "method": name of the one to compare with default}.
+        dims: what the form's box of sink dimensions says.
+
+    Raises:
+        ValueError: run, question or method is unknown, or another model is loaded.
+    """
+    assert handlers.component is not None
+    run, question = handlers.question(ask)
+    handle, wanted = handlers.slot.handle, run.config.run.model_revision
+    if handle is None or handle.info.revision != wanted:
+        info = None if handle is None else handle.info
+        loaded = "no model" if info is None else f"{info.id} (revision {info.revision})"
+        raise ValueError(
+            f"This run asked {run.config.model.model} (revision {wanted}), and {loaded} is loaded; "
+            "load the run's model under Model in Explore to open its questions."
+        )
+    if question.system is not None:
+        raise ValueError("This question has a system prompt, and Explore asks without.")
+    places = "image", *MORE
+    if len(question.pictures) > len(places):
+        raise ValueError(
+            f"This question has {len(question.pictures)} images; Explore asks about "
+            f"{len(places)} at most."
+        )
+    saved = [_saved(picture(), handlers.component) for picture in question.pictures]
+    protocol = task_named(run.config.run.task).protocol(run.config.run.protocol)
+    made: dict[str, Any] = {
+        **{name: getattr(GenerationSettings, name) for name in OF_CHECKPOINT},
+        **dict.fromkeys(places),
+        **dict(zip(places, saved, strict=False)),
+        "prompt": protocol.prompt(question),
+        "compare": False,
+        "same_text": False,
+        "decoding": protocol.decoding,
+        "max_new_tokens": protocol.max_new_tokens,
+        "seed": run.config.run.seed,
+    }
+    method = field_of(ask, "method")
+    settings = {one.name: one.var for one in run.config.methods}
+    if method not in settings:
+        raise ValueError(f"The method is {method!r}; allowed: {', '.join(settings)}.")
+    if (var := settings[method]) is None:
+        return made
+    made["compare"] = True
+    for one in offered(VARSettings):
+        if one.field == "dims":
+            continue
+        value = var.get(one.field, one.default)
+        if isinstance(value, tuple):
+            value = list_text(value)
+        made[one.name] = "" if value is None else value
+    own = handle.profile
+    if dims.strip() or own is None or tuple(var["dims"]) != tuple(own.dims):
+        # Said, so that nothing else decides; it also keeps the form's tau as it is set here.
+        made["dims"] = ", ".join(map(str, var["dims"]))
+        made["dims_of"] = handle.info.id
+    return made
+
+
+def updates(values: dict[str, Any], names: list[str]) -> list[Any]:
+    """One value a control of the form, in the order of the names."""
+    return [values.get(name, gr.skip()) for name in names]
+
+
+def _saved(image: Image.Image, component: gr.HTML) -> str:
+    """The picture as it was asked about, pixel by pixel, where Gradio takes images from."""
+    data = io.BytesIO()
+    image.convert("RGB").save(data, "PNG")
+    return str(save_bytes_to_cache(data.getvalue(), "question.png", component.GRADIO_CACHE))

@@ -1,0 +1,150 @@
+"""One press of Run in the Evaluate tab: which questions, which methods, with which settings.
+
+The page asks the bundled scenes, of which there are as many as are wanted, or what was uploaded
+(`web.evaluate.upload`): neither needs a file of the machine. Benchmarks are the command line's
+(`sinkscope evaluate run`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from sinkscope.config import HIGHEST_SEED, ModelSettings, VARSettings
+from sinkscope.evaluation.settings import RunConfig, RunSettings
+from sinkscope.evaluation.tasks.demo import TASK
+from sinkscope.evaluation.tasks.jsonl import TASK as OWN
+from sinkscope.evaluation.wanted import Wanted
+from sinkscope.models.loading import ModelHandle
+from sinkscope.setting import (
+    checked,
+    explained,
+    like,
+    refuse,
+    setting,
+    settings_of,
+)
+from sinkscope.web.controls import said_by
+from sinkscope.web.explore.request import Request
+from sinkscope.web.sinks.request import Picture
+
+MOST_QUESTIONS = 1000
+SCENES, MINE = "Drawn scenes", "My questions"
+TYPES: tuple[str, ...] = TASK.parts
+METHODS: dict[str, str] = {  # name -> what the page calls it
+    "default": "Default, the plain model",
+    "var": "VAR",
+    "var-random": "Random control",
+}
+
+
+@explained
+@dataclass(frozen=True)
+class EvaluateRequest:
+    """What the tab's controls say; `config` looks at it.
+
+    `methods` are of `METHODS`, `source` is `SCENES` or `MINE`; `types` of `TYPES` are of scenes,
+    `files` what was uploaded. `dims` are sink dimensions of this browser
+    alone, `dims_of` the model that they were found on, as in `web.explore.request.Request`, and
+    `dims_tau` the threshold that goes with them.
+    """
+
+    methods: tuple[str, ...] = tuple(METHODS)
+    types: tuple[str, ...] = TYPES
+    source: str = SCENES
+    files: tuple[Picture, ...] = ()
+    dims: str = ""
+    dims_of: str = ""
+    dims_tau: float | None = None
+    questions: int = setting(
+        210,  # 30 scenes, from which on intervals of the bootstrap are long enough
+        "Asked by every method; seven a scene, or the first ones of yours. Intervals are too short "
+        "below 30 scenes.",
+        low=1,
+        high=MOST_QUESTIONS,
+        label="Questions",
+    )
+    keep: float = like(VARSettings, "keep")
+    tau: float | None = like(
+        VARSettings, "tau", default=None, usual=None, left_out="that of the dimensions in use"
+    )
+    seed: int = setting(
+        0,
+        "Of the control's random tokens, and of the resampling.",
+        low=0,
+        high=HIGHEST_SEED,
+        label="Seed",
+    )
+
+    def config(
+        self, handle: ModelHandle, model: ModelSettings, kept: tuple[Path, int] | None = None
+    ) -> RunConfig:
+        """What makes the run.
+
+        Args:
+            handle: of the loaded model.
+            model: its settings, as `run.toml` is to have them.
+            kept: the copy of what was uploaded, and how many questions it has.
+
+        Raises:
+            ValueError: naming the setting, its value and what is allowed; or VAR is wanted where
+                no sink dimensions are known.
+        """
+        said = self.check()
+        types = () if set(self.types) == set(TYPES) else tuple(t for t in TYPES if t in self.types)
+        run = RunSettings(TASK.name, parts=types, limit=said["questions"], seed=said["seed"])
+        if kept is not None:
+            run = RunSettings(OWN.name, data=str(kept[0]), limit=kept[1], seed=said["seed"])
+        chosen = [name for name in METHODS if name in self.methods]
+        methods = tuple(self._method(name, handle, said) for name in chosen)
+        return RunConfig(run, model, methods)
+
+    def check(self) -> dict[str, Any]:
+        """The settings, read and checked, by field.
+
+        Raises:
+            ValueError: naming the setting, its value and what is allowed.
+        """
+        if self.source not in (SCENES, MINE):
+            raise ValueError(f"source is {self.source!r}; allowed: {SCENES}, {MINE}.")
+        if self.source == MINE and not self.files:
+            raise ValueError("No file was uploaded. Upload one with questions, and its images.")
+        for name, text in (("dims", self.dims), ("dims_of", self.dims_of)):
+            if not isinstance(text, str):
+                raise refuse(name, text, "a text")
+        for name, given, allowed in (
+            ("methods", self.methods, tuple(METHODS)),
+            ("types", self.types if self.source == SCENES else TYPES, TYPES),
+        ):
+            if isinstance(given, str) or not isinstance(given, Iterable):
+                raise refuse(name, given, f"some of {', '.join(allowed)}")
+            if not given:
+                raise ValueError(f"{name} is empty; allowed: one or more of {', '.join(allowed)}.")
+            if strange := [one for one in given if one not in allowed]:
+                raise ValueError(f"{name} has {strange[0]!r}; allowed: {', '.join(allowed)}.")
+        said = {one: getattr(self, one.field) for one in settings_of(EvaluateRequest)}
+        return {one.field: checked(one, said_by(one, value)) for one, value in said.items()}
+
+    def _method(self, name: str, handle: ModelHandle, said: dict[str, Any]) -> Wanted:
+        if name == "default":
+            return Wanted(name)
+        values: dict[str, Any] = {"keep": said["keep"]}
+        if self.dims.strip():
+            beside = {} if self.dims_tau is None else {"tau": self.dims_tau}
+            told = {"dims": self.dims, **beside}
+            own = Request(None, "", True, dims_of=self.dims_of, said=told)
+            var = own.var(handle)
+            assert var is not None
+            values |= {"dims": var.dims, "tau": var.tau}
+        elif handle.profile is None:
+            raise ValueError(
+                f"The sink dimensions of {handle.info.id} are not known, so {name} cannot run: "
+                "find them in the Sinks tab, or compare without it."
+            )
+        if said["tau"] is not None:
+            values["tau"] = said["tau"]
+        if name == "var-random":
+            values |= {"control": "random", "seed": said["seed"]}
+        return Wanted(name, values)

@@ -1,0 +1,320 @@
+"""What happens on Run, Go on and Stop in the Evaluate tab, and on its questions. Knows no layout.
+
+A run is a job (`jobs.runner`) in the line in which answers wait for the model, too. Its answers are
+records in a folder of its own, as `sinkscope evaluate run` writes them; scores, intervals and words
+are computed from these, while it runs and later.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+
+from sinkscope.attention_extractor import RunOutOfMemoryError
+from sinkscope.config import ImageLimits, ModelSettings, Settings
+from sinkscope.evaluation.base import Question
+from sinkscope.evaluation.report.questions import look_up
+from sinkscope.evaluation.run_folder import CONFIG, Run, read_run
+from sinkscope.evaluation.runner import evaluate, prepare
+from sinkscope.evaluation.session import Summary
+from sinkscope.evaluation.settings import RunConfig, read_config
+from sinkscope.jobs.job import At, Job, Stopped
+from sinkscope.jobs.runner import Runner, StoppedWaiting, Waiting
+from sinkscope.models.loading import ModelHandle
+from sinkscope.web.evaluate.files import file_of, without_place
+from sinkscope.web.evaluate.payload import (
+    LIVE_RESAMPLES,
+    build_evaluate_payload,
+    live,
+    read_section,
+)
+from sinkscope.web.evaluate.request import MINE, EvaluateRequest
+from sinkscope.web.evaluate.store import EvaluateStore
+from sinkscope.web.evaluate.upload import keep_questions
+from sinkscope.web.explore.handlers import UNFORESEEN
+from sinkscope.web.explore.inspector import cached, error_value, queued_value
+from sinkscope.web.runs.image_process import ImageProcess
+from sinkscope.web.runs.loaded_model import ModelSlot, why_no_model
+from sinkscope.web.runs.payload import encode_image
+
+log = logging.getLogger(__name__)
+
+EVALUATE = "evaluate"  # the kind of job that the tab's Stop is for
+PICTURE_SIDE = 220
+LIVE_SECONDS = 1.0  # between two looks at the records
+LIVE_SHARE = 10  # of its own time, at least so much passes until the next look
+
+Ask = Callable[[ModelHandle], RunConfig]
+
+
+@dataclass
+class _Live:
+    """Scores while a run is under way; looked at again when enough time has passed."""
+
+    folder: Path
+    begun: float = field(default_factory=time.monotonic)
+    due: float = 0.0
+    shown: dict[str, Any] = field(default_factory=dict)
+    first: int | None = None  # questions that were answered before this job began
+
+    def look(self, done: int) -> dict[str, Any] | None:
+        """The scores so far, where they are new."""
+        now = time.monotonic()
+        if not done or now < self.due:
+            return None
+        try:
+            made = live(read_section(self.folder, LIVE_RESAMPLES))
+        except ValueError:  # no record yet
+            return None
+        spent = time.monotonic() - now
+        self.due = time.monotonic() + max(LIVE_SECONDS, LIVE_SHARE * spent)
+        return made
+
+    def left(self, done: int, total: int) -> float | None:
+        """Seconds until the run is over, at the pace so far."""
+        self.first = done if self.first is None else self.first
+        new = done - self.first
+        if new <= 0 or not total:
+            return None
+        return (time.monotonic() - self.begun) / new * (total - done)
+
+
+class EvaluateHandlers:
+    """The tab's actions, one object an app; `component` is what shows results, set by the tab.
+
+    Args:
+        settings: of this start.
+        slot: the model.
+        runner: of the jobs of all tabs.
+        answer: what answers the questions; tests put their own here.
+        images: what decodes uploads.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        slot: ModelSlot,
+        runner: Runner,
+        answer: Callable[..., Summary] = evaluate,
+        images: ImageProcess | None = None,
+    ) -> None:
+        self.images = images or ImageProcess(settings.images)
+        self.settings, self.slot, self.runner, self.answer = settings, slot, runner, answer
+        self.store = EvaluateStore(settings.app.cache / "page_evaluations")
+        self.component: gr.HTML | None = None
+
+    # --- Run, Go on and Stop ---------------------------------------------------------------------
+
+    def run(self, request: EvaluateRequest, session: str) -> Iterator[dict[str, Any]]:
+        """Values for the component: queued, running, and at last ready, stopped or error.
+
+        Raises:
+            gr.Error: after the error value.
+        """
+
+        run_id = self.store.new()
+        kept: tuple[Path, int] | None = None
+
+        def ask(handle: ModelHandle) -> RunConfig:
+            return request.config(handle, self._model(handle), kept)
+
+        def check() -> None:
+            nonlocal kept
+            most = request.check()["questions"]
+            if (handle := self.slot.handle) is not None:
+                ask(handle)  # so that nobody waits in the line for a refusal
+            if request.source == MINE:
+                folder = self.store.data(run_id)
+                limits = self.settings.images
+                kept = keep_questions(request.files, folder, limits, most, self._decoded)
+
+        try:
+            yield from self._told(run_id, session, ask, check)
+        finally:
+            self.store.forget(run_id)
+
+    def _decoded(self, image: Path | bytes, limits: ImageLimits) -> None:
+        """Decode an image of an upload, to see that it can be."""
+        if isinstance(image, bytes):
+            self.images.open_bytes(image, limits)
+        else:
+            self.images.open_upload(str(image), limits, image.name)
+
+    def go_on(self, run_id: object, session: str) -> Iterator[dict[str, Any]]:
+        """The same for a run that was stopped, or of which questions failed.
+
+        Raises:
+            gr.Error: after the error value.
+        """
+        known = run_id if isinstance(run_id, str) else ""
+
+        def check() -> None:
+            self.store.find(known)
+
+        yield from self._told(
+            known, session, lambda handle: read_config(self.store.find(known) / CONFIG), check
+        )
+
+    def stop(self, session: str) -> None:
+        """End this browser's run after the questions it is at; what was answered stays."""
+        self.runner.stop(session, EVALUATE)
+
+    def _told(
+        self, run_id: str, session: str, ask: Ask, check: Callable[[], object]
+    ) -> Iterator[dict[str, Any]]:
+        try:
+            check()
+            job = self.runner.job(session, EVALUATE)
+            with self.store.writing(run_id) as folder:
+                yield from self._run(run_id, folder, ask, job)
+        except StoppedWaiting:
+            yield error_value(run_id, "Stopped while it was waiting; nothing was asked.")
+        except (ValueError, RunOutOfMemoryError) as error:
+            place = self.store.place(run_id)
+            text = str(error).replace(str(place), "of this run")
+            text = without_place(text.encode("utf-8", "replace"), place).decode()
+            yield error_value(run_id, text)
+            raise gr.Error(text, title="Not possible", print_exception=False) from error
+        except gr.Error:
+            raise
+        except Exception as error:
+            log.exception("an evaluation failed")
+            yield error_value(run_id, UNFORESEEN)
+            raise gr.Error(UNFORESEEN, print_exception=False) from error
+
+    def _run(self, run_id: str, folder: Path, ask: Ask, job: Job) -> Iterator[dict[str, Any]]:
+        seen = _Live(folder)
+        done: Stopped | None = None
+        try:
+            for event in self.runner.run(job, lambda job: self._work(ask, folder, job)):
+                if isinstance(event, Waiting):
+                    yield queued_value(run_id, event.before)
+                elif isinstance(event, At):
+                    yield _running(run_id, job, event, seen)
+        except StoppedWaiting:
+            raise
+        except Stopped as stopped:
+            if not stopped.done:
+                words = f"{job.ended_by} before a question was answered."
+                raise ValueError(words) from stopped
+            done = stopped
+        said = ""
+        if done is not None:
+            said = f"{job.ended_by} after {done.done} of {done.total} questions"
+        yield self._value(run_id, folder, said)
+
+    def _work(self, ask: Ask, folder: Path, job: Job) -> Summary:
+        """In the job's thread, which alone holds the model meanwhile."""
+        handle = self.slot.handle
+        if handle is None:
+            raise ValueError(why_no_model(self.slot.state))
+        job.enter("Starting")
+        config = ask(handle)
+        prepared = prepare(config.run)
+        job.enter("Answering")
+        return self.answer(handle, config, prepared, folder, **job.hooks)
+
+    def _model(self, handle: ModelHandle) -> ModelSettings:
+        """The model's settings as the run's file has them: those of the start, where it is that
+        model, without a profile's path, for methods have all that it says."""
+        start, info = self.settings.model, handle.info
+        own = start if start.model == info.id else ModelSettings(info.id)
+        return replace(own, profile=None)
+
+    # --- what is shown ---------------------------------------------------------------------------
+
+    def _value(self, run_id: str, folder: Path, stopped: str = "") -> dict[str, Any]:
+        assert self.component is not None
+        section = read_section(folder)
+        asked = {record.question: record.index for record in section.run.records()}
+        questions = look_up(section.run, asked).questions
+        pictures: dict[str, str] = {}
+        for one in questions.values():
+            if one.cluster not in pictures:  # one picture a scene
+                image = encode_image(one.pictures[0](), PICTURE_SIDE)
+                pictures[one.cluster] = cached(*image, self.component)["url"]
+        data = build_evaluate_payload(section, questions, pictures)
+        seconds = sum(float(one.get("seconds", 0)) for one in section.run.summaries)
+        whole = section.complete and not stopped
+        over = len(asked) >= (section.run.config.run.limit or 0)
+        return {
+            "phase": "ready" if over and not stopped else "stopped",
+            "run": run_id,
+            "message": stopped or ("Done" if whole else "Not complete"),
+            "facts": [f"took {seconds:.1f} s"] if whole and seconds else [],
+            "data": cached(data, "evaluation.bin", self.component),
+        }
+
+    # --- questions of the component: no queue and no model; one JSON argument; {"error": ...} -----
+
+    def open_evaluation(self, ask: Any) -> dict[str, Any]:
+        """A run by its id: {"run": id}."""
+        try:
+            run_id = str(field_of(ask, "run"))
+            return self._value(run_id, self.store.find(run_id))
+        except ValueError as error:
+            return {"error": str(error)}
+
+    def evaluation_file(self, ask: Any) -> dict[str, Any]:
+        """A file of a run: {"run": id, "what": one of `evaluate_files.MEDIA`}."""
+        assert self.component is not None
+        what = field_of(ask, "what")
+        try:
+            data = file_of(self.store.find(field_of(ask, "run")), what)
+        except ValueError as error:
+            return {"error": str(error)}
+        name = f"evaluation-{what}" if what != "records.jsonl" else "evaluation-answers.jsonl"
+        return {**cached(data, name, self.component), "name": name}
+
+    def question(self, ask: Any) -> tuple[Run, Question]:
+        """A question of a run: {"run": id, "question": id}.
+
+        Raises:
+            ValueError: run or question is unknown.
+        """
+        run = read_run(self.store.find(field_of(ask, "run")))
+        name = field_of(ask, "question")
+        places = {one.question: one.index for one in run.records() if one.question == name}
+        found = look_up(run, places).questions
+        if not isinstance(name, str) or name not in found:
+            raise ValueError("This question is not one of the run.")
+        return run, found[name]
+
+
+def _running(run_id: str, job: Job, at: At, seen: _Live) -> dict[str, Any]:
+    if at.stage == "Answering" and (shown := seen.look(at.done)) is not None:
+        seen.shown = shown
+        at = job.at  # looking took its time
+    value: dict[str, Any] = {
+        "phase": "running",
+        "run": run_id,
+        "message": "Stopping after the questions at hand" if job.stopped else at.stage,
+        "facts": [],
+        "fraction": at.done / at.total if at.total else None,
+        "text": at.text,
+    }
+    if at.stage == "Answering" and at.total:
+        value["facts"].append(f"{at.done} of {at.total} questions")
+        left = seen.left(at.done, at.total)
+        if left is not None and not job.stopped:
+            value["facts"].append(_spoken(left))
+        if seen.shown:
+            value["live"] = seen.shown
+    return value
+
+
+def _spoken(seconds: float) -> str:
+    if seconds < 90:
+        return f"about {max(1, round(seconds))} s left"
+    return f"about {round(seconds / 60)} min left"
+
+
+def field_of(ask: Any, name: str) -> Any:
+    """A field of a question of the component; None where it has none."""
+    return ask.get(name) if isinstance(ask, Mapping) else None

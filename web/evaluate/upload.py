@@ -1,0 +1,196 @@
+"""A visitor's own questions for the Evaluate tab: one file with rows, and the images that it names.
+
+Only what was uploaded is opened: a row's image names lead to the files that came with it, by the
+last part of their name, and no path of the machine is ever followed. What a run then reads is a
+copy made here, in which every name is one of ours. So whoever opens the run later, report or page,
+opens nothing else either.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from sinkscope.config import ImageLimits
+from sinkscope.evaluation.base import Question
+from sinkscope.evaluation.data import Row, StoredPicture, open_data
+from sinkscope.evaluation.tasks.base import RowFault
+from sinkscope.evaluation.tasks.jsonl import TABLE, TASK, question_of
+from sinkscope.models.images import ImageError, open_image
+from sinkscope.records.pictures import Uploaded, picture
+from sinkscope.records.record import RecordError
+from sinkscope.records.sources import file_source
+from sinkscope.records.text import Damaged
+from sinkscope.web.server.uploads import upload_path
+from sinkscope.web.sinks.files import ALLOWED, question_file
+from sinkscope.web.sinks.request import Picture
+
+QUESTIONS = "questions.jsonl"
+MOST_FILES = 1000
+MOST_BYTES = 200_000_000  # of the images of one run
+_NAMED = 3  # faults that a refusal names
+
+
+def keep_questions(
+    files: Sequence[Picture],
+    folder: Path,
+    limits: ImageLimits,
+    most: int,
+    opened: Callable[[Path | bytes, ImageLimits], object] = open_image,
+) -> tuple[Path, int]:
+    """Check uploaded questions, and put a copy of them and their images into a new folder.
+
+    Args:
+        files: all that was uploaded: one with questions in any layout of docs/data.md, and images.
+        folder: is made.
+        limits: of images.
+        most: how many questions are taken, the first ones.
+        opened: opens an image, to see that it can be.
+
+    Returns:
+        The file of the copy (JSON lines), and how many questions it has.
+
+    Raises:
+        ValueError: there is no such file, an image is missing, or a row cannot be asked; the first
+            ones are named. Nothing is written then, but for the folder.
+    """
+    if len(files) > MOST_FILES:
+        raise ValueError(f"{len(files)} files were uploaded; allowed: at most {MOST_FILES}.")
+    file = question_file(files)
+    if file is None:
+        raise ValueError(
+            f"No file with questions was uploaded; allowed: one ({', '.join(ALLOWED)}), with the "
+            "images that it names. Each row has a question, its answer and its image."
+        )
+    folder.mkdir(parents=True)
+    copies = _Copies(folder, limits, opened)
+    lines: list[str] = []
+    asked: list[Question] = []
+    faults: list[str] = []
+    for row in _rows(file, files):
+        if len(asked) + len(faults) == most:
+            break
+        try:
+            if row.damage:
+                raise RowFault(row.damage)
+            question = question_of(row)
+            names = [
+                copies.name_of(one) for one in question.pictures if isinstance(one, StoredPicture)
+            ]
+        except (RowFault, RecordError, ImageError) as error:
+            said = str(error).rstrip(".")
+            faults.append(said if row.damage else f"{row.where[:1].upper()}{row.where[1:]}: {said}")
+            continue
+        asked.append(question)
+        lines.append(json.dumps(_line(question, names), ensure_ascii=False) + "\n")
+    if faults:
+        more = f" ({len(faults)} rows in all)" if len(faults) > _NAMED else ""
+        raise ValueError(f"Not every row can be asked{more}. {'. '.join(faults[:_NAMED])}.")
+    if not asked:
+        raise ValueError(f"{Path(file.name).name} has no rows.")
+    path = folder / QUESTIONS
+    path.write_text("".join(lines), encoding="utf-8")
+    _check_copy(path, asked)
+    return path, len(asked)
+
+
+def _rows(file: Picture, files: Sequence[Picture]) -> Iterator[Row]:
+    """The rows of the uploaded file; names of images lead to what came with it."""
+    named: dict[str, Path | None] = {}
+    for one in files:
+        if one is not file:
+            short = _short(one)
+            named[short] = None if short in named else upload_path(str(one.path))
+    pictures = Uploaded(named)
+    source = file_source(upload_path(str(file.path)), pictures, _short(file), damaged=True)
+    for number, values in source.rows():
+        where = source.place(number)
+        if isinstance(values, Damaged):
+            yield Row({}, number, where, pictures, TABLE, values.reason)
+        elif not isinstance(values, dict):
+            yield Row({}, number, where, pictures, TABLE, f"{where} is no object")
+        else:
+            yield Row(values, number, where, pictures, TABLE)
+
+
+@dataclass
+class _Copies:
+    """Images that were looked at and copied, by names of ours."""
+
+    folder: Path
+    limits: ImageLimits
+    opened: Callable[[Path | bytes, ImageLimits], object]
+    names: dict[Path | bytes, str] = field(default_factory=dict)
+    size: int = 0
+
+    def name_of(self, given: StoredPicture) -> str:
+        """The name of the copy.
+
+        Raises:
+            ImageError: the image is not among the uploads, or cannot be used.
+            ValueError: all of them are too large together.
+        """
+        found = picture(given.reference, given.pictures, self.limits.max_bytes)
+        if found in self.names:
+            return self.names[found]
+        self.opened(found, self.limits)
+        data = found if isinstance(found, bytes) else found.read_bytes()
+        self.size += len(data)
+        if self.size > MOST_BYTES:
+            raise ValueError(
+                f"The images have more than {MOST_BYTES / 1e6:.0f} MB together, the most allowed; "
+                "the command line has no such limit (sinkscope evaluate run --task jsonl)."
+            )
+        name = self.names[found] = f"{len(self.names) + 1:05}.image"
+        (self.folder / name).write_bytes(data)
+        return name
+
+
+def _line(question: Question, images: Sequence[str]) -> dict[str, Any]:
+    """A row that is read as the same question."""
+    truth = question.truth
+    made: dict[str, Any] = {
+        "id": question.id,
+        "question": question.text,
+        "image": list(images),
+        "category": question.category,
+        "cluster": question.cluster,
+    }
+    if question.options:
+        texts = [said for _, said in question.options]
+        made["choices"] = texts
+        own = dict(question.options)[truth]
+        made["answer"] = own if texts.count(own) == 1 else truth
+    elif isinstance(truth, tuple):
+        made["answers"] = list(truth)
+    else:
+        made["answer"] = truth
+    if question.system is not None:
+        made["system"] = question.system
+    return {key: value for key, value in made.items() if value != ""}
+
+
+def _check_copy(path: Path, asked: Sequence[Question]) -> None:
+    """That the copy asks what the upload asks.
+
+    Raises:
+        ValueError: a row is in a layout that a copy cannot have.
+    """
+    read = TASK.read(open_data(str(path), None, TASK.tables))
+    for own, copied in zip(asked, read, strict=True):
+        same = isinstance(copied, Question) and all(
+            getattr(own, name) == getattr(copied, name)
+            for name in ("id", "text", "truth", "options", "category", "cluster", "system")
+        )
+        if not same:
+            raise ValueError(
+                f"The question {own.id} cannot be taken from an upload as it is; the command line "
+                "asks it (sinkscope evaluate run --task jsonl --data FILE)."
+            )
+
+
+def _short(one: Picture) -> str:
+    return one.name.replace("\\", "/").rsplit("/", 1)[-1]

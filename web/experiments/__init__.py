@@ -1,0 +1,1 @@
+"""The Experiments tab: causal experiments on attention sinks."""

@@ -1,0 +1,55 @@
+"""What the Experiments tab says before a run: whether the loaded model can be asked, and how its
+sinks are known."""
+
+from __future__ import annotations
+
+from sinkscope.experiments import catalogue
+from sinkscope.models.loading import ModelHandle
+from sinkscope.web.experiments.request import MINE
+from sinkscope.web.explore.forecast import Notice, notice
+from sinkscope.web.runs.loaded_model import SlotState, why_no_model
+
+
+def ahead_of(state: SlotState, name: str, source: str) -> Notice:
+    """The line under Run.
+
+    Args:
+        state: of the model.
+        name: of the chosen experiment.
+        source: of its samples.
+    """
+    handle = state.working
+    if handle is None:
+        return notice(why_no_model(state), "warn")
+    layers = f"{handle.info.id}: layers 0 to {handle.info.layers - 1}."
+    if handle.family.sees_images:
+        return notice(f"{layers} {_known(handle)}")
+    needs = any(row.name == name and row.needs_images for row in catalogue.EXPERIMENTS)
+    if needs:
+        there = ", ".join(row.name for row in catalogue.EXPERIMENTS if not row.needs_images)
+        words = (
+            f"{handle.info.id} is a text model and sees no images; {name} needs one that does. "
+            f"Allowed: {there}."
+        )
+        return notice(words, "warn")
+    samples = (
+        "Upload a .txt file with a prompt a line"
+        if source == MINE
+        else "Bundled samples are our own prompts"
+    )
+    return notice(
+        f"{layers} A text model: the first token stands for the sink, which is held against an "
+        f"ordinary token near it. {samples}."
+    )
+
+
+def _known(handle: ModelHandle) -> str:
+    profile = handle.profile
+    if profile is None:
+        return (
+            "It has no sink profile, so sinks are the vision tokens that receive most attention. "
+            "The Sinks tab can find a profile."
+        )
+    dims = ", ".join(map(str, profile.dims))
+    word = "dimension" if len(profile.dims) == 1 else "dimensions"
+    return f"Sinks by its profile: {word} {dims}, tau {profile.tau:.3g}."

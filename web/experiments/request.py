@@ -1,0 +1,160 @@
+"""One press of Run in the Experiments tab: what it asks for, and the samples it comes to."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from sinkscope.config import ImageLimits
+from sinkscope.experiments.catalogue import Experiment, experiment_named
+from sinkscope.experiments.samples import Prompts, own_prompts, read_prompts
+from sinkscope.experiments.settings import StudySettings
+from sinkscope.jobs.job import Job
+from sinkscope.models.loading import ModelHandle
+from sinkscope.setting import REQUIRED, checked, explained, offered, refuse, setting, settings_of
+from sinkscope.sinks.samples import PROMPT, Sample
+from sinkscope.web.controls import said_by
+from sinkscope.web.server.uploads import open_upload, upload_path
+from sinkscope.web.sinks.request import (
+    IMAGES,
+    LONGEST_PROMPT,
+    MOST_FILES,
+    MOST_SAMPLES,
+    Opener,
+    Picture,
+    SinksRequest,
+    draw_samples,
+)
+
+BUNDLED, MINE = "Bundled", "My own"
+TEXT_FILES = (".txt", ".text", ".md")
+
+
+@explained
+@dataclass(frozen=True)
+class ExperimentRequest:
+    """What the tab's controls say; `check` looks at it.
+
+    `name` is the experiment's. `source` is `BUNDLED` (drawn scenes, for a text model our own
+    prompts) or `MINE` (`pictures`: images, a file with questions about them among them, or for a
+    text model a text file). `prompt` is asked about every image without a question of its own.
+    `own` and `study` are what the controls of the experiment's settings and of those of all
+    experiments say, by the names that users know.
+    """
+
+    name: str
+    source: str = BUNDLED
+    pictures: tuple[Picture, ...] = ()
+    prompt: str = ""
+    own: Mapping[str, Any] = field(default_factory=dict)
+    study: Mapping[str, Any] = field(default_factory=dict)
+    samples: int = setting(
+        16, "More give narrower intervals.", low=1, high=MOST_SAMPLES, label="How many"
+    )
+
+    def check(self) -> tuple[Experiment, Any, StudySettings]:
+        """The experiment, its settings, and those of all experiments.
+
+        Raises:
+            ValueError: naming the setting, its value and what is allowed.
+        """
+        experiment = experiment_named(self.name)
+        if self.source not in (BUNDLED, MINE):
+            raise refuse("source", self.source, f"{BUNDLED}, {MINE}")
+        if not isinstance(self.prompt, str) or len(self.prompt) > LONGEST_PROMPT:
+            raise ValueError(f"The question has more than {LONGEST_PROMPT} characters.")
+        (samples,) = settings_of(ExperimentRequest)
+        checked(samples, said_by(samples, self.samples))
+        if self.source == MINE and not self.pictures:
+            raise ValueError("There is no file. Upload some, or take the bundled samples.")
+        if len(self.pictures) > MOST_FILES:
+            raise ValueError(
+                f"{len(self.pictures)} files were given; allowed: at most {MOST_FILES}."
+            )
+        own, study = (_made(experiment.settings, self.own), _made(StudySettings, self.study))
+        return experiment, own, study
+
+    @property
+    def count(self) -> int:
+        """How many samples, as a whole number."""
+        return int(self.samples)
+
+
+def _made(cls: type[Any], said: Mapping[str, Any]) -> Any:
+    """The settings that controls say."""
+    values: dict[str, Any] = {}
+    for one in offered(cls):
+        if one.name in said:
+            values[one.field] = said_by(one, said[one.name])
+        elif one.default is REQUIRED:
+            raise refuse(one.name, None, one.help.rstrip("."))
+    return cls(**values)
+
+
+def samples_of(
+    request: ExperimentRequest,
+    handle: ModelHandle,
+    limits: ImageLimits,
+    job: Job,
+    opened: Opener = open_upload,
+) -> Prompts:
+    """The samples of a run; `opened` opens an upload.
+
+    Raises:
+        ValueError: there is none that can be used, or a file that this model cannot read.
+        Stopped: the job was.
+    """
+    if not handle.family.sees_images:
+        if request.source == BUNDLED:
+            return own_prompts(request.count)
+        return _prompts(request, handle.info.id)
+    if request.source == BUNDLED:
+        return _scenes(request)
+    drawn = draw_samples(
+        SinksRequest(
+            IMAGES,
+            request.pictures,
+            request.prompt.strip() or PROMPT,
+            samples=request.count,
+            held_out=0,
+        ),
+        limits,
+        **job.hooks,
+        opened=opened,
+    ).find
+    source = "the upload" if drawn.source == "The upload" else drawn.source  # inside a sentence
+    return Prompts(drawn.samples, source, drawn.notes())
+
+
+def _scenes(request: ExperimentRequest) -> Prompts:
+    # Drawing scenes is part of making the bundled model, which nothing else on the page needs.
+    from PIL import Image
+
+    from sinkscope.demo.asked import SOURCE, asked_scenes
+
+    made: Iterator[Sample] = (
+        Sample(one.name, (Image.fromarray(one.image),), one.question, one.answer)
+        for one in asked_scenes(request.count, request.prompt.strip() or None, 0)
+    )
+    return Prompts(tuple(sorted(made, key=lambda sample: sample.id)), SOURCE)
+
+
+def _prompts(request: ExperimentRequest, model: str) -> Prompts:
+    """The lines of an uploaded text file."""
+    names = [Path(one.name.replace("\\", "/")).name[:80] or "file" for one in request.pictures]
+    if len(names) != 1 or Path(names[0]).suffix.lower() not in TEXT_FILES:
+        raise ValueError(
+            f"{model} is a text model and sees no images, but {', '.join(names[:3])} "
+            f"{'was' if len(names) == 1 else 'were'} uploaded; allowed: one text file "
+            f"({', '.join(TEXT_FILES)}) with a prompt a line."
+        )
+    path = upload_path(str(request.pictures[0].path))
+    try:
+        read = read_prompts(path, request.count)
+    except ValueError as error:  # which names the place of the file on the server
+        raise ValueError(str(error).replace(path.name, names[0])) from error
+    return Prompts(
+        read.samples, names[0], tuple(n.replace(path.name, names[0]) for n in read.notes)
+    )

@@ -1,0 +1,246 @@
+"""What happens on Run and Stop in the Experiments tab, and on its questions. Knows no layout.
+
+A run is a job (`jobs.runner`) in the line in which answers wait for the model, too. It gives a
+result or nothing: an experiment that was stopped has measured only a part of what it compares.
+"""
+
+from __future__ import annotations
+
+import logging
+import tempfile
+import time
+import zipfile
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+from PIL import Image
+
+from sinkscope.attention_extractor import RunOutOfMemoryError
+from sinkscope.config import Settings
+from sinkscope.experiments.compare import compare, is_comparison
+from sinkscope.experiments.result import Result
+from sinkscope.experiments.run import run_experiment
+from sinkscope.experiments.saving import save_result
+from sinkscope.jobs.job import At, Job, Progress, Stopped
+from sinkscope.jobs.runner import Done, Runner, StoppedWaiting, Waiting
+from sinkscope.utils import sha256
+from sinkscope.web.experiments.payload import build_experiment_payload
+from sinkscope.web.experiments.request import ExperimentRequest, samples_of
+from sinkscope.web.experiments.store import ExperimentResult, ExperimentStore
+from sinkscope.web.explore.handlers import UNFORESEEN
+from sinkscope.web.explore.inspector import cached, cached_file, error_value, queued_value
+from sinkscope.web.runs.image_process import ImageProcess
+from sinkscope.web.runs.loaded_model import ModelSlot, why_no_model
+from sinkscope.web.runs.store import new_id
+
+log = logging.getLogger(__name__)
+
+COMPARISON = "comparison"  # of two results; needs no model and waits for nobody
+EXPERIMENT = "experiment"  # the kind of job that the tab's Stop is for
+GONE = "This result is no longer on the server. Press Run to make it again."
+LOOKING = "Looking for sinks"
+DRAWING = "Drawing the figures"
+ExperimentEngine = Callable[..., Result]
+
+
+class ExperimentsHandlers:
+    """The tab's actions, one object an app; `component` is what shows results, set by the tab.
+
+    Args:
+        settings: of this start.
+        slot: the model.
+        runner: of the jobs of all tabs.
+        engine: what runs an experiment; tests put their own here.
+        images: what decodes uploads.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        slot: ModelSlot,
+        runner: Runner,
+        engine: ExperimentEngine | None = None,
+        images: ImageProcess | None = None,
+    ) -> None:
+        self.settings, self.slot, self.runner = settings, slot, runner
+        self.images = images or ImageProcess(settings.images)
+        self.engine = engine or run_experiment
+        self.store = ExperimentStore()
+        self.component: gr.HTML | None = None
+
+    # --- Run and Stop ----------------------------------------------------------------------------
+
+    def run(self, request: ExperimentRequest, session: str) -> Iterator[dict[str, Any]]:
+        """Values for the component: queued, running, and at last ready, stopped or error.
+
+        Raises:
+            gr.Error: after the error value, so that callers of the API learn of it too.
+        """
+        run_id = new_id()
+        job = self.runner.job(session, EXPERIMENT)
+        try:
+            yield from self._run(request, run_id, job)
+        except StoppedWaiting:
+            yield _stopped(run_id, "Stopped while it was waiting; nothing was measured.")
+        except Stopped as stopped:
+            at = f" after {stopped.done} of {stopped.total} steps" if stopped.total else ""
+            yield _stopped(
+                run_id, f"{job.ended_by}{at}; a part of it says nothing, so none is kept."
+            )
+        except (ValueError, RunOutOfMemoryError) as error:
+            yield error_value(run_id, str(error))
+            raise gr.Error(str(error), title="Not possible", print_exception=False) from error
+        except gr.Error:
+            raise
+        except Exception as error:
+            log.exception("an experiment failed")
+            yield error_value(run_id, UNFORESEEN)
+            raise gr.Error(UNFORESEEN, print_exception=False) from error
+
+    def stop(self, session: str) -> None:
+        """End this browser's run after the pass it is at."""
+        self.runner.stop(session, EXPERIMENT)
+
+    def _run(self, request: ExperimentRequest, run_id: str, job: Job) -> Iterator[dict[str, Any]]:
+        request.check()
+        begun = -1.0
+        for event in self.runner.run(job, partial(self._work, request, run_id)):
+            if isinstance(event, Waiting):
+                yield queued_value(run_id, event.before)
+            elif isinstance(event, Done):
+                yield event.result
+            else:
+                begun = time.monotonic() if begun < 0 else begun
+                yield _running(run_id, job, event, begun)
+
+    def _work(self, request: ExperimentRequest, run_id: str, job: Job) -> dict[str, Any]:
+        """The result, computed in the job's thread, which alone holds the model meanwhile."""
+        handle = self.slot.handle
+        if handle is None:
+            raise ValueError(why_no_model(self.slot.state))
+        experiment, own, study = request.check()
+        job.enter("Reading the samples")
+        opened = partial(self.images.open_upload, stop=job.stop_event)
+        samples = samples_of(request, handle, self.settings.images, job, opened)
+        result = self.engine(
+            handle,
+            experiment.name,
+            samples,
+            own,
+            study,
+            on_progress=_staged(job, len(samples.samples)),
+            stop=job.stop_event,
+        )
+        job.enter(DRAWING)
+        value = self._value(result, run_id)
+        self.store.put(ExperimentResult(run_id, result, value))
+        return value
+
+    def _value(self, result: Result, run_id: str) -> dict[str, Any]:
+        assert self.component is not None
+        with tempfile.TemporaryDirectory() as folder:
+            written = save_result(Path(folder), result)
+            sizes = {path.name: _size(path) for path in written if path.suffix == ".png"}
+            written.append(_archive(Path(folder), written, result))
+            files = {path.name: cached_file(path, self.component)["url"] for path in written}
+        data = build_experiment_payload(result, files, sizes)
+        return {
+            "phase": "ready",
+            "run": run_id,
+            "message": "Done",
+            "facts": [f"{result.experiment}, two runs side by side"]
+            if is_comparison(result)
+            else [
+                result.experiment,
+                f"{len(result.samples)} samples",
+                f"{result.seconds:.1f} s",
+            ],
+            "data": cached(data, "experiment.bin", self.component),
+        }
+
+    # --- a question of the component: no queue and no model; one JSON argument --------------------
+
+    def open_experiment(self, ask: Any) -> dict[str, Any]:
+        """A result by its id, for a page that was reloaded."""
+        kept = self.store.get(ask.get("run") if isinstance(ask, Mapping) else None)
+        return {"error": GONE} if kept is None else kept.value
+
+    def compare_experiments(self, ask: Any) -> dict[str, Any]:
+        """Two finished runs side by side, by their ids: a result of its own, or an error."""
+        given = ask if isinstance(ask, Mapping) else {}
+        one, other = self.store.get(given.get("a")), self.store.get(given.get("b"))
+        if one is None or other is None:
+            return {"error": GONE}
+        # The same two again are not drawn again. Who knows both ids may see it, and nobody else.
+        run_id = sha256(f"{one.id}~{other.id}".encode())[: len(one.id)]
+        known = self.store.get(run_id)
+        if known is not None:
+            return known.value
+
+        def work(job: Job) -> ExperimentResult:
+            both = compare(one.result, other.result)
+            return ExperimentResult(run_id, both, self._value(both, run_id))
+
+        job = self.runner.job("", COMPARISON)
+        try:
+            made: ExperimentResult = self.runner.result(job, work, waits=False)
+        except ValueError as error:
+            return {"error": str(error)}
+        except Exception:
+            log.exception("a comparison failed")
+            return {"error": UNFORESEEN}
+        self.store.put(made)
+        return made.value
+
+
+def _staged(job: Job, count: int) -> Progress:
+    """Tells a job of two parts: looking for sinks in `count` samples, then the experiment itself,
+    whose number of passes is known once the samples are."""
+
+    def tell(done: int, total: int, text: str) -> None:
+        stage, _, rest = text.partition(": ")
+        if total > count and done > count:
+            done, total = done - count, total - count
+        elif total > count:  # the last sample was looked at
+            done, total = 0, total - count
+        if job.at.stage != stage:
+            job.enter(stage)
+        job.report(done, total, rest)
+
+    return tell
+
+
+def _running(run_id: str, job: Job, at: At, begun: float) -> dict[str, Any]:
+    what = "samples" if at.stage == LOOKING else "passes"
+    facts = [f"{at.done} of {at.total} {what}"] if at.total else []
+    return {
+        "phase": "running",
+        "run": run_id,
+        "message": "Stopping after this pass" if job.stopped else at.stage or "Starting",
+        "facts": [*facts, f"{time.monotonic() - begun:.0f} s"],
+        "fraction": at.done / at.total if at.total else None,
+        "text": at.text,
+    }
+
+
+def _stopped(run_id: str, message: str) -> dict[str, Any]:
+    return {"phase": "stopped", "run": run_id, "message": message}
+
+
+def _size(path: Path) -> tuple[int, int]:
+    with Image.open(path) as image:
+        return image.size
+
+
+def _archive(folder: Path, written: list[Path], result: Result) -> Path:
+    """All files in one."""
+    model = str(result.model.get("id")).rstrip("/\\").replace("\\", "/").rsplit("/", 1)[-1]
+    plain = "".join(c if c.isascii() and (c.isalnum() or c in ".-_") else "-" for c in model)
+    path = folder / f"{result.experiment}-{plain}.zip"
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        for file in written:
+            archive.write(file, f"{path.stem}/{file.name}")
+    return path

@@ -1,0 +1,1 @@
+"""The Explore tab: its form, its events, and what they do."""

@@ -1,0 +1,134 @@
+"""What methods gave for tokens of runs: in memory up to a budget, and beside the run's files.
+
+A file is in the folder of the run (`web.runs.store.RunStore`): it counts in the store's budget,
+goes with the run, and is there after the app was started anew. Pairs of runs and the example have
+no folder that may be written to; theirs stay in memory.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections import OrderedDict
+from dataclasses import dataclass
+from hashlib import sha256
+from pathlib import Path
+
+from sinkscope.capture.trace import GenerationTrace
+from sinkscope.methods.base import MapStack
+from sinkscope.methods.stack_file import open_stack, save_stack
+from sinkscope.web.runs.store import RunStore
+
+log = logging.getLogger(__name__)
+
+MOST_BYTES = 128_000_000  # in memory
+MOST_BESIDE = 64_000_000  # of files beside one run
+PATTERN = "explained-*.npz"
+
+Key = tuple[str, str, tuple[int, ...], str]  # run, side, tokens, method
+
+
+@dataclass(frozen=True)
+class Kept:
+    """What came of one method: its stack, or why there is none."""
+
+    stack: MapStack | None
+    why_not: str = ""
+    seconds: float = 0.0
+
+    @property
+    def nbytes(self) -> int:
+        """Memory that it takes."""
+        if self.stack is None:
+            return 256
+        arrays = (one.values for one in (self.stack, *(self.stack.ratio or ())))
+        return 256 + sum(int(values.nbytes) for values in arrays)
+
+
+class ExplainedStore:
+    """One for the app; the least recently used leave the memory first, the oldest files the disk.
+
+    Args:
+        runs: beside whose files it writes; None: it keeps in memory alone.
+        most: bytes in memory.
+        beside: bytes of files beside one run.
+    """
+
+    def __init__(
+        self, runs: RunStore | None = None, most: int = MOST_BYTES, beside: int = MOST_BESIDE
+    ) -> None:
+        self._lock = threading.Lock()
+        self._kept: OrderedDict[Key, Kept] = OrderedDict()
+        self._runs, self._most, self._beside, self._bytes = runs, most, beside, 0
+
+    def get(self, key: Key, trace: GenerationTrace | None = None) -> Kept | None:
+        """What is kept; from its file only where `trace`, the key's side, is given."""
+        with self._lock:
+            if key in self._kept:
+                self._kept.move_to_end(key)
+                return self._kept[key]
+        folder = None if trace is None or self._runs is None else self._runs.folder_of(key[0])
+        if trace is None or folder is None or not (path := folder / _file(key)).is_file():
+            return None
+        try:
+            stack, about = open_stack(path, trace.layout)
+        except ValueError as error:  # computed again, it is written again
+            log.warning("%s", error)
+            return None
+        if about.get("key") != _said(key):
+            return None
+        made = Kept(stack, seconds=float(about.get("seconds", 0.0)))
+        self._remember(key, made)
+        return made
+
+    def put(self, key: Key, made: Kept) -> None:
+        """Keep it. A disk that cannot be written costs nobody a result: it stays in memory."""
+        self._remember(key, made)
+        if made.stack is None or self._runs is None or made.nbytes > self._beside:
+            return
+        folder = self._runs.folder_of(key[0])
+        if folder is None:
+            return
+        try:
+            self._make_room(folder, made.nbytes)
+            about = {"key": _said(key), "seconds": made.seconds}
+            save_stack(made.stack, folder / _file(key), about)
+            self._runs.trim(spare=key[0])
+        except OSError as error:  # of a run that was just deleted, too
+            log.warning("maps of %s are kept in memory only: %s", key[3], error)
+
+    def _remember(self, key: Key, made: Kept) -> None:
+        with self._lock:
+            if (old := self._kept.pop(key, None)) is not None:
+                self._bytes -= old.nbytes
+            self._kept[key] = made
+            self._bytes += made.nbytes
+            while self._bytes > self._most and len(self._kept) > 1:
+                _, gone = self._kept.popitem(last=False)
+                self._bytes -= gone.nbytes
+
+    def _make_room(self, folder: Path, needed: int) -> None:
+        """Remove the run's oldest maps until there is room for so many bytes more."""
+        there = []
+        for path in folder.glob(PATTERN):
+            try:
+                about = path.stat()
+            except FileNotFoundError:
+                continue
+            there.append((about.st_mtime_ns, about.st_size, path))
+        total = sum(size for _, size, _ in there)
+        for _, size, path in sorted(there):
+            if total + needed <= self._beside:
+                break
+            path.unlink(missing_ok=True)
+            total -= size
+
+
+def _said(key: Key) -> list[object]:
+    """All but the run's id, which is the whole of the right to see it and stands in no file."""
+    return [key[1], list(key[2]), key[3]]
+
+
+def _file(key: Key) -> str:
+    name = repr(_said(key)).encode()
+    return PATTERN.replace("*", sha256(name).hexdigest()[:32])

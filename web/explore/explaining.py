@@ -1,0 +1,243 @@
+"""Methods that read the model, in the Explore tab: computed on demand, kept, shown side by side.
+
+The inspector triggers an event; the methods are a job that waits in the line in front of the model,
+and is streamed back in values of phase "explain". What a method gave (a `MapStack`) is kept with
+the run (`web.explore.explained_store`), so that other layers and heads, or the run opened again,
+need no
+model: the server function `explained` makes the maps of it.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, get_args
+
+import gradio as gr
+import numpy as np
+
+from sinkscope.attention_extractor import RunOutOfMemoryError
+from sinkscope.capture.trace import GenerationTrace
+from sinkscope.config import Reduce
+from sinkscope.jobs.job import Job, Stopped
+from sinkscope.jobs.runner import Done, StoppedWaiting, Waiting
+from sinkscope.methods.base import Method, Target, target_of
+from sinkscope.methods.explain import METHODS, method_of
+from sinkscope.methods.passes import passes_of
+from sinkscope.methods.together import Choice, explain_stacks, map_of
+from sinkscope.web.explore.explained_store import Kept
+from sinkscope.web.explore.handlers import EXPIRED, UNFORESEEN, Handlers
+from sinkscope.web.runs.loaded_model import why_no_model
+from sinkscope.web.runs.pairs import find_run
+from sinkscope.web.runs.store import Run
+
+log = logging.getLogger(__name__)
+
+EXPLAIN = "explain"  # the kind of job
+STALE = "This cannot be explained; please reload the page."
+MOST_TOKENS = 4096
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What the inspector asks: tokens by side, methods, and how maps are made of them."""
+
+    targets: Mapping[str, Target]
+    methods: tuple[Method, ...]
+    choice: Choice
+
+
+class Explaining:
+    """The events and the server function."""
+
+    def __init__(self, handlers: Handlers) -> None:
+        self.handlers, self.store = handlers, handlers.explained
+
+    def explained(self, ask: Any) -> dict[str, Any]:
+        """Server function: the maps that are there already, by side and method."""
+        ask = ask if isinstance(ask, Mapping) else {}
+        try:
+            run = self._run(ask)
+            return {"sides": self._sides(run, read_asked(ask, run))}
+        except ValueError as error:
+            return {"error": str(error)}
+
+    def compute(self) -> Callable[..., Any]:
+        """For the inspector's event: computes the methods that its data names."""
+
+        def explain_tokens(
+            event: gr.EventData,
+            request: gr.Request = None,  # type: ignore[assignment]
+        ) -> Iterator[dict[str, Any]]:
+            ask = event._data if isinstance(event._data, Mapping) else {}
+            session = (request.session_hash if request else "") or ""
+            yield from self.values(ask, session)
+
+        return explain_tokens
+
+    def stop(self) -> Callable[..., Any]:
+        """For the inspector's other event: ends what this session has asked for."""
+
+        def stop_explaining(request: gr.Request) -> None:
+            self.handlers.runner.stop(request.session_hash or "", EXPLAIN)
+
+        return stop_explaining
+
+    def values(self, ask: Mapping[str, Any], session: str) -> Iterator[dict[str, Any]]:
+        """Values for the inspector: waiting, how far it is, and the maps or an error."""
+        about = {"phase": "explain", "ask": str(ask.get("ask"))[:64]}
+        job = self.handlers.runner.job(session, EXPLAIN)
+        try:
+            run = self._run(ask)
+            asked = read_asked(ask, run)
+            for event in self.handlers.runner.run(job, lambda job: self._work(run, asked, job)):
+                if isinstance(event, Waiting):
+                    several = "run" if event.before == 1 else "runs"
+                    yield {**about, "message": f"Waiting: {event.before} {several} before this"}
+                elif isinstance(event, Done):
+                    yield {**about, "sides": self._sides(run, asked), "done": True}
+                else:
+                    yield {
+                        **about,
+                        "message": event.text or "Reading the answer",
+                        "fraction": event.done / event.total if event.total else 0,
+                        "sides": self._sides(run, asked),
+                    }
+        except StoppedWaiting:
+            yield {**about, "error": "Stopped while it was waiting; nothing was computed."}
+        except Stopped:
+            words = f"{job.ended_by}; the methods that were ready are kept."
+            yield {**about, "sides": self._sides(run, asked), "error": words}
+        except (ValueError, RunOutOfMemoryError) as error:
+            yield {**about, "error": str(error)}
+        except Exception:
+            log.exception("explaining a token failed")
+            yield {**about, "error": UNFORESEEN}
+
+    def _run(self, ask: Mapping[str, Any]) -> Run:
+        run = find_run(self.handlers.store, ask.get("run"), ask.get("names"), described=False)
+        if run is None:
+            raise ValueError(EXPIRED)
+        return run
+
+    def _work(self, run: Run, asked: Asked, job: Job) -> None:
+        """Compute what is not there, side by side, in the job's thread."""
+        handle = self.handlers.slot.handle
+        if handle is None:
+            raise ValueError(why_no_model(self.handlers.slot.state))
+        sides = list(asked.targets.items())
+        faults: list[str] = []
+        for index, (name, target) in enumerate(sides):
+            todo = [one for one in asked.methods if self._lacks(run, name, target, one)]
+            trace = run.traces[name]
+            try:
+                session = passes_of(handle, trace, stop=job.stop_event)
+            except ValueError as error:  # of two runs side by side one may be another model's
+                faults.append(str(error))
+                continue
+            total = len(todo) * len(sides)
+
+            def report(done: int, of: int, text: str, first: int = index * len(todo)) -> None:
+                job.report(first + done, total, text)  # noqa: B023
+
+            for method, stack, why_not, seconds in explain_stacks(
+                trace, target, todo, session=session, on_progress=report, stop=job.stop_event
+            ):
+                key = (run.id, name, target.tokens, method.name)
+                self.store.put(key, Kept(stack, why_not, seconds))
+        if len(faults) == len(sides):
+            raise ValueError(faults[0])
+
+    def _lacks(self, run: Run, name: str, target: Target, method: Method) -> bool:
+        key = (run.id, name, target.tokens, method.name)
+        kept = self.store.get(key, run.traces[name])
+        return kept is None or kept.stack is None  # a reason may be gone with another model
+
+    def _sides(self, run: Run, asked: Asked) -> dict[str, dict[str, Any]]:
+        made: dict[str, dict[str, Any]] = {}
+        for name, target in asked.targets.items():
+            made[name] = {}
+            for method in asked.methods:
+                key = (run.id, name, target.tokens, method.name)
+                kept = self.store.get(key, run.traces[name])
+                if kept is None:
+                    why = method.availability(run.traces[name])
+                    if why is not None:
+                        made[name][method.name] = {"why": why}
+                elif kept.stack is None:
+                    made[name][method.name] = {"why": kept.why_not}
+                else:
+                    made[name][method.name] = shown(kept, run.traces[name], asked.choice)
+        return made
+
+
+def shown(kept: Kept, trace: GenerationTrace, choice: Choice) -> dict[str, Any]:
+    """A method's map for the browser: values of the cells of all images, null where missing."""
+    assert kept.stack is not None
+    values: list[float | None] = []
+    for image in range(len(trace.layout.grids)):
+        one = Choice(choice.layers, choice.heads, choice.reduce, image)
+        cells = map_of(kept.stack, one).values.reshape(-1)
+        values += [float(f"{v:.6g}") if np.isfinite(v) else None for v in cells]
+    return {
+        "values": values,
+        "unit": kept.stack.unit,
+        "signed": kept.stack.signed,
+        "normalisation": kept.stack.normalisation,
+        "seconds": round(kept.seconds, 2),
+    }
+
+
+def read_asked(ask: Mapping[str, Any], run: Run) -> Asked:
+    """What the inspector asks for, out of anything that may have been sent.
+
+    Raises:
+        ValueError: it is no such question, or the run has no such token, layer or head.
+    """
+    try:
+        first, last = _count(ask["t0"]), _count(ask["t1"])
+        names = ask.get("methods")
+        methods = METHODS if names is None else tuple(method_of(str(n)) for n in names)
+        layers, heads = (tuple(map(_index, ask[name])) for name in ("layers", "heads"))
+        reduce = ask.get("reduce", "mean")
+    except (KeyError, TypeError) as error:
+        raise ValueError(STALE) from error
+    if reduce not in get_args(Reduce) or not 0 <= first <= last < first + MOST_TOKENS:
+        raise ValueError(STALE)
+    targets = {
+        name: target_of(trace, range(first, min(last, len(trace.tokens) - 1) + 1))
+        for name, trace in run.traces.items()
+        if first < len(trace.tokens)
+    }
+    if not targets or not methods:
+        raise ValueError(STALE)
+    if not set(layers) <= set(run.first.layers) or not set(heads) <= set(run.first.heads):
+        raise ValueError(STALE)
+    return Asked(targets, methods, Choice(layers or None, heads or None, reduce))
+
+
+def _count(value: Any) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < 10**6:
+        raise TypeError(value)
+    return value
+
+
+def _index(value: Any) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or not -1 <= value < 10**6:
+        raise TypeError(value)
+    return value
+
+
+def connect_explaining(inspector: gr.HTML, explaining: Explaining, waiting: int) -> None:
+    """The inspector's two events: compute, and Stop."""
+    quiet: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
+    inspector.play(
+        explaining.compute(),
+        None,
+        inspector,
+        concurrency_id="gpu",
+        concurrency_limit=waiting,
+        **quiet,
+    )
+    inspector.end(explaining.stop(), None, None, queue=False, **quiet)

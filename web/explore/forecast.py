@@ -1,0 +1,218 @@
+"""What a run or a load will take, as one quiet line of the page, said before it is started.
+
+Nothing here waits for the model: a forecast reads sizes, and costs a few matrix products.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from PIL import Image
+
+from sinkscope.attention_extractor import Forecast, forecast
+from sinkscope.capture.forecast import available_memory, check_memory
+from sinkscope.capture.pace import Pace
+from sinkscope.config import GenerationSettings, ModelSettings, Settings
+from sinkscope.models.family import PromptInputs
+from sinkscope.models.footprint import Footprint, NotOnDiskError, footprint, where_and_how
+from sinkscope.models.loading import ModelHandle
+from sinkscope.models.source import may_ask_hub
+from sinkscope.utils import number_of
+from sinkscope.web.explore.request import Request
+from sinkscope.web.runs.image_process import limits_for
+from sinkscope.web.runs.loaded_model import ModelSlot
+from sinkscope.web.server.uploads import upload_size
+
+KNOWN_PROMPTS = 32
+AT_ONCE, PATIENCE = 2, 2.0  # forecasts go by the queue: a burst of them must not fill the memory
+
+Notice = dict[str, Any]
+
+
+def notice(text: str = "", kind: str = "quiet", fraction: float | None = None) -> Notice:
+    """A line: `quiet`, `busy` (a fraction from 0 to 1) or `warn`; an empty one is not there."""
+    return {"kind": kind, "text": text, "fraction": fraction}
+
+
+def estimate_run(
+    handle: ModelHandle,
+    inputs: PromptInputs,
+    settings: GenerationSettings,
+    *,
+    answers: int,
+    same_text: bool,
+    pace: Pace,
+) -> Forecast:
+    """The forecast of `answers` side by side; its bytes are those of one.
+
+    Raises:
+        ValueError: they cannot fit; the text names what helps.
+    """
+    if not handle.lock.locked():  # else a run has memory that it gives back before this one starts
+        check_memory(handle, inputs, settings, answers)
+    return forecast(handle, inputs, settings, answers=answers, same_text=same_text, pace=pace)
+
+
+class Forecaster:
+    """Says what a run will take. Remembers the layout of the prompts it was asked about last.
+
+    Args:
+        settings: of this start.
+        slot: the model.
+        estimate: `estimate_run`; tests put their own here.
+        pace: what finished runs took.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        slot: ModelSlot,
+        estimate: Callable[..., Forecast] = estimate_run,
+        pace: Pace | None = None,
+    ) -> None:
+        self._settings = settings
+        self._slot = slot
+        self._estimate = estimate
+        self._pace = pace or Pace()
+        self._layouts: OrderedDict[tuple[tuple[str, ...], str], PromptInputs] = OrderedDict()
+        self._lock = threading.Lock()
+        self._places = threading.BoundedSemaphore(AT_ONCE)
+        slot.on_change(self._forget)
+
+    def of_run(self, request: Request) -> Notice:
+        """The line under Generate: empty where there is no image or no model yet."""
+        handle = self._slot.handle
+        if handle is None or not request.images or not (request.prompt or "").strip():
+            return notice()
+        if not self._places.acquire(timeout=PATIENCE):
+            return notice()
+        try:
+            settings = request.settings(self._settings)
+            inputs = self._inputs(handle, request.images, request.prompt)
+            answers = 2 if request.compare else 1
+            found = self._estimate(
+                handle,
+                inputs,
+                settings,
+                answers=answers,
+                same_text=bool(request.compare and request.same_text),
+                pace=self._pace,
+            )
+            return notice(run_words(found, answers))
+        except ValueError as error:
+            return notice(str(error), "warn")
+        finally:
+            self._places.release()
+
+    def _inputs(self, handle: ModelHandle, images: tuple[str, ...], prompt: str) -> PromptInputs:
+        """The prompt without its pixels: a forecast needs the layout alone."""
+        with self._lock:
+            known = self._layouts.get((images, prompt))
+        if known is not None:
+            return known
+        # The layout follows from the sizes: before its turn in the line no image is decoded.
+        limits = limits_for(self._settings.images, handle)
+        blank = [Image.new("RGB", upload_size(path, limits)) for path in images]
+        made = handle.prepare(blank, prompt)
+        made = dataclasses.replace(made, tensors={}, images=())
+        with self._lock:
+            if handle is self._slot.handle:
+                self._layouts[images, prompt] = made
+            while len(self._layouts) > KNOWN_PROMPTS:
+                self._layouts.popitem(last=False)
+        return made
+
+    def _forget(self) -> None:
+        with self._lock:
+            self._layouts.clear()
+
+
+def run_words(found: Forecast, answers: int) -> str:
+    """`49 vision tokens · up to 1.2 MB of attention · up to about 0.3 s (by earlier runs)`."""
+    tokens = number_of(found.vision_tokens, "vision token")
+    size = size_words(answers * found.payload_bytes)
+    how = "by earlier runs" if found.measured else "estimate"
+    seconds = seconds_words(found.seconds)
+    return f"{tokens} · up to {size} of attention · up to about {seconds} ({how})"
+
+
+def of_load(settings: ModelSettings, parameters: Mapping[str, int]) -> Notice:
+    """The line above Load.
+
+    Args:
+        settings: of the load.
+        parameters: of the models that the page offers, for those that are not on this machine.
+    """
+    try:
+        return _fitting(footprint(settings), "")
+    except NotOnDiskError as error:
+        if not may_ask_hub(settings):
+            return notice(
+                f"{error} The hub may not be asked (local_files_only or HF_HUB_OFFLINE is set); "
+                "give the folder of a downloaded copy.",
+                "warn",
+            )
+        count = parameters.get(settings.model)
+        if count is None:
+            return notice("Not on this machine yet: Load fetches it from the hub first.")
+        place, dtype = where_and_how(settings)
+        kind = str(dtype).removeprefix("torch.")
+        fetched = f"Not on this machine yet: Load fetches {size_words(2 * count)} from the hub. "
+        return _fitting(Footprint(count, count * dtype.itemsize, kind, place), fetched)
+    except ValueError as error:
+        return notice(str(error), "warn")
+
+
+def _fitting(found: Footprint, before: str) -> Notice:
+    free = available_memory(found.device)
+    place = (
+        "the computer's memory" if found.device.type == "cpu" else f"the memory of {found.device}"
+    )
+    words = (
+        f"{before}{count_words(found.parameters)} parameters in {found.dtype}: "
+        f"{size_words(found.nbytes)} of {place}"
+    )
+    if free is None:
+        return notice(f"{words}.")
+    words += f", where {size_words(free)} are free."
+    if found.nbytes <= free:
+        return notice(words)
+    if found.device.type == "cuda":
+        spread = "It is spread over all GPUs and the CPU, which is slower"
+        return notice(f"{words} {spread}; bfloat16 or a smaller model helps.", "warn")
+    smaller = "bfloat16, " if found.dtype in ("float32", "float64") else ""
+    return notice(
+        f"{words} It does not fit: {smaller}a smaller model or another device helps.", "warn"
+    )
+
+
+def size_words(count: float) -> str:
+    """Bytes to two figures: `1.2 MB`, `15 GB`."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if count < 999.5 or unit == "GB":
+            break
+        count /= 1000
+    return f"{_two(count)} {unit}"
+
+
+def count_words(count: float) -> str:
+    """A number of parameters: `3.8 billion`, `5.6 million`."""
+    if count >= 999.5e6:
+        return f"{_two(count / 1e9)} billion"
+    return f"{_two(count / 1e6)} million" if count >= 999.5e3 else f"{count:,.0f}"
+
+
+def seconds_words(seconds: float) -> str:
+    """`0.3 s`, `12 s`, `4 min`."""
+    if seconds < 99.5:
+        return f"{max(seconds, 0.1):.1f} s" if seconds < 9.95 else f"{seconds:.0f} s"
+    minutes = seconds / 60
+    return f"{minutes:.0f} min" if minutes < 99.5 else f"{minutes / 60:.0f} h"
+
+
+def _two(value: float) -> str:
+    return f"{value:.1f}" if value < 9.95 else f"{value:.0f}"

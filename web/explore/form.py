@@ -1,0 +1,229 @@
+"""The left column of the Explore tab: image, prompt, examples, Compare with VAR, and settings."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import gradio as gr
+from gradio.components import Component
+from gradio.processing_utils import save_bytes_to_cache
+
+from sinkscope.config import OF_CHECKPOINT, GenerationSettings
+from sinkscope.models.images import open_image
+from sinkscope.web.controls import control
+from sinkscope.web.explore.inspector import cached, drawn, served
+from sinkscope.web.explore.request import ANSWER, MORE, VAR
+from sinkscope.web.runs.example import Example
+from sinkscope.web.runs.payload import encode_image
+from sinkscope.web.server.uploads import UploadedFile, UploadedImage
+
+
+@dataclass(frozen=True)
+class Form:
+    """What one press of Generate reads.
+
+    Attributes:
+        controls: by the names of the arguments of `generate` (`web.explore.events.generating`).
+        more: places for further images of one question.
+        further: what they are folded away in.
+        ahead: what the run will take, said before it.
+        changed: what was changed since the run on screen.
+        asked: what the controls said for that run (`web.explore.refill`).
+        limits: what the loaded model can be asked, where that is little.
+        note: the sentence about the model's sink dimensions.
+        dims, dims_of: sink dimensions of this browser alone, in the place of the model's, and the
+            model that they were found on.
+        profile: takes them from a file.
+        own: goes back to the model's; there only while others are used.
+        decoding: whether tokens are chosen as set here or as the checkpoint says.
+        says: what the checkpoint says.
+        replaced: controls that have no effect then.
+    """
+
+    controls: dict[str, Component]
+    image: gr.Image
+    more: tuple[gr.Image, ...]
+    further: gr.Accordion
+    prompt: gr.Textbox
+    shelf: gr.HTML
+    compare: gr.Checkbox
+    go: gr.Button
+    stop: gr.Button
+    ahead: gr.HTML
+    changed: gr.HTML
+    asked: gr.State
+    limits: gr.HTML
+    note: gr.Textbox
+    same_text: gr.Checkbox
+    tau: Component
+    decoding: Component
+    says: gr.HTML
+    replaced: tuple[Component, ...]
+    dims: Component
+    dims_of: gr.State
+    own: gr.Button
+    profile: gr.UploadButton
+
+
+def build_form(generation: GenerationSettings, offered: list[Example]) -> Form:
+    """Lay the form out in the column that is open."""
+    image = UploadedImage(
+        label="Image",
+        type="filepath",
+        sources=["upload", "clipboard"],
+        height=190,
+        placeholder="Drop a photo, paste it, or click",
+        image_mode=None,
+        buttons=["fullscreen"],
+        elem_id="image",
+    )
+    further, more = _more_images()
+    prompt = gr.Textbox(
+        label="Prompt",
+        value="Describe the image." if not offered else offered[0].prompt,
+        lines=1,
+        max_lines=6,
+        max_length=20_000,
+        placeholder="Ask something about the image",
+        elem_id="prompt",
+    )
+    shelf = drawn("shelf", None)
+    shelf.props["items"] = [_shelf_item(item, shelf, image) for item in offered]
+    compare = gr.Checkbox(False, label="Compare with VAR", interactive=False, elem_id="compare")
+    with gr.Row(elem_id="actions"):
+        go = gr.Button("Generate", variant="primary", elem_id="generate", min_width=80)
+        stop = gr.Button("Stop", interactive=False, elem_id="stop", min_width=60)
+    changed, asked = notice_line("changed"), gr.State({})
+    limits = notice_line("limits")
+    ahead = notice_line("ahead")
+    note, same_text, dims_of, own, var, profile = _var_settings()
+    answer, says = _generation_settings(generation)
+    return Form(
+        controls={
+            "image": image,
+            "prompt": prompt,
+            "compare": compare,
+            "same_text": same_text,
+            "dims_of": dims_of,
+            **var,
+            **answer,
+            **dict(zip(MORE, more, strict=True)),
+        },
+        image=image,
+        more=more,
+        further=further,
+        prompt=prompt,
+        shelf=shelf,
+        compare=compare,
+        go=go,
+        stop=stop,
+        ahead=ahead,
+        changed=changed,
+        asked=asked,
+        limits=limits,
+        note=note,
+        same_text=same_text,
+        tau=var["tau"],
+        decoding=answer["decoding"],
+        says=says,
+        replaced=tuple(answer[name] for name in OF_CHECKPOINT),
+        dims=var["dims"],
+        dims_of=dims_of,
+        own=own,
+        profile=profile,
+    )
+
+
+def _more_images() -> tuple[gr.Accordion, tuple[gr.Image, ...]]:
+    """Small places for further images of the same question, folded away."""
+    with (
+        gr.Accordion(
+            "Further images of this question", open=False, elem_id="more-images"
+        ) as further,
+        gr.Row(elem_id="more-places"),
+    ):
+        places = tuple(
+            UploadedImage(
+                label=f"Image {index}",
+                type="filepath",
+                sources=["upload", "clipboard"],
+                height=92,
+                placeholder="Add",
+                image_mode=None,
+                buttons=[],
+                min_width=60,
+                elem_id=name.replace("_", "-"),
+                elem_classes=["more-image"],
+            )
+            for index, name in enumerate(MORE, 1)
+        )
+    return further, places
+
+
+def notice_line(name: str) -> gr.HTML:
+    """A line that says what something will take (`explore.forecast`); empty, it takes no room."""
+    line = drawn("notice", None)
+    line.elem_id, line.elem_classes = name, ["notice-line"]
+    return line
+
+
+def _var_settings() -> tuple[
+    gr.Textbox, gr.Checkbox, gr.State, gr.Button, dict[str, Component], gr.UploadButton
+]:
+    """The note, Same text, whose dimensions, the way back to the model's, all of VAR, the file."""
+    with gr.Accordion("VAR settings", open=False, elem_id="var-settings"):
+        note = gr.Textbox(
+            "No model is loaded yet.",
+            show_label=False,
+            interactive=False,
+            container=False,
+            max_lines=8,
+            elem_id="var-note",
+        )
+        (first,) = (one for one in VAR if one.field == "dims")
+        dims = control(
+            first,
+            "",
+            info="Of this browser alone; the Sinks tab can find them.",
+            max_length=200,
+            elem_id="sink-dims",
+        )
+        dims_of = gr.State("")  # by session; a box that is not shown would lose it
+        own = gr.Button("Back to the model's own", size="sm", visible=False, elem_id="own-dims")
+        profile = UploadedFile(
+            "Upload a sink_profile.toml", file_types=[".toml"], size="sm", elem_id="profile-file"
+        )
+        same_text = gr.Checkbox(
+            False,
+            label="Same text",
+            info="VAR follows the baseline's answer, token by token.",
+            elem_id="same-text",
+        )
+        others = {one.name: control(one) for one in VAR if one is not first}
+    return note, same_text, dims_of, own, {first.name: dims, **others}, profile
+
+
+def _generation_settings(start: GenerationSettings) -> tuple[dict[str, Component], gr.HTML]:
+    """All of an answer, and the line of what the checkpoint says."""
+    ours = start.decoding == "ours"
+    made: dict[str, Component] = {}
+    with gr.Accordion("Generation settings", open=False, elem_id="generation-settings"):
+        for one in ANSWER:
+            look: dict[str, Any] = {"interactive": ours} if one.field in OF_CHECKPOINT else {}
+            if one.field == "decoding":
+                look = {"elem_id": "decoding"}
+            made[one.name] = control(one, getattr(start, one.field), **look)
+            if one.field == "decoding":
+                says = notice_line("checkpoint-says")
+    return made, says
+
+
+def _shelf_item(example: Example, shelf: gr.HTML, image: gr.Image) -> dict[str, Any]:
+    small = open_image(example.image)
+    small.thumbnail((160, 160))
+    path = save_bytes_to_cache(example.image.read_bytes(), example.image.name, image.GRADIO_CACHE)
+    image.keep_in_cache.add(path)
+    whole = {"path": path, "url": served(path), "name": example.image.name}
+    thumbnail = cached(*encode_image(small), shelf, keep=True)
+    return {**thumbnail, "prompt": example.prompt, "image": whole}

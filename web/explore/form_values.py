@@ -1,0 +1,125 @@
+"""Ask again: a stored run as the controls of the form that made it, and what was changed since.
+
+What a run says of its form (`said_of`) travels with its numbers and in its link; `filled` makes
+values of controls of either, and `changed_words` compares.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from sinkscope.models.loading import ModelHandle
+from sinkscope.setting import Setting, list_text
+from sinkscope.web.controls import DEFAULT, LONGEST_TEXT
+from sinkscope.web.explore.request import ANSWER, MORE, VAR
+from sinkscope.web.runs.store import Run
+
+LONGEST_PROMPT = 20_000
+CALLED = {"image": "image", "prompt": "prompt", "compare": "Compare with VAR"}
+CALLED |= {"same_text": "Same text", **dict.fromkeys(MORE, "further images")}
+OF_VAR = (*(one.name for one in VAR), "same_text")
+
+
+def said_of(run: Run) -> dict[str, Any]:
+    """Prompt, Compare, Same text and the settings of a run that are not the defaults, as the
+    controls of the form say them, by their names. Tau and sink dimensions always."""
+    report = next((t.var for t in run.traces.values() if t.var), None) or {}
+    var = report.get("settings") or {}
+    made: dict[str, Any] = {"prompt": run.first.prompt, "compare": len(run.traces) > 1}
+    if run.same_text:
+        made["same_text"] = True
+    for own, given in ((ANSWER, run.first.settings), (VAR, var)):
+        for one in own:
+            value = given.get(one.field)
+            always = one.field in ("tau", "dims")
+            if value is not None and (always or value != _plain_default(one)):
+                made[one.name] = _on_control(one, value)
+    return made
+
+
+def _plain_default(one: Setting) -> Any:
+    return list(one.default) if isinstance(one.default, tuple) else one.default
+
+
+def _on_control(one: Setting, value: Any) -> Any:
+    if isinstance(value, list | tuple):
+        return list_text(value)
+    if one.kind == "switch":
+        if not one.optional:
+            return bool(value)
+        return DEFAULT if value is None else "yes" if value else "no"
+    return "" if value is None else value
+
+
+def filled(
+    said: Mapping[str, Any], handle: ModelHandle | None, of: str | None = None
+) -> dict[str, Any]:
+    """Values of the form's controls, by name: what is said, and else the defaults.
+
+    What is said comes from a browser: what no control takes is left out. Sink dimensions that are
+    the model's own leave their box empty. Tau and sink dimensions mean nothing in another model: if
+    `of`, the model that was asked, is not the loaded one, those of the loaded one stay.
+    """
+    if of is not None and (handle is None or handle.info.id != of):
+        said = {name: value for name, value in said.items() if name not in ("dims", "tau")}
+    made: dict[str, Any] = {name: bool(said.get(name)) for name in ("compare", "same_text")}
+    if isinstance(said.get("prompt"), str):
+        made["prompt"] = said["prompt"][:LONGEST_PROMPT]
+    for one in (*ANSWER, *VAR):
+        if one.name == "dims":
+            continue
+        value = said.get(one.name)
+        if value is None:
+            if one.name == "tau":  # the profile's stays
+                continue
+            value = _on_control(one, _plain_default(one))
+        if one.name == "tau" and handle is not None and handle.profile is not None:
+            most = max(handle.info.hidden_size**0.5, handle.profile.tau)  # where its slider ends
+            if isinstance(value, int | float) and value > most:
+                continue
+        if _fits(one, value):
+            made[one.name] = value
+    own = handle.profile if handle is not None else None
+    known = ", ".join(map(str, own.dims)) if own is not None else ""
+    dims = said.get("dims")
+    made["dims"] = dims if isinstance(dims, str) and dims != known and len(dims) <= 200 else ""
+    if handle is not None and own is None and not made["dims"]:
+        made["compare"] = False
+    return made
+
+
+def _fits(one: Setting, value: Any) -> bool:
+    """Whether the setting's control can show this."""
+    if one.kind == "switch" and not one.optional:
+        return isinstance(value, bool)
+    if one.kind in ("whole", "number"):
+        if value == "":
+            return one.optional
+        low, high = one.usual or (one.low, one.high)
+        is_number = isinstance(value, int | float) and not isinstance(value, bool)
+        return is_number and (low is None or low <= value) and (high is None or value <= high)
+    if not isinstance(value, str) or len(value) > LONGEST_TEXT:
+        return False
+    return one.kind != "choice" or value in one.choices
+
+
+def changed_words(asked: Mapping[str, Any], now: Mapping[str, Any]) -> str:
+    """Which controls say another thing than they did, in a sentence; "" for none."""
+    if not asked or not any(now.get(name) for name in ("image", *MORE)):
+        return ""
+    names = [name for name in now if name in asked and not _same(asked[name], now[name])]
+    if not (now.get("compare") and asked.get("compare")):  # VAR's settings had, or have, no effect
+        names = [name for name in names if name not in OF_VAR]
+    if not names:
+        return ""
+    labels = {one.name: one.label or one.name.replace("_", " ") for one in (*ANSWER, *VAR)}
+    said = ", ".join(dict.fromkeys(CALLED.get(name) or labels[name] for name in names))
+    same_image = "" if {"image", "prompt", *MORE} & {*names} else "; the image is not read again"
+    return f"Settings changed since the run on screen: {said}. Generate runs it anew{same_image}."
+
+
+def _same(a: Any, b: Any) -> bool:
+    if isinstance(a, int | float) and isinstance(b, int | float):
+        return abs(a - b) < 1e-6
+    return str(a or "").strip() == str(b or "").strip()

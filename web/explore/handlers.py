@@ -1,0 +1,408 @@
+"""What happens on Generate, on Stop, and on the inspector's own questions. Knows no layout.
+
+A run is a job (`jobs.runner`): it waits in the line, computes in a thread and is streamed here.
+Whatever ends the generator (the answer, Stop, a closed tab, an error) ends the job.
+"""
+
+from __future__ import annotations
+
+import base64
+import logging
+import tempfile
+import threading
+import time
+import traceback
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+import numpy as np
+
+from sinkscope import attention_extractor
+from sinkscope.capture.pace import Pace, Work
+from sinkscope.capture.trace import GeneratedToken, GenerationTrace
+from sinkscope.config import Settings
+from sinkscope.drawing.made import with_made
+from sinkscope.jobs.job import At, Job, Stopped
+from sinkscope.jobs.runner import Runner, StoppedWaiting, Waiting
+from sinkscope.methods.base import Part, Target, rows_of
+from sinkscope.methods.explain import explain
+from sinkscope.utils import number_of
+from sinkscope.web.explore.explained_store import ExplainedStore
+from sinkscope.web.explore.inspector import (
+    cached,
+    error_value,
+    files_in,
+    queued_value,
+    run_value,
+    stream_value,
+)
+from sinkscope.web.explore.kept_prompt import LastPrompt
+from sinkscope.web.explore.request import Request
+from sinkscope.web.runs.drawing_process import DrawingProcess
+from sinkscope.web.runs.image_process import ImageProcess, limits_for
+from sinkscope.web.runs.loaded_model import ModelSlot, why_no_model
+from sinkscope.web.runs.pairs import find_run
+from sinkscope.web.runs.payload import build_token_maps, pack, token_delta
+from sinkscope.web.runs.shown import Shown
+from sinkscope.web.runs.standalone import build_standalone
+from sinkscope.web.runs.store import Run, RunStore, made_of, new_id
+from sinkscope.web.server.read_only import READ_ONLY
+from sinkscope.web.server.uploads import existing_upload
+
+log = logging.getLogger(__name__)
+
+ANSWER = "answer"  # the kind of job that Stop beside Generate is for
+STREAM_SECONDS = 0.08
+LONGEST_PLACE = 8000  # of a view in an address, with a note of 500 letters
+UNFORESEEN = (
+    "Something went wrong inside SinkScope; the log of the app has the details. Please try again."
+)
+
+
+@dataclass(frozen=True)
+class Engine:
+    """What computes runs; tests put their own here."""
+
+    generate: Callable[..., GenerationTrace] = attention_extractor.generate
+    compare: Callable[..., Any] = attention_extractor.compare
+
+
+@dataclass
+class _Answering:
+    """The tokens of a run under way: the worker adds them, the generator sends them on."""
+
+    run_id: str
+    prompt: str
+    variants: tuple[str, ...]
+    job: Job
+    most: int = 0  # tokens of an answer
+    tokens: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
+    times: list[float] = field(default_factory=list)  # when each token of the first answer came
+    stage: str = ""  # what the next token takes long for
+
+    def on_stage(self, text: str) -> None:
+        self.stage = text
+        self.job.report(len(self.times), self.most, text)
+
+    def on_token(self, variant: str, index: int, token: GeneratedToken) -> None:
+        if variant == self.variants[0]:
+            self.times.append(time.monotonic())
+        self.tokens[variant].append(token_delta(token))
+        self.stage = ""
+        self.job.report(len(self.times), self.most, "Writing")
+
+
+class Handlers:
+    """The page's actions, one object an app; `component` is the inspector, set by the page."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        slot: ModelSlot,
+        store: RunStore,
+        engine: Engine | None = None,
+        pace: Pace | None = None,
+    ) -> None:
+        self.settings = settings
+        self.slot = slot
+        self.store = store
+        self.engine = engine or Engine()
+        self.pace = pace or Pace()  # learns what runs take
+        limit = settings.app.job_minutes
+        self.runner = Runner(
+            settings.app.queue_size, 60 * limit if limit else None, settings.app.session_queue
+        )
+        self.drawing = DrawingProcess(store.file_of)
+        self.images = ImageProcess(settings.images)
+        self.explained = ExplainedStore(store)
+        self.component: gr.HTML | None = None
+        self._shown = Shown(self._value)
+        self._last = LastPrompt()
+        slot.on_change(self._last.drop)  # a model that comes needs the memory
+        self._answering: dict[str, _Answering] = {}  # by run id, for as long as a run is under way
+        self._lock = threading.Lock()
+
+    # --- Generate and Stop -----------------------------------------------------------------------
+
+    def generate(self, request: Request, session: str) -> Iterator[dict[str, Any]]:
+        """Values for the inspector: queued, streaming, and at last ready, stopped or error.
+
+        Raises:
+            gr.Error: after the error value, so that callers of the API learn of it too.
+        """
+        run_id = new_id()
+        try:
+            yield from self._generate(request, run_id, self.runner.job(session, ANSWER))
+        except StoppedWaiting:
+            yield error_value(run_id, "Stopped while it was waiting; nothing was generated.")
+        except Stopped:
+            yield error_value(run_id, "Stopped while the image was read; nothing was generated.")
+        except ValueError as error:
+            yield error_value(run_id, str(error))
+            raise _said(str(error), "Not possible") from error
+        except attention_extractor.RunOutOfMemoryError as error:
+            yield error_value(run_id, str(error))
+            raise _said(str(error), "Out of memory") from error
+        except gr.Error:
+            raise
+        except Exception as error:
+            log.exception("a run failed")
+            yield error_value(run_id, UNFORESEEN)
+            raise _said(UNFORESEEN, "Error") from error
+        finally:
+            with self._lock:
+                self._answering.pop(run_id, None)
+
+    def stop(self, session: str) -> None:
+        """End this browser's run after the token that is being made; what is there stays."""
+        self.runner.stop(session, ANSWER)
+
+    def _generate(self, request: Request, run_id: str, job: Job) -> Iterator[dict[str, Any]]:
+        settings = request.settings(self.settings)
+        if not request.images:
+            raise ValueError("There is no image. Upload or paste one, or take an example.")
+        if not isinstance(request.prompt, str) or not request.prompt.strip():
+            raise ValueError("The prompt is empty. Ask something about the image.")
+        for path in request.images:
+            existing_upload(path)
+        variants = ("baseline", "var") if request.compare else ("baseline",)
+        tokens: dict[str, list[dict[str, Any]]] = {name: [] for name in variants}
+        here = _Answering(run_id, request.prompt, variants, job, settings.max_new_tokens, tokens)
+        self.store.claim(run_id)
+        with self._lock:
+            self._answering[run_id] = here
+        sent = dict.fromkeys(variants, 0)
+        begun = last = -1.0
+        for event in self.runner.run(job, partial(self._work, here, request, settings)):
+            now = time.monotonic()
+            if isinstance(event, Waiting):
+                yield queued_value(run_id, event.before)
+            elif not isinstance(event, At):
+                if any(len(tokens[name]) > sent[name] for name in variants):
+                    yield self._delta(here, sent, begun)
+                yield self._kept(event.result, job)
+            elif begun < 0:  # at once, so that the page changes with the click, not the first token
+                begun = last = now
+                yield self._delta(here, sent, begun)
+            else:
+                fresh = any(len(tokens[name]) > sent[name] for name in variants)
+                if now - last >= (STREAM_SECONDS if fresh else 0.9):
+                    yield self._delta(here, sent, begun)
+                    last = now
+
+    def _work(self, here: _Answering, request: Request, settings: Any, job: Job) -> Run:
+        """The run, computed in the job's thread, which alone holds the model meanwhile."""
+        handle = self.slot.handle
+        if handle is None:
+            raise ValueError(why_no_model(self.slot.state))
+        var = request.var(handle)
+        limits = limits_for(self.settings.images, handle)
+        images = [
+            self.images.open_upload(path, limits, stop=job.stop_event) for path in request.images
+        ]
+        inputs, prefix = self._last.prepare(handle, images, request.prompt)
+        read = "Reading the image" if len(images) == 1 else "Reading the images"
+        job.report(0, here.most, read)
+        begun, same = time.monotonic(), bool(var and request.same_text)
+        staged = {"on_stage": here.on_stage} if settings.compile else {}
+        stop = job.stop_event
+        try:
+            if var is None:
+                trace = self.engine.generate(
+                    handle,
+                    inputs,
+                    settings,
+                    on_token=lambda i, token: here.on_token("baseline", i, token),
+                    stop=stop,
+                    **staged,
+                )
+                traces = {"baseline": trace}
+            else:
+                pair = self.engine.compare(
+                    handle,
+                    inputs,
+                    settings,
+                    var,
+                    same,
+                    on_token=here.on_token,
+                    stop=stop,
+                    prefix=prefix,
+                    **staged,
+                )
+                self._last.keep(inputs, pair.prefix)
+                traces = {"baseline": pair.baseline, "var": pair.var}
+        except attention_extractor.RunOutOfMemoryError as error:
+            # The cache of the prompt before is what the next try needs; nobody may hold it.
+            self._last.drop()
+            prefix = None
+            traceback.clear_frames(error.__traceback__)
+            raise
+        if prefix is None:  # else the image was passed through the model by an earlier run
+            work = Work(inputs.layout, len(here.times), len(traces), same)
+            self.pace.note(handle, work, time.monotonic() - begun, here.times)
+        return Run(traces, same_text=same, id=here.run_id)
+
+    def _kept(self, run: Run, job: Job) -> dict[str, Any]:
+        """Store a finished run; what the inspector needs to show it."""
+        note = self.store.put(run)
+        try:
+            value = self.value_of(run)
+        except OSError as error:  # its numbers reach the browser as a file
+            raise ValueError(
+                "The run is finished and kept, but the page cannot be given its numbers: "
+                f"{error.strerror or 'the disk cannot be written'}."
+            ) from error
+        if value["phase"] == "stopped" and job.late:
+            value = {**value, "message": job.ended_by}
+        return {**value, "facts": [*value["facts"], *([note] if note else [])]}
+
+    def _delta(self, here: _Answering, sent: dict[str, int], begun: float) -> dict[str, Any]:
+        begin = dict(sent)
+        new = {v: here.tokens[v][sent[v] :] for v in here.variants}
+        for variant, tokens in new.items():
+            sent[variant] += len(tokens)
+        count, seconds = sum(sent.values()), max(0.0, time.monotonic() - begun)
+        facts = [number_of(count, "token"), f"{seconds:.1f} s"]
+        if count and seconds > 0:
+            facts.append(f"{count / seconds:.1f} tokens/s")
+        message = here.stage or ("Writing" if count else "Reading the image")
+        message = "Stopping" if here.job.stopped else message
+        return stream_value(here.run_id, here.prompt, here.variants, begin, new, message, facts)
+
+    def value_of(self, run: Run) -> dict[str, Any]:
+        """What the inspector needs to show a finished run."""
+        return self._shown(run)
+
+    def _value(self, run: Run) -> dict[str, Any]:
+        assert self.component is not None
+        return self.copied(run, run_value(run, self.component))
+
+    def copied(self, run: Run, value: dict[str, Any]) -> dict[str, Any]:
+        """A value for the page whose files are copies of a run, and go when the run goes."""
+        self.store.keep_copies(run, *files_in(value))
+        return value
+
+    # --- questions of the inspector: no queue and no model; one JSON argument; {"error": ...} ---
+
+    def open_run(self, ask: Any) -> dict[str, Any]:
+        """A run by its id, for a page that was reloaded."""
+        run = self._found(ask)
+        return self.value_of(run) if isinstance(run, Run) else run
+
+    def opened(self, ask: Any) -> dict[str, Any] | None:
+        """The answer of `open_run` where it lies ready and nothing is waited for; else None."""
+        run = self.store.in_memory(_field(ask, "run"), wait=False)
+        if run is None or not self.store.may_see(run.id):
+            return None
+        return self._shown.ready(run)
+
+    def _found(self, ask: Any, described: bool = True) -> Run | dict[str, Any]:
+        """The run, or the two runs side by side, that a question is about; or what to answer."""
+        try:
+            run = find_run(self.store, _field(ask, "run"), _field(ask, "names"), described)
+        except ValueError as error:
+            return {"error": str(error)}
+        return run or {"error": EXPIRED}
+
+    def forget_run(self, ask: Any) -> dict[str, Any]:
+        """Delete a run and its files. The example stays."""
+        if self.settings.app.read_only:
+            return {"error": READ_ONLY}
+        run = self.store.get(_field(ask, "run"))
+        if run is not None and run.kind != "example":
+            self.store.delete(run.id)
+        return {}
+
+    def page_file(self, ask: Any) -> dict[str, Any]:
+        """The run as an HTML file that works alone, and opens with the view that is on screen."""
+        run = self._found(ask)
+        if not isinstance(run, Run):
+            return run
+        place = _field(ask, "place")
+        view = place if isinstance(place, str) and len(place) <= LONGEST_PLACE else ""
+        name = f"sinkscope-{run.id[:8]}.html"
+        return self.copied(run, self._file(build_standalone(run, place=view), name))
+
+    def trace_file(self, ask: Any) -> dict[str, Any]:
+        """One trace of a run as `GenerationTrace.open` reads it."""
+        run, name = self._found(ask, described=False), _field(ask, "variant")
+        if not isinstance(run, Run) or name not in list(run.traces):
+            return {"error": EXPIRED}
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "trace.safetensors"
+            with_made(run.traces[name], made_of(run)).save(path)
+            called = f"sinkscope-{run.id[:8]}-{name}.safetensors"
+            return self.copied(run, self._file(path.read_bytes(), called))
+
+    def _file(self, data: bytes, name: str) -> dict[str, Any]:
+        assert self.component is not None
+        return {**cached(data, name, self.component), "name": name, "bytes": len(data)}
+
+    def draw_ahead(self, ask: Any) -> dict[str, Any]:
+        """Save was opened: what draws files may begin to load."""
+        self.drawing.start()
+        return {}
+
+    def tokens_since(self, ask: Any) -> dict[str, Any]:
+        """Tokens of a run under way from an index on, where the page has missed some."""
+        with self._lock:
+            here = self._answering.get(str(_field(ask, "run")))
+        variant, begin = _field(ask, "variant"), _field(ask, "from")
+        if here is None or not self.store.may_see(here.run_id) or variant not in here.variants:
+            return {"error": EXPIRED}
+        if not isinstance(begin, int) or begin < 0:
+            return {"error": EXPIRED}
+        return {"tokens": here.tokens[variant][begin:]}
+
+    def token_maps(self, ask: Any) -> dict[str, Any]:
+        """Single heads of one run: every (layer, head, patch) of some tokens, or one map."""
+        run = self._found(ask, described=False)
+        if not isinstance(run, Run):
+            return run
+        try:
+            trace = run.traces[ask["variant"]]
+            part: Part = "prompt" if ask.get("prompt") else "answer"
+            rows = rows_of(trace, part)
+            start, stop = int(ask["start"]), int(ask["stop"])
+            if not 0 <= start < stop <= len(rows.tokens):
+                raise ValueError(f"tokens {start} to {stop} are not in this run")
+            if ask["whole"]:
+                data = build_token_maps(rows, start, stop)
+            else:
+                layers, heads = (
+                    captured[int(ask[name][0]) : int(ask[name][1]) + 1]
+                    for name, captured in (("layers", rows.layers), ("heads", rows.heads))
+                )
+                target = Target(tuple(range(start, stop)), part)
+                data = _reduced_map(trace, target, layers, heads, ask)
+        except (KeyError, TypeError, ValueError, IndexError, AttributeError, OverflowError):
+            return {"error": "This view cannot be computed for this run."}
+        return {"data": base64.b64encode(data).decode()}
+
+
+EXPIRED = "This run is no longer on the server. Press Generate to make it again."
+
+
+def _said(words: str, title: str) -> gr.Error:
+    """For callers of the API; on the page the inspector has said it."""
+    return gr.Error(words, title=title, visible=False, print_exception=False)
+
+
+def _field(ask: Any, name: str) -> Any:
+    return ask.get(name) if isinstance(ask, Mapping) else None
+
+
+def _reduced_map(
+    trace: GenerationTrace, target: Target, layers: Any, heads: Any, ask: Mapping[str, Any]
+) -> bytes:
+    """One map over all images, from which the browser makes what a method shows of it."""
+    stack = explain(trace, target)
+    maps = [
+        stack.map(layers, heads, ask["combine"], image=image).values.ravel()
+        for image in range(len(trace.layout.grids))
+    ]
+    return pack({}, {"map": np.concatenate(maps)})

@@ -1,0 +1,198 @@
+"""The inspector and the page's other two drawn parts: HTML components that draw in the browser.
+
+They are plain `gr.HTML` with a static template, so that no text of a model is ever part of a
+template: Gradio evaluates `${...}` and `{{...}}` in those. Values go to JavaScript as data, which
+puts every text on the page as `textContent`.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import tempfile
+import time
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote
+
+import gradio as gr
+from gradio import processing_utils
+from gradio.route_utils import API_PREFIX
+from gradio_client.utils import encode_file_path
+
+from sinkscope.capture.decoding import engine_words
+from sinkscope.utils import number_of
+from sinkscope.web.assets import read_static
+from sinkscope.web.parts import script_of
+from sinkscope.web.runs.payload import build_payload, encode_image, images_of
+from sinkscope.web.runs.store import LABELS, Run
+from sinkscope.web.server.errors import FAULT
+
+log = logging.getLogger(__name__)
+
+_SERVED = f"{API_PREFIX.lstrip('/')}/file="
+
+
+def drawn(name: str, value: Any, functions: list[Callable[..., Any]] | None = None) -> gr.HTML:
+    """A component made of `static/<name>.html` and `static/<name>/*.js`; see `page_style`."""
+    return gr.HTML(
+        value=value,
+        html_template=read_static(f"{name}.html"),
+        js_on_load=script_of(name),
+        server_functions=[_markable(function) for function in functions or []],
+        apply_default_css=False,
+        elem_id=name,
+    )
+
+
+def _markable(function: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    """Gradio marks a server function with an attribute, which a bound method cannot take.
+
+    What nobody foresaw is an answer too, an exit that was meant for the process among it.
+    """
+
+    def call(ask: Any) -> Any:
+        try:
+            return function(ask)
+        except BaseException:
+            log.exception("%s failed", function.__name__)
+            return {"error": FAULT}
+
+    call.__name__ = function.__name__
+    return call
+
+
+def cached(data: bytes, name: str, component: gr.HTML, keep: bool = False) -> dict[str, str]:
+    """Put bytes where Gradio serves files from; what the browser needs to fetch them.
+
+    Gradio removes such files after a day, unless `keep` says that the page itself refers to them.
+    """
+    folder = Path(component.GRADIO_CACHE).resolve() / processing_utils.hash_bytes(data)
+    path = folder / name
+    folder.mkdir(parents=True, exist_ok=True)
+    _written(path, data)
+    if keep:
+        component.keep_in_cache.add(str(path))
+    return {"url": served(path)}
+
+
+def _written(path: Path, data: bytes) -> None:
+    """The bytes under a name made of their hash. Never written over: another browser may be reading
+    the file, and would get a part of it."""
+    with suppress(OSError):
+        if path.stat().st_size == len(data):
+            os.utime(path)  # Gradio removes it a day from now
+            return
+    handle, part = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(data)
+        Path(part).replace(path)
+    except BaseException:
+        with suppress(OSError):
+            Path(part).unlink()
+        raise
+
+
+def served(path: str | Path) -> str:
+    """Where Gradio serves a file of its cache, relative to the page."""
+    return f"{_SERVED}{encode_file_path(path)}"
+
+
+def files_in(value: Any) -> list[Path]:
+    """The files that `served` gave the addresses of, wherever they are in a value for the page."""
+    if isinstance(value, Mapping):
+        return [path for part in value.values() for path in files_in(part)]
+    if isinstance(value, list | tuple):
+        return [path for part in value for path in files_in(part)]
+    if isinstance(value, str) and value.startswith(_SERVED):
+        return [Path(unquote(value.removeprefix(_SERVED)))]
+    return []
+
+
+def path_of(url: str) -> Path:
+    """The file that an address of `served` leads to."""
+    return Path(unquote(url.split("/file=", 1)[1]))
+
+
+def cached_file(path: Path, component: gr.HTML) -> dict[str, str]:
+    """The same for a file that is there already; its name stays."""
+    kept = processing_utils.save_file_to_cache(path, component.GRADIO_CACHE)
+    return {"url": served(kept), "name": path.name}
+
+
+def empty_value() -> dict[str, Any]:
+    """Nothing to show yet."""
+    return {"phase": "empty"}
+
+
+def queued_value(run_id: str, position: int, message: str = "Starting") -> dict[str, Any]:
+    """Waiting for the model; `position` runs come before this one."""
+    return {"phase": "queued", "run": run_id, "position": position, "message": message}
+
+
+def error_value(run_id: str, message: str) -> dict[str, Any]:
+    """What went wrong, in a sentence; the run before it stays on screen."""
+    return {"phase": "error", "run": run_id, "message": message, "at": time.time()}
+
+
+def stream_value(
+    run_id: str,
+    prompt: str,
+    variants: tuple[str, ...],
+    begin: Mapping[str, int],
+    new: Mapping[str, list[dict[str, Any]]],
+    message: str,
+    facts: list[str],
+) -> dict[str, Any]:
+    """The tokens since the last value, and at which index they begin."""
+    return {
+        "phase": "streaming",
+        "run": run_id,
+        "prompt": prompt,
+        "variants": [[name, LABELS[name]] for name in variants],
+        "from": dict(begin),
+        "new": dict(new),
+        "message": message,
+        "facts": facts,
+    }
+
+
+def facts_of(run: Run) -> list[str]:
+    """Model, device and speed of a finished run, for the status line."""
+    trace = run.first
+    count = sum(len(t.tokens) for t in run.traces.values())
+    seconds = max(t.seconds for t in run.traces.values())
+    facts = [
+        trace.model.id.rstrip("/").rsplit("/", 1)[-1],
+        f"{trace.model.device}, {trace.model.dtype}",
+    ]
+    facts.append(number_of(count, "token"))
+    if seconds > 0 and run.kind != "pair":  # two runs took two times
+        facts += [f"{seconds:.1f} s", f"{count / seconds:.1f} tokens/s"]
+    facts.append(f"{run.nbytes / 1e6:.1f} MB of attention")
+    if trace.settings.get("decoding") == "checkpoint" and run.kind != "pair":
+        facts.append("decoded as the checkpoint says")
+    if said := engine_words(trace):
+        facts.append(said)
+    return facts
+
+
+def run_value(run: Run, component: gr.HTML, keep: bool = False) -> dict[str, Any]:
+    """A finished run: where its numbers and images are, and what the status line says."""
+    stopped = any(trace.finish == "stopped" for trace in run.traces.values())
+    images = images_of(run)
+    message = "Precomputed example" if run.kind == "example" else "Stopped" if stopped else "Done"
+    if run.kind == "pair":
+        stopped, message = False, "Two runs"  # the strips say which answer was stopped
+    return {
+        "phase": "stopped" if stopped else "ready",
+        "run": run.id,
+        "kind": run.kind,
+        "message": message,
+        "facts": facts_of(run),
+        "data": cached(build_payload(run), "run.bin", component, keep),
+        "images": [cached(*encode_image(image), component, keep) for image in images],
+    }

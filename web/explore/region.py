@@ -1,0 +1,220 @@
+"""The region test of the Explore tab: does the box that was dragged on the image matter?
+
+The inspector triggers an event; the test is a job that waits in the line in front of the model, and
+is streamed back in values of phase "region": how far it is, and the result as it grows. It needs
+the model that made the run. What the boxes of one answer share (keys and values up to the image) is
+kept for the last answer tested, so that another box costs its own passes alone.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import weakref
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import gradio as gr
+
+from sinkscope.attention_extractor import RunOutOfMemoryError
+from sinkscope.capture.prefix import Prefix
+from sinkscope.experiments.answers import Answered, answered
+from sinkscope.experiments.boxes import Box, grid_of
+from sinkscope.experiments.region import prefix_of, region_steps
+from sinkscope.experiments.region_effect import RegionEffect
+from sinkscope.experiments.region_settings import RegionSettings
+from sinkscope.jobs.job import Job, Stopped
+from sinkscope.jobs.runner import Done, StoppedWaiting, Waiting
+from sinkscope.models.loading import ModelHandle
+from sinkscope.web.explore.handlers import EXPIRED, UNFORESEEN, Handlers
+from sinkscope.web.runs.loaded_model import why_no_model
+from sinkscope.web.runs.pairs import find_run
+from sinkscope.web.runs.store import Run
+
+log = logging.getLogger(__name__)
+
+REGION = "region"  # the kind of job
+BOXES = 64
+STALE = "This box cannot be tested; please reload the page."
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What the inspector asks.
+
+    Attributes:
+        boxes: side of the run -> the box on its image.
+        settings: how it is tested.
+    """
+
+    boxes: Mapping[str, Box]
+    settings: RegionSettings
+
+
+@dataclass
+class _Found:
+    """What is there so far: the job's thread writes it, the generator sends it on."""
+
+    effects: dict[str, RegionEffect] = field(default_factory=dict)
+    errors: dict[str, str] = field(default_factory=dict)
+
+    def value(self) -> dict[str, Any]:
+        """By the name of the side: the result, or why there is none."""
+        return {
+            **{name: effect.to_json() for name, effect in list(self.effects.items())},
+            **{name: {"error": text} for name, text in list(self.errors.items())},
+        }
+
+
+class LastTested:
+    """The answers of the run that was tested last, with what their boxes share; one for the app."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._handle: weakref.ref[ModelHandle] | None = None  # must not keep a model in memory
+        self._run = ""
+        self._kept: dict[str, tuple[Answered, Prefix | None]] = {}  # by side
+
+    def of(
+        self, handle: ModelHandle, run: Run, name: str, shared: bool
+    ) -> tuple[Answered, Prefix | None]:
+        """Prompt and answer of one side of a run, and their prefix where it is wanted.
+
+        Raises:
+            ValueError: as `answered`.
+        """
+        with self._lock:
+            known = self._handle is not None and self._handle() is handle and self._run == run.id
+            if not known:
+                self._forget()  # before the new one takes memory
+                self._handle, self._run = weakref.ref(handle), run.id
+            kept = self._kept.get(name)
+        asked, prefix = kept or (answered(handle, run.traces[name]), None)
+        if shared and prefix is None:
+            prefix = prefix_of(handle, asked)
+        with self._lock:
+            if self._run == run.id:  # nothing else came in the meantime
+                self._kept[name] = (asked, prefix)
+        return asked, prefix
+
+    def drop(self) -> None:
+        """Forget it and free its keys and values."""
+        with self._lock:
+            self._forget()
+
+    def _forget(self) -> None:
+        self._handle, self._run, self._kept = None, "", {}
+
+
+def testing_region(handlers: Handlers, last: LastTested) -> Callable[..., Any]:
+    """For the inspector's event: tests the box that its data names, and tells how far it is."""
+
+    def test_region(
+        event: gr.EventData,
+        request: gr.Request = None,  # type: ignore[assignment]
+    ) -> Iterator[dict[str, Any]]:
+        ask = event._data if isinstance(event._data, Mapping) else {}
+        session = (request.session_hash if request else "") or ""
+        yield from region_values(handlers, last, ask, session)
+
+    return test_region
+
+
+def stopping_region(handlers: Handlers) -> Callable[..., Any]:
+    """For the inspector's other event: ends the test that this session has asked for."""
+
+    def stop_region(request: gr.Request) -> None:
+        handlers.runner.stop(request.session_hash or "", REGION)
+
+    return stop_region
+
+
+def region_values(
+    handlers: Handlers, last: LastTested, ask: Mapping[str, Any], session: str
+) -> Iterator[dict[str, Any]]:
+    """Values for the inspector: waiting, how far with what is there, and the result or an error."""
+    about = {"phase": "region", "ask": str(ask.get("ask"))[:64]}
+    job, found = handlers.runner.job(session, REGION), _Found()
+    try:
+        run = find_run(handlers.store, ask.get("run"), ask.get("names"), described=False)
+        if run is None:
+            raise ValueError(EXPIRED)
+        work = partial(_work, handlers, last, run, read_asked(ask, run), found)
+        for event in handlers.runner.run(job, work):
+            if isinstance(event, Waiting):
+                several = "run" if event.before == 1 else "runs"
+                yield {**about, "message": f"Waiting: {event.before} {several} before this"}
+            elif isinstance(event, Done):
+                yield {**about, "found": found.value(), "done": True}
+            else:
+                yield {
+                    **about,
+                    "message": event.text or "Reading the image",
+                    "fraction": event.done / event.total if event.total else 0,
+                    "found": found.value(),
+                }
+    except StoppedWaiting:
+        yield {**about, "error": "Stopped while it was waiting; nothing was tested."}
+    except Stopped as stopped:
+        words = f"{job.ended_by} after {stopped.done} of {stopped.total} other boxes."
+        yield {**about, "found": found.value(), "error": words}
+    except (ValueError, RunOutOfMemoryError) as error:
+        yield {**about, "error": str(error)}
+    except Exception:
+        log.exception("a region test failed")
+        yield {**about, "error": UNFORESEEN}
+
+
+def _work(
+    handlers: Handlers, last: LastTested, run: Run, asked: Asked, found: _Found, job: Job
+) -> None:
+    """Test each side's box in the job's thread."""
+    handle = handlers.slot.handle
+    if handle is None:
+        raise ValueError(why_no_model(handlers.slot.state))
+    for name, box in asked.boxes.items():
+        try:
+            told, prefix = last.of(handle, run, name, asked.settings.how == "cut")
+            for effect in region_steps(
+                handle, told, box, asked.settings, prefix=prefix, **job.hooks
+            ):
+                found.effects[name] = effect
+        except ValueError as error:  # of two runs side by side one may be another model's
+            found.errors[name] = str(error)
+        except RunOutOfMemoryError:
+            last.drop()
+            raise
+    if len(found.errors) == len(asked.boxes):
+        raise ValueError(next(iter(found.errors.values())))
+
+
+def read_asked(ask: Mapping[str, Any], run: Run) -> Asked:
+    """What the inspector asks for, out of anything that may have been sent.
+
+    Raises:
+        ValueError: it is no such question, or a box is not on its image.
+    """
+    try:
+        given = ask["boxes"]
+        boxes = {
+            str(name): Box(
+                *(_count(one[part]) for part in ("row", "column", "rows", "columns", "image")),
+            )
+            for name, one in given.items()
+        }
+        settings = RegionSettings(ask.get("how", "cut"), BOXES)
+    except (KeyError, TypeError, AttributeError) as error:
+        raise ValueError(STALE) from error
+    if not boxes or not set(boxes) <= set(run.traces):
+        raise ValueError(STALE)
+    for name, box in boxes.items():
+        grid_of(run.traces[name].layout, box)
+    return Asked(boxes, settings)
+
+
+def _count(value: Any) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < 10**6:
+        raise TypeError(value)
+    return value

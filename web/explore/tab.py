@@ -1,0 +1,249 @@
+"""The Explore tab: the form beside the inspector, and which control calls which handler."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import gradio as gr
+
+from sinkscope.config import Settings
+from sinkscope.web.api.region import build_region_api
+from sinkscope.web.api.routes import build_api
+from sinkscope.web.controls import change_of
+from sinkscope.web.explore.events import generating, stopping
+from sinkscope.web.explore.explaining import Explaining, connect_explaining
+from sinkscope.web.explore.forecast import Forecaster
+from sinkscope.web.explore.form import Form, build_form
+from sinkscope.web.explore.handlers import Handlers
+from sinkscope.web.explore.inspector import drawn, empty_value, run_value
+from sinkscope.web.explore.model_events import (
+    choosing_decoding,
+    choosing_dims,
+    following,
+    forecasting,
+    load_forecasting,
+    loading,
+    status_value,
+    telling_limits,
+)
+from sinkscope.web.explore.picker import MODELS, PARAMETERS, build_picker
+from sinkscope.web.explore.profile_upload import taking_profile
+from sinkscope.web.explore.refill import fill_at_start, noticing, refilling
+from sinkscope.web.explore.region import LastTested, stopping_region, testing_region
+from sinkscope.web.explore.request import MORE
+from sinkscope.web.runs.example import Example
+from sinkscope.web.runs.exporting import exporting, stopping_export
+from sinkscope.web.runs.loaded_model import ModelSlot
+from sinkscope.web.runs.store import Run
+
+# Of a forecast: beside the queue, one at a time, and of a burst of changes the last one counts.
+QUIET: dict[str, Any] = {
+    "api_visibility": "private",
+    "queue": False,
+    "show_progress": "hidden",
+    "trigger_mode": "always_last",
+}
+
+
+def build_explore(
+    page: gr.Blocks,
+    status: gr.HTML,
+    handlers: Handlers,
+    forecaster: Forecaster,
+    first: Run | None,
+    offered: list[Example],
+) -> Form:
+    """Lay the tab out where the page is open, and connect it; the form it has.
+
+    Args:
+        page: whose opening asks for the model's state.
+        status: the line about the model, above all tabs.
+        handlers: what the controls call; learns which component shows runs.
+        forecaster: what says before a run what it will take.
+        first: the run on screen at first.
+        offered: example pictures.
+    """
+    settings, slot = handlers.settings, handlers.slot
+    with gr.Row(elem_id="desk"):
+        with gr.Column(elem_id="ask", min_width=260):
+            form = build_form(settings.generation, offered)
+            picker = build_picker(settings.model)
+        with gr.Column(elem_id="see", min_width=320):
+            explaining = Explaining(handlers)
+            inspector = _inspector(handlers, explaining, first)
+    run = _connect_runs(form, inspector, status, handlers, settings)
+    connect_explaining(inspector, explaining, settings.app.queue_size + 8)
+    form.shelf.select(
+        None,
+        form.shelf,
+        [form.image, form.prompt, *form.more],
+        js="chosen => [chosen.image, chosen.prompt, null, null, null]",
+        api_visibility="private",
+    )
+    ahead = _connect_forecast(form, forecaster)
+    run.then(**ahead)  # which knows more after a run
+    offers = [model for _, model in MODELS]
+    told = [status, form.compare, form.note, form.tau, picker.ahead]
+    free: dict[str, Any] = {
+        "concurrency_id": "status",
+        "concurrency_limit": None,
+        "show_progress": "hidden",
+    }
+    loaded = picker.load.click(
+        loading(slot, settings, offers),
+        None,
+        told,
+        inputs_kwargs={**picker.controls},
+        api_visibility="private",  # `web.api.routes` has the endpoints
+        **free,
+    )
+    there = page.load(following(slot), None, told, api_visibility="private", **free)
+    decoding = (choosing_decoding(slot), form.decoding, [form.says, *form.replaced])
+    change_of(form.decoding)(*decoding, **QUIET)
+    for event in (loaded, there):
+        event.then(telling_limits(slot), None, form.limits, **QUIET)
+        event.then(**ahead)
+        event.then(*decoding, **QUIET)
+    _connect_dims(form, slot, loaded)
+    _connect_refill(form, inspector, handlers)
+    if first is not None and first.kind == "example" and offered:  # the example is asked for
+        fill_at_start(form, first, slot.handle)
+    gr.on(
+        [picker.opened.expand, *(change_of(control) for control in picker.controls.values())],
+        load_forecasting(slot, settings, offers, PARAMETERS),
+        None,
+        picker.ahead,
+        inputs_kwargs={**picker.controls},
+        **QUIET,
+    )
+    build_api(handlers, offers)
+    return form
+
+
+def _connect_refill(form: Form, inspector: gr.HTML, handlers: Handlers) -> None:
+    """An opened run fills the form, and what is changed after that is said."""
+    inspector.apply(
+        refilling(handlers, form),
+        None,
+        [*form.controls.values(), form.asked, form.changed, form.further],
+        inputs_kwargs={**form.controls},
+        # A deferred event would come with the data of the one before.
+        **QUIET | {"trigger_mode": "multiple"},
+    )
+    seen = [change_of(one) for one in form.controls.values() if hasattr(one, "change")]
+    named = {"asked": form.asked, **form.controls}
+    gr.on(seen, noticing(), None, form.changed, inputs_kwargs=named, **QUIET)
+
+
+def _connect_dims(form: Form, slot: ModelSlot, loaded: Any) -> None:
+    """This browser's own sink dimensions, and the two ways back to the model's."""
+    change_of(form.dims)(
+        choosing_dims(slot),
+        [form.dims, form.dims_of],
+        [form.compare, form.note, form.tau, form.own],
+        **QUIET,
+    )
+    form.profile.upload(
+        taking_profile(slot), form.profile, [form.dims, form.dims_of, form.tau], **QUIET
+    )
+    form.own.click(lambda: ("", ""), None, [form.dims, form.dims_of], **QUIET)
+    # Dimensions of one model mean nothing in another.
+    loaded.success(lambda: ("", ""), None, [form.dims, form.dims_of], **QUIET)
+
+
+def _connect_forecast(form: Form, forecaster: Forecaster) -> dict[str, Any]:
+    """Keep the line under Generate true; the call that does so."""
+    names = ("image", *MORE, "prompt", "compare", "same_text", "max_new_tokens")
+    read = {name: form.controls[name] for name in names}
+    call = {"fn": forecasting(forecaster), "outputs": form.ahead, "inputs_kwargs": read, **QUIET}
+    # A prompt is looked at when its box is left, not at each letter.
+    changes = (change_of(read[name]) for name in names if name != "prompt")
+    gr.on([form.prompt.blur, *changes], **call)
+    return call
+
+
+def _inspector(handlers: Handlers, explaining: Explaining, first: Run | None) -> gr.HTML:
+    inspector = drawn(
+        "inspector",
+        None,
+        [
+            handlers.open_run,
+            handlers.forget_run,
+            handlers.tokens_since,
+            handlers.token_maps,
+            explaining.explained,
+            handlers.page_file,
+            handlers.trace_file,
+            handlers.draw_ahead,
+        ],
+    )
+    inspector.value = empty_value()
+    if first is not None:
+        inspector.value = handlers.copied(first, run_value(first, inspector, keep=True))
+    handlers.component = inspector
+    return inspector
+
+
+def _connect_runs(
+    form: Form, inspector: gr.HTML, status: gr.HTML, handlers: Handlers, settings: Settings
+) -> Any:
+    run = gr.on(
+        [form.go.click, form.prompt.submit],
+        generating(handlers),
+        None,
+        [inspector, form.go, form.stop],
+        inputs_kwargs={**form.controls},
+        api_name="answer",  # not "generate", which is the endpoint in `web.api.routes`
+        api_visibility="private",
+        show_progress="hidden",
+        concurrency_id="gpu",
+        concurrency_limit=settings.app.queue_size + 8,  # they wait in Handlers.runner
+        trigger_mode="once",
+    )
+    # Another browser may have loaded another model since this page was opened.
+    run.then(lambda: status_value(handlers.slot.state), None, status, **QUIET)
+    # Not "stop", which is the endpoint in `web.api.routes`.
+    form.stop.click(stopping(handlers), None, None, api_name="stop_answer", **QUIET)
+    inspector.select(
+        exporting(handlers),
+        None,
+        inspector,
+        api_visibility="private",
+        show_progress="hidden",
+        concurrency_id="export",
+        concurrency_limit=2,
+    )
+    inspector.stop(
+        stopping_export(handlers),
+        None,
+        None,
+        api_visibility="private",
+        queue=False,
+        show_progress="hidden",
+    )
+    _connect_region(inspector, handlers, settings)
+    return run
+
+
+def _connect_region(inspector: gr.HTML, handlers: Handlers, settings: Settings) -> None:
+    """The question whether a box on the image matters, its Stop, and its endpoint."""
+    last = LastTested()
+    handlers.slot.on_change(last.drop)  # a model that comes needs the memory
+    inspector.submit(
+        testing_region(handlers, last),
+        None,
+        inspector,
+        api_visibility="private",
+        show_progress="hidden",
+        concurrency_id="gpu",
+        concurrency_limit=settings.app.queue_size + 8,  # they wait in Handlers.runner
+    )
+    inspector.pause(
+        stopping_region(handlers),
+        None,
+        None,
+        api_visibility="private",
+        queue=False,
+        show_progress="hidden",
+    )
+    build_region_api(handlers, last)

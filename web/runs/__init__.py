@@ -1,0 +1,1 @@
+"""Runs that the page can show: kept, made into what goes to the browser, and into files."""

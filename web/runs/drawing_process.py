@@ -1,0 +1,99 @@
+"""Files that are drawn, in a process of their own.
+
+Drawing frames and figures holds the interpreter lock for most of its time, and would slow every
+request of everybody else by half (docs/architecture.md, "The process model").
+"""
+
+from __future__ import annotations
+
+import logging
+import tempfile
+import threading
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from sinkscope.capture.trace import GenerationTrace
+from sinkscope.drawing.files import ANIMATIONS, Drawing
+from sinkscope.drawing.worker import MODULE
+from sinkscope.jobs.helper import Helper, HelperLostError
+from sinkscope.jobs.job import Progress
+from sinkscope.methods.given import GivenMaps
+from sinkscope.methods.stack_file import save_stack
+
+log = logging.getLogger(__name__)
+
+NO_GPU = {"CUDA_VISIBLE_DEVICES": "", "HIP_VISIBLE_DEVICES": ""}  # it would take some of its memory
+
+
+class DrawingProcess:
+    """Draws as `drawing.files.draw` does, elsewhere; one object an app.
+
+    Args:
+        file_of: the file that holds a trace already, or None (`web.runs.store.RunStore.file_of`).
+    """
+
+    def __init__(self, file_of: Callable[[GenerationTrace], Path | None]) -> None:
+        self._file_of = file_of
+        self.helper = Helper(MODULE, "draws files", NO_GPU)
+
+    def start(self) -> None:
+        """Start the process, where it does not run; it is not waited for, and nothing fails."""
+        try:
+            self.helper.start()
+        except HelperLostError as error:  # whoever wants a file is told
+            log.warning("%s", error)
+
+    def close(self) -> None:
+        """End the process, and what it draws."""
+        self.helper.close()
+
+    def __call__(
+        self,
+        sides: Mapping[str, GenerationTrace],
+        drawing: Drawing,
+        path: Path,
+        on_progress: Progress | None = None,
+        stop: threading.Event | None = None,
+    ) -> None:
+        """See `drawing.files.draw`; also
+
+        Raises:
+            ValueError: the process has ended, or the file of a trace is gone.
+        """
+        self.start()  # it loads while traces are written
+        with tempfile.TemporaryDirectory() as folder:
+            files = [
+                (label, str(self._file_of(trace) or _saved(trace, Path(folder), number)))
+                for number, (label, trace) in enumerate(sides.items())
+            ]
+            task: dict[str, Any] = {"sides": files, "drawing": drawing.values(), "path": str(path)}
+            if isinstance(method := drawing.view.method, GivenMaps):
+                task["given"] = _given(sides, method, Path(folder))
+            what = "frames" if path.suffix in ANIMATIONS else "files"
+            try:
+                read = self.helper.do(task, on_progress, stop, what)
+            except HelperLostError as error:
+                log.warning("%s", error)
+                raise ValueError(str(error)) from error
+        if not read:
+            raise ValueError("The run is no longer on the server, so its file cannot be drawn.")
+
+
+def _given(
+    sides: Mapping[str, GenerationTrace], method: GivenMaps, folder: Path
+) -> list[tuple[str, list[int], str]]:
+    """Side, tokens and file of each stack that a method gave."""
+    made = []
+    for number, (label, trace) in enumerate(sides.items()):
+        if (one := method.of(trace)) is not None:
+            path = folder / f"{number}.npz"
+            save_stack(one.stack, path)
+            made.append((label, list(one.tokens), str(path)))
+    return made
+
+
+def _saved(trace: GenerationTrace, folder: Path, number: int) -> Path:
+    path = folder / f"{number}.safetensors"
+    trace.save(path)
+    return path

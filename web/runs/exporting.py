@@ -1,0 +1,300 @@
+"""Files of a run that take a while: a figure, an animation, a table. Made through the queue.
+
+Server functions bypass Gradio's queue, so nothing heavy may happen in them: the inspector triggers
+an event instead, and hears of each frame. Each file is a job (`jobs.runner`) that needs no model
+and waits in no line of ours; a closed tab ends it, and it leaves nothing behind.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+
+from sinkscope.capture.trace import GenerationTrace
+from sinkscope.drawing.files import ANIMATIONS, FIGURES, Draw, Drawing, draw
+from sinkscope.drawing.made import with_made
+from sinkscope.drawing.view import method_and_scale
+from sinkscope.jobs.job import At, Job, Progress, Stopped
+from sinkscope.jobs.runner import Done
+from sinkscope.methods.explain import method_of
+from sinkscope.methods.given import Given, GivenMaps
+from sinkscope.visualization import View, write_shares
+from sinkscope.web.explore.explained_store import ExplainedStore
+from sinkscope.web.explore.handlers import EXPIRED, UNFORESEEN, Handlers
+from sinkscope.web.explore.inspector import cached_file
+from sinkscope.web.runs.pairs import find_run
+from sinkscope.web.runs.payload import IN_BROWSER
+from sinkscope.web.runs.standalone import build_standalone
+from sinkscope.web.runs.store import Run, made_of
+
+log = logging.getLogger(__name__)
+
+EXPORT = "export"  # the kind of job that a file is
+KINDS = ("pdf", "png", "svg", "gif", "mp4", "csv", "html", "trace")
+TELL_SECONDS = 0.25  # between two words about progress
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """Which file of a run.
+
+    Attributes:
+        kind: one of `KINDS`.
+        view: what is shown.
+        side: of a view that shows one side alone, which trace of the run.
+        first, last: tokens, both included; of a figure, their mean.
+        window, seconds, width: of an animation, as in `visualization.animate`.
+    """
+
+    kind: str
+    view: View = field(default_factory=View)
+    side: str = ""
+    first: int = 0
+    last: int | None = None
+    window: int = 1
+    seconds: float = 0.4
+    width: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.kind not in KINDS:
+            raise ValueError(f"kind is {self.kind!r}; allowed: {', '.join(KINDS)}.")
+
+
+def make_files(
+    run: Run,
+    wanted: Wanted,
+    folder: Path,
+    on_progress: Progress | None = None,
+    stop: threading.Event | None = None,
+    *,
+    drawn_by: Draw = draw,
+    kept: ExplainedStore | None = None,
+) -> list[Path]:
+    """Make the files in a folder.
+
+    Args:
+        run, wanted: which files of what.
+        folder: where.
+        on_progress: called with steps done, all steps, and what is being done.
+        stop: once set, an animation ends before its next frame.
+        drawn_by: what draws figures and animations; the app's does so in another process
+            (`web.runs.drawing_process`).
+        kept: what methods that read the model gave for the run's tokens; without it, or where it
+            has nothing, a figure shows only what the run itself holds.
+
+    Raises:
+        ValueError: naming the setting, its value and what is allowed; or the process that draws
+            has ended.
+        OSError: the folder cannot be written.
+        Stopped: `stop` was set before the file was finished.
+    """
+    tell = on_progress or _told_nobody
+    name = f"sinkscope-{run.id[:8]}"
+    sides, view = sides_of_view(run, wanted)
+    kind = wanted.kind
+    path = folder / f"{name}.{kind}"
+    if path.suffix in (*ANIMATIONS, *FIGURES):
+        if path.suffix in FIGURES:
+            tell(0, 1, "Drawing")
+            path = path.with_stem(f"{name}-t{wanted.first}")
+        if kept is not None:
+            view = with_kept(run, wanted, view, kept)
+        names = ("first", "last", "window", "seconds", "width")
+        options = {name: getattr(wanted, name) for name in names}
+        drawing = Drawing(view, **options, idle=idle(run), made=made_of(run))
+        drawn_by(sides, drawing, path, tell, stop)
+        return [path]
+    tell(0, 1, "Writing")
+    if kind == "trace":
+        made = [folder / f"{name}-{variant}.safetensors" for variant in run.traces]
+        for path, trace in zip(made, run.traces.values(), strict=True):
+            with_made(trace, made_of(run)).save(path)
+        return made
+    if kind == "html":
+        path.write_bytes(build_standalone(run))
+    else:
+        same = None if run.kind == "pair" else run.same_text
+        write_shares({label_of(run, n): t for n, t in run.traces.items()}, path, same)
+    return [path]
+
+
+def _told_nobody(done: int, total: int, text: str) -> None:
+    pass
+
+
+def label_of(run: Run, name: str) -> str:
+    """What a side is called: in a table of one run its name, else what stands over its figure."""
+    return run.label(name) if run.kind == "pair" else name
+
+
+def idle(run: Run) -> bool:
+    """VAR changed nothing: what is left between the two answers is rounding."""
+    reports = [trace.var for trace in run.traces.values() if trace.var is not None]
+    return run.kind != "pair" and any(report.get("changed") is False for report in reports)
+
+
+def sides_of_view(run: Run, wanted: Wanted) -> tuple[dict[str, GenerationTrace], View]:
+    """The traces by their labels, and the view as far as this run has it."""
+    view = wanted.view
+    traces = dict(run.traces)
+    if wanted.side or view.each:
+        name = wanted.side or next(iter(traces))
+        if name not in traces:
+            raise ValueError(f"side is {name!r}; allowed: {', '.join(traces)}.")
+        traces = {name: traces[name]}
+    if len(traces) < 2 or not run.about.get("comparable", True):
+        view = dataclasses.replace(view, difference=False)
+    alone = len(run.traces) == 1
+    return {"" if alone else run.label(name): trace for name, trace in traces.items()}, view
+
+
+def with_kept(run: Run, wanted: Wanted, view: View, kept: ExplainedStore) -> View:
+    """The view with the maps that its method gave on the page for just these tokens; as it is for
+    a method that the run itself gives.
+
+    Raises:
+        ValueError: it reads the model, and was not computed for these tokens.
+    """
+    method = method_of(view.method)
+    if method.name in IN_BROWSER:
+        return view
+    if f".{wanted.kind}" in ANIMATIONS:
+        if all(method.needs_for(trace) == "trace" for trace in run.traces.values()):
+            return view
+        raise ValueError(
+            f"An animation needs the maps of every word, and {method.label} is computed for one "
+            f"selection; save a figure, or choose one of {', '.join(IN_BROWSER)}."
+        )
+    names = [wanted.side] if wanted.side else list(run.traces)
+    last = wanted.first if wanted.last is None else wanted.last
+    given = []
+    for name in names[:1] if view.each else names:
+        trace = run.traces[name]
+        tokens = tuple(range(wanted.first, min(last, len(trace.tokens) - 1) + 1))
+        if view.part != "answer" or not tokens:
+            continue
+        found = kept.get((run.id, name, tokens, method.name), trace)
+        if found is not None and found.stack is not None:
+            given.append(Given(trace, tokens, found.stack))
+        elif method.needs_for(trace) != "trace":
+            side = "" if len(run.traces) == 1 else f" of {run.label(name)}"
+            raise ValueError(
+                f"{method.label} is not computed for this word{side}: compute it under Other "
+                "explanations of this word first."
+            )
+    if not given:
+        return view
+    return dataclasses.replace(
+        view, method=GivenMaps(method, tuple(given)), whole_answer=False
+    )  # as the page, which knows no other tokens' maps either
+
+
+def exporting(handlers: Handlers) -> Callable[..., Any]:
+    """For the inspector's event: makes the file that its data asks for, and tells it how far."""
+
+    def export_view(
+        event: gr.EventData,
+        request: gr.Request = None,  # type: ignore[assignment]
+    ) -> Iterator[dict[str, Any]]:
+        ask = event._data if isinstance(event._data, Mapping) else {}
+        about = {"phase": "export", "ask": str(ask.get("ask"))[:64]}
+        job = handlers.runner.job((request.session_hash if request else "") or "", EXPORT)
+        try:
+            run = find_run(handlers.store, ask.get("run"), ask.get("names"))
+            if run is None:
+                raise ValueError(EXPIRED)
+            told = 0.0
+            work = partial(_files, handlers, run, read_wanted(ask))
+            for made in handlers.runner.run(job, work, waits=False):
+                if isinstance(made, Done):
+                    yield {**about, "files": made.result}
+                elif isinstance(made, At) and time.monotonic() - told > TELL_SECONDS:
+                    told = time.monotonic()
+                    yield {**about, "message": made.text or "Writing"}
+        except Stopped as stopped:
+            words = f"{job.ended_by} after {stopped.done} of {stopped.total} {stopped.what}."
+            yield {**about, "error": words}
+        except ValueError as error:
+            yield {**about, "error": str(error)}
+        except OSError as error:  # its own text would name a folder of this machine
+            log.exception("an export failed")
+            words = f"The file cannot be written: {error.strerror}."
+            yield {**about, "error": words if error.strerror else UNFORESEEN}
+        except Exception:
+            log.exception("an export failed")
+            yield {**about, "error": UNFORESEEN}
+
+    return export_view
+
+
+def stopping_export(handlers: Handlers) -> Callable[..., Any]:
+    """For the inspector's other event: ends the file that this session has asked for."""
+
+    def stop_export(request: gr.Request) -> None:
+        handlers.runner.stop(request.session_hash or "", EXPORT)
+
+    return stop_export
+
+
+def _files(handlers: Handlers, run: Run, wanted: Wanted, job: Job) -> list[dict[str, Any]]:
+    """The files where Gradio serves files from; what the browser needs to fetch them."""
+    assert handlers.component is not None
+    with tempfile.TemporaryDirectory() as folder:
+        return [
+            handlers.copied(
+                run, {**cached_file(path, handlers.component), "bytes": path.stat().st_size}
+            )
+            for path in make_files(
+                run,
+                wanted,
+                Path(folder),
+                **job.hooks,
+                drawn_by=handlers.drawing,
+                kept=handlers.explained,
+            )
+        ]
+
+
+def read_wanted(ask: Mapping[str, Any]) -> Wanted:
+    """What the inspector asks for, out of anything that may have been sent.
+
+    Raises:
+        ValueError: it is no such question.
+    """
+    try:
+        given = dict(ask["view"])
+        for name in ("layers", "heads", "each"):
+            if given.get(name) is not None:
+                given[name] = tuple(_index(n) for n in given[name])
+        fields = {f.name for f in dataclasses.fields(View)}
+        names = given.get("method", "attention"), given.get("scale", "percentile")
+        given["method"], given["scale"] = method_and_scale(*map(str, names))
+        view = View(**{name: value for name, value in given.items() if name in fields})
+        return Wanted(
+            str(ask.get("kind")),
+            view,
+            str(ask.get("side") or ""),
+            _index(ask.get("first", 0)),
+            None if ask.get("last") is None else _index(ask["last"]),
+            _index(ask.get("window", 1)),
+            float(ask.get("seconds", 0.4)),
+            None if ask.get("width") is None else _index(ask["width"]),
+        )
+    except (KeyError, TypeError, AttributeError, OverflowError) as error:
+        raise ValueError("This view cannot be exported; please reload the page.") from error
+
+
+def _index(value: Any) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or abs(value) > 10**6:
+        raise TypeError(value)
+    return value

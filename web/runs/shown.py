@@ -1,0 +1,66 @@
+"""What the page is sent of runs, made once for each: a run is opened far more often than made.
+
+To build it takes tens of milliseconds of the interpreter (maps companded, compressed, images
+encoded), which everybody else's requests would wait for.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Hashable
+from typing import Any
+
+from sinkscope.web.explore.inspector import path_of
+from sinkscope.web.runs.store import Run
+
+MOST = 512  # values of 1 to 4 kB
+# Gradio removes the files that a value leads to once they are a day old.
+FRESH_SECONDS = 6 * 3600.0
+
+
+class Shown:
+    """Values of the inspector by run, the least recently used one leaves first. Thread-safe.
+
+    Args:
+        build: makes the value of a run, as `web.explore.inspector.run_value`.
+        clock: in seconds.
+    """
+
+    def __init__(
+        self, build: Callable[[Run], dict[str, Any]], clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._build, self._clock = build, clock
+        self._made: OrderedDict[Hashable, tuple[float, dict[str, Any]]] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def ready(self, run: Run) -> dict[str, Any] | None:
+        """The value of a run that has been made; None where it is old or one of its files is
+        gone."""
+        with self._lock:
+            made = self._made.get(_key(run))
+            if made is None or self._clock() - made[0] >= FRESH_SECONDS:
+                return None
+            self._made.move_to_end(_key(run))
+        return made[1] if _is_there(made[1]) else None
+
+    def __call__(self, run: Run) -> dict[str, Any]:
+        """The value of a run, made where it is not ready."""
+        if (made := self.ready(run)) is not None:
+            return made
+        value = self._build(run)
+        with self._lock:
+            self._made[_key(run)] = self._clock(), value
+            self._made.move_to_end(_key(run))
+            while len(self._made) > MOST:
+                self._made.popitem(last=False)
+        return value
+
+
+def _key(run: Run) -> Hashable:
+    return run.id, tuple(run.labels.items())  # a pair is called as its browser says
+
+
+def _is_there(value: dict[str, Any]) -> bool:
+    return all(path_of(one["url"]).is_file() for one in (value["data"], *value["images"]))

@@ -1,0 +1,28 @@
+"""The request that is being answered, for code that Gradio calls without it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextvars import ContextVar
+from typing import Any
+
+from gradio.context import LocalContext
+
+USER = "sinkscope.user"  # in a request's scope: who has logged in
+_SCOPE: ContextVar[Mapping[str, Any] | None] = ContextVar("sinkscope_scope", default=None)
+
+
+def enter(scope: Mapping[str, Any]) -> None:
+    """Note the request that this task answers (`web.server.logs`, the outermost middleware)."""
+    _SCOPE.set(scope)
+
+
+def scope_now() -> Mapping[str, Any]:
+    """The ASGI scope of the request behind what is running; empty where there is none.
+
+    A queued event runs in a task of the queue, where Gradio has put the request that asked for it.
+    """
+    given: Any = LocalContext.request.get(None)
+    inner = getattr(given, "request", given)  # Gradio's own class wraps Starlette's
+    scope = getattr(inner, "scope", None)
+    return scope if isinstance(scope, Mapping) else (_SCOPE.get() or {})

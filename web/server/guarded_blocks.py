@@ -1,0 +1,29 @@
+"""The page's `gr.Blocks`, in which no function can end the server."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+import gradio as gr
+
+from sinkscope.web.server.errors import FAULT
+
+log = logging.getLogger(__name__)
+
+
+class GuardedBlocks(gr.Blocks):
+    """`gr.Blocks` whose functions' `SystemExit` and `KeyboardInterrupt` are errors.
+
+    Gradio runs a function in a thread and awaits it in a task of the server's event loop, which
+    asyncio ends when a task raises one of these two: the process would live on and answer nothing.
+    """
+
+    async def call_function(self, *arguments: Any, **named: Any) -> dict[str, Any]:
+        """As Gradio's; see the class."""
+        try:
+            made: dict[str, Any] = await super().call_function(*arguments, **named)
+            return made
+        except (SystemExit, KeyboardInterrupt) as error:
+            log.exception("a function of the page wanted to end the process")
+            raise gr.Error(FAULT, print_exception=False) from error

@@ -1,0 +1,155 @@
+"""Opens the page's address, with everything of Gradio that reaches out or in switched off."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import ssl
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from functools import partial
+from pathlib import Path
+
+from starlette.middleware import Middleware
+
+from sinkscope.setting.serving import NO_TOKEN, AppSettings
+from sinkscope.web.assets import page_style, read_static
+from sinkscope.web.documents import Documents
+from sinkscope.web.page import App
+from sinkscope.web.parts import Parts
+from sinkscope.web.runs.retention import remove_old_runs
+from sinkscope.web.server.compress import CompressedPage
+from sinkscope.web.server.errors import SpokenErrors
+from sinkscope.web.server.guards import guards
+from sinkscope.web.server.health import Health, HealthRoute, Watchdog
+from sinkscope.web.server.kept_files import KeptFiles
+from sinkscope.web.server.login import users_of
+from sinkscope.web.server.presence import Attendance, Presence, session_of
+from sinkscope.web.server.quick_questions import QuickQuestions
+from sinkscope.web.server.security import middleware
+from sinkscope.web.server.sessions import MOST_SESSIONS, lighten
+from sinkscope.web.theme import theme
+
+
+def launch(app: App, *, wait: bool = True, token: str | None = None) -> str:
+    """Open the address and begin to load the model; with `wait`, return when the server ends.
+
+    Args:
+        app: what `build_app` made.
+        wait: whether to block.
+        token: what page and API ask for (`web.server.access.token_for`, which every start by
+        command
+            goes by); None: that of the settings, and where they give none, none.
+
+    Returns:
+        The address, without the token. Port 0 of the settings has become a free port in it.
+
+    Raises:
+        OSError: the host is not this machine's, or the port is in use.
+        ValueError: the file of users, the certificate or its key cannot be used.
+    """
+    settings = app.settings.app
+    token = token or (settings.token if settings.token != NO_TOKEN else None)
+    users = users_of(settings)
+    check_tls(settings)
+    port = _usable_port(settings.host, settings.port)  # before a model is loaded for nothing
+    if app.slot.state.phase == "none" and not settings.read_only:
+        app.slot.load(app.settings.model)
+    presence = Presence()
+    app.handlers.runner.deserted = presence.gone
+    health = Health(app.slot, app.handlers.runner, app.handlers.store)
+    layers = middleware(app.settings, guards(settings, token, port, app.blocks))
+    alone = not settings.login  # what is asked for does not depend on who asks
+    inside = [
+        Middleware(HealthRoute, health=health),
+        Middleware(Documents),
+        Middleware(CompressedPage, kept=alone),
+        Middleware(Parts),
+    ]
+    if alone and app.handlers.component is not None:
+        inside.append(Middleware(KeptFiles, folder=Path(app.handlers.component.GRADIO_CACHE)))
+        inside.append(Middleware(QuickQuestions, handlers=app.handlers))
+    inside += [
+        Middleware(Attendance, presence=presence, session_of=partial(session_of, app.blocks)),
+        Middleware(SpokenErrors),
+    ]
+    app.blocks.queue(max_size=4 * settings.queue_size, api_open=False)
+    _, address, _ = app.blocks.launch(
+        server_name=f"[{settings.host}]" if ":" in settings.host else settings.host,
+        server_port=port,
+        auth=users,
+        ssl_certfile=settings.tls_cert,
+        ssl_keyfile=settings.tls_key,
+        ssl_verify=settings.tls_cert is None,  # of Gradio's requests to itself
+        app_kwargs={
+            "middleware": [*layers, *inside],
+            "lifespan": partial(_alive, app, health),
+        },
+        max_file_size=app.settings.images.max_bytes,
+        max_threads=40 + settings.queue_size,
+        theme=theme(),
+        css=page_style(),
+        head=f"<script>{read_static('stream.js')}</script>",
+        footer_links=["api", "settings"],
+        run_history=False,
+        share=False,
+        ssr_mode=False,
+        enable_monitoring=False,
+        show_error=False,
+        state_session_capacity=MOST_SESSIONS,
+        prevent_thread_lock=True,
+        quiet=True,
+    )
+    lighten(app.blocks)
+    if wait:
+        app.blocks.block_thread()
+    return address
+
+
+@asynccontextmanager
+async def _alive(app: App, health: Health, _: object) -> AsyncIterator[None]:
+    """As long as the server: what runs beside it ends with it."""
+    settings, store = app.settings.app, app.handlers.store
+    watchdog = Watchdog(health, settings.exit_on_dead_worker)
+    tasks = [asyncio.create_task(health.watch_loop())]
+    if settings.retention_days:
+        tasks.append(asyncio.create_task(remove_old_runs(store, settings.retention_days)))
+    watchdog.start()
+    try:
+        yield
+    finally:
+        watchdog.close()
+        for task in tasks:
+            task.cancel()
+        app.handlers.drawing.close()
+        app.handlers.images.close()
+
+
+def check_tls(settings: AppSettings) -> None:
+    """Check that certificate and key can be read and belong together.
+
+    Raises:
+        ValueError: naming the setting.
+    """
+    if settings.tls_cert is None or settings.tls_key is None:
+        return
+    for name in ("tls_cert", "tls_key"):
+        try:
+            Path(getattr(settings, name)).read_bytes()
+        except OSError as error:
+            raise ValueError(f"{name} cannot be read: {error.strerror}.") from error
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    try:
+        context.load_cert_chain(settings.tls_cert, settings.tls_key, password="")
+    except (ssl.SSLError, OSError) as error:
+        raise ValueError(
+            "tls_cert and tls_key are no certificate with its key; allowed: PEM files that belong "
+            "together, the key without a password."
+        ) from error
+
+
+def _usable_port(host: str, port: int) -> int:
+    """The port, or a free one for 0: Gradio would take 7860 and say nothing of it."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.create_server((host, port), family=family) as probe:
+        return int(probe.getsockname()[1])

@@ -1,0 +1,1 @@
+"""The Sinks tab: finding and validating sink dimensions."""
