@@ -83,7 +83,7 @@ def generate(
     """
     settings = settings or GenerationSettings()
     captured(handle, settings)  # a mistake need not wait for another's run to end
-    told = None if on_token is None else lambda row, index, token: on_token(index, token)
+    report_token = None if on_token is None else lambda row, index, token: on_token(index, token)
     with handle.lock:
         check_memory(handle, inputs, settings)  # here: the run before has given back what it took
         with memory_errors_named(inputs, settings):
@@ -97,7 +97,7 @@ def generate(
                 settings,
                 [var],
                 prefix=prefix,
-                on_token=told,
+                on_token=report_token,
                 on_stage=on_stage,
                 stop=stop,
             )[0]
@@ -220,7 +220,7 @@ class Comparison:
 
     def __repr__(self) -> str:
         plain, changed = (short(t.text.strip(), 32) for t in (self.baseline, self.var))
-        said = "same text" if self.same_text else f"parting {self.parting}"
+        said = "same text" if self.same_text else f"first_difference {self.first_difference}"
         return f"Comparison(baseline {plain}, VAR {changed}, {said}, {self.baseline.model.id})"
 
     def _repr_html_(self) -> str:
@@ -241,7 +241,7 @@ class Comparison:
         return sinkscope.inspector(self, token, **look)
 
     @property
-    def parting(self) -> int | None:
+    def first_difference(self) -> int | None:
         """Index of the first token in which the answers differ; None where they are the same."""
         pairs = zip(self.baseline.tokens, self.var.tokens, strict=False)
         for index, (plain, changed) in enumerate(pairs):
@@ -253,7 +253,9 @@ class Comparison:
     @property
     def log_probability_change(self) -> tuple[float, ...]:
         """Nats that VAR adds to each token of the common text, up to where the answers part."""
-        count = len(self.baseline.tokens) if self.parting is None else self.parting
+        count = (
+            len(self.baseline.tokens) if self.first_difference is None else self.first_difference
+        )
         smallest = 1e-45
         return tuple(
             math.log(max(changed.probability, smallest))
@@ -303,7 +305,7 @@ def compare(
     info = handle.info
     validate_var(var, info.hidden_size, info.layers, inputs.layout.vision_tokens, info.heads)
     captured(handle, settings)
-    told = (
+    report_token = (
         None if on_token is None else lambda row, index, token: on_token(NAMES[row], index, token)
     )
     with handle.lock:
@@ -319,7 +321,7 @@ def compare(
                     [None],
                     prefix=prefix,
                     mark=var,
-                    on_token=told,
+                    on_token=report_token,
                     on_stage=on_stage,
                     stop=stop,
                 )
@@ -334,7 +336,7 @@ def compare(
                     settings,
                     [None, var],
                     prefix=prefix,
-                    on_token=told,
+                    on_token=report_token,
                     on_stage=on_stage,
                     stop=stop,
                 )

@@ -35,7 +35,7 @@ Rows = GenerationTrace | PromptTrace
 
 __all__ = [
     "PatchMap",
-    "TokenLook",
+    "TokenAttention",
     "head_mean",
     "image_share",
     "patch_map",
@@ -82,7 +82,7 @@ class PatchMap:
 
 
 @dataclass(frozen=True)
-class TokenLook:
+class TokenAttention:
     """How much attention one answer token's row put on some cells."""
 
     token: int
@@ -214,7 +214,7 @@ def tokens_looking_at(
     heads: Sequence[int] | None = None,
     *,
     image: int = 0,
-) -> list[TokenLook]:
+) -> list[TokenAttention]:
     """Reverse look-up: the answer tokens whose rows put most attention on some cells, most first.
 
     Args:
@@ -245,7 +245,7 @@ def tokens_looking_at(
     ]
     mass = rows[..., columns].float().sum(dim=-1).mean(dim=(1, 2))
     order = torch.argsort(mass, descending=True, stable=True).tolist()
-    return [TokenLook(t, trace.tokens[t].text, float(mass[t])) for t in order]
+    return [TokenAttention(t, trace.tokens[t].text, float(mass[t])) for t in order]
 
 
 def token_indices(trace: Rows, token: int | Sequence[int]) -> list[int]:

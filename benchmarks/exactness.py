@@ -32,13 +32,13 @@ def rows_against_eager(
     trace = generate(handle, inputs, GenerationSettings(max_new_tokens=tokens, engine=engine))
     check_engine(trace, engine, handle)
     answer = [token.id for token in trace.tokens]
-    told = on_device(_with_answer(inputs, answer), handle.device)
+    forced = on_device(_with_answer(inputs, answer), handle.device)
     first, vision = inputs.layout.length - 1, inputs.layout.vision_positions().to(handle.device)
     with with_attention(handle, "sdpa"), torch.no_grad():
-        plain = _logits(handle, told, len(answer))
+        plain = _logits(handle, forced, len(answer))
     with with_attention(handle, "eager"), torch.no_grad():
         out = handle.model(
-            **told, use_cache=False, logits_to_keep=len(answer), output_attentions=True
+            **forced, use_cache=False, logits_to_keep=len(answer), output_attentions=True
         )
         eager = out.logits[0].float()
         rows = torch.stack(
@@ -63,8 +63,8 @@ def rows_against_eager(
     }
 
 
-def _logits(handle: ModelHandle, told: dict[str, Tensor], count: int) -> Tensor:
-    logits: Tensor = handle.model(**told, use_cache=False, logits_to_keep=count).logits[0].float()
+def _logits(handle: ModelHandle, forced: dict[str, Tensor], count: int) -> Tensor:
+    logits: Tensor = handle.model(**forced, use_cache=False, logits_to_keep=count).logits[0].float()
     return logits
 
 

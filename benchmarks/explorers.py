@@ -185,9 +185,9 @@ class _Server:
         wanted = self.endpoints[f"/{endpoint}"]["parameters"]
         data = [given.get(p["parameter_name"], p.get("parameter_default")) for p in wanted]
         event = json.loads(self.send("POST", path, {"data": data}))["event_id"]
-        told = self.send("GET", f"{path}/{event}").decode()
-        if "event: complete" not in told:
-            raise RuntimeError(f"{endpoint}: {told[-300:]}")
+        body = self.send("GET", f"{path}/{event}").decode()
+        if "event: complete" not in body:
+            raise RuntimeError(f"{endpoint}: {body[-300:]}")
 
 
 @contextmanager

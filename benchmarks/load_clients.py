@@ -181,12 +181,12 @@ class Crowd:
         """To the end of the job, which is counted."""
         run, became = None, "turned away"
         try:
-            async for told in browser.job(name, data):
-                if told == "joined":
+            async for event in browser.job(name, data):
+                if event == "joined":
                     seen.jobs["joined"] += 1
                     became = "failed"
                 else:
-                    run = told or run
+                    run = event or run
             became = "completed"
         except StoppedError:
             became = "stopped"

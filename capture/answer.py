@@ -167,20 +167,20 @@ class _Asked:
                 generation_config=decoding.config,
                 stopping_criteria=StoppingCriteriaList([ending]),
             )
-        told = [session[one] for one in answers]
+        token_probes = [session[one] for one in answers]
         ran = _Ran(handle, self.inputs, settings, session, probes, time.perf_counter() - began)
-        return self._traces(ran, interventions, told, _How(choice, decoding, ending))
+        return self._traces(ran, interventions, token_probes, _How(choice, decoding, ending))
 
     def by_steps(self, choice: EngineChoice) -> list[GenerationTrace]:
         """By the steps of `capture.engine`."""
         handle, settings = self.handle, self.settings
         decoding = decide(handle, settings, self.inputs.layout.length)
         probes, interventions = self._probes(), self._interventions()
-        told = [
+        token_probes = [
             TokenProbe(handle.tokenizer, batch_row=row, on_token=self.once.of_row(row))
             for row in range(len(self.var))
         ]
-        ending = decoding.ending(handle, told, self.stop)
+        ending = decoding.ending(handle, token_probes, self.stop)
         run = StepRun(
             inputs=self.inputs,
             settings=settings,
@@ -189,7 +189,7 @@ class _Asked:
             rows=probes.rows,
             others=tuple(probes.of_prompt),
             interventions=tuple(interventions),
-            tokens=tuple(told),
+            tokens=tuple(token_probes),
             ending=ending,
             on_stage=self.on_stage,
         )
@@ -200,7 +200,7 @@ class _Asked:
         used = "graph" if steps.recorded else "step"
         ran = _Ran(handle, self.inputs, settings, steps.session, probes, seconds)
         how = _How(EngineChoice(choice.asked, used, steps.why), decoding, ending)
-        return self._traces(ran, interventions, told, how)
+        return self._traces(ran, interventions, token_probes, how)
 
     def _probes(self) -> AnswerProbes:
         settings, rows = self.settings, len(self.var)
@@ -211,7 +211,7 @@ class _Asked:
         return [VAR(self.var)] if any(own is not None for own in self.var) else []
 
     def _traces(
-        self, ran: _Ran, by: Sequence[VAR], told: Sequence[TokenProbe], how: _How
+        self, ran: _Ran, by: Sequence[VAR], token_probes: Sequence[TokenProbe], how: _How
     ) -> list[GenerationTrace]:
         extra = {"decoding": how.decoding.about, **how.choice.about()}
         return [
@@ -219,7 +219,7 @@ class _Asked:
                 ran,
                 row,
                 _Said(
-                    told[row].finished(),
+                    token_probes[row].finished(),
                     how.ending.finish(row),
                     extra,
                     None if own is None else (own, by[0]),
@@ -243,7 +243,7 @@ def score_answer(
     inputs: PromptInputs,
     settings: GenerationSettings,
     var: VARSettings | None,
-    told: GenerationTrace,
+    plain: GenerationTrace,
     prefix: Prefix,
 ) -> GenerationTrace:
     """What the model with VAR thinks of a given answer: one pass over it, nothing generated.
@@ -252,19 +252,19 @@ def score_answer(
 
     Args:
         handle: a loaded model.
-        inputs: the prompt of `told`.
+        inputs: the prompt of `plain`.
         settings: what to capture.
         var: VAR settings; None: the plain model.
-        told: the answer, as a trace of the plain model.
+        plain: the answer, as a trace of the plain model.
         prefix: of the same prompt.
 
     Returns:
-        A trace with the tokens of `told` and the probabilities, ranks and attention under VAR.
+        A trace with the tokens of `plain` and the probabilities, ranks and attention under VAR.
     """
-    count = len(told.tokens)
+    count = len(plain.tokens)
     probes = AnswerProbes.of(handle, inputs, settings, count, 1, var)
     intervention = VAR((var,))
-    ids = torch.tensor([[*inputs.token_ids, *(token.id for token in told.tokens[:-1])]])
+    ids = torch.tensor([[*inputs.token_ids, *(token.id for token in plain.tokens[:-1])]])
     began = time.perf_counter()
     with attached(
         handle, inputs, probes.all(), [intervention], new_tokens=count, prefix=prefix
@@ -276,13 +276,13 @@ def score_answer(
             logits_to_keep=count,
         ).logits[0]
     pieces = TextPieces(handle.tokenizer)
-    ids_told = [token.id for token in told.tokens]
-    weights = weigh_all(logits, ids_told)
-    made = [described(pieces, own, i) for own, i in zip(weights, ids_told, strict=True)]
+    answer_ids = [token.id for token in plain.tokens]
+    weights = weigh_all(logits, answer_ids)
+    made = [described(pieces, own, i) for own, i in zip(weights, answer_ids, strict=True)]
     tokens = with_texts(made, pieces)
     ran = _Ran(handle, inputs, settings, session, probes, time.perf_counter() - began)
-    extra = {"decoding": told.extra.get("decoding", {})}
-    return _trace(ran, 0, _Said(tokens, told.finish, extra, (var, intervention)))
+    extra = {"decoding": plain.extra.get("decoding", {})}
+    return _trace(ran, 0, _Said(tokens, plain.finish, extra, (var, intervention)))
 
 
 def begin_with(

@@ -53,8 +53,10 @@ def most_changed_token(pair: Comparison) -> int:
         ValueError: an answer is empty.
     """
     count = min(len(pair.baseline.tokens), len(pair.var.tokens))
-    if pair.parting is not None:
-        count = min(count, pair.parting + 1)  # the token in which they part has the same past
+    if pair.first_difference is not None:
+        count = min(
+            count, pair.first_difference + 1
+        )  # the token in which they part has the same past
     if count == 0:
         raise ValueError("An answer is empty, so there is no map to compare.")
     plain, changed = (head_mean(trace)[:count].mean(dim=1) for trace in (pair.baseline, pair.var))
@@ -99,24 +101,24 @@ def print_comparison(pair: Comparison) -> None:
 
 def where_they_part(pair: Comparison) -> Iterator[str]:
     """The two texts, compared in words."""
-    plain, changed, parting = pair.baseline.tokens, pair.var.tokens, pair.parting
+    plain, changed, first = pair.baseline.tokens, pair.var.tokens, pair.first_difference
     if pair.same_text:
         yield "Same text: VAR was given the baseline's answer, token by token."
-    elif parting is None:
+    elif first is None:
         yield "Both answers are the same text."
-    elif parting < min(len(plain), len(changed)):
+    elif first < min(len(plain), len(changed)):
         yield (
-            f"The answers part at token {parting}: the baseline says "
-            f"{visible(plain[parting].text)!r} (probability {plain[parting].probability:.1%}), "
-            f"VAR says {visible(changed[parting].text)!r} ({changed[parting].probability:.1%})."
+            f"The answers part at token {first}: the baseline says "
+            f"{visible(plain[first].text)!r} (probability {plain[first].probability:.1%}), "
+            f"VAR says {visible(changed[first].text)!r} ({changed[first].probability:.1%})."
         )
     else:
         ends, goes_on = ("baseline", "VAR") if len(plain) < len(changed) else ("VAR", "baseline")
         yield (
-            f"The answers are the same up to token {parting - 1}; there the {ends} run ends and "
+            f"The answers are the same up to token {first - 1}; there the {ends} run ends and "
             f"the {goes_on} run goes on."
         )
-    if parting is not None and is_sampled(pair.baseline):
+    if first is not None and is_sampled(pair.baseline):
         yield "The answers are sampled, so they can part by chance as well (greedy ones cannot)."
     change = pair.log_probability_change
     if change and (pair.var.var or {}).get("changed"):  # else what is left is rounding
@@ -220,7 +222,7 @@ def comparison_numbers(pair: Comparison) -> dict[str, Any]:
         "decoding": base.extra.get("decoding"),
         "captured": {"layers": list(base.layers), "heads": list(base.heads)},
         "same_text": pair.same_text,
-        "parting": pair.parting,
+        "first_difference": pair.first_difference,
         "log_probability_change": list(pair.log_probability_change),
         "baseline": _side(base),
         "var": _side(pair.var),

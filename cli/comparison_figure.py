@@ -112,15 +112,15 @@ def _caption_lines(
         f"{np.mean([n.sinks[t] for t in tokens]):.1%} of that"
         for name, n in zip(("baseline", "VAR"), numbers, strict=True)
     ]
-    parting = pair.parting
+    first_difference = pair.first_difference
     base = pair.baseline
     report = pair.var.var or {}
     return [
         shown.label,
         "; ".join(shares),
         "" if report.get("changed") else str(report.get("reason") or "VAR changed nothing."),
-        f"The answers part at token {parting}: these rows belong to different texts."
-        if parting is not None and max(tokens) > parting
+        f"The answers part at token {first_difference}: these rows belong to different texts."
+        if first_difference is not None and max(tokens) > first_difference
         else "",
         f"{scales[0].words}; the same scale for both maps. Difference: {scales[1].words}. "
         f"{sink_words(base, style.sinks)}",

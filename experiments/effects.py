@@ -99,8 +99,8 @@ class Effects:
         if scores is not None:
             phi = self._grouped(case, on_host(session[scores].scores())[:, list(case.positions)])
         by_head = self._grouped(case, session[attention].mean())  # (G, L, H)
-        told = float(logs.mean()) if len(logs) else float("nan")
-        return by_head, Effect(by_head.mean(-1), phi, told), session
+        log_probability = float(logs.mean()) if len(logs) else float("nan")
+        return by_head, Effect(by_head.mean(-1), phi, log_probability), session
 
     def _grouped(self, case: Case, values: Tensor) -> Tensor:
         """(..., tokens) -> (G, ...): mean over each group's tokens."""

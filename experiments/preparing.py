@@ -258,9 +258,9 @@ def _answer(
     )
     trace = generate(handle, inputs, short, stop=watch.stop)
     watch.check()
-    told = tuple(token.id for token in trace.tokens)
-    ended = trace.finish == "end" and len(told) > 1
-    return told[:-1] if ended else told
+    ids = tuple(token.id for token in trace.tokens)
+    ended = trace.finish == "end" and len(ids) > 1
+    return ids[:-1] if ended else ids
 
 
 def _none(

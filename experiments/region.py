@@ -97,8 +97,8 @@ def region_steps(
     rows = _rows(handle, asked, settings, len(todo))
     total, parts = len(others.boxes), []
     levers = GenerationSettings(max_new_tokens=len(asked.answer))
-    told: Progress = on_progress or (lambda done, total, text: None)
-    told(0, total, "Reading the image")
+    report: Progress = on_progress or (lambda done, total, text: None)
+    report(0, total, "Reading the image")
     for low in range(0, len(todo), rows):
         if stop is not None and stop.is_set():
             raise Stopped(max(0, low - 2), total, "boxes")
@@ -114,7 +114,7 @@ def region_steps(
         parts.append(logs.numpy())
         done = np.concatenate(parts)
         yield _effect(asked, box, settings, others, done)
-        told(len(done) - 2, total, "Comparing with other boxes")  # who is told has the result
+        report(len(done) - 2, total, "Comparing with other boxes")  # who listens has the result
 
 
 def prefix_of(handle: ModelHandle, asked: Answered) -> Prefix:

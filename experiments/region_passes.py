@@ -52,15 +52,15 @@ def cut(
 def without_pixels(handle: ModelHandle, asked: Answered, boxes: Sequence[Box | None]) -> Tensor:
     """float32 (boxes, T) on the CPU: the whole prompt read anew, a picture a box."""
     read = [asked.inputs if box is None else _without(handle, asked.inputs, box) for box in boxes]
-    told = torch.tensor([asked.answer[:-1]])
+    answer_ids = torch.tensor([asked.answer[:-1]])
     tensors = []
     for inputs in read:
         made = dict(inputs.tensors)
         ids = made["input_ids"]
         for name, tensor in inputs.tensors.items():
             if tensor.shape == ids.shape:  # one number a position; 0 is "text" in what marks images
-                fill = torch.full_like(told, name == "attention_mask")
-                behind = told if name == "input_ids" else fill
+                fill = torch.full_like(answer_ids, name == "attention_mask")
+                behind = answer_ids if name == "input_ids" else fill
                 made[name] = torch.cat([tensor, behind.to(tensor.dtype)], dim=1)
         tensors.append(made)
     together = {name: torch.cat([one[name] for one in tensors]) for name in tensors[0]}

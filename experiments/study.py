@@ -189,9 +189,9 @@ class Study:
         with self.handle.lock:
             if case.answer:
                 assert not interventions
-                told = read_answer(self.handle, inputs, case.answer, probes)
-                logs = told.log_probabilities.double()
-                return Pass(inputs, told.session, dict(told.keywords), logs)
+                forced = read_answer(self.handle, inputs, case.answer, probes)
+                logs = forced.log_probabilities.double()
+                return Pass(inputs, forced.session, dict(forced.keywords), logs)
             call = TextInputs()
             with attached(self.handle, inputs, [call, *probes], interventions) as session:
                 self.handle.model(

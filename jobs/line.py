@@ -145,8 +145,8 @@ class Line:
 def turns(before: Callable[[float], int], job: Job) -> Iterator[int]:
     """How many are before a job in the line, each time that this has changed, until none is or the
     job was stopped."""
-    told = -1
+    last_position = -1
     while (position := before(0.5)) > 0 and not job.stopped:
-        if position != told:
+        if position != last_position:
             yield position
-        told = position
+        last_position = position

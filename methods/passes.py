@@ -94,12 +94,12 @@ class Passes:
             tokens: how many of the answer's tokens are predicted; None: all.
         """
         made = dict((inputs or self.inputs).tensors)
-        told = torch.tensor([self.answer[:tokens][:-1]], dtype=torch.long)
+        answer_ids = torch.tensor([self.answer[:tokens][:-1]], dtype=torch.long)
         shape = made["input_ids"].shape
         for name, tensor in made.items():
             if tensor.shape == shape:  # one number a position; 0 is "text" in what marks images
-                fill = torch.full_like(told, name == "attention_mask")
-                behind = told if name == "input_ids" else fill
+                fill = torch.full_like(answer_ids, name == "attention_mask")
+                behind = answer_ids if name == "input_ids" else fill
                 made[name] = torch.cat([tensor, behind.to(tensor.dtype)], dim=1)
         return made
 

@@ -128,15 +128,15 @@ def explain_stacks(
     """The same with all slots: method, what it gave (or None and why), and seconds."""
     total = len(methods)
     for index, method in enumerate(methods):
-        told = _told(index, total, method, on_progress, stop)
-        told(0, 0, "")
-        yield (method, *_stack(run, target, method, session, told))
+        report = _reporting(index, total, method, on_progress, stop)
+        report(0, 0, "")
+        yield (method, *_stack(run, target, method, session, report))
     if on_progress is not None:
         on_progress(total, total, "")
 
 
 def _stack(
-    run: GenerationTrace, target: Target, method: Method, session: Session | None, told: Progress
+    run: GenerationTrace, target: Target, method: Method, session: Session | None, report: Progress
 ) -> tuple[MapStack | None, str, float]:
     why_not = method.availability(run)
     if why_not is None and session is None and (needs := method.needs_for(run)) != "trace":
@@ -147,7 +147,7 @@ def _stack(
         return None, why_not, 0.0
     began = time.perf_counter()
     try:
-        stack = explain(run, target, method, session=session, progress=told)
+        stack = explain(run, target, method, session=session, progress=report)
     except (ValueError, RunOutOfMemoryError) as error:  # the others may be possible
         return None, str(error).rstrip("."), 0.0
     return stack, "", time.perf_counter() - began
@@ -175,7 +175,7 @@ def map_of(stack: MapStack, choice: Choice, label: str = "") -> PatchMap:
     )
 
 
-def _told(
+def _reporting(
     index: int,
     total: int,
     method: Method,
@@ -185,14 +185,14 @@ def _told(
     """What a method calls after each of its steps: it passes them on, and ends the method where a
     stop was asked for."""
 
-    def told(done: int, of: int, text: str) -> Any:
+    def report(done: int, of: int, text: str) -> Any:
         if stop is not None and stop.is_set():
             raise Stopped(index, total, "methods")
         if on_progress is not None:
             inside = f" ({done} of {of})" if of > 1 else ""
             on_progress(index, total, f"{method.label}{inside}")
 
-    return told
+    return report
 
 
 def rank_correlation(one: npt.NDArray[Any], other: npt.NDArray[Any]) -> float:

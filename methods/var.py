@@ -84,8 +84,8 @@ class VarAttention(Method):
         # all layers and heads of the model, whatever the run kept
         asked = GenerationSettings(max_new_tokens=len(run.tokens))
         with session.handle.lock, memory_errors_named(session.inputs, asked):
-            told = score_answer(session.handle, session.inputs, asked, settings, run, prefix)
-        return Attention().explain(told, target)
+            scored = score_answer(session.handle, session.inputs, asked, settings, run, prefix)
+        return Attention().explain(scored, target)
 
     def _settings(self, session: Passes) -> VARSettings | None:
         profile = session.handle.profile

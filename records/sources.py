@@ -144,8 +144,8 @@ def folder_source(folder: Path, images: Path | None = None) -> Source:
     tables = _metadata(found)
     below = tuple(table.parent for table in tables)
     pictures = [path for path in found if path.suffix.lower() in SUFFIXES and path.is_file()]
-    told = {path for path in pictures if any(path.is_relative_to(top) for top in below)}
-    plain = [path.relative_to(folder).as_posix() for path in pictures if path not in told]
+    with_metadata = {path for path in pictures if any(path.is_relative_to(top) for top in below)}
+    plain = [path.relative_to(folder).as_posix() for path in pictures if path not in with_metadata]
     if not plain and not tables:
         raise ValueError(_no_images(folder, found))
     offsets = [table.relative_to(folder) for table in tables]
@@ -172,7 +172,7 @@ def folder_source(folder: Path, images: Path | None = None) -> Source:
         rows,
         Beside(images or folder, inside=bool(tables) and images is None),
         place,
-        notes=_left_out(rows(), told, folder) if told and images is None else (),
+        notes=_left_out(rows(), with_metadata, folder) if with_metadata and images is None else (),
     )
 
 
@@ -186,12 +186,12 @@ def _metadata(found: list[Path]) -> list[Path]:
     return [path for _, path in sorted(by_folder.items())]
 
 
-def _left_out(rows: Rows, told: set[Path], folder: Path) -> tuple[str, ...]:
+def _left_out(rows: Rows, with_metadata: set[Path], folder: Path) -> tuple[str, ...]:
     """A note on images that lie below metadata and are not in it."""
     named = {
         Path(posixpath.normpath(folder / name)) for _, row in rows for name in _file_names(row)
     }
-    if not (count := len(told - named)):
+    if not (count := len(with_metadata - named)):
         return ()
     return (f"{count} images are not in the metadata beside them and were left out.",)
 

@@ -135,7 +135,7 @@ def test_numbers_agree_with_what_is_printed(
     assert done.exit_code == 0, done.output
     found = numbers(out)
     assert found["format"] == "sinkscope-comparison" and found["same_text"]
-    assert found["parting"] is None
+    assert found["first_difference"] is None
     settings = found["report"]["settings"]
     assert settings["dims"] == [3, 40] and settings["layers"] == [1, 2]
     assert settings["heads"] == [[1, 0], [2, 1]]

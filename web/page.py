@@ -24,7 +24,7 @@ from sinkscope.web.explore.inspector import drawn
 from sinkscope.web.explore.model_events import status_value
 from sinkscope.web.explore.tab import build_explore
 from sinkscope.web.runs.example import Example, load_example, read_examples
-from sinkscope.web.runs.loaded_model import ModelSlot
+from sinkscope.web.runs.loaded_model import LoadedModel
 from sinkscope.web.runs.store import Run, RunStore
 from sinkscope.web.server.guarded_blocks import GuardedBlocks
 from sinkscope.web.server.owners import OwnedRuns
@@ -39,7 +39,7 @@ class App:
 
     blocks: gr.Blocks
     handlers: Handlers
-    slot: ModelSlot
+    loaded: LoadedModel
     settings: Settings
     sinks: SinksHandlers
 
@@ -50,7 +50,7 @@ def build_app(
     *,
     engine: Engine | None = None,
     estimate: Callable[..., Forecast] = estimate_run,
-    slot: ModelSlot | None = None,
+    loaded: LoadedModel | None = None,
     sinks: SinksEngine | None = None,
     example: Run | None = None,
     examples: list[Example] | None = None,
@@ -62,18 +62,18 @@ def build_app(
         handle: for tests and notebooks.
         engine: what computes runs.
         estimate: what says before a run what it will take.
-        slot: what loads models.
+        loaded: what loads models.
         sinks: what finds and validates sink dimensions.
         example: the run on screen at first; None takes the one that ships with the project.
         examples: pictures to offer; None takes the bundled ones.
     """
-    slot = slot or ModelSlot()
+    loaded = loaded or LoadedModel()
     if handle is not None:
-        slot.use(handle)
+        loaded.use(handle)
     kept = OwnedRuns if settings.app.login else RunStore
     store = kept(settings.app.cache / "runs", settings.app.store_megabytes * 1_000_000)
-    handlers = Handlers(settings, slot, store, engine)
-    forecaster = Forecaster(settings, slot, estimate, handlers.pace)
+    handlers = Handlers(settings, loaded, store, engine)
+    forecaster = Forecaster(settings, loaded, estimate, handlers.pace)
     first = example or load_example()
     if first is not None:
         store.put(first, keep_on_disk=False)
@@ -83,21 +83,21 @@ def build_app(
     ) as page:
         if settings.app.read_only:
             gr.Markdown(READ_ONLY, elem_id="read-only")
-        status = drawn("status", status_value(slot.state))
+        status = drawn("status", status_value(loaded.state))
         with gr.Tabs(elem_id="tabs"):
             with gr.Tab("Explore", id="explore", elem_id="explore"):
                 form = build_explore(page, status, handlers, forecaster, first, offered)
             with gr.Tab("Sinks", id="sinks-tab", elem_id="sinks-tab"):
-                finder = SinksHandlers(settings, slot, handlers.runner, sinks, handlers.images)
+                finder = SinksHandlers(settings, loaded, handlers.runner, sinks, handlers.images)
                 build_sinks(finder, form)
             with gr.Tab("Experiments", id="experiments-tab", elem_id="experiments-tab") as tab:
                 trials = ExperimentsHandlers(
-                    settings, slot, handlers.runner, images=handlers.images
+                    settings, loaded, handlers.runner, images=handlers.images
                 )
                 build_experiments(trials, status, tab)
             with gr.Tab("Evaluate", id="evaluate-tab", elem_id="evaluate-tab"):
-                asked = EvaluateHandlers(settings, slot, handlers.runner, images=handlers.images)
+                asked = EvaluateHandlers(settings, loaded, handlers.runner, images=handlers.images)
                 build_evaluate(asked, form)
     if settings.app.read_only:
         only_looking(page)
-    return App(page, handlers, slot, settings, finder)
+    return App(page, handlers, loaded, settings, finder)

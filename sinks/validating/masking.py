@@ -42,7 +42,7 @@ BATCH_TOKENS = 4096  # tokens of all batch rows together that pass through the t
 
 
 @dataclass(frozen=True)
-class ToldAnswer:
+class ForcedAnswer:
     """A prompt and an answer to it, as the model reads them.
 
     Attributes:
@@ -77,7 +77,7 @@ def read_answer(
     inputs: PromptInputs,
     answer: Sequence[int],
     probes: Sequence[Probe] = (),
-) -> ToldAnswer:
+) -> ForcedAnswer:
     """One plain forward pass over a prompt and an answer to it.
 
     Args:
@@ -101,12 +101,12 @@ def read_answer(
             logits_to_keep=len(answer),
         ).logits
     logs = _log_probabilities(logits, answer)[0]
-    return ToldAnswer(inputs, tuple(answer), logs, session[call], session)
+    return ForcedAnswer(inputs, tuple(answer), logs, session[call], session)
 
 
 def hidden_log_probabilities(
     handle: ModelHandle,
-    told: ToldAnswer,
+    forced: ForcedAnswer,
     hidden: Tensor,
     *,
     from_queries: FromQueries = "later",
@@ -121,7 +121,7 @@ def hidden_log_probabilities(
 
     Args:
         handle: a loaded model; its lock must be held.
-        told: from `read_answer` on the same model.
+        forced: from `read_answer` on the same model.
         hidden: bool (B, N) over the prompt's positions: B sets, each hidden in every layer; or
             (B, L, N), each layer with its own.
         from_queries: `later`: no query behind a hidden token sees it. `after_image`: only queries
@@ -137,7 +137,7 @@ def hidden_log_probabilities(
         ValueError: a wrong shape or dtype, an unknown `from_queries`, a prompt without an image for
             `after_image`, or output that is not a number.
     """
-    layers, length = len(handle.stack.layers), told.inputs.layout.length
+    layers, length = len(handle.stack.layers), forced.inputs.layout.length
     good = hidden.dtype == torch.bool and hidden.shape[1:] in ((length,), (layers, length))
     if not good or not len(hidden):
         raise ValueError(
@@ -150,14 +150,14 @@ def hidden_log_probabilities(
         )
     first = 0
     if from_queries == "after_image":
-        if not told.inputs.layout.grids:
+        if not forced.inputs.layout.grids:
             raise ValueError("from_queries is 'after_image', but the prompt has no image.")
-        first = told.inputs.layout.after_images
+        first = forced.inputs.layout.after_images
     plain = not bool(hidden.any())
-    shared = None if plain or not first else _prefix(handle, told, first)
+    shared = None if plain or not first else _prefix(handle, forced, first)
     start = 0 if shared is None else first
 
-    most = max(1, batch_tokens // told.length)
+    most = max(1, batch_tokens // forced.length)
     rows = math.ceil(len(hidden) / math.ceil(len(hidden) / most))
     parts = []
     for low in range(0, len(hidden), rows):
@@ -166,22 +166,22 @@ def hidden_log_probabilities(
         sets = hidden[low : low + rows]
         padded = sets.new_zeros((rows, *sets.shape[1:]))
         padded[: len(sets)] = sets
-        keywords = _repeated(told.keywords, rows, start)
+        keywords = _repeated(forced.keywords, rows, start)
         if shared is not None:
             keywords["past_key_values"] = fork_cache(shared, rows)
         hides = [] if plain else [HideKeys(padded.to(handle.device))]
-        behind = len(told.answer) - 1
-        with attached(handle, told.inputs, interventions=hides, batch=rows, new_tokens=behind):
+        behind = len(forced.answer) - 1
+        with attached(handle, forced.inputs, interventions=hides, batch=rows, new_tokens=behind):
             states = handle.stack.language_model(**keywords, use_cache=shared is not None)[0]
-            logits = handle.stack.output_head(states[:, -len(told.answer) :])
-        parts.append(_log_probabilities(logits, told.answer)[: len(sets)])
+            logits = handle.stack.output_head(states[:, -len(forced.answer) :])
+        parts.append(_log_probabilities(logits, forced.answer)[: len(sets)])
     return torch.cat(parts)
 
 
-def _prefix(handle: ModelHandle, told: ToldAnswer, stop: int) -> Any:
+def _prefix(handle: ModelHandle, forced: ForcedAnswer, stop: int) -> Any:
     """Keys and values of positions [0, stop), from one plain pass."""
-    with attached(handle, told.inputs):
-        keywords = _repeated(told.keywords, 1, 0, stop)
+    with attached(handle, forced.inputs):
+        keywords = _repeated(forced.keywords, 1, 0, stop)
         cache = DynamicCache()  # whole also behind a sliding window
         handle.stack.language_model(**keywords, past_key_values=cache, use_cache=True)
         return cache
@@ -207,11 +207,12 @@ def _repeated(
 def _with_answer(inputs: PromptInputs, answer: Sequence[int]) -> dict[str, Tensor]:
     """The prompt's tensors with the answer but its last token behind them, as plain text."""
     ids = inputs.tensors["input_ids"]
-    told = torch.tensor([list(answer[:-1])], dtype=ids.dtype)
+    answer_ids = torch.tensor([list(answer[:-1])], dtype=ids.dtype)
     made = dict(inputs.tensors)
     for name, tensor in inputs.tensors.items():
         if tensor.shape == ids.shape:  # one number a position; 0 is "text" in what marks images
-            fill = told if name == "input_ids" else torch.full_like(told, name == "attention_mask")
+            mask = torch.full_like(answer_ids, name == "attention_mask")
+            fill = answer_ids if name == "input_ids" else mask
             made[name] = torch.cat([tensor, fill.to(tensor.dtype)], dim=1)
     return made
 

@@ -217,8 +217,8 @@ def _one(task: _Task, sample: Sample, asked: _Asked, sweeps: bool) -> Record:
     probe = PromptReading(task.profile, task.random_dims, task.taus, settings)
     counted = GenerationSettings(max_new_tokens=len(answer))
     with handle.lock, memory_errors_named(inputs, counted):
-        told = read_answer(handle, inputs, answer, [probe])
-        reading = told.session[probe].reading()
+        forced = read_answer(handle, inputs, answer, [probe])
+        reading = forced.session[probe].reading()
         wanted = _Wanted(inputs, reading.phi.shape)
         order = _orders(sample, inputs.layout.vision_tokens, settings)
         found = evidence.candidates(reading, task.profile.tau, task.layers, order)
@@ -234,7 +234,7 @@ def _one(task: _Task, sample: Sample, asked: _Asked, sweeps: bool) -> Record:
         ]
         logs = hidden_log_probabilities(
             handle,
-            told,
+            forced,
             wanted.patterns(),
             from_queries=settings.from_queries,
             batch_tokens=settings.batch_tokens,

@@ -76,7 +76,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
 
 @pytest.fixture(scope="session")
 def shop(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
-    """The app with example pictures on its shelf."""
+    """The app with example pictures."""
     example = Run(make_pair(), kind="example")
     options = {"handle": fake_handle(), "example": example, "examples": read_examples()}
     made = start_site(tmp_path_factory.mktemp("cache"), ScriptedEngine(), **options)

@@ -23,7 +23,7 @@ from sinkscope.methods.explain import explain_map
 from sinkscope.models.profiles import SinkProfile
 from sinkscope.web.api import region as region_endpoint
 from sinkscope.web.explore.region import LastTested
-from sinkscope.web.runs.loaded_model import ModelSlot
+from sinkscope.web.runs.loaded_model import LoadedModel
 from sinkscope.web.runs.store import Run, new_id
 from tests.web.conftest import Site, start_site
 from tests.web.scripted import ScriptedEngine, fake_handle
@@ -39,15 +39,19 @@ def api_site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
     """An app that can load models: each load gives the scripted one."""
     engine = ScriptedEngine()
     folder = tmp_path_factory.mktemp("cache")
-    slot = ModelSlot(lambda settings, on_progress: loaded(settings.model))
+    loaded = LoadedModel(lambda settings, on_progress: handle_named(settings.model))
     site = start_site(
-        folder, engine, handle=fake_handle(), slot=slot, example=Run(make_pair(), kind="example")
+        folder,
+        engine,
+        handle=fake_handle(),
+        loaded=loaded,
+        example=Run(make_pair(), kind="example"),
     )
     yield site
     site.app.blocks.close(verbose=False)
 
 
-def loaded(name: str) -> Any:
+def handle_named(name: str) -> Any:
     if name == "missing":
         raise ValueError("There is no model called missing.")
     return fake_handle()
@@ -171,15 +175,15 @@ def test_compare_takes_the_profiles_tau(client: Any, photo: Any, api_site: Site)
         return real(handle, inputs, settings, var, *rest, **more)
 
     profile = SinkProfile("fake", "none", 64, 6, (1, 2), 3.25, "made up", "low")
-    before = api_site.app.slot.handle
-    api_site.app.slot.use(dataclasses_replace(before, profile=profile))
+    before = api_site.app.loaded.handle
+    api_site.app.loaded.use(dataclasses_replace(before, profile=profile))
     api_site.app.handlers.engine = dataclasses.replace(engine, compare=watched)
     try:
         for given in ({}, {"tau": 4.5}, {"dims": "3, 4"}):
             client.predict(image=photo, prompt="Hello", api_name="/compare", **given)
     finally:
         api_site.app.handlers.engine = engine
-        api_site.app.slot.use(before)
+        api_site.app.loaded.use(before)
     assert [(var.dims, var.tau) for var in asked] == [
         ((1, 2), 3.25),
         ((1, 2), 4.5),
@@ -193,7 +197,9 @@ def dataclasses_replace(handle: Any, **changes: Any) -> Any:
 
 
 def test_a_comparison(compared: dict[str, Any]) -> None:
-    assert compared["parting"] is None and len(compared["log_probability_change"]) == len(WORDS)
+    assert compared["first_difference"] is None and len(compared["log_probability_change"]) == len(
+        WORDS
+    )
     assert compared["var"]["applied"] == ["VAR(tau=6, keep=0.6)"]
 
 

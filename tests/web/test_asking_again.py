@@ -18,8 +18,8 @@ from tests.web.synthetic import make_pair
 
 @pytest.mark.parametrize(("name", "said"), [("demo", True), ("Qwen/Qwen2.5-VL-3B", False)])
 def test_beside_generate_stands_what_the_bundled_model_knows(name: str, said: bool) -> None:
-    slot: Any = SimpleNamespace(handle=SimpleNamespace(info=SimpleNamespace(id=name)))
-    line = telling_limits(slot)()["text"]
+    loaded: Any = SimpleNamespace(handle=SimpleNamespace(info=SimpleNamespace(id=name)))
+    line = telling_limits(loaded)()["text"]
     assert bool(line) is said
     assert not said or ("drawn scenes" in line and "Qwen2.5-VL 3B" in line)
 

@@ -85,10 +85,10 @@ def test_examples_fill_the_form(bundled: tuple[App, str], open_page: Any) -> Non
 
 def test_the_example_run_is_made_and_read(bundled: tuple[App, str], tmp_path: Path) -> None:
     app, _ = bundled
-    _, state = app.slot.wait(-1, 0)
+    _, state = app.loaded.wait(-1, 0)
     seen = -1
     while state.phase == "loading":
-        seen, state = app.slot.wait(seen, 60)
+        seen, state = app.loaded.wait(seen, 60)
     assert state.working is not None
     made = make_example(state.working, tmp_path / "example", max_new_tokens=4)
     read = load_example(tmp_path / "example")

@@ -59,7 +59,7 @@ def test_it_is_asked_and_another_is_loaded(
     assert page.locator("[data-testid=strip-baseline] .token").count() == len(run.first.tokens) > 0
 
     # By folder, and one whose own template shows no images: the page says what is used instead.
-    assert app.slot.load(ModelSettings(str(folder), device="cpu"))
+    assert app.loaded.load(ModelSettings(str(folder), device="cpu"))
     reload(page)
     page.wait_for_selector(f"{STATUS}[data-phase=ready]", timeout=120_000)
     page.wait_for_function(f"document.querySelector('{STATUS}').innerText.includes('hub_like')")

@@ -164,8 +164,8 @@ def test_from_run_to_var(bundled: tuple[App, str], open_page: Any) -> None:
     page.wait_for_function(
         "document.querySelector('#var-note textarea')?.value.includes('found on demo')"
     )
-    assert app.slot.handle is not None and app.slot.handle.profile is not None
-    assert app.slot.handle.profile.tau != 4.5
+    assert app.loaded.handle is not None and app.loaded.handle.profile is not None
+    assert app.loaded.handle.profile.tau != 4.5
     page.click("#own-dims")
     page.wait_for_function(
         "document.querySelector('#var-note textarea')?.value.includes('confidence high')"

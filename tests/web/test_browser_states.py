@@ -11,7 +11,7 @@ import pytest
 
 from sinkscope.config import ModelSettings
 from sinkscope.models.source import ModelError
-from sinkscope.web.runs.loaded_model import ModelSlot
+from sinkscope.web.runs.loaded_model import LoadedModel
 from sinkscope.web.runs.store import Run
 from tests.web.conftest import Site, start_site
 from tests.web.scripted import ScriptedEngine, fake_handle
@@ -45,7 +45,7 @@ def started(tmp_path: Path) -> Iterator[tuple[str, SlowLoad]]:
     """An app without a model yet, as it is right after `python app.py`."""
     load = SlowLoad()
     example = Run(make_pair(), kind="example")
-    options = {"slot": ModelSlot(load), "example": example}
+    options = {"loaded": LoadedModel(load), "example": example}
     site = start_site(tmp_path, ScriptedEngine(), **options)
     yield site.url, load
     load.go_on.set()

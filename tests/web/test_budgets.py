@@ -13,7 +13,7 @@ from sinkscope.config import AppSettings, ImageLimits, Settings
 from sinkscope.web.explore.handlers import Handlers
 from sinkscope.web.explore.inspector import drawn
 from sinkscope.web.explore.request import Request
-from sinkscope.web.runs.loaded_model import ModelSlot
+from sinkscope.web.runs.loaded_model import LoadedModel
 from sinkscope.web.runs.store import BYTES_A_PIXEL, Run, RunStore, open_run, save_run
 from tests.web.scripted import ScriptedEngine, fake_handle
 from tests.web.synthetic import make_pair, make_trace
@@ -39,14 +39,14 @@ def test_twelve_runs_of_large_photos_stay_within_memory_and_disk(
     uploads, runs = tmp_path / "uploads", tmp_path / "runs"
     uploads.mkdir()
     monkeypatch.setenv("GRADIO_TEMP_DIR", str(uploads))
-    slot = ModelSlot()
-    slot.use(fake_handle())
+    loaded = LoadedModel()
+    loaded.use(fake_handle())
     settings = Settings(
         app=AppSettings(cache_dir=str(tmp_path)), images=ImageLimits(kept_megapixels=KEPT)
     )
     memory, disk = 2_000_000, 6_000_000
     store = RunStore(runs, memory, disk)
-    handlers = Handlers(settings, slot, store, ScriptedEngine().engine())
+    handlers = Handlers(settings, loaded, store, ScriptedEngine().engine())
     with gr.Blocks():
         handlers.component = drawn("inspector", None)
     try:

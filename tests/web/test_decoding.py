@@ -19,7 +19,7 @@ from sinkscope.web.explore.form import build_form
 from sinkscope.web.explore.handlers import Engine, Handlers
 from sinkscope.web.explore.inspector import drawn, facts_of
 from sinkscope.web.explore.model_events import checkpoint_notice, choosing_decoding
-from sinkscope.web.runs.loaded_model import ModelSlot
+from sinkscope.web.runs.loaded_model import LoadedModel
 from sinkscope.web.runs.pairs import pair_of
 from sinkscope.web.runs.standalone import build_standalone
 from sinkscope.web.runs.store import Run, RunStore
@@ -65,10 +65,10 @@ def test_what_cannot_be_followed_is_said_before_it_is_tried() -> None:
 
 
 def test_controls_that_have_no_effect_cannot_be_moved() -> None:
-    slot = ModelSlot()
-    slot.use(fake_handle())
+    loaded = LoadedModel()
+    loaded.use(fake_handle())
     for chosen, free in (("ours", True), ("checkpoint", False)):
-        said, *controls = choosing_decoding(slot)(chosen)
+        said, *controls = choosing_decoding(loaded)(chosen)
         assert said["text"] and [c["interactive"] for c in controls] == [free] * 4
         with gr.Blocks():
             form = build_form(GenerationSettings(decoding=chosen), [])  # type: ignore[arg-type]
@@ -87,9 +87,9 @@ def test_the_page_does_not_read_what_it_shows_as_unused(tmp_path: Path) -> None:
         seen.append(settings)
         return scripted.generate(handle, inputs, settings, **hooks)
 
-    slot = ModelSlot()
-    slot.use(fake_handle())
-    handlers = Handlers(Settings(), slot, RunStore(tmp_path, 10**8), Engine(generate))
+    loaded = LoadedModel()
+    loaded.use(fake_handle())
+    handlers = Handlers(Settings(), loaded, RunStore(tmp_path, 10**8), Engine(generate))
     with gr.Blocks():
         handlers.component = drawn("inspector", None)
     picture = tmp_path / "photo.png"

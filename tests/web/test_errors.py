@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from sinkscope.jobs.runner import Runner
-from sinkscope.web.runs.loaded_model import ModelSlot, SlotState
+from sinkscope.web.runs.loaded_model import LoadedModel, LoadState
 from sinkscope.web.runs.store import Run, RunStore
 from sinkscope.web.server import health as health_module
 from sinkscope.web.server.errors import FAULT, FULL, UNKNOWN, UNWRITABLE, SpokenErrors, answer_to
@@ -196,7 +196,7 @@ def test_health(broken: Site, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_dead_queue_is_seen(broken: Site) -> None:
     """Gradio's task is known by its name; should that change, this fails and not the watch."""
     app = broken.app
-    health = Health(app.slot, app.handlers.runner, app.handlers.store)
+    health = Health(app.loaded, app.handlers.runner, app.handlers.store)
 
     async def look() -> None:
         async def start_processing() -> None:
@@ -222,8 +222,8 @@ def test_the_watchdog_ends_a_process_whose_loop_is_dead(
     tmp_path: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     store = RunStore(tmp_path, 1)
-    slot = SimpleNamespace(state=SlotState())
-    health = Health(slot, Runner(1), store)  # type: ignore[arg-type]
+    loaded = SimpleNamespace(state=LoadState())
+    health = Health(loaded, Runner(1), store)  # type: ignore[arg-type]
     ended = threading.Event()
     for ends in (False, True):
         dog = Watchdog(health, ends, every=0.02, end=ended.set)
@@ -240,11 +240,11 @@ def test_an_exit_while_a_model_loads_is_a_failure() -> None:
     def load(*given: Any, **named: Any) -> Any:
         raise SystemExit(3)
 
-    slot = ModelSlot(load)
+    loaded = LoadedModel(load)
     from sinkscope.config import ModelSettings
 
-    slot.load(ModelSettings())
+    loaded.load(ModelSettings())
     until = time.monotonic() + 10
-    while slot.state.phase == "loading" and time.monotonic() < until:
+    while loaded.state.phase == "loading" and time.monotonic() < until:
         time.sleep(0.01)
-    assert slot.state.phase == "failed"
+    assert loaded.state.phase == "failed"

@@ -31,7 +31,7 @@ from sinkscope.web.evaluate.run import EvaluateHandlers
 from sinkscope.web.evaluate.store import GONE, LONGEST_SECONDS, MOST_RUNS, EvaluateStore
 from sinkscope.web.explore.handlers import UNFORESEEN
 from sinkscope.web.explore.inspector import drawn
-from sinkscope.web.runs.loaded_model import ModelSlot
+from sinkscope.web.runs.loaded_model import LoadedModel
 from tests.evaluation.scripted import Scripted
 from tests.sinks.planted import Plant, planted
 from tests.web.test_payload import unpack
@@ -73,12 +73,12 @@ def make(tmp_path: Path, model: ModelHandle, monkeypatch: pytest.MonkeyPatch) ->
     def build(
         script: Callable[[Work], Any] = answers, handle: Any = model, answer: Any = None
     ) -> EvaluateHandlers:
-        slot = ModelSlot()
+        loaded = LoadedModel()
         if handle is not None:
-            slot.use(handle)
+            loaded.use(handle)
         settings = Settings(app=AppSettings(cache_dir=str(tmp_path / "cache"), queue_size=2))
         scripted = partial(evaluate, engine=Scripted(script))
-        made = EvaluateHandlers(settings, slot, Runner(2), answer or scripted)
+        made = EvaluateHandlers(settings, loaded, Runner(2), answer or scripted)
         with gr.Blocks():
             made.component = drawn("evaluate", None)
         return made
@@ -306,8 +306,8 @@ def test_a_question_is_put_into_the_form_as_it_was_asked(make: Make) -> None:
     assert (values["tau"], values["keep"], values["control"]) == (5.0, 0.0, "random")
     assert (values["seed"], values["max_new_tokens"], values["decoding"]) == (3, 64, "ours")
     assert values["temperature"] == 0.0
-    assert values["dims"] == "7, 30" and handlers.slot.handle is not None
-    assert values["dims_of"] == handlers.slot.handle.info.id
+    assert values["dims"] == "7, 30" and handlers.loaded.handle is not None
+    assert values["dims_of"] == handlers.loaded.handle.info.id
     plain = form_values(handlers, {**ask, "method": "default"}, "")
     assert plain["compare"] is False and "keep" not in plain
     assert updates(plain, ["prompt", "keep"])[0] == question.text
@@ -324,7 +324,7 @@ def test_another_model_is_named(make: Make, tmp_path: Path) -> None:
     handlers = make()
     run = drain(handlers.run(ASKED, "s"))[-1]["run"]
     question = next(TASK.read(None))
-    handlers.slot.use(planted(tmp_path / "other", Plant((3,), seed=9, layers=4)))
+    handlers.loaded.use(planted(tmp_path / "other", Plant((3,), seed=9, layers=4)))
     ask = {"run": run, "question": question.id, "method": "var"}
     with pytest.raises(ValueError, match="load the run's model"):
         form_values(handlers, ask, "")

@@ -35,7 +35,7 @@ from sinkscope.web.experiments.store import ExperimentResult, ExperimentStore
 from sinkscope.web.explore.handlers import UNFORESEEN
 from sinkscope.web.explore.inspector import drawn
 from sinkscope.web.page import build_app
-from sinkscope.web.runs.loaded_model import ModelSlot
+from sinkscope.web.runs.loaded_model import LoadedModel
 from sinkscope.web.sinks.request import Picture
 from sinkscope.web.sinks.store import LONGEST_SECONDS, MOST_RESULTS
 from tests.text_models import save_text_model
@@ -57,12 +57,12 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> ModelHandle:
 @pytest.fixture
 def make(tmp_path: Path, uploads: Path, model: ModelHandle) -> Make:
     def build(engine: Any = None, handle: Any = model) -> ExperimentsHandlers:
-        slot = ModelSlot()
+        loaded = LoadedModel()
         if handle is not None:
-            slot.use(handle)
+            loaded.use(handle)
         limits = ImageLimits(max_megapixels=1.0)
         settings = Settings(images=limits, app=AppSettings(cache_dir=str(tmp_path), queue_size=2))
-        made = ExperimentsHandlers(settings, slot, Runner(2), engine)
+        made = ExperimentsHandlers(settings, loaded, Runner(2), engine)
         with gr.Blocks():
             made.component = drawn("experiments", None)
         return made

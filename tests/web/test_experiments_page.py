@@ -17,7 +17,7 @@ from sinkscope.web.controls import box, said_by
 from sinkscope.web.experiments.ahead import ahead_of
 from sinkscope.web.experiments.payload import MOST_ROWS, build_experiment_payload
 from sinkscope.web.experiments.tab import _of, choosing, picking
-from sinkscope.web.runs.loaded_model import SlotState
+from sinkscope.web.runs.loaded_model import LoadState
 from tests.web.scripted import fake_handle
 from tests.web.test_payload import unpack
 
@@ -120,7 +120,7 @@ def test_tables_figures_and_where_they_come_from() -> None:
 
 def test_before_a_run_it_is_said_how_sinks_are_known() -> None:
     def words(handle: Any, name: str = "scan", source: str = "Bundled") -> tuple[str, str]:
-        said = ahead_of(SlotState("ready", "x", working=handle), name, source)
+        said = ahead_of(LoadState("ready", "x", working=handle), name, source)
         return said["kind"], said["text"]
 
     assert words(fake_handle()) == (
@@ -135,8 +135,8 @@ def test_before_a_run_it_is_said_how_sinks_are_known() -> None:
     assert "Upload a .txt file" in words(text, source="My own")[1]
     kind, said = words(text, "vision-or-text")
     assert kind == "warn" and said.startswith("fake is a text model and sees no images;")
-    assert ahead_of(SlotState(), "scan", "Bundled")["text"].startswith("No model is loaded.")
-    loading = SlotState("loading", "x", "Loading the weights")
+    assert ahead_of(LoadState(), "scan", "Bundled")["text"].startswith("No model is loaded.")
+    loading = LoadState("loading", "x", "Loading the weights")
     assert "still loading" in ahead_of(loading, "scan", "Bundled")["text"]
 
 

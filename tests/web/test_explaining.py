@@ -21,7 +21,7 @@ from sinkscope.models.loading import ModelHandle, load_model
 from sinkscope.web.explore.explained_store import ExplainedStore, Kept
 from sinkscope.web.explore.explaining import EXPLAIN, STALE, Explaining, read_asked
 from sinkscope.web.explore.handlers import EXPIRED, Handlers
-from sinkscope.web.runs.loaded_model import ModelSlot
+from sinkscope.web.runs.loaded_model import LoadedModel
 from sinkscope.web.runs.store import Run, RunStore
 
 pytestmark = pytest.mark.tiny
@@ -41,10 +41,10 @@ def run(handle: ModelHandle, photo: Image.Image) -> Run:
 
 @pytest.fixture
 def explaining(tmp_path: Path, handle: ModelHandle, run: Run) -> Iterator[Explaining]:
-    slot = ModelSlot()
-    slot.use(handle)
+    loaded = LoadedModel()
+    loaded.use(handle)
     settings = Settings(app=AppSettings(cache_dir=str(tmp_path)))
-    made = Handlers(settings, slot, RunStore(tmp_path, 10**8))
+    made = Handlers(settings, loaded, RunStore(tmp_path, 10**8))
     made.store.put(run, keep_on_disk=False)
     yield Explaining(made)
 
@@ -78,7 +78,7 @@ def test_what_is_computed_is_what_python_gives_and_is_kept(
         expected = explain_map(run.first, 1, name, session=session).values.ravel()
         np.testing.assert_allclose(side[name]["values"], expected, rtol=1e-4, atol=1e-9)
     # Kept: other layers need no model, and the rest is not there yet.
-    explaining.handlers.slot = ModelSlot()
+    explaining.handlers.loaded = LoadedModel()
     layer = [run.first.layers[-1]]
     there = explaining.explained(asking(run, layers=layer))["sides"]["baseline"]
     expected = explain_map(run.first, 1, "attention", layer).values.ravel()

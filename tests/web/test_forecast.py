@@ -20,7 +20,7 @@ from sinkscope.web.explore import forecast
 from sinkscope.web.explore.forecast import Forecaster, of_load, seconds_words, size_words
 from sinkscope.web.explore.model_events import load_forecasting
 from sinkscope.web.explore.request import Request
-from sinkscope.web.runs.loaded_model import ModelSlot
+from sinkscope.web.runs.loaded_model import LoadedModel
 from sinkscope.web.server.uploads import NO_UPLOAD
 from tests.web.scripted import ScriptedEngine, fake_handle
 from tests.web.test_load import OFFERED, START, wanted
@@ -35,10 +35,10 @@ def photo_path(tmp_path: Path, uploads: Path) -> str:
     return str(path)
 
 
-def make(**options: Any) -> tuple[Forecaster, ModelSlot]:
-    slot = ModelSlot()
-    slot.use(fake_handle())
-    return Forecaster(Settings(), slot, options.get("estimate", ScriptedEngine.estimate)), slot
+def make(**options: Any) -> tuple[Forecaster, LoadedModel]:
+    loaded = LoadedModel()
+    loaded.use(fake_handle())
+    return Forecaster(Settings(), loaded, options.get("estimate", ScriptedEngine.estimate)), loaded
 
 
 def test_a_run(photo_path: str) -> None:
@@ -58,7 +58,7 @@ def test_nothing_to_say_without_image_prompt_or_model(photo_path: str) -> None:
     made, _ = make()
     assert made.of_run(Request(None, "Hello"))["text"] == ""
     assert made.of_run(Request(photo_path, "  "))["text"] == ""
-    assert Forecaster(Settings(), ModelSlot()).of_run(Request(photo_path, "Hello"))["text"] == ""
+    assert Forecaster(Settings(), LoadedModel()).of_run(Request(photo_path, "Hello"))["text"] == ""
 
 
 @pytest.mark.parametrize(
@@ -77,11 +77,11 @@ def test_what_will_not_go_is_said_before(photo_path: str, request_: Request, wor
 
 
 def test_an_image_is_read_once_a_model(photo_path: str) -> None:
-    made, slot = make()
+    made, loaded = make()
     made.of_run(Request(photo_path, "Hello"))
     Path(photo_path).unlink()
     assert made.of_run(Request(photo_path, "Hello", compare=True))["kind"] == "quiet"
-    slot.use(fake_handle())
+    loaded.use(fake_handle())
     assert made.of_run(Request(photo_path, "Hello"))["kind"] == "warn"
 
 
@@ -93,9 +93,9 @@ def test_finished_runs_say_more_than_an_estimate(photo_path: str) -> None:
         plain = ScriptedEngine.estimate(*arguments, **options)
         return dataclasses.replace(plain, measured=True)
 
-    slot, pace = ModelSlot(), Pace()
-    slot.use(fake_handle())
-    made = Forecaster(Settings(), slot, estimate, pace)
+    loaded, pace = LoadedModel(), Pace()
+    loaded.use(fake_handle())
+    made = Forecaster(Settings(), loaded, estimate, pace)
     said = made.of_run(Request(photo_path, "Hello", compare=True, same_text=True))
     assert said["text"].endswith(" · up to about 13 s (by earlier runs)")
     made.of_run(Request(photo_path, "Hello", same_text=True))
@@ -177,7 +177,7 @@ def test_a_model_that_is_not_here(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_strangers_learn_nothing_of_this_machines_folders() -> None:
     start = Settings(model=START, app=AppSettings(host="0.0.0.0", auth="me:secret"))
-    ahead = load_forecasting(ModelSlot(), start, OFFERED, {})
+    ahead = load_forecasting(LoadedModel(), start, OFFERED, {})
     for model in ("/etc", "/nowhere"):
         said = ahead(model=model, device="auto", dtype="auto", revision="")
         assert said["text"] == (

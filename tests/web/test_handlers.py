@@ -25,7 +25,7 @@ from sinkscope.config import AppSettings, GenerationSettings, ModelSettings, Set
 from sinkscope.web.explore.handlers import Engine, Handlers
 from sinkscope.web.explore.inspector import drawn
 from sinkscope.web.explore.request import Request, parse_indices
-from sinkscope.web.runs.loaded_model import ModelSlot
+from sinkscope.web.runs.loaded_model import LoadedModel
 from sinkscope.web.runs.store import Run, RunStore
 from tests.web.scripted import ScriptedEngine, fake_handle
 from tests.web.synthetic import WORDS, make_trace
@@ -39,10 +39,10 @@ def engine() -> ScriptedEngine:
 
 @pytest.fixture
 def handlers(tmp_path: Path, uploads: Path, engine: ScriptedEngine) -> Handlers:
-    slot = ModelSlot()
-    slot.use(fake_handle())
+    loaded = LoadedModel()
+    loaded.use(fake_handle())
     settings = Settings(app=AppSettings(cache_dir=str(tmp_path), queue_size=1))
-    made = Handlers(settings, slot, RunStore(tmp_path, 10**8), engine.engine())
+    made = Handlers(settings, loaded, RunStore(tmp_path, 10**8), engine.engine())
     with gr.Blocks():
         made.component = drawn("inspector", None)
     return made
@@ -73,7 +73,7 @@ def test_what_a_run_took_is_learned(
     noted: list[tuple[Any, float, int]] = []
 
     def note(handle: Any, work: Work, seconds: float, token_times: list[float]) -> None:
-        assert handle is handlers.slot.handle and token_times == sorted(token_times)
+        assert handle is handlers.loaded.handle and token_times == sorted(token_times)
         assert 0 < token_times[-1] - token_times[0] < seconds
         noted.append(((work.answers, work.same_text), work.new_tokens, len(token_times)))
 
@@ -132,10 +132,10 @@ def test_the_engine_gets_the_settings_files_layers(tmp_path: Path, picture: str)
         seen.append(settings)
         return scripted.generate(handle, inputs, settings, **hooks)
 
-    slot = ModelSlot()
-    slot.use(fake_handle())
+    loaded = LoadedModel()
+    loaded.use(fake_handle())
     start = Settings(generation=GenerationSettings(layers=(1,)))
-    made = Handlers(start, slot, RunStore(tmp_path, 10**8), Engine(generate))
+    made = Handlers(start, loaded, RunStore(tmp_path, 10**8), Engine(generate))
     with gr.Blocks():
         made.component = drawn("inspector", None)
     list(made.generate(Request(picture, "Hello"), "s"))
@@ -160,9 +160,11 @@ def test_keys_and_values_are_freed_for_a_model_and_after_a_full_memory(
         kept.append(weakref.ref(pair.prefix))
         return pair
 
-    slot = ModelSlot(lambda settings, on_progress: fake_handle())
-    slot.use(fake_handle())
-    made = Handlers(Settings(), slot, RunStore(tmp_path, 10**8), Engine(scripted.generate, compare))
+    loaded = LoadedModel(lambda settings, on_progress: fake_handle())
+    loaded.use(fake_handle())
+    made = Handlers(
+        Settings(), loaded, RunStore(tmp_path, 10**8), Engine(scripted.generate, compare)
+    )
     with gr.Blocks():
         made.component = drawn("inspector", None)
     asked = Request(picture, "Hello", compare=True)
@@ -186,10 +188,10 @@ def test_keys_and_values_are_freed_for_a_model_and_after_a_full_memory(
     full.clear()
     run()
     assert kept[3]() is not None
-    seen, _ = slot.wait(-1, 0)
-    assert slot.load(ModelSettings("another"))
-    while slot.state.phase == "loading":
-        seen, _ = slot.wait(seen, 10)
+    seen, _ = loaded.wait(-1, 0)
+    assert loaded.load(ModelSettings("another"))
+    while loaded.state.phase == "loading":
+        seen, _ = loaded.wait(seen, 10)
     gc.collect()
     assert kept[3]() is None
 
@@ -247,10 +249,10 @@ def test_mistakes(handlers: Handlers, picture: str, changes: dict[str, Any], wor
 
 
 def test_no_model_and_no_sink_dimensions(handlers: Handlers, picture: str) -> None:
-    handlers.slot = ModelSlot()
+    handlers.loaded = LoadedModel()
     with pytest.raises(gr.Error, match="No model is loaded"):
         list(handlers.generate(Request(picture, "Hello"), "s"))
-    handlers.slot.use(fake_handle(profile=False))
+    handlers.loaded.use(fake_handle(profile=False))
     with pytest.raises(gr.Error, match="sink dimensions"):
         list(handlers.generate(Request(picture, "Hello", compare=True), "s"))
     assert list(handlers.generate(Request(picture, "Hello"), "s"))[-1]["phase"] == "ready"
@@ -289,10 +291,10 @@ def test_stop_is_for_the_own_session_only(
 def test_the_time_limit_ends_a_run_and_keeps_its_tokens(
     tmp_path: Path, uploads: Path, engine: ScriptedEngine, picture: str
 ) -> None:
-    slot = ModelSlot()
-    slot.use(fake_handle())
+    loaded = LoadedModel()
+    loaded.use(fake_handle())
     settings = Settings(app=AppSettings(cache_dir=str(tmp_path), job_minutes=10))
-    handlers = Handlers(settings, slot, RunStore(tmp_path, 10**8), engine.engine())
+    handlers = Handlers(settings, loaded, RunStore(tmp_path, 10**8), engine.engine())
     with gr.Blocks():
         handlers.component = drawn("inspector", None)
     engine.hold()
@@ -438,18 +440,18 @@ def test_a_failed_load_leaves_the_old_model(engine: ScriptedEngine) -> None:
         raise ValueError("There is no such model.")
 
     old = fake_handle()
-    slot = ModelSlot(load)
-    slot.use(old)
-    assert slot.load(ModelSettings("missing"))
+    loaded = LoadedModel(load)
+    loaded.use(old)
+    assert loaded.load(ModelSettings("missing"))
     assert begun.wait(10)
-    assert slot.state.phase == "loading" and slot.state.fraction == 0.5
-    assert not slot.load(ModelSettings("another"))
-    assert slot.handle is old
-    seen, _ = slot.wait(-1, 0)
+    assert loaded.state.phase == "loading" and loaded.state.fraction == 0.5
+    assert not loaded.load(ModelSettings("another"))
+    assert loaded.handle is old
+    seen, _ = loaded.wait(-1, 0)
     go_on.set()
-    _, state = slot.wait(seen, 10)
+    _, state = loaded.wait(seen, 10)
     assert (state.phase, state.message) == ("failed", "There is no such model.")
-    assert slot.handle is old
+    assert loaded.handle is old
 
 
 def test_gzip_of_equal_runs_is_equal() -> None:

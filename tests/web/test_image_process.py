@@ -25,7 +25,7 @@ from sinkscope.web.explore.forecast import Forecaster
 from sinkscope.web.explore.handlers import Handlers
 from sinkscope.web.explore.request import Request
 from sinkscope.web.runs.image_process import SHOWN_MEGAPIXELS, ImageProcess, limits_for
-from sinkscope.web.runs.loaded_model import ModelSlot
+from sinkscope.web.runs.loaded_model import LoadedModel
 from sinkscope.web.server.uploads import UploadError
 from tests.pictures import encode, flat_png, many_scans, photo
 from tests.web.scripted import ScriptedEngine, fake_handle
@@ -221,15 +221,15 @@ def test_a_forecast_decodes_nothing(
     def decoded(*_: Any, **__: Any) -> None:
         raise AssertionError("decoded")
 
-    slot, seen = ModelSlot(), []
+    loaded, seen = LoadedModel(), []
     handle = fake_handle()
     prepare = handle.prepare
     handle.prepare = lambda images, prompt: seen.append(images[0].size) or prepare(images, prompt)
-    slot.use(handle)
+    loaded.use(handle)
     monkeypatch.setattr("PIL.ImageFile.ImageFile.load", decoded)
     from sinkscope.config import Settings
 
-    forecaster = Forecaster(Settings(), slot, ScriptedEngine.estimate)
+    forecaster = Forecaster(Settings(), loaded, ScriptedEngine.estimate)
     assert "vision tokens" in forecaster.of_run(Request(picture, "Hello"))["text"]
     assert seen == [(60, 40)]
 
@@ -243,8 +243,8 @@ def test_photos_are_kept_at_what_the_model_can_use_or_what_is_shown() -> None:
 
 
 def test_a_run_of_a_large_photo(handlers: Handlers, tmp_path: Path) -> None:
-    assert handlers.slot.handle is not None
-    handlers.slot.handle.most_pixels = 78_400  # type: ignore[misc]
+    assert handlers.loaded.handle is not None
+    handlers.loaded.handle.most_pixels = 78_400  # type: ignore[misc]
     path = saved(tmp_path, flat_png(4000, 2000))
     value = list(handlers.generate(Request(path, "Hello"), "s"))[-1]
     run = handlers.store.get(value["run"])

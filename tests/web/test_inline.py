@@ -88,7 +88,7 @@ def test_reprs_are_one_short_line(pair: Comparison) -> None:
         said = repr(shown)
         assert "\n" not in said and len(said) < 400
     assert trace.model.id in repr(trace) and f"{len(trace.tokens)} tokens" in repr(trace)
-    assert "parting" in repr(pair)
+    assert "first_difference" in repr(pair)
 
 
 def test_a_large_output_is_a_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -247,6 +247,6 @@ def test_uploads_and_deletion_are_refused(demo: Site) -> None:
 def test_no_model_is_loaded_for_it(tmp_path: Path) -> None:
     site = start_site(tmp_path, ScriptedEngine(), page={"read_only": True})
     try:
-        assert site.app.slot.state.phase == "none"
+        assert site.app.loaded.state.phase == "none"
     finally:
         site.app.blocks.close(verbose=False)

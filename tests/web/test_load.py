@@ -12,7 +12,7 @@ from sinkscope.config import AppSettings, GenerationSettings, ImageLimits, Model
 from sinkscope.models.profiles import SinkProfile
 from sinkscope.web.explore.model_events import following, loading, model_wanted
 from sinkscope.web.page import build_app
-from sinkscope.web.runs.loaded_model import ModelSlot
+from sinkscope.web.runs.loaded_model import LoadedModel
 from sinkscope.web.runs.store import Run
 from tests.web.scripted import ScriptedEngine, fake_handle
 from tests.web.synthetic import make_pair
@@ -68,15 +68,15 @@ def test_other_machines_may_choose_only_what_is_offered() -> None:
     start = Settings(model=START, app=AppSettings(host="0.0.0.0", auth="me:secret"))
     assert wanted("demo", start).model == "demo"
     assert wanted("owner/name", start) == START
-    loaded: list[ModelSettings] = []
-    slot = ModelSlot(lambda settings, on_progress: loaded.append(settings) or fake_handle())
-    load = loading(slot, start, OFFERED)
+    seen: list[ModelSettings] = []
+    loaded = LoadedModel(lambda settings, on_progress: seen.append(settings) or fake_handle())
+    load = loading(loaded, start, OFFERED)
     for model in ("/etc", "third/name", "../demo"):
         with pytest.raises(gr.Error, match="allowed: demo, other/name, owner/name"):
             list(load(model=model))
-    assert loaded == []
+    assert seen == []
     list(load(model="demo"))
-    assert [settings.model for settings in loaded] == ["demo"]
+    assert [settings.model for settings in seen] == ["demo"]
 
 
 def test_other_machines_do_not_learn_which_folders_exist(tmp_path: Path) -> None:
@@ -127,7 +127,7 @@ def test_every_valid_setting_is_in_its_controls_range(
 def test_a_models_high_tau_widens_the_slider() -> None:
     handle = fake_handle()
     handle.profile = SinkProfile("fake", "none", 16384, 6, (3, 5), 88.5, "made up", "low")
-    slot = ModelSlot()
-    slot.use(handle)
-    tau = list(following(slot)())[-1][3]
+    loaded = LoadedModel()
+    loaded.use(handle)
+    tau = list(following(loaded)())[-1][3]
     assert (tau["value"], tau["maximum"]) == (88.5, 89)

@@ -48,7 +48,7 @@ def test_a_profile_fills_dimensions_and_tau(upload: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "slot", "said"),
+    ("text", "loaded", "said"),
     [
         ("tau = ", slot_with(256), "mine.toml"),
         (GOOD, slot_with(2048), "hidden_size 256"),
@@ -56,10 +56,10 @@ def test_a_profile_fills_dimensions_and_tau(upload: Any) -> None:
     ],
 )
 def test_another_file_is_refused_by_its_own_name(
-    upload: Any, text: str, slot: Any, said: str, tmp_path: Path
+    upload: Any, text: str, loaded: Any, said: str, tmp_path: Path
 ) -> None:
     with pytest.raises(gr.Error) as caught:
-        taking_profile(slot)(upload(text))
+        taking_profile(loaded)(upload(text))
     assert said in str(caught.value) and str(tmp_path) not in str(caught.value)
 
 

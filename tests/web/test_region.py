@@ -20,12 +20,12 @@ from sinkscope.experiments.boxes import Box
 from sinkscope.experiments.region import region_test
 from sinkscope.experiments.region_settings import RegionSettings
 from sinkscope.models.loading import ModelHandle, load_model
-from sinkscope.web.api.endpoints import plainly
+from sinkscope.web.api.endpoints import with_clear_errors
 from sinkscope.web.api.region import RegionApi, build_region_api
 from sinkscope.web.explore import region
 from sinkscope.web.explore.handlers import EXPIRED, Handlers
 from sinkscope.web.explore.region import REGION, STALE, LastTested, read_asked, region_values
-from sinkscope.web.runs.loaded_model import ModelSlot
+from sinkscope.web.runs.loaded_model import LoadedModel
 from sinkscope.web.runs.store import Run, RunStore
 
 pytestmark = pytest.mark.tiny
@@ -45,10 +45,10 @@ def run(handle: ModelHandle, photo: Image.Image) -> Run:
 
 @pytest.fixture
 def handlers(tmp_path: Path, handle: ModelHandle, run: Run) -> Iterator[Handlers]:
-    slot = ModelSlot()
-    slot.use(handle)
+    loaded = LoadedModel()
+    loaded.use(handle)
     made = Handlers(
-        Settings(app=AppSettings(cache_dir=str(tmp_path))), slot, RunStore(tmp_path, 10**8)
+        Settings(app=AppSettings(cache_dir=str(tmp_path))), loaded, RunStore(tmp_path, 10**8)
     )
     made.store.put(run, keep_on_disk=False)
     yield made
@@ -104,7 +104,7 @@ def test_a_run_of_another_model_is_refused_in_words(
     from tests.tiny_model import save_model
 
     other = load_model(str(save_model(tmp_path / "m", seed=3)), device="cpu", dtype="float32")
-    handlers.slot.use(other)
+    handlers.loaded.use(other)
     (*_, last) = values(handlers, asking(run))
     assert (
         last["error"].startswith("This run was made by ")
@@ -114,7 +114,7 @@ def test_a_run_of_another_model_is_refused_in_words(
 
 def test_without_a_model_or_a_run_it_says_so(handlers: Handlers, run: Run) -> None:
     assert values(handlers, {**asking(run), "run": "x" * 22})[-1]["error"] == EXPIRED
-    handlers.slot = ModelSlot()
+    handlers.loaded = LoadedModel()
     assert "No model is loaded" in values(handlers, asking(run))[-1]["error"]
 
 
@@ -173,7 +173,7 @@ def test_stop_ends_it_and_keeps_what_is_there(
     assert made[-1]["error"].startswith("Stopped after ")
     there = made[-1]["found"]["baseline"]
     assert 0 <= there["other_boxes"] < there["planned"] == 12
-    assert not handlers.slot.handle.lock.locked()  # type: ignore[union-attr]
+    assert not handlers.loaded.handle.lock.locked()  # type: ignore[union-attr]
 
 
 def test_it_waits_in_the_line_and_can_be_stopped_there(handlers: Handlers, run: Run) -> None:
@@ -221,7 +221,7 @@ def test_mistakes_of_the_endpoint_are_sentences(
 ) -> None:
     api = RegionApi(handlers, LastTested())
     with pytest.raises(gr.Error, match=re.escape(words)):
-        plainly(api.region)(**{"run": run.id, "rows": "0", "columns": "0", **given})
+        with_clear_errors(api.region)(**{"run": run.id, "rows": "0", "columns": "0", **given})
 
 
 def test_the_endpoint_is_documented(handlers: Handlers) -> None:

@@ -12,7 +12,7 @@ from sinkscope.config import AppSettings, GenerationSettings, Settings
 from sinkscope.jobs.line import LineIsFullError
 from sinkscope.web.explore.handlers import Handlers
 from sinkscope.web.explore.request import Request
-from sinkscope.web.runs.loaded_model import ModelSlot
+from sinkscope.web.runs.loaded_model import LoadedModel
 from sinkscope.web.runs.retention import DAY, remove_old_runs
 from sinkscope.web.runs.store import Run, RunStore
 from tests.loops import finished
@@ -33,7 +33,7 @@ def test_no_request_passes_the_servers_limit_of_tokens() -> None:
 
 def test_the_share_of_a_session_and_the_time_limit_reach_the_runner(tmp_path: Path) -> None:
     app = AppSettings(cache_dir=str(tmp_path), session_queue=1, job_minutes=2)
-    runner = Handlers(Settings(app=app), ModelSlot(), RunStore(tmp_path, 1)).runner
+    runner = Handlers(Settings(app=app), LoadedModel(), RunStore(tmp_path, 1)).runner
     assert runner.job("a", "any kind").seconds == 120
     with runner.line.place("a"), runner.line.place("a"):
         with pytest.raises(LineIsFullError, match="of this session"), runner.line.place("a"):

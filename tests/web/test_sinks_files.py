@@ -14,7 +14,7 @@ from sinkscope.config import ImageLimits
 from sinkscope.jobs.job import Stopped
 from sinkscope.web.server.uploads import NO_UPLOAD
 from sinkscope.web.sinks.payload import build_sinks_payload
-from sinkscope.web.sinks.request import IMAGES, Drawn, Picture, SinksRequest, draw_samples
+from sinkscope.web.sinks.request import IMAGES, Picture, SampleSplit, SinksRequest, draw_samples
 from sinkscope.web.sinks.run import _opened
 from tests.sinks.planted import painted_samples
 
@@ -38,7 +38,7 @@ def drawn(
     rows: list[dict[str, Any]],
     name: str = "C:\\data\\pope.jsonl",
     **changes: Any,
-) -> Drawn:
+) -> SampleSplit:
     path = folder / "uploaded.jsonl"
     path.write_text("\n".join(map(json.dumps, rows)))
     request = {"samples": 6, "held_out": 4, **changes}

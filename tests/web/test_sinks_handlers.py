@@ -23,7 +23,7 @@ from sinkscope.sinks.finding.stats import SampleStats
 from sinkscope.web.explore.handlers import UNFORESEEN
 from sinkscope.web.explore.inspector import drawn
 from sinkscope.web.explore.request import Request
-from sinkscope.web.runs.loaded_model import ModelSlot
+from sinkscope.web.runs.loaded_model import LoadedModel
 from sinkscope.web.sinks.request import IMAGES, Picture, SinksRequest, draw_samples
 from sinkscope.web.sinks.run import GONE, SinksEngine, SinksHandlers
 from sinkscope.web.sinks.store import (
@@ -64,12 +64,12 @@ Make = Callable[..., SinksHandlers]
 @pytest.fixture
 def make(tmp_path: Path, uploads: Path, model: ModelHandle) -> Make:
     def build(engine: SinksEngine | None = None, handle: Any = model) -> SinksHandlers:
-        slot = ModelSlot()
+        loaded = LoadedModel()
         if handle is not None:
-            slot.use(handle)
+            loaded.use(handle)
         limits = ImageLimits(max_megapixels=1.0)
         settings = Settings(images=limits, app=AppSettings(cache_dir=str(tmp_path), queue_size=2))
-        made = SinksHandlers(settings, slot, Runner(2), engine)
+        made = SinksHandlers(settings, loaded, Runner(2), engine)
         with gr.Blocks():
             made.component = drawn("sinks", None)
         return made

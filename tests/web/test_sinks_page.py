@@ -9,7 +9,7 @@ import pytest
 
 from sinkscope.web.assets import STATIC, read_static
 from sinkscope.web.explore.model_events import choosing_dims
-from sinkscope.web.runs.loaded_model import ModelSlot
+from sinkscope.web.runs.loaded_model import LoadedModel
 from sinkscope.web.sinks.payload import build_sinks_payload, profile_name
 from tests.sinks.made_up import findings, validation
 from tests.web.scripted import fake_handle
@@ -86,9 +86,9 @@ def test_names_of_profiles(model: str, name: str) -> None:
 
 
 def test_this_browsers_dimensions_and_the_way_back() -> None:
-    slot = ModelSlot()
-    slot.use(fake_handle(profile=False))
-    choose: Any = choosing_dims(slot)
+    loaded = LoadedModel()
+    loaded.use(fake_handle(profile=False))
+    choose: Any = choosing_dims(loaded)
     compare, note, _, back = choose("17, 101", "demo")
     assert compare["interactive"] and back["visible"]
     assert note.startswith("Sink dimensions 17, 101, in this browser alone: found on demo. ")

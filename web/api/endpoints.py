@@ -37,7 +37,7 @@ MAP_PIXELS = 1200  # width of the picture that `map` gives
 MODEL = ("id", "revision", "device", "dtype", "layers", "heads", "hidden_size", "note")
 
 
-def plainly(function: Callable[..., Any]) -> Callable[..., Any]:
+def with_clear_errors(function: Callable[..., Any]) -> Callable[..., Any]:
     """Mistakes reach the caller as one sentence, anything unforeseen as a sentence too."""
 
     @functools.wraps(function)
@@ -68,13 +68,13 @@ class Api:
         dimensions and tau that are known for it (null where none are), and what its own
         generation_config.json would do.
         """
-        slot, settings = self._handlers.slot, self._handlers.settings
+        loaded, settings = self._handlers.loaded, self._handlers.settings
         said["revision"] = said.get("revision") or None  # left out: the start's, of its model
-        if not slot.load(model_wanted(settings, self._offered, said)):
+        if not loaded.load(model_wanted(settings, self._offered, said)):
             raise ValueError("Another model is being loaded; wait until it is there.")
-        seen, state = slot.wait(-1, 0)
+        seen, state = loaded.wait(-1, 0)
         while state.phase == "loading":
-            seen, state = slot.wait(seen, 30)
+            seen, state = loaded.wait(seen, 30)
         handle = state.working
         if state.phase == "failed" or handle is None:
             raise ValueError(state.message)
@@ -114,8 +114,9 @@ class Api:
     ) -> dict[str, Any]:
         """The same without and with VAR. Without `tau` and `dims`, those of the model's profile.
 
-        Gives what `generate` gives, under `baseline` and `var`; where the texts part (`parting`),
-        the change of each common token's log-probability, and VAR's own report.
+        Gives what `generate` gives, under `baseline` and `var`; where the texts part
+        (`first_difference`), the change of each common token's
+        log-probability, and VAR's own report.
         """
         asked = Request(image, prompt, True, same_text, said=said)
         run = self._run(asked, request)
@@ -124,7 +125,7 @@ class Api:
         return {
             **about_run(run),
             "same_text": run.same_text,
-            "parting": pair.parting,
+            "first_difference": pair.first_difference,
             "log_probability_change": list(pair.log_probability_change),
             "report": dict(pair.var.var or {}),
         }

@@ -13,7 +13,7 @@ from sinkscope.experiments.region_settings import RegionSettings
 from sinkscope.jobs.job import Job, Stopped
 from sinkscope.setting import check, explained, offered, read_all, setting
 from sinkscope.web.api.arguments import argument, asking, inputs_of
-from sinkscope.web.api.endpoints import plainly
+from sinkscope.web.api.endpoints import with_clear_errors
 from sinkscope.web.controls import LONGEST_TEXT
 from sinkscope.web.explore.handlers import EXPIRED, Handlers
 from sinkscope.web.explore.region import REGION, LastTested
@@ -75,9 +75,9 @@ class RegionApi:
         settings = RegionSettings(**read_all(RegionSettings, said))
 
         def work(job: Job) -> dict[str, Any]:
-            handle = self._handlers.slot.handle
+            handle = self._handlers.loaded.handle
             if handle is None:
-                raise ValueError(why_no_model(self._handlers.slot.state))
+                raise ValueError(why_no_model(self._handlers.loaded.state))
             asked, prefix = self._last.of(handle, found, variant, settings.how == "cut")
             return region_test(handle, asked, box, settings, prefix=prefix, **job.hooks).to_json()
 
@@ -101,7 +101,7 @@ def build_region_api(handlers: Handlers, last: LastTested) -> None:
             "variant": argument("variant", "baseline", "Which answer: baseline or var."),
         }
         gr.Button(visible=False).click(
-            plainly(asking(RegionApi(handlers, last).region, SETTINGS)),
+            with_clear_errors(asking(RegionApi(handlers, last).region, SETTINGS)),
             None,
             gr.JSON(label="value"),
             inputs_kwargs={**own, **inputs_of(SETTINGS)},

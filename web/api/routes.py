@@ -16,7 +16,7 @@ import gradio as gr
 from sinkscope.config import ModelSettings
 from sinkscope.setting import offered as offered_of
 from sinkscope.web.api.arguments import argument, asking, inputs_of
-from sinkscope.web.api.endpoints import Api, plainly
+from sinkscope.web.api.endpoints import Api, with_clear_errors
 from sinkscope.web.api.selection import ExportChoice, Selection
 from sinkscope.web.controls import LONGEST_TEXT
 from sinkscope.web.explore.handlers import Handlers
@@ -53,7 +53,7 @@ def build_api(handlers: Handlers, offered: Sequence[str]) -> None:
             (api.export, run, offered_of(ExportChoice), files_made, files),
         ):
             gr.Button(visible=False).click(
-                plainly(asking(function, settings)),
+                with_clear_errors(asking(function, settings)),
                 None,
                 outputs,
                 inputs_kwargs={**own, **inputs_of(settings)},

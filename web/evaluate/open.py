@@ -30,7 +30,7 @@ def form_values(handlers: EvaluateHandlers, ask: Any, dims: str) -> dict[str, An
     """
     assert handlers.component is not None
     run, question = handlers.question(ask)
-    handle, wanted = handlers.slot.handle, run.config.run.model_revision
+    handle, wanted = handlers.loaded.handle, run.config.run.model_revision
     if handle is None or handle.info.revision != wanted:
         info = None if handle is None else handle.info
         loaded = "no model" if info is None else f"{info.id} (revision {info.revision})"

@@ -133,8 +133,8 @@ class EvaluateRequest:
         values: dict[str, Any] = {"keep": said["keep"]}
         if self.dims.strip():
             beside = {} if self.dims_tau is None else {"tau": self.dims_tau}
-            told = {"dims": self.dims, **beside}
-            own = Request(None, "", True, dims_of=self.dims_of, said=told)
+            said = {"dims": self.dims, **beside}
+            own = Request(None, "", True, dims_of=self.dims_of, said=said)
             var = own.var(handle)
             assert var is not None
             values |= {"dims": var.dims, "tau": var.tau}

@@ -40,7 +40,7 @@ from sinkscope.web.evaluate.upload import keep_questions
 from sinkscope.web.explore.handlers import UNFORESEEN
 from sinkscope.web.explore.inspector import cached, error_value, queued_value
 from sinkscope.web.runs.image_process import ImageProcess
-from sinkscope.web.runs.loaded_model import ModelSlot, why_no_model
+from sinkscope.web.runs.loaded_model import LoadedModel, why_no_model
 from sinkscope.web.runs.payload import encode_image
 
 log = logging.getLogger(__name__)
@@ -90,7 +90,7 @@ class EvaluateHandlers:
 
     Args:
         settings: of this start.
-        slot: the model.
+        loaded: the model.
         runner: of the jobs of all tabs.
         answer: what answers the questions; tests put their own here.
         images: what decodes uploads.
@@ -99,13 +99,13 @@ class EvaluateHandlers:
     def __init__(
         self,
         settings: Settings,
-        slot: ModelSlot,
+        loaded: LoadedModel,
         runner: Runner,
         answer: Callable[..., Summary] = evaluate,
         images: ImageProcess | None = None,
     ) -> None:
         self.images = images or ImageProcess(settings.images)
-        self.settings, self.slot, self.runner, self.answer = settings, slot, runner, answer
+        self.settings, self.loaded, self.runner, self.answer = settings, loaded, runner, answer
         self.store = EvaluateStore(settings.app.cache / "page_evaluations")
         self.component: gr.HTML | None = None
 
@@ -127,7 +127,7 @@ class EvaluateHandlers:
         def check() -> None:
             nonlocal kept
             most = request.check()["questions"]
-            if (handle := self.slot.handle) is not None:
+            if (handle := self.loaded.handle) is not None:
                 ask(handle)  # so that nobody waits in the line for a refusal
             if request.source == MINE:
                 folder = self.store.data(run_id)
@@ -211,9 +211,9 @@ class EvaluateHandlers:
 
     def _work(self, ask: Ask, folder: Path, job: Job) -> Summary:
         """In the job's thread, which alone holds the model meanwhile."""
-        handle = self.slot.handle
+        handle = self.loaded.handle
         if handle is None:
-            raise ValueError(why_no_model(self.slot.state))
+            raise ValueError(why_no_model(self.loaded.state))
         job.enter("Starting")
         config = ask(handle)
         prepared = prepare(config.run)

@@ -7,10 +7,10 @@ from sinkscope.experiments import catalogue
 from sinkscope.models.loading import ModelHandle
 from sinkscope.web.experiments.request import MINE
 from sinkscope.web.explore.forecast import Notice, notice
-from sinkscope.web.runs.loaded_model import SlotState, why_no_model
+from sinkscope.web.runs.loaded_model import LoadState, why_no_model
 
 
-def ahead_of(state: SlotState, name: str, source: str) -> Notice:
+def ahead_of(state: LoadState, name: str, source: str) -> Notice:
     """The line under Run.
 
     Args:

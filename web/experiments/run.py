@@ -33,7 +33,7 @@ from sinkscope.web.experiments.store import ExperimentResult, ExperimentStore
 from sinkscope.web.explore.handlers import UNFORESEEN
 from sinkscope.web.explore.inspector import cached, cached_file, error_value, queued_value
 from sinkscope.web.runs.image_process import ImageProcess
-from sinkscope.web.runs.loaded_model import ModelSlot, why_no_model
+from sinkscope.web.runs.loaded_model import LoadedModel, why_no_model
 from sinkscope.web.runs.store import new_id
 
 log = logging.getLogger(__name__)
@@ -51,7 +51,7 @@ class ExperimentsHandlers:
 
     Args:
         settings: of this start.
-        slot: the model.
+        loaded: the model.
         runner: of the jobs of all tabs.
         engine: what runs an experiment; tests put their own here.
         images: what decodes uploads.
@@ -60,12 +60,12 @@ class ExperimentsHandlers:
     def __init__(
         self,
         settings: Settings,
-        slot: ModelSlot,
+        loaded: LoadedModel,
         runner: Runner,
         engine: ExperimentEngine | None = None,
         images: ImageProcess | None = None,
     ) -> None:
-        self.settings, self.slot, self.runner = settings, slot, runner
+        self.settings, self.loaded, self.runner = settings, loaded, runner
         self.images = images or ImageProcess(settings.images)
         self.engine = engine or run_experiment
         self.store = ExperimentStore()
@@ -118,9 +118,9 @@ class ExperimentsHandlers:
 
     def _work(self, request: ExperimentRequest, run_id: str, job: Job) -> dict[str, Any]:
         """The result, computed in the job's thread, which alone holds the model meanwhile."""
-        handle = self.slot.handle
+        handle = self.loaded.handle
         if handle is None:
-            raise ValueError(why_no_model(self.slot.state))
+            raise ValueError(why_no_model(self.loaded.state))
         experiment, own, study = request.check()
         job.enter("Reading the samples")
         opened = partial(self.images.open_upload, stop=job.stop_event)

@@ -191,7 +191,7 @@ def choosing(blocks: Mapping[str, Any]) -> Callable[..., Any]:
 def asking_ahead(handlers: ExperimentsHandlers) -> Callable[..., Any]:
     def ahead(name: str, source: str) -> Any:
         """What the model can be asked, and how its sinks are known, before Run."""
-        return ahead_of(handlers.slot.state, name, source)
+        return ahead_of(handlers.loaded.state, name, source)
 
     return ahead
 

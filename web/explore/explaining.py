@@ -123,9 +123,9 @@ class Explaining:
 
     def _work(self, run: Run, asked: Asked, job: Job) -> None:
         """Compute what is not there, side by side, in the job's thread."""
-        handle = self.handlers.slot.handle
+        handle = self.handlers.loaded.handle
         if handle is None:
-            raise ValueError(why_no_model(self.handlers.slot.state))
+            raise ValueError(why_no_model(self.handlers.loaded.state))
         sides = list(asked.targets.items())
         faults: list[str] = []
         for index, (name, target) in enumerate(sides):

@@ -24,7 +24,7 @@ from sinkscope.models.source import may_ask_hub
 from sinkscope.utils import number_of
 from sinkscope.web.explore.request import Request
 from sinkscope.web.runs.image_process import limits_for
-from sinkscope.web.runs.loaded_model import ModelSlot
+from sinkscope.web.runs.loaded_model import LoadedModel
 from sinkscope.web.server.uploads import upload_size
 
 KNOWN_PROMPTS = 32
@@ -62,7 +62,7 @@ class Forecaster:
 
     Args:
         settings: of this start.
-        slot: the model.
+        loaded: the model.
         estimate: `estimate_run`; tests put their own here.
         pace: what finished runs took.
     """
@@ -70,22 +70,22 @@ class Forecaster:
     def __init__(
         self,
         settings: Settings,
-        slot: ModelSlot,
+        loaded: LoadedModel,
         estimate: Callable[..., Forecast] = estimate_run,
         pace: Pace | None = None,
     ) -> None:
         self._settings = settings
-        self._slot = slot
+        self._loaded = loaded
         self._estimate = estimate
         self._pace = pace or Pace()
         self._layouts: OrderedDict[tuple[tuple[str, ...], str], PromptInputs] = OrderedDict()
         self._lock = threading.Lock()
         self._places = threading.BoundedSemaphore(AT_ONCE)
-        slot.on_change(self._forget)
+        loaded.on_change(self._forget)
 
     def of_run(self, request: Request) -> Notice:
         """The line under Generate: empty where there is no image or no model yet."""
-        handle = self._slot.handle
+        handle = self._loaded.handle
         if handle is None or not request.images or not (request.prompt or "").strip():
             return notice()
         if not self._places.acquire(timeout=PATIENCE):
@@ -120,7 +120,7 @@ class Forecaster:
         made = handle.prepare(blank, prompt)
         made = dataclasses.replace(made, tensors={}, images=())
         with self._lock:
-            if handle is self._slot.handle:
+            if handle is self._loaded.handle:
                 self._layouts[images, prompt] = made
             while len(self._layouts) > KNOWN_PROMPTS:
                 self._layouts.popitem(last=False)

@@ -46,7 +46,7 @@ class Form:
     more: tuple[gr.Image, ...]
     further: gr.Accordion
     prompt: gr.Textbox
-    shelf: gr.HTML
+    examples: gr.HTML
     compare: gr.Checkbox
     go: gr.Button
     stop: gr.Button
@@ -88,8 +88,8 @@ def build_form(generation: GenerationSettings, offered: list[Example]) -> Form:
         placeholder="Ask something about the image",
         elem_id="prompt",
     )
-    shelf = drawn("shelf", None)
-    shelf.props["items"] = [_shelf_item(item, shelf, image) for item in offered]
+    listed = drawn("examples", None)
+    listed.props["items"] = [_example_item(item, listed, image) for item in offered]
     compare = gr.Checkbox(False, label="Compare with VAR", interactive=False, elem_id="compare")
     with gr.Row(elem_id="actions"):
         go = gr.Button("Generate", variant="primary", elem_id="generate", min_width=80)
@@ -114,7 +114,7 @@ def build_form(generation: GenerationSettings, offered: list[Example]) -> Form:
         more=more,
         further=further,
         prompt=prompt,
-        shelf=shelf,
+        examples=listed,
         compare=compare,
         go=go,
         stop=stop,
@@ -219,11 +219,11 @@ def _generation_settings(start: GenerationSettings) -> tuple[dict[str, Component
     return made, says
 
 
-def _shelf_item(example: Example, shelf: gr.HTML, image: gr.Image) -> dict[str, Any]:
+def _example_item(example: Example, listed: gr.HTML, image: gr.Image) -> dict[str, Any]:
     small = open_image(example.image)
     small.thumbnail((160, 160))
     path = save_bytes_to_cache(example.image.read_bytes(), example.image.name, image.GRADIO_CACHE)
     image.keep_in_cache.add(path)
     whole = {"path": path, "url": served(path), "name": example.image.name}
-    thumbnail = cached(*encode_image(small), shelf, keep=True)
+    thumbnail = cached(*encode_image(small), listed, keep=True)
     return {**thumbnail, "prompt": example.prompt, "image": whole}

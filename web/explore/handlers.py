@@ -44,7 +44,7 @@ from sinkscope.web.explore.kept_prompt import LastPrompt
 from sinkscope.web.explore.request import Request
 from sinkscope.web.runs.drawing_process import DrawingProcess
 from sinkscope.web.runs.image_process import ImageProcess, limits_for
-from sinkscope.web.runs.loaded_model import ModelSlot, why_no_model
+from sinkscope.web.runs.loaded_model import LoadedModel, why_no_model
 from sinkscope.web.runs.pairs import find_run
 from sinkscope.web.runs.payload import build_token_maps, pack, token_delta
 from sinkscope.web.runs.shown import Shown
@@ -102,13 +102,13 @@ class Handlers:
     def __init__(
         self,
         settings: Settings,
-        slot: ModelSlot,
+        loaded: LoadedModel,
         store: RunStore,
         engine: Engine | None = None,
         pace: Pace | None = None,
     ) -> None:
         self.settings = settings
-        self.slot = slot
+        self.loaded = loaded
         self.store = store
         self.engine = engine or Engine()
         self.pace = pace or Pace()  # learns what runs take
@@ -122,7 +122,7 @@ class Handlers:
         self.component: gr.HTML | None = None
         self._shown = Shown(self._value)
         self._last = LastPrompt()
-        slot.on_change(self._last.drop)  # a model that comes needs the memory
+        loaded.on_change(self._last.drop)  # a model that comes needs the memory
         self._answering: dict[str, _Answering] = {}  # by run id, for as long as a run is under way
         self._lock = threading.Lock()
 
@@ -196,9 +196,9 @@ class Handlers:
 
     def _work(self, here: _Answering, request: Request, settings: Any, job: Job) -> Run:
         """The run, computed in the job's thread, which alone holds the model meanwhile."""
-        handle = self.slot.handle
+        handle = self.loaded.handle
         if handle is None:
-            raise ValueError(why_no_model(self.slot.state))
+            raise ValueError(why_no_model(self.loaded.state))
         var = request.var(handle)
         limits = limits_for(self.settings.images, handle)
         images = [

@@ -19,7 +19,7 @@ from sinkscope.models.loading import ModelHandle
 from sinkscope.setting import shown, whole
 from sinkscope.web.explore.forecast import Forecaster, Notice, notice, of_load
 from sinkscope.web.explore.request import MORE, Request, parse_indices
-from sinkscope.web.runs.loaded_model import ModelSlot, SlotState
+from sinkscope.web.runs.loaded_model import LoadedModel, LoadState
 from sinkscope.web.server.security import LOOPBACK
 
 LONGEST_REVISION = 200
@@ -30,7 +30,7 @@ DEMO_LIMITS = (
 SHOWN = 2  # reasons why a checkpoint's own settings cannot be followed
 
 
-def status_value(state: SlotState) -> dict[str, Any]:
+def status_value(state: LoadState) -> dict[str, Any]:
     """The line about the model at the top of the page."""
     handle = state.working
     name, message = state.name, state.message
@@ -57,11 +57,11 @@ def forecasting(forecaster: Forecaster) -> Callable[..., Any]:
 
 
 def load_forecasting(
-    slot: ModelSlot, settings: Settings, offered: Sequence[str], parameters: Mapping[str, int]
+    loaded: LoadedModel, settings: Settings, offered: Sequence[str], parameters: Mapping[str, int]
 ) -> Callable[..., Any]:
     def ahead(**said: Any) -> Any:
         """What a press of Load will take."""
-        if slot.state.phase == "loading":
+        if loaded.state.phase == "loading":
             return gr.skip()  # that line shows how far it is
         try:
             return of_load(model_wanted(settings, offered, said), parameters)
@@ -71,23 +71,23 @@ def load_forecasting(
     return ahead
 
 
-def following(slot: ModelSlot) -> Callable[..., Any]:
+def following(loaded: LoadedModel) -> Callable[..., Any]:
     def model_state() -> Iterator[tuple[Any, ...]]:
         """The loaded model, its progress while it loads."""
-        seen, state = slot.wait(-1, 0)
+        seen, state = loaded.wait(-1, 0)
         while state.phase == "loading":
             yield (
                 status_value(state),
                 *([gr.skip()] * 3 if state.working else _var_controls(state)),
                 notice(f"{state.message} ({state.name})", "busy", state.fraction),
             )
-            seen, state = slot.wait(seen, 30)
+            seen, state = loaded.wait(seen, 30)
         yield (status_value(state), *_var_controls(state), _outcome(state))
 
     return model_state
 
 
-def _outcome(state: SlotState) -> Any:
+def _outcome(state: LoadState) -> Any:
     """How a load ended, beside its button."""
     if state.phase == "failed":
         return notice(state.message, "warn")
@@ -161,28 +161,28 @@ def _revision(settings: Settings, given: str | None, name: str) -> str | None:
     return given or None
 
 
-def loading(slot: ModelSlot, settings: Settings, offered: Sequence[str]) -> Callable[..., Any]:
+def loading(loaded: LoadedModel, settings: Settings, offered: Sequence[str]) -> Callable[..., Any]:
     def load_model(**said: Any) -> Iterator[tuple[Any, ...]]:
         """Load a model: `demo`, a hub id or a folder. The one before stays if this fails."""
         try:
             wanted = model_wanted(settings, offered, said)
-            if not slot.load(wanted):
+            if not loaded.load(wanted):
                 raise ValueError("Another model is being loaded; wait until it is there.")
         except ValueError as error:
             yield (*([gr.skip()] * 4), notice(str(error), "warn"))
             raise _said(str(error), "Not possible") from error
-        yield from following(slot)()
-        if slot.state.phase == "failed":
-            raise _said(slot.state.message, "Not loaded")
+        yield from following(loaded)()
+        if loaded.state.phase == "failed":
+            raise _said(loaded.state.message, "Not loaded")
 
     return load_model
 
 
-def choosing_decoding(slot: ModelSlot) -> Callable[..., Any]:
+def choosing_decoding(loaded: LoadedModel) -> Callable[..., Any]:
     def decoding(chosen: str) -> tuple[Any, ...]:
         """What the checkpoint says, and whether the controls that it replaces are in use."""
         ours = gr.update(interactive=chosen != "checkpoint")
-        return checkpoint_notice(slot.handle, chosen), ours, ours, ours, ours
+        return checkpoint_notice(loaded.handle, chosen), ours, ours, ours, ours
 
     return decoding
 
@@ -201,28 +201,28 @@ def checkpoint_notice(handle: ModelHandle | None, chosen: str) -> Notice:
     return notice(words, "warn" if found.refusals and chosen == "checkpoint" else "quiet")
 
 
-def choosing_dims(slot: ModelSlot) -> Callable[..., Any]:
+def choosing_dims(loaded: LoadedModel) -> Callable[..., Any]:
     def sink_dims(dims: str, dims_of: str) -> tuple[Any, ...]:
         """Compare with VAR, its sentence, tau and the way back, for this browser's dimensions."""
         if not (dims or "").strip():
-            return *_var_controls(slot.state), gr.update(visible=False)
+            return *_var_controls(loaded.state), gr.update(visible=False)
         try:
             own = parse_indices("Sink dimensions", dims)
         except ValueError as error:
             return gr.skip(), str(error), gr.skip(), gr.update(visible=True)
         words = f"Sink dimensions {', '.join(map(str, own or ()))}, in this browser alone"
         words += f": found on {dims_of}. " if dims_of else ". "
-        ready = gr.update(interactive=slot.handle is not None, info=None)
+        ready = gr.update(interactive=loaded.handle is not None, info=None)
         words += "Empty the box to go back to those of the model's profile."
         return ready, words, gr.skip(), gr.update(visible=True)
 
     return sink_dims
 
 
-def telling_limits(slot: ModelSlot) -> Callable[..., Any]:
+def telling_limits(loaded: LoadedModel) -> Callable[..., Any]:
     def limits() -> Notice:
         """Beside Generate: what the bundled model knows, and what to load for photos."""
-        handle = slot.handle
+        handle = loaded.handle
         return notice(DEMO_LIMITS if handle is not None and handle.info.id == "demo" else "")
 
     return limits
@@ -238,7 +238,7 @@ def tau_end(hidden_size: int) -> int:
     return math.ceil(math.sqrt(hidden_size))
 
 
-def _var_controls(state: SlotState) -> tuple[Any, Any, Any]:
+def _var_controls(state: LoadState) -> tuple[Any, Any, Any]:
     """Compare with VAR, the sentence in its settings, and tau, as the loaded model allows."""
     handle = state.working
     if handle is None:

@@ -11,7 +11,7 @@ from gradio.data_classes import FileData
 
 from sinkscope.models.profiles import SinkProfile, read_profile
 from sinkscope.web.explore.model_events import tau_end
-from sinkscope.web.runs.loaded_model import ModelSlot
+from sinkscope.web.runs.loaded_model import LoadedModel
 from sinkscope.web.server.uploads import NO_UPLOAD, upload_path
 
 LARGEST = 100_000  # bytes; a profile has some hundred
@@ -34,14 +34,14 @@ def uploaded_profile(given: FileData) -> SinkProfile:
         raise ValueError(str(error).replace(path.name, name)) from error
 
 
-def taking_profile(slot: ModelSlot) -> Callable[..., Any]:
+def taking_profile(loaded: LoadedModel) -> Callable[..., Any]:
     def take(given: FileData | None) -> tuple[Any, Any, Any]:
         """Dimensions, their model and tau, of an uploaded profile."""
         if given is None:
             return gr.skip(), gr.skip(), gr.skip()
         try:
             profile = uploaded_profile(given)
-            model = _check_model(profile, slot)
+            model = _check_model(profile, loaded)
         except ValueError as error:
             raise gr.Error(str(error), title="Not a profile for this model") from error
         end = max(tau_end(profile.hidden_size), math.ceil(profile.tau))
@@ -51,9 +51,9 @@ def taking_profile(slot: ModelSlot) -> Callable[..., Any]:
     return take
 
 
-def _check_model(profile: SinkProfile, slot: ModelSlot) -> str:
+def _check_model(profile: SinkProfile, loaded: LoadedModel) -> str:
     """The model that the dimensions are of: the loaded one, where they fit it."""
-    handle = slot.handle
+    handle = loaded.handle
     if handle is None:
         return profile.model
     own, given = handle.info, (profile.hidden_size, profile.layers)

@@ -53,9 +53,9 @@ def refilling(handlers: Handlers, form: Form) -> Callable[..., Any]:
 
     def refill(event: gr.EventData, **now: Any) -> tuple[Any, ...]:
         ask = event._data if isinstance(event._data, Mapping) else {}
-        run, handle = handlers.store.get(ask.get("run")), handlers.slot.handle
-        told = ask.get("said")
-        said = said_of(run) if run is not None else told if isinstance(told, Mapping) else None
+        run, handle = handlers.store.get(ask.get("run")), handlers.loaded.handle
+        sent = ask.get("said")
+        said = said_of(run) if run is not None else sent if isinstance(sent, Mapping) else None
         if said is None:
             return *(gr.skip() for _ in names), gr.skip(), gr.skip(), gr.skip()
         values = filled(said, handle, run.first.model.id if run is not None else None)

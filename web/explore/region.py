@@ -171,14 +171,14 @@ def _work(
     handlers: Handlers, last: LastTested, run: Run, asked: Asked, found: _Found, job: Job
 ) -> None:
     """Test each side's box in the job's thread."""
-    handle = handlers.slot.handle
+    handle = handlers.loaded.handle
     if handle is None:
-        raise ValueError(why_no_model(handlers.slot.state))
+        raise ValueError(why_no_model(handlers.loaded.state))
     for name, box in asked.boxes.items():
         try:
-            told, prefix = last.of(handle, run, name, asked.settings.how == "cut")
+            trace, prefix = last.of(handle, run, name, asked.settings.how == "cut")
             for effect in region_steps(
-                handle, told, box, asked.settings, prefix=prefix, **job.hooks
+                handle, trace, box, asked.settings, prefix=prefix, **job.hooks
             ):
                 found.effects[name] = effect
         except ValueError as error:  # of two runs side by side one may be another model's

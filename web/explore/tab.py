@@ -33,7 +33,7 @@ from sinkscope.web.explore.region import LastTested, stopping_region, testing_re
 from sinkscope.web.explore.request import MORE
 from sinkscope.web.runs.example import Example
 from sinkscope.web.runs.exporting import exporting, stopping_export
-from sinkscope.web.runs.loaded_model import ModelSlot
+from sinkscope.web.runs.loaded_model import LoadedModel
 from sinkscope.web.runs.store import Run
 
 # Of a forecast: beside the queue, one at a time, and of a burst of changes the last one counts.
@@ -63,7 +63,7 @@ def build_explore(
         first: the run on screen at first.
         offered: example pictures.
     """
-    settings, slot = handlers.settings, handlers.slot
+    settings, loaded = handlers.settings, handlers.loaded
     with gr.Row(elem_id="desk"):
         with gr.Column(elem_id="ask", min_width=260):
             form = build_form(settings.generation, offered)
@@ -73,9 +73,9 @@ def build_explore(
             inspector = _inspector(handlers, explaining, first)
     run = _connect_runs(form, inspector, status, handlers, settings)
     connect_explaining(inspector, explaining, settings.app.queue_size + 8)
-    form.shelf.select(
+    form.examples.select(
         None,
-        form.shelf,
+        form.examples,
         [form.image, form.prompt, *form.more],
         js="chosen => [chosen.image, chosen.prompt, null, null, null]",
         api_visibility="private",
@@ -83,34 +83,34 @@ def build_explore(
     ahead = _connect_forecast(form, forecaster)
     run.then(**ahead)  # which knows more after a run
     offers = [model for _, model in MODELS]
-    told = [status, form.compare, form.note, form.tau, picker.ahead]
+    outputs = [status, form.compare, form.note, form.tau, picker.ahead]
     free: dict[str, Any] = {
         "concurrency_id": "status",
         "concurrency_limit": None,
         "show_progress": "hidden",
     }
-    loaded = picker.load.click(
-        loading(slot, settings, offers),
+    load = picker.load.click(
+        loading(loaded, settings, offers),
         None,
-        told,
+        outputs,
         inputs_kwargs={**picker.controls},
         api_visibility="private",  # `web.api.routes` has the endpoints
         **free,
     )
-    there = page.load(following(slot), None, told, api_visibility="private", **free)
-    decoding = (choosing_decoding(slot), form.decoding, [form.says, *form.replaced])
+    there = page.load(following(loaded), None, outputs, api_visibility="private", **free)
+    decoding = (choosing_decoding(loaded), form.decoding, [form.says, *form.replaced])
     change_of(form.decoding)(*decoding, **QUIET)
-    for event in (loaded, there):
-        event.then(telling_limits(slot), None, form.limits, **QUIET)
+    for event in (load, there):
+        event.then(telling_limits(loaded), None, form.limits, **QUIET)
         event.then(**ahead)
         event.then(*decoding, **QUIET)
-    _connect_dims(form, slot, loaded)
+    _connect_dims(form, loaded, load)
     _connect_refill(form, inspector, handlers)
     if first is not None and first.kind == "example" and offered:  # the example is asked for
-        fill_at_start(form, first, slot.handle)
+        fill_at_start(form, first, loaded.handle)
     gr.on(
         [picker.opened.expand, *(change_of(control) for control in picker.controls.values())],
-        load_forecasting(slot, settings, offers, PARAMETERS),
+        load_forecasting(loaded, settings, offers, PARAMETERS),
         None,
         picker.ahead,
         inputs_kwargs={**picker.controls},
@@ -135,20 +135,20 @@ def _connect_refill(form: Form, inspector: gr.HTML, handlers: Handlers) -> None:
     gr.on(seen, noticing(), None, form.changed, inputs_kwargs=named, **QUIET)
 
 
-def _connect_dims(form: Form, slot: ModelSlot, loaded: Any) -> None:
+def _connect_dims(form: Form, loaded: LoadedModel, load: Any) -> None:
     """This browser's own sink dimensions, and the two ways back to the model's."""
     change_of(form.dims)(
-        choosing_dims(slot),
+        choosing_dims(loaded),
         [form.dims, form.dims_of],
         [form.compare, form.note, form.tau, form.own],
         **QUIET,
     )
     form.profile.upload(
-        taking_profile(slot), form.profile, [form.dims, form.dims_of, form.tau], **QUIET
+        taking_profile(loaded), form.profile, [form.dims, form.dims_of, form.tau], **QUIET
     )
     form.own.click(lambda: ("", ""), None, [form.dims, form.dims_of], **QUIET)
     # Dimensions of one model mean nothing in another.
-    loaded.success(lambda: ("", ""), None, [form.dims, form.dims_of], **QUIET)
+    load.success(lambda: ("", ""), None, [form.dims, form.dims_of], **QUIET)
 
 
 def _connect_forecast(form: Form, forecaster: Forecaster) -> dict[str, Any]:
@@ -201,7 +201,7 @@ def _connect_runs(
         trigger_mode="once",
     )
     # Another browser may have loaded another model since this page was opened.
-    run.then(lambda: status_value(handlers.slot.state), None, status, **QUIET)
+    run.then(lambda: status_value(handlers.loaded.state), None, status, **QUIET)
     # Not "stop", which is the endpoint in `web.api.routes`.
     form.stop.click(stopping(handlers), None, None, api_name="stop_answer", **QUIET)
     inspector.select(
@@ -228,7 +228,7 @@ def _connect_runs(
 def _connect_region(inspector: gr.HTML, handlers: Handlers, settings: Settings) -> None:
     """The question whether a box on the image matters, its Stop, and its endpoint."""
     last = LastTested()
-    handlers.slot.on_change(last.drop)  # a model that comes needs the memory
+    handlers.loaded.on_change(last.drop)  # a model that comes needs the memory
     inspector.submit(
         testing_region(handlers, last),
         None,

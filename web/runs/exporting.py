@@ -213,13 +213,13 @@ def exporting(handlers: Handlers) -> Callable[..., Any]:
             run = find_run(handlers.store, ask.get("run"), ask.get("names"))
             if run is None:
                 raise ValueError(EXPIRED)
-            told = 0.0
+            reported = 0.0
             work = partial(_files, handlers, run, read_wanted(ask))
             for made in handlers.runner.run(job, work, waits=False):
                 if isinstance(made, Done):
                     yield {**about, "files": made.result}
-                elif isinstance(made, At) and time.monotonic() - told > TELL_SECONDS:
-                    told = time.monotonic()
+                elif isinstance(made, At) and time.monotonic() - reported > TELL_SECONDS:
+                    reported = time.monotonic()
                     yield {**about, "message": made.text or "Writing"}
         except Stopped as stopped:
             words = f"{job.ended_by} after {stopped.done} of {stopped.total} {stopped.what}."

@@ -14,7 +14,7 @@ log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class SlotState:
+class LoadState:
     """What the page says about the model.
 
     Attributes:
@@ -32,13 +32,13 @@ class SlotState:
     working: ModelHandle | None = None
 
 
-class ModelSlot:
+class LoadedModel:
     """Loads models in the background; the one before stays in use until the new one is there."""
 
     def __init__(self, load: Callable[..., ModelHandle] = load_model) -> None:
         self._load = load
         self._changed = threading.Condition()
-        self._state = SlotState()
+        self._state = LoadState()
         self._version = 0
         self._told: list[Callable[[], None]] = []
 
@@ -51,13 +51,13 @@ class ModelSlot:
         return self.state.working
 
     @property
-    def state(self) -> SlotState:
+    def state(self) -> LoadState:
         with self._changed:
             return self._state
 
     def use(self, handle: ModelHandle) -> None:
         """Take a model that is loaded already."""
-        self._set(SlotState("ready", handle.info.id, "Ready", 1.0, handle))
+        self._set(LoadState("ready", handle.info.id, "Ready", 1.0, handle))
         self._tell()
 
     def load(self, settings: ModelSettings) -> bool:
@@ -65,13 +65,13 @@ class ModelSlot:
         with self._changed:
             if self._state.phase == "loading":
                 return False
-            begun = SlotState("loading", settings.model, "Starting", 0.0, self._state.working)
+            begun = LoadState("loading", settings.model, "Starting", 0.0, self._state.working)
             self._set(begun)
         self._tell()
         threading.Thread(target=self._work, args=(settings,), daemon=True).start()
         return True
 
-    def wait(self, seen: int, timeout: float) -> tuple[int, SlotState]:
+    def wait(self, seen: int, timeout: float) -> tuple[int, LoadState]:
         """The state and its version number, as soon as the version is not `seen` any more."""
         with self._changed:
             self._changed.wait_for(lambda: self._version != seen, timeout)
@@ -81,7 +81,7 @@ class ModelSlot:
         for call in self._told:
             call()
 
-    def _set(self, state: SlotState) -> None:
+    def _set(self, state: LoadState) -> None:
         with self._changed:
             self._state = state
             self._version += 1
@@ -103,7 +103,7 @@ class ModelSlot:
             self.use(handle)
 
 
-def why_no_model(state: SlotState) -> str:
+def why_no_model(state: LoadState) -> str:
     """What to say to somebody who starts a run while no model is there."""
     if state.phase == "loading":
         return f"The model is still loading ({state.message.lower()}). Try again in a moment."

@@ -22,7 +22,7 @@ from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from sinkscope.jobs.runner import Runner
-from sinkscope.web.runs.loaded_model import ModelSlot
+from sinkscope.web.runs.loaded_model import LoadedModel
 from sinkscope.web.runs.store import RunStore
 
 log = logging.getLogger(__name__)
@@ -43,7 +43,7 @@ class Health:
         queue_seen, queue_runs: whether Gradio's task that takes events was ever there, and is.
     """
 
-    slot: ModelSlot
+    loaded: LoadedModel
     runner: Runner
     store: RunStore
     beat: float = 0.0
@@ -62,7 +62,7 @@ class Health:
 
     def value(self) -> dict[str, Any]:
         """What `/health` says: plain values without a name of a user, a file or a prompt."""
-        state, dead = self.slot.state, self.dead()
+        state, dead = self.loaded.state, self.dead()
         return {
             "status": "dead" if dead else "ok",
             "dead": list(dead),
@@ -137,12 +137,12 @@ class Watchdog:
         self._over.set()
 
     def _watch(self) -> None:
-        told: tuple[str, ...] = ()
+        reported: tuple[str, ...] = ()
         while not self._over.wait(self._every):
             dead = self._health.dead()
-            if dead and dead != told:
+            if dead and dead != reported:
                 log.critical("not working any more: %s", "; ".join(dead))
-            told = dead
+            reported = dead
             if dead and self._ends:
                 sys.stderr.write(f"SinkScope ends, because {'; '.join(dead)}.\n")
                 sys.stderr.flush()

@@ -53,11 +53,11 @@ def launch(app: App, *, wait: bool = True, token: str | None = None) -> str:
     users = users_of(settings)
     check_tls(settings)
     port = _usable_port(settings.host, settings.port)  # before a model is loaded for nothing
-    if app.slot.state.phase == "none" and not settings.read_only:
-        app.slot.load(app.settings.model)
+    if app.loaded.state.phase == "none" and not settings.read_only:
+        app.loaded.load(app.settings.model)
     presence = Presence()
     app.handlers.runner.deserted = presence.gone
-    health = Health(app.slot, app.handlers.runner, app.handlers.store)
+    health = Health(app.loaded, app.handlers.runner, app.handlers.store)
     layers = middleware(app.settings, guards(settings, token, port, app.blocks))
     alone = not settings.login  # what is asked for does not depend on who asks
     inside = [

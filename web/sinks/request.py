@@ -109,7 +109,7 @@ class SinksRequest:
 
 
 @dataclass(frozen=True)
-class Drawn:
+class SampleSplit:
     """The samples of a run; no image is in both sets.
 
     Attributes:
@@ -126,7 +126,7 @@ def draw_samples(
     on_progress: Progress | None = None,
     stop: threading.Event | None = None,
     opened: Opener = open_upload,
-) -> Drawn:
+) -> SampleSplit:
     """Open images until there are enough, and part them.
 
     Where there are fewer than asked for, both sets keep their proportion, finding at least one.
@@ -163,13 +163,13 @@ def draw_samples(
         first = max(1, min(wanted, round(len(usable) * wanted / total)))
     parts = usable[:first], usable[first : first + held_out]
     by_id = [tuple(sorted(part, key=lambda sample: sample.id)) for part in parts]
-    return Drawn(
+    return SampleSplit(
         SampleSet(by_id[0], tuple(sorted(skipped)), wanted, source),
         SampleSet(by_id[1], (), held_out, source),
     )
 
 
-def _parted(read: SampleSet, wanted: int, held_out: int, seed: int) -> Drawn:
+def _parted(read: SampleSet, wanted: int, held_out: int, seed: int) -> SampleSplit:
     """Samples parted so that no picture is on both sides, whatever is asked about it."""
     first = wanted
     if len(read.samples) < wanted + held_out:
@@ -188,7 +188,7 @@ def _parted(read: SampleSet, wanted: int, held_out: int, seed: int) -> Drawn:
         )
         for side, number in sides
     )
-    return Drawn(find, dataclasses.replace(validate, skipped=(), remarks=()))
+    return SampleSplit(find, dataclasses.replace(validate, skipped=(), remarks=()))
 
 
 def _scenes(request: SinksRequest, count: int) -> list[Sample]:

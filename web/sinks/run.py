@@ -39,11 +39,11 @@ from sinkscope.utils import sha256
 from sinkscope.web.explore.handlers import UNFORESEEN
 from sinkscope.web.explore.inspector import cached, error_value, queued_value
 from sinkscope.web.runs.image_process import ImageProcess
-from sinkscope.web.runs.loaded_model import ModelSlot, why_no_model
+from sinkscope.web.runs.loaded_model import LoadedModel, why_no_model
 from sinkscope.web.runs.payload import encode_image
 from sinkscope.web.runs.store import new_id
 from sinkscope.web.sinks.payload import build_sinks_payload, measured_in, profile_name, scores_in
-from sinkscope.web.sinks.request import Drawn, SinksRequest, draw_samples
+from sinkscope.web.sinks.request import SampleSplit, SinksRequest, draw_samples
 from sinkscope.web.sinks.store import SinksResult, SinksStore
 
 log = logging.getLogger(__name__)
@@ -66,7 +66,7 @@ class SinksHandlers:
 
     Args:
         settings: of this start.
-        slot: the model.
+        loaded: the model.
         runner: of the jobs of all tabs.
         engine: what finds and validates.
         images: what decodes uploads.
@@ -75,12 +75,12 @@ class SinksHandlers:
     def __init__(
         self,
         settings: Settings,
-        slot: ModelSlot,
+        loaded: LoadedModel,
         runner: Runner,
         engine: SinksEngine | None = None,
         images: ImageProcess | None = None,
     ) -> None:
-        self.settings, self.slot, self.runner = settings, slot, runner
+        self.settings, self.loaded, self.runner = settings, loaded, runner
         self.images = images or ImageProcess(settings.images)
         self.engine = engine or SinksEngine()
         # Not `sinks`, where the command line keeps what it measures: old folders here are deleted.
@@ -134,9 +134,9 @@ class SinksHandlers:
 
     def _work(self, request: SinksRequest, job: Job) -> dict[str, Any]:
         """The result, computed in the job's thread, which alone holds the model meanwhile."""
-        handle = self.slot.handle
+        handle = self.loaded.handle
         if handle is None:
-            raise ValueError(why_no_model(self.slot.state))
+            raise ValueError(why_no_model(self.loaded.state))
         job.enter("Starting")
         return self._result(job, handle, request)
 
@@ -171,7 +171,7 @@ class SinksHandlers:
         return result.value
 
     def _validated(
-        self, job: Job, handle: ModelHandle, drawn: Drawn, findings: Findings, settings: Any
+        self, job: Job, handle: ModelHandle, drawn: SampleSplit, findings: Findings, settings: Any
     ) -> tuple[Validation | None, str, str]:
         """The validation or why there is none, and how far it came where it was stopped."""
         if not findings.dims:

@@ -1,9 +1,9 @@
 // Example pictures: props.items = [{ url, prompt, image }], value = the one that was chosen. It goes into the form without the
 // server, whose answers to two clicks can come in another order.
-const shelf = element.querySelector(".shelf"), items = props.items || [];
+const box = element.querySelector(".examples"), items = props.items || [];
 
-shelf.hidden = !items.length;
-shelf.querySelector(".items").replaceChildren(...items.map((item, index) => {
+box.hidden = !items.length;
+box.querySelector(".items").replaceChildren(...items.map((item, index) => {
   const button = document.createElement("button"), image = document.createElement("img");
   button.type = "button";
   button.title = item.prompt;
