@@ -127,13 +127,13 @@ def main(arguments: list[str] | None = None) -> None:
 
     keep_private(settings.app.cache)
     own_folder(settings.app.cache)  # before the page is built, whose parts remember where it is
-    from sinkscope.web.page import build_app
-    from sinkscope.web.server.access import token_for
-    from sinkscope.web.server.launch import (
+    from sinkscope.web.launch import (
         launch,  # seconds of imports, which --help need not wait for
     )
+    from sinkscope.web.page import build_app
+    from sinkscope.web.server.access import token_for
     from sinkscope.web.server.logs import start_logging
-    from sinkscope.web.server.shutdown import serve
+    from sinkscope.web.shutdown import serve
 
     start_logging(settings.app)
     token = token_for(settings.app)

@@ -34,8 +34,8 @@ def main(threads: int, switch: float) -> None:
 
     from sinkscope.config import AppSettings, ModelSettings, Settings
     from sinkscope.models.loading import load_model
+    from sinkscope.web.launch import launch
     from sinkscope.web.page import build_app
-    from sinkscope.web.server.launch import launch
 
     if threads:
         torch.set_num_threads(threads)
@@ -115,8 +115,8 @@ class _Busy:
     def _answer(self) -> Iterator[Any]:
         from gradio.processing_utils import save_bytes_to_cache
 
-        from sinkscope.web.explore.request import Request
         from sinkscope.web.runs.example import read_examples
+        from sinkscope.web.runs.request import Request
 
         example = read_examples()[0]
         component = self._app.handlers.component
@@ -133,7 +133,7 @@ class _Busy:
     def _file(self) -> Iterator[Any]:
         from sinkscope.drawing.view import View
         from sinkscope.jobs.runner import Done
-        from sinkscope.web.runs.exporting import EXPORT, Wanted, make_files
+        from sinkscope.web.explore.exporting import EXPORT, Wanted, make_files
 
         handlers = self._app.handlers
         run = handlers.store.get(handlers.component.value["run"])

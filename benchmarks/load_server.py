@@ -34,8 +34,8 @@ def main(store_megabytes: int, queue_size: int, switch_ms: float) -> None:
         from sinkscope.config import AppSettings, ModelSettings, Settings
         from sinkscope.models.loading import load_model
         from sinkscope.setting.serving import NO_TOKEN
+        from sinkscope.web.launch import launch
         from sinkscope.web.page import build_app
-        from sinkscope.web.server.launch import launch
 
         if switch_ms:
             sys.setswitchinterval(switch_ms / 1000)

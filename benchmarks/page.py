@@ -129,9 +129,9 @@ def measure(sizes: Sizes) -> dict[str, Any]:
 
 def weight() -> dict[str, int]:
     """Bytes of our own scripts, styles and templates as they come with the page, and gzipped; the
-    scripts of the other tabs come when these are opened (`web.parts`)."""
-    from sinkscope.web.assets import STATIC, page_style, read_static
-    from sinkscope.web.parts import script_of
+    scripts of the other tabs come when these are opened (`web.components.parts`)."""
+    from sinkscope.web.components.assets import STATIC, page_style, read_static
+    from sinkscope.web.components.parts import script_of
 
     drawn = [file.stem for file in sorted(STATIC.glob("*.html")) if file.stem != "standalone"]
     texts = [
@@ -148,8 +148,8 @@ def _site(example: Any, pace: _Pace | None) -> Iterator[str]:
     """The app on a free port: on the bundled example or a run of ours, with an engine of ours."""
     from sinkscope.config import AppSettings, Settings
     from sinkscope.web.explore.handlers import Engine
+    from sinkscope.web.launch import launch
     from sinkscope.web.page import build_app
-    from sinkscope.web.server.launch import launch
 
     engine = Engine(pace.generate) if pace else None
     with tempfile.TemporaryDirectory() as cache:

@@ -44,9 +44,9 @@ def screenshots(
 
         from sinkscope.config import AppSettings, Settings
         from sinkscope.models.loading import load_model
+        from sinkscope.web.launch import launch
         from sinkscope.web.page import build_app
         from sinkscope.web.runs.example import read_examples
-        from sinkscope.web.server.launch import launch
 
         handle = load_model(model)
         with tempfile.TemporaryDirectory() as cache, socket.socket() as probe:

@@ -9,8 +9,9 @@
             check(self)
 
 The checks (`check`), the command line's options (`cli.options`), the arguments of the API
-(`web.api.arguments`) and the page's controls (`web.controls`) are all made of these fields, so that
-a new setting is a new field and nothing else. docs/architecture.md, "A setting", has all of it.
+(`web.api.arguments`) and the page's controls (`web.components.controls`) are all made of these
+fields, so that a new setting is a new field and nothing else. docs/architecture.md, "A setting",
+has all of it.
 """
 
 from __future__ import annotations

@@ -135,6 +135,40 @@ def test_imports_point_downward() -> None:
     assert not wrong, wrong
 
 
+ROOMS = {
+    "web": (
+        ("server",),
+        ("components",),
+        ("runs",),
+        ("explore",),
+        ("sinks",),
+        ("evaluate", "experiments"),
+        ("api",),
+        ("",),  # what lies in the folder itself: the page, its start and its end
+    ),
+    "sinks": (("",), ("finding",), ("validating",)),
+}
+
+
+def test_rooms_of_a_part_import_downward() -> None:
+    """docs/architecture.md, "Rooms": a folder of `web` sees those before it, and its own."""
+    wrong = []
+    for part, order in ROOMS.items():
+        level = {room: depth for depth, rooms in enumerate(order) for room in rooms}
+        inside = [path for path in sources() if path.parts[0] == part]
+        assert {path.parts[1] if len(path.parts) > 2 else "" for path in inside} == set(level)
+        for path in inside:
+            own = path.parts[1] if len(path.parts) > 2 else ""
+            for module, line, _ in imports_of(tree_of(path)):
+                _, top, *rest = [*module.split("."), ""]
+                if top != part or not module.startswith("sinkscope."):
+                    continue
+                room = rest[0] if rest[0] in level else ""
+                if room != own and level[room] >= level[own]:
+                    wrong.append(f"{path}:{line} imports {module}")
+    assert not wrong, wrong
+
+
 def test_nobody_hands_many_values_over_by_place() -> None:
     """Settings go as classes, or by name (docs/architecture.md, "A setting")."""
     many = []

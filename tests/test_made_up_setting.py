@@ -36,7 +36,7 @@ from typer.testing import CliRunner
 
 from sinkscope import var_patch
 from sinkscope.cli import common, compare, main
-from sinkscope.web.explore import request
+from sinkscope.web.runs import request
 from tests.web.conftest import start_site
 from tests.web.scripted import ScriptedEngine, fake_handle
 from tests.web.synthetic import make_pair

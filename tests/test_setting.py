@@ -34,7 +34,7 @@ from sinkscope.setting import (
 from sinkscope.sinks.settings import FindSettings
 from sinkscope.sinks.validating.settings import ValidateSettings
 from sinkscope.web.api.arguments import asking, default_of
-from sinkscope.web.controls import control
+from sinkscope.web.components.controls import control
 
 
 def words_of(name: str, value: Any) -> tuple[str, ...]:

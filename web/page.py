@@ -1,7 +1,7 @@
 """The page: its tabs under one line about the model, and what is behind them.
 
 app = build_app(settings)       everything connected, nothing loaded, nothing listening
-launch(app)                     (web.server.launch) opens the address, then loads the model
+launch(app)                     (web.launch) opens the address, then loads the model
 """
 
 from __future__ import annotations
@@ -14,20 +14,24 @@ import gradio as gr
 from sinkscope.attention_extractor import Forecast
 from sinkscope.config import Settings
 from sinkscope.models.loading import ModelHandle
+from sinkscope.web.api.region import build_region_api
+from sinkscope.web.api.routes import build_api
 from sinkscope.web.evaluate.run import EvaluateHandlers
 from sinkscope.web.evaluate.tab import build_evaluate
 from sinkscope.web.experiments.run import ExperimentsHandlers
 from sinkscope.web.experiments.tab import build_experiments
 from sinkscope.web.explore.forecast import Forecaster, estimate_run
 from sinkscope.web.explore.handlers import Engine, Handlers
-from sinkscope.web.explore.inspector import drawn
 from sinkscope.web.explore.model_events import status_value
+from sinkscope.web.explore.picker import MODELS
+from sinkscope.web.explore.region import LastTested
 from sinkscope.web.explore.tab import build_explore
 from sinkscope.web.runs.example import Example, load_example, read_examples
+from sinkscope.web.runs.inspector import drawn
 from sinkscope.web.runs.loaded_model import LoadedModel
+from sinkscope.web.runs.owners import OwnedRuns
 from sinkscope.web.runs.store import Run, RunStore
 from sinkscope.web.server.guarded_blocks import GuardedBlocks
-from sinkscope.web.server.owners import OwnedRuns
 from sinkscope.web.server.read_only import READ_ONLY, only_looking
 from sinkscope.web.sinks.run import SinksEngine, SinksHandlers
 from sinkscope.web.sinks.tab import build_sinks
@@ -86,7 +90,10 @@ def build_app(
         status = drawn("status", status_value(loaded.state))
         with gr.Tabs(elem_id="tabs"):
             with gr.Tab("Explore", id="explore", elem_id="explore"):
-                form = build_explore(page, status, handlers, forecaster, first, offered)
+                last = LastTested()
+                form = build_explore(page, status, handlers, forecaster, first, offered, last)
+                build_api(handlers, [model for _, model in MODELS])
+                build_region_api(handlers, last)
             with gr.Tab("Sinks", id="sinks-tab", elem_id="sinks-tab"):
                 finder = SinksHandlers(settings, loaded, handlers.runner, sinks, handlers.images)
                 build_sinks(finder, form)

@@ -22,7 +22,7 @@ from sinkscope.drawing.scale import (
     signed_scaling,
     times,
 )
-from sinkscope.web.assets import STATIC
+from sinkscope.web.components.assets import STATIC
 from tests.drawing.scale_vectors import FILE, vectors
 
 KINDS = get_args(Scale)

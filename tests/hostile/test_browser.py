@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from sinkscope.web.assets import STATIC
+from sinkscope.web.components.assets import STATIC
 from sinkscope.web.runs.store import Run
 from tests.hostile.corpus import PIECES, SCALARS, changed, garbled, value
 from tests.hostile.limits import share

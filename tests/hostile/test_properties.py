@@ -40,9 +40,9 @@ from sinkscope.sinks.settings import FindSettings
 from sinkscope.web.api.selection import ExportChoice, Selection
 from sinkscope.web.evaluate.request import EvaluateRequest
 from sinkscope.web.experiments.request import ExperimentRequest
-from sinkscope.web.explore.form_values import filled
 from sinkscope.web.explore.model_events import model_wanted
-from sinkscope.web.explore.request import Request, parse_indices
+from sinkscope.web.runs.form_values import filled
+from sinkscope.web.runs.request import Request, parse_indices
 from sinkscope.web.server.bodies import Refused, parse
 from sinkscope.web.sinks.request import SinksRequest
 from tests.hostile.corpus import LISTS, SCALARS

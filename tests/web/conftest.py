@@ -16,10 +16,10 @@ from typing import Any
 import pytest
 
 from sinkscope.config import AppSettings, ImageLimits, ModelSettings, Settings
+from sinkscope.web.launch import launch
 from sinkscope.web.page import App, build_app
 from sinkscope.web.runs.example import read_examples
 from sinkscope.web.runs.store import Run
-from sinkscope.web.server.launch import launch
 from tests.web.scripted import ScriptedEngine, fake_handle
 from tests.web.synthetic import make_pair
 

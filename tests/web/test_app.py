@@ -14,9 +14,9 @@ import pytest
 
 from sinkscope import app
 from sinkscope.config import AppSettings, Settings
+from sinkscope.web.launch import launch
 from sinkscope.web.page import App, build_app
 from sinkscope.web.runs.store import Run
-from sinkscope.web.server.launch import launch
 from tests.web.scripted import fake_handle
 from tests.web.synthetic import make_trace
 

@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from sinkscope.web.explore.form_values import changed_words, filled, said_of
 from sinkscope.web.explore.model_events import telling_limits
-from sinkscope.web.explore.request import NAMES, Request
+from sinkscope.web.runs.form_values import changed_words, filled, said_of
+from sinkscope.web.runs.request import NAMES, Request
 from sinkscope.web.runs.store import Run
 from tests.web.synthetic import make_pair
 

@@ -15,7 +15,7 @@ import pytest
 from PIL import Image
 
 from sinkscope.web.explore.handlers import Handlers
-from sinkscope.web.explore.request import Request
+from sinkscope.web.runs.request import Request
 from tests.web.test_handlers import engine, handlers
 
 __all__ = ["engine", "handlers"]

@@ -11,10 +11,10 @@ import torch
 
 from sinkscope.config import AppSettings, GenerationSettings, Settings
 from sinkscope.models.source import DEMO
+from sinkscope.web.launch import launch
 from sinkscope.web.page import App, build_app
 from sinkscope.web.runs.example import load_example, make_example, read_examples
 from sinkscope.web.runs.store import RunStore
-from sinkscope.web.server.launch import launch
 from tests.web.conftest import free_port
 from tests.web.test_browser_access import ALL, serious
 from tests.web.test_browser_story import ask, finished, photo_file, upload

@@ -12,8 +12,8 @@ import pytest
 from sinkscope.config import AppSettings, Settings
 from sinkscope.experiments.result import Result
 from sinkscope.models.source import DEMO
+from sinkscope.web.launch import launch
 from sinkscope.web.page import App, build_app
-from sinkscope.web.server.launch import launch
 from tests.web.conftest import free_port, reload
 from tests.web.test_browser_access import ALL, COLOURS, VIEWS, serious
 

@@ -10,8 +10,8 @@ import pytest
 
 from sinkscope.config import AppSettings, GenerationSettings, ModelSettings, Settings
 from sinkscope.models.profiles import DEMO
+from sinkscope.web.launch import launch
 from sinkscope.web.page import App, build_app
-from sinkscope.web.server.launch import launch
 from tests.checkpoints.published import TEXT_TEMPLATE, write_hub_cache, write_json, write_like
 from tests.web.conftest import free_port, reload
 from tests.web.test_browser_story import ask, finished, photo_file, upload

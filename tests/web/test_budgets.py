@@ -11,9 +11,9 @@ from PIL import Image
 
 from sinkscope.config import AppSettings, ImageLimits, Settings
 from sinkscope.web.explore.handlers import Handlers
-from sinkscope.web.explore.inspector import drawn
-from sinkscope.web.explore.request import Request
+from sinkscope.web.runs.inspector import drawn
 from sinkscope.web.runs.loaded_model import LoadedModel
+from sinkscope.web.runs.request import Request
 from sinkscope.web.runs.store import BYTES_A_PIXEL, Run, RunStore, open_run, save_run
 from tests.web.scripted import ScriptedEngine, fake_handle
 from tests.web.synthetic import make_pair, make_trace

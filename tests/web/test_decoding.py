@@ -17,8 +17,8 @@ from sinkscope.models.generation_file import GenerationFile
 from sinkscope.web.explore.events import generating
 from sinkscope.web.explore.form import build_form
 from sinkscope.web.explore.handlers import Engine, Handlers
-from sinkscope.web.explore.inspector import drawn, facts_of
 from sinkscope.web.explore.model_events import checkpoint_notice, choosing_decoding
+from sinkscope.web.runs.inspector import drawn, facts_of
 from sinkscope.web.runs.loaded_model import LoadedModel
 from sinkscope.web.runs.pairs import pair_of
 from sinkscope.web.runs.standalone import build_standalone

@@ -15,8 +15,8 @@ from typing import Any
 
 import pytest
 
-from sinkscope.web.explore.inspector import files_in
 from sinkscope.web.runs.copies import Copies
+from sinkscope.web.runs.inspector import files_in
 from sinkscope.web.runs.store import Run, RunStore
 from sinkscope.web.server.temporary import remove_abandoned
 from tests.web.conftest import Site, start_site
@@ -188,7 +188,7 @@ def test_app_writes_for_its_user_alone(tmp_path: Path) -> None:
     """`app.main` does all of this before Gradio has a folder."""
     code = (
         "import os, sys\nfrom pathlib import Path\nimport sinkscope.app as app\n"
-        "import sinkscope.web.server.launch as launched\n"
+        "import sinkscope.web.launch as launched\n"
         "def told(app, **more):\n"
         "    from gradio.utils import get_upload_folder\n"
         "    print('UMASK', oct(os.umask(0)), app.handlers.component.GRADIO_CACHE,"

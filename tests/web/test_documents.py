@@ -9,7 +9,7 @@ import pytest
 from starlette.applications import Starlette
 from starlette.testclient import TestClient
 
-from sinkscope.web.assets import read_static
+from sinkscope.web.components.assets import read_static
 from sinkscope.web.documents import DOCS, Documents, as_page
 
 

@@ -25,9 +25,9 @@ from sinkscope.drawing.files import Drawing
 from sinkscope.drawing.view import View
 from sinkscope.drawing.worker import MODULE
 from sinkscope.jobs.job import Stopped
+from sinkscope.web.explore.exporting import Wanted, exporting, make_files, stopping_export
 from sinkscope.web.explore.handlers import Handlers
 from sinkscope.web.runs.drawing_process import DrawingProcess
-from sinkscope.web.runs.exporting import Wanted, exporting, make_files, stopping_export
 from sinkscope.web.runs.pairs import pair_of
 from sinkscope.web.runs.store import Run, RunStore
 from tests.processes import alive, ends

@@ -16,11 +16,11 @@ from typing import Any
 import pytest
 
 from sinkscope.jobs.runner import Runner
+from sinkscope.web import health as health_module
+from sinkscope.web.health import Health, Watchdog
 from sinkscope.web.runs.loaded_model import LoadedModel, LoadState
 from sinkscope.web.runs.store import Run, RunStore
-from sinkscope.web.server import health as health_module
 from sinkscope.web.server.errors import FAULT, FULL, UNKNOWN, UNWRITABLE, SpokenErrors, answer_to
-from sinkscope.web.server.health import Health, Watchdog
 from tests.loops import finished
 from tests.web.conftest import Site, start_site
 from tests.web.scripted import ScriptedEngine, fake_handle

@@ -33,8 +33,8 @@ from sinkscope.web.experiments.request import MINE, ExperimentRequest, samples_o
 from sinkscope.web.experiments.run import GONE, ExperimentsHandlers
 from sinkscope.web.experiments.store import ExperimentResult, ExperimentStore
 from sinkscope.web.explore.handlers import UNFORESEEN
-from sinkscope.web.explore.inspector import drawn
 from sinkscope.web.page import build_app
+from sinkscope.web.runs.inspector import drawn
 from sinkscope.web.runs.loaded_model import LoadedModel
 from sinkscope.web.sinks.request import Picture
 from sinkscope.web.sinks.store import LONGEST_SECONDS, MOST_RESULTS

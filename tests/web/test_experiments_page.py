@@ -12,8 +12,8 @@ from sinkscope.experiments.catalogue import EXPERIMENTS
 from sinkscope.experiments.result import Chart, Findings, Result, Series, Table, Verdict
 from sinkscope.experiments.settings import StudySettings
 from sinkscope.setting import REQUIRED, offered
-from sinkscope.web.assets import read_static
-from sinkscope.web.controls import box, said_by
+from sinkscope.web.components.assets import read_static
+from sinkscope.web.components.controls import box, said_by
 from sinkscope.web.experiments.ahead import ahead_of
 from sinkscope.web.experiments.payload import MOST_ROWS, build_experiment_payload
 from sinkscope.web.experiments.tab import _of, choosing, picking

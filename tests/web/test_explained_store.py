@@ -16,9 +16,9 @@ from sinkscope.methods.base import MapStack
 from sinkscope.methods.explain import method_of
 from sinkscope.methods.given import Given, GivenMaps
 from sinkscope.methods.stack_file import open_stack, save_stack
-from sinkscope.web.explore.explained_store import PATTERN, ExplainedStore, Kept, _file
+from sinkscope.web.explore.exporting import Wanted, make_files, with_kept
 from sinkscope.web.runs.drawing_process import DrawingProcess
-from sinkscope.web.runs.exporting import Wanted, make_files, with_kept
+from sinkscope.web.runs.explained_store import PATTERN, ExplainedStore, Kept, _file
 from sinkscope.web.runs.store import Run, RunStore
 from tests.web.synthetic import make_pair
 

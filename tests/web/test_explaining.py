@@ -18,9 +18,9 @@ from sinkscope.config import AppSettings, GenerationSettings, Settings
 from sinkscope.methods.explain import METHODS, explain_map
 from sinkscope.methods.passes import passes_of
 from sinkscope.models.loading import ModelHandle, load_model
-from sinkscope.web.explore.explained_store import ExplainedStore, Kept
 from sinkscope.web.explore.explaining import EXPLAIN, STALE, Explaining, read_asked
 from sinkscope.web.explore.handlers import EXPIRED, Handlers
+from sinkscope.web.runs.explained_store import ExplainedStore, Kept
 from sinkscope.web.runs.loaded_model import LoadedModel
 from sinkscope.web.runs.store import Run, RunStore
 

@@ -18,8 +18,7 @@ from sinkscope.drawing.files import Drawing
 from sinkscope.drawing.panels import Painter
 from sinkscope.drawing.view import View, make_side
 from sinkscope.jobs.job import Progress, Stopped
-from sinkscope.web.runs.drawing_process import DrawingProcess
-from sinkscope.web.runs.exporting import (
+from sinkscope.web.explore.exporting import (
     Wanted,
     exporting,
     idle,
@@ -28,6 +27,7 @@ from sinkscope.web.runs.exporting import (
     sides_of_view,
     stopping_export,
 )
+from sinkscope.web.runs.drawing_process import DrawingProcess
 from sinkscope.web.runs.pairs import pair_of
 from sinkscope.web.runs.store import Run, new_id
 from tests.web.conftest import INSPECTOR, Site

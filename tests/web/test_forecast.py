@@ -19,8 +19,8 @@ from sinkscope.models.footprint import Footprint
 from sinkscope.web.explore import forecast
 from sinkscope.web.explore.forecast import Forecaster, of_load, seconds_words, size_words
 from sinkscope.web.explore.model_events import load_forecasting
-from sinkscope.web.explore.request import Request
 from sinkscope.web.runs.loaded_model import LoadedModel
+from sinkscope.web.runs.request import Request
 from sinkscope.web.server.uploads import NO_UPLOAD
 from tests.web.scripted import ScriptedEngine, fake_handle
 from tests.web.test_load import OFFERED, START, wanted

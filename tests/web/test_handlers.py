@@ -23,9 +23,9 @@ from sinkscope.attention_processor import patch_map
 from sinkscope.capture.pace import Work
 from sinkscope.config import AppSettings, GenerationSettings, ModelSettings, Settings
 from sinkscope.web.explore.handlers import Engine, Handlers
-from sinkscope.web.explore.inspector import drawn
-from sinkscope.web.explore.request import Request, parse_indices
+from sinkscope.web.runs.inspector import drawn
 from sinkscope.web.runs.loaded_model import LoadedModel
+from sinkscope.web.runs.request import Request, parse_indices
 from sinkscope.web.runs.store import Run, RunStore
 from tests.web.scripted import ScriptedEngine, fake_handle
 from tests.web.synthetic import WORDS, make_trace

@@ -23,9 +23,9 @@ from sinkscope.jobs.job import Stopped
 from sinkscope.models.images import ImageError, open_image
 from sinkscope.web.explore.forecast import Forecaster
 from sinkscope.web.explore.handlers import Handlers
-from sinkscope.web.explore.request import Request
 from sinkscope.web.runs.image_process import SHOWN_MEGAPIXELS, ImageProcess, limits_for
 from sinkscope.web.runs.loaded_model import LoadedModel
+from sinkscope.web.runs.request import Request
 from sinkscope.web.server.uploads import UploadError
 from tests.pictures import encode, flat_png, many_scans, photo
 from tests.web.scripted import ScriptedEngine, fake_handle

@@ -13,10 +13,10 @@ from gradio.context import LocalContext
 from PIL import Image
 
 from sinkscope.config import AppSettings
+from sinkscope.web.runs.owners import OWNER, OwnedRuns
 from sinkscope.web.runs.store import Run
 from sinkscope.web.server.current_request import USER
 from sinkscope.web.server.login import Users, users_of
-from sinkscope.web.server.owners import OWNER, OwnedRuns
 from sinkscope.web.server.throttle import FREE_TRIES, MOST_KEYS, Key, Throttle
 from tests.web.conftest import Site, start_site
 from tests.web.scripted import ScriptedEngine, fake_handle

@@ -14,7 +14,7 @@ from sinkscope.drawing.frames import Frames, panel_width
 from sinkscope.drawing.made import made_line
 from sinkscope.drawing.panels import Painter
 from sinkscope.drawing.view import View, make_side, treated_of
-from sinkscope.web.runs.exporting import Wanted, make_files, sides_of_view
+from sinkscope.web.explore.exporting import Wanted, make_files, sides_of_view
 from sinkscope.web.runs.pairs import pair_of
 from sinkscope.web.runs.payload import _variant, build_payload
 from sinkscope.web.runs.store import Run, made_of

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from sinkscope.web.assets import STATIC
+from sinkscope.web.components.assets import STATIC
 
 CONFIG = Path(__file__).with_name("oxlint.json")
 GIVEN = "element, props, trigger, watch, server, upload"  # by Gradio, to a component's script

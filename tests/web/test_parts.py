@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from sinkscope.web.assets import read_static
-from sinkscope.web.parts import LATE, script_of
+from sinkscope.web.components.assets import read_static
+from sinkscope.web.components.parts import LATE, script_of
 from tests.web.conftest import Site
 
 

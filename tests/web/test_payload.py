@@ -15,7 +15,7 @@ from PIL import Image
 
 from sinkscope.attention_processor import head_mean, image_share, sink_share
 from sinkscope.benchmarks.page import weight
-from sinkscope.web.assets import read_static
+from sinkscope.web.components.assets import read_static
 from sinkscope.web.runs.payload import build_payload, build_token_maps, compand, encode_image
 from sinkscope.web.runs.store import Run
 from tests.web.synthetic import HOSTILE, make_pair, make_trace, scene

@@ -15,9 +15,9 @@ from starlette.testclient import TestClient
 from starlette.types import Receive, Scope, Send
 
 from sinkscope.web.explore.handlers import UNFORESEEN
+from sinkscope.web.explore.quick_questions import PATHS, QUICK, QuickQuestions
 from sinkscope.web.runs.shown import Shown
 from sinkscope.web.runs.store import Run
-from sinkscope.web.server.quick_questions import PATHS, QUICK, QuickQuestions
 from tests.loops import finished
 from tests.web.conftest import Site
 from tests.web.synthetic import make_trace

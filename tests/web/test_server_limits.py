@@ -11,8 +11,8 @@ import pytest
 from sinkscope.config import AppSettings, GenerationSettings, Settings
 from sinkscope.jobs.line import LineIsFullError
 from sinkscope.web.explore.handlers import Handlers
-from sinkscope.web.explore.request import Request
 from sinkscope.web.runs.loaded_model import LoadedModel
+from sinkscope.web.runs.request import Request
 from sinkscope.web.runs.retention import DAY, remove_old_runs
 from sinkscope.web.runs.store import Run, RunStore
 from tests.loops import finished

@@ -15,10 +15,10 @@ from sinkscope.config import GenerationSettings
 from sinkscope.drawing.view import View, make_side
 from sinkscope.drawing.view_figure import about_sides
 from sinkscope.models.loading import load_model
-from sinkscope.web.explore.form_values import changed_words
+from sinkscope.web.explore.exporting import Wanted, make_files
 from sinkscope.web.explore.refill import cached_image
-from sinkscope.web.explore.request import MORE, Request
-from sinkscope.web.runs.exporting import Wanted, make_files
+from sinkscope.web.runs.form_values import changed_words
+from sinkscope.web.runs.request import MORE, Request
 from sinkscope.web.runs.standalone import build_standalone
 from sinkscope.web.runs.store import Run
 from tests.web.conftest import INSPECTOR, Site, reload

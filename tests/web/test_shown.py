@@ -9,9 +9,8 @@ from typing import Any
 import gradio as gr
 import pytest
 
-from sinkscope.web.explore import inspector
-from sinkscope.web.explore.inspector import cached, path_of
-from sinkscope.web.runs import shown
+from sinkscope.web.runs import inspector, shown
+from sinkscope.web.runs.inspector import cached, path_of
 from sinkscope.web.runs.shown import Shown
 from sinkscope.web.runs.store import Run
 from tests.web.synthetic import make_trace

@@ -21,9 +21,9 @@ from sinkscope.models.loading import ModelHandle
 from sinkscope.models.profiles import read_profile
 from sinkscope.sinks.finding.stats import SampleStats
 from sinkscope.web.explore.handlers import UNFORESEEN
-from sinkscope.web.explore.inspector import drawn
-from sinkscope.web.explore.request import Request
+from sinkscope.web.runs.inspector import drawn
 from sinkscope.web.runs.loaded_model import LoadedModel
+from sinkscope.web.runs.request import Request
 from sinkscope.web.sinks.request import IMAGES, Picture, SinksRequest, draw_samples
 from sinkscope.web.sinks.run import GONE, SinksEngine, SinksHandlers
 from sinkscope.web.sinks.store import (

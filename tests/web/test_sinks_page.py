@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from sinkscope.web.assets import STATIC, read_static
+from sinkscope.web.components.assets import STATIC, read_static
 from sinkscope.web.explore.model_events import choosing_dims
 from sinkscope.web.runs.loaded_model import LoadedModel
 from sinkscope.web.sinks.payload import build_sinks_payload, profile_name

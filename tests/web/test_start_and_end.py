@@ -23,9 +23,9 @@ from PIL import Image
 from sinkscope import app
 from sinkscope.config import AppSettings
 from sinkscope.setting.serving import NO_TOKEN
+from sinkscope.web.launch import check_tls
 from sinkscope.web.runs.store import open_run
-from sinkscope.web.server.launch import check_tls
-from sinkscope.web.server.shutdown import end
+from sinkscope.web.shutdown import end
 from tests.web.conftest import start_site
 from tests.web.scripted import ScriptedEngine, fake_handle
 

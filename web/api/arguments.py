@@ -15,7 +15,7 @@ import gradio as gr
 from gradio.components import Component
 
 from sinkscope.setting import LISTS, Setting
-from sinkscope.web.controls import LONGEST_TEXT
+from sinkscope.web.components.controls import LONGEST_TEXT
 
 
 def default_of(setting: Setting) -> Any:

@@ -14,7 +14,7 @@ from sinkscope.jobs.job import Job, Stopped
 from sinkscope.setting import check, explained, offered, read_all, setting
 from sinkscope.web.api.arguments import argument, asking, inputs_of
 from sinkscope.web.api.endpoints import with_clear_errors
-from sinkscope.web.controls import LONGEST_TEXT
+from sinkscope.web.components.controls import LONGEST_TEXT
 from sinkscope.web.explore.handlers import EXPIRED, Handlers
 from sinkscope.web.explore.region import REGION, LastTested
 from sinkscope.web.runs.loaded_model import why_no_model

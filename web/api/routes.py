@@ -18,9 +18,9 @@ from sinkscope.setting import offered as offered_of
 from sinkscope.web.api.arguments import argument, asking, inputs_of
 from sinkscope.web.api.endpoints import Api, with_clear_errors
 from sinkscope.web.api.selection import ExportChoice, Selection
-from sinkscope.web.controls import LONGEST_TEXT
+from sinkscope.web.components.controls import LONGEST_TEXT
 from sinkscope.web.explore.handlers import Handlers
-from sinkscope.web.explore.request import ANSWER, VAR
+from sinkscope.web.runs.request import ANSWER, VAR
 from sinkscope.web.server.uploads import UploadedImage
 
 

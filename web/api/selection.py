@@ -11,7 +11,7 @@ from sinkscope.drawing.names import Colormap
 from sinkscope.drawing.view import method_and_scale
 from sinkscope.setting import check, explained, setting
 from sinkscope.visualization import View
-from sinkscope.web.runs.exporting import KINDS, Wanted
+from sinkscope.web.explore.exporting import KINDS, Wanted
 
 
 @explained
@@ -91,7 +91,7 @@ class ExportChoice(Selection):
     colormap: str = setting("inferno", "inferno, magma, plasma, viridis, cividis, gray or turbo.")
 
     def wanted(self) -> Wanted:
-        """The file as `web.runs.exporting` makes it.
+        """The file as `web.explore.exporting` makes it.
 
         Raises:
             ValueError: naming the argument, its value and what is allowed.

@@ -14,7 +14,7 @@ from sinkscope.config import OF_CHECKPOINT, GenerationSettings, VARSettings
 from sinkscope.evaluation.tasks.listed import task_named
 from sinkscope.setting import list_text, offered
 from sinkscope.web.evaluate.run import EvaluateHandlers, field_of
-from sinkscope.web.explore.request import MORE
+from sinkscope.web.runs.request import MORE
 
 
 def form_values(handlers: EvaluateHandlers, ask: Any, dims: str) -> dict[str, Any]:

@@ -26,8 +26,8 @@ from sinkscope.setting import (
     setting,
     settings_of,
 )
-from sinkscope.web.controls import said_by
-from sinkscope.web.explore.request import Request
+from sinkscope.web.components.controls import said_by
+from sinkscope.web.runs.request import Request
 from sinkscope.web.sinks.request import Picture
 
 MOST_QUESTIONS = 1000
@@ -47,7 +47,7 @@ class EvaluateRequest:
 
     `methods` are of `METHODS`, `source` is `SCENES` or `MINE`; `types` of `TYPES` are of scenes,
     `files` what was uploaded. `dims` are sink dimensions of this browser
-    alone, `dims_of` the model that they were found on, as in `web.explore.request.Request`, and
+    alone, `dims_of` the model that they were found on, as in `web.runs.request.Request`, and
     `dims_tau` the threshold that goes with them.
     """
 

@@ -38,8 +38,8 @@ from sinkscope.web.evaluate.request import MINE, EvaluateRequest
 from sinkscope.web.evaluate.store import EvaluateStore
 from sinkscope.web.evaluate.upload import keep_questions
 from sinkscope.web.explore.handlers import UNFORESEEN
-from sinkscope.web.explore.inspector import cached, error_value, queued_value
 from sinkscope.web.runs.image_process import ImageProcess
+from sinkscope.web.runs.inspector import cached, error_value, queued_value
 from sinkscope.web.runs.loaded_model import LoadedModel, why_no_model
 from sinkscope.web.runs.payload import encode_image
 

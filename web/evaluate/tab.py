@@ -20,13 +20,13 @@ from gradio.components import Component
 from gradio.data_classes import FileData
 
 from sinkscope.setting import offered
-from sinkscope.web.controls import LONGEST_TEXT, control
+from sinkscope.web.components.controls import LONGEST_TEXT, control
 from sinkscope.web.evaluate.open import form_values, updates
 from sinkscope.web.evaluate.request import METHODS, MINE, SCENES, TYPES, EvaluateRequest
 from sinkscope.web.evaluate.run import EvaluateHandlers, field_of
 from sinkscope.web.explore.form import Form
-from sinkscope.web.explore.inspector import drawn
-from sinkscope.web.explore.request import MORE
+from sinkscope.web.runs.inspector import drawn
+from sinkscope.web.runs.request import MORE
 from sinkscope.web.server.uploads import UploadedFiles
 from sinkscope.web.sinks.request import Picture
 

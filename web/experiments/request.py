@@ -15,12 +15,11 @@ from sinkscope.jobs.job import Job
 from sinkscope.models.loading import ModelHandle
 from sinkscope.setting import REQUIRED, checked, explained, offered, refuse, setting, settings_of
 from sinkscope.sinks.samples import PROMPT, Sample
-from sinkscope.web.controls import said_by
-from sinkscope.web.server.uploads import open_upload, upload_path
+from sinkscope.web.components.controls import said_by
+from sinkscope.web.server.uploads import MOST_FILES, open_upload, upload_path
 from sinkscope.web.sinks.request import (
     IMAGES,
     LONGEST_PROMPT,
-    MOST_FILES,
     MOST_SAMPLES,
     Opener,
     Picture,

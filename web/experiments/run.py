@@ -31,8 +31,8 @@ from sinkscope.web.experiments.payload import build_experiment_payload
 from sinkscope.web.experiments.request import ExperimentRequest, samples_of
 from sinkscope.web.experiments.store import ExperimentResult, ExperimentStore
 from sinkscope.web.explore.handlers import UNFORESEEN
-from sinkscope.web.explore.inspector import cached, cached_file, error_value, queued_value
 from sinkscope.web.runs.image_process import ImageProcess
+from sinkscope.web.runs.inspector import cached, cached_file, error_value, queued_value
 from sinkscope.web.runs.loaded_model import LoadedModel, why_no_model
 from sinkscope.web.runs.store import new_id
 

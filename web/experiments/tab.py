@@ -28,12 +28,12 @@ from gradio.data_classes import FileData
 from sinkscope.experiments import catalogue
 from sinkscope.experiments.settings import StudySettings
 from sinkscope.setting import REQUIRED, Setting, offered, settings_of
-from sinkscope.web.controls import box, change_of
+from sinkscope.web.components.controls import box, change_of
 from sinkscope.web.experiments.ahead import ahead_of
 from sinkscope.web.experiments.request import BUNDLED, MINE, ExperimentRequest
 from sinkscope.web.experiments.run import ExperimentsHandlers
 from sinkscope.web.explore.form import notice_line
-from sinkscope.web.explore.inspector import drawn
+from sinkscope.web.runs.inspector import drawn
 from sinkscope.web.server.uploads import UploadedFiles
 from sinkscope.web.sinks.request import Picture
 

@@ -13,7 +13,7 @@ import gradio as gr
 
 from sinkscope.config import OF_CHECKPOINT, GenerationSettings
 from sinkscope.web.explore.handlers import Handlers
-from sinkscope.web.explore.request import MORE, Request
+from sinkscope.web.runs.request import MORE, Request
 
 
 def generating(handlers: Handlers) -> Callable[..., Any]:

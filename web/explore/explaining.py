@@ -2,7 +2,7 @@
 
 The inspector triggers an event; the methods are a job that waits in the line in front of the model,
 and is streamed back in values of phase "explain". What a method gave (a `MapStack`) is kept with
-the run (`web.explore.explained_store`), so that other layers and heads, or the run opened again,
+the run (`web.runs.explained_store`), so that other layers and heads, or the run opened again,
 need no
 model: the server function `explained` makes the maps of it.
 """
@@ -26,8 +26,8 @@ from sinkscope.methods.base import Method, Target, target_of
 from sinkscope.methods.explain import METHODS, method_of
 from sinkscope.methods.passes import passes_of
 from sinkscope.methods.together import Choice, explain_stacks, map_of
-from sinkscope.web.explore.explained_store import Kept
 from sinkscope.web.explore.handlers import EXPIRED, UNFORESEEN, Handlers
+from sinkscope.web.runs.explained_store import Kept
 from sinkscope.web.runs.loaded_model import why_no_model
 from sinkscope.web.runs.pairs import find_run
 from sinkscope.web.runs.store import Run

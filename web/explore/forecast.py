@@ -22,9 +22,9 @@ from sinkscope.models.footprint import Footprint, NotOnDiskError, footprint, whe
 from sinkscope.models.loading import ModelHandle
 from sinkscope.models.source import may_ask_hub
 from sinkscope.utils import number_of
-from sinkscope.web.explore.request import Request
 from sinkscope.web.runs.image_process import limits_for
 from sinkscope.web.runs.loaded_model import LoadedModel
+from sinkscope.web.runs.request import Request
 from sinkscope.web.server.uploads import upload_size
 
 KNOWN_PROMPTS = 32

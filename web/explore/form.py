@@ -11,11 +11,11 @@ from gradio.processing_utils import save_bytes_to_cache
 
 from sinkscope.config import OF_CHECKPOINT, GenerationSettings
 from sinkscope.models.images import open_image
-from sinkscope.web.controls import control
-from sinkscope.web.explore.inspector import cached, drawn, served
-from sinkscope.web.explore.request import ANSWER, MORE, VAR
+from sinkscope.web.components.controls import control
 from sinkscope.web.runs.example import Example
+from sinkscope.web.runs.inspector import cached, drawn, served
 from sinkscope.web.runs.payload import encode_image
+from sinkscope.web.runs.request import ANSWER, MORE, VAR
 from sinkscope.web.server.uploads import UploadedFile, UploadedImage
 
 

@@ -31,8 +31,11 @@ from sinkscope.jobs.runner import Runner, StoppedWaiting, Waiting
 from sinkscope.methods.base import Part, Target, rows_of
 from sinkscope.methods.explain import explain
 from sinkscope.utils import number_of
-from sinkscope.web.explore.explained_store import ExplainedStore
-from sinkscope.web.explore.inspector import (
+from sinkscope.web.explore.kept_prompt import LastPrompt
+from sinkscope.web.runs.drawing_process import DrawingProcess
+from sinkscope.web.runs.explained_store import ExplainedStore
+from sinkscope.web.runs.image_process import ImageProcess, limits_for
+from sinkscope.web.runs.inspector import (
     cached,
     error_value,
     files_in,
@@ -40,13 +43,10 @@ from sinkscope.web.explore.inspector import (
     run_value,
     stream_value,
 )
-from sinkscope.web.explore.kept_prompt import LastPrompt
-from sinkscope.web.explore.request import Request
-from sinkscope.web.runs.drawing_process import DrawingProcess
-from sinkscope.web.runs.image_process import ImageProcess, limits_for
 from sinkscope.web.runs.loaded_model import LoadedModel, why_no_model
 from sinkscope.web.runs.pairs import find_run
 from sinkscope.web.runs.payload import build_token_maps, pack, token_delta
+from sinkscope.web.runs.request import Request
 from sinkscope.web.runs.shown import Shown
 from sinkscope.web.runs.standalone import build_standalone
 from sinkscope.web.runs.store import Run, RunStore, made_of, new_id

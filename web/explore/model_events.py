@@ -18,8 +18,8 @@ from sinkscope.config import ModelSettings, Settings, VARSettings
 from sinkscope.models.loading import ModelHandle
 from sinkscope.setting import shown, whole
 from sinkscope.web.explore.forecast import Forecaster, Notice, notice, of_load
-from sinkscope.web.explore.request import MORE, Request, parse_indices
 from sinkscope.web.runs.loaded_model import LoadedModel, LoadState
+from sinkscope.web.runs.request import MORE, Request, parse_indices
 from sinkscope.web.server.security import LOOPBACK
 
 LONGEST_REVISION = 200

@@ -12,9 +12,9 @@ from gradio.processing_utils import move_files_to_cache, save_bytes_to_cache
 from sinkscope.models.loading import ModelHandle
 from sinkscope.web.explore.forecast import Notice, notice
 from sinkscope.web.explore.form import Form
-from sinkscope.web.explore.form_values import changed_words, filled, said_of
 from sinkscope.web.explore.handlers import Handlers
-from sinkscope.web.explore.request import MORE
+from sinkscope.web.runs.form_values import changed_words, filled, said_of
+from sinkscope.web.runs.request import MORE
 from sinkscope.web.runs.store import Run
 
 

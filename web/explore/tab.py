@@ -7,15 +7,13 @@ from typing import Any
 import gradio as gr
 
 from sinkscope.config import Settings
-from sinkscope.web.api.region import build_region_api
-from sinkscope.web.api.routes import build_api
-from sinkscope.web.controls import change_of
+from sinkscope.web.components.controls import change_of
 from sinkscope.web.explore.events import generating, stopping
 from sinkscope.web.explore.explaining import Explaining, connect_explaining
+from sinkscope.web.explore.exporting import exporting, stopping_export
 from sinkscope.web.explore.forecast import Forecaster
 from sinkscope.web.explore.form import Form, build_form
 from sinkscope.web.explore.handlers import Handlers
-from sinkscope.web.explore.inspector import drawn, empty_value, run_value
 from sinkscope.web.explore.model_events import (
     choosing_decoding,
     choosing_dims,
@@ -30,10 +28,10 @@ from sinkscope.web.explore.picker import MODELS, PARAMETERS, build_picker
 from sinkscope.web.explore.profile_upload import taking_profile
 from sinkscope.web.explore.refill import fill_at_start, noticing, refilling
 from sinkscope.web.explore.region import LastTested, stopping_region, testing_region
-from sinkscope.web.explore.request import MORE
 from sinkscope.web.runs.example import Example
-from sinkscope.web.runs.exporting import exporting, stopping_export
+from sinkscope.web.runs.inspector import drawn, empty_value, run_value
 from sinkscope.web.runs.loaded_model import LoadedModel
+from sinkscope.web.runs.request import MORE
 from sinkscope.web.runs.store import Run
 
 # Of a forecast: beside the queue, one at a time, and of a burst of changes the last one counts.
@@ -52,6 +50,7 @@ def build_explore(
     forecaster: Forecaster,
     first: Run | None,
     offered: list[Example],
+    last: LastTested,
 ) -> Form:
     """Lay the tab out where the page is open, and connect it; the form it has.
 
@@ -62,6 +61,7 @@ def build_explore(
         forecaster: what says before a run what it will take.
         first: the run on screen at first.
         offered: example pictures.
+        last: the question of the last region test, which the API's shares.
     """
     settings, loaded = handlers.settings, handlers.loaded
     with gr.Row(elem_id="desk"):
@@ -72,6 +72,7 @@ def build_explore(
             explaining = Explaining(handlers)
             inspector = _inspector(handlers, explaining, first)
     run = _connect_runs(form, inspector, status, handlers, settings)
+    _connect_region(inspector, handlers, settings, last)
     connect_explaining(inspector, explaining, settings.app.queue_size + 8)
     form.examples.select(
         None,
@@ -116,7 +117,6 @@ def build_explore(
         inputs_kwargs={**picker.controls},
         **QUIET,
     )
-    build_api(handlers, offers)
     return form
 
 
@@ -221,13 +221,13 @@ def _connect_runs(
         queue=False,
         show_progress="hidden",
     )
-    _connect_region(inspector, handlers, settings)
     return run
 
 
-def _connect_region(inspector: gr.HTML, handlers: Handlers, settings: Settings) -> None:
-    """The question whether a box on the image matters, its Stop, and its endpoint."""
-    last = LastTested()
+def _connect_region(
+    inspector: gr.HTML, handlers: Handlers, settings: Settings, last: LastTested
+) -> None:
+    """The question whether a box on the image matters, and its Stop."""
     handlers.loaded.on_change(last.drop)  # a model that comes needs the memory
     inspector.submit(
         testing_region(handlers, last),
@@ -246,4 +246,3 @@ def _connect_region(inspector: gr.HTML, handlers: Handlers, settings: Settings) 
         queue=False,
         show_progress="hidden",
     )
-    build_region_api(handlers, last)

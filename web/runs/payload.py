@@ -36,7 +36,7 @@ from sinkscope.capture.trace import GeneratedToken, GenerationTrace
 from sinkscope.methods.base import Method
 from sinkscope.methods.explain import METHODS
 from sinkscope.methods.relative import Relative
-from sinkscope.web.explore.form_values import said_of
+from sinkscope.web.runs.form_values import said_of
 from sinkscope.web.runs.store import Run, control_of, made_of
 
 RELATIVE = Relative()

@@ -12,7 +12,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Hashable
 from typing import Any
 
-from sinkscope.web.explore.inspector import path_of
+from sinkscope.web.runs.inspector import path_of
 from sinkscope.web.runs.store import Run
 
 MOST = 512  # values of 1 to 4 kB
@@ -24,7 +24,7 @@ class Shown:
     """Values of the inspector by run, the least recently used one leaves first. Thread-safe.
 
     Args:
-        build: makes the value of a run, as `web.explore.inspector.run_value`.
+        build: makes the value of a run, as `web.runs.inspector.run_value`.
         clock: in seconds.
     """
 

@@ -23,7 +23,7 @@ import numpy as np
 from sinkscope.attention_processor import Rows
 from sinkscope.capture.decoding import decoding_words, shown_settings
 from sinkscope.setting import list_text
-from sinkscope.web.assets import read_static
+from sinkscope.web.components.assets import read_static
 from sinkscope.web.runs.payload import build_payload, build_token_maps, encode_image, images_of
 from sinkscope.web.runs.store import Run
 

@@ -18,7 +18,7 @@ from starlette.middleware.gzip import GZipMiddleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 PAGES = ("/", "/config")
-PARTS = "/part/"  # scripts that come later (`web.parts`): compressed, and not kept here
+PARTS = "/part/"  # scripts that come later (`web.components.parts`): compressed, and not kept here
 MOST = 8  # pages differ by the address that they are asked for under
 LEVEL = 6
 

@@ -1,7 +1,7 @@
 """Files of runs, sent without Gradio's way to a file.
 
 That way takes several threads one after the other, each of which waits for the interpreter beside
-whatever computes. What `web.explore.inspector.cached` has written is known by its name, small, and
+whatever computes. What `web.runs.inspector.cached` has written is known by its name, small, and
 read at once.
 """
 

@@ -20,7 +20,7 @@ from sinkscope.setting.serving import LOOPBACK as LOOPBACK
 from sinkscope.web.server.bodies import Bodies
 from sinkscope.web.server.guards import Guards
 from sinkscope.web.server.logs import RequestLog
-from sinkscope.web.sinks.request import MOST_FILES
+from sinkscope.web.server.uploads import MOST_FILES
 
 # Gradio's own page starts inline scripts and compiles templates, so scripts need both 'unsafe'
 # words; what they may load, send and embed is this server alone.

@@ -24,12 +24,11 @@ from sinkscope.sinks.samples import Sample, SampleSet, image_digest
 from sinkscope.sinks.settings import FindSettings
 from sinkscope.sinks.validating.settings import ValidateSettings
 from sinkscope.utils import none_usable
-from sinkscope.web.server.uploads import open_upload
+from sinkscope.web.server.uploads import MOST_FILES, open_upload
 from sinkscope.web.sinks.files import by_picture, question_file, samples_of_file
 
-Opener = Callable[..., Image]  # as web.uploads.open_upload
+Opener = Callable[..., Image]  # as web.server.uploads.open_upload
 
-MOST_FILES = 300
 MOST_SAMPLES = 200
 LONGEST_PROMPT = 20_000
 EXAMPLES, IMAGES = "Example scenes", "My images"

@@ -37,8 +37,8 @@ from sinkscope.sinks.validating.validate import validate
 from sinkscope.sinks.validating.validation import Validation
 from sinkscope.utils import sha256
 from sinkscope.web.explore.handlers import UNFORESEEN
-from sinkscope.web.explore.inspector import cached, error_value, queued_value
 from sinkscope.web.runs.image_process import ImageProcess
+from sinkscope.web.runs.inspector import cached, error_value, queued_value
 from sinkscope.web.runs.loaded_model import LoadedModel, why_no_model
 from sinkscope.web.runs.payload import encode_image
 from sinkscope.web.runs.store import new_id

@@ -22,10 +22,10 @@ from gradio.components import Component
 from gradio.data_classes import FileData
 
 from sinkscope.setting import offered
-from sinkscope.web.controls import control
+from sinkscope.web.components.controls import control
 from sinkscope.web.explore.form import Form
-from sinkscope.web.explore.inspector import drawn
 from sinkscope.web.explore.model_events import tau_end
+from sinkscope.web.runs.inspector import drawn
 from sinkscope.web.server.uploads import UploadedFiles
 from sinkscope.web.sinks.request import EXAMPLES, IMAGES, Picture, SinksRequest
 from sinkscope.web.sinks.run import SinksHandlers

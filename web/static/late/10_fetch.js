@@ -1,4 +1,4 @@
-// The script of a tab that is not the first one: fetched when the tab is opened (web/parts.py).
+// The script of a tab that is not the first one: fetched when the tab is opened (web/components/parts.py).
 fetch(new URL("@address@", document.baseURI))
 .then((answer) => (answer.ok ? answer.text() : Promise.reject(new Error(`${answer.status}`))))
 .then((code) => new Function("element", "trigger", "props", "server", "upload", "watch", code)(element, trigger, props, server, upload, watch))

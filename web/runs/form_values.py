@@ -11,8 +11,8 @@ from typing import Any
 
 from sinkscope.models.loading import ModelHandle
 from sinkscope.setting import Setting, list_text
-from sinkscope.web.controls import DEFAULT, LONGEST_TEXT
-from sinkscope.web.explore.request import ANSWER, MORE, VAR
+from sinkscope.web.components.controls import DEFAULT, LONGEST_TEXT
+from sinkscope.web.runs.request import ANSWER, MORE, VAR
 from sinkscope.web.runs.store import Run
 
 LONGEST_PROMPT = 20_000

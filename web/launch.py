@@ -13,22 +13,22 @@ from pathlib import Path
 from starlette.middleware import Middleware
 
 from sinkscope.setting.serving import NO_TOKEN, AppSettings
-from sinkscope.web.assets import page_style, read_static
+from sinkscope.web.components.assets import page_style, read_static
+from sinkscope.web.components.parts import Parts
+from sinkscope.web.components.theme import theme
 from sinkscope.web.documents import Documents
+from sinkscope.web.explore.quick_questions import QuickQuestions
+from sinkscope.web.health import Health, HealthRoute, Watchdog
 from sinkscope.web.page import App
-from sinkscope.web.parts import Parts
 from sinkscope.web.runs.retention import remove_old_runs
 from sinkscope.web.server.compress import CompressedPage
 from sinkscope.web.server.errors import SpokenErrors
 from sinkscope.web.server.guards import guards
-from sinkscope.web.server.health import Health, HealthRoute, Watchdog
 from sinkscope.web.server.kept_files import KeptFiles
 from sinkscope.web.server.login import users_of
 from sinkscope.web.server.presence import Attendance, Presence, session_of
-from sinkscope.web.server.quick_questions import QuickQuestions
 from sinkscope.web.server.security import middleware
 from sinkscope.web.server.sessions import MOST_SESSIONS, lighten
-from sinkscope.web.theme import theme
 
 
 def launch(app: App, *, wait: bool = True, token: str | None = None) -> str:

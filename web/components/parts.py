@@ -11,7 +11,7 @@ import hashlib
 from starlette.responses import PlainTextResponse, Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from sinkscope.web.assets import read_static
+from sinkscope.web.components.assets import read_static
 
 FOLDER = "/part/"
 LATE = ("sinks", "experiments", "evaluate")

@@ -24,8 +24,8 @@ from gradio_client.utils import encode_file_path
 
 from sinkscope.capture.decoding import engine_words
 from sinkscope.utils import number_of
-from sinkscope.web.assets import read_static
-from sinkscope.web.parts import script_of
+from sinkscope.web.components.assets import read_static
+from sinkscope.web.components.parts import script_of
 from sinkscope.web.runs.payload import build_payload, encode_image, images_of
 from sinkscope.web.runs.store import LABELS, Run
 from sinkscope.web.server.errors import FAULT

@@ -29,9 +29,9 @@ from sinkscope.jobs.runner import Done
 from sinkscope.methods.explain import method_of
 from sinkscope.methods.given import Given, GivenMaps
 from sinkscope.visualization import View, write_shares
-from sinkscope.web.explore.explained_store import ExplainedStore
 from sinkscope.web.explore.handlers import EXPIRED, UNFORESEEN, Handlers
-from sinkscope.web.explore.inspector import cached_file
+from sinkscope.web.runs.explained_store import ExplainedStore
+from sinkscope.web.runs.inspector import cached_file
 from sinkscope.web.runs.pairs import find_run
 from sinkscope.web.runs.payload import IN_BROWSER
 from sinkscope.web.runs.standalone import build_standalone

@@ -1,0 +1,1 @@
+"""What the tabs are made of: controls from settings, colours, scripts and styles."""
