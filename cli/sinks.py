@@ -245,7 +245,7 @@ def _fit(chosen: tuple[SinkProfile, ...], model: str) -> str:
 def _draw(plots: Path | None, findings: Any = None, validation: Any = None) -> None:
     if plots is None:
         return
-    from sinkscope.sinks.plots import save_plots
+    from sinkscope.sinks.figures.plots import save_plots
 
     written = save_plots(plots, findings, validation)
     typer.echo(f"Drew {', '.join(path.name for path in written)} in {plots}", err=True)

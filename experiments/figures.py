@@ -1,6 +1,6 @@
 """Charts drawn with matplotlib, fit for a paper: one quantity a figure, PNG and PDF.
 
-Colours are those of `sinks.figure_style`; line style and marker tell the same things apart.
+Colours are those of `sinks.figures.style`; line style and marker tell the same things apart.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from matplotlib.ticker import MaxNLocator
 
 from sinkscope.drawing.printing import print_figure
 from sinkscope.experiments.result import Chart, Result, Series
-from sinkscope.sinks.figure_style import (
+from sinkscope.sinks.figures.style import (
     BLACK,
     FIRST,
     GREY,

@@ -146,7 +146,7 @@ ROOMS = {
         ("api",),
         ("",),  # what lies in the folder itself: the page, its start and its end
     ),
-    "sinks": (("",), ("finding",), ("validating",)),
+    "sinks": (("",), ("finding",), ("validating",), ("figures",)),
 }
 
 

@@ -9,8 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from sinkscope.sinks import plots
-from sinkscope.sinks.validating import plots as validation_plots
+from sinkscope.sinks.figures import plots, validation_plots
 from tests.sinks import made_up
 
 

@@ -1,7 +1,7 @@
 """Figures of what finding and validating came to, for papers and for a look before trusting a tau.
 
 Pure functions from `Findings` and `Validation` to matplotlib figures; `save_plots` writes them all,
-as PNG and PDF. Those of a validation are drawn in `sinks.validating.plots`.
+as PNG and PDF. Those of a validation are drawn in `sinks.figures.validation_plots`.
 
     phi_by_layer       the sink score of sinks, ordinary vision tokens and the first token, by layer
     contrast_matrix    candidate dimension x layer: contrast, and where all thresholds hold
@@ -30,7 +30,7 @@ from matplotlib.ticker import (
 )
 
 from sinkscope.drawing.printing import print_figure
-from sinkscope.sinks.figure_style import (
+from sinkscope.sinks.figures.style import (
     BLACK,
     FIRST,
     GREY,
@@ -43,8 +43,8 @@ from sinkscope.sinks.figure_style import (
     shares_axis,
     tau_axis,
 )
+from sinkscope.sinks.figures.validation_plots import agreement, masking_effect, validation_sweep
 from sinkscope.sinks.finding.findings import Candidate, Findings
-from sinkscope.sinks.validating.plots import agreement, masking_effect, validation_sweep
 from sinkscope.sinks.validating.validation import Validation
 from sinkscope.utils import write_atomically
 

@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter
 
-from sinkscope.sinks.figure_style import (
+from sinkscope.sinks.figures.style import (
     BLACK,
     GREY,
     ORDINARY,

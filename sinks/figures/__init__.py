@@ -1,0 +1,1 @@
+"""Figures of what finding and validating came to."""
