@@ -66,11 +66,11 @@ _MODULES = {
     "compare": "attention_extractor",
     "explain": "methods.explain",
     "explain_map": "methods.explain",
-    "find": "sinks.find",
+    "find": "sinks.finding.find",
     "forecast": "attention_extractor",
     "generate": "attention_extractor",
     "generate_stash": "attention_extractor",
-    "inspector": "web.inline",
+    "inspector": "web.runs.inline",
     "load_model": "models.loading",
     "open_image": "models.images",
     "overlay": "visualization",
@@ -83,7 +83,7 @@ _MODULES = {
     "select_rows": "var_patch",
     "sink_mask": "attention_processor",
     "sink_score": "attention_processor",
-    "validate": "sinks.validate",
+    "validate": "sinks.validating.validate",
 }
 
 __all__ = [
