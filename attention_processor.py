@@ -21,6 +21,7 @@ from sinkscope.capture.trace import MEAN_HEAD, GenerationTrace, PromptTrace
 from sinkscope.config import Reduce
 from sinkscope.models.family import PromptLayout
 from sinkscope.models.views import ImageGrid
+from sinkscope.setting.heads import Heads, heads_text
 
 if TYPE_CHECKING:  # a saved run's rows can be NumPy's (`capture.arrays`), and then none is needed
     import torch
@@ -99,6 +100,7 @@ def patch_map(
     *,
     image: int = 0,
     normalise: bool = False,
+    pairs: Heads | None = None,
 ) -> PatchMap:
     """The map of the attention that produced a token (row convention: `capture.trace`).
 
@@ -112,20 +114,24 @@ def patch_map(
         image: which image.
         normalise: divide by the image's total, so that the map sums to 1 (unit "share of image
             attention").
+        pairs: (layer, head) of single heads, in the place of layers and heads.
 
     Raises:
         ValueError: a token, layer, head or image that the trace does not have; the text says what
             it has.
     """
     tokens = token_indices(trace, token)
-    layer_slots = slots_of("layer", trace.layers, layers)
-    head_slots = slots_of("head", trace.heads, heads)
     if not 0 <= image < len(trace.layout.grids):
         raise ValueError(
             f"image is {image}; the prompt has {len(trace.layout.grids)}, counted from 0."
         )
-    columns = trace.layout.columns(image)
-    rows = trace.attention[tokens][:, layer_slots][:, :, head_slots][..., columns]
+    rows = trace.attention[tokens]
+    if pairs is None:
+        rows = rows[:, slots_of("layer", trace.layers, layers)]
+        rows = rows[:, :, slots_of("head", trace.heads, heads)]
+    else:
+        rows = of_pairs(rows, trace.layers, trace.heads, pairs)
+    rows = rows[..., trace.layout.columns(image)]
     values = combine(
         rows.astype(np.float32) if isinstance(rows, np.ndarray) else rows.float(), reduce
     )
@@ -138,8 +144,39 @@ def patch_map(
         image,
         "share of image attention" if normalise else "attention mass",
         "divided by the image's total" if normalise else "none",
-        map_label(trace, tokens, layers, heads, reduce),
+        map_label(trace, tokens, layers, heads, reduce, pairs),
     )
+
+
+def of_pairs(rows: Any, layers: Sequence[int], heads: Sequence[int], pairs: Heads) -> Any:
+    """Single heads of rows (T, L, H, V), of tensors or arrays: (T, pairs, 1, V).
+
+    Args:
+        layers, heads: of the rows, indices in the model.
+        pairs: (layer, head) of each.
+
+    Raises:
+        ValueError: the rows lack one; the text says what they have.
+    """
+    refuse_lacking(layers, heads, pairs)
+    slots = [[layers.index(layer) for layer, _ in pairs], [heads.index(head) for _, head in pairs]]
+    return rows[:, slots[0], slots[1]][:, :, None]
+
+
+def refuse_lacking(layers: Sequence[int], heads: Sequence[int], pairs: Heads) -> None:
+    """Refuse single heads that a run did not keep.
+
+    Raises:
+        ValueError: naming the first; the text says what there is.
+    """
+    if tuple(heads) == (MEAN_HEAD,):
+        raise ValueError("The run kept only the mean over heads, so it has no single heads.")
+    lacking = [one for one in pairs if one[0] not in layers or one[1] not in heads]
+    if lacking or not pairs:
+        raise ValueError(
+            f"heads is {heads_text(lacking[:1]) or 'empty'}; the run kept layers "
+            f"{_spell(layers)} and heads {_spell(heads)}."
+        )
 
 
 def combine(rows: torch.Tensor, reduce: Reduce) -> torch.Tensor:
@@ -290,15 +327,22 @@ def map_label(
     layers: Sequence[int] | None,
     heads: Sequence[int] | None,
     reduce: str,
+    pairs: Heads | None = None,
 ) -> str:
     """Which tokens, layers and heads a map is of, in words."""
     words = "".join(trace.tokens[t].text for t in tokens)
     which = f"token {tokens[0]}" if len(tokens) == 1 else f"{len(tokens)} tokens"
+    if pairs is not None:
+        return f"{which} {words!r}, {reduce} over heads {', '.join(map(_head, pairs))}"
     parts = (
         f"layers {_spell(trace.layers if layers is None else layers)}",
         f"heads {_spell(trace.heads if heads is None else heads)}",
     )
     return f"{which} {words!r}, {reduce} over {' and '.join(parts)}"
+
+
+def _head(pair: tuple[int, int]) -> str:
+    return heads_text([pair])
 
 
 def _spell(indices: Sequence[int]) -> str:

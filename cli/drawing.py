@@ -7,7 +7,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import typer
 
@@ -18,6 +18,8 @@ from sinkscope.cli.tables import Column, print_table
 from sinkscope.config import Reduce
 from sinkscope.drawing.names import Photo
 from sinkscope.drawing.text import visible
+from sinkscope.methods.head_list import HeadsFrom, PickedHeads
+from sinkscope.setting.heads import Heads
 from sinkscope.utils import number_of
 
 if TYPE_CHECKING:  # what draws is imported when something is drawn: `show` begins at once
@@ -37,7 +39,8 @@ class Selection:
 
     `image` is the one to draw and to give shares of, counted from 0. `sinks` marks the cells that
     are a sink in at least one of these layers. `method` makes the maps; shares are always those of
-    the raw attention. `photo` is how the image lies under the map: dim, full or none.
+    the raw attention. `photo` is how the image lies under the map: dim, full or none. `heads_from`
+    are single heads in the place of layers and heads (`for_run` says which they are).
     """
 
     token: str = "all"
@@ -48,6 +51,28 @@ class Selection:
     image: int = 0
     method: str = "attention"
     photo: Photo = "dim"
+    heads_from: HeadsFrom | None = None
+    picked: PickedHeads | None = None
+
+    def for_run(self, trace: GenerationTrace) -> Selection:
+        """The same, with the single heads of `heads_from`.
+
+        Raises:
+            ValueError: they are another model's, the run did not keep them, or has none.
+        """
+        if self.heads_from is None or self.picked is not None:
+            return self
+        return dataclasses.replace(self, picked=self.heads_from.heads_of(trace))
+
+    @property
+    def pairs(self) -> Heads | None:
+        """The single heads as maps take them."""
+        return None if self.picked is None else self.picked.pairs
+
+    @property
+    def shown_layers(self) -> tuple[int, ...] | None:
+        """The layers that the map is made of; None: all."""
+        return self.layers if self.picked is None else self.picked.layers
 
 
 def draw(
@@ -67,12 +92,13 @@ def draw(
     from sinkscope.drawing.figures import contact_sheet, figure, save
     from sinkscope.drawing.overlay import overlay, under_map
 
+    selection = selection.for_run(trace)
     shares = token_shares(trace, selection)
     image = under_map(trace.images[selection.image], selection.photo)
     note = f"{trace.model.id} ({trace.model.revision}), prompt: {trace.prompt}"
     if selection.sinks:
         style = dataclasses.replace(
-            style, sinks=sink_cells(trace, selection.layers, selection.image)
+            style, sinks=sink_cells(trace, selection.shown_layers, selection.image)
         )
         note = f"{sink_words(trace, style.sinks)}. {note}"
     if selection.token == "all":
@@ -81,6 +107,8 @@ def draw(
             raise ValueError("The answer is empty, so there is nothing to draw.")
         words = [token.text for token in trace.tokens]
         which = maps[0].label.partition(", ")[2]  # without the token, which each picture has
+        if selection.picked is not None:
+            which = f"{selection.reduce} over {selection.picked.words}"
         if maps[0].normalisation != "none":
             which += f"; {maps[0].normalisation}"
         note = f"{which}. {note}"
@@ -103,6 +131,7 @@ def draw(
 def print_answer(trace: GenerationTrace, selection: Selection, *, all_images: bool = False) -> None:
     """The answer, then a line for each token: how much of its attention was on the image, or with
     `all_images` on each of them."""
+    selection = selection.for_run(trace)
     count = len(trace.layout.grids)
     shown = range(count) if all_images and count > 1 else [selection.image]
     shares = [token_shares(trace, dataclasses.replace(selection, image=k)) for k in shown]
@@ -143,9 +172,11 @@ def token_shares(trace: GenerationTrace, selection: Selection) -> list[float]:
     Raises:
         ValueError: an image, layer or head that the trace does not hold.
     """
+    selection = selection.for_run(trace)
     trace = as_arrays(trace)  # of one run the same numbers, whatever it is made of
     chosen = (selection.layers, selection.heads)
-    maps = (patch_map(trace, t, *chosen, image=selection.image) for t in range(len(trace.tokens)))
+    how: dict[str, Any] = {"image": selection.image, "pairs": selection.pairs}
+    maps = (patch_map(trace, t, *chosen, **how) for t in range(len(trace.tokens)))
     return [float(patches.values.sum()) for patches in maps]
 
 
@@ -196,8 +227,9 @@ def find_tokens(trace: GenerationTrace, wanted: str) -> list[int]:
 
 def _map(trace: GenerationTrace, tokens: int | Sequence[int], selection: Selection) -> PatchMap:
     chosen = (selection.layers, selection.heads, selection.reduce)
+    how: dict[str, Any] = {"image": selection.image, "pairs": selection.pairs}
     if selection.method == "attention":  # the same map, of tensors or of arrays
-        return patch_map(as_arrays(trace), tokens, *chosen, image=selection.image)
+        return patch_map(as_arrays(trace), tokens, *chosen, **how)
     from sinkscope.methods.explain import explain_map  # late: it needs torch
 
-    return explain_map(trace, tokens, selection.method, *chosen, image=selection.image)
+    return explain_map(trace, tokens, selection.method, *chosen, **how)

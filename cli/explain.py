@@ -56,6 +56,9 @@ def explain(
     common.check_output(output, image)
     check_sheet_ending(output)
     wanted = methods_named(methods)
+    heads = drawing.single_heads()
+    if heads is not None and (generation.layers or generation.heads or generation.reduce_heads):
+        raise ValueError("heads_from is given; allowed: no layers, heads or reduce_heads with it.")
     style = drawing.style()
     common.check_profile(model)
     generation = dataclasses.replace(
@@ -67,6 +70,8 @@ def explain(
 
     opened = open_image(image)
     handle = common.load(model)
+    if heads is not None:
+        heads.check_model(handle.info)
     inputs = handle.prepare([opened], prompt)
     common.say_decoding(handle, inputs, generation)
     from sinkscope.attention_extractor import generate
@@ -77,7 +82,8 @@ def explain(
         bar.update(generation.max_new_tokens - bar.pos)  # the answer may end before
     typer.echo(answer_of(trace))
     target = explained_tokens(trace, drawing.token)
-    choice = Choice(generation.layers, generation.heads, drawing.reduce)
+    pairs = None if heads is None else heads.heads_of(trace).pairs
+    choice = Choice(generation.layers, generation.heads, drawing.reduce, pairs=pairs)
     made, stopped = explained(trace, target, wanted, choice, passes_of(handle, trace, inputs))
     tell(made)
     if stopped is not None and not any(one.patches is not None for one in made):

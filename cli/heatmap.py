@@ -71,6 +71,8 @@ def heatmap(
         _check(asked, prompt, output, save_trace)
     common.check_profile(model)
     selection = drawing.selection()
+    if selection.heads_from is not None and generation.reduce_heads:
+        raise ValueError("reduce_heads is on, so the run has no single heads for heads_from.")
     settings = dataclasses.replace(generation, reference=selection.method == "relative")
     if many.is_many(image):
         many.ask_all(many.Job(image, prompt, output, save_trace), model, settings, drawing)
@@ -81,6 +83,8 @@ def heatmap(
     opened = [open_image(one) for one in asked]
     handle = common.load(model)
     check_method(handle, selection.method)
+    if selection.heads_from is not None:
+        selection.heads_from.check_model(handle.info)
     inputs = handle.prepare(opened, prompt)
     common.say_decoding(handle, inputs, settings)
     common.say_forecast(handle, inputs, settings)

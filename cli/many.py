@@ -97,6 +97,8 @@ def ask_all(job: Job, model: ModelSettings, settings: GenerationSettings, drawin
     from sinkscope.cli.heatmap import check_method
 
     check_method(handle, drawing.method_named())
+    if (heads := drawing.single_heads()) is not None:
+        heads.check_model(handle.info)
     for folder in (job.output, job.traces):
         if folder is not None:
             folder.mkdir(exist_ok=True)

@@ -60,10 +60,15 @@ def write_view(
 def view_of(traces: dict[str, GenerationTrace], selection: Selection, style: OverlayStyle) -> View:
     """The page's view for the options of the command line."""
     both = list(traces.values())
+    selection = selection.for_run(both[0])
+    if selection.picked is not None:
+        for trace in both[1:]:
+            selection.picked.check_run(trace.layers, trace.heads)
     same = len(both) > 1 and same_grids(*both) and same_images(*both)
     return View(
         layers=selection.layers,
         heads=selection.heads,
+        picked=selection.picked,
         reduce=selection.reduce,
         image=selection.image,
         method=selection.method,

@@ -12,6 +12,7 @@ from sinkscope.setting import check, explained, refuse, setting
 if TYPE_CHECKING:
     from sinkscope.cli.drawing import Selection
     from sinkscope.drawing.overlay import OverlayStyle
+    from sinkscope.methods.head_list import HeadsFrom
 
 
 @explained
@@ -24,6 +25,12 @@ class Drawing:
     )
     layers: tuple[int, ...] | None = setting(None, "Layers, such as 2-5 or 0,3,7.", left_out="all")
     heads: tuple[int, ...] | None = setting(None, "Heads, such as 0-3 or 1,6.", left_out="all")
+    heads_from: str | None = setting(
+        None,
+        "Single heads in the place of layers and heads: localising or sinks (those that this run "
+        "shows), a list of heads (a .json file), or LAYER.HEAD such as 4.1,4.3,5.0-2.",
+        left_out="no",
+    )
     reduce: Reduce = setting("mean", "How layers and heads become one map.")
     colormap: str = setting("inferno", "inferno, magma, plasma, viridis, cividis, gray or turbo.")
     opacity: float = setting(0.8, "Of the strongest cell.", low=0.0, high=1.0)
@@ -48,6 +55,8 @@ class Drawing:
         for name, choices in (("colormap", get_args(Colormap)), ("scale", get_args(Scale))):
             if getattr(self, name) not in choices:
                 raise refuse(name, getattr(self, name), ", ".join(choices))
+        if self.heads_from and (self.layers or self.heads):
+            raise ValueError("heads_from is given; allowed: no layers or heads with it.")
 
     def method_named(self) -> str:
         """The method that `method` and `relative` name, as `methods.explain.METHODS` calls it.
@@ -83,7 +92,20 @@ class Drawing:
             image=image,
             method=self.method_named(),
             photo=self.photo,
+            heads_from=self.single_heads(),
         )
+
+    def single_heads(self) -> HeadsFrom | None:
+        """Which single heads, where they are asked for.
+
+        Raises:
+            ValueError: it is no list of heads, or its file cannot be read.
+        """
+        if self.heads_from is None:
+            return None
+        from sinkscope.methods.head_list import HeadsFrom
+
+        return HeadsFrom.read(self.heads_from, files=True)
 
     def style(self) -> OverlayStyle:
         """How values become colours.

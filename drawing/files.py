@@ -20,6 +20,7 @@ from sinkscope.drawing.figures import save
 from sinkscope.drawing.view import View
 from sinkscope.drawing.view_figure import view_figure
 from sinkscope.jobs.job import Progress, Stopped
+from sinkscope.methods.head_list import PickedHeads
 
 ANIMATIONS, FIGURES = (".gif", ".mp4"), (".pdf", ".png", ".svg")
 MOST_TOKENS = 100_000  # of a figure; no answer has more
@@ -59,6 +60,8 @@ class Drawing:
         """What `values` gave, after JSON too."""
         said = values["view"].items()
         view: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in said}
+        if view.get("picked") is not None:
+            view["picked"] = PickedHeads(**view["picked"])
         return Drawing(**{**values, "view": View(**view)})
 
 

@@ -4,19 +4,30 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import numpy as np
 import numpy.typing as npt
 
-from sinkscope.attention_processor import PatchMap, Rows, image_share, map_label, sink_share
+from sinkscope.attention_processor import (
+    PatchMap,
+    Rows,
+    image_share,
+    map_label,
+    of_pairs,
+    sink_share,
+    slots_of,
+)
 from sinkscope.capture.trace import MEAN_HEAD, GenerationTrace
 from sinkscope.config import Reduce
 from sinkscope.drawing.overlay import Colormap, OverlayStyle, Photo, refuse
 from sinkscope.drawing.scale import Scale
-from sinkscope.methods.base import Method, Part, Target
+from sinkscope.methods.base import Chosen, Method, Part, Target
 from sinkscope.methods.explain import explain, method_of
 from sinkscope.methods.given import GivenMaps
+from sinkscope.methods.head_list import PickedHeads
+from sinkscope.methods.together import Choice
+from sinkscope.setting.heads import Heads
 
 Overlay = Literal["value", "flat", "off"]
 
@@ -28,6 +39,7 @@ class View:
     Attributes:
         part: whose rows: the answer's tokens, or the prompt's own.
         layers, heads: indices in the model; None is all that were captured.
+        picked: single heads, (layer, head) of each, in the place of `layers` and `heads`.
         each: these layers one by one, a map for each, instead of `layers`; of one side only.
         reduce: how layers and heads become one map.
         image: which image of the prompt, from 0.
@@ -45,6 +57,7 @@ class View:
     part: Part = "answer"
     layers: tuple[int, ...] | None = None
     heads: tuple[int, ...] | None = None
+    picked: PickedHeads | None = None
     each: tuple[int, ...] = ()
     reduce: Reduce = "mean"
     image: int = 0
@@ -69,8 +82,22 @@ class View:
         ):
             if getattr(self, setting) not in allowed:
                 raise refuse(setting, getattr(self, setting), ", ".join(allowed))
+        if self.picked is not None and (self.each or self.layers or self.heads):
+            raise ValueError(
+                "Single heads are chosen; allowed: no layers, heads or layers one by one with them."
+            )
         method_of(self.method)
         self.style()  # which checks the rest
+
+    @property
+    def shown_layers(self) -> tuple[int, ...] | None:
+        """The layers that the map is made of; None is all that were captured."""
+        return self.layers if self.picked is None else self.picked.layers
+
+    @property
+    def pairs(self) -> Heads | None:
+        """The single heads as maps take them."""
+        return None if self.picked is None else self.picked.pairs
 
     def style(self) -> OverlayStyle:
         """The same for `drawing.overlay`, without sinks."""
@@ -117,16 +144,19 @@ class Side:
 
         From the true masses of whole rows, whatever the scale of the map.
         """
-        rows = [list(tokens)]
-        for captured, wanted in (
-            (self.trace.layers, view.layers),
-            (self.trace.heads, view.heads),
-        ):
-            rows.append([captured.index(n) for n in (captured if wanted is None else wanted)])
-        cut = np.ix_(*rows)
-        image = float(self.mass[cut].mean())
-        held = float((self.mass[cut] * self.held[cut]).mean())
+        mass, part = (self._chosen(one[list(tokens)], view) for one in (self.mass, self.held))
+        image, held = float(mass.mean()), float((mass * part).mean())
         return image, held / image if image > 0 else 0.0
+
+    def _chosen(self, part: npt.NDArray[np.float32], view: View) -> npt.NDArray[np.float32]:
+        layers, heads = self.trace.layers, self.trace.heads
+        if view.picked is not None:
+            made: npt.NDArray[np.float32] = of_pairs(
+                part[..., None], layers, heads, view.picked.pairs
+            )
+            return made
+        slots = [slots_of("layer", layers, view.layers), slots_of("head", heads, view.heads)]
+        return part[:, slots[0]][:, :, slots[1]]
 
 
 def make_side(label: str, trace: GenerationTrace, part: Part = "answer") -> Side:
@@ -150,16 +180,16 @@ def maps_of(side: Side, tokens: Sequence[int], view: View) -> tuple[PatchMap, Pa
         ValueError: as `methods.explain.explain_map`.
     """
     stack = explain(side.trace, Target(tuple(tokens), view.part), view.method)
-    layers, heads = view.layers, view.heads
+    chosen: Chosen = view.layers, view.heads, view.pairs
     if isinstance(view.method, GivenMaps):  # as the page, which chooses of what there is
-        layers = layers if view.method.has("layer") else None
-        heads = heads if view.method.has("head") else None
-    label = map_label(side.rows, tokens, layers, heads, view.reduce)
-    chosen = (layers, heads, view.reduce)
-    shown = stack.map(*chosen, image=view.image, label=label)
+        chosen = Choice(view.layers, view.heads, pairs=view.pairs).of(stack)
+    layers, heads, pairs = chosen
+    label = map_label(side.rows, tokens, layers, heads, view.reduce, pairs)
+    how: dict[str, Any] = {"image": view.image, "label": label, "pairs": pairs}
+    shown = stack.map(layers, heads, view.reduce, **how)
     if stack.ratio is None:
         return shown, shown
-    return shown, stack.ratio[0].map(*chosen, image=view.image, label=label)
+    return shown, stack.ratio[0].map(layers, heads, view.reduce, **how)
 
 
 def map_of(side: Side, tokens: Sequence[int], view: View) -> PatchMap:
@@ -182,7 +212,8 @@ def same_grids(a: GenerationTrace, b: GenerationTrace) -> bool:
 
 def sinks_of(rows: Rows, view: View) -> tuple[int, ...]:
     """Cells of the view's image that are a sink in at least one of its layers."""
-    layers = set(rows.layers if view.layers is None else view.layers)
+    chosen = view.shown_layers
+    layers = set(rows.layers if chosen is None else chosen)
     grid = rows.layout.grids[view.image]
     found = {p for sinks in rows.sinks if sinks.layer in layers for p in sinks.positions}
     return grid.cells_of(k for k, p in enumerate(grid.positions) if p in found)
@@ -194,7 +225,8 @@ def treated_of(trace: GenerationTrace, view: View) -> tuple[int, ...]:
     report = trace.var or {}
     if (report.get("settings") or {}).get("control", "none") == "none":
         return ()
-    layers = set(trace.layers if view.layers is None else view.layers)
+    chosen = view.shown_layers
+    layers = set(trace.layers if chosen is None else chosen)
     acted = (one for one in report.get("layers") or () if one["layer"] in layers)
     found = {p for one in acted for p in one.get("positions", ())}
     grid = trace.layout.grids[view.image]
@@ -203,13 +235,15 @@ def treated_of(trace: GenerationTrace, view: View) -> tuple[int, ...]:
 
 def selection_words(trace: GenerationTrace, view: View) -> str:
     """Which layers and heads, and how combined: "mean over all 6 layers and head 3"."""
+    over = {"mean": "mean", "max": "maximum", "min": "minimum"}[view.reduce]
+    if view.picked is not None:
+        return f"{over} over {view.picked.words}"
     layers = _spelt("layer", trace.layers, view.layers)
     if view.each:
         layers = f"layers {', '.join(map(str, view.each))} one by one", True
     heads = _spelt("head", trace.heads, view.heads)
     if layers[1] and heads[1]:
         return f"{layers[0]}, {heads[0]}"
-    over = {"mean": "mean", "max": "maximum", "min": "minimum"}[view.reduce]
     return f"{over} over {layers[0]} and {heads[0]}"
 
 

@@ -155,6 +155,8 @@ def _caption(sides: Sequence[Side], view: View, normalisation: str) -> Iterator[
     if given is not None and not given.has("layer"):
         yield "One map of all layers and heads together."
     else:
+        if given is not None and view.picked is not None and not given.has("head"):
+            view = dataclasses.replace(view, picked=None, layers=view.picked.layers)
         chosen = selection_words(sides[0].trace, view)
         row = "" if given is not None else ROW if view.part == "answer" else ROW_OF_PROMPT
         yield f"{chosen[0].upper()}{chosen[1:]}. {row}".rstrip()

@@ -15,6 +15,7 @@ from sinkscope.attention_processor import (
     Rows,
     as_map,
     combine,
+    of_pairs,
     slots_of,
     token_indices,
 )
@@ -22,6 +23,7 @@ from sinkscope.capture.trace import GenerationTrace
 from sinkscope.config import Reduce
 from sinkscope.jobs.job import Progress
 from sinkscope.models.family import PromptLayout
+from sinkscope.setting.heads import Heads
 
 if TYPE_CHECKING:
     Session = Any  # of forward passes of the run's model
@@ -30,6 +32,9 @@ Needs = Literal["trace", "forward", "gradients"]
 Part = Literal["answer", "prompt"]
 AxisName = Literal["token", "layer", "head"]
 Axes = tuple[tuple[AxisName, tuple[int, ...]], ...]
+
+# Layers, heads (indices in the model; None: all), and single heads in their place.
+Chosen = tuple[Sequence[int] | None, Sequence[int] | None, Heads | None]
 
 AXES: tuple[AxisName, ...] = ("token", "layer", "head")
 
@@ -96,6 +101,7 @@ class MapStack:
         *,
         image: int = 0,
         label: str = "",
+        pairs: Heads | None = None,
     ) -> PatchMap:
         """One map on one image: layers and heads by `reduce`, tokens by their mean.
 
@@ -105,45 +111,40 @@ class MapStack:
             layers, heads: indices in the model; None is all of the axis.
             image: which image.
             label: what is explained, in words.
+            pairs: (layer, head) of single heads, in the place of layers and heads.
 
         Raises:
             ValueError: a layer or head that the stack does not have, or no such image.
         """
         if not 0 <= image < len(self.layout.grids):
             raise ValueError(f"image is {image}; the prompt has {len(self.layout.grids)}, from 0.")
-        cells = self._cells(layers, heads, reduce, image)
+        cells = self._cells((layers, heads, pairs), reduce, image)
         return as_map(
             cells, self.layout, image, self.unit, self.normalisation, label, signed=self.signed
         )
 
-    def _cells(
-        self,
-        layers: Sequence[int] | None,
-        heads: Sequence[int] | None,
-        reduce: Reduce,
-        image: int,
-    ) -> torch.Tensor:
+    def _cells(self, chosen: Chosen, reduce: Reduce, image: int) -> torch.Tensor:
         """float32 (rows, columns) of the image's map. A ratio is that of two maps, as the page has
         it: where an image has several views, they are merged before one is divided."""
         if self.ratio is not None:
-            above, below = (part._cells(layers, heads, reduce, image) for part in self.ratio)
+            above, below = (part._cells(chosen, reduce, image) for part in self.ratio)
             return divided(above.flatten(), below.flatten(), self.least).view_as(above)
-        tokens = self._combined(layers, heads, reduce, image)
+        tokens = self._combined(chosen, reduce, image)
         return self.layout.grids[image].on_cells(tokens, adds_up=self.unit in ADDS_UP)
 
-    def _combined(
-        self,
-        layers: Sequence[int] | None,
-        heads: Sequence[int] | None,
-        reduce: Reduce,
-        image: int,
-    ) -> torch.Tensor:
+    def _combined(self, chosen: Chosen, reduce: Reduce, image: int) -> torch.Tensor:
         """float32 (vision tokens of the image)."""
         sizes = dict.fromkeys(AXES, 1) | {name: len(indices) for name, indices in self.axes}
         cells = torch.from_numpy(self.values)[:, self.layout.columns(image)]
         cells = cells.view(*(sizes[name] for name in AXES), -1)
-        cells = cells[:, self._chosen("layer", layers)][:, :, self._chosen("head", heads)]
-        return combine(cells, reduce)
+        layers, heads, pairs = chosen
+        if pairs is None:
+            cells = cells[:, self._chosen("layer", layers)][:, :, self._chosen("head", heads)]
+            return combine(cells, reduce)
+        axes = dict(self.axes)
+        if "layer" not in axes or "head" not in axes:
+            raise ValueError("Single heads are chosen; this method has none to choose.")
+        return combine(of_pairs(cells, axes["layer"], axes["head"], pairs), reduce)
 
     def _chosen(self, name: AxisName, wanted: Sequence[int] | None) -> list[int]:
         indices = dict(self.axes).get(name)

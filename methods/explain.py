@@ -25,6 +25,7 @@ from sinkscope.methods.tam import TokenActivation
 from sinkscope.methods.value_weighted import ValueWeighted
 from sinkscope.methods.var import VarAttention
 from sinkscope.methods.without_sinks import WithoutSinks
+from sinkscope.setting.heads import Heads
 
 if TYPE_CHECKING:
     from sinkscope.methods.base import Session
@@ -147,17 +148,18 @@ def explain_map(
     image: int = 0,
     session: Session | None = None,
     methods: Sequence[Method] = METHODS,
+    pairs: Heads | None = None,
 ) -> PatchMap:
     """One map of a method on one image: `explain` and `MapStack.map` in one call.
 
     Args:
         run, target, method, session, methods: as for `explain`.
-        layers, heads, reduce, image: as for `MapStack.map`.
+        layers, heads, reduce, image, pairs: as for `MapStack.map`.
 
     Raises:
         ValueError: as `explain` and `MapStack.map`.
     """
     target = target_of(run, target)
     stack = explain(run, target, method, session=session, methods=methods)
-    label = map_label(rows_of(run, target.part), target.tokens, layers, heads, reduce)
-    return stack.map(layers, heads, reduce, image=image, label=label)
+    label = map_label(rows_of(run, target.part), target.tokens, layers, heads, reduce, pairs)
+    return stack.map(layers, heads, reduce, image=image, label=label, pairs=pairs)

@@ -1,4 +1,4 @@
-"""Heads that localise, and heads that feed on sinks: lists of (layer, head), and their JSON file.
+"""Heads that localise, and heads that feed on sinks: lists of (layer, head) (`methods.head_list`).
 
 A head localises where much of its row is on the image and lies on few connected spots there
 (arXiv 2503.06287): of the heads whose image mass lies above the elbow of all heads' sorted masses,
@@ -11,12 +11,8 @@ from many runs says something about the model.
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-from pathlib import Path
-from typing import Literal, get_args
 
 import numpy as np
 import torch
@@ -24,110 +20,18 @@ from scipy import ndimage
 
 from sinkscope.attention_processor import sink_share
 from sinkscope.capture.trace import MEAN_HEAD, GenerationTrace
+from sinkscope.methods.head_list import NAMES, HeadChoice, HeadList
 from sinkscope.models.family import PromptLayout
-from sinkscope.models.info import ModelInfo
-from sinkscope.outside import read_json
-from sinkscope.utils import write_atomically
+from sinkscope.utils import number_of
 
-Kind = Literal["localising", "feeds_on_sinks"]
-FORMAT, VERSION = "sinkscope heads", 1
+__all__ = ["HeadChoice", "HeadList", "localising_heads", "sink_heads"]
+
+NOTHING = {
+    "localising": "none has a spot that stands out on the image",
+    "sinks": "sinks hold half of what it sees of the image in none that sees enough of it",
+}
 LEAST = 1e-3  # of attention: what stands out by less is no spot
 AROUND = np.ones((3, 3), dtype=int)  # cells that touch by a corner are one spot
-
-
-@dataclass(frozen=True)
-class HeadChoice:
-    """One head.
-
-    Attributes:
-        layer, head: indices in the model.
-        image_mass: share of its rows on the image, the mean over tokens.
-        value: spatial entropy in nats (localising), or the sinks' share of the image mass.
-    """
-
-    layer: int
-    head: int
-    image_mass: float
-    value: float
-
-
-@dataclass(frozen=True)
-class HeadList:
-    """Chosen heads, best first.
-
-    Attributes:
-        kind: what they do.
-        model, revision: of which model (`ModelInfo`).
-        chosen: the heads.
-        said: what the list was made of, in words.
-    """
-
-    kind: Kind
-    model: str
-    revision: str
-    chosen: tuple[HeadChoice, ...]
-    said: str = ""
-
-    def heads_of(self, layer: int) -> tuple[int, ...]:
-        """The heads of one layer, rising: what views and `GenerationSettings.heads` take."""
-        return tuple(sorted(one.head for one in self.chosen if one.layer == layer))
-
-    def layer_heads(self) -> tuple[tuple[int, int], ...]:
-        """(layer, head) of each, rising: what `VARSettings.heads` takes."""
-        return tuple(sorted((one.layer, one.head) for one in self.chosen))
-
-    def check_model(self, info: ModelInfo) -> None:
-        """Refuse another model than the list's: its heads have other indices.
-
-        Raises:
-            ValueError: naming both.
-        """
-        if self.revision != info.revision:
-            raise ValueError(
-                f"The list of heads is of {self.model} ({self.revision}), and {info.id} "
-                f"({info.revision}) is loaded."
-            )
-
-    def save(self, path: Path | str) -> None:
-        """Write it as JSON."""
-        values = {"format": FORMAT, "version": VERSION, **asdict(self)}
-        values["chosen"] = [asdict(one) for one in self.chosen]
-        text = json.dumps(values, indent=1) + "\n"
-        write_atomically(Path(path), lambda file: file.write(text.encode()))
-
-    @staticmethod
-    def open(path: Path | str) -> HeadList:
-        """Read a list.
-
-        Raises:
-            ValueError: the file is missing, or is no such list; the text says what is wrong.
-        """
-        path = Path(path)
-        values = read_json(path, "The list of heads")
-        if not isinstance(values, dict) or values.get("format") != FORMAT:
-            raise ValueError(f"{path.name} is no list of heads (format is not {FORMAT!r}).")
-        if values.get("version") != VERSION:
-            raise ValueError(
-                f"{path.name} has version {values.get('version')!r}; allowed: {VERSION}."
-            )
-        try:
-            chosen = tuple(
-                HeadChoice(
-                    _index(one["layer"]),
-                    _index(one["head"]),
-                    float(one["image_mass"]),
-                    float(one["value"]),
-                )
-                for one in values["chosen"]
-            )
-            kind = values["kind"]
-            if kind not in get_args(Kind):
-                raise ValueError(f"kind is {kind!r}; allowed: {', '.join(get_args(Kind))}")
-            return HeadList(
-                kind, str(values["model"]), str(values["revision"]), chosen, str(values["said"])
-            )
-        except (KeyError, TypeError, ValueError) as error:
-            raise ValueError(f"{path.name} is a damaged list of heads: {error}") from error
 
 
 def localising_heads(
@@ -160,7 +64,8 @@ def localising_heads(
         )
         for layer, head in order
     )
-    said = f"{len(runs)} runs, image mass above the elbow, lowest spatial entropy first"
+    many = number_of(len(runs), "run")
+    said = f"{many}, image mass above the elbow, lowest spatial entropy first"
     return HeadList("localising", first.model.id, first.model.revision, chosen, said)
 
 
@@ -192,9 +97,29 @@ def sink_heads(
         for layer, head in found
     )  # fmt: skip
     said = (
-        f"{len(runs)} runs, sinks hold {least_share:g} of an image mass of {least_mass:g} or more"
+        f"{number_of(len(runs), 'run')}, sinks hold {least_share:g} of an image mass of "
+        f"{least_mass:g} or more"
     )
     return HeadList("feeds_on_sinks", first.model.id, first.model.revision, chosen, said)
+
+
+def found_heads(run: GenerationTrace, name: str) -> HeadList:
+    """The list of one run by what users call it, with at least one head.
+
+    Args:
+        run: whose tokens are all looked at.
+        name: `localising` or `sinks` (`methods.head_list.NAMES`).
+
+    Raises:
+        ValueError: no head of the run does that, or it cannot be known; or another name.
+    """
+    if name not in NAMES:
+        raise ValueError(f"heads is {name!r}; allowed: {', '.join(NAMES)}.")
+    found = localising_heads([run]) if name == "localising" else sink_heads([run])
+    if not found.chosen:
+        does = "localises" if name == "localising" else "feeds on sinks"
+        raise ValueError(f"No head of this run {does}: {NOTHING[name]}.")
+    return found
 
 
 def best_heads(mass: np.ndarray, entropy: np.ndarray, count: int) -> list[tuple[int, int]]:
@@ -274,9 +199,3 @@ def _rows(run: GenerationTrace, tokens: Sequence[int] | None) -> np.ndarray:
     rows = run.attention if tokens is None else run.attention[list(tokens)]
     made: np.ndarray = rows.float().numpy()
     return made
-
-
-def _index(value: object) -> int:
-    if isinstance(value, bool) or not isinstance(value, int) or value < 0:
-        raise ValueError(f"a layer or head is {value!r}; allowed: whole numbers from 0")
-    return value

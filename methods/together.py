@@ -11,13 +11,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from sinkscope.attention_processor import PatchMap, map_label, slots_of
+from sinkscope.attention_processor import PatchMap, map_label, refuse_lacking, slots_of
 from sinkscope.capture.run import RunOutOfMemoryError
 from sinkscope.capture.trace import GenerationTrace
 from sinkscope.config import Reduce
 from sinkscope.jobs.job import Progress, Stopped
-from sinkscope.methods.base import MapStack, Method, Target, rows_of
+from sinkscope.methods.base import Chosen, MapStack, Method, Target, rows_of
 from sinkscope.methods.explain import METHODS, explain, method_of
+from sinkscope.setting.heads import Heads
 
 if TYPE_CHECKING:
     from sinkscope.methods.base import Session
@@ -28,12 +29,25 @@ class Choice:
     """Which slots of a method become one map; layers and heads are indices in the model.
 
     A method without layers or heads to choose ignores them: its one map is about all of them.
+    `pairs` are single heads, (layer, head) of each, in the place of layers and heads; a method that
+    has layers alone is shown in theirs.
     """
 
     layers: tuple[int, ...] | None = None
     heads: tuple[int, ...] | None = None
     reduce: Reduce = "mean"
     image: int = 0
+    pairs: Heads | None = None
+
+    def of(self, stack: MapStack) -> Chosen:
+        """What of it a stack has to choose from."""
+        axes = {name for name, _ in stack.axes}
+        if self.pairs is not None and {"layer", "head"} <= axes:
+            return None, None, self.pairs
+        layers = self.layers
+        if self.pairs is not None:
+            layers = tuple(sorted({layer for layer, _ in self.pairs}))
+        return layers if "layer" in axes else None, self.heads if "head" in axes else None, None
 
 
 @dataclass(frozen=True)
@@ -102,6 +116,8 @@ def explain_each(
     rows = rows_of(run, target.part)
     slots_of("layer", rows.layers, choice.layers)  # refuses what no method could take
     slots_of("head", rows.heads, choice.heads)
+    if choice.pairs is not None:
+        refuse_lacking(rows.layers, rows.heads, choice.pairs)
     for method, stack, why_not, seconds in explain_stacks(
         run, target, methods, session=session, on_progress=on_progress, stop=stop
     ):
@@ -156,7 +172,8 @@ def _stack(
 def label_of(run: GenerationTrace, target: Target, stack: MapStack, choice: Choice) -> str:
     """Which tokens, layers and heads the stack's map is of, in words: of the axes that it has."""
     rows = rows_of(run, target.part)
-    made = map_label(rows, target.tokens, choice.layers, choice.heads, choice.reduce)
+    layers, heads, pairs = choice.of(stack)
+    made = map_label(rows, target.tokens, layers, heads, choice.reduce, pairs)
     axes = {name for name, _ in stack.axes}
     if "layer" not in axes:
         return made[: made.rindex(f", {choice.reduce} over ")]
@@ -165,14 +182,8 @@ def label_of(run: GenerationTrace, target: Target, stack: MapStack, choice: Choi
 
 def map_of(stack: MapStack, choice: Choice, label: str = "") -> PatchMap:
     """The stack's map at these layers and heads; axes that it does not have are not chosen from."""
-    axes = {name for name, _ in stack.axes}
-    return stack.map(
-        choice.layers if "layer" in axes else None,
-        choice.heads if "head" in axes else None,
-        choice.reduce,
-        image=choice.image,
-        label=label,
-    )
+    layers, heads, pairs = choice.of(stack)
+    return stack.map(layers, heads, choice.reduce, image=choice.image, label=label, pairs=pairs)
 
 
 def _reporting(

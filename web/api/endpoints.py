@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import logging
 import tempfile
@@ -15,6 +16,7 @@ from gradio.processing_utils import save_file_to_cache
 from PIL import Image
 
 from sinkscope.attention_extractor import Comparison, RunOutOfMemoryError
+from sinkscope.attention_processor import token_indices
 from sinkscope.capture.run import checkpoint_decoding
 from sinkscope.capture.trace import GenerationTrace
 from sinkscope.drawing.panels import Painter
@@ -24,7 +26,7 @@ from sinkscope.methods.explain import listed
 from sinkscope.setting import read_all
 from sinkscope.visualization import View
 from sinkscope.web.api.selection import ExportChoice, Selection
-from sinkscope.web.explore.exporting import EXPORT, make_files, sides_of_view
+from sinkscope.web.explore.exporting import EXPORT, kept_maps, make_files, sides_of_view
 from sinkscope.web.explore.handlers import EXPIRED, UNFORESEEN, Handlers
 from sinkscope.web.explore.model_events import model_wanted
 from sinkscope.web.runs.pairs import find_run
@@ -136,15 +138,21 @@ class Api:
         Gives `values` (rows x columns, null where one is missing) with `unit` and `normalisation`,
         the values at both ends of the colours (`limits`), the raw `image_share` and `sink_share`,
         the `sinks` as [row, column], the `methods` that there are with why this run cannot give
-        one (null where it can), and a PNG of the map over the image.
+        one (null where it can), and a PNG of the map over the image. A method that reads the model
+        gives what was computed on the page for just these tokens.
         """
         found = self._found(run)
         if variant not in found.traces:
             raise ValueError(f"variant is {variant!r}; allowed: {', '.join(found.traces)}.")
         selection = Selection(**read_all(Selection, said))
-        view = selection.view()
+        view = selection.view(found.first)
         side = make_side("", found.traces[variant], view.part)
         chosen = selection.tokens or (0,)
+        token_indices(side.rows, chosen)
+        kept = self._handlers.explained
+        given = kept_maps(found, view, chosen, kept, [variant])
+        if given is not None:
+            view = dataclasses.replace(view, method=given)
         panel = Painter([side], view, MAP_PIXELS).panels(chosen)[0]
         patches = map_of(side, chosen, view)
         mass, held = side.shares(chosen, view)
@@ -154,7 +162,12 @@ class Api:
             "unit": patches.unit,
             "normalisation": patches.normalisation,
             "label": patches.label,
-            "methods": {m.method.name: m.why_not for m in listed(side.trace, passes=False)},
+            "methods": {
+                m.method.name: None
+                if kept.has((found.id, variant, tuple(chosen), m.method.name))
+                else m.why_not
+                for m in listed(side.trace, passes=False)
+            },
             "scale": panel.words,
             "limits": None if panel.scale is None else [panel.scale.low, panel.scale.high],
             "rows": patches.grid.rows,
@@ -182,7 +195,7 @@ class Api:
         and `width` are an animation's. `difference` holds where there are two sides.
         """
         found = self._found(run)
-        wanted = ExportChoice(**read_all(ExportChoice, said)).wanted()
+        wanted = ExportChoice(**read_all(ExportChoice, said)).wanted(found.first)
         sides_of_view(found, wanted)
         with tempfile.TemporaryDirectory() as folder:
             session = (request.session_hash if request else "") or ""
@@ -191,7 +204,12 @@ class Api:
                 paths = self._handlers.runner.result(
                     job,
                     lambda job: make_files(
-                        found, wanted, Path(folder), **job.hooks, drawn_by=self._handlers.drawing
+                        found,
+                        wanted,
+                        Path(folder),
+                        **job.hooks,
+                        drawn_by=self._handlers.drawing,
+                        kept=self._handlers.explained,
                     ),
                     waits=False,
                 )

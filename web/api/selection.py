@@ -6,9 +6,11 @@ import dataclasses
 from dataclasses import dataclass
 from typing import cast
 
+from sinkscope.capture.trace import GenerationTrace
 from sinkscope.config import Reduce
 from sinkscope.drawing.names import Colormap
 from sinkscope.drawing.view import method_and_scale
+from sinkscope.methods.head_list import HeadsFrom
 from sinkscope.setting import check, explained, setting
 from sinkscope.visualization import View
 from sinkscope.web.explore.exporting import KINDS, Wanted
@@ -28,6 +30,12 @@ class Selection:
     heads: tuple[int, ...] | None = setting(
         None, "Heads, such as 0-3 or 1,6.", left_out="all captured"
     )
+    heads_from: str | None = setting(
+        None,
+        "Single heads in the place of layers and heads: localising or sinks (those that the run "
+        "shows), LAYER.HEAD such as 4.1,4.3,5.0-2, or an exported list of heads (its JSON).",
+        left_out="no",
+    )
     reduce: Reduce = setting("mean", "How layers and heads become one map: mean, max or min.")
     scale: str = setting("percentile", "Of the colours: percentile, linear, log or rank.")
     image: int = setting(0, "Which image of the prompt, from 0.", low=0, high=9999)
@@ -40,17 +48,22 @@ class Selection:
     def __post_init__(self) -> None:
         check(self)
 
-    def view(self) -> View:
+    def view(self, run: GenerationTrace | None = None) -> View:
         """The view that shows it.
+
+        Args:
+            run: which shows or kept the heads of `heads_from`.
 
         Raises:
             ValueError: naming the argument, its value and what is allowed.
         """
         method, kind = method_and_scale(self.method, self.scale)
+        wanted = None if self.heads_from is None else HeadsFrom.read(self.heads_from)
         return View(
             part=self.part,  # type: ignore[arg-type]
             layers=self.layers,
             heads=self.heads,
+            picked=None if wanted is None or run is None else wanted.heads_of(run),
             reduce=self.reduce,
             image=self.image,
             method=method,
@@ -90,7 +103,7 @@ class ExportChoice(Selection):
     )
     colormap: str = setting("inferno", "inferno, magma, plasma, viridis, cividis, gray or turbo.")
 
-    def wanted(self) -> Wanted:
+    def wanted(self, run: GenerationTrace | None = None) -> Wanted:
         """The file as `web.explore.exporting` makes it.
 
         Raises:
@@ -101,7 +114,7 @@ class ExportChoice(Selection):
             written = ", ".join(map(str, chosen))
             raise ValueError(f"tokens is {written!r}; allowed: one index, or a range such as 3-8.")
         view = dataclasses.replace(
-            self.view(),
+            self.view(run),
             difference=self.difference,
             whole_answer=self.whole_answer,
             colormap=cast(Colormap, self.colormap),  # `View` refuses what is none

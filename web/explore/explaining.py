@@ -9,6 +9,7 @@ model: the server function `explained` makes the maps of it.
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -18,12 +19,14 @@ import gradio as gr
 import numpy as np
 
 from sinkscope.attention_extractor import RunOutOfMemoryError
+from sinkscope.attention_processor import refuse_lacking
 from sinkscope.capture.trace import GenerationTrace
 from sinkscope.config import Reduce
 from sinkscope.jobs.job import Job, Stopped
 from sinkscope.jobs.runner import Done, StoppedWaiting, Waiting
 from sinkscope.methods.base import Method, Target, target_of
 from sinkscope.methods.explain import METHODS, method_of
+from sinkscope.methods.head_list import PickedHeads
 from sinkscope.methods.passes import passes_of
 from sinkscope.methods.together import Choice, explain_stacks, map_of
 from sinkscope.web.explore.handlers import EXPIRED, UNFORESEEN, Handlers
@@ -177,7 +180,7 @@ def shown(kept: Kept, trace: GenerationTrace, choice: Choice) -> dict[str, Any]:
     assert kept.stack is not None
     values: list[float | None] = []
     for image in range(len(trace.layout.grids)):
-        one = Choice(choice.layers, choice.heads, choice.reduce, image)
+        one = dataclasses.replace(choice, image=image)
         cells = map_of(kept.stack, one).values.reshape(-1)
         values += [float(f"{v:.6g}") if np.isfinite(v) else None for v in cells]
     return {
@@ -201,6 +204,7 @@ def read_asked(ask: Mapping[str, Any], run: Run) -> Asked:
         methods = METHODS if names is None else tuple(method_of(str(n)) for n in names)
         layers, heads = (tuple(map(_index, ask[name])) for name in ("layers", "heads"))
         reduce = ask.get("reduce", "mean")
+        pairs = PickedHeads(ask["pairs"]).pairs if ask.get("pairs") else None
     except (KeyError, TypeError) as error:
         raise ValueError(STALE) from error
     if reduce not in get_args(Reduce) or not 0 <= first <= last < first + MOST_TOKENS:
@@ -214,7 +218,10 @@ def read_asked(ask: Mapping[str, Any], run: Run) -> Asked:
         raise ValueError(STALE)
     if not set(layers) <= set(run.first.layers) or not set(heads) <= set(run.first.heads):
         raise ValueError(STALE)
-    return Asked(targets, methods, Choice(layers or None, heads or None, reduce))
+    if pairs is not None:
+        for trace in run.traces.values():
+            refuse_lacking(trace.layers, trace.heads, pairs)
+    return Asked(targets, methods, Choice(layers or None, heads or None, reduce, pairs=pairs))
 
 
 def _count(value: Any) -> int:

@@ -12,7 +12,7 @@ import logging
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -21,13 +21,14 @@ from typing import Any
 import gradio as gr
 
 from sinkscope.capture.trace import GenerationTrace
-from sinkscope.drawing.files import ANIMATIONS, FIGURES, Draw, Drawing, draw
+from sinkscope.drawing.files import ANIMATIONS, FIGURES, MOST_TOKENS, Draw, Drawing, draw
 from sinkscope.drawing.made import with_made
 from sinkscope.drawing.view import method_and_scale
 from sinkscope.jobs.job import At, Job, Progress, Stopped
 from sinkscope.jobs.runner import Done
 from sinkscope.methods.explain import method_of
 from sinkscope.methods.given import Given, GivenMaps
+from sinkscope.methods.head_list import PickedHeads
 from sinkscope.visualization import View, write_shares
 from sinkscope.web.explore.handlers import EXPIRED, UNFORESEEN, Handlers
 from sinkscope.web.runs.explained_store import ExplainedStore
@@ -177,26 +178,51 @@ def with_kept(run: Run, wanted: Wanted, view: View, kept: ExplainedStore) -> Vie
         )
     names = [wanted.side] if wanted.side else list(run.traces)
     last = wanted.first if wanted.last is None else wanted.last
+    tokens = range(wanted.first, min(last, MOST_TOKENS) + 1)
+    given = kept_maps(run, view, tokens, kept, names[:1] if view.each else names)
+    return view if given is None else dataclasses.replace(view, method=given, whole_answer=False)
+
+
+def kept_maps(
+    run: Run, view: View, tokens: Iterable[int], kept: ExplainedStore, names: Iterable[str]
+) -> GivenMaps | None:
+    """What the view's method gave on the page for just these tokens; None where the run itself
+    gives it. Other tokens' maps are not there either, so that no scale can be that of all.
+
+    Args:
+        run, view: of what.
+        tokens: which, of the answer; those that a side does not have are left out.
+        kept: what was computed.
+        names: sides of the run.
+
+    Raises:
+        ValueError: the method reads the model, and was not computed for these tokens.
+    """
+    method, wanted = method_of(view.method), tuple(tokens)
+    if method.name in IN_BROWSER:
+        return None
     given = []
-    for name in names[:1] if view.each else names:
+    for name in names:
         trace = run.traces[name]
-        tokens = tuple(range(wanted.first, min(last, len(trace.tokens) - 1) + 1))
-        if view.part != "answer" or not tokens:
+        mine = tuple(token for token in wanted if token < len(trace.tokens))
+        if not mine:
             continue
-        found = kept.get((run.id, name, tokens, method.name), trace)
-        if found is not None and found.stack is not None:
-            given.append(Given(trace, tokens, found.stack))
-        elif method.needs_for(trace) != "trace":
+        found = kept.get((run.id, name, mine, method.name), trace)
+        if view.part == "answer" and found is not None and found.stack is not None:
+            given.append(Given(trace, mine, found.stack))
+            continue
+        why = method.availability(trace)
+        if why is not None:
+            raise ValueError(f"{method.label} is not possible here: {why}.")
+        if view.part != "answer":
+            raise ValueError(f"{method.label} explains words of the answer, not of the prompt.")
+        if method.needs_for(trace) != "trace":
             side = "" if len(run.traces) == 1 else f" of {run.label(name)}"
             raise ValueError(
-                f"{method.label} is not computed for this word{side}: compute it under Other "
-                "explanations of this word first."
+                f"{method.label} is not computed for this word{side}: compute it on the page under "
+                "Other explanations of this word first."
             )
-    if not given:
-        return view
-    return dataclasses.replace(
-        view, method=GivenMaps(method, tuple(given)), whole_answer=False
-    )  # as the page, which knows no other tokens' maps either
+    return GivenMaps(method, tuple(given)) if given else None
 
 
 def exporting(handlers: Handlers) -> Callable[..., Any]:
@@ -279,6 +305,9 @@ def read_wanted(ask: Mapping[str, Any]) -> Wanted:
         fields = {f.name for f in dataclasses.fields(View)}
         names = given.get("method", "attention"), given.get("scale", "percentile")
         given["method"], given["scale"] = method_and_scale(*map(str, names))
+        if given.get("picked") is not None:
+            picked = dict(given["picked"])
+            given["picked"] = PickedHeads(picked["pairs"], str(picked.get("kind") or ""))
         view = View(**{name: value for name, value in given.items() if name in fields})
         return Wanted(
             str(ask.get("kind")),

@@ -28,8 +28,9 @@ from sinkscope.config import Settings
 from sinkscope.drawing.made import with_made
 from sinkscope.jobs.job import At, Job, Stopped
 from sinkscope.jobs.runner import Runner, StoppedWaiting, Waiting
-from sinkscope.methods.base import Part, Target, rows_of
+from sinkscope.methods.base import Chosen, Part, Target, rows_of
 from sinkscope.methods.explain import explain
+from sinkscope.methods.head_list import PickedHeads
 from sinkscope.utils import number_of
 from sinkscope.web.explore.kept_prompt import LastPrompt
 from sinkscope.web.runs.drawing_process import DrawingProcess
@@ -377,8 +378,11 @@ class Handlers:
                     captured[int(ask[name][0]) : int(ask[name][1]) + 1]
                     for name, captured in (("layers", rows.layers), ("heads", rows.heads))
                 )
+                pairs = ask.get("pairs") or None
+                if pairs is not None:
+                    pairs = PickedHeads(pairs).pairs
                 target = Target(tuple(range(start, stop)), part)
-                data = _reduced_map(trace, target, layers, heads, ask)
+                data = _reduced_map(trace, target, (layers, heads, pairs), ask)
         except (KeyError, TypeError, ValueError, IndexError, AttributeError, OverflowError):
             return {"error": "This view cannot be computed for this run."}
         return {"data": base64.b64encode(data).decode()}
@@ -397,12 +401,12 @@ def _field(ask: Any, name: str) -> Any:
 
 
 def _reduced_map(
-    trace: GenerationTrace, target: Target, layers: Any, heads: Any, ask: Mapping[str, Any]
+    trace: GenerationTrace, target: Target, chosen: Chosen, ask: Mapping[str, Any]
 ) -> bytes:
     """One map over all images, from which the browser makes what a method shows of it."""
-    stack = explain(trace, target)
+    stack, (layers, heads, pairs) = explain(trace, target), chosen
     maps = [
-        stack.map(layers, heads, ask["combine"], image=image).values.ravel()
+        stack.map(layers, heads, ask["combine"], image=image, pairs=pairs).values.ravel()
         for image in range(len(trace.layout.grids))
     ]
     return pack({}, {"map": np.concatenate(maps)})

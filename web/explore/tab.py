@@ -14,6 +14,7 @@ from sinkscope.web.explore.exporting import exporting, stopping_export
 from sinkscope.web.explore.forecast import Forecaster
 from sinkscope.web.explore.form import Form, build_form
 from sinkscope.web.explore.handlers import Handlers
+from sinkscope.web.explore.head_lists import HeadLists, connect_head_lists
 from sinkscope.web.explore.model_events import (
     choosing_decoding,
     choosing_dims,
@@ -70,10 +71,12 @@ def build_explore(
             picker = build_picker(settings.model)
         with gr.Column(elem_id="see", min_width=320):
             explaining = Explaining(handlers)
-            inspector = _inspector(handlers, explaining, first)
+            lists = HeadLists(handlers)
+            inspector = _inspector(handlers, explaining, lists, first)
     run = _connect_runs(form, inspector, status, handlers, settings)
     _connect_region(inspector, handlers, settings, last)
     connect_explaining(inspector, explaining, settings.app.queue_size + 8)
+    connect_head_lists(inspector, lists)
     form.examples.select(
         None,
         form.examples,
@@ -162,7 +165,9 @@ def _connect_forecast(form: Form, forecaster: Forecaster) -> dict[str, Any]:
     return call
 
 
-def _inspector(handlers: Handlers, explaining: Explaining, first: Run | None) -> gr.HTML:
+def _inspector(
+    handlers: Handlers, explaining: Explaining, lists: HeadLists, first: Run | None
+) -> gr.HTML:
     inspector = drawn(
         "inspector",
         None,
@@ -172,6 +177,7 @@ def _inspector(handlers: Handlers, explaining: Explaining, first: Run | None) ->
             handlers.tokens_since,
             handlers.token_maps,
             explaining.explained,
+            lists.read_heads,
             handlers.page_file,
             handlers.trace_file,
             handlers.draw_ahead,

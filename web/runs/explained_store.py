@@ -81,6 +81,14 @@ class ExplainedStore:
         self._remember(key, made)
         return made
 
+    def has(self, key: Key) -> bool:
+        """Whether maps are kept, without reading their file."""
+        with self._lock:
+            if key in self._kept:
+                return self._kept[key].stack is not None
+        folder = None if self._runs is None else self._runs.folder_of(key[0])
+        return folder is not None and (folder / _file(key)).is_file()
+
     def put(self, key: Key, made: Kept) -> None:
         """Keep it. A disk that cannot be written costs nobody a result: it stays in memory."""
         self._remember(key, made)

@@ -26,7 +26,7 @@ LOOKING = frozenset(
         "model_state", "limits", "decoding", "sink_dims", "refill", "changed", "ahead", "choose",
         "picking", "open_question", "<lambda>",
         # maps and files of a run that is there
-        "map", "export", "export_view", "stop", "stop_export",
+        "map", "export", "export_view", "stop", "stop_export", "find_heads",
     }
 )  # fmt: skip
 

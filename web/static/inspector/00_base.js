@@ -46,9 +46,10 @@ function glyphs(text) {
 const quoted = (text) => `“${glyphs(text)}”`;
 
 // The state of the view. Tokens, layers and heads are ranges of slots [from, to], both ends included. `own`: the second
-// answer's own tokens, where each answer has a choice of its own.
+// answer's own tokens, where each answer has a choice of its own. `picked`: single heads in the place of the ranges of
+// layers and heads, { pairs: [[layer, head], ...] in the model's numbers, kind, from, file }.
 const view = {
-  t0: 0, t1: 0, own: null, l0: 0, l1: 0, h0: 0, h1: 0,
+  t0: 0, t1: 0, own: null, l0: 0, l1: 0, h0: 0, h1: 0, picked: null,
   combine: "mean", method: "attention", scale: "percentile", range: "token", colours: "inferno", opacity: 0.8,
   overlay: "value", photo: "dim", smooth: false, sinks: true, same: true, difference: true,
   swapped: false, quantity: "image", image: 0, box: null, cursor: null,

@@ -94,14 +94,22 @@ const sides = () => (view.part === "prompt" ? run.variants.map((v) => v.asked) :
 
 // Do something as if this one layer were chosen (null: as it is).
 function onLayer(l, act) {
-  const { l0, l1 } = view;
-  if (l != null) view.l0 = view.l1 = l;
+  const { l0, l1, picked } = view;
+  if (l != null) Object.assign(view, { l0: l, l1: l, picked: null });
   const made = act();
-  Object.assign(view, { l0, l1 });
+  Object.assign(view, { l0, l1, picked });
   return made;
 }
 
-const allHeads = () => view.h0 === 0 && view.h1 === run.H - 1;
+// What maps are made of: slots of the chosen layers, and the rows (layer, head) of a token's L * H.
+const between = (a, b) => Array.from({ length: b - a + 1 }, (_, k) => a + k);
+const pairSlots = () => view.picked.pairs.map(([l, h]) => [run.layers.indexOf(l), run.heads.indexOf(h)]);
+const chosenLayers = () => (view.picked ? [...new Set(pairSlots().map(([l]) => l))] : between(view.l0, view.l1));
+const chosenRows = () => (view.picked ? pairSlots().map(([l, h]) => l * run.H + h)
+  : between(view.l0, view.l1).flatMap((l) => between(view.h0, view.h1).map((h) => l * run.H + h)));
+const chosenKey = () => (view.picked ? view.picked.pairs.map((pair) => pair.join(".")).join("-") : [view.l0, view.l1, view.h0, view.h1].join());
+
+const allHeads = () => !view.picked && view.h0 === 0 && view.h1 === run.H - 1;
 const needsHeads = () => view.combine !== "mean" || !allHeads();
 
 // What is chosen on a side, whether or not it has so many tokens.
@@ -117,8 +125,7 @@ function tokensOf(variant) {
 // The key under which a large run's maps of single heads are fetched and kept.
 function lazyKey(variant, t0, t1) {
   const reduced = t1 > t0 && view.combine !== "mean";
-  const selection = reduced
-    ? `:${view.combine}:${view.l0}-${view.l1}:${view.h0}-${view.h1}` : "";
+  const selection = reduced ? `:${view.combine}:${chosenKey()}` : "";
   return `${variant.part}.${variant.name}:${t0}-${t1}${selection}`;
 }
 
@@ -135,17 +142,14 @@ function addMeans(variant, t0, t1, out) {
 
 // Reduce (layer, head, patch) codes of one token over the chosen layers and heads.
 function reduceHeads(codes, scales, at, variant, out, weight) {
-  const { H } = run, { V } = variant, mode = view.combine;
-  const count = (view.l1 - view.l0 + 1) * (view.h1 - view.h0 + 1);
+  const { V } = variant, mode = view.combine, chosen = chosenRows();
   const own = new Float32Array(V).fill(mode === "min" ? Infinity : 0);
-  for (let l = view.l0; l <= view.l1; l++) {
-    for (let h = view.h0; h <= view.h1; h++) {
-      const row = at + (l * H + h), c = codes.subarray(row * V, (row + 1) * V);
-      const scale = (mode === "mean" ? scales[row] / count : scales[row]) * unit(codes);
-      if (mode === "mean") for (let v = 0; v < V; v++) own[v] += c[v] * c[v] * scale;
-      else if (mode === "max") for (let v = 0; v < V; v++) own[v] = Math.max(own[v], c[v] * c[v] * scale);
-      else for (let v = 0; v < V; v++) own[v] = Math.min(own[v], c[v] * c[v] * scale);
-    }
+  for (const one of chosen) {
+    const row = at + one, c = codes.subarray(row * V, (row + 1) * V);
+    const scale = (mode === "mean" ? scales[row] / chosen.length : scales[row]) * unit(codes);
+    if (mode === "mean") for (let v = 0; v < V; v++) own[v] += c[v] * c[v] * scale;
+    else if (mode === "max") for (let v = 0; v < V; v++) own[v] = Math.max(own[v], c[v] * c[v] * scale);
+    else for (let v = 0; v < V; v++) own[v] = Math.min(own[v], c[v] * c[v] * scale);
   }
   for (let v = 0; v < V; v++) out[v] += own[v] * weight;
 }
@@ -191,7 +195,7 @@ const unitSaid = (unit) => (unit.startsWith("times") ? times : SHARES.includes(u
 // is below (methods/relative.py).
 function genericOf(variant) {
   const { reference } = variant, [p0, p1] = patchesOfImage(variant);
-  return kept(reference, "map", [view.l0, view.l1, view.h0, view.h1, view.combine, view.image].join(), () => {
+  return kept(reference, "map", [chosenKey(), view.combine, view.image].join(), () => {
     const map = new Float32Array(variant.V);
     if (needsHeads()) reduceHeads(reference.full, reference.fullScale, 0, reference, map, 1);
     else addMeans(reference, 0, 0, map);
@@ -210,22 +214,21 @@ function coloured(map, variant) {
 
 // Raw shares of the selection, from the true masses, not from the map.
 function sharesOf(variant, t0, t1) {
-  const { L, H } = run, S = variant.parts.length + 1;
+  const { L, H } = run, S = variant.parts.length + 1, chosen = chosenRows(), layers = chosenLayers();
   let image = 0, held = 0, entropy = 0;
   for (let t = t0; t <= t1; t++)
-    for (let l = view.l0; l <= view.l1; l++)
-      for (let h = view.h0; h <= view.h1; h++) {
-        const i = (t * L + l) * H + h, mass = variant.share[i] / 65535;
-        image += mass;
-        held += mass * (variant.sink[i] / 65535);
-        entropy += (variant.entropy[i] / 65535) * variant.entropyTop;
-      }
-  const n = (t1 - t0 + 1) * (view.l1 - view.l0 + 1) * (view.h1 - view.h0 + 1);
+    for (const row of chosen) {
+      const i = t * L * H + row, mass = variant.share[i] / 65535;
+      image += mass;
+      held += mass * (variant.sink[i] / 65535);
+      entropy += (variant.entropy[i] / 65535) * variant.entropyTop;
+    }
+  const n = (t1 - t0 + 1) * chosen.length;
   const segments = new Float32Array(S);
   for (let t = t0; t <= t1; t++)
-    for (let l = view.l0; l <= view.l1; l++)
+    for (const l of layers)
       for (let s = 0; s < S; s++) segments[s] += variant.segments[(t * L + l) * S + s] / 65535;
-  const rows = (t1 - t0 + 1) * (view.l1 - view.l0 + 1);
+  const rows = (t1 - t0 + 1) * layers.length;
   return {
     image: image / n, sinks: image > 0 ? held / image : 0, entropy: entropy / n,
     segments: segments.map((x) => x / rows),
@@ -234,16 +237,16 @@ function sharesOf(variant, t0, t1) {
 
 // Sinks of the chosen layers: patch -> share of these layers that have it as a sink.
 function sinksOf(variant) {
-  const count = new Map(), layers = view.l1 - view.l0 + 1;
-  for (let l = view.l0; l <= view.l1; l++)
-    for (const v of variant.sinks[l]) count.set(v, (count.get(v) || 0) + 1 / layers);
+  const count = new Map(), layers = chosenLayers();
+  for (const l of layers)
+    for (const v of variant.sinks[l]) count.set(v, (count.get(v) || 0) + 1 / layers.length);
   return count;
 }
 
 // The patches that a control treated in the place of the sinks, in any of the chosen layers.
 function treatedOf(variant) {
   const found = new Set();
-  for (let l = view.l0; l <= view.l1; l++) for (const v of (variant.treated || [])[l] || []) found.add(v);
+  for (const l of chosenLayers()) for (const v of (variant.treated || [])[l] || []) found.add(v);
   return found;
 }
 

@@ -242,7 +242,7 @@ function scaleFor(some) {
     const maps = some.map(({ name, side }) => ofImage(shown.drawn[name], side));
     return method().signed ? makeSigned(maps, said()) : makeScale(view.scale, maps, said());
   }
-  const key = [some.map(({ name, l }) => [name, l]), view.part, view.four, view.l0, view.l1, view.h0, view.h1, view.combine, method().name, view.scale, view.image].join();
+  const key = [some.map(({ name, l }) => [name, l]), view.part, view.four, chosenKey(), view.combine, method().name, view.scale, view.image].join();
   run.scales = run.scales || new Map();
   if (!run.scales.has(key)) {
     if (run.scales.size > 16) run.scales.clear();
@@ -357,7 +357,7 @@ function paintPatch() {
 // The largest score that a patch reaches as a sink in the chosen layers.
 function sinkScore(variant, v) {
   let best = null;
-  for (let l = view.l0; l <= view.l1; l++) {
+  for (const l of chosenLayers()) {
     const score = variant.scores.get(`${l}:${v}`);
     if (score != null && (best == null || score > best)) best = score;
   }

@@ -178,14 +178,14 @@ function tintTokens() {
 
 // Reverse look-up: for each token its mass on the box, mean over the chosen layers and all heads, and the best layer.
 function lookUp(variant) {
-  const mass = boxMass(variant, view.box), { L } = run;
+  const mass = boxMass(variant, view.box), { L } = run, layers = chosenLayers();
   return Array.from({ length: variant.T }, (_, t) => {
-    let sum = 0, best = view.l0;
-    for (let l = view.l0; l <= view.l1; l++) {
+    let sum = 0, best = layers[0];
+    for (const l of layers) {
       sum += mass[t * L + l];
       if (mass[t * L + l] > mass[t * L + best]) best = l;
     }
-    return { t, mass: sum / (view.l1 - view.l0 + 1), layer: best, top: mass[t * L + best] };
+    return { t, mass: sum / layers.length, layer: best, top: mass[t * L + best] };
   });
 }
 

@@ -36,11 +36,13 @@ function pickPanel(kind, variant, { x, l }, extend) {
   const oneLayer = view.l0 === l && view.l1 === l;
   if (kind === "time") {
     const [t0, t1] = chosenOn(variant), same = t0 === x && t1 === x && oneLayer;
+    view.picked = null;
     [view.l0, view.l1] = same ? [0, run.L - 1] : extend ? [Math.min(view.l0, l), Math.max(view.l1, l)] : [l, l];
     selectTokens(x, extend ? t0 : x, null, view.part, variant === DIFFERENCE ? null : variant.name);
     return;
   }
   const same = oneLayer && view.h0 === x && view.h1 === x;
+  view.picked = null;
   if (same) [view.l0, view.l1, view.h0, view.h1] = [0, run.L - 1, 0, run.H - 1];
   else if (extend) {
     [view.l0, view.l1] = [Math.min(view.l0, l), Math.max(view.l1, l)];
@@ -80,6 +82,7 @@ function paintPanels() {
       if (kind === "time") made.querySelector(".what").textContent = `${view.part === "prompt" ? "prompt " : ""}token × layer`;
       const high = signed ? most : top, low = signed ? -high : 0, table = COLOURS[signed ? "coolwarm" : view.colours];
       drawGrid(made, across, grids[name][kind], (value) => (high > low ? (value - low) / (high - low) : signed ? 0.5 : 0), table, frame);
+      if (kind === "heads") markPicked(made);
       paintKey(made.querySelector(".key"), table, signed ? `−${amount(high, q)}` : amount(0, q), amount(high, q));
       paintAxes(made, across, kind === "heads" ? run.heads : null);
     }
@@ -120,6 +123,15 @@ function drawGrid(panelNode, across, value, place, table, chosen) {
   if (!chosen) return;
   const part = { left: chosen.x0 / across, top: view.l0 / down, width: (chosen.x1 - chosen.x0 + 1) / across, height: (view.l1 - view.l0 + 1) / down };
   for (const [side, size] of Object.entries(part)) frame.style[side] = `${100 * size}%`;
+}
+
+// Single heads that are chosen: each has its own frame.
+function markPicked(panelNode) {
+  const plot = panelNode.querySelector(".plot"), size = `width:${100 / run.H}%;height:${100 / run.L}%`;
+  for (const old of plot.querySelectorAll(".pick")) old.remove();
+  if (!view.picked) return;
+  plot.querySelector(".frame").hidden = true;
+  plot.append(...pairSlots().map(([l, h]) => node("div", { class: "frame pick", style: `left:${(100 * h) / run.H}%;top:${(100 * l) / run.L}%;${size}` })));
 }
 
 function paintKey(key, table, low, high) {

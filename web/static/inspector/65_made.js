@@ -4,6 +4,7 @@ const madeWords = () => (run.made ? run.made.split(" · ") : []);
 
 function showMade() {
   const line = $(".made-by");
-  line.hidden = !run.made;
-  line.textContent = line.title = run.made || "";
+  const parts = [...madeWords(), ...(view.picked ? [`maps of ${pickedWords()}`] : [])].join(" · ");
+  line.hidden = !parts;
+  line.textContent = line.title = parts;
 }

@@ -6,7 +6,7 @@ const EXPLANATIONS_MOST = 24;
 let explaining = null; // the job under way: { ask, key, at, message, fraction }
 let comparing = false; // whether the small maps are open
 
-const explainKey = () => run && [run.id, view.t0, view.t1, view.l0, view.l1, view.h0, view.h1, view.combine].join();
+const explainKey = () => run && [run.id, view.t0, view.t1, chosenKey(), view.combine].join();
 const explainedHere = () => explanations.get(explainKey()) || null;
 const explains = () => explaining && Date.now() - explaining.at < 600000; // a server that went away must not lock it for ever
 
@@ -35,6 +35,7 @@ function waitingWords(variant) {
 const explainAsk = (methods) => ({
   ...asking(run.id), methods, t0: view.t0, t1: view.t1, reduce: view.combine,
   layers: run.layers.slice(view.l0, view.l1 + 1), heads: run.heads.slice(view.h0, view.h1 + 1),
+  pairs: view.picked && view.picked.pairs,
 });
 
 function keepExplained(key, sides) {

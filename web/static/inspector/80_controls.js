@@ -4,6 +4,7 @@ const TOGGLES = ["sinks", "smooth", "same", "difference"];
 
 function setRange(name, low, high) {
   const top = (name === "l" ? run.L : run.H) - 1;
+  view.picked = null;
   view[name + "0"] = clamp(Math.min(low, high), 0, top);
   view[name + "1"] = clamp(Math.max(low, high), 0, top);
 }
@@ -24,6 +25,7 @@ function wireControls() {
   for (const name of SELECTS) {
     $(`[data-set="${name}"]`).addEventListener("change", (event) => {
       view[name] = event.target.value;
+      if (name === "four" && view.four) view.picked = null; // layers one by one have no list of heads
       repaint();
     });
   }
@@ -63,7 +65,7 @@ function wireControls() {
 
 function resetView() {
   if (!run) return;
-  Object.assign(view, { l0: 0, l1: run.L - 1, h0: 0, h1: run.H - 1, combine: "mean", box: null });
+  Object.assign(view, { l0: 0, l1: run.L - 1, h0: 0, h1: run.H - 1, picked: null, combine: "mean", box: null });
   if (view.quantity === "box") view.quantity = "image";
   repaint();
 }
@@ -80,6 +82,7 @@ function strongestHead() {
     }
   const best = sums.indexOf(Math.max(...sums)), l = Math.floor(best / run.H), h = best % run.H;
   [view.l0, view.l1, view.h0, view.h1] = [l, l, h, h];
+  view.picked = null;
   repaint();
 }
 
@@ -110,7 +113,10 @@ function keys(event) {
     case "p": return togglePlay();
     case "d": view.difference = canDiffer() && !view.difference; break;
     case "s": view.sinks = !view.sinks; break;
-    case "4": view.four = view.four || run.L < 2 ? "" : run.variants[0].name; break;
+    case "4":
+      view.four = view.four || run.L < 2 ? "" : run.variants[0].name;
+      if (view.four) view.picked = null;
+      break;
     case "v":
       if (view.four) view.four = (run.variants.find((v) => v.name !== view.four) || run.variants[0]).name;
       else view.swapped = run.variants.length > 1 && !view.swapped;
@@ -160,8 +166,9 @@ function syncControls() {
     span.style.setProperty("--to", count > 1 ? view[name + "1"] / (count - 1) : 1);
     // With both thumbs at the right end only the lower one can still move.
     low.style.zIndex = view[name + "0"] === count - 1 ? 3 : "";
-    span.querySelector("output").textContent = rangeWords(name);
+    span.querySelector("output").textContent = view.picked ? "list" : rangeWords(name);
   }
+  syncPicked();
   const methods = $('[data-set="method"]');
   if (methods.dataset.run !== run.id) methods.replaceChildren(...run.methods.map((method) => {
     const why = whyNot(method);
@@ -201,6 +208,7 @@ function selectionWords() {
   const second = view.own && view.part === "answer" && tokensOf(run.variants[1]);
   const apart = second ? `; ${run.variants[1].label}: ${numbers(second)} ${quoted(run.variants[1].tokens.slice(second[0], second[1] + 1).map((t) => t.t).join(""))}` : "";
   const over = view.combine === "mean" ? "mean" : view.combine === "max" ? "maximum" : "minimum";
+  if (view.picked) return `${which} ${words}${apart}, ${over} over ${pickedWords()}`;
   const spelt = (name, word, one) => {
     const range = rangeWords(name);
     return name === "h" && run.heads[0] < 0 ? headWords(run.heads[0]) : one ? `${word} ${range}` : range.startsWith("all") ? `${range} ${word}s` : `${word}s ${range}`;
@@ -240,6 +248,7 @@ function writeAddressNow() {
   if (!run) return;
   const ends = (list, a, b) => `${list[a]}-${list[b]}`;
   const part = { v: LINK, run: run.id, [view.part === "prompt" ? "p" : "t"]: `${view.t0}-${view.t1}`, l: ends(run.layers, view.l0, view.l1) };
+  if (view.picked) part.heads = `${view.picked.kind}~${chosenKey()}`;
   if (run.heads[0] >= 0) part.h = ends(run.heads, view.h0, view.h1);
   if (view.own) part.u = view.own.join("-");
   if (view.combine !== "mean") part.combine = view.combine;
@@ -281,6 +290,7 @@ function readAddress() {
     const value = linkedValue(name, kind, part.get(name));
     if (value !== undefined) made.looks[name] = value;
   }
+  made.picked = readPicked(part.get("heads") || "");
   const box = /^(\d{1,4})-(\d{1,4})-(\d{1,4})-(\d{1,4})$/.exec(part.get("box") || "");
   if (box) made.box = box.slice(1).map(Number);
   if (["0", "1"].includes(part.get("difference"))) made.difference = part.get("difference") === "1";

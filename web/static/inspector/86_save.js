@@ -38,7 +38,8 @@ function askFor(kind) {
     first: moves && !several ? 0 : view.t0, last: moves && !several ? null : view.t1,
     ...(moves ? { window: Math.round(motion("window")), seconds: motion("seconds") } : {}),
     view: {
-      part: view.part, layers: chosen(run.layers, view.l0, view.l1), heads: chosen(run.heads, view.h0, view.h1),
+      part: view.part, ...(view.picked ? { picked: { pairs: view.picked.pairs, kind: view.picked.kind } }
+        : { layers: chosen(run.layers, view.l0, view.l1), heads: chosen(run.heads, view.h0, view.h1) }),
       each: view.four ? fourLayers().map((l) => run.layers[l]) : [], reduce: view.combine, image: view.image,
       method: method().name, scale: view.scale, whole_answer: view.range === "answer",
       same_scale: view.same, difference: view.difference && canDiffer() && !view.four, colormap: view.colours,
@@ -126,7 +127,7 @@ async function savePicture() {
     write(both ? scale.words : scaleWords(scale, side, false), x, head + high + 114, 18, "#5b6572", wide);
     if (!both) write(run.variants.find((v) => v.name === side.name).applied.join("; ") || "the plain model", x, head + high + 144, 18, "#5b6572", wide);
   });
-  write(madeWords().join("  ·  "), gap, canvas.height - 8, 18, "#5b6572", canvas.width - 2 * gap);
+  write([...madeWords(), ...(view.picked ? [`maps of ${pickedWords()}`] : [])].join("  ·  "), gap, canvas.height - 8, 18, "#5b6572", canvas.width - 2 * gap);
   const blob = await new Promise((done) => canvas.toBlob(done, "image/png"));
   downloadBlob(blob, fileName(".png"));
   return `${canvas.width} × ${canvas.height} pixels`;
@@ -155,14 +156,15 @@ async function saveShares() {
 
 // The values of the maps on screen, before they are coloured: a line for each patch that has one.
 async function saveMap() {
-  const lines = ["answer,first_token,last_token,method,unit,layer,image,row,column,value"], one = method();
+  const lines = ["answer,first_token,last_token,method,unit,layer,image,row,column,value,single_heads"], one = method();
   for (const { name, side, l } of looks()) {
     const map = shown.drawn[name], { rows, columns, start } = imageOf(side), made = explainedOf(one.name, side);
     if (!map) continue;
+    const heads = view.picked ? view.picked.pairs.map((pair) => pair.join(".")).join(" ") : "";
     const unit = `"${(one.computed && made ? made.unit : one.unit) || ""}"`, image = side.images.indexOf(imageOf(side));
     for (let i = 0; i < rows * columns; i++)
       if (Number.isFinite(map[start + i]))
-        lines.push([side.name, view.t0, view.t1, one.name, unit, l == null ? "" : run.layers[l], image, Math.floor(i / columns), i % columns, map[start + i].toPrecision(6)].join(","));
+        lines.push([side.name, view.t0, view.t1, one.name, unit, l == null ? "" : run.layers[l], image, Math.floor(i / columns), i % columns, map[start + i].toPrecision(6), heads].join(","));
   }
   if (lines.length === 1) throw new Error("there is no map on screen");
   downloadBlob(new Blob([lines.join("\r\n") + "\r\n"], { type: "text/csv;charset=utf-8" }), fileName("-map.csv"));

@@ -28,6 +28,7 @@ function repaint() {
   $(".selection").replaceChildren(selectionWords(), node("span", { class: "quiet" }, view.part === "prompt"
     ? " · the row of the token itself" : " · the row that predicted it"));
   paintFigures();
+  showMade();
   markImages();
   paintPanels();
   paintReading();
@@ -51,7 +52,7 @@ async function fetchHeads() {
     const { variant, l, span, key } = next;
     mine.lazyMaps.expect(key);
     const ask = { prompt: variant.part === "prompt", run: mine.id, variant: variant.name, start: span[0], stop: span[1] + 1, combine: view.combine,
-      layers: l == null ? [view.l0, view.l1] : [l, l], heads: [view.h0, view.h1], whole: !key.split(":")[2] };
+      layers: l == null ? [view.l0, view.l1] : [l, l], heads: [view.h0, view.h1], pairs: view.picked && view.picked.pairs, whole: !key.split(":")[2] };
     const answer = await server.token_maps(ask);
     if (!answer || answer.error) {
       mine.lazyMaps.drop(key);
@@ -193,6 +194,7 @@ function startView(before, place, value) {
   const fits = before && before.L === run.L && before.H === run.H;
   if (!fits) Object.assign(view, { l0: 0, l1: run.L - 1, h0: 0, h1: run.H - 1 });
   Object.assign(view, { box: null, cursor: null, image: 0, swapped: false, own: null, note: "" });
+  if (!(view.picked && view.picked.from === "file" && before && before.model.revision === run.model.revision && hasPairs(view.picked.pairs))) view.picked = null;
   if (view.quantity === "box") view.quantity = "image";
   const named = !place.run || place.run === value.run;
   view.part = "answer";
@@ -207,6 +209,7 @@ function startView(before, place, value) {
   const placed = (list) => (n) => (place.version < LINK ? n : list.reduce((best, m, k) => (Math.abs(m - n) < Math.abs(list[best] - n) ? k : best), 0));
   if (place.l) setRange("l", ...place.l.map(placed(run.layers)));
   if (place.h) setRange("h", ...place.h.map(placed(run.heads)));
+  if (place.picked) openPicked(place.picked);
   if (place.layers) view.layers = place.layers.map(placed(run.layers));
   for (const name of ["combine", "method", "scale", "difference", "four"]) if (place[name] != null) view[name] = place[name];
   Object.assign(view, place.looks || {});
@@ -284,6 +287,7 @@ function onValue(place) {
   if (value.phase === "export") showExport(value);
   else if (value.phase === "region") showRegion(value);
   else if (value.phase === "explain") showExplained(value);
+  else if (value.phase === "heads") showHeads(value);
   else if (value.phase === "queued") showQueued(value);
   else if (value.phase === "streaming") showStream(value);
   else if (value.phase === "error") showError(value);
@@ -318,6 +322,7 @@ async function start() {
   wireRuns();
   wireSave();
   wirePlay();
+  wireHeads();
   $('[data-do="help"]').addEventListener("click", () => togglePop("help"));
   $('[data-do="close-help"]').addEventListener("click", () => togglePop("help", false));
   const place = readAddress();

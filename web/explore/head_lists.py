@@ -1,0 +1,119 @@
+"""Lists of heads in the Explore tab: found in the run on screen, read from a file, written as one.
+
+The inspector triggers an event, which waits in the queue as files do (it needs no model), and is
+streamed back in values of phase "heads". A file that the browser has read is checked by a server
+function: it must be a list of the run's model, with heads that the run kept.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import gradio as gr
+
+from sinkscope.jobs.job import Stopped
+from sinkscope.jobs.runner import Done
+from sinkscope.methods.head_list import NAMES, HeadList
+from sinkscope.methods.heads import found_heads
+from sinkscope.web.explore.handlers import EXPIRED, UNFORESEEN, Handlers
+from sinkscope.web.runs.pairs import find_run
+from sinkscope.web.runs.store import Run
+
+log = logging.getLogger(__name__)
+
+HEADS = "heads"  # the kind of job
+UNREAD = "The list of heads cannot be read; please reload the page."
+
+
+class HeadLists:
+    """The event and the server function."""
+
+    def __init__(self, handlers: Handlers) -> None:
+        self.handlers = handlers
+
+    def read_heads(self, ask: Any) -> dict[str, Any]:
+        """Server function: the heads in the text of a file, for the run on screen."""
+        try:
+            ask = ask if isinstance(ask, Mapping) else {}
+            text = ask.get("text")
+            if not isinstance(text, str):
+                raise ValueError(UNREAD)
+            name = ask.get("name")
+            name = name[:80] if isinstance(name, str) and name.strip() else "The file"
+            return shown(HeadList.read(text, name), self._run(ask))
+        except ValueError as error:
+            return {"error": str(error)}
+
+    def find(self) -> Callable[..., Any]:
+        """For the inspector's event: finds the heads that its data names."""
+
+        def find_heads(
+            event: gr.EventData,
+            request: gr.Request = None,  # type: ignore[assignment]
+        ) -> Iterator[dict[str, Any]]:
+            ask = event._data if isinstance(event._data, Mapping) else {}
+            yield from self.values(ask, (request.session_hash if request else "") or "")
+
+        return find_heads
+
+    def values(self, ask: Mapping[str, Any], session: str) -> Iterator[dict[str, Any]]:
+        """Values for the inspector: the list, or why there is none."""
+        about = {"phase": "heads", "ask": str(ask.get("ask"))[:64]}
+        job = self.handlers.runner.job(session, HEADS)
+        try:
+            run, which = self._run(ask), ask.get("which")
+            if which not in NAMES:
+                raise ValueError(UNREAD)
+            for event in self.handlers.runner.run(
+                job, lambda job: found_heads(run.first, which), waits=False
+            ):
+                if isinstance(event, Done):
+                    yield {**about, **shown(event.result, run)}
+        except Stopped:
+            yield {**about, "error": f"{job.ended_by}; the heads were not looked for."}
+        except ValueError as error:
+            yield {**about, "error": str(error)}
+        except Exception:
+            log.exception("finding heads failed")
+            yield {**about, "error": UNFORESEEN}
+
+    def _run(self, ask: Mapping[str, Any]) -> Run:
+        run = find_run(self.handlers.store, ask.get("run"), ask.get("names"), described=False)
+        if run is None:
+            raise ValueError(EXPIRED)
+        return run
+
+
+def shown(found: HeadList, run: Run) -> dict[str, Any]:
+    """A list for the browser: its heads, what they are, and the text of its file.
+
+    Raises:
+        ValueError: it is empty, another model's, or the run did not keep its heads.
+    """
+    picked = found.picked()
+    infos = [trace.model for trace in run.traces.values()]
+    if all(found.revision != info.revision for info in infos):
+        found.check_model(infos[0])
+    for trace in run.traces.values():
+        picked.check_run(trace.layers, trace.heads)
+    return {
+        "pairs": [list(pair) for pair in picked.pairs],
+        "kind": picked.kind,
+        "said": found.said,
+        "file": found.as_json(),
+    }
+
+
+def connect_head_lists(inspector: gr.HTML, lists: HeadLists) -> None:
+    """The inspector's event."""
+    inspector.expand(
+        lists.find(),
+        None,
+        inspector,
+        concurrency_id="export",
+        concurrency_limit=2,
+        api_visibility="private",
+        show_progress="hidden",
+    )
