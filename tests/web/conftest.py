@@ -14,12 +14,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 
-from sinkscope.config import AppSettings, ImageLimits, ModelSettings, Settings
+from sinkscope.attention_extractor import generate
+from sinkscope.config import AppSettings, GenerationSettings, ImageLimits, ModelSettings, Settings
+from sinkscope.models.loading import ModelHandle, load_model
+from sinkscope.web.explore.handlers import Handlers
 from sinkscope.web.launch import launch
 from sinkscope.web.page import App, build_app
 from sinkscope.web.runs.example import read_examples
-from sinkscope.web.runs.store import Run
+from sinkscope.web.runs.loaded_model import LoadedModel
+from sinkscope.web.runs.store import Run, RunStore
 from tests.web.scripted import ScriptedEngine, fake_handle
 from tests.web.synthetic import make_pair
 
@@ -94,6 +99,31 @@ def guarded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
     made = start_site(folder, ScriptedEngine(), handle=fake_handle(), **options)
     yield made
     made.app.blocks.close(verbose=False)
+
+
+@pytest.fixture(scope="session")
+def handle(tiny_folder: Path) -> ModelHandle:
+    """The tiny random model, for tests of the page that compute something."""
+    return load_model(str(tiny_folder), device="cpu", dtype="float32")
+
+
+@pytest.fixture(scope="session")
+def run(handle: ModelHandle, photo: Image.Image) -> Run:
+    """Its answer of 5 tokens about 5 x 6 patches; a test that needs another run makes its own."""
+    inputs = handle.prepare([photo.resize((168, 140))], "What is it?")
+    settings = GenerationSettings(max_new_tokens=5, reference=False)
+    return Run({"baseline": generate(handle, inputs, settings)})
+
+
+@pytest.fixture
+def handlers(tmp_path: Path, handle: ModelHandle, run: Run) -> Handlers:
+    """What the page's events call, with that model and that run, without a page."""
+    loaded = LoadedModel()
+    loaded.use(handle)
+    settings = Settings(app=AppSettings(cache_dir=str(tmp_path)))
+    made = Handlers(settings, loaded, RunStore(tmp_path, 10**8))
+    made.store.put(run, keep_on_disk=False)
+    return made
 
 
 @pytest.fixture

@@ -14,14 +14,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-from PIL import Image
 
-from sinkscope.attention_extractor import generate
-from sinkscope.config import GenerationSettings
 from sinkscope.methods.explain import METHODS, explain_map
 from sinkscope.methods.passes import passes_of
 from sinkscope.methods.together import rank_correlation
-from sinkscope.models.loading import ModelHandle, load_model
+from sinkscope.models.loading import ModelHandle
 from sinkscope.web.explore import explaining
 from sinkscope.web.runs.store import Run
 from tests.web.conftest import INSPECTOR, Site, start_site
@@ -58,18 +55,6 @@ class Gate:
 
     def hold(self) -> None:
         self._steps, self._open = threading.Semaphore(0), threading.Event()
-
-
-@pytest.fixture(scope="module")
-def handle(tiny_folder: Path) -> ModelHandle:
-    return load_model(str(tiny_folder), device="cpu", dtype="float32")
-
-
-@pytest.fixture(scope="module")
-def run(handle: ModelHandle, photo: Image.Image) -> Run:
-    inputs = handle.prepare([photo.resize((112, 84))], "What is it?")
-    settings = GenerationSettings(max_new_tokens=4, reference=False)
-    return Run({"baseline": generate(handle, inputs, settings)})
 
 
 @pytest.fixture(scope="module")

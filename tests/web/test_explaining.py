@@ -5,48 +5,26 @@ from __future__ import annotations
 import json
 import threading
 import time
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from PIL import Image
 
-from sinkscope.attention_extractor import generate
-from sinkscope.config import AppSettings, GenerationSettings, Settings
 from sinkscope.methods.explain import METHODS, explain_map
 from sinkscope.methods.passes import passes_of
-from sinkscope.models.loading import ModelHandle, load_model
+from sinkscope.models.loading import ModelHandle
 from sinkscope.web.explore.explaining import EXPLAIN, STALE, Explaining, read_asked
 from sinkscope.web.explore.handlers import EXPIRED, Handlers
 from sinkscope.web.runs.explained_store import ExplainedStore, Kept
 from sinkscope.web.runs.loaded_model import LoadedModel
-from sinkscope.web.runs.store import Run, RunStore
+from sinkscope.web.runs.store import Run
 
 pytestmark = pytest.mark.tiny
 
 
-@pytest.fixture(scope="module")
-def handle(tiny_folder: Path) -> ModelHandle:
-    return load_model(str(tiny_folder), device="cpu", dtype="float32")
-
-
-@pytest.fixture(scope="module")
-def run(handle: ModelHandle, photo: Image.Image) -> Run:
-    inputs = handle.prepare([photo.resize((112, 84))], "What is it?")
-    settings = GenerationSettings(max_new_tokens=4, reference=False)
-    return Run({"baseline": generate(handle, inputs, settings)})
-
-
 @pytest.fixture
-def explaining(tmp_path: Path, handle: ModelHandle, run: Run) -> Iterator[Explaining]:
-    loaded = LoadedModel()
-    loaded.use(handle)
-    settings = Settings(app=AppSettings(cache_dir=str(tmp_path)))
-    made = Handlers(settings, loaded, RunStore(tmp_path, 10**8))
-    made.store.put(run, keep_on_disk=False)
-    yield Explaining(made)
+def explaining(handlers: Handlers) -> Explaining:
+    return Explaining(handlers)
 
 
 def asking(shown: Run, **changes: Any) -> dict[str, Any]:

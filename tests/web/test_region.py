@@ -11,10 +11,7 @@ from typing import Any
 
 import gradio as gr
 import pytest
-from PIL import Image
 
-from sinkscope.attention_extractor import generate
-from sinkscope.config import AppSettings, GenerationSettings, Settings
 from sinkscope.experiments.answers import answered
 from sinkscope.experiments.boxes import Box
 from sinkscope.experiments.region import region_test
@@ -26,32 +23,9 @@ from sinkscope.web.explore import region
 from sinkscope.web.explore.handlers import EXPIRED, Handlers
 from sinkscope.web.explore.region import REGION, STALE, LastTested, read_asked, region_values
 from sinkscope.web.runs.loaded_model import LoadedModel
-from sinkscope.web.runs.store import Run, RunStore
+from sinkscope.web.runs.store import Run
 
 pytestmark = pytest.mark.tiny
-
-
-@pytest.fixture(scope="module")
-def handle(tiny_folder: Path) -> ModelHandle:
-    return load_model(str(tiny_folder), device="cpu", dtype="float32")
-
-
-@pytest.fixture(scope="module")
-def run(handle: ModelHandle, photo: Image.Image) -> Run:
-    inputs = handle.prepare([photo.resize((168, 140))], "What is it?")
-    settings = GenerationSettings(max_new_tokens=5, reference=False)
-    return Run({"baseline": generate(handle, inputs, settings)})
-
-
-@pytest.fixture
-def handlers(tmp_path: Path, handle: ModelHandle, run: Run) -> Iterator[Handlers]:
-    loaded = LoadedModel()
-    loaded.use(handle)
-    made = Handlers(
-        Settings(app=AppSettings(cache_dir=str(tmp_path))), loaded, RunStore(tmp_path, 10**8)
-    )
-    made.store.put(run, keep_on_disk=False)
-    yield made
 
 
 def asking(run: Run, **changes: Any) -> dict[str, Any]:

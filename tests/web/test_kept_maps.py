@@ -1,0 +1,92 @@
+"""The API's maps and figures of methods that read the model: what the page has computed and kept."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import gradio as gr
+import numpy as np
+import pytest
+
+from sinkscope.methods.explain import explain
+from sinkscope.methods.head_list import PickedHeads
+from sinkscope.methods.heads import localising_heads
+from sinkscope.methods.passes import passes_of
+from sinkscope.models.loading import ModelHandle
+from sinkscope.web.api.endpoints import Api
+from sinkscope.web.explore.handlers import Handlers
+from sinkscope.web.runs.explained_store import Kept
+from sinkscope.web.runs.store import Run
+
+pytestmark = pytest.mark.tiny
+
+
+@pytest.fixture
+def api(handlers: Handlers) -> Api:
+    with gr.Blocks():
+        handlers.component = gr.HTML()
+    return Api(handlers, ())
+
+
+def test_what_is_kept_is_drawn(api: Api, handlers: Handlers, handle: ModelHandle, run: Run) -> None:
+    stack = explain(run.first, (1, 2), "chefer", session=passes_of(handle, run.first))
+    lens = explain(run.first, 1, "gradient_attention", session=passes_of(handle, run.first))
+    handlers.explained.put((run.id, "baseline", (1, 2), "chefer"), Kept(stack))
+    handlers.explained.put((run.id, "baseline", (1,), "gradient_attention"), Kept(lens))
+    made, picture = api.map(run.id, tokens="1-2", method="chefer")
+    np.testing.assert_allclose(np.array(made["values"]), stack.map().values, rtol=1e-6)
+    assert made["unit"] == stack.unit and made["methods"]["chefer"] is None
+    assert "passes of the model" in made["methods"]["rollout"]
+    assert Path(picture).read_bytes()[:4] == b"\x89PNG"
+    (file,) = api.export(run.id, kind="svg", tokens="1-2", method="chefer")
+    text = Path(file).read_text()
+    assert "Chefer" in text or "chefer" in text
+    # Of layers and heads, where the method has them.
+    pairs = PickedHeads(((0, 1), (1, 0)))
+    made, _ = api.map(run.id, tokens="1", method="gradient_attention", heads_from="0.1,1.0")
+    expected = lens.map(pairs=pairs.pairs).values
+    np.testing.assert_allclose(np.array(made["values"]), expected, rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("said", "words"),
+    [
+        ({"tokens": "1", "method": "chefer"}, "chefer is not computed for this word: "),
+        ({"tokens": "1", "method": "chefer", "part": "prompt"}, "explains words of the answer"),
+        ({"tokens": "99", "method": "chefer"}, "token is .*99.*; allowed: 0 to "),
+        ({"tokens": "1", "method": "relative"}, "not possible here"),
+        ({"tokens": "1", "method": "x"}, "method is 'x'; allowed: "),
+    ],
+)
+def test_what_is_not_kept_is_refused_in_a_sentence(
+    api: Api, run: Run, said: dict[str, str], words: str
+) -> None:
+    for call in (api.map, api.export):
+        with pytest.raises(ValueError) as error:
+            call(run.id, **said)
+        if call == api.map or said["tokens"] != "99":
+            assert re.search(words, str(error.value)), error.value
+        assert "session" not in str(error.value) and "\n" not in str(error.value)
+
+
+def test_an_animation_of_them_is_refused(api: Api, run: Run) -> None:
+    with pytest.raises(ValueError, match="An animation needs the maps of every word"):
+        api.export(run.id, kind="gif", method="chefer")
+
+
+def test_single_heads_over_the_api(api: Api, run: Run) -> None:
+    found = localising_heads([run.first]).picked()
+    for said in ("localising", localising_heads([run.first]).as_json()):
+        made, _ = api.map(run.id, tokens="1", heads_from=said)
+        rows = run.first.attention[1].float().numpy()
+        of = np.mean([rows[run.first.layers.index(a), run.first.heads.index(b)]
+                      for a, b in found.pairs], 0)  # fmt: skip
+        np.testing.assert_allclose(np.array(made["values"]).ravel(), of, rtol=1e-4)
+        assert "mean over heads" in made["label"]
+    (file,) = api.export(run.id, kind="svg", tokens="1", heads_from="localising")
+    assert "localising head" in Path(file).read_text()
+    with pytest.raises(ValueError, match="heads_from names 99.0, and .* has"):
+        api.map(run.id, tokens="1", heads_from="99.0")
+    with pytest.raises(ValueError, match="no layers, heads or layers one by one with them"):
+        api.map(run.id, tokens="1", heads_from="localising", layers="0")
