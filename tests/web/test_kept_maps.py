@@ -1,4 +1,4 @@
-"""The API's maps and figures of methods that read the model: what the page has computed and kept."""
+"""Maps and figures over the API of methods that read the model: what the page has kept."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import gradio as gr
 import numpy as np
 import pytest
 
+from sinkscope.drawing.files import draw
 from sinkscope.methods.explain import explain
 from sinkscope.methods.head_list import PickedHeads
 from sinkscope.methods.heads import localising_heads
@@ -26,6 +27,7 @@ pytestmark = pytest.mark.tiny
 def api(handlers: Handlers) -> Api:
     with gr.Blocks():
         handlers.component = gr.HTML()
+    handlers.drawing = draw  # type: ignore[assignment]  # here, not in a process of its own
     return Api(handlers, ())
 
 
@@ -53,8 +55,11 @@ def test_what_is_kept_is_drawn(api: Api, handlers: Handlers, handle: ModelHandle
     ("said", "words"),
     [
         ({"tokens": "1", "method": "chefer"}, "chefer is not computed for this word: "),
-        ({"tokens": "1", "method": "chefer", "part": "prompt"}, "explains words of the answer"),
-        ({"tokens": "99", "method": "chefer"}, "token is .*99.*; allowed: 0 to "),
+        (
+            {"tokens": "1", "method": "chefer", "part": "prompt"},
+            "explains words of the answer|no rows of its prompt",
+        ),
+        ({"tokens": "99", "method": "chefer"}, "token is .*99.*; (allowed: 0 to |the answer has )"),
         ({"tokens": "1", "method": "relative"}, "not possible here"),
         ({"tokens": "1", "method": "x"}, "method is 'x'; allowed: "),
     ],
@@ -65,8 +70,7 @@ def test_what_is_not_kept_is_refused_in_a_sentence(
     for call in (api.map, api.export):
         with pytest.raises(ValueError) as error:
             call(run.id, **said)
-        if call == api.map or said["tokens"] != "99":
-            assert re.search(words, str(error.value)), error.value
+        assert re.search(words, str(error.value)), error.value
         assert "session" not in str(error.value) and "\n" not in str(error.value)
 
 
@@ -86,7 +90,7 @@ def test_single_heads_over_the_api(api: Api, run: Run) -> None:
         assert "mean over heads" in made["label"]
     (file,) = api.export(run.id, kind="svg", tokens="1", heads_from="localising")
     assert "localising head" in Path(file).read_text()
-    with pytest.raises(ValueError, match="heads_from names 99.0, and .* has"):
+    with pytest.raises(ValueError, match=r"heads_from names 99\.0, and .* has"):
         api.map(run.id, tokens="1", heads_from="99.0")
     with pytest.raises(ValueError, match="no layers, heads or layers one by one with them"):
         api.map(run.id, tokens="1", heads_from="localising", layers="0")

@@ -201,8 +201,11 @@ def kept_maps(
     method, wanted = method_of(view.method), tuple(tokens)
     if method.name in IN_BROWSER:
         return None
-    given = []
-    for name in names:
+    sides, given = list(names), []
+    longest = max(len(run.traces[name].tokens) for name in sides)
+    if view.part == "answer" and wanted and not any(0 <= t < longest for t in wanted):
+        raise ValueError(f"token is {wanted[0]}; the answer has {longest}, from 0.")
+    for name in sides:
         trace = run.traces[name]
         mine = tuple(token for token in wanted if token < len(trace.tokens))
         if not mine:
