@@ -21,7 +21,7 @@ from sinkscope.capture.trace import MEAN_HEAD, GenerationTrace, PromptTrace
 from sinkscope.config import Reduce
 from sinkscope.models.family import PromptLayout
 from sinkscope.models.views import ImageGrid
-from sinkscope.setting.heads import Heads, heads_text
+from sinkscope.setting.heads import Heads, heads_text, heads_words
 
 if TYPE_CHECKING:  # a saved run's rows can be NumPy's (`capture.arrays`), and then none is needed
     import torch
@@ -333,16 +333,12 @@ def map_label(
     words = "".join(trace.tokens[t].text for t in tokens)
     which = f"token {tokens[0]}" if len(tokens) == 1 else f"{len(tokens)} tokens"
     if pairs is not None:
-        return f"{which} {words!r}, {reduce} over heads {', '.join(map(_head, pairs))}"
+        return f"{which} {words!r}, {reduce} over {heads_words(pairs)}"
     parts = (
         f"layers {_spell(trace.layers if layers is None else layers)}",
         f"heads {_spell(trace.heads if heads is None else heads)}",
     )
     return f"{which} {words!r}, {reduce} over {' and '.join(parts)}"
-
-
-def _head(pair: tuple[int, int]) -> str:
-    return heads_text([pair])
 
 
 def _spell(indices: Sequence[int]) -> str:

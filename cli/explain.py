@@ -56,9 +56,10 @@ def explain(
     common.check_output(output, image)
     check_sheet_ending(output)
     wanted = methods_named(methods)
+    drawing.check_token(generation.max_new_tokens)
     heads = drawing.single_heads()
-    if heads is not None and (generation.layers or generation.heads or generation.reduce_heads):
-        raise ValueError("heads_from is given; allowed: no layers, heads or reduce_heads with it.")
+    if heads is not None and (generation.layers or generation.heads):
+        raise ValueError("heads_from is given; allowed: no layers or heads with it.")
     style = drawing.style()
     common.check_profile(model)
     generation = dataclasses.replace(

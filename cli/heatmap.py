@@ -70,9 +70,8 @@ def heatmap(
     else:
         _check(asked, prompt, output, save_trace)
     common.check_profile(model)
+    drawing.check_token(generation.max_new_tokens)
     selection = drawing.selection()
-    if selection.heads_from is not None and generation.reduce_heads:
-        raise ValueError("reduce_heads is on, so the run has no single heads for heads_from.")
     settings = dataclasses.replace(generation, reference=selection.method == "relative")
     if many.is_many(image):
         many.ask_all(many.Job(image, prompt, output, save_trace), model, settings, drawing)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, get_args
 
@@ -94,6 +95,18 @@ class Drawing:
             photo=self.photo,
             heads_from=self.single_heads(),
         )
+
+    def check_token(self, most: int) -> None:
+        """Refuse an index, or a range such as 2-4, that an answer of so many tokens cannot have.
+
+        Raises:
+            ValueError: naming both.
+        """
+        said = re.fullmatch(r"\s*(?:(\d{1,9})\s*-)?\s*(\d{1,9})\s*", self.token)
+        if said is not None and int(said[2]) >= most:
+            raise ValueError(
+                f"token is {self.token!r}, and max_new_tokens allows {most} of them, from 0."
+            )
 
     def single_heads(self) -> HeadsFrom | None:
         """Which single heads, where they are asked for.

@@ -56,7 +56,8 @@ def show(
     views = beside is not None or (output is not None and output.suffix.lower() in BY_VIEW)
     selection = drawing.selection(image)
     # Whatever is drawn of one run's raw attention needs no torch, which takes seconds to import.
-    read = _tensors if views or selection.method != "attention" else _arrays
+    finds = selection.heads_from is not None and bool(selection.heads_from.found)
+    read = _tensors if views or finds or selection.method != "attention" else _arrays
     trace = read(trace_file)
     from sinkscope.capture.decoding import decoding_words
     from sinkscope.cli.drawing import draw, print_answer

@@ -15,15 +15,14 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 from sinkscope.attention_processor import refuse_lacking
 from sinkscope.models.info import ModelInfo
 from sinkscope.outside import Bounds, OutsideError, parse_json, read_json
-from sinkscope.setting.heads import Heads, heads_text, layer_heads
-from sinkscope.utils import number_of, write_atomically
+from sinkscope.setting.heads import Heads, heads_text, heads_words, layer_heads
+from sinkscope.utils import write_atomically
 
 if TYPE_CHECKING:
     from sinkscope.capture.trace import GenerationTrace
 
 Kind = Literal["localising", "feeds_on_sinks"]
 FORMAT, VERSION = "sinkscope heads", 1
-MOST_NAMED = 12  # of them in a label
 MOST_PICKED = 1000  # heads of one map; they must fit into a link
 WORDS = {"": "head", "localising": "localising head", "feeds_on_sinks": "sink head"}
 NAMES: dict[str, Kind] = {"localising": "localising", "sinks": "feeds_on_sinks"}  # as users say
@@ -188,9 +187,7 @@ class PickedHeads:
     @property
     def words(self) -> str:
         """`3 localising heads (4.1, 4.3, 5.0)`: LAYER.HEAD, the first of many."""
-        named = [heads_text([one]) for one in self.pairs[:MOST_NAMED]]
-        more = ["…"] if len(self.pairs) > MOST_NAMED else []
-        return f"{number_of(len(self.pairs), WORDS[self.kind])} ({', '.join(named + more)})"
+        return heads_words(self.pairs, WORDS[self.kind])
 
     def check_run(self, layers: Sequence[int], heads: Sequence[int]) -> None:
         """Refuse heads that a run did not keep.

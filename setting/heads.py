@@ -5,12 +5,14 @@ from __future__ import annotations
 import itertools
 import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from sinkscope.setting.checks import MOST_INDEX, refuse
+from sinkscope.utils import number_of
 
 Heads = tuple[tuple[int, int], ...]
+MOST_NAMED = 12  # in a label
 MOST_HEADS = 100_000  # named at once; no model of today has as many
 ALLOWED = (
     "all (leave it out), LAYER.HEAD with commas, such as 4.1,4.3,5.0-2, or a list of heads as JSON "
@@ -49,6 +51,13 @@ def layer_heads(name: str, value: Any) -> Heads:
 def heads_text(heads: Iterable[tuple[int, int]]) -> str:
     """`4.1,4.3`: as users write them."""
     return ",".join(f"{layer}.{head}" for layer, head in heads)
+
+
+def heads_words(heads: Sequence[tuple[int, int]], noun: str = "head") -> str:
+    """`3 heads (4.1, 4.3, 5.0)`, the first of many."""
+    named = [heads_text([one]) for one in heads[:MOST_NAMED]]
+    more = ["…"] if len(heads) > MOST_NAMED else []
+    return f"{number_of(len(heads), noun)} ({', '.join(named + more)})"
 
 
 def _of_list(name: str, text: str) -> list[tuple[int, int]]:

@@ -46,7 +46,7 @@ def test_a_map_is_that_of_the_pairs(run: GenerationTrace, reduce: Reduce) -> Non
     np.testing.assert_allclose(made.values.ravel(), expected, rtol=1e-5)
     arrays = patch_map(as_arrays(run), TOKENS, reduce=reduce, pairs=PAIRS)
     np.testing.assert_allclose(arrays.values, made.values, rtol=1e-5)
-    assert made.label.endswith(f"{reduce} over heads 1.2, 3.4, 3.5, 5.0")
+    assert made.label.endswith(f"{reduce} over 4 heads (1.2, 3.4, 3.5, 5.0)")
     named = explain_map(run, TOKENS, "attention", reduce=reduce, pairs=PAIRS)
     np.testing.assert_allclose(named.values, made.values, rtol=1e-5)
     assert named.label == made.label
