@@ -167,7 +167,7 @@ def test_what_was_not_computed_is_refused_by_name(run: Run, tmp_path: Path) -> N
     kept = ExplainedStore()
     kept.put(key(run), Kept(stack_of(run)))
     view = View(method="chefer")
-    with pytest.raises(ValueError, match="chefer is not computed for this word of VAR: compute it"):
+    with pytest.raises(ValueError, match="chefer is not possible for VAR: the run was made with"):
         make_files(run, Wanted("pdf", view, first=1), tmp_path, kept=kept)
     make_files(run, Wanted("png", view, side="baseline", first=1), tmp_path, kept=kept)
     with pytest.raises(ValueError, match="chefer is not computed for this word"):

@@ -214,16 +214,16 @@ def kept_maps(
         if view.part == "answer" and found is not None and found.stack is not None:
             given.append(Given(trace, mine, found.stack))
             continue
-        why = method.availability(trace)
-        if why is not None:
-            raise ValueError(f"{method.label} is not possible here: {why}.")
+        side = "" if len(run.traces) == 1 else run.label(name)
+        if (why := method.availability(trace)) is not None:
+            here = f" for {side}" if side else " here"
+            raise ValueError(f"{method.label} is not possible{here}: {why}.")
         if view.part != "answer":
             raise ValueError(f"{method.label} explains words of the answer, not of the prompt.")
         if method.needs_for(trace) != "trace":
-            side = "" if len(run.traces) == 1 else f" of {run.label(name)}"
             raise ValueError(
-                f"{method.label} is not computed for this word{side}: compute it on the page under "
-                "Other explanations of this word first."
+                f"{method.label} is not computed for this word{f' of {side}' if side else ''}: "
+                "compute it on the page under Other explanations of this word first."
             )
     return GivenMaps(method, tuple(given)) if given else None
 
