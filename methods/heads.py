@@ -26,10 +26,6 @@ from sinkscope.utils import number_of
 
 __all__ = ["HeadChoice", "HeadList", "localising_heads", "sink_heads"]
 
-NOTHING = {
-    "localising": "none has a spot that stands out on the image",
-    "sinks": "sinks hold half of what it sees of the image in none that sees enough of it",
-}
 LEAST = 1e-3  # of attention: what stands out by less is no spot
 AROUND = np.ones((3, 3), dtype=int)  # cells that touch by a corner are one spot
 
@@ -116,10 +112,15 @@ def found_heads(run: GenerationTrace, name: str) -> HeadList:
     if name not in NAMES:
         raise ValueError(f"heads is {name!r}; allowed: {', '.join(NAMES)}.")
     found = localising_heads([run]) if name == "localising" else sink_heads([run])
-    if not found.chosen:
-        does = "localises" if name == "localising" else "feeds on sinks"
-        raise ValueError(f"No head of this run {does}: {NOTHING[name]}.")
-    return found
+    if found.chosen:
+        return found
+    if name == "localising":
+        raise ValueError("No head of this run localises: none has a spot that stands out.")
+    most = float(sink_share(run).mean(0).max())
+    raise ValueError(
+        f"No head of this run feeds on sinks: they hold at most {most:.0%} of what a head sees of "
+        "the image, and half is asked of one that sees enough of it."
+    )
 
 
 def best_heads(mass: np.ndarray, entropy: np.ndarray, count: int) -> list[tuple[int, int]]:

@@ -219,6 +219,7 @@ function startView(before, place, value) {
   if (box && box[0] <= box[2] && box[1] <= box[3] && box[2] < rows && box[3] < columns) view.box = { r0: box[0], c0: box[1], r1: box[2], c1: box[3] };
   if (view.quantity === "box" && !view.box) view.quantity = "image";
   if (view.four && !run.variants.some((v) => v.name === view.four)) view.four = run.variants[0].name;
+  if (view.four) view.picked = null;
 }
 
 // The word (not a mark of punctuation, nor a control token such as <end>) whose row puts most on the image, outside the sinks.
