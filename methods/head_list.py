@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from sinkscope.attention_processor import refuse_lacking
 from sinkscope.models.info import ModelInfo
-from sinkscope.outside import Bounds, OutsideError, parse_json, read_json
+from sinkscope.outside import Bounds, OutsideError, cut, parse_json, read_json
+from sinkscope.setting.checks import shown
 from sinkscope.setting.heads import Heads, heads_text, heads_words, layer_heads
 from sinkscope.utils import write_atomically
 
@@ -78,7 +79,7 @@ class HeadList:
         """
         if self.revision != info.revision:
             raise ValueError(
-                f"The list of heads is of {self.model} ({self.revision}), and {info.id} "
+                f"The list of heads is of {cut(self.model)} ({cut(self.revision)}), and {info.id} "
                 f"({info.revision}) is loaded."
             )
 
@@ -137,7 +138,8 @@ class HeadList:
         if not isinstance(values, dict) or values.get("format") != FORMAT:
             raise ValueError(f"{name} is no list of heads (format is not {FORMAT!r}).")
         if values.get("version") != VERSION:
-            raise ValueError(f"{name} has version {values.get('version')!r}; allowed: {VERSION}.")
+            version = shown(values.get("version"))
+            raise ValueError(f"{name} has version {version}; allowed: {VERSION}.")
         try:
             chosen = tuple(
                 HeadChoice(
@@ -150,12 +152,12 @@ class HeadList:
             )
             kind = values["kind"]
             if kind not in get_args(Kind):
-                raise ValueError(f"kind is {kind!r}; allowed: {', '.join(get_args(Kind))}")
+                raise ValueError(f"kind is {shown(kind)}; allowed: {', '.join(get_args(Kind))}")
             return HeadList(
                 kind, str(values["model"]), str(values["revision"]), chosen, str(values["said"])
             )
         except (KeyError, TypeError, ValueError) as error:
-            raise ValueError(f"{name} is a damaged list of heads: {error}") from error
+            raise ValueError(f"{name} is a damaged list of heads: {cut(str(error))}") from error
 
 
 @dataclass(frozen=True)
@@ -283,5 +285,5 @@ def _named(text: str, files: bool) -> Heads:
 
 def _index(value: object) -> int:
     if isinstance(value, bool) or not isinstance(value, int) or value < 0:
-        raise ValueError(f"a layer or head is {value!r}; allowed: whole numbers from 0")
+        raise ValueError(f"a layer or head is {shown(value)}; allowed: whole numbers from 0")
     return value
