@@ -16,7 +16,10 @@ from sinkscope.methods.heads import localising_heads
 from sinkscope.methods.passes import passes_of
 from sinkscope.models.loading import ModelHandle
 from sinkscope.web.api.endpoints import Api
+from sinkscope.web.explore import explaining
+from sinkscope.web.explore.exporting import read_wanted
 from sinkscope.web.explore.handlers import Handlers
+from sinkscope.web.explore.head_lists import HeadLists
 from sinkscope.web.runs.explained_store import Kept
 from sinkscope.web.runs.store import Run
 
@@ -94,3 +97,31 @@ def test_single_heads_over_the_api(api: Api, run: Run) -> None:
         api.map(run.id, tokens="1", heads_from="99.0")
     with pytest.raises(ValueError, match="no layers, heads or layers one by one with them"):
         api.map(run.id, tokens="1", heads_from="localising", layers="0")
+
+
+def test_single_heads_that_no_page_asks_for(handlers: Handlers, run: Run) -> None:
+    pair = [0, 1]
+    view = read_wanted({"kind": "pdf", "view": {"picked": {"pairs": [pair], "kind": ""}}}).view
+    assert view.picked == PickedHeads(((0, 1),))
+    for picked in ("all", 7, {}, {"pairs": []}, {"pairs": [[0]]}, {"pairs": [pair], "kind": "x"}):
+        with pytest.raises(ValueError) as error:
+            read_wanted({"kind": "pdf", "view": {"picked": picked}})
+        assert "\n" not in str(error.value) and len(str(error.value)) < 400
+    lists = HeadLists(handlers)
+    for ask in (None, {}, {"run": run.id}, {"run": run.id, "text": 5}, {"run": "x", "text": "{}"}):
+        assert set(lists.read_heads(ask)) == {"error"}
+    for ask in ({}, {"run": run.id}, {"run": run.id, "which": ["sinks"]}, {"which": "sinks"}):
+        (last,) = lists.values(ask, "me")
+        assert last["phase"] == "heads" and "error" in last
+    (last,) = lists.values({"run": run.id, "which": "localising"}, "me")
+    assert last["pairs"] and last["kind"] == "localising"
+    again = lists.read_heads({"run": run.id, "text": last["file"], "name": "h.json"})
+    assert again["pairs"] == last["pairs"]
+    chosen = explaining.read_asked(
+        {"run": run.id, "t0": 0, "t1": 0, "layers": [0], "heads": [0], "pairs": [pair]}, run
+    )
+    assert chosen.choice.pairs == ((0, 1),)
+    with pytest.raises(ValueError, match=r"heads is 99\.1; the run kept"):
+        explaining.read_asked(
+            {"t0": 0, "t1": 0, "layers": [0], "heads": [0], "pairs": [[99, 1]]}, run
+        )

@@ -309,7 +309,9 @@ def read_wanted(ask: Mapping[str, Any]) -> Wanted:
         names = given.get("method", "attention"), given.get("scale", "percentile")
         given["method"], given["scale"] = method_and_scale(*map(str, names))
         if given.get("picked") is not None:
-            picked = dict(given["picked"])
+            picked = given["picked"]
+            if not isinstance(picked, Mapping):
+                raise TypeError(picked)
             given["picked"] = PickedHeads(picked["pairs"], str(picked.get("kind") or ""))
         view = View(**{name: value for name, value in given.items() if name in fields})
         return Wanted(

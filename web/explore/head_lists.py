@@ -64,7 +64,7 @@ class HeadLists:
         job = self.handlers.runner.job(session, HEADS)
         try:
             run, which = self._run(ask), ask.get("which")
-            if which not in NAMES:
+            if not isinstance(which, str) or which not in NAMES:
                 raise ValueError(UNREAD)
             for event in self.handlers.runner.run(
                 job, lambda job: found_heads(run.first, which), waits=False
