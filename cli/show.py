@@ -36,6 +36,13 @@ def show(
         Path | None,
         typer.Option(help="A second trace to stand beside it, with the difference of their maps."),
     ] = None,
+    save_heads: Annotated[
+        Path | None,
+        typer.Option(
+            help="With --heads-from localising or sinks: write the list that was found (a .json "
+            "file), for --heads-from and --var-heads of other runs."
+        ),
+    ] = None,
     window: Annotated[
         int,
         typer.Option(min=1, help="Of an animation: each frame is the mean over so many tokens."),
@@ -57,6 +64,14 @@ def show(
     selection = drawing.selection(image)
     # Whatever is drawn of one run's raw attention needs no torch, which takes seconds to import.
     finds = selection.heads_from is not None and bool(selection.heads_from.found)
+    if save_heads is not None:
+        common.check_output(save_heads, trace_file)
+        common.check_ending(save_heads, ".json")
+        if not finds:
+            raise ValueError(
+                "save_heads is given; allowed: with --heads-from localising or sinks alone, which "
+                "find a list."
+            )
     read = _tensors if views or finds or selection.method != "attention" else _arrays
     trace = read(trace_file)
     from sinkscope.capture.decoding import decoding_words
@@ -70,6 +85,12 @@ def show(
     if decoding := decoding_words(trace):
         typer.echo(f"Decoding: {decoding}", err=True)
     print_answer(trace, selection)
+    if save_heads is not None:
+        assert selection.heads_from is not None
+        from sinkscope.methods.heads import found_heads
+
+        found_heads(trace, selection.heads_from.found).save(save_heads)
+        typer.echo(f"Wrote {save_heads}", err=True)
     if output is None:
         return
     style = drawing.style()

@@ -59,6 +59,21 @@ def test_show_draws_them(saved: tuple[Path, GenerationTrace], tmp_path: Path) ->
     assert "heads (" in (tmp_path / "one.svg").read_text()
 
 
+def test_show_writes_the_list_that_it_found(
+    saved: tuple[Path, GenerationTrace], tmp_path: Path
+) -> None:
+    path, trace = saved
+    listed = tmp_path / "heads.json"
+    done = run("show", path, "--heads-from", "localising", "--save-heads", listed)
+    assert done.exit_code == 0, done.output
+    assert HeadList.open(listed) == localising_heads([trace])
+    other = ("--save-heads", tmp_path / "o.json")
+    assert "which find a list" in refused(run("show", path, "--heads-from", "1.2", *other))
+    assert "which find a list" in refused(run("show", path, *other))
+    wrong = run("show", path, "--heads-from", "sinks", "--save-heads", tmp_path / "o.txt")
+    assert ".json" in refused(wrong)
+
+
 def test_show_animates_them(saved: tuple[Path, GenerationTrace], tmp_path: Path) -> None:
     out = tmp_path / "a.gif"
     done = run("show", saved[0], "--token", "3", "-o", out, "--heads-from", "1.2,3.4-5")

@@ -84,7 +84,7 @@ function takeHeads(value, from) {
 function syncPicked() {
   const select = $('[data-do="picks"]'), own = select.querySelector('[value="picked"]'), single = run.heads[0] >= 0;
   own.hidden = !view.picked;
-  own.textContent = view.picked ? `${view.picked.pairs.length} ${HEAD_KINDS[view.picked.kind]}${view.picked.pairs.length === 1 ? "" : "s"}` : "";
+  own.textContent = view.picked ? `list of ${view.picked.pairs.length}` : "";
   select.value = finding && finding.run === run ? finding.which : view.picked ? "picked" : "";
   select.disabled = !single;
   select.title = single ? "Make the map of single heads: those of this run that localise, or that feed on sinks" : "This run kept only the mean over its heads";
