@@ -19,7 +19,6 @@ from pathlib import Path
 from typing import Any
 
 import gradio as gr
-import numpy as np
 
 from sinkscope import attention_extractor
 from sinkscope.capture.pace import Pace, Work
@@ -28,8 +27,7 @@ from sinkscope.config import Settings
 from sinkscope.drawing.made import with_made
 from sinkscope.jobs.job import At, Job, Stopped
 from sinkscope.jobs.runner import Runner, StoppedWaiting, Waiting
-from sinkscope.methods.base import Chosen, Part, Target, rows_of
-from sinkscope.methods.explain import explain
+from sinkscope.methods.base import Part, Target, rows_of
 from sinkscope.methods.head_list import PickedHeads
 from sinkscope.utils import number_of
 from sinkscope.web.explore.kept_prompt import LastPrompt
@@ -46,7 +44,7 @@ from sinkscope.web.runs.inspector import (
 )
 from sinkscope.web.runs.loaded_model import LoadedModel, why_no_model
 from sinkscope.web.runs.pairs import find_run
-from sinkscope.web.runs.payload import build_token_maps, pack, token_delta
+from sinkscope.web.runs.payload import build_map, build_token_maps, token_delta
 from sinkscope.web.runs.request import Request
 from sinkscope.web.runs.shown import Shown
 from sinkscope.web.runs.standalone import build_standalone
@@ -382,7 +380,7 @@ class Handlers:
                 if pairs is not None:
                     pairs = PickedHeads(pairs).pairs
                 target = Target(tuple(range(start, stop)), part)
-                data = _reduced_map(trace, target, (layers, heads, pairs), ask)
+                data = build_map(trace, target, (layers, heads, pairs), ask["combine"])
         except (KeyError, TypeError, ValueError, IndexError, AttributeError, OverflowError):
             return {"error": "This view cannot be computed for this run."}
         return {"data": base64.b64encode(data).decode()}
@@ -398,15 +396,3 @@ def _said(words: str, title: str) -> gr.Error:
 
 def _field(ask: Any, name: str) -> Any:
     return ask.get(name) if isinstance(ask, Mapping) else None
-
-
-def _reduced_map(
-    trace: GenerationTrace, target: Target, chosen: Chosen, ask: Mapping[str, Any]
-) -> bytes:
-    """One map over all images, from which the browser makes what a method shows of it."""
-    stack, (layers, heads, pairs) = explain(trace, target), chosen
-    maps = [
-        stack.map(layers, heads, ask["combine"], image=image, pairs=pairs).values.ravel()
-        for image in range(len(trace.layout.grids))
-    ]
-    return pack({}, {"map": np.concatenate(maps)})

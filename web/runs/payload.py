@@ -33,8 +33,9 @@ from PIL import Image
 
 from sinkscope.attention_processor import Rows, head_mean, image_share, sink_share
 from sinkscope.capture.trace import GeneratedToken, GenerationTrace
-from sinkscope.methods.base import Method
-from sinkscope.methods.explain import METHODS
+from sinkscope.config import Reduce
+from sinkscope.methods.base import Chosen, Method, Target
+from sinkscope.methods.explain import METHODS, explain
 from sinkscope.methods.relative import Relative
 from sinkscope.web.runs.form_values import said_of
 from sinkscope.web.runs.store import Run, control_of, made_of
@@ -323,6 +324,25 @@ def build_token_maps(trace: Rows, start: int, stop: int) -> bytes:
     mean = _on_cells(trace, trace.attention[start:stop].float().mean(0))
     codes, scale = compand(mean)
     return pack({"start": start, "stop": stop}, {"full": codes, "full.scale": scale})
+
+
+def build_map(trace: GenerationTrace, target: Target, chosen: Chosen, reduce: Reduce) -> bytes:
+    """One map over all images, from which the browser makes what a method shows of it.
+
+    Args:
+        trace, target: whose tokens.
+        chosen: layers and heads, or single heads in their place.
+        reduce: how they become one.
+
+    Raises:
+        ValueError: the trace lacks one of them.
+    """
+    stack, (layers, heads, pairs) = explain(trace, target), chosen
+    maps = [
+        stack.map(layers, heads, reduce, image=image, pairs=pairs).values.ravel()
+        for image in range(len(trace.layout.grids))
+    ]
+    return pack({}, {"map": np.concatenate(maps)})
 
 
 def images_of(run: Run) -> list[Image.Image]:
