@@ -11,16 +11,14 @@ from sinkscope.evaluation.judges.vlmevalkit import KIT_VQA
 from sinkscope.evaluation.judges.vqa_accuracy import VqaAccuracy
 from sinkscope.evaluation.metrics.accuracy import Accuracy
 from sinkscope.evaluation.tasks.base import (
-    KIT_NOTE,
-    KIT_PIXELS,
-    LMMS_NOTE,
-    LMMS_PIXELS,
     SHORTLY,
     Item,
     Task,
     answers_of,
     items,
+    kit_protocol,
     kit_shortly,
+    lmms_protocol,
     pictures,
     shared_image,
     text,
@@ -66,25 +64,14 @@ TASK = Task(
         Protocol(
             "fixed", prompt, VqaAccuracy(), Accuracy("mean_score", graded=True), max_new_tokens=64
         ),
-        Protocol(
-            "lmms-eval",
+        lmms_protocol(
             prompt,
             LMMS_VQA,
             Accuracy("mean_score", graded=True),
-            max_new_tokens=1024,
-            decoding="checkpoint",
-            note=f"{LMMS_NOTE} lmms-eval sets no token limit here; it is 1,024.",
-            **LMMS_PIXELS,
+            1024,
+            "lmms-eval sets no token limit here; it is 1,024.",
         ),
-        Protocol(
-            "vlmevalkit",
-            kit_shortly,
-            KIT_VQA,
-            Accuracy("mean_score", graded=True),
-            max_new_tokens=2048,
-            note=KIT_NOTE,
-            **KIT_PIXELS,
-        ),
+        kit_protocol(kit_shortly, KIT_VQA, Accuracy("mean_score", graded=True)),
     ),
     hub="lmms-lab-encoder/textvqa",
     tables=(TABLE,),

@@ -10,13 +10,12 @@ from sinkscope.evaluation.judges.lmms_eval import LMMS_VQA
 from sinkscope.evaluation.judges.vqa_accuracy import VqaAccuracy
 from sinkscope.evaluation.metrics.accuracy import Accuracy
 from sinkscope.evaluation.tasks.base import (
-    LMMS_NOTE,
-    LMMS_PIXELS,
     SHORTLY,
     Item,
     Task,
     answers_of,
     items,
+    lmms_protocol,
     pictures,
     text,
 )
@@ -62,15 +61,12 @@ TASK = Task(
         Protocol(
             "fixed", prompt, VqaAccuracy(), Accuracy("mean_score", graded=True), max_new_tokens=64
         ),
-        Protocol(
-            "lmms-eval",
+        lmms_protocol(
             prompt,
             LMMS_VQA,
             Accuracy("mean_score", graded=True),
-            max_new_tokens=1024,
-            decoding="checkpoint",
-            note=f"{LMMS_NOTE} lmms-eval sets no token limit here; it is 1,024.",
-            **LMMS_PIXELS,
+            1024,
+            "lmms-eval sets no token limit here; it is 1,024.",
         ),
     ),
     hub="lmms-lab-encoder/VizWiz-VQA",
