@@ -21,6 +21,7 @@ import typer
 from sinkscope.benchmarks.load_checks import checks, table
 from sinkscope.benchmarks.load_course import Course, LoadSettings, served
 from sinkscope.benchmarks.load_process import check_proc
+from sinkscope.benchmarks.options import AsJson, Switch
 from sinkscope.benchmarks.output import check_folder, give
 
 
@@ -37,13 +38,8 @@ def load(
     store_megabytes: Annotated[
         int, typer.Option(min=1, max=100_000, help="The app's memory for runs.")
     ] = 16,
-    switch: Annotated[
-        float,
-        typer.Option(min=0, max=1000, help="Interpreter's switch interval, ms. 0: the app's."),
-    ] = 0,
-    as_json: Annotated[
-        bool, typer.Option("--json", help="Print JSON instead of the table.")
-    ] = False,
+    switch: Switch = 0,
+    as_json: AsJson = False,
     output: Annotated[Path | None, typer.Option(help="Folder for load.json and load.txt.")] = None,
 ) -> None:
     """Many clients for a while: errors, jobs left over, memory, threads, handles, explorers' times.

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from sinkscope.benchmarks.options import Threads
 from sinkscope.benchmarks.output import check_folder, give
 from sinkscope.cli.common import mistakes_said_plainly
 
@@ -35,7 +36,7 @@ MEGABYTE = 1 << 20
 
 def methods(
     rounds: Annotated[int, typer.Option(min=1, max=100, help="Rounds; the median counts.")] = 3,
-    threads: Annotated[int, typer.Option(min=1, max=1024, help="CPU threads of torch.")] = 1,
+    threads: Threads = 1,
     memory: Annotated[bool, typer.Option(help="Measure peak memory too.")] = True,
     as_json: Annotated[bool, typer.Option("--json", help="JSON instead of the table.")] = False,
     output: Annotated[Path | None, typer.Option(help="A folder for the table and JSON.")] = None,

@@ -23,6 +23,7 @@ from typing import Annotated, Any, cast
 
 import typer
 
+from sinkscope.benchmarks.options import AsJson
 from sinkscope.benchmarks.output import check_folder, give
 
 INSPECTOR = "document.querySelector('[data-testid=inspector]')"
@@ -77,9 +78,7 @@ class Sizes:
 
 
 def page(
-    as_json: Annotated[
-        bool, typer.Option("--json", help="Print JSON instead of the table.")
-    ] = False,
+    as_json: AsJson = False,
     output: Annotated[Path | None, typer.Option(help="Folder for page.json and page.txt.")] = None,
 ) -> None:
     """The page: time to the first map, repaints, streaming, a large run, weight."""
