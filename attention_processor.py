@@ -21,6 +21,7 @@ from sinkscope.capture.trace import MEAN_HEAD, GenerationTrace, PromptTrace
 from sinkscope.config import Reduce
 from sinkscope.models.family import PromptLayout
 from sinkscope.models.views import ImageGrid
+from sinkscope.utils import index_ranges
 
 if TYPE_CHECKING:  # a saved run's rows can be NumPy's (`capture.arrays`), and then none is needed
     import torch
@@ -305,10 +306,4 @@ def _spell(indices: Sequence[int]) -> str:
     """0, 1, 2, 5 -> "0-2, 5"."""
     if tuple(indices) == (MEAN_HEAD,):
         return "(only their mean was kept)"
-    runs: list[list[int]] = []
-    for index in sorted(indices):
-        if runs and index == runs[-1][1] + 1:
-            runs[-1][1] = index
-        else:
-            runs.append([index, index])
-    return ", ".join(str(a) if a == b else f"{a}-{b}" for a, b in runs)
+    return index_ranges(indices)

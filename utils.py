@@ -6,7 +6,7 @@ import hashlib
 import math
 import os
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -77,6 +77,17 @@ def _umask() -> int:
 def number_of(count: int, one: str, many: str | None = None) -> str:
     """`1 sample`, `5 samples`; with `many` any other form (`"box is"`, `"boxes are"`)."""
     return f"{count} {one if count == 1 else many or one + 's'}"
+
+
+def index_ranges(indices: Iterable[int], dash: str = "-") -> str:
+    """`0-3, 7` of 0, 1, 2, 3, 7, in whatever order they come."""
+    runs: list[list[int]] = []
+    for index in sorted(set(indices)):
+        if runs and index == runs[-1][1] + 1:
+            runs[-1][1] = index
+        else:
+            runs.append([index, index])
+    return ", ".join(str(a) if a == b else f"{a}{dash}{b}" for a, b in runs)
 
 
 def none_usable(count: int, noun: str, of: str = "") -> str:

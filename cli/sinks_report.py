@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import typer
 
 from sinkscope.cli.tables import Column, print_table
-from sinkscope.utils import number_of
+from sinkscope.utils import index_ranges, number_of
 
 if TYPE_CHECKING:
     from sinkscope.models.profiles import SinkProfile
@@ -182,7 +182,7 @@ def _candidate(c: Candidate) -> tuple[str, ...]:
     return (
         *(str(c.dim), c.kind, f"{c.contrast:.1f}", interval, f"{c.sink:.1f}", f"{c.ordinary:.2f}"),
         *(f"{c.consistency:.0%}", "" if c.stability is None else f"{c.stability:.0%}"),
-        _span(c.layers),
+        index_ranges(c.layers),
     )
 
 
@@ -207,17 +207,6 @@ def _arises(found: Findings, layer: int) -> str:
         if before[-1] == layer - 1
         else (f"in layers {before[-1]}-{layer - 1}")
     )
-
-
-def _span(layers: Sequence[int]) -> str:
-    """(2, 3, 4, 7) -> 2-4, 7."""
-    parts: list[list[int]] = []
-    for layer in layers:
-        if parts and layer == parts[-1][-1] + 1:
-            parts[-1].append(layer)
-        else:
-            parts.append([layer])
-    return ", ".join(f"{p[0]}-{p[-1]}" if len(p) > 1 else str(p[0]) for p in parts)
 
 
 def _table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> None:

@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from sinkscope.capture.trace import GenerationTrace
+from sinkscope.utils import index_ranges
 
 NUMBERS = (("tau", "VAR tau"), ("keep", "keep"), ("max_sink_share", "max sink share"))
 
@@ -67,7 +68,7 @@ def _var_words(report: Mapping[str, Any], same_text: bool | None) -> list[str]:
         f"{label} {_number(own[name])}" for name, label in NUMBERS if own.get(name) is not None
     ] or ["VAR"]
     acted = own.get("layers") or [layer["layer"] for layer in report.get("layers") or ()]
-    words.append(f"layers {_spelt(acted)}" if acted else "no layer")
+    words.append(f"layers {index_ranges(acted, '–')}" if acted else "no layer")
     if own.get("heads"):
         words.append(f"heads {', '.join('.'.join(map(str, head)) for head in own['heads'])}")
     words += [str(own["dialect"])] if own.get("dialect") else []
@@ -79,14 +80,3 @@ def _var_words(report: Mapping[str, Any], same_text: bool | None) -> list[str]:
 
 def _number(value: float) -> str:
     return f"{value:.6g}"
-
-
-def _spelt(indices: Sequence[int]) -> str:
-    """`0–3, 7` of 0, 1, 2, 3, 7."""
-    runs: list[list[int]] = []
-    for index in sorted(set(indices)):
-        if runs and index == runs[-1][1] + 1:
-            runs[-1][1] = index
-        else:
-            runs.append([index, index])
-    return ", ".join(f"{a}" if a == b else f"{a}–{b}" for a, b in runs)

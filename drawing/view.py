@@ -17,6 +17,7 @@ from sinkscope.drawing.scale import Scale
 from sinkscope.methods.base import Method, Part, Target
 from sinkscope.methods.explain import explain, method_of
 from sinkscope.methods.given import GivenMaps
+from sinkscope.utils import index_ranges
 
 Overlay = Literal["value", "flat", "off"]
 
@@ -223,11 +224,4 @@ def _spelt(
         return f"{word} {chosen[0]}", True
     if chosen == captured:
         return f"all {len(chosen)} {word}s", False
-    runs: list[list[int]] = []
-    for index in sorted(chosen):
-        if runs and index == runs[-1][1] + 1:
-            runs[-1][1] = index
-        else:
-            runs.append([index, index])
-    spans = ", ".join(str(a) if a == b else f"{a}–{b}" for a, b in runs)
-    return f"{word}s {spans}", False
+    return f"{word}s {index_ranges(chosen, '–')}", False

@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import dataclasses
 import threading
-from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from cachetools import LRUCache
 from PIL import Image
 
 from sinkscope.attention_extractor import Forecast, forecast
@@ -78,7 +78,7 @@ class Forecaster:
         self._loaded = loaded
         self._estimate = estimate
         self._pace = pace or Pace()
-        self._layouts: OrderedDict[tuple[tuple[str, ...], str], PromptInputs] = OrderedDict()
+        self._layouts: LRUCache[tuple[tuple[str, ...], str], PromptInputs] = LRUCache(KNOWN_PROMPTS)
         self._lock = threading.Lock()
         self._places = threading.BoundedSemaphore(AT_ONCE)
         loaded.on_change(self._forget)
@@ -122,8 +122,6 @@ class Forecaster:
         with self._lock:
             if handle is self._loaded.handle:
                 self._layouts[images, prompt] = made
-            while len(self._layouts) > KNOWN_PROMPTS:
-                self._layouts.popitem(last=False)
         return made
 
     def _forget(self) -> None:

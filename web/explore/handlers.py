@@ -43,7 +43,8 @@ from sinkscope.web.runs.inspector import (
     run_value,
     stream_value,
 )
-from sinkscope.web.runs.loaded_model import LoadedModel, why_no_model
+from sinkscope.web.runs.job_values import UNFORESEEN, field_of, loaded_handle
+from sinkscope.web.runs.loaded_model import LoadedModel
 from sinkscope.web.runs.pairs import find_run
 from sinkscope.web.runs.payload import build_token_maps, pack, token_delta
 from sinkscope.web.runs.request import Request
@@ -58,9 +59,6 @@ log = logging.getLogger(__name__)
 ANSWER = "answer"  # the kind of job that Stop beside Generate is for
 STREAM_SECONDS = 0.08
 LONGEST_PLACE = 8000  # of a view in an address, with a note of 500 letters
-UNFORESEEN = (
-    "Something went wrong inside SinkScope; the log of the app has the details. Please try again."
-)
 
 
 @dataclass(frozen=True)
@@ -196,9 +194,7 @@ class Handlers:
 
     def _work(self, here: _Answering, request: Request, settings: Any, job: Job) -> Run:
         """The run, computed in the job's thread, which alone holds the model meanwhile."""
-        handle = self.loaded.handle
-        if handle is None:
-            raise ValueError(why_no_model(self.loaded.state))
+        handle = loaded_handle(self.loaded)
         var = request.var(handle)
         limits = limits_for(self.settings.images, handle)
         images = [
@@ -295,7 +291,7 @@ class Handlers:
 
     def opened(self, ask: Any) -> dict[str, Any] | None:
         """The answer of `open_run` where it lies ready and nothing is waited for; else None."""
-        run = self.store.in_memory(_field(ask, "run"), wait=False)
+        run = self.store.in_memory(field_of(ask, "run"), wait=False)
         if run is None or not self.store.may_see(run.id):
             return None
         return self._shown.ready(run)
@@ -303,7 +299,7 @@ class Handlers:
     def _found(self, ask: Any, described: bool = True) -> Run | dict[str, Any]:
         """The run, or the two runs side by side, that a question is about; or what to answer."""
         try:
-            run = find_run(self.store, _field(ask, "run"), _field(ask, "names"), described)
+            run = find_run(self.store, field_of(ask, "run"), field_of(ask, "names"), described)
         except ValueError as error:
             return {"error": str(error)}
         return run or {"error": EXPIRED}
@@ -312,7 +308,7 @@ class Handlers:
         """Delete a run and its files. The example stays."""
         if self.settings.app.read_only:
             return {"error": READ_ONLY}
-        run = self.store.get(_field(ask, "run"))
+        run = self.store.get(field_of(ask, "run"))
         if run is not None and run.kind != "example":
             self.store.delete(run.id)
         return {}
@@ -322,14 +318,14 @@ class Handlers:
         run = self._found(ask)
         if not isinstance(run, Run):
             return run
-        place = _field(ask, "place")
+        place = field_of(ask, "place")
         view = place if isinstance(place, str) and len(place) <= LONGEST_PLACE else ""
         name = f"sinkscope-{run.id[:8]}.html"
         return self.copied(run, self._file(build_standalone(run, place=view), name))
 
     def trace_file(self, ask: Any) -> dict[str, Any]:
         """One trace of a run as `GenerationTrace.open` reads it."""
-        run, name = self._found(ask, described=False), _field(ask, "variant")
+        run, name = self._found(ask, described=False), field_of(ask, "variant")
         if not isinstance(run, Run) or name not in list(run.traces):
             return {"error": EXPIRED}
         with tempfile.TemporaryDirectory() as folder:
@@ -350,8 +346,8 @@ class Handlers:
     def tokens_since(self, ask: Any) -> dict[str, Any]:
         """Tokens of a run under way from an index on, where the page has missed some."""
         with self._lock:
-            here = self._answering.get(str(_field(ask, "run")))
-        variant, begin = _field(ask, "variant"), _field(ask, "from")
+            here = self._answering.get(str(field_of(ask, "run")))
+        variant, begin = field_of(ask, "variant"), field_of(ask, "from")
         if here is None or not self.store.may_see(here.run_id) or variant not in here.variants:
             return {"error": EXPIRED}
         if not isinstance(begin, int) or begin < 0:
@@ -390,10 +386,6 @@ EXPIRED = "This run is no longer on the server. Press Generate to make it again.
 def _said(words: str, title: str) -> gr.Error:
     """For callers of the API; on the page the inspector has said it."""
     return gr.Error(words, title=title, visible=False, print_exception=False)
-
-
-def _field(ask: Any, name: str) -> Any:
-    return ask.get(name) if isinstance(ask, Mapping) else None
 
 
 def _reduced_map(
