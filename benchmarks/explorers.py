@@ -58,9 +58,9 @@ def explorers(
     ] = None,
 ) -> None:
     """Requests of explorers beside a running job, against the same without one."""
-    from sinkscope.cli.common import mistakes_said_plainly
+    from sinkscope.cli.common import clear_errors
 
-    with mistakes_said_plainly():
+    with clear_errors():
         check_folder(output)
         result = measure(rounds, threads, switch)
         give(result, table(result), "explorers", as_json, output)

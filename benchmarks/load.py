@@ -50,9 +50,9 @@ def load(
 
     The exit code is 1 where a check has failed.
     """
-    from sinkscope.cli.common import mistakes_said_plainly
+    from sinkscope.cli.common import clear_errors
 
-    with mistakes_said_plainly():
+    with clear_errors():
         check_folder(output)
         check_proc()
         wanted = LoadSettings(

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from sinkscope.benchmarks.output import check_folder, give
-from sinkscope.cli.common import mistakes_said_plainly
+from sinkscope.cli.common import clear_errors
 
 if TYPE_CHECKING:
     from sinkscope.capture.trace import GenerationTrace
@@ -42,7 +42,7 @@ def methods(
 ) -> None:
     """What each explanation method takes on the bundled model, beside what it may."""
     os.environ["OMP_NUM_THREADS"] = os.environ["MKL_NUM_THREADS"] = str(threads)
-    with mistakes_said_plainly():
+    with clear_errors():
         check_folder(output)
         result = measure(rounds, threads, memory)
         give(result, table(result), "methods", as_json, output)

@@ -21,7 +21,7 @@ from typing import Annotated, Any
 import typer
 
 from sinkscope.benchmarks.output import check_folder, give
-from sinkscope.cli.common import mistakes_said_plainly
+from sinkscope.cli.common import clear_errors
 from sinkscope.utils import PROJECT
 
 REFERENCE = "import torch, transformers"
@@ -49,7 +49,7 @@ def startup(
     output: Annotated[Path | None, typer.Option(help="A folder for the table and JSON.")] = None,
 ) -> None:
     """How long the command line takes until it is at work."""
-    with mistakes_said_plainly():
+    with clear_errors():
         check_folder(output)
         result = measure(rounds)
         give(result, table(result), "startup", as_json, output)

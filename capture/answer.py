@@ -82,12 +82,12 @@ def answer(
     if rows > 1 and prefix is None:
         raise ValueError(f"var has {rows} rows; more than one needs a prefix to continue from.")
     mark = mark or next((own for own in var if own is not None), None)
-    asked = _Asked(
-        handle, inputs, settings, tuple(var), prefix, mark, _Once(on_token), on_stage, stop
+    request = _AnswerRequest(
+        handle, inputs, settings, tuple(var), prefix, mark, _ReportOnce(on_token), on_stage, stop
     )
     choice = choose_engine(handle, settings)
     try:
-        return asked.by_steps(choice) if choice.used == "graph" else asked.by_loop(choice)
+        return request.by_steps(choice) if choice.used == "graph" else request.by_loop(choice)
     except NoStepsError as error:
         choice = EngineChoice(settings.engine, "loop", str(error))
     except torch.OutOfMemoryError:
@@ -99,15 +99,15 @@ def answer(
     let_go(handle)
     if handle.device.type == "cuda":
         torch.cuda.empty_cache()
-    return asked.by_loop(choice)
+    return request.by_loop(choice)
 
 
-class _Once:
+class _ReportOnce:
     """Hands tokens on, each once, also where an answer is made a second time."""
 
     def __init__(self, on_token: OnRowToken | None) -> None:
         self._on_token = on_token
-        self._told: dict[int, int] = {}
+        self._reported: dict[int, int] = {}
 
     def of_row(self, row: int) -> Callable[[int, GeneratedToken], None] | None:
         """For one batch row; None where nobody is told."""
@@ -115,16 +115,16 @@ class _Once:
         if on_token is None:
             return None
 
-        def tell(index: int, token: GeneratedToken) -> None:
-            if index >= self._told.get(row, 0):
-                self._told[row] = index + 1
+        def report_token(index: int, token: GeneratedToken) -> None:
+            if index >= self._reported.get(row, 0):
+                self._reported[row] = index + 1
                 on_token(row, index, token)
 
-        return tell
+        return report_token
 
 
 @dataclass(frozen=True)
-class _Asked:
+class _AnswerRequest:
     """One call of `answer`, and the two ways to do it."""
 
     handle: ModelHandle
@@ -133,7 +133,7 @@ class _Asked:
     var: tuple[VARSettings | None, ...]
     prefix: Prefix | None
     mark: VARSettings | None
-    once: _Once
+    once: _ReportOnce
     on_stage: Callable[[str], None] | None
     stop: threading.Event | None
 
@@ -168,8 +168,12 @@ class _Asked:
                 stopping_criteria=StoppingCriteriaList([ending]),
             )
         token_probes = [session[one] for one in answers]
-        ran = _Ran(handle, self.inputs, settings, session, probes, time.perf_counter() - began)
-        return self._traces(ran, interventions, token_probes, _How(choice, decoding, ending))
+        finished = _FinishedRun(
+            handle, self.inputs, settings, session, probes, time.perf_counter() - began
+        )
+        return self._traces(
+            finished, interventions, token_probes, _RunDetails(choice, decoding, ending)
+        )
 
     def by_steps(self, choice: EngineChoice) -> list[GenerationTrace]:
         """By the steps of `capture.engine`."""
@@ -198,9 +202,9 @@ class _Asked:
             steps = answer_by_steps(handle, run)
         seconds = time.perf_counter() - began
         used = "graph" if steps.recorded else "step"
-        ran = _Ran(handle, self.inputs, settings, steps.session, probes, seconds)
-        how = _How(EngineChoice(choice.asked, used, steps.why), decoding, ending)
-        return self._traces(ran, interventions, token_probes, how)
+        finished = _FinishedRun(handle, self.inputs, settings, steps.session, probes, seconds)
+        details = _RunDetails(EngineChoice(choice.asked, used, steps.why), decoding, ending)
+        return self._traces(finished, interventions, token_probes, details)
 
     def _probes(self) -> AnswerProbes:
         settings, rows = self.settings, len(self.var)
@@ -211,16 +215,20 @@ class _Asked:
         return [VAR(self.var)] if any(own is not None for own in self.var) else []
 
     def _traces(
-        self, ran: _Ran, by: Sequence[VAR], token_probes: Sequence[TokenProbe], how: _How
+        self,
+        finished: _FinishedRun,
+        by: Sequence[VAR],
+        token_probes: Sequence[TokenProbe],
+        details: _RunDetails,
     ) -> list[GenerationTrace]:
-        extra = {"decoding": how.decoding.about, **how.choice.about()}
+        extra = {"decoding": details.decoding.about, **details.choice.about()}
         return [
             _trace(
-                ran,
+                finished,
                 row,
-                _Said(
+                _RowAnswer(
                     token_probes[row].finished(),
-                    how.ending.finish(row),
+                    details.ending.finish_reason(row),
                     extra,
                     None if own is None else (own, by[0]),
                 ),
@@ -230,7 +238,7 @@ class _Asked:
 
 
 @dataclass(frozen=True)
-class _How:
+class _RunDetails:
     """How an answer was made: which way, how tokens were chosen, and what ended it."""
 
     choice: EngineChoice
@@ -280,9 +288,9 @@ def score_answer(
     weights = weigh_all(logits, answer_ids)
     made = [described(pieces, own, i) for own, i in zip(weights, answer_ids, strict=True)]
     tokens = with_texts(made, pieces)
-    ran = _Ran(handle, inputs, settings, session, probes, time.perf_counter() - began)
+    finished = _FinishedRun(handle, inputs, settings, session, probes, time.perf_counter() - began)
     extra = {"decoding": plain.extra.get("decoding", {})}
-    return _trace(ran, 0, _Said(tokens, plain.finish, extra, (var, intervention)))
+    return _trace(finished, 0, _RowAnswer(tokens, plain.finish, extra, (var, intervention)))
 
 
 def begin_with(
@@ -304,7 +312,7 @@ def begin_with(
 
 
 @dataclass(frozen=True)
-class _Ran:
+class _FinishedRun:
     """A run that is over: what was asked, what saw it, and its wall time."""
 
     handle: ModelHandle
@@ -316,34 +324,34 @@ class _Ran:
 
 
 @dataclass(frozen=True)
-class _Said:
+class _RowAnswer:
     """The answer of one batch row: its tokens, why it ended, what else a trace says of it, and
     under which VAR, None for the plain model."""
 
     tokens: tuple[GeneratedToken, ...]
-    finish: str
+    finish_reason: str
     extra: Mapping[str, Any]
     var: tuple[VARSettings | None, VAR] | None
 
 
-def _trace(ran: _Ran, row: int, said: _Said) -> GenerationTrace:
-    inputs, session, probes = ran.inputs, ran.session, ran.probes
+def _trace(finished: _FinishedRun, row: int, row_answer: _RowAnswer) -> GenerationTrace:
+    inputs, session, probes = finished.inputs, finished.session, finished.probes
     recorder = session[probes.rows[row]]
     sinks = session[probes.marks].found() if probes.marks else ()
-    attention, shares, entropy = recorder.finish(len(said.tokens))
+    attention, shares, entropy = recorder.finish(len(row_answer.tokens))
     report = None
-    own, intervention = said.var or (None, None)
+    own, intervention = row_answer.var or (None, None)
     if own is not None and intervention is not None:
         report = {
             "settings": dataclasses.asdict(own),
-            **dataclasses.asdict(session[intervention].report(row, len(said.tokens))),
+            **dataclasses.asdict(session[intervention].report(row, len(row_answer.tokens))),
         }
     prompt_rows = None
     if probes.prompt_rows:
         reader = session[probes.prompt_rows[row]]
-        prompt_rows = prompt_trace(ran.handle.info, inputs, probes.asked, [reader], sinks)
+        prompt_rows = prompt_trace(finished.handle.info, inputs, probes.asked, [reader], sinks)
     return GenerationTrace(
-        tokens=said.tokens,
+        tokens=row_answer.tokens,
         layout=inputs.layout,
         images=inputs.images,
         prompt=inputs.prompt,
@@ -355,12 +363,12 @@ def _trace(ran: _Ran, row: int, said: _Said) -> GenerationTrace:
         entropy=entropy,
         sinks=sinks,
         applied=() if own is None else (describe(own),),
-        model=ran.handle.info,
-        settings=dataclasses.asdict(ran.settings),
-        seed=ran.settings.seed,
-        finish=said.finish,
-        seconds=ran.seconds,
+        model=finished.handle.info,
+        settings=dataclasses.asdict(finished.settings),
+        seed=finished.settings.seed,
+        finish=row_answer.finish_reason,
+        seconds=finished.seconds,
         var=report,
-        extra=said.extra,
+        extra=row_answer.extra,
         prompt_rows=prompt_rows,
     )

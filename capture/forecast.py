@@ -156,7 +156,7 @@ def _check(
     needs = [("the computer's memory", host + (device_need if on_cpu else 0), torch.device("cpu"))]
     if not on_cpu:
         needs.append((f"the memory of {handle.device}", device_need, handle.device))
-    for place, need, device in needs:
+    for name, need, device in needs:
         free = available_memory(device)
         if free is not None and device == handle.device:
             free += kept_bytes(handle)  # steps that are kept give way
@@ -164,7 +164,7 @@ def _check(
             fitting = int(settings.max_new_tokens * free / need)
             tokens = f"; at most {fitting} would fit" if fitting else ""
             raise DoesNotFitError(
-                f"The run needs {_size(need)} of {place}, where {_size(free)} are free. What "
+                f"The run needs {_size(need)} of {name}, where {_size(free)} are free. What "
                 f"helps: fewer new tokens (max_new_tokens is {settings.max_new_tokens}{tokens}), "
                 f"{smaller_image(inputs)}or less of the attention ({levers})."
             )

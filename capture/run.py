@@ -53,7 +53,7 @@ class Ending(StoppingCriteria):
         self._stop = stop
         self._stop_strings = stop_strings
         self._deadline = None if max_time is None else time.monotonic() + max_time
-        self._finish = [""] * len(self._probes)
+        self._finish_reasons = [""] * len(self._probes)
 
     def __call__(
         self, input_ids: torch.Tensor, scores: torch.Tensor, **kwargs: Any
@@ -81,19 +81,19 @@ class Ending(StoppingCriteria):
         said = [False] * len(self._probes)
         if self._stop_strings is not None:
             said = self._stop_strings(input_ids, None).tolist()
-        going = [row for row, reason in enumerate(self._finish) if not reason]
+        going = [row for row, reason in enumerate(self._finish_reasons) if not reason]
         for row in going:
             self._probes[row].choose(tokens[row])
         # After all were told: who is told of the last one may be who sets the event.
         at_once = self._for_all()
         for row in going:
             ended = "end" if tokens[row] in self._end else "stop_string" if said[row] else at_once
-            self._finish[row] = ended
-        return [bool(reason) for reason in self._finish]
+            self._finish_reasons[row] = ended
+        return [bool(reason) for reason in self._finish_reasons]
 
     def ends_with(self, tokens: Sequence[int]) -> bool:
         """Whether it is known before they are told that all rows end with these tokens."""
-        rows = zip(self._finish, tokens, strict=True)
+        rows = zip(self._finish_reasons, tokens, strict=True)
         return bool(self._for_all()) or all(
             bool(over) or token in self._end for over, token in rows
         )
@@ -105,9 +105,9 @@ class Ending(StoppingCriteria):
         late = self._deadline is not None and time.monotonic() > self._deadline
         return "time" if late else ""
 
-    def finish(self, row: int = 0) -> str:
+    def finish_reason(self, row: int = 0) -> str:
         """Why the answer of a row ended (`GenerationTrace.finish`)."""
-        return self._finish[row] or "length"
+        return self._finish_reasons[row] or "length"
 
 
 @contextmanager
@@ -120,7 +120,7 @@ def seeded(seed: int, device: torch.device) -> Iterator[None]:
 
 
 @contextmanager
-def full_memory_said(
+def out_of_memory_named(
     words: Callable[[], str], also: tuple[type[Exception], ...] = ()
 ) -> Iterator[None]:
     """Turns a full memory, of a device or of a CPU, into `RunOutOfMemoryError`.
@@ -149,8 +149,8 @@ def full_memory_said(
 def memory_errors_named(
     inputs: PromptInputs, settings: GenerationSettings
 ) -> AbstractContextManager[None]:
-    """`full_memory_said` of a run, with its levers and their present values."""
-    return full_memory_said(
+    """`out_of_memory_named` of a run, with its levers and their present values."""
+    return out_of_memory_named(
         lambda: (
             f"Memory is full. What helps: {smaller_image(inputs)}fewer new tokens (max_new_tokens; "
             f"now {settings.max_new_tokens}), or less of the attention (layers, heads, "

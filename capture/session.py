@@ -156,7 +156,7 @@ def attached(
 
 
 @dataclass
-class _Site:
+class _SiteHook:
     """One module's hook: what is changed there and who looks."""
 
     name: str
@@ -172,7 +172,7 @@ class _Wiring:
     def __init__(self, stack: TextStack, run: RunInfo, gradients: bool) -> None:
         self._stack, self._run = stack, run
         self._plan = ForwardPlan({}, run.step, run.length, run.batch, gradients)
-        self._sites: dict[tuple[str, int], _Site] = {}
+        self._sites: dict[tuple[str, int], _SiteHook] = {}
         self._logits: list[tuple[At, Looker]] = []
         self._inputs: list[tuple[At, Looker]] = []
         self._anything = False
@@ -253,7 +253,7 @@ class _Wiring:
             if here := at.here(first, count):
                 looker.see(at.site, NO_LAYER, take(logits, here, first), here)
 
-    def _at_input(self, site: _Site) -> Any:
+    def _at_input(self, site: _SiteHook) -> Any:
         def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
             given = args[0] if args else kwargs["hidden_states"]
             new = self._passing(site, given)
@@ -265,7 +265,7 @@ class _Wiring:
 
         return hook
 
-    def _at_output(self, site: _Site) -> Any:
+    def _at_output(self, site: _SiteHook) -> Any:
         def hook(module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
             given = output[0] if isinstance(output, tuple) else output
             new = self._passing(site, given)
@@ -275,7 +275,7 @@ class _Wiring:
 
         return hook
 
-    def _passing(self, site: _Site, given: Tensor) -> Tensor:
+    def _passing(self, site: _SiteHook, given: Tensor) -> Tensor:
         """What is at a site in the current pass: changed, shown, handed on; `given` itself where
         nothing changes."""
         step = self._run.step
@@ -318,11 +318,11 @@ class _Wiring:
         self._anything = True
         return self._plan.layers.setdefault(layer, LayerPlan())
 
-    def _site(self, name: str, layer: int) -> _Site:
+    def _site(self, name: str, layer: int) -> _SiteHook:
         self._anything = True
         if (name, layer) not in self._sites:
             point = self._stack.point(name, layer)
-            self._sites[name, layer] = _Site(name, layer, point, [], [])
+            self._sites[name, layer] = _SiteHook(name, layer, point, [], [])
         return self._sites[name, layer]
 
     def _range(self, acting: Acting) -> range:

@@ -219,7 +219,7 @@ def stash_run(
         heads=heads,
         sinks=session[marks].found() if marks else (),
         model=handle.info,
-        finish=ending.finish(),
+        finish=ending.finish_reason(),
         seconds=seconds,
         extra={"decoding": decoding.about},
         windows={k: size for k, size in enumerate(handle.stack.windows) if size is not None},

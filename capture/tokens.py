@@ -77,9 +77,9 @@ def with_texts(tokens: Sequence[GeneratedToken], pieces: TextPieces) -> tuple[Ge
     split = split_characters(pieces.tokenizer, [token.id for token in tokens], texts)
     return tuple(
         token
-        if token.text == text and place not in split
-        else dataclasses.replace(token, text=text, piece=split.get(place, ""))
-        for place, (token, text) in enumerate(zip(tokens, texts, strict=True))
+        if token.text == text and index not in split
+        else dataclasses.replace(token, text=text, piece=split.get(index, ""))
+        for index, (token, text) in enumerate(zip(tokens, texts, strict=True))
     )
 
 
@@ -122,9 +122,9 @@ def weigh_all(logits: torch.Tensor, tokens: Sequence[int]) -> list[Weights]:
         # In float64 every id and rank is itself.
         parts = torch.cat([own.double(), rank.double(), ids.double(), best.double()], dim=1)
         count = best.shape[1]
-        for one, place, *rest in parts.tolist():
+        for log_p, own_rank, *rest in parts.tolist():
             likeliest = tuple(int(i) for i in rest[:count])
-            made.append(Weights(one, int(place), likeliest, tuple(rest[count:])))
+            made.append(Weights(log_p, int(own_rank), likeliest, tuple(rest[count:])))
     return made
 
 

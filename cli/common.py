@@ -40,7 +40,7 @@ PICTURES = (".png", ".pdf", ".svg")
 
 
 @contextmanager
-def mistakes_said_plainly() -> Iterator[None]:
+def clear_errors() -> Iterator[None]:
     """End the verb with one sentence instead of a traceback where the user can mend it."""
     try:
         yield

@@ -39,7 +39,7 @@ def docs() -> None:
 
     For a clone of the project; each part between two marks in the page is replaced.
     """
-    with common.mistakes_said_plainly():
+    with common.clear_errors():
         page = PROJECT / "docs" / "experiments.md"
         if not (PROJECT / "src" / "sinkscope").is_dir() or not page.is_file():
             raise ValueError("docs/experiments.md is not here; this is for a clone of SinkScope.")

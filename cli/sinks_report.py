@@ -223,8 +223,8 @@ def _span(layers: Sequence[int]) -> str:
 def _table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     """Columns as wide as they need; numbers to the right, the first and last to the left."""
     columns = [
-        Column(head, left=place == 0 or not _number_like(rows, place))
-        for place, head in enumerate(heads)
+        Column(head, left=index == 0 or not _number_like(rows, index))
+        for index, head in enumerate(heads)
     ]
     print_table(columns, rows)
 

@@ -99,14 +99,14 @@ def answer_rows(
     made = []
     for index, row in enumerate(rows):
         said = session[tokens[index]].finished()
-        finish = ending.finish(index)
+        finish_reason = ending.finish_reason(index)
         changed, moved = 0.0, 0.0
         if row.method.var is not None:
-            changed, moved = what_var_did(session[var], index, len(said))
+            changed, moved = var_activity(session[var], index, len(said))
         made.append(
             Answer(
-                "".join(token.text for token in (said[:-1] if finish == "end" else said)),
-                finish,
+                "".join(token.text for token in (said[:-1] if finish_reason == "end" else said)),
+                finish_reason,
                 tuple(math.log(max(token.probability, _SMALLEST)) for token in said),
                 None,
                 changed,
@@ -123,7 +123,7 @@ def var_of(rows: Sequence[Row]) -> VAR:
     return VAR(tuple(row.method.var for row in rows))
 
 
-def what_var_did(acting: VARIntervention, row: int, tokens: int) -> tuple[float, float]:
+def var_activity(acting: VARIntervention, row: int, tokens: int) -> tuple[float, float]:
     """Share of rows changed and mean mass moved, in the mean of the layers in which VAR may act, of
     a batch row whose answer has so many tokens."""
     layers = acting.report(row, tokens).layers

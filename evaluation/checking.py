@@ -32,8 +32,8 @@ from sinkscope.evaluation.answering import (
     answer_rows,
     begin_rows,
     log_of,
+    var_activity,
     var_of,
-    what_var_did,
 )
 from sinkscope.evaluation.lower_layers import Given, Lower, passed_over, stream_at
 from sinkscope.models.loading import ModelHandle
@@ -176,7 +176,7 @@ def _pass(
         if tuple(best[row][:count]) != draft.ids or not all(map(math.isfinite, own)):
             made.append(None)
             continue
-        changed, moved = what_var_did(session[var], row, count)
+        changed, moved = var_activity(session[var], row, count)
         made.append(
             dataclasses.replace(
                 draft,

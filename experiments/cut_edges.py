@@ -42,7 +42,7 @@ class _Changes:
 
 
 @dataclass(frozen=True)
-class _Cut:
+class _CutSets:
     """What is cut in a sample: positions, those of each control, and whether the controls are boxes
     that share cells with the region."""
 
@@ -111,7 +111,7 @@ def _logs(
     return study.again(case, plain, (), cuts)[1]
 
 
-def _keys(study: Study, settings: CutEdgesSettings, case: Case, inputs: PromptInputs) -> _Cut:
+def _keys(study: Study, settings: CutEdgesSettings, case: Case, inputs: PromptInputs) -> _CutSets:
     """The keys that are cut in a sample, and those of each control."""
     if settings.region is not None:
         return _region(
@@ -123,7 +123,7 @@ def _keys(study: Study, settings: CutEdgesSettings, case: Case, inputs: PromptIn
     own = _named(study, settings, case)
     among = _beside(case, own)
     draws = range(study.settings.controls)
-    return _Cut(own, [random_tokens(among, len(own), study.seed(case, d + 1)) for d in draws])
+    return _CutSets(own, [random_tokens(among, len(own), study.seed(case, d + 1)) for d in draws])
 
 
 def _named(study: Study, settings: CutEdgesSettings, case: Case) -> tuple[int, ...]:
@@ -136,7 +136,7 @@ def _beside(case: Case, own: tuple[int, ...]) -> list[int]:
     return [position for position in case.others if position not in own]
 
 
-def _region(grid: ImageGrid, region: tuple[float, ...], draws: int, seed: int) -> _Cut:
+def _region(grid: ImageGrid, region: tuple[float, ...], draws: int, seed: int) -> _CutSets:
     """Tokens whose cell has its centre in the region, and those of random boxes of the same size:
     as many cells of the map's grid, each place once. The boxes share no cell with the region where
     there is any such place; else the region is too large for that, and they may."""
@@ -168,7 +168,7 @@ def _region(grid: ImageGrid, region: tuple[float, ...], draws: int, seed: int) -
     among = apart or places
     order = torch.randperm(len(among), generator=torch.Generator().manual_seed(seed)).tolist()
     drawn = [_inside(grid, _shares(grid, among[index])) for index in order[:draws]]
-    return _Cut(own, drawn, overlapping=not apart)
+    return _CutSets(own, drawn, overlapping=not apart)
 
 
 def _shares(grid: ImageGrid, box: Box) -> tuple[float, ...]:

@@ -270,7 +270,7 @@ def _charts(
             note=note + f" Isotropic directions: {study.handle.info.hidden_size**-0.5:.3g}.",
         ),
     ]
-    for place, dim in enumerate(dims):
+    for index, dim in enumerate(dims):
         made.append(
             Chart(
                 f"dim_{dim}",
@@ -280,7 +280,7 @@ def _charts(
                 tuple(
                     Series(
                         name,
-                        numbers([float(means[part, name][place]) for part in parts]),
+                        numbers([float(means[part, name][index]) for part in parts]),
                         role=name,
                     )
                     for name in names

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from typing import Any
 
-from sinkscope.capture.run import RunOutOfMemoryError, full_memory_said
+from sinkscope.capture.run import RunOutOfMemoryError, out_of_memory_named
 from sinkscope.experiments.settings import StudySettings
 from sinkscope.models.loading import ModelHandle
 
@@ -14,7 +14,7 @@ from sinkscope.models.loading import ModelHandle
 def memory_errors_named(
     handle: ModelHandle, settings: Any, asked: StudySettings, answers: bool, samples: int
 ) -> AbstractContextManager[None]:
-    """`capture.run.full_memory_said` with the levers that an experiment has and their present
+    """`capture.run.out_of_memory_named` with the levers that an experiment has and their present
     values.
 
     Args:
@@ -32,7 +32,7 @@ def memory_errors_named(
             f"smaller model or number type (dtype; now {handle.info.dtype})."
         )
 
-    return full_memory_said(words, also=(RunOutOfMemoryError,))
+    return out_of_memory_named(words, also=(RunOutOfMemoryError,))
 
 
 def _levers(

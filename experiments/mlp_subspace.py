@@ -79,11 +79,11 @@ def run(study: Study, settings: MLPSubspaceSettings) -> Findings:
     if special is None:
         study.watch.done += len(study.cases)
     share = held.joint(len(top)) if len(top) else math.nan
-    return _findings(study, settings, groups, _Top(top, share, why, special))
+    return _findings(study, settings, groups, _TopNeurons(top, share, why, special))
 
 
 @dataclass(frozen=True)
-class _Top:
+class _TopNeurons:
     """The top neurons, what they hold (median over samples), why there are none, and B."""
 
     neurons: Tensor
@@ -155,7 +155,7 @@ def _findings(
     study: Study,
     settings: MLPSubspaceSettings,
     groups: dict[str, _Group],
-    found: _Top,
+    found: _TopNeurons,
 ) -> Findings:
     word, layer = WORDS[settings.mlp], settings.layer
     sink = groups[study.sink]

@@ -89,7 +89,7 @@ def prepare_study(
     watch.total = len(samples)
     names = group_names(tokens)
     cases: list[Case] = []
-    left = _LeftOut(len(samples), names)
+    left = _SkippedSamples(len(samples), names)
     notes: list[str] = []
     kept_out = 0
     _check_positions(handle, samples, tokens)
@@ -136,7 +136,7 @@ def prepare_study(
 
 
 @dataclass
-class _LeftOut:
+class _SkippedSamples:
     """Samples that cannot be used, by why."""
 
     samples: int

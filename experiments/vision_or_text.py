@@ -190,11 +190,11 @@ def _findings(study: Study, effects: Effects, dims: tuple[int, ...]) -> Findings
 
 def _reference_chart(study: Study, effects: Effects) -> list[Chart]:
     """What the reference tokens get in each arm: a sink that moved is seen here."""
-    place = study.names.index(study.reference)
+    index = study.names.index(study.reference)
     series = tuple(
         Series(
             arm,
-            numbers(effects.attention(arm)[:, place].nanmean(0).tolist()),
+            numbers(effects.attention(arm)[:, index].nanmean(0).tolist()),
             role=arm,
         )
         for arm in (PLAIN, DIMS, TOKENS)

@@ -81,10 +81,10 @@ class Chefer(FromPasses):
         axes: Axes = (("token", target.tokens),)
         return MapStack(values, axes, run.layout, self.unit, normalisation=said)
 
-    def _row(self, layers: Layers, place: int, token: int) -> Tensor:
+    def _row(self, layers: Layers, position: int, token: int) -> Tensor:
         """(N,): the row of R of one position, without its own 1."""
         gradient = layers.gradient_at_top(
-            place, lambda logits: objective(logits, token, self.of)
+            position, lambda logits: objective(logits, token, self.of)
         )  # (1, N, D)
         row: Tensor | None = None
         for layer in reversed(range(layers.count)):
@@ -92,22 +92,22 @@ class Chefer(FromPasses):
             gradient = again.gradient
             if row is None:
                 row = again.weighed.new_zeros(gradient.shape[1])
-                row[place] = 1
+                row[position] = 1
             row = row.to(again.weighed.device)
-            row = row + _through(again, row, place)
+            row = row + _through(again, row, position)
         assert row is not None, "a model has layers"
-        row[place] -= 1
+        row[position] -= 1
         return row
 
 
-def _through(again: LayerAgain, row: Tensor, place: int) -> Tensor:
-    """r A' of a layer, (N,): a block of the rows up to `place`, which sees no later ones."""
+def _through(again: LayerAgain, row: Tensor, position: int) -> Tensor:
+    """r A' of a layer, (N,): a block of the rows up to `position`, which sees no later ones."""
     heads = again.query.shape[1]
-    size = max(1, BLOCK_BYTES // (4 * heads * (place + 1)))
-    first = int(row.nonzero()[0])  # in the last layer it is `place` alone
+    size = max(1, BLOCK_BYTES // (4 * heads * (position + 1)))
+    first = int(row.nonzero()[0])  # in the last layer it is `position` alone
     made = torch.zeros_like(row)
-    for low in range(first, place + 1, size):
-        high = min(low + size, place + 1)
+    for low in range(first, position + 1, size):
+        high = min(low + size, position + 1)
         key, value = again.key[:, :, :high], again.value[:, :, :high]
         mask = again.mask(low, high)
         weights = attention_rows(again.query[:, :, low:high], key, again.scale, mask, low)

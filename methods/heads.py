@@ -185,7 +185,7 @@ def sink_heads(
     share = torch.stack([sink_share(run).mean(0) for run in runs]).mean(0).numpy()
     mass = np.mean([_rows(run, None).sum(-1).mean(0) for run in runs], axis=0)
     found = np.argwhere((share >= least_share) & (mass >= least_mass)).tolist()
-    found.sort(key=lambda place: -share[tuple(place)])
+    found.sort(key=lambda head: -share[tuple(head)])
     chosen = tuple(
         HeadChoice(first.layers[layer], first.heads[head], float(mass[layer, head]),
                    float(share[layer, head]))
@@ -206,7 +206,7 @@ def best_heads(mass: np.ndarray, entropy: np.ndarray, count: int) -> list[tuple[
     """
     kept = (mass >= elbow(mass.ravel())) & np.isfinite(entropy)
     places = [(int(layer), int(head)) for layer, head in np.argwhere(kept)]
-    places.sort(key=lambda place: (entropy[place], -mass[place]))
+    places.sort(key=lambda head: (entropy[head], -mass[head]))
     return places[:count]
 
 

@@ -72,17 +72,17 @@ class Layers:
     def count(self) -> int:
         return len(self._stack.layers)
 
-    def gradient_at_top(self, place: int, objective: Callable[[Tensor], Tensor]) -> Tensor:
+    def gradient_at_top(self, position: int, objective: Callable[[Tensor], Tensor]) -> Tensor:
         """(1, N, D): gradient of what is made of the logits at one position, by the last layer's
         output."""
         top = self._top
         assert top is not None, "a pass was read"
         with torch.enable_grad():
-            state = top[0, place].detach().requires_grad_()
+            state = top[0, position].detach().requires_grad_()
             logits = self._stack.output_head(normed(self._stack, state[None]))[0]
             (gradient,) = torch.autograd.grad(objective(logits), state)
         made = torch.zeros_like(top)
-        made[0, place] = gradient
+        made[0, position] = gradient
         return made
 
     def again(self, layer: int, gradient: Tensor) -> LayerAgain:

@@ -69,19 +69,19 @@ class LocalisingHeads(Method):
 
     def _of_token(self, run: GenerationTrace, own: np.ndarray) -> np.ndarray:
         if self.chosen is not None:
-            places = [
+            heads = [
                 (run.layers.index(one.layer), run.heads.index(one.head))
                 for one in self.chosen.chosen[: self.best]
             ]
         else:
             mass = own.sum(-1)
             entropy = np.full(mass.shape, np.inf)
-            for place in zip(*np.nonzero(mass >= elbow(mass.ravel())), strict=True):
-                entropy[place] = spatial_entropy(own[place], run.layout)
-            places = best_heads(mass, entropy, self.best)
-        if not places:
+            for head in zip(*np.nonzero(mass >= elbow(mass.ravel())), strict=True):
+                entropy[head] = spatial_entropy(own[head], run.layout)
+            heads = best_heads(mass, entropy, self.best)
+        if not heads:
             return np.full(own.shape[-1], np.nan, dtype=np.float32)
-        made: np.ndarray = np.mean([own[place] for place in places], axis=0)
+        made: np.ndarray = np.mean([own[head] for head in heads], axis=0)
         return made
 
     def _foreign(self, run: GenerationTrace, given: HeadList) -> str | None:

@@ -85,10 +85,10 @@ class _Lens(Probe):
     show: str
 
     def begin(self, run: RunInfo) -> Reader:
-        return _Read(self)
+        return _LensReader(self)
 
 
-class _Read(Reader):
+class _LensReader(Reader):
     def __init__(self, lens: _Lens) -> None:
         self.looks = (At("block_out", None, lens.positions),)
         self._lens = lens

@@ -72,11 +72,11 @@ class _Chain(Probe):
     vision: torch.Tensor
     residual: float
 
-    def begin(self, run: RunInfo) -> _Rolled:
-        return _Rolled(self)
+    def begin(self, run: RunInfo) -> _RolloutReader:
+        return _RolloutReader(self)
 
 
-class _Rolled(Reader):
+class _RolloutReader(Reader):
     looks = (At("rows"),)
 
     def __init__(self, asked: _Chain) -> None:

@@ -64,16 +64,16 @@ def objective(logits: Tensor, token: int, of: Of) -> Tensor:
 def _of_token(
     passes: Passes, cache: DynamicCache, resume: Tensor, token: int, of: Of
 ) -> RowGradient:
-    handle, place = passes.handle, passes.position(token)
-    rows, scores = Rows(positions=(place,)), _Scores((At("queries_keys", None, (place,)),))
+    handle, position = passes.handle, passes.position(token)
+    rows, scores = Rows(positions=(position,)), _Scores((At("queries_keys", None, (position,)),))
     before = DynamicCache()
     for layer, kept in enumerate(cache.layers):
-        before.update(kept.keys[:, :, :place], kept.values[:, :, :place], layer)  # type: ignore[index, union-attr]
-    ids = torch.tensor([[passes.ids[place]]], device=handle.device)
+        before.update(kept.keys[:, :, :position], kept.values[:, :, :position], layer)  # type: ignore[index, union-attr]
+    ids = torch.tensor([[passes.ids[position]]], device=handle.device)
     with passes.attached([rows, scores], gradients=True) as session:
         handle.family.resume(handle.model, resume)
         logits = handle.model(input_ids=ids, past_key_values=before, use_cache=True).logits[0, -1]
-        seen = [session[rows][layer, place] for layer in range(handle.info.layers)]
+        seen = [session[rows][layer, position] for layer in range(handle.info.layers)]
         blocks = [block.values for block in session[rows].blocks]
         gradients = torch.autograd.grad(objective(logits, passes.answer[token], of), blocks)
     vision = passes.vision()

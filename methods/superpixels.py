@@ -32,8 +32,8 @@ def regions(image: Image.Image, grid: ImageGrid, count: int) -> np.ndarray:
     across = max(1, min(columns, -(-count // down)))
     at_y = (np.arange(down) + 0.5) * rows / down - 0.5
     at_x = (np.arange(across) + 0.5) * columns / across - 0.5
-    place = np.stack([y, x], axis=1).astype(np.float64)
-    features = np.concatenate([colour, place * COMPACT / step], axis=1)
+    position = np.stack([y, x], axis=1).astype(np.float64)
+    features = np.concatenate([colour, position * COMPACT / step], axis=1)
     starts = [round(a) * columns + round(b) for a in at_y for b in at_x]
     centres = features[np.clip(starts, 0, rows * columns - 1)]
     for _ in range(ROUNDS):

@@ -53,28 +53,30 @@ def footprint(settings: ModelSettings) -> Footprint:
         raise NotOnDiskError(f"The model {settings.model} is not on this machine.")
     config, family = read_configuration(settings, source)
     files = checked_files(settings, source, config, family)
-    device, dtype = where_and_how(settings, config)
-    place = str(device)
-    check_quantisation(settings.model, config, place, files.tensors)
+    device, dtype = device_and_dtype(settings, config)
+    device_name = str(device)
+    check_quantisation(settings.model, config, device_name, files.tensors)
     parameters = nbytes = 0
     for tensor in files.tensors.values():
         count = math.prod(tensor.shape)
         parameters += count
         # 8-bit floats need a GPU; elsewhere transformers turns them back into plain weights.
         plain = tensor.dtype in FLOATS or (
-            tensor.dtype.startswith("F8") and not place.startswith("cuda")
+            tensor.dtype.startswith("F8") and not device_name.startswith("cuda")
         )
         nbytes += count * (dtype.itemsize if plain else OTHERS.get(tensor.dtype, 1))
     return Footprint(parameters, nbytes, str(dtype).removeprefix("torch."), device)
 
 
-def where_and_how(settings: ModelSettings, config: Any = None) -> tuple[torch.device, torch.dtype]:
+def device_and_dtype(
+    settings: ModelSettings, config: Any = None
+) -> tuple[torch.device, torch.dtype]:
     """Device and number type of the weights; without a config as for one that names no type.
 
     Raises:
         ModelError: this machine has no such device.
     """
-    place = choose_device(settings.device)
-    if config is None and settings.dtype == "auto" and place != "cpu":
-        return torch.device(place), torch.bfloat16
-    return torch.device(place), choose_dtype(settings.dtype, config, place)
+    device_name = choose_device(settings.device)
+    if config is None and settings.dtype == "auto" and device_name != "cpu":
+        return torch.device(device_name), torch.bfloat16
+    return torch.device(device_name), choose_dtype(settings.dtype, config, device_name)

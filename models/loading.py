@@ -198,14 +198,16 @@ def load_model(
     source, commit = locate(settings, report)
     report("Reading its configuration", 0.15)
     config, family = read_configuration(settings, source)
-    place = choose_device(settings.device)
-    kind = choose_dtype(settings.dtype, config, place)
+    device_name = choose_device(settings.device)
+    weights_dtype = choose_dtype(settings.dtype, config, device_name)
     report("Reading tokenizer and image processor", 0.2)
     files = checked_files(settings, source, config, family)
-    check_quantisation(settings.model, config, place, files.tensors)
+    check_quantisation(settings.model, config, device_name, files.tensors)
     processor = _processor(settings, source, config, family)
     report("Loading the weights", 0.3)
-    loaded, unused = load_weights(settings, source, config, family, files, place, kind)
+    loaded, unused = load_weights(
+        settings, source, config, family, files, device_name, weights_dtype
+    )
     loaded.generation_config, generation_file = read_generation_file(source, config)
     name, revision = settings.model, commit or fingerprint(source, files.files)
     if adapter is not None:
@@ -369,8 +371,8 @@ def choose_device(choice: str) -> str:
             if torch.backends.mps.is_available()
             else "cpu"
         )
-    kind, _, index = choice.partition(":")
-    if kind == "cuda":
+    device_type, _, index = choice.partition(":")
+    if device_type == "cuda":
         count = torch.cuda.device_count()
         if not torch.cuda.is_available() or int(index or 0) >= count:
             raise ModelError(
@@ -378,18 +380,18 @@ def choose_device(choice: str) -> str:
                 "torch can use."
             )
         return f"cuda:{index or 0}"
-    if kind == "mps" and not torch.backends.mps.is_available():
+    if device_type == "mps" and not torch.backends.mps.is_available():
         raise ModelError("device is 'mps', but torch has no MPS on this machine.")
-    return kind
+    return device_type
 
 
-def choose_dtype(choice: DType, config: Any, place: str) -> torch.dtype:
+def choose_dtype(choice: DType, config: Any, device: str) -> torch.dtype:
     """The number type that the weights get: `auto` is float32 on a CPU, else the checkpoint's."""
     if choice != "auto":
         return {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}[
             choice
         ]
-    if place == "cpu":
+    if device == "cpu":
         return torch.float32
     own = getattr(config, "dtype", None) or getattr(config.get_text_config(), "dtype", None)
     # A quantised checkpoint may name its packed type, which nothing can be computed in.

@@ -53,14 +53,14 @@ def quantisation(config: Any) -> str | None:
 
 
 def check_quantisation(
-    name: str, config: Any, place: str, tensors: Mapping[str, StoredTensor]
+    name: str, config: Any, device: str, tensors: Mapping[str, StoredTensor]
 ) -> None:
     """Refuse a quantised checkpoint that cannot be loaded here, before anything large is read.
 
     Args:
         name: of the model, for the sentence.
         config: of the checkpoint.
-        place: the device that it shall go to.
+        device: where the weights go.
         tensors: the headers of its weight files.
 
     Raises:
@@ -90,11 +90,11 @@ def check_quantisation(
         )
     try:
         quantiser = AutoHfQuantizer.from_config(copy.deepcopy(about), pre_quantized=True)
-        quantiser.validate_environment(device_map={"": place}, weights_only=True)
+        quantiser.validate_environment(device_map={"": device}, weights_only=True)
     except Exception as error:
         # Each form checks versions and hardware in its own way, and raises what it likes.
         raise ModelError(
-            f"{name} is quantised with {method}, which cannot be used on {place} here: "
+            f"{name} is quantised with {method}, which cannot be used on {device} here: "
             f"{first_line(error)}"
         ) from error
 

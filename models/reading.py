@@ -23,8 +23,8 @@ def load_weights(
     config: Any,
     family: Family,
     files: WeightFiles,
-    place: str,
-    kind: torch.dtype,
+    device: str,
+    dtype: torch.dtype,
 ) -> tuple[PreTrainedModel, str]:
     """The model, in eval mode and without gradients, and a sentence on tensors of the files that
     are not part of it.
@@ -35,8 +35,8 @@ def load_weights(
         config: of the checkpoint.
         family: its adapter.
         files: from `models.weights.weight_files`.
-        place: device.
-        kind: number type.
+        device: where the weights go.
+        dtype: of the weights.
 
     Raises:
         ModelError: they do not fit into memory or the config, or are damaged or not complete.
@@ -45,8 +45,8 @@ def load_weights(
         model, notes = family.loader.from_pretrained(
             source,
             config=config,
-            dtype=kind,
-            device_map=_device_map(files, place),
+            dtype=dtype,
+            device_map=_device_map(files, device),
             attn_implementation="sdpa",
             use_safetensors=True,
             trust_remote_code=False,
@@ -59,7 +59,7 @@ def load_weights(
     except (torch.OutOfMemoryError, MemoryError) as error:
         torch.cuda.empty_cache()
         raise ModelError(
-            f"{settings.model} does not fit into the memory of {place}; choose a smaller "
+            f"{settings.model} does not fit into the memory of {device}; choose a smaller "
             "model, bfloat16, or another device."
         ) from error
     except Exception as error:
@@ -82,7 +82,7 @@ def load_weights(
         )
     if quantisation(config) is not None and getattr(model, "hf_quantizer", None) is None:
         for weight in model.parameters():  # turned back into plain ones, in the form's own type
-            weight.data = weight.data.to(kind)
+            weight.data = weight.data.to(dtype)
     _check_numbers(settings, model)
     return model.eval().requires_grad_(False), _unused(sorted(notes["unexpected_keys"]))
 
@@ -118,11 +118,11 @@ def _shape(sizes: Sequence[int]) -> str:
     return " x ".join(map(str, sizes))
 
 
-def _device_map(files: WeightFiles, place: str) -> dict[str, str] | str:
+def _device_map(files: WeightFiles, device: str) -> dict[str, str] | str:
     """Everything on one device; split over all GPUs (and the CPU) only where it does not fit on the
     one."""
-    if place.startswith("cuda"):
-        free, _ = torch.cuda.mem_get_info(place)
+    if device.startswith("cuda"):
+        free, _ = torch.cuda.mem_get_info(device)
         if files.nbytes * 1.1 > free:
             return "auto"
-    return {"": place}
+    return {"": device}

@@ -131,10 +131,10 @@ class ScoreBook:
             self._asked = where
             self._norms.clear()
         if dims not in self._norms:
-            place = dims, hidden.device
-            if place not in self._index:
-                self._index[place] = torch.tensor(dims, device=hidden.device)
-            self._norms[dims] = Norms.of(hidden.detach(), self._index[place])
+            key = dims, hidden.device
+            if key not in self._index:
+                self._index[key] = torch.tensor(dims, device=hidden.device)
+            self._norms[dims] = Norms.of(hidden.detach(), self._index[key])
         return self._norms[dims]
 
 

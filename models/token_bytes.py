@@ -29,9 +29,9 @@ def split_characters(tokenizer: Any, ids: Sequence[int], texts: Sequence[str]) -
     """
     found: dict[int, str] = {}
     group: list[int] = []
-    for place, text in enumerate(texts):
-        group.append(place)
-        if text == "" and place + 1 < len(texts):
+    for index, text in enumerate(texts):
+        group.append(index)
+        if text == "" and index + 1 < len(texts):
             continue
         if len(group) > 1 or text == "" or UNKNOWN in text:
             parts = {k: token_bytes(tokenizer, ids[k]) for k in group}

@@ -109,8 +109,8 @@ class Draw:
             ids.add(name)
         self.survey.check(self.source)
 
-    def _lowest(self, size: int, after: bytes, survey: Survey) -> _Kept:
-        kept = _Kept({}, [])
+    def _lowest(self, size: int, after: bytes, survey: Survey) -> _LowestRecords:
+        kept = _LowestRecords({}, [])
         for record in records_of(self.source, self.prompt, survey):
             if survey.rows % _CHECKED == 0:
                 self._look(survey.rows)
@@ -159,7 +159,7 @@ class Draw:
 
 
 @dataclass
-class _Kept:
+class _LowestRecords:
     """The records with the lowest places so far, and hashes of all that passed."""
 
     records: dict[bytes, Record]

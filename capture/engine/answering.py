@@ -159,7 +159,7 @@ def _answer(handle: ModelHandle, run: StepRun) -> StepsMade:
         key = _key(handle, run, session.acting, capacity, rule)
         kept = store_of(handle).take(key)
         step = kept or DecodeStep(handle, key, rule)
-        place, logits = _pass_prompt(handle, run, ids, step.cache)
+        position_ids, logits = _pass_prompt(handle, run, ids, step.cache)
     heads = handle.info.heads
     states = [state for acting in session.acting for state in acting.step_state(heads)]
     if kept is not None and not step.takes(states):
@@ -169,7 +169,7 @@ def _answer(handle: ModelHandle, run: StepRun) -> StepsMade:
     elif states:
         torch._foreach_copy_(list(step.states), states)
     with torch.no_grad(), seeded(run.settings.seed, handle.device):
-        step.begin(run.inputs.layout, place, logits, ids)
+        step.begin(run.inputs.layout, position_ids, logits, ids)
         rows = [session[probe] for probe in run.rows]
         landing = Landing(step.history, rows, run.inputs.layout.vision_tokens)
         driver = _Driver(handle, run, step, landing, processors, ids)
@@ -232,12 +232,12 @@ def _pass_prompt(
         What the model calls the next position, int64 ((axes,) B, 1), and the last logits (B,
         vocabulary).
     """
-    places: list[Tensor] = []
+    seen_ids: list[Tensor] = []
 
     def look(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         given = kwargs.get("position_ids")
         if given is not None:
-            places.append(given[..., -1:])
+            seen_ids.append(given[..., -1:])
 
     prefix = run.prefix
     if prefix is None:
@@ -254,12 +254,12 @@ def _pass_prompt(
         ).logits
     finally:
         hook.remove()
-    if places:
-        last = places[-1]
-        place = last.expand(*last.shape[:-2], run.batch, 1) + 1
+    if seen_ids:
+        last = seen_ids[-1]
+        position_ids = last.expand(*last.shape[:-2], run.batch, 1) + 1
     else:
-        place = torch.full((run.batch, 1), run.inputs.layout.length, device=handle.device)
-    return place, logits[:, -1].float()
+        position_ids = torch.full((run.batch, 1), run.inputs.layout.length, device=handle.device)
+    return position_ids, logits[:, -1].float()
 
 
 class _Driver:

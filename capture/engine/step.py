@@ -89,7 +89,7 @@ class DecodeStep:
             len(key.layers), shape.batch, len(key.heads), key.capacity, device=device
         )
         self.history = History(shape, key.block, key.capacity, device, key.mean)
-        self.place: Tensor | None = None
+        self.position_ids: Tensor | None = None
         self.logits: Tensor | None = None
         self.said: Tensor | None = None
         self.seen: Tensor | None = None
@@ -106,18 +106,20 @@ class DecodeStep:
             else torch.tensor(key.heads, device=device),
         )
 
-    def begin(self, layout: PromptLayout, place: Tensor, logits: Tensor, ids: Tensor) -> None:
+    def begin(
+        self, layout: PromptLayout, position_ids: Tensor, logits: Tensor, ids: Tensor
+    ) -> None:
         """Set the step behind a prompt that was passed through the model with `cache`.
 
         Args:
             layout: of the prompt.
-            place: what the model calls the next position: int64 ((axes,) B, 1).
+            position_ids: of the next token, int64 ((axes,) B, 1).
             logits: of the prompt's last position, (B, vocabulary).
             ids: int64 (B, N), the prompt.
         """
-        if self.place is None or self.place.shape != place.shape:
-            self.place, self.recording = torch.empty_like(place), None
-        self.place.copy_(place)
+        if self.position_ids is None or self.position_ids.shape != position_ids.shape:
+            self.position_ids, self.recording = torch.empty_like(position_ids), None
+        self.position_ids.copy_(position_ids)
         self.position.fill_(layout.length)
         self.history.begin(layout)
         if self.rule is not None and self.rule.penalty is not None:
@@ -170,7 +172,7 @@ class DecodeStep:
 
     def __call__(self) -> None:
         """The step itself."""
-        assert self.place is not None and self.logits is not None
+        assert self.position_ids is not None and self.logits is not None
         self.clock.begin_step()
         mask = self._plan.begin()
         asked: dict[str, Any] = {"input_ids": self.ids}
@@ -179,7 +181,7 @@ class DecodeStep:
         hidden = self._forward(
             **asked,
             attention_mask=mask,
-            position_ids=self.place,
+            position_ids=self.position_ids,
             past_key_values=self.cache,
             use_cache=True,
             **{PLAN_KEY: self._plan},
@@ -187,13 +189,20 @@ class DecodeStep:
         self.logits.copy_(self._stack.output_head(hidden[:, -1:])[:, -1])
         self.history.note(self.rows)
         self.position.add_(1)
-        self.place.add_(1)
+        self.position_ids.add_(1)
         if self.rule is not None:
             self.choose()
 
     def moving(self) -> list[Tensor]:
         """Whatever a step writes and the next one reads: to be put back after a trial."""
-        moving = [self.position, self.ids, self.history.slot, self.place, self.logits, self.said]
+        moving = [
+            self.position,
+            self.ids,
+            self.history.slot,
+            self.position_ids,
+            self.logits,
+            self.said,
+        ]
         moving += [self.seen, *self.states]
         return [tensor for tensor in moving if tensor is not None]
 
