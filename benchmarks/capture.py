@@ -147,7 +147,7 @@ def one_length(
     Args:
         handle: a loaded model.
         inputs: the prompt.
-        tokens: new tokens a run.
+        tokens: new tokens per run.
         repeats: rounds.
         warmups: most plain runs before the first round; None: what suits the device.
         left_out: names of ways that do not run.

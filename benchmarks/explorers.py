@@ -134,7 +134,7 @@ def _spread(times: list[list[float]], idle: list[list[float]]) -> dict[str, floa
 
 @dataclass
 class _Server:
-    """One app in a process of its own."""
+    """One app in its own process."""
 
     process: subprocess.Popen[str]
     about: dict[str, Any]

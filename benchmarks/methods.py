@@ -1,7 +1,7 @@
 """What explanation methods take, beside what they may: seconds with the bundled model, and memory.
 
 One token of an answer of 20 by each method, and the whole answer; then peaks of rollout and
-Chefer's relevance beside a plain forward pass, each in a process of its own (`benchmarks.memory`).
+Chefer's relevance beside a plain forward pass, each in its own process (`benchmarks.memory`).
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """How long the command line takes until it is at work, beside Python importing torch and
 transformers.
 
-Each way is a process of its own, all in turn in each round. What counts is the processor time of
+Each way is its own process, all in turn in each round. What counts is the processor time of
 the process, which other programs on the machine hardly change; the time by the clock stands beside
 it. The files are in the system's cache after a first round that is not counted.
 """

@@ -24,7 +24,7 @@ class _TokenId:
 
 @dataclass(frozen=True)
 class _GivenTokens:
-    """What `score_answer` takes of an answer."""
+    """The part of an answer that `score_answer` uses."""
 
     tokens: tuple[_TokenId, ...]
     finish: str = "given"
@@ -38,7 +38,7 @@ class _GivenTokens:
 def given_answer(
     handle: ModelHandle, inputs: PromptInputs, settings: GenerationSettings, text: str
 ) -> GenerationTrace:
-    """What the model thinks of a given answer to a prompt with an image.
+    """Score a given answer to a prompt with an image.
 
     Row t and probability t are those that generating token t after the same tokens would have had.
 

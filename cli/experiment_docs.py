@@ -35,7 +35,7 @@ RUNS: tuple[tuple[str, dict[str, Any], tuple[str, ...]], ...] = (
 
 
 def docs() -> None:
-    """Make docs/experiments.md anew: what the bundled model says, and its figures.
+    """Make docs/experiments.md again: what the bundled model says, and its figures.
 
     For a clone of the project; each part between two marks in the page is replaced.
     """

@@ -1,4 +1,4 @@
-"""One batch of answers: rows of prompts and methods, each behind the prefix of its own images."""
+"""One batch of answers: rows of prompts and methods, each after the prefix of its own images."""
 
 from __future__ import annotations
 
@@ -144,7 +144,7 @@ def begin_rows(
     Args:
         handle: a loaded model.
         rows: of the batch.
-        more: int64 (B, n), tokens behind the prompt of each row.
+        more: int64 (B, n), tokens after the prompt of each row.
     """
     first = rows[0].prefix
     prefix: Prefix | BatchPrefix = first

@@ -5,7 +5,7 @@ for every method and are made once (`capture.prefix`); questions about the same 
 too. What follows is one batch, a row a question and method (`evaluation.answering`), as many
 questions as fit a budget of tokens. A row of the plain model is left alone to the last bit.
 
-Methods whose sink dimensions differ run one group after the other behind the same keys, for a
+Methods whose sink dimensions differ run one group after the other after the same keys, for a
 prefix knows the scores by one set of dimensions.
 """
 
@@ -195,7 +195,7 @@ def _groups(handle: ModelHandle, methods: Sequence[Method]) -> list[tuple[Dims, 
 
 @dataclass(frozen=True)
 class _SharedPass:
-    """The pass over the images of one question, for those behind it about the same images.
+    """The pass over the images of one question, for those after it about the same images.
 
     Attributes:
         tokens: ids of the positions that it covers.

@@ -277,7 +277,7 @@ def lot_of(cluster: str) -> int:
 
 def items_of(prepared: Prepared, run: RunSettings) -> Iterator[Item]:
     """Questions and faulty rows, in the data's order, of the wanted parts, up to the limit. A row
-    that is too damaged to say of which part it is may be of these."""
+    that is too damaged to say about which part it is may be of these."""
     found = prepared.task.read(prepared.data)
     if run.parts:
         wanted = {*run.parts}

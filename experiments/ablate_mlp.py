@@ -38,7 +38,7 @@ ABLATED, DIRECTION, TOKENS = "ablated", "random direction", "random tokens"
 
 
 def check(handle: ModelHandle, settings: AblateMLPSettings, asked: StudySettings) -> None:
-    """Refuse, before any pass, no such layer or none behind it, too many neurons, one group."""
+    """Refuse, before any pass, no such layer or none after it, too many neurons, one group."""
     check_layer(handle, settings.layer, after=True)
     check_reference(asked)
     if settings.what == "direction":
@@ -201,7 +201,7 @@ def _findings(
 
 
 def _one_at_a_time(study: Study, effects: Effects, later: range) -> tuple[Table, Chart]:
-    """The span taken out of one later layer's input: what goes in that layer and behind it."""
+    """The span taken out of one later layer's input: what goes in that layer and after it."""
     found = {
         layer: effects.causal(str(layer), [], range(layer, study.layers)).removed for layer in later
     }

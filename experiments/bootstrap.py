@@ -72,7 +72,7 @@ class Resampling:
         """A statistic with its interval.
 
         Args:
-            statistic: of weights float64 (draws, S), one number a draw (draws,); NaN where a draw
+            statistic: of weights float64 (draws, S), one number per draw (draws,); NaN where a draw
                 gives none.
         """
         value = float(statistic(torch.ones(1, self.samples, dtype=torch.float64))[0])

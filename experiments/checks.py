@@ -13,7 +13,7 @@ def check_layer(handle: ModelHandle, layer: int, after: bool = False) -> None:
     Args:
         handle: of the model.
         layer: index.
-        after: there must be a layer behind it.
+        after: there must be a layer after it.
     """
     layers = handle.info.layers
     last = layers - (2 if after else 1)

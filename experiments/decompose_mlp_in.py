@@ -1,12 +1,12 @@
 """`decompose-mlp-in`: which direction of an MLP's input switches the top neurons on?
 
-For each top neuron j the gradient of z_j^2 at the sinks with respect to the MLP's input x (behind
+For each top neuron j the gradient of z_j^2 at the sinks with respect to the MLP's input x (after
 its norm), a row a sink token: G (n x D). SVD without centring: eigenvalues S^2 / n, v1 the first
 right vector, its sign such that the sinks lie above the reference. Q = orth[v1 of each neuron].
 
 Arms, at the sinks alone: x <- x - Q Q^T x; the same with a random span of the same rank, orthogonal
 to Q; the same at random ordinary tokens; and before an RMS norm with weight gamma, where
-U = Q / gamma, s <- s - U U^T (gamma^2 * s), which takes span(Q) out of what comes behind the norm.
+U = Q / gamma, s <- s - U U^T (gamma^2 * s), which takes span(Q) out of what comes after the norm.
 A LayerNorm centres and adds a bias, for which that is not defined: the arm is left out there.
 """
 
@@ -58,7 +58,7 @@ class Direction:
 
 
 def check(handle: ModelHandle, settings: DecomposeMLPInSettings, asked: StudySettings) -> None:
-    """Refuse, before any pass, no such layer or none behind it, too many neurons, one group, and
+    """Refuse, before any pass, no such layer or none after it, too many neurons, one group, and
     the projection before the norm where it is not defined."""
     check_layer(handle, settings.layer, after=True)
     check_reference(asked)

@@ -4,14 +4,14 @@ A map says where attention went; this says what the answer owes to a box. The mo
 answer again (teacher forcing), unchanged and without the box, and the change of each answer token's
 log-probability is compared with that of boxes of the same size elsewhere on the image. Two ways:
 
-- `cut`: every query behind the last image (question, template, answer so far) loses its attention
+- `cut`: every query after the last image (question, template, answer so far) loses its attention
   edges to the box's vision tokens, in every layer and head, before the softmax
   (`interventions.edges`). Keys and values up to the last image stay as they are, so that they are
   computed once and all boxes continue from them, many a forward pass. What the box's patches have
   told other patches inside the vision tower and the image's own rows stays, so this asks what is
   READ there, not what is SEEN there.
 - `grey`: the box's pixels become the image's mean colour (RGB, rounded), the processor resizes the
-  picture and the whole prompt is read anew. That takes what was seen there from everybody, also
+  picture and the whole prompt is read again. That takes what was seen there from everybody, also
   from patches next to it; it costs a pass of the vision tower a box. Resizing blurs its edge over
   about a pixel.
 

@@ -90,7 +90,7 @@ class RegionEffect:
         return f"{moved}. {self._beside(own, others, 'it')}"
 
     def sentence(self) -> str:
-        """What is to be said of the box and the whole answer, in plain words."""
+        """What is to be said about the box and the whole answer, in plain words."""
         return f"{self.headline()} {self.whole()}"
 
     def headline(self) -> str:

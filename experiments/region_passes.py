@@ -50,7 +50,7 @@ def cut(
 
 
 def without_pixels(handle: ModelHandle, asked: Answered, boxes: Sequence[Box | None]) -> Tensor:
-    """float32 (boxes, T) on the CPU: the whole prompt read anew, a picture a box."""
+    """float32 (boxes, T) on the CPU: the whole prompt read again, a picture a box."""
     read = [asked.inputs if box is None else _without(handle, asked.inputs, box) for box in boxes]
     answer_ids = torch.tensor([asked.answer[:-1]])
     tensors = []

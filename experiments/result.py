@@ -23,7 +23,7 @@ Kind = Literal["lines", "bars", "histogram", "heat"]
 
 
 def number(value: float) -> float | None:
-    """A float as JSON has it: None for what is no number."""
+    """A float as JSON has it: None for what is not a number."""
     return float(value) if math.isfinite(value) else None
 
 
@@ -78,7 +78,7 @@ class Chart:
     Attributes:
         name: of its files.
         title, x_label, y_label: texts.
-        kind: lines over x; bars, one a category x; histogram, whose x are the edges of the bins;
+        kind: lines over x; bars, one per category x; histogram, whose x are the edges of the bins;
             heat, a map whose rows are the series and whose columns are x.
         x: numbers or categories.
         series: what is drawn.

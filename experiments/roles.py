@@ -53,7 +53,7 @@ def chosen_tokens(settings: StudySettings, images: bool) -> tuple[Token, ...]:
 
 @dataclass(frozen=True)
 class Flags:
-    """Which vision tokens a prompt's sinks are.
+    """Which vision tokens are a prompt's sinks.
 
     Attributes:
         sinks: bool (V,).
@@ -73,7 +73,7 @@ def sinks_of(flagged: Tensor) -> Flags:
 
 
 def first_query(layout: PromptLayout) -> int:
-    """The first query whose attention counts: behind the last image; without images, the fifth."""
+    """The first query whose attention counts: after the last image; without images, the fifth."""
     return layout.grids[-1].after if layout.grids else FIRST_QUERY
 
 

@@ -95,7 +95,7 @@ def run_experiment(
 
 def _check_layers(handle: ModelHandle, settings: Any) -> None:
     """Refuse layers that the model does not have before any sample is passed through it; where a
-    layer must have one behind it, the experiment says so."""
+    layer must have one after it, the experiment says so."""
     layers = handle.info.layers
     for name in ("layer", "layers"):
         given = getattr(settings, name, None)

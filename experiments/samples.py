@@ -59,7 +59,7 @@ class Prompts:
     Attributes:
         samples: in order.
         source: where they come from, in words.
-        notes: what a user should know of them.
+        notes: what a user should know about them.
     """
 
     samples: tuple[AnySample, ...]

@@ -1,6 +1,6 @@
 """`scan`: where the sinks arise and what sets them apart, layer by layer.
 
-One pass a sample. For the chosen tokens, by layer: norms and spreads of keys (after norms and
+One pass per sample. For the chosen tokens, by layer: norms and spreads of keys (after norms and
 rotary embedding), values, residual stream and MLP output; the cosine of later queries with their
 keys; the attention they get. And where the sink arises: the first part (what enters layer 0, or a
 layer's attention or MLP) whose norm at the sink stands out.
@@ -32,7 +32,7 @@ SITES: dict[str, tuple[Site, ...]] = {
 
 
 class Scan:
-    """Sums over samples, by group: a few numbers a layer and the running sums of `Vectors`."""
+    """Sums over samples, by group: a few numbers per layer and the running sums of `Vectors`."""
 
     def __init__(self, study: Study, settings: ScanSettings) -> None:
         self._study, self._asked = study, settings

@@ -32,7 +32,7 @@ from sinkscope.models.sites import At
 from sinkscope.models.stack import TextStack
 
 ROWS = 32  # tokens whose logits exist at once
-LISTED = 3  # words a layer in the table
+LISTED = 3  # words per layer in the table
 
 
 def check(handle: ModelHandle, settings: SinkTokensSettings, asked: StudySettings) -> None:

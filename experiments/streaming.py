@@ -79,9 +79,9 @@ class Spread:
     """Norm and spread of vectors (n, D) with what their intervals need, of one layer and part.
 
     A resampled spread needs sums of directions (D numbers) that can be weighted one by one. Up to
-    `BLOCKS` samples there is one a sample; of more, neighbouring samples share one, two at a time,
-    then four, so that never more than `BLOCKS` are kept. What is resampled then are these blocks:
-    samples are independent, and so are blocks of them.
+    `BLOCKS` samples there is one per sample; of more, neighbouring samples share one, two at a
+    time, then four, so that never more than `BLOCKS` are kept. What is resampled then are these
+    blocks: samples are independent, and so are blocks of them.
     """
 
     def __init__(self) -> None:

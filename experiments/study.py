@@ -181,7 +181,7 @@ class Study:
         probes: Sequence[Probe] = (),
         interventions: Sequence[Intervention] = (),
     ) -> Pass:
-        """One pass of a sample, with its answer behind it where it has one.
+        """One pass of a sample, with its answer after it where it has one.
 
         Args:
             interventions: only without an answer.

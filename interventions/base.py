@@ -131,7 +131,7 @@ class Acting:
         return None
 
     def step_state(self, heads: int) -> Sequence[Tensor]:
-        """After the prompt: the tensors that `rows` reads and writes behind it, which stay the same
+        """After the prompt: the tensors that `rows` reads and writes after it, which stay the same
         ones, in an order that follows from `step_key`.
 
         Args:

@@ -31,7 +31,7 @@ from sinkscope.models.run_info import RunInfo
 class CutEdges(Intervention):
     """Cuts the attention of some queries to some keys.
 
-    Positions count from 0 over the prompt and the answer behind it (in a batch of prompts of
+    Positions count from 0 over the prompt and the answer after it (in a batch of prompts of
     different lengths: with the padding on the left).
 
     Attributes:
@@ -89,8 +89,8 @@ class _Cutting(Acting):
         self._made: tuple[object, Tensor | None] | None = None
 
     def mask(self, layer: int, queries: range, keys: int, device: torch.device) -> Tensor | None:
-        """bool (1 or B, 1, queries, keys), made once a pass for all layers; None where no query of
-        the pass is chosen."""
+        """bool (1 or B, 1, queries, keys), made once per pass for all layers; None where no query
+        of the pass is chosen."""
         what = (queries, keys, device)
         if self._made is None or self._made[0] != what:
             self._made = (what, self._mask(queries, keys, device))

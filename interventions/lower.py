@@ -57,7 +57,7 @@ class LowerAttention(Intervention):
         """See `Intervention.begin`.
 
         Raises:
-            ValueError: a key behind the prompt.
+            ValueError: a key after the prompt.
         """
         if max(self.keys) >= run.length:
             raise ValueError(

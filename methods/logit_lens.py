@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 @dataclass(frozen=True)
 class LogitLens(FromPasses):
     """The token's probability (or rank) where the output head reads a vision token's residual
-    stream behind each layer:
+    stream after each layer:
 
         p_lj(token) = softmax(W_U norm(x_lj))[token]
 

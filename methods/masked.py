@@ -1,10 +1,10 @@
 """Log-probabilities of the answer with parts of the image taken away, many questions a pass.
 
-Two ways. `edges`: every query behind the last image loses its attention edges to some vision
+Two ways. `edges`: every query after the last image loses its attention edges to some vision
 tokens, in all layers and heads, before the softmax (`interventions.edges`). Keys and values up to
 the last image are read once and shared. It asks what is READ there; what those patches have told
 others inside the vision tower and the image's own rows stays. `pixels`: the pixels of some cells
-become grey (127), and the whole prompt is read anew. It asks what is SEEN there, and costs a pass
+become grey (127), and the whole prompt is read again. It asks what is SEEN there, and costs a pass
 of the vision tower each.
 """
 
@@ -33,7 +33,7 @@ BATCH_TOKENS = {"cpu": 2048, "cuda": 16384}
 """Positions of all rows of a pass together; on a CPU larger passes leave its cache."""
 LOGIT_BYTES = 1 << 28  # float32 logits of a pass at most
 
-Cells = tuple[int, ...]  # of all images' maps, one behind the other (`PromptLayout.cells`)
+Cells = tuple[int, ...]  # of all images' maps, one after the other (`PromptLayout.cells`)
 
 
 @dataclass(frozen=True)

@@ -114,7 +114,7 @@ class Passes:
         prefix: Prefix | None = None,
         prompts: Sequence[PromptInputs] | None = None,
     ) -> Iterator[Session]:
-        """A session on the run's model, with the run's VAR behind `interventions`; arguments as
+        """A session on the run's model, with the run's VAR after `interventions`; arguments as
         `capture.session.attached`. It holds the handle's lock and names a full memory."""
         acting = list(interventions)
         if self.var is not None:

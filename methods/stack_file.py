@@ -24,7 +24,7 @@ def save_stack(stack: MapStack, path: Path, about: Mapping[str, Any] | None = No
     Args:
         stack: without its layout, which the run has.
         path: ending in .npz.
-        about: what else is to be known of it, as JSON can hold it.
+        about: what else is to be known about it, as JSON can hold it.
 
     Raises:
         OSError: the file cannot be written.

@@ -1,4 +1,4 @@
-"""What the output head says of hidden states about a few tokens, a few states at a time."""
+"""What the output head says about hidden states about a few tokens, a few states at a time."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def logits_of(stack: TextStack, states: Tensor, ids: Sequence[int]) -> Tensor:
 
     Args:
         stack: the model's.
-        states: (..., D), behind the final norm.
+        states: (..., D), after the final norm.
         ids: of the vocabulary.
     """
     head = Projection(stack.output_head)
@@ -57,7 +57,7 @@ def log_probabilities(stack: TextStack, states: Tensor, ids: Sequence[int]) -> T
 
     Args:
         stack: the model's.
-        states: (n, D), behind the final norm.
+        states: (n, D), after the final norm.
         ids: of the vocabulary.
     """
     size = max(1, BLOCK_BYTES // (4 * stack.unembedding.shape[0]))

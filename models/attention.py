@@ -15,7 +15,7 @@ The story of one forward pass:
    - decode (one query): the row is computed once and multiplied with V; it is the output, not an
      extra.
 
-A decode step over keys of fixed capacity has a plan of its own, `models.static_step.StepPlan`.
+A decode step over keys of fixed capacity has its own plan, `models.static_step.StepPlan`.
 
 Interventions change rows in the order in which the session lists them; whoever looks sees the
 result. No [heads, N, N] tensor exists at any point. Measured ratios: docs/LOG.md.
@@ -208,7 +208,7 @@ class _Prefill:
         return blocks
 
     def _with(self, output: Tensor, made: Sequence[tuple[range, Tensor]]) -> Tensor:
-        """The output with the blocks that were made anew; not written to."""
+        """The output with the blocks that were rebuilt; not written to."""
         if not made:
             return output
         parts, done = [], 0

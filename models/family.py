@@ -9,18 +9,18 @@ What everybody above relies on, besides the types here (`tests/models/test_fake_
 
 Tensors of a prompt. `input_ids` and `attention_mask` are (1, N). Every other tensor of shape (1, N)
 has one value a position and 0 for plain text (`mm_token_type_ids`): in a batch of prompts it is
-padded with 0 on the left, and 0 is put behind it for an answer. All others belong to the images and
+padded with 0 on the left, and 0 is put after it for an answer. All others belong to the images and
 are joined along their first axis, in the order of the batch.
 
 The model. It is called with these tensors, `past_key_values`, `use_cache` and `logits_to_keep`, by
-`generate` too; behind a prefix with `input_ids` and the cache alone, after `Family.resume` has put
+`generate` too; after a prefix with `input_ids` and the cache alone, after `Family.resume` has put
 back what the model keeps of positions outside the cache.
 
 Its text model (`TextStack.language_model`) is called once a forward pass: with `inputs_embeds` by
 keyword where the family sees images, else with `input_ids` by keyword or first; with
 `past_key_values`, `attention_mask` (B, keys) and `position_ids` ((axes,) B, N) by keyword where
 they are given. It hands keyword arguments that it does not know down to attention, and returns the
-hidden states behind its final norm first: `output_head` makes logits of them. Called again with the
+hidden states after its final norm first: `output_head` makes logits of them. Called again with the
 same keywords, other embeddings and a fresh cache, it gives the same for the same.
 
 Decoder layers take the hidden states first, or as `hidden_states`, and return them, or a tuple that
@@ -138,7 +138,7 @@ class PromptLayout:
         return sum(grid.rows * grid.columns for grid in self.grids)
 
     def on_cells(self, values: torch.Tensor, adds_up: bool = True) -> torch.Tensor:
-        """Values of all vision tokens (..., V) on the maps of all images, row-major, one behind the
+        """Values of all vision tokens (..., V) on the maps of all images, row-major, one after the
         other: (..., C). See `ImageGrid.on_cells`. The values themselves where cells are tokens."""
         if all(grid.plain and grid.views[0].frames == 1 for grid in self.grids):
             return values
@@ -236,7 +236,7 @@ class Processor(Protocol):
 
     @property
     def note(self) -> str:
-        """What a user should know of the files; "" where there is nothing."""
+        """What a user should know about the files; "" where there is nothing."""
         ...
 
 
@@ -284,7 +284,7 @@ class Family(Protocol):
 
     def load_processor(self, source: str, options: Mapping[str, Any]) -> Any:
         """Tokenizer, image processor and chat template of a folder; its `note` is what a user
-        should know of them."""
+        should know about them."""
         ...
 
     def most_pixels(self, processor: Any) -> int | None:
@@ -310,5 +310,5 @@ class Family(Protocol):
         ...
 
     def resume(self, model: PreTrainedModel, positions: torch.Tensor) -> None:
-        """Prepare the model to continue behind a prefix."""
+        """Prepare the model to continue after a prefix."""
         ...

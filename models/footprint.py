@@ -21,7 +21,7 @@ OTHERS = {"I64": 8, "I32": 4, "I16": 2}  # what a quantised file holds stays as 
 
 
 class NotOnDiskError(ModelError):
-    """A hub model that is not on this machine, so that nothing is known of it."""
+    """A hub model that is not on this machine, so that nothing is known about it."""
 
 
 @dataclass(frozen=True)

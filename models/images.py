@@ -100,7 +100,7 @@ def image_size(
         if image.format == "TIFF":  # whose size Pillow gives upright
             return width, height
         try:
-            # The class's own: that of a PNG decodes it to find EXIF data behind the pixels.
+            # The class's own: that of a PNG decodes it to find EXIF data after the pixels.
             orientation = Image.Image.getexif(image).get(ExifTags.Base.Orientation, 1)
         except Exception:  # a header that makes no sense turns nothing
             orientation = 1
@@ -170,7 +170,7 @@ def _read(
         path = Path(source)
         name = called(given or path.name)
         try:
-            # Asked before opening: opening a pipe would wait for ever.
+            # Asked before opening: opening a pipe would wait forever.
             regular = stat.S_ISREG(path.stat().st_mode)
             data = _first_bytes(path, limits.max_bytes + 1) if regular else b""
         except FileNotFoundError as error:

@@ -298,7 +298,8 @@ def _check_generation_values(settings: ModelSettings, config: Any) -> None:
 
 
 def _for_capture(config: Any) -> Any:
-    """Set back what a checkpoint says of how calls answer; captured runs decide that themselves."""
+    """Set back what a checkpoint says about how calls answer; captured runs decide that
+    themselves."""
     for part in (config, config.get_text_config()):
         part.return_dict = True
         part.output_attentions = part.output_hidden_states = False

@@ -93,7 +93,7 @@ class ForwardPlan:
     Attributes:
         layers: layer -> what is wanted there; a layer that is not in it is plain SDPA.
         step: position and number of the queries of the current forward pass.
-        prompt_length: a pass over several positions behind it is refused.
+        prompt_length: a pass over several positions after it is refused.
         batch: how many sequences are expected.
         gradients: rows that are seen are those that the output is made of, at prefill too, so that
             it can be differentiated by them.

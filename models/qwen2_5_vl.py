@@ -46,7 +46,7 @@ class QwenProcessor:
     tokenizer: PreTrainedTokenizerBase
     image_processor: Any
     template: ChatTemplate
-    note: str = ""  # what a user should know of the choice of template
+    note: str = ""  # what a user should know about the choice of template
     lock: threading.Lock = field(default_factory=threading.Lock, compare=False, repr=False)
 
     @property
@@ -210,7 +210,7 @@ class Qwen25VL:
         return cache, model.model.rope_deltas.clone()
 
     def resume(self, model: PreTrainedModel, positions: torch.Tensor) -> None:
-        """Continue behind a prefix: images make positions run ahead or behind by a fixed offset.
+        """Continue after a prefix: images make positions run ahead or behind by a fixed offset.
 
         transformers keeps that offset on the model between forward passes; whoever continues from a
         cache must put it back first, inside the handle's lock.

@@ -88,7 +88,7 @@ def load_weights(
 
 
 def _check_numbers(settings: ModelSettings, model: PreTrainedModel) -> None:
-    """Refuse weights that are no numbers, as a training that diverged leaves them."""
+    """Refuse weights that are not numbers, as a training that diverged leaves them."""
     # The sum of a tensor is finite if all of it is; sums wait on their device, to be read at once.
     sums: dict[torch.device, dict[str, torch.Tensor]] = {}
     for name, weight in model.named_parameters():

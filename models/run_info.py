@@ -45,7 +45,7 @@ class RunInfo:
 
     Attributes:
         model: sizes, dtype and device.
-        layouts: of the prompt, one a batch row.
+        layouts: of the prompt, one per batch row.
         length: prompt positions, with the padding of a batch of prompts (on the left).
         new_tokens: most positions that may follow the prompt.
         device: where inputs go.

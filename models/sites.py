@@ -21,7 +21,7 @@ A change at `block_in` or `block_out` changes the residual stream. One at `mlp_n
 changes what the MLP is given and leaves the residual stream beside it as it is; what attention adds
 to the stream is changed at `attn_out`.
 
-q and k are taken before rotary embedding (and behind the norms of queries and keys, where a family
+q and k are taken before rotary embedding (and after the norms of queries and keys, where a family
 has them: Qwen3) because a change made there reaches the key cache, so that
 later tokens see it as well; their norms are the same before and after. The rotated queries and keys
 that attention multiplies are the read-only site `queries_keys`.

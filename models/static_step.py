@@ -1,6 +1,6 @@
 """Attention of a decode step whose every tensor stays where it is, so that it can be recorded.
 
-Keys and values have a fixed capacity K; what is behind the current position is hidden by an added
+Keys and values have a fixed capacity K; what is after the current position is hidden by an added
 mask that follows from a position on the device. Nothing here reads the host.
 """
 

@@ -2,7 +2,7 @@
 
 Decoding tokens one by one is wrong for most tokenizers: byte-level ones split a character over
 tokens (each alone gives U+FFFD), others (Metaspace, WordPiece) put the blank between two words into
-how a token is decoded behind another. So a piece is what a token ADDS to the text before it, and
+how a token is decoded after another. So a piece is what a token ADDS to the text before it, and
 nothing is assumed of the tokenizer but `decode`. Only the last few tokens are decoded at a time.
 """
 

@@ -1,7 +1,7 @@
 """What of an image its vision tokens see: views, and the one grid that maps of the image are on.
 
 Families show an image in different ways: once as a whole, as tiles in rows with a thumbnail before
-or behind them, with marks between the rows. All of that is a list of views: the prompt positions of
+or after them, with marks between the rows. All of that is a list of views: the prompt positions of
 a view's tokens in reading order, and the box of the image that they cover. Nobody above `models`
 needs to know where in the prompt a patch is by counting from an offset.
 

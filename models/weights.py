@@ -25,7 +25,7 @@ ADAPTED = re.compile(r"\.(lora_|base_layer\.|modules_to_save\.|hada_w|lokr_w|oft
 
 @dataclass(frozen=True)
 class StoredTensor:
-    """What a weight file's header says of one tensor.
+    """What a weight file's header says about one tensor.
 
     Attributes:
         shape: sizes.
@@ -185,7 +185,7 @@ def inner_models(source: Path) -> list[str]:
 
 
 # What a folder without the weights that are read may hold instead, the most telling first: a
-# pattern of whole file names, and what to say of the first one.
+# pattern of whole file names, and what to say about the first one.
 _INSTEAD: tuple[tuple[str, str], ...] = (
     (
         r".*-\d{5}-of-\d{5}\.safetensors",

@@ -1,10 +1,10 @@
-"""One decode step: a function without arguments over tensors that stay where they are.
+"""One decode step: a function without arguments over fixed tensors.
 
     position, token -> text model over fixed keys, rows changed and kept -> logits -> probabilities
     -> the next token -> histories
 
-Nothing in it reads the host, so it can be recorded and replayed. What a run changes is written into
-its tensors before (`begin`).
+Nothing in it reads the host, so it can be recorded and replayed. Values that differ between runs
+are written into its tensors before (`begin`).
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from sinkscope.models.static_step import StepPlan
 
 @dataclass(frozen=True)
 class StepKey:
-    """All that is fixed in a step; runs that agree in it can share one.
+    """Everything that is fixed in a step; runs that agree in it can share one.
 
     Attributes:
         shape: what is kept of a token.
@@ -38,7 +38,7 @@ class StepKey:
         block: tokens of a history block.
         layers, heads: indices in the model that are kept.
         mean: the mean over the heads is kept.
-        choice: `Rule.key`; None where tokens are chosen behind the step.
+        choice: `Rule.key`; None where tokens are chosen after the step.
         changes: what changes rows (`Acting.step_key`); None is never equal to another run's.
         compiled: the text model is compiled.
     """
@@ -60,17 +60,19 @@ class DecodeStep:
     Args:
         handle: the model.
         key: what is fixed.
-        rule: how tokens are chosen; None: behind the step, by `take`.
+        rule: how tokens are chosen; None: after the step, by `take`.
 
     Attributes:
         cache: keys and values; the prompt is passed through the model with it.
-        clock: positions, for who changes rows; that of the run that made the step.
+        clock: positions, for the interventions on rows; that of the run that made the step.
         rows: float32 (L, B, H', K), of the newest token.
-        logits: float32 (B, vocabulary) of the newest position, where tokens are chosen behind.
-        said: float64 (B, n), what the host is told of the newest token (`choosing.weighed`).
-        states: tensors of who changes rows, in the order of `Acting.step_state`.
+        logits: float32 (B, vocabulary) of the newest position, where tokens are chosen after the
+            step.
+        said: float64 (B, n), what is copied to the host about the newest token
+            (`choosing.weighed`).
+        states: tensors of the interventions on rows, in the order of `Acting.step_state`.
         ran: whether it was run before, so that all of it is compiled.
-        recording: of this step, which `launch` replays; None: it runs anew each time.
+        recording: of this step, which `launch` replays; None: it is not recorded.
     """
 
     def __init__(self, handle: ModelHandle, key: StepKey, rule: Rule | None) -> None:
@@ -109,7 +111,7 @@ class DecodeStep:
     def begin(
         self, layout: PromptLayout, position_ids: Tensor, logits: Tensor, ids: Tensor
     ) -> None:
-        """Set the step behind a prompt that was passed through the model with `cache`.
+        """Set the step after a prompt that was passed through the model with `cache`.
 
         Args:
             layout: of the prompt.
@@ -134,7 +136,7 @@ class DecodeStep:
         self.clock.position = self.position
 
     def takes(self, states: Sequence[Tensor]) -> bool:
-        """Whether another run's values can be written into the tensors of who changes rows."""
+        """Whether another run's values can be written into the tensors of the interventions."""
         return [(t.shape, t.dtype) for t in states] == [(t.shape, t.dtype) for t in self.states]
 
     def changed_by(
@@ -144,8 +146,8 @@ class DecodeStep:
         clock: Clock,
         first: int,
     ) -> None:
-        """Who changes rows, the tensors that they read and write, the clock by which they know
-        positions, and the first position. A recording of others is let go."""
+        """Set the interventions on rows, the tensors that they read and write, the clock that gives
+        them positions, and the first position. A recording with others is dropped."""
         self.recording = None
         self._plan.changes, self._plan.first_position = changes, first
         self.states, self.clock = tuple(states), clock
@@ -194,7 +196,7 @@ class DecodeStep:
             self.choose()
 
     def moving(self) -> list[Tensor]:
-        """Whatever a step writes and the next one reads: to be put back after a trial."""
+        """Everything that a step writes and the next one reads: to be restored after a trial."""
         moving = [
             self.position,
             self.ids,
@@ -207,7 +209,7 @@ class DecodeStep:
         return [tensor for tensor in moving if tensor is not None]
 
     def end(self) -> None:
-        """The run is over; the cache takes a prompt again."""
+        """End the run; the cache accepts a prompt again."""
         self.cache.decode_at(None)
         self.clock.position = None
 

@@ -229,7 +229,7 @@ def answers_of(value: Any) -> tuple[str, ...]:
 
 
 def option_lines(options: Options) -> str:
-    """`A. x` and `B. y`, one a line."""
+    """`A. x` and `B. y`, one per line."""
     return "\n".join(f"{letter}. {said}" for letter, said in options)
 
 

@@ -191,7 +191,7 @@ def correct_rows_with_sinks(
     Returns:
         The output, and of each row that was corrected the mass moved (1, H, Q).
     """
-    sinks_there = sinks.cpu()  # one copy a layer says which columns are needed
+    sinks_there = sinks.cpu()  # one copy per layer says which columns are needed
     new, moved = output, {}
     for row, own in settings.items():
         judged = (

@@ -1,6 +1,6 @@
 """The correction of a prefill as a GPU wants it: few launches, and nothing read by the host.
 
-Which rows qualify, and whether a layer has any sink, is decided on the device. So all rows behind
+Which rows qualify, and whether a layer has any sink, is decided on the device. So all rows after
 the image are computed exactly, and a row that does not change gets a change of 0. The rows that a
 probe looks at come out of it as well.
 """

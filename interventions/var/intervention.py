@@ -46,7 +46,7 @@ class VAR(Intervention):
     """Visual Attention Redistribution.
 
     Attributes:
-        settings: one a batch row; None leaves that row alone, to the last bit.
+        settings: one per batch row; None leaves that row alone, to the last bit.
     """
 
     settings: tuple[VARSettings | None, ...]
@@ -101,7 +101,7 @@ class VARIntervention(Acting):
     """VAR for the rows of one batch.
 
     Args:
-        settings: one a batch row; None leaves that row alone, to the last bit.
+        settings: one per batch row; None leaves that row alone, to the last bit.
         vision: (N,) bool, which prompt positions are vision tokens, on any device; or (B, N), where
             rows have different prompts.
         layers: number of decoder layers of the model.
@@ -365,7 +365,7 @@ class VARIntervention(Acting):
 
         Args:
             row: of the batch.
-            answer_tokens: length of its answer; rows behind it, which go on until the longest
+            answer_tokens: length of its answer; rows after it, which go on until the longest
                 answer of the batch ends, do not count. None: all rows count.
 
         Raises:
@@ -393,7 +393,7 @@ class VARIntervention(Acting):
     def _rows_that_count(self, row: int, answer_tokens: int | None) -> slice:
         """Of the queries that may change, those of the row's own text and answer."""
         first = 0
-        if self._columns is not None:  # behind padding before the row's own text
+        if self._columns is not None:  # after padding before the row's own text
             first = int((~self._there[row, self._first_query :]).sum())
         if answer_tokens is None:
             return slice(first, None)

@@ -17,7 +17,7 @@ class Parameters:
     """The limits of all batch rows, on each device and in each dtype that asks for them.
 
     Args:
-        settings: one a batch row, None where VAR does not act; shared with who owns it.
+        settings: one per batch row, None where VAR does not act; shared with who owns it.
     """
 
     def __init__(self, settings: Sequence[VARSettings | None]) -> None:

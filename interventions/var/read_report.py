@@ -24,7 +24,7 @@ def read_report(
     """The report of one batch row.
 
     Args:
-        states: layer -> what is known of it.
+        states: layer -> what is known about it.
         settings: of the row.
         row: of the batch.
         vision, there: (N,) bool on the host: vision tokens, and what is no padding.

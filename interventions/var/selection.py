@@ -64,7 +64,7 @@ class Limits:
 class KeyGroups:
     """The groups of keys that the method tells apart, ready to be multiplied with attention rows.
 
-    Made once a layer and used at every decode step.
+    Made once per layer and used at every decode step.
 
     Attributes:
         masks: (B, 3, K) ones and zeros: the targets (vision tokens that are no sinks; they receive

@@ -1,4 +1,4 @@
-"""What VAR knows of each layer during a run, in tensors on the device that are made once.
+"""What VAR knows about each layer during a run, in tensors on the device that are made once.
 
 All layers of a device share one set of tensors, and each has its part of them as views: so a layer
 of the prefill writes into what is there with a few kernels, and reading everything back at the end
@@ -122,7 +122,7 @@ class DeviceState:
     def write(self, layer: int, norms: Norms, start: int) -> None:
         """Score the positions from `start` on, by what is known of (B, n) of them.
 
-        Sinks behind them, of an earlier pass, are forgotten.
+        Sinks after them, of an earlier pass, are forgotten.
         """
         state = self.layers[layer]
         stop = start + norms.peak.shape[1]
