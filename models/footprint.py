@@ -1,6 +1,6 @@
-"""What loading a model will take, read from its config and from the headers of its weight files.
+"""The memory that a model will need, read from its config and the headers of its weight files.
 
-No weight is read, so the answer is there in milliseconds, before anything is started.
+No weight is read, so it takes milliseconds.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from sinkscope.models.quantised import check_quantisation
 from sinkscope.models.source import ModelError, on_disk
 from sinkscope.models.weights import FLOATS
 
-OTHERS = {"I64": 8, "I32": 4, "I16": 2}  # what a quantised file holds stays as it is; else a byte
+OTHERS = {"I64": 8, "I32": 4, "I16": 2}  # quantised tensors keep their type; otherwise one byte
 
 
 class NotOnDiskError(ModelError):
@@ -26,7 +26,7 @@ class NotOnDiskError(ModelError):
 
 @dataclass(frozen=True)
 class Footprint:
-    """What the weights of a model will be.
+    """Size, type and device of a model's weights.
 
     Attributes:
         parameters: elements of all tensors in the files, shared ones once.
@@ -42,11 +42,11 @@ class Footprint:
 
 
 def footprint(settings: ModelSettings) -> Footprint:
-    """What `load_model` will take with these settings.
+    """What `load_model` will need with these settings.
 
     Raises:
         NotOnDiskError: it has to be fetched from the hub first.
-        ModelError: as `load_model` would, where that can be known without reading weights.
+        ModelError: as `load_model`, as far as that is known without reading weights.
     """
     source = on_disk(settings)
     if source is None:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class ModelInfo:
-    """Identity, sizes and place of a loaded model.
+    """Identity, sizes and device of a loaded model.
 
     Attributes:
         id: as the user asked for it.
