@@ -1,4 +1,4 @@
-"""A subspace taken out of what is at a site, for chosen tokens.
+"""A subspace removed from the values at a site, for chosen tokens.
 
     x <- x - U U^T (m * x)
 
@@ -49,7 +49,7 @@ class ProjectOut(Intervention):
 
 
 class _Projecting(Acting):
-    """`ProjectOut` at work: its matrices, once on each device and in each number type."""
+    """`ProjectOut` in a run: its matrices, once per device and dtype."""
 
     def __init__(self, at: At, basis: Tensor, metric: Tensor | None) -> None:
         self.edits = (at,)

@@ -1,4 +1,4 @@
-"""Which heads VAR may change, where it is limited to some."""
+"""Which heads VAR may change, if it is limited to some."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""What VAR did in one batch row, read off the device: a copy a kind, for all layers together."""
+"""What VAR did in one batch row, copied from the device: one copy per kind, for all layers
+together."""
 
 from __future__ import annotations
 
