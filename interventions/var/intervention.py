@@ -240,7 +240,7 @@ class VARIntervention(Acting):
         if last > self._capacity:
             raise ValueError(
                 f"The run has reached position {last - 1}, but only "
-                f"{self._capacity - self._prompt} tokens were expected after the prompt (new_tokens)."
+                f"{self._capacity - self._prompt} tokens were expected (new_tokens)."
             )
         may_change = None
         if first_position < self._first_query:
