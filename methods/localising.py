@@ -1,4 +1,4 @@
-"""The attention of the heads that localise: few heads carry where an object is."""
+"""The attention of the heads that localise: few heads encode where an object is."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ if TYPE_CHECKING:
 @dataclass(frozen=True)
 class LocalisingHeads(Method):
     """The mean over the `best` heads that localise, chosen for each token by its own row, or over
-    the heads of a list that was made of many runs (`methods.heads.localising_heads`).
+    the heads of a list made from many runs (`methods.heads.localising_heads`).
 
-    A head is kept whose image mass lies above the elbow of all heads' sorted masses; of those, the
-    ones with the lowest spatial entropy. Where no head has a spot, the map is missing.
+    Kept are heads whose image mass is above the elbow of all heads' sorted masses; of those, the
+    ones with the lowest spatial entropy. If no head has a spot, the map is missing.
 
     Attributes:
         best: how many heads.
-        chosen: take the first of this list instead.
+        chosen: use the first heads of this list instead.
     """
 
     best: int = 3
