@@ -1,6 +1,6 @@
-"""Charts drawn with matplotlib, fit for a paper: one quantity a figure, PNG and PDF.
+"""Charts drawn with matplotlib, suitable for a paper: one quantity per figure, PNG and PDF.
 
-Colours are those of `sinks.figures.style`; line style and marker tell the same things apart.
+Colours are those of `sinks.figures.style`; line style and marker distinguish the same groups.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ def draw(chart: Chart, about: str = "") -> Figure:
 
     Args:
         chart: what to draw.
-        about: small print: what it is of.
+        about: small print: model, samples and settings.
 
     Raises:
         ValueError: nothing in it is a number.

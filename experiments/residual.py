@@ -1,5 +1,5 @@
-"""The sink dimensions of the residual stream, layer by layer: what embedding, attention and MLP add
-at the sinks and beside them (`mlp-subspace --mlp residual`)."""
+"""The sink dimensions of the residual stream, layer by layer: the contributions of embedding,
+attention and MLP at the sinks and at other tokens (`mlp-subspace --mlp residual`)."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from sinkscope.experiments.result import Chart, Findings, Series, Table, numbers
 from sinkscope.experiments.study import Study
 from sinkscope.models.sites import Site
 
-FOUND = 2  # dimensions that are taken where no sink dimensions are known
+FOUND = 2  # number of dimensions if no sink dimensions are known
 SITES: tuple[Site, ...] = ("block_in", "attn_out", "mlp_out")
 
 
@@ -20,7 +20,7 @@ def follow_residual(study: Study, layer: int) -> Findings:
 
     Args:
         study: model and samples.
-        layer: at whose output they are looked for, where none are known.
+        layer: at whose output they are searched for, if none are known.
     """
     reference = study.reference
     study.plan(1 if study.dims else 2)

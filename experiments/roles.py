@@ -32,14 +32,14 @@ def group_names(tokens: Sequence[Token]) -> tuple[str, ...]:
 
 
 def chosen_tokens(settings: StudySettings, images: bool) -> tuple[Token, ...]:
-    """The groups that a study has.
+    """The groups of a study.
 
     Args:
         settings: may name them.
         images: whether the samples have images.
 
     Raises:
-        ValueError: a role of images, and there are none.
+        ValueError: a role of vision tokens, and there are no images.
     """
     if settings.tokens is None:
         return ("sinks", "ordinary", "first", "last") if images else ("first", "ordinary", "last")
@@ -80,8 +80,8 @@ def first_query(layout: PromptLayout) -> int:
 def groups(
     tokens: Sequence[Token], layout: PromptLayout, flags: Flags | None, seed: int
 ) -> tuple[dict[str, tuple[int, ...]], tuple[int, ...]]:
-    """Positions of each group in a prompt, and of the ordinary tokens, among which controls are
-    drawn and which the sinks have to stand out from.
+    """Positions of each group in a prompt, and of the ordinary tokens, from which controls are
+    drawn and the sinks must stand out.
 
     Args:
         tokens: which groups; the first is the sink.
