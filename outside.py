@@ -1,6 +1,6 @@
 """Files from outside, read so that none of them can hang, fill the memory or recurse.
 
-A regular file only (a pipe or a device would wait for ever), no more bytes than allowed, and no
+A regular file only (a pipe or a device would wait forever), no more bytes than allowed, and no
 text with more levels or values than allowed: looked at before it is parsed. What is wrong becomes
 one sentence that names the file by its name alone, for it is shown to whoever uses the page.
 """
@@ -123,7 +123,7 @@ def read_json(path: Path, what: str, bounds: Bounds = USUAL) -> Any:
         bounds: what it may have.
 
     Raises:
-        ValueError: it cannot be read, is beyond its bounds, or is no JSON.
+        ValueError: it cannot be read, is beyond its bounds, or is not JSON.
     """
     data = read_bytes(path, bounds.bytes, what)
     try:
@@ -140,7 +140,7 @@ def parse_json(text: str | bytes, bounds: Bounds = USUAL) -> Any:
         bounds: what it may have; its bytes are the caller's matter.
 
     Raises:
-        OutsideError: it is no JSON, or beyond its bounds; the text is the end of a sentence.
+        OutsideError: it is not JSON, or beyond its bounds; the text is the end of a sentence.
     """
     try:
         said = text.decode() if isinstance(text, bytes) else text

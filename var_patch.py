@@ -48,7 +48,7 @@ def patch(
     """VAR for one run.
 
     Args:
-        settings: one a batch row; None leaves that row plain.
+        settings: one per batch row; None leaves that row plain.
         layout: of the prompt, the same in every row.
         model: sizes to check against.
         new_tokens: most tokens that will be generated.

@@ -54,11 +54,11 @@ def capture(
     ] = None,
 ) -> None:
     """Our capture, plain SDPA, eager with hooks, and eager with output_attentions, side by side."""
-    from sinkscope.cli.common import mistakes_said_plainly
+    from sinkscope.cli.common import clear_errors
 
     # Read when the libraries load, which is below.
     os.environ["OMP_NUM_THREADS"] = os.environ["MKL_NUM_THREADS"] = str(threads)
-    with mistakes_said_plainly():
+    with clear_errors():
         wanted = prompt_lengths(lengths)
         check_folder(output)
         options = (tokens, repeats, threads, memory, warmups)
@@ -136,7 +136,7 @@ def one_length(
     Args:
         handle: a loaded model.
         inputs: the prompt.
-        tokens: new tokens a run.
+        tokens: new tokens per run.
         repeats: rounds.
         warmups: most plain runs before the first round; None: what suits the device.
         left_out: names of ways that do not run.

@@ -50,10 +50,10 @@ def evaluation(
     ] = None,
 ) -> None:
     """Several methods on the same questions against the plain model on them."""
-    from sinkscope.cli.common import mistakes_said_plainly
+    from sinkscope.cli.common import clear_errors
 
     os.environ["OMP_NUM_THREADS"] = os.environ["MKL_NUM_THREADS"] = str(threads)
-    with mistakes_said_plainly():
+    with clear_errors():
         check_folder(output)
         result = measure(model, device, dtype, questions, repeats, threads, batch_tokens)
         give(result, table(result), "evaluation", as_json, output)

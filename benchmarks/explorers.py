@@ -54,9 +54,9 @@ def explorers(
     ] = None,
 ) -> None:
     """Requests of explorers beside a running job, against the same without one."""
-    from sinkscope.cli.common import mistakes_said_plainly
+    from sinkscope.cli.common import clear_errors
 
-    with mistakes_said_plainly():
+    with clear_errors():
         check_folder(output)
         result = measure(rounds, threads, switch)
         give(result, table(result), "explorers", as_json, output)
@@ -130,7 +130,7 @@ def _spread(times: list[list[float]], idle: list[list[float]]) -> dict[str, floa
 
 @dataclass
 class _Server:
-    """One app in a process of its own."""
+    """One app in its own process."""
 
     process: subprocess.Popen[str]
     about: dict[str, Any]

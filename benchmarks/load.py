@@ -1,6 +1,6 @@
 """`python -m sinkscope.benchmarks load`: many clients at once, some of which vanish.
 
-The app runs in a process of its own, with the bundled model. Clients of the page and of the API
+The app runs in its own process, with the bundled model. Clients of the page and of the API
 ask, stop, open runs and want maps, and a fifth of them vanish again and again in the middle of a
 job. Beside them explorers ask at a steady rate. After a warm-up of the same kind memory, threads
 and handles are noted with nobody there, and at the end they are compared with that.
@@ -46,9 +46,9 @@ def load(
 
     The exit code is 1 where a check has failed.
     """
-    from sinkscope.cli.common import mistakes_said_plainly
+    from sinkscope.cli.common import clear_errors
 
-    with mistakes_said_plainly():
+    with clear_errors():
         check_folder(output)
         check_proc()
         wanted = LoadSettings(

@@ -1,7 +1,7 @@
 """What explanation methods take, beside what they may: seconds with the bundled model, and memory.
 
 One token of an answer of 20 by each method, and the whole answer; then peaks of rollout and
-Chefer's relevance beside a plain forward pass, each in a process of its own (`benchmarks.memory`).
+Chefer's relevance beside a plain forward pass, each in its own process (`benchmarks.memory`).
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import typer
 
 from sinkscope.benchmarks.options import Threads
 from sinkscope.benchmarks.output import check_folder, give
-from sinkscope.cli.common import mistakes_said_plainly
+from sinkscope.cli.common import clear_errors
 
 if TYPE_CHECKING:
     from sinkscope.capture.trace import GenerationTrace
@@ -43,7 +43,7 @@ def methods(
 ) -> None:
     """What each explanation method takes on the bundled model, beside what it may."""
     os.environ["OMP_NUM_THREADS"] = os.environ["MKL_NUM_THREADS"] = str(threads)
-    with mistakes_said_plainly():
+    with clear_errors():
         check_folder(output)
         result = measure(rounds, threads, memory)
         give(result, table(result), "methods", as_json, output)

@@ -82,10 +82,10 @@ def page(
     output: Annotated[Path | None, typer.Option(help="Folder for page.json and page.txt.")] = None,
 ) -> None:
     """The page: time to the first map, repaints, streaming, a large run, weight."""
-    from sinkscope.cli.common import mistakes_said_plainly
+    from sinkscope.cli.common import clear_errors
 
     os.environ.update(GRADIO_ANALYTICS_ENABLED="False", HF_HUB_OFFLINE="1")
-    with mistakes_said_plainly():
+    with clear_errors():
         check_folder(output)
         result = measure(Sizes())
         give(result, table(result), "page", as_json, output)

@@ -58,11 +58,11 @@ def sinks(
         Path | None, typer.Option(help="Folder for sinks.json and sinks.txt.")
     ] = None,
 ) -> None:
-    """Finding's one pass a sample against a plain forward pass of the same sample."""
-    from sinkscope.cli.common import mistakes_said_plainly
+    """Finding's one pass per sample against a plain forward pass of the same sample."""
+    from sinkscope.cli.common import clear_errors
 
     os.environ["OMP_NUM_THREADS"] = os.environ["MKL_NUM_THREADS"] = str(threads)
-    with mistakes_said_plainly():
+    with clear_errors():
         check_folder(output)
         from sinkscope.benchmarks.capture import prompt_lengths
 

@@ -62,10 +62,10 @@ def var(
     ] = None,
 ) -> None:
     """VAR at prefill and end to end, dense and ours; and comparing with the plain model."""
-    from sinkscope.cli.common import mistakes_said_plainly
+    from sinkscope.cli.common import clear_errors
 
     os.environ["OMP_NUM_THREADS"] = os.environ["MKL_NUM_THREADS"] = str(threads)
-    with mistakes_said_plainly():
+    with clear_errors():
         check_folder(output)
         from sinkscope.benchmarks.capture import prompt_lengths
 

@@ -40,7 +40,7 @@ PICTURES = (".png", ".pdf", ".svg")
 
 
 @contextmanager
-def mistakes_said_plainly() -> Iterator[None]:
+def clear_errors() -> Iterator[None]:
     """End the verb with one sentence instead of a traceback where the user can mend it."""
     try:
         yield
@@ -142,7 +142,7 @@ def job(label: str, length: int, kept: str, seconds: float | None = None) -> Ite
 
 @contextmanager
 def stoppable(running: Job, kept: str) -> Iterator[Job]:
-    """The same for a verb with a bar of its own: the job, with Ctrl-C as its Stop.
+    """The same for a verb with its own bar: the job, with Ctrl-C as its Stop.
 
     Args:
         running: the job, which begins here.
@@ -224,7 +224,7 @@ def say_stage(text: str) -> None:
 
 
 def say_engine(trace: GenerationTrace) -> None:
-    """One line on standard error, behind a run, where another engine made it than was asked for."""
+    """One line on standard error, after a run, where another engine made it than was asked for."""
     from sinkscope.capture.decoding import engine_words
 
     if said := engine_words(trace):

@@ -48,7 +48,7 @@ def compare(
 ) -> None:
     """Ask a model about an image without and with VAR, and show what VAR changed.
 
-    .html is a page of its own that replays the whole comparison in any browser. .png, .pdf and .svg
+    .html is its own page that replays the whole comparison in any browser. .png, .pdf and .svg
     are a figure of one token on the first image: baseline, VAR, difference. .json has the numbers.
     Printed are both answers, where they part, the change for each token, and what VAR did in each
     layer.
@@ -107,7 +107,7 @@ def with_heads_file(
     """The draft with the heads of a file that `--var-heads` names, and that list.
 
     Raises:
-        ValueError: the file is missing, or is no list of heads.
+        ValueError: the file is missing, or is not a list of heads.
     """
     said = draft.given.get("heads")
     if not isinstance(said, str) or not said.strip().lower().endswith(".json"):

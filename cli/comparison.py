@@ -84,7 +84,7 @@ def print_comparison(pair: Comparison) -> None:
     """Both answers, where they part, the numbers of each token, and what VAR did."""
     typer.echo(f"Baseline: {answer_of(pair.baseline)}")
     typer.echo(f"VAR:      {answer_of(pair.var)}\n")
-    for sentence in where_they_part(pair):
+    for sentence in difference_sentences(pair):
         typer.echo(sentence)
     typer.echo("")
     _print_tokens(pair)
@@ -93,13 +93,13 @@ def print_comparison(pair: Comparison) -> None:
     if not report.get("changed"):
         typer.secho(report.get("reason") or "VAR changed nothing.", fg="yellow", bold=True)
     else:
-        typer.echo(what_var_did(report))
+        typer.echo(var_sentence(report))
     for warning in report.get("warnings", ()):
         typer.secho(f"Warning: {warning}", fg="yellow", bold=True)
     _print_layers(report)
 
 
-def where_they_part(pair: Comparison) -> Iterator[str]:
+def difference_sentences(pair: Comparison) -> Iterator[str]:
     """The two texts, compared in words."""
     plain, changed, first = pair.baseline.tokens, pair.var.tokens, pair.first_difference
     if pair.same_text:
@@ -163,7 +163,7 @@ def _texts(pair: Comparison, t: int) -> str:
     return sides[0] if sides[0] == sides[1] else " | ".join(sides)
 
 
-def what_var_did(report: Mapping[str, Any]) -> str:
+def var_sentence(report: Mapping[str, Any]) -> str:
     """VAR's report in a sentence."""
     layers = report["layers"]
     acted = [layer for layer in layers if layer["moved"] > 0]

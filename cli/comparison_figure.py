@@ -65,10 +65,10 @@ def comparison_figure(pair: Comparison, tokens: Sequence[int], style: OverlaySty
         (f"VAR: {_words(pair, 1, tokens)}", overlay(image, changed, style, scale)),
         ("VAR − baseline", overlay(image, moved, style, signed)),
     ]
-    for place, (title, pixels) in zip(axes, panels, strict=True):
-        place.imshow(pixels, interpolation="none")
-        place.set_axis_off()
-        place.set_title(title, parse_math=False, family=fonts(), fontsize=12)
+    for axis, (title, pixels) in zip(axes, panels, strict=True):
+        axis.imshow(pixels, interpolation="none")
+        axis.set_axis_off()
+        axis.set_title(title, parse_math=False, family=fonts(), fontsize=12)
     _bar(drawn, style.colormap, axes[:2], scale.ticks)
     _bar(drawn, DIVERGING, axes[2:], ((0.5, "no difference"),) if signed.empty else signed.ticks)
     caption(drawn, _caption_lines(pair, tokens, plain, style, (scale, signed)), characters=150)
@@ -95,7 +95,7 @@ def _bar(drawn: Figure, colormap: str, axes: Any, ticks: Ticks) -> None:
         pad=0.03,
         aspect=40 if len(axes) > 1 else 20,
     )
-    bar.set_ticks([place for place, _ in ticks], labels=[text for _, text in ticks])
+    bar.set_ticks([position for position, _ in ticks], labels=[text for _, text in ticks])
     bar.set_label("attention mass" + ("" if len(axes) > 1 else ", VAR − baseline"), fontsize=9)
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from sinkscope.cli.common import check_output, mistakes_said_plainly, progress
+from sinkscope.cli.common import check_output, clear_errors, progress
 from sinkscope.utils import PROJECT, run_folder
 
 if TYPE_CHECKING:
@@ -56,7 +56,7 @@ def train(
     Takes about 125 minutes on one CPU core; a GPU runs the same code. The folder is written at the
     end of each stage, and the loss curve, training.png, beside the checkpoint.
     """
-    with mistakes_said_plainly():
+    with clear_errors():
         if threads is not None and threads < 1:
             raise ValueError(f"threads is {threads}; allowed: 1 or more.")
         import torch
@@ -94,7 +94,7 @@ def check(
     Answers and looking by itself, with VAR at its default settings, with VAR that leaves nothing on
     a sink (keep 0), and with the control: VAR at its default settings on random tokens.
     """
-    with mistakes_said_plainly():
+    with clear_errors():
         import torch
         from transformers.utils import logging
 
@@ -179,7 +179,7 @@ def examples(
     output: Annotated[Path, typer.Option(help="Folder.")] = EXAMPLES,
 ) -> None:
     """Draw the example pictures of the page, with their questions and true answers."""
-    with mistakes_said_plainly():
+    with clear_errors():
         from sinkscope.demo.examples import write_examples
 
         for path in write_examples(output):
@@ -195,7 +195,7 @@ def example(
 
     Baseline and VAR, computed by the bundled model on this machine; nothing in it is drawn by hand.
     """
-    with mistakes_said_plainly():
+    with clear_errors():
         from sinkscope.models.loading import load_model
         from sinkscope.web.runs.example import make_example
 
@@ -217,7 +217,7 @@ def scene(
     background: Annotated[str, typer.Option(help="any, texture or photo.")] = "any",
 ) -> None:
     """Draw the scene of a seed; print its objects, and questions with their answers, as JSON."""
-    with mistakes_said_plainly():
+    with clear_errors():
         check_output(output)
         if output.suffix.lower() != ".png":
             raise ValueError(f"output is {str(output)!r}; allowed: a .png file.")
@@ -250,7 +250,7 @@ def looks(
     head: Annotated[int | None, typer.Option(help="Left out: the best head.")] = None,
 ) -> None:
     """Draw a dozen scenes with one head's map for the first thing that the model names in each."""
-    with mistakes_said_plainly():
+    with clear_errors():
         check_output(output)
         from sinkscope.cli.demo_looks import draw_looks
 

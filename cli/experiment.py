@@ -63,7 +63,7 @@ def side_by_side(
     """Causal experiments on attention sinks, or two of them side by side."""
     if compare is None:
         return
-    with common.mistakes_said_plainly():
+    with common.clear_errors():
         _check_folder(output)
         from sinkscope.experiments.compare import compare as joined
         from sinkscope.experiments.result import Result

@@ -35,11 +35,11 @@ RUNS: tuple[tuple[str, dict[str, Any], tuple[str, ...]], ...] = (
 
 
 def docs() -> None:
-    """Make docs/experiments.md anew: what the bundled model says, and its figures.
+    """Make docs/experiments.md again: what the bundled model says, and its figures.
 
     For a clone of the project; each part between two marks in the page is replaced.
     """
-    with common.mistakes_said_plainly():
+    with common.clear_errors():
         page = PROJECT / "docs" / "experiments.md"
         if not (PROJECT / "src" / "sinkscope").is_dir() or not page.is_file():
             raise ValueError("docs/experiments.md is not here; this is for a clone of SinkScope.")

@@ -57,7 +57,7 @@ def heatmap(
     that token's overlay at the photo's own resolution. Printed are the answer and, for each token,
     the share of its attention that was on the image.
 
-    With --image the question is about several images; each gets a picture of its own, with the
+    With --image the question is about several images; each gets its own picture, with the
     image's number, from 0, in the file's name.
     """
     from sinkscope.cli import many  # late, like all that is not needed for --help

@@ -17,7 +17,7 @@ from typing import Annotated, Any, Generic, Literal, TypeVar, get_args, get_orig
 
 import typer
 
-from sinkscope.cli.common import mistakes_said_plainly
+from sinkscope.cli.common import clear_errors
 from sinkscope.setting import LISTS, REQUIRED, Setting, index_list, offered, read
 
 S = TypeVar("S")
@@ -87,7 +87,7 @@ def verb(function: Callable[..., None]) -> Callable[..., None]:
 
     @functools.wraps(function)
     def call(**given: Any) -> None:
-        with mistakes_said_plainly():
+        with clear_errors():
             made: dict[str, Any] = {}
             for name, (cls, draft, settings) in asked.items():
                 said = {one: given.pop(one.name) for one in settings}

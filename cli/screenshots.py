@@ -14,7 +14,7 @@ from typing import Annotated, Any
 
 import typer
 
-from sinkscope.cli.common import mistakes_said_plainly
+from sinkscope.cli.common import clear_errors
 from sinkscope.utils import PROJECT
 
 FOLDER = PROJECT / "docs" / "images"
@@ -35,7 +35,7 @@ def screenshots(
     ] = None,
 ) -> None:
     """Take the pictures in docs/images: first view in light, dark and narrow, and a question."""
-    with mistakes_said_plainly():
+    with clear_errors():
         chromium = next((found for name in CHROMIUM if (found := shutil.which(name))), None)
         if chromium is None:
             raise ValueError(f"There is no Chromium on this machine ({', '.join(CHROMIUM)}).")

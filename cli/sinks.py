@@ -62,7 +62,7 @@ def find(
         str | None, typer.Option(help="Model name in the profile. Left out: as it was loaded.")
     ] = None,
 ) -> None:
-    """Find the sink dimensions of a model: one forward pass a sample, then decide.
+    """Find the sink dimensions of a model: one forward pass per sample, then decide.
 
     Printed are the candidates, those taken first, and the threshold tau with what it flags. Exit
     code 3 says that no sinks were found; then no profile is written.

@@ -212,8 +212,8 @@ def _arises(found: Findings, layer: int) -> str:
 def _table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     """Columns as wide as they need; numbers to the right, the first and last to the left."""
     columns = [
-        Column(head, left=place == 0 or not _number_like(rows, place))
-        for place, head in enumerate(heads)
+        Column(head, left=index == 0 or not _number_like(rows, index))
+        for index, head in enumerate(heads)
     ]
     print_table(columns, rows)
 

@@ -41,14 +41,14 @@ def plain_table(columns: Sequence[Column], rows: Sequence[Sequence[str]]) -> lis
     heads = [([""] * deep + column.name.split("\n"))[-deep:] for column in columns]
     last = len(columns) - 1
     wide = [
-        max(map(len, [*head, *(row[place] for row in rows)])) if place < last else 0
-        for place, head in enumerate(heads)
+        max(map(len, [*head, *(row[index] for row in rows)])) if index < last else 0
+        for index, head in enumerate(heads)
     ]
 
     def line(cells: Sequence[str]) -> str:
         made = (
-            cell.ljust(wide[place]) if column.left or place == last else cell.rjust(wide[place])
-            for place, (column, cell) in enumerate(zip(columns, cells, strict=True))
+            cell.ljust(wide[index]) if column.left or index == last else cell.rjust(wide[index])
+            for index, (column, cell) in enumerate(zip(columns, cells, strict=True))
         )
         return "  ".join(made).rstrip()
 
@@ -63,12 +63,12 @@ def _print_rich(columns: Sequence[Column], rows: Sequence[Sequence[str]]) -> Non
 
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     last = len(columns) - 1
-    for place, column in enumerate(columns):
-        at_left = column.left or place == last
+    for index, column in enumerate(columns):
+        at_left = column.left or index == last
         table.add_column(
             Text(column.name),
             justify="left" if at_left else "right",
-            no_wrap=place != last,
+            no_wrap=index != last,
             overflow="fold",
         )
         if column.bar:

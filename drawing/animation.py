@@ -48,7 +48,7 @@ def animate(
         seconds: that a frame is shown.
         width: of a frame in pixels; by default 400 for each panel and 160.
         idle: the second side was to change something and changed nothing.
-        made: a line that says what made it; by default what the traces say of it.
+        made: a line that says what made it; by default what the traces say about it.
         on_frame: called with the number of frames that are done, and of all.
 
     Raises:

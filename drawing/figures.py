@@ -70,7 +70,9 @@ def figure(
         ScalarMappable(Normalize(0, 1), bar_colours(scale, style.colormap)),
         cax=axes.inset_axes((1.02, 0, 0.04, 1)),
     )
-    bar.set_ticks([place for place, _ in scale.ticks], labels=[text for _, text in scale.ticks])
+    bar.set_ticks(
+        [position for position, _ in scale.ticks], labels=[text for _, text in scale.ticks]
+    )
     bar.set_label(patch_map.unit)
     lines = [patch_map.label, f"{scale.words}; normalisation: {patch_map.normalisation}"]
     if share is not None:

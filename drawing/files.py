@@ -35,7 +35,7 @@ class Drawing:
             animation all from `first` on. A figure shows their mean.
         window, seconds, width: of an animation, as in `drawing.animation.animate`.
         idle: the second side was to change something and changed nothing.
-        made: of an animation, what made it (`drawing.made`); empty: what the traces say of it.
+        made: of an animation, what made it (`drawing.made`); empty: what the traces say about it.
     """
 
     view: View = field(default_factory=View)

@@ -124,7 +124,7 @@ def methods_figure(sheet: Sheet, style: OverlayStyle | None = None) -> Figure:
         axes.set_title(one.method.label, parse_math=False, fontsize=10)
         colours = ScalarMappable(Normalize(0, 1), bar_colours(scale, style.colormap))
         bar = above.colorbar(colours, ax=axes, fraction=0.05, pad=0.02)
-        places = [place for place, _ in scale.ticks]
+        places = [position for position, _ in scale.ticks]
         bar.set_ticks(places, labels=[text for _, text in scale.ticks])
         bar.ax.tick_params(labelsize=6)
         bar.set_label(patches.unit, fontsize=7)

@@ -239,9 +239,9 @@ def _sampling(edges: Edges, size: int, smooth: bool, part: slice = slice(None)) 
     if not smooth:
         cell = np.clip(np.searchsorted(edges, centres, side="right") - 1, 0, last)
         return cell, cell, np.zeros(len(centres), np.float32)
-    place = np.clip(centres * (last + 1) / size - 0.5, 0, last)
-    cell = place.astype(np.intp)
-    return cell, np.minimum(cell + 1, last), (place - cell).astype(np.float32)
+    at = np.clip(centres * (last + 1) / size - 0.5, 0, last)
+    cell = at.astype(np.intp)
+    return cell, np.minimum(cell + 1, last), (at - cell).astype(np.float32)
 
 
 def _sample(cells: Cells, down: _Sampling, across: _Sampling, smooth: bool) -> Cells:

@@ -56,7 +56,7 @@ class Panel:
 
 
 @dataclass(frozen=True)
-class _Look:
+class _PanelSpec:
     """One panel to be: whose map, of which layers, and its marks."""
 
     label: str
@@ -152,7 +152,7 @@ class Painter:
 
     def _panel(
         self,
-        look: _Look,
+        look: _PanelSpec,
         tokens: list[int],
         patches: PatchMap | None,
         scale: Scaling | None,
@@ -207,7 +207,7 @@ class Painter:
         return Panel("Difference", numbers, pixels, "", DIVERGING, scale.ticks, words, scale)
 
 
-def _looks(side: Side, view: View, width: int) -> list[_Look]:
+def _looks(side: Side, view: View, width: int) -> list[_PanelSpec]:
     photo = _photo(side.trace.images[view.image], width, view)
     made = []
     for layer in view.each or (None,):
@@ -216,7 +216,7 @@ def _looks(side: Side, view: View, width: int) -> list[_Look]:
         sinks = sinks_of(side.rows, own) if view.sinks else ()
         treated = treated_of(side.trace, own) if view.sinks else ()
         label = ", ".join(word for word in words if word)
-        made.append(_Look(label, side, own, photo, sinks, treated))
+        made.append(_PanelSpec(label, side, own, photo, sinks, treated))
     return made
 
 

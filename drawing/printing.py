@@ -43,7 +43,7 @@ def _printer(process: int) -> ThreadPoolExecutor:
     """The one thread that prints; a fork has none yet, so it is asked for by its process.
 
     One figure at a time, for matplotlib takes the kind of font from settings that all threads
-    share. Always the same thread, for matplotlib opens its fonts anew in each and keeps the files
+    share. Always the same thread, for matplotlib opens its fonts again in each and keeps the files
     open, and a server's threads come and go.
     """
     return ThreadPoolExecutor(1, thread_name_prefix="figures")

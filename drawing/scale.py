@@ -40,7 +40,7 @@ class Scaling:
         low, high: values at the two ends of the bar; those beyond get the end's colour. Both 0
             where there is nothing to see: no value is above 0 (`signed`: all are 0).
         over: how many values of the pool lie beyond the ends.
-        ticks: (place from 0 to 1, text) on the bar.
+        ticks: (position from 0 to 1, text) on the bar.
         words: what the scale does, in words.
         ordered: all values in rising order, of `rank` alone.
     """
@@ -79,15 +79,15 @@ class Scaling:
                 places = (inside - self.low) / (self.high - self.low)
         return np.where(np.isnan(given), np.nan, places)
 
-    def value(self, place: float) -> float:
-        """The value that has this place on the bar."""
+    def value(self, position: float) -> float:
+        """The value at this position on the bar."""
         if self.empty:
             return 0.0
         if self.kind == "rank":
-            return float(self.ordered[math.floor(place * (len(self.ordered) - 1) + 0.5)])
+            return float(self.ordered[math.floor(position * (len(self.ordered) - 1) + 0.5)])
         if self.kind == "log":
-            return float(self.low * (self.high / self.low) ** place)
-        return self.low + (self.high - self.low) * place
+            return float(self.low * (self.high / self.low) ** position)
+        return self.low + (self.high - self.low) * position
 
 
 def percent(share: float) -> str:
@@ -155,8 +155,10 @@ def scaling(
         ticks = _ticks(kind, 0.0, top, over, said)
         if not over:
             return Scaling(kind, 0.0, top, 0, ticks, "percentile clip: linear, nothing clipped")
-        place = 100 * (len(pool) - over) / len(pool)
-        words = f"percentile clip: linear to the {place:.1f}th percentile; {_strongest(over)} above"
+        position = 100 * (len(pool) - over) / len(pool)
+        words = (
+            f"percentile clip: linear to the {position:.1f}th percentile; {_strongest(over)} above"
+        )
         return Scaling(kind, 0.0, top, over, ticks, words)
     if kind == "log":
         low = high / 10**DECADES

@@ -25,7 +25,7 @@ HELPERS = (
 )
 COLOUR = ("Color Emoji", "Colour Emoji")  # whose glyphs are pictures, which nothing here can draw
 SQUARE = "\u25a1"  # which `OWN` has
-JOINERS = {0x200D, 0xFE0E, 0xFE0F}  # between and behind emoji; nothing is lost without them
+JOINERS = {0x200D, 0xFE0E, 0xFE0F}  # between and after emoji; nothing is lost without them
 NAMED = 6  # characters that a sentence names
 
 

@@ -1,4 +1,4 @@
-"""One batch of answers: rows of prompts and methods, each behind the prefix of its own images."""
+"""One batch of answers: rows of prompts and methods, each after the prefix of its own images."""
 
 from __future__ import annotations
 
@@ -99,14 +99,14 @@ def answer_rows(
     made = []
     for index, row in enumerate(rows):
         said = session[tokens[index]].finished()
-        finish = ending.finish(index)
+        finish_reason = ending.finish_reason(index)
         changed, moved = 0.0, 0.0
         if row.method.var is not None:
-            changed, moved = what_var_did(session[var], index, len(said))
+            changed, moved = var_activity(session[var], index, len(said))
         made.append(
             Answer(
-                "".join(token.text for token in (said[:-1] if finish == "end" else said)),
-                finish,
+                "".join(token.text for token in (said[:-1] if finish_reason == "end" else said)),
+                finish_reason,
                 tuple(math.log(max(token.probability, _SMALLEST)) for token in said),
                 None,
                 changed,
@@ -123,7 +123,7 @@ def var_of(rows: Sequence[Row]) -> VAR:
     return VAR(tuple(row.method.var for row in rows))
 
 
-def what_var_did(acting: VARIntervention, row: int, tokens: int) -> tuple[float, float]:
+def var_activity(acting: VARIntervention, row: int, tokens: int) -> tuple[float, float]:
     """Share of rows changed and mean mass moved, in the mean of the layers in which VAR may act, of
     a batch row whose answer has so many tokens."""
     layers = acting.report(row, tokens).layers
@@ -144,7 +144,7 @@ def begin_rows(
     Args:
         handle: a loaded model.
         rows: of the batch.
-        more: int64 (B, n), tokens behind the prompt of each row.
+        more: int64 (B, n), tokens after the prompt of each row.
     """
     first = rows[0].prefix
     prefix: Prefix | BatchPrefix = first

@@ -5,7 +5,7 @@ for every method and are made once (`capture.prefix`); questions about the same 
 too. What follows is one batch, a row a question and method (`evaluation.answering`), as many
 questions as fit a budget of tokens. A row of the plain model is left alone to the last bit.
 
-Methods whose sink dimensions differ run one group after the other behind the same keys, for a
+Methods whose sink dimensions differ run one group after the other after the same keys, for a
 prefix knows the scores by one set of dimensions.
 """
 
@@ -106,7 +106,7 @@ def ask(
         RunOutOfMemoryError: the device is full.
     """
     made: list[tuple[Answer, ...]] = []
-    shared: _Shared | None = None
+    shared: _SharedPass | None = None
     followed = bool(ready) and ready[0].asked.settings.decoding == "checkpoint"
     if followed and "max_length" in checkpoint_decoding(handle).values:
         batch_tokens = 0  # it counts each prompt's own tokens
@@ -117,7 +117,7 @@ def ask(
             passed: list[Mapping[Dims, Prefix]] = []
             for one in batch:
                 if shared is None or not shared.fits(one):
-                    shared = _Shared.of(handle, one, [dims for dims, _ in groups])
+                    shared = _SharedPass.of(handle, one, [dims for dims, _ in groups])
                 passed.append(shared.of_prompt(one.inputs))
             answers = _of_batch(handle, batch, methods, groups, passed)
         seconds = (time.perf_counter() - began) / (len(batch) * len(methods))
@@ -164,8 +164,8 @@ def _of_batch(
         if drafts is not None and rows:
             questions = [index for index, _ in rows]
             said = check_rows(handle, settings, list(rows.values()), questions, drafts)
-            made |= {place: one for place, one in zip(rows, said, strict=True) if one is not None}
-            rows = {place: row for place, row in rows.items() if place not in made}
+            made |= {key: one for key, one in zip(rows, said, strict=True) if one is not None}
+            rows = {key: row for key, row in rows.items() if key not in made}
         if rows:
             answers, _ = answer_rows(handle, settings, list(rows.values()))
             made |= dict(zip(rows, answers, strict=True))
@@ -194,8 +194,8 @@ def _groups(handle: ModelHandle, methods: Sequence[Method]) -> list[tuple[Dims, 
 
 
 @dataclass(frozen=True)
-class _Shared:
-    """The pass over the images of one question, for those behind it about the same images.
+class _SharedPass:
+    """The pass over the images of one question, for those after it about the same images.
 
     Attributes:
         tokens: ids of the positions that it covers.
@@ -208,7 +208,7 @@ class _Shared:
     prefixes: Mapping[Dims, Prefix]
 
     @staticmethod
-    def of(handle: ModelHandle, one: Ready, wanted: Sequence[Dims]) -> _Shared:
+    def of(handle: ModelHandle, one: Ready, wanted: Sequence[Dims]) -> _SharedPass:
         """Pass the prompt up to its last vision token through the model, scored by every set of
         dimensions; and by the profile's, for the plain model."""
         sets = list(dict.fromkeys(wanted))
@@ -216,7 +216,7 @@ class _Shared:
             sets.append(handle.profile.dims)
         prefixes = forward_prefixes(handle, one.inputs, sets)
         length = next(iter(prefixes.values())).length
-        return _Shared(one.inputs.token_ids[:length], one.asked.image_part(), prefixes)
+        return _SharedPass(one.inputs.token_ids[:length], one.asked.image_part(), prefixes)
 
     def fits(self, one: Ready) -> bool:
         """Whether a prompt begins with the very same tokens and images."""

@@ -73,7 +73,7 @@ class Faulty:
 
 @dataclass(frozen=True)
 class Judgement:
-    """What a judge says of one answer.
+    """What a judge says about one answer.
 
     Attributes:
         score: from 0 to 1; what a wrong or unparsable answer counts is the judge's to say.

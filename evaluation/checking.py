@@ -1,6 +1,6 @@
 """Whether a method says what the plain model said: one pass over that answer, nothing generated.
 
-VAR rarely changes an answer. So the plain model's is put behind the prompt, and one pass with VAR
+VAR rarely changes an answer. So the plain model's is put after the prompt, and one pass with VAR
 says what VAR would have said at each of its places (arXiv 2211.17192 has the idea: the answer is a
 draft). Where the most probable token is the draft's at every place, decoding greedily with VAR
 gives that answer, with the probabilities and rows of the pass. Where it is not, the row has to be
@@ -32,15 +32,15 @@ from sinkscope.evaluation.answering import (
     answer_rows,
     begin_rows,
     log_of,
+    var_activity,
     var_of,
-    what_var_did,
 )
 from sinkscope.evaluation.lower_layers import Given, Lower, passed_over, stream_at
 from sinkscope.models.loading import ModelHandle
 from sinkscope.models.sites import NO_LAYER, At
 
 MOST_NEW_TOKENS = 64  # above, a draft that is wrong early costs more than it saves
-PASS = 64  # tokens that a pass of its own costs as much as
+PASS = 64  # tokens that its own pass costs as much as
 MOST_LOGITS = 1 << 28  # of one pass: rows x places x vocabulary
 
 
@@ -78,7 +78,7 @@ def draft_answers(
     Args:
         handle: a loaded model.
         settings: of all rows.
-        rows: of the plain model, one a question.
+        rows: of the plain model, one per question.
         layer: the first one in which another method acts.
     """
     layer = min(layer, handle.info.layers - 1)
@@ -99,7 +99,7 @@ def check_rows(
     questions: Sequence[int],
     drafts: Drafts,
 ) -> list[Answer | None]:
-    """What each row says of its draft. The handle's lock must be held.
+    """What each row says about its draft. The handle's lock must be held.
 
     Args:
         handle: a loaded model.
@@ -147,13 +147,13 @@ def _pass(
     prompts = [row.prefix.inputs for row in rows]
     said = [drafts.answers[question] for question in questions]
     longest = max(len(draft.ids) for draft in said)
-    # What is behind a shorter draft is seen by none of its tokens.
+    # What is after a shorter draft is seen by none of its tokens.
     ids = torch.tensor(
         [[*draft.ids, *([draft.ids[0]] * (longest - len(draft.ids)))] for draft in said]
     )
     prefix, start = begin_rows(handle, rows, ids[:, :-1])
     logits, var = _Logits(), var_of(rows)
-    # One token is chosen behind it all, which nobody reads: `generate` knows how positions go on.
+    # One token is chosen after it all, which nobody reads: `generate` knows how positions go on.
     one = dataclasses.replace(settings, max_new_tokens=1)
     decoding = decide(handle, one, max(prompt.layout.length for prompt in prompts))
     lower, suffix = drafts.lower, _suffix(rows)
@@ -176,7 +176,7 @@ def _pass(
         if tuple(best[row][:count]) != draft.ids or not all(map(math.isfinite, own)):
             made.append(None)
             continue
-        changed, moved = what_var_did(session[var], row, count)
+        changed, moved = var_activity(session[var], row, count)
         made.append(
             dataclasses.replace(
                 draft,

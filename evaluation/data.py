@@ -117,7 +117,7 @@ class Data:
 
     def rows(self, table: Table) -> Iterator[Row]:
         """The rows of a table, in the data's order. One that cannot be read says so (`damage`), and
-        those behind it follow, where the kind of file says where the next one begins.
+        those after it follow, where the kind of file says where the next one begins.
 
         Raises:
             ValueError: a file cannot be read at all.

@@ -28,7 +28,7 @@ class Lower:
 
     Attributes:
         layer: the first one that is not below.
-        hidden: (B, n, D), from the first position behind the prefix on, the padding of the batch
+        hidden: (B, n, D), from the first position after the prefix on, the padding of the batch
             among them: the last `suffix` positions of the prompt, then the answer but for its last
             token.
         suffix: see there.
@@ -39,7 +39,7 @@ class Lower:
     suffix: int
 
     def of_rows(self, rows: Sequence[int], suffix: int, length: int) -> Tensor:
-        """(rows, length, D): the same of some rows, behind prompts that are padded to another
+        """(rows, length, D): the same of some rows, after prompts that are padded to another
         length, `suffix` at most as long as here."""
         first = self.suffix - suffix
         return self.hidden[list(rows), first : first + length]

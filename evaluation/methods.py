@@ -1,5 +1,5 @@
 """Methods with all their settings: what was asked for (`evaluation.wanted`), and what a model's
-sink profile says of the rest."""
+sink profile says about the rest."""
 
 from __future__ import annotations
 

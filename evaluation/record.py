@@ -52,7 +52,7 @@ class AnswerRecord:
         """Read a line.
 
         Raises:
-            ValueError: it is no JSON object, or keys are missing or unknown; `where` and these are
+            ValueError: it is not JSON object, or keys are missing or unknown; `where` and these are
                 named.
         """
         try:

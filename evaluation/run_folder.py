@@ -28,7 +28,7 @@ A line of records is a JSON object with exactly these keys (`evaluation.record.A
     finish               "end" or "length", as `GenerationTrace.finish`; null with an error
     sinks                whole number: vision tokens that VAR's dimensions and threshold (or the
                          profile's, for `default`) mark in at least one layer; null where nothing is
-                         known of sinks
+                         known about sinks
     rows_changed         number from 0 to 1: share of (layer, head, query row) that VAR changed;
                          0 for `default`
     mass_moved           number: attention mass moved, mean over these rows; 0 for `default`
@@ -38,7 +38,7 @@ A line of records is a JSON object with exactly these keys (`evaluation.record.A
     host                 object: host name, process, device. `seconds` and `host` alone may differ
                          between two runs of one configuration
 
-A question's records stand next to each other, one a method, and are written in one go. What a
+A question's records stand next to each other, one per method, and are written in one go. What a
 killed process leaves half-written at the end is cut off when the folder is opened again.
 """
 
@@ -278,7 +278,7 @@ class RunFolder:
 
     def _good_groups(self) -> Iterator[tuple[int, int, list[AnswerRecord]]]:
         """Where a group of records begins and ends, and the group, of those that are good; `done`
-        is made anew."""
+        is rebuilt."""
         self.done = set()
         names = [one.name for one in self.config.methods]
         for start, end, group in _groups(self.path):

@@ -175,8 +175,8 @@ class Session:
         if index in self.out.done:
             return
         records = [
-            self._record(index, question, method, done, place)
-            for place, method in enumerate(self.config.methods)
+            self._record(index, question, method, done, index_of_method)
+            for index_of_method, method in enumerate(self.config.methods)
         ]
         self.out.append(records)
         self._count(question.id, next((one.error for one in records if one.error), None))
@@ -186,9 +186,9 @@ class Session:
         self._write(index, question, Done(error=reason))
 
     def _record(
-        self, index: int, question: Question, method: Wanted, done: Done, place: int
+        self, index: int, question: Question, method: Wanted, done: Done, index_of_method: int
     ) -> AnswerRecord:
-        answer = done.answers[place] if done.answers else None
+        answer = done.answers[index_of_method] if done.answers else None
         judged, error = None, done.error
         if answer is not None:
             try:
@@ -277,7 +277,7 @@ def lot_of(cluster: str) -> int:
 
 def items_of(prepared: Prepared, run: RunSettings) -> Iterator[Item]:
     """Questions and faulty rows, in the data's order, of the wanted parts, up to the limit. A row
-    that is too damaged to say of which part it is may be of these."""
+    that is too damaged to say about which part it is may be of these."""
     found = prepared.task.read(prepared.data)
     if run.parts:
         wanted = {*run.parts}

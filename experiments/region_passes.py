@@ -23,8 +23,8 @@ from sinkscope.var_patch import VAR
 def cut(
     handle: ModelHandle, asked: Answered, boxes: Sequence[Region | None], rows: int, prefix: Prefix
 ) -> Tensor:
-    """float32 (boxes, T) on the CPU: one pass, filled up with rows that cut nothing: in half
-    precision a batch's shape alone moves the last digits."""
+    """float32 (boxes, T) on the CPU: one pass, filled up with rows that cut nothing, because in
+    half precision the last digits depend on the batch's shape."""
     layout, count = asked.inputs.layout, len(asked.answer)
     keys = [() if box is None else box.positions(layout) for box in boxes]
     keys += [()] * (rows - len(keys))
@@ -50,7 +50,7 @@ def cut(
 
 
 def without_pixels(handle: ModelHandle, asked: Answered, boxes: Sequence[Box | None]) -> Tensor:
-    """float32 (boxes, T) on the CPU: the whole prompt read anew, a picture a box."""
+    """float32 (boxes, T) on the CPU: the whole prompt read again, one picture per box."""
     read = [asked.inputs if box is None else _without(handle, asked.inputs, box) for box in boxes]
     answer_ids = torch.tensor([asked.answer[:-1]])
     tensors = []
@@ -58,7 +58,7 @@ def without_pixels(handle: ModelHandle, asked: Answered, boxes: Sequence[Box | N
         made = dict(inputs.tensors)
         ids = made["input_ids"]
         for name, tensor in inputs.tensors.items():
-            if tensor.shape == ids.shape:  # one number a position; 0 is "text" in what marks images
+            if tensor.shape == ids.shape:  # one value per position; 0 means text
                 fill = torch.full_like(answer_ids, name == "attention_mask")
                 behind = answer_ids if name == "input_ids" else fill
                 made[name] = torch.cat([tensor, behind.to(tensor.dtype)], dim=1)

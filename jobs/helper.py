@@ -5,7 +5,7 @@
 
 It starts with the first task (or `start`), does several at once, and stays until `close`, until
 this process ends, however it ends, or until it breaks: then the tasks under way say so, and the
-next one starts another. It is a process of a module of its own and not one of `multiprocessing`,
+next one starts another. It is a process of its own module and not one of `multiprocessing`,
 which would run the user's main script once more in it. Tasks and answers are lines of JSON through
 its standard input and output (`jobs.serving`), so nothing is pickled; large data goes as files.
 """

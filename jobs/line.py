@@ -29,7 +29,7 @@ class Line:
     that computes.
 
     Args:
-        longest: how many may wait behind the one that computes.
+        longest: how many may wait after the one that computes.
         share: how many of one session may wait; None for as many as there are places.
     """
 
@@ -43,7 +43,7 @@ class Line:
 
     @property
     def length(self) -> int:
-        """How many wait behind the one that computes."""
+        """How many wait after the one that computes."""
         with self._changed:
             return len(self._waiting)
 

@@ -124,7 +124,7 @@ class Runner:
                 job.stop(owner)
 
     def run(self, job: Job, work: Work, *, waits: bool = True) -> Iterator[Waiting | At | Done]:
-        """Run `work(job)` in a thread of its own and stream what becomes of it.
+        """Run `work(job)` in its own thread and stream what becomes of it.
 
         An `At` comes with a report or a stage, the latest one where several have come, and after
         each second without one. The thread has ended when the generator has: the next in line

@@ -31,7 +31,7 @@ Do = Callable[[dict[str, Any], Progress, threading.Event], Any]
 
 
 def serve(load: Callable[[], Do]) -> None:
-    """Do tasks, each in a thread of its own, until standard input ends; this ends the process.
+    """Do tasks, each in its own thread, until standard input ends; this ends the process.
 
     Args:
         load: imports what takes long, and gives what does a task: of its values, progress and stop.

@@ -2,8 +2,8 @@
 
 The pair is the first whose question shows an image (by a mark in its text or a part of its
 content), or the first of all where no image is placed. What was said before it is its history; the
-turns behind it are counted. An image mark says where an image goes and is never text: images are
-shown before the text, as LLaVA's own training does it, and a mark behind words is noted.
+turns after it are counted. An image mark says where an image goes and is never text: images are
+shown before the text, as LLaVA's own training does it, and a mark after words is noted.
 """
 
 from __future__ import annotations
@@ -96,7 +96,7 @@ def conversation(turns: Sequence[Any], key: str) -> Asked | None:
     for pair in _pairs(turns, key, system):
         pairs.append(pair)
         if pair.images or pair.marks:
-            break  # what comes behind is only counted
+            break  # what comes after is only counted
     if not pairs:
         return None
     index = len(pairs) - 1 if pairs[-1].images or pairs[-1].marks else 0
@@ -172,7 +172,7 @@ def _pairs(turns: Sequence[Any], key: str, system: list[str]) -> Iterator[_Pair]
                 raise RecordError(
                     f"has {key} with the speaker {shown(speaker)}; allowed: {', '.join(ROLES)}"
                 )
-            else:  # tools and the like, behind an answer
+            else:  # tools and the like, after an answer
                 yield pair
                 return
         if pair is not None:

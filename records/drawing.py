@@ -65,7 +65,7 @@ class Draw:
     repeated: int = 0
 
     def __iter__(self) -> Iterator[Record]:
-        """The records, each with a name of its own as `id`. No two of them say the same.
+        """The records, each with its own name as `id`. No two of them say the same.
 
         Raises:
             ValueError: the source cannot be read, or no record of it can be asked.
@@ -109,8 +109,8 @@ class Draw:
             ids.add(name)
         self.survey.check(self.source)
 
-    def _lowest(self, size: int, after: bytes, survey: Survey) -> _Kept:
-        kept = _Kept({}, [])
+    def _lowest(self, size: int, after: bytes, survey: Survey) -> _LowestRecords:
+        kept = _LowestRecords({}, [])
         for record in records_of(self.source, self.prompt, survey):
             if survey.rows % _CHECKED == 0:
                 self._look(survey.rows)
@@ -159,7 +159,7 @@ class Draw:
 
 
 @dataclass
-class _Kept:
+class _LowestRecords:
     """The records with the lowest places so far, and hashes of all that passed."""
 
     records: dict[bytes, Record]
@@ -168,7 +168,7 @@ class _Kept:
     contents: array[int] = field(default_factory=lambda: array("Q"))
 
     def note(self, place: bytes, record: Record) -> None:
-        """16 bytes a record, to find out which share an id or say the same."""
+        """16 bytes per record, to find out which share an id or say the same."""
         self.ids.append(0 if record.id is None else hash(record.id) % 2**64)
         self.contents.append(int.from_bytes(place[:8], "big"))
 

@@ -1,5 +1,5 @@
 """Objects of a JSON file, one after the other, whatever its size: JSON lines, an array, an object
-that holds the array, or objects one behind the other.
+that holds the array, or objects one after the other.
 
 A file of JSON lines is often called .json, and an array .jsonl: its beginning decides.
 """
@@ -49,11 +49,11 @@ def json_rows(path: Path, name: str, damaged: bool = False) -> Iterator[tuple[in
     Args:
         path: the file.
         name: what messages call it.
-        damaged: go on behind a line that is no JSON, with a `Damaged` in its place; and put one at
+        damaged: go on after a line that is not JSON, with a `Damaged` in its place; and put one at
             the end of a list that breaks off, for nobody knows where its next entry begins.
 
     Raises:
-        ValueError: the file cannot be read, or is no JSON; the text says where.
+        ValueError: the file cannot be read, or is not JSON; the text says where.
     """
     if json_unit(path, name) == "line":
         for number, value in _of_lines(path, name):
@@ -103,7 +103,7 @@ def _has_lines(head: bytes, name: str) -> bool:
 
 
 def _of_lines(path: Path, name: str) -> Iterator[tuple[int, Any]]:
-    """With `Damaged` in place of what is no JSON."""
+    """With `Damaged` in place of what is not JSON."""
     parse = json.JSONDecoder(object_pairs_hook=_object).decode
     for number, line in lines_or_damage(path, name):
         where = f"Line {number} of {name}"
@@ -216,7 +216,7 @@ class _Values:
                 raise ValueError(f"{what} of {self._name} is no JSON: {_why(error)}.") from error
             else:
                 check_values(self._text[self._at : end], f"{what} of {self._name}")
-                if end < len(self._text) or self._over:  # a number may go on behind the buffer
+                if end < len(self._text) or self._over:  # a number may go on after the buffer
                     self._at = end
                     return value
             if len(self._text) - self._at > LONGEST:
@@ -226,7 +226,7 @@ class _Values:
                 )
             check_values(self._text, f"{what} of {self._name}")
             self._more(size)
-            size *= 2  # a value is parsed anew each time: few times, however long it is
+            size *= 2  # a value is parsed again each time: few times, however long it is
 
     def end(self) -> None:
         if there := self.peek():

@@ -55,7 +55,7 @@ class Survey:
         used: how many can be asked.
         no_image, no_question, faulty: rows left out.
         ours: rows that are asked the question of all.
-        behind_words: rows that place an image behind text.
+        behind_words: rows that place an image after text.
         later_turns: rows with further turns, which are not asked.
         keys: of the rows left out, in the order met.
     """
@@ -100,7 +100,7 @@ class Survey:
         raise ValueError(self.faulty.reason)
 
     def notes(self, source: Source, prompt: str) -> tuple[str, ...]:
-        """What a user has to know of the rows, each a sentence."""
+        """What a user has to know about the rows, each a sentence."""
         unit, of = source.unit, "" if not source.whole else f" of {self.rows}"
         made = list(source.notes)
 
@@ -147,7 +147,7 @@ def records_of(
         Records; `question` is None where the question of all is to be asked.
 
     Raises:
-        ValueError: the source cannot be read, or a row of it is no object.
+        ValueError: the source cannot be read, or a row of it is not an object.
     """
     seen = survey or Survey()
     for number, row in source.rows():

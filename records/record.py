@@ -38,8 +38,8 @@ class Record(NamedTuple):
         choices: (letter, text) of a multiple-choice question.
         system: the system message.
         history: earlier turns, (what was asked, what was answered).
-        later_turns: how many turns of the conversation come behind this one.
-        image_behind_words: whether the row places an image behind text; images are shown first.
+        later_turns: how many turns of the conversation come after this one.
+        image_behind_words: whether the row places an image after text; images are shown first.
         caption: whether the answer is a caption, which answers the question asked of all images.
         id: the row's own name; None where it has none.
         number: which row of its source, from 1.
@@ -62,7 +62,7 @@ class Record(NamedTuple):
     values: Mapping[str, Any] = MappingProxyType({})
 
     def prompt(self) -> str | None:
-        """The question with its choices, one a line, where it does not name them itself."""
+        """The question with its choices, one per line, where it does not name them itself."""
         if self.question is None or all(text in self.question for _, text in self.choices):
             return self.question
         return "\n".join([self.question, *(f"{letter}. {text}" for letter, text in self.choices)])

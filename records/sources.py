@@ -76,7 +76,7 @@ class Source:
         unit: what a row is called: line, entry, row or image.
         rows: number, from 1, and values of each.
         pictures: where the pictures' names lead.
-        notes: what a user has to know of it, each a sentence.
+        notes: what a user has to know about it, each a sentence.
         whole: false where `rows` gives only a part of the source, drawn by somebody else.
         place: of a row by its number, in words.
     """
@@ -105,7 +105,7 @@ def file_source(
         path: the file.
         pictures: where the names in it lead.
         name: what to call it; by default the path.
-        damaged: go on behind a row that cannot be read, with a `records.text.Damaged` in its
+        damaged: go on after a row that cannot be read, with a `records.text.Damaged` in its
             place; else reading ends there with a ValueError.
 
     Raises:

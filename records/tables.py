@@ -25,7 +25,7 @@ _ROWS_AT_ONCE = 16  # each may hold pictures
 
 
 class _DamagedLineError(ValueError):
-    """A line that is no text, said where the table's reader asks for it."""
+    """A line that is not text, said where the table's reader asks for it."""
 
 
 def csv_rows(path: Path, name: str, damaged: bool = False) -> Iterator[tuple[int, Any]]:
@@ -34,7 +34,7 @@ def csv_rows(path: Path, name: str, damaged: bool = False) -> Iterator[tuple[int
     Args:
         path: the file.
         name: what messages call it.
-        damaged: go on behind a row that cannot be read, with a `Damaged` in its place.
+        damaged: go on after a row that cannot be read, with a `Damaged` in its place.
 
     Raises:
         ValueError: the file cannot be read, or a row has more cells than the first line.
@@ -44,7 +44,7 @@ def csv_rows(path: Path, name: str, damaged: bool = False) -> Iterator[tuple[int
     lines = lines_or_damage(path, name)
     first = next((_text(line) for _, line in lines), "")
     sign = "\t" if Path(name).suffix.lower() == ".tsv" else max(",;\t", key=first.count)
-    # A map, unlike a generator, goes on behind an error.
+    # A map, unlike a generator, goes on after an error.
     texts = map(_text, (line for _, line in lines))
     reader = csv.reader(itertools.chain([first], texts), delimiter=sign, strict=True)
     header: list[str] | None = None
@@ -87,7 +87,7 @@ def parquet_rows(path: Path, name: str, damaged: bool = False) -> Iterator[tuple
     Args:
         path: the file.
         name: what messages call it.
-        damaged: put a `Damaged` at the end where rows cannot be read, and all behind them.
+        damaged: put a `Damaged` at the end where rows cannot be read, and all after them.
 
     Raises:
         ValueError: the library pyarrow is missing, or the file is none.
@@ -140,7 +140,7 @@ def with_labels(row: dict[str, Any], labels: Mapping[str, list[str]]) -> dict[st
 
 
 def _row(row: dict[str, Any]) -> dict[str, Any]:
-    """Cells that hold lists as lists; a short image that is no file's name as another row's."""
+    """Cells that hold lists as lists; a short image that is not a file's name as another row's."""
     for column in _LISTS:
         if isinstance(text := row.get(column), str):
             row[column] = listed(text)

@@ -19,7 +19,7 @@ _UTF_16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 
 @dataclass(frozen=True)
 class Damaged:
-    """What stands in place of a row that cannot be read, where a reader is asked to go on behind it
+    """What stands in place of a row that cannot be read, where a reader is asked to go on after it
     (`damaged=True`).
 
     Attributes:

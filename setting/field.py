@@ -1,4 +1,4 @@
-"""A setting as a dataclass field, and what is known of it."""
+"""A setting as a dataclass field, and what is known about it."""
 
 from __future__ import annotations
 
@@ -171,7 +171,7 @@ def _kind(hint: Any, where: str, own: bool) -> tuple[Kind, bool, tuple[str, ...]
 
 
 def explained(cls: type[S]) -> type[S]:
-    """Add what the fields say of themselves to the class's docstring."""
+    """Add what the fields say about themselves to the class's docstring."""
     lines = [
         f"    {one.name}: {dataclasses.replace(one.metadata[KEY], default=one.default).attribute}"
         for one in dataclasses.fields(cls)  # type: ignore[arg-type]

@@ -17,7 +17,7 @@ CONTROLS = (RANDOM, CENTRE)
 def control_map(name: str, grid: ImageGrid, target: str, seed: int) -> npt.NDArray[np.float32]:
     """float32 (rows, columns).
 
-    - `random`: independent uniform values, drawn anew for each target.
+    - `random`: independent uniform values, drawn again for each target.
     - `centre_prior`: exp(-((x - 1/2)^2 + (y - 1/2)^2) / (2 SPREAD^2)) at the cells' middles, x and
       y as parts of the image's sides: photos have their objects in the middle, and a map that knows
       only that scores well on many benchmarks.

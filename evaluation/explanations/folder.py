@@ -1,4 +1,4 @@
-"""The folder of a scored set of explanations: the evaluation's, with a configuration of its own.
+"""The folder of a scored set of explanations: the evaluation's, with its own configuration.
 
     score.toml        what makes the run: data, methods, settings, model
     provenance.json   what it was made with

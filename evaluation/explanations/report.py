@@ -69,7 +69,7 @@ def _score(score: str, found: Scores) -> Table:
 
 
 def said(value: float, sign: str = "") -> str:
-    """With three digits behind the point; small ones with two that matter."""
+    """With three digits after the point; small ones with two that matter."""
     if math.isnan(value):
         return "not defined"
     return f"{value:{sign}.3f}" if value == 0 or abs(value) >= 0.01 else f"{value:{sign}.2g}"

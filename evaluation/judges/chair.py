@@ -29,7 +29,7 @@ class Chair:
         """What the caption names.
 
         Raises:
-            ValueError: the truth is no list of COCO's names.
+            ValueError: the truth is not a list of COCO's names.
         """
         truth = question.truth
         if not isinstance(truth, list | tuple | set | frozenset):

@@ -40,7 +40,7 @@ def texts(question: Question) -> list[str]:
     """The question's truth as a list of texts.
 
     Raises:
-        ValueError: it is no text and no list of texts, or the list is empty.
+        ValueError: it is not text and no list of texts, or the list is empty.
     """
     truth = question.truth
     if isinstance(truth, str | int | float) and not isinstance(truth, bool):

@@ -43,7 +43,7 @@ class LlmSettings:
         base_url: of an OpenAI-compatible endpoint; None for OpenAI's own.
         key_variable: the environment variable that holds the key; it is written nowhere.
         cache: folder of what was said.
-        timeout: seconds a request may take.
+        timeout: seconds that a request may take.
         retries: of a failed request.
     """
 
@@ -69,7 +69,7 @@ class LlmJudge:
 
     Attributes:
         ask: None where no model was chosen; then judging is refused.
-        cache: folder; one JSON file a prompt.
+        cache: folder; one JSON file per prompt.
         identity: model and endpoint: part of the hash, and of each record.
     """
 
@@ -113,7 +113,7 @@ class LlmJudge:
             if kept["judge"] == self.identity and kept["prompt"] == text:
                 return str(kept["said"])
         except (OSError, ValueError, KeyError, TypeError):
-            pass  # not there, or damaged: it is asked again and written anew
+            pass  # not there, or damaged: it is asked again and written again
         said = ask(text)
         if verdict_of(said) is not None:
             self.cache.mkdir(parents=True, exist_ok=True)

@@ -126,7 +126,7 @@ def _others(text: str, end: int, letters: str) -> set[str]:
 
 
 def _said(word: str, text: str, letters: str) -> set[str]:
-    """Letters behind a word such as "answer": capitals, bracketed ones, and small ones at the
+    """Letters after a word such as "answer": capitals, bracketed ones, and small ones at the
     end."""
     small = letters.lower()
     mark = (

@@ -32,7 +32,7 @@ def without_punctuation(text: str) -> str:
 
 
 def starts(inner: Sequence[str], outer: Sequence[str]) -> list[int]:
-    """Where the words of `inner` stand in `outer`, one behind another; none where it is empty."""
+    """Where the words of `inner` stand in `outer`, one after another; none where it is empty."""
     size = len(inner)
     if not size:
         return []

@@ -17,7 +17,7 @@ from sinkscope.evaluation.judges.vqa_words import ARTICLES, CONTRACTIONS, NUMBER
 
 FEWEST = 4  # with fewer annotators no answer reaches 1
 # The official pattern is (?!<=\d)(\.)(?!\d): the lookbehind is mistyped and holds everywhere, so
-# what it takes out is each full stop without a digit behind it, and re.sub's count is 32.
+# what it takes out is each full stop without a digit after it, and re.sub's count is 32.
 _FULL_STOP = re.compile(r"\.(?!\d)")
 _MOST_FULL_STOPS = 32
 _COMMA_IN_NUMBER = re.compile(r"\d,\d")

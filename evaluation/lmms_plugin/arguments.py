@@ -1,4 +1,4 @@
-"""lmms-eval's `--model_args`, and what a task says of generation, as settings of ours.
+"""lmms-eval's `--model_args`, and what a task says about generation, as settings of ours.
 
 pretrained        demo, a hub id, or a folder
 revision, dtype   of the model

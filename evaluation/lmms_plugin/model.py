@@ -47,7 +47,7 @@ class Answering:
         """One `GenerationResult` a request (`Instance`), in their order.
 
         Raises:
-            ValueError: a task that does not fit, such as images behind the text; it is named.
+            ValueError: a task that does not fit, such as images after the text; it is named.
         """
         from lmms_eval.api.instance import GenerationResult, TokenCounts
 

@@ -1,7 +1,7 @@
 """Questions that come in pairs: MMVP's pairs of images, MME's two questions an image.
 
 A cluster is a pair. A pair of which an answer is missing (`--limit`, a failed question) counts in
-no figure of pairs; how many there are is a figure of its own, so that they are seen.
+no figure of pairs; how many there are is its own figure, so that they are seen.
 """
 
 from __future__ import annotations

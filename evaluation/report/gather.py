@@ -146,7 +146,7 @@ def gather(folders: Sequence[Path], settings: CompareSettings) -> tuple[Section,
 
 
 @dataclass
-class _Reading:
+class _RecordPass:
     """What one pass over the records keeps."""
 
     judged: dict[str, list[tuple[int, Judged]]] = field(default_factory=lambda: defaultdict(list))
@@ -186,7 +186,7 @@ _MEANS = ("seconds", "sinks", "rows_changed", "mass_moved")
 
 def _section(folder: Path, settings: CompareSettings) -> Section:
     run = read_run(folder)
-    reading = _Reading()
+    reading = _RecordPass()
     for record in run.records():
         reading.take(record)
     methods = [one.name for one in run.config.methods]

@@ -157,7 +157,7 @@ def state(section: Section) -> str:
 
 
 def conclusions(section: Section) -> list[str]:
-    """What the run says of every method, and of the control where there is one."""
+    """What the run says about every method, and of the control where there is one."""
     found = section.comparison
     if found is None:
         return [f"Nothing can be compared: {section.reason}"]

@@ -256,7 +256,7 @@ def kit_protocol(prompt: Callable[[Question], str], judge: Judge, metric: Metric
 
 
 def option_lines(options: Options) -> str:
-    """`A. x` and `B. y`, one a line."""
+    """`A. x` and `B. y`, one per line."""
     return "\n".join(f"{letter}. {said}" for letter, said in options)
 
 

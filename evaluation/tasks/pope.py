@@ -37,7 +37,7 @@ def read(data: Data | None) -> Iterator[Item]:
 
 
 def _name(row: Row) -> str:
-    """Question ids begin anew in each subset."""
+    """Question ids begin again in each subset."""
     return f"{row.values.get('category')}-{row.values.get('question_id')}"
 
 

@@ -10,7 +10,7 @@ Two forms give the same numbers:
 
 - rows: the exact softmax rows, a block of query rows at a time. Best for few rows, and works on any
 device.
-- lse: the last quotient IS the output of a fused kernel that is shown the targets alone, the mass
+- lse: the last quotient IS the output of a fused kernel over only the targets, the mass
 of a group follows from
   two log-sum-exps, and the sinks are a handful of columns. Nothing grows with rows x keys.
 
@@ -42,8 +42,8 @@ from sinkscope.models.kernels import attention_rows, masked, pack, rows_times_va
 
 Form = Literal["auto", "rows", "lse"]
 
-FEW_WEIGHTS = 1 << 16  # up to so many (head, row, key) exact rows are the faster form, measured
-MANY_SINKS = 64  # above, the sinks are no handful of columns any more
+FEW_WEIGHTS = 1 << 16  # up to this many (head, row, key) exact rows are the faster form, measured
+MANY_SINKS = 64  # above, the sinks are no longer a handful of columns
 BLOCK_WEIGHTS = 1 << 20  # attention weights that the rows form holds at once
 
 
@@ -100,16 +100,16 @@ def correct_output(
         log_sum_exp: (B, H, Q) of the scaled scores, if the kernel gave it; saves the `lse` form one
             pass.
         form: `auto` takes `rows` for few rows of few keys and `lse` above, where it can.
-        groups: of `sinks` and `vision`, where they are made already.
-        masks_on_host: `sinks` and `vision` on the CPU, where they are there already; which
-            columns are gathered is decided on the host.
+        groups: of `sinks` and `vision`, if they exist already.
+        masks_on_host: `sinks` and `vision` on the CPU, if they exist there already; the host
+            decides which columns are gathered.
 
     Returns:
         `Correction`. Rows that do not change are those of `output`, bit for bit.
 
     Raises:
-        ValueError: a mask has the wrong shape or dtype; or `form` is `lse` where only `rows` can do
-        it.
+        ValueError: a mask has the wrong shape or dtype; or `form` is `lse` where only `rows` is
+            possible.
     """
     batch, heads, queries, _ = query.shape
     keys = key.shape[2]
@@ -177,7 +177,7 @@ def correct_rows_with_sinks(
     mask: Tensor | None,
     first_query: int,
 ) -> tuple[Tensor, dict[int, Tensor]]:
-    """`correct_output` for the batch rows whose sinks call for it, which the host looks at.
+    """`correct_output` for the batch rows whose sinks require it, as read by the host.
 
     Args:
         query, key, value, output: as in `correct_output`.
@@ -191,7 +191,7 @@ def correct_rows_with_sinks(
     Returns:
         The output, and of each row that was corrected the mass moved (1, H, Q).
     """
-    sinks_there = sinks.cpu()  # one copy a layer says which columns are needed
+    sinks_there = sinks.cpu()  # one copy per layer says which columns are needed
     new, moved = output, {}
     for row, own in settings.items():
         judged = (
@@ -224,7 +224,7 @@ def correct_rows_with_sinks(
 
 @dataclass(frozen=True)
 class _Rows:
-    """The query rows of one batch row that may change, and all that they look at.
+    """The query rows of one batch row that may change, with all their keys.
 
     Shapes as in `correct_output` with B = 1; `position` is that of the first row, `sinks_there` and
     `vision_there` are (K,) masks on the host.
@@ -246,7 +246,7 @@ class _Rows:
 
 
 def _by_rows(rows: _Rows, limits: Limits) -> Correction:
-    """Exact softmax rows, so many at a time that memory stays bounded."""
+    """Exact softmax rows, in blocks of bounded memory."""
     _, heads, count, _ = rows.query.shape
     keys = rows.key.shape[2]
     accumulate = working_dtype(rows.query.dtype)
@@ -286,7 +286,7 @@ def _obstacle(rows: _Rows) -> str | None:
 
 
 def _by_lse(rows: _Rows, limits: Limits) -> Correction:
-    """Group masses from log-sum-exps, the targets' mean value from a fused call over them alone."""
+    """Group masses from log-sum-exps, the targets' mean value from a fused call over only these."""
     _, heads, count, _ = rows.query.shape
     kv_heads = rows.key.shape[1]
     accumulate = working_dtype(rows.query.dtype)

@@ -1,8 +1,8 @@
-"""The correction of a prefill as a GPU wants it: few launches, and nothing read by the host.
+"""The correction of a prefill for a GPU: few launches, and nothing read by the host.
 
-Which rows qualify, and whether a layer has any sink, is decided on the device. So all rows behind
-the image are computed exactly, and a row that does not change gets a change of 0. The rows that a
-probe looks at come out of it as well.
+Which rows qualify, and whether a layer has any sink, is decided on the device. So all rows after
+the image are computed exactly, and a row that does not change gets a change of 0. The rows for
+probes are a by-product.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ from sinkscope.interventions.var.selection import (
 )
 from sinkscope.models.kernels import rows_times_values
 
-BLOCK_WEIGHTS = FEW_WEIGHTS  # attention weights that are held at once, a few times over
-MOST_WEIGHTS = 1 << 25  # above, the log-sum-exp form is worth the wait for the host
+BLOCK_WEIGHTS = FEW_WEIGHTS  # attention weights that are held at once, in a few copies
+MOST_WEIGHTS = 1 << 25  # above, the log-sum-exp form is faster despite waiting for the host
 
 
 @dataclass(frozen=True)
 class Made:
-    """What a correction has made of the last rows.
+    """The result of a correction for the last rows.
 
     Attributes:
         layer: whose.
@@ -98,7 +98,7 @@ def _own(mask: Tensor, rows: range, keys: int, like: Tensor) -> Tensor:
     part = mask[:, :, -len(rows) :, :keys]
     if part.dtype != torch.bool:
         return part.to(like.dtype)
-    # Not minus infinity: the row of a padded query, which sees nothing, would not be a number.
+    # Not minus infinity: the row of a padded query, which sees nothing, would be NaN.
     nothing = torch.zeros(part.shape, dtype=like.dtype, device=like.device)
     return nothing.masked_fill_(~part, torch.finfo(like.dtype).min)
 

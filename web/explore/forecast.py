@@ -18,7 +18,7 @@ from sinkscope.capture.forecast import available_memory, check_memory
 from sinkscope.capture.pace import Pace
 from sinkscope.config import GenerationSettings, ModelSettings, Settings
 from sinkscope.models.family import PromptInputs
-from sinkscope.models.footprint import Footprint, NotOnDiskError, footprint, where_and_how
+from sinkscope.models.footprint import Footprint, NotOnDiskError, device_and_dtype, footprint
 from sinkscope.models.loading import ModelHandle
 from sinkscope.models.source import may_ask_hub
 from sinkscope.utils import number_of
@@ -157,7 +157,7 @@ def of_load(settings: ModelSettings, parameters: Mapping[str, int]) -> Notice:
         count = parameters.get(settings.model)
         if count is None:
             return notice("Not on this machine yet: Load fetches it from the hub first.")
-        place, dtype = where_and_how(settings)
+        place, dtype = device_and_dtype(settings)
         kind = str(dtype).removeprefix("torch.")
         fetched = f"Not on this machine yet: Load fetches {size_words(2 * count)} from the hub. "
         return _fitting(Footprint(count, count * dtype.itemsize, kind, place), fetched)
