@@ -62,7 +62,8 @@ def train(
         import torch
 
         from sinkscope.demo.card import draw_history
-        from sinkscope.demo.train import TrainSettings, read_history
+        from sinkscope.demo.checkpoint import read_history
+        from sinkscope.demo.train import TrainSettings
         from sinkscope.demo.train import train as run
 
         if threads is not None:

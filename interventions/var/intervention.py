@@ -25,6 +25,7 @@ from torch import Tensor
 
 from sinkscope.config import VARSettings
 from sinkscope.interventions.base import Acting, Intervention
+from sinkscope.interventions.var.attended import Attended, MarkedKeys
 from sinkscope.interventions.var.checks import acting_layers, validate_var
 from sinkscope.interventions.var.correction import correct_rows_with_sinks
 from sinkscope.interventions.var.device import MOST_WEIGHTS, Made, RowBias, correct_in_place
@@ -273,40 +274,27 @@ class VARIntervention(Acting):
         self._made = None
         if state is None or keys <= self._first_query:
             return output
+        attended = Attended(query, key, value, output, scaling, attention_mask)
+        groups = state.groups.first(keys, output.requires_grad)
+        limits = self._parameters.on(query.device, working_dtype(query.dtype))
         weights = len(query) * query.shape[1] * (keys - max(start, self._first_query)) * keys
         if not kernels.host_reads_are_free(query.device) and weights <= MOST_WEIGHTS:
             self._made = correct_in_place(
-                layer,
-                query,
-                key,
-                value,
-                output,
-                state.groups.first(keys, output.requires_grad),
-                self._parameters.on(query.device, working_dtype(query.dtype)),
-                self._bias,
-                scaling=scaling,
-                mask=attention_mask,
-                first_query=self._first_query,
+                layer, attended, groups, limits, self._bias, self._first_query
             )
             self._note(layer, slice(None), max(start, self._first_query), self._made.moved)
             return output
         settings = {
             row: own for row in self._rows_of[layer] if (own := self._settings[row]) is not None
         }
+        marked = MarkedKeys(state.sinks[:, :keys], self._vision_on(query.device)[:, :keys], groups)
         new, moved = correct_rows_with_sinks(
-            query,
-            key,
-            value,
-            output,
-            settings,
-            state.sinks[:, :keys],
-            self._vision_on(query.device)[:, :keys],
+            attended,
+            marked,
             self._padded(self._vision_there)[:, :keys],
-            self._parameters.on(query.device, working_dtype(query.dtype)),
-            state.groups.first(keys, output.requires_grad),
-            scaling=scaling,
-            mask=attention_mask,
-            first_query=self._first_query,
+            settings,
+            limits,
+            self._first_query,
         )
         for row, mass in moved.items():
             self._note(layer, slice(row, row + 1), start, mass)
