@@ -10,6 +10,7 @@ from pathlib import Path
 
 import psutil
 import torch
+from humanize import naturalsize
 
 from sinkscope.capture.engine.cache import capacity_for
 from sinkscope.capture.engine.choice import choose_engine
@@ -165,8 +166,8 @@ def _check(
             fitting = int(settings.max_new_tokens * free / need)
             tokens = f"; at most {fitting} would fit" if fitting else ""
             raise DoesNotFitError(
-                f"The run needs {_size(need)} of {name}, where {_size(free)} are free. What "
-                f"helps: fewer new tokens (max_new_tokens is {settings.max_new_tokens}{tokens}), "
+                f"The run needs {naturalsize(need)} of {name}, where {naturalsize(free)} are "
+                f"free. What helps: fewer new tokens (max_new_tokens is {settings.max_new_tokens}{tokens}), "
                 f"{smaller_image(inputs)}or less of the attention ({levers})."
             )
 
@@ -180,8 +181,8 @@ def check_payload(size: int, what: str, advice: str) -> None:
     free = available_memory(torch.device("cpu"))
     if free is not None and size > free:
         raise DoesNotFitError(
-            f"{what} needs {_size(size)} of the computer's memory, where {_size(free)} are free. "
-            f"What helps: {advice}."
+            f"{what} needs {naturalsize(size)} of the computer's memory, where "
+            f"{naturalsize(free)} are free. What helps: {advice}."
         )
 
 
@@ -264,7 +265,3 @@ def _head_size(handle: ModelHandle) -> int:
     sizes = (getattr(one, "head_dim", None) for one in said)
     found = next((size for size in sizes if isinstance(size, int) and size > 0), None)
     return found or stack.hidden_size // stack.heads
-
-
-def _size(count: int) -> str:
-    return f"{count / 1e9:.1f} GB" if count >= 1e9 else f"{count / 1e6:.0f} MB"

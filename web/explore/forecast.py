@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from cachetools import LRUCache
+from humanize import metric
 from PIL import Image
 
 from sinkscope.attention_extractor import Forecast, forecast
@@ -190,11 +191,7 @@ def _fitting(found: Footprint, before: str) -> Notice:
 
 def size_words(count: float) -> str:
     """Bytes to two figures: `1.2 MB`, `15 GB`."""
-    for unit in ("B", "kB", "MB", "GB"):
-        if count < 999.5 or unit == "GB":
-            break
-        count /= 1000
-    return f"{_two(count)} {unit}"
+    return metric(count, "B", 2)
 
 
 def count_words(count: float) -> str:
