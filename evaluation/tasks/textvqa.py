@@ -4,12 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from sinkscope.evaluation.base import Protocol, Question
+from sinkscope.evaluation.base import Question
 from sinkscope.evaluation.data import Data, Row, Table, column
-from sinkscope.evaluation.judges.lmms_eval import LMMS_VQA
 from sinkscope.evaluation.judges.vlmevalkit import KIT_VQA
-from sinkscope.evaluation.judges.vqa_accuracy import VqaAccuracy
-from sinkscope.evaluation.metrics.accuracy import Accuracy
 from sinkscope.evaluation.tasks.base import (
     SHORTLY,
     Item,
@@ -18,11 +15,11 @@ from sinkscope.evaluation.tasks.base import (
     items,
     kit_protocol,
     kit_shortly,
-    lmms_protocol,
     pictures,
     shared_image,
     text,
 )
+from sinkscope.evaluation.tasks.vqa import VQA_SCORE, vqa_protocols
 
 TABLE = Table(None, "validation")
 
@@ -61,17 +58,8 @@ TASK = Task(
     about="what is written in a picture; VQA accuracy over ten annotators",
     read=read,
     protocols=(
-        Protocol(
-            "fixed", prompt, VqaAccuracy(), Accuracy("mean_score", graded=True), max_new_tokens=64
-        ),
-        lmms_protocol(
-            prompt,
-            LMMS_VQA,
-            Accuracy("mean_score", graded=True),
-            1024,
-            "lmms-eval sets no token limit here; it is 1,024.",
-        ),
-        kit_protocol(kit_shortly, KIT_VQA, Accuracy("mean_score", graded=True)),
+        *vqa_protocols(prompt),
+        kit_protocol(kit_shortly, KIT_VQA, VQA_SCORE),
     ),
     hub="lmms-lab-encoder/textvqa",
     tables=(TABLE,),

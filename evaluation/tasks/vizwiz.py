@@ -4,21 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from sinkscope.evaluation.base import Protocol, Question
+from sinkscope.evaluation.base import Question
 from sinkscope.evaluation.data import Data, Row, Table, column
-from sinkscope.evaluation.judges.lmms_eval import LMMS_VQA
-from sinkscope.evaluation.judges.vqa_accuracy import VqaAccuracy
-from sinkscope.evaluation.metrics.accuracy import Accuracy
 from sinkscope.evaluation.tasks.base import (
     SHORTLY,
     Item,
     Task,
     answers_of,
     items,
-    lmms_protocol,
     pictures,
     text,
 )
+from sinkscope.evaluation.tasks.vqa import vqa_protocols
 
 TABLE = Table(None, "val")
 _UNANSWERABLE = (
@@ -57,18 +54,7 @@ TASK = Task(
     name="vizwiz",
     about="questions by blind people about their photos; VQA accuracy",
     read=read,
-    protocols=(
-        Protocol(
-            "fixed", prompt, VqaAccuracy(), Accuracy("mean_score", graded=True), max_new_tokens=64
-        ),
-        lmms_protocol(
-            prompt,
-            LMMS_VQA,
-            Accuracy("mean_score", graded=True),
-            1024,
-            "lmms-eval sets no token limit here; it is 1,024.",
-        ),
-    ),
+    protocols=vqa_protocols(prompt),
     hub="lmms-lab-encoder/VizWiz-VQA",
     tables=(TABLE,),
 )

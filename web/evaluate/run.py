@@ -14,8 +14,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import gradio as gr
-
 from sinkscope.config import ImageLimits, ModelSettings, Settings
 from sinkscope.evaluation.base import Question
 from sinkscope.evaluation.report.questions import look_up
@@ -48,6 +46,7 @@ from sinkscope.web.runs.job_values import (
 )
 from sinkscope.web.runs.loaded_model import LoadedModel
 from sinkscope.web.runs.payload import encode_image
+from sinkscope.web.runs.tab_handlers import TabHandlers
 
 EVALUATE = "evaluate"  # the kind of job that the tab's Stop is for
 PICTURE_SIDE = 220
@@ -89,16 +88,14 @@ class _Live:
         return (time.monotonic() - self.begun) / new * (total - done)
 
 
-class EvaluateHandlers:
-    """The tab's actions, one object an app; `component` is what shows results, set by the tab.
+class EvaluateHandlers(TabHandlers):
+    """The tab's actions (`TabHandlers`); answers of a run that was stopped stay.
 
     Args:
-        settings: of this start.
-        loaded: the model.
-        runner: of the jobs of all tabs.
         answer: what answers the questions; tests put their own here.
-        images: what decodes uploads.
     """
+
+    kind = EVALUATE
 
     def __init__(
         self,
@@ -108,10 +105,9 @@ class EvaluateHandlers:
         answer: Callable[..., Summary] = evaluate,
         images: ImageProcess | None = None,
     ) -> None:
-        self.images = images or ImageProcess(settings.images)
-        self.settings, self.loaded, self.runner, self.answer = settings, loaded, runner, answer
+        super().__init__(settings, loaded, runner, images)
+        self.answer = answer
         self.store = EvaluateStore(settings.app.cache / "page_evaluations")
-        self.component: gr.HTML | None = None
 
     # --- Run, Go on and Stop ---------------------------------------------------------------------
 
@@ -164,10 +160,6 @@ class EvaluateHandlers:
         yield from self._values(
             known, session, lambda handle: read_config(self.store.find(known) / CONFIG), check
         )
-
-    def stop(self, session: str) -> None:
-        """End this browser's run after the questions it is at; what was answered stays."""
-        self.runner.stop(session, EVALUATE)
 
     def _values(self, run_id: str, session: str, ask: Ask, check: Callable[[], object]) -> Values:
         def words(error: Exception) -> str:

@@ -14,7 +14,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import gradio as gr
 from PIL import Image
 
 from sinkscope.config import Settings
@@ -37,11 +36,10 @@ from sinkscope.web.runs.job_values import (
     loaded_handle,
     result_values,
     running_value,
-    with_error_value,
 )
 from sinkscope.web.runs.loaded_model import LoadedModel
 from sinkscope.web.runs.results import ResultStore
-from sinkscope.web.runs.store import new_id
+from sinkscope.web.runs.tab_handlers import ResultHandlers
 
 log = logging.getLogger(__name__)
 
@@ -53,16 +51,14 @@ DRAWING = "Drawing the figures"
 ExperimentEngine = Callable[..., Result]
 
 
-class ExperimentsHandlers:
-    """The tab's actions, one object an app; `component` is what shows results, set by the tab.
+class ExperimentsHandlers(ResultHandlers[ExperimentRequest]):
+    """The tab's actions (`ResultHandlers`).
 
     Args:
-        settings: of this start.
-        loaded: the model.
-        runner: of the jobs of all tabs.
         engine: what runs an experiment; tests put their own here.
-        images: what decodes uploads.
     """
+
+    kind, what = EXPERIMENT, "an experiment"
 
     def __init__(
         self,
@@ -72,27 +68,11 @@ class ExperimentsHandlers:
         engine: ExperimentEngine | None = None,
         images: ImageProcess | None = None,
     ) -> None:
-        self.settings, self.loaded, self.runner = settings, loaded, runner
-        self.images = images or ImageProcess(settings.images)
+        super().__init__(settings, loaded, runner, images)
         self.engine = engine or run_experiment
         self.store: ResultStore[ExperimentResult] = ResultStore()
-        self.component: gr.HTML | None = None
 
     # --- Run and Stop ----------------------------------------------------------------------------
-
-    def run(self, request: ExperimentRequest, session: str) -> Values:
-        """Values for the component: queued, running, and at last ready, stopped or error.
-
-        Raises:
-            gr.Error: after the error value, so that callers of the API learn of it too.
-        """
-        run_id = new_id()
-        values = self._run(request, run_id, self.runner.job(session, EXPERIMENT))
-        yield from with_error_value(values, run_id, "an experiment")
-
-    def stop(self, session: str) -> None:
-        """End this browser's run after the pass it is at."""
-        self.runner.stop(session, EXPERIMENT)
 
     def _run(self, request: ExperimentRequest, run_id: str, job: Job) -> Values:
         request.check()

@@ -17,7 +17,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import gradio as gr
 from PIL import Image
 
 from sinkscope.attention_extractor import RunOutOfMemoryError
@@ -42,11 +41,11 @@ from sinkscope.web.runs.job_values import (
     loaded_handle,
     result_values,
     running_value,
-    with_error_value,
 )
 from sinkscope.web.runs.loaded_model import LoadedModel
 from sinkscope.web.runs.payload import encode_image
 from sinkscope.web.runs.store import new_id
+from sinkscope.web.runs.tab_handlers import ResultHandlers
 from sinkscope.web.sinks.payload import build_sinks_payload, measured_in, profile_name, scores_in
 from sinkscope.web.sinks.request import SampleSplit, SinksRequest, draw_samples
 from sinkscope.web.sinks.store import SinksResult, SinksStore
@@ -64,16 +63,14 @@ class SinksEngine:
     validate: Callable[..., Validation] = validate
 
 
-class SinksHandlers:
-    """The tab's actions, one object an app; `component` is what shows results, set by the tab.
+class SinksHandlers(ResultHandlers[SinksRequest]):
+    """The tab's actions (`ResultHandlers`); what was measured of a run that was stopped stays.
 
     Args:
-        settings: of this start.
-        loaded: the model.
-        runner: of the jobs of all tabs.
         engine: what finds and validates.
-        images: what decodes uploads.
     """
+
+    kind, what = SINKS, "finding sinks"
 
     def __init__(
         self,
@@ -83,28 +80,12 @@ class SinksHandlers:
         engine: SinksEngine | None = None,
         images: ImageProcess | None = None,
     ) -> None:
-        self.settings, self.loaded, self.runner = settings, loaded, runner
-        self.images = images or ImageProcess(settings.images)
+        super().__init__(settings, loaded, runner, images)
         self.engine = engine or SinksEngine()
         # Not `sinks`, where the command line keeps what it measures: old folders here are deleted.
         self.store = SinksStore(settings.app.cache / "page_sinks")
-        self.component: gr.HTML | None = None
 
     # --- Run and Stop ----------------------------------------------------------------------------
-
-    def run(self, request: SinksRequest, session: str) -> Values:
-        """Values for the component: queued, running, and at last ready, stopped or error.
-
-        Raises:
-            gr.Error: after the error value, so that callers of the API learn of it too.
-        """
-        run_id = new_id()
-        values = self._run(request, run_id, self.runner.job(session, SINKS))
-        yield from with_error_value(values, run_id, "finding sinks")
-
-    def stop(self, session: str) -> None:
-        """End this browser's run after the sample it is at; what was measured stays."""
-        self.runner.stop(session, SINKS)
 
     def _run(self, request: SinksRequest, run_id: str, job: Job) -> Values:
         request.check()
