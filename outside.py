@@ -14,10 +14,12 @@ import os
 import re
 import stat
 import tomllib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, TypeVar
+
+T = TypeVar("T")
 
 DEEPEST = 64  # levels of JSON and TOML; none of ours has more than a dozen
 TOML_BYTES = 256_000
@@ -246,6 +248,40 @@ def parse_toml(data: bytes) -> dict[str, Any]:
 def cut(text: str, most: int = 300) -> str:
     """A text out of a file, or an error that quotes one, short enough for a sentence."""
     return text if len(text) <= most else f"{text[:most]}..."
+
+
+def made_of(kind: type[T], values: Any) -> T:
+    """A dataclass of ours, with the dataclasses in it, made of plain values as JSON has them.
+
+    Types are strict (no text is a number), and keys that it does not know are refused.
+
+    Raises:
+        ValueError: naming the first value that is wrong, and what is allowed.
+    """
+    from pydantic import ConfigDict, TypeAdapter, ValidationError  # a third of a second
+
+    strict = ConfigDict(extra="forbid", strict=True)  # which a tuple hands on to what is in it
+    adapter: TypeAdapter[Any] = TypeAdapter(tuple[kind], config=strict)  # type: ignore[valid-type]
+    try:
+        (made,) = adapter.validate_json(json.dumps([values]))
+    except ValidationError as error:
+        raise ValueError(_wrong(error.errors(include_url=False)[0])) from error
+    found: T = made
+    return found
+
+
+def _wrong(error: Mapping[str, Any]) -> str:
+    """One of pydantic's errors in our words."""
+    at = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in error["loc"][1:])
+    name = cut(at.lstrip("."), 100) or "it"
+    if error["type"] == "missing":
+        return f"{name} is missing"
+    if error["type"] == "unexpected_keyword_argument":
+        return f"{name} is unknown"
+    if error["type"] == "value_error":
+        return f"{name}: {error['ctx']['error']}"
+    allowed = str(error["msg"]).removeprefix("Input should be ")
+    return f"{name} is {cut(repr(error['input']), 60)}; allowed: {allowed}"
 
 
 def walk(value: Any) -> Iterator[tuple[Any, int]]:
