@@ -15,10 +15,11 @@ import torch
 
 from sinkscope.config import VARSettings
 from sinkscope.interventions.var.checks import acting_layers, validate_var
-from sinkscope.interventions.var.intervention import VAR, VARIntervention
+from sinkscope.interventions.var.intervention import VARIntervention
 from sinkscope.interventions.var.redistribute import redistribute
 from sinkscope.interventions.var.report import LayerReport, VARReport
 from sinkscope.interventions.var.selection import select_rows
+from sinkscope.interventions.var.var import VAR
 from sinkscope.models.family import PromptLayout
 from sinkscope.models.info import ModelInfo
 from sinkscope.models.run_info import RunInfo

@@ -13,7 +13,7 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ import numpy as np
 
 from sinkscope import attention_extractor
 from sinkscope.capture.pace import Pace, Work
-from sinkscope.capture.trace import GeneratedToken, GenerationTrace
+from sinkscope.capture.trace import GenerationTrace
 from sinkscope.config import Settings
 from sinkscope.drawing.made import with_made
 from sinkscope.jobs.job import At, Job, Stopped
@@ -31,6 +31,7 @@ from sinkscope.jobs.runner import Runner, StoppedWaiting, Waiting
 from sinkscope.methods.base import Part, Target, rows_of
 from sinkscope.methods.explain import explain
 from sinkscope.utils import number_of
+from sinkscope.web.explore.answering import Answering
 from sinkscope.web.explore.kept_prompt import LastPrompt
 from sinkscope.web.runs.drawing_process import DrawingProcess
 from sinkscope.web.runs.explained_store import ExplainedStore
@@ -46,7 +47,7 @@ from sinkscope.web.runs.inspector import (
 from sinkscope.web.runs.job_values import UNFORESEEN, field_of, loaded_handle
 from sinkscope.web.runs.loaded_model import LoadedModel
 from sinkscope.web.runs.pairs import find_run
-from sinkscope.web.runs.payload import build_token_maps, pack, token_delta
+from sinkscope.web.runs.payload import build_token_maps, pack
 from sinkscope.web.runs.request import Request
 from sinkscope.web.runs.shown import Shown
 from sinkscope.web.runs.standalone import build_standalone
@@ -67,31 +68,6 @@ class Engine:
 
     generate: Callable[..., GenerationTrace] = attention_extractor.generate
     compare: Callable[..., Any] = attention_extractor.compare
-
-
-@dataclass
-class _Answering:
-    """The tokens of a run under way: the worker adds them, the generator sends them on."""
-
-    run_id: str
-    prompt: str
-    variants: tuple[str, ...]
-    job: Job
-    most: int = 0  # tokens of an answer
-    tokens: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
-    times: list[float] = field(default_factory=list)  # when each token of the first answer came
-    stage: str = ""  # what the next token takes long for
-
-    def on_stage(self, text: str) -> None:
-        self.stage = text
-        self.job.report(len(self.times), self.most, text)
-
-    def on_token(self, variant: str, index: int, token: GeneratedToken) -> None:
-        if variant == self.variants[0]:
-            self.times.append(time.monotonic())
-        self.tokens[variant].append(token_delta(token))
-        self.stage = ""
-        self.job.report(len(self.times), self.most, "Writing")
 
 
 class Handlers:
@@ -121,7 +97,7 @@ class Handlers:
         self._shown = Shown(self._value)
         self._last = LastPrompt()
         loaded.on_change(self._last.drop)  # a model that comes needs the memory
-        self._answering: dict[str, _Answering] = {}  # by run id, for as long as a run is under way
+        self._answering: dict[str, Answering] = {}  # by run id, for as long as a run is under way
         self._lock = threading.Lock()
 
     # --- Generate and Stop -----------------------------------------------------------------------
@@ -169,7 +145,7 @@ class Handlers:
             existing_upload(path)
         variants = ("baseline", "var") if request.compare else ("baseline",)
         tokens: dict[str, list[dict[str, Any]]] = {name: [] for name in variants}
-        here = _Answering(run_id, request.prompt, variants, job, settings.max_new_tokens, tokens)
+        here = Answering(run_id, request.prompt, variants, job, settings.max_new_tokens, tokens)
         self.store.claim(run_id)
         with self._lock:
             self._answering[run_id] = here
@@ -192,7 +168,7 @@ class Handlers:
                     yield self._delta(here, sent, begun)
                     last = now
 
-    def _work(self, here: _Answering, request: Request, settings: Any, job: Job) -> Run:
+    def _work(self, here: Answering, request: Request, settings: Any, job: Job) -> Run:
         """The run, computed in the job's thread, which alone holds the model meanwhile."""
         handle = loaded_handle(self.loaded)
         var = request.var(handle)
@@ -256,7 +232,7 @@ class Handlers:
             value = {**value, "message": job.ended_by}
         return {**value, "facts": [*value["facts"], *([note] if note else [])]}
 
-    def _delta(self, here: _Answering, sent: dict[str, int], begun: float) -> dict[str, Any]:
+    def _delta(self, here: Answering, sent: dict[str, int], begun: float) -> dict[str, Any]:
         begin = dict(sent)
         new = {v: here.tokens[v][sent[v] :] for v in here.variants}
         for variant, tokens in new.items():
