@@ -111,14 +111,7 @@ def measure(
     for run in runs.values():  # what a first call sets up belongs to no measurement
         run(lambda: None)
     found = timing.rounds(runs, repeats, handle.device)
-    ways = {}
-    for name in WAYS:
-        ratio, fastest = timing.ratio(found[name], found["default"], "total")
-        ways[name] = {
-            "ratio": ratio,
-            "ratio_of_fastest": fastest,
-            "seconds": timing.median(found[name], "total"),
-        }
+    ways = timing.totals(found, "default")
     return {
         "benchmark": "evaluation",
         "model": handle.info.id,

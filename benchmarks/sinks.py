@@ -132,14 +132,7 @@ def one_length(
     for run in runs.values() if on_a_gpu else ():
         run(lambda: None)
     found = timing.rounds(runs, repeats, handle.device)
-    ways = {}
-    for name in WAYS:
-        ratio, fastest = timing.ratio(found[name], found["forward"], "total")
-        ways[name] = {
-            "ratio": ratio,
-            "ratio_of_fastest": fastest,
-            "seconds": timing.median(found[name], "total"),
-        }
+    ways = timing.totals(found, "forward")
     return {
         "length": inputs.layout.length,
         "vision_tokens": inputs.layout.vision_tokens,

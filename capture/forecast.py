@@ -167,8 +167,9 @@ def _check(
             tokens = f"; at most {fitting} would fit" if fitting else ""
             raise DoesNotFitError(
                 f"The run needs {naturalsize(need)} of {name}, where {naturalsize(free)} are "
-                f"free. What helps: fewer new tokens (max_new_tokens is {settings.max_new_tokens}{tokens}), "
-                f"{smaller_image(inputs)}or less of the attention ({levers})."
+                "free. What helps: fewer new tokens (max_new_tokens is "
+                f"{settings.max_new_tokens}{tokens}), {smaller_image(inputs)}or less of the "
+                f"attention ({levers})."
             )
 
 

@@ -17,6 +17,10 @@ from sinkscope.models.token_texts import TextPieces
 
 ALTERNATIVES = 5
 WEIGHED_AT_ONCE = 32  # tokens; each takes a few float32 copies of the vocabulary
+NOT_A_NUMBER = (
+    "The model's output is not a number. In float16 large activations overflow; load the model in "
+    "bfloat16 or float32. Otherwise its weights are damaged."
+)
 
 
 class TokenProbe:
@@ -136,10 +140,7 @@ def described(pieces: TextPieces, weights: Weights, token: int) -> GeneratedToke
         ValueError: the model's output is not a number.
     """
     if not math.isfinite(weights.own):
-        raise ValueError(
-            "The model's output is not a number. In float16 large activations overflow; load the "
-            "model in bfloat16 or float32. Otherwise its weights are damaged."
-        )
+        raise ValueError(NOT_A_NUMBER)
     alternatives = tuple(
         Alternative(i, pieces.would_add(i), min(1.0, math.exp(p)))
         for i, p in zip(weights.ids, weights.logs, strict=True)

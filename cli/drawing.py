@@ -66,14 +66,14 @@ def draw(
     """
     from sinkscope.drawing.figures import contact_sheet, figure, save
     from sinkscope.drawing.overlay import overlay, under_map
+    from sinkscope.drawing.view import View, sinks_of
 
     shares = token_shares(trace, selection)
     image = under_map(trace.images[selection.image], selection.photo)
     note = f"{trace.model.id} ({trace.model.revision}), prompt: {trace.prompt}"
     if selection.sinks:
-        style = dataclasses.replace(
-            style, sinks=sink_cells(trace, selection.layers, selection.image)
-        )
+        view = View(layers=selection.layers, image=selection.image)
+        style = dataclasses.replace(style, sinks=sinks_of(trace, view))
         note = f"{sink_words(trace, style.sinks)}. {note}"
     if selection.token == "all":
         maps = [_map(trace, t, selection) for t in range(len(trace.tokens))]
@@ -147,16 +147,6 @@ def token_shares(trace: GenerationTrace, selection: Selection) -> list[float]:
     chosen = (selection.layers, selection.heads)
     maps = (patch_map(trace, t, *chosen, image=selection.image) for t in range(len(trace.tokens)))
     return [float(patches.values.sum()) for patches in maps]
-
-
-def sink_cells(
-    trace: GenerationTrace, layers: Sequence[int] | None = None, image: int = 0
-) -> tuple[int, ...]:
-    """Cells of an image that are a sink in at least one of the layers (None: all captured)."""
-    wanted = set(trace.layers if layers is None else layers)
-    grid = trace.layout.grids[image]
-    found = {p for sinks in trace.sinks if sinks.layer in wanted for p in sinks.positions}
-    return grid.cells_of(k for k, p in enumerate(grid.positions) if p in found)
 
 
 def sink_words(trace: GenerationTrace, cells: Sequence[int]) -> str:

@@ -8,6 +8,7 @@ import torch
 from PIL import Image, ImageDraw, ImageStat
 from torch import Tensor
 
+from sinkscope.capture.log_probabilities import answer_log_probabilities
 from sinkscope.capture.prefix import Prefix
 from sinkscope.capture.run import on_device
 from sinkscope.capture.session import attached
@@ -46,7 +47,7 @@ def cut(
             use_cache=True,
             logits_to_keep=count,
         ).logits[: len(boxes)]
-    return _log_probabilities(logits, asked.answer)
+    return answer_log_probabilities(logits, asked.answer)
 
 
 def without_pixels(handle: ModelHandle, asked: Answered, boxes: Sequence[Box | None]) -> Tensor:
@@ -70,7 +71,7 @@ def without_pixels(handle: ModelHandle, asked: Answered, boxes: Sequence[Box | N
         logits = handle.model(
             **on_device(together, handle.device), use_cache=False, logits_to_keep=count
         ).logits
-    return _log_probabilities(logits, asked.answer)
+    return answer_log_probabilities(logits, asked.answer)
 
 
 def _without(handle: ModelHandle, inputs: PromptInputs, box: Box) -> PromptInputs:
@@ -96,16 +97,3 @@ def greyed(image: Image.Image, pixels: tuple[int, int, int, int]) -> Image.Image
     if x1 > x0 and y1 > y0:
         ImageDraw.Draw(made).rectangle((x0, y0, x1 - 1, y1 - 1), fill=mean)
     return made
-
-
-def _log_probabilities(logits: Tensor, answer: Sequence[int]) -> Tensor:
-    """(B, T, vocabulary) -> float32 (B, T) on the CPU."""
-    ids = torch.tensor(answer, device=logits.device)[:, None]
-    rows = [torch.log_softmax(row.float(), dim=-1).gather(1, ids)[:, 0] for row in logits]
-    found = torch.stack(rows).cpu()
-    if not bool(torch.isfinite(found).all()):
-        raise ValueError(
-            "The model's output is not a number. In float16 large activations overflow; load the "
-            "model in bfloat16 or float32. Otherwise its weights are damaged."
-        )
-    return found
