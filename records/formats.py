@@ -112,7 +112,7 @@ def _caption(row: Mapping[str, Any]) -> Asked | None:
 FORMATS: tuple[Format, ...] = (
     Format(
         "LLaVA, ShareGPT",
-        "`conversations` (or `conversation`): turns of `from` and `value`, or one key a speaker; "
+        "`conversations` (or `conversation`): turns of `from` and `value`, or one key per speaker; "
         "`image` or `images`; `system`; the preferred answer in `chosen`",
         '{"id": "000000033471", "image": "coco/train2017/000000033471.jpg", "conversations": '
         '[{"from": "human", "value": "<image>\\nWhat are the colors of the bus?"}, '
@@ -135,7 +135,7 @@ FORMATS: tuple[Format, ...] = (
     ),
     Format(
         "Alpaca",
-        "`instruction`, with `input` behind it; `output`; `history`; `system`; `images`",
+        "`instruction`, followed by `input`; `output`; `history`; `system`; `images`",
         '{"instruction": "Answer the question.", "input": "What is it?", "output": "A kitten.", '
         '"images": ["x.jpg"]}',
         _instruction,

@@ -42,7 +42,7 @@ def _row(path: Path, name: str) -> str:
 
 
 FILES: tuple[FileKind, ...] = (
-    FileKind((".jsonl", ".ndjson"), "JSON lines: one object a line", json_unit, json_rows),
+    FileKind((".jsonl", ".ndjson"), "JSON lines: one object per line", json_unit, json_rows),
     FileKind(
         (".json",),
         "a list of objects, an object that holds such a list (`data`, `annotations`, ...), or JSON "
