@@ -1,9 +1,9 @@
 """Settings of SinkScope: frozen dataclasses, checked when made, read from TOML files and flags.
 
-Each setting is said once, as a field (`sinkscope.setting`): its default, what it does, what is
-allowed. Options, API, page and checks follow. This file does not know any model: limits that depend
-on the loaded model (hidden size, number of layers) are checked by the code that has the model at
-hand.
+Each setting is declared once, as a field (`sinkscope.setting`): its default, help and allowed
+values. Options, API, page and checks follow from it. This file is independent of the model: limits
+that depend on the loaded model (hidden size, number of layers) are checked by the code that has the
+model.
 """
 
 from __future__ import annotations
@@ -41,8 +41,8 @@ class ModelSettings:
     """Which model to load, and how.
 
     The commit that `revision` resolves to is recorded in every trace. On a GPU the number type
-    `auto` is what the checkpoint says, on a CPU float32. A profile that is for another model or
-    other sizes is refused.
+    `auto` is what the checkpoint says, on a CPU float32. A profile for another model or other sizes
+    is refused.
     """
 
     model: str = setting(
@@ -118,11 +118,11 @@ class GenerationSettings:
     """
 
     max_new_tokens: int = setting(
-        64, "Length of an answer, at most.", low=1, high=8192, unit="tokens", usual=(1, 512)
+        64, "Maximum length of an answer.", low=1, high=8192, unit="tokens", usual=(1, 512)
     )
     decoding: Decoding = setting(
         "ours",
-        "How tokens are chosen. ours: by these settings alone; checkpoint: as the model's own "
+        "How tokens are chosen. ours: only by these settings; checkpoint: as the model's own "
         "generation_config.json says.",
         label="Decoding",
         called=("as set here", "as the checkpoint says"),
@@ -149,7 +149,7 @@ class GenerationSettings:
     )
     repetition_penalty: float = setting(
         1.0,
-        "Above 1, tokens that were there already become less likely.",
+        "Above 1, tokens that occurred already become less likely.",
         low=0.1,
         high=10.0,
         usual=(0.5, 2),
@@ -185,7 +185,7 @@ class GenerationSettings:
     engine: Engine = setting(
         "auto",
         "What makes the tokens after the first. loop: transformers' generate; graph: one recorded "
-        "step over a fixed memory (on a CPU the same step, not recorded); auto: graph on CUDA, "
+        "step over a static cache (on a CPU the same step, not recorded); auto: graph on CUDA, "
         "else loop. Both give the same rows, but for rounding.",
         label="Engine",
     )

@@ -1,8 +1,8 @@
-"""Files from outside, read so that none of them can hang, fill the memory or recurse.
+"""Reading untrusted files, so that none of them can hang, fill the memory or recurse.
 
-A regular file only (a pipe or a device would wait forever), no more bytes than allowed, and no
-text with more levels or values than allowed: looked at before it is parsed. What is wrong becomes
-one sentence that names the file by its name alone, for it is shown to whoever uses the page.
+A regular file only (a pipe or a device would wait forever), no more bytes than allowed, and no text
+with more levels or values than allowed, checked before parsing. An error is one sentence with only
+the file's name, because users of the page see it.
 """
 
 from __future__ import annotations
@@ -23,21 +23,23 @@ T = TypeVar("T")
 
 DEEPEST = 64  # levels of JSON and TOML; none of ours has more than a dozen
 TOML_BYTES = 256_000
-TOML_DOTS = 100  # between two signs of a TOML file: reading a key takes the square of its parts
+TOML_DOTS = (
+    100  # between two signs of a TOML file: reading a key is quadratic in its parts
+)
 _MARKS = re.compile(r'"(?:[^"\\]++|\\.)*+"?|[\[{]+|[\]}]+', re.DOTALL)
 _TOML_PARTS = re.compile(r"[=\n,{]")
 
 
 @dataclass(frozen=True)
 class Bounds:
-    """What a JSON file that is read as a whole may have.
+    """Limits of a JSON file that is read as a whole.
 
     Attributes:
         bytes: of the file.
         values: in it; four million take some hundred megabytes.
         lists: lists and objects among them, which take most of the time.
         levels: of lists in lists; no file of ours has more than a dozen.
-        infinite: NaN, Infinity and numbers beyond all floats are numbers.
+        infinite: allow NaN, Infinity and numbers beyond all floats.
     """
 
     bytes: int = 32_000_000
@@ -54,23 +56,23 @@ DATASET = Bounds(bytes=2_000_000_000, values=400_000_000, lists=100_000_000)
 
 
 class OutsideError(ValueError):
-    """What is wrong with a file or a text, as the end of a sentence (`it ...`)."""
+    """The error of a file or a text, as the end of a sentence (`it ...`)."""
 
 
 def open_regular(path: Path | str, buffering: int = -1) -> IO[bytes]:
-    """Open a regular file to be read, and nothing that could wait: no pipe, device or socket.
+    """Open a regular file for reading, but nothing that could block: no pipe, device or socket.
 
-    A file that says it has no bytes is empty, whatever reading would give: those of /proc are
-    made by being read, and some wait for it.
+    A file of size 0 counts as empty, whatever reading would give: files of /proc are generated on
+    reading, and some block.
 
     Raises:
-        OSError: there is none, it may not be read, or it is no regular file.
+        OSError: there is none, it may not be read, or it is not a regular file.
     """
     return open(path, "rb", buffering=buffering, opener=_regular)
 
 
 def _regular(path: str, flags: int) -> int:
-    _check_regular(Path(path).stat())  # before opening, which already changes some devices
+    _check_regular(Path(path).stat())  # before opening, which already affects some devices
     handle = os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
     try:
         about = os.fstat(handle)
@@ -94,7 +96,7 @@ def read_bytes(path: Path, most: int, what: str) -> bytes:
 
     Args:
         path: the file.
-        most: bytes that it may have.
+        most: maximum number of bytes.
         what: the file in an error, before its name: `The settings file`.
 
     Raises:
@@ -139,7 +141,7 @@ def parse_json(text: str | bytes, bounds: Bounds = USUAL) -> Any:
 
     Args:
         text: UTF-8, where it is bytes.
-        bounds: what it may have; its bytes are the caller's matter.
+        bounds: its limits; the caller limits the bytes.
 
     Raises:
         OutsideError: it is not JSON, or beyond its bounds; the text is the end of a sentence.
@@ -159,7 +161,7 @@ def parse_json(text: str | bytes, bounds: Bounds = USUAL) -> Any:
 
 
 def check_json(text: str, bounds: Bounds = USUAL) -> None:
-    """Refuse a JSON text before it is parsed, where that would take too much.
+    """Refuse a JSON text before parsing it, if that would take too much.
 
     Raises:
         OutsideError: it has more values or levels; the text is the end of a sentence.
@@ -206,7 +208,7 @@ def read_toml(path: Path, what: str) -> dict[str, Any]:
         what: the file in an error, before its name.
 
     Raises:
-        ValueError: it cannot be read, is too large, too deep, or no TOML.
+        ValueError: it cannot be read, is too large, too deep, or not TOML.
     """
     data = read_bytes(path, TOML_BYTES, what)
     try:
@@ -219,7 +221,7 @@ def parse_toml(data: bytes) -> dict[str, Any]:
     """The tables of a TOML text.
 
     Raises:
-        OutsideError: it is none, is nested too deeply, or has a number that is none; the text is
+        OutsideError: it is not TOML, is nested too deeply, or has an invalid number; the text is
             the end of a sentence.
     """
     try:

@@ -31,7 +31,7 @@ from sinkscope.visualization import (
     visible,
 )
 
-LONGEST = 900  # pixels of a panel's longer side: more would not be seen in the figure
+LONGEST = 900  # pixels of a panel's longer side: more would not be visible in the figure
 SHORTEST = 450  # fewer would make the marks of sinks coarse
 
 

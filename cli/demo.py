@@ -47,14 +47,14 @@ def train(
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
     steps: Annotated[
         int | None,
-        typer.Option(help="At most so many steps, shared evenly by the stages: a quick look."),
+        typer.Option(help="Maximum number of steps, divided evenly among the stages."),
     ] = None,
     threads: Annotated[int | None, typer.Option(help="CPU threads; left out: all cores.")] = None,
 ) -> None:
-    """Train the bundled model from nothing, or go on where an interrupted run stopped.
+    """Train the bundled model from scratch, or resume an interrupted run.
 
     Takes about 125 minutes on one CPU core; a GPU runs the same code. The folder is written at the
-    end of each stage, and the loss curve, training.png, beside the checkpoint.
+    end of each stage, and the loss curve, training.png, next to the checkpoint.
     """
     with clear_errors():
         if threads is not None and threads < 1:
@@ -90,10 +90,10 @@ def check(
     ] = False,
     threads: Annotated[int | None, typer.Option(help="CPU threads; left out: all cores.")] = None,
 ) -> None:
-    """Measure the model on scenes that it was not trained on: answers, looking, sinks.
+    """Measure the model on scenes that it was not trained on: answers, attention, sinks.
 
-    Answers and looking by itself, with VAR at its default settings, with VAR that leaves nothing on
-    a sink (keep 0), and with the control: VAR at its default settings on random tokens.
+    Answers and attention of the plain model, with VAR at its default settings, with VAR that leaves
+    nothing on a sink (keep 0), and with the control: VAR at its default settings on random tokens.
     """
     with clear_errors():
         import torch
@@ -140,7 +140,7 @@ def check(
 
 
 def var_rows(settings: VARSettings, layers: int) -> MakeRowChange:
-    """VAR as `demo.check` takes it: layers 2 .. L-2, sinks from the prefill, rows after the image.
+    """VAR for `demo.check`: layers 2 .. L-2, sinks from the prefill, rows after the image.
 
     Args:
         settings: dialect, thresholds, control.
@@ -164,7 +164,7 @@ def var_rows(settings: VARSettings, layers: int) -> MakeRowChange:
             if not 2 <= layer <= layers - 2:
                 return weights
             sinks = sink_mask(states[layer], settings.dims, settings.tau, settings.dialect)
-            sinks[:, seen.stop :] = False  # words after the image are no sinks: prefill of an image
+            sinks[:, seen.stop :] = False  # words after the image are not sinks: prefill
             if settings.control == "random":
                 pairs = zip(sinks, vision, strict=True)
                 sinks = torch.stack([random_instead(s, v, settings.seed, layer) for s, v in pairs])
@@ -192,9 +192,9 @@ def example(
     model: Annotated[str, typer.Option(help="demo, a hub id or a folder.")] = "demo",
     output: Annotated[Path, typer.Option(help="Folder of the run.")] = EXAMPLE_RUN,
 ) -> None:
-    """Make the run that the page shows at first open, from the first example picture.
+    """Make the run that the page shows first, from the first example picture.
 
-    Baseline and VAR, computed by the bundled model on this machine; nothing in it is drawn by hand.
+    Baseline and VAR, computed by the bundled model on this machine.
     """
     with clear_errors():
         from sinkscope.models.loading import load_model
@@ -213,8 +213,8 @@ def scene(
     seed: Annotated[int, typer.Option(help="Which scene.")] = 0,
     width: Annotated[int, typer.Option(help="Pixels.")] = 224,
     height: Annotated[int, typer.Option(help="Pixels.")] = 224,
-    min_objects: Annotated[int, typer.Option(help="At least so many.")] = 1,
-    max_objects: Annotated[int, typer.Option(help="At most so many.")] = 4,
+    min_objects: Annotated[int, typer.Option(help="Minimum number.")] = 1,
+    max_objects: Annotated[int, typer.Option(help="Maximum number.")] = 4,
     background: Annotated[str, typer.Option(help="any, texture or photo.")] = "any",
 ) -> None:
     """Draw the scene of a seed; print its objects, and questions with their answers, as JSON."""
@@ -247,8 +247,8 @@ def scene(
 def looks(
     output: Annotated[Path, typer.Argument(help="A .png, .pdf or .svg file.")],
     model: Annotated[Path, typer.Option(help="Folder of the model.")] = BUNDLED,
-    layer: Annotated[int | None, typer.Option(help="Left out: of the best head.")] = None,
-    head: Annotated[int | None, typer.Option(help="Left out: the best head.")] = None,
+    layer: Annotated[int | None, typer.Option(help="Default: of the best head.")] = None,
+    head: Annotated[int | None, typer.Option(help="Default: the best head.")] = None,
 ) -> None:
     """Draw a dozen scenes with one head's map for the first thing that the model names in each."""
     with clear_errors():

@@ -1,4 +1,4 @@
-"""Tables on standard output: Rich's on a terminal, plain aligned text where a program reads it."""
+"""Tables on standard output: Rich's on a terminal, plain aligned text for programs."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ class Column:
     """One column of a table.
 
     Attributes:
-        name: its heading; of two lines where several columns have one in common.
-        bar: on a terminal a bar stands beside its values, which are per cent.
-        left: its values begin at the left; that of the last column always do.
+        name: its heading; two lines if several columns share one.
+        bar: on a terminal a bar is shown next to its values, which are percentages.
+        left: left-aligned; the last column always is.
     """
 
     name: str
@@ -76,7 +76,7 @@ def _print_rich(columns: Sequence[Column], rows: Sequence[Sequence[str]]) -> Non
     for row in rows:
         cells = []
         for column, cell in zip(columns, row, strict=True):
-            cells.append(Text(cell))  # never markup: it may be a model's
+            cells.append(Text(cell))  # never markup: it may be a model's text
             if column.bar:
                 cells.append(Text(_bar(float(cell[:-1]) / 100) if cell.endswith("%") else ""))
         table.add_row(*cells)

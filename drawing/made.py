@@ -1,6 +1,6 @@
-"""What made a run, in one line: model, VAR's settings, control, same text, how tokens were chosen.
+"""How a run was made, in one line: model, VAR's settings, control, same text, decoding.
 
-The page says it under its header; tables, traces and animations that are saved carry it too.
+The page shows it below its header; saved tables, traces and animations carry it too.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ NUMBERS = (("tau", "VAR tau"), ("keep", "keep"), ("max_sink_share", "max sink sh
 
 
 def made_words(traces: Sequence[GenerationTrace], same_text: bool | None = None) -> list[str]:
-    """What made the answers of one run, in parts.
+    """How the answers of one run were made, in parts.
 
     Args:
         traces: one, or the baseline and VAR.
-        same_text: VAR followed the baseline's text; None where that is not known.
+        same_text: VAR followed the baseline's text; None if unknown.
     """
     first = traces[0]
     words = [f"model {first.model.id}"]
@@ -41,7 +41,7 @@ def made_words(traces: Sequence[GenerationTrace], same_text: bool | None = None)
 def made_line(
     sides: Mapping[str, GenerationTrace] | GenerationTrace, same_text: bool | None = None
 ) -> str:
-    """The same as a line: of the answers of one run once, of two runs for each by its label."""
+    """The same as a line: once for the answers of one run, by label for two runs."""
     traces = [sides] if isinstance(sides, GenerationTrace) else list(sides.values())
     if len(traces) < 2 or _one_run(*traces[:2]):
         return " · ".join(made_words(traces, same_text))
@@ -57,7 +57,7 @@ def with_made(trace: GenerationTrace, line: str) -> GenerationTrace:
 
 
 def _one_run(a: GenerationTrace, b: GenerationTrace) -> bool:
-    """Whether the second is the first one's question with VAR."""
+    """Whether the second run is the first one's question with VAR."""
     same = (a.model.id, a.prompt, a.seed, a.settings) == (b.model.id, b.prompt, b.seed, b.settings)
     return same and a.var is None and b.var is not None
 

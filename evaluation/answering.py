@@ -25,13 +25,13 @@ from sinkscope.models.loading import ModelHandle
 from sinkscope.models.sink_score import FIRST_LAYER, above_threshold
 from sinkscope.var_patch import VAR
 
-_SMALLEST = 1e-45  # a probability that float32 has rounded to 0
+_SMALLEST = 1e-45  # replaces a probability that float32 has rounded to 0
 
 
 @dataclass(frozen=True)
 class Answer:
-    """What a method answered; the keys of the same names in `evaluation.run_folder`, and the ids of
-    its tokens."""
+    """A method's answer; the keys of the same names in `evaluation.run_folder`, and its token
+    ids."""
 
     text: str
     finish: str
@@ -63,13 +63,13 @@ def answer_rows(
         handle: a loaded model.
         settings: of all rows.
         rows: their prefixes are scored by one set of sink dimensions.
-        probes: what else to look at; the session has their results.
+        probes: additional probes; the session has their results.
 
     Returns:
-        An answer a row; its sinks are not counted (`count_sinks`). And the session.
+        One answer per row, without the count of its sinks (`count_sinks`); and the session.
 
     Raises:
-        ValueError: the checkpoint is to decide how tokens are chosen, and cannot be followed.
+        ValueError: the checkpoint decides how tokens are chosen, and cannot be followed.
     """
     began = time.perf_counter()
     inputs = [row.prefix.inputs for row in rows]
@@ -124,8 +124,8 @@ def var_of(rows: Sequence[Row]) -> VAR:
 
 
 def var_activity(acting: VARIntervention, row: int, tokens: int) -> tuple[float, float]:
-    """Share of rows changed and mean mass moved, in the mean of the layers in which VAR may act, of
-    a batch row whose answer has so many tokens."""
+    """Share of rows changed and mean mass moved, averaged over the layers in which VAR may act, of
+    a batch row whose answer has `tokens` tokens."""
     layers = acting.report(row, tokens).layers
     changed, moved = (sum(getattr(one, name) for one in layers) for name in ("selected", "moved"))
     return changed / max(1, len(layers)), moved / max(1, len(layers))
@@ -139,7 +139,7 @@ def log_of(log_probability: float) -> float:
 def begin_rows(
     handle: ModelHandle, rows: Sequence[Row], more: torch.Tensor | None = None
 ) -> tuple[Prefix | BatchPrefix, dict[str, Any]]:
-    """What a batch continues from, and what `generate` begins with.
+    """The prefix of a batch, and the first arguments of `generate`.
 
     Args:
         handle: a loaded model.
@@ -168,7 +168,8 @@ def count_sinks(
     handle: ModelHandle, method: Method, prefixes: Mapping[tuple[int, ...], Prefix]
 ) -> int | None:
     """Vision tokens that are sinks in at least one layer, by the method's dimensions and threshold
-    (the plain model's: by the profile's). All of them lie in the prefix, so its scores tell."""
+    (the plain model's: by the profile's). All of them are in the prefix, so its scores are
+    enough."""
     dialect: Dialect = "official"
     if method.var is not None:
         dims, tau, dialect = method.var.dims, method.var.tau, method.var.dialect

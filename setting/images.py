@@ -11,8 +11,7 @@ from sinkscope.setting.field import explained, setting
 @explained
 @dataclass(frozen=True)
 class ImageLimits:
-    """What an image from outside may be, checked before any pixel is decoded, and what decoding it
-    may take."""
+    """Limits of an untrusted image, checked before any pixel is decoded, and of decoding it."""
 
     max_megapixels: float = setting(
         50.0,

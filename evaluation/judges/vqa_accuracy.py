@@ -24,7 +24,8 @@ _COMMA_IN_NUMBER = re.compile(r"\d,\d")
 
 
 def official_punctuation(text: str, full_stop: re.Pattern[str] = _FULL_STOP) -> str:
-    """Signs beside a blank vanish, others become one; all vanish where a number has a comma."""
+    """Signs next to a space are removed, others become a space; all are removed if a number has a
+    comma."""
     cleaned = text
     number = _COMMA_IN_NUMBER.search(text) is not None
     for sign in PUNCTUATION:
