@@ -7,7 +7,6 @@ function: it must be a list of the run's model, with heads that the run kept.
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -17,11 +16,10 @@ from sinkscope.jobs.job import Stopped
 from sinkscope.jobs.runner import Done
 from sinkscope.methods.head_list import NAMES, HeadList
 from sinkscope.methods.heads import found_heads
-from sinkscope.web.explore.handlers import EXPIRED, UNFORESEEN, Handlers
+from sinkscope.web.explore.handlers import EXPIRED, Handlers
+from sinkscope.web.runs.job_values import Values, with_error_words
 from sinkscope.web.runs.pairs import find_run
 from sinkscope.web.runs.store import Run
-
-log = logging.getLogger(__name__)
 
 HEADS = "heads"  # the kind of job
 UNREAD = "The list of heads cannot be read; please reload the page."
@@ -58,26 +56,24 @@ class HeadLists:
 
         return find_heads
 
-    def values(self, ask: Mapping[str, Any], session: str) -> Iterator[dict[str, Any]]:
+    def values(self, ask: Mapping[str, Any], session: str) -> Values:
         """Values for the inspector: the list, or why there is none."""
         about = {"phase": "heads", "ask": str(ask.get("ask"))[:64]}
+        yield from with_error_words(self._values(ask, session), about, "finding heads")
+
+    def _values(self, ask: Mapping[str, Any], session: str) -> Values:
+        run, which = self._run(ask), ask.get("which")
+        if not isinstance(which, str) or which not in NAMES:
+            raise ValueError(UNREAD)
         job = self.handlers.runner.job(session, HEADS)
         try:
-            run, which = self._run(ask), ask.get("which")
-            if not isinstance(which, str) or which not in NAMES:
-                raise ValueError(UNREAD)
             for event in self.handlers.runner.run(
                 job, lambda job: found_heads(run.first, which), waits=False
             ):
                 if isinstance(event, Done):
-                    yield {**about, **shown(event.result, run)}
+                    yield shown(event.result, run)
         except Stopped:
-            yield {**about, "error": f"{job.ended_by}; the heads were not looked for."}
-        except ValueError as error:
-            yield {**about, "error": str(error)}
-        except Exception:
-            log.exception("finding heads failed")
-            yield {**about, "error": UNFORESEEN}
+            yield {"error": f"{job.ended_by}; the heads were not looked for."}
 
     def _run(self, ask: Mapping[str, Any]) -> Run:
         run = find_run(self.handlers.store, ask.get("run"), ask.get("names"), described=False)
