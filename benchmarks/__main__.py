@@ -29,17 +29,19 @@ app = typer.Typer(
     pretty_exceptions_enable=False,  # a bug gives Python's own traceback, without local values
 )
 
-
-app.command("capture")(capture.capture)
-app.command("var")(var.var)
-app.command("sinks")(sinks.sinks)
-app.command("gpu")(gpu.gpu)
-app.command("page")(page.page)
-app.command("evaluation")(evaluation.evaluation)
-app.command("methods")(methods.methods)
-app.command("explorers")(explorers.explorers)
-app.command("load")(load.load)
-app.command("startup")(startup.startup)
+for command in (
+    capture.capture,
+    var.var,
+    sinks.sinks,
+    gpu.gpu,
+    page.page,
+    evaluation.evaluation,
+    methods.methods,
+    explorers.explorers,
+    load.load,
+    startup.startup,
+):
+    app.command()(command)
 
 if __name__ == "__main__":
     app()

@@ -1,4 +1,4 @@
-"""The app in a process of its own, for `benchmarks explorers`: the page, and jobs on command.
+"""The app in its own process, for `benchmarks explorers`: the page, and jobs on command.
 
 A line on standard input says what runs from now on: `idle`, `answer`, `sinks` or `file`, again and
 again until the next line. The first line of output says where the page is, every other one that

@@ -32,10 +32,10 @@ def gpu(
     only: Annotated[str, typer.Option(help="Names of checks.", metavar="LIST")] = "",
 ) -> None:
     """All checks that want a GPU: both engines, VAR, comparing, finding, memory, exactness."""
-    from sinkscope.cli.common import mistakes_said_plainly
+    from sinkscope.cli.common import clear_errors
 
     os.environ.setdefault("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:False")
-    with mistakes_said_plainly():
+    with clear_errors():
         from sinkscope.benchmarks.gpu_checks import CHECKS, PLANS, Bench
 
         wanted = [name.strip() for name in only.split(",") if name.strip()]
