@@ -21,9 +21,7 @@ from typing import IO, Any
 
 DEEPEST = 64  # levels of JSON and TOML; none of ours has more than a dozen
 TOML_BYTES = 256_000
-TOML_DOTS = (
-    100  # between two signs of a TOML file: reading a key is quadratic in its parts
-)
+TOML_DOTS = 100  # between two signs of a TOML file: reading a key is quadratic in its parts
 _MARKS = re.compile(r'"(?:[^"\\]++|\\.)*+"?|[\[{]+|[\]}]+', re.DOTALL)
 _TOML_PARTS = re.compile(r"[=\n,{]")
 

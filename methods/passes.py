@@ -97,9 +97,7 @@ class Passes:
         answer_ids = torch.tensor([self.answer[:tokens][:-1]], dtype=torch.long)
         shape = made["input_ids"].shape
         for name, tensor in made.items():
-            if (
-                tensor.shape == shape
-            ):  # one value per position; 0 means text
+            if tensor.shape == shape:  # one value per position; 0 means text
                 fill = torch.full_like(answer_ids, name == "attention_mask")
                 behind = answer_ids if name == "input_ids" else fill
                 made[name] = torch.cat([tensor, behind.to(tensor.dtype)], dim=1)

@@ -123,9 +123,7 @@ def encode(
             low = high = len(text)
         else:
             low, high = offsets[index]
-            if (
-                put[index] and low == high
-            ):  # added by the tokenizer: not in the text
+            if put[index] and low == high:  # added by the tokenizer: not in the text
                 low = high = offsets[index - 1][1] if index else 0
             elif token not in controls or typed(low, high):
                 continue

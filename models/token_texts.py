@@ -62,9 +62,7 @@ class TextPieces:
         self._tried.clear()
         if text.startswith(self._before) and not text.endswith(UNKNOWN):
             shown = self._settle(len(self._waiting))
-            if (
-                context == self._context == [token]
-            ):  # unchanged, so the result is the same
+            if context == self._context == [token]:  # unchanged, so the result is the same
                 self._again = shown
             return shown
         if len(self._waiting) >= MOST_PENDING:
