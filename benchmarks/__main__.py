@@ -22,7 +22,7 @@ from sinkscope.benchmarks import (
 
 app = typer.Typer(
     name="python -m sinkscope.benchmarks",
-    help="What SinkScope costs beside plain generation, measured side by side in one run.",
+    help="The cost of SinkScope relative to plain generation, measured side by side in one run.",
     no_args_is_help=True,
     add_completion=False,
     rich_markup_mode="markdown",

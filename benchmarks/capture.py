@@ -1,4 +1,5 @@
-"""`python -m sinkscope.benchmarks capture`: what capturing attention costs beside plain generation.
+"""`python -m sinkscope.benchmarks capture`: the cost of capturing attention relative to plain
+generation.
 
 Ways to generate the same answer (`benchmarks.ways`), with both of our engines, run interleaved in
 one process; beside the time of a token stand the least it can take (`benchmarks.floor`) and what it

@@ -1,4 +1,5 @@
-"""`python -m sinkscope.benchmarks evaluation`: what a pair of default and VAR costs beside default.
+"""`python -m sinkscope.benchmarks evaluation`: the cost of a pair of default and VAR relative to
+default.
 
 The same questions about the same drawn scenes go to the same model by default alone, by default and
 VAR as one pair, by both one after the other, and by a sweep; interleaved in one process. Ratios are

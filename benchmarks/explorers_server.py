@@ -46,7 +46,7 @@ def main(threads: int, switch: float) -> None:
         settings = Settings(app=AppSettings(port=0, cache_dir=cache))
         app = build_app(settings, handle)
         url = launch(app, wait=False)
-        app.handlers.runner.deserted = None  # its jobs are of no browser, and nobody misses one
+        app.handlers.runner.deserted = None  # its jobs have no browser
         assert app.handlers.component is not None
         busy = _Busy(app)
         run = app.handlers.component.value["run"]

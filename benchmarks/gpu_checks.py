@@ -1,7 +1,7 @@
 """The checks of `benchmarks gpu`: each a function that gives plain values, and a row of `CHECKS`.
 
 What is aimed at (`goals`) is what the project asks of a GPU of the H100 class; on a CPU, and on
-shapes that are tiny, figures stand beside it without a word on whether they reach it.
+shapes that are tiny, figures are given without saying whether they reach it.
 """
 
 from __future__ import annotations
@@ -119,7 +119,7 @@ class Bench:
         return self.plan.small if size == "small" else self.plan.large
 
     def let_go(self) -> None:
-        """Give back what nobody holds any more."""
+        """Release unused memory."""
         gc.collect()
         if self.device == "cuda":
             torch.cuda.empty_cache()
@@ -148,7 +148,7 @@ class Bench:
         return about
 
     def goal(self, what: str, value: float, most: float) -> dict[str, Any]:
-        """A figure beside what it is to be at most."""
+        """A figure with its upper limit."""
         return {"what": what, "value": value, "most": most, "met": self._met(value <= most)}
 
     def _met(self, good: bool) -> bool | None:

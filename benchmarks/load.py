@@ -3,7 +3,7 @@
 The app runs in its own process, with the bundled model. Clients of the page and of the API
 ask, stop, open runs and want maps, and a fifth of them vanish again and again in the middle of a
 job. Beside them explorers ask at a steady rate. After a warm-up of the same kind memory, threads
-and handles are noted with nobody there, and at the end they are compared with that.
+and handles are recorded without clients, and compared with those at the end.
 """
 
 from __future__ import annotations

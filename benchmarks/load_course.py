@@ -209,7 +209,7 @@ class Course:
         await asyncio.wait({asking}, timeout=PATIENCE_SECONDS)
 
     async def _settle(self, browser: Browser, seen: Seen, looking: asyncio.Future[None]) -> None:
-        """Nobody there but one who asks for little: idle threads leave when others are used."""
+        """A pause with only light requests: idle threads end when others are used."""
         until = time.monotonic() + PATIENCE_SECONDS
         while self.owners and time.monotonic() < until and not looking.done():
             await asyncio.sleep(LOOK_SECONDS)

@@ -1,4 +1,4 @@
-"""What explanation methods take, beside what they may: seconds with the bundled model, and memory.
+"""The cost of explanation methods, with their limits: seconds with the bundled model, and memory.
 
 One token of an answer of 20 by each method, and the whole answer; then peaks of rollout and
 Chefer's relevance beside a plain forward pass, each in its own process (`benchmarks.memory`).
@@ -41,7 +41,7 @@ def methods(
     as_json: Annotated[bool, typer.Option("--json", help="JSON instead of the table.")] = False,
     output: Annotated[Path | None, typer.Option(help="A folder for the table and JSON.")] = None,
 ) -> None:
-    """What each explanation method takes on the bundled model, beside what it may."""
+    """The time of each explanation method on the bundled model, with its limit."""
     os.environ["OMP_NUM_THREADS"] = os.environ["MKL_NUM_THREADS"] = str(threads)
     with clear_errors():
         check_folder(output)

@@ -1,5 +1,4 @@
-"""How long the command line takes until it is at work, beside Python importing torch and
-transformers.
+"""The start-up time of the command line, compared with Python importing torch and transformers.
 
 Each way is its own process, all in turn in each round. What counts is the processor time of
 the process, which other programs on the machine hardly change; the time by the clock stands beside

@@ -1,4 +1,4 @@
-"""`python -m sinkscope.benchmarks var`: what VAR and comparing cost beside one plain run.
+"""`python -m sinkscope.benchmarks var`: the cost of VAR and comparing relative to one plain run.
 
 All ways (`benchmarks.var_ways`) run interleaved in one process; every ratio is the median over
 rounds of a way's time by that of plain generation in the same round. Nothing here imports torch

@@ -74,7 +74,7 @@ class Observed:
 
 @dataclass(frozen=True)
 class Subject:
-    """The model, its tokenizer, and what packs questions for it."""
+    """The model, its tokenizer, and the packer of its questions."""
 
     model: Any
     tokenizer: Any
