@@ -78,7 +78,8 @@ function paintPanels() {
       pair.hidden = !grids[name];
       if (pair.hidden) continue;
       const span = signed ? chosen : shown.spans[name];
-      const frame = kind === "heads" ? { x0: view.h0, x1: view.h1 } : span && { x0: span[0], x1: span[1] };
+      const ranges = view.picked ? null : { x0: view.h0, x1: view.h1 };
+      const frame = kind === "heads" ? ranges : span && { x0: span[0], x1: span[1] };
       if (kind === "time") made.querySelector(".what").textContent = `${view.part === "prompt" ? "prompt " : ""}token × layer`;
       const high = signed ? most : top, low = signed ? -high : 0, table = COLOURS[signed ? "coolwarm" : view.colours];
       drawGrid(made, across, grids[name][kind], (value) => (high > low ? (value - low) / (high - low) : signed ? 0.5 : 0), table, frame);
@@ -130,7 +131,6 @@ function markPicked(panelNode) {
   const plot = panelNode.querySelector(".plot"), size = `width:${100 / run.H}%;height:${100 / run.L}%`;
   for (const old of plot.querySelectorAll(".pick")) old.remove();
   if (!view.picked) return;
-  plot.querySelector(".frame").hidden = true;
   plot.append(...pairSlots().map(([l, h]) => node("div", { class: "frame pick", style: `left:${(100 * h) / run.H}%;top:${(100 * l) / run.L}%;${size}` })));
 }
 

@@ -79,6 +79,7 @@ function takeHeads(value, from) {
   if (value.error) complain(value.error);
   else pickHeads({ pairs: value.pairs, kind: value.kind, from, file: value.file });
   repaint();
+  syncPicked(); // an error changes the list alone
 }
 
 function syncPicked() {
