@@ -148,6 +148,8 @@ function togglePop(name, open = $("." + name).hidden) {
 
 // Controls follow the view, whoever changed it.
 function syncControls() {
+  const { t0, t1, own, cursor, box, note, part, prompt, ...looks } = view; // no control shows these
+  if (!changed(root, [run, ...Object.values(looks)], "controls")) return;
   for (const [name, count, indices] of [["l", run.L, run.layers], ["h", run.H, run.heads]]) {
     const span = $(`.span[data-range="${name}"]`), [low, high] = span.querySelectorAll("input");
     for (const input of [low, high]) input.max = count - 1;
