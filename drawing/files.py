@@ -33,6 +33,7 @@ class Drawing:
         view: which part and how.
         first, last: tokens, both included, from 0; `last` None: of a figure `first` alone, of an
             animation all from `first` on. A figure shows their mean.
+        own: first and last token of the second side, where it shows others.
         window, seconds, width: of an animation, as in `drawing.animation.animate`.
         idle: the second side was to change something and changed nothing.
         made: of an animation, what made it (`drawing.made`); empty: what the traces say of it.
@@ -41,6 +42,7 @@ class Drawing:
     view: View = field(default_factory=View)
     first: int = 0
     last: int | None = None
+    own: tuple[int, int] | None = None
     window: int = 1
     seconds: float = 0.4
     width: int | None = None
@@ -59,7 +61,8 @@ class Drawing:
         """What `values` gave, after JSON too."""
         said = values["view"].items()
         view: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in said}
-        return Drawing(**{**values, "view": View(**view)})
+        own = None if values.get("own") is None else tuple(values["own"])
+        return Drawing(**{**values, "own": own, "view": View(**view)})
 
 
 def draw(
@@ -88,9 +91,12 @@ def draw(
         tokens = range(drawing.first, last + 1)
         if len(tokens) > MOST_TOKENS:
             raise ValueError(f"last is {drawing.last}; allowed: an index of a token.")
-        save(view_figure(sides, tokens, drawing.view, idle=drawing.idle), path)
+        own = None if drawing.own is None else range(drawing.own[0], drawing.own[1] + 1)
+        if own is not None and len(own) > MOST_TOKENS:
+            raise ValueError(f"own is {drawing.own}; allowed: indices of tokens.")
+        save(view_figure(sides, tokens, drawing.view, own=own, idle=drawing.idle), path)
         return
-    names = ("first", "last", "window", "seconds", "width", "idle", "made")
+    names = ("first", "last", "own", "window", "seconds", "width", "idle", "made")
     options = {name: getattr(drawing, name) for name in names}
     with closing(animation_steps(sides, path, drawing.view, **options)) as steps:
         for done, count in steps:

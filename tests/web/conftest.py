@@ -130,8 +130,8 @@ def new_page(
     page.on("console", told)
     page.streams = set()  # requests for messages that are not over: see `reload`
     page.on("request", lambda one: page.streams.add(one) if "/queue/data" in one.url else None)
-    page.on("requestfinished", page.streams.discard)
-    page.on("requestfailed", page.streams.discard)
+    page.on("requestfinished", lambda one: page.streams.discard(one))
+    page.on("requestfailed", lambda one: page.streams.discard(one))
     page.goto(f"{url}{path}" if path else f"{url}?__theme={scheme}")
     return page
 

@@ -69,6 +69,13 @@ def test_same_text_shows_how_much_likelier_each_token_became(site: Site, open_pa
     assert page.locator("[data-testid=own-choice]").count() == 0  # the texts do not part
 
 
+def export_asked(request: Any) -> list[Any]:
+    """What the inspector asked the server to draw, if that is what a request is."""
+    sent = request.post_data_json if request.method == "POST" and request.post_data else None
+    data = sent.get("event_data") if isinstance(sent, dict) else None
+    return [data] if isinstance(data, dict) and "kind" in data else []
+
+
 def test_each_answer_can_have_its_own_token(site: Site, open_page: Any) -> None:
     page = opened(site, open_page, Run(make_pair()))
     page.evaluate(f"{INSPECTOR}.set({{ same: false }})")  # a scale for each map
@@ -89,6 +96,18 @@ def test_each_answer_can_have_its_own_token(site: Site, open_page: Any) -> None:
     assert page.evaluate(f"[{INSPECTOR}.view.t0, ...{INSPECTOR}.view.own]") == [3, 23, 23]
     page.click("[data-testid=token-baseline-5]")
     assert page.evaluate(f"[{INSPECTOR}.view.t0, ...{INSPECTOR}.view.own]") == [5, 23, 23]
+
+    # What the server is to draw is what is on screen; an animation of no chosen range, all of it.
+    asks: list[Any] = []
+    page.on("request", lambda one: asks.extend(export_asked(one)))
+    page.click("[data-testid=save-button]")
+    for kind in ("pdf", "gif"):
+        page.click(f"[data-testid=save-{kind}]")
+        page.wait_for_function(
+            "(n) => document.querySelector('.save .told').textContent.includes(n)", arg=f".{kind}"
+        )
+    got = [(ask["kind"], ask["first"], ask["last"], ask["own"]) for ask in asks]
+    assert got == [("pdf", 5, 5, [23, 23]), ("gif", 0, None, None)]
 
     page.wait_for_function("location.hash.includes('u=23-23')")
     reload(page)
