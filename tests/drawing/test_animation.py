@@ -94,7 +94,7 @@ def test_each_side_goes_over_tokens_of_its_own(tmp_path: Path) -> None:
         seen.clear()
         animate(pair, tmp_path / "b.mp4", first=3, last=4, window=3, own=(21, 24))
         assert seen == [([3, 4], [21, 22, 23]), ([3, 4], [22, 23, 24])]
-    with pytest.raises(ValueError, match="own is 5 to 4; allowed: rising"):
+    with pytest.raises(ValueError, match="own is '5 to 4'; allowed: rising"):
         animate(pair, path, own=(5, 4))
     with pytest.raises(ValueError, match="own is"):
         animate(pair, path, own=(0, 99))

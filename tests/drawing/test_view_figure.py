@@ -68,7 +68,7 @@ def test_each_side_can_show_tokens_of_its_own() -> None:
     assert apart[2].scale is not None
     assert apart[2].scale.high == pytest.approx(np.sort(abs(minus).ravel())[-4], rel=1e-5)
     words = " ".join(words_of(view_figure(sides, 3, view, own=[22, 23])).split())
-    assert "Baseline: token 3 “" in words and "VAR: tokens 22–23 (mean) “is a”" in words
+    assert "Baseline: token 3 “" in words and "VAR: tokens 22–23 (mean) “is·a”" in words
     ended = Painter(sides_of(sides), view, 120).panels([26], [5])
     assert ended[1].note == "" and ended[0].note == ""
     with pytest.raises(ValueError, match=r"own is \[26\]; VAR has 26 tokens, from 0"):
