@@ -243,6 +243,11 @@ def parse_toml(data: bytes) -> dict[str, Any]:
     return made
 
 
+def cut(text: str, most: int = 300) -> str:
+    """A text out of a file, or an error that quotes one, short enough for a sentence."""
+    return text if len(text) <= most else f"{text[:most]}..."
+
+
 def walk(value: Any) -> Iterator[tuple[Any, int]]:
     """Every value in lists and mappings with its level, from 0; without recursion."""
     waiting: list[tuple[Any, int]] = [(value, 0)]

@@ -66,7 +66,7 @@ def var_report(said: Any, layout: PromptLayout) -> dict[str, Any] | None:
         return None
     report = mapping("var", said)
     if report.get("settings") is not None:
-        mapping("var.settings", report["settings"])
+        _var_settings(mapping("var.settings", report["settings"]))
     layers = report.get("layers") or []
     if not isinstance(layers, list):
         raise ValueError(f"its var.layers is {shown(layers)}, where a list should be")
@@ -74,6 +74,18 @@ def var_report(said: Any, layout: PromptLayout) -> dict[str, Any] | None:
         whole("layer", mapping("var.layers", layer)["layer"])
         positions_in("var.layers", layer.get("positions", ()), layout)
     return report
+
+
+def _var_settings(said: dict[str, Any]) -> None:
+    """Those that are drawn or put into the form; other versions have other names besides."""
+    for name in ("tau", "keep", "max_sink_share", "min_image_mass"):
+        if said.get(name) is not None:
+            number(f"var.{name}", said[name])
+    for name in ("layers", "dims"):
+        if said.get(name) is not None:
+            wholes(f"var.{name}", said[name])
+    for head in said.get("heads") or ():
+        wholes("var.heads", head)
 
 
 def run_settings(said: Any) -> dict[str, Any]:

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO, cast
 
 import numpy as np
 
-from sinkscope.outside import USUAL, check_json, open_regular
+from sinkscope.outside import USUAL, check_json, cut, open_regular
 
 if TYPE_CHECKING:
     import torch
@@ -69,7 +69,7 @@ def damage_named(path: Path) -> Iterator[None]:
         elif isinstance(error, OSError):  # its text would name the folder
             what = error.strerror or ""
         raise TraceFileError(
-            f"{path.name} is damaged or no trace: {what or type(error).__name__}"
+            f"{path.name} is damaged or no trace: {cut(what) or type(error).__name__}"
         ) from error
 
 

@@ -21,6 +21,7 @@ from sinkscope.config import HIGHEST_SEED, ModelSettings, from_mapping
 from sinkscope.evaluation.wanted import Wanted, distinct
 from sinkscope.outside import read_toml
 from sinkscope.setting import REQUIRED, check, explained, like, setting
+from sinkscope.setting.checks import shown
 from sinkscope.sinks.settings import EngineSettings
 
 MOST_QUESTIONS = 10**9
@@ -170,7 +171,9 @@ def read_config(path: Path) -> RunConfig:
     made = read_toml(path, "The file")
     unknown = [table for table in made if table not in ("run", "model", "methods")]
     if unknown:
-        raise ValueError(f"{path.name} has {unknown[0]!r}; allowed: [run], [model], [[methods]].")
+        raise ValueError(
+            f"{path.name} has {shown(unknown[0])}; allowed: [run], [model], [[methods]]."
+        )
     if "run" not in made:
         raise ValueError(f"{path.name} has no table [run].")
     methods = made.get("methods", [{"name": "default"}])

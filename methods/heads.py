@@ -26,7 +26,8 @@ from sinkscope.attention_processor import sink_share
 from sinkscope.capture.trace import MEAN_HEAD, GenerationTrace
 from sinkscope.models.family import PromptLayout
 from sinkscope.models.info import ModelInfo
-from sinkscope.outside import read_json
+from sinkscope.outside import cut, read_json
+from sinkscope.setting.checks import shown
 from sinkscope.utils import write_atomically
 
 Kind = Literal["localising", "feeds_on_sinks"]
@@ -108,7 +109,7 @@ class HeadList:
             raise ValueError(f"{path.name} is no list of heads (format is not {FORMAT!r}).")
         if values.get("version") != VERSION:
             raise ValueError(
-                f"{path.name} has version {values.get('version')!r}; allowed: {VERSION}."
+                f"{path.name} has version {shown(values.get('version'))}; allowed: {VERSION}."
             )
         try:
             chosen = tuple(
@@ -122,12 +123,14 @@ class HeadList:
             )
             kind = values["kind"]
             if kind not in get_args(Kind):
-                raise ValueError(f"kind is {kind!r}; allowed: {', '.join(get_args(Kind))}")
+                raise ValueError(f"kind is {shown(kind)}; allowed: {', '.join(get_args(Kind))}")
             return HeadList(
                 kind, str(values["model"]), str(values["revision"]), chosen, str(values["said"])
             )
         except (KeyError, TypeError, ValueError) as error:
-            raise ValueError(f"{path.name} is a damaged list of heads: {error}") from error
+            raise ValueError(
+                f"{path.name} is a damaged list of heads: {cut(str(error))}"
+            ) from error
 
 
 def localising_heads(
@@ -278,5 +281,5 @@ def _rows(run: GenerationTrace, tokens: Sequence[int] | None) -> np.ndarray:
 
 def _index(value: object) -> int:
     if isinstance(value, bool) or not isinstance(value, int) or value < 0:
-        raise ValueError(f"a layer or head is {value!r}; allowed: whole numbers from 0")
+        raise ValueError(f"a layer or head is {shown(value)}; allowed: whole numbers from 0")
     return value

@@ -19,6 +19,8 @@ from typing import TYPE_CHECKING, Literal, get_args
 
 import numpy as np
 
+from sinkscope.setting.checks import shown
+
 if TYPE_CHECKING:
     from torch import Tensor
 
@@ -74,7 +76,9 @@ class View:
         if not (x0 < x1 and y0 < y1):
             raise ValueError(f"box is {self.box}; allowed: x0 < x1 and y0 < y1.")
         if self.kind not in get_args(ViewKind):
-            raise ValueError(f"kind is {self.kind!r}; allowed: {', '.join(get_args(ViewKind))}.")
+            raise ValueError(
+                f"kind is {shown(self.kind)}; allowed: {', '.join(get_args(ViewKind))}."
+            )
 
     @property
     def tokens(self) -> int:

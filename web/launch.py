@@ -99,6 +99,9 @@ def launch(app: App, *, wait: bool = True, token: str | None = None) -> str:
         state_session_capacity=MOST_SESSIONS,
         prevent_thread_lock=True,
         quiet=True,
+        # Else one answer that takes over 3 s (a busy machine) ends the start. That the server
+        # answers is known by then: Gradio has called its start-up events through it.
+        _frontend=False,
     )
     lighten(app.blocks)
     if wait:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,8 +19,9 @@ from sinkscope.demo.scenes import scene
 from sinkscope.evaluation.explanations.run_length import read_run_length
 from sinkscope.evaluation.explanations.settings import ScoreSettings
 from sinkscope.models.images import FORMATS, open_image
-from sinkscope.outside import DATASET, OutsideError, open_regular, parse_json, read_json
+from sinkscope.outside import DATASET, OutsideError, cut, open_regular, parse_json, read_json
 from sinkscope.records.text import lines_of
+from sinkscope.setting.checks import shown
 
 Mask = npt.NDArray[np.bool_]
 SEED = 19  # the first number of these scenes' seeds; training, card, sinks, benchmark have others
@@ -193,7 +195,7 @@ def _coco(path: Path, settings: ScoreSettings) -> Iterator[Target]:
         for one in made["annotations"]:
             groups.setdefault((one["image_id"], one["category_id"]), []).append(one)
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{path.name} is no COCO instances file: {error!r}.") from error
+        raise ValueError(f"{path.name} is no COCO instances file: {cut(repr(error))}.") from error
     for (image_id, category), objects in groups.items():
         if settings.word is not None and names.get(category) != settings.word:
             continue
@@ -217,11 +219,11 @@ def _coco(path: Path, settings: ScoreSettings) -> Iterator[Target]:
 
 def _beside(path: Path, name: str) -> Path:
     for folder in (path.parent, path.parent / "images", path.parent.parent):
-        if (folder / name).is_file():
+        if os.path.isfile(folder / name):  # noqa: PTH113 - Path.is_file fails for a name too long
             return folder / name
     split = path.stem.removeprefix("instances_")
     for folder in (path.parent / split, path.parent.parent / split):
-        if (folder / name).is_file():
+        if os.path.isfile(folder / name):  # noqa: PTH113
             return folder / name
     return path.parent / name
 
@@ -254,19 +256,24 @@ def _boxes(row: Mapping[str, Any], where: str) -> list[tuple[float, float, float
     found: Any = row.get("boxes", [row["box"]] if "box" in row else [])
     if "bbox" in row and not found:
         own = row["bbox"]
-        found = own if own and isinstance(own[0], list) else [own]
+        several = isinstance(own, list) and own and isinstance(own[0], list)
+        found = own if several else [own]
         try:
             found = [(x, y, x + w, y + h) for x, y, w, h in found]
         except (TypeError, ValueError) as error:
-            raise ValueError(f"{where}: bbox is {own!r}; allowed: x, y, width, height.") from error
+            raise ValueError(
+                f"{where}: bbox is {shown(own)}; allowed: x, y, width, height."
+            ) from error
+    if not isinstance(found, list):
+        raise ValueError(f"{where}: boxes is {shown(found)}; allowed: a list of x0, y0, x1, y1.")
     boxes = []
     for one in found:
         try:
             x0, y0, x1, y1 = (float(value) for value in one)
         except (TypeError, ValueError) as error:
-            raise ValueError(f"{where}: a box is {one!r}; allowed: x0, y0, x1, y1.") from error
+            raise ValueError(f"{where}: a box is {shown(one)}; allowed: x0, y0, x1, y1.") from error
         if not (x0 < x1 and y0 < y1):
-            raise ValueError(f"{where}: a box is {one!r}; allowed: x0 < x1 and y0 < y1.")
+            raise ValueError(f"{where}: a box is {shown(one)}; allowed: x0 < x1 and y0 < y1.")
         boxes.append((x0, y0, x1, y1))
     return boxes
 

@@ -17,7 +17,7 @@ from sinkscope.web.components.assets import STATIC
 from sinkscope.web.runs.store import Run
 from tests.hostile.corpus import PIECES, SCALARS, changed, garbled, value
 from tests.hostile.limits import share
-from tests.web.conftest import Site, start_site
+from tests.web.conftest import Site, settled, start_site
 from tests.web.scripted import ScriptedEngine, fake_handle
 from tests.web.synthetic import make_pair
 
@@ -184,6 +184,7 @@ def test_the_page_opens_with_any_address_and_storage(open_page: Any, site: Site)
             }""",
             kept,
         )
+        settled(page)
         page.evaluate("(hash) => { location.hash = hash; location.reload(); }", hash_)
         page.wait_for_selector("[data-testid=inspector][data-ready]", state="attached")
         page.evaluate("document.querySelector('[data-do=runs]').click()")

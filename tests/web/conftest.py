@@ -128,7 +128,7 @@ def new_page(
     page.set_default_timeout(60_000)  # only a page that hangs takes it, on a busy machine too
     page.on("pageerror", lambda error: problems.append(f"page error: {error}"))
     page.on("console", told)
-    page.streams = set()  # requests for messages that are not over: see `reload`
+    page.streams = set()  # requests for messages that are not over: see `settled`
     page.on("request", lambda one: page.streams.add(one) if "/queue/data" in one.url else None)
     page.on("requestfinished", lambda one: page.streams.discard(one))
     page.on("requestfailed", lambda one: page.streams.discard(one))
@@ -136,13 +136,18 @@ def new_page(
     return page
 
 
-def reload(page: Any, url: str = "") -> None:
-    """Load a page of `open_page` again, or another address in it, when no event is under way:
-    Gradio's client logs an error for a stream of messages that it has to give up."""
+def settled(page: Any) -> None:
+    """Wait until no event of a page of `open_page` is under way: Gradio's client logs an error for
+    a stream of messages that it gives up when the page is left."""
     until = time.monotonic() + 60
     while page.streams:
         assert time.monotonic() < until, "a stream of messages does not end"
         page.wait_for_timeout(20)
+
+
+def reload(page: Any, url: str = "") -> None:
+    """Load a page again, or another address in it, when no event is under way."""
+    settled(page)
     page.goto(url) if url else page.reload()
 
 

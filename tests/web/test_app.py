@@ -82,6 +82,20 @@ def test_port_0_is_a_free_port_and_the_address_is_the_real_one(tmp_path: Path) -
         made.blocks.close(verbose=False)
 
 
+def test_a_busy_machine_does_not_end_the_start(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Gradio gives up where its own question for the page takes more than 3 seconds."""
+    monkeypatch.setattr("gradio.networking.url_ok", lambda *_: False)
+    settings = Settings(app=AppSettings(port=0, cache_dir=str(tmp_path)))
+    made = build_app(settings, fake_handle(), example=Run({"baseline": make_trace()}), examples=[])
+    try:
+        with urllib.request.urlopen(launch(made, wait=False), timeout=30) as page:
+            assert page.status == 200
+    finally:
+        made.blocks.close(verbose=False)
+
+
 def test_a_port_in_use_is_one_sentence(tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as other:
         port = other.getsockname()[1]
