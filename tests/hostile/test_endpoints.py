@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from sinkscope.web.api.endpoints import UNFORESEEN
+from sinkscope.web.runs.job_values import UNFORESEEN
 from sinkscope.web.runs.store import Run
 from tests.hostile.app import endpoints
 from tests.hostile.corpus import SCALARS, changed, encoded, garbled, json_bombs, value

@@ -20,19 +20,14 @@ from sinkscope.jobs.runner import Runner
 from sinkscope.models.loading import ModelHandle
 from sinkscope.models.profiles import read_profile
 from sinkscope.sinks.finding.stats import SampleStats
-from sinkscope.web.explore.handlers import UNFORESEEN
 from sinkscope.web.runs.inspector import drawn
+from sinkscope.web.runs.job_values import UNFORESEEN
 from sinkscope.web.runs.loaded_model import LoadedModel
 from sinkscope.web.runs.request import Request
+from sinkscope.web.runs.results import LONGEST_SECONDS, MOST_RESULTS
 from sinkscope.web.sinks.request import IMAGES, Picture, SinksRequest, draw_samples
 from sinkscope.web.sinks.run import GONE, SinksEngine, SinksHandlers
-from sinkscope.web.sinks.store import (
-    LONGEST_SECONDS,
-    MOST_FOLDERS,
-    MOST_RESULTS,
-    SinksResult,
-    SinksStore,
-)
+from sinkscope.web.sinks.store import MOST_FOLDERS, SinksResult, SinksStore
 from tests.sinks.planted import Plant, painted_samples, planted
 from tests.web.test_payload import unpack
 
