@@ -13,7 +13,7 @@ from sinkscope.drawing.made import made_line
 from sinkscope.drawing.overlay import refuse
 from sinkscope.drawing.panels import Painter
 from sinkscope.drawing.view import View
-from sinkscope.drawing.view_figure import sides_of
+from sinkscope.drawing.view_figure import check_own, sides_of
 
 WIDTHS = (320, 1920)
 MOST_FRAMES = 2000
@@ -30,6 +30,7 @@ def animate(
     window: int = 1,
     seconds: float = 0.4,
     width: int | None = None,
+    own: tuple[int, int] | None = None,
     idle: bool = False,
     made: str = "",
     on_frame: Callable[[int, int], object] | None = None,
@@ -47,6 +48,8 @@ def animate(
         window: each frame shows the mean over this many tokens; the window moves by one token.
         seconds: display time of a frame.
         width: of a frame in pixels; by default 400 for each panel and 160.
+        own: first and last token of the second side, where it goes over others than the first. The
+            side with fewer of them stays at its last ones.
         idle: the second side's intervention changed nothing.
         made: a line on how the runs were made; by default from the traces.
         on_frame: called with the number of frames that are done, and of all.
@@ -57,7 +60,7 @@ def animate(
     """
     steps = animation_steps(
         traces, path, view, first=first, last=last, window=window, seconds=seconds, width=width,
-        idle=idle, made=made,
+        own=own, idle=idle, made=made,
     )  # fmt: skip
     for done, count in steps:
         if on_frame is not None:
@@ -74,6 +77,7 @@ def animation_steps(
     window: int = 1,
     seconds: float = 0.4,
     width: int | None = None,
+    own: tuple[int, int] | None = None,
     idle: bool = False,
     made: str = "",
 ) -> Generator[tuple[int, int], None, None]:
@@ -90,11 +94,17 @@ def animation_steps(
     last = longest - 1 if last is None else last
     if not 0 <= first <= last < longest:
         raise refuse("tokens", f"{first} to {last}", f"0 to {longest - 1}, rising")
-    if not 1 <= window <= last - first + 1:
-        raise refuse("window", window, f"1 to {last - first + 1}, the number of tokens")
+    if own is not None:
+        check_own(sides, own)
+        if own[0] > own[1]:
+            raise refuse("own", f"{own[0]} to {own[1]}", "rising")
+    spans = [(first, last)] if own is None else [(first, last), own]
+    most = max(b - a + 1 for a, b in spans)
+    if not 1 <= window <= most:
+        raise refuse("window", window, f"1 to {most}, the number of tokens")
     if not (math.isfinite(seconds) and SECONDS[0] <= seconds <= SECONDS[1]):
         raise refuse("seconds", seconds, f"{SECONDS[0]:g} to {SECONDS[1]:g} for each frame")
-    count = last - first + 2 - window
+    count = most + 1 - window
     if count > MOST_FRAMES:
         raise ValueError(
             f"The animation would have {count} frames; allowed: at most {MOST_FRAMES}. Choose "
@@ -115,10 +125,18 @@ def animation_steps(
     samples = []
     if path.suffix.lower() == ".gif":
         places = sorted({k * (count - 1) // 3 for k in range(4)})
-        samples = [frames.frame(range(first + k, first + k + window)) for k in places]
+        samples = [frames.frame(*_shown(spans, k, window)) for k in places]
     size = frames.width, frames.height
     with encoder(path, *size, seconds, samples, frames.colours()) as write:
         for step in range(count):
-            start = first + step
-            write(frames.frame(range(start, start + window)))
+            write(frames.frame(*_shown(spans, step, window)))
             yield step + 1, count
+
+
+def _shown(spans: list[tuple[int, int]], step: int, window: int) -> list[range]:
+    """Which tokens of each side a frame shows; a side with none left stays at its last ones."""
+    starts = [max(first, min(first + step, last + 1 - window)) for first, last in spans]
+    return [
+        range(start, min(start + window, last + 1))
+        for start, (_, last) in zip(starts, spans, strict=True)
+    ]

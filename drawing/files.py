@@ -34,6 +34,7 @@ class Drawing:
         view: which part and how.
         first, last: tokens, both included, from 0; `last` None: for a figure only `first`, for an
             animation all from `first` on. A figure shows their mean.
+        own: first and last token of the second side, where it shows others.
         window, seconds, width: of an animation, as in `drawing.animation.animate`.
         idle: the second side's intervention changed nothing.
         made: for an animation, how the runs were made (`drawing.made`); empty: from the traces.
@@ -42,6 +43,7 @@ class Drawing:
     view: View = field(default_factory=View)
     first: int = 0
     last: int | None = None
+    own: tuple[int, int] | None = None
     window: int = 1
     seconds: float = 0.4
     width: int | None = None
@@ -62,7 +64,8 @@ class Drawing:
         view: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in said}
         if view.get("picked") is not None:
             view["picked"] = PickedHeads(**view["picked"])
-        return Drawing(**{**values, "view": View(**view)})
+        own = None if values.get("own") is None else tuple(values["own"])
+        return Drawing(**{**values, "own": own, "view": View(**view)})
 
 
 def draw(
@@ -91,9 +94,12 @@ def draw(
         tokens = range(drawing.first, last + 1)
         if len(tokens) > MOST_TOKENS:
             raise ValueError(f"last is {drawing.last}; allowed: an index of a token.")
-        save(view_figure(sides, tokens, drawing.view, idle=drawing.idle), path)
+        own = None if drawing.own is None else range(drawing.own[0], drawing.own[1] + 1)
+        if own is not None and len(own) > MOST_TOKENS:
+            raise ValueError(f"own is {drawing.own}; allowed: indices of tokens.")
+        save(view_figure(sides, tokens, drawing.view, own=own, idle=drawing.idle), path)
         return
-    names = ("first", "last", "window", "seconds", "width", "idle", "made")
+    names = ("first", "last", "own", "window", "seconds", "width", "idle", "made")
     options = {name: getattr(drawing, name) for name in names}
     with closing(animation_steps(sides, path, drawing.view, **options)) as steps:
         for done, count in steps:

@@ -73,22 +73,23 @@ class Frames:
         self._base = self._draw_base()
         self._texts: dict[tuple[int, int], Image.Image] = {}  # the lines of an answer, unmarked
 
-    def frame(self, tokens: Sequence[int]) -> Pixels:
-        """The frame for some tokens, whose maps are averaged."""
+    def frame(self, tokens: Sequence[int], own: Sequence[int] | None = None) -> Pixels:
+        """The frame for some tokens, whose maps are averaged; `own`: those of the second side."""
         picture = self._base.copy()
         draw = ImageDraw.Draw(picture)
         longest = max(len(chips) for chips in self._answers)
-        many = f"s {tokens[0]}–{tokens[-1]}" if len(tokens) > 1 else f" {tokens[0]}"
+        both = [tokens] if own is None else [tokens, own]
+        many = ("s " if len(tokens) > 1 else " ") + " | ".join(map(_numbers, both))
         before = "prompt " if self._painter.view.part == "prompt" else ""
-        mean = " (mean)" if len(tokens) > 1 else ""
+        mean = " (mean)" if max(map(len, both)) > 1 else ""
         place = f"{before}token{many}{mean} · {longest} in all"
         x = self.width - self._gap - _width(place, self._size)
         _write(draw, (x, self._gap), place, self._size, INK, None)
-        panels = self._painter.panels(tokens)
+        panels = self._painter.panels(tokens, own)
         for column, panel in enumerate(panels):
             self._draw_panel(picture, draw, column, panel)
         for index in range(len(self._answers)):
-            self._draw_answer(picture, draw, index, tokens)
+            self._draw_answer(picture, draw, index, own if index and own is not None else tokens)
         words = dict.fromkeys(panel.words for panel in panels if panel.words)
         room = self.width - 2 * self._gap
         lines = [s for text in words for s in _wrap(text, self._small, room)[: self._wrapped]]
@@ -196,6 +197,10 @@ class Frames:
                     _write(draw, (chip.left, y), chip.text, self._size, INK, room - chip.left)
             self._texts[index, first] = picture
         return self._texts[index, first]
+
+
+def _numbers(tokens: Sequence[int]) -> str:
+    return f"{tokens[0]}–{tokens[-1]}" if len(tokens) > 1 else f"{tokens[0]}"
 
 
 def _gap(width: int) -> int:

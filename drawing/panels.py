@@ -107,10 +107,22 @@ class Painter:
         heights = [len(look.photo) for look in self._looks]
         return [*heights, heights[0]] if self.view.difference else heights
 
-    def panels(self, tokens: Sequence[int]) -> list[Panel]:
+    def panels(self, tokens: Sequence[int], own: Sequence[int] | None = None) -> list[Panel]:
         """The panels for some tokens (their mean); a side that has already ended shows only its
-        photo."""
-        there = [[t for t in tokens if t < len(look.side.rows.tokens)] for look in self._looks]
+        photo.
+
+        Args:
+            tokens: from 0.
+            own: tokens of the second side, where it shows others.
+        """
+        asked = [
+            own if own is not None and look.side is self.sides[-1] else tokens
+            for look in self._looks
+        ]
+        there = [
+            [t for t in mine if t < len(look.side.rows.tokens)]
+            for look, mine in zip(self._looks, asked, strict=True)
+        ]
         both = [
             maps_of(look.side, mine, look.view) if mine else (None, None)
             for look, mine in zip(self._looks, there, strict=True)
@@ -118,8 +130,10 @@ class Painter:
         maps = [shown for shown, _ in both]
         scales = self._whole or self._scales(maps)
         made = [
-            self._panel(look, mine, patches, scale, min(tokens))
-            for look, mine, patches, scale in zip(self._looks, there, maps, scales, strict=True)
+            self._panel(look, mine, patches, scale, min(every))
+            for look, mine, patches, scale, every in zip(
+                self._looks, there, maps, scales, asked, strict=True
+            )
         ]
         if self.view.difference:
             made.append(self._difference(there, [plain for _, plain in both]))

@@ -40,6 +40,7 @@ def view_figure(
     tokens: int | Sequence[int],
     view: View | None = None,
     *,
+    own: Sequence[int] | None = None,
     idle: bool = False,
 ) -> Figure:
     """One answer, or two side by side, for some tokens, with everything needed to read it.
@@ -48,6 +49,7 @@ def view_figure(
         traces: a run, or up to two by their labels, left to right.
         tokens: index from 0, or several, whose maps are averaged.
         view: which part and how; by default `View()`.
+        own: tokens of the second side, where it shows others than the first.
         idle: the second side's intervention changed nothing.
 
     Returns:
@@ -64,9 +66,11 @@ def view_figure(
     longest = max(len(side.rows.tokens) for side in sides)
     if not chosen or chosen[0] < 0 or chosen[0] >= longest:
         raise ValueError(f"token is {tokens}; the {view.part} has {longest}, from 0.")
-    panels = Painter(sides, view, PANEL_PIXELS, idle=idle).panels(chosen)
+    if own is not None:
+        check_own(sides, own)
+    panels = Painter(sides, view, PANEL_PIXELS, idle=idle).panels(chosen, own)
     done = next(panel.normalisation for panel in panels if panel.scale is not None)
-    lines, title = list(_caption(sides, view, done)), _title(sides, chosen, view.part)
+    lines, title = list(_caption(sides, view, done)), _title(sides, chosen, view.part, own)
     lines += missing_note(title, *lines, *(panel.label for panel in panels))
     return settle(_laid_out(panels, title, lines))
 
@@ -110,6 +114,15 @@ def sides_of(
     return [make_side(label, trace, part) for label, trace in traces.items()]
 
 
+def check_own(sides: Sequence[Side], own: Sequence[int]) -> None:
+    """Whether the second side can show these tokens of its own."""
+    if len(sides) < 2:
+        raise ValueError("own tokens are given; allowed: of two answers side by side only.")
+    count = len(sides[-1].rows.tokens)
+    if not own or min(own) < 0 or max(own) >= count:
+        raise ValueError(f"own is {list(own)[:9]}; {sides[-1].label} has {count} tokens, from 0.")
+
+
 def tokens_words(side: Side, tokens: Sequence[int]) -> str:
     """The tokens of a side as a label: `token 14 "brown"`; numbers count from 0."""
     mine = [t for t in tokens if t < len(side.rows.tokens)]
@@ -119,10 +132,17 @@ def tokens_words(side: Side, tokens: Sequence[int]) -> str:
     return f"tokens {tokens[0]}–{tokens[-1]} (mean) “{text}”"
 
 
-def _title(sides: Sequence[Side], tokens: Sequence[int], part: Part) -> str:
-    there = [side for side in sides if tokens[0] < len(side.rows.tokens)]
+def _title(
+    sides: Sequence[Side], tokens: Sequence[int], part: Part, own: Sequence[int] | None = None
+) -> str:
     before = "prompt " if part == "prompt" else ""
-    words = list(dict.fromkeys(before + tokens_words(side, tokens) for side in there))
+    if own is not None:
+        first, second = sides
+        pair = ((first, tokens), (second, own))
+        words = [f"{side.label}: {before}{tokens_words(side, mine)}" for side, mine in pair]
+    else:
+        there = [side for side in sides if tokens[0] < len(side.rows.tokens)]
+        words = list(dict.fromkeys(before + tokens_words(side, tokens) for side in there))
     return "\n".join(textwrap.wrap(" | ".join(words), 90)[:2])
 
 

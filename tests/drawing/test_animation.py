@@ -14,6 +14,7 @@ from PIL import Image
 from sinkscope.drawing import encoders
 from sinkscope.drawing.animation import animate, animation_steps
 from sinkscope.drawing.encoders import encoder
+from sinkscope.drawing.frames import Frames
 from sinkscope.drawing.view import View
 from tests.web.synthetic import HOSTILE, make_pair, make_trace
 
@@ -74,6 +75,29 @@ def test_a_window_slides_over_the_tokens(tmp_path: Path) -> None:
     animate(make_pair(), one, View(difference=True), first=3, last=4, width=480)
     first, second = frames_of(one)
     assert (first != second).any()
+
+
+def test_each_side_goes_over_tokens_of_its_own(tmp_path: Path) -> None:
+    """The side with fewer of them stays at its last one."""
+    pair, seen = make_pair(), []
+
+    class Watched(Frames):
+        def frame(self, tokens: Any, own: Any = None) -> Any:
+            seen.append((list(tokens), None if own is None else list(own)))
+            return super().frame(tokens, own)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("sinkscope.drawing.animation.Frames", Watched)
+        path, told = tmp_path / "a.mp4", []
+        animate(pair, path, first=3, last=4, own=(21, 23), on_frame=lambda *at: told.append(at))
+        assert seen == [([3], [21]), ([4], [22]), ([4], [23])] and told[-1] == (3, 3)
+        seen.clear()
+        animate(pair, tmp_path / "b.mp4", first=3, last=4, window=3, own=(21, 24))
+        assert seen == [([3, 4], [21, 22, 23]), ([3, 4], [22, 23, 24])]
+    with pytest.raises(ValueError, match="own is '5 to 4'; allowed: rising"):
+        animate(pair, path, own=(5, 4))
+    with pytest.raises(ValueError, match="own is"):
+        animate(pair, path, own=(0, 99))
 
 
 def test_settings_are_refused_by_name(tmp_path: Path) -> None:

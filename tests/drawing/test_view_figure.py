@@ -6,12 +6,15 @@ import csv
 import dataclasses
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+from sinkscope.attention_processor import patch_map
 from sinkscope.drawing import view_figure as view_figure_module
+from sinkscope.drawing.panels import Painter
 from sinkscope.drawing.table import COLUMNS, write_shares
 from sinkscope.drawing.view import View
-from sinkscope.drawing.view_figure import view_figure
+from sinkscope.drawing.view_figure import sides_of, view_figure
 from sinkscope.visualization import save
 from tests.web.synthetic import HOSTILE, make_pair, make_trace
 
@@ -48,6 +51,30 @@ def test_a_figure_says_what_made_it(tmp_path: Path) -> None:
     assert path.read_bytes().startswith(b"%PDF")
     save(view_figure(sides, 4, View(difference=True, layers=(1, 2))), tmp_path / "again.pdf")
     assert path.read_bytes() == (tmp_path / "again.pdf").read_bytes()  # no date, no chance
+
+
+def test_each_side_can_show_tokens_of_its_own() -> None:
+    """Its map, its shares, the difference to it, and what it is called: of its own tokens."""
+    pair = make_pair()
+    sides = {"Baseline": pair["baseline"], "VAR": pair["var"]}
+    view = View(difference=True, same_scale=False)
+    apart = Painter(sides_of(sides), view, 120).panels([3], [22, 23])
+    alone = [Painter(sides_of(sides[name]), View(), 120) for name in sides]
+    expected = [alone[0].panels([3])[0], alone[1].panels([22, 23])[0]]
+    for panel, single in zip(apart, expected, strict=False):
+        assert (panel.numbers, panel.ticks) == (single.numbers, single.ticks)
+        assert np.array_equal(panel.pixels, single.pixels)
+    minus = patch_map(pair["var"], [22, 23]).values - patch_map(pair["baseline"], 3).values
+    assert apart[2].scale is not None
+    assert apart[2].scale.high == pytest.approx(np.sort(abs(minus).ravel())[-4], rel=1e-5)
+    words = " ".join(words_of(view_figure(sides, 3, view, own=[22, 23])).split())
+    assert "Baseline: token 3 “" in words and "VAR: tokens 22–23 (mean) “is·a”" in words
+    ended = Painter(sides_of(sides), view, 120).panels([26], [5])
+    assert ended[1].note == "" and ended[0].note == ""
+    with pytest.raises(ValueError, match=r"own is \[26\]; VAR has 26 tokens, from 0"):
+        view_figure(sides, 3, own=[26])
+    with pytest.raises(ValueError, match="of two answers side by side only"):
+        view_figure(pair["baseline"], 3, own=[2])
 
 
 def test_texts_are_no_formulas(tmp_path: Path) -> None:

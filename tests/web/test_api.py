@@ -142,6 +142,34 @@ def test_a_run_in_plain_values(client: Any, photo: Any, api_site: Site) -> None:
     assert "var" not in made
 
 
+@pytest.mark.parametrize("endpoint", ["/generate", "/compare"])
+def test_a_question_about_several_images(
+    endpoint: str, client: Any, photo: Any, api_site: Site, tmp_path: Path
+) -> None:
+    """In their order, whichever places are used; each has its own size, grid and map."""
+    from gradio_client import handle_file
+
+    wide, tall = tmp_path / "wide.png", tmp_path / "tall.png"
+    Image.new("RGB", (90, 30), "white").save(wide)
+    Image.new("RGB", (20, 50), "black").save(tall)
+    more = {"image_2": handle_file(str(wide)), "image_4": handle_file(str(tall))}
+    made = client.predict(image=photo, prompt="Which?", **more, api_name=endpoint)
+    sizes = [(one["width"], one["height"]) for one in made["images"]]
+    assert sizes == [(60, 40), (90, 30), (20, 50)]
+    run = api_site.app.handlers.store.get(made["run"])
+    assert run is not None
+    for trace in run.traces.values():
+        assert [image.size for image in trace.images] == sizes
+    for index, image in enumerate(made["images"]):
+        ask = {"run": made["run"], "tokens": "2", "image": index, "api_name": "/map"}
+        heat, _ = client.predict(**ask)
+        assert (heat["rows"], heat["columns"]) == (image["rows"], image["columns"])
+        expected = patch_map(run.first, [2], image=index)
+        np.testing.assert_allclose(heat["values"], expected.values, rtol=1e-6)
+    with pytest.raises(Exception, match="image is 3"):
+        client.predict(run=made["run"], image=3, api_name="/map")
+
+
 def test_decoding_is_that_of_the_checkpoint_where_it_is_asked_for(
     client: Any, photo: Any, api_site: Site
 ) -> None:
@@ -252,6 +280,22 @@ def test_exports(
         assert GenerationTrace.open(files[1]).applied == ("VAR(tau=6, keep=0.6)",)
 
 
+def test_a_figure_with_tokens_of_its_own_on_each_side(
+    client: Any, compared: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[Any] = []
+
+    def made(run: Any, wanted: Any, folder: Path, **rest: Any) -> list[Path]:
+        seen.append(wanted)
+        (folder / "a.csv").write_text("x")
+        return [folder / "a.csv"]
+
+    monkeypatch.setattr("sinkscope.web.api.endpoints.make_files", made)
+    client.predict(run=compared["run"], tokens="3", own_tokens="5-6", api_name="/export")
+    client.predict(run=compared["run"], tokens="3", api_name="/export")
+    assert [(one.first, one.last, one.own) for one in seen] == [(3, 3, (5, 6)), (3, 3, None)]
+
+
 @pytest.mark.parametrize(
     ("endpoint", "given", "words"),
     [
@@ -280,6 +324,8 @@ def test_exports(
         ("/export", {"kind": "exe"}, "kind is 'exe'; allowed: pdf"),
         ("/export", {"kind": "gif", "window": 99}, "window is 99; allowed: 1 to 27"),
         ("/export", {"kind": "gif", "tokens": "1, 5"}, "allowed: one index, or a range"),
+        ("/export", {"own_tokens": "1, 5"}, "own_tokens is '1, 5'; allowed: one index, or a range"),
+        ("/export", {"own_tokens": "99"}, "own is [99]; "),
         ("/export", {"kind": "gif", "width": 10**6}, "width is 1000000; allowed: 320 to 1920"),
         ("/load", {"model": "missing"}, "There is no model called missing"),
     ],

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
 from sinkscope.capture.trace import GenerationTrace
+from sinkscope.web.explore.exporting import Wanted
 from sinkscope.web.runs.store import Run
 from tests.web.conftest import INSPECTOR, Site, reload
 from tests.web.synthetic import WORDS, make_pair
@@ -69,7 +72,21 @@ def test_same_text_shows_how_much_likelier_each_token_became(site: Site, open_pa
     assert page.locator("[data-testid=own-choice]").count() == 0  # the texts do not part
 
 
-def test_each_answer_can_have_its_own_token(site: Site, open_page: Any) -> None:
+def told_only(seen: list[Wanted]) -> Callable[..., list[Path]]:
+    """In the place of `make_files`: keeps what was wanted, and the file is empty."""
+
+    def made(run: Run, wanted: Wanted, folder: Path, **rest: Any) -> list[Path]:
+        seen.append(wanted)
+        path = folder / f"it.{wanted.kind}"
+        path.write_bytes(b"")
+        return [path]
+
+    return made
+
+
+def test_each_answer_can_have_its_own_token(
+    site: Site, open_page: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     page = opened(site, open_page, Run(make_pair()))
     page.evaluate(f"{INSPECTOR}.set({{ same: false }})")  # a scale for each map
     page.click("[data-testid=token-baseline-3]")
@@ -89,6 +106,16 @@ def test_each_answer_can_have_its_own_token(site: Site, open_page: Any) -> None:
     assert page.evaluate(f"[{INSPECTOR}.view.t0, ...{INSPECTOR}.view.own]") == [3, 23, 23]
     page.click("[data-testid=token-baseline-5]")
     assert page.evaluate(f"[{INSPECTOR}.view.t0, ...{INSPECTOR}.view.own]") == [5, 23, 23]
+
+    # What the server is to draw is what is on screen; an animation of no chosen range, all of it.
+    wanted: list[Wanted] = []
+    monkeypatch.setattr("sinkscope.web.explore.exporting.make_files", told_only(wanted))
+    page.click("[data-testid=save-button]")
+    for kind in ("pdf", "gif"):
+        with page.expect_download():
+            page.click(f"[data-testid=save-{kind}]")
+    got = [(one.kind, one.first, one.last, one.own) for one in wanted]
+    assert got == [("pdf", 5, 5, (23, 23)), ("gif", 0, None, None)]
 
     page.wait_for_function("location.hash.includes('u=23-23')")
     reload(page)

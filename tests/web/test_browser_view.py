@@ -56,6 +56,16 @@ def test_example_is_there_and_labelled(example_page: Any) -> None:
     assert page.inner_text("[data-testid=strip-baseline] [aria-selected=true]").strip().isalpha()
 
 
+def test_every_control_says_what_it_does(example_page: Any) -> None:
+    silent = example_page.evaluate(
+        """[...document.querySelectorAll(
+             ".scope :is(.line button, .bar button, .bar select, .bar input, .quantity button)"
+           )].filter((control) => !(control.closest("[title]")?.title.length > 5))
+             .map((control) => control.outerHTML.slice(0, 90))"""
+    )
+    assert silent == []
+
+
 def test_maps_difference_and_their_colours_are_in_one_window(open_page: Any, site: Site) -> None:
     page = open_page(site.url)
     page.set_viewport_size({"width": 1440, "height": 900})

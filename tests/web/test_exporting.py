@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import errno
+import json
 import threading
 from collections.abc import Callable
 from functools import partialmethod
@@ -141,6 +142,21 @@ def test_a_full_disk_is_said_without_its_folders(
     monkeypatch.setattr(Path, "write_bytes", full)
     (only,) = [v for v in asked(site, run=run.id, kind="html") if "error" in v]
     assert only["error"] == "The file cannot be written: No space left on device."
+
+
+def test_each_side_has_its_own_tokens_where_the_page_gave_it_a_choice(
+    run: Run, tmp_path: Path
+) -> None:
+    ask = {"kind": "png", "view": VIEW, "first": 3, "last": 3, "own": [22, 23]}
+    wanted = read_wanted(ask)
+    assert (wanted.first, wanted.last, wanted.own) == (3, 3, (22, 23))
+    seen: list[Drawing] = []
+    make_files(run, wanted, tmp_path, drawn_by=lambda sides, drawing, *rest: seen.append(drawing))
+    again = Drawing.of(json.loads(json.dumps(seen[0].values())))  # as another process is told
+    assert again == seen[0] and again.own == (22, 23)
+    for broken in ([1], [1, 2, 3], ["1", 2], 7, [True, 2]):
+        with pytest.raises(ValueError, match="cannot be exported"):
+            read_wanted({**ask, "own": broken})
 
 
 def test_what_an_older_page_asks_for_is_understood() -> None:

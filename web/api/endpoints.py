@@ -93,10 +93,14 @@ class Api:
         self,
         image: str | None,
         prompt: str,
+        image_2: str | None = None,
+        image_3: str | None = None,
+        image_4: str | None = None,
         request: gr.Request = None,  # type: ignore[assignment]
         **said: Any,
     ) -> dict[str, Any]:
-        """Answer a prompt about an image and keep the attention behind each token.
+        """Answer a prompt about an image, or up to four of them in this order, and keep the
+        attention behind each token.
 
         With `decoding` "checkpoint" tokens are chosen as the model's own generation_config.json
         says, and temperature, top_p, top_k and repetition_penalty must be left out.
@@ -104,7 +108,7 @@ class Api:
         Gives the run's id (`run`), its model, layers, heads and images, and under `baseline` the
         answer with text, probability, image share and sink share of each token.
         """
-        asked = Request(image, prompt, said=said)
+        asked = Request(image, prompt, said=said, more=(image_2, image_3, image_4))
         return about_run(self._run(asked, request))
 
     def compare(
@@ -112,6 +116,9 @@ class Api:
         image: str | None,
         prompt: str,
         same_text: bool = False,
+        image_2: str | None = None,
+        image_3: str | None = None,
+        image_4: str | None = None,
         request: gr.Request = None,  # type: ignore[assignment]
         **said: Any,
     ) -> dict[str, Any]:
@@ -121,7 +128,8 @@ class Api:
         (`first_difference`), the change of each common token's
         log-probability, and VAR's own report.
         """
-        asked = Request(image, prompt, True, same_text, said=said)
+        more = (image_2, image_3, image_4)
+        asked = Request(image, prompt, True, same_text, said=said, more=more)
         run = self._run(asked, request)
         both = run.traces["baseline"], run.traces["var"]
         pair = Comparison(*both, run.same_text, prefix=None)  # type: ignore[arg-type]

@@ -20,7 +20,7 @@ from sinkscope.web.api.endpoints import Api, with_clear_errors
 from sinkscope.web.api.selection import ExportChoice, Selection
 from sinkscope.web.components.controls import LONGEST_TEXT
 from sinkscope.web.explore.handlers import Handlers
-from sinkscope.web.runs.request import ANSWER, VAR
+from sinkscope.web.runs.request import ANSWER, MORE, VAR
 from sinkscope.web.server.uploads import UploadedImage
 
 
@@ -41,6 +41,7 @@ def build_api(handlers: Handlers, offered: Sequence[str]) -> None:
         asked = {
             "image": UploadedImage(type="filepath", label="image"),
             "prompt": gr.Textbox(max_length=20_000, label="prompt"),
+            **{name: UploadedImage(type="filepath", label=name) for name in MORE},
         }
         same = {"same_text": argument("same_text", False, "VAR follows the baseline's answer.")}
         run = {"run": gr.Textbox(max_length=LONGEST_TEXT, label="run")}

@@ -84,6 +84,11 @@ class ExportChoice(Selection):
         "One token, or a range such as 3-8: the mean of a figure, the frames of an animation.",
         left_out="the first, or all of an animation",
     )
+    own_tokens: tuple[int, ...] | None = setting(
+        None,
+        "Of VAR's answer (or the second run), one token or a range, where it shows other tokens.",
+        left_out="those of the first",
+    )
     kind: str = setting("pdf", f"{', '.join(KINDS)}.")
     window: int = setting(
         1, "Of an animation: each frame is the mean over so many tokens.", low=0, high=10**6
@@ -109,10 +114,13 @@ class ExportChoice(Selection):
         Raises:
             ValueError: naming the argument, its value and what is allowed.
         """
-        chosen = self.tokens or ()
-        if chosen and chosen != tuple(range(chosen[0], chosen[-1] + 1)):
-            written = ", ".join(map(str, chosen))
-            raise ValueError(f"tokens is {written!r}; allowed: one index, or a range such as 3-8.")
+        chosen, own = self.tokens or (), self.own_tokens or ()
+        for name, some in (("tokens", chosen), ("own_tokens", own)):
+            if some and some != tuple(range(some[0], some[-1] + 1)):
+                written = ", ".join(map(str, some))
+                raise ValueError(
+                    f"{name} is {written!r}; allowed: one index, or a range such as 3-8."
+                )
         view = dataclasses.replace(
             self.view(run),
             difference=self.difference,
@@ -124,6 +132,7 @@ class ExportChoice(Selection):
             view,
             first=chosen[0] if chosen else 0,
             last=chosen[-1] if chosen else None,
+            own=(own[0], own[-1]) if own else None,
             window=self.window,
             seconds=self.seconds,
             width=self.width or None,

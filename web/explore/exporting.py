@@ -55,6 +55,8 @@ class Wanted:
         view: what is shown.
         side: of a view that shows one side alone, which trace of the run.
         first, last: tokens, both included; of a figure, their mean.
+        own: first and last token of the second side, where it shows others (the page's "own
+            choice"). The run must have two sides, and both must be shown.
         window, seconds, width: of an animation, as in `visualization.animate`.
     """
 
@@ -63,6 +65,7 @@ class Wanted:
     side: str = ""
     first: int = 0
     last: int | None = None
+    own: tuple[int, int] | None = None
     window: int = 1
     seconds: float = 0.4
     width: int | None = None
@@ -111,7 +114,7 @@ def make_files(
             path = path.with_stem(f"{name}-t{wanted.first}")
         if kept is not None:
             view = with_kept(run, wanted, view, kept)
-        names = ("first", "last", "window", "seconds", "width")
+        names = ("first", "last", "own", "window", "seconds", "width")
         options = {name: getattr(wanted, name) for name in names}
         drawing = Drawing(view, **options, idle=idle(run), made=made_of(run))
         drawn_by(sides, drawing, path, tell, stop)
@@ -170,6 +173,11 @@ def with_kept(run: Run, wanted: Wanted, view: View, kept: ExplainedStore) -> Vie
     method = method_of(view.method)
     if method.name in IN_BROWSER:
         return view
+    if wanted.own is not None:
+        raise ValueError(
+            f"{method.label} is computed for one choice of tokens on both sides: end “own choice” "
+            "first."
+        )
     if f".{wanted.kind}" in ANIMATIONS:
         if all(method.needs_for(trace) == "trace" for trace in run.traces.values()):
             return view
@@ -320,12 +328,18 @@ def read_wanted(ask: Mapping[str, Any]) -> Wanted:
             str(ask.get("side") or ""),
             _index(ask.get("first", 0)),
             None if ask.get("last") is None else _index(ask["last"]),
+            None if ask.get("own") is None else _both(ask["own"]),
             _index(ask.get("window", 1)),
             float(ask.get("seconds", 0.4)),
             None if ask.get("width") is None else _index(ask["width"]),
         )
     except (KeyError, TypeError, AttributeError, OverflowError) as error:
         raise ValueError("This view cannot be exported; please reload the page.") from error
+
+
+def _both(value: Any) -> tuple[int, int]:
+    first, last = value if isinstance(value, list) and len(value) == 2 else (None, None)
+    return _index(first), _index(last)
 
 
 def _index(value: Any) -> int:

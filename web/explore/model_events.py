@@ -212,7 +212,8 @@ def choosing_dims(loaded: LoadedModel) -> Callable[..., Any]:
             return gr.skip(), str(error), gr.skip(), gr.update(visible=True)
         words = f"Sink dimensions {', '.join(map(str, own or ()))}, in this browser alone"
         words += f": found on {dims_of}. " if dims_of else ". "
-        ready = gr.update(interactive=loaded.handle is not None, info=None)
+        # An `info` of None would be left out, and the old words stay.
+        ready = gr.update(interactive=loaded.handle is not None, info="")
         words += "Empty the box to go back to those of the model's profile."
         return ready, words, gr.skip(), gr.update(visible=True)
 
@@ -257,4 +258,4 @@ def _var_controls(state: LoadState) -> tuple[Any, Any, Any]:
         f"Sink dimensions {', '.join(map(str, profile.dims))}: {profile.source}; "
         f"confidence {profile.confidence}. {profile.note}".strip()
     )
-    return gr.update(interactive=True, info=None), words, tau
+    return gr.update(interactive=True, info=""), words, tau

@@ -16,6 +16,44 @@ function node(tag, attributes, ...children) {
   return made;
 }
 
+// Of each part of the page what it was last drawn from: a browser lays out and paints again whatever is written, also the
+// same once more. `key` has all that the part depends on, numbers, texts or objects.
+const drawnFrom = new WeakMap();
+function changed(part, key, name = "") {
+  if (!drawnFrom.has(part)) drawnFrom.set(part, {});
+  const had = drawnFrom.get(part), before = had[name];
+  had[name] = key;
+  return !before || before.length !== key.length || key.some((x, i) => !Object.is(x, before[i]));
+}
+
+function write(part, text) {
+  if (part.textContent !== text) part.textContent = text;
+}
+
+function mark(part, name, value) {
+  if (part.getAttribute(name) !== `${value}`) part.setAttribute(name, value);
+}
+
+// New children for old ones. What is alike stays where it is and gets the new words and attributes; so none of the new
+// nodes may have a listener of its own.
+function renew(parent, made) {
+  const had = [...parent.childNodes];
+  if (had.length !== made.length) parent.replaceChildren(...made);
+  else made.forEach((child, k) => alike(had[k], child) || had[k].replaceWith(child));
+}
+
+function alike(old, made) {
+  if (old.nodeName !== made.nodeName) return false;
+  if (old.nodeType === Node.TEXT_NODE) {
+    if (old.data !== made.data) old.data = made.data;
+    return true;
+  }
+  for (const { name, value } of made.attributes) mark(old, name, value);
+  for (const name of old.getAttributeNames()) if (!made.hasAttribute(name)) old.removeAttribute(name);
+  renew(old, [...made.childNodes]);
+  return true;
+}
+
 // 0.0123 -> "1.23 %": three digits that matter, so that a small share is never shown as 0.
 function percent(x) {
   const y = 100 * x;

@@ -50,7 +50,7 @@ const variantOf = (figure) => lookOf(figure.dataset.variant).side;
 // Canvas size in device pixels; the stage itself is sized by CSS from the image's own proportions.
 function fit(figure) {
   const stage = figure.querySelector(".stage"), variant = variantOf(figure), image = imageOf(variant);
-  stage.style.setProperty("--ratio", image.width / image.height);
+  if (changed(stage, [image.width / image.height], "ratio")) stage.style.setProperty("--ratio", image.width / image.height);
   stage.wide ||= stage.clientWidth; // reading it after a change makes the browser lay the page out twice
   const wide = stage.wide, dense = Math.min(2, window.devicePixelRatio || 1);
   const width = Math.max(1, Math.round(wide * dense));
@@ -177,7 +177,8 @@ function paintInk() {
     const canvas = stage.querySelector(".ink"), ink = canvas.getContext("2d");
     const variant = variantOf(stage.closest(".figure")), image = imageOf(variant), { rows, columns } = image;
     const dense = Math.min(2, window.devicePixelRatio || 1), cursor = cellOn(view.cursor, imageOf(run.variants[0]), image);
-    const w = canvas.width / columns, h = canvas.height / rows;
+    const w = canvas.width / columns, h = canvas.height / rows, box = view.box && boxOn(view.box, variant);
+    if (!changed(canvas, [canvas.width, canvas.height, rows, columns, cursor ?? null, box && [box.r0, box.c0, box.r1, box.c1].join()])) continue;
     ink.clearRect(0, 0, canvas.width, canvas.height);
     const frame = (x, y, width, height, dash) => {
       for (const [line, colour] of [[4, "rgba(0,0,0,.8)"], [1.75, "#fff"]]) {
@@ -187,8 +188,8 @@ function paintInk() {
         ink.strokeRect(x, y, width, height);
       }
     };
-    if (view.box) {
-      const { r0, c0, r1, c1 } = boxOn(view.box, variant);
+    if (box) {
+      const { r0, c0, r1, c1 } = box;
       frame(c0 * w, r0 * h, (c1 - c0 + 1) * w, (r1 - r0 + 1) * h, true);
     }
     if (cursor != null) frame((cursor % columns) * w, Math.floor(cursor / columns) * h, w, h, false);
@@ -221,9 +222,8 @@ function paintFigures() {
   for (const look of there) shown.scales[look.name] = shared || scaleFor([look]);
   const names = here.map(({ name }) => name).concat(view.difference && canDiffer() && !view.four ? "difference" : []), box = $(".figures");
   const others = box.dataset.names !== names.join();
-  box.dataset.names = names.join();
-  box.dataset.count = names.length;
-  for (const figure of box.children) figure.hidden = !names.includes(figure.dataset.variant);
+  if (others) Object.assign(box.dataset, { names: names.join(), count: names.length });
+  for (const figure of box.children) if (figure.hidden === names.includes(figure.dataset.variant)) figure.hidden = !figure.hidden;
   if (others) forgetSizes();
   const sizes = here.map(({ name }) => fit($(`.figure[data-variant="${name}"]`))); // read before anything is written
   here.forEach((look, k) => onLayer(look.l, () => paintFigure(look, shared, sizes[k])));
@@ -265,41 +265,47 @@ function paintFigure({ name, side, l }, shared, size) {
   const map = shown.maps[name], span = shown.spans[name], scale = shown.scales[name];
   drawMap(size, shown.drawn[name], scale, sinksOf(side), treatedOf(side));
   const note = figure.querySelector(".note"), choice = figure.querySelector("select");
-  if (choice) choice.value = l;
+  if (choice && +choice.value !== l) choice.value = l;
   const waits = map && method().computed && !explainedMap(method().name, side);
-  note.hidden = Boolean(map) && !waits;
+  if (note.hidden !== (Boolean(map) && !waits)) note.hidden = !note.hidden;
   if (waits) note.textContent = waitingWords(side);
   else if (!map) {
     note.textContent = span ? "Fetching the heads of this token …"
       : `This ${side.part} ${side.T ? `ended before token ${chosenOn(side)[0]}` : "has no rows here"}.`;
   }
-  const stat = figure.querySelector(".stat"), share = shown.shares[name];
-  stat.replaceChildren();
+  const stat = node("span"), share = shown.shares[name];
   if (share) {
     stat.append(run.images.length > 1 ? "all images " : "image ", node("b", {}, percent(share.image)));
     if (side.sinks.some((s) => s.length)) stat.append(" · sinks hold ", node("b", {}, percent(share.sinks)), " of it");
   }
-  figure.querySelector(".stage").setAttribute("aria-label",
+  renew(figure.querySelector(".stat"), [...stat.childNodes]);
+  mark(figure.querySelector(".stage"), "aria-label",
     `${side.label}: attention over the image for ${selectionWords()}${imageWords()}. ` +
     (share ? `Image share ${percent(share.image)}, sinks hold ${percent(share.sinks)} of it. ` : "") +
     "Arrow keys move over the patches, with Shift they make a box; Enter looks up which tokens looked there.");
-  const said = map && scaleWords(scale, side, shared), again = shared && view.four && name !== "four-2";
-  paintScale(figure, scale, waits ? null : said, COLOURS[scale && scale.kind === "signed" ? "coolwarm" : view.colours]);
-  if (again) figure.querySelector(".words").textContent = ""; // said once for all four
+  const said = map && scaleWords(scale, side, shared), again = shared && view.four && name !== "four-2"; // said once for all four
+  paintScale(figure, scale, waits ? null : said, COLOURS[scale && scale.kind === "signed" ? "coolwarm" : view.colours], again ? "" : said);
 }
 
-function paintScale(figure, scale, said, table) {
+function paintScale(figure, scale, said, table, words = said) {
   figure.querySelector(".scalebar").classList.toggle("off", !said || view.overlay === "off");
-  figure.querySelector(".words").textContent = said || "";
+  write(figure.querySelector(".words"), (said && words) || "");
   if (!said) return;
-  const canvas = figure.querySelector(".scalebar canvas"), ink = canvas.getContext("2d");
-  const pixels = ink.createImageData(256, 1);
-  for (let i = 0; i < 256; i++) {
-    pixels.data.set([table[i * 3], table[i * 3 + 1], table[i * 3 + 2], 255], i * 4);
+  const canvas = figure.querySelector(".scalebar canvas"), ticks = figure.querySelector(".ticks"), { length } = scale.ticks;
+  if (changed(canvas, [table])) paintTable(canvas, table);
+  if (changed(ticks, scale.ticks.map(([u]) => u), "places")) ticks.replaceChildren(...scale.ticks.map(([u, text]) =>
+    node("span", { style: `--at:${u}`, "data-edge": u === 0 ? "low" : u === 1 ? "high" : null }, text)));
+  else for (let k = 0; k < length; k++) write(ticks.children[k], scale.ticks[k][1]);
+}
+
+// All colours of a table, from low to high.
+function paintTable(canvas, table) {
+  const ink = canvas.getContext("2d"), pixels = ink.createImageData(canvas.width, 1);
+  for (let i = 0; i < canvas.width; i++) {
+    const q = Math.round((i / (canvas.width - 1)) * 255) * 3;
+    pixels.data.set([table[q], table[q + 1], table[q + 2], 255], i * 4);
   }
   ink.putImageData(pixels, 0, 0);
-  figure.querySelector(".ticks").replaceChildren(...scale.ticks.map(([u, text]) =>
-    node("span", { style: `--at:${u}`, "data-edge": u === 0 ? "low" : u === 1 ? "high" : null }, text)));
 }
 
 function paintDifference() {
@@ -315,11 +321,12 @@ function paintDifference() {
   shown.scales.difference = scale;
   drawMap(size, both, scale, sinksOf(run.variants[0]));
   const note = figure.querySelector(".note");
-  note.hidden = Boolean(both);
-  note.textContent = both ? "" : "One of the answers has no such token.";
+  if (note.hidden !== Boolean(both)) note.hidden = !note.hidden;
+  write(note, both ? "" : "One of the answers has no such token.");
   const stat = figure.querySelector(".stat"), [s, v] = run.variants.map((x) => shown.shares[x.name]);
-  stat.textContent = s && v ? `${run.images.length > 1 ? "all images" : "image"} ${v.image >= s.image ? "+" : "−"}${percent(Math.abs(v.image - s.image))} of the row` : "";
-  figure.querySelector(".stage").setAttribute("aria-label", `Difference of the two maps, ${run.variants[1].label} minus ${run.variants[0].label}`);
+  const gained = s && v ? `${run.images.length > 1 ? "all images" : "image"} ${v.image >= s.image ? "+" : "−"}${percent(Math.abs(v.image - s.image))} of the row` : "";
+  write(stat, gained);
+  mark(figure.querySelector(".stage"), "aria-label", `Difference of the two maps, ${run.variants[1].label} minus ${run.variants[0].label}`);
   paintScale(figure, scale, both && scale.words, COLOURS.coolwarm);
 }
 
@@ -330,7 +337,7 @@ function paintPatch() {
     const cursor = cellOn(view.cursor, imageOf(run.variants[0]), imageOf(owner));
     const line = figure.querySelector(".patch"), name = figure.dataset.variant, map = shown.maps[name];
     if (cursor == null || !map) {
-      line.textContent = map ? "point at a patch to read it" : "";
+      write(line, map ? "point at a patch to read it" : "");
       continue;
     }
     const v = start + cursor, row = Math.floor(cursor / columns), column = cursor % columns;
@@ -350,7 +357,7 @@ function paintPatch() {
       const phi = onLayer(l, () => sinkScore(variant, v));
       if (phi != null) text += `  ·  sink, φ ${phi.toFixed(1)}`;
     }
-    line.textContent = text;
+    write(line, text);
   }
 }
 

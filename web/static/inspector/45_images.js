@@ -33,7 +33,7 @@ function shareOfImage(variant, map, k) {
 function markImages() {
   for (const button of element.querySelectorAll(".pictures button")) {
     const k = +button.dataset.image, shares = run.variants.map((v) => shareOfImage(v, shown.maps[v.name], k)).filter((x) => x != null);
-    button.setAttribute("aria-pressed", k === view.image);
-    button.querySelector("b").textContent = shares.map(percent).join(" → ");
+    mark(button, "aria-pressed", k === view.image);
+    write(button.querySelector("b"), shares.map(percent).join(" → "));
   }
 }

@@ -123,14 +123,14 @@ let marks = { answer: [0, 0], prompt: [0, 0] }; // the last choice in each part:
 function markTokens(focusIn) {
   marks[view.part] = [view.t0, view.t1];
   const own = $('[data-testid="own-choice"]');
-  if (own) own.setAttribute("aria-pressed", Boolean(view.own));
+  if (own) mark(own, "aria-pressed", Boolean(view.own));
   for (const strip of element.querySelectorAll(".strip")) {
     const { part, variant } = strip.dataset, side = part === "answer" && run.variants.find((v) => v.name === variant);
     const [from, to] = side && hasOwn(side) ? view.own : marks[part], box = strip.querySelector(".tokens");
     for (const chipNode of box.querySelectorAll(".token")) {
       const i = +chipNode.dataset.i, on = part === view.part && i >= from && i <= to;
       if ((chipNode.getAttribute("aria-selected") === "true") !== on) chipNode.setAttribute("aria-selected", on);
-      chipNode.tabIndex = i === from ? 0 : -1;
+      if ((chipNode.tabIndex === 0) !== (i === from)) chipNode.tabIndex = i === from ? 0 : -1;
     }
     const here = box.querySelector(`[data-i="${from}"]`);
     if (!here) continue;

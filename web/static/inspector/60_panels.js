@@ -63,37 +63,44 @@ function paintPanels() {
     grids[variant.name] = {
       time: (x, l) => (x < variant.T ? time[x * run.L + l] : null), // both sides over the same tokens, below each other
       heads: (x, l) => (heads ? heads[l * run.H + x] : null),
+      from: { time: [time], heads: [variant, single, ...(span || [null])] }, // what these depend on
     };
   }
   const names = sides().map((variant) => variant.name), differ = view.difference && canDiffer() && !view.four;
-  if (differ) grids.difference = Object.fromEntries(["time", "heads"].map((kind) => [kind, (x, l) => {
-    const [a, b] = names.map((name) => grids[name][kind](x, l));
-    return a == null || b == null ? null : b - a;
-  }]));
+  if (differ) {
+    const [first, second] = names.map((name) => grids[name]), both = (kind) => [...first.from[kind], ...second.from[kind]];
+    const minus = (kind) => (x, l) => {
+      const a = first[kind](x, l), b = second[kind](x, l);
+      return a == null || b == null ? null : b - a;
+    };
+    grids.difference = { time: minus("time"), heads: minus("heads"), from: { time: both("time"), heads: both("heads") } };
+  }
   const chosen = sides().map((variant) => shown.spans[variant.name]).find(Boolean);
   for (const [kind, across] of [["time", longest()], ["heads", run.H]]) {
     const top = whole || largest(names, kind, across), most = differ ? largest(["difference"], kind, across) : 0;
     for (const pair of element.querySelectorAll(".pair")) {
       const name = pair.dataset.variant, signed = name === "difference", made = pair.querySelector("." + kind);
-      pair.hidden = !grids[name];
+      if (pair.hidden !== !grids[name]) pair.hidden = !grids[name];
       if (pair.hidden) continue;
       const span = signed ? chosen : shown.spans[name];
       const ranges = view.picked ? null : { x0: view.h0, x1: view.h1 };
       const frame = kind === "heads" ? ranges : span && { x0: span[0], x1: span[1] };
-      if (kind === "time") made.querySelector(".what").textContent = `${view.part === "prompt" ? "prompt " : ""}token × layer`;
+      if (kind === "time") write(made.querySelector(".what"), `${view.part === "prompt" ? "prompt " : ""}token × layer`);
       const high = signed ? most : top, low = signed ? -high : 0, table = COLOURS[signed ? "coolwarm" : view.colours];
-      drawGrid(made, across, grids[name][kind], (value) => (high > low ? (value - low) / (high - low) : signed ? 0.5 : 0), table, frame);
+      const canvas = made.querySelector("canvas[role=img]"), place = (value) => (high > low ? (value - low) / (high - low) : signed ? 0.5 : 0);
+      if (changed(canvas, [run, across, low, high, table, ...grids[name].from[kind]])) drawGrid(canvas, across, grids[name][kind], place, table);
+      frameGrid(made, across, frame);
       if (kind === "heads") markPicked(made);
       paintKey(made.querySelector(".key"), table, signed ? `−${amount(high, q)}` : amount(0, q), amount(high, q));
       paintAxes(made, across, kind === "heads" ? run.heads : null);
     }
   }
   for (const button of element.querySelectorAll(".quantity button")) {
-    button.setAttribute("aria-pressed", button.dataset.value === q);
-    if (button.dataset.value === "box") button.disabled = !view.box;
+    mark(button, "aria-pressed", button.dataset.value === q);
+    if (button.dataset.value === "box" && button.disabled !== !view.box) button.disabled = !view.box;
   }
-  $(".panels .range").textContent = (q === "box" ? "layer × head: image share" : "") +
-    (differ ? `${q === "box" ? "; " : ""}difference: ${run.variants[1].label} − ${run.variants[0].label}` : "");
+  write($(".panels .range"), (q === "box" ? "layer × head: image share" : "") +
+    (differ ? `${q === "box" ? "; " : ""}difference: ${run.variants[1].label} − ${run.variants[0].label}` : ""));
 }
 
 function largest(names, kind, across) {
@@ -104,10 +111,9 @@ function largest(names, kind, across) {
   return top;
 }
 
-function drawGrid(panelNode, across, value, place, table, chosen) {
-  const canvas = panelNode.querySelector("canvas[role=img]"), down = run.L;
-  canvas.width = Math.max(1, across);
-  canvas.height = down;
+function drawGrid(canvas, across, value, place, table) {
+  const down = run.L;
+  if (canvas.width !== Math.max(1, across) || canvas.height !== down) Object.assign(canvas, { width: Math.max(1, across), height: down });
   const ink = canvas.getContext("2d"), pixels = ink.createImageData(canvas.width, down);
   for (let y = 0; y < down; y++)
     for (let x = 0; x < across; x++) {
@@ -118,8 +124,13 @@ function drawGrid(panelNode, across, value, place, table, chosen) {
       pixels.data[i + 3] = 255;
     }
   ink.putImageData(pixels, 0, 0);
-  panelNode.querySelector(".plot").style.setProperty("--down", down);
-  const frame = panelNode.querySelector(".frame");
+  canvas.parentElement.style.setProperty("--down", down);
+}
+
+// What is chosen, framed.
+function frameGrid(panelNode, across, chosen) {
+  const frame = panelNode.querySelector(".frame"), down = run.L;
+  if (!changed(frame, chosen ? [across, down, chosen.x0, chosen.x1, view.l0, view.l1] : [])) return;
   frame.hidden = !chosen;
   if (!chosen) return;
   const part = { left: chosen.x0 / across, top: view.l0 / down, width: (chosen.x1 - chosen.x0 + 1) / across, height: (view.l1 - view.l0 + 1) / down };
@@ -135,17 +146,15 @@ function markPicked(panelNode) {
 }
 
 function paintKey(key, table, low, high) {
-  const canvas = key.querySelector("canvas"), ink = canvas.getContext("2d"), pixels = ink.createImageData(canvas.width, 1);
-  for (let i = 0; i < canvas.width; i++) {
-    const q = Math.round((i / (canvas.width - 1)) * 255) * 3;
-    pixels.data.set([table[q], table[q + 1], table[q + 2], 255], i * 4);
-  }
-  ink.putImageData(pixels, 0, 0);
-  [key.firstChild.textContent, key.lastChild.textContent] = [low, high];
+  const canvas = key.querySelector("canvas");
+  if (changed(canvas, [table])) paintTable(canvas, table);
+  write(key.firstChild, low);
+  write(key.lastChild, high);
 }
 
 // Some numbers along both sides, each at the middle of its cell: of tokens the places, of layers and heads the model's own.
 function paintAxes(panelNode, across, heads) {
+  if (!changed(panelNode, [across, heads])) return;
   const put = (axis, count, most, words) => {
     const step = [1, 2, 5, 10, 20, 50, 100, 200, 500, 1000].find((n) => count / n <= most) || 5000, marks = [];
     for (let k = 0; k < count; k += step) marks.push(node("span", { style: `--at:${(k + 0.5) / count}` }, words(k)));

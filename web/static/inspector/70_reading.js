@@ -5,6 +5,7 @@ function buildReading() {
   $(".reading").replaceChildren(
     card("region", "Does this box matter?"), card("explained", "Other explanations of this word"), card("considered", "Considered here"), card("budget", "Where its attention went"),
     card("patches", "Strongest patches"), card("lookup", "Who looked here"));
+  watchTop($(".patches .body"));
   for (const { var: report, label } of run.variants) {
     if (!report || !Array.isArray(report.layers)) continue;
     const made = card("moved", run.kind === "pair" ? `What VAR changed: ${label}` : "What VAR changed");
@@ -40,6 +41,7 @@ function paintReading() {
 const sideTitle = (variant) => (run.variants.length > 1 ? node("h4", {}, variant.label) : null);
 
 function paintConsidered() {
+  if (!changed($(".considered"), sides().flatMap((side) => [side, ...(shown.spans[side.name] || [null])]))) return;
   const made = sides().map((variant) => {
     const column = node("div", {}, sideTitle(variant)), span = shown.spans[variant.name];
     if (!span) column.append(node("p", { class: "quiet" }, "no such token"));
@@ -52,7 +54,7 @@ function paintConsidered() {
     } else column.append(alternatives(variant.tokens[span[0]]));
     return column;
   });
-  $(".considered .body").replaceChildren(...made);
+  renew($(".considered .body"), made);
 }
 
 function alternatives(token) {
@@ -85,7 +87,7 @@ function paintBudget() {
         : `over all heads of these layers; the chosen heads: image ${percent(share.image)}, entropy ${share.entropy.toFixed(2)} nats`));
     return column;
   });
-  $(".budget .body").replaceChildren(...made);
+  renew($(".budget .body"), made);
 }
 
 function paintTop() {
@@ -98,31 +100,34 @@ function paintTop() {
     for (let v = p0; v < p1; v++) total += map[v] || 0;
     const body = order.map((k) => {
       const sink = sinkScore(variant, start + k) != null;
-      const row = node("tr", {},
+      return node("tr", { "data-cell": cellOn(k, imageOf(variant), imageOf(run.variants[0])) },
         node("th", { scope: "row" }, `${Math.floor(k / columns)}, ${k % columns}`, sink ? node("span", { class: "sinkmark", title: "attention sink" }, "⊠") : null),
         node("td", {}, percent(map[p0 + k])), node("td", {}, total > 0 ? percent(map[p0 + k] / total) : "–"));
-      row.addEventListener("pointerenter", () => {
-        view.cursor = cellOn(k, imageOf(variant), imageOf(run.variants[0]));
-        paintInk();
-      });
-      row.addEventListener("pointerleave", () => {
-        view.cursor = null;
-        paintInk();
-      });
-      return row;
     });
     column.append(node("table", {},
       node("thead", {}, node("tr", {}, node("th", { scope: "col" }, "patch"), node("th", { scope: "col" }, "of row"), node("th", { scope: "col" }, "of map"))),
       node("tbody", {}, ...body)));
     return column;
   });
-  $(".patches .body").replaceChildren(...made);
+  renew($(".patches .body"), made);
+}
+
+// A row of the strongest patches shows its patch on the images.
+function watchTop(body) {
+  const point = (event) => {
+    const row = event.type === "pointermove" && event.target.closest("tr[data-cell]"), cell = row ? +row.dataset.cell : null;
+    if (cell === view.cursor) return;
+    view.cursor = cell;
+    paintInk();
+  };
+  body.addEventListener("pointermove", point);
+  body.addEventListener("pointerleave", point);
 }
 
 function paintLookUp() {
   const body = $(".lookup .body");
   if (!view.box) {
-    body.replaceChildren(node("p", { class: "quiet" }, "Click a patch or drag a box on the image: the tokens that looked there most are listed here and tinted in the answer."));
+    if (body.querySelector("p:only-child") === null) body.replaceChildren(node("p", { class: "quiet" }, "Click a patch or drag a box on the image: the tokens that looked there most are listed here and tinted in the answer."));
     return;
   }
   const made = sides().map((variant) => {

@@ -89,15 +89,17 @@ function paintExplained() {
   if (box.hidden) return;
   if (comparing || method().computed) lookUpExplained();
   const here = explainedHere(), busy = explains(), one = method();
+  // What is below is the same for most clicks; with small maps it is not.
+  const lacks = one.computed && run.variants.some((v) => tokensOf(v) && !one.why[v.name] && !explainedMap(one.name, v)), open = missingHere().length;
+  const told = busy && [explaining.message, explaining.fraction, explaining.key === explainKey()].join();
+  if (!changed(box, [run, comparing ? {} : null, one.name, lacks, open, told, here && here.error])) return;
   const line = node("p", { class: "acts" });
   if (busy) {
     line.append(node("span", { class: "bar-done", style: `--p:${explaining.fraction}`, "aria-hidden": "true" }),
       node("span", { class: "told" }, (explaining.key === explainKey() ? "" : "Another word: ") + explaining.message),
       node("button", { type: "button", class: "plain", "data-do": "stop-explain", "data-testid": "explain-stop", onclick: () => trigger("end", {}) }, "Stop"));
   } else {
-    const lacks = one.computed && run.variants.some((v) => tokensOf(v) && !one.why[v.name] && !explainedMap(one.name, v));
     if (lacks) line.append(node("button", { type: "button", class: "plain ask", "data-do": "explain-one", "data-testid": "explain-one", onclick: () => computeExplained([one.name]) }, `Compute ${one.label}`));
-    const open = missingHere().length;
     if (open) line.append(node("button", { type: "button", class: `plain ${lacks ? "" : "ask"}`, "data-do": "explain-all", "data-testid": "explain-all", onclick: () => computeExplained(null),
       title: "Occlusion and region search take longest; Stop keeps what is ready" }, open === run.methods.length ? "Compare all methods" : `Compute the other ${open}`));
     line.append(node("button", { type: "button", class: "plain", "data-do": "compare-methods", "aria-expanded": String(comparing), "data-testid": "explain-open", onclick: () => {

@@ -152,8 +152,10 @@ function togglePop(name, open = $("." + name).hidden) {
   else if (!open && name === "help") document.activeElement.blur(); // keys go on at the answer
 }
 
-// Controls follow the view, whoever changed it.
+// Controls follow the view, whoever changed it; no control shows these.
+const CHOSEN = ["t0", "t1", "own", "cursor", "box", "note", "part", "prompt"];
 function syncControls() {
+  if (!changed(root, [run, ...Object.keys(view).filter((name) => !CHOSEN.includes(name)).map((name) => view[name])], "controls")) return;
   for (const [name, count, indices] of [["l", run.L, run.layers], ["h", run.H, run.heads]]) {
     const span = $(`.span[data-range="${name}"]`), [low, high] = span.querySelectorAll("input");
     for (const input of [low, high]) input.max = count - 1;

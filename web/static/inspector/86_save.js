@@ -28,14 +28,16 @@ function wireSave() {
 let awaited = null; // { ask, at, done, fail } of the file that is being made
 
 function askFor(kind) {
-  if (view.own) throw new Error("it shows one choice of tokens on both sides; end “own choice” first");
   if (awaited && Date.now() - awaited.at < 60000) throw new Error("another file is still being made");
-  const ask = crypto.getRandomValues(new Uint32Array(4)).join("-"), moves = kind !== "pdf", several = view.t1 > view.t0;
+  const ask = crypto.getRandomValues(new Uint32Array(4)).join("-"), moves = kind !== "pdf";
+  // As on screen: where each answer has its own choice, of four layers of one answer its own.
+  const [t0, t1] = view.four ? chosenOn(looks()[0].side) : [view.t0, view.t1], apart = view.part === "answer" && !view.four ? view.own : null;
+  const several = t1 > t0 || Boolean(apart && apart[1] > apart[0]);
   const motion = (name) => +$(`[data-motion="${name}"]`).value;
   const chosen = (list, a, b) => (a === 0 && b === list.length - 1 ? null : list.slice(a, b + 1));
   trigger("select", {
     ask, kind, ...asking(run.id), side: view.four,
-    first: moves && !several ? 0 : view.t0, last: moves && !several ? null : view.t1,
+    first: moves && !several ? 0 : t0, last: moves && !several ? null : t1, own: moves && !several ? null : apart,
     ...(moves ? { window: Math.round(motion("window")), seconds: motion("seconds") } : {}),
     view: {
       part: view.part, ...(view.picked ? { picked: { pairs: view.picked.pairs, kind: view.picked.kind } }

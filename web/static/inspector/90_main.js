@@ -25,8 +25,8 @@ function repaint() {
   if (!run) return;
   const begun = performance.now();
   syncControls();
-  $(".selection").replaceChildren(selectionWords(), node("span", { class: "quiet" }, view.part === "prompt"
-    ? " · the row of the token itself" : " · the row that predicted it"));
+  const row = view.part === "prompt" ? " · the row of the token itself" : " · the row that predicted it";
+  renew($(".selection"), [new Text(selectionWords()), node("span", { class: "quiet" }, row)]);
   paintFigures();
   showMade();
   markImages();
