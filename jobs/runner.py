@@ -58,6 +58,20 @@ class _Failed:
     error: Exception
 
 
+@dataclass(frozen=True)
+class _Worker:
+    """A job's thread, and whether it has said how the job ended. Whoever streams the job may take a
+    while to hear it, and the thread is over meanwhile."""
+
+    thread: threading.Thread
+    told: threading.Event
+
+    @property
+    def lost(self) -> bool:
+        over = self.thread.ident is not None and not self.thread.is_alive()
+        return over and not self.told.is_set()
+
+
 class Runner:
     """The jobs of one app.
 
@@ -79,7 +93,7 @@ class Runner:
         self.seconds = seconds
         self.deserted: Deserted | None = None
         self._under_way: list[Job] = []
-        self._threads: dict[Job, threading.Thread] = {}
+        self._threads: dict[Job, _Worker] = {}
         self._lock = threading.Lock()
 
     def job(self, owner: str, kind: str) -> Job:
@@ -103,16 +117,16 @@ class Runner:
 
     @property
     def stuck(self) -> tuple[str, ...]:
-        """What is wrong with the threads of jobs, in words: those that have ended and are waited
-        for, and those that should have ended long ago."""
+        """What is wrong with the threads of jobs, in words: those that have ended without a word,
+        and those that should have ended long ago."""
         with self._lock:
-            threads = list(self._threads.items())
+            workers = list(self._threads.items())
         found = []
-        for job, thread in threads:
+        for job, worker in workers:
             since = job.stop_event.since
             if since is not None and time.monotonic() - since > STUCK_SECONDS:
                 found.append(f"a job ({job.kind}) does not end")
-            elif thread.ident is not None and not thread.is_alive() and since is None:
+            elif worker.lost and since is None:
                 found.append(f"the thread of a job ({job.kind}) is dead")
         return tuple(found)
 
@@ -150,13 +164,14 @@ class Runner:
                 raise _nobody() if job.deserted else StoppedWaiting()
             events: queue.Queue[At | Done | _Failed] = queue.Queue()
             job.listen(events.put)
+            told = threading.Event()
             thread = threading.Thread(
-                target=_worked, args=(job, work, events), name=f"job {job.kind}", daemon=True
+                target=_worked, args=(job, work, events, told), name=f"job {job.kind}", daemon=True
             )
             del work  # the thread alone decides how long what it holds takes memory
             with job:
                 with self._lock:
-                    self._threads[job] = thread
+                    self._threads[job] = _Worker(thread, told)
                 thread.start()
                 try:
                     yield from _streamed(job, events, thread)
@@ -192,7 +207,9 @@ def _nobody() -> NobodyThereError:
     return NobodyThereError("Nobody was there any more to read the result, so it was stopped.")
 
 
-def _worked(job: Job, work: Work, events: queue.Queue[At | Done | _Failed]) -> None:
+def _worked(
+    job: Job, work: Work, events: queue.Queue[At | Done | _Failed], told: threading.Event
+) -> None:
     try:
         events.put(Done(work(job)))
     except Exception as error:  # handed to the generator, which raises it
@@ -202,6 +219,7 @@ def _worked(job: Job, work: Work, events: queue.Queue[At | Done | _Failed]) -> N
         lost = WorkerLostError(f"a job ({job.kind}) was ended by {type(error).__name__}")
         lost.__cause__ = error
         events.put(_Failed(lost))
+    told.set()
 
 
 def _streamed(
