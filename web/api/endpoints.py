@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import logging
-import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -30,6 +29,7 @@ from sinkscope.web.explore.model_events import model_wanted
 from sinkscope.web.runs.pairs import find_run
 from sinkscope.web.runs.request import Request
 from sinkscope.web.runs.store import Run
+from sinkscope.web.server.temporary import scratch
 
 log = logging.getLogger(__name__)
 
@@ -164,7 +164,7 @@ class Api:
             "sinks": [list(divmod(cell, columns)) for cell in sinks_of(side.rows, view)],
             "tokens": [{"index": t, "text": side.rows.tokens[t].text} for t in chosen],
         }
-        with tempfile.TemporaryDirectory() as folder:
+        with scratch() as folder:
             path = Path(folder) / f"map-{chosen[0]}.png"
             Image.fromarray(panel.pixels).save(path)
             return about, self._kept(path, found)
@@ -184,7 +184,7 @@ class Api:
         found = self._found(run)
         wanted = ExportChoice(**read_all(ExportChoice, said)).wanted()
         sides_of_view(found, wanted)
-        with tempfile.TemporaryDirectory() as folder:
+        with scratch() as folder:
             session = (request.session_hash if request else "") or ""
             job = self._handlers.runner.job(session, EXPORT)
             try:

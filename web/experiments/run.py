@@ -7,7 +7,6 @@ result or nothing: an experiment that was stopped has measured only a part of wh
 from __future__ import annotations
 
 import logging
-import tempfile
 import time
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
@@ -35,6 +34,7 @@ from sinkscope.web.runs.image_process import ImageProcess
 from sinkscope.web.runs.inspector import cached, cached_file, error_value, queued_value
 from sinkscope.web.runs.loaded_model import LoadedModel, why_no_model
 from sinkscope.web.runs.store import new_id
+from sinkscope.web.server.temporary import scratch
 
 log = logging.getLogger(__name__)
 
@@ -141,7 +141,7 @@ class ExperimentsHandlers:
 
     def _value(self, result: Result, run_id: str) -> dict[str, Any]:
         assert self.component is not None
-        with tempfile.TemporaryDirectory() as folder:
+        with scratch() as folder:
             written = save_result(Path(folder), result)
             sizes = {path.name: _size(path) for path in written if path.suffix == ".png"}
             written.append(_archive(Path(folder), written, result))

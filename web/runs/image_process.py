@@ -9,14 +9,12 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-import tempfile
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from gradio.utils import get_upload_folder
 from PIL import Image
 
 from sinkscope.config import ImageLimits
@@ -25,6 +23,7 @@ from sinkscope.jobs.job import Stopped
 from sinkscope.models.image_worker import ENVIRONMENT, MEMORY, MODULE
 from sinkscope.models.images import ImageError, called
 from sinkscope.models.loading import ModelHandle
+from sinkscope.web.server.temporary import scratch
 from sinkscope.web.server.uploads import UploadError, existing_upload
 
 log = logging.getLogger(__name__)
@@ -47,13 +46,6 @@ def limits_for(limits: ImageLimits, handle: ModelHandle | None) -> ImageLimits:
         return limits
     used = max(most / 1e6, SHOWN_MEGAPIXELS)
     return dataclasses.replace(limits, kept_megapixels=min(limits.kept_megapixels, used))
-
-
-def _scratch() -> tempfile.TemporaryDirectory[str]:
-    """A folder for a moment, in the app's own temporary one."""
-    own = Path(get_upload_folder())
-    own.mkdir(parents=True, exist_ok=True)
-    return tempfile.TemporaryDirectory(dir=own)
 
 
 class ImageProcess:
@@ -107,7 +99,7 @@ class ImageProcess:
         Raises:
             ImageError, Stopped: as `open_upload`.
         """
-        with _scratch() as folder:
+        with scratch() as folder:
             path = Path(folder) / "image"
             path.write_bytes(data)
             return self._opened(path, limits, name, stop)
@@ -116,7 +108,7 @@ class ImageProcess:
         self, path: Path, limits: ImageLimits, name: str | None, stop: threading.Event | None
     ) -> Image.Image:
         words = called(name)
-        with self._my_turn(stop), _scratch() as folder:
+        with self._my_turn(stop), scratch() as folder:
             ends = _Ends(stop, limits.decode_seconds)
             to = Path(folder) / "pixels"
             task = {

@@ -11,7 +11,6 @@ import dataclasses
 import logging
 import math
 import shutil
-import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -42,6 +41,7 @@ from sinkscope.web.runs.inspector import cached, error_value, queued_value
 from sinkscope.web.runs.loaded_model import LoadedModel, why_no_model
 from sinkscope.web.runs.payload import encode_image
 from sinkscope.web.runs.store import new_id
+from sinkscope.web.server.temporary import scratch
 from sinkscope.web.sinks.payload import build_sinks_payload, measured_in, profile_name, scores_in
 from sinkscope.web.sinks.request import SampleSplit, SinksRequest, draw_samples
 from sinkscope.web.sinks.store import SinksResult, SinksStore
@@ -240,7 +240,7 @@ class SinksHandlers:
         result = self.store.get(_field(ask, "run"))
         assert result is not None
         name = profile_name(result.findings)
-        with tempfile.TemporaryDirectory() as folder:
+        with scratch() as folder:
             path = Path(folder) / name
             write_profile(path, profile)
             data = path.read_bytes()
