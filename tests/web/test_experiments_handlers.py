@@ -97,6 +97,7 @@ def opened(value: dict[str, Any]) -> dict[str, Any]:
     return header
 
 
+@pytest.mark.usefixtures("no_system_temporary")
 def test_from_the_form_to_files(make: Make) -> None:
     handlers = make()
     values = drain(handlers, asked())

@@ -96,6 +96,7 @@ def opened(value: dict[str, Any]) -> tuple[dict[str, Any], dict[str, np.ndarray]
     return unpack(Path(value["data"]["url"].split("file=", 1)[1]).read_bytes())
 
 
+@pytest.mark.usefixtures("no_system_temporary")
 def test_from_upload_to_profile(make: Make, upload: tuple[Picture, ...], tmp_path: Path) -> None:
     kept: dict[str, SampleStats] = {}
 
