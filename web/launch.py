@@ -26,9 +26,10 @@ from sinkscope.web.server.errors import SpokenErrors
 from sinkscope.web.server.guards import guards
 from sinkscope.web.server.kept_files import KeptFiles
 from sinkscope.web.server.login import users_of
+from sinkscope.web.server.memory import Returning
 from sinkscope.web.server.presence import Attendance, Presence, session_of
 from sinkscope.web.server.security import middleware
-from sinkscope.web.server.sessions import MOST_SESSIONS, lighten
+from sinkscope.web.server.sessions import MOST_SESSIONS, lighten, sweep
 
 
 def launch(app: App, *, wait: bool = True, token: str | None = None) -> str:
@@ -83,7 +84,7 @@ def launch(app: App, *, wait: bool = True, token: str | None = None) -> str:
         ssl_verify=settings.tls_cert is None,  # of Gradio's requests to itself
         app_kwargs={
             "middleware": [*layers, *inside],
-            "lifespan": partial(_alive, app, health),
+            "lifespan": partial(_alive, app, health, presence),
         },
         max_file_size=app.settings.images.max_bytes,
         max_threads=40 + settings.queue_size,
@@ -110,11 +111,15 @@ def launch(app: App, *, wait: bool = True, token: str | None = None) -> str:
 
 
 @asynccontextmanager
-async def _alive(app: App, health: Health, _: object) -> AsyncIterator[None]:
+async def _alive(app: App, health: Health, presence: Presence, _: object) -> AsyncIterator[None]:
     """As long as the server: what runs beside it ends with it."""
-    settings, store = app.settings.app, app.handlers.store
+    settings, store, runner = app.settings.app, app.handlers.store, app.handlers.runner
     watchdog = Watchdog(health, settings.exit_on_dead_worker)
-    tasks = [asyncio.create_task(health.watch_loop())]
+    memory = Returning(lambda: bool(runner.under_way))
+    tasks = [
+        asyncio.create_task(one)
+        for one in (health.watch_loop(), memory.watch(), sweep(app.blocks, presence.there))
+    ]
     if settings.retention_days:
         tasks.append(asyncio.create_task(remove_old_runs(store, settings.retention_days)))
     watchdog.start()

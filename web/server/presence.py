@@ -69,6 +69,11 @@ class Presence:
             last = max(since, self._left.get(session, since))
         return self._clock() - last > self._grace
 
+    def there(self, session: str) -> bool:
+        """Whether a session has a stream open."""
+        with self._lock:
+            return self._open[session] > 0
+
     @property
     def sessions(self) -> int:
         """How many sessions have somebody there."""
