@@ -26,6 +26,7 @@ STUCK_SECONDS = 120.0  # that a job which shall end may take for the step it is 
 
 Work = Callable[[Job], Any]
 Deserted = Callable[[str, float], bool]  # session, since when its job is known (time.monotonic)
+Withdrawn = Callable[[], bool]
 
 
 @dataclass(frozen=True)
@@ -82,8 +83,9 @@ class Runner:
 
     Attributes:
         deserted: says whether nobody of a session is there any more (`web.server.presence`); None
-        where
-            nobody can know that. Its jobs end then, those in the line and those that compute.
+            where nobody can know that. Its jobs end then, those in the line and those that compute.
+        withdrawing: called where a job is made, gives what says whether the question behind it was
+            withdrawn since (`web.server.events`); the job ends then.
     """
 
     def __init__(
@@ -92,15 +94,20 @@ class Runner:
         self.line = Line(longest, share)
         self.seconds = seconds
         self.deserted: Deserted | None = None
+        self.withdrawing: Callable[[], Withdrawn | None] = lambda: None
         self._under_way: list[Job] = []
         self._threads: dict[Job, _Worker] = {}
         self._lock = threading.Lock()
 
     def job(self, owner: str, kind: str) -> Job:
-        """A job under this app's time limit, for as long as somebody of its session is there."""
+        """A job under this app's time limit, for as long as somebody of its session is there and
+        wants it."""
         job = Job(owner, kind, self.seconds)
+        asked = [self.withdrawing()]
         if self.deserted is not None and owner:
-            job.stop_event.deserted = partial(self.deserted, owner, time.monotonic())
+            asked.append(partial(self.deserted, owner, time.monotonic()))
+        if told := [one for one in asked if one is not None]:
+            job.stop_event.deserted = lambda: any(one() for one in told)
         return job
 
     @property

@@ -23,6 +23,7 @@ from sinkscope.web.page import App
 from sinkscope.web.runs.retention import remove_old_runs
 from sinkscope.web.server.compress import CompressedPage
 from sinkscope.web.server.errors import SpokenErrors
+from sinkscope.web.server.events import Events, withdrawn_now
 from sinkscope.web.server.guards import guards
 from sinkscope.web.server.kept_files import KeptFiles
 from sinkscope.web.server.login import users_of
@@ -58,6 +59,7 @@ def launch(app: App, *, wait: bool = True, token: str | None = None) -> str:
         app.loaded.load(app.settings.model)
     presence = Presence()
     app.handlers.runner.deserted = presence.gone
+    app.handlers.runner.withdrawing = partial(withdrawn_now, app.blocks)
     health = Health(app.loaded, app.handlers.runner, app.handlers.store)
     layers = middleware(app.settings, guards(settings, token, port, app.blocks))
     alone = not settings.login  # what is asked for does not depend on who asks
@@ -71,6 +73,7 @@ def launch(app: App, *, wait: bool = True, token: str | None = None) -> str:
         inside.append(Middleware(KeptFiles, folder=Path(app.handlers.component.GRADIO_CACHE)))
         inside.append(Middleware(QuickQuestions, handlers=app.handlers))
     inside += [
+        Middleware(Events, blocks=app.blocks),
         Middleware(Attendance, presence=presence, session_of=partial(session_of, app.blocks)),
         Middleware(SpokenErrors),
     ]
