@@ -34,6 +34,7 @@ from sinkscope.web.sinks.store import (
     SinksStore,
 )
 from tests.sinks.planted import Plant, painted_samples, planted
+from tests.web.openers import opener
 from tests.web.test_payload import unpack
 
 pytestmark = pytest.mark.tiny
@@ -210,7 +211,7 @@ def test_what_is_drawn_depends_on_the_seed_alone(
     limits = ImageLimits()
 
     def ids(pictures: tuple[Picture, ...], **changes: Any) -> list[list[str]]:
-        both = draw_samples(asked(pictures, **changes), limits)
+        both = draw_samples(asked(pictures, **changes), opener(), limits)
         return [[sample.id for sample in part.samples] for part in (both.find, both.validate)]
 
     first = ids(upload)

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import gradio as gr
+from PIL import Image
 
 from sinkscope.attention_extractor import RunOutOfMemoryError
 from sinkscope.config import ImageLimits, ModelSettings, Settings
@@ -139,12 +140,11 @@ class EvaluateHandlers:
         finally:
             self.store.forget(run_id)
 
-    def _decoded(self, image: Path | bytes, limits: ImageLimits) -> None:
-        """Decode an image of an upload, to see that it can be."""
+    def _decoded(self, image: Path | bytes, limits: ImageLimits) -> Image.Image:
+        """An image of an upload; this process reads the copy alone that is made of it."""
         if isinstance(image, bytes):
-            self.images.open_bytes(image, limits)
-        else:
-            self.images.open_upload(str(image), limits, image.name)
+            return self.images.open_bytes(image, limits)
+        return self.images.open_upload(str(image), limits, image.name)
 
     def go_on(self, run_id: object, session: str) -> Iterator[dict[str, Any]]:
         """The same for a run that was stopped, or of which questions failed.

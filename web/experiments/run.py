@@ -30,7 +30,7 @@ from sinkscope.web.experiments.payload import build_experiment_payload
 from sinkscope.web.experiments.request import ExperimentRequest, samples_of
 from sinkscope.web.experiments.store import ExperimentResult, ExperimentStore
 from sinkscope.web.explore.handlers import UNFORESEEN
-from sinkscope.web.runs.image_process import ImageProcess
+from sinkscope.web.runs.image_process import ImageProcess, KeptImages
 from sinkscope.web.runs.inspector import cached, cached_file, error_value, queued_value
 from sinkscope.web.runs.loaded_model import LoadedModel, why_no_model
 from sinkscope.web.runs.store import new_id
@@ -123,17 +123,19 @@ class ExperimentsHandlers:
             raise ValueError(why_no_model(self.loaded.state))
         experiment, own, study = request.check()
         job.enter("Reading the samples")
-        opened = partial(self.images.open_upload, stop=job.stop_event)
-        samples = samples_of(request, handle, self.settings.images, job, opened)
-        result = self.engine(
-            handle,
-            experiment.name,
-            samples,
-            own,
-            study,
-            on_progress=_staged(job, len(samples.samples)),
-            stop=job.stop_event,
-        )
+        limits = self.settings.images
+        with scratch() as folder:
+            opened = KeptImages(self.images, Path(folder), limits, job.stop_event)
+            samples = samples_of(request, handle, limits, job, opened)
+            result = self.engine(
+                handle,
+                experiment.name,
+                samples,
+                own,
+                study,
+                on_progress=_staged(job, len(samples.samples)),
+                stop=job.stop_event,
+            )
         job.enter(DRAWING)
         value = self._value(result, run_id)
         self.store.put(ExperimentResult(run_id, result, value))

@@ -146,6 +146,59 @@ class ImageProcess:
             self._turn.release()
 
 
+class KeptImages:
+    """Uploads, decoded elsewhere once each, as files of ours: PNG without loss, which this process
+    may open as often as it needs them.
+
+    Args:
+        process: decodes.
+        folder: for the files; whoever made it removes it.
+        limits: of images.
+        stop: once set, decoding ends within about a second.
+    """
+
+    def __init__(
+        self,
+        process: ImageProcess,
+        folder: Path,
+        limits: ImageLimits,
+        stop: threading.Event | None = None,
+    ) -> None:
+        self._process, self._folder = process, folder
+        self._limits, self._stop = limits, stop
+        self._made = 0
+
+    def __call__(
+        self, given: Path | bytes | str, name: str | None = None
+    ) -> tuple[Path, Image.Image]:
+        """The file of ours, and the image.
+
+        Raises:
+            UploadError, ImageError, Stopped: as `ImageProcess.open_upload`.
+        """
+        if isinstance(given, bytes):
+            image = self._process.open_bytes(given, self._limits, name, self._stop)
+        else:
+            image = self._process.open_upload(str(given), self._limits, name, self._stop)
+        self._made += 1
+        path = self._folder / f"{self._made:05}.png"
+        write_image(image, path)
+        return path, image
+
+
+def write_image(image: Image.Image, path: Path) -> None:
+    """Write an image as PNG, quickly.
+
+    Raises:
+        ImageError: the disk cannot be written.
+    """
+    try:
+        image.save(path, format="PNG", compress_level=1)
+    except OSError as error:
+        why = error.strerror or "a file cannot be written"
+        raise ImageError(f"The image cannot be kept: {why}.") from error
+
+
 class _Ends(threading.Event):
     """Set once another event is, or a time is over; asked, not waited for."""
 

@@ -36,7 +36,7 @@ from sinkscope.sinks.validating.validate import validate
 from sinkscope.sinks.validating.validation import Validation
 from sinkscope.utils import sha256
 from sinkscope.web.explore.handlers import UNFORESEEN
-from sinkscope.web.runs.image_process import ImageProcess
+from sinkscope.web.runs.image_process import ImageProcess, KeptImages
 from sinkscope.web.runs.inspector import cached, error_value, queued_value
 from sinkscope.web.runs.loaded_model import LoadedModel, why_no_model
 from sinkscope.web.runs.payload import encode_image
@@ -138,13 +138,17 @@ class SinksHandlers:
         if handle is None:
             raise ValueError(why_no_model(self.loaded.state))
         job.enter("Starting")
-        return self._result(job, handle, request)
+        with scratch() as folder:
+            limits = self.settings.images
+            opened = KeptImages(self.images, Path(folder), limits, job.stop_event)
+            return self._result(job, handle, request, opened)
 
-    def _result(self, job: Job, handle: ModelHandle, request: SinksRequest) -> dict[str, Any]:
+    def _result(
+        self, job: Job, handle: ModelHandle, request: SinksRequest, opened: KeptImages
+    ) -> dict[str, Any]:
         _, _, finding, validating = request.check()
         job.enter("Reading the images")
-        opened = partial(self.images.open_upload, stop=job.stop_event)
-        drawn = draw_samples(request, self.settings.images, **job.hooks, opened=opened)
+        drawn = draw_samples(request, opened, self.settings.images, **job.hooks)
         info = handle.info
         about = (job.owner, info.id, info.revision, info.dtype, finding.measuring())
         work = self.store.work(sha256("\0".join(map(str, about)).encode())[:24])
