@@ -13,6 +13,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
+from contextvars import copy_context
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -173,7 +174,11 @@ class Runner:
             job.listen(events.put)
             told = threading.Event()
             thread = threading.Thread(
-                target=_worked, args=(job, work, events, told), name=f"job {job.kind}", daemon=True
+                # in the context of whoever asks, so that the work knows whose it is
+                target=copy_context().run,
+                args=(_worked, job, work, events, told),
+                name=f"job {job.kind}",
+                daemon=True,
             )
             del work  # the thread alone decides how long what it holds takes memory
             with job:

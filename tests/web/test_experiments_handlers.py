@@ -36,8 +36,8 @@ from sinkscope.web.explore.handlers import UNFORESEEN
 from sinkscope.web.page import build_app
 from sinkscope.web.runs.inspector import drawn
 from sinkscope.web.runs.loaded_model import LoadedModel
+from sinkscope.web.runs.results import LONGEST_SECONDS, MOST_RESULTS
 from sinkscope.web.sinks.request import Picture
-from sinkscope.web.sinks.store import LONGEST_SECONDS, MOST_RESULTS
 from tests.text_models import save_text_model
 from tests.web.openers import opener
 from tests.web.scripted import fake_handle

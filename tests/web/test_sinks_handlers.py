@@ -24,15 +24,10 @@ from sinkscope.web.explore.handlers import UNFORESEEN
 from sinkscope.web.runs.inspector import drawn
 from sinkscope.web.runs.loaded_model import LoadedModel
 from sinkscope.web.runs.request import Request
+from sinkscope.web.runs.results import LONGEST_SECONDS, MOST_RESULTS
 from sinkscope.web.sinks.request import IMAGES, Picture, SinksRequest, draw_samples
 from sinkscope.web.sinks.run import GONE, SinksEngine, SinksHandlers
-from sinkscope.web.sinks.store import (
-    LONGEST_SECONDS,
-    MOST_FOLDERS,
-    MOST_RESULTS,
-    SinksResult,
-    SinksStore,
-)
+from sinkscope.web.sinks.store import MOST_FOLDERS, SinksResult, SinksStore
 from tests.sinks.planted import Plant, painted_samples, planted
 from tests.web.openers import opener
 from tests.web.test_payload import unpack

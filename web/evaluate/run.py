@@ -39,10 +39,12 @@ from sinkscope.web.evaluate.request import MINE, EvaluateRequest
 from sinkscope.web.evaluate.store import EvaluateStore
 from sinkscope.web.evaluate.upload import keep_questions
 from sinkscope.web.explore.handlers import UNFORESEEN
+from sinkscope.web.runs.copies import Copies
 from sinkscope.web.runs.image_process import ImageProcess
 from sinkscope.web.runs.inspector import cached, error_value, queued_value
 from sinkscope.web.runs.loaded_model import LoadedModel, why_no_model
 from sinkscope.web.runs.payload import encode_image
+from sinkscope.web.server.read_only import READ_ONLY
 
 log = logging.getLogger(__name__)
 
@@ -95,6 +97,7 @@ class EvaluateHandlers:
         runner: of the jobs of all tabs.
         answer: what answers the questions; tests put their own here.
         images: what decodes uploads.
+        copies: those of runs, beside which this tab keeps its own.
     """
 
     def __init__(
@@ -104,10 +107,15 @@ class EvaluateHandlers:
         runner: Runner,
         answer: Callable[..., Summary] = evaluate,
         images: ImageProcess | None = None,
+        copies: Copies | None = None,
     ) -> None:
         self.images = images or ImageProcess(settings.images)
         self.settings, self.loaded, self.runner, self.answer = settings, loaded, runner, answer
-        self.store = EvaluateStore(settings.app.cache / "page_evaluations")
+        self.store = EvaluateStore(
+            settings.app.cache / "page_evaluations",
+            owned=bool(settings.app.login),
+            copies=Copies(copies),
+        )
         self.component: gr.HTML | None = None
 
     # --- Run, Go on and Stop ---------------------------------------------------------------------
@@ -238,7 +246,8 @@ class EvaluateHandlers:
         for one in questions.values():
             if one.cluster not in pictures:  # one picture a scene
                 image = encode_image(one.pictures[0](), PICTURE_SIDE)
-                pictures[one.cluster] = cached(*image, self.component)["url"]
+                made = self.store.keep(run_id, cached(*image, self.component))
+                pictures[one.cluster] = made["url"]
         data = build_evaluate_payload(section, questions, pictures)
         seconds = sum(float(one.get("seconds", 0)) for one in section.run.summaries)
         whole = section.complete and not stopped
@@ -248,7 +257,7 @@ class EvaluateHandlers:
             "run": run_id,
             "message": stopped or ("Done" if whole else "Not complete"),
             "facts": [f"took {seconds:.1f} s"] if whole and seconds else [],
-            "data": cached(data, "evaluation.bin", self.component),
+            "data": self.store.keep(run_id, cached(data, "evaluation.bin", self.component)),
         }
 
     # --- questions of the component: no queue and no model; one JSON argument; {"error": ...} -----
@@ -264,13 +273,23 @@ class EvaluateHandlers:
     def evaluation_file(self, ask: Any) -> dict[str, Any]:
         """A file of a run: {"run": id, "what": one of `evaluate_files.MEDIA`}."""
         assert self.component is not None
-        what = field_of(ask, "what")
+        what, run_id = field_of(ask, "what"), field_of(ask, "run")
         try:
-            data = file_of(self.store.find(field_of(ask, "run")), what)
+            data = file_of(self.store.find(run_id), what)
         except ValueError as error:
             return {"error": str(error)}
         name = f"evaluation-{what}" if what != "records.jsonl" else "evaluation-answers.jsonl"
-        return {**cached(data, name, self.component), "name": name}
+        return {**self.store.keep(run_id, cached(data, name, self.component)), "name": name}
+
+    def forget_evaluation(self, ask: Any) -> dict[str, Any]:
+        """Delete a run, its records and what was made of it: {"run": id}."""
+        if self.settings.app.read_only:
+            return {"error": READ_ONLY}
+        try:
+            self.store.delete(field_of(ask, "run"))
+        except ValueError as error:
+            return {"error": str(error)}
+        return {}
 
     def question(self, ask: Any) -> tuple[Run, Question]:
         """A question of a run: {"run": id, "question": id}.

@@ -30,10 +30,12 @@ from sinkscope.web.experiments.payload import build_experiment_payload
 from sinkscope.web.experiments.request import ExperimentRequest, samples_of
 from sinkscope.web.experiments.store import ExperimentResult, ExperimentStore
 from sinkscope.web.explore.handlers import UNFORESEEN
+from sinkscope.web.runs.copies import Copies
 from sinkscope.web.runs.image_process import ImageProcess, KeptImages
 from sinkscope.web.runs.inspector import cached, cached_file, error_value, queued_value
 from sinkscope.web.runs.loaded_model import LoadedModel, why_no_model
 from sinkscope.web.runs.store import new_id
+from sinkscope.web.server.read_only import READ_ONLY
 from sinkscope.web.server.temporary import scratch
 
 log = logging.getLogger(__name__)
@@ -55,6 +57,7 @@ class ExperimentsHandlers:
         runner: of the jobs of all tabs.
         engine: what runs an experiment; tests put their own here.
         images: what decodes uploads.
+        copies: those of runs, beside which this tab keeps its own.
     """
 
     def __init__(
@@ -64,11 +67,12 @@ class ExperimentsHandlers:
         runner: Runner,
         engine: ExperimentEngine | None = None,
         images: ImageProcess | None = None,
+        copies: Copies | None = None,
     ) -> None:
         self.settings, self.loaded, self.runner = settings, loaded, runner
         self.images = images or ImageProcess(settings.images)
         self.engine = engine or run_experiment
-        self.store = ExperimentStore()
+        self.store = ExperimentStore(owned=bool(settings.app.login), copies=Copies(copies))
         self.component: gr.HTML | None = None
 
     # --- Run and Stop ----------------------------------------------------------------------------
@@ -147,7 +151,10 @@ class ExperimentsHandlers:
             written = save_result(Path(folder), result)
             sizes = {path.name: _size(path) for path in written if path.suffix == ".png"}
             written.append(_archive(Path(folder), written, result))
-            files = {path.name: cached_file(path, self.component)["url"] for path in written}
+            files = {
+                path.name: self.store.keep(run_id, cached_file(path, self.component))["url"]
+                for path in written
+            }
         data = build_experiment_payload(result, files, sizes)
         return {
             "phase": "ready",
@@ -160,7 +167,7 @@ class ExperimentsHandlers:
                 f"{len(result.samples)} samples",
                 f"{result.seconds:.1f} s",
             ],
-            "data": cached(data, "experiment.bin", self.component),
+            "data": self.store.keep(run_id, cached(data, "experiment.bin", self.component)),
         }
 
     # --- a question of the component: no queue and no model; one JSON argument --------------------
@@ -169,6 +176,13 @@ class ExperimentsHandlers:
         """A result by its id, for a page that was reloaded."""
         kept = self.store.get(ask.get("run") if isinstance(ask, Mapping) else None)
         return {"error": GONE} if kept is None else kept.value
+
+    def forget_experiment(self, ask: Any) -> dict[str, Any]:
+        """Delete a result and what was made of it: {"run": id}. Its comparisons stay."""
+        if self.settings.app.read_only:
+            return {"error": READ_ONLY}
+        self.store.delete(ask.get("run") if isinstance(ask, Mapping) else None)
+        return {}
 
     def compare_experiments(self, ask: Any) -> dict[str, Any]:
         """Two finished runs side by side, by their ids: a result of its own, or an error."""

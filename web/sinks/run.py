@@ -36,11 +36,13 @@ from sinkscope.sinks.validating.validate import validate
 from sinkscope.sinks.validating.validation import Validation
 from sinkscope.utils import sha256
 from sinkscope.web.explore.handlers import UNFORESEEN
+from sinkscope.web.runs.copies import Copies
 from sinkscope.web.runs.image_process import ImageProcess, KeptImages
 from sinkscope.web.runs.inspector import cached, error_value, queued_value
 from sinkscope.web.runs.loaded_model import LoadedModel, why_no_model
 from sinkscope.web.runs.payload import encode_image
 from sinkscope.web.runs.store import new_id
+from sinkscope.web.server.read_only import READ_ONLY
 from sinkscope.web.server.temporary import scratch
 from sinkscope.web.sinks.payload import build_sinks_payload, measured_in, profile_name, scores_in
 from sinkscope.web.sinks.request import SampleSplit, SinksRequest, draw_samples
@@ -70,6 +72,7 @@ class SinksHandlers:
         runner: of the jobs of all tabs.
         engine: what finds and validates.
         images: what decodes uploads.
+        copies: those of runs, beside which this tab keeps its own.
     """
 
     def __init__(
@@ -79,12 +82,17 @@ class SinksHandlers:
         runner: Runner,
         engine: SinksEngine | None = None,
         images: ImageProcess | None = None,
+        copies: Copies | None = None,
     ) -> None:
         self.settings, self.loaded, self.runner = settings, loaded, runner
         self.images = images or ImageProcess(settings.images)
         self.engine = engine or SinksEngine()
         # Not `sinks`, where the command line keeps what it measures: old folders here are deleted.
-        self.store = SinksStore(settings.app.cache / "page_sinks")
+        self.store = SinksStore(
+            settings.app.cache / "page_sinks",
+            owned=bool(settings.app.login),
+            copies=Copies(copies),
+        )
         self.component: gr.HTML | None = None
 
     # --- Run and Stop ----------------------------------------------------------------------------
@@ -208,20 +216,19 @@ class SinksHandlers:
     ) -> SinksResult:
         assert self.component is not None
         shown = scores_in(work, findings)
-        seen = {one.id for one in shown}
-        images = {
-            sample.id: cached(*encode_image(_opened(sample), PICTURE_SIDE), self.component)["url"]
-            for sample in samples.samples
-            if sample.id in seen
-        }
+        seen, run_id = {one.id for one in shown}, new_id()
+        images = {}
+        for sample in samples.samples:
+            if sample.id in seen:
+                made = cached(*encode_image(_opened(sample), PICTURE_SIDE), self.component)
+                images[sample.id] = self.store.keep(run_id, made)["url"]
         data = build_sinks_payload(findings, validation, why, shown, images)
-        run_id = new_id()
         value = {
             "phase": "stopped" if done else "ready",
             "run": run_id,
             "message": done or "Done",
             "facts": [] if done else [f"finding took {findings.seconds:.1f} s"],
-            "data": cached(data, "sinks.bin", self.component),
+            "data": self.store.keep(run_id, cached(data, "sinks.bin", self.component)),
         }
         result = SinksResult(findings, validation, why, value, run_id)
         self.store.put(result)
@@ -248,7 +255,15 @@ class SinksHandlers:
             path = Path(folder) / name
             write_profile(path, profile)
             data = path.read_bytes()
-        return {**cached(data, name, self.component), "name": name}
+        made = self.store.keep(result.id, cached(data, name, self.component))
+        return {**made, "name": name}
+
+    def forget_sinks(self, ask: Any) -> dict[str, Any]:
+        """Delete a result and what was made of it: {"run": id}."""
+        if self.settings.app.read_only:
+            return {"error": READ_ONLY}
+        self.store.delete(_field(ask, "run"))
+        return {}
 
     def profile(self, ask: Any) -> SinkProfile:
         """The profile of a result with another tau: {"run": id, "tau": number}.

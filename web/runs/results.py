@@ -1,0 +1,97 @@
+"""Results of the Sinks and Experiments tabs: in memory, few and not for long.
+
+A browser holds a result's id, which cannot be guessed. Where nobody logs in, that is the whole of
+its right to see the result; where users do, a result is given to whoever asked for it alone.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Callable
+from typing import Any, Generic, Protocol, TypeVar
+
+from sinkscope.web.runs.copies import Copies
+from sinkscope.web.runs.inspector import files_in
+from sinkscope.web.runs.owners import user_now
+
+MOST_RESULTS = 64
+LONGEST_SECONDS = 12 * 3600.0  # less than Gradio keeps the files that a result's numbers are in
+
+
+class Owned(Protocol):
+    """A result."""
+
+    @property
+    def id(self) -> str: ...
+
+    @property
+    def owner(self) -> str | None:
+        """The user who asked for it; None where that is not known, as where nobody logs in."""
+
+
+R = TypeVar("R", bound=Owned)
+
+
+def mine(owner: str | None) -> bool:
+    """Whether who asks now is this user; nobody is, where that is not known."""
+    return owner is not None and owner == user_now()
+
+
+class ResultStore(Generic[R]):
+    """Safe to use from several threads.
+
+    Args:
+        clock: seconds; tests have their own.
+        owned: whether users log in, so that each sees the own results alone.
+        copies: of this store's results.
+    """
+
+    def __init__(
+        self,
+        clock: Callable[[], float] = time.time,
+        owned: bool = False,
+        copies: Copies | None = None,
+    ) -> None:
+        self._clock, self._owned = clock, owned
+        self.copies = copies or Copies()
+        self._results: OrderedDict[str, tuple[float, R]] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def put(self, result: R) -> None:
+        """Take a result in; the oldest go."""
+        with self._lock:
+            self._results[result.id] = (self._clock(), result)
+            self._drop()
+
+    def get(self, result_id: object) -> R | None:
+        """The result of an id, or None where it is unknown, too old, or another user's."""
+        with self._lock:
+            self._drop()
+            found = self._results.get(result_id) if isinstance(result_id, str) else None
+        if found is None or (self._owned and not mine(found[1].owner)):
+            return None
+        return found[1]
+
+    def delete(self, result_id: object) -> None:
+        """Forget a result that who asks may see, and remove the files that were made of it."""
+        found = self.get(result_id)
+        if found is None:
+            return
+        with self._lock:
+            self._results.pop(found.id, None)
+        self.copies.drop(found.id)
+
+    def keep(self, result_id: str, value: dict[str, Any]) -> dict[str, Any]:
+        """A value for the page whose files go when the result goes."""
+        self.copies.add([result_id], files_in(value))
+        return value
+
+    def _drop(self) -> None:
+        while self._results:
+            made, result = next(iter(self._results.values()))
+            if len(self._results) <= MOST_RESULTS and self._clock() - made <= LONGEST_SECONDS:
+                return
+            del self._results[result.id]
+            self.copies.drop(result.id)
