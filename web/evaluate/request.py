@@ -132,9 +132,9 @@ class EvaluateRequest:
             return Wanted(name)
         values: dict[str, Any] = {"keep": said["keep"]}
         if self.dims.strip():
-            beside = {} if self.dims_tau is None else {"tau": self.dims_tau}
-            said = {"dims": self.dims, **beside}
-            own = Request(None, "", True, dims_of=self.dims_of, said=said)
+            threshold = {} if self.dims_tau is None else {"tau": self.dims_tau}
+            own_dims = {"dims": self.dims, **threshold}
+            own = Request(None, "", True, dims_of=self.dims_of, said=own_dims)
             var = own.var(handle)
             assert var is not None
             values |= {"dims": var.dims, "tau": var.tau}
