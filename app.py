@@ -1,6 +1,6 @@
 """Start the web app: python app.py (or: sinkscope app), then open http://127.0.0.1:7860.
 
-The page opens at once and shows a precomputed run; the model loads behind it.
+The page opens at once and shows a precomputed run; the model loads in the background.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ try:
 except ModuleNotFoundError as missing:
     if missing.name != "sinkscope":
         raise
-    # Started as a script by a Python that the project was not installed for (README, "Start").
+    # Started as a script by a Python without the installed project (README, "Start").
     sys.exit("This Python does not know the package sinkscope; run: pip install -e . (or make run)")
 
 
@@ -126,9 +126,9 @@ def main(arguments: list[str] | None = None) -> None:
     from sinkscope.web.server.temporary import keep_private, own_folder
 
     keep_private(settings.app.cache)
-    own_folder(settings.app.cache)  # before the page is built, whose parts remember where it is
+    own_folder(settings.app.cache)  # before the page is built, whose parts store the folder
     from sinkscope.web.launch import (
-        launch,  # seconds of imports, which --help need not wait for
+        launch,  # seconds of imports, which --help should not wait for
     )
     from sinkscope.web.page import build_app
     from sinkscope.web.server.access import token_for
@@ -151,7 +151,7 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def unopened(settings: AppSettings, error: OSError) -> str:
-    """Why the address cannot be listened on, in one sentence."""
+    """Why the app cannot listen on the address, in one sentence."""
     if error.errno == errno.EADDRINUSE:
         return (
             f"Port {settings.port} of {settings.host} is in use; choose another with --port "

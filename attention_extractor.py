@@ -1,7 +1,7 @@
 """Generating an answer while keeping the attention behind every token of it; and comparing.
 
 `generate` runs transformers' own `generate`, unmodified, in a session (`capture.session`) with
-probes for attention rows, logits and sink scores, and with VAR where it is asked for. It returns a
+probes for attention rows, logits and sink scores, and with VAR if requested. It returns a
 frozen `GenerationTrace`. `compare` gives two of them, without and with VAR, from one pass over the
 image.
 
@@ -68,7 +68,7 @@ def generate(
         settings: length, sampling, what to capture.
         var: apply VAR with these settings; None is the plain model.
         on_token: called from this thread with index and token as each is chosen.
-        on_stage: called with what is done, in words, where the next token will take long for it.
+        on_stage: called with a description of the stage if the next token will take long.
         stop: set it from another thread to end the run after the current token; the partial trace
             is returned.
 
@@ -82,10 +82,10 @@ def generate(
         RunOutOfMemoryError: the device is full.
     """
     settings = settings or GenerationSettings()
-    captured(handle, settings)  # a mistake need not wait for another's run to end
+    captured(handle, settings)  # an error need not wait for another run to end
     report_token = None if on_token is None else lambda row, index, token: on_token(index, token)
     with handle.lock:
-        check_memory(handle, inputs, settings)  # here: the run before has given back what it took
+        check_memory(handle, inputs, settings)  # here the previous run has released its memory
         with memory_errors_named(inputs, settings):
             prefix = None
             if settings.reference and inputs.layout.grids:  # both prompts continue from the image
@@ -112,7 +112,8 @@ def _with_reference(
     prefix: Prefix | None,
     stop: threading.Event | None,
 ) -> tuple[GenerationTrace, ...]:
-    """The traces with the generic prompt's row where it is wanted, or with why there is none."""
+    """The traces with the generic prompt's row if requested, or with the reason why there is
+    none."""
     row, why = _reference(handle, inputs, settings, prefix, stop)
     said = {"no_reference": why} if why else {}
     return tuple(
@@ -127,9 +128,8 @@ def _reference(
     prefix: Prefix | None = None,
     stop: threading.Event | None = None,
 ) -> tuple[PromptTrace | None, str]:
-    """The generic prompt's row where it is wanted, and else why there is none: an answer is never
-    lost for want of it. Only the reasons named here are reasons; any other error is a fault and is
-    raised."""
+    """The generic prompt's row if requested, or the reason why there is none: an answer is never
+    lost because of it. Only the reasons here are accepted; any other error is raised."""
     if not settings.reference:
         return None, ""
     if not inputs.layout.grids:
@@ -151,7 +151,7 @@ def prompt_rows(
     positions: Sequence[int] | None = None,
     settings: GenerationSettings | None = None,
 ) -> PromptTrace:
-    """What the prompt's own tokens looked at: one pass over the prompt, nothing is generated.
+    """The attention of the prompt's own tokens: one pass over the prompt, nothing is generated.
 
     Args:
         handle: a loaded model; its lock is taken.
@@ -176,12 +176,12 @@ def prompt_rows(
 def generate_stash(
     handle: ModelHandle, inputs: PromptInputs, settings: GenerationSettings | None = None
 ) -> QueryStash:
-    """Generate with plain SDPA, bit for bit, and keep what the attention can be computed from.
+    """Generate with plain SDPA, bit for bit, and keep the data to compute the attention from.
 
     Args:
         handle: a loaded model; its lock is taken for the length of the run.
         inputs: from `handle.prepare`.
-        settings: as for `generate`, `prompt_rows` and `reference` among them.
+        settings: as for `generate`, including `prompt_rows` and `reference`.
 
     Returns:
         The run. `.rows(token, layer)` is one whole row of every head, `.trace()` what `generate`
@@ -210,7 +210,7 @@ class Comparison:
         baseline: the plain model's run.
         var: the run with VAR.
         same_text: whether `var` passes over the baseline's text instead of answering freely.
-        prefix: what both share; give it to the next `compare` on the same inputs.
+        prefix: shared by both; pass it to the next `compare` on the same inputs.
     """
 
     baseline: GenerationTrace
@@ -236,13 +236,13 @@ class Comparison:
             token: which token is chosen at first: its index, or a word of the baseline's answer.
             look: `height` in pixels, `most_megabytes`.
         """
-        import sinkscope  # the public API, for the page is above this part
+        import sinkscope  # the public API, because the page is above this part
 
         return sinkscope.inspector(self, token, **look)
 
     @property
     def first_difference(self) -> int | None:
-        """Index of the first token in which the answers differ; None where they are the same."""
+        """Index of the first token in which the answers differ; None if they are the same."""
         pairs = zip(self.baseline.tokens, self.var.tokens, strict=False)
         for index, (plain, changed) in enumerate(pairs):
             if plain.id != changed.id:
@@ -252,7 +252,7 @@ class Comparison:
 
     @property
     def log_probability_change(self) -> tuple[float, ...]:
-        """Nats that VAR adds to each token of the common text, up to where the answers part."""
+        """Nats that VAR adds to each token of the common text, up to the first difference."""
         count = (
             len(self.baseline.tokens) if self.first_difference is None else self.first_difference
         )
@@ -282,20 +282,20 @@ def compare(
 
     VAR changes only what comes after the last image, so the prompt up to there is passed through
     the model once. Free-running, both answers are then generated in one batch. With `same_text` the
-    plain model answers, and one pass over its text tells what the model with VAR thinks of each
-    token: an exact comparison token by token.
+    plain model answers, and one pass over its text gives each token's log-probability under VAR: an
+    exact comparison token by token.
 
     Args:
         handle: a loaded model; its lock is taken for the length of the run.
         inputs: from `handle.prepare`.
         settings: length, sampling, what to capture. Sampled answers share one random stream, so
-            they can part by chance as well; greedy ones (temperature 0) part by VAR alone.
+            they can also differ by chance; greedy ones (temperature 0) differ only because of VAR.
         var: VAR's settings.
         same_text: as above.
         on_token: called with "baseline" or "var", index and token as each is chosen.
         on_stage: as in `generate`.
         stop: set it to end the run after the current token; partial traces are returned.
-        prefix: of an earlier comparison on the very same inputs; ignored where it does not fit.
+        prefix: of an earlier comparison on the same inputs; ignored if it does not fit.
 
     Raises:
         ValueError: a setting that cannot work with this model or prompt.

@@ -21,16 +21,17 @@ from sinkscope.capture.trace import MEAN_HEAD, GenerationTrace, PromptTrace
 from sinkscope.config import Reduce
 from sinkscope.models.family import PromptLayout
 from sinkscope.models.views import ImageGrid
+from sinkscope.utils import index_ranges
 
-if TYPE_CHECKING:  # a saved run's rows can be NumPy's (`capture.arrays`), and then none is needed
+if TYPE_CHECKING:  # a saved run's rows can be NumPy arrays (`capture.arrays`), which need no torch
     import torch
 
     from sinkscope.models.sink_score import sink_mask, sink_score
 
-# Units whose values add up where several views see a place (`ImageGrid.on_cells`).
+# Units whose values are summed if several views see a cell (`ImageGrid.on_cells`).
 ADDS_UP = ("attention mass", "share of image attention")
 
-# What has rows of attention: an answer's, or a prompt's own.
+# Objects with rows of attention: an answer's, or a prompt's own.
 Rows = GenerationTrace | PromptTrace
 
 __all__ = [
@@ -48,7 +49,7 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    """`sink_mask` and `sink_score`, imported when they are first used, for they need torch."""
+    """`sink_mask` and `sink_score`, imported when they are first used, because they need torch."""
     if name not in ("sink_mask", "sink_score"):
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from sinkscope.models import sink_score
@@ -65,7 +66,7 @@ class PatchMap:
             vision token sees, or whose tokens have no value.
         unit: what a value is: "attention mass" (share of the whole row's attention), "share of
             image attention", or another method's (`methods`).
-        normalisation: what was done to the values, in words; "none" if nothing.
+        normalisation: of the values, in words; "none" if nothing.
         image: which image of the prompt.
         grid: where the cells are on the image.
         label: which tokens, layers and heads, in words.
@@ -145,7 +146,7 @@ def patch_map(
 def combine(rows: torch.Tensor, reduce: Reduce) -> torch.Tensor:
     """Layers and heads by `reduce`, tokens by their mean: float32 (T, L, H, V) -> (V,).
 
-    Of a patch of which a value is missing (NaN), the result is.
+    The result is missing (NaN) where a value is.
     """
     if reduce not in ("mean", "max", "min"):
         raise ValueError(f"reduce is {reduce!r}; allowed: mean, max, min.")
@@ -184,8 +185,8 @@ def segment_share(trace: Rows) -> torch.Tensor:
 
 
 def image_share(trace: Rows) -> torch.Tensor:
-    """Attention mass on all images, the marks between their tokens included where the family has
-    any (ends of rows, names of tiles): float32 (T, L, H), from 0 to 1."""
+    """Attention mass on all images, including marks between their tokens if the family has any
+    (ends of rows, names of tiles): float32 (T, L, H), from 0 to 1."""
     import torch
 
     on_images = torch.tensor(
@@ -197,7 +198,7 @@ def image_share(trace: Rows) -> torch.Tensor:
 def sink_share(trace: Rows) -> torch.Tensor:
     """Part of the image attention that the layer's own sinks hold: float32 (T, L, H), from 0 to 1.
 
-    Zero where no sinks were found, and where a row sees nothing of the image.
+    Zero if no sinks were found, and if a row sees nothing of the image.
     """
     import torch
 
@@ -218,8 +219,8 @@ def tokens_looking_at(
     """Reverse look-up: the answer tokens whose rows put most attention on some cells, most first.
 
     Args:
-        cells: of the image's map, row-major; what looks at them are the vision tokens that see most
-            of them (`ImageGrid.tokens_of`).
+        cells: of the image's map, row-major; they select the vision tokens that see most of them
+            (`ImageGrid.tokens_of`).
         layers, heads: averaged over these (indices in the model; None: all captured).
         image: which image.
 
@@ -259,7 +260,7 @@ def token_indices(trace: Rows, token: int | Sequence[int]) -> list[int]:
 
 
 def slots_of(what: str, captured: Sequence[int], wanted: Sequence[int] | None) -> list[int]:
-    """Positions of the wanted layers or heads among those that a trace holds (None: all)."""
+    """Indices of the requested layers or heads among those that a trace holds (None: all)."""
     if wanted is None:
         return list(range(len(captured)))
     where = {index: slot for slot, index in enumerate(captured)}
@@ -305,10 +306,4 @@ def _spell(indices: Sequence[int]) -> str:
     """0, 1, 2, 5 -> "0-2, 5"."""
     if tuple(indices) == (MEAN_HEAD,):
         return "(only their mean was kept)"
-    runs: list[list[int]] = []
-    for index in sorted(indices):
-        if runs and index == runs[-1][1] + 1:
-            runs[-1][1] = index
-        else:
-            runs.append([index, index])
-    return ", ".join(str(a) if a == b else f"{a}-{b}" for a, b in runs)
+    return index_ranges(indices)

@@ -1,9 +1,9 @@
 """Settings of SinkScope: frozen dataclasses, checked when made, read from TOML files and flags.
 
-Each setting is said once, as a field (`sinkscope.setting`): its default, what it does, what is
-allowed. Options, API, page and checks follow. This file does not know any model: limits that depend
-on the loaded model (hidden size, number of layers) are checked by the code that has the model at
-hand.
+Each setting is declared once, as a field (`sinkscope.setting`): its default, help and allowed
+values. Options, API, page and checks follow from it. This file is independent of the model: limits
+that depend on the loaded model (hidden size, number of layers) are checked by the code that has the
+model.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from typing import Any, Literal, TypeVar, get_args
 
 from sinkscope.outside import read_toml
 from sinkscope.setting import REQUIRED, Heads, check, explained, layer_heads, refuse, setting
+from sinkscope.setting.images import ImageLimits as ImageLimits
 from sinkscope.setting.serving import AppSettings as AppSettings
 
 Dialect = Literal["official", "paper"]
@@ -40,8 +41,8 @@ class ModelSettings:
     """Which model to load, and how.
 
     The commit that `revision` resolves to is recorded in every trace. On a GPU the number type
-    `auto` is what the checkpoint says, on a CPU float32. A profile that is for another model or
-    other sizes is refused.
+    `auto` is what the checkpoint says, on a CPU float32. A profile for another model or other sizes
+    is refused.
     """
 
     model: str = setting(
@@ -117,11 +118,11 @@ class GenerationSettings:
     """
 
     max_new_tokens: int = setting(
-        64, "Length of an answer, at most.", low=1, high=8192, unit="tokens", usual=(1, 512)
+        64, "Maximum length of an answer.", low=1, high=8192, unit="tokens", usual=(1, 512)
     )
     decoding: Decoding = setting(
         "ours",
-        "How tokens are chosen. ours: by these settings alone; checkpoint: as the model's own "
+        "How tokens are chosen. ours: only by these settings; checkpoint: as the model's own "
         "generation_config.json says.",
         label="Decoding",
         called=("as set here", "as the checkpoint says"),
@@ -148,7 +149,7 @@ class GenerationSettings:
     )
     repetition_penalty: float = setting(
         1.0,
-        "Above 1, tokens that were there already become less likely.",
+        "Above 1, tokens that occurred already become less likely.",
         low=0.1,
         high=10.0,
         usual=(0.5, 2),
@@ -184,7 +185,7 @@ class GenerationSettings:
     engine: Engine = setting(
         "auto",
         "What makes the tokens after the first. loop: transformers' generate; graph: one recorded "
-        "step over a fixed memory (on a CPU the same step, not recorded); auto: graph on CUDA, "
+        "step over a static cache (on a CPU the same step, not recorded); auto: graph on CUDA, "
         "else loop. Both give the same rows, but for rounding.",
         label="Engine",
     )
@@ -284,50 +285,6 @@ class VARSettings:
         low=0,
         high=HIGHEST_SEED,
         offered=False,  # users give one seed, that of generation
-    )
-
-    def __post_init__(self) -> None:
-        check(self)
-
-
-@explained
-@dataclass(frozen=True)
-class ImageLimits:
-    """What an image from outside may be, checked before any pixel is decoded, and what decoding it
-    may take."""
-
-    max_megapixels: float = setting(
-        50.0,
-        "Width x height, in millions; above it the file is refused unread.",
-        low=0.001,
-        high=1000.0,
-    )
-    max_bytes: int = setting(50_000_000, "Size of the file.", low=1, high=10**12, unit="bytes")
-    max_aspect: float = setting(
-        199.0,
-        "Longer side divided by the shorter (the model's processor refuses 200 and more).",
-        low=1.0,
-    )
-    kept_megapixels: float = setting(
-        12.845056,
-        "An image with more pixels is scaled down to so many millions as it is read. 12.845056 is "
-        "what Qwen2.5-VL's processor can use (max_pixels); the page takes what the loaded model "
-        "can use where that is less, but not less than it shows (2.56).",
-        low=0.001,
-        high=1000.0,
-    )
-    max_scans: int = setting(
-        32, "Scans of a progressive JPEG; programs write 10 to 20.", low=1, high=10_000
-    )
-    decode_seconds: float = setting(
-        30.0, "How long the page lets one image be decoded.", low=0.1, high=3600.0, unit="seconds"
-    )
-    decode_megabytes: int = setting(
-        1024,
-        "Memory that the page's process for decoding may take (where the system has such limits).",
-        low=256,
-        high=10**6,
-        unit="megabytes",
     )
 
     def __post_init__(self) -> None:

@@ -1,8 +1,8 @@
-"""Files from outside, read so that none of them can hang, fill the memory or recurse.
+"""Reading untrusted files, so that none of them can hang, fill the memory or recurse.
 
-A regular file only (a pipe or a device would wait for ever), no more bytes than allowed, and no
-text with more levels or values than allowed: looked at before it is parsed. What is wrong becomes
-one sentence that names the file by its name alone, for it is shown to whoever uses the page.
+A regular file only (a pipe or a device would wait forever), no more bytes than allowed, and no text
+with more levels or values than allowed, checked before parsing. An error is one sentence with only
+the file's name, because users of the page see it.
 """
 
 from __future__ import annotations
@@ -14,28 +14,30 @@ import os
 import re
 import stat
 import tomllib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, TypeVar
+
+T = TypeVar("T")
 
 DEEPEST = 64  # levels of JSON and TOML; none of ours has more than a dozen
 TOML_BYTES = 256_000
-TOML_DOTS = 100  # between two signs of a TOML file: reading a key takes the square of its parts
+TOML_DOTS = 100  # between two signs of a TOML file: reading a key is quadratic in its parts
 _MARKS = re.compile(r'"(?:[^"\\]++|\\.)*+"?|[\[{]+|[\]}]+', re.DOTALL)
 _TOML_PARTS = re.compile(r"[=\n,{]")
 
 
 @dataclass(frozen=True)
 class Bounds:
-    """What a JSON file that is read as a whole may have.
+    """Limits of a JSON file that is read as a whole.
 
     Attributes:
         bytes: of the file.
         values: in it; four million take some hundred megabytes.
         lists: lists and objects among them, which take most of the time.
         levels: of lists in lists; no file of ours has more than a dozen.
-        infinite: NaN, Infinity and numbers beyond all floats are numbers.
+        infinite: allow NaN, Infinity and numbers beyond all floats.
     """
 
     bytes: int = 32_000_000
@@ -52,23 +54,23 @@ DATASET = Bounds(bytes=2_000_000_000, values=400_000_000, lists=100_000_000)
 
 
 class OutsideError(ValueError):
-    """What is wrong with a file or a text, as the end of a sentence (`it ...`)."""
+    """The error of a file or a text, as the end of a sentence (`it ...`)."""
 
 
 def open_regular(path: Path | str, buffering: int = -1) -> IO[bytes]:
-    """Open a regular file to be read, and nothing that could wait: no pipe, device or socket.
+    """Open a regular file for reading, but nothing that could block: no pipe, device or socket.
 
-    A file that says it has no bytes is empty, whatever reading would give: those of /proc are
-    made by being read, and some wait for it.
+    A file of size 0 counts as empty, whatever reading would give: files of /proc are generated on
+    reading, and some block.
 
     Raises:
-        OSError: there is none, it may not be read, or it is no regular file.
+        OSError: there is none, it may not be read, or it is not a regular file.
     """
     return open(path, "rb", buffering=buffering, opener=_regular)
 
 
 def _regular(path: str, flags: int) -> int:
-    _check_regular(Path(path).stat())  # before opening, which already changes some devices
+    _check_regular(Path(path).stat())  # before opening, which already affects some devices
     handle = os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
     try:
         about = os.fstat(handle)
@@ -92,7 +94,7 @@ def read_bytes(path: Path, most: int, what: str) -> bytes:
 
     Args:
         path: the file.
-        most: bytes that it may have.
+        most: maximum number of bytes.
         what: the file in an error, before its name: `The settings file`.
 
     Raises:
@@ -123,7 +125,7 @@ def read_json(path: Path, what: str, bounds: Bounds = USUAL) -> Any:
         bounds: what it may have.
 
     Raises:
-        ValueError: it cannot be read, is beyond its bounds, or is no JSON.
+        ValueError: it cannot be read, is beyond its bounds, or is not JSON.
     """
     data = read_bytes(path, bounds.bytes, what)
     try:
@@ -137,10 +139,10 @@ def parse_json(text: str | bytes, bounds: Bounds = USUAL) -> Any:
 
     Args:
         text: UTF-8, where it is bytes.
-        bounds: what it may have; its bytes are the caller's matter.
+        bounds: its limits; the caller limits the bytes.
 
     Raises:
-        OutsideError: it is no JSON, or beyond its bounds; the text is the end of a sentence.
+        OutsideError: it is not JSON, or beyond its bounds; the text is the end of a sentence.
     """
     try:
         said = text.decode() if isinstance(text, bytes) else text
@@ -157,7 +159,7 @@ def parse_json(text: str | bytes, bounds: Bounds = USUAL) -> Any:
 
 
 def check_json(text: str, bounds: Bounds = USUAL) -> None:
-    """Refuse a JSON text before it is parsed, where that would take too much.
+    """Refuse a JSON text before parsing it, if that would take too much.
 
     Raises:
         OutsideError: it has more values or levels; the text is the end of a sentence.
@@ -204,7 +206,7 @@ def read_toml(path: Path, what: str) -> dict[str, Any]:
         what: the file in an error, before its name.
 
     Raises:
-        ValueError: it cannot be read, is too large, too deep, or no TOML.
+        ValueError: it cannot be read, is too large, too deep, or not TOML.
     """
     data = read_bytes(path, TOML_BYTES, what)
     try:
@@ -217,7 +219,7 @@ def parse_toml(data: bytes) -> dict[str, Any]:
     """The tables of a TOML text.
 
     Raises:
-        OutsideError: it is none, is nested too deeply, or has a number that is none; the text is
+        OutsideError: it is not TOML, is nested too deeply, or has an invalid number; the text is
             the end of a sentence.
     """
     try:
@@ -246,6 +248,40 @@ def parse_toml(data: bytes) -> dict[str, Any]:
 def cut(text: str, most: int = 300) -> str:
     """A text out of a file, or an error that quotes one, short enough for a sentence."""
     return text if len(text) <= most else f"{text[:most]}..."
+
+
+def made_of(kind: type[T], values: Any) -> T:
+    """A dataclass of ours, with the dataclasses in it, made of plain values as JSON has them.
+
+    Types are strict (no text is a number), and keys that it does not know are refused.
+
+    Raises:
+        ValueError: naming the first value that is wrong, and what is allowed.
+    """
+    from pydantic import ConfigDict, TypeAdapter, ValidationError  # a third of a second
+
+    strict = ConfigDict(extra="forbid", strict=True)  # which a tuple hands on to what is in it
+    adapter: TypeAdapter[Any] = TypeAdapter(tuple[kind], config=strict)  # type: ignore[valid-type]
+    try:
+        (made,) = adapter.validate_json(json.dumps([values]))
+    except ValidationError as error:
+        raise ValueError(_wrong(error.errors(include_url=False)[0])) from error
+    found: T = made
+    return found
+
+
+def _wrong(error: Mapping[str, Any]) -> str:
+    """One of pydantic's errors in our words."""
+    at = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in error["loc"][1:])
+    name = cut(at.lstrip("."), 100) or "it"
+    if error["type"] == "missing":
+        return f"{name} is missing"
+    if error["type"] == "unexpected_keyword_argument":
+        return f"{name} is unknown"
+    if error["type"] == "value_error":
+        return f"{name}: {error['ctx']['error']}"
+    allowed = str(error["msg"]).removeprefix("Input should be ")
+    return f"{name} is {cut(repr(error['input']), 60)}; allowed: {allowed}"
 
 
 def walk(value: Any) -> Iterator[tuple[Any, int]]:

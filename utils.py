@@ -6,7 +6,7 @@ import hashlib
 import math
 import os
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -25,7 +25,7 @@ def run_folder(name: str) -> Path:
 
     Returns:
         The folder of this name in the clone, where SinkScope runs from one; else a folder of the
-        user's own (`~/.cache/sinkscope/NAME` on Linux), never one beside the installed package.
+        user's own (`~/.cache/sinkscope/NAME` on Linux), never one next to the installed package.
         It need not exist.
     """
     if not (PROJECT / "src" / "sinkscope").is_dir():
@@ -63,8 +63,8 @@ def write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:
 
 
 def _umask() -> int:
-    """The process's umask. Python asks for it by changing it, which would show the files that other
-    threads make meanwhile to everybody; Linux tells it beside that."""
+    """The process's umask. Python can only read it by changing it, which would expose files that
+    other threads create meanwhile; Linux also has it in /proc."""
     with suppress(OSError, ValueError), Path("/proc/self/status").open(errors="replace") as file:
         for line in file:
             if line.startswith("Umask:"):
@@ -77,6 +77,17 @@ def _umask() -> int:
 def number_of(count: int, one: str, many: str | None = None) -> str:
     """`1 sample`, `5 samples`; with `many` any other form (`"box is"`, `"boxes are"`)."""
     return f"{count} {one if count == 1 else many or one + 's'}"
+
+
+def index_ranges(indices: Iterable[int], dash: str = "-") -> str:
+    """`0-3, 7` of 0, 1, 2, 3, 7, in whatever order they come."""
+    runs: list[list[int]] = []
+    for index in sorted(set(indices)):
+        if runs and index == runs[-1][1] + 1:
+            runs[-1][1] = index
+        else:
+            runs.append([index, index])
+    return ", ".join(str(a) if a == b else f"{a}{dash}{b}" for a, b in runs)
 
 
 def none_usable(count: int, noun: str, of: str = "") -> str:
@@ -97,10 +108,10 @@ def plain_values(value: Any, where: str = "value") -> Any:
     Args:
         value: of dictionaries, lists, tuples, texts, numbers, booleans and None. Single numbers of
             NumPy and torch become Python's.
-        where: what an error calls it.
+        where: its name in errors.
 
     Raises:
-        ValueError: it holds anything else, or a number that JSON has not; the text says where.
+        ValueError: it holds anything else, or a number that JSON lacks; the text says where.
     """
     if value is None or isinstance(value, bool):
         return value
@@ -111,7 +122,7 @@ def plain_values(value: Any, where: str = "value") -> Any:
     if isinstance(value, float):
         if not math.isfinite(value):
             raise ValueError(f"{where} is {value!r}; allowed: finite numbers.")
-        return float(value)  # NumPy's float64 is a float too, but not what JSON gives back
+        return float(value)  # NumPy's float64 is also a float, but not what JSON returns
     if isinstance(value, Mapping):
         return {str(key): plain_values(item, f"{where}.{key}") for key, item in value.items()}
     if isinstance(value, list | tuple):

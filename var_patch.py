@@ -1,10 +1,10 @@
 """Visual Attention Redistribution (VAR, arXiv 2503.03321): the method and its patch for a run.
 
-The mathematics lives in `interventions/var/`, pure and batched; this module has its public names.
+The mathematics is in `interventions/var/`, pure and batched; this module has its public names.
 `select_rows` and `redistribute` are the dense reference, under the names that notebooks use. `VAR`
 is the intervention to attach to a run (`capture.session.attached`), and `patch` makes the
-`VARIntervention` of a run that is not attached by a session. Nothing stays on the model, in a class
-or in a module.
+`VARIntervention` of a run without a session. No state stays on the model, in a class or in a
+module.
 """
 
 from __future__ import annotations
@@ -15,10 +15,11 @@ import torch
 
 from sinkscope.config import VARSettings
 from sinkscope.interventions.var.checks import acting_layers, validate_var
-from sinkscope.interventions.var.intervention import VAR, VARIntervention
+from sinkscope.interventions.var.intervention import VARIntervention
 from sinkscope.interventions.var.redistribute import redistribute
 from sinkscope.interventions.var.report import LayerReport, VARReport
 from sinkscope.interventions.var.selection import select_rows
+from sinkscope.interventions.var.var import VAR
 from sinkscope.models.family import PromptLayout
 from sinkscope.models.info import ModelInfo
 from sinkscope.models.run_info import RunInfo
@@ -48,10 +49,10 @@ def patch(
     """VAR for one run.
 
     Args:
-        settings: one a batch row; None leaves that row plain.
+        settings: one per batch row; None leaves that row plain.
         layout: of the prompt, the same in every row.
         model: sizes to check against.
-        new_tokens: most tokens that will be generated.
+        new_tokens: maximum number of generated tokens.
         known: sink scores of a shared prefix, layer -> float32 (prefix length,), by the dimensions
             of `settings`.
 

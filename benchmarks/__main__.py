@@ -22,24 +22,26 @@ from sinkscope.benchmarks import (
 
 app = typer.Typer(
     name="python -m sinkscope.benchmarks",
-    help="What SinkScope costs beside plain generation, measured side by side in one run.",
+    help="The cost of SinkScope relative to plain generation, measured side by side in one run.",
     no_args_is_help=True,
     add_completion=False,
     rich_markup_mode="markdown",
     pretty_exceptions_enable=False,  # a bug gives Python's own traceback, without local values
 )
 
-
-app.command("capture")(capture.capture)
-app.command("var")(var.var)
-app.command("sinks")(sinks.sinks)
-app.command("gpu")(gpu.gpu)
-app.command("page")(page.page)
-app.command("evaluation")(evaluation.evaluation)
-app.command("methods")(methods.methods)
-app.command("explorers")(explorers.explorers)
-app.command("load")(load.load)
-app.command("startup")(startup.startup)
+for command in (
+    capture.capture,
+    var.var,
+    sinks.sinks,
+    gpu.gpu,
+    page.page,
+    evaluation.evaluation,
+    methods.methods,
+    explorers.explorers,
+    load.load,
+    startup.startup,
+):
+    app.command()(command)
 
 if __name__ == "__main__":
     app()

@@ -1,4 +1,5 @@
-"""`python -m sinkscope.benchmarks capture`: what capturing attention costs beside plain generation.
+"""`python -m sinkscope.benchmarks capture`: the cost of capturing attention relative to plain
+generation.
 
 Ways to generate the same answer (`benchmarks.ways`), with both of our engines, run interleaved in
 one process; beside the time of a token stand the least it can take (`benchmarks.floor`) and what it
@@ -15,6 +16,16 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from sinkscope.benchmarks.options import (
+    AsJson,
+    DType,
+    Lengths,
+    Memory,
+    NewTokens,
+    Shape,
+    Threads,
+    Warmups,
+)
 from sinkscope.benchmarks.output import check_folder, give
 
 if TYPE_CHECKING:
@@ -25,51 +36,30 @@ if TYPE_CHECKING:
 NEAREST = 2048  # the prompt length at which peak memory is measured, or the nearest given
 BASELINES = ("hooks", "output_attentions")
 
-ShapeName = Literal["tiny", "small", "3b", "7b"]
-DTypeName = Literal["auto", "float32", "bfloat16"]
-Warmups = Annotated[
-    int | None,
-    typer.Option(
-        min=1,
-        max=99,
-        help="Most plain runs before the first round; they end when two take the same time. "
-        "[default: 10 on a GPU, 2 on a CPU]",
-        show_default=False,
-    ),
-]
-
 
 def capture(
-    shape: Annotated[
-        ShapeName, typer.Option(help="Whose sizes: a random-weight model is made.")
-    ] = "small",
+    shape: Shape = "small",
     device: Annotated[Literal["cpu", "cuda"], typer.Option(help="Where to run.")] = "cpu",
-    dtype: Annotated[
-        DTypeName, typer.Option(help="auto: float32 on a CPU, bfloat16 on a GPU.")
-    ] = "auto",
-    lengths: Annotated[
-        str, typer.Option(help="Prompt lengths in tokens.", metavar="LIST")
-    ] = "256,1024,2048",
-    tokens: Annotated[int, typer.Option(min=2, max=4096, help="New tokens a run.")] = 32,
+    dtype: DType = "auto",
+    lengths: Lengths = "256,1024,2048",
+    tokens: NewTokens = 32,
     repeats: Annotated[
         int, typer.Option(min=1, max=999, help="Rounds; the two eager baselines run in each third.")
     ] = 6,
-    threads: Annotated[int, typer.Option(min=1, max=1024, help="CPU threads of torch.")] = 1,
+    threads: Threads = 1,
     warmups: Warmups = None,
-    memory: Annotated[bool, typer.Option(help="Measure peak memory.")] = True,
-    as_json: Annotated[
-        bool, typer.Option("--json", help="Print JSON instead of the table.")
-    ] = False,
+    memory: Memory = True,
+    as_json: AsJson = False,
     output: Annotated[
         Path | None, typer.Option(help="Folder for capture.json, capture.txt and capture.png.")
     ] = None,
 ) -> None:
     """Our capture, plain SDPA, eager with hooks, and eager with output_attentions, side by side."""
-    from sinkscope.cli.common import mistakes_said_plainly
+    from sinkscope.cli.common import clear_errors
 
     # Read when the libraries load, which is below.
     os.environ["OMP_NUM_THREADS"] = os.environ["MKL_NUM_THREADS"] = str(threads)
-    with mistakes_said_plainly():
+    with clear_errors():
         wanted = prompt_lengths(lengths)
         check_folder(output)
         options = (tokens, repeats, threads, memory, warmups)
@@ -147,7 +137,7 @@ def one_length(
     Args:
         handle: a loaded model.
         inputs: the prompt.
-        tokens: new tokens a run.
+        tokens: new tokens per run.
         repeats: rounds.
         warmups: most plain runs before the first round; None: what suits the device.
         left_out: names of ways that do not run.

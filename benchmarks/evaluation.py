@@ -1,4 +1,5 @@
-"""`python -m sinkscope.benchmarks evaluation`: what a pair of default and VAR costs beside default.
+"""`python -m sinkscope.benchmarks evaluation`: the cost of a pair of default and VAR relative to
+default.
 
 The same questions about the same drawn scenes go to the same model by default alone, by default and
 VAR as one pair, by both one after the other, and by a sweep; interleaved in one process. Ratios are
@@ -15,7 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from sinkscope.benchmarks.capture import DTypeName
+from sinkscope.benchmarks.options import AsJson, Device, DTypeName, Rounds, Threads
 from sinkscope.benchmarks.output import check_folder, give
 
 if TYPE_CHECKING:
@@ -36,26 +37,24 @@ TARGET = 1.3
 
 def evaluation(
     model: Annotated[str, typer.Option(help="demo, a hub id, or a folder.")] = "demo",
-    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
+    device: Device = "cpu",
     dtype: Annotated[DTypeName, typer.Option(help="Of the weights.")] = "bfloat16",
     questions: Annotated[int, typer.Option(min=1, max=10_000, help="In each round.")] = 28,
-    repeats: Annotated[int, typer.Option(min=1, max=999, help="Rounds.")] = 7,
-    threads: Annotated[int, typer.Option(min=1, max=1024, help="CPU threads of torch.")] = 1,
+    repeats: Rounds = 7,
+    threads: Threads = 1,
     batch_tokens: Annotated[
         int, typer.Option(min=0, help="Of a batch, as of `evaluate run`; 0: no batches.")
     ] = 16_384,
-    as_json: Annotated[
-        bool, typer.Option("--json", help="Print JSON instead of the table.")
-    ] = False,
+    as_json: AsJson = False,
     output: Annotated[
         Path | None, typer.Option(help="Folder for evaluation.json and evaluation.txt.")
     ] = None,
 ) -> None:
     """Several methods on the same questions against the plain model on them."""
-    from sinkscope.cli.common import mistakes_said_plainly
+    from sinkscope.cli.common import clear_errors
 
     os.environ["OMP_NUM_THREADS"] = os.environ["MKL_NUM_THREADS"] = str(threads)
-    with mistakes_said_plainly():
+    with clear_errors():
         check_folder(output)
         result = measure(model, device, dtype, questions, repeats, threads, batch_tokens)
         give(result, table(result), "evaluation", as_json, output)
@@ -113,14 +112,7 @@ def measure(
     for run in runs.values():  # what a first call sets up belongs to no measurement
         run(lambda: None)
     found = timing.rounds(runs, repeats, handle.device)
-    ways = {}
-    for name in WAYS:
-        ratio, fastest = timing.ratio(found[name], found["default"], "total")
-        ways[name] = {
-            "ratio": ratio,
-            "ratio_of_fastest": fastest,
-            "seconds": timing.median(found[name], "total"),
-        }
+    ways = timing.totals(found, "default")
     return {
         "benchmark": "evaluation",
         "model": handle.info.id,

@@ -1,7 +1,8 @@
-"""How far captured rows are from those of eager attention, beside how far plain SDPA's logits are
-from eager's: what half precision alone moves.
+"""The distance of captured rows from those of eager attention, compared with that of plain SDPA's
+logits from eager's: what half precision alone moves.
 
-All of it on one text, the answer that the captured run gave: so nobody's choice of tokens matters.
+All of it on one text, the answer that the captured run gave: so the choice of tokens does not
+matter.
 """
 
 from __future__ import annotations

@@ -24,6 +24,7 @@ from typing import Annotated, Any
 
 import typer
 
+from sinkscope.benchmarks.options import AsJson, Switch
 from sinkscope.benchmarks.output import check_folder, give
 
 # (what runs, in which process): "here" serves the requests, "beside" is the second one.
@@ -46,21 +47,16 @@ def explorers(
     threads: Annotated[
         int, typer.Option(min=0, max=1024, help="CPU threads of torch. 0: as the app has them.")
     ] = 0,
-    switch: Annotated[
-        float,
-        typer.Option(min=0, max=1000, help="Interpreter's switch interval, ms. 0: the app's."),
-    ] = 0,
-    as_json: Annotated[
-        bool, typer.Option("--json", help="Print JSON instead of the table.")
-    ] = False,
+    switch: Switch = 0,
+    as_json: AsJson = False,
     output: Annotated[
         Path | None, typer.Option(help="Folder for explorers.json and explorers.txt.")
     ] = None,
 ) -> None:
     """Requests of explorers beside a running job, against the same without one."""
-    from sinkscope.cli.common import mistakes_said_plainly
+    from sinkscope.cli.common import clear_errors
 
-    with mistakes_said_plainly():
+    with clear_errors():
         check_folder(output)
         result = measure(rounds, threads, switch)
         give(result, table(result), "explorers", as_json, output)
@@ -134,7 +130,7 @@ def _spread(times: list[list[float]], idle: list[list[float]]) -> dict[str, floa
 
 @dataclass
 class _Server:
-    """One app in a process of its own."""
+    """One app in its own process."""
 
     process: subprocess.Popen[str]
     about: dict[str, Any]

@@ -1,4 +1,4 @@
-"""The app in a process of its own, for `benchmarks explorers`: the page, and jobs on command.
+"""The app in its own process, for `benchmarks explorers`: the page, and jobs on command.
 
 A line on standard input says what runs from now on: `idle`, `answer`, `sinks` or `file`, again and
 again until the next line. The first line of output says where the page is, every other one that
@@ -46,7 +46,7 @@ def main(threads: int, switch: float) -> None:
         settings = Settings(app=AppSettings(port=0, cache_dir=cache))
         app = build_app(settings, handle)
         url = launch(app, wait=False)
-        app.handlers.runner.deserted = None  # its jobs are of no browser, and nobody misses one
+        app.handlers.runner.deserted = None  # its jobs have no browser
         assert app.handlers.component is not None
         busy = _Busy(app)
         run = app.handlers.component.value["run"]

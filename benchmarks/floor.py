@@ -47,7 +47,7 @@ def bandwidth(device: torch.device) -> float:
 
 
 def floor(handle: ModelHandle) -> dict[str, Any]:
-    """`weight_bytes`, `bandwidth` in bytes a second, and `seconds` a token that follow."""
+    """`weight_bytes`, `bandwidth` in bytes per second, and `seconds` a token that follow."""
     needed, speed = weight_bytes(handle), bandwidth(handle.device)
     return {"weight_bytes": needed, "bandwidth": speed, "seconds": needed / speed}
 

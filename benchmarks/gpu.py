@@ -1,8 +1,8 @@
 """`python -m sinkscope.benchmarks gpu`: every check that wants a GPU, in one run with one JSON.
 
 `benchmarks/on_gpu.sh` makes the folder that is loaded and calls this. The file is written after
-each check, a check that fails is told and the others still run, and what no longer fits into the
-time is left out and named. `--plan tiny` goes the same way on a CPU in a minute or two. Nothing
+each check, a failing check is reported and the others still run, and checks that no longer fit into
+the time is left out and named. `--plan tiny` goes the same way on a CPU in a minute or two. Nothing
 here imports torch before the command runs.
 """
 
@@ -32,10 +32,10 @@ def gpu(
     only: Annotated[str, typer.Option(help="Names of checks.", metavar="LIST")] = "",
 ) -> None:
     """All checks that want a GPU: both engines, VAR, comparing, finding, memory, exactness."""
-    from sinkscope.cli.common import mistakes_said_plainly
+    from sinkscope.cli.common import clear_errors
 
     os.environ.setdefault("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:False")
-    with mistakes_said_plainly():
+    with clear_errors():
         from sinkscope.benchmarks.gpu_checks import CHECKS, PLANS, Bench
 
         wanted = [name.strip() for name in only.split(",") if name.strip()]
@@ -77,7 +77,7 @@ def _run(bench: Any, checks: list[Any], minutes: float, output: Path) -> dict[st
 
 
 def _summary(result: dict[str, Any]) -> str:
-    """What was measured beside what is aimed at, a line each."""
+    """Each measurement with its target, one per line."""
     machine = result["machine"]
     lines = [
         f"{machine['device']}, torch {machine['torch']}, transformers {machine['transformers']}, "

@@ -1,9 +1,9 @@
 """`python -m sinkscope.benchmarks load`: many clients at once, some of which vanish.
 
-The app runs in a process of its own, with the bundled model. Clients of the page and of the API
+The app runs in its own process, with the bundled model. Clients of the page and of the API
 ask, stop, open runs and want maps, and a fifth of them vanish again and again in the middle of a
 job. Beside them explorers ask at a steady rate. After a warm-up of the same kind memory, threads
-and handles are noted with nobody there, and at the end they are compared with that.
+and handles are recorded without clients, and compared with those at the end.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ import typer
 from sinkscope.benchmarks.load_checks import checks, table
 from sinkscope.benchmarks.load_course import Course, LoadSettings, served
 from sinkscope.benchmarks.load_process import check_proc
+from sinkscope.benchmarks.options import AsJson, Switch
 from sinkscope.benchmarks.output import check_folder, give
 
 
@@ -37,22 +38,17 @@ def load(
     store_megabytes: Annotated[
         int, typer.Option(min=1, max=100_000, help="The app's memory for runs.")
     ] = 16,
-    switch: Annotated[
-        float,
-        typer.Option(min=0, max=1000, help="Interpreter's switch interval, ms. 0: the app's."),
-    ] = 0,
-    as_json: Annotated[
-        bool, typer.Option("--json", help="Print JSON instead of the table.")
-    ] = False,
+    switch: Switch = 0,
+    as_json: AsJson = False,
     output: Annotated[Path | None, typer.Option(help="Folder for load.json and load.txt.")] = None,
 ) -> None:
     """Many clients for a while: errors, jobs left over, memory, threads, handles, explorers' times.
 
     The exit code is 1 where a check has failed.
     """
-    from sinkscope.cli.common import mistakes_said_plainly
+    from sinkscope.cli.common import clear_errors
 
-    with mistakes_said_plainly():
+    with clear_errors():
         check_folder(output)
         check_proc()
         wanted = LoadSettings(

@@ -55,7 +55,7 @@ class Seen:
 
 @dataclass(frozen=True)
 class Crowd:
-    """Who asks for how long.
+    """The clients of a run and its length.
 
     Attributes:
         url: of the app.
@@ -202,7 +202,7 @@ class Crowd:
         return run
 
     async def _look(self, browser: Browser, run: str, rng: random.Random) -> None:
-        """What somebody does with a finished run."""
+        """The requests of a user after a finished run."""
         value = await browser.ask("open_run", {"run": run})
         await browser.get(f"/{value['data']['url']}")
         for _ in range(rng.randint(0, 2)):

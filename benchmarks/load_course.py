@@ -93,7 +93,7 @@ class Server:
 
 @contextmanager
 def served(wanted: LoadSettings, log: IO[bytes]) -> Iterator[Server]:
-    """The app in a process of its own, which ends with the `with`; what it writes goes to `log`.
+    """The app in its own process, which ends with the `with`; what it writes goes to `log`.
 
     Raises:
         RuntimeError: it does not start.
@@ -132,7 +132,7 @@ class Course:
     Attributes:
         left: owner, and the first look at which none of its jobs was under way any more.
         owners: of the jobs that were under way at the last look.
-        noting: whether a part is under way, not what comes before or behind it.
+        noting: whether a part is under way, not what comes before or after it.
         looks: when, and whether a job was under way.
         lags: seconds that this process' own event loop was late.
         states: memory and the like after the warm-up (`warm`) and at the end (`end`).
@@ -154,7 +154,7 @@ class Course:
     broken: str = ""
 
     async def run(self, server: Server) -> None:
-        """Warm-up and main part, each with a count behind it.
+        """Warm-up and main part, each with a count after it.
 
         Raises:
             RuntimeError: the app has ended.
@@ -209,7 +209,7 @@ class Course:
         await asyncio.wait({asking}, timeout=PATIENCE_SECONDS)
 
     async def _settle(self, browser: Browser, seen: Seen, looking: asyncio.Future[None]) -> None:
-        """Nobody there but one who asks for little: idle threads leave when others are used."""
+        """A pause with only light requests: idle threads end when others are used."""
         until = time.monotonic() + PATIENCE_SECONDS
         while self.owners and time.monotonic() < until and not looking.done():
             await asyncio.sleep(LOOK_SECONDS)

@@ -1,4 +1,4 @@
-"""The app in a process of its own, for `benchmarks load`.
+"""The app in its own process, for `benchmarks load`.
 
 The first line of output says where the page is. For each line of input there is one more: whose
 jobs are under way, and which threads there are. It ends with its standard input.

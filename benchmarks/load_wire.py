@@ -23,7 +23,7 @@ _RUN = re.compile(r'"run": ?"([A-Za-z0-9_-]{16,64})"')
 # A connection that was kept was closed as the request went out; browsers send it again, too.
 IDLE = "disconnected without sending"
 ASK_SECONDS = 60.0  # for one plain request
-KEEP_SECONDS = 3.0  # a connection that nobody uses; the server closes its own after 5
+KEEP_SECONDS = 3.0  # an unused connection; the server closes its own after 5
 JOB_SECONDS = 300.0  # without a word about a job: heartbeats come every 15
 
 

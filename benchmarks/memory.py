@@ -1,4 +1,4 @@
-"""Peak memory of one run in a process of its own, `python -m sinkscope.benchmarks.memory`.
+"""Peak memory of one run in its own process, `python -m sinkscope.benchmarks.memory`.
 
 Peaks of several runs in one process would hide each other, for the allocator keeps what it has.
 """

@@ -1,7 +1,7 @@
-"""What explanation methods take, beside what they may: seconds with the bundled model, and memory.
+"""The cost of explanation methods, with their limits: seconds with the bundled model, and memory.
 
 One token of an answer of 20 by each method, and the whole answer; then peaks of rollout and
-Chefer's relevance beside a plain forward pass, each in a process of its own (`benchmarks.memory`).
+Chefer's relevance beside a plain forward pass, each in its own process (`benchmarks.memory`).
 """
 
 from __future__ import annotations
@@ -15,8 +15,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from sinkscope.benchmarks.options import Threads
 from sinkscope.benchmarks.output import check_folder, give
-from sinkscope.cli.common import mistakes_said_plainly
+from sinkscope.cli.common import clear_errors
 
 if TYPE_CHECKING:
     from sinkscope.capture.trace import GenerationTrace
@@ -35,14 +36,14 @@ MEGABYTE = 1 << 20
 
 def methods(
     rounds: Annotated[int, typer.Option(min=1, max=100, help="Rounds; the median counts.")] = 3,
-    threads: Annotated[int, typer.Option(min=1, max=1024, help="CPU threads of torch.")] = 1,
+    threads: Threads = 1,
     memory: Annotated[bool, typer.Option(help="Measure peak memory too.")] = True,
     as_json: Annotated[bool, typer.Option("--json", help="JSON instead of the table.")] = False,
     output: Annotated[Path | None, typer.Option(help="A folder for the table and JSON.")] = None,
 ) -> None:
-    """What each explanation method takes on the bundled model, beside what it may."""
+    """The time of each explanation method on the bundled model, with its limit."""
     os.environ["OMP_NUM_THREADS"] = os.environ["MKL_NUM_THREADS"] = str(threads)
-    with mistakes_said_plainly():
+    with clear_errors():
         check_folder(output)
         result = measure(rounds, threads, memory)
         give(result, table(result), "methods", as_json, output)

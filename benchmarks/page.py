@@ -23,6 +23,7 @@ from typing import Annotated, Any, cast
 
 import typer
 
+from sinkscope.benchmarks.options import AsJson
 from sinkscope.benchmarks.output import check_folder, give
 
 INSPECTOR = "document.querySelector('[data-testid=inspector]')"
@@ -77,16 +78,14 @@ class Sizes:
 
 
 def page(
-    as_json: Annotated[
-        bool, typer.Option("--json", help="Print JSON instead of the table.")
-    ] = False,
+    as_json: AsJson = False,
     output: Annotated[Path | None, typer.Option(help="Folder for page.json and page.txt.")] = None,
 ) -> None:
     """The page: time to the first map, repaints, streaming, a large run, weight."""
-    from sinkscope.cli.common import mistakes_said_plainly
+    from sinkscope.cli.common import clear_errors
 
     os.environ.update(GRADIO_ANALYTICS_ENABLED="False", HF_HUB_OFFLINE="1")
-    with mistakes_said_plainly():
+    with clear_errors():
         check_folder(output)
         result = measure(Sizes())
         give(result, table(result), "page", as_json, output)

@@ -65,7 +65,7 @@ def as_table(result: dict[str, Any]) -> str:
 
 
 def _token_lines(result: dict[str, Any]) -> list[str]:
-    """What a token takes beside the least it can, and what it asks of the device."""
+    """The time of a token with its lower bound, and its device operations."""
     floor = result["floor"]
     lines = [
         f"A token: reading the weights once ({floor['weight_bytes'] / 1e9:.2f} GB at "

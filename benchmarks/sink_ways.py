@@ -51,7 +51,7 @@ def received(handle: ModelHandle, inputs: PromptInputs, batch: int, mark: Mark) 
 
 
 def after_image(handle: ModelHandle, inputs: PromptInputs, batch: int, mark: Mark) -> Any:
-    """The same, choosing tokens by the query rows behind the image alone."""
+    """The same, choosing tokens by the query rows after the image alone."""
     return _measured(
         handle, inputs, batch, mark, FindSettings(batch_size=batch, tokens_by="after_image")
     )

@@ -15,7 +15,17 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from sinkscope.benchmarks.capture import DTypeName, ShapeName, most_warmups
+from sinkscope.benchmarks.capture import most_warmups
+from sinkscope.benchmarks.options import (
+    AsJson,
+    Device,
+    DType,
+    Lengths,
+    Memory,
+    Rounds,
+    Shape,
+    Threads,
+)
 from sinkscope.benchmarks.output import check_folder, give
 
 if TYPE_CHECKING:
@@ -35,32 +45,24 @@ TIME_TARGET, MEMORY_TARGET = 1.5, 0.05
 
 
 def sinks(
-    shape: Annotated[
-        ShapeName, typer.Option(help="Whose sizes: a random-weight model is made.")
-    ] = "small",
-    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
-    dtype: Annotated[
-        DTypeName, typer.Option(help="auto: float32 on a CPU, bfloat16 on a GPU.")
-    ] = "auto",
-    lengths: Annotated[
-        str, typer.Option(help="Prompt lengths in tokens.", metavar="LIST")
-    ] = "256,1024,2048",
+    shape: Shape = "small",
+    device: Device = "cpu",
+    dtype: DType = "auto",
+    lengths: Lengths = "256,1024,2048",
     batch: Annotated[int, typer.Option(min=1, max=64, help="Samples in a pass.")] = 1,
-    repeats: Annotated[int, typer.Option(min=1, max=999, help="Rounds.")] = 7,
-    threads: Annotated[int, typer.Option(min=1, max=1024, help="CPU threads of torch.")] = 1,
-    memory: Annotated[bool, typer.Option(help="Measure peak memory.")] = True,
-    as_json: Annotated[
-        bool, typer.Option("--json", help="Print JSON instead of the table.")
-    ] = False,
+    repeats: Rounds = 7,
+    threads: Threads = 1,
+    memory: Memory = True,
+    as_json: AsJson = False,
     output: Annotated[
         Path | None, typer.Option(help="Folder for sinks.json and sinks.txt.")
     ] = None,
 ) -> None:
-    """Finding's one pass a sample against a plain forward pass of the same sample."""
-    from sinkscope.cli.common import mistakes_said_plainly
+    """Finding's one pass per sample against a plain forward pass of the same sample."""
+    from sinkscope.cli.common import clear_errors
 
     os.environ["OMP_NUM_THREADS"] = os.environ["MKL_NUM_THREADS"] = str(threads)
-    with mistakes_said_plainly():
+    with clear_errors():
         check_folder(output)
         from sinkscope.benchmarks.capture import prompt_lengths
 
@@ -130,14 +132,7 @@ def one_length(
     for run in runs.values() if on_a_gpu else ():
         run(lambda: None)
     found = timing.rounds(runs, repeats, handle.device)
-    ways = {}
-    for name in WAYS:
-        ratio, fastest = timing.ratio(found[name], found["forward"], "total")
-        ways[name] = {
-            "ratio": ratio,
-            "ratio_of_fastest": fastest,
-            "seconds": timing.median(found[name], "total"),
-        }
+    ways = timing.totals(found, "forward")
     return {
         "length": inputs.layout.length,
         "vision_tokens": inputs.layout.vision_tokens,

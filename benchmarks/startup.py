@@ -1,7 +1,6 @@
-"""How long the command line takes until it is at work, beside Python importing torch and
-transformers.
+"""The start-up time of the command line, compared with Python importing torch and transformers.
 
-Each way is a process of its own, all in turn in each round. What counts is the processor time of
+Each way is its own process, all in turn in each round. What counts is the processor time of
 the process, which other programs on the machine hardly change; the time by the clock stands beside
 it. The files are in the system's cache after a first round that is not counted.
 """
@@ -21,7 +20,7 @@ from typing import Annotated, Any
 import typer
 
 from sinkscope.benchmarks.output import check_folder, give
-from sinkscope.cli.common import mistakes_said_plainly
+from sinkscope.cli.common import clear_errors
 from sinkscope.utils import PROJECT
 
 REFERENCE = "import torch, transformers"
@@ -49,7 +48,7 @@ def startup(
     output: Annotated[Path | None, typer.Option(help="A folder for the table and JSON.")] = None,
 ) -> None:
     """How long the command line takes until it is at work."""
-    with mistakes_said_plainly():
+    with clear_errors():
         check_folder(output)
         result = measure(rounds)
         give(result, table(result), "startup", as_json, output)

@@ -136,6 +136,16 @@ def median(timings: Sequence[Timing | None], part: str) -> float:
     )
 
 
+def totals(found: Mapping[str, Sequence[Timing | None]], unit: str) -> dict[str, dict[str, float]]:
+    """Of each way: its whole time, and how many times that of `unit` it is."""
+    made = {}
+    for name, timings in found.items():
+        typical, fastest = ratio(timings, found[unit], "total")
+        seconds = median(timings, "total")
+        made[name] = {"ratio": typical, "ratio_of_fastest": fastest, "seconds": seconds}
+    return made
+
+
 def noise(timings: Sequence[Timing | None], part: str) -> float | None:
     """How far apart two runs of the same thing are: median of |next / previous - 1|."""
     seconds = [getattr(timing, part) for timing in timings if timing is not None]

@@ -1,4 +1,4 @@
-"""`python -m sinkscope.benchmarks var`: what VAR and comparing cost beside one plain run.
+"""`python -m sinkscope.benchmarks var`: the cost of VAR and comparing relative to one plain run.
 
 All ways (`benchmarks.var_ways`) run interleaved in one process; every ratio is the median over
 rounds of a way's time by that of plain generation in the same round. Nothing here imports torch
@@ -13,7 +13,18 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from sinkscope.benchmarks.capture import DTypeName, ShapeName, Warmups, most_warmups
+from sinkscope.benchmarks.capture import most_warmups
+from sinkscope.benchmarks.options import (
+    AsJson,
+    Device,
+    DType,
+    Lengths,
+    NewTokens,
+    Rounds,
+    Shape,
+    Threads,
+    Warmups,
+)
 from sinkscope.benchmarks.output import check_folder, give
 
 if TYPE_CHECKING:
@@ -37,32 +48,24 @@ WAYS = {
 
 
 def var(
-    shape: Annotated[
-        ShapeName, typer.Option(help="Whose sizes: a random-weight model is made.")
-    ] = "small",
-    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
-    dtype: Annotated[
-        DTypeName, typer.Option(help="auto: float32 on a CPU, bfloat16 on a GPU.")
-    ] = "auto",
-    lengths: Annotated[
-        str, typer.Option(help="Prompt lengths in tokens.", metavar="LIST")
-    ] = "1024",
-    tokens: Annotated[int, typer.Option(min=2, max=4096, help="New tokens a run.")] = 32,
-    repeats: Annotated[int, typer.Option(min=1, max=999, help="Rounds.")] = 5,
-    threads: Annotated[int, typer.Option(min=1, max=1024, help="CPU threads of torch.")] = 1,
+    shape: Shape = "small",
+    device: Device = "cpu",
+    dtype: DType = "auto",
+    lengths: Lengths = "1024",
+    tokens: NewTokens = 32,
+    repeats: Rounds = 5,
+    threads: Threads = 1,
     warmups: Warmups = None,
-    as_json: Annotated[
-        bool, typer.Option("--json", help="Print JSON instead of the table.")
-    ] = False,
+    as_json: AsJson = False,
     output: Annotated[
         Path | None, typer.Option(help="Folder for var.json, var.txt and var.png.")
     ] = None,
 ) -> None:
     """VAR at prefill and end to end, dense and ours; and comparing with the plain model."""
-    from sinkscope.cli.common import mistakes_said_plainly
+    from sinkscope.cli.common import clear_errors
 
     os.environ["OMP_NUM_THREADS"] = os.environ["MKL_NUM_THREADS"] = str(threads)
-    with mistakes_said_plainly():
+    with clear_errors():
         check_folder(output)
         from sinkscope.benchmarks.capture import prompt_lengths
 

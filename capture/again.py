@@ -12,14 +12,14 @@ def prepared_again(handle: ModelHandle, trace: GenerationTrace) -> PromptInputs:
     """The prompt of a run as the model takes it.
 
     Raises:
-        ValueError: another model is loaded, or the prompt comes out otherwise than in the run (it
-            was prepared with a system message, earlier turns or image sizes of its own).
+        ValueError: another model is loaded, or the prompt differs from that of the run (which was
+            prepared with a system message, earlier turns or other image sizes).
     """
     check_model(handle, trace)
     inputs = handle.prepare(list(trace.images), trace.prompt)
     if inputs.layout != trace.layout or inputs.token_texts != trace.prompt_tokens:
         raise ValueError(
-            f"The prompt of this run has {trace.layout.length} tokens and comes out with "
+            f"The prompt of this run has {trace.layout.length} tokens and is prepared with "
             f"{inputs.layout.length} now, or with others: it was prepared in another way (system "
             "message, earlier turns, image sizes). Make the run again with what is loaded."
         )

@@ -1,4 +1,4 @@
-"""What a trace of an answer is made of, as probes."""
+"""The probes that a trace of an answer is made from."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from sinkscope.models.loading import ModelHandle
 
 @dataclass(frozen=True)
 class AnswerProbes:
-    """What a trace is made of.
+    """The probes that a trace is made from.
 
     Attributes:
-        rows: the rows that explain the answer, one probe a batch row.
+        rows: the rows that explain the answer, one probe per batch row.
         prompt_rows: those of the prompt's own tokens, likewise; none where none are wanted.
         asked: the positions of these.
         marks: sink scores, by VAR's dimensions, else by the model's profile; None where neither is
@@ -59,7 +59,7 @@ class AnswerProbes:
 
     @property
     def of_prompt(self) -> list[Probe]:
-        """Those that see the prompt alone."""
+        """Those that see only the prompt."""
         return [*self.prompt_rows, *([self.marks] if self.marks else [])]
 
     def all(self) -> list[Probe]:

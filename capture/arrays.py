@@ -1,8 +1,8 @@
 """A saved run for NumPy: read, and drawn, without torch, which takes seconds to import.
 
 It is the same `GenerationTrace`; where that says a tensor, this one has an array of the same shape
-and number type. `attention_processor.patch_map` takes both. Everything that needs more, and a trace
-that is to be saved, wants tensors (`GenerationTrace.open`).
+and number type. `attention_processor.patch_map` takes both. Everything else, such as saving a
+trace, needs tensors (`GenerationTrace.open`).
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Plain values of a trace's file, checked one by one: what is wrong is the end of a sentence."""
+"""Checks of a trace file's plain values; error texts are the end of a sentence."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def indices(name: str, said: Iterable[Any]) -> tuple[int, ...]:
 def positions_in(name: str, said: Iterable[Any], layout: PromptLayout) -> tuple[int, ...]:
     made = wholes(name, said)
     if any(position >= layout.length for position in made):
-        raise ValueError(f"its {name} lie behind the prompt's {layout.length} tokens")
+        raise ValueError(f"its {name} are beyond the prompt's {layout.length} tokens")
     return made
 
 
@@ -61,7 +61,8 @@ def texts(name: str, said: Iterable[Any]) -> tuple[str, ...]:
 
 
 def var_report(said: Any, layout: PromptLayout) -> dict[str, Any] | None:
-    """What a trace says of VAR. Its settings and layers are read by name, wherever it is shown."""
+    """What a trace says about VAR. Its settings and layers are read by name, wherever it is
+    shown."""
     if said is None:
         return None
     report = mapping("var", said)
@@ -89,7 +90,7 @@ def _var_settings(said: dict[str, Any]) -> None:
 
 
 def run_settings(said: Any) -> dict[str, Any]:
-    """The settings of a run, of which those of other versions have other names."""
+    """The settings of a run; other versions may have other names."""
     settings = mapping("settings", said)
     if (temperature := settings.get("temperature")) is not None:
         number("temperature", temperature)

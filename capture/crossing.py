@@ -1,8 +1,8 @@
-"""From a GPU to the host: what is kept of attention rows crosses as one copy a token.
+"""From a GPU to the host: the kept parts of attention rows are copied once per token.
 
 Each copy is a launch, a block of pinned memory and an event; three of them for every few layers
-cost more than what they carry. So the parts of a token are written side by side into one buffer on
-the device, and the buffer crosses when the last layer has written its part.
+cost more than the data they move. So the parts of a token are written side by side into one buffer
+on the device, and the buffer crosses when the last layer has written its part.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class Kept:
 
 @dataclass(frozen=True)
 class Size:
-    """How much is kept: rows, layers, heads, vision tokens, and segments with the answer's."""
+    """The amount kept: rows, layers, heads, vision tokens, and segments with the answer's."""
 
     rows: int
     layers: int
@@ -49,7 +49,7 @@ class Size:
     segments: int
 
     def of(self, data: Tensor) -> Kept:
-        """`bytes` as what they mean; float32 first, for it has to begin at a multiple of 4."""
+        """Views of `bytes`; float32 first, because it has to begin at a multiple of 4."""
         many = self.rows * self.layers * self.heads
         shape = (self.rows, self.layers, self.heads)
         shares, entropy = 4 * many * self.segments, 4 * many * (self.segments + 1)
@@ -66,13 +66,13 @@ class Size:
 
 @dataclass(frozen=True)
 class Sent:
-    """A copy under way.
+    """A copy in progress.
 
     Attributes:
-        event: recorded behind it.
+        event: recorded after it.
         arrived: what it writes to, on the host.
         slots: which layers of it count.
-        to: where they go.
+        to: their destination.
     """
 
     event: torch.cuda.Event
@@ -105,9 +105,10 @@ class Crossing:
         self._open: _Open | None = None
 
     def part(self, size: Size, device: torch.device, first: int, slots: slice, to: Kept) -> Kept:
-        """Where on the device to write what is kept of the layers `slots`.
+        """The buffer on the device for the kept parts of the layers `slots`.
 
-        What is open is sent first, unless this goes on with it. A buffer is used again for the next
+        An open buffer is sent first, unless these layers continue it. A buffer is reused for the
+        next
         token: the copy of it is queued before what is written then.
 
         Args:
@@ -128,7 +129,7 @@ class Crossing:
         return size.of(self._buffers[size, device]).layers(slots)
 
     def send(self) -> None:
-        """Let cross what has been written."""
+        """Start the copy of what has been written."""
         if self._open is None:
             return
         (size, device, _), slots = self._open.key, slice(self._open.start, self._open.stop)
@@ -140,8 +141,8 @@ class Crossing:
         self.sent += 1
 
     def land(self, wait: bool) -> None:
-        """Move what has arrived to where it goes; choosing a token waits for the GPU anyway, so
-        what an earlier step sent is there."""
+        """Move finished copies to their destination; choosing a token waits for the GPU anyway, so
+        the copies of earlier steps are finished."""
         while self._under_way:
             one = self._under_way[0]
             if wait:
@@ -158,7 +159,7 @@ def pinned(size: int) -> Tensor:
 
 
 def marked(device: torch.device) -> torch.cuda.Event:
-    """An event behind all that was launched on a device."""
+    """An event after all that was launched on a device."""
     event = torch.cuda.Event()
     event.record(torch.cuda.current_stream(device))
     return event

@@ -1,4 +1,4 @@
-"""How the next token is chosen in a run: as its settings say, or as the checkpoint says.
+"""How the next token is chosen in a run: by its settings or by the checkpoint's.
 
 transformers' `generate` takes what its caller leaves unset from the checkpoint's
 generation_config.json. So one rule holds for every setting (`capture.knobs` lists them): with
@@ -42,7 +42,7 @@ class CheckpointDecoding:
         return in_words(self.values)
 
     def about(self) -> dict[str, Any]:
-        """All of it for a trace, in plain values."""
+        """Everything for a trace, as plain values."""
         return {
             "checkpoint": dict(self.values),
             "words": self.words,
@@ -59,7 +59,7 @@ def read_knobs(
     Args:
         own: the attributes, of whatever type the file gave them.
         vocabulary: number of tokens.
-        file: what reading the file left to say.
+        file: notes from reading the file.
     """
     file = file or GenerationFile()
     sampling = own.get("do_sample") is True
@@ -151,7 +151,7 @@ def decoding_words(trace: GenerationTrace) -> str:
 
 
 def engine_words(trace: GenerationTrace) -> str:
-    """Why another engine made the answer than was asked for; empty where that is not so."""
+    """Why another engine than requested generated the answer; empty if it did not."""
     about = trace.extra.get("engine")
     why = about.get("why") if isinstance(about, Mapping) else None
     if not isinstance(about, Mapping) or not isinstance(why, str) or not why:
@@ -184,12 +184,12 @@ def is_sampled(trace: GenerationTrace) -> bool:
 
 def _chosen(about: Mapping[str, Any]) -> str:
     used = _knobs(about.get("used"))
-    used.pop("max_new_tokens", None)  # said beside it
+    used.pop("max_new_tokens", None)  # shown separately
     return in_words(used)
 
 
 def _about(trace: GenerationTrace) -> Mapping[str, Any]:
-    """What a trace says of its decoding, whoever wrote the file; empty where it says nothing."""
+    """What a trace says about its decoding; empty if it says nothing. The file is not trusted."""
     about = trace.extra.get("decoding")
     return about if isinstance(about, Mapping) else {}
 

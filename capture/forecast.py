@@ -1,6 +1,6 @@
-"""What a run will take, said before it starts.
+"""What a run will need, computed before it starts.
 
-Memory follows from sizes alone; time is `capture.pace`'s matter.
+Memory follows from the sizes; time is estimated by `capture.pace`.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from pathlib import Path
 
 import psutil
 import torch
+from humanize import naturalsize
 
 from sinkscope.capture.engine.cache import capacity_for
 from sinkscope.capture.engine.choice import choose_engine
@@ -27,22 +28,23 @@ CONTAINER = Path("/sys/fs/cgroup")
 
 
 class DoesNotFitError(ValueError):
-    """A run or a result that memory cannot hold, refused before it is computed."""
+    """A run or a result that does not fit into memory, refused before it is computed."""
 
 
 @dataclass(frozen=True)
 class Forecast:
-    """What a run takes if it uses all of its `max_new_tokens`.
+    """What a run needs if it uses all of its `max_new_tokens`.
 
     Attributes:
         prompt_tokens, vision_tokens, new_tokens: the sizes it follows from.
         payload_bytes: the trace's tensors, in the host's memory.
-        working_bytes: attention rows in work, on the device, beside what plain generation takes;
-            with steps (`capture.engine`) also those that wait there for their way to the host.
+        working_bytes: attention rows being processed, on the device, in addition to plain
+            generation; with steps (`capture.engine`) also those that wait there to be copied to the
+            host.
         cache_bytes: keys and values, on the device; plain generation takes them too.
         seconds: of the whole run, with both answers of a comparison.
         host_available, device_available: free bytes now; None where this system does not say.
-        measured: whether `seconds` goes by finished runs; else it is an estimate.
+        measured: whether `seconds` is based on finished runs; otherwise it is an estimate.
     """
 
     prompt_tokens: int
@@ -79,7 +81,7 @@ def forecast(
         handle, inputs, settings: the run.
         answers: 2 for a comparison. The sizes in bytes are those of one.
         same_text: of a comparison.
-        pace: the model's finished runs, which say more than an estimate.
+        pace: the model's finished runs, which are more accurate than an estimate.
 
     Raises:
         ValueError: a layer or head that this model does not have.
@@ -113,7 +115,7 @@ def check_memory(
 
     Raises:
         DoesNotFitError: the trace does not fit into the host's memory, or the cache into the
-            device's; the text says what would.
+            device's; the text says what would fit.
     """
     host = rows * payload_bytes(handle, inputs, settings)
     cache = rows * _cache_bytes(handle, inputs, settings)
@@ -151,22 +153,23 @@ def _check(
     device_need: int,
     levers: str,
 ) -> None:
-    """Refuse what needs so many bytes of the host's memory and of the device's."""
+    """Refuse a need of this many bytes of the host's and of the device's memory."""
     on_cpu = handle.device.type == "cpu"
     needs = [("the computer's memory", host + (device_need if on_cpu else 0), torch.device("cpu"))]
     if not on_cpu:
         needs.append((f"the memory of {handle.device}", device_need, handle.device))
-    for place, need, device in needs:
+    for name, need, device in needs:
         free = available_memory(device)
         if free is not None and device == handle.device:
-            free += kept_bytes(handle)  # steps that are kept give way
+            free += kept_bytes(handle)  # kept steps can be dropped
         if free is not None and need > free:
             fitting = int(settings.max_new_tokens * free / need)
             tokens = f"; at most {fitting} would fit" if fitting else ""
             raise DoesNotFitError(
-                f"The run needs {_size(need)} of {place}, where {_size(free)} are free. What "
-                f"helps: fewer new tokens (max_new_tokens is {settings.max_new_tokens}{tokens}), "
-                f"{smaller_image(inputs)}or less of the attention ({levers})."
+                f"The run needs {naturalsize(need)} of {name}, where {naturalsize(free)} are "
+                "free. What helps: fewer new tokens (max_new_tokens is "
+                f"{settings.max_new_tokens}{tokens}), {smaller_image(inputs)}or less of the "
+                f"attention ({levers})."
             )
 
 
@@ -179,8 +182,8 @@ def check_payload(size: int, what: str, advice: str) -> None:
     free = available_memory(torch.device("cpu"))
     if free is not None and size > free:
         raise DoesNotFitError(
-            f"{what} needs {_size(size)} of the computer's memory, where {_size(free)} are free. "
-            f"What helps: {advice}."
+            f"{what} needs {naturalsize(size)} of the computer's memory, where "
+            f"{naturalsize(free)} are free. What helps: {advice}."
         )
 
 
@@ -204,7 +207,7 @@ def row_bytes(handle: ModelHandle, inputs: PromptInputs, settings: GenerationSet
 
 
 def bytes_of_a_row(layout: PromptLayout, layers: int, heads: int) -> int:
-    """As `row_bytes`, for so many layers and heads that are kept."""
+    """As `row_bytes`, for given numbers of layers and heads."""
     return layers * heads * (2 * layout.vision_tokens + 4 * len(layout.segments) + 8)
 
 
@@ -231,7 +234,7 @@ def container_free(folder: Path) -> int | None:
     if not limit.isdecimal():
         return None
     files = sum(int(line.split()[1]) for line in lines if line.startswith("inactive_file "))
-    return max(0, int(limit) - taken + files)  # cached files give way
+    return max(0, int(limit) - taken + files)  # cached files can be dropped
 
 
 def _working_bytes(handle: ModelHandle, inputs: PromptInputs, settings: GenerationSettings) -> int:
@@ -256,14 +259,10 @@ def _cache_bytes(handle: ModelHandle, inputs: PromptInputs, settings: Generation
 
 
 def _head_size(handle: ModelHandle) -> int:
-    """The width of a head: what the model says, for not every model divides the hidden size."""
+    """The width of a head: as the config says, because not every model divides the hidden size."""
     stack = handle.stack
     text = handle.model.config.get_text_config()
     said = [text, *(stack.layers[0].modules() if len(stack.layers) else ())]
     sizes = (getattr(one, "head_dim", None) for one in said)
     found = next((size for size in sizes if isinstance(size, int) and size > 0), None)
     return found or stack.hidden_size // stack.heads
-
-
-def _size(count: int) -> str:
-    return f"{count / 1e9:.1f} GB" if count >= 1e9 else f"{count / 1e6:.0f} MB"

@@ -18,27 +18,27 @@ from sinkscope.models.loading import ModelHandle
 
 
 @dataclass(frozen=True)
-class _Id:
+class _TokenId:
     id: int
 
 
 @dataclass(frozen=True)
-class _Told:
-    """What `score_answer` takes of an answer."""
+class _GivenTokens:
+    """The part of an answer that `score_answer` uses."""
 
-    tokens: tuple[_Id, ...]
+    tokens: tuple[_TokenId, ...]
     finish: str = "given"
     extra: Mapping[str, Any] = field(default_factory=dict)
 
     @staticmethod
     def of(ids: Sequence[int]) -> Any:
-        return _Told(tuple(map(_Id, ids)))
+        return _GivenTokens(tuple(map(_TokenId, ids)))
 
 
 def given_answer(
     handle: ModelHandle, inputs: PromptInputs, settings: GenerationSettings, text: str
 ) -> GenerationTrace:
-    """What the model thinks of a given answer to a prompt with an image.
+    """Score a given answer to a prompt with an image.
 
     Row t and probability t are those that generating token t after the same tokens would have had.
 
@@ -59,7 +59,7 @@ def given_answer(
     dims = () if handle.profile is None else handle.profile.dims
     with handle.lock, memory_errors_named(inputs, settings):
         prefix = forward_prefix(handle, inputs, dims)
-        trace = score_answer(handle, inputs, settings, None, _Told.of(answer), prefix)
+        trace = score_answer(handle, inputs, settings, None, _GivenTokens.of(answer), prefix)
         reference, said = None, {}
         if settings.reference:
             try:

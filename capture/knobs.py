@@ -15,7 +15,7 @@ from sinkscope.models.generation_file import is_token
 
 Kind = Literal["chooses", "samples", "ends", "other way", "unused", "mechanics", "token", "record"]
 
-# What transformers takes where a checkpoint that samples does not say.
+# What transformers uses if a checkpoint that samples does not set it.
 SAMPLING_DEFAULTS = {"temperature": 1.0, "top_k": 50}
 
 
@@ -24,8 +24,8 @@ class Knob:
     """One attribute of transformers' `GenerationConfig`.
 
     Attributes:
-        kind: what it changes. "chooses": which token is taken. "samples": the same, in sampling
-            alone. "ends": how long an answer is. "other way": asks for a way of generating that
+        kind: what it changes. "chooses": which token is taken. "samples": the same, only in
+            sampling. "ends": how long an answer is. "other way": asks for a way of generating that
             cannot be captured. "unused": acts only with such a way, or never in a model of this
             kind. "mechanics": how a result is computed or returned, not which one. "token": ids of
             special tokens. "record": no setting.
@@ -141,7 +141,7 @@ def _bias_lists(value: Any) -> Any:
     return [[list(tokens), float(bias)] for tokens, bias in pairs]
 
 
-ROWS = "no single row of attention stands behind each of its tokens"
+ROWS = "its tokens are not each explained by a single row of attention"
 ASSISTED, BEAMS = f"assisted decoding: {ROWS}", f"beam search: {ROWS}"
 UNUSED, MECHANICS, RECORD = Knob("unused"), Knob("mechanics"), Knob("record")
 NO_OUTPUT, TOKEN = Knob("mechanics", False), Knob("token")

@@ -1,10 +1,10 @@
 """How long a run will take: estimated from how fast this device multiplies this model's own
-matrices, and as soon as runs are finished, from those.
+matrices, and, once runs have finished, from their times.
 
 An estimate counts the multiplications of a run's two parts, passing the prompt through the model
-and making new tokens. A finished run says how far such an estimate was off on this machine, and the
-estimate of another run of about its size is multiplied with that. A small run says little about a
-large one: most of it is not multiplying.
+and making new tokens. The ratio of a finished run's time to its estimate corrects the estimates of
+other runs of similar size. A small run says little about a large one, because most of its time is
+not spent on multiplications.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ from sinkscope.models.loading import ModelHandle
 from sinkscope.models.vision_cost import vision_attention
 
 PROBE_ROWS = 256  # rows of the matrix product that the prefill's speed is read from
-PROBE_LAYERS = 4  # one row is multiplied with so many layers, as decoding never finds one in cache
-LAYER_SECONDS = 1e-3  # a layer and token take no less, however small: its some forty operations
-ATTENTION_COST = 2  # a multiplication of attention takes as long as so many of a matrix product
+PROBE_LAYERS = 4  # one row, with this many layers: decoding never finds one in cache
+LAYER_SECONDS = 1e-3  # the least time of a layer and token, however small: about forty operations
+ATTENTION_COST = 2  # a multiplication in attention takes as long as this many in a matrix product
 REMEMBERED, NEAREST = 16, 3
-ABOUT = 4.0  # runs are of about one size if neither is estimated to take longer by this factor
+ABOUT = 4.0  # runs are of similar size if neither is estimated to take longer by this factor
 MULTIPLIED = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 
 
@@ -59,8 +59,7 @@ class _Finished:
 
 
 class Pace:
-    """What the last finished runs of one model took. Kept by whoever has the runs made; safe to use
-    from several threads."""
+    """The times of the last finished runs of one model. Safe to use from several threads."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -89,7 +88,7 @@ class Pace:
             self._finished.append(found)
 
     def finished(self, handle: ModelHandle, work: Work) -> list[_Finished]:
-        """The finished runs of the model, newest first: those of this one's kind, if there are any,
+        """The finished runs of the model, newest first: those of the same kind, if there are any,
         else all."""
         with self._lock:
             self._of(handle)
@@ -99,14 +98,14 @@ class Pace:
         return same or known
 
     def fastest(self, handle: ModelHandle, rows: int, seconds: float) -> float:
-        """The least that a product of so many rows ever took: what runs beside it slows it down."""
+        """The least time that a product of this many rows took: other load only slows it down."""
         with self._lock:
             self._of(handle)
             self._probes[rows] = min(seconds, self._probes.get(rows, math.inf))
             return self._probes[rows]
 
     def _of(self, handle: ModelHandle) -> None:
-        """Forget what another model took."""
+        """Forget the times of another model."""
         if self._handle is None or self._handle() is not handle:
             self._handle = weakref.ref(handle)
             self._finished.clear()
@@ -132,7 +131,7 @@ def expected_seconds(
     about = [run for run in runs if max(run[1] / prompt, prompt / run[1]) <= ABOUT]
     if about:
         prompt *= median(run.prompt_seconds / guess for run, guess, _ in about[:NEAREST])
-    elif runs:  # more than any smaller run took, and less than any larger one
+    elif runs:  # at least what any smaller run took, and at most what any larger one took
         smaller = [run.prompt_seconds for run, guess, _ in runs if guess < prompt]
         larger = [run.prompt_seconds for run, guess, _ in runs if guess > prompt]
         prompt = min(max([prompt, *smaller]), *larger, math.inf)
@@ -188,8 +187,8 @@ def _seconds_per_product(layers: Sequence[nn.Module], rows: int) -> float:
 def _largest_matrix(layer: nn.Module) -> torch.Tensor:
     """The weight of a layer's largest `nn.Linear`.
 
-    A quantised layer has none that can be multiplied with as it is; what stands in for it there is
-    a matrix of zeros with as many elements as the layer's largest parameter or buffer.
+    A quantised layer has none that can be multiplied with as it is; it is replaced by a matrix of
+    zeros with as many elements as the layer's largest parameter or buffer.
     """
     linear = [m.weight for m in layer.modules() if isinstance(m, nn.Linear)]
     plain = [w for w in linear if w.dtype in MULTIPLIED]

@@ -13,8 +13,8 @@ from PIL import Image
 from sinkscope.config import ImageLimits
 from sinkscope.models.images import open_image
 
-FAST = 1  # of zlib's levels: a tenth of the time of its best, for a tenth more bytes
-# What a file may hold is what was opened once, by whatever limits; no more than this is decoded.
+FAST = 1  # zlib's level: a tenth of the time of its best level, for a tenth more bytes
+# A file may hold any image that was opened once, under whatever limits; at most this is decoded.
 _LIMITS = ImageLimits(max_megapixels=100.0, kept_megapixels=100.0, max_bytes=400_000_000)
 
 

@@ -32,7 +32,7 @@ class Prefix:
         model: which model made it; no other can continue from it.
         length: number of positions: up to the end of the last image.
         cache: never given out; see `fork`.
-        positions: what the family needs to continue behind it.
+        positions: what the family needs to continue after the prefix.
         dims: sink dimensions that were scored.
         scores: layer -> float32 (length,), sink score of each position; None without dims.
     """
@@ -52,7 +52,7 @@ class Prefix:
 
     @property
     def columns(self) -> None:
-        """There is no padding; see `BatchPrefix`."""
+        """A single prefix has no padding; see `BatchPrefix`."""
         return None
 
     def fork(self, handle: ModelHandle, rows: int) -> DynamicCache:
@@ -79,8 +79,8 @@ class BatchPrefix:
 
     Attributes:
         rows: one prefix a batch row; a prompt may be in several.
-        ids, mask: int64 (B, whole): token ids and what is no padding. Padding has the id of its own
-            row's first token, which counts for nothing that is not counted already.
+        ids, mask: int64 (B, whole): token ids and what is not padding. Padding has the id of its
+            row's first token, so it adds no new token to any count.
     """
 
     rows: tuple[Prefix, ...]
@@ -102,17 +102,17 @@ class BatchPrefix:
 
     @property
     def length(self) -> int:
-        """Where all prefixes end."""
+        """The position at which all prefixes end."""
         return max(row.length for row in self.rows)
 
     @property
     def whole(self) -> int:
-        """Where all prompts end."""
+        """The position at which all prompts end."""
         return self.ids.shape[1]
 
     @property
     def columns(self) -> tuple[torch.Tensor, ...]:
-        """Of each row: int64 (N,), where each position of its prompt stands."""
+        """For each row int64 (N,): the column of each position of its prompt."""
         return tuple(_columns(row, self.length, self.whole) for row in self.rows)
 
     @property
@@ -144,9 +144,9 @@ class BatchPrefix:
 def fork_cache(cache: DynamicCache, rows: int = 1) -> DynamicCache:
     """A cache that continues from one of a single sequence, for `rows` batch rows; no copy.
 
-    A `DynamicCache` grows by making new tensors, so the fork may begin with the very keys and
-    values of what it continues from, and with the same ones in every row: the first pass behind it
-    makes the one copy that there has to be. Nothing may write into them.
+    A `DynamicCache` grows by making new tensors, so the fork may begin with the same key and value
+    tensors as the original, and with the same ones in every row: the first pass after it makes the
+    one copy that is needed. Nothing may write into them.
     """
     fork = copy.copy(cache)
     fork.layers = [copy.copy(layer) for layer in cache.layers]
@@ -165,7 +165,7 @@ def _columns(row: Prefix, length: int, whole: int) -> torch.Tensor:
 
 
 def _padded(values: torch.Tensor, length: int, axis: int) -> torch.Tensor:
-    """Zeros in front along an axis, up to a length."""
+    """Pad with zeros at the front of an axis, up to a length."""
     missing = list(values.shape)
     missing[axis] = length - values.shape[axis]
     if not missing[axis]:

@@ -2,9 +2,9 @@
 
 Row convention: row r is the query row AT prompt position `positions[r]` (`capture.trace`).
 
-`read_prompt` is one pass over the prompt with the fused kernel, and the wanted rows beside it a few
-at a time, so that memory is the result's own plus a fixed rest. A run that generates can keep them
-in passing (`kept_positions`), and `reference_row` is what a generic prompt looks at.
+`read_prompt` is one pass over the prompt with the fused kernel that also computes the requested
+rows, a few at a time, so that memory is the result's own plus a fixed amount. A run that generates
+can also keep them (`kept_positions`), and `reference_row` is the last row of a generic prompt.
 """
 
 from __future__ import annotations
@@ -30,13 +30,13 @@ from sinkscope.models.views import stretches
 
 __all__ = ["PromptToken", "PromptTrace", "kept_positions", "read_prompt", "reference_row"]
 
-# What arXiv 2502.17422 divides by: a prompt that asks for nothing in particular.
+# The denominator of arXiv 2502.17422: a prompt that asks for nothing in particular.
 GENERIC_PROMPT = "Write a general description of the image."
 
 
 class NoReferenceError(ValueError):
-    """There can be no row of the generic prompt that fits this prompt; the text says why, as the
-    end of a sentence."""
+    """No row of the generic prompt fits this prompt; the text says why, as the end of a
+    sentence."""
 
 
 def read_prompt(
@@ -48,8 +48,8 @@ def read_prompt(
 ) -> PromptTrace:
     """See `attention_extractor.prompt_rows`. The handle's lock must be held.
 
-    With a `prefix` of the same positions the pass begins behind it; the wanted positions must be
-    behind it too, and sinks are not looked for.
+    With a `prefix` of the same positions the pass begins after it; the requested positions must be
+    after it too, and sinks are not searched for.
     """
     layers, heads = captured(handle, settings)
     wanted = _positions(inputs.layout, positions)
@@ -67,7 +67,7 @@ def read_prompt(
     looks = profile is not None and prefix is None
     marks = SinkScores(profile.dims, profile.tau) if looks and profile is not None else None
     start = 0 if prefix is None else prefix.length
-    assert wanted[0] >= start, "the wanted rows lie in the prefix"
+    assert wanted[0] >= start, "the requested rows are in the prefix"
     probes = [*rows, *([marks] if marks else [])]
     with attached(handle, inputs, probes=probes, prefix=prefix) as session:
         if prefix is None:
@@ -93,9 +93,9 @@ def prompt_trace(
     recorders: Sequence[TraceRecorder],
     sinks: tuple[LayerSinks, ...],
 ) -> PromptTrace:
-    """The trace of rows that these recorders, one a stretch of neighbouring positions, kept."""
+    """The trace of the rows that these recorders kept, one recorder per range of positions."""
     parts = [recorder.finish(recorder.tokens) for recorder in recorders]
-    # One run of positions, the usual case, is handed on without a copy.
+    # A single range of positions, the usual case, is passed on without a copy.
     attention, shares, entropy = (
         parts[0] if len(parts) == 1 else tuple(torch.cat(p) for p in zip(*parts, strict=True))
     )
@@ -125,11 +125,11 @@ def reference_row(
     and the images are cut into the same patches. Earlier turns are left out. They come after the
     image and ask about it, so they belong to what the generic instruction replaces.
 
-    The pass begins behind the `prefix` of `inputs`, where there is one.
+    The pass begins after the `prefix` of `inputs`, where there is one.
 
     Raises:
-        NoReferenceError: the images were cut into other patches, because `inputs` were not made by
-            `handle.prepare`.
+        NoReferenceError: the images were cut into other patches, because `inputs` were not prepared
+            by `handle.prepare`.
         DoesNotFitError: the row does not fit into memory.
     """
     general = handle.prepare(
@@ -151,7 +151,7 @@ def reference_row(
     row = read_prompt(
         handle, general, [general.layout.length - 1], settings, prefix if same else None
     )
-    return dataclasses.replace(row, sinks=())  # the run's own are the ones to show
+    return dataclasses.replace(row, sinks=())  # show the run's own
 
 
 def _positions(layout: PromptLayout, positions: Sequence[int] | None) -> tuple[int, ...]:

@@ -1,13 +1,13 @@
-"""Keeping what a run's attention rows say, row by row, while the model generates.
+"""Keeping the reduced attention rows of a run, row by row, while the model generates.
 
-Of each row three things stay: the vision columns (float16), the mass on every prompt segment and on
-the answer so far, and the row's entropy. They go into buffers made before the run, so that memory
-is what the forecast said and no row outlives its step.
+Three things are kept of each row: the vision columns (float16), the mass on every prompt segment
+and on the answer so far, and the row's entropy. They go into buffers allocated before the run, so
+memory matches the forecast and no row outlives its step.
 
-A recorder must cost next to nothing beside the layer whose row it gets. So rows of several layers
-are staged and read together (one operation on a few megabytes instead of one a layer), and vision
-columns and segments are taken as the contiguous stretches they are: gathering columns by index, or
-summing segments with a matrix product, took 15 to 25 times as long (docs/LOG.md).
+A recorder must be cheap compared with the layer whose row it gets. So rows of several layers
+are staged and read together (one operation on a few megabytes instead of one per layer), and vision
+columns and segments are read as contiguous ranges: gathering columns by index, or summing segments
+with a matrix product, took 15 to 25 times as long (docs/LOG.md).
 """
 
 from __future__ import annotations
@@ -24,10 +24,8 @@ from sinkscope.capture.trace import MEAN_HEAD
 from sinkscope.models.family import PromptLayout
 from sinkscope.models.sites import At
 
-STAGED_BYTES = (
-    1 << 22
-)  # rows of so many bytes wait for each other; bounds the memory beside buffers
-STAGED_ON_A_GPU = 1 << 25  # there each reading is some launches more
+STAGED_BYTES = 1 << 22  # bytes of staged rows; bounds the memory in addition to the buffers
+STAGED_ON_A_GPU = 1 << 25  # on a GPU each reading is several more launches
 SMALLEST = torch.finfo(torch.float32).tiny  # log(0) times 0 would be NaN
 
 
@@ -49,12 +47,12 @@ class TraceRecorder(Reader):
     Args:
         layout: of the prompt (of length N).
         layers, heads: indices in the model to keep, in order.
-        tokens: most rows to expect; row t is the query at position N - 1 + t.
+        tokens: maximum number of rows; row t is the query at position N - 1 + t.
         first: position of the query that is row 0, where that is not N - 1.
         batch_row: which row of the batch to read.
         reduce_heads: keep the mean over these heads instead of each.
-        pinned: rows are on a GPU; what is kept crosses through pinned memory, one copy a token, so
-            that nothing waits for it (`capture.crossing`).
+        pinned: rows are on a GPU; kept values are copied through pinned memory, one copy per token,
+            so that nothing waits for it (`capture.crossing`).
     """
 
     def __init__(
@@ -137,7 +135,7 @@ class TraceRecorder(Reader):
     def put(
         self, first: int, attention: torch.Tensor, shares: torch.Tensor, entropy: torch.Tensor
     ) -> None:
-        """Keep what was read off rows elsewhere, of answer tokens from `first` on.
+        """Keep rows that were reduced elsewhere, of answer tokens from `first` on.
 
         Args:
             first: index of the first of T of them.
@@ -170,7 +168,7 @@ class TraceRecorder(Reader):
         return self._attention[:tokens], self._shares[:tokens], self._entropy[:tokens]
 
     def _read_staged(self) -> None:
-        """Take what is kept from the staged rows, and let them go."""
+        """Reduce the staged rows, and release them."""
         block, staged = self._block, self._staged
         self._block, self._staged = None, []
         if block is None or not staged:
@@ -200,15 +198,15 @@ class TraceRecorder(Reader):
         self._rows = max(self._rows, block.first + rows.shape[2])
 
     def _place(self, block: _Block, count: int) -> Kept:
-        """Where to write what is kept of `count` staged layers: the buffers' part, or on the device
-        what crosses to it."""
+        """The output buffer of `count` staged layers: a part of the buffers, or memory on the
+        device that is copied there."""
         rows = block.shape[2]
         slots, to = slice(block.slot, block.slot + count), slice(block.first, block.first + rows)
         here = Kept(self._attention[to], self._shares[to], self._entropy[to])
         if self._crossing is None:
             return here.layers(slots)
         layers = len(self.layers)
-        if rows > 1:  # of a prompt: they come block by block in each layer, and share no copy
+        if rows > 1:  # of a prompt: rows come block by block in each layer, and share no copy
             here, slots, layers = here.layers(slots), slice(0, count), count
         size = Size(
             rows, layers, len(self.heads), self.layout.vision_tokens, self._shares.shape[-1]

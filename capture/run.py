@@ -21,15 +21,15 @@ from sinkscope.models.loading import ModelHandle
 
 
 class RunOutOfMemoryError(RuntimeError):
-    """The run did not fit; everything it took was freed and the next run works. The text names the
-    levers."""
+    """The run did not fit; everything it allocated was freed and the next run works. The text names
+    what helps."""
 
 
 class Ending(StoppingCriteria):
     """Tells the probes each new token, one probe a batch row, and ends answers.
 
     transformers itself ends a row at a token that ends an answer and at the limit of new tokens. It
-    goes on padding that row until the last one ends; padding is not told.
+    goes on padding that row until the last one ends; padding is not reported.
 
     Args:
         probes: of each row.
@@ -53,7 +53,7 @@ class Ending(StoppingCriteria):
         self._stop = stop
         self._stop_strings = stop_strings
         self._deadline = None if max_time is None else time.monotonic() + max_time
-        self._finish = [""] * len(self._probes)
+        self._finish_reasons = [""] * len(self._probes)
 
     def __call__(
         self, input_ids: torch.Tensor, scores: torch.Tensor, **kwargs: Any
@@ -65,14 +65,14 @@ class Ending(StoppingCriteria):
 
     @property
     def needs_ids(self) -> bool:
-        """Whether `tell` reads more than the newest tokens."""
+        """Whether `tell` needs more than the newest tokens."""
         return self._stop_strings is not None
 
     def tell(self, tokens: Sequence[int], input_ids: torch.Tensor | None) -> list[bool]:
-        """Tell the newest token of each row.
+        """Report the newest token of each row.
 
         Args:
-            tokens: one a row.
+            tokens: one per row.
             input_ids: int64 (B, n), all tokens so far with these; None where not `needs_ids`.
 
         Returns:
@@ -81,38 +81,38 @@ class Ending(StoppingCriteria):
         said = [False] * len(self._probes)
         if self._stop_strings is not None:
             said = self._stop_strings(input_ids, None).tolist()
-        going = [row for row, reason in enumerate(self._finish) if not reason]
+        going = [row for row, reason in enumerate(self._finish_reasons) if not reason]
         for row in going:
             self._probes[row].choose(tokens[row])
-        # After all were told: who is told of the last one may be who sets the event.
+        # After all are reported: the callback of the last one may set the event.
         at_once = self._for_all()
         for row in going:
             ended = "end" if tokens[row] in self._end else "stop_string" if said[row] else at_once
-            self._finish[row] = ended
-        return [bool(reason) for reason in self._finish]
+            self._finish_reasons[row] = ended
+        return [bool(reason) for reason in self._finish_reasons]
 
     def ends_with(self, tokens: Sequence[int]) -> bool:
-        """Whether it is known before they are told that all rows end with these tokens."""
-        rows = zip(self._finish, tokens, strict=True)
+        """Whether it is known in advance that all rows end with these tokens."""
+        rows = zip(self._finish_reasons, tokens, strict=True)
         return bool(self._for_all()) or all(
             bool(over) or token in self._end for over, token in rows
         )
 
     def _for_all(self) -> str:
-        """Why the whole run ends with this token; empty where it goes on."""
+        """Why the whole run ends with this token; empty if it goes on."""
         if self._stop is not None and self._stop.is_set():
             return "stopped"
         late = self._deadline is not None and time.monotonic() > self._deadline
         return "time" if late else ""
 
-    def finish(self, row: int = 0) -> str:
+    def finish_reason(self, row: int = 0) -> str:
         """Why the answer of a row ended (`GenerationTrace.finish`)."""
-        return self._finish[row] or "length"
+        return self._finish_reasons[row] or "length"
 
 
 @contextmanager
 def seeded(seed: int, device: torch.device) -> Iterator[None]:
-    """Seeds sampling inside the `with`, and gives the generators back as they were."""
+    """Seeds sampling inside the `with`, and restores the generators afterwards."""
     cuda = [device] if device.type == "cuda" else []
     with torch.random.fork_rng(devices=cuda):
         torch.manual_seed(seed)
@@ -120,15 +120,15 @@ def seeded(seed: int, device: torch.device) -> Iterator[None]:
 
 
 @contextmanager
-def full_memory_said(
+def out_of_memory_named(
     words: Callable[[], str], also: tuple[type[Exception], ...] = ()
 ) -> Iterator[None]:
     """Turns a full memory, of a device or of a CPU, into `RunOutOfMemoryError`.
 
     Args:
-        words: makes its text, which names what helps; called when the memory is free again.
-        also: further errors that say so, such as `RunOutOfMemoryError` of a run inside, whose
-            levers are others.
+        words: returns its text, which names what helps; called when the memory is free again.
+        also: further errors to convert, such as the `RunOutOfMemoryError` of an inner run, which
+            would name other settings.
     """
     errors: tuple[type[BaseException], ...] = (torch.OutOfMemoryError, MemoryError, *also)
     full = False
@@ -149,8 +149,8 @@ def full_memory_said(
 def memory_errors_named(
     inputs: PromptInputs, settings: GenerationSettings
 ) -> AbstractContextManager[None]:
-    """`full_memory_said` of a run, with its levers and their present values."""
-    return full_memory_said(
+    """`out_of_memory_named` of a run, naming the settings that help and their present values."""
+    return out_of_memory_named(
         lambda: (
             f"Memory is full. What helps: {smaller_image(inputs)}fewer new tokens (max_new_tokens; "
             f"now {settings.max_new_tokens}), or less of the attention (layers, heads, "
@@ -160,7 +160,7 @@ def memory_errors_named(
 
 
 def smaller_image(inputs: PromptInputs) -> str:
-    """A lever for a full memory, as an item of a list; "" where there is no image."""
+    """One way to save memory, as an item of a list; "" without an image."""
     tokens = inputs.layout.vision_tokens
     setting = "max_pixels; " if inputs.pixel_bounds else ""
     return f"a smaller image ({setting}now {tokens} vision tokens), " if tokens else ""
@@ -192,7 +192,7 @@ def on_device(tensors: Mapping[str, torch.Tensor], device: torch.device) -> dict
 
 
 class _Complete(GenerationConfig):
-    """A configuration that names every setting: `generate` fills in nothing of the checkpoint's."""
+    """A configuration that sets every attribute, so `generate` adds none of the checkpoint's."""
 
     def update(  # type: ignore[override]  # the library passes both
         self, defaults_only: bool = False, **kwargs: Any
@@ -244,8 +244,8 @@ def decide(handle: ModelHandle, settings: GenerationSettings, prompt_length: int
         prompt_length: in tokens; a checkpoint may limit prompt and answer together.
 
     Raises:
-        ValueError: the checkpoint is to decide, and asks for what cannot be captured or has a value
-            that transformers cannot use.
+        ValueError: the checkpoint decides, and requests what cannot be captured or has a value that
+            transformers cannot use.
     """
     own = checkpoint_decoding(handle)
     followed = settings.decoding == "checkpoint"
@@ -304,7 +304,8 @@ def _not_followed(why: Sequence[str]) -> ValueError:
 
 @contextmanager
 def distribution_errors_named(settings: GenerationSettings) -> Iterator[None]:
-    """A checkpoint's settings may leave no token to choose; that becomes one sentence."""
+    """Turns the error of a checkpoint's settings that leave no token to choose into one
+    sentence."""
     try:
         yield
     except (RuntimeError, OverflowError) as error:

@@ -1,4 +1,4 @@
-"""The one way to attach to a run: probes that look, interventions that change, undone at the end.
+"""Attaching to a run: probes that read, interventions that change, removed at the end.
 
     rows, scores = Rows(layers=(3,)), SinkScores(dims, tau)
     var = VAR((settings,))
@@ -6,10 +6,10 @@
         handle.model.generate(**tensors)        # or any forward pass
     session[rows], session[scores], session[var]
 
-Order: at each site all interventions act, in the order listed, and then everybody looks. In
-attention, masks come first, then rows are changed, and the rows that are seen are the changed ones.
-Nothing is hooked in where nobody looks or acts, and with nothing attached the model is plain SDPA
-bit for bit. All of it is gone when the `with` is left, by an exception too.
+Order: at each site all interventions act, in the order listed, and then all probes read. In
+attention, masks are applied first, then rows are changed, and probes see the changed rows. A site
+without probes and interventions has no hook, and with nothing attached the model is plain SDPA bit
+for bit. Everything is removed when the `with` block ends, also by an exception.
 
 The handle's lock must be held around a session; two on one model at a time are refused.
 """
@@ -48,10 +48,10 @@ if TYPE_CHECKING:
 
 class Session:
     """What is attached to a run. `session[probe]` and `session[intervention]` are their results, by
-    the very object that was given; they can be read inside the `with` and after it.
+    the object that was given; they can be read inside the `with` and after it.
 
     Attributes:
-        run: what the probes and interventions were told.
+        run: what the probes and interventions were given.
         acting: what acts, in order.
         row_changes: layer -> what changes its rows, in order.
     """
@@ -95,17 +95,18 @@ def attached(
 
     Args:
         handle: a loaded model; its lock must be held.
-        inputs: the prompt that passes through it; or several, one a batch row, padded on the left
+        inputs: the prompt that passes through it; or several, one per batch row, padded on the left
             to the length of the longest.
-        probes: what to look at.
+        probes: what to read.
         interventions: what to change, in order.
         batch: how many rows of one prompt pass at once.
-        new_tokens: most tokens that may follow the prompt.
-        prefix: the positions that a run continues from, where it does.
+        new_tokens: maximum number of tokens after the prompt.
+        prefix: the positions that a run continues from, if any.
         gradients: record what autograd needs, else nothing is recorded (`torch.no_grad`). What
-            probes see then is part of the graph: the model's output can be differentiated by it.
-        room: positions that the cache has room for, where its size is fixed.
-        step: what counts the positions, in place of one made here.
+            probes see then is part of the graph: the model's output can be differentiated with
+            respect to it.
+        room: capacity of the cache in positions, if it is fixed.
+        step: the counter of positions, instead of one made here.
 
     Raises:
         ValueError: a site, layer or position that the model does not have, or a part that does not
@@ -156,8 +157,8 @@ def attached(
 
 
 @dataclass
-class _Site:
-    """One module's hook: what is changed there and who looks."""
+class _SiteHook:
+    """One module's hook: its interventions and its readers."""
 
     name: str
     layer: int
@@ -167,18 +168,18 @@ class _Site:
 
 
 class _Wiring:
-    """Turns what the parts of a session ask for into a forward plan and hooks."""
+    """Turns the requests of a session's parts into a forward plan and hooks."""
 
     def __init__(self, stack: TextStack, run: RunInfo, gradients: bool) -> None:
         self._stack, self._run = stack, run
         self._plan = ForwardPlan({}, run.step, run.length, run.batch, gradients)
-        self._sites: dict[tuple[str, int], _Site] = {}
+        self._sites: dict[tuple[str, int], _SiteHook] = {}
         self._logits: list[tuple[At, Looker]] = []
         self._inputs: list[tuple[At, Looker]] = []
         self._anything = False
 
     def add_changes(self, acting: Acting) -> None:
-        """Put an intervention behind those that are there."""
+        """Append an intervention."""
         for at in getattr(acting, "edits", ()):
             for layer in self._layers(at.layers, at.site):
                 if at.site not in MODULE_SITES:
@@ -197,7 +198,7 @@ class _Wiring:
             self._layer(layer).masks.append(acting)
 
     def add_looks(self, looker: Acting | Reader) -> None:
-        """Let a probe or an intervention see what it wants to see."""
+        """Add a reader: a probe, or an intervention that reads."""
         for at in getattr(looker, "looks", ()):
             if at.site in WHOLE_MODEL:
                 (self._logits if at.site == "logits" else self._inputs).append((at, looker))
@@ -235,7 +236,7 @@ class _Wiring:
     def _begin(
         self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        """Before each pass of the text model: advance the step, hand the plan down."""
+        """Before each pass of the text model: advance the step, pass the plan on."""
         if kwargs.get(PLAN_KEY) is not None:
             raise RuntimeError("Another session is attached to this model; leave it first.")
         size, queries = _sizes(args, kwargs)
@@ -253,7 +254,7 @@ class _Wiring:
             if here := at.here(first, count):
                 looker.see(at.site, NO_LAYER, take(logits, here, first), here)
 
-    def _at_input(self, site: _Site) -> Any:
+    def _at_input(self, site: _SiteHook) -> Any:
         def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
             given = args[0] if args else kwargs["hidden_states"]
             new = self._passing(site, given)
@@ -265,7 +266,7 @@ class _Wiring:
 
         return hook
 
-    def _at_output(self, site: _Site) -> Any:
+    def _at_output(self, site: _SiteHook) -> Any:
         def hook(module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
             given = output[0] if isinstance(output, tuple) else output
             new = self._passing(site, given)
@@ -275,9 +276,9 @@ class _Wiring:
 
         return hook
 
-    def _passing(self, site: _Site, given: Tensor) -> Tensor:
-        """What is at a site in the current pass: changed, shown, handed on; `given` itself where
-        nothing changes."""
+    def _passing(self, site: _SiteHook, given: Tensor) -> Tensor:
+        """Change, show and return the values of a site in the current pass; `given` itself if
+        unchanged."""
         step = self._run.step
         values = whole = site.point.values(given)
         seen = False
@@ -297,12 +298,12 @@ class _Wiring:
                 if self._plan.gradients:
                     if not part.requires_grad:
                         part = part.detach().requires_grad_()
-                    # What is seen must be what is used, or nothing depends on it.
+                    # Readers must see the tensor that the model uses, or nothing depends on it.
                     values = put(values, here, step.start, part)
                 looker.see(site.name, site.layer, part, here)
                 seen = True
         if values is whole and (site.point.heads is None or not (seen and self._plan.gradients)):
-            return given  # else what was seen is a view, and nothing would depend on it
+            return given  # otherwise readers would see a view that nothing depends on
         return site.point.replaced(given, values)
 
     def _layers(self, layers: Sequence[int] | None, site: str) -> Sequence[int]:
@@ -318,11 +319,11 @@ class _Wiring:
         self._anything = True
         return self._plan.layers.setdefault(layer, LayerPlan())
 
-    def _site(self, name: str, layer: int) -> _Site:
+    def _site(self, name: str, layer: int) -> _SiteHook:
         self._anything = True
         if (name, layer) not in self._sites:
             point = self._stack.point(name, layer)
-            self._sites[name, layer] = _Site(name, layer, point, [], [])
+            self._sites[name, layer] = _SiteHook(name, layer, point, [], [])
         return self._sites[name, layer]
 
     def _range(self, acting: Acting) -> range:
@@ -349,7 +350,7 @@ class _InRange:
 
 
 def _sizes(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[int, int]:
-    """Batch rows and positions of a pass, by what the text model is called with
+    """Batch rows and positions of a pass, from the arguments of the text model
     (`models.stack.TextStack.language_model`)."""
     embeds = kwargs.get("inputs_embeds")
     given = embeds if embeds is not None else kwargs.get("input_ids", args[0] if args else None)
@@ -362,7 +363,7 @@ def _sizes(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[int, int]:
 
 
 def _passed(cache: Any) -> int | None:
-    """How many positions a cache holds; None where only the device knows (a static cache)."""
+    """How many positions a cache holds; None if only the device knows (a static cache)."""
     if cache is None:
         return 0
     length = cache.get_seq_length()

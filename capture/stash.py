@@ -1,12 +1,12 @@
 """Queries kept instead of rows: a run that IS plain SDPA, whose attention is computed afterwards.
 
-Of each answer token only the rotated queries are kept (layers x heads x head size, however long the
-prompt), and of the run the keys that its cache held anyway. Softmax rows follow from both, exactly:
-they are the same function of the same numbers. The run's output is plain SDPA's bit for bit, where
-live capture's differs from it by rounding.
+Only the rotated queries of each answer token are kept (layers x heads x head size, however long the
+prompt), and the keys that the run's cache held anyway. Softmax rows follow from both, exactly: they
+are the same function of the same numbers. The run's output is plain SDPA's bit for bit, while live
+capture's differs from it by rounding.
 
-It is the smaller form where prompts are long and few tokens are looked at: queries take
-2 x layers x heads x head size bytes a token, live rows 2 x layers x heads x vision tokens.
+It is the smaller form for long prompts of which few tokens are inspected: queries take
+2 x layers x heads x head size bytes per token, live rows 2 x layers x heads x vision tokens.
 """
 
 from __future__ import annotations
@@ -43,11 +43,11 @@ from sinkscope.models.loading import ModelHandle
 
 @dataclass(frozen=True)
 class QueryStash:
-    """A finished run, with what its attention can be computed from. One sequence.
+    """A finished run, with the data to compute its attention from. One sequence.
 
     Attributes:
         inputs: the prompt (of length N).
-        settings: what made it; `layers`, `heads` and `prompt_rows` choose what `trace` holds.
+        settings: of the run; `layers`, `heads` and `prompt_rows` choose what `trace` holds.
         tokens: the T generated tokens.
         queries: layer -> (T, H, D), rotated, in the model's dtype, on its device.
         prompt_queries: layer -> (R, H, D), likewise, of the R prompt tokens whose rows
@@ -200,13 +200,13 @@ def stash_run(
         ending = decoding.ending(handle, [session[answer]])
         handle.generate(
             **start,
-            past_key_values=DynamicCache(),  # whole also behind a sliding window
+            past_key_values=DynamicCache(),  # keeps all keys, also beyond a sliding window
             generation_config=decoding.config,
             stopping_criteria=StoppingCriteriaList([ending]),
         )
     seconds = time.perf_counter() - began
     stasher, probe = session[kept], session[answer]
-    # Layer by layer: all queries exist once, those of one layer twice.
+    # Layer by layer: all queries are stored once, those of one layer twice.
     queries = {layer: torch.stack(stasher.queries.pop(layer)) for layer in layers}
     return QueryStash(
         inputs=inputs,
@@ -219,7 +219,7 @@ def stash_run(
         heads=heads,
         sinks=session[marks].found() if marks else (),
         model=handle.info,
-        finish=ending.finish(),
+        finish=ending.finish_reason(),
         seconds=seconds,
         extra={"decoding": decoding.about},
         windows={k: size for k, size in enumerate(handle.stack.windows) if size is not None},

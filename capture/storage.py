@@ -1,17 +1,18 @@
 """The file of a trace: one safetensors file whose metadata holds the JSON part. No pickle anywhere.
 
 Tensors: `attention` float16 (T, L, H, V), `shares` float32 (T, L, H, S + 1), `entropy` float32 (T,
-L, H), `head_mean` float32 (T, L, V), `image_<i>` uint8 (bytes,), a PNG of what the model was given.
-Where the run has them, `prompt_rows_*` and `reference_*` hold the first three of the prompt's own
+L, H), `head_mean` float32 (T, L, V), `image_<i>` uint8 (bytes,), a PNG of the image that the model
+was given. Where the run has them, `prompt_rows_*` and `reference_*` hold the first three of the
+prompt's own
 tokens and of the generic prompt's last one. The JSON has everything else (`capture.trace_values`),
 with a format version, a checksum over all tensors, and one for each token's part and each image, so
 that `TraceReader` can read and check one token and leave the rest on the disk. A checksum in the
-metadata covers the header, these checksums among it (`capture.trace_file`). Writing is atomic, and
+metadata covers the header, including these checksums (`capture.trace_file`). Writing is atomic, and
 takes no second copy of the trace.
 
 Version 2 added `head_mean` and the tokens' checksums, 3 the rows of prompts, 4 the checksums of the
 header and of images, 5 images as views, 6 images as PNG (raw pixels before); all are still read,
-and what they say is checked as far as they can be.
+and checked as far as possible.
 """
 
 from __future__ import annotations
@@ -55,11 +56,11 @@ BY_TOKEN = ("attention", "shares", "entropy", "head_mean")  # tensors whose firs
 
 
 def save_trace(trace: GenerationTrace, path: Path) -> None:
-    """Write a trace; a kill in the middle leaves the old file whole.
+    """Write a trace; if the process is killed meanwhile, the old file stays intact.
 
     Raises:
         OSError: the folder is missing or not writable, or the disk is full.
-        ValueError: the trace holds something that is no number, or its parts do not fit each
+        ValueError: the trace holds something that is not a number, or its parts do not fit each
             other; nothing is written.
     """
     tensors = {
@@ -116,7 +117,7 @@ def open_trace(path: Path) -> GenerationTrace:
 
 
 class TraceReader:
-    """Reads single tokens of a trace file; what is not asked for stays on the disk.
+    """Reads single tokens of a trace file; the rest stays on the disk.
 
     Each part is checked against its own checksum as it is read. Use it in a `with`, or call
     `close`. One thread at a time.
@@ -239,7 +240,7 @@ class TraceReader:
 
 @contextmanager
 def _unfit_named() -> Iterator[None]:
-    """What could not be opened again is not written."""
+    """Refuse to write what could not be opened again."""
     try:
         yield
     except (ValueError, KeyError) as error:

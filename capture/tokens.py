@@ -1,4 +1,4 @@
-"""Naming what was generated: token texts, probabilities, ranks and alternatives, one token at a
+"""Describing generated tokens: texts, probabilities, ranks and alternatives, one token at a
 time."""
 
 from __future__ import annotations
@@ -17,6 +17,10 @@ from sinkscope.models.token_texts import TextPieces
 
 ALTERNATIVES = 5
 WEIGHED_AT_ONCE = 32  # tokens; each takes a few float32 copies of the vocabulary
+NOT_A_NUMBER = (
+    "The model's output is not a number. In float16 large activations overflow; load the model in "
+    "bfloat16 or float32. Otherwise its weights are damaged."
+)
 
 
 class TokenProbe:
@@ -50,11 +54,11 @@ class TokenProbe:
         self._seen = logits[self._batch_row, -1].detach()
 
     def see_weights(self, weights: Weights) -> None:
-        """Instead of logits: what they say of the token that will be chosen from them."""
+        """Instead of logits: the weights of the token that will be chosen from them."""
         self._seen = weights
 
     def choose(self, token: int) -> GeneratedToken:
-        """The token that was chosen from the logits seen last."""
+        """Describe the token that was chosen from the logits seen last."""
         if self._seen is None:
             raise RuntimeError("A token was chosen before any logits were seen.")
         seen = self._seen
@@ -77,20 +81,20 @@ def with_texts(tokens: Sequence[GeneratedToken], pieces: TextPieces) -> tuple[Ge
     split = split_characters(pieces.tokenizer, [token.id for token in tokens], texts)
     return tuple(
         token
-        if token.text == text and place not in split
-        else dataclasses.replace(token, text=text, piece=split.get(place, ""))
-        for place, (token, text) in enumerate(zip(tokens, texts, strict=True))
+        if token.text == text and index not in split
+        else dataclasses.replace(token, text=text, piece=split.get(index, ""))
+        for index, (token, text) in enumerate(zip(tokens, texts, strict=True))
     )
 
 
 @dataclass(frozen=True)
 class Weights:
-    """What raw logits say of a chosen token.
+    """Probability, rank and alternatives of a chosen token under raw logits.
 
     Attributes:
         own: its log-probability.
-        rank: how many tokens are likelier.
-        ids, logs: the likeliest tokens and their log-probabilities, falling.
+        rank: how many tokens are more likely.
+        ids, logs: the most likely tokens and their log-probabilities, descending.
     """
 
     own: float
@@ -100,7 +104,7 @@ class Weights:
 
 
 def weigh(logits: torch.Tensor, token: int) -> Weights:
-    """Read what raw logits (vocabulary,) say of `token`: one copy off the device."""
+    """The weights of `token` under raw logits (vocabulary,): one copy from the device."""
     logs_of_all = torch.log_softmax(logits.float(), dim=-1)  # (vocabulary,)
     best, ids = torch.topk(logs_of_all, min(ALTERNATIVES, logits.shape[-1]))
     *logs, own = torch.cat([best, logs_of_all[token][None]]).tolist()
@@ -110,7 +114,7 @@ def weigh(logits: torch.Tensor, token: int) -> Weights:
 
 
 def weigh_all(logits: torch.Tensor, tokens: Sequence[int]) -> list[Weights]:
-    """The same for T tokens at once: logits (T, vocabulary); one copy off the device for a few
+    """The same for T tokens at once: logits (T, vocabulary); one copy from the device for a few
     dozen of them."""
     made = []
     for low in range(0, len(tokens), WEIGHED_AT_ONCE):
@@ -119,12 +123,12 @@ def weigh_all(logits: torch.Tensor, tokens: Sequence[int]) -> list[Weights]:
         best, ids = torch.topk(logs_of_all, min(ALTERNATIVES, logits.shape[-1]))
         own = logs_of_all.gather(1, wanted[:, None])
         rank = (logs_of_all > own).sum(-1, keepdim=True)
-        # In float64 every id and rank is itself.
+        # float64 represents every id and rank exactly.
         parts = torch.cat([own.double(), rank.double(), ids.double(), best.double()], dim=1)
         count = best.shape[1]
-        for one, place, *rest in parts.tolist():
+        for log_p, own_rank, *rest in parts.tolist():
             likeliest = tuple(int(i) for i in rest[:count])
-            made.append(Weights(one, int(place), likeliest, tuple(rest[count:])))
+            made.append(Weights(log_p, int(own_rank), likeliest, tuple(rest[count:])))
     return made
 
 
@@ -136,10 +140,7 @@ def described(pieces: TextPieces, weights: Weights, token: int) -> GeneratedToke
         ValueError: the model's output is not a number.
     """
     if not math.isfinite(weights.own):
-        raise ValueError(
-            "The model's output is not a number. In float16 large activations overflow; load the "
-            "model in bfloat16 or float32. Otherwise its weights are damaged."
-        )
+        raise ValueError(NOT_A_NUMBER)
     alternatives = tuple(
         Alternative(i, pieces.would_add(i), min(1.0, math.exp(p)))
         for i, p in zip(weights.ids, weights.logs, strict=True)

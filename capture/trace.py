@@ -1,4 +1,4 @@
-"""GenerationTrace: everything that one run leaves behind, frozen.
+"""GenerationTrace: everything that is kept of one run, frozen.
 
 Row convention (docs/method.md): generated token t (0-based) was predicted by the forward pass whose
 last input was token t-1. `attention[t]` is the query row of THAT pass: row 0 is the last prompt
@@ -19,10 +19,10 @@ from sinkscope.models.family import PromptLayout
 from sinkscope.models.info import ModelInfo
 from sinkscope.utils import plain_values
 
-if TYPE_CHECKING:  # a run that was saved is drawn without torch (`capture.arrays`)
+if TYPE_CHECKING:  # a saved run is drawn without torch (`capture.arrays`)
     import torch
 
-MEAN_HEAD = -1  # stands in `heads` for the mean over all captured heads
+MEAN_HEAD = -1  # in `heads`: the mean over all captured heads
 
 
 @dataclass(frozen=True)
@@ -142,8 +142,8 @@ class GenerationTrace:
             "checkpoint" also "time" (its max_time) or "stop_string" (the last token completed one
             of its stop_strings, which stays in the text).
         seconds: wall time of the run.
-        prompt_rows: rows of the prompt's own tokens after the last image, of this very run (under
-            VAR as VAR changed them); None where they were not kept.
+        prompt_rows: rows of the prompt's own tokens after the last image, of this run (under VAR as
+            VAR changed them); None where they were not kept.
         reference: the last prompt row of the plain model reading a generic prompt on the same
             images (`methods.relative`); None where there is none, and
             `extra["no_reference"]` may say why.
@@ -197,7 +197,7 @@ class GenerationTrace:
             token: which token is chosen at first: its index, or a word of the answer.
             look: `height` in pixels, `most_megabytes`.
         """
-        import sinkscope  # the public API, for the page is above this part
+        import sinkscope  # the public API, because the page is above this part
 
         return sinkscope.inspector(self, token, **look)
 
@@ -228,7 +228,7 @@ class GenerationTrace:
 
 
 def short(text: str, most: int = 48) -> str:
-    """A text for a line: quoted, and never long."""
+    """A text for one line: quoted and shortened."""
     line = " ".join(text.split())
     return repr(line if len(line) <= most else f"{line[: most - 1]}…")
 

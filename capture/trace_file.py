@@ -1,9 +1,9 @@
 """The container of a trace: a safetensors file, its JSON part, and a checksum over its header.
 
 The header's checksum covers all metadata (so the JSON part as it was written, and in it the
-checksums of the tensors) and the name, dtype and shape of every tensor. It does not depend on where
-in the file a tensor lies: what the library's own writer makes of the same content is the same
-trace.
+checksums of the tensors) and the name, dtype and shape of every tensor. It does not depend on the
+order of the tensors in the file: the library's own writer produces the same trace from the same
+content.
 """
 
 from __future__ import annotations
@@ -41,12 +41,12 @@ Table = dict[str, tuple[str, tuple[int, ...]]]  # dtype and shape of each tensor
 
 
 class TraceFileError(ValueError):
-    """What is wrong with a file, as a whole sentence that names it."""
+    """The error of a file, as a whole sentence that names it."""
 
 
 @contextmanager
 def damage_named(path: Path) -> Iterator[None]:
-    """Whatever goes wrong while a file is read becomes one sentence."""
+    """Turns every error while a file is read into one sentence."""
     try:
         yield
     except TraceFileError:
@@ -74,7 +74,7 @@ def damage_named(path: Path) -> Iterator[None]:
 
 
 class TraceFile:
-    """An open file; reads what is asked for, and nothing else.
+    """An open file; reads only the requested parts.
 
     Attributes:
         about: the JSON part.
@@ -105,7 +105,7 @@ class TraceFile:
 
     def tensor(self, name: str) -> torch.Tensor:
         """A whole tensor."""
-        import torch  # late: who reads arrays needs none of it
+        import torch  # imported late: reading arrays does not need it
 
         return torch.from_numpy(self.array(name))
 
@@ -114,7 +114,7 @@ class TraceFile:
         return self._read(name, self._at[name], self.table[name][1])
 
     def part(self, name: str, index: int) -> torch.Tensor:
-        """What a tensor has at one index of its first axis."""
+        """A tensor's values at one index of its first axis."""
         import torch
 
         dtype, (_, *shape) = self.table[name]
@@ -197,7 +197,7 @@ def content_checksum(tensors: Mapping[str, Values]) -> str:
 
 
 def bytes_of(values: Values) -> np.ndarray:
-    """A view of the bytes of a tensor or an array, where they lie one behind the other."""
+    """A view of the bytes of a contiguous tensor or array."""
     array = values if isinstance(values, np.ndarray) else values.contiguous().numpy()
     return np.ascontiguousarray(array).reshape(-1).view(np.uint8)
 
@@ -209,12 +209,12 @@ def array_of(tensor: torch.Tensor) -> np.ndarray:
 
 
 def parsed(text: str | bytes, written_by_us: bool = False) -> Any:
-    """JSON as it should be: no key twice, and numbers that are numbers.
+    """Strict JSON: no duplicate keys, and finite numbers.
 
     Args:
         text: the JSON.
-        written_by_us: its checksum fits; looking for keys that are there twice takes half as long
-            again as reading it.
+        written_by_us: its checksum fits, so duplicate keys are not searched for, which would take
+            half as long again as reading it.
 
     Raises:
         ValueError: it is not; the text is the end of a sentence.
@@ -230,7 +230,7 @@ def as_json(about: Mapping[str, Any]) -> str:
     """The JSON part of a trace.
 
     Raises:
-        ValueError: a value is no number, or nothing that JSON has; the text names it.
+        ValueError: a value is not a number, or of a type that JSON lacks; the text names it.
     """
     try:
         return json.dumps(about, ensure_ascii=True, allow_nan=False)

@@ -1,7 +1,7 @@
 """A trace as plain values, and back: what the JSON part of its file holds (`capture.storage`).
 
-What comes from a file is checked before it becomes a trace: types, ranges, and that everything
-speaks of the same tokens, layers, heads and patches. Whoever reads a trace can rely on that.
+Values from a file are checked before they become a trace: types, ranges, and that all parts agree
+on tokens, layers, heads and patches. Code that uses a trace can rely on that.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ if TYPE_CHECKING:
     import torch
 
 ROWS = ("attention", "shares", "entropy")
-MOST_APART = 1 << 20  # vision tokens of a view that are not neighbours: no file makes us list more
+MOST_APART = 1 << 20  # non-adjacent vision tokens of a view: a file cannot make us list more
 MOST_TOKENS = 1 << 22  # of a prompt: above all context lengths
 MOST_VIEWS = 1000  # of an image; models have some dozen
 MOST_CELLS = 1 << 22  # of the grid that an image's maps are on
@@ -55,7 +55,7 @@ PROMPTS = ("prompt_rows", "reference")  # fields that hold a PromptTrace or None
 
 
 def values_of(trace: GenerationTrace) -> dict[str, Any]:
-    """All of a trace but its tensors and images."""
+    """All of a trace except its tensors and images."""
     return {
         "tokens": [_values_of_token(token) for token in trace.tokens],
         "layout": _values_of_layout(trace.layout),
@@ -80,7 +80,8 @@ def trace_of(about: Mapping[str, Any], tensors: Mapping[str, torch.Tensor]) -> G
     """The trace; without images and rows of prompts where `tensors` has none.
 
     Raises:
-        ValueError, KeyError, TypeError: the values are none of a trace, or contradict each other.
+        ValueError, KeyError, TypeError: the values are not those of a trace, or contradict each
+            other.
     """
     layout = _layout(about["layout"])
     names = [f"image_{index}" for index in range(len(layout.grids))]
@@ -141,7 +142,7 @@ def rows_of(
 
 
 def check_tensors(about: Mapping[str, Any], table: Table) -> None:
-    """Compare the tensors of a file with what its JSON part says of them.
+    """Compare the tensors of a file with what its JSON part says about them.
 
     Raises:
         ValueError, KeyError, TypeError: as `trace_of`.
@@ -184,7 +185,7 @@ def check_tensors(about: Mapping[str, Any], table: Table) -> None:
 
 
 def check_numbers(tensors: Mapping[str, torch.Tensor]) -> None:
-    """Refuse values that are no numbers.
+    """Refuse values that are not numbers.
 
     Raises:
         ValueError: naming the tensor, as the end of a sentence.
@@ -209,7 +210,8 @@ def _values_of_token(token: GeneratedToken) -> dict[str, Any]:
 
 
 def _values_of_rows(rows: PromptTrace | None) -> dict[str, Any] | None:
-    """What a file says about rows of a prompt, beside their tensors and what the trace says."""
+    """The values of a prompt's rows in a file, in addition to their tensors and the trace's
+    values."""
     if rows is None:
         return None
     return {
@@ -235,7 +237,7 @@ def _tokens(said: Iterable[Mapping[str, Any]]) -> tuple[GeneratedToken, ...]:
         )
         for token in said
     )
-    # All of a kind at once: there are thousands of them.
+    # All of one field at once: there are thousands of them.
     all_of_them: list[GeneratedToken | Alternative] = [
         *made,
         *(a for t in made for a in t.alternatives),
@@ -307,7 +309,7 @@ def _grid(said: Mapping[str, Any], length: int) -> ImageGrid:
     if "views" not in said:
         start = whole("start", said["start"])
         t, h, w, merge = (whole(name, said[name], 1) for name in ("t", "h", "w", "merge"))
-        if t * h * w > length * merge**2:  # before so many positions are made
+        if t * h * w > length * merge**2:  # before this many positions are created
             raise ValueError("the patches of its images do not lie in its prompt, one image by one")
         return _drawable(one_view(start, t, h, w, merge, resized, original))
     views = tuple(_view(view, length) for view in said["views"])

@@ -1,4 +1,5 @@
-"""What the verbs share: saying errors, loading a model, forecasts; `cli.options` has options."""
+"""Shared code of the verbs: error messages, loading a model, forecasts; `cli.options` has
+options."""
 
 from __future__ import annotations
 
@@ -33,15 +34,15 @@ Prompt = Annotated[str, typer.Argument(help="What to ask about it.")]
 FurtherImages = Annotated[
     list[Path] | None,
     typer.Option(
-        "--image", help="A further image of the same question, behind IMAGE; several times."
+        "--image", help="Another image of the same question, after IMAGE; may be repeated."
     ),
 ]
 PICTURES = (".png", ".pdf", ".svg")
 
 
 @contextmanager
-def mistakes_said_plainly() -> Iterator[None]:
-    """End the verb with one sentence instead of a traceback where the user can mend it."""
+def clear_errors() -> Iterator[None]:
+    """End the verb with one sentence instead of a traceback if the user can fix the error."""
     try:
         yield
     except (ValueError, OSError) as error:
@@ -58,8 +59,8 @@ def mistakes_said_plainly() -> Iterator[None]:
 
 
 def _out_of_memory(error: RuntimeError) -> str | None:
-    """The sentence for a full device, also where no run had begun; None for any other error."""
-    import torch  # late: a refusal needs none of it
+    """The sentence for a full device, also before a run has begun; None for any other error."""
+    import torch  # imported late: a refusal does not need it
 
     from sinkscope.attention_extractor import RunOutOfMemoryError
 
@@ -78,7 +79,7 @@ def check_profile(settings: ModelSettings) -> None:
     """Read the sink profile that the settings name, if any, before any model is loaded.
 
     Raises:
-        ValueError: it cannot be read, or is no profile.
+        ValueError: it cannot be read, or is not a profile.
     """
     if settings.profile is not None:
         from sinkscope.models.profiles import read_profile
@@ -101,7 +102,7 @@ def check_output(path: Path, *inputs: Path) -> None:
 
 
 def check_ending(output: Path, *endings: str) -> None:
-    """Refuse an output of another kind, before anything is imported that could write it.
+    """Refuse an output of another kind, before heavy imports.
 
     Raises:
         ValueError: naming the endings that are allowed.
@@ -126,11 +127,11 @@ def job(label: str, length: int, kept: str, seconds: float | None = None) -> Ite
         with common.job("Finding sinks", len(samples), "Nothing is kept.") as job:
             found = find(handle, samples, **job.hooks)
 
-    The first Ctrl-C ends it after the step at hand, says what remains and ends the verb; a second
+    The first Ctrl-C ends it after the current step, says what remains and ends the verb; a second
     one ends the verb at once.
 
     Args:
-        label: what is being done, in front of the bar.
+        label: text before the bar.
         length: steps in all.
         kept: a sentence on what is left of a run that was stopped.
         seconds: a time limit.
@@ -142,7 +143,7 @@ def job(label: str, length: int, kept: str, seconds: float | None = None) -> Ite
 
 @contextmanager
 def stoppable(running: Job, kept: str) -> Iterator[Job]:
-    """The same for a verb with a bar of its own: the job, with Ctrl-C as its Stop.
+    """The same for a verb with its own bar: the job, with Ctrl-C as its Stop.
 
     Args:
         running: the job, which begins here.
@@ -170,7 +171,7 @@ def interrupted(running: Job) -> Iterator[None]:
             raise KeyboardInterrupt
         asked.set()
         running.stop()
-        typer.echo("\nStopping after the step at hand; Ctrl-C again stops at once.", err=True)
+        typer.echo("\nStopping after the current step; Ctrl-C again stops at once.", err=True)
 
     before = signal.signal(signal.SIGINT, interrupt)
     try:
@@ -182,7 +183,7 @@ def interrupted(running: Job) -> Iterator[None]:
 def say_forecast(
     handle: ModelHandle, inputs: PromptInputs, settings: GenerationSettings, answers: int = 1
 ) -> None:
-    """One line on standard error, before a run: what it takes if it uses all of its new tokens.
+    """One line on standard error, before a run: its cost if it uses all of its new tokens.
 
     Raises:
         ValueError: a layer or head that this model does not have.
@@ -199,10 +200,10 @@ def say_forecast(
 
 
 def say_decoding(handle: ModelHandle, inputs: PromptInputs, settings: GenerationSettings) -> None:
-    """One line on standard error, before a run, where the checkpoint has settings of its own.
+    """One line on standard error, before a run, if the checkpoint has its own settings.
 
     Raises:
-        ValueError: they are to be followed, and cannot be.
+        ValueError: they should be used, and cannot be.
     """
     from sinkscope.capture.decoding import in_words, unused_words
     from sinkscope.capture.run import decide
@@ -219,12 +220,12 @@ def say_decoding(handle: ModelHandle, inputs: PromptInputs, settings: Generation
 
 
 def say_stage(text: str) -> None:
-    """What the next token of an answer takes long for, on standard error."""
+    """Report on standard error why the next token takes long."""
     typer.echo(f"{text}.", err=True)
 
 
 def say_engine(trace: GenerationTrace) -> None:
-    """One line on standard error, behind a run, where another engine made it than was asked for."""
+    """One line on standard error, after a run, if another engine than requested was used."""
     from sinkscope.capture.decoding import engine_words
 
     if said := engine_words(trace):
@@ -232,7 +233,7 @@ def say_engine(trace: GenerationTrace) -> None:
 
 
 def load(settings: ModelSettings) -> ModelHandle:
-    """Load a model under a progress bar, and say what its checkpoint lacks."""
+    """Load a model with a progress bar, and report what its checkpoint lacks."""
     with progress("Loading the model", 100) as bar:
         bar.render_progress()  # the imports alone take seconds
         from transformers.utils import logging
@@ -240,7 +241,7 @@ def load(settings: ModelSettings) -> ModelHandle:
         from sinkscope.models.loading import load_model
 
         if settings.model == "demo" or Path(settings.model).is_dir():
-            logging.disable_progress_bar()  # ours is enough; a download's own counts bytes
+            logging.disable_progress_bar()  # our bar is enough; a download's own counts bytes
 
         def report(text: str, fraction: float) -> None:
             bar.label = text

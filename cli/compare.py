@@ -40,7 +40,7 @@ def compare(
     ] = False,
     token: Annotated[
         str | None,
-        typer.Option(help="Token to draw: index or word. Left out: the one that changed most."),
+        typer.Option(help="Token to draw: index or word. Default: the one that changed most."),
     ] = None,
     save_traces: Annotated[
         Path | None, typer.Option(help="Keep both runs too: a folder, made if it is missing.")
@@ -48,15 +48,15 @@ def compare(
 ) -> None:
     """Ask a model about an image without and with VAR, and show what VAR changed.
 
-    .html is a page of its own that replays the whole comparison in any browser. .png, .pdf and .svg
+    .html is a standalone page that shows the whole comparison in any browser. .png, .pdf and .svg
     are a figure of one token on the first image: baseline, VAR, difference. .json has the numbers.
-    Printed are both answers, where they part, the change for each token, and what VAR did in each
+    It prints both answers, where they differ, the change for each token, and what VAR did in each
     layer.
     """
     draft, heads = with_heads_file(draft)
     asked = [image, *(images or ())]
     _check_files(output, save_traces, *asked)
-    draft.make(dims=(0,))  # whatever the profile says, the rest must be allowed
+    draft.make(dims=(0,))  # the other settings must be valid, whatever the profile has
     common.check_profile(model)
     from sinkscope.models.images import open_image
 
@@ -85,7 +85,7 @@ def compare(
 def with_profile(
     draft: Draft[VARSettings], profile: SinkProfile | None, model: str, seed: int = 0
 ) -> VARSettings:
-    """The settings with what was left out taken from the model's profile.
+    """The settings, completed from the model's profile.
 
     Raises:
         ValueError: dims were left out and the model has no profile; the text says how to give them.
@@ -107,7 +107,7 @@ def with_heads_file(
     """The draft with the heads of a file that `--var-heads` names, and that list.
 
     Raises:
-        ValueError: the file is missing, or is no list of heads.
+        ValueError: the file is missing, or is not a list of heads.
     """
     said = draft.given.get("heads")
     if not isinstance(said, str) or not said.strip().lower().endswith(".json"):
@@ -153,7 +153,7 @@ def _compare(
             on_token=lambda name, index, token: bar.update(max(0, index + 1 - bar.pos)),
             on_stage=common.say_stage,
         )
-        bar.update(most - bar.pos)  # the answers may end before they are as long
+        bar.update(most - bar.pos)  # the answers may end earlier
     return pair
 
 
@@ -184,7 +184,7 @@ def _write(pair: Comparison, output: Path, token: str | None, source: str) -> No
         write_atomically(output, lambda file: file.write(page))
         if not holds_heads(run):
             typer.echo(
-                "The file holds the mean over the heads only, for all heads would make it too "
+                "The file holds only the mean over the heads, because all heads would make it too "
                 "large; fewer fit with --layers or --heads.",
                 err=True,
             )

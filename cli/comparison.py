@@ -22,7 +22,7 @@ FORMAT, VERSION = "sinkscope-comparison", 1
 
 @dataclasses.dataclass(frozen=True)
 class TokenNumbers:
-    """Of each token, over all captured layers and heads.
+    """Numbers of each token, over all captured layers and heads.
 
     Attributes:
         image: attention mass on the images, 0 to 1.
@@ -46,17 +46,15 @@ def most_changed_token(pair: Comparison) -> int:
     """The token whose map VAR changed most, among those with the same text before them.
 
     The change is the sum of the absolute differences of the two maps, each the mean over the
-    captured layers and heads. Tokens after the point where the answers part are no candidates:
-    there the two rows belong to different texts.
+    captured layers and heads. Tokens after the first difference are not candidates, because their
+    rows belong to different texts.
 
     Raises:
         ValueError: an answer is empty.
     """
     count = min(len(pair.baseline.tokens), len(pair.var.tokens))
     if pair.first_difference is not None:
-        count = min(
-            count, pair.first_difference + 1
-        )  # the token in which they part has the same past
+        count = min(count, pair.first_difference + 1)  # the first differing token has the same past
     if count == 0:
         raise ValueError("An answer is empty, so there is no map to compare.")
     plain, changed = (head_mean(trace)[:count].mean(dim=1) for trace in (pair.baseline, pair.var))
@@ -81,10 +79,10 @@ def chosen_tokens(pair: Comparison, wanted: str | None) -> list[int]:
 
 
 def print_comparison(pair: Comparison) -> None:
-    """Both answers, where they part, the numbers of each token, and what VAR did."""
+    """Both answers, their first difference, the numbers of each token, and what VAR did."""
     typer.echo(f"Baseline: {answer_of(pair.baseline)}")
     typer.echo(f"VAR:      {answer_of(pair.var)}\n")
-    for sentence in where_they_part(pair):
+    for sentence in difference_sentences(pair):
         typer.echo(sentence)
     typer.echo("")
     _print_tokens(pair)
@@ -93,13 +91,13 @@ def print_comparison(pair: Comparison) -> None:
     if not report.get("changed"):
         typer.secho(report.get("reason") or "VAR changed nothing.", fg="yellow", bold=True)
     else:
-        typer.echo(what_var_did(report))
+        typer.echo(var_sentence(report))
     for warning in report.get("warnings", ()):
         typer.secho(f"Warning: {warning}", fg="yellow", bold=True)
     _print_layers(report)
 
 
-def where_they_part(pair: Comparison) -> Iterator[str]:
+def difference_sentences(pair: Comparison) -> Iterator[str]:
     """The two texts, compared in words."""
     plain, changed, first = pair.baseline.tokens, pair.var.tokens, pair.first_difference
     if pair.same_text:
@@ -121,7 +119,7 @@ def where_they_part(pair: Comparison) -> Iterator[str]:
     if first is not None and is_sampled(pair.baseline):
         yield "The answers are sampled, so they can part by chance as well (greedy ones cannot)."
     change = pair.log_probability_change
-    if change and (pair.var.var or {}).get("changed"):  # else what is left is rounding
+    if change and (pair.var.var or {}).get("changed"):  # otherwise the rest is rounding
         most = max(range(len(change)), key=lambda t: abs(change[t]))
         yield (
             f"Log-probability of the common text: {sum(change):+.3f} nats under VAR; most at token "
@@ -163,7 +161,7 @@ def _texts(pair: Comparison, t: int) -> str:
     return sides[0] if sides[0] == sides[1] else " | ".join(sides)
 
 
-def what_var_did(report: Mapping[str, Any]) -> str:
+def var_sentence(report: Mapping[str, Any]) -> str:
     """VAR's report in a sentence."""
     layers = report["layers"]
     acted = [layer for layer in layers if layer["moved"] > 0]
@@ -201,7 +199,7 @@ def comparison_numbers(pair: Comparison) -> dict[str, Any]:
 
     `image_share` is the attention mass on the image, mean over the captured layers and heads;
     `sink_share` the part of that mass that sinks hold. `log_probability_change` (nats) ends where
-    the answers part.
+    the answers differ.
     """
     base = pair.baseline
     return {

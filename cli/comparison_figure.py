@@ -16,10 +16,11 @@ from PIL import Image
 from sinkscope.attention_extractor import Comparison
 from sinkscope.attention_processor import PatchMap, patch_map
 from sinkscope.cli.comparison import token_numbers
-from sinkscope.cli.drawing import sink_cells, sink_words
+from sinkscope.cli.drawing import sink_words
 from sinkscope.drawing.overlay import DIVERGING, under_map
 from sinkscope.drawing.scale import Ticks, difference_of
 from sinkscope.drawing.text import printable
+from sinkscope.drawing.view import View, sinks_of
 from sinkscope.visualization import (
     OverlayStyle,
     Scaling,
@@ -30,7 +31,7 @@ from sinkscope.visualization import (
     visible,
 )
 
-LONGEST = 900  # pixels of a panel's longer side: more would not be seen in the figure
+LONGEST = 900  # pixels of a panel's longer side: more would not be visible in the figure
 SHORTEST = 450  # fewer would make the marks of sinks coarse
 
 
@@ -48,7 +49,7 @@ def comparison_figure(pair: Comparison, tokens: Sequence[int], style: OverlaySty
     image = under_map(_sized(pair.baseline.images[0].convert("RGB")))
     plain, changed = (patch_map(trace, list(tokens)) for trace in (pair.baseline, pair.var))
     scale = scale_of([plain, changed], style)
-    style = dataclasses.replace(style, sinks=sink_cells(pair.baseline))
+    style = dataclasses.replace(style, sinks=sinks_of(pair.baseline, View()))
     idle = not (pair.var.var or {}).get("changed")
     values = difference_of(plain.values, changed.values, idle=idle)
     moved = dataclasses.replace(plain, values=values, signed=True)
@@ -65,10 +66,10 @@ def comparison_figure(pair: Comparison, tokens: Sequence[int], style: OverlaySty
         (f"VAR: {_words(pair, 1, tokens)}", overlay(image, changed, style, scale)),
         ("VAR − baseline", overlay(image, moved, style, signed)),
     ]
-    for place, (title, pixels) in zip(axes, panels, strict=True):
-        place.imshow(pixels, interpolation="none")
-        place.set_axis_off()
-        place.set_title(title, parse_math=False, family=fonts(), fontsize=12)
+    for axis, (title, pixels) in zip(axes, panels, strict=True):
+        axis.imshow(pixels, interpolation="none")
+        axis.set_axis_off()
+        axis.set_title(title, parse_math=False, family=fonts(), fontsize=12)
     _bar(drawn, style.colormap, axes[:2], scale.ticks)
     _bar(drawn, DIVERGING, axes[2:], ((0.5, "no difference"),) if signed.empty else signed.ticks)
     caption(drawn, _caption_lines(pair, tokens, plain, style, (scale, signed)), characters=150)
@@ -95,7 +96,7 @@ def _bar(drawn: Figure, colormap: str, axes: Any, ticks: Ticks) -> None:
         pad=0.03,
         aspect=40 if len(axes) > 1 else 20,
     )
-    bar.set_ticks([place for place, _ in ticks], labels=[text for _, text in ticks])
+    bar.set_ticks([position for position, _ in ticks], labels=[text for _, text in ticks])
     bar.set_label("attention mass" + ("" if len(axes) > 1 else ", VAR − baseline"), fontsize=9)
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from sinkscope.cli.common import check_output, mistakes_said_plainly, progress
+from sinkscope.cli.common import check_output, clear_errors, progress
 from sinkscope.utils import PROJECT, run_folder
 
 if TYPE_CHECKING:
@@ -47,22 +47,23 @@ def train(
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
     steps: Annotated[
         int | None,
-        typer.Option(help="At most so many steps, shared evenly by the stages: a quick look."),
+        typer.Option(help="Maximum number of steps, divided evenly among the stages."),
     ] = None,
     threads: Annotated[int | None, typer.Option(help="CPU threads; left out: all cores.")] = None,
 ) -> None:
-    """Train the bundled model from nothing, or go on where an interrupted run stopped.
+    """Train the bundled model from scratch, or resume an interrupted run.
 
     Takes about 125 minutes on one CPU core; a GPU runs the same code. The folder is written at the
-    end of each stage, and the loss curve, training.png, beside the checkpoint.
+    end of each stage, and the loss curve, training.png, next to the checkpoint.
     """
-    with mistakes_said_plainly():
+    with clear_errors():
         if threads is not None and threads < 1:
             raise ValueError(f"threads is {threads}; allowed: 1 or more.")
         import torch
 
         from sinkscope.demo.card import draw_history
-        from sinkscope.demo.train import TrainSettings, read_history
+        from sinkscope.demo.checkpoint import read_history
+        from sinkscope.demo.train import TrainSettings
         from sinkscope.demo.train import train as run
 
         if threads is not None:
@@ -89,12 +90,12 @@ def check(
     ] = False,
     threads: Annotated[int | None, typer.Option(help="CPU threads; left out: all cores.")] = None,
 ) -> None:
-    """Measure the model on scenes that it was not trained on: answers, looking, sinks.
+    """Measure the model on scenes that it was not trained on: answers, attention, sinks.
 
-    Answers and looking by itself, with VAR at its default settings, with VAR that leaves nothing on
-    a sink (keep 0), and with the control: VAR at its default settings on random tokens.
+    Answers and attention of the plain model, with VAR at its default settings, with VAR that leaves
+    nothing on a sink (keep 0), and with the control: VAR at its default settings on random tokens.
     """
-    with mistakes_said_plainly():
+    with clear_errors():
         import torch
         from transformers.utils import logging
 
@@ -139,7 +140,7 @@ def check(
 
 
 def var_rows(settings: VARSettings, layers: int) -> MakeRowChange:
-    """VAR as `demo.check` takes it: layers 2 .. L-2, sinks from the prefill, rows after the image.
+    """VAR for `demo.check`: layers 2 .. L-2, sinks from the prefill, rows after the image.
 
     Args:
         settings: dialect, thresholds, control.
@@ -163,7 +164,7 @@ def var_rows(settings: VARSettings, layers: int) -> MakeRowChange:
             if not 2 <= layer <= layers - 2:
                 return weights
             sinks = sink_mask(states[layer], settings.dims, settings.tau, settings.dialect)
-            sinks[:, seen.stop :] = False  # words after the image are no sinks: prefill of an image
+            sinks[:, seen.stop :] = False  # words after the image are not sinks: prefill
             if settings.control == "random":
                 pairs = zip(sinks, vision, strict=True)
                 sinks = torch.stack([random_instead(s, v, settings.seed, layer) for s, v in pairs])
@@ -179,7 +180,7 @@ def examples(
     output: Annotated[Path, typer.Option(help="Folder.")] = EXAMPLES,
 ) -> None:
     """Draw the example pictures of the page, with their questions and true answers."""
-    with mistakes_said_plainly():
+    with clear_errors():
         from sinkscope.demo.examples import write_examples
 
         for path in write_examples(output):
@@ -191,11 +192,11 @@ def example(
     model: Annotated[str, typer.Option(help="demo, a hub id or a folder.")] = "demo",
     output: Annotated[Path, typer.Option(help="Folder of the run.")] = EXAMPLE_RUN,
 ) -> None:
-    """Make the run that the page shows at first open, from the first example picture.
+    """Make the run that the page shows first, from the first example picture.
 
-    Baseline and VAR, computed by the bundled model on this machine; nothing in it is drawn by hand.
+    Baseline and VAR, computed by the bundled model on this machine.
     """
-    with mistakes_said_plainly():
+    with clear_errors():
         from sinkscope.models.loading import load_model
         from sinkscope.web.runs.example import make_example
 
@@ -212,12 +213,12 @@ def scene(
     seed: Annotated[int, typer.Option(help="Which scene.")] = 0,
     width: Annotated[int, typer.Option(help="Pixels.")] = 224,
     height: Annotated[int, typer.Option(help="Pixels.")] = 224,
-    min_objects: Annotated[int, typer.Option(help="At least so many.")] = 1,
-    max_objects: Annotated[int, typer.Option(help="At most so many.")] = 4,
+    min_objects: Annotated[int, typer.Option(help="Minimum number.")] = 1,
+    max_objects: Annotated[int, typer.Option(help="Maximum number.")] = 4,
     background: Annotated[str, typer.Option(help="any, texture or photo.")] = "any",
 ) -> None:
     """Draw the scene of a seed; print its objects, and questions with their answers, as JSON."""
-    with mistakes_said_plainly():
+    with clear_errors():
         check_output(output)
         if output.suffix.lower() != ".png":
             raise ValueError(f"output is {str(output)!r}; allowed: a .png file.")
@@ -246,11 +247,11 @@ def scene(
 def looks(
     output: Annotated[Path, typer.Argument(help="A .png, .pdf or .svg file.")],
     model: Annotated[Path, typer.Option(help="Folder of the model.")] = BUNDLED,
-    layer: Annotated[int | None, typer.Option(help="Left out: of the best head.")] = None,
-    head: Annotated[int | None, typer.Option(help="Left out: the best head.")] = None,
+    layer: Annotated[int | None, typer.Option(help="Default: of the best head.")] = None,
+    head: Annotated[int | None, typer.Option(help="Default: the best head.")] = None,
 ) -> None:
     """Draw a dozen scenes with one head's map for the first thing that the model names in each."""
-    with mistakes_said_plainly():
+    with clear_errors():
         check_output(output)
         from sinkscope.cli.demo_looks import draw_looks
 

@@ -1,4 +1,4 @@
-"""The figure of `demo looks`: a dozen scenes, the answer, and where one head looked for a word."""
+"""The figure of `demo looks`: a dozen scenes, the answers, and one head's map for a word."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from sinkscope.models.loading import load_model
 from sinkscope.utils import write_atomically
 from sinkscope.visualization import OverlayStyle, check_ending, overlay, save
 
-_SEEDS = 4  # scenes of these begin with 4: neither trained on nor measured
+_SEEDS = 4  # seeds of these scenes begin with 4: used neither for training nor for measuring
 _ROWS, _COLUMNS = 3, 4
 _DPI = 128
 _COLOURS = 256
@@ -62,7 +62,7 @@ def draw_looks(model: Path, output: Path, at: tuple[int, int] | None) -> None:
     if output.suffix.lower() != ".png":
         save(figure, output)
         return
-    # Textured scenes hardly compress: a palette makes the file a quarter, and the eye sees no loss.
+    # Textured scenes hardly compress: a palette reduces the file to a quarter without visible loss.
     # The default palette follows the backgrounds and would turn a green square blue.
     canvas.draw()
     drawn = Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB")

@@ -20,10 +20,10 @@ from sinkscope.drawing.names import Photo
 from sinkscope.drawing.text import visible
 from sinkscope.utils import number_of
 
-if TYPE_CHECKING:  # what draws is imported when something is drawn: `show` begins at once
+if TYPE_CHECKING:  # drawing code is imported when needed, so that `show` starts at once
     from sinkscope.drawing.overlay import OverlayStyle
 
-# Why an answer is cut off, of those that its model did not end.
+# Why an answer was cut off, if its model did not end it.
 CUT = {
     "length": "the most allowed",
     "time": "the checkpoint's max_time was over",
@@ -36,8 +36,8 @@ class Selection:
     """Which attention to draw. Layers and heads are indices in the model; None is all captured.
 
     `image` is the one to draw and to give shares of, counted from 0. `sinks` marks the cells that
-    are a sink in at least one of these layers. `method` makes the maps; shares are always those of
-    the raw attention. `photo` is how the image lies under the map: dim, full or none.
+    are a sink in at least one of these layers. `method` computes the maps; shares are always those
+    of the raw attention. `photo` is the image under the map: dim, full or none.
     """
 
     token: str = "all"
@@ -66,21 +66,21 @@ def draw(
     """
     from sinkscope.drawing.figures import contact_sheet, figure, save
     from sinkscope.drawing.overlay import overlay, under_map
+    from sinkscope.drawing.view import View, sinks_of
 
     shares = token_shares(trace, selection)
     image = under_map(trace.images[selection.image], selection.photo)
     note = f"{trace.model.id} ({trace.model.revision}), prompt: {trace.prompt}"
     if selection.sinks:
-        style = dataclasses.replace(
-            style, sinks=sink_cells(trace, selection.layers, selection.image)
-        )
+        view = View(layers=selection.layers, image=selection.image)
+        style = dataclasses.replace(style, sinks=sinks_of(trace, view))
         note = f"{sink_words(trace, style.sinks)}. {note}"
     if selection.token == "all":
         maps = [_map(trace, t, selection) for t in range(len(trace.tokens))]
         if not maps:
             raise ValueError("The answer is empty, so there is nothing to draw.")
         words = [token.text for token in trace.tokens]
-        which = maps[0].label.partition(", ")[2]  # without the token, which each picture has
+        which = maps[0].label.partition(", ")[2]  # without the token, which is on each picture
         if maps[0].normalisation != "none":
             which += f"; {maps[0].normalisation}"
         note = f"{which}. {note}"
@@ -95,7 +95,7 @@ def draw(
         titled = {"token": word, "prompt": trace.prompt}
         save(figure(image, chosen, style, **titled, share=share, note=note), output)
     else:
-        if selection.sinks and not trace.sinks:  # bare pixels have no caption to say it in
+        if selection.sinks and not trace.sinks:  # plain pixels have no caption
             typer.echo(f"({sink_words(trace, ())})", err=True)
         save(overlay(image, chosen, style), output)
 
@@ -130,7 +130,7 @@ def print_answer(trace: GenerationTrace, selection: Selection, *, all_images: bo
 
 
 def answer_of(trace: GenerationTrace) -> str:
-    """The answer for a terminal: without the control characters that would steer it."""
+    """The answer for a terminal: without control characters."""
     text = trace.text.strip()
     return "".join(c if c.isprintable() or c in "\n\t" else "\ufffd" for c in text)
 
@@ -138,25 +138,15 @@ def answer_of(trace: GenerationTrace) -> str:
 def token_shares(trace: GenerationTrace, selection: Selection) -> list[float]:
     """Attention mass on the selected image, for each token: the mean over the layers and heads.
 
-    Taken from the maps that are drawn, whose float16 is finer than what is printed.
+    Taken from the drawn maps, whose float16 is finer than the printed digits.
 
     Raises:
         ValueError: an image, layer or head that the trace does not hold.
     """
-    trace = as_arrays(trace)  # of one run the same numbers, whatever it is made of
+    trace = as_arrays(trace)  # the same numbers for one run, from tensors or arrays
     chosen = (selection.layers, selection.heads)
     maps = (patch_map(trace, t, *chosen, image=selection.image) for t in range(len(trace.tokens)))
     return [float(patches.values.sum()) for patches in maps]
-
-
-def sink_cells(
-    trace: GenerationTrace, layers: Sequence[int] | None = None, image: int = 0
-) -> tuple[int, ...]:
-    """Cells of an image that are a sink in at least one of the layers (None: all captured)."""
-    wanted = set(trace.layers if layers is None else layers)
-    grid = trace.layout.grids[image]
-    found = {p for sinks in trace.sinks if sinks.layer in wanted for p in sinks.positions}
-    return grid.cells_of(k for k, p in enumerate(grid.positions) if p in found)
 
 
 def sink_words(trace: GenerationTrace, cells: Sequence[int]) -> str:
@@ -198,6 +188,6 @@ def _map(trace: GenerationTrace, tokens: int | Sequence[int], selection: Selecti
     chosen = (selection.layers, selection.heads, selection.reduce)
     if selection.method == "attention":  # the same map, of tensors or of arrays
         return patch_map(as_arrays(trace), tokens, *chosen, image=selection.image)
-    from sinkscope.methods.explain import explain_map  # late: it needs torch
+    from sinkscope.methods.explain import explain_map  # imported late: it needs torch
 
     return explain_map(trace, tokens, selection.method, *chosen, image=selection.image)

@@ -29,7 +29,7 @@ MOST_SAID = 10  # failures that are printed
 MOST_REPLACED = 100  # workers of a cluster that may die
 
 app = typer.Typer(
-    help="Evaluate: methods compared on the same questions, and how sure the difference is.",
+    help="Evaluate: compare methods on the same questions, with uncertainty of the difference.",
     no_args_is_help=True,
 )
 
@@ -46,7 +46,7 @@ def run(
     context: typer.Context,
     output: Annotated[
         Path,
-        typer.Option("--output", "-o", help="Folder of the run; the same command goes on in it."),
+        typer.Option("--output", "-o", help="Folder of the run; the same command resumes it."),
     ],
     asked: Run,
     model: ModelSettings,
@@ -54,8 +54,8 @@ def run(
     method: Annotated[
         list[str] | None,
         typer.Option(
-            help="default, var or var-random, with settings as var:keep=0.3,dialect=paper; several "
-            "times. Left out: default.",
+            help="default, var or var-random, with settings as var:keep=0.3,dialect=paper; may be "
+            "repeated. Default: default.",
         ),
     ] = None,
     sweep: Annotated[
@@ -64,13 +64,13 @@ def run(
     ] = None,
     config: Annotated[
         Path | None,
-        typer.Option(help="The run.toml of a run, in place of all that makes it.", metavar="FILE"),
+        typer.Option(help="The run.toml of a run, instead of all other settings.", metavar="FILE"),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the summary as JSON.")] = False,
 ) -> None:
-    """Ask a model a task's questions by several methods; every answer is a record in --output.
+    """Ask a model a task's questions with several methods; every answer is a record in --output.
 
-    Exit code 3 says that questions failed; they are named, and the same command tries them again.
+    Exit code 3 means that questions failed; they are named, and the same command retries them.
     """
     from sinkscope.evaluation.settings import RunConfig, read_config
     from sinkscope.evaluation.wanted import wanted_methods
@@ -139,7 +139,7 @@ def tasks(
 
 
 def _alone(context: typer.Context) -> None:
-    """With --config, what the file says cannot be said again."""
+    """Refuse options together with --config, which already sets them."""
     beside = {"output", "config", "as_json", *(one.name for one in offered(WorkSettings))}
     given = [
         name
@@ -152,7 +152,7 @@ def _alone(context: typer.Context) -> None:
 
 
 def _check_folder(output: Path) -> None:
-    """Before a model is loaded: that something can be written there. Nothing is left behind.
+    """Check, before a model is loaded, that the folder can be written. Leaves no file behind.
 
     Raises:
         ValueError: it cannot.
@@ -170,7 +170,7 @@ def _check_folder(output: Path) -> None:
 
 
 def _say(prepared: Prepared, wanted: RunConfig) -> None:
-    """What is about to be done, on standard error."""
+    """Announce the run on standard error."""
     count = "all" if prepared.total is None else f"{prepared.total}"
     where = "" if prepared.data is None else f" of {prepared.data.name} ({prepared.data.revision})"
     names = ", ".join(one.name for one in wanted.methods)
@@ -204,7 +204,7 @@ def _say_summary(done: Summary, output: Path, as_json: bool) -> None:
 
 @contextmanager
 def _told(label: str, total: int | None) -> Iterator[Progress]:
-    """A bar with the time that is left, on standard error."""
+    """A progress bar with the remaining time, on standard error."""
     from rich.console import Console
     from rich.progress import (
         BarColumn,

@@ -26,13 +26,13 @@ def report(
     output: Annotated[
         Path | None,
         typer.Option(
-            "--output", "-o", help="Folder of the report. Left out: RUN/report of one run."
+            "--output", "-o", help="Folder of the report. Default: RUN/report for one run."
         ),
     ] = None,
 ) -> None:
-    """Say what runs say: tables here; report.html, report.md and CSV files in --output.
+    """Report on runs: tables here; report.html, report.md and CSV files in --output.
 
-    Exit code 3 says that a run is not complete; its report says what is missing.
+    Exit code 3 means that a run is not complete; its report says what is missing.
     """
     from rich.console import Console
 

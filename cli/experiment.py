@@ -1,7 +1,7 @@
 """`experiment NAME ...`: causal experiments on attention sinks, one command each.
 
-The commands and their options are made of `experiments.catalogue.EXPERIMENTS`: a new row there is a
-new command here.
+The commands and their options are made from `experiments.catalogue.EXPERIMENTS`: a new row there is
+a new command here.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ Data = Annotated[
     str | None,
     typer.Option(
         help="Samples: a folder of images, a file of questions, or demo (drawn scenes); for a text "
-        "model a text file with a prompt a line. Left out: demo with the bundled model, our own "
+        "model a text file with one prompt per line. Default: demo with the bundled model, our own "
         "prompts with a text model."
     ),
 ]
@@ -63,7 +63,7 @@ def side_by_side(
     """Causal experiments on attention sinks, or two of them side by side."""
     if compare is None:
         return
-    with common.mistakes_said_plainly():
+    with common.clear_errors():
         _check_folder(output)
         from sinkscope.experiments.compare import compare as joined
         from sinkscope.experiments.result import Result
@@ -98,7 +98,7 @@ def _command(experiment: Experiment) -> Callable[..., None]:
         with common.job(experiment.name, 100, "Nothing is kept.") as job:
 
             def tell(done: int, total: int, text: str) -> None:
-                # In percent: how many passes there are is known once sinks are detected.
+                # In percent, because the number of passes is known only once sinks are detected.
                 job.report(round(100 * done / max(1, total)), 100, text)
 
             made = run_experiment(
@@ -114,13 +114,13 @@ def _command(experiment: Experiment) -> Callable[..., None]:
 def _group() -> typer.Typer:
     """All of them."""
     made = typer.Typer(
-        help="What makes attention sinks: take the factor away and see whether they vanish.",
+        help="What causes attention sinks: remove a factor and see whether they vanish.",
         no_args_is_help=True,
     )
     made.callback(invoke_without_command=True)(side_by_side)
     for experiment in EXPERIMENTS:
         made.command(experiment.name)(_command(experiment))
-    made.command("docs", hidden=True)(docs)  # for those who work on SinkScope
+    made.command("docs", hidden=True)(docs)  # for developers of SinkScope
     return made
 
 
@@ -128,10 +128,10 @@ app = _group()
 
 
 def _samples(handle: ModelHandle, data: str | None, count: int, prompt: str | None) -> Prompts:
-    """What --data names, or the default of the model.
+    """The samples of --data, or the model's default.
 
     Raises:
-        ValueError: it names none, or images for a text model.
+        ValueError: there are none, or images for a text model.
     """
     from sinkscope.experiments.samples import Prompts, own_prompts, read_prompts
 

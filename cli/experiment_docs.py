@@ -1,4 +1,4 @@
-"""`experiment docs`: every experiment on the bundled model, with its figures and what it says put
+"""`experiment docs`: every experiment on the bundled model, with its figures and results written
 into docs/experiments.md."""
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 SAMPLES = 16
 DPI = 100
-# What is run, with which settings, and the figures that are shown. A name may occur once.
+# Each run with its settings and the figures shown. A name may occur once.
 RUNS: tuple[tuple[str, dict[str, Any], tuple[str, ...]], ...] = (
     ("scan", {}, ("attention", "energy_concentration")),
     ("decompose-output", {"layer": 0}, ("dim_17",)),
@@ -35,11 +35,11 @@ RUNS: tuple[tuple[str, dict[str, Any], tuple[str, ...]], ...] = (
 
 
 def docs() -> None:
-    """Make docs/experiments.md anew: what the bundled model says, and its figures.
+    """Update docs/experiments.md: the bundled model's results and figures.
 
-    For a clone of the project; each part between two marks in the page is replaced.
+    Only in a clone of the project; each part between two marks in the page is replaced.
     """
-    with common.mistakes_said_plainly():
+    with common.clear_errors():
         page = PROJECT / "docs" / "experiments.md"
         if not (PROJECT / "src" / "sinkscope").is_dir() or not page.is_file():
             raise ValueError("docs/experiments.md is not here; this is for a clone of SinkScope.")
@@ -65,7 +65,7 @@ def docs() -> None:
 
 
 def replaced(text: str, name: str, new: str) -> str:
-    """The page with what stands between the marks of an experiment replaced.
+    """The page with the text between the marks of an experiment replaced.
 
     Raises:
         ValueError: the page has no such marks.

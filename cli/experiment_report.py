@@ -1,4 +1,4 @@
-"""What `experiment` prints: what was found in sentences, tables, the verdict."""
+"""The output of `experiment`: findings in sentences, tables, the verdict."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from rich.table import Table as RichTable
 from sinkscope.experiments.result import Cell, Result, Table
 
 MOST_ROWS = 60  # of a table; the rest is in the files
-WIDE = 220  # columns where nothing says how wide the terminal is
+WIDE = 220  # columns if the terminal's width is unknown
 
 
 def print_result(made: Result) -> None:

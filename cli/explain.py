@@ -47,8 +47,8 @@ def explain(
 
     --token is a word of the answer, an index from 0, a range such as 2-4, or `answer` for all of
     it. The output has a map for each method, with its unit and its own scale of colours, and the
-    rank correlations of the maps. Methods that this run cannot give are listed with the reason.
-    Ctrl-C keeps the maps that are there.
+    rank correlations of the maps. Methods that this run cannot provide are listed with the reason.
+    Ctrl-C keeps the finished maps.
     """
     from sinkscope.drawing.methods_sheet import Sheet, check_sheet_ending, write_sheet
     from sinkscope.methods.together import Choice, methods_named
@@ -74,7 +74,7 @@ def explain(
 
     with common.progress("Answering", generation.max_new_tokens) as bar:
         trace = generate(handle, inputs, generation, on_token=lambda *_: bar.update(1))
-        bar.update(generation.max_new_tokens - bar.pos)  # the answer may end before
+        bar.update(generation.max_new_tokens - bar.pos)  # the answer may end earlier
     typer.echo(answer_of(trace))
     target = explained_tokens(trace, drawing.token)
     choice = Choice(generation.layers, generation.heads, drawing.reduce)
@@ -101,7 +101,7 @@ def explain(
 
 
 def explained_tokens(trace: GenerationTrace, wanted: str) -> Target:
-    """What `--token` names: a word of the answer, an index, a range `2-4` with its end, `answer`.
+    """The tokens of `--token`: a word of the answer, an index, an inclusive range `2-4`, `answer`.
 
     Raises:
         ValueError: there is no such token; the text says what there is.
@@ -130,8 +130,8 @@ def explained(
     choice: Choice,
     session: Passes,
 ) -> tuple[list[Made], Stopped | None]:
-    """What came of the methods, with a bar on standard error; and the stop, where there was one.
-    The first Ctrl-C ends after the step at hand, a second one at once."""
+    """The outcomes of the methods, with a progress bar on standard error; and the stop, if there
+    was one. The first Ctrl-C ends after the current step, a second one at once."""
     from sinkscope.methods.together import explain_each
 
     made: list[Made] = []
@@ -149,14 +149,14 @@ def explained(
                 for one in explain_each(
                     trace, target, methods, choice, session=session, **job.hooks
                 ):
-                    made.append(one)  # what was made before a stop stays
+                    made.append(one)  # results before a stop are kept
             except Stopped as stop:
                 stopped = stop
     return made, stopped
 
 
 def tell(made: Sequence[Made]) -> None:
-    """The methods on standard output, those that gave no map with the reason."""
+    """The methods on standard output, those without a map with the reason."""
     typer.echo("\nmethod")
     for one in made:
         said = one.why_not if one.patches is None else f"{one.seconds:.2f} s, {one.patches.unit}"

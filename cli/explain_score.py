@@ -1,4 +1,4 @@
-"""`explain-score`: how well explanation methods find what a word names."""
+"""`explain-score`: how well explanation methods find the object that a word names."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ INCOMPLETE = 3  # exit code: targets failed
 def explain_score(
     output: Annotated[
         Path,
-        typer.Option("--output", "-o", help="Folder of the run; the same command goes on in it."),
+        typer.Option("--output", "-o", help="Folder of the run; the same command resumes it."),
     ],
     score: ScoreSettings,
     model: ModelSettings,
@@ -34,12 +34,13 @@ def explain_score(
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the figures as JSON.")] = False,
 ) -> None:
-    """Score explanation methods against masks, with a random map and a centre prior beside them.
+    """Score explanation methods against masks, with a random map and a centre prior as baselines.
 
-    Each word is explained by each method, and the map is compared with the pixels of what the word
-    names: pointing game, energy inside, NSS, AUC, Obj-IoU; and with what the model itself loses or
-    gains: insertion and deletion. In --output: records.jsonl, report.md, report.html, scores.csv.
-    Ctrl-C keeps the records, and reports on them. Exit code 3 says that words failed.
+    Each word is explained by each method, and the map is compared with the pixels of the named
+    object: pointing game, energy inside, NSS, AUC, Obj-IoU; and with the model's own change of
+        probability: insertion and deletion. In --output: records.jsonl, report.md, report.html,
+            scores.csv. Ctrl-C keeps the records, and reports on them. Exit code 3 means that words
+            failed.
     """
     if output.exists() and not output.is_dir():
         raise ValueError(f"output is {str(output)!r}, which is a file; allowed: a folder.")

@@ -25,13 +25,13 @@ def heatmap(
     image: Annotated[
         Path,
         typer.Argument(
-            help="PNG, JPEG, WebP, GIF, BMP or TIFF. A folder of them, or a file of questions "
-            "(.jsonl and the like): each is asked, with the model loaded once."
+            help="PNG, JPEG, WebP, GIF, BMP or TIFF. Or a folder of them, or a file of questions "
+            "(.jsonl and similar): each is asked, with the model loaded once."
         ),
     ],
     prompt: Annotated[
         str | None,
-        typer.Argument(help="What to ask about it; a file of questions brings its own."),
+        typer.Argument(help="The question about it; a file of questions has its own."),
     ] = None,
     *,
     output: Annotated[
@@ -54,16 +54,16 @@ def heatmap(
     """Ask a model about an image and draw the attention behind its answer.
 
     The picture is a sheet with one small overlay for each token of the answer. With --token it is
-    that token's overlay at the photo's own resolution. Printed are the answer and, for each token,
-    the share of its attention that was on the image.
+    that token's overlay at the photo's own resolution. The command prints the answer and, for each
+    token, the share of its attention on the image.
 
-    With --image the question is about several images; each gets a picture of its own, with the
+    With --image the question is about several images; each gets its own picture, with the
     image's number, from 0, in the file's name.
     """
-    from sinkscope.cli import many  # late, like all that is not needed for --help
+    from sinkscope.cli import many  # imported late, like everything that --help does not need
 
     asked = [image, *(images or ())]
-    # What is captured is what is drawn.
+    # Only what is drawn is captured.
     drawing = dataclasses.replace(drawing, layers=generation.layers, heads=generation.heads)
     if many.is_many(image):
         many.check(image, prompt, output, save_trace, images)
@@ -98,14 +98,14 @@ def heatmap(
 
 
 def pictures_of(output: Path, count: int) -> list[Path]:
-    """The file for each image: the one that was named, or with the image's number in its name."""
+    """The file for each image: the given name, or with the image's number in it."""
     if count == 1:
         return [output]
     return [output.with_name(f"{output.stem}.image-{k}{output.suffix}") for k in range(count)]
 
 
 def check_method(handle: ModelHandle, method: str) -> None:
-    """Refuse a method that the model's runs cannot give.
+    """Refuse a method that the model's runs cannot provide.
 
     Raises:
         ValueError: it needs sinks, and the model's are not known.
@@ -144,5 +144,5 @@ def _generate(
             on_token=lambda index, token: bar.update(1),
             on_stage=common.say_stage,
         )
-        bar.update(settings.max_new_tokens - bar.pos)  # the answer may end before it is as long
+        bar.update(settings.max_new_tokens - bar.pos)  # the answer may end earlier
     return trace

@@ -22,18 +22,18 @@ if TYPE_CHECKING:
     from sinkscope.records.sources import Source
 
 ANSWERS = "answers.jsonl"
-PROMPT = "Describe the image."  # of images that come without a question
+PROMPT = "Describe the image."  # of images without a question
 SOME_FAILED = 3  # exit code, as of `evaluate`
 LONGEST_NAME = 80
 
 
 @dataclass(frozen=True)
 class Job:
-    """What is asked, and where it goes.
+    """The questions and the outputs.
 
     Attributes:
         data: a folder of images, or a file of questions.
-        prompt: the question where the data has none.
+        prompt: the question if the data has none.
         output: the folder for pictures and `answers.jsonl`.
         traces: a folder for the runs, or None.
     """
@@ -58,10 +58,11 @@ def check(
     traces: Path | None,
     images: Sequence[Path] | None,
 ) -> None:
-    """Refuse, before any model is loaded, what cannot be asked or written.
+    """Refuse, before any model is loaded, invalid input or output.
 
     Raises:
-        ValueError: an empty prompt, an output that is a file or in no folder, or --image.
+        ValueError: an empty prompt, an output that is a file or whose folder is missing, or
+            --image.
     """
     if images:
         raise ValueError(f"--image is for one question; {data} names the images of each itself.")
@@ -82,14 +83,14 @@ def check(
 
 
 def ask_all(job: Job, model: ModelSettings, settings: GenerationSettings, drawing: Drawing) -> None:
-    """Ask each question, draw and write it, one after the other; ends the verb with exit code 3
-    where some could not be asked.
+    """Ask each question, draw and write it, one after the other; ends the verb with exit code 3 if
+    some could not be asked.
 
     Raises:
         ValueError: the data cannot be read or has no question at all.
     """
     from sinkscope.records.reading import Survey, records_of
-    from sinkscope.sinks.samples import open_source  # which knows folders, files and their layouts
+    from sinkscope.sinks.samples import open_source  # reads folders, files and their layouts
 
     source, survey, failed = open_source(job.data), Survey(), 0
     records = _at_least_one(records_of(source, job.prompt, survey), source, survey)
@@ -113,7 +114,7 @@ def ask_all(job: Job, model: ModelSettings, settings: GenerationSettings, drawin
             else:
                 typer.echo(f"{name}\t{' '.join(written['answer'].split())}")
             answers.write(json.dumps(written, ensure_ascii=False) + "\n")
-            answers.flush()  # what is there remains, whatever ends the run
+            answers.flush()  # finished files are kept, however the run ends
     for note in survey.notes(source, job.prompt or PROMPT):
         typer.echo(f"Note: {note}", err=True)
     typer.echo(f"Wrote {survey.used - failed} of {survey.used} to {job.output}", err=True)
@@ -122,8 +123,8 @@ def ask_all(job: Job, model: ModelSettings, settings: GenerationSettings, drawin
 
 
 def _at_least_one(records: Iterator[Record], source: Source, survey: Any) -> Iterator[Record]:
-    """The same records, the first of them read at once, so that wrong data is known before a model
-    is loaded."""
+    """The same records, with the first one read at once, so that bad data is reported before a
+    model is loaded."""
     first = next(records, None)
     if first is None:
         survey.check(source)
@@ -185,8 +186,8 @@ def _tokens(trace: GenerationTrace, drawing: Drawing) -> list[dict[str, Any]]:
 
 
 class _Names:
-    """A file name for each record, none twice: its id, which of a folder's image is its path there,
-    or its number."""
+    """A unique file name for each record: its id (for an image of a folder its path there), or its
+    number."""
 
     def __init__(self) -> None:
         self._taken: set[str] = set()

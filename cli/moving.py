@@ -1,4 +1,4 @@
-"""What `show` writes beside pictures: animations, tables of shares, and two runs side by side."""
+"""Other outputs of `show`: animations, tables of shares, and two runs side by side."""
 
 from __future__ import annotations
 

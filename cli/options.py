@@ -1,4 +1,4 @@
-"""Options made of settings: a verb asks for a settings class and gets it, made and checked.
+"""Options made from settings: a verb declares a settings class and receives a checked instance.
 
     @verb
     def heatmap(image: ImageFile, model: ModelSettings, ...) -> None:
@@ -17,7 +17,7 @@ from typing import Annotated, Any, Generic, Literal, TypeVar, get_args, get_orig
 
 import typer
 
-from sinkscope.cli.common import mistakes_said_plainly
+from sinkscope.cli.common import clear_errors
 from sinkscope.setting import LISTS, REQUIRED, Setting, index_list, offered, read
 
 S = TypeVar("S")
@@ -25,12 +25,12 @@ S = TypeVar("S")
 
 @dataclass(frozen=True)
 class Group:
-    """What one verb does otherwise with a class's settings: `Annotated[FindSettings, Group(...)]`.
+    """How one verb changes a class's settings: `Annotated[FindSettings, Group(...)]`.
 
     Attributes:
-        but: fields that it does not ask for.
-        defaults: by field, where it has another default than the class.
-        left_out: by field, what it is when the user leaves it out, where the verb decides that.
+        but: fields that it does not offer.
+        defaults: by field, if its default differs from the class's.
+        left_out: by field, description of the default, if the verb decides it.
     """
 
     but: tuple[str, ...] = ()
@@ -51,18 +51,18 @@ class Group:
 
 @dataclass(frozen=True)
 class Draft(Generic[S]):
-    """Settings of which something is not known yet, such as what a model's profile says.
+    """Settings that are completed later, for example from a model's profile.
 
     Attributes:
         cls: the settings class.
-        given: by field, what the options say; what may be left out and was is missing.
+        given: by field, the given options; omitted optional ones are missing.
     """
 
     cls: type[S]
     given: Mapping[str, Any]
 
     def make(self, **otherwise: Any) -> S:
-        """The settings; `otherwise` has values, by field, for what the user left out.
+        """The settings; `otherwise` has values, by field, for omitted options.
 
         Raises:
             ValueError: a value is not allowed.
@@ -71,8 +71,8 @@ class Draft(Generic[S]):
 
 
 def verb(function: Callable[..., None]) -> Callable[..., None]:
-    """The function as typer takes it: with an option for each setting of the classes that it asks
-    for (by `Cls`, `Annotated[Cls, Group(...)]` or `Draft[Cls]`), and mistakes said plainly."""
+    """The function for typer: with an option for each setting of the classes that it declares (by
+    `Cls`, `Annotated[Cls, Group(...)]` or `Draft[Cls]`), and with clear errors."""
     hints = get_type_hints(function, include_extras=True)
     parameters: list[inspect.Parameter] = []
     asked: dict[str, tuple[type[Any], bool, tuple[Setting, ...]]] = {}
@@ -87,7 +87,7 @@ def verb(function: Callable[..., None]) -> Callable[..., None]:
 
     @functools.wraps(function)
     def call(**given: Any) -> None:
-        with mistakes_said_plainly():
+        with clear_errors():
             made: dict[str, Any] = {}
             for name, (cls, draft, settings) in asked.items():
                 said = {one: given.pop(one.name) for one in settings}
@@ -95,7 +95,7 @@ def verb(function: Callable[..., None]) -> Callable[..., None]:
                 made[name] = Draft(cls, values) if draft else cls(**values)
             function(**given, **made)
 
-    del call.__wrapped__  # typer and typing would look through it
+    del call.__wrapped__  # otherwise typer and typing would unwrap it
     call.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     call.__annotations__ = {one.name: one.annotation for one in parameters}
     return call
@@ -103,15 +103,15 @@ def verb(function: Callable[..., None]) -> Callable[..., None]:
 
 def _read(setting: Setting, value: Any) -> Any:
     if setting.kind == "indices" and not value.strip():
-        return index_list(setting.name, value)  # given but empty is a mistake, not "all"
+        return index_list(setting.name, value)  # given but empty is an error, not "all"
     return read(setting, value)
 
 
 def option(setting: Setting) -> inspect.Parameter:
-    """The option of one setting, as a parameter of the function that typer reads.
+    """The option of one setting, as a parameter of typer's function.
 
-    Left out, it is the setting's default, or None where something else decides; a setting that has
-    neither must be given.
+    If omitted, it is the setting's default, or None if something else decides; a setting with
+    neither is required.
     """
     kinds = {"switch": bool, "whole": int, "number": float}
     kind: Any = kinds.get(setting.kind, str)
@@ -121,7 +121,7 @@ def option(setting: Setting) -> inspect.Parameter:
     if setting.kind in LISTS and isinstance(written, tuple):
         written = ",".join(map(str, written)) or None
     if setting.left_out or not isinstance(written, bool | int | float | str):
-        written = None  # `left_out` says what it is then
+        written = None  # described by `left_out`
     if setting.default is REQUIRED and not setting.left_out:
         written = inspect.Parameter.empty
     elif written is None:
@@ -141,7 +141,8 @@ def _keyword(name: str, annotation: Any, default: Any) -> inspect.Parameter:
 
 
 def _settings_class(hint: Any) -> tuple[type[Any] | None, Group, bool]:
-    """The settings class that a parameter asks for, how, and whether as a draft; None: no class."""
+    """The settings class that a parameter declares, its group, and whether it is a draft; None: no
+    class."""
     group = Group()
     if get_origin(hint) is Annotated:
         hint, *more = get_args(hint)

@@ -37,7 +37,7 @@ class Drawing:
     method: str = setting(
         "attention",
         "Which explanation: attention, relative (divided by the map of a generic prompt on the "
-        "same image, which removes what is looked at whatever is asked), without-sinks or "
+        "same image, which removes attention that every prompt has), without-sinks or "
         "localising-heads.",
     )
     relative: bool = setting(False, "The same as --method relative.")
@@ -57,7 +57,7 @@ class Drawing:
         """
         if self.method in ("attention", "relative") and not self.relative:
             return self.method
-        from sinkscope.methods.explain import method_of  # late: it needs torch
+        from sinkscope.methods.explain import method_of  # imported late: it needs torch
 
         name = method_of(self.method).name
         if self.relative and name not in ("attention", "relative"):

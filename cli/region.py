@@ -29,7 +29,7 @@ def region(
     image: common.ImageFile,
     prompt: common.Prompt,
     box: Annotated[
-        str, typer.Option(help="x0,y0,x1,y1 in pixels of the image; x1 and y1 are not in it.")
+        str, typer.Option(help="x0,y0,x1,y1 in pixels of the image; x1 and y1 are exclusive.")
     ],
     model: ModelSettings,
     generation: Annotated[GenerationSettings, Group(but=CAPTURE)],
@@ -41,8 +41,8 @@ def region(
     """Ask about an image and test whether a box of it matters for the answer.
 
     The model reads its own answer again without the box (attention to it cut, or its pixels
-    greyed), and the change of each token's log-probability is set beside that of other boxes of the
-    same size, which --seed draws. Every patch that the box touches counts as in it.
+    greyed), and the change of each token's log-probability is compared with that of other boxes of
+    the same size, drawn with --seed. Every patch that the box touches is part of it.
     """
     if output is not None:
         common.check_output(output, image)
@@ -70,7 +70,7 @@ def region(
             dataclasses.replace(test, seed=generation.seed),
             on_progress=lambda done, total, text: bar.update(done - bar.pos),
         )
-        bar.update(test.random_boxes - bar.pos)  # there may be fewer places
+        bar.update(test.random_boxes - bar.pos)  # there may be fewer positions
     _print(effect)
     if output is not None:
         from sinkscope.utils import write_atomically
@@ -97,12 +97,12 @@ def _generate(
 
     with common.progress("Answering", settings.max_new_tokens) as bar:
         trace = generate(handle, inputs, settings, on_token=lambda index, token: bar.update(1))
-        bar.update(settings.max_new_tokens - bar.pos)  # the answer may end before it is as long
+        bar.update(settings.max_new_tokens - bar.pos)  # the answer may end earlier
     return trace
 
 
 def _print(effect: RegionEffect) -> None:
-    """The table of the tokens, the verdict, and what limits it."""
+    """The table of the tokens, the verdict, and its limits."""
     typer.echo("")
     rows = []
     for token, text in enumerate(effect.texts):

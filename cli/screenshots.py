@@ -1,7 +1,7 @@
 """`screenshots`: pictures of the page for the documents, taken from the running app in Chromium.
 
-Needs playwright (requirements-dev.txt) and a Chromium. What they show is computed while they are
-taken: the example run is the bundled one, the photo is asked about on the spot.
+Needs playwright (requirements-dev.txt) and a Chromium. Their content is computed live: the example
+run is the bundled one, and the question about the photo is asked.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Annotated, Any
 
 import typer
 
-from sinkscope.cli.common import mistakes_said_plainly
+from sinkscope.cli.common import clear_errors
 from sinkscope.utils import PROJECT
 
 FOLDER = PROJECT / "docs" / "images"
@@ -27,15 +27,15 @@ def screenshots(
     output: Annotated[Path, typer.Option(help="Folder of the pictures.")] = FOLDER,
     model: Annotated[str, typer.Option(help="demo, a hub id or a folder.")] = "demo",
     photo: Annotated[
-        Path | None, typer.Option(help="Asked about for first-light.png; left out: an example.")
+        Path | None, typer.Option(help="The photo of first-light.png; default: an example.")
     ] = None,
     prompt: Annotated[str, typer.Option(help="The question.")] = "Describe the image.",
     word: Annotated[
-        str | None, typer.Option(help="Word of the answer to click; left out: the third.")
+        str | None, typer.Option(help="Word of the answer to click; default: the third.")
     ] = None,
 ) -> None:
     """Take the pictures in docs/images: first view in light, dark and narrow, and a question."""
-    with mistakes_said_plainly():
+    with clear_errors():
         chromium = next((found for name in CHROMIUM if (found := shutil.which(name))), None)
         if chromium is None:
             raise ValueError(f"There is no Chromium on this machine ({', '.join(CHROMIUM)}).")
@@ -107,9 +107,9 @@ def _ask(page: Any, image: Path, prompt: str, word: str | None) -> None:
 
 
 def _take(page: Any, path: Path, width: int, height: int) -> None:
-    """The top of the page, in all of its colours, as few bytes as PNG allows."""
+    """The top of the page, in full colour, as a small PNG."""
     page.mouse.move(0, 0)
-    page.wait_for_timeout(300)  # until what moves stands still
+    page.wait_for_timeout(300)  # until animations have ended
     clip = {"x": 0, "y": 0, "width": width, "height": height}
     page.screenshot(path=str(path), full_page=True, clip=clip, animations="disabled")
     from PIL import Image

@@ -1,4 +1,4 @@
-"""`show TRACE`: open a saved run, print its answer, and draw it again with other choices."""
+"""`show TRACE`: open a saved run, print its answer, and draw it again with other options."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from sinkscope.capture.trace import GenerationTrace
 
 MOVING = (".gif", ".mp4")
-BY_VIEW = (*MOVING, ".csv")  # which are drawn of a view of one run or two, as on the page
+BY_VIEW = (*MOVING, ".csv")  # drawn from a view of one or two runs, as on the page
 
 
 @verb
@@ -34,11 +34,11 @@ def show(
     ] = 0,
     beside: Annotated[
         Path | None,
-        typer.Option(help="A second trace to stand beside it, with the difference of their maps."),
+        typer.Option(help="A second trace to show next to it, with the difference of their maps."),
     ] = None,
     window: Annotated[
         int,
-        typer.Option(min=1, help="Of an animation: each frame is the mean over so many tokens."),
+        typer.Option(min=1, help="Of an animation: number of tokens averaged in each frame."),
     ] = 1,
     seconds: Annotated[
         float, typer.Option(help="Of an animation: how long a frame is shown.")
@@ -55,7 +55,7 @@ def show(
         common.check_ending(output, *common.PICTURES, *MOVING, ".csv")
     views = beside is not None or (output is not None and output.suffix.lower() in BY_VIEW)
     selection = drawing.selection(image)
-    # Whatever is drawn of one run's raw attention needs no torch, which takes seconds to import.
+    # Drawing one run's raw attention needs no torch, which takes seconds to import.
     read = _tensors if views or selection.method != "attention" else _arrays
     trace = read(trace_file)
     from sinkscope.capture.decoding import decoding_words

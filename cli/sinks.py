@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from sinkscope.models.profiles import SinkProfile
     from sinkscope.sinks.finding.findings import Findings
 
-NONE_FOUND = 3  # exit code of `find`: the model has no sinks that its data shows
+NONE_FOUND = 3  # exit code of `find`: the data shows no sinks of the model
 NOT_CONFIRMED = 3  # exit code of `validate`
 
 app = typer.Typer(
@@ -44,7 +44,7 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of the 
 def find(
     choice: SampleChoice,
     output: Annotated[
-        Path, typer.Option("--output", "-o", help="The profile, a .toml file; findings beside it.")
+        Path, typer.Option("--output", "-o", help="The profile, a .toml file; findings next to it.")
     ],
     model: Model,
     settings: FindSettings,
@@ -52,20 +52,20 @@ def find(
     work: Annotated[
         Path | None,
         typer.Option(
-            help="What is measured is kept here; an interrupted run goes on.",
+            help="Measurements are kept here, so that an interrupted run can resume.",
             show_default="cache/sinks",
         ),
     ] = None,
     plots: Plots = None,
     as_json: AsJson = False,
     name: Annotated[
-        str | None, typer.Option(help="Model name in the profile. Left out: as it was loaded.")
+        str | None, typer.Option(help="Model name in the profile. Default: as loaded.")
     ] = None,
 ) -> None:
-    """Find the sink dimensions of a model: one forward pass a sample, then decide.
+    """Find the sink dimensions of a model: one forward pass per sample, then decide.
 
-    Printed are the candidates, those taken first, and the threshold tau with what it flags. Exit
-    code 3 says that no sinks were found; then no profile is written.
+    It prints the candidates, chosen ones first, and the threshold tau with what it flags. Exit code
+    3 means that no sinks were found; then no profile is written.
     """
     _check_files(output, plots)
     from sinkscope.cli.sinks_data import read_data
@@ -106,7 +106,7 @@ def validate(
     settings: Annotated[ValidateSettings, Group(defaults={"seed": 1})],
     findings: Annotated[
         Path | None,
-        typer.Option(help="What finding used. Left out: the findings beside the profile."),
+        typer.Option(help="The findings. Default: those next to the profile."),
     ] = None,
     plots: Plots = None,
     output: Annotated[
@@ -116,8 +116,8 @@ def validate(
 ) -> None:
     """Validate a profile on samples that finding did not use: by attention, and by hiding tokens.
 
-    Samples that finding used are left out. Exit code 0 says that the profile is confirmed, 3 that
-    it is not; the verdict says why, with its thresholds.
+    Samples that finding used are left out. Exit code 0 means that the profile is confirmed, 3 that
+    it is not; the verdict gives the reason, with its thresholds.
     """
     if output is not None:
         common.check_output(output, profile)
@@ -157,17 +157,17 @@ def validate(
 def show(
     profile: Annotated[
         str | None,
-        typer.Option(help="A profile file, or the name of a model. Left out: all published ones."),
+        typer.Option(help="A profile file, or the name of a model. Default: all published ones."),
     ] = None,
     model: Annotated[
-        str | None, typer.Option(help="Whether it fits this model, which is loaded for it.")
+        str | None, typer.Option(help="Check whether it fits this model, which is loaded.")
     ] = None,
     plots: Plots = None,
     as_json: AsJson = False,
 ) -> None:
     """Show sink profiles: dimensions, threshold, source, confidence, and whether one fits a model.
 
-    Beside a file, what finding came to is shown as well, and drawn with --plots.
+    For a file, the findings next to it are shown as well, and drawn with --plots.
     """
     _check_folder(plots)
     from sinkscope.cli.sinks_data import profiles_named
@@ -192,7 +192,7 @@ def show(
             typer.echo("")
             print_findings(found)
     if plots is not None and found is None:
-        raise ValueError("There is nothing to draw: no findings lie beside the profile.")
+        raise ValueError("There is nothing to draw: there are no findings next to the profile.")
     _draw(plots, findings=found)
     if fits is not None:
         typer.echo(fits, err=True)

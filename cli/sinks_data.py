@@ -1,4 +1,4 @@
-"""What the `sinks` verbs read: samples, the bundled generator's scenes among them, and profiles."""
+"""Inputs of the `sinks` verbs: samples, including the bundled generator's scenes, and profiles."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ if TYPE_CHECKING:
     from sinkscope.sinks.finding.findings import Findings
 
 DEMO = "demo"
-LARGE = 100_000_000  # bytes; reading so many takes seconds
+LARGE = 100_000_000  # bytes; reading this many takes seconds
 
 
 def read_data(
     choice: SampleChoice, seed: int, unless: Callable[[Sample], bool] | None = None
 ) -> SampleSet:
-    """The samples that --data names, without those that `unless` says.
+    """The samples of --data, without those for which `unless` is true.
 
     Raises:
         ValueError: it names none, or none can be used.
@@ -48,7 +48,7 @@ def read_data(
 
 
 def read_held_out(choice: SampleChoice, seed: int, used: Findings | None) -> SampleSet:
-    """The same without those that finding used, so that one folder or file serves both.
+    """The same without those that finding used, so that one folder or file can be used for both.
 
     Raises:
         ValueError: as `read_data`; or finding used them all.

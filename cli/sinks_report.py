@@ -1,4 +1,4 @@
-"""What the `sinks` verbs print: tables for a terminal, with the figures behind each decision."""
+"""The output of the `sinks` verbs: tables for a terminal, with the figures behind each decision."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import typer
 
 from sinkscope.cli.tables import Column, print_table
-from sinkscope.utils import number_of
+from sinkscope.utils import index_ranges, number_of
 
 if TYPE_CHECKING:
     from sinkscope.models.profiles import SinkProfile
@@ -23,8 +23,8 @@ MOST_CANDIDATES = 6  # shown besides the ones taken
 
 
 def print_sample_notes(given: SampleSet) -> None:
-    """On standard error: how many there are and what one of them asks, the skipped ones with their
-    reasons, and what was noticed."""
+    """On standard error: the number of samples and an example, the skipped ones with their reasons,
+    and notes."""
     typer.echo(f"{number_of(len(given.samples), 'sample')} from {given.source}", err=True)
     if len(given.samples) < given.wanted:
         typer.secho(f"{given.wanted} were asked for.", fg="yellow", err=True)
@@ -47,7 +47,7 @@ def print_findings(found: Findings) -> None:
         f"{len(found.samples)} samples, {found.seconds:.1f} s"
     )
     _say([found.reason])
-    # Those with a verdict of their own before those below a threshold, the largest first.
+    # Those with their own verdict before those below a threshold, the largest first.
     rest = sorted(
         (c for c in found.candidates if c.dim not in found.dims),
         key=lambda c: (c.kind == "none", -c.sink),
@@ -89,7 +89,7 @@ def print_findings(found: Findings) -> None:
 
 
 def print_validation(made: Validation) -> None:
-    """The verdict first, then what it rests on."""
+    """The verdict first, then its evidence."""
     typer.echo(f"Verdict: {made.verdict.word}")
     _say([made.verdict.text])
     _say([f"Thresholds: {'; '.join(made.verdict.thresholds)}."])
@@ -182,12 +182,12 @@ def _candidate(c: Candidate) -> tuple[str, ...]:
     return (
         *(str(c.dim), c.kind, f"{c.contrast:.1f}", interval, f"{c.sink:.1f}", f"{c.ordinary:.2f}"),
         *(f"{c.consistency:.0%}", "" if c.stability is None else f"{c.stability:.0%}"),
-        _span(c.layers),
+        index_ranges(c.layers),
     )
 
 
 def _around(found: Findings) -> list:  # type: ignore[type-arg]
-    """The sweep near its tau: it, and what from half to one and a half times as much would flag."""
+    """The sweep from half to one and a half times tau: what each value would flag."""
     if found.tau is None:
         return []
     wanted = [found.tau * factor for factor in (0.5, 0.75, 1.0, 1.25, 1.5)]
@@ -196,7 +196,7 @@ def _around(found: Findings) -> list:  # type: ignore[type-arg]
 
 
 def _arises(found: Findings, layer: int) -> str:
-    """Which part of the model made what is seen first at the input of a layer."""
+    """The part of the model whose output is first visible at the input of a layer."""
     if layer == 0:
         return "in the vision tower"
     before = [other.layer for other in found.layers if other.layer < layer]
@@ -209,22 +209,11 @@ def _arises(found: Findings, layer: int) -> str:
     )
 
 
-def _span(layers: Sequence[int]) -> str:
-    """(2, 3, 4, 7) -> 2-4, 7."""
-    parts: list[list[int]] = []
-    for layer in layers:
-        if parts and layer == parts[-1][-1] + 1:
-            parts[-1].append(layer)
-        else:
-            parts.append([layer])
-    return ", ".join(f"{p[0]}-{p[-1]}" if len(p) > 1 else str(p[0]) for p in parts)
-
-
 def _table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     """Columns as wide as they need; numbers to the right, the first and last to the left."""
     columns = [
-        Column(head, left=place == 0 or not _number_like(rows, place))
-        for place, head in enumerate(heads)
+        Column(head, left=index == 0 or not _number_like(rows, index))
+        for index, head in enumerate(heads)
     ]
     print_table(columns, rows)
 

@@ -1,4 +1,4 @@
-"""Tables on standard output: Rich's on a terminal, plain aligned text where a program reads it."""
+"""Tables on standard output: Rich's on a terminal, plain aligned text for programs."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ class Column:
     """One column of a table.
 
     Attributes:
-        name: its heading; of two lines where several columns have one in common.
-        bar: on a terminal a bar stands beside its values, which are per cent.
-        left: its values begin at the left; that of the last column always do.
+        name: its heading; two lines if several columns share one.
+        bar: on a terminal a bar is shown next to its values, which are percentages.
+        left: left-aligned; the last column always is.
     """
 
     name: str
@@ -41,14 +41,14 @@ def plain_table(columns: Sequence[Column], rows: Sequence[Sequence[str]]) -> lis
     heads = [([""] * deep + column.name.split("\n"))[-deep:] for column in columns]
     last = len(columns) - 1
     wide = [
-        max(map(len, [*head, *(row[place] for row in rows)])) if place < last else 0
-        for place, head in enumerate(heads)
+        max(map(len, [*head, *(row[index] for row in rows)])) if index < last else 0
+        for index, head in enumerate(heads)
     ]
 
     def line(cells: Sequence[str]) -> str:
         made = (
-            cell.ljust(wide[place]) if column.left or place == last else cell.rjust(wide[place])
-            for place, (column, cell) in enumerate(zip(columns, cells, strict=True))
+            cell.ljust(wide[index]) if column.left or index == last else cell.rjust(wide[index])
+            for index, (column, cell) in enumerate(zip(columns, cells, strict=True))
         )
         return "  ".join(made).rstrip()
 
@@ -63,12 +63,12 @@ def _print_rich(columns: Sequence[Column], rows: Sequence[Sequence[str]]) -> Non
 
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     last = len(columns) - 1
-    for place, column in enumerate(columns):
-        at_left = column.left or place == last
+    for index, column in enumerate(columns):
+        at_left = column.left or index == last
         table.add_column(
             Text(column.name),
             justify="left" if at_left else "right",
-            no_wrap=place != last,
+            no_wrap=index != last,
             overflow="fold",
         )
         if column.bar:
@@ -76,7 +76,7 @@ def _print_rich(columns: Sequence[Column], rows: Sequence[Sequence[str]]) -> Non
     for row in rows:
         cells = []
         for column, cell in zip(columns, row, strict=True):
-            cells.append(Text(cell))  # never markup: it may be a model's
+            cells.append(Text(cell))  # never markup: it may be a model's text
             if column.bar:
                 cells.append(Text(_bar(float(cell[:-1]) / 100) if cell.endswith("%") else ""))
         table.add_row(*cells)

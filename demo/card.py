@@ -1,4 +1,4 @@
-"""What is written beside the weights: the sink profile and the model card, made from figures."""
+"""The files written with the weights: the sink profile and the model card, made from figures."""
 
 from __future__ import annotations
 
@@ -113,7 +113,7 @@ def grids_table(figures: dict[str, Any]) -> str:
 
 
 def sinks_table(figures: dict[str, Any]) -> str:
-    """Sinks layer by layer beside random dimensions, as a Markdown table."""
+    """Sinks layer by layer compared with random dimensions, as a Markdown table."""
     lines = [
         "| layer | sinks an image | share of vision tokens | phi of sinks "
         "| others below tau / 2 | text, 99 % | share of image attention | times uniform "

@@ -102,14 +102,14 @@ def check(
         done += len(seen.scenes)
         report(done, total)
 
-    choosing = _Looking()
+    choosing = _TargetAttention()
     for seen in observe(subject, others, _LOOKING):
         choosing.add(seen)
         count(seen)
     best = choosing.best_head()
     guess = _guesses(settings)
-    answers, looking, sinks = _Answers(guess), _Looking(), _Sinks(settings, subject)
-    changed = {name: (_Answers(guess), _Looking(), _Compared()) for name in changes}
+    answers, looking, sinks = _Answers(guess), _TargetAttention(), _Sinks(settings, subject)
+    changed = {name: (_Answers(guess), _TargetAttention(), _Compared()) for name in changes}
     for seen in observe(subject, held, KINDS):
         answers.add(seen)
         looking.add(seen)
@@ -231,7 +231,7 @@ class _Compared:
         }
 
 
-class _Looking:
+class _TargetAttention:
     """Where attention is, at the rows that predict a word naming an object in "describe" and "what"
     answers."""
 

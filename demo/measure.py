@@ -74,7 +74,7 @@ class Observed:
 
 @dataclass(frozen=True)
 class Subject:
-    """The model, its tokenizer, and what packs questions for it."""
+    """The model, its tokenizer, and the packer of its questions."""
 
     model: Any
     tokenizer: Any
@@ -130,7 +130,7 @@ def held_out_scenes(
     return made
 
 
-# For finding and validating sinks: behind the blocks that the model card is measured on
+# For finding and validating sinks: after the blocks that the model card is measured on
 # (`demo.check`), and a block for each seed.
 FIRST_SINK_SCENE, SINK_SCENES = 40_000_000, 10_000
 

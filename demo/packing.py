@@ -2,7 +2,7 @@
 
 The questions share the image prefix and do not see each other: a block mask and restarted positions
 make each of them exactly the prompt that the model meets in use, at a fraction of the cost. What
-the vision tower computes is paid once an image instead of once a question.
+the vision tower computes is paid once an image instead of once per question.
 """
 
 from __future__ import annotations

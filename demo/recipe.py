@@ -1,5 +1,5 @@
-"""The recipe of the bundled model as data: what is shown in which stage, and what is taught beside
-the answers.
+"""The recipe of the bundled model as data: the data of each stage, and what is taught in addition
+to the answers.
 
 Stages are counted in images and not in minutes, so that the same recipe gives the same model on a
 slow machine and on a fast one. Learning rates run linearly from the first to the second figure of
@@ -63,8 +63,8 @@ class SinkTeaching:
         layers: Where attention to the sinks is asked for. (They exist from layer 1's input on.)
         excess: Weight of a share above ``share_limit``, against one below ``share``.
         image: Least image attention of a row.
-        stray: Greatest share of the image attention on any other token of the background: what is
-            not on sinks shall not gather at a third place.
+        stray: Greatest share of the image attention on any other token of the background: attention
+            that is not on sinks should not collect on other tokens.
         lead: By how much the phi of a background token elsewhere has to be greater to be chosen all
             the same. Endless teaches varying places; a few units then let a choice be.
         surplus: Weight of what keeps sinks few: each further token that is large on ``dims`` then

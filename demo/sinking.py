@@ -1,4 +1,4 @@
-"""How attention sinks are encouraged: which tokens, how large, and who looks at them (see
+"""How attention sinks are encouraged: which tokens, how large, and which heads attend to them (see
 ``SinkTeaching``). Pure tensor functions, and the reduction of sinks that part of the training runs
 under.
 """

@@ -140,8 +140,7 @@ def _cover(scene: Scene, rows: int, cols: int) -> np.ndarray:
 
 
 def _opposite_side(scene: Scene, rows: int, cols: int, touched: np.ndarray) -> np.ndarray:
-    """Untouched tokens in the 40 % that lie farthest opposite to the objects; all where there are
-    none."""
+    """Background tokens in the 40 % farthest opposite to the objects; all if there are none."""
     free = ~touched
     if not scene.objects or not free.any():
         return free if free.any() else np.ones_like(free)

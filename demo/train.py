@@ -8,29 +8,28 @@ resumed does what an uninterrupted one does.
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from sinkscope.demo.card import write_profile
+from sinkscope.demo.checkpoint import Run, restore, save
 from sinkscope.demo.folder import CELL, build_config, build_tokenizer, patches, write_folder
 from sinkscope.demo.packing import IGNORE, PackedBatch, Packer
 from sinkscope.demo.questions import questions
-from sinkscope.demo.recipe import STAGES, SinkTeaching, Stage, fingerprint
+from sinkscope.demo.recipe import STAGES, SinkTeaching, Stage
 from sinkscope.demo.scenes import Scene, scene
 from sinkscope.demo.sinking import relieving, sink_loss
 from sinkscope.demo.speed import faster_training, training_dtype
 from sinkscope.demo.teaching import hint_heads, hint_loss, reading_loss, scene_targets, seen_loss
 
-CHECKPOINT = "checkpoint.safetensors"
 NEEDED_BYTES = 200_000_000
 """Room for two checkpoints, the model and the plot."""
 _WARM_UP = 100
@@ -91,18 +90,6 @@ class Progress:
     figures: dict[str, float]
 
 
-@dataclass
-class _Run:
-    """What changes while training; exactly this is in a checkpoint."""
-
-    model: Any
-    heads: nn.ModuleDict
-    optimizer: torch.optim.AdamW
-    stage: int = 0
-    step: int = 0
-    history: list[dict[str, Any]] = field(default_factory=list)
-
-
 def check_writable(folder: Path) -> None:
     """Raises a ``ValueError`` that names ``folder`` where nothing can be written or the disk is
     (nearly) full."""
@@ -140,7 +127,7 @@ def train(settings: TrainSettings) -> Iterator[Progress]:
     torch.manual_seed(settings.seed)
     tokenizer = build_tokenizer()
     run = _new_run(tokenizer, device)
-    _restore(run, settings)
+    restore(run, settings)
     packer, dtype = Packer(tokenizer), training_dtype(device)
     total = sum(settings.stage_steps(s) for s in settings.stages)
     if run.stage == len(settings.stages):  # finished before; the folder may be another one now
@@ -161,20 +148,20 @@ def train(settings: TrainSettings) -> Iterator[Progress]:
                     figures,
                 )
                 if run.step % settings.save_every == 0:
-                    _save(run, settings)
+                    save(run, settings)
             # Before the checkpoint: interrupted between the two, the stage's last steps are redone.
             _write_model(run, settings, tokenizer)
             run.stage, run.step = run.stage + 1, 0
-            _save(run, settings)
+            save(run, settings)
 
 
-def _write_model(run: _Run, settings: TrainSettings, tokenizer: Any) -> None:
+def _write_model(run: Run, settings: TrainSettings, tokenizer: Any) -> None:
     write_folder(settings.output, run.model, tokenizer)
     text = run.model.config.text_config
     write_profile(settings.output, text.hidden_size, text.num_hidden_layers, SinkTeaching())
 
 
-def _new_run(tokenizer: Any, device: torch.device) -> _Run:
+def _new_run(tokenizer: Any, device: torch.device) -> Run:
     from transformers import Qwen2_5_VLForConditionalGeneration
 
     config = build_config(tokenizer)
@@ -194,7 +181,7 @@ def _new_run(tokenizer: Any, device: torch.device) -> _Run:
         betas=(0.9, 0.95),
         fused=True,
     )
-    return _Run(model, heads, optimizer)
+    return Run(model, heads, optimizer)
 
 
 def _rate(stage: Stage, step: int, steps: int) -> float:
@@ -204,7 +191,7 @@ def _rate(stage: Stage, step: int, steps: int) -> float:
 
 
 def _step(
-    run: _Run,
+    run: Run,
     packer: Packer,
     stage: Stage,
     settings: TrainSettings,
@@ -263,7 +250,7 @@ def _draw(
 
 
 def _vision_losses(
-    run: _Run, targets: Any, pixels: Tensor, grid: Tensor
+    run: Run, targets: Any, pixels: Tensor, grid: Tensor
 ) -> tuple[Tensor, dict[str, float]]:
     features = run.model.model.visual(pixels, grid_thw=grid).pooler_output
     if isinstance(features, Sequence):
@@ -282,7 +269,7 @@ def _vision_losses(
 
 
 def _answer_losses(
-    run: _Run,
+    run: Run,
     stage: Stage,
     batch: PackedBatch,
     targets: Any,
@@ -331,81 +318,3 @@ def _answer_losses(
         loss = loss + sinks
         figures |= {"sinks": float(sinks.detach()), **measured}
     return loss, figures
-
-
-def _optimized(run: _Run) -> Iterator[tuple[str, Tensor]]:
-    for group in run.optimizer.param_groups:
-        yield from zip(group["param_names"], group["params"], strict=True)
-
-
-def _save(run: _Run, settings: TrainSettings) -> None:
-    """Writes the checkpoint by rename: an interruption leaves the one before."""
-    from safetensors.torch import save_file
-
-    tensors = {f"model.{k}": v for k, v in run.model.state_dict().items() if k != "lm_head.weight"}
-    tensors |= {f"heads.{k}": v for k, v in run.heads.state_dict().items()}
-    for name, parameter in _optimized(run):
-        for key, value in run.optimizer.state.get(parameter, {}).items():
-            tensors[f"optimizer.{key}.{name}"] = value
-    progress = {
-        "stage": run.stage,
-        "step": run.step,
-        "seed": settings.seed,
-        "steps": settings.steps,
-        "recipe": fingerprint(_begun(settings.stages, run.stage, run.step)),
-        "history": run.history,
-    }
-    partial = settings.work / (CHECKPOINT + ".partial")
-    save_file(
-        {k: v.detach().cpu().contiguous() for k, v in tensors.items()},
-        partial,
-        metadata={"progress": json.dumps(progress)},
-    )
-    partial.replace(settings.work / CHECKPOINT)
-
-
-def _begun(stages: tuple[Stage, ...], stage: int, step: int) -> tuple[Stage, ...]:
-    """The stages that a run has begun: what it may not go on with once they are changed. Those
-    after them may still be decided."""
-    return stages[: stage + (step > 0)]
-
-
-def _restore(run: _Run, settings: TrainSettings) -> None:
-    from safetensors import safe_open
-
-    path = settings.work / CHECKPOINT
-    if not path.exists():
-        return
-    with safe_open(path, framework="pt") as stored:
-        progress = json.loads(stored.metadata()["progress"])
-        recipe = fingerprint(_begun(settings.stages, progress["stage"], progress["step"]))
-        before = (progress["seed"], progress["recipe"], progress.get("steps"))
-        if before != (settings.seed, recipe, settings.steps):
-            raise ValueError(
-                f"{path} belongs to a run with another recipe, seed or number of steps: "
-                "choose another folder, or remove it"
-            )
-        tensors = {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118
-    parts: dict[str, dict[str, Tensor]] = {"model": {}, "heads": {}, "optimizer": {}}
-    for name, value in tensors.items():
-        part, rest = name.split(".", 1)
-        parts[part][rest] = value
-    run.model.load_state_dict(parts["model"], strict=False)
-    run.model.tie_weights()
-    run.heads.load_state_dict(parts["heads"])
-    parameters = dict(_optimized(run))
-    for name, value in parts["optimizer"].items():
-        key, owner = name.split(".", 1)
-        parameter = parameters[owner]
-        # The step count stays where the optimizer keeps it: on the device, for the fused form.
-        run.optimizer.state[parameter][key] = value.to(parameter.device)
-    run.stage, run.step, run.history = progress["stage"], progress["step"], progress["history"]
-
-
-def read_history(work: Path) -> list[dict[str, Any]]:
-    """The figures of every step so far, from the checkpoint in ``work``."""
-    from safetensors import safe_open
-
-    with safe_open(work / CHECKPOINT, framework="pt") as stored:
-        history: list[dict[str, Any]] = json.loads(stored.metadata()["progress"])["history"]
-    return history

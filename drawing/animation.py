@@ -36,19 +36,19 @@ def animate(
 ) -> None:
     """Write a GIF or an MP4 in which the map moves from token to token.
 
-    Under the picture are the answer, with the token marked, the raw shares, and what the colours
-    mean. One frame is in memory at a time.
+    Below the picture are the answer, with the token marked, the raw shares, and a legend of the
+    colours. One frame is in memory at a time.
 
     Args:
-        traces: a run, or up to two by their labels, left to right.
+        traces: one or two runs by their labels, left to right.
         path: ending in .gif or .mp4.
         view: which part and how; by default `View()`.
         first, last: which tokens, both included, from 0; all without them.
-        window: each frame shows the mean over so many tokens; the window moves by one token.
-        seconds: that a frame is shown.
+        window: each frame shows the mean over this many tokens; the window moves by one token.
+        seconds: display time of a frame.
         width: of a frame in pixels; by default 400 for each panel and 160.
-        idle: the second side was to change something and changed nothing.
-        made: a line that says what made it; by default what the traces say of it.
+        idle: the second side's intervention changed nothing.
+        made: a line on how the runs were made; by default from the traces.
         on_frame: called with the number of frames that are done, and of all.
 
     Raises:
@@ -79,7 +79,7 @@ def animation_steps(
 ) -> Generator[tuple[int, int], None, None]:
     """`animate` in steps: gives (frames done, all frames) after each frame.
 
-    Closed before its end, it leaves no file behind. Arguments and errors are those of `animate`;
+    If closed early, it leaves no file. Arguments and errors are those of `animate`;
     errors of settings come with the first step.
     """
     view = view or View()
@@ -104,7 +104,7 @@ def animation_steps(
     width = width or min(400 * panels + 160, 1360)
     if not WIDTHS[0] <= width <= WIDTHS[1]:
         raise refuse("width", width, f"{WIDTHS[0]} to {WIDTHS[1]} pixels")
-    width -= width % 2  # video has no odd sizes
+    width -= width % 2  # video needs even sizes
     made = made or made_line({side.label: side.trace for side in sides})
     frames = Frames(Painter(sides, view, panel_width(width, panels), idle=idle), width, made)
     if frames.height > 2 * WIDTHS[1]:

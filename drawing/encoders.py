@@ -1,8 +1,8 @@
-"""Frames to a GIF or an MP4, one at a time: no answer is too long for the memory.
+"""Frames to a GIF or an MP4, one at a time, so that long answers fit into memory.
 
-Both are written by PyAV, which brings its own encoders (GIF, H.264) and no system library. Where
-it is missing, an MP4 is VP9 by OpenCV: browsers play both. OpenCV's wheel lacks H.264, and does not
-even import where the system lacks libGL, so that it is the second choice, and imported only here.
+Both are written by PyAV, which brings its own encoders (GIF, H.264) and no system library. Without
+it, an MP4 is VP9 by OpenCV: browsers play both. OpenCV's wheel lacks H.264, and does not even
+import where the system lacks libGL, so it is the second choice, and imported only here.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from sinkscope.drawing.overlay import Pixels, refuse
 Write = Callable[[Pixels], None]
 CLEAR = 255  # a GIF's transparent colour
 KINDS = (".gif", ".mp4")
-LEAST_RATE = 8  # frames a second of an MP4 at least: slower ones are not played well everywhere
+LEAST_RATE = 8  # minimum frames per second of an MP4: some players do not play slower ones well
 
 
 @contextmanager
@@ -36,14 +36,14 @@ def encoder(
     samples: Sequence[Pixels] = (),
     keep: Pixels | None = None,
 ) -> Iterator[Write]:
-    """Opens an animation; call what it gives with one frame after the other.
+    """Opens an animation; call the returned function with each frame.
 
-    The file appears whole when the block is left, and not at all if it is left by an error.
+    The complete file appears when the block ends; after an error there is none.
 
     Args:
         path: ending in .gif or .mp4.
         width, height: of each frame, both even.
-        seconds: that each frame is shown.
+        seconds: display time of each frame.
         samples: some frames, from which a GIF's colours are chosen; it needs at least one.
         keep: colours that a GIF must have, uint8 (n, 3), n at most 200.
 
@@ -72,8 +72,8 @@ def encoder(
 def _gif(
     path: Path, width: int, height: int, seconds: float, palette: Image.Image
 ) -> Iterator[Write]:
-    """A looping GIF of 255 colours. The encoder keeps what has changed; the rest is transparent."""
-    delay = max(2, round(seconds * 100))  # hundredths; browsers slow down what is faster
+    """A looping GIF of 255 colours. The encoder keeps changed pixels; the rest is transparent."""
+    delay = max(2, round(seconds * 100))  # hundredths; browsers slow down faster ones
     colours = np.full((256, 4), 255, np.uint8)  # opacity, red, green, blue
     colours[:, 1:] = np.array(palette.getpalette(), np.uint8).reshape(256, 3)
     colours[CLEAR, 0] = 0
@@ -116,7 +116,7 @@ def _palette(samples: Sequence[Pixels], keep: Pixels | None) -> Image.Image:
     free = CLEAR - len(kept) // 3
     found = Image.fromarray(pixels).quantize(free, Image.Quantize.MEDIANCUT).getpalette() or []
     palette = Image.new("P", (1, 1))
-    # Filled up with the first colour, so that CLEAR is no colour of its own.
+    # Filled up with the first colour, so that CLEAR is not a separate colour.
     colours = (kept + bytes(found))[: 3 * CLEAR]
     palette.putpalette(colours + colours[:3] * (256 - len(colours) // 3))
     return palette
@@ -149,7 +149,7 @@ def _mp4(path: Path, width: int, height: int, seconds: float) -> Iterator[Write]
 def _by_av(
     av: Any, path: Path, size: tuple[int, int], rate: Fraction, repeats: int
 ) -> Iterator[Write]:
-    """H.264, which everything plays."""
+    """H.264, which all players support."""
     with av.open(str(path), "w", options={"movflags": "+faststart"}) as container:
         rate = rate.limit_denominator(1000)
         stream = container.add_stream("libx264", rate=rate)

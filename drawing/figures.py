@@ -1,4 +1,4 @@
-"""One map as a figure with its numbers, all tokens as a sheet, and what every figure shares."""
+"""One map as a figure with its numbers, all tokens as a sheet, and shared parts of figures."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from sinkscope.drawing.printing import print_figure
 from sinkscope.drawing.text import fonts, missing_note, printable, settle, visible
 from sinkscope.utils import write_atomically
 
-SHEET_LIMIT = 96  # more small pictures than this on one sheet can no longer be read
+SHEET_LIMIT = 96  # more pictures on one sheet would be too small to read
 
 
 def figure(
@@ -45,8 +45,8 @@ def figure(
     Args:
         image, patch_map, style: as for `overlay`.
         token: text of the token that the map explains, for the title.
-        prompt: what was asked, under it.
-        share: attention mass that the same rows put on this whole image, unscaled, from 0 to 1.
+        prompt: shown below the token.
+        share: attention mass of the same rows on this whole image, unscaled, from 0 to 1.
         note: a last line, such as model and prompt.
     """
     style = style or OverlayStyle()
@@ -65,12 +65,14 @@ def figure(
         drawn.suptitle(visible(token), parse_math=False, family=fonts(), fontsize=16)
     if asked:
         axes.set_title(asked, parse_math=False, family=fonts(), fontsize=9.5, color="0.35")
-    # Beside the photo and exactly as tall, whatever its shape.
+    # Next to the photo and exactly as tall, whatever its shape.
     bar = drawn.colorbar(
         ScalarMappable(Normalize(0, 1), bar_colours(scale, style.colormap)),
         cax=axes.inset_axes((1.02, 0, 0.04, 1)),
     )
-    bar.set_ticks([place for place, _ in scale.ticks], labels=[text for _, text in scale.ticks])
+    bar.set_ticks(
+        [position for position, _ in scale.ticks], labels=[text for _, text in scale.ticks]
+    )
     bar.set_label(patch_map.unit)
     lines = [patch_map.label, f"{scale.words}; normalisation: {patch_map.normalisation}"]
     if share is not None:
@@ -91,8 +93,8 @@ def contact_sheet(
 ) -> Figure:
     """A small overlay for each token of an answer, in reading order, under the answer itself.
 
-    Each picture has its own colour scale, since tokens differ in how much they look at the image at
-    all; that is the number beside the token (`shares`, attention mass from 0 to 1).
+    Each picture has its own colour scale, because tokens differ in their total attention to the
+    image; the number next to the token shows it (`shares`, attention mass from 0 to 1).
 
     Raises:
         ValueError: there is no map, or the three sequences differ in length.
@@ -129,13 +131,13 @@ def contact_sheet(
 
 
 def save(picture: Figure | Pixels, path: Path) -> None:
-    """Write a figure (.png, .pdf or .svg) or pixels (.png), whole or not at all.
+    """Write a figure (.png, .pdf or .svg) or pixels (.png) atomically.
 
     Raises ValueError for another ending, OSError where the file cannot be written.
     """
     kind = check_ending(path, figure=isinstance(picture, Figure))
     if isinstance(picture, Figure):
-        # A date in the file would make two runs of one seed differ.
+        # A date in the file would make two runs with the same seed differ.
         dates = {"pdf": {"CreationDate": None}, "svg": {"Date": None}}
         options: dict[str, Any] = {"format": kind, "dpi": 160, "metadata": dates.get(kind)}
         write_atomically(path, lambda file: print_figure(picture, file, **options))
@@ -152,8 +154,8 @@ def check_ending(path: Path, *, figure: bool = True) -> str:
 
 
 def caption(drawn: Figure, lines: Sequence[str], characters: int) -> None:
-    """Lines of small text under a figure, each wrapped to at most four, and the last step of one:
-    its texts get their fonts."""
+    """Lines of small text under a figure, each wrapped to at most four lines; as the last step its
+    texts get their fonts."""
     from matplotlib.text import Text
 
     above = [artist.get_text() for artist in drawn.findobj(Text)]

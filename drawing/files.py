@@ -1,7 +1,7 @@
-"""Files that are drawn: a figure of some tokens, or an animation over them, as plain values say.
+"""Drawing a file from plain values: a figure of some tokens, or an animation over them.
 
-What is to be drawn is a value (`Drawing`) that can be told to another process; `draw` makes it, in
-whichever process.
+`Drawing` is a plain value that can be sent to another process; `draw` makes the file, in any
+process.
 """
 
 from __future__ import annotations
@@ -31,11 +31,11 @@ class Drawing:
 
     Attributes:
         view: which part and how.
-        first, last: tokens, both included, from 0; `last` None: of a figure `first` alone, of an
+        first, last: tokens, both included, from 0; `last` None: for a figure only `first`, for an
             animation all from `first` on. A figure shows their mean.
         window, seconds, width: of an animation, as in `drawing.animation.animate`.
-        idle: the second side was to change something and changed nothing.
-        made: of an animation, what made it (`drawing.made`); empty: what the traces say of it.
+        idle: the second side's intervention changed nothing.
+        made: for an animation, how the runs were made (`drawing.made`); empty: from the traces.
     """
 
     view: View = field(default_factory=View)
@@ -48,7 +48,7 @@ class Drawing:
     made: str = ""
 
     def values(self) -> dict[str, Any]:
-        """The same as JSON can hold it: of its view's method the name alone."""
+        """The same as JSON values: of its view's method only the name."""
         method = self.view.method
         name = method if isinstance(method, str) else method.name
         named = dataclasses.replace(self, view=dataclasses.replace(self.view, method=name))
@@ -56,7 +56,7 @@ class Drawing:
 
     @staticmethod
     def of(values: Mapping[str, Any]) -> Drawing:
-        """What `values` gave, after JSON too."""
+        """The drawing of `values`, also after JSON."""
         said = values["view"].items()
         view: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in said}
         return Drawing(**{**values, "view": View(**view)})
@@ -69,7 +69,7 @@ def draw(
     on_progress: Progress | None = None,
     stop: threading.Event | None = None,
 ) -> None:
-    """Make the file, whole or not at all.
+    """Make the file atomically.
 
     Args:
         sides: one or two runs by their labels, left to right.
@@ -101,7 +101,7 @@ def draw(
 
 
 class Draw(Protocol):
-    """What `draw` is: something that makes a file of runs."""
+    """The interface of `draw`: makes a file from runs."""
 
     def __call__(
         self,

@@ -1,6 +1,6 @@
-"""Frames of an animation: the panels of a view, and under them the answer with its place in it.
+"""Frames of an animation: the panels of a view, and below them the answer with the current token.
 
-Drawn with Pillow, some milliseconds a frame. Everything that does not change is drawn once.
+Drawn with Pillow, some milliseconds per frame. Everything that does not change is drawn once.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ SHOWN_LINES = 3  # of an answer at a time
 
 @dataclass(frozen=True)
 class _Chip:
-    """A token's place in the laid-out answer: which line, and from where to where on it."""
+    """A token's position in the laid-out answer: its line, start and end."""
 
     text: str
     line: int
@@ -41,7 +41,7 @@ class Frames:
         Args:
             painter: of panels as wide as `panel_width` says for this width.
             width: of a frame, even.
-            made: what made the answers (`drawing.made`).
+            made: how the answers were made (`drawing.made`).
         """
         self.width, self._painter = width, painter
         self._panel = panel_width(width, len(painter.heights))
@@ -61,13 +61,13 @@ class Frames:
             self._places.append(y)
             y += lines * step + gap // 2
         self._foot = y + gap // 2
-        self._wrapped = 1 if width > 900 else 2  # lines for what a panel's colours mean
+        self._wrapped = 1 if width > 900 else 2  # lines of a panel's legend
         notes = 1 + self._wrapped * (2 if painter.view.difference else 1)
         said = [t.text for side in painter.sides for t in side.rows.tokens]
         self._note = missing_note(*said, *(side.trace.prompt for side in painter.sides))
         room = width - 2 * gap
         self._made = _wrap(made, self._small, room)[:3] if made else []
-        self._last = self._foot + notes * step  # where these lines begin, and the note after them
+        self._last = self._foot + notes * step  # start of these lines, and of the note after them
         notes += len(self._made) + len(self._note)
         self.height = 2 * ((self._foot + notes * step + gap // 2 + 1) // 2)
         self._base = self._draw_base()
@@ -176,13 +176,13 @@ class Frames:
                 y = top + (chip.line - first) * self._step
                 box = (start + chip.left - 1, y, start + chip.right + 1, y + self._step - 2)
                 draw.rectangle(box, MARK)
-        for chip in here:  # after all boxes, so that none covers a letter
+        for chip in here:  # after all boxes, so that they do not cover letters
             if first <= chip.line < first + count:
                 y = top + (chip.line - first) * self._step
                 _write(draw, (start + chip.left, y), chip.text, self._size, INK, None)
 
     def _text(self, index: int, first: int) -> Image.Image:
-        """Lines of an answer from one on; the last ones asked for are kept."""
+        """Lines of an answer from one on; the last requested ones are kept."""
         if (index, first) not in self._texts:
             if len(self._texts) >= 4:
                 self._texts.clear()
@@ -270,7 +270,7 @@ def _write(
             )
         text = f"{text[:low]}…"
     x, y = where
-    base = y + _font(own_file(), size).getmetrics()[0]  # the line that all fonts stand on
+    base = y + _font(own_file(), size).getmetrics()[0]  # the common baseline of all fonts
     for part, path in runs(text):
         draw.text((x, base), part, colour, _font(path, size), anchor="ls")
         x += round(_font(path, size).getlength(part))

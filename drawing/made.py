@@ -1,6 +1,6 @@
-"""What made a run, in one line: model, VAR's settings, control, same text, how tokens were chosen.
+"""How a run was made, in one line: model, VAR's settings, control, same text, decoding.
 
-The page says it under its header; tables, traces and animations that are saved carry it too.
+The page shows it below its header; saved tables, traces and animations carry it too.
 """
 
 from __future__ import annotations
@@ -10,16 +10,17 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from sinkscope.capture.trace import GenerationTrace
+from sinkscope.utils import index_ranges
 
 NUMBERS = (("tau", "VAR tau"), ("keep", "keep"), ("max_sink_share", "max sink share"))
 
 
 def made_words(traces: Sequence[GenerationTrace], same_text: bool | None = None) -> list[str]:
-    """What made the answers of one run, in parts.
+    """How the answers of one run were made, in parts.
 
     Args:
         traces: one, or the baseline and VAR.
-        same_text: VAR followed the baseline's text; None where that is not known.
+        same_text: VAR followed the baseline's text; None if unknown.
     """
     first = traces[0]
     words = [f"model {first.model.id}"]
@@ -40,7 +41,7 @@ def made_words(traces: Sequence[GenerationTrace], same_text: bool | None = None)
 def made_line(
     sides: Mapping[str, GenerationTrace] | GenerationTrace, same_text: bool | None = None
 ) -> str:
-    """The same as a line: of the answers of one run once, of two runs for each by its label."""
+    """The same as a line: once for the answers of one run, by label for two runs."""
     traces = [sides] if isinstance(sides, GenerationTrace) else list(sides.values())
     if len(traces) < 2 or _one_run(*traces[:2]):
         return " · ".join(made_words(traces, same_text))
@@ -56,7 +57,7 @@ def with_made(trace: GenerationTrace, line: str) -> GenerationTrace:
 
 
 def _one_run(a: GenerationTrace, b: GenerationTrace) -> bool:
-    """Whether the second is the first one's question with VAR."""
+    """Whether the second run is the first one's question with VAR."""
     same = (a.model.id, a.prompt, a.seed, a.settings) == (b.model.id, b.prompt, b.seed, b.settings)
     return same and a.var is None and b.var is not None
 
@@ -67,7 +68,7 @@ def _var_words(report: Mapping[str, Any], same_text: bool | None) -> list[str]:
         f"{label} {_number(own[name])}" for name, label in NUMBERS if own.get(name) is not None
     ] or ["VAR"]
     acted = own.get("layers") or [layer["layer"] for layer in report.get("layers") or ()]
-    words.append(f"layers {_spelt(acted)}" if acted else "no layer")
+    words.append(f"layers {index_ranges(acted, '–')}" if acted else "no layer")
     if own.get("heads"):
         words.append(f"heads {', '.join('.'.join(map(str, head)) for head in own['heads'])}")
     words += [str(own["dialect"])] if own.get("dialect") else []
@@ -79,14 +80,3 @@ def _var_words(report: Mapping[str, Any], same_text: bool | None) -> list[str]:
 
 def _number(value: float) -> str:
     return f"{value:.6g}"
-
-
-def _spelt(indices: Sequence[int]) -> str:
-    """`0–3, 7` of 0, 1, 2, 3, 7."""
-    runs: list[list[int]] = []
-    for index in sorted(set(indices)):
-        if runs and index == runs[-1][1] + 1:
-            runs[-1][1] = index
-        else:
-            runs.append([index, index])
-    return ", ".join(f"{a}" if a == b else f"{a}–{b}" for a, b in runs)

@@ -45,13 +45,13 @@ WEAK = (
 
 @dataclass(frozen=True)
 class Sheet:
-    """What is drawn.
+    """The content of a sheet.
 
     Attributes:
-        image: the image that the maps lie on, as it is to be shown under them.
-        made: what came of each method, in order.
+        image: the image under the maps.
+        made: the outcome of each method, in order.
         words: the text of the token or tokens.
-        title: the answer that they stand in.
+        title: the answer that contains them.
         note: model and prompt.
     """
 
@@ -62,16 +62,16 @@ class Sheet:
     note: str = ""
 
     def maps(self) -> list[tuple[Made, PatchMap]]:
-        """The methods that gave a map."""
+        """The methods with a map."""
         return [(one, one.patches) for one in self.made if one.patches is not None]
 
     def lacking(self) -> list[str]:
-        """The methods that gave none, each with its reason."""
+        """The methods without a map, each with its reason."""
         return [f"{one.method.label}: {one.why_not}" for one in self.made if one.patches is None]
 
 
 def check_sheet_ending(path: Path) -> str:
-    """The kind of file that a path's ending names; ValueError for another one than `ENDINGS`."""
+    """The kind of file that a path's ending names; ValueError if it is not one of `ENDINGS`."""
     if path.suffix.lower() not in ENDINGS:
         raise refuse("output", str(path), f"a file ending in {', '.join(ENDINGS)}")
     return path.suffix.lower()[1:]
@@ -81,7 +81,7 @@ def write_sheet(sheet: Sheet, path: Path, style: OverlayStyle | None = None) -> 
     """Write the small multiples (.png, .pdf, .svg), a page (.html) or the numbers (.npz).
 
     Raises:
-        ValueError: no method gave a map, or another ending.
+        ValueError: no method has a map, or another ending.
         OSError: the file cannot be written.
     """
     kind = check_sheet_ending(path)
@@ -124,7 +124,7 @@ def methods_figure(sheet: Sheet, style: OverlayStyle | None = None) -> Figure:
         axes.set_title(one.method.label, parse_math=False, fontsize=10)
         colours = ScalarMappable(Normalize(0, 1), bar_colours(scale, style.colormap))
         bar = above.colorbar(colours, ax=axes, fraction=0.05, pad=0.02)
-        places = [place for place, _ in scale.ticks]
+        places = [position for position, _ in scale.ticks]
         bar.set_ticks(places, labels=[text for _, text in scale.ticks])
         bar.ax.tick_params(labelsize=6)
         bar.set_label(patches.unit, fontsize=7)
@@ -215,7 +215,7 @@ _STYLE = (
 
 
 def _data(pixels: Pixels) -> str:
-    """As a data address; large photos are made smaller first."""
+    """As a data URL; large photos are scaled down first."""
     picture = Image.fromarray(pixels)
     picture.thumbnail((720, 720))
     made = io.BytesIO()

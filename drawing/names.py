@@ -1,5 +1,5 @@
-"""Names that users choose from when something is drawn. Nothing is imported here, so that the
-command line can refuse others at once."""
+"""Names that users choose from when drawing. Nothing is imported here, so that the command line can
+refuse others at once."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """A patch map over its image, as pixels: no model and no trace.
 
-It takes values on a grid (`PatchMap`) and the image they lie on, and never changes either. A cell
+It takes values on a grid (`PatchMap`) and their image, and never changes either. A cell
 is drawn exactly where `ImageGrid.boxes` says it is. `drawing.scale` says which colour a value has.
 """
 
@@ -26,7 +26,7 @@ Edges = npt.NDArray[np.float64]
 Cells = npt.NDArray[np.float32]
 
 DIVERGING = "coolwarm"  # of values of either sign, as on the page
-DARK = (0x16, 0x18, 0x1D)  # where the photo is hidden
+DARK = (0x16, 0x18, 0x1D)  # used if the photo is hidden
 _BAND = 256  # pixel rows blended at a time, so that a large photo needs no float copy of itself
 
 
@@ -36,10 +36,10 @@ class OverlayStyle:
 
     Attributes:
         colormap: name of the colour map. All but `turbo` are perceptually uniform.
-        opacity: of the strongest cell, from 0 (photo alone) to 1 (colour alone).
+        opacity: of the strongest cell, from 0 (only the photo) to 1 (only the colour).
         scale: `percentile`, `linear`, `log` or `rank` (`drawing.scale.scaling`).
-        limits: fixed (low, high) values for the ends of the colours instead, for pictures that
-            share one scale. Not with `rank`.
+        limits: fixed (low, high) values for the ends of the scale instead, for pictures that share
+            one. Not with `rank`.
         alpha_by_value: weak cells are transparent, so that the photo stays visible.
         smoothing: interpolate between the centres of cells. Off by default: the model sees cells.
         sinks: cells to mark with a boxed x, as row-major indices.
@@ -86,7 +86,7 @@ def overlay(
 
     Args:
         image: RGB, of the size that the map's grid calls original, or that image resized.
-        patch_map: values on the grid. A missing value (NaN) leaves the photo as it is.
+        patch_map: values on the grid. A missing value (NaN) leaves the photo unchanged.
         style: colours; by default `OverlayStyle()`.
         scale: of these values among others, instead of the one that `style` makes of them alone.
             A signed one is drawn in `DIVERGING`, whatever the style's colour map.
@@ -113,7 +113,7 @@ def overlay(
 
 
 def mark_cells(pixels: Pixels, patch_map: PatchMap, cells: Sequence[int]) -> Pixels:
-    """Boxed x on cells of an image that lies under no map; a copy, if there is a cell."""
+    """Boxed x on cells of an image without a map; a copy, if there is a cell."""
     edges = _edges(patch_map, pixels.shape[1], pixels.shape[0])
     return _mark(pixels, cells, *edges) if len(cells) else pixels
 
@@ -168,14 +168,15 @@ def colour_table(name: str) -> npt.NDArray[np.float32]:
 
 
 def _weight(places: Places, scale: Scaling) -> Places:
-    """How opaque a place on the bar is: rising quickly, so that middling cells are seen too."""
+    """The opacity of a position on the bar: rising quickly, so that cells of medium value are
+    visible too."""
     size = np.abs(2 * places - 1) if scale.kind == "signed" else places
     made: Places = np.minimum(1, 1.3 * size**0.7)
     return made
 
 
 def under_map(image: Image.Image | Pixels, photo: Photo = "dim") -> Pixels:
-    """The photo as it lies under a map: dimmed and half grey, as it is, or hidden.
+    """The photo under a map: dimmed and half grey, as it is, or hidden.
 
     Returns:
         uint8 (height, width, 3), never the given array.
@@ -239,9 +240,9 @@ def _sampling(edges: Edges, size: int, smooth: bool, part: slice = slice(None)) 
     if not smooth:
         cell = np.clip(np.searchsorted(edges, centres, side="right") - 1, 0, last)
         return cell, cell, np.zeros(len(centres), np.float32)
-    place = np.clip(centres * (last + 1) / size - 0.5, 0, last)
-    cell = place.astype(np.intp)
-    return cell, np.minimum(cell + 1, last), (place - cell).astype(np.float32)
+    at = np.clip(centres * (last + 1) / size - 0.5, 0, last)
+    cell = at.astype(np.intp)
+    return cell, np.minimum(cell + 1, last), (at - cell).astype(np.float32)
 
 
 def _sample(cells: Cells, down: _Sampling, across: _Sampling, smooth: bool) -> Cells:

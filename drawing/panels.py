@@ -30,7 +30,7 @@ from sinkscope.methods.given import GivenMaps
 
 @dataclass(frozen=True)
 class Panel:
-    """One picture with what is written beside it.
+    """One picture with its texts.
 
     Attributes:
         label: of its side, or "Difference".
@@ -38,10 +38,10 @@ class Panel:
         pixels: uint8 (height, width, 3).
         note: why there is no map on it; empty if there is one.
         colormap: name of the colour map of its bar.
-        ticks: (place, text) on the bar.
+        ticks: (position, text) on the bar.
         words: what the colours mean.
         scale: from values to colours; None where there is no map.
-        normalisation: what was done to the map's values before, in words.
+        normalisation: of the map's values, in words.
     """
 
     label: str
@@ -56,8 +56,8 @@ class Panel:
 
 
 @dataclass(frozen=True)
-class _Look:
-    """One panel to be: whose map, of which layers, and its marks."""
+class _PanelSpec:
+    """The plan of one panel: side, layers, and marks."""
 
     label: str
     side: Side
@@ -78,8 +78,8 @@ class Painter:
             sides: one answer, or two.
             view: what is shown.
             width: of a panel, in pixels.
-            idle: what tells the two sides apart did nothing, so that their difference is rounding,
-                which must not look like an effect.
+            idle: the difference between the two sides' settings had no effect, so the difference of
+                their maps is rounding, which must not look like an effect.
 
         Raises:
             ValueError: a layer, head or image that a run does not hold, or a difference of two
@@ -98,7 +98,7 @@ class Painter:
         self._looks = [look for side in self.sides for look in _looks(side, view, width)]
         for look in self._looks:
             if look.side.rows.tokens and not isinstance(view.method, GivenMaps):
-                map_of(look.side, [0], look.view)  # refuses what the run does not hold
+                map_of(look.side, [0], look.view)  # refuses what the run does not contain
         self._whole = self._scales_of_all() if view.whole_answer else None
 
     @property
@@ -108,7 +108,8 @@ class Painter:
         return [*heights, heights[0]] if self.view.difference else heights
 
     def panels(self, tokens: Sequence[int]) -> list[Panel]:
-        """The panels for some tokens (their mean); a side that ended before has its photo alone."""
+        """The panels for some tokens (their mean); a side that has already ended shows only its
+        photo."""
         there = [[t for t in tokens if t < len(look.side.rows.tokens)] for look in self._looks]
         both = [
             maps_of(look.side, mine, look.view) if mine else (None, None)
@@ -152,7 +153,7 @@ class Painter:
 
     def _panel(
         self,
-        look: _Look,
+        look: _PanelSpec,
         tokens: list[int],
         patches: PatchMap | None,
         scale: Scaling | None,
@@ -207,7 +208,7 @@ class Painter:
         return Panel("Difference", numbers, pixels, "", DIVERGING, scale.ticks, words, scale)
 
 
-def _looks(side: Side, view: View, width: int) -> list[_Look]:
+def _looks(side: Side, view: View, width: int) -> list[_PanelSpec]:
     photo = _photo(side.trace.images[view.image], width, view)
     made = []
     for layer in view.each or (None,):
@@ -216,14 +217,14 @@ def _looks(side: Side, view: View, width: int) -> list[_Look]:
         sinks = sinks_of(side.rows, own) if view.sinks else ()
         treated = treated_of(side.trace, own) if view.sinks else ()
         label = ", ".join(word for word in words if word)
-        made.append(_Look(label, side, own, photo, sinks, treated))
+        made.append(_PanelSpec(label, side, own, photo, sinks, treated))
     return made
 
 
 def _photo(image: Image.Image, width: int, view: View) -> Pixels:
-    """The photo as it lies under the map: uint8 (height, width, 3)."""
+    """The photo under the map: uint8 (height, width, 3)."""
     size = width, max(1, round(width * image.height / image.width))
-    # Enlarged without smoothing: the pixels that the model saw are part of what is shown.
+    # Enlarged without smoothing, to show the pixels that the model saw.
     way = Image.Resampling.LANCZOS if image.width >= width else Image.Resampling.NEAREST
     if image.width < width and image.width * 3 > width:
         way = Image.Resampling.BICUBIC

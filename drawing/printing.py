@@ -1,4 +1,4 @@
-"""A figure into a file, the same way from everywhere: its fonts, and TrueType in PDF."""
+"""Writing a figure to a file: its fonts, and TrueType in PDF."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from matplotlib.text import Text
 
 from sinkscope.drawing.text import runs, settle
 
-TRUETYPE = 42  # of PDF; matplotlib's own 3 is refused by publishers, and its text hard to edit
-OUTLINES = 3  # where a font is PostScript's inside, as Noto Sans CJK is: 42 cannot hold it
+TRUETYPE = 42  # of PDF; publishers refuse matplotlib's default 3, and its text is hard to edit
+OUTLINES = 3  # for fonts with PostScript outlines, such as Noto Sans CJK, which 42 does not support
 
 
 def print_figure(figure: Figure, file: BinaryIO, **options: Any) -> None:
@@ -40,11 +40,11 @@ def print_figure(figure: Figure, file: BinaryIO, **options: Any) -> None:
 
 @functools.cache
 def _printer(process: int) -> ThreadPoolExecutor:
-    """The one thread that prints; a fork has none yet, so it is asked for by its process.
+    """The thread that prints; looked up by process, because a fork has none yet.
 
-    One figure at a time, for matplotlib takes the kind of font from settings that all threads
-    share. Always the same thread, for matplotlib opens its fonts anew in each and keeps the files
-    open, and a server's threads come and go.
+    One figure at a time, because matplotlib takes the font type from settings that all threads
+    share. Always the same thread, because matplotlib opens its fonts again in each and keeps the
+    files open, and a server's threads come and go.
     """
     return ThreadPoolExecutor(1, thread_name_prefix="figures")
 

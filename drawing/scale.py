@@ -1,11 +1,11 @@
-"""The one scale: from values of maps to places on a colour bar, and what is said about it.
+"""The colour scale: from values of maps to positions on a colour bar, and its description.
 
 Every picture takes its colours from here: overlays, figures, animations and the API. The page
 computes the same in the browser (`web/static/inspector/30_scale.js`), and a test runs the browser's
 code against inputs and results of this module (`tests/drawing/scale_vectors.json`).
 
-A scale is made of a POOL: the values of one map, or of several that share it (both sides of a
-comparison, every token of an answer). docs/method.md, "Scales", says what each kind does and why.
+A scale is made from a POOL: the values of one map, or of several that share it (both sides of a
+comparison, every token of an answer). docs/method.md, "Scales", describes each kind and its reason.
 """
 
 from __future__ import annotations
@@ -26,23 +26,23 @@ Places = npt.NDArray[np.float64]
 Ticks = tuple[tuple[float, str], ...]
 Said = Callable[[float], str]
 
-CLIPPED_PART, CLIPPED_LEAST = 0.01, 3  # of a map's patches, how many are clipped
-CLIP_LEAVES = 0.05  # of a pool's sum, what the patches that are not clipped must hold
+CLIPPED_PART, CLIPPED_LEAST = 0.01, 3  # fraction of a map's patches that are clipped
+CLIP_LEAVES = 0.05  # fraction of a pool's sum that the unclipped patches must hold
 DECADES = 3  # that a logarithmic scale spans
 
 
 @dataclass(frozen=True)
 class Scaling:
-    """A map between values and places on a colour bar, in both directions.
+    """A mapping between values and positions on a colour bar, in both directions.
 
     Attributes:
         kind: which scale; `signed` is that of differences, with 0 in the middle.
-        low, high: values at the two ends of the bar; those beyond get the end's colour. Both 0
-            where there is nothing to see: no value is above 0 (`signed`: all are 0).
-        over: how many values of the pool lie beyond the ends.
-        ticks: (place from 0 to 1, text) on the bar.
+        low, high: values at the two ends of the bar; those beyond get the end's colour. Both 0 if
+            there is nothing to show: no value is above 0 (`signed`: all are 0).
+        over: number of values of the pool beyond the ends.
+        ticks: (position from 0 to 1, text) on the bar.
         words: what the scale does, in words.
-        ordered: all values in rising order, of `rank` alone.
+        ordered: all values in rising order, only for `rank`.
     """
 
     kind: Kind
@@ -61,7 +61,7 @@ class Scaling:
         return not self.high > self.low
 
     def unit(self, values: npt.ArrayLike) -> Places:
-        """Values to places from 0 to 1: float64 of the same shape, NaN where a value is missing.
+        """Values to positions from 0 to 1: float64 of the same shape, NaN where a value is missing.
 
         An empty scale puts all at 0 (`signed`: in the middle).
         """
@@ -79,19 +79,19 @@ class Scaling:
                 places = (inside - self.low) / (self.high - self.low)
         return np.where(np.isnan(given), np.nan, places)
 
-    def value(self, place: float) -> float:
-        """The value that has this place on the bar."""
+    def value(self, position: float) -> float:
+        """The value at this position on the bar."""
         if self.empty:
             return 0.0
         if self.kind == "rank":
-            return float(self.ordered[math.floor(place * (len(self.ordered) - 1) + 0.5)])
+            return float(self.ordered[math.floor(position * (len(self.ordered) - 1) + 0.5)])
         if self.kind == "log":
-            return float(self.low * (self.high / self.low) ** place)
-        return self.low + (self.high - self.low) * place
+            return float(self.low * (self.high / self.low) ** position)
+        return self.low + (self.high - self.low) * position
 
 
 def percent(share: float) -> str:
-    """0.0123 -> "1.23 %": three digits that matter, so that a small share is never shown as 0."""
+    """0.0123 -> "1.23 %": three significant digits, so that a small share is never shown as 0."""
     value = 100 * share
     size = abs(value)
     if size == 0:
@@ -135,11 +135,11 @@ def scaling(
     Args:
         maps: values of one map or of several, of any shape; NaN is a missing patch.
         kind: `percentile` is linear from 0 and clips the strongest patches; `linear` runs from 0
-            to the maximum; `log` over three decades up to the maximum; `rank` is a patch's place
-            in the order, where equal ones share the lowest.
-        limits: fixed (low, high) for the ends of the bar, instead of those that the pool has. Not
+            to the maximum; `log` over three decades up to the maximum; `rank` is a patch's rank,
+            where equal values share the lowest.
+        limits: fixed (low, high) for the ends of the bar, instead of the pool's own. Not
             with `rank`.
-        said: writes a value on the bar.
+        said: formats a value for the bar.
 
     Raises:
         ValueError: a value is infinite.
@@ -155,8 +155,10 @@ def scaling(
         ticks = _ticks(kind, 0.0, top, over, said)
         if not over:
             return Scaling(kind, 0.0, top, 0, ticks, "percentile clip: linear, nothing clipped")
-        place = 100 * (len(pool) - over) / len(pool)
-        words = f"percentile clip: linear to the {place:.1f}th percentile; {_strongest(over)} above"
+        position = 100 * (len(pool) - over) / len(pool)
+        words = (
+            f"percentile clip: linear to the {position:.1f}th percentile; {_strongest(over)} above"
+        )
         return Scaling(kind, 0.0, top, over, ticks, words)
     if kind == "log":
         low = high / 10**DECADES
@@ -188,14 +190,14 @@ def signed_scaling(maps: Sequence[npt.ArrayLike], said: Said = percent) -> Scali
 
 
 def difference_of(left: Values, right: Values, *, idle: bool = False) -> Values:
-    """right - left; all 0 where that could be rounding, which must not look like an effect.
+    """right - left; all 0 if that could be rounding, which must not look like an effect.
 
     Args:
         left, right: attention of the same patches.
-        idle: what tells the two apart is known to have done nothing.
+        idle: the difference between the two is known to have had no effect.
     """
     made: Values = right - left
-    least = np.finfo(np.float16).eps * max(_largest(left), _largest(right))  # what traces keep
+    least = np.finfo(np.float16).eps * max(_largest(left), _largest(right))  # as in traces
     return np.zeros_like(made) if idle or _largest(np.abs(made)) <= least else made
 
 
@@ -223,10 +225,11 @@ def _pooled(maps: Sequence[npt.ArrayLike]) -> Values:
 
 
 def _clip(pool: Values, maps: int) -> tuple[float, int]:
-    """The value at the end of the bar, and how many lie beyond: the strongest patches are clipped.
+    """The value at the end of the bar, and how many are beyond it: the strongest patches are
+    clipped.
 
-    Fewer of them where the others would hold less than `CLIP_LEAVES` of the sum: there the
-    strongest patches ARE the map, and clipped, 50 % and 1 % would have one colour.
+    Fewer are clipped if the others would hold less than `CLIP_LEAVES` of the sum: then the
+    strongest patches ARE the map, and with clipping 50 % and 1 % would have the same colour.
     """
     cut = clipped(len(pool) / maps) * maps
     below = np.cumsum(pool, dtype=np.float64)

@@ -26,14 +26,14 @@ def write_shares(
 ) -> int:
     """Write a CSV file (RFC 4180, UTF-8) with the columns that the page's table has.
 
-    `token` counts from 0; `head` is `mean` where only the mean over the heads was kept. A text that
-    a spreadsheet would take for a formula gets an apostrophe in front. `made_by` says what made an
-    answer (`drawing.made`), in the answer's first line alone; in the others it is empty.
+    `token` counts from 0; `head` is `mean` if only the mean over the heads was kept. A text that
+    a spreadsheet would take for a formula gets an apostrophe in front. `made_by` says how an answer
+    was made (`drawing.made`), only in the answer's first line; in the others it is empty.
 
     Args:
         traces: a run, or two by their labels.
-        path: where to.
-        same_text: the second run follows the first one's text; None where that is not known.
+        path: of the file.
+        same_text: the second run follows the first one's text; None if unknown.
 
     Returns:
         How many lines there are below the heading.
@@ -62,7 +62,7 @@ def write_shares(
                         made = ""
                         lines += 1
         text.flush()
-        text.detach()  # the file is not ours to close
+        text.detach()  # the file belongs to the caller
 
     write_atomically(path, write)
     return lines

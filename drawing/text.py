@@ -1,8 +1,8 @@
-"""Texts of a model in pictures: what can be seen of a token, and fonts that have its script.
+"""Model texts in pictures: visible labels of tokens, and fonts for their script.
 
-Matplotlib brings one font, without Chinese, Japanese or Korean and with few emoji. For what it
-lacks a font of the machine is looked for; where there is none, the characters are drawn as empty
-squares, and `missing_note` is the sentence that says so.
+Matplotlib brings one font, without Chinese, Japanese or Korean and with few emoji. For other
+characters a font of the machine is searched; without one they are drawn as empty squares, and
+`missing_note` reports it.
 """
 
 from __future__ import annotations
@@ -15,29 +15,30 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-OWN = "DejaVu Sans"  # matplotlib brings it
-# Parts of the names of families that have other scripts, the likeliest first. Not all fonts of a
-# machine: to read the characters of a thousand files takes minutes.
+OWN = "DejaVu Sans"  # comes with matplotlib
+# Parts of the names of families with other scripts, the likeliest first. Not all fonts of a
+# machine, because reading the characters of a thousand files takes minutes.
 HELPERS = (
     *("CJK", "Source Han", "WenQuanYi", "Droid Sans Fallback", "PingFang", "Hiragino", "YaHei"),
     *("SimSun", "SimHei", "Heiti", "Songti", "Gothic", "Meiryo", "Malgun", "Nanum", "Unifont"),
     *("Emoji", "Symbola", "Segoe UI", "Arial Unicode", "Noto Sans", "Noto Serif", "Noto Music"),
 )
-COLOUR = ("Color Emoji", "Colour Emoji")  # whose glyphs are pictures, which nothing here can draw
+COLOUR = ("Color Emoji", "Colour Emoji")  # whose glyphs are bitmaps, which cannot be drawn here
 SQUARE = "\u25a1"  # which `OWN` has
-JOINERS = {0x200D, 0xFE0E, 0xFE0F}  # between and behind emoji; nothing is lost without them
-NAMED = 6  # characters that a sentence names
+JOINERS = {0x200D, 0xFE0E, 0xFE0F}  # joiners of emoji; they can be dropped
+NAMED = 6  # characters named in a sentence
 
 
 def visible(token: str) -> str:
-    """A token's text as a label: white space and control characters get a sign that can be seen."""
+    """A token's text as a label: white space and control characters get a visible sign."""
     signs = {" ": "\u00b7", "\n": "\u23ce", "\t": "\u21e5", "": "\u2205"}
     shown = printable("".join(signs.get(c, c) for c in token))
     return shown.removeprefix("\u00b7") or signs[token]
 
 
 def printable(text: str) -> str:
-    """The text without control characters, which have no glyph; a rare white space is a blank."""
+    """The text without control characters, which have no glyph; unusual white space becomes a
+    space."""
     return "".join(_printable(c) for c in text)
 
 
@@ -53,7 +54,7 @@ def fonts(text: str = "") -> list[str]:
 
 
 def drawable(text: str) -> str:
-    """The text with an empty square for each character that no font here has."""
+    """The text with an empty square for each character without a font."""
     return "".join(part for part, _, _ in _runs(text))
 
 
@@ -63,7 +64,7 @@ def runs(text: str) -> list[tuple[str, str]]:
 
 
 def missing_note(*texts: str) -> list[str]:
-    """One sentence where some characters cannot be drawn, for the small print; else nothing."""
+    """One sentence if some characters cannot be drawn, for the small print; else empty."""
     lacking = sorted({c for text in texts for c in printable(text) if _face_of(c) is None})
     lacking = [c for c in lacking if ord(c) not in JOINERS]
     if not lacking:
@@ -78,9 +79,9 @@ def missing_note(*texts: str) -> list[str]:
 
 
 def settle(figure: Figure) -> Figure:
-    """Give each text of a figure the fonts that it needs, and squares where there is none.
+    """Give each text of a figure the fonts that it needs, and squares for missing characters.
 
-    Whatever is ASCII stays as it is.
+    ASCII texts are unchanged.
     """
     from matplotlib.text import Text
 
@@ -117,7 +118,7 @@ def _face_of(character: str) -> tuple[str, str] | None:
     if character.isspace() or code in _characters(own_file()):
         return OWN, own_file()
     if unicodedata.category(character) in ("Cc", "Cf", "Cn", "Co", "Cs"):
-        return None  # nobody has a glyph for it, and it would be looked for in every file
+        return None  # no font has a glyph for it, and every file would be searched
     return next((face for face in _helpers() if code in _characters(face[1])), None)
 
 
@@ -145,10 +146,10 @@ def own_file() -> str:
 
 @functools.cache
 def _characters(path: str) -> frozenset[int]:
-    """The characters that a font file has; none where it cannot be read."""
+    """The characters of a font file; none if it cannot be read."""
     from matplotlib.ft2font import FT2Font
 
     try:
         return frozenset(FT2Font(path).get_charmap())
-    except (OSError, RuntimeError):  # of a kind that FreeType does not know here
+    except (OSError, RuntimeError):  # a format that FreeType does not support here
         return frozenset()

@@ -1,4 +1,4 @@
-"""What of a run is drawn and how, in the terms of the page: the view, its sides, their maps."""
+"""Which part of a run is drawn and how, in the page's terms: the view, its sides, their maps."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from sinkscope.drawing.scale import Scale
 from sinkscope.methods.base import Method, Part, Target
 from sinkscope.methods.explain import explain, method_of
 from sinkscope.methods.given import GivenMaps
+from sinkscope.utils import index_ranges
 
 Overlay = Literal["value", "flat", "off"]
 
@@ -26,16 +27,16 @@ class View:
     """The choices of the page's view bar.
 
     Attributes:
-        part: whose rows: the answer's tokens, or the prompt's own.
+        part: rows of the answer's tokens, or of the prompt's own.
         layers, heads: indices in the model; None is all that were captured.
         each: these layers one by one, a map for each, instead of `layers`; of one side only.
         reduce: how layers and heads become one map.
         image: which image of the prompt, from 0.
-        method: which explanation, by name (`methods.explain.METHODS`) or a method of your own.
+        method: which explanation, by name (`methods.explain.METHODS`) or your own method.
         scale: `percentile`, `linear`, `log` or `rank` (`drawing.scale.scaling`).
-        whole_answer: the scale is that of all tokens of the answer, not of the one drawn.
+        whole_answer: the scale covers all tokens of the answer, not only the one drawn.
         same_scale: several sides share one scale.
-        difference: of two sides, draw the second minus the first too.
+        difference: with two sides, also draw the second minus the first.
         colormap, opacity, smooth: of the map.
         overlay: opacity by `value`, `flat`, or `off`.
         photo: `dim`, `full` or `none`.
@@ -84,7 +85,7 @@ class View:
 
 
 def method_and_scale(method: str, scale: str) -> tuple[str, Scale]:
-    """Both by their names, or by those that scales had when some of them were methods.
+    """Both by their names, or by the old names from when some scales were methods.
 
     `View` checks what this lets through.
     """
@@ -96,12 +97,12 @@ def method_and_scale(method: str, scale: str) -> tuple[str, Scale]:
 
 @dataclass(frozen=True)
 class Side:
-    """One answer to draw: a run, or one of those that stand side by side.
+    """One answer to draw: a run, or one of two side by side.
 
     Attributes:
-        label: what to call it.
+        label: its name.
         trace: the run.
-        rows: what is drawn of it: the run itself, or the rows of its prompt.
+        rows: the run itself, or the rows of its prompt.
         mass: float32 (T, L, H), attention on all images.
         held: float32 (T, L, H), the part of it that sinks hold.
     """
@@ -113,7 +114,7 @@ class Side:
     held: npt.NDArray[np.float32]
 
     def shares(self, tokens: Sequence[int], view: View) -> tuple[float, float]:
-        """Attention mass on all images, and the part of it that sinks hold: of the selection.
+        """Attention mass on all images, and the part of it that sinks hold, for the selection.
 
         From the true masses of whole rows, whatever the scale of the map.
         """
@@ -133,7 +134,7 @@ def make_side(label: str, trace: GenerationTrace, part: Part = "answer") -> Side
     """A side, with its shares computed once for all of its tokens.
 
     Raises:
-        ValueError: the rows of the prompt are asked for, and the run has none.
+        ValueError: the rows of the prompt are requested, and the run has none.
     """
     rows = trace if part == "answer" else trace.prompt_rows
     if rows is None:
@@ -142,16 +143,16 @@ def make_side(label: str, trace: GenerationTrace, part: Part = "answer") -> Side
 
 
 def maps_of(side: Side, tokens: Sequence[int], view: View) -> tuple[PatchMap, PatchMap]:
-    """What the view shows of some tokens (their mean), and the same as it is for differences.
+    """The view's map of some tokens (their mean), and the map for differences.
 
-    These are one map, but of a ratio the second is only what is above the line.
+    These are the same map, except that for a ratio the second is only the numerator.
 
     Raises:
         ValueError: as `methods.explain.explain_map`.
     """
     stack = explain(side.trace, Target(tuple(tokens), view.part), view.method)
     layers, heads = view.layers, view.heads
-    if isinstance(view.method, GivenMaps):  # as the page, which chooses of what there is
+    if isinstance(view.method, GivenMaps):  # as on the page, which offers only captured ones
         layers = layers if view.method.has("layer") else None
         heads = heads if view.method.has("head") else None
     label = map_label(side.rows, tokens, layers, heads, view.reduce)
@@ -168,7 +169,7 @@ def map_of(side: Side, tokens: Sequence[int], view: View) -> PatchMap:
 
 
 def same_images(a: GenerationTrace, b: GenerationTrace) -> bool:
-    """Whether two runs are of the same pictures, pixel by pixel."""
+    """Whether two runs have the same images, pixel by pixel."""
     return len(a.images) == len(b.images) and all(
         x.size == y.size and x.convert("RGB").tobytes() == y.convert("RGB").tobytes()
         for x, y in zip(a.images, b.images, strict=True)
@@ -189,8 +190,8 @@ def sinks_of(rows: Rows, view: View) -> tuple[int, ...]:
 
 
 def treated_of(trace: GenerationTrace, view: View) -> tuple[int, ...]:
-    """Cells of the view's image that a control treated in the place of the sinks, in any of its
-    layers; none of a run without a control."""
+    """Cells of the view's image that a control treated instead of the sinks, in any of its layers;
+    none for a run without a control."""
     report = trace.var or {}
     if (report.get("settings") or {}).get("control", "none") == "none":
         return ()
@@ -223,11 +224,4 @@ def _spelt(
         return f"{word} {chosen[0]}", True
     if chosen == captured:
         return f"all {len(chosen)} {word}s", False
-    runs: list[list[int]] = []
-    for index in sorted(chosen):
-        if runs and index == runs[-1][1] + 1:
-            runs[-1][1] = index
-        else:
-            runs.append([index, index])
-    spans = ", ".join(str(a) if a == b else f"{a}–{b}" for a, b in runs)
-    return f"{word}s {spans}", False
+    return f"{word}s {index_ranges(chosen, '–')}", False

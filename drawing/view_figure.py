@@ -1,4 +1,4 @@
-"""What the page shows, as a figure for print: panels, colour bars, and a caption with settings."""
+"""The page's view as a figure for print: panels, colour bars, and a caption with settings."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ from sinkscope.methods.explain import method_of
 from sinkscope.methods.given import GivenMaps
 
 PANEL_INCHES = 3.6
-PANEL_PIXELS = 1080  # 300 a printed inch
-GAP, LINE = 0.2, 0.13  # inches: between panels, and of a line of small text
+PANEL_PIXELS = 1080  # 300 per printed inch
+GAP, LINE = 0.2, 0.13  # inches: gap between panels, and height of a line of small text
 ROW = (
     "The row drawn is that of the forward pass that produced the token. Attention says where a "
     "layer read, not whether the answer depends on it."
@@ -48,7 +48,7 @@ def view_figure(
         traces: a run, or up to two by their labels, left to right.
         tokens: index from 0, or several, whose maps are averaged.
         view: which part and how; by default `View()`.
-        idle: the second side was to change something and changed nothing.
+        idle: the second side's intervention changed nothing.
 
     Returns:
         A figure for `visualization.save`: photos at 300 pixels an inch, text as text. Its caption
@@ -178,7 +178,7 @@ def _views(view: View) -> list[View]:
 
 
 def about_sides(sides: Sequence[Side], image: int = 0) -> Iterator[str]:
-    """What made the sides: prompt, interventions, model, image, settings; what is common, once."""
+    """How the sides were made: prompt, interventions, model, image, settings; common parts once."""
     made = [_made(side.trace, image) for side in sides]
     for facts in zip(*made, strict=True):
         if len(set(facts)) == 1:

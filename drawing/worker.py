@@ -1,8 +1,8 @@
 """The process that draws: `python -m sinkscope.drawing.worker`, which `jobs.helper.Helper` starts.
 
 A task is `{"sides": [[label, path of the trace's file], ...], "drawing": {...}, "path": ...}`, and
-where the maps of a method were computed before `"given": [[label, tokens, path], ...]` too. It
-gives True once the file is there, and False where the file of a trace cannot be read.
+`"given": [[label, tokens, path], ...]` if the maps of a method were computed before. It returns
+True once the file is written, and False if the file of a trace cannot be read.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ log = logging.getLogger(__name__)
 
 
 def load() -> Do:
-    """Import what draws: torch, for the maps, and matplotlib; no model and no page."""
+    """Import torch (for the maps) and matplotlib; no model and no page."""
     from sinkscope.capture.trace import GenerationTrace
     from sinkscope.drawing.files import Drawing, draw
     from sinkscope.methods.explain import method_of

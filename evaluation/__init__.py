@@ -1,4 +1,4 @@
-"""Benchmarks: methods compared on the same questions, and how sure the difference is.
+"""Benchmarks: methods compared on the same questions, with the uncertainty of the difference.
 
-`base` has the words that the parts share: a question, a protocol, a judgement, a metric.
+`base` has the shared types: a question, a protocol, a judgement, a metric.
 """

@@ -1,4 +1,4 @@
-"""One batch of answers: rows of prompts and methods, each behind the prefix of its own images."""
+"""One batch of answers: rows of prompts and methods, each after the prefix of its own images."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ from sinkscope.models.loading import ModelHandle
 from sinkscope.models.sink_score import FIRST_LAYER, above_threshold
 from sinkscope.var_patch import VAR
 
-_SMALLEST = 1e-45  # a probability that float32 has rounded to 0
+_SMALLEST = 1e-45  # replaces a probability that float32 has rounded to 0
 
 
 @dataclass(frozen=True)
 class Answer:
-    """What a method answered; the keys of the same names in `evaluation.run_folder`, and the ids of
-    its tokens."""
+    """A method's answer; the keys of the same names in `evaluation.run_folder`, and its token
+    ids."""
 
     text: str
     finish: str
@@ -63,13 +63,13 @@ def answer_rows(
         handle: a loaded model.
         settings: of all rows.
         rows: their prefixes are scored by one set of sink dimensions.
-        probes: what else to look at; the session has their results.
+        probes: additional probes; the session has their results.
 
     Returns:
-        An answer a row; its sinks are not counted (`count_sinks`). And the session.
+        One answer per row, without the count of its sinks (`count_sinks`); and the session.
 
     Raises:
-        ValueError: the checkpoint is to decide how tokens are chosen, and cannot be followed.
+        ValueError: the checkpoint decides how tokens are chosen, and cannot be followed.
     """
     began = time.perf_counter()
     inputs = [row.prefix.inputs for row in rows]
@@ -99,14 +99,14 @@ def answer_rows(
     made = []
     for index, row in enumerate(rows):
         said = session[tokens[index]].finished()
-        finish = ending.finish(index)
+        finish_reason = ending.finish_reason(index)
         changed, moved = 0.0, 0.0
         if row.method.var is not None:
-            changed, moved = what_var_did(session[var], index, len(said))
+            changed, moved = var_activity(session[var], index, len(said))
         made.append(
             Answer(
-                "".join(token.text for token in (said[:-1] if finish == "end" else said)),
-                finish,
+                "".join(token.text for token in (said[:-1] if finish_reason == "end" else said)),
+                finish_reason,
                 tuple(math.log(max(token.probability, _SMALLEST)) for token in said),
                 None,
                 changed,
@@ -123,9 +123,9 @@ def var_of(rows: Sequence[Row]) -> VAR:
     return VAR(tuple(row.method.var for row in rows))
 
 
-def what_var_did(acting: VARIntervention, row: int, tokens: int) -> tuple[float, float]:
-    """Share of rows changed and mean mass moved, in the mean of the layers in which VAR may act, of
-    a batch row whose answer has so many tokens."""
+def var_activity(acting: VARIntervention, row: int, tokens: int) -> tuple[float, float]:
+    """Share of rows changed and mean mass moved, averaged over the layers in which VAR may act, of
+    a batch row whose answer has `tokens` tokens."""
     layers = acting.report(row, tokens).layers
     changed, moved = (sum(getattr(one, name) for one in layers) for name in ("selected", "moved"))
     return changed / max(1, len(layers)), moved / max(1, len(layers))
@@ -139,12 +139,12 @@ def log_of(log_probability: float) -> float:
 def begin_rows(
     handle: ModelHandle, rows: Sequence[Row], more: torch.Tensor | None = None
 ) -> tuple[Prefix | BatchPrefix, dict[str, Any]]:
-    """What a batch continues from, and what `generate` begins with.
+    """The prefix of a batch, and the first arguments of `generate`.
 
     Args:
         handle: a loaded model.
         rows: of the batch.
-        more: int64 (B, n), tokens behind the prompt of each row.
+        more: int64 (B, n), tokens after the prompt of each row.
     """
     first = rows[0].prefix
     prefix: Prefix | BatchPrefix = first
@@ -168,7 +168,8 @@ def count_sinks(
     handle: ModelHandle, method: Method, prefixes: Mapping[tuple[int, ...], Prefix]
 ) -> int | None:
     """Vision tokens that are sinks in at least one layer, by the method's dimensions and threshold
-    (the plain model's: by the profile's). All of them lie in the prefix, so its scores tell."""
+    (the plain model's: by the profile's). All of them are in the prefix, so its scores are
+    enough."""
     dialect: Dialect = "official"
     if method.var is not None:
         dims, tau, dialect = method.var.dims, method.var.tau, method.var.dialect

@@ -1,12 +1,12 @@
-"""Questions put to a model by several methods, which share the passes over the images.
+"""Asking a model questions by several methods, which share the passes over the images.
 
 VAR changes nothing before the end of the last image, so keys and values up to there are the same
-for every method and are made once (`capture.prefix`); questions about the same images share them
-too. What follows is one batch, a row a question and method (`evaluation.answering`), as many
-questions as fit a budget of tokens. A row of the plain model is left alone to the last bit.
+for every method and are computed once (`capture.prefix`); questions about the same images share
+them too. The rest is one batch, one row per question and method (`evaluation.answering`), as many
+questions as fit a budget of tokens. A row of the plain model is unchanged to the last bit.
 
-Methods whose sink dimensions differ run one group after the other behind the same keys, for a
-prefix knows the scores by one set of dimensions.
+Methods with different sink dimensions run one group after the other from the same keys, because a
+prefix has the scores of one set of dimensions.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from sinkscope.models.family import PromptInputs
 from sinkscope.models.loading import ModelHandle
 from sinkscope.utils import sha256
 
-MOST_ROWS = 8  # methods in one batch; more of them run one batch after the other
+MOST_ROWS = 8  # methods in one batch; more of them run in several batches
 
 Dims = tuple[int, ...]
 Place = tuple[int, int]  # question, method
@@ -37,7 +37,7 @@ Place = tuple[int, int]  # question, method
 
 @dataclass(frozen=True)
 class Ask:
-    """What is put to a model: the same for every method.
+    """One question to a model, the same for every method.
 
     Attributes:
         images: RGB, shown before the text.
@@ -55,20 +55,20 @@ class Ask:
     max_pixels: int | None = None
 
     def image_part(self) -> tuple[object, ...]:
-        """Sizes, digests of the pixels, and bounds: what the vision tower's part depends on."""
+        """Sizes, digests of the pixels, and bounds: the inputs of the vision tower."""
         digests = tuple(f"{i.mode} {i.size} {sha256(i.tobytes())}" for i in self.images)
         return (*digests, self.min_pixels, self.max_pixels)
 
     def fingerprint(self) -> str:
-        """SHA-256 of all of it, of the images' sizes and pixels among it."""
+        """SHA-256 of all of it, including the images' sizes and pixels."""
         said = [self.image_part(), self.prompt, self.system, asdict(self.settings)]
         return sha256(json.dumps(said, ensure_ascii=False).encode("utf-8", "surrogatepass"))
 
     def inputs(self, handle: ModelHandle) -> PromptInputs:
-        """What the model takes.
+        """The model's inputs.
 
         Raises:
-            ValueError: images or prompt that it cannot take.
+            ValueError: images or prompt that the model cannot take.
         """
         return handle.prepare(
             self.images,
@@ -96,20 +96,20 @@ def ask(
         handle: a loaded model; its lock is taken, a batch at a time.
         ready: questions, all with the same settings of generation.
         methods: resolved ones, at least one.
-        batch_tokens: most tokens of a batch: rows, times the longest prompt with its new tokens. A
-            question by itself may have more. 0: one question at a time.
+        batch_tokens: maximum number of tokens of a batch: rows, times the longest prompt with its
+            new tokens. A single question may have more. 0: one question at a time.
 
     Returns:
-        For each question one answer a method, in their orders.
+        For each question one answer per method, in order.
 
     Raises:
         RunOutOfMemoryError: the device is full.
     """
     made: list[tuple[Answer, ...]] = []
-    shared: _Shared | None = None
+    shared: _SharedPass | None = None
     followed = bool(ready) and ready[0].asked.settings.decoding == "checkpoint"
     if followed and "max_length" in checkpoint_decoding(handle).values:
-        batch_tokens = 0  # it counts each prompt's own tokens
+        batch_tokens = 0  # penalties count each prompt's own tokens
     for batch in _batches(ready, len(methods), batch_tokens):
         began = time.perf_counter()
         with handle.lock, memory_errors_named(batch[0].inputs, batch[0].asked.settings):
@@ -117,7 +117,7 @@ def ask(
             passed: list[Mapping[Dims, Prefix]] = []
             for one in batch:
                 if shared is None or not shared.fits(one):
-                    shared = _Shared.of(handle, one, [dims for dims, _ in groups])
+                    shared = _SharedPass.of(handle, one, [dims for dims, _ in groups])
                 passed.append(shared.of_prompt(one.inputs))
             answers = _of_batch(handle, batch, methods, groups, passed)
         seconds = (time.perf_counter() - began) / (len(batch) * len(methods))
@@ -126,7 +126,7 @@ def ask(
 
 
 def _batches(ready: Sequence[Ready], methods: int, batch_tokens: int) -> Iterator[list[Ready]]:
-    """Questions in their order, as many together as fit."""
+    """Batches of questions in order, as many together as fit."""
     batch: list[Ready] = []
     for one in ready:
         longest = max(each.inputs.layout.length for each in (*batch, one))
@@ -164,8 +164,8 @@ def _of_batch(
         if drafts is not None and rows:
             questions = [index for index, _ in rows]
             said = check_rows(handle, settings, list(rows.values()), questions, drafts)
-            made |= {place: one for place, one in zip(rows, said, strict=True) if one is not None}
-            rows = {place: row for place, row in rows.items() if place not in made}
+            made |= {key: one for key, one in zip(rows, said, strict=True) if one is not None}
+            rows = {key: row for key, row in rows.items() if key not in made}
         if rows:
             answers, _ = answer_rows(handle, settings, list(rows.values()))
             made |= dict(zip(rows, answers, strict=True))
@@ -178,7 +178,7 @@ def _of_batch(
 def _groups(handle: ModelHandle, methods: Sequence[Method]) -> list[tuple[Dims, list[int]]]:
     """Sink dimensions, and the methods that use them, in batches of at most `MOST_ROWS`.
 
-    The plain model goes with the first: it needs no dimensions, but its sinks are counted by the
+    The plain model is in the first group: it needs no dimensions, but its sinks are counted by the
     profile's.
     """
     profile = () if handle.profile is None else handle.profile.dims
@@ -194,11 +194,11 @@ def _groups(handle: ModelHandle, methods: Sequence[Method]) -> list[tuple[Dims, 
 
 
 @dataclass(frozen=True)
-class _Shared:
-    """The pass over the images of one question, for those behind it about the same images.
+class _SharedPass:
+    """The pass over the images of one question, reused by later questions about the same images.
 
     Attributes:
-        tokens: ids of the positions that it covers.
+        tokens: token ids of the prefix.
         images: their digests, and the bounds on their areas.
         prefixes: by sink dimensions; all have the same keys and values.
     """
@@ -208,7 +208,7 @@ class _Shared:
     prefixes: Mapping[Dims, Prefix]
 
     @staticmethod
-    def of(handle: ModelHandle, one: Ready, wanted: Sequence[Dims]) -> _Shared:
+    def of(handle: ModelHandle, one: Ready, wanted: Sequence[Dims]) -> _SharedPass:
         """Pass the prompt up to its last vision token through the model, scored by every set of
         dimensions; and by the profile's, for the plain model."""
         sets = list(dict.fromkeys(wanted))
@@ -216,10 +216,10 @@ class _Shared:
             sets.append(handle.profile.dims)
         prefixes = forward_prefixes(handle, one.inputs, sets)
         length = next(iter(prefixes.values())).length
-        return _Shared(one.inputs.token_ids[:length], one.asked.image_part(), prefixes)
+        return _SharedPass(one.inputs.token_ids[:length], one.asked.image_part(), prefixes)
 
     def fits(self, one: Ready) -> bool:
-        """Whether a prompt begins with the very same tokens and images."""
+        """Whether a prompt begins with exactly the same tokens and images."""
         begins = one.inputs.token_ids[: len(self.tokens)] == self.tokens
         return begins and self.images == one.asked.image_part()
 

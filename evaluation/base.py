@@ -1,8 +1,8 @@
-"""What the parts of an evaluation share: questions, protocols, judgements, metrics.
+"""The types of an evaluation: questions, protocols, judgements, metrics.
 
-A task reads a data set into `Question`s. A `Protocol` says how they are put to a model and how an
-answer is judged; the same task has several (`fixed`, `lmms-eval`, ...). A judge gives a `Judgement`
-of one answer, a metric turns the judgements of a run into figures.
+A task reads a data set into `Question`s. A `Protocol` defines the prompt and how an answer is
+judged; the same task has several (`fixed`, `lmms-eval`, ...). A judge gives a `Judgement` of one
+answer, a metric turns the judgements of a run into figures.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Protocol as Interface
 from PIL import Image
 
 Picture = Callable[[], Image.Image]
-"""Opens one image; raises ValueError, with what is wrong, where it is missing or broken."""
+"""Opens one image; raises ValueError, with the reason, if it is missing or damaged."""
 
 
 @dataclass(frozen=True)
@@ -24,16 +24,16 @@ class Question:
 
     Attributes:
         id: unique in the task, and the same in every run over the same data.
-        text: the question as the data words it.
+        text: the question as in the data.
         pictures: its images, in the order of the data.
         truth: the right answer, as the task's judges take it: a letter, a text, a tuple of
-            annotators' answers, a set of objects. Plain values alone: it goes into JSON.
-        options: (letter, text) of a multiple choice; empty where there is none.
+            annotators' answers, a set of objects. Only plain values: it is written to JSON.
+        options: (letter, text) of a multiple choice; else empty.
         category: BLINK's part, POPE's subset, MME's category; "" where there is none.
         cluster: questions that share an image or a pair have the same one: they are resampled
             together and stay in one shard. By default the question's own id.
         fields: whatever else prompts, judges or metrics need; plain values.
-        system: a system prompt of its own, in place of the protocol's; None: it has none.
+        system: its own system prompt, instead of the protocol's; None: none.
     """
 
     id: str
@@ -53,7 +53,7 @@ class Question:
 
 @dataclass(frozen=True)
 class Faulty:
-    """A row of a task's data that cannot be asked: it is recorded, and the run is not complete.
+    """A row of a task's data that cannot be used: it is recorded, and the run is not complete.
 
     Attributes:
         id: as `Question.id`.
@@ -73,13 +73,13 @@ class Faulty:
 
 @dataclass(frozen=True)
 class Judgement:
-    """What a judge says of one answer.
+    """A judge's result for one answer.
 
     Attributes:
-        score: from 0 to 1; what a wrong or unparsable answer counts is the judge's to say.
-        extraction: what it took the answer to be (a letter, "yes", the normalised text); None where
-            nothing could be made of it.
-        details: what a metric needs beside the score; plain values.
+        score: from 0 to 1; the judge decides the score of a wrong or unparsable answer.
+        extraction: the parsed answer (a letter, "yes", the normalised text); None if it could not
+            be parsed.
+        details: what a metric needs in addition to the score; plain values.
     """
 
     score: float
@@ -98,7 +98,7 @@ class Judge(Interface):
 
 @dataclass(frozen=True)
 class Judged:
-    """One answer with its question's place in the data and its judgement: what metrics take.
+    """One answer with its question's index in the data and its judgement: the input of metrics.
 
     `truth`, `category`, `cluster` and `fields` are the question's.
     """
@@ -115,8 +115,8 @@ class Metric(Interface):
     """Figures of a whole run from its judged answers.
 
     `independent` says that the first figure is the mean of right-or-wrong items that do not depend
-    on each other: then Wilson intervals and McNemar's test hold. For all else the whole metric is
-    computed again on resampled clusters.
+    on each other: then Wilson intervals and McNemar's test hold. Otherwise the whole metric is
+    recomputed on resampled clusters.
     """
 
     @property
@@ -132,17 +132,17 @@ class Metric(Interface):
 
 @dataclass(frozen=True)
 class Protocol:
-    """How a task's questions are put to a model and judged.
+    """How a task's questions are asked and judged.
 
     Attributes:
         name: `fixed`, `lmms-eval`, `vlmevalkit` or `var-paper`.
-        prompt: the text that follows the images. All images stand before it, in their order.
+        prompt: the text that follows the images. All images come before it, in order.
         judge, metric: of its answers.
         system: a system prompt; None leaves the model's own, "" is an empty one.
         max_new_tokens: limit of an answer, in tokens.
         min_pixels, max_pixels: bounds on a resized image's area; None leaves the processor's own.
         decoding: `ours` (greedy) or `checkpoint` (as generation_config.json says).
-        note: what differs from the source that it follows, said in the report.
+        note: differences from its source, shown in the report.
     """
 
     name: str

@@ -1,14 +1,14 @@
-"""Whether a method says what the plain model said: one pass over that answer, nothing generated.
+"""Whether a method gives the plain model's answer: one pass over that answer, nothing generated.
 
-VAR rarely changes an answer. So the plain model's is put behind the prompt, and one pass with VAR
-says what VAR would have said at each of its places (arXiv 2211.17192 has the idea: the answer is a
-draft). Where the most probable token is the draft's at every place, decoding greedily with VAR
-gives that answer, with the probabilities and rows of the pass. Where it is not, the row has to be
+VAR rarely changes an answer. So the plain model's answer is appended to the prompt, and one pass
+with VAR gives VAR's choice at each of its positions (speculative decoding, arXiv 2211.17192: the
+answer is a draft). If the most probable token is the draft's at every position, greedy decoding
+with VAR gives that answer, with the probabilities and rows of the pass. Otherwise the row is
 generated (`evaluation.answering`). Either way the answer is the method's own.
 
-The pass begins at the first layer in which VAR acts, with what the plain model held there
-(`evaluation.lower_layers`). Rows of answers of very different lengths go in two passes, for a pass
-is as long as its longest.
+The pass begins at the first layer in which VAR acts, with the plain model's hidden states there
+(`evaluation.lower_layers`). Answers of very different lengths are checked in two passes, because a
+pass is as long as its longest row.
 """
 
 from __future__ import annotations
@@ -32,16 +32,16 @@ from sinkscope.evaluation.answering import (
     answer_rows,
     begin_rows,
     log_of,
+    var_activity,
     var_of,
-    what_var_did,
 )
 from sinkscope.evaluation.lower_layers import Given, Lower, passed_over, stream_at
 from sinkscope.models.loading import ModelHandle
 from sinkscope.models.sites import NO_LAYER, At
 
 MOST_NEW_TOKENS = 64  # above, a draft that is wrong early costs more than it saves
-PASS = 64  # tokens that a pass of its own costs as much as
-MOST_LOGITS = 1 << 28  # of one pass: rows x places x vocabulary
+PASS = 64  # a separate pass costs as much as this many tokens
+MOST_LOGITS = 1 << 28  # of one pass: rows x positions x vocabulary
 
 
 @dataclass(frozen=True)
@@ -50,8 +50,8 @@ class _Logits(Probe):
 
 
 def can_check(handle: ModelHandle, settings: GenerationSettings) -> bool:
-    """Whether answers are short, and each token is the most probable one, whatever was before it:
-    no sampling, no penalty, nothing forbidden."""
+    """Whether answers are short, and each token is the most probable one, independent of earlier
+    tokens: no sampling, no penalty, nothing forbidden."""
     ours = settings.decoding == "ours"
     values = own_values(settings) if ours else checkpoint_decoding(handle).values
     return settings.max_new_tokens <= MOST_NEW_TOKENS and set(values) <= {"max_new_tokens"}
@@ -59,11 +59,11 @@ def can_check(handle: ModelHandle, settings: GenerationSettings) -> bool:
 
 @dataclass(frozen=True)
 class Drafts:
-    """What the plain model said to the questions of a batch.
+    """The plain model's answers to the questions of a batch.
 
     Attributes:
         answers: of each question.
-        lower: what its rows held at the input of the first layer in which another method acts.
+        lower: its hidden states at the input of the first layer in which another method acts.
     """
 
     answers: tuple[Answer, ...]
@@ -78,7 +78,7 @@ def draft_answers(
     Args:
         handle: a loaded model.
         settings: of all rows.
-        rows: of the plain model, one a question.
+        rows: of the plain model, one per question.
         layer: the first one in which another method acts.
     """
     layer = min(layer, handle.info.layers - 1)
@@ -88,7 +88,7 @@ def draft_answers(
 
 
 def _suffix(rows: Sequence[Row]) -> int:
-    """Positions of a batch between the prefix and the answer, padding among them."""
+    """Positions of a batch between the prefix and the answer, including padding."""
     return max(len(row.prefix.inputs.token_ids) - row.prefix.length for row in rows)
 
 
@@ -99,17 +99,17 @@ def check_rows(
     questions: Sequence[int],
     drafts: Drafts,
 ) -> list[Answer | None]:
-    """What each row says of its draft. The handle's lock must be held.
+    """Check each row's draft. The handle's lock must be held.
 
     Args:
         handle: a loaded model.
         settings: of all rows; `can_check` must allow them.
         rows: with VAR; their prefixes are scored by one set of sink dimensions.
-        questions: which question of the drafts each row is about.
+        questions: the question of each row, as an index into the drafts.
         drafts: of `draft_answers`.
 
     Returns:
-        A row's answer, its sinks not counted; None where it says something else than the draft.
+        A row's answer, without the count of its sinks; None if it differs from the draft.
     """
     made: list[Answer | None] = [None] * len(rows)
     vocabulary = handle.model.config.get_text_config().vocab_size
@@ -122,7 +122,7 @@ def check_rows(
 
 
 def _passes(lengths: Sequence[int], vocabulary: int) -> Iterator[list[int]]:
-    """Which rows go together: all, or the short ones and the long ones; as many as may be."""
+    """The rows of each pass: all, or the short and the long ones, within the limits."""
     order = sorted(range(len(lengths)), key=lambda row: lengths[row])
     longest, count = lengths[order[-1]], len(order)
 
@@ -147,13 +147,13 @@ def _pass(
     prompts = [row.prefix.inputs for row in rows]
     said = [drafts.answers[question] for question in questions]
     longest = max(len(draft.ids) for draft in said)
-    # What is behind a shorter draft is seen by none of its tokens.
+    # A shorter draft's tokens see nothing after it.
     ids = torch.tensor(
         [[*draft.ids, *([draft.ids[0]] * (longest - len(draft.ids)))] for draft in said]
     )
     prefix, start = begin_rows(handle, rows, ids[:, :-1])
     logits, var = _Logits(), var_of(rows)
-    # One token is chosen behind it all, which nobody reads: `generate` knows how positions go on.
+    # One more token is generated and ignored: `generate` continues the positions correctly.
     one = dataclasses.replace(settings, max_new_tokens=1)
     decoding = decide(handle, one, max(prompt.layout.length for prompt in prompts))
     lower, suffix = drafts.lower, _suffix(rows)
@@ -176,7 +176,7 @@ def _pass(
         if tuple(best[row][:count]) != draft.ids or not all(map(math.isfinite, own)):
             made.append(None)
             continue
-        changed, moved = what_var_did(session[var], row, count)
+        changed, moved = var_activity(session[var], row, count)
         made.append(
             dataclasses.replace(
                 draft,

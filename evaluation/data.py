@@ -5,8 +5,8 @@
     FOLDER                         a download of it: CONFIGURATION/SPLIT-*.parquet, data/SPLIT-*...
     FILE                           one .parquet, .jsonl, .json, .csv or .tsv file of it
 
-Rows are read one after the other, a few at a time, and images stay as they are stored until they
-are asked for. A dataset's revision is resolved to a commit before its first row, and recorded.
+Rows are read one after the other, a few at a time, and images stay encoded until they are used. A
+dataset's revision is resolved to a commit before its first row, and recorded.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ class Table:
 
 @dataclass(frozen=True)
 class StoredPicture:
-    """An image as a row stores it; called, it is decoded. It can travel to another process."""
+    """An image as a row stores it; calling it decodes it. It can be sent to another process."""
 
     reference: Reference
     pictures: Pictures
@@ -69,9 +69,9 @@ class Row:
         values: by column.
         number: in its table, from 1.
         where: in words, such as `row 3 of val-00000-of-00001.parquet`.
-        pictures: where the names of its images lead.
+        pictures: resolves the names of its images.
         table: which one it is of.
-        damage: why it cannot be read, a sentence; then it has no values. "" where it can.
+        damage: why it cannot be read, in a sentence; then it has no values. Else "".
     """
 
     values: Mapping[str, Any]
@@ -98,7 +98,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Data:
-    """The rows of a task, as far as they are opened.
+    """The opened data of a task.
 
     Attributes:
         name: what the user gave, or the dataset's name on the hub.
@@ -116,8 +116,8 @@ class Data:
     images: Path | None = None
 
     def rows(self, table: Table) -> Iterator[Row]:
-        """The rows of a table, in the data's order. One that cannot be read says so (`damage`), and
-        those behind it follow, where the kind of file says where the next one begins.
+        """The rows of a table, in the data's order. One that cannot be read has `damage`; the rows
+        after it follow if the file type allows finding them.
 
         Raises:
             ValueError: a file cannot be read at all.
@@ -141,7 +141,7 @@ class Data:
             before += number
 
     def count(self, tables: Sequence[Table]) -> int | None:
-        """How many rows these tables have, where that is known without reading their values."""
+        """How many rows these tables have, if known without reading their values."""
         if not tables or any(table not in self.files for table in tables):
             return None
         counts = [_rows_in(path) for table in tables for path in self.files[table]]
@@ -168,12 +168,12 @@ def open_data(
 
     Args:
         given: what the user gave (see the module's docstring); None: the task's own.
-        own: the task's dataset on the hub, `owner/name`; None where it has none.
+        own: the task's dataset on the hub, `owner/name`, or None.
         tables: that the task reads.
         images: folder in which image names of a file start.
         revision: of a hub dataset: commit, tag or branch; None: that of `given`, else the newest.
-            Of files: what their fingerprint has to be.
-        allowed: what may be given where there is no dataset, in words.
+            For files: the required fingerprint.
+        allowed: what may be given if there is no dataset, in words.
 
     Raises:
         ValueError: there is no such data, a table of it is missing, or the hub cannot be reached.
@@ -209,10 +209,10 @@ def open_data(
 
 
 def column(row: Row, name: str) -> Any:
-    """A column of a row; a null counts as missing in that row alone.
+    """A column of a row; a null counts as missing in that row only.
 
     Raises:
-        ValueError: the data has no such column; those that it has are named.
+        ValueError: the data has no such column; the existing ones are named.
     """
     if name not in row.values:
         there = ", ".join(list(map(str, row.values))[:MOST_NAMED]) or "none"
@@ -223,7 +223,7 @@ def column(row: Row, name: str) -> Any:
 
 
 def _files(folder: Path, table: Table, tables: Sequence[Table]) -> tuple[Path, ...]:
-    """The files of a table in a folder, as the hub and the library datasets lay them out:
+    """The files of a table in a folder, in the layout of the hub and the library datasets:
     `CONFIGURATION/SPLIT-00000-of-00003.parquet`, `data/SPLIT-...`, `CONFIGURATION/SPLIT/0000...`.
     """
     there = sorted(
@@ -257,7 +257,7 @@ def _rows_in(path: Path) -> int | None:
         try:
             rows = importlib.import_module("pyarrow.parquet").ParquetFile(path).metadata.num_rows
         except (ImportError, OSError, ValueError):
-            return None  # reading it says what is wrong
+            return None  # reading it reports the error
         return int(rows)
     if path.suffix in (".jsonl", ".ndjson"):
         with path.open("rb") as file:
@@ -266,7 +266,7 @@ def _rows_in(path: Path) -> int | None:
 
 
 def _commit(dataset: str, revision: str | None) -> str:
-    """The commit that a revision means today.
+    """The commit that a revision resolves to.
 
     Raises:
         ValueError: the library is missing, or the hub knows no such dataset or cannot be reached.
@@ -280,7 +280,7 @@ def _commit(dataset: str, revision: str | None) -> str:
         ) from error
     try:
         return str(hub.HfApi().dataset_info(dataset, revision=revision).sha)
-    except Exception as error:  # of the network, of the hub, of its client: all mean the same
+    except Exception as error:  # network, hub or client errors: all mean the same
         first = str(error).strip().splitlines()[:1] or [type(error).__name__]
         raise ValueError(
             f"The dataset {HUB}{dataset} cannot be found on the hub: {first[0]} Give a folder or "

@@ -1,7 +1,7 @@
 """The layers below the first one in which a method acts, passed through once for all methods.
 
-There the plain model and VAR are one model: of the same tokens they make the same residual stream.
-So where a pass is about tokens that the plain model has passed already, it may begin at that layer.
+There the plain model and VAR are identical: the same tokens give the same residual stream. So a
+pass over tokens that the plain model has processed already may begin at that layer.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ from sinkscope.models.sites import At
 
 @dataclass(frozen=True)
 class Lower:
-    """What the plain model's rows held at the input of a layer.
+    """The plain model's hidden states at the input of a layer.
 
     Attributes:
         layer: the first one that is not below.
-        hidden: (B, n, D), from the first position behind the prefix on, the padding of the batch
-            among them: the last `suffix` positions of the prompt, then the answer but for its last
-            token.
+        hidden: (B, n, D), from the first position after the prefix on, including the batch's
+            padding: the last `suffix` positions of the prompt, then the answer except its last
+                token.
         suffix: see there.
     """
 
@@ -39,14 +39,14 @@ class Lower:
     suffix: int
 
     def of_rows(self, rows: Sequence[int], suffix: int, length: int) -> Tensor:
-        """(rows, length, D): the same of some rows, behind prompts that are padded to another
+        """(rows, length, D): the same of some rows, after prompts that are padded to another
         length, `suffix` at most as long as here."""
         first = self.suffix - suffix
         return self.hidden[list(rows), first : first + length]
 
 
 def first_acting(info: ModelInfo, methods: Sequence[Method]) -> int:
-    """The first layer in which one of the methods acts; the number of layers where none does."""
+    """The first layer in which one of the methods acts; the number of layers if none does."""
     layers = [acting_layers(one.var, info.layers) for one in methods if one.var is not None]
     return min((min(own) for own in layers if own), default=info.layers)
 
@@ -73,8 +73,8 @@ class Given(Intervention):
 
 @contextmanager
 def passed_over(layers: Sequence[nn.Module]) -> Iterator[None]:
-    """Inside the `with` these layers do nothing: what they are given is what they give, and no key
-    is kept. Everything is as it was when the `with` is left."""
+    """Inside the `with` these layers return their input, and keep no keys. They are restored at its
+    end."""
     before = [vars(layer).get("forward") for layer in layers]
     try:
         for layer in layers:

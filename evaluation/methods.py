@@ -1,5 +1,5 @@
-"""Methods with all their settings: what was asked for (`evaluation.wanted`), and what a model's
-sink profile says of the rest."""
+"""Methods with all their settings: the requested ones (`evaluation.wanted`), completed from a
+model's sink profile."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ def resolve(
     """The methods with all their settings, checked against a model.
 
     Args:
-        methods: as asked for.
-        profile: the model's own; None where it has none.
+        methods: as requested.
+        profile: the model's own, or None.
         info: of the model.
 
     Raises:

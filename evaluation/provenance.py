@@ -1,4 +1,4 @@
-"""What a run was made with: for whoever has to repeat it, or explain why it came out otherwise."""
+"""The software and hardware of a run, so that it can be repeated or a difference explained."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def provenance(
     handle: ModelHandle,
     methods: tuple[Method, ...],
 ) -> dict[str, Any]:
-    """Plain values; `session` is what differs each time a run is taken up again."""
+    """Plain values; `session` differs each time a run is resumed."""
     profile = None if handle.profile is None else dataclasses.asdict(handle.profile)
     made = {
         "task": {"name": task.name, "about": task.about},
@@ -64,7 +64,7 @@ def provenance(
         ],
         "session": {
             "started": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-            "command": ["sinkscope", *sys.argv[1:]],  # whatever it was started by
+            "command": ["sinkscope", *sys.argv[1:]],  # however it was started
             "python": platform.python_version(),
             "platform": f"{platform.system()} {platform.machine()}",
             "libraries": versions(),
@@ -76,12 +76,12 @@ def provenance(
 
 
 def host(handle: ModelHandle) -> dict[str, Any]:
-    """Where an answer is made: `AnswerRecord.host`."""
+    """The machine and process of an answer: `AnswerRecord.host`."""
     return {"name": socket.gethostname(), "process": os.getpid(), "device": str(handle.device)}
 
 
 def versions() -> dict[str, str | None]:
-    """Of the libraries that take part; None for one that is not installed."""
+    """Versions of the libraries used; None for one that is not installed."""
     made: dict[str, str | None] = {}
     for name in LIBRARIES:
         try:

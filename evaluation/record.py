@@ -1,4 +1,4 @@
-"""One answer as a line of JSON: what a run writes as it comes, and what a report reads.
+"""One answer as a line of JSON: written by a run, read by a report.
 
 The keys are described in `evaluation.run_folder`.
 """
@@ -52,8 +52,8 @@ class AnswerRecord:
         """Read a line.
 
         Raises:
-            ValueError: it is no JSON object, or keys are missing or unknown; `where` and these are
-                named.
+            ValueError: it is not a JSON object, or keys are missing or unknown; `where` and these
+                are named.
         """
         try:
             values = parse_json(line)
@@ -75,7 +75,7 @@ class AnswerRecord:
         return AnswerRecord(**values)
 
     def judged(self) -> Judged:
-        """What metrics take.
+        """The input of metrics.
 
         Raises:
             ValueError: the record has an error in place of a score.

@@ -1,10 +1,10 @@
-"""The folder of a run: what it holds, how it grows, and how it is opened again.
+"""The folder of a run: its files, how it grows, and how it is reopened.
 
     run.toml             the configuration; `evaluate run --config run.toml` makes the same run
     provenance.json      what it was made with: model, data, versions, machine, state of git
-    records.jsonl        one answer a line, in the order in which they came
-    summary.json         how far it has come: questions, failures, whether it is complete
-    *-1-of-4.*           the last three for shard 1 of 4, in place of those without a number
+    records.jsonl        one answer per line, in order of arrival
+    summary.json         progress: questions, failures, whether it is complete
+    *-1-of-4.*           the last three for shard 1 of 4, instead of those without a number
 
 A line of records is a JSON object with exactly these keys (`evaluation.record.AnswerRecord`):
 
@@ -28,7 +28,7 @@ A line of records is a JSON object with exactly these keys (`evaluation.record.A
     finish               "end" or "length", as `GenerationTrace.finish`; null with an error
     sinks                whole number: vision tokens that VAR's dimensions and threshold (or the
                          profile's, for `default`) mark in at least one layer; null where nothing is
-                         known of sinks
+                         known about sinks
     rows_changed         number from 0 to 1: share of (layer, head, query row) that VAR changed;
                          0 for `default`
     mass_moved           number: attention mass moved, mean over these rows; 0 for `default`
@@ -38,8 +38,8 @@ A line of records is a JSON object with exactly these keys (`evaluation.record.A
     host                 object: host name, process, device. `seconds` and `host` alone may differ
                          between two runs of one configuration
 
-A question's records stand next to each other, one a method, and are written in one go. What a
-killed process leaves half-written at the end is cut off when the folder is opened again.
+A question's records are adjacent, one per method, and are written at once. A half-written end left
+by a killed process is cut off when the folder is opened again.
 """
 
 from __future__ import annotations
@@ -74,13 +74,13 @@ _NUMBERED = re.compile(r"records-(\d+)-of-(\d+)\.jsonl")
 
 @dataclass(frozen=True)
 class Run:
-    """A run as its folder has it.
+    """A run, read from its folder.
 
     Attributes:
         folder: where it is.
         config: what it was made by.
         provenance: of the whole run, or of its first shard.
-        summaries: one a file of records.
+        summaries: one per file of records.
         files: the files of records, in the order of their shards.
         missing: shards that have none.
     """
@@ -99,10 +99,10 @@ class Run:
         return whole and not self.missing and len(self.summaries) == len(self.files)
 
     def records(self) -> Iterator[AnswerRecord]:
-        """All records, file by file. A half-written last line is passed over.
+        """All records, file by file. A half-written last line is skipped.
 
         Raises:
-            ValueError: a line is no record.
+            ValueError: a line is not a record.
         """
         for path in self.files:
             for _, record in _records(path):
@@ -139,15 +139,15 @@ def read_run(folder: Path) -> Run:
 
 
 class RunFolder:
-    """A run's folder, open to be written; use it in a `with`.
+    """A run's folder, open for writing; use it in a `with`.
 
     Args:
-        folder: made where it is missing.
+        folder: created if missing.
         config: of the run, with every revision and setting.
         shard: which part is written.
 
     Attributes:
-        done: places (`index`) of the questions that are answered by every method without an error.
+        done: `index` of the questions that every method answered without an error.
 
     Raises:
         ValueError: the folder cannot be written, holds another run, other shards, or is being
@@ -199,21 +199,21 @@ class RunFolder:
             self._file.close()
 
     def append(self, records: Sequence[AnswerRecord]) -> None:
-        """Write the records of one question, in one go.
+        """Write the records of one question at once.
 
         Raises:
-            OSError: the disk is full, or the like. What is half-written is cut off by the next run.
+            OSError: the disk is full, or similar. A half-written record is cut off by the next run.
         """
         assert self._file is not None
         self._file.write("".join(record.line() for record in records).encode())
         self._file.flush()
 
     def write_summary(self, values: dict[str, Any]) -> None:
-        """Say how far the run has come."""
+        """Write the run's progress."""
         _write_json(self._summary, values)
 
     def note_session(self, values: dict[str, Any]) -> None:
-        """Write what the run is made with; a later session is noted beside the first."""
+        """Write the provenance; a later session is added to the first."""
         made = _json(self._provenance) if self._provenance.is_file() else {}
         sessions = [*made.get("sessions", []), values.pop("session")]
         _write_json(self._provenance, {**(made or values), "sessions": sessions})
@@ -250,21 +250,21 @@ class RunFolder:
             raise ValueError(f"{self.path} is being written by another process.") from error
 
     def _recover(self) -> None:
-        """Take over what is there: whole groups of good records stay, all else is cut out."""
+        """Keep whole groups of good records, cut out everything else."""
         assert self._file is not None
         kept, in_order = 0, True
         for start, end, _ in self._good_groups():
             if start == kept:
                 kept = end
             else:
-                in_order = False  # something stands before it that has to go
+                in_order = False  # something before it has to be removed
         if not in_order:
             self._rewrite()
         elif kept < self.path.stat().st_size:
             self._file.truncate(kept)
 
     def _rewrite(self) -> None:
-        """Leave good groups alone in the file."""
+        """Rewrite the file with only the good groups."""
         assert self._file is not None
 
         def write(file: BinaryIO) -> None:
@@ -277,8 +277,7 @@ class RunFolder:
         self._lock()
 
     def _good_groups(self) -> Iterator[tuple[int, int, list[AnswerRecord]]]:
-        """Where a group of records begins and ends, and the group, of those that are good; `done`
-        is made anew."""
+        """Start, end and records of each good group; rebuilds `done`."""
         self.done = set()
         names = [one.name for one in self.config.methods]
         for start, end, group in _groups(self.path):
@@ -289,7 +288,7 @@ class RunFolder:
 
 
 def _groups(path: Path) -> Iterator[tuple[int, int, list[AnswerRecord]]]:
-    """Records of one question that stand next to each other, with their place in the file."""
+    """Adjacent records of one question, with their position in the file."""
     start = last = 0
     group: list[AnswerRecord] = []
     for end, record in _records(path):
@@ -303,7 +302,7 @@ def _groups(path: Path) -> Iterator[tuple[int, int, list[AnswerRecord]]]:
 
 
 def _records(path: Path) -> Iterator[tuple[int, AnswerRecord]]:
-    """Where each record's line ends, and the record. A last line without its end is none yet."""
+    """The end of each record's line, and the record. An incomplete last line is skipped."""
     with open_regular(path) as file:
         end = 0
         for number, line in enumerate(file, 1):

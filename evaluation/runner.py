@@ -3,9 +3,9 @@
     prepared = prepare(config.run)  # refuses what can be refused without a model
     summary = evaluate(handle, config, prepared, folder)
 
-Questions are read as a stream and forgotten when they are answered; all that grows with their
-number is one whole number each. The folder says which are done already: the same call goes on after
-any interruption.
+Questions are read as a stream and forgotten when they are answered; memory grows only by one
+integer per question. The folder records which are done: the same call continues after any
+interruption.
 """
 
 from __future__ import annotations
@@ -34,14 +34,14 @@ from sinkscope.models.loading import ModelHandle
 from sinkscope.sinks.engine import Engine, LocalEngine
 from sinkscope.utils import run_folder
 
-DEMO = "demo"  # the name of the bundled model, whatever lies in the working folder
+DEMO = "demo"  # the name of the bundled model, whatever is in the working folder
 
 
 def prepare(run: RunSettings) -> Prepared:
     """Look up task and protocol, open the data, read its first question.
 
     Raises:
-        ValueError: a name that there is not, data that cannot be read, has no questions or lacks a
+        ValueError: an unknown name, data that cannot be read, has no questions or lacks a
             column, or an endless task without a limit.
     """
     task = task_named(run.task)
@@ -85,23 +85,23 @@ def evaluate(
     on_progress: Progress | None = None,
     stop: threading.Event | None = None,
 ) -> Summary:
-    """Answer what is not answered yet.
+    """Answer the remaining questions.
 
     Args:
         handle: the model; its lock is taken for one question at a time.
-        config: what makes the run; what it leaves open is filled in from model and data.
+        config: of the run; missing values are filled in from model and data.
         prepared: from `prepare(config.run)`.
         folder: of the run: new, empty, or that of the same run.
-        shard: answer this part alone.
-        retries: of a question whose error may pass.
-        engine: where questions are answered; None: here.
+        shard: answer only this part.
+        retries: of a question whose error may be temporary.
+        engine: where questions are answered; None: in this process.
         on_progress: called with questions done, in all (0: unknown), and a text.
-        stop: once set, the run ends after the few questions that it is at.
+        stop: once set, the run ends after the current few questions.
 
     Raises:
         Stopped: `stop` was set. What was answered is in the folder.
-        ValueError: a method that does not fit the model, a folder that cannot be used, or so many
-            questions in a row failed that the rest would too.
+        ValueError: a method that does not fit the model, a folder that cannot be used, or too many
+            questions in a row failed.
     """
     _check_model(config.run, handle)
     methods = resolve(config.methods, handle.profile, handle.info)
@@ -125,8 +125,7 @@ def evaluate(
 def settled(
     config: RunConfig, methods: Sequence[Method], prepared: Prepared, handle: ModelHandle
 ) -> RunConfig:
-    """The configuration with nothing left open, and files by their whole paths: what `run.toml`
-    has."""
+    """The complete configuration, with absolute paths: the content of `run.toml`."""
     data = prepared.data
     return RunConfig(
         dataclasses.replace(
@@ -171,17 +170,18 @@ def _judge(run: RunSettings, protocol: Protocol) -> Judge:
 
 
 def _of_shard(total: int | None, shard: Shard) -> int:
-    """How many questions a shard has, about; 0 where nobody knows."""
+    """The approximate number of questions of a shard; 0 if unknown."""
     return 0 if total is None else -(-total // shard.count)
 
 
 def _whole(name: str | None) -> Any:
-    """The whole path of a file or folder; other names as they are."""
+    """The absolute path of a file or folder; other names unchanged."""
     return str(Path(name).resolve()) if name is not None and Path(name).exists() else name
 
 
 def _revision(handle: ModelHandle) -> str | None:
-    """What `ModelSettings.revision` takes: a hub's commit. A folder has a fingerprint, and none."""
+    """The value for `ModelSettings.revision`: a hub's commit; None for a folder, which has a
+    fingerprint."""
     return None if ":" in handle.info.revision else handle.info.revision
 
 

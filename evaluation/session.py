@@ -1,4 +1,4 @@
-"""One session of a run: questions are read, handed to an engine, judged, written and counted."""
+"""One session of a run: questions are read, passed to an engine, judged, written and counted."""
 
 from __future__ import annotations
 
@@ -24,19 +24,19 @@ from sinkscope.sinks.engine import Engine
 from sinkscope.utils import plain_values, sha256
 
 MOST_TOGETHER = 8  # questions that a worker gets at once
-MOST_IN_A_ROW = 50  # questions that fail one after the other until the run is given up
+MOST_IN_A_ROW = 50  # the run is given up after this many failed questions in a row
 MOST_LISTED = 1000  # failures that a summary names; the records have them all
 _ENDLESS = 2**62
 
 
 @dataclass(frozen=True)
 class Prepared:
-    """What a run is made of, before there is a model.
+    """The parts of a run before a model is loaded.
 
     Attributes:
         task, protocol, judge: as they are named in the settings.
-        data: opened; None where the task needs none.
-        total: how many questions there will be at most; None where nobody knows yet.
+        data: opened; None if the task needs none.
+        total: maximum number of questions; None if unknown.
     """
 
     task: Task
@@ -48,15 +48,14 @@ class Prepared:
 
 @dataclass(frozen=True)
 class Summary:
-    """How far a run (or its shard) has come.
+    """The progress of a run (or its shard).
 
     Attributes:
-        questions: how many it has; of a session that did not come to its end (`ended`), how many
-            it has read so far.
+        questions: their number; for an unfinished session (`ended`), the number read so far.
         answered: of them, by every method.
         failed: of them, with an error in place of a score.
         failures: question and error of the first `MOST_LISTED`.
-        complete: whether all are there and none failed.
+        complete: whether all are answered and none failed.
         seconds: of this session.
         ended: whether the session read all of its questions.
     """
@@ -72,7 +71,7 @@ class Summary:
 
 @dataclass
 class Session:
-    """One session of a run: reads, hands out, judges, writes, counts."""
+    """One session of a run: reads, distributes, judges, writes, counts."""
 
     out: RunFolder
     config: RunConfig
@@ -119,9 +118,9 @@ class Session:
         )
 
     def _units(self) -> Iterator[tuple[Work, ...]]:
-        """A few questions of one lot together. Which ones are together depends on the list of
-        questions alone: neither on shards nor on what is done already, so that batches, and with
-        them the last bits of every number, are always the same."""
+        """A few questions of one lot together. The grouping depends only on the list of questions,
+        not on shards or finished questions, so batches, and with them the last bits of every
+        number, are always the same."""
         lots: dict[int, list[tuple[int, Question, Work]]] = {}
         position = 0
         for lot, index, question, given in self._waiting():
@@ -138,17 +137,17 @@ class Session:
                 yield tuple(work for _, _, work in unit)
 
     def _wanted(self, unit: Sequence[tuple[int, Question, Work]], position: int) -> bool:
-        """Whether something of it is to be done; then it is noted as under way."""
+        """Whether some of it remains to be done; then it is marked as in progress."""
         if all(index in self.out.done for index, _, _ in unit):
             return False
         self.under_way[position] = [(index, question) for index, question, _ in unit]
         return True
 
     def _waiting(self) -> Iterator[tuple[int, int, Question, Work]]:
-        """Lot, place, question: of the shard; faults of the data are recorded in passing."""
+        """Lot, index and question of the shard; errors of the data are recorded on the way."""
         protocol = self.prepared.protocol
         for index, item in enumerate(items_of(self.prepared, self.config.run)):
-            # Before the shard is looked at: the two of one id may be in different ones.
+            # Before the shard is checked: two questions with one id may be in different shards.
             name = int(sha256(item.id.encode("utf-8", "surrogatepass"))[:16], 16)
             twice = name in self.seen
             self.seen.add(name)
@@ -175,8 +174,8 @@ class Session:
         if index in self.out.done:
             return
         records = [
-            self._record(index, question, method, done, place)
-            for place, method in enumerate(self.config.methods)
+            self._record(index, question, method, done, index_of_method)
+            for index_of_method, method in enumerate(self.config.methods)
         ]
         self.out.append(records)
         self._count(question.id, next((one.error for one in records if one.error), None))
@@ -186,9 +185,9 @@ class Session:
         self._write(index, question, Done(error=reason))
 
     def _record(
-        self, index: int, question: Question, method: Wanted, done: Done, place: int
+        self, index: int, question: Question, method: Wanted, done: Done, index_of_method: int
     ) -> AnswerRecord:
-        answer = done.answers[place] if done.answers else None
+        answer = done.answers[index_of_method] if done.answers else None
         judged, error = None, done.error
         if answer is not None:
             try:
@@ -240,7 +239,7 @@ class Session:
 
 
 class _Stream(Sequence[tuple[Work, ...]]):
-    """A sequence to be read once: an engine hands out its items as workers ask for them."""
+    """A sequence that is read once: an engine distributes its items as workers request them."""
 
     def __init__(self, items: Iterator[tuple[Work, ...]], most: int) -> None:
         self._items, self._most = items, most
@@ -256,7 +255,7 @@ class _Stream(Sequence[tuple[Work, ...]]):
 
 
 def judgement(prepared: Prepared, question: Question, answer: str) -> Judgement:
-    """The judge's word; where it is not the protocol's own judge, that one's is kept beside it.
+    """The judgement; if the judge is not the protocol's own, that one's is kept as well.
 
     Raises:
         ValueError: the question cannot be judged.
@@ -276,8 +275,8 @@ def lot_of(cluster: str) -> int:
 
 
 def items_of(prepared: Prepared, run: RunSettings) -> Iterator[Item]:
-    """Questions and faulty rows, in the data's order, of the wanted parts, up to the limit. A row
-    that is too damaged to say of which part it is may be of these."""
+    """Questions and faulty rows, in the data's order, of the requested parts, up to the limit. A
+    damaged row of unknown part is included."""
     found = prepared.task.read(prepared.data)
     if run.parts:
         wanted = {*run.parts}

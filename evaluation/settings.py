@@ -1,8 +1,9 @@
-"""What makes a run, as plain values: read from options or one TOML file, written into its folder.
+"""The configuration of a run, as plain values: read from options or one TOML file, written into its
+folder.
 
-A run is reproduced by its file alone: model and data stand in it with the revision that they had,
-methods with all their settings. How it was worked on (shards, workers, retries) is no part of it,
-for that changes no record.
+Its file alone reproduces a run: it has the revisions of model and data, and all settings of the
+methods. How the work was divided (shards, workers, retries) is not part of it, because that changes
+no record.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from sinkscope.setting.checks import shown
 from sinkscope.sinks.settings import EngineSettings
 
 MOST_QUESTIONS = 10**9
-MOST_SHARDS = 32  # questions are spread over so many lots, by their clusters
+MOST_SHARDS = 32  # questions are spread over this many lots, by cluster
 
 
 @explained
@@ -33,7 +34,7 @@ MOST_SHARDS = 32  # questions are spread over so many lots, by their clusters
 class RunSettings:
     """Which questions are asked, and how they are judged."""
 
-    task: str = setting(REQUIRED, "What is asked: demo, jsonl, blink, pope, ...; see the tasks.")
+    task: str = setting(REQUIRED, "The benchmark: demo, jsonl, blink, pope, ...; see the tasks.")
     protocol: str = setting(
         "fixed", "Whose prompts and scores: fixed, lmms-eval, vlmevalkit or var-paper."
     )
@@ -44,7 +45,7 @@ class RunSettings:
     )
     data_revision: str | None = setting(
         None,
-        "What the data has to be: the hub's commit, or the files' fingerprint.",
+        "The required revision of the data: the hub's commit, or the files' fingerprint.",
         left_out="what there is",
     )
     images: str | None = setting(
@@ -56,7 +57,7 @@ class RunSettings:
     parts: tuple[str, ...] = setting((), "Only these categories of the task.", left_out="all")
     limit: int | None = setting(
         None,
-        "The first so many questions of the data.",
+        "Number of questions, from the start of the data.",
         low=1,
         high=MOST_QUESTIONS,
         unit="questions",
@@ -64,7 +65,7 @@ class RunSettings:
     )
     judge: str | None = setting(
         None,
-        "A judge in place of the protocol's, whose judgement is then kept beside it.",
+        "A judge instead of the protocol's, whose judgement is then kept as well.",
         left_out="the protocol's",
     )
     judge_model: str | None = setting(
@@ -76,14 +77,14 @@ class RunSettings:
     seed: int = setting(0, "Of sampling, where the checkpoint samples.", low=0, high=HIGHEST_SEED)
     batch_tokens: int = setting(
         16_384,
-        "Most tokens of a batch: rows, times the longest prompt with its new tokens. 0 asks each "
+        "Maximum tokens of a batch: rows times the longest prompt with its new tokens. 0 asks each "
         "question by itself; batches of other sizes differ in the last bits of their numbers.",
         low=0,
         high=10**9,
     )
     model_revision: str | None = setting(
         None,
-        "What the loaded model's revision has to be: a commit, or a folder's fingerprint.",
+        "The required revision of the loaded model: a commit, or a folder's fingerprint.",
         offered=False,
     )
 
@@ -98,11 +99,11 @@ class RunSettings:
 @explained
 @dataclass(frozen=True)
 class WorkSettings:
-    """How a run is worked on, which changes no record."""
+    """How the work of a run is divided, which changes no record."""
 
     engine: Literal["local", "ray"] = like(EngineSettings, "engine")
     workers: int | None = like(EngineSettings, "workers")
-    retries: int = setting(1, "Of a question whose error may pass.", low=0, high=10)
+    retries: int = setting(1, "Retries of a question whose error may be temporary.", low=0, high=10)
     shard: str | None = setting(
         None, "Part i of n, such as 2/4; clusters stay whole.", metavar="I/N", left_out="all"
     )
@@ -112,7 +113,7 @@ class WorkSettings:
         self.part()
 
     def part(self) -> Shard:
-        """The shard, read.
+        """The parsed shard.
 
         Raises:
             ValueError: it is none.
@@ -122,7 +123,7 @@ class WorkSettings:
 
 @dataclass(frozen=True)
 class RunConfig:
-    """All of it: what is asked, of which model, by which methods."""
+    """The whole configuration: questions, model and methods."""
 
     run: RunSettings
     model: ModelSettings = field(default_factory=ModelSettings)
@@ -140,7 +141,7 @@ class RunConfig:
         }
 
     def differences(self, other: RunConfig) -> list[str]:
-        """What the other one has otherwise, each in words."""
+        """The differences to another configuration, in words."""
         mine, theirs = _flat(self.as_dict()), _flat(other.as_dict())
         return [
             f"{key} is {_word(mine.get(key))} there and {_word(theirs.get(key))} here"
@@ -166,7 +167,7 @@ def read_config(path: Path) -> RunConfig:
     """Read a run's file.
 
     Raises:
-        ValueError: it cannot be read, is no TOML, or a table, key or value is not allowed.
+        ValueError: it cannot be read, is not TOML, or a table, key or value is not allowed.
     """
     made = read_toml(path, "The file")
     unknown = [table for table in made if table not in ("run", "model", "methods")]
@@ -236,7 +237,7 @@ def _given(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _flat(values: Mapping[str, Any]) -> dict[str, Any]:
-    """`run.limit` and so on; methods by their names, with their place."""
+    """`run.limit` and so on; methods by their names, with their index."""
     made: dict[str, Any] = {}
     for table in ("run", "model"):
         made |= {f"{table}.{key}": value for key, value in values[table].items()}

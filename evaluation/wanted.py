@@ -73,7 +73,7 @@ def wanted_methods(methods: Sequence[str], sweeps: Sequence[str] = ()) -> tuple[
 
 
 def distinct(methods: Sequence[Wanted]) -> tuple[Wanted, ...]:
-    """The methods, where each has a name of its own.
+    """The methods, where each has its own name.
 
     Raises:
         ValueError: two have the same one, or there is none.

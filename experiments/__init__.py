@@ -1,1 +1,1 @@
-"""Causal experiments on attention sinks: what makes attention go there."""
+"""Causal experiments on attention sinks: what causes them."""

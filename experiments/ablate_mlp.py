@@ -1,11 +1,12 @@
-"""`ablate-mlp`: do the sinks vanish when an MLP no longer writes what makes them?
+"""`ablate-mlp`: do the sinks vanish when an MLP no longer writes the part that causes them?
 
-direction   Q = QR(W_down[:, top neurons at the sink]); at the sinks alone y <- y - Q Q^T y, where y
-            is the MLP's output. Also, one later layer at a time, span(Q) taken out of its input.
+direction   Q = QR(W_down[:, top neurons at the sink]); only at the sinks y <- y - Q Q^T y, where y
+            is the MLP's output. Also span(Q) removed from the input of later layers, one layer at a
+            time.
 magnitude   y <- y * min(1, |y_ref| / |y|), with |y_ref| the mean norm of the MLP's output at the
             reference tokens of the same sample.
 
-Held against: a random span of the same rank, orthogonal to Q, at the sinks; the same change at as
+Controls: a random span of the same rank, orthogonal to Q, at the sinks; the same change at as
 many random ordinary tokens.
 """
 
@@ -38,7 +39,7 @@ ABLATED, DIRECTION, TOKENS = "ablated", "random direction", "random tokens"
 
 
 def check(handle: ModelHandle, settings: AblateMLPSettings, asked: StudySettings) -> None:
-    """Refuse, before any pass, no such layer or none behind it, too many neurons, one group."""
+    """Refuse, before any pass, a missing or last layer, too many neurons, or a single group."""
     check_layer(handle, settings.layer, after=True)
     check_reference(asked)
     if settings.what == "direction":
@@ -133,7 +134,8 @@ class _Arms:
     def _what_stays(
         self, written: dict[int, Tensor], own: Sequence[int], others: Sequence[int], limit: float
     ) -> None:
-        """How far the cut output still points where the sinks' outputs point, beside others."""
+        """The projection of the cut output on the sinks' own direction, compared with other
+        tokens."""
         sinks = torch.stack([written[p] for p in own])
         direction = unit(sinks.mean(0))
         cut = unit(sinks) * torch.linalg.vector_norm(sinks, dim=-1).clamp(max=limit)[:, None]
@@ -145,7 +147,7 @@ class _Arms:
         return At("mlp_out", (self.settings.layer,), positions)
 
     def _projection(self, written: dict[int, Tensor], positions: Sequence[int]) -> Tensor:
-        """(n,): size of the MLP's output in the span, or altogether."""
+        """(n,): norm of the MLP's output in the span, or of all of it."""
         if not positions:
             return torch.zeros(0, dtype=torch.float64)
         values = torch.stack([written[position] for position in positions])
@@ -201,7 +203,7 @@ def _findings(
 
 
 def _one_at_a_time(study: Study, effects: Effects, later: range) -> tuple[Table, Chart]:
-    """The span taken out of one later layer's input: what goes in that layer and behind it."""
+    """The span removed from one later layer's input: the effect in that layer and after it."""
     found = {
         layer: effects.causal(str(layer), [], range(layer, study.layers)).removed for layer in later
     }

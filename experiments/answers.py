@@ -20,7 +20,7 @@ class Answered:
         inputs: from `handle.prepare`.
         answer: the answer's token ids.
         texts: theirs, which join to the answer.
-        var: VAR settings that the model runs with; None: the plain model.
+        var: VAR settings of the run; None: the plain model.
     """
 
     inputs: PromptInputs
@@ -37,9 +37,9 @@ def answered(handle: ModelHandle, trace: GenerationTrace) -> Answered:
     """The prompt and answer of a run, to be read again by the model that made it.
 
     Raises:
-        ValueError: another model is loaded, or the prompt comes out otherwise than in the run (it
-            was prepared with a system message, earlier turns or image sizes of its own); or the run
-            has no answer token.
+        ValueError: another model is loaded, or the prompt differs from that of the run (which was
+            prepared with a system message, earlier turns or other image sizes); or the run has no
+            answer token.
     """
     inputs, var = prepared_again(handle, trace), var_settings_of(trace)
     ids, texts = (tuple(getattr(token, what) for token in trace.tokens) for what in ("id", "text"))

@@ -14,7 +14,7 @@ from sinkscope.sinks.finding.decide import resamplings
 
 @dataclass(frozen=True)
 class Interval:
-    """A figure with a percentile interval; without one where a single sample leaves none.
+    """A figure with a percentile interval; without one for a single sample.
 
     Attributes:
         value: on all samples.
@@ -42,14 +42,14 @@ class Interval:
 
 
 def _percent(value: float) -> str:
-    """Whole percent, without a minus before zero."""
+    """Rounded percent, without a minus before zero."""
     return f"{value:.0%}".replace("-0%", "0%") if abs(value) < 0.005 else f"{value:.0%}"
 
 
 @dataclass(frozen=True)
 class Resampling:
     """Draws of samples with replacement, the same ones for every figure of a run, so that figures
-    can be held against each other.
+    can be compared.
 
     Attributes:
         samples: how many there are.
@@ -72,7 +72,7 @@ class Resampling:
         """A statistic with its interval.
 
         Args:
-            statistic: of weights float64 (draws, S), one number a draw (draws,); NaN where a draw
+            statistic: of weights float64 (draws, S), one number per draw (draws,); NaN where a draw
                 gives none.
         """
         value = float(statistic(torch.ones(1, self.samples, dtype=torch.float64))[0])
@@ -97,8 +97,8 @@ class Resampling:
         return self.ratio(values, torch.ones_like(values))
 
     def ratio(self, above: Tensor, below: Tensor) -> Interval:
-        """Sum of `above` over samples by sum of `below`, both (S,); samples in which either is no
-        number are left out."""
+        """Sum of `above` over samples by sum of `below`, both (S,); samples in which either is NaN
+        are left out."""
         good = torch.isfinite(above) & torch.isfinite(below)
         zero = torch.zeros((), dtype=torch.float64)
         top = torch.where(good, above.double(), zero)

@@ -1,7 +1,7 @@
 """Boxes of an image's cells, and other boxes of the same size to compare one with.
 
-Cells are those of the image's map (`ImageGrid.boxes`): what one vision token covers, where the
-image is seen once as a whole. Rows and columns count from 0.
+Cells are those of the image's map (`ImageGrid.boxes`): what one vision token covers, if the image
+has a single view. Rows and columns count from 0.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from sinkscope.models.family import PromptLayout
 from sinkscope.models.views import ImageGrid
 
 ENOUGH = 20
-"""With fewer other boxes no percentile of 95 can be told; boxes that overlap are let in then."""
+"""With fewer other boxes there is no 95th percentile; overlapping boxes are then allowed."""
 
 
 class Region(Protocol):
@@ -48,7 +48,7 @@ class Box:
         return self.rows * self.columns
 
     def meets(self, other: Box) -> bool:
-        """Whether both have a cell."""
+        """Whether they share a cell."""
         return (
             self.image == other.image
             and self.row < other.row + other.rows
@@ -68,7 +68,7 @@ class Box:
         return tuple(grid.positions[token] for token in grid.tokens_of(cells))
 
     def pixels(self, grid: ImageGrid) -> tuple[int, int, int, int]:
-        """x0, y0, x1, y1 on the original image: whole pixels, those whose middle is in a cell."""
+        """x0, y0, x1, y1 on the original image: the pixels whose centre is in a cell."""
         height, width = grid.original
 
         def edge(cell: int, cells: int, size: int) -> int:
@@ -82,7 +82,7 @@ class Box:
         )
 
     def words(self) -> str:
-        """Where it is, for a sentence."""
+        """Its position, in words."""
         if self.cells == 1:
             return f"patch {self.row}, {self.column}"
         rows, columns = (
@@ -154,8 +154,8 @@ class OtherBoxes:
     """Boxes of one size to compare a box with.
 
     Attributes:
-        boxes: in random order, no place twice.
-        places: how many there are to choose from.
+        boxes: in random order, each position once.
+        places: number of possible positions.
         overlapping: they may share cells with the box, because too few do not.
     """
 
@@ -167,12 +167,13 @@ class OtherBoxes:
 def other_boxes(layout: PromptLayout, box: Box, count: int, seed: int) -> OtherBoxes:
     """Boxes of the same rows x columns at uniformly random other places of the same image.
 
-    Boxes that share a cell with the box are left out, for they would test a part of the box itself.
-    Where fewer than `ENOUGH` places remain, every place but the box's own is taken in. No place is
-    drawn twice: with at most `count` places all are used, and the percentile is that of all.
+    Boxes that share a cell with the box are left out, because they would test a part of the box
+    itself. If fewer than `ENOUGH` positions remain, every position except the box's own is allowed.
+    No position is drawn twice: with at most `count` positions all are used, and the percentile is
+    that of all.
 
     Raises:
-        ValueError: the box is not on its image, or the image has no other place for it.
+        ValueError: the box is not on its image, or the image has no other position for it.
     """
     grid = grid_of(layout, box)
     everywhere = [

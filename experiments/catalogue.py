@@ -1,4 +1,4 @@
-"""The experiments, a row each. Nothing heavy is imported until one of them runs."""
+"""The experiments, one row each. Nothing heavy is imported until one of them runs."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Experiment:
-    """A question that is put to a model.
+    """One experiment: a question about a model.
 
     Attributes:
         name: on the command line.
@@ -35,10 +35,9 @@ class Experiment:
         module: of `sinkscope.experiments`; its `run(study, settings)` gives the `Findings`.
         answers: whether it looks at an answer's log-probability.
         least: samples that it needs.
-        needs_images: whether it is for models that see images alone.
-        ordinary: whether ordinary tokens count beside those of the groups: a control at as many
-            random ones is drawn from them ("controls"), or the sinks shall stand out from all of
-            them ("all").
+        needs_images: whether it is only for models with image input.
+        ordinary: whether it needs ordinary tokens in addition to the groups: random controls are
+            drawn from them ("controls"), or the sinks must stand out from all of them ("all").
     """
 
     name: str
@@ -52,8 +51,8 @@ class Experiment:
 
     @property
     def check(self) -> Callable[[ModelHandle, Any, StudySettings], None] | None:
-        """Refuses settings that the model cannot be asked, before any pass: (handle, settings,
-        those of the study); None where everything can be asked."""
+        """Refuses settings that do not fit the model, before any pass: (handle, settings, those of
+        the study); None without such a check."""
         module = importlib.import_module(f"sinkscope.experiments.{self.module}")
         check: Callable[[ModelHandle, Any, StudySettings], None] | None = getattr(
             module, "check", None
@@ -78,7 +77,7 @@ EXPERIMENTS: tuple[Experiment, ...] = (
     ),
     Experiment(
         "decompose-output",
-        "What of a layer's output makes the sink: residual, attention or MLP?",
+        "Which part of a layer's output makes the sink: residual, attention or MLP?",
         DecomposeOutputSettings,
         "decompose_output",
         least=2,
@@ -117,7 +116,7 @@ EXPERIMENTS: tuple[Experiment, ...] = (
     ),
     Experiment(
         "cut-edges",
-        "Which of what the answer's tokens can look at do they need?",
+        "Which of the tokens that the answer attends to does it need?",
         CutEdgesSettings,
         "cut_edges",
         answers=True,

@@ -1,5 +1,4 @@
-"""What can be refused before any sample is passed through the model: each experiment's `check` uses
-these."""
+"""Checks before any sample is passed through the model; each experiment's `check` uses them."""
 
 from __future__ import annotations
 
@@ -13,7 +12,7 @@ def check_layer(handle: ModelHandle, layer: int, after: bool = False) -> None:
     Args:
         handle: of the model.
         layer: index.
-        after: there must be a layer behind it.
+        after: there must be a layer after it.
     """
     layers = handle.info.layers
     last = layers - (2 if after else 1)
@@ -46,7 +45,7 @@ def check_top(handle: ModelHandle, layer: int, top: int | None, directions: bool
         handle: of the model.
         layer: that exists.
         top: how many; None: as many as it takes.
-        directions: their span is taken out, and needs room for a random one beside it.
+        directions: their span is removed, which needs room for an orthogonal random one.
     """
     if top is None:
         return

@@ -6,7 +6,7 @@ import dataclasses
 
 from sinkscope.experiments.result import Cell, Chart, Findings, Result, Series, Table, said
 
-MOST_NAMED = 3  # settings that tell two results apart, in their names
+MOST_NAMED = 3  # settings that distinguish two results in their names
 
 
 def compare(one: Result, other: Result) -> Result:
@@ -14,7 +14,7 @@ def compare(one: Result, other: Result) -> Result:
     series of both.
 
     Raises:
-        ValueError: one of them is such a result itself, they are of different experiments, or have
+        ValueError: one of them is a comparison itself, they are of different experiments, or have
             no table in common.
     """
     if is_comparison(one) or is_comparison(other):
@@ -63,7 +63,7 @@ def is_comparison(result: Result) -> bool:
 
 
 def _names(one: Result, other: Result) -> tuple[str, str]:
-    """A and B, with what tells them apart: the model, or the settings that differ."""
+    """A and B, with their difference: the model, or the settings that differ."""
     ids = str(one.model.get("id")), str(other.model.get("id"))
     if ids[0] != ids[1]:
         return f"A ({ids[0]})", f"B ({ids[1]})"
@@ -111,7 +111,7 @@ def _titles(one: Table | Chart, other: Table | Chart) -> str:
 
 
 def _same_axis(one: Chart, other: Chart) -> bool:
-    """Lines may be of different length; everything else needs the same places."""
+    """Lines may differ in length; everything else needs the same x values."""
     return one.kind == other.kind and (one.kind == "lines" or one.x == other.x)
 
 

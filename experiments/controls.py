@@ -1,5 +1,5 @@
-"""What an effect is held against: random directions of the same rank, random tokens of the same
-number. All draws follow from a seed."""
+"""The controls of an effect: random directions of the same rank, random tokens of the same number.
+All draws follow from a seed."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ def orthonormal(columns: Tensor) -> Tensor:
     """float64 (D, r): an orthonormal basis of the span of (D, n) columns, r their rank.
 
     Raises:
-        ValueError: the span is nothing.
+        ValueError: the span is empty.
     """
     wide = columns.double()
     size = torch.linalg.vector_norm(wide, dim=0)
     kept = wide[:, size > 0]
     if not kept.shape[1]:
         raise ValueError("The chosen columns are all zero: there is no direction to take out.")
-    # Of QR a column that hangs on others would have to go, and with it what others have along it.
+    # With QR a dependent column would have to be dropped, and with it a part of the others.
     left, sizes, _ = torch.linalg.svd(kept / size[size > 0], full_matrices=False)
     basis: Tensor = left[:, sizes > 1e-9 * sizes[0]]
     return basis
@@ -30,7 +30,7 @@ def random_basis(found: Tensor, seed: int) -> Tensor:
     """float64 (D, r): a random orthonormal basis of the same rank, orthogonal to `found` (D, r).
 
     Raises:
-        ValueError: no room is left beside the found one.
+        ValueError: no orthogonal room is left.
     """
     width, rank = found.shape
     if width < 2 * rank:
@@ -41,7 +41,7 @@ def random_basis(found: Tensor, seed: int) -> Tensor:
     generator = torch.Generator().manual_seed(seed)
     drawn = torch.randn(width, rank, generator=generator, dtype=torch.float64)
     basis = found.double().cpu()
-    for _ in range(2):  # twice: what rounding leaves behind of the first time goes too
+    for _ in range(2):  # twice: the second time removes the rounding error of the first
         drawn = drawn - basis @ (basis.T @ drawn)
         drawn = torch.linalg.qr(drawn)[0]
     return drawn
@@ -63,8 +63,8 @@ def random_tokens(among: Sequence[int], count: int, seed: int) -> tuple[int, ...
 def nearest_tokens(
     among: Sequence[int], to: Sequence[int], window: int, seed: int
 ) -> tuple[int, ...]:
-    """One of `among` for each of `to`, at random among the `window` nearest that are left, rising:
-    tokens that stand where the others stand."""
+    """One of `among` for each of `to`, at random among the `window` nearest remaining ones, rising:
+    tokens at similar positions."""
     generator = torch.Generator().manual_seed(seed)
     left = list(among)
     chosen = []

@@ -1,4 +1,4 @@
-"""`cut-edges`: which of what the answer's tokens can look at do they need?
+"""`cut-edges`: which of the tokens that the answer attends to does it need?
 
 Edges from chosen queries to chosen keys (sinks, ordinary tokens, the first token, or a region of
 the first image) are cut in chosen layers, before the softmax: what is left of a row still sums
@@ -38,13 +38,13 @@ class _Changes:
     tokens: list[int] = field(default_factory=list)  # keys that were cut
     overlapping: list[str] = field(
         default_factory=list
-    )  # samples whose other boxes meet the region
+    )  # samples whose other boxes overlap the region
 
 
 @dataclass(frozen=True)
-class _Cut:
-    """What is cut in a sample: positions, those of each control, and whether the controls are boxes
-    that share cells with the region."""
+class _CutSets:
+    """The keys cut in a sample: positions, those of each control, and whether the controls are
+    boxes that share cells with the region."""
 
     keys: tuple[int, ...]
     controls: list[tuple[int, ...]]
@@ -52,8 +52,8 @@ class _Cut:
 
 
 def check(handle: ModelHandle, settings: CutEdgesSettings, asked: StudySettings) -> None:
-    """Refuse, before any pass, layers that there are not, a region where there are no images, and
-    keys that are none of the study's groups."""
+    """Refuse, before any pass, missing layers, a region without images, and keys that are not one
+    of the study's groups."""
     for layer in settings.layers or ():
         check_layer(handle, layer)
     if settings.keys == "region" and not handle.family.sees_images:
@@ -111,7 +111,7 @@ def _logs(
     return study.again(case, plain, (), cuts)[1]
 
 
-def _keys(study: Study, settings: CutEdgesSettings, case: Case, inputs: PromptInputs) -> _Cut:
+def _keys(study: Study, settings: CutEdgesSettings, case: Case, inputs: PromptInputs) -> _CutSets:
     """The keys that are cut in a sample, and those of each control."""
     if settings.region is not None:
         return _region(
@@ -123,7 +123,7 @@ def _keys(study: Study, settings: CutEdgesSettings, case: Case, inputs: PromptIn
     own = _named(study, settings, case)
     among = _beside(case, own)
     draws = range(study.settings.controls)
-    return _Cut(own, [random_tokens(among, len(own), study.seed(case, d + 1)) for d in draws])
+    return _CutSets(own, [random_tokens(among, len(own), study.seed(case, d + 1)) for d in draws])
 
 
 def _named(study: Study, settings: CutEdgesSettings, case: Case) -> tuple[int, ...]:
@@ -136,10 +136,10 @@ def _beside(case: Case, own: tuple[int, ...]) -> list[int]:
     return [position for position in case.others if position not in own]
 
 
-def _region(grid: ImageGrid, region: tuple[float, ...], draws: int, seed: int) -> _Cut:
+def _region(grid: ImageGrid, region: tuple[float, ...], draws: int, seed: int) -> _CutSets:
     """Tokens whose cell has its centre in the region, and those of random boxes of the same size:
-    as many cells of the map's grid, each place once. The boxes share no cell with the region where
-    there is any such place; else the region is too large for that, and they may."""
+    as many cells of the map's grid, each position once. The boxes share no cell with the region if
+    there is any such position; if the region is too large for that, they may."""
     own = _inside(grid, region)
     rows = [row for row in range(grid.rows) if region[1] <= (row + 0.5) / grid.rows < region[3]]
     columns = [
@@ -168,7 +168,7 @@ def _region(grid: ImageGrid, region: tuple[float, ...], draws: int, seed: int) -
     among = apart or places
     order = torch.randperm(len(among), generator=torch.Generator().manual_seed(seed)).tolist()
     drawn = [_inside(grid, _shares(grid, among[index])) for index in order[:draws]]
-    return _Cut(own, drawn, overlapping=not apart)
+    return _CutSets(own, drawn, overlapping=not apart)
 
 
 def _shares(grid: ImageGrid, box: Box) -> tuple[float, ...]:
@@ -250,8 +250,8 @@ def _layers(settings: CutEdgesSettings) -> str:
 
 
 def _tokens(study: Study, changes: _Changes) -> Table:
-    """Each token of each answer, with its percentile among the controls: 0 where no control costs
-    it as much."""
+    """Each token of each answer, with its percentile among the controls: 0 if every control costs
+    it less."""
     rows: list[tuple[Cell, ...]] = []
     tokenizer = study.handle.tokenizer
     for case, cut, draws in zip(study.cases, changes.cut, changes.controls, strict=True):

@@ -1,12 +1,13 @@
 """`decompose-mlp-in`: which direction of an MLP's input switches the top neurons on?
 
-For each top neuron j the gradient of z_j^2 at the sinks with respect to the MLP's input x (behind
-its norm), a row a sink token: G (n x D). SVD without centring: eigenvalues S^2 / n, v1 the first
-right vector, its sign such that the sinks lie above the reference. Q = orth[v1 of each neuron].
+For each top neuron j the gradient of z_j^2 at the sinks with respect to the MLP's input x (after
+its norm), one row per sink token: G (n x D). SVD without centring: eigenvalues S^2 / n, v1 the
+first right vector, with the sign that puts the sinks above the reference. Q = orth[v1 of each
+neuron].
 
-Arms, at the sinks alone: x <- x - Q Q^T x; the same with a random span of the same rank, orthogonal
+Arms, only at the sinks: x <- x - Q Q^T x; the same with a random span of the same rank, orthogonal
 to Q; the same at random ordinary tokens; and before an RMS norm with weight gamma, where
-U = Q / gamma, s <- s - U U^T (gamma^2 * s), which takes span(Q) out of what comes behind the norm.
+U = Q / gamma, s <- s - U U^T (gamma^2 * s), which takes span(Q) out of what comes after the norm.
 A LayerNorm centres and adds a bias, for which that is not defined: the arm is left out there.
 """
 
@@ -58,8 +59,8 @@ class Direction:
 
 
 def check(handle: ModelHandle, settings: DecomposeMLPInSettings, asked: StudySettings) -> None:
-    """Refuse, before any pass, no such layer or none behind it, too many neurons, one group, and
-    the projection before the norm where it is not defined."""
+    """Refuse, before any pass, a missing or last layer, too many neurons, a single group, and the
+    projection before the norm if it is not defined."""
     check_layer(handle, settings.layer, after=True)
     check_reference(asked)
     check_top(handle, settings.layer, settings.top, directions=True)
@@ -106,7 +107,7 @@ def gradients(study: Study, layer: int, top: Tensor, inputs: Tensor) -> Tensor:
         z = mlp.inner(given[None])[0]  # (n, F)
         rows = []
         for neuron in top.tolist():
-            # Tokens do not mix in an MLP, so the gradient of the sum is each token's own.
+            # An MLP does not mix tokens, so the gradient of the sum is each token's own.
             (gradient,) = torch.autograd.grad(z[:, neuron].square().sum(), given, retain_graph=True)
             rows.append(gradient.detach().cpu().double())
     return torch.stack(rows)

@@ -50,7 +50,7 @@ def run(study: Study, settings: DecomposeOutputSettings) -> Findings:
             values = session[probe].layer(site, layer)
             for name in study.names:
                 rows = case.rows(name)
-                spreads[part, name].add(values[rows])  # an empty one keeps the samples aligned
+                spreads[part, name].add(values[rows])  # an empty entry keeps the samples aligned
                 if len(rows):
                     vectors[part, name].add(values[rows])
                     own = values[rows].sum(0)
@@ -80,7 +80,7 @@ def _spread(own: Vectors) -> float | None:
 
 
 def _table(study: Study, vectors: dict[tuple[str, str], Vectors]) -> Table:
-    """The older script's table, a group a row."""
+    """The older script's table, one row per group."""
     rows: list[tuple[Cell, ...]] = []
     for name in study.names:
         own = {part: vectors[part, name] for part, _ in PARTS}
@@ -270,7 +270,7 @@ def _charts(
             note=note + f" Isotropic directions: {study.handle.info.hidden_size**-0.5:.3g}.",
         ),
     ]
-    for place, dim in enumerate(dims):
+    for index, dim in enumerate(dims):
         made.append(
             Chart(
                 f"dim_{dim}",
@@ -280,7 +280,7 @@ def _charts(
                 tuple(
                     Series(
                         name,
-                        numbers([float(means[part, name][place]) for part in parts]),
+                        numbers([float(means[part, name][index]) for part in parts]),
                         role=name,
                     )
                     for name in names

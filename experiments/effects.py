@@ -32,8 +32,8 @@ class Effect:
     """One arm on one sample.
 
     Attributes:
-        attention: float64 (G, L): mean over the group's tokens, their queries and heads; NaN where
-            a group is empty or nobody sees it.
+        attention: float64 (G, L): mean over the group's tokens, their queries and heads; NaN if a
+            group is empty or no query sees it.
         phi: float64 (G, L): the sink score at each layer's input, mean over the group's tokens;
             None without sink dimensions.
         logs: mean log-probability of the answer's tokens, nats; NaN without an answer.
@@ -50,7 +50,7 @@ class Effects:
 
     Attributes:
         study: whose groups they are of.
-        arms: name -> an `Effect` a sample, in order.
+        arms: name -> one `Effect` per sample, in order.
         by_head: name -> attention (G, L, H), mean over samples.
     """
 
@@ -72,10 +72,10 @@ class Effects:
             arm: its name.
             case, plain: the sample and its plain pass.
             draws: what is changed; an empty list changes nothing.
-            probes: look on as well.
+            probes: additional probes.
 
         Returns:
-            What the probes saw, a session a draw.
+            The sessions with the probes' results, one per draw.
         """
         effects, sessions, heads = [], [], []
         for changes in draws:
@@ -141,8 +141,8 @@ class Effects:
         )
 
     def table(self, layers: range) -> Table:
-        """What each arm does, a row each: the sinks' attention over some layers, how much of the
-        excess is gone, phi, and the answer's log-probability."""
+        """The effect of each arm, one row each: the sinks' attention over some layers, how much of
+        the excess is gone, phi, and the answer's log-probability."""
         study, resampling = self.study, self.study.resampling
         sink = study.names.index(study.sink)
         span = slice(layers.start, layers.stop)

@@ -1,6 +1,6 @@
-"""Charts drawn with matplotlib, fit for a paper: one quantity a figure, PNG and PDF.
+"""Charts drawn with matplotlib, suitable for a paper: one quantity per figure, PNG and PDF.
 
-Colours are those of `sinks.figures.style`; line style and marker tell the same things apart.
+Colours are those of `sinks.figures.style`; line style and marker distinguish the same groups.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ def draw(chart: Chart, about: str = "") -> Figure:
 
     Args:
         chart: what to draw.
-        about: small print: what it is of.
+        about: small print: model, samples and settings.
 
     Raises:
         ValueError: nothing in it is a number.
@@ -153,13 +153,13 @@ def _bars(axes: Axes, chart: Chart) -> None:
     width = 0.8 / max(1, len(chart.series))
     for index, series in enumerate(chart.series):
         y = _floats(series.y)
-        place = x + (index - (len(chart.series) - 1) / 2) * width
+        position = x + (index - (len(chart.series) - 1) / 2) * width
         error = None
         if series.low is not None and series.high is not None:
             below, above = y - _floats(series.low), _floats(series.high) - y
             error = np.nan_to_num(np.clip(np.stack([below, above]), 0, None))
         axes.bar(
-            place,
+            position,
             y,
             width * 0.92,
             yerr=error,

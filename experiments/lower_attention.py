@@ -3,9 +3,9 @@
     a'[q, sink] = f * a[q, sink]    for every counted query, in every head of the chosen layers
 
 Three arms: with the row's sum kept (what is taken goes to all other keys in proportion), without,
-and, where it is asked for, with the sum kept but the sinks' own contribution a[q, sink] * v[sink]
-left in the output. Held against: the same at as many random ordinary tokens. What counts is the
-answer's log-probability; that the sinks get less attention in the chosen layers is what was done.
+and, if requested, with the sum kept but the sinks' own contribution a[q, sink] * v[sink] left in
+the output. Control: the same at as many random ordinary tokens. The measure is the answer's
+log-probability; the lower attention of the sinks is the change itself.
 """
 
 from __future__ import annotations
@@ -26,8 +26,7 @@ KEPT, CUT, VALUE = "sum kept", "sum not kept", "sum kept, value kept"
 
 
 def check(handle: ModelHandle, settings: LowerAttentionSettings, asked: StudySettings) -> None:
-    """Refuse, before any pass, layers that there are not, a factor that changes nothing, one
-    group."""
+    """Refuse, before any pass, missing layers, a factor that changes nothing, or a single group."""
     for layer in settings.layers or ():
         check_layer(handle, layer)
     if settings.factor == 1:
@@ -112,7 +111,7 @@ def _where_it_goes(study: Study, effects: Effects, ways: tuple[str, ...]) -> Tab
 
 
 def token_chart(name: str, title: str, series: dict[str, torch.Tensor]) -> Chart:
-    """Change of each answer token's log-probability, by its place in the answer."""
+    """Change of each answer token's log-probability, by its index in the answer."""
     longest = max(len(values) for values in series.values())
     return Chart(
         name,

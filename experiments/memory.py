@@ -1,4 +1,4 @@
-"""What helps where an experiment finds the memory full."""
+"""What helps when memory runs out during an experiment."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from typing import Any
 
-from sinkscope.capture.run import RunOutOfMemoryError, full_memory_said
+from sinkscope.capture.run import RunOutOfMemoryError, out_of_memory_named
 from sinkscope.experiments.settings import StudySettings
 from sinkscope.models.loading import ModelHandle
 
@@ -14,8 +14,8 @@ from sinkscope.models.loading import ModelHandle
 def memory_errors_named(
     handle: ModelHandle, settings: Any, asked: StudySettings, answers: bool, samples: int
 ) -> AbstractContextManager[None]:
-    """`capture.run.full_memory_said` with the levers that an experiment has and their present
-    values.
+    """`capture.run.out_of_memory_named` naming the experiment's settings that help and their
+    present values.
 
     Args:
         handle: of the model.
@@ -32,13 +32,13 @@ def memory_errors_named(
             f"smaller model or number type (dtype; now {handle.info.dtype})."
         )
 
-    return full_memory_said(words, also=(RunOutOfMemoryError,))
+    return out_of_memory_named(words, also=(RunOutOfMemoryError,))
 
 
 def _levers(
     handle: ModelHandle, settings: Any, asked: StudySettings, answers: bool
 ) -> Iterator[str]:
-    """What a pass of this experiment can do with less of."""
+    """The settings that reduce the memory of a pass."""
     yield "smaller images (max_pixels)" if handle.family.sees_images else "shorter prompts"
     if answers:
         yield f"a shorter answer (answer_tokens; now {asked.answer_tokens})"

@@ -2,7 +2,7 @@
 
 `z` is the input of the down projection, act(gate) * up; `g` and `u` are gate and up projection
 before the activation, `out` is the MLP's output. `residual` follows the sink dimensions of the
-residual stream instead, layer by layer: what embedding, attention and MLP add.
+residual stream instead, layer by layer: the contributions of embedding, attention and MLP.
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ LISTED = 8
 
 
 def check(handle: ModelHandle, settings: MLPSubspaceSettings, asked: StudySettings) -> None:
-    """Refuse, before any pass, no such layer, a part that the family's MLP does not have, too many
-    neurons, and of the residual stream one group."""
+    """Refuse, before any pass, a missing layer, a part that the family's MLP does not have, too
+    many neurons, and a single group for the residual stream."""
     check_layer(handle, settings.layer)
     points = handle.stack.points
     if settings.mlp == "residual":
@@ -79,12 +79,13 @@ def run(study: Study, settings: MLPSubspaceSettings) -> Findings:
     if special is None:
         study.watch.done += len(study.cases)
     share = held.joint(len(top)) if len(top) else math.nan
-    return _findings(study, settings, groups, _Top(top, share, why, special))
+    return _findings(study, settings, groups, _TopNeurons(top, share, why, special))
 
 
 @dataclass(frozen=True)
-class _Top:
-    """The top neurons, what they hold (median over samples), why there are none, and B."""
+class _TopNeurons:
+    """The top neurons, their share of the energy (median over samples), why there are none, and
+    B."""
 
     neurons: Tensor
     held: float
@@ -155,7 +156,7 @@ def _findings(
     study: Study,
     settings: MLPSubspaceSettings,
     groups: dict[str, _Group],
-    found: _Top,
+    found: _TopNeurons,
 ) -> Findings:
     word, layer = WORDS[settings.mlp], settings.layer
     sink = groups[study.sink]

@@ -2,9 +2,9 @@
 
     f_ij = z_ij^2 / sum_j z_ij^2      the share of neuron j in the energy of z at sink token i
 
-The top k are those of the largest mean share. They are a set only where the median over samples of
-their joint share reaches a threshold (0.55 by default): below it the energy is spread, and there is
-no small set of neurons to speak of.
+The top k are those of the largest mean share. They count as a set only if the median over samples
+of their joint share reaches a threshold (0.55 by default): below it the energy is spread, and there
+is no small set of neurons.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from sinkscope.experiments.probes import AtTokens
 from sinkscope.experiments.streaming import Vector
 from sinkscope.experiments.study import Study
 
-MOST = 16  # neurons that are tried where nobody says how many,
-ONE_OF = 32  # and never more than one of so many: a larger part of them is no small set
+MOST = 16  # neurons that are tried by default,
+ONE_OF = 32  # and at most one of this many: a larger part of them is not a small set
 
 
 class NoNeuronsError(ValueError):
@@ -48,12 +48,12 @@ class Energy:
 
 
 class Held:
-    """Joint shares of the first 1, 2, ... neurons of an order, in each sample: a few numbers a
-    sample. The order must be known, so this is of a second pass.
+    """Joint shares of the first 1, 2, ... neurons of an order, in each sample: a few numbers per
+    sample. The order must be known, so this needs a second pass.
 
     Args:
         order: int64 (F,), of `Energy`.
-        count: of neurons that are asked for; None: the fewest that reach a share, at most `MOST`
+        count: of requested neurons; None: the fewest that reach a share, at most `MOST`
             and at most one of `ONE_OF`.
     """
 
@@ -74,7 +74,7 @@ class Held:
 
     def enough(self, min_share: float) -> bool:
         """Whether the largest set that is tried holds enough. A larger set holds more in every
-        sample, so no smaller one needs to be looked at."""
+        sample, so no smaller one needs to be checked."""
         return self.joint(len(self._top)) >= min_share
 
     def top(self, min_share: float, layer: int, what: str = "z") -> Tensor:
@@ -111,14 +111,14 @@ def dims_for(values: Tensor, share: float) -> Tensor:
 
 
 def median(values: Tensor) -> float:
-    """Of (n,); of an even number the mean of the two in the middle (`torch.median` gives the lower
+    """Median of (n,); for an even number the mean of the middle two (`torch.median` gives the lower
     one)."""
     return float(values.double().quantile(0.5))
 
 
 def top_neurons(study: Study, layer: int, count: int | None, min_share: float) -> Tensor:
     """int64 (k,): the neurons of a layer that hold the sinks' energy, from two passes of each
-    sample: their order by mean share, and what the first of them hold.
+    sample: their order by mean share, and the share of the first of them.
 
     Raises:
         NoNeuronsError: no small set does; the text says which layers have one.
@@ -126,7 +126,7 @@ def top_neurons(study: Study, layer: int, count: int | None, min_share: float) -
     energies = {number: Energy() for number in range(study.layers)}
     _each_layer(study, energies, "Looking for neurons")
     held = {number: Held(own.order, count) for number, own in energies.items()}
-    _each_layer(study, held, "Looking at what they hold")
+    _each_layer(study, held, "Measuring their share of the energy")
     try:
         return held[layer].top(min_share, layer)
     except NoNeuronsError as error:
@@ -139,7 +139,7 @@ def top_neurons(study: Study, layer: int, count: int | None, min_share: float) -
 
 
 def _each_layer(study: Study, into: Mapping[int, Energy | Held], text: str) -> None:
-    """Give z at the sinks, of each layer and sample, to what sums it up."""
+    """Pass z at the sinks, of each layer and sample, to its accumulator."""
     for case, inputs in study.each(text):
         probe = AtTokens(("z",), case.groups[study.sink])
         session = study.passed(case, inputs, [probe]).session

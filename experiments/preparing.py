@@ -1,4 +1,4 @@
-"""Preparing a study: a pass of each sample that detects its sinks, and an answer to look at."""
+"""Preparing a study: one pass of each sample that detects its sinks, and an answer to measure."""
 
 from __future__ import annotations
 
@@ -52,16 +52,16 @@ def prepare_study(
         settings: what all experiments share.
         source: where the samples come from, in words.
         answers: whether the experiment looks at an answer.
-        ordinary: see `catalogue.Experiment`. Where they count, detected sinks are kept out of the
-            ordinary tokens also of a study that names positions alone; and where controls are drawn
-            from them, samples that have fewer of them than sinks are left out.
+        ordinary: see `catalogue.Experiment`. If they count, detected sinks are excluded from the
+            ordinary tokens, also in a study that names only positions; and if controls are drawn
+            from them, samples with fewer of them than sinks are left out.
         least: samples that it needs.
         watch: progress and stop.
 
     Raises:
         ValueError: too few samples, no sinks in them, a role, position or dimension that does not
-            exist, or images for a model that sees none.
-        Stopped: it was asked to stop.
+            exist, or images for a text model.
+        Stopped: `stop` was set.
     """
     watch = watch or Watch(None, None)
     images = have_images(samples)
@@ -74,7 +74,7 @@ def prepare_study(
     if sees and not images:
         raise ValueError(
             f"{handle.info.id} is asked about images; give a folder of images or a file of "
-            "questions, not prompts alone."
+            "questions, not only prompts."
         )
     if len(samples) < least:
         raise ValueError(
@@ -89,7 +89,7 @@ def prepare_study(
     watch.total = len(samples)
     names = group_names(tokens)
     cases: list[Case] = []
-    left = _LeftOut(len(samples), names)
+    left = _SkippedSamples(len(samples), names)
     notes: list[str] = []
     kept_out = 0
     _check_positions(handle, samples, tokens)
@@ -136,8 +136,8 @@ def prepare_study(
 
 
 @dataclass
-class _LeftOut:
-    """Samples that cannot be used, by why."""
+class _SkippedSamples:
+    """Samples that cannot be used, by reason."""
 
     samples: int
     names: tuple[str, ...]
@@ -200,7 +200,7 @@ def _detector(
     """profile or attention.
 
     Raises:
-        ValueError: the profile is asked for and there is none.
+        ValueError: the profile is requested and there is none.
     """
     known = bool(dims) and tau is not None
     if settings.sinks_by == "profile" and not known:
@@ -228,14 +228,14 @@ def _flags(
         handle.model(**on_device(inputs.tensors, handle.device), use_cache=False, logits_to_keep=1)
         vision = inputs.layout.vision_positions()
         if by == "profile":
-            assert tau is not None  # `_detector` looks
+            assert tau is not None  # checked by `_detector`
             return sinks_of(on_host(session[probe].scores())[:, vision] > tau)
         tokens = tuple(grid.tokens for grid in inputs.layout.grids)
         chosen = [
             choose(layer[0].cpu()[vision], tokens, settings.top_percent, settings.min_ratio)
             for _, layer in sorted(session[probe].items())
         ]
-    # A token that is neither is ordinary in no layer.
+    # A token that is neither is not ordinary in any layer.
     sinks = sinks_of(torch.stack([choice.sinks for choice in chosen])).sinks
     ordinary = torch.stack([choice.ordinary for choice in chosen]).all(0)
     return Flags(sinks, ordinary & ~sinks)

@@ -1,4 +1,4 @@
-"""What experiments look at in a pass, reduced to a few tokens as it comes."""
+"""The probes of experiments, which reduce their data to a few tokens immediately."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from sinkscope.sinks.received import received
 
 
 def on_host(by_layer: Mapping[int, Tensor]) -> Tensor:
-    """float64 (L, ...) on the CPU, of equal tensors by layer: one copy where all layers are on one
+    """float64 (L, ...) on the CPU, from equal tensors by layer: one copy if all layers are on one
     device."""
     layers = [by_layer[layer] for layer in sorted(by_layer)]
     if len({one.device for one in layers}) > 1:
@@ -26,7 +26,7 @@ def on_host(by_layer: Mapping[int, Tensor]) -> Tensor:
 
 @dataclass(frozen=True)
 class AtTokens(Probe):
-    """What is at some sites for a few tokens; `session[probe]` is a `TokenReader`.
+    """The values of a few tokens at some sites; `session[probe]` is a `TokenReader`.
 
     Attributes:
         sites: of modules.
@@ -54,7 +54,7 @@ class TokenReader(Reader):
         self._seen[site][layer] = values[0].detach()
 
     def raw(self, site: str, layer: int) -> Tensor:
-        """(n, ...) of the n positions, in the model's number type and on its device."""
+        """(n, ...) of the n positions, in the model's dtype and on its device."""
         return self._seen[site][layer]
 
     def layer(self, site: str, layer: int) -> Tensor:
@@ -62,8 +62,8 @@ class TokenReader(Reader):
         return self._seen[site][layer].cpu().double()
 
     def stacked(self, site: str) -> Tensor:
-        """float64 (n, L, ...) on the CPU: of all layers that were looked at, in one copy where they
-        are on one device."""
+        """float64 (n, L, ...) on the CPU: of all layers that were read, in one copy if they are on
+        one device."""
         return on_host(self._seen[site]).transpose(0, 1)
 
 
@@ -87,7 +87,7 @@ class KeyAttention(Probe):
 
 
 class KeyAttentionReader(Reader):
-    """Adds up rows as they come: (layers, heads, keys) numbers are kept, never a row."""
+    """Sums rows immediately: (layers, heads, keys) numbers are kept, never a row."""
 
     def __init__(self, probe: KeyAttention, run: RunInfo) -> None:
         self._probe, self._length = probe, run.length
@@ -112,7 +112,7 @@ class KeyAttentionReader(Reader):
         into[layer] = into[layer] + summed if layer in into else summed
 
     def mean(self) -> Tensor:
-        """float64 (L, H, keys) on the CPU: mean over each key's queries; NaN where it has none."""
+        """float64 (L, H, keys) on the CPU: mean over each key's queries; NaN without queries."""
         count = (self._length - self._from.cpu()).clamp(min=0).double()
         return self._stacked(self._sums) / torch.where(count > 0, count, float("nan"))
 
@@ -121,7 +121,7 @@ class KeyAttentionReader(Reader):
         return self._stacked(self._alpha) / (self._length - self._keys.cpu()).double()
 
     def _stacked(self, given: dict[int, Tensor]) -> Tensor:
-        if not given:  # no key has any query
+        if not given:  # no key has a query
             return torch.full((*self._shape, len(self._keys)), float("nan"), dtype=torch.float64)
         return on_host(given)
 
@@ -173,7 +173,7 @@ class KeyReader(Reader):
         return on_host(self._vectors).transpose(0, 1)
 
     def cosines(self) -> Tensor:
-        """float64 (L, H, keys) on the CPU: mean over queries; NaN where there is none."""
+        """float64 (L, H, keys) on the CPU: mean over queries; NaN without queries."""
         count = (self._length - self._from.cpu()).clamp(min=0).double()
         return on_host(self._cosines) / torch.where(count > 0, count, float("nan"))
 

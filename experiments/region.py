@@ -1,23 +1,25 @@
-"""Does a region of the image matter? Its effect on an answer, beside other regions of its size.
+"""Does a region of the image matter? Its effect on an answer, compared with other regions of its
+size.
 
-A map says where attention went; this says what the answer owes to a box. The model reads prompt and
-answer again (teacher forcing), unchanged and without the box, and the change of each answer token's
+A map shows where attention went; this test shows how much the answer depends on a box. The model
+reads prompt and answer again (teacher forcing), unchanged and without the box, and the change of
+each answer token's
 log-probability is compared with that of boxes of the same size elsewhere on the image. Two ways:
 
-- `cut`: every query behind the last image (question, template, answer so far) loses its attention
+- `cut`: every query after the last image (question, template, answer so far) loses its attention
   edges to the box's vision tokens, in every layer and head, before the softmax
-  (`interventions.edges`). Keys and values up to the last image stay as they are, so that they are
-  computed once and all boxes continue from them, many a forward pass. What the box's patches have
-  told other patches inside the vision tower and the image's own rows stays, so this asks what is
-  READ there, not what is SEEN there.
+  (`interventions.edges`). Keys and values up to the last image do not change, so they are computed
+  once and all boxes continue from them, many per forward pass. Information that the box's patches
+  passed to other patches inside the vision tower and the image's own rows stays, so this tests what
+  is READ there, not what is SEEN there.
 - `grey`: the box's pixels become the image's mean colour (RGB, rounded), the processor resizes the
-  picture and the whole prompt is read anew. That takes what was seen there from everybody, also
-  from patches next to it; it costs a pass of the vision tower a box. Resizing blurs its edge over
-  about a pixel.
+  picture and the whole prompt is read again. That removes the content for all tokens, including
+  neighbouring patches; it costs one pass of the vision tower per box. Resizing blurs the box's edge
+  by about one pixel.
 
-The comparison is made of boxes (`other_boxes`), so that a box is not found to matter for its size
-alone. It is one test a token: of twenty tokens that do not depend on the box one will stand out by
-chance at 95 %.
+The comparison is with boxes of the same size (`other_boxes`), so that size alone does not make a
+box matter. There is one test per token: of twenty tokens that do not depend on the box, one will
+stand out by chance at 95 %.
 """
 
 from __future__ import annotations
@@ -41,9 +43,9 @@ from sinkscope.models.loading import ModelHandle
 from sinkscope.var_patch import describe
 
 BATCH_TOKENS = {"cpu": 2048, "cuda": 16384}
-"""Positions of all rows of a pass together, shared ones too; on a CPU larger passes leave its
-cache and are slower."""
-LOGIT_BYTES = 1 << 28  # float32 logits of a pass at most
+"""Positions of all rows of a pass together, including shared ones; larger passes do not fit into a
+CPU's cache and are slower."""
+LOGIT_BYTES = 1 << 28  # maximum float32 logits of a pass
 
 
 def region_test(
@@ -56,19 +58,19 @@ def region_test(
     on_progress: Progress | None = None,
     stop: threading.Event | None = None,
 ) -> RegionEffect:
-    """How much an answer depends on a box of the image, beside other boxes of its size.
+    """How much an answer depends on a box of the image, compared with other boxes of its size.
 
     Args:
         handle: a loaded model; its lock is taken for each forward pass.
         asked: prompt and answer (`answered`, `answered_text`).
         box: the cells.
         settings: see `RegionSettings`.
-        prefix: of `asked` (`prefix_of`), where there is one already; `grey` needs none.
+        prefix: of `asked` (`prefix_of`), if it exists already; `grey` needs none.
         on_progress: called with boxes done, boxes in all, words.
         stop: set it to end the test after the current pass.
 
     Raises:
-        ValueError: no such box, no other place for it, or output that is not a number.
+        ValueError: no such box, no other position for it, or output that is not a number.
         jobs.job.Stopped: it was stopped.
         RunOutOfMemoryError: the device is full.
     """
@@ -89,7 +91,7 @@ def region_steps(
     stop: threading.Event | None = None,
 ) -> Iterator[RegionEffect]:
     """The same, with the result after each forward pass: the box's own changes come with the first
-    one, and the boxes to compare it with grow. Arguments and errors as `region_test`."""
+    one, and the number of other boxes grows. Arguments and errors as `region_test`."""
     settings = settings or RegionSettings()
     layout = asked.inputs.layout
     others = other_boxes(layout, box, settings.random_boxes, settings.seed)
@@ -114,7 +116,7 @@ def region_steps(
         parts.append(logs.numpy())
         done = np.concatenate(parts)
         yield _effect(asked, box, settings, others, done)
-        report(len(done) - 2, total, "Comparing with other boxes")  # who listens has the result
+        report(len(done) - 2, total, "Comparing with other boxes")  # the caller has the result
 
 
 def prefix_of(handle: ModelHandle, asked: Answered) -> Prefix:
@@ -126,7 +128,7 @@ def prefix_of(handle: ModelHandle, asked: Answered) -> Prefix:
 
 def _rows(handle: ModelHandle, asked: Answered, settings: RegionSettings, sets: int) -> int:
     """How many boxes pass at once: by the budget of positions, at least two (the first pass holds
-    the unchanged model and the box), and evenly, for all passes have one shape."""
+    the unchanged model and the box), and evenly, because all passes have the same shape."""
     length = asked.inputs.layout.length + len(asked.answer) - 1
     budget = settings.batch_tokens or BATCH_TOKENS.get(handle.device.type, BATCH_TOKENS["cuda"])
     vocabulary: int = handle.model.config.get_text_config().vocab_size

@@ -1,4 +1,5 @@
-"""What a region test found, and its words. Pure: numbers in, percentiles and sentences out."""
+"""The result of a region test, in numbers and words. Pure: numbers in, percentiles and sentences
+out."""
 
 from __future__ import annotations
 
@@ -15,14 +16,15 @@ Verdict = Literal["matters", "hinders", "no more than others"]
 MOST = 0.95
 """A box stands out when it changes a token more than this share of the other boxes does ..."""
 SMALL = 0.05
-"""... and by at least so many nats (5 % of the token's probability): less is not worth a word."""
+"""... and by at least this many nats (5 % of the token's probability)."""
 
 _WITHOUT = {"cut": "With it cut", "grey": "With it greyed"}
 
 
 @dataclass(frozen=True)
 class RegionEffect:
-    """How an answer's log-probabilities change without a box of the image, beside other boxes.
+    """How an answer's log-probabilities change without a box of the image, compared with other
+    boxes.
 
     All changes are in nats: log p without the box - log p of the unchanged model, of the same token
     after the same tokens. Below 0: the token became less probable.
@@ -36,7 +38,7 @@ class RegionEffect:
         others: the n other boxes of its size that are done so far.
         random: float32 (n, T), their changes.
         planned: how many others there will be.
-        places: how many places they are drawn from.
+        places: number of positions they are drawn from.
         overlapping: they may share cells with the box.
         seed: of the draw.
         var: in words, VAR that was active; "" for the plain model.
@@ -61,12 +63,12 @@ class RegionEffect:
 
     @property
     def change(self) -> float:
-        """Of the answer in all: the log-probability of the whole text."""
+        """The change of the whole answer's log-probability."""
         return float(self.changes.sum())
 
     def percentile(self, token: int | None = None) -> float:
         """Share (0 to 1) of the other boxes without which a token loses LESS than without this one.
-        None: the answer in all. Ties do not count. NaN before any other box is done."""
+        None: the whole answer. Ties do not count. NaN before any other box is done."""
         own, others = self._of(token)
         return float((others > own).mean()) if len(others) else math.nan
 
@@ -90,11 +92,11 @@ class RegionEffect:
         return f"{moved}. {self._beside(own, others, 'it')}"
 
     def sentence(self) -> str:
-        """What is to be said of the box and the whole answer, in plain words."""
+        """The result for the box and the whole answer, in words."""
         return f"{self.headline()} {self.whole()}"
 
     def headline(self) -> str:
-        """Which words it matters for."""
+        """The words that the box matters for."""
         found = [t for t in range(len(self.texts)) if self.verdict(t) == "matters"]
         found.sort(key=lambda t: float(self.changes[t]))
         rest = "" if len(found) <= 3 else f" and {len(found) - 3} more"
@@ -102,12 +104,12 @@ class RegionEffect:
         return f"This box matters for {named}." if found else "This box matters for no single word."
 
     def whole(self) -> str:
-        """How it stands with the answer in all."""
+        """The result for the whole answer."""
         own, others = self._of(None)
         return f"The answer in all: {_nats(own)}. {self._beside(own, others, 'it')}"
 
     def notes(self) -> tuple[str, ...]:
-        """What limits the result, in sentences."""
+        """The limits of the result, in sentences."""
         made = []
         count = len(self.others)
         drawn = "all there are" if count == self.places else f"drawn from {self.places} places"
@@ -122,7 +124,7 @@ class RegionEffect:
         return tuple(made)
 
     def to_json(self) -> dict[str, Any]:
-        """Plain values, the parts of a file or of an answer to a program."""
+        """Plain values, for a file or an API response."""
         box = self.box
         return {
             "box": {
@@ -171,7 +173,7 @@ class RegionEffect:
         return f"“{self.texts[token].strip() or self.texts[token]}”"
 
     def _beside(self, own: float, others: np.ndarray, what: str) -> str:
-        """How a change stands among those of the other boxes, as a sentence."""
+        """A change compared with those of the other boxes, as a sentence."""
         count = len(others)
         if not count:
             return "There is nothing to compare it with yet."

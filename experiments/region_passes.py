@@ -8,6 +8,7 @@ import torch
 from PIL import Image, ImageDraw, ImageStat
 from torch import Tensor
 
+from sinkscope.capture.log_probabilities import answer_log_probabilities
 from sinkscope.capture.prefix import Prefix
 from sinkscope.capture.run import on_device
 from sinkscope.capture.session import attached
@@ -23,8 +24,8 @@ from sinkscope.var_patch import VAR
 def cut(
     handle: ModelHandle, asked: Answered, boxes: Sequence[Region | None], rows: int, prefix: Prefix
 ) -> Tensor:
-    """float32 (boxes, T) on the CPU: one pass, filled up with rows that cut nothing: in half
-    precision a batch's shape alone moves the last digits."""
+    """float32 (boxes, T) on the CPU: one pass, filled up with rows that cut nothing, because in
+    half precision the last digits depend on the batch's shape."""
     layout, count = asked.inputs.layout, len(asked.answer)
     keys = [() if box is None else box.positions(layout) for box in boxes]
     keys += [()] * (rows - len(keys))
@@ -46,11 +47,11 @@ def cut(
             use_cache=True,
             logits_to_keep=count,
         ).logits[: len(boxes)]
-    return _log_probabilities(logits, asked.answer)
+    return answer_log_probabilities(logits, asked.answer)
 
 
 def without_pixels(handle: ModelHandle, asked: Answered, boxes: Sequence[Box | None]) -> Tensor:
-    """float32 (boxes, T) on the CPU: the whole prompt read anew, a picture a box."""
+    """float32 (boxes, T) on the CPU: the whole prompt read again, one picture per box."""
     read = [asked.inputs if box is None else _without(handle, asked.inputs, box) for box in boxes]
     answer_ids = torch.tensor([asked.answer[:-1]])
     tensors = []
@@ -58,7 +59,7 @@ def without_pixels(handle: ModelHandle, asked: Answered, boxes: Sequence[Box | N
         made = dict(inputs.tensors)
         ids = made["input_ids"]
         for name, tensor in inputs.tensors.items():
-            if tensor.shape == ids.shape:  # one number a position; 0 is "text" in what marks images
+            if tensor.shape == ids.shape:  # one value per position; 0 means text
                 fill = torch.full_like(answer_ids, name == "attention_mask")
                 behind = answer_ids if name == "input_ids" else fill
                 made[name] = torch.cat([tensor, behind.to(tensor.dtype)], dim=1)
@@ -70,7 +71,7 @@ def without_pixels(handle: ModelHandle, asked: Answered, boxes: Sequence[Box | N
         logits = handle.model(
             **on_device(together, handle.device), use_cache=False, logits_to_keep=count
         ).logits
-    return _log_probabilities(logits, asked.answer)
+    return answer_log_probabilities(logits, asked.answer)
 
 
 def _without(handle: ModelHandle, inputs: PromptInputs, box: Box) -> PromptInputs:
@@ -96,16 +97,3 @@ def greyed(image: Image.Image, pixels: tuple[int, int, int, int]) -> Image.Image
     if x1 > x0 and y1 > y0:
         ImageDraw.Draw(made).rectangle((x0, y0, x1 - 1, y1 - 1), fill=mean)
     return made
-
-
-def _log_probabilities(logits: Tensor, answer: Sequence[int]) -> Tensor:
-    """(B, T, vocabulary) -> float32 (B, T) on the CPU."""
-    ids = torch.tensor(answer, device=logits.device)[:, None]
-    rows = [torch.log_softmax(row.float(), dim=-1).gather(1, ids)[:, 0] for row in logits]
-    found = torch.stack(rows).cpu()
-    if not bool(torch.isfinite(found).all()):
-        raise ValueError(
-            "The model's output is not a number. In float16 large activations overflow; load the "
-            "model in bfloat16 or float32. Otherwise its weights are damaged."
-        )
-    return found

@@ -17,11 +17,11 @@ class RegionSettings:
 
     how: How = setting(
         "cut",
-        "How the box is taken away: cut (attention of all later text to it) or grey (its pixels).",
+        "How the box is removed: cut (attention of all later text to it) or grey (its pixels).",
     )
     random_boxes: int = setting(
         64,
-        "Other boxes of the same size to compare with; at most so many as there are places.",
+        "Other boxes of the same size to compare with; at most as many as there are positions.",
         low=1,
         high=10_000,
     )

@@ -1,5 +1,5 @@
-"""The sink dimensions of the residual stream, layer by layer: what embedding, attention and MLP add
-at the sinks and beside them (`mlp-subspace --mlp residual`)."""
+"""The sink dimensions of the residual stream, layer by layer: the contributions of embedding,
+attention and MLP at the sinks and at other tokens (`mlp-subspace --mlp residual`)."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from sinkscope.experiments.result import Chart, Findings, Series, Table, numbers
 from sinkscope.experiments.study import Study
 from sinkscope.models.sites import Site
 
-FOUND = 2  # dimensions that are taken where no sink dimensions are known
+FOUND = 2  # number of dimensions if no sink dimensions are known
 SITES: tuple[Site, ...] = ("block_in", "attn_out", "mlp_out")
 
 
@@ -20,7 +20,7 @@ def follow_residual(study: Study, layer: int) -> Findings:
 
     Args:
         study: model and samples.
-        layer: at whose output they are looked for, where none are known.
+        layer: at whose output they are searched for, if none are known.
     """
     reference = study.reference
     study.plan(1 if study.dims else 2)
@@ -38,9 +38,9 @@ def follow_residual(study: Study, layer: int) -> Findings:
     means = {(site, name): total / sizes[name] for (site, name), total in sums.items()}
     rows = []
     for index in range(study.layers):
-        for place, dim in enumerate(dims):
-            cells = [float(means[site, study.sink][index, place]) for site in SITES]
-            other = [float(means[site, reference][index, place]) for site in SITES]
+        for dim_index, dim in enumerate(dims):
+            cells = [float(means[site, study.sink][index, dim_index]) for site in SITES]
+            other = [float(means[site, reference][index, dim_index]) for site in SITES]
             apart = [a - b for a, b in zip(cells, other, strict=True)]
             rows.append((index, dim, *cells, *apart))
     table = Table(
@@ -54,7 +54,9 @@ def follow_residual(study: Study, layer: int) -> Findings:
         keys=2,
         note="Means over tokens. at_input of layer 0 is the embedding, or the vision tower's.",
     )
-    said = [_largest_part(study, means, dims, place, reference) for place in range(len(dims))]
+    said = [
+        _largest_part(study, means, dims, dim_index, reference) for dim_index in range(len(dims))
+    ]
     known = "" if study.dims else f" (largest at the output of layer {layer})"
     return Findings(
         tuple(said),
@@ -84,18 +86,20 @@ def _largest_part(
     study: Study,
     means: dict[tuple[Site, str], Tensor],
     dims: tuple[int, ...],
-    place: int,
+    dim_index: int,
     reference: str,
 ) -> str:
     parts: list[tuple[str, float]] = []
     apart = {site: means[site, study.sink] - means[site, reference] for site in SITES}
-    parts.append(("the input of layer 0", float(apart["block_in"][0, place])))
+    parts.append(("the input of layer 0", float(apart["block_in"][0, dim_index])))
     for layer in range(study.layers):
-        parts.append((f"the attention of layer {layer}", float(apart["attn_out"][layer, place])))
-        parts.append((f"the MLP of layer {layer}", float(apart["mlp_out"][layer, place])))
+        parts.append(
+            (f"the attention of layer {layer}", float(apart["attn_out"][layer, dim_index]))
+        )
+        parts.append((f"the MLP of layer {layer}", float(apart["mlp_out"][layer, dim_index])))
     name, value = max(parts, key=lambda part: abs(part[1]))
     return (
-        f"Dimension {dims[place]}: the largest difference between {study.sink} and {reference} is "
+        f"Dimension {dims[dim_index]}: the largest difference of {study.sink} and {reference} is "
         f"made by {name} ({value:.4g})."
     )
 
@@ -113,10 +117,10 @@ def _charts(
         "mlp_out": "MLP adds",
     }
     made = []
-    for place, dim in enumerate(dims):
+    for dim_index, dim in enumerate(dims):
         series = []
         for site in SITES:
-            own, other = means[site, study.sink][:, place], means[site, reference][:, place]
+            own, other = means[site, study.sink][:, dim_index], means[site, reference][:, dim_index]
             series.append(Series(f"{study.sink}, {words[site]}", numbers(own.tolist()), role=site))
             apart = torch.sub(own, other)
             name = f"difference to {reference}, {words[site]}"

@@ -1,7 +1,7 @@
-"""What an experiment gives: tables, charts as data, a verdict, and where it all comes from.
+"""The result of an experiment: tables, charts as data, a verdict, and provenance.
 
-Everything is made of plain values, so that a file, a page or a terminal can take it. A number that
-does not exist (attention to the last token, which nobody sees) is None.
+Everything is made of plain values, so that a file, a page or a terminal can show it. An undefined
+number (attention to the last token, which no query sees) is None.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ Kind = Literal["lines", "bars", "histogram", "heat"]
 
 
 def number(value: float) -> float | None:
-    """A float as JSON has it: None for what is no number."""
+    """A float for JSON: None for NaN and infinity."""
     return float(value) if math.isfinite(value) else None
 
 
@@ -61,7 +61,7 @@ class Series:
         name: in the legend.
         y: values, one for each x of the chart; of a histogram the counts of its bins.
         low, high: ends of an interval, or None.
-        role: what it is of, for the colour: a group of tokens, or an arm.
+        role: determines the colour: a group of tokens, or an arm.
     """
 
     name: str
@@ -78,7 +78,7 @@ class Chart:
     Attributes:
         name: of its files.
         title, x_label, y_label: texts.
-        kind: lines over x; bars, one a category x; histogram, whose x are the edges of the bins;
+        kind: lines over x; bars, one per category x; histogram, whose x are the edges of the bins;
             heat, a map whose rows are the series and whose columns are x.
         x: numbers or categories.
         series: what is drawn.
@@ -116,8 +116,8 @@ class Verdict:
 
     @property
     def word(self) -> str:
-        """positive: both hold; negative: one that was tested does not; open: what was tested holds,
-        and the other was not tested here."""
+        """positive: both hold; negative: a tested one does not; open: the tested one holds, and the
+        other was not tested here."""
         if self.causal and self.specific:
             return "positive"
         return "negative" if False in (self.causal, self.specific) else "open"
@@ -125,7 +125,7 @@ class Verdict:
 
 @dataclass(frozen=True)
 class Findings:
-    """What one experiment found, before it is known who asked and of which model.
+    """What one experiment found, without the model and settings.
 
     Attributes:
         summary: what was found, in sentences.
@@ -182,7 +182,7 @@ class Result:
         )
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain values, as JSON gives them back."""
+        """Plain values, as JSON returns them."""
         made = asdict(self)
         verdict = self.findings.verdict
         if verdict is not None:
@@ -191,7 +191,7 @@ class Result:
         return plain
 
     def save(self, path: Path) -> None:
-        """Write a JSON file, whole or not at all."""
+        """Write a JSON file atomically."""
         data = json.dumps(self.as_dict(), ensure_ascii=False, indent=1, allow_nan=False).encode()
         write_atomically(path, lambda file: file.write(data))
 
@@ -200,7 +200,7 @@ class Result:
         """Read what `save` wrote; of a folder, its result.json.
 
         Raises:
-            ValueError: there is no such file, or it is no result of an experiment.
+            ValueError: there is no such file, or it is not a result of an experiment.
         """
         file = path / "result.json" if path.is_dir() else path
         values = read_json(file, "The result")
@@ -236,7 +236,7 @@ def _result(values: dict[str, Any]) -> Result:
 
 
 def _checked(name: object) -> None:
-    """A table's or chart's name is that of its file: it must not lead to another folder."""
+    """A table's or chart's name is its file's name, so it must not lead to another folder."""
     if not isinstance(name, str) or not re.fullmatch(r"[A-Za-z0-9_-]{1,80}", name):
         raise ValueError(f"name is {name!r}")
 
@@ -261,7 +261,7 @@ def _series(values: dict[str, Any]) -> Series:
 
 
 def said(value: Any) -> str:
-    """A setting's value in words, one way before and after a file."""
+    """A setting's value in words, the same before saving and after loading."""
     if isinstance(value, list | tuple):
         return ",".join(map(str, value))
     return str(value)

@@ -32,14 +32,14 @@ def group_names(tokens: Sequence[Token]) -> tuple[str, ...]:
 
 
 def chosen_tokens(settings: StudySettings, images: bool) -> tuple[Token, ...]:
-    """The groups that a study has.
+    """The groups of a study.
 
     Args:
         settings: may name them.
         images: whether the samples have images.
 
     Raises:
-        ValueError: a role of images, and there are none.
+        ValueError: a role of vision tokens, and there are no images.
     """
     if settings.tokens is None:
         return ("sinks", "ordinary", "first", "last") if images else ("first", "ordinary", "last")
@@ -53,7 +53,7 @@ def chosen_tokens(settings: StudySettings, images: bool) -> tuple[Token, ...]:
 
 @dataclass(frozen=True)
 class Flags:
-    """Which vision tokens a prompt's sinks are.
+    """Which vision tokens are a prompt's sinks.
 
     Attributes:
         sinks: bool (V,).
@@ -73,15 +73,15 @@ def sinks_of(flagged: Tensor) -> Flags:
 
 
 def first_query(layout: PromptLayout) -> int:
-    """The first query whose attention counts: behind the last image; without images, the fifth."""
+    """The first query whose attention counts: after the last image; without images, the fifth."""
     return layout.grids[-1].after if layout.grids else FIRST_QUERY
 
 
 def groups(
     tokens: Sequence[Token], layout: PromptLayout, flags: Flags | None, seed: int
 ) -> tuple[dict[str, tuple[int, ...]], tuple[int, ...]]:
-    """Positions of each group in a prompt, and of the ordinary tokens, among which controls are
-    drawn and which the sinks have to stand out from.
+    """Positions of each group in a prompt, and of the ordinary tokens, from which controls are
+    drawn and the sinks must stand out.
 
     Args:
         tokens: which groups; the first is the sink.

@@ -42,11 +42,11 @@ def run_experiment(
         settings: of this experiment (its row says which dataclass).
         study_settings: what all experiments share.
         on_progress: called with passes done, passes in all, and what is being done.
-        stop: once set, the run ends after the pass it is at.
+        stop: once set, the run ends after the current pass.
 
     Raises:
-        ValueError: a setting, sample or token that cannot be; the text says what there is. What
-            can be seen without a pass is refused before the first one.
+        ValueError: an impossible setting, sample or token; the text says what is possible. What can
+            be checked without a pass is refused before the first one.
         RunOutOfMemoryError: the device is full; the text says what helps.
         Stopped: `stop` was set.
     """
@@ -56,7 +56,7 @@ def run_experiment(
             f"settings is a {type(settings).__name__}; {name} takes {experiment.settings.__name__}."
         )
     asked = study_settings or StudySettings()
-    if asked.tokens is None:  # some experiments hold other tokens against each other
+    if asked.tokens is None:  # some experiments compare other tokens
         asked = dataclasses.replace(asked, tokens=getattr(settings, "default_tokens", None))
     _check_layers(handle, settings)
     if experiment.check is not None:
@@ -95,7 +95,7 @@ def run_experiment(
 
 def _check_layers(handle: ModelHandle, settings: Any) -> None:
     """Refuse layers that the model does not have before any sample is passed through it; where a
-    layer must have one behind it, the experiment says so."""
+    layer must have one after it, the experiment says so."""
     layers = handle.info.layers
     for name in ("layer", "layers"):
         given = getattr(settings, name, None)
@@ -107,7 +107,7 @@ def _check_layers(handle: ModelHandle, settings: Any) -> None:
 
 
 def versions() -> dict[str, str]:
-    """Of what a number may depend on."""
+    """The versions that a number may depend on."""
     try:
         own = importlib.metadata.version("sinkscope")
     except importlib.metadata.PackageNotFoundError:

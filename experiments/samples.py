@@ -1,4 +1,4 @@
-"""What experiments are run on: samples with images (`sinks.samples`), or prompts of text alone."""
+"""The samples of experiments: with images (`sinks.samples`), or prompts of only text."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class TextSample:
     Attributes:
         id: names the sample in results.
         prompt: what the model reads.
-        answer: how it goes on, where that is known.
+        answer: its continuation, if known.
     """
 
     id: str
@@ -59,7 +59,7 @@ class Prompts:
     Attributes:
         samples: in order.
         source: where they come from, in words.
-        notes: what a user should know of them.
+        notes: what a user should know about them.
     """
 
     samples: tuple[AnySample, ...]
@@ -74,10 +74,10 @@ def own_prompts(count: int) -> Prompts:
 
 
 def read_prompts(path: Path, count: int) -> Prompts:
-    """The first `count` lines of a text file that are not empty, a prompt each.
+    """The first `count` lines of a text file that are not empty, one prompt per line.
 
     Raises:
-        ValueError: the file cannot be read, is too large, no text, or has no line.
+        ValueError: the file cannot be read, is too large, not text, or has no line.
     """
     if count < 1:
         raise ValueError(f"samples is {count}; allowed: 1 or more.")

@@ -1,4 +1,4 @@
-"""A result's files in a folder: result.json, a CSV file a table, figures as PNG and PDF."""
+"""A result's files in a folder: result.json, one CSV file per table, figures as PNG and PDF."""
 
 from __future__ import annotations
 
@@ -30,14 +30,16 @@ def save_result(folder: Path, result: Result, figures: bool = True) -> list[Path
         write_atomically(path, lambda file, t=text: file.write(t.encode()))  # type: ignore[misc]
         written.append(path)
     if figures:
-        from sinkscope.experiments.figures import save_figures  # late: tables need no matplotlib
+        from sinkscope.experiments.figures import (
+            save_figures,
+        )  # tables need no matplotlib
 
         written += save_figures(folder, result)
     return written
 
 
 def csv_text(table: Table, about: str) -> str:
-    """A table as CSV: a comment line that says what it is of, the headings, the rows in full
+    """A table as CSV: a comment line with its provenance, the headings, the rows in full
     precision; an empty cell where there is no number."""
     out = io.StringIO()
     out.write(f"# {table.title}; {about}\n".replace("\r", " "))

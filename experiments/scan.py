@@ -1,6 +1,6 @@
-"""`scan`: where the sinks arise and what sets them apart, layer by layer.
+"""`scan`: where the sinks arise and what distinguishes them, layer by layer.
 
-One pass a sample. For the chosen tokens, by layer: norms and spreads of keys (after norms and
+One pass per sample. For the chosen tokens, by layer: norms and spreads of keys (after norms and
 rotary embedding), values, residual stream and MLP output; the cosine of later queries with their
 keys; the attention they get. And where the sink arises: the first part (what enters layer 0, or a
 layer's attention or MLP) whose norm at the sink stands out.
@@ -32,12 +32,12 @@ SITES: dict[str, tuple[Site, ...]] = {
 
 
 class Scan:
-    """Sums over samples, by group: a few numbers a layer and the running sums of `Vectors`."""
+    """Sums over samples, by group: a few numbers per layer and the running sums of `Vectors`."""
 
     def __init__(self, study: Study, settings: ScanSettings) -> None:
         self._study, self._asked = study, settings
         wanted = {site for name in settings.print for site in SITES.get(name, ())}
-        # Where the sink arises is said whatever is printed.
+        # Where the sink arises is always reported.
         self.sites: tuple[Site, ...] = tuple(
             site
             for site in ("block_in", "v", "attn_out", "mlp_out")
@@ -48,7 +48,7 @@ class Scan:
         self.vectors = {(site, name): Vectors() for site in sites for name in groups}
         self.along = {
             (site, name): Vectors() for site in SITES["hidden"] for name in groups
-        }  # the same on the sink dimensions alone
+        }  # the same on only the sink dimensions
         self.attention = {name: Mean() for name in groups}  # (L, H)
         self.cosines = {name: Mean() for name in groups}  # (L, H)
         self.rates = {name: Mean() for name in groups}  # (L,), as the following
@@ -130,7 +130,7 @@ def run(study: Study, settings: ScanSettings) -> Findings:
 
 
 def _origin(scan: Scan, study: Study) -> tuple[dict[str, Cell], str, Table]:
-    """The first part whose norm at the sink stands out; on the sink dimensions, where known."""
+    """The first part whose norm at the sink stands out; on the sink dimensions, if known."""
     sink, reference = study.sink, study.reference
     places: list[tuple[str, Site, int]] = [("input", "block_in", 0)]
     for layer in range(study.layers):
@@ -208,7 +208,7 @@ def _by_layer(values: Tensor) -> Tensor:
 
 
 def _spread(own: Vectors) -> Tensor:
-    """The spread; NaN where a group has a single vector in all samples."""
+    """The spread; NaN if a group has a single vector in all samples."""
     return own.spread() if own.count > 1 else torch.full_like(own.norm(), float("nan"))
 
 
@@ -328,7 +328,8 @@ def _charts(scan: Scan, study: Study, settings: ScanSettings) -> list[Chart]:
 
 
 def _one_head(scan: Scan, study: Study, settings: ScanSettings) -> Chart:
-    """One head by layer, in the first sample: what each position gets of the later queries."""
+    """One head by layer, in the first sample: the attention that each position gets from later
+    queries."""
     seen = scan.first_sample
     assert seen is not None
     case = study.cases[0]

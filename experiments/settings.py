@@ -1,6 +1,6 @@
-"""What can be set in an experiment: one small settings class each, and one for what they share.
+"""The settings of experiments: one small class each, and one for the shared settings.
 
-Nothing heavy is imported here, so that a command line can list it all at once.
+Nothing heavy is imported here, so that the command line can list them quickly.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ What = Literal["direction", "magnitude"]
 Keys = Literal["sinks", "ordinary", "first", "region"]
 Queries = Literal["after_image", "later"]
 Token = str | int
-MOST = 999_999  # layers, heads, neurons: what a model has is known when it is loaded
+MOST = 999_999  # layers, heads, neurons: their number is known when the model is loaded
 
 
 def token_groups(name: str, given: Any) -> tuple[Token, ...]:
@@ -50,11 +50,11 @@ def token_groups(name: str, given: Any) -> tuple[Token, ...]:
 @explained
 @dataclass(frozen=True)
 class StudySettings:
-    """What all experiments share."""
+    """Settings of all experiments."""
 
     tokens: tuple[Token, ...] | None = setting(
         None,
-        "Groups of tokens, the sink first, what it is held against second: some of sinks, "
+        "Groups of tokens: the sink first, its reference second; some of sinks, "
         "ordinary, first, last, or positions such as 0,1,8.",
         own=token_groups,
         allowed=GROUPS,
@@ -74,16 +74,19 @@ class StudySettings:
     top_percent: float = like(FindSettings, "top_percent")
     answers: Answers = setting("given", "The samples' answers where there are any, or the model's.")
     answer_tokens: int = setting(
-        8, "Tokens of an answer that are looked at, most.", low=1, high=256
+        8, "Maximum number of answer tokens that are read.", low=1, high=256
     )
     controls: int = setting(3, "Random draws of each control.", low=1, high=100)
     bootstrap: int = like(FindSettings, "bootstrap", offered=True)
     confidence: float = like(FindSettings, "confidence", offered=True)
     removed: float = setting(
-        0.8, "Verdict A: least share of the excess sink attention that goes.", low=0.0, high=1.0
+        0.8,
+        "Verdict A: least share of the excess attention that must be removed.",
+        low=0.0,
+        high=1.0,
     )
     spared: float = setting(
-        0.2, "Verdict A: most of it that a control may take.", low=0.0, high=1.0
+        0.2, "Verdict A: largest share of it that a control may remove.", low=0.0, high=1.0
     )
     auc: float = setting(
         0.95, "Verdict B: least AUC, sinks against ordinary tokens.", low=0.5, high=1.0, label="AUC"
@@ -131,7 +134,7 @@ class ScanSettings:
         "Whose attention is drawn by layer and position.",
         low=0,
         high=MOST,
-        left_out="the one that looks most at the sinks",
+        left_out="the one that attends most to the sinks",
     )
 
     def __post_init__(self) -> None:
@@ -176,14 +179,14 @@ class AblateMLPSettings:
     layer: int = like(_Shared, "layer")
     what: What = setting(
         "direction",
-        "direction: the span of the top neurons' output columns is taken out of the MLP's output "
+        "direction: the span of the top neurons' output columns is removed from the MLP's output "
         "at the sinks; magnitude: that output is cut to the reference tokens' norm.",
     )
     top: int | None = like(_Shared, "top")
     min_share: float = like(_Shared, "min_share")
     each_layer: bool = setting(
         True,
-        "With direction: also take the span out of each later layer's input, one at a time.",
+        "With direction: also remove the span from each later layer's input, one at a time.",
     )
 
     def __post_init__(self) -> None:
@@ -213,9 +216,7 @@ class DecomposeMLPInSettings:
 class LowerAttentionSettings:
     """Settings of `lower-attention`."""
 
-    factor: float = setting(
-        0.0, "What the attention to the sinks is multiplied with.", low=0.0, high=1.0
-    )
+    factor: float = setting(0.0, "Factor on the attention to the sinks.", low=0.0, high=1.0)
     layers: tuple[int, ...] | None = like(_Shared, "layers")
     keep_value: bool = setting(False, "Also keep what the sinks' values add to the output.")
 
@@ -237,7 +238,8 @@ class CutEdgesSettings:
         left_out="no box",
     )
     queries: Queries = setting(
-        "after_image", "From whom: the queries after the last image, or all later tokens."
+        "after_image",
+        "Queries that lose the edges: those after the last image, or all later.",
     )
     layers: tuple[int, ...] | None = like(_Shared, "layers")
 
@@ -251,7 +253,7 @@ class CutEdgesSettings:
 
     @property
     def default_tokens(self) -> tuple[Token, ...] | None:
-        """Groups of tokens where the study names none: a region needs no sinks."""
+        """Groups of tokens if the study names none: a region needs no sinks."""
         return ("first", "last") if self.keys in ("region", "first") else None
 
     @property
@@ -267,7 +269,7 @@ class VisionOrTextSettings:
 
     massive: int = setting(
         4,
-        "Without known sink dimensions: how many dimensions that are largest at the sinks.",
+        "Without known sink dimensions: number of dimensions, the largest at the sinks.",
         low=1,
         high=256,
     )

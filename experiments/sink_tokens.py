@@ -1,8 +1,8 @@
-"""`sink-tokens`: which words do the sinks decode to, and do these words give them away?
+"""`sink-tokens`: which words do the sinks decode to, and do these words identify them?
 
 Logit lens: the residual stream at each layer's input, through the model's final norm and output
 head. Sinks tend to decode to a few fixed words whatever the image shows. The words most frequent
-among the sinks of one half of the samples make a detector that looks at no attention:
+among the sinks of one half of the samples make a detector that uses no attention:
 
     score(token) = max over these words of the lens's log-probability
 
@@ -32,7 +32,7 @@ from sinkscope.models.sites import At
 from sinkscope.models.stack import TextStack
 
 ROWS = 32  # tokens whose logits exist at once
-LISTED = 3  # words a layer in the table
+LISTED = 3  # words per layer in the table
 
 
 def check(handle: ModelHandle, settings: SinkTokensSettings, asked: StudySettings) -> None:
@@ -66,7 +66,7 @@ def run(study: Study, settings: SinkTokensSettings) -> Findings:
 
 @dataclass(frozen=True, eq=False)
 class Lens(Probe):
-    """The logit lens at a few tokens, reduced as the layers come; `session[probe]` is layer ->
+    """The logit lens at a few tokens, reduced layer by layer; `session[probe]` is layer ->
     (the most probable word of each token, float64 (n,) score).
 
     Attributes:
@@ -234,6 +234,6 @@ def _auc(found: Specific) -> float:
 
 
 def _word(study: Study, word: int) -> str:
-    """A token's text, quoted; its number where it has none of its own."""
+    """A token's text, quoted; its id if it has no text of its own."""
     text = study.handle.tokenizer.decode([word], clean_up_tokenization_spaces=False)
     return repr(text) if text and "\ufffd" not in text else f"token {word}"

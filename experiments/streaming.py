@@ -1,4 +1,4 @@
-"""Norms and directions of vectors, summed up sample by sample: no vector is kept.
+"""Norms and directions of vectors, summed sample by sample: no vector is kept.
 
 Of the vectors x_i at one kind of token, with u_i = x_i / |x_i| and width D:
 
@@ -72,15 +72,15 @@ class Vectors:
 
 
 BLOCKS = 256
-"""Sums of directions that are kept of one layer and part, for intervals."""
+"""Sums of directions that are kept for one layer and part, for intervals."""
 
 
 class Spread:
     """Norm and spread of vectors (n, D) with what their intervals need, of one layer and part.
 
     A resampled spread needs sums of directions (D numbers) that can be weighted one by one. Up to
-    `BLOCKS` samples there is one a sample; of more, neighbouring samples share one, two at a time,
-    then four, so that never more than `BLOCKS` are kept. What is resampled then are these blocks:
+    `BLOCKS` samples there is one per sample; of more, neighbouring samples share one, two at a
+    time, then four, so that never more than `BLOCKS` are kept. Then these blocks are resampled:
     samples are independent, and so are blocks of them.
     """
 
@@ -128,8 +128,8 @@ class Spread:
 
 @dataclass(frozen=True)
 class _Sum:
-    """Of some samples: how many, their vectors, the squares of what sets directions apart from the
-    first one, and the sum of that (D,)."""
+    """Sums over some samples: their number, that of their vectors, and the differences of
+    directions to the first one: squares, and sum (D,)."""
 
     samples: int
     count: int
@@ -163,8 +163,7 @@ class Vector:
 
 
 class Mean:
-    """Mean over samples of tensors of one shape, of the cells that are numbers: their sum is
-    kept."""
+    """Mean over samples of tensors of one shape, cell by cell without NaN: their sum is kept."""
 
     def __init__(self) -> None:
         self._sum = self._count = torch.zeros((), dtype=F64)
@@ -177,7 +176,7 @@ class Mean:
         self._count = self._count + there
 
     def value(self) -> Tensor:
-        """float64: NaN in cells where no sample had a number."""
+        """float64: NaN in cells without a number in any sample."""
         return self._sum / self._count
 
 

@@ -1,7 +1,7 @@
 """One run of an experiment: the model, its samples with their tokens by role, and their passes.
 
 `experiments.preparing` makes it. An experiment then goes over the samples as often as it needs
-(`Study.each`): images are opened again and nothing of a sample is kept between.
+(`Study.each`): images are opened again and nothing of a sample is kept in between.
 """
 
 from __future__ import annotations
@@ -30,21 +30,21 @@ from sinkscope.sinks.validating.masking import read_answer
 
 
 class Watch:
-    """Tells progress, and looks whether to stop, pass by pass."""
+    """Reports progress and checks whether to stop, pass by pass."""
 
     def __init__(self, on_progress: Progress | None, stop: threading.Event | None) -> None:
         self.done, self.total = 0, 0
         self._tell, self.stop = on_progress, stop
 
     def step(self, text: str) -> None:
-        """One more piece of work is done."""
+        """Report one finished step."""
         self.done += 1
         if self._tell is not None:
             self._tell(min(self.done, self.total), self.total, text)
         self.check()
 
     def check(self) -> None:
-        """Raises `Stopped` where the run was asked to stop."""
+        """Raises `Stopped` if a stop was requested."""
         if self.stop is not None and self.stop.is_set():
             raise Stopped(self.done, self.total, "steps")
 
@@ -60,7 +60,7 @@ class Case:
         others: rising positions of the ordinary tokens.
         length: of the prompt.
         first: the first query whose attention counts.
-        answer: token ids; empty where the experiment looks at none.
+        answer: token ids; empty if the experiment uses none.
     """
 
     index: int
@@ -84,7 +84,7 @@ class Case:
 
 @dataclass(frozen=True)
 class Pass:
-    """A sample's plain pass, and what it takes to make it again with a change.
+    """A sample's plain pass, and the inputs to repeat it with a change.
 
     Attributes:
         inputs: the prompt.
@@ -101,14 +101,14 @@ class Pass:
 
 @dataclass(frozen=True)
 class Study:
-    """A model, samples, and what is asked of them.
+    """A model, its samples, and the settings of a study.
 
     Attributes:
         handle: the model; its lock is taken pass by pass.
         settings: what all experiments share.
         cases: the samples that can be used.
         names: of the groups; the first is the sink, the second the reference.
-        dims, tau: sink dimensions and threshold; empty and None where none are known.
+        dims, tau: sink dimensions and threshold; empty and None if unknown.
         source: where the samples come from, in words.
         notes: which samples were left out, and why.
         watch: progress and stop.
@@ -131,8 +131,8 @@ class Study:
 
     @property
     def reference(self) -> str:
-        """Name of the group that the sinks are held against; an experiment that needs one refuses
-        studies without (`experiments.checks`)."""
+        """Name of the reference group; an experiment that needs one refuses studies without
+        (`experiments.checks`)."""
         return self.names[1]
 
     @property
@@ -152,11 +152,12 @@ class Study:
         return {n: sum(len(case.groups[n]) for case in self.cases) for n in self.names}
 
     def seed(self, case: Case, draw: int = 0) -> int:
-        """Of a sample's draws: by seed and content, not by its place among the samples."""
+        """The seed of a sample's draws: from seed and content, not from its index among the
+        samples."""
         return (int(case.sample.fingerprint()[:12], 16) ^ self.settings.seed) + draw
 
     def random(self, case: Case) -> list[tuple[int, ...]]:
-        """As many ordinary tokens as the sample has sinks, at random, a draw of each control."""
+        """As many ordinary tokens as the sample has sinks, at random, one draw per control."""
         count = len(case.groups[self.sink])
         return [
             random_tokens(case.others, count, self.seed(case, draw + 1))
@@ -168,7 +169,7 @@ class Study:
         self.watch.total = self.watch.done + passes * len(self.cases)
 
     def each(self, text: str) -> Iterator[tuple[Case, PromptInputs]]:
-        """All samples, made ready one by one."""
+        """All samples, prepared one by one."""
         for case in self.cases:
             self.watch.check()
             yield case, ready(self.handle, case.sample)
@@ -181,7 +182,7 @@ class Study:
         probes: Sequence[Probe] = (),
         interventions: Sequence[Intervention] = (),
     ) -> Pass:
-        """One pass of a sample, with its answer behind it where it has one.
+        """One pass of a sample, with its answer after it where it has one.
 
         Args:
             interventions: only without an answer.
@@ -209,8 +210,8 @@ class Study:
         probes: Sequence[Probe],
         interventions: Sequence[Intervention],
     ) -> tuple[Session, Tensor]:
-        """The text model's pass over the same embeddings, with a change; the vision tower's work
-        is not done again.
+        """The text model's pass over the same embeddings, with a change; the vision tower does not
+        run again.
 
         Returns:
             What the probes saw, and float64 (T,) log-probabilities of the answer tokens.
@@ -237,7 +238,7 @@ class Study:
 
 
 def ready(handle: ModelHandle, sample: AnySample) -> PromptInputs:
-    """A sample as the model takes it."""
+    """A sample as model inputs."""
     return handle.prepare(
         sample.open_images(), sample.prompt, sample.system, history=sample.history
     )

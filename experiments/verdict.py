@@ -1,17 +1,17 @@
 """The two conditions of a good explanation, from numbers to words.
 
-(A) causal: taking the factor away takes the sinks away, and controls do not.
+(A) causal: removing the factor removes the sinks, and controls do not.
 
     excess   = attention to the sinks - attention to the reference tokens, plain model
     removed  = (attention to the sinks, plain - the same without the factor) / excess
 
-Both are means over the later layers, heads, queries and samples. A holds where the excess is there
-(its interval lies above 0), `removed` reaches `StudySettings.removed`, no control's reaches above
-`spared`, and the interval of the factor lies above that of every control.
+Both are means over the later layers, heads, queries and samples. A holds if there is an excess (its
+interval is above 0), `removed` reaches `StudySettings.removed`, no control's reaches above
+`spared`, and the interval of the factor is above that of every control.
 
 (B) specific: only the sinks stand out on the factor. AUC: how often a sink token's projection is
-above an ordinary token's (ties count half); it must reach `StudySettings.auc`. Margin: how far the
-weakest sink lies above the strongest ordinary token, in standard deviations of the ordinary ones.
+above an ordinary token's (ties count half); it must reach `StudySettings.auc`. Margin: distance of
+the weakest sink above the strongest ordinary token, in standard deviations of the ordinary ones.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class Causal:
 
     @property
     def gone(self) -> str:
-        """How much of the sinks' attention goes, for a sentence."""
+        """How much of the sinks' attention is gone, in words."""
         if self.excess.value > 0 and not self.excess.low <= 0:
             return f"{self.removed.percent()} of the sinks' excess attention is gone"
         return "there is no excess of the sinks' attention that could go"
@@ -87,7 +87,8 @@ def specific(
     """Figures of condition B.
 
     Args:
-        sinks, ordinary: of each sample, projections of its tokens (n,); sinks' shall be larger.
+        sinks, ordinary: of each sample, projections of its tokens (n,); those of sinks should be
+            larger.
         resampling: of the samples.
     """
     above = torch.cat([part.double() for part in sinks])
@@ -130,7 +131,7 @@ def verdict(
 
     Args:
         settings: thresholds.
-        factor: what was taken away, in words, such as `span of the top neurons`.
+        factor: the removed factor, in words, such as `span of the top neurons`.
         causal, special: figures; None where a condition was not tested.
         samples: how many there are; one leaves no interval.
     """

@@ -1,16 +1,17 @@
 """`vision-or-text`: do the sinks come from the vision tower, or arise in the language model?
 
-What the vision tower hands over is the input of layer 0. Changed there, for the sinks alone:
+The vision tower's output is the input of layer 0. It is changed there, only at the sinks:
 
 dims zeroed     the massive dimensions (the sink dimensions; or, where none are known, those in
                 which the sinks differ most at the input of layer 0) are set to 0.
-dims swapped    they change places with those of a matched ordinary token.
-tokens swapped  the whole vector does.
+dims swapped    they are exchanged with those of a matched ordinary token.
+tokens swapped  the whole vector is exchanged.
 
 If the sinks vanish when their massive dimensions are gone at the input, the vision tower made them.
 If they stay, but follow the vector to the other token, the tower decides which token becomes a sink
-and the language model makes the massive values. If they do neither, the place in the prompt does.
-Held against: as many random dimensions zeroed; the massive ones zeroed at random ordinary tokens.
+and the language model makes the massive values. If they do neither, the position in the prompt
+decides. Controls: as many random dimensions zeroed; the massive ones zeroed at random ordinary
+tokens.
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ RANDOM_DIMS, RANDOM_TOKENS = "random dims zeroed", "random tokens, dims zeroed"
 
 
 def check(handle: ModelHandle, settings: VisionOrTextSettings, asked: StudySettings) -> None:
-    """Refuse, before any pass, a text model, a model of one layer, one group, and so many
+    """Refuse, before any pass, a text model, a model of one layer, a single group, and so many
     dimensions that there are no others."""
     if not handle.family.sees_images:
         there = ", ".join(row.name for row in EXPERIMENTS if not row.needs_images)
@@ -190,11 +191,11 @@ def _findings(study: Study, effects: Effects, dims: tuple[int, ...]) -> Findings
 
 def _reference_chart(study: Study, effects: Effects) -> list[Chart]:
     """What the reference tokens get in each arm: a sink that moved is seen here."""
-    place = study.names.index(study.reference)
+    index = study.names.index(study.reference)
     series = tuple(
         Series(
             arm,
-            numbers(effects.attention(arm)[:, place].nanmean(0).tolist()),
+            numbers(effects.attention(arm)[:, index].nanmean(0).tolist()),
             role=arm,
         )
         for arm in (PLAIN, DIMS, TOKENS)

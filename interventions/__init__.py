@@ -1,1 +1,1 @@
-"""Changes to a running model, one a file: `base` says what an intervention is, `var/` is VAR."""
+"""Changes to a running model, one per file: `base` defines an intervention, `var/` is VAR."""

@@ -1,12 +1,12 @@
-"""What an intervention is: a change to a running model, written as one small class.
+"""What an intervention is: a change to a running model, as one small class.
 
 An intervention is a frozen dataclass that derives from `Intervention` and overrides what it needs:
 
 - `rows`: new attention rows for the given ones, in `layers` and for the queries `row_positions`
   (by default all layers, and all queries after the last image). It need not keep their sum.
-  Writing `rows` is enough: the output that a fused kernel has made at prefill is made again from
-  the changed rows (`models.attention`). Where there is a faster way, `correct` may be written as
-  well; it is used where the intervention is the only one that changes rows of the layer.
+  Writing `rows` is enough: the fused kernel's output at prefill is recomputed from the changed rows
+  (`models.attention`). A faster `correct` may be added; it is used if no other intervention changes
+  rows of the layer.
 - `edit`: new values at the sites in `edits`.
 - `mask`: which keys are hidden from which queries, in `layers`.
 
@@ -20,16 +20,16 @@ An intervention is a frozen dataclass that derives from `Intervention` and overr
             new[..., self.position] *= self.factor
             return new
 
-One that must remember something during a run overrides `begin` and returns an `Acting` of its own:
-it sees what is at the sites in `looks`, and `result` is what the session gives for it.
+An intervention that keeps state during a run overrides `begin` and returns its own `Acting`: it
+sees the values of the sites in `looks`, and `result` is what the session returns for it.
 
 Several interventions act in the order in which they are listed, at each site and on each row. All
-changes of a site come before anybody looks at it.
+changes of a site come before any probe reads it.
 
 `rows` must not read the host (`.item()`, `bool(tensor)`, `.cpu()`, a shape that depends on values),
 so that a decode step can be recorded as a graph; parameters that change between runs are tensors on
-the device. Where `step_key` and `step_state` say what is fixed and which tensors these are, one
-recording serves many runs.
+the device. If `step_key` and `step_state` give the fixed part and these tensors, one recording
+serves many runs.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ class Acting:
     looks: tuple[At, ...]
 
     def rows(self, layer: int, rows: Tensor, first_position: int) -> Tensor:
-        """New rows for the given ones.
+        """Changed attention rows.
 
         Args:
             layer: where.
@@ -97,14 +97,14 @@ class Acting:
         raise NotImplementedError
 
     def made(self, layer: int, positions: range) -> Tensor | None:
-        """The changed rows (B, H, R, K) of these queries, where `correct`, which was called just
-        before in this layer, has made them anyway; else None."""
+        """The changed rows (B, H, R, K) of these queries, if `correct`, which was called just
+        before in this layer, has computed them; else None."""
         return None
 
     def mask(self, layer: int, queries: range, keys: int, device: torch.device) -> Tensor | None:
         """bool (B or 1, 1, Q, keys): True where the query at that position may see the key.
 
-        It is put on top of the model's own mask, and must be causal itself. None: nothing is hidden
+        It is combined with the model's own mask, and must be causal itself. None: nothing is hidden
         in this pass, which then runs as without it.
         """
         raise NotImplementedError
@@ -123,16 +123,16 @@ class Acting:
         raise NotImplementedError
 
     def see(self, site: str, layer: int, values: Any, positions: Sequence[int]) -> None:
-        """What is at one of `looks`, after all edits."""
+        """The values of one of `looks`, after all edits."""
 
     def step_key(self) -> Hashable:
-        """What is fixed in `rows` of a decode step: runs with equal keys differ in the values of
-        `step_state` alone. None: that is not known, so each run records its own."""
+        """The fixed part of `rows` in a decode step: runs with equal keys differ only in the values
+        of `step_state`. None: unknown, so each run records its own step."""
         return None
 
     def step_state(self, heads: int) -> Sequence[Tensor]:
-        """After the prompt: the tensors that `rows` reads and writes behind it, which stay the same
-        ones, in an order that follows from `step_key`.
+        """After the prompt: the tensors that `rows` reads and writes during decoding. They stay the
+        same objects; their order follows from `step_key`.
 
         Args:
             heads: of the model.
@@ -140,15 +140,15 @@ class Acting:
         return ()
 
     def result(self) -> Any:
-        """What the session gives for the intervention; by default this object."""
+        """What the session returns for the intervention; by default this object."""
         return self
 
 
 class Intervention(Acting):
-    """A change to a model, as it is asked for. Derive a frozen dataclass from it."""
+    """The settings of a change to a model. Derive a frozen dataclass from it."""
 
     def begin(self, run: RunInfo) -> Acting:
-        """What acts during one run; the intervention itself where it has nothing to remember.
+        """The object that acts during one run; the intervention itself if it keeps no state.
 
         Raises:
             ValueError: it does not fit the model or the prompt.

@@ -1,4 +1,4 @@
-"""Single dimensions of what is at a site, multiplied by a factor for chosen tokens."""
+"""Single dimensions at a site, multiplied by a factor for chosen tokens."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ class DampDims(Intervention):
     """Damps dimensions; a factor of 0 takes them out.
 
     Attributes:
-        at: site, layers and token positions. At `block_in` of layer 0 it changes what the vision
-            tower (or the embedding) hands to the language model.
+        at: site, layers and token positions. At `block_in` of layer 0 it changes the output of the
+            vision tower (or the embedding).
         dims: indices into the last axis.
         factor: what they are multiplied with.
     """

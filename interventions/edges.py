@@ -5,14 +5,14 @@ what is left of the row is a softmax over the keys that remain and its sum stays
 
     A'[q, k'] = 0 where (q, k') is cut, else A[q, k'] / (1 - sum of A[q, k] over the cut k)
 
-That is another question than zeroing the weights afterwards, which would also make the output
-shorter. A query always keeps its own key, so no row is empty. Queries that are not chosen, and
-layers that are not chosen, are left as they are; a pass without a chosen query gets no mask at all
+That differs from zeroing the weights afterwards, which would also make the output's norm smaller. A
+query always keeps its own key, so no row is empty. Queries that are not chosen, and layers that are
+not chosen, are left as they are; a pass without a chosen query gets no mask at all
 and is plain SDPA bit for bit.
 
 `interventions.hide` hides tokens from all that come later, with a set for each layer; this cuts
-the edges of chosen queries alone, and each row of a batch may cut other keys, so that many
-questions about one prompt are one forward pass.
+only the edges of chosen queries, and each row of a batch may cut other keys, so one forward pass
+answers many questions about a prompt.
 """
 
 from __future__ import annotations
@@ -31,14 +31,14 @@ from sinkscope.models.run_info import RunInfo
 class CutEdges(Intervention):
     """Cuts the attention of some queries to some keys.
 
-    Positions count from 0 over the prompt and the answer behind it (in a batch of prompts of
+    Positions count from 0 over the prompt and the answer after it (in a batch of prompts of
     different lengths: with the padding on the left).
 
     Attributes:
         keys: positions whose keys are cut: one tuple for each batch row, or a single one for all
             rows. An empty tuple cuts nothing.
         queries: positions that lose them: a range, or single positions. None: all after the last
-            image, the answer with them; a prefix up to there can then be shared.
+            image, including the answer; a prefix up to there can then be shared.
         layers: where; None: in every layer.
     """
 
@@ -56,7 +56,7 @@ class CutEdges(Intervention):
         if len(self.keys) not in (1, run.batch):
             raise ValueError(
                 f"keys has {len(self.keys)} sets; allowed: 1 for all rows of the batch, or "
-                f"{run.batch}, one a row."
+                f"{run.batch}, one per row."
             )
         for name, positions in (
             ("keys", [key for row in self.keys for key in row]),
@@ -89,8 +89,8 @@ class _Cutting(Acting):
         self._made: tuple[object, Tensor | None] | None = None
 
     def mask(self, layer: int, queries: range, keys: int, device: torch.device) -> Tensor | None:
-        """bool (1 or B, 1, queries, keys), made once a pass for all layers; None where no query of
-        the pass is chosen."""
+        """bool (1 or B, 1, queries, keys), made once per pass for all layers; None where no query
+        of the pass is chosen."""
         what = (queries, keys, device)
         if self._made is None or self._made[0] != what:
             self._made = (what, self._mask(queries, keys, device))

@@ -50,7 +50,7 @@ class _Hiding(Acting):
         self._made: tuple[object, Tensor] | None = None
 
     def mask(self, layer: int, queries: range, keys: int, device: torch.device) -> Tensor:
-        """bool (B, 1, queries, keys); one layer's at a time, made once where all are the same."""
+        """bool (B, 1, queries, keys); one layer at a time, computed once if all are the same."""
         by_layer = self._hidden.ndim == 3
         what = (layer if by_layer else None, queries, keys, device)
         if self._made is None or self._made[0] != what:

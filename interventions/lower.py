@@ -57,7 +57,7 @@ class LowerAttention(Intervention):
         """See `Intervention.begin`.
 
         Raises:
-            ValueError: a key behind the prompt.
+            ValueError: a key after the prompt.
         """
         if max(self.keys) >= run.length:
             raise ValueError(
@@ -85,6 +85,7 @@ class _Lowering(Acting):
             tiny = torch.finfo(rows.dtype).tiny
             sums = new.sum(-1, keepdim=True)
             scaled = new * (rows.sum(-1, keepdim=True) / sums.clamp(min=tiny))
-            # A row that holds nothing but the chosen keys has nobody to give to: it stays.
+            # A row with no mass outside the chosen keys stays unchanged: there is nothing to scale
+            # up.
             new = torch.where(sums > tiny, scaled, rows)
         return torch.where(chosen, rows, new) if asked.keep_value else new

@@ -1,10 +1,10 @@
-"""A subspace taken out of what is at a site, for chosen tokens.
+"""A subspace removed from the values at a site, for chosen tokens.
 
     x <- x - U U^T (m * x)
 
 With orthonormal columns in U and without m that is the orthogonal projection onto the complement
 of span(U). With U = Q / gamma and m = gamma^2 it is the projection in the metric diag(gamma^2):
-before an RMS norm with weight gamma it takes span(Q) out of what comes behind the norm.
+before an RMS norm with weight gamma it takes span(Q) out of what comes after the norm.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class ProjectOut(Intervention):
         """See `Intervention.begin`.
 
         Raises:
-            ValueError: the basis has no column, or is no matrix.
+            ValueError: the basis has no column, or is not a matrix.
         """
         if self.basis.ndim != 2 or not self.basis.shape[1]:
             raise ValueError(
@@ -49,7 +49,7 @@ class ProjectOut(Intervention):
 
 
 class _Projecting(Acting):
-    """`ProjectOut` at work: its matrices, once on each device and in each number type."""
+    """`ProjectOut` in a run: its matrices, once per device and dtype."""
 
     def __init__(self, at: At, basis: Tensor, metric: Tensor | None) -> None:
         self.edits = (at,)

@@ -1,4 +1,4 @@
-"""The size of what is at a site, changed for chosen tokens; its direction stays.
+"""The norm of the values at a site, changed for chosen tokens; their direction stays.
 
 limit:   x <- x * min(1, limit / |x|)
 factor:  x <- x * factor
@@ -26,7 +26,7 @@ class Scale(Intervention):
         factor: what everything is multiplied with, before the limit.
 
     Raises:
-        ValueError: a limit or factor below 0, or neither of them says anything.
+        ValueError: a limit or factor below 0, or neither is given.
     """
 
     at: At

@@ -1,6 +1,6 @@
-"""What two tokens hold at a site, exchanged: whole, or in single dimensions.
+"""The vectors of two tokens at a site, exchanged: whole, or in single dimensions.
 
-If a token is a sink for what it holds there, the other one is the sink afterwards.
+If a token is a sink because of its vector there, the other one is the sink afterwards.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from sinkscope.models.sites import At, Site
 
 @dataclass(frozen=True)
 class SwapTokens(Intervention):
-    """Exchanges what pairs of tokens hold. All of them must pass through in one pass.
+    """Exchanges the vectors of pairs of tokens. All of them must be in one pass.
 
     Attributes:
         site: where.

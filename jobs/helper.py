@@ -1,13 +1,13 @@
-"""A process that works for this one, so that what it computes holds no lock of ours.
+"""A helper process, so that its work does not hold this process's interpreter lock.
 
     helper = Helper("sinkscope.drawing.worker", "draws files")
     result = helper.do({"kind": "gif", ...}, **job.hooks)
 
-It starts with the first task (or `start`), does several at once, and stays until `close`, until
-this process ends, however it ends, or until it breaks: then the tasks under way say so, and the
-next one starts another. It is a process of a module of its own and not one of `multiprocessing`,
-which would run the user's main script once more in it. Tasks and answers are lines of JSON through
-its standard input and output (`jobs.serving`), so nothing is pickled; large data goes as files.
+It starts with the first task (or `start`), runs several at once, and stays until `close`, until
+this process ends in any way, or until it crashes: then its current tasks raise an error, and the
+next one starts another process. It runs a module with `python -m`, not `multiprocessing`, which
+would run the user's main script again. Tasks and answers are lines of JSON through its standard
+input and output (`jobs.serving`), so nothing is pickled; large data is passed as files.
 """
 
 from __future__ import annotations
@@ -29,10 +29,10 @@ from typing import Any
 
 from sinkscope.jobs.job import Progress, Stopped
 
-GRACE_SECONDS = 1.0  # for a task that was stopped, to end by itself
-TICK_SECONDS = 0.1  # between two looks at `stop`
+GRACE_SECONDS = 1.0  # for a stopped task to end by itself
+TICK_SECONDS = 0.1  # between two checks of `stop`
 
-Answers = queue.Queue[dict[str, Any] | None]  # to one task; None: there will be none any more
+Answers = queue.Queue[dict[str, Any] | None]  # to one task; None: no more will come
 
 
 class HelperLostError(RuntimeError):
@@ -40,16 +40,16 @@ class HelperLostError(RuntimeError):
 
 
 class HelperFailedError(RuntimeError):
-    """The task failed in a way that nobody foresaw; the text has the other process's traceback."""
+    """The task failed unexpectedly; the text has the helper's traceback."""
 
 
 class Helper:
-    """A process of a module, which `jobs.serving.serve`s.
+    """A process that runs a module with `jobs.serving.serve`.
 
     Args:
-        module: is run as `python -m`, by this very Python and with its import path.
+        module: run with `python -m`, by the same Python and with its import path.
         does: what the process does, for texts: "The process that draws files has ended".
-        environment: variables that are other than here.
+        environment: variables that differ from this process.
     """
 
     def __init__(
@@ -63,12 +63,12 @@ class Helper:
 
     @property
     def pid(self) -> int | None:
-        """Of the process that runs; None where none does."""
+        """Process id of the running helper, or None."""
         process = self._process
         return process.popen.pid if process is not None and process.runs else None
 
     def start(self) -> None:
-        """Start it, where it does not run; it is not waited for.
+        """Start it if it does not run, without waiting.
 
         Raises:
             HelperLostError: it cannot be started.
@@ -83,17 +83,17 @@ class Helper:
         stop: threading.Event | None = None,
         what: str = "steps",
     ) -> Any:
-        """Have a task done; other threads may have others done meanwhile.
+        """Run a task; other threads may run others meanwhile.
 
         Args:
             task: plain values.
             on_progress: called with what the task reports, in this thread.
-            stop: once set, the task is told. It is not waited for longer than a second, and ended
-                with its process where no other task is under way.
+            stop: once set, the task is asked to stop. After a second it is abandoned, and its
+                process is ended if no other task is running.
             what: what the steps are.
 
         Returns:
-            What the task gave, as JSON has it.
+            The task's result, as JSON returns it.
 
         Raises:
             ValueError, OSError: of the task.
@@ -130,11 +130,11 @@ class Helper:
         finally:
             with self._lock:
                 others = process.forget(number)
-                if not over:  # nobody waits for it any more
+                if not over:  # it is no longer waited for
                     process.send({"stop": number}) if others else process.end()
 
     def close(self) -> None:
-        """End the process, and the tasks under way with it. A later task starts another."""
+        """End the process with its running tasks. A later task starts another."""
         with self._lock:
             process, self._process = self._process, None
         if process is not None:
@@ -143,9 +143,9 @@ class Helper:
     def _taken(
         self, number: int, task: Mapping[str, Any], stop: threading.Event | None, what: str
     ) -> tuple[_Process, Answers]:
-        """The process that has begun with the task, and where its answers come.
+        """The process that has begun the task, and the queue of its answers.
 
-        One that was ending when it was looked at is nobody's error: another is started, once.
+        If the process was just ending, another is started, once.
         """
         for _ in range(2):
             with self._lock:
@@ -153,7 +153,7 @@ class Helper:
                 answers = process.expect(number)
                 try:
                     sent = process.send({"task": number, "about": dict(task)})
-                except BaseException:  # no plain values
+                except BaseException:  # not plain values
                     process.forget(number)
                     raise
             if sent and self._begun(answers, stop):
@@ -184,7 +184,7 @@ class Helper:
                 raise HelperLostError(
                     f"The process that {self._does} cannot be started: {error.strerror or error}."
                 ) from error
-            # Also when nobody needs it any more, and when Python ends.
+            # Also when the object is garbage-collected, and when Python ends.
             self._process.end = weakref.finalize(self, _end, self._process.popen)
         return self._process
 
@@ -204,12 +204,12 @@ class Helper:
 
 
 class _Process:
-    """One process: what is written to it, and where its answers go. `end` ends it, at once."""
+    """One process with its input and the queues of its answers. `end` ends it at once."""
 
     end: Callable[[], Any]
 
     def __init__(self, module: str, environment: Mapping[str, str]) -> None:
-        # An empty entry stands for the working folder; that of the other process is the same.
+        # An empty entry means the working folder, which is the same for the helper.
         path = os.pathsep.join(entry or str(Path.cwd()) for entry in sys.path)
         self.popen = subprocess.Popen(
             [sys.executable, "-P", "-m", module],
@@ -229,7 +229,7 @@ class _Process:
         return not self._over and self.popen.poll() is None
 
     def expect(self, number: int) -> Answers:
-        """Where the answers to a task will come."""
+        """The queue for the answers to a task."""
         answers: Answers = queue.Queue()
         with self._lock:
             self._answers[number] = answers
@@ -238,7 +238,7 @@ class _Process:
         return answers
 
     def forget(self, number: int) -> int:
-        """The answers to a task are waited for no more; how many others are."""
+        """Stop waiting for a task; returns the number of other tasks."""
         with self._lock:
             self._answers.pop(number, None)
             return len(self._answers)
@@ -259,7 +259,7 @@ class _Process:
     def _read(self) -> None:
         stdout = self.popen.stdout
         assert stdout is not None
-        with suppress(ValueError, OSError):  # closed, or what a dying process left of a line
+        with suppress(ValueError, OSError):  # closed, or an incomplete line of a dying process
             for line in stdout:
                 said = json.loads(line)
                 with self._lock:
@@ -274,7 +274,7 @@ class _Process:
 
 
 def _end(popen: subprocess.Popen[str]) -> None:
-    popen.kill()  # it has nothing of its own: its files lie in folders of who asked for them
+    popen.kill()  # it has no files of its own: they are in the callers' folders
     popen.wait()
     for pipe in (popen.stdin, popen.stdout):
         if pipe is not None:
@@ -283,7 +283,7 @@ def _end(popen: subprocess.Popen[str]) -> None:
 
 
 def _outcome(said: Mapping[str, Any], what: str) -> Any:
-    """What a task gave; its error is raised here."""
+    """The result of a task; its error is raised here."""
     if "done" in said:
         return said["done"]
     if "stopped" in said:

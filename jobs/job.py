@@ -1,7 +1,8 @@
-"""One long run: whose it is, how far it is, and whether it shall end.
+"""One long run: its owner, its progress, and whether it should end.
 
-What computes knows no `Job`. It takes two arguments, `on_progress` and `stop`, which a job has as
-`report` and `stop_event`, and raises `Stopped` when it was ended before there was a result:
+The computing function does not know `Job`. It takes two arguments, `on_progress` and `stop`, which
+a job has as `report` and `stop_event`, and raises `Stopped` when it was ended before there was a
+result:
 
     with Job(owner=session, seconds=600) as job:
         findings = find(handle, samples, **job.hooks)
@@ -33,21 +34,20 @@ class Stopped(Exception):  # noqa: N818  (no error: it was asked for)
 
 
 class NobodyThereError(ValueError):
-    """Nobody is there any more who could read what a job gives, so it was ended."""
+    """No client is left to read the result, so the job was ended."""
 
 
 class NotOwnerError(ValueError):
-    """Somebody wanted to stop a job of another's."""
+    """A session tried to stop another session's job."""
 
 
 @dataclass(frozen=True)
 class At:
-    """How far a job is.
+    """The progress of a job.
 
     Attributes:
-        stage: which part of the job, such as "Finding"; "" where it has one part.
-        done, total: steps of this stage; a total of 0 says that nobody knows it.
-        text: the step at hand.
+        stage: which part of the job, such as "Finding"; "" if it has only one.
+        done, total: steps of this stage; a total of 0 means unknown. text: the current step.
     """
 
     stage: str = ""
@@ -56,12 +56,12 @@ class At:
     text: str = ""
 
 
-LOOK_SECONDS = 0.2  # between two looks at whether somebody is still there, while waiting
+LOOK_SECONDS = 0.2  # between two checks whether a client is still connected, while waiting
 
 
 class StopEvent(threading.Event):
-    """An event that is also set once its deadline is over, or once nobody is there who could read
-    what the job gives; both are looked at whenever somebody asks it."""
+    """An event that is also set once its deadline is over, or no client is left to read the result;
+    both are checked whenever it is queried."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         super().__init__()
@@ -69,10 +69,10 @@ class StopEvent(threading.Event):
         self.reason: Reason = ""
         self.since: float | None = None  # when it was set, on the clock
         self.deadline: float | None = None  # on the clock; None: never
-        self.deserted: Callable[[], bool] | None = None  # whether nobody is there any more
+        self.deserted: Callable[[], bool] | None = None  # whether no client is left
 
     def set(self, reason: Reason = "stop") -> None:
-        """Set it; the first reason stays."""
+        """Set it; the first reason is kept."""
         self.reason = self.reason or reason
         self.since = self._clock() if self.since is None else self.since
         super().set()
@@ -105,16 +105,16 @@ class Job:
 
     Args:
         owner: the browser session whose job it is. None, on the command line and in a notebook:
-            whoever holds the job.
-        kind: what it does, such as "answer"; a session's Stop is for jobs of one kind.
+            any holder of the job may stop it.
+        kind: such as "answer"; a session's Stop applies to jobs of one kind.
         seconds: how long it may compute, from `with` on; None for as long as it takes. Waiting in
-            a line does not count.
+            the queue does not count.
         on_progress: called with each report.
         clock: of the deadline, in seconds.
 
     Attributes:
-        stop_event: set by Stop, at the deadline, and when the job is over: the `stop` of whatever
-            computes.
+        stop_event: set by Stop, at the deadline, and when the job is over: the `stop` of the
+            computing function.
         at: the latest report.
     """
 
@@ -143,7 +143,7 @@ class Job:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    # --- for what computes -----------------------------------------------------------------------
+    # --- for the computation ---------------------------------------------------------------------
 
     @property
     def hooks(self) -> dict[str, Any]:
@@ -151,7 +151,7 @@ class Job:
         return {"on_progress": self.report, "stop": self.stop_event}
 
     def report(self, done: int, total: int, text: str = "") -> None:
-        """Say how far the job is; from any thread."""
+        """Report progress; from any thread."""
         self.at = At(self.at.stage, done, total, text)
         if self._told is not None:
             self._told(done, total, text)
@@ -159,24 +159,24 @@ class Job:
             self._listener(self.at)
 
     def enter(self, stage: str) -> None:
-        """Begin another part of the job, whose steps count from 0."""
+        """Begin another stage, whose steps count from 0."""
         self.at = At(stage)
         if self._listener is not None:
             self._listener(self.at)
 
     def check(self, what: str = "samples") -> None:
-        """Raises `Stopped` once the job shall end."""
+        """Raises `Stopped` once the job should end."""
         if self.stopped:
             raise Stopped(self.at.done, self.at.total, what)
 
-    # --- for whoever looks at it -----------------------------------------------------------------
+    # --- for observers ---------------------------------------------------------------------------
 
     def listen(self, listener: Callable[[At], None]) -> None:
-        """Call this with each report and each stage: the one generator that streams the job."""
+        """Set the callback for reports and stages: the generator that streams the job."""
         self._listener = listener
 
     def stop(self, by: str | None = None) -> None:
-        """End the job after the step it is at.
+        """End the job after its current step.
 
         Raises:
             NotOwnerError: it is the job of another session.
@@ -186,12 +186,12 @@ class Job:
         self.stop_event.set("stop")
 
     def close(self) -> None:
-        """The job is over, or nobody waits for it any more."""
+        """Mark the job as over, or as no longer waited for."""
         self.stop_event.set("closed")
 
     @property
     def stopped(self) -> bool:
-        """Whether it shall end: by Stop, by its deadline, or because nobody waits for it."""
+        """Whether it should end: by Stop, by its deadline, or because no client waits for it."""
         return self.stop_event.is_set()
 
     @property
@@ -201,12 +201,12 @@ class Job:
 
     @property
     def deserted(self) -> bool:
-        """Whether it was ended because nobody was there any more."""
+        """Whether it was ended because no client was left."""
         return self.stopped and self.stop_event.reason == "left"
 
     @property
     def ended_by(self) -> str:
-        """Why it was ended, to begin a sentence with: "Stopped", or the time limit."""
+        """Why it was ended, as the start of a sentence: "Stopped", or the time limit."""
         if not self.late or self.seconds is None:
             return "Stopped"
         return f"Stopped at the time limit of {spoken(self.seconds)}"

@@ -1,4 +1,4 @@
-"""The line of jobs in front of the model."""
+"""The queue of jobs for the model."""
 
 from __future__ import annotations
 
@@ -23,36 +23,37 @@ class _Place:
 
 
 class Line:
-    """Sessions take turns; each one's own jobs stay in the order in which they came.
+    """Sessions take turns; the jobs of each session stay in order.
 
-    However many jobs a session has sent, it delays another by at most one of them beside the one
-    that computes.
+    However many jobs a session has queued, it delays another by at most one job in addition to the
+    running one.
 
     Args:
-        longest: how many may wait behind the one that computes.
-        share: how many of one session may wait; None for as many as there are places.
+        longest: how many may wait, in addition to the running one.
+        share: how many of one session may wait; None: no limit per session.
     """
 
     def __init__(self, longest: int, share: int | None = None) -> None:
         self._longest, self._share = longest, share
         self._waiting: list[_Place] = []
         self._turn: _Place | None = None
-        self._served: dict[object, int] = {}  # when a session that is in line had its last turn
+        self._served: dict[object, int] = {}  # when each queued session had its last turn
         self._counter = itertools.count(1)
         self._changed = threading.Condition()
 
     @property
     def length(self) -> int:
-        """How many wait behind the one that computes."""
+        """How many wait, not counting the running one."""
         with self._changed:
             return len(self._waiting)
 
     @contextmanager
     def place(self, owner: str | None = None) -> Iterator[Callable[[float], int]]:
-        """A place in the line; call what it gives to learn how many are before it (0: your turn).
+        """A place in the queue; call the returned function to get the number of jobs before it (0:
+        its turn).
 
         Args:
-            owner: whose job it is; one of nobody's ("" or None) shares with no other.
+            owner: the job's session; a job without one ("" or None) counts as its own session.
 
         Raises:
             LineIsFullError: more are waiting than is allowed, of all sessions or of this one.
@@ -89,10 +90,10 @@ class Line:
             )
 
     def _order(self) -> list[_Place]:
-        """Those that wait, as they will be served if nobody comes or goes.
+        """The waiting jobs, in the order of service if nothing changes.
 
-        Next is a session other than the one that computes, if there is one: that which came, or
-        had a turn, longest ago. So sessions that are new each time cannot hold up one that waits.
+        Next is a session other than the running one, if there is one: the one that arrived, or had
+        a turn, longest ago. So a series of new sessions cannot block a waiting one.
         """
         own: dict[object, deque[_Place]] = {}
         for place in self._waiting:
@@ -119,7 +120,7 @@ class Line:
         return 0 if place is self._turn else 1 + self._order().index(place)
 
     def _advance(self) -> None:
-        """The next in line has its turn, where nobody has."""
+        """Give the turn to the next job, if none is running."""
         if self._turn is None and self._waiting:
             self._give_turn(self._order()[0])
         self._changed.notify_all()
@@ -131,7 +132,7 @@ class Line:
 
     def _leave(self, place: _Place) -> None:
         if place is self._turn:
-            order = self._order()  # in which its session has had this turn
+            order = self._order()  # records its session's turn
             self._turn = None
             if order:
                 self._give_turn(order[0])
@@ -143,8 +144,7 @@ class Line:
 
 
 def turns(before: Callable[[float], int], job: Job) -> Iterator[int]:
-    """How many are before a job in the line, each time that this has changed, until none is or the
-    job was stopped."""
+    """The number of jobs before a job, whenever it changes, until it is 0 or the job is stopped."""
     last_position = -1
     while (position := before(0.5)) > 0 and not job.stopped:
         if position != last_position:

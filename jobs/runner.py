@@ -1,9 +1,9 @@
-"""What runs the page's jobs: each waits for its turn, computes in a thread, and streams how far.
+"""Runs the page's jobs: each waits for its turn, computes in a thread, and streams its progress.
 
     for event in runner.run(Job(session, "sinks"), work):
         match event: Waiting(before), At(stage, done, total, text), Done(result)
 
-Whatever ends the generator (the result, an error, a closed page) ends the job with it.
+When the generator ends (result, error, closed page), the job ends with it.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ from typing import Any
 from sinkscope.jobs.job import At, Job, NobodyThereError, Stopped
 from sinkscope.jobs.line import Line, turns
 
-TICK_SECONDS = 1.0  # between two events of a job that says nothing, so that a clock can move
+TICK_SECONDS = 1.0  # between two events of a silent job, so that a clock can advance
 
-STUCK_SECONDS = 120.0  # that a job which shall end may take for the step it is at
+STUCK_SECONDS = 120.0  # that a stopped job may take for its current step
 
 Work = Callable[[Job], Any]
 Deserted = Callable[[str, float], bool]  # session, since when its job is known (time.monotonic)
@@ -32,14 +32,14 @@ Withdrawn = Callable[[], bool]
 
 @dataclass(frozen=True)
 class Waiting:
-    """So many jobs come before this one."""
+    """`before` jobs come before this one."""
 
     before: int
 
 
 @dataclass(frozen=True)
 class Done:
-    """The job is over, with what `work` gave."""
+    """The job is over, with the result of `work`."""
 
     result: Any
 
@@ -52,7 +52,7 @@ class StoppedWaiting(Stopped):
 
 
 class WorkerLostError(RuntimeError):
-    """A job's thread has ended without a word, or by an exit that was meant for the process."""
+    """A job's thread has ended without a result, or by an exit meant for the process."""
 
 
 @dataclass(frozen=True)
@@ -83,10 +83,10 @@ class Runner:
         share: how many of these one session may have waiting; None: all.
 
     Attributes:
-        deserted: says whether nobody of a session is there any more (`web.server.presence`); None
-            where nobody can know that. Its jobs end then, those in the line and those that compute.
-        withdrawing: called where a job is made, gives what says whether the question behind it was
-            withdrawn since (`web.server.events`); the job ends then.
+        deserted: whether a session has no client left (`web.server.presence`); None where
+            this is unknown. Its jobs then end, both queued and running ones.
+        withdrawing: called where a job is made; returns what tells whether the question behind it
+            was withdrawn since (`web.server.events`), upon which the job ends.
     """
 
     def __init__(
@@ -101,8 +101,7 @@ class Runner:
         self._lock = threading.Lock()
 
     def job(self, owner: str, kind: str) -> Job:
-        """A job under this app's time limit, for as long as somebody of its session is there and
-        wants it."""
+        """A job with this app's time limit, while its session has a client that wants it."""
         job = Job(owner, kind, self.seconds)
         asked = [self.withdrawing()]
         if self.deserted is not None and owner:
@@ -125,8 +124,8 @@ class Runner:
 
     @property
     def stuck(self) -> tuple[str, ...]:
-        """What is wrong with the threads of jobs, in words: those that have ended without a word,
-        and those that should have ended long ago."""
+        """Problems with the threads of jobs, in words: ones that ended without telling a result,
+        and ones that should have ended long ago."""
         with self._lock:
             workers = list(self._threads.items())
         found = []
@@ -139,29 +138,29 @@ class Runner:
         return tuple(found)
 
     def stop(self, owner: str, kind: str | None = None) -> None:
-        """Stop the jobs of one kind, or of every kind, that this session owns; nobody else's. ""
-        owns nothing."""
+        """Stop the jobs of one kind, or of every kind, of this session, never of another. "" owns
+        nothing."""
         for job in self.under_way:
             if owner and job.owner == owner and kind in (None, job.kind):
                 job.stop(owner)
 
     def run(self, job: Job, work: Work, *, waits: bool = True) -> Iterator[Waiting | At | Done]:
-        """Run `work(job)` in a thread of its own and stream what becomes of it.
+        """Run `work(job)` in its own thread and stream its events.
 
-        An `At` comes with a report or a stage, the latest one where several have come, and after
-        each second without one. The thread has ended when the generator has: the next in line
-        finds the model free.
+        An `At` comes with a report or a stage (the latest if several have come), and after each
+        second without one. The thread ends before the generator, so the next job finds the model
+        free.
 
         Args:
-            job: of which nothing else runs.
-            work: what computes; it stops when `job.stop_event` is set.
-            waits: whether it takes a place in the line in front of the model.
+            job: not running elsewhere.
+            work: the computation; it stops when `job.stop_event` is set.
+            waits: whether it queues for the model.
 
         Raises:
             LineIsFullError: more are waiting than is allowed.
             StoppedWaiting: it was stopped before its turn.
-            NobodyThereError: nobody of its session is there any more.
-            WorkerLostError: `work` wanted to end the process (SystemExit, KeyboardInterrupt).
+            NobodyThereError: its session has no client left.
+            WorkerLostError: `work` tried to end the process (SystemExit, KeyboardInterrupt).
             Exception: whatever else `work` raised.
         """
         place = self.line.place(job.owner) if waits else nullcontext(_at_once)
@@ -180,7 +179,7 @@ class Runner:
                 name=f"job {job.kind}",
                 daemon=True,
             )
-            del work  # the thread alone decides how long what it holds takes memory
+            del work  # only the thread keeps its objects alive
             with job:
                 with self._lock:
                     self._threads[job] = _Worker(thread, told)
@@ -194,7 +193,7 @@ class Runner:
                         del self._threads[job]
 
     def result(self, job: Job, work: Work, *, waits: bool = True) -> Any:
-        """The same at one go: what `work` gave."""
+        """The same in one call: the result of `work`."""
         *_, last = self.run(job, work, waits=waits)
         assert isinstance(last, Done)
         return last.result
@@ -227,7 +226,7 @@ def _worked(
     except Exception as error:  # handed to the generator, which raises it
         events.put(_Failed(error))
     except BaseException as error:
-        # Whoever streams the job is a task of the server, which an exit would take with it.
+        # The job is streamed by a task of the server, which an exit would end.
         lost = WorkerLostError(f"a job ({job.kind}) was ended by {type(error).__name__}")
         lost.__cause__ = error
         events.put(_Failed(lost))

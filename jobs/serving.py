@@ -5,13 +5,13 @@ A line of input is `{"task": n, "about": {...}}` or `{"stop": n}`; a line of out
 
     begun    true: the task was read, before all else
     at       [done, total, text]: progress
-    done     what the task gave: it is over, as with all that follow
+    done     the task's result: it is over, as with all that follow
     stopped  [done, total, what]; without `what` it had not begun
     refused  the text of a ValueError
     system   [errno, text] of an OSError
     failed   the traceback of any other error
 
-A stop may come before its task and after its end; both are nothing special.
+A stop may come before its task or after its end.
 """
 
 from __future__ import annotations
@@ -31,14 +31,14 @@ Do = Callable[[dict[str, Any], Progress, threading.Event], Any]
 
 
 def serve(load: Callable[[], Do]) -> None:
-    """Do tasks, each in a thread of its own, until standard input ends; this ends the process.
+    """Do tasks, each in its own thread, until standard input ends; this ends the process.
 
     Args:
-        load: imports what takes long, and gives what does a task: of its values, progress and stop.
-            The task's result is plain values.
+        load: imports heavy modules and returns the function of a task (values, progress, stop),
+            whose result is plain values.
     """
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the process that we work for
-    # What any library prints would be taken for an answer.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is handled by the parent process
+    # Text printed by a library would be read as an answer.
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
     lock, stops = threading.Lock(), _Stops()
@@ -79,17 +79,17 @@ def serve(load: Callable[[], Do]) -> None:
                 stops.of(number)
                 say(number, begun=True)
                 threading.Thread(target=work, args=(number, said["about"]), daemon=True).start()
-        os._exit(0)  # nobody is there who could want anything
+        os._exit(0)  # the parent process is gone
 
     reader = threading.Thread(target=read, daemon=True)
-    reader.start()  # at once, so that the process also ends while it loads
+    reader.start()  # at once, also while modules are loading
     loaded.append(load())
     ready.set()
     reader.join()
 
 
 class _Stops:
-    """The events of the tasks under way."""
+    """The stop events of the running tasks."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -101,7 +101,7 @@ class _Stops:
 
     def set(self, number: int) -> None:
         with self._lock:
-            if number in self._events:  # else it is over
+            if number in self._events:  # otherwise the task is over
                 self._events[number].set()
 
     def drop(self, number: int) -> None:

@@ -15,9 +15,9 @@ from sinkscope.methods.row_gradients import RowGradient
 class AGCAM(OfRows):
     """relu(d log p / d A) * sigmoid(q k^T / sqrt(d)), for each layer and head.
 
-    The gradient is that of the weights behind the softmax, the sigmoid is of the scores before it,
-    as in the published code: no patch is small only because another one is large. There, the
-    maps of all layers and heads are added up; here they are averaged, which is the same up to a
+    The gradient is that of the weights after the softmax, the sigmoid is of the scores before it,
+    as in the published code, so no patch is small only because another one is large. The published
+    code sums the maps of all layers and heads; here they are averaged, which is the same up to a
     factor. The published code takes the gradient of the logit (`of="logit"`).
     """
 

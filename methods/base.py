@@ -1,4 +1,4 @@
-"""What an explanation method is, and what it gives: the protocol and its values."""
+"""The interface of an explanation method, and its result."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class Target:
 
     Attributes:
         tokens: indices from 0; of the prompt into `trace.prompt_rows`.
-        part: whose tokens.
+        part: the answer or the prompt.
     """
 
     tokens: tuple[int, ...]
@@ -49,21 +49,21 @@ class Target:
 
 @dataclass(frozen=True)
 class MapStack:
-    """What a method gives: a map for each slot, a slot being a token, layer and head.
+    """The result of a method: a map for each slot; a slot is a token, layer and head.
 
     Attributes:
         values: float32 (slots, V): one value for each vision token of all images; NaN is missing,
             which is not 0.
-        axes: name and indices (of tokens, and in the model) of each axis, of `AXES` in this order
-            those that the method has. Slots are their product, the last axis running fastest.
-        layout: the prompt's, which says where the vision tokens are.
-        unit: what a value is, such as "attention mass"; pictures write values accordingly
+        axes: name and indices (of tokens, and in the model) of each axis: those of `AXES` that the
+            method has, in this order. Slots are their product, the last axis running fastest.
+        layout: the prompt's, with the positions of the vision tokens.
+        unit: of a value, such as "attention mass"; pictures format values accordingly
             (`drawing.scale.said_in`).
         signed: values of either sign are drawn around 0.
         normalisation: what was done to the values, in words.
-        ratio: where values are a ratio, the stacks above and below the line. `map` combines the
-            slots of each first and divides then, which is not the mean of the slots' ratios.
-        least: what is divided by at least, as a part of the mean over the image below the line.
+        ratio: numerator and denominator stacks, if values are a ratio. `map` first combines the
+            slots of each and then divides, which is not the mean of the slots' ratios.
+        least: lower bound of the denominator, as a fraction of its mean over the image.
     """
 
     values: np.ndarray
@@ -99,7 +99,7 @@ class MapStack:
     ) -> PatchMap:
         """One map on one image: layers and heads by `reduce`, tokens by their mean.
 
-        A patch of which a slot's value is missing has none.
+        A patch is missing if it is missing in one of the slots.
 
         Args:
             layers, heads: indices in the model; None is all of the axis.
@@ -123,8 +123,8 @@ class MapStack:
         reduce: Reduce,
         image: int,
     ) -> torch.Tensor:
-        """float32 (rows, columns) of the image's map. A ratio is that of two maps, as the page has
-        it: where an image has several views, they are merged before one is divided."""
+        """float32 (rows, columns) of the image's map. A ratio is that of two maps, as on the page:
+        several views of an image are merged before the division."""
         if self.ratio is not None:
             above, below = (part._cells(layers, heads, reduce, image) for part in self.ratio)
             return divided(above.flatten(), below.flatten(), self.least).view_as(above)
@@ -155,11 +155,11 @@ class MapStack:
 
 
 class Method(Protocol):
-    """An explanation method. Inherit from this for what is the same in most of them.
+    """Base class of explanation methods.
 
     Attributes:
-        name: by which it is chosen, such as "without_sinks".
-        source: the paper or code that it is from; empty for what is this project's own.
+        name: identifier, such as "without_sinks".
+        source: its paper or code; empty for this project's own methods.
         needs: a trace alone, forward passes of the model, or gradients too.
         unit, signed: of its values, as in `MapStack`.
     """
@@ -172,24 +172,24 @@ class Method(Protocol):
 
     @property
     def label(self) -> str:
-        """The name as it is shown."""
+        """The displayed name."""
         return self.name.replace("_", " ")
 
     def availability(self, run: GenerationTrace) -> str | None:
-        """None, or why this run cannot give it: "the run ..."."""
+        """None, or why this run cannot provide it: "the run ..."."""
         return None
 
     def needs_for(self, run: GenerationTrace) -> Needs:
-        """What this run needs, where it is less than `needs`."""
+        """What this run needs, if less than `needs`."""
         return self.needs
 
     def refusal(self, run: GenerationTrace, target: Target, session: Session | None) -> str | None:
-        """None, or why the run's model cannot give it for this target: asked before anything is
-        computed. `session` is there where `needs_for` asks for one."""
+        """None, or why the run's model cannot provide it for this target; called before anything is
+        computed. `session` is given if `needs_for` requires one."""
         return None
 
     def words(self, run: GenerationTrace) -> str:
-        """What its values are, for the line under a picture."""
+        """A description of its values, for the line under a picture."""
         return f"{self.unit} per patch"
 
     def explain(
@@ -202,17 +202,17 @@ class Method(Protocol):
         """The maps behind the target's tokens.
 
         Args:
-            run: which must be one that `availability` has nothing to say against.
-            target: whose tokens the run has.
+            run: one for which `availability` is None.
+            target: tokens of the run.
             session: forward passes of the run's model, for methods that need more than a trace.
-            progress: called with steps done, all steps and the step at hand, if there are several.
+            progress: called with steps done, all steps and the current step, if there are several.
         """
         ...
 
 
 def divided(above: torch.Tensor, below: torch.Tensor, least: float) -> torch.Tensor:
-    """above / max(below, least * mean(below)); 0 where there is nothing to divide by, missing (NaN)
-    where one of the two is.
+    """above / max(below, least * mean(below)); 0 where the denominator is 0, missing (NaN) where
+    one of the two is.
 
     Args:
         above, below: (..., vision tokens or cells of one image).
@@ -225,7 +225,7 @@ def divided(above: torch.Tensor, below: torch.Tensor, least: float) -> torch.Ten
 
 
 def rows_of(run: GenerationTrace, part: Part) -> Rows:
-    """Whose rows a target's are: the run's own, or those of its prompt.
+    """The rows of a target: the run's own, or those of its prompt.
 
     Raises:
         ValueError: the run has no rows of its prompt.
@@ -238,7 +238,7 @@ def rows_of(run: GenerationTrace, part: Part) -> Rows:
 
 
 def target_of(run: GenerationTrace, target: int | Sequence[int] | str | Target) -> Target:
-    """A target from what stands for one: a token, several, "answer" for all, or a target.
+    """Convert to a target: a token, several, "answer" for all, or a target.
 
     Raises:
         ValueError: the run has no such token, or no rows of its prompt.

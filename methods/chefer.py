@@ -21,7 +21,7 @@ from sinkscope.models.stack import TextStack
 if TYPE_CHECKING:
     from sinkscope.methods.passes import Passes
 
-BLOCK_BYTES = 1 << 20  # float32 rows of one layer that are there at once
+BLOCK_BYTES = 1 << 20  # float32 rows of one layer that exist at once
 
 
 @dataclass(frozen=True)
@@ -31,15 +31,15 @@ class Chefer(FromPasses):
         A'_l = mean over heads of relu(g_l * A_l),   g_l = d log p / d A_l
         R = I;  R <- R + A'_l R, layer by layer;  map = row of (R - I)
 
-    over all positions of prompt and answer. Only one row of R is asked for, so it is made from the
-    last layer down, r <- r + r A'_l, which is the order in which gradients come as well. Each layer
-    is run again from its stored input: g of a block of rows is (d log p / d output) V^T, and A of
-    the block is computed beside it. Never is there a tensor of heads by positions by positions, and
-    of the graph never more than one layer.
+    over all positions of prompt and answer. Only one row of R is needed, so it is computed from the
+    last layer down, r <- r + r A'_l, which is also the order of the gradients. Each layer is run
+    again from its stored input: g of a block of rows is (d log p / d output) V^T, and A of the
+    block is computed with it. No tensor of heads by positions by positions exists, and never more
+    than one layer of the graph.
 
     Attributes:
-        of: whose gradient: of the token's log-probability, or of its logit as in the published
-            code. They differ by what would raise all other tokens as well.
+        of: the differentiated value: the token's log-probability, or its logit as in the published
+            code. The logit also counts what would raise all other tokens.
     """
 
     of: Of = "log_p"
@@ -81,10 +81,10 @@ class Chefer(FromPasses):
         axes: Axes = (("token", target.tokens),)
         return MapStack(values, axes, run.layout, self.unit, normalisation=said)
 
-    def _row(self, layers: Layers, place: int, token: int) -> Tensor:
+    def _row(self, layers: Layers, position: int, token: int) -> Tensor:
         """(N,): the row of R of one position, without its own 1."""
         gradient = layers.gradient_at_top(
-            place, lambda logits: objective(logits, token, self.of)
+            position, lambda logits: objective(logits, token, self.of)
         )  # (1, N, D)
         row: Tensor | None = None
         for layer in reversed(range(layers.count)):
@@ -92,22 +92,23 @@ class Chefer(FromPasses):
             gradient = again.gradient
             if row is None:
                 row = again.weighed.new_zeros(gradient.shape[1])
-                row[place] = 1
+                row[position] = 1
             row = row.to(again.weighed.device)
-            row = row + _through(again, row, place)
+            row = row + _through(again, row, position)
         assert row is not None, "a model has layers"
-        row[place] -= 1
+        row[position] -= 1
         return row
 
 
-def _through(again: LayerAgain, row: Tensor, place: int) -> Tensor:
-    """r A' of a layer, (N,): a block of the rows up to `place`, which sees no later ones."""
+def _through(again: LayerAgain, row: Tensor, position: int) -> Tensor:
+    """r A' of a layer, (N,): a block of the rows up to `position`, which sees no later
+    positions."""
     heads = again.query.shape[1]
-    size = max(1, BLOCK_BYTES // (4 * heads * (place + 1)))
-    first = int(row.nonzero()[0])  # in the last layer it is `place` alone
+    size = max(1, BLOCK_BYTES // (4 * heads * (position + 1)))
+    first = int(row.nonzero()[0])  # in the last layer only `position`
     made = torch.zeros_like(row)
-    for low in range(first, place + 1, size):
-        high = min(low + size, place + 1)
+    for low in range(first, position + 1, size):
+        high = min(low + size, position + 1)
         key, value = again.key[:, :, :high], again.value[:, :, :high]
         mask = again.mask(low, high)
         weights = attention_rows(again.query[:, :, low:high], key, again.scale, mask, low)

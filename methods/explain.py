@@ -1,4 +1,4 @@
-"""The methods that there are, and how one is asked for."""
+"""The available methods, and running one."""
 
 from __future__ import annotations
 
@@ -51,11 +51,11 @@ METHODS: tuple[Method, ...] = (
 
 @dataclass(frozen=True)
 class Listed:
-    """A method as it is offered for one run.
+    """A method and whether one run can provide it.
 
     Attributes:
         method: the method.
-        why_not: why this run cannot give it; None if it can.
+        why_not: why this run cannot provide it; None if it can.
     """
 
     method: Method
@@ -65,19 +65,19 @@ class Listed:
 def listed(
     run: GenerationTrace, methods: Sequence[Method] = METHODS, *, passes: bool = True
 ) -> list[Listed]:
-    """All methods, each with what this run has to say about it.
+    """All methods, each with its availability for this run.
 
     Args:
         run: the run.
-        methods: which.
-        passes: whether forward passes of the run's model can be had; else methods that need them
-            say so.
+        methods: the methods to check.
+        passes: whether forward passes of the run's model are possible; otherwise methods that need
+            them are unavailable.
     """
     made = []
     for method in methods:
         why = method.availability(run)
         if why is None and not passes and (needs := method.needs_for(run)) != "trace":
-            why = f"it needs {needs} passes of the model, and there is the run alone"
+            why = f"it needs {needs} passes of the model, and there is only the run"
         made.append(Listed(method, why))
     return made
 
@@ -86,7 +86,7 @@ def method_of(wanted: str | Method, methods: Sequence[Method] = METHODS) -> Meth
     """A method by its name; `without-sinks` and `without_sinks` are the same.
 
     Raises:
-        ValueError: there is none of that name; the text says what there is.
+        ValueError: there is none of that name; the text lists the names.
     """
     if not isinstance(wanted, str):
         return wanted
@@ -112,13 +112,13 @@ def explain(
     Args:
         run: the run.
         target: a token, several, "answer" for all of them, or `Target(tokens, "prompt")`.
-        method: by name, or a method of your own.
+        method: by name, or your own method.
         session: forward passes of the run's model, for a method that needs them.
-        progress: called with steps done, all steps and the step at hand, of a method with several.
-        methods: among which the name is looked for.
+        progress: called with steps done, all steps and the current step, if the method has several.
+        methods: the methods among which the name is searched.
 
     Raises:
-        ValueError: no such token or method, or one that this run cannot give; the text says why.
+        ValueError: no such token or method, or one that this run cannot provide; the text says why.
     """
     chosen, resolved = method_of(method, methods), target_of(run, target)
     why_not = chosen.availability(run)

@@ -1,4 +1,4 @@
-"""Maps that a method gave before, as a method: drawn where there is no model."""
+"""Stored maps of a method, as a method: drawn without the model."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Given:
-    """What a method gave for some tokens of a run's answer."""
+    """Stored maps of a method for some tokens of a run's answer."""
 
     run: GenerationTrace
     tokens: tuple[int, ...]
@@ -25,11 +25,11 @@ class Given:
 
 @dataclass(frozen=True)
 class GivenMaps(Method):
-    """A method whose maps are there already, and no others can be had.
+    """A method whose maps are stored; no others can be computed.
 
     Attributes:
-        method: which gave them.
-        given: for each run, what it gave.
+        method: the method that computed them.
+        given: the stored maps of each run.
     """
 
     method: Method
@@ -62,7 +62,7 @@ class GivenMaps(Method):
         return self.method.words(run)
 
     def of(self, run: GenerationTrace) -> Given | None:
-        """What was given for a run; None for nothing."""
+        """The stored maps of a run, or None."""
         return next((one for one in self.given if one.run is run), None)
 
     def has(self, axis: str) -> bool:
@@ -74,14 +74,14 @@ class GivenMaps(Method):
         return None if self.of(run) else "its maps were not computed for this run"
 
     def refusal(self, run: GenerationTrace, target: Target, session: Session | None) -> str | None:
-        """See `Method.refusal`: other tokens than those that were explained."""
+        """See `Method.refusal`: tokens without stored maps."""
         there = self.of(run)
         if there is not None and target.part == "answer" and target.tokens == there.tokens:
             return None
         known = _spelt(there.tokens if there else ())
         part = "of the prompt " if target.part == "prompt" else ""
         return (
-            f"its maps were computed for {known} of the answer alone, and {_spelt(target.tokens)} "
+            f"its maps were computed for {known} of the answer only, and {_spelt(target.tokens)} "
             f"{part}would need the model"
         )
 

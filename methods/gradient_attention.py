@@ -1,4 +1,5 @@
-"""Gradient x attention: weights that would raise the token's log-probability were they larger."""
+"""Gradient x attention: weights that would raise the token's log-probability if they were
+larger."""
 
 from __future__ import annotations
 
@@ -19,10 +20,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class OfRows(FromPasses):
-    """What methods share that are made of a row and its gradient; see `row_gradients`.
+    """Base class of methods computed from a row and its gradient; see `row_gradients`.
 
     Attributes:
-        of: whose gradient: of the token's log-probability, or of its logit.
+        of: the differentiated value: the token's log-probability, or its logit.
     """
 
     of: Of = "log_p"
@@ -63,8 +64,8 @@ class OfRows(FromPasses):
 class GradientAttention(OfRows):
     """A * relu(d log p / d A), for each layer and head of the row that predicted the token.
 
-    To first order, what the token's log-probability loses were that weight taken away, where it
-    would lose; weights that speak against the token are 0.
+    To first order, the decrease of the token's log-probability if that weight were removed; weights
+    whose removal would increase it are 0.
     """
 
     name = "gradient_attention"

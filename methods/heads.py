@@ -1,12 +1,12 @@
 """Heads that localise, and heads that feed on sinks: lists of (layer, head), and their JSON file.
 
-A head localises where much of its row is on the image and lies on few connected spots there
-(arXiv 2503.06287): of the heads whose image mass lies above the elbow of all heads' sorted masses,
-those whose map has the lowest spatial entropy. It feeds on sinks where it sees the image and sinks
-hold most of what it sees there (arXiv 2503.03321).
+A head localises if much of its row is on the image, in few connected spots (arXiv 2503.06287): of
+the heads whose image mass is above the elbow of all heads' sorted masses, those whose map has the
+lowest spatial entropy. It feeds on sinks if it attends to the image and sinks hold most of that
+attention (arXiv 2503.03321).
 
 Both are read from the rows of a run, or of several: a list from one token is an observation, one
-from many runs says something about the model.
+from many runs is a statement about the model.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from sinkscope.utils import write_atomically
 
 Kind = Literal["localising", "feeds_on_sinks"]
 FORMAT, VERSION = "sinkscope heads", 1
-LEAST = 1e-3  # of attention: what stands out by less is no spot
+LEAST = 1e-3  # attention mass; less is not a spot
 AROUND = np.ones((3, 3), dtype=int)  # cells that touch by a corner are one spot
 
 
@@ -57,10 +57,10 @@ class HeadList:
     """Chosen heads, best first.
 
     Attributes:
-        kind: what they do.
+        kind: `localising` or `feeds_on_sinks`.
         model, revision: of which model (`ModelInfo`).
         chosen: the heads.
-        said: what the list was made of, in words.
+        said: how the list was made, in words.
     """
 
     kind: Kind
@@ -70,11 +70,11 @@ class HeadList:
     said: str = ""
 
     def heads_of(self, layer: int) -> tuple[int, ...]:
-        """The heads of one layer, rising: what views and `GenerationSettings.heads` take."""
+        """The heads of one layer, rising, as views and `GenerationSettings.heads` take them."""
         return tuple(sorted(one.head for one in self.chosen if one.layer == layer))
 
     def layer_heads(self) -> tuple[tuple[int, int], ...]:
-        """(layer, head) of each, rising: what `VARSettings.heads` takes."""
+        """(layer, head) of each, rising, as `VARSettings.heads` takes them."""
         return tuple(sorted((one.layer, one.head) for one in self.chosen))
 
     def check_model(self, info: ModelInfo) -> None:
@@ -172,7 +172,7 @@ def sink_heads(
     least_share: float = 0.5,
     least_mass: float = 0.2,
 ) -> HeadList:
-    """The heads that see the image and of it mostly sinks, the greatest share first.
+    """The heads that attend to the image and there mostly to sinks, the greatest share first.
 
     Args:
         runs: of one model, whose sinks are known.
@@ -188,7 +188,7 @@ def sink_heads(
     share = torch.stack([sink_share(run).mean(0) for run in runs]).mean(0).numpy()
     mass = np.mean([_rows(run, None).sum(-1).mean(0) for run in runs], axis=0)
     found = np.argwhere((share >= least_share) & (mass >= least_mass)).tolist()
-    found.sort(key=lambda place: -share[tuple(place)])
+    found.sort(key=lambda head: -share[tuple(head)])
     chosen = tuple(
         HeadChoice(first.layers[layer], first.heads[head], float(mass[layer, head]),
                    float(share[layer, head]))
@@ -202,19 +202,19 @@ def sink_heads(
 
 def best_heads(mass: np.ndarray, entropy: np.ndarray, count: int) -> list[tuple[int, int]]:
     """(layer slot, head slot) of the heads above the elbow of the masses, the lowest spatial
-    entropy first; fewer than `count` where fewer have a spot.
+    entropy first; fewer than `count` if fewer have a spot.
 
     Args:
         mass, entropy: (L, H).
     """
     kept = (mass >= elbow(mass.ravel())) & np.isfinite(entropy)
     places = [(int(layer), int(head)) for layer, head in np.argwhere(kept)]
-    places.sort(key=lambda place: (entropy[place], -mass[place]))
+    places.sort(key=lambda head: (entropy[head], -mass[head]))
     return places[:count]
 
 
 def elbow(values: np.ndarray) -> float:
-    """The value at the elbow of sorted values: where they lie farthest from the chord between the
+    """The value at the elbow of sorted values: where they are farthest from the chord between the
     least and the greatest. The published code compares with its INDEX, which keeps all heads."""
     ordered = np.sort(np.asarray(values, dtype=np.float64))
     rise = ordered[-1] - ordered[0]
@@ -226,7 +226,7 @@ def elbow(values: np.ndarray) -> float:
 
 
 def spatial_entropy(values: np.ndarray, layout: PromptLayout) -> float:
-    """Entropy in nats of the mass over connected spots; infinite where nothing stands out.
+    """Entropy in nats of the mass over connected spots; infinite without a spot.
 
         b = relu(A - 2 mean(A)),  spots: 8-connected cells with b > 0.001
         H = - sum over spots of P log P,   P = b in the spot / b in all spots
@@ -248,7 +248,7 @@ def spatial_entropy(values: np.ndarray, layout: PromptLayout) -> float:
 
 
 def has_heads(run: GenerationTrace) -> bool:
-    """Whether a run kept single heads, and not their mean alone."""
+    """Whether a run kept single heads, and not only their mean."""
     return tuple(run.heads) != (MEAN_HEAD,)
 
 

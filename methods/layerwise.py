@@ -1,7 +1,7 @@
 """The layers of a model one at a time, from stored inputs, for gradients through all of them.
 
-One pass without gradients keeps each layer's input and what it was called with. A layer is then run
-again with gradients by itself, from the last one down, and its graph is let go before the next:
+One pass without gradients keeps each layer's input and keyword arguments. Then each layer is run
+again by itself with gradients, from the last one down, and its graph is released before the next:
 memory is the inputs of all layers and the graph of one.
 """
 
@@ -35,9 +35,9 @@ class LayerAgain:
         key: (1, Hkv, N, Dh), rotated.
         value: (1, Hkv, N, Dh).
         scale: factor on the scores.
-        weighed: (1, H, N, Dh), float32 or wider: gradient by each head's output, so that the
-            gradient by an attention weight is its product with the key's value.
-        gradient: (1, N, D), by the layer's input.
+        weighed: (1, H, N, Dh), float32 or wider: gradient with respect to each head's output; the
+            gradient with respect to an attention weight is its product with the key's value.
+        gradient: (1, N, D), with respect to the layer's input.
         window: how many keys a query sees at most; None for all.
     """
 
@@ -50,7 +50,7 @@ class LayerAgain:
     window: int | None
 
     def mask(self, low: int, high: int) -> Tensor | None:
-        """bool (1, 1, high - low, high) of a layer with a window; None: causal alone."""
+        """bool (1, 1, high - low, high) of a layer with a window; None: only causal."""
         if self.window is None or self.window >= high:
             return None
         query = torch.arange(low, high, device=self.query.device)[:, None]
@@ -72,21 +72,21 @@ class Layers:
     def count(self) -> int:
         return len(self._stack.layers)
 
-    def gradient_at_top(self, place: int, objective: Callable[[Tensor], Tensor]) -> Tensor:
-        """(1, N, D): gradient of what is made of the logits at one position, by the last layer's
-        output."""
+    def gradient_at_top(self, position: int, objective: Callable[[Tensor], Tensor]) -> Tensor:
+        """(1, N, D): gradient of a function of the logits at one position, with respect to the last
+        layer's output."""
         top = self._top
         assert top is not None, "a pass was read"
         with torch.enable_grad():
-            state = top[0, place].detach().requires_grad_()
+            state = top[0, position].detach().requires_grad_()
             logits = self._stack.output_head(normed(self._stack, state[None]))[0]
             (gradient,) = torch.autograd.grad(objective(logits), state)
         made = torch.zeros_like(top)
-        made[0, place] = gradient
+        made[0, position] = gradient
         return made
 
     def again(self, layer: int, gradient: Tensor) -> LayerAgain:
-        """Run a layer again and take a gradient by its output (1, N, D) through it."""
+        """Run a layer again and propagate a gradient of its output (1, N, D) through it."""
         stored, kwargs = self._calls[layer]
         seen = self._seen
         with torch.enable_grad():
@@ -116,14 +116,14 @@ class Layers:
         return made
 
     def hook_in(self, undo: ExitStack) -> None:
-        """Keep what each layer is called with while the pass is read."""
+        """Keep each layer's arguments during the pass."""
         for layer, module in enumerate(self._stack.layers):
             hook = self._keeping(layer)
             undo.callback(module.register_forward_pre_hook(hook, with_kwargs=True).remove)
         undo.callback(self._stack.layers[-1].register_forward_hook(self._keep_top).remove)
 
     def read(self) -> None:
-        """The pass is over: what follows are single layers."""
+        """End the pass; single layers follow."""
         self._reading = False
         self._seen.forget()
 
@@ -158,7 +158,7 @@ def attached_layers(passes: Passes) -> Iterator[Layers]:
 
 
 class _Parts(Probe, Reader):
-    """What the newest layer showed."""
+    """Queries, keys and values of the newest layer."""
 
     looks = (At("queries_keys"), At("v"), At("attn_out"))
 

@@ -1,4 +1,4 @@
-"""The attention of the heads that localise: few heads carry where an object is."""
+"""The attention of the heads that localise: few heads encode where an object is."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ if TYPE_CHECKING:
 @dataclass(frozen=True)
 class LocalisingHeads(Method):
     """The mean over the `best` heads that localise, chosen for each token by its own row, or over
-    the heads of a list that was made of many runs (`methods.heads.localising_heads`).
+    the heads of a list made from many runs (`methods.heads.localising_heads`).
 
-    A head is kept whose image mass lies above the elbow of all heads' sorted masses; of those, the
-    ones with the lowest spatial entropy. Where no head has a spot, the map is missing.
+    Kept are heads whose image mass is above the elbow of all heads' sorted masses; of those, the
+    ones with the lowest spatial entropy. If no head has a spot, the map is missing.
 
     Attributes:
         best: how many heads.
-        chosen: take the first of this list instead.
+        chosen: use the first heads of this list instead.
     """
 
     best: int = 3
@@ -69,19 +69,19 @@ class LocalisingHeads(Method):
 
     def _of_token(self, run: GenerationTrace, own: np.ndarray) -> np.ndarray:
         if self.chosen is not None:
-            places = [
+            heads = [
                 (run.layers.index(one.layer), run.heads.index(one.head))
                 for one in self.chosen.chosen[: self.best]
             ]
         else:
             mass = own.sum(-1)
             entropy = np.full(mass.shape, np.inf)
-            for place in zip(*np.nonzero(mass >= elbow(mass.ravel())), strict=True):
-                entropy[place] = spatial_entropy(own[place], run.layout)
-            places = best_heads(mass, entropy, self.best)
-        if not places:
+            for head in zip(*np.nonzero(mass >= elbow(mass.ravel())), strict=True):
+                entropy[head] = spatial_entropy(own[head], run.layout)
+            heads = best_heads(mass, entropy, self.best)
+        if not heads:
             return np.full(own.shape[-1], np.nan, dtype=np.float32)
-        made: np.ndarray = np.mean([own[place] for place in places], axis=0)
+        made: np.ndarray = np.mean([own[head] for head in heads], axis=0)
         return made
 
     def _foreign(self, run: GenerationTrace, given: HeadList) -> str | None:

@@ -1,4 +1,4 @@
-"""Logit lens: what the residual stream at a vision token would say, layer by layer."""
+"""Logit lens: what the residual stream at a vision token decodes to, layer by layer."""
 
 from __future__ import annotations
 
@@ -24,17 +24,17 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class LogitLens(FromPasses):
-    """The token's probability (or rank) where the output head reads a vision token's residual
-    stream behind each layer:
+    """The token's probability (or rank) if the output head is applied to a vision token's residual
+    stream after each layer:
 
         p_lj(token) = softmax(W_U norm(x_lj))[token]
 
-    It asks what a patch carries, not what the answer read: a vision token comes before the
+    It shows what a patch encodes, not what the answer read: a vision token comes before the
     question, so its map is the same for every question about the image. The model is not trained to
-    predict there, and early layers speak another basis than the output head.
+    predict there, and early layers use another basis than the output head.
 
     Attributes:
-        show: probability, or the rank in the vocabulary (0 is the most probable; small is much).
+        show: probability, or the rank in the vocabulary (0 is the most probable).
     """
 
     show: Literal["probability", "rank"] = "probability"
@@ -85,10 +85,10 @@ class _Lens(Probe):
     show: str
 
     def begin(self, run: RunInfo) -> Reader:
-        return _Read(self)
+        return _LensReader(self)
 
 
-class _Read(Reader):
+class _LensReader(Reader):
     def __init__(self, lens: _Lens) -> None:
         self.looks = (At("block_out", None, lens.positions),)
         self._lens = lens

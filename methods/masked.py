@@ -1,11 +1,11 @@
-"""Log-probabilities of the answer with parts of the image taken away, many questions a pass.
+"""Log-probabilities of the answer with parts of the image removed, many questions per pass.
 
-Two ways. `edges`: every query behind the last image loses its attention edges to some vision
+Two ways. `edges`: every query after the last image loses its attention edges to some vision
 tokens, in all layers and heads, before the softmax (`interventions.edges`). Keys and values up to
-the last image are read once and shared. It asks what is READ there; what those patches have told
-others inside the vision tower and the image's own rows stays. `pixels`: the pixels of some cells
-become grey (127), and the whole prompt is read anew. It asks what is SEEN there, and costs a pass
-of the vision tower each.
+the last image are read once and shared. It tests what is READ there; information that those patches
+passed to others inside the vision tower and the image's own rows stays. `pixels`: the pixels of
+some cells become grey (127), and the whole prompt is read again. It tests what is SEEN there, and
+costs one pass of the vision tower each.
 """
 
 from __future__ import annotations
@@ -30,20 +30,21 @@ if TYPE_CHECKING:
 How = Literal["edges", "pixels"]
 GREY = (127, 127, 127)
 BATCH_TOKENS = {"cpu": 2048, "cuda": 16384}
-"""Positions of all rows of a pass together; on a CPU larger passes leave its cache."""
-LOGIT_BYTES = 1 << 28  # float32 logits of a pass at most
+"""Positions of all rows of a pass together; larger passes do not fit into a CPU's cache."""
+LOGIT_BYTES = 1 << 28  # maximum float32 logits of a pass
 
-Cells = tuple[int, ...]  # of all images' maps, one behind the other (`PromptLayout.cells`)
+Cells = tuple[int, ...]  # of all images' maps, one after the other (`PromptLayout.cells`)
 
 
 @dataclass(frozen=True)
 class Masking:
-    """What all passes of one method have in common.
+    """The common settings of all passes of one method.
 
     Attributes:
         passes: of the run.
-        how: by cutting edges, or greying pixels.
-        tokens: answer tokens that are read, from the first one on: later ones change nothing.
+        how: cutting edges, or greying pixels.
+        tokens: number of answer tokens that are read, from the first one on; later ones change
+            nothing.
         rows: of a pass, the same in all that are compared.
     """
 
@@ -57,11 +58,11 @@ class Masking:
         return self.passes.answer[: self.tokens]
 
     def log_probabilities(self, hidden: Sequence[Cells]) -> Tensor:
-        """float32 or wider (questions, tokens) on the CPU: one pass. In half precision a batch's
-        shape alone moves the last digits, so rows that are left over are passed and hide nothing.
+        """float32 or wider (questions, tokens) on the CPU: one pass. In half precision the last
+        digits depend on the batch's shape, so the batch is filled up with rows that hide nothing.
 
         Args:
-            hidden: of each question, the cells that are taken away; at most `rows` of them.
+            hidden: of each question, the removed cells; at most `rows` questions.
         """
         padded = [*hidden, *[()] * (full_rows(self.passes.handle, self.rows) - len(hidden))]
         logits = (_cut if self.how == "edges" else _greyed)(self, padded)
@@ -72,12 +73,12 @@ class Masking:
 
 
 def full_rows(handle: ModelHandle, rows: int) -> int:
-    """Rows that a pass has at least, whatever is asked in it: all in half precision, else none."""
+    """Minimum number of rows of a pass: all in half precision, else none."""
     return rows if torch.finfo(handle.model.dtype).bits < 32 else 0
 
 
 def masking(passes: Passes, target: Target, how: How, questions: int) -> Masking:
-    """The passes for a target: as many questions at once as fit."""
+    """The passes for a target, with as many questions at once as fit."""
     tokens = max(target.tokens) + 1
     return Masking(passes, how, tokens, _rows(passes, how, questions, tokens))
 
@@ -87,7 +88,7 @@ def _rows(passes: Passes, how: How, questions: int, count: int) -> int:
     vocabulary: int = passes.handle.model.config.get_text_config().vocab_size
     layout = passes.inputs.layout
     length = layout.length + count - 1 - (layout.after_images if how == "edges" else 0)
-    if how == "pixels":  # a vision tower passes its patches as well
+    if how == "pixels":  # the vision tower also passes the patches
         length += sum(grid.patches for grid in layout.grids)
     most = BATCH_TOKENS.get(device, BATCH_TOKENS["cpu"]) // max(1, length)
     return max(1, min(questions, most, LOGIT_BYTES // (4 * count * vocabulary)))

@@ -22,9 +22,10 @@ if TYPE_CHECKING:
 class Occlusion(FromPasses):
     """log p(token) - log p(token without the patch), for each patch of the image.
 
-    Positive: the patch speaks for the token; negative: against it. With a window of K x K patches
-    (moved by one, cut at the edges of the image), a patch has the mean over the windows that cover
-    it. `methods.masked` says what the two ways of taking a patch away ask.
+    Positive: the patch supports the token; negative: it counts against it. With a window of K x K
+    patches (moved by one, cut at the edges of the image), a patch has the mean over the windows
+    that cover
+    it. `methods.masked` describes the two ways of removing a patch.
 
     Attributes:
         how: cut attention edges, or grey pixels.
@@ -116,8 +117,8 @@ def windows_of(layout: PromptLayout, size: int) -> list[Cells]:
 
 
 def on_tokens(layout: PromptLayout, cells: torch.Tensor) -> torch.Tensor:
-    """Values of cells (..., C) for the vision tokens that see them (..., V): of a token that sees
-    several cells their mean, and one part of it for each frame."""
+    """Values of cells (..., C) for the vision tokens that see them (..., V): a token that sees
+    several cells gets their mean, divided by the number of frames."""
     parts, before = [], 0
     for grid in layout.grids:
         own = cells[..., before : before + grid.rows * grid.columns]

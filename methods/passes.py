@@ -5,7 +5,7 @@
 
 The answer is read again (teacher forcing): prompt and answer tokens but the last are one sequence,
 in which position `length of the prompt - 1 + t` predicts answer token t. Its attention row is the
-row of the trace, up to rounding. A run that was made with VAR is read with VAR.
+row of the trace, up to rounding. A run with VAR is read with VAR.
 
 The handle's lock is taken for each pass, and nothing stays attached between two of them.
 """
@@ -39,7 +39,7 @@ from sinkscope.var_patch import VAR
 
 @dataclass
 class Passes:
-    """What a method is given as its session; made by `passes_of`.
+    """The session of a method; made by `passes_of`.
 
     Attributes:
         handle: the run's model.
@@ -66,7 +66,7 @@ class Passes:
 
     @property
     def var(self) -> VARSettings | None:
-        """What the run was made with; None for the plain model."""
+        """The run's VAR settings; None for the plain model."""
         return var_settings_of(self.run)
 
     def position(self, token: int) -> int:
@@ -87,17 +87,17 @@ class Passes:
     def tensors(
         self, inputs: PromptInputs | None = None, tokens: int | None = None
     ) -> dict[str, torch.Tensor]:
-        """Prompt and answer as the model takes them, on the CPU.
+        """Prompt and answer as model inputs, on the CPU.
 
         Args:
             inputs: another prompt with as many tokens; None: the run's.
-            tokens: how many of the answer's tokens are predicted; None: all.
+            tokens: number of predicted answer tokens; None: all.
         """
         made = dict((inputs or self.inputs).tensors)
         answer_ids = torch.tensor([self.answer[:tokens][:-1]], dtype=torch.long)
         shape = made["input_ids"].shape
         for name, tensor in made.items():
-            if tensor.shape == shape:  # one number a position; 0 is "text" in what marks images
+            if tensor.shape == shape:  # one value per position; 0 means text
                 fill = torch.full_like(answer_ids, name == "attention_mask")
                 behind = answer_ids if name == "input_ids" else fill
                 made[name] = torch.cat([tensor, behind.to(tensor.dtype)], dim=1)
@@ -114,8 +114,9 @@ class Passes:
         prefix: Prefix | None = None,
         prompts: Sequence[PromptInputs] | None = None,
     ) -> Iterator[Session]:
-        """A session on the run's model, with the run's VAR behind `interventions`; arguments as
-        `capture.session.attached`. It holds the handle's lock and names a full memory."""
+        """A session on the run's model, with the run's VAR after `interventions`; arguments as
+        `capture.session.attached`. It holds the handle's lock and turns a full memory into a clear
+        error."""
         acting = list(interventions)
         if self.var is not None:
             acting.append(VAR((self.var,) * rows))
@@ -166,7 +167,7 @@ class Passes:
     def tell(
         self, progress: Progress | None, done: int, total: int, text: str, what: str = "passes"
     ) -> None:
-        """Say how far it is, and end here where that was asked for.
+        """Report progress, and stop here if requested.
 
         Raises:
             jobs.job.Stopped: it was.
@@ -189,7 +190,7 @@ def passes_of(
     Args:
         handle: that model.
         run: the run.
-        inputs: its prompt, where it is at hand; else it is prepared again from images and text.
+        inputs: its prompt, if available; otherwise it is prepared again from images and text.
         stop: set it to end a method after its current pass.
 
     Raises:
@@ -204,10 +205,10 @@ def passes_of(
 
 
 class FromPasses(Method):
-    """What methods share that need the model: they explain tokens of the answer by an image.
+    """Base class of methods that need the model: they explain tokens of the answer by an image.
 
     Attributes:
-        reads_var: whether it can read a run as VAR changed it.
+        reads_var: whether it supports runs with VAR.
     """
 
     reads_var = True
@@ -218,7 +219,7 @@ class FromPasses(Method):
         if not run.tokens:
             return "the answer is empty"
         if run.var is not None and not self.reads_var:
-            return "the run was made with VAR, and this method explains the plain model alone"
+            return "the run was made with VAR, and this method explains only the plain model"
         return None
 
     def refusal(self, run: GenerationTrace, target: Target, session: Passes | None) -> str | None:
@@ -231,12 +232,12 @@ class FromPasses(Method):
         return None if session is None else self.lacking(session.handle.stack)
 
     def lacking(self, stack: TextStack) -> str | None:
-        """What the model's family does not offer that the method needs; None where nothing is."""
+        """A required part that the model's family does not offer; None if there is none."""
         return None
 
 
 def no_output_projection(stack: TextStack) -> str | None:
-    """Why attention's output projection cannot be had; None where it can."""
+    """Why attention's output projection is not available; None if it is."""
     try:
         stack.attention_output(0).weight  # noqa: B018
     except ValueError as error:

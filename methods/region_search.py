@@ -24,18 +24,18 @@ SMALLEST = 8  # cells of an image that can be cut into regions
 
 @dataclass(frozen=True)
 class RegionSearch(FromPasses):
-    """Greedy choice of superpixel regions: each step adds the region that makes most of
+    """Greedy choice of superpixel regions: each step adds the region that maximises
 
         F(S) = p(token | only the regions in S) + 1 - p(token | all regions but S)
 
-    (enough, and needed). A region's value is ours, the change of F that was still to come when it
-    was chosen, sum over later steps k of |F_k - F_(k-1)|: earlier choices never have less than
-    later ones, and the last has 0. A target of several tokens has one search, with the mean of
+    (sufficient, and necessary). A region's value is our own definition: the remaining change of F
+    when it was chosen, sum over later steps k of |F_k - F_(k-1)|. Earlier choices never have less
+    than later ones, and the last has 0. A target of several tokens has one search, with the mean of
     their p, and one map without a token axis.
 
     Attributes:
-        count: regions to cut the images into, together; at most one for two patches.
-        how: how regions are taken away (`methods.masked`). The paper masks pixels; edges are cut by
+        count: number of regions over all images; at most one per two patches.
+        how: how regions are removed (`methods.masked`). The paper masks pixels; edges are cut by
             default, which is many times faster.
     """
 

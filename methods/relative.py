@@ -15,18 +15,18 @@ from sinkscope.models.family import PromptLayout
 if TYPE_CHECKING:
     from sinkscope.methods.base import Session
 
-FLOOR = 0.1  # of the generic map's mean: what a patch is divided by at least
+FLOOR = 0.1  # fraction of the generic map's mean: the smallest denominator
 
 
 class Relative(Method):
-    """What is particular to this token, without what every prompt attends to.
+    """The attention specific to this token, relative to a generic prompt.
 
         relative = map / max(generic, FLOOR * mean(generic))
 
     Both maps are aggregated over the same layers and heads first, and are shares of their whole
     row. The generic row is that of the last position of `trace.reference.prompt`, read by the plain
-    model. 1 says: as much as the generic prompt. Without the floor, a patch that the generic prompt
-    all but ignores would stand out whatever the token looked at.
+    model. 1 means: as much as the generic prompt. Without the floor, a patch that the generic
+    prompt almost ignores would stand out for every token.
     """
 
     name = "relative"
@@ -75,8 +75,8 @@ class Relative(Method):
 
 
 def _why_not(run: GenerationTrace) -> str | None:
-    """Why there is nothing to divide by. Maps of different grids are never divided: that would pair
-    patches that lie on different places."""
+    """Why there is no denominator. Maps of different grids are never divided: their patches are at
+    different positions."""
     if run.reference is None:
         return str(run.extra.get("no_reference") or "it was generated without reference=True")
     own, generic = run.layout, run.reference.layout

@@ -1,4 +1,4 @@
-"""Attention rollout: attention and the residual stream beside it, multiplied through all layers."""
+"""Attention rollout: attention plus residual stream, multiplied through all layers."""
 
 from __future__ import annotations
 
@@ -22,16 +22,16 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Rollout(FromPasses):
-    """How much of each vision token's input embedding is in the row, were mixing all there is.
+    """How much of each vision token's input embedding reaches the row, if layers only mix tokens.
 
         R_0 = I,  R_l = normalise(residual * I + (1 - residual) * A_l) R_(l-1)
 
     A_l is the mean over heads, rows are normalised to sum 1, and the map is the row of R of the
     query that predicted the token, at the vision columns. The sequence is prompt and answer, so
-    what passes through earlier answer tokens counts as well.
+    paths through earlier answer tokens count as well.
 
-    Rows come a block at a time during one pass. Kept are two matrices of all positions by vision
-    tokens, and never one of heads by positions by positions.
+    Rows come a block at a time during one pass. Two matrices of all positions by vision tokens are
+    kept, never one of heads by positions by positions.
 
     Attributes:
         residual: weight of the residual stream, from 0 to 1.
@@ -66,24 +66,24 @@ class Rollout(FromPasses):
 
 @dataclass(frozen=True)
 class _Chain(Probe):
-    """Multiplies the rows of each layer up; `session[probe]` is a `_Rolled`."""
+    """Multiplies the rows of each layer up; `session[probe]` is a `_RolloutReader`."""
 
     positions: int
     vision: torch.Tensor
     residual: float
 
-    def begin(self, run: RunInfo) -> _Rolled:
-        return _Rolled(self)
+    def begin(self, run: RunInfo) -> _RolloutReader:
+        return _RolloutReader(self)
 
 
-class _Rolled(Reader):
+class _RolloutReader(Reader):
     looks = (At("rows"),)
 
     def __init__(self, asked: _Chain) -> None:
         self._asked = asked
         self._layer = -1
         self._below: torch.Tensor | None = None  # (N, V): R of the layer before
-        self._made: torch.Tensor | None = None  # (N, V): R of this one, as far as it is
+        self._made: torch.Tensor | None = None  # (N, V): R of this one, as far as computed
 
     def see(self, site: str, layer: int, values: Any, positions: Sequence[int]) -> None:
         mean = values[0].mean(dim=0)  # (R, K)
@@ -99,7 +99,7 @@ class _Rolled(Reader):
         made[low:high] = mixed @ below[: mixed.shape[1]]
 
     def _next(self, layer: int, like: torch.Tensor) -> None:
-        """The layer below is complete. Layers may be on several devices."""
+        """Finish the layer below. Layers may be on several devices."""
         vision = self._asked.vision.to(like.device)
         if self._made is None:
             below = like.new_zeros(self._asked.positions, len(vision))

@@ -1,9 +1,10 @@
-"""A token's attention row and the gradient of its log-probability by that row.
+"""A token's attention row and the gradient of its log-probability with respect to that row.
 
-log p of answer token t depends on the logits at one position, p. Its row in layer l changes what
-is added to the residual stream at p, and nothing before p can see it. So the gradient by the row is
-that of ONE query: keys and values of the positions before it are read once and stay constants, and
-the pass that is differentiated has a single position. This is exact, not an approximation, and no
+log p of answer token t depends on the logits at one position, p. Its row in layer l changes the
+update of the residual stream at p, which no earlier position sees. So the gradient with respect to
+the row is that of ONE query: keys and values of the positions before it are read once and stay
+constants, and the pass that is differentiated has a single position. This is exact, not an
+approximation, and no
 tensor is larger than heads x positions.
 """
 
@@ -30,12 +31,12 @@ Of = Literal["log_p", "logit"]
 
 @dataclass(frozen=True)
 class RowGradient:
-    """Of one token, at the vision columns: each (L, H, V), float32 or wider.
+    """One token's values at the vision columns: each (L, H, V), float32 or wider.
 
     Attributes:
         weights: the row's attention.
         gradient: d log p / d attention (or d logit).
-        scores: what is put through the softmax: q k^T * scale.
+        scores: inputs of the softmax: q k^T * scale.
     """
 
     weights: Tensor
@@ -46,7 +47,7 @@ class RowGradient:
 def row_gradients(
     passes: Passes, target: Target, of: Of, progress: Progress | None = None
 ) -> Iterator[RowGradient]:
-    """One for each token of the target, in order. Rows that one cache serves come one at a time."""
+    """One for each token of the target, in order, one row at a time from a shared cache."""
     total = len(target.tokens)
     passes.tell(progress, 0, total, "Reading prompt and answer", "tokens")
     cache, resume = passes.keys_values()
@@ -56,7 +57,7 @@ def row_gradients(
 
 
 def objective(logits: Tensor, token: int, of: Of) -> Tensor:
-    """What is differentiated, of logits (vocabulary,)."""
+    """The differentiated value, from logits (vocabulary,)."""
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
     return logits[token] if of == "logit" else torch.log_softmax(logits, dim=-1)[token]
 
@@ -64,16 +65,16 @@ def objective(logits: Tensor, token: int, of: Of) -> Tensor:
 def _of_token(
     passes: Passes, cache: DynamicCache, resume: Tensor, token: int, of: Of
 ) -> RowGradient:
-    handle, place = passes.handle, passes.position(token)
-    rows, scores = Rows(positions=(place,)), _Scores((At("queries_keys", None, (place,)),))
+    handle, position = passes.handle, passes.position(token)
+    rows, scores = Rows(positions=(position,)), _Scores((At("queries_keys", None, (position,)),))
     before = DynamicCache()
     for layer, kept in enumerate(cache.layers):
-        before.update(kept.keys[:, :, :place], kept.values[:, :, :place], layer)  # type: ignore[index, union-attr]
-    ids = torch.tensor([[passes.ids[place]]], device=handle.device)
+        before.update(kept.keys[:, :, :position], kept.values[:, :, :position], layer)  # type: ignore[index, union-attr]
+    ids = torch.tensor([[passes.ids[position]]], device=handle.device)
     with passes.attached([rows, scores], gradients=True) as session:
         handle.family.resume(handle.model, resume)
         logits = handle.model(input_ids=ids, past_key_values=before, use_cache=True).logits[0, -1]
-        seen = [session[rows][layer, place] for layer in range(handle.info.layers)]
+        seen = [session[rows][layer, position] for layer in range(handle.info.layers)]
         blocks = [block.values for block in session[rows].blocks]
         gradients = torch.autograd.grad(objective(logits, passes.answer[token], of), blocks)
     vision = passes.vision()

@@ -1,4 +1,4 @@
-"""A `MapStack` as a file: an .npz with its values and, as JSON, what they are."""
+"""A `MapStack` as a file: an .npz with its values and a JSON description."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ _SAID = ("unit", "signed", "normalisation", "least")
 
 
 def save_stack(stack: MapStack, path: Path, about: Mapping[str, Any] | None = None) -> None:
-    """Write a stack, whole or not at all.
+    """Write a stack atomically.
 
     Args:
         stack: without its layout, which the run has.
         path: ending in .npz.
-        about: what else is to be known of it, as JSON can hold it.
+        about: further information, as JSON values.
 
     Raises:
         OSError: the file cannot be written.
@@ -52,10 +52,10 @@ def open_stack(path: Path, layout: PromptLayout) -> tuple[MapStack, dict[str, An
         layout: of the run's prompt.
 
     Returns:
-        The stack, and what was said `about` it.
+        The stack, and `about`.
 
     Raises:
-        ValueError: the file is missing, no such file, damaged, or of another prompt.
+        ValueError: the file is missing, of another kind, damaged, or of another prompt.
     """
     try:
         with np.load(path, allow_pickle=False) as arrays:

@@ -1,7 +1,7 @@
 """Regions of an image: SLIC superpixels of its patches (Achanta et al. 2012).
 
-k-means of the patches by colour (CIELAB) and place, each centre among the patches near it. Patches
-are what vision tokens see, so a region is a set of patches, and no finer.
+k-means of the patches by colour (CIELAB) and position, each centre only among nearby patches.
+Vision tokens see patches, so a region is a set of patches.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from PIL import Image
 
 from sinkscope.models.views import ImageGrid
 
-COMPACT = 10.0  # of a step between centres, in units of colour difference
+COMPACT = 10.0  # weight of one step between centres, in units of colour difference
 ROUNDS = 10
 
 
@@ -21,7 +21,7 @@ def regions(image: Image.Image, grid: ImageGrid, count: int) -> np.ndarray:
     Args:
         image: RGB.
         grid: of its maps.
-        count: how many regions to begin with; some may turn out empty.
+        count: initial number of regions; some may end up empty.
     """
     rows, columns = grid.rows, grid.columns
     small = image.convert("RGB").resize((columns, rows), Image.Resampling.BOX)
@@ -32,8 +32,8 @@ def regions(image: Image.Image, grid: ImageGrid, count: int) -> np.ndarray:
     across = max(1, min(columns, -(-count // down)))
     at_y = (np.arange(down) + 0.5) * rows / down - 0.5
     at_x = (np.arange(across) + 0.5) * columns / across - 0.5
-    place = np.stack([y, x], axis=1).astype(np.float64)
-    features = np.concatenate([colour, place * COMPACT / step], axis=1)
+    position = np.stack([y, x], axis=1).astype(np.float64)
+    features = np.concatenate([colour, position * COMPACT / step], axis=1)
     starts = [round(a) * columns + round(b) for a in at_y for b in at_x]
     centres = features[np.clip(starts, 0, rows * columns - 1)]
     for _ in range(ROUNDS):

@@ -1,5 +1,5 @@
-"""Token activation map: the token's logit at every vision token, without what earlier tokens of the
-text already lit up there."""
+"""Token activation map: the token's logit at every vision token, minus what earlier text tokens
+explain there."""
 
 from __future__ import annotations
 
@@ -35,12 +35,12 @@ class TokenActivation(FromPasses):
     Context are the user's words, read at their own positions, and the answer tokens before c, read
     at the positions that predicted them, as in the published code; tokens with c's own id are left
     out. The filter replaces each patch by a weighted mean of its sorted 3 x 3 neighbourhood
-    (reflected at the edges), weights exp(-(rank - 4)^2 / (2 cv^2)), cv = std / mean: flat
-    neighbourhoods give their median, ragged ones their mean. Values stay logits: the published code
+    (reflected at the edges), weights exp(-(rank - 4)^2 / (2 cv^2)), cv = std / mean: uniform
+    neighbourhoods give their median, varied ones their mean. Values stay logits: the published code
     scales them together with the text's to 0 .. 1.
 
     Attributes:
-        smooth: apply that filter. It smooths; who compares methods should know.
+        smooth: apply that filter. It smooths, which matters when methods are compared.
     """
 
     smooth: bool = True
@@ -132,7 +132,7 @@ def filtered(values: np.ndarray, layout: PromptLayout) -> np.ndarray:
 def rank_gaussian(values: np.ndarray, size: int = 3) -> np.ndarray:
     """The rank-Gaussian filter of a map (rows, columns); see `TokenActivation`."""
     around = size // 2
-    # an edge of one cell has nothing to be reflected
+    # a side of one cell cannot be reflected
     padded = values
     for axis in (0, 1):
         width = [(around, around) if one == axis else (0, 0) for one in (0, 1)]
@@ -143,7 +143,7 @@ def rank_gaussian(values: np.ndarray, size: int = 3) -> np.ndarray:
     mean, spread = ordered.mean(-1), ordered.std(-1)
     cv = np.divide(spread, mean, out=np.zeros_like(mean), where=mean > 0)
     rank = np.arange(size * size) - size * size // 2
-    # cv of 0 leaves the middle rank alone
+    # with cv 0 only the middle rank counts
     weight = np.exp(-(rank**2) / np.maximum(2 * cv[..., None] ** 2, 1e-12))
     made: np.ndarray = (ordered * weight).sum(-1) / weight.sum(-1)
     return np.where(mean > 0, made, 0)

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 class Choice:
     """Which slots of a method become one map; layers and heads are indices in the model.
 
-    A method without layers or heads to choose ignores them: its one map is about all of them.
+    A method without a layer or head axis ignores them.
     """
 
     layers: tuple[int, ...] | None = None
@@ -38,13 +38,13 @@ class Choice:
 
 @dataclass(frozen=True)
 class Made:
-    """What came of one method.
+    """The outcome of one method.
 
     Attributes:
         method: which.
-        patches: its map; None where it gave none.
+        patches: its map; None if it gave none.
         why_not: why it gave none.
-        seconds: what it took.
+        seconds: its computing time.
     """
 
     method: Method
@@ -57,7 +57,7 @@ def methods_named(wanted: str, methods: Sequence[Method] = METHODS) -> tuple[Met
     """Methods by a list of names: "all", or such as "attention,relative".
 
     Raises:
-        ValueError: there is none of that name, or a name stands twice.
+        ValueError: there is none of that name, or a name is given twice.
     """
     names = [name.strip() for name in wanted.split(",") if name.strip()]
     if names == ["all"]:
@@ -81,18 +81,18 @@ def explain_each(
     on_progress: Progress | None = None,
     stop: threading.Event | None = None,
 ) -> Iterator[Made]:
-    """One method after the other, each as soon as it is there.
+    """Run methods one after the other; yield each result at once.
 
-    A method that this run cannot give is one of them, with the reason. What was given before a stop
-    stays with whoever took it.
+    A method that this run cannot provide is yielded with the reason. Results yielded before a stop
+    remain valid.
 
     Args:
         run, target: as for `methods.explain.explain`.
         methods: in this order.
         choice: layers, heads, image.
         session: forward passes of the run's model; without one, methods that need it say so.
-        on_progress: called with methods done, methods in all, and what is at hand.
-        stop: set it to end after the step at hand.
+        on_progress: called with methods done, methods in all, and the current step.
+        stop: set it to end after the current step.
 
     Raises:
         ValueError: a layer or head that the run does not have.
@@ -100,7 +100,7 @@ def explain_each(
     """
     choice = choice or Choice()
     rows = rows_of(run, target.part)
-    slots_of("layer", rows.layers, choice.layers)  # refuses what no method could take
+    slots_of("layer", rows.layers, choice.layers)  # refuses what no method supports
     slots_of("head", rows.heads, choice.heads)
     for method, stack, why_not, seconds in explain_stacks(
         run, target, methods, session=session, on_progress=on_progress, stop=stop
@@ -125,7 +125,7 @@ def explain_stacks(
     on_progress: Progress | None = None,
     stop: threading.Event | None = None,
 ) -> Iterator[tuple[Method, MapStack | None, str, float]]:
-    """The same with all slots: method, what it gave (or None and why), and seconds."""
+    """The same with all slots: method, its stack (or None and why), and seconds."""
     total = len(methods)
     for index, method in enumerate(methods):
         report = _reporting(index, total, method, on_progress, stop)
@@ -140,7 +140,7 @@ def _stack(
 ) -> tuple[MapStack | None, str, float]:
     why_not = method.availability(run)
     if why_not is None and session is None and (needs := method.needs_for(run)) != "trace":
-        why_not = f"it needs {needs} passes of the run's model, which is not at hand"
+        why_not = f"it needs {needs} passes of the run's model, which is not loaded"
     if why_not is None:
         why_not = method.refusal(run, target, session)
     if why_not is not None:
@@ -148,13 +148,13 @@ def _stack(
     began = time.perf_counter()
     try:
         stack = explain(run, target, method, session=session, progress=report)
-    except (ValueError, RunOutOfMemoryError) as error:  # the others may be possible
+    except (ValueError, RunOutOfMemoryError) as error:  # the other methods may still work
         return None, str(error).rstrip("."), 0.0
     return stack, "", time.perf_counter() - began
 
 
 def label_of(run: GenerationTrace, target: Target, stack: MapStack, choice: Choice) -> str:
-    """Which tokens, layers and heads the stack's map is of, in words: of the axes that it has."""
+    """The tokens, layers and heads of the stack's map, in words, for the axes that it has."""
     rows = rows_of(run, target.part)
     made = map_label(rows, target.tokens, choice.layers, choice.heads, choice.reduce)
     axes = {name for name, _ in stack.axes}
@@ -164,7 +164,7 @@ def label_of(run: GenerationTrace, target: Target, stack: MapStack, choice: Choi
 
 
 def map_of(stack: MapStack, choice: Choice, label: str = "") -> PatchMap:
-    """The stack's map at these layers and heads; axes that it does not have are not chosen from."""
+    """The stack's map at these layers and heads; axes that it does not have are ignored."""
     axes = {name for name, _ in stack.axes}
     return stack.map(
         choice.layers if "layer" in axes else None,
@@ -182,8 +182,8 @@ def _reporting(
     on_progress: Progress | None,
     stop: threading.Event | None,
 ) -> Progress:
-    """What a method calls after each of its steps: it passes them on, and ends the method where a
-    stop was asked for."""
+    """The progress callback of a method: passes steps on, and ends the method if a stop was
+    requested."""
 
     def report(done: int, of: int, text: str) -> Any:
         if stop is not None and stop.is_set():
@@ -197,7 +197,7 @@ def _reporting(
 
 def rank_correlation(one: npt.NDArray[Any], other: npt.NDArray[Any]) -> float:
     """Spearman's: Pearson's correlation of the ranks, ties with their mean rank, over the cells
-    that have a value in both. NaN where one of them is the same everywhere, or fewer than 3 cells.
+    that have a value in both. NaN if one of them is constant, or with fewer than 3 cells.
     """
     both = np.isfinite(one) & np.isfinite(other)
     if both.sum() < 3:
@@ -216,7 +216,7 @@ def mean_ranks(values: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
 
 
 def agreement(maps: Sequence[PatchMap]) -> npt.NDArray[np.float64]:
-    """Rank correlation of each two maps on one image: float64 (maps, maps)."""
+    """Rank correlation of each pair of maps on one image: float64 (maps, maps)."""
     flat = [one.values.reshape(-1).astype(np.float64) for one in maps]
     return np.array([[rank_correlation(a, b) for b in flat] for a in flat]).reshape(
         len(flat), len(flat)

@@ -1,4 +1,4 @@
-"""What the output head says of hidden states about a few tokens, a few states at a time."""
+"""Logits and log-probabilities of a few tokens from hidden states, a few states at a time."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ from torch import Tensor
 
 from sinkscope.models.stack import Norm, Projection, TextStack
 
-BLOCK_BYTES = 1 << 24  # float32 logits of the whole vocabulary that are there at once
+BLOCK_BYTES = 1 << 24  # float32 logits of the whole vocabulary that exist at once
 
 
 def no_final_norm(stack: TextStack) -> str | None:
-    """Why a model's final norm cannot be had; None where it can."""
+    """Why a model's final norm is not available; None if it is."""
     if stack.final_norm is None:
-        return "the model's family does not say what stands before its output head"
+        return "the model's family does not define the norm before its output head"
     return None
 
 
 def lacking(stack: TextStack) -> str | None:
-    """Why a model's hidden states cannot be unembedded; None where they can."""
+    """Why a model's hidden states cannot be unembedded; None if they can."""
     if (why := no_final_norm(stack)) is not None:
         return why
     try:
@@ -42,7 +42,7 @@ def logits_of(stack: TextStack, states: Tensor, ids: Sequence[int]) -> Tensor:
 
     Args:
         stack: the model's.
-        states: (..., D), behind the final norm.
+        states: (..., D), after the final norm.
         ids: of the vocabulary.
     """
     head = Projection(stack.output_head)
@@ -57,7 +57,7 @@ def log_probabilities(stack: TextStack, states: Tensor, ids: Sequence[int]) -> T
 
     Args:
         stack: the model's.
-        states: (n, D), behind the final norm.
+        states: (n, D), after the final norm.
         ids: of the vocabulary.
     """
     size = max(1, BLOCK_BYTES // (4 * stack.unembedding.shape[0]))

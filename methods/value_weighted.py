@@ -1,4 +1,4 @@
-"""Value-weighted attention: the weight of a vision token times the size of what is read there."""
+"""Value-weighted attention: the weight of a vision token times the norm of its value."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class ValueWeighted(FromPasses):
-    """The norm of what a vision token adds to the residual stream of the row.
+    """The norm of a vision token's contribution to the residual stream of the row.
 
         apart:     a_hj |v_hj W_O,h|                for each layer and head
         together:  |sum over heads of a_hj v_hj W_O,h|     for each layer
@@ -32,7 +32,7 @@ class ValueWeighted(FromPasses):
     for little here.
 
     Attributes:
-        heads: each head's norm, or the norm of what the heads of a layer add together.
+        heads: each head's norm, or the norm of the sum over a layer's heads.
     """
 
     heads: Literal["apart", "together"] = "apart"

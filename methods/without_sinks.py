@@ -19,10 +19,10 @@ if TYPE_CHECKING:
 
 
 class WithoutSinks(Method):
-    """The attention of the patches that are no sinks.
+    """The attention of the patches that are not sinks.
 
-    A sink is missing, not 0. In a map over several layers a patch is missing that is a sink in one
-    of them: the mean over the layers that are left would not be the one that its neighbours have.
+    A sink is missing, not 0. In a map over several layers, a patch that is a sink in one of them is
+    missing: a mean over the remaining layers would not be comparable with that of other patches.
     """
 
     name = "without_sinks"

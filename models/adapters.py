@@ -1,7 +1,8 @@
 """LoRA and other peft adapters, merged into their base model in memory.
 
-Nothing is written, and nothing of peft stays: what is left is the base model with other weights, so
-that everything else works as with a merged checkpoint. Adapters are read from safetensors alone.
+Nothing is written to disk, and no peft module remains: the result is the base model with other
+weights, so everything else works as with a merged checkpoint. Adapters are read only from
+safetensors.
 """
 
 from __future__ import annotations
@@ -24,8 +25,8 @@ def check_adapter(folder: Path) -> dict[str, Any]:
     """The adapter's configuration, read before a model is loaded.
 
     Raises:
-        ModelError: the folder is no adapter, its weights are missing or no safetensors, or peft is
-            not installed.
+        ModelError: the folder is not an adapter, its weights are missing or not safetensors, or
+            peft is not installed.
     """
     about = folder / ADAPTER
     if not about.is_file():

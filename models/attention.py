@@ -1,24 +1,25 @@
-"""SinkScope's attention function: plain SDPA, plus what a run wants of single layers.
+"""SinkScope's attention function: plain SDPA, plus the requests of a run for single layers.
 
-The story of one forward pass:
+One forward pass:
 
 1. `capture.session.attached` makes a `ForwardPlan` for the length of a run. Before each forward
-   pass it advances the plan's step and hands the plan down as a keyword argument; nothing is kept
+   pass it advances the plan's step and passes the plan on as a keyword argument; nothing is kept
    on the model.
-2. Each layer calls `attention_forward`. Without a plan, or in a layer and pass of which nothing is
-   wanted, it IS plain SDPA. Else:
-   - masks of interventions come on top of the model's own;
+2. Each layer calls `attention_forward`. Without a plan, or in a layer and pass without requests, it
+  IS plain SDPA. Otherwise:
+   - masks of interventions are added to the model's own;
    - prefill (several queries): the output comes from the fused kernel. The exact softmax rows are
-     computed for the wanted queries alone: a fused kernel never shows its weights, but a few rows
-     cost next to nothing. Interventions that change rows have their range of queries computed again
-     from the changed rows, a few at a time; one that acts alone may bring a faster correction.
+     computed only for the requested queries: a fused kernel never exposes its weights, but a few
+     rows cost very little. For interventions that change rows, the output of their range of queries
+     is recomputed from the changed rows, a few at a time; a single intervention may have a faster
+     correction.
    - decode (one query): the row is computed once and multiplied with V; it is the output, not an
      extra.
 
-A decode step over keys of fixed capacity has a plan of its own, `models.static_step.StepPlan`.
+A decode step over keys of fixed capacity has its own plan, `models.static_step.StepPlan`.
 
-Interventions change rows in the order in which the session lists them; whoever looks sees the
-result. No [heads, N, N] tensor exists at any point. Measured ratios: docs/LOG.md.
+Interventions change rows in the order in which the session lists them; probes see the result. No
+[heads, N, N] tensor exists at any point. Measured ratios: docs/LOG.md.
 """
 
 from __future__ import annotations
@@ -40,14 +41,14 @@ from sinkscope.models.sites import QueriesKeys
 from sinkscope.models.static_step import StepPlan
 
 NAME = "sinkscope"
-CHUNK = 128  # query rows that are computed at once at most
+CHUNK = 128  # maximum number of query rows computed at once
 CHUNK_BYTES = 1 << 23  # fewer where they would take more: float32 rows of one layer
 
 
 def install(model: PreTrainedModel) -> None:
     """Make `attention_forward` the text model's attention; the vision tower keeps SDPA.
 
-    The mask function is registered beside it: without one the mask would be None and left padding
+    The mask function is registered with it: without one the mask would be None and left padding
     silently ignored.
 
     Raises:
@@ -60,7 +61,7 @@ def install(model: PreTrainedModel) -> None:
         )
     AttentionInterface.register(NAME, attention_forward)
     AttentionMaskInterface.register(NAME, sdpa_mask)
-    # A model whose own config is that of its text model takes the name, others by part.
+    # A model whose config is that of its text model takes the name, others take it per part.
     parts = getattr(model.config, "sub_configs", {})
     text = model.config.get_text_config()
     key = next((part for part in parts if getattr(model.config, part, None) is text), None)
@@ -133,7 +134,7 @@ def attention_forward(
 
 @dataclass(frozen=True)
 class _Prefill:
-    """One layer's attention over several queries, and what is done to it."""
+    """One layer's attention over several queries, with its requests and changes."""
 
     layer: int
     query: Tensor
@@ -151,7 +152,7 @@ class _Prefill:
         changes: Sequence[RowChange],
         fast: FastCorrection | None,
     ) -> Tensor:
-        """Shows the wanted rows; the output (B, H, N, D), corrected for changed rows."""
+        """Shows the requested rows; returns the output (B, H, N, D), corrected for changed rows."""
         end = self.start + self.query.shape[2]
         remade = [_clip(change.row_positions, self.start, end) for change in changes]
         quick = fast if len(changes) == 1 and not self.gradients else None
@@ -161,8 +162,8 @@ class _Prefill:
             )
             remade = []
         shown = [span for here, _ in seen for span in _spans(here)]
-        # No block reaches over the edge of a range that changes, nor, where the output is made of
-        # the rows that are shown, over the edge of these.
+        # No block crosses the edge of a range that changes, nor, if the output is computed from the
+        # rows that are shown, the edge of these.
         edges = {edge for span in remade for edge in (span.start, span.stop)}
         if changes:
             edges |= {c.row_positions.start for c in changes}
@@ -190,7 +191,7 @@ class _Prefill:
                 self.gradients or rows is not before
             ):
                 new = rows_times_values(rows, self.value)
-                if not self.gradients:  # rows that stayed as they are keep the kernel's output
+                if not self.gradients:  # unchanged rows keep the kernel's output
                     differs = (rows != before).any(-1, keepdim=True)
                     new = torch.where(differs, new, output[:, :, low:high])
                 made.append((block, new))
@@ -208,7 +209,7 @@ class _Prefill:
         return blocks
 
     def _with(self, output: Tensor, made: Sequence[tuple[range, Tensor]]) -> Tensor:
-        """The output with the blocks that were made anew; not written to."""
+        """A new output with the recomputed blocks."""
         if not made:
             return output
         parts, done = [], 0
@@ -220,7 +221,7 @@ class _Prefill:
 
 
 def _changed(layer: int, rows: Tensor, changes: Sequence[RowChange], start: int) -> Tensor:
-    """Rows (B, H, R, K) of the queries from `start` on, changed by all whose range they are in."""
+    """Rows (B, H, R, K) of the queries from `start` on, changed by all interventions on them."""
     for change in changes:
         if change.row_positions.start <= start < change.row_positions.stop:
             rows = change.rows(layer, rows, start)
@@ -234,7 +235,7 @@ def _show(
     start: int,
     gradients: bool,
 ) -> None:
-    """Give each looker what it wants of the rows (B, H, R, K) of the queries from `start` on."""
+    """Give each looker its part of the rows (B, H, R, K) of the queries from `start` on."""
     if gradients and not rows.requires_grad and torch.is_grad_enabled():
         rows.requires_grad_()
     stop = start + rows.shape[2]

@@ -4,10 +4,10 @@ A checkpoint may bring several: one of the processor, one of the tokenizer of th
 made from, named ones for tools. The order is that of transformers' processor; a template counts
 only if it renders a message with an image.
 
-A template may alter what is said (most often it trims it). So it is rendered twice: around
-placeholders, which shows where each text belongs, and with the texts themselves, which gives what
-the model reads. Control tokens in a text are broken by a mark for the second rendering, so that
-nobody can write one by typing it.
+A template may alter the texts (most often it trims them). So it is rendered twice: with
+placeholders, which shows where each text belongs, and with the texts themselves, which gives the
+model's input. For the second rendering, control tokens typed in a text are broken by a mark, so
+that users cannot insert them.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from transformers import PreTrainedTokenizerBase
 from sinkscope.models.family import SegmentKind
 from sinkscope.outside import INFINITE, read_json
 
-PLACEHOLDER = "\ue000{}\ue001"  # stands for what somebody says; private-use characters
+PLACEHOLDER = "\ue000{}\ue001"  # a placeholder for a text; private-use characters
 MARKS = (range(0xE002, 0xF900), range(0xF0000, 0xFFFFE), range(0x100000, 0x10FFFE))  # private use
 PROBE = "What is shown?"
 
@@ -56,7 +56,7 @@ class Rendered:
     """A rendered conversation.
 
     Attributes:
-        text: with marks inside control tokens that somebody typed.
+        text: with marks inside typed control tokens.
         spoken: (start, stop, kind) of each text in it, in order; None where the template alters
             texts so that they cannot be found again.
         mark: the character that breaks typed control tokens.
@@ -99,7 +99,7 @@ def choose(
     image_token: str,
     own: str,
 ) -> tuple[ChatTemplate, str]:
-    """The first template that shows an image; the family's own where none does.
+    """The first template that shows an image; the family's own if none does.
 
     Args:
         found: from `candidates`.
@@ -111,8 +111,8 @@ def choose(
         The template, and a sentence for the user where it is the family's own, else "".
 
     Raises:
-        TemplateError: a template that nothing can be rendered with: it is damaged, and to use
-            another in its place would change the prompt without a reason.
+        TemplateError: a template that cannot be rendered: it is damaged, and using another one
+            instead would silently change the prompt.
     """
     passed: list[str] = []
     seen: list[object] = []
@@ -157,7 +157,7 @@ def render(
         turns: who says what, ending with the user.
         images: how many.
         image_token: stands for one image.
-        control_tokens: what nobody may write by typing it.
+        control_tokens: tokens that users may not insert by typing.
 
     Raises:
         TemplateError: the template refuses the conversation, or does not show all of it.
@@ -228,7 +228,7 @@ def _json(file: Path) -> Mapping[str, Any]:
 def _showing_images(
     tokenizer: PreTrainedTokenizerBase, template: str, image_token: str
 ) -> tuple[ChatTemplate | None, str]:
-    """The template, if it shows images; else None, and why nothing can be rendered with it."""
+    """The template, if it shows images; else None, and why it cannot be rendered."""
     problem = ""
     system: Turn = ("system", PLACEHOLDER.format(0))
     rest: list[Turn] = [("user", PLACEHOLDER.format(1))]
@@ -273,7 +273,7 @@ def _apply(
 ) -> str:
     """The conversation as the template shows it; the images come before the first user's text."""
     messages: list[dict[str, Any]] = []
-    # Some templates look at the type, some at the key; none shows its value.
+    # Some templates check the type, some the key; none shows its value.
     pictures: list[dict[str, str]] = [{"type": "image", "image": "image"}] * images
     for kind, text in turns:
         content: Any = text
@@ -298,7 +298,7 @@ def _rendered(
             f"it has a syntax error in line {error.lineno} ({_line(error.message)})"
         ) from error
     except Exception as error:
-        # A template is a program of the checkpoint's author, in a sandbox: it raises what it wants.
+        # A template is a program of the checkpoint's author, in a sandbox: it may raise anything.
         raise TemplateError(f"it refuses the conversation ({_line(str(error))})") from error
     return str(text)
 
@@ -332,8 +332,8 @@ def _marked(text: str, control_tokens: Sequence[str], mark: str) -> str:
 def _found_again(
     text: str, parts: Sequence[str], said: Sequence[Turn]
 ) -> tuple[tuple[int, int, SegmentKind], ...] | None:
-    """Where what was said is in a rendered text: between the parts that stand around it, as it was
-    said or trimmed, else whatever stands there."""
+    """The position of each text in a rendered template: between the parts around it, unchanged or
+    trimmed, else whatever is there."""
     if not text.startswith(parts[0]):
         return None
     spans: list[tuple[int, int, SegmentKind]] = []

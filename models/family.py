@@ -1,27 +1,27 @@
-"""What every model family provides, and the layout of a prompt in terms that no family owns.
+"""What every model family provides, and a family-independent layout of a prompt.
 
 A family adapter (one file, e.g. `qwen2_5_vl.py`) turns images and a prompt into `PromptInputs`.
 Everything above this folder works on `PromptLayout` and `ImageGrid` and never sees a token id or a
 module path.
 
-What everybody above relies on, besides the types here (`tests/models/test_fake_family.py` and
-`test_text_models.py` hold families that differ in all else to it):
+The parts above also rely on the following (`tests/models/test_fake_family.py` and
+`test_text_models.py` check it on families that differ in everything else):
 
 Tensors of a prompt. `input_ids` and `attention_mask` are (1, N). Every other tensor of shape (1, N)
-has one value a position and 0 for plain text (`mm_token_type_ids`): in a batch of prompts it is
-padded with 0 on the left, and 0 is put behind it for an answer. All others belong to the images and
+has one value per position and 0 for plain text (`mm_token_type_ids`): in a batch of prompts it is
+padded with 0 on the left, and 0 is appended for an answer. All others belong to the images and
 are joined along their first axis, in the order of the batch.
 
 The model. It is called with these tensors, `past_key_values`, `use_cache` and `logits_to_keep`, by
-`generate` too; behind a prefix with `input_ids` and the cache alone, after `Family.resume` has put
-back what the model keeps of positions outside the cache.
+`generate` too; after a prefix only with `input_ids` and the cache, after `Family.resume` has
+restored the position state that the model keeps outside the cache.
 
-Its text model (`TextStack.language_model`) is called once a forward pass: with `inputs_embeds` by
-keyword where the family sees images, else with `input_ids` by keyword or first; with
+Its text model (`TextStack.language_model`) is called once per forward pass: with `inputs_embeds` by
+keyword if the family sees images, else with `input_ids` by keyword or first; with
 `past_key_values`, `attention_mask` (B, keys) and `position_ids` ((axes,) B, N) by keyword where
-they are given. It hands keyword arguments that it does not know down to attention, and returns the
-hidden states behind its final norm first: `output_head` makes logits of them. Called again with the
-same keywords, other embeddings and a fresh cache, it gives the same for the same.
+they are given. It passes unknown keyword arguments on to attention, and returns the hidden states
+after its final norm first; `output_head` turns them into logits. It is deterministic: the same
+arguments with a fresh cache give the same result.
 
 Decoder layers take the hidden states first, or as `hidden_states`, and return them, or a tuple that
 begins with them.
@@ -32,8 +32,8 @@ Attention goes through transformers' interface of attention functions, chosen by
 H, N, K). Caches are `DynamicCache`s that keep every position.
 
 The tokenizer has `decode`, added tokens that say which are special, and for words that hide tokens
-a call with `split_special_tokens`. How it splits texts is nobody's business: pieces are what
-each token adds (`models.token_texts`).
+a call with `split_special_tokens`. How it splits texts does not matter: pieces are what each token
+adds (`models.token_texts`).
 """
 
 from __future__ import annotations
@@ -77,7 +77,7 @@ class PromptLayout:
     Attributes:
         length: number of prompt tokens N.
         segments: tile [0, N) in order.
-        grids: one an image, in prompt order; the vision tokens V are those of all their views, at
+        grids: one per image, in prompt order; the vision tokens V are those of all their views, at
             rising positions.
     """
 
@@ -112,7 +112,7 @@ class PromptLayout:
 
     def vision_positions(self) -> torch.Tensor:
         """int64 (V,): prompt positions of all vision tokens, image by image, rising."""
-        import torch  # late: a saved run is drawn without it
+        import torch  # imported late: a saved run is drawn without it
 
         parts = [
             torch.arange(run.start, run.stop)
@@ -122,9 +122,9 @@ class PromptLayout:
         return torch.cat(parts) if parts else torch.zeros(0, dtype=torch.long)
 
     def vision_stretches(self) -> tuple[tuple[slice, slice], ...]:
-        """The vision tokens as stretches of neighbours: (which of the V columns, which prompt
-        positions). Where positions are contiguous a slice reads them many times faster than an
-        index does; Qwen's images are one stretch each."""
+        """The vision tokens as contiguous ranges: (which of the V columns, which prompt positions).
+        Where positions are contiguous a slice reads them many times faster than an index does; each
+        of Qwen's images is one range."""
         made, column = [], 0
         for grid in self.grids:
             for run in stretches(grid.positions):
@@ -134,12 +134,13 @@ class PromptLayout:
 
     @property
     def cells(self) -> int:
-        """Cells of all maps, C: one a vision token where each image is one view (Qwen)."""
+        """Cells of all maps, C: one per vision token if each image is one view (Qwen)."""
         return sum(grid.rows * grid.columns for grid in self.grids)
 
     def on_cells(self, values: torch.Tensor, adds_up: bool = True) -> torch.Tensor:
-        """Values of all vision tokens (..., V) on the maps of all images, row-major, one behind the
-        other: (..., C). See `ImageGrid.on_cells`. The values themselves where cells are tokens."""
+        """Values of all vision tokens (..., V) on the maps of all images, row-major, one after the
+        other: (..., C). See `ImageGrid.on_cells`. If cells are tokens, the values are returned
+            unchanged."""
         if all(grid.plain and grid.views[0].frames == 1 for grid in self.grids):
             return values
         import torch
@@ -202,7 +203,7 @@ class PromptInputs:
 
 @dataclass(frozen=True)
 class PromptRequest:
-    """What `ModelHandle.prepare` asks a family for.
+    """The arguments of a family's `prepare`.
 
     Attributes:
         images: RGB, in the order shown, before the text; none for a text model.
@@ -210,11 +211,10 @@ class PromptRequest:
         system: replaces the template's own system message.
         history: earlier turns, (what the user said, what was answered), oldest first; the images
             belong to the first turn.
-        min_pixels, max_pixels: area bounds of the resized image for this prompt alone; always None
-            where the family's `pixel_bounds` is false.
+        min_pixels, max_pixels: area bounds of the resized image for this prompt only; always None
+            if the family's `pixel_bounds` is false.
         chat: put the conversation into the chat template; else the prompt is the text alone. None:
-            as the family's kind has it; a family is told true or false, and always true where it
-            sees images.
+            the family's default; a family gets true or false, and always true if it sees images.
     """
 
     images: Sequence[Image.Image]
@@ -227,7 +227,7 @@ class PromptRequest:
 
 
 class Processor(Protocol):
-    """What everybody may use of what a family's `load_processor` gives; the rest is its own."""
+    """The public part of what a family's `load_processor` returns; the rest is private."""
 
     @property
     def tokenizer(self) -> PreTrainedTokenizerBase:
@@ -236,7 +236,7 @@ class Processor(Protocol):
 
     @property
     def note(self) -> str:
-        """What a user should know of the files; "" where there is nothing."""
+        """What a user should know about the files; "" where there is nothing."""
         ...
 
 
@@ -268,12 +268,12 @@ class Family(Protocol):
 
     def config_problem(self, config: Any) -> str | None:
         """What in a config would fail only when the model runs, as the rest of a sentence about it;
-        None where there is nothing."""
+        else None."""
         ...
 
     def weights_problem(self, config: Any, tensors: Mapping[str, StoredTensor]) -> str | None:
         """Why these tensors are not a model of this config, as the rest of a sentence about it;
-        None where nothing speaks against them."""
+        None if they may be."""
         ...
 
     def missing_words(self, missing: Sequence[str]) -> str:
@@ -284,11 +284,11 @@ class Family(Protocol):
 
     def load_processor(self, source: str, options: Mapping[str, Any]) -> Any:
         """Tokenizer, image processor and chat template of a folder; its `note` is what a user
-        should know of them."""
+        should know about them."""
         ...
 
     def most_pixels(self, processor: Any) -> int | None:
-        """The largest area that images are resized to; None where there is no such bound."""
+        """The largest area that images are resized to; None without a bound."""
         ...
 
     def check(self, processor: Any, config: Any) -> None:
@@ -310,5 +310,5 @@ class Family(Protocol):
         ...
 
     def resume(self, model: PreTrainedModel, positions: torch.Tensor) -> None:
-        """Prepare the model to continue behind a prefix."""
+        """Prepare the model to continue after a prefix."""
         ...

@@ -1,8 +1,8 @@
 """A checkpoint's `generation_config.json`, read so that nothing in it stops a model from loading.
 
-transformers reads the file while it loads the weights; a value of a wrong type ends that with an
-error about something else. Here the values are taken as they stand. Whether one can be used is
-decided where it would be used (`capture.decoding`); only the tokens that end and pad an answer,
+transformers reads the file while it loads the weights; a value of a wrong type makes that fail with
+an unrelated error. Here the values are read unchecked. Whether one can be used is decided where it
+would be used (`capture.decoding`); only the tokens that end and pad an answer,
 which every run needs, are checked at once.
 """
 
@@ -24,10 +24,10 @@ MOST_BYTES = 10_000_000  # lists of suppressed tokens and banned words are far s
 
 @dataclass(frozen=True)
 class GenerationFile:
-    """What reading the file left to say.
+    """The notes from reading the file.
 
     Attributes:
-        damage: why its values cannot be known, as a sentence; empty where they can.
+        damage: why its values cannot be read, as a sentence; else empty.
         notes: what of it is not used or was replaced, in sentences.
     """
 
@@ -36,13 +36,13 @@ class GenerationFile:
 
 
 def read_generation_file(folder: Path, config: Any) -> tuple[GenerationConfig, GenerationFile]:
-    """The values of the file, of whatever type they are, and what there is to say about it.
+    """The values of the file, of whatever type, and notes about it.
 
     Without the file the values come from config.json, as transformers takes them.
 
     Args:
         folder: of the checkpoint.
-        config: the model's config, which has the token ids that are used where the file's are none.
+        config: the model's config, whose token ids are used if the file's are not valid.
     """
     made, damage, unknown = _from_file(folder) if (folder / NAME).exists() else _without(folder)
     if damage:
@@ -60,7 +60,7 @@ def is_token(value: Any, vocabulary: int) -> bool:
 
 
 def shortened(value: Any, most: int = 60) -> str:
-    """A value of a file in a message, however long it is and whatever characters it has."""
+    """A file's value for a message: shortened, and with printable characters only."""
     text = ascii(value)
     return text if len(text) <= most else f"{text[: most - 3]}..."
 
@@ -104,7 +104,7 @@ def _read(path: Path) -> tuple[dict[str, Any], str]:
 
 
 def _watermark(value: Any) -> Any:
-    """As transformers would make it of a JSON object; what does not fit stays as it is."""
+    """Converted as transformers would; values that do not fit stay unchanged."""
     if not isinstance(value, dict):
         return value
     from transformers.generation.configuration_utils import WatermarkingConfig
@@ -116,7 +116,7 @@ def _watermark(value: Any) -> Any:
 
 
 def _mend_tokens(made: GenerationConfig, config: Any) -> list[str]:
-    """Replace token ids that are none by those of config.json; a sentence for each."""
+    """Replace invalid token ids by those of config.json; returns a sentence for each."""
     text = config.get_text_config()
     notes = []
     for name in TOKENS:

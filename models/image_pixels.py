@@ -1,4 +1,4 @@
-"""From a decoded image to the RGB that model and page see: its size, its white, its bits."""
+"""From a decoded image to the RGB of model and page: size, transparency, bit depth."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ ON_ITS_SIDE = (5, 6, 7, 8)
 def kept_size(size: tuple[int, int], megapixels: float) -> tuple[int, int]:
     """The size that an image is scaled down to: its own where it has no more than these pixels.
 
-    The area is at most `megapixels`, and the aspect stays but for rounding to whole pixels.
+    The area is at most `megapixels`, and the aspect is kept, except for rounding to whole pixels.
     """
     width, height = size
     if width * height <= megapixels * 1e6:
@@ -36,7 +36,7 @@ def kept_size(size: tuple[int, int], megapixels: float) -> tuple[int, int]:
 
 
 def orientation_of(image: Image.Image) -> int:
-    """How an image is to be turned, as its EXIF data (or XMP) says: 1 to 8."""
+    """The EXIF (or XMP) orientation of an image: 1 to 8."""
     value = image.getexif().get(ExifTags.Base.Orientation, 1)
     return value if value in _TURNS else 1
 
@@ -59,10 +59,10 @@ def mode_problem(image: Image.Image) -> str | None:
 
 
 def scaled(image: Image.Image, size: tuple[int, int]) -> Image.Image:
-    """The image in another size, before transparency is laid on white, which takes a copy of it.
+    """The image in another size, before transparency is composited on white, which needs a copy.
 
-    Whole blocks of pixels are averaged first, down to twice the size, and then it is bicubic.
-    Transparent pixels count by their opacity, so that no colour shows that nobody saw.
+    Blocks of pixels are averaged first, down to twice the size; the rest is bicubic. Pixels are
+    weighted by their opacity, so that invisible colours do not appear.
     """
     if image.size == size:
         return image
@@ -88,7 +88,7 @@ def eight_bit(image: Image.Image) -> Image.Image:
 
 def to_rgb(image: Image.Image) -> Image.Image:
     """A new RGB image with the pixels of `image` (`mode_problem` is None) and nothing else of it;
-    transparency lies on white."""
+    transparency is composited on white."""
     if image.mode in SIXTEEN_BIT:
         image = eight_bit(image)
     if image.mode in WITH_ALPHA or "transparency" in image.info:

@@ -1,8 +1,9 @@
 """The process that decodes images: `python -m sinkscope.models.image_worker`, which
 `jobs.helper.Helper` starts. It has Pillow and NumPy, no torch and no page.
 
-A task is `{"path", "to", "name", "limits"}`: a file, where the pixels go (RGB, row by row, 8 bit),
-what errors call the image, and the fields of `config.ImageLimits`. It gives [width, height].
+A task is `{"path", "to", "name", "limits"}`: a file, the output file of the pixels (RGB, row by
+row, 8 bit), the image's name in errors, and the fields of `config.ImageLimits`. It gives [width,
+height].
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from sinkscope.jobs.serving import Do, serve
 
 MODULE = "sinkscope.models.image_worker"
 MEMORY = "SINKSCOPE_IMAGE_MEGABYTES"
-# One pool of memory, whose large blocks go back at once: address space is what is limited.
+# One memory pool that returns large blocks at once, because address space is limited.
 ENVIRONMENT = {
     "MALLOC_ARENA_MAX": "1",
     "MALLOC_MMAP_THRESHOLD_": "1048576",
@@ -36,7 +37,7 @@ def bound_memory(megabytes: int) -> bool:
     try:
         resource.setrlimit(resource.RLIMIT_AS, (size, size))
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # a crash leaves no file
-    except (OSError, ValueError):  # macOS refuses it; or the limit in force is a lower one
+    except (OSError, ValueError):  # macOS refuses it; or a lower limit is in force
         return False
     return True
 

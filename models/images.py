@@ -1,7 +1,7 @@
-"""Images from outside: opened once, checked before a pixel is decoded, and handed on as plain RGB.
+"""Untrusted images: opened once, checked before a pixel is decoded, and returned as plain RGB.
 
 Everything after this file sees one kind of image: 8-bit RGB, upright, without metadata. The model
-and the display get the very same pixels, so a heatmap never lies on another image than the model's.
+and the display get the same pixels, so a heatmap is always drawn on the model's own image.
 """
 
 from __future__ import annotations
@@ -44,12 +44,13 @@ def open_image(
     """Open an image file as the model and the page see it.
 
     Of an animation it is the first frame. The EXIF rotation is applied (and gone from the result),
-    transparency is laid on white, 16-bit greyscale is scaled to 8 bit. An image of more than
+    transparency is composited on white, 16-bit greyscale is scaled to 8 bit. An image of more than
     `limits.kept_megapixels` is scaled down to them while it is read; of a smaller one every pixel
     is that of the file.
 
     Args:
-        source: a path, the bytes of a file, or an open binary file (read from where it stands).
+        source: a path, the bytes of a file, or an open binary file (read from its current
+            position).
         limits: what is allowed; by default `ImageLimits()`.
         name: what errors call the image; by default the path's last part, where there is one.
 
@@ -100,9 +101,10 @@ def image_size(
         if image.format == "TIFF":  # whose size Pillow gives upright
             return width, height
         try:
-            # The class's own: that of a PNG decodes it to find EXIF data behind the pixels.
+            # The base class's method: PNG's own decodes the image to find EXIF data after the
+            # pixels.
             orientation = Image.Image.getexif(image).get(ExifTags.Base.Orientation, 1)
-        except Exception:  # a header that makes no sense turns nothing
+        except Exception:  # an invalid header turns nothing
             orientation = 1
     return (height, width) if orientation in ON_ITS_SIDE else (width, height)
 
@@ -121,7 +123,7 @@ def _opened(name: str, data: bytes, limits: ImageLimits) -> Image.Image:
             f"at most {limits.max_megapixels:g} megapixels are allowed."
         ) from error
     except Exception as error:
-        # Pillow's parsers raise many types on crafted headers; none of them may end a session.
+        # Pillow's parsers raise many types on crafted headers; none of them may stop the app.
         raise ImageError(f"{name} is damaged or cut off: its header cannot be read.") from error
     try:
         _check_size(name, image.size, limits)
@@ -139,13 +141,13 @@ def _opened(name: str, data: bytes, limits: ImageLimits) -> Image.Image:
 
 
 def as_rgb(image: Image.Image, limits: ImageLimits | None = None) -> Image.Image:
-    """What `open_image` makes of a file, made of an image in memory.
+    """As `open_image`, for an image in memory.
 
-    Upright RGB: a rotation noted in its EXIF data is applied, transparency lies on white, 16-bit
+    Upright RGB: the EXIF rotation is applied, transparency is composited on white, 16-bit
     grey is scaled. The image given is not changed.
 
     Raises:
-        ImageError: as `open_image`; or it is no Pillow image.
+        ImageError: as `open_image`; or it is not a Pillow image.
     """
     if not isinstance(image, Image.Image):
         raise ImageError(
@@ -162,7 +164,7 @@ def as_rgb(image: Image.Image, limits: ImageLimits | None = None) -> Image.Image
 def _read(
     source: Path | str | bytes | BinaryIO, limits: ImageLimits, given: str | None
 ) -> tuple[str, bytes]:
-    """What to call the source in a sentence, and its bytes: never more of them than are allowed."""
+    """The source's name for messages, and its bytes: never more of them than are allowed."""
     name = called(given)
     if isinstance(source, bytes):
         data = source
@@ -170,7 +172,7 @@ def _read(
         path = Path(source)
         name = called(given or path.name)
         try:
-            # Asked before opening: opening a pipe would wait for ever.
+            # Checked before opening: opening a pipe would wait forever.
             regular = stat.S_ISREG(path.stat().st_mode)
             data = _first_bytes(path, limits.max_bytes + 1) if regular else b""
         except FileNotFoundError as error:
@@ -194,7 +196,7 @@ def _first_bytes(path: Path, count: int) -> bytes:
 
 
 def called(name: str | None) -> str:
-    """What a sentence calls an image."""
+    """The image's name in messages."""
     return "The image" if name is None else f"The image {_printable(name)}"
 
 
@@ -203,7 +205,7 @@ def _printable(name: str) -> str:
 
 
 def _what_it_is(data: bytes) -> str:
-    """Say what bytes are that no allowed decoder knows, as far as their beginning tells."""
+    """Name the format of bytes that no allowed decoder knows, from their beginning."""
     if data.startswith(_SIGNATURES):
         return "damaged or cut off: its header cannot be read"
     head = data[:1024].lstrip(b"\xef\xbb\xbf \t\r\n").lower()

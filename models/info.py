@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class ModelInfo:
-    """Identity, sizes and place of a loaded model.
+    """Identity, sizes and device of a loaded model.
 
     Attributes:
         id: as the user asked for it.
@@ -15,8 +15,9 @@ class ModelInfo:
         family: adapter name.
         dtype, device: as loaded.
         layers, heads, hidden_size: of the text model.
-        note: what a user should know of the checkpoint, in sentences: which chat template was taken
-            where it has none of its own, which files were not read; "" where there is nothing.
+        note: what a user should know about the checkpoint, in sentences: which chat template was
+            taken where it has none of its own, which files were not read; "" where there is
+            nothing.
     """
 
     id: str

@@ -1,7 +1,7 @@
 """How many scans a JPEG has: each costs a pass over all of its pixels, and a few bytes of the file.
 
 A progressive JPEG comes in about 10 scans, and programs that search for the best order write up to
-20. Nothing but time sets a limit: 400 scans of 25 megapixels fit in 130 kB, and take half a minute.
+20. The format has no limit: 400 scans of 25 megapixels fit in 130 kB, and take half a minute.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import re
 
 _ALONE = frozenset((0x01, 0xD8, *range(0xD0, 0xD8)))  # markers without a length: TEM, SOI, RST
 _EOI, _SOS = 0xD9, 0xDA
-# In what is coded, 0xFF is followed by 0 or by the number of a restart; anything else is a marker.
+# In coded data, 0xFF is followed by 0 or by a restart number; anything else is a marker.
 _NEXT = re.compile(rb"\xff+([^\x00\xff\xd0-\xd7])", re.DOTALL)
 
 

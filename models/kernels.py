@@ -1,14 +1,14 @@
-"""The attention mathematics that everybody shares: exact softmax rows, their output, and fused
+"""The shared attention mathematics: exact softmax rows, their output, and fused
 attention that also gives each row's log-sum-exp.
 
 Rows and their output are computed with grouped queries, without copying K and V for each head:
 query heads that share a key head are laid out as more rows of one matrix. (B, H, R, D) is read as
-(B, Hkv, H / Hkv * R, D), and one matrix product a key head does the work.
+(B, Hkv, H / Hkv * R, D), so one matrix product per key head is enough.
 
 With the log-sum-exp of a row, the softmax weight of any single key is exp(score - lse), and the
 mass of any group of keys is exp(lse of the group - lse). The kernels for it are PyTorch's own,
-reached below `scaled_dot_product_attention`, which drops the log-sum-exp. Where a device has none
-(`has_log_sum_exp` says so), exact rows do the same.
+reached below `scaled_dot_product_attention`, which drops the log-sum-exp. On devices without them
+(`has_log_sum_exp`), exact rows are used instead.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ _CUDA_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
 def host_reads_are_free(device: torch.device) -> bool:
-    """Whether the host may look at a tensor there without waiting for what was launched before: on
-    a CPU. Elsewhere a prefill must not, and every operation is a launch that counts."""
+    """Whether the host can read a tensor of this device without waiting for earlier launches: only
+    on a CPU. On other devices a prefill must not read, and every operation costs a launch."""
     return device.type == "cpu"
 
 
@@ -94,7 +94,7 @@ def has_log_sum_exp(query: Tensor, masked: bool) -> bool:
     if query.device.type == "cpu":
         return query.dtype in _CPU_DTYPES and hasattr(aten, _CPU_KERNEL)
     if query.device.type == "cuda":
-        # The kernel wants a mask padded to its own alignment; rows are simpler than such a copy.
+        # The kernel needs a mask padded to its own alignment; rows are simpler than such a copy.
         aligned = query.shape[-1] % 8 == 0
         return (
             not masked and aligned and query.dtype in _CUDA_DTYPES and hasattr(aten, _CUDA_KERNEL)

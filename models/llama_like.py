@@ -67,8 +67,8 @@ def _mlp(layer: Any) -> MLP:
 def _points(heads: int, kv_heads: int, normed: bool) -> dict[str, Find]:
     """Where each site is in a decoder layer (`models.sites`).
 
-    With norms on queries and keys (Qwen3) the sites are behind them: what is left to come is the
-    rotary embedding alone, as everywhere. These norms are called with the heads apart.
+    With norms on queries and keys (Qwen3) the sites are after the norms: as in other models, only
+    the rotary embedding follows. These norms are called with the heads apart.
     """
     if normed:
         q: Find = lambda layer: HookPoint(layer.self_attn.q_norm, "output")  # noqa: E731

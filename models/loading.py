@@ -1,8 +1,8 @@
 """Loading a model: `demo`, a hub id or a folder, through one code path, into a read-only
 `ModelHandle`.
 
-Only safetensors weights are read and no code of a repository is ever run. Whatever goes wrong
-becomes one `ModelError` that says what is wrong and what to do.
+Only safetensors weights are read and no code of a repository is ever run. Every failure becomes one
+`ModelError` that says what is wrong and what to do.
 """
 
 from __future__ import annotations
@@ -73,10 +73,10 @@ class ModelHandle:
         processor: the family's tokenizer, and what else it needs to prepare a prompt.
         family: the adapter.
         stack: the parts that capture hooks into.
-        profile: the model's sink dimensions, or None where none are known.
-        generation_file: what there is to say about the checkpoint's generation_config.json.
+        profile: the model's sink dimensions, or None if unknown.
+        generation_file: notes about the checkpoint's generation_config.json.
         lock: one run at a time; transformers keeps state on the model during a run.
-        kept: what runs leave for the next one, such as recorded steps; gone with the handle.
+        kept: objects that runs reuse, such as recorded steps; released with the handle.
     """
 
     info: ModelInfo
@@ -97,7 +97,7 @@ class ModelHandle:
 
     @property
     def generate(self) -> Callable[..., Any]:
-        """The model's own `generate`, which transformers mixes in and types nowhere."""
+        """The model's own `generate`, which transformers mixes in without types."""
         own: Callable[..., Any] = cast(Any, self.model).generate
         return own
 
@@ -128,14 +128,14 @@ class ModelHandle:
         history: Sequence[tuple[str, str]] = (),
         chat: bool | None = None,
     ) -> PromptInputs:
-        """Turn images and a prompt into what the model takes. The result says what it was made of.
+        """Turn images and a prompt into the model's inputs. The result records its arguments.
 
         Args:
             images: Pillow images, shown before the text; made upright RGB (`models.images.as_rgb`).
                 At least one for a family that sees images, none for a text model.
             prompt: the user's text; special tokens typed in it stay plain text.
             system: replaces the chat template's own system message.
-            min_pixels, max_pixels: area bounds of the resized image for this prompt alone.
+            min_pixels, max_pixels: area bounds of the resized image for this prompt only.
             history: earlier turns of the conversation, (what the user said, what was answered),
                 oldest first; the images are shown in the first.
             chat: put the conversation into the chat template. None: as the family does it, which
@@ -143,8 +143,8 @@ class ModelHandle:
 
         Raises:
             ValueError: no image or an unusable one, or images for a text model, an empty prompt or
-                turn, a text that is none, a conversation too long, or pixel bounds outside their
-                range or for a family that takes none.
+                turn, a value that is not text, a conversation that is too long, or pixel bounds
+                outside their range or for a family that takes none.
         """
         request = checked(
             self.family,
@@ -198,14 +198,16 @@ def load_model(
     source, commit = locate(settings, report)
     report("Reading its configuration", 0.15)
     config, family = read_configuration(settings, source)
-    place = choose_device(settings.device)
-    kind = choose_dtype(settings.dtype, config, place)
+    device_name = choose_device(settings.device)
+    weights_dtype = choose_dtype(settings.dtype, config, device_name)
     report("Reading tokenizer and image processor", 0.2)
     files = checked_files(settings, source, config, family)
-    check_quantisation(settings.model, config, place, files.tensors)
+    check_quantisation(settings.model, config, device_name, files.tensors)
     processor = _processor(settings, source, config, family)
     report("Loading the weights", 0.3)
-    loaded, unused = load_weights(settings, source, config, family, files, place, kind)
+    loaded, unused = load_weights(
+        settings, source, config, family, files, device_name, weights_dtype
+    )
     loaded.generation_config, generation_file = read_generation_file(source, config)
     name, revision = settings.model, commit or fingerprint(source, files.files)
     if adapter is not None:
@@ -256,7 +258,7 @@ def read_configuration(settings: ModelSettings, source: Path) -> tuple[Any, Fami
     try:
         config = AutoConfig.from_pretrained(source, trust_remote_code=False, local_files_only=True)
     except Exception as error:
-        # The checks of a config raise types of their own, some of them no ValueError.
+        # The checks of a config raise various types, some of them not a ValueError.
         if _has_own_code(file):
             raise ModelError(
                 f"{settings.model} needs code of its own (auto_map in config.json), which is never "
@@ -285,7 +287,8 @@ def read_configuration(settings: ModelSettings, source: Path) -> tuple[Any, Fami
 
 
 def _check_generation_values(settings: ModelSettings, config: Any) -> None:
-    """What transformers does with old files' settings of generation while it builds the model."""
+    """Check the generation settings of old config files, which transformers reads while it builds
+    the model."""
     try:
         GenerationConfig.from_model_config(config)
     except (ValueError, TypeError, AttributeError) as error:
@@ -296,7 +299,7 @@ def _check_generation_values(settings: ModelSettings, config: Any) -> None:
 
 
 def _for_capture(config: Any) -> Any:
-    """Set back what a checkpoint says of how calls answer; captured runs decide that themselves."""
+    """Reset the checkpoint's settings for outputs of calls; captured runs set them themselves."""
     for part in (config, config.get_text_config()):
         part.return_dict = True
         part.output_attentions = part.output_hidden_states = False
@@ -311,7 +314,7 @@ def _has_own_code(file: Path) -> bool:
 
 
 def _why_no_config(source: Path) -> str:
-    """Why a folder is no model, by what it has instead."""
+    """Why a folder is not a model, from its content."""
     if (source / ADAPTER).is_file():
         return adapter_words(source / ADAPTER)
     snapshots = sorted((source / "snapshots").glob("*/config.json"))
@@ -369,8 +372,8 @@ def choose_device(choice: str) -> str:
             if torch.backends.mps.is_available()
             else "cpu"
         )
-    kind, _, index = choice.partition(":")
-    if kind == "cuda":
+    device_type, _, index = choice.partition(":")
+    if device_type == "cuda":
         count = torch.cuda.device_count()
         if not torch.cuda.is_available() or int(index or 0) >= count:
             raise ModelError(
@@ -378,18 +381,18 @@ def choose_device(choice: str) -> str:
                 "torch can use."
             )
         return f"cuda:{index or 0}"
-    if kind == "mps" and not torch.backends.mps.is_available():
+    if device_type == "mps" and not torch.backends.mps.is_available():
         raise ModelError("device is 'mps', but torch has no MPS on this machine.")
-    return kind
+    return device_type
 
 
-def choose_dtype(choice: DType, config: Any, place: str) -> torch.dtype:
-    """The number type that the weights get: `auto` is float32 on a CPU, else the checkpoint's."""
+def choose_dtype(choice: DType, config: Any, device: str) -> torch.dtype:
+    """The dtype of the weights: `auto` is float32 on a CPU, else the checkpoint's."""
     if choice != "auto":
         return {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}[
             choice
         ]
-    if place == "cpu":
+    if device == "cpu":
         return torch.float32
     own = getattr(config, "dtype", None) or getattr(config.get_text_config(), "dtype", None)
     # A quantised checkpoint may name its packed type, which nothing can be computed in.

@@ -1,4 +1,4 @@
-"""What a run wants from attention: the plan that is handed down with each forward pass."""
+"""What a run requests of attention: the plan that is passed on with each forward pass."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ PLAN_KEY = "sinkscope_plan"
 
 
 class Looker(Protocol):
-    """Sees what is at a site."""
+    """Reads the values of a site."""
 
     def see(self, site: str, layer: int, values: Any, positions: Sequence[int]) -> None:
         """`values` as `models.sites` says, of these positions."""
@@ -24,7 +24,7 @@ class Looker(Protocol):
 
 
 class RowChange(Protocol):
-    """Changes attention rows (`interventions.base.Acting` has the full story)."""
+    """Changes attention rows (documented in `interventions.base.Acting`)."""
 
     @property
     def row_positions(self) -> range:
@@ -69,13 +69,13 @@ class Mask(Protocol):
 
 @dataclass
 class LayerPlan:
-    """What is wanted of one layer's attention.
+    """The requests for one layer's attention.
 
     Attributes:
-        rows: who sees attention rows, and of which positions.
-        keys: who sees queries and keys, and of which positions.
+        rows: readers of attention rows, and their positions.
+        keys: readers of queries and keys, and their positions.
         changes: what changes rows, in order.
-        fast: the correction that replaces the generic one where its owner is the only change.
+        fast: the correction that replaces the generic one if its owner is the only change.
         masks: what hides keys, in order.
     """
 
@@ -88,15 +88,15 @@ class LayerPlan:
 
 @dataclass
 class ForwardPlan:
-    """What one run wants from attention. Made by a session and gone with it.
+    """The requests of one run. Made by a session, and dropped with it.
 
     Attributes:
-        layers: layer -> what is wanted there; a layer that is not in it is plain SDPA.
+        layers: layer -> its requests; any other layer is plain SDPA.
         step: position and number of the queries of the current forward pass.
-        prompt_length: a pass over several positions behind it is refused.
+        prompt_length: a pass over several positions after it is refused.
         batch: how many sequences are expected.
-        gradients: rows that are seen are those that the output is made of, at prefill too, so that
-            it can be differentiated by them.
+        gradients: readers see the rows that the output is computed from, also at prefill, so that
+            it can be differentiated with respect to them.
     """
 
     layers: dict[int, LayerPlan]

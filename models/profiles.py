@@ -1,5 +1,5 @@
-"""Sink profiles: which dimensions of a model's residual stream mark its sinks, where that comes
-from, how sure it is.
+"""Sink profiles: which dimensions of a model's residual stream mark its sinks, their source and
+confidence.
 
 A profile is one small TOML file. A model folder may hold its own `sink_profile.toml`; the published
 ones are in `sinks/profiles/`, chosen by the model's id or, for a folder, by its family and sizes.
@@ -65,8 +65,8 @@ def read_profile(path: Path) -> SinkProfile:
     """Read a profile from TOML.
 
     Raises:
-        ValueError: the file cannot be read, is no TOML, or lacks or misstates a key; the text names
-            it.
+        ValueError: the file cannot be read, is not TOML, or a key is missing or wrong; the text
+            names it.
     """
     values = read_toml(path, "The sink profile")
     known = {f.name: f for f in fields(SinkProfile)}
@@ -108,7 +108,7 @@ def find_profile(
     named = [p for p in fitting if p.model.lower() == model.lower()]
     if named or not fitting:
         return next(iter(named), None)
-    # A fine-tune mostly keeps its base's sinks, but nobody has looked at this one.
+    # A fine-tune mostly keeps its base's sinks, but this one was not checked.
     base = fitting[0]
     return replace(
         base,
@@ -123,9 +123,9 @@ def check_fits(
 ) -> None:
     """Refuse a profile that was not made for this model.
 
-    Dimensions are indices into one model's residual stream; on another of the same sizes they
-    mean nothing, and nothing would show that. So the name counts too: its last part, for the model
-    of a hub id may lie in a folder of that name.
+    Dimensions are indices into one model's residual stream; on another model of the same sizes they
+    mean nothing, and nothing would show that. So the name is compared too: its last part, because
+    the model of a hub id may be in a folder of that name.
 
     Args:
         profile: the profile.

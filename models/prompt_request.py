@@ -1,4 +1,4 @@
-"""What a prompt may hold: the checks of `ModelHandle.prepare`, before a family sees it."""
+"""The checks of `ModelHandle.prepare`, before a family sees the prompt."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def checked(family: Family, model: str, asked: PromptRequest) -> PromptRequest:
     Args:
         family: the model's.
         model: its id, for sentences.
-        asked: as the caller has it; `chat` may be None.
+        asked: the caller's request; `chat` may be None.
 
     Raises:
         ValueError: as `ModelHandle.prepare` says.
@@ -87,7 +87,7 @@ def check_pixel_bounds(family: Family, min_pixels: int | None, max_pixels: int |
 
 
 def check_text(what: str, text: object) -> None:
-    """Refuse what cannot be encoded: no string, or half of a surrogate pair."""
+    """Refuse what cannot be encoded: not a string, or half of a surrogate pair."""
     if not isinstance(text, str):
         raise ValueError(f"{what} is a {type(text).__name__}; allowed: a text.")
     try:

@@ -1,7 +1,7 @@
 """Quantised checkpoints: which library each form needs, and whether it can be used here.
 
-transformers reads them all; a form that it does not know, it would skip without a word and load
-the packed numbers as if they were weights.
+transformers reads them all. A form that it does not know it would silently skip, and load the
+packed numbers as if they were weights.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from transformers.quantizers.auto import AUTO_QUANTIZATION_CONFIG_MAPPING, AutoH
 from sinkscope.models.source import ModelError, first_line
 from sinkscope.models.weights import FLOATS, StoredTensor
 
-# Form -> (module, package) of all that it needs beside torch and accelerate. Forms that are left
-# out need none: transformers has them built in, or turns them back into plain weights.
+# Form -> (module, package) of all that it needs besides torch and accelerate. Other forms need
+# none: transformers has them built in, or turns them back into plain weights.
 LIBRARIES: Mapping[str, tuple[tuple[str, str], ...]] = {
     "aqlm": (("aqlm", "aqlm[gpu,cpu]"),),
     "auto-round": (("auto_round", "auto-round"),),
@@ -53,14 +53,14 @@ def quantisation(config: Any) -> str | None:
 
 
 def check_quantisation(
-    name: str, config: Any, place: str, tensors: Mapping[str, StoredTensor]
+    name: str, config: Any, device: str, tensors: Mapping[str, StoredTensor]
 ) -> None:
     """Refuse a quantised checkpoint that cannot be loaded here, before anything large is read.
 
     Args:
         name: of the model, for the sentence.
         config: of the checkpoint.
-        place: the device that it shall go to.
+        device: where the weights go.
         tensors: the headers of its weight files.
 
     Raises:
@@ -90,11 +90,11 @@ def check_quantisation(
         )
     try:
         quantiser = AutoHfQuantizer.from_config(copy.deepcopy(about), pre_quantized=True)
-        quantiser.validate_environment(device_map={"": place}, weights_only=True)
+        quantiser.validate_environment(device_map={"": device}, weights_only=True)
     except Exception as error:
-        # Each form checks versions and hardware in its own way, and raises what it likes.
+        # Each form checks versions and hardware in its own way, and may raise anything.
         raise ModelError(
-            f"{name} is quantised with {method}, which cannot be used on {place} here: "
+            f"{name} is quantised with {method}, which cannot be used on {device} here: "
             f"{first_line(error)}"
         ) from error
 
@@ -114,5 +114,5 @@ def _about(config: Any) -> dict[str, Any] | None:
 def _installed(module: str) -> bool:
     try:
         return importlib.util.find_spec(module) is not None
-    except ModuleNotFoundError:  # of optimum.quanto where there is no optimum
+    except ModuleNotFoundError:  # of optimum.quanto without optimum
         return False

@@ -1,7 +1,7 @@
 """Qwen2.5-VL: how images and a prompt become the model's tensors, and which role each position has.
 
-What belongs to this family alone is in this file (module paths, processor), in `qwen_prompt` (token
-names, chat format), `qwen_images` (sizes, pixels) and `qwen_weights` (names of tensors).
+Everything specific to this family is in this file (module paths, processor), in `qwen_prompt`
+(token names, chat format), `qwen_images` (sizes, pixels) and `qwen_weights` (names of tensors).
 """
 
 from __future__ import annotations
@@ -38,15 +38,15 @@ class QwenProcessor:
     """Tokenizer, image processor and chat template of a checkpoint.
 
     transformers' own `Qwen2_5_VLProcessor`, and in some versions `AutoImageProcessor`, cannot be
-    made without torchvision. Images do not need it, so the parts are loaded one by one, the PIL
-    image processor among them; it only cuts into patches what `qwen_vl_utils` has resized where
-    that is installed, and resizes itself elsewhere.
+    made without torchvision. Images do not need it, so the parts are loaded one by one, including
+    the PIL image processor. If `qwen_vl_utils` is installed, it resizes and the processor only cuts
+    into patches; otherwise the processor also resizes.
     """
 
     tokenizer: PreTrainedTokenizerBase
     image_processor: Any
     template: ChatTemplate
-    note: str = ""  # what a user should know of the choice of template
+    note: str = ""  # what a user should know about the choice of template
     lock: threading.Lock = field(default_factory=threading.Lock, compare=False, repr=False)
 
     @property
@@ -90,7 +90,7 @@ class Qwen25VL:
 
         Raises:
             OSError: a file is missing.
-            ValueError: a file is there but makes no sense, or the pixel bounds exclude each other.
+            ValueError: a file is invalid, or the pixel bounds exclude each other.
         """
         tokenizer = _tokenizer(source)
         image_processor = load_image_processor(
@@ -198,7 +198,7 @@ class Qwen25VL:
         Returns:
             The key/value cache of these positions, and what `resume` needs.
         """
-        cache = DynamicCache()  # whole also where layers have a sliding window
+        cache = DynamicCache()  # keeps all keys, also if layers have a sliding window
         per_position = ("input_ids", "attention_mask", "mm_token_type_ids")
         with torch.no_grad():
             model.model(
@@ -210,10 +210,10 @@ class Qwen25VL:
         return cache, model.model.rope_deltas.clone()
 
     def resume(self, model: PreTrainedModel, positions: torch.Tensor) -> None:
-        """Continue behind a prefix: images make positions run ahead or behind by a fixed offset.
+        """Continue after a prefix: images make positions run ahead or behind by a fixed offset.
 
-        transformers keeps that offset on the model between forward passes; whoever continues from a
-        cache must put it back first, inside the handle's lock.
+        transformers keeps that offset on the model between forward passes; it must be restored
+        before continuing from a cache, inside the handle's lock.
         """
         model.model.rope_deltas = positions.clone()
 
@@ -223,7 +223,7 @@ def _tokenizer(source: str) -> PreTrainedTokenizerBase:
 
     Raises:
         OSError: it is missing or damaged.
-        ValueError: it knows no images.
+        ValueError: it has no image token.
     """
     for name in ("tokenizer.json", "vocab.json", "merges.txt"):
         if (file := Path(source) / name).is_file() and is_pointer(file):
@@ -232,7 +232,7 @@ def _tokenizer(source: str) -> PreTrainedTokenizerBase:
         tokenizer = AutoTokenizer.from_pretrained(
             source, trust_remote_code=False, local_files_only=True
         )
-        # without its vocabulary file transformers makes an empty tokenizer and says nothing
+        # without its vocabulary file transformers silently makes an empty tokenizer
         usable = (
             tokenizer.decode(tokenizer("image", add_special_tokens=False)["input_ids"]) == "image"
         )

@@ -1,7 +1,7 @@
 """From images to the patches that Qwen2.5-VL's vision tower takes.
 
-Where torchvision is installed the image is resized by `qwen_vl_utils`, as the authors do it;
-elsewhere by the PIL image processor. Both get the size from ONE formula, so grid and tokens agree.
+With torchvision the image is resized by `qwen_vl_utils`, as the authors do it; without it by the
+PIL image processor. Both use the same formula for the size, so grid and tokens agree.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import (
 
 from sinkscope.config import MOST_PIXELS
 
-# What an area bound is called: today's name, and that of configurations of 2024.
+# The names of an area bound: today's, and that of configurations of 2024.
 BOUNDS = (("shortest_edge", "min_pixels"), ("longest_edge", "max_pixels"))
 _SIZE_ALLOWED = "allowed: shortest_edge and longest_edge, areas in pixels as whole numbers from 1"
 
@@ -33,7 +33,7 @@ def load_image_processor(source: str, min_pixels: int | None, max_pixels: int | 
 
     Raises:
         OSError: its file is missing or damaged.
-        ValueError: it gives no bound, or one that is none, and none is given here.
+        ValueError: it gives no valid bound, and none is given here.
     """
     values, _ = Qwen2VLImageProcessorPil.get_image_processor_dict(source, local_files_only=True)
     size = values.pop("size", None)
@@ -41,7 +41,7 @@ def load_image_processor(source: str, min_pixels: int | None, max_pixels: int | 
         raise ValueError(f"size in preprocessor_config.json is {size!r}; {_SIZE_ALLOWED}.")
     bounds = dict(Qwen2VLImageProcessorPil.size) if size is None else {}
     for (name, old), given in zip(BOUNDS, (min_pixels, max_pixels), strict=True):
-        outside = values.pop(old, None)  # beside size: it wins over what is inside
+        outside = values.pop(old, None)  # next to size: it takes precedence over the value inside
         inside = next((size[key] for key in (name, old) if size.get(key)), None) if size else None
         value = next((v for v in (given, outside, inside) if v is not None), bounds.get(name))
         if value is None:
@@ -88,7 +88,7 @@ def pixel_bounds(
 def vision_tensors(
     image_processor: Any, images: Sequence[Image.Image], shortest: int, longest: int
 ) -> dict[str, torch.Tensor]:
-    """What the vision tower takes.
+    """The inputs of the vision tower.
 
     Args:
         image_processor: the checkpoint's.
@@ -136,6 +136,6 @@ def _resize_with_qwen_vl_utils(
     )
     if resized.size == (width, height):
         return resized
-    # It has bounds of its own (3136 px at least) and keeps to them; below them, its very call with
+    # It has its own bounds (at least 3136 px) and keeps to them; below them, its very call with
     # our size.
     return image.resize((width, height))

@@ -1,8 +1,8 @@
 """From a conversation to Qwen's token ids, each with its role: the chat format of the family.
 
 Text typed by a user is never parsed for control tokens. A rendered conversation is encoded as a
-whole, which gives the ids that transformers' processor gives; only a stretch in which somebody
-typed a control token is encoded again, as plain text.
+whole, which gives the ids that transformers' processor gives; only a stretch with a typed control
+token is encoded again, as plain text.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ class Piece:
 
 
 def conversation(prompt: str, system: str | None, history: Sequence[tuple[str, str]]) -> list[Turn]:
-    """Who says what, in order."""
+    """The turns and their roles, in order."""
     turns: list[Turn] = [] if system is None else [("system", system)]
     for asked, answered in history:
         turns += [("user", asked), ("assistant", answered)]
@@ -86,8 +86,7 @@ def encode(
 ) -> list[Piece]:
     """The ids of a conversation, piece by piece, each piece with its role.
 
-    Whoever calls it from several threads does so one at a time: a flag of the tokenizer is set and
-    set back.
+    Not thread-safe: a flag of the tokenizer is set and restored.
 
     Args:
         tokenizer: of the checkpoint.
@@ -114,7 +113,7 @@ def encode(
     )
     ids, offsets, put = coded["input_ids"], coded["offset_mapping"], coded["special_tokens_mask"]
 
-    def typed(start: int, stop: int) -> bool:  # some normaliser made a control token of a text
+    def typed(start: int, stop: int) -> bool:  # a normaliser turned a text into a control token
         return any(low <= start and stop <= high for low, high, _ in spoken or ())
 
     pieces: list[Piece] = []
@@ -124,7 +123,7 @@ def encode(
             low = high = len(text)
         else:
             low, high = offsets[index]
-            if put[index] and low == high:  # by the tokenizer itself: it has no place in the text
+            if put[index] and low == high:  # added by the tokenizer: not in the text
                 low = high = offsets[index - 1][1] if index else 0
             elif token not in controls or typed(low, high):
                 continue
@@ -157,7 +156,7 @@ def control_tokens(tokenizer: PreTrainedTokenizerBase) -> dict[int, str]:
 
 
 def segments(pieces: Sequence[Piece]) -> tuple[Segment, ...]:
-    """Join neighbours of one role; images stay apart from one another."""
+    """Join adjacent pieces of one role; images stay separate."""
     joined: list[Segment] = []
     position = 0
     for piece in pieces:
@@ -178,7 +177,7 @@ def _stretch(
     coded: tuple[list[int], list[tuple[int, int]]],
     controls: dict[int, str],
 ) -> list[Piece]:
-    """What stands between two control tokens, as pieces with their roles."""
+    """The text between two control tokens, as pieces with their roles."""
     start, stop = place
     text, mark = rendered.text[start:stop], rendered.mark
     spans = _spans(rendered, place, role)
@@ -204,7 +203,7 @@ def _stretch(
 
 
 def _spans(rendered: Rendered, place: tuple[int, int], role: str) -> list[Span]:
-    """What in a stretch somebody says; the template's own system message counts as said."""
+    """The spoken parts of a stretch; the template's own system message counts as spoken."""
     start, stop = place
     spans: list[Span] = [
         (max(low, start) - start, min(high, stop) - start, kind)
@@ -220,7 +219,7 @@ def _spans(rendered: Rendered, place: tuple[int, int], role: str) -> list[Span]:
         if role == "system" and 0 < begin < len(text):
             return [(begin, len(text), "system")]
         return []
-    for kind in ("system", "user", "assistant"):  # texts are not found again: by their role
+    for kind in ("system", "user", "assistant"):  # texts cannot be located: use their role
         if role == kind and begin < len(text):
             return [(begin, len(text), kind)]
     return []
@@ -234,7 +233,7 @@ def _plain(
     Args:
         tokenizer: of the checkpoint.
         parts: the text, cut inside each control token that was typed in it.
-        controls: what may not come out.
+        controls: tokens that must not result.
     """
     coded = tokenizer(
         "".join(parts),
@@ -245,7 +244,7 @@ def _plain(
     ids, offsets = coded["input_ids"], coded["offset_mapping"]
     if not any(token in controls for token in ids):
         return ids, offsets
-    # The flag spares tokens that the tokenizer does not call special; in pieces there are none.
+    # The flag does not cover tokens that the tokenizer does not call special; pieces contain none.
     ids, offsets, before = [], [], 0
     for part in parts:
         coded = tokenizer(

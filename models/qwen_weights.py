@@ -1,5 +1,5 @@
-"""What a Qwen2.5-VL checkpoint's config must say, what its tensors are called, and how to tell that
-they are not those of the config.
+"""What a Qwen2.5-VL checkpoint's config must say, what its tensors are called, and how to detect
+that they do not match the config.
 
 Checkpoints up to transformers 4.51 call the text model `model.` and the vision tower `visual.`,
 later ones `model.language_model.` and `model.visual.`; transformers reads both.
@@ -56,7 +56,7 @@ def config_problem(config: Any) -> str | None:
 
 def weights_problem(config: Any, tensors: Mapping[str, StoredTensor]) -> str | None:
     """Why these tensors are not a model of this config, in a sentence that begins with a verb for
-    the model; None where nothing speaks against them.
+    the model; None if they may be.
 
     Args:
         config: of the checkpoint.
@@ -78,7 +78,7 @@ def weights_problem(config: Any, tensors: Mapping[str, StoredTensor]) -> str | N
             "does not gather the weights for saving: gather them first, with zero_to_fp32.py."
         )
     if quantisation(config) is not None:
-        return None  # packed tensors have shapes and types of their own
+        return None  # packed tensors have other shapes and types
     return _other_types(tensors) or _other_sizes(config, tensors)
 
 
@@ -99,7 +99,7 @@ def missing_words(missing: Sequence[str]) -> str:
 
 
 def _foreign_prefix(tensors: Mapping[str, StoredTensor]) -> str:
-    """What stands before the names of tensors and belongs to no layout of the family."""
+    """A prefix of tensor names that belongs to no layout of the family."""
     if any(name in tensors for name in EMBEDDINGS):
         return ""
     for name in sorted(tensors):

@@ -1,5 +1,5 @@
-"""Reading a checkpoint's weights into a transformers model, and checking that all of it came from
-the files."""
+"""Reading a checkpoint's weights into a transformers model, and checking that all were in the
+files."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ def load_weights(
     config: Any,
     family: Family,
     files: WeightFiles,
-    place: str,
-    kind: torch.dtype,
+    device: str,
+    dtype: torch.dtype,
 ) -> tuple[PreTrainedModel, str]:
     """The model, in eval mode and without gradients, and a sentence on tensors of the files that
     are not part of it.
@@ -35,8 +35,8 @@ def load_weights(
         config: of the checkpoint.
         family: its adapter.
         files: from `models.weights.weight_files`.
-        place: device.
-        kind: number type.
+        device: where the weights go.
+        dtype: of the weights.
 
     Raises:
         ModelError: they do not fit into memory or the config, or are damaged or not complete.
@@ -45,25 +45,26 @@ def load_weights(
         model, notes = family.loader.from_pretrained(
             source,
             config=config,
-            dtype=kind,
-            device_map=_device_map(files, place),
+            dtype=dtype,
+            device_map=_device_map(files, device),
             attn_implementation="sdpa",
             use_safetensors=True,
             trust_remote_code=False,
             local_files_only=True,
-            ignore_mismatched_sizes=True,  # said below, with both shapes
+            ignore_mismatched_sizes=True,  # reported below, with both shapes
             output_loading_info=True,
-            # Else transformers would read the file, and a wrong value in it would end the load.
+            # Otherwise transformers would read the file, and a wrong value in it would stop the
+            # load.
             generation_config=GenerationConfig(),
         )
     except (torch.OutOfMemoryError, MemoryError) as error:
         torch.cuda.empty_cache()
         raise ModelError(
-            f"{settings.model} does not fit into the memory of {place}; choose a smaller "
+            f"{settings.model} does not fit into the memory of {device}; choose a smaller "
             "model, bfloat16, or another device."
         ) from error
     except Exception as error:
-        # Building a model from an unusual config and reading it raise many types.
+        # Building and reading a model from an unusual config may raise many types.
         form = quantisation(config)
         why = "damaged, or not of its config.json?" if form is None else f"quantised with {form}"
         raise ModelError(
@@ -81,15 +82,15 @@ def load_weights(
             f"The weights of {settings.model} are not complete: {family.missing_words(lacking)}."
         )
     if quantisation(config) is not None and getattr(model, "hf_quantizer", None) is None:
-        for weight in model.parameters():  # turned back into plain ones, in the form's own type
-            weight.data = weight.data.to(kind)
+        for weight in model.parameters():  # dequantised, in the form's own type
+            weight.data = weight.data.to(dtype)
     _check_numbers(settings, model)
     return model.eval().requires_grad_(False), _unused(sorted(notes["unexpected_keys"]))
 
 
 def _check_numbers(settings: ModelSettings, model: PreTrainedModel) -> None:
-    """Refuse weights that are no numbers, as a training that diverged leaves them."""
-    # The sum of a tensor is finite if all of it is; sums wait on their device, to be read at once.
+    """Refuse weights that are not numbers, as a training that diverged leaves them."""
+    # The sum of a tensor is finite if all of it is; sums stay on their device and are read at once.
     sums: dict[torch.device, dict[str, torch.Tensor]] = {}
     for name, weight in model.named_parameters():
         if weight.is_floating_point() and weight.itemsize > 1 and not weight.is_meta:
@@ -118,11 +119,11 @@ def _shape(sizes: Sequence[int]) -> str:
     return " x ".join(map(str, sizes))
 
 
-def _device_map(files: WeightFiles, place: str) -> dict[str, str] | str:
-    """Everything on one device; split over all GPUs (and the CPU) only where it does not fit on the
+def _device_map(files: WeightFiles, device: str) -> dict[str, str] | str:
+    """Everything on one device; split over all GPUs (and the CPU) only if it does not fit on
     one."""
-    if place.startswith("cuda"):
-        free, _ = torch.cuda.mem_get_info(place)
+    if device.startswith("cuda"):
+        free, _ = torch.cuda.mem_get_info(device)
         if files.nbytes * 1.1 > free:
             return "auto"
-    return {"": place}
+    return {"": device}

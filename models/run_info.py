@@ -1,4 +1,4 @@
-"""What a probe or an intervention is told about the run it is attached to."""
+"""The information about a run that a probe or an intervention gets."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from sinkscope.models.sink_score import ScoreBook
 
 @dataclass
 class Step:
-    """The forward pass that is running: its first position and how many there are.
+    """The current forward pass: its first position and number of positions.
 
     Everything else about a run is fixed; this advances. `passes` counts the passes so far.
     """
@@ -28,9 +28,8 @@ class Step:
     def positions(self, first: int, count: int, device: torch.device, origin: int = 0) -> Tensor:
         """int64 (count,): the positions first, first + 1, ... counted from `origin`.
 
-        Made once for all layers that ask for the same. Who records a step as a graph overrides
-        this by a tensor that the step itself advances; what is written at these positions then
-        follows without reading the host.
+        Computed once for all layers. A recorded step overrides this by a tensor that the step
+        itself advances, so values are written at these positions without reading the host.
         """
         what = (first, count, device, origin)
         if self._made is None or self._made[0] != what:
@@ -45,19 +44,19 @@ class RunInfo:
 
     Attributes:
         model: sizes, dtype and device.
-        layouts: of the prompt, one a batch row.
+        layouts: of the prompt, one per batch row.
         length: prompt positions, with the padding of a batch of prompts (on the left).
-        new_tokens: most positions that may follow the prompt.
+        new_tokens: maximum number of positions after the prompt.
         device: where inputs go.
         start: positions that a shared prefix holds already.
         known_dims, known: of a prefix: the sink dimensions scored, and layer -> float32 (start,),
-            or (batch, start) where rows continue from prefixes of their own.
-        step: the forward pass that is running.
-        book: sink scores of the layer that is running, shared by all who ask.
-        columns: where rows continue from prefixes of their own, which are padded so that all end at
-            `start`: of each row, int64, at which position each token of its prompt stands.
-        room: positions that a cache of fixed size has room for, where that is more than there may
-            be; the others hold nothing.
+            or (batch, start) if rows continue from their own prefixes.
+        step: the current forward pass.
+        book: sink scores of the current layer, shared by all readers.
+        columns: if rows continue from their own prefixes, which are padded so that all end at
+            `start`: for each row, int64, the column of each token of its prompt.
+        room: capacity of a cache of fixed size, if that is more than the run can use; the rest
+            stays empty.
     """
 
     model: ModelInfo
@@ -80,7 +79,7 @@ class RunInfo:
 
     @property
     def capacity(self) -> int:
-        """Most positions there can be: prompt and new tokens, or what a fixed cache has."""
+        """The maximum number of positions: prompt and new tokens, or a fixed cache's capacity."""
         return max(self.length + self.new_tokens, self.room)
 
     @property

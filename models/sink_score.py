@@ -4,7 +4,7 @@ Both read the hidden state at the INPUT of a decoder layer, before its layer nor
 in float32: the square of a massive activation overflows float16, and the score would come out as 0.
 
 In a run, probes and interventions ask the run's `ScoreBook`: each layer is read once, by three
-kernels, whoever asks, and nothing waits for the device.
+kernels, for all readers, and nothing waits for the device.
 """
 
 from __future__ import annotations
@@ -36,7 +36,8 @@ def sink_score(hidden: Tensor, dims: Sequence[int]) -> Tensor:
         (...) float32, unitless, from 0 to sqrt(D).
 
     Raises:
-        ValueError: `hidden` is no floating tensor with a last dimension, or a dim lies outside it.
+        ValueError: `hidden` is not a floating tensor with a last dimension, or a dim is out of
+            range.
     """
     if hidden.ndim == 0 or not hidden.is_floating_point():
         raise ValueError(
@@ -55,7 +56,7 @@ def sink_score(hidden: Tensor, dims: Sequence[int]) -> Tensor:
 
 @dataclass(frozen=True)
 class Norms:
-    """What the sink scores of some tokens are made of.
+    """The terms that the sink scores of some tokens are computed from.
 
     Attributes:
         whole: (...) float32 or float64, L2 norm of each token's state.
@@ -74,7 +75,7 @@ class Norms:
         some = hidden.index_select(-1, dims)
         if kernels.host_reads_are_free(hidden.device):
             peak = some.abs().amax(-1)
-        else:  # the same in one kernel, which on a CPU takes many times as long
+        else:  # the same in one kernel, which takes many times as long on a CPU
             peak = torch.linalg.vector_norm(some, float("inf"), dim=-1)
         return Norms(_norm(hidden), peak.to(torch.float32), size)
 
@@ -108,9 +109,9 @@ def _norm(hidden: Tensor) -> Tensor:
 
 
 class ScoreBook:
-    """Sink scores as a run goes on: what a layer's input says is computed once for all who ask.
+    """Sink scores during a run: those of a layer's input are computed once for all readers.
 
-    It holds the layer that was asked for last, and nothing else.
+    It holds only the layer that was requested last.
     """
 
     def __init__(self) -> None:
@@ -122,19 +123,18 @@ class ScoreBook:
         """Of a layer's input.
 
         Args:
-            where: number of the pass in this run, layer, positions: what is asked for again under
-                the same ones is the same.
-            hidden: (B, N, D), what is there.
+            where: number of the pass in this run, layer, positions: the key of the cached result.
+            hidden: (B, N, D), the layer's input.
             dims: sink dimensions.
         """
         if self._asked != where:
             self._asked = where
             self._norms.clear()
         if dims not in self._norms:
-            place = dims, hidden.device
-            if place not in self._index:
-                self._index[place] = torch.tensor(dims, device=hidden.device)
-            self._norms[dims] = Norms.of(hidden.detach(), self._index[place])
+            key = dims, hidden.device
+            if key not in self._index:
+                self._index[key] = torch.tensor(dims, device=hidden.device)
+            self._norms[dims] = Norms.of(hidden.detach(), self._index[key])
         return self._norms[dims]
 
 
@@ -159,7 +159,7 @@ def sink_mask(
 
 
 def above_threshold(scores: Tensor, tau: float, dialect: Dialect) -> Tensor:
-    """The sink test on scores at hand: (...) float -> (...) bool; strict in `official` only."""
+    """The sink test on given scores: (...) float -> (...) bool; strict in `official` only."""
     if dialect not in get_args(Dialect):
         raise ValueError(f"dialect is {dialect!r}; allowed: {', '.join(get_args(Dialect))}.")
     return scores > tau if dialect == "official" else scores >= tau
@@ -170,8 +170,8 @@ def massive_activations(
 ) -> Tensor:
     """Tokens with a massive activation: some |x[d]| >= minimum and >= ratio x median |x|.
 
-    From Sun et al. 2024 (arXiv 2402.17762). A criterion that needs no calibrated tau; a
-    function for studies of your own: neither capture nor VAR uses it.
+    From Sun et al. 2024 (arXiv 2402.17762). A criterion that needs no calibrated tau, for your own
+    studies: neither capture nor VAR uses it.
 
     Args:
         hidden: (..., D) residual stream, any floating dtype.
@@ -183,7 +183,7 @@ def massive_activations(
         (...) bool.
 
     Raises:
-        ValueError: a dim lies outside the hidden size.
+        ValueError: a dim is outside the hidden size.
     """
     size = hidden.shape[-1]
     wanted = list(range(size)) if dims is None else [int(d) for d in dims]

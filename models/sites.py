@@ -1,4 +1,4 @@
-"""Where a running model can be looked at and changed: sites, named by role.
+"""Where a running model can be read and changed: sites, named by role.
 
 A site is a role in a decoder layer (`block_in`, `z`, ...). The family says which module has it
 (`models.stack.TextStack.point`); nothing above `models` knows a module path. One layer, in order:
@@ -17,11 +17,11 @@ A site is a role in a decoder layer (`block_in`, `z`, ...). The family says whic
 A family whose MLP has no gate (GPT-2, GPT-NeoX) has no `gate` and `up`. Asking for a site that a
 model does not have is an error that lists those it has.
 
-A change at `block_in` or `block_out` changes the residual stream. One at `mlp_norm_in` or `mlp_in`
-changes what the MLP is given and leaves the residual stream beside it as it is; what attention adds
-to the stream is changed at `attn_out`.
+A change at `block_in` or `block_out` changes the residual stream. A change at `mlp_norm_in` or
+`mlp_in` affects only the MLP's input and leaves the residual stream unchanged; attention's
+contribution to the stream is changed at `attn_out`.
 
-q and k are taken before rotary embedding (and behind the norms of queries and keys, where a family
+q and k are taken before rotary embedding (and after the norms of queries and keys, where a family
 has them: Qwen3) because a change made there reaches the key cache, so that
 later tokens see it as well; their norms are the same before and after. The rotated queries and keys
 that attention multiplies are the read-only site `queries_keys`.
@@ -63,7 +63,7 @@ MODULE_SITES: tuple[str, ...] = get_args(ModuleSite)
 SITES: tuple[str, ...] = get_args(Site)
 WHOLE_MODEL = ("logits", "text_inputs")  # sites of the model, not of a layer
 EVER = 1 << 62  # a position that no run reaches: the end of an open range
-NO_LAYER = -1  # the layer that `see` is told for these
+NO_LAYER = -1  # the layer that `see` gets for these
 
 Positions = range | tuple[int, ...] | None
 
@@ -104,7 +104,7 @@ class At:
             )
 
     def here(self, start: int, length: int) -> range | tuple[int, ...]:
-        """The wanted positions among start .. start + length - 1; empty where there are none."""
+        """The requested positions among start .. start + length - 1; may be empty."""
         stop = start + length
         given = self.positions
         if given is None:
@@ -130,7 +130,7 @@ class QueriesKeys(NamedTuple):
 
 @dataclass(frozen=True)
 class Fused:
-    """One of the things that a projection computes together.
+    """One of the outputs that a projection computes together.
 
     Attributes:
         part: which of them.
@@ -161,7 +161,7 @@ class HookPoint:
     fused: Fused | None = None
 
     def values(self, given: Tensor) -> Tensor:
-        """The site's values in what passes the module (B, N, ...): a view of it, by head."""
+        """The site's values in the module's tensor (B, N, ...): a view of it, by head."""
         if self.heads is None:
             return given
         if self.fused is None:
@@ -172,7 +172,7 @@ class HookPoint:
         return given.view(*given.shape[:-1], parts, self.heads, -1)[..., part, :, :]
 
     def replaced(self, given: Tensor, values: Tensor) -> Tensor:
-        """What passes the module, with these values in the site's place; a new tensor."""
+        """The module's tensor with these values at the site; a new tensor."""
         if self.heads is None:
             return values
         if self.fused is None:
@@ -186,8 +186,8 @@ class HookPoint:
 
 
 def take(values: Tensor, positions: Sequence[int], start: int) -> Tensor:
-    """The positions' part of values (B, N, ...) whose first position is `start`: a view where they
-    are neighbours, `values` itself where they are all of it."""
+    """The positions' part of values (B, N, ...) whose first position is `start`: a view if they are
+    contiguous, `values` itself if they are all of it."""
     if isinstance(positions, range):
         if len(positions) == values.shape[1]:
             return values

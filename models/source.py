@@ -17,17 +17,18 @@ class ModelError(ValueError):
 
 
 def locate(settings: ModelSettings, report: Progress) -> tuple[Path, str | None]:
-    """The folder that holds the model, and the hub commit it was resolved to (None for a folder of
-    the user's own)."""
+    """The folder that holds the model, and the hub commit it was resolved to (None for a user's
+    folder)."""
     folder = _own_folder(settings)
     return (folder, None) if folder is not None else _download(settings, report)
 
 
 def on_disk(settings: ModelSettings) -> Path | None:
-    """The folder that holds the model, if all or part of it is on this machine; asks no hub.
+    """The folder that holds the model, if all or part of it is on this machine; does not ask the
+    hub.
 
     Raises:
-        ModelError: it is no hub id, and there is no such folder.
+        ModelError: it is not a hub id, and there is no such folder.
     """
     if (folder := _own_folder(settings)) is not None:
         return folder
@@ -128,7 +129,7 @@ def _download(settings: ModelSettings, report: Progress) -> tuple[Path, str]:
 
 def fingerprint(source: Path, weights: Sequence[Path]) -> str:
     """Tells two folders apart: SHA-256 over the config and, of each weight file that is read, its
-    name, its size and a megabyte at its begin, at its end and at 14 places between."""
+    name, its size and a megabyte at its start, at its end and at 14 points between."""
     digest = hashlib.sha256((source / "config.json").read_bytes())
     for file in sorted(weights):
         size = file.stat().st_size
@@ -141,6 +142,6 @@ def fingerprint(source: Path, weights: Sequence[Path]) -> str:
 
 
 def first_line(error: BaseException) -> str:
-    """What an exception of a library says first."""
+    """The first line of a library's exception."""
     text = str(error).strip().split("\n", 1)[0]
     return text if len(text) <= 300 else text[:297] + "..."

@@ -1,8 +1,8 @@
 """The parts of a loaded text decoder by role: layers, projections, norms, and its sizes.
 
 A family adapter builds a `TextStack` once, when a model is loaded. Probes and interventions find
-the module of a site in it; experiments find weights in it, always oriented as (out, in), whatever a
-module keeps them as.
+the module of a site in it; experiments find weights in it, always oriented as (out, in), however a
+module stores them.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class Norm:
     Attributes:
         kind: `rms` or `layer`.
         module: the model's.
-        eps: what keeps the root from 0.
+        eps: added under the root.
     """
 
     kind: Literal["rms", "layer"]
@@ -43,7 +43,7 @@ class Norm:
 
     @property
     def bias(self) -> Tensor | None:
-        """What is added to each dimension (D,); None for an RMS norm."""
+        """The bias of each dimension (D,); None for an RMS norm."""
         bias: Tensor | None = getattr(self.module, "bias", None)
         return bias
 
@@ -54,11 +54,11 @@ class Norm:
 
 @dataclass(frozen=True)
 class Projection:
-    """A linear map, whatever its module keeps.
+    """A linear map, independent of how its module stores it.
 
     Attributes:
         module: the model's.
-        transposed: the module keeps (in, out), as transformers' Conv1D does.
+        transposed: the module stores (in, out), as transformers' Conv1D does.
     """
 
     module: nn.Module
@@ -99,7 +99,7 @@ class MLP:
         act: the activation.
         gate, up: inner x hidden, of a gated MLP; else None.
         fc: inner x hidden, of one without a gate; else None.
-        norm: what the layer does to the MLP's input.
+        norm: the norm before the MLP.
     """
 
     down: Projection
@@ -126,22 +126,22 @@ class TextStack:
     """The parts of a loaded model that capture and interventions hook into, and its sizes.
 
     Attributes:
-        language_model: called once a forward pass, with `inputs_embeds` by keyword, or with
+        language_model: called once per forward pass, with `inputs_embeds` by keyword, or with
             `input_ids` by keyword or as its first argument; passes its other keyword arguments down
             to attention.
         layers: the decoder layers in order.
         output_head: maps hidden states to logits (B, n, vocabulary).
         hidden_size, heads, kv_heads: sizes, from the loaded config.
         points: site (`models.sites`) -> where it is in a decoder layer.
-        windows: of each layer, how many keys a query sees at most, itself among them; None for all.
-        mlp_of: the MLP of a layer, by role; None where the family does not say.
-        output_of: the attention's output projection of a layer, by role, which is given the heads
-            side by side (H * Dh); None where the family does not say.
+        windows: of each layer, how many keys a query sees at most, including itself; None for all.
+        mlp_of: the MLP of a layer, by role; None if the family does not define it.
+        output_of: the attention's output projection of a layer, by role, whose input is the
+            concatenated heads (H * Dh); None if the family does not define it.
         final_norm: before the output head.
         parallel: attention and MLP both read the layer's input, and both are added to it:
             block_in + attn_out + mlp_out. Else the MLP reads block_in + attn_out.
         head_size: width of one head.
-        longest: most positions there can be, where they are learned (GPT-2); None: no such end.
+        longest: maximum number of positions, if they are learned (GPT-2); else None.
     """
 
     language_model: nn.Module

@@ -1,7 +1,7 @@
-"""Attention of a decode step whose every tensor stays where it is, so that it can be recorded.
+"""Attention of a decode step over fixed tensors, so that it can be recorded.
 
-Keys and values have a fixed capacity K; what is behind the current position is hidden by an added
-mask that follows from a position on the device. Nothing here reads the host.
+Keys and values have a fixed capacity K; keys after the current position are hidden by an additive
+mask computed from a position on the device. Nothing here reads the host.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from sinkscope.models.plan import RowChange
 
 @dataclass
 class StepPlan:
-    """What a step over fixed keys wants from attention, handed down like a `ForwardPlan`.
+    """The requests of a step over fixed keys, passed on like a `ForwardPlan`.
 
     Attributes:
         position: int64 (1,), of the query.
@@ -26,10 +26,10 @@ class StepPlan:
         windows: of each layer, how many keys a query sees at most; None for all, and for layers
             that are not listed.
         changes: layer -> what changes its rows, in order.
-        kept: layer -> float32 (B, H', K), where its rows go; a layer without is not kept.
+        kept: layer -> float32 (B, H', K), the buffer of its rows; other layers are not kept.
         heads: int64 (H',), which heads are kept, on the device; None: all.
-        first_position: what `changes` are told of the query. They take what follows a position from
-            `models.run_info.Step`.
+        first_position: the position that `changes` get for the query. They take the true position
+            from `models.run_info.Step`.
     """
 
     position: Tensor
@@ -45,7 +45,7 @@ class StepPlan:
         self._hidden: dict[int | None, Tensor] = {}
 
     def begin(self) -> Tensor:
-        """Before each step: hide the keys that are not there.
+        """Before each step: hide the keys that are not filled.
 
         Returns:
             float32 (1, 1, 1, K): 0 where the query may see, else minus infinity. Models take a mask

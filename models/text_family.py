@@ -1,9 +1,8 @@
 """Text models: a decoder under `AutoModelForCausalLM`, a tokenizer, no image.
 
 One row of `models.loading.FAMILIES` for each architecture; what differs is where a decoder layer
-has its parts (`llama_like`, `gpt2`, `gpt_neox`). A prompt is the text alone, with what the
-tokenizer itself puts before it (BOS), or on request a conversation in the checkpoint's own chat
-template.
+has its parts (`llama_like`, `gpt2`, `gpt_neox`). A prompt is only the text, with what the tokenizer
+itself puts before it (BOS), or on request a conversation in the checkpoint's own chat template.
 """
 
 from __future__ import annotations
@@ -47,8 +46,7 @@ class TextFamily:
     Attributes:
         name: `model_type` of its configs.
         decoder: finds the parts of the decoder: (decoder, output head, config) -> stack.
-        learned_positions: positions are embeddings of their own, so that a prompt cannot be longer
-            than there are.
+        learned_positions: positions are learned embeddings, so their number limits the prompt.
     """
 
     name: str
@@ -135,7 +133,7 @@ class TextFamily:
         return None
 
     def check(self, processor: TextProcessor, config: Any) -> None:
-        """See `Family`: nothing that both say could differ."""
+        """See `Family`: there is nothing to compare."""
 
     def prepare(
         self, processor: TextProcessor, config: Any, request: PromptRequest
@@ -182,7 +180,7 @@ class TextFamily:
 
 
 def _segments(length: int, said: Spans) -> tuple[Segment, ...]:
-    """Segments that tile the prompt: what somebody said, and the template around it."""
+    """Segments that tile the prompt: the spoken texts, and the template around them."""
     made: list[Segment] = []
     for start, stop, kind in said:
         at = made[-1].stop if made else 0

@@ -1,4 +1,4 @@
-"""From a text, or a conversation of a text model, to token ids and who said which of them."""
+"""From a text, or a conversation of a text model, to token ids with roles."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from sinkscope.models.chat_template import (
 )
 from sinkscope.models.family import PromptRequest, SegmentKind
 
-Spans = list[tuple[int, int, SegmentKind]]  # (first token, after the last, who says it), in order
+Spans = list[tuple[int, int, SegmentKind]]  # (first token, after the last, role), in order
 
 
 def plain_ids(
@@ -30,7 +30,7 @@ def plain_ids(
     ids, put = coded["input_ids"], coded["special_tokens_mask"]
     own = [index for index, special in enumerate(put) if not special]
     controls, text = template_tokens(tokenizer), {ids[index] for index in own}
-    # A token for what is unknown may come of any text.
+    # Any text may give the unknown token.
     typed = [name for token, name in controls.items() if token in text and name in request.prompt]
     if typed:
         raise ValueError(
@@ -46,8 +46,8 @@ def chat_ids(tokenizer: PreTrainedTokenizerBase, request: PromptRequest) -> tupl
     `apply_chat_template`.
 
     Raises:
-        ValueError: there is no template, it cannot show the conversation, or somebody typed a
-            control token, which would be read as one.
+        ValueError: there is no template, it cannot show the conversation, or a control token was
+            typed, which would be read as one.
     """
     template = tokenizer.chat_template
     if not isinstance(template, str):

@@ -1,7 +1,7 @@
 """The bytes of tokens that hold only a part of a character.
 
 Tokenizers that work on bytes split rare characters (CJK, emoji) over tokens. Their texts are shown
-with the token that completes them (`models.token_texts`); which bytes each one has is said here.
+with the token that completes them (`models.token_texts`); this module gives the bytes of each.
 """
 
 from __future__ import annotations
@@ -17,21 +17,21 @@ _FALLBACK = re.compile(r"<0x([0-9A-Fa-f]{2})>\Z")  # byte fallback, as Llama 2 h
 
 
 def split_characters(tokenizer: Any, ids: Sequence[int], texts: Sequence[str]) -> dict[int, str]:
-    """Place of each token that is a part of a character -> its bytes, such as "E7 8C".
+    """Index of each token that is a part of a character -> its bytes, such as "E7 8C".
 
     Args:
         tokenizer: anything with transformers' `decode` and `convert_ids_to_tokens`.
         ids, texts: of the tokens; a token that ends inside a character has the text "".
 
     Returns:
-        All tokens of each such group, the one that completes the character among them; nothing of a
-        group whose bytes are not known, or of a tokenizer that works otherwise.
+        All tokens of each such group, including the one that completes the character; nothing for a
+        group whose bytes are unknown, or for another kind of tokenizer.
     """
     found: dict[int, str] = {}
     group: list[int] = []
-    for place, text in enumerate(texts):
-        group.append(place)
-        if text == "" and place + 1 < len(texts):
+    for index, text in enumerate(texts):
+        group.append(index)
+        if text == "" and index + 1 < len(texts):
             continue
         if len(group) > 1 or text == "" or UNKNOWN in text:
             parts = {k: token_bytes(tokenizer, ids[k]) for k in group}
@@ -54,7 +54,7 @@ def token_bytes(tokenizer: Any, token: int) -> bytes | None:
         made = bytes(table[letter] for letter in piece)
     except KeyError:
         return None
-    # A tokenizer of another kind has pieces of such letters too, which stand for themselves.
+    # Another kind of tokenizer has pieces with such letters too, which mean themselves.
     alone = tokenizer.decode([int(token)], clean_up_tokenization_spaces=False)
     return made if made.decode("utf-8", "replace") == alone else None
 

@@ -2,8 +2,8 @@
 
 Decoding tokens one by one is wrong for most tokenizers: byte-level ones split a character over
 tokens (each alone gives U+FFFD), others (Metaspace, WordPiece) put the blank between two words into
-how a token is decoded behind another. So a piece is what a token ADDS to the text before it, and
-nothing is assumed of the tokenizer but `decode`. Only the last few tokens are decoded at a time.
+how a token is decoded after another. So a piece is what a token ADDS to the text before it, and
+only `decode` is assumed of the tokenizer. Only the last few tokens are decoded at a time.
 """
 
 from __future__ import annotations
@@ -11,14 +11,14 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-UNKNOWN = "\ufffd"  # what bytes that are no complete character are decoded to
+UNKNOWN = "\ufffd"  # the decoding of bytes that are not a complete character
 MOST_PENDING = 32  # tokens that may wait for a character to end
 OPEN = 4  # of these, the last may still be parts of one character (UTF-8: 4 bytes)
-CONTEXT = 16  # tokens before the waiting ones that are decoded with them, at most, where many wait
+CONTEXT = 16  # maximum number of tokens decoded before the waiting ones, if many wait
 
 
 class TextPieces:
-    """Splits a text into one piece a token, as the tokens come.
+    """Splits a text into one piece per token, as the tokens come.
 
     A token that ends inside a character gets "" and the one that completes it gets all of it; bytes
     that no token completes stay where they are, as U+FFFD.
@@ -62,7 +62,7 @@ class TextPieces:
         self._tried.clear()
         if text.startswith(self._before) and not text.endswith(UNKNOWN):
             shown = self._settle(len(self._waiting))
-            if context == self._context == [token]:  # all is as it was before: so it would be again
+            if context == self._context == [token]:  # unchanged, so the result is the same
                 self._again = shown
             return shown
         if len(self._waiting) >= MOST_PENDING:
@@ -70,7 +70,7 @@ class TextPieces:
         return ""
 
     def would_add(self, token: int) -> str:
-        """The piece of `token`, were it the next one and the last."""
+        """The piece of `token` if it were the next and last one."""
         text = self._tried[token] = self._decode([*self._context, *self._waiting, token])
         for so_far in (*self._seen[-1:], self._before):  # the second where it completes a character
             if text.startswith(so_far) and text != so_far:
@@ -93,14 +93,14 @@ class TextPieces:
         text, at = self._seen[-1], len(self._before)
         first = len(self._texts) - len(self._waiting)
         for index, upto in enumerate(self._seen[:count]):
-            # What has changed since was part of a character that goes on.
+            # What has changed since was part of a character that continues.
             end = max(at, len(upto)) if text.startswith(upto) else at
             self._texts[first + index] = text[at:end]
             at = end
         shown = text[len(self._before) : at]
         settled, rest = self._waiting[:count], self._waiting[count:]
         alone = self._decode(settled)
-        if rest or not alone:  # what shows nothing may be no context at all (an unknown id)
+        if rest or not alone:  # a token without text may give no context (an unknown id)
             settled = (self._context + settled)[-CONTEXT:]
             alone = self._decode(settled)
         self._context, self._before, self._waiting = settled, alone, rest
@@ -119,7 +119,7 @@ def token_texts(tokenizer: Any, ids: Iterable[int]) -> tuple[str, ...]:
 def joining(texts: list[str], whole: str) -> list[str]:
     """The pieces, changed as little as possible, so that they join to `whole`.
 
-    They do already, but for decoders whose text is not what single steps add up to: byte fallback
+    They already do, except for decoders whose text is not the sum of single steps: byte fallback
     turns a whole run of bytes into U+FFFD if its end is incomplete.
     """
     joined = "".join(texts)
@@ -136,7 +136,7 @@ def joining(texts: list[str], whole: str) -> list[str]:
             stop = len(whole)
         elif end <= same:
             stop = end
-        else:  # what differs goes to the token that it ends in
+        else:  # a difference is assigned to the token in which it ends
             stop = max(same, end + len(whole) - len(joined) if end >= len(joined) - after else same)
         made.append(whole[start:stop])
         start = stop

@@ -1,13 +1,13 @@
-"""What of an image its vision tokens see: views, and the one grid that maps of the image are on.
+"""Which parts of an image its vision tokens see: views, and the one grid of the image's maps.
 
 Families show an image in different ways: once as a whole, as tiles in rows with a thumbnail before
-or behind them, with marks between the rows. All of that is a list of views: the prompt positions of
-a view's tokens in reading order, and the box of the image that they cover. Nobody above `models`
-needs to know where in the prompt a patch is by counting from an offset.
+or after them, with marks between the rows. All of that is a list of views: the prompt positions of
+a view's tokens in reading order, and the box of the image that they cover. Nothing above `models`
+finds a patch in the prompt by counting from an offset.
 
 Several views are drawn as one map by ONE rule (`on_cells`, docs/method.md "Views"): the map's grid
-lies over the whole image and is as fine as its finest view; each token is spread over the cells
-that its box covers, by area.
+covers the whole image and is as fine as its finest view; each token is spread over the cells that
+its box covers, by area.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 ViewKind = Literal["whole", "tile", "thumbnail"]
 Box = tuple[float, float, float, float]  # x0, y0, x1, y1 in pixels of the original image
-SEEN = 1e-9  # a cell of which less is covered is seen by no token: rounding
+SEEN = 1e-9  # a cell covered by less counts as not seen: rounding
 
 
 @dataclass(frozen=True)
@@ -34,13 +34,13 @@ class View:
     """A grid of vision tokens over a part of an image.
 
     Attributes:
-        positions: prompt positions of its tokens, rising, row by row (frame by frame): a range
-            where they are neighbours.
+        positions: prompt positions of its tokens, rising, row by row (frame by frame): a range if
+            they are contiguous.
         rows, columns: of the grid; each token covers one cell of it.
         box: what the grid covers, in pixels of the original image. It may be less than the image
             (a crop: the rest is never seen) or reach over its edge (padding).
         kind: the whole image at the grid's own resolution, one of several tiles, or a small version
-            of the whole beside tiles.
+            of the whole image in addition to tiles.
         frames: of a video, tokens of one cell follow each other by frames.
         merge: patches of the vision tower that make one token, per side.
 
@@ -100,8 +100,8 @@ class ImageGrid:
         views: in prompt order; their positions rise from view to view.
         resized: (height, width) in pixels that the model saw.
         original: (height, width) in pixels of the image as given, after its EXIF rotation.
-        marks: prompt positions that belong to the image and are no pixels: ends of rows, names of
-            tiles. They are in the image's segment and in no map.
+        marks: prompt positions of the image that show no pixels: ends of rows, names of tiles. They
+            are in the image's segment but in no map.
 
     Raises:
         ValueError: no view, or positions of views that do not rise.
@@ -120,7 +120,7 @@ class ImageGrid:
 
     @property
     def plain(self) -> bool:
-        """Whether one view covers just the image, so that its cells are the map's."""
+        """Whether one view covers exactly the image, so that its cells are the map's."""
         height, width = self.original
         return len(self.views) == 1 and self.views[0].box == (0, 0, width, height)
 
@@ -156,21 +156,22 @@ class ImageGrid:
 
     @property
     def positions(self) -> Sequence[int]:
-        """Prompt positions of the vision tokens, rising: a range where they are neighbours."""
+        """Prompt positions of the vision tokens, rising: a range if they are contiguous."""
         if len(self.views) == 1:
             return self.views[0].positions
         return tuple(position for view in self.views for position in view.positions)
 
     @property
     def after(self) -> int:
-        """Prompt position after all that belongs to the image."""
+        """The first prompt position after the image."""
         return max(self.views[-1].positions[-1], *self.marks, -1) + 1
 
     def boxes(self) -> np.ndarray:
         """Box of each of the map's cells on the ORIGINAL image: float64 (rows * columns, 4) as x0,
         y0, x1, y1 in pixels.
 
-        The boxes tile the image without gap or overlap; neighbours share the very same float edge.
+        The boxes tile the image without gap or overlap; neighbours share exactly the same float
+        edge.
         """
         x, y = self._edges()
         y0, x0 = np.meshgrid(y[:-1], x[:-1], indexing="ij")
@@ -178,8 +179,8 @@ class ImageGrid:
         return np.stack([x0, y0, x1, y1], axis=-1).reshape(-1, 4)
 
     def unseen(self) -> np.ndarray:
-        """Which of the map's cells no vision token sees anything of: bool (rows, columns)."""
-        import torch  # late, as in all of this file: a saved run is drawn without it
+        """The map's cells that no vision token sees: bool (rows, columns)."""
+        import torch  # imported late, as in all of this file: a saved run is drawn without it
 
         hidden: np.ndarray = np.isnan(self.on_cells(torch.zeros(self.tokens)).numpy())
         return hidden
@@ -191,19 +192,18 @@ class ImageGrid:
 
         - What adds up, as attention mass does: a token's value is divided among the cells that its
           box covers, and the shares of all views are added. The sum over the map is the sum over
-          the tokens, but those that see padding alone.
+          the tokens, except those that see only padding.
         - What does not (a ratio): a cell has the mean of the tokens that cover it, by area.
-        - Missing (NaN) is a cell that no token with a value covers: nothing sees it, or what does
-          has no value.
+        - A cell is missing (NaN) if no token with a value covers it.
         - Frames are added up.
 
-        Where one view covers just the image, cells are tokens and values are as they are.
+        If one view covers exactly the image, cells are tokens and values are unchanged.
         """
         lead = values.shape[:-1]
         if self.plain:
             view = self.views[0]
             return values.reshape(*lead, view.frames, view.rows, view.columns).sum(-3)
-        if isinstance(values, np.ndarray):  # of a saved run; rare, and no second rule is wanted
+        if isinstance(values, np.ndarray):  # of a saved run; rare, and needs no second rule
             import torch
 
             return self.on_cells(torch.from_numpy(values), adds_up).numpy()
@@ -230,8 +230,8 @@ class ImageGrid:
         return made.masked_fill(cover <= SEEN, float("nan")).to(values.dtype)
 
     def cells_of(self, tokens: Iterable[int]) -> tuple[int, ...]:
-        """The map's cells, row-major and rising, that these vision tokens see most of: of a token,
-        each cell of which it covers at least half; where there is none, the one it covers most of.
+        """The map's cells, row-major and rising, that these vision tokens see most of: for each
+        token the cells that it covers by at least half; if there are none, the one it covers most.
 
         Args:
             tokens: indices among the image's vision tokens.
@@ -288,7 +288,7 @@ def one_view(
     resized: tuple[int, int],
     original: tuple[int, int],
 ) -> ImageGrid:
-    """An image that is seen once, as a whole, by tokens that are neighbours in the prompt (Qwen).
+    """An image that is seen once, as a whole, by contiguous tokens in the prompt (Qwen).
 
     Args:
         start: prompt position of the first token.
@@ -304,7 +304,7 @@ def one_view(
 
 
 def stretches(positions: Iterable[int]) -> list[range]:
-    """Rising positions as stretches of neighbours, in order; a range is one already."""
+    """Rising positions as contiguous ranges, in order."""
     if isinstance(positions, range):
         return [positions] if positions else []
     made: list[range] = []
@@ -317,14 +317,15 @@ def stretches(positions: Iterable[int]) -> list[range]:
 
 
 def _shares(edges: np.ndarray, low: float, high: float) -> np.ndarray:
-    """Of each cell between these edges, the share that lies in [low, high]: float64 (cells)."""
+    """For each cell between these edges, the share inside [low, high]: float64 (cells)."""
     inside = np.minimum(edges[1:], high) - np.maximum(edges[:-1], low)
     made: np.ndarray = np.clip(inside, 0, None) / np.diff(edges)
     return made
 
 
 def _overlap(own: np.ndarray, edges: np.ndarray, adds_up: bool) -> Tensor:
-    """How a view's cells along an axis lie on the map's: float64 (of the view, of the map).
+    """The overlap of a view's cells with the map's along an axis: float64 (of the view, of the
+    map).
 
     Of each cell of the view, the shares of its part inside the image (they add up to 1, or are all
     0 for a cell outside); or of each cell of the map, the share that is covered.

@@ -1,4 +1,4 @@
-"""What the vision tower's attention costs, which grows with the square of an image's patches."""
+"""The cost of the vision tower's attention, which grows with the square of an image's patches."""
 
 from __future__ import annotations
 

@@ -18,18 +18,18 @@ from sinkscope.outside import open_regular, read_json
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 ADAPTER = "adapter_config.json"
-FLOATS = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2}  # these become the number type that is asked for
+FLOATS = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2}  # these are converted to the requested dtype
 LFS = b"version https://git-lfs"
 ADAPTED = re.compile(r"\.(lora_|base_layer\.|modules_to_save\.|hada_w|lokr_w|oft_|ia3_|vera_)")
 
 
 @dataclass(frozen=True)
 class StoredTensor:
-    """What a weight file's header says of one tensor.
+    """One tensor, from the header of a weight file.
 
     Attributes:
         shape: sizes.
-        dtype: stored number type, in the words of safetensors (`BF16`, `F32`, `I32`, ...).
+        dtype: stored dtype, as named by safetensors (`BF16`, `F32`, `I32`, ...).
     """
 
     shape: tuple[int, ...]
@@ -46,7 +46,7 @@ class WeightFiles:
     Attributes:
         files: in the order of their names.
         tensors: by name.
-        note: other weight files beside them, in a sentence; "" where there are none.
+        note: other weight files in the folder, in a sentence; else "".
     """
 
     files: tuple[Path, ...]
@@ -60,7 +60,7 @@ class WeightFiles:
 
 
 def weight_files(name: str, source: Path) -> WeightFiles:
-    """The weight files of a model's folder: those that transformers takes.
+    """The weight files of a model's folder: those that transformers reads.
 
     Args:
         name: of the model, for sentences.
@@ -81,7 +81,7 @@ def weight_files(name: str, source: Path) -> WeightFiles:
         )
     if not shards and not single.is_file():
         raise ModelError(f"{name} {_why_none(source)}")
-    # A single file wins, as it does in transformers; an index without its files is a leftover.
+    # A single file takes precedence, as in transformers; an index without its files is a leftover.
     files = [single] if single.is_file() else [source / shard for shard in shards]
     tensors = _headers(name, files)
     lost = [] if absent else sorted(set(mapped) - set(tensors))
@@ -101,7 +101,8 @@ def weight_files(name: str, source: Path) -> WeightFiles:
 
 
 def _no_adapter(name: str, source: Path) -> None:
-    """Refuse an adapter: transformers would load it or pass over it as peft is installed or not."""
+    """Refuse an adapter: transformers would load or ignore it, depending on whether peft is
+    installed."""
     about = source / ADAPTER
     if not about.is_file():
         return
@@ -116,7 +117,7 @@ def _no_adapter(name: str, source: Path) -> None:
 
 
 def adapter_words(about: Path) -> str:
-    """What a folder with an adapter is, and what to do with it."""
+    """The error for a folder with an adapter, and what to do."""
     try:
         given = read_json(about, "The file")
         base = given.get("base_model_name_or_path") if isinstance(given, dict) else None
@@ -145,7 +146,10 @@ def _headers(name: str, files: list[Path]) -> dict[str, StoredTensor]:
     tensors: dict[str, StoredTensor] = {}
     for file in files:
         try:
-            with open_regular(file), safe_open(file, "pt") as weights:  # which would wait on a pipe
+            with (
+                open_regular(file),
+                safe_open(file, "pt") as weights,
+            ):  # a pipe would wait
                 for key in weights.keys():  # noqa: SIM118
                     part = weights.get_slice(key)
                     tensors[key] = StoredTensor(tuple(part.get_shape()), str(part.get_dtype()))
@@ -176,7 +180,7 @@ def is_pointer(file: Path) -> bool:
 
 
 def inner_models(source: Path) -> list[str]:
-    """Folders in a folder that hold a model; of a run's checkpoints the last one comes last."""
+    """Folders in a folder that hold a model; the last checkpoint of a run comes last."""
 
     def by_number(name: str) -> list[tuple[int, str]]:
         return [(int(part or 0), word) for word, part in re.findall(r"(\D*)(\d*)", name)]
@@ -185,7 +189,7 @@ def inner_models(source: Path) -> list[str]:
 
 
 # What a folder without the weights that are read may hold instead, the most telling first: a
-# pattern of whole file names, and what to say of the first one.
+# pattern of whole file names, and what to say about the first one.
 _INSTEAD: tuple[tuple[str, str], ...] = (
     (
         r".*-\d{5}-of-\d{5}\.safetensors",
@@ -231,7 +235,7 @@ _INSTEAD: tuple[tuple[str, str], ...] = (
 
 
 def _why_none(source: Path) -> str:
-    """Why a folder has no weights, by what it has instead."""
+    """Why a folder has no weights, from its content."""
     names = sorted(path.name for path in source.iterdir())
     for pattern, words in _INSTEAD:
         if found := next((name for name in names if re.fullmatch(pattern, name)), None):

@@ -1,6 +1,6 @@
-"""Records of users' files: pictures and what is asked about them, whatever layout they come in.
+"""Records of users' files: images and their questions, in any layout.
 
-`files` and `hub` say where rows come from, `formats` what a row means, `pictures` how an image is
-named in it, `reading` joins the three and counts what cannot be used, `drawing` picks a few of many
-by seed. Nothing here knows what the records are for.
+`sources` and `hub` give rows, `formats` interprets a row, `pictures` resolves its image names,
+`reading` joins the three and counts unusable rows, `drawing` samples records by seed. Nothing here
+depends on the use of the records.
 """

@@ -1,9 +1,9 @@
 """Conversations, in the layouts of LLaVA, ShareGPT, OpenAI and ms-swift: one pair is asked.
 
 The pair is the first whose question shows an image (by a mark in its text or a part of its
-content), or the first of all where no image is placed. What was said before it is its history; the
-turns behind it are counted. An image mark says where an image goes and is never text: images are
-shown before the text, as LLaVA's own training does it, and a mark behind words is noted.
+content), or the first of all where no image is placed. Earlier turns are its history; later turns
+are counted. An image mark gives an image's position and is never text: images are shown before the
+text, as in LLaVA's own training, and a mark after words is noted.
 """
 
 from __future__ import annotations
@@ -31,24 +31,24 @@ _IMAGE_PARTS = ("image", "image_url", "input_image")
 
 @dataclass(slots=True)
 class _Pair:
-    """One exchange: what was asked, with its images, and what was answered."""
+    """One exchange: the question, with its images, and the answer."""
 
     asked: str
     images: tuple[Reference, ...] = ()
     marks: int = 0
     behind_words: bool = False
     answered: str | None = None
-    stop: int = 0  # how many turns end with it
+    stop: int = 0  # index of its last turn
 
 
 @dataclass(slots=True)
 class Asked:
-    """What a row asks.
+    """The question of a row.
 
     Attributes:
         question, answer, choices, system, history, later_turns: as in `records.record.Record`.
         images: those inside the conversation.
-        marks: how many of the row's own images the question places; 0: it places none.
+        marks: number of the row's own images that the question refers to; may be 0.
         behind_words: whether an image stands behind text.
         caption: whether the answer is a caption, which answers the question asked of all images.
     """
@@ -67,11 +67,11 @@ class Asked:
 
 def plain_question(text: str) -> Asked:
     """A question's text without its image marks. A numbered mark, `<image 2>`, becomes the words
-    "image 2": it says which one is meant."""
+    "image 2", because it refers to that image."""
     text = clean(text)
     if "<" not in text:
         return Asked(text.strip() or None)
-    if text.count("<") == 1 and text.startswith("<image>"):  # nearly all that there are
+    if text.count("<") == 1 and text.startswith("<image>"):  # nearly all texts
         return Asked(text[7:].strip() or None, marks=1)
     text = _NUMBERED_MARK.sub(r"image \1", text)
     pieces = MARK.split(text)
@@ -80,23 +80,23 @@ def plain_question(text: str) -> Asked:
 
 
 def conversation(turns: Sequence[Any], key: str) -> Asked | None:
-    """The pair of a list of messages that is asked; None where nobody asks anything.
+    """The pair of a list of messages that is asked; None if there is no question.
 
     Args:
         turns: mappings with from / value, role / content, or one key a speaker
             (`{"human": ..., "assistant": ...}`).
-        key: where they stand, for messages.
+        key: their key, for messages.
 
     Raises:
-        RecordError: a message is none, has an unknown speaker, or a part that is neither text nor
-            image.
+        RecordError: a message is invalid, has an unknown speaker, or a part that is neither text
+            nor image.
     """
     system: list[str] = []
     pairs: list[_Pair] = []
     for pair in _pairs(turns, key, system):
         pairs.append(pair)
         if pair.images or pair.marks:
-            break  # what comes behind is only counted
+            break  # later turns are only counted
     if not pairs:
         return None
     index = len(pairs) - 1 if pairs[-1].images or pairs[-1].marks else 0
@@ -136,13 +136,13 @@ def history_of(turns: Any, key: str = "history") -> tuple[tuple[str, str], ...]:
 
 
 def messages_in(row: Mapping[str, Any], key: str) -> list[Any] | None:
-    """A key's list of messages; None where it holds anything else."""
+    """A key's list of messages; None if it holds anything else."""
     value = row.get(key)
     return value if isinstance(value, list) and value and isinstance(value[0], dict) else None
 
 
 def _said_before(pairs: Sequence[_Pair], key: str) -> Iterator[tuple[str, str]]:
-    """Pairs as the history of another one."""
+    """Pairs as the history of a later one."""
     for pair in pairs:
         if not pair.asked or not pair.answered:
             raise RecordError(f"has {key} with an empty turn before the one that is asked")
@@ -150,8 +150,8 @@ def _said_before(pairs: Sequence[_Pair], key: str) -> Iterator[tuple[str, str]]:
 
 
 def _pairs(turns: Sequence[Any], key: str, system: list[str]) -> Iterator[_Pair]:
-    """The exchanges, one by one; neighbours of one speaker are one turn. What the system says goes
-    into `system`."""
+    """The exchanges, one by one; consecutive messages of one speaker are one turn. System messages
+    go into `system`."""
     pair: _Pair | None = None
     for number, turn in enumerate(turns, 1):
         for speaker, content in _spoken(turn, key):
@@ -172,7 +172,7 @@ def _pairs(turns: Sequence[Any], key: str, system: list[str]) -> Iterator[_Pair]
                 raise RecordError(
                     f"has {key} with the speaker {shown(speaker)}; allowed: {', '.join(ROLES)}"
                 )
-            else:  # tools and the like, behind an answer
+            else:  # tools and the like, after an answer
                 yield pair
                 return
         if pair is not None:
@@ -191,7 +191,7 @@ def _add_question(pair: _Pair, said: _Content) -> None:
 
 
 def _questions(turns: Sequence[Any]) -> int:
-    """How many of the turns ask something; nothing else about them is looked at."""
+    """How many of the turns are questions; nothing else about them is checked."""
     asking = 0
     for turn in turns:
         if isinstance(turn, dict):
@@ -225,7 +225,7 @@ class _Content:
 
 
 def _content(content: Any, key: str) -> _Content:
-    """What one message says: a text, or parts that are texts and images."""
+    """The content of a message: a text, or parts that are texts and images."""
     if content is None:
         return _Content("")
     if isinstance(content, str):
@@ -255,7 +255,7 @@ def _add_part(made: _Content, words: list[str], part: Mapping[str, Any], key: st
         names = ("image_url", "image", "url", "path", "bytes", "data", "source")
         name = next((n for n in names if part.get(n) is not None), None)
         if name is None:
-            made.marks += 1  # stands for the next of the row's own images
+            made.marks += 1  # refers to the next of the row's own images
         else:
             value = {name: part[name]} if name in names[4:] else part[name]
             made.images += references_in(value, f"the image of {key}")

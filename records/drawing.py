@@ -1,9 +1,9 @@
-"""A few of many records, by seed: which are taken depends on the seed and on what the records say,
-neither on their order nor on where they stand.
+"""A sample of records, by seed: the choice depends on the seed and on the records' content, not on
+their order or file.
 
-Each record has a place, the hash of seed and content. One pass over the source keeps those with
-the lowest places, so that memory does not grow with the source; if these run out, because their
-images cannot be opened, another pass keeps the next ones.
+Each record has a place: the hash of seed and content. One pass over the source keeps those with the
+lowest places, so memory does not grow with the source; if these run out, because their images
+cannot be opened, another pass keeps the next ones.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ from sinkscope.records.record import Record, Reference
 from sinkscope.records.sources import Source
 from sinkscope.records.values import plain
 
-_SPARE = 32  # records kept beyond twice those wanted
-_MORE = 4  # each further pass keeps so many times as many
-_STREAMED = 100  # rows of a stream that are looked at beyond ten times those wanted
-_CHECKED = 1000  # rows between two looks whether to stop
+_SPARE = 32  # records kept in addition to twice the requested number
+_MORE = 4  # each further pass keeps this many times more
+_STREAMED = 100  # rows of a stream read in addition to ten times the requested number
+_CHECKED = 1000  # rows between two checks of `stop`
 
 
 class StoppedReading(Stopped):
-    """Stop was set while the rows of a source were read; how many it has nobody knows."""
+    """Stop was set while the rows of a source were read; their number is unknown."""
 
     def __init__(self, source: str, rows: int) -> None:
         super().__init__(rows, 0, "rows")
@@ -46,14 +46,14 @@ class Draw:
 
     Args:
         source: where they come from.
-        count: how many are wanted, about.
+        count: approximate number wanted.
         seed: of the order.
         prompt: as in `records.reading.records_of`.
         stop: once set, reading ends with `StoppedReading`.
 
     Attributes:
         survey: of the first pass.
-        repeated: how many records say what another one says, with the same images, word for word.
+        repeated: number of records with the same text and images as another one.
     """
 
     source: Source
@@ -65,7 +65,7 @@ class Draw:
     repeated: int = 0
 
     def __iter__(self) -> Iterator[Record]:
-        """The records, each with a name of its own as `id`. No two of them say the same.
+        """The records, each with its own name as `id`. No two of them have the same content.
 
         Raises:
             ValueError: the source cannot be read, or no record of it can be asked.
@@ -90,7 +90,7 @@ class Draw:
             size *= _MORE
 
     def _as_they_come(self) -> Iterator[Record]:
-        """Records that somebody else has drawn; of two that say the same, the first."""
+        """Records of a source that is already shuffled; of two with the same content, the first."""
         known: set[str] = set()
         ids: set[str] = set()
         most = 10 * self.count + _STREAMED
@@ -109,8 +109,8 @@ class Draw:
             ids.add(name)
         self.survey.check(self.source)
 
-    def _lowest(self, size: int, after: bytes, survey: Survey) -> _Kept:
-        kept = _Kept({}, [])
+    def _lowest(self, size: int, after: bytes, survey: Survey) -> _LowestRecords:
+        kept = _LowestRecords({}, [])
         for record in records_of(self.source, self.prompt, survey):
             if survey.rows % _CHECKED == 0:
                 self._look(survey.rows)
@@ -131,7 +131,7 @@ class Draw:
         return hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest()
 
     def _with_rows(self, drawn: list[tuple[bytes, Record]]) -> list[tuple[bytes, Record]]:
-        """The same, with the pictures that other rows of the table have for them."""
+        """The same, with the images that other rows of the table hold for them."""
         wanted = {i.value for _, r in drawn for i in r.images if i.kind == "row"}
         if not wanted:
             return drawn
@@ -159,8 +159,8 @@ class Draw:
 
 
 @dataclass
-class _Kept:
-    """The records with the lowest places so far, and hashes of all that passed."""
+class _LowestRecords:
+    """The records with the lowest places so far, and hashes of all records seen."""
 
     records: dict[bytes, Record]
     heap: list[tuple[int, bytes]]
@@ -168,7 +168,7 @@ class _Kept:
     contents: array[int] = field(default_factory=lambda: array("Q"))
 
     def note(self, place: bytes, record: Record) -> None:
-        """16 bytes a record, to find out which share an id or say the same."""
+        """16 bytes per record, to find records with the same id or content."""
         self.ids.append(0 if record.id is None else hash(record.id) % 2**64)
         self.contents.append(int.from_bytes(place[:8], "big"))
 
@@ -193,7 +193,7 @@ class _Kept:
 
     @property
     def shared_ids(self) -> frozenset[int]:
-        """Hashes of the ids that records of different content have."""
+        """Hashes of ids that are shared by records of different content."""
         ids = np.frombuffer(self.ids, np.uint64)
         contents = np.frombuffer(self.contents, np.uint64)
         order = np.lexsort((contents, ids))

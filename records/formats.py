@@ -1,4 +1,4 @@
-"""What the keys of a row mean: one function and one row of `FORMATS` for each layout.
+"""The meaning of a row's keys: one function and one row of `FORMATS` for each layout.
 
 The first format that knows a row reads it. docs/data.md has the table of them, which a test makes
 from `FORMATS`.
@@ -23,7 +23,7 @@ from sinkscope.records.record import Record, RecordError
 from sinkscope.records.values import answer_of, choices_of, clean, plain, shown, text_of
 
 ID_KEYS = ("id", "question_id", "questionid", "idx", "index", "uid")
-QUESTION_KEYS = ("prompt", "question", "query", "problem", "text")  # of two in one row, the first
+QUESTION_KEYS = ("prompt", "question", "query", "problem", "text")  # if a row has both, the first
 CAPTION_KEYS = ("caption", "captions")
 _MESSAGE_KEYS = ("messages", "input", "prompt")
 _BESIDE_CONVERSATIONS = ("chosen", "solution", "answer", "answers", "ground_truth", "label")
@@ -39,7 +39,7 @@ class Format:
         name: what it is called.
         keys: which keys it reads, in words.
         example: a row of it, as JSON, such as people share it.
-        read: what a row asks; None where the row is of another layout.
+        read: the question of a row; None if the row has another layout.
     """
 
     name: str
@@ -112,7 +112,7 @@ def _caption(row: Mapping[str, Any]) -> Asked | None:
 FORMATS: tuple[Format, ...] = (
     Format(
         "LLaVA, ShareGPT",
-        "`conversations` (or `conversation`): turns of `from` and `value`, or one key a speaker; "
+        "`conversations` (or `conversation`): turns of `from` and `value`, or one key per speaker; "
         "`image` or `images`; `system`; the preferred answer in `chosen`",
         '{"id": "000000033471", "image": "coco/train2017/000000033471.jpg", "conversations": '
         '[{"from": "human", "value": "<image>\\nWhat are the colors of the bus?"}, '
@@ -135,7 +135,7 @@ FORMATS: tuple[Format, ...] = (
     ),
     Format(
         "Alpaca",
-        "`instruction`, with `input` behind it; `output`; `history`; `system`; `images`",
+        "`instruction`, followed by `input`; `output`; `history`; `system`; `images`",
         '{"instruction": "Answer the question.", "input": "What is it?", "output": "A kitten.", '
         '"images": ["x.jpg"]}',
         _instruction,
@@ -174,14 +174,14 @@ FORMATS: tuple[Format, ...] = (
 
 
 def record_of(raw: Mapping[str, Any], number: int = 0, where: str = "") -> Record | None:
-    """A row as a record whose question may be missing; None where it names no picture.
+    """A row as a record whose question may be missing; None if it names no image.
 
     Args:
         raw: the row as its file has it.
         number, where: as in `Record`.
 
     Raises:
-        RecordError: a key holds what it cannot; the text names it.
+        RecordError: a key has an invalid value; the text names it.
     """
     row = plain(raw)
     asked = next((found for one in FORMATS if (found := one.read(row)) is not None), Asked(None))
@@ -216,7 +216,7 @@ def record_of(raw: Mapping[str, Any], number: int = 0, where: str = "") -> Recor
 
 
 def _answered(asked: Asked | None, row: Mapping[str, Any], keys: tuple[str, ...]) -> Asked | None:
-    """With the answer that stands beside a conversation, where it has none itself."""
+    """With the answer given outside a conversation, if the conversation has none."""
     if asked is None or asked.answer is not None:
         return asked
     return dataclasses.replace(asked, answer=answer_of(row, keys=keys))

@@ -1,4 +1,4 @@
-"""Rows of a hub dataset, streamed: shuffled by the library where a few are drawn, else in order.
+"""Rows of a hub dataset, streamed: shuffled by the library if a sample is drawn, else in order.
 
 hub:owner/name                       split train
 hub:owner/name:split
@@ -19,7 +19,7 @@ from sinkscope.records.tables import with_labels
 
 HUB = "hub:"
 FORMS = f"{HUB}owner/name[@revision][:[configuration:]split]"
-SMALLEST_BUFFER = 200  # rows that the library shuffles among, at least
+SMALLEST_BUFFER = 200  # minimum size of the library's shuffle buffer
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class HubName:
     Attributes:
         dataset: owner/name.
         configuration, revision: None for the dataset's own.
-        split: train where none is named.
+        split: `train` by default.
     """
 
     dataset: str
@@ -59,8 +59,8 @@ def hub_source(source: str, count: int | None, seed: int = 0) -> Source:
 
     Args:
         source: in one of the forms above.
-        count: how many are wanted; the library shuffles among a few times as many. None: all of
-            them, in the dataset's own order.
+        count: how many are wanted; the library's shuffle buffer is a few times as large. None: all
+            of them, in the dataset's own order.
         seed: of the shuffling.
 
     Raises:
@@ -83,7 +83,7 @@ def hub_source(source: str, count: int | None, seed: int = 0) -> Source:
         try:
             stream = datasets.load_dataset(named.dataset, *own, **options)
             labels = _labels(stream)
-            # Undecoded: our limits hold, and an unreadable image is skipped and ends no run.
+            # Undecoded: our limits apply, and an unreadable image is skipped without ending a run.
             stream = stream.decode(False)
             if count is not None:
                 stream = stream.shuffle(seed=seed, buffer_size=max(SMALLEST_BUFFER, 4 * count))
@@ -107,7 +107,7 @@ def hub_source(source: str, count: int | None, seed: int = 0) -> Source:
 
 
 def _labels(stream: Any) -> dict[str, list[str]]:
-    """Names of the classes of each column of class labels, where the dataset tells its columns."""
+    """Names of the classes of each column of class labels, if the dataset declares its columns."""
     features = getattr(stream, "features", None) or {}
     return {
         column: list(map(str, names))

@@ -1,7 +1,7 @@
-"""Objects of a JSON file, one after the other, whatever its size: JSON lines, an array, an object
-that holds the array, or objects one behind the other.
+"""Objects of a JSON file of any size, one after the other: JSON lines, an array, an object
+that holds the array, or objects one after the other.
 
-A file of JSON lines is often called .json, and an array .jsonl: its beginning decides.
+Files of JSON lines are often called .json, and arrays .jsonl, so the file's beginning decides.
 """
 
 from __future__ import annotations
@@ -40,20 +40,20 @@ HOLDERS = (
 _HEAD = 1 << 16
 _CHUNK = 1 << 20
 _SPACE = re.compile(r"[ \t\r\n]*")
-_CUT_OFF = 16  # characters; nothing that the end of a buffer cuts in two fails further from it
+_CUT_OFF = 16  # characters; a value cut by the end of a buffer fails within this distance from it
 
 
 def json_rows(path: Path, name: str, damaged: bool = False) -> Iterator[tuple[int, Any]]:
-    """Number, from 1, and value of each record: the line's number where it has a line to itself.
+    """Number, from 1, and value of each record: the line's number if it has its own line.
 
     Args:
         path: the file.
-        name: what messages call it.
-        damaged: go on behind a line that is no JSON, with a `Damaged` in its place; and put one at
-            the end of a list that breaks off, for nobody knows where its next entry begins.
+        name: its name in messages.
+        damaged: go on after a line that is not JSON, with a `Damaged` in its place; and put one at
+            the end of a damaged list, because the start of its next entry is unknown.
 
     Raises:
-        ValueError: the file cannot be read, or is no JSON; the text says where.
+        ValueError: the file cannot be read, or is not JSON; the text says where.
     """
     if json_unit(path, name) == "line":
         for number, value in _of_lines(path, name):
@@ -71,11 +71,11 @@ def json_rows(path: Path, name: str, damaged: bool = False) -> Iterator[tuple[in
     except ValueError as error:
         if not damaged:
             raise
-        yield number + 1, Damaged(f"{error} What stands behind it cannot be read.")
+        yield number + 1, Damaged(f"{error} What follows it cannot be read.")
 
 
 def json_unit(path: Path, name: str) -> str:
-    """What one record of the file is: a line, or an entry of a list.
+    """The unit of a record in the file: a line, or an entry of a list.
 
     Raises:
         ValueError: the file cannot be read, or begins with neither an object nor a list.
@@ -103,7 +103,7 @@ def _has_lines(head: bytes, name: str) -> bool:
 
 
 def _of_lines(path: Path, name: str) -> Iterator[tuple[int, Any]]:
-    """With `Damaged` in place of what is no JSON."""
+    """With `Damaged` in place of what is not JSON."""
     parse = json.JSONDecoder(object_pairs_hook=_object).decode
     for number, line in lines_or_damage(path, name):
         where = f"Line {number} of {name}"
@@ -152,7 +152,7 @@ def _entries(values: _Values, before: str = "") -> Iterator[Any]:
 
 
 def _held(values: _Values) -> Iterator[Any]:
-    """The records inside an object; its other members are passed over."""
+    """The records inside an object; its other members are skipped."""
     values.expect("{", "The object")
     while True:
         key = values.value("A key")
@@ -168,7 +168,7 @@ def _held(values: _Values) -> Iterator[Any]:
 
 
 class _Values:
-    """JSON values of a stream: a buffer of some text, of which one value at a time is taken."""
+    """JSON values of a stream: a buffer of some text, from which one value at a time is read."""
 
     def __init__(self, file: IO[bytes], name: str) -> None:
         self._file, self._name = file, name
@@ -176,10 +176,10 @@ class _Values:
         self._scan = json.JSONDecoder(object_pairs_hook=_object).raw_decode
         self._text, self._at, self._over = "", 0, False
         self._read = 0  # bytes
-        self._more(max(_CHUNK, 4))  # a mark of the encoding is there whole
+        self._more(max(_CHUNK, 4))  # a byte order mark is complete
 
     def ahead(self) -> str:
-        """What comes next, as far as the kind of the file is decided by it."""
+        """The next text, as far as it decides the kind of the file."""
         while not self._over and len(self._text) - self._at < _HEAD:
             self._more(_CHUNK)
         return self._text[self._at : self._at + _HEAD]
@@ -216,7 +216,7 @@ class _Values:
                 raise ValueError(f"{what} of {self._name} is no JSON: {_why(error)}.") from error
             else:
                 check_values(self._text[self._at : end], f"{what} of {self._name}")
-                if end < len(self._text) or self._over:  # a number may go on behind the buffer
+                if end < len(self._text) or self._over:  # a number may go on after the buffer
                     self._at = end
                     return value
             if len(self._text) - self._at > LONGEST:
@@ -226,7 +226,7 @@ class _Values:
                 )
             check_values(self._text, f"{what} of {self._name}")
             self._more(size)
-            size *= 2  # a value is parsed anew each time: few times, however long it is
+            size *= 2  # a value is parsed again each time: a few times, however long it is
 
     def end(self) -> None:
         if there := self.peek():

@@ -1,9 +1,9 @@
-"""How a row names its pictures, and what may be opened for it.
+"""How a row names its images, and which files may be opened for it.
 
-A name leads to a file only through the `Pictures` of the row's source: a user's own file may name
-any file that the user can read, an image folder's metadata those below itself, an upload only what
-was uploaded with it. Addresses are never fetched. Image limits hold for every kind alike, since
-`models.images.open_image` opens what comes of it.
+A name is resolved only by the `Pictures` of the row's source: a user's own file may name
+any file that the user can read, an image folder's metadata those below itself, an upload only files
+that were uploaded with it. URLs are never fetched. Image limits apply to all kinds, because
+`models.images.open_image` opens the result.
 """
 
 from __future__ import annotations
@@ -49,20 +49,20 @@ ALLOWED = (
 _ALWAYS_BASE64 = ("image_bytes", "image_base64", "image_base64_str", "base64")
 _NUMBERED = re.compile(r"image_?(\d{1,3})")
 _NAMED = re.compile(r"\w+_file_names?")  # columns of an image folder's metadata
-# How base64 of a file of the formats that open_image reads begins.
+# The base64 prefixes of the formats that open_image reads.
 _BASE64 = re.compile(r"(?:/9j/|iVBORw0KGg|R0lGOD|UklGR|Qk[0-3]|SUkqA|TU0AK)[A-Za-z0-9+/\s]{40,}")
-_NEVER_BASE64 = 64  # characters; VLMEvalKit's own border between an image and the index of one
+_NEVER_BASE64 = 64  # characters; VLMEvalKit's own limit between an image and the index of one
 _ADDRESS = re.compile(r"(?!file:|data:)([a-z][a-z0-9+.-]{1,12})://", re.I)
 
 
 class Pictures(Protocol):
-    """Where a source's picture names lead."""
+    """Resolves a source's image names."""
 
     def find(self, name: str, most_bytes: int) -> Path | bytes:
-        """The file of a name, or its bytes, one more than allowed at most.
+        """The file of a name, or its bytes (at most one more than allowed).
 
         Raises:
-            ImageError: the name leads to nothing that may be opened.
+            ImageError: the name does not lead to a file that may be opened.
         """
         ...
 
@@ -74,7 +74,7 @@ class Beside:
     Attributes:
         folder: relative names start here.
         inside: refuse names that lead out of the folder. A link inside it may lead anywhere: hub
-            downloads are made of links, and whoever made the folder could read the files as well.
+            downloads consist of links, and the folder's owner could read the files anyway.
     """
 
     folder: Path
@@ -105,7 +105,7 @@ class Uploaded:
 @dataclass(frozen=True)
 class OnHub:
     """Files of a hub dataset: its library names them by `hf://` addresses, or in its own cache.
-    Whoever wrote the dataset chose the names, so nothing else is opened.
+    The dataset's author chose the names, so nothing else is opened.
 
     Attributes:
         cache: the library's folder for downloads.
@@ -130,13 +130,13 @@ class OnHub:
 
 
 def references(row: Mapping[str, Any]) -> tuple[Reference, ...]:
-    """All pictures that a row names, in its order; empty where it names none.
+    """All images that a row names, in order; may be empty.
 
     Args:
         row: with plain keys (`records.values.plain`).
 
     Raises:
-        RecordError: a picture's key holds something else, an address, or too many.
+        RecordError: an image key holds something else, a URL, or too many.
     """
     for key in IMAGE_KEYS:
         if key in row and (found := references_in(row[key], key)):
@@ -163,10 +163,10 @@ def references_in(value: Any, key: str) -> tuple[Reference, ...]:
 
 
 def picture(reference: Reference, pictures: Pictures, most_bytes: int) -> Path | bytes:
-    """What a reference leads to, for `models.images.open_image`.
+    """The source of a reference, for `models.images.open_image`.
 
     Raises:
-        ImageError: it leads to nothing that may be opened, is damaged, or is too large.
+        ImageError: it may not be opened, is damaged, or is too large.
         OSError: a hub cannot be reached.
     """
     value = reference.value
@@ -208,7 +208,7 @@ def _reference(value: Any, key: str) -> Reference:
 
 def _of_mapping(value: dict[str, Any], key: str) -> Reference:
     """{bytes, path} as hub datasets store it, {url} and {source: {data}} as messages do."""
-    if isinstance(row := value.get("row"), str):  # how a table's reader says "as in that row"
+    if isinstance(row := value.get("row"), str):  # the image of another row
         return Reference("row", row)
     source = value.get("source")
     if isinstance(source, dict):  # {"type": "base64", "media_type": ..., "data": ...}
@@ -232,7 +232,7 @@ def _decoded(text: str, most_bytes: int) -> bytes:
             raise ImageError("The image is a data: URI that is not base64; allowed: ;base64,.")
         if kind and not kind.startswith("image/"):
             raise ImageError(f"The image is a data: URI of {shown(kind)}; allowed: image/...")
-    if len(text) * 3 // 4 > most_bytes * 1.1:  # some of it may be line breaks
+    if len(text) * 3 // 4 > most_bytes * 1.1:  # part of it may be line breaks
         raise ImageError(f"The image is larger than {most_bytes / 1e6:g} MB, the most allowed.")
     compact = "".join(text.split()).translate({ord("-"): "+", ord("_"): "/"})
     try:

@@ -1,8 +1,8 @@
-"""From rows to records: every row is read by its format, and what cannot be used is counted.
+"""From rows to records: every row is read by its format, and unusable rows are counted.
 
-A row without a picture is left out, and so is one whose question nobody can find: only where the
-user names a question, or where a row has a picture and no words at all, is a question of ours
-asked. Where no row is left, one sentence says what the rows have and what is allowed.
+A row without an image is left out, and so is one without a recognisable question. A default
+question is asked only if the user gives one, or if a row has an image and no text at all. If no row
+is left, one sentence says what the rows have and what is allowed.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from sinkscope.records.record import Record, RecordError
 from sinkscope.records.sources import Source
 from sinkscope.records.values import ANSWER_KEYS, plain, shown
 
-MOST_KEYS = 30  # that a message names
-_NAMED = 5  # rows that a note names
+MOST_KEYS = 30  # named in a message
+_NAMED = 5  # rows named in a note
 _QUESTIONS = (
     f"{', '.join(QUESTION_KEYS)}, instruction, conversations, messages, texts (docs/data.md has "
     "the layouts)"
@@ -48,14 +48,14 @@ class Tally:
 
 @dataclass
 class Survey:
-    """What one pass over a source has seen.
+    """Counts of one pass over a source.
 
     Attributes:
         rows: how many there are.
         used: how many can be asked.
         no_image, no_question, faulty: rows left out.
-        ours: rows that are asked the question of all.
-        behind_words: rows that place an image behind text.
+        ours: rows that are asked the default question.
+        behind_words: rows that place an image after text.
         later_turns: rows with further turns, which are not asked.
         keys: of the rows left out, in the order met.
     """
@@ -78,7 +78,7 @@ class Survey:
             self.keys.setdefault(str(key)[:40])
 
     def check(self, source: Source) -> None:
-        """Raises ValueError where no row can be asked."""
+        """Raises ValueError if no row can be used."""
         if self.used:
             return
         name, unit, rows = source.name, source.unit, self.rows
@@ -100,7 +100,7 @@ class Survey:
         raise ValueError(self.faulty.reason)
 
     def notes(self, source: Source, prompt: str) -> tuple[str, ...]:
-        """What a user has to know of the rows, each a sentence."""
+        """Notes for the user about the rows, one sentence each."""
         unit, of = source.unit, "" if not source.whole else f" of {self.rows}"
         made = list(source.notes)
 
@@ -139,15 +139,15 @@ def records_of(
 
     Args:
         source: where the rows come from.
-        prompt: the user's own question for rows that have none; None where the user named none:
-            then a row with words in it has to bring its question.
+        prompt: the user's own question for rows that have none; None: a row with text must have its
+            own question.
         survey: counts what is seen.
 
     Yields:
-        Records; `question` is None where the question of all is to be asked.
+        Records; `question` is None for the default question.
 
     Raises:
-        ValueError: the source cannot be read, or a row of it is no object.
+        ValueError: the source cannot be read, or a row of it is not an object.
     """
     seen = survey or Survey()
     for number, row in source.rows():
@@ -178,7 +178,7 @@ def records_of(
 
 
 def _has_words(row: Mapping[str, Any]) -> bool:
-    """Whether something in the row could be a question under a name that nobody knows."""
+    """Whether something in the row could be a question under an unknown key."""
     known = {*ID_KEYS, *IMAGE_KEYS}
     return any(
         key not in known and not key.startswith("image")
@@ -188,7 +188,7 @@ def _has_words(row: Mapping[str, Any]) -> bool:
 
 
 def _sentence(place: str, source: Source) -> str:
-    """The place of a row with the whole name of its source: `Line 3 of /data/pope.jsonl`."""
+    """The position of a row with the full name of its source: `Line 3 of /data/pope.jsonl`."""
     short = place.rsplit(" of ", 1)[0] if source.whole else place
     words = f"{short} of {source.name}" if source.whole else short
     return words[:1].upper() + words[1:]

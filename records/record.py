@@ -29,22 +29,22 @@ class Reference(NamedTuple):
 
 
 class Record(NamedTuple):
-    """One row that can be asked. A tuple: of many files, hundreds of thousands are made.
+    """One usable row. A tuple, because large files give hundreds of thousands.
 
     Attributes:
-        question: what is asked, without image marks; None where the row has no question of its own.
+        question: without image marks; None if the row has no question of its own.
         images: at least one.
-        answer: the true answer as text; None where the row has none.
+        answer: the true answer as text, or None.
         choices: (letter, text) of a multiple-choice question.
         system: the system message.
         history: earlier turns, (what was asked, what was answered).
-        later_turns: how many turns of the conversation come behind this one.
-        image_behind_words: whether the row places an image behind text; images are shown first.
+        later_turns: how many turns of the conversation come after this one.
+        image_behind_words: whether the row places an image after text; images are shown first.
         caption: whether the answer is a caption, which answers the question asked of all images.
-        id: the row's own name; None where it has none.
+        id: the row's own name, or None.
         number: which row of its source, from 1.
         where: the same in words, such as `line 17 of pope.jsonl`.
-        values: the whole row, for what else somebody wants of it.
+        values: the whole row, for other uses.
     """
 
     question: str | None
@@ -62,14 +62,14 @@ class Record(NamedTuple):
     values: Mapping[str, Any] = MappingProxyType({})
 
     def prompt(self) -> str | None:
-        """The question with its choices, one a line, where it does not name them itself."""
+        """The question with its choices, one per line, if it does not name them itself."""
         if self.question is None or all(text in self.question for _, text in self.choices):
             return self.question
         return "\n".join([self.question, *(f"{letter}. {text}" for letter, text in self.choices)])
 
     def content(self) -> str:
-        """What makes the record another one: pictures as they are named, question, answer; neither
-        its id nor its place. A picture that nothing is asked about goes by its name alone."""
+        """The content that identifies the record: image names, question, answer; not its id or
+        position. An image without a question is identified only by its name."""
         names = [image_name(image) for image in self.images]
         said = [self.prompt(), self.answer, self.system]
         if len(names) == 1 and said == [None, None, None]:
@@ -91,7 +91,7 @@ class Record(NamedTuple):
 
 
 def image_name(image: Reference) -> str:
-    """The path of a picture that is a file, else a hash of what the row holds."""
+    """The path of an image file, else a hash of the row's value."""
     if image.kind == "file" and isinstance(image.value, str):
         return image.value
     data = image.value.encode() if isinstance(image.value, str) else image.value

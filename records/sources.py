@@ -25,10 +25,10 @@ class FileKind:
     Attributes:
         suffixes: of its name.
         what: in words, for the documents.
-        unit: what one record of a file is called, of which the second argument is the name.
-        rows: number and values of each record of a file, of which the second argument is the name
-            in messages; with the third, `records.text.Damaged` in place of what cannot be read.
-            Lazily: no more than a few rows are in memory.
+        unit: name of one record of a file; the second argument is the file's name.
+        rows: number and values of each record of a file; the second argument is its name in
+            messages; with the third, `records.text.Damaged` replaces unreadable records. Lazy: only
+            a few rows are in memory.
     """
 
     suffixes: tuple[str, ...]
@@ -42,7 +42,7 @@ def _row(path: Path, name: str) -> str:
 
 
 FILES: tuple[FileKind, ...] = (
-    FileKind((".jsonl", ".ndjson"), "JSON lines: one object a line", json_unit, json_rows),
+    FileKind((".jsonl", ".ndjson"), "JSON lines: one object per line", json_unit, json_rows),
     FileKind(
         (".json",),
         "a list of objects, an object that holds such a list (`data`, `annotations`, ...), or JSON "
@@ -73,12 +73,12 @@ class Source:
 
     Attributes:
         name: in messages.
-        unit: what a row is called: line, entry, row or image.
+        unit: name of a row: line, entry, row or image.
         rows: number, from 1, and values of each.
-        pictures: where the pictures' names lead.
-        notes: what a user has to know of it, each a sentence.
-        whole: false where `rows` gives only a part of the source, drawn by somebody else.
-        place: of a row by its number, in words.
+        pictures: resolves the image names.
+        notes: for the user, one sentence each.
+        whole: false if `rows` gives only a part of the source, already shuffled.
+        place: position of a row by its number, in words.
     """
 
     name: str
@@ -91,7 +91,7 @@ class Source:
 
 
 def file_kind(name: str) -> FileKind | None:
-    """The kind of a file by its name, or None where it holds no records."""
+    """The kind of a file by its name, or None if it holds no records."""
     suffix = Path(name).suffix.lower()
     return next((kind for kind in FILES if suffix in kind.suffixes), None)
 
@@ -103,9 +103,9 @@ def file_source(
 
     Args:
         path: the file.
-        pictures: where the names in it lead.
+        pictures: resolves the names in it.
         name: what to call it; by default the path.
-        damaged: go on behind a row that cannot be read, with a `records.text.Damaged` in its
+        damaged: go on after a row that cannot be read, with a `records.text.Damaged` in its
             place; else reading ends there with a ValueError.
 
     Raises:
@@ -128,8 +128,8 @@ def file_source(
 def folder_source(folder: Path, images: Path | None = None) -> Source:
     """A folder of images, searched with its subfolders.
 
-    Where it, or a folder in it, holds metadata as the library datasets defines it for its
-    `imagefolder`, the rows of that file are asked instead of the images below it.
+    If it, or a subfolder, holds metadata as the library datasets defines it for its `imagefolder`,
+    the rows of that file are used instead of the images below it.
 
     Args:
         folder: the folder.
@@ -139,7 +139,7 @@ def folder_source(folder: Path, images: Path | None = None) -> Source:
     Raises:
         ValueError: it holds neither images nor metadata.
     """
-    folder = folder.absolute()  # a worker of a cluster may start elsewhere
+    folder = folder.absolute()  # a cluster worker may start in another folder
     found = sorted(path for path in folder.rglob("*") if not path.name.startswith("."))
     tables = _metadata(found)
     below = tuple(table.parent for table in tables)
@@ -187,7 +187,7 @@ def _metadata(found: list[Path]) -> list[Path]:
 
 
 def _left_out(rows: Rows, with_metadata: set[Path], folder: Path) -> tuple[str, ...]:
-    """A note on images that lie below metadata and are not in it."""
+    """A note on images below metadata that are not listed in it."""
     named = {
         Path(posixpath.normpath(folder / name)) for _, row in rows for name in _file_names(row)
     }
@@ -203,7 +203,7 @@ def _file_names(row: Any) -> Iterator[str]:
 
 
 def _moved(row: Any, below: Path) -> Any:
-    """The row with its file names as they are seen from the whole folder."""
+    """The row with its file names relative to the whole folder."""
     if not isinstance(row, Mapping) or below == Path():
         return row
     made = dict(row)

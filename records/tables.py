@@ -14,18 +14,18 @@ from sinkscope.outside import open_regular
 from sinkscope.records.text import LONGEST, Damaged, lines_or_damage
 from sinkscope.records.values import listed
 
-# VLMEvalKit's border: a longer cell is an image in base64, a shorter one the index of a row.
+# VLMEvalKit's limit: a longer cell is an image in base64, a shorter one the index of a row.
 SHORTEST_IMAGE = 64
 _LISTS = (
     *("image", "images", "image_path", "answers", "choices", "options"),
     *("conversations", "messages", "history"),
 )
-MOST_CELLS = 100_000  # of a line, or of its commas: a cell that holds nothing takes memory too
-_ROWS_AT_ONCE = 16  # each may hold pictures
+MOST_CELLS = 100_000  # of a line, or of its commas: empty cells take memory too
+_ROWS_AT_ONCE = 16  # each may hold images
 
 
 class _DamagedLineError(ValueError):
-    """A line that is no text, said where the table's reader asks for it."""
+    """A line that is not text, raised when the table's reader reads it."""
 
 
 def csv_rows(path: Path, name: str, damaged: bool = False) -> Iterator[tuple[int, Any]]:
@@ -34,17 +34,17 @@ def csv_rows(path: Path, name: str, damaged: bool = False) -> Iterator[tuple[int
     Args:
         path: the file.
         name: what messages call it.
-        damaged: go on behind a row that cannot be read, with a `Damaged` in its place.
+        damaged: go on after a row that cannot be read, with a `Damaged` in its place.
 
     Raises:
         ValueError: the file cannot be read, or a row has more cells than the first line.
     """
-    # A limit of the whole process, and too low for a picture in a cell; it is only ever raised.
+    # A limit of the whole process, too low for an image in a cell; it is only ever raised.
     csv.field_size_limit(max(csv.field_size_limit(), LONGEST))
     lines = lines_or_damage(path, name)
     first = next((_text(line) for _, line in lines), "")
     sign = "\t" if Path(name).suffix.lower() == ".tsv" else max(",;\t", key=first.count)
-    # A map, unlike a generator, goes on behind an error.
+    # A map, unlike a generator, goes on after an error.
     texts = map(_text, (line for _, line in lines))
     reader = csv.reader(itertools.chain([first], texts), delimiter=sign, strict=True)
     header: list[str] | None = None
@@ -87,10 +87,10 @@ def parquet_rows(path: Path, name: str, damaged: bool = False) -> Iterator[tuple
     Args:
         path: the file.
         name: what messages call it.
-        damaged: put a `Damaged` at the end where rows cannot be read, and all behind them.
+        damaged: put a `Damaged` at the end if rows, and all after them, cannot be read.
 
     Raises:
-        ValueError: the library pyarrow is missing, or the file is none.
+        ValueError: the library pyarrow is missing, or the file is not Parquet.
     """
     try:
         parquet = importlib.import_module("pyarrow.parquet")
@@ -140,7 +140,7 @@ def with_labels(row: dict[str, Any], labels: Mapping[str, list[str]]) -> dict[st
 
 
 def _row(row: dict[str, Any]) -> dict[str, Any]:
-    """Cells that hold lists as lists; a short image that is no file's name as another row's."""
+    """Cells that hold lists as lists; a short image that is not a file's name as another row's."""
     for column in _LISTS:
         if isinstance(text := row.get(column), str):
             row[column] = listed(text)

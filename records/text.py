@@ -1,4 +1,4 @@
-"""Lines of a text file from outside: UTF-8, with or without a byte order mark, none too long."""
+"""Lines of an untrusted text file: UTF-8, with or without a byte order mark, of limited length."""
 
 from __future__ import annotations
 
@@ -12,18 +12,17 @@ from sinkscope.outside import Bounds, OutsideError, check_json, open_regular
 
 # A record in memory: the largest image allowed, as base64, and some words.
 LONGEST = 128 * 2**20
-# And no more values than fit: a megabyte of brackets becomes twenty times as much.
+# And a limited number of values: a megabyte of brackets becomes twenty times as much.
 MOST_VALUES = 4_000_000
 _UTF_16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 
 
 @dataclass(frozen=True)
 class Damaged:
-    """What stands in place of a row that cannot be read, where a reader is asked to go on behind it
-    (`damaged=True`).
+    """Replaces a row that cannot be read, if a reader continues after it (`damaged=True`).
 
     Attributes:
-        reason: which one, and what is wrong with it: a sentence.
+        reason: which row and what is wrong, in a sentence.
     """
 
     reason: str
@@ -33,7 +32,7 @@ def lines_of(path: Path, name: str) -> Iterator[tuple[int, str]]:
     """Number (from 1) and text of each line, with its line break.
 
     Raises:
-        ValueError: the file cannot be read, or a line is too long or no UTF-8 text.
+        ValueError: the file cannot be read, or a line is too long or not UTF-8 text.
     """
     for number, line in lines_or_damage(path, name):
         if isinstance(line, Damaged):
@@ -42,7 +41,7 @@ def lines_of(path: Path, name: str) -> Iterator[tuple[int, str]]:
 
 
 def lines_or_damage(path: Path, name: str) -> Iterator[tuple[int, str | Damaged]]:
-    """The same, with `Damaged` in place of a line that is too long or no UTF-8 text.
+    """The same, with `Damaged` for a line that is too long or not UTF-8 text.
 
     Raises:
         ValueError: the file cannot be read, or is UTF-16.
@@ -78,14 +77,14 @@ def _pass_over(file: IO[bytes], line: bytes) -> None:
 
 
 class TooManyValuesError(ValueError):
-    """A JSON text that would fill the memory; the text names it."""
+    """A JSON text that would fill the memory; the message names it."""
 
 
 def check_values(text: str, what: str) -> None:
-    """Refuse a JSON text before it is parsed where it has too many values or levels.
+    """Refuse, before parsing, a JSON text with too many values or levels.
 
     Raises:
-        TooManyValuesError: naming it by `what`.
+        TooManyValuesError: with `what` as its name.
     """
     try:
         check_json(text, Bounds(values=MOST_VALUES))

@@ -1,4 +1,4 @@
-"""The values of a row, whatever types a format writes them in: texts, answers, choices."""
+"""The values of a row, for all types in use: texts, answers, choices."""
 
 from __future__ import annotations
 
@@ -31,13 +31,13 @@ ANSWER_KEYS = (
 )
 _INDEX_KEYS = ("correct_answer_idx", "correct_answer_index", "answer_idx", "answer_index")
 _LETTERED = re.compile(r"(?:\(([A-Za-z])\)|([A-Za-z])[).:])\s+")
-_LONGEST_LIST = 10_000  # entries of a list that is written as text
+_LONGEST_LIST = 10_000  # entries of a list written as text
 _ANSWER_TYPES = "a text, a number, true or false, or a list of these"
 
 
 def plain(row: Mapping[str, Any]) -> dict[str, Any]:
-    """The row with keys in lower case (single letters, which name choices, stay as they are) and
-    without what says nothing: null, NaN, empty texts and lists."""
+    """The row with keys in lower case (except single letters, which name choices) and without empty
+    values: null, NaN, empty texts and lists."""
     made: dict[str, Any] = {}
     for key, value in row.items():
         if not value and (value is None or value == "" or value == []):
@@ -53,7 +53,7 @@ def plain(row: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def clean(text: str) -> str:
-    """The text without half surrogate pairs, which no tokenizer takes and no file can hold."""
+    """The text without half surrogate pairs, which tokenizers and files do not support."""
     try:
         text.encode()
     except UnicodeEncodeError:
@@ -62,7 +62,7 @@ def clean(text: str) -> str:
 
 
 def text_of(row: Mapping[str, Any], key: str) -> str | None:
-    """A text of the row, or None where it is missing or blank.
+    """A text of the row, or None if it is missing or blank.
 
     Raises:
         RecordError: the key holds something else.
@@ -80,12 +80,12 @@ def answer_of(
     choices: Sequence[tuple[str, str]] = (),
     keys: Sequence[str] = ANSWER_KEYS,
 ) -> str | None:
-    """The true answer: of several that people gave, the one given most often, and of these the
-    first. true and false are yes and no; a whole number beside choices that are texts counts them
-    from 0 and becomes the choice's letter.
+    """The true answer: of several annotators' answers the most frequent one, and among equals the
+    first. true and false become yes and no; an integer, if the choices are texts, is a 0-based
+    index and becomes the choice's letter.
 
     Raises:
-        RecordError: it is of a type that is no answer.
+        RecordError: its type cannot be an answer.
     """
     for key in _INDEX_KEYS:
         if choices and isinstance(index := row.get(key), int) and 0 <= index < len(choices):
@@ -103,7 +103,7 @@ def answer_of(
 
 def choices_of(row: Mapping[str, Any]) -> tuple[tuple[str, str], ...]:
     """(letter, text) of each choice: columns A, B, ..., or a list, mapping or list written as text
-    under `choices` or `options`; `answers` where the right one is told by its index."""
+    under `choices` or `options`; `answers` if the right one is given by its index."""
     if "A" in row and "B" in row:
         letters = [letter for letter in string.ascii_uppercase if letter in row]
         return tuple((letter, clean(str(row[letter]))) for letter in letters)
@@ -127,7 +127,7 @@ def choices_of(row: Mapping[str, Any]) -> tuple[tuple[str, str], ...]:
 
 
 def listed(text: str) -> Any:
-    """A list that a table holds as text, as JSON or as Python writes it; the text itself else."""
+    """A list written as text in a table (JSON or Python syntax); otherwise the text itself."""
     if not (text.startswith("[") and text.endswith("]")):
         return text
     if text.count(",") + text.count("[") > _LONGEST_LIST:  # parsed, it would take a lot of memory
@@ -151,7 +151,7 @@ def shown(value: Any) -> str:
 
 
 def _lettered(letter: str, text: str) -> tuple[str, str]:
-    """A choice that brings its letter, such as `(A) red`, says it once."""
+    """A choice without its own letter: `(A) red` becomes `red`."""
     own = _LETTERED.match(text)
     if own is not None and (own[1] or own[2]).upper() == letter:
         return letter, text[own.end() :]
@@ -159,7 +159,7 @@ def _lettered(letter: str, text: str) -> tuple[str, str]:
 
 
 def _said(value: Any, key: str) -> str | None:
-    """An answer as text; None where nothing is said."""
+    """An answer as text; None if empty."""
     if isinstance(value, list):
         said = [one for one in (_one(entry, key) for entry in value) if one and one.strip()]
         return Counter(said).most_common(1)[0][0] if said else None

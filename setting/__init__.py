@@ -1,4 +1,4 @@
-"""What a setting is: a field of a frozen dataclass that says its help, range and unit once.
+"""What a setting is: a field of a frozen dataclass that declares its help, range and unit once.
 
     @explained
     @dataclass(frozen=True)
@@ -9,9 +9,8 @@
             check(self)
 
 The checks (`check`), the command line's options (`cli.options`), the arguments of the API
-(`web.api.arguments`) and the page's controls (`web.components.controls`) are all made of these
-fields, so that a new setting is a new field and nothing else. docs/architecture.md, "A setting",
-has all of it.
+(`web.api.arguments`) and the page's controls (`web.components.controls`) are all made from these
+fields, so a new setting is just a new field. docs/architecture.md, "A setting", has all of it.
 """
 
 from __future__ import annotations

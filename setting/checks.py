@@ -1,4 +1,4 @@
-"""What a setting may be: checked when its dataclass is made, refused in one sentence."""
+"""Checks of settings when their dataclass is made; errors are one sentence."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ LONGEST_SHOWN = 200  # characters of a refused value
 
 
 def check(settings: Any) -> None:
-    """Check all settings of a frozen dataclass, and make their values Python's own, of the type
-    that each field says. For its `__post_init__`.
+    """Check all settings of a frozen dataclass, and convert their values to the plain Python type
+    of each field. For its `__post_init__`.
 
-    A slider gives 1 where 1.0 is meant, an array its scalars; transformers, JSON and safetensors
-    take neither for the other.
+    A slider may give 1 for 1.0, an array gives its scalars; transformers, JSON and safetensors
+    accept neither.
 
     Raises:
         ValueError: naming the setting, its value and what is allowed.
@@ -98,7 +98,7 @@ def _plain(value: Any) -> Any:
 
 
 def allowed_words(one: Setting) -> str:
-    """What a setting may be, for the end of the sentence that refuses a value."""
+    """The allowed values of a setting, for the end of an error message."""
     if one.allowed:
         return one.allowed
     words = {
@@ -123,14 +123,14 @@ def refuse(setting: str, value: object, allowed: str) -> ValueError:
 
 
 def shown(value: object) -> str:
-    """A value that was refused, for a sentence: `repr`, but never a page long."""
+    """A refused value, for a message: `repr`, shortened."""
     if isinstance(value, int) and abs(value) >= 10**50:
-        # Python writes no whole number of more than 4300 digits, and nobody reads one.
+        # Python does not print integers of more than 4300 digits.
         sign = "negative " if value < 0 else ""
         digits = round(value.bit_length() * math.log10(2))
         return f"a {sign}whole number of about {digits} digits"
     try:
         words = repr(value)
-    except ValueError:  # such a number inside of it
+    except ValueError:  # such an integer inside it
         words = f"a {type(value).__name__}"
     return words if len(words) <= LONGEST_SHOWN else f"{words[:LONGEST_SHOWN]}..."

@@ -1,4 +1,4 @@
-"""A setting as a dataclass field, and what is known of it."""
+"""A setting as a dataclass field, and what is known about it."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ S = TypeVar("S")
 Kind = Literal["switch", "whole", "number", "choice", "text", "indices", "numbers", "names", "own"]
 LISTS = ("indices", "numbers", "names")  # which users write with commas
 
-REQUIRED: Any = dataclasses.MISSING  # as the default of a setting that must be given
+REQUIRED: Any = dataclasses.MISSING  # default of a required setting
 KEY = "setting"  # in the metadata of a field
 
 
@@ -28,17 +28,17 @@ class Setting:
         above: `low` itself is not allowed.
         unit: of the number, in the plural.
         usual: the range of its slider on the page; without one it is a box for a number.
-        step: of that slider.
-        label: beside its control; made of the name if there is none.
-        name: what users call it, where the field's own name says too little outside of its class.
-        left_out: what it is when users leave it out, where its default does not say that.
-        offered: whether users are asked for it on the page, by options and in the API. Else it is
-            for Python and settings files alone, or follows from another setting.
-        metavar: what its value is, in the help of its option.
-        allowed: what is allowed, where the range or the choices do not say it.
-        called: what the page calls each choice.
-        own: for a field of another type: makes its value of what was given, or of the text that
-            users write, by name and value; raises ValueError as `check` does.
+        step: of the slider.
+        label: of its control; by default made from the name.
+        name: its name for users, if the field's own name is ambiguous outside its class.
+        left_out: its value when users leave it out, in words, if the default does not show it.
+        offered: whether it appears on the page, as an option and in the API. Otherwise it is only
+            for Python and settings files, or follows from another setting.
+        metavar: name of its value in the help of its option.
+        allowed: the allowed values in words, if range or choices do not say it.
+        called: the page's name of each choice.
+        own: for a field of another type: a function of name and value that converts a given value
+            or text; raises ValueError as `check` does.
         field, kind, optional, choices, default: read off the dataclass field by `settings_of`.
     """
 
@@ -65,14 +65,14 @@ class Setting:
 
     @property
     def words(self) -> str:
-        """Help, range with unit, and what it is when it is left out: for the help of an option."""
+        """Help, range with unit, and default: for the help of an option."""
         return " ".join(
             [*self._said(), *([f"Left out: {self.left_out}."] if self.left_out else [])]
         )
 
     @property
     def attribute(self) -> str:
-        """The same for a docstring, where only what is None is left out."""
+        """The same for a docstring, where only None means "left out"."""
         none = self.left_out and self.default is None
         return " ".join([*self._said(), *([f"None: {self.left_out}."] if none else [])])
 
@@ -94,7 +94,7 @@ def setting(default: Any, help: str, **about: Any) -> Any:
 
 
 def like(cls: type[Any], name: str, **changes: Any) -> Any:
-    """A field that is the setting `name` of another class, but for the changes.
+    """A field that is the setting `name` of another class, with changes.
 
     Args:
         cls: a settings class.
@@ -111,7 +111,7 @@ def settings_of(cls: type[Any]) -> tuple[Setting, ...]:
     """The settings of a settings class, in the order of its fields.
 
     Raises:
-        TypeError: a field's type is none that a setting can have, or a whole number has no bounds.
+        TypeError: a field's type is not supported, or an integer has no bounds.
     """
     hints = get_type_hints(cls)
     found = []
@@ -138,7 +138,7 @@ def settings_of(cls: type[Any]) -> tuple[Setting, ...]:
 
 
 def offered(cls: type[Any], *but: str) -> tuple[Setting, ...]:
-    """The settings that users are asked for, without the fields named."""
+    """The settings offered to users, without the named fields."""
     return tuple(one for one in settings_of(cls) if one.offered and one.field not in but)
 
 
@@ -171,7 +171,7 @@ def _kind(hint: Any, where: str, own: bool) -> tuple[Kind, bool, tuple[str, ...]
 
 
 def explained(cls: type[S]) -> type[S]:
-    """Add what the fields say of themselves to the class's docstring."""
+    """Add what the fields say about themselves to the class's docstring."""
     lines = [
         f"    {one.name}: {dataclasses.replace(one.metadata[KEY], default=one.default).attribute}"
         for one in dataclasses.fields(cls)  # type: ignore[arg-type]

@@ -11,7 +11,7 @@ from typing import Any
 from sinkscope.setting.checks import MOST_INDEX, refuse
 
 Heads = tuple[tuple[int, int], ...]
-MOST_HEADS = 100_000  # named at once; no model of today has as many
+MOST_HEADS = 100_000  # more than any model has
 ALLOWED = (
     "all (leave it out), LAYER.HEAD with commas, such as 4.1,4.3,5.0-2, or a list of heads as JSON "
     "(with `chosen`, a list of `layer` and `head`)"
@@ -87,7 +87,7 @@ def _pair(name: str, one: Any) -> tuple[int, int]:
 
 
 def list_text(values: Iterable[Any]) -> str:
-    """A list of a setting as users write it: numbers with commas, pairs as LAYER.HEAD."""
+    """A list as users write it: numbers with commas, pairs as LAYER.HEAD."""
     made = []
     for one in values:
         pair = isinstance(one, list | tuple) and len(one) == 2

@@ -1,4 +1,4 @@
-"""What users write for a setting: in a control of the page, an argument of the API, an option."""
+"""Reading the values that users give for a setting: in a control, an API argument or an option."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ from typing import Any
 from sinkscope.setting.checks import refuse
 from sinkscope.setting.field import LISTS, Setting, offered
 
-HIGHEST_INDEX = 9999  # in a list; no layer, head or dimension of today is beyond
+HIGHEST_INDEX = 9999  # in a list; above all layers, heads and dimensions of today's models
 LONGEST_LIST = 1000  # characters of such a list
 
 
 def read(one: Setting, value: Any) -> Any:
-    """What a control of the page, an argument of the API or an option says, as the field takes it.
+    """The value of a control, an API argument or an option, converted for the field.
 
-    Controls give every number as a float and a list of indices as text; an empty one, where the
-    setting may be left out, is None.
+    Controls give every number as a float and a list of indices as text; an empty one is None if the
+    setting is optional.
 
     Raises:
-        ValueError: naming the setting as users call it.
+        ValueError: with the setting's name for users.
     """
     if one.kind in LISTS and isinstance(value, str):
         return _listed(one, value) if value.strip() else None
@@ -49,7 +49,7 @@ def _listed(one: Setting, text: str) -> tuple[Any, ...]:
 
 
 def read_all(cls: type[Any], said: Mapping[str, Any]) -> dict[str, Any]:
-    """By field of `cls`: what `said` (by the names that users know) has of its settings.
+    """The settings of `cls`, by field, from `said`, which uses the names for users.
 
     Raises:
         ValueError: as `read`.
@@ -58,7 +58,7 @@ def read_all(cls: type[Any], said: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def whole(setting: str, value: object) -> int:
-    """The number of a control as a whole one.
+    """The number of a control as an integer.
 
     Raises:
         ValueError: it is empty, infinite, not a number, or has a fraction.
@@ -71,7 +71,7 @@ def whole(setting: str, value: object) -> int:
 
 
 def index_list(setting: str, text: str) -> tuple[int, ...]:
-    """`7, 2-5` -> (2, 3, 4, 5, 7): how users write layers, heads and dimensions, wherever they do.
+    """`7, 2-5` -> (2, 3, 4, 5, 7): the syntax of layers, heads and dimensions.
 
     Raises:
         ValueError: it is no such list, or an empty one; the text names the setting.

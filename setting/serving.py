@@ -1,4 +1,4 @@
-"""The settings of the web app: where it listens, who may come in, what each may use."""
+"""The settings of the web app: address, access, and limits per user."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _TOKEN = re.compile(r"[A-Za-z0-9_-]{16,200}\Z")
 @dataclass(frozen=True)
 class AppSettings:
     """Where the web app listens and what it may use. `prompt_rows` and `reference` are what the
-    page captures beside the answer's rows (see `GenerationSettings`)."""
+    page captures in addition to the answer's rows (see `GenerationSettings`)."""
 
     host: str = setting("127.0.0.1", "Address to listen on; any but loopback needs auth.")
     port: int = setting(7860, "Port; 0: any free one.", low=0, high=65535)
@@ -126,7 +126,7 @@ class AppSettings:
         offered=False,
     )
     prompt_rows: int = setting(
-        128, "The looking of so many prompt tokens.", low=0, high=8192, offered=False
+        128, "Rows of this many prompt tokens.", low=0, high=8192, offered=False
     )
     reference: bool = setting(True, "A generic prompt for relative maps.", offered=False)
 
@@ -154,7 +154,7 @@ class AppSettings:
             if self.auth_file is not None:
                 raise ValueError("auth and auth_file are both given; allowed: one of them.")
         if self.token not in (None, NO_TOKEN):
-            if not _TOKEN.match(self.token or ""):  # which the sentence must not show
+            if not _TOKEN.match(self.token or ""):  # must not appear in the message
                 raise ValueError(
                     "token is malformed; allowed: none, or 16 to 200 letters, digits, - and _."
                 )

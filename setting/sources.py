@@ -16,7 +16,7 @@ from sinkscope.setting.reading import read
 PREFIX = "SINKSCOPE_"
 SECRET = ("auth", "token")
 MASK = "(set, not shown)"
-# Of programs beside the app (tests, continuous integration); not settings.
+# For other programs (tests, continuous integration); not settings.
 OTHERS = tuple(PREFIX + name for name in ("SETTINGS", "KILLS", "TOKENIZER", "REQUIRE_BROWSER"))
 _SWITCH = {
     **dict.fromkeys(("1", "true", "yes", "on"), True),
@@ -30,7 +30,7 @@ class Resolved:
 
     Attributes:
         section, name: `app`, `port`.
-        value: what holds.
+        value: the effective value.
         source: such as `flag --port`, `SINKSCOPE_PORT`, `settings.toml`, `default`.
     """
 
@@ -56,7 +56,7 @@ def _words(value: Any) -> str:
 def variable(section: str, name: str, short: tuple[str, ...] = ("app", "model")) -> str:
     """The environment variable of a setting: `SINKSCOPE_PORT`, `SINKSCOPE_GENERATION_SEED`.
 
-    What has a flag is called as the flag; other sections are named.
+    A setting with a flag has the flag's name; others include their section.
     """
     return f"{PREFIX}{'' if section in short else section + '_'}{name}".upper()
 
@@ -64,10 +64,11 @@ def variable(section: str, name: str, short: tuple[str, ...] = ("app", "model"))
 def from_environment(
     sections: Mapping[str, type[Any]], environment: Mapping[str, str]
 ) -> dict[str, dict[str, Any]]:
-    """By section and field: what environment variables say. An empty one counts as left out.
+    """The settings given by environment variables, by section and field. Empty ones count as left
+    out.
 
     Raises:
-        ValueError: a variable is no value of its setting, or none of ours; the text names it.
+        ValueError: a variable has an invalid value, or an unknown name; the text names it.
     """
     found: dict[str, dict[str, Any]] = {section: {} for section in sections}
     known = set(OTHERS)
@@ -108,7 +109,7 @@ def _parsed(one: Setting, name: str, text: str) -> Any:
 
 @dataclass(frozen=True)
 class Sources:
-    """What was said where, by section and field."""
+    """The given settings and their sources, by section and field."""
 
     flags: Mapping[str, Mapping[str, Any]]
     environment: Mapping[str, Mapping[str, Any]]
@@ -116,7 +117,7 @@ class Sources:
     path: Path | None = None
 
     def merged(self, section: str) -> dict[str, Any]:
-        """By field: what counts, without what nobody said."""
+        """The effective given values, by field, without defaults."""
         return {
             **self.file.get(section, {}),
             **self.environment.get(section, {}),

@@ -14,7 +14,6 @@ from __future__ import annotations
 import dataclasses
 import logging
 import os
-from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
@@ -30,7 +29,6 @@ Result = TypeVar("Result")
 
 ENGINES = ("local", "ray")
 RAY_REQUIREMENTS = "requirements-ray.txt"
-AHEAD = 2  # items that a worker holds, the one it works on included, so that it never waits
 
 
 class Engine(Protocol):
@@ -83,7 +81,7 @@ def make_engine(
         handle: the model. Ray's workers load it again, in the same dtype and revision.
         settings: what it was loaded by.
         workers: of `ray`; None: as many as there is room for.
-        replaced: of `ray`; how many workers that die are replaced.
+        replaced: of `ray`; how often each worker that dies is started again.
 
     Raises:
         ValueError: another name, or Ray is not installed.
@@ -125,8 +123,8 @@ class RayEngine:
             gives them, where the cluster has any.
         revision: what the model's revision has to be on every worker; None takes any.
         workers: how many; None: as many as the cluster has room for, and no more than items.
-        replaced: how many workers that die are replaced by new ones, which do again what was under
-            way; then a worker's death costs its time only.
+        replaced: how often Ray starts a worker that dies again. What it was at is done once more;
+            then a worker's death costs its time only.
 
     Raises:
         ValueError: Ray is not installed, or a number of workers below 1.
@@ -162,18 +160,33 @@ class RayEngine:
         ours = not ray.is_initialized()
         if ours:
             _start(ray)
-        spread = _Spread(ray, task, self._replaced)
+        workers: list[Any] = []
         try:
-            make, count = self._maker(len(items))
-            yield from spread.run(make, count, items)
+            workers += self._started(len(items))
+            pool, shared = ray.util.ActorPool(workers), ray.put(task)
+            for item in enumerate(items):
+                pool.submit(lambda worker, item: worker.do.remote(shared, *item), item)
+            while pool.has_next():
+                try:
+                    done = pool.get_next_unordered(timeout=1.0)
+                except ray.exceptions.RayTaskError as error:
+                    raise error.cause from error  # as it would have been raised here
+                except TimeoutError:  # a short wait lets Ctrl-C through between two
+                    continue
+                yield done
+        except ray.exceptions.RayActorError as error:
+            raise ChildProcessError(
+                "A worker of the Ray cluster ended before its work was done, mostly for want of "
+                f"memory: {str(error).strip().splitlines()[0]}"
+            ) from error
         finally:
-            for worker in spread.workers:
+            for worker in workers:
                 ray.kill(worker)
             if ours:
                 ray.shutdown()
 
-    def _maker(self, most: int) -> tuple[Callable[[], Any], int]:
-        """What makes one worker, and how many there are to be."""
+    def _started(self, most: int) -> list[Any]:
+        """The workers. One that dies is started again by Ray, and what it was at is done again."""
         threads, gpus = self._needs()
         free = self._ray.available_resources()
         room = free.get("GPU", 0) // gpus if gpus else free.get("CPU", 1) // threads
@@ -183,9 +196,10 @@ class RayEngine:
             settings = dataclasses.replace(settings, device="cuda:0")
         elif settings.device == "auto":
             settings = dataclasses.replace(settings, device="cpu")
-        remote = self._ray.remote(num_cpus=threads, num_gpus=gpus)(_Worker)
+        again = {"max_restarts": self._replaced, "max_task_retries": min(self._replaced, 1)}
+        remote = self._ray.remote(num_cpus=threads, num_gpus=gpus, **again)(_Worker)
         arguments = (settings, self._revision, torch.get_num_threads())
-        return lambda: remote.remote(*arguments), count
+        return [remote.remote(*arguments) for _ in range(count)]
 
     def _needs(self) -> tuple[int, int]:
         """CPUs and GPUs that Ray keeps for one worker."""
@@ -204,10 +218,10 @@ class _Worker:
         self._settings, self._revision, self._threads = settings, revision, threads
         self._handle: ModelHandle | None = None
 
-    def do(self, task: Callable[[ModelHandle, Any], Any], item: Any) -> Any:
+    def do(self, task: Callable[[ModelHandle, Any], Any], index: int, item: Any) -> Any:
         if self._handle is None:  # here, for Ray hands on the errors of a task, not of `__init__`
             self._handle = self._load()
-        return task(self._handle, item)
+        return index, task(self._handle, item)
 
     def _load(self) -> ModelHandle:
         torch.set_num_threads(self._threads)  # sums in another order differ in their last bits
@@ -220,83 +234,6 @@ class _Worker:
         return handle
 
 
-class _Spread:
-    """Gives every worker its next item as soon as it has done one.
-
-    Args:
-        ray: the library.
-        task: what is done with an item.
-        replaced: how many workers that die are replaced.
-
-    Attributes:
-        workers: those that are alive.
-    """
-
-    def __init__(
-        self, ray: Any, task: Callable[[ModelHandle, Any], Any], replaced: int = 0
-    ) -> None:
-        self._ray, self._task, self._replaced = ray, ray.put(task), replaced
-        self.workers: list[Any] = []
-        self._under_way: dict[Any, tuple[int, Any, Any]] = {}  # result -> index, item, worker
-        self._again: deque[tuple[int, Any]] = deque()
-        self._ended_one: set[int] = set()  # indices of items whose worker died
-
-    def run(
-        self, make: Callable[[], Any], count: int, items: Sequence[Any]
-    ) -> Iterator[tuple[int, Any]]:
-        """Yields (index, result) as they are done."""
-        waiting = iter(enumerate(items))
-        self.workers += [make() for _ in range(count)]
-        for _ in range(AHEAD):
-            for worker in self.workers:
-                self._give(worker, waiting)
-        while self._under_way:
-            # A short wait lets Ctrl-C through between two.
-            for done in self._ray.wait(list(self._under_way), timeout=1.0)[0]:
-                if done not in self._under_way:
-                    continue  # of a worker that died in this very round
-                index, _, worker = self._under_way[done]
-                try:
-                    result = self._ray.get(done)
-                except self._ray.exceptions.RayTaskError as error:
-                    raise error.cause from error  # as it would have been raised here
-                except self._ray.exceptions.RayActorError as error:
-                    self._bury(worker, error)
-                    self.workers.append(new := make())
-                    for _ in range(AHEAD):
-                        self._give(new, waiting)
-                    continue
-                del self._under_way[done]
-                self._give(worker, waiting)
-                yield index, result
-
-    def _give(self, worker: Any, waiting: Iterator[tuple[int, Any]]) -> None:
-        following = self._again.popleft() if self._again else next(waiting, None)
-        if following is not None:
-            index, item = following
-            self._under_way[worker.do.remote(self._task, item)] = (index, item, worker)
-
-    def _bury(self, worker: Any, error: Exception) -> None:
-        """Take back what a dead worker had.
-
-        Raises:
-            ChildProcessError: it is not to be replaced, or what it was at has ended one before.
-        """
-        lost = {ref: had for ref, had in self._under_way.items() if had[2] is worker}
-        first = next(iter(lost.values()))[0]  # the one it was at: items are done in turn
-        if not self._replaced or first in self._ended_one:
-            raise ChildProcessError(
-                "A worker of the Ray cluster ended before its work was done, mostly for want of "
-                f"memory: {str(error).strip().splitlines()[0]}"
-            ) from error
-        self._replaced -= 1
-        self._ended_one.add(first)
-        self.workers.remove(worker)
-        for ref in lost:
-            del self._under_way[ref]
-        self._again.extend(sorted((index, item) for index, item, _ in lost.values()))
-
-
 def _start(ray: Any) -> None:
     # Read when Ray starts: without it, Ray reports its use over the network.
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
@@ -307,6 +244,7 @@ def _import_ray() -> Any:
     try:
         import ray
         import ray.exceptions
+        import ray.util
     except ImportError as error:
         raise ValueError(
             "engine is 'ray', but Ray is not installed; install it with pip install -r "

@@ -109,11 +109,11 @@ def test_memory_that_is_full_is_a_sentence_anywhere(capsys: pytest.CaptureFixtur
         torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB"),
         RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried"),
     ):
-        with pytest.raises(typer.Exit) as ended, common.mistakes_said_plainly():
+        with pytest.raises(typer.Exit) as ended, common.clear_errors():
             raise error
         assert ended.value.exit_code == common.MISTAKE
         assert capsys.readouterr().err.startswith("Error: Memory is full. What helps: ")
-    with pytest.raises(RuntimeError, match="a bug"), common.mistakes_said_plainly():
+    with pytest.raises(RuntimeError, match="a bug"), common.clear_errors():
         raise RuntimeError("a bug")
 
 

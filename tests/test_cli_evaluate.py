@@ -185,7 +185,7 @@ def test_interrupted_it_says_what_remains_and_goes_on(
         done = run(*words)
     assert done.exit_code == 130, done.output
     said = plain(done.stderr)
-    assert "Stopping after the step at hand; Ctrl-C again stops at once." in said
+    assert "Stopping after the current step; Ctrl-C again stops at once." in said
     assert "Stopped after 1 of 3 questions; 2 remain. Their records are kept in" in said
     assert signal.getsignal(signal.SIGINT) is before
     assert len(list(read_run(tmp_path / "run").records())) == 1

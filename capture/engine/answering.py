@@ -1,13 +1,13 @@
 """An answer made by steps over a fixed memory, from the prompt to the last token.
 
 1. The prompt passes through the model in a session, as for transformers' `generate`, but its keys
-   go to where they stay (`cache`). The session ends there: steps need no hooks.
+   go straight into the fixed cache (`cache`). The session ends there: steps need no hooks.
 2. A step (`step`) makes one token of each batch row. On CUDA it is recorded (`recording`) and
-   replayed. All it says of a token is one small copy, for which the host waits: once a token. On a
-   GPU the next step is launched before anybody is told of a token.
+   replayed. All it says about a token is one small copy, for which the host waits: once per token.
+   On a GPU the next step is launched before a token is reported.
 3. Rows, reduced as in `capture.recorder`, wait on the device for a block of tokens (`history`).
-4. The step is kept with the model (`store`), with those who changed rows in it. A later run that
-   agrees in all that is fixed (`StepKey`) writes its own values into their tensors.
+4. The step is kept with the model (`store`), with the interventions that changed rows in it. A
+   later run that agrees in all that is fixed (`StepKey`) writes its own values into their tensors.
 """
 
 from __future__ import annotations
@@ -60,17 +60,17 @@ class NoStepsError(Exception):
 
 @dataclass(frozen=True)
 class StepRun:
-    """What is asked of one run.
+    """One run to be made by steps.
 
     Attributes:
         inputs, settings, prefix: of the answer.
         decoding: how tokens are chosen.
         rows: the rows that explain the answer, one probe a batch row.
-        others: other probes; they see the prompt alone.
+        others: other probes; they see only the prompt.
         interventions: what changes rows.
-        tokens: who is told of tokens, one a batch row.
-        ending: what ends answers; it tells `tokens`.
-        on_stage: is told, in words, what the next token will take long for.
+        tokens: what receives the tokens, one per batch row.
+        ending: what ends answers; it passes tokens on to `tokens`.
+        on_stage: called with a description of the stage if the next token will take long.
     """
 
     inputs: PromptInputs
@@ -97,12 +97,12 @@ class StepRun:
 
 @dataclass(frozen=True)
 class StepsMade:
-    """What came of it.
+    """The result of a run by steps.
 
     Attributes:
         session: of the prompt; its probes and interventions have seen the answer as well.
         recorded: whether the step was a recording.
-        why: why it was not, where it was to be.
+        why: the reason if it should have been recorded and was not.
     """
 
     session: Session
@@ -118,9 +118,9 @@ def answer_by_steps(handle: ModelHandle, run: StepRun) -> StepsMade:
         run: what is asked.
 
     Raises:
-        NoStepsError: something acts on the model in a way that steps do not know. Nobody has been
-            told of a token then.
-        torch.OutOfMemoryError: the device is full; some tokens may have been told.
+        NoStepsError: something acts on the model in a way that steps do not support. No token has
+        been reported then. torch.OutOfMemoryError: the device is full; some tokens may have been
+        reported.
         ValueError: as `capture.answer.answer`.
     """
     with _current(handle.device):
@@ -159,7 +159,7 @@ def _answer(handle: ModelHandle, run: StepRun) -> StepsMade:
         key = _key(handle, run, session.acting, capacity, rule)
         kept = store_of(handle).take(key)
         step = kept or DecodeStep(handle, key, rule)
-        place, logits = _pass_prompt(handle, run, ids, step.cache)
+        position_ids, logits = _pass_prompt(handle, run, ids, step.cache)
     heads = handle.info.heads
     states = [state for acting in session.acting for state in acting.step_state(heads)]
     if kept is not None and not step.takes(states):
@@ -169,7 +169,7 @@ def _answer(handle: ModelHandle, run: StepRun) -> StepsMade:
     elif states:
         torch._foreach_copy_(list(step.states), states)
     with torch.no_grad(), seeded(run.settings.seed, handle.device):
-        step.begin(run.inputs.layout, place, logits, ids)
+        step.begin(run.inputs.layout, position_ids, logits, ids)
         rows = [session[probe] for probe in run.rows]
         landing = Landing(step.history, rows, run.inputs.layout.vision_tokens)
         driver = _Driver(handle, run, step, landing, processors, ids)
@@ -184,18 +184,20 @@ def _answer(handle: ModelHandle, run: StepRun) -> StepsMade:
 
 
 def _check(session: Session) -> None:
-    """Raises `NoStepsError` where something acts behind the prompt elsewhere than on rows."""
+    """Raises `NoStepsError` if something acts after the prompt on anything but rows."""
     for acting in session.acting:
         edits = getattr(acting, "edits", ())
         ranges = [at.positions for at in edits]
         late = any(r is None or (len(r) and r[-1] >= session.run.length) for r in ranges)
         if late or overrides(acting, "mask"):
-            raise NoStepsError(f"{type(acting).__name__} acts elsewhere than on attention rows")
+            raise NoStepsError(
+                f"{type(acting).__name__} acts on something other than attention rows"
+            )
         if not overrides(acting, "rows"):
             continue
         span: range | None = getattr(acting, "row_positions", None)
         if span is not None and not (span.start <= session.run.length and span.stop >= 1 << 40):
-            raise NoStepsError(f"{type(acting).__name__} acts on some tokens of the answer alone")
+            raise NoStepsError(f"{type(acting).__name__} acts on only some tokens of the answer")
 
 
 def _key(
@@ -217,7 +219,7 @@ def _key(
         heads=rows.heads,
         mean=rows.reduce_heads,
         choice=None if rule is None else rule.key,
-        # An object of its own is equal to no other.
+        # A new object is equal to no other.
         changes=object() if None in changes else tuple(changes),
         compiled=run.settings.compile,
     )
@@ -229,15 +231,15 @@ def _pass_prompt(
     """Pass the prompt through the model, its keys into `cache`.
 
     Returns:
-        What the model calls the next position, int64 ((axes,) B, 1), and the last logits (B,
+        Position ids of the next token, int64 ((axes,) B, 1), and the last logits (B,
         vocabulary).
     """
-    places: list[Tensor] = []
+    seen_ids: list[Tensor] = []
 
     def look(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         given = kwargs.get("position_ids")
         if given is not None:
-            places.append(given[..., -1:])
+            seen_ids.append(given[..., -1:])
 
     prefix = run.prefix
     if prefix is None:
@@ -254,16 +256,16 @@ def _pass_prompt(
         ).logits
     finally:
         hook.remove()
-    if places:
-        last = places[-1]
-        place = last.expand(*last.shape[:-2], run.batch, 1) + 1
+    if seen_ids:
+        last = seen_ids[-1]
+        position_ids = last.expand(*last.shape[:-2], run.batch, 1) + 1
     else:
-        place = torch.full((run.batch, 1), run.inputs.layout.length, device=handle.device)
-    return place, logits[:, -1].float()
+        position_ids = torch.full((run.batch, 1), run.inputs.layout.length, device=handle.device)
+    return position_ids, logits[:, -1].float()
 
 
 class _Driver:
-    """Launches steps, waits for their tokens, and tells them."""
+    """Launches steps, waits for their tokens, and reports them."""
 
     def __init__(
         self,
@@ -339,7 +341,7 @@ class _Driver:
             self.why = f"the step cannot be recorded: {error}"
 
     def _read(self) -> list[list[float]]:
-        """What is said of the newest tokens: the one copy a token for which the host waits."""
+        """The values of the newest tokens: the one copy per token for which the host waits."""
         said = self._step.said
         assert said is not None
         arrived = said

@@ -13,16 +13,16 @@ CAPACITY_STEP = 64  # positions; runs of about one length share a recorded step
 
 
 def capacity_for(positions: int) -> int:
-    """The capacity of a cache that must hold so many positions."""
+    """The capacity of a cache that must hold this many positions."""
     return -(-positions // CAPACITY_STEP) * CAPACITY_STEP
 
 
 class FixedLayer(DynamicLayer):
     """One layer's keys and values (B, Hkv, capacity, D).
 
-    The prompt is written behind what is there, and what is there is given back: a view, so that
-    attention at prefill is what it is over a cache that grows. From `decode_at` on one position is
-    written where the device says, and the whole memory is given back.
+    The prompt is appended, and a view of the filled part is returned, so that
+    attention at prefill is the same as over a growing cache. After `decode_at` each pass writes one
+    position, given by a device tensor, and the whole memory is returned.
 
     Attributes:
         filled: positions written at prefill.
@@ -35,7 +35,8 @@ class FixedLayer(DynamicLayer):
         self.at: Tensor | None = None
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
-        """Take the memory. Zeros: what is hidden is multiplied with 0, and must be a number."""
+        """Allocate the memory. Zeros, because hidden values are multiplied with 0 and must be
+        finite."""
         self.dtype, self.device = key_states.dtype, key_states.device
         self.keys, self.values = (
             torch.zeros(
@@ -80,7 +81,7 @@ class FixedCache(DynamicCache):
         self.layers = [*self.fixed]  # as the library names them
 
     def begin(self, prefix: DynamicCache | None, rows: int) -> None:
-        """Forget what is there, and take over the keys of a prefix (batch 1) for `rows` rows."""
+        """Clear it, and take over the keys of a prefix (batch 1) for `rows` rows."""
         for index, layer in enumerate(self.fixed):
             layer.filled, layer.at = 0, None
             if prefix is not None:

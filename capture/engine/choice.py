@@ -1,4 +1,4 @@
-"""Which engine makes the tokens of a run, and why."""
+"""Which engine generates the tokens of a run, and why."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from sinkscope.models.loading import ModelHandle
 
 @dataclass(frozen=True)
 class EngineChoice:
-    """What ran.
+    """The engine that ran.
 
     Attributes:
         asked: the setting.
         used: `graph`: a recorded step; `step`: the same step, not recorded; `loop`: transformers'
             `generate`.
-        why: where that is not what was asked, in words.
+        why: if it is not the requested one, the reason.
     """
 
     asked: str
@@ -25,7 +25,7 @@ class EngineChoice:
     why: str = ""
 
     def about(self) -> dict[str, Any]:
-        """For `GenerationTrace.extra`; empty where the loop ran as it was to."""
+        """For `GenerationTrace.extra`; empty if the loop ran as requested."""
         if self.used == "loop" and not self.why:
             return {}
         said = {"asked": self.asked, "used": self.used}
@@ -33,7 +33,7 @@ class EngineChoice:
 
 
 def choose_engine(handle: ModelHandle, settings: GenerationSettings) -> EngineChoice:
-    """`graph` here means steps over a fixed memory, recorded where the device can."""
+    """`graph` here means steps over a static cache, recorded if the device supports it."""
     asked = settings.engine
     device = handle.device.type
     if asked == "loop" or (asked == "auto" and device != "cuda"):
@@ -43,7 +43,7 @@ def choose_engine(handle: ModelHandle, settings: GenerationSettings) -> EngineCh
 
 
 def _obstacle(handle: ModelHandle) -> str:
-    """Why the loop must do it; empty where nothing speaks against steps."""
+    """Why the loop must be used; empty if steps are possible."""
     if handle.device.type not in ("cuda", "cpu"):
         return f"on {handle.device.type} there is no graph"
     spread = getattr(handle.model, "hf_device_map", None) or {}

@@ -1,8 +1,8 @@
 """How a step chooses the next token: as transformers' `generate` does, number for number.
 
-For all but the commonest settings `generate` itself says which processors of logits it would use.
-Those that need no host are part of the step; with any other the token is chosen behind it by the
-processors themselves.
+For all but the most common settings `generate` itself says which processors of logits it would use.
+Processors that need no host are part of the step; any other processor chooses the token after the
+step.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ def processors_of(
 
 
 def _known(used: Mapping[str, Any]) -> LogitsProcessorList:
-    """Without asking, which reads the host: the settings that everybody has."""
+    """The usual settings, without asking `generate`, which reads the host."""
     made = LogitsProcessorList()
     if "repetition_penalty" in used:
         made.append(RepetitionPenaltyLogitsProcessor(float(used["repetition_penalty"])))
@@ -70,7 +70,7 @@ def _known(used: Mapping[str, Any]) -> LogitsProcessorList:
 def asked_of_generate(
     handle: ModelHandle, config: GenerationConfig, input_ids: Tensor
 ) -> LogitsProcessorList:
-    """What `generate` makes of a configuration, behind this prompt (B, N)."""
+    """The processors that `generate` builds from a configuration, for this prompt (B, N)."""
     found = LogitsProcessorList()
 
     def look(model: Any, input_ids: Tensor, **kwargs: Any) -> Tensor:
@@ -102,14 +102,14 @@ class Rule:
 
     @staticmethod
     def of(processors: Sequence[Any], sampled: bool) -> Rule | None:
-        """None where some of them can only be asked behind the step."""
+        """None if some of them can only run after the step."""
         rest = list(processors)
         penalty = None
         if rest and type(rest[0]) is RepetitionPenaltyLogitsProcessor:
             penalty = float(rest.pop(0).penalty)
         known = all(type(one) in WARPERS for one in rest)
         heat = next((one.temperature for one in rest if hasattr(one, "temperature")), 1.0)
-        # Beyond these scores overflow; `torch.multinomial` looks, and says so.
+        # Beyond these, scores overflow; `torch.multinomial` checks this and raises.
         tame = heat >= LEAST_TEMPERATURE and 0.1 <= (penalty or 1.0) <= 10
         if not known or (sampled and not tame):
             return None
@@ -117,7 +117,7 @@ class Rule:
 
     @property
     def key(self) -> Hashable:
-        """Equal for rules that choose alike."""
+        """Equal for rules that choose in the same way."""
         said = [(type(one).__name__, *map(str, sorted(vars(one).items()))) for one in self.warpers]
         return (self.sampled, self.penalty, tuple(said))
 
@@ -133,7 +133,7 @@ class Rule:
         if not self.sampled:
             return scores.argmax(-1)
         chances = torch.softmax(scores, -1)
-        # What torch.multinomial does for one draw, without the looks at its input on the host.
+        # What torch.multinomial does for one draw, without checking its input on the host.
         return (chances / torch.empty_like(chances).exponential_(1)).argmax(-1)
 
 
@@ -149,7 +149,7 @@ def chosen_behind(
 
 def weighed(logits: Tensor, token: Tensor, alternatives: int) -> Tensor:
     """float64 (B, 3 + 2 x alternatives): token, its log-probability and rank, the likeliest tokens
-    and their log-probabilities. One tensor, so that one copy tells it all."""
+    and their log-probabilities. One tensor, so that one copy is enough."""
     logs = torch.log_softmax(logits, -1)
     best, ids = logs.topk(min(alternatives, logs.shape[-1]), -1)
     own = logs.gather(1, token[:, None])

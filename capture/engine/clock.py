@@ -1,4 +1,5 @@
-"""Where a run is, for all that is written by position: on the host, or on the device."""
+"""The position of a run, for everything that is written by position: on the host, or on the
+device."""
 
 from __future__ import annotations
 
@@ -12,7 +13,7 @@ from sinkscope.models.run_info import Step
 
 @dataclass
 class Clock(Step):
-    """A `Step` whose positions come from the device as soon as there are such.
+    """A `Step` whose positions come from the device once they exist there.
 
     Attributes:
         position: int64 (1,) of the query of the step that runs; None: the host counts.
@@ -22,7 +23,7 @@ class Clock(Step):
     _offsets: dict[int, Tensor] = field(default_factory=dict, repr=False)
 
     def begin_step(self) -> None:
-        """Before each step: positions are made anew, once for all layers."""
+        """Before each step: positions are rebuilt, once for all layers."""
         self._offsets.clear()
 
     def positions(self, first: int, count: int, device: torch.device, origin: int = 0) -> Tensor:

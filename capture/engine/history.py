@@ -1,4 +1,4 @@
-"""What a step keeps of its rows, on the device for a block of tokens, and its way to the host."""
+"""The reduced rows of a step, kept on the device for a block of tokens and copied to the host."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ COLUMN_STEP = 64  # images of about one size share a recorded step
 
 @dataclass(frozen=True)
 class Shape:
-    """Sizes of what is kept of one token: L layers, B rows of the batch, H heads.
+    """Sizes of the data kept for one token: L layers, B rows of the batch, H heads.
 
     Attributes:
         layers, batch, heads: as above; heads is 1 where their mean is kept.
@@ -48,14 +48,14 @@ class Shape:
         return self.layers * self.batch * self.heads * (2 * self.columns + 4 * self.segments + 4)
 
     def block(self, tokens: int) -> int:
-        """How many tokens of an answer of `tokens` wait on the device for their way to the host.
-        Answers of about one length have equal blocks."""
+        """How many tokens of an answer of `tokens` are kept on the device before they are copied.
+        Answers of similar length have equal blocks."""
         about = min(MOST_BLOCK, 1 << (tokens - 1).bit_length())
         return max(1, min(about, BLOCK_BYTES // max(1, self.token_bytes)))
 
     def working_bytes(self, kept_heads: int, keys: int, tokens: int) -> int:
-        """What a step takes on the device: the block, rows of `kept_heads` heads over `keys` keys,
-        and what they are reduced by."""
+        """The memory of a step on the device: the block, rows of `kept_heads` heads over `keys`
+        keys, and the buffers of the reduction."""
         layer = self.batch * kept_heads * keys * 4
         reduced = max(REDUCED_COPIES * layer, REDUCED_BYTES)
         block = self.block(tokens) * self.token_bytes
@@ -91,7 +91,7 @@ class History:
         self._segments = torch.zeros(capacity, shape.segments, dtype=torch.float64, device=device)
 
     def begin(self, layout: PromptLayout) -> None:
-        """Say which columns are the image's and what the segments are, for the run that begins."""
+        """Set the image's columns and the segments for the run that begins."""
         self.slot.zero_()
         vision = layout.vision_positions()
         columns = torch.zeros(len(self._columns), dtype=torch.long)
@@ -104,7 +104,7 @@ class History:
         self._segments.copy_(segments)
 
     def note(self, rows: Tensor) -> None:
-        """Part of the step: reduce float32 rows (L, B, H', K) into the block, so many layers at a
+        """Part of the step: reduce float32 rows (L, B, H', K) into the block, as many layers at a
         time as `REDUCED_BYTES` allows."""
         some = max(1, REDUCED_BYTES // (REDUCED_COPIES * 4 * max(1, rows[0].numel())))
         for low in range(0, len(rows), some):
@@ -135,14 +135,14 @@ class History:
 
 
 class Landing:
-    """The way of one run's history to its recorders, a block at a time.
+    """Copies one run's history to its recorders, a block at a time.
 
-    On a GPU a full block is copied to pinned memory behind the step that filled it, and from there
+    On a GPU a full block is copied to pinned memory after the step that filled it, and from there
     into the recorders while the next step runs.
 
     Args:
         history: of the step.
-        recorders: one a batch row.
+        recorders: one per batch row.
         columns: how many vision columns there are.
         first: the answer token that the first step's row explains.
     """
@@ -200,7 +200,7 @@ class Landing:
         self._sent = (self._first, parts, event)
         self._first += count
         self._history.slot.zero_()
-        if event is None:  # the next step writes into the very same memory
+        if event is None:  # the next step writes into the same memory
             self.land()
 
 

@@ -18,7 +18,7 @@ class Recording:
 
     Attributes:
         replay: runs it once, on the current stream.
-        nbytes: what it keeps on the device beside the step's own tensors.
+        nbytes: what it keeps on the device in addition to the step's own tensors.
     """
 
     replay: Callable[[], None]
@@ -35,26 +35,26 @@ def can_record(device: torch.device) -> bool:
 
 
 def runs_ahead(device: torch.device) -> bool:
-    """Whether the next step is better launched before a token is told: where the host does not
+    """Whether the next step is better launched before a token is reported: where the host does not
     compute it itself."""
     return device.type == "cuda"
 
 
 def crosses(device: torch.device) -> bool:
-    """Whether what a step says has to cross to the host, by copies that are waited for."""
+    """Whether a step's output has to be copied to the host and waited for."""
     return device.type == "cuda"
 
 
 def record(
     step: Callable[[], None], moving: Sequence[Tensor], device: torch.device, warm_ups: int
 ) -> Recording:
-    """Record `step`, which reads no host, and put all that it moved back.
+    """Record `step`, which must not read the host, and restore everything that it changed.
 
     Args:
         step: runs on the current stream.
         moving: what it writes and reads again.
         device: the current CUDA device.
-        warm_ups: how often it runs before: libraries take their memory then, and what is compiled
+        warm_ups: how often it runs before the recording, so that libraries allocate memory and code
             is compiled.
 
     Raises:
@@ -75,16 +75,17 @@ def record(
             torch.cuda.empty_cache()
             held = torch.cuda.memory_reserved(device)
             graph = torch.cuda.CUDAGraph()
-            # Other threads of the app may use CUDA meanwhile; that is none of this recording.
+            # Other threads of the app may use CUDA meanwhile; that is not part of this recording.
             with torch.cuda.graph(graph, stream=side, capture_error_mode="thread_local"):
                 step()
         except torch.OutOfMemoryError:
             raise
         except Exception as error:
-            # What a capture that reads the host raises differs from version to version, and a
-            # compiler raises what it likes.
+            # What a capture that reads the host raises differs between versions, and a compiler may
+            # raise anything.
             torch.cuda.synchronize(device)
-            # A capture that failed leaves the generator in it, and nobody could draw any more.
+            # A failed capture leaves the generator in capture mode, and no more random numbers
+            # could be drawn.
             numbers.graphsafe_set_state(before)
             raise RecordingFailedError(f"{type(error).__name__}: {first_line(error)}") from error
     return Recording(graph.replay, max(0, torch.cuda.memory_reserved(device) - held))
@@ -93,7 +94,7 @@ def record(
 def try_out(
     step: Callable[[], None], moving: Sequence[Tensor], device: torch.device, times: int
 ) -> None:
-    """Run a step so many times, each as if it were the first."""
+    """Run a step several times, each as if it were the first."""
     for _ in range(times):
         with _put_back(moving, device):
             step()
@@ -101,7 +102,7 @@ def try_out(
 
 @contextmanager
 def _put_back(moving: Sequence[Tensor], device: torch.device) -> Iterator[None]:
-    """Tensors and random numbers are behind it what they were before."""
+    """Restores tensors and random states at the end."""
     before = [tensor.clone() for tensor in moving]
     cuda = device.type == "cuda"
     drawn = torch.cuda.get_rng_state(device) if cuda else torch.random.get_rng_state()
@@ -117,6 +118,6 @@ def _put_back(moving: Sequence[Tensor], device: torch.device) -> Iterator[None]:
 
 
 def first_line(error: Exception, longest: int = 300) -> str:
-    """Of its text, for a sentence."""
+    """Its first line, as part of a sentence."""
     line = next((line.strip() for line in str(error).splitlines() if line.strip()), "")
     return line[:longest]

@@ -1,10 +1,10 @@
-"""One decode step: a function without arguments over tensors that stay where they are.
+"""One decode step: a function without arguments over fixed tensors.
 
     position, token -> text model over fixed keys, rows changed and kept -> logits -> probabilities
     -> the next token -> histories
 
-Nothing in it reads the host, so it can be recorded and replayed. What a run changes is written into
-its tensors before (`begin`).
+Nothing in it reads the host, so it can be recorded and replayed. Values that differ between runs
+are written into its tensors before (`begin`).
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from sinkscope.models.static_step import StepPlan
 
 @dataclass(frozen=True)
 class StepKey:
-    """All that is fixed in a step; runs that agree in it can share one.
+    """Everything that is fixed in a step; runs that agree in it can share one.
 
     Attributes:
         shape: what is kept of a token.
@@ -38,7 +38,7 @@ class StepKey:
         block: tokens of a history block.
         layers, heads: indices in the model that are kept.
         mean: the mean over the heads is kept.
-        choice: `Rule.key`; None where tokens are chosen behind the step.
+        choice: `Rule.key`; None where tokens are chosen after the step.
         changes: what changes rows (`Acting.step_key`); None is never equal to another run's.
         compiled: the text model is compiled.
     """
@@ -60,17 +60,19 @@ class DecodeStep:
     Args:
         handle: the model.
         key: what is fixed.
-        rule: how tokens are chosen; None: behind the step, by `take`.
+        rule: how tokens are chosen; None: after the step, by `take`.
 
     Attributes:
         cache: keys and values; the prompt is passed through the model with it.
-        clock: positions, for who changes rows; that of the run that made the step.
+        clock: positions, for the interventions on rows; that of the run that made the step.
         rows: float32 (L, B, H', K), of the newest token.
-        logits: float32 (B, vocabulary) of the newest position, where tokens are chosen behind.
-        said: float64 (B, n), what the host is told of the newest token (`choosing.weighed`).
-        states: tensors of who changes rows, in the order of `Acting.step_state`.
+        logits: float32 (B, vocabulary) of the newest position, where tokens are chosen after the
+            step.
+        said: float64 (B, n), what is copied to the host about the newest token
+            (`choosing.weighed`).
+        states: tensors of the interventions on rows, in the order of `Acting.step_state`.
         ran: whether it was run before, so that all of it is compiled.
-        recording: of this step, which `launch` replays; None: it runs anew each time.
+        recording: of this step, which `launch` replays; None: it is not recorded.
     """
 
     def __init__(self, handle: ModelHandle, key: StepKey, rule: Rule | None) -> None:
@@ -89,7 +91,7 @@ class DecodeStep:
             len(key.layers), shape.batch, len(key.heads), key.capacity, device=device
         )
         self.history = History(shape, key.block, key.capacity, device, key.mean)
-        self.place: Tensor | None = None
+        self.position_ids: Tensor | None = None
         self.logits: Tensor | None = None
         self.said: Tensor | None = None
         self.seen: Tensor | None = None
@@ -106,18 +108,20 @@ class DecodeStep:
             else torch.tensor(key.heads, device=device),
         )
 
-    def begin(self, layout: PromptLayout, place: Tensor, logits: Tensor, ids: Tensor) -> None:
-        """Set the step behind a prompt that was passed through the model with `cache`.
+    def begin(
+        self, layout: PromptLayout, position_ids: Tensor, logits: Tensor, ids: Tensor
+    ) -> None:
+        """Set the step after a prompt that was passed through the model with `cache`.
 
         Args:
             layout: of the prompt.
-            place: what the model calls the next position: int64 ((axes,) B, 1).
+            position_ids: of the next token, int64 ((axes,) B, 1).
             logits: of the prompt's last position, (B, vocabulary).
             ids: int64 (B, N), the prompt.
         """
-        if self.place is None or self.place.shape != place.shape:
-            self.place, self.recording = torch.empty_like(place), None
-        self.place.copy_(place)
+        if self.position_ids is None or self.position_ids.shape != position_ids.shape:
+            self.position_ids, self.recording = torch.empty_like(position_ids), None
+        self.position_ids.copy_(position_ids)
         self.position.fill_(layout.length)
         self.history.begin(layout)
         if self.rule is not None and self.rule.penalty is not None:
@@ -132,7 +136,7 @@ class DecodeStep:
         self.clock.position = self.position
 
     def takes(self, states: Sequence[Tensor]) -> bool:
-        """Whether another run's values can be written into the tensors of who changes rows."""
+        """Whether another run's values can be written into the tensors of the interventions."""
         return [(t.shape, t.dtype) for t in states] == [(t.shape, t.dtype) for t in self.states]
 
     def changed_by(
@@ -142,8 +146,8 @@ class DecodeStep:
         clock: Clock,
         first: int,
     ) -> None:
-        """Who changes rows, the tensors that they read and write, the clock by which they know
-        positions, and the first position. A recording of others is let go."""
+        """Set the interventions on rows, the tensors that they read and write, the clock that gives
+        them positions, and the first position. A recording with others is dropped."""
         self.recording = None
         self._plan.changes, self._plan.first_position = changes, first
         self.states, self.clock = tuple(states), clock
@@ -170,7 +174,7 @@ class DecodeStep:
 
     def __call__(self) -> None:
         """The step itself."""
-        assert self.place is not None and self.logits is not None
+        assert self.position_ids is not None and self.logits is not None
         self.clock.begin_step()
         mask = self._plan.begin()
         asked: dict[str, Any] = {"input_ids": self.ids}
@@ -179,7 +183,7 @@ class DecodeStep:
         hidden = self._forward(
             **asked,
             attention_mask=mask,
-            position_ids=self.place,
+            position_ids=self.position_ids,
             past_key_values=self.cache,
             use_cache=True,
             **{PLAN_KEY: self._plan},
@@ -187,18 +191,25 @@ class DecodeStep:
         self.logits.copy_(self._stack.output_head(hidden[:, -1:])[:, -1])
         self.history.note(self.rows)
         self.position.add_(1)
-        self.place.add_(1)
+        self.position_ids.add_(1)
         if self.rule is not None:
             self.choose()
 
     def moving(self) -> list[Tensor]:
-        """Whatever a step writes and the next one reads: to be put back after a trial."""
-        moving = [self.position, self.ids, self.history.slot, self.place, self.logits, self.said]
+        """Everything that a step writes and the next one reads: to be restored after a trial."""
+        moving = [
+            self.position,
+            self.ids,
+            self.history.slot,
+            self.position_ids,
+            self.logits,
+            self.said,
+        ]
         moving += [self.seen, *self.states]
         return [tensor for tensor in moving if tensor is not None]
 
     def end(self) -> None:
-        """The run is over; the cache takes a prompt again."""
+        """End the run; the cache accepts a prompt again."""
         self.cache.decode_at(None)
         self.clock.position = None
 

@@ -16,19 +16,21 @@ NAME = "steps"  # in `ModelHandle.kept`
 
 
 class StepStore:
-    """The steps used last, so many and so large in sum. The handle's lock guards it."""
+    """The most recently used steps, limited in number and in total size. The handle's lock guards
+    it."""
 
     def __init__(self, most: int = MOST_STEPS, most_bytes: int = MOST_BYTES) -> None:
         self._most, self._most_bytes = most, most_bytes
         self._steps: OrderedDict[StepKey, DecodeStep] = OrderedDict()
 
     def take(self, key: StepKey) -> DecodeStep | None:
-        """The step of this key, which is out of the store until it is put back: a run that fails
-        leaves nothing behind."""
+        """The step of this key, removed from the store until it is put back: a run that fails
+        leaves none."""
         return self._steps.pop(key, None)
 
     def put(self, step: DecodeStep) -> None:
-        """Keep a step; those used longest ago go, and one too large is not kept."""
+        """Keep a step; the least recently used are dropped, and one that is too large is not
+        kept."""
         self._steps[step.key] = step
         while self._steps and (len(self._steps) > self._most or self.nbytes > self._most_bytes):
             self._steps.popitem(last=False)
@@ -43,7 +45,7 @@ class StepStore:
 
 
 def store_of(handle: ModelHandle) -> StepStore:
-    """The handle's own; it goes with the handle."""
+    """The handle's store; it is released with the handle."""
     if NAME not in handle.kept:
         most = MOST_BYTES
         if handle.device.type == "cuda":
@@ -54,11 +56,11 @@ def store_of(handle: ModelHandle) -> StepStore:
 
 
 def let_go(handle: ModelHandle) -> None:
-    """Drop all steps, for who needs the memory."""
+    """Drop all steps, to free their memory."""
     handle.kept.pop(NAME, None)
 
 
 def kept_bytes(handle: ModelHandle) -> int:
-    """What the steps take, and would give back."""
+    """The memory that the steps use, and would release."""
     store = handle.kept.get(NAME)
     return store.nbytes if isinstance(store, StepStore) else 0

@@ -1,1 +1,1 @@
-"""What can be looked at in a run, one probe a file; `base` says what a probe is."""
+"""The probes, one per file; `base` defines a probe."""

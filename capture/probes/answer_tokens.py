@@ -1,4 +1,4 @@
-"""The tokens of an answer as they are chosen, named and weighed by the model's raw logits."""
+"""The tokens of an answer as they are chosen, with text and probability from the raw logits."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from sinkscope.models.sites import At
 class AnswerTokens(Probe):
     """Describes the tokens of one batch row; `session[probe]` is a `capture.tokens.TokenProbe`.
 
-    The logits are seen at the output head, before temperature or any sampling filter. Which token
-    is chosen is said to it by `capture.run.Chosen`.
+    The logits are seen at the output head, before temperature or any sampling filter.
+    `capture.run.Chosen` reports the chosen token to it.
 
     Attributes:
         tokenizer: for texts.

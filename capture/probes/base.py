@@ -1,7 +1,7 @@
-"""What a probe is: something that looks at a run and changes nothing, written as one small class.
+"""What a probe is: a small class that reads from a run and changes nothing.
 
-A probe is a frozen dataclass that derives from `Probe`, names the sites it looks at in `looks`, and
-says in `see` what is kept of each:
+A probe is a frozen dataclass that derives from `Probe`, names the sites it reads in `looks`, and
+returns from `see` what to keep of each:
 
     @dataclass(frozen=True)
     class Norms(Probe):
@@ -15,8 +15,8 @@ says in `see` what is kept of each:
         handle.model(**tensors)
     session[norms]          # {layer: [what `see` returned, pass by pass]}
 
-What is kept stays on the device until somebody reads it. A probe that reduces what it sees, or
-needs to know the prompt, overrides `begin` and returns a `Reader` of its own.
+Kept values stay on the device until they are read. A probe that reduces what it sees, or needs the
+prompt's layout, overrides `begin` and returns its own `Reader`.
 """
 
 from __future__ import annotations
@@ -39,8 +39,8 @@ class Reader:
         Args:
             site: one of `looks`.
             layer: of the model; `models.sites.NO_LAYER` for the sites of the whole model.
-            values: as `models.sites` says; not to be written to. They may be a view of what the
-                model works with, so what is kept for long is better copied or reduced.
+            values: as `models.sites` says; not to be written to. They may be a view of the model's
+                tensors, so copy or reduce what is kept for long.
             positions: the token positions that `values` are of.
         """
         raise NotImplementedError
@@ -51,7 +51,7 @@ class Reader:
 
 
 class Probe:
-    """Something to look at. Derive a frozen dataclass from it.
+    """Something to observe. Derive a frozen dataclass from it.
 
     Attributes:
         looks: the sites that `see` is shown; not needed where `begin` is overridden.
@@ -60,7 +60,7 @@ class Probe:
     looks: tuple[At, ...]
 
     def begin(self, run: RunInfo) -> Reader:
-        """What looks during one run: by default a collector of what `see` returns.
+        """The reader of one run: by default a collector of what `see` returns.
 
         Raises:
             ValueError: the probe does not fit the model or the prompt.

@@ -49,5 +49,5 @@ class Stasher(Reader):
         query, key, scale = values
         # A copy: the slice would keep the whole prompt's queries alive.
         self.queries[layer] += query[0].transpose(0, 1).clone().unbind()
-        self.keys[layer] = key[0]  # the cache's own tensor, which grows by being made anew
+        self.keys[layer] = key[0]  # the cache's own tensor; a growing cache makes a new one
         self.scales[layer] = scale

@@ -19,7 +19,7 @@ class Rows(Probe):
 
     Attributes:
         layers: indices of layers; None: all.
-        positions: of the queries; None: all that pass, which takes layers x heads x N x N numbers
+        positions: of the queries; None: all, which takes layers x heads x N x N numbers
             for a prompt of N tokens.
     """
 
@@ -37,8 +37,9 @@ class RowBlock:
     Attributes:
         layer: of the model.
         positions: of the queries.
-        values: float32 (B, H, R, K). In a session with gradients the layer's output is made of
-            this very tensor, so that one can differentiate by it (not by a part of it).
+        values: float32 (B, H, R, K). In a session with gradients the layer's output is computed
+            from this very tensor, so it can be differentiated with respect to it (not to a part of
+            it).
     """
 
     layer: int

@@ -24,7 +24,7 @@ class SinkScores(Probe):
         dims: sink dimensions.
         tau: threshold on phi.
         dialect: `official` flags phi > tau, `paper` phi >= tau.
-        also: layers before the third to report as well, where VAR was told to act there.
+        also: layers before the third to report as well, if VAR acts there.
         batch_row: which row of the batch.
     """
 
@@ -35,7 +35,7 @@ class SinkScores(Probe):
     batch_row: int = 0
 
     def begin(self, run: RunInfo) -> ScoreReader:
-        """See `Probe.begin`; scores of a shared prefix are taken over.
+        """See `Probe.begin`; scores of a shared prefix are reused.
 
         Raises:
             ValueError: the prefix was scored by other dimensions.
@@ -44,8 +44,8 @@ class SinkScores(Probe):
 
 
 class ScoreReader(Reader):
-    """Keeps what the scores are made of, on the device until they are asked for: a prefill never
-    waits, and the scores of all layers are made at once."""
+    """Keeps the inputs of the scores on the device until they are requested: a prefill never waits,
+    and the scores of all layers are computed at once."""
 
     def __init__(self, probe: SinkScores, run: RunInfo) -> None:
         self.looks = (At("block_in", None, range(run.length)),)
@@ -98,7 +98,7 @@ class ScoreReader(Reader):
 
 
 def _on_host(scores: Mapping[int, torch.Tensor]) -> dict[int, torch.Tensor]:
-    """The same on the CPU: one copy where all layers are on one device."""
+    """The same on the CPU: one copy if all layers are on one device."""
     if len({own.device for own in scores.values()}) == 1:
         return dict(zip(scores, torch.stack(list(scores.values())).cpu(), strict=True))
     return {layer: own.cpu() for layer, own in scores.items()}

@@ -10,7 +10,7 @@ from sinkscope.capture.probes.base import Probe, Reader
 from sinkscope.models.run_info import RunInfo
 from sinkscope.models.sites import At
 
-OF_ONE_PASS = ("past_key_values", "use_cache")  # belongs to the pass, not to what was read
+OF_ONE_PASS = ("past_key_values", "use_cache")  # belongs to the pass, not to the prompt
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""The rows of a trace: reduced as they come to vision columns, shares of segments, and entropy."""
+"""The rows of a trace, reduced at once to vision columns, shares of segments, and entropy."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ class TraceRows(Probe):
 
     Attributes:
         layers, heads: indices in the model to keep, in order.
-        tokens: most rows to expect.
+        tokens: maximum number of rows.
         first: position of the query that is row 0; None: the last of the prompt, whose row
             explains the first token of the answer.
         batch_row: which row of the batch.

@@ -1,4 +1,4 @@
-"""What is at a site, kept as it is: residual stream, z of the MLP, queries before rotation, ..."""
+"""The values at a site, unchanged: residual stream, z of the MLP, queries before rotation, ..."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ class Values(Probe):
         at: site, layers and positions. `At("block_in")` is the residual stream.
 
     Raises:
-        ValueError: the site's values are no tensor (`queries_keys`, `text_inputs`), or are none of
-            this probe's (`rows`: see `capture.probes.rows`).
+        ValueError: the site's values are not a tensor (`queries_keys`, `text_inputs`), or have
+            another probe (`rows`: see `capture.probes.rows`).
     """
 
     at: At

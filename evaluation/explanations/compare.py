@@ -20,7 +20,7 @@ from sinkscope.evaluation.statistics import bootstrap
 from sinkscope.evaluation.statistics.intervals import Interval, holm, wilson
 from sinkscope.evaluation.statistics.settings import ALPHA
 
-# Name -> title, what is better (+1: more), what it is by chance in words.
+# Name -> title, direction (+1: more is better), chance level in words.
 SCORES: dict[str, tuple[str, int, str]] = {
     "pointing": ("Pointing game", 1, "the object's share of the cells"),
     "energy": ("Energy inside", 1, "the object's share of the cells"),
@@ -67,8 +67,8 @@ class Scores:
         chance: the object's mean share of the cells.
         left_out: reason -> targets that no method was asked about.
         failed: targets with an error; reason -> how many.
-        lacking: method -> reason -> targets of which it gave no map.
-        common: targets left out of all figures because some method gave no map of them.
+        lacking: method -> reason -> targets without a map of it.
+        common: targets left out of all figures because some method has no map of them.
     """
 
     figures: Mapping[str, Mapping[str, Figure]]
@@ -85,7 +85,7 @@ class Scores:
 def compare_scores(
     records: Sequence[AnswerRecord], settings: ScoreReportSettings | None = None
 ) -> Scores:
-    """Raises ValueError where no target has scores."""
+    """Raises ValueError if no target has scores."""
     settings = settings or ScoreReportSettings()
     by_target: dict[str, dict[str, AnswerRecord]] = {}
     for record in records:
@@ -150,7 +150,7 @@ def _tally(records: Sequence[AnswerRecord]) -> Tally:
     entries: list[tuple[str, str, float]] = []
     for record in records:
         for score, value in record.details["scores"].items():
-            there = value is not None  # else it is not defined for this target, by any method
+            there = value is not None  # otherwise it is undefined for this target, for every method
             entries.append((record.cluster, score, value if there else 0.0))
             entries.append((record.cluster, f"n {score}", float(there)))
     return summed(entries, _means)
@@ -196,7 +196,7 @@ def _figures(
         )
         ends = draws.interval(name, score, settings.confidence)
         if score == "pointing" and values[name] in (0.0, 1.0):
-            # Every image has it, or none: the bootstrap would be certain.
+            # All images have it, or none: the bootstrap would report certainty.
             right = draws.clusters if values[name] else 0
             ends = wilson(right, draws.clusters, settings.confidence)
         made[name] = Figure(score, name, values[name], ends, targets, against)

@@ -1,4 +1,4 @@
-"""Maps that look at nothing of the run: what every method has to beat."""
+"""Maps that do not depend on the run: baselines that every method has to beat."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ CONTROLS = (RANDOM, CENTRE)
 def control_map(name: str, grid: ImageGrid, target: str, seed: int) -> npt.NDArray[np.float32]:
     """float32 (rows, columns).
 
-    - `random`: independent uniform values, drawn anew for each target.
-    - `centre_prior`: exp(-((x - 1/2)^2 + (y - 1/2)^2) / (2 SPREAD^2)) at the cells' middles, x and
-      y as parts of the image's sides: photos have their objects in the middle, and a map that knows
-      only that scores well on many benchmarks.
+    - `random`: independent uniform values, drawn again for each target.
+    - `centre_prior`: exp(-((x - 1/2)^2 + (y - 1/2)^2) / (2 SPREAD^2)) at the cells' centres, x and
+      y as fractions of the image's sides: photos often have their objects in the middle, so this
+      map scores well on many benchmarks.
     """
     if name == RANDOM:
         rng = np.random.default_rng(seed_of(target, seed))
@@ -34,5 +34,5 @@ def control_map(name: str, grid: ImageGrid, target: str, seed: int) -> npt.NDArr
 
 
 def seed_of(target: str, seed: int) -> int:
-    """A number of the target's own."""
+    """A seed derived from the target."""
     return int(hashlib.sha256(f"{seed} {target}".encode()).hexdigest()[:15], 16)

@@ -1,14 +1,14 @@
-"""The folder of a scored set of explanations: the evaluation's, with a configuration of its own.
+"""The folder of a scored set of explanations: the evaluation's, with its own configuration.
 
     score.toml        what makes the run: data, methods, settings, model
     provenance.json   what it was made with
     records.jsonl     a line for each target and method (`evaluation.record.AnswerRecord`)
-    summary.json      how far it has come
+    summary.json      progress
 
 Of a record, `question` is the target's id, `cluster` its image, `truth` the word, `answer` the
-answer that it stands in, `score` the pointing game's, and `details` holds all scores, `tokens`
-(indices of the word's) and `seconds`. Where there is no map, `details` holds `lacking`, the reason,
-and `score` is null. An `error` is what went wrong; the next run into the folder tries it again.
+answer that contains it, `score` the pointing game's, and `details` holds all scores, `tokens`
+(indices of the word's) and `seconds`. Without a map, `details` holds `lacking`, the reason, and
+`score` is null. A record with an `error` is tried again by the next run into the folder.
 """
 
 from __future__ import annotations
@@ -34,12 +34,12 @@ CONFIG = "score.toml"
 
 @dataclass(frozen=True)
 class ScoreConfig:
-    """All that makes the records.
+    """The configuration that determines the records.
 
     Attributes:
         score: data, methods, settings.
         model: the model.
-        names: of the methods, controls with them, in the order of records.
+        names: of the methods, including controls, in the order of records.
         revision: of the model.
         fingerprint: of the data's list of targets; "" for drawn scenes.
     """
@@ -51,7 +51,7 @@ class ScoreConfig:
 
     @property
     def methods(self) -> tuple[Wanted, ...]:
-        """As the folder of a run asks for them."""
+        """In the form that a run's folder needs."""
         return tuple(Wanted(name) for name in self.names)
 
     def as_dict(self) -> dict[str, Any]:
@@ -68,8 +68,8 @@ class ScoreConfig:
         return head + tomlkit.dumps(self.as_dict())
 
     def differences(self, other: ScoreConfig) -> list[str]:
-        """What the other one has otherwise, each in words. How many targets are scored is no part
-        of it: a run may be made longer."""
+        """The differences to another configuration, in words. The number of targets is not one: a
+        run may be extended."""
         found = []
         for table, values in self.as_dict().items():
             others = other.as_dict()[table]
@@ -100,7 +100,7 @@ def read_score_config(path: Path) -> ScoreConfig:
 
 
 class ScoreFolder(RunFolder):
-    """A folder open to be written; what is there of the same configuration is kept."""
+    """A folder open for writing; existing records of the same configuration are kept."""
 
     config_name = CONFIG
 
@@ -128,10 +128,10 @@ class ScoreFolder(RunFolder):
 
 
 def read_scores(folder: Path) -> tuple[ScoreConfig, list[AnswerRecord], dict[str, Any]]:
-    """Configuration, records and summary of a folder; a half-written last line is passed over.
+    """Configuration, records and summary of a folder; a half-written last line is skipped.
 
     Raises:
-        ValueError: the folder holds no such run, or a line is no record.
+        ValueError: the folder holds no such run, or a line is not a record.
     """
     if not (folder / CONFIG).is_file():
         raise ValueError(f"{folder} has no {CONFIG}; allowed: a folder of `explain-score`.")

@@ -1,4 +1,4 @@
-"""Insertion and deletion (RISE, BMVC 2018): what a word's probability owes to the cells in the
+"""Insertion and deletion (RISE, BMVC 2018): how a word's probability depends on the cells in the
 order of a map.
 
 Cells are removed by cutting the attention of all later queries to their vision tokens, in every
@@ -6,10 +6,10 @@ layer (`interventions.edges`), from one shared pass over the image. With f_0 < .
 fractions k / S of the image's cells, strongest first, and log p the sum over the word's tokens:
 
     deletion  = area over f of log p(without the strongest f) - log p(whole image)
-    insertion = area over f of log p(with the strongest f alone) - log p(whole image)
+    insertion = area over f of log p(with only the strongest f) - log p(whole image)
 
-by the trapezoid rule, in nats. Less is better for deletion, more for insertion. Equal values are in
-an order drawn by the target's own seed, the same for every method.
+by the trapezoid rule, in nats. Lower is better for deletion, higher for insertion. Equal values are
+ordered at random by the target's own seed, the same for every method.
 """
 
 from __future__ import annotations

@@ -24,15 +24,15 @@ CSV = (
 )
 CAVEATS = (
     "A score says whether a map finds what the word names, not whether the model used it: a model "
-    "may well look elsewhere. Insertion and deletion ask the model itself, by cutting attention to "
-    "cells; they know nothing of the object.",
+    "may well use other cells. Insertion and deletion test the model, by cutting attention to "
+    "cells; they do not use the object's mask.",
     "A cell belongs to the object where the mask covers at least half as much of it as of the cell "
     "that it covers most. Values that a method leaves out count as its smallest.",
 )
 
 
 def tables(found: Scores) -> list[Table]:
-    """All scores at a glance, then one table a score with its comparisons."""
+    """All scores at a glance, then one table per score with its comparisons."""
     names = list(found.figures)
     rows = [
         (method, *(said(found.figures[score][method].value) for score in names))
@@ -69,7 +69,7 @@ def _score(score: str, found: Scores) -> Table:
 
 
 def said(value: float, sign: str = "") -> str:
-    """With three digits behind the point; small ones with two that matter."""
+    """With three decimals; small values with two significant digits."""
     if math.isnan(value):
         return "not defined"
     return f"{value:{sign}.3f}" if value == 0 or abs(value) >= 0.01 else f"{value:{sign}.2g}"
@@ -89,7 +89,7 @@ def _against(one: Figure, controls: Sequence[str]) -> Iterator[str]:
 
 
 def notes(found: Scores) -> list[str]:
-    """What was left out and why, and what limits the figures."""
+    """What was left out and why, and the limits of the figures."""
     made = [f"{count} words left out: {reason}." for reason, count in found.left_out.items()]
     made += [f"{count} words FAILED: {reason}" for reason, count in found.failed.items()]
     for method, reasons in found.lacking.items():
@@ -102,7 +102,7 @@ def notes(found: Scores) -> list[str]:
 
 
 def about(config: ScoreConfig, complete: bool) -> str:
-    """One line: of what this is."""
+    """One line with data, model and settings."""
     state = "" if complete else " NOT complete: the same command goes on."
     steps = f"{config.score.steps} steps of insertion and deletion"
     return (
@@ -164,7 +164,7 @@ def _csv(found: Scores) -> Iterator[Sequence[object]]:
 
 
 def write_files(made: dict[str, str], folder: Path) -> list[Path]:
-    """Write them into a folder that there is."""
+    """Write them into an existing folder."""
     paths = []
     for name, text in made.items():
         data = text.encode("utf-8", "replace")

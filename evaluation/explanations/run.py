@@ -37,16 +37,16 @@ from sinkscope.models.family import PromptInputs
 from sinkscope.models.loading import ModelHandle
 from sinkscope.utils import plain_values
 
-MOST_IN_A_ROW = 20  # targets that fail one after the other until the run is given up
+MOST_IN_A_ROW = 20  # the run is given up after this many failed targets in a row
 
 
 class NoTargetError(ValueError):
-    """The word cannot be explained in this answer, which is no fault of the run."""
+    """The word cannot be explained in this answer, which is not an error of the run."""
 
 
 @dataclass(frozen=True)
 class Progressed:
-    """How far a run has come: targets in all (of those read), with scores, without, failed."""
+    """A run's progress: targets in all (of those read), with scores, without, failed."""
 
     targets: int
     scored: int
@@ -66,20 +66,20 @@ def score_methods(
     on_progress: Progress | None = None,
     stop: threading.Event | None = None,
 ) -> Progressed:
-    """Explain and score what is not scored yet.
+    """Explain and score the remaining targets.
 
     Args:
         handle: the model; its lock is taken for each pass.
         settings: data, methods, steps.
-        model: what the handle was loaded by, for the folder's configuration.
+        model: the settings that the handle was loaded with, for the folder's configuration.
         folder: new, empty, or that of the same run.
-        methods: among which `settings.methods` are looked for.
-        on_progress: called with targets done, in all (0: unknown), and what is at hand.
-        stop: set it to end; what was scored is kept.
+        methods: the methods among which `settings.methods` are searched.
+        on_progress: called with targets done, in all (0: unknown), and the current target. stop:
+            set it to end; finished scores are kept.
 
     Raises:
-        ValueError: no such data or method, another run in the folder, or so many targets in a row
-            failed that the rest would too.
+        ValueError: no such data or method, another run in the folder, or too many targets in a row
+            failed.
         Stopped: `stop` was set.
     """
     chosen = methods_named(settings.methods, methods)
@@ -263,7 +263,7 @@ class _Run:
 
 
 def word_tokens(trace: GenerationTrace, target: Target) -> list[int]:
-    """The answer's tokens that spell the word, all of them: no best piece is chosen.
+    """All of the answer's tokens that spell the word.
 
     Raises:
         NoTargetError: the word is not in the answer.

@@ -23,7 +23,7 @@ def read_run_length(made: Mapping[str, Any]) -> npt.NDArray[np.bool_]:
     """bool (height, width), of `{"size": [height, width], "counts": numbers or text}`.
 
     Raises:
-        ValueError: it is no such mask, or its runs are not as long as its pixels are many.
+        ValueError: it is not such a mask, or its runs do not add up to its pixels.
     """
     size, counts = made.get("size"), made.get("counts")
     if not isinstance(size, list | tuple) or len(size) != 2 or not all(map(_whole, size)):

@@ -1,13 +1,13 @@
-"""How well a map finds an object: scores of one map against one mask, both on the map's grid.
+"""How well a map localises an object: scores of one map against one mask, both on the map's grid.
 
-`truth` is bool, one value a cell: whether the cell is part of the object. `values` has a number for
-each cell, or NaN where the method has none. Rules that hold for every score and every method:
+`truth` is bool, one value per cell: whether the cell is part of the object. `values` has a number
+for each cell, or NaN if the method has none. Rules for every score and every method:
 
-- A missing value counts as the smallest of the map's values: a method gains nothing by leaving
-  cells out, and nothing is normalised over several maps or methods.
-- Ties share: where several cells are the maximum, pointing counts the part of them that is inside;
-  AUC counts a tie 1/2. So a map that is the same everywhere scores chance or less.
-- No smoothing, no threshold chosen by the truth.
+- A missing value counts as the smallest of the map's values: leaving cells out brings no advantage,
+  and nothing is normalised over several maps or methods.
+- Ties are shared: if several cells are the maximum, pointing counts the part of them that is
+  inside; AUC counts a tie 1/2. So a constant map scores chance or less.
+- No smoothing, and no threshold chosen using the truth.
 """
 
 from __future__ import annotations
@@ -49,8 +49,8 @@ def pointing(values: npt.NDArray[Any], truth: Truth) -> float:
 
 
 def energy_inside(values: npt.NDArray[Any], truth: Truth) -> float:
-    """Energy-based pointing (Score-CAM, CVPR 2020 workshops): the part of the map's positive values
-    that lies inside. Of a map without any: the object's part of the cells, which is chance."""
+    """Energy-based pointing (Score-CAM, CVPR 2020 workshops): the fraction of the map's positive
+    values inside. For a map without any: the object's fraction of the cells, which is chance."""
     flat, inside = np.maximum(filled(values), 0.0), truth.reshape(-1)
     total = flat.sum()
     return float(flat[inside].sum() / total) if total > 0 else float(inside.mean())
@@ -58,8 +58,8 @@ def energy_inside(values: npt.NDArray[Any], truth: Truth) -> float:
 
 def nss(values: npt.NDArray[Any], truth: Truth) -> float:
     """Normalised scanpath saliency (Peters et al. 2005), with the object's cells in place of
-    fixations: the mean over these of (M - mean) / standard deviation. 0 by chance, and of a map
-    that is the same everywhere."""
+    fixations: the mean over these of (M - mean) / standard deviation. 0 by chance, and for a
+        constant map."""
     flat = filled(values)
     spread = flat.std()
     if spread <= 1e-12 * max(1e-300, np.abs(flat).max()):
@@ -69,7 +69,7 @@ def nss(values: npt.NDArray[Any], truth: Truth) -> float:
 
 def auc(values: npt.NDArray[Any], truth: Truth) -> float:
     """Area under the ROC curve: how often a cell inside has more than one outside, a tie counting
-    1/2 (Mann and Whitney). 1/2 by chance; NaN where every cell is inside, or none is."""
+    1/2 (Mann and Whitney). 1/2 by chance; NaN if every cell is inside, or none is."""
     flat, inside = filled(values), truth.reshape(-1)
     positive = int(inside.sum())
     negative = len(flat) - positive
@@ -81,7 +81,7 @@ def auc(values: npt.NDArray[Any], truth: Truth) -> float:
 
 def object_iou(values: npt.NDArray[Any], truth: Truth) -> float:
     """Obj-IoU (TAM): intersection over union of the object and the cells above Otsu's threshold,
-    which is the map's own. 0 of a map that is the same everywhere: it selects nothing."""
+    which depends only on the map. 0 for a constant map: it selects nothing."""
     flat, inside = filled(values), truth.reshape(-1)
     chosen = flat > otsu(flat)
     union = (chosen | inside).sum()
@@ -90,8 +90,8 @@ def object_iou(values: npt.NDArray[Any], truth: Truth) -> float:
 
 def otsu(values: Values) -> float:
     """Otsu's threshold (IEEE SMC 1979) over the values as they are, without bins: the cut between
-    two neighbours in order that leaves the largest variance between "at most" and "above". Where
-    all are equal, that value."""
+    two neighbours in order that leaves the largest variance between "at most" and "above". If all
+    are equal, that value."""
     kinds, counts = np.unique(values, return_counts=True)
     if len(kinds) == 1:
         return float(kinds[0])
@@ -120,8 +120,8 @@ def scored(values: npt.NDArray[Any], truth: Truth) -> dict[str, float]:
 
 def mask_on_cells(mask: npt.NDArray[np.bool_], grid: ImageGrid) -> Truth:
     """Which cells of an image's map are part of an object: those of which it covers at least half
-    as much as of the cell that it covers most. So of a large object it is the cells that it covers
-    by half, and a small one that lies across several cells is in all of them.
+    as much as of the cell that it covers most. For a large object these are the cells that it
+    covers by half; a small object across several cells is in all of them.
 
     Args:
         mask: bool (height, width) of the ORIGINAL image.

@@ -1,4 +1,4 @@
-"""What a user may set about scoring explanations. Light: the command line reads it at its start."""
+"""Settings of scoring explanations. Imports little: the command line reads it at its start."""
 
 from __future__ import annotations
 
@@ -23,13 +23,17 @@ class ScoreSettings:
     )
     methods: str = setting("all", "all, or names such as attention,relative.", metavar="NAMES")
     limit: int | None = setting(
-        None, "The first so many of the data.", low=1, high=MOST_TARGETS, left_out="all; 500 scenes"
+        None,
+        "Number of targets, from the start.",
+        low=1,
+        high=MOST_TARGETS,
+        left_out="all; 500 scenes",
     )
     prompt: str | None = setting(
-        None, "Asked where the data has no question.", left_out="Describe the image."
+        None, "The question if the data has none.", left_out="Describe the image."
     )
     word: str | None = setting(
-        None, "Explained where the data names no word.", left_out="it must be in the data"
+        None, "The word to explain if the data names none.", left_out="it must be in the data"
     )
     steps: int = setting(
         8,

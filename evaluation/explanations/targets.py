@@ -1,4 +1,4 @@
-"""Words to explain, each with what it names in its image: drawn scenes, and users' folders."""
+"""Words to explain, each with its object in the image: drawn scenes, and users' folders."""
 
 from __future__ import annotations
 
@@ -37,18 +37,18 @@ LAYOUTS = (
 
 @dataclass(frozen=True)
 class Target:
-    """A word of an answer, and what it names.
+    """A word of an answer, and the object that it names.
 
     Attributes:
         id: unique in the data.
         cluster: its image; targets of one image are not independent.
         prompt: asked about the image.
-        word: explained, where it first stands in the answer.
+        word: to explain, at its first occurrence in the answer.
         look: opens the image and its mask, bool (height, width).
-        answer: explained in place of the model's own answer; None: its own.
-        expected: the model's own answer must be this one, for the word to name the object; None:
-            any answer with the word in it.
-        start: where in the answer the word is looked for, in characters.
+        answer: explained instead of the model's own answer; None: the model's own.
+        expected: the model's own answer must be this one, so that the word names the object; None:
+            any answer that contains the word.
+        start: offset from which the word is searched in the answer, in characters.
     """
 
     id: str
@@ -65,7 +65,7 @@ def targets_of(settings: ScoreSettings) -> Iterator[Target]:
     """The targets that the settings name, in the data's order.
 
     Raises:
-        ValueError: there is no such data, or a row that is none; file and line are named.
+        ValueError: there is no such data, or an invalid row; file and line are named.
     """
     if settings.data == "demo":
         return itertools.islice(scenes(settings.seed), settings.limit or SCENES)
@@ -73,8 +73,8 @@ def targets_of(settings: ScoreSettings) -> Iterator[Target]:
 
 
 def scenes(seed: int = 0) -> Iterator[Target]:
-    """Held-out scenes without end: "Describe the image." and the shape of one object, drawn by the
-    seed. The mask is exact: the pixels that show the object."""
+    """An endless stream of held-out scenes: "Describe the image." and the shape of one object,
+    drawn by the seed. The mask is exact: the pixels that show the object."""
     for index in itertools.count():
         width, height = CHECK_SIZES[index % len(CHECK_SIZES)]
         drawn = scene((SEED, seed, index), width, height)
@@ -82,7 +82,7 @@ def scenes(seed: int = 0) -> Iterator[Target]:
         visible = [i for i in range(len(drawn.objects)) if drawn.mask(i).any()]
         chosen = visible[int(np.random.default_rng([SEED, seed, index]).integers(len(visible)))]
         thing = drawn.objects[chosen]
-        # The phrases of the answer stand in the order of the objects.
+        # The phrases of the answer are in the order of the objects.
         start = sum(len(phrase) + 2 for phrase in asked.answer.split(", ")[:chosen])
         image, mask = Image.fromarray(drawn.image), drawn.mask(chosen)
         yield Target(
@@ -185,8 +185,8 @@ def _row(row: Mapping[str, Any], where: str, folder: Path, settings: ScoreSettin
 
 def _coco(path: Path, settings: ScoreSettings) -> Iterator[Target]:
     """COCO's instances file: all objects of one category in one image are one target, its word the
-    category's name. Polygons are drawn, run-length masks read, of crowds too: what they cover is
-    many of the category."""
+    category's name. Polygons are drawn, run-length masks read, including those of crowds, which
+    cover several objects of the category."""
     try:
         made = read_json(path, "The file", DATASET)
         names = {one["id"]: str(one["name"]) for one in made["categories"]}
@@ -290,8 +290,8 @@ def _image(path: Path) -> Image.Image:
 
 
 def _mask(path: Path) -> Mask:
-    """Which pixels a mask file sets: of a palette (VOC) all but index 0; of grey values those above
-    the middle, or above 0 where none is above 1."""
+    """The set pixels of a mask file: with a palette (VOC) all but index 0; of grey values those
+    above the middle, or above 0 if none is above 1."""
     try:
         with open_regular(path) as stream, Image.open(stream, formats=FORMATS) as file:
             if file.width * file.height > MOST_MASK:

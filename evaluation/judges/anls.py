@@ -24,7 +24,7 @@ class Anls:
         """From 0 to 1.
 
         Raises:
-            ValueError: the truth is no text.
+            ValueError: the truth is not text.
         """
         said = _clean(answer)
         distance = min(normalised_distance(said, _clean(truth)) for truth in texts(question))

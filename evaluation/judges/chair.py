@@ -9,7 +9,7 @@ from sinkscope.evaluation.base import Judgement, Question
 from sinkscope.evaluation.judges.coco_objects import IRREGULAR, OBJECT_OF, OBJECTS, TWO_WORDS
 
 _WORD = re.compile(r"[a-z]+(?:'[a-z]+)?")
-# Words whose singular matters: those of objects, and the second of two.
+# Words whose singular matters: those of objects, and the second of a pair.
 _KNOWN = {part for word in (*OBJECT_OF, *TWO_WORDS) for part in word.split()}
 
 
@@ -19,17 +19,17 @@ class Chair:
     those that `objects_named` finds in its reference captions.
 
     The score is 1 for a caption without a hallucinated object, so that its mean is 1 - CHAIR_s. The
-    details have `mentioned` (an object a mention, repeated where it is), `hallucinated` (those of
+    details have `mentioned` (one object per mention, with repetitions), `hallucinated` (those of
     them that the image does not have) and `words` (as the caption has them).
     """
 
     name: str = "chair"
 
     def judge(self, answer: str, question: Question) -> Judgement:
-        """What the caption names.
+        """The objects that the caption names.
 
         Raises:
-            ValueError: the truth is no list of COCO's names.
+            ValueError: the truth is not a list of COCO's names.
         """
         truth = question.truth
         if not isinstance(truth, list | tuple | set | frozenset):
@@ -55,7 +55,7 @@ def objects_named(caption: str) -> list[tuple[str, str]]:
     """(object, word) of each mention, in order.
 
     Words are put into the singular by rule and a short list, where the original uses the library
-    `pattern`; then two-word names are joined, and a seat beside a toilet is no chair.
+    `pattern`; then two-word names are joined, and the seat of a toilet does not count as a chair.
     """
     singular = [_singular(word) for word in _WORD.findall(caption.lower())]
     joined: list[str] = []

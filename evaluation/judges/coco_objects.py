@@ -2,8 +2,9 @@
 
 Rohrbach et al., Object Hallucination in Image Captioning, EMNLP 2018 (data/synonyms.txt and
 utils/chair.py of github.com/LisaAnne/Hallucination, BSD 2-Clause). Kept as published, with its
-peculiarities ("sub" is a sandwich, "bow" a tie), but for three slips by which a word could never be
-found: a blank in front of "motor bike" and of "cheesecake", and the capital of "iPhone".
+peculiarities ("sub" is a sandwich, "bow" a tie), except for three typing errors by which a word
+could never be found: a blank in front of "motor bike" and of "cheesecake", and the capital of
+"iPhone".
 """
 
 from __future__ import annotations
@@ -137,7 +138,7 @@ _ANIMALS = (
 
 TWO_WORDS = {
     **{pair: pair for pair in _PAIRS},
-    # An animal's "baby" or "adult" is no person, nor is a jet's "passenger".
+    # An animal's "baby" or "adult" is not a person, nor is a jet's "passenger".
     **{f"{age} {animal}": animal for age in ("baby", "adult") for animal in _ANIMALS},
     **{f"passenger {vehicle}": vehicle for vehicle in ("jet", "train")},
     **{"bow tie": "tie", "toilet seat": "toilet", "wine glas": "wine glass"},  # noqa: PIE800
@@ -153,4 +154,4 @@ IRREGULAR = dict(
         *(("mice", "mouse"), ("calves", "calf"), ("busses", "bus")),
     )
 )
-"""Plurals that no rule gives; a word that is an object's own stays as it is."""
+"""Irregular plurals; an object's own name stays unchanged."""

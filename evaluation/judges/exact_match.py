@@ -13,7 +13,7 @@ class ExactMatch:
     """The whole answer is the truth; `truth` is a text, or several of which one is enough.
 
     Without case and punctuation, white space as single blanks. Articles count: "a dog" is not
-    "dog". An answer of which nothing is left has no extraction and is wrong.
+    "dog". An answer that becomes empty has no extraction and is wrong.
     """
 
     name: str = "exact_match"
@@ -32,7 +32,7 @@ class ExactMatch:
 
 
 def normalised(text: str) -> str:
-    """Small letters, no punctuation, single blanks."""
+    """Lower case, no punctuation, single spaces."""
     return " ".join(without_punctuation(plain(text)).casefold().split())
 
 
@@ -40,7 +40,7 @@ def texts(question: Question) -> list[str]:
     """The question's truth as a list of texts.
 
     Raises:
-        ValueError: it is no text and no list of texts, or the list is empty.
+        ValueError: it is neither text nor a list of texts, or the list is empty.
     """
     truth = question.truth
     if isinstance(truth, str | int | float) and not isinstance(truth, bool):

@@ -30,7 +30,7 @@ JUDGES: tuple[Judge, ...] = (
     Anls(),
     Chair(),
     SubstringLegacy(),
-    LlmJudge(),  # without a model: llm.llm_judge makes one that can be asked
+    LlmJudge(),  # without a model: llm.llm_judge makes one with a model
     LmmsBlink(),
     LmmsMmvp(),
     LmmsSat(),

@@ -1,5 +1,4 @@
-"""Judges that extract as lmms-eval 0.7.2 does, faults included, for figures that compare with its
-own.
+"""Judges that extract as lmms-eval 0.7.2 does, including its errors, for comparable figures.
 
 Written from the behaviour of `lmms_eval/tasks/*/utils.py` at commit 75571cf. Each docstring says
 what is wrong with it.
@@ -48,7 +47,7 @@ _MMVP = tuple(
 
 @dataclass(frozen=True)
 class LmmsMmvp:
-    """Patterns for A and B without word limits: "a cat" gives A, and so does "the sea"."""
+    """Patterns for A and B without word boundaries: "a cat" gives A, and so does "the sea"."""
 
     name: str = "lmms-eval-mmvp"
 

@@ -1,16 +1,16 @@
 """Multiple choice: which option an answer means.
 
-Rules, in this order; the first that says something decides, and the record says which (`rule`):
+Rules, in this order; the first that matches decides, and the record names it (`rule`):
 
     alone      the answer is a letter: "B", "(b)", "B."
     text       it is the text of one option
-    leading    a letter and a sign stand in front: "B. a cat", "(C) blue", "A) ..."
+    leading    a letter and a sign are in front: "B. a cat", "(C) blue", "A) ..."
     stated     "the answer is B", "Answer: (C)", "答案是B"; several different ones say nothing
     last line  its last line is a letter
     named      "option B", "choice B"
-    single     one option's letter alone stands among the words; an article "A" is none, and
+    single     only one option's letter is among the words; an article "A" is not, and
                "not B" is not B
-    contains   the text of one option alone stands in it, or in front of it
+    contains   the text of only one option is in it, or in front of it
 
 Two letters of which none is stated ("A or B"), a refusal, an empty answer and a letter that no
 option has say nothing: extraction None, score 0.
@@ -52,7 +52,7 @@ class OptionLetter:
         """1 where the option meant is the right one, else 0.
 
         Raises:
-            ValueError: the truth is no letter of the question's options.
+            ValueError: the truth is not a letter of the question's options.
         """
         truth = true_letter(question)
         letter, rule = option_meant(answer, question.options)
@@ -126,7 +126,7 @@ def _others(text: str, end: int, letters: str) -> set[str]:
 
 
 def _said(word: str, text: str, letters: str) -> set[str]:
-    """Letters behind a word such as "answer": capitals, bracketed ones, and small ones at the
+    """Letters after a word such as "answer": capitals, bracketed ones, and small ones at the
     end."""
     small = letters.lower()
     mark = (
@@ -180,7 +180,7 @@ def _contained(text: str, options: Options) -> tuple[str | None, str]:
     letters = {x for _, _, x in whole}
     if len(letters) == 1:
         return letters.pop(), "contains"
-    # "Yes, there is no other": what stands in front of a sign is the answer.
+    # "Yes, there is no other": the part before a sign is the answer.
     front = words(re.split(r"[,.;:!\n]", text, maxsplit=1)[0])
     first = [letter.upper() for letter, said in options if said and words(said) == front]
     if len(first) == 1:

@@ -1,8 +1,8 @@
-"""The older script's `string_match`. WARNING: it is wrong, and is here for old figures alone.
+"""The older script's `string_match`. WARNING: it is wrong, and exists only for old figures.
 
-It drops case, punctuation and spaces, and takes an answer for right that has the truth anywhere in
-it. So the truth "(A)", which becomes "a", is found in every answer with an "a" in it: "blank", "(B)
-a cat". Its figures are too high, and differ between methods by how long their answers are.
+It drops case, punctuation and spaces, and accepts an answer that contains the truth anywhere. So
+the truth "(A)", which becomes "a", is found in every answer with an "a" in it: "blank", "(B) a
+cat". Its figures are too high, and differ between methods by how long their answers are.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ WARNING = (
 
 @dataclass(frozen=True)
 class SubstringLegacy:
-    """Right where the truth is a substring; see the warning above. Every record carries it."""
+    """Right if the truth is a substring; see the warning above, which every record carries."""
 
     name: str = "substring-legacy"
 
     def judge(self, answer: str, question: Question) -> Judgement:
-        """1 where the truth, without case, punctuation and spaces, stands in the answer, else 0."""
+        """1 if the answer contains the truth, without case, punctuation and spaces, else 0."""
         said = _squeezed(answer)
-        # As the file words it: the script's files may say "blue" where other judges take a letter.
+        # As in the file: the script's files may say "blue" where other judges expect a letter.
         worded = question.fields.get("truth")
         truths = [worded] if isinstance(worded, str) else texts(question)
         right = any(_squeezed(truth) in said for truth in truths)

@@ -1,4 +1,4 @@
-"""How judges clean a text before they look at it."""
+"""How judges normalise a text."""
 
 from __future__ import annotations
 
@@ -32,7 +32,8 @@ def without_punctuation(text: str) -> str:
 
 
 def starts(inner: Sequence[str], outer: Sequence[str]) -> list[int]:
-    """Where the words of `inner` stand in `outer`, one behind another; none where it is empty."""
+    """The positions of the words of `inner` as a contiguous sequence in `outer`; none if it is
+    empty."""
     size = len(inner)
     if not size:
         return []

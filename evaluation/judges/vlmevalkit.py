@@ -1,4 +1,4 @@
-"""Judges that extract as VLMEvalKit does without an LLM ("exact_matching"), faults included.
+"""Judges that extract as VLMEvalKit does without an LLM ("exact_matching"), including its errors.
 
 Written from the behaviour of `vlmeval/utils/matching_util.py`, `dataset/utils/yorn.py` and
 `dataset/utils/vqa_eval.py` at commit e8e78f0. Where its judge model would be asked, the answer is
@@ -34,7 +34,7 @@ _FULL_STOP = re.compile(r"(?<!\d)\.(?!\d)")
 @dataclass(frozen=True)
 class KitOption:
     """The only option letter among the words, if it is one of the last five words; else "answer is
-    X"; else the option whose text alone stands in the answer.
+    X"; else the only option whose text is in the answer.
 
     An article "A" is a letter: "A dog is in front of B" has two, "A dog" gives A.
     """
@@ -85,7 +85,7 @@ class KitYesNo:
 
 @dataclass(frozen=True)
 class KitExactMatch:
-    """GQA: the same text but for case and blanks around it: "Red." is not "red"."""
+    """GQA: the same text, except for case and surrounding spaces: "Red." is not "red"."""
 
     name: str = "vlmevalkit-exact-match"
 

@@ -17,14 +17,15 @@ from sinkscope.evaluation.judges.vqa_words import ARTICLES, CONTRACTIONS, NUMBER
 
 FEWEST = 4  # with fewer annotators no answer reaches 1
 # The official pattern is (?!<=\d)(\.)(?!\d): the lookbehind is mistyped and holds everywhere, so
-# what it takes out is each full stop without a digit behind it, and re.sub's count is 32.
+# what it takes out is each full stop without a digit after it, and re.sub's count is 32.
 _FULL_STOP = re.compile(r"\.(?!\d)")
 _MOST_FULL_STOPS = 32
 _COMMA_IN_NUMBER = re.compile(r"\d,\d")
 
 
 def official_punctuation(text: str, full_stop: re.Pattern[str] = _FULL_STOP) -> str:
-    """Signs beside a blank vanish, others become one; all vanish where a number has a comma."""
+    """Signs next to a space are removed, others become a space; all are removed if a number has a
+    comma."""
     cleaned = text
     number = _COMMA_IN_NUMBER.search(text) is not None
     for sign in PUNCTUATION:

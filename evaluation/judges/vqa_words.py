@@ -1,6 +1,6 @@
 """The word lists of the official VQA evaluation (github.com/GT-Vision-Lab/VQA, BSD licence).
 
-They are data, kept as published, with their slips: "somebody'd" becomes "somebodyd".
+They are data, kept as published, with their errors: "somebody'd" becomes "somebodyd".
 """
 
 from __future__ import annotations

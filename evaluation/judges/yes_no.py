@@ -1,13 +1,13 @@
 """Yes or no.
 
-Rules, in this order; the record says which one decided (`rule`):
+Rules, in this order; the record names the one that decided (`rule`):
 
     leading    the first word is yes or no (or yeah, nope, 是, 有, 否, 没有, ...): what follows does
                not matter, so "yes, there is no other" is yes
     stated     "the answer is no", "Answer: yes", "答案是否"
     last       the last word is yes or no
-    sentence   "there is no dog", "there is a dog", where the thing is one that the question names;
-               both ways, so that no answer is favoured
+    sentence   "there is no dog", "there is a dog", if the question names that thing; in both
+    directions, so that no answer is favoured
 
 All else says nothing ("I have no idea", "yes and no", "不知道"): extraction None, score 0.
 """
@@ -49,7 +49,7 @@ class YesNo:
     name: str = "yes_no"
 
     def judge(self, answer: str, question: Question) -> Judgement:
-        """1 where the answer says what is true, else 0.
+        """1 if the answer is right, else 0.
 
         Raises:
             ValueError: the truth is neither yes nor no.

@@ -2,5 +2,5 @@
 pretrained=...,var=true`.
 
 lmms-eval finds it by the entry point `lmms_eval.models` of the installed package. Nothing here is
-imported by the rest of the project, and `model` alone imports lmms-eval.
+imported by the rest of the project, and only `model` imports lmms-eval.
 """

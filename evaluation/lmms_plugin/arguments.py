@@ -1,4 +1,4 @@
-"""lmms-eval's `--model_args`, and what a task says of generation, as settings of ours.
+"""lmms-eval's `--model_args`, and a task's generation settings, as our settings.
 
 pretrained        demo, a hub id, or a folder
 revision, dtype   of the model
@@ -27,7 +27,7 @@ DEFAULT_TOKENS = 128  # lmms-eval's, where a task gives no limit
 
 @dataclass(frozen=True)
 class PluginSettings:
-    """What `--model_args` said.
+    """The parsed `--model_args`.
 
     Attributes:
         model: which one to load.
@@ -90,7 +90,7 @@ def _method(given: Mapping[str, Any], settings: list[str]) -> Wanted:
 
 
 def _listed(name: str, value: Any) -> str:
-    """lmms-eval parts its arguments at commas, so lists have slashes."""
+    """lmms-eval splits its arguments at commas, so lists use slashes."""
     return str(value).replace("/", ",") if name in ("dims", "layers") else str(value)
 
 
@@ -126,7 +126,7 @@ def generation(settings: PluginSettings, wanted: Mapping[str, Any]) -> Generatio
 def turns(messages: list[dict[str, Any]], where: str) -> tuple[list[Any], str, str | None]:
     """(images, text, system prompt) of a task's messages.
 
-    Images must stand before the text, in one message of the user: so SinkScope shows them.
+    Images must come before the text, in one user message, as SinkScope shows them.
 
     Raises:
         ValueError: another order, several turns, a video or sound, no image or no text.

@@ -1,4 +1,5 @@
-"""What lmms-eval's registry is told; it calls this when it starts, so nothing heavy is imported."""
+"""The entry for lmms-eval's registry, which calls this when it starts, so nothing heavy is
+imported."""
 
 from __future__ import annotations
 

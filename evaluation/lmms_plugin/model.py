@@ -1,7 +1,7 @@
 """The model itself: `SinkScope`, a subclass of lmms-eval's `lmms`, made when lmms-eval asks for it.
 
 Against its interface of 0.7.2 and 0.7.3: a chat model, whose requests carry `doc_to_messages`.
-lmms-eval is imported inside functions alone, so that this module can be without it.
+lmms-eval is imported only inside functions, so that this module can be imported without it.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from sinkscope.models.loading import load_model
 class Answering:
     """Answers by SinkScope's own code, with VAR where `var=true`; see `arguments` for the rest.
 
-    What `lmms` has beside it: `task_dict`, `cache_hook`, rank and world size.
+    Inherited from `lmms`: `task_dict`, `cache_hook`, rank and world size.
     """
 
     is_simple = False
@@ -44,10 +44,10 @@ class Answering:
         self.device = self.handle.device
 
     def generate_until(self, requests: list[Any]) -> list[Any]:
-        """One `GenerationResult` a request (`Instance`), in their order.
+        """One `GenerationResult` per request (`Instance`), in order.
 
         Raises:
-            ValueError: a task that does not fit, such as images behind the text; it is named.
+            ValueError: a task that does not fit, such as images after the text; it is named.
         """
         from lmms_eval.api.instance import GenerationResult, TokenCounts
 

@@ -1,4 +1,4 @@
-"""Mean scores: over all questions, and over categories that count alike."""
+"""Mean scores: over all questions, and over categories with equal weight."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ class MacroByCategory(TallyMetric):
     """Accuracy over all questions (micro), and the mean of the categories' accuracies (macro), in
     which a small category counts as much as a large one: BLINK's own figure is over its 14 parts.
 
-    A category of which a resample has no question is left out of that resample's mean.
+    A category without a question in a resample is left out of that resample's mean.
     """
 
     name: str = "macro_by_category"

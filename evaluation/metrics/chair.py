@@ -17,7 +17,7 @@ class Chair(TallyMetric):
         chair_s     captions with a hallucinated object / captions
         chair_i     hallucinated mentions / mentions
         recall      objects of the images that are mentioned / objects of the images
-        mentions    mentions a caption: who says less hallucinates less
+        mentions    mentions per caption: shorter captions hallucinate less
 
     Less is better in the first two.
     """

@@ -1,7 +1,7 @@
-"""Questions that come in pairs: MMVP's pairs of images, MME's two questions an image.
+"""Questions that come in pairs: MMVP's pairs of images, MME's two questions per image.
 
-A cluster is a pair. A pair of which an answer is missing (`--limit`, a failed question) counts in
-no figure of pairs; how many there are is a figure of its own, so that they are seen.
+A cluster is a pair. A pair with a missing answer (`--limit`, a failed question) counts in no figure
+of pairs; the number of such pairs is reported as a figure.
 """
 
 from __future__ import annotations
@@ -34,8 +34,8 @@ COGNITION = (
 
 @dataclass(frozen=True)
 class PairAccuracy(TallyMetric):
-    """MMVP (Tong et al., CVPR 2024): pairs of which both are right; beside it the accuracy of
-    single questions, complete pair or not."""
+    """MMVP (Tong et al., CVPR 2024): pairs of which both are right; also the accuracy of single
+    questions, complete pair or not."""
 
     name: str = "pair_accuracy"
     points: ClassVar[tuple[str, ...]] = ("incomplete_pairs",)

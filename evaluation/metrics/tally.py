@@ -1,9 +1,10 @@
-"""Metrics as sums over clusters: what lets a bootstrap compute the whole metric thousands of times.
+"""Metrics as sums over clusters, so that a bootstrap can compute the whole metric thousands of
+times.
 
 Every metric here is a function of sums: right answers and questions, true and false positives by
 subset, images with both answers right. A `Tally` has these sums for each cluster, so a resample of
-clusters is a product of a matrix of weights with them, and the metric is computed on the result. It
-is the same function that gives the run's own figures.
+clusters is a product of a matrix of weights with them, and the metric is computed on the result.
+The same function gives the run's own figures.
 """
 
 from __future__ import annotations
@@ -56,10 +57,10 @@ class TallyMetric(ABC):
     name: str
 
     lower_is_better: ClassVar[tuple[str, ...]] = ()
-    """Figures of which less is better."""
+    """Figures for which lower is better."""
 
     points: ClassVar[tuple[str, ...]] = ()
-    """Figures that are no shares from 0 to 1; "*" for all."""
+    """Figures that are not shares from 0 to 1; "*" for all."""
 
     @property
     def independent(self) -> bool:
@@ -71,7 +72,7 @@ class TallyMetric(ABC):
         """The sums of these answers.
 
         Raises:
-            ValueError: there are none, or an answer is not of this metric's kind.
+            ValueError: there are none, or an answer does not fit this metric.
         """
 
     def figures(self, judged: Sequence[Judged]) -> dict[str, float]:
@@ -109,5 +110,5 @@ def ratio(above: Array, below: Array, undefined: float = np.nan) -> Array:
 
 
 def unparsable(one: Judged) -> float:
-    """1 where nothing could be made of the answer, else 0."""
+    """1 if the answer could not be parsed, else 0."""
     return float(one.judgement.extraction is None)

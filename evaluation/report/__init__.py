@@ -1,4 +1,4 @@
-"""What a run says: tables for a terminal, Markdown, CSV, and one HTML page that needs nothing else.
+"""The report of a run: tables for a terminal, Markdown, CSV, and one self-contained HTML page.
 
-`gather` reads runs and computes, `words` puts it into sentences, the other files write.
+`gather` reads runs and computes, `words` makes the sentences, the other files write.
 """

@@ -1,7 +1,7 @@
 """Charts as inline SVG: intervals around differences, and a figure by the value of a setting.
 
 Colours and lettering come from the page's style sheet (`page.css`), so that they fit light and
-dark. Every number in a chart stands in a table, too.
+dark. Every number in a chart is also in a table.
 """
 
 from __future__ import annotations
@@ -16,8 +16,7 @@ WIDTH, LABELS, ROW, PAD = 800, 310, 26, 26
 
 @dataclass(frozen=True)
 class Bar:
-    """A difference: where it is, its interval, and its kind (better, worse, none) for the
-    colour."""
+    """A difference: its value, its interval, and its kind (better, worse, none) for the colour."""
 
     label: str
     value: float
@@ -37,8 +36,8 @@ class Dot:
 
 
 def forest(bars: Sequence[Bar], axis: str, title: str) -> str:
-    """Differences one below another, with the line of no difference. Bars that are not defined are
-    left out; "" where none is left."""
+    """Differences one below another, with the line of no difference. Undefined bars are left out;
+    "" if none is left."""
     shown = [bar for bar in bars if not math.isnan(bar.value + bar.low + bar.high)]
     if not shown:
         return ""
@@ -63,8 +62,8 @@ def forest(bars: Sequence[Bar], axis: str, title: str) -> str:
 
 
 def curve(dots: Sequence[Dot], base: Dot | None, axes: tuple[str, str], title: str) -> str:
-    """A figure by a setting with its intervals, and the baseline's as a band across. "" where no
-    two dots are defined."""
+    """A figure by a setting with its intervals, and the baseline's as a band across. "" with fewer
+    than two defined dots."""
     shown = [dot for dot in dots if not math.isnan(dot.value + dot.low + dot.high)]
     if len(shown) < 2:
         return ""

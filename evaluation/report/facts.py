@@ -1,4 +1,4 @@
-"""What made a run: the lines that let another one be compared with it."""
+"""The facts of a run: the lines needed to compare it with another."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from typing import Any
 
 from sinkscope.evaluation.report.gather import Section
 
-# In provenance.json, and nobody's business whom a report is shown to: whose machine it was.
+# In provenance.json, but private in a report: whose machine it was.
 PRIVATE = ("name", "process")
 
 
 def facts(section: Section) -> list[tuple[str, str]]:
-    """Name and value of what there is: task, data, model, settings of each method, versions."""
+    """Name and value of each fact: task, data, model, settings of each method, versions."""
     run, made = section.run.config.run, section.run.provenance
     lines = [
         ("task", run.task),
@@ -60,7 +60,7 @@ def _flat(values: Mapping[str, Any], before: str = "") -> list[tuple[str, Any]]:
         if isinstance(value, Mapping):
             made += _flat(value, f"{name}: ")
         elif key == "methods" or (session and key in PRIVATE):
-            continue  # methods stand above
+            continue  # methods are listed above
         elif isinstance(value, list) and value and isinstance(value[0], Mapping):
             made += [pair for i, one in enumerate(value, 1) for pair in _flat(one, f"{name} {i}: ")]
         else:

@@ -1,5 +1,4 @@
-"""Runs as a report has them: figures, comparisons, failures, and the questions whose score
-changed."""
+"""The runs of a report: figures, comparisons, failures, and the questions whose score changed."""
 
 from __future__ import annotations
 
@@ -30,13 +29,13 @@ _VALUE = re.compile(r"(\w+)=(\S+)")
 
 @dataclass(frozen=True)
 class Usage:
-    """What a method did beside its answers, means over the questions it answered; None where no
-    record has it.
+    """Further figures of a method, means over the questions it answered; None if no record has
+    them.
 
     Attributes:
         answered, unparsable: counts.
         cut: answers that ended at the token limit.
-        seconds, tokens: of an answer.
+        seconds, tokens: per answer.
         sinks, rows_changed, mass_moved: as `evaluation.run_folder` says.
     """
 
@@ -73,7 +72,7 @@ class Point:
 
 @dataclass(frozen=True)
 class Sweep:
-    """Methods that differ in one setting alone, by its value."""
+    """Methods that differ in only one setting, by its value."""
 
     name: str
     setting: str
@@ -95,16 +94,16 @@ class Section:
 
     Attributes:
         title: its folder's name.
-        run, protocol: as they are.
-        comparison: None where no question has an answer of every method; `reason` then says so.
+        run, protocol: of the run.
+        comparison: None if no question has an answer of every method; `reason` then says so.
         failures: all of them.
-        expected: questions that the run has; None where no session came to an end.
+        expected: questions of the run; None if no session finished.
         answered: questions with an answer of every method.
-        warnings: what a reader has to know before the figures.
+        warnings: shown before the figures.
         usage: by method.
         flips: against the baseline, in the data's order.
         sweeps: settings with two values or more.
-        beside: where another judge was chosen: method -> mean score by the protocol's own.
+        beside: if another judge was chosen: method -> mean score by the protocol's own.
     """
 
     title: str
@@ -133,12 +132,11 @@ def gather(folders: Sequence[Path], settings: CompareSettings) -> tuple[Section,
 
     Args:
         folders: of runs.
-        settings: its baseline counts where a run has it; else the run's first method is compared
-        with.
+        settings: its baseline, if the run has it; otherwise the run's first method is the baseline.
 
     Raises:
-        ValueError: a folder is no run, a record is none or of an unknown method, a folder stands
-            twice, or a run does not have the baseline.
+        ValueError: a folder is not a run, a record is invalid or of an unknown method, a folder is
+            given twice, or a run does not have the baseline.
     """
     if len({folder.resolve() for folder in folders}) != len(folders):
         raise ValueError("A run is given twice; allowed: each one once.")
@@ -146,8 +144,8 @@ def gather(folders: Sequence[Path], settings: CompareSettings) -> tuple[Section,
 
 
 @dataclass
-class _Reading:
-    """What one pass over the records keeps."""
+class _RecordPass:
+    """The values that one pass over the records keeps."""
 
     judged: dict[str, list[tuple[int, Judged]]] = field(default_factory=lambda: defaultdict(list))
     failures: list[Failure] = field(default_factory=list)
@@ -160,7 +158,7 @@ class _Reading:
             reason = record.error or "It has no score."
             self.failures.append(Failure(record.question, record.method, reason))
             return
-        # What only the flipped ones need is read again for these.
+        # Details of flipped questions are read again.
         slim = record.judged()
         details = {k: v for k, v in slim.judgement.details.items() if k in _METRICS_NEED}
         judgement = replace(slim.judgement, details=details)
@@ -186,7 +184,7 @@ _MEANS = ("seconds", "sinks", "rows_changed", "mass_moved")
 
 def _section(folder: Path, settings: CompareSettings) -> Section:
     run = read_run(folder)
-    reading = _Reading()
+    reading = _RecordPass()
     for record in run.records():
         reading.take(record)
     methods = [one.name for one in run.config.methods]
@@ -214,7 +212,7 @@ def _section(folder: Path, settings: CompareSettings) -> Section:
         comparison = compare(_metric(run, protocol), answers, chosen)
     except NothingToCompareError as error:
         reason = str(error)
-    # A session that was stopped knows the questions that it had read, not all of them.
+    # A stopped session knows only the questions that it had read.
     questions = [
         summary.get("questions") if summary.get("ended", True) else None
         for summary in run.summaries
@@ -241,7 +239,7 @@ def _section(folder: Path, settings: CompareSettings) -> Section:
 
 
 def _metric(run: Run, protocol: Protocol) -> TallyMetric:
-    """The protocol's metric; the mean score where another judge's answers do not fit it."""
+    """The protocol's metric; the mean score if another judge's results do not fit it."""
     metric = protocol.metric
     if run.config.run.judge not in (None, protocol.judge.name):
         graded = run.config.run.judge in ("vqa_accuracy", "anls")
@@ -274,7 +272,7 @@ def _flips(run: Run, comparison: Comparison | None) -> tuple[Flip, ...]:
         return ()
     baseline, questions = comparison.settings.baseline, set(comparison.questions)
     found: list[Flip] = []
-    # Records of one question stand next to each other: one question is held at a time.
+    # Records of one question are adjacent: one question is held at a time.
     for name, group in itertools.groupby(run.records(), key=lambda record: record.question):
         if name not in questions:
             continue
@@ -286,7 +284,7 @@ def _flips(run: Run, comparison: Comparison | None) -> tuple[Flip, ...]:
 
 
 def sweeps(methods: Sequence[str]) -> tuple[Sweep, ...]:
-    """CompareSettings of which the methods have two numbers or more while all else is the same."""
+    """Settings with two or more numeric values among methods that are otherwise the same."""
     groups: dict[tuple[str, str], list[Point]] = defaultdict(list)
     for method in methods:
         for found in _VALUE.finditer(method):

@@ -1,8 +1,8 @@
-"""Maps of changed questions: both answers given again, with their attention and sinks.
+"""Maps of changed questions: both answers generated again, with their attention and sinks.
 
-A run keeps no attention, for it would be a thousand times its records. So the run's own model
-answers these few questions again. Where it says something else than the record (other hardware,
-other batch), the caption says that.
+A run keeps no attention, which would be a thousand times the size of its records. So the run's
+model answers these few questions again. If the answer differs from the record (other hardware,
+other batch), the caption says so.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from sinkscope.evaluation.report.questions import Found, small_image
 from sinkscope.models.loading import ModelHandle
 
 Maps = dict[tuple[str, str, str], tuple[str, str]]
-"""(section's title, question, method) -> a picture as a data address, and what it shows."""
+"""(section's title, question, method) -> a picture as a data URL, and its description."""
 
 
 def draw_maps(section: Section, found: Found, count: int, handle: ModelHandle) -> Maps:
@@ -98,7 +98,7 @@ def _of_flip(
 
 
 def _best(trace: GenerationTrace) -> PatchMap:
-    """The answer's map on the image that it looked at most."""
+    """The answer's map on the image that it attended to most."""
     tokens = range(max(1, len(trace.tokens) - (trace.finish == "end")))
     maps = [patch_map(trace, tokens, image=i) for i in range(len(trace.layout.grids))]
     return max(maps, key=lambda one: float(np.nansum(one.values)))

@@ -91,7 +91,7 @@ def _row(cells: Sequence[str]) -> str:
 
 
 def _text(text: str) -> str:
-    """As text: no line break, no HTML, no emphasis, link or heading of its own."""
+    """Escaped text: no line break, HTML, emphasis, link or heading."""
     line = " ".join(text.split())
     for sign in "\\`*_[]<>#":
         line = line.replace(sign, f"\\{sign}")

@@ -1,8 +1,7 @@
-"""A report as one HTML page: no script, no request; it can be mailed, printed and read in any
-browser.
+"""A report as one HTML page without scripts or requests, for any browser, mail or print.
 
-Whatever comes from data, models and files is escaped. A policy in the page forbids everything but
-its own style and the images in it.
+All text from data, models and files is escaped. A policy in the page forbids everything except its
+own style and images.
 """
 
 from __future__ import annotations
@@ -28,12 +27,12 @@ _KIND = {BETTER: "better", WORSE: "worse"}
 
 @dataclass(frozen=True)
 class Shown:
-    """What a page has beside the figures.
+    """What a page has besides the figures.
 
     Attributes:
         found: questions of each section.
         flips: how many changed questions a section shows; all of them are in changed.csv.
-        maps: (section's title, question, method) -> a picture as a data address, and what it shows.
+        maps: (section's title, question, method) -> a picture as a data URL, and its description.
     """
 
     found: Sequence[Found]
@@ -201,7 +200,7 @@ def _flip(section: Section, flip: Flip, found: Found, shown: Shown) -> Iterator[
     yield f"<p>Truth: <strong>{_e(_listed(after.truth))}</strong></p>"
     yield '<div class="answers">'
     keys = [(section.title, one.question, one.method) for one in (flip.before, after)]
-    both = all(key in shown.maps for key in keys)  # of one alone nothing can be seen
+    both = all(key in shown.maps for key in keys)  # a single point shows nothing
     for record, key in zip((flip.before, after), keys, strict=True):
         yield f"<div><h5>{_e(record.method)}</h5><blockquote>{_e(record.answer or '')}</blockquote>"
         yield f"<p>{_e(_about(record))}</p>"

@@ -1,6 +1,6 @@
-"""The questions behind the records: text, options and images, where the data can still be opened.
+"""The questions of the records: text, options and images, if the data can still be opened.
 
-A record has the question's id alone. Reports name questions by it where the data is gone.
+A record has only the question's id. Reports use it if the data is gone.
 """
 
 from __future__ import annotations
@@ -25,22 +25,22 @@ SIDE = 320  # pixels of a small image's longer side
 
 @dataclass(frozen=True)
 class Found:
-    """Questions by their id; `reason` says why some are missing, "" where none is."""
+    """Questions by their id; `reason` says why some are missing, else ""."""
 
     questions: Mapping[str, Question]
     reason: str
 
 
 def look_up(run: Run, wanted: Mapping[str, int]) -> Found:
-    """Read the run's data again, as far as the last wanted question.
+    """Read the run's data again, up to the last requested question.
 
     Args:
-        wanted: id -> its place in the data.
+        wanted: id -> its index in the data.
     """
     if not wanted:
         return Found({}, "")
     try:
-        # Nobody judges here, so the judge's package and key are not needed.
+        # Nothing is judged here, so the judge's package and key are not needed.
         settings = dataclasses.replace(run.config.run, judge=None, judge_model=None, judge_url=None)
         found = dict(_matching(settings, wanted))
     except (ValueError, OSError) as error:
@@ -65,7 +65,7 @@ def _matching(settings: RunSettings, wanted: Mapping[str, int]) -> Iterable[tupl
 
 
 def small_image(image: Image.Image, side: int = SIDE) -> str:
-    """A small copy as a data address: JPEG, at most `side` pixels long."""
+    """A small copy as a data URL: JPEG, at most `side` pixels long."""
     made = image.convert("RGB")
     made.thumbnail((side, side))
     data = io.BytesIO()
@@ -74,7 +74,7 @@ def small_image(image: Image.Image, side: int = SIDE) -> str:
 
 
 def small_images(question: Question) -> tuple[list[str], str]:
-    """The question's images, small; and what is wrong where one cannot be opened."""
+    """The question's images, small; and the error of any that cannot be opened."""
     made = []
     for picture in question.pictures:
         try:

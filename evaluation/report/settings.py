@@ -1,4 +1,4 @@
-"""What a report has: what a user may set. Light, for the command line reads it at its start."""
+"""Settings of a report. Imports little, because the command line reads it at its start."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ class ReportSettings:
 
     flips: int = setting(
         60,
-        "Questions whose score changed that the page shows of each run, at most.",
+        "Maximum number of questions with a changed score that the page shows for each run.",
         low=0,
         high=MOST_FLIPS,
     )

@@ -1,4 +1,4 @@
-"""The tables of a section, as rows of texts that every format writes alike."""
+"""The tables of a section, as rows of texts for every format."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ class Table:
     note: str = ""
 
     def is_number(self, column: int) -> bool:
-        """Whether this column is set to the right."""
+        """Whether this column is right-aligned."""
         return column >= self.numbers_from and self.columns[column] not in ("by", "verdict")
 
 
 def tables(section: Section) -> list[Table]:
-    """Those that the section has something for, in the order in which they are read."""
+    """The non-empty tables of the section, in reading order."""
     made = []
     if section.comparison is not None:
         made += [_figures(section), _differences(section), _categories(section)]

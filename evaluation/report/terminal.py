@@ -17,8 +17,8 @@ _COLOURS = {"better": "green", "worse": "red", "no difference shown": "yellow"}
 
 
 def show(sections: Sequence[Section], console: Console) -> None:
-    """Print the tables and what they come to. Texts of data and models are shown as they are, never
-    read as markup."""
+    """Print the tables and conclusions. Texts of data and models are never interpreted as
+    markup."""
     if len(sections) > 1:
         console.print(_table(summary(sections)))
     for section in sections:

@@ -1,4 +1,5 @@
-"""Numbers and findings in words. A loss and "no difference shown" are said as plainly as a gain."""
+"""Numbers and findings in words. A loss and "no difference shown" are stated as clearly as a
+gain."""
 
 from __future__ import annotations
 
@@ -34,14 +35,14 @@ NAMES = {
 
 
 def figure_name(name: str) -> str:
-    """A figure's name as it is read; a subset's stands in front."""
+    """A figure's displayed name, after its subset's."""
     subset, dot, rest = name.rpartition(".")
     shown = NAMES.get(rest, rest.replace("_", " "))
     return f"{subset}: {shown}" if dot else shown
 
 
 def is_points(metric: TallyMetric, figure: str) -> bool:
-    """Whether a figure is no share of 1."""
+    """Whether a figure is not a share of 1."""
     return "*" in metric.points or figure in metric.points
 
 
@@ -126,7 +127,7 @@ def finding(found: Comparison, one: Difference) -> str:
 
 
 def could_have(found: Comparison, one: Difference) -> str:
-    """What the sample would have shown."""
+    """The differences that the sample could have shown."""
     if math.isnan(one.detectable):
         return "How small a difference such a sample would show is not known."
     unit = "" if is_points(found.metric, one.figure) else " percentage points"
@@ -140,7 +141,7 @@ def could_have(found: Comparison, one: Difference) -> str:
 
 
 def state(section: Section) -> str:
-    """How complete the run is, in a sentence; failures are never left out."""
+    """How complete the run is, in a sentence; failures are always reported."""
     wanted = "an unknown number of" if section.expected is None else count(section.expected)
     parts = [f"{count(section.answered)} of {wanted} questions have an answer of every method."]
     failed = len({failure.question for failure in section.failures})
@@ -157,7 +158,7 @@ def state(section: Section) -> str:
 
 
 def conclusions(section: Section) -> list[str]:
-    """What the run says of every method, and of the control where there is one."""
+    """What the run says about every method, and of the control where there is one."""
     found = section.comparison
     if found is None:
         return [f"Nothing can be compared: {section.reason}"]

@@ -41,7 +41,7 @@ class Report:
 
 
 Load = Callable[[ModelSettings], ModelHandle]
-"""Loads a run's model."""
+"""Load a run's model."""
 
 
 def make_report(
@@ -53,11 +53,11 @@ def make_report(
     """Read the runs and compute everything; writes nothing.
 
     Args:
-        load: of models, for maps alone.
+        load: loads models; only needed for maps.
 
     Raises:
-        ValueError: a folder is no run, scipy is missing, maps are wanted without `load`, or a model
-            is not the run's.
+        ValueError: a folder is not a run, scipy is missing, maps are requested without `load`, or a
+            model is not the run's.
     """
     chosen = settings or ReportSettings()
     sections = gather(runs, statistics or CompareSettings())

@@ -1,5 +1,5 @@
-"""How sure a figure is, and a difference between two methods on the same questions.
+"""The uncertainty of a figure, and of a difference between two methods on the same questions.
 
 `intervals` is for independent right-or-wrong items, `bootstrap` for everything else, `compare`
-chooses and says what it comes to.
+chooses the test and states the result.
 """

@@ -40,8 +40,8 @@ class Draws:
 def draw(tallies: Mapping[str, Tally], resamples: int = RESAMPLES, seed: int = 0) -> Draws:
     """Resample clusters; the same draws for every method.
 
-    Clusters with the same sums for every method are one kind, and a draw is how many of each kind:
-    that has the distribution of drawing clusters one by one, at a fraction of the work.
+    Clusters with the same sums for every method are grouped, and a draw is a count per group: this
+    has the same distribution as drawing clusters one by one, at a fraction of the work.
 
     Raises:
         ValueError: the methods' clusters differ, or there are fewer than 1 resample.

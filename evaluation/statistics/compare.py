@@ -1,8 +1,8 @@
-"""Methods compared on the same questions: which test, how large, how sure, and in which words.
+"""Methods compared on the same questions: test, effect size, uncertainty and verdict.
 
 Questions that every method answered are compared; the rest are counted and named. The first figure
-of the metric decides. Where it is a mean of independent right-or-wrong items, its interval is
-Wilson's, the difference's Newcombe's, the test McNemar's exact one. For all else it is the paired
+of the metric decides. If it is a mean of independent right-or-wrong items, its interval is
+Wilson's, the difference's Newcombe's, the test McNemar's exact one. Otherwise it is the paired
 cluster bootstrap.
 
 p-values of a family are corrected together (Holm): all methods of a run against the baseline are
@@ -62,9 +62,9 @@ class Difference:
         detectable: the smallest true difference that this sample would have shown (power 0.8, alpha
             before correction).
         fixed, broken, same: questions whose score rose, fell, stayed.
-        clusters: independent units behind it.
-        verdict: "better", "worse", "no difference shown", or "not defined"; "" for a figure
-        without.
+        clusters: number of independent units.
+        verdict: "better", "worse", "no difference shown", or "not defined"; "" for a figure without
+            a verdict.
     """
 
     method: str
@@ -132,7 +132,7 @@ def compare(
 
     Raises:
         NothingToCompareError: no question has an answer of every method.
-        ValueError: the baseline is no method, or a question stands twice.
+        ValueError: the baseline is not one of the methods, or a question occurs twice.
     """
     chosen = settings or CompareSettings()
     common, left_out = _common(answers, chosen)
@@ -215,9 +215,9 @@ class _Part:
         return "*" not in self.metric.points and figure not in self.metric.points
 
     def _unchanged(self, figure: str, value: float) -> Interval:
-        """The interval where every draw is the same, so that the bootstrap would be certain. Of a
-        share: no more clusters may differ than Wilson's interval of 0 of C leaves room for. Of
-        another figure nothing is known."""
+        """The interval if every draw is the same, when the bootstrap would report certainty. For a
+        share: at most as many clusters may differ as Wilson's interval of 0 of C allows. For
+            another figure it is unknown."""
         if not self._is_share(figure):
             return Interval(math.nan, math.nan)
         room = wilson(0, self.draws.clusters, self.settings.confidence).high
@@ -245,7 +245,7 @@ def _part(
                 interval, how = draws.interval(method, figure, settings.confidence), "bootstrap"
                 share = "*" not in metric.points and figure not in metric.points
                 if share and interval.low == interval.high and value in (0.0, 1.0):
-                    # Every cluster has it, or none: the bootstrap would be certain.
+                    # All clusters have it, or none: the bootstrap would report certainty.
                     right = draws.clusters if value == 1.0 else 0
                     interval = wilson(right, draws.clusters, settings.confidence)
                     how = "Wilson, of clusters"
@@ -298,9 +298,9 @@ def _categories(
 
 
 def _least(changed: int) -> float:
-    """The smallest two-sided p that so many changed clusters can give: of a sign test where all
-    changed one way. The bootstrap draws from these clusters alone, so that of one cluster, or of a
-    few that agree, it would be certain."""
+    """The smallest two-sided p that this many changed clusters can give: that of a sign test if all
+    changed in one direction. The bootstrap draws only from these clusters, so with one, or a few
+    that agree, it would report certainty."""
     return min(1.0, 2.0 ** (1 - changed))
 
 

@@ -1,7 +1,7 @@
 """Right-or-wrong items that do not depend on each other: intervals, test, power; and Holm's
 correction.
 
-n items, of which the second method fixes b, breaks c, and leaves the rest as they were.
+n items, of which the second method fixes b, breaks c, and leaves the rest unchanged.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ def wilson(right: int, n: int, confidence: float = CONFIDENCE) -> Interval:
 
 def mcnemar(fixed: int, broken: int) -> float:
     """Two-sided p of McNemar's exact test (Psychometrika 1947): of b + c changed items, b or more
-    extreme are fixed, where either way is equally likely. 1 where nothing changed."""
+    extreme are fixed, if both directions are equally likely. 1 if nothing changed."""
     if fixed + broken == 0:
         return 1.0
     return float(scipy_stats().binomtest(fixed, fixed + broken, 0.5).pvalue)
@@ -83,7 +83,7 @@ def paired_difference(
 
 def detectable_share(changed: int, n: int, alpha: float = ALPHA, power: float = POWER) -> float:
     """The smallest true difference of two shares that McNemar's test on n such items shows with
-    this power, where as many items change as did here.
+    this power, if as many items change as did here.
 
     Connor (Biometrics 1987): n D^2 = (z_a sqrt(d) + z_b sqrt(d - D^2))^2, with d the share of
     changed items; one more is added to these, so that "nothing changed" is not taken for certainty.

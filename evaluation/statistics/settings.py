@@ -1,5 +1,4 @@
-"""How methods are compared: what a user may set. Light, for the command line reads it at its
-start."""
+"""Settings of comparing methods. Imports little, because the command line reads it at its start."""
 
 from __future__ import annotations
 
@@ -18,7 +17,7 @@ ALPHA, CONFIDENCE = 0.05, 0.95
 class CompareSettings:
     """How methods are compared.
 
-    `controls` is no setting: (method, its control) pairs that are compared besides.
+    `controls` is not a setting: (method, its control) pairs that are compared in addition.
     """
 
     baseline: str = setting(

@@ -11,7 +11,7 @@ from typing import Any
 
 from PIL import Image
 
-from sinkscope.evaluation.base import Faulty, Protocol, Question
+from sinkscope.evaluation.base import Faulty, Judge, Metric, Protocol, Question
 from sinkscope.evaluation.data import MOST_NAMED, Data, Row, StoredPicture, Table, column
 from sinkscope.records.record import RecordError, image_name
 from sinkscope.records.values import shown
@@ -228,8 +228,35 @@ def answers_of(value: Any) -> tuple[str, ...]:
     return texts
 
 
+def lmms_protocol(
+    prompt: Callable[[Question], str],
+    judge: Judge,
+    metric: Metric,
+    max_new_tokens: int,
+    note: str = "",
+) -> Protocol:
+    """lmms-eval's protocol of a task; `note` is what this task says behind `LMMS_NOTE`."""
+    return Protocol(
+        "lmms-eval",
+        prompt,
+        judge,
+        metric,
+        max_new_tokens=max_new_tokens,
+        decoding="checkpoint",
+        note=f"{LMMS_NOTE} {note}".rstrip(),
+        **LMMS_PIXELS,
+    )
+
+
+def kit_protocol(prompt: Callable[[Question], str], judge: Judge, metric: Metric) -> Protocol:
+    """VLMEvalKit's protocol of a task."""
+    return Protocol(
+        "vlmevalkit", prompt, judge, metric, max_new_tokens=2048, note=KIT_NOTE, **KIT_PIXELS
+    )
+
+
 def option_lines(options: Options) -> str:
-    """`A. x` and `B. y`, one a line."""
+    """`A. x` and `B. y`, one per line."""
     return "\n".join(f"{letter}. {said}" for letter, said in options)
 
 

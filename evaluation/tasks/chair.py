@@ -17,7 +17,7 @@ from sinkscope.evaluation.base import Protocol, Question
 from sinkscope.evaluation.data import Data, StoredPicture, Table
 from sinkscope.evaluation.judges.chair import Chair, objects_named
 from sinkscope.evaluation.metrics.chair import Chair as ChairMetric
-from sinkscope.evaluation.tasks.base import LMMS_NOTE, LMMS_PIXELS, Item, Task
+from sinkscope.evaluation.tasks.base import Item, Task, lmms_protocol
 from sinkscope.outside import DATASET, read_json
 from sinkscope.records.pictures import Beside
 from sinkscope.records.record import Reference
@@ -91,15 +91,8 @@ TASK = Task(
     read=read,
     protocols=(
         Protocol("fixed", prompt, Chair(), ChairMetric(), max_new_tokens=512),
-        Protocol(
-            "lmms-eval",
-            prompt,
-            Chair(),
-            ChairMetric(),
-            max_new_tokens=2048,
-            decoding="checkpoint",
-            note=f"{LMMS_NOTE} lmms-eval reads its own copy of 500 images.",
-            **LMMS_PIXELS,
+        lmms_protocol(
+            prompt, Chair(), ChairMetric(), 2048, "lmms-eval reads its own copy of 500 images."
         ),
         Protocol(
             "var-paper",

@@ -16,16 +16,14 @@ from sinkscope.evaluation.judges.lmms_eval import LmmsExactMatch
 from sinkscope.evaluation.judges.vlmevalkit import KitExactMatch
 from sinkscope.evaluation.metrics.accuracy import Accuracy
 from sinkscope.evaluation.tasks.base import (
-    KIT_NOTE,
-    KIT_PIXELS,
-    LMMS_NOTE,
-    LMMS_PIXELS,
     SHORTLY,
     Item,
     RowFault,
     Task,
     items,
+    kit_protocol,
     kit_shortly,
+    lmms_protocol,
     text,
 )
 
@@ -95,25 +93,8 @@ TASK = Task(
     read=read,
     protocols=(
         Protocol("fixed", prompt, ExactMatch(), Accuracy(), max_new_tokens=16),
-        Protocol(
-            "lmms-eval",
-            prompt,
-            LmmsExactMatch(),
-            Accuracy(),
-            max_new_tokens=16,
-            decoding="checkpoint",
-            note=LMMS_NOTE,
-            **LMMS_PIXELS,
-        ),
-        Protocol(
-            "vlmevalkit",
-            kit_shortly,
-            KitExactMatch(),
-            Accuracy(),
-            max_new_tokens=2048,
-            note=KIT_NOTE,
-            **KIT_PIXELS,
-        ),
+        lmms_protocol(prompt, LmmsExactMatch(), Accuracy(), 16),
+        kit_protocol(kit_shortly, KitExactMatch(), Accuracy()),
     ),
     hub="lmms-lab-encoder/GQA",
     tables=(QUESTIONS, IMAGES),

@@ -87,8 +87,8 @@ def _turn(row: Row, index: int) -> str:
 
 
 def options_in(question: str) -> Options:
-    """The options that a question writes as `(A) x (B) y`, or one a line; none where its letters do
-    not begin with A and go on without a gap."""
+    """The options that a question writes as `(A) x (B) y`, or one per line; none where its letters
+    do not begin with A and go on without a gap."""
     found = [(letter, said.strip()) for letter, said in _OPTION.findall(question)]
     letters = "".join(letter for letter, _ in found)
     return tuple(found) if len(found) > 1 and letters == "ABCDEFGH"[: len(found)] else ()

@@ -11,15 +11,13 @@ from sinkscope.evaluation.judges.vlmevalkit import KitYesNo
 from sinkscope.evaluation.judges.yes_no import YesNo
 from sinkscope.evaluation.metrics.pope import Pope
 from sinkscope.evaluation.tasks.base import (
-    KIT_NOTE,
-    KIT_PIXELS,
     KIT_YES_NO,
-    LMMS_NOTE,
-    LMMS_PIXELS,
     SHORTLY,
     Item,
     Task,
     items,
+    kit_protocol,
+    lmms_protocol,
     pictures,
     shared_image,
     text,
@@ -39,7 +37,7 @@ def read(data: Data | None) -> Iterator[Item]:
 
 
 def _name(row: Row) -> str:
-    """Question ids begin anew in each subset."""
+    """Question ids begin again in each subset."""
     return f"{row.values.get('category')}-{row.values.get('question_id')}"
 
 
@@ -73,25 +71,8 @@ TASK = Task(
     read=read,
     protocols=(
         Protocol("fixed", prompt, YesNo(), Pope(), max_new_tokens=16),
-        Protocol(
-            "lmms-eval",
-            prompt,
-            LmmsPope(),
-            Pope("lmms-eval-pope", "lmms-eval"),
-            max_new_tokens=128,
-            decoding="checkpoint",
-            note=LMMS_NOTE,
-            **LMMS_PIXELS,
-        ),
-        Protocol(
-            "vlmevalkit",
-            kit_prompt,
-            KitYesNo(),
-            Pope("vlmevalkit-pope", "vlmevalkit"),
-            max_new_tokens=2048,
-            note=KIT_NOTE,
-            **KIT_PIXELS,
-        ),
+        lmms_protocol(prompt, LmmsPope(), Pope("lmms-eval-pope", "lmms-eval"), 128),
+        kit_protocol(kit_prompt, KitYesNo(), Pope("vlmevalkit-pope", "vlmevalkit")),
     ),
     hub="lmms-lab-encoder/POPE",
     tables=(TABLE,),

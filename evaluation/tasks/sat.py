@@ -10,13 +10,12 @@ from sinkscope.evaluation.judges.lmms_eval import LmmsSat
 from sinkscope.evaluation.judges.option_letter import OptionLetter
 from sinkscope.evaluation.metrics.accuracy import MacroByCategory
 from sinkscope.evaluation.tasks.base import (
-    LMMS_NOTE,
-    LMMS_PIXELS,
     Item,
     RowFault,
     Task,
     items,
     lettered,
+    lmms_protocol,
     option_lines,
     pictures,
     shared_image,
@@ -74,16 +73,7 @@ TASK = Task(
     read=read,
     protocols=(
         Protocol("fixed", prompt, OptionLetter(), MacroByCategory(), max_new_tokens=16),
-        Protocol(
-            "lmms-eval",
-            prompt,
-            LmmsSat(),
-            MacroByCategory(),
-            max_new_tokens=16,
-            decoding="checkpoint",
-            note=LMMS_NOTE,
-            **LMMS_PIXELS,
-        ),
+        lmms_protocol(prompt, LmmsSat(), MacroByCategory(), 16),
     ),
     hub="nv-njb/SAT",
     tables=(TABLE,),

@@ -4,27 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from sinkscope.evaluation.base import Protocol, Question
+from sinkscope.evaluation.base import Question
 from sinkscope.evaluation.data import Data, Row, Table, column
-from sinkscope.evaluation.judges.lmms_eval import LMMS_VQA
 from sinkscope.evaluation.judges.vlmevalkit import KIT_VQA
-from sinkscope.evaluation.judges.vqa_accuracy import VqaAccuracy
-from sinkscope.evaluation.metrics.accuracy import Accuracy
 from sinkscope.evaluation.tasks.base import (
-    KIT_NOTE,
-    KIT_PIXELS,
-    LMMS_NOTE,
-    LMMS_PIXELS,
     SHORTLY,
     Item,
     Task,
     answers_of,
     items,
+    kit_protocol,
     kit_shortly,
     pictures,
     shared_image,
     text,
 )
+from sinkscope.evaluation.tasks.vqa import VQA_SCORE, vqa_protocols
 
 TABLE = Table(None, "validation")
 
@@ -63,28 +58,8 @@ TASK = Task(
     about="what is written in a picture; VQA accuracy over ten annotators",
     read=read,
     protocols=(
-        Protocol(
-            "fixed", prompt, VqaAccuracy(), Accuracy("mean_score", graded=True), max_new_tokens=64
-        ),
-        Protocol(
-            "lmms-eval",
-            prompt,
-            LMMS_VQA,
-            Accuracy("mean_score", graded=True),
-            max_new_tokens=1024,
-            decoding="checkpoint",
-            note=f"{LMMS_NOTE} lmms-eval sets no token limit here; it is 1,024.",
-            **LMMS_PIXELS,
-        ),
-        Protocol(
-            "vlmevalkit",
-            kit_shortly,
-            KIT_VQA,
-            Accuracy("mean_score", graded=True),
-            max_new_tokens=2048,
-            note=KIT_NOTE,
-            **KIT_PIXELS,
-        ),
+        *vqa_protocols(prompt),
+        kit_protocol(kit_shortly, KIT_VQA, VQA_SCORE),
     ),
     hub="lmms-lab-encoder/textvqa",
     tables=(TABLE,),

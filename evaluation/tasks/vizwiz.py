@@ -4,14 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from sinkscope.evaluation.base import Protocol, Question
+from sinkscope.evaluation.base import Question
 from sinkscope.evaluation.data import Data, Row, Table, column
-from sinkscope.evaluation.judges.lmms_eval import LMMS_VQA
-from sinkscope.evaluation.judges.vqa_accuracy import VqaAccuracy
-from sinkscope.evaluation.metrics.accuracy import Accuracy
 from sinkscope.evaluation.tasks.base import (
-    LMMS_NOTE,
-    LMMS_PIXELS,
     SHORTLY,
     Item,
     Task,
@@ -20,6 +15,7 @@ from sinkscope.evaluation.tasks.base import (
     pictures,
     text,
 )
+from sinkscope.evaluation.tasks.vqa import vqa_protocols
 
 TABLE = Table(None, "val")
 _UNANSWERABLE = (
@@ -58,21 +54,7 @@ TASK = Task(
     name="vizwiz",
     about="questions by blind people about their photos; VQA accuracy",
     read=read,
-    protocols=(
-        Protocol(
-            "fixed", prompt, VqaAccuracy(), Accuracy("mean_score", graded=True), max_new_tokens=64
-        ),
-        Protocol(
-            "lmms-eval",
-            prompt,
-            LMMS_VQA,
-            Accuracy("mean_score", graded=True),
-            max_new_tokens=1024,
-            decoding="checkpoint",
-            note=f"{LMMS_NOTE} lmms-eval sets no token limit here; it is 1,024.",
-            **LMMS_PIXELS,
-        ),
-    ),
+    protocols=vqa_protocols(prompt),
     hub="lmms-lab-encoder/VizWiz-VQA",
     tables=(TABLE,),
 )

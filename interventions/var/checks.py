@@ -11,7 +11,7 @@ from sinkscope.setting import heads_text
 
 def acting_layers(settings: VARSettings, layers: int) -> tuple[int, ...]:
     """The layers in which VAR acts: those asked for, else 2 .. L-2 (arXiv 2503.03321); where it is
-    limited to some heads, those that have one."""
+    limited to some heads, those with such heads."""
     if settings.heads is not None:
         return tuple(sorted({layer for layer, _ in settings.heads}))
     if settings.layers is not None:
@@ -32,7 +32,7 @@ def validate_var(
         settings: VAR's.
         hidden_size, layers: of the model.
         vision_tokens: of the prompt.
-        heads: query heads of the model; None: which heads are named is not looked at.
+        heads: query heads of the model; None: the heads' indices are not checked.
 
     Raises:
         ValueError: a dimension, layer or head that the model does not have, a head in a layer that
@@ -73,6 +73,6 @@ def _check_heads(settings: VARSettings, layers: int, heads: int | None) -> None:
         if settings.layers is not None and layer not in settings.layers:
             allowed = ", ".join(map(str, settings.layers))
             raise ValueError(
-                f"heads has {name}, but layers lets VAR act in {allowed} alone; name heads of "
+                f"heads has {name}, but layers lets VAR act only in {allowed}; name heads of "
                 "these, or leave layers out."
             )

@@ -10,7 +10,7 @@ Two forms give the same numbers:
 
 - rows: the exact softmax rows, a block of query rows at a time. Best for few rows, and works on any
 device.
-- lse: the last quotient IS the output of a fused kernel that is shown the targets alone, the mass
+- lse: the last quotient IS the output of a fused kernel over only the targets, the mass
 of a group follows from
   two log-sum-exps, and the sinks are a handful of columns. Nothing grows with rows x keys.
 
@@ -21,13 +21,14 @@ where sinks hold most of the image's attention, that difference would lose its d
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
 from torch import Tensor
 
 from sinkscope.config import VARSettings
+from sinkscope.interventions.var.attended import Attended, MarkedKeys
 from sinkscope.interventions.var.redistribute import budget, redistribute_rows
 from sinkscope.interventions.var.selection import (
     GroupMass,
@@ -42,8 +43,8 @@ from sinkscope.models.kernels import attention_rows, masked, pack, rows_times_va
 
 Form = Literal["auto", "rows", "lse"]
 
-FEW_WEIGHTS = 1 << 16  # up to so many (head, row, key) exact rows are the faster form, measured
-MANY_SINKS = 64  # above, the sinks are no handful of columns any more
+FEW_WEIGHTS = 1 << 16  # up to this many (head, row, key) exact rows are the faster form, measured
+MANY_SINKS = 64  # above, the sinks are no longer a handful of columns
 BLOCK_WEIGHTS = 1 << 20  # attention weights that the rows form holds at once
 
 
@@ -64,45 +65,26 @@ class Correction:
 
 
 def correct_output(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    output: Tensor,
-    sinks: Tensor,
-    vision: Tensor,
+    attended: Attended,
+    marked: MarkedKeys,
     settings: VARSettings | Limits,
-    *,
-    scaling: float,
-    mask: Tensor | None = None,
     first_query: int = 0,
+    *,
     log_sum_exp: Tensor | None = None,
     form: Form = "auto",
-    groups: KeyGroups | None = None,
-    masks_on_host: tuple[Tensor, Tensor] | None = None,
 ) -> Correction:
     """Correct the output of an attention layer for the redistribution.
 
-    The queries are the last Q of the K positions; a query at position p sees keys 0 .. p, or what
-    `mask` says.
-
     Args:
-        query: (B, H, Q, D), after rotary embedding.
-        key: (B, Hkv, K, D), H a multiple of Hkv.
-        value: (B, Hkv, K, D).
-        output: (B, H, Q, D), the fused kernel's output on these; not written to.
-        sinks: (B, K) bool.
-        vision: (B, K) bool.
+        attended: the layer's attention; its output is not written to.
+        marked: its keys. What is not on the host yet is copied, for which columns are gathered is
+            decided there.
         settings: thresholds, `keep` and dialect; or the same as `Limits`.
-        scaling: factor on the scores.
-        mask: None (causal), or bool (True: may be seen) / additive float (B, 1 or H, Q, K).
         first_query: POSITION (not row) from which on queries change; at prefill, the one after the
             last image.
         log_sum_exp: (B, H, Q) of the scaled scores, if the kernel gave it; saves the `lse` form one
             pass.
         form: `auto` takes `rows` for few rows of few keys and `lse` above, where it can.
-        groups: of `sinks` and `vision`, where they are made already.
-        masks_on_host: `sinks` and `vision` on the CPU, where they are there already; which
-            columns are gathered is decided on the host.
 
     Returns:
         `Correction`. Rows that do not change are those of `output`, bit for bit.
@@ -111,9 +93,10 @@ def correct_output(
         ValueError: a mask has the wrong shape or dtype; or `form` is `lse` where only `rows` can do
         it.
     """
+    query, output = attended.query, attended.output
     batch, heads, queries, _ = query.shape
-    keys = key.shape[2]
-    check_masks(sinks, vision, batch, keys)
+    keys = attended.key.shape[2]
+    check_masks(marked.sinks, marked.vision, batch, keys)
     limits = settings if isinstance(settings, Limits) else Limits.of(settings)
     accumulate = working_dtype(query.dtype)
     start = keys - queries  # position of the first query
@@ -126,25 +109,16 @@ def correct_output(
     if form not in ("auto", "rows", "lse"):
         raise ValueError(f"form is {form!r}; allowed: auto, rows, lse.")
 
-    groups = groups or KeyGroups.of(sinks, vision, accumulate)
-    host = masks_on_host or (sinks.cpu(), vision.cpu())
+    marked = replace(
+        marked,
+        groups=marked.groups or KeyGroups.of(marked.sinks, marked.vision, accumulate),
+        on_host=marked.on_host or (marked.sinks.cpu(), marked.vision.cpu()),
+    )
     corrected = output.clone()
     for b in range(batch):  # each has its own sinks, so its own columns
-        rows = _Rows(
-            query[b : b + 1, :, first:],
-            key[b : b + 1],
-            value[b : b + 1],
-            output[b : b + 1, :, first:],
-            sinks[b : b + 1],
-            vision[b : b + 1],
-            None if mask is None else mask[b % mask.shape[0], None, :, first:, :keys],
-            None if log_sum_exp is None else log_sum_exp[b : b + 1, :, first:],
-            start + first,
-            scaling,
-            groups.row(b),
-            host[0][b],
-            host[1][b],
-        )
+        rows = _Rows.of(attended.row(b), marked.row(b), first, start + first)
+        if log_sum_exp is not None:
+            rows = replace(rows, log_sum_exp=log_sum_exp[b : b + 1, :, first:])
         many = heads * (queries - first) * keys > FEW_WEIGHTS
         wants_lse = form == "lse" or (form == "auto" and many)
         obstacle = _obstacle(rows) if wants_lse else None
@@ -162,36 +136,29 @@ def correct_output(
 
 
 def correct_rows_with_sinks(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    output: Tensor,
-    settings: Mapping[int, VARSettings],
-    sinks: Tensor,
-    vision: Tensor,
+    attended: Attended,
+    marked: MarkedKeys,
     vision_there: Tensor,
+    settings: Mapping[int, VARSettings],
     limits: Limits,
-    groups: KeyGroups,
-    *,
-    scaling: float,
-    mask: Tensor | None,
     first_query: int,
 ) -> tuple[Tensor, dict[int, Tensor]]:
     """`correct_output` for the batch rows whose sinks call for it, which the host looks at.
 
     Args:
-        query, key, value, output: as in `correct_output`.
-        settings: batch row -> of those that may change.
-        sinks, vision: (B, K) bool on the device.
+        attended: the layer's attention.
+        marked: its keys, with groups.
         vision_there: (B, K) bool on the host.
-        limits, groups: of all batch rows.
-        scaling, first_query: as in `correct_output`.
-        mask: as in `correct_output`; (1 or B, ...).
+        settings: batch row -> of those that may change.
+        limits: of all batch rows.
+        first_query: as in `correct_output`.
 
     Returns:
         The output, and of each row that was corrected the mass moved (1, H, Q).
     """
-    sinks_there = sinks.cpu()  # one copy a layer says which columns are needed
+    sinks_there = marked.sinks.cpu()  # one copy a layer says which columns are needed
+    marked = replace(marked, on_host=(sinks_there, vision_there))
+    output = attended.output
     new, moved = output, {}
     for row, own in settings.items():
         judged = (
@@ -199,21 +166,7 @@ def correct_rows_with_sinks(
         )
         if not bool(judged.any()):
             continue
-        one = slice(row, row + 1)
-        done = correct_output(
-            query[one],
-            key[one],
-            value[one],
-            output[one],
-            sinks[one],
-            vision[one],
-            limits.row(row),
-            scaling=scaling,
-            mask=None if mask is None else mask[one] if mask.shape[0] > 1 else mask,
-            first_query=first_query,
-            groups=groups.row(row),
-            masks_on_host=(sinks_there[one], vision_there[one]),
-        )
+        done = correct_output(attended.row(row), marked.row(row), limits.row(row), first_query)
         moved[row] = done.moved
         if len(output) == 1:
             return done.output, moved
@@ -224,7 +177,7 @@ def correct_rows_with_sinks(
 
 @dataclass(frozen=True)
 class _Rows:
-    """The query rows of one batch row that may change, and all that they look at.
+    """The query rows of one batch row that may change, with all their keys.
 
     Shapes as in `correct_output` with B = 1; `position` is that of the first row, `sinks_there` and
     `vision_there` are (K,) masks on the host.
@@ -244,9 +197,30 @@ class _Rows:
     sinks_there: Tensor
     vision_there: Tensor
 
+    @classmethod
+    def of(cls, attended: Attended, marked: MarkedKeys, first: int, position: int) -> _Rows:
+        """The rows from `first` on, which is at a position."""
+        assert marked.groups is not None and marked.on_host is not None
+        keys, mask = attended.key.shape[2], attended.mask
+        return cls(
+            attended.query[:, :, first:],
+            attended.key,
+            attended.value,
+            attended.output[:, :, first:],
+            marked.sinks,
+            marked.vision,
+            None if mask is None else mask[:, :, first:, :keys],
+            None,
+            position,
+            attended.scaling,
+            marked.groups,
+            marked.on_host[0][0],
+            marked.on_host[1][0],
+        )
+
 
 def _by_rows(rows: _Rows, limits: Limits) -> Correction:
-    """Exact softmax rows, so many at a time that memory stays bounded."""
+    """Exact softmax rows, in blocks of bounded memory."""
     _, heads, count, _ = rows.query.shape
     keys = rows.key.shape[2]
     accumulate = working_dtype(rows.query.dtype)
@@ -286,7 +260,7 @@ def _obstacle(rows: _Rows) -> str | None:
 
 
 def _by_lse(rows: _Rows, limits: Limits) -> Correction:
-    """Group masses from log-sum-exps, the targets' mean value from a fused call over them alone."""
+    """Group masses from log-sum-exps, the targets' mean value from a fused call over only these."""
     _, heads, count, _ = rows.query.shape
     kv_heads = rows.key.shape[1]
     accumulate = working_dtype(rows.query.dtype)

@@ -1,8 +1,8 @@
-"""The correction of a prefill as a GPU wants it: few launches, and nothing read by the host.
+"""The correction of a prefill for a GPU: few launches, and nothing read by the host.
 
-Which rows qualify, and whether a layer has any sink, is decided on the device. So all rows behind
-the image are computed exactly, and a row that does not change gets a change of 0. The rows that a
-probe looks at come out of it as well.
+Which rows qualify, and whether a layer has any sink, is decided on the device. So all rows after
+the image are computed exactly, and a row that does not change gets a change of 0. The rows for
+probes are a by-product.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from sinkscope.interventions.var.attended import Attended
 from sinkscope.interventions.var.redistribute import budget
 from sinkscope.interventions.var.selection import (
     FEW_WEIGHTS,
@@ -24,13 +25,13 @@ from sinkscope.interventions.var.selection import (
 )
 from sinkscope.models.kernels import rows_times_values
 
-BLOCK_WEIGHTS = FEW_WEIGHTS  # attention weights that are held at once, a few times over
-MOST_WEIGHTS = 1 << 25  # above, the log-sum-exp form is worth the wait for the host
+BLOCK_WEIGHTS = FEW_WEIGHTS  # attention weights that are held at once, in a few copies
+MOST_WEIGHTS = 1 << 25  # above, the log-sum-exp form is faster despite waiting for the host
 
 
 @dataclass(frozen=True)
 class Made:
-    """What a correction has made of the last rows.
+    """The result of a correction for the last rows.
 
     Attributes:
         layer: whose.
@@ -98,7 +99,7 @@ def _own(mask: Tensor, rows: range, keys: int, like: Tensor) -> Tensor:
     part = mask[:, :, -len(rows) :, :keys]
     if part.dtype != torch.bool:
         return part.to(like.dtype)
-    # Not minus infinity: the row of a padded query, which sees nothing, would not be a number.
+    # Not minus infinity: the row of a padded query, which sees nothing, would be NaN.
     nothing = torch.zeros(part.shape, dtype=like.dtype, device=like.device)
     return nothing.masked_fill_(~part, torch.finfo(like.dtype).min)
 
@@ -112,40 +113,31 @@ def _packed(bias: Tensor, heads: int, kv_heads: int) -> Tensor:
 
 def correct_in_place(
     layer: int,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    output: Tensor,
+    attended: Attended,
     groups: KeyGroups,
     limits: Limits,
     bias: RowBias,
-    *,
-    scaling: float,
-    mask: Tensor | None,
     first_query: int,
 ) -> Made:
     """Correct the output of the queries from `first_query` on, all batch rows at once.
 
     Args:
         layer: whose.
-        query: (B, H, Q, D), the last Q of K positions.
-        key, value: (B, Hkv, K, D).
-        output: (B, H, Q, D) of the fused kernel; is written to.
+        attended: its attention; the output is written to.
         groups: of the K keys, in the working dtype.
         limits: of the batch rows.
         bias: shared by the layers of a pass.
-        scaling: factor on the scores.
-        mask: None (causal), or bool / additive float (1 or B, 1 or H, Q, K).
         first_query: position of the first query that may change; one of Q.
     """
+    query, mask = attended.query, attended.mask
     batch, heads, queries, width = query.shape
-    kv_heads, keys = key.shape[1], key.shape[2]
+    kv_heads, keys = attended.key.shape[1], attended.key.shape[2]
     start = keys - queries
     first = max(0, first_query - start)
     dtype = working_dtype(query.dtype)
     # In the working dtype: a score rounded to bfloat16 would be off by percents once exponentiated.
-    keys_there = key.to(dtype).reshape(-1, keys, width).transpose(1, 2)
-    values = value.to(dtype)
+    keys_there = attended.key.to(dtype).reshape(-1, keys, width).transpose(1, 2)
+    values = attended.value.to(dtype)
     step = max(1, BLOCK_WEIGHTS // (batch * heads * keys))
     masses = []
     for low in range(first, queries, step):
@@ -157,13 +149,15 @@ def correct_in_place(
         hides = bias.of(mask if high == queries else seen, (heads, kv_heads), rows, keys, part)
         if len(hides) not in (1, batch * kv_heads):  # a mask that the batch shares, by head
             hides = hides.repeat(batch, 1, 1)
-        before = torch.softmax(torch.baddbmm(hides, part, keys_there, alpha=scaling), dim=-1)
+        before = torch.softmax(
+            torch.baddbmm(hides, part, keys_there, alpha=attended.scaling), dim=-1
+        )
         before = before.view(batch, heads, high - low, keys)
         mass = group_mass(before, groups)
         done = budget(mass, image_centric(mass, groups, limits), limits)
         change = groups.targets * done.gain[..., None]
         change.addcmul_(groups.sinks, done.loss[..., None], value=-1).mul_(before)
-        output[:, :, low:high].add_(rows_times_values(change, values))
+        attended.output[:, :, low:high].add_(rows_times_values(change, values))
         masses.append(done.moved)
     moved = masses[0] if len(masses) == 1 else torch.cat(masses, 2)
     return Made(layer, start + low, before, change, moved)

@@ -1,4 +1,4 @@
-"""Which heads VAR may change, where it is limited to some."""
+"""Which heads VAR may change, if it is limited to some."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def head_masks(
     """The heads that may change, of each layer in which VAR acts.
 
     Args:
-        settings: one a batch row, None where VAR does not act.
+        settings: one per batch row, None where VAR does not act.
         rows_of: layer -> batch rows in which it acts.
         heads: query heads of the model; None: not known.
 

@@ -1,13 +1,13 @@
-"""VAR inside a running model: what finds the sinks at prefill and rescales attention from then on.
+"""VAR inside a running model: finds the sinks at prefill and rescales attention from then on.
 
-`VAR` is what is asked for; the `VARIntervention` that it becomes belongs to one run and ends with
-it. Nothing is kept anywhere else, so two runs with different settings never see each other's sinks.
+`VAR` holds the settings; its `VARIntervention` belongs to one run and ends with it. No state is
+kept anywhere else, so two runs with different settings never see each other's sinks.
 
 1. `see` scores the prompt's tokens at the input of each layer and marks the sinks.
 2. `correct` corrects the fused kernel's output at prefill, for queries after the last image: the
-   fast form of what the session would make of `rows`.
+   fast form of what the session would compute from `rows`.
 3. `rows` rescales the exact rows at every decode step, and those that are seen.
-4. `report` says what was done, and why nothing where nothing was.
+4. `report` says what was changed, or why nothing was.
 
 Which layers and heads act, the dialect and the dimensions are fixed when a run begins. tau, keep,
 the limits and whether a batch row is on are tensors on the device, and `rows` reads nothing but
@@ -17,15 +17,15 @@ them: a step that was recorded as a graph can be replayed with other settings (`
 from __future__ import annotations
 
 from collections.abc import Hashable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from sinkscope.config import VARSettings
-from sinkscope.interventions.base import Acting, Intervention
-from sinkscope.interventions.var.checks import acting_layers, validate_var
+from sinkscope.interventions.base import Acting
+from sinkscope.interventions.var.attended import Attended, MarkedKeys
+from sinkscope.interventions.var.checks import acting_layers
 from sinkscope.interventions.var.correction import correct_rows_with_sinks
 from sinkscope.interventions.var.device import MOST_WEIGHTS, Made, RowBias, correct_in_place
 from sinkscope.interventions.var.heads import head_masks
@@ -36,85 +36,28 @@ from sinkscope.interventions.var.report import VARReport, make_report
 from sinkscope.interventions.var.selection import working_dtype
 from sinkscope.interventions.var.state import DeviceState, LayerState
 from sinkscope.models import kernels
-from sinkscope.models.run_info import RunInfo, Step
+from sinkscope.models.run_info import Step
 from sinkscope.models.sink_score import Norms, ScoreBook
 from sinkscope.models.sites import EVER, At
-
-
-@dataclass(frozen=True)
-class VAR(Intervention):
-    """Visual Attention Redistribution.
-
-    Attributes:
-        settings: one a batch row; None leaves that row alone, to the last bit.
-    """
-
-    settings: tuple[VARSettings | None, ...]
-
-    def begin(self, run: RunInfo) -> VARIntervention:
-        """See `Intervention.begin`.
-
-        Rows may have different prompts where the run continues from prefixes that end at one
-        position (`RunInfo.columns`): then rows change from there on in all of them.
-
-        Raises:
-            ValueError: another number of batch rows, different prompts in them that end their
-                images at different positions, or a setting that cannot work with this model or
-                prompt (`validate_var`).
-        """
-        if len(self.settings) != run.batch:
-            raise ValueError(
-                f"settings has {len(self.settings)} entries; allowed: one a batch row, {run.batch}."
-            )
-        if run.columns is None and any(other != run.layouts[0] for other in run.layouts):
-            raise ValueError("The batch has different prompts; VAR acts on one prompt at a time.")
-        known: dict[int, Tensor] = {}
-        for own, layout in zip(self.settings, run.layouts, strict=True):
-            if own is not None:
-                model = run.model
-                validate_var(
-                    own, model.hidden_size, model.layers, layout.vision_tokens, model.heads
-                )
-                known = dict(run.scores_before(own.dims))
-        vision = torch.zeros(run.batch, run.length, dtype=torch.bool)
-        for row, layout in enumerate(run.layouts):
-            positions = layout.vision_positions()
-            vision[row, positions if run.columns is None else run.columns[row][positions]] = True
-        begun = VARIntervention(
-            self.settings,
-            vision,
-            run.model.layers,
-            run.capacity,
-            known,
-            run.step,
-            run.columns,
-            first_query=run.after_image,
-            book=run.book,
-            heads=run.model.heads,
-        )
-        double = run.model.dtype == "float64"
-        begun.prepare(run.device, torch.float64 if double else torch.float32)
-        return begun
 
 
 class VARIntervention(Acting):
     """VAR for the rows of one batch.
 
     Args:
-        settings: one a batch row; None leaves that row alone, to the last bit.
+        settings: one per batch row; None leaves that row alone, to the last bit.
         vision: (N,) bool, which prompt positions are vision tokens, on any device; or (B, N), where
             rows have different prompts.
         layers: number of decoder layers of the model.
-        capacity: most keys there can be: prompt and new tokens.
-        known: sink scores of the prompt's first positions, layer -> (P,) or (B, P) float32, where
-            these were passed through the model before (a shared prefix); what is seen then begins
-            at P.
+        capacity: maximum number of keys: prompt and new tokens.
+        known: sink scores of the prompt's first positions, layer -> (P,) or (B, P) float32, if
+            these were passed through the model before (a shared prefix); the run then begins at P.
         step: of the run, for the positions of its queries.
-        columns: of each row: int64, at which of the N positions each token of its prompt stands;
-            the others are padding. None: there is none.
+        columns: for each row int64: the column (of N) of each token of its prompt; the others are
+            padding. None: no padding.
         first_query: rows of queries before it stay; None: that after the last vision token.
-        book: sink scores that others in the run ask for as well.
-        heads: query heads of the model, where a row is limited to some.
+        book: sink scores that other parts of the run need as well.
+        heads: query heads of the model, if a row is limited to some.
 
     Raises:
         ValueError: `vision` has no vision token in some row; or `heads` is missing.
@@ -141,7 +84,7 @@ class VARIntervention(Acting):
         after = int(self._vision_there.any(0).nonzero()[-1, 0]) + 1
         self._first_query = after if first_query is None else first_query
         self._columns = None if columns is None else [one.cpu() for one in columns]
-        self._there = torch.ones_like(self._vision_there)  # (B, N), what is no padding
+        self._there = torch.ones_like(self._vision_there)  # (B, N), not padding
         for row, places in enumerate(self._columns or ()):
             self._there[row] = False
             self._there[row, places] = True
@@ -165,8 +108,8 @@ class VARIntervention(Acting):
         self.looks = (At("block_in", self.layers, range(self._prompt)),)
 
     def prepare(self, device: torch.device, dtype: torch.dtype) -> None:
-        """Make what the layers on a device work with: before the prefill, for copies to a GPU wait
-        for what runs there. What comes on another device is made when it comes."""
+        """Allocate the tensors of the layers on a device: before the prefill, because copies to a
+        GPU wait for its work. Those of another device are allocated when needed."""
         place = torch.empty(0, device=device).device
         self._begin(place, dtype)
         if any(own is not None for own in self._settings):
@@ -188,7 +131,7 @@ class VARIntervention(Acting):
     def _observe(
         self, layer: int, hidden: Tensor, start: int, where: tuple[int, int, range] | None
     ) -> None:
-        """`where` names what is seen, for who else asks for its scores; None: nobody does."""
+        """`where` is the key of these scores for other readers; None: there are none."""
         rows = self._rows_of.get(layer)
         if rows is None:
             return
@@ -209,7 +152,7 @@ class VARIntervention(Acting):
     def _norms(
         self, rows: Sequence[int], hidden: Tensor, where: tuple[int, int, range] | None
     ) -> Norms:
-        """Of (B, N, D), each row by its own dimensions; where VAR does not act, by any."""
+        """Norms of (B, N, D), each row by its own dimensions; rows without VAR by any."""
         dims = {row: own.dims for row in rows if (own := self._settings[row]) is not None}
         alone = len(rows) < len(hidden) and kernels.host_reads_are_free(hidden.device)
         if len(set(dims.values())) == 1 and not alone:
@@ -240,8 +183,8 @@ class VARIntervention(Acting):
             return rows
         if last > self._capacity:
             raise ValueError(
-                f"The run has reached position {last - 1}, but it was said to have "
-                f"{self._capacity - self._prompt} tokens behind the prompt (new_tokens)."
+                f"The run has reached position {last - 1}, but only "
+                f"{self._capacity - self._prompt} tokens were expected (new_tokens)."
             )
         may_change = None
         if first_position < self._first_query:
@@ -274,40 +217,27 @@ class VARIntervention(Acting):
         self._made = None
         if state is None or keys <= self._first_query:
             return output
+        attended = Attended(query, key, value, output, scaling, attention_mask)
+        groups = state.groups.first(keys, output.requires_grad)
+        limits = self._parameters.on(query.device, working_dtype(query.dtype))
         weights = len(query) * query.shape[1] * (keys - max(start, self._first_query)) * keys
         if not kernels.host_reads_are_free(query.device) and weights <= MOST_WEIGHTS:
             self._made = correct_in_place(
-                layer,
-                query,
-                key,
-                value,
-                output,
-                state.groups.first(keys, output.requires_grad),
-                self._parameters.on(query.device, working_dtype(query.dtype)),
-                self._bias,
-                scaling=scaling,
-                mask=attention_mask,
-                first_query=self._first_query,
+                layer, attended, groups, limits, self._bias, self._first_query
             )
             self._note(layer, slice(None), max(start, self._first_query), self._made.moved)
             return output
         settings = {
             row: own for row in self._rows_of[layer] if (own := self._settings[row]) is not None
         }
+        marked = MarkedKeys(state.sinks[:, :keys], self._vision_on(query.device)[:, :keys], groups)
         new, moved = correct_rows_with_sinks(
-            query,
-            key,
-            value,
-            output,
-            settings,
-            state.sinks[:, :keys],
-            self._vision_on(query.device)[:, :keys],
+            attended,
+            marked,
             self._padded(self._vision_there)[:, :keys],
-            self._parameters.on(query.device, working_dtype(query.dtype)),
-            state.groups.first(keys, output.requires_grad),
-            scaling=scaling,
-            mask=attention_mask,
-            first_query=self._first_query,
+            settings,
+            limits,
+            self._first_query,
         )
         for row, mass in moved.items():
             self._note(layer, slice(row, row + 1), start, mass)
@@ -361,11 +291,11 @@ class VARIntervention(Acting):
         return tuple(tensors)
 
     def report(self, row: int = 0, answer_tokens: int | None = None) -> VARReport:
-        """What was done in one batch row.
+        """The report on one batch row.
 
         Args:
             row: of the batch.
-            answer_tokens: length of its answer; rows behind it, which go on until the longest
+            answer_tokens: length of its answer; rows after it, which go on until the longest
                 answer of the batch ends, do not count. None: all rows count.
 
         Raises:
@@ -393,7 +323,7 @@ class VARIntervention(Acting):
     def _rows_that_count(self, row: int, answer_tokens: int | None) -> slice:
         """Of the queries that may change, those of the row's own text and answer."""
         first = 0
-        if self._columns is not None:  # behind padding before the row's own text
+        if self._columns is not None:  # skip the padding before the row's text
             first = int((~self._there[row, self._first_query :]).sum())
         if answer_tokens is None:
             return slice(first, None)
@@ -427,7 +357,7 @@ class VARIntervention(Acting):
         self._devices[mass.device].note(layer, rows, slots, mass)
 
     def _padded(self, vision: Tensor) -> Tensor:
-        """(B, capacity) bool: vision tokens among all keys; new tokens are none."""
+        """(B, capacity) bool: vision tokens among all keys; new tokens are not."""
         return torch.nn.functional.pad(vision, (0, self._capacity - self._prompt))
 
     def _vision_on(self, device: torch.device) -> Tensor:

@@ -17,7 +17,7 @@ class Parameters:
     """The limits of all batch rows, on each device and in each dtype that asks for them.
 
     Args:
-        settings: one a batch row, None where VAR does not act; shared with who owns it.
+        settings: one per batch row, None where VAR does not act; shared with its owner.
     """
 
     def __init__(self, settings: Sequence[VARSettings | None]) -> None:
@@ -38,7 +38,7 @@ class Parameters:
                 getattr(limits, name).copy_(getattr(new, name))
 
     def _new(self, device: torch.device, dtype: torch.dtype) -> Limits:
-        """What rows without VAR have does not matter, for they have no sinks."""
+        """Values of rows without VAR do not matter, because these rows have no sinks."""
         each = [Limits.of(own) if own is not None else None for own in self._settings]
         some = next(one for one in each if one is not None)
 

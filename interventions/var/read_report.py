@@ -1,4 +1,5 @@
-"""What VAR did in one batch row, read off the device: a copy a kind, for all layers together."""
+"""What VAR did in one batch row, copied from the device: one copy per kind, for all layers
+together."""
 
 from __future__ import annotations
 
@@ -24,7 +25,7 @@ def read_report(
     """The report of one batch row.
 
     Args:
-        states: layer -> what is known of it.
+        states: layer -> what is known about it.
         settings: of the row.
         row: of the batch.
         vision, there: (N,) bool on the host: vision tokens, and what is no padding.

@@ -1,4 +1,4 @@
-"""What VAR did in a run, layer by layer, and why it did nothing where it did nothing."""
+"""What VAR did in a run, layer by layer, or why it did nothing."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ MANY_FLAGGED = 0.3  # above this share of vision tokens, "sink" has lost its mea
 
 @dataclass(frozen=True)
 class LayerReport:
-    """One decoder layer in which VAR was at work.
+    """One decoder layer in which VAR acted.
 
     Attributes:
         layer: index in the model.
@@ -30,7 +30,7 @@ class LayerReport:
     flagged: float
     selected: float
     moved: float
-    missing: int = 0  # in the control: visual sinks for which there was no other token to take
+    missing: int = 0  # in the control: visual sinks without another token as a replacement
 
 
 @dataclass(frozen=True)
@@ -38,9 +38,9 @@ class VARReport:
     """What VAR did in a run.
 
     Attributes:
-        layers: one report a layer in which VAR was allowed to act.
+        layers: one report for each layer in which VAR was allowed to act.
         changed: whether any row of any layer was changed.
-        reason: why nothing was changed, in words; "" where something was.
+        reason: why nothing was changed, in words; else "".
         warnings: what a reader of the result should know, in words.
     """
 
@@ -51,7 +51,7 @@ class VARReport:
 
 
 def make_report(layers: tuple[LayerReport, ...], settings: VARSettings) -> VARReport:
-    """Add up the layers and say in words what came of it."""
+    """Summarise the layers in numbers and words."""
     changed = any(layer.moved > 0 for layer in layers)
     crowded = [layer for layer in layers if layer.flagged > MANY_FLAGGED]
     warnings = []
@@ -77,7 +77,7 @@ def _why_nothing(layers: tuple[LayerReport, ...], settings: VARSettings, crowded
     if settings.keep == 1:
         return "VAR changed nothing: keep is 1, so every sink keeps all of its attention."
     if not layers:
-        return "VAR changed nothing: it was allowed to act in no layer."
+        return "VAR changed nothing: it was not allowed to act in any layer."
     if not any(layer.positions or layer.missing for layer in layers):
         best = max(layers, key=lambda layer: layer.largest_score)
         return (

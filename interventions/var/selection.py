@@ -16,7 +16,7 @@ from torch import Tensor
 from sinkscope.config import VARSettings
 from sinkscope.models import kernels
 
-FEW_WEIGHTS = 1 << 22  # so many attention weights may be multiplied with three masks at once
+FEW_WEIGHTS = 1 << 22  # up to this many attention weights are multiplied with three masks at once
 EPSILON = 1e-6  # added to each vision token's attention by the published code before it divides
 
 
@@ -30,7 +30,7 @@ class Limits:
         freed: share of a sink's attention that is taken, 1 - keep.
         max_sink_share, least_target_share: head selection; the second is 1 - the first.
         min_image_mass: least attention on the image.
-        official: dialect; True or False for all rows, or a bool tensor where they differ.
+        official: dialect; True or False for all rows, or a bool tensor if they differ.
     """
 
     freed: float | Tensor
@@ -51,7 +51,7 @@ class Limits:
         )
 
     def row(self, row: int) -> Limits:
-        """Those of one batch row, (1, 1, 1) where they are tensors."""
+        """Those of one batch row; tensors become (1, 1, 1)."""
         return Limits(
             *(
                 value[row : row + 1] if isinstance(value, Tensor) else value
@@ -62,13 +62,13 @@ class Limits:
 
 @dataclass(frozen=True)
 class KeyGroups:
-    """The groups of keys that the method tells apart, ready to be multiplied with attention rows.
+    """The groups of keys that the method distinguishes, as factors of attention rows.
 
-    Made once a layer and used at every decode step.
+    Made once per layer and used at every decode step.
 
     Attributes:
-        masks: (B, 3, K) ones and zeros: the targets (vision tokens that are no sinks; they receive
-            what is freed), the sinks among the vision tokens, and all other sinks.
+        masks: (B, 3, K) ones and zeros: the targets (vision tokens that are not sinks; they receive
+            the freed attention), the sinks among the vision tokens, and all other sinks.
         sinks: (B, 1, 1, K) ones and zeros: all sinks.
         floor: (B, 1, 1), `EPSILON` times the number of vision tokens.
         has_visual_sink: (B, 1, 1) bool.
@@ -106,7 +106,7 @@ class KeyGroups:
     def first(self, keys: int, copied: bool = False) -> KeyGroups:
         """The groups among the first `keys` keys: views, or copies for a run with gradients.
 
-        All layers share one storage, and what autograd keeps must not be written again.
+        All layers share one storage, and tensors that autograd keeps must not be overwritten.
         """
         if copied:
             return self._each(torch.clone).first(keys)
@@ -128,7 +128,7 @@ class GroupMass:
     """Attention mass of each (head, query row) on groups of keys; each (B, H, Q), fractions of 1.
 
     Attributes:
-        targets: vision tokens that are no sinks.
+        targets: vision tokens that are not sinks.
         visual_sinks: sinks among the vision tokens.
         text_sinks: all other sinks.
     """
@@ -149,7 +149,7 @@ class GroupMass:
 
 
 def working_dtype(dtype: torch.dtype) -> torch.dtype:
-    """What the method computes in: float64 stays float64, anything narrower becomes float32."""
+    """The working dtype: float64 stays float64, anything narrower becomes float32."""
     return torch.promote_types(dtype, torch.float32)
 
 
@@ -176,7 +176,7 @@ def check_weights(weights: Tensor) -> None:
 def group_mass(weights: Tensor, groups: KeyGroups) -> GroupMass:
     """Attention mass per group of keys.
 
-    Sums of products and no matrix product: that one may be set to round its inputs (TF32), and then
+    Sums of products instead of a matrix product, which may be set to round its inputs (TF32); then
     rows would not keep their sum.
 
     Args:
@@ -199,9 +199,8 @@ def group_mass(weights: Tensor, groups: KeyGroups) -> GroupMass:
 def image_centric(mass: GroupMass, groups: KeyGroups, limits: Limits) -> Tensor:
     """Which (head, query row) pairs the method acts on (arXiv 2503.03321 and its published code).
 
-    `official`: sum(S_v) / sum over V of (a + 1e-6) <= max_sink_share, where a layer has a visual
-    sink.
-    `paper`: sum(V without S_v) / sum(V) >= 1 - max_sink_share, where a layer has any sink.
+    `official`: sum(S_v) / sum over V of (a + 1e-6) <= max_sink_share, if a layer has a visual sink.
+    `paper`: sum(V without S_v) / sum(V) >= 1 - max_sink_share, if a layer has any sink.
     Both: sum(V) >= min_image_mass, in a head that may change.
 
     Args:
@@ -238,8 +237,8 @@ def select_rows(weights: Tensor, sinks: Tensor, vision: Tensor, settings: VARSet
     """Select the (head, query row) pairs whose attention is image-centric.
 
     Every query row is judged, also those before the image's end, which `redistribute` then leaves
-    alone by its `first_query`. Batch rows are independent: each has its own sinks and its own
-    vision tokens, which need not be contiguous (several images are one union).
+    unchanged (`first_query`). Batch rows are independent: each has its own sinks and its own vision
+    tokens, which need not be contiguous (several images are one union).
 
     Args:
         weights: (B, H, Q, K) attention probabilities, any floating dtype; float16 and bfloat16 are

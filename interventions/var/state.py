@@ -1,8 +1,8 @@
-"""What VAR knows of each layer during a run, in tensors on the device that are made once.
+"""What VAR knows about each layer during a run, in tensors on the device that are made once.
 
-All layers of a device share one set of tensors, and each has its part of them as views: so a layer
-of the prefill writes into what is there with a few kernels, and reading everything back at the end
-is one copy a kind. The tensors are the same ones to the end of the run, as a recorded decode step
+All layers of a device share one set of tensors, and each has its part of them as views: so a
+prefill layer writes into them with a few kernels, and reading everything back at the end is one
+copy per kind. The tensors stay the same objects until the end of the run, as a recorded decode step
 needs.
 """
 
@@ -50,7 +50,7 @@ class DeviceState:
     Args:
         rows_of: layer -> batch rows in which VAR acts.
         dialects: those of all rows in which it acts.
-        there: (B, N) bool on the host, prompt positions that are no padding.
+        there: (B, N) bool on the host, prompt positions that are not padding.
         vision: (B, capacity) bool on the device, the vision tokens among all keys.
         known: sink scores of the first P positions, layer -> (P,) or (B, P) float32.
         queries: how many queries may change.
@@ -77,7 +77,7 @@ class DeviceState:
         acting = torch.zeros(count, batch, 1)
         for index, rows in enumerate(rows_of.values()):
             acting[index, list(rows)] = 1.0
-        # What scores are multiplied with: 0 in rows where VAR does not act, and at padding.
+        # A factor on the scores: 0 in rows where VAR does not act, and at padding.
         self._counts = (acting * there).to(device)  # (L, B, N)
         prompt = there.shape[1]
         self.scores = torch.zeros(count, batch, prompt, device=device)
@@ -120,9 +120,9 @@ class DeviceState:
         }
 
     def write(self, layer: int, norms: Norms, start: int) -> None:
-        """Score the positions from `start` on, by what is known of (B, n) of them.
+        """Score the positions from `start` on, from the norms (B, n) of these.
 
-        Sinks behind them, of an earlier pass, are forgotten.
+        Sinks after them, of an earlier pass, are forgotten.
         """
         state = self.layers[layer]
         stop = start + norms.peak.shape[1]
@@ -142,7 +142,7 @@ class DeviceState:
         self.tau.copy_(taus)
 
     def mark(self, layer: int, settings: Sequence[VARSettings | None]) -> None:
-        """Say which tokens of a layer are acted on, by its scores; in the tensors that are there.
+        """Mark the tokens of a layer that VAR acts on, from its scores; in place.
 
         The control takes its random tokens on the host, so that a seed means the same everywhere.
         """
@@ -167,7 +167,7 @@ class DeviceState:
         self._group(layer)
 
     def _group(self, layer: int) -> None:
-        """Sort the keys of a layer by its sinks; in place."""
+        """Update the key groups of a layer from its sinks; in place."""
         state = self.layers[layer]
         groups = state.groups
         torch.where(state.sinks[:, None], self._where_sink, self._elsewhere, out=groups.masks)
@@ -183,7 +183,7 @@ class DeviceState:
         state.moved[rows].index_copy_(2, slots, mass)
 
     def tensors(self, heads: int) -> tuple[Tensor, ...]:
-        """All that a decode step of a model with so many heads reads and writes."""
+        """All tensors that a decode step of a model with `heads` heads reads and writes."""
         return (self._masks, self._sinks, self._has, self._floor, self._begin(heads, self.dtype))
 
     def _begin(self, heads: int, dtype: torch.dtype) -> Tensor:

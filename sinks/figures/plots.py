@@ -30,6 +30,7 @@ from matplotlib.ticker import (
 )
 
 from sinkscope.drawing.printing import print_figure
+from sinkscope.interventions.var.report import MANY_FLAGGED
 from sinkscope.sinks.figures.style import (
     BLACK,
     FIRST,
@@ -49,7 +50,6 @@ from sinkscope.sinks.validating.validation import Validation
 from sinkscope.utils import write_atomically
 
 FORMATS = ("png", "pdf")
-TOO_MANY = 0.3  # share of flagged vision tokens above which a tau is called too low
 CELLS_WITH_NUMBERS = 16  # layers; more leave no room for a number in a cell
 MOST_ROWS = 14  # dimensions in the matrix
 
@@ -221,7 +221,7 @@ def tau_sweep(findings: Findings) -> Figure:
         shares = [getattr(point, name) for point in findings.sweep]
         axes.plot(taus, shares, style, color=colour, label=label)
     axes.axvline(findings.tau, color=BLACK, linewidth=1, linestyle=(0, (6, 3)))
-    axes.axhline(TOO_MANY, color=GREY, linewidth=0.8, linestyle=":")
+    axes.axhline(MANY_FLAGGED, color=GREY, linewidth=0.8, linestyle=":")
     shares_axis(axes, "flagged (phi > tau)")
     tau_axis(axes, taus, findings.tau)
     legend(axes)

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
+from sinkscope.interventions.var.report import MANY_FLAGGED
 from sinkscope.sinks.finding.calibrate import Calibration, Histograms
 from sinkscope.sinks.finding.decide import Decision, runs
 from sinkscope.sinks.finding.findings import (
@@ -19,9 +20,9 @@ from sinkscope.sinks.finding.findings import (
 )
 from sinkscope.sinks.finding.reduce import Totals, Tracked
 from sinkscope.sinks.settings import FindSettings
+from sinkscope.utils import index_ranges
 
 FEW_SAMPLES = 8  # below it, intervals and halves say little
-TOO_MANY_FLAGGED = 0.3  # share of the vision tokens, as in VAR's report
 
 
 def describe_overall(
@@ -141,7 +142,7 @@ def reason_for(
         each = "; ".join(
             f"{c.dim} reaches {c.sink:.1f} times the rms of a sink token and stands out "
             f"{c.contrast:.1f} times as far as on ordinary vision tokens, in {c.consistency:.0%} "
-            f"of the samples (layer {c.layer}; found in layers {_span(c.layers)})"
+            f"of the samples (layer {c.layer}; found in layers {index_ranges(c.layers)})"
             for c in found
         )
         what = "Dimension" if len(dims) == 1 else "Dimensions"
@@ -196,7 +197,7 @@ def notes_on(
             notes.append(
                 "The scores of sink tokens and ordinary ones overlap, so no tau parts them well."
             )
-        if flagged > TOO_MANY_FLAGGED:
+        if flagged > MANY_FLAGGED:
             notes.append("That is too many for a sink; be careful with this profile.")
         first = next((o for o in sources if o.layer == 0), None)
         if first is not None and first.share >= 0.5:
@@ -292,11 +293,3 @@ def _finite(value: Tensor) -> float | None:
 def _list(dims: Sequence[int]) -> str:
     texts = [str(dim) for dim in dims]
     return texts[0] if len(texts) == 1 else f"{', '.join(texts[:-1])} and {texts[-1]}"
-
-
-def _span(layers: Sequence[int]) -> str:
-    """Layers in rising order, with runs as `2-5`."""
-    flags = [layer in layers for layer in range(max(layers) + 1)]
-    return ", ".join(
-        f"{start}-{stop - 1}" if stop - start > 1 else str(start) for start, stop in runs(flags)
-    )

@@ -21,12 +21,10 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
-import torch
-
-from sinkscope.capture.run import RunOutOfMemoryError
+from sinkscope.capture.run import out_of_memory_named
 from sinkscope.jobs.job import Progress, Stopped
 from sinkscope.models.info import ModelInfo
 from sinkscope.models.loading import ModelHandle
@@ -247,23 +245,20 @@ def _measure_all(
     return unusable
 
 
-@contextmanager
-def _memory_errors_named(handle: ModelHandle, settings: FindSettings) -> Iterator[None]:
-    """Turns a full device into `RunOutOfMemoryError`, with the levers and their present values."""
-    full = False
-    try:
-        yield
-    except torch.OutOfMemoryError:
-        full = True  # raised below, when the traceback no longer holds the run's tensors
-    if full:
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
+def _memory_errors_named(
+    handle: ModelHandle, settings: FindSettings
+) -> AbstractContextManager[None]:
+    """`out_of_memory_named` of finding, naming the settings that help and their present values."""
+
+    def words() -> str:
         pixels = "the model's own" if settings.max_pixels is None else settings.max_pixels
         setting = f" (max_pixels; now {pixels})" if handle.family.pixel_bounds else ""
-        raise RunOutOfMemoryError(
+        return (
             f"Memory is full. What helps: smaller images{setting}, or fewer samples at once "
             f"(batch_size; now {samples_at_once(settings, handle.device)})."
         )
+
+    return out_of_memory_named(words)
 
 
 def _used(stats: SampleStats, samples: SampleSet) -> UsedSample:

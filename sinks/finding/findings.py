@@ -9,15 +9,13 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from sinkscope.config import from_mapping
 from sinkscope.models.info import ModelInfo
 from sinkscope.models.profiles import SinkProfile
-from sinkscope.outside import read_json
+from sinkscope.outside import made_of, read_json
 from sinkscope.sinks.settings import FindSettings
 from sinkscope.utils import write_atomically
 
@@ -333,40 +331,6 @@ class Findings:
         if not isinstance(values, dict) or values.get("format") != FORMAT:
             raise ValueError(f"The file {path.name} holds no findings of the format {FORMAT}.")
         try:
-            return findings_from({k: v for k, v in values.items() if k != "format"})
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise ValueError(f"The findings {path.name} are damaged: {error!r}.") from error
-
-
-def findings_from(values: Mapping[str, Any]) -> Findings:
-    """Findings of plain values (`Findings.as_dict` without its format)."""
-    nested: dict[str, Any] = {
-        "model": ModelInfo(**values["model"]),
-        "settings": from_mapping(FindSettings, values["settings"], "settings"),
-        "samples": tuple(_used(sample) for sample in values["samples"]),
-        "skipped": tuple((str(name), str(why)) for name, why in values["skipped"]),
-        "layers": tuple(_layer(layer) for layer in values["layers"]),
-        "candidates": tuple(Candidate(**_intervals(c)) for c in values["candidates"]),
-        "sweep": tuple(TauPoint(**_tuples(point)) for point in values["sweep"]),
-        "origins": tuple(Origin(**origin) for origin in values["origins"]),
-    }
-    return Findings(**{**_tuples(values), **nested})
-
-
-def _used(values: Mapping[str, Any]) -> UsedSample:
-    history = tuple((str(asked), str(said)) for asked, said in values.get("history", ()))
-    return UsedSample(**{**_tuples(values), "history": history})
-
-
-def _layer(values: Mapping[str, Any]) -> LayerFinding:
-    candidates = tuple(LayerCandidate(**_intervals(c)) for c in values["candidates"])
-    return LayerFinding(**{**_tuples(values), "candidates": candidates})
-
-
-def _intervals(values: Mapping[str, Any]) -> dict[str, Any]:
-    made = {k: Interval(**v) for k, v in values.items() if k.endswith("_interval")}
-    return {**_tuples(values), **made}
-
-
-def _tuples(values: Mapping[str, Any]) -> dict[str, Any]:
-    return {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
+            return made_of(Findings, {k: v for k, v in values.items() if k != "format"})
+        except ValueError as error:
+            raise ValueError(f"The findings {path.name} are damaged: {error}.") from error

@@ -28,6 +28,7 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache
 
+from sinkscope.capture.log_probabilities import answer_log_probabilities
 from sinkscope.capture.prefix import fork_cache
 from sinkscope.capture.probes.base import Probe
 from sinkscope.capture.probes.text_inputs import TextInputs
@@ -100,7 +101,7 @@ def read_answer(
             use_cache=False,
             logits_to_keep=len(answer),
         ).logits
-    logs = _log_probabilities(logits, answer)[0]
+    logs = answer_log_probabilities(logits, answer)[0]
     return ForcedAnswer(inputs, tuple(answer), logs, session[call], session)
 
 
@@ -174,7 +175,7 @@ def hidden_log_probabilities(
         with attached(handle, forced.inputs, interventions=hides, batch=rows, new_tokens=behind):
             states = handle.stack.language_model(**keywords, use_cache=shared is not None)[0]
             logits = handle.stack.output_head(states[:, -len(forced.answer) :])
-        parts.append(_log_probabilities(logits, forced.answer)[: len(sets)])
+        parts.append(answer_log_probabilities(logits, forced.answer)[: len(sets)])
     return torch.cat(parts)
 
 
@@ -215,16 +216,3 @@ def _with_answer(inputs: PromptInputs, answer: Sequence[int]) -> dict[str, Tenso
             fill = answer_ids if name == "input_ids" else mask
             made[name] = torch.cat([tensor, fill.to(tensor.dtype)], dim=1)
     return made
-
-
-def _log_probabilities(logits: Tensor, answer: Sequence[int]) -> Tensor:
-    """(B, T, vocabulary), any floating dtype -> float32 (B, T) on the CPU."""
-    ids = torch.tensor(answer, device=logits.device)[:, None]
-    rows = [torch.log_softmax(row.float(), dim=-1).gather(1, ids)[:, 0] for row in logits]
-    found = torch.stack(rows).cpu()
-    if not bool(torch.isfinite(found).all()):
-        raise ValueError(
-            "The model's output is not a number. In float16 large activations overflow; load the "
-            "model in bfloat16 or float32. Otherwise its weights are damaged."
-        )
-    return found

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from sinkscope.config import HIGHEST_SEED
+from sinkscope.interventions.var.report import MANY_FLAGGED
 from sinkscope.models.profiles import SinkProfile
 from sinkscope.setting import check, explained, like, setting
 from sinkscope.sinks.settings import FindSettings, TokensBy
@@ -89,7 +90,7 @@ class ValidateSettings:
         offered=False,
     )
     max_flagged: float = setting(
-        0.3,
+        MANY_FLAGGED,
         "A larger share of the vision tokens flagged (mean over `layers`) is too much.",
         low=0.0,
         high=1.0,

@@ -10,12 +10,11 @@ import dataclasses
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
-from sinkscope.config import from_mapping
 from sinkscope.models.info import ModelInfo
 from sinkscope.models.profiles import SinkProfile
-from sinkscope.outside import read_json
+from sinkscope.outside import made_of, read_json
 from sinkscope.sinks.validating.settings import ValidateSettings
 from sinkscope.utils import write_atomically
 
@@ -274,40 +273,7 @@ class Validation:
                 f"allowed: {VERSION}."
             )
         try:
-            return _from_json(values)
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            about = ("format", "version")
+            return made_of(Validation, {k: v for k, v in values.items() if k not in about})
+        except ValueError as error:
             raise ValueError(f"The validation {path.name} is damaged: {error}.") from error
-
-
-def _from_json(values: dict[str, Any]) -> Validation:
-    given = {name: values[name] for name in (f.name for f in dataclasses.fields(Validation))}
-    agreement = dict(given["agreement"])
-    for name in ("lift", "random_lift"):
-        agreement[name] = _estimate(agreement[name])
-    given |= {
-        "profile": from_mapping(SinkProfile, given["profile"], "profile"),
-        "model": from_mapping(ModelInfo, given["model"], "model"),
-        "settings": from_mapping(ValidateSettings, given["settings"], "settings"),
-        "samples": tuple(_sample(sample) for sample in given["samples"]),
-        "skipped": tuple((str(name), str(reason)) for name, reason in given["skipped"]),
-        "layers": tuple(LayerAgreement(**layer) for layer in given["layers"]),
-        "agreement": Agreement(**agreement),
-        "hidden": tuple(
-            HiddenSet(**{**hidden, "change": _estimate(hidden["change"])})
-            for hidden in given["hidden"]
-        ),
-        "contrasts": {name: Estimate(**value) for name, value in given["contrasts"].items()},
-        "sweep": tuple(SweepPoint(**point) for point in given["sweep"]),
-        "verdict": from_mapping(Verdict, given["verdict"], "verdict"),
-        "warnings": tuple(given["warnings"]),
-    }
-    return Validation(**given)
-
-
-def _sample(values: dict[str, Any]) -> SampleEvidence:
-    history = tuple((str(asked), str(said)) for asked, said in values.get("history", ()))
-    return SampleEvidence(**{**values, "history": history})
-
-
-def _estimate(value: dict[str, Any] | None) -> Estimate | None:
-    return None if value is None else Estimate(**value)

@@ -302,7 +302,7 @@ def test_more_tokens_than_were_said_are_refused_by_var(
 ) -> None:
     var = VAR((VARSettings((3, 40), 1.0, layers=(1, 2)),))
     with (
-        pytest.raises(ValueError, match=r"2 tokens behind the prompt \(new_tokens\)"),
+        pytest.raises(ValueError, match=r"2 tokens were expected \(new_tokens\)"),
         attached(handle, inputs, interventions=[var], new_tokens=2),
     ):
         generate(handle, inputs)

@@ -388,7 +388,7 @@ CONTRADICTIONS = {
     "an image without views": (set_to([], "layout", "grids", 0, "views"), "needs views"),
     "an image without a size": (set_to([0, 80], "layout", "grids", 0, "original"), "original is 0"),
     "a merge of 0": (set_to(0, "layout", "grids", 0, "views", 0, "merge"), "merge is 0"),
-    "a sink behind the prompt": (set_to([4, 99], "sinks", 0, "positions"), "lie behind"),
+    "a sink behind the prompt": (set_to([4, 99], "sinks", 0, "positions"), "are beyond"),
     "a sink without a score": (set_to([1.0], "sinks", 0, "scores"), "without a score"),
     "settings that are none": (set_to([], "settings"), "settings is"),
     "a VAR report that is none": (set_to("x", "var"), "var is 'x'"),

@@ -78,7 +78,7 @@ def test_planted_sinks_are_counted(untrained):
 def test_planted_looking_is_found(untrained):
     """All heads look away but one, which looks at the object named."""
     subject = load_subject(untrained)
-    looking = module._Looking()
+    looking = module._TargetAttention()
     for seen in observe(subject, held_out_scenes(0, 5), ("what", "describe")):
         for i, drawn in enumerate(seen.scenes):
             boxes = [

@@ -12,10 +12,11 @@ from typer.testing import CliRunner
 
 from sinkscope.demo import folder
 from sinkscope.demo import train as module
+from sinkscope.demo.checkpoint import CHECKPOINT, read_history
 from sinkscope.demo.recipe import STAGES as RECIPE
 from sinkscope.demo.recipe import SinkTeaching, Stage
 from sinkscope.demo.speed import training_dtype
-from sinkscope.demo.train import CHECKPOINT, TrainSettings, read_history, train
+from sinkscope.demo.train import TrainSettings, train
 
 SINKS = SinkTeaching(every_row=True, quiet=0.03, lead_in_map=(1.1, 1.4, 0.8), relieved=0.5)
 STAGES = (

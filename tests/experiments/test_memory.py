@@ -70,7 +70,7 @@ def test_what_is_kept_does_not_grow_with_the_samples(
     known = {
         thing.untyped_storage().data_ptr()
         for thing in gc.get_objects()
-        if issubclass(type(thing), torch.Tensor)
+        if type(thing) in (torch.Tensor, torch.nn.Parameter)  # others, of a compiler, have no data
     }
     kept: dict[str, dict[int, int]] = {}
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from sinkscope.web.api.endpoints import UNFORESEEN
+from sinkscope.web.runs.job_values import UNFORESEEN
 from sinkscope.web.runs.store import Run
 from sinkscope.web.server.events import UNKNOWN_EVENT
 from tests.hostile.app import endpoints

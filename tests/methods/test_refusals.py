@@ -167,7 +167,7 @@ def test_a_run_with_var_is_read_with_var(world: World, var: VARSettings) -> None
     run = generate(world.handle, world.inputs, settings, var)
     session = passes_of(world.handle, run, world.inputs)
     for name in GRADIENTS:
-        assert "explains the plain model alone" in refused(run, 0, name, session)
+        assert "explains only the plain model" in refused(run, 0, name, session)
     others = [name for name in FROM_MODEL if name not in (*GRADIENTS, "var")]
     ids = [token.id for token in run.tokens]
     plain = dataclasses.replace(run, var=None)

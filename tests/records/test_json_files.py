@@ -187,4 +187,4 @@ def test_a_list_that_breaks_off_says_where(tmp_path: Path) -> None:
     number, said = found[2]
     assert (len(found), number) == (3, 3)
     assert said.startswith("Entry 3 of data.json is no JSON: ")
-    assert said.endswith("What stands behind it cannot be read.")
+    assert said.endswith("What follows it cannot be read.")

@@ -123,6 +123,19 @@ def test_errors_of_a_worker_arrive_as_they_are(settings: ModelSettings, tmp_path
         list(RayEngine(settings, revision="another", workers=1).run(refuse, [1]))
 
 
+def out_of_time(handle: ModelHandle, item: int) -> int:
+    if item == 2:
+        raise TimeoutError("the disk does not answer")
+    return item
+
+
+@needs_ray
+@pytest.mark.usefixtures("cluster")
+def test_a_timeout_of_a_task_is_no_wait_for_it(settings: ModelSettings) -> None:
+    with pytest.raises(TimeoutError, match="the disk does not answer"):
+        list(RayEngine(settings, workers=1).run(out_of_time, [1, 2, 3]))
+
+
 @needs_ray
 @pytest.mark.usefixtures("cluster")
 def test_a_worker_that_dies_is_a_sentence(settings: ModelSettings) -> None:

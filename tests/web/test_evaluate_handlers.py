@@ -29,8 +29,8 @@ from sinkscope.web.evaluate.open import form_values, updates
 from sinkscope.web.evaluate.request import EvaluateRequest
 from sinkscope.web.evaluate.run import EvaluateHandlers
 from sinkscope.web.evaluate.store import GONE, LONGEST_SECONDS, MOST_RUNS, EvaluateStore
-from sinkscope.web.explore.handlers import UNFORESEEN
 from sinkscope.web.runs.inspector import drawn
+from sinkscope.web.runs.job_values import UNFORESEEN
 from sinkscope.web.runs.loaded_model import LoadedModel
 from tests.evaluation.scripted import Scripted
 from tests.sinks.planted import Plant, planted

@@ -31,12 +31,12 @@ from sinkscope.sinks.samples import PROMPT
 from sinkscope.sinks.settings import SampleChoice
 from sinkscope.web.experiments.request import MINE, ExperimentRequest, samples_of
 from sinkscope.web.experiments.run import GONE, ExperimentsHandlers
-from sinkscope.web.experiments.store import ExperimentResult, ExperimentStore
-from sinkscope.web.explore.handlers import UNFORESEEN
+from sinkscope.web.experiments.store import ExperimentResult
 from sinkscope.web.page import build_app
 from sinkscope.web.runs.inspector import drawn
+from sinkscope.web.runs.job_values import UNFORESEEN
 from sinkscope.web.runs.loaded_model import LoadedModel
-from sinkscope.web.runs.results import LONGEST_SECONDS, MOST_RESULTS
+from sinkscope.web.runs.results import LONGEST_SECONDS, MOST_RESULTS, ResultStore
 from sinkscope.web.sinks.request import Picture
 from tests.text_models import save_text_model
 from tests.web.openers import opener
@@ -356,7 +356,7 @@ def test_what_cannot_be_set_side_by_side_is_said(make: Make) -> None:
 
 def test_results_are_few_and_not_for_long() -> None:
     now = [1000.0]
-    store = ExperimentStore(clock=lambda: now[0])
+    store: ResultStore[ExperimentResult] = ResultStore(clock=lambda: now[0])
     for number in range(MOST_RESULTS + 1):
         store.put(ExperimentResult(str(number), None, {}))  # type: ignore[arg-type]
     assert store.get("0") is None and store.get("1") is not None

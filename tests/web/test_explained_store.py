@@ -184,6 +184,6 @@ def test_other_words_than_those_given_need_the_model(run: Run) -> None:
     view = View(method=maps)
     text = " ".join(one.get_text() for one in view_figure(trace, 1, view).texts)
     assert "One map of all layers and heads together." in text and "arXiv 2103.15679" in text
-    with pytest.raises(ValueError, match="token 1 of the answer alone, and token 2 would need"):
+    with pytest.raises(ValueError, match="token 1 of the answer only, and token 2 would need"):
         view_figure(trace, 2, view)
     assert Drawing(view).values()["view"]["method"] == "chefer"

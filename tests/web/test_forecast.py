@@ -203,7 +203,7 @@ def test_revisions() -> None:
 
 def test_sizes_in_words() -> None:
     assert [size_words(n) for n in (0, 999, 1000, 9_960, 999_600, 1.2e6, 15e9, 2e12)] == [
-        "0.0 B", "999 B", "1.0 kB", "10 kB", "1.0 MB", "1.2 MB", "15 GB", "2000 GB",
+        "0.0 B", "999 B", "1.0 kB", "10 kB", "1.0 MB", "1.2 MB", "15 GB", "2.0 TB",
     ]  # fmt: skip
     assert [seconds_words(n) for n in (0.001, 2, 12.4, 240, 36_000)] == [
         "0.1 s", "2.0 s", "12 s", "4 min", "10 h",

@@ -14,8 +14,8 @@ from starlette.responses import PlainTextResponse
 from starlette.testclient import TestClient
 from starlette.types import Receive, Scope, Send
 
-from sinkscope.web.explore.handlers import UNFORESEEN
 from sinkscope.web.explore.quick_questions import PATHS, QUICK, QuickQuestions
+from sinkscope.web.runs.job_values import UNFORESEEN
 from sinkscope.web.runs.shown import Shown
 from sinkscope.web.runs.store import Run
 from tests.loops import finished

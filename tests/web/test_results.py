@@ -12,7 +12,7 @@ from sinkscope.jobs.runner import Runner
 from sinkscope.web.evaluate.run import EvaluateHandlers
 from sinkscope.web.evaluate.store import GONE, EvaluateStore
 from sinkscope.web.experiments.run import ExperimentsHandlers
-from sinkscope.web.experiments.store import ExperimentResult, ExperimentStore
+from sinkscope.web.experiments.store import ExperimentResult
 from sinkscope.web.runs.copies import Copies
 from sinkscope.web.runs.inspector import served
 from sinkscope.web.runs.loaded_model import LoadedModel
@@ -42,9 +42,7 @@ def of_sinks() -> SinksResult:
 
 @pytest.mark.parametrize("make", [of_experiment, of_sinks])
 def test_a_result_is_its_users_alone(make: Any, user: Any, tmp_path: Path) -> None:
-    store: Any = (
-        SinksStore(tmp_path, owned=True) if make is of_sinks else ExperimentStore(owned=True)
-    )
+    store: Any = SinksStore(tmp_path, owned=True) if make is of_sinks else ResultStore(owned=True)
     user("ann")
     kept = make()
     store.put(kept)
@@ -86,7 +84,7 @@ def test_what_was_made_of_a_result_goes_with_it(tmp_path: Path) -> None:
     own, of_both, of_run, of_two = files(tmp_path, "own", "both", "run", "two")
     runs.add(["run"], [of_both, of_run])
     now = [0.0]
-    store = ExperimentStore(lambda: now[0], copies=Copies(runs))
+    store: ResultStore[ExperimentResult] = ResultStore(lambda: now[0], copies=Copies(runs))
     for name in ("first", "second"):
         store.put(ExperimentResult(name, None, {}))  # type: ignore[arg-type]
     for name, paths in (("first", [own, of_both, of_two]), ("second", [of_two])):

@@ -74,10 +74,9 @@ def test_again_before_gradio_removes_the_files(values: Shown, built: _Built) -> 
     assert len(built.runs) == 2
 
 
-def test_the_least_recently_used_one_leaves(
-    values: Shown, built: _Built, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_least_recently_used_one_leaves(built: _Built, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shown, "MOST", 2)
+    values = Shown(built, lambda: built.now)
     a, b, c = _run(), _run(), _run()
     for run in (a, b, a, c, a, b):
         values(run)

@@ -20,8 +20,8 @@ from sinkscope.jobs.runner import Runner
 from sinkscope.models.loading import ModelHandle
 from sinkscope.models.profiles import read_profile
 from sinkscope.sinks.finding.stats import SampleStats
-from sinkscope.web.explore.handlers import UNFORESEEN
 from sinkscope.web.runs.inspector import drawn
+from sinkscope.web.runs.job_values import UNFORESEEN
 from sinkscope.web.runs.loaded_model import LoadedModel
 from sinkscope.web.runs.request import Request
 from sinkscope.web.runs.results import LONGEST_SECONDS, MOST_RESULTS

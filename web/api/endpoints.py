@@ -24,8 +24,9 @@ from sinkscope.setting import read_all
 from sinkscope.visualization import View
 from sinkscope.web.api.selection import ExportChoice, Selection
 from sinkscope.web.explore.exporting import EXPORT, make_files, sides_of_view
-from sinkscope.web.explore.handlers import EXPIRED, UNFORESEEN, Handlers
+from sinkscope.web.explore.handlers import EXPIRED, Handlers
 from sinkscope.web.explore.model_events import model_wanted
+from sinkscope.web.runs.job_values import UNFORESEEN
 from sinkscope.web.runs.pairs import find_run
 from sinkscope.web.runs.request import Request
 from sinkscope.web.runs.store import Run

@@ -17,7 +17,7 @@ from sinkscope.web.api.endpoints import with_clear_errors
 from sinkscope.web.components.controls import LONGEST_TEXT
 from sinkscope.web.explore.handlers import EXPIRED, Handlers
 from sinkscope.web.explore.region import REGION, LastTested
-from sinkscope.web.runs.loaded_model import why_no_model
+from sinkscope.web.runs.job_values import loaded_handle
 from sinkscope.web.runs.pairs import find_run
 
 
@@ -75,9 +75,7 @@ class RegionApi:
         settings = RegionSettings(**read_all(RegionSettings, said))
 
         def work(job: Job) -> dict[str, Any]:
-            handle = self._handlers.loaded.handle
-            if handle is None:
-                raise ValueError(why_no_model(self._handlers.loaded.state))
+            handle = loaded_handle(self._handlers.loaded)
             asked, prefix = self._last.of(handle, found, variant, settings.how == "cut")
             return region_test(handle, asked, box, settings, prefix=prefix, **job.hooks).to_json()
 

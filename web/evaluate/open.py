@@ -13,7 +13,8 @@ from PIL import Image
 from sinkscope.config import OF_CHECKPOINT, GenerationSettings, VARSettings
 from sinkscope.evaluation.tasks.listed import task_named
 from sinkscope.setting import list_text, offered
-from sinkscope.web.evaluate.run import EvaluateHandlers, field_of
+from sinkscope.web.evaluate.run import EvaluateHandlers
+from sinkscope.web.runs.job_values import field_of
 from sinkscope.web.runs.request import MORE
 
 

@@ -7,17 +7,15 @@ are computed from these, while it runs and later.
 
 from __future__ import annotations
 
-import logging
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-import gradio as gr
 from PIL import Image
 
-from sinkscope.attention_extractor import RunOutOfMemoryError
 from sinkscope.config import ImageLimits, ModelSettings, Settings
 from sinkscope.evaluation.base import Question
 from sinkscope.evaluation.report.questions import look_up
@@ -26,7 +24,7 @@ from sinkscope.evaluation.runner import evaluate, prepare
 from sinkscope.evaluation.session import Summary
 from sinkscope.evaluation.settings import RunConfig, read_config
 from sinkscope.jobs.job import At, Job, Stopped
-from sinkscope.jobs.runner import Runner, StoppedWaiting, Waiting
+from sinkscope.jobs.runner import Runner, StoppedWaiting
 from sinkscope.models.loading import ModelHandle
 from sinkscope.web.evaluate.files import file_of, without_place
 from sinkscope.web.evaluate.payload import (
@@ -38,15 +36,21 @@ from sinkscope.web.evaluate.payload import (
 from sinkscope.web.evaluate.request import MINE, EvaluateRequest
 from sinkscope.web.evaluate.store import EvaluateStore
 from sinkscope.web.evaluate.upload import keep_questions
-from sinkscope.web.explore.handlers import UNFORESEEN
 from sinkscope.web.runs.copies import Copies
 from sinkscope.web.runs.image_process import ImageProcess
-from sinkscope.web.runs.inspector import cached, error_value, queued_value
-from sinkscope.web.runs.loaded_model import LoadedModel, why_no_model
+from sinkscope.web.runs.inspector import cached, error_value
+from sinkscope.web.runs.job_values import (
+    Values,
+    field_of,
+    loaded_handle,
+    result_values,
+    running_value,
+    with_error_value,
+)
+from sinkscope.web.runs.loaded_model import LoadedModel
 from sinkscope.web.runs.payload import encode_image
+from sinkscope.web.runs.tab_handlers import TabHandlers
 from sinkscope.web.server.read_only import READ_ONLY
-
-log = logging.getLogger(__name__)
 
 EVALUATE = "evaluate"  # the kind of job that the tab's Stop is for
 PICTURE_SIDE = 220
@@ -88,17 +92,15 @@ class _Live:
         return (time.monotonic() - self.begun) / new * (total - done)
 
 
-class EvaluateHandlers:
-    """The tab's actions, one object an app; `component` is what shows results, set by the tab.
+class EvaluateHandlers(TabHandlers):
+    """The tab's actions (`TabHandlers`); answers of a run that was stopped stay.
 
     Args:
-        settings: of this start.
-        loaded: the model.
-        runner: of the jobs of all tabs.
         answer: what answers the questions; tests put their own here.
-        images: what decodes uploads.
         copies: those of runs, beside which this tab keeps its own.
     """
+
+    kind = EVALUATE
 
     def __init__(
         self,
@@ -109,18 +111,17 @@ class EvaluateHandlers:
         images: ImageProcess | None = None,
         copies: Copies | None = None,
     ) -> None:
-        self.images = images or ImageProcess(settings.images)
-        self.settings, self.loaded, self.runner, self.answer = settings, loaded, runner, answer
+        super().__init__(settings, loaded, runner, images)
+        self.answer = answer
         self.store = EvaluateStore(
             settings.app.cache / "page_evaluations",
             owned=bool(settings.app.login),
             copies=Copies(copies),
         )
-        self.component: gr.HTML | None = None
 
     # --- Run, Go on and Stop ---------------------------------------------------------------------
 
-    def run(self, request: EvaluateRequest, session: str) -> Iterator[dict[str, Any]]:
+    def run(self, request: EvaluateRequest, session: str) -> Values:
         """Values for the component: queued, running, and at last ready, stopped or error.
 
         Raises:
@@ -144,7 +145,7 @@ class EvaluateHandlers:
                 kept = keep_questions(request.files, folder, limits, most, self._decoded)
 
         try:
-            yield from self._told(run_id, session, ask, check)
+            yield from self._values(run_id, session, ask, check)
         finally:
             self.store.forget(run_id)
 
@@ -154,7 +155,7 @@ class EvaluateHandlers:
             return self.images.open_bytes(image, limits)
         return self.images.open_upload(str(image), limits, image.name)
 
-    def go_on(self, run_id: object, session: str) -> Iterator[dict[str, Any]]:
+    def go_on(self, run_id: object, session: str) -> Values:
         """The same for a run that was stopped, or of which questions failed.
 
         Raises:
@@ -165,68 +166,47 @@ class EvaluateHandlers:
         def check() -> None:
             self.store.find(known)
 
-        yield from self._told(
+        yield from self._values(
             known, session, lambda handle: read_config(self.store.find(known) / CONFIG), check
         )
 
-    def stop(self, session: str) -> None:
-        """End this browser's run after the questions it is at; what was answered stays."""
-        self.runner.stop(session, EVALUATE)
-
-    def _told(
-        self, run_id: str, session: str, ask: Ask, check: Callable[[], object]
-    ) -> Iterator[dict[str, Any]]:
-        try:
-            check()
-            job = self.runner.job(session, EVALUATE)
-            with self.store.writing(run_id) as folder:
-                yield from self._run(run_id, folder, ask, job)
-        except StoppedWaiting:
-            yield error_value(run_id, "Stopped while it was waiting; nothing was asked.")
-        except (ValueError, RunOutOfMemoryError) as error:
+    def _values(self, run_id: str, session: str, ask: Ask, check: Callable[[], object]) -> Values:
+        def words(error: Exception) -> str:
             place = self.store.place(run_id)
             text = str(error).replace(str(place), "of this run")
-            text = without_place(text.encode("utf-8", "replace"), place).decode()
-            yield error_value(run_id, text)
-            raise gr.Error(text, title="Not possible", print_exception=False) from error
-        except gr.Error:
-            raise
-        except Exception as error:
-            log.exception("an evaluation failed")
-            yield error_value(run_id, UNFORESEEN)
-            raise gr.Error(UNFORESEEN, print_exception=False) from error
+            return without_place(text.encode("utf-8", "replace"), place).decode()
 
-    def _run(self, run_id: str, folder: Path, ask: Ask, job: Job) -> Iterator[dict[str, Any]]:
-        seen = _Live(folder)
-        done: Stopped | None = None
-        try:
-            for event in self.runner.run(job, lambda job: self._work(ask, folder, job)):
-                if isinstance(event, Waiting):
-                    yield queued_value(run_id, event.before)
-                elif isinstance(event, At):
-                    yield _running(run_id, job, event, seen)
-        except StoppedWaiting:
-            raise
-        except Stopped as stopped:
-            if not stopped.done:
-                words = f"{job.ended_by} before a question was answered."
-                raise ValueError(words) from stopped
-            done = stopped
-        said = ""
-        if done is not None:
-            said = f"{job.ended_by} after {done.done} of {done.total} questions"
-        yield self._value(run_id, folder, said)
+        values = self._run(run_id, session, ask, check)
+        yield from with_error_value(values, run_id, "an evaluation", words)
 
-    def _work(self, ask: Ask, folder: Path, job: Job) -> Summary:
+    def _run(self, run_id: str, session: str, ask: Ask, check: Callable[[], object]) -> Values:
+        check()
+        job = self.runner.job(session, EVALUATE)
+        with self.store.writing(run_id) as folder:
+            said, seen = "", _Live(folder)
+            work = partial(self._work, ask, folder)
+            try:
+                yield from result_values(
+                    self.runner, job, work, run_id, lambda at, _: _running(run_id, job, at, seen)
+                )
+            except StoppedWaiting:
+                yield error_value(run_id, "Stopped while it was waiting; nothing was asked.")
+                return
+            except Stopped as stopped:
+                if not stopped.done:
+                    words = f"{job.ended_by} before a question was answered."
+                    raise ValueError(words) from stopped
+                said = f"{job.ended_by} after {stopped.done} of {stopped.total} questions"
+            yield self._value(run_id, folder, said)  # behind the job: the model is free again
+
+    def _work(self, ask: Ask, folder: Path, job: Job) -> None:
         """In the job's thread, which alone holds the model meanwhile."""
-        handle = self.loaded.handle
-        if handle is None:
-            raise ValueError(why_no_model(self.loaded.state))
+        handle = loaded_handle(self.loaded)
         job.enter("Starting")
         config = ask(handle)
         prepared = prepare(config.run)
         job.enter("Answering")
-        return self.answer(handle, config, prepared, folder, **job.hooks)
+        self.answer(handle, config, prepared, folder, **job.hooks)
 
     def _model(self, handle: ModelHandle) -> ModelSettings:
         """The model's settings as the run's file has them: those of the start, where it is that
@@ -310,16 +290,11 @@ def _running(run_id: str, job: Job, at: At, seen: _Live) -> dict[str, Any]:
     if at.stage == "Answering" and (shown := seen.look(at.done)) is not None:
         seen.shown = shown
         at = job.at  # looking took its time
-    value: dict[str, Any] = {
-        "phase": "running",
-        "run": run_id,
-        "message": "Stopping after the questions at hand" if job.stopped else at.stage,
-        "facts": [],
-        "fraction": at.done / at.total if at.total else None,
-        "text": at.text,
-    }
-    if at.stage == "Answering" and at.total:
-        value["facts"].append(f"{at.done} of {at.total} questions")
+    message = "Stopping after the questions at hand" if job.stopped else at.stage
+    value = running_value(run_id, at, message, "questions")
+    if at.stage != "Answering":
+        value["facts"] = []
+    elif at.total:
         left = seen.left(at.done, at.total)
         if left is not None and not job.stopped:
             value["facts"].append(_spoken(left))
@@ -332,8 +307,3 @@ def _spoken(seconds: float) -> str:
     if seconds < 90:
         return f"about {max(1, round(seconds))} s left"
     return f"about {round(seconds / 60)} min left"
-
-
-def field_of(ask: Any, name: str) -> Any:
-    """A field of a question of the component; None where it has none."""
-    return ask.get(name) if isinstance(ask, Mapping) else None

@@ -23,9 +23,10 @@ from sinkscope.setting import offered
 from sinkscope.web.components.controls import LONGEST_TEXT, control
 from sinkscope.web.evaluate.open import form_values, updates
 from sinkscope.web.evaluate.request import METHODS, MINE, SCENES, TYPES, EvaluateRequest
-from sinkscope.web.evaluate.run import EvaluateHandlers, field_of
+from sinkscope.web.evaluate.run import EvaluateHandlers
 from sinkscope.web.explore.form import Form
 from sinkscope.web.runs.inspector import drawn
+from sinkscope.web.runs.job_values import field_of
 from sinkscope.web.runs.request import MORE
 from sinkscope.web.server.uploads import UploadedFiles
 from sinkscope.web.sinks.request import Picture

@@ -7,34 +7,39 @@ result or nothing: an experiment that was stopped has measured only a part of wh
 from __future__ import annotations
 
 import logging
-import time
 import zipfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import gradio as gr
 from PIL import Image
 
-from sinkscope.attention_extractor import RunOutOfMemoryError
 from sinkscope.config import Settings
 from sinkscope.experiments.compare import compare, is_comparison
 from sinkscope.experiments.result import Result
 from sinkscope.experiments.run import run_experiment
 from sinkscope.experiments.saving import save_result
 from sinkscope.jobs.job import At, Job, Progress, Stopped
-from sinkscope.jobs.runner import Done, Runner, StoppedWaiting, Waiting
+from sinkscope.jobs.runner import Runner, StoppedWaiting
 from sinkscope.utils import sha256
 from sinkscope.web.experiments.payload import build_experiment_payload
 from sinkscope.web.experiments.request import ExperimentRequest, samples_of
-from sinkscope.web.experiments.store import ExperimentResult, ExperimentStore
-from sinkscope.web.explore.handlers import UNFORESEEN
+from sinkscope.web.experiments.store import ExperimentResult
 from sinkscope.web.runs.copies import Copies
 from sinkscope.web.runs.image_process import ImageProcess, KeptImages
-from sinkscope.web.runs.inspector import cached, cached_file, error_value, queued_value
-from sinkscope.web.runs.loaded_model import LoadedModel, why_no_model
-from sinkscope.web.runs.store import new_id
+from sinkscope.web.runs.inspector import cached, cached_file
+from sinkscope.web.runs.job_values import (
+    UNFORESEEN,
+    Values,
+    field_of,
+    loaded_handle,
+    result_values,
+    running_value,
+)
+from sinkscope.web.runs.loaded_model import LoadedModel
+from sinkscope.web.runs.results import ResultStore
+from sinkscope.web.runs.tab_handlers import ResultHandlers
 from sinkscope.web.server.read_only import READ_ONLY
 from sinkscope.web.server.temporary import scratch
 
@@ -48,17 +53,15 @@ DRAWING = "Drawing the figures"
 ExperimentEngine = Callable[..., Result]
 
 
-class ExperimentsHandlers:
-    """The tab's actions, one object an app; `component` is what shows results, set by the tab.
+class ExperimentsHandlers(ResultHandlers[ExperimentRequest]):
+    """The tab's actions (`ResultHandlers`).
 
     Args:
-        settings: of this start.
-        loaded: the model.
-        runner: of the jobs of all tabs.
         engine: what runs an experiment; tests put their own here.
-        images: what decodes uploads.
         copies: those of runs, beside which this tab keeps its own.
     """
+
+    kind, what = EXPERIMENT, "an experiment"
 
     def __init__(
         self,
@@ -69,24 +72,25 @@ class ExperimentsHandlers:
         images: ImageProcess | None = None,
         copies: Copies | None = None,
     ) -> None:
-        self.settings, self.loaded, self.runner = settings, loaded, runner
-        self.images = images or ImageProcess(settings.images)
+        super().__init__(settings, loaded, runner, images)
         self.engine = engine or run_experiment
-        self.store = ExperimentStore(owned=bool(settings.app.login), copies=Copies(copies))
-        self.component: gr.HTML | None = None
+        self.store: ResultStore[ExperimentResult] = ResultStore(
+            owned=bool(settings.app.login), copies=Copies(copies)
+        )
 
     # --- Run and Stop ----------------------------------------------------------------------------
 
-    def run(self, request: ExperimentRequest, session: str) -> Iterator[dict[str, Any]]:
-        """Values for the component: queued, running, and at last ready, stopped or error.
+    def _run(self, request: ExperimentRequest, run_id: str, job: Job) -> Values:
+        request.check()
 
-        Raises:
-            gr.Error: after the error value, so that callers of the API learn of it too.
-        """
-        run_id = new_id()
-        job = self.runner.job(session, EXPERIMENT)
+        def running(at: At, seconds: float) -> dict[str, Any]:
+            message = "Stopping after this pass" if job.stopped else at.stage or "Starting"
+            what = "samples" if at.stage == LOOKING else "passes"
+            return running_value(run_id, at, message, what, seconds)
+
         try:
-            yield from self._run(request, run_id, job)
+            work = partial(self._work, request, run_id)
+            yield from result_values(self.runner, job, work, run_id, running)
         except StoppedWaiting:
             yield _stopped(run_id, "Stopped while it was waiting; nothing was measured.")
         except Stopped as stopped:
@@ -94,37 +98,10 @@ class ExperimentsHandlers:
             yield _stopped(
                 run_id, f"{job.ended_by}{at}; a part of it says nothing, so none is kept."
             )
-        except (ValueError, RunOutOfMemoryError) as error:
-            yield error_value(run_id, str(error))
-            raise gr.Error(str(error), title="Not possible", print_exception=False) from error
-        except gr.Error:
-            raise
-        except Exception as error:
-            log.exception("an experiment failed")
-            yield error_value(run_id, UNFORESEEN)
-            raise gr.Error(UNFORESEEN, print_exception=False) from error
-
-    def stop(self, session: str) -> None:
-        """End this browser's run after the pass it is at."""
-        self.runner.stop(session, EXPERIMENT)
-
-    def _run(self, request: ExperimentRequest, run_id: str, job: Job) -> Iterator[dict[str, Any]]:
-        request.check()
-        begun = -1.0
-        for event in self.runner.run(job, partial(self._work, request, run_id)):
-            if isinstance(event, Waiting):
-                yield queued_value(run_id, event.before)
-            elif isinstance(event, Done):
-                yield event.result
-            else:
-                begun = time.monotonic() if begun < 0 else begun
-                yield _running(run_id, job, event, begun)
 
     def _work(self, request: ExperimentRequest, run_id: str, job: Job) -> dict[str, Any]:
         """The result, computed in the job's thread, which alone holds the model meanwhile."""
-        handle = self.loaded.handle
-        if handle is None:
-            raise ValueError(why_no_model(self.loaded.state))
+        handle = loaded_handle(self.loaded)
         experiment, own, study = request.check()
         job.enter("Reading the samples")
         limits = self.settings.images
@@ -174,20 +151,19 @@ class ExperimentsHandlers:
 
     def open_experiment(self, ask: Any) -> dict[str, Any]:
         """A result by its id, for a page that was reloaded."""
-        kept = self.store.get(ask.get("run") if isinstance(ask, Mapping) else None)
+        kept = self.store.get(field_of(ask, "run"))
         return {"error": GONE} if kept is None else kept.value
 
     def forget_experiment(self, ask: Any) -> dict[str, Any]:
         """Delete a result and what was made of it: {"run": id}. Its comparisons stay."""
         if self.settings.app.read_only:
             return {"error": READ_ONLY}
-        self.store.delete(ask.get("run") if isinstance(ask, Mapping) else None)
+        self.store.delete(field_of(ask, "run"))
         return {}
 
     def compare_experiments(self, ask: Any) -> dict[str, Any]:
         """Two finished runs side by side, by their ids: a result of its own, or an error."""
-        given = ask if isinstance(ask, Mapping) else {}
-        one, other = self.store.get(given.get("a")), self.store.get(given.get("b"))
+        one, other = self.store.get(field_of(ask, "a")), self.store.get(field_of(ask, "b"))
         if one is None or other is None:
             return {"error": GONE}
         # The same two again are not drawn again. Who knows both ids may see it, and nobody else.
@@ -227,19 +203,6 @@ def _staged(job: Job, count: int) -> Progress:
         job.report(done, total, rest)
 
     return tell
-
-
-def _running(run_id: str, job: Job, at: At, begun: float) -> dict[str, Any]:
-    what = "samples" if at.stage == LOOKING else "passes"
-    facts = [f"{at.done} of {at.total} {what}"] if at.total else []
-    return {
-        "phase": "running",
-        "run": run_id,
-        "message": "Stopping after this pass" if job.stopped else at.stage or "Starting",
-        "facts": [*facts, f"{time.monotonic() - begun:.0f} s"],
-        "fraction": at.done / at.total if at.total else None,
-        "text": at.text,
-    }
 
 
 def _stopped(run_id: str, message: str) -> dict[str, Any]:

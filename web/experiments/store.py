@@ -1,4 +1,4 @@
-"""Results of the Experiments tab (`web.runs.results`)."""
+"""What a run of the Experiments tab gave."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ from typing import Any
 
 from sinkscope.experiments.result import Result
 from sinkscope.web.runs.owners import user_now
-from sinkscope.web.runs.results import ResultStore
 
 
 @dataclass(frozen=True)
@@ -25,7 +24,3 @@ class ExperimentResult:
     result: Result
     value: dict[str, Any]
     owner: str | None = field(default_factory=user_now)
-
-
-class ExperimentStore(ResultStore[ExperimentResult]):
-    """Safe to use from several threads."""

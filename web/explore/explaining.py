@@ -9,30 +9,27 @@ model: the server function `explained` makes the maps of it.
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, get_args
 
 import gradio as gr
 import numpy as np
 
-from sinkscope.attention_extractor import RunOutOfMemoryError
 from sinkscope.capture.trace import GenerationTrace
 from sinkscope.config import Reduce
 from sinkscope.jobs.job import Job, Stopped
-from sinkscope.jobs.runner import Done, StoppedWaiting, Waiting
+from sinkscope.jobs.runner import StoppedWaiting
 from sinkscope.methods.base import Method, Target, target_of
 from sinkscope.methods.explain import METHODS, method_of
 from sinkscope.methods.passes import passes_of
 from sinkscope.methods.together import Choice, explain_stacks, map_of
-from sinkscope.web.explore.handlers import EXPIRED, UNFORESEEN, Handlers
+from sinkscope.web.explore.handlers import EXPIRED, Handlers
 from sinkscope.web.runs.explained_store import Kept
-from sinkscope.web.runs.loaded_model import why_no_model
+from sinkscope.web.runs.job_values import Values, loaded_handle, progress_values, with_error_words
 from sinkscope.web.runs.pairs import find_run
 from sinkscope.web.runs.store import Run
-
-log = logging.getLogger(__name__)
 
 EXPLAIN = "explain"  # the kind of job
 STALE = "This cannot be explained; please reload the page."
@@ -84,36 +81,26 @@ class Explaining:
 
         return stop_explaining
 
-    def values(self, ask: Mapping[str, Any], session: str) -> Iterator[dict[str, Any]]:
+    def values(self, ask: Mapping[str, Any], session: str) -> Values:
         """Values for the inspector: waiting, how far it is, and the maps or an error."""
         about = {"phase": "explain", "ask": str(ask.get("ask"))[:64]}
         job = self.handlers.runner.job(session, EXPLAIN)
+        return with_error_words(self._computed(ask, job), about, "explaining a token")
+
+    def _computed(self, ask: Mapping[str, Any], job: Job) -> Values:
+        run = self._run(ask)
+        asked = read_asked(ask, run)
+
+        def found() -> dict[str, Any]:
+            return {"sides": self._sides(run, asked)}
+
+        work = partial(self._work, run, asked)
         try:
-            run = self._run(ask)
-            asked = read_asked(ask, run)
-            for event in self.handlers.runner.run(job, lambda job: self._work(run, asked, job)):
-                if isinstance(event, Waiting):
-                    several = "run" if event.before == 1 else "runs"
-                    yield {**about, "message": f"Waiting: {event.before} {several} before this"}
-                elif isinstance(event, Done):
-                    yield {**about, "sides": self._sides(run, asked), "done": True}
-                else:
-                    yield {
-                        **about,
-                        "message": event.text or "Reading the answer",
-                        "fraction": event.done / event.total if event.total else 0,
-                        "sides": self._sides(run, asked),
-                    }
+            yield from progress_values(self.handlers.runner, job, work, found, "Reading the answer")
         except StoppedWaiting:
-            yield {**about, "error": "Stopped while it was waiting; nothing was computed."}
+            yield {"error": "Stopped while it was waiting; nothing was computed."}
         except Stopped:
-            words = f"{job.ended_by}; the methods that were ready are kept."
-            yield {**about, "sides": self._sides(run, asked), "error": words}
-        except (ValueError, RunOutOfMemoryError) as error:
-            yield {**about, "error": str(error)}
-        except Exception:
-            log.exception("explaining a token failed")
-            yield {**about, "error": UNFORESEEN}
+            yield {**found(), "error": f"{job.ended_by}; the methods that were ready are kept."}
 
     def _run(self, ask: Mapping[str, Any]) -> Run:
         run = find_run(self.handlers.store, ask.get("run"), ask.get("names"), described=False)
@@ -123,9 +110,7 @@ class Explaining:
 
     def _work(self, run: Run, asked: Asked, job: Job) -> None:
         """Compute what is not there, side by side, in the job's thread."""
-        handle = self.handlers.loaded.handle
-        if handle is None:
-            raise ValueError(why_no_model(self.handlers.loaded.state))
+        handle = loaded_handle(self.handlers.loaded)
         sides = list(asked.targets.items())
         faults: list[str] = []
         for index, (name, target) in enumerate(sides):

@@ -28,9 +28,10 @@ from sinkscope.jobs.runner import Done
 from sinkscope.methods.explain import method_of
 from sinkscope.methods.given import Given, GivenMaps
 from sinkscope.visualization import View, write_shares
-from sinkscope.web.explore.handlers import EXPIRED, UNFORESEEN, Handlers
+from sinkscope.web.explore.handlers import EXPIRED, Handlers
 from sinkscope.web.runs.explained_store import ExplainedStore
 from sinkscope.web.runs.inspector import cached_file
+from sinkscope.web.runs.job_values import UNFORESEEN, Values, with_error_words
 from sinkscope.web.runs.pairs import find_run
 from sinkscope.web.runs.payload import IN_BROWSER
 from sinkscope.web.runs.standalone import build_standalone
@@ -209,32 +210,31 @@ def exporting(handlers: Handlers) -> Callable[..., Any]:
         ask = event._data if isinstance(event._data, Mapping) else {}
         about = {"phase": "export", "ask": str(ask.get("ask"))[:64]}
         job = handlers.runner.job((request.session_hash if request else "") or "", EXPORT)
-        try:
-            run = find_run(handlers.store, ask.get("run"), ask.get("names"))
-            if run is None:
-                raise ValueError(EXPIRED)
-            reported = 0.0
-            work = partial(_files, handlers, run, read_wanted(ask))
-            for made in handlers.runner.run(job, work, waits=False):
-                if isinstance(made, Done):
-                    yield {**about, "files": made.result}
-                elif isinstance(made, At) and time.monotonic() - reported > TELL_SECONDS:
-                    reported = time.monotonic()
-                    yield {**about, "message": made.text or "Writing"}
-        except Stopped as stopped:
-            words = f"{job.ended_by} after {stopped.done} of {stopped.total} {stopped.what}."
-            yield {**about, "error": words}
-        except ValueError as error:
-            yield {**about, "error": str(error)}
-        except OSError as error:  # its own text would name a folder of this machine
-            log.exception("an export failed")
-            words = f"The file cannot be written: {error.strerror}."
-            yield {**about, "error": words if error.strerror else UNFORESEEN}
-        except Exception:
-            log.exception("an export failed")
-            yield {**about, "error": UNFORESEEN}
+        yield from with_error_words(_exported(handlers, ask, job), about, "an export")
 
     return export_view
+
+
+def _exported(handlers: Handlers, ask: Mapping[str, Any], job: Job) -> Values:
+    run = find_run(handlers.store, ask.get("run"), ask.get("names"))
+    if run is None:
+        raise ValueError(EXPIRED)
+    reported = 0.0
+    work = partial(_files, handlers, run, read_wanted(ask))
+    try:
+        for made in handlers.runner.run(job, work, waits=False):
+            if isinstance(made, Done):
+                yield {"files": made.result}
+            elif isinstance(made, At) and time.monotonic() - reported > TELL_SECONDS:
+                reported = time.monotonic()
+                yield {"message": made.text or "Writing"}
+    except Stopped as stopped:
+        words = f"{job.ended_by} after {stopped.done} of {stopped.total} {stopped.what}."
+        yield {"error": words}
+    except OSError as error:  # its own text would name a folder of this machine
+        log.exception("an export failed")
+        words = f"The file cannot be written: {error.strerror}."
+        yield {"error": words if error.strerror else UNFORESEEN}
 
 
 def stopping_export(handlers: Handlers) -> Callable[..., Any]:

@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import dataclasses
 import threading
-from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from cachetools import LRUCache
+from humanize import metric
 from PIL import Image
 
 from sinkscope.attention_extractor import Forecast, forecast
@@ -18,7 +19,7 @@ from sinkscope.capture.forecast import available_memory, check_memory
 from sinkscope.capture.pace import Pace
 from sinkscope.config import GenerationSettings, ModelSettings, Settings
 from sinkscope.models.family import PromptInputs
-from sinkscope.models.footprint import Footprint, NotOnDiskError, footprint, where_and_how
+from sinkscope.models.footprint import Footprint, NotOnDiskError, device_and_dtype, footprint
 from sinkscope.models.loading import ModelHandle
 from sinkscope.models.source import may_ask_hub
 from sinkscope.utils import number_of
@@ -78,7 +79,7 @@ class Forecaster:
         self._loaded = loaded
         self._estimate = estimate
         self._pace = pace or Pace()
-        self._layouts: OrderedDict[tuple[tuple[str, ...], str], PromptInputs] = OrderedDict()
+        self._layouts: LRUCache[tuple[tuple[str, ...], str], PromptInputs] = LRUCache(KNOWN_PROMPTS)
         self._lock = threading.Lock()
         self._places = threading.BoundedSemaphore(AT_ONCE)
         loaded.on_change(self._forget)
@@ -122,8 +123,6 @@ class Forecaster:
         with self._lock:
             if handle is self._loaded.handle:
                 self._layouts[images, prompt] = made
-            while len(self._layouts) > KNOWN_PROMPTS:
-                self._layouts.popitem(last=False)
         return made
 
     def _forget(self) -> None:
@@ -159,7 +158,7 @@ def of_load(settings: ModelSettings, parameters: Mapping[str, int]) -> Notice:
         count = parameters.get(settings.model)
         if count is None:
             return notice("Not on this machine yet: Load fetches it from the hub first.")
-        place, dtype = where_and_how(settings)
+        place, dtype = device_and_dtype(settings)
         kind = str(dtype).removeprefix("torch.")
         fetched = f"Not on this machine yet: Load fetches {size_words(2 * count)} from the hub. "
         return _fitting(Footprint(count, count * dtype.itemsize, kind, place), fetched)
@@ -192,11 +191,7 @@ def _fitting(found: Footprint, before: str) -> Notice:
 
 def size_words(count: float) -> str:
     """Bytes to two figures: `1.2 MB`, `15 GB`."""
-    for unit in ("B", "kB", "MB", "GB"):
-        if count < 999.5 or unit == "GB":
-            break
-        count /= 1000
-    return f"{_two(count)} {unit}"
+    return metric(count, "B", 2)
 
 
 def count_words(count: float) -> str:

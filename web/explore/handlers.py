@@ -12,7 +12,7 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ import numpy as np
 
 from sinkscope import attention_extractor
 from sinkscope.capture.pace import Pace, Work
-from sinkscope.capture.trace import GeneratedToken, GenerationTrace
+from sinkscope.capture.trace import GenerationTrace
 from sinkscope.config import Settings
 from sinkscope.drawing.made import with_made
 from sinkscope.jobs.job import At, Job, Stopped
@@ -30,6 +30,7 @@ from sinkscope.jobs.runner import Runner, StoppedWaiting, Waiting
 from sinkscope.methods.base import Part, Target, rows_of
 from sinkscope.methods.explain import explain
 from sinkscope.utils import number_of
+from sinkscope.web.explore.answering import Answering
 from sinkscope.web.explore.kept_prompt import LastPrompt
 from sinkscope.web.runs.drawing_process import DrawingProcess
 from sinkscope.web.runs.explained_store import ExplainedStore
@@ -42,9 +43,10 @@ from sinkscope.web.runs.inspector import (
     run_value,
     stream_value,
 )
-from sinkscope.web.runs.loaded_model import LoadedModel, why_no_model
+from sinkscope.web.runs.job_values import UNFORESEEN, field_of, loaded_handle
+from sinkscope.web.runs.loaded_model import LoadedModel
 from sinkscope.web.runs.pairs import find_run
-from sinkscope.web.runs.payload import build_token_maps, pack, token_delta
+from sinkscope.web.runs.payload import build_token_maps, pack
 from sinkscope.web.runs.request import Request
 from sinkscope.web.runs.shown import Shown
 from sinkscope.web.runs.standalone import build_standalone
@@ -58,9 +60,6 @@ log = logging.getLogger(__name__)
 ANSWER = "answer"  # the kind of job that Stop beside Generate is for
 STREAM_SECONDS = 0.08
 LONGEST_PLACE = 8000  # of a view in an address, with a note of 500 letters
-UNFORESEEN = (
-    "Something went wrong inside SinkScope; the log of the app has the details. Please try again."
-)
 
 
 @dataclass(frozen=True)
@@ -69,31 +68,6 @@ class Engine:
 
     generate: Callable[..., GenerationTrace] = attention_extractor.generate
     compare: Callable[..., Any] = attention_extractor.compare
-
-
-@dataclass
-class _Answering:
-    """The tokens of a run under way: the worker adds them, the generator sends them on."""
-
-    run_id: str
-    prompt: str
-    variants: tuple[str, ...]
-    job: Job
-    most: int = 0  # tokens of an answer
-    tokens: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
-    times: list[float] = field(default_factory=list)  # when each token of the first answer came
-    stage: str = ""  # what the next token takes long for
-
-    def on_stage(self, text: str) -> None:
-        self.stage = text
-        self.job.report(len(self.times), self.most, text)
-
-    def on_token(self, variant: str, index: int, token: GeneratedToken) -> None:
-        if variant == self.variants[0]:
-            self.times.append(time.monotonic())
-        self.tokens[variant].append(token_delta(token))
-        self.stage = ""
-        self.job.report(len(self.times), self.most, "Writing")
 
 
 class Handlers:
@@ -123,7 +97,7 @@ class Handlers:
         self._shown = Shown(self._value)
         self._last = LastPrompt()
         loaded.on_change(self._last.drop)  # a model that comes needs the memory
-        self._answering: dict[str, _Answering] = {}  # by run id, for as long as a run is under way
+        self._answering: dict[str, Answering] = {}  # by run id, for as long as a run is under way
         self._lock = threading.Lock()
 
     # --- Generate and Stop -----------------------------------------------------------------------
@@ -171,7 +145,7 @@ class Handlers:
             existing_upload(path)
         variants = ("baseline", "var") if request.compare else ("baseline",)
         tokens: dict[str, list[dict[str, Any]]] = {name: [] for name in variants}
-        here = _Answering(run_id, request.prompt, variants, job, settings.max_new_tokens, tokens)
+        here = Answering(run_id, request.prompt, variants, job, settings.max_new_tokens, tokens)
         self.store.claim(run_id)
         with self._lock:
             self._answering[run_id] = here
@@ -194,11 +168,9 @@ class Handlers:
                     yield self._delta(here, sent, begun)
                     last = now
 
-    def _work(self, here: _Answering, request: Request, settings: Any, job: Job) -> Run:
+    def _work(self, here: Answering, request: Request, settings: Any, job: Job) -> Run:
         """The run, computed in the job's thread, which alone holds the model meanwhile."""
-        handle = self.loaded.handle
-        if handle is None:
-            raise ValueError(why_no_model(self.loaded.state))
+        handle = loaded_handle(self.loaded)
         var = request.var(handle)
         limits = limits_for(self.settings.images, handle)
         images = [
@@ -260,7 +232,7 @@ class Handlers:
             value = {**value, "message": job.ended_by}
         return {**value, "facts": [*value["facts"], *([note] if note else [])]}
 
-    def _delta(self, here: _Answering, sent: dict[str, int], begun: float) -> dict[str, Any]:
+    def _delta(self, here: Answering, sent: dict[str, int], begun: float) -> dict[str, Any]:
         begin = dict(sent)
         new = {v: here.tokens[v][sent[v] :] for v in here.variants}
         for variant, tokens in new.items():
@@ -295,7 +267,7 @@ class Handlers:
 
     def opened(self, ask: Any) -> dict[str, Any] | None:
         """The answer of `open_run` where it lies ready and nothing is waited for; else None."""
-        run = self.store.in_memory(_field(ask, "run"), wait=False)
+        run = self.store.in_memory(field_of(ask, "run"), wait=False)
         if run is None or not self.store.may_see(run.id):
             return None
         return self._shown.ready(run)
@@ -303,7 +275,7 @@ class Handlers:
     def _found(self, ask: Any, described: bool = True) -> Run | dict[str, Any]:
         """The run, or the two runs side by side, that a question is about; or what to answer."""
         try:
-            run = find_run(self.store, _field(ask, "run"), _field(ask, "names"), described)
+            run = find_run(self.store, field_of(ask, "run"), field_of(ask, "names"), described)
         except ValueError as error:
             return {"error": str(error)}
         return run or {"error": EXPIRED}
@@ -312,7 +284,7 @@ class Handlers:
         """Delete a run and its files. The example stays."""
         if self.settings.app.read_only:
             return {"error": READ_ONLY}
-        run = self.store.get(_field(ask, "run"))
+        run = self.store.get(field_of(ask, "run"))
         if run is not None and run.kind != "example":
             self.store.delete(run.id)
         return {}
@@ -322,14 +294,14 @@ class Handlers:
         run = self._found(ask)
         if not isinstance(run, Run):
             return run
-        place = _field(ask, "place")
+        place = field_of(ask, "place")
         view = place if isinstance(place, str) and len(place) <= LONGEST_PLACE else ""
         name = f"sinkscope-{run.id[:8]}.html"
         return self.copied(run, self._file(build_standalone(run, place=view), name))
 
     def trace_file(self, ask: Any) -> dict[str, Any]:
         """One trace of a run as `GenerationTrace.open` reads it."""
-        run, name = self._found(ask, described=False), _field(ask, "variant")
+        run, name = self._found(ask, described=False), field_of(ask, "variant")
         if not isinstance(run, Run) or name not in list(run.traces):
             return {"error": EXPIRED}
         with scratch() as folder:
@@ -350,8 +322,8 @@ class Handlers:
     def tokens_since(self, ask: Any) -> dict[str, Any]:
         """Tokens of a run under way from an index on, where the page has missed some."""
         with self._lock:
-            here = self._answering.get(str(_field(ask, "run")))
-        variant, begin = _field(ask, "variant"), _field(ask, "from")
+            here = self._answering.get(str(field_of(ask, "run")))
+        variant, begin = field_of(ask, "variant"), field_of(ask, "from")
         if here is None or not self.store.may_see(here.run_id) or variant not in here.variants:
             return {"error": EXPIRED}
         if not isinstance(begin, int) or begin < 0:
@@ -390,10 +362,6 @@ EXPIRED = "This run is no longer on the server. Press Generate to make it again.
 def _said(words: str, title: str) -> gr.Error:
     """For callers of the API; on the page the inspector has said it."""
     return gr.Error(words, title=title, visible=False, print_exception=False)
-
-
-def _field(ask: Any, name: str) -> Any:
-    return ask.get(name) if isinstance(ask, Mapping) else None
 
 
 def _reduced_map(

@@ -18,7 +18,8 @@ from gradio.route_utils import API_PREFIX
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from sinkscope.web.explore.handlers import UNFORESEEN, Handlers
+from sinkscope.web.explore.handlers import Handlers
+from sinkscope.web.runs.job_values import UNFORESEEN
 
 log = logging.getLogger(__name__)
 

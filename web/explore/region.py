@@ -8,7 +8,6 @@ kept for the last answer tested, so that another box costs its own passes alone.
 
 from __future__ import annotations
 
-import logging
 import threading
 import weakref
 from collections.abc import Callable, Iterator, Mapping
@@ -26,14 +25,12 @@ from sinkscope.experiments.region import prefix_of, region_steps
 from sinkscope.experiments.region_effect import RegionEffect
 from sinkscope.experiments.region_settings import RegionSettings
 from sinkscope.jobs.job import Job, Stopped
-from sinkscope.jobs.runner import Done, StoppedWaiting, Waiting
+from sinkscope.jobs.runner import StoppedWaiting
 from sinkscope.models.loading import ModelHandle
-from sinkscope.web.explore.handlers import EXPIRED, UNFORESEEN, Handlers
-from sinkscope.web.runs.loaded_model import why_no_model
+from sinkscope.web.explore.handlers import EXPIRED, Handlers
+from sinkscope.web.runs.job_values import Values, loaded_handle, progress_values, with_error_words
 from sinkscope.web.runs.pairs import find_run
 from sinkscope.web.runs.store import Run
-
-log = logging.getLogger(__name__)
 
 REGION = "region"  # the kind of job
 BOXES = 64
@@ -133,47 +130,37 @@ def stopping_region(handlers: Handlers) -> Callable[..., Any]:
 
 def region_values(
     handlers: Handlers, last: LastTested, ask: Mapping[str, Any], session: str
-) -> Iterator[dict[str, Any]]:
+) -> Values:
     """Values for the inspector: waiting, how far with what is there, and the result or an error."""
     about = {"phase": "region", "ask": str(ask.get("ask"))[:64]}
-    job, found = handlers.runner.job(session, REGION), _Found()
+    job = handlers.runner.job(session, REGION)
+    return with_error_words(_tested(handlers, last, ask, job), about, "a region test")
+
+
+def _tested(handlers: Handlers, last: LastTested, ask: Mapping[str, Any], job: Job) -> Values:
+    run = find_run(handlers.store, ask.get("run"), ask.get("names"), described=False)
+    if run is None:
+        raise ValueError(EXPIRED)
+    effects = _Found()
+
+    def found() -> dict[str, Any]:
+        return {"found": effects.value()}
+
+    work = partial(_work, handlers, last, run, read_asked(ask, run), effects)
     try:
-        run = find_run(handlers.store, ask.get("run"), ask.get("names"), described=False)
-        if run is None:
-            raise ValueError(EXPIRED)
-        work = partial(_work, handlers, last, run, read_asked(ask, run), found)
-        for event in handlers.runner.run(job, work):
-            if isinstance(event, Waiting):
-                several = "run" if event.before == 1 else "runs"
-                yield {**about, "message": f"Waiting: {event.before} {several} before this"}
-            elif isinstance(event, Done):
-                yield {**about, "found": found.value(), "done": True}
-            else:
-                yield {
-                    **about,
-                    "message": event.text or "Reading the image",
-                    "fraction": event.done / event.total if event.total else 0,
-                    "found": found.value(),
-                }
+        yield from progress_values(handlers.runner, job, work, found, "Reading the image")
     except StoppedWaiting:
-        yield {**about, "error": "Stopped while it was waiting; nothing was tested."}
+        yield {"error": "Stopped while it was waiting; nothing was tested."}
     except Stopped as stopped:
         words = f"{job.ended_by} after {stopped.done} of {stopped.total} other boxes."
-        yield {**about, "found": found.value(), "error": words}
-    except (ValueError, RunOutOfMemoryError) as error:
-        yield {**about, "error": str(error)}
-    except Exception:
-        log.exception("a region test failed")
-        yield {**about, "error": UNFORESEEN}
+        yield {**found(), "error": words}
 
 
 def _work(
     handlers: Handlers, last: LastTested, run: Run, asked: Asked, found: _Found, job: Job
 ) -> None:
     """Test each side's box in the job's thread."""
-    handle = handlers.loaded.handle
-    if handle is None:
-        raise ValueError(why_no_model(handlers.loaded.state))
+    handle = loaded_handle(handlers.loaded)
     for name, box in asked.boxes.items():
         try:
             trace, prefix = last.of(handle, run, name, asked.settings.how == "cut")

@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections import OrderedDict
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
+
+from cachetools import LRUCache
 
 from sinkscope.capture.trace import GenerationTrace
 from sinkscope.methods.base import MapStack
@@ -58,15 +59,15 @@ class ExplainedStore:
         self, runs: RunStore | None = None, most: int = MOST_BYTES, beside: int = MOST_BESIDE
     ) -> None:
         self._lock = threading.Lock()
-        self._kept: OrderedDict[Key, Kept] = OrderedDict()
-        self._runs, self._most, self._beside, self._bytes = runs, most, beside, 0
+        # One that is too large for all of it is kept alone, for it is on somebody's screen.
+        self._kept: LRUCache[Key, Kept] = LRUCache(most, lambda made: min(made.nbytes, most))
+        self._runs, self._beside = runs, beside
 
     def get(self, key: Key, trace: GenerationTrace | None = None) -> Kept | None:
         """What is kept; from its file only where `trace`, the key's side, is given."""
         with self._lock:
-            if key in self._kept:
-                self._kept.move_to_end(key)
-                return self._kept[key]
+            if (kept := self._kept.get(key)) is not None:
+                return kept
         folder = None if trace is None or self._runs is None else self._runs.folder_of(key[0])
         if trace is None or folder is None or not (path := folder / _file(key)).is_file():
             return None
@@ -99,13 +100,7 @@ class ExplainedStore:
 
     def _remember(self, key: Key, made: Kept) -> None:
         with self._lock:
-            if (old := self._kept.pop(key, None)) is not None:
-                self._bytes -= old.nbytes
             self._kept[key] = made
-            self._bytes += made.nbytes
-            while self._bytes > self._most and len(self._kept) > 1:
-                _, gone = self._kept.popitem(last=False)
-                self._bytes -= gone.nbytes
 
     def _make_room(self, folder: Path, needed: int) -> None:
         """Remove the run's oldest maps until there is room for so many bytes more."""

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections import OrderedDict
 from pathlib import Path
+
+from cachetools import LRUCache
 
 from sinkscope.utils import write_atomically
 from sinkscope.web.runs.store import Run, RunStore
@@ -37,7 +38,8 @@ class OwnedRuns(RunStore):
     def __init__(self, folder: Path, memory_bytes: int, disk_bytes: int | None = None) -> None:
         super().__init__(folder, memory_bytes, disk_bytes)
         self._place = folder
-        self._owners: OrderedDict[str, str] = OrderedDict()  # of runs that a user has begun
+        # Of runs that a user has begun.
+        self._owners: LRUCache[str, str] = LRUCache(MOST_REMEMBERED)
         self._owned = threading.Lock()
 
     def claim(self, run_id: str) -> None:
@@ -46,8 +48,6 @@ class OwnedRuns(RunStore):
             return
         with self._owned:
             self._owners[run_id] = user
-            while len(self._owners) > MOST_REMEMBERED:
-                self._owners.popitem(last=False)
 
     def may_see(self, run_id: object) -> bool:
         user = user_now()
@@ -56,7 +56,8 @@ class OwnedRuns(RunStore):
     def put(self, run: Run, keep_on_disk: bool = True) -> str | None:
         self.claim(run.id)
         note = super().put(run, keep_on_disk)
-        owner = self._owners.get(run.id)
+        with self._owned:
+            owner = self._owners.get(run.id)
         if owner is None or not keep_on_disk or not (self._place / run.id).is_dir():
             return note
         try:

@@ -1,4 +1,4 @@
-"""Results of the Sinks and Experiments tabs: in memory, few and not for long.
+"""Results of the tabs: in memory, few and not for long.
 
 A browser holds a result's id, which cannot be guessed. Where nobody logs in, that is the whole of
 its right to see the result; where users do, a result is given to whoever asked for it alone.
@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import threading
 import time
-from collections import OrderedDict
 from collections.abc import Callable
 from typing import Any, Generic, Protocol, TypeVar
+
+from cachetools import TTLCache
 
 from sinkscope.web.runs.copies import Copies
 from sinkscope.web.runs.inspector import files_in
@@ -31,7 +32,7 @@ class Owned(Protocol):
         """The user who asked for it; None where that is not known, as where nobody logs in."""
 
 
-R = TypeVar("R", bound=Owned)
+Result = TypeVar("Result", bound=Owned)
 
 
 def mine(owner: str | None) -> bool:
@@ -39,8 +40,21 @@ def mine(owner: str | None) -> bool:
     return owner is not None and owner == user_now()
 
 
-class ResultStore(Generic[R]):
-    """Safe to use from several threads.
+class _Kept(TTLCache[str, Result]):
+    """Tells which results left to make room."""
+
+    def __init__(self, clock: Callable[[], float], gone: Callable[[str], None]) -> None:
+        super().__init__(MOST_RESULTS, LONGEST_SECONDS, clock)
+        self._gone = gone
+
+    def popitem(self) -> tuple[str, Result]:
+        item = super().popitem()
+        self._gone(item[0])
+        return item
+
+
+class ResultStore(Generic[Result]):
+    """Safe to use from several threads; the least recently used result goes first.
 
     Args:
         clock: seconds; tests have their own.
@@ -54,25 +68,25 @@ class ResultStore(Generic[R]):
         owned: bool = False,
         copies: Copies | None = None,
     ) -> None:
-        self._clock, self._owned = clock, owned
+        self._owned = owned
         self.copies = copies or Copies()
-        self._results: OrderedDict[str, tuple[float, R]] = OrderedDict()
+        self._results: _Kept[Result] = _Kept(clock, self.copies.drop)
         self._lock = threading.Lock()
 
-    def put(self, result: R) -> None:
-        """Take a result in; the oldest go."""
+    def put(self, result: Result) -> None:
+        """Take a result in."""
         with self._lock:
-            self._results[result.id] = (self._clock(), result)
-            self._drop()
+            self._drop_old()
+            self._results[result.id] = result
 
-    def get(self, result_id: object) -> R | None:
+    def get(self, result_id: object) -> Result | None:
         """The result of an id, or None where it is unknown, too old, or another user's."""
         with self._lock:
-            self._drop()
+            self._drop_old()
             found = self._results.get(result_id) if isinstance(result_id, str) else None
-        if found is None or (self._owned and not mine(found[1].owner)):
+        if found is None or (self._owned and not mine(found.owner)):
             return None
-        return found[1]
+        return found
 
     def delete(self, result_id: object) -> None:
         """Forget a result that who asks may see, and remove the files that were made of it."""
@@ -88,10 +102,6 @@ class ResultStore(Generic[R]):
         self.copies.add([result_id], files_in(value))
         return value
 
-    def _drop(self) -> None:
-        while self._results:
-            made, result = next(iter(self._results.values()))
-            if len(self._results) <= MOST_RESULTS and self._clock() - made <= LONGEST_SECONDS:
-                return
-            del self._results[result.id]
-            self.copies.drop(result.id)
+    def _drop_old(self) -> None:
+        for result_id, _ in self._results.expire() or ():
+            self.copies.drop(result_id)

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import threading
 import time
-from collections import OrderedDict
 from collections.abc import Callable, Hashable
 from typing import Any
+
+from cachetools import TTLCache
 
 from sinkscope.web.runs.inspector import path_of
 from sinkscope.web.runs.store import Run
@@ -31,8 +32,8 @@ class Shown:
     def __init__(
         self, build: Callable[[Run], dict[str, Any]], clock: Callable[[], float] = time.monotonic
     ) -> None:
-        self._build, self._clock = build, clock
-        self._made: OrderedDict[Hashable, tuple[float, dict[str, Any]]] = OrderedDict()
+        self._build = build
+        self._made: TTLCache[Hashable, dict[str, Any]] = TTLCache(MOST, FRESH_SECONDS, clock)
         self._lock = threading.Lock()
 
     def ready(self, run: Run) -> dict[str, Any] | None:
@@ -40,10 +41,7 @@ class Shown:
         gone."""
         with self._lock:
             made = self._made.get(_key(run))
-            if made is None or self._clock() - made[0] >= FRESH_SECONDS:
-                return None
-            self._made.move_to_end(_key(run))
-        return made[1] if _is_there(made[1]) else None
+        return made if made is not None and _is_there(made) else None
 
     def __call__(self, run: Run) -> dict[str, Any]:
         """The value of a run, made where it is not ready."""
@@ -51,10 +49,7 @@ class Shown:
             return made
         value = self._build(run)
         with self._lock:
-            self._made[_key(run)] = self._clock(), value
-            self._made.move_to_end(_key(run))
-            while len(self._made) > MOST:
-                self._made.popitem(last=False)
+            self._made[_key(run)] = value
         return value
 
 

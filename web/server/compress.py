@@ -9,10 +9,10 @@ a buffer.
 from __future__ import annotations
 
 import gzip
-from collections import OrderedDict
 from collections.abc import Hashable
 from dataclasses import dataclass
 
+from cachetools import LRUCache
 from starlette.datastructures import Headers
 from starlette.middleware.gzip import GZipMiddleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -67,7 +67,7 @@ class CompressedPage:
         self.app = app
         self.compressed = GZipMiddleware(app, minimum_size=1000, compresslevel=LEVEL)
         self._keeps = kept
-        self._pages: OrderedDict[Hashable, _Page] = OrderedDict()
+        self._pages: LRUCache[Hashable, _Page] = LRUCache(MOST)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http" and scope["path"].startswith(PARTS):
@@ -92,8 +92,6 @@ class CompressedPage:
             if page.may_be_kept:
                 page.compress()
                 self._pages[key] = page
-                while len(self._pages) > MOST:
-                    self._pages.popitem(last=False)
         headers = list(page.headers)  # what stands outside adds its own
         await send({"type": "http.response.start", "status": page.status, "headers": headers})
         body = b"" if scope["method"] == "HEAD" else page.body

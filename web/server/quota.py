@@ -7,10 +7,11 @@ the address's. Behind a tunnel or proxy everybody is one address.
 from __future__ import annotations
 
 import time
-from collections import OrderedDict, deque
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+from cachetools import LRUCache
 from starlette.types import Scope
 
 from sinkscope.setting.serving import AppSettings
@@ -69,14 +70,10 @@ class UploadQuota:
         self.most_bytes = settings.upload_megabytes * 1_000_000
         self.most_files = settings.upload_files
         self.clock = clock
-        self._accounts: OrderedDict[str, Account] = OrderedDict()
+        self._accounts: LRUCache[str, Account] = LRUCache(MOST_ACCOUNTS)
 
     def account(self, scope: Scope) -> Account:
         """The account that an upload counts for."""
         user = scope.get(USER)
         name = f"user {user}" if user else f"address {of_address(scope)}"
-        found = self._accounts.setdefault(name, Account(self))
-        self._accounts.move_to_end(name)
-        while len(self._accounts) > MOST_ACCOUNTS:
-            self._accounts.popitem(last=False)
-        return found
+        return self._accounts.setdefault(name, Account(self))

@@ -5,10 +5,10 @@ from __future__ import annotations
 import hashlib
 import ipaddress
 import time
-from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from cachetools import TLRUCache
 from starlette.responses import PlainTextResponse, Response
 from starlette.types import Scope
 
@@ -57,36 +57,35 @@ class Throttle:
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
-        self._tries: OrderedDict[bytes, tuple[int, float]] = OrderedDict()  # and when it may again
+        # By key: how many, and when it may try again.
+        self._tries: TLRUCache[bytes, tuple[int, float]] = TLRUCache(
+            MOST_KEYS, lambda key, value, now: value[1] + FORGOTTEN_AFTER, clock
+        )
 
     def begin(self, keys: Sequence[Key]) -> float:
         """Count a try. Gives 0, or for how many seconds it is refused; then it is not counted."""
         now = self._clock()
-        wait = max(self._of(key, now)[1] - now for key in keys)
+        wait = max(self._of(key)[1] - now for key in keys)
         if wait > 0:
             return wait
         for key in keys:
-            tries = self._of(key, now)[0] + 1
+            tries = self._of(key)[0] + 1
             over = tries - FREE_TRIES
             pause = min(key.longest, 2.0 ** min(over, 30)) if over >= 0 else 0.0
             self._tries[_digest(key)] = tries, now + pause
-            self._tries.move_to_end(_digest(key))
-        while len(self._tries) > MOST_KEYS:
-            self._tries.popitem(last=False)
         return 0.0
 
     def right(self, keys: Sequence[Key]) -> None:
         """The try that `begin` counted was right: it is taken back."""
         for key in keys:
-            tries, _ = self._tries.get(_digest(key), (0, 0.0))
+            tries, _ = self._of(key)
             if key.forgets or tries <= 1:
                 self._tries.pop(_digest(key), None)
             else:
                 self._tries[_digest(key)] = tries - 1, self._clock()
 
-    def _of(self, key: Key, now: float) -> tuple[int, float]:
-        tries, until = self._tries.get(_digest(key), (0, 0.0))
-        return (0, 0.0) if now - until > FORGOTTEN_AFTER else (tries, until)
+    def _of(self, key: Key) -> tuple[int, float]:
+        return self._tries.get(_digest(key), (0, 0.0))
 
 
 def _digest(key: Key) -> bytes:

@@ -18,15 +18,15 @@ from typing import Any
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
+from sinkscope.interventions.var.report import MANY_FLAGGED
 from sinkscope.sinks.finding.findings import Candidate, Findings, Interval, UsedSample
 from sinkscope.sinks.finding.stats import DamagedStatsError, SampleStats
 from sinkscope.sinks.validating.validation import Validation
-from sinkscope.utils import number_of
+from sinkscope.utils import index_ranges, number_of
 from sinkscope.web.runs.payload import pack
 
 MOST_CELLS = 4_000_000  # (layer, token) pairs that travel; samples beyond have no picture
 MOST_CANDIDATES = 12
-WARN_FLAGGED = 0.3  # share of the vision tokens, as in VAR's report
 NAMED = 3  # skipped samples that `SampleSet.notes` names itself
 MOST_SKIPPED = 300  # that are named at all
 LONGEST_QUOTED = 300  # characters of a question or an answer
@@ -118,7 +118,7 @@ def build_sinks_payload(
         "dims": list(findings.dims),
         "tau": findings.tau,
         "tau_most": math.sqrt(findings.model.hidden_size),
-        "warn": WARN_FLAGGED,
+        "warn": MANY_FLAGGED,
         "layers": [layer.layer for layer in findings.layers],
         "candidates": _candidates(findings),
         "contrast": _contrast(findings),
@@ -195,7 +195,7 @@ def _row(found: Candidate, findings: Findings) -> list[str]:
         f"{found.ordinary:.2f}",
         f"{found.contrast:.1f} × {_between(found.contrast_interval)}",
         f"{found.consistency:.0%}",
-        _span(found.layers),
+        index_ranges(found.layers, "–") or "none",
     ]
 
 
@@ -218,17 +218,6 @@ def _why_not(found: Candidate, findings: Findings) -> str:
 
 def _between(interval: Interval) -> str:
     return f"[{interval.low:.1f}, {interval.high:.1f}]"
-
-
-def _span(layers: Sequence[int]) -> str:
-    """0, 1, 2, 5 -> 0–2, 5"""
-    parts: list[list[int]] = []
-    for layer in layers:
-        if parts and parts[-1][1] == layer - 1:
-            parts[-1][1] = layer
-        else:
-            parts.append([layer, layer])
-    return ", ".join(str(a) if a == b else f"{a}–{b}" for a, b in parts) or "none"
 
 
 def _contrast(findings: Findings) -> dict[str, Any]:

@@ -8,23 +8,20 @@ old.
 from __future__ import annotations
 
 import dataclasses
-import logging
 import math
 import shutil
-import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import gradio as gr
 from PIL import Image
 
 from sinkscope.attention_extractor import RunOutOfMemoryError
 from sinkscope.config import Settings
 from sinkscope.jobs.job import At, Job, Stopped
-from sinkscope.jobs.runner import Done, Runner, StoppedWaiting, Waiting
+from sinkscope.jobs.runner import Runner, StoppedWaiting
 from sinkscope.models.images import open_image
 from sinkscope.models.loading import ModelHandle
 from sinkscope.models.profiles import SinkProfile
@@ -35,20 +32,25 @@ from sinkscope.sinks.samples import Sample, SampleSet
 from sinkscope.sinks.validating.validate import validate
 from sinkscope.sinks.validating.validation import Validation
 from sinkscope.utils import sha256
-from sinkscope.web.explore.handlers import UNFORESEEN
 from sinkscope.web.runs.copies import Copies
 from sinkscope.web.runs.image_process import ImageProcess, KeptImages
-from sinkscope.web.runs.inspector import cached, error_value, queued_value
-from sinkscope.web.runs.loaded_model import LoadedModel, why_no_model
+from sinkscope.web.runs.inspector import cached, error_value
+from sinkscope.web.runs.job_values import (
+    Values,
+    field_of,
+    loaded_handle,
+    result_values,
+    running_value,
+)
+from sinkscope.web.runs.loaded_model import LoadedModel
 from sinkscope.web.runs.payload import encode_image
 from sinkscope.web.runs.store import new_id
+from sinkscope.web.runs.tab_handlers import ResultHandlers
 from sinkscope.web.server.read_only import READ_ONLY
 from sinkscope.web.server.temporary import scratch
 from sinkscope.web.sinks.payload import build_sinks_payload, measured_in, profile_name, scores_in
 from sinkscope.web.sinks.request import SampleSplit, SinksRequest, draw_samples
 from sinkscope.web.sinks.store import SinksResult, SinksStore
-
-log = logging.getLogger(__name__)
 
 SINKS = "sinks"  # the kind of job that the tab's Stop is for
 PICTURE_SIDE = 900
@@ -63,17 +65,15 @@ class SinksEngine:
     validate: Callable[..., Validation] = validate
 
 
-class SinksHandlers:
-    """The tab's actions, one object an app; `component` is what shows results, set by the tab.
+class SinksHandlers(ResultHandlers[SinksRequest]):
+    """The tab's actions (`ResultHandlers`); what was measured of a run that was stopped stays.
 
     Args:
-        settings: of this start.
-        loaded: the model.
-        runner: of the jobs of all tabs.
         engine: what finds and validates.
-        images: what decodes uploads.
         copies: those of runs, beside which this tab keeps its own.
     """
+
+    kind, what = SINKS, "finding sinks"
 
     def __init__(
         self,
@@ -84,8 +84,7 @@ class SinksHandlers:
         images: ImageProcess | None = None,
         copies: Copies | None = None,
     ) -> None:
-        self.settings, self.loaded, self.runner = settings, loaded, runner
-        self.images = images or ImageProcess(settings.images)
+        super().__init__(settings, loaded, runner, images)
         self.engine = engine or SinksEngine()
         # Not `sinks`, where the command line keeps what it measures: old folders here are deleted.
         self.store = SinksStore(
@@ -93,58 +92,28 @@ class SinksHandlers:
             owned=bool(settings.app.login),
             copies=Copies(copies),
         )
-        self.component: gr.HTML | None = None
 
     # --- Run and Stop ----------------------------------------------------------------------------
 
-    def run(self, request: SinksRequest, session: str) -> Iterator[dict[str, Any]]:
-        """Values for the component: queued, running, and at last ready, stopped or error.
+    def _run(self, request: SinksRequest, run_id: str, job: Job) -> Values:
+        request.check()
 
-        Raises:
-            gr.Error: after the error value, so that callers of the API learn of it too.
-        """
-        run_id = new_id()
+        def running(at: At, seconds: float) -> dict[str, Any]:
+            message = "Stopping after this sample" if job.stopped else at.stage
+            return running_value(run_id, at, message, "samples", seconds)
+
         try:
-            yield from self._run(request, run_id, self.runner.job(session, SINKS))
+            work = partial(self._work, request)
+            yield from result_values(self.runner, job, work, run_id, running)
         except StoppedWaiting:
             yield error_value(run_id, "Stopped while it was waiting; nothing was measured.")
-        except (ValueError, RunOutOfMemoryError) as error:
-            yield error_value(run_id, str(error))
-            raise gr.Error(str(error), title="Not possible", print_exception=False) from error
-        except gr.Error:
-            raise
-        except Exception as error:
-            log.exception("finding sinks failed")
-            yield error_value(run_id, UNFORESEEN)
-            raise gr.Error(UNFORESEEN, print_exception=False) from error
-
-    def stop(self, session: str) -> None:
-        """End this browser's run after the sample it is at; what was measured stays."""
-        self.runner.stop(session, SINKS)
-
-    def _run(self, request: SinksRequest, run_id: str, job: Job) -> Iterator[dict[str, Any]]:
-        request.check()
-        begun = -1.0
-        try:
-            for event in self.runner.run(job, partial(self._work, request)):
-                if isinstance(event, Waiting):
-                    yield queued_value(run_id, event.before)
-                elif isinstance(event, Done):
-                    yield event.result
-                else:
-                    begun = time.monotonic() if begun < 0 else begun
-                    yield _running(run_id, job, event, begun)
-        except StoppedWaiting:
-            raise
         except Stopped as error:
             words = f"{job.ended_by} before a sample was measured; nothing was found yet."
             raise ValueError(words) from error
 
     def _work(self, request: SinksRequest, job: Job) -> dict[str, Any]:
         """The result, computed in the job's thread, which alone holds the model meanwhile."""
-        handle = self.loaded.handle
-        if handle is None:
-            raise ValueError(why_no_model(self.loaded.state))
+        handle = loaded_handle(self.loaded)
         job.enter("Starting")
         with scratch() as folder:
             limits = self.settings.images
@@ -238,7 +207,7 @@ class SinksHandlers:
 
     def open_sinks(self, ask: Any) -> dict[str, Any]:
         """A result by its id, for a page that was reloaded."""
-        result = self.store.get(_field(ask, "run"))
+        result = self.store.get(field_of(ask, "run"))
         return {"error": GONE} if result is None else result.value
 
     def profile_file(self, ask: Any) -> dict[str, Any]:
@@ -248,7 +217,7 @@ class SinksHandlers:
             profile = self.profile(ask)
         except ValueError as error:
             return {"error": str(error)}
-        result = self.store.get(_field(ask, "run"))
+        result = self.store.get(field_of(ask, "run"))
         assert result is not None
         name = profile_name(result.findings)
         with scratch() as folder:
@@ -262,7 +231,7 @@ class SinksHandlers:
         """Delete a result and what was made of it: {"run": id}."""
         if self.settings.app.read_only:
             return {"error": READ_ONLY}
-        self.store.delete(_field(ask, "run"))
+        self.store.delete(field_of(ask, "run"))
         return {}
 
     def profile(self, ask: Any) -> SinkProfile:
@@ -271,7 +240,7 @@ class SinksHandlers:
         Raises:
             ValueError: the result is gone, has no sinks, or tau cannot be one.
         """
-        result, tau = self.store.get(_field(ask, "run")), _field(ask, "tau")
+        result, tau = self.store.get(field_of(ask, "run")), field_of(ask, "tau")
         if result is None:
             raise ValueError(GONE)
         found = result.findings.profile()
@@ -281,18 +250,6 @@ class SinksHandlers:
             raise ValueError(f"tau is {tau!r}; allowed: a number.")
         note = f"tau was set by hand; {found.tau:g} was calibrated. {found.note}"
         return dataclasses.replace(found, tau=round(float(tau), 4), note=note)
-
-
-def _running(run_id: str, job: Job, at: At, begun: float) -> dict[str, Any]:
-    facts = [f"{at.done} of {at.total} samples"] if at.total else []
-    return {
-        "phase": "running",
-        "run": run_id,
-        "message": "Stopping after this sample" if job.stopped else at.stage,
-        "facts": [*facts, f"{time.monotonic() - begun:.0f} s"],
-        "fraction": at.done / at.total if at.total else None,
-        "text": at.text,
-    }
 
 
 def _measured(samples: SampleSet, work: Path) -> SampleSet:
@@ -305,7 +262,3 @@ def _measured(samples: SampleSet, work: Path) -> SampleSet:
 def _opened(sample: Sample) -> Any:
     first = sample.images[0]
     return first if isinstance(first, Image.Image) else open_image(first)
-
-
-def _field(ask: Any, name: str) -> Any:
-    return ask.get(name) if isinstance(ask, Mapping) else None

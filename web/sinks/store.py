@@ -55,7 +55,7 @@ class SinksStore(ResultStore[SinksResult]):
         copies: Copies | None = None,
     ) -> None:
         super().__init__(clock, owned, copies)
-        self._folder = folder
+        self._folder, self._clock = folder, clock
 
     def work(self, name: str) -> Path:
         """A folder for the measurements of a run, which the same run finds again; old ones go."""

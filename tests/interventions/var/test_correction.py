@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from sinkscope.config import VARSettings
+from sinkscope.interventions.var.attended import Attended, MarkedKeys
 from sinkscope.interventions.var.correction import Form, correct_output
 from sinkscope.interventions.var.redistribute import redistribute
 from sinkscope.models import kernels
@@ -101,16 +102,10 @@ def check(case: Case, settings: VARSettings, form: Form, lse: Tensor | None = No
     _, expected, effect = dense(wide, settings)
     given = plain.clone()
     done = correct_output(
-        case.query,
-        case.key,
-        case.value,
-        plain,
-        case.sinks,
-        case.vision,
+        Attended(case.query, case.key, case.value, plain, case.scaling, case.mask),
+        MarkedKeys(case.sinks, case.vision),
         settings,
-        scaling=case.scaling,
-        mask=case.mask,
-        first_query=case.first_query,
+        case.first_query,
         log_sum_exp=lse,
         form=form,
     )
@@ -243,15 +238,10 @@ def test_what_leaves_the_output_alone(form: Form) -> None:
     def corrected(settings: VARSettings = SETTINGS, **change: object) -> Tensor:
         c = replace(case, **change)  # type: ignore[arg-type]
         return correct_output(
-            c.query,
-            c.key,
-            c.value,
-            plain,
-            c.sinks,
-            c.vision,
+            Attended(c.query, c.key, c.value, plain, c.scaling),
+            MarkedKeys(c.sinks, c.vision),
             settings,
-            scaling=c.scaling,
-            first_query=c.first_query,
+            c.first_query,
             form=form,
         ).output
 
@@ -274,15 +264,10 @@ def test_half_precision_is_corrected_to_storage_rounding(form: Form) -> None:
     )
     plain, expected, effect = dense(wide, SETTINGS)
     out = correct_output(
-        case.query,
-        case.key,
-        case.value,
-        plain.bfloat16(),
-        case.sinks,
-        case.vision,
+        Attended(case.query, case.key, case.value, plain.bfloat16(), case.scaling),
+        MarkedKeys(case.sinks, case.vision),
         SETTINGS,
-        scaling=case.scaling,
-        first_query=case.first_query,
+        case.first_query,
         form=form,
     ).output
     assert out.dtype == torch.bfloat16
@@ -310,29 +295,11 @@ def test_auto_takes_the_faster_form(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_wrong_masks_are_refused() -> None:
     case = make(torch.float32)
-    plain = torch.zeros_like(case.query)
+    attended = Attended(case.query, case.key, case.value, torch.zeros_like(case.query), 1.0)
     with pytest.raises(ValueError, match="sinks has dtype"):
-        correct_output(
-            case.query,
-            case.key,
-            case.value,
-            plain,
-            case.sinks.float(),
-            case.vision,
-            SETTINGS,
-            scaling=1.0,
-        )
+        correct_output(attended, MarkedKeys(case.sinks.float(), case.vision), SETTINGS)
     with pytest.raises(ValueError, match="vision has shape"):
-        correct_output(
-            case.query,
-            case.key,
-            case.value,
-            plain,
-            case.sinks,
-            case.vision[:, :-1],
-            SETTINGS,
-            scaling=1.0,
-        )
+        correct_output(attended, MarkedKeys(case.sinks, case.vision[:, :-1]), SETTINGS)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
@@ -342,15 +309,10 @@ def test_on_a_gpu(queries: int) -> None:
     _, expected, _ = dense(case, SETTINGS)
     plain, _, _ = dense(case, SETTINGS)
     out = correct_output(
-        case.query.cuda(),
-        case.key.cuda(),
-        case.value.cuda(),
-        plain.cuda(),
-        case.sinks.cuda(),
-        case.vision.cuda(),
+        Attended(*(x.cuda() for x in (case.query, case.key, case.value, plain)), case.scaling),
+        MarkedKeys(case.sinks.cuda(), case.vision.cuda()),
         SETTINGS,
-        scaling=case.scaling,
-        first_query=case.first_query,
+        case.first_query,
         form="lse",
     ).output
     torch.testing.assert_close(out.cpu(), expected, rtol=0, atol=5e-6)

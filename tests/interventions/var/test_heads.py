@@ -128,7 +128,7 @@ def test_heads_that_are_not_there_are_refused() -> None:
 
     assert said(heads="3.4") == "heads has 3.4; the layers of this model have heads 0 to 3."
     assert said(heads="6.0") == "heads has 6.0; this model has layers 0 to 5."
-    assert "heads has 3.0, but layers lets VAR act in 1, 2 alone" in said(
+    assert "heads has 3.0, but layers lets VAR act only in 1, 2" in said(
         heads="3.0,1.0", layers=(1, 2)
     )
     own = dataclasses.replace(SETTINGS, heads="5.3,0.0")

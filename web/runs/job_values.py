@@ -1,0 +1,137 @@
+"""Values that a component is given while a job waits, computes and ends; the tabs share them.
+
+A job either makes a result with an id of its own (`result_values`, `with_error_value`), or adds
+something to what the inspector shows (`progress_values`, `with_error_words`).
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Generator, Mapping
+from contextlib import closing
+from typing import Any
+
+import gradio as gr
+
+from sinkscope.attention_extractor import RunOutOfMemoryError
+from sinkscope.jobs.job import At, Job
+from sinkscope.jobs.runner import Done, Runner, Waiting, Work
+from sinkscope.models.loading import ModelHandle
+from sinkscope.web.runs.inspector import error_value, queued_value
+from sinkscope.web.runs.loaded_model import LoadedModel, why_no_model
+
+log = logging.getLogger(__name__)
+
+UNFORESEEN = (
+    "Something went wrong inside SinkScope; the log of the app has the details. Please try again."
+)
+
+Values = Generator[dict[str, Any], None, None]
+
+
+def field_of(ask: Any, name: str) -> Any:
+    """A field of a component's question; None where it has none."""
+    return ask.get(name) if isinstance(ask, Mapping) else None
+
+
+def loaded_handle(loaded: LoadedModel) -> ModelHandle:
+    """The loaded model.
+
+    Raises:
+        ValueError: there is none; it says why.
+    """
+    if loaded.handle is None:
+        raise ValueError(why_no_model(loaded.state))
+    return loaded.handle
+
+
+def result_values(
+    runner: Runner, job: Job, work: Work, run_id: str, running: Callable[[At, float], Any]
+) -> Values:
+    """Values of a job. Its work gives the last one, or None where that is made behind the job.
+
+    `running` makes one of how far it is, and of the seconds since it began.
+    """
+    begun = -1.0
+    for event in runner.run(job, work):
+        if isinstance(event, Waiting):
+            yield queued_value(run_id, event.before)
+        elif isinstance(event, Done):
+            if event.result is not None:
+                yield event.result
+        else:
+            begun = time.monotonic() if begun < 0 else begun
+            yield running(event, time.monotonic() - begun)
+
+
+def running_value(
+    run_id: str, at: At, message: str, what: str, seconds: float | None = None
+) -> dict[str, Any]:
+    """How far a job is; `what` its steps are."""
+    facts = [f"{at.done} of {at.total} {what}"] if at.total else []
+    return {
+        "phase": "running",
+        "run": run_id,
+        "message": message,
+        "facts": facts if seconds is None else [*facts, f"{seconds:.0f} s"],
+        "fraction": at.done / at.total if at.total else None,
+        "text": at.text,
+    }
+
+
+def with_error_value(
+    values: Values, run_id: str, what: str, words: Callable[[Exception], str] = str
+) -> Values:
+    """The values; where they end in an error, a value that says it, and then the error for callers
+    of the API. `what` has failed is for the log; `words` makes a mistake's text.
+
+    Raises:
+        gr.Error: after the error value.
+    """
+    try:
+        yield from values
+    except (ValueError, RunOutOfMemoryError) as error:
+        text = words(error)
+        yield error_value(run_id, text)
+        raise gr.Error(text, title="Not possible", print_exception=False) from error
+    except gr.Error:
+        raise
+    except Exception as error:
+        log.exception("%s failed", what)
+        yield error_value(run_id, UNFORESEEN)
+        raise gr.Error(UNFORESEEN, print_exception=False) from error
+
+
+def progress_values(
+    runner: Runner,
+    job: Job,
+    work: Work,
+    found: Callable[[], dict[str, Any]],
+    message: str,
+) -> Values:
+    """Values of a job that adds to `found` while it computes; `message` is shown until it says
+    something itself."""
+    for event in runner.run(job, work):
+        if isinstance(event, Waiting):
+            several = "run" if event.before == 1 else "runs"
+            yield {"message": f"Waiting: {event.before} {several} before this"}
+        elif isinstance(event, Done):
+            yield {**found(), "done": True}
+        else:
+            fraction = event.done / event.total if event.total else 0
+            yield {"message": event.text or message, "fraction": fraction, **found()}
+
+
+def with_error_words(values: Values, about: Mapping[str, Any], what: str) -> Values:
+    """Each value beside what it is about; where they end in an error, one that says it. `what` has
+    failed is for the log."""
+    try:
+        with closing(values):  # whoever leaves this one ends the job within it
+            for value in values:
+                yield {**about, **value}
+    except (ValueError, RunOutOfMemoryError) as error:
+        yield {**about, "error": str(error)}
+    except Exception:
+        log.exception("%s failed", what)
+        yield {**about, "error": UNFORESEEN}
