@@ -13,6 +13,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
+from contextvars import copy_context
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -26,6 +27,7 @@ STUCK_SECONDS = 120.0  # that a stopped job may take for its current step
 
 Work = Callable[[Job], Any]
 Deserted = Callable[[str, float], bool]  # session, since when its job is known (time.monotonic)
+Withdrawn = Callable[[], bool]
 
 
 @dataclass(frozen=True)
@@ -58,6 +60,20 @@ class _Failed:
     error: Exception
 
 
+@dataclass(frozen=True)
+class _Worker:
+    """A job's thread, and whether it has said how the job ended. Whoever streams the job may take a
+    while to hear it, and the thread is over meanwhile."""
+
+    thread: threading.Thread
+    told: threading.Event
+
+    @property
+    def lost(self) -> bool:
+        over = self.thread.ident is not None and not self.thread.is_alive()
+        return over and not self.told.is_set()
+
+
 class Runner:
     """The jobs of one app.
 
@@ -69,6 +85,8 @@ class Runner:
     Attributes:
         deserted: whether a session has no client left (`web.server.presence`); None where
             this is unknown. Its jobs then end, both queued and running ones.
+        withdrawing: called where a job is made; returns what tells whether the question behind it
+            was withdrawn since (`web.server.events`), upon which the job ends.
     """
 
     def __init__(
@@ -77,15 +95,19 @@ class Runner:
         self.line = Line(longest, share)
         self.seconds = seconds
         self.deserted: Deserted | None = None
+        self.withdrawing: Callable[[], Withdrawn | None] = lambda: None
         self._under_way: list[Job] = []
-        self._threads: dict[Job, threading.Thread] = {}
+        self._threads: dict[Job, _Worker] = {}
         self._lock = threading.Lock()
 
     def job(self, owner: str, kind: str) -> Job:
-        """A job with this app's time limit, while its session has a client."""
+        """A job with this app's time limit, while its session has a client that wants it."""
         job = Job(owner, kind, self.seconds)
+        asked = [self.withdrawing()]
         if self.deserted is not None and owner:
-            job.stop_event.deserted = partial(self.deserted, owner, time.monotonic())
+            asked.append(partial(self.deserted, owner, time.monotonic()))
+        if told := [one for one in asked if one is not None]:
+            job.stop_event.deserted = lambda: any(one() for one in told)
         return job
 
     @property
@@ -102,16 +124,16 @@ class Runner:
 
     @property
     def stuck(self) -> tuple[str, ...]:
-        """Problems with the threads of jobs, in words: dead ones that are waited for, and ones that
-        should have ended long ago."""
+        """Problems with the threads of jobs, in words: ones that ended without telling a result,
+        and ones that should have ended long ago."""
         with self._lock:
-            threads = list(self._threads.items())
+            workers = list(self._threads.items())
         found = []
-        for job, thread in threads:
+        for job, worker in workers:
             since = job.stop_event.since
             if since is not None and time.monotonic() - since > STUCK_SECONDS:
                 found.append(f"a job ({job.kind}) does not end")
-            elif thread.ident is not None and not thread.is_alive() and since is None:
+            elif worker.lost and since is None:
                 found.append(f"the thread of a job ({job.kind}) is dead")
         return tuple(found)
 
@@ -149,13 +171,18 @@ class Runner:
                 raise _nobody() if job.deserted else StoppedWaiting()
             events: queue.Queue[At | Done | _Failed] = queue.Queue()
             job.listen(events.put)
+            told = threading.Event()
             thread = threading.Thread(
-                target=_worked, args=(job, work, events), name=f"job {job.kind}", daemon=True
+                # in the context of whoever asks, so that the work knows whose it is
+                target=copy_context().run,
+                args=(_worked, job, work, events, told),
+                name=f"job {job.kind}",
+                daemon=True,
             )
             del work  # only the thread keeps its objects alive
             with job:
                 with self._lock:
-                    self._threads[job] = thread
+                    self._threads[job] = _Worker(thread, told)
                 thread.start()
                 try:
                     yield from _streamed(job, events, thread)
@@ -191,7 +218,9 @@ def _nobody() -> NobodyThereError:
     return NobodyThereError("Nobody was there any more to read the result, so it was stopped.")
 
 
-def _worked(job: Job, work: Work, events: queue.Queue[At | Done | _Failed]) -> None:
+def _worked(
+    job: Job, work: Work, events: queue.Queue[At | Done | _Failed], told: threading.Event
+) -> None:
     try:
         events.put(Done(work(job)))
     except Exception as error:  # handed to the generator, which raises it
@@ -201,6 +230,7 @@ def _worked(job: Job, work: Work, events: queue.Queue[At | Done | _Failed]) -> N
         lost = WorkerLostError(f"a job ({job.kind}) was ended by {type(error).__name__}")
         lost.__cause__ = error
         events.put(_Failed(lost))
+    told.set()
 
 
 def _streamed(

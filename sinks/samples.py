@@ -33,6 +33,10 @@ PROMPT = "Describe the image."
 MOST_SKIPPED = 1000
 
 
+# Opens an image file elsewhere: what takes its place in the sample, and the image, upright RGB.
+Opened = Callable[[Path | bytes], tuple[Path | Image.Image, Image.Image]]
+
+
 @dataclass(frozen=True)
 class Sample:
     """Images and what is asked about them.
@@ -138,6 +142,7 @@ def read_samples(
     images: Path | None = None,
     limits: ImageLimits | None = None,
     unless: Callable[[Sample], bool] | None = None,
+    opened: Opened | None = None,
     on_progress: Progress | None = None,
     stop: threading.Event | None = None,
 ) -> SampleSet:
@@ -156,6 +161,7 @@ def read_samples(
         images: the folder at which names of images in a file start; by default the file's own.
         limits: of images; by default `ImageLimits()`.
         unless: samples to pass over.
+        opened: opens the images of rows, where that must not happen in this process.
         on_progress: called after each sample taken with their number, `count` and a text.
         stop: once set, reading ends with `records.drawing.StoppedReading`.
 
@@ -168,7 +174,7 @@ def read_samples(
         raise ValueError(f"count is {count!r}; allowed: a whole number from 1 up.")
     if prompt is not None and not prompt.strip():
         raise ValueError("The prompt is empty; ask something about the images.")
-    taking = _Taking(count, unless, limits or ImageLimits(), on_progress)
+    taking = _Taking(count, unless, limits or ImageLimits(), on_progress, opened)
     if isinstance(source, str | Path | Source):
         rows = source if isinstance(source, Source) else open_source(source, count, seed, images)
         draw = Draw(rows, count, seed, prompt, stop)
@@ -222,6 +228,7 @@ class _Taking:
     unless: Callable[[Sample], bool] | None
     limits: ImageLimits
     on_progress: Progress | None
+    opened: Opened | None = None
     taken: dict[str, Sample] = field(default_factory=dict)
     skipped: list[tuple[str, str]] = field(default_factory=list)
     known: dict[str, dict[str | None, str]] = field(default_factory=dict)
@@ -290,17 +297,25 @@ class _Taking:
 
     def _opened(self, sample_id: str, record: Record, source: Source, prompt: str) -> Sample:
         most = self.limits.max_bytes
-        images = tuple(picture(image, source.pictures, most) for image in record.images)
+        files = [picture(image, source.pictures, most) for image in record.images]
+        pairs = [self._image(file) for file in files]
         return Sample(
             sample_id,
-            images,
+            tuple(kept for kept, _ in pairs),
             record.prompt() or prompt,
             record.answer,
             record.system,
             record.history,
             record.where,
-            tuple(image_digest(open_image(image, self.limits)) for image in images),
+            tuple(digest for _, digest in pairs),
         )
+
+    def _image(self, file: Path | bytes) -> tuple[Image.Image | Path | bytes, str]:
+        """What the sample holds of an image, and the digest of its pixels."""
+        if self.opened is None:
+            return file, image_digest(open_image(file, self.limits))
+        kept, image = self.opened(file)
+        return kept, image_digest(image)
 
     def _same(self, sample: Sample) -> str | None:
         """The sample that asks the same of the same picture, with the same answer or without any;

@@ -23,12 +23,14 @@ from sinkscope.web.page import App
 from sinkscope.web.runs.retention import remove_old_runs
 from sinkscope.web.server.compress import CompressedPage
 from sinkscope.web.server.errors import SpokenErrors
+from sinkscope.web.server.events import Events, withdrawn_now
 from sinkscope.web.server.guards import guards
 from sinkscope.web.server.kept_files import KeptFiles
 from sinkscope.web.server.login import users_of
+from sinkscope.web.server.memory import Returning
 from sinkscope.web.server.presence import Attendance, Presence, session_of
 from sinkscope.web.server.security import middleware
-from sinkscope.web.server.sessions import MOST_SESSIONS, lighten
+from sinkscope.web.server.sessions import MOST_SESSIONS, lighten, sweep
 
 
 def launch(app: App, *, wait: bool = True, token: str | None = None) -> str:
@@ -57,6 +59,7 @@ def launch(app: App, *, wait: bool = True, token: str | None = None) -> str:
         app.loaded.load(app.settings.model)
     presence = Presence()
     app.handlers.runner.deserted = presence.gone
+    app.handlers.runner.withdrawing = partial(withdrawn_now, app.blocks)
     health = Health(app.loaded, app.handlers.runner, app.handlers.store)
     layers = middleware(app.settings, guards(settings, token, port, app.blocks))
     alone = not settings.login  # what is asked for does not depend on who asks
@@ -70,6 +73,7 @@ def launch(app: App, *, wait: bool = True, token: str | None = None) -> str:
         inside.append(Middleware(KeptFiles, folder=Path(app.handlers.component.GRADIO_CACHE)))
         inside.append(Middleware(QuickQuestions, handlers=app.handlers))
     inside += [
+        Middleware(Events, blocks=app.blocks),
         Middleware(Attendance, presence=presence, session_of=partial(session_of, app.blocks)),
         Middleware(SpokenErrors),
     ]
@@ -83,7 +87,7 @@ def launch(app: App, *, wait: bool = True, token: str | None = None) -> str:
         ssl_verify=settings.tls_cert is None,  # of Gradio's requests to itself
         app_kwargs={
             "middleware": [*layers, *inside],
-            "lifespan": partial(_alive, app, health),
+            "lifespan": partial(_alive, app, health, presence),
         },
         max_file_size=app.settings.images.max_bytes,
         max_threads=40 + settings.queue_size,
@@ -110,11 +114,15 @@ def launch(app: App, *, wait: bool = True, token: str | None = None) -> str:
 
 
 @asynccontextmanager
-async def _alive(app: App, health: Health, _: object) -> AsyncIterator[None]:
+async def _alive(app: App, health: Health, presence: Presence, _: object) -> AsyncIterator[None]:
     """As long as the server: what runs beside it ends with it."""
-    settings, store = app.settings.app, app.handlers.store
+    settings, store, runner = app.settings.app, app.handlers.store, app.handlers.runner
     watchdog = Watchdog(health, settings.exit_on_dead_worker)
-    tasks = [asyncio.create_task(health.watch_loop())]
+    memory = Returning(lambda: bool(runner.under_way))
+    tasks = [
+        asyncio.create_task(one)
+        for one in (health.watch_loop(), memory.watch(), sweep(app.blocks, presence.there))
+    ]
     if settings.retention_days:
         tasks.append(asyncio.create_task(remove_old_runs(store, settings.retention_days)))
     watchdog.start()

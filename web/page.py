@@ -95,15 +95,27 @@ def build_app(
                 build_api(handlers, [model for _, model in MODELS])
                 build_region_api(handlers, last)
             with gr.Tab("Sinks", id="sinks-tab", elem_id="sinks-tab"):
-                finder = SinksHandlers(settings, loaded, handlers.runner, sinks, handlers.images)
+                finder = SinksHandlers(
+                    settings, loaded, handlers.runner, sinks, handlers.images, store.copies
+                )
                 build_sinks(finder, form)
             with gr.Tab("Experiments", id="experiments-tab", elem_id="experiments-tab") as tab:
                 trials = ExperimentsHandlers(
-                    settings, loaded, handlers.runner, images=handlers.images
+                    settings,
+                    loaded,
+                    handlers.runner,
+                    images=handlers.images,
+                    copies=store.copies,
                 )
                 build_experiments(trials, status, tab)
             with gr.Tab("Evaluate", id="evaluate-tab", elem_id="evaluate-tab"):
-                asked = EvaluateHandlers(settings, loaded, handlers.runner, images=handlers.images)
+                asked = EvaluateHandlers(
+                    settings,
+                    loaded,
+                    handlers.runner,
+                    images=handlers.images,
+                    copies=store.copies,
+                )
                 build_evaluate(asked, form)
     if settings.app.read_only:
         only_looking(page)

@@ -15,6 +15,7 @@ import pytest
 
 from sinkscope.web.runs.job_values import UNFORESEEN
 from sinkscope.web.runs.store import Run
+from sinkscope.web.server.events import UNKNOWN_EVENT
 from tests.hostile.app import endpoints
 from tests.hostile.corpus import SCALARS, changed, encoded, garbled, json_bombs, value
 from tests.hostile.limits import ANSWER_SECONDS, Touched, bounded_memory, share
@@ -113,11 +114,11 @@ def test_addresses(site: Site) -> None:
     harmless(site, act, share(0.05, 40))
 
 
-@pytest.mark.xfail(
-    strict=True, reason="Gradio breaks off the stream of an event that there is none of"
-)
 def test_an_event_that_there_is_none_of(site: Site) -> None:
     Client(site).send(f"{API}/call/generate/nothing", None, method="GET", kind=None)
+    for path in ("call/generate/nothing", "call/v2/generate/nothing", "call/none/nothing/"):
+        status, said = send(site, f"{API}/{path}", method="GET", kind=None)
+        assert (status, json.loads(said)["error"]) == (404, UNKNOWN_EVENT)
 
 
 def test_bodies(site: Site) -> None:

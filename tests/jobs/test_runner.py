@@ -216,3 +216,26 @@ def test_a_job_that_does_not_end_is_stuck(runner: Runner, monkeypatch: pytest.Mo
     go_on.set()
     list(events)
     assert runner.stuck == ()
+
+
+def test_a_thread_that_has_told_its_result_is_not_dead(runner: Runner) -> None:
+    over = threading.Event()
+    events = runner.run(runner.job("a", "answer"), lambda job: over.wait(30))
+    next(events)
+    (worker,) = runner._threads.values()
+    over.set()
+    worker.thread.join(30)  # and whoever streams the job has not asked for what came of it
+    assert runner.stuck == ()
+    assert next(events) == Done(True)
+    assert runner.stuck == ()  # nor closed the stream
+    list(events)
+
+
+def test_a_thread_that_ends_without_a_word_is_dead(
+    runner: Runner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sinkscope.jobs.runner._worked", lambda *_: None)
+    events = runner.run(runner.job("a", "answer"), lambda job: None)
+    with pytest.raises(WorkerLostError, match="dead"):
+        for _ in events:
+            assert runner.stuck == ("the thread of a job (answer) is dead",)

@@ -134,6 +134,13 @@ def uploads(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Monkey
     return folder
 
 
+@pytest.fixture
+def no_system_temporary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The system's place for temporary files is one where nothing can be made."""
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "nowhere"))
+    monkeypatch.setenv("TMPDIR", str(tmp_path / "nowhere"))
+
+
 def new_page(
     browser: Any, problems: list[str], url: str, width: int, scheme: str, errors: bool, path: str
 ) -> Any:

@@ -231,6 +231,7 @@ def test_a_comparison(compared: dict[str, Any]) -> None:
     assert compared["var"]["applied"] == ["VAR(tau=6, keep=0.6)"]
 
 
+@pytest.mark.usefixtures("no_system_temporary")
 def test_a_map(client: Any, compared: dict[str, Any], api_site: Site) -> None:
     run = api_site.app.handlers.store.get(compared["run"])
     assert run is not None

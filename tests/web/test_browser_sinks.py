@@ -206,6 +206,24 @@ def test_stop_keeps_what_was_measured(bundled: tuple[App, str], open_page: Any) 
     assert small == []
 
 
+def test_a_deleted_result_is_gone(bundled: tuple[App, str], open_page: Any) -> None:
+    app, url = bundled
+    page = open_page(url)
+    open_tab(page)
+    kept = run(page, 4, 0)
+    page.once("dialog", lambda dialog: dialog.dismiss())
+    page.click("[data-testid=sinks-delete]")
+    assert app.sinks.store.get(kept) is not None  # nobody has said yes
+    page.once("dialog", lambda dialog: dialog.accept())
+    page.click("[data-testid=sinks-delete]")
+    page.wait_for_selector("[data-testid=sinks-blank]", state="visible")
+    assert page.inner_text("[data-testid=sinks-phase]") == "Deleted"
+    assert app.sinks.store.get(kept) is None
+    reload(page)
+    open_tab(page)
+    assert page.is_visible("[data-testid=sinks-blank]")
+
+
 def test_uploads_that_cannot_be_used(bundled: tuple[App, str], open_page: Any) -> None:
     page = open_page(bundled[1])
     open_tab(page)

@@ -271,6 +271,7 @@ def test_questions_about_nothing(make: Make, ask: Any) -> None:
         form_values(handlers, ask, "")
 
 
+@pytest.mark.usefixtures("no_system_temporary")
 def test_files_say_nothing_of_the_machine(make: Make) -> None:
     handlers = make()
     run = drain(handlers.run(ASKED, "s"))[-1]["run"]

@@ -39,6 +39,7 @@ from sinkscope.web.runs.loaded_model import LoadedModel
 from sinkscope.web.runs.results import LONGEST_SECONDS, MOST_RESULTS, ResultStore
 from sinkscope.web.sinks.request import Picture
 from tests.text_models import save_text_model
+from tests.web.openers import opener
 from tests.web.scripted import fake_handle
 from tests.web.test_payload import unpack
 
@@ -97,6 +98,7 @@ def opened(value: dict[str, Any]) -> dict[str, Any]:
     return header
 
 
+@pytest.mark.usefixtures("no_system_temporary")
 def test_from_the_form_to_files(make: Make) -> None:
     handlers = make()
     values = drain(handlers, asked())
@@ -233,7 +235,7 @@ def test_samples_with_images(make: Make, tmp_path: Path) -> None:
     """Bundled scenes are the command line's; photos are asked what the form says."""
     sees, job = SimpleNamespace(family=SimpleNamespace(sees_images=True)), Job()
     limits = ImageLimits()
-    bundled = samples_of(asked(samples=6.0), sees, limits, job)  # type: ignore[arg-type]
+    bundled = samples_of(asked(samples=6.0), sees, limits, job, opener())  # type: ignore[arg-type]
     same = read_data(SampleChoice("demo", 6), 0)
     assert [s.fingerprint() for s in bundled.samples] == [s.fingerprint() for s in same.samples]
     assert [s.answer for s in bundled.samples] == [s.answer for s in same.samples]
@@ -243,7 +245,7 @@ def test_samples_with_images(make: Make, tmp_path: Path) -> None:
     photos = tuple(Picture(f"{n}.png", tmp_path / f"{n}.png") for n in range(2))
     for prompt, question in (("", PROMPT), (" What? ", "What?")):
         request = asked(source=MINE, pictures=photos, prompt=prompt)
-        found = samples_of(request, sees, limits, job)  # type: ignore[arg-type]
+        found = samples_of(request, sees, limits, job, opener())  # type: ignore[arg-type]
         assert {sample.prompt for sample in found.samples} == {question}
         assert found.source == "the upload"
         assert "2 usable samples; 3 were asked for" in " ".join(found.notes)

@@ -111,6 +111,20 @@ def test_the_inspector_is_given_a_file(site: Site, run: Run) -> None:
     assert file["name"].endswith(".csv") and file["bytes"] > 1000 and "file=" in file["url"]
 
 
+@pytest.mark.usefixtures("no_system_temporary")
+@pytest.mark.parametrize("kind", ["csv", "png", "gif", "html", "trace"])
+def test_no_file_is_made_outside_the_apps_folder(
+    site: Site, run: Run, kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own, handlers = tmp_path / "own", site.app.handlers
+    monkeypatch.setenv("GRADIO_TEMP_DIR", str(own))
+    handlers.drawing.close()  # the next one is started as this test has it
+    *_, last = asked(site, run=run.id, kind=kind, first=1, last=2, width=320)
+    assert last.get("files"), last
+    assert "error" not in handlers.trace_file({"run": run.id, "variant": "baseline"})
+    assert own.is_dir() and list(own.iterdir()) == []  # what was there for a moment has gone
+
+
 @pytest.mark.parametrize(
     ("question", "words"),
     [

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import gzip
 import json
 import os
+from datetime import timedelta
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -20,7 +22,13 @@ from starlette.types import Receive, Scope, Send
 from sinkscope.web.server import compress
 from sinkscope.web.server.compress import CompressedPage
 from sinkscope.web.server.kept_files import MOST_BYTES, PREFIX, KeptFiles
-from sinkscope.web.server.sessions import LightSession, LightSessions, lighten
+from sinkscope.web.server.sessions import (
+    UNREAD_SECONDS,
+    LightSession,
+    LightSessions,
+    forget_left,
+    lighten,
+)
 
 HASH = "ab" * 32
 
@@ -112,14 +120,28 @@ def _described(session: SessionState) -> str:
 
 def test_a_light_session_says_what_gradios_own_does(blocks: gr.Blocks) -> None:
     light, own = LightSession(blocks), SessionState(blocks)
-    assert not light.config_values
-    assert len(own.config_values) > 2
     text = next(k for k, v in blocks.blocks.items() if isinstance(v, gr.Textbox))
     for session in (light, own):
-        session._update_value_in_config(text, "changed")
+        session[text] = gr.Textbox("changed", render=False)
+        session._update_config(text)
     assert _described(light) == _described(own)
     assert "changed" in _described(light)
+    assert light[text] is not blocks.blocks[text]
     assert "changed" not in _described(LightSession(blocks))  # nobody else's
+
+
+def test_a_session_keeps_no_values_and_no_descriptions(blocks: gr.Blocks) -> None:
+    light = LightSession(blocks)
+    for key in blocks.blocks:
+        light._update_value_in_config(key, "x" * 1000)
+        light._update_config(key)
+    state = next(k for k, v in blocks.blocks.items() if isinstance(v, gr.State))
+    light[state] = {"kept": ["mine"]}
+    assert light[state] == {"kept": ["mine"]}
+    assert not light.config_values
+    assert list(light.blocks_config.blocks) == list(blocks.default_config.blocks)
+    own = light.blocks_config.blocks, light.blocks_config.fns
+    assert all(not table.maps[0] for table in own)  # type: ignore[attr-defined]
 
 
 def test_sessions_are_apart_and_limited(blocks: gr.Blocks) -> None:
@@ -153,6 +175,25 @@ def test_nothing_is_summed_up_after_an_event(
     record = {"function": "answer", "status": "success", "process_time": 1.0}
     assert queue.compute_analytics_summary([record]) == {"functions": {}}
     assert hasattr(type(queue)(False, 1, 1, None, blocks), "ANALYTICS_MAX_EVENTS")
+
+
+def test_messages_of_sessions_that_were_left_do_not_stay(blocks: gr.Blocks) -> None:
+    blocks.queue()
+    sessions = LightSessions()
+    sessions.set_blocks(blocks)
+    blocks.app = SimpleNamespace(state_holder=sessions)  # type: ignore[assignment]
+    queue = blocks._queue
+    for name in ("left", "there", "late", "busy"):
+        assert isinstance(sessions[name], LightSession)
+        queue.pending_messages_per_session[name] = asyncio.Queue()
+        queue.pending_event_ids_session[name] = {name}
+        if name != "late":
+            sessions.time_last_used[name] -= timedelta(seconds=UNREAD_SECONDS + 1)
+    queue.pending_event_ids_session["vanished"] = set()  # Gradio has dropped its messages
+    queue.event_ids_to_events["busy"] = SimpleNamespace(session_hash="busy")  # type: ignore[assignment]
+    assert forget_left(blocks, lambda session: session == "there") == 2
+    assert set(queue.pending_messages_per_session) == {"there", "late", "busy"}
+    assert set(queue.pending_event_ids_session) == {"there", "late", "busy"}
 
 
 # --- files ----------------------------------------------------------------------------------------

@@ -169,6 +169,47 @@ def test_a_page_that_loses_one_stream_keeps_its_run(left: Site, picture: Path) -
     assert until(lambda: not runner.under_way) < WITHIN
 
 
+def called(site: Site, picture: Path, session: str) -> str:
+    """Begin an endless answer through the plain API; the event's id."""
+    index = function_of(site, "generate")
+    data = [component.value for component in site.app.blocks.fns[index].inputs]
+    data[:2] = [uploaded(site, picture), "endless"]
+    url = f"{site.url}gradio_api/call/generate"
+    return str(post(url, data=data, session_hash=session)["event_id"])
+
+
+@pytest.mark.parametrize("way", ["cancel", "close"])
+def test_an_event_that_is_not_wanted_any_more_ends(left: Site, picture: Path, way: str) -> None:
+    """Though its session is there, as a second stream of it says."""
+    runner, engine = left.app.handlers.runner, left.engine
+    engine.hold()
+    api, session = f"{left.url}gradio_api", f"{way}-event"
+    with urllib.request.urlopen(f"{api}/heartbeat/{session}", timeout=60):
+        event = called(left, picture, session)
+        stream = urllib.request.urlopen(f"{api}/call/generate/{event}", timeout=60)
+        assert engine.begun.wait(20)
+        time.sleep(2 * GRACE_SECONDS)
+        assert runner.computing == 1
+        begun = time.monotonic()
+        if way == "cancel":
+            index = function_of(left, "generate")
+            post(f"{api}/cancel", session_hash=session, fn_index=index, event_id=event)
+        else:
+            stream.close()
+        until(lambda: not runner.under_way)
+        assert time.monotonic() - begun < WITHIN
+        assert engine.ended.is_set()
+        stream.close()
+        # The session's next question is another one.
+        engine.hold()
+        again = called(left, picture, session)
+        with urllib.request.urlopen(f"{api}/call/generate/{again}", timeout=60) as stream:
+            assert engine.begun.wait(20)
+            engine.release()
+            assert b"event: complete" in stream.read()
+        engine.hold()
+
+
 def test_presence_counts_streams_and_waits_a_moment() -> None:
     now = [100.0]
     presence = Presence(1.0, lambda: now[0])

@@ -17,6 +17,7 @@ from sinkscope.web.sinks.payload import build_sinks_payload
 from sinkscope.web.sinks.request import IMAGES, Picture, SampleSplit, SinksRequest, draw_samples
 from sinkscope.web.sinks.run import _opened
 from tests.sinks.planted import painted_samples
+from tests.web.openers import opener
 
 pytestmark = pytest.mark.usefixtures("uploads")
 
@@ -43,7 +44,7 @@ def drawn(
     path.write_text("\n".join(map(json.dumps, rows)))
     request = {"samples": 6, "held_out": 4, **changes}
     return draw_samples(
-        SinksRequest(IMAGES, (*pictures, Picture(name, path)), **request), ImageLimits()
+        SinksRequest(IMAGES, (*pictures, Picture(name, path)), **request), opener(), ImageLimits()
     )
 
 
@@ -134,7 +135,9 @@ def test_kinds_and_numbers_of_files(tmp_path: Path, pictures: tuple[Picture, ...
         path = tmp_path / "bad.jsonl"
         path.write_text("[[1]]")
         draw_samples(
-            SinksRequest(IMAGES, (*pictures, Picture("pope.jsonl", path)), samples=2), ImageLimits()
+            SinksRequest(IMAGES, (*pictures, Picture("pope.jsonl", path)), samples=2),
+            opener(),
+            ImageLimits(),
         )
 
 
@@ -145,9 +148,9 @@ def test_stop_and_limits(tmp_path: Path, pictures: tuple[Picture, ...]) -> None:
     stop = threading.Event()
     stop.set()
     with pytest.raises(Stopped):
-        draw_samples(request, ImageLimits(), None, stop)
+        draw_samples(request, opener(), ImageLimits(), None, stop)
     with pytest.raises(ValueError, match=r"megapixels; at most 0\.01 are allowed"):
-        draw_samples(request, ImageLimits(max_megapixels=0.01))
+        draw_samples(request, opener(limits := ImageLimits(max_megapixels=0.01)), limits)
 
 
 def test_the_page_shows_what_was_asked() -> None:
@@ -180,5 +183,5 @@ def test_a_file_of_questions_that_was_not_uploaded_is_refused_like_a_missing_one
     for outside in (path, tmp_path / "missing.jsonl"):
         request = SinksRequest(IMAGES, (*pictures, Picture("rows.jsonl", outside)))
         with pytest.raises(ValueError) as refusal:
-            draw_samples(request, ImageLimits())
+            draw_samples(request, opener(), ImageLimits())
         assert str(refusal.value) == NO_UPLOAD

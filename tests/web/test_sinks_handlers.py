@@ -29,6 +29,7 @@ from sinkscope.web.sinks.request import IMAGES, Picture, SinksRequest, draw_samp
 from sinkscope.web.sinks.run import GONE, SinksEngine, SinksHandlers
 from sinkscope.web.sinks.store import MOST_FOLDERS, SinksResult, SinksStore
 from tests.sinks.planted import Plant, painted_samples, planted
+from tests.web.openers import opener
 from tests.web.test_payload import unpack
 
 pytestmark = pytest.mark.tiny
@@ -91,6 +92,7 @@ def opened(value: dict[str, Any]) -> tuple[dict[str, Any], dict[str, np.ndarray]
     return unpack(Path(value["data"]["url"].split("file=", 1)[1]).read_bytes())
 
 
+@pytest.mark.usefixtures("no_system_temporary")
 def test_from_upload_to_profile(make: Make, upload: tuple[Picture, ...], tmp_path: Path) -> None:
     kept: dict[str, SampleStats] = {}
 
@@ -204,7 +206,7 @@ def test_what_is_drawn_depends_on_the_seed_alone(
     limits = ImageLimits()
 
     def ids(pictures: tuple[Picture, ...], **changes: Any) -> list[list[str]]:
-        both = draw_samples(asked(pictures, **changes), limits)
+        both = draw_samples(asked(pictures, **changes), opener(), limits)
         return [[sample.id for sample in part.samples] for part in (both.find, both.validate)]
 
     first = ids(upload)

@@ -13,12 +13,13 @@ from sinkscope.models.profiles import DEMO
 from sinkscope.sinks.samples import image_digest
 from sinkscope.sinks.settings import SampleChoice
 from sinkscope.web.sinks.request import EXAMPLES, SinksRequest, draw_samples
+from tests.web.openers import opener
 
 
 def digests(seed: int) -> dict[str, tuple[str, ...]]:
     """By their names, the scenes that a seed draws: four to find on, three to validate on."""
     request = SinksRequest(EXAMPLES, samples=4, held_out=3, seed=seed)
-    drawn = draw_samples(request, ImageLimits())
+    drawn = draw_samples(request, opener(), ImageLimits())
     assert [len(drawn.find.samples), len(drawn.validate.samples)] == [4, 3]
     return {s.id: s.digests for part in (drawn.find, drawn.validate) for s in part.samples}
 

@@ -14,6 +14,7 @@ import threading
 import time
 import urllib.error
 import urllib.request
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from PIL import Image
 from sinkscope import app
 from sinkscope.config import AppSettings
 from sinkscope.setting.serving import NO_TOKEN
+from sinkscope.web.health import Watchdog
 from sinkscope.web.launch import check_tls
 from sinkscope.web.runs.store import open_run
 from sinkscope.web.shutdown import end
@@ -133,6 +135,32 @@ def test_files_of_tls_that_cannot_be_used_are_named(tmp_path: Path) -> None:
     odd = str(tmp_path / "odd")
     with pytest.raises(ValueError, match="no certificate with its key"):
         check_tls(AppSettings(tls_cert=odd, tls_key=odd))
+    with pytest.raises(ValueError, match="tls_cert and tls_key are no certificate"):
+        start_site(
+            tmp_path / "cache",
+            ScriptedEngine(),
+            handle=fake_handle(),
+            page={"tls_cert": odd, "tls_key": odd},
+        )
+
+
+@pytest.mark.parametrize("ends", [False, True])
+def test_a_start_has_a_watchdog_as_its_setting_says(
+    ends: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ended = threading.Event()
+    monkeypatch.setattr(
+        "sinkscope.web.launch.Watchdog", partial(Watchdog, every=0.05, end=ended.set)
+    )
+    page = {"exit_on_dead_worker": ends}
+    site = start_site(tmp_path / "cache", ScriptedEngine(), handle=fake_handle(), page=page)
+    try:
+        assert not ended.wait(0.3)
+        runner = type(site.app.handlers.runner)
+        monkeypatch.setattr(runner, "stuck", ("a job (x) does not end",))
+        assert ended.wait(10 if ends else 0.5) == ends
+    finally:
+        site.app.blocks.close(verbose=False)
 
 
 # --- where settings come from ---------------------------------------------------------------------

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import functools
 import logging
-import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -33,6 +32,7 @@ from sinkscope.web.runs.job_values import UNFORESEEN
 from sinkscope.web.runs.pairs import find_run
 from sinkscope.web.runs.request import Request
 from sinkscope.web.runs.store import Run
+from sinkscope.web.server.temporary import scratch
 
 log = logging.getLogger(__name__)
 
@@ -186,7 +186,7 @@ class Api:
             "sinks": [list(divmod(cell, columns)) for cell in sinks_of(side.rows, view)],
             "tokens": [{"index": t, "text": side.rows.tokens[t].text} for t in chosen],
         }
-        with tempfile.TemporaryDirectory() as folder:
+        with scratch() as folder:
             path = Path(folder) / f"map-{chosen[0]}.png"
             Image.fromarray(panel.pixels).save(path)
             return about, self._kept(path, found)
@@ -206,7 +206,7 @@ class Api:
         found = self._found(run)
         wanted = ExportChoice(**read_all(ExportChoice, said)).wanted(found.first)
         sides_of_view(found, wanted)
-        with tempfile.TemporaryDirectory() as folder:
+        with scratch() as folder:
             session = (request.session_hash if request else "") or ""
             job = self._handlers.runner.job(session, EXPORT)
             try:

@@ -10,7 +10,6 @@ import dataclasses
 import io
 import json
 import shutil
-import tempfile
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -19,6 +18,7 @@ from typing import Any
 from sinkscope.evaluation.report.write import make_report
 from sinkscope.evaluation.run_folder import CONFIG, PROVENANCE, RECORDS, SUMMARY, read_run
 from sinkscope.evaluation.statistics.settings import CompareSettings
+from sinkscope.web.server.temporary import scratch
 
 PRIVATE = ("command", "name", "process")  # of a session in provenance.json, of a record's host
 MEDIA = ("report.html", "differences.csv", RECORDS, "all.zip")
@@ -36,7 +36,7 @@ def file_of(folder: Path, what: object) -> bytes:
     """
     if what not in MEDIA:
         raise ValueError(f"The file is {what!r}; allowed: {', '.join(MEDIA)}.")
-    with tempfile.TemporaryDirectory() as temporary:
+    with scratch() as temporary:
         copy = Path(temporary) / folder.name
         _copy(folder, copy)
         if what == RECORDS:

@@ -14,6 +14,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from PIL import Image
+
 from sinkscope.config import ImageLimits, ModelSettings, Settings
 from sinkscope.evaluation.base import Question
 from sinkscope.evaluation.report.questions import look_up
@@ -34,6 +36,7 @@ from sinkscope.web.evaluate.payload import (
 from sinkscope.web.evaluate.request import MINE, EvaluateRequest
 from sinkscope.web.evaluate.store import EvaluateStore
 from sinkscope.web.evaluate.upload import keep_questions
+from sinkscope.web.runs.copies import Copies
 from sinkscope.web.runs.image_process import ImageProcess
 from sinkscope.web.runs.inspector import cached, error_value
 from sinkscope.web.runs.job_values import (
@@ -47,6 +50,7 @@ from sinkscope.web.runs.job_values import (
 from sinkscope.web.runs.loaded_model import LoadedModel
 from sinkscope.web.runs.payload import encode_image
 from sinkscope.web.runs.tab_handlers import TabHandlers
+from sinkscope.web.server.read_only import READ_ONLY
 
 EVALUATE = "evaluate"  # the kind of job that the tab's Stop is for
 PICTURE_SIDE = 220
@@ -93,6 +97,7 @@ class EvaluateHandlers(TabHandlers):
 
     Args:
         answer: what answers the questions; tests put their own here.
+        copies: those of runs, beside which this tab keeps its own.
     """
 
     kind = EVALUATE
@@ -104,10 +109,15 @@ class EvaluateHandlers(TabHandlers):
         runner: Runner,
         answer: Callable[..., Summary] = evaluate,
         images: ImageProcess | None = None,
+        copies: Copies | None = None,
     ) -> None:
         super().__init__(settings, loaded, runner, images)
         self.answer = answer
-        self.store = EvaluateStore(settings.app.cache / "page_evaluations")
+        self.store = EvaluateStore(
+            settings.app.cache / "page_evaluations",
+            owned=bool(settings.app.login),
+            copies=Copies(copies),
+        )
 
     # --- Run, Go on and Stop ---------------------------------------------------------------------
 
@@ -139,12 +149,11 @@ class EvaluateHandlers(TabHandlers):
         finally:
             self.store.forget(run_id)
 
-    def _decoded(self, image: Path | bytes, limits: ImageLimits) -> None:
-        """Decode an image of an upload, to see that it can be."""
+    def _decoded(self, image: Path | bytes, limits: ImageLimits) -> Image.Image:
+        """An image of an upload; this process reads the copy alone that is made of it."""
         if isinstance(image, bytes):
-            self.images.open_bytes(image, limits)
-        else:
-            self.images.open_upload(str(image), limits, image.name)
+            return self.images.open_bytes(image, limits)
+        return self.images.open_upload(str(image), limits, image.name)
 
     def go_on(self, run_id: object, session: str) -> Values:
         """The same for a run that was stopped, or of which questions failed.
@@ -217,7 +226,8 @@ class EvaluateHandlers(TabHandlers):
         for one in questions.values():
             if one.cluster not in pictures:  # one picture a scene
                 image = encode_image(one.pictures[0](), PICTURE_SIDE)
-                pictures[one.cluster] = cached(*image, self.component)["url"]
+                made = self.store.keep(run_id, cached(*image, self.component))
+                pictures[one.cluster] = made["url"]
         data = build_evaluate_payload(section, questions, pictures)
         seconds = sum(float(one.get("seconds", 0)) for one in section.run.summaries)
         whole = section.complete and not stopped
@@ -227,7 +237,7 @@ class EvaluateHandlers(TabHandlers):
             "run": run_id,
             "message": stopped or ("Done" if whole else "Not complete"),
             "facts": [f"took {seconds:.1f} s"] if whole and seconds else [],
-            "data": cached(data, "evaluation.bin", self.component),
+            "data": self.store.keep(run_id, cached(data, "evaluation.bin", self.component)),
         }
 
     # --- questions of the component: no queue and no model; one JSON argument; {"error": ...} -----
@@ -243,13 +253,23 @@ class EvaluateHandlers(TabHandlers):
     def evaluation_file(self, ask: Any) -> dict[str, Any]:
         """A file of a run: {"run": id, "what": one of `evaluate_files.MEDIA`}."""
         assert self.component is not None
-        what = field_of(ask, "what")
+        what, run_id = field_of(ask, "what"), field_of(ask, "run")
         try:
-            data = file_of(self.store.find(field_of(ask, "run")), what)
+            data = file_of(self.store.find(run_id), what)
         except ValueError as error:
             return {"error": str(error)}
         name = f"evaluation-{what}" if what != "records.jsonl" else "evaluation-answers.jsonl"
-        return {**cached(data, name, self.component), "name": name}
+        return {**self.store.keep(run_id, cached(data, name, self.component)), "name": name}
+
+    def forget_evaluation(self, ask: Any) -> dict[str, Any]:
+        """Delete a run, its records and what was made of it: {"run": id}."""
+        if self.settings.app.read_only:
+            return {"error": READ_ONLY}
+        try:
+            self.store.delete(field_of(ask, "run"))
+        except ValueError as error:
+            return {"error": str(error)}
+        return {}
 
     def question(self, ask: Any) -> tuple[Run, Question]:
         """A question of a run: {"run": id, "question": id}.

@@ -1,7 +1,8 @@
 """Folders of the Evaluate tab's runs, under the app's cache folder.
 
-A browser holds a run's id, which cannot be guessed and is the whole of its right to see it. The
-records are the run: what is shown of it is computed from them again.
+A browser holds a run's id, which cannot be guessed. Where nobody logs in, that is the whole of its
+right to see it; where users do, a file in the run's folder says whose it is. The records are the
+run: what is shown of it is computed from them again.
 """
 
 from __future__ import annotations
@@ -13,7 +14,13 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
+from sinkscope.utils import write_atomically
+from sinkscope.web.runs.copies import Copies
+from sinkscope.web.runs.inspector import files_in
+from sinkscope.web.runs.owners import OWNER, user_now
+from sinkscope.web.runs.results import mine
 from sinkscope.web.runs.store import new_id
 
 MOST_RUNS = 100
@@ -29,10 +36,19 @@ class EvaluateStore:
     Args:
         folder: of all runs; made when the first one comes.
         clock: seconds; tests have their own.
+        owned: whether users log in, so that each sees the own runs alone.
+        copies: of this store's runs.
     """
 
-    def __init__(self, folder: Path, clock: Callable[[], float] = time.time) -> None:
-        self._folder, self._clock = folder, clock
+    def __init__(
+        self,
+        folder: Path,
+        clock: Callable[[], float] = time.time,
+        owned: bool = False,
+        copies: Copies | None = None,
+    ) -> None:
+        self._folder, self._clock, self._owned = folder, clock, owned
+        self.copies = copies or Copies()
         self._open: set[str] = set()
         self._lock = threading.Lock()
 
@@ -62,13 +78,40 @@ class EvaluateStore:
         """The folder of a run that has records.
 
         Raises:
-            ValueError: it is unknown, or gone.
+            ValueError: it is unknown, gone, or another user's.
         """
         if isinstance(run_id, str) and _ID.fullmatch(run_id):
             folder = self.place(run_id)
-            if any(folder.glob("records*.jsonl")):
+            if any(folder.glob("records*.jsonl")) and self._may_see(run_id):
                 return folder
         raise ValueError(GONE)
+
+    def keep(self, run_id: str, value: dict[str, Any]) -> dict[str, Any]:
+        """A value for the page whose files go when the run goes."""
+        self.copies.add([run_id], files_in(value))
+        return value
+
+    def delete(self, run_id: str) -> None:
+        """Remove a run that who asks may see, with what was made of it.
+
+        Raises:
+            ValueError: it is unknown, gone, another user's, or under way.
+        """
+        self.find(run_id)
+        with self._lock:
+            if run_id in self._open:
+                raise ValueError("This run is under way; stop it first.")
+            shutil.rmtree(self._folder / run_id, ignore_errors=True)
+        self.copies.drop(run_id)
+
+    def _may_see(self, run_id: str) -> bool:
+        return not self._owned or mine(self._owner(run_id))
+
+    def _owner(self, run_id: str) -> str | None:
+        try:
+            return (self._folder / run_id / OWNER).read_text(encoding="utf-8")
+        except (OSError, ValueError):  # there is none, or it is damaged
+            return None
 
     @contextmanager
     def writing(self, run_id: str) -> Iterator[Path]:
@@ -82,10 +125,18 @@ class EvaluateStore:
                 raise ValueError("This run is under way already.")
             self._open.add(run_id)
         try:
+            self._claim(run_id)
             yield self.place(run_id)
         finally:
             with self._lock:
                 self._open.discard(run_id)
+
+    def _claim(self, run_id: str) -> None:
+        """A run that begins belongs to who asks for it."""
+        user, path = user_now(), self._folder / run_id / OWNER
+        if self._owned and user is not None and not path.exists():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_atomically(path, lambda file: file.write(user.encode()))
 
     def _drop(self) -> None:
         runs = [path for path in self._folder.iterdir() if path.name not in self._open]
@@ -93,3 +144,4 @@ class EvaluateStore:
         for place, path in enumerate(newest, 1):
             if place >= MOST_RUNS or self._clock() - path.stat().st_mtime > LONGEST_SECONDS:
                 shutil.rmtree(path, ignore_errors=True)
+                self.copies.drop(path.name)

@@ -61,7 +61,11 @@ def build_evaluate(handlers: EvaluateHandlers, explore: Form) -> None:
             shown = drawn(
                 "evaluate",
                 {"phase": "empty"},
-                [handlers.open_evaluation, handlers.evaluation_file],
+                [
+                    handlers.open_evaluation,
+                    handlers.evaluation_file,
+                    handlers.forget_evaluation,
+                ],
             )
     handlers.component = shown
     asked: dict[str, Block] = {

@@ -14,6 +14,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from PIL import Image
+
 from sinkscope.config import ImageLimits
 from sinkscope.evaluation.base import Question
 from sinkscope.evaluation.data import Row, StoredPicture, open_data
@@ -24,13 +26,15 @@ from sinkscope.records.pictures import Uploaded, picture
 from sinkscope.records.record import RecordError
 from sinkscope.records.sources import file_source
 from sinkscope.records.text import Damaged
+from sinkscope.web.runs.image_process import write_image
 from sinkscope.web.server.uploads import upload_path
 from sinkscope.web.sinks.files import ALLOWED, question_file
 from sinkscope.web.sinks.request import Picture
 
 QUESTIONS = "questions.jsonl"
 MOST_FILES = 1000
-MOST_BYTES = 200_000_000  # of the images of one run
+MOST_BYTES = 200_000_000  # of the images of one run, as they were uploaded
+MOST_KEPT = 2_000_000_000  # of them as they are kept
 _NAMED = 3  # faults that a refusal names
 
 
@@ -39,7 +43,7 @@ def keep_questions(
     folder: Path,
     limits: ImageLimits,
     most: int,
-    opened: Callable[[Path | bytes, ImageLimits], object] = open_image,
+    opened: Callable[[Path | bytes, ImageLimits], Image.Image] = open_image,
 ) -> tuple[Path, int]:
     """Check uploaded questions, and put a copy of them and their images into a new folder.
 
@@ -48,7 +52,7 @@ def keep_questions(
         folder: is made.
         limits: of images.
         most: how many questions are taken, the first ones.
-        opened: opens an image, to see that it can be.
+        opened: opens an image; the copy is a PNG of ours with its pixels, without loss.
 
     Returns:
         The file of the copy (JSON lines), and how many questions it has.
@@ -122,9 +126,10 @@ class _Copies:
 
     folder: Path
     limits: ImageLimits
-    opened: Callable[[Path | bytes, ImageLimits], object]
+    opened: Callable[[Path | bytes, ImageLimits], Image.Image]
     names: dict[Path | bytes, str] = field(default_factory=dict)
     size: int = 0
+    kept: int = 0
 
     def name_of(self, given: StoredPicture) -> str:
         """The name of the copy.
@@ -136,17 +141,23 @@ class _Copies:
         found = picture(given.reference, given.pictures, self.limits.max_bytes)
         if found in self.names:
             return self.names[found]
-        self.opened(found, self.limits)
-        data = found if isinstance(found, bytes) else found.read_bytes()
-        self.size += len(data)
-        if self.size > MOST_BYTES:
-            raise ValueError(
-                f"The images have more than {MOST_BYTES / 1e6:.0f} MB together, the most allowed; "
-                "the command line has no such limit (sinkscope evaluate run --task jsonl)."
-            )
-        name = self.names[found] = f"{len(self.names) + 1:05}.image"
-        (self.folder / name).write_bytes(data)
+        self.size += len(found) if isinstance(found, bytes) else found.stat().st_size
+        _check_sum(self.size, MOST_BYTES, "together")
+        image = self.opened(found, self.limits)
+        name = f"{len(self.names) + 1:05}.image"
+        write_image(image, self.folder / name)
+        self.kept += (self.folder / name).stat().st_size
+        _check_sum(self.kept, MOST_KEPT, "together without compression")
+        self.names[found] = name
         return name
+
+
+def _check_sum(size: int, most: int, how: str) -> None:
+    if size > most:
+        raise ValueError(
+            f"The images have more than {most / 1e6:.0f} MB {how}, the most allowed; the command "
+            "line has no such limit (sinkscope evaluate run --task jsonl)."
+        )
 
 
 def _line(question: Question, images: Sequence[str]) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from sinkscope.models.loading import ModelHandle
 from sinkscope.setting import REQUIRED, checked, explained, offered, refuse, setting, settings_of
 from sinkscope.sinks.samples import PROMPT, Sample
 from sinkscope.web.components.controls import said_by
-from sinkscope.web.server.uploads import MOST_FILES, open_upload, upload_path
+from sinkscope.web.server.uploads import MOST_FILES, upload_path
 from sinkscope.web.sinks.request import (
     IMAGES,
     LONGEST_PROMPT,
@@ -97,9 +97,9 @@ def samples_of(
     handle: ModelHandle,
     limits: ImageLimits,
     job: Job,
-    opened: Opener = open_upload,
+    opened: Opener,
 ) -> Prompts:
-    """The samples of a run; `opened` opens an upload.
+    """The samples of a run; `opened` opens an upload (`web.sinks.request.draw_samples`).
 
     Raises:
         ValueError: there is none that can be used, or a file that this model cannot read.
@@ -119,9 +119,9 @@ def samples_of(
             samples=request.count,
             held_out=0,
         ),
+        opened,
         limits,
         **job.hooks,
-        opened=opened,
     ).find
     source = "the upload" if drawn.source == "The upload" else drawn.source  # inside a sentence
     return Prompts(drawn.samples, source, drawn.notes())

@@ -7,7 +7,6 @@ result or nothing: an experiment that was stopped has measured only a part of wh
 from __future__ import annotations
 
 import logging
-import tempfile
 import zipfile
 from collections.abc import Callable
 from functools import partial
@@ -27,7 +26,8 @@ from sinkscope.utils import sha256
 from sinkscope.web.experiments.payload import build_experiment_payload
 from sinkscope.web.experiments.request import ExperimentRequest, samples_of
 from sinkscope.web.experiments.store import ExperimentResult
-from sinkscope.web.runs.image_process import ImageProcess
+from sinkscope.web.runs.copies import Copies
+from sinkscope.web.runs.image_process import ImageProcess, KeptImages
 from sinkscope.web.runs.inspector import cached, cached_file
 from sinkscope.web.runs.job_values import (
     UNFORESEEN,
@@ -40,6 +40,8 @@ from sinkscope.web.runs.job_values import (
 from sinkscope.web.runs.loaded_model import LoadedModel
 from sinkscope.web.runs.results import ResultStore
 from sinkscope.web.runs.tab_handlers import ResultHandlers
+from sinkscope.web.server.read_only import READ_ONLY
+from sinkscope.web.server.temporary import scratch
 
 log = logging.getLogger(__name__)
 
@@ -56,6 +58,7 @@ class ExperimentsHandlers(ResultHandlers[ExperimentRequest]):
 
     Args:
         engine: what runs an experiment; tests put their own here.
+        copies: those of runs, beside which this tab keeps its own.
     """
 
     kind, what = EXPERIMENT, "an experiment"
@@ -67,10 +70,13 @@ class ExperimentsHandlers(ResultHandlers[ExperimentRequest]):
         runner: Runner,
         engine: ExperimentEngine | None = None,
         images: ImageProcess | None = None,
+        copies: Copies | None = None,
     ) -> None:
         super().__init__(settings, loaded, runner, images)
         self.engine = engine or run_experiment
-        self.store: ResultStore[ExperimentResult] = ResultStore()
+        self.store: ResultStore[ExperimentResult] = ResultStore(
+            owned=bool(settings.app.login), copies=Copies(copies)
+        )
 
     # --- Run and Stop ----------------------------------------------------------------------------
 
@@ -98,17 +104,19 @@ class ExperimentsHandlers(ResultHandlers[ExperimentRequest]):
         handle = loaded_handle(self.loaded)
         experiment, own, study = request.check()
         job.enter("Reading the samples")
-        opened = partial(self.images.open_upload, stop=job.stop_event)
-        samples = samples_of(request, handle, self.settings.images, job, opened)
-        result = self.engine(
-            handle,
-            experiment.name,
-            samples,
-            own,
-            study,
-            on_progress=_staged(job, len(samples.samples)),
-            stop=job.stop_event,
-        )
+        limits = self.settings.images
+        with scratch() as folder:
+            opened = KeptImages(self.images, Path(folder), limits, job.stop_event)
+            samples = samples_of(request, handle, limits, job, opened)
+            result = self.engine(
+                handle,
+                experiment.name,
+                samples,
+                own,
+                study,
+                on_progress=_staged(job, len(samples.samples)),
+                stop=job.stop_event,
+            )
         job.enter(DRAWING)
         value = self._value(result, run_id)
         self.store.put(ExperimentResult(run_id, result, value))
@@ -116,11 +124,14 @@ class ExperimentsHandlers(ResultHandlers[ExperimentRequest]):
 
     def _value(self, result: Result, run_id: str) -> dict[str, Any]:
         assert self.component is not None
-        with tempfile.TemporaryDirectory() as folder:
+        with scratch() as folder:
             written = save_result(Path(folder), result)
             sizes = {path.name: _size(path) for path in written if path.suffix == ".png"}
             written.append(_archive(Path(folder), written, result))
-            files = {path.name: cached_file(path, self.component)["url"] for path in written}
+            files = {
+                path.name: self.store.keep(run_id, cached_file(path, self.component))["url"]
+                for path in written
+            }
         data = build_experiment_payload(result, files, sizes)
         return {
             "phase": "ready",
@@ -133,7 +144,7 @@ class ExperimentsHandlers(ResultHandlers[ExperimentRequest]):
                 f"{len(result.samples)} samples",
                 f"{result.seconds:.1f} s",
             ],
-            "data": cached(data, "experiment.bin", self.component),
+            "data": self.store.keep(run_id, cached(data, "experiment.bin", self.component)),
         }
 
     # --- a question of the component: no queue and no model; one JSON argument --------------------
@@ -142,6 +153,13 @@ class ExperimentsHandlers(ResultHandlers[ExperimentRequest]):
         """A result by its id, for a page that was reloaded."""
         kept = self.store.get(field_of(ask, "run"))
         return {"error": GONE} if kept is None else kept.value
+
+    def forget_experiment(self, ask: Any) -> dict[str, Any]:
+        """Delete a result and what was made of it: {"run": id}. Its comparisons stay."""
+        if self.settings.app.read_only:
+            return {"error": READ_ONLY}
+        self.store.delete(field_of(ask, "run"))
+        return {}
 
     def compare_experiments(self, ask: Any) -> dict[str, Any]:
         """Two finished runs side by side, by their ids: a result of its own, or an error."""

@@ -67,7 +67,11 @@ def build_experiments(handlers: ExperimentsHandlers, status: gr.HTML, tab: gr.Ta
         tab: whose opening says anew what the model can be asked.
     """
     listed = [{"name": row.name, "question": row.question} for row in catalogue.EXPERIMENTS]
-    functions = [handlers.open_experiment, handlers.compare_experiments]
+    functions = [
+        handlers.open_experiment,
+        handlers.compare_experiments,
+        handlers.forget_experiment,
+    ]
     with gr.Row(elem_id="experiments-desk"):
         with gr.Column(elem_id="experiments-ask", min_width=260):
             form = _build_form()

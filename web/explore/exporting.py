@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -38,6 +37,7 @@ from sinkscope.web.runs.pairs import find_run
 from sinkscope.web.runs.payload import IN_BROWSER
 from sinkscope.web.runs.standalone import build_standalone
 from sinkscope.web.runs.store import Run, made_of
+from sinkscope.web.server.temporary import scratch
 
 log = logging.getLogger(__name__)
 
@@ -286,7 +286,7 @@ def stopping_export(handlers: Handlers) -> Callable[..., Any]:
 def _files(handlers: Handlers, run: Run, wanted: Wanted, job: Job) -> list[dict[str, Any]]:
     """The files where Gradio serves files from; what the browser needs to fetch them."""
     assert handlers.component is not None
-    with tempfile.TemporaryDirectory() as folder:
+    with scratch() as folder:
         return [
             handlers.copied(
                 run, {**cached_file(path, handlers.component), "bytes": path.stat().st_size}

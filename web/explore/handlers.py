@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import base64
 import logging
-import tempfile
 import threading
 import time
 import traceback
@@ -52,6 +51,7 @@ from sinkscope.web.runs.shown import Shown
 from sinkscope.web.runs.standalone import build_standalone
 from sinkscope.web.runs.store import Run, RunStore, made_of, new_id
 from sinkscope.web.server.read_only import READ_ONLY
+from sinkscope.web.server.temporary import scratch
 from sinkscope.web.server.uploads import existing_upload
 
 log = logging.getLogger(__name__)
@@ -303,7 +303,7 @@ class Handlers:
         run, name = self._found(ask, described=False), field_of(ask, "variant")
         if not isinstance(run, Run) or name not in list(run.traces):
             return {"error": EXPIRED}
-        with tempfile.TemporaryDirectory() as folder:
+        with scratch() as folder:
             path = Path(folder) / "trace.safetensors"
             with_made(run.traces[name], made_of(run)).save(path)
             called = f"sinkscope-{run.id[:8]}-{name}.safetensors"

@@ -14,9 +14,16 @@ from pathlib import Path
 
 
 class Copies:
-    """Files by the runs that they are copies of. Safe to call from several threads."""
+    """Files by the runs that they are copies of. Safe to call from several threads.
 
-    def __init__(self) -> None:
+    Args:
+        beside: of other things (results of another tab) in the same folder: a file that is one of
+            theirs, too, stays with them.
+    """
+
+    def __init__(self, beside: Copies | None = None) -> None:
+        self._all: list[Copies] = [] if beside is None else beside._all
+        self._all.append(self)
         self._claims: dict[Path, set[frozenset[str]]] = {}
         self._paths: dict[str, set[Path]] = {}
         self._lock = threading.Lock()
@@ -53,6 +60,8 @@ class Copies:
                 for claim in self._claims.pop(path, ()):
                     for other in claim - {run_id}:
                         self._paths.get(other, set()).discard(path)
+                if any(path in other._claims for other in self._all):
+                    continue
                 with suppress(OSError):  # Gradio has removed it after its day
                     path.unlink()
                 with suppress(OSError):  # of this file alone

@@ -7,7 +7,6 @@ request of everybody else by half (docs/architecture.md, "The process model").
 from __future__ import annotations
 
 import logging
-import tempfile
 import threading
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -20,6 +19,7 @@ from sinkscope.jobs.helper import Helper, HelperLostError
 from sinkscope.jobs.job import Progress
 from sinkscope.methods.given import GivenMaps
 from sinkscope.methods.stack_file import save_stack
+from sinkscope.web.server.temporary import scratch
 
 log = logging.getLogger(__name__)
 
@@ -62,7 +62,7 @@ class DrawingProcess:
             ValueError: the process has ended, or the file of a trace is gone.
         """
         self.start()  # it loads while traces are written
-        with tempfile.TemporaryDirectory() as folder:
+        with scratch() as folder:
             files = [
                 (label, str(self._file_of(trace) or _saved(trace, Path(folder), number)))
                 for number, (label, trace) in enumerate(sides.items())

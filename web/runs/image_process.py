@@ -9,14 +9,12 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-import tempfile
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from gradio.utils import get_upload_folder
 from PIL import Image
 
 from sinkscope.config import ImageLimits
@@ -25,6 +23,7 @@ from sinkscope.jobs.job import Stopped
 from sinkscope.models.image_worker import ENVIRONMENT, MEMORY, MODULE
 from sinkscope.models.images import ImageError, called
 from sinkscope.models.loading import ModelHandle
+from sinkscope.web.server.temporary import scratch
 from sinkscope.web.server.uploads import UploadError, existing_upload
 
 log = logging.getLogger(__name__)
@@ -47,13 +46,6 @@ def limits_for(limits: ImageLimits, handle: ModelHandle | None) -> ImageLimits:
         return limits
     used = max(most / 1e6, SHOWN_MEGAPIXELS)
     return dataclasses.replace(limits, kept_megapixels=min(limits.kept_megapixels, used))
-
-
-def _scratch() -> tempfile.TemporaryDirectory[str]:
-    """A folder for a moment, in the app's own temporary one."""
-    own = Path(get_upload_folder())
-    own.mkdir(parents=True, exist_ok=True)
-    return tempfile.TemporaryDirectory(dir=own)
 
 
 class ImageProcess:
@@ -107,7 +99,7 @@ class ImageProcess:
         Raises:
             ImageError, Stopped: as `open_upload`.
         """
-        with _scratch() as folder:
+        with scratch() as folder:
             path = Path(folder) / "image"
             path.write_bytes(data)
             return self._opened(path, limits, name, stop)
@@ -116,7 +108,7 @@ class ImageProcess:
         self, path: Path, limits: ImageLimits, name: str | None, stop: threading.Event | None
     ) -> Image.Image:
         words = called(name)
-        with self._my_turn(stop), _scratch() as folder:
+        with self._my_turn(stop), scratch() as folder:
             ends = _Ends(stop, limits.decode_seconds)
             to = Path(folder) / "pixels"
             task = {
@@ -152,6 +144,59 @@ class ImageProcess:
             yield
         finally:
             self._turn.release()
+
+
+class KeptImages:
+    """Uploads, decoded elsewhere once each, as files of ours: PNG without loss, which this process
+    may open as often as it needs them.
+
+    Args:
+        process: decodes.
+        folder: for the files; whoever made it removes it.
+        limits: of images.
+        stop: once set, decoding ends within about a second.
+    """
+
+    def __init__(
+        self,
+        process: ImageProcess,
+        folder: Path,
+        limits: ImageLimits,
+        stop: threading.Event | None = None,
+    ) -> None:
+        self._process, self._folder = process, folder
+        self._limits, self._stop = limits, stop
+        self._made = 0
+
+    def __call__(
+        self, given: Path | bytes | str, name: str | None = None
+    ) -> tuple[Path, Image.Image]:
+        """The file of ours, and the image.
+
+        Raises:
+            UploadError, ImageError, Stopped: as `ImageProcess.open_upload`.
+        """
+        if isinstance(given, bytes):
+            image = self._process.open_bytes(given, self._limits, name, self._stop)
+        else:
+            image = self._process.open_upload(str(given), self._limits, name, self._stop)
+        self._made += 1
+        path = self._folder / f"{self._made:05}.png"
+        write_image(image, path)
+        return path, image
+
+
+def write_image(image: Image.Image, path: Path) -> None:
+    """Write an image as PNG, quickly.
+
+    Raises:
+        ImageError: the disk cannot be written.
+    """
+    try:
+        image.save(path, format="PNG", compress_level=1)
+    except OSError as error:
+        why = error.strerror or "a file cannot be written"
+        raise ImageError(f"The image cannot be kept: {why}.") from error
 
 
 class _Ends(threading.Event):

@@ -1,6 +1,7 @@
 """Results of the tabs: in memory, few and not for long.
 
-A browser holds a result's id, which cannot be guessed and is the whole of its right to see it.
+A browser holds a result's id, which cannot be guessed. Where nobody logs in, that is the whole of
+its right to see the result; where users do, a result is given to whoever asked for it alone.
 """
 
 from __future__ import annotations
@@ -8,22 +9,48 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
-from typing import Generic, Protocol, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
 from cachetools import TTLCache
+
+from sinkscope.web.runs.copies import Copies
+from sinkscope.web.runs.inspector import files_in
+from sinkscope.web.runs.owners import user_now
 
 MOST_RESULTS = 64
 LONGEST_SECONDS = 12 * 3600.0  # less than Gradio keeps the files that a result's numbers are in
 
 
-class HasId(Protocol):
-    """A result that is asked for by its id."""
+class Owned(Protocol):
+    """A result."""
 
     @property
     def id(self) -> str: ...
 
+    @property
+    def owner(self) -> str | None:
+        """The user who asked for it; None where that is not known, as where nobody logs in."""
 
-Result = TypeVar("Result", bound=HasId)
+
+Result = TypeVar("Result", bound=Owned)
+
+
+def mine(owner: str | None) -> bool:
+    """Whether who asks now is this user; nobody is, where that is not known."""
+    return owner is not None and owner == user_now()
+
+
+class _Kept(TTLCache[str, Result]):
+    """Tells which results left to make room."""
+
+    def __init__(self, clock: Callable[[], float], gone: Callable[[str], None]) -> None:
+        super().__init__(MOST_RESULTS, LONGEST_SECONDS, clock)
+        self._gone = gone
+
+    def popitem(self) -> tuple[str, Result]:
+        item = super().popitem()
+        self._gone(item[0])
+        return item
 
 
 class ResultStore(Generic[Result]):
@@ -31,18 +58,50 @@ class ResultStore(Generic[Result]):
 
     Args:
         clock: seconds; tests have their own.
+        owned: whether users log in, so that each sees the own results alone.
+        copies: of this store's results.
     """
 
-    def __init__(self, clock: Callable[[], float] = time.time) -> None:
-        self._results: TTLCache[str, Result] = TTLCache(MOST_RESULTS, LONGEST_SECONDS, clock)
+    def __init__(
+        self,
+        clock: Callable[[], float] = time.time,
+        owned: bool = False,
+        copies: Copies | None = None,
+    ) -> None:
+        self._owned = owned
+        self.copies = copies or Copies()
+        self._results: _Kept[Result] = _Kept(clock, self.copies.drop)
         self._lock = threading.Lock()
 
     def put(self, result: Result) -> None:
         """Take a result in."""
         with self._lock:
+            self._drop_old()
             self._results[result.id] = result
 
     def get(self, result_id: object) -> Result | None:
-        """The result of an id, or None where it is unknown or too old."""
+        """The result of an id, or None where it is unknown, too old, or another user's."""
         with self._lock:
-            return self._results.get(result_id) if isinstance(result_id, str) else None
+            self._drop_old()
+            found = self._results.get(result_id) if isinstance(result_id, str) else None
+        if found is None or (self._owned and not mine(found.owner)):
+            return None
+        return found
+
+    def delete(self, result_id: object) -> None:
+        """Forget a result that who asks may see, and remove the files that were made of it."""
+        found = self.get(result_id)
+        if found is None:
+            return
+        with self._lock:
+            self._results.pop(found.id, None)
+        self.copies.drop(found.id)
+
+    def keep(self, result_id: str, value: dict[str, Any]) -> dict[str, Any]:
+        """A value for the page whose files go when the result goes."""
+        self.copies.add([result_id], files_in(value))
+        return value
+
+    def _drop_old(self) -> None:
+        for result_id, _ in self._results.expire() or ():
+            self.copies.drop(result_id)

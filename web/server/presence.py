@@ -24,7 +24,7 @@ GRACE_SECONDS = 1.2
 _FORGET_SECONDS = 60.0  # after which it makes no difference when a session left
 
 _HEARTBEAT = re.compile(r"/heartbeat/([^/]+)/?\Z")
-_CALL = re.compile(r"/call/(?:v2/)?[^/]+/([^/]+)/?\Z")
+CALL = re.compile(r"/call/(?:v2/)?[^/]+/([^/]+)/?\Z")
 
 
 class Presence:
@@ -69,6 +69,11 @@ class Presence:
             last = max(since, self._left.get(session, since))
         return self._clock() - last > self._grace
 
+    def there(self, session: str) -> bool:
+        """Whether a session has a stream open."""
+        with self._lock:
+            return self._open[session] > 0
+
     @property
     def sessions(self) -> int:
         """How many sessions have somebody there."""
@@ -109,7 +114,7 @@ class Attendance:
             return str((asked.get("session_hash") or [""])[0])
         if (beat := _HEARTBEAT.search(path)) is not None:
             return str(beat[1])
-        if (call := _CALL.search(path)) is not None:
+        if (call := CALL.search(path)) is not None:
             return self._session_of(call[1])
         return ""
 

@@ -17,6 +17,8 @@ import tempfile
 import time
 from pathlib import Path
 
+from gradio.utils import get_upload_folder
+
 try:
     import fcntl
 except ImportError:  # Windows: who still uses a folder cannot be told, so none is removed
@@ -27,6 +29,7 @@ log = logging.getLogger(__name__)
 NAME = "temporary"  # of the folder below the cache
 OURS = ("runs", "page_evaluations", "page_sinks", NAME)  # below the cache
 VARIABLE = "GRADIO_TEMP_DIR"
+SCRATCH = "scratch-"  # how the names of folders begin that are there for a moment
 _LOCK = ".lock"
 _NEW, _LOCKED = "new-", "app-"  # how folders begin that are not locked yet, and that are
 
@@ -73,6 +76,15 @@ def own_folder(cache: Path) -> Path:
     os.environ[VARIABLE] = str(folder)
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     return folder
+
+
+def scratch() -> tempfile.TemporaryDirectory[str]:
+    """A folder for a moment, in the app's own one: for whatever is made on the way to a file that
+    is served. The system's place for temporary files is one that others use too, and what a killed
+    app left there nobody would remove."""
+    own = Path(get_upload_folder())
+    own.mkdir(parents=True, exist_ok=True)
+    return tempfile.TemporaryDirectory(prefix=SCRATCH, dir=own)
 
 
 def remove_abandoned(place: Path) -> int:

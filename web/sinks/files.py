@@ -16,7 +16,7 @@ from sinkscope.jobs.job import Progress, Stopped
 from sinkscope.records.drawing import StoppedReading
 from sinkscope.records.pictures import Uploaded
 from sinkscope.records.sources import file_kind, file_source
-from sinkscope.sinks.samples import PROMPT, Sample, SampleSet, read_samples
+from sinkscope.sinks.samples import PROMPT, Opened, Sample, SampleSet, read_samples
 from sinkscope.utils import sha256
 from sinkscope.web.server.uploads import upload_path
 
@@ -55,6 +55,7 @@ def samples_of_file(
     prompt: str,
     seed: int,
     limits: ImageLimits,
+    opened: Opened,
     on_progress: Progress | None = None,
     stop: threading.Event | None = None,
 ) -> SampleSet:
@@ -68,7 +69,7 @@ def samples_of_file(
             then a row whose question nobody can find must not be asked another one.
         seed: which are taken.
         limits: of images.
-        on_progress, stop: as in `sinks.samples.read_samples`.
+        opened, on_progress, stop: as in `sinks.samples.read_samples`.
 
     Raises:
         ValueError: the file cannot be read, is no upload, or no row of it can be asked.
@@ -87,6 +88,7 @@ def samples_of_file(
             prompt=None if prompt == PROMPT else prompt,
             seed=seed,
             limits=limits,
+            opened=opened,
             on_progress=on_progress,
             stop=stop,
         )

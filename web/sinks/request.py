@@ -11,7 +11,6 @@ import hashlib
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 from PIL.Image import Image
@@ -24,10 +23,11 @@ from sinkscope.sinks.samples import Sample, SampleSet, image_digest
 from sinkscope.sinks.settings import FindSettings
 from sinkscope.sinks.validating.settings import ValidateSettings
 from sinkscope.utils import none_usable
-from sinkscope.web.server.uploads import MOST_FILES, open_upload
+from sinkscope.web.server.uploads import MOST_FILES
 from sinkscope.web.sinks.files import by_picture, question_file, samples_of_file
 
-Opener = Callable[..., Image]  # as web.server.uploads.open_upload
+# As web.runs.image_process.KeptImages: a file of ours in place of an upload, and the image.
+Opener = Callable[..., tuple[Path, Image]]
 
 MOST_SAMPLES = 200
 LONGEST_PROMPT = 20_000
@@ -121,15 +121,16 @@ class SampleSplit:
 
 def draw_samples(
     request: SinksRequest,
+    opened: Opener,
     limits: ImageLimits,
     on_progress: Progress | None = None,
     stop: threading.Event | None = None,
-    opened: Opener = open_upload,
 ) -> SampleSplit:
     """Open images until there are enough, and part them.
 
     Where there are fewer than asked for, both sets keep their proportion, finding at least one.
-    `opened` opens an upload.
+    `opened` opens an upload, and says what takes its place in the samples; `limits` are those of
+    the images in a file with questions.
 
     Raises:
         ValueError: no image can be used.
@@ -148,12 +149,13 @@ def draw_samples(
             request.prompt,
             int(request.seed),
             limits,
+            opened,
             on_progress,
             stop,
         )
         return _parted(read, wanted, held_out, int(request.seed))
     else:
-        usable, skipped = _opened(request, total, partial(opened, limits=limits), on_progress, stop)
+        usable, skipped = _opened(request, total, opened, on_progress, stop)
         source = "The upload"
     if not usable:
         raise ValueError(f"{none_usable(len(skipped), 'image')}; {skipped[0][1]}")
@@ -205,7 +207,7 @@ def _scenes(request: SinksRequest, count: int) -> list[Sample]:
 def _opened(
     request: SinksRequest,
     most: int,
-    opened: Callable[..., Image],
+    opened: Opener,
     on_progress: Progress | None,
     stop: threading.Event | None,
 ) -> tuple[list[Sample], list[tuple[str, str]]]:
@@ -220,15 +222,16 @@ def _opened(
         if len(usable) == most:
             break
         try:
-            digest = image_digest(opened(str(path), name=name))
+            kept, image = opened(str(path), name=name)
         except ImageError as error:
             skipped.append((name, str(error)))
             continue
+        digest = image_digest(image)
         if digest in seen:
             skipped.append((name, f"{name} is the same picture as {seen[digest]}."))
             continue
         seen[digest] = name
-        usable.append(Sample(name, (path,), request.prompt, digests=(digest,)))
+        usable.append(Sample(name, (kept,), request.prompt, digests=(digest,)))
         if on_progress is not None:
             on_progress(len(usable), min(most, len(order)), "Reading the images")
     return usable, skipped

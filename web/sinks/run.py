@@ -10,7 +10,6 @@ from __future__ import annotations
 import dataclasses
 import math
 import shutil
-import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -33,7 +32,8 @@ from sinkscope.sinks.samples import Sample, SampleSet
 from sinkscope.sinks.validating.validate import validate
 from sinkscope.sinks.validating.validation import Validation
 from sinkscope.utils import sha256
-from sinkscope.web.runs.image_process import ImageProcess
+from sinkscope.web.runs.copies import Copies
+from sinkscope.web.runs.image_process import ImageProcess, KeptImages
 from sinkscope.web.runs.inspector import cached, error_value
 from sinkscope.web.runs.job_values import (
     Values,
@@ -46,6 +46,8 @@ from sinkscope.web.runs.loaded_model import LoadedModel
 from sinkscope.web.runs.payload import encode_image
 from sinkscope.web.runs.store import new_id
 from sinkscope.web.runs.tab_handlers import ResultHandlers
+from sinkscope.web.server.read_only import READ_ONLY
+from sinkscope.web.server.temporary import scratch
 from sinkscope.web.sinks.payload import build_sinks_payload, measured_in, profile_name, scores_in
 from sinkscope.web.sinks.request import SampleSplit, SinksRequest, draw_samples
 from sinkscope.web.sinks.store import SinksResult, SinksStore
@@ -68,6 +70,7 @@ class SinksHandlers(ResultHandlers[SinksRequest]):
 
     Args:
         engine: what finds and validates.
+        copies: those of runs, beside which this tab keeps its own.
     """
 
     kind, what = SINKS, "finding sinks"
@@ -79,11 +82,16 @@ class SinksHandlers(ResultHandlers[SinksRequest]):
         runner: Runner,
         engine: SinksEngine | None = None,
         images: ImageProcess | None = None,
+        copies: Copies | None = None,
     ) -> None:
         super().__init__(settings, loaded, runner, images)
         self.engine = engine or SinksEngine()
         # Not `sinks`, where the command line keeps what it measures: old folders here are deleted.
-        self.store = SinksStore(settings.app.cache / "page_sinks")
+        self.store = SinksStore(
+            settings.app.cache / "page_sinks",
+            owned=bool(settings.app.login),
+            copies=Copies(copies),
+        )
 
     # --- Run and Stop ----------------------------------------------------------------------------
 
@@ -107,13 +115,17 @@ class SinksHandlers(ResultHandlers[SinksRequest]):
         """The result, computed in the job's thread, which alone holds the model meanwhile."""
         handle = loaded_handle(self.loaded)
         job.enter("Starting")
-        return self._result(job, handle, request)
+        with scratch() as folder:
+            limits = self.settings.images
+            opened = KeptImages(self.images, Path(folder), limits, job.stop_event)
+            return self._result(job, handle, request, opened)
 
-    def _result(self, job: Job, handle: ModelHandle, request: SinksRequest) -> dict[str, Any]:
+    def _result(
+        self, job: Job, handle: ModelHandle, request: SinksRequest, opened: KeptImages
+    ) -> dict[str, Any]:
         _, _, finding, validating = request.check()
         job.enter("Reading the images")
-        opened = partial(self.images.open_upload, stop=job.stop_event)
-        drawn = draw_samples(request, self.settings.images, **job.hooks, opened=opened)
+        drawn = draw_samples(request, opened, self.settings.images, **job.hooks)
         info = handle.info
         about = (job.owner, info.id, info.revision, info.dtype, finding.measuring())
         work = self.store.work(sha256("\0".join(map(str, about)).encode())[:24])
@@ -173,20 +185,19 @@ class SinksHandlers(ResultHandlers[SinksRequest]):
     ) -> SinksResult:
         assert self.component is not None
         shown = scores_in(work, findings)
-        seen = {one.id for one in shown}
-        images = {
-            sample.id: cached(*encode_image(_opened(sample), PICTURE_SIDE), self.component)["url"]
-            for sample in samples.samples
-            if sample.id in seen
-        }
+        seen, run_id = {one.id for one in shown}, new_id()
+        images = {}
+        for sample in samples.samples:
+            if sample.id in seen:
+                made = cached(*encode_image(_opened(sample), PICTURE_SIDE), self.component)
+                images[sample.id] = self.store.keep(run_id, made)["url"]
         data = build_sinks_payload(findings, validation, why, shown, images)
-        run_id = new_id()
         value = {
             "phase": "stopped" if done else "ready",
             "run": run_id,
             "message": done or "Done",
             "facts": [] if done else [f"finding took {findings.seconds:.1f} s"],
-            "data": cached(data, "sinks.bin", self.component),
+            "data": self.store.keep(run_id, cached(data, "sinks.bin", self.component)),
         }
         result = SinksResult(findings, validation, why, value, run_id)
         self.store.put(result)
@@ -209,11 +220,19 @@ class SinksHandlers(ResultHandlers[SinksRequest]):
         result = self.store.get(field_of(ask, "run"))
         assert result is not None
         name = profile_name(result.findings)
-        with tempfile.TemporaryDirectory() as folder:
+        with scratch() as folder:
             path = Path(folder) / name
             write_profile(path, profile)
             data = path.read_bytes()
-        return {**cached(data, name, self.component), "name": name}
+        made = self.store.keep(result.id, cached(data, name, self.component))
+        return {**made, "name": name}
+
+    def forget_sinks(self, ask: Any) -> dict[str, Any]:
+        """Delete a result and what was made of it: {"run": id}."""
+        if self.settings.app.read_only:
+            return {"error": READ_ONLY}
+        self.store.delete(field_of(ask, "run"))
+        return {}
 
     def profile(self, ask: Any) -> SinkProfile:
         """The profile of a result with another tau: {"run": id, "tau": number}.

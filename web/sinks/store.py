@@ -11,6 +11,8 @@ from typing import Any
 
 from sinkscope.sinks.finding.findings import Findings
 from sinkscope.sinks.validating.validation import Validation
+from sinkscope.web.runs.copies import Copies
+from sinkscope.web.runs.owners import user_now
 from sinkscope.web.runs.results import LONGEST_SECONDS, ResultStore
 from sinkscope.web.runs.store import new_id
 
@@ -26,6 +28,7 @@ class SinksResult:
         validation: on other samples; None where it was left out or could not be done.
         why: in words, why there is none; empty where there is one.
         value: what the tab's component is given to show it.
+        owner: who asked for it, where users log in.
     """
 
     findings: Findings
@@ -33,6 +36,7 @@ class SinksResult:
     why: str = ""
     value: dict[str, Any] = field(default_factory=dict)
     id: str = field(default_factory=new_id)
+    owner: str | None = field(default_factory=user_now)
 
 
 class SinksStore(ResultStore[SinksResult]):
@@ -40,11 +44,17 @@ class SinksStore(ResultStore[SinksResult]):
 
     Args:
         folder: for the work of unfinished runs.
-        clock: seconds; tests have their own.
+        clock, owned, copies: as of `ResultStore`.
     """
 
-    def __init__(self, folder: Path, clock: Callable[[], float] = time.time) -> None:
-        super().__init__(clock)
+    def __init__(
+        self,
+        folder: Path,
+        clock: Callable[[], float] = time.time,
+        owned: bool = False,
+        copies: Copies | None = None,
+    ) -> None:
+        super().__init__(clock, owned, copies)
         self._folder, self._clock = folder, clock
 
     def work(self, name: str) -> Path:

@@ -51,7 +51,11 @@ def build_sinks(handlers: SinksHandlers, explore: Form) -> None:
         with gr.Column(elem_id="sinks-ask", min_width=260):
             form = _build_form()
         with gr.Column(elem_id="sinks-see", min_width=320):
-            shown = drawn("sinks", {"phase": "empty"}, [handlers.open_sinks, handlers.profile_file])
+            shown = drawn(
+                "sinks",
+                {"phase": "empty"},
+                [handlers.open_sinks, handlers.profile_file, handlers.forget_sinks],
+            )
     handlers.component = shown
     form.go.click(
         finding(handlers),

@@ -65,6 +65,17 @@ async function save(what) {
   tell(file.name);
 }
 
+async function forget() { // the run, its answers, and all that was made of it
+  if (!confirm("Delete this run, its answers and its files from the server?")) return;
+  const { run } = data, said = await server.forget_evaluation({ run });
+  if (!said || said.error) return tell(said ? said.error : "The server does not answer.");
+  sessionStorage.removeItem("sinkscope-evaluation");
+  data = coming = null;
+  delete root.dataset.ready;
+  keep(earlier().filter((one) => one.id !== run));
+  show({ phase: "empty", message: "Deleted" });
+}
+
 element.addEventListener("change", ({ target }) => {
   const name = target.dataset.set;
   if (!name) return;
@@ -74,6 +85,7 @@ element.addEventListener("change", ({ target }) => {
 element.addEventListener("click", ({ target }) => {
   const { do: what, save: file, open: question, method, run, drop } = target.dataset;
   if (what === "more") { view.most += MOST; list(); }
+  if (what === "delete") forget();
   if (what === "go-on") trigger("submit", { run: data.run });
   if (file) save(file);
   if (question) { tell(""); trigger("select", { run: data.run, question, method }); }

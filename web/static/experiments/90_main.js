@@ -38,7 +38,22 @@ function list(listed) {
   $(".listed").replaceChildren(...listed.map(({ name, question }) => node("li", {}, node("button", { type: "button", "data-name": name }, node("b", {}, name), node("span", {}, question)))));
 }
 
+async function forget() { // the result, and all that was made of it
+  if (!confirm("Delete this result and its files from the server?")) return;
+  const run = root.dataset.ready, said = await server.forget_experiment({ run });
+  if (!said || said.error) return complain(said ? said.error : "The server does not answer.");
+  sessionStorage.removeItem(KEPT);
+  sessionStorage.setItem(RUNS, JSON.stringify(runs().filter((one) => one.run !== run)));
+  sides();
+  coming = null;
+  delete root.dataset.ready;
+  $(".work").hidden = true;
+  $(".blank").hidden = false;
+  show({ phase: "empty" });
+}
+
 element.addEventListener("click", ({ target }) => {
+  if (target.dataset.do === "delete") forget();
   const button = target.closest("[data-name]");
   if (button) trigger("select", { name: button.dataset.name });
 });

@@ -36,6 +36,18 @@ async function save() {
   tell(`${file.name} with tau ${(+view.tau).toFixed(1)}`);
 }
 
+async function forget() { // the result, and all that was made of it
+  if (!confirm("Delete this result and its files from the server?")) return;
+  const said = await server.forget_sinks({ run: data.run });
+  if (!said || said.error) return complain(said ? said.error : "The server does not answer.");
+  sessionStorage.removeItem("sinkscope-sinks");
+  data = coming = null;
+  delete root.dataset.ready;
+  $(".work").hidden = true;
+  $(".blank").hidden = false;
+  show({ phase: "empty", message: "Deleted" });
+}
+
 element.addEventListener("input", ({ target }) => {
   const name = target.dataset.set;
   if (!name) return;
@@ -46,6 +58,7 @@ element.addEventListener("input", ({ target }) => {
 element.addEventListener("click", ({ target }) => {
   const what = target.dataset.do;
   if (what === "save") save();
+  if (what === "delete") forget();
   if (what === "calibrated") { view.tau = data.tau; paint(); }
   if (what !== "use" && what !== "own") return;
   trigger("select", { run: what === "use" ? data.run : null, tau: +view.tau });

@@ -1,0 +1,63 @@
+"""Events of Gradio's queue that nobody waits for: unknown ones, cancelled ones, closed ones.
+
+Gradio drops an event that is cancelled (`POST /cancel`, or the end of its stream `GET /call/...`),
+but lets a function that it has begun compute to its end. And the stream of an event that there is
+none of breaks off in the middle.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from gradio import Blocks
+from gradio.context import LocalContext
+from starlette.responses import JSONResponse
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from sinkscope.web.server.presence import CALL, session_of
+
+UNKNOWN_EVENT = (
+    "There is no such event, or its result was fetched already. POST to the same address without "
+    "the event's id begins one."
+)
+_LEFT = "_sinkscope_left"  # on an event of Gradio's, once its stream has been closed
+
+
+def withdrawn_now(blocks: Blocks) -> Callable[[], bool] | None:
+    """For the event that is being answered here: says whether it was cancelled or its stream was
+    closed since. None outside of the queue."""
+    queue, name = blocks._queue, LocalContext.event_id.get(None)
+    if name is None or name not in queue.event_ids_to_events:
+        return None
+
+    def withdrawn() -> bool:
+        event = queue.event_ids_to_events.get(name)
+        return event is None or hasattr(event, _LEFT)
+
+    return withdrawn
+
+
+class Events:
+    """Says that an event is unknown before its stream begins, and notes when one was closed."""
+
+    def __init__(self, app: ASGIApp, blocks: Blocks) -> None:
+        self.app, self._blocks = app, blocks
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        asked = None
+        if scope["type"] == "http" and scope["method"] == "GET":
+            asked = CALL.search(scope["path"])
+        if asked is None:
+            await self.app(scope, receive, send)
+            return
+        queue = self._blocks._queue
+        if session_of(self._blocks, asked[1]) not in queue.pending_messages_per_session:
+            said = {"detail": UNKNOWN_EVENT, "error": UNKNOWN_EVENT}
+            await JSONResponse(said, 404)(scope, receive, send)
+            return
+        try:
+            await self.app(scope, receive, send)
+        finally:
+            event = queue.event_ids_to_events.get(asked[1])
+            if event is not None:  # it is not over: whoever read it has gone
+                setattr(event, _LEFT, True)
