@@ -32,7 +32,8 @@ GENERATE = [
     0,
     "auto",
     False,
-]  # prompt, then the settings in their order
+    *(None, None, None),
+]  # prompt, the settings in their order, further images
 COMPARE = ["Hello", False, "", None, 0.6, 0.5, 0.2, "official", "", "", "none", *GENERATE[1:]]
 
 

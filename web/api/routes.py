@@ -41,8 +41,9 @@ def build_api(handlers: Handlers, offered: Sequence[str]) -> None:
         asked = {
             "image": UploadedImage(type="filepath", label="image"),
             "prompt": gr.Textbox(max_length=20_000, label="prompt"),
-            **{name: UploadedImage(type="filepath", label=name) for name in MORE},
         }
+        # Last, so that whoever calls by position finds the others where they were.
+        further = {name: UploadedImage(type="filepath", label=name) for name in MORE}
         same = {"same_text": argument("same_text", False, "VAR follows the baseline's answer.")}
         run = {"run": gr.Textbox(max_length=LONGEST_TEXT, label="run")}
         variant = {"variant": argument("variant", "baseline", "Which answer: baseline or var.")}
@@ -57,7 +58,11 @@ def build_api(handlers: Handlers, offered: Sequence[str]) -> None:
                 with_clear_errors(asking(function, settings)),
                 None,
                 outputs,
-                inputs_kwargs={**own, **inputs_of(settings)},
+                inputs_kwargs={
+                    **own,
+                    **inputs_of(settings),
+                    **(further if "image" in own else {}),
+                },
                 api_name=function.__name__,
                 **limits,
             )
