@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from gradio.utils import get_upload_folder
 from PIL import Image
 
 from sinkscope.attention_extractor import generate
@@ -136,7 +137,8 @@ def uploads(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Monkey
 
 @pytest.fixture
 def no_system_temporary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The system's place for temporary files is one where nothing can be made."""
+    """The system's place for temporary files is one where nothing can be made; the app's own stays."""
+    monkeypatch.setenv("GRADIO_TEMP_DIR", get_upload_folder())  # else Gradio asks the system again
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "nowhere"))
     monkeypatch.setenv("TMPDIR", str(tmp_path / "nowhere"))
 
