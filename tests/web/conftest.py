@@ -137,7 +137,7 @@ def uploads(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Monkey
 
 @pytest.fixture
 def no_system_temporary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The system's place for temporary files is one where nothing can be made; the app's own stays."""
+    """Nothing can be made in the system's place for temporary files; the app's own stays."""
     monkeypatch.setenv("GRADIO_TEMP_DIR", get_upload_folder())  # else Gradio asks the system again
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "nowhere"))
     monkeypatch.setenv("TMPDIR", str(tmp_path / "nowhere"))
