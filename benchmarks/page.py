@@ -146,11 +146,11 @@ def weight() -> dict[str, int]:
 def _site(example: Any, pace: _Pace | None) -> Iterator[str]:
     """The app on a free port: on the bundled example or a run of ours, with an engine of ours."""
     from sinkscope.config import AppSettings, Settings
-    from sinkscope.web.explore.handlers import Engine
+    from sinkscope.web.explore.handlers import RunFunctions
     from sinkscope.web.launch import launch
     from sinkscope.web.page import build_app
 
-    engine = Engine(pace.generate) if pace else None
+    engine = RunFunctions(pace.generate) if pace else None
     with tempfile.TemporaryDirectory() as cache:
         settings = Settings(app=AppSettings(port=0, cache_dir=cache))
         app = build_app(

@@ -21,7 +21,7 @@ from sinkscope.web.evaluate.tab import build_evaluate
 from sinkscope.web.experiments.run import ExperimentsHandlers
 from sinkscope.web.experiments.tab import build_experiments
 from sinkscope.web.explore.forecast import Forecaster, estimate_run
-from sinkscope.web.explore.handlers import Engine, Handlers
+from sinkscope.web.explore.handlers import Handlers, RunFunctions
 from sinkscope.web.explore.model_events import status_value
 from sinkscope.web.explore.picker import MODELS
 from sinkscope.web.explore.region import LastTested
@@ -52,7 +52,7 @@ def build_app(
     settings: Settings,
     handle: ModelHandle | None = None,
     *,
-    engine: Engine | None = None,
+    engine: RunFunctions | None = None,
     estimate: Callable[..., Forecast] = estimate_run,
     loaded: LoadedModel | None = None,
     sinks: SinksEngine | None = None,

@@ -20,7 +20,7 @@ from sinkscope.models.family import PromptInputs, PromptLayout, Segment
 from sinkscope.models.generation_file import GenerationFile
 from sinkscope.models.profiles import SinkProfile
 from sinkscope.models.views import one_view
-from sinkscope.web.explore.handlers import Engine
+from sinkscope.web.explore.handlers import RunFunctions
 from tests.web.synthetic import HOSTILE, WORDS, make_pair, make_trace, with_more
 
 THOUSAND = tuple(f" word{n}" for n in range(1000))
@@ -67,8 +67,8 @@ class ScriptedEngine:
         self.begun = threading.Event()
         self.ended = threading.Event()
 
-    def engine(self) -> Engine:
-        return Engine(self.generate, self.compare)
+    def engine(self) -> RunFunctions:
+        return RunFunctions(self.generate, self.compare)
 
     def hold(self) -> None:
         self._tokens = threading.Semaphore(0)

@@ -16,7 +16,7 @@ from sinkscope.config import GenerationSettings, Settings
 from sinkscope.models.generation_file import GenerationFile
 from sinkscope.web.explore.events import generating
 from sinkscope.web.explore.form import build_form
-from sinkscope.web.explore.handlers import Engine, Handlers
+from sinkscope.web.explore.handlers import Handlers, RunFunctions
 from sinkscope.web.explore.model_events import checkpoint_notice, choosing_decoding
 from sinkscope.web.runs.inspector import drawn, facts_of
 from sinkscope.web.runs.loaded_model import LoadedModel
@@ -89,7 +89,7 @@ def test_the_page_does_not_read_what_it_shows_as_unused(tmp_path: Path) -> None:
 
     loaded = LoadedModel()
     loaded.use(fake_handle())
-    handlers = Handlers(Settings(), loaded, RunStore(tmp_path, 10**8), Engine(generate))
+    handlers = Handlers(Settings(), loaded, RunStore(tmp_path, 10**8), RunFunctions(generate))
     with gr.Blocks():
         handlers.component = drawn("inspector", None)
     picture = tmp_path / "photo.png"

@@ -22,7 +22,7 @@ from sinkscope.attention_extractor import RunOutOfMemoryError
 from sinkscope.attention_processor import patch_map
 from sinkscope.capture.pace import Work
 from sinkscope.config import AppSettings, GenerationSettings, ModelSettings, Settings
-from sinkscope.web.explore.handlers import Engine, Handlers
+from sinkscope.web.explore.handlers import Handlers, RunFunctions
 from sinkscope.web.runs.inspector import drawn
 from sinkscope.web.runs.loaded_model import LoadedModel
 from sinkscope.web.runs.request import Request, parse_indices
@@ -135,7 +135,7 @@ def test_the_engine_gets_the_settings_files_layers(tmp_path: Path, picture: str)
     loaded = LoadedModel()
     loaded.use(fake_handle())
     start = Settings(generation=GenerationSettings(layers=(1,)))
-    made = Handlers(start, loaded, RunStore(tmp_path, 10**8), Engine(generate))
+    made = Handlers(start, loaded, RunStore(tmp_path, 10**8), RunFunctions(generate))
     with gr.Blocks():
         made.component = drawn("inspector", None)
     list(made.generate(Request(picture, "Hello"), "s"))
@@ -163,7 +163,7 @@ def test_keys_and_values_are_freed_for_a_model_and_after_a_full_memory(
     loaded = LoadedModel(lambda settings, on_progress: fake_handle())
     loaded.use(fake_handle())
     made = Handlers(
-        Settings(), loaded, RunStore(tmp_path, 10**8), Engine(scripted.generate, compare)
+        Settings(), loaded, RunStore(tmp_path, 10**8), RunFunctions(scripted.generate, compare)
     )
     with gr.Blocks():
         made.component = drawn("inspector", None)

@@ -62,7 +62,7 @@ LONGEST_PLACE = 8000  # of a view in an address, with a note of 500 letters
 
 
 @dataclass(frozen=True)
-class Engine:
+class RunFunctions:
     """What computes runs; tests put their own here."""
 
     generate: Callable[..., GenerationTrace] = attention_extractor.generate
@@ -77,13 +77,13 @@ class Handlers:
         settings: Settings,
         loaded: LoadedModel,
         store: RunStore,
-        engine: Engine | None = None,
+        engine: RunFunctions | None = None,
         pace: Pace | None = None,
     ) -> None:
         self.settings = settings
         self.loaded = loaded
         self.store = store
-        self.engine = engine or Engine()
+        self.engine = engine or RunFunctions()
         self.pace = pace or Pace()  # learns what runs take
         limit = settings.app.job_minutes
         self.runner = Runner(
