@@ -34,21 +34,21 @@ class Drawing:
         view: which part and how.
         first, last: tokens, both included, from 0; `last` None: for a figure only `first`, for an
             animation all from `first` on. A figure shows their mean.
-        own: first and last token of the second side, where it shows others.
         window, seconds, width: of an animation, as in `drawing.animation.animate`.
         idle: the second side's intervention changed nothing.
         made: for an animation, how the runs were made (`drawing.made`); empty: from the traces.
+        own: first and last token of the second side, where it shows others.
     """
 
     view: View = field(default_factory=View)
     first: int = 0
     last: int | None = None
-    own: tuple[int, int] | None = None
     window: int = 1
     seconds: float = 0.4
     width: int | None = None
     idle: bool = False
     made: str = ""
+    own: tuple[int, int] | None = None
 
     def values(self) -> dict[str, Any]:
         """The same as JSON values: of its view's method only the name."""
