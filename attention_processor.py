@@ -309,6 +309,14 @@ def slots_of(what: str, captured: Sequence[int], wanted: Sequence[int] | None) -
     return [where[index] for index in wanted]
 
 
+def sink_cells(trace: Rows, layers: Sequence[int] | None = None, image: int = 0) -> tuple[int, ...]:
+    """Cells of an image that are a sink in at least one of the layers (None: all captured)."""
+    wanted = set(trace.layers if layers is None else layers)
+    grid = trace.layout.grids[image]
+    found = {p for sinks in trace.sinks if sinks.layer in wanted for p in sinks.positions}
+    return grid.cells_of(k for k, p in enumerate(grid.positions) if p in found)
+
+
 def sink_columns(trace: Rows) -> torch.Tensor:
     """bool (L, V): which vision tokens are sinks in which captured layer."""
     import torch

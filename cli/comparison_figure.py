@@ -14,13 +14,12 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from sinkscope.attention_extractor import Comparison
-from sinkscope.attention_processor import PatchMap, patch_map
+from sinkscope.attention_processor import PatchMap, patch_map, sink_cells
 from sinkscope.cli.comparison import token_numbers
 from sinkscope.cli.drawing import sink_words
 from sinkscope.drawing.overlay import DIVERGING, under_map
 from sinkscope.drawing.scale import Ticks, difference_of
 from sinkscope.drawing.text import printable
-from sinkscope.drawing.view import View, sinks_of
 from sinkscope.visualization import (
     OverlayStyle,
     Scaling,
@@ -49,7 +48,7 @@ def comparison_figure(pair: Comparison, tokens: Sequence[int], style: OverlaySty
     image = under_map(_sized(pair.baseline.images[0].convert("RGB")))
     plain, changed = (patch_map(trace, list(tokens)) for trace in (pair.baseline, pair.var))
     scale = scale_of([plain, changed], style)
-    style = dataclasses.replace(style, sinks=sinks_of(pair.baseline, View()))
+    style = dataclasses.replace(style, sinks=sink_cells(pair.baseline))
     idle = not (pair.var.var or {}).get("changed")
     values = difference_of(plain.values, changed.values, idle=idle)
     moved = dataclasses.replace(plain, values=values, signed=True)

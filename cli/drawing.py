@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from sinkscope.attention_processor import PatchMap, patch_map
+from sinkscope.attention_processor import PatchMap, patch_map, sink_cells
 from sinkscope.capture.arrays import as_arrays
 from sinkscope.capture.trace import GenerationTrace
 from sinkscope.cli.tables import Column, print_table
@@ -91,15 +91,15 @@ def draw(
     """
     from sinkscope.drawing.figures import contact_sheet, figure, save
     from sinkscope.drawing.overlay import overlay, under_map
-    from sinkscope.drawing.view import View, sinks_of
 
     selection = selection.for_run(trace)
     shares = token_shares(trace, selection)
     image = under_map(trace.images[selection.image], selection.photo)
     note = f"{trace.model.id} ({trace.model.revision}), prompt: {trace.prompt}"
     if selection.sinks:
-        view = View(layers=selection.layers, picked=selection.picked, image=selection.image)
-        style = dataclasses.replace(style, sinks=sinks_of(trace, view))
+        picked = selection.picked
+        layers = selection.layers if picked is None else picked.layers
+        style = dataclasses.replace(style, sinks=sink_cells(trace, layers, selection.image))
         note = f"{sink_words(trace, style.sinks)}. {note}"
     if selection.token == "all":
         maps = [_map(trace, t, selection) for t in range(len(trace.tokens))]

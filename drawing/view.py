@@ -15,6 +15,7 @@ from sinkscope.attention_processor import (
     image_share,
     map_label,
     of_pairs,
+    sink_cells,
     sink_share,
     slots_of,
 )
@@ -213,11 +214,7 @@ def same_grids(a: GenerationTrace, b: GenerationTrace) -> bool:
 
 def sinks_of(rows: Rows, view: View) -> tuple[int, ...]:
     """Cells of the view's image that are a sink in at least one of its layers."""
-    chosen = view.shown_layers
-    layers = set(rows.layers if chosen is None else chosen)
-    grid = rows.layout.grids[view.image]
-    found = {p for sinks in rows.sinks if sinks.layer in layers for p in sinks.positions}
-    return grid.cells_of(k for k, p in enumerate(grid.positions) if p in found)
+    return sink_cells(rows, view.shown_layers, view.image)
 
 
 def treated_of(trace: GenerationTrace, view: View) -> tuple[int, ...]:

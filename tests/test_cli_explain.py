@@ -64,8 +64,8 @@ def test_explain_writes_what_the_ending_says(
     [
         (("-o", "x.gif"), "allowed: a file ending in .png"),
         (("-o", "x.png", "--methods", "nothing"), "method is 'nothing'"),
-        (("-o", "x.png", "--token", "99"), "token is 99; the answer has 2"),
-        (("-o", "x.png", "--token", "1-7"), "allowed: a range within 0-1"),
+        (("-o", "x.png", "--token", "99"), "token is '99', and max_new_tokens allows 2"),
+        (("-o", "x.png", "--token", "1-7"), "token is '1-7', and max_new_tokens allows 2"),
         (("-o", "x.png", "--layers", "77"), "77"),
     ],
 )

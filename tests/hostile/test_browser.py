@@ -27,7 +27,7 @@ COUNT = share(0.05, 200)
 KEYS = (
     "v", "run", "t", "p", "l", "h", "combine", "method", "scale", "difference", "four", "box",
     "ask", "range", "colours", "overlay", "photo", "quantity", "opacity", "image", "sinks",
-    "smooth", "same", "swapped", "__proto__", "constructor", "toString", "",
+    "smooth", "same", "swapped", "heads", "__proto__", "constructor", "toString", "",
 )  # fmt: skip
 SOUND = (
     "v=2&run=abcdefghijklmnop&t=0-2&l=1-3&h=0-7&combine=max&scale=log&box=0-0-2-2&four=1-2-3-4.x"
@@ -49,7 +49,18 @@ def piece(name: str, *wanted: str) -> str:
 
 def addresses(count: int) -> Iterator[str]:
     rng = random.Random(1)
-    numbers = ("0-0", "0-999999", "-1-2", "9" * 400, "1-2-3-4", "1.5-2", "0-1e9", "٣-٤")
+    numbers = (
+        "0-0",
+        "0-999999",
+        "-1-2",
+        "9" * 400,
+        "1-2-3-4",
+        "localising~4.1-4.3",
+        "toString~1.1",
+        "1.5-2",
+        "0-1e9",
+        "٣-٤",
+    )
     for _ in range(count):
         if rng.random() < 0.3:
             yield garbled(SOUND.encode(), rng).decode("latin-1")
@@ -76,6 +87,7 @@ READ_ADDRESSES = """([source, cases]) => {
 def test_any_address_is_read_as_a_view_or_left_out(browser: Any) -> None:
     names = ("RUN_ID", "LINK", "LINKED", "AT_FIRST", "linkedValue", "readAddress")
     source = piece("inspector/80_controls.js", *names)
+    source += "\n" + piece("inspector/78_heads.js", "HEAD_KINDS", "HEADS_NAMED", "readPicked")
     page = browser.new_page()
     answer = page.evaluate(READ_ADDRESSES, [source, list(addresses(COUNT))])
     page.close()
@@ -91,6 +103,11 @@ def test_any_address_is_read_as_a_view_or_left_out(browser: Any) -> None:
         assert made.get("scale", "log") in ("percentile", "linear", "log", "rank")
         assert made.get("combine", "max") in ("max", "min")
         assert re.fullmatch(r"\w{1,40}", made.get("method", "x"))
+        picked = made.get("picked") or {"kind": "", "pairs": []}
+        assert (
+            picked["kind"] in ("", "localising", "feeds_on_sinks") and len(picked["pairs"]) <= 1000
+        )
+        assert all(0 <= x < 10**4 for pair in picked["pairs"] for x in pair)
         assert made.get("ask") is None or isinstance(made["ask"], dict | list)
 
 
