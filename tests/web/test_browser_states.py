@@ -124,8 +124,17 @@ def test_the_first_start_without_an_example(
     site.app.blocks.close(verbose=False)
 
 
-def test_the_forecast_follows_the_form(site: Site, open_page: Any, photo_file: Path) -> None:
-    page = open_page(site.url)
+@pytest.fixture
+def unused(tmp_path: Path) -> Iterator[Site]:
+    """An app in which nothing has run: its forecasts are estimates."""
+    example = Run(make_pair(), kind="example")
+    made = start_site(tmp_path, ScriptedEngine(), handle=fake_handle(), example=example)
+    yield made
+    made.app.blocks.close(verbose=False)
+
+
+def test_the_forecast_follows_the_form(unused: Site, open_page: Any, photo_file: Path) -> None:
+    page = open_page(unused.url)
     ready(page)
     assert page.locator("#ahead .notice").is_hidden()
     upload(page, photo_file)
@@ -146,6 +155,32 @@ def test_the_forecast_follows_the_form(site: Site, open_page: Any, photo_file: P
     page.keyboard.press("Tab")
     wait_for("What helps: fewer new tokens")
     assert page.locator("#ahead .notice").get_attribute("data-kind") == "warn"
+
+
+def test_a_change_while_a_forecast_is_on_its_way(
+    site: Site, open_page: Any, photo_file: Path
+) -> None:
+    """The line follows the last change, though the answer to the one before is still awaited."""
+    page = open_page(site.url)
+    ready(page)
+    upload(page, photo_file)
+    page.click("#generation-settings .label-wrap")
+    tokens = page.locator("#generation-settings input[type=number]").first
+    tokens.wait_for()
+    page.wait_for_function("document.querySelector('#ahead .text').textContent.includes('64 kB')")
+    held: list[Any] = []
+    free: list[bool] = []
+    page.route("**/run/predict", lambda route: route.continue_() if free else held.append(route))
+    page.check("#compare input")
+    page.wait_for_timeout(300)
+    assert held
+    tokens.fill("20")
+    page.keyboard.press("Tab")
+    page.wait_for_timeout(300)
+    free.append(True)
+    for route in held:
+        route.continue_()
+    page.wait_for_function("document.querySelector('#ahead .text').textContent.includes('40 kB')")
 
 
 def test_a_link_to_a_run_that_is_gone(site: Site, open_page: Any) -> None:
