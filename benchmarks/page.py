@@ -171,6 +171,14 @@ class _Handle:
         id="made up", device="cpu", dtype="float32", layers=2, heads=2, note="", hidden_size=64
     )
 
+    def __init__(self) -> None:
+        from sinkscope.models.generation_file import GenerationFile
+
+        text = SimpleNamespace(vocab_size=100)
+        config = SimpleNamespace(get_text_config=lambda: text)
+        self.model = SimpleNamespace(config=config, generation_config=SimpleNamespace())
+        self.generation_file = GenerationFile()
+
     def prepare(self, images: Any, prompt: str, **_: Any) -> Any:
         from sinkscope.models.family import PromptInputs, PromptLayout
 
