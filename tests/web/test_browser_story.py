@@ -137,6 +137,7 @@ def test_stop_keeps_the_part(site: Site, open_page: Any, photo_file: Path) -> No
     upload(page, photo_file)
     site.engine.hold()
     ask(page, "endless")
+    page.wait_for_selector("[data-phase=streaming]")  # else the example's tokens are still there
     site.engine.let(5)
     page.wait_for_selector("[data-testid=token-baseline-4]")
     page.click("#stop")

@@ -51,7 +51,8 @@ class Events:
             await self.app(scope, receive, send)
             return
         queue = self._blocks._queue
-        if session_of(self._blocks, asked[1]) not in queue.pending_messages_per_session:
+        session = session_of(self._blocks, asked[1])
+        if session not in queue.pending_messages_per_session:
             said = {"detail": UNKNOWN_EVENT, "error": UNKNOWN_EVENT}
             await JSONResponse(said, 404)(scope, receive, send)
             return
@@ -61,3 +62,6 @@ class Events:
             event = queue.event_ids_to_events.get(asked[1])
             if event is not None:  # it is not over: whoever read it has gone
                 setattr(event, _LEFT, True)
+            # Gradio ends a stream when no event of its session is pending, and leaves one pending
+            # whose stream was closed: the session's next stream would never end.
+            queue.pending_event_ids_session.get(session, set()).discard(asked[1])
