@@ -7,6 +7,7 @@ import math
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from sinkscope.outside import cut
 from sinkscope.setting.field import Setting, range_words, settings_of
 
 MOST_INDEX = 999_999  # of layers, heads and dimensions in any model
@@ -133,4 +134,4 @@ def shown(value: object) -> str:
         words = repr(value)
     except ValueError:  # such an integer inside it
         words = f"a {type(value).__name__}"
-    return words if len(words) <= LONGEST_SHOWN else f"{words[:LONGEST_SHOWN]}..."
+    return cut(words, LONGEST_SHOWN)

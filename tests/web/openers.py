@@ -8,7 +8,7 @@ from PIL import Image
 
 from sinkscope.config import ImageLimits
 from sinkscope.models.images import open_image
-from sinkscope.web.server.uploads import existing_upload
+from sinkscope.web.server.uploads import UploadError, existing_upload
 from sinkscope.web.sinks.request import Opener
 
 
@@ -23,3 +23,23 @@ def opener(limits: ImageLimits | None = None) -> Opener:
         return path, open_image(path, limits or ImageLimits(), name)
 
     return opened
+
+
+def open_upload(given: object, limits: ImageLimits, name: str | None = None) -> Image.Image:
+    """Open an uploaded image here; the app does it in a process of its own.
+
+    Args:
+        given: what was sent as its path: anything.
+        limits: of images.
+        name: what errors call it, such as its name at home.
+
+    Raises:
+        UploadError: it is no upload, or is gone.
+        ImageError: it is no image that can be used; the text says why.
+    """
+    path = existing_upload(given)
+    try:
+        with path.open("rb") as file:
+            return open_image(file, limits, name)
+    except OSError as error:
+        raise UploadError from error

@@ -18,9 +18,9 @@ from sinkscope.web.server.uploads import (
     UploadedImage,
     UploadError,
     check_upload,
-    open_upload,
     upload_path,
 )
+from tests.web.openers import open_upload
 
 
 @pytest.fixture

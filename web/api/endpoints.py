@@ -28,7 +28,7 @@ from sinkscope.web.api.selection import ExportChoice, Selection
 from sinkscope.web.explore.exporting import EXPORT, kept_maps, make_files, sides_of_view
 from sinkscope.web.explore.handlers import EXPIRED, Handlers
 from sinkscope.web.explore.model_events import model_wanted
-from sinkscope.web.runs.job_values import UNFORESEEN
+from sinkscope.web.runs.job_values import UNFORESEEN, session_hash_of
 from sinkscope.web.runs.pairs import find_run
 from sinkscope.web.runs.request import Request
 from sinkscope.web.runs.store import Run
@@ -207,7 +207,7 @@ class Api:
         wanted = ExportChoice(**read_all(ExportChoice, said)).wanted(found.first)
         sides_of_view(found, wanted)
         with scratch() as folder:
-            session = (request.session_hash if request else "") or ""
+            session = session_hash_of(request)
             job = self._handlers.runner.job(session, EXPORT)
             try:
                 paths = self._handlers.runner.result(
@@ -247,7 +247,7 @@ class Api:
 
     def _run(self, asked: Request, request: gr.Request | None) -> Run:
         """Wait for the run that was asked for."""
-        session = (request.session_hash if request else "") or ""
+        session = session_hash_of(request)
         value: dict[str, Any] = {}
         for value in self._handlers.generate(asked, session):  # noqa: B007
             pass

@@ -17,7 +17,7 @@ from sinkscope.web.api.endpoints import with_clear_errors
 from sinkscope.web.components.controls import LONGEST_TEXT
 from sinkscope.web.explore.handlers import EXPIRED, Handlers
 from sinkscope.web.explore.region import REGION, LastTested
-from sinkscope.web.runs.job_values import loaded_handle
+from sinkscope.web.runs.job_values import loaded_handle, session_hash_of
 from sinkscope.web.runs.pairs import find_run
 
 
@@ -80,7 +80,7 @@ class RegionApi:
             return region_test(handle, asked, box, settings, prefix=prefix, **job.hooks).to_json()
 
         runner = self._handlers.runner
-        job = runner.job((request.session_hash if request else "") or "", REGION)
+        job = runner.job(session_hash_of(request), REGION)
         try:
             made: dict[str, Any] = runner.result(job, work)
         except Stopped as stopped:

@@ -10,7 +10,7 @@ running, ready, stopped, error) and, once a result is drawn, `data-ready` with i
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,7 @@ from sinkscope.web.explore.form import Form
 from sinkscope.web.runs.inspector import drawn
 from sinkscope.web.runs.job_values import field_of
 from sinkscope.web.runs.request import MORE
+from sinkscope.web.runs.tab_handlers import with_buttons
 from sinkscope.web.server.uploads import UploadedFiles
 from sinkscope.web.sinks.request import Picture
 
@@ -172,7 +173,7 @@ def running(handlers: EvaluateHandlers) -> Callable[..., Any]:
         """
         given = tuple(Picture(f.orig_name or Path(f.path).name, Path(f.path)) for f in files or ())
         asked = EvaluateRequest(tuple(methods), tuple(types), source, given, **said)
-        yield from _with_buttons(handlers.run(asked, request.session_hash or ""))
+        yield from with_buttons(handlers.run(asked, request.session_hash or ""))
 
     return run_evaluation
 
@@ -181,21 +182,9 @@ def going_on(handlers: EvaluateHandlers) -> Callable[..., Any]:
     def go_on(event: gr.EventData, request: gr.Request) -> Iterator[tuple[Any, Any, Any]]:
         """Ask what is left of a run that was stopped."""
         run_id = field_of(event._data, "run")
-        yield from _with_buttons(handlers.go_on(run_id, request.session_hash or ""))
+        yield from with_buttons(handlers.go_on(run_id, request.session_hash or ""))
 
     return go_on
-
-
-def _with_buttons(values: Iterable[dict[str, Any]]) -> Iterator[tuple[Any, Any, Any]]:
-    """Each value, with Run or Stop to press."""
-    busy = False
-    for value in values:
-        over = value["phase"] in ("ready", "stopped", "error")
-        if over or not busy:
-            yield value, gr.update(interactive=over), gr.update(interactive=not over)
-            busy = not over
-        else:
-            yield value, gr.skip(), gr.skip()
 
 
 def stopping(handlers: EvaluateHandlers) -> Callable[..., Any]:

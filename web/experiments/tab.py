@@ -34,6 +34,7 @@ from sinkscope.web.experiments.request import BUNDLED, MINE, ExperimentRequest
 from sinkscope.web.experiments.run import ExperimentsHandlers
 from sinkscope.web.explore.form import notice_line
 from sinkscope.web.runs.inspector import drawn
+from sinkscope.web.runs.tab_handlers import with_buttons
 from sinkscope.web.server.uploads import UploadedFiles
 from sinkscope.web.sinks.request import Picture
 
@@ -219,14 +220,7 @@ def running(handlers: ExperimentsHandlers) -> Callable[..., Any]:
         pictures = (Picture(f.orig_name or Path(f.path).name, Path(f.path)) for f in files)
         own, study = _of(said, name), _of(said, STUDY)
         asked = ExperimentRequest(name, source, tuple(pictures), prompt, own, study, samples)
-        busy = False
-        for value in handlers.run(asked, request.session_hash or ""):
-            over = value["phase"] in ("ready", "stopped", "error")
-            if over or not busy:
-                yield value, gr.update(interactive=over), gr.update(interactive=not over)
-                busy = not over
-            else:
-                yield value, gr.skip(), gr.skip()
+        yield from with_buttons(handlers.run(asked, request.session_hash or ""))
 
     return run_experiment
 

@@ -10,7 +10,7 @@ model: the server function `explained` makes the maps of it.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, get_args
@@ -30,7 +30,13 @@ from sinkscope.methods.passes import passes_of
 from sinkscope.methods.together import Choice, explain_stacks, map_of
 from sinkscope.web.explore.handlers import EXPIRED, Handlers
 from sinkscope.web.runs.explained_store import Kept
-from sinkscope.web.runs.job_values import Values, loaded_handle, progress_values, with_error_words
+from sinkscope.web.runs.job_values import (
+    Values,
+    inspector_event,
+    loaded_handle,
+    progress_values,
+    with_error_words,
+)
 from sinkscope.web.runs.pairs import find_run
 from sinkscope.web.runs.store import Run
 
@@ -65,16 +71,7 @@ class Explaining:
 
     def compute(self) -> Callable[..., Any]:
         """For the inspector's event: computes the methods that its data names."""
-
-        def explain_tokens(
-            event: gr.EventData,
-            request: gr.Request = None,  # type: ignore[assignment]
-        ) -> Iterator[dict[str, Any]]:
-            ask = event._data if isinstance(event._data, Mapping) else {}
-            session = (request.session_hash if request else "") or ""
-            yield from self.values(ask, session)
-
-        return explain_tokens
+        return inspector_event(self.values, "explain_tokens")
 
     def stop(self) -> Callable[..., Any]:
         """For the inspector's other event: ends what this session has asked for."""

@@ -11,7 +11,7 @@ import dataclasses
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -32,7 +32,7 @@ from sinkscope.visualization import View, write_shares
 from sinkscope.web.explore.handlers import EXPIRED, Handlers
 from sinkscope.web.runs.explained_store import ExplainedStore
 from sinkscope.web.runs.inspector import cached_file
-from sinkscope.web.runs.job_values import UNFORESEEN, Values, with_error_words
+from sinkscope.web.runs.job_values import UNFORESEEN, Values, inspector_event, with_error_words
 from sinkscope.web.runs.pairs import find_run
 from sinkscope.web.runs.payload import IN_BROWSER
 from sinkscope.web.runs.standalone import build_standalone
@@ -240,16 +240,12 @@ def kept_maps(
 def exporting(handlers: Handlers) -> Callable[..., Any]:
     """For the inspector's event: makes the file that its data asks for, and tells it how far."""
 
-    def export_view(
-        event: gr.EventData,
-        request: gr.Request = None,  # type: ignore[assignment]
-    ) -> Iterator[dict[str, Any]]:
-        ask = event._data if isinstance(event._data, Mapping) else {}
+    def values(ask: Mapping[str, Any], session: str) -> Values:
         about = {"phase": "export", "ask": str(ask.get("ask"))[:64]}
-        job = handlers.runner.job((request.session_hash if request else "") or "", EXPORT)
+        job = handlers.runner.job(session, EXPORT)
         yield from with_error_words(_exported(handlers, ask, job), about, "an export")
 
-    return export_view
+    return inspector_event(values, "export_view")
 
 
 def _exported(handlers: Handlers, ask: Mapping[str, Any], job: Job) -> Values:

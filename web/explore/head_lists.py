@@ -7,7 +7,7 @@ function: it must be a list of the run's model, with heads that the run kept.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import gradio as gr
@@ -17,7 +17,7 @@ from sinkscope.jobs.runner import Done
 from sinkscope.methods.head_list import NAMES, HeadList
 from sinkscope.methods.heads import found_heads
 from sinkscope.web.explore.handlers import EXPIRED, Handlers
-from sinkscope.web.runs.job_values import Values, with_error_words
+from sinkscope.web.runs.job_values import Values, inspector_event, with_error_words
 from sinkscope.web.runs.pairs import find_run
 from sinkscope.web.runs.store import Run
 
@@ -46,15 +46,7 @@ class HeadLists:
 
     def find(self) -> Callable[..., Any]:
         """For the inspector's event: finds the heads that its data names."""
-
-        def find_heads(
-            event: gr.EventData,
-            request: gr.Request = None,  # type: ignore[assignment]
-        ) -> Iterator[dict[str, Any]]:
-            ask = event._data if isinstance(event._data, Mapping) else {}
-            yield from self.values(ask, (request.session_hash if request else "") or "")
-
-        return find_heads
+        return inspector_event(self.values, "find_heads")
 
     def values(self, ask: Mapping[str, Any], session: str) -> Values:
         """Values for the inspector: the list, or why there is none."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import threading
 import weakref
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -28,7 +28,13 @@ from sinkscope.jobs.job import Job, Stopped
 from sinkscope.jobs.runner import StoppedWaiting
 from sinkscope.models.loading import ModelHandle
 from sinkscope.web.explore.handlers import EXPIRED, Handlers
-from sinkscope.web.runs.job_values import Values, loaded_handle, progress_values, with_error_words
+from sinkscope.web.runs.job_values import (
+    Values,
+    inspector_event,
+    loaded_handle,
+    progress_values,
+    with_error_words,
+)
 from sinkscope.web.runs.pairs import find_run
 from sinkscope.web.runs.store import Run
 
@@ -107,16 +113,7 @@ class LastTested:
 
 def testing_region(handlers: Handlers, last: LastTested) -> Callable[..., Any]:
     """For the inspector's event: tests the box that its data names, and tells how far it is."""
-
-    def test_region(
-        event: gr.EventData,
-        request: gr.Request = None,  # type: ignore[assignment]
-    ) -> Iterator[dict[str, Any]]:
-        ask = event._data if isinstance(event._data, Mapping) else {}
-        session = (request.session_hash if request else "") or ""
-        yield from region_values(handlers, last, ask, session)
-
-    return test_region
+    return inspector_event(partial(region_values, handlers, last), "test_region")
 
 
 def stopping_region(handlers: Handlers) -> Callable[..., Any]:

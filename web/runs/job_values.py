@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import closing
 from typing import Any
 
@@ -33,6 +33,28 @@ Values = Generator[dict[str, Any], None, None]
 def field_of(ask: Any, name: str) -> Any:
     """A field of a component's question; None where it has none."""
     return ask.get(name) if isinstance(ask, Mapping) else None
+
+
+def session_hash_of(request: gr.Request | None) -> str:
+    """The session of a request; "" for a call from Python."""
+    return (request.session_hash if request else "") or ""
+
+
+def inspector_event(
+    values: Callable[[Mapping[str, Any], str], Values], name: str
+) -> Callable[..., Any]:
+    """The function of an inspector's event: `values` of the event's data and the session. Gradio,
+    and a start that is only looked at (`server.read_only`), know it by its name."""
+
+    def answer(
+        event: gr.EventData,
+        request: gr.Request = None,  # type: ignore[assignment]
+    ) -> Iterator[dict[str, Any]]:
+        ask = event._data if isinstance(event._data, Mapping) else {}
+        yield from values(ask, session_hash_of(request))
+
+    answer.__name__ = name
+    return answer
 
 
 def loaded_handle(loaded: LoadedModel) -> ModelHandle:

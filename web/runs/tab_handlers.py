@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from typing import ClassVar, Generic, TypeVar
+from collections.abc import Iterable, Iterator
+from typing import Any, ClassVar, Generic, TypeVar
 
 import gradio as gr
 
@@ -64,3 +65,15 @@ class ResultHandlers(TabHandlers, Generic[Request]):
     @abstractmethod
     def _run(self, request: Request, run_id: str, job: Job) -> Values:
         """The values of a run; what goes wrong is raised."""
+
+
+def with_buttons(values: Iterable[dict[str, Any]]) -> Iterator[tuple[Any, Any, Any]]:
+    """Each value, with Run or Stop to press."""
+    busy = False
+    for value in values:
+        over = value["phase"] in ("ready", "stopped", "error")
+        if over or not busy:
+            yield value, gr.update(interactive=over), gr.update(interactive=not over)
+            busy = not over
+        else:
+            yield value, gr.skip(), gr.skip()

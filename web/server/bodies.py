@@ -112,7 +112,8 @@ async def read_body(headers: Headers, receive: Receive, most: int) -> bytes:
     return b"".join(chunks)
 
 
-def _replay(body: bytes, receive: Receive) -> Receive:
+def replayed(message: Message, receive: Receive) -> Receive:
+    """What gives a message that was read already, and then what comes."""
     given = False
 
     async def again() -> Message:
@@ -120,9 +121,13 @@ def _replay(body: bytes, receive: Receive) -> Receive:
         if given:
             return await receive()
         given = True
-        return {"type": "http.request", "body": body, "more_body": False}
+        return message
 
     return again
+
+
+def _replay(body: bytes, receive: Receive) -> Receive:
+    return replayed({"type": "http.request", "body": body, "more_body": False}, receive)
 
 
 # --- JSON -----------------------------------------------------------------------------------------

@@ -20,7 +20,7 @@ from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from sinkscope.setting.serving import AppSettings
-from sinkscope.web.server.bodies import LOGIN
+from sinkscope.web.server.bodies import LOGIN, replayed
 from sinkscope.web.server.current_request import USER
 from sinkscope.web.server.throttle import Key, Throttle, later, of_address
 
@@ -161,21 +161,13 @@ class LoginThrottle:
         if wait := self._throttle.begin(keys):
             await later(wait)(scope, receive, send)
             return
-        given = False
-
-        async def again() -> Message:
-            nonlocal given
-            if given:
-                return await receive()
-            given = True
-            return message
 
         async def seen(answer: Message) -> None:
             if answer["type"] == "http.response.start" and answer["status"] < 300:
                 self._throttle.right(keys)
             await send(answer)
 
-        await self.app(scope, again, seen)
+        await self.app(scope, replayed(message, receive), seen)
 
 
 async def _named(scope: Scope, message: Message) -> str:

@@ -18,11 +18,10 @@ import gradio as gr
 from gradio.component_meta import ComponentMeta
 from gradio.data_classes import FileData, ImageData, ListFiles
 from gradio.utils import get_upload_folder
-from PIL import Image
 from pydantic import BaseModel, ValidationError
 
 from sinkscope.config import ImageLimits
-from sinkscope.models.images import ImageError, image_size, open_image
+from sinkscope.models.images import ImageError, image_size
 
 # One text for every file that is no upload: it must not say whether there is such a file.
 NO_UPLOAD = (
@@ -91,32 +90,12 @@ def existing_upload(given: object) -> Path:
     return path
 
 
-def open_upload(given: object, limits: ImageLimits, name: str | None = None) -> Image.Image:
-    """Open an uploaded image here (`models.images.open_image`); the app does it elsewhere
-    (`web.runs.image_process`).
-
-    Args:
-        given: what was sent as its path: anything.
-        limits: of images.
-        name: what errors call it, such as its name at home.
-
-    Raises:
-        UploadError: it is no upload, or is gone.
-        ImageError: it is no image that can be used; the text says why.
-    """
-    path = existing_upload(given)
-    try:
-        with path.open("rb") as file:
-            return open_image(file, limits, name)
-    except OSError as error:
-        raise UploadError from error
-
-
 def upload_size(given: object, limits: ImageLimits) -> tuple[int, int]:
     """Width and height that an uploaded image would be opened with; nothing is decoded.
 
     Raises:
-        UploadError, ImageError: as `open_upload`, as far as the file's header tells.
+        UploadError: it is no upload, or is gone.
+        ImageError: its header tells of no image that can be used; the text says why.
     """
     path = existing_upload(given)
     try:

@@ -26,6 +26,7 @@ from sinkscope.web.components.controls import control
 from sinkscope.web.explore.form import Form
 from sinkscope.web.explore.model_events import tau_end
 from sinkscope.web.runs.inspector import drawn
+from sinkscope.web.runs.tab_handlers import with_buttons
 from sinkscope.web.server.uploads import UploadedFiles
 from sinkscope.web.sinks.request import EXAMPLES, IMAGES, Picture, SinksRequest
 from sinkscope.web.sinks.run import SinksHandlers
@@ -143,14 +144,7 @@ def finding(handlers: SinksHandlers) -> Callable[..., Any]:
         """
         pictures = (Picture(f.orig_name or Path(f.path).name, Path(f.path)) for f in files)
         asked = SinksRequest(source, tuple(pictures), prompt, **said)
-        busy = False
-        for value in handlers.run(asked, request.session_hash or ""):
-            over = value["phase"] in ("ready", "stopped", "error")
-            if over or not busy:
-                yield value, gr.update(interactive=over), gr.update(interactive=not over)
-                busy = not over
-            else:
-                yield value, gr.skip(), gr.skip()
+        yield from with_buttons(handlers.run(asked, request.session_hash or ""))
 
     return find_sinks
 
