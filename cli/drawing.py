@@ -97,9 +97,8 @@ def draw(
     image = under_map(trace.images[selection.image], selection.photo)
     note = f"{trace.model.id} ({trace.model.revision}), prompt: {trace.prompt}"
     if selection.sinks:
-        picked = selection.picked
-        layers = selection.layers if picked is None else picked.layers
-        style = dataclasses.replace(style, sinks=sink_cells(trace, layers, selection.image))
+        cells = sink_cells(trace, selection.shown_layers, selection.image)
+        style = dataclasses.replace(style, sinks=cells)
         note = f"{sink_words(trace, style.sinks)}. {note}"
     if selection.token == "all":
         maps = [_map(trace, t, selection) for t in range(len(trace.tokens))]
