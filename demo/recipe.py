@@ -162,12 +162,13 @@ _ALL = (
     "where",
     "count",
     "left",
+    "left",
     "list",
 )
 # What was not yet reached is asked more often.
 _LAST = (
     *("describe", "describe", "describe", "what", "what", "colour"),
-    *("exist", "exist", "exist", "where", "where", "count", "count", "count", "left"),
+    *("exist", "exist", "exist", "where", "where", "count", "count", "count", "left", "left"),
 )
 
 _MORE = (*_LAST, "describe", "describe", "what", "exist", "count", "count")
@@ -188,7 +189,7 @@ _LEAST_REACHED = (
         "left",
     ),
 )
-_LEFT_OVER = (*_LEAST_REACHED, "left", "left", "left", "left", "describe", "what")
+_LEFT_OVER = (*_LEAST_REACHED, *("left", "left", "describe", "describe", "what", "what"))
 # Mean shares first: they come within a few hundred steps, where each row's do not.
 _COMING = SinkTeaching(layers=(2, 3, 4), surplus=0.3, quiet=0.05)
 # That cost of each surplus one keeps all of them small, while none stands out.
@@ -246,10 +247,10 @@ STAGES: tuple[Stage, ...] = (
     _seeing("weigh", 2_000, rate=(3.2e-4, 2.52e-4), sinks=_MORE_SHARED),
     _seeing("balance", 3_000, rate=(2.8e-4, 1.5e-4), sinks=_WEIGHED),
     # Two thirds of what "describe" got wrong were shapes that the tower's features did not tell.
-    Stage("see small", 4_800, _SMALLEST, 5, (), (8e-4, 4e-5), batch=24),
+    Stage("see small", 9_600, _SMALLEST, 5, (), (8e-4, 4e-5), batch=24),
     _ending("near the end", 2_000, kinds=_MOST, rate=(2.5e-4, 0.0001576923076923077)),
-    _ending("end", 4_240, kinds=_LEAST_REACHED, rate=(1.8e-4, 1e-5)),
-    _ending("end of small", 4_960, grids=_SMALL_AGAIN, kinds=_LEFT_OVER, rate=(2.4e-4, 1e-5)),
+    _ending("end", 6_400, kinds=_LEAST_REACHED, rate=(1.8e-4, 1e-5)),
+    _ending("end of small", 8_000, grids=_SMALL_AGAIN, kinds=_LEFT_OVER, rate=(2.4e-4, 1e-5)),
 )
 
 
