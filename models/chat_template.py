@@ -125,17 +125,18 @@ def choose(
             continue
         if not isinstance(template, str):
             raise TemplateError(
-                f"The chat template in {file} is a {type(template).__name__}; allowed: a text."
+                f"The chat template in {file} is of type {type(template).__name__}; allowed: a "
+                "text."
             )
         made, why = _showing_images(tokenizer, template, image_token)
         if made is not None:
             return made, ""
         if why:
             raise TemplateError(
-                f"The chat template in {file} cannot be used: {why}; mend it or take it out of the "
-                "folder, then the next one, or the family's own, is used."
+                f"The chat template in {file} cannot be used: {why}. Correct it, or remove it from "
+                "the folder; then the next one, or the family's own, is used."
             )
-        passed.append(f"that of {file} shows none")
+        passed.append(f"the one in {file} shows none")
     what = "; ".join(passed[:3]) or "it has no template at all"
     note = f"The checkpoint has no chat template that shows images ({what}), so the family's own "
     return ChatTemplate(own), note + "is used."

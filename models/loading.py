@@ -324,8 +324,8 @@ def _why_no_config(source: Path) -> str:
             f"snapshots/{snapshots[-1].parent.name} in it."
         )
     if inner := inner_models(source):
-        return f"has no config.json, but a model in its folder {inner[-1]}; give that one."
-    return "has no config.json, so it is no model, or only part of one was downloaded."
+        return f"has no config.json, but a model in its folder {inner[-1]}; use that one."
+    return "has no config.json, so it is not a model, or only part of one was downloaded."
 
 
 def checked_files(

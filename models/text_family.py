@@ -81,16 +81,16 @@ class TextFamily:
             )
         if seeing := next((n for n in names if any(part in n for part in VISION)), None):
             return (
-                f"has a vision tower in its weight files ({seeing}), but its config.json is that "
-                f"of a text model ({self.name}); take the config.json of the checkpoint."
+                f"has a vision tower in its weight files ({seeing}), but its config.json is "
+                f"from a text model ({self.name}); use the config.json of the checkpoint."
             )
         if quantisation(config) is None:
             for name in names:
                 if tensors[name].dtype not in FLOATS and len(tensors[name].shape) == 2:
                     return (
                         f"has its weights as {tensors[name].dtype} ({name}), but config.json has "
-                        "no quantization_config that says how to read them; take that of the "
-                        "checkpoint."
+                        "no quantization_config that says how to read them; use the "
+                        "checkpoint's own."
                     )
         return None
 
