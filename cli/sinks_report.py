@@ -118,7 +118,7 @@ def print_validation(made: Validation) -> None:
         ],
     )
     if made.hidden:
-        typer.echo("\nChange of the answer's log-probability when hidden, nats a token")
+        typer.echo("\nChange of the answer's log-probability when hidden, nats per token")
         _table(
             ("hidden", "tokens", "attention", "change [interval]", "flagged minus these"),
             [

@@ -183,14 +183,14 @@ def _findings(
     )
     said = [
         f"{change_made}, {causal.gone} in layers {later.start} to {later.stop - 1}; the answer's "
-        f"log-probability changes by {change} nats a token."
+        f"log-probability changes by {change} nats per token."
     ]
     if top is None:
         stays, beside = (sum(values) / len(values) for values in (arms.stays, arms.beside))
         values |= {"along_own_direction": stays, "ordinary_along_it": beside}
         said.append(
-            "The cut keeps the output's direction: along the sinks' own it is still "
-            f"{stays:.3g}, where ordinary tokens have {beside:.3g} (mean size)."
+            "The cut keeps the output's direction: along it the sinks still have "
+            f"{stays:.3g}, ordinary tokens {beside:.3g} (mean absolute value)."
         )
     if top is not None:
         said.append(f"Top neurons: {', '.join(map(str, top.tolist()))}.")
@@ -209,14 +209,14 @@ def _one_at_a_time(study: Study, effects: Effects, later: range) -> tuple[Table,
     }
     table = Table(
         "one_layer_at_a_time",
-        "span(Q) taken out of one later layer's input at the sinks",
+        "span(Q) removed from one later layer's input at the sinks",
         ("layer", "removed", "removed_low", "removed_high"),
         tuple((layer, *numbers((own.value, own.low, own.high))) for layer, own in found.items()),
         note="removed: share of the excess attention in this layer and all behind it.",
     )
     chart = Chart(
         "one_layer_at_a_time",
-        "span(Q) taken out of one later layer's input",
+        "span(Q) removed from one later layer's input",
         "lines",
         tuple(found),
         (

@@ -80,9 +80,9 @@ def run(study: Study, settings: CutEdgesSettings) -> Findings:
         own = _named(study, settings, case)
         if len(_beside(case, own)) < len(own):
             raise ValueError(
-                f"{case.sample.id} has {len(_beside(case, own))} ordinary tokens beside the "
-                f"{len(own)} of {settings.keys}; a control of as many random ones needs {len(own)} "
-                "or more."
+                f"{case.sample.id} has {len(_beside(case, own))} ordinary tokens for the "
+                f"{len(own)} of {settings.keys}; the control, as many random ones, needs at least "
+                f"{len(own)}."
             )
     study.plan(1)
     changes = _Changes()
@@ -149,7 +149,7 @@ def _region(grid: ImageGrid, region: tuple[float, ...], draws: int, seed: int) -
     ]
     if not own or not rows or not columns:
         raise ValueError(
-            f"region is {region}, which holds no centre of one of the image's {grid.rows} x "
+            f"region is {region}, which contains the centre of none of the image's {grid.rows} x "
             f"{grid.columns} cells; give a larger one."
         )
     box = Box(rows[0], columns[0], len(rows), len(columns))
@@ -162,7 +162,7 @@ def _region(grid: ImageGrid, region: tuple[float, ...], draws: int, seed: int) -
     if not places:
         raise ValueError(
             f"region is {region}: the image of {grid.rows} x {grid.columns} cells has no other box "
-            f"of its {box.rows} x {box.columns} cells to hold it against; give a smaller one."
+            f"of {box.rows} x {box.columns} cells to compare it with; give a smaller one."
         )
     apart = [place for place in places if not place.meets(box)]
     among = apart or places
@@ -212,12 +212,12 @@ def _findings(study: Study, settings: CutEdgesSettings, changes: _Changes) -> Fi
     elif apart.low > 0:
         end = "The answer needs them less than these."
     else:
-        end = "That is no clear difference."
+        end = "This is not a clear difference."
     mean = sum(changes.tokens) / len(changes.tokens)
     said = (
-        f"Without the edges to {settings.keys} ({mean:.3g} tokens a sample) the answer's "
-        f"log-probability changes by {cut} nats a token, without those to {word} by {control}; the "
-        f"difference is {apart}. {end}"
+        f"Without the edges to {settings.keys} ({mean:.3g} tokens per sample) the answer's "
+        f"log-probability changes by {cut} nats per token, without those to {word} by {control}; "
+        f"the difference is {apart}. {end}"
     )
     rows = [
         (name, *(number(value) for value in (one.value, one.low, one.high)))
@@ -225,7 +225,7 @@ def _findings(study: Study, settings: CutEdgesSettings, changes: _Changes) -> Fi
     ]
     summary = Table(
         "change",
-        "Change of the answer's log-probability, nats a token",
+        "Change of the answer's log-probability, nats per token",
         ("cut", "change", "low", "high"),
         tuple(rows),
         note=f"Queries: {settings.queries}; layers: {_layers(settings)}.",
@@ -236,9 +236,9 @@ def _findings(study: Study, settings: CutEdgesSettings, changes: _Changes) -> Fi
     if changes.overlapping:
         some = ", ".join(changes.overlapping[:3]) + (", ..." if changes.overlapping[3:] else "")
         notes.append(
-            f"In {len(changes.overlapping)} of {len(study.cases)} samples no box of this size lies "
-            f"clear of the region, so that those it is held against share cells with it: {some}. A "
-            "smaller region has boxes beside it."
+            f"In {len(changes.overlapping)} of {len(study.cases)} samples every other box of "
+            f"this size overlaps the region, so the control's boxes share cells with it: {some}. "
+            "A smaller region leaves room for boxes that do not."
         )
     return Findings(
         (said,), (summary, _tokens(study, changes)), charts, values=values, notes=tuple(notes)
@@ -308,6 +308,6 @@ def _bars(settings: CutEdgesSettings, rows: list[tuple[Cell, ...]]) -> Chart:
         (settings.keys, "random"),
         (Series("change", y, low, high),),
         x_label="edges that are cut",
-        y_label="nats a token",
+        y_label="nats per token",
         note="Bars: bootstrap intervals over samples.",
     )

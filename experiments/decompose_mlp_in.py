@@ -229,8 +229,8 @@ def _findings(study: Study, arms: _Arms, notes: tuple[str, ...]) -> Findings:
     ranks = effective_rank(torch.linalg.eigvalsh(gram))
     strongest = arms.directions[0]
     said = [
-        f"In layer {arms.layer}, neuron {strongest.neuron} is switched on by one direction that "
-        f"holds {strongest.share:.0%} of its gradient's energy.",
+        f"In layer {arms.layer}, one direction activates neuron {strongest.neuron}: it has "
+        f"{strongest.share:.0%} of the energy of the neuron's gradient.",
         f"Without the span of {len(arms.directions)} such directions {causal.gone}.",
     ]
     if BEFORE in arms.effects.arms:

@@ -179,7 +179,7 @@ class Effects:
             ),
             tuple(rows),
             note=f"removed: share of the excess over {study.reference} that is gone; "
-            "log-probability in nats a token of the answer.",
+            "log-probability in nats per token of the answer.",
         )
 
     def charts(self) -> list[Chart]:
@@ -234,7 +234,7 @@ class Effects:
                         ),
                     ),
                     x_label="",
-                    y_label="nats a token",
+                    y_label="nats per token",
                     note="Bars: bootstrap intervals over samples.",
                 )
             )

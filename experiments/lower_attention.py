@@ -78,7 +78,7 @@ def _findings(
         values[way] = {"change": number(own.value), "random": number(other.value)}
         said.append(
             f"Attention to {study.sink} times {settings.factor:g}, {way}: the answer's "
-            f"log-probability changes by {own} nats a token, by {other} at random tokens; the "
+            f"log-probability changes by {own} nats per token, by {other} at random tokens; the "
             f"difference is {apart}. {_needed(apart)}"
         )
     table = effects.table(range(study.layers))
@@ -88,10 +88,10 @@ def _findings(
 
 def _needed(apart: Interval) -> str:
     if apart.high < 0:
-        return "It needs this attention more than that to ordinary tokens."
+        return "The answer needs this attention more than that to ordinary tokens."
     if apart.low > 0:
-        return "It needs this attention less than that to ordinary tokens."
-    return "That is no clear difference."
+        return "The answer needs this attention less than that to ordinary tokens."
+    return "This is not a clear difference."
 
 
 def _where_it_goes(study: Study, effects: Effects, ways: tuple[str, ...]) -> Table:

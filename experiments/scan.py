@@ -171,7 +171,7 @@ def _origin(scan: Scan, study: Study) -> tuple[dict[str, Cell], str, Table]:
     )
     if found is None:
         text = (
-            f"Nowhere does what a part writes{on} at {sink} reach {STANDS_OUT:g} times its norm at "
+            f"No part writes{on} at {sink} a vector of {STANDS_OUT:g} times its norm at "
             f"{reference}: no layer stands out."
         )
         return {"part": None, "layer": None}, text, table
@@ -196,9 +196,9 @@ def _most_attention(scan: Scan, study: Study) -> str:
     layer = int(by_layer.nan_to_num(-1.0).argmax())
     head = int(mean[layer].argmax())
     return (
-        f"A token of {study.sink} gets most attention in layer {layer} "
-        f"({float(by_layer[layer]):.4g} on the mean over heads, "
-        f"{float(mean[layer, head]):.4g} in head {head})."
+        f"A token of {study.sink} gets the most attention in layer {layer} "
+        f"(mean over heads {float(by_layer[layer]):.4g}, "
+        f"head {head} {float(mean[layer, head]):.4g})."
     )
 
 

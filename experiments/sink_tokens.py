@@ -179,14 +179,14 @@ def _findings(
         f"What {study.sink} decode to at each layer's input",
         ("layer", "words", "share_of_first", "different", "auc_fit", "auc", "auc_low", "auc_high"),
         tuple(rows),
-        note="auc: of the detector, on the half of the samples that did not choose its words.",
+        note="auc: of the detector, on the half of the samples that its words were not chosen from.",
     )
     first = _most_common(every[best], 1)[0]
     share = every[best][first] / sum(every[best].values())
     said = (
         f"At the input of layer {best}, {share:.0%} of {study.sink} decode to "
         f"{_word(study, first)}. The {len(chosen[best])} most frequent words tell sinks from "
-        f"ordinary tokens with AUC {tested[best].auc} on samples that did not choose them.",
+        f"ordinary tokens with AUC {tested[best].auc} on samples that they were not chosen from.",
     )
     judged = verdict(study.settings, f"words of layer {best}", None, tested[best], len(study.cases))
     values = {

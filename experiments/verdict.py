@@ -47,7 +47,7 @@ class Causal:
         """How much of the sinks' attention is gone, in words."""
         if self.excess.value > 0 and not self.excess.low <= 0:
             return f"{self.removed.percent()} of the sinks' excess attention is gone"
-        return "there is no excess of the sinks' attention that could go"
+        return "there is no excess attention of the sinks that could be removed"
 
 
 @dataclass(frozen=True)
@@ -140,18 +140,19 @@ def verdict(
     if causal is not None:
         thresholds.append(
             f"A: the excess is above 0 with its interval, at least {settings.removed:.0%} of it "
-            f"goes, controls take at most {settings.spared:.0%}, and their intervals lie below"
+            f"is removed, controls remove at most {settings.spared:.0%}, and their intervals lie "
+            "below the factor's"
         )
         holds = is_causal(causal, settings)
         text.append(f"A (causal): {'yes' if holds else 'no'}. " + _why_causal(causal, factor))
         if samples < 2:
-            text.append("One sample leaves no interval, so A cannot hold; give two or more.")
+            text.append("One sample gives no interval, so A cannot hold; give two or more.")
     if special is not None:
         thresholds.append(f"B: AUC at least {settings.auc:g}")
         margin = "" if not math.isfinite(special.margin) else f", margin {special.margin:.3g} sd"
         text.append(
             f"B (specific): {'yes' if is_specific(special, settings) else 'no'}. On the {factor} "
-            f"a sink token is above an ordinary one with AUC {special.auc}{margin} "
+            f"sink tokens are above ordinary ones with AUC {special.auc}{margin} "
             f"({special.sinks} sink tokens, {special.ordinary} ordinary ones)."
         )
     known = None if special is None else is_specific(special, settings)
@@ -167,5 +168,6 @@ def _why_causal(found: Causal, factor: str) -> str:
     controls = "; ".join(f"{name} {own.percent()}" for name, own in found.controls.items())
     return (
         f"Of the sinks' excess attention in later layers ({found.excess}), "
-        f"{found.removed.percent()} goes with the {factor}. Controls: {controls or 'none'}."
+        f"{found.removed.percent()} disappears without the {factor}. "
+        f"Controls: {controls or 'none'}."
     )

@@ -56,7 +56,7 @@ def check(handle: ModelHandle, settings: VisionOrTextSettings, asked: StudySetti
     if asked.dims is not None and len(asked.dims) > most:
         raise ValueError(
             f"dims has {len(asked.dims)} dimensions; allowed: at most {most}, half of the model's, "
-            "for as many random others are held against them."
+            "because they are compared with as many random others."
         )
 
 
@@ -162,7 +162,7 @@ def _findings(study: Study, effects: Effects, dims: tuple[int, ...]) -> Findings
         origin = "language model"
         text = (
             "The sinks arise in the language model: neither their massive dimensions at the input "
-            "nor the whole vector there takes them along."
+            "nor the whole vector there moves them."
         )
     if not causal.excess.value > 0:
         origin, text = "none", "The sinks get no more attention than the reference tokens."

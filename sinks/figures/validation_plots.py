@@ -88,7 +88,7 @@ def validation_sweep(validation: Validation) -> Figure:
     lower.axhline(0, color=GREY, linewidth=0.8)
     low, high = lower.get_ylim()
     lower.set_ylim(min(low, -1.6 * margin), max(high, 1.6 * margin))
-    lower.set_ylabel("change of the answer,\nnats a token")
+    lower.set_ylabel("change of the answer,\nnats per token")
     for axes in (upper, lower):
         axes.axvline(validation.profile.tau, color=BLACK, linewidth=1, linestyle=(0, (6, 3)))
         plain(axes)
@@ -131,7 +131,7 @@ def masking_effect(validation: Validation) -> Figure:
     axes.set_yticks(range(len(shown) + len(against)), [n for n, _, _ in [*shown, *against]])
     axes.tick_params(axis="y", labelsize=8, length=0)
     axes.invert_yaxis()
-    axes.set_xlabel("change of the answer's log-probability when hidden, nats a token")
+    axes.set_xlabel("change of the answer's log-probability when hidden, nats per token")
     changes = [bound for _, e, _ in [*shown, *against] for bound in (e.low, e.high)]
     if max(map(abs, changes)) > 20 * margin:  # a whole image outweighs the rest by far
         axes.set_xscale("symlog", linthresh=2 * margin)

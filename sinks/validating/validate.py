@@ -240,7 +240,7 @@ def _one(task: _Task, sample: Sample, asked: _Asked, sweeps: bool) -> Record:
             batch_tokens=settings.batch_tokens,
             between=task.go_on,
         )
-    changes = (logs - logs[0]).double().mean(1)  # nats a token; row 0 hides nothing
+    changes = (logs - logs[0]).double().mean(1)  # nats per token; row 0 hides nothing
 
     def change(chosen: list[int]) -> float:
         return float(changes[chosen].mean())

@@ -122,7 +122,7 @@ class HiddenSet:
         name: `sinks`: the flagged ones; `random`: as many others; `random_dims`: as many, those
             with the highest score under random dimensions; `attended`: as many, the most attended
             among the others; `image`: all vision tokens.
-        change: of the answer's log-probability, nats an answer token; negative: less probable.
+        change: of the answer's log-probability, nats per answer token; negative: less probable.
         tokens: how many are hidden, mean over samples.
         attention: share of the image's attention that the set holds, mean over the settings'
             `layers` and samples.
@@ -145,8 +145,8 @@ class SampleEvidence:
         tokens, hidden: vision tokens, and how many of them were hidden as sinks.
         answer: its text; `own` is true where the model gave it.
         own: see there.
-        log_probability: of the answer with nothing hidden, nats a token.
-        changes: set name -> change in nats a token; `sinks` alone and `image` where no control of
+        log_probability: of the answer with nothing hidden, nats per token.
+        changes: set name -> change in nats per token; `sinks` alone and `image` where no control of
             the same size exists, `image` alone where nothing is flagged.
         question, where, system, history: what was asked, and where it stands, as in
             `sinks.samples.Sample`; empty in files of before these were kept.
@@ -175,7 +175,7 @@ class SweepPoint:
         most: see there.
         precision, recall: micro, over all layers.
         hidden: share of the vision tokens that hiding took, mean over the sweep's samples.
-        sinks, random: mean change when they are hidden, nats a token; None where no sample has any.
+        sinks, random: mean change when they are hidden, nats per token; None if no sample has any.
         samples: how many these two are means over.
         selected: share of the (head, query row) pairs behind the image that VAR would change, with
             its default settings, mean over the layers in which it acts.

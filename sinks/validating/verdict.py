@@ -52,7 +52,7 @@ def thresholds(settings: ValidateSettings) -> tuple[str, ...]:
         f"max_flagged = {settings.max_flagged:.0%} of the vision tokens, mean over layers",
         f"min_lift = {settings.min_lift:g}: the {level} of the flagged tokens' attention, in "
         "multiples of the average vision token's, lies above it",
-        f"margin = {settings.margin:g} nats an answer token: the {level} of the change when sinks "
+        f"margin = {settings.margin:g} nats per answer token: the {level} of the change when sinks "
         f"are hidden, alone and against random tokens, lies above -{settings.margin:g}; hiding the "
         f"whole image must change more than that",
     )
@@ -84,13 +84,15 @@ def _judge(found: Evidence, settings: ValidateSettings) -> tuple[Word, str]:
     lift = f"{found.lift.value:.1f} times [{found.lift.low:.1f}, {found.lift.high:.1f}]"
     drawn = f"A flagged token draws {lift} the attention of the average vision token"
     own, beside = found.changes["sinks"], found.contrasts["random"]
-    hidden = f"hiding them changes the answer by {own} nats a token, {beside} against random tokens"
+    hidden = (
+        f"hiding them changes the answer by {own} nats per token, {beside} against random tokens"
+    )
     if found.lift.high < settings.min_lift:
-        return "not sinks", f"{drawn}: these tokens do not hoard attention; {hidden}."
+        return "not sinks", f"{drawn}: these tokens do not collect attention; {hidden}."
     if found.lift.low <= settings.min_lift:
         return "undecided", (
-            f"{drawn}: whether that is more than {settings.min_lift:g} times remains open on so "
-            f"many samples; {hidden}."
+            f"{drawn}: with so many samples it remains open whether this is more than "
+            f"{settings.min_lift:g} times; {hidden}."
         )
     return _by_masking(found, settings, drawn, hidden)
 
@@ -98,24 +100,24 @@ def _judge(found: Evidence, settings: ValidateSettings) -> tuple[Word, str]:
 def _by_masking(
     found: Evidence, settings: ValidateSettings, drawn: str, hidden: str
 ) -> tuple[Word, str]:
-    """The verdict on tokens that do hoard attention."""
+    """The verdict on tokens that do collect attention."""
     own, beside = found.changes["sinks"], found.contrasts["random"]
     image, margin = found.changes["image"], settings.margin
     if beside.high < -margin:
         return "contradicted", (
             f"{drawn}, but {hidden}: the answers need these tokens more than others. They carry "
-            "meaning, or the model leans on the attention they take (hiding gives it to others); "
-            "either way they are not shown to be spare."
+            "meaning, or the model relies on the attention they take (hiding gives it to others); "
+            "in either case they are not shown to be dispensable."
         )
     if image.high >= -margin:
         return "attention only", (
-            f"{drawn}, but hiding the whole image changes the answer by {image} nats a token: on "
+            f"{drawn}, but hiding the whole image changes the answer by {image} nats per token: on "
             "these samples the answers do not show what a vision token means."
         )
     if beside.low <= -margin:
         return "undecided", (
-            f"{drawn}; {hidden}: whether the answers need them more than random tokens remains "
-            "open on so many samples."
+            f"{drawn}; {hidden}: with so many samples it remains open whether the answers need "
+            "them more than random tokens."
         )
     if own.high < -margin and beside.low <= 0:
         return "attention only", (
@@ -124,13 +126,13 @@ def _by_masking(
         )
     if own.low <= -margin and beside.low <= 0:
         return "undecided", (
-            f"{drawn}; {hidden}: no more than random tokens, but whether the answers need them at "
-            "all remains open on so many samples."
+            f"{drawn}; {hidden}: no more than random tokens, but with so many samples it remains "
+            "open whether the answers need them at all."
         )
     missed = "hardly need them" if own.low > -margin else "need them less than random tokens"
     return "confirmed", (
         f"{drawn}, and {hidden}, while hiding the whole image changes it by {image.value:+.3f}: "
-        f"they hoard attention and the answers {missed}."
+        f"they collect attention and the answers {missed}."
     )
 
 

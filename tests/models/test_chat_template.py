@@ -110,7 +110,7 @@ def test_the_familys_own_is_the_last_resort(tmp_path: Path, tokenizer: Any) -> N
         ({"chat_template": t.RAISING}, "this template is retired"),
         ({"chat_template": "{{ messages.no.such.thing }}"}, "refuses the conversation"),
         ({"chat_template": 3}, "is of type int; allowed: a text"),
-        ({"chat_template": {"default": None}}, "is a NoneType; allowed: a text"),
+        ({"chat_template": {"default": None}}, "is of type NoneType; allowed: a text"),
         ([1], "holds no JSON object"),
     ],
 )

@@ -38,7 +38,7 @@ def profile(handle: ModelHandle) -> SinkProfile:
     )
 
 
-def test_planted_sinks_are_flagged_and_hoard_attention(
+def test_planted_sinks_are_flagged_and_collect_attention(
     handle: ModelHandle, profile: SinkProfile
 ) -> None:
     samples = painted_samples(12, seed=7)

@@ -250,7 +250,7 @@ def _checked(validation: Validation | None, why: str) -> dict[str, Any]:
             *(reason for _, reason in validation.skipped[:MOST_SKIPPED]),
             *validation.verdict.thresholds,
         ],
-        "columns": ["Hidden", "Tokens", "Attention held", "Log-probability, nats a token"],
+        "columns": ["Hidden", "Tokens", "Attention held", "Log-probability, nats per token"],
         "rows": [
             [SETS[one.name], f"{one.tokens:.1f}", f"{one.attention:.1%}", str(one.change)]
             for one in validation.hidden
