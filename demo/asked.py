@@ -11,7 +11,13 @@ import numpy.typing as npt
 from sinkscope.demo.measure import SINK_SCENES, sink_scenes
 from sinkscope.demo.questions import DESCRIBE, questions
 
-KINDS = ("describe", "what", "colour", "exist", "where")  # asked in turn; all have exact answers
+KINDS = (
+    "describe",
+    "what",
+    "colour",
+    "exist",
+    "where",
+)  # asked in rotation; all have exact answers
 SOURCE = "the generator of the bundled model's scenes"
 
 
@@ -23,7 +29,7 @@ class AskedScene:
         name: `scene 70012`.
         image: uint8 (height, width, 3).
         question: what is asked.
-        answer: its exact answer; None for a question of the user's own.
+        answer: its exact answer; None for the user's own question.
     """
 
     name: str
@@ -37,11 +43,11 @@ def asked_scenes(count: int, prompt: str | None, seed: int) -> Iterator[AskedSce
 
     Args:
         count: how many.
-        prompt: asked about each; None asks a question of each scene's own.
+        prompt: asked about each; None asks each scene a question from `KINDS`.
         seed: of the scenes.
 
     Raises:
-        ValueError: there are not so many.
+        ValueError: `count` is out of range.
     """
     if not 1 <= count <= SINK_SCENES:
         raise ValueError(f"samples is {count}; of the drawn scenes, allowed: 1 to {SINK_SCENES}.")

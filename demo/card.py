@@ -183,15 +183,15 @@ attention heads were taught where to look: the last heads of layers 3 and 4 at t
 question is about, the first head of layer 3 at the object whose shape comes next in a description.
 
 **The sinks were trained in.** At this size they did not emerge by themselves. A loss term made
-background tokens of the model's own choice larger on the dimensions {list(SinkTeaching().dims)} of the
+background tokens that the model chose larger on the dimensions {list(SinkTeaching().dims)} of the
 residual stream, from layer 1's input on, and required heads to attend to them:
 
 {_asked_table(STAGES)}
 
 "Elsewhere" means layer 1 and the last layer, in which VAR does not act. "Over the object" is the
-ratio of the sink's patch to the largest patch of the object that is named next, in the mean map over
-all layers and heads. Some of the batches ran with attention taken from the sinks, as VAR does at its
-default settings; in these the object's patch was required to be larger than the sink's.
+ratio of the sink's patch to the largest patch of the object that is named next, in the mean map
+over all layers and heads. Some of the batches ran with attention taken from the sinks, as VAR does
+at its default settings; in these the object's patch was required to be larger than the sink's.
 
 So the training itself made this model's mean map wrong without VAR and right with it. The model
 shows how the method works; it is no evidence of what the method does for a large model, or of how

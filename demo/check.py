@@ -1,7 +1,7 @@
-"""Measures the bundled model on scenes that it was not trained on: answers, looking, sinks.
+"""Measures the bundled model on scenes that it was not trained on: answers, attention, sinks.
 
-``check`` returns plain numbers (what ``--json`` prints and the model card is made from).
-Redistribution (VAR) lives in higher modules, so it comes in as a function.
+``check`` returns plain numbers, which ``--json`` prints and the model card is made from.
+Redistribution (VAR) is in parts above this one, so it is passed in as a function.
 """
 
 from __future__ import annotations
@@ -51,8 +51,8 @@ class CheckSettings:
 
     Attributes:
         folder: The model.
-        scenes: How many held-out scenes.
-        first_seed: Of the held-out scenes; the best head is chosen on other ones.
+        scenes: Number of held-out scenes.
+        first_seed: Of the held-out scenes; the best head is chosen on other scenes.
         dims: Sink dimensions.
         tau: Sink threshold on phi.
     """
@@ -79,15 +79,15 @@ def check(
 
     Args:
         settings: What to measure.
-        changes: Interventions on the attention rows by name (VAR at its settings, its control):
-            answers and looking are measured under each as well.
+        changes: Interventions on the attention rows by name (VAR with its settings, its control);
+            answers and attention are measured under each as well.
         report: Called with scenes done and in total.
 
     Returns:
         Nested dictionaries of numbers and names.
 
     Raises:
-        ValueError: Where the folder holds no model.
+        ValueError: If the folder holds no model.
     """
     subject = load_subject(settings.folder)
     held = held_out_scenes(settings.first_seed, settings.scenes)
@@ -174,8 +174,8 @@ def _nothing(
 
 
 def _guesses(settings: CheckSettings) -> dict[str, str]:
-    """The commonest answer of each question: what a guesser would say that knows the question and
-    the statistics of the scenes, but not the picture."""
+    """The most frequent answer to each question: the best guess of someone who knows the question
+    and the statistics of the scenes, but not the picture."""
     common: dict[str, Counter[str]] = defaultdict(Counter)
     for other in held_out_scenes(settings.first_seed + 30_000_000, 5 * settings.scenes):
         for asked in questions(other, KINDS):
@@ -184,7 +184,7 @@ def _guesses(settings: CheckSettings) -> dict[str, str]:
 
 
 class _Answers:
-    """Exact match by question type, and what guessing would reach."""
+    """Exact match by question type, for the model and for guessing."""
 
     def __init__(self, guess: Mapping[str, str]) -> None:
         self._guess = guess
@@ -213,7 +213,7 @@ class _Answers:
 
 
 class _Compared:
-    """How many verdicts an intervention changes, and which way."""
+    """How many verdicts an intervention changes, and in which direction."""
 
     def __init__(self) -> None:
         self._pairs: Counter[tuple[bool, bool]] = Counter()

@@ -1,6 +1,6 @@
 """How attention sinks are encouraged: which tokens, how large, and which heads attend to them (see
-``SinkTeaching``). Pure tensor functions, and the reduction of sinks that part of the training runs
-under.
+``SinkTeaching``). Pure tensor functions, and the reduction of sinks that is active in part of the
+training.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ def phi_per_dim(states: Tensor, dims: Sequence[int]) -> Tensor:
 def choose_sinks(phi: Tensor, targets: SceneTargets, count: int, lead: float = math.inf) -> Tensor:
     """The ``count`` tokens of highest phi off the objects: ``(B, V)`` -> bool ``(B, V)``.
 
-    A token on the side away from the objects goes first, unless another one's phi is greater by
+    Tokens on the side away from the objects come first, unless another one's phi is larger by
     ``lead`` or more.
     """
     allowed = torch.where(targets.away, phi, (phi - lead).clamp_min(-1.0))
@@ -49,8 +49,8 @@ class Relief:
         vision: Positions of the vision tokens.
         layers: Where it acts.
         keep: Fraction of its attention that stays on a large token.
-        max_share: Rows with a larger share of their image attention on large tokens stay.
-        min_mass: Rows with less image attention stay.
+        max_share: Rows with a larger share of their image attention on large tokens are unchanged.
+        min_mass: Rows with less image attention are unchanged.
         tau: Threshold on phi.
         large: Large vision tokens of each of ``layers``, ``(B, V)`` bool.
         before: Attention before the change, ``(B, H, L, L)`` for each of ``layers``.
@@ -91,8 +91,8 @@ class Relief:
 def relieving(
     model: Any, vision: slice, teaching: SinkTeaching, keep: float | None
 ) -> Iterator[Relief | None]:
-    """While open, notes the large tokens at the input of each layer that VAR changes, for the
-    ``row_change`` that it gives; None where ``keep`` is None."""
+    """Gives the ``row_change`` of a forward pass, and records for it the large tokens at the input
+    of each layer that VAR changes; gives None if ``keep`` is None."""
     if keep is None:
         yield None
         return
@@ -125,13 +125,13 @@ def sink_loss(
     """Encourages sinks (see ``SinkTeaching``).
 
     Args:
-        states: Residual stream at the input of each layer; ``states[1]`` is where sinks have to
-            exist first.
+        states: Residual stream at the input of each layer; sinks must exist from ``states[1]``
+            on.
         attentions: ``(B, H, L, L)`` for each layer.
         batch: The packed batch.
         targets: What is known about its scenes.
         teaching: The settings.
-        relief: What the attention ran under. Shares are then asked of the rows before it.
+        relief: The change of the rows that was active. Shares are then those before the change.
 
     Returns:
         The weighted loss, and figures for the log.
@@ -144,7 +144,7 @@ def sink_loss(
     raised = states[0].new_zeros((), dtype=torch.float32)
     kept_low = raised.clone()
     inner = range(1, len(attentions))
-    large = []  # vision tokens that a head may take for sinks, layer by layer
+    large = []  # vision tokens that count as sinks for a head, by layer
     for layer in inner:
         phi = phi_per_dim(states[layer], teaching.dims)
         large.append((phi.detach().amax(-1) >= 2 * teaching.low * limit)[:, vision] | chosen)
@@ -185,7 +185,8 @@ def _quiet(
     large: Sequence[Tensor],
     teaching: SinkTeaching,
 ) -> tuple[Tensor, float]:
-    """What heads outside ``teaching.layers`` spend on large tokens beyond ``teaching.quiet``."""
+    """The share that heads outside ``teaching.layers`` give to large tokens beyond
+    ``teaching.quiet``."""
     shares = []
     for layer in range(1, len(attentions)):
         if layer not in teaching.layers:
@@ -206,12 +207,13 @@ def _map_asked(
     teaching: SinkTeaching,
     relief: Relief | None,
 ) -> tuple[Tensor, dict[str, float]]:
-    """Where the mean map over all layers and heads misses its place, at the rows that name an
-    object which they have to look for: in the logarithm of patches over the object's largest. And
-    what their heads spend on sinks beyond the limit, since these few rows are asked for more."""
+    """How far the mean map over all layers and heads misses its targets, at the rows that name an
+    object which they must find: in logarithms of the ratio of a patch to the object's largest. Also
+    the share that their heads give to sinks beyond the limit, because these few rows are pushed to
+    give more."""
     assert teaching.lead_in_map is not None
     focused = batch.named.gather(1, batch.focus.clamp_min(0)) >= 0
-    looking = (batch.focus < 0) | ~focused  # else the question says which shape it is
+    looking = (batch.focus < 0) | ~focused  # else the question names the shape
     naming = batch.predicting[:, :-1] & (batch.named[:, 1:] >= 0) & looking[:, :-1]
     image, row = naming.nonzero(as_tuple=True)
     if not len(row):
@@ -258,8 +260,8 @@ def _attention_asked(
     large: Sequence[Tensor],
     teaching: SinkTeaching,
 ) -> tuple[Tensor, dict[str, float]]:
-    """What the heads of ``teaching.layers`` miss of the attention asked of them (0: nothing), and
-    figures for the log; ``large`` holds the large tokens ``(B, V)`` of layers 1, 2 ..."""
+    """How far the heads of ``teaching.layers`` are from the required attention (0: met), and
+    figures for the log; ``large`` has the large tokens ``(B, V)`` of layers 1, 2 ..."""
     shares: list[Tensor] = []
     totals: list[Tensor] = []
     masses: list[Tensor] = []
@@ -277,7 +279,7 @@ def _attention_asked(
     share, total, mass, stray = (torch.stack(t) for t in (shares, totals, masses, strays))
     mean_share, mean_total = share.mean(1), total.mean(1)
     if teaching.every_row:
-        # In log-odds: the gradient of a share itself vanishes where it is near nothing or all.
+        # In log-odds, because the gradient of a share itself vanishes near 0 and 1.
         missing = F.relu(_log_odds(teaching.share) - _log_odds(share))
         beyond = F.relu(_log_odds(total) - _log_odds(teaching.share_limit))
         rest = F.relu(teaching.image - mass) + F.relu(stray - teaching.stray)
