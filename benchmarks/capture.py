@@ -1,10 +1,11 @@
 """`python -m sinkscope.benchmarks capture`: the cost of capturing attention relative to plain
 generation.
 
-Ways to generate the same answer (`benchmarks.ways`), with both of our engines, run interleaved in
-one process; beside the time of a token stand the least it can take (`benchmarks.floor`) and what it
-asks of the device (`benchmarks.launches`). Peak memory is measured in processes of its own; then
-one token's map is read back from a file. Nothing here imports torch before the command runs.
+Several ways to generate the same answer (`benchmarks.ways`), with both of our engines, run
+interleaved in one process. The time of a token is reported with its lower bound
+(`benchmarks.floor`) and its device operations (`benchmarks.launches`). Peak memory is measured in
+separate processes; then one token's map is read back from a file. Nothing here imports torch before
+the command runs.
 """
 
 from __future__ import annotations
@@ -44,7 +45,8 @@ def capture(
     lengths: Lengths = "256,1024,2048",
     tokens: NewTokens = 32,
     repeats: Annotated[
-        int, typer.Option(min=1, max=999, help="Rounds; the two eager baselines run in each third.")
+        int,
+        typer.Option(min=1, max=999, help="Rounds; the eager baselines run in every third."),
     ] = 6,
     threads: Threads = 1,
     warmups: Warmups = None,
@@ -57,7 +59,7 @@ def capture(
     """Our capture, plain SDPA, eager with hooks, and eager with output_attentions, side by side."""
     from sinkscope.cli.common import clear_errors
 
-    # Read when the libraries load, which is below.
+    # The libraries read them when they load, which is below.
     os.environ["OMP_NUM_THREADS"] = os.environ["MKL_NUM_THREADS"] = str(threads)
     with clear_errors():
         wanted = prompt_lengths(lengths)
@@ -86,7 +88,7 @@ def measure(
     """All measurements, as plain values.
 
     Raises:
-        ValueError: no such device, or a length that holds no image.
+        ValueError: no such device, or a length with no room for an image.
     """
     import torch
 
@@ -98,7 +100,7 @@ def measure(
     handle = prepared_handle(shape, device, dtype, threads)
     dtype = handle.info.dtype
     prompts = {length: build_prompt(handle, length) for length in lengths}
-    for way in WAYS.values():  # what a first call sets up belongs to no measurement
+    for way in WAYS.values():  # the set-up of a first call is not measured
         way(handle, build_prompt(handle, SHORTEST), 3, lambda: None)
     result: dict[str, Any] = {
         "benchmark": "capture",
@@ -139,7 +141,7 @@ def one_length(
         inputs: the prompt.
         tokens: new tokens per run.
         repeats: rounds.
-        warmups: most plain runs before the first round; None: what suits the device.
+        warmups: maximum number of plain runs before the first round; None: depends on the device.
         left_out: names of ways that do not run.
     """
     from sinkscope.attention_extractor import forecast
@@ -167,7 +169,7 @@ def one_length(
 
     on_a_gpu = handle.device.type == "cuda"
     settled = timing.settle(run("plain"), handle.device, most_warmups(warmups, on_a_gpu))
-    for name in ways if on_a_gpu else ():  # recorded, compiled and chosen kernels belong to none
+    for name in ways if on_a_gpu else ():  # recording and compiling are not measured
         run(name)(lambda: None)
     found = timing.rounds({name: run(name) for name in ways}, repeats, handle.device, BASELINES)
     row: dict[str, Any] = {
@@ -199,8 +201,8 @@ def one_length(
 
 
 def most_warmups(asked: int | None, on_a_gpu: bool) -> int:
-    """How many plain runs there are at most before the first round: a GPU's clock, its kernels and
-    allocator take several to come to rest."""
+    """Maximum number of plain runs before the first round: a GPU's clock, kernels and allocator
+    need several to become stable."""
     if asked is not None:
         return asked
     return 10 if on_a_gpu else 2

@@ -1,10 +1,10 @@
 """`python -m sinkscope.benchmarks evaluation`: the cost of a pair of default and VAR relative to
 default.
 
-The same questions about the same drawn scenes go to the same model by default alone, by default and
-VAR as one pair, by both one after the other, and by a sweep; interleaved in one process. Ratios are
-medians over rounds of a way's time by that of default alone in the same round. Nothing here imports
-torch before the command runs.
+The same questions about the same drawn scenes are asked with default alone, with default and VAR as
+one pair, with both one after the other, and with a sweep, interleaved in one process. A ratio is
+the median over rounds of the time divided by that of default alone in the same round. Nothing here
+imports torch before the command runs.
 """
 
 from __future__ import annotations
@@ -43,14 +43,14 @@ def evaluation(
     repeats: Rounds = 7,
     threads: Threads = 1,
     batch_tokens: Annotated[
-        int, typer.Option(min=0, help="Of a batch, as of `evaluate run`; 0: no batches.")
+        int, typer.Option(min=0, help="Tokens of a batch, as in `evaluate run`; 0: no batches.")
     ] = 16_384,
     as_json: AsJson = False,
     output: Annotated[
         Path | None, typer.Option(help="Folder for evaluation.json and evaluation.txt.")
     ] = None,
 ) -> None:
-    """Several methods on the same questions against the plain model on them."""
+    """Several methods on the same questions, compared with the plain model."""
     from sinkscope.cli.common import clear_errors
 
     os.environ["OMP_NUM_THREADS"] = os.environ["MKL_NUM_THREADS"] = str(threads)
@@ -109,7 +109,7 @@ def measure(
     runs = {
         name: partial(_run, handle, items, settings, batch_tokens, passes[name]) for name in WAYS
     }
-    for run in runs.values():  # what a first call sets up belongs to no measurement
+    for run in runs.values():  # the set-up of a first call is not measured
         run(lambda: None)
     found = timing.rounds(runs, repeats, handle.device)
     ways = timing.totals(found, "default")

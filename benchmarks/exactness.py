@@ -1,7 +1,7 @@
-"""The distance of captured rows from those of eager attention, compared with that of plain SDPA's
-logits from eager's: what half precision alone moves.
+"""The distance of captured rows from those of eager attention, compared with the distance of plain
+SDPA's logits from eager's, which is the effect of half precision alone.
 
-All of it on one text, the answer that the captured run gave: so the choice of tokens does not
+Everything is computed on one text, the answer of the captured run, so the choice of tokens does not
 matter.
 """
 

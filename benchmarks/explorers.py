@@ -1,9 +1,9 @@
-"""`python -m sinkscope.benchmarks explorers`: what a running job costs those who explore.
+"""`python -m sinkscope.benchmarks explorers`: how much a running job slows the requests of others.
 
 Requests of the page are timed while nothing runs, while a job runs in the server that answers them,
-and while the same job runs in a second process beside it. The last is what a model's process of its
-own would leave: both compute on the same cores, but share no interpreter lock. All states take
-turns in each round, so that another program on the machine meets all of them alike.
+and while the same job runs in a second process. The last is what remains if the model has a
+separate process: both compute on the same cores, but share no interpreter lock. Each round has all
+states, so other programs on the machine affect all of them equally.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ import typer
 from sinkscope.benchmarks.options import AsJson, Switch
 from sinkscope.benchmarks.output import check_folder, give
 
-# (what runs, in which process): "here" serves the requests, "beside" is the second one.
+# (what runs, in which process): "here" serves the requests, "beside" is the second process.
 STATES = (
     ("idle", "here"),
     ("answer", "here"),
@@ -45,7 +45,7 @@ API = "/gradio_api"
 def explorers(
     rounds: Annotated[int, typer.Option(min=1, max=99, help="Rounds of all states.")] = 4,
     threads: Annotated[
-        int, typer.Option(min=0, max=1024, help="CPU threads of torch. 0: as the app has them.")
+        int, typer.Option(min=0, max=1024, help="CPU threads of torch. 0: the app's.")
     ] = 0,
     switch: Switch = 0,
     as_json: AsJson = False,
@@ -53,7 +53,7 @@ def explorers(
         Path | None, typer.Option(help="Folder for explorers.json and explorers.txt.")
     ] = None,
 ) -> None:
-    """Requests of explorers beside a running job, against the same without one."""
+    """Requests of the page while a job runs, compared with the same without one."""
     from sinkscope.cli.common import clear_errors
 
     with clear_errors():
@@ -79,7 +79,7 @@ def measure(
     }
     with _server(threads, switch) as here, _server(threads, switch) as beside:
         servers = {"here": here, "beside": beside}
-        for kind in requests:  # what a first request sets up belongs to no measurement
+        for kind in requests:  # the set-up of a first request is not measured
             ASK[kind](here)
         for number in range(rounds):
             turn = number % len(STATES)
@@ -114,7 +114,8 @@ def _name(what: str, where: str) -> str:
 
 
 def _spread(times: list[list[float]], idle: list[list[float]]) -> dict[str, float]:
-    """Of all rounds; `ratio` is the median over rounds of the round's median by the idle one."""
+    """Over all rounds; `ratio` is the median over rounds of the round's median divided by the idle
+    one."""
     ordered = sorted(one for rounds in times for one in rounds)
     by = [
         statistics.median(own) / statistics.median(still)
@@ -144,7 +145,7 @@ class _Server:
             raise RuntimeError("the server of the benchmark has ended")
 
     def send(self, method: str, path: str, content: Any = None) -> bytes:
-        """The body of an answer, to its end.
+        """The whole body of an answer.
 
         Raises:
             RuntimeError: the server refuses the request.
@@ -161,7 +162,7 @@ class _Server:
         return data
 
     def ask(self, function: str, question: dict[str, Any]) -> dict[str, Any]:
-        """A question of the inspector, which waits in no queue."""
+        """A question of the inspector, which does not queue."""
         content = {
             "component_id": self.about["inspector"],
             "fn_name": function,
@@ -174,7 +175,7 @@ class _Server:
         return answer
 
     def call(self, endpoint: str, **given: Any) -> None:
-        """An endpoint of the API, which waits in Gradio's queue; the rest as its defaults say."""
+        """An endpoint of the API, which waits in Gradio's queue; other arguments keep defaults."""
         path = f"{API}/call/{endpoint}"
         if not self.endpoints:
             self.endpoints = json.loads(self.send("GET", f"{API}/info"))["named_endpoints"]
@@ -241,7 +242,7 @@ def table(result: dict[str, Any]) -> str:
     """The whole result for a terminal."""
     states = result["states"]
     lines = [
-        f"Requests of explorers beside a job: bundled model, {result['device']}, "
+        f"Requests of the page during a job: bundled model, {result['device']}, "
         f"{result['threads']} torch threads, switch interval {result['switch_ms']:g} ms, "
         f"{result['processors']} processors, {result['rounds']} rounds, load {result['load']:.1f} "
         "at the end",
@@ -262,6 +263,6 @@ def table(result: dict[str, Any]) -> str:
     lines += [
         "",
         "here: in the server that answers; beside: in another process on the same cores",
-        "× idle: median over the rounds of the round's median by the idle one's",
+        "× idle: median over the rounds of the round's median divided by the idle one's",
     ]
     return "\n".join(lines)

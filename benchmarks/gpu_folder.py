@@ -1,4 +1,4 @@
-"""A model folder from the disk through everything a user does with it, timed by the wall."""
+"""A model folder from the disk, with everything a user does with it, in wall time."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ PIXELS = 448 * 448  # of the image, after resizing: 256 vision tokens
 def check_folder(folder: Path, device: str) -> dict[str, Any]:
     """Load, ask, compare, compare again with another setting, and search for sinks.
 
-    The weights may be random, so what is said and found means nothing; that it is said and found,
-    and how long it takes, is what is looked at.
+    The weights may be random, so answers and findings mean nothing. This measures that everything
+    works, and how long it takes.
 
     Raises:
-        RuntimeError: something that must hold whatever the weights are does not.
+        RuntimeError: something that must hold for any weights does not hold.
     """
     seconds: dict[str, float] = {}
 

@@ -1,7 +1,7 @@
 """Peak memory of each way on a GPU, one after the other in this process.
 
-What is allocated there is known to the byte, so no process of its own is needed; what the way
-before has kept (recorded steps) is dropped first, and counts where it is made.
+A GPU's allocations are known to the byte, so no separate processes are needed. What the previous
+way has kept (recorded steps) is dropped first, so it counts for the way that makes it.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ from sinkscope.models.loading import ModelHandle
 
 
 def peaks(handle: ModelHandle, inputs: PromptInputs, tokens: int) -> dict[str, Any]:
-    """Bytes above what was there before.
+    """Bytes beyond those allocated before the run.
 
     Returns:
-        `peak_bytes` of each way, empty on a CPU; `allowed_bytes`: what a way may hold beyond plain
-        generation, its histories and for comparing another set of keys and values.
+        `peak_bytes` of each way, empty on a CPU; `allowed_bytes`: what a way may take beyond
+        plain generation: its histories, and for comparing another set of keys and values.
     """
     payload = forecast(handle, inputs, GenerationSettings(max_new_tokens=tokens)).payload_bytes
     layers = tuple(range(handle.info.layers))
@@ -54,7 +54,7 @@ def peaks(handle: ModelHandle, inputs: PromptInputs, tokens: int) -> dict[str, A
         return found
     for name, way in ways.items():
         handle.kept.clear()
-        way()  # what a first call sets up for good belongs to none
+        way()  # what a first call sets up permanently is not measured
         handle.kept.clear()
         gc.collect()
         torch.cuda.empty_cache()

@@ -1,4 +1,4 @@
-"""The course of `benchmarks load`: the app's process, warm-up, main part, and what is noted."""
+"""The course of `benchmarks load`: the app's process, warm-up, main part, and the measurements."""
 
 from __future__ import annotations
 
@@ -19,28 +19,28 @@ from sinkscope.benchmarks.load_process import held, processor_seconds
 from sinkscope.benchmarks.load_wire import Browser, FailedError, RefusedError
 from sinkscope.utils import PROJECT
 
-LOOK_SECONDS = 0.1  # between two looks at whose jobs are under way
-PATIENCE_SECONDS = 120.0  # for what is under way when the time is over
-START_SECONDS = 300.0  # in which the app must be there
-SILENT_SECONDS = 60.0  # after which an app that says nothing is ended
-TRIES = 3  # to start the app: Gradio gives up where a busy machine lets it wait
+LOOK_SECONDS = 0.1  # between two samples of the running jobs
+PATIENCE_SECONDS = 120.0  # for what still runs when the time is over
+START_SECONDS = 300.0  # in which the app must have started
+SILENT_SECONDS = 60.0  # after which an app that does not answer is ended
+TRIES = 3  # to start the app: on a busy machine Gradio may give up
 
 
 @dataclass(frozen=True)
 class LoadSettings:
-    """What is asked of the app.
+    """The load, and the app's settings.
 
     Attributes:
-        minutes: of the main part.
-        warm_minutes: of the same before it.
-        clients: who ask, stop, open and vanish.
-        rate: requests of explorers a second.
-        tokens: of an answer at most.
+        minutes: length of the main part.
+        warm_minutes: length of the warm-up.
+        clients: number of clients that ask, stop, open and disconnect.
+        rate: requests of explorers per second.
+        tokens: maximum length of an answer.
         store_megabytes: the app's memory for runs, which the warm-up should fill.
         queue_size: how many jobs may wait in the app.
-        switch_ms: the interpreter's switch interval in the app; 0: as the app has it.
-        settle_seconds: with nobody there before memory, threads and handles are counted; idle
-            threads of the server leave after 10.
+        switch_ms: the interpreter's switch interval in the app; 0: the app's own.
+        settle_seconds: without clients, before memory, threads and handles are counted; idle
+            threads of the server end after 10.
     """
 
     minutes: float = 10.0
@@ -70,16 +70,16 @@ class Server:
         return int(self.about["pid"])
 
     async def state(self) -> dict[str, Any]:
-        """`owners` of jobs under way, `threads_by_name`, and `stored` bytes of runs.
+        """`owners` of running jobs, `threads_by_name`, and `stored` bytes of runs.
 
         Raises:
-            RuntimeError: it has ended, or is silent and was ended.
+            RuntimeError: it has ended, or did not answer and was ended.
         """
         try:
             return await asyncio.wait_for(asyncio.to_thread(self._asked), SILENT_SECONDS)
         except TimeoutError as error:
             self.process.kill()
-            raise RuntimeError(f"the app was silent for {SILENT_SECONDS:g} seconds") from error
+            raise RuntimeError(f"the app did not answer for {SILENT_SECONDS:g} seconds") from error
         except (OSError, ValueError) as error:
             raise RuntimeError("the app has ended") from error
 
@@ -93,7 +93,7 @@ class Server:
 
 @contextmanager
 def served(wanted: LoadSettings, log: IO[bytes]) -> Iterator[Server]:
-    """The app in its own process, which ends with the `with`; what it writes goes to `log`.
+    """The app in its own process, which ends with the `with`; its output goes to `log`.
 
     Raises:
         RuntimeError: it does not start.
@@ -114,7 +114,7 @@ def served(wanted: LoadSettings, log: IO[bytes]) -> Iterator[Server]:
                 return
         finally:
             late.cancel()
-            with suppress(OSError):  # where it has ended before
+            with suppress(OSError):  # if it has ended already
                 process.stdin.close()  # it ends by itself
             try:
                 process.wait(30)
@@ -127,15 +127,15 @@ def served(wanted: LoadSettings, log: IO[bytes]) -> Iterator[Server]:
 
 @dataclass
 class Course:
-    """The parts in their order, and what was found in them.
+    """The parts in their order, and their measurements.
 
     Attributes:
-        left: owner, and the first look at which none of its jobs was under way any more.
-        owners: of the jobs that were under way at the last look.
-        noting: whether a part is under way, not what comes before or after it.
-        looks: when, and whether a job was under way.
-        lags: seconds that this process' own event loop was late.
-        states: memory and the like after the warm-up (`warm`) and at the end (`end`).
+        left: owner, and the time of the first sample in which none of its jobs was running.
+        owners: of the jobs that were running at the last sample.
+        noting: whether a part is running, not what comes before or after it.
+        looks: the samples: when, and whether a job was running.
+        lags: seconds by which this process's event loop was late.
+        states: memory, threads and handles after the warm-up (`warm`) and at the end (`end`).
         spent: processor seconds during the main part.
     """
 
@@ -154,7 +154,7 @@ class Course:
     broken: str = ""
 
     async def run(self, server: Server) -> None:
-        """Warm-up and main part, each with a count after it.
+        """Warm-up and main part, each followed by a count.
 
         Raises:
             RuntimeError: the app has ended.
@@ -200,7 +200,7 @@ class Course:
         )
         if looking.done():
             asking.cancel()
-            looking.result()  # raises why
+            looking.result()  # raises the reason
         if asking.done():
             asking.result()
             return
@@ -209,7 +209,7 @@ class Course:
         await asyncio.wait({asking}, timeout=PATIENCE_SECONDS)
 
     async def _settle(self, browser: Browser, seen: Seen, looking: asyncio.Future[None]) -> None:
-        """A pause with only light requests: idle threads end when others are used."""
+        """A pause with only light requests, so that idle threads end."""
         until = time.monotonic() + PATIENCE_SECONDS
         while self.owners and time.monotonic() < until and not looking.done():
             await asyncio.sleep(LOOK_SECONDS)
@@ -222,7 +222,7 @@ class Course:
             await asyncio.sleep(1)
 
     async def _look(self, server: Server) -> None:
-        """Note again and again whose jobs are under way, and how late this process is itself."""
+        """Record repeatedly whose jobs are running, and how late this process is."""
         while True:
             due = time.monotonic() + LOOK_SECONDS
             owners = set((await server.state())["owners"])
@@ -238,7 +238,7 @@ class Course:
                 self.lags.append(time.monotonic() - due)
 
     def found(self) -> dict[str, Any]:
-        """All that was seen, in plain values."""
+        """All measurements as plain values."""
         now = time.monotonic()
         gone = {**self.warm.vanished, **self.main.vanished}
         after = [
@@ -273,7 +273,7 @@ def _spent(server: Server) -> dict[str, float]:
 
 
 def spread(times: list[float]) -> dict[str, float]:
-    """Median, 95th percentile and largest of some seconds, and how many there are."""
+    """Count, median, 95th percentile and largest of some times in seconds."""
     ordered = sorted(times)
     if not ordered:
         return {"count": 0}

@@ -1,7 +1,6 @@
-"""The app's own protocol for `benchmarks load`: what a browser or `gradio_client` sends and reads.
+"""The app's protocol for `benchmarks load`: what a browser or `gradio_client` sends and reads.
 
-One `Page` knows the layout of the page (read once), one `Browser` is a session with connections of
-its own.
+A `Page` has the layout of the page (read once); a `Browser` is a session with its own connections.
 """
 
 from __future__ import annotations
@@ -18,29 +17,29 @@ if TYPE_CHECKING:
 
 API = "/gradio_api"
 STOPPED = "Stopped while it was waiting"
-BUSY = ("runs are waiting already", "Queue is full")  # how the line and Gradio's queue refuse
+BUSY = ("runs are waiting already", "Queue is full")  # how the app's and Gradio's queues refuse
 _RUN = re.compile(r'"run": ?"([A-Za-z0-9_-]{16,64})"')
-# A connection that was kept was closed as the request went out; browsers send it again, too.
+# A kept connection was closed as the request went out; browsers, too, send it again.
 IDLE = "disconnected without sending"
 ASK_SECONDS = 60.0  # for one plain request
 KEEP_SECONDS = 3.0  # an unused connection; the server closes its own after 5
-JOB_SECONDS = 300.0  # without a word about a job: heartbeats come every 15
+JOB_SECONDS = 300.0  # without a message about a job: heartbeats come every 15
 
 
 class RefusedError(Exception):
-    """The queue said that too many are waiting."""
+    """The queue is full."""
 
 
 class StoppedError(Exception):
-    """The job was stopped before it had begun."""
+    """The job was stopped before it began."""
 
 
 class FailedError(Exception):
-    """Anything else that was not answered as it should have been."""
+    """Any other unexpected answer."""
 
 
 class Page:
-    """Where things are on the page: functions by name, and what their controls hold."""
+    """The page's functions by name, and the values of their controls."""
 
     def __init__(self, config: dict[str, Any], info: dict[str, Any]) -> None:
         parts = {part["id"]: part["props"] for part in config["components"]}
@@ -87,7 +86,7 @@ class Browser:
             timeout=httpx.Timeout(ASK_SECONDS),
             limits=httpx.Limits(keepalive_expiry=KEEP_SECONDS),
             trust_env=False,
-            verify=False,  # no TLS here, and to read certificates takes long
+            verify=False,  # no TLS here, and reading certificates takes long
         )
         self.session = uuid.uuid4().hex[:12]
         self._page = page
@@ -106,7 +105,7 @@ class Browser:
         """The body of an answer.
 
         Raises:
-            FailedError: any status but 200, or no answer.
+            FailedError: a status other than 200, or no answer.
         """
         return (await self._send("GET", path)).content
 
@@ -117,7 +116,7 @@ class Browser:
         return {"path": path, "meta": {"_type": "gradio.FileData"}, "orig_name": image.name}
 
     async def ask(self, function: str, question: dict[str, Any]) -> dict[str, Any]:
-        """A question of the inspector, which waits in no queue."""
+        """A question of the inspector, which does not queue."""
         content = {
             "component_id": self.page.inspector,
             "fn_name": function,
@@ -134,15 +133,15 @@ class Browser:
         await self._send("POST", f"{API}/run/{name}", json=content)
 
     async def job(self, name: str, data: list[Any]) -> AsyncIterator[str]:
-        """Join the queue and read what becomes of the job, to its end.
+        """Join the queue and follow the job to its end.
 
         Yields:
-            "joined" once it is accepted, "" for each message, and the run's id for those that name
-            it.
+            "joined" once it is accepted, the run's id for each message that names it, and "" for
+            each other message.
 
         Raises:
-            RefusedError: too many are waiting.
-            StoppedError: it was stopped while it waited.
+            RefusedError: the queue is full.
+            StoppedError: the job was stopped while it waited.
             FailedError: the job failed, or its stream ended before it did.
         """
         content = {"data": data, "session_hash": self.session, "fn_index": self.page.index(name)}
@@ -163,7 +162,7 @@ class Browser:
         raise FailedError("the stream of a job ended before the job")
 
     async def close(self) -> None:
-        """Close all connections, whatever is under way."""
+        """Close all connections, even if requests are running."""
         await self._client.aclose()
 
     async def _send(self, method: str, path: str, **more: Any) -> httpx.Response:
@@ -187,7 +186,7 @@ class Browser:
 
 
 def _look(message: dict[str, Any]) -> None:
-    """Raises what the last message of a job says."""
+    """Raises the error of a job's last message, if it has one."""
     if message.get("success"):
         return
     said = str((message.get("output") or {}).get("error") or message.get("message"))
@@ -199,5 +198,5 @@ def _look(message: dict[str, Any]) -> None:
 
 
 def _plain(path: str) -> str:
-    """A path without what differs from request to request."""
+    """A path without the parts that differ between requests."""
     return re.sub("file=.*", "file", path.split("?")[0].removeprefix(API))

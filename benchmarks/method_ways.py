@@ -1,5 +1,5 @@
-"""Explanation methods of one token, as `benchmarks.memory` measures what they take: each generates
-an answer of `tokens` tokens to have a run, and explains its last one."""
+"""Explanation methods on one token, for `benchmarks.memory`: each generates an answer of `tokens`
+tokens and explains the last one."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def explained(
     method: str, handle: ModelHandle, inputs: PromptInputs, tokens: int, mark: Mark
 ) -> None:
     """A run, and one method's maps of its last token."""
-    # one layer and head are kept: what capture takes is another benchmark's
+    # keeps one layer and head: the memory of capture is another benchmark
     settings = GenerationSettings(max_new_tokens=tokens, layers=(0,), heads=(0,))
     run = generate(handle, inputs, settings)
     mark()

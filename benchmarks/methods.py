@@ -1,7 +1,7 @@
 """The cost of explanation methods, with their limits: seconds with the bundled model, and memory.
 
 One token of an answer of 20 by each method, and the whole answer; then peaks of rollout and
-Chefer's relevance beside a plain forward pass, each in its own process (`benchmarks.memory`).
+Chefer's relevance relative to a plain forward pass, each in its own process (`benchmarks.memory`).
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ TOKENS = 20  # of the answer
 LENGTH, SHAPE = 1024, "small"  # at which memory is measured
 ASKS_OFTEN = ("occlusion_edges", "occlusion_pixels", "region_search")
 SECONDS = 2.0  # one token, at most
-SECONDS_OFTEN = 20.0  # one token of those that ask the model often
-SECONDS_ANSWER = 20.0  # all tokens; not of occlusion and region search
+SECONDS_OFTEN = 20.0  # one token, for methods with many passes
+SECONDS_ANSWER = 20.0  # all tokens; not for occlusion and region search
 PEAK = 3.0  # times a plain forward pass's
 PEAKS = ("rollout", "chefer")
 MEGABYTE = 1 << 20
@@ -50,10 +50,10 @@ def methods(
 
 
 def measure(rounds: int, threads: int = 1, memory: bool = True) -> dict[str, Any]:
-    """Seconds of each method, by the clock and by the processor, and peaks.
+    """Wall and processor seconds of each method, and memory peaks.
 
     Raises:
-        ValueError: the bundled model is not there.
+        ValueError: the bundled model is missing.
     """
     import torch
 
@@ -109,8 +109,8 @@ def measure(rounds: int, threads: int = 1, memory: bool = True) -> dict[str, Any
 
 
 def held(result: dict[str, Any]) -> bool:
-    """Whether every method keeps to what it may take, by the processor: the clock counts what else
-    the machine does."""
+    """Whether every method is within its limits, in processor time: wall time includes other
+    programs."""
     there = [one for one in result["methods"].values() if "token" in one]
     peaks = result.get("peaks")
     return (
@@ -129,9 +129,9 @@ def table(result: dict[str, Any]) -> str:
         f"Explanation methods, bundled model: {result['positions']} prompt tokens, "
         f"{result['vision_tokens']} vision tokens, an answer of {result['tokens']}",
         f"{result['threads']} CPU threads, torch {result['torch']}, median of {result['rounds']} "
-        "rounds (the answer: 1); seconds by the clock (of the processor)",
+        "rounds (the answer: 1); wall seconds (processor seconds)",
         "",
-        f"{'':<20}{'one token':>16}{'may take':>10}{'whole answer':>18}{'may take':>10}",
+        f"{'':<20}{'one token':>16}{'limit':>10}{'whole answer':>18}{'limit':>10}",
     ]
     for name, one in result["methods"].items():
         if "why_not" in one:
@@ -144,13 +144,13 @@ def table(result: dict[str, Any]) -> str:
         )
     if "peaks" in result:
         plain = result["peaks"]["forward"]
-        lines += ["", f"Peak memory beside the weights, N = {LENGTH}, {SHAPE} shape, float32"]
+        lines += ["", f"Peak memory without the weights, N = {LENGTH}, {SHAPE} shape, float32"]
         lines += [
             f"{name:<20}{peak / MEGABYTE:>13.1f} MB{peak / plain:>9.2f} x forward"
             for name, peak in result["peaks"].items()
         ]
         lines.append(f"At most {PEAK:g} x.")
-    return "\n".join([*lines, "", f"All kept to: {'yes' if result['held'] else 'NO'}."])
+    return "\n".join([*lines, "", f"All within their limits: {'yes' if result['held'] else 'NO'}."])
 
 
 def _shown(seconds: dict[str, float]) -> str:
@@ -169,7 +169,7 @@ def _run() -> tuple[Any, Any, GenerationTrace]:
 
     handle = load_model("demo", device="cpu", dtype="float32")
     settings = GenerationSettings(max_new_tokens=TOKENS, reference=True)
-    for index in range(50):  # until one has so much to say
+    for index in range(50):  # until an answer is long enough
         image = Image.fromarray(scene((TOKENS, index), 196, 196).image)
         inputs = handle.prepare([image], DESCRIBE)
         run = generate(handle, inputs, settings)

@@ -1,4 +1,4 @@
-"""What every benchmark does with its result: print it, and write it where it was asked for."""
+"""Printing the result of a benchmark, and writing it into the folder of --output."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import typer
 
 
 def check_folder(output: Path | None) -> None:
-    """Refuse an --output that is no folder, before anything is measured.
+    """Refuse an --output that is not a folder, before anything is measured.
 
     Raises:
         ValueError: it does not exist.

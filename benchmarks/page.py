@@ -1,8 +1,8 @@
 """`python -m sinkscope.benchmarks page`: how fast the page is in Chromium.
 
-Times are of the browser's own clock, and beside them what the page's main thread computed: another
-program on the machine makes the former longer, and hardly the latter. A machine without a graphics
-card makes both longer. Nothing here is a test; the table says what is aimed at.
+Times are by the browser's own clock. The processor time of the page's main thread is given as well,
+because other programs on the machine hardly change it. Without a graphics card both are longer.
+Nothing here is a test; the table gives the targets.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from sinkscope.benchmarks.output import check_folder, give
 INSPECTOR = "document.querySelector('[data-testid=inspector]')"
 API = f"{INSPECTOR}.parentElement.inspector"
 READY = f"{INSPECTOR}?.dataset.ready"
-# Before the page's own scripts: when the first map is drawn, which tasks take long.
+# Runs before the page's own scripts: records the first map and long tasks.
 PROBE = """
   window.probe = { ready: null, long: [], requests: 0 };
   new MutationObserver(() => {
@@ -40,7 +40,7 @@ PROBE = """
     for (const entry of list.getEntries()) probe.long.push(Math.round(entry.duration));
   }).observe({ entryTypes: ['longtask'] });
 """
-# From the event to the end of the frame that shows it; the second figure is the script's part.
+# Time from the event to the end of the frame that shows it, and the script's part of it.
 REPAINT = """async ([selector, kind, values]) => {
   const inspector = document.querySelector('[data-testid=inspector]').parentElement.inspector;
   const times = [], scripts = [];
@@ -67,7 +67,7 @@ SLIDERS = ("layer-to", "layer-from", "head-to", "opacity")
 
 @dataclass(frozen=True)
 class Sizes:
-    """Of the made-up run: what a large model leaves."""
+    """Sizes of the made-up run, those of a large model."""
 
     layers: int = 36
     heads: int = 16
@@ -127,8 +127,8 @@ def measure(sizes: Sizes) -> dict[str, Any]:
 
 
 def weight() -> dict[str, int]:
-    """Bytes of our own scripts, styles and templates as they come with the page, and gzipped; the
-    scripts of the other tabs come when these are opened (`web.components.parts`)."""
+    """Bytes of our own scripts, styles and templates in the page, and gzipped; scripts of the other
+    tabs are loaded when these are opened (`web.components.parts`)."""
     from sinkscope.web.components.assets import STATIC, page_style, read_static
     from sinkscope.web.components.parts import script_of
 
@@ -144,7 +144,7 @@ def weight() -> dict[str, int]:
 
 @contextmanager
 def _site(example: Any, pace: _Pace | None) -> Iterator[str]:
-    """The app on a free port: on the bundled example or a run of ours, with an engine of ours."""
+    """The app on a free port, with the bundled example or a made-up run, and a made-up engine."""
     from sinkscope.config import AppSettings, Settings
     from sinkscope.web.explore.handlers import RunFunctions
     from sinkscope.web.launch import launch
@@ -163,7 +163,7 @@ def _site(example: Any, pace: _Pace | None) -> Iterator[str]:
 
 
 class _Handle:
-    """What the page asks of a model, without one."""
+    """What the page needs of a model, without a model."""
 
     profile = None
     most_pixels = None
@@ -190,7 +190,7 @@ def _no_estimate(*_: Any, **__: Any) -> Any:
 
 
 class _Pace:
-    """An engine that writes tokens a quarter at a time, when it is told to."""
+    """An engine that writes tokens a quarter at a time, on request."""
 
     def __init__(self, tokens: int) -> None:
         self.tokens = tokens
@@ -228,7 +228,7 @@ def _open(browser: Any, url: str) -> Any:
 
 
 def _opening(browser: Any, url: str, times: int) -> dict[str, Any]:
-    """Milliseconds from the request of the page to the first map that answers, with no cache."""
+    """Milliseconds from requesting the page to the first usable map, without a cache."""
     found = []
     for _ in range(times):
         page = _open(browser, url)
@@ -251,9 +251,9 @@ def _computing(page: Any) -> Callable[[], float]:
 
 
 def _repaint(browser: Any, url: str) -> dict[str, Any]:
-    """Of the bundled example: clicks on its words, and its layer slider."""
+    """On the bundled example: clicks on its words, and its layer slider."""
     page = _open(browser, url)
-    page.wait_for_timeout(1500)  # what opening left to do belongs to opening
+    page.wait_for_timeout(1500)  # work left from opening does not count
     computed = _computing(page)
     asked: list[str] = []
     page.on("request", lambda request: asked.append(request.url))
@@ -273,7 +273,7 @@ def _repaint(browser: Any, url: str) -> dict[str, Any]:
 
 
 def _streaming(browser: Any, url: str, pace: _Pace) -> dict[str, Any]:
-    """What the main thread computes for each quarter of a long answer, in milliseconds."""
+    """Processor time of the main thread for each quarter of a long answer, in milliseconds."""
     page = _open(browser, url)
     computed = _computing(page)
     page.click("[data-testid=example-0]")
@@ -296,11 +296,11 @@ def _streaming(browser: Any, url: str, pace: _Pace) -> dict[str, Any]:
 
 
 def _dragging(browser: Any, url: str) -> dict[str, Any]:
-    """The longest task of the main thread while a hand drags each slider of a large run."""
+    """The longest task of the main thread while each slider of a large run is dragged."""
     page = _open(browser, url)
     page.wait_for_timeout(1500)
     made: dict[str, Any] = {"ready": page.evaluate("probe.ready")}
-    page.click("[data-testid=appearance]")  # where opacity is
+    page.click("[data-testid=appearance]")  # shows the opacity slider
     for name in SLIDERS:
         slider = page.locator(f"[data-testid={name}]")
         box = slider.bounding_box()
@@ -309,7 +309,7 @@ def _dragging(browser: Any, url: str) -> dict[str, Any]:
         page.mouse.move(left + at * width, y)
         with _tasks(browser, page, made, name):
             page.mouse.down()
-            for step in range(REPAINTS):  # to the one end and back
+            for step in range(REPAINTS):  # to one end and back
                 page.mouse.move(left + width * abs(at - abs(1 - 2 * step / REPAINTS)), y)
             page.mouse.up()
         page.keyboard.press("0")
@@ -323,7 +323,7 @@ def _dragging(browser: Any, url: str) -> dict[str, Any]:
 
 @contextmanager
 def _tasks(browser: Any, page: Any, made: dict[str, Any], name: str) -> Iterator[None]:
-    """Puts the longest task of a page's main thread into `made`: by the clock, and computed."""
+    """Puts the longest task of a page's main thread into `made`: wall time and processor time."""
     page.evaluate("probe.long.length = 0")
     browser.start_tracing(page=page, categories=["toplevel", "__metadata"])
     yield

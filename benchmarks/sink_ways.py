@@ -1,8 +1,8 @@
-"""A plain forward pass of a sample, and finding's measuring of the same one, as `benchmarks sinks`
-times them and `benchmarks.memory` measures them.
+"""A plain forward pass of a sample, and finding's measurement of the same sample, for `benchmarks
+sinks` (time) and `benchmarks.memory`.
 
-Measuring takes the whole way from the sample to its statistics. The random-weight models have no
-processor, so a family that hands out one prompt stands in for it.
+A measurement includes everything from the sample to its statistics. The random-weight models have
+no processor, so a family that returns one fixed prompt replaces it.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ SinkWay = Callable[[ModelHandle, PromptInputs, int, Mark], Any]
 
 
 def forward(handle: ModelHandle, inputs: PromptInputs, batch: int, mark: Mark) -> None:
-    """One plain forward pass with SDPA, over `batch` copies of the sample; nothing is looked at."""
+    """One plain forward pass with SDPA, over `batch` copies of the sample; nothing is measured."""
     tensors = {
         name: tensor.repeat(batch, *(1 for _ in tensor.shape[1:]))
         for name, tensor in inputs.tensors.items()
@@ -39,19 +39,19 @@ def forward(handle: ModelHandle, inputs: PromptInputs, batch: int, mark: Mark) -
 
 
 def single_forwards(handle: ModelHandle, inputs: PromptInputs, batch: int, mark: Mark) -> None:
-    """The same passes one after the other, as samples pass without batches."""
+    """The same passes one after the other, as without batches."""
     for _ in range(batch):
         forward(handle, inputs, 1, lambda: None)
     _twice(mark)
 
 
 def received(handle: ModelHandle, inputs: PromptInputs, batch: int, mark: Mark) -> Any:
-    """What `sinks find` does with a batch, with the default: exact attention received."""
+    """What `sinks find` does with a batch, by default: exact attention received."""
     return _measured(handle, inputs, batch, mark, FindSettings(batch_size=batch))
 
 
 def after_image(handle: ModelHandle, inputs: PromptInputs, batch: int, mark: Mark) -> Any:
-    """The same, choosing tokens by the query rows after the image alone."""
+    """The same, choosing tokens only by the query rows after the image."""
     return _measured(
         handle, inputs, batch, mark, FindSettings(batch_size=batch, tokens_by="after_image")
     )
@@ -77,7 +77,7 @@ def _measured(
 
 
 def _twice(mark: Mark) -> None:
-    """A timing has a first token and others; a pass has one end."""
+    """For a timing with marks: a pass has one mark, its end."""
     mark()
     mark()
 

@@ -1,8 +1,8 @@
-"""`python -m sinkscope.benchmarks sinks`: what finding sink dimensions costs.
+"""`python -m sinkscope.benchmarks sinks`: the cost of finding sink dimensions.
 
-The same samples pass through the same model, once plainly and once measured, interleaved in one
-process; every ratio is the median over rounds of a way's time by that of the plain pass in the
-same round. Peak memory is measured in processes of its own. Nothing here imports torch before the
+The same samples pass through the same model, plainly and with measurement, interleaved in one
+process; every ratio is the median over rounds of the time divided by that of the plain pass in the
+same round. Peak memory is measured in separate processes. Nothing here imports torch before the
 command runs.
 """
 
@@ -37,8 +37,8 @@ MEGABYTE = 1 << 20
 WAYS = {
     "forward": "plain SDPA forward (the unit)",
     "single_forwards": "plain SDPA forwards, one by one",
-    "received": "find: attention received, exactly",
-    "after_image": "find: from the rows behind the image",
+    "received": "find: exact received attention",
+    "after_image": "find: from the rows after the image",
     "norm": "find: by norm, without attention",
 }
 TIME_TARGET, MEMORY_TARGET = 1.5, 0.05
@@ -49,7 +49,7 @@ def sinks(
     device: Device = "cpu",
     dtype: DType = "auto",
     lengths: Lengths = "256,1024,2048",
-    batch: Annotated[int, typer.Option(min=1, max=64, help="Samples in a pass.")] = 1,
+    batch: Annotated[int, typer.Option(min=1, max=64, help="Samples per pass.")] = 1,
     repeats: Rounds = 7,
     threads: Threads = 1,
     memory: Memory = True,
@@ -58,7 +58,7 @@ def sinks(
         Path | None, typer.Option(help="Folder for sinks.json and sinks.txt.")
     ] = None,
 ) -> None:
-    """Finding's one pass per sample against a plain forward pass of the same sample."""
+    """Finding's one pass per sample, compared with a plain forward pass of the same sample."""
     from sinkscope.cli.common import clear_errors
 
     os.environ["OMP_NUM_THREADS"] = os.environ["MKL_NUM_THREADS"] = str(threads)
@@ -84,7 +84,7 @@ def measure(
     """All measurements, as plain values.
 
     Raises:
-        ValueError: no such device, or a length that holds no image.
+        ValueError: no such device, or a length with no room for an image.
     """
     import torch
 
@@ -92,7 +92,7 @@ def measure(
     from sinkscope.benchmarks.sink_ways import WAYS as RUNS
 
     handle = prepared_handle(shape, device, dtype, threads)
-    for run in RUNS.values():  # what a first call sets up belongs to no measurement
+    for run in RUNS.values():  # the set-up of a first call is not measured
         run(handle, build_prompt(handle, SHORTEST), 1, lambda: None)
     rows = [one_length(handle, build_prompt(handle, length), batch, repeats) for length in lengths]
     result: dict[str, Any] = {
@@ -146,7 +146,7 @@ def one_length(
 def _memory(
     shape: str, device: str, dtype: str, lengths: list[int], batch: int, processes: int = 3
 ) -> dict[str, Any]:
-    """Peak of a plain pass and of the default way, each the median over processes of their own."""
+    """Peak of a plain pass and of the default way, each the median over separate processes."""
     from sinkscope.benchmarks import memory
 
     if not memory.supported(device):
@@ -176,10 +176,10 @@ def _memory(
 
 
 def table(result: dict[str, Any]) -> str:
-    """The measurements as text: ratios to the plain pass, and peaks beside its own."""
+    """The measurements as text: ratios to the plain pass, and peaks of both."""
     lines = [
         f"Finding sinks, {result['shape']} shape, {result['device']}, {result['dtype']}, "
-        f"{result['threads']} thread(s), {result['batch']} sample(s) a pass, "
+        f"{result['threads']} thread(s), {result['batch']} sample(s) per pass, "
         f"{result['repeats']} rounds, torch {result['torch']}",
     ]
     for row in result["rows"]:

@@ -1,8 +1,8 @@
 """The start-up time of the command line, compared with Python importing torch and transformers.
 
-Each way is its own process, all in turn in each round. What counts is the processor time of
-the process, which other programs on the machine hardly change; the time by the clock stands beside
-it. The files are in the system's cache after a first round that is not counted.
+Each way is its own process; each round runs all of them. The result is the processor time of the
+process, which other programs on the machine hardly change; wall time is given as well. A first
+round, which brings the files into the system's cache, is not counted.
 """
 
 from __future__ import annotations
@@ -34,11 +34,11 @@ WORDS = {
     "refusal": "sinkscope heatmap ... --colormap nonsense",
     "show": "sinkscope show TRACE",
     "show, picture": "sinkscope show TRACE -o sheet.png",
-    "heatmap, to the model": "sinkscope heatmap, until a model is to be loaded",
+    "heatmap, to the model": "sinkscope heatmap, until a model is loaded",
     "heatmap, imports": "all that heatmap imports, the model's class too",
 }
 WIDE = max(map(len, WORDS.values()))
-# What has to be at most AIM times the reference; the last is beside the import of the same class.
+# Must be at most AIM times the reference; the last is compared with the import of the same class.
 HELD = ("help", "verb help", "refusal", "show", "show, picture", "heatmap, to the model")
 
 
@@ -47,7 +47,7 @@ def startup(
     as_json: Annotated[bool, typer.Option("--json", help="JSON instead of the table.")] = False,
     output: Annotated[Path | None, typer.Option(help="A folder for the table and JSON.")] = None,
 ) -> None:
-    """How long the command line takes until it is at work."""
+    """How long the command line takes to start."""
     with clear_errors():
         check_folder(output)
         result = measure(rounds)
@@ -55,7 +55,7 @@ def startup(
 
 
 def measure(rounds: int) -> dict[str, Any]:
-    """Seconds of each way, by the processor and by the clock: median and least of the rounds."""
+    """Processor and wall seconds of each way: median and smallest of the rounds."""
     with tempfile.TemporaryDirectory() as folder:
         ways = _ways(Path(folder))
         times: dict[str, list[tuple[float, float]]] = {name: [] for name in ways}
@@ -79,7 +79,7 @@ def measure(rounds: int) -> dict[str, Any]:
 
 
 def _ways(folder: Path) -> dict[str, tuple[Sequence[str], int]]:
-    """The command of each way, and the exit code that it ends with."""
+    """The command of each way, and its expected exit code."""
     trace = folder / "run.safetensors"
     image = PROJECT / "demo" / "examples" / "four_things.png"
     python = (sys.executable, "-c")
@@ -124,29 +124,29 @@ def _environment() -> Mapping[str, str]:
 
 
 def _run(command: Sequence[str], code: int) -> tuple[float, float]:
-    """Seconds of processor time, and by the clock, of one process."""
+    """Processor and wall seconds of one process."""
     began = time.perf_counter()
     child = subprocess.Popen(
         command, env=_environment(), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
     )
     assert child.stderr is not None
     said = child.stderr.read()
-    # Its own usage: that of all children together would take in what came before.
+    # Its own usage; that of all children would include earlier ones.
     _, status, usage = os.wait4(child.pid, 0)
     clock = time.perf_counter() - began
     child.returncode = os.waitstatus_to_exitcode(status)
     child.stderr.close()
     if child.returncode != code:
         last = (said.strip().splitlines() or ["(nothing)"])[-1]
-        raise OSError(f"{' '.join(command)} ended with {child.returncode} and said: {last}")
+        raise OSError(f"{' '.join(command)} ended with {child.returncode}: {last}")
     return usage.ru_utime + usage.ru_stime, clock
 
 
 def table(result: dict[str, Any]) -> str:
     """The result for a terminal."""
     lines = [
-        f"Start-up, {result['rounds']} rounds: seconds of processor time, median (least), and by "
-        "the clock",
+        f"Start-up, {result['rounds']} rounds: processor seconds, median (smallest), and wall "
+        "seconds",
         "",
         f"{'':<{WIDE}}{'processor':>16}{'clock':>8}{'ratio':>8}",
     ]

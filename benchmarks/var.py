@@ -1,7 +1,7 @@
 """`python -m sinkscope.benchmarks var`: the cost of VAR and comparing relative to one plain run.
 
 All ways (`benchmarks.var_ways`) run interleaved in one process; every ratio is the median over
-rounds of a way's time by that of plain generation in the same round. Nothing here imports torch
+rounds of the time divided by that of plain generation in the same round. Nothing here imports torch
 before the command runs.
 """
 
@@ -61,7 +61,7 @@ def var(
         Path | None, typer.Option(help="Folder for var.json, var.txt and var.png.")
     ] = None,
 ) -> None:
-    """VAR at prefill and end to end, dense and ours; and comparing with the plain model."""
+    """VAR at prefill and in whole runs, dense and ours; and comparing with the plain model."""
     from sinkscope.cli.common import clear_errors
 
     os.environ["OMP_NUM_THREADS"] = os.environ["MKL_NUM_THREADS"] = str(threads)
@@ -89,7 +89,7 @@ def measure(
     """All measurements, as plain values.
 
     Raises:
-        ValueError: no such device, or a length that holds no image.
+        ValueError: no such device, or a length with no room for an image.
     """
     import torch
 
@@ -129,7 +129,7 @@ def one_length(
     named = {name: getattr(runs, name) for name in WAYS if name not in left_out}
     on_a_gpu = handle.device.type == "cuda"
     settled = timing.settle(named["plain"], handle.device, most_warmups(warmups, on_a_gpu))
-    for run in named.values() if on_a_gpu else ():  # what is recorded once belongs to no round
+    for run in named.values() if on_a_gpu else ():  # what is recorded once is not measured
         run(lambda: None)
     found = timing.rounds(named, repeats, handle.device)
     ways = {}
@@ -176,7 +176,7 @@ def table(result: dict[str, Any]) -> str:
 
 
 def plot(result: dict[str, Any], path: Path) -> None:
-    """A bar a way and prompt length: whole run by one plain run."""
+    """A bar for each way and prompt length: whole run relative to one plain run."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(8, 4), layout="constrained")
@@ -193,7 +193,7 @@ def plot(result: dict[str, Any], path: Path) -> None:
     axes.set_yticklabels([WAYS[name] for name in names])
     axes.invert_yaxis()
     axes.set_xlabel(
-        "CPU time by one plain run" if result["device"].startswith("cpu") else "time by a plain run"
+        "CPU time / one plain run" if result["device"].startswith("cpu") else "time / one plain run"
     )
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False)

@@ -1,8 +1,8 @@
-"""Ways to run VAR and to compare it with the plain model, as `benchmarks var` times them.
+"""Ways to run VAR and to compare it with the plain model, for `benchmarks var`.
 
-`dense` is how others do it: eager attention, whose [heads, N, N] probabilities are redistributed in
-every layer and multiplied with V. Everything else is ours. The settings are such that in every
-layer every row after the image is redistributed: VAR at its most expensive.
+`dense` is the usual implementation: eager attention, whose [heads, N, N] probabilities are
+redistributed in every layer and multiplied with V. Everything else is ours. With these settings
+every row after the image is redistributed in every layer: the largest possible cost of VAR.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from sinkscope.models.sink_score import sink_score
 from sinkscope.var_patch import acting_layers, redistribute
 
 DIMS = (1, 2)
-FLAGGED = 0.02  # share of tokens that are made sinks
+FLAGGED = 0.02  # share of tokens that become sinks
 
 
 def settings_for(handle: ModelHandle, inputs: PromptInputs) -> VARSettings:
@@ -41,7 +41,7 @@ def settings_for(handle: ModelHandle, inputs: PromptInputs) -> VARSettings:
     every = VARSettings(DIMS, tau=0.0, min_image_mass=0.0, max_sink_share=1.0, layers=layers)
     report = generate(handle, inputs, GenerationSettings(max_new_tokens=1), every).var
     if report is None:
-        raise RuntimeError("A run with VAR brought no report.")
+        raise RuntimeError("A run with VAR has no report.")
     scores = sorted(score for layer in report["layers"] for score in layer["scores"])
     return dataclasses.replace(every, tau=scores[int((1 - FLAGGED) * len(scores))])
 
@@ -49,7 +49,7 @@ def settings_for(handle: ModelHandle, inputs: PromptInputs) -> VARSettings:
 class Ways:
     """The runs of one prompt. Each method is one run; it marks every token of one answer.
 
-    Those of ours are there with both engines: `NAME` with the loop, `NAME_graph` with steps.
+    Our own have two forms: `NAME` uses the engine `loop`, `NAME_graph` steps.
     """
 
     def __init__(
@@ -71,7 +71,7 @@ class Ways:
         trace = generate(self.handle, self.inputs, settings, self.var, on_token=lambda *_: mark())
         check_engine(trace, engine, self.handle)
         if trace.var is None or not trace.var["changed"]:
-            raise RuntimeError("VAR changed nothing; its cost would not be its cost.")
+            raise RuntimeError("VAR changed nothing, so its cost cannot be measured.")
 
     def var_run_graph(self, mark: Mark) -> None:
         """The same by steps."""
@@ -83,13 +83,13 @@ class Ways:
             with_plain_generate(self.handle, self.inputs, self.tokens, mark)
 
     def two_runs(self, mark: Mark) -> None:
-        """Side by side the simple way: one run without, one with VAR."""
+        """A comparison by two runs, one without and one with VAR."""
         settings = self._settings("loop")
         generate(self.handle, self.inputs, settings, on_token=lambda *_: mark())
         generate(self.handle, self.inputs, settings, self.var)
 
     def compare(self, mark: Mark, engine: EngineName = "loop") -> None:
-        """Side by side from a shared prefix, both answers in one batch."""
+        """A comparison from a shared prefix, both answers in one batch."""
         settings = self._settings(engine)
         pair = compare(self.handle, self.inputs, settings, self.var, on_token=_baseline(mark))
         check_engine(pair.var, engine, self.handle)
@@ -111,11 +111,11 @@ class Ways:
         check_engine(pair.var, engine, self.handle)
 
     def other_settings_graph(self, mark: Mark) -> None:
-        """The same by steps; those of the first comparison, where it was made by them."""
+        """The same by steps, reusing those of the first comparison if it used steps."""
         self.other_settings(mark, "graph")
 
     def same_text(self, mark: Mark) -> None:
-        """What VAR adds on the same text: one pass over a given answer, from the prefix."""
+        """The comparison on the same text: one pass over a given answer, from the prefix."""
         before, settings = self._before, self._settings("loop")
         with self.handle.lock:
             score_answer(

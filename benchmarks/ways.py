@@ -1,13 +1,12 @@
-"""Ways to generate the same answer: ours, plain generation, and how attention is captured
-elsewhere.
+"""Ways to generate the same answer: ours, plain generation, and usual ways to capture attention.
 
-- `plain`: transformers' `generate` with SDPA; nothing is captured. What everything is compared to.
-- `again`: the same once more; how far it is from `plain` says what a difference means.
-- `ours`: `attention_extractor.generate`, whole: rows of all layers and heads, shares, entropy,
-  sinks, probabilities, the finished trace. With the loop engine, which is transformers' own.
+- `plain`: transformers' `generate` with SDPA; nothing is captured. The unit of all comparisons.
+- `again`: the same again; its difference from `plain` is the noise.
+- `ours`: `attention_extractor.generate`: rows of all layers and heads, shares, entropy, sinks,
+  probabilities, and the finished trace. With the engine `loop`, which is transformers' own.
 - `graph`: the same with the engine of steps: recorded on a GPU, called one by one on a CPU.
 - `hooks`: eager attention with a forward hook on every attention module, which keeps the wanted
-  row's vision columns and lets the matrix go: the frugal form of what other tools do.
+  row's vision columns and releases the matrix: an economical form of what other tools do.
 - `output_attentions`: eager attention, `generate(output_attentions=True)`, as most tools do; every
   [heads, N, N] matrix is kept until the end.
 """
@@ -96,17 +95,17 @@ def with_engine(
 
 
 def check_engine(trace: GenerationTrace, engine: EngineName, handle: ModelHandle) -> None:
-    """Refuse a run of another engine than the one that is to be measured.
+    """Refuse a run by another engine than the one to be measured.
 
     Raises:
-        RuntimeError: with the reason that the trace gives.
+        RuntimeError: with the reason from the trace.
     """
-    about = trace.extra.get("engine", {"used": "loop"})  # which says nothing where all is as usual
+    about = trace.extra.get("engine", {"used": "loop"})  # empty in the normal case
     recorded = "graph" if handle.device.type == "cuda" else "step"
     wanted = recorded if engine == "graph" else engine
     if about["used"] != wanted:
         raise RuntimeError(
-            f"The run was to be made by {wanted!r} and was made by {about['used']!r}: "
+            f"The run should use the engine {wanted!r}, but used {about['used']!r}: "
             f"{about.get('why', 'no reason given')}"
         )
 
@@ -148,7 +147,7 @@ WAYS: Mapping[str, Way] = {
 
 
 def matrix_bytes(handle: ModelHandle, inputs: PromptInputs) -> int:
-    """What `output_attentions` keeps of the prompt alone: layers x heads x N x N."""
+    """What `output_attentions` keeps of the prompt: layers x heads x N x N."""
     info = handle.info
     size = torch.empty((), dtype=handle.model.dtype).element_size()
     return info.layers * info.heads * inputs.layout.length**2 * size
