@@ -55,8 +55,7 @@ class ModelSettings:
     )
     device: str = setting(
         "auto",
-        "Where it runs: auto (CUDA where there is one, then MPS, then the CPU), cpu, cuda, cuda:N "
-        "or mps.",
+        "Device: auto (CUDA if there is one, else MPS, else the CPU), cpu, cuda, cuda:N or mps.",
         allowed="auto, cpu, cuda, cuda:N, mps",
     )
     dtype: DType = setting("auto", "Number type of the weights.", label="Number type")
@@ -79,7 +78,7 @@ class ModelSettings:
         left_out="the model's own",
     )
     local_files_only: bool = setting(
-        False, "Never ask a hub; only what is already on disk.", offered=False
+        False, "Never contact a hub; use only what is already on disk.", offered=False
     )
     profile: str | None = setting(
         None,
@@ -112,9 +111,9 @@ class ModelSettings:
 class GenerationSettings:
     """How an answer is generated and what of its attention is kept.
 
-    With `decoding` "checkpoint" temperature, top_p, top_k and repetition_penalty must be left
-    alone, only the special tokens of the checkpoint's file count with "ours", and max_new_tokens
-    holds where the file sets no lower limit. The seed is recorded in any case.
+    With `decoding` "checkpoint", temperature, top_p, top_k and repetition_penalty must be left out.
+    With "ours", only the special tokens of the checkpoint's file are used. max_new_tokens holds
+    unless the file sets a lower limit. The seed is always recorded.
     """
 
     max_new_tokens: int = setting(
@@ -129,7 +128,7 @@ class GenerationSettings:
     )
     temperature: float = setting(
         0.0,
-        "0 is greedy; above, tokens are sampled.",
+        "0: greedy decoding; above 0: sampling.",
         low=0.0,
         high=10.0,
         usual=(0, 2),
@@ -137,7 +136,7 @@ class GenerationSettings:
     )
     top_p: float = setting(
         1.0,
-        "Sampling takes the likeliest tokens that hold this much of the probability.",
+        "Sample only from the most likely tokens that have this total probability.",
         low=0.0,
         above=True,
         high=1.0,
@@ -145,17 +144,19 @@ class GenerationSettings:
         step=0.01,
     )
     top_k: int = setting(
-        0, "Sampling takes this many of the likeliest tokens; 0 is no limit.", low=0, high=10**6
+        0, "Sample only from this many of the most likely tokens; 0: no limit.", low=0, high=10**6
     )
     repetition_penalty: float = setting(
         1.0,
-        "Above 1, tokens that occurred already become less likely.",
+        "Above 1, tokens that already occurred become less likely.",
         low=0.1,
         high=10.0,
         usual=(0.5, 2),
         step=0.01,
     )
-    seed: int = setting(0, "Of sampling and of VAR's random control.", low=0, high=HIGHEST_SEED)
+    seed: int = setting(
+        0, "Seed of sampling and of VAR's random control.", low=0, high=HIGHEST_SEED
+    )
     layers: tuple[int, ...] | None = setting(
         None, "Layers to capture, such as 2-5 or 0,3,7.", left_out="all"
     )
@@ -164,14 +165,14 @@ class GenerationSettings:
     )
     reduce_heads: bool = setting(
         False,
-        "Keep only the mean over the captured heads, as it comes: a trace as many times smaller as "
-        "there are heads. For large jobs.",
+        "Keep only the mean over the captured heads: the trace is smaller by their number. "
+        "For large jobs.",
         offered=False,
     )
     prompt_rows: int = setting(
         0,
-        "Keep the rows of so many of the prompt's own tokens after the last image too, the last "
-        "ones; they are read in passing, at prefill.",
+        "Also keep the rows of this many of the prompt's last tokens after the last image; they "
+        "are read at prefill.",
         low=0,
         high=8192,
         unit="tokens",
@@ -179,20 +180,20 @@ class GenerationSettings:
     )
     reference: bool = setting(
         False,
-        "Pass a generic prompt over the same image too, for relative maps.",
+        "Also pass a generic prompt with the same image through the model, for relative maps.",
         offered=False,
     )
     engine: Engine = setting(
         "auto",
-        "What makes the tokens after the first. loop: transformers' generate; graph: one recorded "
-        "step over a static cache (on a CPU the same step, not recorded); auto: graph on CUDA, "
-        "else loop. Both give the same rows, but for rounding.",
+        "How the tokens after the first are generated. loop: by transformers' generate; graph: by "
+        "one recorded step over a static cache (on a CPU the same step, not recorded); auto: graph "
+        "on CUDA, else loop. Both give the same rows, except for rounding.",
         label="Engine",
     )
     compile: bool = setting(
         False,
-        "Compile the text model inside the graph. The first answer of a size waits for that, "
-        "which may take minutes.",
+        "Compile the text model inside the graph. The first answer of each size waits for the "
+        "compilation, which may take minutes.",
         label="Compile the text model",
     )
 
@@ -240,7 +241,7 @@ class VARSettings:
     )
     max_sink_share: float = setting(
         0.5,
-        "A head is changed while sinks hold at most this much of its attention on the image.",
+        "A head is changed only if sinks hold at most this share of its attention on the image.",
         low=0.0,
         high=1.0,
         usual=(0, 1),
@@ -248,7 +249,7 @@ class VARSettings:
     )
     min_image_mass: float = setting(
         0.2,
-        "A row is changed if at least this much of it is on the image.",
+        "A row is changed only if at least this share of it is on the image.",
         low=0.0,
         high=1.0,
         usual=(0, 1),
@@ -276,12 +277,12 @@ class VARSettings:
     )
     control: Control = setting(
         "none",
-        "random: as many random image tokens are treated as if they were the sinks.",
+        "random: treat as many random image tokens as if they were the sinks.",
         label="Control",
     )
     seed: int = setting(
         0,
-        "Of the control's choice.",
+        "Seed of the control's choice.",
         low=0,
         high=HIGHEST_SEED,
         offered=False,  # users give one seed, that of generation

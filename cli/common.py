@@ -30,7 +30,7 @@ MEMORY = (
 )
 
 ImageFile = Annotated[Path, typer.Argument(help="PNG, JPEG, WebP, GIF, BMP or TIFF.")]
-Prompt = Annotated[str, typer.Argument(help="What to ask about it.")]
+Prompt = Annotated[str, typer.Argument(help="The question about it.")]
 FurtherImages = Annotated[
     list[Path] | None,
     typer.Option(

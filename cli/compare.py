@@ -36,14 +36,16 @@ def compare(
     images: common.FurtherImages = None,
     same_text: Annotated[
         bool,
-        typer.Option("--same-text", help="VAR reads the baseline's answer instead of its own."),
+        typer.Option(
+            "--same-text", help="VAR reads the baseline's answer instead of generating one."
+        ),
     ] = False,
     token: Annotated[
         str | None,
         typer.Option(help="Token to draw: index or word. Default: the one that changed most."),
     ] = None,
     save_traces: Annotated[
-        Path | None, typer.Option(help="Keep both runs too: a folder, made if it is missing.")
+        Path | None, typer.Option(help="Also save both runs: a folder, created if it is missing.")
     ] = None,
 ) -> None:
     """Ask a model about an image without and with VAR, and show what VAR changed.

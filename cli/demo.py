@@ -43,13 +43,13 @@ def train(
             show_default="cache/demo_train",
         ),
     ],
-    seed: Annotated[int, typer.Option(help="Of the weights and the scenes.")] = 0,
+    seed: Annotated[int, typer.Option(help="Seed of the weights and the scenes.")] = 0,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
     steps: Annotated[
         int | None,
         typer.Option(help="Maximum number of steps, divided evenly among the stages."),
     ] = None,
-    threads: Annotated[int | None, typer.Option(help="CPU threads; left out: all cores.")] = None,
+    threads: Annotated[int | None, typer.Option(help="CPU threads. Default: all cores.")] = None,
 ) -> None:
     """Train the bundled model from scratch, or resume an interrupted run.
 
@@ -83,12 +83,14 @@ def train(
 @app.command()
 def check(
     model: Annotated[Path, typer.Option(help="Folder of the model.")] = BUNDLED,
-    scenes: Annotated[int, typer.Option(help="Held-out scenes.")] = 500,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON, no table.")] = False,
+    scenes: Annotated[int, typer.Option(help="Number of held-out scenes.")] = 500,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print JSON instead of the table.")
+    ] = False,
     card: Annotated[
         bool, typer.Option("--card", help="Write the model card and check.json into the folder.")
     ] = False,
-    threads: Annotated[int | None, typer.Option(help="CPU threads; left out: all cores.")] = None,
+    threads: Annotated[int | None, typer.Option(help="CPU threads. Default: all cores.")] = None,
 ) -> None:
     """Measure the model on scenes that it was not trained on: answers, attention, sinks.
 
@@ -177,7 +179,7 @@ def var_rows(settings: VARSettings, layers: int) -> MakeRowChange:
 
 @app.command()
 def examples(
-    output: Annotated[Path, typer.Option(help="Folder.")] = EXAMPLES,
+    output: Annotated[Path, typer.Option(help="Folder of the pictures.")] = EXAMPLES,
 ) -> None:
     """Draw the example pictures of the page, with their questions and true answers."""
     with clear_errors():
@@ -210,11 +212,11 @@ def example(
 @app.command()
 def scene(
     output: Annotated[Path, typer.Argument(help="A .png file.")],
-    seed: Annotated[int, typer.Option(help="Which scene.")] = 0,
-    width: Annotated[int, typer.Option(help="Pixels.")] = 224,
-    height: Annotated[int, typer.Option(help="Pixels.")] = 224,
-    min_objects: Annotated[int, typer.Option(help="Minimum number.")] = 1,
-    max_objects: Annotated[int, typer.Option(help="Maximum number.")] = 4,
+    seed: Annotated[int, typer.Option(help="Seed of the scene.")] = 0,
+    width: Annotated[int, typer.Option(help="In pixels.")] = 224,
+    height: Annotated[int, typer.Option(help="In pixels.")] = 224,
+    min_objects: Annotated[int, typer.Option(help="Smallest number.")] = 1,
+    max_objects: Annotated[int, typer.Option(help="Largest number.")] = 4,
     background: Annotated[str, typer.Option(help="any, texture or photo.")] = "any",
 ) -> None:
     """Draw the scene of a seed; print its objects, and questions with their answers, as JSON."""
@@ -247,8 +249,10 @@ def scene(
 def looks(
     output: Annotated[Path, typer.Argument(help="A .png, .pdf or .svg file.")],
     model: Annotated[Path, typer.Option(help="Folder of the model.")] = BUNDLED,
-    layer: Annotated[int | None, typer.Option(help="Default: of the best head.")] = None,
-    head: Annotated[int | None, typer.Option(help="Default: the best head.")] = None,
+    layer: Annotated[
+        int | None, typer.Option(help="Layer of the head. Default: the best head's.")
+    ] = None,
+    head: Annotated[int | None, typer.Option(help="Which head. Default: the best one.")] = None,
 ) -> None:
     """Draw a dozen scenes with one head's map for the first thing that the model names in each."""
     with clear_errors():

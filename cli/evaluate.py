@@ -29,14 +29,14 @@ MOST_SAID = 10  # failures that are printed
 MOST_REPLACED = 100  # workers of a cluster that may die
 
 app = typer.Typer(
-    help="Evaluate: compare methods on the same questions, with uncertainty of the difference.",
+    help="Compare methods on the same questions, with the uncertainty of the difference.",
     no_args_is_help=True,
 )
 
 
 Run = Annotated[
     Draft[RunSettings],
-    Group(left_out={"task": "it must be given, or --config"}),
+    Group(left_out={"task": "none; required without --config"}),
 ]
 
 

@@ -34,16 +34,16 @@ Data = Annotated[
         "prompts with a text model."
     ),
 ]
-Samples = Annotated[int, typer.Option(help="How many samples.")]
+Samples = Annotated[int, typer.Option(help="Number of samples.")]
 Prompt = Annotated[
-    str | None, typer.Option(help="Asked about each image that has no question of its own.")
+    str | None, typer.Option(help="Question for each image that has none of its own.")
 ]
 Output = Annotated[
     Path | None,
     typer.Option(
         "--output",
         "-o",
-        help="Folder for result.json, tables (CSV) and figures (PNG, PDF); made if it is missing.",
+        help="Folder for result.json, tables (CSV) and figures (PNG, PDF); created if missing.",
     ),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of the tables.")]
@@ -53,7 +53,7 @@ def side_by_side(
     compare: Annotated[
         tuple[Path, Path] | None,
         typer.Option(
-            help="Two results of one experiment (folders, or their result.json): side by side.",
+            help="Compare two results of one experiment (folders, or their result.json).",
             metavar="A B",
         ),
     ] = None,
@@ -114,7 +114,7 @@ def _command(experiment: Experiment) -> Callable[..., None]:
 def _group() -> typer.Typer:
     """All of them."""
     made = typer.Typer(
-        help="What causes attention sinks: remove a factor and see whether they vanish.",
+        help="Experiments on the cause of attention sinks: remove a factor; do they vanish?",
         no_args_is_help=True,
     )
     made.callback(invoke_without_command=True)(side_by_side)

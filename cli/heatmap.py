@@ -47,7 +47,7 @@ def heatmap(
     save_trace: Annotated[
         Path | None,
         typer.Option(
-            help="Keep the run too: a .safetensors file for `show`; for many questions a folder."
+            help="Also save the run: a .safetensors file for `show`; for many questions a folder."
         ),
     ] = None,
 ) -> None:

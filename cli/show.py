@@ -21,7 +21,8 @@ BY_VIEW = (*MOVING, ".csv")  # drawn from a view of one or two runs, as on the p
 @verb
 def show(
     trace_file: Annotated[
-        Path, typer.Argument(metavar="TRACE", help="Written by heatmap --save-trace, or the app.")
+        Path,
+        typer.Argument(metavar="TRACE", help="A run saved by heatmap --save-trace or by the page."),
     ],
     *,
     output: Annotated[
@@ -45,12 +46,12 @@ def show(
     ] = None,
     window: Annotated[
         int,
-        typer.Option(min=1, help="Of an animation: number of tokens averaged in each frame."),
+        typer.Option(min=1, help="Animation: number of tokens averaged in each frame."),
     ] = 1,
-    seconds: Annotated[
-        float, typer.Option(help="Of an animation: how long a frame is shown.")
-    ] = 0.4,
-    width: Annotated[int | None, typer.Option(help="Of an animation: pixels of a frame.")] = None,
+    seconds: Annotated[float, typer.Option(help="Animation: seconds per frame.")] = 0.4,
+    width: Annotated[
+        int | None, typer.Option(help="Animation: width of a frame in pixels.")
+    ] = None,
 ) -> None:
     """Open a saved run, without any model: print the answer and its shares, and draw it.
 

@@ -34,7 +34,7 @@ ModelOfProfile = Annotated[
     Draft[ModelSettings], Group(ELSEWHERE, left_out={"model": "the profile's model"})
 ]
 Plots = Annotated[
-    Path | None, typer.Option(help="Folder for the figures, PNG and PDF; made if it is missing.")
+    Path | None, typer.Option(help="Folder for the figures, PNG and PDF; created if it is missing.")
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of the tables.")]
 
@@ -52,7 +52,7 @@ def find(
     work: Annotated[
         Path | None,
         typer.Option(
-            help="Measurements are kept here, so that an interrupted run can resume.",
+            help="Folder of the measurements, from which an interrupted run resumes.",
             show_default="cache/sinks",
         ),
     ] = None,
@@ -110,7 +110,7 @@ def validate(
     ] = None,
     plots: Plots = None,
     output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="Keep the validation, a .json file.")
+        Path | None, typer.Option("--output", "-o", help="Save the result as a .json file.")
     ] = None,
     as_json: AsJson = False,
 ) -> None:

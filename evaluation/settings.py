@@ -34,9 +34,11 @@ MOST_SHARDS = 32  # questions are spread over this many lots, by cluster
 class RunSettings:
     """Which questions are asked, and how they are judged."""
 
-    task: str = setting(REQUIRED, "The benchmark: demo, jsonl, blink, pope, ...; see the tasks.")
+    task: str = setting(
+        REQUIRED, "The benchmark: demo, jsonl, blink, pope, ...; `evaluate tasks` lists them."
+    )
     protocol: str = setting(
-        "fixed", "Whose prompts and scores: fixed, lmms-eval, vlmevalkit or var-paper."
+        "fixed", "Prompts and scores of: fixed, lmms-eval, vlmevalkit or var-paper."
     )
     data: str | None = setting(
         None,
@@ -46,11 +48,11 @@ class RunSettings:
     data_revision: str | None = setting(
         None,
         "The required revision of the data: the hub's commit, or the files' fingerprint.",
-        left_out="what there is",
+        left_out="any",
     )
     images: str | None = setting(
         None,
-        "Folder in which the image names of a file start.",
+        "Folder that a file's image names are relative to.",
         metavar="FOLDER",
         left_out="the file's own",
     )
@@ -65,16 +67,16 @@ class RunSettings:
     )
     judge: str | None = setting(
         None,
-        "A judge instead of the protocol's, whose judgement is then kept as well.",
+        "A judge instead of the protocol's; the protocol's judgement is kept as well.",
         left_out="the protocol's",
     )
     judge_model: str | None = setting(
-        None, "Of the judge llm: the name of a model at its endpoint.", left_out="none"
+        None, "For the judge llm: the name of a model at its endpoint.", left_out="none"
     )
     judge_url: str | None = setting(
-        None, "Of the judge llm: an OpenAI-compatible endpoint.", left_out="OpenAI's own"
+        None, "For the judge llm: an OpenAI-compatible endpoint.", left_out="OpenAI's own"
     )
-    seed: int = setting(0, "Of sampling, where the checkpoint samples.", low=0, high=HIGHEST_SEED)
+    seed: int = setting(0, "Seed, if the checkpoint samples.", low=0, high=HIGHEST_SEED)
     batch_tokens: int = setting(
         16_384,
         "Maximum tokens of a batch: rows times the longest prompt with its new tokens. 0 asks each "

@@ -179,7 +179,7 @@ def _findings(
         f"What {study.sink} decode to at each layer's input",
         ("layer", "words", "share_of_first", "different", "auc_fit", "auc", "auc_low", "auc_high"),
         tuple(rows),
-        note="auc: of the detector, on the half of the samples that its words were not chosen from.",
+        note="auc: of the detector, on the samples that its words were not chosen from.",
     )
     first = _most_common(every[best], 1)[0]
     share = every[best][first] / sum(every[best].values())

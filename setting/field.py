@@ -65,10 +65,8 @@ class Setting:
 
     @property
     def words(self) -> str:
-        """Help, range with unit, and default: for the help of an option."""
-        return " ".join(
-            [*self._said(), *([f"Left out: {self.left_out}."] if self.left_out else [])]
-        )
+        """Help, range with unit, and default, for the help of an option."""
+        return " ".join([*self._said(), *([f"Default: {self.left_out}."] if self.left_out else [])])
 
     @property
     def attribute(self) -> str:

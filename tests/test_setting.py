@@ -215,7 +215,7 @@ def test_a_verb_gets_settings_made_of_its_options() -> None:
 
 def test_options_are_explained_and_refused_in_words() -> None:
     said = " ".join(run("--help").output.split())
-    assert "How many. From 1 to 9 things." in said and "Where. Left out: everywhere." in said
+    assert "How many. From 1 to 9 things." in said and "Where. Default: everywhere." in said
     assert "--levels" not in said and "--layers" not in said and "--seed" not in said
     for words, says in (
         (("--count", "0"), "Error: count is 0; allowed: a whole number from 1 to 9."),

@@ -33,7 +33,11 @@ def test_what_is_held_and_what_is_not() -> None:
     good = result()
     assert good["held"]
     text = methods.table(good)
-    assert "0.50 (0.25)" in text and "2.90 x forward" in text and "All within their limits: yes." in text
+    assert (
+        "0.50 (0.25)" in text
+        and "2.90 x forward" in text
+        and "All within their limits: yes." in text
+    )
     assert "not possible: no generic prompt" in text
     for change in (
         lambda bad: bad["methods"]["chefer"]["token"].update(processor=2.1),

@@ -15,7 +15,7 @@ def test_one_process() -> None:
     assert 0.2 <= processor < 5 and clock > 0.2
     idle, clock = startup._run((sys.executable, "-c", "import time; time.sleep(0.5)"), 0)
     assert idle < 0.4 < clock  # of this process alone, and not of the one before
-    with pytest.raises(OSError, match=r"ended with 3 and said: no reason"):
+    with pytest.raises(OSError, match=r"ended with 3: no reason"):
         startup._run(
             (sys.executable, "-c", "import sys; print('no reason', file=sys.stderr); sys.exit(3)"),
             0,

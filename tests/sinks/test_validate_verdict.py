@@ -44,13 +44,21 @@ def found(
         (found(flagged=0.31), "flags too much", "31% of the vision tokens are flagged"),
         (found(flagged=0.31, paired=0), "flags too much", "tau is too low"),
         (found(lift=about(1.5, 0.4)), "not sinks", "do not collect attention"),
-        (found(lift=about(2.1, 0.4)), "undecided", "remains open whether this is more than 2 times"),
+        (
+            found(lift=about(2.1, 0.4)),
+            "undecided",
+            "remains open whether this is more than 2 times",
+        ),
         # they get attention, and the answers need them more than random tokens
         (found(own=about(-0.5), beside=about(-0.4)), "contradicted", "need these tokens more"),
         (found(own=about(-0.5), beside=about(-0.05, 0.1)), "undecided", "remains open"),
         # needed as much as random tokens, and not for nothing
         (found(own=about(-0.5), beside=about(0.0)), "attention only", "no more than random"),
-        (found(own=about(-0.04, 0.1), beside=about(0.0)), "undecided", "open whether the answers need them at all"),
+        (
+            found(own=about(-0.04, 0.1), beside=about(0.0)),
+            "undecided",
+            "open whether the answers need them at all",
+        ),
         # needed, but clearly less than random tokens
         (found(own=about(-0.5), beside=about(0.3)), "confirmed", "need them less than random"),
         # the answers ignore the image: nothing can be learned from hiding

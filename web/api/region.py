@@ -27,10 +27,10 @@ class BoxChoice:
     """A box of cells on an image of a run."""
 
     rows: tuple[int, ...] | None = setting(
-        None, "Rows of patches, such as 0-2.", left_out="must be given"
+        None, "Rows of patches, such as 0-2.", left_out="none; it must be given"
     )
     columns: tuple[int, ...] | None = setting(
-        None, "Columns of patches, such as 3-5.", left_out="must be given"
+        None, "Columns of patches, such as 3-5.", left_out="none; it must be given"
     )
     image: int = setting(0, "Which image of the prompt, from 0.", low=0, high=9999)
 

@@ -60,8 +60,8 @@ class EvaluateRequest:
     dims_tau: float | None = None
     questions: int = setting(
         210,  # 30 scenes, from which on intervals of the bootstrap are long enough
-        "Asked by every method; seven a scene, or the first ones of yours. Intervals are too short "
-        "below 30 scenes.",
+        "Questions per method: seven per scene, or the first ones of yours. Intervals are too "
+        "short below 30 scenes.",
         low=1,
         high=MOST_QUESTIONS,
         label="Questions",
@@ -72,7 +72,7 @@ class EvaluateRequest:
     )
     seed: int = setting(
         0,
-        "Of the control's random tokens, and of the resampling.",
+        "Seed of the control's random tokens, and of the resampling.",
         low=0,
         high=HIGHEST_SEED,
         label="Seed",

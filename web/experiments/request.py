@@ -50,7 +50,11 @@ class ExperimentRequest:
     own: Mapping[str, Any] = field(default_factory=dict)
     study: Mapping[str, Any] = field(default_factory=dict)
     samples: int = setting(
-        16, "More give narrower intervals.", low=1, high=MOST_SAMPLES, label="How many"
+        16,
+        "Number of samples; more give narrower intervals.",
+        low=1,
+        high=MOST_SAMPLES,
+        label="How many",
     )
 
     def check(self) -> tuple[Experiment, Any, StudySettings]:

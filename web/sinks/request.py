@@ -1,7 +1,7 @@
 """One press of Run in the Sinks tab: what it asks for, and the samples it comes to.
 
-Finding and validating need samples of their own each. Both come out of one drawing by seed, in
-which the order of the files plays no part.
+Finding and validating need separate samples. Both come from one draw by seed, which does not depend
+on the order of the files.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ EXAMPLES, IMAGES = "Example scenes", "My images"
 
 @dataclass(frozen=True)
 class Picture:
-    """An uploaded file: the name it had at home, and where it lies now."""
+    """An uploaded file: its original name, and its path here."""
 
     name: str
     path: Path
@@ -57,14 +57,14 @@ class SinksRequest:
     prompt: str = "Describe the image."
     samples: int = setting(
         20,
-        "Images to find the dimensions on; 30 say more.",
+        "Images to find the dimensions on; 30 are more reliable.",
         low=1,
         high=MOST_SAMPLES,
         label="Samples",
     )
     held_out: int = setting(
         15,  # some have no sink, and 10 that have are needed
-        "Other images to validate them on, 10 at least; 0 leaves it out.",
+        "Other images to validate them on, at least 10; 0: no validation.",
         low=0,
         high=MOST_SAMPLES,
         label="Held out",
@@ -72,7 +72,7 @@ class SinksRequest:
     top_percent: float = like(FindSettings, "top_percent")
     seed: int = setting(
         0,
-        "Which images are taken, which scenes are drawn, and of the resampling.",
+        "Seed of the choice of images or scenes, and of the resampling.",
         low=0,
         high=2**31 - 1,
         label="Seed of the samples",
