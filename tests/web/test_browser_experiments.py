@@ -92,7 +92,7 @@ def test_from_the_list_to_a_saved_verdict(bundled: tuple[App, str], open_page: A
     assert "neurons hold" in text(page, "summary")
     verdict = text(page, "verdict")
     assert "Verdict: open" in verdict and "A causal: not tested" in verdict
-    assert "B specific: holds" in verdict and "Holds where AUC at least 0.95." in verdict
+    assert "B specific: holds" in verdict and "Holds if AUC at least 0.95." in verdict
     pictures = page.locator(f"{TRIAL} .figures img")
     assert pictures.count() >= 2
     page.wait_for_function(
