@@ -86,7 +86,7 @@ def _regular(path: str, flags: int) -> int:
 
 def _check_regular(about: os.stat_result) -> None:
     if not stat.S_ISREG(about.st_mode):
-        raise OSError(errno.EINVAL, "it is no regular file")
+        raise OSError(errno.EINVAL, "it is not a regular file")
 
 
 def read_bytes(path: Path, most: int, what: str) -> bytes:
@@ -107,7 +107,7 @@ def read_bytes(path: Path, most: int, what: str) -> bytes:
         why = error.strerror or type(error).__name__
         raise ValueError(f"{what} {path.name} cannot be read: {why}.") from error
     except ValueError as error:  # a NUL in the path
-        raise ValueError(f"{what} has a name that is no path.") from error
+        raise ValueError(f"{what} has a name that is not a path.") from error
     if len(data) > most:
         raise ValueError(
             f"{what} {path.name} is damaged, because it has more than {most:,} bytes, "
@@ -153,9 +153,9 @@ def parse_json(text: str | bytes, bounds: Bounds = USUAL) -> Any:
     except OutsideError:
         raise
     except UnicodeDecodeError as error:
-        raise OutsideError(f"it is no JSON: no UTF-8 text (its byte {error.start})") from error
+        raise OutsideError(f"it is not JSON: not UTF-8 text (its byte {error.start})") from error
     except (ValueError, RecursionError) as error:
-        raise OutsideError(f"it is no JSON: {_why(error)}") from error
+        raise OutsideError(f"it is not JSON: {_why(error)}") from error
 
 
 def check_json(text: str, bounds: Bounds = USUAL) -> None:
@@ -195,7 +195,7 @@ def _finite(word: str) -> float:
 
 
 def _no_number(word: str) -> Any:
-    raise OutsideError(f"it has {word[:40]}, which is no number")
+    raise OutsideError(f"it has {word[:40]}, which is not a number")
 
 
 def read_toml(path: Path, what: str) -> dict[str, Any]:
@@ -229,7 +229,7 @@ def parse_toml(data: bytes) -> dict[str, Any]:
         made = tomllib.loads(text)
     except UnicodeDecodeError as error:
         raise OutsideError(
-            f"it is not valid TOML: no UTF-8 text (its byte {error.start})"
+            f"it is not valid TOML: not UTF-8 text (its byte {error.start})"
         ) from error
     except RecursionError as error:
         raise OutsideError(f"it is nested too deeply; allowed: {DEEPEST} levels") from error
@@ -241,7 +241,7 @@ def parse_toml(data: bytes) -> dict[str, Any]:
         if level > DEEPEST:
             raise OutsideError(f"it is nested too deeply; allowed: {DEEPEST} levels")
         if isinstance(value, float) and not math.isfinite(value):
-            raise OutsideError(f"it has {value}, which is no number")
+            raise OutsideError(f"it has {value}, which is not a number")
     return made
 
 

@@ -56,7 +56,7 @@ def text(name: str, value: Any) -> str:
 def texts(name: str, said: Iterable[Any]) -> tuple[str, ...]:
     made = tuple(said)
     if isinstance(said, str) or set(map(type, made)) - {str}:
-        raise ValueError(f"its {name} has something that is no text")
+        raise ValueError(f"its {name} has something that is not text")
     return made
 
 

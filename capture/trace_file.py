@@ -255,13 +255,13 @@ def _finite(word: str) -> float:
 
 
 def _no_number(word: str) -> Any:
-    raise ValueError(f"its header has {word}, which is no number")
+    raise ValueError(f"its header has {word}, which is not a number")
 
 
 def _culprit(value: Any, name: str = "") -> str:
     """Which part of a value JSON cannot hold, in words; empty if it is none of these."""
     if isinstance(value, float) and not math.isfinite(value):
-        return f"{name} is {value}, which is no number"
+        return f"{name} is {value}, which is not a number"
     if isinstance(value, Mapping | list | tuple):
         pairs = value.items() if isinstance(value, Mapping) else enumerate(value)
         inside = (_culprit(part, f"{name}.{key}" if name else str(key)) for key, part in pairs)
@@ -286,16 +286,16 @@ def _read_header(file: FileIO) -> tuple[dict[str, str], Table, dict[str, int]]:
         raise ValueError(f"its header takes {length} bytes; allowed: {USUAL.bytes}")
     header = parsed(file.read(length))
     if not isinstance(header, dict):
-        raise ValueError("its header is no object")
+        raise ValueError("its header is not an object")
     metadata = header.pop("__metadata__", {})
     if not isinstance(metadata, dict) or set(map(type, metadata.values())) - {str}:
-        raise ValueError("its metadata are no texts")
+        raise ValueError("its metadata are not texts")
     spans = {name: tuple(part["data_offsets"]) for name, part in header.items()}
     table = {name: (str(part["dtype"]), tuple(part["shape"])) for name, part in header.items()}
     for name, (begin, end) in spans.items():
         dtype, shape = table[name]
         if set(map(type, (begin, end, *shape))) - {int} or min((begin, *shape)) < 0:
-            raise ValueError(f"size and place of its {name} are no whole numbers from 0")
+            raise ValueError(f"size and place of its {name} are not whole numbers from 0")
         if dtype in DTYPES and end - begin != math.prod(shape) * DTYPES[dtype].itemsize:
             raise ValueError(f"its {name} takes {end - begin} bytes, which is not its size")
     need = 8 + length + max((end for _, end in spans.values()), default=0)
@@ -316,7 +316,7 @@ def _read_about(path: Path, metadata: Mapping[str, str], table: Table) -> dict[s
     whole = metadata.get(CHECKSUM) == header_checksum(metadata, table)
     about = parsed(metadata[FORMAT], written_by_us=whole)
     if not isinstance(about, dict):
-        raise ValueError("its JSON part is no object")
+        raise ValueError("its JSON part is not an object")
     version = about["version"]
     if type(version) is not int or version < 1:
         raise ValueError(f"its format version is {version!r}")

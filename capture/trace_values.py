@@ -202,7 +202,7 @@ def check_numbers(tensors: Mapping[str, torch.Tensor]) -> None:
         if bits is not None and np.ascontiguousarray(array).view(bits).max() < infinity:
             continue
         if not np.isfinite(array).all():
-            raise ValueError(f"its {name} has values that are no numbers")
+            raise ValueError(f"its {name} has values that are not numbers")
 
 
 def _values_of_token(token: GeneratedToken) -> dict[str, Any]:
@@ -249,7 +249,7 @@ def _tokens(said: Iterable[Mapping[str, Any]]) -> tuple[GeneratedToken, ...]:
     if set(map(type, chances)) - {float, int} or (
         chances and not (min(chances) >= 0 and max(chances) <= 1.001)  # rounded, in old files
     ):
-        raise ValueError("it has probabilities that are no numbers from 0 to 1")
+        raise ValueError("it has probabilities that are not numbers from 0 to 1")
     return made
 
 

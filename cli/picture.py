@@ -112,7 +112,7 @@ class Drawing:
         """Which single heads, where they are asked for.
 
         Raises:
-            ValueError: it is no list of heads, or its file cannot be read.
+            ValueError: it is not a list of heads, or its file cannot be read.
         """
         if self.heads_from is None:
             return None

@@ -135,7 +135,7 @@ class Data:
                 if isinstance(values, Damaged):
                     damage = values.reason
                 elif not isinstance(values, dict):
-                    damage = f"{where[:1].upper()}{where[1:]} is no object."
+                    damage = f"{where[:1].upper()}{where[1:]} is not an object."
                 own = {} if damage else values
                 yield Row(own, before + number, where, pictures, table, damage)
             before += number

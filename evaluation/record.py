@@ -60,12 +60,13 @@ class AnswerRecord:
         except OutsideError as error:
             raise ValueError(f"{where} is damaged, because {error}.") from error
         if not isinstance(values, dict):
-            raise ValueError(f"{where} is no JSON object.")
+            raise ValueError(f"{where} is not JSON object.")
         allowed = {one.name for one in dataclasses.fields(AnswerRecord)}
         if allowed != set(values):
             missing, unknown = sorted(allowed - set(values)), sorted(set(values) - allowed)
             raise ValueError(
-                f"{where} is no record of an evaluation: missing keys {missing}, unknown {unknown}."
+                f"{where} is not a record of an evaluation: missing keys {missing}, "
+                f"unknown {unknown}."
             )
         for one in dataclasses.fields(AnswerRecord):
             if not _fits(values[one.name], str(one.type)):

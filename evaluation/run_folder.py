@@ -116,7 +116,7 @@ def read_run(folder: Path) -> Run:
         ValueError: the folder holds no run; the text says what is missing.
     """
     if not (folder / CONFIG).is_file():
-        what = f"has no {CONFIG}" if folder.is_dir() else "is no folder"
+        what = f"has no {CONFIG}" if folder.is_dir() else "is not a folder"
         raise ValueError(f"{folder} {what}; allowed: a folder of `sinkscope evaluate run`.")
     files = sorted(folder.glob("records*.jsonl"), key=_shard_of)
     if not files:
@@ -320,7 +320,7 @@ def _shard_of(path: Path) -> tuple[int, int]:
 def _json(path: Path) -> dict[str, Any]:
     made = read_json(path, "The file", INFINITE)
     if not isinstance(made, dict):
-        raise ValueError(f"The file {path.name} is damaged, because it is no JSON object.")
+        raise ValueError(f"The file {path.name} is damaged, because it is not JSON object.")
     return made
 
 

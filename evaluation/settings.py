@@ -181,7 +181,7 @@ def read_config(path: Path) -> RunConfig:
         raise ValueError(f"{path.name} has no table [run].")
     methods = made.get("methods", [{"name": "default"}])
     if not isinstance(methods, list) or not all(isinstance(one, dict) for one in methods):
-        raise ValueError(f"{path.name}: methods is no list of tables; allowed: [[methods]].")
+        raise ValueError(f"{path.name}: methods is not a list of tables; allowed: [[methods]].")
     return RunConfig(
         from_mapping(RunSettings, made["run"], f"{path.name} [run]"),
         from_mapping(ModelSettings, made.get("model", {}), f"{path.name} [model]"),

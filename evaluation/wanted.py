@@ -137,7 +137,7 @@ def _sweep(text: str) -> tuple[str, list[Any]]:
 
 def _value(key: str, text: str) -> Any:
     if key not in SETTINGS:
-        raise ValueError(f"{key!r} is no setting of VAR; allowed: {', '.join(SETTINGS)}.")
+        raise ValueError(f"{key!r} is not a setting of VAR; allowed: {', '.join(SETTINGS)}.")
     if key == "profile":
         return text
     one = _SETTINGS[key]

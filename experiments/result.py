@@ -205,7 +205,7 @@ class Result:
         file = path / "result.json" if path.is_dir() else path
         values = read_json(file, "The result")
         if not isinstance(values, dict) or values.get("format") != FORMAT:
-            raise ValueError(f"{file.name} is no result of an experiment ({FORMAT}).")
+            raise ValueError(f"{file.name} is not a result of an experiment ({FORMAT}).")
         try:
             return _result(values)
         except (KeyError, TypeError, ValueError, AttributeError) as error:

@@ -84,7 +84,7 @@ def read_prompts(path: Path, count: int) -> Prompts:
     try:
         lines = read_bytes(path, MOST_BYTES, "The prompts").decode().splitlines()
     except UnicodeDecodeError as error:
-        raise ValueError(f"The prompts {path.name} are no UTF-8 text: {error}.") from error
+        raise ValueError(f"The prompts {path.name} are not UTF-8 text: {error}.") from error
     kept = [(number, line.strip()) for number, line in enumerate(lines, 1) if line.strip()]
     if not kept:
         raise ValueError(f"{path.name} has no prompt; allowed: a text file with a prompt a line.")

@@ -126,7 +126,7 @@ class HeadList:
                 raise OutsideError(f"it has more than {SMALL.bytes:,} letters, the most allowed")
             return HeadList.of(parse_json(text, SMALL), name)
         except OutsideError as error:
-            raise ValueError(f"{name} is no list of heads, because {error}.") from error
+            raise ValueError(f"{name} is not a list of heads, because {error}.") from error
 
     @staticmethod
     def of(values: Any, name: str) -> HeadList:
@@ -136,7 +136,7 @@ class HeadList:
             ValueError: it is no such list.
         """
         if not isinstance(values, dict) or values.get("format") != FORMAT:
-            raise ValueError(f"{name} is no list of heads (format is not {FORMAT!r}).")
+            raise ValueError(f"{name} is not a list of heads (format is not {FORMAT!r}).")
         if values.get("version") != VERSION:
             version = shown(values.get("version"))
             raise ValueError(f"{name} has version {version}; allowed: {VERSION}.")

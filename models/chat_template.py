@@ -220,7 +220,7 @@ def _json(file: Path) -> Mapping[str, Any]:
     try:
         held = read_json(file, "The file", INFINITE)
     except ValueError as error:
-        raise TemplateError(f"{file.name} is damaged: it is no JSON.") from error
+        raise TemplateError(f"{file.name} is damaged: it is not JSON.") from error
     if not isinstance(held, dict):
         raise TemplateError(f"{file.name} is damaged: it holds no JSON object.")
     return held

@@ -128,7 +128,7 @@ def _mend_tokens(made: GenerationConfig, config: Any) -> list[str]:
             other = None
         setattr(made, name, other)
         instead = "no other is known" if other is None else f"{other} of config.json is used"
-        notes.append(f"{name} is {shortened(value)}, which is no token of the model; {instead}.")
+        notes.append(f"{name} is {shortened(value)}, which is not a token of the model; {instead}.")
     return notes
 
 

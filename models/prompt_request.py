@@ -93,4 +93,4 @@ def check_text(what: str, text: object) -> None:
     try:
         text.encode("utf-8")
     except UnicodeEncodeError as error:
-        raise ValueError(f"{what} has characters that are no valid Unicode text.") from error
+        raise ValueError(f"{what} has characters that are not valid Unicode text.") from error

@@ -52,7 +52,9 @@ def may_ask_hub(settings: ModelSettings) -> bool:
 
 
 def _no_hub_id(name: str) -> ModelError:
-    return ModelError(f"{name!r} is no valid hub id; one looks like Qwen/Qwen2.5-VL-3B-Instruct.")
+    return ModelError(
+        f"{name!r} is not a valid hub id; one looks like Qwen/Qwen2.5-VL-3B-Instruct."
+    )
 
 
 def _own_folder(settings: ModelSettings) -> Path | None:

@@ -122,7 +122,9 @@ def history_of(turns: Any, key: str = "history") -> tuple[tuple[str, str], ...]:
     if turns is None:
         return ()
     if not isinstance(turns, list):
-        raise RecordError(f"has {key} that is no list: {shown(turns)}; allowed: [question, answer]")
+        raise RecordError(
+            f"has {key} that is not a list: {shown(turns)}; allowed: [question, answer]"
+        )
     made = []
     if all(isinstance(turn, list) for turn in turns):
         for turn in turns:

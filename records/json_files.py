@@ -95,7 +95,7 @@ def _has_lines(head: bytes, name: str) -> bool:
     if Path(name).suffix.lower() in (".jsonl", ".ndjson"):
         return True
     if start and start[:1] != b"{":
-        raise ValueError(f"The data {name} is no JSON: it begins with {start[:20]!r}.")
+        raise ValueError(f"The data {name} is not JSON: it begins with {start[:20]!r}.")
     first, line_break, rest = start.partition(b"\n")
     if line_break and rest.strip():
         return _is_object(first)
@@ -116,7 +116,7 @@ def _of_lines(path: Path, name: str) -> Iterator[tuple[int, Any]]:
             except TooManyValuesError as error:
                 yield number, Damaged(str(error))
             except (ValueError, RecursionError) as error:
-                yield number, Damaged(f"{where} is no JSON: {_why(error)}.")
+                yield number, Damaged(f"{where} is not JSON: {_why(error)}.")
 
 
 def _of_values(values: _Values) -> Iterator[tuple[int, Any]]:
@@ -197,7 +197,7 @@ class _Values:
     def expect(self, sign: str, what: str) -> None:
         if (there := self.peek()) != sign:
             wrong = f"{there!r} stands" if there else "the file ends"
-            raise ValueError(f"{what} of {self._name} is no JSON: {wrong} where {sign!r} should.")
+            raise ValueError(f"{what} of {self._name} is not JSON: {wrong} where {sign!r} should.")
         self._at += 1
 
     def value(self, what: str) -> Any:
@@ -211,9 +211,9 @@ class _Values:
                 reached = error.pos >= len(self._text.rstrip()) - _CUT_OFF
                 cut = reached or "Unterminated" in error.msg
                 if self._over or not cut:
-                    raise ValueError(f"{what} of {self._name} is no JSON: {error.msg}.") from error
+                    raise ValueError(f"{what} of {self._name} is not JSON: {error.msg}.") from error
             except (ValueError, RecursionError) as error:
-                raise ValueError(f"{what} of {self._name} is no JSON: {_why(error)}.") from error
+                raise ValueError(f"{what} of {self._name} is not JSON: {_why(error)}.") from error
             else:
                 check_values(self._text[self._at : end], f"{what} of {self._name}")
                 if end < len(self._text) or self._over:  # a number may go on after the buffer
@@ -241,8 +241,8 @@ class _Values:
             text = self._decoder.decode(data, final=not data)
         except UnicodeDecodeError as error:
             raise ValueError(
-                f"The data {self._name} is no UTF-8 text, about {self._read / 1e6:.1f} MB from its "
-                "beginning; save the file as UTF-8."
+                f"The data {self._name} is not UTF-8 text, about {self._read / 1e6:.1f} MB from "
+                "its beginning; save the file as UTF-8."
             ) from error
         self._text, self._at = self._text[self._at :] + text, 0
         self._over = not data

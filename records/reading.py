@@ -154,7 +154,7 @@ def records_of(
         seen.rows += 1
         if not isinstance(row, dict):
             raise ValueError(
-                f"{_sentence(source.place(number), source)} is no JSON object: {shown(row)}."
+                f"{_sentence(source.place(number), source)} is not JSON object: {shown(row)}."
             )
         try:
             record = record_of(row, number, source.place(number))

@@ -64,7 +64,7 @@ def csv_rows(path: Path, name: str, damaged: bool = False) -> Iterator[tuple[int
         except (csv.Error, ValueError) as error:
             said = str(error)
             if isinstance(error, csv.Error):
-                said = f"Row {number} of {name} is no row of a table: {error}."
+                said = f"Row {number} of {name} is not a row of a table: {error}."
             if not damaged or header is None:
                 raise ValueError(said) from error
             yield number, Damaged(said)

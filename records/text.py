@@ -62,7 +62,7 @@ def lines_or_damage(path: Path, name: str) -> Iterator[tuple[int, str | Damaged]
                 try:
                     text = line.decode()
                 except UnicodeDecodeError as error:
-                    what = f"is no UTF-8 text (its byte {error.start}); save the file as UTF-8."
+                    what = f"is not UTF-8 text (its byte {error.start}); save the file as UTF-8."
                     yield number, Damaged(f"{where} {what}")
                     continue
                 yield number, text

@@ -71,7 +71,7 @@ def text_of(row: Mapping[str, Any], key: str) -> str | None:
     if value is None:
         return None
     if not isinstance(value, str):
-        raise RecordError(f"has {key} that is no text: {shown(value)}; allowed: a text")
+        raise RecordError(f"has {key} that is not text: {shown(value)}; allowed: a text")
     return clean(value) if value.strip() else None
 
 
@@ -175,7 +175,7 @@ def _one(value: Any, key: str) -> str | None:
         return "yes" if value else "no"
     if isinstance(value, int | float):
         return str(value) if math.isfinite(value) else None
-    raise RecordError(f"has {key} that is no answer: {shown(value)}; allowed: {_ANSWER_TYPES}")
+    raise RecordError(f"has {key} that is not an answer: {shown(value)}; allowed: {_ANSWER_TYPES}")
 
 
 def _is_number(text: str) -> bool:

@@ -69,7 +69,7 @@ class Sample:
         if not isinstance(self.prompt, str) or not self.prompt.strip():
             raise ValueError(f"The sample {self.id} has an empty prompt.")
         if self.answer is not None and not isinstance(self.answer, str):
-            raise ValueError(f"The sample {self.id} has an answer that is no text.")
+            raise ValueError(f"The sample {self.id} has an answer that is not text.")
         given = tuple(Path(i) if isinstance(i, str) else i for i in self.images)
         object.__setattr__(self, "images", given)
         if not self.digests:

@@ -154,8 +154,8 @@ def check_tls(settings: AppSettings) -> None:
         context.load_cert_chain(settings.tls_cert, settings.tls_key, password="")
     except (ssl.SSLError, OSError) as error:
         raise ValueError(
-            "tls_cert and tls_key are no certificate with its key; allowed: PEM files that belong "
-            "together, the key without a password."
+            "tls_cert and tls_key are not a certificate with its key; allowed: PEM files that "
+            "belong together, the key without a password."
         ) from error
 
 

@@ -57,7 +57,9 @@ def _of_text(text: bytes) -> list[int]:
     for character in text:
         bits = character - 48
         if not 0 <= bits < 64 or group == MOST_GROUPS:
-            raise ValueError(f"a run-length mask has counts {text[:60]!r}, which are no such text.")
+            raise ValueError(
+                f"a run-length mask has counts {text[:60]!r}, which are not such a text."
+            )
         count |= (bits & 31) << (5 * group)
         group += 1
         if bits & 32:

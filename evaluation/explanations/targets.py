@@ -156,7 +156,7 @@ def _rows(path: Path, settings: ScoreSettings) -> Iterator[Target]:
         except OutsideError as error:
             raise ValueError(f"{where} is damaged, because {error}.") from error
         if not isinstance(row, dict):
-            raise ValueError(f"{where} is no JSON object.")
+            raise ValueError(f"{where} is not JSON object.")
         target = _row(row, where, path.parent, settings)
         if target.id in seen:
             raise ValueError(f"{where}: the id {target.id} stands in the data twice.")

@@ -36,7 +36,7 @@ class Chair:
             raise ValueError(f"Question {question.id}: its truth is {truth!r}; allowed: a list.")
         if unknown := sorted(set(truth) - set(OBJECTS)):
             raise ValueError(
-                f"Question {question.id}: {', '.join(map(str, unknown))} is no object of COCO; "
+                f"Question {question.id}: {', '.join(map(str, unknown))} is not an object of COCO; "
                 f"allowed: {', '.join(OBJECTS)}."
             )
         found = objects_named(answer)

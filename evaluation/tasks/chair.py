@@ -39,7 +39,7 @@ def read(data: Data | None) -> Iterator[Item]:
     assert data is not None
     if CAPTIONS not in data.tables or not data.files:
         raise ValueError(
-            f"The data {data.name} is no folder with COCO; allowed: one with {INSTANCES}.json, "
+            f"The data {data.name} is not a folder with COCO; allowed: one with {INSTANCES}.json, "
             f"{CAPTIONS}.json and the images in {FOLDER}/."
         )
     path = data.files[INSTANCES][0]

@@ -90,7 +90,7 @@ def truth_of(record: Record, options: Options, annotators: object = None) -> obj
     if len(answer.strip("()[]. ")) == 1 and answer.strip("()[]. ") in string.ascii_letters:
         return letter_of(answer, options)
     texts = ", ".join(f"{letter} ({shown(said)})" for letter, said in options)
-    raise RowFault(f"has the answer {shown(answer)}, which is no option; allowed: {texts}")
+    raise RowFault(f"has the answer {shown(answer)}, which is not an option; allowed: {texts}")
 
 
 def prompt(question: Question) -> str:

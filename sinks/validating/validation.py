@@ -266,7 +266,7 @@ class Validation:
         """
         values = read_json(path, "The validation")
         if not isinstance(values, dict) or values.get("format") != FORMAT:
-            raise ValueError(f"{path.name} is no validation of a sink profile.")
+            raise ValueError(f"{path.name} is not a validation of a sink profile.")
         if values.get("version") != VERSION:
             raise ValueError(
                 f"The validation {path.name} has version {values.get('version')!r}; "

@@ -257,8 +257,8 @@ def shaped(name: str, **values: Any) -> Callable[[dict[str, Any]], object]:
         (shaped("attention", dtype="F64"), "damaged"),
         (shaped("attention", dtype=["F16"]), "damaged"),
         (lambda header: header.update(attention=None), "damaged or no trace"),
-        (lambda header: header.update(__metadata__=[]), "its metadata are no texts"),
-        (lambda header: header["__metadata__"].update(more=1), "its metadata are no texts"),
+        (lambda header: header.update(__metadata__=[]), "its metadata are not texts"),
+        (lambda header: header["__metadata__"].update(more=1), "its metadata are not texts"),
         (lambda header: header.pop("__metadata__"), "no SinkScope trace"),
         (lambda header: header["__metadata__"].update({FORMAT: "[1]"}), "checksum|no object"),
         (lambda header: header["__metadata__"].update({FORMAT: "{"}), "damaged or no trace"),
@@ -297,9 +297,9 @@ def test_a_key_that_is_there_twice(path: Path) -> None:
     ("old", "new", "words"),
     [
         ('"layers": [', '"layers": [0, 1], "layers": [', "the key 'layers' twice"),
-        ('"seconds": 0.25', '"seconds": NaN', "has NaN, which is no number"),
-        ('"seconds": 0.25', '"seconds": -Infinity', "has -Infinity, which is no number"),
-        ('"seconds": 0.25', '"seconds": 1e999', "has 1e999, which is no number"),
+        ('"seconds": 0.25', '"seconds": NaN', "has NaN, which is not a number"),
+        ('"seconds": 0.25', '"seconds": -Infinity', "has -Infinity, which is not a number"),
+        ('"seconds": 0.25', '"seconds": 1e999', "has 1e999, which is not a number"),
         ('"seed": 5', f'"seed": {"9" * 5000}', "digits"),
         ('"extra": {}', f'"extra": {"[" * 3000}', "damaged or no trace"),
     ],
@@ -424,19 +424,19 @@ def test_values_that_are_no_numbers(
         else dataclasses.replace(trace, **{part: wrong})
     )
     before = path.read_bytes()
-    with pytest.raises(ValueError, match=f"cannot be saved: its {name} has values that are no num"):
+    with pytest.raises(ValueError, match=f"cannot be saved: its {name} has values that are not"):
         bad.save(path)
     assert path.read_bytes() == before and list(path.parent.iterdir()) == [path]
     monkeypatch.setattr("sinkscope.capture.storage.check_numbers", lambda tensors: None)
     bad.save(path)
     monkeypatch.undo()
-    refused(path, "damaged or no trace: its .* has values that are no numbers")
+    refused(path, "damaged or no trace: its .* has values that are not numbers")
 
 
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"seconds": float("nan")}, "seconds is nan, which is no number"),
+        ({"seconds": float("nan")}, "seconds is nan, which is not a number"),
         ({"shares": torch.zeros(3, 2, 3, 9)}, "its shares is"),
         ({"entropy": torch.zeros(3, 2, 3, dtype=torch.float64)}, "its entropy is torch.float64"),
         ({"images": ()}, "it lacks 'image_0'"),

@@ -92,7 +92,7 @@ def test_the_command_says_so_with_exit_code_3(tiny_folder: Path, tmp_path: Path)
     done = run(*words)
     assert done.exit_code == 3, done.output
     said = " ".join(done.stderr.split())
-    assert "is no JSON" in said
+    assert "is not JSON" in said
     assert "3 of 4 questions answered, 1 failed: NOT complete" in said
 
 
@@ -104,7 +104,7 @@ def test_a_row_that_is_no_object_and_one_of_the_first(tmp_path: Path) -> None:
     found = list(task.read(open_data(str(path), None, task.tables)))
     assert [type(one) for one in found] == [Faulty, Faulty, Faulty, Question]
     reasons = [one.reason for one in found if isinstance(one, Faulty)]
-    assert reasons[1:] == [f"Line {n} of questions.jsonl is no object." for n in (2, 3)]
+    assert reasons[1:] == [f"Line {n} of questions.jsonl is not an object." for n in (2, 3)]
     assert len({one.id for one in found}) == 4
 
 

@@ -207,7 +207,7 @@ def test_two_processes_cannot_write_one_folder(tmp_path: Path) -> None:
 def test_a_folder_without_a_run_is_named(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"has no run\.toml"):
         read_run(tmp_path)
-    with pytest.raises(ValueError, match="is no folder"):
+    with pytest.raises(ValueError, match="is not a folder"):
         read_run(tmp_path / "missing")
 
 

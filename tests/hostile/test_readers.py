@@ -290,7 +290,7 @@ def test_what_becomes_a_pipe_behind_the_look_is_not_waited_for(
     def look(about: os.stat_result) -> None:
         looks.append(about)
         if len(looks) > 1:  # the first one saw a file, which somebody then replaced
-            raise OSError(errno.EINVAL, "it is no regular file")
+            raise OSError(errno.EINVAL, "it is not a regular file")
 
     monkeypatch.setattr("sinkscope.outside._check_regular", look)
     said: list[object] = []

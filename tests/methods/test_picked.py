@@ -144,7 +144,7 @@ OTHER = HeadList("localising", "another", "r", (HeadChoice(1, 1, 0.5, 0.1),))
         ("4", False, "the JSON of a list"),
         ("x.json", False, "allowed: localising"),  # over the API nobody names files of the server
         ("/nowhere/x.json", True, "x.json cannot be read"),
-        ("{", False, "heads_from is no list of heads, because it is no JSON"),
+        ("{", False, "heads_from is not a list of heads, because it is not JSON"),
         ("{}", False, "no list of heads"),
         ("[" * 99, False, "allowed: localising"),
         ('{"a":' + "[" * 99, False, "nested too deeply"),

@@ -366,10 +366,10 @@ def test_rows_without_a_picture_are_no_records(row: dict[str, Any]) -> None:
 @pytest.mark.parametrize(
     ("row", "words"),
     [
-        ({"prompt": 3}, "has prompt that is no text: 3; allowed: a text"),
-        ({"question": {"en": "x"}}, r"has question that is no text: \{'en': 'x'\}"),
-        ({"question": "x", "answer": [["a"]]}, r"answer that is no answer: \['a'\]; allowed: a"),
-        ({"question": "x", "answer": b"x"}, "has answer that is no answer"),
+        ({"prompt": 3}, "has prompt that is not text: 3; allowed: a text"),
+        ({"question": {"en": "x"}}, r"has question that is not text: \{'en': 'x'\}"),
+        ({"question": "x", "answer": [["a"]]}, r"that is not an answer: \['a'\]; allowed: a"),
+        ({"question": "x", "answer": b"x"}, "has answer that is not an answer"),
         ({"image": 3}, "has no image that can be read: image is 3; allowed: a path"),
         ({"image": {"width": 3}}, "has no image that can be read: image is"),
         ({"image": "https://a.b/c.jpg"}, "names its image by an address .*nothing is fetched"),
@@ -377,7 +377,7 @@ def test_rows_without_a_picture_are_no_records(row: dict[str, Any]) -> None:
         ({"image": "s3://bucket/x.png"}, "by an address"),
         ({"image": ["x.jpg"] * 1_000_000}, "has 1000000 images; allowed: at most 100"),
         ({"query": "x", "response": "y", "history": [["a"]]}, r"has history with \['a'\]"),
-        ({"query": "x", "response": "y", "history": "a"}, "has history that is no list: 'a'"),
+        ({"query": "x", "response": "y", "history": "a"}, "has history that is not a list: 'a'"),
         ({"messages": [{"role": "user", "content": [{"type": "video"}]}]}, "type 'video'; allowed"),
         ({"messages": [{"content": "x"}]}, "allowed: from and value, or role and content"),
         ({"conversations": ["x"]}, "has conversations with 'x'; allowed: messages"),

@@ -91,7 +91,9 @@ def test_no_image_stops_and_names_the_keys(tmp_path: Path) -> None:
 
 
 def test_the_only_fault_is_said_in_full(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"^Line 1 of .*has prompt that is no text: 3; allowed: a"):
+    with pytest.raises(
+        ValueError, match=r"^Line 1 of .*has prompt that is not text: 3; allowed: a"
+    ):
         read(tmp_path, [{"image": "a.png", "prompt": 3}])
 
 

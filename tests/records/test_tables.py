@@ -95,8 +95,8 @@ def test_several_images_and_lists_in_cells(tmp_path: Path) -> None:
     ("text", "message"),
     [
         ("image,question\na.png,x,y\n", "Row 1 of a.csv has 3 cells, but its first line names 2"),
-        ('image,question\na.png,x\na.png,"x\n', "Row 2 of a.csv is no row of a table"),
-        ('image,question\na.png,"x" y\n', "Row 1 of a.csv is no row of a table"),
+        ('image,question\na.png,x\na.png,"x\n', "Row 2 of a.csv is not a row of a table"),
+        ('image,question\na.png,"x" y\n', "Row 1 of a.csv is not a row of a table"),
     ],
 )
 def test_broken_tables_are_named(text: str, message: str, tmp_path: Path) -> None:
@@ -108,7 +108,7 @@ def test_a_table_without_rows_or_with_bad_text(tmp_path: Path) -> None:
     assert list(csv_rows(write(tmp_path, "", "a.csv"), "a.csv")) == []
     assert list(csv_rows(write(tmp_path, "image,question\n", "a.csv"), "a.csv")) == []
     (tmp_path / "bad.csv").write_bytes(b"image,question\na.png,\xff\n")
-    with pytest.raises(ValueError, match=r"Line 2 of bad\.csv is no UTF-8 text"):
+    with pytest.raises(ValueError, match=r"Line 2 of bad\.csv is not UTF-8 text"):
         list(csv_rows(tmp_path / "bad.csv", "bad.csv"))
 
 
@@ -152,7 +152,7 @@ def test_parquet_without_its_library_and_what_is_none(
 
 
 def test_rows_behind_a_damaged_one_are_read(tmp_path: Path) -> None:
-    """Too many cells, a quote in the middle of a cell's end, a byte that is no text."""
+    """Too many cells, a quote in the middle of a cell's end, a byte that is not text."""
     lines = [b"image,question", b"a.png,A?", b"b.png,B?,more", b'c.png,"C?"x', b"d.png,\xff"]
     path = tmp_path / "a.csv"
     path.write_bytes(b"\n".join([*lines, b"e.png,E?"]) + b"\n")
@@ -161,8 +161,8 @@ def test_rows_behind_a_damaged_one_are_read(tmp_path: Path) -> None:
     assert [row["image"] for _, row in found if isinstance(row, dict)] == ["a.png", "e.png"]
     said = [row.reason for _, row in found if isinstance(row, Damaged)]
     assert said[0] == "Row 2 of a.csv has 3 cells, but its first line names 2 columns."
-    assert said[1].startswith("Row 3 of a.csv is no row of a table: ")
-    assert said[2].startswith("Line 5 of a.csv is no UTF-8 text")
+    assert said[1].startswith("Row 3 of a.csv is not a row of a table: ")
+    assert said[2].startswith("Line 5 of a.csv is not UTF-8 text")
     for one in ("Row 2 of a.csv has 3 cells",):
         with pytest.raises(ValueError, match=one):
             list(csv_rows(path, path.name))

@@ -191,11 +191,11 @@ def test_system_message_and_history_are_part_of_what_is_seen() -> None:
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ("{", "Line 1 of .* is no JSON"),
-        ("[1]", "is no JSON object"),
+        ("{", "Line 1 of .* is not JSON"),
+        ("[1]", "is not JSON object"),
         ('{"prompt": "x"}', "has no image"),
         ('{"image": 3}', "has no image"),
-        ('{"image": "0.png", "prompt": 3}', "prompt that is no text: 3"),
+        ('{"image": "0.png", "prompt": 3}', "prompt that is not text: 3"),
     ],
 )
 def test_malformed_lines_are_named(folder: Path, line: str, message: str) -> None:

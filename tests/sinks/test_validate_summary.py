@@ -194,5 +194,5 @@ def test_files_that_are_none(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="cannot be read"):
         Validation.open(tmp_path / "missing.json")
     (tmp_path / "v.json").write_bytes(b"\xff{")
-    with pytest.raises(ValueError, match="is no JSON"):
+    with pytest.raises(ValueError, match="is not JSON"):
         Validation.open(tmp_path / "v.json")

@@ -118,9 +118,9 @@ def test_found_shown_linked_and_saved(site: Site, open_page: Any) -> None:
         ({"chosen": [{"layer": 5, "head": 8, "image_mass": 0.5, "value": 0.1}]}, "heads is 5.8"),
         ({"chosen": [{"layer": 6, "head": 0, "image_mass": 0.5, "value": 0.1}]}, "heads is 6.0"),
         ({"chosen": [{"layer": -1, "head": 0, "image_mass": 1, "value": 1}]}, "damaged list"),
-        ({"format": "x"}, "heads.json is no list of heads"),
+        ({"format": "x"}, "heads.json is not a list of heads"),
         ({"version": 2}, "version 2; allowed: 1"),
-        (None, "heads.json is no list of heads, because it is no JSON"),
+        (None, "heads.json is not a list of heads, because it is not JSON"),
     ],
 )
 def test_a_list_that_does_not_fit_changes_nothing(

@@ -60,8 +60,8 @@ def test_what_cannot_be_followed_is_said_before_it_is_tried() -> None:
     assert "It cannot be followed: temperature is 'hot'; allowed" in said["text"]
     assert said["text"].endswith("And 2 more. A note.")
     assert checkpoint_notice(handle, "ours")["kind"] == "quiet"
-    damaged = checkpoint_notice(handle_with(GenerationFile("It is no JSON.")), "ours")
-    assert damaged["text"].endswith("greedy decoding. It cannot be followed: It is no JSON.")
+    damaged = checkpoint_notice(handle_with(GenerationFile("It is not JSON.")), "ours")
+    assert damaged["text"].endswith("greedy decoding. It cannot be followed: It is not JSON.")
 
 
 def test_controls_that_have_no_effect_cannot_be_moved() -> None:

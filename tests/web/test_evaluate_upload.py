@@ -129,9 +129,9 @@ def test_a_file_that_is_no_upload_is_refused(upload: Any, tmp_path: Path) -> Non
         ([RED, {**RED, "answer": None}], "Line 2 of mine.jsonl: has no answer"),
         ([{**RED, "image": "green.png"}], "'green.png' is not among the uploaded files"),
         ([{**RED, "choices": ["x", "y"], "answer": "D"}], "allowed: A, B"),
-        ([RED, "text"], "line 2 of mine.jsonl is no object"),
+        ([RED, "text"], "line 2 of mine.jsonl is not an object"),
         ([{"question": "What?", "answer": "x"}] * 5, "(5 rows in all)"),
-        (b'{"image": "red.png", ', "Line 1 of mine.jsonl is no JSON"),
+        (b'{"image": "red.png", ', "Line 1 of mine.jsonl is not JSON"),
         (b"\n\n", "mine.jsonl has no rows."),
     ],
 )

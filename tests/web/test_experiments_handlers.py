@@ -222,7 +222,7 @@ def test_a_text_model_reads_one_uploaded_text_file(make: Make, tmp_path: Path) -
     assert any("my prompts.txt has 2 prompts; 3" in note for note in opened(last)["notes"])
     path.write_bytes(b"\xff\xfe\x00")
     message = drain(handlers, asked(**mine))[-1]["message"]
-    assert message.startswith("The prompts my prompts.txt are no UTF-8") and "/" not in message
+    assert message.startswith("The prompts my prompts.txt are not UTF-8") and "/" not in message
     for names in (("a.png",), ("a.txt", "b.txt")):
         mine["pictures"] = tuple(Picture(name, path) for name in names)
         message = drain(handlers, asked(**mine))[-1]["message"]

@@ -131,7 +131,7 @@ def test_kinds_and_numbers_of_files(tmp_path: Path, pictures: tuple[Picture, ...
         ValueError, match=r"b\.parquet cannot be read from an upload; allowed: \.js"
     ):
         drawn(tmp_path, pictures, [], name="/a/b.parquet")
-    with pytest.raises(ValueError, match=r"^Entry 1 of pope\.jsonl is no JSON object: \[1\]"):
+    with pytest.raises(ValueError, match=r"^Entry 1 of pope\.jsonl is not JSON object: \[1\]"):
         path = tmp_path / "bad.jsonl"
         path.write_text("[[1]]")
         draw_samples(

@@ -135,7 +135,7 @@ def test_files_of_tls_that_cannot_be_used_are_named(tmp_path: Path) -> None:
     odd = str(tmp_path / "odd")
     with pytest.raises(ValueError, match="no certificate with its key"):
         check_tls(AppSettings(tls_cert=odd, tls_key=odd))
-    with pytest.raises(ValueError, match="tls_cert and tls_key are no certificate"):
+    with pytest.raises(ValueError, match="tls_cert and tls_key are not a certificate"):
         start_site(
             tmp_path / "cache",
             ScriptedEngine(),

@@ -115,7 +115,7 @@ def _rows(file: Picture, files: Sequence[Picture]) -> Iterator[Row]:
         if isinstance(values, Damaged):
             yield Row({}, number, where, pictures, TABLE, values.reason)
         elif not isinstance(values, dict):
-            yield Row({}, number, where, pictures, TABLE, f"{where} is no object")
+            yield Row({}, number, where, pictures, TABLE, f"{where} is not an object")
         else:
             yield Row(values, number, where, pictures, TABLE)
 

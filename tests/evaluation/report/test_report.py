@@ -308,7 +308,7 @@ def test_files_are_written_and_mistakes_are_named(tmp_path: Path) -> None:
         write_report(report, tmp_path / "file" / "under")
     with pytest.raises(ValueError, match="given twice"):
         gather([run, run], CompareSettings())
-    with pytest.raises(ValueError, match="is no folder"):
+    with pytest.raises(ValueError, match="is not a folder"):
         gather([tmp_path / "nothing"], CompareSettings())
     with pytest.raises(ValueError, match="flips is -1"):
         ReportSettings(flips=-1)
