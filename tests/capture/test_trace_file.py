@@ -248,9 +248,9 @@ def shaped(name: str, **values: Any) -> Callable[[dict[str, Any]], object]:
     [
         (shaped("attention", shape=[HUGE, HUGE]), "takes .* bytes, which is not its size"),
         (shaped("attention", shape=[0, HUGE]), "which is not its size"),
-        (shaped("attention", shape=[3, 2, 3, -6]), "no whole numbers from 0"),
-        (shaped("attention", shape=[3, 2, 3, 6.0]), "no whole numbers from 0"),
-        (shaped("attention", shape="3236"), "no whole numbers from 0"),
+        (shaped("attention", shape=[3, 2, 3, -6]), "not whole numbers from 0"),
+        (shaped("attention", shape=[3, 2, 3, 6.0]), "not whole numbers from 0"),
+        (shaped("attention", shape="3236"), "not whole numbers from 0"),
         (shaped("attention", data_offsets=[0, HUGE]), "which is not its size"),
         (shaped("shares", data_offsets=[0, 288]), "do not follow each other"),
         (shaped("attention", data_offsets=[0]), "damaged or no trace"),
@@ -260,7 +260,7 @@ def shaped(name: str, **values: Any) -> Callable[[dict[str, Any]], object]:
         (lambda header: header.update(__metadata__=[]), "its metadata are not texts"),
         (lambda header: header["__metadata__"].update(more=1), "its metadata are not texts"),
         (lambda header: header.pop("__metadata__"), "no SinkScope trace"),
-        (lambda header: header["__metadata__"].update({FORMAT: "[1]"}), "checksum|no object"),
+        (lambda header: header["__metadata__"].update({FORMAT: "[1]"}), "checksum|not an object"),
         (lambda header: header["__metadata__"].update({FORMAT: "{"}), "damaged or no trace"),
     ],
 )

@@ -145,7 +145,7 @@ OTHER = HeadList("localising", "another", "r", (HeadChoice(1, 1, 0.5, 0.1),))
         ("x.json", False, "allowed: localising"),  # over the API nobody names files of the server
         ("/nowhere/x.json", True, "x.json cannot be read"),
         ("{", False, "heads_from is not a list of heads, because it is not JSON"),
-        ("{}", False, "no list of heads"),
+        ("{}", False, "not a list of heads"),
         ("[" * 99, False, "allowed: localising"),
         ('{"a":' + "[" * 99, False, "nested too deeply"),
         (EMPTY.as_json(), False, "The list of heads is empty"),

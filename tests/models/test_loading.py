@@ -66,7 +66,7 @@ def test_a_hub_id_without_network() -> None:
 
 
 def test_a_hub_id_that_can_be_none() -> None:
-    with pytest.raises(ModelError, match=r"no valid hub id|no model folder"):
+    with pytest.raises(ModelError, match=r"not a valid hub id|no model folder"):
         load_model("no spaces/allowed here")
 
 

@@ -173,8 +173,8 @@ def test_unknown_origin_is_said() -> None:
 @pytest.mark.parametrize(
     ("change", "says"),
     [
-        (lambda v: [], "is no validation"),
-        (lambda v: {**v, "format": "x"}, "is no validation"),
+        (lambda v: [], "is not a validation"),
+        (lambda v: {**v, "format": "x"}, "is not a validation"),
         (lambda v: {**v, "version": 9}, "version 9"),
         (lambda v: {k: x for k, x in v.items() if k != "sweep"}, "damaged.*sweep"),
         (lambda v: {**v, "layers": [{"layer": 0}]}, "damaged"),

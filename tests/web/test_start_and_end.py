@@ -133,7 +133,7 @@ def test_files_of_tls_that_cannot_be_used_are_named(tmp_path: Path) -> None:
         check_tls(AppSettings(tls_cert=missing, tls_key=missing))
     (tmp_path / "odd").write_text("no key")
     odd = str(tmp_path / "odd")
-    with pytest.raises(ValueError, match="no certificate with its key"):
+    with pytest.raises(ValueError, match="not a certificate with its key"):
         check_tls(AppSettings(tls_cert=odd, tls_key=odd))
     with pytest.raises(ValueError, match="tls_cert and tls_key are not a certificate"):
         start_site(
