@@ -100,7 +100,7 @@ def test_a_large_output_is_a_sentence(tmp_path: Path, monkeypatch: pytest.Monkey
         monkeypatch.setattr(module, "EAGER_BYTES", 10)
     means = trace.show()
     text = means._repr_html_()
-    assert "Here is the mean over the heads only" in text
+    assert "This shows only the mean over the heads" in text
     means.save(tmp_path / "run.html")
     assert len(framed(text)) < len((tmp_path / "run.html").read_text(encoding="utf-8"))
 

@@ -32,14 +32,16 @@ class Selection:
     )
     heads_from: str | None = setting(
         None,
-        "Single heads in the place of layers and heads: localising or sinks (those that the run "
+        "Single heads instead of layers and heads: localising or sinks (those that the run "
         "shows), LAYER.HEAD such as 4.1,4.3,5.0-2, or an exported list of heads (its JSON).",
-        left_out="no",
+        left_out="none",
     )
     reduce: Reduce = setting("mean", "How layers and heads become one map: mean, max or min.")
-    scale: str = setting("percentile", "Of the colours: percentile, linear, log or rank.")
+    scale: str = setting("percentile", "Scale of the colours: percentile, linear, log or rank.")
     image: int = setting(0, "Which image of the prompt, from 0.", low=0, high=9999)
-    part: str = setting("answer", "Whose rows: the answer's tokens, or the prompt's own (prompt).")
+    part: str = setting(
+        "answer", "Rows of the answer's tokens (answer), or of the prompt's own (prompt)."
+    )
     method: str = setting(
         "attention",
         "Which explanation: attention, relative, without_sinks or localising_heads.",
@@ -86,25 +88,25 @@ class ExportChoice(Selection):
     )
     own_tokens: tuple[int, ...] | None = setting(
         None,
-        "Of VAR's answer (or the second run), one token or a range, where it shows other tokens.",
+        "One token or a range of VAR's answer (or the second run), if it shows other tokens.",
         left_out="those of the first",
     )
     kind: str = setting("pdf", f"{', '.join(KINDS)}.")
     window: int = setting(
-        1, "Of an animation: each frame is the mean over so many tokens.", low=0, high=10**6
+        1, "Animation: number of tokens averaged in each frame.", low=0, high=10**6
     )
-    seconds: float = setting(0.4, "Of an animation: how long a frame is shown.", unit="seconds")
+    seconds: float = setting(0.4, "Animation: time per frame.", unit="seconds")
     width: int | None = setting(
         None,
-        "Of an animation: of a frame.",
+        "Animation: width of a frame.",
         low=0,
         high=10**9,
         unit="pixels",
-        left_out="what fits",
+        left_out="as fits",
     )
-    difference: bool = setting(True, "Of two sides, draw the second minus the first too.")
+    difference: bool = setting(True, "With two sides, also draw the second minus the first.")
     whole_answer: bool = setting(
-        False, "The scale is that of all tokens of the answer, not of the one drawn."
+        False, "Use the scale of all tokens of the answer instead of the drawn one."
     )
     colormap: str = setting("inferno", "inferno, magma, plasma, viridis, cividis, gray or turbo.")
 

@@ -40,7 +40,7 @@ def form_values(handlers: EvaluateHandlers, ask: Any, dims: str) -> dict[str, An
             "load the run's model under Model in Explore to open its questions."
         )
     if question.system is not None:
-        raise ValueError("This question has a system prompt, and Explore asks without.")
+        raise ValueError("This question has a system prompt, which Explore cannot use.")
     places = "image", *MORE
     if len(question.pictures) > len(places):
         raise ValueError(

@@ -43,8 +43,8 @@ GENERATE = (
 UPLOAD_HELP = (
     "A row has a question, its answer and an image: "
     '`{"question": "What colour?", "answer": "red", "image": "a.png"}`; `choices` make it a '
-    "multiple choice. Every row must be right; the first that is not is named. For benchmarks and "
-    "large files take the command line: `sinkscope evaluate run`."
+    "multiple choice. Every row must be valid; the first invalid one is named. For benchmarks and "
+    "large files use the command line: `sinkscope evaluate run`."
 )
 
 
@@ -105,8 +105,8 @@ def _build_form() -> tuple[dict[str, Component], gr.Button, gr.Button]:
         [(words, name) for name, words in METHODS.items()],
         value=list(METHODS),
         label="Methods",
-        info="On the same questions, each against Default. The control treats as many random image "
-        "tokens as if they were the sinks.",
+        info="All answer the same questions and are compared with Default. The control treats as "
+        "many random image tokens as if they were the sinks.",
         elem_id="evaluate-methods",
     )
     source = gr.Radio([SCENES, MINE], value=SCENES, label="Questions", elem_id="evaluate-source")

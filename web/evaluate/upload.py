@@ -198,8 +198,8 @@ def _check_copy(path: Path, asked: Sequence[Question]) -> None:
         )
         if not same:
             raise ValueError(
-                f"The question {own.id} cannot be taken from an upload as it is; the command line "
-                "asks it (sinkscope evaluate run --task jsonl --data FILE)."
+                f"The question {own.id} cannot be used from an upload; the command line "
+                "can ask it (sinkscope evaluate run --task jsonl --data FILE)."
             )
 
 

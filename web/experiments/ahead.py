@@ -33,12 +33,12 @@ def ahead_of(state: LoadState, name: str, source: str) -> Notice:
         )
         return notice(words, "warn")
     samples = (
-        "Upload a .txt file with a prompt a line"
+        "Upload a .txt file with one prompt per line"
         if source == MINE
         else "Bundled samples are our own prompts"
     )
     return notice(
-        f"{layers} A text model: the first token stands for the sink, which is held against an "
+        f"{layers} A text model: the first token counts as the sink and is compared with an "
         f"ordinary token near it. {samples}."
     )
 
@@ -47,7 +47,7 @@ def _known(handle: ModelHandle) -> str:
     profile = handle.profile
     if profile is None:
         return (
-            "It has no sink profile, so sinks are the vision tokens that receive most attention. "
+            "It has no sink profile, so sinks are the vision tokens with the most attention. "
             "The Sinks tab can find a profile."
         )
     dims = ", ".join(map(str, profile.dims))

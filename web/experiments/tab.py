@@ -42,7 +42,7 @@ QUIET: dict[str, Any] = {"queue": False, "show_progress": "hidden", "api_visibil
 STUDY = "study"
 MINE_WORDS = (
     "Photos, alone or with a .jsonl, .json, .csv or .tsv file of questions about them. For a text "
-    "model one .txt file, a prompt a line."
+    "model one .txt file with one prompt per line."
 )
 
 
@@ -157,7 +157,7 @@ def _samples() -> dict[str, Component]:
         lines=1,
         max_lines=4,
         max_length=20_000,
-        info="Asked about every image that has none of its own. Empty: each scene’s own; about "
+        info="Question for every image that has none of its own. Empty: each scene’s own; for "
         "photos “Describe the image.”",
         elem_id="experiments-prompt",
     )

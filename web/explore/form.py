@@ -185,7 +185,7 @@ def _var_settings() -> tuple[
         dims = control(
             first,
             "",
-            info="Of this browser alone; the Sinks tab can find them.",
+            info="Only for this browser; the Sinks tab can find them.",
             max_length=200,
             elem_id="sink-dims",
         )
@@ -197,7 +197,7 @@ def _var_settings() -> tuple[
         same_text = gr.Checkbox(
             False,
             label="Same text",
-            info="VAR follows the baseline's answer, token by token.",
+            info="VAR reads the baseline's answer, token by token.",
             elem_id="same-text",
         )
         others = {one.name: control(one) for one in VAR if one is not first}

@@ -224,7 +224,7 @@ class Handlers:
             value = self.value_of(run)
         except OSError as error:  # its numbers reach the browser as a file
             raise ValueError(
-                "The run is finished and kept, but the page cannot be given its numbers: "
+                "The run is finished and kept, but its data cannot be sent to the page: "
                 f"{error.strerror or 'the disk cannot be written'}."
             ) from error
         if value["phase"] == "stopped" and job.late:

@@ -24,7 +24,7 @@ from sinkscope.web.server.security import LOOPBACK
 
 LONGEST_REVISION = 200
 DEMO_LIMITS = (
-    "The bundled model knows drawn scenes like the examples only. "
+    "The bundled model knows only drawn scenes like the examples. "
     "For photos load Qwen2.5-VL 3B or 7B (Model, below)."
 )
 SHOWN = 2  # reasons why a checkpoint's own settings cannot be followed
@@ -247,7 +247,7 @@ def _var_controls(state: LoadState) -> tuple[Any, Any, Any]:
     if handle.profile is None:
         words = (
             "The sink dimensions of this model are not known, so VAR cannot run. The Sinks tab can "
-            "find them, or give them in sink_profile.toml in the model's folder (docs/method.md)."
+            "find them, or put them into sink_profile.toml in the model's folder (docs/method.md)."
         )
         tau = gr.update(maximum=max(tau_end(handle.info.hidden_size), VARSettings.tau))
         return gr.update(interactive=False, value=False, info=words), words, tau

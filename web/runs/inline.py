@@ -78,8 +78,8 @@ class Inline:
         if holds_heads(self.run, EAGER_BYTES) or not holds_heads(self.run):
             return frame
         return frame + _line(
-            "Here is the mean over the heads only, for all of them would make the notebook too "
-            "large; show().save('run.html') writes a file with each."
+            "This shows only the mean over the heads, because all heads would make the notebook "
+            "too large; show().save('run.html') writes a file with all of them."
         )
 
 

@@ -117,7 +117,7 @@ def _same_rows(a: GenerationTrace, b: GenerationTrace) -> tuple[GenerationTrace,
     for what, common in (("layer", layers), ("head", heads)):
         if not common:
             raise ValueError(
-                f"The two runs kept no {what} in common, so they cannot stand side by side."
+                f"The two runs kept no {what} in common, so they cannot be shown side by side."
             )
     return _part(a, layers, heads), _part(b, layers, heads)
 
@@ -174,11 +174,11 @@ def _about(a: GenerationTrace, b: GenerationTrace) -> dict[str, Any]:
     settings = _settings(a, b, same_image)
     same_grid = same_grids(a, b)
     if not same_image:
-        remarks.append("These runs are of different images, so there is no difference of maps.")
+        remarks.append("These runs have different images, so there is no difference map.")
     elif not same_grid:
         remarks.append(
-            f"The model saw {_grids(a)} in A and {_grids(b)} in B, so there is no difference of "
-            "maps; the cursor is at the same place of the picture."
+            f"The model saw {_grids(a)} in A and {_grids(b)} in B, so there is no difference "
+            "map; the cursor is at the same place of the picture."
         )
     # Where one side has no VAR, "applied" says so; naming each of its settings would bury the rest.
     different = [
@@ -189,7 +189,7 @@ def _about(a: GenerationTrace, b: GenerationTrace) -> dict[str, Any]:
     remarks.append(
         f"What differs between A and B: {', '.join(different)}."
         if different
-        else "A and B were asked the same in the same way."
+        else "A and B have the same prompt and settings."
     )
     return {
         "one_photo": same_image,

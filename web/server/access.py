@@ -27,7 +27,7 @@ FORM = "/access"
 # What says nothing of anybody: whether the server lives, and what Gradio asks itself at its start.
 OPEN = ("/health", "/gradio_api/startup-events")
 DENIED = (
-    "This needs the access token of the start: open the printed link, or send the header "
+    "An access token is needed: open the link that the start printed, or send the header "
     "Authorization: Bearer TOKEN."
 )
 WRONG = "This is not the access token of this start."

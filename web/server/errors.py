@@ -30,11 +30,13 @@ _MISTAKES = (
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 
 UNKNOWN = (
-    "This request fits nothing here: a function, component, session or value that it names is "
-    "unknown. Reload the page, or see what the API offers (docs/api.md)."
+    "This request names a function, component, session or value that is unknown here. Reload the "
+    "page, or see docs/api.md for the API."
 )
-FULL = "The server's temporary folder is full. Try again later, or tell whoever runs it."
-UNWRITABLE = "The server cannot read or write its temporary folder. Tell whoever runs it."
+FULL = "The server's temporary folder is full. Try again later, or tell the server's administrator."
+UNWRITABLE = (
+    "The server cannot read or write its temporary folder. Please tell the server's administrator."
+)
 FAULT = "Something went wrong inside SinkScope; the log of the app has the details."
 
 

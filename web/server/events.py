@@ -17,8 +17,8 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from sinkscope.web.server.presence import CALL, session_of
 
 UNKNOWN_EVENT = (
-    "There is no such event, or its result was fetched already. POST to the same address without "
-    "the event's id begins one."
+    "There is no such event, or its result was already fetched. A POST to the same address without "
+    "the event's id starts one."
 )
 _LEFT = "_sinkscope_left"  # on an event of Gradio's, once its stream has been closed
 

@@ -16,7 +16,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from sinkscope.web.server.bodies import UPLOAD
 
 READ_ONLY = (
-    "This is a read-only demo: the example and stored runs can be looked at, but nothing is "
+    "This is a read-only demo: the example and stored runs can be viewed, but nothing is "
     "generated, loaded, uploaded or deleted."
 )
 # By the name of the function behind an event, or of the endpoint.

@@ -38,8 +38,8 @@ class Streams:
         limits = {f"address {of_address(scope)}": self._most, session: OF_SESSION}
         if any(self._open[name] >= most for name, most in limits.items()):
             words = (
-                f"Too many open streams; allowed: {OF_SESSION} of a kind a session and "
-                f"{self._most} an address."
+                f"Too many open streams; allowed: {OF_SESSION} of a kind per session and "
+                f"{self._most} per address."
             )
             await PlainTextResponse(words, 429)(scope, receive, send)
             return

@@ -25,8 +25,8 @@ from sinkscope.models.images import ImageError, image_size
 
 # One text for every file that is no upload: it must not say whether there is such a file.
 NO_UPLOAD = (
-    "This file was not uploaded here, or it is gone: uploads are kept for a day. Upload it again "
-    "(with gradio_client: handle_file)."
+    "This file was not uploaded here, or no longer exists: uploads are kept for a day. Upload it "
+    "again (with gradio_client: handle_file)."
 )
 MARK = {"_type": "gradio.FileData"}
 LONGEST_PATH = 4096

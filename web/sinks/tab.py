@@ -92,8 +92,8 @@ def _build_form() -> _SinksForm:
         [EXAMPLES, IMAGES],
         value=EXAMPLES,
         label="Images",
-        info="Scenes drawn for this, or your own photos. A .jsonl, .json, .csv or .tsv file among "
-        "them asks its questions about them.",
+        info="Drawn scenes, or your own photos. Questions about them can be in a .jsonl, .json, "
+        ".csv or .tsv file among them.",
         elem_id="sinks-source",
     )
     with gr.Column(visible=False) as mine:
@@ -118,7 +118,7 @@ def _build_form() -> _SinksForm:
         lines=1,
         max_lines=4,
         max_length=20_000,
-        info="Asked about every image that has no question of its own.",
+        info="Question for every image that has none of its own.",
         elem_id="sinks-prompt",
     )
     with gr.Row(elem_id="sinks-actions"):
