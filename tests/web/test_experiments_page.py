@@ -131,7 +131,7 @@ def test_before_a_run_it_is_said_how_sinks_are_known() -> None:
     text = fake_handle(profile=False)
     text.family = SimpleNamespace(sees_images=False)
     kind, said = words(text)
-    assert kind == "quiet" and "A text model: the first token stands for the sink" in said
+    assert kind == "quiet" and "A text model: the first token counts as the sink" in said
     assert "Upload a .txt file" in words(text, source="My own")[1]
     kind, said = words(text, "vision-or-text")
     assert kind == "warn" and said.startswith("fake is a text model and sees no images;")
