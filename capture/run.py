@@ -287,7 +287,7 @@ def _limited(
         if limit < 1:
             raise _not_followed(
                 [
-                    f"max_length is {own.values['max_length']}, but the prompt alone has "
+                    f"max_length is {own.values['max_length']}, but the prompt already has "
                     f"{prompt_length} tokens."
                 ]
             )

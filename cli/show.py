@@ -69,7 +69,7 @@ def show(
         common.check_ending(save_heads, ".json")
         if not finds:
             raise ValueError(
-                "save_heads is given; allowed: with --heads-from localising or sinks alone, which "
+                "save_heads is given; allowed: only with --heads-from localising or sinks, which "
                 "find a list."
             )
     # Drawing one run's raw attention needs no torch, which takes seconds to import.

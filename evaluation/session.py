@@ -158,7 +158,7 @@ class Session:
             if index in self.out.done:
                 self._count(item.id, None)
             if twice:
-                self._fault(index, item, f"The id {item.id} stands in the data twice.")
+                self._fault(index, item, f"The id {item.id} is in the data twice.")
             elif isinstance(item, Faulty):
                 self._fault(index, item, item.reason)
             else:

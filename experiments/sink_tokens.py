@@ -199,7 +199,7 @@ def _findings(
     charts = (
         Chart(
             "auc",
-            "Sinks against ordinary tokens, by words alone",
+            "Sinks against ordinary tokens, by their words",
             "lines",
             layers,
             (

@@ -43,7 +43,7 @@ def checked(family: Family, model: str, asked: PromptRequest) -> PromptRequest:
     if not chat and (system is not None or history):
         raise ValueError(
             f"{'system' if system is not None else 'history'} is given without a chat "
-            "template; a text model takes the prompt alone, or chat=True."
+            "template; a text model takes only the prompt, or chat=True."
         )
     check_pixel_bounds(family, asked.min_pixels, asked.max_pixels)
     for what, text in (("prompt", prompt), ("system", "" if system is None else system)):

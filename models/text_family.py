@@ -63,7 +63,7 @@ class TextFamily:
     def config_problem(self, config: Any) -> str | None:
         """See `Family`."""
         if getattr(config, "add_cross_attention", False):
-            return "asks for cross-attention (add_cross_attention); allowed: a decoder alone."
+            return "asks for cross-attention (add_cross_attention); allowed: only a decoder."
         kinds = set(getattr(config, "layer_types", None) or ())
         if others := sorted(kinds - {"full_attention", "sliding_attention"}):
             return (

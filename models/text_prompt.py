@@ -61,7 +61,7 @@ def chat_ids(tokenizer: PreTrainedTokenizerBase, request: PromptRequest) -> tupl
         if typed := next((token for token in controls if token in text), None):
             raise ValueError(
                 f"A {kind} message has {typed!r}, which is a control token in a conversation; "
-                "leave it out, or give the text alone (chat=False)."
+                "leave it out, or give only the text (chat=False)."
             )
     rendered = render(tokenizer, ChatTemplate(template, plain=True), turns, 0, "", controls)
     coded = tokenizer(rendered.text, add_special_tokens=False, return_offsets_mapping=True)

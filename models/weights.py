@@ -87,7 +87,7 @@ def weight_files(name: str, source: Path) -> WeightFiles:
     lost = [] if absent else sorted(set(mapped) - set(tensors))
     if lost and single.is_file():
         raise ModelError(
-            f"{name} has {SINGLE} beside {len(shards)} files with an index, but the single file, "
+            f"{name} has {SINGLE} and {len(shards)} files with an index, but the single file, "
             f"which would be read, lacks {len(lost)} tensors of the index, {lost[0]} among them. "
             "Move away the one that is not the model."
         )
@@ -109,7 +109,7 @@ def _no_adapter(name: str, source: Path) -> None:
     complete = (source / SINGLE).is_file() or (source / INDEX).is_file()
     if complete:
         raise ModelError(
-            f"{name} holds the weights of a model and an adapter beside them ({ADAPTER}). If the "
+            f"{name} holds the weights of a model and of an adapter ({ADAPTER}). If the "
             "adapter is merged into them, move its files away; else merge the adapter and use the "
             "merged folder."
         )

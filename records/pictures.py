@@ -125,7 +125,7 @@ class OnHub:
             return Path(name)
         raise ImageError(
             f"The image {shown(name)} is a name and no picture; the dataset has to hold its "
-            "images. Download it and give its file, with the images beside it."
+            "images. Download it and give its file, with the images next to it."
         )
 
 

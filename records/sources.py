@@ -193,7 +193,7 @@ def _left_out(rows: Rows, with_metadata: set[Path], folder: Path) -> tuple[str, 
     }
     if not (count := len(with_metadata - named)):
         return ()
-    return (f"{count} images are not in the metadata beside them and were left out.",)
+    return (f"{count} images are not in the metadata of their folder and were left out.",)
 
 
 def _file_names(row: Any) -> Iterator[str]:

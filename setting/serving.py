@@ -162,7 +162,7 @@ class AppSettings:
                     "token is malformed; allowed: none, or 16 to 200 letters, digits, - and _."
                 )
             if self.login:
-                raise ValueError("token is given beside a login; allowed: one of them.")
+                raise ValueError("token and a login are both given; allowed: one of them.")
         if (self.tls_cert is None) != (self.tls_key is None):
             name = "tls_key" if self.tls_key is None else "tls_cert"
             raise refuse(name, None, "a file, for tls_cert and tls_key belong together")

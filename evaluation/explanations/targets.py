@@ -30,8 +30,8 @@ IMAGES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".gif")
 MOST_MASK = 100_000_000  # pixels; the largest image that is opened has fewer
 MASK_TAILS = ("_mask", ".mask", "-mask", "_seg")
 LAYOUTS = (
-    "a .jsonl file (image, prompt, word, and mask or boxes), NAME.jpg beside NAME_mask.png, "
-    "images/NAME.jpg beside masks/NAME.png, or images with a COCO instances*.json"
+    "a .jsonl file (image, prompt, word, and mask or boxes), NAME.jpg next to NAME_mask.png, "
+    "images/NAME.jpg with masks/NAME.png, or images with a COCO instances*.json"
 )
 
 
@@ -159,7 +159,7 @@ def _rows(path: Path, settings: ScoreSettings) -> Iterator[Target]:
             raise ValueError(f"{where} is not JSON object.")
         target = _row(row, where, path.parent, settings)
         if target.id in seen:
-            raise ValueError(f"{where}: the id {target.id} stands in the data twice.")
+            raise ValueError(f"{where}: the id {target.id} is in the data twice.")
         seen.add(target.id)
         yield target
 

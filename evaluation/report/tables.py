@@ -88,7 +88,7 @@ def _differences(section: Section) -> Table:
     assert found is not None
     rows = tuple(_difference(section, one) for one in (*found.differences, *found.others))
     note = (
-        "p after Holm's correction, for the first figure alone; intervals are not corrected. "
+        "p after Holm's correction, only for the first figure; intervals are not corrected. "
         "Detectable: the true difference that such a sample shows in about 80 of 100 cases."
     )
     return Table("Differences", _columns(section, "figure"), rows, 3, note)

@@ -392,6 +392,6 @@ def check_window(handle: ModelHandle, length: int) -> None:
     if window is not None and length > window:
         setting = " (max_pixels)" if handle.family.pixel_bounds else ""
         raise ValueError(
-            f"The prompt has {length} tokens, but some layers of {handle.info.id} see the last "
-            f"{window} alone; make the images smaller{setting}."
+            f"The prompt has {length} tokens, but some layers of {handle.info.id} see only the "
+            f"last {window}; make the images smaller{setting}."
         )

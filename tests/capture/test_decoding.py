@@ -461,7 +461,7 @@ def test_the_lower_limit_holds_and_a_prompt_above_it_is_refused(
     put(own, {"max_new_tokens": None, "max_length": inputs.layout.length})
     length = inputs.layout.length
     with pytest.raises(
-        ValueError, match=f"max_length is {length}, but the prompt alone has {length}"
+        ValueError, match=f"max_length is {length}, but the prompt already has {length}"
     ):
         generate(handle, inputs, FOLLOWED)
 

@@ -103,7 +103,7 @@ def test_faulty_rows_are_recorded_and_the_rest_is_answered(
         in (reasons["row-4"])
     )
     assert "allowed: A, B" in reasons["row-5"]
-    assert reasons["0"] == "The id 0 stands in the data twice."
+    assert reasons["0"] == "The id 0 is in the data twice."
     made = records(tmp_path / "run")
     assert [one.index for one in made] == [n for n in range(7) for _ in PAIR]
     assert {one.index for one in made if one.error} == {1, 2, 3, 4, 5}
@@ -211,7 +211,7 @@ def test_an_id_that_stands_twice_is_found_across_shards(tiny: ModelHandle, tmp_p
         run(tiny, config(path), tmp_path / "run", engine, shard=Shard(number, 2)).failures
         for number in (1, 2)
     ]
-    assert failed == [(), (("same", "The id same stands in the data twice."),)]
+    assert failed == [(), (("same", "The id same is in the data twice."),)]
 
 
 def test_the_runs_own_file_makes_the_same_run(tiny: ModelHandle, tmp_path: Path) -> None:

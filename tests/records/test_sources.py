@@ -70,7 +70,7 @@ def test_images_that_metadata_does_not_name_are_counted(tmp_path: Path) -> None:
     (tmp_path / "metadata.csv").write_text("file_name,question\n./0.png,Which?\nsub/../1.png,Q?\n")
     records, notes = read(tmp_path)
     assert len(records) == 2
-    assert notes == ("2 images are not in the metadata beside them and were left out.",)
+    assert notes == ("2 images are not in the metadata of their folder and were left out.",)
 
 
 def test_names_that_leave_the_folder_are_refused_unless_images_are_elsewhere(

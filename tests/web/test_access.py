@@ -157,7 +157,7 @@ def test_a_malformed_token_is_refused_and_not_repeated(token: str) -> None:
 
 
 def test_a_token_beside_a_login_is_refused() -> None:
-    with pytest.raises(ValueError, match="token is given beside a login"):
+    with pytest.raises(ValueError, match="token and a login are both given"):
         AppSettings(token=TOKEN, auth="me:secret")
 
 

@@ -17,7 +17,7 @@ from sinkscope.web.runs.payload import pack
 MOST_ROWS = 40  # of a table on the page; its file has all of them
 CONDITIONS = (
     ("A", "causal", "Whether taking the factor away takes the sinks away, and controls do not."),
-    ("B", "specific", "Whether the sink tokens alone stand out on the factor."),
+    ("B", "specific", "Whether only the sink tokens stand out on the factor."),
 )
 WORDS = {
     "positive": "Both conditions hold.",

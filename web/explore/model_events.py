@@ -210,7 +210,7 @@ def choosing_dims(loaded: LoadedModel) -> Callable[..., Any]:
             own = parse_indices("Sink dimensions", dims)
         except ValueError as error:
             return gr.skip(), str(error), gr.skip(), gr.update(visible=True)
-        words = f"Sink dimensions {', '.join(map(str, own or ()))}, in this browser alone"
+        words = f"Sink dimensions {', '.join(map(str, own or ()))}, only in this browser"
         words += f": found on {dims_of}. " if dims_of else ". "
         # An `info` of None would be left out, and the old words stay.
         ready = gr.update(interactive=loaded.handle is not None, info="")
