@@ -88,7 +88,7 @@ def resolve(arguments: list[str], environment: Mapping[str, str] | None = None) 
     path = path if path != Path() else None
     try:
         sources = Sources(
-            {"model": _said(ModelSettings, given), "app": _said(AppSettings, given)},
+            {"model": _given_flags(ModelSettings, given), "app": _given_flags(AppSettings, given)},
             from_environment(SECTIONS, environment),
             read_tables(path) if path else {},
             path,
@@ -99,7 +99,7 @@ def resolve(arguments: list[str], environment: Mapping[str, str] | None = None) 
         parser.error(str(error))
 
 
-def _said(cls: type[Any], given: argparse.Namespace) -> dict[str, Any]:
+def _given_flags(cls: type[Any], given: argparse.Namespace) -> dict[str, Any]:
     flags = {one.field: getattr(given, one.name) for one in offered(cls)}
     return {name: value for name, value in flags.items() if value is not None}
 

@@ -22,7 +22,7 @@ from sinkscope.capture.answer import answer, score_answer
 from sinkscope.capture.forecast import DoesNotFitError, Forecast, check_memory, forecast
 from sinkscope.capture.prefix import Prefix, forward_prefix
 from sinkscope.capture.prompt import NoReferenceError, PromptTrace, read_prompt, reference_row
-from sinkscope.capture.run import RunOutOfMemoryError, captured, memory_errors_named
+from sinkscope.capture.run import RunOutOfMemoryError, captured_indices, memory_errors_named
 from sinkscope.capture.stash import QueryStash, stash_run
 from sinkscope.capture.trace import GeneratedToken, GenerationTrace, short
 from sinkscope.config import GenerationSettings, VARSettings
@@ -82,7 +82,7 @@ def generate(
         RunOutOfMemoryError: the device is full.
     """
     settings = settings or GenerationSettings()
-    captured(handle, settings)  # an error need not wait for another run to end
+    captured_indices(handle, settings)  # an error need not wait for another run to end
     report_token = None if on_token is None else lambda row, index, token: on_token(index, token)
     with handle.lock:
         check_memory(handle, inputs, settings)  # here the previous run has released its memory
@@ -304,7 +304,7 @@ def compare(
     settings = settings or GenerationSettings()
     info = handle.info
     validate_var(var, info.hidden_size, info.layers, inputs.layout.vision_tokens, info.heads)
-    captured(handle, settings)
+    captured_indices(handle, settings)
     report_token = (
         None if on_token is None else lambda row, index, token: on_token(NAMES[row], index, token)
     )

@@ -14,10 +14,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args
 
-from sinkscope.outside import read_toml
 from sinkscope.setting import REQUIRED, Heads, check, explained, layer_heads, refuse, setting
 from sinkscope.setting.images import ImageLimits as ImageLimits
 from sinkscope.setting.serving import AppSettings as AppSettings
+from sinkscope.untrusted import read_toml
 
 Dialect = Literal["official", "paper"]
 Control = Literal["none", "random"]
@@ -79,7 +79,7 @@ class ModelSettings:
         left_out="the model's own",
     )
     local_files_only: bool = setting(
-        False, "Never ask a hub; only what is already on disk.", offered=False
+        False, "Never ask a hub; only what is already on disk.", user_facing=False
     )
     profile: str | None = setting(
         None,
@@ -118,21 +118,21 @@ class GenerationSettings:
     """
 
     max_new_tokens: int = setting(
-        64, "Maximum length of an answer.", low=1, high=8192, unit="tokens", usual=(1, 512)
+        64, "Maximum length of an answer.", low=1, high=8192, unit="tokens", slider_range=(1, 512)
     )
     decoding: Decoding = setting(
         "ours",
         "How tokens are chosen. ours: only by these settings; checkpoint: as the model's own "
         "generation_config.json says.",
         label="Decoding",
-        called=("as set here", "as the checkpoint says"),
+        choice_labels=("as set here", "as the checkpoint says"),
     )
     temperature: float = setting(
         0.0,
         "0 is greedy; above, tokens are sampled.",
         low=0.0,
         high=10.0,
-        usual=(0, 2),
+        slider_range=(0, 2),
         step=0.05,
     )
     top_p: float = setting(
@@ -141,7 +141,7 @@ class GenerationSettings:
         low=0.0,
         above=True,
         high=1.0,
-        usual=(0.01, 1),
+        slider_range=(0.01, 1),
         step=0.01,
     )
     top_k: int = setting(
@@ -152,7 +152,7 @@ class GenerationSettings:
         "Above 1, tokens that occurred already become less likely.",
         low=0.1,
         high=10.0,
-        usual=(0.5, 2),
+        slider_range=(0.5, 2),
         step=0.01,
     )
     seed: int = setting(0, "Of sampling and of VAR's random control.", low=0, high=HIGHEST_SEED)
@@ -166,7 +166,7 @@ class GenerationSettings:
         False,
         "Keep only the mean over the captured heads, as it comes: a trace as many times smaller as "
         "there are heads. For large jobs.",
-        offered=False,
+        user_facing=False,
     )
     prompt_rows: int = setting(
         0,
@@ -175,12 +175,12 @@ class GenerationSettings:
         low=0,
         high=8192,
         unit="tokens",
-        offered=False,
+        user_facing=False,
     )
     reference: bool = setting(
         False,
         "Pass a generic prompt over the same image too, for relative maps.",
-        offered=False,
+        user_facing=False,
     )
     engine: Engine = setting(
         "auto",
@@ -226,7 +226,7 @@ class VARSettings:
         20.0,
         "Sink score above which an image token is a sink.",
         low=0.0,
-        usual=(0, 60),
+        slider_range=(0, 60),
         step=0.1,
         left_out="that of the model's profile",
     )
@@ -235,7 +235,7 @@ class VARSettings:
         "Part of a sink's attention that stays on it.",
         low=0.0,
         high=1.0,
-        usual=(0, 1),
+        slider_range=(0, 1),
         step=0.01,
     )
     max_sink_share: float = setting(
@@ -243,7 +243,7 @@ class VARSettings:
         "A head is changed while sinks hold at most this much of its attention on the image.",
         low=0.0,
         high=1.0,
-        usual=(0, 1),
+        slider_range=(0, 1),
         step=0.01,
     )
     min_image_mass: float = setting(
@@ -251,7 +251,7 @@ class VARSettings:
         "A row is changed if at least this much of it is on the image.",
         low=0.0,
         high=1.0,
-        usual=(0, 1),
+        slider_range=(0, 1),
         step=0.01,
     )
     dialect: Dialect = setting(
@@ -268,7 +268,7 @@ class VARSettings:
         None,
         "The heads that VAR may change: LAYER.HEAD, such as 4.1,4.3,5.0-2, or a list of heads as "
         "JSON (on the command line also its file).",
-        own=layer_heads,
+        converter=layer_heads,
         name="var_heads",
         label="VAR's heads",
         left_out="all",
@@ -284,7 +284,7 @@ class VARSettings:
         "Of the control's choice.",
         low=0,
         high=HIGHEST_SEED,
-        offered=False,  # users give one seed, that of generation
+        user_facing=False,  # users give one seed, that of generation
     )
 
     def __post_init__(self) -> None:

@@ -1,9 +1,9 @@
 """`python -m sinkscope.benchmarks capture`: the cost of capturing attention relative to plain
 generation.
 
-Ways to generate the same answer (`benchmarks.ways`), with both of our engines, run interleaved in
-one process; beside the time of a token stand the least it can take (`benchmarks.floor`) and what it
-asks of the device (`benchmarks.launches`). Peak memory is measured in processes of its own; then
+Ways to generate the same answer (`benchmarks.variants`), with both of our engines, run interleaved
+in one process; beside the time of a token stand the least it can take (`benchmarks.floor`) and what
+it asks of the device (`benchmarks.launches`). Peak memory is measured in processes of its own; then
 one token's map is read back from a file. Nothing here imports torch before the command runs.
 """
 
@@ -29,7 +29,7 @@ from sinkscope.benchmarks.options import (
 from sinkscope.benchmarks.output import check_folder, give
 
 if TYPE_CHECKING:
-    from sinkscope.benchmarks.ways import Way
+    from sinkscope.benchmarks.variants import Variant
     from sinkscope.models.family import PromptInputs
     from sinkscope.models.loading import ModelHandle
 
@@ -92,13 +92,13 @@ def measure(
 
     from sinkscope.benchmarks.floor import floor
     from sinkscope.benchmarks.shapes import SHORTEST, build_prompt, device_name, prepared_handle
-    from sinkscope.benchmarks.ways import WAYS
+    from sinkscope.benchmarks.variants import VARIANTS
 
     _say(f"Building the {shape} shape with random weights")
     handle = prepared_handle(shape, device, dtype, threads)
     dtype = handle.info.dtype
     prompts = {length: build_prompt(handle, length) for length in lengths}
-    for way in WAYS.values():  # what a first call sets up belongs to no measurement
+    for way in VARIANTS.values():  # what a first call sets up belongs to no measurement
         way(handle, build_prompt(handle, SHORTEST), 3, lambda: None)
     result: dict[str, Any] = {
         "benchmark": "capture",
@@ -144,7 +144,7 @@ def one_length(
     """
     from sinkscope.attention_extractor import forecast
     from sinkscope.benchmarks import launches, timing
-    from sinkscope.benchmarks.ways import WAYS, matrix_bytes
+    from sinkscope.benchmarks.variants import VARIANTS, matrix_bytes
     from sinkscope.config import GenerationSettings
 
     length = inputs.layout.length
@@ -153,7 +153,7 @@ def one_length(
     fits = free is None or matrix_bytes(handle, inputs) < free * 0.6
     ways = {
         name: way
-        for name, way in WAYS.items()
+        for name, way in VARIANTS.items()
         if name not in left_out and (fits or name != "output_attentions")
     }
     _say(f"Prompt of {length}: {', '.join(ways)}")
@@ -179,7 +179,7 @@ def one_length(
         "same_tokens": all(answers[name] == answers["plain"] for name in ("ours", "graph")),
         "ways": {},
     }
-    for name in WAYS:
+    for name in VARIANTS:
         if name in left_out:
             continue
         if name not in ways:
@@ -226,7 +226,7 @@ def _memory(
 ) -> dict[str, Any]:
     from sinkscope.attention_extractor import forecast
     from sinkscope.benchmarks import memory
-    from sinkscope.benchmarks.ways import WAYS, matrix_bytes
+    from sinkscope.benchmarks.variants import VARIANTS, matrix_bytes
     from sinkscope.config import GenerationSettings
 
     length = inputs.layout.length
@@ -241,7 +241,7 @@ def _memory(
     if not memory.supported(device):
         entry["skipped"] = "peaks of a CPU run are read from /proc, which this system lacks"
         return entry
-    for name in (name for name in WAYS if name != "again"):
+    for name in (name for name in VARIANTS if name != "again"):
         _say(f"Peak memory at {length}: {name}")
         try:
             entry["peak_bytes"][name] = memory.peak_extra(
@@ -286,5 +286,5 @@ def _say(text: str) -> None:
     typer.echo(text, err=True)
 
 
-def _asked(way: Way, handle: ModelHandle, inputs: PromptInputs, count: int) -> object:
+def _asked(way: Variant, handle: ModelHandle, inputs: PromptInputs, count: int) -> object:
     return way(handle, inputs, count, lambda: None)

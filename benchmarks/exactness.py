@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from sinkscope.attention_extractor import generate
-from sinkscope.benchmarks.ways import EngineName, check_engine, with_attention
+from sinkscope.benchmarks.variants import EngineName, check_engine, with_attention
 from sinkscope.capture.run import on_device
 from sinkscope.config import GenerationSettings
 from sinkscope.models.family import PromptInputs

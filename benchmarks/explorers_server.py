@@ -121,7 +121,7 @@ class _Busy:
         example = read_examples()[0]
         component = self._app.handlers.component
         path = save_bytes_to_cache(example.image.read_bytes(), "a.png", component.GRADIO_CACHE)
-        asked = Request(path, example.prompt, compare=True, said={"max_new_tokens": 64})
+        asked = Request(path, example.prompt, compare=True, values={"max_new_tokens": 64})
         yield from self._app.handlers.generate(asked, SESSION)
 
     def _sinks(self) -> Iterator[Any]:
@@ -133,11 +133,11 @@ class _Busy:
     def _file(self) -> Iterator[Any]:
         from sinkscope.drawing.view import View
         from sinkscope.jobs.runner import Done
-        from sinkscope.web.explore.exporting import EXPORT, Wanted, make_files
+        from sinkscope.web.explore.exporting import EXPORT, ExportRequest, make_files
 
         handlers = self._app.handlers
         run = handlers.store.get(handlers.component.value["run"])
-        wanted = Wanted("gif", View(difference=True))
+        wanted = ExportRequest("gif", View(difference=True))
 
         def work(job: Any) -> None:
             with tempfile.TemporaryDirectory() as folder:

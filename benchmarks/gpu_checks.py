@@ -22,7 +22,7 @@ from sinkscope.benchmarks.floor import floor
 from sinkscope.benchmarks.gpu_folder import check_folder
 from sinkscope.benchmarks.gpu_memory import peaks
 from sinkscope.benchmarks.shapes import build_handle, build_prompt, device_name
-from sinkscope.benchmarks.ways import EngineName
+from sinkscope.benchmarks.variants import EngineName
 from sinkscope.models.loading import ModelHandle
 
 

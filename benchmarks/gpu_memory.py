@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from sinkscope.attention_extractor import compare, forecast
-from sinkscope.benchmarks.ways import graph, ours, plain
+from sinkscope.benchmarks.variants import graph, ours, plain
 from sinkscope.config import GenerationSettings, VARSettings
 from sinkscope.models.family import PromptInputs
 from sinkscope.models.loading import ModelHandle

@@ -19,8 +19,8 @@ from typing import Annotated, Any
 import typer
 
 from sinkscope.benchmarks.load_checks import checks, table
-from sinkscope.benchmarks.load_course import Course, LoadSettings, served
 from sinkscope.benchmarks.load_process import check_proc
+from sinkscope.benchmarks.load_run import LoadRun, LoadSettings, served
 from sinkscope.benchmarks.options import AsJson, Switch
 from sinkscope.benchmarks.output import check_folder, give
 
@@ -64,7 +64,7 @@ def measure(wanted: LoadSettings) -> dict[str, Any]:
     """All of it as plain values; `checks` says what was aimed at. It comes to an end, and gives
     what it has, if the app does not."""
     began, load_before = time.time(), os.getloadavg()[0]
-    course = Course(wanted)
+    course = LoadRun(wanted)
     with tempfile.TemporaryFile() as log:
         try:
             with served(wanted, log) as server:

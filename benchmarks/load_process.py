@@ -24,7 +24,7 @@ def check_proc() -> None:
         raise ValueError(f"The platform is {sys.platform!r}; allowed: linux (it reads /proc).")
 
 
-def held(pid: int) -> dict[str, Any]:
+def resources_of(pid: int) -> dict[str, Any]:
     """Of a process and all its descendants.
 
     Returns:

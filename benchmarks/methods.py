@@ -104,11 +104,11 @@ def measure(rounds: int, threads: int = 1, memory: bool = True) -> dict[str, Any
             for way in ("forward", *PEAKS)
         }
         result["peaks"] = peaks
-    result["held"] = held(result)
+    result["held"] = within_limits(result)
     return result
 
 
-def held(result: dict[str, Any]) -> bool:
+def within_limits(result: dict[str, Any]) -> bool:
     """Whether every method keeps to what it may take, by the processor: the clock counts what else
     the machine does."""
     there = [one for one in result["methods"].values() if "token" in one]

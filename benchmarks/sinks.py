@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 MEGABYTE = 1 << 20
 # What is timed, in the order of the table. The first is the unit, `received` the default of `find`.
-WAYS = {
+VARIANTS = {
     "forward": "plain SDPA forward (the unit)",
     "single_forwards": "plain SDPA forwards, one by one",
     "received": "find: attention received, exactly",
@@ -89,7 +89,7 @@ def measure(
     import torch
 
     from sinkscope.benchmarks.shapes import SHORTEST, build_prompt, device_name, prepared_handle
-    from sinkscope.benchmarks.sink_ways import WAYS as RUNS
+    from sinkscope.benchmarks.sink_variants import VARIANTS as RUNS
 
     handle = prepared_handle(shape, device, dtype, threads)
     for run in RUNS.values():  # what a first call sets up belongs to no measurement
@@ -124,9 +124,9 @@ def one_length(
     from functools import partial
 
     from sinkscope.benchmarks import timing
-    from sinkscope.benchmarks.sink_ways import WAYS as RUNS
+    from sinkscope.benchmarks.sink_variants import VARIANTS as RUNS
 
-    runs = {name: partial(RUNS[name], handle, inputs, batch) for name in WAYS}
+    runs = {name: partial(RUNS[name], handle, inputs, batch) for name in VARIANTS}
     on_a_gpu = handle.device.type == "cuda"
     settled = timing.settle(runs["forward"], handle.device, most_warmups(warmups, on_a_gpu))
     for run in runs.values() if on_a_gpu else ():
@@ -189,7 +189,7 @@ def table(result: dict[str, Any]) -> str:
             f"prompt of {row['length']} tokens, {row['vision_tokens']} of them vision{noise}",
             f"  {'':40}{'ratio':>10}{'fastest':>10}{'seconds':>10}",
         ]
-        for name, what in WAYS.items():
+        for name, what in VARIANTS.items():
             way = row["ways"][name]
             lines.append(
                 f"  {what:40}{way['ratio']:>10.3f}{way['ratio_of_fastest']:>10.3f}"

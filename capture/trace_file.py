@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO, cast
 
 import numpy as np
 
-from sinkscope.outside import USUAL, check_json, cut, open_regular
+from sinkscope.untrusted import USUAL, check_json, cut, open_regular
 
 if TYPE_CHECKING:
     import torch

@@ -14,7 +14,18 @@ from typing import TYPE_CHECKING, Any, get_args
 
 import numpy as np
 
-from sinkscope.capture.checked import (
+from sinkscope.capture.pictures import is_picture, unpacked
+from sinkscope.capture.trace import (
+    MEAN_HEAD,
+    Alternative,
+    GeneratedToken,
+    GenerationTrace,
+    LayerSinks,
+    PromptToken,
+    PromptTrace,
+)
+from sinkscope.capture.trace_file import Table, array_of
+from sinkscope.capture.value_checks import (
     indices,
     mapping,
     number,
@@ -27,17 +38,6 @@ from sinkscope.capture.checked import (
     whole,
     wholes,
 )
-from sinkscope.capture.pictures import is_picture, unpacked
-from sinkscope.capture.trace import (
-    MEAN_HEAD,
-    Alternative,
-    GeneratedToken,
-    GenerationTrace,
-    LayerSinks,
-    PromptToken,
-    PromptTrace,
-)
-from sinkscope.capture.trace_file import Table, array_of
 from sinkscope.models.family import PromptLayout, Segment, SegmentKind
 from sinkscope.models.info import ModelInfo
 from sinkscope.models.views import ImageGrid, View, one_view, stretches
@@ -68,7 +68,7 @@ def values_of(trace: GenerationTrace) -> dict[str, Any]:
         "model": dataclasses.asdict(trace.model),
         "settings": dict(trace.settings),
         "seed": trace.seed,
-        "finish": trace.finish,
+        "finish": trace.finish_reason,
         "seconds": trace.seconds,
         "var": None if trace.var is None else dict(trace.var),
         "extra": dict(trace.extra),
@@ -102,7 +102,7 @@ def trace_of(about: Mapping[str, Any], tensors: Mapping[str, torch.Tensor]) -> G
         model=_model(about["model"]),
         settings=run_settings(about["settings"]),
         seed=whole("seed", about["seed"]),
-        finish=text("finish", about["finish"]),
+        finish_reason=text("finish", about["finish"]),
         seconds=number("seconds", about["seconds"]),
         var=var_report(about["var"], layout),
         extra=mapping("extra", about["extra"]),

@@ -206,9 +206,9 @@ def say_decoding(handle: ModelHandle, inputs: PromptInputs, settings: Generation
         ValueError: they should be used, and cannot be.
     """
     from sinkscope.capture.decoding import in_words, unused_words
-    from sinkscope.capture.run import decide
+    from sinkscope.capture.run import decoding_for
 
-    about = decide(handle, settings, inputs.layout.length).about
+    about = decoding_for(handle, settings, inputs.layout.length).about
     if settings.decoding == "checkpoint":
         typer.echo(f"Decoding as the checkpoint says: {in_words(about['used'])}.", err=True)
     elif unused := unused_words(about):

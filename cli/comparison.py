@@ -232,7 +232,7 @@ def _side(trace: GenerationTrace) -> dict[str, Any]:
     numbers = token_numbers(trace)
     return {
         "answer": trace.text,
-        "finish": trace.finish,
+        "finish": trace.finish_reason,
         "seconds": trace.seconds,
         "applied": list(trace.applied),
         "tokens": [

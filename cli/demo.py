@@ -152,7 +152,7 @@ def var_rows(settings: VARSettings, layers: int) -> MakeRowChange:
     from sinkscope.attention_processor import sink_mask
     from sinkscope.demo.measure import RowChange
     from sinkscope.demo.packing import PackedBatch
-    from sinkscope.interventions.var.parameters import random_instead
+    from sinkscope.interventions.var.parameters import random_control
     from sinkscope.var_patch import redistribute
 
     def make(batch: PackedBatch, states: tuple[Tensor, ...]) -> RowChange:
@@ -167,7 +167,7 @@ def var_rows(settings: VARSettings, layers: int) -> MakeRowChange:
             sinks[:, seen.stop :] = False  # words after the image are not sinks: prefill
             if settings.control == "random":
                 pairs = zip(sinks, vision, strict=True)
-                sinks = torch.stack([random_instead(s, v, settings.seed, layer) for s, v in pairs])
+                sinks = torch.stack([random_control(s, v, settings.seed, layer) for s, v in pairs])
             return redistribute(weights, sinks, vision, settings, first_query=seen.stop)
 
         return change

@@ -152,9 +152,9 @@ def print_answer(trace: GenerationTrace, selection: Selection, *, all_images: bo
     )
     if count > 1 and not all_images:
         typer.echo(f"(of image {selection.image}; the prompt has {count}, from 0)", err=True)
-    if trace.finish in CUT:
+    if trace.finish_reason in CUT:
         written = number_of(len(trace.tokens), "token")
-        typer.echo(f"(stopped after {written}: {CUT[trace.finish]})", err=True)
+        typer.echo(f"(stopped after {written}: {CUT[trace.finish_reason]})", err=True)
 
 
 def answer_of(trace: GenerationTrace) -> str:

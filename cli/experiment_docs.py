@@ -58,7 +58,7 @@ def docs() -> None:
                 own = experiment_named(name).settings(**settings)
                 made = run_experiment(handle, name, given, own)
                 pictures = _draw(PROJECT / "docs" / "images", made, charts)
-                text = replaced(text, name, _said(made, settings, pictures))
+                text = replaced(text, name, _section_text(made, settings, pictures))
                 bar.update(1)
         write_atomically(page, lambda file: file.write(text.encode()))
         typer.echo(f"Wrote {page}", err=True)
@@ -94,7 +94,7 @@ def _draw(folder: Path, made: Result, charts: tuple[str, ...]) -> list[tuple[str
     return written
 
 
-def _said(made: Result, settings: dict[str, Any], pictures: list[tuple[str, str]]) -> str:
+def _section_text(made: Result, settings: dict[str, Any], pictures: list[tuple[str, str]]) -> str:
     words = " ".join(_option(name, value) for name, value in settings.items())
     command = f"sinkscope experiment {made.experiment} {words}".strip()
     lines = [f"`{command}`, {len(made.samples)} drawn scenes:", ""]

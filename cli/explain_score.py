@@ -85,13 +85,13 @@ def explain_score(
 def _scored(
     handle: object, score: ScoreSettings, model: ModelSettings, output: Path
 ) -> tuple[Progressed | None, Stopped | None]:
-    from sinkscope.cli.evaluate import _told
+    from sinkscope.cli.evaluate import _progress_bar
     from sinkscope.evaluation.explanations.run import score_methods
     from sinkscope.evaluation.explanations.targets import SCENES
 
     total = (score.limit or SCENES) if score.data == "demo" else score.limit
     job = Job(on_progress=lambda *at: tell(*at))
-    with common.interrupted(job), job, _told("Scoring", total) as tell:
+    with common.interrupted(job), job, _progress_bar("Scoring", total) as tell:
         try:
             return score_methods(handle, score, model, output, **job.hooks), None  # type: ignore[arg-type]
         except Stopped as stopped:

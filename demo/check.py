@@ -31,7 +31,7 @@ from sinkscope.demo.packing import PackedBatch
 from sinkscope.demo.questions import KINDS, questions
 from sinkscope.demo.recipe import TAU, SinkTeaching
 from sinkscope.demo.scenes import PLACES, Scene
-from sinkscope.demo.sinking import phi_per_dim
+from sinkscope.demo.sink_training import phi_per_dim
 from sinkscope.demo.teaching import inside_box
 
 TOGETHER = ("describe", "what", "colour", "exist")

@@ -26,7 +26,7 @@ from sinkscope.demo.packing import IGNORE, PackedBatch, Packer
 from sinkscope.demo.questions import questions
 from sinkscope.demo.recipe import STAGES, SinkTeaching, Stage
 from sinkscope.demo.scenes import Scene, scene
-from sinkscope.demo.sinking import relieving, sink_loss
+from sinkscope.demo.sink_training import relieving, sink_loss
 from sinkscope.demo.speed import faster_training, training_dtype
 from sinkscope.demo.teaching import hint_heads, hint_loss, reading_loss, scene_targets, seen_loss
 

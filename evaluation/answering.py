@@ -15,7 +15,7 @@ from sinkscope.capture.answer import begin_with
 from sinkscope.capture.prefix import BatchPrefix, Prefix
 from sinkscope.capture.probes.answer_tokens import AnswerTokens
 from sinkscope.capture.probes.base import Probe
-from sinkscope.capture.run import decide, distribution_errors_named, seeded
+from sinkscope.capture.run import decoding_for, distribution_errors_named, seeded
 from sinkscope.capture.session import Session, attached
 from sinkscope.config import Dialect, GenerationSettings
 from sinkscope.evaluation.methods import Method
@@ -74,7 +74,7 @@ def answer_rows(
     began = time.perf_counter()
     inputs = [row.prefix.inputs for row in rows]
     longest = max(one.layout.length for one in inputs)
-    decoding = decide(handle, settings, longest)
+    decoding = decoding_for(handle, settings, longest)
     tokens = [AnswerTokens(handle.tokenizer, row) for row in range(len(rows))]
     var = var_of(rows)
     prefix, start = begin_rows(handle, rows)

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from sinkscope.capture.decoding import own_values
 from sinkscope.capture.probes.base import Probe
-from sinkscope.capture.run import checkpoint_decoding, decide
+from sinkscope.capture.run import checkpoint_decoding, decoding_for
 from sinkscope.capture.session import attached
 from sinkscope.config import GenerationSettings
 from sinkscope.evaluation.answering import (
@@ -35,9 +35,9 @@ from sinkscope.evaluation.answering import (
     var_activity,
     var_of,
 )
-from sinkscope.evaluation.lower_layers import Given, Lower, passed_over, stream_at
+from sinkscope.evaluation.lower_layers import LowerLayers, ReplacedStream, passed_over, stream_at
 from sinkscope.models.loading import ModelHandle
-from sinkscope.models.sites import NO_LAYER, At
+from sinkscope.models.sites import NO_LAYER, SiteSelection
 
 MOST_NEW_TOKENS = 64  # above, a draft that is wrong early costs more than it saves
 PASS = 64  # a separate pass costs as much as this many tokens
@@ -46,7 +46,7 @@ MOST_LOGITS = 1 << 28  # of one pass: rows x positions x vocabulary
 
 @dataclass(frozen=True)
 class _Logits(Probe):
-    looks: tuple[At, ...] = (At("logits"),)
+    reads: tuple[SiteSelection, ...] = (SiteSelection("logits"),)
 
 
 def can_check(handle: ModelHandle, settings: GenerationSettings) -> bool:
@@ -67,7 +67,7 @@ class Drafts:
     """
 
     answers: tuple[Answer, ...]
-    lower: Lower
+    lower: LowerLayers
 
 
 def draft_answers(
@@ -84,7 +84,7 @@ def draft_answers(
     layer = min(layer, handle.info.layers - 1)
     stream = stream_at(layer)
     answers, session = answer_rows(handle, settings, rows, [stream])
-    return Drafts(tuple(answers), Lower(layer, session[stream][layer], _suffix(rows)))
+    return Drafts(tuple(answers), LowerLayers(layer, session[stream][layer], _suffix(rows)))
 
 
 def _suffix(rows: Sequence[Row]) -> int:
@@ -155,9 +155,9 @@ def _pass(
     logits, var = _Logits(), var_of(rows)
     # One more token is generated and ignored: `generate` continues the positions correctly.
     one = dataclasses.replace(settings, max_new_tokens=1)
-    decoding = decide(handle, one, max(prompt.layout.length for prompt in prompts))
+    decoding = decoding_for(handle, one, max(prompt.layout.length for prompt in prompts))
     lower, suffix = drafts.lower, _suffix(rows)
-    given = Given(lower.layer, lower.of_rows(questions, suffix, suffix + longest - 1))
+    given = ReplacedStream(lower.layer, lower.of_rows(questions, suffix, suffix + longest - 1))
     with (
         attached(
             handle, prompts, [logits], [given, var], new_tokens=longest, prefix=prefix

@@ -24,7 +24,7 @@ from PIL import Image
 from sinkscope.config import ImageLimits
 from sinkscope.models.images import open_image
 from sinkscope.records.hub import HUB, hub_name, hub_source
-from sinkscope.records.pictures import Beside, Pictures, picture, references_in
+from sinkscope.records.pictures import FolderPictures, Pictures, picture, references_in
 from sinkscope.records.record import Reference
 from sinkscope.records.sources import ALL_SUFFIXES, file_kind, file_source
 from sinkscope.records.text import Damaged
@@ -127,7 +127,7 @@ class Data:
             return
         before = 0  # rows of the files before
         for path in self.files[table]:
-            pictures = Beside((self.images or path.parent).absolute())
+            pictures = FolderPictures((self.images or path.parent).absolute())
             source = file_source(path, pictures, damaged=True)
             number = 0
             for number, values in source.rows():

@@ -19,11 +19,11 @@ from sinkscope.evaluation.methods import Method
 from sinkscope.interventions.base import Intervention
 from sinkscope.interventions.var.checks import acting_layers
 from sinkscope.models.info import ModelInfo
-from sinkscope.models.sites import At
+from sinkscope.models.sites import SiteSelection
 
 
 @dataclass(frozen=True)
-class Lower:
+class LowerLayers:
     """The plain model's hidden states at the input of a layer.
 
     Attributes:
@@ -52,20 +52,20 @@ def first_acting(info: ModelInfo, methods: Sequence[Method]) -> int:
 
 
 def stream_at(layer: int) -> Values:
-    """The probe whose result at `layer` is `Lower.hidden`."""
-    return Values(At("block_in", (layer,)))
+    """The probe whose result at `layer` is `LowerLayers.hidden`."""
+    return Values(SiteSelection("block_in", (layer,)))
 
 
 @dataclass(frozen=True)
-class Given(Intervention):
+class ReplacedStream(Intervention):
     """Puts the residual stream of a whole pass (B, n, D) at the input of a layer."""
 
     layer: int
     hidden: Tensor
 
     @property
-    def edits(self) -> tuple[At, ...]:  # type: ignore[override]
-        return (At("block_in", (self.layer,)),)
+    def edits(self) -> tuple[SiteSelection, ...]:  # type: ignore[override]
+        return (SiteSelection("block_in", (self.layer,)),)
 
     def edit(self, site: str, layer: int, values: Tensor, positions: Sequence[int]) -> Tensor:
         return self.hidden.to(values.device)

@@ -1,4 +1,4 @@
-"""Methods with all their settings: the requested ones (`evaluation.wanted`), completed from a
+"""Methods with all their settings: the requested ones (`evaluation.method_specs`), completed from a
 model's sink profile."""
 
 from __future__ import annotations
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sinkscope.config import VARSettings
-from sinkscope.evaluation.wanted import Wanted, var_settings
+from sinkscope.evaluation.method_specs import MethodSpec, var_settings
 from sinkscope.interventions.var.checks import validate_var
 from sinkscope.models.info import ModelInfo
 from sinkscope.models.profiles import SinkProfile, check_fits, read_profile
@@ -23,7 +23,7 @@ class Method:
 
 
 def resolve(
-    methods: Sequence[Wanted], profile: SinkProfile | None, info: ModelInfo
+    methods: Sequence[MethodSpec], profile: SinkProfile | None, info: ModelInfo
 ) -> tuple[Method, ...]:
     """The methods with all their settings, checked against a model.
 

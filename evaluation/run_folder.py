@@ -25,7 +25,7 @@ A line of records is a JSON object with exactly these keys (`evaluation.record.A
                          of the question, as `evaluation.base.Question` has them (tuples are lists)
     log_probabilities    list of numbers: of each answer token, in nats, as the model gave it; null
                          where there is an error
-    finish               "end" or "length", as `GenerationTrace.finish`; null with an error
+    finish               "end" or "length", as `GenerationTrace.finish_reason`; null with an error
     sinks                whole number: vision tokens that VAR's dimensions and threshold (or the
                          profile's, for `default`) mark in at least one layer; null where nothing is
                          known about sinks
@@ -55,7 +55,7 @@ from typing import Any, BinaryIO
 
 from sinkscope.evaluation.record import AnswerRecord
 from sinkscope.evaluation.settings import RunConfig, Shard, read_config
-from sinkscope.outside import INFINITE, open_regular, read_json
+from sinkscope.untrusted import INFINITE, open_regular, read_json
 from sinkscope.utils import write_atomically
 
 try:

@@ -13,12 +13,12 @@ from typing import Any
 
 from sinkscope.evaluation.base import Faulty, Judge, Judgement, Protocol, Question
 from sinkscope.evaluation.data import Data
+from sinkscope.evaluation.method_specs import MethodSpec
 from sinkscope.evaluation.record import AnswerRecord
 from sinkscope.evaluation.run_folder import RunFolder
 from sinkscope.evaluation.settings import MOST_SHARDS, RunConfig, RunSettings, Shard
 from sinkscope.evaluation.tasks.base import Item, Task
-from sinkscope.evaluation.wanted import Wanted
-from sinkscope.evaluation.work import Done, Plan, Work, work
+from sinkscope.evaluation.work import Plan, Work, WorkResult, work
 from sinkscope.jobs.job import Progress, Stopped
 from sinkscope.sinks.engine import Engine
 from sinkscope.utils import plain_values, sha256
@@ -151,7 +151,7 @@ class Session:
             name = int(sha256(item.id.encode("utf-8", "surrogatepass"))[:16], 16)
             twice = name in self.seen
             self.seen.add(name)
-            lot = lot_of(item.cluster)
+            lot = bucket_of(item.cluster)
             if lot % self.shard.count != self.shard.number - 1:
                 continue
             self.questions += 1
@@ -170,7 +170,7 @@ class Session:
                 system = protocol.system if item.system is None else item.system
                 yield lot, index, item, Work(item.pictures, prompt, system)
 
-    def _write(self, index: int, question: Question, done: Done) -> None:
+    def _write(self, index: int, question: Question, done: WorkResult) -> None:
         if index in self.out.done:
             return
         records = [
@@ -182,10 +182,15 @@ class Session:
 
     def _fault(self, index: int, item: Item, reason: str) -> None:
         question = Question(item.id, "", (), None, (), item.category, item.cluster)
-        self._write(index, question, Done(error=reason))
+        self._write(index, question, WorkResult(error=reason))
 
     def _record(
-        self, index: int, question: Question, method: Wanted, done: Done, index_of_method: int
+        self,
+        index: int,
+        question: Question,
+        method: MethodSpec,
+        done: WorkResult,
+        index_of_method: int,
     ) -> AnswerRecord:
         answer = done.answers[index_of_method] if done.answers else None
         judged, error = None, done.error
@@ -269,7 +274,7 @@ def judgement(prepared: Prepared, question: Question, answer: str) -> Judgement:
     return dataclasses.replace(made, details={**made.details, "own": ours})
 
 
-def lot_of(cluster: str) -> int:
+def bucket_of(cluster: str) -> int:
     """Which of `MOST_SHARDS` lots a cluster is in, whole: by a hash of its name."""
     return int(sha256(cluster.encode("utf-8", "surrogatepass"))[:15], 16) % MOST_SHARDS
 

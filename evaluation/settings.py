@@ -19,11 +19,11 @@ from typing import Any, Literal
 import tomlkit
 
 from sinkscope.config import HIGHEST_SEED, ModelSettings, from_mapping
-from sinkscope.evaluation.wanted import Wanted, distinct
-from sinkscope.outside import read_toml
+from sinkscope.evaluation.method_specs import MethodSpec, distinct
 from sinkscope.setting import REQUIRED, check, explained, like, setting
 from sinkscope.setting.checks import shown
 from sinkscope.sinks.settings import EngineSettings
+from sinkscope.untrusted import read_toml
 
 MOST_QUESTIONS = 10**9
 MOST_SHARDS = 32  # questions are spread over this many lots, by cluster
@@ -85,7 +85,7 @@ class RunSettings:
     model_revision: str | None = setting(
         None,
         "The required revision of the loaded model: a commit, or a folder's fingerprint.",
-        offered=False,
+        user_facing=False,
     )
 
     def __post_init__(self) -> None:
@@ -127,7 +127,7 @@ class RunConfig:
 
     run: RunSettings
     model: ModelSettings = field(default_factory=ModelSettings)
-    methods: tuple[Wanted, ...] = (Wanted("default"),)
+    methods: tuple[MethodSpec, ...] = (MethodSpec("default"),)
 
     def __post_init__(self) -> None:
         distinct(self.methods)
@@ -218,14 +218,14 @@ class Shard:
         return Shard(int(found[1]), int(found[2]))
 
 
-def _method(made: Mapping[str, Any], path: Path) -> Wanted:
+def _method(made: Mapping[str, Any], path: Path) -> MethodSpec:
     unknown = [key for key in made if key not in ("name", "var")]
     name, var = made.get("name"), made.get("var")
     if unknown or not isinstance(name, str) or not name or not isinstance(var, dict | None):
         raise ValueError(f"{path.name}: a method is {dict(made)}; allowed: name, and a table var.")
     if var is None:
-        return Wanted(name)
-    return Wanted(name, {k: tuple(v) if isinstance(v, list) else v for k, v in var.items()})
+        return MethodSpec(name)
+    return MethodSpec(name, {k: tuple(v) if isinstance(v, list) else v for k, v in var.items()})
 
 
 def _whole(value: object, low: int) -> bool:

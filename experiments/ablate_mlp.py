@@ -33,7 +33,7 @@ from sinkscope.interventions.base import Intervention
 from sinkscope.interventions.project import ProjectOut
 from sinkscope.interventions.scale import Scale
 from sinkscope.models.loading import ModelHandle
-from sinkscope.models.sites import At
+from sinkscope.models.sites import SiteSelection
 
 ABLATED, DIRECTION, TOKENS = "ablated", "random direction", "random tokens"
 
@@ -61,10 +61,10 @@ def run(study: Study, settings: AblateMLPSettings) -> Findings:
         down = study.handle.stack.mlp(settings.layer).down.weight.detach()
         basis = orthonormal(down[:, top.to(down.device)].cpu())
     arms = _Arms(study, settings, basis)
-    for case, inputs in study.each(f"Ablating layer {settings.layer}"):
+    for case, inputs in study.prepared_cases(f"Ablating layer {settings.layer}"):
         positions = tuple(sorted({*case.positions, *case.others}))
         probe = AtTokens(("mlp_out",), positions, (settings.layer,))
-        plain = study.passed(case, inputs, [probe])
+        plain = study.forward_pass(case, inputs, [probe])
         written = plain.session[probe].layer("mlp_out", settings.layer)
         arms.measure(case, plain, dict(zip(positions, written, strict=True)))
     return _findings(study, settings, arms, top)
@@ -128,7 +128,7 @@ class _Arms:
         if settings.each_layer:
             self.by_layer.arms.setdefault(PLAIN, []).append(effects.arms[PLAIN][-1])
             for layer in range(settings.layer + 1, study.layers):
-                at = At("block_in", (layer,), own)
+                at = SiteSelection("block_in", (layer,), own)
                 self.by_layer.measure(str(layer), case, plain, [ProjectOut(at, self.basis)])
 
     def _what_stays(
@@ -143,8 +143,8 @@ class _Arms:
         self.stays.append(float((cut @ direction).mean()))
         self.beside.append(float((ordinary @ direction).abs().mean()))
 
-    def _at(self, positions: tuple[int, ...]) -> At:
-        return At("mlp_out", (self.settings.layer,), positions)
+    def _at(self, positions: tuple[int, ...]) -> SiteSelection:
+        return SiteSelection("mlp_out", (self.settings.layer,), positions)
 
     def _projection(self, written: dict[int, Tensor], positions: Sequence[int]) -> Tensor:
         """(n,): norm of the MLP's output in the span, or of all of it."""

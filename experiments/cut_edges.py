@@ -78,17 +78,17 @@ def run(study: Study, settings: CutEdgesSettings) -> Findings:
     """
     for case in study.cases if settings.region is None else ():
         own = _named(study, settings, case)
-        if len(_beside(case, own)) < len(own):
+        if len(_other_tokens(case, own)) < len(own):
             raise ValueError(
-                f"{case.sample.id} has {len(_beside(case, own))} ordinary tokens beside the "
+                f"{case.sample.id} has {len(_other_tokens(case, own))} ordinary tokens beside the "
                 f"{len(own)} of {settings.keys}; a control of as many random ones needs {len(own)} "
                 "or more."
             )
     study.plan(1)
     changes = _Changes()
-    for case, inputs in study.each("Cutting edges"):
+    for case, inputs in study.prepared_cases("Cutting edges"):
         cut = _keys(study, settings, case, inputs)
-        plain = study.passed(case, inputs)
+        plain = study.forward_pass(case, inputs)
         before = _logs(study, settings, case, plain, ())
         changes.cut.append(_logs(study, settings, case, plain, cut.keys) - before)
         changes.controls.append(
@@ -108,7 +108,7 @@ def _logs(
     end = case.length + len(case.answer) - 1
     first = case.first if settings.queries == "after_image" else 0
     cuts = [CutEdges((keys,), range(first, end), settings.layers)] if keys else []
-    return study.again(case, plain, (), cuts)[1]
+    return study.repeat_pass(case, plain, (), cuts)[1]
 
 
 def _keys(study: Study, settings: CutEdgesSettings, case: Case, inputs: PromptInputs) -> _CutSets:
@@ -121,7 +121,7 @@ def _keys(study: Study, settings: CutEdgesSettings, case: Case, inputs: PromptIn
             study.seed(case, 1),
         )
     own = _named(study, settings, case)
-    among = _beside(case, own)
+    among = _other_tokens(case, own)
     draws = range(study.settings.controls)
     return _CutSets(own, [random_tokens(among, len(own), study.seed(case, d + 1)) for d in draws])
 
@@ -131,7 +131,7 @@ def _named(study: Study, settings: CutEdgesSettings, case: Case) -> tuple[int, .
     return case.groups[study.sink if settings.keys == "sinks" else settings.keys]
 
 
-def _beside(case: Case, own: tuple[int, ...]) -> list[int]:
+def _other_tokens(case: Case, own: tuple[int, ...]) -> list[int]:
     """Ordinary tokens that are not cut themselves."""
     return [position for position in case.others if position not in own]
 

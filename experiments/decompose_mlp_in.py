@@ -32,7 +32,7 @@ from sinkscope.experiments.study import Case, Pass, Study
 from sinkscope.experiments.verdict import specific, verdict
 from sinkscope.interventions.project import ProjectOut
 from sinkscope.models.loading import ModelHandle
-from sinkscope.models.sites import At
+from sinkscope.models.sites import SiteSelection
 
 BEFORE = "before the norm"
 LISTED = 12  # eigenvalues
@@ -88,7 +88,7 @@ def run(study: Study, settings: DecomposeMLPInSettings) -> Findings:
     arms = _Arms(study, layer, top, directions, center, basis)
     if before:
         arms.gamma = norm.weight.detach().double().cpu()
-    for case, inputs in study.each(f"Projecting in layer {layer}"):
+    for case, inputs in study.prepared_cases(f"Projecting in layer {layer}"):
         arms.measure(case, inputs)
     notes = (
         ()
@@ -117,9 +117,9 @@ def _directions(study: Study, layer: int, top: Tensor) -> tuple[list[Direction],
     """v1 of each neuron, and the mean input at the reference tokens (D,)."""
     rows_of = [Rows() for _ in top]
     sums: dict[str, Tensor] = {}
-    for case, inputs in study.each("Gradients"):
+    for case, inputs in study.prepared_cases("Gradients"):
         probe = AtTokens(("mlp_in",), case.positions, (layer,))
-        reader = study.passed(case, inputs, [probe]).session[probe]
+        reader = study.forward_pass(case, inputs, [probe]).session[probe]
         values = reader.layer("mlp_in", layer)
         for name in study.names[:2]:
             own = values[case.rows(name)].sum(0)
@@ -167,7 +167,7 @@ class _Arms:
         study, own = self.study, case.groups[self.study.sink]
         positions = tuple(sorted({*case.positions, *case.others}))
         probe = AtTokens(("mlp_in",), positions, (self.layer,))
-        plain = study.passed(case, inputs, [probe])  # type: ignore[arg-type]
+        plain = study.forward_pass(case, inputs, [probe])  # type: ignore[arg-type]
         values = plain.session[probe].layer("mlp_in", self.layer)
         vectors = torch.stack([one.vector for one in self.directions], 1)  # (D, k)
         projected = dict(zip(positions, (values - self.center) @ vectors, strict=True))
@@ -180,19 +180,21 @@ class _Arms:
             into.append(
                 torch.stack(rows) if rows else torch.zeros(0, len(self.directions)).double()
             )
-        at = At("mlp_in", (self.layer,), own)
+        at = SiteSelection("mlp_in", (self.layer,), own)
         seed, draws = study.settings.seed, range(study.settings.controls)
         self._arm(PLAIN, case, plain, [[]])
         self._arm(ABLATED, case, plain, [[ProjectOut(at, self.basis)]])
         randoms = [[ProjectOut(at, random_basis(self.basis, seed + draw))] for draw in draws]
         self._arm(DIRECTION, case, plain, randoms)
         if self.gamma is not None:
-            under = At("mlp_norm_in", (self.layer,), own)
+            under = SiteSelection("mlp_norm_in", (self.layer,), own)
             safe = torch.where(self.gamma == 0, 1.0, self.gamma)
             scaled = torch.where(self.gamma == 0, 0.0, 1 / safe)[:, None] * self.basis
             change = ProjectOut(under, scaled, self.gamma.square())
             self._arm(BEFORE, case, plain, [[change]])
-        elsewhere = [At("mlp_in", (self.layer,), chosen) for chosen in study.random(case)]
+        elsewhere = [
+            SiteSelection("mlp_in", (self.layer,), chosen) for chosen in study.random(case)
+        ]
         self.effects.measure(
             TOKENS, case, plain, *([ProjectOut(there, self.basis)] for there in elsewhere)
         )

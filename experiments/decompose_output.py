@@ -43,9 +43,9 @@ def run(study: Study, settings: DecomposeOutputSettings) -> Findings:
     vectors = {pair: Vectors() for pair in pairs}
     spreads = {pair: Spread() for pair in pairs}
     sums: dict[tuple[str, str], Tensor] = {}
-    for case, inputs in study.each(f"Layer {layer}"):
+    for case, inputs in study.prepared_cases(f"Layer {layer}"):
         probe = AtTokens(tuple(site for _, site in PARTS), case.positions, (layer,))
-        session = study.passed(case, inputs, [probe]).session
+        session = study.forward_pass(case, inputs, [probe]).session
         for part, site in PARTS:
             values = session[probe].layer(site, layer)
             for name in study.names:

@@ -94,7 +94,7 @@ class Effects:
         attention = KeyAttention(case.positions, case.first)
         scores = SinkScores(self.study.dims) if self.study.dims else None
         probes = [attention, *([scores] if scores is not None else []), *more]
-        session, logs = self.study.again(case, plain, probes, changes)
+        session, logs = self.study.repeat_pass(case, plain, probes, changes)
         phi = None
         if scores is not None:
             phi = self._grouped(case, on_host(session[scores].scores())[:, list(case.positions)])

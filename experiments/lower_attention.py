@@ -41,8 +41,8 @@ def run(study: Study, settings: LowerAttentionSettings) -> Findings:
     ways = {KEPT: (True, False), CUT: (False, False)}
     if settings.keep_value:
         ways[VALUE] = (True, True)
-    for case, inputs in study.each("Lowering attention"):
-        plain = study.passed(case, inputs)
+    for case, inputs in study.prepared_cases("Lowering attention"):
+        plain = study.forward_pass(case, inputs)
         own = case.groups[study.sink]
         draws = study.random(case)
         effects.measure(PLAIN, case, plain, [])

@@ -61,16 +61,20 @@ def run(study: Study, settings: MLPSubspaceSettings) -> Findings:
     site = SITES[settings.mlp]
     study.plan(3)
     groups = {name: _Group() for name in study.names}
-    for case, inputs in study.each(f"Layer {settings.layer}"):
+    for case, inputs in study.prepared_cases(f"Layer {settings.layer}"):
         probe = AtTokens((site,), case.positions, (settings.layer,))
-        values = study.passed(case, inputs, [probe]).session[probe].layer(site, settings.layer)
+        values = (
+            study.forward_pass(case, inputs, [probe]).session[probe].layer(site, settings.layer)
+        )
         for name in study.names:
             if len(rows := case.rows(name)):
                 groups[name].add(values[rows])
     held = Held(groups[study.sink].energy.order, settings.top)
-    for case, inputs in study.each("What the strongest hold"):
+    for case, inputs in study.prepared_cases("What the strongest hold"):
         probe = AtTokens((site,), case.groups[study.sink], (settings.layer,))
-        held.add(study.passed(case, inputs, [probe]).session[probe].layer(site, settings.layer))
+        held.add(
+            study.forward_pass(case, inputs, [probe]).session[probe].layer(site, settings.layer)
+        )
     try:
         top, why = held.top(settings.min_share, settings.layer, settings.mlp), ""
     except NoNeuronsError as error:
@@ -140,11 +144,11 @@ class _Group:
 def _specific(study: Study, site: Site, layer: int, top: Tensor) -> Specific:
     """Condition B: only the sinks have much energy in these neurons."""
     sinks, ordinary = [], []
-    for case, inputs in study.each("Sinks against ordinary tokens"):
+    for case, inputs in study.prepared_cases("Sinks against ordinary tokens"):
         own = case.groups[study.sink]
         positions = tuple(sorted({*own, *case.others}))
         probe = AtTokens((site,), positions, (layer,))
-        values = study.passed(case, inputs, [probe]).session[probe].layer(site, layer)
+        values = study.forward_pass(case, inputs, [probe]).session[probe].layer(site, layer)
         energy = values[:, top].square().sum(-1)
         mask = torch.tensor([position in set(own) for position in positions])
         sinks.append(energy[mask])

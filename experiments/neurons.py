@@ -140,8 +140,8 @@ def top_neurons(study: Study, layer: int, count: int | None, min_share: float) -
 
 def _each_layer(study: Study, into: Mapping[int, Energy | Held], text: str) -> None:
     """Pass z at the sinks, of each layer and sample, to its accumulator."""
-    for case, inputs in study.each(text):
+    for case, inputs in study.prepared_cases(text):
         probe = AtTokens(("z",), case.groups[study.sink])
-        session = study.passed(case, inputs, [probe]).session
+        session = study.forward_pass(case, inputs, [probe]).session
         for number, own in into.items():
             own.add(session[probe].layer("z", number))

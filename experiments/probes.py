@@ -11,7 +11,7 @@ from torch import Tensor
 
 from sinkscope.capture.probes.base import Probe, Reader
 from sinkscope.models.run_info import RunInfo
-from sinkscope.models.sites import At, Site
+from sinkscope.models.sites import Site, SiteSelection
 from sinkscope.sinks.received import received
 
 
@@ -46,7 +46,9 @@ class TokenReader(Reader):
     """Keeps the tokens' vectors of one pass on the device."""
 
     def __init__(self, probe: AtTokens) -> None:
-        self.looks = tuple(At(site, probe.layers, probe.positions) for site in probe.sites)
+        self.reads = tuple(
+            SiteSelection(site, probe.layers, probe.positions) for site in probe.sites
+        )
         self._positions = probe.positions
         self._seen: dict[str, dict[int, Tensor]] = {site: {} for site in probe.sites}
 
@@ -92,7 +94,7 @@ class KeyAttentionReader(Reader):
     def __init__(self, probe: KeyAttention, run: RunInfo) -> None:
         self._probe, self._length = probe, run.length
         low = min(probe.keys) if probe.rate else max(probe.first, min(probe.keys) + 1)
-        self.looks = (At("rows", None, range(min(low, run.length), run.length)),)
+        self.reads = (SiteSelection("rows", None, range(min(low, run.length), run.length)),)
         self._keys = torch.tensor(probe.keys, device=run.device)
         self._from = self._keys.clamp(min=probe.first - 1) + 1  # each key's first query
         self._sums: dict[int, Tensor] = {}
@@ -147,7 +149,7 @@ class KeyReader(Reader):
     """Keeps the keys (few), and of the cosines their sum."""
 
     def __init__(self, probe: KeysByHead, run: RunInfo) -> None:
-        self.looks = (At("queries_keys", None, range(run.length)),)
+        self.reads = (SiteSelection("queries_keys", None, range(run.length)),)
         self._keys = torch.tensor(probe.keys, device=run.device)
         self._from = self._keys.clamp(min=probe.first - 1) + 1
         self._length = run.length
@@ -183,7 +185,7 @@ class Received(Probe):
     """Attention that all tokens of a prompt receive, in multiples of uniform attention
     (`sinks.received`); `session[probe]` is layer -> [float32 (N,)]."""
 
-    looks: tuple[At, ...] = (At("queries_keys"),)
+    reads: tuple[SiteSelection, ...] = (SiteSelection("queries_keys"),)
 
     def see(self, site: str, layer: int, values: Any, positions: Sequence[int]) -> Any:
         query, key, scale = values

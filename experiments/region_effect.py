@@ -89,7 +89,7 @@ class RegionEffect:
         was, now = _chance(before), _chance(after)
         moved = f"stays at {was}" if was == now else f"goes from {was} to {now}"
         moved = f"{_WITHOUT[self.how]}, {self._name(token)} {moved} ({_nats(own)})"
-        return f"{moved}. {self._beside(own, others, 'it')}"
+        return f"{moved}. {self._compared(own, others, 'it')}"
 
     def sentence(self) -> str:
         """The result for the box and the whole answer, in words."""
@@ -106,7 +106,7 @@ class RegionEffect:
     def whole(self) -> str:
         """The result for the whole answer."""
         own, others = self._of(None)
-        return f"The answer in all: {_nats(own)}. {self._beside(own, others, 'it')}"
+        return f"The answer in all: {_nats(own)}. {self._compared(own, others, 'it')}"
 
     def notes(self) -> tuple[str, ...]:
         """The limits of the result, in sentences."""
@@ -172,7 +172,7 @@ class RegionEffect:
     def _name(self, token: int) -> str:
         return f"“{self.texts[token].strip() or self.texts[token]}”"
 
-    def _beside(self, own: float, others: np.ndarray, what: str) -> str:
+    def _compared(self, own: float, others: np.ndarray, what: str) -> str:
         """A change compared with those of the other boxes, as a sentence."""
         count = len(others)
         if not count:

@@ -26,9 +26,9 @@ def follow_residual(study: Study, layer: int) -> Findings:
     study.plan(1 if study.dims else 2)
     dims = study.dims or _largest(study, layer)
     sums: dict[tuple[Site, str], Tensor] = {}
-    for case, inputs in study.each("Following the residual stream"):
+    for case, inputs in study.prepared_cases("Following the residual stream"):
         probe = AtTokens(SITES, case.positions)
-        reader = study.passed(case, inputs, [probe]).session[probe]
+        reader = study.forward_pass(case, inputs, [probe]).session[probe]
         for site in SITES:
             values = reader.stacked(site)[..., list(dims)]  # (tokens, L, dims)
             for name in (study.sink, reference):
@@ -70,9 +70,9 @@ def follow_residual(study: Study, layer: int) -> Findings:
 def _largest(study: Study, layer: int) -> tuple[int, ...]:
     """The dimensions in which the sinks differ most at a layer's output."""
     totals: dict[str, Tensor] = {}
-    for case, inputs in study.each("Looking for dimensions"):
+    for case, inputs in study.prepared_cases("Looking for dimensions"):
         probe = AtTokens(("block_out",), case.positions, (layer,))
-        values = study.passed(case, inputs, [probe]).session[probe].layer("block_out", layer)
+        values = study.forward_pass(case, inputs, [probe]).session[probe].layer("block_out", layer)
         for name in study.names[:2]:
             own = values[case.rows(name)].sum(0)
             totals[name] = totals[name] + own if name in totals else own

@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from sinkscope.outside import read_json
+from sinkscope.untrusted import read_json
 from sinkscope.utils import number_of, plain_values, write_atomically
 
 FORMAT = "sinkscope-experiment-1"
@@ -174,7 +174,7 @@ class Result:
         """One line that says what this is of."""
         revision = str(self.model.get("revision", ""))[:12]
         own = self.settings.get("experiment", {})
-        listed = ", ".join(f"{name} {said(value)}" for name, value in own.items())
+        listed = ", ".join(f"{name} {setting_text(value)}" for name, value in own.items())
         return (
             f"{self.experiment}{f' ({listed})' if listed else ''}; {self.model.get('id')} "
             f"({revision}, {self.model.get('dtype')}); {number_of(len(self.samples), 'sample')} of "
@@ -260,7 +260,7 @@ def _series(values: dict[str, Any]) -> Series:
     return Series(**made)
 
 
-def said(value: Any) -> str:
+def setting_text(value: Any) -> str:
     """A setting's value in words, the same before saving and after loading."""
     if isinstance(value, list | tuple):
         return ",".join(map(str, value))

@@ -18,7 +18,7 @@ from sinkscope.experiments.preparing import prepare_study
 from sinkscope.experiments.result import Result
 from sinkscope.experiments.samples import AnySample, Prompts
 from sinkscope.experiments.settings import StudySettings
-from sinkscope.experiments.study import Watch
+from sinkscope.experiments.study import ProgressWatch
 from sinkscope.jobs.job import Progress
 from sinkscope.models.loading import ModelHandle
 
@@ -72,7 +72,7 @@ def run_experiment(
             answers=experiment.answers,
             ordinary=experiment.ordinary if getattr(settings, "draws_tokens", True) else "",
             least=experiment.least,
-            watch=Watch(on_progress, stop),
+            watch=ProgressWatch(on_progress, stop),
         )
         found = experiment.run(study, settings)
     found = dataclasses.replace(found, notes=(*given.notes, *study.notes, *found.notes))

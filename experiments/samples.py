@@ -8,8 +8,8 @@ from pathlib import Path
 
 from PIL import Image
 
-from sinkscope.outside import read_bytes
 from sinkscope.sinks.samples import Sample
+from sinkscope.untrusted import read_bytes
 from sinkscope.utils import sha256
 
 PROMPTS = Path(__file__).resolve().parent / "prompts.txt"

@@ -68,7 +68,7 @@ class Scan:
         everywhere = KeyAttention(tuple(range(case.length)), case.first)
         if looks and case.index == 0:
             probes.append(everywhere)
-        plain = study.passed(case, inputs, probes)  # type: ignore[arg-type]
+        plain = study.forward_pass(case, inputs, probes)  # type: ignore[arg-type]
         session = plain.session
         for site in self.sites:
             stacked = session[values].stacked(site)  # (tokens, L, ...)
@@ -118,7 +118,7 @@ def run(study: Study, settings: ScanSettings) -> Findings:
     """Run the experiment."""
     scan = Scan(study, settings)
     study.plan(1)
-    for case, inputs in study.each("Scanning"):
+    for case, inputs in study.prepared_cases("Scanning"):
         scan.measure(case, inputs)
     charts = _charts(scan, study, settings)
     where, text, parts = _origin(scan, study)

@@ -56,7 +56,7 @@ class StudySettings:
         None,
         "Groups of tokens: the sink first, its reference second; some of sinks, "
         "ordinary, first, last, or positions such as 0,1,8.",
-        own=token_groups,
+        converter=token_groups,
         allowed=GROUPS,
         metavar="LIST",
         left_out="sinks,ordinary,first,last; without images first,ordinary,last",
@@ -77,8 +77,8 @@ class StudySettings:
         8, "Maximum number of answer tokens that are read.", low=1, high=256
     )
     controls: int = setting(3, "Random draws of each control.", low=1, high=100)
-    bootstrap: int = like(FindSettings, "bootstrap", offered=True)
-    confidence: float = like(FindSettings, "confidence", offered=True)
+    bootstrap: int = like(FindSettings, "bootstrap", user_facing=True)
+    confidence: float = like(FindSettings, "confidence", user_facing=True)
     removed: float = setting(
         0.8,
         "Verdict A: least share of the excess attention that must be removed.",

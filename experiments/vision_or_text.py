@@ -34,7 +34,7 @@ from sinkscope.interventions.base import Intervention
 from sinkscope.interventions.damp import DampDims
 from sinkscope.interventions.swap import SwapTokens
 from sinkscope.models.loading import ModelHandle
-from sinkscope.models.sites import At
+from sinkscope.models.sites import SiteSelection
 from sinkscope.utils import number_of
 
 ZEROED, DIMS, TOKENS = "dims zeroed", "dims swapped", "tokens swapped"
@@ -77,8 +77,8 @@ def run(study: Study, settings: VisionOrTextSettings) -> Findings:
     study.plan(1 if study.dims else 2)
     dims = study.dims or _massive(study, settings.massive)
     effects = Effects(study)
-    for case, inputs in study.each("Changing the input of layer 0"):
-        plain = study.passed(case, inputs)
+    for case, inputs in study.prepared_cases("Changing the input of layer 0"):
+        plain = study.forward_pass(case, inputs)
         for arm, draws in _arms(study, case, dims).items():
             effects.measure(arm, case, plain, *draws)
     return _findings(study, effects, dims)
@@ -91,7 +91,7 @@ def _arms(study: Study, case: Case, dims: tuple[int, ...]) -> dict[str, list[lis
     rest = [dim for dim in range(size) if dim not in dims]
 
     def zero(positions: tuple[int, ...], which: tuple[int, ...]) -> list[Intervention]:
-        return [DampDims(At("block_in", (0,), positions), which)]
+        return [DampDims(SiteSelection("block_in", (0,), positions), which)]
 
     seed = study.settings.seed
     return {
@@ -107,9 +107,9 @@ def _arms(study: Study, case: Case, dims: tuple[int, ...]) -> dict[str, list[lis
 def _massive(study: Study, count: int) -> tuple[int, ...]:
     """The dimensions in which sinks and reference differ most at the input of layer 0."""
     sums: dict[str, Tensor] = {}
-    for case, inputs in study.each("Looking for massive dimensions"):
+    for case, inputs in study.prepared_cases("Looking for massive dimensions"):
         probe = AtTokens(("block_in",), case.positions, (0,))
-        values = study.passed(case, inputs, [probe]).session[probe].layer("block_in", 0)
+        values = study.forward_pass(case, inputs, [probe]).session[probe].layer("block_in", 0)
         for name in study.names[:2]:
             own = values[case.rows(name)].sum(0)
             sums[name] = sums[name] + own if name in sums else own

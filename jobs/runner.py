@@ -18,8 +18,8 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from sinkscope.jobs.job import At, Job, NobodyThereError, Stopped
-from sinkscope.jobs.line import Line, turns
+from sinkscope.jobs.job import Job, JobProgress, NoClientError, Stopped
+from sinkscope.jobs.job_queue import JobQueue, turns
 
 TICK_SECONDS = 1.0  # between two events of a silent job, so that a clock can advance
 
@@ -92,7 +92,7 @@ class Runner:
     def __init__(
         self, longest: int, seconds: float | None = None, share: int | None = None
     ) -> None:
-        self.line = Line(longest, share)
+        self.line = JobQueue(longest, share)
         self.seconds = seconds
         self.deserted: Deserted | None = None
         self.withdrawing: Callable[[], Withdrawn | None] = lambda: None
@@ -144,12 +144,14 @@ class Runner:
             if owner and job.owner == owner and kind in (None, job.kind):
                 job.stop(owner)
 
-    def run(self, job: Job, work: Work, *, waits: bool = True) -> Iterator[Waiting | At | Done]:
+    def run(
+        self, job: Job, work: Work, *, waits: bool = True
+    ) -> Iterator[Waiting | JobProgress | Done]:
         """Run `work(job)` in its own thread and stream its events.
 
-        An `At` comes with a report or a stage (the latest if several have come), and after each
-        second without one. The thread ends before the generator, so the next job finds the model
-        free.
+        An `JobProgress` comes with a report or a stage (the latest if several have come), and after
+        each second without one. The thread ends before the generator, so the next job finds the
+        model free.
 
         Args:
             job: not running elsewhere.
@@ -157,9 +159,9 @@ class Runner:
             waits: whether it queues for the model.
 
         Raises:
-            LineIsFullError: more are waiting than is allowed.
+            QueueFullError: more are waiting than is allowed.
             StoppedWaiting: it was stopped before its turn.
-            NobodyThereError: its session has no client left.
+            NoClientError: its session has no client left.
             WorkerLostError: `work` tried to end the process (SystemExit, KeyboardInterrupt).
             Exception: whatever else `work` raised.
         """
@@ -169,7 +171,7 @@ class Runner:
                 yield Waiting(position)
             if job.stopped:
                 raise _nobody() if job.deserted else StoppedWaiting()
-            events: queue.Queue[At | Done | _Failed] = queue.Queue()
+            events: queue.Queue[JobProgress | Done | _Failed] = queue.Queue()
             job.listen(events.put)
             told = threading.Event()
             thread = threading.Thread(
@@ -214,12 +216,12 @@ def _at_once(timeout: float) -> int:
     return 0
 
 
-def _nobody() -> NobodyThereError:
-    return NobodyThereError("Nobody was there any more to read the result, so it was stopped.")
+def _nobody() -> NoClientError:
+    return NoClientError("Nobody was there any more to read the result, so it was stopped.")
 
 
 def _worked(
-    job: Job, work: Work, events: queue.Queue[At | Done | _Failed], told: threading.Event
+    job: Job, work: Work, events: queue.Queue[JobProgress | Done | _Failed], told: threading.Event
 ) -> None:
     try:
         events.put(Done(work(job)))
@@ -234,8 +236,8 @@ def _worked(
 
 
 def _streamed(
-    job: Job, events: queue.Queue[At | Done | _Failed], thread: threading.Thread
-) -> Iterator[At | Done]:
+    job: Job, events: queue.Queue[JobProgress | Done | _Failed], thread: threading.Thread
+) -> Iterator[JobProgress | Done]:
     while True:
         try:
             event = events.get(timeout=TICK_SECONDS)
@@ -243,9 +245,9 @@ def _streamed(
             if not thread.is_alive() and events.empty():
                 raise WorkerLostError(f"the thread of a job ({job.kind}) is dead") from None
             event = job.at  # only the clock moves
-        while isinstance(event, At) and not events.empty():  # the latest is enough
+        while isinstance(event, JobProgress) and not events.empty():  # the latest is enough
             event = events.get()
-        if not isinstance(event, At) and job.deserted:
+        if not isinstance(event, JobProgress) and job.deserted:
             raise _nobody()
         if isinstance(event, _Failed):
             raise event.error

@@ -11,7 +11,7 @@ from torch import Tensor
 from sinkscope.capture.trace import GenerationTrace
 from sinkscope.jobs.job import Progress
 from sinkscope.methods.base import Axes, MapStack, Needs, Target
-from sinkscope.methods.layerwise import LayerAgain, Layers, attached_layers
+from sinkscope.methods.layerwise import Layers, RecomputedLayer, attached_layers
 from sinkscope.methods.passes import FromPasses, no_output_projection
 from sinkscope.methods.row_gradients import Of, objective
 from sinkscope.methods.unembed import no_final_norm
@@ -88,7 +88,7 @@ class Chefer(FromPasses):
         )  # (1, N, D)
         row: Tensor | None = None
         for layer in reversed(range(layers.count)):
-            again = layers.again(layer, gradient)
+            again = layers.recompute(layer, gradient)
             gradient = again.gradient
             if row is None:
                 row = again.weighed.new_zeros(gradient.shape[1])
@@ -100,7 +100,7 @@ class Chefer(FromPasses):
         return row
 
 
-def _through(again: LayerAgain, row: Tensor, position: int) -> Tensor:
+def _through(again: RecomputedLayer, row: Tensor, position: int) -> Tensor:
     """r A' of a layer, (N,): a block of the rows up to `position`, which sees no later
     positions."""
     heads = again.query.shape[1]

@@ -19,7 +19,7 @@ from sinkscope.capture.probes.base import Probe, Reader
 from sinkscope.capture.run import on_device
 from sinkscope.methods.unembed import normed
 from sinkscope.models.run_info import RunInfo
-from sinkscope.models.sites import At
+from sinkscope.models.sites import SiteSelection
 from sinkscope.models.stack import TextStack
 
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class LayerAgain:
+class RecomputedLayer:
     """One layer, run again.
 
     Attributes:
@@ -85,7 +85,7 @@ class Layers:
         made[0, position] = gradient
         return made
 
-    def again(self, layer: int, gradient: Tensor) -> LayerAgain:
+    def recompute(self, layer: int, gradient: Tensor) -> RecomputedLayer:
         """Run a layer again and propagate a gradient of its output (1, N, D) through it."""
         stored, kwargs = self._calls[layer]
         seen = self._seen
@@ -103,7 +103,7 @@ class Layers:
         heads = (by_attention @ weight).to(wide)  # (1, N, H * Dh)
         parts = seen.query, seen.key, seen.value
         query, key, value = (part.detach() for part in parts if part is not None)
-        made = LayerAgain(
+        made = RecomputedLayer(
             query=query,
             key=key,
             value=value.transpose(1, 2),
@@ -160,7 +160,7 @@ def attached_layers(passes: Passes) -> Iterator[Layers]:
 class _Parts(Probe, Reader):
     """Queries, keys and values of the newest layer."""
 
-    looks = (At("queries_keys"), At("v"), At("attn_out"))
+    reads = (SiteSelection("queries_keys"), SiteSelection("v"), SiteSelection("attn_out"))
 
     def __init__(self) -> None:
         self.forget()

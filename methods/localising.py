@@ -57,7 +57,7 @@ class LocalisingHeads(Method):
         session: Session | None = None,
         progress: Progress | None = None,
     ) -> MapStack:
-        rows = rows_of(run, target.part)
+        rows = rows_of(run, target.source)
         attention = attention_of(rows, target.tokens).numpy()  # (T, L, H, V)
         values = np.stack([self._of_token(run, own) for own in attention])
         if self.chosen is None:

@@ -14,7 +14,7 @@ from sinkscope.jobs.job import Progress
 from sinkscope.methods.base import Axes, MapStack, Needs, Target
 from sinkscope.methods.passes import FromPasses
 from sinkscope.models.run_info import RunInfo
-from sinkscope.models.sites import At
+from sinkscope.models.sites import SiteSelection
 
 if TYPE_CHECKING:
     from sinkscope.methods.passes import Passes
@@ -77,7 +77,7 @@ class _Chain(Probe):
 
 
 class _RolloutReader(Reader):
-    looks = (At("rows"),)
+    reads = (SiteSelection("rows"),)
 
     def __init__(self, asked: _Chain) -> None:
         self._asked = asked

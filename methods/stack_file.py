@@ -15,7 +15,7 @@ from sinkscope.models.family import PromptLayout
 from sinkscope.utils import write_atomically
 
 FORMAT, VERSION = "sinkscope map stack", 1
-_SAID = ("unit", "signed", "normalisation", "least")
+_HEADER = ("unit", "signed", "normalisation", "least")
 
 
 def save_stack(stack: MapStack, path: Path, about: Mapping[str, Any] | None = None) -> None:
@@ -33,12 +33,12 @@ def save_stack(stack: MapStack, path: Path, about: Mapping[str, Any] | None = No
         "format": FORMAT,
         "version": VERSION,
         "axes": stack.axes,
-        **{name: getattr(stack, name) for name in _SAID},
+        **{name: getattr(stack, name) for name in _HEADER},
         "about": dict(about or {}),
     }
     arrays = {"values": stack.values}
     if stack.ratio is not None:
-        said["ratio"] = [{name: getattr(part, name) for name in _SAID} for part in stack.ratio]
+        said["ratio"] = [{name: getattr(part, name) for name in _HEADER} for part in stack.ratio]
         arrays |= {f"values{k}": part.values for k, part in enumerate(stack.ratio)}
     text = np.frombuffer(json.dumps(said).encode(), dtype=np.uint8)
     write_atomically(path, lambda file: np.savez(file, said=text, **arrays))  # type: ignore[arg-type]
@@ -63,7 +63,7 @@ def open_stack(path: Path, layout: PromptLayout) -> tuple[MapStack, dict[str, An
             if said["format"] != FORMAT or said["version"] != VERSION:
                 raise ValueError(f"its format is {said['format']!r} {said['version']!r}")
             axes: Axes = tuple((name, tuple(indices)) for name, indices in said["axes"])
-            given = {name: said[name] for name in _SAID}
+            given = {name: said[name] for name in _HEADER}
             ratio = None
             if "ratio" in said:
                 above, below = (

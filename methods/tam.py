@@ -17,7 +17,7 @@ from sinkscope.methods.base import Axes, MapStack, Needs, Target
 from sinkscope.methods.passes import FromPasses
 from sinkscope.methods.unembed import lacking, logits_of, normed
 from sinkscope.models.family import PromptLayout
-from sinkscope.models.sites import At
+from sinkscope.models.sites import SiteSelection
 from sinkscope.models.stack import TextStack
 
 if TYPE_CHECKING:
@@ -67,7 +67,7 @@ class TokenActivation(FromPasses):
         session.tell(progress, 0, 1, "Reading the last hidden states")
         stack, layout = session.handle.stack, run.layout
         last = (len(stack.layers) - 1,)
-        states = Values(At("block_out", last))
+        states = Values(SiteSelection("block_out", last))
         hidden = normed(stack, session.read(states)[states][last[0]][0])  # (N, D)
         words = [
             position

@@ -13,7 +13,7 @@ from sinkscope.capture.trace import GenerationTrace
 from sinkscope.jobs.job import Progress
 from sinkscope.methods.base import Axes, MapStack, Needs, Target
 from sinkscope.methods.passes import FromPasses, no_output_projection
-from sinkscope.models.sites import At
+from sinkscope.models.sites import SiteSelection
 from sinkscope.models.stack import TextStack
 
 if TYPE_CHECKING:
@@ -60,7 +60,7 @@ class ValueWeighted(FromPasses):
         session.tell(progress, 0, 1, "Reading rows and values")
         places = {token: session.position(token) for token in target.tokens}
         rows = Rows(positions=tuple(sorted(set(places.values()))))
-        values = Values(At("v", None, session.vision_range()))
+        values = Values(SiteSelection("v", None, session.vision_range()))
         seen = session.read(rows, values)
         stack, vision = session.handle.stack, session.vision()
         made = []  # of each layer: (T, H or nothing, V)

@@ -15,7 +15,7 @@ from safetensors import SafetensorError, safe_open
 from sinkscope.models.quantised import quantisation
 from sinkscope.models.source import ModelError
 from sinkscope.models.weights import ADAPTER
-from sinkscope.outside import read_json
+from sinkscope.untrusted import read_json
 from sinkscope.utils import sha256
 
 WEIGHTS = "adapter_model.safetensors"

@@ -36,7 +36,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
 from sinkscope.models.kernels import attention_rows, rows_times_values
-from sinkscope.models.plan import PLAN_KEY, FastCorrection, ForwardPlan, Looker, RowChange
+from sinkscope.models.plan import PLAN_KEY, FastCorrection, ForwardPlan, RowChange, SiteReader
 from sinkscope.models.sites import QueriesKeys
 from sinkscope.models.static_step import StepPlan
 
@@ -106,10 +106,10 @@ def attention_forward(
         if visible is not None:
             attention_mask = _both(visible, attention_mask)
     for at, looker in own.keys:
-        if wanted := at.here(start, length):
+        if wanted := at.positions_in(start, length):
             some = query if len(wanted) == length else query[:, :, _index(wanted, start)]
             looker.see("queries_keys", layer, QueriesKeys(some, key[:, :, :end], scale), wanted)
-    seen = [(here, looker) for at, looker in own.rows if (here := at.here(start, length))]
+    seen = [(here, looker) for at, looker in own.rows if (here := at.positions_in(start, length))]
     changes = [
         change
         for change in own.changes
@@ -148,7 +148,7 @@ class _Prefill:
     def corrected(
         self,
         output: Tensor,
-        seen: Sequence[tuple[Sequence[int], Looker]],
+        seen: Sequence[tuple[Sequence[int], SiteReader]],
         changes: Sequence[RowChange],
         fast: FastCorrection | None,
     ) -> Tensor:
@@ -173,7 +173,7 @@ class _Prefill:
             edges |= {edge for span in shown for edge in (span.start, span.stop)}
         made: list[tuple[range, Tensor]] = []
         for block in self._blocks([*remade, *shown], edges):
-            there = None if quick is None else quick.made(self.layer, block)
+            there = None if quick is None else quick.corrected_rows(self.layer, block)
             if there is not None:
                 _show(self.layer, there, seen, block.start, self.gradients)
                 continue
@@ -231,7 +231,7 @@ def _changed(layer: int, rows: Tensor, changes: Sequence[RowChange], start: int)
 def _show(
     layer: int,
     rows: Tensor,
-    seen: Sequence[tuple[Sequence[int], Looker]],
+    seen: Sequence[tuple[Sequence[int], SiteReader]],
     start: int,
     gradients: bool,
 ) -> None:

@@ -22,7 +22,7 @@ import jinja2
 from transformers import PreTrainedTokenizerBase
 
 from sinkscope.models.family import SegmentKind
-from sinkscope.outside import INFINITE, read_json
+from sinkscope.untrusted import INFINITE, read_json
 
 PLACEHOLDER = "\ue000{}\ue001"  # a placeholder for a text; private-use characters
 MARKS = (range(0xE002, 0xF900), range(0xF0000, 0xFFFFE), range(0x100000, 0x10FFFE))  # private use

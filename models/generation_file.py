@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sinkscope.outside import Bounds, read_json
+from sinkscope.untrusted import Bounds, read_json
 
 if TYPE_CHECKING:  # imported where it is used: saved runs are shown without transformers
     from transformers import GenerationConfig

@@ -50,7 +50,7 @@ from sinkscope.models.weights import (
     inner_models,
     weight_files,
 )
-from sinkscope.outside import INFINITE, read_json
+from sinkscope.untrusted import INFINITE, read_json
 
 FAMILIES: tuple[Family, ...] = (
     Qwen25VL(),

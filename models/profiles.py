@@ -12,7 +12,7 @@ import math
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
-from sinkscope.outside import read_toml
+from sinkscope.untrusted import read_toml
 from sinkscope.utils import PROJECT
 
 PROFILE_FILE = "sink_profile.toml"

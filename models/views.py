@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 ViewKind = Literal["whole", "tile", "thumbnail"]
 Box = tuple[float, float, float, float]  # x0, y0, x1, y1 in pixels of the original image
-SEEN = 1e-9  # a cell covered by less counts as not seen: rounding
+LEAST_COVER = 1e-9  # a cell covered by less counts as not seen: rounding
 
 
 @dataclass(frozen=True)
@@ -226,8 +226,8 @@ class ImageGrid:
             total = spread if total is None else total + spread
             cover = area if cover is None else cover + area
         assert total is not None and cover is not None, "an image has a view"
-        made = total if adds_up else total / cover.clamp_min(SEEN)
-        return made.masked_fill(cover <= SEEN, float("nan")).to(values.dtype)
+        made = total if adds_up else total / cover.clamp_min(LEAST_COVER)
+        return made.masked_fill(cover <= LEAST_COVER, float("nan")).to(values.dtype)
 
     def cells_of(self, tokens: Iterable[int]) -> tuple[int, ...]:
         """The map's cells, row-major and rising, that these vision tokens see most of: for each
@@ -248,7 +248,7 @@ class ImageGrid:
             shares = np.outer(
                 _shares(y, own_y[row], own_y[row + 1]), _shares(x, own_x[column], own_x[column + 1])
             ).ravel()
-            if shares.max() > SEEN:
+            if shares.max() > LEAST_COVER:
                 found.update(np.flatnonzero(shares >= min(0.5, shares.max())).tolist())
         return tuple(sorted(found))
 
@@ -340,7 +340,7 @@ def _overlap(own: np.ndarray, edges: np.ndarray, adds_up: bool) -> Tensor:
         made = np.divide(inside, whole, out=np.zeros_like(inside), where=whole > 0)
     else:
         made = inside / np.diff(edges)[None]
-    made[made < SEEN] = 0
+    made[made < LEAST_COVER] = 0
     import torch
 
     return torch.from_numpy(made)

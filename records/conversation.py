@@ -36,20 +36,20 @@ class _Pair:
     asked: str
     images: tuple[Reference, ...] = ()
     marks: int = 0
-    behind_words: bool = False
+    image_after_text: bool = False
     answered: str | None = None
     stop: int = 0  # index of its last turn
 
 
 @dataclass(slots=True)
-class Asked:
+class ParsedQuestion:
     """The question of a row.
 
     Attributes:
         question, answer, choices, system, history, later_turns: as in `records.record.Record`.
         images: those inside the conversation.
         marks: number of the row's own images that the question refers to; may be 0.
-        behind_words: whether an image stands behind text.
+        image_after_text: whether an image stands behind text.
         caption: whether the answer is a caption, which answers the question asked of all images.
     """
 
@@ -61,25 +61,27 @@ class Asked:
     later_turns: int = 0
     images: tuple[Reference, ...] = ()
     marks: int = 0
-    behind_words: bool = False
+    image_after_text: bool = False
     caption: bool = False
 
 
-def plain_question(text: str) -> Asked:
+def plain_question(text: str) -> ParsedQuestion:
     """A question's text without its image marks. A numbered mark, `<image 2>`, becomes the words
     "image 2", because it refers to that image."""
     text = clean(text)
     if "<" not in text:
-        return Asked(text.strip() or None)
+        return ParsedQuestion(text.strip() or None)
     if text.count("<") == 1 and text.startswith("<image>"):  # nearly all texts
-        return Asked(text[7:].strip() or None, marks=1)
+        return ParsedQuestion(text[7:].strip() or None, marks=1)
     text = _NUMBERED_MARK.sub(r"image \1", text)
     pieces = MARK.split(text)
-    behind_words = len(pieces) > 1 and bool(pieces[0].strip())
-    return Asked(_joined(pieces) or None, marks=len(pieces) - 1, behind_words=behind_words)
+    image_after_text = len(pieces) > 1 and bool(pieces[0].strip())
+    return ParsedQuestion(
+        _joined(pieces) or None, marks=len(pieces) - 1, image_after_text=image_after_text
+    )
 
 
-def conversation(turns: Sequence[Any], key: str) -> Asked | None:
+def conversation(turns: Sequence[Any], key: str) -> ParsedQuestion | None:
     """The pair of a list of messages that is asked; None if there is no question.
 
     Args:
@@ -101,7 +103,7 @@ def conversation(turns: Sequence[Any], key: str) -> Asked | None:
         return None
     index = len(pairs) - 1 if pairs[-1].images or pairs[-1].marks else 0
     pair = pairs[index]
-    return Asked(
+    return ParsedQuestion(
         question=pair.asked or None,
         answer=pair.answered,
         system="\n".join(system) or None,
@@ -109,7 +111,7 @@ def conversation(turns: Sequence[Any], key: str) -> Asked | None:
         later_turns=_questions(turns[pair.stop :]),
         images=pair.images,
         marks=pair.marks,
-        behind_words=pair.behind_words,
+        image_after_text=pair.image_after_text,
     )
 
 
@@ -184,7 +186,9 @@ def _pairs(turns: Sequence[Any], key: str, system: list[str]) -> Iterator[_Pair]
 def _add_question(pair: _Pair, said: _Content) -> None:
     asked = plain_question(said.text)
     shows = bool(said.images or said.marks or asked.marks)
-    pair.behind_words |= said.behind_words or asked.behind_words or (shows and bool(pair.asked))
+    pair.image_after_text |= (
+        said.image_after_text or asked.image_after_text or (shows and bool(pair.asked))
+    )
     pair.asked = "\n".join(filter(None, (pair.asked, asked.question)))
     pair.images += said.images
     pair.marks += said.marks + asked.marks
@@ -221,7 +225,7 @@ class _Content:
     text: str
     images: tuple[Reference, ...] = ()
     marks: int = 0
-    behind_words: bool = False
+    image_after_text: bool = False
 
 
 def _content(content: Any, key: str) -> _Content:
@@ -251,7 +255,7 @@ def _add_part(made: _Content, words: list[str], part: Mapping[str, Any], key: st
             raise RecordError(f"has {key} with a part of text that has none: {shown(part)}")
         words.append(clean(text))
     elif kind in _IMAGE_PARTS:
-        made.behind_words |= any(word.strip() for word in words)
+        made.image_after_text |= any(word.strip() for word in words)
         names = ("image_url", "image", "url", "path", "bytes", "data", "source")
         name = next((n for n in names if part.get(n) is not None), None)
         if name is None:

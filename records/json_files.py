@@ -13,7 +13,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
 
-from sinkscope.outside import open_regular
 from sinkscope.records.text import (
     LONGEST,
     Damaged,
@@ -22,6 +21,7 @@ from sinkscope.records.text import (
     lines_or_damage,
     without_mark,
 )
+from sinkscope.untrusted import open_regular
 
 # Under one of these an object holds the list of all records, as DocVQA and TextVQA do.
 HOLDERS = (

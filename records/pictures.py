@@ -68,7 +68,7 @@ class Pictures(Protocol):
 
 
 @dataclass(frozen=True)
-class Beside:
+class FolderPictures:
     """Files of this machine.
 
     Attributes:
@@ -87,7 +87,7 @@ class Beside:
 
 
 @dataclass(frozen=True)
-class Uploaded:
+class UploadedPictures:
     """Files that came with the upload, by the last part of their name; no path is ever followed."""
 
     files: Mapping[str, Path | None]
@@ -103,7 +103,7 @@ class Uploaded:
 
 
 @dataclass(frozen=True)
-class OnHub:
+class HubPictures:
     """Files of a hub dataset: its library names them by `hf://` addresses, or in its own cache.
     The dataset's author chose the names, so nothing else is opened.
 
@@ -170,13 +170,13 @@ def picture(reference: Reference, pictures: Pictures, most_bytes: int) -> Path |
         OSError: a hub cannot be reached.
     """
     value = reference.value
-    if reference.kind == "bytes":
+    if reference.encoding == "bytes":
         assert isinstance(value, bytes)
         return value
     assert isinstance(value, str)
-    if reference.kind == "base64":
+    if reference.encoding == "base64":
         return _decoded(value, most_bytes)
-    if reference.kind == "row":
+    if reference.encoding == "row":
         raise ImageError(f"The image is that of the row {shown(value)}, which has none.")
     if value.startswith("file://"):
         value = unquote(urlsplit(value).path)

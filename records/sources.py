@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from sinkscope.records.json_files import json_rows, json_unit
-from sinkscope.records.pictures import Beside, Pictures
+from sinkscope.records.pictures import FolderPictures, Pictures
 from sinkscope.records.tables import csv_rows, parquet_rows
 
 Rows = Iterator[tuple[int, Any]]
@@ -153,7 +153,7 @@ def folder_source(folder: Path, images: Path | None = None) -> Source:
     def rows() -> Rows:
         number = 0
         for table, offset in zip(tables, offsets, strict=True):
-            for _, row in file_source(table, Beside(table.parent)).rows():
+            for _, row in file_source(table, FolderPictures(table.parent)).rows():
                 number += 1
                 yield number, _moved(row, offset.parent) if images is None else row
         for name in plain:
@@ -170,7 +170,7 @@ def folder_source(folder: Path, images: Path | None = None) -> Source:
         str(folder),
         "row" if tables else "image",
         rows,
-        Beside(images or folder, inside=bool(tables) and images is None),
+        FolderPictures(images or folder, inside=bool(tables) and images is None),
         place,
         notes=_left_out(rows(), with_metadata, folder) if with_metadata and images is None else (),
     )

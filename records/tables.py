@@ -10,9 +10,9 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from sinkscope.outside import open_regular
 from sinkscope.records.text import LONGEST, Damaged, lines_or_damage
 from sinkscope.records.values import listed
+from sinkscope.untrusted import open_regular
 
 # VLMEvalKit's limit: a longer cell is an image in base64, a shorter one the index of a row.
 SHORTEST_IMAGE = 64

@@ -97,7 +97,7 @@ def answer_of(
     is_index = isinstance(value, int) and not isinstance(value, bool) and 0 <= value < len(choices)
     if is_index and not all(_is_number(text) for _, text in choices):
         return str(choices[value][0])
-    said = _said(value, known)
+    said = _answer_text(value, known)
     return clean(said) if said is not None and said.strip() else None
 
 
@@ -158,7 +158,7 @@ def _lettered(letter: str, text: str) -> tuple[str, str]:
     return letter, text
 
 
-def _said(value: Any, key: str) -> str | None:
+def _answer_text(value: Any, key: str) -> str | None:
     """An answer as text; None if empty."""
     if isinstance(value, list):
         said = [one for one in (_one(entry, key) for entry in value) if one and one.strip()]

@@ -7,8 +7,8 @@ import math
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from sinkscope.outside import cut
 from sinkscope.setting.field import Setting, range_words, settings_of
+from sinkscope.untrusted import cut
 
 MOST_INDEX = 999_999  # of layers, heads and dimensions in any model
 LONGEST_SHOWN = 200  # characters of a refused value
@@ -37,8 +37,8 @@ def checked(one: Setting, value: Any) -> Any:
     value = _plain(value)
     if value is None and one.optional:
         return None
-    if one.own is not None:
-        return one.own(one.field or one.name, value)
+    if one.converter is not None:
+        return one.converter(one.field or one.name, value)
     usable, value = _usable(one, value)
     if not usable:
         raise refuse(one.field or one.name, value, allowed_words(one))

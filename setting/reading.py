@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from sinkscope.setting.checks import refuse
-from sinkscope.setting.field import LISTS, Setting, offered
+from sinkscope.setting.field import LISTS, Setting, user_settings
 
 HIGHEST_INDEX = 9999  # in a list; above all layers, heads and dimensions of today's models
 LONGEST_LIST = 1000  # characters of such a list
@@ -54,7 +54,7 @@ def read_all(cls: type[Any], said: Mapping[str, Any]) -> dict[str, Any]:
     Raises:
         ValueError: as `read`.
     """
-    return {o.field: read(o, said[o.name]) for o in offered(cls) if o.name in said}
+    return {o.field: read(o, said[o.name]) for o in user_settings(cls) if o.name in said}
 
 
 def whole(setting: str, value: object) -> int:

@@ -100,7 +100,7 @@ class FindSettings:
         low=0.0,
         above=True,
         high=50.0,
-        usual=(0.1, 10),
+        slider_range=(0.1, 10),
         step=0.1,
     )
     min_ratio: float = setting(
@@ -122,10 +122,10 @@ class FindSettings:
         "A sink dimension reaches, on sink tokens, this share of sqrt(hidden size).",
         low=0.01,
         high=1.0,
-        offered=False,
+        user_facing=False,
     )
     min_prominence: float = setting(
-        9.0, "And this multiple of the token's background.", low=0.0, offered=False
+        9.0, "And this multiple of the token's background.", low=0.0, user_facing=False
     )
     min_contrast: float = setting(
         3.0, "How far it stands out on sink tokens, by how far on others.", low=1.0
@@ -138,7 +138,7 @@ class FindSettings:
         "In at least this many consecutive ones of the layers looked at.",
         low=1,
         high=10_000,
-        offered=False,
+        user_facing=False,
     )
     max_dims: int = setting(
         8, "At most so many dimensions, those of the highest contrast.", low=1, high=10_000
@@ -148,17 +148,17 @@ class FindSettings:
         "Resamplings of the samples for each interval.",
         low=100,
         high=100_000,
-        offered=False,
+        user_facing=False,
     )
     confidence: float = setting(
-        0.95, "Of the two-sided intervals.", low=0.5, high=0.999, offered=False
+        0.95, "Of the two-sided intervals.", low=0.5, high=0.999, user_facing=False
     )
     halves: int = setting(
         100,
         "Random halvings of the samples for the stability.",
         low=1,
         high=10_000,
-        offered=False,
+        user_facing=False,
     )
     seed: int = setting(0, "Which samples, and of the resampling.", low=0, high=HIGHEST_SEED)
     batch_size: int | None = setting(

@@ -52,14 +52,16 @@ class Mine:
 
     places: tuple[int, ...] = setting(REQUIRED, "Where.", left_out="everywhere")
     count: int = setting(3, "How many.", low=1, high=9, unit="things")
-    share: float = setting(0.5, "How much.", low=0, above=True, high=1, usual=(0.1, 1), step=0.1)
+    share: float = setting(
+        0.5, "How much.", low=0, above=True, high=1, slider_range=(0.1, 1), step=0.1
+    )
     way: Literal["up", "down"] = setting("up", "Which way.", name="direction")
     loud: bool = setting(False, "Say it.")
     quiet: bool = setting(True, "Do not say it.")
     title: str | None = setting(None, "What to call it.", left_out="nothing")
-    levels: tuple[float, ...] | None = setting(None, "Levels.", low=0.0, offered=False)
+    levels: tuple[float, ...] | None = setting(None, "Levels.", low=0.0, user_facing=False)
     most: int | None = setting(None, "At most.", low=0, high=10**6, left_out="no limit")
-    words: tuple[str, ...] = setting((), "Words.", own=words_of, left_out="none")
+    words: tuple[str, ...] = setting((), "Words.", converter=words_of, left_out="none")
     sites: tuple[Literal["q", "k"], ...] = setting(("q",), "Sites.")
     parts: tuple[str, ...] = setting((), "Parts.", left_out="all")
     both: bool | None = setting(None, "Both.", left_out="where it can be")

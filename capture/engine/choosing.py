@@ -137,7 +137,7 @@ class Rule:
         return (chances / torch.empty_like(chances).exponential_(1)).argmax(-1)
 
 
-def chosen_behind(
+def chosen_by_processors(
     processors: LogitsProcessorList, sampled: bool, input_ids: Tensor, logits: Tensor
 ) -> Tensor:
     """int64 (B,), by the processors themselves; input_ids (B, n), logits (B, vocabulary)."""
@@ -147,7 +147,7 @@ def chosen_behind(
     return torch.multinomial(torch.softmax(scores, -1), 1)[:, 0]
 
 
-def weighed(logits: Tensor, token: Tensor, alternatives: int) -> Tensor:
+def statistics_tensor(logits: Tensor, token: Tensor, alternatives: int) -> Tensor:
     """float64 (B, 3 + 2 x alternatives): token, its log-probability and rank, the likeliest tokens
     and their log-probabilities. One tensor, so that one copy is enough."""
     logs = torch.log_softmax(logits, -1)

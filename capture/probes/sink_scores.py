@@ -13,7 +13,7 @@ from sinkscope.capture.trace import LayerSinks
 from sinkscope.config import Dialect
 from sinkscope.models.run_info import RunInfo
 from sinkscope.models.sink_score import FIRST_LAYER, Norms, above_threshold
-from sinkscope.models.sites import At
+from sinkscope.models.sites import SiteSelection
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ class ScoreReader(Reader):
     and the scores of all layers are computed at once."""
 
     def __init__(self, probe: SinkScores, run: RunInfo) -> None:
-        self.looks = (At("block_in", None, range(run.length)),)
+        self.reads = (SiteSelection("block_in", None, range(run.length)),)
         self._probe, self._run = probe, run
         self._known = dict(run.scores_before(probe.dims))  # of a shared prefix
         self._seen: dict[int, list[Norms]] = {}

@@ -34,7 +34,7 @@ ABOVE, BELOW, NOT_SHOWN = "better", "worse", "no difference shown"
 
 
 @dataclass(frozen=True)
-class Against:
+class ControlDifference:
     """A difference to a control: paired, with interval, corrected p and verdict."""
 
     control: str
@@ -53,7 +53,7 @@ class Figure:
     value: float
     interval: Interval
     targets: int
-    against: tuple[Against, ...] = ()
+    against: tuple[ControlDifference, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -121,7 +121,7 @@ def compare_scores(
     if not both:
         raise ValueError("No target has a map of every method, so they cannot be compared.")
     tallies = {name: _tally([found[name] for found in both]) for name in methods}
-    draws = bootstrap.draw(tallies, settings.resamples, settings.bootstrap_seed)
+    draws = bootstrap.resample(tallies, settings.resamples, settings.bootstrap_seed)
     figures = {
         score: _figures(score, methods, tallies, draws, settings, len(both))
         for score in SCORES
@@ -168,7 +168,7 @@ def _figures(
     score: str,
     methods: Sequence[str],
     tallies: Mapping[str, Tally],
-    draws: bootstrap.Draws,
+    draws: bootstrap.Resamples,
     settings: ScoreReportSettings,
     targets: int,
 ) -> dict[str, Figure]:
@@ -184,7 +184,7 @@ def _figures(
     made = {}
     for name in methods:
         against = tuple(
-            Against(
+            ControlDifference(
                 other,
                 values[name] - values[other],
                 bootstrap.percentiles(drawn[name, other], settings.confidence),

@@ -23,10 +23,10 @@ import tomlkit
 
 from sinkscope.config import ModelSettings, from_mapping
 from sinkscope.evaluation.explanations.settings import ScoreSettings
+from sinkscope.evaluation.method_specs import MethodSpec
 from sinkscope.evaluation.record import AnswerRecord
 from sinkscope.evaluation.run_folder import RunFolder
-from sinkscope.evaluation.wanted import Wanted
-from sinkscope.outside import read_json, read_toml
+from sinkscope.untrusted import read_json, read_toml
 from sinkscope.utils import write_atomically
 
 CONFIG = "score.toml"
@@ -50,9 +50,9 @@ class ScoreConfig:
     revision: str = ""
 
     @property
-    def methods(self) -> tuple[Wanted, ...]:
+    def methods(self) -> tuple[MethodSpec, ...]:
         """In the form that a run's folder needs."""
-        return tuple(Wanted(name) for name in self.names)
+        return tuple(MethodSpec(name) for name in self.names)
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values without what is None."""
@@ -75,9 +75,8 @@ class ScoreConfig:
             others = other.as_dict()[table]
             for key in dict.fromkeys((*values, *others)):
                 if (table, key) != ("score", "limit") and values.get(key) != others.get(key):
-                    found.append(
-                        f"{key} is {_said(values.get(key))} there and {_said(others.get(key))} here"
-                    )
+                    there, here = (_setting_text(one.get(key)) for one in (values, others))
+                    found.append(f"{key} is {there} there and {here} here")
         return found
 
 
@@ -106,17 +105,17 @@ class ScoreFolder(RunFolder):
 
     def __init__(self, folder: Path, config: ScoreConfig) -> None:
         super().__init__(folder, config)  # type: ignore[arg-type]
-        self.own = config
+        self.config = config
 
     def __enter__(self) -> ScoreFolder:
         super().__enter__()
-        text = self.own.toml()
+        text = self.config.toml()
         write_atomically(self.folder / CONFIG, lambda file: file.write(text.encode()))
         return self
 
     def _check(self) -> None:
         if (self.folder / CONFIG).exists():
-            if differs := read_score_config(self.folder / CONFIG).differences(self.own):
+            if differs := read_score_config(self.folder / CONFIG).differences(self.config):
                 raise ValueError(
                     f"The folder {self.folder} holds another run: {'; '.join(differs[:5])}. Give "
                     "another folder, or the settings of that run."
@@ -157,5 +156,5 @@ def _given(values: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _said(value: Any) -> str:
+def _setting_text(value: Any) -> str:
     return "not given" if value is None else json.dumps(value, ensure_ascii=False)

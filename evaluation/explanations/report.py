@@ -35,7 +35,7 @@ def tables(found: Scores) -> list[Table]:
     """All scores at a glance, then one table per score with its comparisons."""
     names = list(found.figures)
     rows = [
-        (method, *(said(found.figures[score][method].value) for score in names))
+        (method, *(value_text(found.figures[score][method].value) for score in names))
         for method in found.methods
     ]
     columns = ("method", *(_title(score) for score in names))
@@ -60,7 +60,7 @@ def _score(score: str, found: Scores) -> Table:
     )
     columns = ("method", "mean (interval)", *(f"difference to {name}" for name in controls))
     rows = [
-        (one.method, f"{said(one.value)} ({_ends(one.interval)})", *_against(one, controls))
+        (one.method, f"{value_text(one.value)} ({_ends(one.interval)})", *_against(one, controls))
         for one in found.figures[score].values()
     ]
     better = "more" if sign > 0 else "less"
@@ -68,7 +68,7 @@ def _score(score: str, found: Scores) -> Table:
     return Table(title, columns, tuple(rows), 1, note)
 
 
-def said(value: float, sign: str = "") -> str:
+def value_text(value: float, sign: str = "") -> str:
     """With three decimals; small values with two significant digits."""
     if math.isnan(value):
         return "not defined"
@@ -76,7 +76,7 @@ def said(value: float, sign: str = "") -> str:
 
 
 def _ends(interval: Interval, sign: str = "") -> str:
-    return f"{said(interval.low, sign)} to {said(interval.high, sign)}"
+    return f"{value_text(interval.low, sign)} to {value_text(interval.high, sign)}"
 
 
 def _against(one: Figure, controls: Sequence[str]) -> Iterator[str]:
@@ -85,7 +85,8 @@ def _against(one: Figure, controls: Sequence[str]) -> Iterator[str]:
         if (found := by_control.get(control)) is None:
             yield ""
         else:
-            yield f"{said(found.difference, '+')} ({_ends(found.interval, '+')}), {found.verdict}"
+            difference = value_text(found.difference, "+")
+            yield f"{difference} ({_ends(found.interval, '+')}), {found.verdict}"
 
 
 def notes(found: Scores) -> list[str]:

@@ -32,7 +32,7 @@ from sinkscope.methods.base import Method
 from sinkscope.methods.base import Target as Tokens
 from sinkscope.methods.explain import METHODS
 from sinkscope.methods.passes import passes_of
-from sinkscope.methods.together import Choice, explain_each, methods_named
+from sinkscope.methods.together import SlotChoice, explain_each, methods_named
 from sinkscope.models.family import PromptInputs
 from sinkscope.models.loading import ModelHandle
 from sinkscope.utils import plain_values
@@ -171,7 +171,7 @@ class _Run:
 
     def _scored(self, target: Target) -> tuple[dict[str, dict[str, Any]], str]:
         """Scores by method, and the answer."""
-        image, mask = target.look()
+        image, mask = target.load()
         inputs = self.handle.prepare([image], target.prompt)
         trace = self._answered(target, inputs)
         tokens = word_tokens(trace, target)
@@ -183,7 +183,7 @@ class _Run:
             name: control_map(name, grid, target.id, self.settings.seed) for name in CONTROLS
         }
         found: dict[str, dict[str, Any]] = {}
-        choice = Choice(self.settings.layers, self.settings.heads, self.settings.reduce)
+        choice = SlotChoice(self.settings.layers, self.settings.heads, self.settings.reduce)
         session = passes_of(self.handle, trace, inputs, stop=self.stop)
         for made in explain_each(
             trace,

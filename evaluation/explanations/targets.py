@@ -19,9 +19,16 @@ from sinkscope.demo.scenes import scene
 from sinkscope.evaluation.explanations.run_length import read_run_length
 from sinkscope.evaluation.explanations.settings import ScoreSettings
 from sinkscope.models.images import FORMATS, open_image
-from sinkscope.outside import DATASET, OutsideError, cut, open_regular, parse_json, read_json
 from sinkscope.records.text import lines_of
 from sinkscope.setting.checks import shown
+from sinkscope.untrusted import (
+    DATASET,
+    UntrustedFileError,
+    cut,
+    open_regular,
+    parse_json,
+    read_json,
+)
 
 Mask = npt.NDArray[np.bool_]
 SEED = 19  # the first number of these scenes' seeds; training, card, sinks, benchmark have others
@@ -44,7 +51,7 @@ class Target:
         cluster: its image; targets of one image are not independent.
         prompt: asked about the image.
         word: to explain, at its first occurrence in the answer.
-        look: opens the image and its mask, bool (height, width).
+        load: opens the image and its mask, bool (height, width).
         answer: explained instead of the model's own answer; None: the model's own.
         expected: the model's own answer must be this one, so that the word names the object; None:
             any answer that contains the word.
@@ -55,7 +62,7 @@ class Target:
     cluster: str
     prompt: str
     word: str
-    look: Callable[[], tuple[Image.Image, Mask]]
+    load: Callable[[], tuple[Image.Image, Mask]]
     answer: str | None = None
     expected: str | None = None
     start: int = 0
@@ -153,7 +160,7 @@ def _rows(path: Path, settings: ScoreSettings) -> Iterator[Target]:
         where = f"Line {number} of {path.name}"
         try:
             row = parse_json(line)
-        except OutsideError as error:
+        except UntrustedFileError as error:
             raise ValueError(f"{where} is damaged, because {error}.") from error
         if not isinstance(row, dict):
             raise ValueError(f"{where} is no JSON object.")
@@ -201,7 +208,7 @@ def _coco(path: Path, settings: ScoreSettings) -> Iterator[Target]:
             continue
         if image_id not in files or category not in names:
             raise ValueError(f"{path.name} has an annotation of an unknown image or category.")
-        image = _beside(path, files[image_id])
+        image = _image_path(path, files[image_id])
 
         def look(
             image: Path = image, objects: Sequence[Mapping[str, Any]] = objects
@@ -217,7 +224,7 @@ def _coco(path: Path, settings: ScoreSettings) -> Iterator[Target]:
         yield Target(f"{image_id}-{name}", str(image_id), prompt, name, look)
 
 
-def _beside(path: Path, name: str) -> Path:
+def _image_path(path: Path, name: str) -> Path:
     for folder in (path.parent, path.parent / "images", path.parent.parent):
         if os.path.isfile(folder / name):  # noqa: PTH113 - Path.is_file fails for a name too long
             return folder / name

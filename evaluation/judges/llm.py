@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sinkscope.evaluation.base import Judgement, Question
-from sinkscope.outside import read_json
+from sinkscope.untrusted import read_json
 from sinkscope.utils import sha256, write_atomically
 
 Ask = Callable[[str], str]

@@ -92,9 +92,9 @@ def option_meant(answer: str, options: Options) -> tuple[str | None, str]:
         return None, "unknown letter"
     for rule, find in (
         ("leading", _leading),
-        ("stated", lambda t, ls: _said(_ANSWER, t, ls)),
+        ("stated", lambda t, ls: _letters_after(_ANSWER, t, ls)),
         ("last line", _last_line),
-        ("named", lambda t, ls: _said(_NAMED, t, ls)),
+        ("named", lambda t, ls: _letters_after(_NAMED, t, ls)),
         ("single", _standing),
     ):
         found_letters = find(text, letters)
@@ -125,7 +125,7 @@ def _others(text: str, end: int, letters: str) -> set[str]:
     return {_letter(found)} if found else set()
 
 
-def _said(word: str, text: str, letters: str) -> set[str]:
+def _letters_after(word: str, text: str, letters: str) -> set[str]:
     """Letters after a word such as "answer": capitals, bracketed ones, and small ones at the
     end."""
     small = letters.lower()

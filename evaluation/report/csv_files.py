@@ -9,7 +9,7 @@ import math
 from collections.abc import Iterable, Iterator, Sequence
 
 from sinkscope.evaluation.report.gather import Section
-from sinkscope.evaluation.report.questions import Found
+from sinkscope.evaluation.report.questions import QuestionLookup
 
 FIGURES = ("run", "task", "protocol", "method", "category", "figure", "value", "low", "high", "by")
 DIFFERENCES = (
@@ -25,7 +25,7 @@ CHANGED = (
 FAILURES = ("run", "question", "method", "reason")
 
 
-def csv_files(sections: Sequence[Section], found: Sequence[Found]) -> dict[str, str]:
+def csv_files(sections: Sequence[Section], found: Sequence[QuestionLookup]) -> dict[str, str]:
     """Name of a file -> its text."""
     both = list(zip(sections, found, strict=True))
     return {
@@ -77,7 +77,7 @@ def _differences(section: Section) -> Iterator[Sequence[object]]:
         )
 
 
-def _changed(section: Section, found: Found) -> Iterator[Sequence[object]]:
+def _changed(section: Section, found: QuestionLookup) -> Iterator[Sequence[object]]:
     for flip in section.flips:
         before, after = flip.before, flip.after
         question = found.questions.get(after.question)

@@ -103,7 +103,7 @@ class Section:
         usage: by method.
         flips: against the baseline, in the data's order.
         sweeps: settings with two values or more.
-        beside: if another judge was chosen: method -> mean score by the protocol's own.
+        other_judge: if another judge was chosen: method -> mean score by the protocol's own.
     """
 
     title: str
@@ -118,7 +118,7 @@ class Section:
     usage: Mapping[str, Usage]
     flips: tuple[Flip, ...]
     sweeps: tuple[Sweep, ...]
-    beside: Mapping[str, float]
+    other_judge: Mapping[str, float]
 
     @property
     def complete(self) -> bool:
@@ -151,7 +151,7 @@ class _RecordPass:
     failures: list[Failure] = field(default_factory=list)
     warnings: Counter[str] = field(default_factory=Counter)
     sums: dict[str, Counter[str]] = field(default_factory=lambda: defaultdict(Counter))
-    own: dict[str, list[float]] = field(default_factory=lambda: defaultdict(list))
+    own_scores: dict[str, list[float]] = field(default_factory=lambda: defaultdict(list))
 
     def take(self, record: AnswerRecord) -> None:
         if record.error is not None or record.score is None:
@@ -166,7 +166,7 @@ class _RecordPass:
         if warning := record.details.get("warning"):
             self.warnings[str(warning)] += 1
         if isinstance(own := record.details.get("own"), dict):
-            self.own[record.method].append(float(own["score"]))
+            self.own_scores[record.method].append(float(own["score"]))
         sums = self.sums[record.method]
         sums["answered"] += 1
         sums["unparsable"] += record.extraction is None
@@ -232,8 +232,10 @@ def _section(folder: Path, settings: CompareSettings) -> Section:
         usage={name: _usage(reading.sums[name]) for name in methods},
         flips=_flips(run, comparison),
         sweeps=sweeps(methods),
-        beside={
-            name: sum(found) / len(found) for name in methods if (found := reading.own.get(name))
+        other_judge={
+            name: sum(found) / len(found)
+            for name in methods
+            if (found := reading.own_scores.get(name))
         },
     )
 

@@ -22,14 +22,14 @@ from sinkscope.evaluation.base import Question
 from sinkscope.evaluation.methods import resolve
 from sinkscope.evaluation.record import AnswerRecord
 from sinkscope.evaluation.report.gather import Flip, Section
-from sinkscope.evaluation.report.questions import Found, small_image
+from sinkscope.evaluation.report.questions import QuestionLookup, small_image
 from sinkscope.models.loading import ModelHandle
 
 Maps = dict[tuple[str, str, str], tuple[str, str]]
 """(section's title, question, method) -> a picture as a data URL, and its description."""
 
 
-def draw_maps(section: Section, found: Found, count: int, handle: ModelHandle) -> Maps:
+def draw_maps(section: Section, found: QuestionLookup, count: int, handle: ModelHandle) -> Maps:
     """Maps of the first `count` changed questions.
 
     Raises:
@@ -99,7 +99,7 @@ def _of_flip(
 
 def _best(trace: GenerationTrace) -> PatchMap:
     """The answer's map on the image that it attended to most."""
-    tokens = range(max(1, len(trace.tokens) - (trace.finish == "end")))
+    tokens = range(max(1, len(trace.tokens) - (trace.finish_reason == "end")))
     maps = [patch_map(trace, tokens, image=i) for i in range(len(trace.layout.grids))]
     return max(maps, key=lambda one: float(np.nansum(one.values)))
 
@@ -107,7 +107,7 @@ def _best(trace: GenerationTrace) -> PatchMap:
 def _caption(
     trace: GenerationTrace, heat: PatchMap, cells: tuple[int, ...], record: AnswerRecord
 ) -> str:
-    tokens = trace.tokens[:-1] if trace.finish == "end" else trace.tokens
+    tokens = trace.tokens[:-1] if trace.finish_reason == "end" else trace.tokens
     said = "".join(token.text for token in tokens)
     where = f" of image {heat.image}" if len(trace.layout.grids) > 1 else ""
     again = "" if said == record.answer else f" Asked again, it answered {said!r}."

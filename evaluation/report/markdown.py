@@ -7,14 +7,14 @@ from collections.abc import Iterator, Sequence
 from sinkscope.evaluation.report import words
 from sinkscope.evaluation.report.facts import facts
 from sinkscope.evaluation.report.gather import Flip, Section
-from sinkscope.evaluation.report.questions import Found
+from sinkscope.evaluation.report.questions import QuestionLookup
 from sinkscope.evaluation.report.tables import Table, summary, tables
 
 MOST_FLIPS = 20
 MOST_FAILURES = 100
 
 
-def markdown(sections: Sequence[Section], found: Sequence[Found]) -> str:
+def markdown(sections: Sequence[Section], found: Sequence[QuestionLookup]) -> str:
     """The whole report; `found` has the questions of each section."""
     lines = ["# Evaluation report", ""]
     if len(sections) > 1:
@@ -24,7 +24,7 @@ def markdown(sections: Sequence[Section], found: Sequence[Found]) -> str:
     return "\n".join(lines).rstrip() + "\n"
 
 
-def _section(section: Section, found: Found) -> Iterator[str]:
+def _section(section: Section, found: QuestionLookup) -> Iterator[str]:
     yield from (f"## {_text(section.title)}", "")
     yield from (_text(words.state(section)), "")
     for warning in section.warnings:
@@ -53,7 +53,7 @@ def _failures(section: Section) -> Iterator[str]:
     yield ""
 
 
-def _flips(section: Section, found: Found) -> Iterator[str]:
+def _flips(section: Section, found: QuestionLookup) -> Iterator[str]:
     yield from (f"### Questions whose score changed ({words.count(len(section.flips))})", "")
     rows = tuple(_flip(flip, found) for flip in section.flips[:MOST_FLIPS])
     columns = ("question", "method", "truth", "answer before", "answer after", "change")
@@ -65,7 +65,7 @@ def _flips(section: Section, found: Found) -> Iterator[str]:
     yield ""
 
 
-def _flip(flip: Flip, found: Found) -> tuple[str, ...]:
+def _flip(flip: Flip, found: QuestionLookup) -> tuple[str, ...]:
     question = found.questions.get(flip.after.question)
     text = flip.after.question + (f": {question.text}" if question else "")
     return (

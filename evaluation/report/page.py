@@ -16,7 +16,7 @@ from sinkscope.evaluation.report import words
 from sinkscope.evaluation.report.charts import Bar, Dot, curve, forest
 from sinkscope.evaluation.report.facts import facts
 from sinkscope.evaluation.report.gather import Flip, Section, Sweep
-from sinkscope.evaluation.report.questions import Found, small_images
+from sinkscope.evaluation.report.questions import QuestionLookup, small_images
 from sinkscope.evaluation.report.tables import Table, summary, tables
 from sinkscope.evaluation.statistics.compare import BETTER, WORSE, Difference, Estimate
 
@@ -26,7 +26,7 @@ _KIND = {BETTER: "better", WORSE: "worse"}
 
 
 @dataclass(frozen=True)
-class Shown:
+class PageContent:
     """What a page has besides the figures.
 
     Attributes:
@@ -35,12 +35,12 @@ class Shown:
         maps: (section's title, question, method) -> a picture as a data URL, and its description.
     """
 
-    found: Sequence[Found]
+    found: Sequence[QuestionLookup]
     flips: int = 60
     maps: Mapping[tuple[str, str, str], tuple[str, str]] = field(default_factory=dict)
 
 
-def page(sections: Sequence[Section], shown: Shown) -> str:
+def page(sections: Sequence[Section], shown: PageContent) -> str:
     """The page's text."""
     style = resources.files(__package__).joinpath("page.css").read_text(encoding="utf-8")
     body: list[str] = ["<h1>Evaluation report</h1>"]
@@ -65,7 +65,7 @@ def page(sections: Sequence[Section], shown: Shown) -> str:
     )
 
 
-def _section(section: Section, found: Found, shown: Shown) -> Iterator[str]:
+def _section(section: Section, found: QuestionLookup, shown: PageContent) -> Iterator[str]:
     yield f"<h2>{_e(section.title)}</h2>"
     yield f'<p class="{"state" if section.complete else "alarm"}">{_e(words.state(section))}</p>'
     for warning in section.warnings:
@@ -167,7 +167,7 @@ def _failures(section: Section) -> Iterator[str]:
     yield _table(Table(title, ("question", "method", "reason"), rows, 3, note))
 
 
-def _flips(section: Section, found: Found, shown: Shown) -> Iterator[str]:
+def _flips(section: Section, found: QuestionLookup, shown: PageContent) -> Iterator[str]:
     if not section.flips:
         return
     yield f"<h3>Questions whose score changed ({words.count(len(section.flips))})</h3>"
@@ -179,7 +179,7 @@ def _flips(section: Section, found: Found, shown: Shown) -> Iterator[str]:
         yield from _flip(section, flip, found, shown)
 
 
-def _flip(section: Section, flip: Flip, found: Found, shown: Shown) -> Iterator[str]:
+def _flip(section: Section, flip: Flip, found: QuestionLookup, shown: PageContent) -> Iterator[str]:
     after = flip.after
     question = found.questions.get(after.question)
     kind, word = ("better", "fixed") if flip.fixed else ("worse", "broken")

@@ -24,32 +24,32 @@ SIDE = 320  # pixels of a small image's longer side
 
 
 @dataclass(frozen=True)
-class Found:
+class QuestionLookup:
     """Questions by their id; `reason` says why some are missing, else ""."""
 
     questions: Mapping[str, Question]
     reason: str
 
 
-def look_up(run: Run, wanted: Mapping[str, int]) -> Found:
+def look_up(run: Run, wanted: Mapping[str, int]) -> QuestionLookup:
     """Read the run's data again, up to the last requested question.
 
     Args:
         wanted: id -> its index in the data.
     """
     if not wanted:
-        return Found({}, "")
+        return QuestionLookup({}, "")
     try:
         # Nothing is judged here, so the judge's package and key are not needed.
         settings = dataclasses.replace(run.config.run, judge=None, judge_model=None, judge_url=None)
         found = dict(_matching(settings, wanted))
     except (ValueError, OSError) as error:
-        return Found({}, f"The data cannot be opened ({error})")
+        return QuestionLookup({}, f"The data cannot be opened ({error})")
     if missing := len(wanted) - len(found):
-        return Found(
+        return QuestionLookup(
             found, f"{number_of(missing, 'question is', 'questions are')} not in the data any more"
         )
-    return Found(found, "")
+    return QuestionLookup(found, "")
 
 
 def _matching(settings: RunSettings, wanted: Mapping[str, int]) -> Iterable[tuple[str, Question]]:

@@ -30,7 +30,7 @@ def tables(section: Section) -> list[Table]:
     made = []
     if section.comparison is not None:
         made += [_figures(section), _differences(section), _categories(section)]
-    made += [_usage(section), _beside(section)]
+    made += [_usage(section), _other_judge(section)]
     return [table for table in made if table is not None and table.rows]
 
 
@@ -168,11 +168,11 @@ def _usage(section: Section) -> Table:
     return Table("Answers", columns, tuple(rows), 1, note)
 
 
-def _beside(section: Section) -> Table | None:
-    if not section.beside:
+def _other_judge(section: Section) -> Table | None:
+    if not section.other_judge:
         return None
     own = section.protocol.judge.name
-    rows = tuple((name, f"{100 * mean:.1f} %") for name, mean in section.beside.items())
+    rows = tuple((name, f"{100 * mean:.1f} %") for name, mean in section.other_judge.items())
     note = (
         f"The figures above are by the judge {section.run.config.run.judge}. The protocol's own "
         f"judge is {own}; these are its mean scores of the same answers."

@@ -171,7 +171,7 @@ class _Part:
     metric: TallyMetric
     answers: Mapping[str, Sequence[Judged]]
     tallies: Mapping[str, Tally]
-    draws: bootstrap.Draws
+    draws: bootstrap.Resamples
     estimates: Mapping[str, Mapping[str, Estimate]]
     exact: bool
     settings: CompareSettings
@@ -228,7 +228,7 @@ def _part(
     metric: TallyMetric, answers: Mapping[str, Sequence[Judged]], settings: CompareSettings
 ) -> _Part:
     tallies = {name: metric.tally(found) for name, found in answers.items()}
-    draws = bootstrap.draw(tallies, settings.resamples, settings.seed)
+    draws = bootstrap.resample(tallies, settings.resamples, settings.seed)
     every = next(iter(answers.values()))
     exact = metric.independent and len({one.cluster for one in every}) == len(every)
     exact = exact and all(

@@ -87,7 +87,7 @@ class RowFault(ValueError):  # noqa: N818  (recorded as the row's fault, and end
 
 
 @dataclass(frozen=True)
-class HeldPicture:
+class LoadedPicture:
     """An image that is in memory already."""
 
     image: Image.Image
@@ -172,7 +172,7 @@ def shared_image(found: Sequence[StoredPicture]) -> str:
     questions about one image are never taken for independent."""
     reference = found[0].reference
     name = image_name(reference)
-    return posixpath.normpath(name) if reference.kind == "file" else name
+    return posixpath.normpath(name) if reference.encoding == "file" else name
 
 
 def lettered(texts: Sequence[Any]) -> Options:

@@ -18,9 +18,9 @@ from sinkscope.evaluation.data import Data, StoredPicture, Table
 from sinkscope.evaluation.judges.chair import Chair, objects_named
 from sinkscope.evaluation.metrics.chair import Chair as ChairMetric
 from sinkscope.evaluation.tasks.base import Item, Task, lmms_protocol
-from sinkscope.outside import DATASET, read_json
-from sinkscope.records.pictures import Beside
+from sinkscope.records.pictures import FolderPictures
 from sinkscope.records.record import Reference
+from sinkscope.untrusted import DATASET, read_json
 from sinkscope.utils import sha256
 
 INSTANCES = Table("annotations", "instances_val2014")
@@ -53,7 +53,7 @@ def read(data: Data | None) -> Iterator[Item]:
         said[one["image_id"]].append(str(one["caption"]))
     files = {one["id"]: str(one["file_name"]) for one in instances["images"]}
     folder = data.images or path.parent.parent / FOLDER
-    found = Beside(folder.absolute())
+    found = FolderPictures(folder.absolute())
     del instances
     for image in sorted(files, key=lambda number: sha256(str(number).encode())):
         if image not in objects:

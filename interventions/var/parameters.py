@@ -52,7 +52,7 @@ class Parameters:
         return Limits(freed, most, least, mass, official)
 
 
-def random_instead(sinks: Tensor, vision: Tensor, seed: int, layer: int) -> Tensor:
+def random_control(sinks: Tensor, vision: Tensor, seed: int, layer: int) -> Tensor:
     """The control: as many random vision tokens that are no sinks, in place of the visual sinks."""
     others = (vision & ~sinks).nonzero()[:, 0].cpu()
     count = min(int((vision & sinks).sum()), len(others))

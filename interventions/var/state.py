@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from sinkscope.config import VARSettings
-from sinkscope.interventions.var.parameters import random_instead
+from sinkscope.interventions.var.parameters import random_control
 from sinkscope.interventions.var.selection import EPSILON, KeyGroups
 from sinkscope.models.sink_score import Norms
 
@@ -163,7 +163,7 @@ class DeviceState:
                 compare(scores[row], state.tau[row], out=sinks[row])
             if own.control == "random":
                 vision = self._vision[row]
-                state.sinks[row].copy_(random_instead(state.sinks[row], vision, own.seed, layer))
+                state.sinks[row].copy_(random_control(state.sinks[row], vision, own.seed, layer))
         self._group(layer)
 
     def _group(self, layer: int) -> None:

@@ -49,21 +49,21 @@ class BatchReducer:
         self._layers, self._size = tuple(sorted(layers)), hidden_size
         self._places = [_Places.of(layout, length) for layout in layouts]
         self._most = max(len(places.vision) for places in self._places)
-        self._there: dict[torch.device, _There] = {}
+        self._by_device: dict[torch.device, _DeviceBatch] = {}
         self._where: dict[int, torch.device] = {}
 
     def reduce(self, layer: int, hidden: Tensor, query: Tensor, key: Tensor, scale: float) -> None:
         """`hidden` (B, N, D), `query` (B, H, N, Dh), `key` (B, Hkv, N, Dh)."""
         device = hidden.device
-        if device not in self._there:
-            self._there[device] = _There(self, device)
+        if device not in self._by_device:
+            self._by_device[device] = _DeviceBatch(self, device)
         self._where[layer] = device
-        self._there[device].reduce(layer, hidden.detach(), query.detach(), key.detach(), scale)
+        self._by_device[device].reduce(layer, hidden.detach(), query.detach(), key.detach(), scale)
 
     def finish(self) -> list[dict[str, Tensor]]:
         """Of each sample all statistics with the layers as first axis, on the CPU: one copy from
         each device."""
-        held = {device: there.read() for device, there in self._there.items()}
+        held = {device: there.read() for device, there in self._by_device.items()}
         rows = [(self._where[layer], self._layers.index(layer)) for layer in sorted(self._where)]
         made = []
         for sample, places in enumerate(self._places):
@@ -102,7 +102,7 @@ class _Places:
         return _Places(pad, vision, tuple(grid.tokens for grid in layout.grids), text)
 
 
-class _There:
+class _DeviceBatch:
     """The batch on one device: what is constant, and what is measured."""
 
     def __init__(self, owner: BatchReducer, device: torch.device) -> None:

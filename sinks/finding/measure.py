@@ -30,7 +30,7 @@ from sinkscope.models import kernels
 from sinkscope.models.family import PromptInputs, PromptLayout
 from sinkscope.models.loading import ModelHandle
 from sinkscope.models.run_info import RunInfo
-from sinkscope.models.sites import At
+from sinkscope.models.sites import SiteSelection
 from sinkscope.sinks.finding.batch import BatchReducer
 from sinkscope.sinks.finding.relative import MASSIVE, MASSIVE_RATIO, background, relative
 from sinkscope.sinks.finding.stats import TOP, SampleStats
@@ -94,7 +94,7 @@ def samples_at_once(settings: FindSettings, device: torch.device) -> int:
     """How many samples to give to `measure` together."""
     if settings.batch_size is not None:
         return settings.batch_size
-    return 1 if kernels.host_reads_are_free(device) else AUTO_SAMPLES
+    return 1 if kernels.is_on_host(device) else AUTO_SAMPLES
 
 
 def _passes(
@@ -167,7 +167,7 @@ class LayerStatistics(Probe):
 
     def begin(self, run: RunInfo) -> Reader:
         size = run.model.hidden_size
-        if kernels.host_reads_are_free(run.device):
+        if kernels.is_on_host(run.device):
             one_by_one = _OneByOne(run.layouts, run.length, size, self.settings)
             return _Watcher(one_by_one, self.layers)
         batch = BatchReducer(run.layouts, run.length, self.layers, size, self.settings)
@@ -178,7 +178,7 @@ class _Watcher(Reader):
     """Brings the residual stream of a layer together with its queries and keys."""
 
     def __init__(self, reducer: _OneByOne | BatchReducer, layers: tuple[int, ...]) -> None:
-        self.looks = (At("block_in", layers), At("queries_keys", layers))
+        self.reads = (SiteSelection("block_in", layers), SiteSelection("queries_keys", layers))
         self._reducer = reducer
         self._hidden: Tensor | None = None
 

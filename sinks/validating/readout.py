@@ -23,7 +23,7 @@ from sinkscope.models.kernels import attention_rows
 from sinkscope.models.profiles import SinkProfile
 from sinkscope.models.run_info import RunInfo
 from sinkscope.models.sink_score import sink_score
-from sinkscope.models.sites import At
+from sinkscope.models.sites import SiteSelection
 from sinkscope.sinks.received import block_bytes, choose, first_query_of, received
 from sinkscope.sinks.validating.evidence import Reading
 from sinkscope.sinks.validating.settings import ValidateSettings
@@ -63,7 +63,10 @@ class PromptReader(Reader):
 
     def __init__(self, probe: PromptReading, layout: PromptLayout, layers: int) -> None:
         prompt = range(layout.length)
-        self.looks = (At("block_in", None, prompt), At("queries_keys", None, prompt))
+        self.reads = (
+            SiteSelection("block_in", None, prompt),
+            SiteSelection("queries_keys", None, prompt),
+        )
         profile = probe.profile
         self._layout, self._profile, self._random_dims = layout, profile, probe.random_dims
         self._taus, self._settings, self._layers = probe.taus, probe.settings, layers

@@ -39,7 +39,7 @@ class ValidateSettings:
         None,
         "Layers whose flagged tokens are hidden.",
         left_out="from layer 2 on, where sinks are looked for",
-        offered=False,
+        user_facing=False,
     )
     hide_in: HideIn = setting(
         "all_layers", "Hide flagged tokens everywhere, or only where they are flagged."
@@ -51,21 +51,21 @@ class ValidateSettings:
         "given", "The data's answers where it has any (else the model's greedy one), or own."
     )
     answer_tokens: int = setting(
-        24, "At most so many tokens of an answer.", low=1, high=1024, offered=False
+        24, "At most so many tokens of an answer.", low=1, high=1024, user_facing=False
     )
     random_draws: int = setting(
         4,
         "Draws of random vision tokens for each sample; their mean counts.",
         low=1,
         high=100,
-        offered=False,
+        user_facing=False,
     )
     dims_draws: int = setting(
         4,
         "Draws of random dimensions, the same for all samples; their mean counts.",
         low=1,
         high=100,
-        offered=False,
+        user_facing=False,
     )
     taus: tuple[float, ...] | None = setting(
         None,
@@ -73,47 +73,47 @@ class ValidateSettings:
         low=0.0,
         above=True,
         left_out="multiples (`SWEEP`) of the profile's",
-        offered=False,
+        user_facing=False,
     )
     sweep_samples: int = setting(
         10,
         "Samples on which the sweep hides tokens as well; 0: none.",
         low=0,
         high=10**6,
-        offered=False,
+        user_facing=False,
     )
     min_samples: int = setting(
         10,
         "Fewer samples with a sink than this are too few to say anything.",
         low=2,
         high=10**6,
-        offered=False,
+        user_facing=False,
     )
     max_flagged: float = setting(
         MANY_FLAGGED,
         "A larger share of the vision tokens flagged (mean over `layers`) is too much.",
         low=0.0,
         high=1.0,
-        offered=False,
+        user_facing=False,
     )
     min_lift: float = setting(
         2.0,
         "Flagged tokens hold at least so many times the attention of the average vision token.",
         low=1.0,
-        offered=False,
+        user_facing=False,
     )
     margin: float = setting(
         0.05,
         "A smaller change of an answer token's log-probability counts as none.",
         low=0.0,
         unit="nats",
-        offered=False,
+        user_facing=False,
     )
     bootstrap: int = setting(
-        2000, "Resamplings of the samples.", low=100, high=100_000, offered=False
+        2000, "Resamplings of the samples.", low=100, high=100_000, user_facing=False
     )
     confidence: float = setting(
-        0.95, "Of the two-sided intervals.", low=0.5, high=0.999, offered=False
+        0.95, "Of the two-sided intervals.", low=0.5, high=0.999, user_facing=False
     )
     seed: int = setting(0, "Which samples, draws and resamplings.", low=0, high=HIGHEST_SEED)
     allow_finding_samples: bool = setting(
@@ -126,7 +126,7 @@ class ValidateSettings:
         "Tokens that pass through the text model at once while tokens are hidden.",
         low=1,
         high=10**8,
-        offered=False,
+        user_facing=False,
     )
 
     def __post_init__(self) -> None:

@@ -106,7 +106,7 @@ def validate(
             raise Stopped(done, len(ordered))
         try:
             try:
-                asked = _asked(task, sample)
+                asked = _prepare(task, sample)
             except (ImageError, ValueError) as error:  # the sample's; what comes later is not its
                 skipped.append((sample.id, str(error)))
             else:
@@ -188,15 +188,15 @@ class _Interrupted(Exception):  # noqa: N818  (no error: the user asked for it)
 
 
 @dataclass(frozen=True)
-class _Asked:
+class _PreparedSample:
     """A sample that can be used: its prompt, its answer's token ids, whether the model gave it."""
 
     inputs: PromptInputs
     answer: tuple[int, ...]
-    own: bool
+    by_model: bool
 
 
-def _asked(task: _Task, sample: Sample) -> _Asked:
+def _prepare(task: _Task, sample: Sample) -> _PreparedSample:
     """The sample made ready; a `ValueError` is the reason to skip it."""
     images = sample.open_images()
     inputs = task.handle.prepare(
@@ -207,19 +207,19 @@ def _asked(task: _Task, sample: Sample) -> _Asked:
         history=sample.history,
     )
     check_window(task.handle, inputs.layout.length)
-    return _Asked(inputs, *_answer(task, sample, inputs))
+    return _PreparedSample(inputs, *_answer(task, sample, inputs))
 
 
-def _one(task: _Task, sample: Sample, asked: _Asked, sweeps: bool) -> Record:
+def _one(task: _Task, sample: Sample, asked: _PreparedSample, sweeps: bool) -> Record:
     """Everything about one sample."""
     handle, settings = task.handle, task.settings
-    inputs, answer, own = asked.inputs, asked.answer, asked.own
+    inputs, answer, own = asked.inputs, asked.answer, asked.by_model
     probe = PromptReading(task.profile, task.random_dims, task.taus, settings)
     counted = GenerationSettings(max_new_tokens=len(answer))
     with handle.lock, memory_errors_named(inputs, counted):
         forced = read_answer(handle, inputs, answer, [probe])
         reading = forced.session[probe].reading()
-        wanted = _Wanted(inputs, reading.phi.shape)
+        wanted = _HiddenPatterns(inputs, reading.phi.shape)
         order = _orders(sample, inputs.layout.vision_tokens, settings)
         found = evidence.candidates(reading, task.profile.tau, task.layers, order)
         rows = {name: wanted.add(found, name, settings) for name in found.tokens}
@@ -281,7 +281,7 @@ def _one(task: _Task, sample: Sample, asked: _Asked, sweeps: bool) -> Record:
     )
 
 
-class _Wanted:
+class _HiddenPatterns:
     """The different sets to hide, each once; the first hides nothing."""
 
     def __init__(self, inputs: PromptInputs, shape: Sequence[int]) -> None:
@@ -321,7 +321,7 @@ def _answer(task: _Task, sample: Sample, inputs: PromptInputs) -> tuple[tuple[in
         return ids, False
     short = GenerationSettings(max_new_tokens=most, layers=(0,), reduce_heads=True)
     trace = generate(handle, inputs, short, stop=task.stop)
-    if trace.finish == "stopped":
+    if trace.finish_reason == "stopped":
         raise _Interrupted
     ends = end_tokens(handle)
     ids = tuple(token.id for token in trace.tokens if token.id not in ends)

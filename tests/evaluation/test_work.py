@@ -67,7 +67,7 @@ def test_a_batch_that_does_not_fit_is_asked_one_by_one(
             raise torch.OutOfMemoryError("full")
         return own(model, ready, *rest)
 
-    monkeypatch.setattr(module, "ask", limited)
+    monkeypatch.setattr(module, "answer_questions", limited)
     done = work(PLAN, handle, [Work((shown(photo),), f"Where is {n}?") for n in range(3)])
     assert sizes == [3, 1, 1, 1]
     assert all(one.error is None and len(one.answers) == 1 for one in done)

@@ -108,7 +108,7 @@ class Api:
         Gives the run's id (`run`), its model, layers, heads and images, and under `baseline` the
         answer with text, probability, image share and sink share of each token.
         """
-        asked = Request(image, prompt, said=said, more=(image_2, image_3, image_4))
+        asked = Request(image, prompt, values=said, more=(image_2, image_3, image_4))
         return about_run(self._run(asked, request))
 
     def compare(
@@ -129,7 +129,7 @@ class Api:
         log-probability, and VAR's own report.
         """
         more = (image_2, image_3, image_4)
-        asked = Request(image, prompt, True, same_text, said=said, more=more)
+        asked = Request(image, prompt, True, same_text, values=said, more=more)
         run = self._run(asked, request)
         both = run.traces["baseline"], run.traces["var"]
         pair = Comparison(*both, run.same_text, prefix=None)  # type: ignore[arg-type]
@@ -150,7 +150,7 @@ class Api:
         one (null where it can), and a PNG of the map over the image. A method that reads the model
         gives what was computed on the page for just these tokens.
         """
-        found = self._found(run)
+        found = self._kept_run(run)
         if variant not in found.traces:
             raise ValueError(f"variant is {variant!r}; allowed: {', '.join(found.traces)}.")
         selection = Selection(**read_all(Selection, said))
@@ -203,7 +203,7 @@ class Api:
         Without `tokens` a figure is of the first one, and an animation of all. `window`, `seconds`
         and `width` are an animation's. `difference` holds where there are two sides.
         """
-        found = self._found(run)
+        found = self._kept_run(run)
         wanted = ExportChoice(**read_all(ExportChoice, said)).wanted(found.first)
         sides_of_view(found, wanted)
         with scratch() as folder:
@@ -239,7 +239,7 @@ class Api:
         self._handlers.store.keep_copies(run, Path(kept))
         return str(kept)
 
-    def _found(self, run_id: str) -> Run:
+    def _kept_run(self, run_id: str) -> Run:
         run = find_run(self._handlers.store, run_id)
         if run is None:
             raise ValueError(EXPIRED)
@@ -253,7 +253,7 @@ class Api:
             pass
         if value.get("phase") == "error":
             raise ValueError(value["message"])
-        return self._found(value["run"])
+        return self._kept_run(value["run"])
 
 
 def _plain(values: np.ndarray) -> list[list[float | None]]:
@@ -298,7 +298,7 @@ def _answer(trace: GenerationTrace) -> dict[str, Any]:
         )
     return {
         "answer": trace.text,
-        "finish": trace.finish,
+        "finish": trace.finish_reason,
         "seconds": trace.seconds,
         "applied": list(trace.applied),
         "tokens": tokens,

@@ -97,7 +97,7 @@ def build_evaluate_payload(
             for one in section.failures[:MOST_LISTED]
         ],
         "seed": run.seed,
-        "asked": _asked(section, questions, pictures),
+        "asked": _questions(section, questions, pictures),
     }
     return pack(header, {})
 
@@ -196,7 +196,7 @@ def _table(table: Table) -> dict[str, Any]:
     }
 
 
-def _asked(
+def _questions(
     section: Section, questions: Mapping[str, Question], pictures: Mapping[str, str]
 ) -> list[dict[str, Any]]:
     """Every question with its answers, in the data's order."""

@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from sinkscope.config import HIGHEST_SEED, ModelSettings, VARSettings
+from sinkscope.evaluation.method_specs import MethodSpec
 from sinkscope.evaluation.settings import RunConfig, RunSettings
 from sinkscope.evaluation.tasks.demo import TASK
 from sinkscope.evaluation.tasks.jsonl import TASK as OWN
-from sinkscope.evaluation.wanted import Wanted
 from sinkscope.models.loading import ModelHandle
 from sinkscope.setting import (
     checked,
@@ -26,7 +26,7 @@ from sinkscope.setting import (
     setting,
     settings_of,
 )
-from sinkscope.web.components.controls import said_by
+from sinkscope.web.components.controls import control_value
 from sinkscope.web.runs.request import Request
 from sinkscope.web.sinks.request import Picture
 
@@ -68,7 +68,11 @@ class EvaluateRequest:
     )
     keep: float = like(VARSettings, "keep")
     tau: float | None = like(
-        VARSettings, "tau", default=None, usual=None, left_out="that of the dimensions in use"
+        VARSettings,
+        "tau",
+        default=None,
+        slider_range=None,
+        left_out="that of the dimensions in use",
     )
     seed: int = setting(
         0,
@@ -125,16 +129,16 @@ class EvaluateRequest:
             if strange := [one for one in given if one not in allowed]:
                 raise ValueError(f"{name} has {strange[0]!r}; allowed: {', '.join(allowed)}.")
         said = {one: getattr(self, one.field) for one in settings_of(EvaluateRequest)}
-        return {one.field: checked(one, said_by(one, value)) for one, value in said.items()}
+        return {one.field: checked(one, control_value(one, value)) for one, value in said.items()}
 
-    def _method(self, name: str, handle: ModelHandle, said: dict[str, Any]) -> Wanted:
+    def _method(self, name: str, handle: ModelHandle, said: dict[str, Any]) -> MethodSpec:
         if name == "default":
-            return Wanted(name)
+            return MethodSpec(name)
         values: dict[str, Any] = {"keep": said["keep"]}
         if self.dims.strip():
             threshold = {} if self.dims_tau is None else {"tau": self.dims_tau}
             own_dims = {"dims": self.dims, **threshold}
-            own = Request(None, "", True, dims_of=self.dims_of, said=own_dims)
+            own = Request(None, "", True, dims_of=self.dims_of, values=own_dims)
             var = own.var(handle)
             assert var is not None
             values |= {"dims": var.dims, "tau": var.tau}
@@ -147,4 +151,4 @@ class EvaluateRequest:
             values["tau"] = said["tau"]
         if name == "var-random":
             values |= {"control": "random", "seed": said["seed"]}
-        return Wanted(name, values)
+        return MethodSpec(name, values)

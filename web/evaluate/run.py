@@ -23,7 +23,7 @@ from sinkscope.evaluation.run_folder import CONFIG, Run, read_run
 from sinkscope.evaluation.runner import evaluate, prepare
 from sinkscope.evaluation.session import Summary
 from sinkscope.evaluation.settings import RunConfig, read_config
-from sinkscope.jobs.job import At, Job, Stopped
+from sinkscope.jobs.job import Job, JobProgress, Stopped
 from sinkscope.jobs.runner import Runner, StoppedWaiting
 from sinkscope.models.loading import ModelHandle
 from sinkscope.web.evaluate.files import file_of, without_place
@@ -36,7 +36,6 @@ from sinkscope.web.evaluate.payload import (
 from sinkscope.web.evaluate.request import MINE, EvaluateRequest
 from sinkscope.web.evaluate.store import EvaluateStore
 from sinkscope.web.evaluate.upload import keep_questions
-from sinkscope.web.runs.copies import Copies
 from sinkscope.web.runs.image_process import ImageProcess
 from sinkscope.web.runs.inspector import cached, error_value
 from sinkscope.web.runs.job_values import (
@@ -49,6 +48,7 @@ from sinkscope.web.runs.job_values import (
 )
 from sinkscope.web.runs.loaded_model import LoadedModel
 from sinkscope.web.runs.payload import encode_image
+from sinkscope.web.runs.served_files import ServedFiles
 from sinkscope.web.runs.tab_handlers import TabHandlers
 from sinkscope.web.server.read_only import READ_ONLY
 
@@ -109,14 +109,14 @@ class EvaluateHandlers(TabHandlers):
         runner: Runner,
         answer: Callable[..., Summary] = evaluate,
         images: ImageProcess | None = None,
-        copies: Copies | None = None,
+        copies: ServedFiles | None = None,
     ) -> None:
         super().__init__(settings, loaded, runner, images)
         self.answer = answer
         self.store = EvaluateStore(
             settings.app.cache / "page_evaluations",
             owned=bool(settings.app.login),
-            copies=Copies(copies),
+            copies=ServedFiles(copies),
         )
 
     # --- Run, Go on and Stop ---------------------------------------------------------------------
@@ -286,7 +286,7 @@ class EvaluateHandlers(TabHandlers):
         return run, found[name]
 
 
-def _running(run_id: str, job: Job, at: At, seen: _Live) -> dict[str, Any]:
+def _running(run_id: str, job: Job, at: JobProgress, seen: _Live) -> dict[str, Any]:
     if at.stage == "Answering" and (shown := seen.look(at.done)) is not None:
         seen.shown = shown
         at = job.at  # looking took its time

@@ -22,7 +22,7 @@ from sinkscope.evaluation.data import Row, StoredPicture, open_data
 from sinkscope.evaluation.tasks.base import RowFault
 from sinkscope.evaluation.tasks.jsonl import TABLE, TASK, question_of
 from sinkscope.models.images import ImageError, open_image
-from sinkscope.records.pictures import Uploaded, picture
+from sinkscope.records.pictures import UploadedPictures, picture
 from sinkscope.records.record import RecordError
 from sinkscope.records.sources import file_source
 from sinkscope.records.text import Damaged
@@ -108,7 +108,7 @@ def _rows(file: Picture, files: Sequence[Picture]) -> Iterator[Row]:
         if one is not file:
             short = _short(one)
             named[short] = None if short in named else upload_path(str(one.path))
-    pictures = Uploaded(named)
+    pictures = UploadedPictures(named)
     source = file_source(upload_path(str(file.path)), pictures, _short(file), damaged=True)
     for number, values in source.rows():
         where = source.place(number)

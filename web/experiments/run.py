@@ -20,13 +20,12 @@ from sinkscope.experiments.compare import compare, is_comparison
 from sinkscope.experiments.result import Result
 from sinkscope.experiments.run import run_experiment
 from sinkscope.experiments.saving import save_result
-from sinkscope.jobs.job import At, Job, Progress, Stopped
+from sinkscope.jobs.job import Job, JobProgress, Progress, Stopped
 from sinkscope.jobs.runner import Runner, StoppedWaiting
 from sinkscope.utils import sha256
 from sinkscope.web.experiments.payload import build_experiment_payload
 from sinkscope.web.experiments.request import ExperimentRequest, samples_of
 from sinkscope.web.experiments.store import ExperimentResult
-from sinkscope.web.runs.copies import Copies
 from sinkscope.web.runs.image_process import ImageProcess, KeptImages
 from sinkscope.web.runs.inspector import cached, cached_file
 from sinkscope.web.runs.job_values import (
@@ -39,6 +38,7 @@ from sinkscope.web.runs.job_values import (
 )
 from sinkscope.web.runs.loaded_model import LoadedModel
 from sinkscope.web.runs.results import ResultStore
+from sinkscope.web.runs.served_files import ServedFiles
 from sinkscope.web.runs.tab_handlers import ResultHandlers
 from sinkscope.web.server.read_only import READ_ONLY
 from sinkscope.web.server.temporary import scratch
@@ -70,12 +70,12 @@ class ExperimentsHandlers(ResultHandlers[ExperimentRequest]):
         runner: Runner,
         engine: ExperimentEngine | None = None,
         images: ImageProcess | None = None,
-        copies: Copies | None = None,
+        copies: ServedFiles | None = None,
     ) -> None:
         super().__init__(settings, loaded, runner, images)
         self.engine = engine or run_experiment
         self.store: ResultStore[ExperimentResult] = ResultStore(
-            owned=bool(settings.app.login), copies=Copies(copies)
+            owned=bool(settings.app.login), copies=ServedFiles(copies)
         )
 
     # --- Run and Stop ----------------------------------------------------------------------------
@@ -83,7 +83,7 @@ class ExperimentsHandlers(ResultHandlers[ExperimentRequest]):
     def _run(self, request: ExperimentRequest, run_id: str, job: Job) -> Values:
         request.check()
 
-        def running(at: At, seconds: float) -> dict[str, Any]:
+        def running(at: JobProgress, seconds: float) -> dict[str, Any]:
             message = "Stopping after this pass" if job.stopped else at.stage or "Starting"
             what = "samples" if at.stage == LOOKING else "passes"
             return running_value(run_id, at, message, what, seconds)

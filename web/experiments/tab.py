@@ -29,7 +29,7 @@ from sinkscope.experiments import catalogue
 from sinkscope.experiments.settings import StudySettings
 from sinkscope.setting import REQUIRED, Setting, offered, settings_of
 from sinkscope.web.components.controls import box, change_of
-from sinkscope.web.experiments.ahead import ahead_of
+from sinkscope.web.experiments.estimate import estimate_text
 from sinkscope.web.experiments.request import BUNDLED, MINE, ExperimentRequest
 from sinkscope.web.experiments.run import ExperimentsHandlers
 from sinkscope.web.explore.form import notice_line
@@ -54,7 +54,7 @@ class _Form:
     controls: dict[str, Component]
     name: gr.Dropdown
     blocks: dict[str, gr.Column]
-    ahead: gr.HTML
+    estimate: gr.HTML
     go: gr.Button
     stop: gr.Button
 
@@ -95,9 +95,9 @@ def build_experiments(handlers: ExperimentsHandlers, status: gr.HTML, tab: gr.Ta
     form.name.change(choosing(form.blocks), form.name, [form.name, *form.blocks.values()], **QUIET)
     gr.on(
         [tab.select, status.change, form.name.change, change_of(form.controls["source"])],
-        asking_ahead(handlers),
+        updating_estimate(handlers),
         [form.name, form.controls["source"]],
-        form.ahead,
+        form.estimate,
         trigger_mode="always_last",
         **QUIET,
     )
@@ -193,10 +193,10 @@ def choosing(blocks: Mapping[str, Any]) -> Callable[..., Any]:
     return choose
 
 
-def asking_ahead(handlers: ExperimentsHandlers) -> Callable[..., Any]:
+def updating_estimate(handlers: ExperimentsHandlers) -> Callable[..., Any]:
     def ahead(name: str, source: str) -> Any:
         """What the model can be asked, and how its sinks are known, before Run."""
-        return ahead_of(handlers.loaded.state, name, source)
+        return estimate_text(handlers.loaded.state, name, source)
 
     return ahead
 
@@ -218,14 +218,14 @@ def running(handlers: ExperimentsHandlers) -> Callable[..., Any]:
         stopped or error.
         """
         pictures = (Picture(f.orig_name or Path(f.path).name, Path(f.path)) for f in files)
-        own, study = _of(said, name), _of(said, STUDY)
+        own, study = _values_of(said, name), _values_of(said, STUDY)
         asked = ExperimentRequest(name, source, tuple(pictures), prompt, own, study, samples)
         yield from with_buttons(handlers.run(asked, request.session_hash or ""))
 
     return run_experiment
 
 
-def _of(said: Mapping[str, Any], name: str) -> dict[str, Any]:
+def _values_of(said: Mapping[str, Any], name: str) -> dict[str, Any]:
     """What the controls of one experiment, or of the study, say."""
     begin = f"{name}/"
     return {key.removeprefix(begin): said[key] for key in said if key.startswith(begin)}

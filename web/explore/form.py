@@ -27,7 +27,7 @@ class Form:
         controls: by the names of the arguments of `generate` (`web.explore.events.generating`).
         more: places for further images of one question.
         further: what they are folded away in.
-        ahead: what the run will take, said before it.
+        estimate: what the run will take, said before it.
         changed: what was changed since the run on screen.
         asked: what the controls said for that run (`web.explore.refill`).
         limits: what the loaded model can be asked, where that is little.
@@ -50,7 +50,7 @@ class Form:
     compare: gr.Checkbox
     go: gr.Button
     stop: gr.Button
-    ahead: gr.HTML
+    estimate: gr.HTML
     changed: gr.HTML
     asked: gr.State
     limits: gr.HTML
@@ -118,7 +118,7 @@ def build_form(generation: GenerationSettings, offered: list[Example]) -> Form:
         compare=compare,
         go=go,
         stop=stop,
-        ahead=ahead,
+        estimate=ahead,
         changed=changed,
         asked=asked,
         limits=limits,

@@ -23,10 +23,10 @@ from sinkscope import attention_extractor
 from sinkscope.capture.pace import Pace, Work
 from sinkscope.capture.trace import GenerationTrace
 from sinkscope.config import Settings
-from sinkscope.drawing.made import with_made
-from sinkscope.jobs.job import At, Job, Stopped
+from sinkscope.drawing.run_summary import with_summary
+from sinkscope.jobs.job import Job, JobProgress, Stopped
 from sinkscope.jobs.runner import Runner, StoppedWaiting, Waiting
-from sinkscope.methods.base import Part, Target, rows_of
+from sinkscope.methods.base import Target, TokenSource, rows_of
 from sinkscope.methods.head_list import PickedHeads
 from sinkscope.utils import number_of
 from sinkscope.web.explore.answering import Answering
@@ -47,9 +47,9 @@ from sinkscope.web.runs.loaded_model import LoadedModel
 from sinkscope.web.runs.pairs import find_run
 from sinkscope.web.runs.payload import build_map, build_token_maps
 from sinkscope.web.runs.request import Request
-from sinkscope.web.runs.shown import Shown
 from sinkscope.web.runs.standalone import build_standalone
-from sinkscope.web.runs.store import Run, RunStore, made_of, new_id
+from sinkscope.web.runs.store import Run, RunStore, new_id, run_summary
+from sinkscope.web.runs.value_cache import RunValueCache
 from sinkscope.web.server.read_only import READ_ONLY
 from sinkscope.web.server.temporary import scratch
 from sinkscope.web.server.uploads import existing_upload
@@ -93,7 +93,7 @@ class Handlers:
         self.images = ImageProcess(settings.images)
         self.explained = ExplainedStore(store)
         self.component: gr.HTML | None = None
-        self._shown = Shown(self._value)
+        self._shown = RunValueCache(self._value)
         self._last = LastPrompt()
         loaded.on_change(self._last.drop)  # a model that comes needs the memory
         self._answering: dict[str, Answering] = {}  # by run id, for as long as a run is under way
@@ -116,16 +116,16 @@ class Handlers:
             yield error_value(run_id, "Stopped while the image was read; nothing was generated.")
         except ValueError as error:
             yield error_value(run_id, str(error))
-            raise _said(str(error), "Not possible") from error
+            raise _api_error(str(error), "Not possible") from error
         except attention_extractor.RunOutOfMemoryError as error:
             yield error_value(run_id, str(error))
-            raise _said(str(error), "Out of memory") from error
+            raise _api_error(str(error), "Out of memory") from error
         except gr.Error:
             raise
         except Exception as error:
             log.exception("a run failed")
             yield error_value(run_id, UNFORESEEN)
-            raise _said(UNFORESEEN, "Error") from error
+            raise _api_error(UNFORESEEN, "Error") from error
         finally:
             with self._lock:
                 self._answering.pop(run_id, None)
@@ -154,7 +154,7 @@ class Handlers:
             now = time.monotonic()
             if isinstance(event, Waiting):
                 yield queued_value(run_id, event.before)
-            elif not isinstance(event, At):
+            elif not isinstance(event, JobProgress):
                 if any(len(tokens[name]) > sent[name] for name in variants):
                     yield self._delta(here, sent, begun)
                 yield self._kept(event.result, job)
@@ -261,7 +261,7 @@ class Handlers:
 
     def open_run(self, ask: Any) -> dict[str, Any]:
         """A run by its id, for a page that was reloaded."""
-        run = self._found(ask)
+        run = self._run_asked(ask)
         return self.value_of(run) if isinstance(run, Run) else run
 
     def opened(self, ask: Any) -> dict[str, Any] | None:
@@ -269,9 +269,9 @@ class Handlers:
         run = self.store.in_memory(field_of(ask, "run"), wait=False)
         if run is None or not self.store.may_see(run.id):
             return None
-        return self._shown.ready(run)
+        return self._shown.cached(run)
 
-    def _found(self, ask: Any, described: bool = True) -> Run | dict[str, Any]:
+    def _run_asked(self, ask: Any, described: bool = True) -> Run | dict[str, Any]:
         """The run, or the two runs side by side, that a question is about; or what to answer."""
         try:
             run = find_run(self.store, field_of(ask, "run"), field_of(ask, "names"), described)
@@ -290,7 +290,7 @@ class Handlers:
 
     def page_file(self, ask: Any) -> dict[str, Any]:
         """The run as an HTML file that works alone, and opens with the view that is on screen."""
-        run = self._found(ask)
+        run = self._run_asked(ask)
         if not isinstance(run, Run):
             return run
         place = field_of(ask, "place")
@@ -300,12 +300,12 @@ class Handlers:
 
     def trace_file(self, ask: Any) -> dict[str, Any]:
         """One trace of a run as `GenerationTrace.open` reads it."""
-        run, name = self._found(ask, described=False), field_of(ask, "variant")
+        run, name = self._run_asked(ask, described=False), field_of(ask, "variant")
         if not isinstance(run, Run) or name not in list(run.traces):
             return {"error": EXPIRED}
         with scratch() as folder:
             path = Path(folder) / "trace.safetensors"
-            with_made(run.traces[name], made_of(run)).save(path)
+            with_summary(run.traces[name], run_summary(run)).save(path)
             called = f"sinkscope-{run.id[:8]}-{name}.safetensors"
             return self.copied(run, self._file(path.read_bytes(), called))
 
@@ -313,7 +313,7 @@ class Handlers:
         assert self.component is not None
         return {**cached(data, name, self.component), "name": name, "bytes": len(data)}
 
-    def draw_ahead(self, ask: Any) -> dict[str, Any]:
+    def start_drawing(self, ask: Any) -> dict[str, Any]:
         """Save was opened: what draws files may begin to load."""
         self.drawing.start()
         return {}
@@ -331,12 +331,12 @@ class Handlers:
 
     def token_maps(self, ask: Any) -> dict[str, Any]:
         """Single heads of one run: every (layer, head, patch) of some tokens, or one map."""
-        run = self._found(ask, described=False)
+        run = self._run_asked(ask, described=False)
         if not isinstance(run, Run):
             return run
         try:
             trace = run.traces[ask["variant"]]
-            part: Part = "prompt" if ask.get("prompt") else "answer"
+            part: TokenSource = "prompt" if ask.get("prompt") else "answer"
             rows = rows_of(trace, part)
             start, stop = int(ask["start"]), int(ask["stop"])
             if not 0 <= start < stop <= len(rows.tokens):
@@ -361,6 +361,6 @@ class Handlers:
 EXPIRED = "This run is no longer on the server. Press Generate to make it again."
 
 
-def _said(words: str, title: str) -> gr.Error:
+def _api_error(words: str, title: str) -> gr.Error:
     """For callers of the API; on the page the inspector has said it."""
     return gr.Error(words, title=title, visible=False, print_exception=False)

@@ -40,7 +40,7 @@ class HeadLists:
                 raise ValueError(UNREAD)
             name = ask.get("name")
             name = name[:80] if isinstance(name, str) and name.strip() else "The file"
-            return shown(HeadList.read(text, name), self._run(ask))
+            return head_list_value(HeadList.read(text, name), self._run(ask))
         except ValueError as error:
             return {"error": str(error)}
 
@@ -63,7 +63,7 @@ class HeadLists:
                 job, lambda job: found_heads(run.first, which), waits=False
             ):
                 if isinstance(event, Done):
-                    yield shown(event.result, run)
+                    yield head_list_value(event.result, run)
         except Stopped:
             yield {"error": f"{job.ended_by}; the heads were not looked for."}
 
@@ -74,7 +74,7 @@ class HeadLists:
         return run
 
 
-def shown(found: HeadList, run: Run) -> dict[str, Any]:
+def head_list_value(found: HeadList, run: Run) -> dict[str, Any]:
     """A list for the browser: its heads, what they are, and the text of its file.
 
     Raises:
@@ -89,7 +89,7 @@ def shown(found: HeadList, run: Run) -> dict[str, Any]:
     return {
         "pairs": [list(pair) for pair in picked.pairs],
         "kind": picked.kind,
-        "said": found.said,
+        "said": found.description,
         "file": found.as_json(),
     }
 

@@ -50,7 +50,7 @@ def forecasting(forecaster: Forecaster) -> Callable[..., Any]:
     ) -> Any:
         """What a press of Generate will take."""
         more = tuple(said.pop(name, None) for name in MORE)
-        asked = Request(image, prompt, compare, same_text, said=said, more=more)
+        asked = Request(image, prompt, compare, same_text, values=said, more=more)
         return forecaster.of_run(asked)
 
     return ahead
@@ -170,10 +170,10 @@ def loading(loaded: LoadedModel, settings: Settings, offered: Sequence[str]) -> 
                 raise ValueError("Another model is being loaded; wait until it is there.")
         except ValueError as error:
             yield (*([gr.skip()] * 4), notice(str(error), "warn"))
-            raise _said(str(error), "Not possible") from error
+            raise _api_error(str(error), "Not possible") from error
         yield from following(loaded)()
         if loaded.state.phase == "failed":
-            raise _said(loaded.state.message, "Not loaded")
+            raise _api_error(loaded.state.message, "Not loaded")
 
     return load_model
 
@@ -229,7 +229,7 @@ def telling_limits(loaded: LoadedModel) -> Callable[..., Any]:
     return limits
 
 
-def _said(words: str, title: str) -> gr.Error:
+def _api_error(words: str, title: str) -> gr.Error:
     """For callers of the API; on the page the line beside Load has said it."""
     return gr.Error(words, title=title, visible=False, print_exception=False)
 

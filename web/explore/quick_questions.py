@@ -45,13 +45,13 @@ class QuickQuestions:
             await self.app(scope, receive, send)
             return
         message = await receive()
-        asked = None if message.get("more_body") else self._asked(message.get("body", b""))
+        asked = None if message.get("more_body") else self._read_question(message.get("body", b""))
         if asked is None:
             await self.app(scope, _again(message, receive), send)
             return
         await JSONResponse(await self._answer(*asked))(scope, receive, send)
 
-    def _asked(self, body: bytes) -> tuple[str, Any] | None:
+    def _read_question(self, body: bytes) -> tuple[str, Any] | None:
         """Function and question, where the body is one for us."""
         try:
             said = json.loads(body)

@@ -1,7 +1,7 @@
 """Ask again: a stored run as the controls of the form that made it, and what was changed since.
 
-What a run says of its form (`said_of`) travels with its numbers and in its link; `filled` makes
-values of controls of either, and `changed_words` compares.
+What a run says of its form (`form_values_of`) travels with its numbers and in its link;
+`control_values` makes values of controls of either, and `changed_words` compares.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ CALLED |= {"same_text": "Same text", **dict.fromkeys(MORE, "further images")}
 OF_VAR = (*(one.name for one in VAR), "same_text")
 
 
-def said_of(run: Run) -> dict[str, Any]:
+def form_values_of(run: Run) -> dict[str, Any]:
     """Prompt, Compare, Same text and the settings of a run that are not the defaults, as the
     controls of the form say them, by their names. Tau and sink dimensions always."""
     report = next((t.var for t in run.traces.values() if t.var), None) or {}
@@ -52,7 +52,7 @@ def _on_control(one: Setting, value: Any) -> Any:
     return "" if value is None else value
 
 
-def filled(
+def control_values(
     said: Mapping[str, Any], handle: ModelHandle | None, of: str | None = None
 ) -> dict[str, Any]:
     """Values of the form's controls, by name: what is said, and else the defaults.
@@ -96,7 +96,7 @@ def _fits(one: Setting, value: Any) -> bool:
     if one.kind in ("whole", "number"):
         if value == "":
             return one.optional
-        low, high = one.usual or (one.low, one.high)
+        low, high = one.slider_range or (one.low, one.high)
         is_number = isinstance(value, int | float) and not isinstance(value, bool)
         return is_number and (low is None or low <= value) and (high is None or value <= high)
     if not isinstance(value, str) or len(value) > LONGEST_TEXT:

@@ -182,7 +182,7 @@ def facts_of(run: Run) -> list[str]:
 
 def run_value(run: Run, component: gr.HTML, keep: bool = False) -> dict[str, Any]:
     """A finished run: where its numbers and images are, and what the status line says."""
-    stopped = any(trace.finish == "stopped" for trace in run.traces.values())
+    stopped = any(trace.finish_reason == "stopped" for trace in run.traces.values())
     images = images_of(run)
     message = "Precomputed example" if run.kind == "example" else "Stopped" if stopped else "Done"
     if run.kind == "pair":

@@ -15,7 +15,7 @@ from typing import Any
 import gradio as gr
 
 from sinkscope.attention_extractor import RunOutOfMemoryError
-from sinkscope.jobs.job import At, Job
+from sinkscope.jobs.job import Job, JobProgress
 from sinkscope.jobs.runner import Done, Runner, Waiting, Work
 from sinkscope.models.loading import ModelHandle
 from sinkscope.web.runs.inspector import error_value, queued_value
@@ -69,7 +69,7 @@ def loaded_handle(loaded: LoadedModel) -> ModelHandle:
 
 
 def result_values(
-    runner: Runner, job: Job, work: Work, run_id: str, running: Callable[[At, float], Any]
+    runner: Runner, job: Job, work: Work, run_id: str, running: Callable[[JobProgress, float], Any]
 ) -> Values:
     """Values of a job. Its work gives the last one, or None where that is made behind the job.
 
@@ -88,7 +88,7 @@ def result_values(
 
 
 def running_value(
-    run_id: str, at: At, message: str, what: str, seconds: float | None = None
+    run_id: str, at: JobProgress, message: str, what: str, seconds: float | None = None
 ) -> dict[str, Any]:
     """How far a job is; `what` its steps are."""
     facts = [f"{at.done} of {at.total} {what}"] if at.total else []

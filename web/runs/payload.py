@@ -37,8 +37,8 @@ from sinkscope.config import Reduce
 from sinkscope.methods.base import Chosen, Method, Target
 from sinkscope.methods.explain import METHODS, explain
 from sinkscope.methods.relative import Relative
-from sinkscope.web.runs.form_values import said_of
-from sinkscope.web.runs.store import Run, control_of, made_of
+from sinkscope.web.runs.form_values import form_values_of
+from sinkscope.web.runs.store import Run, control_of, run_summary
 
 RELATIVE = Relative()
 MAGIC = b"SINK"
@@ -170,9 +170,9 @@ def _variant(run: Run, name: str, trace: GenerationTrace) -> dict[str, Any]:
         "name": name,
         "label": run.label(name),
         "tokens": [_token(token) for token in trace.tokens],
-        "finish": trace.finish,
+        "finish": trace.finish_reason,
         "seconds": round(trace.seconds, 3),
-        "asked": _asked(trace),
+        "asked": _prompt_tokens(trace),
         "reference": _reference(run, name),
         "applied": list(trace.applied),
         "sinks": _sinks(trace),
@@ -222,7 +222,7 @@ def _reference_of(run: Run, name: str) -> str:
     return name if run.kind == "pair" else next(iter(run.traces))
 
 
-def _asked(trace: GenerationTrace) -> dict[str, Any] | None:
+def _prompt_tokens(trace: GenerationTrace) -> dict[str, Any] | None:
     """The prompt's own tokens: what kind each is, and how many before them are not kept."""
     rows = trace.prompt_rows
     if rows is None or not rows.tokens:
@@ -299,9 +299,9 @@ def build_payload(
         "run": run.id,
         "kind": run.kind,
         "created": run.created,
-        "ask": {} if run.kind == "pair" else said_of(run),
+        "ask": {} if run.kind == "pair" else form_values_of(run),
         "same_text": run.same_text,
-        "made": made_of(run),
+        "made": run_summary(run),
         "prompt": "  ↔  ".join(dict.fromkeys(t.prompt for t in run.traces.values())),
         "model": {
             k: _plain(getattr(first.model, k)) for k in ("id", "revision", "dtype", "device")

@@ -26,9 +26,9 @@ class Request:
         prompt: asked about it.
         compare: answer with VAR too.
         same_text: VAR follows the baseline's answer, token by token.
-        dims_of: the model that the sink dimensions in `said` were found on, if any.
-        said: what the controls of settings said, by the settings' names (`NAMES`); what is missing,
-            None or empty is left out.
+        dims_of: the model that the sink dimensions in `values` were found on, if any.
+        values: what the controls of settings said, by the settings' names (`NAMES`); what is
+            missing, None or empty is left out.
         more: paths of further images of the question, which follow it; None where there is none.
 
     Raises (from `settings` and `var`):
@@ -40,7 +40,7 @@ class Request:
     compare: bool = False
     same_text: bool = False
     dims_of: str = ""
-    said: Mapping[str, Any] = field(default_factory=dict)
+    values: Mapping[str, Any] = field(default_factory=dict)
     more: tuple[str | None, ...] = ()
 
     @property
@@ -50,14 +50,14 @@ class Request:
 
     def settings(self, start: Settings) -> GenerationSettings:
         """What the controls say, over the start's settings, which alone say what is captured."""
-        for name in self.said:
+        for name in self.values:
             if name not in NAMES:
                 raise ValueError(f"There is no setting {name!r}; allowed: {', '.join(NAMES)}.")
         made = replace(
             start.generation,
             prompt_rows=start.generation.prompt_rows or start.app.prompt_rows,
             reference=start.generation.reference or start.app.reference,
-            **read_all(GenerationSettings, self.said),
+            **read_all(GenerationSettings, self.values),
         )
         if made.max_new_tokens > start.app.token_limit:
             raise ValueError(
@@ -70,13 +70,13 @@ class Request:
         """VAR's settings over those of the model's profile; None without `compare`."""
         if not self.compare:
             return None
-        said = read_all(VARSettings, self.said)
+        said = read_all(VARSettings, self.values)
         given = {name: value for name, value in said.items() if value is not None}
         if handle.profile is not None:
             given.setdefault("tau", handle.profile.tau)
         given["dims"] = self._sink_dims(given.get("dims"), handle)
-        if "seed" in self.said:
-            given["seed"] = read_all(GenerationSettings, self.said)["seed"]
+        if "seed" in self.values:
+            given["seed"] = read_all(GenerationSettings, self.values)["seed"]
         return VARSettings(**given)
 
     def _sink_dims(self, own: tuple[int, ...] | None, handle: ModelHandle) -> tuple[int, ...]:

@@ -13,15 +13,15 @@ from typing import Any, Generic, Protocol, TypeVar
 
 from cachetools import TTLCache
 
-from sinkscope.web.runs.copies import Copies
 from sinkscope.web.runs.inspector import files_in
 from sinkscope.web.runs.owners import user_now
+from sinkscope.web.runs.served_files import ServedFiles
 
 MOST_RESULTS = 64
 LONGEST_SECONDS = 12 * 3600.0  # less than Gradio keeps the files that a result's numbers are in
 
 
-class Owned(Protocol):
+class OwnedResult(Protocol):
     """A result."""
 
     @property
@@ -32,10 +32,10 @@ class Owned(Protocol):
         """The user who asked for it; None where that is not known, as where nobody logs in."""
 
 
-Result = TypeVar("Result", bound=Owned)
+Result = TypeVar("Result", bound=OwnedResult)
 
 
-def mine(owner: str | None) -> bool:
+def is_current_user(owner: str | None) -> bool:
     """Whether who asks now is this user; nobody is, where that is not known."""
     return owner is not None and owner == user_now()
 
@@ -66,10 +66,10 @@ class ResultStore(Generic[Result]):
         self,
         clock: Callable[[], float] = time.time,
         owned: bool = False,
-        copies: Copies | None = None,
+        copies: ServedFiles | None = None,
     ) -> None:
         self._owned = owned
-        self.copies = copies or Copies()
+        self.copies = copies or ServedFiles()
         self._results: _Kept[Result] = _Kept(clock, self.copies.drop)
         self._lock = threading.Lock()
 
@@ -84,7 +84,7 @@ class ResultStore(Generic[Result]):
         with self._lock:
             self._drop_old()
             found = self._results.get(result_id) if isinstance(result_id, str) else None
-        if found is None or (self._owned and not mine(found.owner)):
+        if found is None or (self._owned and not is_current_user(found.owner)):
             return None
         return found
 

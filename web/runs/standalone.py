@@ -165,7 +165,7 @@ def _block(name: str, text: str, kind: str = "text/plain") -> str:
 def _value(run: Run) -> dict[str, Any]:
     """What the inspector is given; addresses are names of blocks and never asked for."""
     traces = run.traces.values()
-    stopped = any(trace.finish == "stopped" for trace in traces) and run.kind != "pair"
+    stopped = any(trace.finish_reason == "stopped" for trace in traces) and run.kind != "pair"
     first = run.first
     tokens = " + ".join(str(len(trace.tokens)) for trace in traces)
     return {

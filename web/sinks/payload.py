@@ -132,7 +132,7 @@ def build_sinks_payload(
 def _places(
     shown: Sequence[Scores], images: Mapping[str, str], findings: Findings
 ) -> list[dict[str, Any]]:
-    asked = {sample.id: _asked(sample) for sample in findings.samples}
+    asked = {sample.id: _question_line(sample) for sample in findings.samples}
     made, start = [], 0
     for one in shown:
         made.append(
@@ -149,7 +149,7 @@ def _places(
     return made
 
 
-def _asked(sample: UsedSample) -> str:
+def _question_line(sample: UsedSample) -> str:
     """What was asked about a picture, and where that stands, as one line."""
     if not sample.question:
         return ""

@@ -20,7 +20,7 @@ from PIL import Image
 
 from sinkscope.attention_extractor import RunOutOfMemoryError
 from sinkscope.config import Settings
-from sinkscope.jobs.job import At, Job, Stopped
+from sinkscope.jobs.job import Job, JobProgress, Stopped
 from sinkscope.jobs.runner import Runner, StoppedWaiting
 from sinkscope.models.images import open_image
 from sinkscope.models.loading import ModelHandle
@@ -32,7 +32,6 @@ from sinkscope.sinks.samples import Sample, SampleSet
 from sinkscope.sinks.validating.validate import validate
 from sinkscope.sinks.validating.validation import Validation
 from sinkscope.utils import sha256
-from sinkscope.web.runs.copies import Copies
 from sinkscope.web.runs.image_process import ImageProcess, KeptImages
 from sinkscope.web.runs.inspector import cached, error_value
 from sinkscope.web.runs.job_values import (
@@ -44,6 +43,7 @@ from sinkscope.web.runs.job_values import (
 )
 from sinkscope.web.runs.loaded_model import LoadedModel
 from sinkscope.web.runs.payload import encode_image
+from sinkscope.web.runs.served_files import ServedFiles
 from sinkscope.web.runs.store import new_id
 from sinkscope.web.runs.tab_handlers import ResultHandlers
 from sinkscope.web.server.read_only import READ_ONLY
@@ -82,7 +82,7 @@ class SinksHandlers(ResultHandlers[SinksRequest]):
         runner: Runner,
         engine: SinksEngine | None = None,
         images: ImageProcess | None = None,
-        copies: Copies | None = None,
+        copies: ServedFiles | None = None,
     ) -> None:
         super().__init__(settings, loaded, runner, images)
         self.engine = engine or SinksEngine()
@@ -90,7 +90,7 @@ class SinksHandlers(ResultHandlers[SinksRequest]):
         self.store = SinksStore(
             settings.app.cache / "page_sinks",
             owned=bool(settings.app.login),
-            copies=Copies(copies),
+            copies=ServedFiles(copies),
         )
 
     # --- Run and Stop ----------------------------------------------------------------------------
@@ -98,7 +98,7 @@ class SinksHandlers(ResultHandlers[SinksRequest]):
     def _run(self, request: SinksRequest, run_id: str, job: Job) -> Values:
         request.check()
 
-        def running(at: At, seconds: float) -> dict[str, Any]:
+        def running(at: JobProgress, seconds: float) -> dict[str, Any]:
             message = "Stopping after this sample" if job.stopped else at.stage
             return running_value(run_id, at, message, "samples", seconds)
 

@@ -1,4 +1,4 @@
-// What made this run, in the words of its settings (drawing/made.py): under the header, in the list of runs and on pictures.
+// What made this run, in the words of its settings (drawing/run_summary.py): under the header, in the list of runs and on pictures.
 // Of two runs side by side a table says it (84_runs.js).
 const madeWords = () => (run.made ? run.made.split(" · ") : []);
 

@@ -3,7 +3,7 @@ function wireSave() {
   const told = $(".save .told");
   $('[data-do="save"]').addEventListener("click", () => {
     togglePop("save");
-    if (served) server.draw_ahead({}).catch(() => {}); // whoever asks for a file is told what is wrong
+    if (served) server.start_drawing({}).catch(() => {}); // whoever asks for a file is told what is wrong
   });
   wireNote();
   const ways = { pdf: () => askFor("pdf"), gif: () => askFor("gif"), mp4: () => askFor("mp4"), png: savePicture, csv: saveShares, map: saveMap, html: () => fetchFile("page_file"), trace: () => fetchFile("trace_file"), link: copyLink };

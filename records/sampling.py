@@ -41,7 +41,7 @@ class StoppedReading(Stopped):
 
 
 @dataclass
-class Draw:
+class RecordSample:
     """Records in an order made by seed and content.
 
     Args:
@@ -132,7 +132,7 @@ class Draw:
 
     def _with_rows(self, drawn: list[tuple[bytes, Record]]) -> list[tuple[bytes, Record]]:
         """The same, with the images that other rows of the table hold for them."""
-        wanted = {i.value for _, r in drawn for i in r.images if i.kind == "row"}
+        wanted = {i.value for _, r in drawn for i in r.images if i.encoding == "row"}
         if not wanted:
             return drawn
         found: dict[str | bytes, tuple[Reference, ...]] = {}
@@ -149,7 +149,9 @@ class Draw:
                         other
                         for image in record.images
                         for other in (
-                            found.get(image.value, (image,)) if image.kind == "row" else (image,)
+                            found.get(image.value, (image,))
+                            if image.encoding == "row"
+                            else (image,)
                         )
                     ),
                 ),

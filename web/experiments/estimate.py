@@ -10,7 +10,7 @@ from sinkscope.web.explore.forecast import Notice, notice
 from sinkscope.web.runs.loaded_model import LoadState, why_no_model
 
 
-def ahead_of(state: LoadState, name: str, source: str) -> Notice:
+def estimate_text(state: LoadState, name: str, source: str) -> Notice:
     """The line under Run.
 
     Args:

@@ -21,7 +21,7 @@ MOST = 512  # values of 1 to 4 kB
 FRESH_SECONDS = 6 * 3600.0
 
 
-class Shown:
+class RunValueCache:
     """Values of the inspector by run, the least recently used one leaves first. Thread-safe.
 
     Args:
@@ -36,7 +36,7 @@ class Shown:
         self._made: TTLCache[Hashable, dict[str, Any]] = TTLCache(MOST, FRESH_SECONDS, clock)
         self._lock = threading.Lock()
 
-    def ready(self, run: Run) -> dict[str, Any] | None:
+    def cached(self, run: Run) -> dict[str, Any] | None:
         """The value of a run that has been made; None where it is old or one of its files is
         gone."""
         with self._lock:
@@ -45,7 +45,7 @@ class Shown:
 
     def __call__(self, run: Run) -> dict[str, Any]:
         """The value of a run, made where it is not ready."""
-        if (made := self.ready(run)) is not None:
+        if (made := self.cached(run)) is not None:
             return made
         value = self._build(run)
         with self._lock:

@@ -32,11 +32,11 @@ from sinkscope.utils import sha256
 MOST_ROWS = 8  # methods in one batch; more of them run in several batches
 
 Dims = tuple[int, ...]
-Place = tuple[int, int]  # question, method
+RowKey = tuple[int, int]  # question, method
 
 
 @dataclass(frozen=True)
-class Ask:
+class ModelQuestion:
     """One question to a model, the same for every method.
 
     Attributes:
@@ -80,15 +80,18 @@ class Ask:
 
 
 @dataclass(frozen=True)
-class Ready:
+class PreparedQuestion:
     """A question with the model's inputs."""
 
-    asked: Ask
+    question: ModelQuestion
     inputs: PromptInputs
 
 
-def ask(
-    handle: ModelHandle, ready: Sequence[Ready], methods: Sequence[Method], batch_tokens: int = 0
+def answer_questions(
+    handle: ModelHandle,
+    ready: Sequence[PreparedQuestion],
+    methods: Sequence[Method],
+    batch_tokens: int = 0,
 ) -> list[tuple[Answer, ...]]:
     """Answer questions by each method.
 
@@ -107,12 +110,12 @@ def ask(
     """
     made: list[tuple[Answer, ...]] = []
     shared: _SharedPass | None = None
-    followed = bool(ready) and ready[0].asked.settings.decoding == "checkpoint"
+    followed = bool(ready) and ready[0].question.settings.decoding == "checkpoint"
     if followed and "max_length" in checkpoint_decoding(handle).values:
         batch_tokens = 0  # penalties count each prompt's own tokens
     for batch in _batches(ready, len(methods), batch_tokens):
         began = time.perf_counter()
-        with handle.lock, memory_errors_named(batch[0].inputs, batch[0].asked.settings):
+        with handle.lock, memory_errors_named(batch[0].inputs, batch[0].question.settings):
             groups = _groups(handle, methods)
             passed: list[Mapping[Dims, Prefix]] = []
             for one in batch:
@@ -125,12 +128,14 @@ def ask(
     return made
 
 
-def _batches(ready: Sequence[Ready], methods: int, batch_tokens: int) -> Iterator[list[Ready]]:
+def _batches(
+    ready: Sequence[PreparedQuestion], methods: int, batch_tokens: int
+) -> Iterator[list[PreparedQuestion]]:
     """Batches of questions in order, as many together as fit."""
-    batch: list[Ready] = []
+    batch: list[PreparedQuestion] = []
     for one in ready:
         longest = max(each.inputs.layout.length for each in (*batch, one))
-        tokens = longest + one.asked.settings.max_new_tokens
+        tokens = longest + one.question.settings.max_new_tokens
         if batch and (len(batch) + 1) * methods * tokens > batch_tokens:
             yield batch
             batch = []
@@ -141,13 +146,13 @@ def _batches(ready: Sequence[Ready], methods: int, batch_tokens: int) -> Iterato
 
 def _of_batch(
     handle: ModelHandle,
-    batch: Sequence[Ready],
+    batch: Sequence[PreparedQuestion],
     methods: Sequence[Method],
     groups: Sequence[tuple[Dims, list[int]]],
     passed: Sequence[Mapping[Dims, Prefix]],
 ) -> list[list[Answer]]:
-    settings = batch[0].asked.settings
-    made: dict[Place, Answer] = {}
+    settings = batch[0].question.settings
+    made: dict[RowKey, Answer] = {}
     plain = next((row for row, method in enumerate(methods) if method.var is None), None)
     drafts: Drafts | None = None
     if plain is not None and len(methods) > 1 and can_check(handle, settings):
@@ -208,7 +213,7 @@ class _SharedPass:
     prefixes: Mapping[Dims, Prefix]
 
     @staticmethod
-    def of(handle: ModelHandle, one: Ready, wanted: Sequence[Dims]) -> _SharedPass:
+    def of(handle: ModelHandle, one: PreparedQuestion, wanted: Sequence[Dims]) -> _SharedPass:
         """Pass the prompt up to its last vision token through the model, scored by every set of
         dimensions; and by the profile's, for the plain model."""
         sets = list(dict.fromkeys(wanted))
@@ -216,12 +221,12 @@ class _SharedPass:
             sets.append(handle.profile.dims)
         prefixes = forward_prefixes(handle, one.inputs, sets)
         length = next(iter(prefixes.values())).length
-        return _SharedPass(one.inputs.token_ids[:length], one.asked.image_part(), prefixes)
+        return _SharedPass(one.inputs.token_ids[:length], one.question.image_part(), prefixes)
 
-    def fits(self, one: Ready) -> bool:
+    def fits(self, one: PreparedQuestion) -> bool:
         """Whether a prompt begins with exactly the same tokens and images."""
         begins = one.inputs.token_ids[: len(self.tokens)] == self.tokens
-        return begins and self.images == one.asked.image_part()
+        return begins and self.images == one.question.image_part()
 
     def of_prompt(self, inputs: PromptInputs) -> Mapping[Dims, Prefix]:
         """The same keys and values as the beginning of another prompt."""

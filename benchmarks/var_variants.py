@@ -16,7 +16,7 @@ import torch
 from transformers.models.qwen2_5_vl import modeling_qwen2_5_vl
 
 from sinkscope.attention_extractor import Comparison, compare, generate
-from sinkscope.benchmarks.ways import (
+from sinkscope.benchmarks.variants import (
     EngineName,
     Mark,
     check_engine,
@@ -46,7 +46,7 @@ def settings_for(handle: ModelHandle, inputs: PromptInputs) -> VARSettings:
     return dataclasses.replace(every, tau=scores[int((1 - FLAGGED) * len(scores))])
 
 
-class Ways:
+class VarVariants:
     """The runs of one prompt. Each method is one run; it marks every token of one answer.
 
     Those of ours are there with both engines: `NAME` with the loop, `NAME_graph` with steps.

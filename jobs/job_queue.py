@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from sinkscope.jobs.job import Job
 
 
-class LineIsFullError(ValueError):
+class QueueFullError(ValueError):
     """Too many jobs are waiting."""
 
 
@@ -22,7 +22,7 @@ class _Place:
     arrived: int
 
 
-class Line:
+class JobQueue:
     """Sessions take turns; the jobs of each session stay in order.
 
     However many jobs a session has queued, it delays another by at most one job in addition to the
@@ -56,7 +56,7 @@ class Line:
             owner: the job's session; a job without one ("" or None) counts as its own session.
 
         Raises:
-            LineIsFullError: more are waiting than is allowed, of all sessions or of this one.
+            QueueFullError: more are waiting than is allowed, of all sessions or of this one.
         """
         with self._changed:
             self._check(owner)
@@ -79,12 +79,12 @@ class Line:
 
     def _check(self, owner: str | None) -> None:
         if len(self._waiting) >= self._longest and self._turn is not None:
-            raise LineIsFullError(
+            raise QueueFullError(
                 f"{len(self._waiting) + 1} runs are waiting already; try again in a little while."
             )
         own = sum(place.owner == owner for place in self._waiting) if owner else 0
         if self._share is not None and own >= self._share:
-            raise LineIsFullError(
+            raise QueueFullError(
                 f"{own} runs of this session are waiting already; allowed: {self._share}. "
                 "Wait for one of them, or stop them."
             )
