@@ -16,7 +16,7 @@ from sinkscope.cli.options import Draft, Group, verb
 from sinkscope.config import ModelSettings
 from sinkscope.evaluation.settings import RunSettings, WorkSettings
 from sinkscope.jobs.job import Job
-from sinkscope.setting import offered
+from sinkscope.setting import user_settings
 from sinkscope.utils import number_of
 
 if TYPE_CHECKING:
@@ -140,7 +140,7 @@ def tasks(
 
 def _alone(context: typer.Context) -> None:
     """Refuse options together with --config, which already sets them."""
-    beside = {"output", "config", "as_json", *(one.name for one in offered(WorkSettings))}
+    beside = {"output", "config", "as_json", *(one.name for one in user_settings(WorkSettings))}
     given = [
         name
         for name in context.params

@@ -18,7 +18,7 @@ from typing import Annotated, Any, Generic, Literal, TypeVar, get_args, get_orig
 import typer
 
 from sinkscope.cli.common import clear_errors
-from sinkscope.setting import LISTS, REQUIRED, Setting, index_list, offered, read
+from sinkscope.setting import LISTS, REQUIRED, Setting, index_list, user_settings, read
 
 S = TypeVar("S")
 
@@ -45,7 +45,7 @@ class Group:
                 default=self.defaults.get(one.field, one.default),
                 left_out=self.left_out.get(one.field, one.left_out),
             )
-            for one in offered(cls, *self.but)
+            for one in user_settings(cls, *self.but)
         )
 
 

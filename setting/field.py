@@ -52,7 +52,7 @@ class Setting:
     label: str = ""
     name: str = ""
     left_out: str = ""
-    user_settings: bool = True
+    user_facing: bool = True
     metavar: str = ""
     allowed: str = ""
     choice_labels: tuple[str, ...] = ()

@@ -22,7 +22,7 @@ from sinkscope.setting import (
     checked,
     explained,
     like,
-    offered,
+    user_settings,
     read,
     read_all,
     refuse,
@@ -171,8 +171,8 @@ def test_what_was_said_goes_by_the_names_that_users_know() -> None:
     assert read_all(Mine, {"direction": "down", "way": "up", "levels": [1], "else": 0}) == {
         "way": "down"
     }
-    assert "levels" not in [one.name for one in offered(Mine)]
-    assert "count" not in [one.field for one in offered(Mine, "count")]
+    assert "levels" not in [one.name for one in user_settings(Mine)]
+    assert "count" not in [one.field for one in user_settings(Mine, "count")]
 
 
 def test_a_refused_value_is_never_a_page_long() -> None:

@@ -105,17 +105,17 @@ class ScoreFolder(RunFolder):
 
     def __init__(self, folder: Path, config: ScoreConfig) -> None:
         super().__init__(folder, config)  # type: ignore[arg-type]
-        self.config = config
+        self.score_config = config
 
     def __enter__(self) -> ScoreFolder:
         super().__enter__()
-        text = self.config.toml()
+        text = self.score_config.toml()
         write_atomically(self.folder / CONFIG, lambda file: file.write(text.encode()))
         return self
 
     def _check(self) -> None:
         if (self.folder / CONFIG).exists():
-            if differs := read_score_config(self.folder / CONFIG).differences(self.config):
+            if differs := read_score_config(self.folder / CONFIG).differences(self.score_config):
                 raise ValueError(
                     f"The folder {self.folder} holds another run: {'; '.join(differs[:5])}. Give "
                     "another folder, or the settings of that run."

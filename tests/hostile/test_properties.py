@@ -25,7 +25,7 @@ from sinkscope.experiments.settings import ScanSettings, StudySettings
 from sinkscope.records.formats import record_of
 from sinkscope.records.record import RecordError
 from sinkscope.records.values import listed
-from sinkscope.setting import index_list, offered, read_all
+from sinkscope.setting import index_list, user_settings, read_all
 from sinkscope.setting.reading import HIGHEST_INDEX
 from sinkscope.sinks.settings import FindSettings
 from sinkscope.untrusted import (
@@ -172,7 +172,7 @@ def test_indices_of_another_type_are_refused(value: Any) -> None:
 @many
 @given(st.data())
 def test_settings_of_any_type_are_made_or_refused(cls: type[Any], data: Any) -> None:
-    names = [one.field for one in offered(cls)]
+    names = [one.field for one in user_settings(cls)]
     said = data.draw(st.dictionaries(st.sampled_from(names), values, max_size=3))
     try:
         from_mapping(cls, said, "[x]")
@@ -184,7 +184,7 @@ def test_settings_of_any_type_are_made_or_refused(cls: type[Any], data: Any) -> 
 @many
 @given(st.data())
 def test_controls_of_any_type_are_read_or_refused(cls: type[Any], data: Any) -> None:
-    names = [one.name for one in offered(cls)]
+    names = [one.name for one in user_settings(cls)]
     said = data.draw(st.dictionaries(st.sampled_from(names), values, max_size=3))
     try:
         cls(**read_all(cls, said))
@@ -214,7 +214,7 @@ FIELDS = {
         "seed",
     ),
     "experiments": ("name", "source", "prompt", "samples"),
-    "experiment": tuple(one.name for one in (*offered(ScanSettings), *offered(StudySettings))),
+    "experiment": tuple(one.name for one in (*user_settings(ScanSettings), *user_settings(StudySettings))),
     "generate": ("max_new_tokens", "temperature", "seed", "decoding", "top_k", "unknown"),
     "load": ("model", "revision", "device", "dtype", "min_pixels", "max_pixels"),
     "form": ("prompt", "compare", "same_text", "tau", "dims", "keep", "seed", "decoding"),

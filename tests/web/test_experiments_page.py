@@ -11,7 +11,7 @@ import pytest
 from sinkscope.experiments.catalogue import EXPERIMENTS
 from sinkscope.experiments.result import Chart, Findings, Result, Series, Table, Verdict
 from sinkscope.experiments.settings import StudySettings
-from sinkscope.setting import REQUIRED, offered
+from sinkscope.setting import REQUIRED, user_settings
 from sinkscope.web.components.assets import read_static
 from sinkscope.web.components.controls import box, control_value
 from sinkscope.web.experiments.estimate import estimate_text
@@ -28,18 +28,18 @@ CLASSES = [StudySettings, *(row.settings for row in EXPERIMENTS)]
 def test_a_form_that_nobody_touched_says_the_defaults(cls: type[Any]) -> None:
     said = {}
     with gr.Blocks():
-        for one in offered(cls):
+        for one in user_settings(cls):
             component: Any = box(one, 0 if one.default is REQUIRED else None)
             sent = component.postprocess(component.value)
             sent = "" if isinstance(component, gr.Textbox) and sent is None else sent
             said[one.field] = control_value(one, component.preprocess(sent))
-    needed = {one.field: 0 for one in offered(cls) if one.default is REQUIRED}
+    needed = {one.field: 0 for one in user_settings(cls) if one.default is REQUIRED}
     assert cls(**said) == cls(**needed)
 
 
 def test_numbers_that_may_be_left_out_are_read_from_text() -> None:
     tau, top = (
-        next(one for row in CLASSES for one in offered(row) if one.name == name)
+        next(one for row in CLASSES for one in user_settings(row) if one.name == name)
         for name in ("tau", "top")
     )
     assert control_value(tau, " 4.5 ") == 4.5 and control_value(tau, " ") is None

@@ -11,7 +11,7 @@ from sinkscope.experiments.boxes import Box
 from sinkscope.experiments.region import region_test
 from sinkscope.experiments.region_settings import RegionSettings
 from sinkscope.jobs.job import Job, Stopped
-from sinkscope.setting import check, explained, offered, read_all, setting
+from sinkscope.setting import check, explained, user_settings, read_all, setting
 from sinkscope.web.api.arguments import argument, asking, inputs_of
 from sinkscope.web.api.endpoints import with_clear_errors
 from sinkscope.web.components.controls import LONGEST_TEXT
@@ -88,7 +88,7 @@ class RegionApi:
         return made
 
 
-SETTINGS = (*offered(BoxChoice), *offered(RegionSettings))
+SETTINGS = (*user_settings(BoxChoice), *user_settings(RegionSettings))
 
 
 def build_region_api(handlers: Handlers, last: LastTested) -> None:

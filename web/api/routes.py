@@ -14,7 +14,7 @@ from typing import Any
 import gradio as gr
 
 from sinkscope.config import ModelSettings
-from sinkscope.setting import offered as offered_of
+from sinkscope.setting import user_settings as offered_of
 from sinkscope.web.api.arguments import argument, asking, inputs_of
 from sinkscope.web.api.endpoints import Api, with_clear_errors
 from sinkscope.web.api.selection import ExportChoice, Selection

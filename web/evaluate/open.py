@@ -12,7 +12,7 @@ from PIL import Image
 
 from sinkscope.config import OF_CHECKPOINT, GenerationSettings, VARSettings
 from sinkscope.evaluation.tasks.listed import task_named
-from sinkscope.setting import list_text, offered
+from sinkscope.setting import list_text, user_settings
 from sinkscope.web.evaluate.run import EvaluateHandlers
 from sinkscope.web.runs.job_values import field_of
 from sinkscope.web.runs.request import MORE
@@ -67,7 +67,7 @@ def form_values(handlers: EvaluateHandlers, ask: Any, dims: str) -> dict[str, An
     if (var := settings[method]) is None:
         return made
     made["compare"] = True
-    for one in offered(VARSettings):
+    for one in user_settings(VARSettings):
         if one.field == "dims":
             continue
         value = var.get(one.field, one.default)

@@ -13,7 +13,7 @@ from sinkscope.experiments.samples import Prompts, own_prompts, read_prompts
 from sinkscope.experiments.settings import StudySettings
 from sinkscope.jobs.job import Job
 from sinkscope.models.loading import ModelHandle
-from sinkscope.setting import REQUIRED, checked, explained, offered, refuse, setting, settings_of
+from sinkscope.setting import REQUIRED, checked, explained, user_settings, refuse, setting, settings_of
 from sinkscope.sinks.samples import PROMPT, Sample
 from sinkscope.web.components.controls import control_value
 from sinkscope.web.server.uploads import MOST_FILES, upload_path
@@ -87,7 +87,7 @@ class ExperimentRequest:
 def _settings_from(cls: type[Any], said: Mapping[str, Any]) -> Any:
     """The settings that controls say."""
     values: dict[str, Any] = {}
-    for one in offered(cls):
+    for one in user_settings(cls):
         if one.name in said:
             values[one.field] = control_value(one, said[one.name])
         elif one.default is REQUIRED:

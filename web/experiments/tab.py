@@ -27,7 +27,7 @@ from gradio.data_classes import FileData
 
 from sinkscope.experiments import catalogue
 from sinkscope.experiments.settings import StudySettings
-from sinkscope.setting import REQUIRED, Setting, offered, settings_of
+from sinkscope.setting import REQUIRED, Setting, user_settings, settings_of
 from sinkscope.web.components.controls import box, change_of
 from sinkscope.web.experiments.estimate import estimate_text
 from sinkscope.web.experiments.request import BUNDLED, MINE, ExperimentRequest
@@ -118,11 +118,11 @@ def _build_form() -> _Form:
     blocks = {}
     for row in catalogue.EXPERIMENTS:
         with gr.Column(visible=row is first, elem_classes="experiments-own") as block:
-            for one in offered(row.settings):
+            for one in user_settings(row.settings):
                 controls[f"{row.name}/{one.name}"] = _control(one, row.name)
         blocks[row.name] = block
     controls |= _samples()
-    tokens, *others = offered(StudySettings)
+    tokens, *others = user_settings(StudySettings)
     controls[f"{STUDY}/{tokens.name}"] = _control(tokens, STUDY, elem_id="experiments-tokens")
     with gr.Accordion("Sinks, controls, thresholds", open=False, elem_id="experiments-settings"):
         for one in others:

@@ -8,11 +8,11 @@ from typing import Any
 
 from sinkscope.config import GenerationSettings, Settings, VARSettings
 from sinkscope.models.loading import ModelHandle
-from sinkscope.setting import Setting, index_list, offered, read_all, refuse
+from sinkscope.setting import Setting, index_list, user_settings, read_all, refuse
 
 # What a request may say. What is captured is the settings file's matter.
-ANSWER: tuple[Setting, ...] = offered(GenerationSettings, "layers", "heads")
-VAR: tuple[Setting, ...] = offered(VARSettings)
+ANSWER: tuple[Setting, ...] = user_settings(GenerationSettings, "layers", "heads")
+VAR: tuple[Setting, ...] = user_settings(VARSettings)
 MORE = ("image_2", "image_3", "image_4")  # the form's places for further images
 NAMES = tuple(one.name for one in (*VAR, *ANSWER))
 
