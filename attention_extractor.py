@@ -115,9 +115,10 @@ def _with_reference(
     """The traces with the generic prompt's row if requested, or with the reason why there is
     none."""
     row, why = _reference(handle, inputs, settings, prefix, stop)
-    said = {"no_reference": why} if why else {}
+    extra = {"no_reference": why} if why else {}
     return tuple(
-        dataclasses.replace(trace, reference=row, extra={**trace.extra, **said}) for trace in traces
+        dataclasses.replace(trace, reference=row, extra={**trace.extra, **extra})
+        for trace in traces
     )
 
 
@@ -198,8 +199,8 @@ def generate_stash(
             stash = stash_run(handle, inputs, settings)
         # No prefix is shared: the answer's pass must be plain SDPA's own.
         row, why = _reference(handle, inputs, settings)
-    said = {"no_reference": why} if why else {}
-    return dataclasses.replace(stash, reference=row, extra={**stash.extra, **said})
+    extra = {"no_reference": why} if why else {}
+    return dataclasses.replace(stash, reference=row, extra={**stash.extra, **extra})
 
 
 @dataclass(frozen=True, repr=False)
@@ -220,8 +221,8 @@ class Comparison:
 
     def __repr__(self) -> str:
         plain, changed = (short(t.text.strip(), 32) for t in (self.baseline, self.var))
-        said = "same text" if self.same_text else f"first_difference {self.first_difference}"
-        return f"Comparison(baseline {plain}, VAR {changed}, {said}, {self.baseline.model.id})"
+        summary = "same text" if self.same_text else f"first_difference {self.first_difference}"
+        return f"Comparison(baseline {plain}, VAR {changed}, {summary}, {self.baseline.model.id})"
 
     def _repr_html_(self) -> str:
         """In a notebook: the inspector (`show`)."""

@@ -325,8 +325,8 @@ def make_settings(tables: Mapping[str, Any]) -> Settings:
     Raises:
         ValueError: naming section, setting, value and what is allowed.
     """
-    made = {n: from_mapping(cls, tables.get(n, {}), f"[{n}]") for n, cls in SECTIONS.items()}
-    return Settings(**made)
+    sections = {n: from_mapping(cls, tables.get(n, {}), f"[{n}]") for n, cls in SECTIONS.items()}
+    return Settings(**sections)
 
 
 def read_tables(path: Path) -> dict[str, Any]:

@@ -145,11 +145,11 @@ def parse_json(text: str | bytes, bounds: Bounds = USUAL) -> Any:
         UntrustedFileError: it is not JSON, or beyond its bounds; the text is the end of a sentence.
     """
     try:
-        said = text.decode() if isinstance(text, bytes) else text
-        check_json(said, bounds)
+        decoded = text.decode() if isinstance(text, bytes) else text
+        check_json(decoded, bounds)
         if bounds.infinite:
-            return json.loads(said)
-        return json.loads(said, parse_constant=_no_number, parse_float=_finite)
+            return json.loads(decoded)
+        return json.loads(decoded, parse_constant=_no_number, parse_float=_finite)
     except UntrustedFileError:
         raise
     except UnicodeDecodeError as error:
@@ -174,19 +174,19 @@ def check_json(text: str, bounds: Bounds = USUAL) -> None:
     if opened <= bounds.levels:
         return
     depth = 0
-    for found in _MARKS.finditer(text):
-        first = text[found.start()]
+    for match in _MARKS.finditer(text):
+        first = text[match.start()]
         if first == '"':
             continue
-        length = found.end() - found.start()
+        length = match.end() - match.start()
         depth += length if first in "[{" else -length
         if depth > bounds.levels:
             raise UntrustedFileError(f"it is nested too deeply; allowed: {bounds.levels} levels")
 
 
 def _why(error: Exception) -> str:
-    said = " ".join(str(error).split())[:200]
-    return "a number of too many digits" if "set_int_max_str_digits" in said else said
+    message = " ".join(str(error).split())[:200]
+    return "a number of too many digits" if "set_int_max_str_digits" in message else message
 
 
 def _finite(word: str) -> float:
@@ -229,7 +229,7 @@ def parse_toml(data: bytes) -> dict[str, Any]:
         text = data.decode()
         if any(part.count(".") > TOML_DOTS for part in _TOML_PARTS.split(text)):
             raise UntrustedFileError(f"it has a key of more than {TOML_DOTS} parts")
-        made = tomllib.loads(text)
+        values = tomllib.loads(text)
     except UnicodeDecodeError as error:
         raise UntrustedFileError(
             f"it is not valid TOML: no UTF-8 text (its byte {error.start})"
@@ -240,12 +240,12 @@ def parse_toml(data: bytes) -> dict[str, Any]:
         raise
     except ValueError as error:
         raise UntrustedFileError(f"it is not valid TOML: {_why(error)}") from error
-    for value, level in walk(made):
+    for value, level in walk(values):
         if level > DEEPEST:
             raise UntrustedFileError(f"it is nested too deeply; allowed: {DEEPEST} levels")
         if isinstance(value, float) and not math.isfinite(value):
             raise UntrustedFileError(f"it has {value}, which is no number")
-    return made
+    return values
 
 
 def cut(text: str, most: int = 300) -> str:
@@ -266,11 +266,11 @@ def dataclass_from(kind: type[T], values: Any) -> T:
     strict = ConfigDict(extra="forbid", strict=True)  # which a tuple hands on to what is in it
     adapter: TypeAdapter[Any] = TypeAdapter(tuple[kind], config=strict)  # type: ignore[valid-type]
     try:
-        (made,) = adapter.validate_json(json.dumps([values]))
+        (instance,) = adapter.validate_json(json.dumps([values]))
     except ValidationError as error:
         raise ValueError(_wrong(error.errors(include_url=False)[0])) from error
-    found: T = made
-    return found
+    result: T = instance
+    return result
 
 
 def _wrong(error: Mapping[str, Any]) -> str:

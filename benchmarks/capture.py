@@ -169,12 +169,12 @@ def one_length(
     settled = timing.settle(run("plain"), handle.device, most_warmups(warmups, on_a_gpu))
     for name in ways if on_a_gpu else ():  # recorded, compiled and chosen kernels belong to none
         run(name)(lambda: None)
-    found = timing.rounds({name: run(name) for name in ways}, repeats, handle.device, BASELINES)
+    timings = timing.rounds({name: run(name) for name in ways}, repeats, handle.device, BASELINES)
     row: dict[str, Any] = {
         "length": length,
         "vision_tokens": inputs.layout.vision_tokens,
         "forecast_seconds": guess.seconds,
-        "noise": timing.noise(found["plain"], "total"),
+        "noise": timing.noise(timings["plain"], "total"),
         "settled": settled,
         "same_tokens": all(answers[name] == answers["plain"] for name in ("ours", "graph")),
         "ways": {},
@@ -188,9 +188,9 @@ def one_length(
             continue
         entry: dict[str, Any] = {}
         for part in ("first", "each", "total"):
-            entry[f"{part}_seconds"] = timing.median(found[name], part)
+            entry[f"{part}_seconds"] = timing.median(timings[name], part)
             entry[f"{part}_ratio"], entry[f"{part}_ratio_of_fastest"] = timing.ratio(
-                found[name], found["plain"], part
+                timings[name], timings["plain"], part
             )
         asked = partial(_asked, ways[name], handle, inputs)
         entry["asks"] = launches.a_token(asked, handle.device)

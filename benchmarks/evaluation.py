@@ -112,8 +112,8 @@ def measure(
     }
     for run in runs.values():  # what a first call sets up belongs to no measurement
         run(lambda: None)
-    found = timing.rounds(runs, repeats, handle.device)
-    ways = timing.totals(found, "default")
+    timings = timing.rounds(runs, repeats, handle.device)
+    ways = timing.totals(timings, "default")
     return {
         "benchmark": "evaluation",
         "model": handle.info.id,
@@ -124,7 +124,7 @@ def measure(
         "repeats": repeats,
         "batch_tokens": batch_tokens,
         "torch": torch.__version__,
-        "noise": timing.noise(found["default"], "total"),
+        "noise": timing.noise(timings["default"], "total"),
         "ways": ways,
         "target": TARGET,
     }

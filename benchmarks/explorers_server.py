@@ -96,18 +96,18 @@ class _Busy:
             self._thread = None
         if kind == "idle":
             return
-        self._over, begun = threading.Event(), threading.Event()
+        self._over, started = threading.Event(), threading.Event()
         make = self._kinds[kind]
-        self._thread = threading.Thread(target=self._repeat, args=(make, self._over, begun))
+        self._thread = threading.Thread(target=self._repeat, args=(make, self._over, started))
         self._thread.start()
-        if not begun.wait(120):
+        if not started.wait(120):
             raise RuntimeError(f"{kind} did not begin")
 
-    def _repeat(self, make: Any, over: threading.Event, begun: threading.Event) -> None:
+    def _repeat(self, make: Any, over: threading.Event, started: threading.Event) -> None:
         while not over.is_set():
             values = make()
             for _ in values:
-                begun.set()
+                started.set()
                 if over.is_set():
                     values.close()
                     break

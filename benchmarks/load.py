@@ -87,12 +87,12 @@ def measure(wanted: LoadSettings) -> dict[str, Any]:
 
 def tracebacks(written: str) -> dict[str, int]:
     """The last line of each traceback in a log, with how often it is there."""
-    found: Counter[str] = Counter()
+    counts: Counter[str] = Counter()
     inside = False
     for line in written.splitlines():
         if line.startswith("Traceback ("):
             inside = True
         elif inside and line and not line[0].isspace():
-            found[line[:200]] += 1
+            counts[line[:200]] += 1
             inside = False
-    return dict(found)
+    return dict(counts)

@@ -54,12 +54,12 @@ def resources_of(pid: int) -> dict[str, Any]:
 
 def family(pid: int) -> list[int]:
     """The process and its descendants, as far as they still are."""
-    found = [pid]
-    for one in found:
+    pids = [pid]
+    for one in pids:
         with suppress(OSError):
             for task in (PROC / str(one) / "task").iterdir():
-                found += map(int, (task / "children").read_text().split())
-    return found
+                pids += map(int, (task / "children").read_text().split())
+    return pids
 
 
 def _target(path: Path) -> str:

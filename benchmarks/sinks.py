@@ -131,13 +131,13 @@ def one_length(
     settled = timing.settle(runs["forward"], handle.device, most_warmups(warmups, on_a_gpu))
     for run in runs.values() if on_a_gpu else ():
         run(lambda: None)
-    found = timing.rounds(runs, repeats, handle.device)
-    ways = timing.totals(found, "forward")
+    timings = timing.rounds(runs, repeats, handle.device)
+    ways = timing.totals(timings, "forward")
     return {
         "length": inputs.layout.length,
         "vision_tokens": inputs.layout.vision_tokens,
         "batch": batch,
-        "noise": timing.noise(found["forward"], "total"),
+        "noise": timing.noise(timings["forward"], "total"),
         "settled": settled,
         "ways": ways,
     }
@@ -156,20 +156,20 @@ def _memory(
         typer.echo(f"Peak memory at {length}", err=True)
         peaks: dict[str, list[int]] = {"forward": [], "received": []}
         for _ in range(processes):
-            for name, found in peaks.items():
-                found.append(
+            for name, peak in peaks.items():
+                peak.append(
                     memory.peak_extra(
                         name, shape, device, dtype, length, batch, returned_at_once=True
                     )
                 )
-        plain, ours = (statistics.median(found) for found in peaks.values())
+        plain, ours = (statistics.median(peak) for peak in peaks.values())
         rows.append(
             {
                 "length": length,
                 "forward_bytes": plain,
                 "find_bytes": ours,
                 "extra": ours / plain - 1,
-                "spread_bytes": {name: max(found) - min(found) for name, found in peaks.items()},
+                "spread_bytes": {name: max(peak) - min(peak) for name, peak in peaks.items()},
             }
         )
     return {"processes": processes, "rows": rows}

@@ -131,21 +131,21 @@ def one_length(
     settled = timing.settle(named["plain"], handle.device, most_warmups(warmups, on_a_gpu))
     for run in named.values() if on_a_gpu else ():  # what is recorded once belongs to no round
         run(lambda: None)
-    found = timing.rounds(named, repeats, handle.device)
+    timings = timing.rounds(named, repeats, handle.device)
     ways = {}
-    for name, own in found.items():
-        total, fastest = timing.ratio(own, found["plain"], "total")
+    for name, timings_of in timings.items():
+        total, fastest = timing.ratio(timings_of, timings["plain"], "total")
         ways[name] = {
-            "first_ratio": timing.ratio(own, found["plain"], "first")[0],
+            "first_ratio": timing.ratio(timings_of, timings["plain"], "first")[0],
             "total_ratio": total,
             "total_ratio_of_fastest": fastest,
-            "total_seconds": timing.median(own, "total"),
+            "total_seconds": timing.median(timings_of, "total"),
         }
     return {
         "length": inputs.layout.length,
         "vision_tokens": inputs.layout.vision_tokens,
         "tau": settings.tau,
-        "noise": timing.noise(found["plain"], "total"),
+        "noise": timing.noise(timings["plain"], "total"),
         "settled": settled,
         "ways": ways,
     }

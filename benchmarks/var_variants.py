@@ -147,12 +147,12 @@ def _dense_var(handle: ModelHandle, inputs: PromptInputs, var: VARSettings) -> I
         if layer not in acting:
             return output, weights
         keys = weights.shape[3]
-        own, image = (
+        settings, image = (
             torch.nn.functional.pad(part, (0, keys - len(part)))[None]
             for part in (sinks[layer], vision)
         )
         start = first if weights.shape[2] > 1 else 0
-        new = redistribute(weights, own, image, var, start)
+        new = redistribute(weights, settings, image, var, start)
         repeated = value.repeat_interleave(query.shape[1] // value.shape[1], dim=1)
         return torch.matmul(new, repeated).transpose(1, 2).contiguous(), new
 

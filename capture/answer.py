@@ -81,7 +81,7 @@ def answer(
     rows = len(var)
     if rows > 1 and prefix is None:
         raise ValueError(f"var has {rows} rows; more than one needs a prefix to continue from.")
-    mark = mark or next((own for own in var if own is not None), None)
+    mark = mark or next((row_var for row_var in var if row_var is not None), None)
     request = _AnswerRequest(
         handle, inputs, settings, tuple(var), prefix, mark, _ReportOnce(on_token), on_stage, stop
     )
@@ -212,7 +212,7 @@ class _AnswerRequest:
         return AnswerProbes.of(self.handle, self.inputs, settings, tokens, rows, self.mark)
 
     def _interventions(self) -> list[VAR]:
-        return [VAR(self.var)] if any(own is not None for own in self.var) else []
+        return [VAR(self.var)] if any(row_var is not None for row_var in self.var) else []
 
     def _traces(
         self,
@@ -230,10 +230,10 @@ class _AnswerRequest:
                     token_probes[row].finished(),
                     details.ending.finish_reason(row),
                     extra,
-                    None if own is None else (own, by[0]),
+                    None if row_var is None else (row_var, by[0]),
                 ),
             )
-            for row, own in enumerate(self.var)
+            for row, row_var in enumerate(self.var)
         ]
 
 
@@ -286,8 +286,10 @@ def score_answer(
     pieces = TextPieces(handle.tokenizer)
     answer_ids = [token.id for token in plain.tokens]
     weights = batch_statistics(logits, answer_ids)
-    made = [described(pieces, own, i) for own, i in zip(weights, answer_ids, strict=True)]
-    tokens = with_texts(made, pieces)
+    described_tokens = [
+        described(pieces, statistics, i) for statistics, i in zip(weights, answer_ids, strict=True)
+    ]
+    tokens = with_texts(described_tokens, pieces)
     finished = _FinishedRun(handle, inputs, settings, session, probes, time.perf_counter() - began)
     extra = {"decoding": plain.extra.get("decoding", {})}
     return _trace(finished, 0, _RowAnswer(tokens, plain.finish_reason, extra, (var, intervention)))
@@ -340,10 +342,10 @@ def _trace(finished: _FinishedRun, row: int, row_answer: _RowAnswer) -> Generati
     sinks = session[probes.marks].found() if probes.marks else ()
     attention, shares, entropy = recorder.finish(len(row_answer.tokens))
     report = None
-    own, intervention = row_answer.var or (None, None)
-    if own is not None and intervention is not None:
+    row_var, intervention = row_answer.var or (None, None)
+    if row_var is not None and intervention is not None:
         report = {
-            "settings": dataclasses.asdict(own),
+            "settings": dataclasses.asdict(row_var),
             **dataclasses.asdict(session[intervention].report(row, len(row_answer.tokens))),
         }
     prompt_rows = None
@@ -362,7 +364,7 @@ def _trace(finished: _FinishedRun, row: int, row_answer: _RowAnswer) -> Generati
         shares=shares,
         entropy=entropy,
         sinks=sinks,
-        applied=() if own is None else (describe(own),),
+        applied=() if row_var is None else (describe(row_var),),
         model=finished.handle.info,
         settings=dataclasses.asdict(finished.settings),
         seed=finished.settings.seed,

@@ -85,10 +85,10 @@ def read_options(
     return CheckpointDecoding(values, tuple(refusals), file.notes)
 
 
-def _contrasts(own: Mapping[str, Any]) -> bool:
+def _contrasts(values: Mapping[str, Any]) -> bool:
     """Whether `penalty_alpha` has an effect."""
-    top_k = own.get("top_k")
-    return own.get("do_sample") is not True and (not isinstance(top_k, int) or top_k > 1)
+    top_k = values.get("top_k")
+    return values.get("do_sample") is not True and (not isinstance(top_k, int) or top_k > 1)
 
 
 def own_values(settings: GenerationSettings) -> dict[str, Any]:
@@ -114,9 +114,9 @@ def in_words(values: Mapping[str, Any]) -> str:
     Such as `sampling (temperature 0.7, top k 50), repetition penalty 1.1`.
     """
     drawn = [_word(n, v) for n, v in values.items() if GENERATION_OPTIONS[n].kind == "samples"]
-    said = f"sampling ({', '.join(drawn)})" if values.get("do_sample") else "greedy decoding"
+    words = f"sampling ({', '.join(drawn)})" if values.get("do_sample") else "greedy decoding"
     rest = (n for n in values if n != "do_sample" and GENERATION_OPTIONS[n].kind != "samples")
-    return ", ".join([said, *(_word(name, values[name]) for name in rest)])
+    return ", ".join([words, *(_word(name, values[name]) for name in rest)])
 
 
 def _word(name: str, value: Any) -> str:
@@ -133,10 +133,10 @@ def _word(name: str, value: Any) -> str:
 def shown_settings(trace: GenerationTrace) -> dict[str, Any]:
     """A run's settings for people: those that had an effect on what was said, and the checkpoint's
     own in one line where it decided."""
-    said = {name: v for name, v in trace.settings.items() if name not in ("engine", "compile")}
-    if said.pop("decoding", "ours") != "checkpoint":
-        return said
-    kept = {name: value for name, value in said.items() if name not in OF_CHECKPOINT}
+    settings = {name: v for name, v in trace.settings.items() if name not in ("engine", "compile")}
+    if settings.pop("decoding", "ours") != "checkpoint":
+        return settings
+    kept = {name: value for name, value in settings.items() if name not in OF_CHECKPOINT}
     return {**kept, "decoding": f"as the checkpoint says: {_chosen(_about(trace))}"}
 
 
@@ -148,8 +148,8 @@ def decoding_words(trace: GenerationTrace) -> str:
     if trace.settings.get("decoding") == "checkpoint":
         return f"as the checkpoint says: {_chosen(about)}."
     unused = unused_words(about)
-    own = f" Not used: the checkpoint's own generation_config.json, {unused}" if unused else ""
-    return f"{_chosen(about)}.{own}"
+    not_used = f" Not used: the checkpoint's own generation_config.json, {unused}" if unused else ""
+    return f"{_chosen(about)}.{not_used}"
 
 
 def engine_words(trace: GenerationTrace) -> str:
@@ -158,8 +158,8 @@ def engine_words(trace: GenerationTrace) -> str:
     why = about.get("why") if isinstance(about, Mapping) else None
     if not isinstance(about, Mapping) or not isinstance(why, str) or not why:
         return ""
-    made = "the same steps without a graph" if about.get("used") == "step" else "the loop"
-    return f"made by {made}, because {' '.join(why.split())[:300]}"
+    engine = "the same steps without a graph" if about.get("used") == "step" else "the loop"
+    return f"made by {engine}, because {' '.join(why.split())[:300]}"
 
 
 def unused_words(about: Mapping[str, Any]) -> str:

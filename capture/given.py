@@ -60,10 +60,10 @@ def given_answer(
     with handle.lock, memory_errors_named(inputs, settings):
         prefix = forward_prefix(handle, inputs, dims)
         trace = score_answer(handle, inputs, settings, None, _GivenTokens.of(answer), prefix)
-        reference, said = None, {}
+        reference, extra = None, {}
         if settings.reference:
             try:
                 reference = reference_row(handle, inputs, settings, prefix)
             except NoReferenceError as error:
-                said = {"no_reference": str(error)}
-    return dataclasses.replace(trace, reference=reference, extra={**trace.extra, **said})
+                extra = {"no_reference": str(error)}
+    return dataclasses.replace(trace, reference=reference, extra={**trace.extra, **extra})

@@ -81,7 +81,7 @@ def read_prompt(
         handle.info,
         inputs,
         wanted,
-        [session[own] for own in rows],
+        [session[probe] for probe in rows],
         session[marks].found() if marks else (),
     )
 

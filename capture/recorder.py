@@ -202,13 +202,13 @@ class TraceRecorder(Reader):
         device that is copied there."""
         rows = block.shape[2]
         slots, to = slice(block.slot, block.slot + count), slice(block.first, block.first + rows)
-        here = ReducedRows(self._attention[to], self._shares[to], self._entropy[to])
+        destination = ReducedRows(self._attention[to], self._shares[to], self._entropy[to])
         if self._copies is None:
-            return here.layers(slots)
+            return destination.layers(slots)
         layers = len(self.layers)
         if rows > 1:  # of a prompt: rows come block by block in each layer, and share no copy
-            here, slots, layers = here.layers(slots), slice(0, count), count
+            destination, slots, layers = destination.layers(slots), slice(0, count), count
         size = BufferSize(
             rows, layers, len(self.heads), self.layout.vision_tokens, self._shares.shape[-1]
         )
-        return self._copies.buffer(size, block.device, block.first, slots, here)
+        return self._copies.buffer(size, block.device, block.first, slots, destination)

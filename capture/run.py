@@ -247,9 +247,9 @@ def decoding_for(handle: ModelHandle, settings: GenerationSettings, prompt_lengt
         ValueError: the checkpoint decides, and requests what cannot be captured or has a value that
             transformers cannot use.
     """
-    own = checkpoint_decoding(handle)
+    checkpoint = checkpoint_decoding(handle)
     followed = settings.decoding == "checkpoint"
-    used = _limited(own, settings, prompt_length) if followed else own_values(settings)
+    used = _limited(checkpoint, settings, prompt_length) if followed else own_values(settings)
     tokens = handle.model.generation_config
     values = {
         # Without sampling, 50 is transformers' word for "unset".
@@ -276,27 +276,27 @@ def decoding_for(handle: ModelHandle, settings: GenerationSettings, prompt_lengt
     except (ValueError, TypeError) as error:
         raise _not_followed([f"{error}"]) from error
     strings = tuple(used.get("stop_strings", ()))
-    return Decoding(config, used.get("max_time"), strings, {"used": used, **own.about()})
+    return Decoding(config, used.get("max_time"), strings, {"used": used, **checkpoint.about()})
 
 
 def _limited(
-    own: CheckpointDecoding, settings: GenerationSettings, prompt_length: int
+    checkpoint: CheckpointDecoding, settings: GenerationSettings, prompt_length: int
 ) -> dict[str, Any]:
     """The checkpoint's values with the lower of its and our limits on the answer's length."""
-    if own.refusals:
-        raise _not_followed(own.refusals)
-    limit = own.values.get("max_new_tokens")
-    if limit is None and "max_length" in own.values:
-        limit = own.values["max_length"] - prompt_length
+    if checkpoint.refusals:
+        raise _not_followed(checkpoint.refusals)
+    limit = checkpoint.values.get("max_new_tokens")
+    if limit is None and "max_length" in checkpoint.values:
+        limit = checkpoint.values["max_length"] - prompt_length
         if limit < 1:
             raise _not_followed(
                 [
-                    f"max_length is {own.values['max_length']}, but the prompt alone has "
+                    f"max_length is {checkpoint.values['max_length']}, but the prompt alone has "
                     f"{prompt_length} tokens."
                 ]
             )
     limit = settings.max_new_tokens if limit is None else min(limit, settings.max_new_tokens)
-    return {**own.values, "max_new_tokens": limit}
+    return {**checkpoint.values, "max_new_tokens": limit}
 
 
 def _not_followed(why: Sequence[str]) -> ValueError:

@@ -63,14 +63,14 @@ class Session:
         acting: Sequence[tuple[Intervention, ActiveIntervention]],
     ) -> None:
         self.run = run
-        self.acting = tuple(begun for _, begun in acting)
+        self.acting = tuple(active for _, active in acting)
         self.row_changes: dict[int, list[RowChange]] = {}
         self._parts: list[tuple[object, Reader | ActiveIntervention]] = [*readers, *acting]
 
     def __getitem__(self, part: Probe | Intervention) -> Any:
-        for given, begun in self._parts:
+        for given, active in self._parts:
             if given is part:
-                return begun.result()
+                return active.result()
         raise KeyError(f"{part!r} is not attached to this session; give the object itself.")
 
 
@@ -214,7 +214,11 @@ class _Wiring:
 
     def row_changes(self) -> dict[int, list[RowChange]]:
         """layer -> what changes its rows, in order."""
-        return {n: own.changes for n, own in self._plan.layers.items() if own.changes}
+        return {
+            n: layer_plan.changes
+            for n, layer_plan in self._plan.layers.items()
+            if layer_plan.changes
+        }
 
     def hook_in(self, undo: ExitStack) -> None:
         """Register the hooks, to be removed by `undo`."""
@@ -251,8 +255,8 @@ class _Wiring:
         stop = self._run.step.start + self._run.step.length
         first, count = stop - logits.shape[1], logits.shape[1]
         for at, looker in self._logits:
-            if here := at.positions_in(first, count):
-                looker.see(at.site, NO_LAYER, take(logits, here, first), here)
+            if positions := at.positions_in(first, count):
+                looker.see(at.site, NO_LAYER, take(logits, positions, first), positions)
 
     def _at_input(self, site: _SiteHook) -> Any:
         def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -283,24 +287,24 @@ class _Wiring:
         values = whole = site.point.values(given)
         seen = False
         for at, acting in site.edits:
-            if here := at.positions_in(step.start, step.length):
-                part = take(values, here, step.start)
-                new = acting.edit(site.name, site.layer, part, here)
+            if positions := at.positions_in(step.start, step.length):
+                part = take(values, positions, step.start)
+                new = acting.edit(site.name, site.layer, part, positions)
                 if new.shape != part.shape:
                     raise ValueError(
                         f"{type(acting).__name__} made {tuple(new.shape)} of {site.name} "
                         f"{tuple(part.shape)} in layer {site.layer}; the shape must stay."
                     )
-                values = put(values, here, step.start, new.to(part.dtype))
+                values = put(values, positions, step.start, new.to(part.dtype))
         for at, looker in site.reads:
-            if here := at.positions_in(step.start, step.length):
-                part = take(values, here, step.start)
+            if positions := at.positions_in(step.start, step.length):
+                part = take(values, positions, step.start)
                 if self._plan.gradients:
                     if not part.requires_grad:
                         part = part.detach().requires_grad_()
                     # Readers must see the tensor that the model uses, or nothing depends on it.
-                    values = put(values, here, step.start, part)
-                looker.see(site.name, site.layer, part, here)
+                    values = put(values, positions, step.start, part)
+                looker.see(site.name, site.layer, part, positions)
                 seen = True
         if values is whole and (site.point.heads is None or not (seen and self._plan.gradients)):
             return given  # otherwise readers would see a view that nothing depends on

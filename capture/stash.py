@@ -218,8 +218,10 @@ def stash_run(
         inputs=inputs,
         settings=settings,
         tokens=probe.finished(),
-        queries={layer: own[last - first :] for layer, own in queries.items()},
-        prompt_queries={layer: own[: len(asked)] for layer, own in queries.items()},
+        queries={layer: layer_queries[last - first :] for layer, layer_queries in queries.items()},
+        prompt_queries={
+            layer: layer_queries[: len(asked)] for layer, layer_queries in queries.items()
+        },
         keys=stasher.keys,
         scales=stasher.scales,
         heads=heads,

@@ -63,11 +63,11 @@ class TokenProbe:
             raise RuntimeError("A token was chosen before any logits were seen.")
         seen = self._seen
         weights = seen if isinstance(seen, TokenStatistics) else token_statistics(seen, token)
-        made = described(self._pieces, weights, token)
-        self.tokens.append(made)
+        generated = described(self._pieces, weights, token)
+        self.tokens.append(generated)
         if self._on_token is not None:
-            self._on_token(len(self.tokens) - 1, made)
-        return made
+            self._on_token(len(self.tokens) - 1, generated)
+        return generated
 
     def finished(self) -> tuple[GeneratedToken, ...]:
         """The tokens, with texts that join to the answer, also where it ends inside a character."""
@@ -107,29 +107,31 @@ def token_statistics(logits: torch.Tensor, token: int) -> TokenStatistics:
     """The weights of `token` under raw logits (vocabulary,): one copy from the device."""
     logs_of_all = torch.log_softmax(logits.float(), dim=-1)  # (vocabulary,)
     best, ids = torch.topk(logs_of_all, min(ALTERNATIVES, logits.shape[-1]))
-    *logs, own = torch.cat([best, logs_of_all[token][None]]).tolist()
-    among = own >= logs[-1]  # then no other pass over the vocabulary is needed
-    rank = sum(other > own for other in logs) if among else int((logs_of_all > own).sum())
-    return TokenStatistics(own, rank, tuple(ids.tolist()), tuple(logs))
+    *logs, token_log = torch.cat([best, logs_of_all[token][None]]).tolist()
+    among = token_log >= logs[-1]  # then no other pass over the vocabulary is needed
+    rank = (
+        sum(other > token_log for other in logs) if among else int((logs_of_all > token_log).sum())
+    )
+    return TokenStatistics(token_log, rank, tuple(ids.tolist()), tuple(logs))
 
 
 def batch_statistics(logits: torch.Tensor, tokens: Sequence[int]) -> list[TokenStatistics]:
     """The same for T tokens at once: logits (T, vocabulary); one copy from the device for a few
     dozen of them."""
-    made = []
+    statistics = []
     for low in range(0, len(tokens), TOKENS_AT_ONCE):
         wanted = torch.tensor(tokens[low : low + TOKENS_AT_ONCE], device=logits.device)
         logs_of_all = torch.log_softmax(logits[low : low + TOKENS_AT_ONCE].float(), dim=-1)
         best, ids = torch.topk(logs_of_all, min(ALTERNATIVES, logits.shape[-1]))
-        own = logs_of_all.gather(1, wanted[:, None])
-        rank = (logs_of_all > own).sum(-1, keepdim=True)
+        token_logs = logs_of_all.gather(1, wanted[:, None])
+        rank = (logs_of_all > token_logs).sum(-1, keepdim=True)
         # float64 represents every id and rank exactly.
-        parts = torch.cat([own.double(), rank.double(), ids.double(), best.double()], dim=1)
+        parts = torch.cat([token_logs.double(), rank.double(), ids.double(), best.double()], dim=1)
         count = best.shape[1]
         for log_p, own_rank, *rest in parts.tolist():
             likeliest = tuple(int(i) for i in rest[:count])
-            made.append(TokenStatistics(log_p, int(own_rank), likeliest, tuple(rest[count:])))
-    return made
+            statistics.append(TokenStatistics(log_p, int(own_rank), likeliest, tuple(rest[count:])))
+    return statistics
 
 
 def described(pieces: TextPieces, weights: TokenStatistics, token: int) -> GeneratedToken:

@@ -204,8 +204,8 @@ class GenerationTrace:
     @property
     def text(self) -> str:
         """The whole answer, without the token that ended it."""
-        said = self.tokens[:-1] if self.finish_reason == "end" else self.tokens
-        return "".join(token.text for token in said)
+        shown = self.tokens[:-1] if self.finish_reason == "end" else self.tokens
+        return "".join(token.text for token in shown)
 
     def save(self, path: Path | str) -> None:
         """Write the trace as one `.safetensors` file with its JSON inside (see

@@ -228,8 +228,8 @@ def say_engine(trace: GenerationTrace) -> None:
     """One line on standard error, after a run, if another engine than requested was used."""
     from sinkscope.capture.decoding import engine_words
 
-    if said := engine_words(trace):
-        typer.echo(f"Note: the answer was {said}.", err=True)
+    if words := engine_words(trace):
+        typer.echo(f"Note: the answer was {words}.", err=True)
 
 
 def load(settings: ModelSettings) -> ModelHandle:

@@ -125,8 +125,8 @@ def check(
                 bar.update(percent - shown)
                 shown = percent
 
-            made = {name: var_rows(own, profile.layers) for name, own in changes.items()}
-            figures = run(settings, made, report)
+            tables = {name: var_rows(change, profile.layers) for name, change in changes.items()}
+            figures = run(settings, tables, report)
         figures["var_settings"] = {
             "dialect": var.dialect,
             "keep": var.keep,

@@ -159,13 +159,13 @@ def _check_folder(output: Path) -> None:
     """
     if output.exists() and not output.is_dir():
         raise ValueError(f"output is {str(output)!r}, which is a file; allowed: a folder.")
-    there = next(one for one in (output, *output.absolute().parents) if one.exists())
+    existing = next(one for one in (output, *output.absolute().parents) if one.exists())
     try:
-        with tempfile.TemporaryFile(dir=there):
+        with tempfile.TemporaryFile(dir=existing):
             pass
     except OSError as error:
         raise ValueError(
-            f"The folder {output} cannot be written: {there}: {error.strerror or error}."
+            f"The folder {output} cannot be written: {existing}: {error.strerror or error}."
         ) from error
 
 

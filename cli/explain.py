@@ -85,15 +85,15 @@ def explain(
     target = explained_tokens(trace, drawing.token)
     pairs = None if heads is None else heads.heads_of(trace).pairs
     choice = SlotChoice(generation.layers, generation.heads, drawing.reduce, pairs=pairs)
-    made, stopped = explained(trace, target, wanted, choice, passes_of(handle, trace, inputs))
-    tell(made)
-    if stopped is not None and not any(one.patches is not None for one in made):
+    results, stopped = explained(trace, target, wanted, choice, passes_of(handle, trace, inputs))
+    tell(results)
+    if stopped is not None and not any(one.patches is not None for one in results):
         typer.echo("Stopped before the first map; nothing is written.", err=True)
         raise typer.Exit(common.INTERRUPTED)
     write_sheet(
         Sheet(
             under_map(trace.images[0], drawing.photo),
-            made,
+            results,
             "".join(trace.tokens[t].text for t in target.tokens),
             trace.text.strip(),
             f"{trace.model.id} ({trace.model.revision}), prompt: {trace.prompt}",
@@ -141,7 +141,7 @@ def explained(
     was one. The first Ctrl-C ends after the current step, a second one at once."""
     from sinkscope.methods.together import explain_each
 
-    made: list[MethodResult] = []
+    results: list[MethodResult] = []
     stopped: Stopped | None = None
     with common.progress("Explaining", len(methods)) as bar:
 
@@ -156,15 +156,15 @@ def explained(
                 for one in explain_each(
                     trace, target, methods, choice, session=session, **job.hooks
                 ):
-                    made.append(one)  # results before a stop are kept
+                    results.append(one)  # results before a stop are kept
             except Stopped as stop:
                 stopped = stop
-    return made, stopped
+    return results, stopped
 
 
-def tell(made: Sequence[MethodResult]) -> None:
+def tell(results: Sequence[MethodResult]) -> None:
     """The methods on standard output, those without a map with the reason."""
     typer.echo("\nmethod")
-    for one in made:
-        said = one.why_not if one.patches is None else f"{one.seconds:.2f} s, {one.patches.unit}"
-        typer.echo(f"  {one.method.label:<22} {'not possible: ' if one.why_not else ''}{said}")
+    for one in results:
+        outcome = one.why_not if one.patches is None else f"{one.seconds:.2f} s, {one.patches.unit}"
+        typer.echo(f"  {one.method.label:<22} {'not possible: ' if one.why_not else ''}{outcome}")

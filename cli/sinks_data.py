@@ -106,8 +106,8 @@ def _scenes(count: int, prompt: str | None, seed: int) -> SampleSet:
 
     from sinkscope.demo.scene_questions import SOURCE, scene_questions
 
-    made = [
+    samples = [
         Sample(one.name, (Image.fromarray(one.image),), one.question, one.answer)
         for one in scene_questions(count, prompt, seed)
     ]
-    return SampleSet(tuple(sorted(made, key=lambda sample: sample.id)), (), count, SOURCE)
+    return SampleSet(tuple(sorted(samples, key=lambda sample: sample.id)), (), count, SOURCE)

@@ -113,11 +113,11 @@ def held_out_scenes(
 ) -> list[Scene]:
     """Scenes that no training run has seen (their seeds begin with another number), widths and
     heights of ``sizes`` in turn."""
-    made = []
+    scenes = []
     for index in range(count):
         width, height = sizes[index % len(sizes)]
         most = 4 if min_objects else 0
-        made.append(
+        scenes.append(
             scene(
                 (2, first_seed + index),
                 width,
@@ -127,7 +127,7 @@ def held_out_scenes(
                 background=background,
             )
         )
-    return made
+    return scenes
 
 
 # For finding and validating sinks: after the blocks that the model card is measured on

@@ -96,26 +96,29 @@ def answer_rows(
             generation_config=decoding.config,
             stopping_criteria=StoppingCriteriaList([ending]),
         )
-    made = []
+    answers = []
     for index, row in enumerate(rows):
-        said = session[tokens[index]].finished()
+        generated = session[tokens[index]].finished()
         finish_reason = ending.finish_reason(index)
         changed, moved = 0.0, 0.0
         if row.method.var is not None:
-            changed, moved = var_activity(session[var], index, len(said))
-        made.append(
+            changed, moved = var_activity(session[var], index, len(generated))
+        answers.append(
             Answer(
-                "".join(token.text for token in (said[:-1] if finish_reason == "end" else said)),
+                "".join(
+                    token.text
+                    for token in (generated[:-1] if finish_reason == "end" else generated)
+                ),
                 finish_reason,
-                tuple(math.log(max(token.probability, _SMALLEST)) for token in said),
+                tuple(math.log(max(token.probability, _SMALLEST)) for token in generated),
                 None,
                 changed,
                 moved,
                 (time.perf_counter() - began) / len(rows),
-                tuple(token.id for token in said),
+                tuple(token.id for token in generated),
             )
         )
-    return made, session
+    return answers, session
 
 
 def var_of(rows: Sequence[Row]) -> VAR:
@@ -180,6 +183,8 @@ def count_sinks(
     else:
         return None
     prefix = prefixes[dims]
-    scores = torch.stack([own for layer, own in prefix.scores.items() if layer in acting])
+    scores = torch.stack(
+        [layer_scores for layer, layer_scores in prefix.scores.items() if layer in acting]
+    )
     vision = prefix.inputs.layout.vision_positions().to(scores.device)
     return int(above_threshold(scores[:, vision], tau, dialect).any(0).sum())

@@ -111,14 +111,14 @@ def check_rows(
     Returns:
         A row's answer, without the count of its sinks; None if it differs from the draft.
     """
-    made: list[Answer | None] = [None] * len(rows)
+    answers: list[Answer | None] = [None] * len(rows)
     vocabulary = handle.model.config.get_text_config().vocab_size
     lengths = [len(drafts.answers[question].ids) for question in questions]
     for members in _passes(lengths, vocabulary):
         some = [rows[one] for one in members], [questions[one] for one in members]
         for one, answer in zip(members, _pass(handle, settings, *some, drafts), strict=True):
-            made[one] = answer
-    return made
+            answers[one] = answer
+    return answers
 
 
 def _passes(lengths: Sequence[int], vocabulary: int) -> Iterator[list[int]]:
@@ -145,11 +145,11 @@ def _pass(
     drafts: Drafts,
 ) -> list[Answer | None]:
     prompts = [row.prefix.inputs for row in rows]
-    said = [drafts.answers[question] for question in questions]
-    longest = max(len(draft.ids) for draft in said)
+    answers = [drafts.answers[question] for question in questions]
+    longest = max(len(draft.ids) for draft in answers)
     # A shorter draft's tokens see nothing after it.
     ids = torch.tensor(
-        [[*draft.ids, *([draft.ids[0]] * (longest - len(draft.ids)))] for draft in said]
+        [[*draft.ids, *([draft.ids[0]] * (longest - len(draft.ids)))] for draft in answers]
     )
     prefix, start = begin_rows(handle, rows, ids[:, :-1])
     logits, var = _Logits(), var_of(rows)
@@ -169,30 +169,32 @@ def _pass(
         )
     (seen,) = session[logits][NO_LAYER]
     best, logs = _read(seen, ids.to(seen.device))
-    made: list[Answer | None] = []
-    for row, draft in enumerate(said):
+    accepted: list[Answer | None] = []
+    for row, draft in enumerate(answers):
         count = len(draft.ids)
-        own = logs[row][:count]
-        if tuple(best[row][:count]) != draft.ids or not all(map(math.isfinite, own)):
-            made.append(None)
+        row_logs = logs[row][:count]
+        if tuple(best[row][:count]) != draft.ids or not all(map(math.isfinite, row_logs)):
+            accepted.append(None)
             continue
         changed, moved = var_activity(session[var], row, count)
-        made.append(
+        accepted.append(
             dataclasses.replace(
                 draft,
-                log_probabilities=tuple(map(log_of, own)),
+                log_probabilities=tuple(map(log_of, row_logs)),
                 sinks=None,
                 rows_changed=changed,
                 mass_moved=moved,
             )
         )
-    return made
+    return accepted
 
 
 def _read(logits: Tensor, ids: Tensor) -> tuple[list[list[int]], list[list[float]]]:
     """Of logits (B, T, V): the most probable tokens, and the log-probability of `ids` (B, T)."""
     logs = [
-        torch.log_softmax(own.float(), dim=-1).gather(1, wanted[:, None])[:, 0]
-        for own, wanted in zip(logits, ids, strict=True)  # row by row: float32 takes twice as much
+        torch.log_softmax(row_logits.float(), dim=-1).gather(1, wanted[:, None])[:, 0]
+        for row_logits, wanted in zip(
+            logits, ids, strict=True
+        )  # row by row: float32 takes twice as much
     ]
     return logits.argmax(-1).tolist(), torch.stack(logs).tolist()

@@ -48,7 +48,10 @@ class LowerLayers:
 def first_acting(info: ModelInfo, methods: Sequence[Method]) -> int:
     """The first layer in which one of the methods acts; the number of layers if none does."""
     layers = [acting_layers(one.var, info.layers) for one in methods if one.var is not None]
-    return min((min(own) for own in layers if own), default=info.layers)
+    return min(
+        (min(layers_of_method) for layers_of_method in layers if layers_of_method),
+        default=info.layers,
+    )
 
 
 def stream_at(layer: int) -> Values:
@@ -81,11 +84,11 @@ def passed_over(layers: Sequence[nn.Module]) -> Iterator[None]:
             layer.forward = _same
         yield
     finally:
-        for layer, own in zip(layers, before, strict=True):
-            if own is None:
+        for layer, stream in zip(layers, before, strict=True):
+            if stream is None:
                 vars(layer).pop("forward", None)
             else:
-                layer.forward = own
+                layer.forward = stream
 
 
 def _same(hidden_states: torch.Tensor, *rest: Any, **named: Any) -> torch.Tensor:

@@ -59,17 +59,17 @@ def parse_methods(methods: Sequence[str], sweeps: Sequence[str] = ()) -> tuple[M
     grid = [_sweep(text) for text in sweeps]
     if grid and all(one.var is None for one in read):
         raise ValueError("A sweep is given, but no method is var or var-random.")
-    made: list[MethodSpec] = []
+    specs: list[MethodSpec] = []
     for one in read:
         if one.var is None or not grid:
-            made.append(one)
+            specs.append(one)
             continue
         for choice in itertools.product(
             *([(key, value) for value in given] for key, given in grid)
         ):
             name = " ".join([one.name, *(f"{key}={_shown(value)}" for key, value in choice)])
-            made.append(MethodSpec(name, {**one.var, **dict(choice)}))
-    return distinct(made)
+            specs.append(MethodSpec(name, {**one.var, **dict(choice)}))
+    return distinct(specs)
 
 
 def distinct(methods: Sequence[MethodSpec]) -> tuple[MethodSpec, ...]:
@@ -113,15 +113,15 @@ def _values(text: str, rest: str) -> dict[str, Any]:
             pieces.append(piece)
         else:
             pieces[-1] += f",{piece}"
-    made: dict[str, Any] = {}
+    values: dict[str, Any] = {}
     for piece in pieces:
         key, sign, value = (part.strip() for part in piece.partition("="))
         if not sign or not value:
             raise ValueError(f"method is {text!r}; allowed behind the colon: SETTING=VALUE,...")
-        if key in made:
+        if key in values:
             raise ValueError(f"method is {text!r}; {key} is given twice.")
-        made[key] = _value(key, value)
-    return made
+        values[key] = _value(key, value)
+    return values
 
 
 def _sweep(text: str) -> tuple[str, list[Any]]:

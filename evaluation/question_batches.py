@@ -61,8 +61,8 @@ class ModelQuestion:
 
     def fingerprint(self) -> str:
         """SHA-256 of all of it, including the images' sizes and pixels."""
-        said = [self.image_part(), self.prompt, self.system, asdict(self.settings)]
-        return sha256(json.dumps(said, ensure_ascii=False).encode("utf-8", "surrogatepass"))
+        parts = [self.image_part(), self.prompt, self.system, asdict(self.settings)]
+        return sha256(json.dumps(parts, ensure_ascii=False).encode("utf-8", "surrogatepass"))
 
     def inputs(self, handle: ModelHandle) -> PromptInputs:
         """The model's inputs.
@@ -108,7 +108,7 @@ def answer_questions(
     Raises:
         RunOutOfMemoryError: the device is full.
     """
-    made: list[tuple[Answer, ...]] = []
+    answered: list[tuple[Answer, ...]] = []
     shared: _SharedPass | None = None
     followed = bool(ready) and ready[0].question.settings.decoding == "checkpoint"
     if followed and "max_length" in checkpoint_decoding(handle).values:
@@ -124,8 +124,10 @@ def answer_questions(
                 passed.append(shared.of_prompt(one.inputs))
             answers = _of_batch(handle, batch, methods, groups, passed)
         seconds = (time.perf_counter() - began) / (len(batch) * len(methods))
-        made += [tuple(replace(one, seconds=seconds) for one in each) for each in answers]
-    return made
+        answered += [
+            tuple(replace(one, seconds=seconds) for one in row_answers) for row_answers in answers
+        ]
+    return answered
 
 
 def _batches(
@@ -134,7 +136,7 @@ def _batches(
     """Batches of questions in order, as many together as fit."""
     batch: list[PreparedQuestion] = []
     for one in ready:
-        longest = max(each.inputs.layout.length for each in (*batch, one))
+        longest = max(member.inputs.layout.length for member in (*batch, one))
         tokens = longest + one.question.settings.max_new_tokens
         if batch and (len(batch) + 1) * methods * tokens > batch_tokens:
             yield batch
@@ -152,32 +154,34 @@ def _of_batch(
     passed: Sequence[Mapping[Dims, Prefix]],
 ) -> list[list[Answer]]:
     settings = batch[0].question.settings
-    made: dict[RowKey, Answer] = {}
+    by_row: dict[RowKey, Answer] = {}
     plain = next((row for row, method in enumerate(methods) if method.var is None), None)
     drafts: Drafts | None = None
     if plain is not None and len(methods) > 1 and can_check(handle, settings):
         first = [Row(one[groups[0][0]], methods[plain]) for one in passed]
         drafts = draft_answers(handle, settings, first, first_acting(handle.info, methods))
-        made = {(index, plain): answer for index, answer in enumerate(drafts.answers)}
+        by_row = {(index, plain): answer for index, answer in enumerate(drafts.answers)}
     for dims, members in groups:
         places = [(index, member) for index in range(len(batch)) for member in members]
         rows = {
             (index, member): Row(passed[index][dims], methods[member])
             for index, member in places
-            if (index, member) not in made
+            if (index, member) not in by_row
         }
         if drafts is not None and rows:
             questions = [index for index, _ in rows]
-            said = check_rows(handle, settings, list(rows.values()), questions, drafts)
-            made |= {key: one for key, one in zip(rows, said, strict=True) if one is not None}
-            rows = {key: row for key, row in rows.items() if key not in made}
+            checked = check_rows(handle, settings, list(rows.values()), questions, drafts)
+            by_row |= {key: one for key, one in zip(rows, checked, strict=True) if one is not None}
+            rows = {key: row for key, row in rows.items() if key not in by_row}
         if rows:
             answers, _ = answer_rows(handle, settings, list(rows.values()))
-            made |= dict(zip(rows, answers, strict=True))
+            by_row |= dict(zip(rows, answers, strict=True))
         for index, member in places:
             count = count_sinks(handle, methods[member], passed[index])
-            made[index, member] = replace(made[index, member], sinks=count)
-    return [[made[index, member] for member in range(len(methods))] for index in range(len(batch))]
+            by_row[index, member] = replace(by_row[index, member], sinks=count)
+    return [
+        [by_row[index, member] for member in range(len(methods))] for index in range(len(batch))
+    ]
 
 
 def _groups(handle: ModelHandle, methods: Sequence[Method]) -> list[tuple[Dims, list[int]]]:

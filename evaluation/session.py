@@ -234,8 +234,8 @@ class Session:
             if len(self.failures) < MOST_LISTED:
                 self.failures.append((name, error))
         if self.on_progress is not None:
-            said = f"{self.failed} failed" if self.failed else ""
-            self.on_progress(self.answered + self.failed, self.total, said)
+            failed = f"{self.failed} failed" if self.failed else ""
+            self.on_progress(self.answered + self.failed, self.total, failed)
         if self.in_a_row >= MOST_IN_A_ROW:
             raise ValueError(
                 f"{MOST_IN_A_ROW} questions in a row failed, the last one: {error} The run was "
@@ -265,13 +265,13 @@ def judgement(prepared: Prepared, question: Question, answer: str) -> Judgement:
     Raises:
         ValueError: the question cannot be judged.
     """
-    made = prepared.judge.judge(answer, question)
-    own = prepared.protocol.judge
-    if prepared.judge is own:
-        return made
-    beside = own.judge(answer, question)
-    ours = {"judge": own.name, "score": beside.score, "extraction": beside.extraction}
-    return dataclasses.replace(made, details={**made.details, "own": ours})
+    result = prepared.judge.judge(answer, question)
+    protocol_judge = prepared.protocol.judge
+    if prepared.judge is protocol_judge:
+        return result
+    beside = protocol_judge.judge(answer, question)
+    ours = {"judge": protocol_judge.name, "score": beside.score, "extraction": beside.extraction}
+    return dataclasses.replace(result, details={**result.details, "own": ours})
 
 
 def bucket_of(cluster: str) -> int:
@@ -282,12 +282,12 @@ def bucket_of(cluster: str) -> int:
 def items_of(prepared: Prepared, run: RunSettings) -> Iterator[Item]:
     """Questions and faulty rows, in the data's order, of the requested parts, up to the limit. A
     damaged row of unknown part is included."""
-    found = prepared.task.read(prepared.data)
+    items = prepared.task.read(prepared.data)
     if run.parts:
         wanted = {*run.parts}
-        found = (
+        items = (
             item
-            for item in found
+            for item in items
             if item.category in wanted or (isinstance(item, Faulty) and not item.category)
         )
-    return itertools.islice(found, run.limit)
+    return itertools.islice(items, run.limit)

@@ -78,16 +78,16 @@ def work(plan: Plan, handle: ModelHandle, given: Sequence[Work]) -> tuple[WorkRe
     done: dict[int, WorkResult] = {}
     ready: dict[int, PreparedQuestion] = {}
     for index, one in enumerate(given):
-        made = _prepared(plan, handle, one)
-        if isinstance(made, WorkResult):
-            done[index] = made
+        prepared = _prepared(plan, handle, one)
+        if isinstance(prepared, WorkResult):
+            done[index] = prepared
         else:
-            ready[index] = made
+            ready[index] = prepared
     where = host(handle)
     try:
         answers = answer_questions(handle, list(ready.values()), plan.methods, plan.batch_tokens)
-        for (index, asked), each in zip(ready.items(), answers, strict=True):
-            done[index] = WorkResult(asked.question.fingerprint(), each, None, where)
+        for (index, asked), answer in zip(ready.items(), answers, strict=True):
+            done[index] = WorkResult(asked.question.fingerprint(), answer, None, where)
     except Exception as fault:
         first = _words(fault)
         _free()
@@ -135,8 +135,8 @@ def _alone(
 
 
 def _words(fault: Exception) -> str:
-    said = str(fault).strip() or "no message"
-    return said if isinstance(fault, ValueError) else f"{type(fault).__name__}: {said}"
+    message = str(fault).strip() or "no message"
+    return message if isinstance(fault, ValueError) else f"{type(fault).__name__}: {message}"
 
 
 def _free() -> None:

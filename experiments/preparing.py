@@ -98,9 +98,9 @@ def prepare_study(
         inputs = prepare_inputs(handle, sample)
         flags = _flags(handle, inputs, settings, by, dims, tau) if detects else None
         mixed = int(sample.fingerprint()[:12], 16) ^ settings.seed
-        found, others = groups(tokens, inputs.layout, flags, mixed)
-        room = ordinary != "controls" or len(others) >= len(found[names[0]])
-        if not all(found[name] for name in names[:2]):
+        token_groups, others = groups(tokens, inputs.layout, flags, mixed)
+        room = ordinary != "controls" or len(others) >= len(token_groups[names[0]])
+        if not all(token_groups[name] for name in names[:2]):
             left.without.append(sample.id)
         elif not room:
             left.narrow.append(sample.id)
@@ -110,7 +110,7 @@ def prepare_study(
             answer = _answer(handle, sample, inputs, settings, watch) if answers else ()
             first = first_query(inputs.layout)
             cases.append(
-                Case(len(cases), sample, found, others, inputs.layout.length, first, answer)
+                Case(len(cases), sample, token_groups, others, inputs.layout.length, first, answer)
             )
         watch.step(f"Looking for sinks: {sample.id}")
     if not cases and left.narrow:
@@ -146,7 +146,7 @@ class _SkippedSamples:
 
     def notes(self) -> list[str]:
         """In sentences."""
-        made = []
+        lines = []
         for ids, why in (
             (self.without, f"no {self.names[0]} or nothing to hold them against"),
             (
@@ -158,11 +158,11 @@ class _SkippedSamples:
             if ids:
                 some = ", ".join(ids[:3]) + (", ..." if len(ids) > 3 else "")
                 has, was = ("has", "was") if len(ids) == 1 else ("have", "were")
-                made.append(
+                lines.append(
                     f"{len(ids)} of {number_of(self.samples, 'sample')} {has} {why} and {was} "
                     f"left out: {some}."
                 )
-        return made
+        return lines
 
 
 def _check_positions(

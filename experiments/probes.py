@@ -159,10 +159,10 @@ class KeyReader(Reader):
     def see(self, site: str, layer: int, values: Any, positions: Sequence[int]) -> None:
         query, key, _ = values
         place, start = self._keys.to(key.device), self._from.to(key.device)
-        own = key[0].detach()[:, place]  # (Hkv, keys, Dh)
-        self._vectors[layer] = own.transpose(0, 1)
-        work = torch.promote_types(own.dtype, torch.float32)
-        repeated = own.repeat_interleave(query.shape[1] // key.shape[1], dim=0).to(work)
+        keys_here = key[0].detach()[:, place]  # (Hkv, keys, Dh)
+        self._vectors[layer] = keys_here.transpose(0, 1)
+        work = torch.promote_types(keys_here.dtype, torch.float32)
+        repeated = keys_here.repeat_interleave(query.shape[1] // key.shape[1], dim=0).to(work)
         unit = torch.nn.functional.normalize(repeated, dim=-1)
         asked = query[0, :, : self._length].detach().to(work)
         asked = torch.nn.functional.normalize(asked, dim=-1)

@@ -34,17 +34,17 @@ def token_groups(name: str, given: Any) -> tuple[Token, ...]:
     words = given.replace(" ", "").split(",") if isinstance(given, str) else given
     if not isinstance(words, list | tuple) or not words:
         raise refuse(name, given, GROUPS)
-    made: list[Token] = []
+    tokens: list[Token] = []
     for word in words:
         if isinstance(word, str) and re.fullmatch(r"\d{1,6}", word):
-            made.append(int(word))
+            tokens.append(int(word))
         elif word in ROLES or (isinstance(word, int) and not isinstance(word, bool) and word >= 0):
-            made.append(word)
+            tokens.append(word)
         else:
             raise refuse(name, word, GROUPS)
-    if len(set(made)) < len(made):
+    if len(set(tokens)) < len(tokens):
         raise refuse(name, given, GROUPS)
-    return tuple(made)
+    return tuple(tokens)
 
 
 @explained

@@ -100,8 +100,8 @@ class _Reading(Reader):
             logs = torch.log_softmax(work, dim=-1)
             best = logs.max(-1)
             tops.append(best.indices)
-            own = best.values if words is None else logs[:, list(words[layer])].amax(-1)
-            scores.append(own)
+            word_logs = best.values if words is None else logs[:, list(words[layer])].amax(-1)
+            scores.append(word_logs)
         self._seen[layer] = torch.cat(tops), torch.cat(scores)
 
     def result(self) -> dict[int, tuple[list[int], Tensor]]:
@@ -131,9 +131,9 @@ class _Scores:
         self.ordinary = [[] for _ in range(self.layers)]
 
     def add(self, study: Study, case: Case, inputs: object, chosen: list[list[int]]) -> None:
-        own = set(case.groups[study.sink])
-        positions = tuple(sorted({*own, *case.others}))
-        mask = torch.tensor([position in own for position in positions])
+        sinks = set(case.groups[study.sink])
+        positions = tuple(sorted({*sinks, *case.others}))
+        mask = torch.tensor([position in sinks for position in positions])
         lens = Lens(study.handle.stack, positions, tuple(map(tuple, chosen)))
         seen = study.forward_pass(case, inputs, [lens]).session[lens]  # type: ignore[arg-type]
         for layer, (_, scores) in seen.items():
@@ -183,7 +183,7 @@ def _findings(
     )
     first = _most_common(every[best], 1)[0]
     share = every[best][first] / sum(every[best].values())
-    said = (
+    summary = (
         f"At the input of layer {best}, {share:.0%} of {study.sink} decode to "
         f"{_word(study, first)}. The {len(chosen[best])} most frequent words tell sinks from "
         f"ordinary tokens with AUC {tested[best].auc} on samples that did not choose them.",
@@ -226,11 +226,11 @@ def _findings(
             y_label="share",
         ),
     )
-    return Findings(said, (table,), charts, judged, values)
+    return Findings(summary, (table,), charts, judged, values)
 
 
-def _auc(found: Specific) -> float:
-    return found.auc.value if math.isfinite(found.auc.value) else -1.0
+def _auc(specific: Specific) -> float:
+    return specific.auc.value if math.isfinite(specific.auc.value) else -1.0
 
 
 def _word(study: Study, word: int) -> str:

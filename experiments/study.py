@@ -74,7 +74,7 @@ class Case:
     @property
     def positions(self) -> tuple[int, ...]:
         """All positions of the groups, rising, each once."""
-        return tuple(sorted({p for own in self.groups.values() for p in own}))
+        return tuple(sorted({p for positions in self.groups.values() for p in positions}))
 
     def rows(self, group: str) -> Tensor:
         """int64: where the group's tokens are among `positions`."""

@@ -106,8 +106,8 @@ class Runner:
         asked = [self.withdrawing()]
         if self.deserted is not None and owner:
             asked.append(partial(self.deserted, owner, time.monotonic()))
-        if told := [one for one in asked if one is not None]:
-            job.stop_event.deserted = lambda: any(one() for one in told)
+        if reasons := [one for one in asked if one is not None]:
+            job.stop_event.deserted = lambda: any(one() for one in reasons)
         return job
 
     @property
@@ -128,14 +128,14 @@ class Runner:
         and ones that should have ended long ago."""
         with self._lock:
             workers = list(self._threads.items())
-        found = []
+        jobs = []
         for job, worker in workers:
             since = job.stop_event.since
             if since is not None and time.monotonic() - since > STUCK_SECONDS:
-                found.append(f"a job ({job.kind}) does not end")
+                jobs.append(f"a job ({job.kind}) does not end")
             elif worker.lost and since is None:
-                found.append(f"the thread of a job ({job.kind}) is dead")
-        return tuple(found)
+                jobs.append(f"the thread of a job ({job.kind}) is dead")
+        return tuple(jobs)
 
     def stop(self, owner: str, kind: str | None = None) -> None:
         """Stop the jobs of one kind, or of every kind, of this session, never of another. "" owns
@@ -173,18 +173,18 @@ class Runner:
                 raise _nobody() if job.deserted else StoppedWaiting()
             events: queue.Queue[JobProgress | Done | _Failed] = queue.Queue()
             job.listen(events.put)
-            told = threading.Event()
+            changed = threading.Event()
             thread = threading.Thread(
                 # in the context of whoever asks, so that the work knows whose it is
                 target=copy_context().run,
-                args=(_worked, job, work, events, told),
+                args=(_worked, job, work, events, changed),
                 name=f"job {job.kind}",
                 daemon=True,
             )
             del work  # only the thread keeps its objects alive
             with job:
                 with self._lock:
-                    self._threads[job] = _Worker(thread, told)
+                    self._threads[job] = _Worker(thread, changed)
                 thread.start()
                 try:
                     yield from _streamed(job, events, thread)
@@ -221,7 +221,10 @@ def _nobody() -> NoClientError:
 
 
 def _worked(
-    job: Job, work: Work, events: queue.Queue[JobProgress | Done | _Failed], told: threading.Event
+    job: Job,
+    work: Work,
+    events: queue.Queue[JobProgress | Done | _Failed],
+    changed: threading.Event,
 ) -> None:
     try:
         events.put(Done(work(job)))
@@ -232,7 +235,7 @@ def _worked(
         lost = WorkerLostError(f"a job ({job.kind}) was ended by {type(error).__name__}")
         lost.__cause__ = error
         events.put(_Failed(lost))
-    told.set()
+    changed.set()
 
 
 def _streamed(

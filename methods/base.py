@@ -221,8 +221,8 @@ def divided(above: torch.Tensor, below: torch.Tensor, least: float) -> torch.Ten
     missing = below.isnan()
     mean = below.nanmean if missing.any() else below.mean
     divisor = torch.maximum(below, least * mean(dim=-1, keepdim=True))
-    made = torch.where(divisor > 0, above / divisor, torch.zeros_like(above))
-    return made.masked_fill(missing, float("nan"))
+    ratio = torch.where(divisor > 0, above / divisor, torch.zeros_like(above))
+    return ratio.masked_fill(missing, float("nan"))
 
 
 def rows_of(run: GenerationTrace, part: TokenSource) -> Rows:

@@ -70,16 +70,16 @@ class Chefer(FromPasses):
         assert session is not None
         total = len(target.tokens)
         session.tell(progress, 0, total, "Reading prompt and answer", "tokens")
-        vision, made = run.layout.vision_positions(), []
+        vision, maps = run.layout.vision_positions(), []
         with attached_layers(session) as layers:
             for done, token in enumerate(target.tokens):
                 session.tell(progress, done, total, "Relevance through all layers", "tokens")
                 row = self._row(layers, session.position(token), session.answer[token])
-                made.append(row.cpu()[vision])
-        values = torch.stack(made).float().numpy()
-        said = "gradient of " + ("log p" if self.of == "log_p" else "the logit")
+                maps.append(row.cpu()[vision])
+        values = torch.stack(maps).float().numpy()
+        normalisation = "gradient of " + ("log p" if self.of == "log_p" else "the logit")
         axes: Axes = (("token", target.tokens),)
-        return MapStack(values, axes, run.layout, self.unit, normalisation=said)
+        return MapStack(values, axes, run.layout, self.unit, normalisation=normalisation)
 
     def _row(self, layers: Layers, position: int, token: int) -> Tensor:
         """(N,): the row of R of one position, without its own 1."""
@@ -106,7 +106,7 @@ def _through(again: RecomputedLayer, row: Tensor, position: int) -> Tensor:
     heads = again.query.shape[1]
     size = max(1, BLOCK_BYTES // (4 * heads * (position + 1)))
     first = int(row.nonzero()[0])  # in the last layer only `position`
-    made = torch.zeros_like(row)
+    propagated = torch.zeros_like(row)
     for low in range(first, position + 1, size):
         high = min(low + size, position + 1)
         key, value = again.key[:, :, :high], again.value[:, :, :high]
@@ -115,5 +115,5 @@ def _through(again: RecomputedLayer, row: Tensor, position: int) -> Tensor:
         weighed = again.weighed[:, :, low:high]  # (1, H, R, Dh)
         by_weight = torch.matmul(pack(weighed, key.shape[1]), value.transpose(2, 3).to(weighed))
         weights.mul_(by_weight.view_as(weights)).relu_()
-        made[:high] += row[low:high] @ weights[0].mean(dim=0).to(row)
-    return made
+        propagated[:high] += row[low:high] @ weights[0].mean(dim=0).to(row)
+    return propagated

@@ -74,13 +74,13 @@ def listed(
         passes: whether forward passes of the run's model are possible; otherwise methods that need
             them are unavailable.
     """
-    made = []
+    entries = []
     for method in methods:
         why = method.availability(run)
         if why is None and not passes and (needs := method.needs_for(run)) != "trace":
             why = f"it needs {needs} passes of the model, and there is only the run"
-        made.append(MethodEntry(method, why))
-    return made
+        entries.append(MethodEntry(method, why))
+    return entries
 
 
 def method_of(wanted: str | Method, methods: Sequence[Method] = METHODS) -> Method:

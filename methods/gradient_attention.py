@@ -56,8 +56,8 @@ class RowGradientMethod(FromPasses):
             ("head", tuple(range(info.heads))),
         )
         flat = values.reshape(-1, run.layout.vision_tokens).numpy()
-        said = "gradient of " + ("log p" if self.of == "log_p" else "the logit")
-        return MapStack(flat, axes, run.layout, self.unit, normalisation=said)
+        normalisation = "gradient of " + ("log p" if self.of == "log_p" else "the logit")
+        return MapStack(flat, axes, run.layout, self.unit, normalisation=normalisation)
 
 
 @dataclass(frozen=True)

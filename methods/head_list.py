@@ -216,17 +216,17 @@ class HeadsFrom:
     given: HeadList | PickedHeads | None = None
 
     @staticmethod
-    def read(said: str, *, files: bool = False) -> HeadsFrom:
+    def read(value: str, *, files: bool = False) -> HeadsFrom:
         """From text: `localising`, `sinks`, `4.1,5.0-2`, or the JSON of a list.
 
         Args:
-            said: the text.
+            value: the text.
             files: a name that ends in .json is that of a file.
 
         Raises:
             ValueError: it is none of them, or a list without heads.
         """
-        text = said.strip()
+        text = value.strip()
         if text in NAMES:
             return HeadsFrom(text)
         if files and text.lower().endswith(".json"):

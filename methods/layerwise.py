@@ -81,9 +81,9 @@ class Layers:
             state = top[0, position].detach().requires_grad_()
             logits = self._stack.output_head(normed(self._stack, state[None]))[0]
             (gradient,) = torch.autograd.grad(objective(logits), state)
-        made = torch.zeros_like(top)
-        made[0, position] = gradient
-        return made
+        seed_gradient = torch.zeros_like(top)
+        seed_gradient[0, position] = gradient
+        return seed_gradient
 
     def recompute(self, layer: int, gradient: Tensor) -> RecomputedLayer:
         """Run a layer again and propagate a gradient of its output (1, N, D) through it."""
@@ -103,7 +103,7 @@ class Layers:
         heads = (by_attention @ weight).to(wide)  # (1, N, H * Dh)
         parts = seen.query, seen.key, seen.value
         query, key, value = (part.detach() for part in parts if part is not None)
-        made = RecomputedLayer(
+        recomputed = RecomputedLayer(
             query=query,
             key=key,
             value=value.transpose(1, 2),
@@ -113,7 +113,7 @@ class Layers:
             window=self._stack.windows[layer] if self._stack.windows else None,
         )
         seen.forget()
-        return made
+        return recomputed
 
     def hook_in(self, undo: ExitStack) -> None:
         """Keep each layer's arguments during the pass."""

@@ -93,15 +93,15 @@ class Passes:
             inputs: another prompt with as many tokens; None: the run's.
             tokens: number of predicted answer tokens; None: all.
         """
-        made = dict((inputs or self.inputs).tensors)
+        tensors = dict((inputs or self.inputs).tensors)
         answer_ids = torch.tensor([self.answer[:tokens][:-1]], dtype=torch.long)
-        shape = made["input_ids"].shape
-        for name, tensor in made.items():
+        shape = tensors["input_ids"].shape
+        for name, tensor in tensors.items():
             if tensor.shape == shape:  # one value per position; 0 means text
                 fill = torch.full_like(answer_ids, name == "attention_mask")
                 behind = answer_ids if name == "input_ids" else fill
-                made[name] = torch.cat([tensor, behind.to(tensor.dtype)], dim=1)
-        return made
+                tensors[name] = torch.cat([tensor, behind.to(tensor.dtype)], dim=1)
+        return tensors
 
     @contextmanager
     def attached(

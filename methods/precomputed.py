@@ -75,10 +75,10 @@ class PrecomputedMaps(Method):
 
     def refusal(self, run: GenerationTrace, target: Target, session: Session | None) -> str | None:
         """See `Method.refusal`: tokens without stored maps."""
-        there = self.of(run)
-        if there is not None and target.source == "answer" and target.tokens == there.tokens:
+        stored = self.of(run)
+        if stored is not None and target.source == "answer" and target.tokens == stored.tokens:
             return None
-        known = _spelt(there.tokens if there else ())
+        known = _spelt(stored.tokens if stored else ())
         part = "of the prompt " if target.source == "prompt" else ""
         return (
             f"its maps were computed for {known} of the answer only, and {_spelt(target.tokens)} "
@@ -93,9 +93,9 @@ class PrecomputedMaps(Method):
         progress: Progress | None = None,
     ) -> MapStack:
         """See `Method.explain`."""
-        there = self.of(run)
-        assert there is not None and there.tokens == target.tokens
-        return there.stack
+        stored = self.of(run)
+        assert stored is not None and stored.tokens == target.tokens
+        return stored.stack
 
 
 def _spelt(tokens: Sequence[int]) -> str:

@@ -100,6 +100,6 @@ class _Scores(Probe):
 
     def see(self, site: str, layer: int, values: Any, positions: Sequence[int]) -> Tensor:
         query, key, scale = (part.detach() if isinstance(part, Tensor) else part for part in values)
-        made = torch.matmul(pack(query, key.shape[1]), key.transpose(2, 3))
-        wide = torch.promote_types(made.dtype, torch.float32)
-        return made.to(wide).reshape(query.shape[1], -1) * scale
+        scores = torch.matmul(pack(query, key.shape[1]), key.transpose(2, 3))
+        wide = torch.promote_types(scores.dtype, torch.float32)
+        return scores.to(wide).reshape(query.shape[1], -1) * scale

@@ -78,10 +78,10 @@ def methods_named(wanted: str, methods: Sequence[Method] = METHODS) -> tuple[Met
     if not names:
         allowed = ", ".join(method.name for method in methods)
         raise ValueError(f"methods is {wanted!r}; allowed: all, or some of {allowed}.")
-    found = [method_of(name, methods) for name in names]
-    if len({one.name for one in found}) < len(found):
+    chosen = [method_of(name, methods) for name in names]
+    if len({one.name for one in chosen}) < len(chosen):
         raise ValueError(f"methods is {wanted!r}; allowed: each method once.")
-    return tuple(found)
+    return tuple(chosen)
 
 
 def explain_each(
@@ -172,11 +172,11 @@ def label_of(run: GenerationTrace, target: Target, stack: MapStack, choice: Slot
     """The tokens, layers and heads of the stack's map, in words, for the axes that it has."""
     rows = rows_of(run, target.source)
     layers, heads, pairs = choice.of(stack)
-    made = map_label(rows, target.tokens, layers, heads, choice.reduce, pairs)
+    label = map_label(rows, target.tokens, layers, heads, choice.reduce, pairs)
     axes = {name for name, _ in stack.axes}
     if "layer" not in axes:
-        return made[: made.rindex(f", {choice.reduce} over ")]
-    return made if "head" in axes else made[: made.rindex(" and heads ")]
+        return label[: label.rindex(f", {choice.reduce} over ")]
+    return label if "head" in axes else label[: label.rindex(" and heads ")]
 
 
 def map_of(stack: MapStack, choice: SlotChoice, label: str = "") -> PatchMap:

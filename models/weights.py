@@ -238,8 +238,8 @@ def _why_none(source: Path) -> str:
     """Why a folder has no weights, from its content."""
     names = sorted(path.name for path in source.iterdir())
     for pattern, words in _INSTEAD:
-        if found := next((name for name in names if re.fullmatch(pattern, name)), None):
-            return words.format(found=found)
+        if name_found := next((name for name in names if re.fullmatch(pattern, name)), None):
+            return words.format(found=name_found)
     if inner := inner_models(source):
         return (
             f"has no .safetensors weights; there is a model in its folder {inner[-1]}: give that."

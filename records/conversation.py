@@ -125,15 +125,15 @@ def history_of(turns: Any, key: str = "history") -> tuple[tuple[str, str], ...]:
         return ()
     if not isinstance(turns, list):
         raise RecordError(f"has {key} that is no list: {shown(turns)}; allowed: [question, answer]")
-    made = []
+    history = []
     if all(isinstance(turn, list) for turn in turns):
         for turn in turns:
             if len(turn) != 2 or not all(isinstance(t, str) and t.strip() for t in turn):
                 raise RecordError(
                     f"has {key} with {shown(turn)}; allowed: [question, answer], both texts"
                 )
-            made.append((plain_question(turn[0]).question or "", clean(turn[1])))
-        return tuple(made)
+            history.append((plain_question(turn[0]).question or "", clean(turn[1])))
+        return tuple(history)
     return tuple(_said_before(list(_pairs(turns, key, [])), key))
 
 
@@ -183,15 +183,15 @@ def _pairs(turns: Sequence[Any], key: str, system: list[str]) -> Iterator[_Pair]
         yield pair
 
 
-def _add_question(pair: _Pair, said: _Content) -> None:
-    asked = plain_question(said.text)
-    shows = bool(said.images or said.marks or asked.marks)
+def _add_question(pair: _Pair, content: _Content) -> None:
+    asked = plain_question(content.text)
+    shows = bool(content.images or content.marks or asked.marks)
     pair.image_after_text |= (
-        said.image_after_text or asked.image_after_text or (shows and bool(pair.asked))
+        content.image_after_text or asked.image_after_text or (shows and bool(pair.asked))
     )
     pair.asked = "\n".join(filter(None, (pair.asked, asked.question)))
-    pair.images += said.images
-    pair.marks += said.marks + asked.marks
+    pair.images += content.images
+    pair.marks += content.marks + asked.marks
 
 
 def _questions(turns: Sequence[Any]) -> int:
@@ -235,19 +235,19 @@ def _content(content: Any, key: str) -> _Content:
     if isinstance(content, str):
         return _Content(clean(content))
     parts = content if isinstance(content, list) else [content]
-    made, words = _Content(""), list[str]()
+    result, words = _Content(""), list[str]()
     for part in parts:
         if isinstance(part, str):
             words.append(clean(part))
         elif isinstance(part, dict):
-            _add_part(made, words, part, key)
+            _add_part(result, words, part, key)
         else:
             raise RecordError(f"has {key} with content {shown(part)}; allowed: texts and images")
-    made.text = "\n".join(words)
-    return made
+    result.text = "\n".join(words)
+    return result
 
 
-def _add_part(made: _Content, words: list[str], part: Mapping[str, Any], key: str) -> None:
+def _add_part(content: _Content, words: list[str], part: Mapping[str, Any], key: str) -> None:
     kind = part.get("type") or next((k for k in ("text", *_IMAGE_PARTS) if k in part), None)
     if kind in _TEXT_PARTS:
         text = part.get("text", part.get("content"))
@@ -255,14 +255,14 @@ def _add_part(made: _Content, words: list[str], part: Mapping[str, Any], key: st
             raise RecordError(f"has {key} with a part of text that has none: {shown(part)}")
         words.append(clean(text))
     elif kind in _IMAGE_PARTS:
-        made.image_after_text |= any(word.strip() for word in words)
+        content.image_after_text |= any(word.strip() for word in words)
         names = ("image_url", "image", "url", "path", "bytes", "data", "source")
         name = next((n for n in names if part.get(n) is not None), None)
         if name is None:
-            made.marks += 1  # refers to the next of the row's own images
+            content.marks += 1  # refers to the next of the row's own images
         else:
             value = {name: part[name]} if name in names[4:] else part[name]
-            made.images += references_in(value, f"the image of {key}")
+            content.images += references_in(value, f"the image of {key}")
     else:
         raise RecordError(
             f"has {key} with a part of type {shown(kind)}; allowed: text, image, image_url, "
@@ -272,14 +272,14 @@ def _add_part(made: _Content, words: list[str], part: Mapping[str, Any], key: st
 
 def _joined(pieces: Sequence[str]) -> str:
     """The pieces of a text between its marks, with one line break or one space for each mark."""
-    made: list[str] = []
+    joined: list[str] = []
     space = ""
     for piece in pieces:
         words = piece.strip()
         space += piece[: len(piece) - len(piece.lstrip())] if words else piece
         if words:
-            if made:
-                made.append("\n" if "\n" in space else " ")
-            made.append(words)
+            if joined:
+                joined.append("\n" if "\n" in space else " ")
+            joined.append(words)
             space = piece[len(piece.rstrip()) :]
-    return "".join(made)
+    return "".join(joined)

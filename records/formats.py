@@ -185,7 +185,8 @@ def record_of(raw: Mapping[str, Any], number: int = 0, where: str = "") -> Recor
     """
     row = plain(raw)
     asked = next(
-        (found for one in FORMATS if (found := one.read(row)) is not None), ParsedQuestion(None)
+        (question for one in FORMATS if (question := one.read(row)) is not None),
+        ParsedQuestion(None),
     )
     images = asked.images or references(row)
     if not images:

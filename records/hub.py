@@ -77,11 +77,11 @@ def hub_source(source: str, count: int | None, seed: int = 0) -> Source:
     options: dict[str, Any] = {"split": named.split, "streaming": True}
     if named.revision is not None:
         options["revision"] = named.revision
-    own = () if named.configuration is None else (named.configuration,)
+    configurations = () if named.configuration is None else (named.configuration,)
 
     def rows() -> Rows:
         try:
-            stream = datasets.load_dataset(named.dataset, *own, **options)
+            stream = datasets.load_dataset(named.dataset, *configurations, **options)
             labels = _labels(stream)
             # Undecoded: our limits apply, and an unreadable image is skipped without ending a run.
             stream = stream.decode(False)

@@ -195,8 +195,8 @@ class _Values:
             self._more(_CHUNK)
 
     def expect(self, sign: str, what: str) -> None:
-        if (there := self.peek()) != sign:
-            wrong = f"{there!r} stands" if there else "the file ends"
+        if (character := self.peek()) != sign:
+            wrong = f"{character!r} stands" if character else "the file ends"
             raise ValueError(f"{what} of {self._name} is no JSON: {wrong} where {sign!r} should.")
         self._at += 1
 
@@ -229,8 +229,8 @@ class _Values:
             size *= 2  # a value is parsed again each time: a few times, however long it is
 
     def end(self) -> None:
-        if there := self.peek():
-            raise ValueError(f"The data {self._name} goes on with {there!r} behind its end.")
+        if character := self.peek():
+            raise ValueError(f"The data {self._name} goes on with {character!r} behind its end.")
 
     def _more(self, size: int) -> None:
         data = self._file.read(size)
@@ -249,12 +249,12 @@ class _Values:
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    made = dict(pairs)
-    if len(made) != len(pairs):
+    mapping = dict(pairs)
+    if len(mapping) != len(pairs):
         names = [key for key, _ in pairs]
         twice = next(key for key in names if names.count(key) > 1)
         raise ValueError(f"an object has the key {twice[:40]!r} twice")
-    return made
+    return mapping
 
 
 def _why(error: Exception) -> str:

@@ -139,13 +139,13 @@ def references(row: Mapping[str, Any]) -> tuple[Reference, ...]:
         RecordError: an image key holds something else, a URL, or too many.
     """
     for key in IMAGE_KEYS:
-        if key in row and (found := references_in(row[key], key)):
-            return found
+        if key in row and (images := references_in(row[key], key)):
+            return images
     numbered = {int(match[1]): key for key in row if (match := _NUMBERED.fullmatch(key))}
     keys = [key for _, key in sorted(numbered.items())] or [k for k in row if _NAMED.fullmatch(k)]
-    found = tuple(image for key in keys for image in references_in(row[key], key))
-    _check_count(len(found))
-    return found
+    images = tuple(image for key in keys for image in references_in(row[key], key))
+    _check_count(len(images))
+    return images
 
 
 def references_in(value: Any, key: str) -> tuple[Reference, ...]:

@@ -102,18 +102,18 @@ class Survey:
     def notes(self, source: Source, prompt: str) -> tuple[str, ...]:
         """Notes for the user about the rows, one sentence each."""
         unit, of = source.unit, "" if not source.whole else f" of {self.rows}"
-        made = list(source.notes)
+        lines = list(source.notes)
 
         def say(tally: Tally, words: str) -> None:
             if tally.count:
                 units = plural(unit, tally.count if not of else self.rows)
-                made.append(f"{tally.count}{of} {units} {words} {tally.places(unit)}.")
+                lines.append(f"{tally.count}{of} {units} {words} {tally.places(unit)}.")
 
         say(self.no_image, "have no image and were skipped")
         say(self.no_question, "have no question and were skipped")
         if self.faulty.count:
             say(self.faulty, "cannot be read and were skipped")
-            made[-1] += f" {self.faulty.reason}"
+            lines[-1] += f" {self.faulty.reason}"
         if self.default_question.count and self.default_question.count < self.used:
             say(
                 self.default_question,
@@ -121,7 +121,7 @@ class Survey:
             )
         say(self.image_after_text, "place an image behind words; it is shown before them")
         say(self.later_turns, "are conversations whose later turns are not asked")
-        return tuple(made)
+        return tuple(lines)
 
     def _others(self, but: Tally) -> str:
         others = ((self.no_image, "Without an image"), (self.faulty, "Cannot be read"))

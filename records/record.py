@@ -71,12 +71,12 @@ class Record(NamedTuple):
         """The content that identifies the record: image names, question, answer; not its id or
         position. An image without a question is identified only by its name."""
         names = [image_name(image) for image in self.images]
-        said = [self.prompt(), self.answer, self.system]
-        if len(names) == 1 and said == [None, None, None]:
+        parts = [self.prompt(), self.answer, self.system]
+        if len(names) == 1 and parts == [None, None, None]:
             return names[0]
-        said += [text for turn in self.history for text in turn]
+        parts += [text for turn in self.history for text in turn]
         # With their lengths, so that no two rows run together into the same text.
-        return "".join(f"{-1 if s is None else len(s)}:{s};" for s in (*names, "", *said))
+        return "".join(f"{-1 if s is None else len(s)}:{s};" for s in (*names, "", *parts))
 
     def name(self) -> str:
         """The id, or one made of the content."""

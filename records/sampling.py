@@ -135,12 +135,12 @@ class RecordSample:
         wanted = {i.value for _, r in drawn for i in r.images if i.encoding == "row"}
         if not wanted:
             return drawn
-        found: dict[str | bytes, tuple[Reference, ...]] = {}
+        rows: dict[str | bytes, tuple[Reference, ...]] = {}
         for _, raw in self.source.rows():
             row = plain(raw)
             image = row.get("image")
             if (index := str(row.get("index"))) in wanted and not isinstance(image, dict):
-                found[index] = references_in(image, "image")
+                rows[index] = references_in(image, "image")
         return [
             (
                 place,
@@ -149,9 +149,7 @@ class RecordSample:
                         other
                         for image in record.images
                         for other in (
-                            found.get(image.value, (image,))
-                            if image.encoding == "row"
-                            else (image,)
+                            rows.get(image.value, (image,)) if image.encoding == "row" else (image,)
                         )
                     ),
                 ),

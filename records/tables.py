@@ -62,12 +62,12 @@ def csv_rows(path: Path, name: str, damaged: bool = False) -> Iterator[tuple[int
                     f"{len(header)} columns."
                 )
         except (csv.Error, ValueError) as error:
-            said = str(error)
+            message = str(error)
             if isinstance(error, csv.Error):
-                said = f"Row {number} of {name} is no row of a table: {error}."
+                message = f"Row {number} of {name} is no row of a table: {error}."
             if not damaged or header is None:
-                raise ValueError(said) from error
-            yield number, Damaged(said)
+                raise ValueError(message) from error
+            yield number, Damaged(message)
         else:
             if cells:
                 yield number, _row(dict(zip(header, cells, strict=False)))

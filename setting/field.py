@@ -114,7 +114,7 @@ def settings_of(cls: type[Any]) -> tuple[Setting, ...]:
         TypeError: a field's type is not supported, or an integer has no bounds.
     """
     hints = get_type_hints(cls)
-    found = []
+    settings = []
     for one in dataclasses.fields(cls):
         if KEY not in one.metadata:
             continue
@@ -123,7 +123,7 @@ def settings_of(cls: type[Any]) -> tuple[Setting, ...]:
         kind, optional, choices = _kind(hints[one.name], where, about.converter is not None)
         if kind == "whole" and (about.low is None or about.high is None):
             raise TypeError(f"{cls.__name__}.{one.name} is a whole number without low and high.")
-        found.append(
+        settings.append(
             dataclasses.replace(
                 about,
                 field=one.name,
@@ -134,7 +134,7 @@ def settings_of(cls: type[Any]) -> tuple[Setting, ...]:
                 default=one.default,
             )
         )
-    return tuple(found)
+    return tuple(settings)
 
 
 def user_settings(cls: type[Any], *but: str) -> tuple[Setting, ...]:
@@ -142,20 +142,20 @@ def user_settings(cls: type[Any], *but: str) -> tuple[Setting, ...]:
     return tuple(one for one in settings_of(cls) if one.user_facing and one.field not in but)
 
 
-def _kind(hint: Any, where: str, own: bool) -> tuple[Kind, bool, tuple[str, ...]]:
+def _kind(hint: Any, where: str, custom: bool) -> tuple[Kind, bool, tuple[str, ...]]:
     """Kind, whether None is allowed, and the choices of a field's type."""
     optional = False
     if get_origin(hint) in (Union, types.UnionType):
         optional = type(None) in get_args(hint)
         hint, *others = (part for part in get_args(hint) if part is not type(None))
         hint = Union if others else hint
-    if own:
+    if custom:
         return "own", optional, ()
     if get_origin(hint) is Literal:
         return "choice", optional, get_args(hint)
-    each, *more = get_args(hint) if get_origin(hint) is tuple else (None,)
-    if more == [...] and get_origin(each) is Literal:
-        return "names", optional, get_args(each)
+    item_type, *more = get_args(hint) if get_origin(hint) is tuple else (None,)
+    if more == [...] and get_origin(item_type) is Literal:
+        return "names", optional, get_args(item_type)
     kinds: dict[Any, Kind] = {
         bool: "switch",
         int: "whole",

@@ -242,19 +242,19 @@ class _SampleReader:
     def offer(
         self,
         sample_id: str,
-        made: Sample | Record,
+        candidate: Sample | Record,
         source: Source | None = None,
         prompt: str = PROMPT,
     ) -> None:
         """Open a sample's images, and take it unless it was taken before or cannot be used."""
         while sample_id in self.taken:  # one row's id is another's id with a number
             sample_id += "'"
-        if isinstance(made, Sample):
-            sample = made
+        if isinstance(candidate, Sample):
+            sample = candidate
         else:
             assert source is not None
             try:
-                sample = self._opened(sample_id, made, source, prompt)
+                sample = self._opened(sample_id, candidate, source, prompt)
             except ImageError as error:
                 self.skipped.append((sample_id, str(error)))
                 return

@@ -22,13 +22,13 @@ from sinkscope.setting import (
     checked,
     explained,
     like,
-    user_settings,
     read,
     read_all,
     refuse,
     setting,
     settings_of,
     shown,
+    user_settings,
     whole,
 )
 from sinkscope.sinks.settings import FindSettings

@@ -292,15 +292,15 @@ class _Driver:
         """Until all rows have ended."""
         run = self._run
         self._choose()
-        for made in range(1, run.limit + 1):
-            said = self._read()
-            tokens = [int(row[0]) for row in said]
-            going = made < run.limit and not run.ending.ends_with(tokens)
+        for count in range(1, run.limit + 1):
+            statistics = self._read()
+            tokens = [int(row[0]) for row in statistics]
+            going = count < run.limit and not run.ending.ends_with(tokens)
             ahead = going and self._ahead and self._ready
             if ahead:
                 self._launch()
-            over = self._report(tokens, said)
-            if all(over) or made == run.limit:
+            over = self._report(tokens, statistics)
+            if all(over) or count == run.limit:
                 return
             if not ahead:
                 self._launch()
@@ -345,22 +345,26 @@ class _Driver:
 
     def _read(self) -> list[list[float]]:
         """The values of the newest tokens: the one copy per token for which the host waits."""
-        said = self._step.statistics
-        assert said is not None
-        arrived = said
+        statistics = self._step.statistics
+        assert statistics is not None
+        arrived = statistics
         if self._crosses:
             if self._pinned is None:
-                self._pinned = pinned_like(said)
-            arrived = self._pinned.copy_(said, non_blocking=True)
-            host_copies.record_event(said.device).synchronize()
+                self._pinned = pinned_like(statistics)
+            arrived = self._pinned.copy_(statistics, non_blocking=True)
+            host_copies.record_event(statistics.device).synchronize()
         rows: list[list[float]] = arrived.tolist()
         return rows
 
-    def _report(self, tokens: list[int], said: list[list[float]]) -> list[bool]:
-        for probe, (_, own, rank, *likeliest) in zip(self._run.tokens, said, strict=True):
+    def _report(self, tokens: list[int], statistics: list[list[float]]) -> list[bool]:
+        for probe, (_, log_probability, rank, *likeliest) in zip(
+            self._run.tokens, statistics, strict=True
+        ):
             half = len(likeliest) // 2
             ids, logs = likeliest[:half], likeliest[half:]
-            probe.see_statistics(TokenStatistics(own, int(rank), tuple(map(int, ids)), tuple(logs)))
+            probe.see_statistics(
+                TokenStatistics(log_probability, int(rank), tuple(map(int, ids)), tuple(logs))
+            )
         whole = None
         if self._run.ending.needs_ids:
             for row, token in zip(self._on_host, tokens, strict=True):

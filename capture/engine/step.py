@@ -218,7 +218,7 @@ class DecodeStep:
     @property
     def nbytes(self) -> int:
         """Of its memory, on the device."""
-        own = [self.rows, *self.changing_tensors(), *self.history.parts]
-        tensors = sum(t.numel() * t.element_size() for t in own)
+        buffers = [self.rows, *self.changing_tensors(), *self.history.parts]
+        tensors = sum(t.numel() * t.element_size() for t in buffers)
         recorded = 0 if self.recording is None else self.recording.nbytes
         return self.cache.nbytes + tensors + recorded

@@ -81,9 +81,9 @@ class Collector(Reader):
         self._kept: dict[int, list[Any]] = {}
 
     def see(self, site: str, layer: int, values: Any, positions: Sequence[int]) -> None:
-        made = self._probe.see(site, layer, values, positions)
-        if made is not None:
-            self._kept.setdefault(layer, []).append(made)
+        kept = self._probe.see(site, layer, values, positions)
+        if kept is not None:
+            self._kept.setdefault(layer, []).append(kept)
 
     def result(self) -> dict[int, list[Any]]:
         """Layer -> what was kept, in the order it was seen."""

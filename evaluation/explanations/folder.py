@@ -70,14 +70,14 @@ class ScoreConfig:
     def differences(self, other: ScoreConfig) -> list[str]:
         """The differences to another configuration, in words. The number of targets is not one: a
         run may be extended."""
-        found = []
+        differences = []
         for table, values in self.as_dict().items():
             others = other.as_dict()[table]
             for key in dict.fromkeys((*values, *others)):
                 if (table, key) != ("score", "limit") and values.get(key) != others.get(key):
                     there, here = (_setting_text(one.get(key)) for one in (values, others))
-                    found.append(f"{key} is {there} there and {here} here")
-        return found
+                    differences.append(f"{key} is {there} there and {here} here")
+        return differences
 
 
 def read_score_config(path: Path) -> ScoreConfig:
@@ -86,15 +86,15 @@ def read_score_config(path: Path) -> ScoreConfig:
     Raises:
         ValueError: it cannot be read, or a key or value is not allowed.
     """
-    made = read_toml(path, "The file")
-    if set(made) != {"score", "model", "made"}:
-        raise ValueError(f"{path.name} has {sorted(made)}; allowed: [score], [model], [made].")
-    names = made["made"].get("names", [])
+    table = read_toml(path, "The file")
+    if set(table) != {"score", "model", "made"}:
+        raise ValueError(f"{path.name} has {sorted(table)}; allowed: [score], [model], [made].")
+    names = table["made"].get("names", [])
     return ScoreConfig(
-        from_mapping(ScoreSettings, made["score"], f"{path.name} [score]"),
-        from_mapping(ModelSettings, made["model"], f"{path.name} [model]"),
+        from_mapping(ScoreSettings, table["score"], f"{path.name} [score]"),
+        from_mapping(ModelSettings, table["model"], f"{path.name} [model]"),
         tuple(map(str, names)),
-        str(made["made"].get("revision", "")),
+        str(table["made"].get("revision", "")),
     )
 
 

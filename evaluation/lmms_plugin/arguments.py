@@ -83,10 +83,12 @@ def _method(given: Mapping[str, Any], settings: list[str]) -> MethodSpec:
     kind = kinds.get(str(var).lower())
     if kind is None:
         raise ValueError(f"var is {var!r}; allowed: true, false, random.")
-    own = [f"{name}={_listed(name, given[name])}" for name in settings if name in given]
-    if own and kind == "default":
-        raise ValueError(f"{own[0].partition('=')[0]} is given, but var is not; add var=true.")
-    return parse_methods([f"{kind}:{','.join(own)}" if own else kind])[0]
+    var_settings = [f"{name}={_listed(name, given[name])}" for name in settings if name in given]
+    if var_settings and kind == "default":
+        raise ValueError(
+            f"{var_settings[0].partition('=')[0]} is given, but var is not; add var=true."
+        )
+    return parse_methods([f"{kind}:{','.join(var_settings)}" if var_settings else kind])[0]
 
 
 def _listed(name: str, value: Any) -> str:

@@ -51,7 +51,7 @@ class Answering:
         """
         from lmms_eval.api.instance import GenerationResult, TokenCounts
 
-        made = []
+        answers = []
         for request in requests:
             context, to_messages, wanted, doc_id, task, split = request.args
             where = f"Question {doc_id} of the task {task}"
@@ -68,9 +68,9 @@ class Answering:
             ready = PreparedQuestion(asked, asked.inputs(self.handle))
             ((answer,),) = answer_questions(self.handle, [ready], [self.method])
             counts = TokenCounts(output_tokens=len(answer.log_probabilities))
-            made.append(GenerationResult(text=answer.text, token_counts=counts))
+            answers.append(GenerationResult(text=answer.text, token_counts=counts))
             self.cache_hook.add_partial("generate_until", (context, wanted), answer.text)
-        return made
+        return answers
 
     def loglikelihood(self, requests: list[Any]) -> list[tuple[float, bool]]:
         """Not there, as in lmms-eval's own Qwen2.5-VL."""

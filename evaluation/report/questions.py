@@ -42,14 +42,15 @@ def look_up(run: Run, wanted: Mapping[str, int]) -> QuestionLookup:
     try:
         # Nothing is judged here, so the judge's package and key are not needed.
         settings = dataclasses.replace(run.config.run, judge=None, judge_model=None, judge_url=None)
-        found = dict(_matching(settings, wanted))
+        questions = dict(_matching(settings, wanted))
     except (ValueError, OSError) as error:
         return QuestionLookup({}, f"The data cannot be opened ({error})")
-    if missing := len(wanted) - len(found):
+    if missing := len(wanted) - len(questions):
         return QuestionLookup(
-            found, f"{number_of(missing, 'question is', 'questions are')} not in the data any more"
+            questions,
+            f"{number_of(missing, 'question is', 'questions are')} not in the data any more",
         )
-    return QuestionLookup(found, "")
+    return QuestionLookup(questions, "")
 
 
 def _matching(settings: RunSettings, wanted: Mapping[str, int]) -> Iterable[tuple[str, Question]]:
@@ -66,19 +67,19 @@ def _matching(settings: RunSettings, wanted: Mapping[str, int]) -> Iterable[tupl
 
 def small_image(image: Image.Image, side: int = SIDE) -> str:
     """A small copy as a data URL: JPEG, at most `side` pixels long."""
-    made = image.convert("RGB")
-    made.thumbnail((side, side))
+    small = image.convert("RGB")
+    small.thumbnail((side, side))
     data = io.BytesIO()
-    made.save(data, "JPEG", quality=82)
+    small.save(data, "JPEG", quality=82)
     return "data:image/jpeg;base64," + base64.b64encode(data.getvalue()).decode()
 
 
 def small_images(question: Question) -> tuple[list[str], str]:
     """The question's images, small; and the error of any that cannot be opened."""
-    made = []
+    urls = []
     for picture in question.pictures:
         try:
-            made.append(small_image(picture()))
+            urls.append(small_image(picture()))
         except (ValueError, OSError) as error:
-            return made, str(error)
-    return made, ""
+            return urls, str(error)
+    return urls, ""

@@ -61,19 +61,19 @@ def make_report(
     """
     chosen = settings or ReportSettings()
     sections = gather(runs, statistics or CompareSettings())
-    found = [_questions(section, chosen) for section in sections]
+    lookups = [_questions(section, chosen) for section in sections]
     maps: Maps = {}
     if chosen.maps:
         if load is None:
             raise ValueError("maps are wanted, which need a way to load models.")
-        for section, questions in zip(sections, found, strict=True):
+        for section, questions in zip(sections, lookups, strict=True):
             if section.flips:
                 handle = load(section.run.config.model)
                 maps |= draw_maps(section, questions, chosen.maps, handle)
     files = {
-        "report.html": page(sections, PageContent(found, chosen.flips, maps)),
-        "report.md": markdown(sections, found),
-        **csv_files(sections, found),
+        "report.html": page(sections, PageContent(lookups, chosen.flips, maps)),
+        "report.md": markdown(sections, lookups),
+        **csv_files(sections, lookups),
     }
     return Report(sections, files)
 

@@ -63,14 +63,16 @@ def resample(tallies: Mapping[str, Tally], resamples: int = RESAMPLES, seed: int
         column = 0
         for name, counts in zip(methods, aligned, strict=True):
             width = counts.shape[1]
-            own = kinds[:, column : column + width]
+            method_sums = kinds[:, column : column + width]
             column += width
             tally = tallies[name]
-            of_kinds = Tally(("",) * len(kinds), tally.names, own, tally.compute)
+            of_kinds = Tally(("",) * len(kinds), tally.names, method_sums, tally.compute)
             parts[name].append(of_kinds.figures(weights))
     figures = {
-        name: {key: np.concatenate([part[key] for part in found]) for key in found[0]}
-        for name, found in parts.items()
+        name: {
+            key: np.concatenate([part[key] for part in method_figures]) for key in method_figures[0]
+        }
+        for name, method_figures in parts.items()
     }
     return Resamples(figures, total)
 

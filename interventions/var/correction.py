@@ -160,9 +160,11 @@ def correct_rows_with_sinks(
     marked = replace(marked, on_host=(sinks_there, vision_there))
     output = attended.output
     new, moved = output, {}
-    for row, own in settings.items():
+    for row, row_settings in settings.items():
         judged = (
-            sinks_there[row] if own.dialect == "paper" else sinks_there[row] & vision_there[row]
+            sinks_there[row]
+            if row_settings.dialect == "paper"
+            else sinks_there[row] & vision_there[row]
         )
         if not bool(judged.any()):
             continue

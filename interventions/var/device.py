@@ -107,8 +107,8 @@ def _additive(mask: Tensor, rows: range, keys: int, like: Tensor) -> Tensor:
 
 
 def _packed(bias: Tensor, heads: int, kv_heads: int) -> Tensor:
-    batch, own, _, keys = bias.shape
-    if batch == own == 1:
+    batch, mask_heads, _, keys = bias.shape
+    if batch == mask_heads == 1:
         return bias[0].expand(heads // kv_heads, -1, -1).reshape(1, -1, keys)
     return bias.expand(batch, heads, -1, -1).reshape(batch * kv_heads, -1, keys)
 

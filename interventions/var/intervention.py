@@ -96,8 +96,8 @@ class VARIntervention(ActiveIntervention):
         self._known = {layer: scores.detach() for layer, scores in (known or {}).items()}
         self._step = step or Step()
         self._rows_of: dict[int, list[int]] = {}  # layer -> batch rows in which it acts
-        for row, own in enumerate(self._settings):
-            for layer in acting_layers(own, layers) if own is not None else ():
+        for row, row_settings in enumerate(self._settings):
+            for layer in acting_layers(row_settings, layers) if row_settings is not None else ():
                 self._rows_of.setdefault(layer, []).append(row)
         self._heads = head_masks(self._settings, self._rows_of, heads)
         self._state: dict[int, LayerState] = {}
@@ -117,7 +117,7 @@ class VARIntervention(ActiveIntervention):
         GPU wait for its work. Those of another device are allocated when needed."""
         place = torch.empty(0, device=device).device
         self._begin(place, dtype)
-        if any(own is not None for own in self._settings):
+        if any(row_settings is not None for row_settings in self._settings):
             self._parameters.on(place, dtype)
 
     def see(self, site: str, layer: int, values: Any, positions: Sequence[int]) -> None:
@@ -141,35 +141,41 @@ class VARIntervention(ActiveIntervention):
         if rows is None:
             return
         device, dtype = hidden.device, working_dtype(hidden.dtype)
-        there = self._devices.get(device)
-        if there is None or there.dtype != dtype:
-            there = self._begin(device, dtype)
-        state = self._state.setdefault(layer, there.layers[layer])
+        device_state = self._devices.get(device)
+        if device_state is None or device_state.dtype != dtype:
+            device_state = self._begin(device, dtype)
+        state = self._state.setdefault(layer, device_state.layers[layer])
         self._corrected = None
         if start > state.seen:
             raise ValueError(
                 f"start is {start}, but layer {layer} was observed up to position {state.seen}; "
                 "sinks would be marked at the wrong positions."
             )
-        there.write(layer, self._norms(rows, hidden, where), start)
-        there.mark(layer, self._on())
+        device_state.write(layer, self._norms(rows, hidden, where), start)
+        device_state.mark(layer, self._on())
 
     def _norms(
         self, rows: Sequence[int], hidden: Tensor, where: tuple[int, int, range] | None
     ) -> Norms:
         """Norms of (B, N, D), each row by its own dimensions; rows without VAR by any."""
-        dims = {row: own.dims for row in rows if (own := self._settings[row]) is not None}
+        dims = {
+            row: row_settings.dims
+            for row in rows
+            if (row_settings := self._settings[row]) is not None
+        }
         alone = len(rows) < len(hidden) and kernels.is_on_host(hidden.device)
         if len(set(dims.values())) == 1 and not alone:
             book = self._book if where is not None and self._book is not None else ScoreBook()
             return book.norms(where or (0, 0, range(0)), hidden, dims[rows[0]])
-        made = {
-            row: Norms.of(hidden[row].detach(), torch.tensor(own, device=hidden.device))
-            for row, own in dims.items()
+        norms = {
+            row: Norms.of(hidden[row].detach(), torch.tensor(row_settings, device=hidden.device))
+            for row, row_settings in dims.items()
         }
-        some = made[rows[0]]
-        each = [made.get(row, some) for row in range(len(hidden))]
-        whole, peak = (torch.stack([getattr(one, n) for one in each]) for n in ("whole", "peak"))
+        some = norms[rows[0]]
+        row_norms = [norms.get(row, some) for row in range(len(hidden))]
+        whole, peak = (
+            torch.stack([getattr(one, n) for one in row_norms]) for n in ("whole", "peak")
+        )
         return Norms(whole, peak, some.size)
 
     def acts_on(self, layer: int) -> bool:
@@ -233,7 +239,9 @@ class VARIntervention(ActiveIntervention):
             self._note(layer, slice(None), max(start, self._first_query), self._corrected.moved)
             return output
         settings = {
-            row: own for row in self._rows_of[layer] if (own := self._settings[row]) is not None
+            row: row_settings
+            for row in self._rows_of[layer]
+            if (row_settings := self._settings[row]) is not None
         }
         marked = MarkedKeys(state.sinks[:, :keys], self._vision_on(query.device)[:, :keys], groups)
         new, moved = correct_rows_with_sinks(
@@ -250,8 +258,12 @@ class VARIntervention(ActiveIntervention):
 
     def corrected_rows(self, layer: int, positions: range) -> Tensor | None:
         """See `ActiveIntervention.corrected_rows`."""
-        made = self._corrected
-        return made.rows(positions) if made is not None and made.layer == layer else None
+        corrected = self._corrected
+        return (
+            corrected.rows(positions)
+            if corrected is not None and corrected.layer == layer
+            else None
+        )
 
     def change(self, row: int, settings: VARSettings | None) -> None:
         """Other settings for a batch row, in the tensors that a recorded step reads.
@@ -274,24 +286,27 @@ class VARIntervention(ActiveIntervention):
         self._settings[row] = began if settings is None else settings
         (self._off.add if settings is None else self._off.discard)(row)
         self._parameters.refresh()
-        for there in self._devices.values():
-            there.set_tau(self._on())
-            for layer in there.layers:
+        for state in self._devices.values():
+            state.set_tau(self._on())
+            for layer in state.layers:
                 if layer in self._state and row in self._rows_of[layer]:
-                    there.mark(layer, self._on())
+                    state.mark(layer, self._on())
 
     def step_key(self) -> Hashable:
         """See `ActiveIntervention.step_key`."""
         rows_of = tuple((layer, tuple(rows)) for layer, rows in sorted(self._rows_of.items()))
-        fixed = tuple(None if own is None else (own.dialect, own.heads) for own in self._settings)
+        fixed = tuple(
+            None if row_settings is None else (row_settings.dialect, row_settings.heads)
+            for row_settings in self._settings
+        )
         return ("VAR", rows_of, fixed, self._first_query, self._capacity)
 
     def step_state(self, heads: int) -> Sequence[Tensor]:
         """See `ActiveIntervention.step_state`."""
         tensors: list[Tensor] = []
-        for device, there in sorted(self._devices.items(), key=lambda item: str(item[0])):
-            limits = self._parameters.on(device, there.dtype)
-            tensors += there.tensors(heads)
+        for device, state in sorted(self._devices.items(), key=lambda item: str(item[0])):
+            limits = self._parameters.on(device, state.dtype)
+            tensors += state.tensors(heads)
             tensors += [value for value in vars(limits).values() if isinstance(value, Tensor)]
         return tuple(tensors)
 
@@ -336,9 +351,9 @@ class VARIntervention(ActiveIntervention):
         return slice(first, max(0, self._prompt - 1 + answer_tokens - self._first_query))
 
     def _begin(self, device: torch.device, dtype: torch.dtype) -> DeviceState:
-        there = self._devices[device] = DeviceState(
+        state = self._devices[device] = DeviceState(
             self._rows_of,
-            {own.dialect for own in self._settings if own is not None},
+            {row_settings.dialect for row_settings in self._settings if row_settings is not None},
             self._real_tokens,
             self._vision_on(device),
             self._known,
@@ -346,12 +361,15 @@ class VARIntervention(ActiveIntervention):
             dtype,
             self._heads,
         )
-        there.set_tau(self._on())
-        return there
+        state.set_tau(self._on())
+        return state
 
     def _on(self) -> list[VARSettings | None]:
         """Settings of the rows that are not turned off."""
-        return [None if row in self._off else own for row, own in enumerate(self._settings)]
+        return [
+            None if row in self._off else row_settings
+            for row, row_settings in enumerate(self._settings)
+        ]
 
     def _note(self, layer: int, rows: slice, first: int, moved: Tensor) -> None:
         """Record the mass (B or 1, H, R) that was moved in the queries from `first` on."""

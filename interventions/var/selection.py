@@ -119,8 +119,8 @@ class KeyGroups:
         return self._each(lambda value: value[row : row + 1])
 
     def _each(self, change: Callable[[Tensor], Tensor]) -> KeyGroups:
-        made = {name: change(value) for name, value in vars(self).items() if value is not None}
-        return replace(self, **made)
+        changed = {name: change(value) for name, value in vars(self).items() if value is not None}
+        return replace(self, **changed)
 
 
 @dataclass(frozen=True)

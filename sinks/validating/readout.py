@@ -146,12 +146,12 @@ class PromptReader(Reader):
             for count, one in zip(counts, flagged, strict=True)
             if bool((one & vision).any())
         }
-        found = dict.fromkeys(wanted, 0)
+        selected = dict.fromkeys(wanted, 0)
         step = max(1, block_bytes(device) // (heads * length * 4))
         for low in range(self._behind, length, step) if wanted else ():
             high = min(low + step, length)
             rows = attention_rows(query[:, :, low:high], key, scale, None, low)
             for count, one in wanted.items():
-                found[count] += int(select_rows(rows, one, vision, self._var).sum())
+                selected[count] += int(select_rows(rows, one, vision, self._var).sum())
         pairs = heads * (length - self._behind)
-        return tuple(found.get(count, 0) / pairs for count in counts)
+        return tuple(selected.get(count, 0) / pairs for count in counts)

@@ -25,7 +25,7 @@ from sinkscope.experiments.settings import ScanSettings, StudySettings
 from sinkscope.records.formats import record_of
 from sinkscope.records.record import RecordError
 from sinkscope.records.values import listed
-from sinkscope.setting import index_list, user_settings, read_all
+from sinkscope.setting import index_list, read_all, user_settings
 from sinkscope.setting.reading import HIGHEST_INDEX
 from sinkscope.sinks.settings import FindSettings
 from sinkscope.untrusted import (
@@ -214,7 +214,9 @@ FIELDS = {
         "seed",
     ),
     "experiments": ("name", "source", "prompt", "samples"),
-    "experiment": tuple(one.name for one in (*user_settings(ScanSettings), *user_settings(StudySettings))),
+    "experiment": tuple(
+        one.name for one in (*user_settings(ScanSettings), *user_settings(StudySettings))
+    ),
     "generate": ("max_new_tokens", "temperature", "seed", "decoding", "top_k", "unknown"),
     "load": ("model", "revision", "device", "dtype", "min_pixels", "max_pixels"),
     "form": ("prompt", "compare", "same_text", "tau", "dims", "keep", "seed", "decoding"),

@@ -114,8 +114,8 @@ class ExportChoice(Selection):
         Raises:
             ValueError: naming the argument, its value and what is allowed.
         """
-        chosen, own = self.tokens or (), self.own_tokens or ()
-        for name, some in (("tokens", chosen), ("own_tokens", own)):
+        chosen, second_tokens = self.tokens or (), self.own_tokens or ()
+        for name, some in (("tokens", chosen), ("own_tokens", second_tokens)):
             if some and some != tuple(range(some[0], some[-1] + 1)):
                 written = ", ".join(map(str, some))
                 raise ValueError(
@@ -132,7 +132,7 @@ class ExportChoice(Selection):
             view,
             first=chosen[0] if chosen else 0,
             last=chosen[-1] if chosen else None,
-            second_tokens=(own[0], own[-1]) if own else None,
+            second_tokens=(second_tokens[0], second_tokens[-1]) if second_tokens else None,
             window=self.window,
             seconds=self.seconds,
             width=self.width or None,

@@ -52,8 +52,8 @@ def control(setting: Setting, value: Any = None, **look: Any) -> Component:
     }
     if setting.kind == "switch" and setting.optional:
         ways = [(setting.left_out or "default", DEFAULT), ("yes", "yes"), ("no", "no")]
-        said = DEFAULT if value is None else "yes" if value else "no"
-        return gr.Radio(ways, value=said, **look)
+        shown_value = DEFAULT if value is None else "yes" if value else "no"
+        return gr.Radio(ways, value=shown_value, **look)
     if setting.kind == "switch":
         return gr.Checkbox(value, **look)
     if setting.kind == "names" and setting.choices:

@@ -76,12 +76,12 @@ class _Live:
         if not done or now < self.due:
             return None
         try:
-            made = live(read_section(self.folder, LIVE_RESAMPLES))
+            payload = live(read_section(self.folder, LIVE_RESAMPLES))
         except ValueError:  # no record yet
             return None
         spent = time.monotonic() - now
         self.due = time.monotonic() + max(LIVE_SECONDS, LIVE_SHARE * spent)
-        return made
+        return payload
 
     def left(self, done: int, total: int) -> float | None:
         """Seconds until the run is over, at the pace so far."""
@@ -183,7 +183,7 @@ class EvaluateHandlers(TabHandlers):
         check()
         job = self.runner.job(session, EVALUATE)
         with self.store.writing(run_id) as folder:
-            said, seen = "", _Live(folder)
+            text, seen = "", _Live(folder)
             work = partial(self._work, ask, folder)
             try:
                 yield from result_values(
@@ -196,8 +196,8 @@ class EvaluateHandlers(TabHandlers):
                 if not stopped.done:
                     words = f"{job.ended_by} before a question was answered."
                     raise ValueError(words) from stopped
-                said = f"{job.ended_by} after {stopped.done} of {stopped.total} questions"
-            yield self._value(run_id, folder, said)  # behind the job: the model is free again
+                text = f"{job.ended_by} after {stopped.done} of {stopped.total} questions"
+            yield self._value(run_id, folder, text)  # behind the job: the model is free again
 
     def _work(self, ask: Ask, folder: Path, job: Job) -> None:
         """In the job's thread, which alone holds the model meanwhile."""
@@ -212,8 +212,8 @@ class EvaluateHandlers(TabHandlers):
         """The model's settings as the run's file has them: those of the start, where it is that
         model, without a profile's path, for methods have all that it says."""
         start, info = self.settings.model, handle.info
-        own = start if start.model == info.id else ModelSettings(info.id)
-        return replace(own, profile=None)
+        model_settings = start if start.model == info.id else ModelSettings(info.id)
+        return replace(model_settings, profile=None)
 
     # --- what is shown ---------------------------------------------------------------------------
 
@@ -226,8 +226,8 @@ class EvaluateHandlers(TabHandlers):
         for one in questions.values():
             if one.cluster not in pictures:  # one picture a scene
                 image = encode_image(one.pictures[0](), PICTURE_SIDE)
-                made = self.store.keep(run_id, cached(*image, self.component))
-                pictures[one.cluster] = made["url"]
+                value = self.store.keep(run_id, cached(*image, self.component))
+                pictures[one.cluster] = value["url"]
         data = build_evaluate_payload(section, questions, pictures)
         seconds = sum(float(one.get("seconds", 0)) for one in section.run.summaries)
         whole = section.complete and not stopped
@@ -280,10 +280,10 @@ class EvaluateHandlers(TabHandlers):
         run = read_run(self.store.find(field_of(ask, "run")))
         name = field_of(ask, "question")
         places = {one.question: one.index for one in run.records() if one.question == name}
-        found = look_up(run, places).questions
-        if not isinstance(name, str) or name not in found:
+        questions = look_up(run, places).questions
+        if not isinstance(name, str) or name not in questions:
             raise ValueError("This question is not one of the run.")
-        return run, found[name]
+        return run, questions[name]
 
 
 def _running(run_id: str, job: Job, at: JobProgress, seen: _Live) -> dict[str, Any]:

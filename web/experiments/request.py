@@ -13,7 +13,15 @@ from sinkscope.experiments.samples import Prompts, own_prompts, read_prompts
 from sinkscope.experiments.settings import StudySettings
 from sinkscope.jobs.job import Job
 from sinkscope.models.loading import ModelHandle
-from sinkscope.setting import REQUIRED, checked, explained, user_settings, refuse, setting, settings_of
+from sinkscope.setting import (
+    REQUIRED,
+    checked,
+    explained,
+    refuse,
+    setting,
+    settings_of,
+    user_settings,
+)
 from sinkscope.sinks.samples import PROMPT, Sample
 from sinkscope.web.components.controls import control_value
 from sinkscope.web.server.uploads import MOST_FILES, upload_path
@@ -72,11 +80,11 @@ class ExperimentRequest:
             raise ValueError(
                 f"{len(self.pictures)} files were given; allowed: at most {MOST_FILES}."
             )
-        own, study = (
+        settings, study = (
             _settings_from(experiment.settings, self.own),
             _settings_from(StudySettings, self.study),
         )
-        return experiment, own, study
+        return experiment, settings, study
 
     @property
     def count(self) -> int:
@@ -84,12 +92,12 @@ class ExperimentRequest:
         return int(self.samples)
 
 
-def _settings_from(cls: type[Any], said: Mapping[str, Any]) -> Any:
+def _settings_from(cls: type[Any], given: Mapping[str, Any]) -> Any:
     """The settings that controls say."""
     values: dict[str, Any] = {}
     for one in user_settings(cls):
-        if one.name in said:
-            values[one.field] = control_value(one, said[one.name])
+        if one.name in given:
+            values[one.field] = control_value(one, given[one.name])
         elif one.default is REQUIRED:
             raise refuse(one.name, None, one.help.rstrip("."))
     return cls(**values)
@@ -136,11 +144,11 @@ def _scenes(request: ExperimentRequest) -> Prompts:
 
     from sinkscope.demo.scene_questions import SOURCE, scene_questions
 
-    made: Iterator[Sample] = (
+    samples: Iterator[Sample] = (
         Sample(one.name, (Image.fromarray(one.image),), one.question, one.answer)
         for one in scene_questions(request.count, request.prompt.strip() or None, 0)
     )
-    return Prompts(tuple(sorted(made, key=lambda sample: sample.id)), SOURCE)
+    return Prompts(tuple(sorted(samples, key=lambda sample: sample.id)), SOURCE)
 
 
 def _prompts(request: ExperimentRequest, model: str) -> Prompts:

@@ -102,7 +102,7 @@ class ExperimentsHandlers(ResultHandlers[ExperimentRequest]):
     def _work(self, request: ExperimentRequest, run_id: str, job: Job) -> dict[str, Any]:
         """The result, computed in the job's thread, which alone holds the model meanwhile."""
         handle = loaded_handle(self.loaded)
-        experiment, own, study = request.check()
+        experiment, settings, study = request.check()
         job.enter("Reading the samples")
         limits = self.settings.images
         with scratch() as folder:
@@ -112,7 +112,7 @@ class ExperimentsHandlers(ResultHandlers[ExperimentRequest]):
                 handle,
                 experiment.name,
                 samples,
-                own,
+                settings,
                 study,
                 on_progress=_staged(job, len(samples.samples)),
                 stop=job.stop_event,
@@ -178,14 +178,14 @@ class ExperimentsHandlers(ResultHandlers[ExperimentRequest]):
 
         job = self.runner.job("", COMPARISON)
         try:
-            made: ExperimentResult = self.runner.result(job, work, waits=False)
+            result: ExperimentResult = self.runner.result(job, work, waits=False)
         except ValueError as error:
             return {"error": str(error)}
         except Exception:
             log.exception("a comparison failed")
             return {"error": UNFORESEEN}
-        self.store.put(made)
-        return made.value
+        self.store.put(result)
+        return result.value
 
 
 def _staged(job: Job, count: int) -> Progress:

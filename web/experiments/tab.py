@@ -27,7 +27,7 @@ from gradio.data_classes import FileData
 
 from sinkscope.experiments import catalogue
 from sinkscope.experiments.settings import StudySettings
-from sinkscope.setting import REQUIRED, Setting, user_settings, settings_of
+from sinkscope.setting import REQUIRED, Setting, settings_of, user_settings
 from sinkscope.web.components.controls import box, change_of
 from sinkscope.web.experiments.estimate import estimate_text
 from sinkscope.web.experiments.request import BUNDLED, MINE, ExperimentRequest
@@ -188,7 +188,7 @@ def choosing(blocks: Mapping[str, Any]) -> Callable[..., Any]:
     def choose(name: str) -> list[Any]:
         """The question and the options of an experiment."""
         question = {row.name: row.question for row in catalogue.EXPERIMENTS}.get(name, "")
-        return [gr.update(info=question), *(gr.update(visible=own == name) for own in blocks)]
+        return [gr.update(info=question), *(gr.update(visible=block == name) for block in blocks)]
 
     return choose
 
@@ -218,17 +218,17 @@ def running(handlers: ExperimentsHandlers) -> Callable[..., Any]:
         stopped or error.
         """
         pictures = (Picture(f.orig_name or Path(f.path).name, Path(f.path)) for f in files)
-        own, study = _values_of(said, name), _values_of(said, STUDY)
-        asked = ExperimentRequest(name, source, tuple(pictures), prompt, own, study, samples)
+        settings, study = _values_of(said, name), _values_of(said, STUDY)
+        asked = ExperimentRequest(name, source, tuple(pictures), prompt, settings, study, samples)
         yield from with_buttons(handlers.run(asked, request.session_hash or ""))
 
     return run_experiment
 
 
-def _values_of(said: Mapping[str, Any], name: str) -> dict[str, Any]:
+def _values_of(values: Mapping[str, Any], name: str) -> dict[str, Any]:
     """What the controls of one experiment, or of the study, say."""
     begin = f"{name}/"
-    return {key.removeprefix(begin): said[key] for key in said if key.startswith(begin)}
+    return {key.removeprefix(begin): values[key] for key in values if key.startswith(begin)}
 
 
 def stopping(handlers: ExperimentsHandlers) -> Callable[..., Any]:

@@ -140,21 +140,21 @@ class Explaining:
         return kept is None or kept.stack is None  # a reason may be gone with another model
 
     def _sides(self, run: Run, asked: ExplainRequest) -> dict[str, dict[str, Any]]:
-        made: dict[str, dict[str, Any]] = {}
+        sides: dict[str, dict[str, Any]] = {}
         for name, target in asked.targets.items():
-            made[name] = {}
+            sides[name] = {}
             for method in asked.methods:
                 key = (run.id, name, target.tokens, method.name)
                 kept = self.store.get(key, run.traces[name])
                 if kept is None:
                     why = method.availability(run.traces[name])
                     if why is not None:
-                        made[name][method.name] = {"why": why}
+                        sides[name][method.name] = {"why": why}
                 elif kept.stack is None:
-                    made[name][method.name] = {"why": kept.why_not}
+                    sides[name][method.name] = {"why": kept.why_not}
                 else:
-                    made[name][method.name] = map_value(kept, run.traces[name], asked.choice)
-        return made
+                    sides[name][method.name] = map_value(kept, run.traces[name], asked.choice)
+        return sides
 
 
 def map_value(kept: StoredMaps, trace: GenerationTrace, choice: SlotChoice) -> dict[str, Any]:

@@ -121,10 +121,10 @@ def make_files(
         return [path]
     tell(0, 1, "Writing")
     if kind == "trace":
-        made = [folder / f"{name}-{variant}.safetensors" for variant in run.traces]
-        for path, trace in zip(made, run.traces.values(), strict=True):
+        paths = [folder / f"{name}-{variant}.safetensors" for variant in run.traces]
+        for path, trace in zip(paths, run.traces.values(), strict=True):
             with_summary(trace, run_summary(run)).save(path)
-        return made
+        return paths
     if kind == "html":
         path.write_bytes(build_standalone(run))
     else:
@@ -219,14 +219,14 @@ def kept_maps(
         mine = tuple(token for token in wanted if token < len(trace.tokens))
         if not mine:
             continue
-        found = kept.get((run.id, name, mine, method.name), trace)
-        if view.part == "answer" and found is not None and found.stack is not None:
-            given.append(PrecomputedStack(trace, mine, found.stack))
+        maps = kept.get((run.id, name, mine, method.name), trace)
+        if view.part == "answer" and maps is not None and maps.stack is not None:
+            given.append(PrecomputedStack(trace, mine, maps.stack))
             continue
         side = "" if len(run.traces) == 1 else run.label(name)
         if (why := method.availability(trace)) is not None:
-            here = f" for {side}" if side else " here"
-            raise ValueError(f"{method.label} is not possible{here}: {why}.")
+            where = f" for {side}" if side else " here"
+            raise ValueError(f"{method.label} is not possible{where}: {why}.")
         if view.part != "answer":
             raise ValueError(f"{method.label} explains words of the answer, not of the prompt.")
         if method.needs_for(trace) != "trace":
@@ -255,12 +255,12 @@ def _exported(handlers: Handlers, ask: Mapping[str, Any], job: Job) -> Values:
     reported = 0.0
     work = partial(_files, handlers, run, read_export_request(ask))
     try:
-        for made in handlers.runner.run(job, work, waits=False):
-            if isinstance(made, Done):
-                yield {"files": made.result}
-            elif isinstance(made, JobProgress) and time.monotonic() - reported > TELL_SECONDS:
+        for event in handlers.runner.run(job, work, waits=False):
+            if isinstance(event, Done):
+                yield {"files": event.result}
+            elif isinstance(event, JobProgress) and time.monotonic() - reported > TELL_SECONDS:
                 reported = time.monotonic()
-                yield {"message": made.text or "Writing"}
+                yield {"message": event.text or "Writing"}
     except Stopped as stopped:
         words = f"{job.ended_by} after {stopped.done} of {stopped.total} {stopped.what}."
         yield {"error": words}

@@ -144,30 +144,34 @@ class Handlers:
             existing_upload(path)
         variants = ("baseline", "var") if request.compare else ("baseline",)
         tokens: dict[str, list[dict[str, Any]]] = {name: [] for name in variants}
-        here = Answering(run_id, request.prompt, variants, job, settings.max_new_tokens, tokens)
+        answering = Answering(
+            run_id, request.prompt, variants, job, settings.max_new_tokens, tokens
+        )
         self.store.claim(run_id)
         with self._lock:
-            self._answering[run_id] = here
+            self._answering[run_id] = answering
         sent = dict.fromkeys(variants, 0)
-        begun = last = -1.0
-        for event in self.runner.run(job, partial(self._work, here, request, settings)):
+        first_token = last = -1.0
+        for event in self.runner.run(job, partial(self._work, answering, request, settings)):
             now = time.monotonic()
             if isinstance(event, Waiting):
                 yield queued_value(run_id, event.before)
             elif not isinstance(event, JobProgress):
                 if any(len(tokens[name]) > sent[name] for name in variants):
-                    yield self._delta(here, sent, begun)
+                    yield self._delta(answering, sent, first_token)
                 yield self._kept(event.result, job)
-            elif begun < 0:  # at once, so that the page changes with the click, not the first token
-                begun = last = now
-                yield self._delta(here, sent, begun)
+            elif (
+                first_token < 0
+            ):  # at once, so that the page changes with the click, not the first token
+                first_token = last = now
+                yield self._delta(answering, sent, first_token)
             else:
                 fresh = any(len(tokens[name]) > sent[name] for name in variants)
                 if now - last >= (STREAM_SECONDS if fresh else 0.9):
-                    yield self._delta(here, sent, begun)
+                    yield self._delta(answering, sent, first_token)
                     last = now
 
-    def _work(self, here: Answering, request: Request, settings: Any, job: Job) -> Run:
+    def _work(self, answering: Answering, request: Request, settings: Any, job: Job) -> Run:
         """The run, computed in the job's thread, which alone holds the model meanwhile."""
         handle = loaded_handle(self.loaded)
         var = request.var(handle)
@@ -177,9 +181,9 @@ class Handlers:
         ]
         inputs, prefix = self._last.prepare(handle, images, request.prompt)
         read = "Reading the image" if len(images) == 1 else "Reading the images"
-        job.report(0, here.most, read)
-        begun, same = time.monotonic(), bool(var and request.same_text)
-        staged = {"on_stage": here.on_stage} if settings.compile else {}
+        job.report(0, answering.most, read)
+        start, same = time.monotonic(), bool(var and request.same_text)
+        staged = {"on_stage": answering.on_stage} if settings.compile else {}
         stop = job.stop_event
         try:
             if var is None:
@@ -187,7 +191,7 @@ class Handlers:
                     handle,
                     inputs,
                     settings,
-                    on_token=lambda i, token: here.on_token("baseline", i, token),
+                    on_token=lambda i, token: answering.on_token("baseline", i, token),
                     stop=stop,
                     **staged,
                 )
@@ -199,7 +203,7 @@ class Handlers:
                     settings,
                     var,
                     same,
-                    on_token=here.on_token,
+                    on_token=answering.on_token,
                     stop=stop,
                     prefix=prefix,
                     **staged,
@@ -213,9 +217,9 @@ class Handlers:
             traceback.clear_frames(error.__traceback__)
             raise
         if prefix is None:  # else the image was passed through the model by an earlier run
-            work = Work(inputs.layout, len(here.times), len(traces), same)
-            self.pace.note(handle, work, time.monotonic() - begun, here.times)
-        return Run(traces, same_text=same, id=here.run_id)
+            work = Work(inputs.layout, len(answering.times), len(traces), same)
+            self.pace.note(handle, work, time.monotonic() - start, answering.times)
+        return Run(traces, same_text=same, id=answering.run_id)
 
     def _kept(self, run: Run, job: Job) -> dict[str, Any]:
         """Store a finished run; what the inspector needs to show it."""
@@ -231,18 +235,22 @@ class Handlers:
             value = {**value, "message": job.ended_by}
         return {**value, "facts": [*value["facts"], *([note] if note else [])]}
 
-    def _delta(self, here: Answering, sent: dict[str, int], begun: float) -> dict[str, Any]:
+    def _delta(
+        self, answering: Answering, sent: dict[str, int], first_token: float
+    ) -> dict[str, Any]:
         begin = dict(sent)
-        new = {v: here.tokens[v][sent[v] :] for v in here.variants}
+        new = {v: answering.tokens[v][sent[v] :] for v in answering.variants}
         for variant, tokens in new.items():
             sent[variant] += len(tokens)
-        count, seconds = sum(sent.values()), max(0.0, time.monotonic() - begun)
+        count, seconds = sum(sent.values()), max(0.0, time.monotonic() - first_token)
         facts = [number_of(count, "token"), f"{seconds:.1f} s"]
         if count and seconds > 0:
             facts.append(f"{count / seconds:.1f} tokens/s")
-        message = here.stage or ("Writing" if count else "Reading the image")
-        message = "Stopping" if here.job.stopped else message
-        return stream_value(here.run_id, here.prompt, here.variants, begin, new, message, facts)
+        message = answering.stage or ("Writing" if count else "Reading the image")
+        message = "Stopping" if answering.job.stopped else message
+        return stream_value(
+            answering.run_id, answering.prompt, answering.variants, begin, new, message, facts
+        )
 
     def value_of(self, run: Run) -> dict[str, Any]:
         """What the inspector needs to show a finished run."""
@@ -321,13 +329,17 @@ class Handlers:
     def tokens_since(self, ask: Any) -> dict[str, Any]:
         """Tokens of a run under way from an index on, where the page has missed some."""
         with self._lock:
-            here = self._answering.get(str(field_of(ask, "run")))
+            answering = self._answering.get(str(field_of(ask, "run")))
         variant, begin = field_of(ask, "variant"), field_of(ask, "from")
-        if here is None or not self.store.may_see(here.run_id) or variant not in here.variants:
+        if (
+            answering is None
+            or not self.store.may_see(answering.run_id)
+            or variant not in answering.variants
+        ):
             return {"error": EXPIRED}
         if not isinstance(begin, int) or begin < 0:
             return {"error": EXPIRED}
-        return {"tokens": here.tokens[variant][begin:]}
+        return {"tokens": answering.tokens[variant][begin:]}
 
     def token_maps(self, ask: Any) -> dict[str, Any]:
         """Single heads of one run: every (layer, head, patch) of some tokens, or one map."""

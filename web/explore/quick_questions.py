@@ -54,16 +54,16 @@ class QuickQuestions:
     def _read_question(self, body: bytes) -> tuple[str, Any] | None:
         """Function and question, where the body is one for us."""
         try:
-            said = json.loads(body)
+            message = json.loads(body)
         except (ValueError, RecursionError):
             return None
         component = self._handlers.component
-        if not isinstance(said, Mapping) or component is None:
+        if not isinstance(message, Mapping) or component is None:
             return None
-        name, where = said.get("fn_name"), said.get("component_id")
+        name, where = message.get("fn_name"), message.get("component_id")
         if name not in QUICK or where != component._id or isinstance(where, bool):
             return None
-        return name, said.get("data")
+        return name, message.get("data")
 
     async def _answer(self, name: str, question: Any) -> dict[str, Any]:
         if name == "open_run" and (ready := self._handlers.opened(question)) is not None:

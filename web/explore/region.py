@@ -158,7 +158,7 @@ def _work(
     last: LastTested,
     run: Run,
     asked: RegionRequest,
-    found: _RegionResults,
+    results: _RegionResults,
     job: Job,
 ) -> None:
     """Test each side's box in the job's thread."""
@@ -169,14 +169,14 @@ def _work(
             for effect in region_steps(
                 handle, trace, box, asked.settings, prefix=prefix, **job.hooks
             ):
-                found.effects[name] = effect
+                results.effects[name] = effect
         except ValueError as error:  # of two runs side by side one may be another model's
-            found.errors[name] = str(error)
+            results.errors[name] = str(error)
         except RunOutOfMemoryError:
             last.drop()
             raise
-    if len(found.errors) == len(asked.boxes):
-        raise ValueError(next(iter(found.errors.values())))
+    if len(results.errors) == len(asked.boxes):
+        raise ValueError(next(iter(results.errors.values())))
 
 
 def read_region_request(ask: Mapping[str, Any], run: Run) -> RegionRequest:

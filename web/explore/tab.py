@@ -101,10 +101,10 @@ def build_explore(
         api_visibility="private",  # `web.api.routes` has the endpoints
         **free,
     )
-    there = page.load(following(loaded), None, outputs, api_visibility="private", **free)
+    on_load = page.load(following(loaded), None, outputs, api_visibility="private", **free)
     decoding = (choosing_decoding(loaded), form.decoding, [form.says, *form.replaced])
     change_of(form.decoding)(*decoding, **QUIET)
-    for event in (load, there):
+    for event in (load, on_load):
         event.then(telling_limits(loaded), None, form.limits, **QUIET)
         event.then(**ahead)
         event.then(*decoding, **QUIET)

@@ -84,13 +84,13 @@ def _given(
     sides: Mapping[str, GenerationTrace], method: PrecomputedMaps, folder: Path
 ) -> list[tuple[str, list[int], str]]:
     """Side, tokens and file of each stack that a method gave."""
-    made = []
+    traces = []
     for number, (label, trace) in enumerate(sides.items()):
         if (one := method.of(trace)) is not None:
             path = folder / f"{number}.npz"
             save_stack(one.stack, path)
-            made.append((label, list(one.tokens), str(path)))
-    return made
+            traces.append((label, list(one.tokens), str(path)))
+    return traces
 
 
 def _saved(trace: GenerationTrace, folder: Path, number: int) -> Path:

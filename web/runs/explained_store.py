@@ -78,9 +78,9 @@ class ExplainedStore:
             return None
         if about.get("key") != _key_values(key):
             return None
-        made = StoredMaps(stack, seconds=float(about.get("seconds", 0.0)))
-        self._remember(key, made)
-        return made
+        maps = StoredMaps(stack, seconds=float(about.get("seconds", 0.0)))
+        self._remember(key, maps)
+        return maps
 
     def has(self, key: Key) -> bool:
         """Whether maps are kept, without reading their file."""
@@ -90,37 +90,37 @@ class ExplainedStore:
         folder = None if self._runs is None else self._runs.folder_of(key[0])
         return folder is not None and (folder / _file(key)).is_file()
 
-    def put(self, key: Key, made: StoredMaps) -> None:
+    def put(self, key: Key, maps: StoredMaps) -> None:
         """Keep it. A disk that cannot be written costs nobody a result: it stays in memory."""
-        self._remember(key, made)
-        if made.stack is None or self._runs is None or made.nbytes > self._beside:
+        self._remember(key, maps)
+        if maps.stack is None or self._runs is None or maps.nbytes > self._beside:
             return
         folder = self._runs.folder_of(key[0])
         if folder is None:
             return
         try:
-            self._make_room(folder, made.nbytes)
-            about = {"key": _key_values(key), "seconds": made.seconds}
-            save_stack(made.stack, folder / _file(key), about)
+            self._make_room(folder, maps.nbytes)
+            about = {"key": _key_values(key), "seconds": maps.seconds}
+            save_stack(maps.stack, folder / _file(key), about)
             self._runs.trim(spare=key[0])
         except OSError as error:  # of a run that was just deleted, too
             log.warning("maps of %s are kept in memory only: %s", key[3], error)
 
-    def _remember(self, key: Key, made: StoredMaps) -> None:
+    def _remember(self, key: Key, maps: StoredMaps) -> None:
         with self._lock:
-            self._kept[key] = made
+            self._kept[key] = maps
 
     def _make_room(self, folder: Path, needed: int) -> None:
         """Remove the run's oldest maps until there is room for so many bytes more."""
-        there = []
+        files = []
         for path in folder.glob(PATTERN):
             try:
                 about = path.stat()
             except FileNotFoundError:
                 continue
-            there.append((about.st_mtime_ns, about.st_size, path))
-        total = sum(size for _, size, _ in there)
-        for _, size, path in sorted(there):
+            files.append((about.st_mtime_ns, about.st_size, path))
+        total = sum(size for _, size, _ in files)
+        for _, size, path in sorted(files):
             if total + needed <= self._beside:
                 break
             path.unlink(missing_ok=True)

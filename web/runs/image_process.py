@@ -57,8 +57,8 @@ class ImageProcess:
 
     def __init__(self, limits: ImageLimits) -> None:
         self._limits = limits
-        own = {**ENVIRONMENT, MEMORY: str(limits.decode_megabytes)}
-        self.helper = Helper(MODULE, "decodes images", own)
+        environment = {**ENVIRONMENT, MEMORY: str(limits.decode_megabytes)}
+        self.helper = Helper(MODULE, "decodes images", environment)
         self._turn = threading.Lock()
 
     def close(self) -> None:

@@ -175,8 +175,8 @@ def facts_of(run: Run) -> list[str]:
     facts.append(f"{run.nbytes / 1e6:.1f} MB of attention")
     if trace.settings.get("decoding") == "checkpoint" and run.kind != "pair":
         facts.append("decoded as the checkpoint says")
-    if said := engine_words(trace):
-        facts.append(said)
+    if words := engine_words(trace):
+        facts.append(words)
     return facts
 
 

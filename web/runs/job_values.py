@@ -75,7 +75,7 @@ def result_values(
 
     `running` makes one of how far it is, and of the seconds since it began.
     """
-    begun = -1.0
+    started = -1.0
     for event in runner.run(job, work):
         if isinstance(event, Waiting):
             yield queued_value(run_id, event.before)
@@ -83,8 +83,8 @@ def result_values(
             if event.result is not None:
                 yield event.result
         else:
-            begun = time.monotonic() if begun < 0 else begun
-            yield running(event, time.monotonic() - begun)
+            started = time.monotonic() if started < 0 else started
+            yield running(event, time.monotonic() - started)
 
 
 def running_value(

@@ -138,8 +138,8 @@ def _rows_changed(trace: GenerationTrace, change: Any, **fields: Any) -> Generat
         for name in ("prompt_rows", "reference")
         if isinstance(rows := getattr(trace, name), PromptTrace)
     }
-    made: GenerationTrace = dataclasses.replace(changed(trace), **prompts)
-    return made
+    result: GenerationTrace = dataclasses.replace(changed(trace), **prompts)
+    return result
 
 
 def _mean_of_heads(trace: GenerationTrace) -> GenerationTrace:

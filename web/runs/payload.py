@@ -92,16 +92,16 @@ def _token(token: GeneratedToken) -> dict[str, Any]:
 
 def _sinks(trace: GenerationTrace) -> list[dict[str, Any]]:
     cells_at = trace.layout.cells_at()
-    made = []
-    for found in trace.sinks:
-        pairs = list(zip(found.positions, found.scores, strict=True))
+    sinks = []
+    for layer_sinks in trace.sinks:
+        pairs = list(zip(layer_sinks.positions, layer_sinks.scores, strict=True))
         cells: dict[int, float] = {}
         for p, score in pairs:
             for cell in cells_at.get(p, ()):
                 cells[cell] = max(score, cells.get(cell, score))
-        made.append(
+        sinks.append(
             {
-                "layer": found.layer,
+                "layer": layer_sinks.layer,
                 "columns": list(cells),
                 "scores": [round(s, 3) for s in cells.values()],
                 "text": [
@@ -109,7 +109,7 @@ def _sinks(trace: GenerationTrace) -> list[dict[str, Any]]:
                 ],
             }
         )
-    return made
+    return sinks
 
 
 def _treated(trace: GenerationTrace) -> list[dict[str, Any]]:
@@ -160,13 +160,13 @@ def _geometry(trace: GenerationTrace) -> dict[str, Any]:
 
 
 def _variant(run: Run, name: str, trace: GenerationTrace) -> dict[str, Any]:
-    own = {}
+    second_text = {}
     if run.kind == "pair":  # its photos follow those of the side before it
-        own = {**_geometry(trace), "photo": 0}
+        second_text = {**_geometry(trace), "photo": 0}
         if name == "b" and not run.about.get("one_photo"):
-            own["photo"] = len(run.first.images)
+            second_text["photo"] = len(run.first.images)
     return {
-        **own,
+        **second_text,
         "name": name,
         "label": run.label(name),
         "tokens": [_token(token) for token in trace.tokens],
@@ -190,7 +190,7 @@ def _together(traces: Sequence[Rows], eager_bytes: int) -> tuple[type, bool]:
 
 
 def _arrays(name: str, rows: Rows, fine: type, eager: bool) -> dict[str, np.ndarray]:
-    made = {
+    arrays = {
         f"{name}.image": _fixed(image_share(rows).numpy()),
         f"{name}.sink": _fixed(sink_share(rows).numpy()),
         f"{name}.entropy": _fixed(rows.entropy.numpy(), _top(rows)),
@@ -199,8 +199,8 @@ def _arrays(name: str, rows: Rows, fine: type, eager: bool) -> dict[str, np.ndar
     maps = {"mean": head_mean(rows), **({"full": rows.attention} if eager else {})}
     for key, values in maps.items():
         codes = compand(_on_cells(rows, values), fine)
-        made[f"{name}.{key}"], made[f"{name}.{key}.scale"] = codes
-    return made
+        arrays[f"{name}.{key}"], arrays[f"{name}.{key}.scale"] = codes
+    return arrays
 
 
 def _on_cells(rows: Rows, values: torch.Tensor) -> np.ndarray:

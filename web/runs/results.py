@@ -83,19 +83,19 @@ class ResultStore(Generic[Result]):
         """The result of an id, or None where it is unknown, too old, or another user's."""
         with self._lock:
             self._drop_old()
-            found = self._results.get(result_id) if isinstance(result_id, str) else None
-        if found is None or (self._owned and not is_current_user(found.owner)):
+            result = self._results.get(result_id) if isinstance(result_id, str) else None
+        if result is None or (self._owned and not is_current_user(result.owner)):
             return None
-        return found
+        return result
 
     def delete(self, result_id: object) -> None:
         """Forget a result that who asks may see, and remove the files that were made of it."""
-        found = self.get(result_id)
-        if found is None:
+        result = self.get(result_id)
+        if result is None:
             return
         with self._lock:
-            self._results.pop(found.id, None)
-        self.copies.drop(found.id)
+            self._results.pop(result.id, None)
+        self.copies.drop(result.id)
 
     def keep(self, result_id: str, value: dict[str, Any]) -> dict[str, Any]:
         """A value for the page whose files go when the result goes."""

@@ -207,8 +207,8 @@ def _about_one(run: Run) -> Iterator[tuple[str, str]]:
     yield "Image" if len(first.images) == 1 else "Images", "\n".join(sizes)
     shown = shown_settings(first)
     yield "Generation", _settings(shown, without=("layers", "heads", "decoding"))
-    if said := decoding_words(first):
-        yield "Decoding", said
+    if words := decoding_words(first):
+        yield "Decoding", words
     two = len(run.traces) > 1
     for name, trace in run.traces.items():
         applied = "; ".join(trace.applied) or "nothing: the plain model"

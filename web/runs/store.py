@@ -271,8 +271,8 @@ class RunStore:
         """The file that holds a trace of a run in memory; None where there is none."""
         with self._lock:
             for run in self._runs.values():
-                for name, own in run.traces.items():
-                    if own is trace:
+                for name, variant_trace in run.traces.items():
+                    if variant_trace is trace:
                         folder = run.folder or self._folder / run.id
                         whole = (folder / "run.json").is_file()  # which is written last
                         return folder / f"{name}.safetensors" if whole else None

@@ -40,13 +40,13 @@ class RunValueCache:
         """The value of a run that has been made; None where it is old or one of its files is
         gone."""
         with self._lock:
-            made = self._made.get(_key(run))
-        return made if made is not None and _is_there(made) else None
+            value = self._made.get(_key(run))
+        return value if value is not None and _is_there(value) else None
 
     def __call__(self, run: Run) -> dict[str, Any]:
         """The value of a run, made where it is not ready."""
-        if (made := self.cached(run)) is not None:
-            return made
+        if (cached := self.cached(run)) is not None:
+            return cached
         value = self._build(run)
         with self._lock:
             self._made[_key(run)] = value

@@ -189,8 +189,8 @@ class SinksHandlers(ResultHandlers[SinksRequest]):
         images = {}
         for sample in samples.samples:
             if sample.id in seen:
-                made = cached(*encode_image(_opened(sample), PICTURE_SIDE), self.component)
-                images[sample.id] = self.store.keep(run_id, made)["url"]
+                kept = cached(*encode_image(_opened(sample), PICTURE_SIDE), self.component)
+                images[sample.id] = self.store.keep(run_id, kept)["url"]
         data = build_sinks_payload(findings, validation, why, shown, images)
         value = {
             "phase": "stopped" if done else "ready",
@@ -224,8 +224,8 @@ class SinksHandlers(ResultHandlers[SinksRequest]):
             path = Path(folder) / name
             write_profile(path, profile)
             data = path.read_bytes()
-        made = self.store.keep(result.id, cached(data, name, self.component))
-        return {**made, "name": name}
+        value = self.store.keep(result.id, cached(data, name, self.component))
+        return {**value, "name": name}
 
     def forget_sinks(self, ask: Any) -> dict[str, Any]:
         """Delete a result and what was made of it: {"run": id}."""
@@ -243,19 +243,19 @@ class SinksHandlers(ResultHandlers[SinksRequest]):
         result, tau = self.store.get(field_of(ask, "run")), field_of(ask, "tau")
         if result is None:
             raise ValueError(GONE)
-        found = result.findings.profile()
-        if tau is None or tau == found.tau:
-            return found
+        profile = result.findings.profile()
+        if tau is None or tau == profile.tau:
+            return profile
         if isinstance(tau, bool) or not isinstance(tau, int | float) or not math.isfinite(tau):
             raise ValueError(f"tau is {tau!r}; allowed: a number.")
-        note = f"tau was set by hand; {found.tau:g} was calibrated. {found.note}"
-        return dataclasses.replace(found, tau=round(float(tau), 4), note=note)
+        note = f"tau was set by hand; {profile.tau:g} was calibrated. {profile.note}"
+        return dataclasses.replace(profile, tau=round(float(tau), 4), note=note)
 
 
 def _measured(samples: SampleSet, work: Path) -> SampleSet:
     """The samples whose statistics lie in the folder."""
-    there = {(one.id, one.fingerprint) for one in measured_in(work)}
-    left = tuple(s for s in samples.samples if (s.id, s.fingerprint()) in there)
+    measured = {(one.id, one.fingerprint) for one in measured_in(work)}
+    left = tuple(s for s in samples.samples if (s.id, s.fingerprint()) in measured)
     return dataclasses.replace(samples, samples=left, wanted=len(left))
 
 
