@@ -14,10 +14,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args
 
-from sinkscope.outside import read_toml
 from sinkscope.setting import REQUIRED, Heads, check, explained, layer_heads, refuse, setting
 from sinkscope.setting.images import ImageLimits as ImageLimits
 from sinkscope.setting.serving import AppSettings as AppSettings
+from sinkscope.untrusted import read_toml
 
 Dialect = Literal["official", "paper"]
 Control = Literal["none", "random"]
@@ -78,7 +78,7 @@ class ModelSettings:
         left_out="the model's own",
     )
     local_files_only: bool = setting(
-        False, "Never contact a hub; use only what is already on disk.", offered=False
+        False, "Never contact a hub; use only what is already on disk.", user_facing=False
     )
     profile: str | None = setting(
         None,
@@ -117,21 +117,21 @@ class GenerationSettings:
     """
 
     max_new_tokens: int = setting(
-        64, "Maximum length of an answer.", low=1, high=8192, unit="tokens", usual=(1, 512)
+        64, "Maximum length of an answer.", low=1, high=8192, unit="tokens", slider_range=(1, 512)
     )
     decoding: Decoding = setting(
         "ours",
         "How tokens are chosen. ours: only by these settings; checkpoint: as the model's own "
         "generation_config.json says.",
         label="Decoding",
-        called=("as set here", "as the checkpoint says"),
+        choice_labels=("as set here", "as the checkpoint says"),
     )
     temperature: float = setting(
         0.0,
         "0: greedy decoding; above 0: sampling.",
         low=0.0,
         high=10.0,
-        usual=(0, 2),
+        slider_range=(0, 2),
         step=0.05,
     )
     top_p: float = setting(
@@ -140,7 +140,7 @@ class GenerationSettings:
         low=0.0,
         above=True,
         high=1.0,
-        usual=(0.01, 1),
+        slider_range=(0.01, 1),
         step=0.01,
     )
     top_k: int = setting(
@@ -151,7 +151,7 @@ class GenerationSettings:
         "Above 1, tokens that already occurred become less likely.",
         low=0.1,
         high=10.0,
-        usual=(0.5, 2),
+        slider_range=(0.5, 2),
         step=0.01,
     )
     seed: int = setting(
@@ -167,7 +167,7 @@ class GenerationSettings:
         False,
         "Keep only the mean over the captured heads: the trace is smaller by their number. "
         "For large jobs.",
-        offered=False,
+        user_facing=False,
     )
     prompt_rows: int = setting(
         0,
@@ -176,12 +176,12 @@ class GenerationSettings:
         low=0,
         high=8192,
         unit="tokens",
-        offered=False,
+        user_facing=False,
     )
     reference: bool = setting(
         False,
         "Also pass a generic prompt with the same image through the model, for relative maps.",
-        offered=False,
+        user_facing=False,
     )
     engine: Engine = setting(
         "auto",
@@ -227,7 +227,7 @@ class VARSettings:
         20.0,
         "Sink score above which an image token is a sink.",
         low=0.0,
-        usual=(0, 60),
+        slider_range=(0, 60),
         step=0.1,
         left_out="that of the model's profile",
     )
@@ -236,7 +236,7 @@ class VARSettings:
         "Part of a sink's attention that stays on it.",
         low=0.0,
         high=1.0,
-        usual=(0, 1),
+        slider_range=(0, 1),
         step=0.01,
     )
     max_sink_share: float = setting(
@@ -244,7 +244,7 @@ class VARSettings:
         "A head is changed only if sinks hold at most this share of its attention on the image.",
         low=0.0,
         high=1.0,
-        usual=(0, 1),
+        slider_range=(0, 1),
         step=0.01,
     )
     min_image_mass: float = setting(
@@ -252,7 +252,7 @@ class VARSettings:
         "A row is changed only if at least this share of it is on the image.",
         low=0.0,
         high=1.0,
-        usual=(0, 1),
+        slider_range=(0, 1),
         step=0.01,
     )
     dialect: Dialect = setting(
@@ -269,7 +269,7 @@ class VARSettings:
         None,
         "The heads that VAR may change: LAYER.HEAD, such as 4.1,4.3,5.0-2, or a list of heads as "
         "JSON (on the command line also its file).",
-        own=layer_heads,
+        converter=layer_heads,
         name="var_heads",
         label="VAR's heads",
         left_out="all",
@@ -285,7 +285,7 @@ class VARSettings:
         "Seed of the control's choice.",
         low=0,
         high=HIGHEST_SEED,
-        offered=False,  # users give one seed, that of generation
+        user_facing=False,  # users give one seed, that of generation
     )
 
     def __post_init__(self) -> None:
@@ -326,8 +326,8 @@ def make_settings(tables: Mapping[str, Any]) -> Settings:
     Raises:
         ValueError: naming section, setting, value and what is allowed.
     """
-    made = {n: from_mapping(cls, tables.get(n, {}), f"[{n}]") for n, cls in SECTIONS.items()}
-    return Settings(**made)
+    sections = {n: from_mapping(cls, tables.get(n, {}), f"[{n}]") for n, cls in SECTIONS.items()}
+    return Settings(**sections)
 
 
 def read_tables(path: Path) -> dict[str, Any]:

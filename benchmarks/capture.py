@@ -1,7 +1,7 @@
 """`python -m sinkscope.benchmarks capture`: the cost of capturing attention relative to plain
 generation.
 
-Several ways to generate the same answer (`benchmarks.ways`), with both of our engines, run
+Several ways to generate the same answer (`benchmarks.variants`), with both of our engines, run
 interleaved in one process. The time of a token is reported with its lower bound
 (`benchmarks.floor`) and its device operations (`benchmarks.launches`). Peak memory is measured in
 separate processes; then one token's map is read back from a file. Nothing here imports torch before
@@ -30,7 +30,7 @@ from sinkscope.benchmarks.options import (
 from sinkscope.benchmarks.output import check_folder, give
 
 if TYPE_CHECKING:
-    from sinkscope.benchmarks.ways import Way
+    from sinkscope.benchmarks.variants import Variant
     from sinkscope.models.family import PromptInputs
     from sinkscope.models.loading import ModelHandle
 
@@ -94,13 +94,13 @@ def measure(
 
     from sinkscope.benchmarks.floor import floor
     from sinkscope.benchmarks.shapes import SHORTEST, build_prompt, device_name, prepared_handle
-    from sinkscope.benchmarks.ways import WAYS
+    from sinkscope.benchmarks.variants import VARIANTS
 
     _say(f"Building the {shape} shape with random weights")
     handle = prepared_handle(shape, device, dtype, threads)
     dtype = handle.info.dtype
     prompts = {length: build_prompt(handle, length) for length in lengths}
-    for way in WAYS.values():  # the set-up of a first call is not measured
+    for way in VARIANTS.values():  # the set-up of a first call is not measured
         way(handle, build_prompt(handle, SHORTEST), 3, lambda: None)
     result: dict[str, Any] = {
         "benchmark": "capture",
@@ -146,7 +146,7 @@ def one_length(
     """
     from sinkscope.attention_extractor import forecast
     from sinkscope.benchmarks import launches, timing
-    from sinkscope.benchmarks.ways import WAYS, matrix_bytes
+    from sinkscope.benchmarks.variants import VARIANTS, matrix_bytes
     from sinkscope.config import GenerationSettings
 
     length = inputs.layout.length
@@ -155,7 +155,7 @@ def one_length(
     fits = free is None or matrix_bytes(handle, inputs) < free * 0.6
     ways = {
         name: way
-        for name, way in WAYS.items()
+        for name, way in VARIANTS.items()
         if name not in left_out and (fits or name != "output_attentions")
     }
     _say(f"Prompt of {length}: {', '.join(ways)}")
@@ -171,17 +171,17 @@ def one_length(
     settled = timing.settle(run("plain"), handle.device, most_warmups(warmups, on_a_gpu))
     for name in ways if on_a_gpu else ():  # recording and compiling are not measured
         run(name)(lambda: None)
-    found = timing.rounds({name: run(name) for name in ways}, repeats, handle.device, BASELINES)
+    timings = timing.rounds({name: run(name) for name in ways}, repeats, handle.device, BASELINES)
     row: dict[str, Any] = {
         "length": length,
         "vision_tokens": inputs.layout.vision_tokens,
         "forecast_seconds": guess.seconds,
-        "noise": timing.noise(found["plain"], "total"),
+        "noise": timing.noise(timings["plain"], "total"),
         "settled": settled,
         "same_tokens": all(answers[name] == answers["plain"] for name in ("ours", "graph")),
         "ways": {},
     }
-    for name in WAYS:
+    for name in VARIANTS:
         if name in left_out:
             continue
         if name not in ways:
@@ -190,9 +190,9 @@ def one_length(
             continue
         entry: dict[str, Any] = {}
         for part in ("first", "each", "total"):
-            entry[f"{part}_seconds"] = timing.median(found[name], part)
+            entry[f"{part}_seconds"] = timing.median(timings[name], part)
             entry[f"{part}_ratio"], entry[f"{part}_ratio_of_fastest"] = timing.ratio(
-                found[name], found["plain"], part
+                timings[name], timings["plain"], part
             )
         asked = partial(_asked, ways[name], handle, inputs)
         entry["asks"] = launches.a_token(asked, handle.device)
@@ -228,7 +228,7 @@ def _memory(
 ) -> dict[str, Any]:
     from sinkscope.attention_extractor import forecast
     from sinkscope.benchmarks import memory
-    from sinkscope.benchmarks.ways import WAYS, matrix_bytes
+    from sinkscope.benchmarks.variants import VARIANTS, matrix_bytes
     from sinkscope.config import GenerationSettings
 
     length = inputs.layout.length
@@ -243,7 +243,7 @@ def _memory(
     if not memory.supported(device):
         entry["skipped"] = "peaks of a CPU run are read from /proc, which this system lacks"
         return entry
-    for name in (name for name in WAYS if name != "again"):
+    for name in (name for name in VARIANTS if name != "again"):
         _say(f"Peak memory at {length}: {name}")
         try:
             entry["peak_bytes"][name] = memory.peak_extra(
@@ -288,5 +288,5 @@ def _say(text: str) -> None:
     typer.echo(text, err=True)
 
 
-def _asked(way: Way, handle: ModelHandle, inputs: PromptInputs, count: int) -> object:
+def _asked(way: Variant, handle: ModelHandle, inputs: PromptInputs, count: int) -> object:
     return way(handle, inputs, count, lambda: None)

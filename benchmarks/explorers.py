@@ -77,10 +77,10 @@ def measure(
     times: dict[str, dict[str, list[list[float]]]] = {
         _name(*state): {kind: [] for kind in requests} for state in STATES
     }
-    with _server(threads, switch) as here, _server(threads, switch) as beside:
-        servers = {"here": here, "beside": beside}
+    with _server(threads, switch) as busy_server, _server(threads, switch) as beside:
+        servers = {"here": busy_server, "beside": beside}
         for kind in requests:  # the set-up of a first request is not measured
-            ASK[kind](here)
+            ASK[kind](busy_server)
         for number in range(rounds):
             turn = number % len(STATES)
             for what, where in (*STATES[turn:], *STATES[:turn]):
@@ -88,13 +88,13 @@ def measure(
                     server.turn(what if place == where else "idle")
                 time.sleep(SETTLE_SECONDS)
                 for kind, count in requests.items():
-                    own: list[float] = []
+                    busy_times: list[float] = []
                     for _ in range(count):
                         began = time.perf_counter()
-                        ASK[kind](here)
-                        own.append(time.perf_counter() - began)
-                    times[_name(what, where)][kind].append(own)
-        about = here.about
+                        ASK[kind](busy_server)
+                        busy_times.append(time.perf_counter() - began)
+                    times[_name(what, where)][kind].append(busy_times)
+        about = busy_server.about
     return {
         "processors": os.cpu_count(),
         "load": os.getloadavg()[0],
@@ -118,8 +118,8 @@ def _spread(times: list[list[float]], idle: list[list[float]]) -> dict[str, floa
     one."""
     ordered = sorted(one for rounds in times for one in rounds)
     by = [
-        statistics.median(own) / statistics.median(still)
-        for own, still in zip(times, idle, strict=True)
+        statistics.median(busy) / statistics.median(still)
+        for busy, still in zip(times, idle, strict=True)
     ]
     return {
         "median": statistics.median(ordered),
@@ -255,10 +255,10 @@ def table(result: dict[str, Any]) -> str:
         for state, kinds in states.items():
             what, _, where = state.partition(" ")
             words = "nothing runs" if what == "idle" else f"{WORDS[what]} {where}"
-            own = kinds[kind]
+            times = kinds[kind]
             lines.append(
-                f"  {words:<24}{1000 * own['median']:>7.0f} ms{1000 * own['p95']:>7.0f} ms"
-                f"{own['ratio']:>9.2f}"
+                f"  {words:<24}{1000 * times['median']:>7.0f} ms{1000 * times['p95']:>7.0f} ms"
+                f"{times['ratio']:>9.2f}"
             )
     lines += [
         "",

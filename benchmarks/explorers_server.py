@@ -96,18 +96,18 @@ class _Busy:
             self._thread = None
         if kind == "idle":
             return
-        self._over, begun = threading.Event(), threading.Event()
+        self._over, started = threading.Event(), threading.Event()
         make = self._kinds[kind]
-        self._thread = threading.Thread(target=self._repeat, args=(make, self._over, begun))
+        self._thread = threading.Thread(target=self._repeat, args=(make, self._over, started))
         self._thread.start()
-        if not begun.wait(120):
+        if not started.wait(120):
             raise RuntimeError(f"{kind} did not begin")
 
-    def _repeat(self, make: Any, over: threading.Event, begun: threading.Event) -> None:
+    def _repeat(self, make: Any, over: threading.Event, started: threading.Event) -> None:
         while not over.is_set():
             values = make()
             for _ in values:
-                begun.set()
+                started.set()
                 if over.is_set():
                     values.close()
                     break
@@ -121,7 +121,7 @@ class _Busy:
         example = read_examples()[0]
         component = self._app.handlers.component
         path = save_bytes_to_cache(example.image.read_bytes(), "a.png", component.GRADIO_CACHE)
-        asked = Request(path, example.prompt, compare=True, said={"max_new_tokens": 64})
+        asked = Request(path, example.prompt, compare=True, values={"max_new_tokens": 64})
         yield from self._app.handlers.generate(asked, SESSION)
 
     def _sinks(self) -> Iterator[Any]:
@@ -133,11 +133,11 @@ class _Busy:
     def _file(self) -> Iterator[Any]:
         from sinkscope.drawing.view import View
         from sinkscope.jobs.runner import Done
-        from sinkscope.web.explore.exporting import EXPORT, Wanted, make_files
+        from sinkscope.web.explore.exporting import EXPORT, ExportRequest, make_files
 
         handlers = self._app.handlers
         run = handlers.store.get(handlers.component.value["run"])
-        wanted = Wanted("gif", View(difference=True))
+        wanted = ExportRequest("gif", View(difference=True))
 
         def work(job: Any) -> None:
             with tempfile.TemporaryDirectory() as folder:

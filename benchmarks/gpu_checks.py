@@ -22,7 +22,7 @@ from sinkscope.benchmarks.floor import floor
 from sinkscope.benchmarks.gpu_folder import check_folder
 from sinkscope.benchmarks.gpu_memory import peaks
 from sinkscope.benchmarks.shapes import build_handle, build_prompt, device_name
-from sinkscope.benchmarks.ways import EngineName
+from sinkscope.benchmarks.variants import EngineName
 from sinkscope.models.loading import ModelHandle
 
 
@@ -221,16 +221,16 @@ def _sinks(bench: Bench, size: Size) -> dict[str, Any]:
     batch = plan.batch if shape != "7b" else max(1, plan.batch // 4)
     alone = sinks.one_length(handle, prompt, 1, plan.repeats, plan.warmups)
     together = sinks.one_length(handle, prompt, batch, plan.repeats, plan.warmups)
-    found = together["ways"]["received"]
+    received = together["ways"]["received"]
     return {
         "shape": shape,
         "alone": alone,
         "together": together,
         "goals": [
-            bench.goal("finding, a batch / plain pass of it", found["ratio"], most),
+            bench.goal("finding, a batch / plain pass of it", received["ratio"], most),
             bench.goal(
                 "finding, a batch / plain passes one by one",
-                found["ratio"] / together["ways"]["single_forwards"]["ratio"],
+                received["ratio"] / together["ways"]["single_forwards"]["ratio"],
                 most,
             ),
         ],
@@ -240,18 +240,18 @@ def _sinks(bench: Bench, size: Size) -> dict[str, Any]:
 def _memory(bench: Bench) -> dict[str, Any]:
     shape, length, tokens = bench.plan.small
     handle = bench.handle(shape)
-    found = peaks(handle, build_prompt(handle, length), tokens)
+    peak = peaks(handle, build_prompt(handle, length), tokens)
     room = 96 * 2**20
     goals = [
         bench.goal(
             f"{name}: bytes beyond plain and histories",
-            float(found["peak_bytes"][name] - found["peak_bytes"]["plain"] - allowed),
+            float(peak["peak_bytes"][name] - peak["peak_bytes"]["plain"] - allowed),
             room,
         )
-        for name, allowed in found["allowed_bytes"].items()
-        if found["peak_bytes"]
+        for name, allowed in peak["allowed_bytes"].items()
+        if peak["peak_bytes"]
     ]
-    return {**found, "goals": goals}
+    return {**peak, "goals": goals}
 
 
 def _exact(bench: Bench) -> dict[str, Any]:
@@ -262,10 +262,10 @@ def _exact(bench: Bench) -> dict[str, Any]:
     whole = bench.handle(shape, half)
     prompt = build_prompt(whole, length)
     engines: tuple[EngineName, ...] = ("loop", "graph")
-    found = {name: rows_against_eager(whole, prompt, tokens, name) for name in engines}
+    differences = {name: rows_against_eager(whole, prompt, tokens, name) for name in engines}
     return {
         "float32": two_layers,
-        "bfloat16": found,
+        "bfloat16": differences,
         "goals": [
             bench.goal("float32, two layers: largest", two_layers["rows_largest"], 1e-3),
             *(
@@ -274,7 +274,7 @@ def _exact(bench: Bench) -> dict[str, Any]:
                     one["rows_relative"],
                     one["logits_relative"],
                 )
-                for name, one in found.items()
+                for name, one in differences.items()
             ),
         ],
     }

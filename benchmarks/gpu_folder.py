@@ -65,7 +65,7 @@ def check_folder(folder: Path, device: str) -> dict[str, Any]:
         raise RuntimeError("Another setting of VAR did not reuse the prefix.")
     samples = [Sample(f"sample {index}", (_image(index),)) for index in range(SAMPLES)]
     quick = FindSettings(bootstrap=200, halves=20, max_pixels=PIXELS)
-    found = timed("find", lambda: find(handle, samples, quick))
+    findings = timed("find", lambda: find(handle, samples, quick))
     return {
         "folder_bytes": sum(file.stat().st_size for file in folder.iterdir()),
         "layers": handle.info.layers,
@@ -75,8 +75,8 @@ def check_folder(folder: Path, device: str) -> dict[str, Any]:
         "answer_tokens": len(trace.tokens),
         "engine": dict(trace.extra.get("engine", {"used": "loop"})),
         "var_changed": bool(pair.var.var and pair.var.var["changed"]),
-        "samples": len(found.samples),
-        "dims": list(found.dims),
+        "samples": len(findings.samples),
+        "dims": list(findings.dims),
         "work_seconds": seconds,
     }
 

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from sinkscope.attention_extractor import compare, forecast
-from sinkscope.benchmarks.ways import graph, ours, plain
+from sinkscope.benchmarks.variants import graph, ours, plain
 from sinkscope.config import GenerationSettings, VARSettings
 from sinkscope.models.family import PromptInputs
 from sinkscope.models.loading import ModelHandle
@@ -40,18 +40,18 @@ def peaks(handle: ModelHandle, inputs: PromptInputs, tokens: int) -> dict[str, A
         "compare": both,
     }
     keys = _key_bytes(handle, inputs.layout.length + tokens)
-    found: dict[str, Any] = {
+    result: dict[str, Any] = {
         "payload_bytes": payload,
         "key_bytes": keys,
         "allowed_bytes": {"ours": payload, "graph": payload, "compare": 2 * payload + keys},
         "peak_bytes": {},
     }
     if handle.device.type != "cuda":
-        found["skipped_peaks"] = "on a CPU, see `benchmarks capture`"
+        result["skipped_peaks"] = "on a CPU, see `benchmarks capture`"
         for way in ways.values():
             way()
-        found["allowed_bytes"] = {}
-        return found
+        result["allowed_bytes"] = {}
+        return result
     for name, way in ways.items():
         handle.kept.clear()
         way()  # what a first call sets up permanently is not measured
@@ -62,9 +62,9 @@ def peaks(handle: ModelHandle, inputs: PromptInputs, tokens: int) -> dict[str, A
         before = torch.cuda.memory_allocated()
         way()
         torch.cuda.synchronize()
-        found["peak_bytes"][name] = torch.cuda.max_memory_allocated() - before
+        result["peak_bytes"][name] = torch.cuda.max_memory_allocated() - before
     handle.kept.clear()
-    return found
+    return result
 
 
 def _key_bytes(handle: ModelHandle, positions: int) -> int:

@@ -37,11 +37,11 @@ def a_token(run: Callable[[int], object], device: torch.device) -> dict[str, flo
         graphs; on a CPU `operations`, without those that only make a view.
     """
     count = _on_a_gpu if device.type == "cuda" else _on_a_cpu
-    found = []
+    counts = []
     for tokens in (SHORT, LONG):
         run(tokens)  # the set-up and recording of a first run does not count
-        found.append(count(run, tokens))
-    short, long = found
+        counts.append(count(run, tokens))
+    short, long = counts
     return {name: (long[name] - short[name]) / (LONG - SHORT) for name in long}
 
 
@@ -53,10 +53,10 @@ def _on_a_gpu(run: Callable[[int], object], tokens: int) -> Counter[str]:
         run(tokens)
         torch.cuda.synchronize()
     counts: Counter[str] = Counter({**dict.fromkeys(CALLS, 0), "kernels": 0})
-    for name, there in _events(seen):
+    for name, on_device in _events(seen):
         for what, beginnings in CALLS.items():
             counts[what] += name.startswith(beginnings)
-        if there == DeviceType.CUDA:
+        if on_device == DeviceType.CUDA:
             counts["kernels"] += not name.startswith(("Memcpy", "Memset"))
     return counts
 

@@ -19,8 +19,8 @@ from typing import Annotated, Any
 import typer
 
 from sinkscope.benchmarks.load_checks import checks, table
-from sinkscope.benchmarks.load_course import Course, LoadSettings, served
 from sinkscope.benchmarks.load_process import check_proc
+from sinkscope.benchmarks.load_run import LoadRun, LoadSettings, served
 from sinkscope.benchmarks.options import AsJson, Switch
 from sinkscope.benchmarks.output import check_folder, give
 
@@ -65,7 +65,7 @@ def measure(wanted: LoadSettings) -> dict[str, Any]:
     """All measurements as plain values; `checks` has the targets. It ends and returns what it has
     even if the app does not end."""
     began, load_before = time.time(), os.getloadavg()[0]
-    course = Course(wanted)
+    course = LoadRun(wanted)
     with tempfile.TemporaryFile() as log:
         try:
             with served(wanted, log) as server:
@@ -88,12 +88,12 @@ def measure(wanted: LoadSettings) -> dict[str, Any]:
 
 def tracebacks(written: str) -> dict[str, int]:
     """The last line of each traceback in a log, with its number of occurrences."""
-    found: Counter[str] = Counter()
+    counts: Counter[str] = Counter()
     inside = False
     for line in written.splitlines():
         if line.startswith("Traceback ("):
             inside = True
         elif inside and line and not line[0].isspace():
-            found[line[:200]] += 1
+            counts[line[:200]] += 1
             inside = False
-    return dict(found)
+    return dict(counts)

@@ -14,10 +14,10 @@ ENDS = ("completed", "stopped", "refused", "failed", "vanished")  # of a job tha
 
 def checks(result: dict[str, Any]) -> list[dict[str, Any]]:
     """Each as `name`, `aim`, `measured` (as text) and `met`. What was not measured is not met."""
-    made = [_server(result), _errors(result), _log(result), _jobs(result), _cancelled(result)]
-    made += [_memory(result)]
-    made += [_counted(result, what) for what in ("threads", "handles")]
-    return [*made, *_explorers(result)]
+    results = [_server(result), _errors(result), _log(result), _jobs(result), _cancelled(result)]
+    results += [_memory(result)]
+    results += [_counted(result, what) for what in ("threads", "handles")]
+    return [*results, *_explorers(result)]
 
 
 def _check(name: str, aim: str, measured: str, met: bool) -> dict[str, Any]:
@@ -83,14 +83,16 @@ def _explorers(result: dict[str, Any]) -> list[dict[str, Any]]:
     given = sum(one["count"] for one in result["explorers"].values())
     words = f"{given} of {asked} answered, a job running {result['job_ran']:.0%} of the time"
     met = given >= ASKED_SHARE * asked and result["job_ran"] >= JOB_SHARE
-    made = [_check("explorers", "answered, during a job", words, met)]
-    for kind, own in result["explorers"].items():
-        if not own["count"]:
-            made.append(_check(kind, aim, "not measured", False))
+    results = [_check("explorers", "answered, during a job", words, met)]
+    for kind, times in result["explorers"].items():
+        if not times["count"]:
+            results.append(_check(kind, aim, "not measured", False))
             continue
-        words = f"p50 {1000 * own['median']:.0f} ms, p95 {1000 * own['p95']:.0f} ms"
-        made.append(_check(kind, aim, f"{words} ({own['count']})", own["p95"] <= EXPLORER_SECONDS))
-    return made
+        words = f"p50 {1000 * times['median']:.0f} ms, p95 {1000 * times['p95']:.0f} ms"
+        results.append(
+            _check(kind, aim, f"{words} ({times['count']})", times["p95"] <= EXPLORER_SECONDS)
+        )
+    return results
 
 
 def table(result: dict[str, Any]) -> str:

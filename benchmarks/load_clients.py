@@ -14,7 +14,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from sinkscope.benchmarks.load_wire import Browser, FailedError, Page, RefusedError, StoppedError
+from sinkscope.benchmarks.load_protocol import (
+    Browser,
+    FailedError,
+    Page,
+    RefusedError,
+    StoppedError,
+)
 
 PAUSE_SECONDS = 1.5  # mean, between two actions of a client
 COMING_SECONDS = 10.0  # in which all of them have started

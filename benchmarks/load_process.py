@@ -24,7 +24,7 @@ def check_proc() -> None:
         raise ValueError(f"The platform is {sys.platform!r}; allowed: linux (it reads /proc).")
 
 
-def held(pid: int) -> dict[str, Any]:
+def resources_of(pid: int) -> dict[str, Any]:
     """Counts for a process and all its descendants.
 
     Returns:
@@ -54,12 +54,12 @@ def held(pid: int) -> dict[str, Any]:
 
 def family(pid: int) -> list[int]:
     """The process and its descendants that still exist."""
-    found = [pid]
-    for one in found:
+    pids = [pid]
+    for one in pids:
         with suppress(OSError):
             for task in (PROC / str(one) / "task").iterdir():
-                found += map(int, (task / "children").read_text().split())
-    return found
+                pids += map(int, (task / "children").read_text().split())
+    return pids
 
 
 def _target(path: Path) -> str:

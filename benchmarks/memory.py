@@ -29,10 +29,11 @@ def peak_extra(
     memory on a GPU.
 
     Args:
-        way: one of `benchmarks.ways`, `benchmarks.sink_ways` or `benchmarks.method_ways`.
+        way: one of `benchmarks.variants`, `benchmarks.sink_variants` or
+            `benchmarks.method_variants`.
         shape, device, dtype: the model.
         length: of the prompt.
-        tokens: new tokens; for `sink_ways`, samples per pass.
+        tokens: new tokens; for `sink_variants`, samples per pass.
         returned_at_once: make glibc return every larger block to the system when it is freed. What
             it keeps otherwise varies by more than a small difference between ways.
 
@@ -59,10 +60,10 @@ def peak_extra(
 def _measure(way: str, shape: str, device: str, dtype: str, length: int, tokens: int) -> int:
     import torch
 
-    from sinkscope.benchmarks import method_ways, sink_ways, ways
+    from sinkscope.benchmarks import method_variants, sink_variants, variants
     from sinkscope.benchmarks.shapes import SHORTEST, build_handle, build_prompt
 
-    run = {**ways.WAYS, **sink_ways.WAYS, **method_ways.WAYS}[way]
+    run = {**variants.VARIANTS, **sink_variants.VARIANTS, **method_variants.VARIANTS}[way]
     torch.set_num_threads(1)
     handle = build_handle(shape, device, getattr(torch, dtype))
     inputs = build_prompt(handle, length)

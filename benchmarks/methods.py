@@ -65,12 +65,12 @@ def measure(rounds: int, threads: int = 1, memory: bool = True) -> dict[str, Any
     handle, inputs, run = _run()
     explain(run, 0, "logit_lens", session=passes_of(handle, run, inputs))  # sets up what it needs
     last = len(run.tokens) - 1
-    found: dict[str, Any] = {}
+    results: dict[str, Any] = {}
     for method in METHODS:
         session: Passes = passes_of(handle, run, inputs)
         why = method.availability(run)
         if why is not None:
-            found[method.name] = {"why_not": why}
+            results[method.name] = {"why_not": why}
             continue
 
         def one(session: Passes = session, name: str = method.name) -> Any:
@@ -82,7 +82,7 @@ def measure(rounds: int, threads: int = 1, memory: bool = True) -> dict[str, Any
             return explain(run, "answer", name, session=session)
 
         often = method.name in ASKS_OFTEN
-        found[method.name] = {
+        results[method.name] = {
             "token": _seconds(one, rounds),
             "most": SECONDS_OFTEN if often else SECONDS,
             "answer": _seconds(whole, 1),
@@ -96,7 +96,7 @@ def measure(rounds: int, threads: int = 1, memory: bool = True) -> dict[str, Any
         "positions": run.layout.length,
         "vision_tokens": run.layout.vision_tokens,
         "tokens": len(run.tokens),
-        "methods": found,
+        "methods": results,
     }
     if memory and supported("cpu"):
         peaks = {
@@ -104,20 +104,20 @@ def measure(rounds: int, threads: int = 1, memory: bool = True) -> dict[str, Any
             for way in ("forward", *PEAKS)
         }
         result["peaks"] = peaks
-    result["held"] = held(result)
+    result["held"] = within_limits(result)
     return result
 
 
-def held(result: dict[str, Any]) -> bool:
+def within_limits(result: dict[str, Any]) -> bool:
     """Whether every method is within its limits, in processor time: wall time includes other
     programs."""
-    there = [one for one in result["methods"].values() if "token" in one]
+    measured = [one for one in result["methods"].values() if "token" in one]
     peaks = result.get("peaks")
     return (
-        all(one["token"]["processor"] <= one["most"] for one in there)
+        all(one["token"]["processor"] <= one["most"] for one in measured)
         and all(
             one["answer_most"] is None or one["answer"]["processor"] <= one["answer_most"]
-            for one in there
+            for one in measured
         )
         and (peaks is None or all(peaks[name] <= PEAK * peaks["forward"] for name in PEAKS))
     )

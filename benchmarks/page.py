@@ -101,7 +101,7 @@ def measure(sizes: Sizes) -> dict[str, Any]:
 
     from sinkscope.cli.screenshots import CHROMIUM, FLAGS
 
-    chromium = next((found for name in CHROMIUM if (found := shutil.which(name))), None)
+    chromium = next((path for name in CHROMIUM if (path := shutil.which(name))), None)
     if chromium is None:
         raise ValueError(f"There is no Chromium on this machine ({', '.join(CHROMIUM)}).")
     with sync_playwright() as playwright:
@@ -229,13 +229,13 @@ def _open(browser: Any, url: str) -> Any:
 
 def _opening(browser: Any, url: str, times: int) -> dict[str, Any]:
     """Milliseconds from requesting the page to the first usable map, without a cache."""
-    found = []
+    opened = []
     for _ in range(times):
         page = _open(browser, url)
         page.wait_for_function("probe.ready !== null")
-        found.append(page.evaluate("probe.ready"))
+        opened.append(page.evaluate("probe.ready"))
         page.context.close()
-    return {"first": found[0], "median": statistics.median(found), "worst": max(found)}
+    return {"first": opened[0], "median": statistics.median(opened), "worst": max(opened)}
 
 
 def _computing(page: Any) -> Callable[[], float]:
@@ -258,7 +258,7 @@ def _repaint(browser: Any, url: str) -> dict[str, Any]:
     asked: list[str] = []
     page.on("request", lambda request: asked.append(request.url))
     tokens, layers = page.evaluate(f"[{API}.run.variants[0].T, {API}.run.L]")
-    made: dict[str, Any] = {}
+    measured: dict[str, Any] = {}
     for name, selector, kind, count in (
         ("click", "[data-testid=token-baseline-*]", "click", tokens),
         ("slider", "[data-testid=layer-to]", "input", layers),
@@ -266,10 +266,10 @@ def _repaint(browser: Any, url: str) -> dict[str, Any]:
         values = [str(i % count) for i in range(REPAINTS)]
         before = computed()
         times, scripts = page.evaluate(REPAINT, [selector, kind, values])
-        each = (computed() - before) / REPAINTS
-        made[name] = {**_spread(times), "script": _spread(scripts), "computed": each}
+        bytes_each = (computed() - before) / REPAINTS
+        measured[name] = {**_spread(times), "script": _spread(scripts), "computed": bytes_each}
     page.context.close()
-    return {**made, "requests": len(asked)}
+    return {**measured, "requests": len(asked)}
 
 
 def _streaming(browser: Any, url: str, pace: _Pace) -> dict[str, Any]:
@@ -286,8 +286,8 @@ def _streaming(browser: Any, url: str, pace: _Pace) -> dict[str, Any]:
         before = computed()
         pace.quarter.release()
         last = part * (pace.tokens // 4) - 1
-        there = f"document.querySelector('[data-testid=token-baseline-{last}]')"
-        page.wait_for_function(there, polling=100)
+        last_shown = f"document.querySelector('[data-testid=token-baseline-{last}]')"
+        page.wait_for_function(last_shown, polling=100)
         quarters.append(computed() - before)
     longest = page.evaluate(LONGEST)["longest"]
     page.wait_for_function(READY)
@@ -299,7 +299,7 @@ def _dragging(browser: Any, url: str) -> dict[str, Any]:
     """The longest task of the main thread while each slider of a large run is dragged."""
     page = _open(browser, url)
     page.wait_for_timeout(1500)
-    made: dict[str, Any] = {"ready": page.evaluate("probe.ready")}
+    result: dict[str, Any] = {"ready": page.evaluate("probe.ready")}
     page.click("[data-testid=appearance]")  # shows the opacity slider
     for name in SLIDERS:
         slider = page.locator(f"[data-testid={name}]")
@@ -307,28 +307,28 @@ def _dragging(browser: Any, url: str) -> dict[str, Any]:
         left, width, y = box["x"] + 8, box["width"] - 16, box["y"] + box["height"] / 2
         at = slider.evaluate("e => (e.value - e.min) / (e.max - e.min)")
         page.mouse.move(left + at * width, y)
-        with _tasks(browser, page, made, name):
+        with _tasks(browser, page, result, name):
             page.mouse.down()
             for step in range(REPAINTS):  # to one end and back
                 page.mouse.move(left + width * abs(at - abs(1 - 2 * step / REPAINTS)), y)
             page.mouse.up()
         page.keyboard.press("0")
     page.locator("[data-testid^=token-baseline-]").first.click()
-    with _tasks(browser, page, made, "tokens"):
+    with _tasks(browser, page, result, "tokens"):
         for _ in range(REPAINTS):
             page.keyboard.press("ArrowRight")
     page.context.close()
-    return made
+    return result
 
 
 @contextmanager
-def _tasks(browser: Any, page: Any, made: dict[str, Any], name: str) -> Iterator[None]:
-    """Puts the longest task of a page's main thread into `made`: wall time and processor time."""
+def _tasks(browser: Any, page: Any, result: dict[str, Any], name: str) -> Iterator[None]:
+    """Puts the longest task of a page's main thread into `result`: wall time and processor time."""
     page.evaluate("probe.long.length = 0")
     browser.start_tracing(page=page, categories=["toplevel", "__metadata"])
     yield
     page.wait_for_timeout(300)
-    made[name] = page.evaluate(LONGEST)
+    result[name] = page.evaluate(LONGEST)
     events = json.loads(browser.stop_tracing())["traceEvents"]
     threads = {
         (event["pid"], event["tid"])
@@ -336,7 +336,7 @@ def _tasks(browser: Any, page: Any, made: dict[str, Any], name: str) -> Iterator
         if event["name"] == "thread_name" and event["args"].get("name") == "CrRendererMain"
     }
     spent = [e["tdur"] for e in events if "tdur" in e and (e["pid"], e["tid"]) in threads]
-    made[name]["longest_computed"] = max(spent, default=0) / 1000
+    result[name]["longest_computed"] = max(spent, default=0) / 1000
 
 
 def _spread(times: list[float]) -> dict[str, float]:

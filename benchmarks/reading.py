@@ -81,6 +81,6 @@ def made_up(
         model=ModelInfo("made up", "", "", "float32", "cpu", layers, heads, 2048),
         settings={},
         seed=0,
-        finish="length",
+        finish_reason="length",
         seconds=0.0,
     )

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 MEGABYTE = 1 << 20
 # What is timed, in the order of the table. The first is the unit, `received` the default of `find`.
-WAYS = {
+VARIANTS = {
     "forward": "plain SDPA forward (the unit)",
     "single_forwards": "plain SDPA forwards, one by one",
     "received": "find: exact received attention",
@@ -89,7 +89,7 @@ def measure(
     import torch
 
     from sinkscope.benchmarks.shapes import SHORTEST, build_prompt, device_name, prepared_handle
-    from sinkscope.benchmarks.sink_ways import WAYS as RUNS
+    from sinkscope.benchmarks.sink_variants import VARIANTS as RUNS
 
     handle = prepared_handle(shape, device, dtype, threads)
     for run in RUNS.values():  # the set-up of a first call is not measured
@@ -124,20 +124,20 @@ def one_length(
     from functools import partial
 
     from sinkscope.benchmarks import timing
-    from sinkscope.benchmarks.sink_ways import WAYS as RUNS
+    from sinkscope.benchmarks.sink_variants import VARIANTS as RUNS
 
-    runs = {name: partial(RUNS[name], handle, inputs, batch) for name in WAYS}
+    runs = {name: partial(RUNS[name], handle, inputs, batch) for name in VARIANTS}
     on_a_gpu = handle.device.type == "cuda"
     settled = timing.settle(runs["forward"], handle.device, most_warmups(warmups, on_a_gpu))
     for run in runs.values() if on_a_gpu else ():
         run(lambda: None)
-    found = timing.rounds(runs, repeats, handle.device)
-    ways = timing.totals(found, "forward")
+    timings = timing.rounds(runs, repeats, handle.device)
+    ways = timing.totals(timings, "forward")
     return {
         "length": inputs.layout.length,
         "vision_tokens": inputs.layout.vision_tokens,
         "batch": batch,
-        "noise": timing.noise(found["forward"], "total"),
+        "noise": timing.noise(timings["forward"], "total"),
         "settled": settled,
         "ways": ways,
     }
@@ -156,20 +156,20 @@ def _memory(
         typer.echo(f"Peak memory at {length}", err=True)
         peaks: dict[str, list[int]] = {"forward": [], "received": []}
         for _ in range(processes):
-            for name, found in peaks.items():
-                found.append(
+            for name, peak in peaks.items():
+                peak.append(
                     memory.peak_extra(
                         name, shape, device, dtype, length, batch, returned_at_once=True
                     )
                 )
-        plain, ours = (statistics.median(found) for found in peaks.values())
+        plain, ours = (statistics.median(peak) for peak in peaks.values())
         rows.append(
             {
                 "length": length,
                 "forward_bytes": plain,
                 "find_bytes": ours,
                 "extra": ours / plain - 1,
-                "spread_bytes": {name: max(found) - min(found) for name, found in peaks.items()},
+                "spread_bytes": {name: max(peak) - min(peak) for name, peak in peaks.items()},
             }
         )
     return {"processes": processes, "rows": rows}
@@ -189,7 +189,7 @@ def table(result: dict[str, Any]) -> str:
             f"prompt of {row['length']} tokens, {row['vision_tokens']} of them vision{noise}",
             f"  {'':40}{'ratio':>10}{'fastest':>10}{'seconds':>10}",
         ]
-        for name, what in WAYS.items():
+        for name, what in VARIANTS.items():
             way = row["ways"][name]
             lines.append(
                 f"  {what:40}{way['ratio']:>10.3f}{way['ratio_of_fastest']:>10.3f}"

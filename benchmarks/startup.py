@@ -65,7 +65,7 @@ def measure(rounds: int) -> dict[str, Any]:
                 if number:
                     times[name].append(seconds)
     unit = statistics.median(busy for busy, _ in times[REFERENCE])
-    found = {
+    results = {
         name: {
             "processor": statistics.median(busy for busy, _ in all_of_them),
             "least": min(busy for busy, _ in all_of_them),
@@ -74,8 +74,8 @@ def measure(rounds: int) -> dict[str, Any]:
         }
         for name, all_of_them in times.items()
     }
-    most = max(found[name]["ratio"] for name in HELD)
-    return {"rounds": rounds, "aim": AIM, "most": most, "held": most <= AIM, "ways": found}
+    most = max(results[name]["ratio"] for name in HELD)
+    return {"rounds": rounds, "aim": AIM, "most": most, "held": most <= AIM, "ways": results}
 
 
 def _ways(folder: Path) -> dict[str, tuple[Sequence[str], int]]:
@@ -85,15 +85,15 @@ def _ways(folder: Path) -> dict[str, tuple[Sequence[str], int]]:
     python = (sys.executable, "-c")
     sinkscope = (sys.executable, "-m", "sinkscope")
     asked = ("heatmap", str(image), "What colour is the ring?", "-o", str(folder / "out.png"))
-    made = subprocess.run(
+    process = subprocess.run(
         [*sinkscope, *asked, "--max-new-tokens", "6", "--save-trace", str(trace)],
         env=_environment(),
         capture_output=True,
         text=True,
         check=False,
     )
-    if made.returncode:
-        raise OSError(f"No run to show could be made: {made.stderr.strip().splitlines()[-1]}")
+    if process.returncode:
+        raise OSError(f"No run to show could be made: {process.stderr.strip().splitlines()[-1]}")
     to_the_model = (
         "import sys\n"
         "from sinkscope.cli import common\n"
@@ -130,14 +130,14 @@ def _run(command: Sequence[str], code: int) -> tuple[float, float]:
         command, env=_environment(), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
     )
     assert child.stderr is not None
-    said = child.stderr.read()
+    errors = child.stderr.read()
     # Its own usage; that of all children would include earlier ones.
     _, status, usage = os.wait4(child.pid, 0)
     clock = time.perf_counter() - began
     child.returncode = os.waitstatus_to_exitcode(status)
     child.stderr.close()
     if child.returncode != code:
-        last = (said.strip().splitlines() or ["(nothing)"])[-1]
+        last = (errors.strip().splitlines() or ["(nothing)"])[-1]
         raise OSError(f"{' '.join(command)} ended with {child.returncode}: {last}")
     return usage.ru_utime + usage.ru_stime, clock
 
@@ -154,13 +154,13 @@ def table(result: dict[str, Any]) -> str:
         busy = f"{one['processor']:.2f} ({one['least']:.2f})"
         lines.append(f"{WORDS[name]:<{WIDE}}{busy:>16}{one['clock']:>8.2f}{one['ratio']:>8.2f}")
     ways = result["ways"]
-    own = ways["heatmap, imports"]["processor"] / ways[MODEL]["processor"]
+    import_ratio = ways["heatmap, imports"]["processor"] / ways[MODEL]["processor"]
     return "\n".join(
         [
             *lines,
             "",
             f"At most {result['aim']:g} times {WORDS[REFERENCE]}, all but the import of the "
             f"model's class: {'yes' if result['held'] else 'NO'} ({result['most']:.2f}).",
-            f"All that heatmap imports is {own:.2f} times the model's class alone.",
+            f"All that heatmap imports is {import_ratio:.2f} times the model's class alone.",
         ]
     )

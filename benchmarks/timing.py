@@ -76,13 +76,13 @@ def rounds(
         seldom: names that run in every third round only (None in the others): slow ones, whose
             ratio is far from 1.
     """
-    found: dict[str, list[Timing | None]] = {name: [] for name in runs}
+    timings: dict[str, list[Timing | None]] = {name: [] for name in runs}
     names = list(runs)
     for turn in range(repeats):
         for name in names[turn % len(names) :] + names[: turn % len(names)]:
             skipped = name in seldom and turn % 3
-            found[name].append(None if skipped else timed(runs[name], device))
-    return found
+            timings[name].append(None if skipped else timed(runs[name], device))
+    return timings
 
 
 def settle(
@@ -136,14 +136,14 @@ def median(timings: Sequence[Timing | None], part: str) -> float:
     )
 
 
-def totals(found: Mapping[str, Sequence[Timing | None]], unit: str) -> dict[str, dict[str, float]]:
+def totals(runs: Mapping[str, Sequence[Timing | None]], unit: str) -> dict[str, dict[str, float]]:
     """For each way its whole time, and the ratio to that of `unit`."""
-    made = {}
-    for name, timings in found.items():
-        typical, fastest = ratio(timings, found[unit], "total")
+    result = {}
+    for name, timings in runs.items():
+        typical, fastest = ratio(timings, runs[unit], "total")
         seconds = median(timings, "total")
-        made[name] = {"ratio": typical, "ratio_of_fastest": fastest, "seconds": seconds}
-    return made
+        result[name] = {"ratio": typical, "ratio_of_fastest": fastest, "seconds": seconds}
+    return result
 
 
 def noise(timings: Sequence[Timing | None], part: str) -> float | None:

@@ -8,7 +8,7 @@ from sinkscope.capture.probes.base import Probe
 from sinkscope.capture.probes.sink_scores import SinkScores
 from sinkscope.capture.probes.trace_rows import TraceRows
 from sinkscope.capture.prompt import kept_positions
-from sinkscope.capture.run import captured
+from sinkscope.capture.run import captured_indices
 from sinkscope.config import GenerationSettings, VARSettings
 from sinkscope.models.family import PromptInputs
 from sinkscope.models.loading import ModelHandle
@@ -40,7 +40,7 @@ class AnswerProbes:
         batch: int,
         mark: VARSettings | None,
     ) -> AnswerProbes:
-        layers, heads = captured(handle, settings)
+        layers, heads = captured_indices(handle, settings)
         asked = kept_positions(inputs.layout, settings)
 
         def rows(count: int, first: int | None) -> tuple[TraceRows, ...]:

@@ -43,8 +43,8 @@ def as_arrays(trace: GenerationTrace) -> GenerationTrace:
         name: None if rows is None else _with_arrays(rows)
         for name, rows in (("prompt_rows", trace.prompt_rows), ("reference", trace.reference))
     }
-    made: GenerationTrace = dataclasses.replace(_with_arrays(trace), **prompts)
-    return made
+    converted: GenerationTrace = dataclasses.replace(_with_arrays(trace), **prompts)
+    return converted
 
 
 def _with_arrays(rows: Any) -> Any:

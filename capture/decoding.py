@@ -1,10 +1,10 @@
 """How the next token is chosen in a run: by its settings or by the checkpoint's.
 
 transformers' `generate` takes what its caller leaves unset from the checkpoint's
-generation_config.json. So one rule holds for every setting (`capture.knobs` lists them): with
-`decoding` "ours" those that `GenerationSettings` names have its values and all others are off; with
-"checkpoint" they have the checkpoint's values, as transformers would use them. The tokens that end
-and pad an answer are the checkpoint's in both.
+generation_config.json. So one rule holds for every setting (`capture.generation_options` lists
+them): with `decoding` "ours" those that `GenerationSettings` names have its values and all others
+are off; with "checkpoint" they have the checkpoint's values, as transformers would use them. The
+tokens that end and pad an answer are the checkpoint's in both.
 
 Nothing here runs a model or needs transformers; `capture.run` makes its configuration of this.
 """
@@ -15,7 +15,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from sinkscope.capture.knobs import KNOBS, SAMPLING_DEFAULTS
+from sinkscope.capture.generation_options import GENERATION_OPTIONS, SAMPLING_DEFAULTS
 from sinkscope.capture.trace import GenerationTrace
 from sinkscope.config import OF_CHECKPOINT, GenerationSettings
 from sinkscope.models.generation_file import GenerationFile, shortened
@@ -51,7 +51,7 @@ class CheckpointDecoding:
         }
 
 
-def read_knobs(
+def read_options(
     own: Mapping[str, Any], vocabulary: int, file: GenerationFile | None = None
 ) -> CheckpointDecoding:
     """What the attributes of a checkpoint's `GenerationConfig` would do.
@@ -65,7 +65,7 @@ def read_knobs(
     sampling = own.get("do_sample") is True
     values: dict[str, Any] = {}
     refusals = [file.damage] if file.damage else []
-    for name, knob in KNOBS.items():
+    for name, knob in GENERATION_OPTIONS.items():
         value = own.get(name)
         if value is None:
             value = SAMPLING_DEFAULTS.get(name)
@@ -85,10 +85,10 @@ def read_knobs(
     return CheckpointDecoding(values, tuple(refusals), file.notes)
 
 
-def _contrasts(own: Mapping[str, Any]) -> bool:
+def _contrasts(values: Mapping[str, Any]) -> bool:
     """Whether `penalty_alpha` has an effect."""
-    top_k = own.get("top_k")
-    return own.get("do_sample") is not True and (not isinstance(top_k, int) or top_k > 1)
+    top_k = values.get("top_k")
+    return values.get("do_sample") is not True and (not isinstance(top_k, int) or top_k > 1)
 
 
 def own_values(settings: GenerationSettings) -> dict[str, Any]:
@@ -102,7 +102,9 @@ def own_values(settings: GenerationSettings) -> dict[str, Any]:
             "top_p": float(settings.top_p),
         }
     values["repetition_penalty"] = float(settings.repetition_penalty)
-    kept = {n: v for n, v in values.items() if n == "temperature" or KNOBS[n].active(v)}
+    kept = {
+        n: v for n, v in values.items() if n == "temperature" or GENERATION_OPTIONS[n].active(v)
+    }
     return {**kept, "max_new_tokens": settings.max_new_tokens}
 
 
@@ -111,10 +113,10 @@ def in_words(values: Mapping[str, Any]) -> str:
 
     Such as `sampling (temperature 0.7, top k 50), repetition penalty 1.1`.
     """
-    drawn = [_word(n, v) for n, v in values.items() if KNOBS[n].kind == "samples"]
-    said = f"sampling ({', '.join(drawn)})" if values.get("do_sample") else "greedy decoding"
-    rest = (n for n in values if n != "do_sample" and KNOBS[n].kind != "samples")
-    return ", ".join([said, *(_word(name, values[name]) for name in rest)])
+    drawn = [_word(n, v) for n, v in values.items() if GENERATION_OPTIONS[n].kind == "samples"]
+    words = f"sampling ({', '.join(drawn)})" if values.get("do_sample") else "greedy decoding"
+    rest = (n for n in values if n != "do_sample" and GENERATION_OPTIONS[n].kind != "samples")
+    return ", ".join([words, *(_word(name, values[name]) for name in rest)])
 
 
 def _word(name: str, value: Any) -> str:
@@ -131,10 +133,10 @@ def _word(name: str, value: Any) -> str:
 def shown_settings(trace: GenerationTrace) -> dict[str, Any]:
     """A run's settings for people: those that had an effect on what was said, and the checkpoint's
     own in one line where it decided."""
-    said = {name: v for name, v in trace.settings.items() if name not in ("engine", "compile")}
-    if said.pop("decoding", "ours") != "checkpoint":
-        return said
-    kept = {name: value for name, value in said.items() if name not in OF_CHECKPOINT}
+    settings = {name: v for name, v in trace.settings.items() if name not in ("engine", "compile")}
+    if settings.pop("decoding", "ours") != "checkpoint":
+        return settings
+    kept = {name: value for name, value in settings.items() if name not in OF_CHECKPOINT}
     return {**kept, "decoding": f"as the checkpoint says: {_chosen(_about(trace))}"}
 
 
@@ -146,8 +148,8 @@ def decoding_words(trace: GenerationTrace) -> str:
     if trace.settings.get("decoding") == "checkpoint":
         return f"as the checkpoint says: {_chosen(about)}."
     unused = unused_words(about)
-    own = f" Not used: the checkpoint's own generation_config.json, {unused}" if unused else ""
-    return f"{_chosen(about)}.{own}"
+    not_used = f" Not used: the checkpoint's own generation_config.json, {unused}" if unused else ""
+    return f"{_chosen(about)}.{not_used}"
 
 
 def engine_words(trace: GenerationTrace) -> str:
@@ -156,8 +158,8 @@ def engine_words(trace: GenerationTrace) -> str:
     why = about.get("why") if isinstance(about, Mapping) else None
     if not isinstance(about, Mapping) or not isinstance(why, str) or not why:
         return ""
-    made = "the same steps without a graph" if about.get("used") == "step" else "the loop"
-    return f"made by {made}, because {' '.join(why.split())[:300]}"
+    engine = "the same steps without a graph" if about.get("used") == "step" else "the loop"
+    return f"made by {engine}, because {' '.join(why.split())[:300]}"
 
 
 def unused_words(about: Mapping[str, Any]) -> str:
@@ -167,7 +169,7 @@ def unused_words(about: Mapping[str, Any]) -> str:
     Args:
         about: `GenerationTrace.extra["decoding"]`.
     """
-    values, refused = _knobs(about.get("checkpoint")), about.get("refused")
+    values, refused = _options(about.get("checkpoint")), about.get("refused")
     if not values and not refused:
         return ""
     why = ["It cannot be followed:", *map(str, refused)] if isinstance(refused, list) else []
@@ -179,11 +181,11 @@ def is_sampled(trace: GenerationTrace) -> bool:
     about = _about(trace)
     if not about:  # from before traces said so
         return bool(trace.settings.get("temperature", 0) > 0)
-    return _knobs(about.get("used")).get("do_sample") is True
+    return _options(about.get("used")).get("do_sample") is True
 
 
 def _chosen(about: Mapping[str, Any]) -> str:
-    used = _knobs(about.get("used"))
+    used = _options(about.get("used"))
     used.pop("max_new_tokens", None)  # shown separately
     return in_words(used)
 
@@ -194,6 +196,6 @@ def _about(trace: GenerationTrace) -> Mapping[str, Any]:
     return about if isinstance(about, Mapping) else {}
 
 
-def _knobs(values: Any) -> dict[str, Any]:
+def _options(values: Any) -> dict[str, Any]:
     known = values.items() if isinstance(values, Mapping) else ()
-    return {name: value for name, value in known if name in KNOBS}
+    return {name: value for name, value in known if name in GENERATION_OPTIONS}

@@ -25,7 +25,7 @@ def answer_log_probabilities(logits: Tensor, answer: Sequence[int]) -> Tensor:
     """
     ids = torch.tensor(answer, device=logits.device)[:, None]
     rows = [torch.log_softmax(row.float(), dim=-1).gather(1, ids)[:, 0] for row in logits]
-    found = torch.stack(rows).cpu()
-    if not bool(torch.isfinite(found).all()):
+    log_probabilities = torch.stack(rows).cpu()
+    if not bool(torch.isfinite(log_probabilities).all()):
         raise ValueError(NOT_A_NUMBER)
-    return found
+    return log_probabilities

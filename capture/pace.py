@@ -82,10 +82,10 @@ class Pace:
             return
         steps = len(token_times) - 1
         making = token_times[-1] - token_times[0]
-        found = _Finished(work, max(seconds - making, 0.0), making / steps if steps else None)
+        finished = _Finished(work, max(seconds - making, 0.0), making / steps if steps else None)
         with self._lock:
             self._of(handle)
-            self._finished.append(found)
+            self._finished.append(finished)
 
     def finished(self, handle: ModelHandle, work: Work) -> list[_Finished]:
         """The finished runs of the model, newest first: those of the same kind, if there are any,

@@ -19,7 +19,7 @@ from sinkscope.capture.prefix import Prefix
 from sinkscope.capture.probes.sink_scores import SinkScores
 from sinkscope.capture.probes.trace_rows import TraceRows
 from sinkscope.capture.recorder import TraceRecorder
-from sinkscope.capture.run import captured, on_device, smaller_image
+from sinkscope.capture.run import captured_indices, on_device, smaller_image
 from sinkscope.capture.session import attached
 from sinkscope.capture.trace import LayerSinks, PromptToken, PromptTrace
 from sinkscope.config import GenerationSettings
@@ -51,7 +51,7 @@ def read_prompt(
     With a `prefix` of the same positions the pass begins after it; the requested positions must be
     after it too, and sinks are not searched for.
     """
-    layers, heads = captured(handle, settings)
+    layers, heads = captured_indices(handle, settings)
     wanted = _positions(inputs.layout, positions)
     check_payload(
         len(wanted) * row_bytes(handle, inputs, settings),
@@ -81,7 +81,7 @@ def read_prompt(
         handle.info,
         inputs,
         wanted,
-        [session[own] for own in rows],
+        [session[probe] for probe in rows],
         session[marks].found() if marks else (),
     )
 

@@ -166,8 +166,8 @@ class TraceReader:
             kept[name] = torch.empty(len(chosen), *of_all.shape[1:], dtype=of_all.dtype)
             for index, token in enumerate(chosen):
                 kept[name][index] = self._read(name, token)
-        said = tuple(self.outline.tokens[token] for token in chosen)
-        return dataclasses.replace(self.outline, tokens=said, **kept)
+        part_tokens = tuple(self.outline.tokens[token] for token in chosen)
+        return dataclasses.replace(self.outline, tokens=part_tokens, **kept)
 
     def _prompt(self, name: str) -> PromptTrace | None:
         """The rows of a prompt, checked; None where the file has none."""

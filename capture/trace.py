@@ -137,8 +137,8 @@ class GenerationTrace:
         applied: labels of the interventions that were active; empty for a plain run.
         var: report of VAR (`var_patch.VARReport`), or None.
         model, settings, seed: what made it. `settings` are those of `GenerationSettings`.
-        finish: why the answer ended: "end" (the model ended it), "length" (max_new_tokens, or a
-            lower limit of the checkpoint), "stopped" (by the user), and with `decoding`
+        finish_reason: why the answer ended: "end" (the model ended it), "length" (max_new_tokens,
+            or a lower limit of the checkpoint), "stopped" (by the user), and with `decoding`
             "checkpoint" also "time" (its max_time) or "stop_string" (the last token completed one
             of its stop_strings, which stays in the text).
         seconds: wall time of the run.
@@ -171,7 +171,7 @@ class GenerationTrace:
     model: ModelInfo
     settings: Mapping[str, Any]
     seed: int
-    finish: str
+    finish_reason: str
     seconds: float
     var: Mapping[str, Any] | None = None
     extra: Mapping[str, Any] = field(default_factory=dict)
@@ -204,8 +204,8 @@ class GenerationTrace:
     @property
     def text(self) -> str:
         """The whole answer, without the token that ended it."""
-        said = self.tokens[:-1] if self.finish == "end" else self.tokens
-        return "".join(token.text for token in said)
+        shown = self.tokens[:-1] if self.finish_reason == "end" else self.tokens
+        return "".join(token.text for token in shown)
 
     def save(self, path: Path | str) -> None:
         """Write the trace as one `.safetensors` file with its JSON inside (see

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO, cast
 
 import numpy as np
 
-from sinkscope.outside import USUAL, check_json, cut, open_regular
+from sinkscope.untrusted import USUAL, check_json, cut, open_regular
 
 if TYPE_CHECKING:
     import torch
@@ -219,11 +219,13 @@ def parsed(text: str | bytes, written_by_us: bool = False) -> Any:
     Raises:
         ValueError: it is not; the text is the end of a sentence.
     """
-    said = text.decode() if isinstance(text, bytes) else text
-    check_json(said)
+    decoded = text.decode() if isinstance(text, bytes) else text
+    check_json(decoded)
     if written_by_us:
-        return json.loads(said, parse_constant=_no_number)
-    return json.loads(said, object_pairs_hook=_once, parse_float=_finite, parse_constant=_no_number)
+        return json.loads(decoded, parse_constant=_no_number)
+    return json.loads(
+        decoded, object_pairs_hook=_once, parse_float=_finite, parse_constant=_no_number
+    )
 
 
 def as_json(about: Mapping[str, Any]) -> str:
@@ -239,12 +241,12 @@ def as_json(about: Mapping[str, Any]) -> str:
 
 
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    made = dict(pairs)
-    if len(made) < len(pairs):
+    mapping = dict(pairs)
+    if len(mapping) < len(pairs):
         names = [name for name, _ in pairs]
         twice = next(name for name in names if names.count(name) > 1)
         raise ValueError(f"its header has the key {twice!r} twice")
-    return made
+    return mapping
 
 
 def _finite(word: str) -> float:
@@ -265,7 +267,7 @@ def _culprit(value: Any, name: str = "") -> str:
     if isinstance(value, Mapping | list | tuple):
         pairs = value.items() if isinstance(value, Mapping) else enumerate(value)
         inside = (_culprit(part, f"{name}.{key}" if name else str(key)) for key, part in pairs)
-        return next((found for found in inside if found), "")
+        return next((culprit for culprit in inside if culprit), "")
     if value is None or isinstance(value, str | int | float):
         return ""
     return f"{name} is a {type(value).__name__}, which JSON does not have"

@@ -111,13 +111,13 @@ def with_heads_file(
     Raises:
         ValueError: the file is missing, or is not a list of heads.
     """
-    said = draft.given.get("heads")
-    if not isinstance(said, str) or not said.strip().lower().endswith(".json"):
+    heads = draft.given.get("heads")
+    if not isinstance(heads, str) or not heads.strip().lower().endswith(".json"):
         return draft, None
     from sinkscope.methods.heads import HeadList
 
-    found = HeadList.open(Path(said.strip()))
-    return Draft(draft.cls, {**draft.given, "heads": found.layer_heads()}), found
+    head_list = HeadList.open(Path(heads.strip()))
+    return Draft(draft.cls, {**draft.given, "heads": head_list.layer_heads()}), head_list
 
 
 def _check_files(output: Path, save_traces: Path | None, *images: Path) -> None:

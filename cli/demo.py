@@ -127,8 +127,8 @@ def check(
                 bar.update(percent - shown)
                 shown = percent
 
-            made = {name: var_rows(own, profile.layers) for name, own in changes.items()}
-            figures = run(settings, made, report)
+            tables = {name: var_rows(change, profile.layers) for name, change in changes.items()}
+            figures = run(settings, tables, report)
         figures["var_settings"] = {
             "dialect": var.dialect,
             "keep": var.keep,
@@ -154,7 +154,7 @@ def var_rows(settings: VARSettings, layers: int) -> MakeRowChange:
     from sinkscope.attention_processor import sink_mask
     from sinkscope.demo.measure import RowChange
     from sinkscope.demo.packing import PackedBatch
-    from sinkscope.interventions.var.parameters import random_instead
+    from sinkscope.interventions.var.parameters import random_control
     from sinkscope.var_patch import redistribute
 
     def make(batch: PackedBatch, states: tuple[Tensor, ...]) -> RowChange:
@@ -169,7 +169,7 @@ def var_rows(settings: VARSettings, layers: int) -> MakeRowChange:
             sinks[:, seen.stop :] = False  # words after the image are not sinks: prefill
             if settings.control == "random":
                 pairs = zip(sinks, vision, strict=True)
-                sinks = torch.stack([random_instead(s, v, settings.seed, layer) for s, v in pairs])
+                sinks = torch.stack([random_control(s, v, settings.seed, layer) for s, v in pairs])
             return redistribute(weights, sinks, vision, settings, first_query=seen.stop)
 
         return change

@@ -102,8 +102,8 @@ class Drawing:
         Raises:
             ValueError: naming both.
         """
-        said = re.fullmatch(r"\s*(?:(\d{1,9})\s*-)?\s*(\d{1,9})\s*", self.token)
-        if said is not None and int(said[2]) >= most:
+        match = re.fullmatch(r"\s*(?:(\d{1,9})\s*-)?\s*(\d{1,9})\s*", self.token)
+        if match is not None and int(match[2]) >= most:
             raise ValueError(
                 f"token is {self.token!r}, and max_new_tokens allows {most} of them, from 0."
             )

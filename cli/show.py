@@ -63,7 +63,7 @@ def show(
         common.check_ending(output, *common.PICTURES, *MOVING, ".csv")
     views = beside is not None or (output is not None and output.suffix.lower() in BY_VIEW)
     selection = drawing.selection(image)
-    finds = selection.heads_from is not None and bool(selection.heads_from.found)
+    finds = selection.heads_from is not None and bool(selection.heads_from.from_run)
     if save_heads is not None:
         common.check_output(save_heads, trace_file)
         common.check_ending(save_heads, ".json")
@@ -90,7 +90,7 @@ def show(
         assert selection.heads_from is not None
         from sinkscope.methods.heads import found_heads
 
-        found_heads(trace, selection.heads_from.found).save(save_heads)
+        found_heads(trace, selection.heads_from.from_run).save(save_heads)
         typer.echo(f"Wrote {save_heads}", err=True)
     if output is None:
         return
@@ -99,7 +99,7 @@ def show(
         draw(trace, selection, style, output, as_figure=drawing.figure)
         typer.echo(f"Wrote {output}", err=True)
         return
-    from sinkscope.cli.moving import write_view
+    from sinkscope.cli.view_animation import write_view
 
     traces = {"" if beside is None else trace_file.stem: trace}
     if beside is not None:

@@ -31,7 +31,7 @@ from sinkscope.demo.packing import PackedBatch
 from sinkscope.demo.questions import KINDS, questions
 from sinkscope.demo.recipe import TAU, SinkTeaching
 from sinkscope.demo.scenes import PLACES, Scene
-from sinkscope.demo.sinking import phi_per_dim
+from sinkscope.demo.sink_training import phi_per_dim
 from sinkscope.demo.teaching import inside_box
 
 TOGETHER = ("describe", "what", "colour", "exist")
@@ -252,11 +252,11 @@ class _TargetAttention:
                 index, question = int(named[row + 1]), int(seen.batch.block[i, row])
                 if index < 0 or question not in wanted:
                     continue
-                inside, here = boxes[index], weights[:, i, :, row]  # layers, H, V
+                inside, row_weights = boxes[index], weights[:, i, :, row]  # layers, H, V
                 assert inside is not None
-                self._hits.append(inside[here.argmax(-1)])
-                self._shares.append((here * inside).sum(-1) / here.sum(-1))
-                mean = here.mean((0, 1))
+                self._hits.append(inside[row_weights.argmax(-1)])
+                self._shares.append((row_weights * inside).sum(-1) / row_weights.sum(-1))
+                mean = row_weights.mean((0, 1))
                 self._mean.append(bool(inside[mean.argmax()]))
                 self._mean_share.append(float(mean[inside].sum() / mean.sum()))
                 self._chance.append(float(inside.float().mean()))
@@ -355,13 +355,13 @@ class _Sinks:
             row["ordinary_99"] = float(np.quantile(out["ordinary"], 0.99))
             row["text_99"] = float(np.quantile(out["text"], 0.99))
             layers.append({"layer": layer, **row})
-        found = sum(self._places.values())
+        sinks = sum(self._places.values())
         return {
             "dims": list(self._settings.dims),
             "tau": self._settings.tau,
             "greatest_possible_phi": self._limit,
             "images_with_sinks": float(np.mean(self._images)),
-            "places": {p: self._places[p] / max(1, found) for p in PLACES},
+            "places": {p: self._places[p] / max(1, sinks) for p in PLACES},
             "layers": layers,
             "control": f"{_CONTROL_DRAWS} draws of {len(self._settings.dims)} random dimensions",
         }

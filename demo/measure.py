@@ -114,11 +114,11 @@ def held_out_scenes(
 ) -> list[Scene]:
     """Scenes that no training run has seen (their seeds begin with another number), with the widths
     and heights of ``sizes`` one after the other."""
-    made = []
+    scenes = []
     for index in range(count):
         width, height = sizes[index % len(sizes)]
         most = 4 if min_objects else 0
-        made.append(
+        scenes.append(
             scene(
                 (2, first_seed + index),
                 width,
@@ -128,7 +128,7 @@ def held_out_scenes(
                 background=background,
             )
         )
-    return made
+    return scenes
 
 
 # Scenes for finding and validating sinks: their numbers come after those that the model card is

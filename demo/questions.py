@@ -185,10 +185,10 @@ def _exist(objects: tuple[SceneObject, ...], rng: np.random.Generator) -> Questi
             colours[int(rng.integers(len(colours)))],
             SHAPES[int(rng.integers(len(SHAPES)))],
         )
-    found = [i for i, o in enumerate(objects) if (o.colour, o.shape) == (colour, shape)]
+    matches = [i for i, o in enumerate(objects) if (o.colour, o.shape) == (colour, shape)]
     noun = with_article(f"{colour} {shape}")
-    named = AMBIGUOUS if len(found) > 1 else found[0] if found else ABSENT
-    if not found:
+    named = AMBIGUOUS if len(matches) > 1 else matches[0] if matches else ABSENT
+    if not matches:
         return Question("exist", f"Is there {noun}?", "no.", (named,))
     return Question("exist", f"Is there {noun}?", f"yes, {noun}.", (named,), (named,))
 
@@ -209,7 +209,7 @@ def _where(objects: tuple[SceneObject, ...], rng: np.random.Generator) -> Questi
 
 def _count(objects: tuple[SceneObject, ...], rng: np.random.Generator) -> Question:
     if rng.random() < 0.2:
-        noun, found = "objects", list(range(len(objects)))
+        noun, matches = "objects", list(range(len(objects)))
     else:
         likely = objects and rng.random() < 0.75
         shape = (
@@ -217,11 +217,11 @@ def _count(objects: tuple[SceneObject, ...], rng: np.random.Generator) -> Questi
             if likely
             else SHAPES[int(rng.integers(len(SHAPES)))]
         )
-        noun, found = PLURALS[shape], [i for i, o in enumerate(objects) if o.shape == shape]
+        noun, matches = PLURALS[shape], [i for i, o in enumerate(objects) if o.shape == shape]
     # The answer lists the places before the number, so that each step can be looked at.
-    steps = ", ".join(f"at the {objects[i].place}" for i in found)
-    answer = f"{steps}: {NUMBERS[len(found)]}." if found else f"{NUMBERS[0]}."
-    return Question("count", f"How many {noun} are there?", answer, count=len(found))
+    steps = ", ".join(f"at the {objects[i].place}" for i in matches)
+    answer = f"{steps}: {NUMBERS[len(matches)]}." if matches else f"{NUMBERS[0]}."
+    return Question("count", f"How many {noun} are there?", answer, count=len(matches))
 
 
 def _left(objects: tuple[SceneObject, ...], rng: np.random.Generator) -> Question | None:

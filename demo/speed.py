@@ -35,9 +35,9 @@ def training_dtype(device: torch.device) -> torch.dtype:
         values @ values  # the first product initialises the library
         times = []
         for _ in range(3):
-            begun = time.perf_counter()
+            start = time.perf_counter()
             values @ values
-            times.append(time.perf_counter() - begun)
+            times.append(time.perf_counter() - start)
         seconds[dtype] = min(times)
     emulated = seconds[torch.bfloat16] > 3 * seconds[torch.float32]
     return torch.float32 if emulated else torch.bfloat16

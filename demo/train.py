@@ -26,7 +26,7 @@ from sinkscope.demo.packing import IGNORE, PackedBatch, Packer
 from sinkscope.demo.questions import questions
 from sinkscope.demo.recipe import STAGES, SinkTeaching, Stage
 from sinkscope.demo.scenes import Scene, scene
-from sinkscope.demo.sinking import relieving, sink_loss
+from sinkscope.demo.sink_training import relieving, sink_loss
 from sinkscope.demo.speed import faster_training, training_dtype
 from sinkscope.demo.teaching import hint_heads, hint_loss, reading_loss, scene_targets, seen_loss
 
@@ -74,8 +74,8 @@ class TrainSettings:
         """Steps of ``stage`` in this run."""
         if self.steps is None:
             return stage.steps
-        each, more = divmod(self.steps, len(self.stages))
-        return min(stage.steps, each + (self.stages.index(stage) < more))
+        per_stage, more = divmod(self.steps, len(self.stages))
+        return min(stage.steps, per_stage + (self.stages.index(stage) < more))
 
 
 @dataclass(frozen=True)
@@ -260,9 +260,9 @@ def _vision_losses(
     with torch.no_grad():
         scores = run.heads["seen"](features)
         split = targets.shape.shape[-1] and scores.shape[-1] // 2
-        there = targets.shape > 0
-        shape = (scores[..., :split].argmax(-1) == targets.shape)[there].float().mean()
-        colour = (scores[..., split:].argmax(-1) == targets.colour)[there].float().mean()
+        has_object = targets.shape > 0
+        shape = (scores[..., :split].argmax(-1) == targets.shape)[has_object].float().mean()
+        colour = (scores[..., split:].argmax(-1) == targets.colour)[has_object].float().mean()
     # The text layers expect features of unit size, which token embeddings reach in training.
     loss = loss + 1e-4 * (features.pow(2).mean() - 1).pow(2)
     return loss, {"loss": float(loss.detach()), "shape": float(shape), "colour": float(colour)}

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from sinkscope.evaluation.base import Judged, Judgement
-from sinkscope.outside import OutsideError, parse_json
+from sinkscope.untrusted import UntrustedFileError, parse_json
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ class AnswerRecord:
         """
         try:
             values = parse_json(line)
-        except OutsideError as error:
+        except UntrustedFileError as error:
             raise ValueError(f"{where} is damaged, because {error}.") from error
         if not isinstance(values, dict):
             raise ValueError(f"{where} is not JSON object.")

@@ -25,7 +25,7 @@ A line of records is a JSON object with exactly these keys (`evaluation.record.A
                          of the question, as `evaluation.base.Question` has them (tuples are lists)
     log_probabilities    list of numbers: of each answer token, in nats, as the model gave it; null
                          where there is an error
-    finish               "end" or "length", as `GenerationTrace.finish`; null with an error
+    finish               "end" or "length", as `GenerationTrace.finish_reason`; null with an error
     sinks                whole number: vision tokens that VAR's dimensions and threshold (or the
                          profile's, for `default`) mark in at least one layer; null where nothing is
                          known about sinks
@@ -55,7 +55,7 @@ from typing import Any, BinaryIO
 
 from sinkscope.evaluation.record import AnswerRecord
 from sinkscope.evaluation.settings import RunConfig, Shard, read_config
-from sinkscope.outside import INFINITE, open_regular, read_json
+from sinkscope.untrusted import INFINITE, open_regular, read_json
 from sinkscope.utils import write_atomically
 
 try:
@@ -124,7 +124,7 @@ def read_run(folder: Path) -> Run:
     counts = {_shard_of(path)[1] for path in files}
     if len(counts) > 1:
         raise ValueError(f"The run {folder} has shards of several numbers: {sorted(counts)}.")
-    there = {_shard_of(path)[0] for path in files}
+    shards = {_shard_of(path)[0] for path in files}
     tails = [path.stem.removeprefix("records") for path in files]
     summaries = [folder / f"summary{tail}.json" for tail in tails]
     first = folder / f"provenance{tails[0]}.json"
@@ -134,7 +134,7 @@ def read_run(folder: Path) -> Run:
         _json(first) if first.is_file() else {},
         tuple(_json(path) for path in summaries if path.is_file()),
         tuple(files),
-        tuple(number for number in range(1, counts.pop() + 1) if number not in there),
+        tuple(number for number in range(1, counts.pop() + 1) if number not in shards),
     )
 
 
@@ -214,14 +214,14 @@ class RunFolder:
 
     def note_session(self, values: dict[str, Any]) -> None:
         """Write the provenance; a later session is added to the first."""
-        made = _json(self._provenance) if self._provenance.is_file() else {}
-        sessions = [*made.get("sessions", []), values.pop("session")]
-        _write_json(self._provenance, {**(made or values), "sessions": sessions})
+        provenance = _json(self._provenance) if self._provenance.is_file() else {}
+        sessions = [*provenance.get("sessions", []), values.pop("session")]
+        _write_json(self._provenance, {**(provenance or values), "sessions": sessions})
 
     def _check(self) -> None:
         if (self.folder / CONFIG).exists():
-            there = read_config(self.folder / CONFIG)
-            if differs := there.differences(self.config):
+            stored = read_config(self.folder / CONFIG)
+            if differs := stored.differences(self.config):
                 raise ValueError(
                     f"The folder {self.folder} holds another run: {'; '.join(differs[:5])}. Give "
                     "another folder, or the settings of that run."
@@ -313,15 +313,15 @@ def _records(path: Path) -> Iterator[tuple[int, AnswerRecord]]:
 
 
 def _shard_of(path: Path) -> tuple[int, int]:
-    found = _NUMBERED.fullmatch(path.name)
-    return (int(found[1]), int(found[2])) if found else (1, 1)
+    match = _NUMBERED.fullmatch(path.name)
+    return (int(match[1]), int(match[2])) if match else (1, 1)
 
 
 def _json(path: Path) -> dict[str, Any]:
-    made = read_json(path, "The file", INFINITE)
-    if not isinstance(made, dict):
+    values = read_json(path, "The file", INFINITE)
+    if not isinstance(values, dict):
         raise ValueError(f"The file {path.name} is damaged, because it is not JSON object.")
-    return made
+    return values
 
 
 def _write_json(path: Path, values: dict[str, Any]) -> None:

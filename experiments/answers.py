@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from sinkscope.capture.again import prepared_again, var_settings_of
+from sinkscope.capture.saved_prompt import prepare_saved_prompt, var_settings_of
 from sinkscope.capture.trace import GenerationTrace
 from sinkscope.config import VARSettings
 from sinkscope.models.family import PromptInputs
@@ -41,7 +41,7 @@ def answered(handle: ModelHandle, trace: GenerationTrace) -> Answered:
             prepared with a system message, earlier turns or other image sizes); or the run has no
             answer token.
     """
-    inputs, var = prepared_again(handle, trace), var_settings_of(trace)
+    inputs, var = prepare_saved_prompt(handle, trace), var_settings_of(trace)
     ids, texts = (tuple(getattr(token, what) for token in trace.tokens) for what in ("id", "text"))
     return Answered(inputs, ids, texts, var)
 

@@ -139,13 +139,13 @@ def _rows(handle: ModelHandle, asked: Answered, settings: RegionSettings, sets: 
 def _effect(
     asked: Answered, box: Box, settings: RegionSettings, others: OtherBoxes, logs: np.ndarray
 ) -> RegionEffect:
-    plain, own, random = logs[0], logs[1], logs[2:]
+    plain, region, random = logs[0], logs[1], logs[2:]
     return RegionEffect(
         box=box,
         how=settings.how,
         texts=asked.texts,
         plain=plain,
-        changes=own - plain,
+        changes=region - plain,
         others=others.boxes[: len(random)],
         random=random - plain,
         planned=len(others.boxes),

@@ -56,14 +56,14 @@ def without_pixels(handle: ModelHandle, asked: Answered, boxes: Sequence[Box | N
     answer_ids = torch.tensor([asked.answer[:-1]])
     tensors = []
     for inputs in read:
-        made = dict(inputs.tensors)
-        ids = made["input_ids"]
+        masked_tensors = dict(inputs.tensors)
+        ids = masked_tensors["input_ids"]
         for name, tensor in inputs.tensors.items():
             if tensor.shape == ids.shape:  # one value per position; 0 means text
                 fill = torch.full_like(answer_ids, name == "attention_mask")
                 behind = answer_ids if name == "input_ids" else fill
-                made[name] = torch.cat([tensor, behind.to(tensor.dtype)], dim=1)
-        tensors.append(made)
+                masked_tensors[name] = torch.cat([tensor, behind.to(tensor.dtype)], dim=1)
+        tensors.append(masked_tensors)
     together = {name: torch.cat([one[name] for one in tensors]) for name in tensors[0]}
     count = len(asked.answer)
     interventions = [] if asked.var is None else [VAR((asked.var,) * len(boxes))]
@@ -91,9 +91,9 @@ def _without(handle: ModelHandle, inputs: PromptInputs, box: Box) -> PromptInput
 
 def greyed(image: Image.Image, pixels: tuple[int, int, int, int]) -> Image.Image:
     """A copy with a rectangle (x0, y0, x1, y1; x1 and y1 exclusive) in the image's mean colour."""
-    made = image.convert("RGB")
-    mean = tuple(round(value) for value in ImageStat.Stat(made).mean)
+    grey = image.convert("RGB")
+    mean = tuple(round(value) for value in ImageStat.Stat(grey).mean)
     x0, y0, x1, y1 = pixels
     if x1 > x0 and y1 > y0:
-        ImageDraw.Draw(made).rectangle((x0, y0, x1 - 1, y1 - 1), fill=mean)
-    return made
+        ImageDraw.Draw(grey).rectangle((x0, y0, x1 - 1, y1 - 1), fill=mean)
+    return grey

@@ -32,7 +32,7 @@ class RegionSettings:
         low=1,
         high=10**9,
         left_out="by the device",
-        offered=False,
+        user_facing=False,
     )
 
     def __post_init__(self) -> None:

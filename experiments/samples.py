@@ -8,8 +8,8 @@ from pathlib import Path
 
 from PIL import Image
 
-from sinkscope.outside import read_bytes
 from sinkscope.sinks.samples import Sample
+from sinkscope.untrusted import read_bytes
 from sinkscope.utils import sha256
 
 PROMPTS = Path(__file__).resolve().parent / "prompts.txt"
@@ -69,8 +69,8 @@ class Prompts:
 
 def own_prompts(count: int) -> Prompts:
     """The first `count` of our own prompts (`prompts.txt`), for models without images."""
-    made = read_prompts(PROMPTS, count)
-    return Prompts(made.samples, "SinkScope's own prompts", made.notes)
+    prompts = read_prompts(PROMPTS, count)
+    return Prompts(prompts.samples, "SinkScope's own prompts", prompts.notes)
 
 
 def read_prompts(path: Path, count: int) -> Prompts:

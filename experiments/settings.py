@@ -34,17 +34,17 @@ def token_groups(name: str, given: Any) -> tuple[Token, ...]:
     words = given.replace(" ", "").split(",") if isinstance(given, str) else given
     if not isinstance(words, list | tuple) or not words:
         raise refuse(name, given, GROUPS)
-    made: list[Token] = []
+    tokens: list[Token] = []
     for word in words:
         if isinstance(word, str) and re.fullmatch(r"\d{1,6}", word):
-            made.append(int(word))
+            tokens.append(int(word))
         elif word in ROLES or (isinstance(word, int) and not isinstance(word, bool) and word >= 0):
-            made.append(word)
+            tokens.append(word)
         else:
             raise refuse(name, word, GROUPS)
-    if len(set(made)) < len(made):
+    if len(set(tokens)) < len(tokens):
         raise refuse(name, given, GROUPS)
-    return tuple(made)
+    return tuple(tokens)
 
 
 @explained
@@ -56,7 +56,7 @@ class StudySettings:
         None,
         "Groups of tokens: the sink first, its reference second; some of sinks, "
         "ordinary, first, last, or positions such as 0,1,8.",
-        own=token_groups,
+        converter=token_groups,
         allowed=GROUPS,
         metavar="LIST",
         left_out="sinks,ordinary,first,last; without images first,ordinary,last",
@@ -79,8 +79,8 @@ class StudySettings:
         8, "Maximum number of answer tokens that are read.", low=1, high=256
     )
     controls: int = setting(3, "Number of random draws of each control.", low=1, high=100)
-    bootstrap: int = like(FindSettings, "bootstrap", offered=True)
-    confidence: float = like(FindSettings, "confidence", offered=True)
+    bootstrap: int = like(FindSettings, "bootstrap", user_facing=True)
+    confidence: float = like(FindSettings, "confidence", user_facing=True)
     removed: float = setting(
         0.8,
         "Verdict A: smallest share of the excess attention that must be removed.",

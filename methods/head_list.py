@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from sinkscope.attention_processor import refuse_lacking
 from sinkscope.models.info import ModelInfo
-from sinkscope.outside import Bounds, OutsideError, cut, parse_json, read_json
 from sinkscope.setting.checks import shown
 from sinkscope.setting.heads import Heads, heads_text, heads_words, layer_heads
+from sinkscope.untrusted import Bounds, UntrustedFileError, cut, parse_json, read_json
 from sinkscope.utils import write_atomically
 
 if TYPE_CHECKING:
@@ -54,14 +54,14 @@ class HeadList:
         kind: what they do.
         model, revision: of which model (`ModelInfo`).
         chosen: the heads.
-        said: what the list was made of, in words.
+        description: what the list was made of, in words.
     """
 
     kind: Kind
     model: str
     revision: str
     chosen: tuple[HeadChoice, ...]
-    said: str = ""
+    description: str = ""
 
     def heads_of(self, layer: int) -> tuple[int, ...]:
         """The heads of one layer, rising: what views and `GenerationSettings.heads` take."""
@@ -102,6 +102,7 @@ class HeadList:
         """The text of its file."""
         values = {"format": FORMAT, "version": VERSION, **asdict(self)}
         values["chosen"] = [asdict(one) for one in self.chosen]
+        values["said"] = values.pop("description")  # the key of the file's first version
         return json.dumps(values, indent=1) + "\n"
 
     @staticmethod
@@ -123,9 +124,11 @@ class HeadList:
         """
         try:
             if len(text) > SMALL.bytes:
-                raise OutsideError(f"it has more than {SMALL.bytes:,} letters, the most allowed")
+                raise UntrustedFileError(
+                    f"it has more than {SMALL.bytes:,} letters, the most allowed"
+                )
             return HeadList.of(parse_json(text, SMALL), name)
-        except OutsideError as error:
+        except UntrustedFileError as error:
             raise ValueError(f"{name} is not a list of heads, because {error}.") from error
 
     @staticmethod
@@ -205,25 +208,25 @@ class HeadsFrom:
     """What a user said of which heads a map is made, before a run is at hand.
 
     Attributes:
-        found: `localising` or `sinks`: what the run itself shows; empty: they are given.
+        from_run: `localising` or `sinks`: what the run itself shows; empty: they are given.
         given: a list, or heads that were named one by one.
     """
 
-    found: str = ""
+    from_run: str = ""
     given: HeadList | PickedHeads | None = None
 
     @staticmethod
-    def read(said: str, *, files: bool = False) -> HeadsFrom:
+    def read(value: str, *, files: bool = False) -> HeadsFrom:
         """From text: `localising`, `sinks`, `4.1,5.0-2`, or the JSON of a list.
 
         Args:
-            said: the text.
+            value: the text.
             files: a name that ends in .json is that of a file.
 
         Raises:
             ValueError: it is none of them, or a list without heads.
         """
-        text = said.strip()
+        text = value.strip()
         if text in NAMES:
             return HeadsFrom(text)
         if files and text.lower().endswith(".json"):
@@ -261,7 +264,7 @@ class HeadsFrom:
         if self.given is None:
             from sinkscope.methods.heads import found_heads  # late: it needs torch
 
-            return found_heads(run, self.found).picked()
+            return found_heads(run, self.from_run).picked()
         self.check_model(run.model)
         picked = _picked(self.given)
         picked.check_run(run.layers, run.heads)

@@ -50,7 +50,7 @@ from sinkscope.models.weights import (
     inner_models,
     weight_files,
 )
-from sinkscope.outside import INFINITE, read_json
+from sinkscope.untrusted import INFINITE, read_json
 
 FAMILIES: tuple[Family, ...] = (
     Qwen25VL(),
@@ -98,8 +98,8 @@ class ModelHandle:
     @property
     def generate(self) -> Callable[..., Any]:
         """The model's own `generate`, which transformers mixes in without types."""
-        own: Callable[..., Any] = cast(Any, self.model).generate
-        return own
+        generate: Callable[..., Any] = cast(Any, self.model).generate
+        return generate
 
     @property
     def device(self) -> torch.device:
@@ -151,9 +151,9 @@ class ModelHandle:
             self.info.id,
             PromptRequest(images, prompt, system, history, min_pixels, max_pixels, chat),
         )
-        made = self.family.prepare(self.processor, self.model.config, request)
+        inputs = self.family.prepare(self.processor, self.model.config, request)
         return dataclasses.replace(
-            made,
+            inputs,
             system=request.system,
             min_pixels=request.min_pixels,
             max_pixels=request.max_pixels,
@@ -227,7 +227,7 @@ def load_model(
         layers=len(stack.layers),
         heads=stack.heads,
         hidden_size=stack.hidden_size,
-        note=" ".join(said for said in (processor.note, files.note, unused) if said),
+        note=" ".join(note for note in (processor.note, files.note, unused) if note),
     )
     try:
         sizes = (family.name, stack.hidden_size, len(stack.layers))
@@ -394,6 +394,12 @@ def choose_dtype(choice: DType, config: Any, device: str) -> torch.dtype:
         ]
     if device == "cpu":
         return torch.float32
-    own = getattr(config, "dtype", None) or getattr(config.get_text_config(), "dtype", None)
+    config_dtype = getattr(config, "dtype", None) or getattr(
+        config.get_text_config(), "dtype", None
+    )
     # A quantised checkpoint may name its packed type, which nothing can be computed in.
-    return own if own in (torch.float32, torch.bfloat16, torch.float16) else torch.bfloat16
+    return (
+        config_dtype
+        if config_dtype in (torch.float32, torch.bfloat16, torch.float16)
+        else torch.bfloat16
+    )

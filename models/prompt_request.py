@@ -67,7 +67,7 @@ def checked(family: Family, model: str, asked: PromptRequest) -> PromptRequest:
     return dataclasses.replace(
         asked,
         images=tuple(as_rgb(image) for image in images),
-        history=tuple((said, answered) for said, answered in history),
+        history=tuple((question, answered) for question, answered in history),
         chat=chat,
     )
 

@@ -140,7 +140,7 @@ class TextFamily:
     ) -> PromptInputs:
         """See `Family`."""
         tokenizer = processor.tokenizer
-        ids, said = (chat_ids if request.chat else plain_ids)(tokenizer, request)
+        ids, spans = (chat_ids if request.chat else plain_ids)(tokenizer, request)
         if max(ids) >= config.vocab_size:
             beyond = tokenizer.convert_ids_to_tokens(max(ids))
             raise ValueError(
@@ -155,7 +155,7 @@ class TextFamily:
         input_ids = torch.tensor([ids], dtype=torch.long)
         return PromptInputs(
             tensors={"input_ids": input_ids, "attention_mask": torch.ones_like(input_ids)},
-            layout=PromptLayout(len(ids), _segments(len(ids), said), ()),
+            layout=PromptLayout(len(ids), _segments(len(ids), spans), ()),
             images=(),
             prompt=request.prompt,
             token_ids=tuple(ids),
@@ -179,15 +179,15 @@ class TextFamily:
         """See `Family`: positions follow from the cache."""
 
 
-def _segments(length: int, said: Spans) -> tuple[Segment, ...]:
+def _segments(length: int, spans: Spans) -> tuple[Segment, ...]:
     """Segments that tile the prompt: the spoken texts, and the template around them."""
-    made: list[Segment] = []
-    for start, stop, kind in said:
-        at = made[-1].stop if made else 0
+    segments: list[Segment] = []
+    for start, stop, kind in spans:
+        at = segments[-1].stop if segments else 0
         if start > at:
-            made.append(Segment("template", at, start))
-        made.append(Segment(kind, start, stop))
-    at = made[-1].stop if made else 0
+            segments.append(Segment("template", at, start))
+        segments.append(Segment(kind, start, stop))
+    at = segments[-1].stop if segments else 0
     if at < length:
-        made.append(Segment("template", at, length))
-    return tuple(made)
+        segments.append(Segment("template", at, length))
+    return tuple(segments)

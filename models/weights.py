@@ -14,7 +14,7 @@ from pathlib import Path
 from safetensors import SafetensorError, safe_open
 
 from sinkscope.models.source import ModelError
-from sinkscope.outside import open_regular, read_json
+from sinkscope.untrusted import open_regular, read_json
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 ADAPTER = "adapter_config.json"
@@ -97,7 +97,7 @@ def weight_files(name: str, source: Path) -> WeightFiles:
             f"tensors that they do not hold, {lost[0]} among them. Download it again, or use the "
             "index that was exported with them."
         )
-    return WeightFiles(tuple(files), tensors, _beside(source, files))
+    return WeightFiles(tuple(files), tensors, _unread_weights(source, files))
 
 
 def _no_adapter(name: str, source: Path) -> None:
@@ -239,14 +239,14 @@ def _why_none(source: Path) -> str:
     """Why a folder has no weights, from its content."""
     names = sorted(path.name for path in source.iterdir())
     for pattern, words in _INSTEAD:
-        if found := next((name for name in names if re.fullmatch(pattern, name)), None):
-            return words.format(found=found)
+        if name_found := next((name for name in names if re.fullmatch(pattern, name)), None):
+            return words.format(found=name_found)
     if inner := inner_models(source):
         return f"has no .safetensors weights; there is a model in its folder {inner[-1]}; use that."
     return "has no .safetensors weights; other formats are not read, for safety."
 
 
-def _beside(source: Path, files: list[Path]) -> str:
+def _unread_weights(source: Path, files: list[Path]) -> str:
     """A sentence on weight files that are not read."""
     others = sorted(path.name for path in source.glob("*.safetensors") if path not in files)
     if not others:

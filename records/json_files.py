@@ -13,7 +13,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
 
-from sinkscope.outside import open_regular
 from sinkscope.records.text import (
     LONGEST,
     Damaged,
@@ -22,6 +21,7 @@ from sinkscope.records.text import (
     lines_or_damage,
     without_mark,
 )
+from sinkscope.untrusted import open_regular
 
 # Under one of these an object holds the list of all records, as DocVQA and TextVQA do.
 HOLDERS = (
@@ -195,8 +195,8 @@ class _Values:
             self._more(_CHUNK)
 
     def expect(self, sign: str, what: str) -> None:
-        if (there := self.peek()) != sign:
-            wrong = f"{there!r} stands" if there else "the file ends"
+        if (character := self.peek()) != sign:
+            wrong = f"{character!r} stands" if character else "the file ends"
             raise ValueError(f"{what} of {self._name} is not JSON: {wrong} where {sign!r} should.")
         self._at += 1
 
@@ -229,8 +229,8 @@ class _Values:
             size *= 2  # a value is parsed again each time: a few times, however long it is
 
     def end(self) -> None:
-        if there := self.peek():
-            raise ValueError(f"The data {self._name} goes on with {there!r} behind its end.")
+        if character := self.peek():
+            raise ValueError(f"The data {self._name} goes on with {character!r} behind its end.")
 
     def _more(self, size: int) -> None:
         data = self._file.read(size)
@@ -249,12 +249,12 @@ class _Values:
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    made = dict(pairs)
-    if len(made) != len(pairs):
+    mapping = dict(pairs)
+    if len(mapping) != len(pairs):
         names = [key for key, _ in pairs]
         twice = next(key for key in names if names.count(key) > 1)
         raise ValueError(f"an object has the key {twice[:40]!r} twice")
-    return made
+    return mapping
 
 
 def _why(error: Exception) -> str:

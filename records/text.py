@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
-from sinkscope.outside import Bounds, OutsideError, check_json, open_regular
+from sinkscope.untrusted import Bounds, UntrustedFileError, check_json, open_regular
 
 # A record in memory: the largest image allowed, as base64, and some words.
 LONGEST = 128 * 2**20
@@ -88,7 +88,7 @@ def check_values(text: str, what: str) -> None:
     """
     try:
         check_json(text, Bounds(values=MOST_VALUES))
-    except OutsideError as error:
+    except UntrustedFileError as error:
         raise TooManyValuesError(f"{what} cannot be read: {error}.") from error
 
 

@@ -64,15 +64,17 @@ class AppSettings:
         low=1,
         high=10**8,
         unit="megabytes",
-        offered=False,
+        user_facing=False,
     )
-    queue_size: int = setting(16, "How many requests may wait.", low=1, high=10_000, offered=False)
+    queue_size: int = setting(
+        16, "How many requests may wait.", low=1, high=10_000, user_facing=False
+    )
     session_queue: int = setting(
         4,
         "How many requests of one session may wait; sessions take turns.",
         low=1,
         high=10_000,
-        offered=False,
+        user_facing=False,
     )
     token_limit: int = setting(
         8192,
@@ -80,7 +82,7 @@ class AppSettings:
         low=1,
         high=8192,
         unit="tokens",
-        offered=False,
+        user_facing=False,
     )
     retention_days: float = setting(
         0.0,
@@ -88,13 +90,13 @@ class AppSettings:
         low=0.0,
         high=100_000.0,
         unit="days",
-        offered=False,
+        user_facing=False,
     )
     exit_on_dead_worker: bool = setting(
         False,
         "End the process if one of its workers is dead (see /health), so that a service manager "
         "restarts it.",
-        offered=False,
+        user_facing=False,
     )
     job_minutes: float = setting(
         0.0,
@@ -103,7 +105,7 @@ class AppSettings:
         low=0.0,
         high=100_000.0,
         unit="minutes",
-        offered=False,
+        user_facing=False,
     )
     upload_megabytes: int = setting(
         4000,
@@ -111,7 +113,7 @@ class AppSettings:
         low=1,
         high=10**8,
         unit="megabytes",
-        offered=False,
+        user_facing=False,
     )
     upload_files: int = setting(
         2000,
@@ -119,19 +121,21 @@ class AppSettings:
         low=1,
         high=10**8,
         unit="files",
-        offered=False,
+        user_facing=False,
     )
     streams: int = setting(
         256,
         "How many heartbeats and event streams one address may hold open; a tab has two.",
         low=2,
         high=100_000,
-        offered=False,
+        user_facing=False,
     )
     prompt_rows: int = setting(
-        128, "Also keep the rows of this many prompt tokens.", low=0, high=8192, offered=False
+        128, "Also keep the rows of this many prompt tokens.", low=0, high=8192, user_facing=False
     )
-    reference: bool = setting(True, "Also read a generic prompt, for relative maps.", offered=False)
+    reference: bool = setting(
+        True, "Also read a generic prompt, for relative maps.", user_facing=False
+    )
 
     @property
     def cache(self) -> Path:

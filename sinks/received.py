@@ -103,10 +103,10 @@ def choose(scores: Tensor, tokens: tuple[int, ...], top_percent: float, min_rati
     """
     ratios, tops, before = [], [], 0
     for count in tokens:
-        own = scores[before : before + count]
-        falling, order = torch.sort(own, descending=True, stable=True)
+        image_scores = scores[before : before + count]
+        falling, order = torch.sort(image_scores, descending=True, stable=True)
         median = (falling[(count - 1) // 2] + falling[count // 2]) / 2
-        ratios.append(own / median.clamp(min=torch.finfo(own.dtype).tiny))
+        ratios.append(image_scores / median.clamp(min=torch.finfo(image_scores.dtype).tiny))
         tops.append(order[: max(1, int(count * top_percent / 100))] + before)
         before += count
     ratio, top = torch.cat(ratios), torch.cat(tops)

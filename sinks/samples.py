@@ -1,7 +1,7 @@
 """Samples to find and validate sinks on: where they come from, their names, which are taken.
 
 A sample's id never depends on the order of files or lines, and neither does the choice where there
-are more than wanted: each has a place by the hash of seed and content (`records.drawing`). Images
+are more than wanted: each has a place by the hash of seed and content (`records.sampling`). Images
 are opened while samples are taken, so that an unreadable one is known at once, and again when they
 are needed: only those of one sample are in memory at a time.
 """
@@ -19,11 +19,11 @@ from PIL import Image
 from sinkscope.config import ImageLimits
 from sinkscope.jobs.job import Progress
 from sinkscope.models.images import ImageError, as_rgb, open_image
-from sinkscope.records.drawing import Draw
 from sinkscope.records.hub import FORMS, HUB, hub_source
-from sinkscope.records.pictures import Beside, picture
+from sinkscope.records.pictures import FolderPictures, picture
 from sinkscope.records.reading import plural
 from sinkscope.records.record import Record
+from sinkscope.records.sampling import RecordSample
 from sinkscope.records.sources import ALL_SUFFIXES, Source, file_kind, file_source, folder_source
 from sinkscope.utils import none_usable, number_of, sha256
 
@@ -163,21 +163,21 @@ def read_samples(
         unless: samples to pass over.
         opened: opens the images of rows, where that must not happen in this process.
         on_progress: called after each sample taken with their number, `count` and a text.
-        stop: once set, reading ends with `records.drawing.StoppedReading`.
+        stop: once set, reading ends with `records.sampling.StoppedReading`.
 
     Raises:
         ValueError: the source is missing or none of these, a line of it is malformed, no line has a
             question or an image, or no sample can be used.
-        records.drawing.StoppedReading: `stop` was set.
+        records.sampling.StoppedReading: `stop` was set.
     """
     if not isinstance(count, int) or isinstance(count, bool) or count < 1:
         raise ValueError(f"count is {count!r}; allowed: a whole number from 1 up.")
     if prompt is not None and not prompt.strip():
         raise ValueError("The prompt is empty; ask something about the images.")
-    taking = _Taking(count, unless, limits or ImageLimits(), on_progress, opened)
+    taking = _SampleReader(count, unless, limits or ImageLimits(), on_progress, opened)
     if isinstance(source, str | Path | Source):
         rows = source if isinstance(source, Source) else open_source(source, count, seed, images)
-        draw = Draw(rows, count, seed, prompt, stop)
+        draw = RecordSample(rows, count, seed, prompt, stop)
         for record in draw:
             taking.offer(record.id or record.name(), record, rows, prompt or PROMPT)
             if taking.over():
@@ -214,14 +214,14 @@ def open_source(
         return folder_source(path, None if images is None else images.absolute())
     if path.is_file() and file_kind(path.name) is not None:
         # absolute: a worker of a cluster may start elsewhere
-        return file_source(path, Beside((images or path.parent).absolute()))
+        return file_source(path, FolderPictures((images or path.parent).absolute()))
     kinds = f"a {', '.join(ALL_SUFFIXES[:-1])} or {ALL_SUFFIXES[-1]} file"
     what = f"is neither a folder nor {kinds}" if path.exists() else "does not exist"
     raise ValueError(f"The data {path} {what}; allowed: a folder of images, {kinds}, or {FORMS}.")
 
 
 @dataclass
-class _Taking:
+class _SampleReader:
     """Samples taken one by one, until there are enough."""
 
     wanted: int
@@ -242,19 +242,19 @@ class _Taking:
     def offer(
         self,
         sample_id: str,
-        made: Sample | Record,
+        candidate: Sample | Record,
         source: Source | None = None,
         prompt: str = PROMPT,
     ) -> None:
         """Open a sample's images, and take it unless it was taken before or cannot be used."""
         while sample_id in self.taken:  # one row's id is another's id with a number
             sample_id += "'"
-        if isinstance(made, Sample):
-            sample = made
+        if isinstance(candidate, Sample):
+            sample = candidate
         else:
             assert source is not None
             try:
-                sample = self._opened(sample_id, made, source, prompt)
+                sample = self._opened(sample_id, candidate, source, prompt)
             except ImageError as error:
                 self.skipped.append((sample_id, str(error)))
                 return
@@ -333,7 +333,7 @@ class _Taking:
         return None
 
 
-def _remarks(draw: Draw, prompt: str) -> tuple[str, ...]:
+def _remarks(draw: RecordSample, prompt: str) -> tuple[str, ...]:
     notes = draw.survey.notes(draw.source, prompt)
     if not draw.repeated:
         return notes

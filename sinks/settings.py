@@ -101,7 +101,7 @@ class FindSettings:
         low=0.0,
         above=True,
         high=50.0,
-        usual=(0.1, 10),
+        slider_range=(0.1, 10),
         step=0.1,
     )
     min_ratio: float = setting(
@@ -123,13 +123,13 @@ class FindSettings:
         "A sink dimension reaches this share of sqrt(hidden size) on sink tokens.",
         low=0.01,
         high=1.0,
-        offered=False,
+        user_facing=False,
     )
     min_prominence: float = setting(
         9.0,
         "A sink dimension reaches this multiple of the token's background.",
         low=0.0,
-        offered=False,
+        user_facing=False,
     )
     min_contrast: float = setting(
         3.0, "How far a dimension stands out on sink tokens, relative to others.", low=1.0
@@ -142,7 +142,7 @@ class FindSettings:
         "Number of consecutive measured layers in which the thresholds must hold.",
         low=1,
         high=10_000,
-        offered=False,
+        user_facing=False,
     )
     max_dims: int = setting(
         8, "Maximum number of dimensions; those of highest contrast.", low=1, high=10_000
@@ -152,17 +152,17 @@ class FindSettings:
         "Bootstrap resamplings for each interval.",
         low=100,
         high=100_000,
-        offered=False,
+        user_facing=False,
     )
     confidence: float = setting(
-        0.95, "Confidence level of the two-sided intervals.", low=0.5, high=0.999, offered=False
+        0.95, "Confidence level of the two-sided intervals.", low=0.5, high=0.999, user_facing=False
     )
     halves: int = setting(
         100,
         "Random halvings of the samples for the stability.",
         low=1,
         high=10_000,
-        offered=False,
+        user_facing=False,
     )
     seed: int = setting(
         0, "Seed of the choice of samples and of the resampling.", low=0, high=HIGHEST_SEED

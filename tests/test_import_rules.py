@@ -14,7 +14,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 # A part may import the parts of the lines above its own.
 ORDER: tuple[tuple[str, ...], ...] = (
-    ("utils", "outside", "jobs"),
+    ("utils", "untrusted", "jobs"),
     ("setting",),
     ("config",),
     ("models",),

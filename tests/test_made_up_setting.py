@@ -24,7 +24,7 @@ from types import SimpleNamespace
 from sinkscope import config
 from sinkscope.setting import setting
 
-field = setting(0.25, "How sharp VAR is.", low=0, high=2, usual=(0, 1), step=0.01)
+field = setting(0.25, "How sharp VAR is.", low=0, high=2, slider_range=(0, 1), step=0.01)
 config.VARSettings = dataclasses.make_dataclass(
     "VARSettings", [("sharpness", float, field)], bases=(config.VARSettings,), frozen=True
 )

@@ -22,13 +22,13 @@ from sinkscope.setting import (
     checked,
     explained,
     like,
-    offered,
     read,
     read_all,
     refuse,
     setting,
     settings_of,
     shown,
+    user_settings,
     whole,
 )
 from sinkscope.sinks.settings import FindSettings
@@ -52,14 +52,16 @@ class Mine:
 
     places: tuple[int, ...] = setting(REQUIRED, "Where.", left_out="everywhere")
     count: int = setting(3, "How many.", low=1, high=9, unit="things")
-    share: float = setting(0.5, "How much.", low=0, above=True, high=1, usual=(0.1, 1), step=0.1)
+    share: float = setting(
+        0.5, "How much.", low=0, above=True, high=1, slider_range=(0.1, 1), step=0.1
+    )
     way: Literal["up", "down"] = setting("up", "Which way.", name="direction")
     loud: bool = setting(False, "Say it.")
     quiet: bool = setting(True, "Do not say it.")
     title: str | None = setting(None, "What to call it.", left_out="nothing")
-    levels: tuple[float, ...] | None = setting(None, "Levels.", low=0.0, offered=False)
+    levels: tuple[float, ...] | None = setting(None, "Levels.", low=0.0, user_facing=False)
     most: int | None = setting(None, "At most.", low=0, high=10**6, left_out="no limit")
-    words: tuple[str, ...] = setting((), "Words.", own=words_of, left_out="none")
+    words: tuple[str, ...] = setting((), "Words.", converter=words_of, left_out="none")
     sites: tuple[Literal["q", "k"], ...] = setting(("q",), "Sites.")
     parts: tuple[str, ...] = setting((), "Parts.", left_out="all")
     both: bool | None = setting(None, "Both.", left_out="where it can be")
@@ -169,8 +171,8 @@ def test_what_was_said_goes_by_the_names_that_users_know() -> None:
     assert read_all(Mine, {"direction": "down", "way": "up", "levels": [1], "else": 0}) == {
         "way": "down"
     }
-    assert "levels" not in [one.name for one in offered(Mine)]
-    assert "count" not in [one.field for one in offered(Mine, "count")]
+    assert "levels" not in [one.name for one in user_settings(Mine)]
+    assert "count" not in [one.field for one in user_settings(Mine, "count")]
 
 
 def test_a_refused_value_is_never_a_page_long() -> None:

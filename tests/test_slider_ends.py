@@ -38,12 +38,12 @@ def settings_classes() -> list[type[Any]]:
 
 
 def ends(one: Setting) -> Iterator[float]:
-    assert one.usual is not None
-    for end in one.usual:
+    assert one.slider_range is not None
+    for end in one.slider_range:
         yield from {end: None, float(end): None}
 
 
-SLIDERS = [(cls, one) for cls in settings_classes() for one in settings_of(cls) if one.usual]
+SLIDERS = [(cls, one) for cls in settings_classes() for one in settings_of(cls) if one.slider_range]
 CASES = [
     pytest.param(cls, one, end, id=f"{cls.__name__}.{one.field}={end!r}")
     for cls, one in SLIDERS
@@ -75,8 +75,8 @@ def test_an_end_is_allowed_and_becomes_the_fields_own_type(
     assert type(value) is (int if one.kind == "whole" else float)
 
 
-GENERATION = {one.field: one for one in settings_of(GenerationSettings) if one.usual}
-VAR = {one.field: one for one in settings_of(VARSettings) if one.usual}
+GENERATION = {one.field: one for one in settings_of(GenerationSettings) if one.slider_range}
+VAR = {one.field: one for one in settings_of(VARSettings) if one.slider_range}
 
 
 @pytest.mark.tiny
@@ -85,7 +85,7 @@ VAR = {one.field: one for one in settings_of(VARSettings) if one.usual}
     [
         (name, end if end % 1 else int(end))
         for name, one in GENERATION.items()
-        for end in one.usual or ()
+        for end in one.slider_range or ()
     ],
 )
 def test_an_answer_at_the_end_of_a_slider_of_generation(
@@ -107,7 +107,8 @@ def test_an_answer_at_the_end_of_a_slider_of_generation(
 
 @pytest.mark.tiny
 @pytest.mark.parametrize(
-    ("field", "end"), [(name, int(end)) for name, one in VAR.items() for end in one.usual or ()]
+    ("field", "end"),
+    [(name, int(end)) for name, one in VAR.items() for end in one.slider_range or ()],
 )
 def test_an_answer_at_the_end_of_a_slider_of_var(
     field: str, end: int, photo: Image.Image, tiny_folder: Path

@@ -284,7 +284,7 @@ def test_stop_and_errors_leave_the_plain_model(
     stop = threading.Event()
     partial = compare(handle, inputs, SETTINGS, var, stop=stop, on_token=lambda *_: stop.set())
     assert len(partial.var.tokens) == len(partial.baseline.tokens) == 1
-    assert partial.baseline.finish == "stopped"
+    assert partial.baseline.finish_reason == "stopped"
 
     def fail(*_: object) -> None:
         raise RuntimeError("the page went away")
@@ -319,7 +319,7 @@ def test_each_answer_of_a_pair_is_cut_at_its_own_end(
     ids = [t.id for t in free.baseline.tokens]
     end = ids.index(free.baseline.tokens[1].id)
     assert [t.id for t in pair.baseline.tokens] == ids[: end + 1]
-    assert pair.baseline.finish == "end"
+    assert pair.baseline.finish_reason == "end"
     assert pair.baseline.attention.shape[0] == end + 1
 
 

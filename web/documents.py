@@ -72,8 +72,8 @@ class Documents:
     def __init__(self, app: ASGIApp, folder: Path = DOCS) -> None:
         self._app = app
         patterns = ("*.md", "images/*.png", "reports/*/*.md")
-        found = [path for pattern in patterns for path in folder.glob(pattern)]
-        self._files = {path.relative_to(folder).as_posix(): path for path in found}
+        paths = [path for pattern in patterns for path in folder.glob(pattern)]
+        self._files = {path.relative_to(folder).as_posix(): path for path in paths}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         path = scope.get("path", "")

@@ -53,12 +53,12 @@ class Health:
 
     def dead(self) -> tuple[str, ...]:
         """What is dead, in words; empty where all is well."""
-        found = []
+        reasons = []
         if self.beat and time.monotonic() - self.beat > SILENT_SECONDS:
-            found.append("the server's event loop does not run")
+            reasons.append("the server's event loop does not run")
         if self.queue_seen and not self.queue_runs:
-            found.append("the queue of events is not served any more")
-        return (*found, *self.runner.stuck)
+            reasons.append("the queue of events is not served any more")
+        return (*reasons, *self.runner.stuck)
 
     def value(self) -> dict[str, Any]:
         """What `/health` says: plain values without a name of a user, a file or a prompt."""

@@ -27,7 +27,7 @@ from sinkscope.web.server.events import Events, withdrawn_now
 from sinkscope.web.server.guards import guards
 from sinkscope.web.server.kept_files import KeptFiles
 from sinkscope.web.server.login import users_of
-from sinkscope.web.server.memory import Returning
+from sinkscope.web.server.memory import MemoryReturner
 from sinkscope.web.server.presence import Attendance, Presence, session_of
 from sinkscope.web.server.security import middleware
 from sinkscope.web.server.sessions import MOST_SESSIONS, lighten, sweep
@@ -118,7 +118,7 @@ async def _alive(app: App, health: Health, presence: Presence, _: object) -> Asy
     """As long as the server: what runs beside it ends with it."""
     settings, store, runner = app.settings.app, app.handlers.store, app.handlers.runner
     watchdog = Watchdog(health, settings.exit_on_dead_worker)
-    memory = Returning(lambda: bool(runner.under_way))
+    memory = MemoryReturner(lambda: bool(runner.under_way))
     tasks = [
         asyncio.create_task(one)
         for one in (health.watch_loop(), memory.watch(), sweep(app.blocks, presence.there))

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from sinkscope.capture import crossing
-from sinkscope.capture.engine.recording import crosses
+from sinkscope.capture import host_copies
+from sinkscope.capture.engine.recording import needs_host_copy
 from sinkscope.capture.recorder import SMALLEST, TraceRecorder
 from sinkscope.models.family import PromptLayout
 
@@ -134,7 +134,7 @@ class History:
         return sum(part.numel() * part.element_size() for part in self.parts)
 
 
-class Landing:
+class HistoryCopies:
     """Copies one run's history to its recorders, a block at a time.
 
     On a GPU a full block is copied to pinned memory after the step that filled it, and from there
@@ -152,11 +152,11 @@ class Landing:
     ) -> None:
         self._history, self._recorders, self._columns = history, recorders, columns
         self._first, self._waiting = first, 0
-        self._crosses = crosses(history.slot.device)
+        self._needs_host_copy = needs_host_copy(history.slot.device)
         self._sent: tuple[int, list[Tensor], torch.cuda.Event | None] | None = None
         self._pinned: list[Tensor] | None = None
 
-    def stepped(self) -> None:
+    def count_step(self) -> None:
         """A step was launched."""
         self._waiting += 1
         if self._waiting == self._history.tokens:
@@ -166,9 +166,9 @@ class Landing:
         """Everything is in the recorders when this returns."""
         if self._waiting:
             self._send()
-        self.land()
+        self.collect()
 
-    def land(self) -> None:
+    def collect(self) -> None:
         """Move what was sent into the recorders."""
         if self._sent is None:
             return
@@ -186,25 +186,25 @@ class Landing:
             )
 
     def _send(self) -> None:
-        self.land()
+        self.collect()
         count, self._waiting = self._waiting, 0
         parts = [part[:count] for part in self._history.parts]
         event = None
-        if self._crosses:
+        if self._needs_host_copy:
             if self._pinned is None:
                 self._pinned = [pinned_like(part) for part in self._history.parts]
             for part, pinned in zip(parts, self._pinned, strict=True):
                 pinned[:count].copy_(part, non_blocking=True)
-            event = crossing.marked(parts[0].device)
+            event = host_copies.record_event(parts[0].device)
             parts = [pinned[:count] for pinned in self._pinned]
         self._sent = (self._first, parts, event)
         self._first += count
         self._history.slot.zero_()
         if event is None:  # the next step writes into the same memory
-            self.land()
+            self.collect()
 
 
 def pinned_like(values: Tensor) -> Tensor:
     """Memory on the host for a copy of a tensor, which a GPU can write to."""
     size = values.numel() * values.element_size()
-    return crossing.pinned(size).view(values.dtype).view(values.shape)
+    return host_copies.pinned_bytes(size).view(values.dtype).view(values.shape)

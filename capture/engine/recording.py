@@ -40,7 +40,7 @@ def runs_ahead(device: torch.device) -> bool:
     return device.type == "cuda"
 
 
-def crosses(device: torch.device) -> bool:
+def needs_host_copy(device: torch.device) -> bool:
     """Whether a step's output has to be copied to the host and waited for."""
     return device.type == "cuda"
 

@@ -55,7 +55,7 @@ def store_of(handle: ModelHandle) -> StepStore:
     return store
 
 
-def let_go(handle: ModelHandle) -> None:
+def release_steps(handle: ModelHandle) -> None:
     """Drop all steps, to free their memory."""
     handle.kept.pop(NAME, None)
 

@@ -155,9 +155,12 @@ def contrast_matrix(findings: Findings) -> Figure:
     passes = np.zeros(values.shape, dtype=bool)
     for column, layer in enumerate(findings.layers):
         for row, shown in enumerate(rows):
-            if (found := layer.candidate(shown.dim)) is not None:
-                values[row, column], passes[row, column] = found.contrast, found.passes
-                on_sinks[row, column] = found.sink
+            if (layer_candidate := layer.candidate(shown.dim)) is not None:
+                values[row, column], passes[row, column] = (
+                    layer_candidate.contrast,
+                    layer_candidate.passes,
+                )
+                on_sinks[row, column] = layer_candidate.sink
     wide = min(14.0, 3.4 + 0.42 * max(8, len(layers)))
     figure = Figure(figsize=(wide, 1.9 + 0.34 * max(3, len(rows))), layout="constrained")
     axes = figure.subplots()
@@ -231,15 +234,15 @@ def tau_sweep(findings: Findings) -> Figure:
 
 def _quantiles(counts: Sequence[Sequence[int]], edges: Numbers, share: float) -> Numbers:
     """(layers,) quantile of each layer's histogram, evenly spread within a bin; NaN where empty."""
-    found = np.full(len(counts), np.nan)
+    quantiles = np.full(len(counts), np.nan)
     for place, bins in enumerate(counts):
         total = np.concatenate(([0], np.cumsum(bins))).astype(np.float64)
         if total[-1] > 0:
             # Rising first, so that a run of empty bins does not make the place ambiguous.
             kept = np.concatenate(([True], np.diff(total) > 0))
             kept[:-1] |= np.diff(total) > 0
-            found[place] = np.interp(share * total[-1], total[kept], edges[kept])
-    return found
+            quantiles[place] = np.interp(share * total[-1], total[kept], edges[kept])
+    return quantiles
 
 
 def _shown(findings: Findings) -> tuple[Candidate, ...]:

@@ -49,30 +49,30 @@ class BatchReducer:
         self._layers, self._size = tuple(sorted(layers)), hidden_size
         self._places = [_Places.of(layout, length) for layout in layouts]
         self._most = max(len(places.vision) for places in self._places)
-        self._there: dict[torch.device, _There] = {}
+        self._by_device: dict[torch.device, _DeviceBatch] = {}
         self._where: dict[int, torch.device] = {}
 
     def reduce(self, layer: int, hidden: Tensor, query: Tensor, key: Tensor, scale: float) -> None:
         """`hidden` (B, N, D), `query` (B, H, N, Dh), `key` (B, Hkv, N, Dh)."""
         device = hidden.device
-        if device not in self._there:
-            self._there[device] = _There(self, device)
+        if device not in self._by_device:
+            self._by_device[device] = _DeviceBatch(self, device)
         self._where[layer] = device
-        self._there[device].reduce(layer, hidden.detach(), query.detach(), key.detach(), scale)
+        self._by_device[device].reduce(layer, hidden.detach(), query.detach(), key.detach(), scale)
 
     def finish(self) -> list[dict[str, Tensor]]:
         """Of each sample all statistics with the layers as first axis, on the CPU: one copy from
         each device."""
-        held = {device: there.read() for device, there in self._there.items()}
+        held = {device: reducer.read() for device, reducer in self._by_device.items()}
         rows = [(self._where[layer], self._layers.index(layer)) for layer in sorted(self._where)]
-        made = []
+        statistics = []
         for sample, places in enumerate(self._places):
-            own: dict[str, Tensor] = {}
+            sample_values: dict[str, Tensor] = {}
             for name in next(iter(held.values())):
                 parts = torch.stack([held[device][name][row, sample] for device, row in rows])
-                own[name] = parts[:, : len(places.vision)] if name in OF_TOKENS else parts
-            made.append({name: tensor.contiguous() for name, tensor in own.items()})
-        return made
+                sample_values[name] = parts[:, : len(places.vision)] if name in OF_TOKENS else parts
+            statistics.append({name: tensor.contiguous() for name, tensor in sample_values.items()})
+        return statistics
 
 
 OF_TOKENS = ("received", "ratio", "group", "rms", "top_dims", "top_values")
@@ -102,7 +102,7 @@ class _Places:
         return _Places(pad, vision, tuple(grid.tokens for grid in layout.grids), text)
 
 
-class _There:
+class _DeviceBatch:
     """The batch on one device: what is constant, and what is measured."""
 
     def __init__(self, owner: BatchReducer, device: torch.device) -> None:
@@ -225,8 +225,8 @@ class _There:
         dims = hidden.new_zeros(batch, length + 1, kept, dtype=torch.int32)
         step = max(1, block_bytes(hidden.device) // 2 // (batch * hidden.shape[-1] * 4))
         for low in range(0, length, step):
-            here = slice(low, min(low + step, length))
-            self._block(at, hidden[:, here], here, weights[..., here], (rms, values, dims))
+            span = slice(low, min(low + step, length))
+            self._block(at, hidden[:, span], span, weights[..., span], (rms, values, dims))
         self._rms[at] = rms.gather(1, self._vision)
         several = self._vision[..., None].expand(-1, -1, kept)
         self._top_values[at] = values.gather(1, several)
@@ -285,27 +285,27 @@ class _There:
         """
         batch, most = self._vision.shape
         nothing = scores.new_zeros(batch, 1)
-        own = torch.cat([scores, nothing], 1).gather(1, self._vision) * self._vision_there
-        self._received[at] = own
-        own = torch.cat([own.flatten(), nothing[0]])[self._cells]
-        own = torch.where(self._in_image, own, -1.0)
-        falling, order = torch.sort(own, dim=1, descending=True, stable=True)
+        vision_scores = torch.cat([scores, nothing], 1).gather(1, self._vision) * self._vision_there
+        self._received[at] = vision_scores
+        vision_scores = torch.cat([vision_scores.flatten(), nothing[0]])[self._cells]
+        vision_scores = torch.where(self._in_image, vision_scores, -1.0)
+        falling, order = torch.sort(vision_scores, dim=1, descending=True, stable=True)
         median = (falling.gather(1, self._low) + falling.gather(1, self._high)) / 2
-        ratio = own / median.clamp(min=torch.finfo(own.dtype).tiny)
+        ratio = vision_scores / median.clamp(min=torch.finfo(vision_scores.dtype).tiny)
         above = ratio >= self._settings.min_ratio
         order = order[:, : self._kept]
         top = self._cells.gather(1, order).where(self._among, batch * most)
         sinks = above.gather(1, order) & self._among
-        flat = own.new_zeros(3, batch * most + 1)
+        flat = vision_scores.new_zeros(3, batch * most + 1)
         flat[0].scatter_(0, self._cells.flatten(), ratio.flatten())
-        flat[1].scatter_(0, self._cells.flatten(), (~above).to(own.dtype).flatten())
-        flat[2].scatter_(0, top.flatten(), sinks.to(own.dtype).flatten())
+        flat[1].scatter_(0, self._cells.flatten(), (~above).to(vision_scores.dtype).flatten())
+        flat[2].scatter_(0, top.flatten(), sinks.to(vision_scores.dtype).flatten())
         ratio, ordinary, standing = flat[:, :-1].view(3, batch, most)
         self._ratio[at] = ratio * self._vision_there
         self._group[at] = torch.add(ordinary, standing, alpha=2)
         chosen = torch.stack([ordinary, standing], 1) * self._vision_there[:, None]  # (B, 2, V)
         chosen = chosen / chosen.sum(-1, keepdim=True).clamp(min=1)
-        weights = own.new_zeros(batch, 2, self._length + 1)
+        weights = vision_scores.new_zeros(batch, 2, self._length + 1)
         weights.scatter_(2, self._vision[:, None].expand(-1, 2, -1), chosen)
         return torch.cat([weights, self._first[:, None]], 1), top, sinks
 
@@ -313,22 +313,22 @@ class _There:
         self,
         at: int,
         hidden: Tensor,
-        here: slice,
+        span: slice,
         weights: Tensor,
         out: tuple[Tensor, Tensor, Tensor],
     ) -> None:
-        """Positions `here` of all samples: hidden (B, n, D), weights (B, 3, n)."""
+        """Positions `span` of all samples: hidden (B, n, D), weights (B, 3, n)."""
         states = hidden.to(torch.float32)
-        if here.start < self._padded:  # what is computed for padding may be no number
-            states = states.masked_fill(self._padding[:, here, None], 0.0)
+        if span.start < self._padded:  # what is computed for padding may be no number
+            states = states.masked_fill(self._padding[:, span, None], 0.0)
         m, rms = relative(states)
         values, dims = m.topk(out[1].shape[-1], dim=-1)
         for into, part in zip(out, (rms, values, dims), strict=True):
-            into[:, here] = part
+            into[:, span] = part
         under = background(m, dims)
         both = torch.cat([weights, weights / under[:, None]], 1)
         self._sums[at] += torch.bmm(both, m)
-        text = (m * self._text[:, here]).amax(1)
+        text = (m * self._text[:, span]).amax(1)
         m.mul_((weights[:, ORDINARY] > 0)[..., None])
         largest = torch.stack([m.amax(1), text], 1)
         torch.maximum(self._maximum[at], largest, out=self._maximum[at])

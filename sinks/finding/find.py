@@ -76,10 +76,11 @@ def find(
     given = samples if isinstance(samples, SampleSet) else read_samples(list(samples), len(samples))
     began = time.perf_counter()
     with _folder(work) as folder:
-        here = folder / sha256(_key(handle.info, settings).encode())[:16]
-        here.mkdir(parents=True, exist_ok=True)
+        model_folder = folder / sha256(_key(handle.info, settings).encode())[:16]
+        model_folder.mkdir(parents=True, exist_ok=True)
         paths = {
-            sample.id: here / f"{sha256(_key(handle.info, settings, sample).encode())[:32]}.st"
+            sample.id: model_folder
+            / f"{sha256(_key(handle.info, settings, sample).encode())[:32]}.st"
             for sample in given.samples
         }
         keys = {sample.id: _key(handle.info, settings, sample) for sample in given.samples}
@@ -314,8 +315,8 @@ def _key(model: ModelInfo, settings: FindSettings, sample: Sample | None = None)
 @contextmanager
 def _folder(work: Path | None) -> Iterator[Path]:
     if work is None:
-        with tempfile.TemporaryDirectory(prefix="sinkscope-") as made:
-            yield Path(made)
+        with tempfile.TemporaryDirectory(prefix="sinkscope-") as temporary:
+            yield Path(temporary)
         return
     try:
         work.mkdir(parents=True, exist_ok=True)

@@ -15,8 +15,8 @@ from typing import Any, Literal
 
 from sinkscope.models.info import ModelInfo
 from sinkscope.models.profiles import SinkProfile
-from sinkscope.outside import made_of, read_json
 from sinkscope.sinks.settings import FindSettings
+from sinkscope.untrusted import dataclass_from, read_json
 from sinkscope.utils import write_atomically
 
 FORMAT = "sinkscope-findings-1"
@@ -331,6 +331,6 @@ class Findings:
         if not isinstance(values, dict) or values.get("format") != FORMAT:
             raise ValueError(f"The file {path.name} holds no findings of the format {FORMAT}.")
         try:
-            return made_of(Findings, {k: v for k, v in values.items() if k != "format"})
+            return dataclass_from(Findings, {k: v for k, v in values.items() if k != "format"})
         except ValueError as error:
             raise ValueError(f"The findings {path.name} are damaged: {error}.") from error

@@ -30,7 +30,7 @@ from sinkscope.models import kernels
 from sinkscope.models.family import PromptInputs, PromptLayout
 from sinkscope.models.loading import ModelHandle
 from sinkscope.models.run_info import RunInfo
-from sinkscope.models.sites import At
+from sinkscope.models.sites import SiteSelection
 from sinkscope.sinks.finding.batch import BatchReducer
 from sinkscope.sinks.finding.relative import MASSIVE, MASSIVE_RATIO, background, relative
 from sinkscope.sinks.finding.stats import TOP, SampleStats
@@ -94,7 +94,7 @@ def samples_at_once(settings: FindSettings, device: torch.device) -> int:
     """How many samples to give to `measure` together."""
     if settings.batch_size is not None:
         return settings.batch_size
-    return 1 if kernels.host_reads_are_free(device) else AUTO_SAMPLES
+    return 1 if kernels.is_on_host(device) else AUTO_SAMPLES
 
 
 def _passes(
@@ -137,20 +137,20 @@ def _forward(
         given = {name: tensor.to(handle.device) for name, tensor in tensors.items()}
         handle.model(**given, use_cache=False, logits_to_keep=1)
     statistics = session[probe].finish()
-    made = [
+    statistics_of = [
         SampleStats(
             id=sample.id,
             fingerprint=sample.fingerprint(),
             images=sample.digests,
             layers=layers,
             grids=tuple((grid.rows, grid.columns) for grid in prompt.layout.grids),
-            **own,
+            **sample_statistics,
         )
-        for (sample, prompt), own in zip(usable, statistics, strict=True)
+        for (sample, prompt), sample_statistics in zip(usable, statistics, strict=True)
     ]
-    for stats in made:
+    for stats in statistics_of:
         _check_finite(stats)
-    return made
+    return statistics_of
 
 
 @dataclass(frozen=True)
@@ -167,7 +167,7 @@ class LayerStatistics(Probe):
 
     def begin(self, run: RunInfo) -> Reader:
         size = run.model.hidden_size
-        if kernels.host_reads_are_free(run.device):
+        if kernels.is_on_host(run.device):
             one_by_one = _OneByOne(run.layouts, run.length, size, self.settings)
             return _Watcher(one_by_one, self.layers)
         batch = BatchReducer(run.layouts, run.length, self.layers, size, self.settings)
@@ -178,7 +178,7 @@ class _Watcher(Reader):
     """Brings the residual stream of a layer together with its queries and keys."""
 
     def __init__(self, reducer: _OneByOne | BatchReducer, layers: tuple[int, ...]) -> None:
-        self.looks = (At("block_in", layers), At("queries_keys", layers))
+        self.reads = (SiteSelection("block_in", layers), SiteSelection("queries_keys", layers))
         self._reducer = reducer
         self._hidden: Tensor | None = None
 
@@ -301,17 +301,20 @@ class _Reducer:
         kept, before = into["top_values"].shape[-1], 0
         for low, high in self._spans:
             for part in _blocks(hidden, low, high):
-                here = slice(before, before + len(part))
+                columns = slice(before, before + len(part))
                 m, rms = relative(part)
-                into["rms"][here] = rms
+                into["rms"][columns] = rms
                 values, dims = m.topk(kept, dim=-1)
-                into["top_values"][here], into["top_dims"][here] = values, dims.to(torch.int32)
-                into["ordinary"].add_(weights[here] @ m)
+                into["top_values"][columns], into["top_dims"][columns] = (
+                    values,
+                    dims.to(torch.int32),
+                )
+                into["ordinary"].add_(weights[columns] @ m)
                 under = background(m, dims)
-                into["ordinary_prominence"].add_((weights[here] / under) @ m)
-                m.mul_(ordinary[here, None])
+                into["ordinary_prominence"].add_((weights[columns] / under) @ m)
+                m.mul_(ordinary[columns, None])
                 into["ordinary_max"].copy_(torch.maximum(into["ordinary_max"], m.amax(0)))
-                into["ordinary_square"].add_(weights[here] @ m.square_())
+                into["ordinary_square"].add_(weights[columns] @ m.square_())
                 before += len(part)
 
     def _sinks(self, hidden: Tensor, top: Tensor, sinks: Tensor, into: dict[str, Tensor]) -> None:
@@ -369,7 +372,7 @@ def _gaps(spans: Sequence[tuple[int, int]], length: int) -> list[tuple[int, int]
 def _batch(prompts: Sequence[PromptInputs]) -> tuple[dict[str, Tensor], int]:
     """The tensors of all prompts as one batch, padded on the left, and its length."""
     length = max(prompt.layout.length for prompt in prompts)
-    made: dict[str, Any] = {}
+    tensors: dict[str, Any] = {}
     for name in prompts[0].tensors:
         parts = [prompt.tensors[name] for prompt in prompts]
         if all(
@@ -377,8 +380,8 @@ def _batch(prompts: Sequence[PromptInputs]) -> tuple[dict[str, Tensor], int]:
             for part, prompt in zip(parts, prompts, strict=True)
         ):  # one value a position; 0 in the attention mask is padding
             parts = [torch.nn.functional.pad(part, (length - part.shape[1], 0)) for part in parts]
-        made[name] = torch.cat(parts)
-    return made, length
+        tensors[name] = torch.cat(parts)
+    return tensors, length
 
 
 def check_window(handle: ModelHandle, length: int) -> None:

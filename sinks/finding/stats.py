@@ -17,7 +17,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load, save
 from torch import Tensor
 
-from sinkscope.outside import open_regular, parse_json
+from sinkscope.untrusted import open_regular, parse_json
 from sinkscope.utils import sha256, write_atomically
 
 FORMAT = "sinkscope-sample-1"

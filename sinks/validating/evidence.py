@@ -58,11 +58,11 @@ def random_dimensions(profile: SinkProfile, draws: int, seed: int) -> tuple[tupl
     """Draws of as many dimensions as the profile has, none of them its own."""
     others = [d for d in range(profile.hidden_size) if d not in profile.dims]
     generator = torch.Generator().manual_seed(seed)
-    made = []
+    result = []
     for _ in range(draws):
         order = torch.randperm(len(others), generator=generator)[: len(profile.dims)]
-        made.append(tuple(sorted(others[i] for i in order.tolist())))
-    return tuple(made)
+        result.append(tuple(sorted(others[i] for i in order.tolist())))
+    return tuple(result)
 
 
 def candidates(
@@ -97,31 +97,31 @@ def candidates(
     return Candidates(pattern, tokens)
 
 
-def hidden_pattern(found: Candidates, name: str, draw: int, own_layers: bool) -> Tensor:
+def hidden_pattern(candidates: Candidates, name: str, draw: int, own_layers: bool) -> Tensor:
     """Where a set is hidden: bool (V,), or (L, V) with `own_layers`.
 
     With `own_layers` each token of the set takes the place of one flagged token, in the layers in
     which that one is flagged, so that every set hides as much in every layer.
     """
-    tokens = found.tokens[name][draw]
+    tokens = candidates.tokens[name][draw]
     if own_layers and name != "image":
-        where = torch.zeros_like(found.pattern)
-        where[:, tokens] = found.pattern[:, found.tokens["sinks"][0]]
+        where = torch.zeros_like(candidates.pattern)
+        where[:, tokens] = candidates.pattern[:, candidates.tokens["sinks"][0]]
         return where
-    everywhere = torch.zeros(found.pattern.shape[1], dtype=torch.bool)
+    everywhere = torch.zeros(candidates.pattern.shape[1], dtype=torch.bool)
     everywhere[tokens] = True
-    return everywhere.expand_as(found.pattern).clone() if own_layers else everywhere
+    return everywhere.expand_as(candidates.pattern).clone() if own_layers else everywhere
 
 
-def held(reading: Reading, found: Candidates, layers: Sequence[int], name: str) -> float:
+def held(reading: Reading, candidates: Candidates, layers: Sequence[int], name: str) -> float:
     """Share of the image's attention that a set holds, mean over `layers` and draws."""
     attention = reading.attention[list(layers)].mean(0)  # (V,)
-    return float(attention[found.tokens[name]].sum(-1).mean())
+    return float(attention[candidates.tokens[name]].sum(-1).mean())
 
 
-def overlap(found: Candidates, name: str) -> float:
+def overlap(candidates: Candidates, name: str) -> float:
     """Share of a set that is flagged, mean over draws."""
-    return float(found.pattern.any(0)[found.tokens[name]].float().mean())
+    return float(candidates.pattern.any(0)[candidates.tokens[name]].float().mean())
 
 
 def lift(reading: Reading, flagged: Tensor) -> float | None:

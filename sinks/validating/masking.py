@@ -192,27 +192,27 @@ def _repeated(
     keywords: Mapping[str, Any], rows: int, start: int, stop: int | None = None
 ) -> dict[str, Any]:
     """The text model's keywords for `rows` equal rows and the positions [start, stop)."""
-    made = dict(keywords)
+    repeated = dict(keywords)
     positions = keywords.get("position_ids")
     for name in ("inputs_embeds", "input_ids"):  # a text model may be called with either
         if (given := keywords.get(name)) is not None:
-            made[name] = given[:, start:stop].expand(rows, *[-1] * (given.ndim - 1))
+            repeated[name] = given[:, start:stop].expand(rows, *[-1] * (given.ndim - 1))
     if positions is not None:  # (axes, 1, N), or (1, N)
         axes = [-1] * (positions.ndim - 2)
-        made["position_ids"] = positions[..., start:stop].expand(*axes, rows, -1)
+        repeated["position_ids"] = positions[..., start:stop].expand(*axes, rows, -1)
     if keywords.get("attention_mask") is not None:  # of all keys, those before `start` too
-        made["attention_mask"] = keywords["attention_mask"][:, :stop].expand(rows, -1)
-    return made
+        repeated["attention_mask"] = keywords["attention_mask"][:, :stop].expand(rows, -1)
+    return repeated
 
 
 def _with_answer(inputs: PromptInputs, answer: Sequence[int]) -> dict[str, Tensor]:
     """The prompt's tensors with the answer but its last token behind them, as plain text."""
     ids = inputs.tensors["input_ids"]
     answer_ids = torch.tensor([list(answer[:-1])], dtype=ids.dtype)
-    made = dict(inputs.tensors)
+    tensors = dict(inputs.tensors)
     for name, tensor in inputs.tensors.items():
         if tensor.shape == ids.shape:  # one number a position; 0 is "text" in what marks images
             mask = torch.full_like(answer_ids, name == "attention_mask")
             fill = answer_ids if name == "input_ids" else mask
-            made[name] = torch.cat([tensor, fill.to(tensor.dtype)], dim=1)
-    return made
+            tensors[name] = torch.cat([tensor, fill.to(tensor.dtype)], dim=1)
+    return tensors

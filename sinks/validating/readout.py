@@ -23,7 +23,7 @@ from sinkscope.models.kernels import attention_rows
 from sinkscope.models.profiles import SinkProfile
 from sinkscope.models.run_info import RunInfo
 from sinkscope.models.sink_score import sink_score
-from sinkscope.models.sites import At
+from sinkscope.models.sites import SiteSelection
 from sinkscope.sinks.received import block_bytes, choose, first_query_of, received
 from sinkscope.sinks.validating.evidence import Reading
 from sinkscope.sinks.validating.settings import ValidateSettings
@@ -63,7 +63,10 @@ class PromptReader(Reader):
 
     def __init__(self, probe: PromptReading, layout: PromptLayout, layers: int) -> None:
         prompt = range(layout.length)
-        self.looks = (At("block_in", None, prompt), At("queries_keys", None, prompt))
+        self.reads = (
+            SiteSelection("block_in", None, prompt),
+            SiteSelection("queries_keys", None, prompt),
+        )
         profile = probe.profile
         self._layout, self._profile, self._random_dims = layout, profile, probe.random_dims
         self._taus, self._settings, self._layers = probe.taus, probe.settings, layers
@@ -143,12 +146,12 @@ class PromptReader(Reader):
             for count, one in zip(counts, flagged, strict=True)
             if bool((one & vision).any())
         }
-        found = dict.fromkeys(wanted, 0)
+        selected = dict.fromkeys(wanted, 0)
         step = max(1, block_bytes(device) // (heads * length * 4))
         for low in range(self._behind, length, step) if wanted else ():
             high = min(low + step, length)
             rows = attention_rows(query[:, :, low:high], key, scale, None, low)
             for count, one in wanted.items():
-                found[count] += int(select_rows(rows, one, vision, self._var).sum())
+                selected[count] += int(select_rows(rows, one, vision, self._var).sum())
         pairs = heads * (length - self._behind)
-        return tuple(found.get(count, 0) / pairs for count in counts)
+        return tuple(selected.get(count, 0) / pairs for count in counts)

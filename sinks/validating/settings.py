@@ -39,7 +39,7 @@ class ValidateSettings:
         None,
         "Layers whose flagged tokens are hidden.",
         left_out="from layer 2 on, where sinks are detected",
-        offered=False,
+        user_facing=False,
     )
     hide_in: HideIn = setting(
         "all_layers",
@@ -52,21 +52,21 @@ class ValidateSettings:
         "given", "given: the data's answers, if it has any; own: the model's greedy ones."
     )
     answer_tokens: int = setting(
-        24, "Maximum number of tokens of an answer.", low=1, high=1024, offered=False
+        24, "Maximum number of tokens of an answer.", low=1, high=1024, user_facing=False
     )
     random_draws: int = setting(
         4,
         "Draws of random vision tokens for each sample; their mean is used.",
         low=1,
         high=100,
-        offered=False,
+        user_facing=False,
     )
     dims_draws: int = setting(
         4,
         "Draws of random dimensions, the same for all samples; their mean is used.",
         low=1,
         high=100,
-        offered=False,
+        user_facing=False,
     )
     taus: tuple[float, ...] | None = setting(
         None,
@@ -74,45 +74,47 @@ class ValidateSettings:
         low=0.0,
         above=True,
         left_out="multiples (`SWEEP`) of the profile's",
-        offered=False,
+        user_facing=False,
     )
     sweep_samples: int = setting(
         10,
         "Samples on which the sweep hides tokens as well; 0: none.",
         low=0,
         high=10**6,
-        offered=False,
+        user_facing=False,
     )
     min_samples: int = setting(
         10,
         "Smallest number of samples with a sink for a verdict.",
         low=2,
         high=10**6,
-        offered=False,
+        user_facing=False,
     )
     max_flagged: float = setting(
         MANY_FLAGGED,
         "Largest share of the vision tokens that may be flagged (mean over `layers`).",
         low=0.0,
         high=1.0,
-        offered=False,
+        user_facing=False,
     )
     min_lift: float = setting(
         2.0,
         "Flagged tokens get at least this multiple of the average vision token's attention.",
         low=1.0,
-        offered=False,
+        user_facing=False,
     )
     margin: float = setting(
         0.05,
         "A smaller change of an answer token's log-probability counts as none.",
         low=0.0,
         unit="nats",
-        offered=False,
+        user_facing=False,
     )
-    bootstrap: int = setting(2000, "Bootstrap resamplings.", low=100, high=100_000, offered=False)
+    bootstrap: int = setting(
+        2000, "Bootstrap resamplings.", low=100, high=100_000, user_facing=False
+    )
     confidence: float = setting(
-        0.95, "Confidence level of the two-sided intervals.", low=0.5, high=0.999, offered=False
+        0.95, "Confidence level of the two-sided intervals.", low=0.5, high=0.999, user_facing=False
     )
     seed: int = setting(
         0, "Seed of the choice of samples, draws and resamplings.", low=0, high=HIGHEST_SEED
@@ -127,7 +129,7 @@ class ValidateSettings:
         "Tokens that pass through the text model at once while tokens are hidden.",
         low=1,
         high=10**8,
-        offered=False,
+        user_facing=False,
     )
 
     def __post_init__(self) -> None:

@@ -102,7 +102,7 @@ def summarise(
     counted = [agreed[layer] for layer in layers]
     hidden, contrasts = _hidden(records, settings), _contrasts(records, settings)
     agreement = _agreement(records, agreed, settings)
-    found = Evidence(
+    evidence = Evidence(
         samples=len(records),
         paired=sum("random" in record.evidence.changes for record in records),
         flagged=sum(layer.flagged_share for layer in counted) / len(counted),
@@ -110,7 +110,7 @@ def summarise(
         changes={one.name: one.change for one in hidden},
         contrasts=contrasts,
     )
-    made = Validation(
+    validation = Validation(
         profile=profile,
         model=model,
         settings=settings,
@@ -122,12 +122,12 @@ def summarise(
         hidden=hidden,
         contrasts=contrasts,
         sweep=tuple(_point(records, i, tau, layers) for i, tau in enumerate(taus)),
-        verdict=judge(found, settings),
+        verdict=judge(evidence, settings),
         warnings=(),
         held_out=not found_on_them,
         seconds=0.0,
     )
-    return warnings_of(made, layers, found_on_them, known)
+    return warnings_of(validation, layers, found_on_them, known)
 
 
 def agreement_by_layer(records: Sequence[Record]) -> tuple[LayerAgreement, ...]:
@@ -159,13 +159,13 @@ def estimate(values: Sequence[float], settings: ValidateSettings) -> Estimate:
 def _by_layer(
     counts: Tensor, tokens: int, attention: Sequence[float]
 ) -> tuple[LayerAgreement, ...]:
-    made = []
+    agreements = []
     for layer, (row, held) in enumerate(zip(counts.tolist(), attention, strict=True)):
         flagged, high, top, flagged_high, flagged_top = row  # as `evidence.counts` has them
-        made.append(
+        agreements.append(
             LayerAgreement(layer, tokens, flagged, high, top, flagged_high, flagged_top, held)
         )
-    return tuple(made)
+    return tuple(agreements)
 
 
 def _agreement(
@@ -202,13 +202,13 @@ def _hidden(records: Sequence[Record], settings: ValidateSettings) -> tuple[Hidd
     """One entry a set that exists in some sample; nothing where no token is flagged at all."""
     if not any("sinks" in record.evidence.changes for record in records):
         return ()
-    made = []
+    hidden_sets = []
     names: tuple[SetName, ...] = get_args(SetName)
     for name in names:
         having = [record for record in records if name in record.evidence.changes]
         if having:
             sizes = [r.evidence.tokens if name == "image" else r.evidence.hidden for r in having]
-            made.append(
+            hidden_sets.append(
                 HiddenSet(
                     name=name,
                     change=estimate([r.evidence.changes[name] for r in having], settings),
@@ -217,16 +217,16 @@ def _hidden(records: Sequence[Record], settings: ValidateSettings) -> tuple[Hidd
                     overlap=sum(r.overlap[name] for r in having) / len(having),
                 )
             )
-    return tuple(made)
+    return tuple(hidden_sets)
 
 
 def _contrasts(records: Sequence[Record], settings: ValidateSettings) -> dict[str, Estimate]:
-    made = {}
+    contrasts = {}
     for name in CONTROLS:
         pairs = [record.evidence.changes for record in records if name in record.evidence.changes]
         if pairs:
-            made[name] = estimate([pair["sinks"] - pair[name] for pair in pairs], settings)
-    return made
+            contrasts[name] = estimate([pair["sinks"] - pair[name] for pair in pairs], settings)
+    return contrasts
 
 
 def _point(records: Sequence[Record], index: int, tau: float, layers: Sequence[int]) -> SweepPoint:

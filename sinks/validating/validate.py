@@ -106,7 +106,7 @@ def validate(
             raise Stopped(done, len(ordered))
         try:
             try:
-                asked = _asked(task, sample)
+                asked = _prepare(task, sample)
             except (ImageError, ValueError) as error:  # the sample's; what comes later is not its
                 skipped.append((sample.id, str(error)))
             else:
@@ -188,15 +188,15 @@ class _Interrupted(Exception):  # noqa: N818  (no error: the user asked for it)
 
 
 @dataclass(frozen=True)
-class _Asked:
+class _PreparedSample:
     """A sample that can be used: its prompt, its answer's token ids, whether the model gave it."""
 
     inputs: PromptInputs
     answer: tuple[int, ...]
-    own: bool
+    by_model: bool
 
 
-def _asked(task: _Task, sample: Sample) -> _Asked:
+def _prepare(task: _Task, sample: Sample) -> _PreparedSample:
     """The sample made ready; a `ValueError` is the reason to skip it."""
     images = sample.open_images()
     inputs = task.handle.prepare(
@@ -207,22 +207,22 @@ def _asked(task: _Task, sample: Sample) -> _Asked:
         history=sample.history,
     )
     check_window(task.handle, inputs.layout.length)
-    return _Asked(inputs, *_answer(task, sample, inputs))
+    return _PreparedSample(inputs, *_answer(task, sample, inputs))
 
 
-def _one(task: _Task, sample: Sample, asked: _Asked, sweeps: bool) -> Record:
+def _one(task: _Task, sample: Sample, asked: _PreparedSample, sweeps: bool) -> Record:
     """Everything about one sample."""
     handle, settings = task.handle, task.settings
-    inputs, answer, own = asked.inputs, asked.answer, asked.own
+    inputs, answer, by_model = asked.inputs, asked.answer, asked.by_model
     probe = PromptReading(task.profile, task.random_dims, task.taus, settings)
     counted = GenerationSettings(max_new_tokens=len(answer))
     with handle.lock, memory_errors_named(inputs, counted):
         forced = read_answer(handle, inputs, answer, [probe])
         reading = forced.session[probe].reading()
-        wanted = _Wanted(inputs, reading.phi.shape)
+        wanted = _HiddenPatterns(inputs, reading.phi.shape)
         order = _orders(sample, inputs.layout.vision_tokens, settings)
-        found = evidence.candidates(reading, task.profile.tau, task.layers, order)
-        rows = {name: wanted.add(found, name, settings) for name in found.tokens}
+        candidates = evidence.candidates(reading, task.profile.tau, task.layers, order)
+        rows = {name: wanted.add(candidates, name, settings) for name in candidates.tokens}
         swept = [evidence.candidates(reading, tau, task.layers, order[:1]) for tau in task.taus]
         sweep_rows = [
             {
@@ -251,9 +251,9 @@ def _one(task: _Task, sample: Sample, asked: _Asked, sweeps: bool) -> Record:
         evidence=SampleEvidence(
             id=sample.id,
             tokens=inputs.layout.vision_tokens,
-            hidden=int(found.pattern.any(0).sum()),
+            hidden=int(candidates.pattern.any(0).sum()),
             answer=text,
-            own=own,
+            own=by_model,
             log_probability=float(logs[0].double().mean()),
             changes=at_tau,
             question=sample.prompt,
@@ -263,10 +263,10 @@ def _one(task: _Task, sample: Sample, asked: _Asked, sweeps: bool) -> Record:
         ),
         counts=evidence.counts(reading, task.profile.tau),
         attention=_attention_of_flagged(reading, task.profile.tau),
-        lift=evidence.lift(reading, found.pattern),
-        random_lift=_random_lift(reading, found.pattern),
-        held={n: evidence.held(reading, found, task.layers, n) for n in found.tokens},
-        overlap={n: evidence.overlap(found, n) for n in found.tokens},
+        lift=evidence.lift(reading, candidates.pattern),
+        random_lift=_random_lift(reading, candidates.pattern),
+        held={n: evidence.held(reading, candidates, task.layers, n) for n in candidates.tokens},
+        overlap={n: evidence.overlap(candidates, n) for n in candidates.tokens},
         sweep=tuple(
             SweepRecord(
                 counts=evidence.counts(reading, tau),
@@ -281,7 +281,7 @@ def _one(task: _Task, sample: Sample, asked: _Asked, sweeps: bool) -> Record:
     )
 
 
-class _Wanted:
+class _HiddenPatterns:
     """The different sets to hide, each once; the first hides nothing."""
 
     def __init__(self, inputs: PromptInputs, shape: Sequence[int]) -> None:
@@ -289,19 +289,21 @@ class _Wanted:
         self._rows: dict[bytes, int] = {}
         self._patterns: list[Tensor] = []
 
-    def add(self, found: Candidates, name: str, settings: ValidateSettings) -> list[int]:
+    def add(self, candidates: Candidates, name: str, settings: ValidateSettings) -> list[int]:
         """Rows of one set's draws."""
-        own = settings.hide_in == "own_layers"
-        draws = range(len(found.tokens[name]))
-        return [self._row(evidence.hidden_pattern(found, name, draw, own)) for draw in draws]
+        own_layers = settings.hide_in == "own_layers"
+        draws = range(len(candidates.tokens[name]))
+        return [
+            self._row(evidence.hidden_pattern(candidates, name, draw, own_layers)) for draw in draws
+        ]
 
     def patterns(self) -> Tensor:
         """bool (sets, N) or (sets, L, N) over prompt positions."""
         vision = torch.stack([torch.zeros_like(self._patterns[0]), *self._patterns])
         places = self._inputs.layout.vision_positions()
-        made = torch.zeros(*vision.shape[:-1], self._inputs.layout.length, dtype=torch.bool)
-        made[..., places] = vision
-        return made
+        patterns = torch.zeros(*vision.shape[:-1], self._inputs.layout.length, dtype=torch.bool)
+        patterns[..., places] = vision
+        return patterns
 
     def _row(self, pattern: Tensor) -> int:
         key = pattern.numpy().tobytes()
@@ -321,7 +323,7 @@ def _answer(task: _Task, sample: Sample, inputs: PromptInputs) -> tuple[tuple[in
         return ids, False
     short = GenerationSettings(max_new_tokens=most, layers=(0,), reduce_heads=True)
     trace = generate(handle, inputs, short, stop=task.stop)
-    if trace.finish == "stopped":
+    if trace.finish_reason == "stopped":
         raise _Interrupted
     ends = end_tokens(handle)
     ids = tuple(token.id for token in trace.tokens if token.id not in ends)

@@ -14,8 +14,8 @@ from typing import Literal
 
 from sinkscope.models.info import ModelInfo
 from sinkscope.models.profiles import SinkProfile
-from sinkscope.outside import made_of, read_json
 from sinkscope.sinks.validating.settings import ValidateSettings
+from sinkscope.untrusted import dataclass_from, read_json
 from sinkscope.utils import write_atomically
 
 FORMAT, VERSION = "sinkscope-validation", 1
@@ -274,6 +274,6 @@ class Validation:
             )
         try:
             about = ("format", "version")
-            return made_of(Validation, {k: v for k, v in values.items() if k not in about})
+            return dataclass_from(Validation, {k: v for k, v in values.items() if k not in about})
         except ValueError as error:
             raise ValueError(f"The validation {path.name} is damaged: {error}.") from error

@@ -26,7 +26,7 @@ def result() -> dict[str, Any]:
         "methods": {"chefer": one, "relative": {"why_not": "no generic prompt"}},
         "peaks": {"forward": 10 << 20, "rollout": 5 << 20, "chefer": 29 << 20},
     }
-    return {**made, "held": methods.held(made)}
+    return {**made, "held": methods.within_limits(made)}
 
 
 def test_what_is_held_and_what_is_not() -> None:
@@ -48,7 +48,7 @@ def test_what_is_held_and_what_is_not() -> None:
         bad["methods"]["chefer"]["token"] = dict(bad["methods"]["chefer"]["token"])
         bad["methods"]["chefer"]["answer"] = dict(bad["methods"]["chefer"]["answer"])
         change(bad)
-        assert not methods.held(bad)
+        assert not methods.within_limits(bad)
 
 
 def test_seconds_are_of_the_call() -> None:

@@ -13,13 +13,13 @@ from PIL import Image
 
 from sinkscope.attention_extractor import GenerationTrace, compare, generate
 from sinkscope.capture.engine import answering
-from sinkscope.capture.engine.answering import NoStepsError, StepRun, answer_by_steps
+from sinkscope.capture.engine.answering import StepRun, StepsUnavailableError, answer_by_steps
 from sinkscope.capture.engine.cache import CAPACITY_STEP, capacity_for
 from sinkscope.capture.engine.history import History
-from sinkscope.capture.engine.store import let_go, store_of
+from sinkscope.capture.engine.store import release_steps, store_of
 from sinkscope.capture.probes.trace_rows import TraceRows
 from sinkscope.capture.recorder import TraceRecorder
-from sinkscope.capture.run import decide
+from sinkscope.capture.run import decoding_for
 from sinkscope.capture.session import attached
 from sinkscope.capture.tokens import TokenProbe
 from sinkscope.capture.trace import GeneratedToken
@@ -30,7 +30,7 @@ from sinkscope.interventions.hide import HideKeys
 from sinkscope.interventions.lower import LowerAttention
 from sinkscope.models.family import PromptInputs
 from sinkscope.models.loading import ModelHandle, load_model
-from sinkscope.models.sites import At
+from sinkscope.models.sites import SiteSelection
 from tests.text_models import save_text_model
 
 pytestmark = pytest.mark.tiny
@@ -53,7 +53,7 @@ def handle(shared: ModelHandle) -> Iterator[ModelHandle]:
     config = shared.model.generation_config
     end = config.eos_token_id
     config.eos_token_id = None
-    let_go(shared)
+    release_steps(shared)
     yield shared
     config.eos_token_id = end
 
@@ -81,7 +81,7 @@ def assert_equal(steps: GenerationTrace, loop: GenerationTrace, rounding: float 
     """The same, but for rounding; float16 columns may round to the neighbour."""
     assert steps.extra["engine"] == {"asked": "graph", "used": "step"}
     assert "engine" not in loop.extra
-    assert ids(steps) == ids(loop) and steps.finish == loop.finish
+    assert ids(steps) == ids(loop) and steps.finish_reason == loop.finish_reason
     assert [token.text for token in steps.tokens] == [token.text for token in loop.tokens]
     for a, b in zip(steps.tokens, loop.tokens, strict=True):
         assert (a.rank, [o.id for o in a.alternatives]) == (b.rank, [o.id for o in b.alternatives])
@@ -218,7 +218,7 @@ def test_an_answer_that_ends_at_once_and_a_row_that_goes_on(
     plain = ids(generate(handle, one, GREEDY))
     config.eos_token_id = plain[0]
     for made in (generate(handle, one, stepped(GREEDY)), generate(handle, one, GREEDY)):
-        assert ids(made) == plain[:1] and made.finish == "end"
+        assert ids(made) == plain[:1] and made.finish_reason == "end"
         assert made.attention.shape[0] == 1
     # Of a comparison: one row ends in the middle, the other later or never.
     config.eos_token_id = None
@@ -252,7 +252,7 @@ def test_stop_at_the_third_token(handle: ModelHandle, one: PromptInputs, ahead: 
 
     (steps, told), (loop, theirs) = run(stepped(GREEDY)), run(GREEDY)
     assert told == theirs == ids(steps) and len(told) == 3
-    assert steps.finish == "stopped"
+    assert steps.finish_reason == "stopped"
     assert_equal(steps, loop)
 
 
@@ -295,7 +295,7 @@ def test_a_checkpoint_s_own_way_of_decoding(
             steps = generate(handle, one, stepped(settings))
             assert set(change) <= set(loop.extra["decoding"]["used"])
         assert_equal(steps, loop)
-    assert steps.finish == "stop_string"
+    assert steps.finish_reason == "stop_string"
 
 
 @pytest.mark.parametrize("name", ["gpt2", "mistral_window", "gpt_neox", "qwen3"])
@@ -335,7 +335,7 @@ def by_steps(
     handle: ModelHandle, inputs: PromptInputs, settings: GenerationSettings, *acting: Intervention
 ) -> tuple[list[int], TraceRecorder]:
     """An answer with any interventions: its ids, and what was kept of its rows."""
-    decoding = decide(handle, settings, inputs.layout.length)
+    decoding = decoding_for(handle, settings, inputs.layout.length)
     every = tuple(range(handle.info.layers)), tuple(range(handle.info.heads))
     rows = TraceRows(*every, settings.max_new_tokens)
     told = TokenProbe(handle.tokenizer)
@@ -348,7 +348,7 @@ def by_steps(
 def by_loop(
     handle: ModelHandle, inputs: PromptInputs, settings: GenerationSettings, *acting: Intervention
 ) -> tuple[list[int], TraceRecorder]:
-    config = decide(handle, settings, inputs.layout.length).config
+    config = decoding_for(handle, settings, inputs.layout.length).config
     every = tuple(range(handle.info.layers)), tuple(range(handle.info.heads))
     rows = TraceRows(*every, settings.max_new_tokens)
     new = settings.max_new_tokens
@@ -368,7 +368,7 @@ def test_other_interventions_on_rows(handle: ModelHandle, one: PromptInputs) -> 
         torch.testing.assert_close(got.float(), true.float(), rtol=1.1e-3, atol=5e-6)
     assert len(store_of(handle)) == 0
     # One that acts on the prompt alone is gone by the time of the first step.
-    damped = DampDims(At("block_in", (1,), range(one.layout.length)), (3, 40), 0.0)
+    damped = DampDims(SiteSelection("block_in", (1,), range(one.layout.length)), (3, 40), 0.0)
     assert by_steps(handle, one, GREEDY, damped)[0] == by_loop(handle, one, GREEDY, damped)[0]
 
 
@@ -376,9 +376,9 @@ def test_interventions_that_steps_do_not_know(handle: ModelHandle, one: PromptIn
     hidden = torch.zeros(1, one.layout.length, dtype=torch.bool)
     for acting in (
         HideKeys(hidden),
-        DampDims(At("block_in", (1,)), (3,), 0.0),
+        DampDims(SiteSelection("block_in", (1,)), (3,), 0.0),
         LowerAttention((3,), 0.5, row_positions=range(one.layout.length + 2)),
     ):
-        with pytest.raises(NoStepsError, match="acts"):
+        with pytest.raises(StepsUnavailableError, match="acts"):
             by_steps(handle, one, GREEDY, acting)
     assert not handle.stack.language_model._forward_pre_hooks

@@ -20,7 +20,7 @@ from sinkscope.capture.engine import answering, choice
 from sinkscope.capture.engine.cache import FixedCache
 from sinkscope.capture.engine.recording import Recording, RecordingFailedError
 from sinkscope.capture.engine.step import DecodeStep
-from sinkscope.capture.engine.store import StepStore, kept_bytes, let_go
+from sinkscope.capture.engine.store import StepStore, kept_bytes, release_steps
 from sinkscope.config import GenerationSettings, VARSettings
 from sinkscope.models.family import PromptInputs
 from sinkscope.models.loading import ModelHandle, load_model
@@ -214,7 +214,7 @@ def test_the_forecast_knows_what_a_step_takes(
     need = guess.payload_bytes + guess.cache_bytes
     monkeypatch.setattr(forecasting, "available_memory", lambda device: need - kept_bytes(handle))
     forecasting.check_memory(handle, inputs, GREEDY)
-    let_go(handle)
+    release_steps(handle)
     monkeypatch.setattr(forecasting, "available_memory", lambda device: need - 1)
     with pytest.raises(ValueError, match="max_new_tokens"):
         forecasting.check_memory(handle, inputs, GREEDY)

@@ -20,17 +20,17 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from sinkscope.attention_extractor import compare, generate
-from sinkscope.capture import crossing
+from sinkscope.capture import host_copies
 from sinkscope.capture.engine import answering, history
 from sinkscope.capture.engine.choosing import (
     Rule,
     asked_of_generate,
-    chosen_behind,
+    chosen_by_processors,
     processors_of,
 )
 from sinkscope.capture.engine.recording import RecordingFailedError, record
 from sinkscope.capture.engine.step import DecodeStep
-from sinkscope.capture.run import decide
+from sinkscope.capture.run import decoding_for
 from sinkscope.config import GenerationSettings
 from sinkscope.models.family import PromptInputs
 from sinkscope.models.loading import ModelHandle, load_model
@@ -144,7 +144,7 @@ def test_a_step_reads_nothing_and_copies_nothing_between_devices(
         step()
     assert copies.count > 200
     assert copies.found == []
-    assert {t.device.type for t in step.moving()} == {"meta"}
+    assert {t.device.type for t in step.changing_tensors()} == {"meta"}
     with _Copies() as copies:  # it finds what it must
         step.position.copy_(torch.zeros(1, dtype=torch.long))
         for read in (step.position.item, step.position.cpu, step.position.tolist):
@@ -185,9 +185,11 @@ def test_the_host_waits_once_a_token_and_once_a_block(
 ) -> None:
     waited: list[int] = []
     for part in (answering, history):
-        monkeypatch.setattr(part, "crosses", lambda device: True)
-    monkeypatch.setattr(crossing, "pinned", lambda size: torch.empty(size, dtype=torch.uint8))
-    monkeypatch.setattr(crossing, "marked", lambda device: Arrival(waited))
+        monkeypatch.setattr(part, "needs_host_copy", lambda device: True)
+    monkeypatch.setattr(
+        host_copies, "pinned_bytes", lambda size: torch.empty(size, dtype=torch.uint8)
+    )
+    monkeypatch.setattr(host_copies, "record_event", lambda device: Arrival(waited))
     monkeypatch.setattr(history.Shape, "block", lambda self, tokens: 2)
     pair = compare(handle, inputs, GREEDY, VAR)
     tokens = GREEDY.max_new_tokens
@@ -211,7 +213,7 @@ def test_known_settings_choose_as_generate_would(handle: ModelHandle, inputs: Pr
         {"temperature": 1.4, "top_p": 0.5, "top_k": 7, "repetition_penalty": 0.8},
     ):
         settings = GenerationSettings(**changes)  # type: ignore[arg-type]
-        decoding = decide(handle, settings, inputs.layout.length)
+        decoding = decoding_for(handle, settings, inputs.layout.length)
         asked = asked_of_generate(handle, decoding.config, prompt)
         known = processors_of(handle, decoding.config, decoding.about["used"], prompt)
         sampled = bool(decoding.config.do_sample)
@@ -225,7 +227,7 @@ def test_known_settings_choose_as_generate_would(handle: ModelHandle, inputs: Pr
                 torch.manual_seed(seed)
                 one = mine.choose(scores.clone(), seen)
                 torch.manual_seed(seed)
-                assert int(one) == int(chosen_behind(asked, sampled, ids, scores))
+                assert int(one) == int(chosen_by_processors(asked, sampled, ids, scores))
 
 
 def test_the_text_model_can_be_compiled(

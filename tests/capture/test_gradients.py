@@ -20,7 +20,7 @@ from sinkscope.config import VARSettings
 from sinkscope.interventions.base import Intervention
 from sinkscope.models.family import PromptInputs
 from sinkscope.models.loading import ModelHandle, load_model
-from sinkscope.models.sites import MODULE_SITES, At
+from sinkscope.models.sites import MODULE_SITES, SiteSelection
 from sinkscope.var_patch import VAR
 
 pytestmark = pytest.mark.tiny
@@ -76,7 +76,7 @@ def test_by_z_it_is_autograd_on_the_plain_eager_model(
     positions: Sequence[int] | None,
 ) -> None:
     """Of several layers at once: the graph is not cut at the later ones."""
-    z = Values(At("z", (0, 1, 3), positions))  # type: ignore[arg-type]
+    z = Values(SiteSelection("z", (0, 1, 3), positions))  # type: ignore[arg-type]
     with attached(handle, inputs, [z], gradients=True) as session:
         log, _ = log_probability(handle.model, inputs)
     found = torch.autograd.grad(log, list(session[z].values()))
@@ -109,7 +109,7 @@ def test_by_attention_it_is_autograd_on_the_plain_eager_model(
 def test_every_site_has_a_gradient(handle: ModelHandle, inputs: PromptInputs, site: str) -> None:
     """Against a difference quotient along a random direction."""
     end = inputs.layout.length
-    at = At(site, (1,), (end - 1,))  # type: ignore[arg-type]
+    at = SiteSelection(site, (1,), (end - 1,))  # type: ignore[arg-type]
     values = Values(at)
     with attached(handle, inputs, [values], gradients=True) as session:
         log, _ = log_probability(handle.model, inputs)
@@ -124,7 +124,7 @@ def test_through_var(handle: ModelHandle, inputs: PromptInputs) -> None:
     """The rows that VAR changes are differentiated, whatever the fast correction is made of."""
     own = VARSettings((3, 40), 1.2, 0.2, 1.0, 0.0, layers=(1, 2))
     end = inputs.layout.length
-    at = At("z", (0,), range(end - 3, end))
+    at = SiteSelection("z", (0,), range(end - 3, end))
     values, var = Values(at), VAR((own,))
     with attached(handle, inputs, [values], [var], gradients=True) as session:
         log, _ = log_probability(handle.model, inputs)
@@ -137,7 +137,7 @@ def test_through_var(handle: ModelHandle, inputs: PromptInputs) -> None:
 
 
 def test_without_the_flag_nothing_is_recorded(handle: ModelHandle, inputs: PromptInputs) -> None:
-    values = Values(At("z"))
+    values = Values(SiteSelection("z"))
     with attached(handle, inputs, [values]) as session:
         assert not torch.is_grad_enabled()
         log, _ = log_probability(handle.model, inputs)
@@ -152,13 +152,13 @@ def test_without_the_flag_nothing_is_recorded(handle: ModelHandle, inputs: Promp
 def _quotient(
     handle: ModelHandle,
     inputs: PromptInputs,
-    at: At,
+    at: SiteSelection,
     direction: Tensor,
     interventions: list[Intervention],
 ) -> float:
     @dataclasses.dataclass(frozen=True, eq=False)
     class Moved(Intervention):
-        edits: tuple[At, ...]
+        edits: tuple[SiteSelection, ...]
         by: Tensor
 
         def edit(self, site: str, layer: int, values: Tensor, positions: Sequence[int]) -> Tensor:

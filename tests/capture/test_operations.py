@@ -44,7 +44,7 @@ def inputs(handle: ModelHandle) -> PromptInputs:
 
 @pytest.fixture(autouse=True)
 def as_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(kernels, "host_reads_are_free", lambda device: False)
+    monkeypatch.setattr(kernels, "is_on_host", lambda device: False)
     real = torch.Tensor.cpu
 
     def cpu(tensor: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:

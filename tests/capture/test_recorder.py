@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from sinkscope.capture import crossing as crossing_part
+from sinkscope.capture import host_copies
 from sinkscope.capture import recorder as recording
 from sinkscope.capture.recorder import TraceRecorder
 from sinkscope.models.family import PromptLayout, Segment
@@ -138,13 +138,15 @@ class Arrives:
 
 
 @pytest.fixture
-def crossing(monkeypatch: pytest.MonkeyPatch) -> None:
+def copies_without_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     """Recorders of a GPU's rows, without a GPU."""
-    monkeypatch.setattr(crossing_part, "pinned", lambda size: torch.empty(size, dtype=torch.uint8))
-    monkeypatch.setattr(crossing_part, "marked", lambda device: Arrives())
+    monkeypatch.setattr(
+        host_copies, "pinned_bytes", lambda size: torch.empty(size, dtype=torch.uint8)
+    )
+    monkeypatch.setattr(host_copies, "record_event", lambda device: Arrives())
 
 
-@pytest.mark.usefixtures("crossing")
+@pytest.mark.usefixtures("copies_without_gpu")
 @pytest.mark.parametrize("staged", [1, 3 * HEADS * 23 * 4, 1 << 25], ids=["1", "3", "all"])
 @pytest.mark.parametrize("reduce_heads", [False, True])
 def test_a_gpus_rows_cross_once_a_token(
@@ -170,11 +172,11 @@ def test_a_gpus_rows_cross_once_a_token(
                 recorder.record(layer, part, position)
     ours, plain = (recorder.finish(TOKENS) for recorder in made)
     assert all(torch.equal(a, b) for a, b in zip(ours, plain, strict=True))
-    assert made[0]._crossing is not None
-    assert made[0]._crossing.sent == TOKENS
+    assert made[0]._copies is not None
+    assert made[0]._copies.started == TOKENS
 
 
-@pytest.mark.usefixtures("crossing")
+@pytest.mark.usefixtures("copies_without_gpu")
 @pytest.mark.parametrize("chunk", [1, 2, 5, 100])
 def test_a_gpus_rows_of_a_prompt_cross_too(chunk: int) -> None:
     rows = all_rows()

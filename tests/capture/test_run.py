@@ -26,7 +26,7 @@ from sinkscope.attention_processor import patch_map
 from sinkscope.capture import forecast as forecasting
 from sinkscope.capture.probes.rows import Rows
 from sinkscope.capture.recorder import TraceRecorder
-from sinkscope.capture.run import decide
+from sinkscope.capture.run import decoding_for
 from sinkscope.capture.session import attached
 from sinkscope.capture.trace import MEAN_HEAD, GeneratedToken
 from sinkscope.config import GenerationSettings, VARSettings
@@ -68,7 +68,7 @@ def plain(
     handle: ModelHandle, inputs: PromptInputs, settings: GenerationSettings
 ) -> SimpleNamespace:
     """transformers alone, with SDPA: token ids and raw logits (T, vocabulary)."""
-    config = decide(handle, settings, inputs.layout.length).config
+    config = decoding_for(handle, settings, inputs.layout.length).config
     config.update(return_dict_in_generate=True, output_logits=True)
     handle.model.set_attn_implementation({"text_config": "sdpa"})
     try:
@@ -144,7 +144,7 @@ def test_token_texts_join_to_the_answer(handle: ModelHandle, inputs: PromptInput
     for length in range(1, SAMPLED.max_new_tokens + 1):  # it may end inside a character
         settings = dataclasses.replace(SAMPLED, max_new_tokens=length)
         for trace in (generate(handle, inputs, settings), generate_stash(handle, inputs, settings)):
-            assert trace.finish == "length"
+            assert trace.finish_reason == "length"
             texts = [token.text for token in trace.tokens]
             assert "".join(texts) == decode([token.id for token in trace.tokens])
             broken += texts[-1].endswith("\ufffd")
@@ -174,7 +174,7 @@ def test_a_stopped_answer_and_one_under_var_keep_their_tails(
     finally:
         hook.remove()
     assert shown == ["", "", ""]
-    assert (stopped.finish, stopped.text) == ("stopped", "\ufffd" * 3)
+    assert (stopped.finish_reason, stopped.text) == ("stopped", "\ufffd" * 3)
     for pair in pairs:
         for trace in (pair.baseline, pair.var):
             assert trace.text == decode([first] * 10) == "\ufffd" * 10
@@ -199,7 +199,7 @@ def test_a_run_ends_at_the_token_that_ends_an_answer(
     first = next(i for i, token in enumerate(whole.tokens) if token.id == end)
     own_config.eos_token_id = [end, 3]
     cut = generate(handle, inputs, GREEDY)
-    assert (len(cut.tokens), cut.finish) == (first + 1, "end")
+    assert (len(cut.tokens), cut.finish_reason) == (first + 1, "end")
     assert cut.text == "".join(token.text for token in whole.tokens[:first])
     assert torch.equal(cut.attention, whole.attention[: first + 1])
 
@@ -218,7 +218,7 @@ def test_stop_ends_a_run_with_the_token_it_was_pressed_at(
 
     whole = generate(handle, inputs, GREEDY)
     trace = generate(handle, inputs, GREEDY, on_token=look, stop=stop)
-    assert trace.finish == "stopped"
+    assert trace.finish_reason == "stopped"
     assert trace.tokens == whole.tokens[: after + 1]
     assert [token.id for token in trace.tokens] == [token.id for token in seen]
     assert trace.text.startswith("".join(token.text for token in seen))

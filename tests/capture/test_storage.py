@@ -63,7 +63,7 @@ def small_trace(tokens: int = 3) -> GenerationTrace:
         model=ModelInfo("m", "r", "f", "float32", "cpu", 4, 3, 64),
         settings={"max_new_tokens": tokens},
         seed=5,
-        finish="length",
+        finish_reason="length",
         seconds=0.25,
         var={"moved": 0.5},
     )

@@ -10,7 +10,7 @@ from sinkscope.config import VARSettings
 from sinkscope.demo.packing import PackedBatch
 from sinkscope.demo.recipe import SinkTeaching
 from sinkscope.demo.scenes import scene
-from sinkscope.demo.sinking import Relief, choose_sinks, phi_per_dim, relieving, sink_loss
+from sinkscope.demo.sink_training import Relief, choose_sinks, phi_per_dim, relieving, sink_loss
 from sinkscope.demo.teaching import scene_targets
 from sinkscope.interventions.var.redistribute import redistribute
 from tests.demo.test_teaching import square_scene

@@ -85,7 +85,9 @@ def vectors() -> Iterator[dict[str, Any]]:
         # As they are written: seven digits give a float32 back.
         maps = [np.array(_plain(np.asarray(v, np.float32)), np.float32) for v in given]
         said = "times" if name.startswith("times") else "percent"
-        results = {k: _result(scaling(maps, k, said=SAID[said]), maps) for k in get_args(Scale)}
+        results = {
+            k: _result(scaling(maps, k, format_value=SAID[said]), maps) for k in get_args(Scale)
+        }
         moved = difference_of(maps[0], np.roll(maps[0], 3))
         results["signed"] = _result(signed_scaling([moved], SAID[said]), [moved])
         yield {"name": name, "said": said, "maps": [_plain(m) for m in maps], "results": results}

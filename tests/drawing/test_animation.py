@@ -89,15 +89,22 @@ def test_each_side_goes_over_tokens_of_its_own(tmp_path: Path) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("sinkscope.drawing.animation.Frames", Watched)
         path, told = tmp_path / "a.mp4", []
-        animate(pair, path, first=3, last=4, own=(21, 23), on_frame=lambda *at: told.append(at))
+        animate(
+            pair,
+            path,
+            first=3,
+            last=4,
+            second_tokens=(21, 23),
+            on_frame=lambda *at: told.append(at),
+        )
         assert seen == [([3], [21]), ([4], [22]), ([4], [23])] and told[-1] == (3, 3)
         seen.clear()
-        animate(pair, tmp_path / "b.mp4", first=3, last=4, window=3, own=(21, 24))
+        animate(pair, tmp_path / "b.mp4", first=3, last=4, window=3, second_tokens=(21, 24))
         assert seen == [([3, 4], [21, 22, 23]), ([3, 4], [22, 23, 24])]
-    with pytest.raises(ValueError, match="own is '5 to 4'; allowed: rising"):
-        animate(pair, path, own=(5, 4))
-    with pytest.raises(ValueError, match="own is"):
-        animate(pair, path, own=(0, 99))
+    with pytest.raises(ValueError, match="second_tokens is '5 to 4'; allowed: rising"):
+        animate(pair, path, second_tokens=(5, 4))
+    with pytest.raises(ValueError, match="second_tokens is"):
+        animate(pair, path, second_tokens=(0, 99))
 
 
 def test_settings_are_refused_by_name(tmp_path: Path) -> None:

@@ -17,10 +17,10 @@ from sinkscope.drawing.scale import (
     clipped,
     difference_of,
     percent,
-    said_in,
     scaling,
     signed_scaling,
     times,
+    value_format,
 )
 from sinkscope.web.components.assets import STATIC
 from tests.drawing.scale_vectors import FILE, vectors
@@ -132,8 +132,11 @@ def test_numbers_keep_small_shares() -> None:
     said = "|".join(map(percent, shares))
     assert said == "0 %|1e-5 %|0.012 %|0.50 %|1.23 %|10.0 %|100.0 %"
     assert "|".join(map(times, (0, 4e-5, 0.3, 2.46, 12.4))) == "0 ×|4e-5 ×|0.3 ×|2.5 ×|12 ×"
-    assert said_in("attention mass") is percent and said_in("times the generic prompt") is times
-    assert said_in("nats")(0.12345) == "0.123"
+    assert (
+        value_format("attention mass") is percent
+        and value_format("times the generic prompt") is times
+    )
+    assert value_format("nats")(0.12345) == "0.123"
 
 
 # --- laws -----------------------------------------------------------------------------------------

@@ -67,14 +67,14 @@ def test_each_side_can_show_tokens_of_its_own() -> None:
     minus = patch_map(pair["var"], [22, 23]).values - patch_map(pair["baseline"], 3).values
     assert apart[2].scale is not None
     assert apart[2].scale.high == pytest.approx(np.sort(abs(minus).ravel())[-4], rel=1e-5)
-    words = " ".join(words_of(view_figure(sides, 3, view, own=[22, 23])).split())
+    words = " ".join(words_of(view_figure(sides, 3, view, second_tokens=[22, 23])).split())
     assert "Baseline: token 3 “" in words and "VAR: tokens 22–23 (mean) “is·a”" in words
     ended = Painter(sides_of(sides), view, 120).panels([26], [5])
     assert ended[1].note == "" and ended[0].note == ""
-    with pytest.raises(ValueError, match=r"own is \[26\]; VAR has 26 tokens, from 0"):
-        view_figure(sides, 3, own=[26])
+    with pytest.raises(ValueError, match=r"second_tokens is \[26\]; VAR has 26 tokens, from 0"):
+        view_figure(sides, 3, second_tokens=[26])
     with pytest.raises(ValueError, match="of two answers side by side only"):
-        view_figure(pair["baseline"], 3, own=[2])
+        view_figure(pair["baseline"], 3, second_tokens=[2])
 
 
 def test_texts_are_no_formulas(tmp_path: Path) -> None:

@@ -10,8 +10,8 @@ from typing import Any
 
 from PIL import Image
 
-from sinkscope.evaluation.asking import Answer
-from sinkscope.evaluation.work import Done, Work
+from sinkscope.evaluation.question_batches import Answer
+from sinkscope.evaluation.work import Work, WorkResult
 
 
 def said(text: str, **others: Any) -> Answer:
@@ -44,7 +44,7 @@ class Scripted:
         for index, unit in enumerate(items):
             yield index, tuple(self._done(one) for one in unit)
 
-    def _done(self, work: Work) -> Done:
+    def _done(self, work: Work) -> WorkResult:
         self.asked.append(work.prompt)
         try:
             for picture in work.pictures:
@@ -53,8 +53,8 @@ class Scripted:
         except ValueError as error:
             made = error
         if isinstance(made, Exception):
-            return Done("", (), str(made), {})
-        return Done("hash", tuple(said(text) for text in made), None, {})
+            return WorkResult("", (), str(made), {})
+        return WorkResult("hash", tuple(said(text) for text in made), None, {})
 
 
 def write_questions(folder: Path, rows: Sequence[dict[str, Any]]) -> Path:

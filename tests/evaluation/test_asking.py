@@ -13,9 +13,14 @@ from PIL import Image
 from sinkscope.attention_extractor import compare, generate
 from sinkscope.config import GenerationSettings, ModelSettings
 from sinkscope.evaluation.answering import Answer
-from sinkscope.evaluation.asking import MOST_ROWS, Ask, Ready, ask
+from sinkscope.evaluation.method_specs import parse_methods
 from sinkscope.evaluation.methods import Method, resolve
-from sinkscope.evaluation.wanted import wanted_methods
+from sinkscope.evaluation.question_batches import (
+    MOST_ROWS,
+    ModelQuestion,
+    PreparedQuestion,
+    answer_questions,
+)
 from sinkscope.models.loading import ModelHandle, load_model
 from sinkscope.models.profiles import SinkProfile
 
@@ -29,17 +34,22 @@ def handle(tiny_folder: Path) -> ModelHandle:
 
 
 def methods(handle: ModelHandle, *texts: str, sweeps: tuple[str, ...] = ()) -> tuple[Method, ...]:
-    return resolve(wanted_methods(texts, sweeps), handle.profile, handle.info)
+    return resolve(parse_methods(texts, sweeps), handle.profile, handle.info)
 
 
-def asked(photo: Image.Image, prompt: str = "Where is the star?") -> Ask:
-    return Ask((photo,), prompt, SETTINGS)
+def asked(photo: Image.Image, prompt: str = "Where is the star?") -> ModelQuestion:
+    return ModelQuestion((photo,), prompt, SETTINGS)
 
 
 def answers(
-    handle: ModelHandle, asks: list[Ask], methods: tuple[Method, ...], batch_tokens: int = 0
+    handle: ModelHandle,
+    asks: list[ModelQuestion],
+    methods: tuple[Method, ...],
+    batch_tokens: int = 0,
 ) -> list[tuple[Answer, ...]]:
-    return ask(handle, [Ready(one, one.inputs(handle)) for one in asks], methods, batch_tokens)
+    return answer_questions(
+        handle, [PreparedQuestion(one, one.inputs(handle)) for one in asks], methods, batch_tokens
+    )
 
 
 def test_the_pair_answers_as_generate_and_compare_do(
@@ -54,7 +64,7 @@ def test_the_pair_answers_as_generate_and_compare_do(
     assert plain.text == alone.text == compared.baseline.text
     assert changed.text == compared.var.text
     for mine, trace in ((plain, alone), (changed, compared.var)):
-        assert mine.finish == trace.finish
+        assert mine.finish == trace.finish_reason
         assert mine.log_probabilities == pytest.approx(
             [math.log(token.probability) for token in trace.tokens], abs=1e-4
         )
@@ -112,7 +122,7 @@ def test_a_batch_gives_the_answers_of_one_question_at_a_time(
         asked(photo),
         asked(small, "How many objects are there in this image, and where is each one of them?"),
         asked(turned, "Why?"),
-        Ask((small, turned), "Which colour has the star in the second image?", SETTINGS),
+        ModelQuestion((small, turned), "Which colour has the star in the second image?", SETTINGS),
         asked(photo, "Name the shape at the top left."),
     ]
     own = f"dims=3,5,tau=1.2,keep=0,min_image_mass=0,dialect={dialect}"

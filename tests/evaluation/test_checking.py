@@ -12,10 +12,10 @@ from PIL import Image
 from sinkscope.config import GenerationSettings, ModelSettings
 from sinkscope.evaluation import checking
 from sinkscope.evaluation.answering import Answer
-from sinkscope.evaluation.asking import Ask, Ready, ask
 from sinkscope.evaluation.checking import MOST_NEW_TOKENS, _passes, can_check
+from sinkscope.evaluation.method_specs import parse_methods
 from sinkscope.evaluation.methods import Method, resolve
-from sinkscope.evaluation.wanted import wanted_methods
+from sinkscope.evaluation.question_batches import ModelQuestion, PreparedQuestion, answer_questions
 from sinkscope.models.loading import ModelHandle, load_model
 from tests.evaluation.test_asking import alike, same
 
@@ -28,7 +28,7 @@ def handle(tiny_folder: Path) -> ModelHandle:
 
 
 def methods(handle: ModelHandle, *texts: str) -> tuple[Method, ...]:
-    return resolve(wanted_methods(texts, ()), handle.profile, handle.info)
+    return resolve(parse_methods(texts, ()), handle.profile, handle.info)
 
 
 class Passes:
@@ -46,14 +46,16 @@ class Passes:
         monkeypatch.setattr(handle.model, "generate", counted)
 
 
-def asked(photo: Image.Image, *prompts: str) -> list[Ask]:
-    return [Ask((photo,), prompt, SETTINGS) for prompt in prompts]
+def asked(photo: Image.Image, *prompts: str) -> list[ModelQuestion]:
+    return [ModelQuestion((photo,), prompt, SETTINGS) for prompt in prompts]
 
 
 def answers(
-    handle: ModelHandle, asks: list[Ask], methods: tuple[Method, ...]
+    handle: ModelHandle, asks: list[ModelQuestion], methods: tuple[Method, ...]
 ) -> list[tuple[Answer, ...]]:
-    return ask(handle, [Ready(one, one.inputs(handle)) for one in asks], methods, 100_000)
+    return answer_questions(
+        handle, [PreparedQuestion(one, one.inputs(handle)) for one in asks], methods, 100_000
+    )
 
 
 @pytest.mark.tiny
@@ -112,7 +114,7 @@ def test_a_draft_that_is_wrong_at_its_last_token_alone_is_refused(
         assert said is not None and said.ids == draft.ids
         return [None]  # then it is generated
 
-    monkeypatch.setattr("sinkscope.evaluation.asking.check_rows", spoiled)
+    monkeypatch.setattr("sinkscope.evaluation.question_batches.check_rows", spoiled)
     ((_, again),) = answers(handle, asks, pair)
     assert alike(again, right)
 
@@ -159,7 +161,7 @@ def test_the_bundled_model_says_by_both_ways_what_it_says_by_itself() -> None:
     known = load_model(ModelSettings("demo"))
     two = methods(known, "default", "var")
     asks = [
-        Ask(
+        ModelQuestion(
             tuple(picture() for picture in one.pictures),
             one.text,
             GenerationSettings(max_new_tokens=64),

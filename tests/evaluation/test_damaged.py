@@ -13,11 +13,11 @@ import pytest
 from sinkscope.config import ModelSettings
 from sinkscope.evaluation.base import Faulty, Question
 from sinkscope.evaluation.data import open_data
+from sinkscope.evaluation.method_specs import parse_methods
 from sinkscope.evaluation.run_folder import read_run
 from sinkscope.evaluation.runner import evaluate, prepare
 from sinkscope.evaluation.settings import RunConfig, RunSettings
 from sinkscope.evaluation.tasks.listed import task_named
-from sinkscope.evaluation.wanted import wanted_methods
 from sinkscope.models.loading import load_model
 from tests.evaluation.scripted import Scripted, write_questions
 from tests.evaluation.tasks.layouts import mmvp
@@ -65,7 +65,7 @@ def test_it_is_recorded_the_rest_runs_and_the_run_resumes(
     path = spoiled(tmp_path / "data", kind)
     handle = load_model(ModelSettings(str(tiny_folder)))
     settings = RunSettings("jsonl", data=str(path))
-    wanted = RunConfig(settings, ModelSettings(), wanted_methods(["default"]))
+    wanted = RunConfig(settings, ModelSettings(), parse_methods(["default"]))
     engine = Scripted(lambda work: ("red",))
     done = evaluate(handle, wanted, prepare(settings), tmp_path / "run", engine=engine)
     assert (done.questions, done.answered, done.failed) == (answered + 1, answered, 1)

@@ -9,12 +9,12 @@ from typing import Any
 import pytest
 
 from sinkscope.config import ModelSettings
+from sinkscope.evaluation.method_specs import MethodSpec
 from sinkscope.evaluation.record import AnswerRecord
 from sinkscope.evaluation.run_folder import RunFolder, read_run
 from sinkscope.evaluation.settings import RunConfig, RunSettings, Shard, read_config
-from sinkscope.evaluation.wanted import Wanted
 
-METHODS = (Wanted("default"), Wanted("var", {"dims": (1, 2), "tau": 3.0, "keep": 0.25}))
+METHODS = (MethodSpec("default"), MethodSpec("var", {"dims": (1, 2), "tau": 3.0, "keep": 0.25}))
 CONFIG = RunConfig(RunSettings("demo", limit=10), ModelSettings(), METHODS)
 
 
@@ -65,7 +65,10 @@ def test_the_configuration_is_the_same_after_it_is_written(tmp_path: Path) -> No
             judge="substring-legacy",
         ),
         ModelSettings("a/b", revision="abc", max_pixels=100_000),
-        (Wanted("default"), Wanted("var keep=0", {"dims": (4,), "layers": None, "keep": 0.0})),
+        (
+            MethodSpec("default"),
+            MethodSpec("var keep=0", {"dims": (4,), "layers": None, "keep": 0.0}),
+        ),
     )
     path = tmp_path / "run.toml"
     path.write_text(odd.toml(), encoding="utf-8")
@@ -124,7 +127,7 @@ def test_a_damaged_line_in_the_middle_is_named(tmp_path: Path) -> None:
         (dataclasses.replace(CONFIG, methods=METHODS[::-1]), "methods is"),
         (
             dataclasses.replace(
-                CONFIG, methods=(METHODS[0], Wanted("var", {"dims": (1, 2), "keep": 0.5}))
+                CONFIG, methods=(METHODS[0], MethodSpec("var", {"dims": (1, 2), "keep": 0.5}))
             ),
             "method var: keep is 0.25 there and 0.5 here",
         ),

@@ -12,18 +12,18 @@ from typing import Any
 import pytest
 
 from sinkscope.config import ModelSettings
+from sinkscope.evaluation.method_specs import MethodSpec, parse_methods
 from sinkscope.evaluation.record import AnswerRecord
 from sinkscope.evaluation.run_folder import read_run
 from sinkscope.evaluation.runner import evaluate, prepare
-from sinkscope.evaluation.session import Summary, lot_of
+from sinkscope.evaluation.session import Summary, bucket_of
 from sinkscope.evaluation.settings import RunConfig, RunSettings, Shard, read_config
-from sinkscope.evaluation.wanted import Wanted, wanted_methods
 from sinkscope.jobs.job import Stopped
 from sinkscope.models.loading import ModelHandle, load_model
 from tests.evaluation.scripted import Scripted, write_questions
 from tests.evaluation.tasks.layouts import data_of, pope, write
 
-PAIR = wanted_methods(["default", "var:dims=3,tau=1.5"])
+PAIR = parse_methods(["default", "var:dims=3,tau=1.5"])
 COLOUR = [{"question": f"Colour {n}?", "answer": "red"} for n in range(5)]
 
 
@@ -32,7 +32,7 @@ def tiny(tiny_folder: Path) -> ModelHandle:
     return load_model(ModelSettings(str(tiny_folder)))
 
 
-def config(path: Path, methods: tuple[Wanted, ...] = PAIR, **others: Any) -> RunConfig:
+def config(path: Path, methods: tuple[MethodSpec, ...] = PAIR, **others: Any) -> RunConfig:
     return RunConfig(RunSettings("jsonl", data=str(path), **others), ModelSettings(), methods)
 
 
@@ -199,11 +199,11 @@ def test_shards_share_the_questions_and_clusters_stay_whole(
     for path in together.files:
         number = int(path.stem.split("-")[1])
         for line in path.read_text().splitlines():
-            assert lot_of(json.loads(line)["cluster"]) % 3 == number - 1
+            assert bucket_of(json.loads(line)["cluster"]) % 3 == number - 1
 
 
 def test_an_id_that_stands_twice_is_found_across_shards(tiny: ModelHandle, tmp_path: Path) -> None:
-    names = [next(f"c{n}" for n in range(99) if lot_of(f"c{n}") % 2 == part) for part in (0, 1)]
+    names = [next(f"c{n}" for n in range(99) if bucket_of(f"c{n}") % 2 == part) for part in (0, 1)]
     rows = [{**COLOUR[0], "id": "same", "cluster": name} for name in names]
     path = write_questions(tmp_path / "data", rows)
     engine = Scripted(lambda work: ("red", "red"))

@@ -12,11 +12,11 @@ from typing import Any
 import pytest
 
 from sinkscope.config import ModelSettings
+from sinkscope.evaluation.method_specs import MethodSpec
 from sinkscope.evaluation.run_folder import read_run
 from sinkscope.evaluation.runner import evaluate, prepare
 from sinkscope.evaluation.settings import RunConfig, RunSettings
 from sinkscope.evaluation.tasks.listed import TASKS, task_named
-from sinkscope.evaluation.wanted import Wanted
 from sinkscope.evaluation.work import Work
 from sinkscope.models.loading import ModelHandle, load_model
 from tests.evaluation.scripted import Scripted
@@ -148,7 +148,7 @@ def run(
     settings = RunSettings(
         name, protocol, data=given, images=None if images is None else str(images)
     )
-    wanted = RunConfig(settings, ModelSettings(), (Wanted("default"),))
+    wanted = RunConfig(settings, ModelSettings(), (MethodSpec("default"),))
     done = evaluate(handle, wanted, prepare(settings), folder / "run", engine=Scripted(answer))
     assert done.complete, done.failures
     judged = [record.judged() for record in read_run(folder / "run").records()]

@@ -18,7 +18,7 @@ from typing import Any
 from sinkscope.web.runs.store import Run
 from tests.hostile.readers import png
 from tests.web.conftest import Site, start_site
-from tests.web.outside import file_of, outcome, post, send, upload
+from tests.web.raw_requests import file_of, outcome, post, send, upload
 from tests.web.scripted import ScriptedEngine, fake_handle
 from tests.web.synthetic import make_pair
 

@@ -25,7 +25,7 @@ from sinkscope.methods.heads import HeadList
 from sinkscope.models.adapters import check_adapter
 from sinkscope.models.images import open_image
 from sinkscope.models.profiles import read_profile
-from sinkscope.records.pictures import Beside
+from sinkscope.records.pictures import FolderPictures
 from sinkscope.records.sources import file_source
 from sinkscope.sinks.finding.findings import Findings
 from sinkscope.sinks.validating.validation import Validation
@@ -102,7 +102,7 @@ def _lazily(path: Path) -> None:
 
 
 def _rows(path: Path) -> None:
-    list(file_source(path, Beside(path.parent), path.name).rows())
+    list(file_source(path, FolderPictures(path.parent), path.name).rows())
 
 
 def _results() -> bytes:

@@ -20,7 +20,7 @@ from tests.hostile.app import endpoints
 from tests.hostile.corpus import SCALARS, changed, encoded, garbled, json_bombs, value
 from tests.hostile.limits import ANSWER_SECONDS, Touched, bounded_memory, share
 from tests.web.conftest import Site, start_site
-from tests.web.outside import MULTIPART, file_of, form, send, upload
+from tests.web.raw_requests import MULTIPART, file_of, form, send, upload
 from tests.web.scripted import ScriptedEngine, fake_handle
 from tests.web.synthetic import make_pair
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from sinkscope.outside import open_regular
+from sinkscope.untrusted import open_regular
 from tests.hostile.corpus import (
     TRILLION,
     changed,
@@ -272,7 +272,7 @@ def test_what_is_no_file_is_not_even_opened(tmp_path: Path, monkeypatch: Any) ->
     """Opening already changes some devices."""
     os.mkfifo(tmp_path / "pipe")
     opened: list[object] = []
-    monkeypatch.setattr("sinkscope.outside.os.open", lambda *path: opened.append(path))
+    monkeypatch.setattr("sinkscope.untrusted.os.open", lambda *path: opened.append(path))
     for path in (tmp_path, tmp_path / "pipe", Path("/dev/null")):
         with pytest.raises(OSError) as caught:
             open_regular(path)
@@ -292,7 +292,7 @@ def test_what_becomes_a_pipe_behind_the_look_is_not_waited_for(
         if len(looks) > 1:  # the first one saw a file, which somebody then replaced
             raise OSError(errno.EINVAL, "it is not a regular file")
 
-    monkeypatch.setattr("sinkscope.outside._check_regular", look)
+    monkeypatch.setattr("sinkscope.untrusted._check_regular", look)
     said: list[object] = []
 
     def act() -> None:

@@ -22,14 +22,14 @@ from sinkscope.capture.probes.rows import Rows
 from sinkscope.capture.probes.values import Values
 from sinkscope.capture.session import attached
 from sinkscope.config import VARSettings
-from sinkscope.interventions.base import Acting, Intervention
+from sinkscope.interventions.base import ActiveIntervention, Intervention
 from sinkscope.interventions.var.intervention import VARIntervention
 from sinkscope.models import attention
 from sinkscope.models.attention import NAME
 from sinkscope.models.family import PromptInputs
 from sinkscope.models.loading import ModelHandle, load_model
 from sinkscope.models.run_info import RunInfo
-from sinkscope.models.sites import EVER, At
+from sinkscope.models.sites import EVER, SiteSelection
 from sinkscope.var_patch import VAR
 
 pytestmark = pytest.mark.tiny
@@ -157,7 +157,7 @@ def test_rows_that_stay_keep_the_fused_output_bit_for_bit(
         ("same", [Same()]),
         ("damp", [Damp(key, 0.1, (2,), range(end - 2, EVER))]),
     ):
-        probe = Values(At("attn_out", (2,)))
+        probe = Values(SiteSelection("attn_out", (2,)))
         with attached(handle, inputs, [probe], change) as session:
             handle.model(**inputs.tensors)
         outputs[name] = session[probe][2]
@@ -172,7 +172,7 @@ def test_rows_that_stay_keep_the_fused_output_bit_for_bit(
 class _Slow(VARIntervention):
     """VAR that has `rows` alone."""
 
-    correct = Acting.correct
+    correct = ActiveIntervention.correct
 
 
 @dataclass(frozen=True)
@@ -208,7 +208,7 @@ def test_the_fast_correction_is_the_generic_one(
     monkeypatch.setattr("sinkscope.interventions.var.correction.FEW_WEIGHTS", 0)  # by log-sum-exps
     found = {}
     for name, kind in (("fast", VAR), ("generic", SlowVAR)):
-        var_here, stream = kind((own,)), Values(At("block_out"))
+        var_here, stream = kind((own,)), Values(SiteSelection("block_out"))
         with attached(handle, inputs, [stream], [var_here], new_tokens=NEW) as session:
             logits = generate(handle, inputs).logits
         found[name] = (session[stream], logits, session[var_here].report())

@@ -19,7 +19,7 @@ from sinkscope.models.family import PromptInputs, PromptLayout, Segment
 from sinkscope.models.info import ModelInfo
 from sinkscope.models.loading import ModelHandle, load_model
 from sinkscope.models.run_info import RunInfo
-from sinkscope.models.sites import At
+from sinkscope.models.sites import SiteSelection
 
 MODEL = ModelInfo("m", "r", "f", "float32", "cpu", layers=2, heads=1, hidden_size=8)
 CPU = torch.device("cpu")
@@ -225,7 +225,7 @@ def test_queries_before_the_image_and_in_it_are_not_touched(
     layers = tuple(range(4))
 
     def states(*cuts: CutEdges) -> torch.Tensor:
-        probe = Values(At("block_in", layers))
+        probe = Values(SiteSelection("block_in", layers))
         with attached(handle, inputs, [probe], list(cuts)) as session:
             handle.model(**inputs.tensors)
         return torch.cat([session[probe][layer] for layer in layers])

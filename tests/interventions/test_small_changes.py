@@ -25,7 +25,7 @@ from sinkscope.interventions.swap import SwapTokens
 from sinkscope.models.family import PromptInputs
 from sinkscope.models.loading import ModelHandle, load_model
 from sinkscope.models.run_info import RunInfo
-from sinkscope.models.sites import EVER, At
+from sinkscope.models.sites import EVER, SiteSelection
 from sinkscope.var_patch import VAR
 
 pytestmark = pytest.mark.tiny
@@ -46,7 +46,7 @@ def seen(
     handle: ModelHandle, inputs: PromptInputs, site: Any, *changes: Intervention
 ) -> tuple[Tensor, Tensor]:
     """What is at a site of the layer (N, D), and the logits of the last position."""
-    probe = Values(At(site, (LAYER,)))
+    probe = Values(SiteSelection(site, (LAYER,)))
     with attached(handle, inputs, [probe], changes) as session:
         logits = handle.model(**inputs.tensors, logits_to_keep=1).logits[0, -1]
     return session[probe][LAYER][0], logits
@@ -63,7 +63,7 @@ def test_project_out_takes_the_span_from_these_tokens_alone(
 ) -> None:
     before, logits = seen(handle, inputs, site)
     q = basis(before.shape[-1], 3)
-    change = ProjectOut(At(site, (LAYER,), TOKENS), q)
+    change = ProjectOut(SiteSelection(site, (LAYER,), TOKENS), q)
     after, changed = seen(handle, inputs, site, change)
     right = before.clone()
     for token in TOKENS:
@@ -84,7 +84,9 @@ def test_project_out_before_an_rms_norm_takes_the_span_from_behind_it(
     q = basis(len(gamma), 2)
     try:
         gamma.copy_(torch.linspace(-1.5, 2, len(gamma)))  # negative ones count as well
-        change = ProjectOut(At("mlp_norm_in", (LAYER,), TOKENS), q / gamma[:, None], gamma.square())
+        change = ProjectOut(
+            SiteSelection("mlp_norm_in", (LAYER,), TOKENS), q / gamma[:, None], gamma.square()
+        )
         plain = seen(handle, inputs, "mlp_in")[0]
         after = seen(handle, inputs, "mlp_in", change)[0]
         assert (plain[list(TOKENS)] @ q).abs().min() > 1e-3
@@ -94,7 +96,7 @@ def test_project_out_before_an_rms_norm_takes_the_span_from_behind_it(
 
 
 def test_scale_cuts_to_a_limit_or_by_a_factor(handle: ModelHandle, inputs: PromptInputs) -> None:
-    at = At("mlp_out", (LAYER,), TOKENS)
+    at = SiteSelection("mlp_out", (LAYER,), TOKENS)
     before = seen(handle, inputs, "mlp_out")[0]
     norms = before[list(TOKENS)].norm(dim=-1)
     limit = float(norms.sort().values[1])
@@ -108,7 +110,7 @@ def test_scale_cuts_to_a_limit_or_by_a_factor(handle: ModelHandle, inputs: Promp
 
 def test_damp_and_swap(handle: ModelHandle, inputs: PromptInputs) -> None:
     before = seen(handle, inputs, "block_in")[0]
-    damp = DampDims(At("block_in", (LAYER,), TOKENS), (2, 7), 0.25)
+    damp = DampDims(SiteSelection("block_in", (LAYER,), TOKENS), (2, 7), 0.25)
     right = before.clone()
     for token in TOKENS:
         right[token, [2, 7]] *= 0.25
@@ -194,7 +196,7 @@ def test_they_compose_with_each_other_and_with_var(
     """In one session all act: what is scored for VAR's sinks is the stream as it was changed."""
     dims = (3, 40)
     var = VAR((VARSettings(dims, tau=1.2, keep=0.2, min_image_mass=0.0, max_sink_share=1.0),))
-    damp = DampDims(At("block_in", (2,), None), dims, 0.0)
+    damp = DampDims(SiteSelection("block_in", (2,), None), dims, 0.0)
     lower = LowerAttention((4,), 0.0, layers=(LAYER,))
     outputs, acted_on = [], []
     for changes in ([], [var], [lower], [lower, var], [damp, var]):
@@ -210,8 +212,8 @@ def test_they_compose_with_each_other_and_with_var(
 @pytest.mark.parametrize(
     ("make", "says"),
     [
-        (lambda: Scale(At("mlp_out"), None), "Neither limit nor factor"),
-        (lambda: Scale(At("mlp_out"), -1.0), r"limit is -1.0; allowed: 0 or more"),
+        (lambda: Scale(SiteSelection("mlp_out"), None), "Neither limit nor factor"),
+        (lambda: Scale(SiteSelection("mlp_out"), -1.0), r"limit is -1.0; allowed: 0 or more"),
         (lambda: SwapTokens("block_in", (0,), ()), r"pairs is \(\)"),
         (lambda: SwapTokens("block_in", (0,), ((1, 2), (2, 3))), "each position once"),
         (lambda: LowerAttention((), 0.5), r"keys is \(\)"),
@@ -226,10 +228,16 @@ def test_what_cannot_be_is_refused(make: Any, says: str) -> None:
 @pytest.mark.parametrize(
     ("change", "says"),
     [
-        (ProjectOut(At("mlp_out", (0,)), torch.zeros(64, 0)), "no direction to take out"),
-        (ProjectOut(At("mlp_out", (0,)), torch.ones(3, 1)), "basis has 3 rows; mlp_out of layer 0"),
-        (DampDims(At("block_in", (0,)), ()), r"dims is \(\)"),
-        (DampDims(At("block_in", (0,)), (999,)), "dims has 999; block_in of layer 0"),
+        (
+            ProjectOut(SiteSelection("mlp_out", (0,)), torch.zeros(64, 0)),
+            "no direction to take out",
+        ),
+        (
+            ProjectOut(SiteSelection("mlp_out", (0,)), torch.ones(3, 1)),
+            "basis has 3 rows; mlp_out of layer 0",
+        ),
+        (DampDims(SiteSelection("block_in", (0,)), ()), r"dims is \(\)"),
+        (DampDims(SiteSelection("block_in", (0,)), (999,)), "dims has 999; block_in of layer 0"),
         (LowerAttention((9999,), 0.5), "keys has 9999; the prompt has positions 0 to"),
     ],
 )

@@ -6,7 +6,7 @@ import threading
 
 import pytest
 
-from sinkscope.jobs.job import At, Job, NotOwnerError, Stopped, spoken
+from sinkscope.jobs.job import Job, JobProgress, NotOwnerError, Stopped, duration_text
 
 
 class Clock:
@@ -35,7 +35,7 @@ def test_hooks_are_the_two_arguments_of_what_computes() -> None:
         job.enter("Asking")
         assert computing(2, **job.hooks) == 2
     assert told == [(1, 2, "question 0"), (2, 2, "question 1")]
-    assert job.at == At("Asking", 2, 2, "question 1")
+    assert job.at == JobProgress("Asking", 2, 2, "question 1")
     assert isinstance(job.stop_event, threading.Event)
 
 
@@ -107,7 +107,7 @@ def test_a_deadline_must_lie_ahead(seconds: float) -> None:
 
 
 def test_times_in_words() -> None:
-    assert [spoken(s) for s in (1, 90, 120, 150, 3600)] == [
+    assert [duration_text(s) for s in (1, 90, 120, 150, 3600)] == [
         "1 second",
         "90 seconds",
         "2 minutes",

@@ -16,7 +16,7 @@ from sinkscope.benchmarks.memory import peak_extra, supported
 from sinkscope.config import GenerationSettings
 from sinkscope.methods import chefer
 from sinkscope.methods.explain import METHODS, explain
-from sinkscope.methods.layerwise import LayerAgain
+from sinkscope.methods.layerwise import RecomputedLayer
 from sinkscope.methods.passes import passes_of
 from sinkscope.models import attention
 from tests.methods.conftest import World
@@ -98,7 +98,7 @@ def test_memory_beside_a_plain_forward_pass(name: str) -> None:
 def test_rows_of_a_layer_with_a_window() -> None:
     """Chefer's blocks of rows see what the model's own sliding window lets them see."""
     some = torch.zeros(1, 2, 10, 4)
-    again = LayerAgain(some, some, some, 1.0, some, some, window=3)
+    again = RecomputedLayer(some, some, some, 1.0, some, some, window=3)
     assert again.mask(0, 3) is None  # causal alone is as much
     mask = again.mask(4, 7)
     assert mask is not None and mask.shape == (1, 1, 3, 7)

@@ -15,7 +15,7 @@ from sinkscope.methods.attention import Attention
 from sinkscope.methods.base import MapStack, Method, Target, target_of
 from sinkscope.methods.explain import METHODS, explain_map
 from sinkscope.methods.together import (
-    Choice,
+    SlotChoice,
     agreement,
     explain_each,
     mean_ranks,
@@ -52,7 +52,7 @@ def test_methods_come_one_by_one_with_reasons() -> None:
             trace,
             target_of(trace, 1),
             (*METHODS[:3], Slow()),
-            Choice(layers=(3,)),
+            SlotChoice(layers=(3,)),
             on_progress=lambda *at: said.append(at),
         )
     )

@@ -21,7 +21,7 @@ from sinkscope.models import attention
 from sinkscope.models.attention import NAME
 from sinkscope.models.family import PromptInputs
 from sinkscope.models.loading import ModelHandle, load_model
-from sinkscope.models.sites import EVER, At
+from sinkscope.models.sites import EVER, SiteSelection
 
 pytestmark = pytest.mark.tiny
 NEW_TOKENS = 6
@@ -267,7 +267,11 @@ def test_every_looker_gets_its_own_positions_of_one_computation(
 def test_an_exception_leaves_nothing_on_the_model(handle: ModelHandle) -> None:
     @dataclass(frozen=True)
     class Broken(Probe):
-        looks: tuple[At, ...] = (At("rows"), At("z"), At("logits"))
+        reads: tuple[SiteSelection, ...] = (
+            SiteSelection("rows"),
+            SiteSelection("z"),
+            SiteSelection("logits"),
+        )
 
         def see(self, site: str, layer: int, values: Any, positions: Sequence[int]) -> None:
             raise RuntimeError("the probe broke")

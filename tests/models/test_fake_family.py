@@ -13,7 +13,7 @@ from PIL import Image
 from transformers import DynamicCache
 
 from sinkscope.attention_extractor import compare, generate, prompt_rows
-from sinkscope.attention_processor import image_share, patch_map, sink_share, tokens_looking_at
+from sinkscope.attention_processor import image_share, patch_map, sink_share, tokens_attending_to
 from sinkscope.capture.probes.base import Probe
 from sinkscope.capture.probes.values import Values
 from sinkscope.capture.run import RunOutOfMemoryError, memory_errors_named
@@ -28,7 +28,7 @@ from sinkscope.models.attention import NAME
 from sinkscope.models.family import PromptInputs
 from sinkscope.models.loading import ModelHandle
 from sinkscope.models.sink_score import sink_score
-from sinkscope.models.sites import At
+from sinkscope.models.sites import SiteSelection
 from sinkscope.sinks.finding.find import find
 from sinkscope.sinks.finding.measure import measure
 from sinkscope.sinks.samples import Sample
@@ -207,7 +207,7 @@ def test_a_painted_square_moves_the_map_to_its_pixels(
     drawn = overlay(image, found, OverlayStyle(opacity=1.0, scale="linear", alpha_by_value=True))
     change = np.abs(drawn.astype(int) - np.asarray(image)).sum(-1)
     assert change[y : y + 40, x : x + 40].mean() > 3 * change.mean()
-    (look, *_) = tokens_looking_at(trace, np.flatnonzero(inside).tolist(), layers=[0], heads=[0])
+    (look, *_) = tokens_attending_to(trace, np.flatnonzero(inside).tolist(), layers=[0], heads=[0])
     per_token = trace.attention[0, 0, 0].float()
     seen = trace.layout.grids[0].tokens_of(np.flatnonzero(inside).tolist())
     assert look.mass == pytest.approx(float(per_token[list(seen)].sum()), rel=1e-4)
@@ -266,7 +266,7 @@ def test_var_redistributes_over_vision_tokens_alone(
     plain = generate(sinking, red_inputs, settings)
     assert [t.id for t in pair.baseline.tokens] == [t.id for t in plain.tokens]
     layout = red_inputs.layout
-    states = Values(At("block_in", (1,)))
+    states = Values(SiteSelection("block_in", (1,)))
     with attached(sinking, red_inputs, [states]) as session, torch.no_grad():
         sinking.model(**red_inputs.tensors)
     vision = torch.zeros(1, layout.length, dtype=torch.bool)
@@ -292,7 +292,7 @@ def test_measuring_looks_at_the_vision_tokens(handle: ModelHandle) -> None:
     stats = measure(handle, samples, FindSettings(tokens_by="norm"))
     for sample, one in zip(samples, stats, strict=True):
         prompt = handle.prepare(sample.open_images(), sample.prompt)
-        states = Values(At("block_in"))
+        states = Values(SiteSelection("block_in"))
         with attached(handle, prompt, [states]) as session, torch.no_grad():
             handle.model(**prompt.tensors)
         for layer in range(handle.info.layers):
@@ -363,7 +363,7 @@ def test_the_page_draws_cells(sinking: ModelHandle, red_inputs: PromptInputs) ->
 
 def test_a_probe_sees_all_positions(handle: ModelHandle, inputs: PromptInputs) -> None:
     class Told(Probe):
-        looks = (At("text_inputs"),)
+        reads = (SiteSelection("text_inputs"),)
 
     told = Told()
     with attached(handle, inputs, [told]) as session, torch.no_grad():

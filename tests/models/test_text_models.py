@@ -22,7 +22,7 @@ from sinkscope.capture.storage import open_trace, save_trace
 from sinkscope.config import GenerationSettings
 from sinkscope.models.family import PromptInputs
 from sinkscope.models.loading import ModelError, ModelHandle, load_model
-from sinkscope.models.sites import At
+from sinkscope.models.sites import SiteSelection
 from sinkscope.models.stack import Projection
 from sinkscope.sinks.validating.masking import hidden_log_probabilities, read_answer
 from tests.text_models import TEXT, attention_of, save_text_model, told
@@ -176,7 +176,7 @@ def test_packed_weights_are_refused_where_plain_ones_are_needed() -> None:
 
 @dataclass(frozen=True)
 class Rows(Probe):
-    looks: tuple[At, ...] = (At("rows"),)
+    reads: tuple[SiteSelection, ...] = (SiteSelection("rows"),)
 
 
 def test_rows_are_those_of_eager_attention(handle: ModelHandle, inputs: PromptInputs) -> None:
@@ -216,9 +216,9 @@ def test_windows_are_said(handle: ModelHandle, inputs: PromptInputs) -> None:
 def test_queries_and_keys_give_the_row(handle: ModelHandle, inputs: PromptInputs) -> None:
     @dataclass(frozen=True)
     class Keys(Probe):
-        looks: tuple[At, ...] = (At("queries_keys", (LAYER,)),)
+        reads: tuple[SiteSelection, ...] = (SiteSelection("queries_keys", (LAYER,)),)
 
-    keys, rows = Keys(), Rows((At("rows", (LAYER,)),))
+    keys, rows = Keys(), Rows((SiteSelection("rows", (LAYER,)),))
     with attached(handle, inputs, [keys, rows]) as session, torch.no_grad():
         handle.model(**inputs.tensors)
     ((query, key, scale),) = session[keys][LAYER]

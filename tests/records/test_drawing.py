@@ -12,15 +12,15 @@ from typing import Any
 
 import pytest
 
-from sinkscope.records.drawing import Draw, StoppedReading
-from sinkscope.records.pictures import Beside
+from sinkscope.records.pictures import FolderPictures
+from sinkscope.records.sampling import RecordSample, StoppedReading
 from sinkscope.records.sources import file_source
 
 
-def draw(folder: Path, rows: list[dict[str, Any]], count: int, **options: Any) -> Draw:
+def draw(folder: Path, rows: list[dict[str, Any]], count: int, **options: Any) -> RecordSample:
     path = folder / "my.jsonl"
     path.write_text("\n".join(map(json.dumps, rows)))
-    return Draw(file_source(path, Beside(folder)), count, **options)
+    return RecordSample(file_source(path, FolderPictures(folder)), count, **options)
 
 
 def rows(count: int) -> list[dict[str, Any]]:

@@ -25,7 +25,7 @@ def read(row: dict[str, Any]) -> Record:
 
 
 def files(record: Record) -> list[str]:
-    assert all(image.kind == "file" for image in record.images)
+    assert all(image.encoding == "file" for image in record.images)
     return [str(image.value) for image in record.images]
 
 
@@ -255,9 +255,9 @@ def test_images_in_messages() -> None:
     ):  # fmt: skip
         record = read({"messages": [{"role": "user", "content": parts}]})
         assert (record.question, record.images) == ("What?", (Reference("base64", uri),))
-        assert not record.image_behind_words
+        assert not record.image_after_text
         behind = read({"messages": [{"role": "user", "content": parts[::-1]}]})
-        assert behind.question == "What?" and behind.image_behind_words
+        assert behind.question == "What?" and behind.image_after_text
 
 
 def test_a_mark_says_where_an_image_goes_and_is_never_text() -> None:
@@ -274,7 +274,7 @@ def test_a_mark_says_where_an_image_goes_and_is_never_text() -> None:
         assert asked(text).question == "What?"
     assert asked("Look at <image> and say").question == "Look at and say"
     assert asked("One\n<image>\ntwo").question == "One\ntwo"
-    assert [asked(t).image_behind_words for t in ("<image>\nx", "x\n<image>", "x")] == [
+    assert [asked(t).image_after_text for t in ("<image>\nx", "x\n<image>", "x")] == [
         False,
         True,
         False,

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from sinkscope.records.drawing import Draw
-from sinkscope.records.pictures import Beside, picture
+from sinkscope.records.pictures import FolderPictures, picture
 from sinkscope.records.record import Record
+from sinkscope.records.sampling import RecordSample
 from sinkscope.records.sources import file_source, folder_source
 
 
@@ -20,7 +20,7 @@ def picture_file(path: Path, shade: int) -> None:
 
 def read(folder: Path, images: Path | None = None) -> tuple[list[Record], tuple[str, ...]]:
     source = folder_source(folder, images)
-    draw = Draw(source, 50)
+    draw = RecordSample(source, 50)
     records = sorted(draw, key=lambda record: record.number)
     for record in records:
         assert isinstance(picture(record.images[0], source.pictures, 10**6), Path)
@@ -99,7 +99,7 @@ def test_a_folder_with_tables_alone_says_so(tmp_path: Path) -> None:
 
 def test_other_files_are_named(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"a\.xml is no \.jsonl, \.ndjson, \.json, \.csv"):
-        file_source(tmp_path / "a.xml", Beside(tmp_path))
+        file_source(tmp_path / "a.xml", FolderPictures(tmp_path))
 
 
 def test_names_that_are_no_text(tmp_path: Path) -> None:

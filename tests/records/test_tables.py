@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from sinkscope.records.drawing import Draw
-from sinkscope.records.pictures import Beside, picture
+from sinkscope.records.pictures import FolderPictures, picture
+from sinkscope.records.sampling import RecordSample
 from sinkscope.records.sources import file_source
 from sinkscope.records.tables import csv_rows, parquet_rows
 from sinkscope.records.text import Damaged
@@ -32,7 +32,9 @@ def write(folder: Path, text: str, name: str) -> Path:
 
 
 def drawn(path: Path) -> list[Any]:
-    return sorted(Draw(file_source(path, Beside(path.parent)), 20), key=lambda r: r.number)
+    return sorted(
+        RecordSample(file_source(path, FolderPictures(path.parent)), 20), key=lambda r: r.number
+    )
 
 
 @pytest.mark.parametrize(
@@ -78,7 +80,7 @@ def test_vlmevalkits_tables(tmp_path: Path) -> None:
     ]
     assert [r.answer for r in records] == ["A", "B", "B", "A"]
     assert [r.id for r in records] == ["0", "1", "1000000", "1000001"]
-    pixels = [picture(r.images[0], Beside(tmp_path), 10**6) for r in records]
+    pixels = [picture(r.images[0], FolderPictures(tmp_path), 10**6) for r in records]
     assert pixels == [encoded(0), encoded(1), encoded(0), encoded(1)]
 
 
@@ -135,7 +137,7 @@ def test_parquet_as_hub_datasets_are_stored(tmp_path: Path) -> None:
     for record in records:
         shade = record.number - 1
         assert record.question == f"Is it {shade}?" and record.answer == ["no", "yes"][shade % 2]
-        assert picture(record.images[0], Beside(tmp_path), 10**6) == encoded(shade)
+        assert picture(record.images[0], FolderPictures(tmp_path), 10**6) == encoded(shade)
 
 
 def test_parquet_without_its_library_and_what_is_none(

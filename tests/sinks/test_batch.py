@@ -45,7 +45,7 @@ def samples(photo: Image.Image) -> list[Sample]:
 
 
 def as_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(kernels, "host_reads_are_free", lambda device: False)
+    monkeypatch.setattr(kernels, "is_on_host", lambda device: False)
 
 
 def close(ours: SampleStats, plain: SampleStats) -> None:

@@ -17,7 +17,7 @@ from sinkscope.demo.questions import questions
 from sinkscope.demo.scenes import Scene, scene
 from sinkscope.models.loading import ModelHandle, load_model
 from sinkscope.models.sink_score import FIRST_LAYER
-from sinkscope.models.sites import At
+from sinkscope.models.sites import SiteSelection
 from sinkscope.sinks.samples import Sample
 from sinkscope.sinks.validating.masking import answer_tokens, hidden_log_probabilities, read_answer
 from sinkscope.sinks.validating.settings import ValidateSettings
@@ -117,7 +117,7 @@ def _object_dimension(handle: ModelHandle, drawn: list[tuple[Scene, Sample]]) ->
     """The dimension of the highest contrast of objects against background, and a tau between."""
     sums = torch.zeros(2, handle.info.hidden_size)
 
-    stream = Values(At("block_in", tuple(range(FIRST_LAYER, handle.info.layers))))
+    stream = Values(SiteSelection("block_in", tuple(range(FIRST_LAYER, handle.info.layers))))
     for picture, one in drawn:
         inputs = handle.prepare(one.open_images(), one.prompt)
         vision = inputs.layout.vision_positions()

@@ -104,7 +104,7 @@ class ScriptedEngine:
         first = self._run(inputs, told, hooks["stop"])
         words = tuple(token.text for token in first.tokens)
         picture = {"image": inputs.images[0], "prompt": inputs.prompt}
-        pair = make_pair(words, words, finish=first.finish, **picture)
+        pair = make_pair(words, words, finish=first.finish_reason, **picture)
         pair = {name: with_more(trace, inputs.images[1:]) for name, trace in pair.items()}
         return SimpleNamespace(**pair, prefix=None)
 

@@ -140,7 +140,7 @@ def make_trace(
         model=ModelInfo("synthetic", "0" * 12, "none", "float32", "cpu", layers, heads, 64),
         settings={"max_new_tokens": 64, "temperature": 0.0},
         seed=0,
-        finish=finish,
+        finish_reason=finish,
         seconds=1.5,
         extra={"decoding": GREEDY},
     )

@@ -294,7 +294,10 @@ def test_a_figure_with_tokens_of_its_own_on_each_side(
     monkeypatch.setattr("sinkscope.web.api.endpoints.make_files", made)
     client.predict(run=compared["run"], tokens="3", own_tokens="5-6", api_name="/export")
     client.predict(run=compared["run"], tokens="3", api_name="/export")
-    assert [(one.first, one.last, one.own) for one in seen] == [(3, 3, (5, 6)), (3, 3, None)]
+    assert [(one.first, one.last, one.second_tokens) for one in seen] == [
+        (3, 3, (5, 6)),
+        (3, 3, None),
+    ]
 
 
 @pytest.mark.parametrize(
@@ -326,7 +329,7 @@ def test_a_figure_with_tokens_of_its_own_on_each_side(
         ("/export", {"kind": "gif", "window": 99}, "window is 99; allowed: 1 to 27"),
         ("/export", {"kind": "gif", "tokens": "1, 5"}, "allowed: one index, or a range"),
         ("/export", {"own_tokens": "1, 5"}, "own_tokens is '1, 5'; allowed: one index, or a range"),
-        ("/export", {"own_tokens": "99"}, "own is [99]; "),
+        ("/export", {"own_tokens": "99"}, "second_tokens is [99]; "),
         ("/export", {"kind": "gif", "width": 10**6}, "width is 1000000; allowed: 320 to 1920"),
         ("/load", {"model": "missing"}, "There is no model called missing"),
     ],

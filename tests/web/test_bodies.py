@@ -16,7 +16,7 @@ from sinkscope.web.runs.payload import encode_image
 from sinkscope.web.server.bodies import DEEPEST, DRAINED_BYTES, JSON_BYTES, Bodies, Refused, parse
 from sinkscope.web.server.uploads import NO_UPLOAD
 from tests.web.conftest import Site
-from tests.web.outside import file_of, outcome, post, send, upload
+from tests.web.raw_requests import file_of, outcome, post, send, upload
 from tests.web.synthetic import scene
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -10,7 +10,7 @@ import pytest
 from sinkscope.web.runs.payload import encode_image
 from sinkscope.web.server.bodies import JSON_BYTES
 from tests.web.conftest import Site, start_site
-from tests.web.outside import MULTIPART, form, send
+from tests.web.raw_requests import MULTIPART, form, send
 from tests.web.scripted import ScriptedEngine, fake_handle
 from tests.web.synthetic import scene
 from tests.web.test_bodies import through

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from sinkscope.attention_processor import image_share, patch_map, tokens_looking_at
+from sinkscope.attention_processor import image_share, patch_map, tokens_attending_to
 from sinkscope.methods.explain import METHODS, explain_map
 from sinkscope.web.runs.store import Run, open_run
 from tests.web.conftest import INSPECTOR, Site
@@ -345,7 +345,7 @@ def test_reverse_look_up(site: Site, example_page: Any) -> None:
     page.mouse.move(box["x"] + 4.5 * cell_w, box["y"] + 5.5 * cell_h, steps=3)
     page.mouse.up()
     cells = [r * 12 + c for r in (3, 4, 5) for c in (2, 3, 4)]
-    best = tokens_looking_at(run.traces["baseline"], cells)[0]
+    best = tokens_attending_to(run.traces["baseline"], cells)[0]
     listed = page.locator("[data-testid=lookup] .looks").first.locator("button").first
     assert listed.inner_text().strip() == best.text.strip()
     assert page.is_enabled("[data-testid=quantity-box]")

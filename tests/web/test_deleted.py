@@ -15,8 +15,8 @@ from typing import Any
 
 import pytest
 
-from sinkscope.web.runs.copies import Copies
 from sinkscope.web.runs.inspector import files_in
+from sinkscope.web.runs.served_files import ServedFiles
 from sinkscope.web.runs.store import Run, RunStore
 from sinkscope.web.server.temporary import remove_abandoned
 from tests.web.conftest import Site, start_site
@@ -116,7 +116,7 @@ def test_copies_that_are_made_too_late_are_removed(tmp_path: Path) -> None:
 
 
 def test_a_copy_of_two_runs_together_goes_with_either(tmp_path: Path) -> None:
-    copies, path = Copies(), tmp_path / "pair.html"
+    copies, path = ServedFiles(), tmp_path / "pair.html"
     path.write_bytes(b"x")
     copies.add(("a", "b"), [path])
     copies.add(("c",), [path])

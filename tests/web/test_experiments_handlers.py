@@ -39,7 +39,7 @@ from sinkscope.web.runs.loaded_model import LoadedModel
 from sinkscope.web.runs.results import LONGEST_SECONDS, MOST_RESULTS, ResultStore
 from sinkscope.web.sinks.request import Picture
 from tests.text_models import save_text_model
-from tests.web.openers import opener
+from tests.web.image_openers import opener
 from tests.web.scripted import fake_handle
 from tests.web.test_payload import unpack
 

@@ -119,7 +119,7 @@ def test_a_full_disk_loses_no_answer(
 def test_what_is_captured_is_the_settings_files_matter(picture: str) -> None:
     start = GenerationSettings(max_new_tokens=9, layers=(1, 3), heads=(0,), reduce_heads=True)
     page = AppSettings(prompt_rows=7, reference=False)
-    asked = Request(picture, "Hello", said={"max_new_tokens": 12.0, "seed": 3.0})
+    asked = Request(picture, "Hello", values={"max_new_tokens": 12.0, "seed": 3.0})
     made = asked.settings(Settings(generation=start, app=page))
     assert made == dataclasses.replace(start, max_new_tokens=12, seed=3, prompt_rows=7)
 

@@ -8,7 +8,7 @@ import sys
 import pytest
 
 from sinkscope.web.server import memory
-from sinkscope.web.server.memory import BUSY_SECONDS, GROWN, Returning
+from sinkscope.web.server.memory import BUSY_SECONDS, GROWN, MemoryReturner
 
 
 class App:
@@ -24,7 +24,7 @@ class App:
 
 def test_when_it_is_worth_it_and_nobody_waits() -> None:
     app = App()
-    returning = Returning(lambda: app.busy, lambda: app.held, app.give, lambda: app.now)
+    returning = MemoryReturner(lambda: app.busy, lambda: app.held, app.give, lambda: app.now)
     assert returning.look() and app.given == 1  # what loading has left
     assert not returning.look()
     app.held += GROWN - 1

@@ -21,7 +21,7 @@ from sinkscope.drawing.view_figure import tokens_words
 from sinkscope.models.family import Segment
 from sinkscope.web.api.endpoints import Api
 from sinkscope.web.components.assets import STATIC
-from sinkscope.web.explore.exporting import Wanted, make_files
+from sinkscope.web.explore.exporting import ExportRequest, make_files
 from sinkscope.web.runs.payload import build_payload
 from sinkscope.web.runs.store import Run
 from tests.web.conftest import INSPECTOR, Site
@@ -62,7 +62,7 @@ def test_the_first_token_is_0_wherever_it_is_named(site: Site, run: Run, tmp_pat
     (side,) = sides_of(trace)
     assert tokens_words(side, [0]).startswith("token 0 “")
     assert tokens_words(side, [0, 1, 2]).startswith("tokens 0–2 (mean) “")
-    (figure,) = make_files(run, Wanted("png"), tmp_path)
+    (figure,) = make_files(run, ExportRequest("png"), tmp_path)
     assert figure.name.endswith("-t0.png")
 
     api = Api(site.app.handlers, [])

@@ -21,7 +21,13 @@ from sinkscope.web.api.endpoints import with_clear_errors
 from sinkscope.web.api.region import RegionApi, build_region_api
 from sinkscope.web.explore import region
 from sinkscope.web.explore.handlers import EXPIRED, Handlers
-from sinkscope.web.explore.region import REGION, STALE, LastTested, read_asked, region_values
+from sinkscope.web.explore.region import (
+    REGION,
+    STALE,
+    LastTested,
+    read_region_request,
+    region_values,
+)
 from sinkscope.web.runs.loaded_model import LoadedModel
 from sinkscope.web.runs.store import Run
 
@@ -116,7 +122,7 @@ def test_what_makes_no_sense_is_refused(
 
 
 def test_questions_are_read_as_they_are_sent(run: Run) -> None:
-    asked = read_asked(asking(run), run)
+    asked = read_region_request(asking(run), run)
     assert asked.boxes == {"baseline": Box(1, 2, 2, 1, 0)}
     assert asked.settings == RegionSettings("cut", 64)
 

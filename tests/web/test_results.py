@@ -13,11 +13,11 @@ from sinkscope.web.evaluate.run import EvaluateHandlers
 from sinkscope.web.evaluate.store import GONE, EvaluateStore
 from sinkscope.web.experiments.run import ExperimentsHandlers
 from sinkscope.web.experiments.store import ExperimentResult
-from sinkscope.web.runs.copies import Copies
 from sinkscope.web.runs.inspector import served
 from sinkscope.web.runs.loaded_model import LoadedModel
 from sinkscope.web.runs.owners import user_now
 from sinkscope.web.runs.results import LONGEST_SECONDS, MOST_RESULTS, ResultStore
+from sinkscope.web.runs.served_files import ServedFiles
 from sinkscope.web.server.current_request import _SCOPE, USER
 from sinkscope.web.server.read_only import READ_ONLY
 from sinkscope.web.sinks.run import SinksHandlers
@@ -80,11 +80,11 @@ def files(folder: Path, *names: str) -> list[Path]:
 
 
 def test_what_was_made_of_a_result_goes_with_it(tmp_path: Path) -> None:
-    runs = Copies()
+    runs = ServedFiles()
     own, of_both, of_run, of_two = files(tmp_path, "own", "both", "run", "two")
     runs.add(["run"], [of_both, of_run])
     now = [0.0]
-    store: ResultStore[ExperimentResult] = ResultStore(lambda: now[0], copies=Copies(runs))
+    store: ResultStore[ExperimentResult] = ResultStore(lambda: now[0], copies=ServedFiles(runs))
     for name in ("first", "second"):
         store.put(ExperimentResult(name, None, {}))  # type: ignore[arg-type]
     for name, paths in (("first", [own, of_both, of_two]), ("second", [of_two])):

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from sinkscope.attention_extractor import generate
-from sinkscope.capture.again import prepared_again
+from sinkscope.capture.saved_prompt import prepare_saved_prompt
 from sinkscope.config import GenerationSettings, ImageLimits
 from sinkscope.models.images import open_image
 from sinkscope.models.loading import load_model
@@ -31,7 +31,7 @@ def test_a_stored_run_is_prepared_with_the_same_pixels(
     assert trace.layout.grids[0].original == (150, 200)
     save_run(Run({"baseline": trace}), tmp_path / "run")
     stored = open_run(tmp_path / "run").first
-    again = prepared_again(handle, stored)
+    again = prepare_saved_prompt(handle, stored)
     assert torch.equal(again.tensors["pixel_values"], inputs.tensors["pixel_values"])
     assert again.layout == inputs.layout
 

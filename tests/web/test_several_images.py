@@ -15,7 +15,7 @@ from sinkscope.config import GenerationSettings
 from sinkscope.drawing.view import View, make_side
 from sinkscope.drawing.view_figure import about_sides
 from sinkscope.models.loading import load_model
-from sinkscope.web.explore.exporting import Wanted, make_files
+from sinkscope.web.explore.exporting import ExportRequest, make_files
 from sinkscope.web.explore.refill import cached_image
 from sinkscope.web.runs.form_values import changed_words
 from sinkscope.web.runs.request import MORE, Request
@@ -73,7 +73,7 @@ def test_figures_say_which_image_they_show(tmp_path: Path) -> None:
         folder = tmp_path / str(image)
         folder.mkdir()
         view = View(image=image)
-        (path,) = make_files(run, Wanted("gif", view, last=1, width=320), folder)
+        (path,) = make_files(run, ExportRequest("gif", view, last=1, width=320), folder)
         drawn[image] = Image.open(path).convert("RGB")
     assert drawn[0].size != drawn[1].size  # of the images' own shapes
 

@@ -17,7 +17,7 @@ from sinkscope.web.sinks.payload import build_sinks_payload
 from sinkscope.web.sinks.request import IMAGES, Picture, SampleSplit, SinksRequest, draw_samples
 from sinkscope.web.sinks.run import _opened
 from tests.sinks.planted import painted_samples
-from tests.web.openers import opener
+from tests.web.image_openers import opener
 
 pytestmark = pytest.mark.usefixtures("uploads")
 

@@ -29,7 +29,7 @@ from sinkscope.web.sinks.request import IMAGES, Picture, SinksRequest, draw_samp
 from sinkscope.web.sinks.run import GONE, SinksEngine, SinksHandlers
 from sinkscope.web.sinks.store import MOST_FOLDERS, SinksResult, SinksStore
 from tests.sinks.planted import Plant, painted_samples, planted
-from tests.web.openers import opener
+from tests.web.image_openers import opener
 from tests.web.test_payload import unpack
 
 pytestmark = pytest.mark.tiny
@@ -390,13 +390,13 @@ def test_results_are_few_and_not_for_long(tmp_path: Path) -> None:
 
 def test_a_browsers_own_dimensions_leave_the_model_alone(model: ModelHandle) -> None:
     before = model.profile
-    own = Request("x", "y", compare=True, dims_of=model.info.id, said={"dims": "7, 30"})
+    own = Request("x", "y", compare=True, dims_of=model.info.id, values={"dims": "7, 30"})
     made = own.var(model)
     assert made is not None and made.dims == (7, 30)
     assert model.profile is before
     with pytest.raises(ValueError, match="were found on another, but"):
-        Request("x", "y", compare=True, dims_of="another", said={"dims": "7"}).var(model)
+        Request("x", "y", compare=True, dims_of="another", values={"dims": "7"}).var(model)
     with pytest.raises(ValueError, match="dims is 'x'"):
-        Request("x", "y", compare=True, said={"dims": "x"}).var(model)
+        Request("x", "y", compare=True, values={"dims": "x"}).var(model)
     with pytest.raises(ValueError, match="find them in the Sinks tab"):
         Request("x", "y", compare=True).var(model)

@@ -13,7 +13,7 @@ from sinkscope.models.profiles import DEMO
 from sinkscope.sinks.samples import image_digest
 from sinkscope.sinks.settings import SampleChoice
 from sinkscope.web.sinks.request import EXAMPLES, SinksRequest, draw_samples
-from tests.web.openers import opener
+from tests.web.image_openers import opener
 
 
 def digests(seed: int) -> dict[str, tuple[str, ...]]:

@@ -95,7 +95,7 @@ def test_the_end_keeps_the_part_of_what_runs(tmp_path: Path) -> None:
     assert not thread.is_alive() and time.monotonic() - begun < 10
     (folder,) = (tmp_path / "cache" / "runs").iterdir()
     trace = open_run(folder).first
-    assert trace.finish == "stopped" and len(trace.tokens) == 3
+    assert trace.finish_reason == "stopped" and len(trace.tokens) == 3
 
 
 def pem(folder: Path) -> tuple[Path, Path]:

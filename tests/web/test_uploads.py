@@ -20,7 +20,7 @@ from sinkscope.web.server.uploads import (
     check_upload,
     upload_path,
 )
-from tests.web.openers import open_upload
+from tests.web.image_openers import open_upload
 
 
 @pytest.fixture

@@ -32,14 +32,14 @@ def asking(function: Callable[..., Any], settings: Iterable[Setting]) -> Callabl
     """The function with a keyword argument for each setting instead of `**said`."""
 
     @functools.wraps(function)
-    def call(*own: Any, **said: Any) -> Any:
-        return function(*own, **said)
+    def call(*parameters: Any, **said: Any) -> Any:
+        return function(*parameters, **said)
 
     kind = inspect.Parameter
     signature = inspect.signature(function)
-    own = [one for one in signature.parameters.values() if one.kind is not kind.VAR_KEYWORD]
+    parameters = [one for one in signature.parameters.values() if one.kind is not kind.VAR_KEYWORD]
     more = [kind(one.name, kind.KEYWORD_ONLY, default=default_of(one)) for one in settings]
-    call.__signature__ = signature.replace(parameters=[*own, *more])  # type: ignore[attr-defined]
+    call.__signature__ = signature.replace(parameters=[*parameters, *more])  # type: ignore[attr-defined]
     return call
 
 
@@ -50,13 +50,13 @@ def inputs_of(settings: Iterable[Setting]) -> dict[str, Component]:
 
 def argument(name: str, default: Any, words: str = "") -> Component:
     """The component of one argument; `words` are shown beside it in "Use via API"."""
-    made: Component
+    component: Component
     if isinstance(default, bool):
-        made = gr.Checkbox(default, label=name)
+        component = gr.Checkbox(default, label=name)
     elif isinstance(default, str):
-        made = gr.Textbox(default, label=name, max_length=LONGEST_TEXT)
+        component = gr.Textbox(default, label=name, max_length=LONGEST_TEXT)
     else:
-        made = gr.Number(default, label=name)
-    about = {**made.api_info(), "additional_description": words}
-    made.api_info = lambda: about  # type: ignore[method-assign]
-    return made
+        component = gr.Number(default, label=name)
+    about = {**component.api_info(), "additional_description": words}
+    component.api_info = lambda: about  # type: ignore[method-assign]
+    return component

@@ -108,7 +108,7 @@ class Api:
         Gives the run's id (`run`), its model, layers, heads and images, and under `baseline` the
         answer with text, probability, image share and sink share of each token.
         """
-        asked = Request(image, prompt, said=said, more=(image_2, image_3, image_4))
+        asked = Request(image, prompt, values=said, more=(image_2, image_3, image_4))
         return about_run(self._run(asked, request))
 
     def compare(
@@ -129,7 +129,7 @@ class Api:
         log-probability, and VAR's own report.
         """
         more = (image_2, image_3, image_4)
-        asked = Request(image, prompt, True, same_text, said=said, more=more)
+        asked = Request(image, prompt, True, same_text, values=said, more=more)
         run = self._run(asked, request)
         both = run.traces["baseline"], run.traces["var"]
         pair = Comparison(*both, run.same_text, prefix=None)  # type: ignore[arg-type]
@@ -150,16 +150,16 @@ class Api:
         one (null where it can), and a PNG of the map over the image. A method that reads the model
         gives what was computed on the page for just these tokens.
         """
-        found = self._found(run)
-        if variant not in found.traces:
-            raise ValueError(f"variant is {variant!r}; allowed: {', '.join(found.traces)}.")
+        run_found = self._kept_run(run)
+        if variant not in run_found.traces:
+            raise ValueError(f"variant is {variant!r}; allowed: {', '.join(run_found.traces)}.")
         selection = Selection(**read_all(Selection, said))
-        view = selection.view(found.first)
-        side = make_side("", found.traces[variant], view.part)
+        view = selection.view(run_found.first)
+        side = make_side("", run_found.traces[variant], view.part)
         chosen = selection.tokens or (0,)
         token_indices(side.rows, chosen)
         kept = self._handlers.explained
-        given = kept_maps(found, view, chosen, kept, [variant])
+        given = kept_maps(run_found, view, chosen, kept, [variant])
         if given is not None:
             view = dataclasses.replace(view, method=given)
         panel = Painter([side], view, MAP_PIXELS).panels(chosen)[0]
@@ -173,7 +173,7 @@ class Api:
             "label": patches.label,
             "methods": {
                 m.method.name: None
-                if kept.has((found.id, variant, tuple(chosen), m.method.name))
+                if kept.has((run_found.id, variant, tuple(chosen), m.method.name))
                 else m.why_not
                 for m in listed(side.trace, passes=False)
             },
@@ -189,7 +189,7 @@ class Api:
         with scratch() as folder:
             path = Path(folder) / f"map-{chosen[0]}.png"
             Image.fromarray(panel.pixels).save(path)
-            return about, self._kept(path, found)
+            return about, self._kept(path, run_found)
 
     def export(
         self,
@@ -203,9 +203,9 @@ class Api:
         Without `tokens` a figure is of the first one, and an animation of all. `window`, `seconds`
         and `width` are an animation's. `difference` holds where there are two sides.
         """
-        found = self._found(run)
-        wanted = ExportChoice(**read_all(ExportChoice, said)).wanted(found.first)
-        sides_of_view(found, wanted)
+        run_found = self._kept_run(run)
+        wanted = ExportChoice(**read_all(ExportChoice, said)).wanted(run_found.first)
+        sides_of_view(run_found, wanted)
         with scratch() as folder:
             session = session_hash_of(request)
             job = self._handlers.runner.job(session, EXPORT)
@@ -213,7 +213,7 @@ class Api:
                 paths = self._handlers.runner.result(
                     job,
                     lambda job: make_files(
-                        found,
+                        run_found,
                         wanted,
                         Path(folder),
                         **job.hooks,
@@ -224,7 +224,7 @@ class Api:
                 )
             except Stopped as stopped:
                 raise ValueError(f"{job.ended_by}; no file was made.") from stopped
-            return [self._kept(path, found) for path in paths]
+            return [self._kept(path, run_found) for path in paths]
 
     def stop(self, request: gr.Request) -> None:
         """End all that this client has under way or waiting: its run after the token that is being
@@ -239,7 +239,7 @@ class Api:
         self._handlers.store.keep_copies(run, Path(kept))
         return str(kept)
 
-    def _found(self, run_id: str) -> Run:
+    def _kept_run(self, run_id: str) -> Run:
         run = find_run(self._handlers.store, run_id)
         if run is None:
             raise ValueError(EXPIRED)
@@ -253,7 +253,7 @@ class Api:
             pass
         if value.get("phase") == "error":
             raise ValueError(value["message"])
-        return self._found(value["run"])
+        return self._kept_run(value["run"])
 
 
 def _plain(values: np.ndarray) -> list[list[float | None]]:
@@ -298,7 +298,7 @@ def _answer(trace: GenerationTrace) -> dict[str, Any]:
         )
     return {
         "answer": trace.text,
-        "finish": trace.finish,
+        "finish": trace.finish_reason,
         "seconds": trace.seconds,
         "applied": list(trace.applied),
         "tokens": tokens,

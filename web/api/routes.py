@@ -14,7 +14,7 @@ from typing import Any
 import gradio as gr
 
 from sinkscope.config import ModelSettings
-from sinkscope.setting import offered as offered_of
+from sinkscope.setting import user_settings as offered_of
 from sinkscope.web.api.arguments import argument, asking, inputs_of
 from sinkscope.web.api.endpoints import Api, with_clear_errors
 from sinkscope.web.api.selection import ExportChoice, Selection
@@ -47,7 +47,7 @@ def build_api(handlers: Handlers, offered: Sequence[str]) -> None:
         same = {"same_text": argument("same_text", False, "VAR follows the baseline's answer.")}
         run = {"run": gr.Textbox(max_length=LONGEST_TEXT, label="run")}
         variant = {"variant": argument("variant", "baseline", "Which answer: baseline or var.")}
-        for function, own, settings, outputs, limits in (
+        for function, arguments, settings, outputs, limits in (
             (api.load, {}, offered_of(ModelSettings, "profile", "adapter"), value, free),
             (api.generate, asked, ANSWER, value, runs),
             (api.compare, {**asked, **same}, (*VAR, *ANSWER), value, runs),
@@ -59,9 +59,9 @@ def build_api(handlers: Handlers, offered: Sequence[str]) -> None:
                 None,
                 outputs,
                 inputs_kwargs={
-                    **own,
+                    **arguments,
                     **inputs_of(settings),
-                    **(further if "image" in own else {}),
+                    **(further if "image" in arguments else {}),
                 },
                 api_name=function.__name__,
                 **limits,

@@ -13,7 +13,7 @@ from sinkscope.drawing.view import method_and_scale
 from sinkscope.methods.head_list import HeadsFrom
 from sinkscope.setting import check, explained, setting
 from sinkscope.visualization import View
-from sinkscope.web.explore.exporting import KINDS, Wanted
+from sinkscope.web.explore.exporting import KINDS, ExportRequest
 
 
 @explained
@@ -110,14 +110,14 @@ class ExportChoice(Selection):
     )
     colormap: str = setting("inferno", "inferno, magma, plasma, viridis, cividis, gray or turbo.")
 
-    def wanted(self, run: GenerationTrace | None = None) -> Wanted:
+    def wanted(self, run: GenerationTrace | None = None) -> ExportRequest:
         """The file as `web.explore.exporting` makes it.
 
         Raises:
             ValueError: naming the argument, its value and what is allowed.
         """
-        chosen, own = self.tokens or (), self.own_tokens or ()
-        for name, some in (("tokens", chosen), ("own_tokens", own)):
+        chosen, second_tokens = self.tokens or (), self.own_tokens or ()
+        for name, some in (("tokens", chosen), ("own_tokens", second_tokens)):
             if some and some != tuple(range(some[0], some[-1] + 1)):
                 written = ", ".join(map(str, some))
                 raise ValueError(
@@ -129,12 +129,12 @@ class ExportChoice(Selection):
             whole_answer=self.whole_answer,
             colormap=cast(Colormap, self.colormap),  # `View` refuses what is none
         )
-        return Wanted(
+        return ExportRequest(
             self.kind,
             view,
             first=chosen[0] if chosen else 0,
             last=chosen[-1] if chosen else None,
-            own=(own[0], own[-1]) if own else None,
+            second_tokens=(second_tokens[0], second_tokens[-1]) if second_tokens else None,
             window=self.window,
             seconds=self.seconds,
             width=self.width or None,

@@ -46,20 +46,20 @@ def control(setting: Setting, value: Any = None, **look: Any) -> Component:
     value = setting.default if value is None and setting.default is not REQUIRED else value
     look = {
         "label": setting.label or setting.name.replace("_", " "),
-        "info": None if setting.called else setting.help,
+        "info": None if setting.choice_labels else setting.help,
         "elem_id": f"set-{setting.name.replace('_', '-')}",
         **look,
     }
     if setting.kind == "switch" and setting.optional:
         ways = [(setting.left_out or "default", DEFAULT), ("yes", "yes"), ("no", "no")]
-        said = DEFAULT if value is None else "yes" if value else "no"
-        return gr.Radio(ways, value=said, **look)
+        shown_value = DEFAULT if value is None else "yes" if value else "no"
+        return gr.Radio(ways, value=shown_value, **look)
     if setting.kind == "switch":
         return gr.Checkbox(value, **look)
     if setting.kind == "names" and setting.choices:
         return gr.CheckboxGroup(list(setting.choices), value=list(value or ()), **look)
     if setting.kind == "choice":
-        words = setting.called or setting.choices
+        words = setting.choice_labels or setting.choices
         return gr.Radio(list(zip(words, setting.choices, strict=True)), value=value, **look)
     if setting.kind in ("whole", "number"):
         return _number(setting, value, look)
@@ -69,7 +69,7 @@ def control(setting: Setting, value: Any = None, **look: Any) -> Component:
 
 def _number(setting: Setting, value: Any, look: dict[str, Any]) -> Component:
     is_whole = setting.kind == "whole"
-    if setting.usual is None:
+    if setting.slider_range is None:
         low = {"minimum": setting.low} if setting.low is not None else {}
         empty = {"placeholder": setting.left_out} if setting.left_out else {}
         return gr.Number(
@@ -77,14 +77,14 @@ def _number(setting: Setting, value: Any, look: dict[str, Any]) -> Component:
         )
     # Gradio refuses a value outside a slider's range, with a message of its own, so the range
     # always takes in the first one.
-    low, high = min(setting.usual[0], value), max(setting.usual[1], value)
+    low, high = min(setting.slider_range[0], value), max(setting.slider_range[1], value)
     kind = gr.Slider if setting.high is not None else OpenSlider
     return kind(low, high, value, step=1 if is_whole else setting.step, **look)
 
 
 def box(setting: Setting, value: Any = None, **look: Any) -> Component:
-    """The same for what `said_by` reads: nothing is refused by Gradio, in words of its own, and a
-    number that may be left out is a text, for Gradio makes an empty number 0."""
+    """The same for what `control_value` reads: nothing is refused by Gradio, in words of its own,
+    and a number that may be left out is a text, for Gradio makes an empty number 0."""
     if setting.kind not in ("whole", "number"):
         return control(setting, value, **look)
     if not setting.optional:
@@ -93,7 +93,7 @@ def box(setting: Setting, value: Any = None, **look: Any) -> Component:
     return control(plain, value, **{"max_lines": 1, **look})
 
 
-def said_by(setting: Setting, value: Any) -> Any:
+def control_value(setting: Setting, value: Any) -> Any:
     """What a control of the page says, as the field takes it (`sinkscope.setting.read`).
 
     Raises:
@@ -102,11 +102,11 @@ def said_by(setting: Setting, value: Any) -> Any:
     if setting.kind == "switch" and setting.optional and isinstance(value, str):
         value = {DEFAULT: None, "yes": True, "no": False}.get(value, value)
     if setting.kind in ("whole", "number") and setting.optional and isinstance(value, str):
-        value = _number_said(setting, value)
+        value = _read_number(setting, value)
     return read(setting, value)
 
 
-def _number_said(setting: Setting, text: str) -> float | None:
+def _read_number(setting: Setting, text: str) -> float | None:
     if not text.strip():
         return None
     try:

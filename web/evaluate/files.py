@@ -44,10 +44,10 @@ def file_of(folder: Path, what: object) -> bytes:
         seed = read_run(copy).config.run.seed
         report = make_report([copy], statistics=CompareSettings(seed=seed)).files
         if what == "all.zip":
-            own = {path.name: path.read_bytes() for path in sorted(copy.iterdir())}
+            contents = {path.name: path.read_bytes() for path in sorted(copy.iterdir())}
             texts = {name: text.encode("utf-8", "replace") for name, text in report.items()}
             return _zipped(
-                {name: without_place(data, folder) for name, data in (own | texts).items()}
+                {name: without_place(data, folder) for name, data in (contents | texts).items()}
             )
         return without_place(report[str(what)].encode("utf-8", "replace"), folder)
 
@@ -64,11 +64,11 @@ def without_place(text: bytes, folder: Path) -> bytes:
 
 
 def _zipped(files: dict[str, bytes]) -> bytes:
-    made = io.BytesIO()
-    with zipfile.ZipFile(made, "w", zipfile.ZIP_DEFLATED) as out:
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as out:
         for name, data in files.items():
             out.writestr(name, data)
-    return made.getvalue()
+    return buffer.getvalue()
 
 
 def _copy(folder: Path, copy: Path) -> None:
@@ -89,10 +89,10 @@ def _changed(source: Path, target: Path, change: Callable[[dict[str, Any]], Any]
         target.write_text(json.dumps(values, ensure_ascii=False, indent=1) + "\n", "utf-8")
 
 
-def _public(made: dict[str, Any]) -> dict[str, Any]:
-    sessions = made.get("sessions", [])
+def _public(values: dict[str, Any]) -> dict[str, Any]:
+    sessions = values.get("sessions", [])
     return {
-        **made,
+        **values,
         "sessions": [
             {key: value for key, value in one.items() if key not in PRIVATE} for one in sessions
         ],

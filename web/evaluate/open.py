@@ -12,7 +12,7 @@ from PIL import Image
 
 from sinkscope.config import OF_CHECKPOINT, GenerationSettings, VARSettings
 from sinkscope.evaluation.tasks.listed import task_named
-from sinkscope.setting import list_text, offered
+from sinkscope.setting import list_text, user_settings
 from sinkscope.web.evaluate.run import EvaluateHandlers
 from sinkscope.web.runs.job_values import field_of
 from sinkscope.web.runs.request import MORE
@@ -49,7 +49,7 @@ def form_values(handlers: EvaluateHandlers, ask: Any, dims: str) -> dict[str, An
         )
     saved = [_saved(picture(), handlers.component) for picture in question.pictures]
     protocol = task_named(run.config.run.task).protocol(run.config.run.protocol)
-    made: dict[str, Any] = {
+    values: dict[str, Any] = {
         **{name: getattr(GenerationSettings, name) for name in OF_CHECKPOINT},
         **dict.fromkeys(places),
         **dict(zip(places, saved, strict=False)),
@@ -65,21 +65,21 @@ def form_values(handlers: EvaluateHandlers, ask: Any, dims: str) -> dict[str, An
     if method not in settings:
         raise ValueError(f"The method is {method!r}; allowed: {', '.join(settings)}.")
     if (var := settings[method]) is None:
-        return made
-    made["compare"] = True
-    for one in offered(VARSettings):
+        return values
+    values["compare"] = True
+    for one in user_settings(VARSettings):
         if one.field == "dims":
             continue
         value = var.get(one.field, one.default)
         if isinstance(value, tuple):
             value = list_text(value)
-        made[one.name] = "" if value is None else value
-    own = handle.profile
-    if dims.strip() or own is None or tuple(var["dims"]) != tuple(own.dims):
+        values[one.name] = "" if value is None else value
+    profile = handle.profile
+    if dims.strip() or profile is None or tuple(var["dims"]) != tuple(profile.dims):
         # Said, so that nothing else decides; it also keeps the form's tau as it is set here.
-        made["dims"] = ", ".join(map(str, var["dims"]))
-        made["dims_of"] = handle.info.id
-    return made
+        values["dims"] = ", ".join(map(str, var["dims"]))
+        values["dims_of"] = handle.info.id
+    return values
 
 
 def updates(values: dict[str, Any], names: list[str]) -> list[Any]:

@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from sinkscope.config import HIGHEST_SEED, ModelSettings, VARSettings
+from sinkscope.evaluation.method_specs import MethodSpec
 from sinkscope.evaluation.settings import RunConfig, RunSettings
 from sinkscope.evaluation.tasks.demo import TASK
 from sinkscope.evaluation.tasks.jsonl import TASK as OWN
-from sinkscope.evaluation.wanted import Wanted
 from sinkscope.models.loading import ModelHandle
 from sinkscope.setting import (
     checked,
@@ -26,7 +26,7 @@ from sinkscope.setting import (
     setting,
     settings_of,
 )
-from sinkscope.web.components.controls import said_by
+from sinkscope.web.components.controls import control_value
 from sinkscope.web.runs.request import Request
 from sinkscope.web.sinks.request import Picture
 
@@ -68,7 +68,11 @@ class EvaluateRequest:
     )
     keep: float = like(VARSettings, "keep")
     tau: float | None = like(
-        VARSettings, "tau", default=None, usual=None, left_out="that of the dimensions in use"
+        VARSettings,
+        "tau",
+        default=None,
+        slider_range=None,
+        left_out="that of the dimensions in use",
     )
     seed: int = setting(
         0,
@@ -92,13 +96,13 @@ class EvaluateRequest:
             ValueError: naming the setting, its value and what is allowed; or VAR is wanted where
                 no sink dimensions are known.
         """
-        said = self.check()
+        values = self.check()
         types = () if set(self.types) == set(TYPES) else tuple(t for t in TYPES if t in self.types)
-        run = RunSettings(TASK.name, parts=types, limit=said["questions"], seed=said["seed"])
+        run = RunSettings(TASK.name, parts=types, limit=values["questions"], seed=values["seed"])
         if kept is not None:
-            run = RunSettings(OWN.name, data=str(kept[0]), limit=kept[1], seed=said["seed"])
+            run = RunSettings(OWN.name, data=str(kept[0]), limit=kept[1], seed=values["seed"])
         chosen = [name for name in METHODS if name in self.methods]
-        methods = tuple(self._method(name, handle, said) for name in chosen)
+        methods = tuple(self._method(name, handle, values) for name in chosen)
         return RunConfig(run, model, methods)
 
     def check(self) -> dict[str, Any]:
@@ -124,18 +128,18 @@ class EvaluateRequest:
                 raise ValueError(f"{name} is empty; allowed: one or more of {', '.join(allowed)}.")
             if strange := [one for one in given if one not in allowed]:
                 raise ValueError(f"{name} has {strange[0]!r}; allowed: {', '.join(allowed)}.")
-        said = {one: getattr(self, one.field) for one in settings_of(EvaluateRequest)}
-        return {one.field: checked(one, said_by(one, value)) for one, value in said.items()}
+        values = {one: getattr(self, one.field) for one in settings_of(EvaluateRequest)}
+        return {one.field: checked(one, control_value(one, value)) for one, value in values.items()}
 
-    def _method(self, name: str, handle: ModelHandle, said: dict[str, Any]) -> Wanted:
+    def _method(self, name: str, handle: ModelHandle, given: dict[str, Any]) -> MethodSpec:
         if name == "default":
-            return Wanted(name)
-        values: dict[str, Any] = {"keep": said["keep"]}
+            return MethodSpec(name)
+        values: dict[str, Any] = {"keep": given["keep"]}
         if self.dims.strip():
             threshold = {} if self.dims_tau is None else {"tau": self.dims_tau}
             own_dims = {"dims": self.dims, **threshold}
-            own = Request(None, "", True, dims_of=self.dims_of, said=own_dims)
-            var = own.var(handle)
+            request = Request(None, "", True, dims_of=self.dims_of, values=own_dims)
+            var = request.var(handle)
             assert var is not None
             values |= {"dims": var.dims, "tau": var.tau}
         elif handle.profile is None:
@@ -143,8 +147,8 @@ class EvaluateRequest:
                 f"The sink dimensions of {handle.info.id} are not known, so {name} cannot run: "
                 "find them in the Sinks tab, or compare without it."
             )
-        if said["tau"] is not None:
-            values["tau"] = said["tau"]
+        if given["tau"] is not None:
+            values["tau"] = given["tau"]
         if name == "var-random":
-            values |= {"control": "random", "seed": said["seed"]}
-        return Wanted(name, values)
+            values |= {"control": "random", "seed": given["seed"]}
+        return MethodSpec(name, values)

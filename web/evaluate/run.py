@@ -23,7 +23,7 @@ from sinkscope.evaluation.run_folder import CONFIG, Run, read_run
 from sinkscope.evaluation.runner import evaluate, prepare
 from sinkscope.evaluation.session import Summary
 from sinkscope.evaluation.settings import RunConfig, read_config
-from sinkscope.jobs.job import At, Job, Stopped
+from sinkscope.jobs.job import Job, JobProgress, Stopped
 from sinkscope.jobs.runner import Runner, StoppedWaiting
 from sinkscope.models.loading import ModelHandle
 from sinkscope.web.evaluate.files import file_of, without_place
@@ -36,7 +36,6 @@ from sinkscope.web.evaluate.payload import (
 from sinkscope.web.evaluate.request import MINE, EvaluateRequest
 from sinkscope.web.evaluate.store import EvaluateStore
 from sinkscope.web.evaluate.upload import keep_questions
-from sinkscope.web.runs.copies import Copies
 from sinkscope.web.runs.image_process import ImageProcess
 from sinkscope.web.runs.inspector import cached, error_value
 from sinkscope.web.runs.job_values import (
@@ -49,6 +48,7 @@ from sinkscope.web.runs.job_values import (
 )
 from sinkscope.web.runs.loaded_model import LoadedModel
 from sinkscope.web.runs.payload import encode_image
+from sinkscope.web.runs.served_files import ServedFiles
 from sinkscope.web.runs.tab_handlers import TabHandlers
 from sinkscope.web.server.read_only import READ_ONLY
 
@@ -76,12 +76,12 @@ class _Live:
         if not done or now < self.due:
             return None
         try:
-            made = live(read_section(self.folder, LIVE_RESAMPLES))
+            payload = live(read_section(self.folder, LIVE_RESAMPLES))
         except ValueError:  # no record yet
             return None
         spent = time.monotonic() - now
         self.due = time.monotonic() + max(LIVE_SECONDS, LIVE_SHARE * spent)
-        return made
+        return payload
 
     def left(self, done: int, total: int) -> float | None:
         """Seconds until the run is over, at the pace so far."""
@@ -109,14 +109,14 @@ class EvaluateHandlers(TabHandlers):
         runner: Runner,
         answer: Callable[..., Summary] = evaluate,
         images: ImageProcess | None = None,
-        copies: Copies | None = None,
+        copies: ServedFiles | None = None,
     ) -> None:
         super().__init__(settings, loaded, runner, images)
         self.answer = answer
         self.store = EvaluateStore(
             settings.app.cache / "page_evaluations",
             owned=bool(settings.app.login),
-            copies=Copies(copies),
+            copies=ServedFiles(copies),
         )
 
     # --- Run, Go on and Stop ---------------------------------------------------------------------
@@ -183,7 +183,7 @@ class EvaluateHandlers(TabHandlers):
         check()
         job = self.runner.job(session, EVALUATE)
         with self.store.writing(run_id) as folder:
-            said, seen = "", _Live(folder)
+            text, seen = "", _Live(folder)
             work = partial(self._work, ask, folder)
             try:
                 yield from result_values(
@@ -196,8 +196,8 @@ class EvaluateHandlers(TabHandlers):
                 if not stopped.done:
                     words = f"{job.ended_by} before a question was answered."
                     raise ValueError(words) from stopped
-                said = f"{job.ended_by} after {stopped.done} of {stopped.total} questions"
-            yield self._value(run_id, folder, said)  # behind the job: the model is free again
+                text = f"{job.ended_by} after {stopped.done} of {stopped.total} questions"
+            yield self._value(run_id, folder, text)  # behind the job: the model is free again
 
     def _work(self, ask: Ask, folder: Path, job: Job) -> None:
         """In the job's thread, which alone holds the model meanwhile."""
@@ -212,8 +212,8 @@ class EvaluateHandlers(TabHandlers):
         """The model's settings as the run's file has them: those of the start, where it is that
         model, without a profile's path, for methods have all that it says."""
         start, info = self.settings.model, handle.info
-        own = start if start.model == info.id else ModelSettings(info.id)
-        return replace(own, profile=None)
+        model_settings = start if start.model == info.id else ModelSettings(info.id)
+        return replace(model_settings, profile=None)
 
     # --- what is shown ---------------------------------------------------------------------------
 
@@ -226,8 +226,8 @@ class EvaluateHandlers(TabHandlers):
         for one in questions.values():
             if one.cluster not in pictures:  # one picture a scene
                 image = encode_image(one.pictures[0](), PICTURE_SIDE)
-                made = self.store.keep(run_id, cached(*image, self.component))
-                pictures[one.cluster] = made["url"]
+                value = self.store.keep(run_id, cached(*image, self.component))
+                pictures[one.cluster] = value["url"]
         data = build_evaluate_payload(section, questions, pictures)
         seconds = sum(float(one.get("seconds", 0)) for one in section.run.summaries)
         whole = section.complete and not stopped
@@ -280,13 +280,13 @@ class EvaluateHandlers(TabHandlers):
         run = read_run(self.store.find(field_of(ask, "run")))
         name = field_of(ask, "question")
         places = {one.question: one.index for one in run.records() if one.question == name}
-        found = look_up(run, places).questions
-        if not isinstance(name, str) or name not in found:
+        questions = look_up(run, places).questions
+        if not isinstance(name, str) or name not in questions:
             raise ValueError("This question is not one of the run.")
-        return run, found[name]
+        return run, questions[name]
 
 
-def _running(run_id: str, job: Job, at: At, seen: _Live) -> dict[str, Any]:
+def _running(run_id: str, job: Job, at: JobProgress, seen: _Live) -> dict[str, Any]:
     if at.stage == "Answering" and (shown := seen.look(at.done)) is not None:
         seen.shown = shown
         at = job.at  # looking took its time

@@ -17,10 +17,10 @@ from pathlib import Path
 from typing import Any
 
 from sinkscope.utils import write_atomically
-from sinkscope.web.runs.copies import Copies
 from sinkscope.web.runs.inspector import files_in
 from sinkscope.web.runs.owners import OWNER, user_now
-from sinkscope.web.runs.results import mine
+from sinkscope.web.runs.results import is_current_user
+from sinkscope.web.runs.served_files import ServedFiles
 from sinkscope.web.runs.store import new_id
 
 MOST_RUNS = 100
@@ -45,10 +45,10 @@ class EvaluateStore:
         folder: Path,
         clock: Callable[[], float] = time.time,
         owned: bool = False,
-        copies: Copies | None = None,
+        copies: ServedFiles | None = None,
     ) -> None:
         self._folder, self._clock, self._owned = folder, clock, owned
-        self.copies = copies or Copies()
+        self.copies = copies or ServedFiles()
         self._open: set[str] = set()
         self._lock = threading.Lock()
 
@@ -105,7 +105,7 @@ class EvaluateStore:
         self.copies.drop(run_id)
 
     def _may_see(self, run_id: str) -> bool:
-        return not self._owned or mine(self._owner(run_id))
+        return not self._owned or is_current_user(self._owner(run_id))
 
     def _owner(self, run_id: str) -> str | None:
         try:

@@ -19,7 +19,7 @@ from gradio.blocks import Block
 from gradio.components import Component
 from gradio.data_classes import FileData
 
-from sinkscope.setting import offered
+from sinkscope.setting import user_settings
 from sinkscope.web.components.controls import LONGEST_TEXT, control
 from sinkscope.web.evaluate.open import form_values, updates
 from sinkscope.web.evaluate.request import METHODS, MINE, SCENES, TYPES, EvaluateRequest
@@ -130,22 +130,22 @@ def _build_form() -> tuple[dict[str, Component], gr.Button, gr.Button]:
         show_progress="hidden",
         api_visibility="private",
     )
-    made: dict[str, Component] = {
+    controls: dict[str, Component] = {
         "methods": methods,
         "source": source,
         "types": types,
         "files": files,
     }
-    for one in offered(EvaluateRequest, "seed"):
-        made[one.name] = _control(one)
+    for one in user_settings(EvaluateRequest, "seed"):
+        controls[one.name] = _control(one)
     with gr.Row(elem_id="evaluate-actions"):
         go = gr.Button("Run", variant="primary", elem_id="evaluate-run", min_width=80)
         stop = gr.Button("Stop", interactive=False, elem_id="evaluate-stop", min_width=60)
     with gr.Accordion("More settings", open=False, elem_id="evaluate-settings"):
-        for one in offered(EvaluateRequest):
-            if one.name not in made:
-                made[one.name] = _control(one)
-    return made, go, stop
+        for one in user_settings(EvaluateRequest):
+            if one.name not in controls:
+                controls[one.name] = _control(one)
+    return controls, go, stop
 
 
 def _control(one: Any) -> Component:

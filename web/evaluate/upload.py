@@ -22,7 +22,7 @@ from sinkscope.evaluation.data import Row, StoredPicture, open_data
 from sinkscope.evaluation.tasks.base import RowFault
 from sinkscope.evaluation.tasks.jsonl import TABLE, TASK, question_of
 from sinkscope.models.images import ImageError, open_image
-from sinkscope.records.pictures import Uploaded, picture
+from sinkscope.records.pictures import UploadedPictures, picture
 from sinkscope.records.record import RecordError
 from sinkscope.records.sources import file_source
 from sinkscope.records.text import Damaged
@@ -85,8 +85,10 @@ def keep_questions(
                 copies.name_of(one) for one in question.pictures if isinstance(one, StoredPicture)
             ]
         except (RowFault, RecordError, ImageError) as error:
-            said = str(error).rstrip(".")
-            faults.append(said if row.damage else f"{row.where[:1].upper()}{row.where[1:]}: {said}")
+            message = str(error).rstrip(".")
+            faults.append(
+                message if row.damage else f"{row.where[:1].upper()}{row.where[1:]}: {message}"
+            )
             continue
         asked.append(question)
         lines.append(json.dumps(_line(question, names), ensure_ascii=False) + "\n")
@@ -108,7 +110,7 @@ def _rows(file: Picture, files: Sequence[Picture]) -> Iterator[Row]:
         if one is not file:
             short = _short(one)
             named[short] = None if short in named else upload_path(str(one.path))
-    pictures = Uploaded(named)
+    pictures = UploadedPictures(named)
     source = file_source(upload_path(str(file.path)), pictures, _short(file), damaged=True)
     for number, values in source.rows():
         where = source.place(number)
@@ -138,17 +140,21 @@ class _Copies:
             ImageError: the image is not among the uploads, or cannot be used.
             ValueError: all of them are too large together.
         """
-        found = picture(given.reference, given.pictures, self.limits.max_bytes)
-        if found in self.names:
-            return self.names[found]
-        self.size += len(found) if isinstance(found, bytes) else found.stat().st_size
+        opened_picture = picture(given.reference, given.pictures, self.limits.max_bytes)
+        if opened_picture in self.names:
+            return self.names[opened_picture]
+        self.size += (
+            len(opened_picture)
+            if isinstance(opened_picture, bytes)
+            else opened_picture.stat().st_size
+        )
         _check_sum(self.size, MOST_BYTES, "together")
-        image = self.opened(found, self.limits)
+        image = self.opened(opened_picture, self.limits)
         name = f"{len(self.names) + 1:05}.image"
         write_image(image, self.folder / name)
         self.kept += (self.folder / name).stat().st_size
         _check_sum(self.kept, MOST_KEPT, "together without compression")
-        self.names[found] = name
+        self.names[opened_picture] = name
         return name
 
 
@@ -163,7 +169,7 @@ def _check_sum(size: int, most: int, how: str) -> None:
 def _line(question: Question, images: Sequence[str]) -> dict[str, Any]:
     """A row that is read as the same question."""
     truth = question.truth
-    made: dict[str, Any] = {
+    line: dict[str, Any] = {
         "id": question.id,
         "question": question.text,
         "image": list(images),
@@ -171,17 +177,17 @@ def _line(question: Question, images: Sequence[str]) -> dict[str, Any]:
         "cluster": question.cluster,
     }
     if question.options:
-        texts = [said for _, said in question.options]
-        made["choices"] = texts
-        own = dict(question.options)[truth]
-        made["answer"] = own if texts.count(own) == 1 else truth
+        texts = [option for _, option in question.options]
+        line["choices"] = texts
+        true_option = dict(question.options)[truth]
+        line["answer"] = true_option if texts.count(true_option) == 1 else truth
     elif isinstance(truth, tuple):
-        made["answers"] = list(truth)
+        line["answers"] = list(truth)
     else:
-        made["answer"] = truth
+        line["answer"] = truth
     if question.system is not None:
-        made["system"] = question.system
-    return {key: value for key, value in made.items() if value != ""}
+        line["system"] = question.system
+    return {key: value for key, value in line.items() if value != ""}
 
 
 def _check_copy(path: Path, asked: Sequence[Question]) -> None:
@@ -191,14 +197,15 @@ def _check_copy(path: Path, asked: Sequence[Question]) -> None:
         ValueError: a row is in a layout that a copy cannot have.
     """
     read = TASK.read(open_data(str(path), None, TASK.tables))
-    for own, copied in zip(asked, read, strict=True):
+    for original, copied in zip(asked, read, strict=True):
         same = isinstance(copied, Question) and all(
-            getattr(own, name) == getattr(copied, name)
+            getattr(original, name) == getattr(copied, name)
             for name in ("id", "text", "truth", "options", "category", "cluster", "system")
         )
         if not same:
             raise ValueError(
-                f"The question {own.id} cannot be used from an upload; the command line "
+                f"The question {original.id} cannot be used from an upload; the "
+                "command line "
                 "can ask it (sinkscope evaluate run --task jsonl --data FILE)."
             )
 

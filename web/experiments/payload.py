@@ -70,9 +70,9 @@ def _verdict(verdict: Verdict) -> dict[str, Any]:
     for (key, name, meaning), holds in zip(
         CONDITIONS, (verdict.causal, verdict.specific), strict=True
     ):
-        said = [text for text in texts if text.startswith(f"{key} ({name})")]
+        sentences = [text for text in texts if text.startswith(f"{key} ({name})")]
         thresholds = [text for text in limits if text.startswith(f"{key}: ")]
-        texts = [text for text in texts if text not in said]
+        texts = [text for text in texts if text not in sentences]
         limits = [text for text in limits if text not in thresholds]
         conditions.append(
             {
@@ -81,7 +81,7 @@ def _verdict(verdict: Verdict) -> dict[str, Any]:
                 "meaning": meaning,
                 "holds": holds,
                 "word": "not tested" if holds is None else "holds" if holds else "does not hold",
-                "text": " ".join(_after_answer(text) for text in said),
+                "text": " ".join(_after_answer(text) for text in sentences),
                 "threshold": "; ".join(text[3:] for text in thresholds),
             }
         )
@@ -96,8 +96,8 @@ def _verdict(verdict: Verdict) -> dict[str, Any]:
 def _after_answer(text: str) -> str:
     """`A (causal): no. Of the ...` without what the page shows as a badge."""
     for answer in ("yes", "no"):
-        _, found, rest = text.partition(f": {answer}. ")
-        if found:
+        _, separator, rest = text.partition(f": {answer}. ")
+        if separator:
             return rest
     return text
 
@@ -121,13 +121,13 @@ def _table(table: Table, files: Mapping[str, str]) -> dict[str, Any]:
 
 def _columns(names: Sequence[str]) -> list[tuple[int, bool]]:
     """Which columns are shown, and whether the two behind one are the ends of its interval."""
-    made, i = [], 0
+    columns, i = [], 0
     while i < len(names):
         stem, is_low, _ = (*names, "")[i + 1].partition("_low")
         wide = bool(is_low and names[i].startswith(stem) and f"{stem}_high" in names[i + 2 : i + 3])
-        made.append((i, wide))
+        columns.append((i, wide))
         i += 3 if wide else 1
-    return made
+    return columns
 
 
 def _ends(row: Sequence[Cell], i: int, wide: bool) -> str:
@@ -186,9 +186,9 @@ def _facts(result: Result) -> list[list[str]]:
 
 def label_of(result: Result) -> str:
     """What tells a run from others in a list."""
-    own = result.settings.get("experiment", {})
+    settings = result.settings.get("experiment", {})
     listed = ", ".join(
-        f"{name} {_plain(value)}" for name, value in own.items() if value is not None
+        f"{name} {_plain(value)}" for name, value in settings.items() if value is not None
     )
     model = str(result.model.get("id")).rstrip("/").rsplit("/", 1)[-1]
     parts = [result.experiment, listed, model, f"{len(result.samples)} samples"]

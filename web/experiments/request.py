@@ -13,9 +13,17 @@ from sinkscope.experiments.samples import Prompts, own_prompts, read_prompts
 from sinkscope.experiments.settings import StudySettings
 from sinkscope.jobs.job import Job
 from sinkscope.models.loading import ModelHandle
-from sinkscope.setting import REQUIRED, checked, explained, offered, refuse, setting, settings_of
+from sinkscope.setting import (
+    REQUIRED,
+    checked,
+    explained,
+    refuse,
+    setting,
+    settings_of,
+    user_settings,
+)
 from sinkscope.sinks.samples import PROMPT, Sample
-from sinkscope.web.components.controls import said_by
+from sinkscope.web.components.controls import control_value
 from sinkscope.web.server.uploads import MOST_FILES, upload_path
 from sinkscope.web.sinks.request import (
     IMAGES,
@@ -69,15 +77,18 @@ class ExperimentRequest:
         if not isinstance(self.prompt, str) or len(self.prompt) > LONGEST_PROMPT:
             raise ValueError(f"The question has more than {LONGEST_PROMPT} characters.")
         (samples,) = settings_of(ExperimentRequest)
-        checked(samples, said_by(samples, self.samples))
+        checked(samples, control_value(samples, self.samples))
         if self.source == MINE and not self.pictures:
             raise ValueError("There is no file. Upload some, or take the bundled samples.")
         if len(self.pictures) > MOST_FILES:
             raise ValueError(
                 f"{len(self.pictures)} files were given; allowed: at most {MOST_FILES}."
             )
-        own, study = (_made(experiment.settings, self.own), _made(StudySettings, self.study))
-        return experiment, own, study
+        settings, study = (
+            _settings_from(experiment.settings, self.own),
+            _settings_from(StudySettings, self.study),
+        )
+        return experiment, settings, study
 
     @property
     def count(self) -> int:
@@ -85,12 +96,12 @@ class ExperimentRequest:
         return int(self.samples)
 
 
-def _made(cls: type[Any], said: Mapping[str, Any]) -> Any:
+def _settings_from(cls: type[Any], given: Mapping[str, Any]) -> Any:
     """The settings that controls say."""
     values: dict[str, Any] = {}
-    for one in offered(cls):
-        if one.name in said:
-            values[one.field] = said_by(one, said[one.name])
+    for one in user_settings(cls):
+        if one.name in given:
+            values[one.field] = control_value(one, given[one.name])
         elif one.default is REQUIRED:
             raise refuse(one.name, None, one.help.rstrip("."))
     return cls(**values)
@@ -135,13 +146,13 @@ def _scenes(request: ExperimentRequest) -> Prompts:
     # Drawing scenes is part of making the bundled model, which nothing else on the page needs.
     from PIL import Image
 
-    from sinkscope.demo.asked import SOURCE, asked_scenes
+    from sinkscope.demo.scene_questions import SOURCE, scene_questions
 
-    made: Iterator[Sample] = (
+    samples: Iterator[Sample] = (
         Sample(one.name, (Image.fromarray(one.image),), one.question, one.answer)
-        for one in asked_scenes(request.count, request.prompt.strip() or None, 0)
+        for one in scene_questions(request.count, request.prompt.strip() or None, 0)
     )
-    return Prompts(tuple(sorted(made, key=lambda sample: sample.id)), SOURCE)
+    return Prompts(tuple(sorted(samples, key=lambda sample: sample.id)), SOURCE)
 
 
 def _prompts(request: ExperimentRequest, model: str) -> Prompts:

@@ -20,13 +20,12 @@ from sinkscope.experiments.compare import compare, is_comparison
 from sinkscope.experiments.result import Result
 from sinkscope.experiments.run import run_experiment
 from sinkscope.experiments.saving import save_result
-from sinkscope.jobs.job import At, Job, Progress, Stopped
+from sinkscope.jobs.job import Job, JobProgress, Progress, Stopped
 from sinkscope.jobs.runner import Runner, StoppedWaiting
 from sinkscope.utils import sha256
 from sinkscope.web.experiments.payload import build_experiment_payload
 from sinkscope.web.experiments.request import ExperimentRequest, samples_of
 from sinkscope.web.experiments.store import ExperimentResult, ExperimentStore
-from sinkscope.web.runs.copies import Copies
 from sinkscope.web.runs.image_process import ImageProcess, KeptImages
 from sinkscope.web.runs.inspector import cached, cached_file
 from sinkscope.web.runs.job_values import (
@@ -38,6 +37,7 @@ from sinkscope.web.runs.job_values import (
     running_value,
 )
 from sinkscope.web.runs.loaded_model import LoadedModel
+from sinkscope.web.runs.served_files import ServedFiles
 from sinkscope.web.runs.tab_handlers import ResultHandlers
 from sinkscope.web.server.read_only import READ_ONLY
 from sinkscope.web.server.temporary import scratch
@@ -69,18 +69,18 @@ class ExperimentsHandlers(ResultHandlers[ExperimentRequest]):
         runner: Runner,
         engine: ExperimentEngine | None = None,
         images: ImageProcess | None = None,
-        copies: Copies | None = None,
+        copies: ServedFiles | None = None,
     ) -> None:
         super().__init__(settings, loaded, runner, images)
         self.engine = engine or run_experiment
-        self.store = ExperimentStore(owned=bool(settings.app.login), copies=Copies(copies))
+        self.store = ExperimentStore(owned=bool(settings.app.login), copies=ServedFiles(copies))
 
     # --- Run and Stop ----------------------------------------------------------------------------
 
     def _run(self, request: ExperimentRequest, run_id: str, job: Job) -> Values:
         request.check()
 
-        def running(at: At, seconds: float) -> dict[str, Any]:
+        def running(at: JobProgress, seconds: float) -> dict[str, Any]:
             message = "Stopping after this pass" if job.stopped else at.stage or "Starting"
             what = "samples" if at.stage == LOOKING else "passes"
             return running_value(run_id, at, message, what, seconds)
@@ -99,7 +99,7 @@ class ExperimentsHandlers(ResultHandlers[ExperimentRequest]):
     def _work(self, request: ExperimentRequest, run_id: str, job: Job) -> dict[str, Any]:
         """The result, computed in the job's thread, which alone holds the model meanwhile."""
         handle = loaded_handle(self.loaded)
-        experiment, own, study = request.check()
+        experiment, settings, study = request.check()
         job.enter("Reading the samples")
         limits = self.settings.images
         with scratch() as folder:
@@ -109,7 +109,7 @@ class ExperimentsHandlers(ResultHandlers[ExperimentRequest]):
                 handle,
                 experiment.name,
                 samples,
-                own,
+                settings,
                 study,
                 on_progress=_staged(job, len(samples.samples)),
                 stop=job.stop_event,
@@ -176,14 +176,14 @@ class ExperimentsHandlers(ResultHandlers[ExperimentRequest]):
 
         job = self.runner.job("", COMPARISON)
         try:
-            made: ExperimentResult = self.runner.result(job, work, waits=False)
+            result: ExperimentResult = self.runner.result(job, work, waits=False)
         except ValueError as error:
             return {"error": str(error)}
         except Exception:
             log.exception("a comparison failed")
             return {"error": UNFORESEEN}
-        self.store.put(made)
-        return made.value
+        self.store.put(result)
+        return result.value
 
 
 def _staged(job: Job, count: int) -> Progress:

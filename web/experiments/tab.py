@@ -27,9 +27,9 @@ from gradio.data_classes import FileData
 
 from sinkscope.experiments import catalogue
 from sinkscope.experiments.settings import StudySettings
-from sinkscope.setting import REQUIRED, Setting, offered, settings_of
+from sinkscope.setting import REQUIRED, Setting, settings_of, user_settings
 from sinkscope.web.components.controls import box, change_of
-from sinkscope.web.experiments.ahead import ahead_of
+from sinkscope.web.experiments.estimate import estimate_text
 from sinkscope.web.experiments.request import BUNDLED, MINE, ExperimentRequest
 from sinkscope.web.experiments.run import ExperimentsHandlers
 from sinkscope.web.explore.form import notice_line
@@ -54,7 +54,7 @@ class _Form:
     controls: dict[str, Component]
     name: gr.Dropdown
     blocks: dict[str, gr.Column]
-    ahead: gr.HTML
+    estimate: gr.HTML
     go: gr.Button
     stop: gr.Button
 
@@ -95,9 +95,9 @@ def build_experiments(handlers: ExperimentsHandlers, status: gr.HTML, tab: gr.Ta
     form.name.change(choosing(form.blocks), form.name, [form.name, *form.blocks.values()], **QUIET)
     gr.on(
         [tab.select, status.change, form.name.change, change_of(form.controls["source"])],
-        asking_ahead(handlers),
+        updating_estimate(handlers),
         [form.name, form.controls["source"]],
-        form.ahead,
+        form.estimate,
         trigger_mode="always_last",
         **QUIET,
     )
@@ -118,11 +118,11 @@ def _build_form() -> _Form:
     blocks = {}
     for row in catalogue.EXPERIMENTS:
         with gr.Column(visible=row is first, elem_classes="experiments-own") as block:
-            for one in offered(row.settings):
+            for one in user_settings(row.settings):
                 controls[f"{row.name}/{one.name}"] = _control(one, row.name)
         blocks[row.name] = block
     controls |= _samples()
-    tokens, *others = offered(StudySettings)
+    tokens, *others = user_settings(StudySettings)
     controls[f"{STUDY}/{tokens.name}"] = _control(tokens, STUDY, elem_id="experiments-tokens")
     with gr.Accordion("Sinks, controls, thresholds", open=False, elem_id="experiments-settings"):
         for one in others:
@@ -188,15 +188,15 @@ def choosing(blocks: Mapping[str, Any]) -> Callable[..., Any]:
     def choose(name: str) -> list[Any]:
         """The question and the options of an experiment."""
         question = {row.name: row.question for row in catalogue.EXPERIMENTS}.get(name, "")
-        return [gr.update(info=question), *(gr.update(visible=own == name) for own in blocks)]
+        return [gr.update(info=question), *(gr.update(visible=block == name) for block in blocks)]
 
     return choose
 
 
-def asking_ahead(handlers: ExperimentsHandlers) -> Callable[..., Any]:
+def updating_estimate(handlers: ExperimentsHandlers) -> Callable[..., Any]:
     def ahead(name: str, source: str) -> Any:
         """What the model can be asked, and how its sinks are known, before Run."""
-        return ahead_of(handlers.loaded.state, name, source)
+        return estimate_text(handlers.loaded.state, name, source)
 
     return ahead
 
@@ -218,17 +218,17 @@ def running(handlers: ExperimentsHandlers) -> Callable[..., Any]:
         stopped or error.
         """
         pictures = (Picture(f.orig_name or Path(f.path).name, Path(f.path)) for f in files)
-        own, study = _of(said, name), _of(said, STUDY)
-        asked = ExperimentRequest(name, source, tuple(pictures), prompt, own, study, samples)
+        settings, study = _values_of(said, name), _values_of(said, STUDY)
+        asked = ExperimentRequest(name, source, tuple(pictures), prompt, settings, study, samples)
         yield from with_buttons(handlers.run(asked, request.session_hash or ""))
 
     return run_experiment
 
 
-def _of(said: Mapping[str, Any], name: str) -> dict[str, Any]:
+def _values_of(values: Mapping[str, Any], name: str) -> dict[str, Any]:
     """What the controls of one experiment, or of the study, say."""
     begin = f"{name}/"
-    return {key.removeprefix(begin): said[key] for key in said if key.startswith(begin)}
+    return {key.removeprefix(begin): values[key] for key in values if key.startswith(begin)}
 
 
 def stopping(handlers: ExperimentsHandlers) -> Callable[..., Any]:

@@ -36,8 +36,8 @@ def generating(handlers: Handlers) -> Callable[..., Any]:
         `decoding` "checkpoint" the controls of sampling are not read, as the page shows.
         """
         if said.get("decoding") == "checkpoint":
-            own = GenerationSettings()
-            said.update({name: getattr(own, name) for name in OF_CHECKPOINT})
+            defaults = GenerationSettings()
+            said.update({name: getattr(defaults, name) for name in OF_CHECKPOINT})
         more = tuple(said.pop(name, None) for name in MORE)
         asked = Request(image, prompt, compare, same_text, dims_of, said, more)
         busy = False

@@ -27,9 +27,9 @@ from sinkscope.methods.base import Method, Target, target_of
 from sinkscope.methods.explain import METHODS, method_of
 from sinkscope.methods.head_list import PickedHeads
 from sinkscope.methods.passes import passes_of
-from sinkscope.methods.together import Choice, explain_stacks, map_of
+from sinkscope.methods.together import SlotChoice, explain_stacks, map_of
 from sinkscope.web.explore.handlers import EXPIRED, Handlers
-from sinkscope.web.runs.explained_store import Kept
+from sinkscope.web.runs.explained_store import StoredMaps
 from sinkscope.web.runs.job_values import (
     Values,
     inspector_event,
@@ -46,12 +46,12 @@ MOST_TOKENS = 4096
 
 
 @dataclass(frozen=True)
-class Asked:
+class ExplainRequest:
     """What the inspector asks: tokens by side, methods, and how maps are made of them."""
 
     targets: Mapping[str, Target]
     methods: tuple[Method, ...]
-    choice: Choice
+    choice: SlotChoice
 
 
 class Explaining:
@@ -65,7 +65,7 @@ class Explaining:
         ask = ask if isinstance(ask, Mapping) else {}
         try:
             run = self._run(ask)
-            return {"sides": self._sides(run, read_asked(ask, run))}
+            return {"sides": self._sides(run, read_explain_request(ask, run))}
         except ValueError as error:
             return {"error": str(error)}
 
@@ -89,7 +89,7 @@ class Explaining:
 
     def _computed(self, ask: Mapping[str, Any], job: Job) -> Values:
         run = self._run(ask)
-        asked = read_asked(ask, run)
+        asked = read_explain_request(ask, run)
 
         def found() -> dict[str, Any]:
             return {"sides": self._sides(run, asked)}
@@ -108,7 +108,7 @@ class Explaining:
             raise ValueError(EXPIRED)
         return run
 
-    def _work(self, run: Run, asked: Asked, job: Job) -> None:
+    def _work(self, run: Run, asked: ExplainRequest, job: Job) -> None:
         """Compute what is not there, side by side, in the job's thread."""
         handle = loaded_handle(self.handlers.loaded)
         sides = list(asked.targets.items())
@@ -130,7 +130,7 @@ class Explaining:
                 trace, target, todo, session=session, on_progress=report, stop=job.stop_event
             ):
                 key = (run.id, name, target.tokens, method.name)
-                self.store.put(key, Kept(stack, why_not, seconds))
+                self.store.put(key, StoredMaps(stack, why_not, seconds))
         if len(faults) == len(sides):
             raise ValueError(faults[0])
 
@@ -139,25 +139,25 @@ class Explaining:
         kept = self.store.get(key, run.traces[name])
         return kept is None or kept.stack is None  # a reason may be gone with another model
 
-    def _sides(self, run: Run, asked: Asked) -> dict[str, dict[str, Any]]:
-        made: dict[str, dict[str, Any]] = {}
+    def _sides(self, run: Run, asked: ExplainRequest) -> dict[str, dict[str, Any]]:
+        sides: dict[str, dict[str, Any]] = {}
         for name, target in asked.targets.items():
-            made[name] = {}
+            sides[name] = {}
             for method in asked.methods:
                 key = (run.id, name, target.tokens, method.name)
                 kept = self.store.get(key, run.traces[name])
                 if kept is None:
                     why = method.availability(run.traces[name])
                     if why is not None:
-                        made[name][method.name] = {"why": why}
+                        sides[name][method.name] = {"why": why}
                 elif kept.stack is None:
-                    made[name][method.name] = {"why": kept.why_not}
+                    sides[name][method.name] = {"why": kept.why_not}
                 else:
-                    made[name][method.name] = shown(kept, run.traces[name], asked.choice)
-        return made
+                    sides[name][method.name] = map_value(kept, run.traces[name], asked.choice)
+        return sides
 
 
-def shown(kept: Kept, trace: GenerationTrace, choice: Choice) -> dict[str, Any]:
+def map_value(kept: StoredMaps, trace: GenerationTrace, choice: SlotChoice) -> dict[str, Any]:
     """A method's map for the browser: values of the cells of all images, null where missing."""
     assert kept.stack is not None
     values: list[float | None] = []
@@ -174,7 +174,7 @@ def shown(kept: Kept, trace: GenerationTrace, choice: Choice) -> dict[str, Any]:
     }
 
 
-def read_asked(ask: Mapping[str, Any], run: Run) -> Asked:
+def read_explain_request(ask: Mapping[str, Any], run: Run) -> ExplainRequest:
     """What the inspector asks for, out of anything that may have been sent.
 
     Raises:
@@ -203,7 +203,9 @@ def read_asked(ask: Mapping[str, Any], run: Run) -> Asked:
     if pairs is not None:
         for trace in run.traces.values():
             refuse_lacking(trace.layers, trace.heads, pairs)
-    return Asked(targets, methods, Choice(layers or None, heads or None, reduce, pairs=pairs))
+    return ExplainRequest(
+        targets, methods, SlotChoice(layers or None, heads or None, reduce, pairs=pairs)
+    )
 
 
 def _count(value: Any) -> int:

@@ -27,7 +27,7 @@ class Form:
         controls: by the names of the arguments of `generate` (`web.explore.events.generating`).
         more: places for further images of one question.
         further: what they are folded away in.
-        ahead: what the run will take, said before it.
+        estimate: what the run will take, said before it.
         changed: what was changed since the run on screen.
         asked: what the controls said for that run (`web.explore.refill`).
         limits: what the loaded model can be asked, where that is little.
@@ -50,7 +50,7 @@ class Form:
     compare: gr.Checkbox
     go: gr.Button
     stop: gr.Button
-    ahead: gr.HTML
+    estimate: gr.HTML
     changed: gr.HTML
     asked: gr.State
     limits: gr.HTML
@@ -97,7 +97,7 @@ def build_form(generation: GenerationSettings, offered: list[Example]) -> Form:
     changed, asked = notice_line("changed"), gr.State({})
     limits = notice_line("limits")
     ahead = notice_line("ahead")
-    note, same_text, dims_of, own, var, profile = _var_settings()
+    note, same_text, dims_of, own_dims, var, profile = _var_settings()
     answer, says = _generation_settings(generation)
     return Form(
         controls={
@@ -118,7 +118,7 @@ def build_form(generation: GenerationSettings, offered: list[Example]) -> Form:
         compare=compare,
         go=go,
         stop=stop,
-        ahead=ahead,
+        estimate=ahead,
         changed=changed,
         asked=asked,
         limits=limits,
@@ -130,7 +130,7 @@ def build_form(generation: GenerationSettings, offered: list[Example]) -> Form:
         replaced=tuple(answer[name] for name in OF_CHECKPOINT),
         dims=var["dims"],
         dims_of=dims_of,
-        own=own,
+        own=own_dims,
         profile=profile,
     )
 
@@ -190,7 +190,9 @@ def _var_settings() -> tuple[
             elem_id="sink-dims",
         )
         dims_of = gr.State("")  # by session; a box that is not shown would lose it
-        own = gr.Button("Back to the model's own", size="sm", visible=False, elem_id="own-dims")
+        own_dims = gr.Button(
+            "Back to the model's own", size="sm", visible=False, elem_id="own-dims"
+        )
         profile = UploadedFile(
             "Upload a sink_profile.toml", file_types=[".toml"], size="sm", elem_id="profile-file"
         )
@@ -201,22 +203,22 @@ def _var_settings() -> tuple[
             elem_id="same-text",
         )
         others = {one.name: control(one) for one in VAR if one is not first}
-    return note, same_text, dims_of, own, {first.name: dims, **others}, profile
+    return note, same_text, dims_of, own_dims, {first.name: dims, **others}, profile
 
 
 def _generation_settings(start: GenerationSettings) -> tuple[dict[str, Component], gr.HTML]:
     """All of an answer, and the line of what the checkpoint says."""
     ours = start.decoding == "ours"
-    made: dict[str, Component] = {}
+    controls: dict[str, Component] = {}
     with gr.Accordion("Generation settings", open=False, elem_id="generation-settings"):
         for one in ANSWER:
             look: dict[str, Any] = {"interactive": ours} if one.field in OF_CHECKPOINT else {}
             if one.field == "decoding":
                 look = {"elem_id": "decoding"}
-            made[one.name] = control(one, getattr(start, one.field), **look)
+            controls[one.name] = control(one, getattr(start, one.field), **look)
             if one.field == "decoding":
                 says = notice_line("checkpoint-says")
-    return made, says
+    return controls, says
 
 
 def _example_item(example: Example, listed: gr.HTML, image: gr.Image) -> dict[str, Any]:

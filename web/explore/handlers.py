@@ -23,10 +23,10 @@ from sinkscope import attention_extractor
 from sinkscope.capture.pace import Pace, Work
 from sinkscope.capture.trace import GenerationTrace
 from sinkscope.config import Settings
-from sinkscope.drawing.made import with_made
-from sinkscope.jobs.job import At, Job, Stopped
+from sinkscope.drawing.run_summary import with_summary
+from sinkscope.jobs.job import Job, JobProgress, Stopped
 from sinkscope.jobs.runner import Runner, StoppedWaiting, Waiting
-from sinkscope.methods.base import Part, Target, rows_of
+from sinkscope.methods.base import Target, TokenSource, rows_of
 from sinkscope.methods.head_list import PickedHeads
 from sinkscope.utils import number_of
 from sinkscope.web.explore.answering import Answering
@@ -47,9 +47,9 @@ from sinkscope.web.runs.loaded_model import LoadedModel
 from sinkscope.web.runs.pairs import find_run
 from sinkscope.web.runs.payload import build_map, build_token_maps
 from sinkscope.web.runs.request import Request
-from sinkscope.web.runs.shown import Shown
 from sinkscope.web.runs.standalone import build_standalone
-from sinkscope.web.runs.store import Run, RunStore, made_of, new_id
+from sinkscope.web.runs.store import Run, RunStore, new_id, run_summary
+from sinkscope.web.runs.value_cache import RunValueCache
 from sinkscope.web.server.read_only import READ_ONLY
 from sinkscope.web.server.temporary import scratch
 from sinkscope.web.server.uploads import existing_upload
@@ -93,7 +93,7 @@ class Handlers:
         self.images = ImageProcess(settings.images)
         self.explained = ExplainedStore(store)
         self.component: gr.HTML | None = None
-        self._shown = Shown(self._value)
+        self._shown = RunValueCache(self._value)
         self._last = LastPrompt()
         loaded.on_change(self._last.drop)  # a model that comes needs the memory
         self._answering: dict[str, Answering] = {}  # by run id, for as long as a run is under way
@@ -116,16 +116,16 @@ class Handlers:
             yield error_value(run_id, "Stopped while the image was read; nothing was generated.")
         except ValueError as error:
             yield error_value(run_id, str(error))
-            raise _said(str(error), "Not possible") from error
+            raise _api_error(str(error), "Not possible") from error
         except attention_extractor.RunOutOfMemoryError as error:
             yield error_value(run_id, str(error))
-            raise _said(str(error), "Out of memory") from error
+            raise _api_error(str(error), "Out of memory") from error
         except gr.Error:
             raise
         except Exception as error:
             log.exception("a run failed")
             yield error_value(run_id, UNFORESEEN)
-            raise _said(UNFORESEEN, "Error") from error
+            raise _api_error(UNFORESEEN, "Error") from error
         finally:
             with self._lock:
                 self._answering.pop(run_id, None)
@@ -144,30 +144,34 @@ class Handlers:
             existing_upload(path)
         variants = ("baseline", "var") if request.compare else ("baseline",)
         tokens: dict[str, list[dict[str, Any]]] = {name: [] for name in variants}
-        here = Answering(run_id, request.prompt, variants, job, settings.max_new_tokens, tokens)
+        answering = Answering(
+            run_id, request.prompt, variants, job, settings.max_new_tokens, tokens
+        )
         self.store.claim(run_id)
         with self._lock:
-            self._answering[run_id] = here
+            self._answering[run_id] = answering
         sent = dict.fromkeys(variants, 0)
-        begun = last = -1.0
-        for event in self.runner.run(job, partial(self._work, here, request, settings)):
+        first_token = last = -1.0
+        for event in self.runner.run(job, partial(self._work, answering, request, settings)):
             now = time.monotonic()
             if isinstance(event, Waiting):
                 yield queued_value(run_id, event.before)
-            elif not isinstance(event, At):
+            elif not isinstance(event, JobProgress):
                 if any(len(tokens[name]) > sent[name] for name in variants):
-                    yield self._delta(here, sent, begun)
+                    yield self._delta(answering, sent, first_token)
                 yield self._kept(event.result, job)
-            elif begun < 0:  # at once, so that the page changes with the click, not the first token
-                begun = last = now
-                yield self._delta(here, sent, begun)
+            elif (
+                first_token < 0
+            ):  # at once, so that the page changes with the click, not the first token
+                first_token = last = now
+                yield self._delta(answering, sent, first_token)
             else:
                 fresh = any(len(tokens[name]) > sent[name] for name in variants)
                 if now - last >= (STREAM_SECONDS if fresh else 0.9):
-                    yield self._delta(here, sent, begun)
+                    yield self._delta(answering, sent, first_token)
                     last = now
 
-    def _work(self, here: Answering, request: Request, settings: Any, job: Job) -> Run:
+    def _work(self, answering: Answering, request: Request, settings: Any, job: Job) -> Run:
         """The run, computed in the job's thread, which alone holds the model meanwhile."""
         handle = loaded_handle(self.loaded)
         var = request.var(handle)
@@ -177,9 +181,9 @@ class Handlers:
         ]
         inputs, prefix = self._last.prepare(handle, images, request.prompt)
         read = "Reading the image" if len(images) == 1 else "Reading the images"
-        job.report(0, here.most, read)
-        begun, same = time.monotonic(), bool(var and request.same_text)
-        staged = {"on_stage": here.on_stage} if settings.compile else {}
+        job.report(0, answering.most, read)
+        start, same = time.monotonic(), bool(var and request.same_text)
+        staged = {"on_stage": answering.on_stage} if settings.compile else {}
         stop = job.stop_event
         try:
             if var is None:
@@ -187,7 +191,7 @@ class Handlers:
                     handle,
                     inputs,
                     settings,
-                    on_token=lambda i, token: here.on_token("baseline", i, token),
+                    on_token=lambda i, token: answering.on_token("baseline", i, token),
                     stop=stop,
                     **staged,
                 )
@@ -199,7 +203,7 @@ class Handlers:
                     settings,
                     var,
                     same,
-                    on_token=here.on_token,
+                    on_token=answering.on_token,
                     stop=stop,
                     prefix=prefix,
                     **staged,
@@ -213,9 +217,9 @@ class Handlers:
             traceback.clear_frames(error.__traceback__)
             raise
         if prefix is None:  # else the image was passed through the model by an earlier run
-            work = Work(inputs.layout, len(here.times), len(traces), same)
-            self.pace.note(handle, work, time.monotonic() - begun, here.times)
-        return Run(traces, same_text=same, id=here.run_id)
+            work = Work(inputs.layout, len(answering.times), len(traces), same)
+            self.pace.note(handle, work, time.monotonic() - start, answering.times)
+        return Run(traces, same_text=same, id=answering.run_id)
 
     def _kept(self, run: Run, job: Job) -> dict[str, Any]:
         """Store a finished run; what the inspector needs to show it."""
@@ -231,18 +235,22 @@ class Handlers:
             value = {**value, "message": job.ended_by}
         return {**value, "facts": [*value["facts"], *([note] if note else [])]}
 
-    def _delta(self, here: Answering, sent: dict[str, int], begun: float) -> dict[str, Any]:
+    def _delta(
+        self, answering: Answering, sent: dict[str, int], first_token: float
+    ) -> dict[str, Any]:
         begin = dict(sent)
-        new = {v: here.tokens[v][sent[v] :] for v in here.variants}
+        new = {v: answering.tokens[v][sent[v] :] for v in answering.variants}
         for variant, tokens in new.items():
             sent[variant] += len(tokens)
-        count, seconds = sum(sent.values()), max(0.0, time.monotonic() - begun)
+        count, seconds = sum(sent.values()), max(0.0, time.monotonic() - first_token)
         facts = [number_of(count, "token"), f"{seconds:.1f} s"]
         if count and seconds > 0:
             facts.append(f"{count / seconds:.1f} tokens/s")
-        message = here.stage or ("Writing" if count else "Reading the image")
-        message = "Stopping" if here.job.stopped else message
-        return stream_value(here.run_id, here.prompt, here.variants, begin, new, message, facts)
+        message = answering.stage or ("Writing" if count else "Reading the image")
+        message = "Stopping" if answering.job.stopped else message
+        return stream_value(
+            answering.run_id, answering.prompt, answering.variants, begin, new, message, facts
+        )
 
     def value_of(self, run: Run) -> dict[str, Any]:
         """What the inspector needs to show a finished run."""
@@ -261,7 +269,7 @@ class Handlers:
 
     def open_run(self, ask: Any) -> dict[str, Any]:
         """A run by its id, for a page that was reloaded."""
-        run = self._found(ask)
+        run = self._run_asked(ask)
         return self.value_of(run) if isinstance(run, Run) else run
 
     def opened(self, ask: Any) -> dict[str, Any] | None:
@@ -269,9 +277,9 @@ class Handlers:
         run = self.store.in_memory(field_of(ask, "run"), wait=False)
         if run is None or not self.store.may_see(run.id):
             return None
-        return self._shown.ready(run)
+        return self._shown.cached(run)
 
-    def _found(self, ask: Any, described: bool = True) -> Run | dict[str, Any]:
+    def _run_asked(self, ask: Any, described: bool = True) -> Run | dict[str, Any]:
         """The run, or the two runs side by side, that a question is about; or what to answer."""
         try:
             run = find_run(self.store, field_of(ask, "run"), field_of(ask, "names"), described)
@@ -290,7 +298,7 @@ class Handlers:
 
     def page_file(self, ask: Any) -> dict[str, Any]:
         """The run as an HTML file that works alone, and opens with the view that is on screen."""
-        run = self._found(ask)
+        run = self._run_asked(ask)
         if not isinstance(run, Run):
             return run
         place = field_of(ask, "place")
@@ -300,12 +308,12 @@ class Handlers:
 
     def trace_file(self, ask: Any) -> dict[str, Any]:
         """One trace of a run as `GenerationTrace.open` reads it."""
-        run, name = self._found(ask, described=False), field_of(ask, "variant")
+        run, name = self._run_asked(ask, described=False), field_of(ask, "variant")
         if not isinstance(run, Run) or name not in list(run.traces):
             return {"error": EXPIRED}
         with scratch() as folder:
             path = Path(folder) / "trace.safetensors"
-            with_made(run.traces[name], made_of(run)).save(path)
+            with_summary(run.traces[name], run_summary(run)).save(path)
             called = f"sinkscope-{run.id[:8]}-{name}.safetensors"
             return self.copied(run, self._file(path.read_bytes(), called))
 
@@ -313,7 +321,7 @@ class Handlers:
         assert self.component is not None
         return {**cached(data, name, self.component), "name": name, "bytes": len(data)}
 
-    def draw_ahead(self, ask: Any) -> dict[str, Any]:
+    def start_drawing(self, ask: Any) -> dict[str, Any]:
         """Save was opened: what draws files may begin to load."""
         self.drawing.start()
         return {}
@@ -321,22 +329,26 @@ class Handlers:
     def tokens_since(self, ask: Any) -> dict[str, Any]:
         """Tokens of a run under way from an index on, where the page has missed some."""
         with self._lock:
-            here = self._answering.get(str(field_of(ask, "run")))
+            answering = self._answering.get(str(field_of(ask, "run")))
         variant, begin = field_of(ask, "variant"), field_of(ask, "from")
-        if here is None or not self.store.may_see(here.run_id) or variant not in here.variants:
+        if (
+            answering is None
+            or not self.store.may_see(answering.run_id)
+            or variant not in answering.variants
+        ):
             return {"error": EXPIRED}
         if not isinstance(begin, int) or begin < 0:
             return {"error": EXPIRED}
-        return {"tokens": here.tokens[variant][begin:]}
+        return {"tokens": answering.tokens[variant][begin:]}
 
     def token_maps(self, ask: Any) -> dict[str, Any]:
         """Single heads of one run: every (layer, head, patch) of some tokens, or one map."""
-        run = self._found(ask, described=False)
+        run = self._run_asked(ask, described=False)
         if not isinstance(run, Run):
             return run
         try:
             trace = run.traces[ask["variant"]]
-            part: Part = "prompt" if ask.get("prompt") else "answer"
+            part: TokenSource = "prompt" if ask.get("prompt") else "answer"
             rows = rows_of(trace, part)
             start, stop = int(ask["start"]), int(ask["stop"])
             if not 0 <= start < stop <= len(rows.tokens):
@@ -361,6 +373,6 @@ class Handlers:
 EXPIRED = "This run is no longer on the server. Press Generate to make it again."
 
 
-def _said(words: str, title: str) -> gr.Error:
+def _api_error(words: str, title: str) -> gr.Error:
     """For callers of the API; on the page the inspector has said it."""
     return gr.Error(words, title=title, visible=False, print_exception=False)

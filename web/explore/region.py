@@ -44,7 +44,7 @@ STALE = "This box cannot be tested; please reload the page."
 
 
 @dataclass(frozen=True)
-class Asked:
+class RegionRequest:
     """What the inspector asks.
 
     Attributes:
@@ -57,7 +57,7 @@ class Asked:
 
 
 @dataclass
-class _Found:
+class _RegionResults:
     """What is there so far: the job's thread writes it, the generator sends it on."""
 
     effects: dict[str, RegionEffect] = field(default_factory=dict)
@@ -138,12 +138,12 @@ def _tested(handlers: Handlers, last: LastTested, ask: Mapping[str, Any], job: J
     run = find_run(handlers.store, ask.get("run"), ask.get("names"), described=False)
     if run is None:
         raise ValueError(EXPIRED)
-    effects = _Found()
+    effects = _RegionResults()
 
     def found() -> dict[str, Any]:
         return {"found": effects.value()}
 
-    work = partial(_work, handlers, last, run, read_asked(ask, run), effects)
+    work = partial(_work, handlers, last, run, read_region_request(ask, run), effects)
     try:
         yield from progress_values(handlers.runner, job, work, found, "Reading the image")
     except StoppedWaiting:
@@ -154,7 +154,12 @@ def _tested(handlers: Handlers, last: LastTested, ask: Mapping[str, Any], job: J
 
 
 def _work(
-    handlers: Handlers, last: LastTested, run: Run, asked: Asked, found: _Found, job: Job
+    handlers: Handlers,
+    last: LastTested,
+    run: Run,
+    asked: RegionRequest,
+    results: _RegionResults,
+    job: Job,
 ) -> None:
     """Test each side's box in the job's thread."""
     handle = loaded_handle(handlers.loaded)
@@ -164,17 +169,17 @@ def _work(
             for effect in region_steps(
                 handle, trace, box, asked.settings, prefix=prefix, **job.hooks
             ):
-                found.effects[name] = effect
+                results.effects[name] = effect
         except ValueError as error:  # of two runs side by side one may be another model's
-            found.errors[name] = str(error)
+            results.errors[name] = str(error)
         except RunOutOfMemoryError:
             last.drop()
             raise
-    if len(found.errors) == len(asked.boxes):
-        raise ValueError(next(iter(found.errors.values())))
+    if len(results.errors) == len(asked.boxes):
+        raise ValueError(next(iter(results.errors.values())))
 
 
-def read_asked(ask: Mapping[str, Any], run: Run) -> Asked:
+def read_region_request(ask: Mapping[str, Any], run: Run) -> RegionRequest:
     """What the inspector asks for, out of anything that may have been sent.
 
     Raises:
@@ -195,7 +200,7 @@ def read_asked(ask: Mapping[str, Any], run: Run) -> Asked:
         raise ValueError(STALE)
     for name, box in boxes.items():
         grid_of(run.traces[name].layout, box)
-    return Asked(boxes, settings)
+    return RegionRequest(boxes, settings)
 
 
 def _count(value: Any) -> int:

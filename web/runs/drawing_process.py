@@ -17,7 +17,7 @@ from sinkscope.drawing.files import ANIMATIONS, Drawing
 from sinkscope.drawing.worker import MODULE
 from sinkscope.jobs.helper import Helper, HelperLostError
 from sinkscope.jobs.job import Progress
-from sinkscope.methods.given import GivenMaps
+from sinkscope.methods.precomputed import PrecomputedMaps
 from sinkscope.methods.stack_file import save_stack
 from sinkscope.web.server.temporary import scratch
 
@@ -68,7 +68,7 @@ class DrawingProcess:
                 for number, (label, trace) in enumerate(sides.items())
             ]
             task: dict[str, Any] = {"sides": files, "drawing": drawing.values(), "path": str(path)}
-            if isinstance(method := drawing.view.method, GivenMaps):
+            if isinstance(method := drawing.view.method, PrecomputedMaps):
                 task["given"] = _given(sides, method, Path(folder))
             what = "frames" if path.suffix in ANIMATIONS else "files"
             try:
@@ -81,16 +81,16 @@ class DrawingProcess:
 
 
 def _given(
-    sides: Mapping[str, GenerationTrace], method: GivenMaps, folder: Path
+    sides: Mapping[str, GenerationTrace], method: PrecomputedMaps, folder: Path
 ) -> list[tuple[str, list[int], str]]:
     """Side, tokens and file of each stack that a method gave."""
-    made = []
+    traces = []
     for number, (label, trace) in enumerate(sides.items()):
         if (one := method.of(trace)) is not None:
             path = folder / f"{number}.npz"
             save_stack(one.stack, path)
-            made.append((label, list(one.tokens), str(path)))
-    return made
+            traces.append((label, list(one.tokens), str(path)))
+    return traces
 
 
 def _saved(trace: GenerationTrace, folder: Path, number: int) -> Path:

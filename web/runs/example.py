@@ -41,13 +41,15 @@ def read_examples(folder: Path = EXAMPLES) -> list[Example]:
     if not listing.is_file():
         return []
     try:
-        made = [Example(folder / e["image"], e["prompt"]) for e in json.loads(listing.read_bytes())]
+        examples = [
+            Example(folder / e["image"], e["prompt"]) for e in json.loads(listing.read_bytes())
+        ]
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{listing.name} of the examples is damaged: {error}.") from error
-    for example in made:
+    for example in examples:
         if not example.image.is_file():
             raise ValueError(f"The example picture {example.image.name} is missing.")
-    return made
+    return examples
 
 
 def make_example(
@@ -62,10 +64,10 @@ def make_example(
         ValueError: there is no example picture.
     """
     if example is None:
-        found = read_examples()
-        if not found:
+        examples = read_examples()
+        if not examples:
             raise ValueError("There are no example pictures to make the example run from.")
-        example = found[0]
+        example = examples[0]
     inputs = handle.prepare([open_image(example.image)], example.prompt)
     settings = GenerationSettings(
         max_new_tokens=max_new_tokens, prompt_rows=AppSettings.prompt_rows, reference=True

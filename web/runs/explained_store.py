@@ -30,7 +30,7 @@ Key = tuple[str, str, tuple[int, ...], str]  # run, side, tokens, method
 
 
 @dataclass(frozen=True)
-class Kept:
+class StoredMaps:
     """What came of one method: its stack, or why there is none."""
 
     stack: MapStack | None
@@ -60,10 +60,10 @@ class ExplainedStore:
     ) -> None:
         self._lock = threading.Lock()
         # One that is too large for all of it is kept alone, for it is on somebody's screen.
-        self._kept: LRUCache[Key, Kept] = LRUCache(most, lambda made: min(made.nbytes, most))
+        self._kept: LRUCache[Key, StoredMaps] = LRUCache(most, lambda made: min(made.nbytes, most))
         self._runs, self._beside = runs, beside
 
-    def get(self, key: Key, trace: GenerationTrace | None = None) -> Kept | None:
+    def get(self, key: Key, trace: GenerationTrace | None = None) -> StoredMaps | None:
         """What is kept; from its file only where `trace`, the key's side, is given."""
         with self._lock:
             if (kept := self._kept.get(key)) is not None:
@@ -76,11 +76,11 @@ class ExplainedStore:
         except ValueError as error:  # computed again, it is written again
             log.warning("%s", error)
             return None
-        if about.get("key") != _said(key):
+        if about.get("key") != _key_values(key):
             return None
-        made = Kept(stack, seconds=float(about.get("seconds", 0.0)))
-        self._remember(key, made)
-        return made
+        maps = StoredMaps(stack, seconds=float(about.get("seconds", 0.0)))
+        self._remember(key, maps)
+        return maps
 
     def has(self, key: Key) -> bool:
         """Whether maps are kept, without reading their file."""
@@ -90,48 +90,48 @@ class ExplainedStore:
         folder = None if self._runs is None else self._runs.folder_of(key[0])
         return folder is not None and (folder / _file(key)).is_file()
 
-    def put(self, key: Key, made: Kept) -> None:
+    def put(self, key: Key, maps: StoredMaps) -> None:
         """Keep it. A disk that cannot be written costs nobody a result: it stays in memory."""
-        self._remember(key, made)
-        if made.stack is None or self._runs is None or made.nbytes > self._beside:
+        self._remember(key, maps)
+        if maps.stack is None or self._runs is None or maps.nbytes > self._beside:
             return
         folder = self._runs.folder_of(key[0])
         if folder is None:
             return
         try:
-            self._make_room(folder, made.nbytes)
-            about = {"key": _said(key), "seconds": made.seconds}
-            save_stack(made.stack, folder / _file(key), about)
+            self._make_room(folder, maps.nbytes)
+            about = {"key": _key_values(key), "seconds": maps.seconds}
+            save_stack(maps.stack, folder / _file(key), about)
             self._runs.trim(spare=key[0])
         except OSError as error:  # of a run that was just deleted, too
             log.warning("maps of %s are kept in memory only: %s", key[3], error)
 
-    def _remember(self, key: Key, made: Kept) -> None:
+    def _remember(self, key: Key, maps: StoredMaps) -> None:
         with self._lock:
-            self._kept[key] = made
+            self._kept[key] = maps
 
     def _make_room(self, folder: Path, needed: int) -> None:
         """Remove the run's oldest maps until there is room for so many bytes more."""
-        there = []
+        files = []
         for path in folder.glob(PATTERN):
             try:
                 about = path.stat()
             except FileNotFoundError:
                 continue
-            there.append((about.st_mtime_ns, about.st_size, path))
-        total = sum(size for _, size, _ in there)
-        for _, size, path in sorted(there):
+            files.append((about.st_mtime_ns, about.st_size, path))
+        total = sum(size for _, size, _ in files)
+        for _, size, path in sorted(files):
             if total + needed <= self._beside:
                 break
             path.unlink(missing_ok=True)
             total -= size
 
 
-def _said(key: Key) -> list[object]:
+def _key_values(key: Key) -> list[object]:
     """All but the run's id, which is the whole of the right to see it and stands in no file."""
     return [key[1], list(key[2]), key[3]]
 
 
 def _file(key: Key) -> str:
-    name = repr(_said(key)).encode()
+    name = repr(_key_values(key)).encode()
     return PATTERN.replace("*", sha256(name).hexdigest()[:32])

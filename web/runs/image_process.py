@@ -21,7 +21,7 @@ from sinkscope.config import ImageLimits
 from sinkscope.jobs.helper import Helper, HelperFailedError, HelperLostError
 from sinkscope.jobs.job import Stopped
 from sinkscope.models.image_worker import ENVIRONMENT, MEMORY, MODULE
-from sinkscope.models.images import ImageError, called
+from sinkscope.models.images import ImageError, named_image
 from sinkscope.models.loading import ModelHandle
 from sinkscope.web.server.temporary import scratch
 from sinkscope.web.server.uploads import UploadError, existing_upload
@@ -57,8 +57,8 @@ class ImageProcess:
 
     def __init__(self, limits: ImageLimits) -> None:
         self._limits = limits
-        own = {**ENVIRONMENT, MEMORY: str(limits.decode_megabytes)}
-        self.helper = Helper(MODULE, "decodes images", own)
+        environment = {**ENVIRONMENT, MEMORY: str(limits.decode_megabytes)}
+        self.helper = Helper(MODULE, "decodes images", environment)
         self._turn = threading.Lock()
 
     def close(self) -> None:
@@ -107,9 +107,9 @@ class ImageProcess:
     def _opened(
         self, path: Path, limits: ImageLimits, name: str | None, stop: threading.Event | None
     ) -> Image.Image:
-        words = called(name)
+        words = named_image(name)
         with self._my_turn(stop), scratch() as folder:
-            ends = _Ends(stop, limits.decode_seconds)
+            ends = _StopOrDeadline(stop, limits.decode_seconds)
             to = Path(folder) / "pixels"
             task = {
                 "path": str(path),
@@ -199,7 +199,7 @@ def write_image(image: Image.Image, path: Path) -> None:
         raise ImageError(f"The image cannot be kept: {why}.") from error
 
 
-class _Ends(threading.Event):
+class _StopOrDeadline(threading.Event):
     """Set once another event is, or a time is over; asked, not waited for."""
 
     def __init__(self, other: threading.Event | None, seconds: float) -> None:

@@ -175,14 +175,14 @@ def facts_of(run: Run) -> list[str]:
     facts.append(f"{run.nbytes / 1e6:.1f} MB of attention")
     if trace.settings.get("decoding") == "checkpoint" and run.kind != "pair":
         facts.append("decoded as the checkpoint says")
-    if said := engine_words(trace):
-        facts.append(said)
+    if words := engine_words(trace):
+        facts.append(words)
     return facts
 
 
 def run_value(run: Run, component: gr.HTML, keep: bool = False) -> dict[str, Any]:
     """A finished run: where its numbers and images are, and what the status line says."""
-    stopped = any(trace.finish == "stopped" for trace in run.traces.values())
+    stopped = any(trace.finish_reason == "stopped" for trace in run.traces.values())
     images = images_of(run)
     message = "Precomputed example" if run.kind == "example" else "Stopped" if stopped else "Done"
     if run.kind == "pair":

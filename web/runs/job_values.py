@@ -15,7 +15,7 @@ from typing import Any
 import gradio as gr
 
 from sinkscope.attention_extractor import RunOutOfMemoryError
-from sinkscope.jobs.job import At, Job
+from sinkscope.jobs.job import Job, JobProgress
 from sinkscope.jobs.runner import Done, Runner, Waiting, Work
 from sinkscope.models.loading import ModelHandle
 from sinkscope.web.runs.inspector import error_value, queued_value
@@ -69,13 +69,13 @@ def loaded_handle(loaded: LoadedModel) -> ModelHandle:
 
 
 def result_values(
-    runner: Runner, job: Job, work: Work, run_id: str, running: Callable[[At, float], Any]
+    runner: Runner, job: Job, work: Work, run_id: str, running: Callable[[JobProgress, float], Any]
 ) -> Values:
     """Values of a job. Its work gives the last one, or None where that is made behind the job.
 
     `running` makes one of how far it is, and of the seconds since it began.
     """
-    begun = -1.0
+    started = -1.0
     for event in runner.run(job, work):
         if isinstance(event, Waiting):
             yield queued_value(run_id, event.before)
@@ -83,12 +83,12 @@ def result_values(
             if event.result is not None:
                 yield event.result
         else:
-            begun = time.monotonic() if begun < 0 else begun
-            yield running(event, time.monotonic() - begun)
+            started = time.monotonic() if started < 0 else started
+            yield running(event, time.monotonic() - started)
 
 
 def running_value(
-    run_id: str, at: At, message: str, what: str, seconds: float | None = None
+    run_id: str, at: JobProgress, message: str, what: str, seconds: float | None = None
 ) -> dict[str, Any]:
     """How far a job is; `what` its steps are."""
     facts = [f"{at.done} of {at.total} {what}"] if at.total else []

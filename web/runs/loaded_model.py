@@ -65,8 +65,8 @@ class LoadedModel:
         with self._changed:
             if self._state.phase == "loading":
                 return False
-            begun = LoadState("loading", settings.model, "Starting", 0.0, self._state.working)
-            self._set(begun)
+            starting = LoadState("loading", settings.model, "Starting", 0.0, self._state.working)
+            self._set(starting)
         self._tell()
         threading.Thread(target=self._work, args=(settings,), daemon=True).start()
         return True

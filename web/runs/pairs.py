@@ -138,8 +138,8 @@ def _rows_changed(trace: GenerationTrace, change: Any, **fields: Any) -> Generat
         for name in ("prompt_rows", "reference")
         if isinstance(rows := getattr(trace, name), PromptTrace)
     }
-    made: GenerationTrace = dataclasses.replace(changed(trace), **prompts)
-    return made
+    result: GenerationTrace = dataclasses.replace(changed(trace), **prompts)
+    return result
 
 
 def _mean_of_heads(trace: GenerationTrace) -> GenerationTrace:
@@ -242,11 +242,11 @@ def _both(
     prefix: str, a: Mapping[str, Any], b: Mapping[str, Any], without: Sequence[str]
 ) -> list[tuple[str, str, str]]:
     names = [n for n in dict.fromkeys((*a, *b)) if n not in without]
-    rows = [(f"{prefix}{n}", _said(a.get(n)), _said(b.get(n))) for n in names]
+    rows = [(f"{prefix}{n}", _setting_text(a.get(n)), _setting_text(b.get(n))) for n in names]
     return [row for row in rows if row[1:] != ("–", "–")]
 
 
-def _said(value: Any) -> str:
+def _setting_text(value: Any) -> str:
     if value is None:
         return "–"
     if isinstance(value, list | tuple):

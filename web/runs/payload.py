@@ -37,8 +37,8 @@ from sinkscope.config import Reduce
 from sinkscope.methods.base import Chosen, Method, Target
 from sinkscope.methods.explain import METHODS, explain
 from sinkscope.methods.relative import Relative
-from sinkscope.web.runs.form_values import said_of
-from sinkscope.web.runs.store import Run, control_of, made_of
+from sinkscope.web.runs.form_values import form_values_of
+from sinkscope.web.runs.store import Run, control_of, run_summary
 
 RELATIVE = Relative()
 MAGIC = b"SINK"
@@ -92,16 +92,16 @@ def _token(token: GeneratedToken) -> dict[str, Any]:
 
 def _sinks(trace: GenerationTrace) -> list[dict[str, Any]]:
     cells_at = trace.layout.cells_at()
-    made = []
-    for found in trace.sinks:
-        pairs = list(zip(found.positions, found.scores, strict=True))
+    sinks = []
+    for layer_sinks in trace.sinks:
+        pairs = list(zip(layer_sinks.positions, layer_sinks.scores, strict=True))
         cells: dict[int, float] = {}
         for p, score in pairs:
             for cell in cells_at.get(p, ()):
                 cells[cell] = max(score, cells.get(cell, score))
-        made.append(
+        sinks.append(
             {
-                "layer": found.layer,
+                "layer": layer_sinks.layer,
                 "columns": list(cells),
                 "scores": [round(s, 3) for s in cells.values()],
                 "text": [
@@ -109,7 +109,7 @@ def _sinks(trace: GenerationTrace) -> list[dict[str, Any]]:
                 ],
             }
         )
-    return made
+    return sinks
 
 
 def _treated(trace: GenerationTrace) -> list[dict[str, Any]]:
@@ -160,19 +160,19 @@ def _geometry(trace: GenerationTrace) -> dict[str, Any]:
 
 
 def _variant(run: Run, name: str, trace: GenerationTrace) -> dict[str, Any]:
-    own = {}
+    second_text = {}
     if run.kind == "pair":  # its photos follow those of the side before it
-        own = {**_geometry(trace), "photo": 0}
+        second_text = {**_geometry(trace), "photo": 0}
         if name == "b" and not run.about.get("one_photo"):
-            own["photo"] = len(run.first.images)
+            second_text["photo"] = len(run.first.images)
     return {
-        **own,
+        **second_text,
         "name": name,
         "label": run.label(name),
         "tokens": [_token(token) for token in trace.tokens],
-        "finish": trace.finish,
+        "finish": trace.finish_reason,
         "seconds": round(trace.seconds, 3),
-        "asked": _asked(trace),
+        "asked": _prompt_tokens(trace),
         "reference": _reference(run, name),
         "applied": list(trace.applied),
         "sinks": _sinks(trace),
@@ -190,7 +190,7 @@ def _together(traces: Sequence[Rows], eager_bytes: int) -> tuple[type, bool]:
 
 
 def _arrays(name: str, rows: Rows, fine: type, eager: bool) -> dict[str, np.ndarray]:
-    made = {
+    arrays = {
         f"{name}.image": _fixed(image_share(rows).numpy()),
         f"{name}.sink": _fixed(sink_share(rows).numpy()),
         f"{name}.entropy": _fixed(rows.entropy.numpy(), _top(rows)),
@@ -199,8 +199,8 @@ def _arrays(name: str, rows: Rows, fine: type, eager: bool) -> dict[str, np.ndar
     maps = {"mean": head_mean(rows), **({"full": rows.attention} if eager else {})}
     for key, values in maps.items():
         codes = compand(_on_cells(rows, values), fine)
-        made[f"{name}.{key}"], made[f"{name}.{key}.scale"] = codes
-    return made
+        arrays[f"{name}.{key}"], arrays[f"{name}.{key}.scale"] = codes
+    return arrays
 
 
 def _on_cells(rows: Rows, values: torch.Tensor) -> np.ndarray:
@@ -222,7 +222,7 @@ def _reference_of(run: Run, name: str) -> str:
     return name if run.kind == "pair" else next(iter(run.traces))
 
 
-def _asked(trace: GenerationTrace) -> dict[str, Any] | None:
+def _prompt_tokens(trace: GenerationTrace) -> dict[str, Any] | None:
     """The prompt's own tokens: what kind each is, and how many before them are not kept."""
     rows = trace.prompt_rows
     if rows is None or not rows.tokens:
@@ -299,9 +299,9 @@ def build_payload(
         "run": run.id,
         "kind": run.kind,
         "created": run.created,
-        "ask": {} if run.kind == "pair" else said_of(run),
+        "ask": {} if run.kind == "pair" else form_values_of(run),
         "same_text": run.same_text,
-        "made": made_of(run),
+        "made": run_summary(run),
         "prompt": "  ↔  ".join(dict.fromkeys(t.prompt for t in run.traces.values())),
         "model": {
             k: _plain(getattr(first.model, k)) for k in ("id", "revision", "dtype", "device")

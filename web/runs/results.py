@@ -13,15 +13,15 @@ from typing import Any, Generic, Protocol, TypeVar
 
 from cachetools import TTLCache
 
-from sinkscope.web.runs.copies import Copies
 from sinkscope.web.runs.inspector import files_in
 from sinkscope.web.runs.owners import user_now
+from sinkscope.web.runs.served_files import ServedFiles
 
 MOST_RESULTS = 64
 LONGEST_SECONDS = 12 * 3600.0  # less than Gradio keeps the files that a result's numbers are in
 
 
-class Owned(Protocol):
+class OwnedResult(Protocol):
     """A result."""
 
     @property
@@ -32,10 +32,10 @@ class Owned(Protocol):
         """The user who asked for it; None where that is not known, as where nobody logs in."""
 
 
-Result = TypeVar("Result", bound=Owned)
+Result = TypeVar("Result", bound=OwnedResult)
 
 
-def mine(owner: str | None) -> bool:
+def is_current_user(owner: str | None) -> bool:
     """Whether who asks now is this user; nobody is, where that is not known."""
     return owner is not None and owner == user_now()
 
@@ -66,10 +66,10 @@ class ResultStore(Generic[Result]):
         self,
         clock: Callable[[], float] = time.time,
         owned: bool = False,
-        copies: Copies | None = None,
+        copies: ServedFiles | None = None,
     ) -> None:
         self._owned = owned
-        self.copies = copies or Copies()
+        self.copies = copies or ServedFiles()
         self._results: _Kept[Result] = _Kept(clock, self.copies.drop)
         self._lock = threading.Lock()
 
@@ -83,10 +83,10 @@ class ResultStore(Generic[Result]):
         """The result of an id, or None where it is unknown, too old, or another user's."""
         with self._lock:
             self._drop_old()
-            found = self._results.get(result_id) if isinstance(result_id, str) else None
-        if found is None or (self._owned and not mine(found.owner)):
+            result = self._results.get(result_id) if isinstance(result_id, str) else None
+        if result is None or (self._owned and not is_current_user(result.owner)):
             return None
-        return found
+        return result
 
     def all(self) -> list[Result]:
         """The results that are kept, of every owner: for the store's own use."""
@@ -96,12 +96,12 @@ class ResultStore(Generic[Result]):
 
     def delete(self, result_id: object) -> None:
         """Forget a result that who asks may see, and remove the files that were made of it."""
-        found = self.get(result_id)
-        if found is None:
+        result = self.get(result_id)
+        if result is None:
             return
         with self._lock:
-            self._results.pop(found.id, None)
-        self.copies.drop(found.id)
+            self._results.pop(result.id, None)
+        self.copies.drop(result.id)
 
     def keep(self, result_id: str, value: dict[str, Any]) -> dict[str, Any]:
         """A value for the page whose files go when the result goes."""

@@ -165,7 +165,7 @@ def _block(name: str, text: str, kind: str = "text/plain") -> str:
 def _value(run: Run) -> dict[str, Any]:
     """What the inspector is given; addresses are names of blocks and never asked for."""
     traces = run.traces.values()
-    stopped = any(trace.finish == "stopped" for trace in traces) and run.kind != "pair"
+    stopped = any(trace.finish_reason == "stopped" for trace in traces) and run.kind != "pair"
     first = run.first
     tokens = " + ".join(str(len(trace.tokens)) for trace in traces)
     return {
@@ -207,8 +207,8 @@ def _about_one(run: Run) -> Iterator[tuple[str, str]]:
     yield "Image" if len(first.images) == 1 else "Images", "\n".join(sizes)
     shown = shown_settings(first)
     yield "Generation", _settings(shown, without=("layers", "heads", "decoding"))
-    if said := decoding_words(first):
-        yield "Decoding", said
+    if words := decoding_words(first):
+        yield "Decoding", words
     two = len(run.traces) > 1
     for name, trace in run.traces.items():
         applied = "; ".join(trace.applied) or "nothing: the plain model"

@@ -22,10 +22,10 @@ from pathlib import Path
 from typing import Any
 
 from sinkscope.capture.trace import GenerationTrace
-from sinkscope.drawing.made import made_line
-from sinkscope.outside import Bounds, read_json
+from sinkscope.drawing.run_summary import summary_line
+from sinkscope.untrusted import Bounds, read_json
 from sinkscope.utils import write_atomically
-from sinkscope.web.runs.copies import Copies
+from sinkscope.web.runs.served_files import ServedFiles
 
 log = logging.getLogger(__name__)
 
@@ -42,9 +42,9 @@ def new_id() -> str:
     return secrets.token_urlsafe(16)
 
 
-def made_of(run: Run) -> str:
+def run_summary(run: Run) -> str:
     """What made a run, in one line; of two runs side by side a table says it."""
-    return "" if run.kind == "pair" else made_line(run.traces, run.same_text)
+    return "" if run.kind == "pair" else summary_line(run.traces, run.same_text)
 
 
 def control_of(trace: GenerationTrace) -> str:
@@ -175,7 +175,7 @@ class RunStore:
         self._disk_bytes = 8 * memory_bytes if disk_bytes is None else disk_bytes
         self._runs: OrderedDict[str, Run] = OrderedDict()
         self._lock = threading.RLock()
-        self.copies = Copies()
+        self.copies = ServedFiles()
 
     def keep_copies(self, run: Run, *paths: Path) -> None:
         """These files are copies of a run (or of both runs of a pair) and go with it.
@@ -197,7 +197,7 @@ class RunStore:
             old -= {run.id for run in self._runs.values() if run.kind == "example"}
             folders = list(self._folder.iterdir()) if self._folder.is_dir() else []
         for folder in folders:
-            if _ID.match(folder.name) and _made(folder) < limit:
+            if _ID.match(folder.name) and _created(folder) < limit:
                 old.add(folder.name)
         for run_id in old:
             self.delete(run_id)
@@ -271,8 +271,8 @@ class RunStore:
         """The file that holds a trace of a run in memory; None where there is none."""
         with self._lock:
             for run in self._runs.values():
-                for name, own in run.traces.items():
-                    if own is trace:
+                for name, variant_trace in run.traces.items():
+                    if variant_trace is trace:
                         folder = run.folder or self._folder / run.id
                         whole = (folder / "run.json").is_file()  # which is written last
                         return folder / f"{name}.safetensors" if whole else None
@@ -359,7 +359,7 @@ class RunStore:
         return aged
 
 
-def _made(folder: Path) -> float:
+def _created(folder: Path) -> float:
     """When a stored run was made, in seconds since 1970; what cannot be read is as old as its
     folder."""
     try:

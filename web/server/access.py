@@ -144,8 +144,8 @@ def _leading_on(then: str) -> Response:
 
     With "" it opens itself, by another query, so that the browser asks again.
     """
-    here = "location.pathname + (location.search ? location.search + '&' : '?') + 'here'"
-    target = json.dumps(then).replace("<", "\\u003c") if then else here
+    current_path = "location.pathname + (location.search ? location.search + '&' : '?') + 'here'"
+    target = json.dumps(then).replace("<", "\\u003c") if then else current_path
     return HTMLResponse(
         "<!doctype html><title>SinkScope</title>"
         f"<script>location.replace({target} + location.hash)</script>"
@@ -156,8 +156,8 @@ def _leading_on(then: str) -> Response:
 
 
 def _form(words: str) -> HTMLResponse:
-    said = f'<p role="alert">{escape(words)}</p>' if words else ""
-    return HTMLResponse(_FORM.format(said=said), 401, {"cache-control": "no-store"})
+    alert = f'<p role="alert">{escape(words)}</p>' if words else ""
+    return HTMLResponse(_FORM.format(said=alert), 401, {"cache-control": "no-store"})
 
 
 _FORM = """<!doctype html>

@@ -74,8 +74,8 @@ class Bodies:
         path = scope["path"].removeprefix(scope.get("root_path", ""))
         if path == UPLOAD:
             account = self._quota.account(scope) if self._quota else None
-            said = headers.get("content-length", "")
-            size = int(said[:20]) if said.isdecimal() else 0
+            declared = headers.get("content-length", "")
+            size = int(declared[:20]) if declared.isdecimal() else 0
             if account and (refusal := account.refusal(size)):
                 raise Refused(429, refusal)
             return _Upload(headers, receive, self._upload_bytes, account).receive
@@ -93,8 +93,8 @@ async def read_body(headers: Headers, receive: Receive, most: int) -> bytes:
     Raises:
         Refused: it is too large.
     """
-    said = headers.get("content-length", "")
-    size = int(said[:20]) if said.isdecimal() else 0
+    declared = headers.get("content-length", "")
+    size = int(declared[:20]) if declared.isdecimal() else 0
     chunks: list[bytes] = []
     read, more = 0, True
     # Of one that is too large a little is read and dropped: many programs read an answer only when
@@ -169,10 +169,10 @@ def _whole_characters(text: str) -> bool:
 
 
 def _mapping(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    made = dict(pairs)
-    if len(made) != len(pairs):
+    mapping = dict(pairs)
+    if len(mapping) != len(pairs):
         raise Refused(400, "The JSON has a key twice.")
-    return made
+    return mapping
 
 
 def _number(text: str) -> float:

@@ -41,8 +41,8 @@ class _Page:
 
     @property
     def may_be_kept(self) -> bool:
-        own = Headers(raw=list(self.headers))
-        return self.whole and self.status == 200 and "set-cookie" not in own
+        headers = Headers(raw=list(self.headers))
+        return self.whole and self.status == 200 and "set-cookie" not in headers
 
     def compress(self) -> None:
         self.body = gzip.compress(self.body, LEVEL, mtime=0)

@@ -50,12 +50,12 @@ class SpokenErrors:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        begun, bare, body = False, False, bytearray()
+        started, bare, body = False, False, bytearray()
 
         async def watched(message: Message) -> None:
-            nonlocal begun, bare
+            nonlocal started, bare
             if message["type"] == "http.response.start":
-                begun = True
+                started = True
                 bare = message["status"] == 500  # Gradio's own answer to an error
             elif bare:
                 body.extend(message.get("body", b""))
@@ -67,11 +67,11 @@ class SpokenErrors:
         except (SystemExit, KeyboardInterrupt) as error:
             # Of a function of the page: the server's task must not take the server with it.
             log.exception("a request wanted to end the process")
-            if begun:
+            if started:
                 raise RuntimeError(FAULT) from error
             await _answer(500, FAULT)(scope, receive, send)
         except Exception as error:
-            if begun and not bare:
+            if started and not bare:
                 raise
             status, said = answer_to(error)
             level = logging.ERROR if status == 500 else logging.INFO
@@ -89,10 +89,10 @@ class SpokenErrors:
 def _words(body: bytes) -> str:
     """What a function of the page has refused with (`gr.Error`); "" where it failed."""
     try:
-        said = json.loads(body)
+        body_values = json.loads(body)
     except ValueError:
         return ""
-    words = said.get("error") if isinstance(said, dict) else None
+    words = body_values.get("error") if isinstance(body_values, dict) else None
     return words if isinstance(words, str) else ""
 
 
@@ -105,6 +105,6 @@ def answer_to(error: Exception) -> tuple[int, str]:
     return 500, FAULT
 
 
-def _answer(status: int, said: str) -> JSONResponse:
+def _answer(status: int, message: str) -> JSONResponse:
     # Gradio's clients look for "error", other programs for "detail".
-    return JSONResponse({"detail": said, "error": said}, status)
+    return JSONResponse({"detail": message, "error": message}, status)

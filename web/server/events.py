@@ -53,8 +53,8 @@ class Events:
         queue = self._blocks._queue
         session = session_of(self._blocks, asked[1])
         if session not in queue.pending_messages_per_session:
-            said = {"detail": UNKNOWN_EVENT, "error": UNKNOWN_EVENT}
-            await JSONResponse(said, 404)(scope, receive, send)
+            answer = {"detail": UNKNOWN_EVENT, "error": UNKNOWN_EVENT}
+            await JSONResponse(answer, 404)(scope, receive, send)
             return
         try:
             await self.app(scope, receive, send)

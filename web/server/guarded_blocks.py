@@ -22,8 +22,8 @@ class GuardedBlocks(gr.Blocks):
     async def call_function(self, *arguments: Any, **named: Any) -> dict[str, Any]:
         """As Gradio's; see the class."""
         try:
-            made: dict[str, Any] = await super().call_function(*arguments, **named)
-            return made
+            result: dict[str, Any] = await super().call_function(*arguments, **named)
+            return result
         except (SystemExit, KeyboardInterrupt) as error:
             log.exception("a function of the page wanted to end the process")
             raise gr.Error(FAULT, print_exception=False) from error

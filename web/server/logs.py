@@ -40,7 +40,7 @@ class RequestLog:
             return
         scope[REQUEST] = secrets.token_hex(8)
         current.enter(scope)
-        begun, status, sent, got = time.monotonic(), 0, 0, 0
+        start, status, sent, got = time.monotonic(), 0, 0, 0
 
         async def counted() -> Message:
             nonlocal got
@@ -70,7 +70,7 @@ class RequestLog:
                         "method": scope["method"],
                         "path": path_shown(scope["path"]),
                         "status": status,
-                        "ms": round(1000 * (time.monotonic() - begun), 1),
+                        "ms": round(1000 * (time.monotonic() - start), 1),
                         "received": got,
                         "sent": sent,
                         **({"user": scope[USER]} if scope.get(USER) else {}),
@@ -82,8 +82,8 @@ class RequestLog:
 def path_shown(path: str) -> str:
     """A path without what names a file, a session or an event."""
     for mark in _ID_AFTER:
-        before, found, _ = path.partition(mark)
-        if found:
+        before, separator, _ = path.partition(mark)
+        if separator:
             return f"{before}{mark}..."
     if path.startswith("/gradio_api/call/"):
         return "/".join(path.split("/")[:4])[:100]  # the endpoint; after it comes an event's id
@@ -94,21 +94,21 @@ class JsonLines(logging.Formatter):
     """One JSON object a line: time, level, logger, request, and the message or what it is about."""
 
     def format(self, record: logging.LogRecord) -> str:
-        said: dict[str, Any] = {
+        fields: dict[str, Any] = {
             "time": time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created))
             + f".{int(record.msecs):03d}Z",
             "level": record.levelname.lower(),
             "logger": record.name,
         }
         if request := current.scope_now().get(REQUEST):
-            said["request"] = request
+            fields["request"] = request
         about = getattr(record, "about", None)
-        said.update(about if isinstance(about, dict) else {"message": _message(record)})
+        fields.update(about if isinstance(about, dict) else {"message": _message(record)})
         if record.exc_info and record.exc_info[0] is not None:
             frames = traceback.extract_tb(record.exc_info[2])[-MOST_FRAMES:]
-            said["error"] = record.exc_info[0].__name__
-            said["at"] = [f"{Path(f.filename).name}:{f.lineno} {f.name}" for f in frames]
-        return json.dumps(said, ensure_ascii=True)
+            fields["error"] = record.exc_info[0].__name__
+            fields["at"] = [f"{Path(f.filename).name}:{f.lineno} {f.name}" for f in frames]
+        return json.dumps(fields, ensure_ascii=True)
 
 
 def _message(record: logging.LogRecord) -> str:

@@ -40,7 +40,7 @@ def give_back() -> None:
         trim(0)
 
 
-class Returning:
+class MemoryReturner:
     """Decides when.
 
     Args:

@@ -45,9 +45,9 @@ class LightSession(SessionState):
     def __init__(self, blocks: gr.Blocks) -> None:
         super().__init__(_Undescribed(blocks))  # type: ignore[arg-type]
         self._page = blocks
-        shared, own = blocks.default_config, self.blocks_config
-        own.blocks = ChainMap({}, shared.blocks)  # type: ignore[assignment]
-        own.fns = ChainMap({}, shared.fns)  # type: ignore[assignment]
+        shared, session_config = blocks.default_config, self.blocks_config
+        session_config.blocks = ChainMap({}, shared.blocks)  # type: ignore[assignment]
+        session_config.fns = ChainMap({}, shared.fns)  # type: ignore[assignment]
 
     def __setitem__(self, key: int, value: Any) -> None:
         super().__setitem__(key, value)
@@ -92,13 +92,13 @@ def lighten(blocks: gr.Blocks) -> None:
     queue.ANAYLTICS_CACHE_FREQUENCY = sys.maxsize  # the name is Gradio's
 
 
-def forget_left(blocks: gr.Blocks, there: Callable[[str], bool]) -> int:
+def forget_left(blocks: gr.Blocks, is_present: Callable[[str], bool]) -> int:
     """Let go of the messages that Gradio's queue keeps for sessions that everybody has left, and of
     its list of these sessions, which it never shortens; of how many. Call it in the event loop.
 
     Args:
         blocks: the page.
-        there: whether somebody is in a session.
+        is_present: whether somebody is in a session.
     """
     queue, used = blocks._queue, blocks.app.state_holder.time_last_used
     since = datetime.now() - timedelta(seconds=UNREAD_SECONDS)
@@ -107,7 +107,7 @@ def forget_left(blocks: gr.Blocks, there: Callable[[str], bool]) -> int:
     left = [
         session
         for session in known - busy
-        if not there(session) and used.get(session, datetime.min) < since
+        if not is_present(session) and used.get(session, datetime.min) < since
     ]
     for session in left:
         queue.pending_event_ids_session.pop(session, None)
@@ -115,8 +115,8 @@ def forget_left(blocks: gr.Blocks, there: Callable[[str], bool]) -> int:
     return len(left)
 
 
-async def sweep(blocks: gr.Blocks, there: Callable[[str], bool]) -> None:
+async def sweep(blocks: gr.Blocks, is_present: Callable[[str], bool]) -> None:
     """A task of the event loop: `forget_left` for as long as it runs."""
     while True:
         await asyncio.sleep(SWEEP_SECONDS)
-        forget_left(blocks, there)
+        forget_left(blocks, is_present)

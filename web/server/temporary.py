@@ -64,15 +64,15 @@ def own_folder(cache: Path) -> Path:
     try:
         place.mkdir(parents=True, exist_ok=True)
         remove_abandoned(place)
-        made = Path(tempfile.mkdtemp(prefix=_NEW, dir=place))
+        created = Path(tempfile.mkdtemp(prefix=_NEW, dir=place))
     except OSError as error:
         log.warning("the temporary folder cannot be made below the cache: %s", error.strerror)
-        made = Path(tempfile.mkdtemp(prefix=_NEW))
-    lock = (made / _LOCK).open("wb")
+        created = Path(tempfile.mkdtemp(prefix=_NEW))
+    lock = (created / _LOCK).open("wb")
     if fcntl is not None:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     atexit.register(lock.close)  # which also keeps it open until Python ends
-    folder = made.rename(made.with_name(made.name.replace(_NEW, _LOCKED, 1)))
+    folder = created.rename(created.with_name(created.name.replace(_NEW, _LOCKED, 1)))
     os.environ[VARIABLE] = str(folder)
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     return folder
@@ -82,9 +82,9 @@ def scratch() -> tempfile.TemporaryDirectory[str]:
     """A folder for a moment, in the app's own one: for whatever is made on the way to a file that
     is served. The system's place for temporary files is one that others use too, and what a killed
     app left there nobody would remove."""
-    own = Path(get_upload_folder())
-    own.mkdir(parents=True, exist_ok=True)
-    return tempfile.TemporaryDirectory(prefix=SCRATCH, dir=own)
+    upload_folder = Path(get_upload_folder())
+    upload_folder.mkdir(parents=True, exist_ok=True)
+    return tempfile.TemporaryDirectory(prefix=SCRATCH, dir=upload_folder)
 
 
 def remove_abandoned(place: Path) -> int:

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING
 
 from sinkscope.config import ImageLimits
 from sinkscope.jobs.job import Progress, Stopped
-from sinkscope.records.drawing import StoppedReading
-from sinkscope.records.pictures import Uploaded
+from sinkscope.records.pictures import UploadedPictures
+from sinkscope.records.sampling import StoppedReading
 from sinkscope.records.sources import file_kind, file_source
 from sinkscope.sinks.samples import PROMPT, Opened, Sample, SampleSet, read_samples
 from sinkscope.utils import sha256
@@ -80,7 +80,7 @@ def samples_of_file(
         if picture is not file:
             path = upload_path(str(picture.path))
             named[_short(picture)] = None if _short(picture) in named else path
-    source = file_source(upload_path(str(file.path)), Uploaded(named), _short(file))
+    source = file_source(upload_path(str(file.path)), UploadedPictures(named), _short(file))
     try:
         return read_samples(
             source,

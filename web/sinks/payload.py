@@ -76,7 +76,7 @@ class Scores:
 def scores_in(folder: Path, findings: Findings) -> list[Scores]:
     """The samples of a result, by id, as far as `MOST_CELLS`; none where no dimension was found."""
     used = {(sample.id, sample.fingerprint) for sample in findings.samples}
-    made: list[Scores] = []
+    result: list[Scores] = []
     cells = 0
     for one in measured_in(folder) if findings.dims else ():
         cells += one.rms.numel()
@@ -84,8 +84,8 @@ def scores_in(folder: Path, findings: Findings) -> list[Scores]:
             if sum(rows * columns for rows, columns in one.grids) != one.rms.shape[1]:
                 continue  # an image of several views: its tokens are no one grid
             phi, ratio = one.phi(findings.dims).numpy(), one.ratio.numpy()
-            made.append(Scores(one.id, *one.grids[0], phi, np.nan_to_num(ratio, posinf=0.0)))
-    return sorted(made, key=lambda scores: scores.id)
+            result.append(Scores(one.id, *one.grids[0], phi, np.nan_to_num(ratio, posinf=0.0)))
+    return sorted(result, key=lambda scores: scores.id)
 
 
 def build_sinks_payload(
@@ -132,10 +132,10 @@ def build_sinks_payload(
 def _places(
     shown: Sequence[Scores], images: Mapping[str, str], findings: Findings
 ) -> list[dict[str, Any]]:
-    asked = {sample.id: _asked(sample) for sample in findings.samples}
-    made, start = [], 0
+    asked = {sample.id: _question_line(sample) for sample in findings.samples}
+    places, start = [], 0
     for one in shown:
-        made.append(
+        places.append(
             {
                 "id": one.id,
                 "start": start,
@@ -146,10 +146,10 @@ def _places(
             }
         )
         start += one.phi.shape[1]
-    return made
+    return places
 
 
-def _asked(sample: UsedSample) -> str:
+def _question_line(sample: UsedSample) -> str:
     """What was asked about a picture, and where that stands, as one line."""
     if not sample.question:
         return ""
@@ -187,31 +187,31 @@ def _candidates(findings: Findings) -> dict[str, Any]:
     }
 
 
-def _row(found: Candidate, findings: Findings) -> list[str]:
+def _row(candidate: Candidate, findings: Findings) -> list[str]:
     return [
-        str(found.dim),
-        _why_not(found, findings) if found.kind == "none" else KINDS[found.kind],
-        f"{found.sink:.1f} {_between(found.sink_interval)}",
-        f"{found.ordinary:.2f}",
-        f"{found.contrast:.1f} × {_between(found.contrast_interval)}",
-        f"{found.consistency:.0%}",
-        index_ranges(found.layers, "–") or "none",
+        str(candidate.dim),
+        _why_not(candidate, findings) if candidate.kind == "none" else KINDS[candidate.kind],
+        f"{candidate.sink:.1f} {_between(candidate.sink_interval)}",
+        f"{candidate.ordinary:.2f}",
+        f"{candidate.contrast:.1f} × {_between(candidate.contrast_interval)}",
+        f"{candidate.consistency:.0%}",
+        index_ranges(candidate.layers, "–") or "none",
     ]
 
 
-def _why_not(found: Candidate, findings: Findings) -> str:
+def _why_not(candidate: Candidate, findings: Findings) -> str:
     """The first threshold that it fails; `Candidate.reason` has all of them."""
     settings = findings.settings
     for interval, mean, least, what in (
-        (found.sink_interval, found.sink, findings.min_magnitude, "on sinks"),
-        (found.contrast_interval, found.contrast, settings.min_contrast, "× contrast"),
+        (candidate.sink_interval, candidate.sink, findings.min_magnitude, "on sinks"),
+        (candidate.contrast_interval, candidate.contrast, settings.min_contrast, "× contrast"),
     ):
         if interval.low < least:
             end = "" if mean < least else "lower end "
             return f"no: {end}below {least:.1f} {what}"
-    if found.consistency < settings.min_consistency:
+    if candidate.consistency < settings.min_consistency:
         return f"no: in fewer than {settings.min_consistency:.0%} of samples"
-    if found.dim not in findings.dims and len(found.run) >= settings.min_layers:
+    if candidate.dim not in findings.dims and len(candidate.run) >= settings.min_layers:
         return f"no: more than {settings.max_dims} pass"
     return f"no: in fewer than {settings.min_layers} layers running"
 
@@ -225,9 +225,9 @@ def _contrast(findings: Findings) -> dict[str, Any]:
     dims = [candidate.dim for candidate in findings.candidates[:MOST_CANDIDATES]]
     rows = []
     for dim in dims:
-        found = [layer.candidate(dim) for layer in findings.layers]
+        candidates = [layer.candidate(dim) for layer in findings.layers]
         # the quotient of two tiny values says nothing: it is no contrast
-        rows.append([round(f.contrast, 2) if f and f.sink >= 1 else None for f in found])
+        rows.append([round(f.contrast, 2) if f and f.sink >= 1 else None for f in candidates])
     return {"dims": dims, "values": rows}
 
 

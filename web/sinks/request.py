@@ -92,7 +92,7 @@ class SinksRequest:
             raise ValueError(
                 f"The question has {len(self.prompt)} characters; allowed: {LONGEST_PROMPT}."
             )
-        said = {
+        values = {
             one.field: checked(one, read(one, getattr(self, one.field)))
             for one in settings_of(SinksRequest)
         }
@@ -102,9 +102,9 @@ class SinksRequest:
             raise ValueError(
                 f"{len(self.pictures)} files were given; allowed: at most {MOST_FILES}."
             )
-        both = {"top_percent": said["top_percent"], "seed": said["seed"]}
+        both = {"top_percent": values["top_percent"], "seed": values["seed"]}
         finding, validating = FindSettings(**both), ValidateSettings(**both)
-        return said["samples"], said["held_out"], finding, validating
+        return values["samples"], values["held_out"], finding, validating
 
 
 @dataclass(frozen=True)

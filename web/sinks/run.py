@@ -20,7 +20,7 @@ from PIL import Image
 
 from sinkscope.attention_extractor import RunOutOfMemoryError
 from sinkscope.config import Settings
-from sinkscope.jobs.job import At, Job, Stopped
+from sinkscope.jobs.job import Job, JobProgress, Stopped
 from sinkscope.jobs.runner import Runner, StoppedWaiting
 from sinkscope.models.images import open_image
 from sinkscope.models.loading import ModelHandle
@@ -32,7 +32,6 @@ from sinkscope.sinks.samples import Sample, SampleSet
 from sinkscope.sinks.validating.validate import validate
 from sinkscope.sinks.validating.validation import Validation
 from sinkscope.utils import sha256
-from sinkscope.web.runs.copies import Copies
 from sinkscope.web.runs.image_process import ImageProcess, KeptImages
 from sinkscope.web.runs.inspector import cached, error_value
 from sinkscope.web.runs.job_values import (
@@ -44,6 +43,7 @@ from sinkscope.web.runs.job_values import (
 )
 from sinkscope.web.runs.loaded_model import LoadedModel
 from sinkscope.web.runs.payload import encode_image
+from sinkscope.web.runs.served_files import ServedFiles
 from sinkscope.web.runs.store import new_id
 from sinkscope.web.runs.tab_handlers import ResultHandlers
 from sinkscope.web.server.read_only import READ_ONLY
@@ -82,7 +82,7 @@ class SinksHandlers(ResultHandlers[SinksRequest]):
         runner: Runner,
         engine: SinksEngine | None = None,
         images: ImageProcess | None = None,
-        copies: Copies | None = None,
+        copies: ServedFiles | None = None,
     ) -> None:
         super().__init__(settings, loaded, runner, images)
         self.engine = engine or SinksEngine()
@@ -90,7 +90,7 @@ class SinksHandlers(ResultHandlers[SinksRequest]):
         self.store = SinksStore(
             settings.app.cache / "page_sinks",
             owned=bool(settings.app.login),
-            copies=Copies(copies),
+            copies=ServedFiles(copies),
         )
 
     # --- Run and Stop ----------------------------------------------------------------------------
@@ -98,7 +98,7 @@ class SinksHandlers(ResultHandlers[SinksRequest]):
     def _run(self, request: SinksRequest, run_id: str, job: Job) -> Values:
         request.check()
 
-        def running(at: At, seconds: float) -> dict[str, Any]:
+        def running(at: JobProgress, seconds: float) -> dict[str, Any]:
             message = "Stopping after this sample" if job.stopped else at.stage
             return running_value(run_id, at, message, "samples", seconds)
 
@@ -189,8 +189,8 @@ class SinksHandlers(ResultHandlers[SinksRequest]):
         images = {}
         for sample in samples.samples:
             if sample.id in seen:
-                made = cached(*encode_image(_opened(sample), PICTURE_SIDE), self.component)
-                images[sample.id] = self.store.keep(run_id, made)["url"]
+                kept = cached(*encode_image(_opened(sample), PICTURE_SIDE), self.component)
+                images[sample.id] = self.store.keep(run_id, kept)["url"]
         data = build_sinks_payload(findings, validation, why, shown, images)
         value = {
             "phase": "stopped" if done else "ready",
@@ -224,8 +224,8 @@ class SinksHandlers(ResultHandlers[SinksRequest]):
             path = Path(folder) / name
             write_profile(path, profile)
             data = path.read_bytes()
-        made = self.store.keep(result.id, cached(data, name, self.component))
-        return {**made, "name": name}
+        value = self.store.keep(result.id, cached(data, name, self.component))
+        return {**value, "name": name}
 
     def forget_sinks(self, ask: Any) -> dict[str, Any]:
         """Delete a result and what was made of it: {"run": id}."""
@@ -243,19 +243,19 @@ class SinksHandlers(ResultHandlers[SinksRequest]):
         result, tau = self.store.get(field_of(ask, "run")), field_of(ask, "tau")
         if result is None:
             raise ValueError(GONE)
-        found = result.findings.profile()
-        if tau is None or tau == found.tau:
-            return found
+        profile = result.findings.profile()
+        if tau is None or tau == profile.tau:
+            return profile
         if isinstance(tau, bool) or not isinstance(tau, int | float) or not math.isfinite(tau):
             raise ValueError(f"tau is {tau!r}; allowed: a number.")
-        note = f"tau was set by hand; {found.tau:g} was calibrated. {found.note}"
-        return dataclasses.replace(found, tau=round(float(tau), 4), note=note)
+        note = f"tau was set by hand; {profile.tau:g} was calibrated. {profile.note}"
+        return dataclasses.replace(profile, tau=round(float(tau), 4), note=note)
 
 
 def _measured(samples: SampleSet, work: Path) -> SampleSet:
     """The samples whose statistics lie in the folder."""
-    there = {(one.id, one.fingerprint) for one in measured_in(work)}
-    left = tuple(s for s in samples.samples if (s.id, s.fingerprint()) in there)
+    measured = {(one.id, one.fingerprint) for one in measured_in(work)}
+    left = tuple(s for s in samples.samples if (s.id, s.fingerprint()) in measured)
     return dataclasses.replace(samples, samples=left, wanted=len(left))
 
 

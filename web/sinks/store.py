@@ -11,9 +11,9 @@ from typing import Any
 
 from sinkscope.sinks.finding.findings import Findings
 from sinkscope.sinks.validating.validation import Validation
-from sinkscope.web.runs.copies import Copies
 from sinkscope.web.runs.owners import user_now
 from sinkscope.web.runs.results import LONGEST_SECONDS, ResultStore
+from sinkscope.web.runs.served_files import ServedFiles
 from sinkscope.web.runs.store import new_id
 
 MOST_FOLDERS = 8
@@ -52,7 +52,7 @@ class SinksStore(ResultStore[SinksResult]):
         folder: Path,
         clock: Callable[[], float] = time.time,
         owned: bool = False,
-        copies: Copies | None = None,
+        copies: ServedFiles | None = None,
     ) -> None:
         super().__init__(clock, owned, copies)
         self._folder, self._clock = folder, clock

@@ -21,7 +21,7 @@ import gradio as gr
 from gradio.components import Component
 from gradio.data_classes import FileData
 
-from sinkscope.setting import offered
+from sinkscope.setting import user_settings
 from sinkscope.web.components.controls import control
 from sinkscope.web.explore.form import Form
 from sinkscope.web.explore.model_events import tau_end
@@ -127,7 +127,7 @@ def _build_form() -> _SinksForm:
     with gr.Accordion("Settings", open=False, elem_id="sinks-settings"):
         settings: dict[str, Component] = {
             one.name: control(one, elem_id=f"sinks-{one.name.replace('_', '-')}")
-            for one in offered(SinksRequest)
+            for one in user_settings(SinksRequest)
         }
     controls = {"source": source, "files": files, "prompt": prompt, **settings}
     return _SinksForm(controls, go, stop)

@@ -52,7 +52,7 @@ def planted(count: int) -> list[AnswerRecord]:
     """Held-out scenes: a perfect map, a blank one, and the controls, on their exact masks."""
     made = []
     for target, _ in zip(scenes(), range(count), strict=False):
-        image, mask = target.look()
+        image, mask = target.load()
         rows, columns = image.height // 28, image.width // 28
         grid = one_view(
             0, 1, 2 * rows, 2 * columns, 2, (image.height, image.width), (image.height, image.width)
@@ -206,7 +206,7 @@ def test_scenes_are_exact_and_the_same_each_time() -> None:
     assert first == again
 
     def check(target: Target) -> None:
-        image, mask = target.look()
+        image, mask = target.load()
         assert mask.shape == (image.height, image.width) and mask.any()
         assert target.expected is not None
         assert target.word in target.expected[target.start :].split(",")[0]

@@ -110,7 +110,7 @@ def test_single_and_crowd_masks_are_one_target(tmp_path: Path) -> None:
         ([], 0),  # a box
     )
     (target,) = targets_of(ScoreSettings(data=str(data)))
-    image, mask = target.look()
+    image, mask = target.load()
     box = np.zeros((3, 4), dtype=bool)
     box[0, 0] = True
     np.testing.assert_array_equal(mask, MASK | other | box)
@@ -122,4 +122,4 @@ def test_a_mask_of_another_size_names_the_image(tmp_path: Path) -> None:
         ScoreSettings(data=str(coco(tmp_path, ({"size": [4, 3], "counts": COUNTS}, 0))))
     )
     with pytest.raises(ValueError, match=r"a\.png: a run-length mask has size \[4, 3\]; allowed.*"):
-        target.look()
+        target.load()

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from sinkscope.config import ModelSettings
+from sinkscope.evaluation.method_specs import parse_methods
 from sinkscope.evaluation.record import AnswerRecord
 from sinkscope.evaluation.settings import RunConfig, RunSettings
-from sinkscope.evaluation.wanted import wanted_methods
 
 
 def record(
@@ -59,7 +59,7 @@ def write_run(
     """A run's folder; `finished` says that a session came to its end and wrote its summary."""
     folder.mkdir(parents=True)
     settings = RunSettings(**{"task": "demo", "limit": 1000, **(run or {})})
-    config = RunConfig(settings, ModelSettings("demo"), wanted_methods(methods, sweeps))
+    config = RunConfig(settings, ModelSettings("demo"), parse_methods(methods, sweeps))
     (folder / "run.toml").write_text(config.toml(), encoding="utf-8")
     text = "".join(one.line() for one in records)
     (folder / "records.jsonl").write_text(text, encoding="utf-8")

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from sinkscope.config import VARSettings
-from sinkscope.interventions.var.attended import Attended, MarkedKeys
+from sinkscope.interventions.var.attention_pass import AttentionPass, MarkedKeys
 from sinkscope.interventions.var.correction import Form, correct_output
 from sinkscope.interventions.var.redistribute import redistribute
 from sinkscope.models import kernels
@@ -102,7 +102,7 @@ def check(case: Case, settings: VARSettings, form: Form, lse: Tensor | None = No
     _, expected, effect = dense(wide, settings)
     given = plain.clone()
     done = correct_output(
-        Attended(case.query, case.key, case.value, plain, case.scaling, case.mask),
+        AttentionPass(case.query, case.key, case.value, plain, case.scaling, case.mask),
         MarkedKeys(case.sinks, case.vision),
         settings,
         case.first_query,
@@ -238,7 +238,7 @@ def test_what_leaves_the_output_alone(form: Form) -> None:
     def corrected(settings: VARSettings = SETTINGS, **change: object) -> Tensor:
         c = replace(case, **change)  # type: ignore[arg-type]
         return correct_output(
-            Attended(c.query, c.key, c.value, plain, c.scaling),
+            AttentionPass(c.query, c.key, c.value, plain, c.scaling),
             MarkedKeys(c.sinks, c.vision),
             settings,
             c.first_query,
@@ -264,7 +264,7 @@ def test_half_precision_is_corrected_to_storage_rounding(form: Form) -> None:
     )
     plain, expected, effect = dense(wide, SETTINGS)
     out = correct_output(
-        Attended(case.query, case.key, case.value, plain.bfloat16(), case.scaling),
+        AttentionPass(case.query, case.key, case.value, plain.bfloat16(), case.scaling),
         MarkedKeys(case.sinks, case.vision),
         SETTINGS,
         case.first_query,
@@ -295,7 +295,7 @@ def test_auto_takes_the_faster_form(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_wrong_masks_are_refused() -> None:
     case = make(torch.float32)
-    attended = Attended(case.query, case.key, case.value, torch.zeros_like(case.query), 1.0)
+    attended = AttentionPass(case.query, case.key, case.value, torch.zeros_like(case.query), 1.0)
     with pytest.raises(ValueError, match="sinks has dtype"):
         correct_output(attended, MarkedKeys(case.sinks.float(), case.vision), SETTINGS)
     with pytest.raises(ValueError, match="vision has shape"):
@@ -309,7 +309,7 @@ def test_on_a_gpu(queries: int) -> None:
     _, expected, _ = dense(case, SETTINGS)
     plain, _, _ = dense(case, SETTINGS)
     out = correct_output(
-        Attended(*(x.cuda() for x in (case.query, case.key, case.value, plain)), case.scaling),
+        AttentionPass(*(x.cuda() for x in (case.query, case.key, case.value, plain)), case.scaling),
         MarkedKeys(case.sinks.cuda(), case.vision.cuda()),
         SETTINGS,
         case.first_query,

@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 
 from sinkscope.attention_extractor import generate
-from sinkscope.capture.again import var_settings_of
+from sinkscope.capture.saved_prompt import var_settings_of
 from sinkscope.capture.trace import GenerationTrace
 from sinkscope.config import VARSettings
 from sinkscope.interventions.var.checks import acting_layers, validate_var
@@ -40,7 +40,7 @@ def test_only_these_heads_change_and_as_in_the_dense_form(
     free: bool, dialect: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A batch of a limited row, a row with all heads and a plain one."""
-    monkeypatch.setattr(kernels, "host_reads_are_free", lambda device: free)
+    monkeypatch.setattr(kernels, "is_on_host", lambda device: free)
     stage = Stage(batch=3)
     some, every = (dataclasses.replace(one, dialect=dialect) for one in (SOME, SETTINGS))
     var = VARIntervention((some, every, None), stage.vision, LAYERS, PROMPT + NEW, heads=4)

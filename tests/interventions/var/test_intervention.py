@@ -84,7 +84,7 @@ class Stage:
 def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """Every test twice: what a GPU does runs on a CPU as well."""
     if request.param == "as on a GPU":
-        monkeypatch.setattr(kernels, "host_reads_are_free", lambda device: False)
+        monkeypatch.setattr(kernels, "is_on_host", lambda device: False)
     return str(request.param)
 
 

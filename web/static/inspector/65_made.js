@@ -1,4 +1,4 @@
-// The settings that made this run (drawing/made.py): under the header, in the list of runs and on pictures.
+// The settings that made this run (drawing/run_summary.py): under the header, in the list of runs and on pictures.
 // For two runs side by side there is a table (84_runs.js).
 const madeWords = () => (run.made ? run.made.split(" · ") : []);
 

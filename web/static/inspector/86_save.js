@@ -3,7 +3,7 @@ function wireSave() {
   const told = $(".save .told");
   $('[data-do="save"]').addEventListener("click", () => {
     togglePop("save");
-    if (served) server.draw_ahead({}).catch(() => {}); // an error is reported when a file is requested
+    if (served) server.start_drawing({}).catch(() => {}); // an error is reported when a file is requested
   });
   wireNote();
   const ways = { pdf: () => askFor("pdf"), gif: () => askFor("gif"), mp4: () => askFor("mp4"), png: savePicture, csv: saveShares, map: saveMap, html: () => fetchFile("page_file"), trace: () => fetchFile("trace_file"), link: copyLink };

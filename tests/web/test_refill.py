@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from sinkscope.web.explore.model_events import telling_limits
-from sinkscope.web.runs.form_values import changed_words, filled, said_of
+from sinkscope.web.runs.form_values import changed_words, control_values, form_values_of
 from sinkscope.web.runs.request import NAMES, Request
 from sinkscope.web.runs.store import Run
 from tests.web.synthetic import make_pair
@@ -46,17 +46,17 @@ def model_with(*dims: int) -> Any:
 
 def test_a_run_fills_the_form_with_all_that_made_it() -> None:
     run = asked_with(keep=0.25, layers=[2, 3], heads=[[2, 1], [3, 0]], control="random")
-    said = json.loads(json.dumps(said_of(run)))  # as a link carries it
-    form = filled(said, model_with(17, 101))
+    said = json.loads(json.dumps(form_values_of(run)))  # as a link carries it
+    form = control_values(said, model_with(17, 101))
     assert form["prompt"] == run.first.prompt
     assert form["compare"] and form["same_text"]
     assert (form["keep"], form["tau"], form["temperature"]) == (0.25, 6.0, 0.5)
     assert (form["control"], form["var_layers"], form["dims"]) == ("random", "2, 3", "")
     assert form["var_heads"] == "2.1, 3.0"
     assert form["top_p"] == 1.0  # not said: the default, whatever the form said before
-    assert filled(said, model_with(5))["dims"] == "17, 101"
-    assert filled(said, model_with(5), of="same")["tau"] == 6.0
-    request = Request("photo.png", form["prompt"], True, True, said={k: form[k] for k in NAMES})
+    assert control_values(said, model_with(5))["dims"] == "17, 101"
+    assert control_values(said, model_with(5), of="same")["tau"] == 6.0
+    request = Request("photo.png", form["prompt"], True, True, values={k: form[k] for k in NAMES})
     again = request.var(model_with(17, 101))
     assert again is not None and (again.keep, again.layers, again.control) == (
         0.25,
@@ -67,22 +67,24 @@ def test_a_run_fills_the_form_with_all_that_made_it() -> None:
 
 
 def test_tau_and_sink_dimensions_of_another_model_are_not_taken() -> None:
-    said = said_of(asked_with(keep=0.25))
-    other = filled(said, model_with(5), of="another")
+    said = form_values_of(asked_with(keep=0.25))
+    other = control_values(said, model_with(5), of="another")
     assert other["dims"] == "" and "tau" not in other
     assert other["compare"] and other["keep"] == 0.25
-    assert not filled(said, model_with(), of="another")["compare"]  # it has no profile: no VAR
-    assert filled(said, model_with(), of="same")["compare"]  # its own dimensions come along
-    assert filled(said, None, of="another")["dims"] == ""  # whichever model will be loaded
+    assert not control_values(said, model_with(), of="another")[
+        "compare"
+    ]  # it has no profile: no VAR
+    assert control_values(said, model_with(), of="same")["compare"]  # its own dimensions come along
+    assert control_values(said, None, of="another")["dims"] == ""  # whichever model will be loaded
 
 
 def test_what_a_link_says_in_vain_leaves_the_default() -> None:
-    form = filled({"keep": 7, "control": "<b>", "prompt": 5, "top_k": None}, model_with(1))
+    form = control_values({"keep": 7, "control": "<b>", "prompt": 5, "top_k": None}, model_with(1))
     assert "keep" not in form and "control" not in form and "prompt" not in form
 
 
 def test_what_was_changed_since_the_run_is_said() -> None:
-    asked = {**filled(said_of(asked_with()), model_with(17, 101)), "image": "a.png"}
+    asked = {**control_values(form_values_of(asked_with()), model_with(17, 101)), "image": "a.png"}
     assert changed_words(asked, asked) == ""
     assert changed_words(asked, {**asked, "image": None}) == ""  # nothing to run
     words = changed_words(asked, {**asked, "keep": 0.3})

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from PIL import Image
 
-from sinkscope.benchmarks.ways import Mark, with_attention
+from sinkscope.benchmarks.variants import Mark, with_attention
 from sinkscope.capture.run import on_device
 from sinkscope.models.family import PromptInputs
 from sinkscope.models.loading import ModelHandle
@@ -23,7 +23,7 @@ from sinkscope.sinks.finding.measure import measure
 from sinkscope.sinks.samples import Sample
 from sinkscope.sinks.settings import FindSettings
 
-SinkWay = Callable[[ModelHandle, PromptInputs, int, Mark], Any]
+SinkVariant = Callable[[ModelHandle, PromptInputs, int, Mark], Any]
 
 
 def forward(handle: ModelHandle, inputs: PromptInputs, batch: int, mark: Mark) -> None:
@@ -82,7 +82,7 @@ def _twice(mark: Mark) -> None:
     mark()
 
 
-WAYS: Mapping[str, SinkWay] = {
+VARIANTS: Mapping[str, SinkVariant] = {
     "forward": forward,
     "single_forwards": single_forwards,
     "received": received,

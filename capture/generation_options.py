@@ -20,7 +20,7 @@ SAMPLING_DEFAULTS = {"temperature": 1.0, "top_k": 50}
 
 
 @dataclass(frozen=True)
-class Knob:
+class GenerationOption:
     """One attribute of transformers' `GenerationConfig`.
 
     Attributes:
@@ -99,14 +99,14 @@ def _are_texts(value: Any, vocabulary: int) -> bool:
     return isinstance(texts, list | tuple) and all(isinstance(t, str) and t for t in texts)
 
 
-def _whole(kind: Kind, off: Any, low: int, why: str = "") -> Knob:
+def _whole(kind: Kind, off: Any, low: int, why: str = "") -> GenerationOption:
     allowed = f"a whole number from {low} up"
-    return Knob(kind, off, lambda v, _: _is_whole(v) and v >= low, allowed, why=why)
+    return GenerationOption(kind, off, lambda v, _: _is_whole(v) and v >= low, allowed, why=why)
 
 
-def _count(kind: Kind, off: Any) -> Knob:
+def _count(kind: Kind, off: Any) -> GenerationOption:
     """Off up to 0."""
-    return Knob(kind, off, lambda v, _: _is_whole(v), "a whole number", lambda v: v > 0)
+    return GenerationOption(kind, off, lambda v, _: _is_whole(v), "a whole number", lambda v: v > 0)
 
 
 def _number(
@@ -116,20 +116,20 @@ def _number(
     high: float = 1e300,
     acts: Callable[[Any], bool] | None = None,
     why: str = "",
-) -> Knob:
+) -> GenerationOption:
     allowed = "a number" + (f" from {low:g}" if low > -1e300 else "")
     allowed += f" to {high:g}" if high < 1e300 else " up" if low > -1e300 else ""
-    return Knob(
+    return GenerationOption(
         kind, off, lambda v, _: _is_number(v) and low <= v <= high, allowed, acts, float, why
     )
 
 
-def _flag(kind: Kind) -> Knob:
-    return Knob(kind, False, lambda value, _: isinstance(value, bool), "true or false")
+def _flag(kind: Kind) -> GenerationOption:
+    return GenerationOption(kind, False, lambda value, _: isinstance(value, bool), "true or false")
 
 
-def _other(why: str) -> Knob:
-    return Knob("other way", acts=lambda value: value is not False, why=why)
+def _other(why: str) -> GenerationOption:
+    return GenerationOption("other way", acts=lambda value: value is not False, why=why)
 
 
 def _lists(value: Any) -> Any:
@@ -143,12 +143,18 @@ def _bias_lists(value: Any) -> Any:
 
 ROWS = "its tokens are not each explained by a single row of attention"
 ASSISTED, BEAMS = f"assisted decoding: {ROWS}", f"beam search: {ROWS}"
-UNUSED, MECHANICS, RECORD = Knob("unused"), Knob("mechanics"), Knob("record")
-NO_OUTPUT, TOKEN = Knob("mechanics", False), Knob("token")
-TOKEN_LIST = Knob("chooses", None, _are_some, "a list of token ids, not all", plain=list)
+UNUSED, MECHANICS, RECORD = (
+    GenerationOption("unused"),
+    GenerationOption("mechanics"),
+    GenerationOption("record"),
+)
+NO_OUTPUT, TOKEN = GenerationOption("mechanics", False), GenerationOption("token")
+TOKEN_LIST = GenerationOption(
+    "chooses", None, _are_some, "a list of token ids, not all", plain=list
+)
 
 # Every attribute of GenerationConfig; a test compares them with the installed transformers.
-KNOBS: Mapping[str, Knob] = {
+GENERATION_OPTIONS: Mapping[str, GenerationOption] = {
     "do_sample": _flag("chooses"),
     "temperature": _number("samples", 1.0, 1e-30),
     "top_k": _whole("samples", 0, 0),
@@ -162,18 +168,18 @@ KNOBS: Mapping[str, Knob] = {
     "encoder_repetition_penalty": _number("chooses", 1.0, 1e-6, 1e6),
     "no_repeat_ngram_size": _count("chooses", 0),
     "encoder_no_repeat_ngram_size": _count("chooses", 0),
-    "bad_words_ids": Knob(
+    "bad_words_ids": GenerationOption(
         "chooses", None, _are_sequences, "a list of lists of token ids", plain=_lists
     ),
     "suppress_tokens": TOKEN_LIST,
     "begin_suppress_tokens": TOKEN_LIST,
-    "sequence_bias": Knob(
+    "sequence_bias": GenerationOption(
         "chooses", None, _are_biases, "a list of [token ids, bias]", plain=_bias_lists
     ),
-    "exponential_decay_length_penalty": Knob(
+    "exponential_decay_length_penalty": GenerationOption(
         "chooses", None, _is_decay, "[start, factor]", plain=lambda v: [v[0], float(v[1])]
     ),
-    "forced_eos_token_id": Knob(
+    "forced_eos_token_id": GenerationOption(
         "chooses",
         None,
         lambda v, size: is_token(v, size) or _are_tokens(v, size),
@@ -182,7 +188,7 @@ KNOBS: Mapping[str, Knob] = {
     ),
     "remove_invalid_values": _flag("chooses"),
     "renormalize_logits": _flag("chooses"),
-    "watermarking_config": Knob(
+    "watermarking_config": GenerationOption(
         "chooses",
         None,
         lambda v, _: hasattr(v, "construct_processor"),
@@ -194,7 +200,7 @@ KNOBS: Mapping[str, Knob] = {
     "max_new_tokens": _whole("ends", None, 1),
     "max_length": _whole("ends", None, 1),
     "max_time": _number("ends", None, 0),
-    "stop_strings": Knob(
+    "stop_strings": GenerationOption(
         "ends",
         None,
         _are_texts,
@@ -220,17 +226,17 @@ KNOBS: Mapping[str, Knob] = {
         why="guidance: a second forward pass for each token, without the prompt",
     ),
     "token_healing": _other("token healing: it changes the end of the prompt"),
-    "cache_implementation": Knob(
+    "cache_implementation": GenerationOption(
         "other way",
         acts=lambda name: name == "quantized",
         why="a quantised cache: it changes the keys that rows are computed from",
     ),
     "forced_bos_token_id": UNUSED,  # acts where the prompt is a single token
     "decoder_start_token_id": UNUSED,
-    "early_stopping": Knob("unused", False),
-    "length_penalty": Knob("unused", 1.0),
-    "diversity_penalty": Knob("unused", 0.0),
-    "num_beam_groups": Knob("unused", 1),
+    "early_stopping": GenerationOption("unused", False),
+    "length_penalty": GenerationOption("unused", 1.0),
+    "diversity_penalty": GenerationOption("unused", 0.0),
+    "num_beam_groups": GenerationOption("unused", 1),
     "low_memory": UNUSED,
     "num_assistant_tokens": UNUSED,
     "num_assistant_tokens_schedule": UNUSED,
@@ -240,7 +246,7 @@ KNOBS: Mapping[str, Knob] = {
     "target_lookbehind": UNUSED,
     "max_matching_ngram_size": UNUSED,
     "speculation_type": UNUSED,
-    "use_cache": Knob("mechanics", True),
+    "use_cache": GenerationOption("mechanics", True),
     "cache_config": MECHANICS,
     "max_cache_len": MECHANICS,
     "prefill_chunk_size": MECHANICS,

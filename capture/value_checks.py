@@ -9,22 +9,22 @@ from typing import Any
 from sinkscope.models.family import PromptLayout
 
 
-def indices(name: str, said: Iterable[Any]) -> tuple[int, ...]:
-    made = wholes(name, said)
-    if len(set(made)) != len(made):
-        raise ValueError(f"its {name} are {list(made)}, one of them twice")
-    return made
+def indices(name: str, value: Iterable[Any]) -> tuple[int, ...]:
+    numbers = wholes(name, value)
+    if len(set(numbers)) != len(numbers):
+        raise ValueError(f"its {name} are {list(numbers)}, one of them twice")
+    return numbers
 
 
-def positions_in(name: str, said: Iterable[Any], layout: PromptLayout) -> tuple[int, ...]:
-    made = wholes(name, said)
-    if any(position >= layout.length for position in made):
+def positions_in(name: str, value: Iterable[Any], layout: PromptLayout) -> tuple[int, ...]:
+    numbers = wholes(name, value)
+    if any(position >= layout.length for position in numbers):
         raise ValueError(f"its {name} are beyond the prompt's {layout.length} tokens")
-    return made
+    return numbers
 
 
-def pair(name: str, said: Any) -> tuple[int, int]:
-    first, second = said
+def pair(name: str, value: Any) -> tuple[int, int]:
+    first, second = value
     return whole(name, first, 1), whole(name, second, 1)
 
 
@@ -34,11 +34,11 @@ def whole(name: str, value: Any, low: int = 0) -> int:
     return value
 
 
-def wholes(name: str, said: Iterable[Any]) -> tuple[int, ...]:
-    made = tuple(said)
-    if set(map(type, made)) - {int} or min(made, default=0) < 0:
-        raise ValueError(f"its {name} has {shown(made)}, where whole numbers from 0 should be")
-    return made
+def wholes(name: str, value: Iterable[Any]) -> tuple[int, ...]:
+    numbers = tuple(value)
+    if set(map(type, numbers)) - {int} or min(numbers, default=0) < 0:
+        raise ValueError(f"its {name} has {shown(numbers)}, where whole numbers from 0 should be")
+    return numbers
 
 
 def number(name: str, value: Any, low: float = 0.0) -> float:
@@ -53,19 +53,19 @@ def text(name: str, value: Any) -> str:
     return value
 
 
-def texts(name: str, said: Iterable[Any]) -> tuple[str, ...]:
-    made = tuple(said)
-    if isinstance(said, str) or set(map(type, made)) - {str}:
+def texts(name: str, value: Iterable[Any]) -> tuple[str, ...]:
+    values = tuple(value)
+    if isinstance(value, str) or set(map(type, values)) - {str}:
         raise ValueError(f"its {name} has something that is not text")
-    return made
+    return values
 
 
-def var_report(said: Any, layout: PromptLayout) -> dict[str, Any] | None:
+def var_report(value: Any, layout: PromptLayout) -> dict[str, Any] | None:
     """What a trace says about VAR. Its settings and layers are read by name, wherever it is
     shown."""
-    if said is None:
+    if value is None:
         return None
-    report = mapping("var", said)
+    report = mapping("var", value)
     if report.get("settings") is not None:
         _var_settings(mapping("var.settings", report["settings"]))
     layers = report.get("layers") or []
@@ -77,21 +77,21 @@ def var_report(said: Any, layout: PromptLayout) -> dict[str, Any] | None:
     return report
 
 
-def _var_settings(said: dict[str, Any]) -> None:
+def _var_settings(value: dict[str, Any]) -> None:
     """Those that are drawn or put into the form; other versions have other names besides."""
     for name in ("tau", "keep", "max_sink_share", "min_image_mass"):
-        if said.get(name) is not None:
-            number(f"var.{name}", said[name])
+        if value.get(name) is not None:
+            number(f"var.{name}", value[name])
     for name in ("layers", "dims"):
-        if said.get(name) is not None:
-            wholes(f"var.{name}", said[name])
-    for head in said.get("heads") or ():
+        if value.get(name) is not None:
+            wholes(f"var.{name}", value[name])
+    for head in value.get("heads") or ():
         wholes("var.heads", head)
 
 
-def run_settings(said: Any) -> dict[str, Any]:
+def run_settings(value: Any) -> dict[str, Any]:
     """The settings of a run; other versions may have other names."""
-    settings = mapping("settings", said)
+    settings = mapping("settings", value)
     if (temperature := settings.get("temperature")) is not None:
         number("temperature", temperature)
     return settings

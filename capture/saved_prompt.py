@@ -8,7 +8,7 @@ from sinkscope.models.family import PromptInputs
 from sinkscope.models.loading import ModelHandle
 
 
-def prepared_again(handle: ModelHandle, trace: GenerationTrace) -> PromptInputs:
+def prepare_saved_prompt(handle: ModelHandle, trace: GenerationTrace) -> PromptInputs:
     """The prompt of a run as the model takes it.
 
     Raises:

@@ -22,7 +22,7 @@ SOURCE = "the generator of the bundled model's scenes"
 
 
 @dataclass(frozen=True)
-class AskedScene:
+class SceneQuestion:
     """A scene and what is asked about it.
 
     Attributes:
@@ -38,7 +38,7 @@ class AskedScene:
     answer: str | None
 
 
-def asked_scenes(count: int, prompt: str | None, seed: int) -> Iterator[AskedScene]:
+def scene_questions(count: int, prompt: str | None, seed: int) -> Iterator[SceneQuestion]:
     """Scenes for finding sinks and for experiments, in the order of their numbers.
 
     Args:
@@ -57,4 +57,4 @@ def asked_scenes(count: int, prompt: str | None, seed: int) -> Iterator[AskedSce
             kind = KINDS[index % len(KINDS)] if prompt is None else "describe"
             asked = (questions(scene, [kind]) or questions(scene, ["describe"]))[0]
             question, answer = asked.prompt, asked.answer
-        yield AskedScene(f"scene {number}", scene.image, question, answer)
+        yield SceneQuestion(f"scene {number}", scene.image, question, answer)

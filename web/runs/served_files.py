@@ -13,7 +13,7 @@ from contextlib import suppress
 from pathlib import Path
 
 
-class Copies:
+class ServedFiles:
     """Files by the runs that they are copies of. Safe to call from several threads.
 
     Args:
@@ -21,8 +21,8 @@ class Copies:
             theirs, too, stays with them.
     """
 
-    def __init__(self, beside: Copies | None = None) -> None:
-        self._all: list[Copies] = [] if beside is None else beside._all
+    def __init__(self, beside: ServedFiles | None = None) -> None:
+        self._all: list[ServedFiles] = [] if beside is None else beside._all
         self._all.append(self)
         self._claims: dict[Path, set[frozenset[str]]] = {}
         self._paths: dict[str, set[Path]] = {}

@@ -10,7 +10,7 @@ from sinkscope.web.explore.forecast import Notice, notice
 from sinkscope.web.runs.loaded_model import LoadState, why_no_model
 
 
-def ahead_of(state: LoadState, name: str, source: str) -> Notice:
+def estimate_text(state: LoadState, name: str, source: str) -> Notice:
     """The line under Run.
 
     Args:
@@ -26,10 +26,12 @@ def ahead_of(state: LoadState, name: str, source: str) -> Notice:
         return notice(f"{layers} {_known(handle)}")
     needs = any(row.name == name and row.needs_images for row in catalogue.EXPERIMENTS)
     if needs:
-        there = ", ".join(row.name for row in catalogue.EXPERIMENTS if not row.needs_images)
+        text_experiments = ", ".join(
+            row.name for row in catalogue.EXPERIMENTS if not row.needs_images
+        )
         words = (
             f"{handle.info.id} is a text model and sees no images; {name} needs one that does. "
-            f"Allowed: {there}."
+            f"Allowed: {text_experiments}."
         )
         return notice(words, "warn")
     samples = (

@@ -10,7 +10,7 @@ from sinkscope.interventions.var.selection import KeyGroups
 
 
 @dataclass(frozen=True)
-class Attended:
+class AttentionPass:
     """One layer's attention. The queries are the last Q of the K positions.
 
     Attributes:
@@ -29,10 +29,10 @@ class Attended:
     scaling: float
     mask: Tensor | None = None
 
-    def row(self, row: int) -> Attended:
+    def row(self, row: int) -> AttentionPass:
         """That of one batch row, B = 1."""
         one, mask = slice(row, row + 1), self.mask
-        return Attended(
+        return AttentionPass(
             self.query[one],
             self.key[one],
             self.value[one],

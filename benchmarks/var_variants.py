@@ -16,7 +16,7 @@ import torch
 from transformers.models.qwen2_5_vl import modeling_qwen2_5_vl
 
 from sinkscope.attention_extractor import Comparison, compare, generate
-from sinkscope.benchmarks.ways import (
+from sinkscope.benchmarks.variants import (
     EngineName,
     Mark,
     check_engine,
@@ -46,7 +46,7 @@ def settings_for(handle: ModelHandle, inputs: PromptInputs) -> VARSettings:
     return dataclasses.replace(every, tau=scores[int((1 - FLAGGED) * len(scores))])
 
 
-class Ways:
+class VarVariants:
     """The runs of one prompt. Each method is one run; it marks every token of one answer.
 
     Our own have two forms: `NAME` uses the engine `loop`, `NAME_graph` steps.
@@ -147,12 +147,12 @@ def _dense_var(handle: ModelHandle, inputs: PromptInputs, var: VARSettings) -> I
         if layer not in acting:
             return output, weights
         keys = weights.shape[3]
-        own, image = (
+        settings, image = (
             torch.nn.functional.pad(part, (0, keys - len(part)))[None]
             for part in (sinks[layer], vision)
         )
         start = first if weights.shape[2] > 1 else 0
-        new = redistribute(weights, own, image, var, start)
+        new = redistribute(weights, settings, image, var, start)
         repeated = value.repeat_interleave(query.shape[1] // value.shape[1], dim=1)
         return torch.matmul(new, repeated).transpose(1, 2).contiguous(), new
 

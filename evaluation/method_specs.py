@@ -30,7 +30,7 @@ SETTINGS = (*_SETTINGS, "profile")
 
 
 @dataclass(frozen=True)
-class Wanted:
+class MethodSpec:
     """A method as it is asked for: settings that are left out come from the model's profile.
 
     Attributes:
@@ -42,7 +42,7 @@ class Wanted:
     var: Mapping[str, Any] | None = None
 
 
-def wanted_methods(methods: Sequence[str], sweeps: Sequence[str] = ()) -> tuple[Wanted, ...]:
+def parse_methods(methods: Sequence[str], sweeps: Sequence[str] = ()) -> tuple[MethodSpec, ...]:
     """Read methods and sweeps as a user writes them.
 
     Args:
@@ -59,20 +59,20 @@ def wanted_methods(methods: Sequence[str], sweeps: Sequence[str] = ()) -> tuple[
     grid = [_sweep(text) for text in sweeps]
     if grid and all(one.var is None for one in read):
         raise ValueError("A sweep is given, but no method is var or var-random.")
-    made: list[Wanted] = []
+    specs: list[MethodSpec] = []
     for one in read:
         if one.var is None or not grid:
-            made.append(one)
+            specs.append(one)
             continue
         for choice in itertools.product(
             *([(key, value) for value in given] for key, given in grid)
         ):
             name = " ".join([one.name, *(f"{key}={_shown(value)}" for key, value in choice)])
-            made.append(Wanted(name, {**one.var, **dict(choice)}))
-    return distinct(made)
+            specs.append(MethodSpec(name, {**one.var, **dict(choice)}))
+    return distinct(specs)
 
 
-def distinct(methods: Sequence[Wanted]) -> tuple[Wanted, ...]:
+def distinct(methods: Sequence[MethodSpec]) -> tuple[MethodSpec, ...]:
     """The methods, where each has its own name.
 
     Raises:
@@ -87,7 +87,7 @@ def distinct(methods: Sequence[Wanted]) -> tuple[Wanted, ...]:
     return tuple(methods)
 
 
-def _method(text: str) -> Wanted:
+def _method(text: str) -> MethodSpec:
     kind, colon, rest = text.partition(":")
     kind = kind.strip()
     if kind not in KINDS:
@@ -96,13 +96,13 @@ def _method(text: str) -> Wanted:
     if kind == "default":
         if given:
             raise ValueError(f"method is {text!r}; default is the plain model and has no settings.")
-        return Wanted("default")
+        return MethodSpec("default")
     if kind == "var-random":
         given.setdefault("control", "random")
     name = kind if not rest.strip() else f"{kind}:{rest.strip()}"
     if "dims" in given:
         var_settings(name, {key: value for key, value in given.items() if key != "profile"})
-    return Wanted(name, given)
+    return MethodSpec(name, given)
 
 
 def _values(text: str, rest: str) -> dict[str, Any]:
@@ -113,15 +113,15 @@ def _values(text: str, rest: str) -> dict[str, Any]:
             pieces.append(piece)
         else:
             pieces[-1] += f",{piece}"
-    made: dict[str, Any] = {}
+    values: dict[str, Any] = {}
     for piece in pieces:
         key, sign, value = (part.strip() for part in piece.partition("="))
         if not sign or not value:
             raise ValueError(f"method is {text!r}; allowed behind the colon: SETTING=VALUE,...")
-        if key in made:
+        if key in values:
             raise ValueError(f"method is {text!r}; {key} is given twice.")
-        made[key] = _value(key, value)
-    return made
+        values[key] = _value(key, value)
+    return values
 
 
 def _sweep(text: str) -> tuple[str, list[Any]]:

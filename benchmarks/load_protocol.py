@@ -55,22 +55,22 @@ class Page:
 
     def answer(self, image: Any, prompt: str, compare: bool, tokens: int) -> list[Any]:
         """What Generate on the page sends."""
-        said = {
+        values = {
             "image": image,
             "prompt": prompt,
             "compare": compare,
             "set-max-new-tokens": tokens,
         }
-        missing = said.keys() - {name for name, _ in self._controls}
+        missing = values.keys() - {name for name, _ in self._controls}
         if missing:
             raise FailedError(f"the page has no control {', '.join(sorted(missing))}")
-        return [said.get(name, value) for name, value in self._controls]
+        return [values.get(name, value) for name, value in self._controls]
 
     def generate(self, image: Any, prompt: str, tokens: int) -> list[Any]:
         """What a client of the API sends."""
-        said = {"image": image, "prompt": prompt, "max_new_tokens": tokens}
+        values = {"image": image, "prompt": prompt, "max_new_tokens": tokens}
         return [
-            said.get(one["parameter_name"], one.get("parameter_default"))
+            values.get(one["parameter_name"], one.get("parameter_default"))
             for one in self._parameters
         ]
 
@@ -189,12 +189,12 @@ def _look(message: dict[str, Any]) -> None:
     """Raises the error of a job's last message, if it has one."""
     if message.get("success"):
         return
-    said = str((message.get("output") or {}).get("error") or message.get("message"))
-    if any(words in said for words in BUSY):
+    error = str((message.get("output") or {}).get("error") or message.get("message"))
+    if any(words in error for words in BUSY):
         raise RefusedError
-    if said.startswith(STOPPED):
+    if error.startswith(STOPPED):
         raise StoppedError
-    raise FailedError(f"a job: {said[:200]}")
+    raise FailedError(f"a job: {error[:200]}")
 
 
 def _plain(path: str) -> str:

@@ -15,7 +15,7 @@ from sinkscope.utils import index_ranges
 NUMBERS = (("tau", "VAR tau"), ("keep", "keep"), ("max_sink_share", "max sink share"))
 
 
-def made_words(traces: Sequence[GenerationTrace], same_text: bool | None = None) -> list[str]:
+def summary_parts(traces: Sequence[GenerationTrace], same_text: bool | None = None) -> list[str]:
     """How the answers of one run were made, in parts.
 
     Args:
@@ -38,18 +38,18 @@ def made_words(traces: Sequence[GenerationTrace], same_text: bool | None = None)
     return words if first.seed is None else [*words, f"seed {first.seed}"]
 
 
-def made_line(
+def summary_line(
     sides: Mapping[str, GenerationTrace] | GenerationTrace, same_text: bool | None = None
 ) -> str:
     """The same as a line: once for the answers of one run, by label for two runs."""
     traces = [sides] if isinstance(sides, GenerationTrace) else list(sides.values())
     if len(traces) < 2 or _one_run(*traces[:2]):
-        return " · ".join(made_words(traces, same_text))
+        return " · ".join(summary_parts(traces, same_text))
     assert isinstance(sides, Mapping)
-    return "   |   ".join(f"{name}: {made_line(trace)}" for name, trace in sides.items())
+    return "   |   ".join(f"{name}: {summary_line(trace)}" for name, trace in sides.items())
 
 
-def with_made(trace: GenerationTrace, line: str) -> GenerationTrace:
+def with_summary(trace: GenerationTrace, line: str) -> GenerationTrace:
     """The trace with `extra["made"]`, for a file that is read without the run around it."""
     if not line:
         return trace
@@ -63,16 +63,18 @@ def _one_run(a: GenerationTrace, b: GenerationTrace) -> bool:
 
 
 def _var_words(report: Mapping[str, Any], same_text: bool | None) -> list[str]:
-    own = report.get("settings") or {}
+    settings = report.get("settings") or {}
     words = [
-        f"{label} {_number(own[name])}" for name, label in NUMBERS if own.get(name) is not None
+        f"{label} {_number(settings[name])}"
+        for name, label in NUMBERS
+        if settings.get(name) is not None
     ] or ["VAR"]
-    acted = own.get("layers") or [layer["layer"] for layer in report.get("layers") or ()]
+    acted = settings.get("layers") or [layer["layer"] for layer in report.get("layers") or ()]
     words.append(f"layers {index_ranges(acted, '–')}" if acted else "no layer")
-    if own.get("heads"):
-        words.append(f"heads {', '.join('.'.join(map(str, head)) for head in own['heads'])}")
-    words += [str(own["dialect"])] if own.get("dialect") else []
-    words.append(f"control {own.get('control') or 'none'}")
+    if settings.get("heads"):
+        words.append(f"heads {', '.join('.'.join(map(str, head)) for head in settings['heads'])}")
+    words += [str(settings["dialect"])] if settings.get("dialect") else []
+    words.append(f"control {settings.get('control') or 'none'}")
     if same_text is not None:
         words.append("same text" if same_text else "own text")
     return words

@@ -11,13 +11,13 @@ import pytest
 
 from sinkscope.capture.trace import GenerationTrace
 from sinkscope.drawing.frames import Frames, panel_width
-from sinkscope.drawing.made import made_line
 from sinkscope.drawing.panels import Painter
+from sinkscope.drawing.run_summary import summary_line
 from sinkscope.drawing.view import View, make_side, treated_of
-from sinkscope.web.explore.exporting import Wanted, make_files, sides_of_view
+from sinkscope.web.explore.exporting import ExportRequest, make_files, sides_of_view
 from sinkscope.web.runs.pairs import pair_of
 from sinkscope.web.runs.payload import _variant, build_payload
-from sinkscope.web.runs.store import Run, made_of
+from sinkscope.web.runs.store import Run, run_summary
 from tests.web.synthetic import make_pair
 from tests.web.test_payload import unpack
 
@@ -39,7 +39,7 @@ def test_a_control_is_named_on_its_panel_and_in_files() -> None:
     assert run.label("var") == "VAR · control: random"
     assert run.label("baseline") == "Baseline"
     assert controlled("none").label("var") == "VAR"
-    sides, _ = sides_of_view(run, Wanted("png", View()))
+    sides, _ = sides_of_view(run, ExportRequest("png", View()))
     assert list(sides) == ["Baseline", "VAR · control: random"]
 
 
@@ -85,27 +85,27 @@ LINE = (
 
 def test_one_line_says_what_made_a_run() -> None:
     run = set_up()
-    assert made_of(run) == LINE
+    assert run_summary(run) == LINE
     assert unpack(build_payload(run))[0]["made"] == LINE
-    assert "own text" in made_of(set_up(same_text=False))
+    assert "own text" in run_summary(set_up(same_text=False))
     var = run.traces["var"]
     heads = {**(var.var or {})["settings"], "heads": [[4, 1], [5, 0]]}
     with_heads = replace(var, var={**(var.var or {}), "settings": heads})
-    assert "layers 0–2, 5 · heads 4.1, 5.0 · paper" in made_line(with_heads)
-    assert "text" not in made_line(run.traces)  # which does not know
+    assert "layers 0–2, 5 · heads 4.1, 5.0 · paper" in summary_line(with_heads)
+    assert "text" not in summary_line(run.traces)  # which does not know
     plain = Run({"baseline": run.first})
-    assert made_of(plain) == "model synthetic · no VAR · greedy · seed 7"
+    assert run_summary(plain) == "model synthetic · no VAR · greedy · seed 7"
     warm = replace(run.first, settings={**run.first.settings, "temperature": 0.7})
-    assert made_line(warm).endswith("no VAR · temperature 0.7 · seed 7")
-    assert "control random" in made_of(controlled())
+    assert summary_line(warm).endswith("no VAR · temperature 0.7 · seed 7")
+    assert "control random" in run_summary(controlled())
 
 
 def test_two_runs_are_each_said_by_their_label() -> None:
     run = set_up()
     pair = pair_of((run, "baseline"), (run, "var"), ("One", "Two"))
-    assert made_of(pair) == ""
+    assert run_summary(pair) == ""
     other = replace(run.first, seed=8)
-    assert made_line({"A": run.first, "B": other}).split("   |   ") == [
+    assert summary_line({"A": run.first, "B": other}).split("   |   ") == [
         "A: model synthetic · no VAR · greedy · seed 7",
         "B: model synthetic · no VAR · greedy · seed 8",
     ]
@@ -113,13 +113,15 @@ def test_two_runs_are_each_said_by_their_label() -> None:
 
 def test_tables_and_traces_carry_it(tmp_path: Path) -> None:
     run = set_up()
-    (path,) = make_files(run, Wanted("csv"), tmp_path)
+    (path,) = make_files(run, ExportRequest("csv"), tmp_path)
     with path.open(newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
     said = [(row["answer"], row["made_by"]) for row in rows if row["made_by"]]
     assert [name for name, _ in said] == ["baseline", "var"]
     assert "no VAR" in said[0][1] and said[1][1] == LINE
-    for file_path, name in zip(make_files(run, Wanted("trace"), tmp_path), run.traces, strict=True):
+    for file_path, name in zip(
+        make_files(run, ExportRequest("trace"), tmp_path), run.traces, strict=True
+    ):
         opened = GenerationTrace.open(file_path)
         assert opened.extra["made"] == LINE and opened.tokens == run.traces[name].tokens
 

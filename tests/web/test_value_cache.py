@@ -9,10 +9,10 @@ from typing import Any
 import gradio as gr
 import pytest
 
-from sinkscope.web.runs import inspector, shown
+from sinkscope.web.runs import inspector, value_cache
 from sinkscope.web.runs.inspector import cached, path_of
-from sinkscope.web.runs.shown import Shown
 from sinkscope.web.runs.store import Run
+from sinkscope.web.runs.value_cache import RunValueCache
 from tests.web.synthetic import make_trace
 
 
@@ -42,11 +42,11 @@ def built(component: gr.HTML) -> _Built:
 
 
 @pytest.fixture
-def values(built: _Built) -> Shown:
-    return Shown(built, lambda: built.now)
+def values(built: _Built) -> RunValueCache:
+    return RunValueCache(built, lambda: built.now)
 
 
-def test_a_run_is_built_once(values: Shown, built: _Built) -> None:
+def test_a_run_is_built_once(values: RunValueCache, built: _Built) -> None:
     one, other = _run(), _run()
     first = values(one)
     assert values(other)["run"] == other.id
@@ -54,7 +54,7 @@ def test_a_run_is_built_once(values: Shown, built: _Built) -> None:
     assert built.runs == [one.id, other.id]
 
 
-def test_again_where_a_file_is_gone(values: Shown, built: _Built) -> None:
+def test_again_where_a_file_is_gone(values: RunValueCache, built: _Built) -> None:
     run = _run()
     for leads in ("data", "images"):
         value = values(run)
@@ -66,17 +66,17 @@ def test_again_where_a_file_is_gone(values: Shown, built: _Built) -> None:
     assert len(built.runs) == 3
 
 
-def test_again_before_gradio_removes_the_files(values: Shown, built: _Built) -> None:
+def test_again_before_gradio_removes_the_files(values: RunValueCache, built: _Built) -> None:
     run = _run()
     values(run)
-    built.now = shown.FRESH_SECONDS + 1
+    built.now = value_cache.FRESH_SECONDS + 1
     values(run)
     assert len(built.runs) == 2
 
 
 def test_the_least_recently_used_one_leaves(built: _Built, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(shown, "MOST", 2)
-    values = Shown(built, lambda: built.now)
+    monkeypatch.setattr(value_cache, "MOST", 2)
+    values = RunValueCache(built, lambda: built.now)
     a, b, c = _run(), _run(), _run()
     for run in (a, b, a, c, a, b):
         values(run)

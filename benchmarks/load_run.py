@@ -15,8 +15,8 @@ from itertools import pairwise
 from typing import IO, Any
 
 from sinkscope.benchmarks.load_clients import Crowd, Seen, maps_of
-from sinkscope.benchmarks.load_process import held, processor_seconds
-from sinkscope.benchmarks.load_wire import Browser, FailedError, RefusedError
+from sinkscope.benchmarks.load_process import processor_seconds, resources_of
+from sinkscope.benchmarks.load_protocol import Browser, FailedError, RefusedError
 from sinkscope.utils import PROJECT
 
 LOOK_SECONDS = 0.1  # between two samples of the running jobs
@@ -126,7 +126,7 @@ def served(wanted: LoadSettings, log: IO[bytes]) -> Iterator[Server]:
 
 
 @dataclass
-class Course:
+class LoadRun:
     """The parts in their order, and their measurements.
 
     Attributes:
@@ -170,7 +170,7 @@ class Course:
             ):
                 await self._part(server, first, seen, 60 * minutes, looking)
                 await self._settle(first, seen, looking)
-                self.states[name] = {**held(server.pid), **await server.state()}
+                self.states[name] = {**resources_of(server.pid), **await server.state()}
         finally:
             looking.cancel()
             await first.close()

@@ -8,14 +8,14 @@ from functools import partial
 from typing import Any
 
 from sinkscope.attention_extractor import generate
-from sinkscope.benchmarks.ways import Mark
+from sinkscope.benchmarks.variants import Mark
 from sinkscope.config import GenerationSettings
 from sinkscope.methods.explain import METHODS, explain
 from sinkscope.methods.passes import passes_of
 from sinkscope.models.family import PromptInputs
 from sinkscope.models.loading import ModelHandle
 
-MethodWay = Callable[[ModelHandle, PromptInputs, int, Mark], Any]
+MethodVariant = Callable[[ModelHandle, PromptInputs, int, Mark], Any]
 
 
 def explained(
@@ -30,7 +30,7 @@ def explained(
     mark()
 
 
-WAYS: Mapping[str, MethodWay] = {
+VARIANTS: Mapping[str, MethodVariant] = {
     method.name: partial(explained, method.name)
     for method in METHODS
     if method.needs != "trace" and method.name != "occlusion_pixels"  # that needs a processor

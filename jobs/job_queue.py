@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from sinkscope.jobs.job import Job
 
 
-class LineIsFullError(ValueError):
+class QueueFullError(ValueError):
     """Too many jobs are waiting."""
 
 
@@ -22,7 +22,7 @@ class _Place:
     arrived: int
 
 
-class Line:
+class JobQueue:
     """Sessions take turns; the jobs of each session stay in order.
 
     However many jobs a session has queued, it delays another by at most one job in addition to the
@@ -56,7 +56,7 @@ class Line:
             owner: the job's session; a job without one ("" or None) counts as its own session.
 
         Raises:
-            LineIsFullError: more are waiting than is allowed, of all sessions or of this one.
+            QueueFullError: more are waiting than is allowed, of all sessions or of this one.
         """
         with self._changed:
             self._check(owner)
@@ -79,13 +79,13 @@ class Line:
 
     def _check(self, owner: str | None) -> None:
         if len(self._waiting) >= self._longest and self._turn is not None:
-            raise LineIsFullError(
+            raise QueueFullError(
                 f"{len(self._waiting) + 1} runs are waiting already; try again in a little while."
             )
-        own = sum(place.owner == owner for place in self._waiting) if owner else 0
-        if self._share is not None and own >= self._share:
-            raise LineIsFullError(
-                f"{own} runs of this session are waiting already; allowed: {self._share}. "
+        of_owner = sum(place.owner == owner for place in self._waiting) if owner else 0
+        if self._share is not None and of_owner >= self._share:
+            raise QueueFullError(
+                f"{of_owner} runs of this session are waiting already; allowed: {self._share}. "
                 "Wait for one of them, or stop them."
             )
 
@@ -95,25 +95,25 @@ class Line:
         Next is a session other than the running one, if there is one: the one that arrived, or had
         a turn, longest ago. So a series of new sessions cannot block a waiting one.
         """
-        own: dict[object, deque[_Place]] = {}
+        places: dict[object, deque[_Place]] = {}
         for place in self._waiting:
-            own.setdefault(place.owner, deque()).append(place)
+            places.setdefault(place.owner, deque()).append(place)
         served = dict(self._served)
         current = None if self._turn is None else self._turn.owner
         order: list[_Place] = []
         now = itertools.count(max([0, *served.values(), *(p.arrived for p in self._waiting)]) + 1)
-        while own:
+        while places:
             current = min(
-                own,
+                places,
                 key=lambda one: (
                     one == current,
-                    max(own[one][0].arrived, served.get(one, 0)),
+                    max(places[one][0].arrived, served.get(one, 0)),
                 ),
             )
-            order.append(own[current].popleft())
+            order.append(places[current].popleft())
             served[current] = next(now)
-            if not own[current]:
-                del own[current]
+            if not places[current]:
+                del places[current]
         return order
 
     def _before(self, place: _Place) -> int:

@@ -152,16 +152,18 @@ def sink_loss(
         kept_low = kept_low + 0.25 * teaching.surplus * excess
         raised = raised + F.relu(teaching.high * limit - phi[everywhere]).mean()
         kept_low = kept_low + F.relu(phi[ordinary] - teaching.low * limit).mean()
-    own = [
+    sink_shares = [
         relief.before.get(layer, weights) if relief else weights
         for layer, weights in enumerate(attentions)
     ]
-    held, figures = _attention_asked(own, batch, targets, chosen, large, teaching)
+    held, figures = _attention_asked(sink_shares, batch, targets, chosen, large, teaching)
     if teaching.quiet < 1:
-        quiet, figures["quiet_share"] = _quiet(own, batch, large, teaching)
+        quiet, figures["quiet_share"] = _quiet(sink_shares, batch, large, teaching)
         held = held + quiet
     if teaching.lead_in_map is not None:
-        mapped, measured = _map_asked(attentions, own, batch, targets, large, teaching, relief)
+        mapped, measured = _map_asked(
+            attentions, sink_shares, batch, targets, large, teaching, relief
+        )
         held = held + teaching.map_weight * mapped
         figures |= measured
     loss = (raised + 4 * kept_low) / limit / len(inner) + 2 * held

@@ -14,7 +14,7 @@ from torch import Tensor
 
 
 @dataclass(frozen=True)
-class Kept:
+class ReducedRows:
     """What is kept of some rows.
 
     Attributes:
@@ -27,11 +27,11 @@ class Kept:
     shares: Tensor
     entropy: Tensor
 
-    def layers(self, slots: slice) -> Kept:
+    def layers(self, slots: slice) -> ReducedRows:
         """Those of some layers; views."""
-        return Kept(self.attention[:, slots], self.shares[:, slots], self.entropy[:, slots])
+        return ReducedRows(self.attention[:, slots], self.shares[:, slots], self.entropy[:, slots])
 
-    def copy_(self, other: Kept) -> None:
+    def copy_(self, other: ReducedRows) -> None:
         """Take over the values of `other`."""
         self.attention.copy_(other.attention)
         self.shares.copy_(other.shares)
@@ -39,7 +39,7 @@ class Kept:
 
 
 @dataclass(frozen=True)
-class Size:
+class BufferSize:
     """The amount kept: rows, layers, heads, vision tokens, and segments with the answer's."""
 
     rows: int
@@ -48,12 +48,12 @@ class Size:
     vision: int
     segments: int
 
-    def of(self, data: Tensor) -> Kept:
+    def views(self, data: Tensor) -> ReducedRows:
         """Views of `bytes`; float32 first, because it has to begin at a multiple of 4."""
         many = self.rows * self.layers * self.heads
         shape = (self.rows, self.layers, self.heads)
         shares, entropy = 4 * many * self.segments, 4 * many * (self.segments + 1)
-        return Kept(
+        return ReducedRows(
             data[entropy:].view(torch.float16).view(*shape, self.vision),
             data[:shares].view(torch.float32).view(*shape, self.segments),
             data[shares:entropy].view(torch.float32).view(*shape),
@@ -65,46 +65,48 @@ class Size:
 
 
 @dataclass(frozen=True)
-class Sent:
+class PendingCopy:
     """A copy in progress.
 
     Attributes:
         event: recorded after it.
-        arrived: what it writes to, on the host.
+        values: what it writes to, on the host.
         slots: which layers of it count.
-        to: their destination.
+        destination: their destination.
     """
 
     event: torch.cuda.Event
-    arrived: Kept
+    values: ReducedRows
     slots: slice
-    to: Kept
+    destination: ReducedRows
 
 
 @dataclass
-class _Open:
+class _OpenBuffer:
     """A buffer that is being written: size, device and first row; layers `start` to `stop`."""
 
-    key: tuple[Size, torch.device, int]
+    key: tuple[BufferSize, torch.device, int]
     start: int
     stop: int
-    to: Kept
+    destination: ReducedRows
 
 
-class Crossing:
+class HostCopies:
     """The copies of one recorder, in the order in which they were sent.
 
     Attributes:
-        sent: how many there were.
+        started: how many there were.
     """
 
     def __init__(self) -> None:
-        self.sent = 0
-        self._buffers: dict[tuple[Size, torch.device], Tensor] = {}
-        self._under_way: list[Sent] = []
-        self._open: _Open | None = None
+        self.started = 0
+        self._buffers: dict[tuple[BufferSize, torch.device], Tensor] = {}
+        self._under_way: list[PendingCopy] = []
+        self._open: _OpenBuffer | None = None
 
-    def part(self, size: Size, device: torch.device, first: int, slots: slice, to: Kept) -> Kept:
+    def buffer(
+        self, size: BufferSize, device: torch.device, first: int, slots: slice, to: ReducedRows
+    ) -> ReducedRows:
         """The buffer on the device for the kept parts of the layers `slots`.
 
         An open buffer is sent first, unless these layers continue it. A buffer is reused for the
@@ -122,25 +124,27 @@ class Crossing:
         if self._open is not None and self._open.key == key and self._open.stop == slots.start:
             self._open.stop = slots.stop
         else:
-            self.send()
-            self._open = _Open(key, slots.start, slots.stop, to)
+            self.start()
+            self._open = _OpenBuffer(key, slots.start, slots.stop, to)
         if (size, device) not in self._buffers:
             self._buffers[size, device] = torch.empty(size.bytes, dtype=torch.uint8, device=device)
-        return size.of(self._buffers[size, device]).layers(slots)
+        return size.views(self._buffers[size, device]).layers(slots)
 
-    def send(self) -> None:
+    def start(self) -> None:
         """Start the copy of what has been written."""
         if self._open is None:
             return
         (size, device, _), slots = self._open.key, slice(self._open.start, self._open.stop)
         # The caching allocator of pinned memory gives the same few blocks again and again.
-        arriving = pinned(size.bytes)
+        arriving = pinned_bytes(size.bytes)
         arriving.copy_(self._buffers[size, device], non_blocking=True)
-        self._under_way.append(Sent(marked(device), size.of(arriving), slots, self._open.to))
+        self._under_way.append(
+            PendingCopy(record_event(device), size.views(arriving), slots, self._open.destination)
+        )
         self._open = None
-        self.sent += 1
+        self.started += 1
 
-    def land(self, wait: bool) -> None:
+    def finish(self, wait: bool) -> None:
         """Move finished copies to their destination; choosing a token waits for the GPU anyway, so
         the copies of earlier steps are finished."""
         while self._under_way:
@@ -149,16 +153,16 @@ class Crossing:
                 one.event.synchronize()
             elif not one.event.query():
                 return
-            one.to.layers(one.slots).copy_(one.arrived.layers(one.slots))
+            one.destination.layers(one.slots).copy_(one.values.layers(one.slots))
             self._under_way.pop(0)
 
 
-def pinned(size: int) -> Tensor:
+def pinned_bytes(size: int) -> Tensor:
     """Bytes on the host that a GPU can write to."""
     return torch.empty(size, dtype=torch.uint8, pin_memory=True)
 
 
-def marked(device: torch.device) -> torch.cuda.Event:
+def record_event(device: torch.device) -> torch.cuda.Event:
     """An event after all that was launched on a device."""
     event = torch.cuda.Event()
     event.record(torch.cuda.current_stream(device))

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Given:
+class PrecomputedStack:
     """Stored maps of a method for some tokens of a run's answer."""
 
     run: GenerationTrace
@@ -24,7 +24,7 @@ class Given:
 
 
 @dataclass(frozen=True)
-class GivenMaps(Method):
+class PrecomputedMaps(Method):
     """A method whose maps are stored; no others can be computed.
 
     Attributes:
@@ -33,7 +33,7 @@ class GivenMaps(Method):
     """
 
     method: Method
-    given: tuple[Given, ...]
+    given: tuple[PrecomputedStack, ...]
 
     needs: Needs = "trace"
 
@@ -61,7 +61,7 @@ class GivenMaps(Method):
         """See `Method.words`."""
         return self.method.words(run)
 
-    def of(self, run: GenerationTrace) -> Given | None:
+    def of(self, run: GenerationTrace) -> PrecomputedStack | None:
         """The stored maps of a run, or None."""
         return next((one for one in self.given if one.run is run), None)
 
@@ -75,11 +75,11 @@ class GivenMaps(Method):
 
     def refusal(self, run: GenerationTrace, target: Target, session: Session | None) -> str | None:
         """See `Method.refusal`: tokens without stored maps."""
-        there = self.of(run)
-        if there is not None and target.part == "answer" and target.tokens == there.tokens:
+        stored = self.of(run)
+        if stored is not None and target.source == "answer" and target.tokens == stored.tokens:
             return None
-        known = _spelt(there.tokens if there else ())
-        part = "of the prompt " if target.part == "prompt" else ""
+        known = _spelt(stored.tokens if stored else ())
+        part = "of the prompt " if target.source == "prompt" else ""
         return (
             f"its maps were computed for {known} of the answer only, and {_spelt(target.tokens)} "
             f"{part}would need the model"
@@ -93,9 +93,9 @@ class GivenMaps(Method):
         progress: Progress | None = None,
     ) -> MapStack:
         """See `Method.explain`."""
-        there = self.of(run)
-        assert there is not None and there.tokens == target.tokens
-        return there.stack
+        stored = self.of(run)
+        assert stored is not None and stored.tokens == target.tokens
+        return stored.stack
 
 
 def _spelt(tokens: Sequence[int]) -> str:

@@ -41,7 +41,7 @@ class StoppedReading(Stopped):
 
 
 @dataclass
-class Draw:
+class RecordSample:
     """Records in an order made by seed and content.
 
     Args:
@@ -132,15 +132,15 @@ class Draw:
 
     def _with_rows(self, drawn: list[tuple[bytes, Record]]) -> list[tuple[bytes, Record]]:
         """The same, with the images that other rows of the table hold for them."""
-        wanted = {i.value for _, r in drawn for i in r.images if i.kind == "row"}
+        wanted = {i.value for _, r in drawn for i in r.images if i.encoding == "row"}
         if not wanted:
             return drawn
-        found: dict[str | bytes, tuple[Reference, ...]] = {}
+        rows: dict[str | bytes, tuple[Reference, ...]] = {}
         for _, raw in self.source.rows():
             row = plain(raw)
             image = row.get("image")
             if (index := str(row.get("index"))) in wanted and not isinstance(image, dict):
-                found[index] = references_in(image, "image")
+                rows[index] = references_in(image, "image")
         return [
             (
                 place,
@@ -149,7 +149,7 @@ class Draw:
                         other
                         for image in record.images
                         for other in (
-                            found.get(image.value, (image,)) if image.kind == "row" else (image,)
+                            rows.get(image.value, (image,)) if image.encoding == "row" else (image,)
                         )
                     ),
                 ),

@@ -53,7 +53,7 @@ DATASET = Bounds(bytes=2_000_000_000, values=400_000_000, lists=100_000_000)
 """For COCO's files, half a gigabyte of annotations, which only a command line names."""
 
 
-class OutsideError(ValueError):
+class UntrustedFileError(ValueError):
     """The error of a file or a text, as the end of a sentence (`it ...`)."""
 
 
@@ -130,7 +130,7 @@ def read_json(path: Path, what: str, bounds: Bounds = USUAL) -> Any:
     data = read_bytes(path, bounds.bytes, what)
     try:
         return parse_json(data, bounds)
-    except OutsideError as error:
+    except UntrustedFileError as error:
         raise ValueError(f"{what} {path.name} is damaged, because {error}.") from error
 
 
@@ -142,49 +142,51 @@ def parse_json(text: str | bytes, bounds: Bounds = USUAL) -> Any:
         bounds: its limits; the caller limits the bytes.
 
     Raises:
-        OutsideError: it is not JSON, or beyond its bounds; the text is the end of a sentence.
+        UntrustedFileError: it is not JSON, or beyond its bounds; the text is the end of a sentence.
     """
     try:
-        said = text.decode() if isinstance(text, bytes) else text
-        check_json(said, bounds)
+        decoded = text.decode() if isinstance(text, bytes) else text
+        check_json(decoded, bounds)
         if bounds.infinite:
-            return json.loads(said)
-        return json.loads(said, parse_constant=_no_number, parse_float=_finite)
-    except OutsideError:
+            return json.loads(decoded)
+        return json.loads(decoded, parse_constant=_no_number, parse_float=_finite)
+    except UntrustedFileError:
         raise
     except UnicodeDecodeError as error:
-        raise OutsideError(f"it is not JSON: not UTF-8 text (its byte {error.start})") from error
+        raise UntrustedFileError(
+            f"it is not JSON: not UTF-8 text (its byte {error.start})"
+        ) from error
     except (ValueError, RecursionError) as error:
-        raise OutsideError(f"it is not JSON: {_why(error)}") from error
+        raise UntrustedFileError(f"it is not JSON: {_why(error)}") from error
 
 
 def check_json(text: str, bounds: Bounds = USUAL) -> None:
     """Refuse a JSON text before parsing it, if that would take too much.
 
     Raises:
-        OutsideError: it has more values or levels; the text is the end of a sentence.
+        UntrustedFileError: it has more values or levels; the text is the end of a sentence.
     """
     opened = text.count("[") + text.count("{")
     if opened > bounds.lists:
-        raise OutsideError(f"it has more than {bounds.lists} lists, the most allowed")
+        raise UntrustedFileError(f"it has more than {bounds.lists} lists, the most allowed")
     if opened + text.count(",") > bounds.values:
-        raise OutsideError(f"it has more than {bounds.values} values, the most allowed")
+        raise UntrustedFileError(f"it has more than {bounds.values} values, the most allowed")
     if opened <= bounds.levels:
         return
     depth = 0
-    for found in _MARKS.finditer(text):
-        first = text[found.start()]
+    for match in _MARKS.finditer(text):
+        first = text[match.start()]
         if first == '"':
             continue
-        length = found.end() - found.start()
+        length = match.end() - match.start()
         depth += length if first in "[{" else -length
         if depth > bounds.levels:
-            raise OutsideError(f"it is nested too deeply; allowed: {bounds.levels} levels")
+            raise UntrustedFileError(f"it is nested too deeply; allowed: {bounds.levels} levels")
 
 
 def _why(error: Exception) -> str:
-    said = " ".join(str(error).split())[:200]
-    return "a number of too many digits" if "set_int_max_str_digits" in said else said
+    message = " ".join(str(error).split())[:200]
+    return "a number of too many digits" if "set_int_max_str_digits" in message else message
 
 
 def _finite(word: str) -> float:
@@ -195,7 +197,7 @@ def _finite(word: str) -> float:
 
 
 def _no_number(word: str) -> Any:
-    raise OutsideError(f"it has {word[:40]}, which is not a number")
+    raise UntrustedFileError(f"it has {word[:40]}, which is not a number")
 
 
 def read_toml(path: Path, what: str) -> dict[str, Any]:
@@ -211,7 +213,7 @@ def read_toml(path: Path, what: str) -> dict[str, Any]:
     data = read_bytes(path, TOML_BYTES, what)
     try:
         return parse_toml(data)
-    except OutsideError as error:
+    except UntrustedFileError as error:
         raise ValueError(f"{what} {path.name} is damaged, because {error}.") from error
 
 
@@ -219,30 +221,31 @@ def parse_toml(data: bytes) -> dict[str, Any]:
     """The tables of a TOML text.
 
     Raises:
-        OutsideError: it is not TOML, is nested too deeply, or has an invalid number; the text is
+        UntrustedFileError: it is not TOML, is nested too deeply, or has an invalid number; the
+        text is
             the end of a sentence.
     """
     try:
         text = data.decode()
         if any(part.count(".") > TOML_DOTS for part in _TOML_PARTS.split(text)):
-            raise OutsideError(f"it has a key of more than {TOML_DOTS} parts")
-        made = tomllib.loads(text)
+            raise UntrustedFileError(f"it has a key of more than {TOML_DOTS} parts")
+        values = tomllib.loads(text)
     except UnicodeDecodeError as error:
-        raise OutsideError(
+        raise UntrustedFileError(
             f"it is not valid TOML: not UTF-8 text (its byte {error.start})"
         ) from error
     except RecursionError as error:
-        raise OutsideError(f"it is nested too deeply; allowed: {DEEPEST} levels") from error
-    except OutsideError:
+        raise UntrustedFileError(f"it is nested too deeply; allowed: {DEEPEST} levels") from error
+    except UntrustedFileError:
         raise
     except ValueError as error:
-        raise OutsideError(f"it is not valid TOML: {_why(error)}") from error
-    for value, level in walk(made):
+        raise UntrustedFileError(f"it is not valid TOML: {_why(error)}") from error
+    for value, level in walk(values):
         if level > DEEPEST:
-            raise OutsideError(f"it is nested too deeply; allowed: {DEEPEST} levels")
+            raise UntrustedFileError(f"it is nested too deeply; allowed: {DEEPEST} levels")
         if isinstance(value, float) and not math.isfinite(value):
-            raise OutsideError(f"it has {value}, which is not a number")
-    return made
+            raise UntrustedFileError(f"it has {value}, which is not a number")
+    return values
 
 
 def cut(text: str, most: int = 300) -> str:
@@ -250,7 +253,7 @@ def cut(text: str, most: int = 300) -> str:
     return text if len(text) <= most else f"{text[:most]}..."
 
 
-def made_of(kind: type[T], values: Any) -> T:
+def dataclass_from(kind: type[T], values: Any) -> T:
     """A dataclass of ours, with the dataclasses in it, made of plain values as JSON has them.
 
     Types are strict (no text is a number), and keys that it does not know are refused.
@@ -263,11 +266,11 @@ def made_of(kind: type[T], values: Any) -> T:
     strict = ConfigDict(extra="forbid", strict=True)  # which a tuple hands on to what is in it
     adapter: TypeAdapter[Any] = TypeAdapter(tuple[kind], config=strict)  # type: ignore[valid-type]
     try:
-        (made,) = adapter.validate_json(json.dumps([values]))
+        (instance,) = adapter.validate_json(json.dumps([values]))
     except ValidationError as error:
         raise ValueError(_wrong(error.errors(include_url=False)[0])) from error
-    found: T = made
-    return found
+    result: T = instance
+    return result
 
 
 def _wrong(error: Mapping[str, Any]) -> str:

@@ -21,7 +21,7 @@ MOST = 512  # values of 1 to 4 kB
 FRESH_SECONDS = 6 * 3600.0
 
 
-class Shown:
+class RunValueCache:
     """Values of the inspector by run, the least recently used one leaves first. Thread-safe.
 
     Args:
@@ -36,17 +36,17 @@ class Shown:
         self._made: TTLCache[Hashable, dict[str, Any]] = TTLCache(MOST, FRESH_SECONDS, clock)
         self._lock = threading.Lock()
 
-    def ready(self, run: Run) -> dict[str, Any] | None:
+    def cached(self, run: Run) -> dict[str, Any] | None:
         """The value of a run that has been made; None where it is old or one of its files is
         gone."""
         with self._lock:
-            made = self._made.get(_key(run))
-        return made if made is not None and _is_there(made) else None
+            value = self._made.get(_key(run))
+        return value if value is not None and _is_there(value) else None
 
     def __call__(self, run: Run) -> dict[str, Any]:
         """The value of a run, made where it is not ready."""
-        if (made := self.ready(run)) is not None:
-            return made
+        if (cached := self.cached(run)) is not None:
+            return cached
         value = self._build(run)
         with self._lock:
             self._made[_key(run)] = value

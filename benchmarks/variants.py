@@ -21,7 +21,7 @@ import torch
 from transformers import StoppingCriteria, StoppingCriteriaList
 
 from sinkscope.attention_extractor import generate
-from sinkscope.capture.run import decide, on_device
+from sinkscope.capture.run import decoding_for, on_device
 from sinkscope.capture.trace import GenerationTrace
 from sinkscope.config import GenerationSettings
 from sinkscope.models.attention import NAME
@@ -30,7 +30,7 @@ from sinkscope.models.loading import ModelHandle
 
 EngineName = Literal["loop", "graph"]
 Mark = Callable[[], None]
-Way = Callable[[ModelHandle, PromptInputs, int, Mark], tuple[int, ...]]
+Variant = Callable[[ModelHandle, PromptInputs, int, Mark], tuple[int, ...]]
 
 
 class _EachToken(StoppingCriteria):
@@ -58,7 +58,9 @@ def with_attention(handle: ModelHandle, implementation: str) -> Iterator[None]:
 def with_plain_generate(
     handle: ModelHandle, inputs: PromptInputs, tokens: int, mark: Mark, **options: Any
 ) -> Any:
-    config = decide(handle, GenerationSettings(max_new_tokens=tokens), inputs.layout.length).config
+    config = decoding_for(
+        handle, GenerationSettings(max_new_tokens=tokens), inputs.layout.length
+    ).config
     config.update(**options)
     return handle.generate(
         **on_device(inputs.tensors, handle.device),
@@ -136,7 +138,7 @@ def output_attentions(
     return tuple(out.sequences[0, inputs.layout.length :].tolist())
 
 
-WAYS: Mapping[str, Way] = {
+VARIANTS: Mapping[str, Variant] = {
     "plain": plain,
     "again": plain,
     "ours": ours,

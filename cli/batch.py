@@ -167,7 +167,7 @@ def _ask(
         "where": record.where,
         "prompt": prompt,
         "answer": trace.text.strip(),
-        "finish": trace.finish,
+        "finish": trace.finish_reason,
         "tokens": _tokens(trace, drawing),
         "pictures": [path.name for path in paths],
     }

@@ -32,11 +32,11 @@ from sinkscope.utils import sha256
 MOST_ROWS = 8  # methods in one batch; more of them run in several batches
 
 Dims = tuple[int, ...]
-Place = tuple[int, int]  # question, method
+RowKey = tuple[int, int]  # question, method
 
 
 @dataclass(frozen=True)
-class Ask:
+class ModelQuestion:
     """One question to a model, the same for every method.
 
     Attributes:
@@ -61,8 +61,8 @@ class Ask:
 
     def fingerprint(self) -> str:
         """SHA-256 of all of it, including the images' sizes and pixels."""
-        said = [self.image_part(), self.prompt, self.system, asdict(self.settings)]
-        return sha256(json.dumps(said, ensure_ascii=False).encode("utf-8", "surrogatepass"))
+        parts = [self.image_part(), self.prompt, self.system, asdict(self.settings)]
+        return sha256(json.dumps(parts, ensure_ascii=False).encode("utf-8", "surrogatepass"))
 
     def inputs(self, handle: ModelHandle) -> PromptInputs:
         """The model's inputs.
@@ -80,15 +80,18 @@ class Ask:
 
 
 @dataclass(frozen=True)
-class Ready:
+class PreparedQuestion:
     """A question with the model's inputs."""
 
-    asked: Ask
+    question: ModelQuestion
     inputs: PromptInputs
 
 
-def ask(
-    handle: ModelHandle, ready: Sequence[Ready], methods: Sequence[Method], batch_tokens: int = 0
+def answer_questions(
+    handle: ModelHandle,
+    ready: Sequence[PreparedQuestion],
+    methods: Sequence[Method],
+    batch_tokens: int = 0,
 ) -> list[tuple[Answer, ...]]:
     """Answer questions by each method.
 
@@ -105,14 +108,14 @@ def ask(
     Raises:
         RunOutOfMemoryError: the device is full.
     """
-    made: list[tuple[Answer, ...]] = []
+    answered: list[tuple[Answer, ...]] = []
     shared: _SharedPass | None = None
-    followed = bool(ready) and ready[0].asked.settings.decoding == "checkpoint"
+    followed = bool(ready) and ready[0].question.settings.decoding == "checkpoint"
     if followed and "max_length" in checkpoint_decoding(handle).values:
         batch_tokens = 0  # penalties count each prompt's own tokens
     for batch in _batches(ready, len(methods), batch_tokens):
         began = time.perf_counter()
-        with handle.lock, memory_errors_named(batch[0].inputs, batch[0].asked.settings):
+        with handle.lock, memory_errors_named(batch[0].inputs, batch[0].question.settings):
             groups = _groups(handle, methods)
             passed: list[Mapping[Dims, Prefix]] = []
             for one in batch:
@@ -121,16 +124,20 @@ def ask(
                 passed.append(shared.of_prompt(one.inputs))
             answers = _of_batch(handle, batch, methods, groups, passed)
         seconds = (time.perf_counter() - began) / (len(batch) * len(methods))
-        made += [tuple(replace(one, seconds=seconds) for one in each) for each in answers]
-    return made
+        answered += [
+            tuple(replace(one, seconds=seconds) for one in row_answers) for row_answers in answers
+        ]
+    return answered
 
 
-def _batches(ready: Sequence[Ready], methods: int, batch_tokens: int) -> Iterator[list[Ready]]:
+def _batches(
+    ready: Sequence[PreparedQuestion], methods: int, batch_tokens: int
+) -> Iterator[list[PreparedQuestion]]:
     """Batches of questions in order, as many together as fit."""
-    batch: list[Ready] = []
+    batch: list[PreparedQuestion] = []
     for one in ready:
-        longest = max(each.inputs.layout.length for each in (*batch, one))
-        tokens = longest + one.asked.settings.max_new_tokens
+        longest = max(member.inputs.layout.length for member in (*batch, one))
+        tokens = longest + one.question.settings.max_new_tokens
         if batch and (len(batch) + 1) * methods * tokens > batch_tokens:
             yield batch
             batch = []
@@ -141,38 +148,40 @@ def _batches(ready: Sequence[Ready], methods: int, batch_tokens: int) -> Iterato
 
 def _of_batch(
     handle: ModelHandle,
-    batch: Sequence[Ready],
+    batch: Sequence[PreparedQuestion],
     methods: Sequence[Method],
     groups: Sequence[tuple[Dims, list[int]]],
     passed: Sequence[Mapping[Dims, Prefix]],
 ) -> list[list[Answer]]:
-    settings = batch[0].asked.settings
-    made: dict[Place, Answer] = {}
+    settings = batch[0].question.settings
+    by_row: dict[RowKey, Answer] = {}
     plain = next((row for row, method in enumerate(methods) if method.var is None), None)
     drafts: Drafts | None = None
     if plain is not None and len(methods) > 1 and can_check(handle, settings):
         first = [Row(one[groups[0][0]], methods[plain]) for one in passed]
         drafts = draft_answers(handle, settings, first, first_acting(handle.info, methods))
-        made = {(index, plain): answer for index, answer in enumerate(drafts.answers)}
+        by_row = {(index, plain): answer for index, answer in enumerate(drafts.answers)}
     for dims, members in groups:
         places = [(index, member) for index in range(len(batch)) for member in members]
         rows = {
             (index, member): Row(passed[index][dims], methods[member])
             for index, member in places
-            if (index, member) not in made
+            if (index, member) not in by_row
         }
         if drafts is not None and rows:
             questions = [index for index, _ in rows]
-            said = check_rows(handle, settings, list(rows.values()), questions, drafts)
-            made |= {key: one for key, one in zip(rows, said, strict=True) if one is not None}
-            rows = {key: row for key, row in rows.items() if key not in made}
+            checked = check_rows(handle, settings, list(rows.values()), questions, drafts)
+            by_row |= {key: one for key, one in zip(rows, checked, strict=True) if one is not None}
+            rows = {key: row for key, row in rows.items() if key not in by_row}
         if rows:
             answers, _ = answer_rows(handle, settings, list(rows.values()))
-            made |= dict(zip(rows, answers, strict=True))
+            by_row |= dict(zip(rows, answers, strict=True))
         for index, member in places:
             count = count_sinks(handle, methods[member], passed[index])
-            made[index, member] = replace(made[index, member], sinks=count)
-    return [[made[index, member] for member in range(len(methods))] for index in range(len(batch))]
+            by_row[index, member] = replace(by_row[index, member], sinks=count)
+    return [
+        [by_row[index, member] for member in range(len(methods))] for index in range(len(batch))
+    ]
 
 
 def _groups(handle: ModelHandle, methods: Sequence[Method]) -> list[tuple[Dims, list[int]]]:
@@ -208,7 +217,7 @@ class _SharedPass:
     prefixes: Mapping[Dims, Prefix]
 
     @staticmethod
-    def of(handle: ModelHandle, one: Ready, wanted: Sequence[Dims]) -> _SharedPass:
+    def of(handle: ModelHandle, one: PreparedQuestion, wanted: Sequence[Dims]) -> _SharedPass:
         """Pass the prompt up to its last vision token through the model, scored by every set of
         dimensions; and by the profile's, for the plain model."""
         sets = list(dict.fromkeys(wanted))
@@ -216,12 +225,12 @@ class _SharedPass:
             sets.append(handle.profile.dims)
         prefixes = forward_prefixes(handle, one.inputs, sets)
         length = next(iter(prefixes.values())).length
-        return _SharedPass(one.inputs.token_ids[:length], one.asked.image_part(), prefixes)
+        return _SharedPass(one.inputs.token_ids[:length], one.question.image_part(), prefixes)
 
-    def fits(self, one: Ready) -> bool:
+    def fits(self, one: PreparedQuestion) -> bool:
         """Whether a prompt begins with exactly the same tokens and images."""
         begins = one.inputs.token_ids[: len(self.tokens)] == self.tokens
-        return begins and self.images == one.asked.image_part()
+        return begins and self.images == one.question.image_part()
 
     def of_prompt(self, inputs: PromptInputs) -> Mapping[Dims, Prefix]:
         """The same keys and values as the beginning of another prompt."""
