@@ -1,7 +1,7 @@
-"""What happens on Generate, on Stop, and on the inspector's own questions. Knows no layout.
+"""The handlers of Generate, Stop, and the inspector's requests. They do not know the layout.
 
-A run is a job (`jobs.runner`): it waits in the line, computes in a thread and is streamed here.
-Whatever ends the generator (the answer, Stop, a closed tab, an error) ends the job.
+A run is a job (`jobs.runner`): it waits in the queue, computes in a thread and is streamed here.
+When the generator ends (the answer, Stop, a closed tab, an error), the job ends.
 """
 
 from __future__ import annotations
@@ -56,21 +56,21 @@ from sinkscope.web.server.uploads import existing_upload
 
 log = logging.getLogger(__name__)
 
-ANSWER = "answer"  # the kind of job that Stop beside Generate is for
+ANSWER = "answer"  # the kind of job that the Stop next to Generate ends
 STREAM_SECONDS = 0.08
-LONGEST_PLACE = 8000  # of a view in an address, with a note of 500 letters
+LONGEST_PLACE = 8000  # characters of a view in an address, with a note of 500
 
 
 @dataclass(frozen=True)
 class RunFunctions:
-    """What computes runs; tests put their own here."""
+    """The functions that compute runs; tests replace them."""
 
     generate: Callable[..., GenerationTrace] = attention_extractor.generate
     compare: Callable[..., Any] = attention_extractor.compare
 
 
 class Handlers:
-    """The page's actions, one object an app; `component` is the inspector, set by the page."""
+    """The page's actions, one object per app; `component` is the inspector, set by the page."""
 
     def __init__(
         self,
@@ -84,7 +84,7 @@ class Handlers:
         self.loaded = loaded
         self.store = store
         self.engine = engine or RunFunctions()
-        self.pace = pace or Pace()  # learns what runs take
+        self.pace = pace or Pace()  # learns how long runs take
         limit = settings.app.job_minutes
         self.runner = Runner(
             settings.app.queue_size, 60 * limit if limit else None, settings.app.session_queue
@@ -95,17 +95,17 @@ class Handlers:
         self.component: gr.HTML | None = None
         self._shown = RunValueCache(self._value)
         self._last = LastPrompt()
-        loaded.on_change(self._last.drop)  # a model that comes needs the memory
-        self._answering: dict[str, Answering] = {}  # by run id, for as long as a run is under way
+        loaded.on_change(self._last.drop)  # the next model needs the memory
+        self._answering: dict[str, Answering] = {}  # by run id, while a run is computed
         self._lock = threading.Lock()
 
     # --- Generate and Stop -----------------------------------------------------------------------
 
     def generate(self, request: Request, session: str) -> Iterator[dict[str, Any]]:
-        """Values for the inspector: queued, streaming, and at last ready, stopped or error.
+        """Yield values for the inspector: queued, streaming, and finally ready, stopped or error.
 
         Raises:
-            gr.Error: after the error value, so that callers of the API learn of it too.
+            gr.Error: after the error value, so that callers of the API get it too.
         """
         run_id = new_id()
         try:
@@ -131,7 +131,7 @@ class Handlers:
                 self._answering.pop(run_id, None)
 
     def stop(self, session: str) -> None:
-        """End this browser's run after the token that is being made; what is there stays."""
+        """End this browser's run after the current token; the tokens so far are kept."""
         self.runner.stop(session, ANSWER)
 
     def _generate(self, request: Request, run_id: str, job: Job) -> Iterator[dict[str, Any]]:
@@ -162,7 +162,7 @@ class Handlers:
                 yield self._kept(event.result, job)
             elif (
                 first_token < 0
-            ):  # at once, so that the page changes with the click, not the first token
+            ):  # at once, so that the page reacts to the click and not only to the first token
                 first_token = last = now
                 yield self._delta(answering, sent, first_token)
             else:
@@ -172,7 +172,7 @@ class Handlers:
                     last = now
 
     def _work(self, answering: Answering, request: Request, settings: Any, job: Job) -> Run:
-        """The run, computed in the job's thread, which alone holds the model meanwhile."""
+        """Compute the run, in the job's thread, which has exclusive use of the model."""
         handle = loaded_handle(self.loaded)
         var = request.var(handle)
         limits = limits_for(self.settings.images, handle)
@@ -211,7 +211,7 @@ class Handlers:
                 self._last.keep(inputs, pair.prefix)
                 traces = {"baseline": pair.baseline, "var": pair.var}
         except attention_extractor.RunOutOfMemoryError as error:
-            # The cache of the prompt before is what the next try needs; nobody may hold it.
+            # Release the previous prompt's cache: the next try needs its memory.
             self._last.drop()
             prefix = None
             traceback.clear_frames(error.__traceback__)
@@ -222,11 +222,11 @@ class Handlers:
         return Run(traces, same_text=same, id=answering.run_id)
 
     def _kept(self, run: Run, job: Job) -> dict[str, Any]:
-        """Store a finished run; what the inspector needs to show it."""
+        """Store a finished run, and return its value for the inspector."""
         note = self.store.put(run)
         try:
             value = self.value_of(run)
-        except OSError as error:  # its numbers reach the browser as a file
+        except OSError as error:  # its data reaches the browser as a file
             raise ValueError(
                 "The run is finished and kept, but its data cannot be sent to the page: "
                 f"{error.strerror or 'the disk cannot be written'}."
@@ -253,7 +253,7 @@ class Handlers:
         )
 
     def value_of(self, run: Run) -> dict[str, Any]:
-        """What the inspector needs to show a finished run."""
+        """The inspector's value of a finished run."""
         return self._shown(run)
 
     def _value(self, run: Run) -> dict[str, Any]:
@@ -261,26 +261,26 @@ class Handlers:
         return self.copied(run, run_value(run, self.component))
 
     def copied(self, run: Run, value: dict[str, Any]) -> dict[str, Any]:
-        """A value for the page whose files are copies of a run, and go when the run goes."""
+        """Register the files of a value as copies of a run, to be removed with it."""
         self.store.keep_copies(run, *files_in(value))
         return value
 
     # --- questions of the inspector: no queue and no model; one JSON argument; {"error": ...} ---
 
     def open_run(self, ask: Any) -> dict[str, Any]:
-        """A run by its id, for a page that was reloaded."""
+        """A run by its id, for example after a reload."""
         run = self._run_asked(ask)
         return self.value_of(run) if isinstance(run, Run) else run
 
     def opened(self, ask: Any) -> dict[str, Any] | None:
-        """The answer of `open_run` where it lies ready and nothing is waited for; else None."""
+        """The result of `open_run` if it is cached and available without waiting; else None."""
         run = self.store.in_memory(field_of(ask, "run"), wait=False)
         if run is None or not self.store.may_see(run.id):
             return None
         return self._shown.cached(run)
 
     def _run_asked(self, ask: Any, described: bool = True) -> Run | dict[str, Any]:
-        """The run, or the two runs side by side, that a question is about; or what to answer."""
+        """The run, or the pair of runs, of a request; or the error to return."""
         try:
             run = find_run(self.store, field_of(ask, "run"), field_of(ask, "names"), described)
         except ValueError as error:
@@ -297,7 +297,7 @@ class Handlers:
         return {}
 
     def page_file(self, ask: Any) -> dict[str, Any]:
-        """The run as an HTML file that works alone, and opens with the view that is on screen."""
+        """The run as a standalone HTML file that opens with the current view."""
         run = self._run_asked(ask)
         if not isinstance(run, Run):
             return run
@@ -307,7 +307,7 @@ class Handlers:
         return self.copied(run, self._file(build_standalone(run, place=view), name))
 
     def trace_file(self, ask: Any) -> dict[str, Any]:
-        """One trace of a run as `GenerationTrace.open` reads it."""
+        """One trace of a run, as a file for `GenerationTrace.open`."""
         run, name = self._run_asked(ask, described=False), field_of(ask, "variant")
         if not isinstance(run, Run) or name not in list(run.traces):
             return {"error": EXPIRED}
@@ -322,12 +322,12 @@ class Handlers:
         return {**cached(data, name, self.component), "name": name, "bytes": len(data)}
 
     def start_drawing(self, ask: Any) -> dict[str, Any]:
-        """Save was opened: what draws files may begin to load."""
+        """Save was opened: start the drawing process."""
         self.drawing.start()
         return {}
 
     def tokens_since(self, ask: Any) -> dict[str, Any]:
-        """Tokens of a run under way from an index on, where the page has missed some."""
+        """Tokens of a running run from an index on, if the page has missed some."""
         with self._lock:
             answering = self._answering.get(str(field_of(ask, "run")))
         variant, begin = field_of(ask, "variant"), field_of(ask, "from")
@@ -342,7 +342,7 @@ class Handlers:
         return {"tokens": answering.tokens[variant][begin:]}
 
     def token_maps(self, ask: Any) -> dict[str, Any]:
-        """Single heads of one run: every (layer, head, patch) of some tokens, or one map."""
+        """Data of single heads of a run: every (layer, head, patch) of some tokens, or one map."""
         run = self._run_asked(ask, described=False)
         if not isinstance(run, Run):
             return run
@@ -374,5 +374,5 @@ EXPIRED = "This run is no longer on the server. Press Generate to make it again.
 
 
 def _api_error(words: str, title: str) -> gr.Error:
-    """For callers of the API; on the page the inspector has said it."""
+    """For callers of the API; on the page the inspector shows the error."""
     return gr.Error(words, title=title, visible=False, print_exception=False)

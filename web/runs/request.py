@@ -1,4 +1,4 @@
-"""One press of Generate: what the page's controls said, checked and turned into settings."""
+"""One press of Generate: the values of the page's controls, checked and turned into settings."""
 
 from __future__ import annotations
 
@@ -10,26 +10,26 @@ from sinkscope.config import GenerationSettings, Settings, VARSettings
 from sinkscope.models.loading import ModelHandle
 from sinkscope.setting import Setting, index_list, read_all, refuse, user_settings
 
-# What a request may say. What is captured is the settings file's matter.
+# The settings that a request may have. What is captured is set by the settings file.
 ANSWER: tuple[Setting, ...] = user_settings(GenerationSettings, "layers", "heads")
 VAR: tuple[Setting, ...] = user_settings(VARSettings)
-MORE = ("image_2", "image_3", "image_4")  # the form's places for further images
+MORE = ("image_2", "image_3", "image_4")  # the form's controls for further images
 NAMES = tuple(one.name for one in (*VAR, *ANSWER))
 
 
 @dataclass(frozen=True)
 class Request:
-    """One press of Generate, with everything the page's controls said.
+    """One press of Generate, with the values of the page's controls.
 
     Attributes:
         image: path of an upload.
-        prompt: asked about it.
-        compare: answer with VAR too.
-        same_text: VAR follows the baseline's answer, token by token.
+        prompt: the question about it.
+        compare: also answer with VAR.
+        same_text: VAR reads the baseline's answer, token by token.
         dims_of: the model that the sink dimensions in `values` were found on, if any.
-        values: what the controls of settings said, by the settings' names (`NAMES`); what is
-            missing, None or empty is left out.
-        more: paths of further images of the question, which follow it; None where there is none.
+        values: the values of the settings' controls, by the settings' names (`NAMES`); missing,
+            None and empty ones are left out.
+        more: paths of further images of the question; None for an empty place.
 
     Raises (from `settings` and `var`):
         ValueError: naming the setting, its value and what is allowed.
@@ -45,11 +45,11 @@ class Request:
 
     @property
     def images(self) -> tuple[str, ...]:
-        """The uploads that there are, in the order of the form."""
+        """The given uploads, in the order of the form."""
         return tuple(path for path in (self.image, *self.more) if path)
 
     def settings(self, start: Settings) -> GenerationSettings:
-        """What the controls say, over the start's settings, which alone say what is captured."""
+        """The controls' values over the start's settings, which alone set what is captured."""
         for name in self.values:
             if name not in NAMES:
                 raise ValueError(f"There is no setting {name!r}; allowed: {', '.join(NAMES)}.")
@@ -105,7 +105,7 @@ class Request:
 
 
 def parse_indices(setting: str, text: str | None) -> tuple[int, ...] | None:
-    """What a text box for indices says (`setting.index_list`); an empty one is None, which is all.
+    """Read a text box for indices (`setting.index_list`); an empty one gives None, which means all.
 
     Raises:
         ValueError: not such a list.

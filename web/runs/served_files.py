@@ -1,8 +1,8 @@
-"""Which files hold copies of a run, so that they go when the run does.
+"""Records which served files are copies of a run, so that they are removed with it.
 
-Gradio serves files from a folder of its own by an address that stays good for as long as the file
-is there. What the page shows of a run (its numbers, images, exports) is such files. Their names
-come from what is in them, so one file may be a copy of several runs: it goes with the last one.
+Gradio serves files from its own folder, by an address that is valid as long as the file exists. The
+page's data of a run (numbers, images, exports) are such files. Their names depend on their content,
+so one file may belong to several runs: it is removed with the last one.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ class ServedFiles:
     """Files by the runs that they are copies of. Safe to call from several threads.
 
     Args:
-        beside: of other things (results of another tab) in the same folder: a file that is one of
-            theirs, too, stays with them.
+        beside: the records of other results (of another tab) in the same folder: a file that also
+            belongs to one of them stays.
     """
 
     def __init__(self, beside: ServedFiles | None = None) -> None:
@@ -29,8 +29,8 @@ class ServedFiles:
         self._lock = threading.Lock()
 
     def add(self, runs: Iterable[str], paths: Iterable[Path]) -> None:
-        """These files were made of all of these runs together; they go with any of them, unless
-        they are copies of other runs too."""
+        """Register files made from all of these runs together; they are removed with any of them,
+        unless they also belong to other runs."""
         claim = frozenset(runs)
         with self._lock:
             for path in paths:
@@ -40,7 +40,7 @@ class ServedFiles:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of the files that are still there, each counted once."""
+        """Bytes of the existing files, each counted once."""
         with self._lock:
             paths = list(self._claims)
         total = 0
@@ -50,7 +50,7 @@ class ServedFiles:
         return total
 
     def drop(self, run_id: str) -> None:
-        """A run is gone, and the files with it that nothing else needs."""
+        """Remove the files of a deleted run that nothing else needs."""
         with self._lock:
             for path in self._paths.pop(run_id, ()):
                 left = {claim for claim in self._claims.get(path, ()) if run_id not in claim}

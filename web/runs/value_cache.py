@@ -1,7 +1,8 @@
-"""What the page is sent of runs, made once for each: a run is opened far more often than made.
+"""The values of runs for the page, built once per run, because runs are opened far more often than
+made.
 
-To build it takes tens of milliseconds of the interpreter (maps companded, compressed, images
-encoded), which everybody else's requests would wait for.
+Building one takes tens of milliseconds of the interpreter (companding and compressing maps,
+encoding images), for which other users' requests would wait.
 """
 
 from __future__ import annotations
@@ -17,15 +18,15 @@ from sinkscope.web.runs.inspector import path_of
 from sinkscope.web.runs.store import Run
 
 MOST = 512  # values of 1 to 4 kB
-# Gradio removes the files that a value leads to once they are a day old.
+# Gradio removes the files of a value when they are a day old.
 FRESH_SECONDS = 6 * 3600.0
 
 
 class RunValueCache:
-    """Values of the inspector by run, the least recently used one leaves first. Thread-safe.
+    """The inspector's values by run; the least recently used one is dropped first. Thread-safe.
 
     Args:
-        build: makes the value of a run, as `web.runs.inspector.run_value`.
+        build: makes the value of a run, such as `web.runs.inspector.run_value`.
         clock: in seconds.
     """
 
@@ -37,14 +38,14 @@ class RunValueCache:
         self._lock = threading.Lock()
 
     def cached(self, run: Run) -> dict[str, Any] | None:
-        """The value of a run that has been made; None where it is old or one of its files is
-        gone."""
+        """The cached value of a run; None if there is none, if it is old, or if one of its files is
+        missing."""
         with self._lock:
             value = self._made.get(_key(run))
         return value if value is not None and _is_there(value) else None
 
     def __call__(self, run: Run) -> dict[str, Any]:
-        """The value of a run, made where it is not ready."""
+        """The value of a run, built if it is not cached."""
         if (cached := self.cached(run)) is not None:
             return cached
         value = self._build(run)
@@ -54,7 +55,7 @@ class RunValueCache:
 
 
 def _key(run: Run) -> Hashable:
-    return run.id, tuple(run.labels.items())  # a pair is called as its browser says
+    return run.id, tuple(run.labels.items())  # a pair has the names that its browser gave
 
 
 def _is_there(value: dict[str, Any]) -> bool:
