@@ -1,10 +1,9 @@
-"""Methods that read the model, in the Explore tab: computed on demand, kept, shown side by side.
+"""Methods that need the model, in the Explore tab: computed on demand, kept, shown side by side.
 
-The inspector triggers an event; the methods are a job that waits in the line in front of the model,
-and is streamed back in values of phase "explain". What a method gave (a `MapStack`) is kept with
-the run (`web.runs.explained_store`), so that other layers and heads, or the run opened again,
-need no
-model: the server function `explained` makes the maps of it.
+The inspector triggers an event; the methods are a job that waits in the model's queue and is
+streamed back in values of phase "explain". A method's result (a `MapStack`) is kept with the run
+(`web.runs.explained_store`), so that other layers and heads, or opening the run again, need no
+model: the server function `explained` makes the maps from it.
 """
 
 from __future__ import annotations
@@ -47,7 +46,7 @@ MOST_TOKENS = 4096
 
 @dataclass(frozen=True)
 class ExplainRequest:
-    """What the inspector asks: tokens by side, methods, and how maps are made of them."""
+    """The inspector's request: tokens by side, methods, and how maps are made from them."""
 
     targets: Mapping[str, Target]
     methods: tuple[Method, ...]
@@ -61,7 +60,7 @@ class Explaining:
         self.handlers, self.store = handlers, handlers.explained
 
     def explained(self, ask: Any) -> dict[str, Any]:
-        """Server function: the maps that are there already, by side and method."""
+        """Server function: the maps that are already computed, by side and method."""
         ask = ask if isinstance(ask, Mapping) else {}
         try:
             run = self._run(ask)
@@ -74,7 +73,7 @@ class Explaining:
         return inspector_event(self.values, "explain_tokens")
 
     def stop(self) -> Callable[..., Any]:
-        """For the inspector's other event: ends what this session has asked for."""
+        """For the inspector's other event: ends this session's job."""
 
         def stop_explaining(request: gr.Request) -> None:
             self.handlers.runner.stop(request.session_hash or "", EXPLAIN)
@@ -82,7 +81,7 @@ class Explaining:
         return stop_explaining
 
     def values(self, ask: Mapping[str, Any], session: str) -> Values:
-        """Values for the inspector: waiting, how far it is, and the maps or an error."""
+        """Yield values for the inspector: waiting, progress, and the maps or an error."""
         about = {"phase": "explain", "ask": str(ask.get("ask"))[:64]}
         job = self.handlers.runner.job(session, EXPLAIN)
         return with_error_words(self._computed(ask, job), about, "explaining a token")
@@ -109,7 +108,7 @@ class Explaining:
         return run
 
     def _work(self, run: Run, asked: ExplainRequest, job: Job) -> None:
-        """Compute what is not there, side by side, in the job's thread."""
+        """Compute the missing results of each side, in the job's thread."""
         handle = loaded_handle(self.handlers.loaded)
         sides = list(asked.targets.items())
         faults: list[str] = []
@@ -158,7 +157,7 @@ class Explaining:
 
 
 def map_value(kept: StoredMaps, trace: GenerationTrace, choice: SlotChoice) -> dict[str, Any]:
-    """A method's map for the browser: values of the cells of all images, null where missing."""
+    """A method's map for the browser: values of the cells of all images, null if missing."""
     assert kept.stack is not None
     values: list[float | None] = []
     for image in range(len(trace.layout.grids)):
@@ -175,10 +174,10 @@ def map_value(kept: StoredMaps, trace: GenerationTrace, choice: SlotChoice) -> d
 
 
 def read_explain_request(ask: Mapping[str, Any], run: Run) -> ExplainRequest:
-    """What the inspector asks for, out of anything that may have been sent.
+    """Read the inspector's request from unchecked data.
 
     Raises:
-        ValueError: it is no such question, or the run has no such token, layer or head.
+        ValueError: it is not such a request, or the run has no such token, layer or head.
     """
     try:
         first, last = _count(ask["t0"]), _count(ask["t1"])

@@ -1,8 +1,8 @@
-"""Files of a run that take a while: a figure, an animation, a table. Made through the queue.
+"""Files of a run that take some time: a figure, an animation, a table. Made through the queue.
 
-Server functions bypass Gradio's queue, so nothing heavy may happen in them: the inspector triggers
-an event instead, and hears of each frame. Each file is a job (`jobs.runner`) that needs no model
-and waits in no line of ours; a closed tab ends it, and it leaves nothing behind.
+Server functions bypass Gradio's queue, so they must not do heavy work: the inspector triggers an
+event instead and gets the progress. Each file is a job (`jobs.runner`) that needs no model and does
+not wait in our queue; a closed tab ends it, and it leaves nothing behind.
 """
 
 from __future__ import annotations
@@ -41,9 +41,9 @@ from sinkscope.web.server.temporary import scratch
 
 log = logging.getLogger(__name__)
 
-EXPORT = "export"  # the kind of job that a file is
+EXPORT = "export"  # the kind of job of a file
 KINDS = ("pdf", "png", "svg", "gif", "mp4", "csv", "html", "trace")
-TELL_SECONDS = 0.25  # between two words about progress
+TELL_SECONDS = 0.25  # between two reports of progress
 
 
 @dataclass(frozen=True)
@@ -143,7 +143,7 @@ def label_of(run: Run, name: str) -> str:
 
 
 def idle(run: Run) -> bool:
-    """VAR changed nothing: what is left between the two answers is rounding."""
+    """Whether VAR changed nothing, so the two answers differ only by rounding."""
     reports = [trace.var for trace in run.traces.values() if trace.var is not None]
     return run.kind != "pair" and any(report.get("changed") is False for report in reports)
 
@@ -280,7 +280,7 @@ def stopping_export(handlers: Handlers) -> Callable[..., Any]:
 
 
 def _files(handlers: Handlers, run: Run, wanted: ExportRequest, job: Job) -> list[dict[str, Any]]:
-    """The files where Gradio serves files from; what the browser needs to fetch them."""
+    """Put the files where Gradio serves files; returns what the browser needs to fetch them."""
     assert handlers.component is not None
     with scratch() as folder:
         return [
@@ -299,10 +299,10 @@ def _files(handlers: Handlers, run: Run, wanted: ExportRequest, job: Job) -> lis
 
 
 def read_export_request(ask: Mapping[str, Any]) -> ExportRequest:
-    """What the inspector asks for, out of anything that may have been sent.
+    """Read the inspector's request from unchecked data.
 
     Raises:
-        ValueError: it is no such question.
+        ValueError: it is not such a request.
     """
     try:
         given = dict(ask["view"])

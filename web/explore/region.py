@@ -1,9 +1,9 @@
 """The region test of the Explore tab: does the box that was dragged on the image matter?
 
-The inspector triggers an event; the test is a job that waits in the line in front of the model, and
-is streamed back in values of phase "region": how far it is, and the result as it grows. It needs
-the model that made the run. What the boxes of one answer share (keys and values up to the image) is
-kept for the last answer tested, so that another box costs its own passes alone.
+The inspector triggers an event; the test is a job that waits in the model's queue and is streamed
+back in values of phase "region": the progress, and the result so far. It needs the model that made
+the run. The keys and values up to the image, which the boxes of one answer share, are kept for the
+last tested answer, so that another box costs only its own passes.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ STALE = "This box cannot be tested; please reload the page."
 
 @dataclass(frozen=True)
 class RegionRequest:
-    """What the inspector asks.
+    """The inspector's request.
 
     Attributes:
         boxes: side of the run -> the box on its image.
@@ -58,7 +58,7 @@ class RegionRequest:
 
 @dataclass
 class _RegionResults:
-    """What is there so far: the job's thread writes it, the generator sends it on."""
+    """The result so far: the job's thread writes it, the generator sends it to the page."""
 
     effects: dict[str, RegionEffect] = field(default_factory=dict)
     errors: dict[str, str] = field(default_factory=dict)
@@ -72,7 +72,7 @@ class _RegionResults:
 
 
 class LastTested:
-    """The answers of the run that was tested last, with what their boxes share; one for the app."""
+    """The answers of the last tested run, with their shared prefix; one object for the app."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -112,12 +112,12 @@ class LastTested:
 
 
 def testing_region(handlers: Handlers, last: LastTested) -> Callable[..., Any]:
-    """For the inspector's event: tests the box that its data names, and tells how far it is."""
+    """For the inspector's event: tests the box of its data, and reports progress."""
     return inspector_event(partial(region_values, handlers, last), "test_region")
 
 
 def stopping_region(handlers: Handlers) -> Callable[..., Any]:
-    """For the inspector's other event: ends the test that this session has asked for."""
+    """For the inspector's other event: ends this session's test."""
 
     def stop_region(request: gr.Request) -> None:
         handlers.runner.stop(request.session_hash or "", REGION)
@@ -128,7 +128,8 @@ def stopping_region(handlers: Handlers) -> Callable[..., Any]:
 def region_values(
     handlers: Handlers, last: LastTested, ask: Mapping[str, Any], session: str
 ) -> Values:
-    """Values for the inspector: waiting, how far with what is there, and the result or an error."""
+    """Yield values for the inspector: waiting, progress with the result so far, and the result or an
+    error."""
     about = {"phase": "region", "ask": str(ask.get("ask"))[:64]}
     job = handlers.runner.job(session, REGION)
     return with_error_words(_tested(handlers, last, ask, job), about, "a region test")
@@ -180,10 +181,10 @@ def _work(
 
 
 def read_region_request(ask: Mapping[str, Any], run: Run) -> RegionRequest:
-    """What the inspector asks for, out of anything that may have been sent.
+    """Read the inspector's request from unchecked data.
 
     Raises:
-        ValueError: it is no such question, or a box is not on its image.
+        ValueError: it is not such a request, or a box is not on its image.
     """
     try:
         given = ask["boxes"]
