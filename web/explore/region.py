@@ -128,8 +128,8 @@ def stopping_region(handlers: Handlers) -> Callable[..., Any]:
 def region_values(
     handlers: Handlers, last: LastTested, ask: Mapping[str, Any], session: str
 ) -> Values:
-    """Yield values for the inspector: waiting, progress with the result so far, and the result or an
-    error."""
+    """Yield values for the inspector: waiting, progress with the result so far, and the result or
+    an error."""
     about = {"phase": "region", "ask": str(ask.get("ask"))[:64]}
     job = handlers.runner.job(session, REGION)
     return with_error_words(_tested(handlers, last, ask, job), about, "a region test")
