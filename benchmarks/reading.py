@@ -25,7 +25,7 @@ def measure() -> dict[str, Any]:
     """Median seconds from a cold reader (file opened, header parsed) and from an open one."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "trace.safetensors"
-        trace = made_up()
+        trace = random_trace()
         trace.save(path)
         size = path.stat().st_size
         opened, mean, whole = [], [], []
@@ -51,7 +51,7 @@ def measure() -> dict[str, Any]:
     }
 
 
-def made_up(
+def random_trace(
     tokens: int = TOKENS, layers: int = LAYERS, heads: int = HEADS, side: int = SIDE
 ) -> GenerationTrace:
     """A trace of any size that stands for no model: `side` x `side` vision tokens."""

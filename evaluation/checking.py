@@ -35,7 +35,7 @@ from sinkscope.evaluation.answering import (
     var_activity,
     var_of,
 )
-from sinkscope.evaluation.lower_layers import LowerLayers, ReplacedStream, passed_over, stream_at
+from sinkscope.evaluation.lower_layers import LowerLayers, ReplacedStream, skipped_layers, stream_at
 from sinkscope.models.loading import ModelHandle
 from sinkscope.models.sites import NO_LAYER, SiteSelection
 
@@ -162,7 +162,7 @@ def _pass(
         attached(
             handle, prompts, [logits], [given, var], new_tokens=longest, prefix=prefix
         ) as session,
-        passed_over(handle.stack.layers[: lower.layer]),
+        skipped_layers(handle.stack.layers[: lower.layer]),
     ):
         handle.model.generate(  # type: ignore[operator]
             **start, generation_config=decoding.config, logits_to_keep=longest
