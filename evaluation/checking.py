@@ -193,8 +193,7 @@ def _read(logits: Tensor, ids: Tensor) -> tuple[list[list[int]], list[list[float
     """Of logits (B, T, V): the most probable tokens, and the log-probability of `ids` (B, T)."""
     logs = [
         torch.log_softmax(row_logits.float(), dim=-1).gather(1, wanted[:, None])[:, 0]
-        for row_logits, wanted in zip(
-            logits, ids, strict=True
-        )  # row by row: float32 takes twice as much
+        # Row by row: float32 takes twice as much.
+        for row_logits, wanted in zip(logits, ids, strict=True)
     ]
     return logits.argmax(-1).tolist(), torch.stack(logs).tolist()

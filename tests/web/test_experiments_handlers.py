@@ -341,6 +341,23 @@ def test_two_finished_runs_side_by_side_are_what_the_command_line_makes_of_them(
     assert handlers.runner.under_way == ()
 
 
+@pytest.mark.parametrize("deleted", ["one", "other", "both"])
+def test_a_comparison_goes_with_a_result_that_it_shows(make: Make, deleted: str) -> None:
+    handlers = make()
+    one, other = (drain(handlers, asked(own={"layer": layer}))[-1] for layer in (0.0, 1.0))
+    both = handlers.compare_experiments({"a": one["run"], "b": other["run"]})
+    with_itself = handlers.compare_experiments({"a": other["run"], "b": other["run"]})
+    values = {"one": one, "other": other, "both": both}
+    handlers.forget_experiment({"run": values[deleted]["run"]})
+    gone = {deleted, "both"}
+    for name, value in values.items():
+        answer = handlers.open_experiment({"run": value["run"]})
+        assert answer == ({"error": GONE} if name in gone else value)
+        assert local(value["data"]["url"]).exists() != (name in gone)
+    kept = handlers.open_experiment({"run": with_itself["run"]})
+    assert kept == ({"error": GONE} if deleted == "other" else with_itself)
+
+
 def test_what_cannot_be_set_side_by_side_is_said(make: Make) -> None:
     handlers = make()
     one = drain(handlers, asked())[-1]["run"]

@@ -25,7 +25,12 @@ from sinkscope.jobs.runner import Runner, StoppedWaiting
 from sinkscope.utils import sha256
 from sinkscope.web.experiments.payload import build_experiment_payload
 from sinkscope.web.experiments.request import ExperimentRequest, samples_of
+<<<<<<< HEAD
 from sinkscope.web.experiments.store import ExperimentResult
+=======
+from sinkscope.web.experiments.store import ExperimentResult, ExperimentStore
+from sinkscope.web.runs.copies import Copies
+>>>>>>> main
 from sinkscope.web.runs.image_process import ImageProcess, KeptImages
 from sinkscope.web.runs.inspector import cached, cached_file
 from sinkscope.web.runs.job_values import (
@@ -37,8 +42,11 @@ from sinkscope.web.runs.job_values import (
     running_value,
 )
 from sinkscope.web.runs.loaded_model import LoadedModel
+<<<<<<< HEAD
 from sinkscope.web.runs.results import ResultStore
 from sinkscope.web.runs.served_files import ServedFiles
+=======
+>>>>>>> main
 from sinkscope.web.runs.tab_handlers import ResultHandlers
 from sinkscope.web.server.read_only import READ_ONLY
 from sinkscope.web.server.temporary import scratch
@@ -74,9 +82,13 @@ class ExperimentsHandlers(ResultHandlers[ExperimentRequest]):
     ) -> None:
         super().__init__(settings, loaded, runner, images)
         self.engine = engine or run_experiment
+<<<<<<< HEAD
         self.store: ResultStore[ExperimentResult] = ResultStore(
             owned=bool(settings.app.login), copies=ServedFiles(copies)
         )
+=======
+        self.store = ExperimentStore(owned=bool(settings.app.login), copies=Copies(copies))
+>>>>>>> main
 
     # --- Run and Stop ----------------------------------------------------------------------------
 
@@ -155,7 +167,7 @@ class ExperimentsHandlers(ResultHandlers[ExperimentRequest]):
         return {"error": GONE} if kept is None else kept.value
 
     def forget_experiment(self, ask: Any) -> dict[str, Any]:
-        """Delete a result and what was made of it: {"run": id}. Its comparisons stay."""
+        """Delete a result, its files, and the comparisons that show it: {"run": id}."""
         if self.settings.app.read_only:
             return {"error": READ_ONLY}
         self.store.delete(field_of(ask, "run"))
@@ -174,7 +186,8 @@ class ExperimentsHandlers(ResultHandlers[ExperimentRequest]):
 
         def work(job: Job) -> ExperimentResult:
             both = compare(one.result, other.result)
-            return ExperimentResult(run_id, both, self._value(both, run_id))
+            value = self._value(both, run_id)
+            return ExperimentResult(run_id, both, value, (one.id, other.id))
 
         job = self.runner.job("", COMPARISON)
         try:

@@ -88,6 +88,12 @@ class ResultStore(Generic[Result]):
             return None
         return result
 
+    def all(self) -> list[Result]:
+        """The results that are kept, of every owner: for the store's own use."""
+        with self._lock:
+            self._drop_old()
+            return list(self._results.values())
+
     def delete(self, result_id: object) -> None:
         """Forget a result that who asks may see, and remove the files that were made of it."""
         result = self.get(result_id)

@@ -115,7 +115,7 @@ def forget_closed_sessions(blocks: gr.Blocks, is_present: Callable[[str], bool])
     return len(left)
 
 
-async def sweep(blocks: gr.Blocks, is_present: Callable[[str], bool]) -> None:
+async def sweep_sessions(blocks: gr.Blocks, is_present: Callable[[str], bool]) -> None:
     """A task of the event loop: `forget_closed_sessions` for as long as it runs."""
     while True:
         await asyncio.sleep(SWEEP_SECONDS)
