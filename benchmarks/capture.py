@@ -27,7 +27,7 @@ from sinkscope.benchmarks.options import (
     Threads,
     Warmups,
 )
-from sinkscope.benchmarks.output import check_folder, give
+from sinkscope.benchmarks.output import check_folder, write_result
 
 if TYPE_CHECKING:
     from sinkscope.benchmarks.variants import Variant
@@ -69,7 +69,7 @@ def capture(
 
         from sinkscope.benchmarks import report
 
-        give(result, report.as_table(result), "capture", as_json, output)
+        write_result(result, report.as_table(result), "capture", as_json, output)
         if output is not None:
             report.plot(result, output / "capture.png")
 

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from sinkscope.benchmarks.options import AsJson, Device, DTypeName, Rounds, Threads
-from sinkscope.benchmarks.output import check_folder, give
+from sinkscope.benchmarks.output import check_folder, write_result
 
 if TYPE_CHECKING:
     from sinkscope.config import GenerationSettings
@@ -57,7 +57,7 @@ def evaluation(
     with clear_errors():
         check_folder(output)
         result = measure(model, device, dtype, questions, repeats, threads, batch_tokens)
-        give(result, table(result), "evaluation", as_json, output)
+        write_result(result, table(result), "evaluation", as_json, output)
 
 
 def measure(

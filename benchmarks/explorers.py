@@ -25,7 +25,7 @@ from typing import Annotated, Any
 import typer
 
 from sinkscope.benchmarks.options import AsJson, Switch
-from sinkscope.benchmarks.output import check_folder, give
+from sinkscope.benchmarks.output import check_folder, write_result
 
 # (what runs, in which process): "here" serves the requests, "beside" is the second process.
 STATES = (
@@ -59,7 +59,7 @@ def explorers(
     with clear_errors():
         check_folder(output)
         result = measure(rounds, threads, switch)
-        give(result, table(result), "explorers", as_json, output)
+        write_result(result, table(result), "explorers", as_json, output)
 
 
 def measure(

@@ -22,7 +22,7 @@ from sinkscope.benchmarks.load_checks import checks, table
 from sinkscope.benchmarks.load_process import check_proc
 from sinkscope.benchmarks.load_run import LoadRun, LoadSettings, served
 from sinkscope.benchmarks.options import AsJson, Switch
-from sinkscope.benchmarks.output import check_folder, give
+from sinkscope.benchmarks.output import check_folder, write_result
 
 
 def load(
@@ -56,7 +56,7 @@ def load(
             minutes, warm_minutes, clients, rate, tokens, store_megabytes, switch_ms=switch
         )
         result = measure(wanted)
-        give(result, table(result), "load", as_json, output)
+        write_result(result, table(result), "load", as_json, output)
     if not all(one["met"] for one in result["checks"]):
         raise typer.Exit(1)
 

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from sinkscope.benchmarks.options import Threads
-from sinkscope.benchmarks.output import check_folder, give
+from sinkscope.benchmarks.output import check_folder, write_result
 from sinkscope.cli.common import clear_errors
 
 if TYPE_CHECKING:
@@ -46,7 +46,7 @@ def methods(
     with clear_errors():
         check_folder(output)
         result = measure(rounds, threads, memory)
-        give(result, table(result), "methods", as_json, output)
+        write_result(result, table(result), "methods", as_json, output)
 
 
 def measure(rounds: int, threads: int = 1, memory: bool = True) -> dict[str, Any]:

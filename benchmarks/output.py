@@ -19,7 +19,9 @@ def check_folder(output: Path | None) -> None:
         raise ValueError(f"The folder {output} of --output does not exist.")
 
 
-def give(result: dict[str, Any], table: str, name: str, as_json: bool, output: Path | None) -> None:
+def write_result(
+    result: dict[str, Any], table: str, name: str, as_json: bool, output: Path | None
+) -> None:
     """Print the table, or the JSON, and write both into `output` as NAME.txt and NAME.json."""
     text = json.dumps(result, indent=2)
     typer.echo(text if as_json else table)

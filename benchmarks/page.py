@@ -24,7 +24,7 @@ from typing import Annotated, Any, cast
 import typer
 
 from sinkscope.benchmarks.options import AsJson
-from sinkscope.benchmarks.output import check_folder, give
+from sinkscope.benchmarks.output import check_folder, write_result
 
 INSPECTOR = "document.querySelector('[data-testid=inspector]')"
 API = f"{INSPECTOR}.parentElement.inspector"
@@ -88,7 +88,7 @@ def page(
     with clear_errors():
         check_folder(output)
         result = measure(Sizes())
-        give(result, table(result), "page", as_json, output)
+        write_result(result, table(result), "page", as_json, output)
 
 
 def measure(sizes: Sizes) -> dict[str, Any]:
@@ -197,9 +197,9 @@ class _Pace:
         self.quarter = threading.Semaphore(0)
 
     def generate(self, handle: Any, inputs: Any, settings: Any, **hooks: Any) -> Any:
-        from sinkscope.benchmarks.reading import made_up
+        from sinkscope.benchmarks.reading import random_trace
 
-        trace = made_up(self.tokens, layers=2, heads=2, side=4)
+        trace = random_trace(self.tokens, layers=2, heads=2, side=4)
         for i, token in enumerate(trace.tokens):
             if i % (self.tokens // 4) == 0:
                 self.quarter.acquire()
@@ -210,10 +210,10 @@ class _Pace:
 
 
 def _large(sizes: Sizes) -> Any:
-    from sinkscope.benchmarks.reading import made_up
+    from sinkscope.benchmarks.reading import random_trace
     from sinkscope.web.runs.store import Run
 
-    trace = made_up(sizes.tokens, sizes.layers, sizes.heads, sizes.side)
+    trace = random_trace(sizes.tokens, sizes.layers, sizes.heads, sizes.side)
     return Run({"baseline": trace}, kind="example")
 
 

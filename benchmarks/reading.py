@@ -26,7 +26,7 @@ def measure() -> dict[str, Any]:
     open one."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "trace.safetensors"
-        trace = made_up()
+        trace = random_trace()
         trace.save(path)
         size = path.stat().st_size
         opened, mean, whole = [], [], []
@@ -52,7 +52,7 @@ def measure() -> dict[str, Any]:
     }
 
 
-def made_up(
+def random_trace(
     tokens: int = TOKENS, layers: int = LAYERS, heads: int = HEADS, side: int = SIDE
 ) -> GenerationTrace:
     """A made-up trace of any size, with `side` x `side` vision tokens."""

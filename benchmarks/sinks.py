@@ -26,7 +26,7 @@ from sinkscope.benchmarks.options import (
     Shape,
     Threads,
 )
-from sinkscope.benchmarks.output import check_folder, give
+from sinkscope.benchmarks.output import check_folder, write_result
 
 if TYPE_CHECKING:
     from sinkscope.models.family import PromptInputs
@@ -68,7 +68,7 @@ def sinks(
 
         wanted = prompt_lengths(lengths)
         result = measure(shape, device, dtype, wanted, batch, repeats, threads, memory)
-        give(result, table(result), "sinks", as_json, output)
+        write_result(result, table(result), "sinks", as_json, output)
 
 
 def measure(

@@ -19,7 +19,7 @@ from typing import Annotated, Any
 
 import typer
 
-from sinkscope.benchmarks.output import check_folder, give
+from sinkscope.benchmarks.output import check_folder, write_result
 from sinkscope.cli.common import clear_errors
 from sinkscope.utils import PROJECT
 
@@ -51,7 +51,7 @@ def startup(
     with clear_errors():
         check_folder(output)
         result = measure(rounds)
-        give(result, table(result), "startup", as_json, output)
+        write_result(result, table(result), "startup", as_json, output)
 
 
 def measure(rounds: int) -> dict[str, Any]:

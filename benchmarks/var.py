@@ -25,7 +25,7 @@ from sinkscope.benchmarks.options import (
     Threads,
     Warmups,
 )
-from sinkscope.benchmarks.output import check_folder, give
+from sinkscope.benchmarks.output import check_folder, write_result
 
 if TYPE_CHECKING:
     from sinkscope.models.family import PromptInputs
@@ -71,7 +71,7 @@ def var(
 
         options = (tokens, repeats, threads, warmups)
         result = measure(shape, device, dtype, prompt_lengths(lengths), *options)
-        give(result, table(result), "var", as_json, output)
+        write_result(result, table(result), "var", as_json, output)
         if output is not None:
             plot(result, output / "var.png")
 

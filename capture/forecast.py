@@ -262,7 +262,7 @@ def _head_size(handle: ModelHandle) -> int:
     """The width of a head: as the config says, because not every model divides the hidden size."""
     stack = handle.stack
     text = handle.model.config.get_text_config()
-    configs = [text, *(stack.layers[0].modules() if len(stack.layers) else ())]
-    sizes = (getattr(one, "head_dim", None) for one in configs)
+    candidates = [text, *(stack.layers[0].modules() if len(stack.layers) else ())]
+    sizes = (getattr(one, "head_dim", None) for one in candidates)
     head_size = next((size for size in sizes if isinstance(size, int) and size > 0), None)
     return head_size or stack.hidden_size // stack.heads

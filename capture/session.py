@@ -31,8 +31,8 @@ from sinkscope.models.loading import ModelHandle
 from sinkscope.models.plan import PLAN_KEY, ForwardPlan, LayerPlan, RowChange, SiteReader
 from sinkscope.models.run_info import RunInfo, Step
 from sinkscope.models.sites import (
-    EVER,
     MODULE_SITES,
+    NO_END,
     NO_LAYER,
     WHOLE_MODEL,
     HookPoint,
@@ -333,7 +333,7 @@ class _Wiring:
     def _range(self, acting: ActiveIntervention) -> range:
         """The queries whose rows an intervention may change."""
         given: range | None = getattr(acting, "row_positions", None)
-        return range(self._run.after_image, EVER) if given is None else given
+        return range(self._run.after_image, NO_END) if given is None else given
 
 
 @dataclass(frozen=True)

@@ -78,7 +78,7 @@ def missing_note(*texts: str) -> list[str]:
     ]
 
 
-def settle(figure: Figure) -> Figure:
+def set_fonts(figure: Figure) -> Figure:
     """Give each text of a figure the fonts that it needs, and squares for missing characters.
 
     ASCII texts are unchanged.

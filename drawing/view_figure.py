@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 from sinkscope.capture.decoding import shown_settings
 from sinkscope.capture.trace import GenerationTrace
 from sinkscope.drawing.panels import Painter, Panel
-from sinkscope.drawing.text import fonts, missing_note, printable, settle, visible
+from sinkscope.drawing.text import fonts, missing_note, printable, set_fonts, visible
 from sinkscope.drawing.view import Side, View, make_side, selection_words, sinks_of
 from sinkscope.methods.base import TokenSource
 from sinkscope.methods.explain import method_of
@@ -75,7 +75,7 @@ def view_figure(
         _title(sides, chosen, view.part, second_tokens),
     )
     lines += missing_note(title, *lines, *(panel.label for panel in panels))
-    return settle(_laid_out(panels, title, lines))
+    return set_fonts(_laid_out(panels, title, lines))
 
 
 def _laid_out(panels: Sequence[Panel], title: str, lines: Sequence[str]) -> Figure:

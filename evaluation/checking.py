@@ -35,7 +35,7 @@ from sinkscope.evaluation.answering import (
     var_activity,
     var_of,
 )
-from sinkscope.evaluation.lower_layers import LowerLayers, ReplacedStream, passed_over, stream_at
+from sinkscope.evaluation.lower_layers import LowerLayers, ReplacedStream, skipped_layers, stream_at
 from sinkscope.models.loading import ModelHandle
 from sinkscope.models.sites import NO_LAYER, SiteSelection
 
@@ -162,7 +162,7 @@ def _pass(
         attached(
             handle, prompts, [logits], [given, var], new_tokens=longest, prefix=prefix
         ) as session,
-        passed_over(handle.stack.layers[: lower.layer]),
+        skipped_layers(handle.stack.layers[: lower.layer]),
     ):
         handle.model.generate(  # type: ignore[operator]
             **start, generation_config=decoding.config, logits_to_keep=longest
@@ -193,8 +193,7 @@ def _read(logits: Tensor, ids: Tensor) -> tuple[list[list[int]], list[list[float
     """Of logits (B, T, V): the most probable tokens, and the log-probability of `ids` (B, T)."""
     logs = [
         torch.log_softmax(row_logits.float(), dim=-1).gather(1, wanted[:, None])[:, 0]
-        for row_logits, wanted in zip(
-            logits, ids, strict=True
-        )  # row by row: float32 takes twice as much
+        # Row by row: float32 takes twice as much.
+        for row_logits, wanted in zip(logits, ids, strict=True)
     ]
     return logits.argmax(-1).tolist(), torch.stack(logs).tolist()

@@ -75,7 +75,7 @@ class ReplacedStream(Intervention):
 
 
 @contextmanager
-def passed_over(layers: Sequence[nn.Module]) -> Iterator[None]:
+def skipped_layers(layers: Sequence[nn.Module]) -> Iterator[None]:
     """Inside the `with` these layers return their input, and keep no keys. They are restored at its
     end."""
     before = [vars(layer).get("forward") for layer in layers]

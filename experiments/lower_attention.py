@@ -20,7 +20,7 @@ from sinkscope.experiments.settings import LowerAttentionSettings, StudySettings
 from sinkscope.experiments.study import Study
 from sinkscope.interventions.lower import LowerAttention
 from sinkscope.models.loading import ModelHandle
-from sinkscope.models.sites import EVER
+from sinkscope.models.sites import NO_END
 
 KEPT, CUT, VALUE = "sum kept", "sum not kept", "sum kept, value kept"
 
@@ -55,7 +55,7 @@ def run(study: Study, settings: LowerAttentionSettings) -> Findings:
                 renormalise,
                 keep_value,
                 settings.layers,
-                range(first, EVER),
+                range(first, NO_END),
             )
 
         for way in ways:

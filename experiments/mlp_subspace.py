@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from sinkscope.experiments.checks import check_layer, check_reference, check_top
-from sinkscope.experiments.neurons import Energy, Held, NoNeuronsError, dims_for, shares
+from sinkscope.experiments.neurons import Energy, JointShares, NoNeuronsError, dims_for, shares
 from sinkscope.experiments.probes import AtTokens
 from sinkscope.experiments.residual import follow_residual
 from sinkscope.experiments.result import Cell, Chart, Findings, Series, Table, number, numbers
@@ -69,7 +69,7 @@ def run(study: Study, settings: MLPSubspaceSettings) -> Findings:
         for name in study.names:
             if len(rows := case.rows(name)):
                 groups[name].add(values[rows])
-    held = Held(groups[study.sink].energy.order, settings.top)
+    held = JointShares(groups[study.sink].energy.order, settings.top)
     for case, inputs in study.prepared_cases("What the strongest hold"):
         probe = AtTokens((site,), case.groups[study.sink], (settings.layer,))
         held.add(

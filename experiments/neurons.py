@@ -47,7 +47,7 @@ class Energy:
         return self.mean.argsort(descending=True, stable=True)
 
 
-class Held:
+class JointShares:
     """Joint shares of the first 1, 2, ... neurons of an order, in each sample: a few numbers per
     sample. The order must be known, so this needs a second pass.
 
@@ -125,7 +125,7 @@ def top_neurons(study: Study, layer: int, count: int | None, min_share: float) -
     """
     energies = {number: Energy() for number in range(study.layers)}
     _each_layer(study, energies, "Looking for neurons")
-    held = {number: Held(energy.order, count) for number, energy in energies.items()}
+    held = {number: JointShares(energy.order, count) for number, energy in energies.items()}
     _each_layer(study, held, "Measuring their share of the energy")
     try:
         return held[layer].top(min_share, layer)
@@ -138,7 +138,7 @@ def top_neurons(study: Study, layer: int, count: int | None, min_share: float) -
         ) from None
 
 
-def _each_layer(study: Study, into: Mapping[int, Energy | Held], text: str) -> None:
+def _each_layer(study: Study, into: Mapping[int, Energy | JointShares], text: str) -> None:
     """Pass z at the sinks, of each layer and sample, to its accumulator."""
     for case, inputs in study.prepared_cases(text):
         probe = AtTokens(("z",), case.groups[study.sink])

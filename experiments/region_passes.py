@@ -12,7 +12,7 @@ from sinkscope.capture.log_probabilities import answer_log_probabilities
 from sinkscope.capture.prefix import Prefix
 from sinkscope.capture.run import on_device
 from sinkscope.capture.session import attached
-from sinkscope.experiments.answers import Answered
+from sinkscope.experiments.answers import PromptAndAnswer
 from sinkscope.experiments.boxes import Box, Region, grid_of
 from sinkscope.interventions.base import Intervention
 from sinkscope.interventions.edges import CutEdges
@@ -22,7 +22,11 @@ from sinkscope.var_patch import VAR
 
 
 def cut(
-    handle: ModelHandle, asked: Answered, boxes: Sequence[Region | None], rows: int, prefix: Prefix
+    handle: ModelHandle,
+    asked: PromptAndAnswer,
+    boxes: Sequence[Region | None],
+    rows: int,
+    prefix: Prefix,
 ) -> Tensor:
     """float32 (boxes, T) on the CPU: one pass, filled up with rows that cut nothing, because in
     half precision the last digits depend on the batch's shape."""
@@ -50,7 +54,9 @@ def cut(
     return answer_log_probabilities(logits, asked.answer)
 
 
-def without_pixels(handle: ModelHandle, asked: Answered, boxes: Sequence[Box | None]) -> Tensor:
+def without_pixels(
+    handle: ModelHandle, asked: PromptAndAnswer, boxes: Sequence[Box | None]
+) -> Tensor:
     """float32 (boxes, T) on the CPU: the whole prompt read again, one picture per box."""
     read = [asked.inputs if box is None else _without(handle, asked.inputs, box) for box in boxes]
     answer_ids = torch.tensor([asked.answer[:-1]])

@@ -94,13 +94,13 @@ class Chefer(FromPasses):
                 row = again.weighed.new_zeros(gradient.shape[1])
                 row[position] = 1
             row = row.to(again.weighed.device)
-            row = row + _through(again, row, position)
+            row = row + _propagate(again, row, position)
         assert row is not None, "a model has layers"
         row[position] -= 1
         return row
 
 
-def _through(again: RecomputedLayer, row: Tensor, position: int) -> Tensor:
+def _propagate(again: RecomputedLayer, row: Tensor, position: int) -> Tensor:
     """r A' of a layer, (N,): a block of the rows up to `position`, which sees no later
     positions."""
     heads = again.query.shape[1]

@@ -62,7 +62,7 @@ Site = Literal[ModuleSite, "rows", "queries_keys", "logits", "text_inputs"]
 MODULE_SITES: tuple[str, ...] = get_args(ModuleSite)
 SITES: tuple[str, ...] = get_args(Site)
 WHOLE_MODEL = ("logits", "text_inputs")  # sites of the model, not of a layer
-EVER = 1 << 62  # a position that no run reaches: the end of an open range
+NO_END = 1 << 62  # a position that no run reaches: the end of an open range
 NO_LAYER = -1  # the layer that `see` gets for these
 
 Positions = range | tuple[int, ...] | None

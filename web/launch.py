@@ -30,7 +30,7 @@ from sinkscope.web.server.login import users_of
 from sinkscope.web.server.memory import MemoryReturner
 from sinkscope.web.server.presence import Attendance, Presence, session_of
 from sinkscope.web.server.security import middleware
-from sinkscope.web.server.sessions import MOST_SESSIONS, lighten, sweep
+from sinkscope.web.server.sessions import MOST_SESSIONS, sweep_sessions, use_light_sessions
 
 
 def launch(app: App, *, wait: bool = True, token: str | None = None) -> str:
@@ -107,7 +107,7 @@ def launch(app: App, *, wait: bool = True, token: str | None = None) -> str:
         # answers is known by then: Gradio has called its start-up events through it.
         _frontend=False,
     )
-    lighten(app.blocks)
+    use_light_sessions(app.blocks)
     if wait:
         app.blocks.block_thread()
     return address
@@ -121,7 +121,7 @@ async def _alive(app: App, health: Health, presence: Presence, _: object) -> Asy
     memory = MemoryReturner(lambda: bool(runner.under_way))
     tasks = [
         asyncio.create_task(one)
-        for one in (health.watch_loop(), memory.watch(), sweep(app.blocks, presence.there))
+        for one in (health.watch_loop(), memory.watch(), sweep_sessions(app.blocks, presence.there))
     ]
     if settings.retention_days:
         tasks.append(asyncio.create_task(remove_old_runs(store, settings.retention_days)))

@@ -27,7 +27,7 @@ from sinkscope.web.explore.picker import MODELS
 from sinkscope.web.explore.region import LastTested
 from sinkscope.web.explore.tab import build_explore
 from sinkscope.web.runs.example import Example, load_example, read_examples
-from sinkscope.web.runs.inspector import drawn
+from sinkscope.web.runs.inspector import html_component
 from sinkscope.web.runs.loaded_model import LoadedModel
 from sinkscope.web.runs.owners import OwnedRuns
 from sinkscope.web.runs.store import Run, RunStore
@@ -87,7 +87,7 @@ def build_app(
     ) as page:
         if settings.app.read_only:
             gr.Markdown(READ_ONLY, elem_id="read-only")
-        status = drawn("status", status_value(loaded.state))
+        status = html_component("status", status_value(loaded.state))
         with gr.Tabs(elem_id="tabs"):
             with gr.Tab("Explore", id="explore", elem_id="explore"):
                 last = LastTested()

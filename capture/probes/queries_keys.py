@@ -10,7 +10,7 @@ import torch
 
 from sinkscope.capture.probes.base import Probe, Reader
 from sinkscope.models.run_info import RunInfo
-from sinkscope.models.sites import EVER, SiteSelection
+from sinkscope.models.sites import NO_END, SiteSelection
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class QueriesKeysReader(Reader):
     """
 
     def __init__(self, layers: Sequence[int], first: int) -> None:
-        self.reads = (SiteSelection("queries_keys", tuple(layers), range(first, EVER)),)
+        self.reads = (SiteSelection("queries_keys", tuple(layers), range(first, NO_END)),)
         self.queries: dict[int, list[torch.Tensor]] = {layer: [] for layer in layers}
         self.keys: dict[int, torch.Tensor] = {}
         self.scales: dict[int, float] = {}

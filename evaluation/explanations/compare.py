@@ -150,9 +150,8 @@ def _tally(records: Sequence[AnswerRecord]) -> Tally:
     entries: list[tuple[str, str, float]] = []
     for record in records:
         for score, value in record.details["scores"].items():
-            defined = (
-                value is not None
-            )  # otherwise it is undefined for this target, for every method
+            # Without a value it is undefined for this target, for every method.
+            defined = value is not None
             entries.append((record.cluster, score, value if defined else 0.0))
             entries.append((record.cluster, f"n {score}", float(defined)))
     return summed(entries, _means)

@@ -43,7 +43,7 @@ from sinkscope.interventions.var.state import DeviceState, LayerState
 from sinkscope.models import kernels
 from sinkscope.models.run_info import Step
 from sinkscope.models.sink_score import Norms, ScoreBook
-from sinkscope.models.sites import EVER, SiteSelection
+from sinkscope.models.sites import NO_END, SiteSelection
 
 
 class VARIntervention(ActiveIntervention):
@@ -109,7 +109,7 @@ class VARIntervention(ActiveIntervention):
         self._bias = RowBias()
         self._corrected: CorrectedRows | None = None
         self.layers = tuple(sorted(self._rows_of))
-        self.row_positions = range(self._first_query, EVER)
+        self.row_positions = range(self._first_query, NO_END)
         self.reads = (SiteSelection("block_in", self.layers, range(self._prompt)),)
 
     def prepare(self, device: torch.device, dtype: torch.dtype) -> None:

@@ -143,7 +143,7 @@ def lift(reading: Reading, flagged: Tensor) -> float | None:
     return float((reading.attention.double() * flagged).sum() / share)
 
 
-def as_many_by_score(score: Tensor, flagged: Tensor) -> Tensor:
+def top_by_score(score: Tensor, flagged: Tensor) -> Tensor:
     """bool (L, V): in each layer the tokens of the highest score, as many as are flagged there."""
     rank = score.argsort(dim=1, descending=True, stable=True).argsort(dim=1)
     return rank < flagged.sum(1, keepdim=True)

@@ -348,7 +348,7 @@ def _attention_of_flagged(reading: Reading, tau: float) -> Tensor:
 
 def _random_lift(reading: Reading, pattern: Tensor) -> float | None:
     """Lift of as many tokens a layer, picked by random dimensions; mean over draws."""
-    picked = [evidence.as_many_by_score(score, pattern) for score in reading.random_phi]
+    picked = [evidence.top_by_score(score, pattern) for score in reading.random_phi]
     lifts = [lift for one in picked if (lift := evidence.lift(reading, one)) is not None]
     return sum(lifts) / len(lifts) if lifts else None
 

@@ -26,7 +26,7 @@ from sinkscope.models import attention
 from sinkscope.models.attention import NAME
 from sinkscope.models.family import PromptInputs
 from sinkscope.models.loading import ModelHandle, load_model
-from sinkscope.models.sites import EVER, SiteSelection
+from sinkscope.models.sites import NO_END, SiteSelection
 from sinkscope.var_patch import VAR
 
 pytestmark = pytest.mark.tiny
@@ -129,11 +129,11 @@ def test_rows_compose_and_are_seen_changed(handle: ModelHandle, inputs: PromptIn
     end = inputs.layout.length
     said: list[tuple[str, float]] = []
     both = [Times(0.5, edits=(), said=said), Times(0.25, edits=(), said=said)]
-    first, deep = Rows((1,), range(EVER)), Rows((3,), (end - 1,))
+    first, deep = Rows((1,), range(NO_END)), Rows((3,), (end - 1,))
     with attached(handle, inputs, [first, deep], both) as session:
         handle.model(**inputs.tensors)
     assert [factor for _, factor in said] == [0.5, 0.25] * (len(said) // 2)
-    plain = Rows((1,), range(EVER))
+    plain = Rows((1,), range(NO_END))
     with attached(handle, inputs, [plain]) as before:
         handle.model(**inputs.tensors)
     after_image = inputs.layout.after_images

@@ -12,7 +12,7 @@ from PIL import Image
 from sinkscope.attention_extractor import generate
 from sinkscope.config import GenerationSettings
 from sinkscope.demo.scenes import Scene, scene
-from sinkscope.experiments.answers import Answered, answered
+from sinkscope.experiments.answers import PromptAndAnswer, prompt_and_answer
 from sinkscope.experiments.boxes import Box, box_around
 from sinkscope.experiments.region import region_test
 from sinkscope.experiments.region_settings import RegionSettings
@@ -27,9 +27,9 @@ def handle() -> ModelHandle:
     return load_model(str(MODEL), device="cpu", dtype="float32")
 
 
-def described(handle: ModelHandle, drawn: Scene) -> Answered:
+def described(handle: ModelHandle, drawn: Scene) -> PromptAndAnswer:
     inputs = handle.prepare([Image.fromarray(drawn.image)], "Describe the image.")
-    return answered(handle, generate(handle, inputs, GenerationSettings(reference=False)))
+    return prompt_and_answer(handle, generate(handle, inputs, GenerationSettings(reference=False)))
 
 
 def scenes(count: int) -> list[Scene]:
@@ -44,7 +44,7 @@ def scenes(count: int) -> list[Scene]:
     return found
 
 
-def background(drawn: Scene, asked: Answered) -> Box:
+def background(drawn: Scene, asked: PromptAndAnswer) -> Box:
     """The box of 2 x 2 cells farthest from every object."""
     objects = [box_around(asked.inputs.layout, thing.box) for thing in drawn.objects]
     grid = asked.inputs.layout.grids[0]

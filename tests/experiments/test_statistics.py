@@ -15,7 +15,7 @@ from sinkscope.experiments.controls import (
     random_tokens,
 )
 from sinkscope.experiments.decompose_mlp_in import effective_rank
-from sinkscope.experiments.neurons import Energy, Held, NoNeuronsError, dims_for, median
+from sinkscope.experiments.neurons import Energy, JointShares, NoNeuronsError, dims_for, median
 from sinkscope.experiments.roles import groups, sinks_of
 from sinkscope.experiments.settings import StudySettings, token_groups
 from sinkscope.experiments.streaming import (
@@ -213,12 +213,12 @@ def test_both_conditions_make_it_positive() -> None:
 RESAMPLING_2 = Resampling(2, 100, 0.9, 0)
 
 
-def held(samples: list[torch.Tensor], count: int | None) -> Held:
+def held(samples: list[torch.Tensor], count: int | None) -> JointShares:
     """Two passes over samples of z."""
     energy = Energy()
     for z in samples:
         energy.add(z)
-    made = Held(energy.order, count)
+    made = JointShares(energy.order, count)
     for z in samples:
         made.add(z)
     return made

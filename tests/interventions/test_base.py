@@ -29,7 +29,7 @@ from sinkscope.models.attention import NAME
 from sinkscope.models.family import PromptInputs
 from sinkscope.models.loading import ModelHandle, load_model
 from sinkscope.models.run_info import RunInfo
-from sinkscope.models.sites import EVER, SiteSelection
+from sinkscope.models.sites import NO_END, SiteSelection
 from sinkscope.var_patch import VAR
 
 pytestmark = pytest.mark.tiny
@@ -109,11 +109,11 @@ def test_rows_alone_are_enough(
     monkeypatch.setattr(attention, "CHUNK", at_once)
     end, key = inputs.layout.length, inputs.layout.grids[0].positions[0] + 2
     span = {
-        "everywhere": range(EVER),
+        "everywhere": range(NO_END),
         "a few": range(key + 1, end - 3),
     }.get(where)
     layers = (2,) if where == "one layer" else None
-    acts = span or range(inputs.layout.after_images, EVER)
+    acts = span or range(inputs.layout.after_images, NO_END)
 
     def dense(layer: int, weights: Tensor, first: int) -> Tensor:
         new = weights.clone()
@@ -124,7 +124,7 @@ def test_rows_alone_are_enough(
 
     with eager(handle, dense):
         right = generate(handle, inputs)
-    rows = Rows(positions=range(end - 5, EVER))
+    rows = Rows(positions=range(end - 5, NO_END))
     damp = Damp(key, 0.1, layers, span)
     with attached(handle, inputs, [rows], [damp], new_tokens=NEW) as session:
         ours = generate(handle, inputs)
@@ -155,7 +155,7 @@ def test_rows_that_stay_keep_the_fused_output_bit_for_bit(
     for name, change in (
         ("plain", []),
         ("same", [Same()]),
-        ("damp", [Damp(key, 0.1, (2,), range(end - 2, EVER))]),
+        ("damp", [Damp(key, 0.1, (2,), range(end - 2, NO_END))]),
     ):
         probe = Values(SiteSelection("attn_out", (2,)))
         with attached(handle, inputs, [probe], change) as session:

@@ -25,7 +25,7 @@ from sinkscope.interventions.swap import SwapTokens
 from sinkscope.models.family import PromptInputs
 from sinkscope.models.loading import ModelHandle, load_model
 from sinkscope.models.run_info import RunInfo
-from sinkscope.models.sites import EVER, SiteSelection
+from sinkscope.models.sites import NO_END, SiteSelection
 from sinkscope.var_patch import VAR
 
 pytestmark = pytest.mark.tiny
@@ -135,7 +135,7 @@ def test_lower_attention(
             LowerAttention(keys, 0.2, renormalise, keep_value)
         return
     rows = Rows((LAYER,), range(first, end))
-    change = LowerAttention(keys, 0.2, renormalise, keep_value, (LAYER,), range(first, EVER))
+    change = LowerAttention(keys, 0.2, renormalise, keep_value, (LAYER,), range(first, NO_END))
     found = []
     for changes in ([], [change]):
         with attached(handle, inputs, [rows], changes) as session:
@@ -157,7 +157,7 @@ def test_a_row_that_holds_only_lowered_keys_stays(
     handle: ModelHandle, inputs: PromptInputs
 ) -> None:
     rows = Rows((0,), (0,))  # query 0 sees key 0 alone
-    change = LowerAttention((0,), 0.0, row_positions=range(EVER))
+    change = LowerAttention((0,), 0.0, row_positions=range(NO_END))
     with attached(handle, inputs, [rows], [change]) as session:
         logits = handle.model(**inputs.tensors).logits
     row = session[rows][0, 0][0]

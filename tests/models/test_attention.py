@@ -21,7 +21,7 @@ from sinkscope.models import attention
 from sinkscope.models.attention import NAME
 from sinkscope.models.family import PromptInputs
 from sinkscope.models.loading import ModelHandle, load_model
-from sinkscope.models.sites import EVER, SiteSelection
+from sinkscope.models.sites import NO_END, SiteSelection
 
 pytestmark = pytest.mark.tiny
 NEW_TOKENS = 6
@@ -105,7 +105,7 @@ def captured(
     handle: ModelHandle, prompts: list[PromptInputs], **options: Any
 ) -> tuple[Any, FullRows]:
     """What `generate` returned, and the row that explains each of its tokens."""
-    rows = Rows(positions=range(length_of(prompts) - 1, EVER))
+    rows = Rows(positions=range(length_of(prompts) - 1, NO_END))
     with attached(handle, prompts, [rows]) as session:
         out = run(handle, prompts, NAME, **options)
     return out, session[rows]
@@ -237,7 +237,7 @@ def test_every_looker_gets_its_own_positions_of_one_computation(
 ) -> None:
     (inputs,) = one_image(handle)
     end = inputs.layout.length
-    wanted = [(2, 3, 9), range(5, 12), range(end - 1, EVER), (9,)]
+    wanted = [(2, 3, 9), range(5, 12), range(end - 1, NO_END), (9,)]
     computed: list[int] = []
     real = attention.attention_rows
 

@@ -20,7 +20,7 @@ from sinkscope.interventions.base import Intervention
 from sinkscope.models.attention import NAME
 from sinkscope.models.family import PromptInputs
 from sinkscope.models.loading import ModelHandle, load_model
-from sinkscope.models.sites import EVER, MODULE_SITES, SiteSelection, put, take
+from sinkscope.models.sites import MODULE_SITES, NO_END, SiteSelection, put, take
 from sinkscope.models.stack import TextStack
 
 NEW, LAYER = 4, 2
@@ -47,7 +47,7 @@ def test_positions_that_pass() -> None:
     assert not SiteSelection("z", None, range(5)).positions_in(5, 3)
     assert not SiteSelection("z", None, range(8, 9)).positions_in(5, 3)
     assert SiteSelection("z", None, (0, 5, 7, 8)).positions_in(5, 3) == (5, 7)
-    assert SiteSelection("rows", None, range(9, EVER)).positions_in(20, 1) == range(20, 21)
+    assert SiteSelection("rows", None, range(9, NO_END)).positions_in(20, 1) == range(20, 21)
 
 
 @pytest.mark.parametrize("positions", [(3, 3), (4, 2), (-1, 2), range(0, 8, 2), range(-1, 3)])
@@ -153,7 +153,7 @@ def test_reading_is_what_a_hook_sees(
         "all": None,
         "range": range(3, end + 1),
         "tuple": (0, 5, end - 1, end, end + 2),
-        "answer": range(end, EVER),
+        "answer": range(end, NO_END),
     }[where]
     seen: list[Tensor] = []
     with plain_sdpa(handle), by_hand(handle, site, LAYER, lambda values: seen.append(values)):
@@ -279,7 +279,7 @@ def test_where_nobody_looks_nothing_is_called(handle: ModelHandle, inputs: Promp
         return sum(len(m._forward_pre_hooks) + len(m._forward_hooks) for m in modules)
 
     end, before = inputs.layout.length, hooks(handle.stack)
-    sites = (SiteSelection("z", (1,), range(end)), SiteSelection("gate", (3,), range(end, EVER)))
+    sites = (SiteSelection("z", (1,), range(end)), SiteSelection("gate", (3,), range(end, NO_END)))
     with attached(handle, inputs, [Told(sites)], new_tokens=NEW):
         assert hooks(handle.stack) == before + 2
         generate(handle, inputs)

@@ -11,7 +11,7 @@ from PIL import Image
 
 from sinkscope.config import AppSettings, ImageLimits, Settings
 from sinkscope.web.explore.handlers import Handlers
-from sinkscope.web.runs.inspector import drawn
+from sinkscope.web.runs.inspector import html_component
 from sinkscope.web.runs.loaded_model import LoadedModel
 from sinkscope.web.runs.request import Request
 from sinkscope.web.runs.store import BYTES_A_PIXEL, Run, RunStore, open_run, save_run
@@ -48,7 +48,7 @@ def test_twelve_runs_of_large_photos_stay_within_memory_and_disk(
     store = RunStore(runs, memory, disk)
     handlers = Handlers(settings, loaded, store, ScriptedEngine().engine())
     with gr.Blocks():
-        handlers.component = drawn("inspector", None)
+        handlers.component = html_component("inspector", None)
     try:
         for number in range(RUNS):
             photo = uploads / f"{number}.png"

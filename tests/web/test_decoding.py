@@ -18,7 +18,7 @@ from sinkscope.web.explore.events import generating
 from sinkscope.web.explore.form import build_form
 from sinkscope.web.explore.handlers import Handlers, RunFunctions
 from sinkscope.web.explore.model_events import checkpoint_notice, choosing_decoding
-from sinkscope.web.runs.inspector import drawn, facts_of
+from sinkscope.web.runs.inspector import facts_of, html_component
 from sinkscope.web.runs.loaded_model import LoadedModel
 from sinkscope.web.runs.pairs import pair_of
 from sinkscope.web.runs.standalone import build_standalone
@@ -91,7 +91,7 @@ def test_the_page_does_not_read_what_it_shows_as_unused(tmp_path: Path) -> None:
     loaded.use(fake_handle())
     handlers = Handlers(Settings(), loaded, RunStore(tmp_path, 10**8), RunFunctions(generate))
     with gr.Blocks():
-        handlers.component = drawn("inspector", None)
+        handlers.component = html_component("inspector", None)
     picture = tmp_path / "photo.png"
     Image.new("RGB", (60, 40)).save(picture)
     press: Callable[..., Any] = generating(handlers)

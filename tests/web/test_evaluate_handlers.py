@@ -29,7 +29,7 @@ from sinkscope.web.evaluate.open import form_values, updates
 from sinkscope.web.evaluate.request import EvaluateRequest
 from sinkscope.web.evaluate.run import EvaluateHandlers
 from sinkscope.web.evaluate.store import GONE, LONGEST_SECONDS, MOST_RUNS, EvaluateStore
-from sinkscope.web.runs.inspector import drawn
+from sinkscope.web.runs.inspector import html_component
 from sinkscope.web.runs.job_values import UNFORESEEN
 from sinkscope.web.runs.loaded_model import LoadedModel
 from tests.evaluation.scripted import Scripted
@@ -80,7 +80,7 @@ def make(tmp_path: Path, model: ModelHandle, monkeypatch: pytest.MonkeyPatch) ->
         scripted = partial(evaluate, engine=Scripted(script))
         made = EvaluateHandlers(settings, loaded, Runner(2), answer or scripted)
         with gr.Blocks():
-            made.component = drawn("evaluate", None)
+            made.component = html_component("evaluate", None)
         return made
 
     return build

@@ -33,7 +33,7 @@ from sinkscope.web.experiments.request import MINE, ExperimentRequest, samples_o
 from sinkscope.web.experiments.run import GONE, ExperimentsHandlers
 from sinkscope.web.experiments.store import ExperimentResult
 from sinkscope.web.page import build_app
-from sinkscope.web.runs.inspector import drawn
+from sinkscope.web.runs.inspector import html_component
 from sinkscope.web.runs.job_values import UNFORESEEN
 from sinkscope.web.runs.loaded_model import LoadedModel
 from sinkscope.web.runs.results import LONGEST_SECONDS, MOST_RESULTS, ResultStore
@@ -65,7 +65,7 @@ def make(tmp_path: Path, uploads: Path, model: ModelHandle) -> Make:
         settings = Settings(images=limits, app=AppSettings(cache_dir=str(tmp_path), queue_size=2))
         made = ExperimentsHandlers(settings, loaded, Runner(2), engine)
         with gr.Blocks():
-            made.component = drawn("experiments", None)
+            made.component = html_component("experiments", None)
         return made
 
     return build

@@ -23,7 +23,7 @@ from sinkscope.attention_processor import patch_map
 from sinkscope.capture.pace import Work
 from sinkscope.config import AppSettings, GenerationSettings, ModelSettings, Settings
 from sinkscope.web.explore.handlers import Handlers, RunFunctions
-from sinkscope.web.runs.inspector import drawn
+from sinkscope.web.runs.inspector import html_component
 from sinkscope.web.runs.loaded_model import LoadedModel
 from sinkscope.web.runs.request import Request, parse_indices
 from sinkscope.web.runs.store import Run, RunStore
@@ -44,7 +44,7 @@ def handlers(tmp_path: Path, uploads: Path, engine: ScriptedEngine) -> Handlers:
     settings = Settings(app=AppSettings(cache_dir=str(tmp_path), queue_size=1))
     made = Handlers(settings, loaded, RunStore(tmp_path, 10**8), engine.engine())
     with gr.Blocks():
-        made.component = drawn("inspector", None)
+        made.component = html_component("inspector", None)
     return made
 
 
@@ -137,7 +137,7 @@ def test_the_engine_gets_the_settings_files_layers(tmp_path: Path, picture: str)
     start = Settings(generation=GenerationSettings(layers=(1,)))
     made = Handlers(start, loaded, RunStore(tmp_path, 10**8), RunFunctions(generate))
     with gr.Blocks():
-        made.component = drawn("inspector", None)
+        made.component = html_component("inspector", None)
     list(made.generate(Request(picture, "Hello"), "s"))
     assert [settings.layers for settings in seen] == [(1,)]
 
@@ -166,7 +166,7 @@ def test_keys_and_values_are_freed_for_a_model_and_after_a_full_memory(
         Settings(), loaded, RunStore(tmp_path, 10**8), RunFunctions(scripted.generate, compare)
     )
     with gr.Blocks():
-        made.component = drawn("inspector", None)
+        made.component = html_component("inspector", None)
     asked = Request(picture, "Hello", compare=True)
 
     def run() -> None:
@@ -296,7 +296,7 @@ def test_the_time_limit_ends_a_run_and_keeps_its_tokens(
     settings = Settings(app=AppSettings(cache_dir=str(tmp_path), job_minutes=10))
     handlers = Handlers(settings, loaded, RunStore(tmp_path, 10**8), engine.engine())
     with gr.Blocks():
-        handlers.component = drawn("inspector", None)
+        handlers.component = html_component("inspector", None)
     engine.hold()
     running = handlers.generate(Request(picture, "endless"), "s")
     next(running)

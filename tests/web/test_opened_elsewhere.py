@@ -23,7 +23,7 @@ from sinkscope.web.evaluate.run import EvaluateHandlers
 from sinkscope.web.evaluate.upload import keep_questions
 from sinkscope.web.experiments.request import MINE, ExperimentRequest
 from sinkscope.web.experiments.run import ExperimentsHandlers
-from sinkscope.web.runs.inspector import drawn
+from sinkscope.web.runs.inspector import html_component
 from sinkscope.web.runs.loaded_model import LoadedModel
 from sinkscope.web.sinks.request import IMAGES, Picture, SinksRequest
 from sinkscope.web.sinks.run import SinksEngine, SinksHandlers
@@ -140,7 +140,7 @@ def test_the_questions_of_an_evaluation(
     settings = Settings(app=AppSettings(cache_dir=str(tmp_path / "cache")))
     handlers = EvaluateHandlers(settings, LoadedModel(), Runner(2))
     with gr.Blocks():
-        handlers.component = drawn("evaluate", None)
+        handlers.component = html_component("evaluate", None)
     try:
         path, count = keep_questions(
             (*photos, asking(photos)), tmp_path / "data", settings.images, 10, handlers._decoded

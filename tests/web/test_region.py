@@ -12,7 +12,7 @@ from typing import Any
 import gradio as gr
 import pytest
 
-from sinkscope.experiments.answers import answered
+from sinkscope.experiments.answers import prompt_and_answer
 from sinkscope.experiments.boxes import Box
 from sinkscope.experiments.region import region_test
 from sinkscope.experiments.region_settings import RegionSettings
@@ -51,7 +51,7 @@ def test_the_page_is_given_what_python_gives(
     assert {value["phase"] for value in made} == {"region"}
     assert {value["ask"] for value in made} == {"7"}
     assert [value.get("done", False) for value in made] == [False] * (len(made) - 1) + [True]
-    asked = answered(handle, run.traces["baseline"])
+    asked = prompt_and_answer(handle, run.traces["baseline"])
     effect = region_test(handle, asked, Box(1, 2, 2, 1), RegionSettings(how))  # type: ignore[arg-type]
     assert made[-1]["found"] == {"baseline": effect.to_json()}
     json.dumps(made, allow_nan=False)

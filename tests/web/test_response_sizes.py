@@ -26,8 +26,8 @@ from sinkscope.web.server.sessions import (
     UNREAD_SECONDS,
     LightSession,
     LightSessions,
-    forget_left,
-    lighten,
+    forget_closed_sessions,
+    use_light_sessions,
 )
 
 HASH = "ab" * 32
@@ -162,7 +162,7 @@ def test_nothing_is_summed_up_after_an_event(
 ) -> None:
     blocks.queue()
     blocks.app = SimpleNamespace(state_holder=None)  # type: ignore[assignment]
-    lighten(blocks)
+    use_light_sessions(blocks)
     assert isinstance(blocks.app.state_holder, LightSessions)
     assert blocks.state_holder is blocks.app.state_holder
 
@@ -191,7 +191,7 @@ def test_messages_of_sessions_that_were_left_do_not_stay(blocks: gr.Blocks) -> N
             sessions.time_last_used[name] -= timedelta(seconds=UNREAD_SECONDS + 1)
     queue.pending_event_ids_session["vanished"] = set()  # Gradio has dropped its messages
     queue.event_ids_to_events["busy"] = SimpleNamespace(session_hash="busy")  # type: ignore[assignment]
-    assert forget_left(blocks, lambda session: session == "there") == 2
+    assert forget_closed_sessions(blocks, lambda session: session == "there") == 2
     assert set(queue.pending_messages_per_session) == {"there", "late", "busy"}
     assert set(queue.pending_event_ids_session) == {"there", "late", "busy"}
 

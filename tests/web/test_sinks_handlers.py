@@ -20,7 +20,7 @@ from sinkscope.jobs.runner import Runner
 from sinkscope.models.loading import ModelHandle
 from sinkscope.models.profiles import read_profile
 from sinkscope.sinks.finding.stats import SampleStats
-from sinkscope.web.runs.inspector import drawn
+from sinkscope.web.runs.inspector import html_component
 from sinkscope.web.runs.job_values import UNFORESEEN
 from sinkscope.web.runs.loaded_model import LoadedModel
 from sinkscope.web.runs.request import Request
@@ -67,7 +67,7 @@ def make(tmp_path: Path, uploads: Path, model: ModelHandle) -> Make:
         settings = Settings(images=limits, app=AppSettings(cache_dir=str(tmp_path), queue_size=2))
         made = SinksHandlers(settings, loaded, Runner(2), engine)
         with gr.Blocks():
-            made.component = drawn("sinks", None)
+            made.component = html_component("sinks", None)
         return made
 
     return build

@@ -25,7 +25,7 @@ from sinkscope.web.evaluate.open import form_values, updates
 from sinkscope.web.evaluate.request import METHODS, MINE, SCENES, TYPES, EvaluateRequest
 from sinkscope.web.evaluate.run import EvaluateHandlers
 from sinkscope.web.explore.form import Form
-from sinkscope.web.runs.inspector import drawn
+from sinkscope.web.runs.inspector import html_component
 from sinkscope.web.runs.job_values import field_of
 from sinkscope.web.runs.request import MORE
 from sinkscope.web.runs.tab_handlers import with_buttons
@@ -59,7 +59,7 @@ def build_evaluate(handlers: EvaluateHandlers, explore: Form) -> None:
         with gr.Column(elem_id="evaluate-ask", min_width=260):
             controls, go, stop = _build_form()
         with gr.Column(elem_id="evaluate-see", min_width=320):
-            shown = drawn(
+            shown = html_component(
                 "evaluate",
                 {"phase": "empty"},
                 [

@@ -33,7 +33,7 @@ from sinkscope.web.experiments.estimate import estimate_text
 from sinkscope.web.experiments.request import BUNDLED, MINE, ExperimentRequest
 from sinkscope.web.experiments.run import ExperimentsHandlers
 from sinkscope.web.explore.form import notice_line
-from sinkscope.web.runs.inspector import drawn
+from sinkscope.web.runs.inspector import html_component
 from sinkscope.web.runs.tab_handlers import with_buttons
 from sinkscope.web.server.uploads import UploadedFiles
 from sinkscope.web.sinks.request import Picture
@@ -77,7 +77,7 @@ def build_experiments(handlers: ExperimentsHandlers, status: gr.HTML, tab: gr.Ta
         with gr.Column(elem_id="experiments-ask", min_width=260):
             form = _build_form()
         with gr.Column(elem_id="experiments-see", min_width=320):
-            shown = drawn("experiments", {"phase": "empty", "listed": listed}, functions)
+            shown = html_component("experiments", {"phase": "empty", "listed": listed}, functions)
     handlers.component = shown
     form.go.click(
         running(handlers),

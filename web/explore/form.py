@@ -13,7 +13,7 @@ from sinkscope.config import OF_CHECKPOINT, GenerationSettings
 from sinkscope.models.images import open_image
 from sinkscope.web.components.controls import control
 from sinkscope.web.runs.example import Example
-from sinkscope.web.runs.inspector import cached, drawn, served
+from sinkscope.web.runs.inspector import cached, html_component, served
 from sinkscope.web.runs.payload import encode_image
 from sinkscope.web.runs.request import ANSWER, MORE, VAR
 from sinkscope.web.server.uploads import UploadedFile, UploadedImage
@@ -88,7 +88,7 @@ def build_form(generation: GenerationSettings, offered: list[Example]) -> Form:
         placeholder="Ask something about the image",
         elem_id="prompt",
     )
-    listed = drawn("examples", None)
+    listed = html_component("examples", None)
     listed.props["items"] = [_example_item(item, listed, image) for item in offered]
     compare = gr.Checkbox(False, label="Compare with VAR", interactive=False, elem_id="compare")
     with gr.Row(elem_id="actions"):
@@ -163,7 +163,7 @@ def _more_images() -> tuple[gr.Accordion, tuple[gr.Image, ...]]:
 
 def notice_line(name: str) -> gr.HTML:
     """A line that says what something will take (`explore.forecast`); empty, it takes no room."""
-    line = drawn("notice", None)
+    line = html_component("notice", None)
     line.elem_id, line.elem_classes = name, ["notice-line"]
     return line
 

@@ -19,7 +19,7 @@ import gradio as gr
 
 from sinkscope.attention_extractor import RunOutOfMemoryError
 from sinkscope.capture.prefix import Prefix
-from sinkscope.experiments.answers import Answered, answered
+from sinkscope.experiments.answers import PromptAndAnswer, prompt_and_answer
 from sinkscope.experiments.boxes import Box, grid_of
 from sinkscope.experiments.region import prefix_of, region_steps
 from sinkscope.experiments.region_effect import RegionEffect
@@ -78,15 +78,15 @@ class LastTested:
         self._lock = threading.Lock()
         self._handle: weakref.ref[ModelHandle] | None = None  # must not keep a model in memory
         self._run = ""
-        self._kept: dict[str, tuple[Answered, Prefix | None]] = {}  # by side
+        self._kept: dict[str, tuple[PromptAndAnswer, Prefix | None]] = {}  # by side
 
     def of(
         self, handle: ModelHandle, run: Run, name: str, shared: bool
-    ) -> tuple[Answered, Prefix | None]:
+    ) -> tuple[PromptAndAnswer, Prefix | None]:
         """Prompt and answer of one side of a run, and their prefix where it is wanted.
 
         Raises:
-            ValueError: as `answered`.
+            ValueError: as `prompt_and_answer`.
         """
         with self._lock:
             known = self._handle is not None and self._handle() is handle and self._run == run.id
@@ -94,7 +94,7 @@ class LastTested:
                 self._forget()  # before the new one takes memory
                 self._handle, self._run = weakref.ref(handle), run.id
             kept = self._kept.get(name)
-        asked, prefix = kept or (answered(handle, run.traces[name]), None)
+        asked, prefix = kept or (prompt_and_answer(handle, run.traces[name]), None)
         if shared and prefix is None:
             prefix = prefix_of(handle, asked)
         with self._lock:

@@ -30,7 +30,7 @@ from sinkscope.web.explore.profile_upload import taking_profile
 from sinkscope.web.explore.refill import fill_at_start, noticing, refilling
 from sinkscope.web.explore.region import LastTested, stopping_region, testing_region
 from sinkscope.web.runs.example import Example
-from sinkscope.web.runs.inspector import drawn, empty_value, run_value
+from sinkscope.web.runs.inspector import empty_value, html_component, run_value
 from sinkscope.web.runs.loaded_model import LoadedModel
 from sinkscope.web.runs.request import MORE
 from sinkscope.web.runs.store import Run
@@ -168,7 +168,7 @@ def _connect_forecast(form: Form, forecaster: Forecaster) -> dict[str, Any]:
 def _inspector(
     handlers: Handlers, explaining: Explaining, lists: HeadLists, first: Run | None
 ) -> gr.HTML:
-    inspector = drawn(
+    inspector = html_component(
         "inspector",
         None,
         [

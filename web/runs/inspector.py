@@ -35,7 +35,9 @@ log = logging.getLogger(__name__)
 _SERVED = f"{API_PREFIX.lstrip('/')}/file="
 
 
-def drawn(name: str, value: Any, functions: list[Callable[..., Any]] | None = None) -> gr.HTML:
+def html_component(
+    name: str, value: Any, functions: list[Callable[..., Any]] | None = None
+) -> gr.HTML:
     """A component made of `static/<name>.html` and `static/<name>/*.js`; see `page_style`."""
     return gr.HTML(
         value=value,

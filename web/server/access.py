@@ -100,7 +100,7 @@ class Access:
             if headers.get("sec-fetch-site") == "cross-site":
                 # A link on another site: the browser keeps a strict cookie back, and sends it when
                 # the page itself leads on.
-                return _leading_on("")
+                return _redirect("")
             return _form("")
         return _denied(DENIED)
 
@@ -118,7 +118,7 @@ class Access:
         """What the form and the link lead to."""
         if refusal := self._compared(scope, given):
             return _form(WRONG) if refusal.status_code == 401 else refusal
-        answer = _leading_on(then)
+        answer = _redirect(then)
         answer.set_cookie(
             self._cookie, self._pass, httponly=True, samesite="strict", secure=self._secure
         )
@@ -139,7 +139,7 @@ def _denied(words: str) -> Response:
     )
 
 
-def _leading_on(then: str) -> Response:
+def _redirect(then: str) -> Response:
     """A page that opens `then` with the fragment that it was opened with, such as #run=...
 
     With "" it opens itself, by another query, so that the browser asks again.

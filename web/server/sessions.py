@@ -75,7 +75,7 @@ class LightSessions(StateHolder):
         return super().__getitem__(session_id)
 
 
-def lighten(blocks: gr.Blocks) -> None:
+def use_light_sessions(blocks: gr.Blocks) -> None:
     """Give a page that has just been opened such sessions, and a queue that does less for nobody.
 
     Gradio's queue looks a thousand times a second whether anything waits, and after each event it
@@ -92,7 +92,7 @@ def lighten(blocks: gr.Blocks) -> None:
     queue.ANAYLTICS_CACHE_FREQUENCY = sys.maxsize  # the name is Gradio's
 
 
-def forget_left(blocks: gr.Blocks, is_present: Callable[[str], bool]) -> int:
+def forget_closed_sessions(blocks: gr.Blocks, is_present: Callable[[str], bool]) -> int:
     """Let go of the messages that Gradio's queue keeps for sessions that everybody has left, and of
     its list of these sessions, which it never shortens; of how many. Call it in the event loop.
 
@@ -115,8 +115,8 @@ def forget_left(blocks: gr.Blocks, is_present: Callable[[str], bool]) -> int:
     return len(left)
 
 
-async def sweep(blocks: gr.Blocks, is_present: Callable[[str], bool]) -> None:
-    """A task of the event loop: `forget_left` for as long as it runs."""
+async def sweep_sessions(blocks: gr.Blocks, is_present: Callable[[str], bool]) -> None:
+    """A task of the event loop: `forget_closed_sessions` for as long as it runs."""
     while True:
         await asyncio.sleep(SWEEP_SECONDS)
-        forget_left(blocks, is_present)
+        forget_closed_sessions(blocks, is_present)

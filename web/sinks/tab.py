@@ -25,7 +25,7 @@ from sinkscope.setting import user_settings
 from sinkscope.web.components.controls import control
 from sinkscope.web.explore.form import Form
 from sinkscope.web.explore.model_events import tau_end
-from sinkscope.web.runs.inspector import drawn
+from sinkscope.web.runs.inspector import html_component
 from sinkscope.web.runs.tab_handlers import with_buttons
 from sinkscope.web.server.uploads import UploadedFiles
 from sinkscope.web.sinks.request import EXAMPLES, IMAGES, Picture, SinksRequest
@@ -52,7 +52,7 @@ def build_sinks(handlers: SinksHandlers, explore: Form) -> None:
         with gr.Column(elem_id="sinks-ask", min_width=260):
             form = _build_form()
         with gr.Column(elem_id="sinks-see", min_width=320):
-            shown = drawn(
+            shown = html_component(
                 "sinks",
                 {"phase": "empty"},
                 [handlers.open_sinks, handlers.profile_file, handlers.forget_sinks],
