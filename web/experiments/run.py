@@ -25,12 +25,7 @@ from sinkscope.jobs.runner import Runner, StoppedWaiting
 from sinkscope.utils import sha256
 from sinkscope.web.experiments.payload import build_experiment_payload
 from sinkscope.web.experiments.request import ExperimentRequest, samples_of
-<<<<<<< HEAD
-from sinkscope.web.experiments.store import ExperimentResult
-=======
 from sinkscope.web.experiments.store import ExperimentResult, ExperimentStore
-from sinkscope.web.runs.copies import Copies
->>>>>>> main
 from sinkscope.web.runs.image_process import ImageProcess, KeptImages
 from sinkscope.web.runs.inspector import cached, cached_file
 from sinkscope.web.runs.job_values import (
@@ -42,11 +37,7 @@ from sinkscope.web.runs.job_values import (
     running_value,
 )
 from sinkscope.web.runs.loaded_model import LoadedModel
-<<<<<<< HEAD
-from sinkscope.web.runs.results import ResultStore
 from sinkscope.web.runs.served_files import ServedFiles
-=======
->>>>>>> main
 from sinkscope.web.runs.tab_handlers import ResultHandlers
 from sinkscope.web.server.read_only import READ_ONLY
 from sinkscope.web.server.temporary import scratch
@@ -82,13 +73,7 @@ class ExperimentsHandlers(ResultHandlers[ExperimentRequest]):
     ) -> None:
         super().__init__(settings, loaded, runner, images)
         self.engine = engine or run_experiment
-<<<<<<< HEAD
-        self.store: ResultStore[ExperimentResult] = ResultStore(
-            owned=bool(settings.app.login), copies=ServedFiles(copies)
-        )
-=======
-        self.store = ExperimentStore(owned=bool(settings.app.login), copies=Copies(copies))
->>>>>>> main
+        self.store = ExperimentStore(owned=bool(settings.app.login), copies=ServedFiles(copies))
 
     # --- Run and Stop ----------------------------------------------------------------------------
 
