@@ -90,7 +90,7 @@ def test_several_images_and_lists_in_cells(tmp_path: Path) -> None:
     assert [i.value for i in record.images] == ["a.png", "b.png"] and record.answer == "yes"
     deep = "image\tquestion\n" + "[" * 5000 + "]" * 5000 + "\tWhat?\n"
     (record,) = drawn(write(tmp_path, deep, "deep.tsv"))
-    assert record.images[0].kind == "file"
+    assert record.images[0].encoding == "file"
 
 
 @pytest.mark.parametrize(
