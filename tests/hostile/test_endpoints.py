@@ -18,7 +18,7 @@ from sinkscope.web.runs.store import Run
 from sinkscope.web.server.events import UNKNOWN_EVENT
 from tests.hostile.app import endpoints
 from tests.hostile.corpus import SCALARS, changed, encoded, garbled, json_bombs, value
-from tests.hostile.limits import ANSWER_SECONDS, Touched, bounded_memory, share
+from tests.hostile.limits import ANSWER_SECONDS, WAITED_SECONDS, Touched, bounded_memory, share
 from tests.web.conftest import Site, start_site
 from tests.web.raw_requests import MULTIPART, file_of, form, send, upload
 from tests.web.scripted import ScriptedEngine, fake_handle
@@ -63,14 +63,15 @@ class Client:
         self.site, self.slowest, self.count = site, 0.0, 0
 
     def send(self, path: str, body: bytes | None, **options: Any) -> tuple[int, str]:
-        begun = time.monotonic()
+        begun, begun_computing = time.monotonic(), time.process_time()
         status, text = send(self.site, path, body, **options)
-        took = time.monotonic() - begun
+        took, computed = time.monotonic() - begun, time.process_time() - begun_computing
         self.slowest, self.count = max(self.slowest, took), self.count + 1
         shown = (
             f"{options.get('method', 'POST')} {path[:200]} {(body or b'')[:300]!r}: {text[:300]}"
         )
-        assert took < ANSWER_SECONDS, f"{took:.1f} s: {shown}"
+        assert computed < ANSWER_SECONDS, f"{computed:.1f} s of the processor: {shown}"
+        assert took < WAITED_SECONDS, f"{took:.1f} s: {shown}"
         assert status < 500, f"{status}: {shown}"
         self.look(text, shown)
         return status, text
@@ -204,7 +205,7 @@ def test_arguments_of_the_api(site: Site, run_id: str) -> None:
             shown = f"{name} {json.dumps(data)[:400]}: {said[:400]}"
             client.look(said, shown)
             assert UNFORESEEN not in json.loads(json.dumps(said)), shown
-            assert time.monotonic() - begun < 3 * ANSWER_SECONDS, shown
+            assert time.monotonic() - begun < WAITED_SECONDS, shown
 
     harmless(site, act, share(0.15, 40))
 
