@@ -194,7 +194,7 @@ def test_the_same_prompt_gives_the_same_tensors(handle: ModelHandle, photo: Imag
 @pytest.mark.parametrize(
     ("wrong", "says"),
     [
-        ({"prompt": "a\udcffb"}, "prompt has characters that are no valid Unicode"),
+        ({"prompt": "a\udcffb"}, "prompt has characters that are not valid Unicode"),
         ({"system": "a\ud800"}, "system has characters"),
         ({"prompt": None}, "prompt is a NoneType"),
         ({"images": blank(60, 60)}, "images is one image"),
