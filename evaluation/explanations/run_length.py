@@ -58,7 +58,7 @@ def _of_text(text: bytes) -> list[int]:
         bits = character - 48
         if not 0 <= bits < 64 or group == MOST_GROUPS:
             raise ValueError(
-                f"a run-length mask has counts {text[:60]!r}, which are not such a text."
+                f"a run-length mask has counts {text[:60]!r}; allowed: COCO run lengths as text."
             )
         count |= (bits & 31) << (5 * group)
         group += 1
