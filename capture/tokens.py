@@ -139,7 +139,7 @@ def described(pieces: TextPieces, weights: TokenStatistics, token: int) -> Gener
     token is added to.
 
     Raises:
-        ValueError: the model's output is not a number.
+        ValueError: the model's output is not finite.
     """
     if not math.isfinite(weights.log_probability):
         raise ValueError(NOT_A_NUMBER)

@@ -65,14 +65,14 @@ def samples_of_file(
         file: the file, one of `pictures`.
         pictures: all uploaded files.
         most: how many samples to take.
-            prompt: asked if a row has no question. The form's default text counts as no prompt, so
-                that a row whose question is not found is not silently asked the default question.
-            seed: selects the samples.
-            limits: limits of images.
+        prompt: asked if a row has no question. The form's default text counts as no prompt, so
+            that a row whose question is not found is not silently asked the default question.
+        seed: selects the samples.
+        limits: limits of images.
         opened, on_progress, stop: as in `sinks.samples.read_samples`.
 
     Raises:
-            ValueError: the file cannot be read, is not an upload, or none of its rows can be asked.
+        ValueError: the file cannot be read, is not an upload, or none of its rows can be asked.
         Stopped: `stop` was set.
     """
     named: dict[str, Path | None] = {}
