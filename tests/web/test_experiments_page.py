@@ -1,4 +1,4 @@
-"""The Experiments tab without a model: controls, what is sent of a result, what is said before."""
+"""The Experiments tab without a model: controls, the data of a result, texts before a run."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""A linter (oxlint: ESLint's rules) reads the page's scripts.
+"""A linter (oxlint: ESLint's rules) checks the page's scripts.
 
-The files of one component share one scope, so they are read as one text. `x * 0` keeps what is no
-number and control characters are what is looked for: those two rules are off in `oxlint.json`.
+The files of one component share one scope, so they are checked as one text. Two rules are off in
+`oxlint.json`: `x * 0` is used on purpose to keep NaN, and control characters are searched for.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Scripts of later tabs: not in the page, sent when their tab opens, and told when they fail."""
+"""Scripts of later tabs: not in the page, sent when their tab opens, and errors are shown."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def test_a_later_tab_has_a_line_that_fetches_its_script() -> None:
 
 
 def test_the_page_carries_none_of_them_and_is_light(site: Site) -> None:
-    """What is sent of a page that opens: all of ours is in it, and of Gradio its description."""
+    """Data sent when the page opens: all our files are in it, and Gradio's description."""
     config, headers = fetch(f"{site.url}config")
     assert headers["Content-Encoding"] == "gzip"
     text = gzip.decompress(config).decode()
