@@ -136,7 +136,7 @@ def out_of_memory_named(
         yield
     except errors:
         full = True  # raised below, when the traceback no longer holds the run's tensors
-    except RuntimeError as error:  # what torch raises where a CPU's memory is full
+    except RuntimeError as error:  # torch raises this if a CPU's memory is full
         full = "can't allocate memory" in str(error)
         if not full:
             raise

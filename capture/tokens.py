@@ -70,7 +70,7 @@ class TokenProbe:
         return generated
 
     def finished(self) -> tuple[GeneratedToken, ...]:
-        """The tokens, with texts that join to the answer, also where it ends inside a character."""
+        """The tokens, with texts that join to the answer, also if it ends inside a character."""
         return with_texts(self.tokens, self._pieces)
 
 

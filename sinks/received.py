@@ -36,7 +36,7 @@ def received(query: Tensor, key: Tensor, scale: float, first_query: int = 0) -> 
         first_query: rows before this position are not counted.
 
     Returns:
-        float32 (N,), in multiples of uniform attention; 0 where no wanted row comes later.
+        float32 (N,), in multiples of uniform attention; 0 if no wanted row comes later.
     """
     heads, length, _ = query.shape
     kv_heads = key.shape[0]

@@ -19,7 +19,7 @@ from sinkscope.utils import sha256
 
 TokensBy = Literal["received", "after_image", "last_row", "norm"]
 MOST_COUNT = 1_000_000
-AUTO_SAMPLES, AUTO_TOKENS = 16, 8192  # in a pass on a GPU, where no batch size is given
+AUTO_SAMPLES, AUTO_TOKENS = 16, 8192  # in a pass on a GPU, if no batch size is given
 MEASURING = ("tokens_by", "top_percent", "min_ratio", "layers", "max_pixels")
 # A Gaussian vector of size D has its largest |x[d]| / rms near sqrt(2 ln D); chance stays below
 # this multiple of it for a dimension that has to be large on the mean over tokens and samples.

@@ -169,7 +169,7 @@ def test_the_published_file_in_words() -> None:
     assert found.values == {
         "do_sample": True,
         "temperature": 1e-6,
-        "top_k": 50,  # transformers' own, where a file that samples does not say
+        "top_k": 50,  # transformers' default, if a file that samples does not set it
         "repetition_penalty": 1.05,
     }
     assert found.words == "sampling (temperature 1e-06, top k 50), repetition penalty 1.05"

@@ -340,7 +340,7 @@ def test_memory_does_not_grow_with_the_questions(tiny: ModelHandle, tmp_path: Pa
 
     peak(20)  # imports and caches of the first use
     few, many = peak(200), peak(1400)
-    assert many - few < 1200 * 300  # bytes; an image alone has 80,000
+    assert many - few < 1200 * 300  # bytes; a single image has 80,000
 
 
 class _Nothing(list[str]):

@@ -239,7 +239,7 @@ def test_the_top_neurons_are_the_fewest_that_suffice() -> None:
 
 def test_of_an_even_number_of_samples_the_median_lies_between_the_two_in_the_middle() -> None:
     assert median(torch.tensor([0.9, 0.1, 0.5, 0.6])) == pytest.approx(0.55)
-    # Shares of neuron 0; the lower one alone would not reach 0.55.
+    # Shares of neuron 0; the lower one would not reach 0.55.
     z = [torch.tensor([[strong, 1 - strong]]).sqrt() for strong in (0.5, 0.62)]
     assert held(z, 1).top(0.55, 0).tolist() == [0]
 

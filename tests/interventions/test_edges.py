@@ -85,7 +85,7 @@ def inputs(handle: ModelHandle, photo: Image.Image) -> PromptInputs:
 
 
 def told(inputs: PromptInputs, answer: tuple[int, ...] = ANSWER) -> dict[str, torch.Tensor]:
-    """The prompt's tensors with the answer behind them."""
+    """The prompt's tensors followed by the answer."""
     made = dict(inputs.tensors)
     ids = made["input_ids"]
     made["input_ids"] = torch.cat([ids, torch.tensor([answer])], 1)
@@ -145,7 +145,7 @@ def cutting(
 def from_prefix(
     handle: ModelHandle, inputs: PromptInputs, cuts: CutEdges, rows: int
 ) -> torch.Tensor:
-    """float32 (rows, positions behind the last image, vocabulary), continued from a prefix."""
+    """float32 (rows, positions after the last image, vocabulary), continued from a prefix."""
     prefix = forward_prefix(handle, inputs, ())
     ids = told(inputs)["input_ids"][:, prefix.length :].repeat(rows, 1)
     with attached(

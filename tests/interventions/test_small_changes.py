@@ -156,7 +156,7 @@ def test_lower_attention(
 def test_a_row_that_holds_only_lowered_keys_stays(
     handle: ModelHandle, inputs: PromptInputs
 ) -> None:
-    rows = Rows((0,), (0,))  # query 0 sees key 0 alone
+    rows = Rows((0,), (0,))  # query 0 sees only key 0
     change = LowerAttention((0,), 0.0, row_positions=range(NO_END))
     with attached(handle, inputs, [rows], [change]) as session:
         logits = handle.model(**inputs.tensors).logits

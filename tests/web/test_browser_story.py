@@ -143,7 +143,7 @@ def test_stop_keeps_the_part(site: Site, open_page: Any, photo_file: Path) -> No
     page.click("#stop")
     finished(page, "stopped")
     assert page.inner_text("[data-testid=phase]") == "Stopped"
-    page.wait_for_selector("[data-testid=token-baseline-4]")  # the finished run is drawn anew
+    page.wait_for_selector("[data-testid=token-baseline-4]")  # the finished run is drawn again
     assert page.locator("[data-testid=strip-baseline] .token").count() == 5
     page.click("[data-testid=token-baseline-1]")
     assert "token 1" in page.inner_text("[data-testid=selection]")

@@ -121,7 +121,7 @@ def test_from_run_to_questions(make: Make, tmp_path: Path) -> None:
     assert (first["method"], first["against"]) == ("var", "default")
     where = kinds.count("where")
     assert (first["fixed"], first["broken"], first["same"]) == (where, 0, 14 - where)
-    # The report's own words, with what such a sample can show where nothing is shown.
+    # The report's own words, including what such a sample can show when nothing is found.
     assert len(header["said"]) == 3
     none = [one["text"] for one in header["said"] if one["kind"] == "none"]
     assert all(text.startswith(("No difference shown", "So the gain")) for text in none)

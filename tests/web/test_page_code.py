@@ -22,7 +22,7 @@ COMPONENTS = sorted({file.parent.name for file in STATIC.glob("*/*.js")} - {SAVE
 
 
 def findings(folder: Path, name: str, code: str) -> str:
-    """What the linter says of a script; empty where it finds nothing."""
+    """The linter's findings for a script; empty if it finds nothing."""
     (folder / name).write_text(code, encoding="utf-8")
     linter = Path(sys.executable).with_name("oxlint")
     asked = [str(linter), "-c", str(CONFIG), "--format", "unix", name]

@@ -26,7 +26,7 @@ def test_a_later_tab_has_a_line_that_fetches_its_script() -> None:
         line = script_of(name)
         assert len(line) < 900 and re.search(rf"part/{name}\.js\?[0-9a-f]{{12}}", line)
         assert "@" not in line
-        assert 'class="alert"' in read_static(f"{name}.html")  # where a failure is said
+        assert 'class="alert"' in read_static(f"{name}.html")  # where a failure is shown
     assert script_of("inspector") == read_static("inspector")
 
 

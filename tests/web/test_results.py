@@ -117,7 +117,7 @@ def test_an_evaluation_is_its_users_alone_and_can_be_deleted(user: Any, tmp_path
     user("ann")
     run_id = begun(store)
     place = store.find(run_id)
-    store = EvaluateStore(tmp_path / "runs", owned=True)  # the app was started anew
+    store = EvaluateStore(tmp_path / "runs", owned=True)  # the app was restarted
     (picture,) = files(tmp_path, "picture")
     store.keep(run_id, {"url": served(picture)})
     assert store.find(run_id) == place
