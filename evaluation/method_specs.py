@@ -22,7 +22,7 @@ from sinkscope.config import VARSettings
 from sinkscope.setting import read, settings_of
 
 KINDS = ("default", "var", "var-random")
-# By field; `layers` is that here, because nothing else has layers.
+# By field name; `layers` needs no prefix here, because nothing else has layers.
 _SETTINGS = {
     one.field: dataclasses.replace(one, name=one.field) for one in settings_of(VARSettings)
 }

@@ -35,7 +35,7 @@ A line of records is a JSON object with exactly these keys (`evaluation.record.A
     seconds              of this answer; shared work is split evenly among those that share it
     error                null, or text: why there is no score. Such a record counts in no metric,
                          and the run is not complete; the next run into the folder tries it again
-    host                 object: host name, process, device. `seconds` and `host` may differ
+    host                 object: host name, process, device. Only `seconds` and `host` may differ
                          between two runs of one configuration
 
 A question's records are adjacent, one per method, and are written at once. A half-written end left

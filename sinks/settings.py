@@ -1,8 +1,8 @@
 """How sink dimensions are looked for: one frozen, checked set of settings.
 
-Two kinds of settings, because a forward pass is dear and a decision is not: those in `MEASURING`
-say what is measured on each sample and belong to the fingerprint of the work folder; all others
-only say how the measurements are judged, and may be changed without a single new forward pass.
+There are two kinds of settings, because a forward pass is expensive and a decision is not. Those in
+`MEASURING` say what is measured on each sample and belong to the fingerprint of the work folder.
+All others only say how the measurements are judged, and may be changed without a new forward pass.
 """
 
 from __future__ import annotations

@@ -5,7 +5,7 @@ returns from `see` what to keep of each:
 
     @dataclass(frozen=True)
     class Norms(Probe):
-        looks: tuple[At, ...] = (At("block_in"),)
+        reads: tuple[SiteSelection, ...] = (SiteSelection("block_in"),)
 
         def see(self, site, layer, values, positions):
             return values.norm(dim=-1)
