@@ -66,8 +66,9 @@ def answer(
         settings: length, sampling, what to capture.
         var: VAR settings of each row; None is the plain model.
         prefix: continue from it instead of starting at position 0; needed for more than one row.
-        mark: whose dimensions and threshold mark the sinks in the traces; None: those of the row
-            that has VAR, else the model's profile. With a prefix they must be its dimensions.
+        mark: gives the dimensions and threshold that mark sinks in the traces; None: those of
+            the row with VAR, otherwise the model's profile. With a prefix they must be its
+            dimensions.
         on_token: called with row, index and token as each is chosen.
         on_stage: called with a description of the stage if the next token will take long.
         stop: set it to end the run after the current token.
@@ -95,7 +96,7 @@ def answer(
             raise
         if choice.used == "graph":
             choice = EngineChoice(settings.engine, "loop", "its memory did not fit on the device")
-    # Here the traceback holds no tensors of the run any more.
+    # At this point the traceback no longer references tensors of the run.
     release_steps(handle)
     if handle.device.type == "cuda":
         torch.cuda.empty_cache()
@@ -298,7 +299,7 @@ def score_answer(
 def begin_with(
     handle: ModelHandle, inputs: PromptInputs, rows: int, prefix: Prefix | None
 ) -> dict[str, Any]:
-    """What `generate` begins with: the whole prompt, or its ids and the keys of the prefix.
+    """The first inputs of `generate`: the whole prompt, or its ids and the keys of the prefix.
 
     The cache keeps every key. transformers' default cache drops those outside a sliding window, and
     rows would be shorter than the prompt. The mask hides them as before, so the numbers are the

@@ -20,10 +20,10 @@ class AnswerProbes:
 
     Attributes:
         rows: the rows that explain the answer, one probe per batch row.
-        prompt_rows: those of the prompt's own tokens, likewise; none where none are wanted.
-        asked: the positions of these.
-        marks: sink scores, by VAR's dimensions, else by the model's profile; None where neither is
-            known.
+        prompt_rows: the rows of the prompt's own tokens, likewise; empty if none are wanted.
+        asked: the positions of these tokens.
+        marks: sink scores, by VAR's dimensions, otherwise by the model's profile; None if neither
+            is known.
     """
 
     rows: tuple[TraceRows, ...]
@@ -59,7 +59,7 @@ class AnswerProbes:
 
     @property
     def of_prompt(self) -> list[Probe]:
-        """Those that see only the prompt."""
+        """The probes that see only the prompt."""
         return [*self.prompt_rows, *([self.marks] if self.marks else [])]
 
     def all(self) -> list[Probe]:

@@ -6,7 +6,7 @@ them): with `decoding` "ours" those that `GenerationSettings` names have its val
 are off; with "checkpoint" they have the checkpoint's values, as transformers would use them. The
 tokens that end and pad an answer are the checkpoint's in both.
 
-Nothing here runs a model or needs transformers; `capture.run` makes its configuration of this.
+Nothing here runs a model or needs transformers; `capture.run` makes its configuration from this.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ from sinkscope.models.generation_file import GenerationFile, shortened
 
 @dataclass(frozen=True)
 class CheckpointDecoding:
-    """What a checkpoint's own generation_config.json would do.
+    """The effect of a checkpoint's own generation_config.json.
 
     Attributes:
-        values: the settings that act, in plain values, with what transformers takes for those of
-            sampling that are not set. Empty is greedy decoding and nothing else.
-        refusals: why these cannot be followed, in sentences; empty where they can.
-        notes: what of the file has no effect or was replaced, in sentences.
+        values: the settings that have an effect, as plain values, with transformers' defaults for
+            sampling settings that are not set. Empty: greedy decoding and nothing else.
+        refusals: why these cannot be followed, in sentences; empty if they can.
+        notes: which parts of the file have no effect or were replaced, in sentences.
     """
 
     values: Mapping[str, Any]
@@ -54,7 +54,7 @@ class CheckpointDecoding:
 def read_options(
     own: Mapping[str, Any], vocabulary: int, file: GenerationFile | None = None
 ) -> CheckpointDecoding:
-    """What the attributes of a checkpoint's `GenerationConfig` would do.
+    """The effect of the attributes of a checkpoint's `GenerationConfig`.
 
     Args:
         own: the attributes, of whatever type the file gave them.
@@ -92,7 +92,7 @@ def _contrasts(values: Mapping[str, Any]) -> bool:
 
 
 def own_values(settings: GenerationSettings) -> dict[str, Any]:
-    """What acts with decoding "ours", in plain values."""
+    """The settings in effect with decoding "ours", as plain values."""
     values: dict[str, Any] = {}
     if settings.temperature > 0:
         values = {
@@ -109,9 +109,9 @@ def own_values(settings: GenerationSettings) -> dict[str, Any]:
 
 
 def in_words(values: Mapping[str, Any]) -> str:
-    """Settings that act, as one line without any text of a file's own.
+    """Settings in effect, as one line that quotes no text from a file.
 
-    Such as `sampling (temperature 0.7, top k 50), repetition penalty 1.1`.
+    Example: `sampling (temperature 0.7, top k 50), repetition penalty 1.1`.
     """
     drawn = [_word(n, v) for n, v in values.items() if GENERATION_OPTIONS[n].kind == "samples"]
     words = f"sampling ({', '.join(drawn)})" if values.get("do_sample") else "greedy decoding"
@@ -131,8 +131,8 @@ def _word(name: str, value: Any) -> str:
 
 
 def shown_settings(trace: GenerationTrace) -> dict[str, Any]:
-    """A run's settings for people: those that had an effect on what was said, and the checkpoint's
-    own in one line where it decided."""
+    """A run's settings for people: those that had an effect on the answer, and the
+    checkpoint's own in one line if it decided."""
     settings = {name: v for name, v in trace.settings.items() if name not in ("engine", "compile")}
     if settings.pop("decoding", "ours") != "checkpoint":
         return settings
@@ -141,7 +141,7 @@ def shown_settings(trace: GenerationTrace) -> dict[str, Any]:
 
 
 def decoding_words(trace: GenerationTrace) -> str:
-    """How a run's tokens were chosen, and what was not used for it; empty where it is not known."""
+    """How a run's tokens were chosen, and what was not used for it; empty if not known."""
     about = _about(trace)
     if not about:
         return ""
@@ -163,8 +163,8 @@ def engine_words(trace: GenerationTrace) -> str:
 
 
 def unused_words(about: Mapping[str, Any]) -> str:
-    """What the checkpoint's own settings would do, where a run does not follow them; empty where
-    that is greedy decoding and nothing else.
+    """The effect that the checkpoint's own settings would have, if a run does not follow them;
+    empty if that is greedy decoding and nothing else.
 
     Args:
         about: `GenerationTrace.extra["decoding"]`.
@@ -179,7 +179,7 @@ def unused_words(about: Mapping[str, Any]) -> str:
 def is_sampled(trace: GenerationTrace) -> bool:
     """Whether the answer was drawn at random, so that another seed may give another one."""
     about = _about(trace)
-    if not about:  # from before traces said so
+    if not about:  # older traces do not say
         return bool(trace.settings.get("temperature", 0) > 0)
     return _options(about.get("used")).get("do_sample") is True
 

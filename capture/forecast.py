@@ -41,9 +41,9 @@ class Forecast:
         working_bytes: attention rows being processed, on the device, in addition to plain
             generation; with steps (`capture.engine`) also those that wait there to be copied to the
             host.
-        cache_bytes: keys and values, on the device; plain generation takes them too.
+        cache_bytes: keys and values, on the device; plain generation needs them too.
         seconds: of the whole run, with both answers of a comparison.
-        host_available, device_available: free bytes now; None where this system does not say.
+        host_available, device_available: free bytes now; None if this system does not report them.
         measured: whether `seconds` is based on finished runs; otherwise it is an estimate.
     """
 
@@ -73,7 +73,7 @@ def forecast(
     same_text: bool = False,
     pace: Pace | None = None,
 ) -> Forecast:
-    """What `attention_extractor.generate` or `compare` will take with these arguments.
+    """What `attention_extractor.generate` or `compare` will need with these arguments.
 
     Costs a few matrix products and needs no lock. An estimate is larger while something else runs.
 
@@ -212,7 +212,7 @@ def bytes_of_a_row(layout: PromptLayout, layers: int, heads: int) -> int:
 
 
 def available_memory(device: torch.device) -> int | None:
-    """Bytes that can be taken now without swapping; None where this system does not say."""
+    """Bytes that can be taken now without swapping; None if this system does not report it."""
     if device.type == "cuda":
         free, _ = torch.cuda.mem_get_info(device)
         idle = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
@@ -224,7 +224,7 @@ def available_memory(device: torch.device) -> int | None:
 
 
 def container_free(folder: Path) -> int | None:
-    """What a container's limit (cgroup version 2) leaves; None where there is no limit."""
+    """Free bytes below a container's limit (cgroup version 2); None if there is no limit."""
     try:
         limit = (folder / "memory.max").read_text().strip()
         taken = int((folder / "memory.current").read_text())
@@ -259,7 +259,7 @@ def _cache_bytes(handle: ModelHandle, inputs: PromptInputs, settings: Generation
 
 
 def _head_size(handle: ModelHandle) -> int:
-    """The width of a head: as the config says, because not every model divides the hidden size."""
+    """The width of a head: from the config, because not every model divides the hidden size."""
     stack = handle.stack
     text = handle.model.config.get_text_config()
     candidates = [text, *(stack.layers[0].modules() if len(stack.layers) else ())]

@@ -1,4 +1,4 @@
-"""Every setting that transformers has for how the next token is chosen, and what it changes.
+"""Every setting of transformers for choosing the next token, and what it changes.
 
 A setting is a "knob": one attribute of transformers' `GenerationConfig`. `capture.decoding` says
 which of them act in a run.
@@ -28,11 +28,11 @@ class GenerationOption:
             sampling. "ends": how long an answer is. "other way": asks for a way of generating that
             cannot be captured. "unused": acts only with such a way, or never in a model of this
             kind. "mechanics": how a result is computed or returned, not which one. "token": ids of
-            special tokens. "record": no setting.
+            special tokens. "record": not a setting.
         off: the value with which it changes nothing.
         usable: whether transformers can use a value (not None), given the size of the vocabulary.
         allowed: the usable values in words.
-        acts: whether a usable value changes anything; None: where it is not `off`.
+        acts: whether a usable value changes anything; None: if it differs from `off`.
         plain: a usable value as JSON has it, in the number type that transformers demands.
         why: of an "other way": what it is, and why it cannot be captured.
     """
@@ -62,7 +62,7 @@ def _is_whole(value: Any) -> bool:
 
 
 def _are_some(value: Any, vocabulary: int) -> bool:
-    """Ids of tokens, but not of all; ids that no token has do nothing."""
+    """Ids of some tokens, but not of all; ids without a token have no effect."""
     if not isinstance(value, list | tuple) or not all(_is_whole(one) for one in value):
         return False
     return len({one for one in value if is_token(one, vocabulary)}) < vocabulary
@@ -105,7 +105,7 @@ def _whole(kind: Kind, off: Any, low: int, why: str = "") -> GenerationOption:
 
 
 def _count(kind: Kind, off: Any) -> GenerationOption:
-    """Off up to 0."""
+    """An option that is off up to 0."""
     return GenerationOption(kind, off, lambda v, _: _is_whole(v), "a whole number", lambda v: v > 0)
 
 

@@ -28,7 +28,7 @@ class ReducedRows:
     entropy: Tensor
 
     def layers(self, slots: slice) -> ReducedRows:
-        """Those of some layers; views."""
+        """Views of some layers."""
         return ReducedRows(self.attention[:, slots], self.shares[:, slots], self.entropy[:, slots])
 
     def copy_(self, other: ReducedRows) -> None:
@@ -110,15 +110,14 @@ class HostCopies:
         """The buffer on the device for the kept parts of the layers `slots`.
 
         An open buffer is sent first, unless these layers continue it. A buffer is reused for the
-        next
-        token: the copy of it is queued before what is written then.
+        next token: its copy is queued before the next token is written.
 
         Args:
             size: of all layers together.
             device: where the rows are.
             first: index of the first row.
             slots: layers, neighbours.
-            to: where all layers go.
+            to: destination of all layers.
         """
         key = (size, device, first)
         if self._open is not None and self._open.key == key and self._open.stop == slots.start:

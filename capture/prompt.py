@@ -1,4 +1,4 @@
-"""Attention of the PROMPT's own tokens: what each of them looked at while it was read.
+"""Attention of the PROMPT's own tokens: what each of them attended to.
 
 Row convention: row r is the query row AT prompt position `positions[r]` (`capture.trace`).
 
@@ -125,7 +125,7 @@ def reference_row(
     and the images are cut into the same patches. Earlier turns are left out. They come after the
     image and ask about it, so they belong to what the generic instruction replaces.
 
-    The pass begins after the `prefix` of `inputs`, where there is one.
+    The pass begins after the `prefix` of `inputs`, if there is one.
 
     Raises:
         NoReferenceError: the images were cut into other patches, because `inputs` were not prepared
@@ -151,7 +151,7 @@ def reference_row(
     row = read_prompt(
         handle, general, [general.layout.length - 1], settings, prefix if same else None
     )
-    return dataclasses.replace(row, sinks=())  # show the run's own
+    return dataclasses.replace(row, sinks=())  # the run's own sinks are shown
 
 
 def _positions(layout: PromptLayout, positions: Sequence[int] | None) -> tuple[int, ...]:

@@ -1,4 +1,4 @@
-"""The mechanics of one run: how it is stopped, seeded, and cleaned up when memory runs out."""
+"""One run: how it is stopped, seeded, and cleaned up when memory runs out."""
 
 from __future__ import annotations
 
@@ -99,7 +99,7 @@ class Ending(StoppingCriteria):
         )
 
     def _for_all(self) -> str:
-        """Why the whole run ends with this token; empty if it goes on."""
+        """Why the whole run ends with this token; empty if it continues."""
         if self._stop is not None and self._stop.is_set():
             return "stopped"
         late = self._deadline is not None and time.monotonic() > self._deadline
@@ -136,7 +136,7 @@ def out_of_memory_named(
         yield
     except errors:
         full = True  # raised below, when the traceback no longer holds the run's tensors
-    except RuntimeError as error:  # what torch raises where a CPU's memory is full
+    except RuntimeError as error:  # torch raises this if a CPU's memory is full
         full = "can't allocate memory" in str(error)
         if not full:
             raise
@@ -206,7 +206,7 @@ class Decoding:
 
     Attributes:
         config: for transformers' `generate`.
-        max_time, stop_strings: what else ends an answer (see `Ending`); None and () for nothing.
+        max_time, stop_strings: what else ends an answer (see `Ending`); None and () if nothing.
         about: for the trace (`GenerationTrace.extra`), in plain values.
     """
 
@@ -221,7 +221,7 @@ class Decoding:
         probes: Sequence[TokenProbe],
         stop: threading.Event | None = None,
     ) -> Ending:
-        """What ends the run that is about to begin."""
+        """The `Ending` of the run that is about to begin."""
         strings = None
         if self.stop_strings:
             strings = StopStringCriteria(handle.tokenizer, list(self.stop_strings))

@@ -1,4 +1,4 @@
-"""Queries kept instead of rows: a run that IS plain SDPA, whose attention is computed afterwards.
+"""Queries kept instead of rows: the run uses plain SDPA, and its attention is computed afterwards.
 
 Only the rotated queries of each answer token are kept (layers x heads x head size, however long the
 prompt), and the keys that the run's cache held anyway. Softmax rows follow from both, exactly: they

@@ -70,7 +70,7 @@ class TokenProbe:
         return generated
 
     def finished(self) -> tuple[GeneratedToken, ...]:
-        """The tokens, with texts that join to the answer, also where it ends inside a character."""
+        """The tokens, with texts that join to the answer, also if it ends inside a character."""
         return with_texts(self.tokens, self._pieces)
 
 
@@ -139,7 +139,7 @@ def described(pieces: TextPieces, weights: TokenStatistics, token: int) -> Gener
     token is added to.
 
     Raises:
-        ValueError: the model's output is not a number.
+        ValueError: the model's output is not finite.
     """
     if not math.isfinite(weights.log_probability):
         raise ValueError(NOT_A_NUMBER)

@@ -84,7 +84,7 @@ class TraceFile:
         path: the file. Its header is read and checked here.
 
     Raises:
-        TraceFileError: it is missing, damaged, no trace, or of a newer format.
+        TraceFileError: it is missing, damaged, not a trace, or of a newer format.
     """
 
     def __init__(self, path: Path) -> None:
@@ -312,7 +312,7 @@ def _read_header(file: FileIO) -> tuple[dict[str, str], Table, dict[str, int]]:
 
 
 def _read_about(path: Path, metadata: Mapping[str, str], table: Table) -> dict[str, Any]:
-    """The JSON part, when the header is found whole; errors as `_read_header`."""
+    """The JSON part, once the header is known to be undamaged; errors as `_read_header`."""
     if FORMAT not in metadata:
         raise TraceFileError(f"{path.name} is a safetensors file, but no SinkScope trace.")
     whole = metadata.get(CHECKSUM) == header_checksum(metadata, table)

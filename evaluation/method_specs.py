@@ -22,7 +22,7 @@ from sinkscope.config import VARSettings
 from sinkscope.setting import read, settings_of
 
 KINDS = ("default", "var", "var-random")
-# By field; `layers` is that here, where nothing else has layers.
+# By field name; `layers` needs no prefix here, because nothing else has layers.
 _SETTINGS = {
     one.field: dataclasses.replace(one, name=one.field) for one in settings_of(VARSettings)
 }
@@ -51,7 +51,7 @@ def parse_methods(methods: Sequence[str], sweeps: Sequence[str] = ()) -> tuple[M
 
     Raises:
         ValueError: an unknown kind or setting, a value that is none, no method at all, the same
-            one twice, or a sweep where no method is VAR.
+            one twice, or a sweep if no method is VAR.
     """
     if not methods:
         raise ValueError(f"No method is given; allowed: {', '.join(KINDS)}.")

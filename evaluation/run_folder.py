@@ -16,18 +16,18 @@ A line of records is a JSON object with exactly these keys (`evaluation.record.A
     prompt_hash          SHA-256 of all that the model was given: texts, images' pixels, system
                          prompt, image bounds, token limit. The same for every method of a question;
                          "" where an image or the row could not be read or taken by the model
-    answer               text; null where there is an error
+    answer               text; null if there is an error
     extraction           text: what the judge took the answer to be; null where it made nothing of
                          it
-    score                number from 0 to 1 (`Judgement.score`); null where there is an error
+    score                number from 0 to 1 (`Judgement.score`); null if there is an error
     details              object: `Judgement.details`
     truth, category, cluster, fields
                          of the question, as `evaluation.base.Question` has them (tuples are lists)
     log_probabilities    list of numbers: of each answer token, in nats, as the model gave it; null
-                         where there is an error
+                         if there is an error
     finish               "end" or "length", as `GenerationTrace.finish_reason`; null with an error
     sinks                whole number: vision tokens that VAR's dimensions and threshold (or the
-                         profile's, for `default`) mark in at least one layer; null where nothing is
+                         profile's, for `default`) mark in at least one layer; null if nothing is
                          known about sinks
     rows_changed         number from 0 to 1: share of (layer, head, query row) that VAR changed;
                          0 for `default`
@@ -35,7 +35,7 @@ A line of records is a JSON object with exactly these keys (`evaluation.record.A
     seconds              of this answer; shared work is split evenly among those that share it
     error                null, or text: why there is no score. Such a record counts in no metric,
                          and the run is not complete; the next run into the folder tries it again
-    host                 object: host name, process, device. `seconds` and `host` alone may differ
+    host                 object: host name, process, device. Only `seconds` and `host` may differ
                          between two runs of one configuration
 
 A question's records are adjacent, one per method, and are written at once. A half-written end left
@@ -77,7 +77,7 @@ class Run:
     """A run, read from its folder.
 
     Attributes:
-        folder: where it is.
+        folder: its path.
         config: what it was made by.
         provenance: of the whole run, or of its first shard.
         summaries: one per file of records.

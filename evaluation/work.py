@@ -56,10 +56,10 @@ class WorkResult:
     """What came of it: one answer a method, or an error.
 
     Attributes:
-        prompt_hash: of what was asked; "" where it could not be put together.
+        prompt_hash: hash of the prompt; "" if it could not be built.
         answers: in the order of the methods; empty with an error.
         error: in words; None where all went well.
-        host: where it was made.
+        host: the machine that made it.
     """
 
     prompt_hash: str = ""

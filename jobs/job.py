@@ -107,8 +107,8 @@ class Job:
         owner: the browser session whose job it is. None, on the command line and in a notebook:
             any holder of the job may stop it.
         kind: such as "answer"; a session's Stop applies to jobs of one kind.
-        seconds: how long it may compute, from `with` on; None for as long as it takes. Waiting in
-            the queue does not count.
+        seconds: how long it may compute, from `with` on; None: no limit. Waiting in the queue
+            does not count.
         on_progress: called with each report.
         clock: of the deadline, in seconds.
 

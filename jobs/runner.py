@@ -23,7 +23,7 @@ from sinkscope.jobs.job_queue import JobQueue, turns
 
 TICK_SECONDS = 1.0  # between two events of a silent job, so that a clock can advance
 
-STUCK_SECONDS = 120.0  # that a stopped job may take for its current step
+STUCK_SECONDS = 120.0  # limit for the current step of a stopped job
 
 Work = Callable[[Job], Any]
 Deserted = Callable[[str, float], bool]  # session, since when its job is known (time.monotonic)
@@ -62,8 +62,8 @@ class _Failed:
 
 @dataclass(frozen=True)
 class _Worker:
-    """A job's thread, and whether it has said how the job ended. Whoever streams the job may take a
-    while to hear it, and the thread is over meanwhile."""
+    """A job's thread, and whether it has reported how the job ended. The generator that streams the
+    job may read this report only after the thread has ended."""
 
     thread: threading.Thread
     told: threading.Event
@@ -79,14 +79,14 @@ class Runner:
 
     Args:
         longest: how many jobs may wait for the model.
-        seconds: how long one job may compute; None for as long as it takes.
+        seconds: how long one job may compute; None: no limit.
         share: how many of these one session may have waiting; None: all.
 
     Attributes:
         deserted: whether a session has no client left (`web.server.presence`); None where
             this is unknown. Its jobs then end, both queued and running ones.
-        withdrawing: called where a job is made; returns what tells whether the question behind it
-            was withdrawn since (`web.server.events`), upon which the job ends.
+        withdrawing: called where a job is made; returns a function that tells whether the
+            request behind it was withdrawn since (`web.server.events`); then the job ends.
     """
 
     def __init__(
@@ -124,8 +124,8 @@ class Runner:
 
     @property
     def stuck(self) -> tuple[str, ...]:
-        """Problems with the threads of jobs, in words: ones that ended without telling a result,
-        and ones that should have ended long ago."""
+        """Problems with the threads of jobs, in words: those that ended without reporting a
+        result, and those that should have ended long ago."""
         with self._lock:
             workers = list(self._threads.items())
         jobs = []
@@ -149,7 +149,7 @@ class Runner:
     ) -> Iterator[Waiting | JobProgress | Done]:
         """Run `work(job)` in its own thread and stream its events.
 
-        An `JobProgress` comes with a report or a stage (the latest if several have come), and after
+        A `JobProgress` comes with a report or a stage (the latest if several have come), and after
         each second without one. The thread ends before the generator, so the next job finds the
         model free.
 
@@ -175,7 +175,7 @@ class Runner:
             job.listen(events.put)
             changed = threading.Event()
             thread = threading.Thread(
-                # in the context of whoever asks, so that the work knows whose it is
+                # in the caller's context, so that the work knows its user
                 target=copy_context().run,
                 args=(_worked, job, work, events, changed),
                 name=f"job {job.kind}",

@@ -33,7 +33,7 @@ TokenSource = Literal["answer", "prompt"]
 AxisName = Literal["token", "layer", "head"]
 Axes = tuple[tuple[AxisName, tuple[int, ...]], ...]
 
-# Layers, heads (indices in the model; None: all), and single heads in their place.
+# Layers and heads (indices in the model; None: all), or single heads instead.
 Chosen = tuple[Sequence[int] | None, Sequence[int] | None, Heads | None]
 
 AXES: tuple[AxisName, ...] = ("token", "layer", "head")
@@ -111,7 +111,7 @@ class MapStack:
             layers, heads: indices in the model; None is all of the axis.
             image: which image.
             label: what is explained, in words.
-            pairs: (layer, head) of single heads, in the place of layers and heads.
+            pairs: (layer, head) of single heads, instead of layers and heads.
 
         Raises:
             ValueError: a layer or head that the stack does not have, or no such image.

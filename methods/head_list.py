@@ -1,7 +1,7 @@
 """Lists of single heads, and their JSON file: what `methods.heads` finds, and users name. No torch.
 
 A list says which heads do something (localise, feed on sinks). It limits VAR to them, and
-`PickedHeads` makes maps of them alone.
+`PickedHeads` makes maps of only these heads.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ Kind = Literal["localising", "feeds_on_sinks"]
 FORMAT, VERSION = "sinkscope heads", 1
 MOST_PICKED = 1000  # heads of one map; they must fit into a link
 WORDS = {"": "head", "localising": "localising head", "feeds_on_sinks": "sink head"}
-NAMES: dict[str, Kind] = {"localising": "localising", "sinks": "feeds_on_sinks"}  # as users say
-SMALL = Bounds(bytes=2_000_000, values=1_000_000, lists=200_000)  # of a list that is sent
+NAMES: dict[str, Kind] = {"localising": "localising", "sinks": "feeds_on_sinks"}  # for users
+SMALL = Bounds(bytes=2_000_000, values=1_000_000, lists=200_000)  # of an upload
 
 
 @dataclass(frozen=True)
@@ -52,9 +52,9 @@ class HeadList:
 
     Attributes:
         kind: what they do.
-        model, revision: of which model (`ModelInfo`).
+        model, revision: its model (`ModelInfo`).
         chosen: the heads.
-        description: what the list was made of, in words.
+        description: the source of the list, in words.
     """
 
     kind: Kind
@@ -110,17 +110,17 @@ class HeadList:
         """Read a list.
 
         Raises:
-            ValueError: the file is missing, or is no such list; the text says what is wrong.
+            ValueError: the file is missing, or is not such a list; the text says what is wrong.
         """
         path = Path(path)
         return HeadList.of(read_json(path, "The list of heads"), path.name)
 
     @staticmethod
     def read(text: str, name: str = "The text") -> HeadList:
-        """The list in the text of a file, which somebody sent.
+        """The list in the text of a file that a user sent.
 
         Raises:
-            ValueError: it is no such list, or too long; the text says what is wrong.
+            ValueError: it is not such a list, or too long; the text says what is wrong.
         """
         try:
             if len(text) > SMALL.bytes:
@@ -136,7 +136,7 @@ class HeadList:
         """A list from the value of its file, which is called `name` in errors.
 
         Raises:
-            ValueError: it is no such list.
+            ValueError: it is not such a list.
         """
         if not isinstance(values, dict) or values.get("format") != FORMAT:
             raise ValueError(f"{name} is not a list of heads (format is not {FORMAT!r}).")
@@ -165,11 +165,11 @@ class HeadList:
 
 @dataclass(frozen=True)
 class PickedHeads:
-    """Single heads whose maps become one, in the place of a range of layers and heads.
+    """Single heads whose maps become one, instead of a range of layers and heads.
 
     Attributes:
         pairs: (layer, head) of each, rising, indices in the model.
-        kind: of the list that they are from; empty: they were named one by one.
+        kind: kind of the list that they come from; empty if they were named one by one.
     """
 
     pairs: Heads
@@ -205,10 +205,10 @@ class PickedHeads:
 
 @dataclass(frozen=True)
 class HeadsFrom:
-    """What a user said of which heads a map is made, before a run is at hand.
+    """A user's choice of heads for a map, before there is a run.
 
     Attributes:
-        from_run: `localising` or `sinks`: what the run itself shows; empty: they are given.
+        from_run: `localising` or `sinks`: found in the run itself; empty: the heads are given.
         given: a list, or heads that were named one by one.
     """
 
@@ -221,7 +221,7 @@ class HeadsFrom:
 
         Args:
             value: the text.
-            files: a name that ends in .json is that of a file.
+            files: whether a text that ends in .json is the name of a file.
 
         Raises:
             ValueError: it is none of them, or a list without heads.
@@ -239,7 +239,7 @@ class HeadsFrom:
         return HeadsFrom(given=given)
 
     def check_model(self, info: ModelInfo) -> None:
-        """Refuse heads of another model, or that this one does not have, before anything runs.
+        """Refuse heads of another model or that this model does not have, before anything runs.
 
         Raises:
             ValueError: naming them.
@@ -262,7 +262,7 @@ class HeadsFrom:
             ValueError: they are another model's, the run did not keep them, or none was found.
         """
         if self.given is None:
-            from sinkscope.methods.heads import found_heads  # late: it needs torch
+            from sinkscope.methods.heads import found_heads  # imported here, because it needs torch
 
             return found_heads(run, self.from_run).picked()
         self.check_model(run.model)

@@ -27,7 +27,7 @@ from sinkscope.utils import number_of
 __all__ = ["HeadChoice", "HeadList", "localising_heads", "sink_heads"]
 
 LEAST = 1e-3  # attention mass; less is not a spot
-AROUND = np.ones((3, 3), dtype=int)  # cells that touch by a corner are one spot
+AROUND = np.ones((3, 3), dtype=int)  # cells that touch at a corner belong to the same spot
 
 
 def localising_heads(
@@ -37,8 +37,8 @@ def localising_heads(
 
     Args:
         runs: of one model, with the same layers and heads kept.
-        count: how many at most.
-        tokens: of each run's answer; None: all.
+        count: the maximal number of heads.
+        tokens: tokens of each run's answer; None: all.
 
     Raises:
         ValueError: runs without an image, of several models, or without single heads.
@@ -70,12 +70,12 @@ def sink_heads(
     least_share: float = 0.5,
     least_mass: float = 0.2,
 ) -> HeadList:
-    """The heads that attend to the image and there mostly to sinks, the greatest share first.
+    """The heads that attend to the image, mostly to its sinks; the largest share first.
 
     Args:
         runs: of one model, whose sinks are known.
-        least_share: the sinks' part of the image mass, at least.
-        least_mass: share of the row on the image, at least.
+        least_share: the least part of the image mass on sinks.
+        least_mass: the least share of the row on the image.
 
     Raises:
         ValueError: as `localising_heads`, or runs whose sinks are not known.
@@ -100,14 +100,14 @@ def sink_heads(
 
 
 def found_heads(run: GenerationTrace, name: str) -> HeadList:
-    """The list of one run by what users call it, with at least one head.
+    """The list of one run by its name for users, with at least one head.
 
     Args:
-        run: whose tokens are all looked at.
+        run: the run; all its tokens are used.
         name: `localising` or `sinks` (`methods.head_list.NAMES`).
 
     Raises:
-        ValueError: no head of the run does that, or it cannot be known; or another name.
+        ValueError: no head of the run does that, or it is not known; or an unknown name.
     """
     if name not in NAMES:
         raise ValueError(f"heads is {name!r}; allowed: {', '.join(NAMES)}.")

@@ -146,7 +146,7 @@ class Layers:
 
 @contextmanager
 def attached_layers(passes: Passes) -> Iterator[Layers]:
-    """One pass over prompt and answer, and its layers to be run again inside the `with`."""
+    """One pass over prompt and answer; its layers can be run again inside the `with`."""
     layers = Layers(passes)
     with passes.attached([layers._seen]), ExitStack() as undo:
         layers.hook_in(undo)

@@ -1,4 +1,4 @@
-"""Occlusion: what a token's log-probability loses when a patch of the image is taken away."""
+"""Occlusion: how much a token's log-probability decreases when an image patch is removed."""
 
 from __future__ import annotations
 
@@ -24,8 +24,7 @@ class Occlusion(FromPasses):
 
     Positive: the patch supports the token; negative: it counts against it. With a window of K x K
     patches (moved by one, cut at the edges of the image), a patch has the mean over the windows
-    that cover
-    it. `methods.masked` describes the two ways of removing a patch.
+    that cover it. `methods.masked` describes the two ways of removing a patch.
 
     Attributes:
         how: cut attention edges, or grey pixels.

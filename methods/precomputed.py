@@ -39,22 +39,22 @@ class PrecomputedMaps(Method):
 
     @property
     def name(self) -> str:  # type: ignore[override]
-        """Of the method."""
+        """The method's name."""
         return self.method.name
 
     @property
     def source(self) -> str:  # type: ignore[override]
-        """Of the method."""
+        """The method's source."""
         return self.method.source
 
     @property
     def unit(self) -> str:  # type: ignore[override]
-        """Of the method."""
+        """The method's unit."""
         return self.method.unit
 
     @property
     def signed(self) -> bool:  # type: ignore[override]
-        """Of the method."""
+        """Whether the method's values are signed."""
         return self.method.signed
 
     def words(self, run: GenerationTrace) -> str:

@@ -4,8 +4,7 @@ log p of answer token t depends on the logits at one position, p. Its row in lay
 update of the residual stream at p, which no earlier position sees. So the gradient with respect to
 the row is that of ONE query: keys and values of the positions before it are read once and stay
 constants, and the pass that is differentiated has a single position. This is exact, not an
-approximation, and no
-tensor is larger than heads x positions.
+approximation, and no tensor is larger than heads x positions.
 """
 
 from __future__ import annotations

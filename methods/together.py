@@ -29,7 +29,7 @@ class SlotChoice:
     """Which slots of a method become one map; layers and heads are indices in the model.
 
     A method without a layer or head axis ignores them. `pairs` are single heads, (layer, head) of
-    each, instead of layers and heads; a method with layers alone is shown in theirs.
+    each, instead of layers and heads; a method with only a layer axis uses their layers.
     """
 
     layers: tuple[int, ...] | None = None
@@ -39,7 +39,7 @@ class SlotChoice:
     pairs: Heads | None = None
 
     def of(self, stack: MapStack) -> Chosen:
-        """What of it a stack has to choose from."""
+        """The part of the choice that a stack has axes for."""
         axes = {name for name, _ in stack.axes}
         if self.pairs is not None and {"layer", "head"} <= axes:
             return None, None, self.pairs
@@ -67,7 +67,7 @@ class MethodResult:
 
 
 def methods_named(wanted: str, methods: Sequence[Method] = METHODS) -> tuple[Method, ...]:
-    """Methods by a list of names: "all", or such as "attention,relative".
+    """Methods by a list of names: "all", or for example "attention,relative".
 
     Raises:
         ValueError: there is none of that name, or a name is given twice.

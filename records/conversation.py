@@ -1,7 +1,7 @@
 """Conversations, in the layouts of LLaVA, ShareGPT, OpenAI and ms-swift: one pair is asked.
 
 The pair is the first whose question shows an image (by a mark in its text or a part of its
-content), or the first of all where no image is placed. Earlier turns are its history; later turns
+content), or the first of all if no image is placed. Earlier turns are its history; later turns
 are counted. An image mark gives an image's position and is never text: images are shown before the
 text, as in LLaVA's own training, and a mark after words is noted.
 """

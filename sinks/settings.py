@@ -1,8 +1,8 @@
 """How sink dimensions are looked for: one frozen, checked set of settings.
 
-Two kinds of settings, because a forward pass is dear and a decision is not: those in `MEASURING`
-say what is measured on each sample and belong to the fingerprint of the work folder; all others
-only say how the measurements are judged, and may be changed without a single new forward pass.
+There are two kinds of settings, because a forward pass is expensive and a decision is not. Those in
+`MEASURING` say what is measured on each sample and belong to the fingerprint of the work folder.
+All others only say how the measurements are judged, and may be changed without a new forward pass.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from sinkscope.utils import sha256
 
 TokensBy = Literal["received", "after_image", "last_row", "norm"]
 MOST_COUNT = 1_000_000
-AUTO_SAMPLES, AUTO_TOKENS = 16, 8192  # in a pass on a GPU, where no batch size is given
+AUTO_SAMPLES, AUTO_TOKENS = 16, 8192  # in a pass on a GPU, if no batch size is given
 MEASURING = ("tokens_by", "top_percent", "min_ratio", "layers", "max_pixels")
 # A Gaussian vector of size D has its largest |x[d]| / rms near sqrt(2 ln D); chance stays below
 # this multiple of it for a dimension that has to be large on the mean over tokens and samples.

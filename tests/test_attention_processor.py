@@ -1,4 +1,4 @@
-"""Maps and shares from a small trace whose numbers can be worked out by hand."""
+"""Maps and shares from a small trace whose numbers can be computed by hand."""
 
 from __future__ import annotations
 

@@ -17,7 +17,7 @@ pytestmark = pytest.mark.tiny
 
 @pytest.fixture
 def folder(photo: Image.Image, tmp_path: Path) -> Path:
-    """Three images, one of them in a folder of its own, and one that is none."""
+    """Three images, one of them in a folder of its own, and a file that is not an image."""
     found = tmp_path / "photos"
     (found / "more").mkdir(parents=True)
     photo.save(found / "a.png")
@@ -28,7 +28,7 @@ def folder(photo: Image.Image, tmp_path: Path) -> Path:
 
 @pytest.fixture
 def loads(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
-    """Grows with each model that is loaded."""
+    """Grows with each loaded model."""
     from sinkscope.models import loading
 
     made: list[Any] = []
@@ -95,7 +95,7 @@ def test_a_folder_of_images_with_one_model(
         assert min(Image.open(out / f"{name}.png").size) > 300
         trace = GenerationTrace.open(traces / f"{name}.safetensors")
         assert trace.text.strip() == found[name]["answer"]
-    # The same as one image by itself.
+    # The same as for one image alone.
     alone = tmp_path / "alone.png"
     run("heatmap", folder / "b.png", "What is it?", "--model", tiny_folder, *LENGTH, "-o", alone)
     assert alone.read_bytes() == (out / "b.png").read_bytes()

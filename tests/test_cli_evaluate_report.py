@@ -1,4 +1,4 @@
-"""`sinkscope evaluate report`: what it prints, writes and refuses, and when it is no success."""
+"""`sinkscope evaluate report`: what it prints, writes and refuses, and its exit codes."""
 
 from __future__ import annotations
 

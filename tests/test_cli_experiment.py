@@ -159,7 +159,7 @@ def test_what_cannot_be_is_refused(
     model: Path, pictures: Path, name: str, words: tuple[str, ...], says: str
 ) -> None:
     done = experiment(name, "--model", model, "--data", pictures, *words)
-    if "not one of" in says:  # typer's own words
+    if "not one of" in says:  # typer's own text
         assert done.exit_code == 2 and "Invalid value" in done.output
         return
     import re

@@ -65,7 +65,7 @@ def test_mistakes_are_said_before_a_model_is_loaded(
 ) -> None:
     options = {"--box": "0,0,28,28", "--model": "missing", **given}
     said = run("region", image, "What?", *(part for pair in options.items() for part in pair))
-    if "--how" in given:  # typer's own words
+    if "--how" in given:  # typer's own text
         assert said.exit_code == 2 and words in said.output
     else:
         assert words in refused(said)

@@ -1,7 +1,7 @@
 """A VAR setting that config.py does not have: options, API, page and checks follow its field.
 
-Only `config.VARSettings` is replaced, before anything else is imported: what a new field in
-config.py does. It runs in a process of its own, so that no other test sees it.
+Only `config.VARSettings` is replaced, before anything else is imported, as a new field in config.py
+would. It runs in a process of its own, so that no other test is affected.
 """
 
 from __future__ import annotations

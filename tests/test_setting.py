@@ -1,4 +1,4 @@
-"""The machinery of a setting: one field is checked, read, explained, an option, a control."""
+"""How a setting works: one field is checked, read, explained, an option, and a control."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ from sinkscope.web.components.controls import control
 
 
 def words_of(name: str, value: Any) -> tuple[str, ...]:
-    """A type that is none of the kinds."""
+    """A type that is not supported."""
     made = tuple(value.split()) if isinstance(value, str) else tuple(value)
     if "no" in made:
         raise refuse(name, value, "anything but no")

@@ -1,4 +1,4 @@
-"""Every slider at both of its ends, as the browser hands it over: JSON makes 2 of 2.0."""
+"""Every slider at both ends, as the browser sends it: JSON turns 2.0 into 2."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def test_the_sliders_are_found() -> None:
 
 
 def needed(cls: type[Any]) -> dict[str, Any]:
-    """A value for each field that must be given."""
+    """A value for each required field."""
     return {
         one.field: (0,) if one.kind == "indices" else "x"
         for one in settings_of(cls)
@@ -91,14 +91,14 @@ VAR = {one.field: one for one in settings_of(VARSettings) if one.slider_range}
 def test_an_answer_at_the_end_of_a_slider_of_generation(
     field: str, end: float, photo: Image.Image, tiny_folder: Path
 ) -> None:
-    """All of a run: transformers takes no 2 for 2.0 in a temperature or a penalty."""
+    """All settings of a run: transformers refuses 2 for 2.0 as temperature or penalty."""
     from sinkscope.attention_extractor import generate
     from sinkscope.config import ModelSettings
     from sinkscope.models.loading import load_model
 
     handle = load_model(ModelSettings(str(tiny_folder)))
     inputs = handle.prepare([photo], "What is it?")
-    # Sampled, or most of these have no effect.
+    # Sampled, because otherwise most of these have no effect.
     values: dict[str, Any] = {"max_new_tokens": 3, "temperature": 1, "layers": (1,), field: end}
     trace = generate(handle, inputs, GenerationSettings(**values))
     assert 1 <= len(trace.tokens) <= values["max_new_tokens"]

@@ -1,4 +1,4 @@
-"""Opens the page's address, with everything of Gradio that reaches out or in switched off."""
+"""Starts the server, with every feature of Gradio switched off that connects to other machines."""
 
 from __future__ import annotations
 
@@ -34,27 +34,27 @@ from sinkscope.web.server.sessions import MOST_SESSIONS, sweep_sessions, use_lig
 
 
 def launch(app: App, *, wait: bool = True, token: str | None = None) -> str:
-    """Open the address and begin to load the model; with `wait`, return when the server ends.
+    """Start the server and the loading of the model. With `wait`, return when the server ends.
 
     Args:
-        app: what `build_app` made.
+        app: what `build_app` returned.
         wait: whether to block.
-        token: what page and API ask for (`web.server.access.token_for`, which every start by
-        command
-            goes by); None: that of the settings, and where they give none, none.
+        token: the access token that page and API require (`web.server.access.token_for`, which
+            every start from the command line uses). None: the token of the settings; if they have
+            none, no token is required.
 
     Returns:
-        The address, without the token. Port 0 of the settings has become a free port in it.
+        The address, without the token. If the settings say port 0, it has the free port chosen.
 
     Raises:
-        OSError: the host is not this machine's, or the port is in use.
+        OSError: the host is not an address of this machine, or the port is in use.
         ValueError: the file of users, the certificate or its key cannot be used.
     """
     settings = app.settings.app
     token = token or (settings.token if settings.token != NO_TOKEN else None)
     users = users_of(settings)
     check_tls(settings)
-    port = _usable_port(settings.host, settings.port)  # before a model is loaded for nothing
+    port = _usable_port(settings.host, settings.port)  # checked before a model is loaded
     if app.loaded.state.phase == "none" and not settings.read_only:
         app.loaded.load(app.settings.model)
     presence = Presence()
@@ -62,7 +62,7 @@ def launch(app: App, *, wait: bool = True, token: str | None = None) -> str:
     app.handlers.runner.withdrawing = partial(withdrawn_now, app.blocks)
     health = Health(app.loaded, app.handlers.runner, app.handlers.store)
     layers = middleware(app.settings, guards(settings, token, port, app.blocks))
-    alone = not settings.login  # what is asked for does not depend on who asks
+    alone = not settings.login  # without a login, answers do not depend on the user
     inside = [
         Middleware(HealthRoute, health=health),
         Middleware(Documents),
@@ -84,7 +84,7 @@ def launch(app: App, *, wait: bool = True, token: str | None = None) -> str:
         auth=users,
         ssl_certfile=settings.tls_cert,
         ssl_keyfile=settings.tls_key,
-        ssl_verify=settings.tls_cert is None,  # of Gradio's requests to itself
+        ssl_verify=settings.tls_cert is None,  # for Gradio's requests to itself
         app_kwargs={
             "middleware": [*layers, *inside],
             "lifespan": partial(_alive, app, health, presence),
@@ -103,8 +103,8 @@ def launch(app: App, *, wait: bool = True, token: str | None = None) -> str:
         state_session_capacity=MOST_SESSIONS,
         prevent_thread_lock=True,
         quiet=True,
-        # Else one answer that takes over 3 s (a busy machine) ends the start. That the server
-        # answers is known by then: Gradio has called its start-up events through it.
+        # Otherwise Gradio ends the start if one of its requests takes over 3 s (a busy machine). By
+        # now the server is known to answer: Gradio has called its start-up events through it.
         _frontend=False,
     )
     use_light_sessions(app.blocks)
@@ -115,7 +115,7 @@ def launch(app: App, *, wait: bool = True, token: str | None = None) -> str:
 
 @asynccontextmanager
 async def _alive(app: App, health: Health, presence: Presence, _: object) -> AsyncIterator[None]:
-    """As long as the server: what runs beside it ends with it."""
+    """Runs background tasks as long as the server runs and ends them with it."""
     settings, store, runner = app.settings.app, app.handlers.store, app.handlers.runner
     watchdog = Watchdog(health, settings.exit_on_dead_worker)
     memory = MemoryReturner(lambda: bool(runner.under_way))
@@ -160,7 +160,7 @@ def check_tls(settings: AppSettings) -> None:
 
 
 def _usable_port(host: str, port: int) -> int:
-    """The port, or a free one for 0: Gradio would take 7860 and say nothing of it."""
+    """The port, or a free one for 0. (For 0, Gradio would silently use 7860.)"""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     with socket.create_server((host, port), family=family) as probe:
         return int(probe.getsockname()[1])

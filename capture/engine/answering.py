@@ -3,7 +3,7 @@
 1. The prompt passes through the model in a session, as for transformers' `generate`, but its keys
    go straight into the fixed cache (`cache`). The session ends there: steps need no hooks.
 2. A step (`step`) makes one token of each batch row. On CUDA it is recorded (`recording`) and
-   replayed. All it says about a token is one small copy, for which the host waits: once per token.
+   replayed. Its output about a token is one small copy; the host waits for it once per token.
    On a GPU the next step is launched before a token is reported.
 3. Rows, reduced as in `capture.recorder`, wait on the device for a block of tokens (`history`).
 4. The step is kept with the model (`store`), with the interventions that changed rows in it. A
@@ -68,8 +68,8 @@ class StepRun:
         rows: the rows that explain the answer, one probe a batch row.
         others: other probes; they see only the prompt.
         interventions: what changes rows.
-        tokens: what receives the tokens, one per batch row.
-        ending: what ends answers; it passes tokens on to `tokens`.
+        tokens: receivers of the tokens, one per batch row.
+        ending: ends answers; passes tokens on to `tokens`.
         on_stage: called with a description of the stage if the next token will take long.
     """
 
@@ -115,13 +115,12 @@ def answer_by_steps(handle: ModelHandle, run: StepRun) -> StepAnswer:
 
     Args:
         handle: the model, on one device.
-        run: what is asked.
+        run: the request.
 
     Raises:
         StepsUnavailableError: something acts on the model in a way that steps do not support. No
-        token has been reported then. torch.OutOfMemoryError: the device is full; some tokens may
-            have been
-        reported.
+            token has been reported then.
+        torch.OutOfMemoryError: the device's memory is full; some tokens may have been reported.
         ValueError: as `capture.answer.answer`.
     """
     with _current(handle.device):
@@ -130,7 +129,7 @@ def answer_by_steps(handle: ModelHandle, run: StepRun) -> StepAnswer:
 
 @contextmanager
 def _current(device: torch.device) -> Iterator[None]:
-    """A recording, an event and a stream are the current device's."""
+    """Recordings, events and streams belong to the current device."""
     if device.type != "cuda":
         yield
         return
@@ -289,7 +288,7 @@ class _Driver:
         self.why = ""
 
     def answer(self) -> None:
-        """Until all rows have ended."""
+        """Run until all rows have ended."""
         run = self._run
         self._choose()
         for count in range(1, run.limit + 1):

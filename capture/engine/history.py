@@ -13,11 +13,11 @@ from sinkscope.capture.engine.recording import needs_host_copy
 from sinkscope.capture.recorder import SMALLEST, TraceRecorder
 from sinkscope.models.family import PromptLayout
 
-BLOCK_BYTES = 1 << 26  # of a block of tokens on the device, and of pinned memory on the host
-REDUCED_BYTES = 1 << 25  # what rows are reduced by at once
-REDUCED_COPIES = 4  # of rows in that: a logarithm, float64, the image's columns
+BLOCK_BYTES = 1 << 26  # bytes of a block of tokens on the device, and of pinned memory on the host
+REDUCED_BYTES = 1 << 25  # bytes of rows that are reduced at once
+REDUCED_COPIES = 4  # copies of rows in that: a logarithm, float64, the image's columns
 MOST_BLOCK = 256  # tokens
-COLUMN_STEP = 64  # images of about one size share a recorded step
+COLUMN_STEP = 64  # images of similar size share a recorded step
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class Shape:
 
     @property
     def token_bytes(self) -> int:
-        """Of one token: float16 columns, float32 shares and entropy."""
+        """Bytes of one token: float16 columns, float32 shares and entropy."""
         return self.layers * self.batch * self.heads * (2 * self.columns + 4 * self.segments + 4)
 
     def block(self, tokens: int) -> int:
@@ -130,7 +130,7 @@ class History:
 
     @property
     def nbytes(self) -> int:
-        """Of the block."""
+        """Bytes of the block."""
         return sum(part.numel() * part.element_size() for part in self.parts)
 
 
@@ -157,19 +157,19 @@ class HistoryCopies:
         self._pinned: list[Tensor] | None = None
 
     def count_step(self) -> None:
-        """A step was launched."""
+        """Count a step that was launched."""
         self._waiting += 1
         if self._waiting == self._history.tokens:
             self._send()
 
     def finish(self) -> None:
-        """Everything is in the recorders when this returns."""
+        """Copy everything into the recorders before returning."""
         if self._waiting:
             self._send()
         self.collect()
 
     def collect(self) -> None:
-        """Move what was sent into the recorders."""
+        """Move finished copies into the recorders."""
         if self._sent is None:
             return
         first, parts, event = self._sent

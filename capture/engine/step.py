@@ -61,7 +61,7 @@ class DecodeStep:
     Args:
         handle: the model.
         key: what is fixed.
-        rule: how tokens are chosen; None: after the step, by `take`.
+        rule: how tokens are chosen; None: they are chosen after the step, by `take`.
 
     Attributes:
         cache: keys and values; the prompt is passed through the model with it.
@@ -160,7 +160,7 @@ class DecodeStep:
         self.take(self.rule.choose(self.logits, self.seen))
 
     def take(self, token: Tensor) -> None:
-        """The next token int64 (B,): weigh it, and have the next step begin with it."""
+        """The next token int64 (B,): compute its statistics; it is the input of the next step."""
         assert self.logits is not None and self.statistics is not None
         self.statistics.copy_(statistics_tensor(self.logits, token, ALTERNATIVES))
         self.ids.copy_(token[:, None])
@@ -198,7 +198,7 @@ class DecodeStep:
             self.choose()
 
     def changing_tensors(self) -> list[Tensor]:
-        """Everything that a step writes and the next one reads: to be restored after a trial."""
+        """All tensors that a step writes and the next one reads; restored after a trial."""
         moving = [
             self.position,
             self.ids,
@@ -217,7 +217,7 @@ class DecodeStep:
 
     @property
     def nbytes(self) -> int:
-        """Of its memory, on the device."""
+        """Bytes of its memory on the device."""
         buffers = [self.rows, *self.changing_tensors(), *self.history.parts]
         tensors = sum(t.numel() * t.element_size() for t in buffers)
         recorded = 0 if self.recording is None else self.recording.nbytes

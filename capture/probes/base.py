@@ -1,11 +1,11 @@
-"""What a probe is: a small class that reads from a run and changes nothing.
+"""Probes: small classes that read from a run and change nothing.
 
 A probe is a frozen dataclass that derives from `Probe`, names the sites it reads in `reads`, and
 returns from `see` what to keep of each:
 
     @dataclass(frozen=True)
     class Norms(Probe):
-        looks: tuple[At, ...] = (At("block_in"),)
+        reads: tuple[SiteSelection, ...] = (SiteSelection("block_in"),)
 
         def see(self, site, layer, values, positions):
             return values.norm(dim=-1)
@@ -29,17 +29,17 @@ from sinkscope.models.sites import SiteSelection
 
 
 class Reader:
-    """A probe at work in one session: sees what is at the sites in `reads`."""
+    """A probe at work in one session: receives the values at the sites in `reads`."""
 
     reads: tuple[SiteSelection, ...]
 
     def see(self, site: str, layer: int, values: Any, positions: Sequence[int]) -> None:
-        """What is at a site.
+        """Receive the values at a site.
 
         Args:
             site: one of `reads`.
             layer: of the model; `models.sites.NO_LAYER` for the sites of the whole model.
-            values: as `models.sites` says; not to be written to. They may be a view of the model's
+            values: see `models.sites`; must not be written to. They may be a view of the model's
                 tensors, so copy or reduce what is kept for long.
             positions: the token positions that `values` are of.
         """

@@ -84,7 +84,7 @@ class ScoreReader(Reader):
         }
 
     def found(self) -> tuple[LayerSinks, ...]:
-        """Sinks of each layer from the third on (and of `also`), in order; empty where none are."""
+        """Sinks of each layer from the third on (and of `also`), in order; may be empty."""
         out = []
         for layer, scores in _on_host(self.scores()).items():
             if layer < FIRST_LAYER and layer not in self._probe.also:

@@ -1,4 +1,4 @@
-"""What the text model was called with: embeddings, positions, mask."""
+"""Inputs of the text model: embeddings, positions, mask."""
 
 from __future__ import annotations
 

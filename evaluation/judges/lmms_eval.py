@@ -86,7 +86,7 @@ class LmmsPope:
     name: str = "lmms-eval-pope"
 
     def judge(self, answer: str, question: Question) -> Judgement:
-        """1 where it is the truth, without case and blanks around it."""
+        """1 if it is the truth, without case and blanks around it."""
         text = answer.lower().strip()
         word = text if text in ("yes", "no") else None
         return Judgement(float(text == true_word(question)), word)

@@ -90,7 +90,7 @@ class KitExactMatch:
     name: str = "vlmevalkit-exact-match"
 
     def judge(self, answer: str, question: Question) -> Judgement:
-        """1 where it is the truth."""
+        """1 if it is the truth."""
         text = answer.strip().lower()
         return Judgement(
             float(text in [one.strip().lower() for one in texts(question)]), text or None

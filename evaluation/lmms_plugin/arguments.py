@@ -22,7 +22,7 @@ from sinkscope.evaluation.tasks.base import LMMS_PIXELS
 
 OWN = ("pretrained", "revision", "dtype", "device", "min_pixels", "max_pixels", "decoding", "seed")
 LMMS_EVALS = ("batch_size", "max_batch_size")  # which it adds itself
-DEFAULT_TOKENS = 128  # lmms-eval's, where a task gives no limit
+DEFAULT_TOKENS = 128  # lmms-eval's, if a task gives no limit
 
 
 @dataclass(frozen=True)

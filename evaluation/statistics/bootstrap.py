@@ -88,7 +88,7 @@ def percentiles(values: Array, confidence: float = CONFIDENCE) -> Interval:
 
 def p_value(differences: Array) -> float:
     """Two-sided p of no difference: twice the share of draws on the other side of 0, by the draws'
-    own distribution, never below 2 / (B + 1). NaN where no draw is defined."""
+    own distribution, never below 2 / (B + 1). NaN if no draw is defined."""
     kept = differences[~np.isnan(differences)]
     if not len(kept):
         return float("nan")

@@ -18,7 +18,7 @@ POWER = 0.8
 
 @dataclass(frozen=True)
 class Interval:
-    """Ends of a two-sided confidence interval; NaN where there is none."""
+    """Ends of a two-sided confidence interval; NaN if there is none."""
 
     low: float
     high: float

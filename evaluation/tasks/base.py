@@ -46,14 +46,14 @@ class Task:
     Attributes:
         name: of `--task`.
         about: one line.
-        read: its questions, in the data's order, from opened data (None where it needs none).
+        read: its questions, in the data's order, from opened data (None if it needs none).
         protocols: at least `fixed`, the first one.
-        hub: its dataset on the hub; None where it has none.
+        hub: its dataset on the hub; None if it has none.
         tables: of the dataset that it reads.
         data: what `--data` may be where there is no dataset; "" where no data is needed.
         endless: whether there are always more questions, so that a limit is needed.
         parts: the categories that it has, where they are known.
-        joined: tables that are no questions: what questions are joined with.
+        joined: tables without questions that are joined with the questions.
     """
 
     name: str

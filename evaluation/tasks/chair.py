@@ -34,7 +34,7 @@ def read(data: Data | None) -> Iterator[Item]:
     that its captions name.
 
     Raises:
-        ValueError: a file is missing, or is no COCO annotation.
+        ValueError: a file is missing, or is not a COCO annotation.
     """
     assert data is not None
     if CAPTIONS not in data.tables or not data.files:

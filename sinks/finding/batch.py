@@ -1,11 +1,10 @@
-"""Statistics of a batch of samples as a GPU wants them: all samples at once, few launches a layer,
-nothing read back before the pass is over.
+"""Statistics of a batch of samples in a form suited to GPUs: all samples at once, few kernel
+launches per layer, and nothing is read back before the forward pass is over.
 
-The figures are those of `sinks.finding.measure`, which on a CPU takes sample by sample in small
-blocks.
-Here the batch stays one tensor: what is no vision token of a sample, or padding, has the
-weight 0. Means over chosen tokens are products of such weights with m, all of them one matrix
-product a block.
+The results are those of `sinks.finding.measure`, which on a CPU processes one sample after the
+other in small blocks. Here the batch stays one tensor: positions that are not vision tokens of a
+sample, and padding, have the weight 0. Means over chosen tokens are products of such weights with
+m, computed as one matrix product per block.
 """
 
 from __future__ import annotations
@@ -22,17 +21,17 @@ from sinkscope.sinks.received import block_bytes, first_query_of
 from sinkscope.sinks.settings import FindSettings
 
 ORDINARY, SINKS, FIRST = range(3)  # rows of weights
-CAUSAL_BLOCKS = 4  # blocks of queries, where memory allows fewer: each sees the keys before its end
-FEWEST_QUERIES = 256  # but none is split below so many
+CAUSAL_BLOCKS = 4  # blocks of queries, at least: each block sees only the keys before its end
+FEWEST_QUERIES = 256  # but no block has fewer queries than this
 
 
 class BatchReducer:
     """Statistics of all samples of one batch, layer by layer.
 
     Args:
-        layouts: of the samples' prompts.
-        length: of the batch; shorter prompts are padded on the left.
-        layers: indices in the model that will come.
+        layouts: layouts of the samples' prompts.
+        length: length of the batch; shorter prompts are padded on the left.
+        layers: indices of the model's layers that will be passed to `reduce`.
         hidden_size: D.
         settings: how tokens are chosen.
     """
@@ -61,8 +60,8 @@ class BatchReducer:
         self._by_device[device].reduce(layer, hidden.detach(), query.detach(), key.detach(), scale)
 
     def finish(self) -> list[dict[str, Tensor]]:
-        """Of each sample all statistics with the layers as first axis, on the CPU: one copy from
-        each device."""
+        """All statistics of each sample, with layers as the first axis, on the CPU. Copies once
+        from each device."""
         held = {device: reducer.read() for device, reducer in self._by_device.items()}
         rows = [(self._where[layer], self._layers.index(layer)) for layer in sorted(self._where)]
         statistics = []
@@ -79,13 +78,13 @@ OF_TOKENS = ("received", "ratio", "group", "rms", "top_dims", "top_values")
 
 
 class _Places:
-    """Where in the batch the parts of one sample are.
+    """Positions of the parts of one sample in the batch.
 
     Attributes:
-        pad: positions of padding before it.
-        vision: of its vision tokens, image by image.
-        images: vision tokens of each image.
-        text: bool (N,): what is neither vision token, first token nor padding.
+        pad: number of padding positions before the sample.
+        vision: positions of its vision tokens, image by image.
+        images: number of vision tokens of each image.
+        text: bool (N,): neither vision token, first token nor padding.
     """
 
     def __init__(self, pad: int, vision: Tensor, images: tuple[int, ...], text: Tensor) -> None:
@@ -103,15 +102,14 @@ class _Places:
 
 
 class _DeviceBatch:
-    """The batch on one device: what is constant, and what is measured."""
+    """The batch on one device: constants and measurements."""
 
     def __init__(self, owner: BatchReducer, device: torch.device) -> None:
         self._settings, self._layers = owner._settings, owner._layers
         places, length, most = owner._places, owner._length, owner._most
         batch, count, size = len(places), len(owner._layers), owner._size
         self._length, self._padded = length, max(one.pad for one in places)
-        # Behind the last column of a sample, and behind the last cell of all, is one for what is
-        # not there.
+        # One extra column per sample and one extra cell at the very end stand for missing tokens.
         vision = torch.full((batch, most), length)
         cells, belongs, rows = [], [], []
         for row, one in enumerate(places):
@@ -135,7 +133,7 @@ class _DeviceBatch:
         ]
         first = torch.tensor(firsts)[:, None] + pads
         position = torch.arange(length)[None]
-        # A wanted query counts by the number of keys that it sees.
+        # A wanted query is weighted by the number of keys that it sees.
         sees = (position - pads + 1).clamp_(min=0) * (position >= first)
         later = (length - 1 - torch.maximum(position, first - 1)).clamp_(min=1)
         one_hot = torch.zeros(batch, length + 1)
@@ -157,7 +155,7 @@ class _DeviceBatch:
         self._text = put(torch.stack([one.text for one in places]).to(torch.float32)[..., None])
         self._padding = put(position < pads)  # (B, N)
         self._after: Tensor | None = None  # (n, n): key after query
-        # Of a vision token: its place among all tokens of all samples.
+        # For each vision token: its position among all tokens of all samples.
         flat = (vision + torch.arange(batch)[:, None] * length).flatten()
         self._flat = put(torch.cat([flat, torch.zeros(1, dtype=flat.dtype)]))
 
@@ -165,7 +163,7 @@ class _DeviceBatch:
             return torch.zeros(count, batch, *shape, dtype=dtype, device=device)
 
         top = min(TOP, size)
-        self._sums = zeros(6, size)  # of the weights' rows, and of these by the background
+        self._sums = zeros(6, size)  # sums by the weights' rows, of m and of m / background
         self._square = zeros(size)
         self._maximum = zeros(2, size)  # over ordinary tokens, over the text
         self._massive = zeros(size, dtype=torch.int32)
@@ -175,7 +173,7 @@ class _DeviceBatch:
         self._top_dims, self._top_values = zeros(most, top, dtype=torch.int32), zeros(most, top)
 
     def read(self) -> dict[str, Tensor]:
-        """Everything on the CPU, each (L, B, ...)."""
+        """All results on the CPU, each (L, B, ...)."""
         held = (
             self._sums,
             self._square,
@@ -215,7 +213,7 @@ class _DeviceBatch:
         }
 
     def reduce(self, layer: int, hidden: Tensor, query: Tensor, key: Tensor, scale: float) -> None:
-        """One layer of all samples."""
+        """Process one layer of all samples."""
         at = self._layers.index(layer)
         weights, top, sinks = self._choose(at, self._scores(hidden, query, key, scale))
         batch, length, _ = hidden.shape
@@ -234,7 +232,7 @@ class _DeviceBatch:
         self._count_massive(at, hidden, top, sinks)
 
     def _scores(self, hidden: Tensor, query: Tensor, key: Tensor, scale: float) -> Tensor:
-        """float32 (B, N): what tokens are chosen by."""
+        """float32 (B, N): the scores by which tokens are chosen."""
         if self._settings.tokens_by == "norm":
             norms: Tensor = torch.linalg.vector_norm(hidden.to(torch.float32), dim=-1)
             return norms
@@ -248,13 +246,13 @@ class _DeviceBatch:
             high = min(low + step, length)
             block = query.new_empty(batch, heads, high - low, width, dtype=torch.float32)
             block.copy_(query[:, :, low:high])
-            if low < self._padded:  # what is computed for padding may be no number
+            if low < self._padded:  # values at padding may be NaN
                 block.masked_fill_(self._padding[:, None, low:high, None], 0.0)
             rows = torch.bmm(block.view(batch * kv_heads, -1, width), keys[..., :high])
             rows = rows.view(batch, heads, high - low, high)
             if self._padded:
                 hidden_keys = self._padding[:, None, None, : min(self._padded, high)]
-                # The smallest number: a row of padding sees nothing else, and must stay a number.
+                # The smallest number, not -inf: rows of padding must stay finite.
                 least = torch.finfo(rows.dtype).min
                 rows[..., : hidden_keys.shape[-1]].masked_fill_(hidden_keys, least)
             rows[..., low:high].masked_fill_(self._later_keys(high - low), float("-inf"))
@@ -273,7 +271,7 @@ class _DeviceBatch:
         return self._after[:size, :size]
 
     def _choose(self, at: int, scores: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Which vision tokens stand out, as `sinks.received.choose` says.
+        """The vision tokens that stand out, as defined by `sinks.received.choose`.
 
         Args:
             at: index of the layer.
@@ -319,7 +317,7 @@ class _DeviceBatch:
     ) -> None:
         """Positions `span` of all samples: hidden (B, n, D), weights (B, 3, n)."""
         states = hidden.to(torch.float32)
-        if span.start < self._padded:  # what is computed for padding may be no number
+        if span.start < self._padded:  # values at padding may be NaN
             states = states.masked_fill(self._padding[:, span, None], 0.0)
         m, rms = relative(states)
         values, dims = m.topk(out[1].shape[-1], dim=-1)

@@ -1,4 +1,4 @@
-"""The findings' tables and sentences, made of the figures of `reduce` and `decide`."""
+"""Tables and sentences of the findings, made from the results of `reduce` and `decide`."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from sinkscope.sinks.finding.reduce import Totals, Tracked
 from sinkscope.sinks.settings import FindSettings
 from sinkscope.utils import index_ranges
 
-FEW_SAMPLES = 8  # below it, intervals and halves say little
+FEW_SAMPLES = 8  # with fewer samples, intervals and halves say little
 
 
 def describe_overall(
@@ -44,7 +44,7 @@ def describe_overall(
     for column, dim in enumerate(values.dims):
         passes = decision.passes[:, column].tolist()
         contrast = [
-            # a contrast of tiny values means nothing, and must not choose the layer to show
+            # a contrast of tiny values is meaningless and must not select the layer to show
             float(total.contrast[row, dim]) if total.sink[row, dim] >= 1 else 0.0
             for row in range(len(total.layers))
         ]
@@ -175,7 +175,7 @@ def notes_on(
     total: Totals,
     same: float | None,
 ) -> tuple[str, ...]:
-    """What a user has to know about the result, each a sentence."""
+    """What a user has to know about the result, as sentences."""
     notes = []
     if total.samples < FEW_SAMPLES:
         notes.append(
@@ -259,7 +259,7 @@ def _why(
     settings: FindSettings,
     magnitude: float,
 ) -> str:
-    """Why a dimension is what it is."""
+    """Why a dimension has its kind."""
     if kind == "sink":
         return f"{candidate.dim} passes in {run} consecutive layers"
     if kind == "always on":

@@ -1,18 +1,18 @@
-"""What one sample says about sinks: one plain forward pass, reduced layer by layer as it passes.
+"""What one sample says about sinks: one plain forward pass, reduced layer by layer while it runs.
 
 1. `measure` prepares the samples, pads them on the left to one batch, and runs the model once with
    a probe that sees the residual stream at each layer's input and the layer's rotated queries and
    keys.
-2. In each layer, and for each sample by itself (its own positions alone, so that the batch cannot
-   matter; on a GPU for all of them at once, `sinks.finding.batch`): attention received by each key
-   (`sinks.received`), the vision tokens that stand out by it, and m = |x[d]| / rms(x) averaged over
-   these, over the ordinary ones, at the first token and over the text; for each vision token its
-   rms and its 16 largest m.
-3. The layer's tensors are let go. What is left is a `SampleStats`: a pure function of the model,
+2. For each layer and each sample separately (only its own positions, so that the batch cannot
+   matter; on a GPU all samples at once, `sinks.finding.batch`) it computes: the attention received
+   by each key (`sinks.received`); the vision tokens that stand out by it; m = |x[d]| / rms(x)
+   averaged over these, over the ordinary ones, at the first token and over the text; and for each
+   vision token its rms and its 16 largest m.
+3. The layer's tensors are released. The result is a `SampleStats`: a pure function of the model,
    the sample and the settings in `sinks.settings.MEASURING`.
 
-With the 16 largest m of each token, phi for any few dimensions is known afterwards wherever it
-matters, so that dimensions and tau come out of the same single pass.
+From the 16 largest m of each token, phi for any few dimensions can be computed later wherever it
+matters. So dimensions and tau come from the same single pass.
 """
 
 from __future__ import annotations
@@ -50,20 +50,20 @@ class Unusable:
 def measure(
     handle: ModelHandle, samples: Sequence[Sample], settings: FindSettings
 ) -> list[SampleStats | Unusable]:
-    """Pass samples through the model once and reduce what is seen of each.
+    """Pass samples through the model once and reduce what the probe sees of each.
 
     Args:
         handle: the model; its lock is taken.
-        samples: one batch; where the settings give no batch size it is split into passes of
-            `AUTO_TOKENS`, padding included, and measured one by one where memory is short.
+        samples: one batch. If the settings give no batch size, it is split into passes of
+            `AUTO_TOKENS` (padding included), and measured one by one if memory runs out.
         settings: how tokens are chosen, and in which layers.
 
     Returns:
-        One result a sample, in their order: statistics, or why there are none.
+        One result per sample, in their order: statistics, or why there are none.
 
     Raises:
         ValueError: `layers` does not fit the model, the model's attention has a sliding window
-            shorter than the prompt, or what passed through the model is not a number.
+            shorter than the prompt, or a value in the model is not finite.
         torch.OutOfMemoryError: the batch does not fit.
     """
     results: list[SampleStats | Unusable] = []
@@ -77,7 +77,7 @@ def measure(
                 max_pixels=settings.max_pixels,
                 history=sample.history,
             )
-        except ValueError as error:  # of the image or the prompt: named, and told to the user
+        except ValueError as error:  # of the image or the prompt
             results.append(Unusable(sample.id, str(error)))
         else:
             usable.append((sample, prompt))
@@ -91,7 +91,7 @@ def measure(
 
 
 def samples_at_once(settings: FindSettings, device: torch.device) -> int:
-    """How many samples to give to `measure` together."""
+    """How many samples to pass to `measure` together."""
     if settings.batch_size is not None:
         return settings.batch_size
     return 1 if kernels.is_on_host(device) else AUTO_SAMPLES
@@ -100,7 +100,7 @@ def samples_at_once(settings: FindSettings, device: torch.device) -> int:
 def _passes(
     usable: Sequence[tuple[Sample, PromptInputs]],
 ) -> list[list[tuple[Sample, PromptInputs]]]:
-    """Neighbours whose batch, padding included, is `AUTO_TOKENS` at most; or one alone."""
+    """Groups of neighbours whose batch, padding included, has at most `AUTO_TOKENS`; or of one."""
     passes: list[list[tuple[Sample, PromptInputs]]] = []
     longest = 0
     for one in usable:
@@ -115,13 +115,13 @@ def _passes(
 def _as_it_fits(
     handle: ModelHandle, some: Sequence[tuple[Sample, PromptInputs]], settings: FindSettings
 ) -> list[SampleStats]:
-    """All together, or one by one where together they do not fit on the device."""
+    """Measure all together, or one by one if together they do not fit on the device."""
     try:
         return _forward(handle, some, settings)
     except torch.OutOfMemoryError:
         if len(some) == 1:
             raise
-    torch.cuda.empty_cache()  # here, when the error no longer holds the pass
+    torch.cuda.empty_cache()  # here, where the exception no longer references the pass
     return [_forward(handle, [one], settings)[0] for one in some]
 
 
@@ -159,7 +159,7 @@ class LayerStatistics(Probe):
 
     Attributes:
         settings: how tokens are chosen.
-        layers: in which layers.
+        layers: the layers to measure.
     """
 
     settings: FindSettings
@@ -175,7 +175,7 @@ class LayerStatistics(Probe):
 
 
 class _Watcher(Reader):
-    """Brings the residual stream of a layer together with its queries and keys."""
+    """Pairs the residual stream of a layer with its queries and keys."""
 
     def __init__(self, reducer: _OneByOne | BatchReducer, layers: tuple[int, ...]) -> None:
         self.reads = (SiteSelection("block_in", layers), SiteSelection("queries_keys", layers))
@@ -183,9 +183,9 @@ class _Watcher(Reader):
         self._hidden: Tensor | None = None
 
     def see(self, site: str, layer: int, values: Any, positions: Sequence[int]) -> None:
-        """The residual stream first, then queries and keys of the same layer."""
+        """Receives the residual stream first, then queries and keys of the same layer."""
         if site == "block_in":
-            self._hidden = values  # the layer itself still holds this tensor
+            self._hidden = values  # costs no memory: the layer still holds this tensor
             return
         hidden, self._hidden = self._hidden, None
         assert hidden is not None
@@ -196,7 +196,7 @@ class _Watcher(Reader):
 
 
 class _OneByOne:
-    """Hands each sample its part of each layer: on a CPU, where small blocks are fast ones."""
+    """Passes each sample its part of each layer: for CPUs, where small blocks are fast."""
 
     def __init__(
         self, layouts: Sequence[PromptLayout], length: int, size: int, settings: FindSettings
@@ -211,7 +211,7 @@ class _OneByOne:
             sample.reduce(layer, hidden[row, pad:], query[row, :, pad:], key[row, :, pad:], scale)
 
     def finish(self) -> list[dict[str, Tensor]]:
-        """Of each sample all statistics with the layers as first axis."""
+        """All statistics of each sample, with layers as the first axis."""
         return [sample.finish() for sample in self._samples]
 
 
@@ -282,7 +282,7 @@ class _Reducer:
                 into["text_max"].copy_(torch.maximum(into["text_max"], relative(part)[0].amax(0)))
 
     def _scores(self, hidden: Tensor, query: Tensor, key: Tensor, scale: float) -> Tensor:
-        """float32 (V,): what tokens are chosen by."""
+        """float32 (V,): the scores by which tokens are chosen."""
         if self._settings.tokens_by == "norm":
             parts = [
                 torch.linalg.vector_norm(part.to(torch.float32), dim=-1)
@@ -297,7 +297,7 @@ class _Reducer:
     def _vision(
         self, hidden: Tensor, ordinary: Tensor, weights: Tensor, into: dict[str, Tensor]
     ) -> None:
-        """All vision tokens: their own figures, and sums over the ordinary ones."""
+        """All vision tokens: their values, and sums over the ordinary ones."""
         kept, before = into["top_values"].shape[-1], 0
         for low, high in self._spans:
             for part in _blocks(hidden, low, high):
@@ -318,7 +318,7 @@ class _Reducer:
                 before += len(part)
 
     def _sinks(self, hidden: Tensor, top: Tensor, sinks: Tensor, into: dict[str, Tensor]) -> None:
-        """The tokens that stand out; gathered, for they are few."""
+        """The tokens that stand out; gathered into a small tensor, because they are few."""
         spans = [torch.arange(low, high, device=hidden.device) for low, high in self._spans]
         positions = torch.cat(spans)[top]
         counted = sinks[top].to(torch.float32)
@@ -335,8 +335,8 @@ class _Reducer:
 
 
 def _check_finite(stats: SampleStats) -> None:
-    """Refuse figures that are no numbers: compared with a threshold they would count as small, and
-    massive activations that overflow would be told as "no sinks".
+    """Refuse values that are not finite: compared with a threshold they would count as small, and
+    massive activations that overflow would be reported as "no sinks".
 
     Raises:
         ValueError: naming the sample and the first layer.
@@ -353,7 +353,7 @@ def _check_finite(stats: SampleStats) -> None:
 
 
 def _steps(hidden: Tensor, low: int, high: int) -> list[tuple[int, int]]:
-    """Stretches of [low, high) whose float32 copy is small."""
+    """Pieces of [low, high) whose float32 copy is small."""
     size = max(1, block_bytes(hidden.device) // 2 // (hidden.shape[-1] * 4))
     return [(start, min(start + size, high)) for start in range(low, high, size)]
 
@@ -363,14 +363,14 @@ def _blocks(hidden: Tensor, low: int, high: int) -> list[Tensor]:
 
 
 def _gaps(spans: Sequence[tuple[int, int]], length: int) -> list[tuple[int, int]]:
-    """Positions outside the spans, but the first of the prompt."""
+    """Positions outside the spans, except the first of the prompt."""
     edges = [1, *(edge for span in spans for edge in span), length]
     pairs = zip(edges[::2], edges[1::2], strict=True)
     return [(low, high) for low, high in pairs if low < high]
 
 
 def _batch(prompts: Sequence[PromptInputs]) -> tuple[dict[str, Tensor], int]:
-    """The tensors of all prompts as one batch, padded on the left, and its length."""
+    """The tensors of all prompts as one batch, padded on the left, and the batch's length."""
     length = max(prompt.layout.length for prompt in prompts)
     tensors: dict[str, Any] = {}
     for name in prompts[0].tensors:
@@ -378,7 +378,7 @@ def _batch(prompts: Sequence[PromptInputs]) -> tuple[dict[str, Tensor], int]:
         if all(
             part.ndim == 2 and part.shape == (1, prompt.layout.length)
             for part, prompt in zip(parts, prompts, strict=True)
-        ):  # one value a position; 0 in the attention mask is padding
+        ):  # one value per position; 0 in the attention mask is padding
             parts = [torch.nn.functional.pad(part, (length - part.shape[1], 0)) for part in parts]
         tensors[name] = torch.cat(parts)
     return tensors, length
@@ -386,7 +386,7 @@ def _batch(prompts: Sequence[PromptInputs]) -> tuple[dict[str, Tensor], int]:
 
 def check_window(handle: ModelHandle, length: int) -> None:
     """Refuse a prompt that is longer than a sliding window of the model's attention: received
-    attention would be divided by queries that cannot see the key.
+    attention would be divided by the number of later queries, some of which cannot see the key.
 
     Raises:
         ValueError: naming length and window.

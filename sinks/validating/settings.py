@@ -15,7 +15,7 @@ from sinkscope.sinks.settings import FindSettings, TokensBy
 Answers = Literal["given", "own"]
 HideIn = Literal["all_layers", "own_layers"]
 FromQueries = Literal["later", "after_image"]
-# Multiples of the profile's tau in the sweep; those above sqrt(hidden size) flag nothing ever.
+# Multiples of the profile's tau in the sweep; those above sqrt(hidden size) can flag nothing.
 SWEEP = (0.5, 0.625, 0.75, 0.875, 1.0, 1.125, 1.25, 1.5, 2.0)
 
 

@@ -1,8 +1,8 @@
-"""Adding up the samples of a validation: counts, means, intervals. Pure; the order plays no part.
+"""Combines the samples of a validation: counts, means, intervals. Pure; the order has no effect.
 
-Every mean is over samples, each counting once, and its interval comes from resampling the samples
-with replacement (percentile bootstrap). Differences between sets are taken within a sample first,
-so what differs from sample to sample cancels out.
+Every mean is over samples, each counting once. Its interval comes from resampling the samples with
+replacement (percentile bootstrap). Differences between sets are taken within each sample first, so
+variation between samples cancels out.
 """
 
 from __future__ import annotations
@@ -38,9 +38,9 @@ class SweepRecord:
     """One sample at one tau of the sweep.
 
     Attributes:
-        counts: as `evidence.counts`.
+        counts: see `evidence.counts`.
         hidden: share of the vision tokens that are flagged in any of the settings' layers.
-        changes: `sinks` and `random`; empty where no tokens were hidden.
+        changes: `sinks` and `random`; empty if no tokens were hidden.
         selected: share of (head, query row) pairs that VAR would change.
     """
 
@@ -52,15 +52,15 @@ class SweepRecord:
 
 @dataclass(frozen=True)
 class Record:
-    """One sample.
+    """The results for one sample.
 
     Attributes:
-        evidence: what is shown of it.
-        counts: int64 (L, 5), as `evidence.counts`.
-        attention: float64 (L,), share of the image's attention that flagged tokens hold.
-        lift, random_lift: of flagged tokens, and of as many picked by random dimensions.
-        held, overlap: set name -> share of the image's attention, share that is flagged.
-        sweep: one entry a tau.
+        evidence: the part that tables show.
+        counts: int64 (L, 5), see `evidence.counts`.
+        attention: float64 (L,), share of the image's attention that flagged tokens receive.
+        lift, random_lift: for flagged tokens, and for as many chosen by random dimensions.
+        held, overlap: set name -> share of the image's attention received, share that is flagged.
+        sweep: one entry for each tau.
     """
 
     evidence: SampleEvidence
@@ -86,15 +86,15 @@ def summarise(
     found_on_them: int,
     known: bool,
 ) -> Validation:
-    """All samples together.
+    """The validation from all samples.
 
     Args:
-        profile, model, settings: what was validated, on what, how.
+        profile, model, settings: the profile, the model and the settings of the validation.
         layers: layers whose flags count.
-        taus: of the sweep.
+        taus: thresholds of the sweep.
         records: at least one.
         skipped, wanted: as in `SampleSet`.
-        found_on_them: how many samples finding had used.
+        found_on_them: number of samples that finding had used.
         known: whether it is known which samples finding used.
     """
     records = sorted(records, key=lambda record: record.evidence.id)
@@ -143,10 +143,10 @@ def sum_counts(counts: Sequence[Tensor]) -> Tensor:
 
 
 def estimate(values: Sequence[float], settings: ValidateSettings) -> Estimate:
-    """Mean with its bootstrap interval; the same resamplings for the same number of values."""
+    """Mean with its bootstrap interval; resampling depends only on seed and number of values."""
     given = np.asarray(values, dtype=np.float64)
     generator = np.random.default_rng(settings.seed)
-    # One resampling at a time: samples x resamplings at once could be large.
+    # One resampling at a time: a matrix of samples x resamplings could be large.
     means = [
         given[generator.integers(len(given), size=len(given))].mean()
         for _ in range(settings.bootstrap)
@@ -161,7 +161,7 @@ def _by_layer(
 ) -> tuple[LayerAgreement, ...]:
     agreements = []
     for layer, (row, held) in enumerate(zip(counts.tolist(), attention, strict=True)):
-        flagged, high, top, flagged_high, flagged_top = row  # as `evidence.counts` has them
+        flagged, high, top, flagged_high, flagged_top = row  # in the order of `evidence.counts`
         agreements.append(
             LayerAgreement(layer, tokens, flagged, high, top, flagged_high, flagged_top, held)
         )
@@ -185,7 +185,7 @@ def _agreement(
 
 
 def _together(layers: Sequence[LayerAgreement]) -> LayerAgreement:
-    """The layers' counts, summed, as if they were one layer."""
+    """The summed counts of all layers, as if they were one layer."""
     return LayerAgreement(
         layer=-1,
         tokens=sum(layer.tokens for layer in layers),
@@ -199,7 +199,7 @@ def _together(layers: Sequence[LayerAgreement]) -> LayerAgreement:
 
 
 def _hidden(records: Sequence[Record], settings: ValidateSettings) -> tuple[HiddenSet, ...]:
-    """One entry a set that exists in some sample; nothing where no token is flagged at all."""
+    """One entry for each set that exists in some sample; empty if no token is flagged."""
     if not any("sinks" in record.evidence.changes for record in records):
         return ()
     hidden_sets = []
@@ -235,7 +235,7 @@ def _point(records: Sequence[Record], index: int, tau: float, layers: Sequence[i
     counts = sum_counts([point.counts for point in points])
     every = _by_layer(counts, tokens, [0.0] * len(counts))
     together, counted = _together(every), [every[layer] for layer in layers]
-    # Only samples with both, so that the two means can be compared.
+    # Only samples that have both, so that the two means are comparable.
     pairs = [point.changes for point in points if "random" in point.changes]
     return SweepPoint(
         tau=tau,

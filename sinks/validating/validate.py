@@ -3,14 +3,15 @@
     validation = validate(handle, profile, read_samples("photos", 30), found_on=findings)
     print(validation.verdict.word, validation.verdict.text)
 
-Two kinds of evidence, docs/method.md has the equations. Do the flagged tokens get the attention?
-For each layer, all of them counted. And does the answer need them? It is told to the model with the
-flagged tokens hidden from all later queries, and with as many others hidden: random ones, those
-that random dimensions pick, the most attended of the rest. The second does not look at attention,
-so it cannot confirm itself by what the dimensions were picked by.
+There are two kinds of evidence; docs/method.md has the equations. First: do the flagged tokens
+receive the attention? This is counted in each layer, for all layers. Second: does the answer need
+them? The model reads a fixed answer with the flagged tokens hidden from all later queries, and with
+as many other tokens hidden: random ones, those chosen by random dimensions, and the most attended
+of the rest. The second kind does not use attention, so it is independent of how the dimensions were
+chosen.
 
-A sample passes through the model once as it is and then through its text part once for each
-different set of hidden tokens, several as one batch.
+A sample passes through the model once unchanged, and then through its text part once for each
+different set of hidden tokens, several sets as one batch.
 """
 
 from __future__ import annotations
@@ -61,22 +62,22 @@ def validate(
 
     Args:
         handle: a loaded model; its lock is taken sample by sample.
-        profile: dimensions and tau to validate; made for this very model.
+        profile: dimensions and tau to validate; made for this model.
         samples: from `sinks.samples.read_samples`, or samples.
         settings: see there.
         found_on: what finding used: its `Findings`, its samples, or their ids and image digests;
-            None where nobody knows (a published profile).
+            None if that is not known (a published profile).
         on_progress: called after each sample with done, total and its id.
-        stop: set it to end the run; the sample at hand is given up.
+        stop: set it to end the run; the current sample is discarded.
 
     Returns:
         The result. Samples that cannot be read are in `skipped`.
 
     Raises:
-        ValueError: the profile is for another model or size, a layer the model does not have, a
-            sample that finding used, or no sample that can be used.
+        ValueError: the profile is for another model or size, the settings name a layer that the
+            model does not have, finding used one of the samples, or no sample can be used.
         Stopped: `stop` was set.
-        RunOutOfMemoryError: the device is full.
+        RunOutOfMemoryError: the device's memory is full.
     """
     settings = settings or ValidateSettings()
     info, began = handle.info, time.perf_counter()
@@ -107,7 +108,7 @@ def validate(
         try:
             try:
                 asked = _prepare(task, sample)
-            except (ImageError, ValueError) as error:  # the sample's; what comes later is not its
+            except (ImageError, ValueError) as error:  # an error of the sample
                 skipped.append((sample.id, str(error)))
             else:
                 more = len(records) < settings.sweep_samples
@@ -135,17 +136,18 @@ def validate(
 
 
 def used_by_finding(samples: Iterable[Sample], found_on: FoundOn | None) -> tuple[Sample, ...]:
-    """Which samples finding has seen: those with an image of known pixels.
+    """The samples that finding has used: those that share an image with its samples.
 
-    Names count only where nothing else is given: `1.jpg` of another folder is another picture.
+    Of samples only pixels and texts are compared, because `1.jpg` in another folder is another
+    picture. Strings in `found_on` are also compared with ids.
     """
     seen = seen_by_finding(found_on)
     return tuple(sample for sample in samples if seen(sample))
 
 
 def seen_by_finding(found_on: FoundOn | None) -> Callable[[Sample], bool]:
-    """Whether finding has seen a sample, as in `used_by_finding`; for `read_samples(unless=...)`,
-    so that one file serves both."""
+    """A function: whether finding has used a sample, as in `used_by_finding`. For
+    `read_samples(unless=...)`, so that one file can serve both."""
     names: set[str] = set()
     for used in (found_on.samples if isinstance(found_on, Findings) else found_on) or ():
         names |= {used} if isinstance(used, str) else {used.fingerprint, *used.images}
@@ -155,11 +157,11 @@ def seen_by_finding(found_on: FoundOn | None) -> Callable[[Sample], bool]:
 def held_out(samples: SampleSet, count: int, found_on: FoundOn | None) -> SampleSet:
     """`count` samples of a larger set that finding has not used.
 
-    Read as many samples more as finding used, and one folder serves both.
+    Read as many more samples as finding used, and one folder serves both.
     """
     seen = {sample.id for sample in used_by_finding(samples.samples, found_on)}
     kept = [sample for sample in samples.samples if sample.id not in seen]
-    # Not the first ones by id: what a folder's subfolders are named after would decide.
+    # Not the first ones by id: otherwise the names of subfolders would decide.
     drawn = sorted(kept, key=lambda sample: sha256(sample.fingerprint().encode()))[:count]
     by_id = tuple(sorted(drawn, key=lambda sample: sample.id))
     return replace(samples, samples=by_id, wanted=count)
@@ -178,18 +180,18 @@ class _Task:
     stop: threading.Event | None
 
     def go_on(self) -> None:
-        """Raises `_Interrupted` once stop is set."""
+        """Raise `_Interrupted` if stop is set."""
         if self.stop is not None and self.stop.is_set():
             raise _Interrupted
 
 
 class _Interrupted(Exception):  # noqa: N818  (no error: the user asked for it)
-    """Stop was set in the middle of a sample."""
+    """Stop was set while a sample was processed."""
 
 
 @dataclass(frozen=True)
 class _PreparedSample:
-    """A sample that can be used: its prompt, its answer's token ids, whether the model gave it."""
+    """A usable sample: its prompt, its answer's token ids, and whether the model gave them."""
 
     inputs: PromptInputs
     answer: tuple[int, ...]
@@ -197,7 +199,7 @@ class _PreparedSample:
 
 
 def _prepare(task: _Task, sample: Sample) -> _PreparedSample:
-    """The sample made ready; a `ValueError` is the reason to skip it."""
+    """Prepare the sample; a `ValueError` is the reason to skip it."""
     images = sample.open_images()
     inputs = task.handle.prepare(
         images,
@@ -211,7 +213,7 @@ def _prepare(task: _Task, sample: Sample) -> _PreparedSample:
 
 
 def _one(task: _Task, sample: Sample, asked: _PreparedSample, sweeps: bool) -> Record:
-    """Everything about one sample."""
+    """All results for one sample."""
     handle, settings = task.handle, task.settings
     inputs, answer, by_model = asked.inputs, asked.answer, asked.by_model
     probe = PromptReading(task.profile, task.random_dims, task.taus, settings)
@@ -282,7 +284,7 @@ def _one(task: _Task, sample: Sample, asked: _PreparedSample, sweeps: bool) -> R
 
 
 class _HiddenPatterns:
-    """The different sets to hide, each once; the first hides nothing."""
+    """The different sets to hide, without duplicates; the first one hides nothing."""
 
     def __init__(self, inputs: PromptInputs, shape: Sequence[int]) -> None:
         self._inputs, self._shape = inputs, tuple(shape)
@@ -290,7 +292,7 @@ class _HiddenPatterns:
         self._patterns: list[Tensor] = []
 
     def add(self, candidates: Candidates, name: str, settings: ValidateSettings) -> list[int]:
-        """Rows of one set's draws."""
+        """Row indices of one set's draws."""
         own_layers = settings.hide_in == "own_layers"
         draws = range(len(candidates.tokens[name]))
         return [
@@ -314,7 +316,7 @@ class _HiddenPatterns:
 
 
 def _answer(task: _Task, sample: Sample, inputs: PromptInputs) -> tuple[tuple[int, ...], bool]:
-    """The answer's token ids without the one that ends it, and whether the model gave it."""
+    """The answer's token ids without the end token, and whether the model gave the answer."""
     handle, most = task.handle, task.settings.answer_tokens
     if sample.answer and task.settings.answers == "given":
         ids = answer_tokens(handle, sample.answer, most)
@@ -333,7 +335,7 @@ def _answer(task: _Task, sample: Sample, inputs: PromptInputs) -> tuple[tuple[in
 
 
 def _orders(sample: Sample, tokens: int, settings: ValidateSettings) -> Tensor:
-    """int64 (draws, V): random orders of the vision tokens, by seed and sample alone."""
+    """int64 (draws, V): random orders of the vision tokens; depend only on seed and sample."""
     mixed = int(sample.fingerprint()[:12], 16) ^ settings.seed
     generator = torch.Generator().manual_seed(mixed)
     return torch.stack(
@@ -342,12 +344,12 @@ def _orders(sample: Sample, tokens: int, settings: ValidateSettings) -> Tensor:
 
 
 def _attention_of_flagged(reading: Reading, tau: float) -> Tensor:
-    """float64 (L,): share of the image's attention that flagged tokens hold."""
+    """float64 (L,): share of the image's attention that flagged tokens receive."""
     return (reading.attention.double() * (reading.phi > tau)).sum(1)
 
 
 def _random_lift(reading: Reading, pattern: Tensor) -> float | None:
-    """Lift of as many tokens a layer, picked by random dimensions; mean over draws."""
+    """Lift of as many tokens in each layer, chosen by random dimensions; mean over draws."""
     picked = [evidence.top_by_score(score, pattern) for score in reading.random_phi]
     lifts = [lift for one in picked if (lift := evidence.lift(reading, one)) is not None]
     return sum(lifts) / len(lifts) if lifts else None

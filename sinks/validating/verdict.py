@@ -1,8 +1,8 @@
-"""The result of a validation in words: which of eight words, why, and by which thresholds.
+"""The result of a validation in words: one of eight words, the reason, and the thresholds.
 
-A profile marks sinks when its tokens draw attention AND mean little. The first is seen in the
-attention, by which the dimensions may have been picked; the second is not, so it weighs more. What
-cannot be told from the samples is said to be so, never taken for a yes.
+A profile marks sinks if its tokens attract attention AND carry little information. The first is
+measured by attention, by which the dimensions may have been chosen; the second is not, so it weighs
+more. If the samples are not conclusive, the verdict says so and is never positive.
 """
 
 from __future__ import annotations
@@ -14,20 +14,20 @@ from sinkscope.sinks.validating.settings import ValidateSettings
 from sinkscope.sinks.validating.validation import Estimate, Validation, Verdict, Word
 from sinkscope.utils import number_of
 
-FEW = 0.5  # precision or recall below it is worth a warning
+FEW = 0.5  # precision or recall below this gives a warning
 
 
 @dataclass(frozen=True)
 class Evidence:
-    """What the verdict rests on.
+    """The values that the verdict is based on.
 
     Attributes:
-        samples: samples read; `paired` of them have flagged tokens and as many others to compare.
-        paired: see there.
+        samples: number of samples read.
+        paired: number of samples with flagged tokens and as many others to compare.
         flagged: share of the vision tokens flagged, mean over the settings' layers and samples.
-        lift: as `Agreement.lift`.
+        lift: see `Agreement.lift`.
         changes: set name -> change of the answer's log-probability when it is hidden.
-        contrasts: as `Validation.contrasts`.
+        contrasts: see `Validation.contrasts`.
     """
 
     samples: int
@@ -39,7 +39,7 @@ class Evidence:
 
 
 def judge(evidence: Evidence, settings: ValidateSettings) -> Verdict:
-    """Put a validation's figures into words."""
+    """Put the values of a validation into words."""
     word, text = _judge(evidence, settings)
     return Verdict(word, text, thresholds(settings))
 
@@ -102,7 +102,7 @@ def _judge(evidence: Evidence, settings: ValidateSettings) -> tuple[Word, str]:
 def _by_masking(
     evidence: Evidence, settings: ValidateSettings, drawn: str, hidden: str
 ) -> tuple[Word, str]:
-    """The verdict on tokens that do collect attention."""
+    """The verdict for tokens that do attract attention."""
     sinks, beside = evidence.changes["sinks"], evidence.contrasts["random"]
     image, margin = evidence.changes["image"], settings.margin
     if beside.high < -margin:
@@ -145,12 +145,12 @@ def _samples(count: int) -> str:
 def warnings_of(
     validation: Validation, layers: Sequence[int], found_on_them: int, known: bool
 ) -> Validation:
-    """The same validation with what a reader of it should know besides its verdict.
+    """The same validation with warnings that a reader should know besides its verdict.
 
     Args:
         validation: without warnings.
         layers: layers whose flags count.
-        found_on_them: how many samples finding had used.
+        found_on_them: number of samples that finding had used.
         known: whether it is known which samples finding used.
     """
     settings, agreed, notes = validation.settings, validation.agreement, []

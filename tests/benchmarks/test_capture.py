@@ -1,5 +1,5 @@
-"""The benchmark of capture, on a shape that takes no time: what it prints, and that it is quick to
-say so."""
+"""The benchmark of capture, on a shape small enough to run quickly: what it prints, and that it
+refuses quickly."""
 
 from __future__ import annotations
 

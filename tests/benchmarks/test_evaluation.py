@@ -1,4 +1,4 @@
-"""`benchmarks evaluation` asks the same questions by every way."""
+"""`benchmarks evaluation` asks the same questions in every way."""
 
 from __future__ import annotations
 

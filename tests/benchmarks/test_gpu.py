@@ -1,4 +1,4 @@
-"""`benchmarks gpu` goes to its end on a CPU with tiny shapes, whatever one check meets with."""
+"""`benchmarks gpu` runs to its end on a CPU with tiny shapes, also if a check fails."""
 
 from __future__ import annotations
 

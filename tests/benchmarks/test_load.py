@@ -1,4 +1,4 @@
-"""`benchmarks load`: a short one against the real app, and that each of its checks can fail."""
+"""`benchmarks load`: a short run against the real app, and that each of its checks can fail."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ GOOD: dict[str, Any] = {
     "states": {"warm": STATE, "end": STATE},
     "broken": "",
 }
-# What goes wrong, as a change of the good result, and the one check that says so.
+# For each check: a change of the good result that makes exactly this check fail.
 WRONG: list[tuple[str, dict[str, Any]]] = [
     ("app", {"broken": "RuntimeError: the app has ended"}),
     ("errors", {"errors": {"a job: Something went wrong": 1}}),
@@ -104,7 +104,7 @@ def test_what_grew_is_named() -> None:
 
 
 def test_whose_jobs_end_when() -> None:
-    """From a made-up app: one session's job goes on for a while after its client has vanished."""
+    """With a fake app: one session's job continues for a while after its client has vanished."""
     said = [["a", "b"], ["a", "b"], ["b"], ["b"], []]
 
     class Scripted(Server):
@@ -127,7 +127,7 @@ def test_whose_jobs_end_when() -> None:
     assert 2 * load_run.LOOK_SECONDS <= a < b
     assert b >= 4 * load_run.LOOK_SECONDS
     assert course.found()["job_ran"] == 0.8
-    course.owners = {"b"}  # it would still be there
+    course.owners = {"b"}  # the owner would still have a job
     assert course.found()["vanished"][-1] > b
 
 
@@ -183,7 +183,7 @@ def test_what_a_process_holds() -> None:
 
 @pytest.mark.slow
 def test_a_few_clients_for_a_few_seconds(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Everything is asked and answered; what it took is no test's matter."""
+    """Everything is asked and answered; the times are not tested."""
     monkeypatch.setattr(load_run, "PATIENCE_SECONDS", 20.0)
     wanted = LoadSettings(0.08, 0.04, clients=5, rate=10, tokens=8, settle_seconds=1)
     result = elsewhere(load.measure, wanted)
@@ -197,7 +197,7 @@ def test_a_few_clients_for_a_few_seconds(monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 def test_an_app_that_ends_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
-    """There is a result all the same."""
+    """There is still a result."""
 
     @contextmanager
     def served(wanted: LoadSettings, log: Any) -> Iterator[Server]:

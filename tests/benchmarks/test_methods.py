@@ -1,4 +1,4 @@
-"""`benchmarks methods` measures what it says, and says where a method takes too long."""
+"""`benchmarks methods` measures what it reports, and reports methods that take too long."""
 
 from __future__ import annotations
 

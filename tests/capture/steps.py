@@ -1,4 +1,4 @@
-"""What the tests of decode steps share: a small model without an end token, settings, questions."""
+"""Shared by the tests of decode steps: a small model without an end token, settings, questions."""
 
 from __future__ import annotations
 

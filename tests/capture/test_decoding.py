@@ -1,4 +1,4 @@
-"""How tokens are chosen: nothing of a checkpoint's file unless it is asked for, then all of it."""
+"""How tokens are chosen: a checkpoint's file has no effect unless requested, then all of it has."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ FOLLOWED = GenerationSettings(TOKENS, decoding="checkpoint", seed=7)
 VOCABULARY = 384  # of the tiny model
 EVERY = list(range(VOCABULARY))
 
-# Of each setting a value that acts, and what else must be set for that.
+# For each setting a value that has an effect, and the other settings that it needs.
 SAMPLING: dict[str, Any] = {"do_sample": True}
 ACTING: dict[str, tuple[Any, dict[str, Any]]] = {
     "do_sample": (True, {"temperature": 1.5}),
@@ -67,7 +67,7 @@ ACTING: dict[str, tuple[Any, dict[str, Any]]] = {
     "max_time": (1e-9, {}),
     "stop_strings": (["e", "a", "i", "o", "n", "t", " "], {}),
 }
-NO_CHANGE = ("remove_invalid_values", "renormalize_logits")  # of a greedy answer
+NO_CHANGE = ("remove_invalid_values", "renormalize_logits")  # no effect on greedy answers
 OTHER_WAYS: dict[str, tuple[Any, dict[str, Any]]] = {
     "num_beams": (3, {}),
     "num_return_sequences": (2, SAMPLING),
@@ -169,7 +169,7 @@ def test_the_published_file_in_words() -> None:
     assert found.values == {
         "do_sample": True,
         "temperature": 1e-6,
-        "top_k": 50,  # transformers' own, where a file that samples does not say
+        "top_k": 50,  # transformers' default, if a file that samples does not set it
         "repetition_penalty": 1.05,
     }
     assert found.words == "sampling (temperature 1e-06, top k 50), repetition penalty 1.05"
@@ -224,7 +224,7 @@ def test_a_word_of_the_file_is_never_in_the_words() -> None:
 
 @pytest.fixture(scope="module")
 def handle(tiny_folder: Path) -> ModelHandle:
-    """Without a token that ends an answer: what a random model says is as long as asked for."""
+    """No token ends an answer, so the random model's answers have exactly the requested length."""
     made = load_model(str(tiny_folder), device="cpu", dtype="float32")
     made.model.generation_config.eos_token_id = None
     return made
@@ -237,7 +237,7 @@ def inputs(handle: ModelHandle, photo: Image.Image) -> PromptInputs:
 
 @pytest.fixture(scope="module")
 def answers(handle: ModelHandle, inputs: PromptInputs) -> dict[GenerationSettings, list[int]]:
-    """Token ids with nothing set in the checkpoint."""
+    """Token ids if the checkpoint sets nothing."""
     return {s: ids(generate(handle, inputs, s)) for s in (GREEDY, SAMPLED)}
 
 
@@ -390,7 +390,7 @@ def test_no_value_ends_in_anything_but_an_answer_or_a_sentence(
     kind = GENERATION_OPTIONS[name].kind
     for value in WRONG:
         if kind == "token" or (kind in ("unused", "mechanics") and value != WRONG[0]):
-            continue  # checked when the file is read; never looked at
+            continue  # checked when the file is read; not used by the run
         put(own, {"do_sample": name != "penalty_alpha", "eos_token_id": 7, name: value})
         decoding_for(handle, GREEDY, inputs.layout.length)
         try:
@@ -478,8 +478,8 @@ def test_the_lower_limit_holds_and_a_prompt_above_it_is_refused(
 def test_each_answer_of_a_comparison_ends_for_its_own_reason(
     handle: ModelHandle, inputs: PromptInputs, own: GenerationConfig
 ) -> None:
-    """One row goes on without the other, with no token that ends answers."""
-    put(own, {"do_sample": True, "temperature": 3.0})  # the rows are drawn apart
+    """One row continues without the other, and no token ends answers."""
+    put(own, {"do_sample": True, "temperature": 3.0})  # the rows are drawn separately
     var = VARSettings(dims=(0,), tau=2.0)
     free = compare(handle, inputs, FOLLOWED, var)
     other = "".join(token.text for token in free.var.tokens)
@@ -547,14 +547,14 @@ def test_probabilities_stay_the_models_own(
     logits = handle.model.generate(**inputs.tensors, generation_config=config).logits
     for token, raw in zip(trace.tokens, logits, strict=True):
         assert token.probability == pytest.approx(float(raw.softmax(-1)[0, token.id]), rel=1e-4)
-    assert any(token.rank > 0 for token in trace.tokens)  # the penalty made it take another
+    assert any(token.rank > 0 for token in trace.tokens)  # the penalty changed the choice
 
 
 # --- files ----------------------------------------------------------------------------------------
 
 
 def loaded(folder: Path, source: Path, text: str | bytes | None, **config: Any) -> ModelHandle:
-    """A copy of the tiny checkpoint with another generation_config.json (None: without)."""
+    """A copy of the tiny checkpoint with another generation_config.json (None: without one)."""
     shutil.copytree(source, folder)
     file = folder / "generation_config.json"
     file.unlink()

@@ -1,4 +1,4 @@
-"""Steps over a fixed memory: `generate`'s tokens, the loop's rows and VAR, whatever is asked."""
+"""Steps over a fixed memory: `generate`'s tokens, and the loop's rows and VAR, in all settings."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ pytestmark = pytest.mark.tiny
 GREEDY = GenerationSettings(max_new_tokens=8)
 SAMPLED = GenerationSettings(max_new_tokens=8, temperature=1.3, top_p=0.95, top_k=40, seed=7)
 PENALISED = GenerationSettings(max_new_tokens=8, temperature=0.9, repetition_penalty=1.3, seed=3)
-# Every head of two layers has sinks and qualifies, so that each row is changed.
+# Every head of two layers has sinks and qualifies, so each row is changed.
 VAR = VARSettings((3, 40), tau=0.5, keep=0.3, layers=(1, 2), min_image_mass=0, max_sink_share=1)
 
 
@@ -49,7 +49,7 @@ def shared(tiny_folder: Path) -> ModelHandle:
 
 @pytest.fixture
 def handle(shared: ModelHandle) -> Iterator[ModelHandle]:
-    """Without a token that ends an answer, and without steps of another test."""
+    """No token ends an answer, and no steps of other tests are kept."""
     config = shared.model.generation_config
     end = config.eos_token_id
     config.eos_token_id = None
@@ -78,7 +78,7 @@ def ids(trace: GenerationTrace) -> list[int]:
 
 
 def assert_equal(steps: GenerationTrace, loop: GenerationTrace, rounding: float = 1e-6) -> None:
-    """The same, but for rounding; float16 columns may round to the neighbour."""
+    """Equal except for rounding; float16 columns may round to the neighbouring value."""
     assert steps.extra["engine"] == {"asked": "graph", "used": "step"}
     assert "engine" not in loop.extra
     assert ids(steps) == ids(loop) and steps.finish_reason == loop.finish_reason
@@ -121,7 +121,7 @@ def test_an_answer_is_that_of_the_loop(
 def test_whole_rows_are_those_of_the_loop_to_1e_6(
     handle: ModelHandle, one: PromptInputs, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Before they are reduced, of every layer, head and key, under VAR as well."""
+    """Rows before they are reduced, of every layer, head and key, also under VAR."""
     by_steps: list[torch.Tensor] = []
     by_loop: dict[tuple[int, int], torch.Tensor] = {}
     note, record = History.note, TraceRecorder.record
@@ -152,7 +152,7 @@ def test_whole_rows_are_those_of_the_loop_to_1e_6(
 def test_both_answers_of_a_comparison(
     handle: ModelHandle, inputs: PromptInputs, settings: GenerationSettings
 ) -> None:
-    """A batch of two behind a shared prefix, VAR in one row; again from the same prefix."""
+    """A batch of two after a shared prefix, VAR in one row; then again from the same prefix."""
     loop = compare(handle, inputs, settings, VAR)
     steps = compare(handle, inputs, stepped(settings), VAR)
     again = compare(handle, inputs, stepped(settings), VAR, prefix=steps.prefix)
@@ -175,7 +175,7 @@ CAPTURED = {
     "some layers and heads": {"layers": (1, 3), "heads": (0, 2, 3)},
     "mean head": {"layers": (0, 2), "heads": (1, 3), "reduce_heads": True},
     "prompt rows": {"prompt_rows": 5},
-    "reference": {"reference": True},  # the prompt passes in two parts: up to the image, and on
+    "reference": {"reference": True},  # the prompt passes in two parts
 }
 
 
@@ -192,7 +192,7 @@ def test_what_is_captured(
 
 
 def test_prompts_near_the_edge_of_the_capacity(handle: ModelHandle, one: PromptInputs) -> None:
-    """Prompt and answer fill the memory to the last position, or need one more."""
+    """Prompt and answer fill the memory to the last position, or need one position more."""
     length = one.layout.length
     room = capacity_for(length) - length
     for count in (room - 1, room, room + 1):
@@ -220,7 +220,7 @@ def test_an_answer_that_ends_at_once_and_a_row_that_goes_on(
     for made in (generate(handle, one, stepped(GREEDY)), generate(handle, one, GREEDY)):
         assert ids(made) == plain[:1] and made.finish_reason == "end"
         assert made.attention.shape[0] == 1
-    # Of a comparison: one row ends in the middle, the other later or never.
+    # In a comparison, one row ends early, the other later or never.
     config.eos_token_id = None
     pair = compare(handle, one, GREEDY, VAR)
     early = next(t for t in ids(pair.baseline)[1:] if t not in ids(pair.var))
@@ -233,7 +233,7 @@ def test_an_answer_that_ends_at_once_and_a_row_that_goes_on(
 
 @pytest.fixture(params=[False, True], ids=["told first", "launched ahead"])
 def ahead(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> bool:
-    """On a GPU the next step runs while a token is told; here it can be made to."""
+    """On a GPU the next step runs while a token is reported; this test forces that on a CPU."""
     monkeypatch.setattr(answering, "runs_ahead", lambda device: request.param)
     return bool(request.param)
 
@@ -279,7 +279,7 @@ def test_a_token_is_told_before_the_next_is_made(
 def test_a_checkpoint_s_own_way_of_decoding(
     handle: ModelHandle, one: PromptInputs, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Processors that a step does not know choose behind it; stop strings end an answer."""
+    """Processors that are not part of a step choose after it; stop strings end an answer."""
     config = handle.model.generation_config
     settings = GenerationSettings(max_new_tokens=8, decoding="checkpoint", seed=5)
     changes: list[dict[str, object]] = [
@@ -300,7 +300,7 @@ def test_a_checkpoint_s_own_way_of_decoding(
 
 @pytest.mark.parametrize("name", ["gpt2", "mistral_window", "gpt_neox", "qwen3"])
 def test_text_models(tmp_path: Path, name: str) -> None:
-    """Learned and rotary positions, a sliding window that the prompt is longer than."""
+    """Learned and rotary positions; a sliding window that is shorter than the prompt."""
     handle = load_model(str(save_text_model(tmp_path, name)), device="cpu", dtype="float32")
     handle.model.generation_config.eos_token_id = None
     inputs = handle.prepare([], "a red star, and a blue circle; a red star again, and a circle")
@@ -334,7 +334,7 @@ def test_the_bundled_model(photo: Image.Image, settings: GenerationSettings) -> 
 def by_steps(
     handle: ModelHandle, inputs: PromptInputs, settings: GenerationSettings, *acting: Intervention
 ) -> tuple[list[int], TraceRecorder]:
-    """An answer with any interventions: its ids, and what was kept of its rows."""
+    """An answer with any interventions: its ids, and the kept rows."""
     decoding = decoding_for(handle, settings, inputs.layout.length)
     every = tuple(range(handle.info.layers)), tuple(range(handle.info.heads))
     rows = TraceRows(*every, settings.max_new_tokens)
@@ -358,7 +358,7 @@ def by_loop(
 
 
 def test_other_interventions_on_rows(handle: ModelHandle, one: PromptInputs) -> None:
-    """Two at once, in order; their steps are not kept, as nobody says what is fixed in them."""
+    """Two at once, in order; their steps are not kept, because they have no key."""
     image = tuple(one.layout.vision_positions().tolist())
     acting = (LowerAttention(image[::2], 0.1), LowerAttention(image[1:9], 3.0, layers=(1, 2)))
     steps, mine = by_steps(handle, one, GREEDY, *acting)
@@ -367,7 +367,7 @@ def test_other_interventions_on_rows(handle: ModelHandle, one: PromptInputs) -> 
     for got, true in zip(mine.finish(len(steps)), theirs.finish(len(steps)), strict=True):
         torch.testing.assert_close(got.float(), true.float(), rtol=1.1e-3, atol=5e-6)
     assert len(store_of(handle)) == 0
-    # One that acts on the prompt alone is gone by the time of the first step.
+    # One that acts only on the prompt is gone before the first step.
     damped = DampDims(SiteSelection("block_in", (1,), range(one.layout.length)), (3, 40), 0.0)
     assert by_steps(handle, one, GREEDY, damped)[0] == by_loop(handle, one, GREEDY, damped)[0]
 

@@ -1,4 +1,4 @@
-"""The recorder on made-up rows: every way in which rows can arrive gives the same trace."""
+"""The recorder on made-up rows: in whatever order rows arrive, the trace is the same."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def all_rows(batch: int = 1) -> torch.Tensor:
 
 
 def expected(rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """From (T, L, H, K), by the definitions."""
+    """Expected results from (T, L, H, K), by the definitions."""
     shares = [rows[..., s.start : s.stop].sum(-1) for s in LAYOUT.segments]
     shares.append(rows[..., PROMPT:].sum(-1))
     entropy = torch.special.entr(rows).sum(-1)
@@ -124,7 +124,7 @@ def test_a_batch_row_that_is_not_there() -> None:
 
 
 class Arrives:
-    """An event that is done when it is asked for the third time, or waited for."""
+    """An event that is done at the third query, or when waited for."""
 
     def __init__(self) -> None:
         self._asked = 0
@@ -139,7 +139,7 @@ class Arrives:
 
 @pytest.fixture
 def copies_without_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Recorders of a GPU's rows, without a GPU."""
+    """Recorders for rows on a GPU, tested without a GPU."""
     monkeypatch.setattr(
         host_copies, "pinned_bytes", lambda size: torch.empty(size, dtype=torch.uint8)
     )

@@ -1,4 +1,4 @@
-"""One run: sampling and seeds, what is said of each token, its end, Stop, and what is refused."""
+"""One run: sampling and seeds, the description of each token, its end, Stop, and refusals."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ PENALISED = GenerationSettings(max_new_tokens=10, repetition_penalty=1.3)
 
 @pytest.fixture(scope="module")
 def handle(tiny_folder: Path) -> ModelHandle:
-    """Without a token that ends an answer: what a random model says is as long as asked for."""
+    """No token ends an answer, so the random model's answers have exactly the requested length."""
     made = load_model(str(tiny_folder), device="cpu", dtype="float32")
     made.model.generation_config.eos_token_id = None
     return made
@@ -67,7 +67,7 @@ def own_config(handle: ModelHandle) -> Iterator[GenerationConfig]:
 def plain(
     handle: ModelHandle, inputs: PromptInputs, settings: GenerationSettings
 ) -> SimpleNamespace:
-    """transformers alone, with SDPA: token ids and raw logits (T, vocabulary)."""
+    """Only transformers, with SDPA: token ids and raw logits (T, vocabulary)."""
     config = decoding_for(handle, settings, inputs.layout.length).config
     config.update(return_dict_in_generate=True, output_logits=True)
     handle.model.set_attn_implementation({"text_config": "sdpa"})
@@ -88,7 +88,7 @@ def test_capture_changes_no_token_and_a_seed_fixes_them(
     handle: ModelHandle, inputs: PromptInputs, settings: GenerationSettings
 ) -> None:
     alone = plain(handle, inputs, settings)
-    torch.manual_seed(123)  # the caller's generator neither matters nor is moved
+    torch.manual_seed(123)  # the caller's generator has no effect and is not changed
     before = torch.random.get_rng_state()
     traces = [generate(handle, inputs, settings) for _ in range(2)]
     assert torch.equal(before, torch.random.get_rng_state())
@@ -135,7 +135,7 @@ def test_probability_rank_and_alternatives_are_those_of_the_raw_logits(
             )
         before.append(token.id)
         ranks.add(token.rank)
-    assert (ranks == {0}) == (settings == GREEDY)  # the others leave the first place now and then
+    assert (ranks == {0}) == (settings == GREEDY)  # sampling sometimes takes another token
 
 
 def test_token_texts_join_to_the_answer(handle: ModelHandle, inputs: PromptInputs) -> None:
@@ -148,7 +148,7 @@ def test_token_texts_join_to_the_answer(handle: ModelHandle, inputs: PromptInput
             texts = [token.text for token in trace.tokens]
             assert "".join(texts) == decode([token.id for token in trace.tokens])
             broken += texts[-1].endswith("\ufffd")
-    assert broken  # the random model writes bytes
+    assert broken  # the random model produces incomplete characters
 
 
 def test_a_stopped_answer_and_one_under_var_keep_their_tails(
@@ -184,7 +184,7 @@ def test_texts_of_the_prompt_join_to_it(handle: ModelHandle, photo: Image.Image)
     inputs = handle.prepare([photo], "Is \U0001f600 or \U00020bb7 there?", "\u4f60\u597d")
     assert "".join(inputs.token_texts) == handle.processor.tokenizer.decode(inputs.token_ids)
     assert "\ufffd" not in "".join(inputs.token_texts)
-    assert "\U0001f600" in inputs.token_texts  # whole, at the token that completes it
+    assert "\U0001f600" in inputs.token_texts  # complete, at the token that completes it
     grid = inputs.layout.grids[0]
     assert {inputs.token_texts[p] for p in grid.positions} == {"<|image_pad|>"}
     rows = prompt_rows(handle, inputs)
@@ -232,8 +232,8 @@ def test_chosen_layers_and_heads_are_those_of_a_whole_run(
     whole = generate(handle, inputs, GREEDY)
     some = generate(handle, inputs, GenerationSettings(10, layers=(3, 0), heads=(2,)))
     assert (some.layers, some.heads) == ((0, 3), (2,))
-    # Layers that are not captured are plain SDPA, so their outputs differ in the last bits from
-    # those of captured ones (`tests/capture/test_session.py`: they are plain SDPA's, bit for bit).
+    # Layers that are not captured use plain SDPA, so their outputs differ in the last bits from
+    # those of captured ones (`tests/capture/test_session.py`: bit for bit those of plain SDPA).
     for name in ("attention", "shares", "entropy"):
         mine, other = getattr(some, name).float(), getattr(whole, name)[:, [0, 3]][:, :, [2]]
         torch.testing.assert_close(mine, other.float(), rtol=1e-3, atol=1e-6)
@@ -333,7 +333,7 @@ def test_a_containers_limit_counts(tmp_path: Path) -> None:
         (tmp_path / "memory.max").write_text(f"{limit}\n")
         return forecasting.container_free(tmp_path)
 
-    assert limited("1000") is None  # half a cgroup is none
+    assert limited("1000") is None  # both values are needed
     (tmp_path / "memory.current").write_text("700\n")
     (tmp_path / "memory.stat").write_text("anon 600\ninactive_file 90\nactive_file 10\n")
     assert limited("1000") == 390
@@ -354,7 +354,7 @@ def test_beams_and_drafts_are_refused_while_a_session_is_attached(
 ) -> None:
     probe = Rows(positions=(0,))
     with pytest.raises(ValueError, match=words), attached(handle, inputs, [probe]):
-        # a draft is made where the answer repeats the prompt, so it is made to repeat
+        # drafts are made when the answer repeats the prompt, so it is made to repeat it
         repeated = [[[int(inputs.token_ids[-1])], 50.0]]
         handle.model.generate(
             **inputs.tensors, max_new_tokens=30, do_sample=False, sequence_bias=repeated, **options

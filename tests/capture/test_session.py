@@ -1,4 +1,4 @@
-"""A session: what is attached, in which order it acts, and that nothing of it stays."""
+"""A session: what is attached, in which order it acts, and that nothing of it remains."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def generate(handle: ModelHandle, inputs: PromptInputs, **options: Any) -> Any:
 
 @dataclass(frozen=True)
 class Norms(Probe):
-    """A made-up probe: norms of the residual stream."""
+    """An example probe: norms of the residual stream."""
 
     reads: tuple[SiteSelection, ...] = (SiteSelection("block_in"),)
 
@@ -71,7 +71,7 @@ class Norms(Probe):
 
 @dataclass(frozen=True)
 class Times(Intervention):
-    """A made-up intervention: multiplies rows and the MLP's output, and says when."""
+    """An example intervention: multiplies rows and the MLP's output, and records when."""
 
     factor: float
     layers: tuple[int, ...] = (1,)
@@ -89,7 +89,7 @@ class Times(Intervention):
 
 @dataclass(frozen=True)
 class Plus(Intervention):
-    """Another: adds to the MLP's output."""
+    """Another example: adds to the MLP's output."""
 
     amount: float
     edits: tuple[SiteSelection, ...] = (SiteSelection("mlp_out", (1,)),)
@@ -117,7 +117,7 @@ def test_interventions_act_in_the_order_listed_and_probes_see_what_is_left(
             handle.model(**inputs.tensors)
         return session[probe][1]
 
-    def without_rows(factor: float) -> Times:  # else rows change the MLP's input as well
+    def without_rows(factor: float) -> Times:  # otherwise rows also change the MLP's input
         return Times(factor, layers=())
 
     plain = mlp_out()
@@ -138,7 +138,7 @@ def test_rows_compose_and_are_seen_changed(handle: ModelHandle, inputs: PromptIn
         handle.model(**inputs.tensors)
     after_image = inputs.layout.after_images
     for position in range(end):
-        factor = 0.125 if position >= after_image else 1.0  # where they may act by default
+        factor = 0.125 if position >= after_image else 1.0  # the default range of interventions
         torch.testing.assert_close(
             session[first][1, position], before[plain][1, position] * factor, rtol=0, atol=1e-6
         )
@@ -151,8 +151,8 @@ def test_rows_compose_and_are_seen_changed(handle: ModelHandle, inputs: PromptIn
 def test_layers_of_which_nothing_is_wanted_are_plain_sdpa_bit_for_bit(
     handle: ModelHandle, inputs: PromptInputs, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What comes into the last layer is what comes into it in plain SDPA, at every step; so the
-    rows of the only layer that is captured are those of the plain model."""
+    """The last layer's input equals that of plain SDPA at every step, so the rows of the only
+    captured layer are those of the plain model."""
     last, end = handle.info.layers - 1, inputs.layout.length
     stream = Values(SiteSelection("block_in", (last,)))
     handle.model.set_attn_implementation({"text_config": "sdpa"})

@@ -1,5 +1,5 @@
-"""Attention computed after the run, from queries and keys: the run is plain SDPA, the rows are
-exact."""
+"""Attention computed after the run, from queries and keys: the run uses plain SDPA, and the rows
+are exact."""
 
 from __future__ import annotations
 

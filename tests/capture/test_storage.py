@@ -1,4 +1,4 @@
-"""The trace on disk: whole, checked, and never half written."""
+"""The trace on disk: complete, checked, and never half written."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def small_trace(tokens: int = 3) -> GenerationTrace:
 
 
 def assert_same(before: object, after: object, where: str = "trace") -> None:
-    """Equal in every value and type, to the bottom."""
+    """Equal in all values and types, recursively."""
     assert type(before) is type(after), where
     if isinstance(before, torch.Tensor):
         assert isinstance(after, torch.Tensor) and before.dtype == after.dtype, where

@@ -1,4 +1,4 @@
-"""Tokens that are weighed together are weighed as each by itself."""
+"""Statistics of several tokens computed together equal those of each computed alone."""
 
 from __future__ import annotations
 
@@ -21,5 +21,5 @@ def test_together_as_alone(at_once: int, vocabulary: int, monkeypatch: pytest.Mo
         assert (ours.ids, ours.rank) == (own.ids, own.rank)
         assert ours.log_probability == pytest.approx(own.log_probability, abs=1e-6)
         assert ours.log_probabilities == pytest.approx(own.log_probabilities, abs=1e-6)
-    assert max(one.rank for one in alone) >= min(vocabulary, 6) - 1  # behind the alternatives too
+    assert max(one.rank for one in alone) >= min(vocabulary, 6) - 1  # also beyond the alternatives
     assert batch_statistics(logits[:0], []) == []

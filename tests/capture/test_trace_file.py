@@ -1,4 +1,4 @@
-"""What can be wrong with a trace file, by accident or on purpose: one clear error each."""
+"""Damaged and manipulated trace files: one clear error for each."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def path(tmp_path: Path) -> Path:
 
 
 def open_all(path: Path) -> None:
-    """Both ways to open a file must refuse it, at the latest when everything was read."""
+    """Both ways to open a file must refuse it, at the latest when everything has been read."""
     GenerationTrace.open(path)
 
 
@@ -56,7 +56,7 @@ def refused(path: Path, words: str) -> None:
 
 
 def parts(path: Path) -> tuple[dict[str, Any], bytes]:
-    """The header and the data, without any library."""
+    """Header and data, read without any library."""
     data = path.read_bytes()
     length = int.from_bytes(data[:8], "little")
     return json.loads(data[8 : 8 + length]), data[8 + length :]
@@ -68,7 +68,7 @@ def put(path: Path, header: dict[str, Any] | bytes, data: bytes) -> None:
 
 
 def rewrite(path: Path, change: Callable[[About], object], sign: bool) -> None:
-    """Change the JSON part; with `sign` as somebody who knows how the header's checksum is made."""
+    """Change the JSON part; with `sign`, also update the header's checksum."""
     header, data = parts(path)
     about = json.loads(header["__metadata__"][FORMAT])
     change(about)
@@ -155,7 +155,7 @@ def test_checksums_of_another_file(path: Path, tmp_path: Path) -> None:
     put(path, header, data)
     refused(path, "checksum of its header")
     header, data = parts(other)
-    for name in ("checksum", "token_checksums"):  # signed anew: then it is the content that differs
+    for name in ("checksum", "token_checksums"):  # signed again, so only the content differs
         about = json.loads(header["__metadata__"][FORMAT])
         about[name] = {
             "checksum": "0" * 64,
@@ -186,7 +186,7 @@ def test_two_tensors_that_change_places(path: Path) -> None:
 
 
 def test_every_bit_of_the_header_counts(path: Path) -> None:
-    """One bit of any byte: refused, or (a blank, another spelling of the same) the same trace."""
+    """One bit of any byte: refused, or (a blank, another spelling) the same trace."""
     data = path.read_bytes()
     length = int.from_bytes(data[:8], "little")
     right = GenerationTrace.open(path)
@@ -402,7 +402,7 @@ CONTRADICTIONS = {
 
 @pytest.mark.parametrize("what", CONTRADICTIONS)
 def test_a_header_that_contradicts_itself(path: Path, what: str) -> None:
-    """Somebody who signs it anew gets no further, nor do files from before there was a checksum."""
+    """A new signature does not help, nor does a file of a version without checksums."""
     change, words = CONTRADICTIONS[what]
     rewrite(path, change, sign=True)
     refused(path, words)

@@ -1,7 +1,7 @@
-"""Folders as people have them, and what should become of each.
+"""Kinds of checkpoint folders, and the expected outcome for each.
 
 Every case changes a copy of the published layout (`tests.checkpoints.published`) around the tiny
-random model. The tests load it, compare what loads with transformers itself, and put the results
+random model. The tests load it, compare the result with transformers itself, and write the outcomes
 into the table of docs/models.md (`tests.checkpoints.table`).
 """
 
@@ -22,14 +22,14 @@ class Case:
     Attributes:
         group: heading in the table.
         name: row in the table.
-        change: what is done to a copy of the published layout; `model` is the tiny model's own
+        change: the change to a copy of the published layout; `model` is the tiny model's own
             folder, as transformers 5 writes it. May return another folder to load.
-        loads: whether it should load; else it is refused in one sentence.
-        settings: of `load_model`.
-        template: what transformers has to be given as chat template, where it takes none or a wrong
-            one of its own accord.
-        parts_only: what is said must be given to transformers as parts.
-        cut: in the table, the words end here; a library's own follow.
+        loads: whether it should load; otherwise it is refused with one sentence.
+        settings: settings of `load_model`.
+        template: the chat template that transformers has to be given, if by itself it uses none or
+            a wrong one.
+        parts_only: whether transformers has to be given text as parts.
+        cut: the words after which the table omits the rest, a library's own text.
     """
 
     group: str

@@ -1,4 +1,4 @@
-"""Animations: as many frames as tokens, the right ones, bounded, and no file after an error."""
+"""Animations: one frame per token, the right ones, bounded size, and no file after an error."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def test_frames_come_back_as_they_went_in(kind: str, tmp_path: Path) -> None:
     assert len(found) == repeats * len(sent) and repeats == (1 if kind == ".gif" else 4)
     for frame, seen in zip(sent, found[::repeats], strict=True):
         away = abs(frame.astype(int) - seen.astype(int))
-        # Video keeps colour at half the resolution: its edges are soft.
+        # Video stores colour at half the resolution, so edges are soft.
         assert np.percentile(away, 80) <= 12 and (kind == ".mp4" or away.max() <= 8)
 
 
@@ -78,7 +78,7 @@ def test_a_window_slides_over_the_tokens(tmp_path: Path) -> None:
 
 
 def test_each_side_goes_over_tokens_of_its_own(tmp_path: Path) -> None:
-    """The side with fewer of them stays at its last one."""
+    """The side with fewer tokens stays at its last one."""
     pair, seen = make_pair(), []
 
     class Watched(Frames):
@@ -143,7 +143,7 @@ def test_a_long_answer_needs_no_more_memory_than_a_short_one(tmp_path: Path) -> 
         tracemalloc.stop()
         return most
 
-    peak(5)  # fonts and tables, kept from the first time
+    peak(5)  # fonts and tables, cached by the first run
     assert peak(60) < peak(20) + 4 * 320 * 400 * 3  # a few frames' worth, not forty
 
 

@@ -178,7 +178,7 @@ RUN = """(vectors) => vectors.map((v) => {
 
 
 def page_code() -> str:
-    """The page's own code, without a page."""
+    """The page's own code, run without a page."""
     sources = [STATIC / "inspector" / name for name in ("00_base.js", "30_scale.js")]
     page = "const element = { querySelector: () => null, closest: () => null };"
     return "\n".join((page, *(source.read_text(encoding="utf-8") for source in sources)))
@@ -212,7 +212,7 @@ def agree(found: list[dict[str, Any]]) -> None:
 
 
 def test_the_vectors_are_those_of_this_code() -> None:
-    """If not: `python -m tests.drawing.scale_vectors`."""
+    """If this fails: `python -m tests.drawing.scale_vectors`."""
     made = json.loads(json.dumps(list(vectors())))
     assert [{**case, "results": 0} for case in made] == [{**c, "results": 0} for c in VECTORS]
     agree([case["results"] for case in made])

@@ -1,4 +1,4 @@
-"""What a method says of the plain model's answer: the same as it would have generated."""
+"""Checking the plain model's answer with a method: the result equals what it would generate."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def methods(handle: ModelHandle, *texts: str) -> tuple[Method, ...]:
 
 
 class Passes:
-    """How many rows each call of the model's `generate` had, and how many tokens it may add."""
+    """The number of rows of each call of the model's `generate`, and the tokens it may add."""
 
     def __init__(self, handle: ModelHandle, monkeypatch: pytest.MonkeyPatch) -> None:
         self.seen: list[tuple[int, int]] = []
@@ -62,8 +62,8 @@ def answers(
 def test_what_says_the_same_is_not_generated(
     handle: ModelHandle, photo: Image.Image, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Two methods that move so little that every answer stays: one pass for both, and each number
-    is that of generating it."""
+    """Two methods that move so little that every answer stays the same: one pass for both, and each
+    number is that of generating the answer."""
     mild = ("var:dims=3,5,tau=1.2,keep=0.999,min_image_mass=0", "var-random:dims=3,5,tau=1.2")
     three = methods(handle, "default", mild[0], f"{mild[1]},keep=0.999,min_image_mass=0")
     asks = asked(photo, "Where is the star?", "How many objects are there in this image?", "Why?")
@@ -72,7 +72,7 @@ def test_what_says_the_same_is_not_generated(
     together = answers(handle, asks, three)
     assert passes.seen == [(3, 6), (6, 1)]
     for place, each in enumerate(together):
-        assert same(each[0]) == same(alone[0][place][0])  # to the last bit: the same batch
+        assert same(each[0]) == same(alone[0][place][0])  # bit for bit: the same batch
         for number in (1, 2):
             assert alike(each[number], alone[number][place][0])
             assert each[number].ids == each[0].ids
@@ -83,7 +83,7 @@ def test_what_says_the_same_is_not_generated(
 def test_what_says_something_else_is_generated(
     handle: ModelHandle, photo: Image.Image, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Only for the rows that do, and their answers are their own."""
+    """Only rows whose answer differs are generated, and get their own answer."""
     pair = methods(handle, "default", "var:dims=3,5,tau=1.2,keep=0,min_image_mass=0")
     asks = asked(photo, "Where is the star?", "How many objects are there?", "Why?", "Name it.")
     alone = [answers(handle, asks, (method,)) for method in pair]
@@ -142,7 +142,7 @@ def test_only_short_greedy_answers_are_checked(handle: ModelHandle) -> None:
         ([3, 3, 4], 500, [[0, 1, 2]]),
         ([2] * 7 + [30], 500, [[0, 1, 2, 3, 4, 5, 6], [7]]),
         ([30] + [2] * 7, 500, [[1, 2, 3, 4, 5, 6, 7], [0]]),
-        ([2, 30], 500, [[0, 1]]),  # a pass more would cost more
+        ([2, 30], 500, [[0, 1]]),  # another pass would cost more
         ([64] * 5, 1 << 21, [[0, 1], [2, 3], [4]]),  # logits of two rows fit
         ([64], 1 << 30, [[0]]),
     ],

@@ -150,7 +150,7 @@ def messages(doc, lmms_eval_specific_kwargs=None):
 )
 @pytest.mark.parametrize("var", ["true", "false"])
 def test_a_task_of_two_questions_in_lmms_eval_itself(tmp_path: Path, var: str) -> None:
-    """Its own evaluator, its own score; the answers are those of `evaluation.question_batches`."""
+    """lmms-eval's evaluator and score; the answers are those of `evaluation.question_batches`."""
     from lmms_eval.evaluator import simple_evaluate
     from lmms_eval.models import MODEL_REGISTRY_V2
     from lmms_eval.tasks import TaskManager

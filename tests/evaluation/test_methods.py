@@ -1,4 +1,4 @@
-"""Methods and sweeps as users write them, and against a model."""
+"""Methods and sweeps as users write them, and their checks against a model."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A run on two local workers of a Ray cluster has the records of one process."""
+"""A run on two local workers of a Ray cluster has the same records as one in one process."""
 
 from __future__ import annotations
 

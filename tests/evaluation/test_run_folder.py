@@ -1,4 +1,4 @@
-"""The folder of a run: what is left after any interruption, and what it refuses."""
+"""The folder of a run: its state after any interruption, and what it refuses."""
 
 from __future__ import annotations
 
@@ -79,8 +79,8 @@ def test_the_configuration_is_the_same_after_it_is_written(tmp_path: Path) -> No
 
 @pytest.mark.parametrize("cut", range(1, 900, 37))
 def test_any_cut_of_the_file_leaves_whole_questions(tmp_path: Path, cut: int) -> None:
-    """Whatever a killed process has left of the last group, the groups before it stay and nothing
-    else does."""
+    """Whatever a killed process has left of the last group: earlier groups are kept, and only
+    they."""
     path = written(tmp_path, pair(0), pair(1))
     data = path.read_bytes()
     size = max(0, len(data) - cut)
@@ -170,7 +170,7 @@ def test_a_folder_that_cannot_be_made_is_named(tmp_path: Path) -> None:
 
 
 def test_a_folder_in_which_no_file_can_be_made_is_named() -> None:
-    """/proc is there, and takes files from nobody, from root neither."""
+    """/proc exists and nobody can create files in it, not even root."""
     if not Path("/proc/self").is_dir():
         pytest.skip("there is no /proc here")
     for folder in ("/proc/sinkscope", "/proc/self/fd/sinkscope/run"):
@@ -181,7 +181,7 @@ def test_a_folder_in_which_no_file_can_be_made_is_named() -> None:
 def test_a_run_that_may_be_read_and_not_written_is_named(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As a finished run of another user's: what is there stays, and reading it works."""
+    """Like a finished run of another user: it is not changed, and can be read."""
     path = written(tmp_path, pair(0))
     before, own = path.read_bytes(), Path.open
 

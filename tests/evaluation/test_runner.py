@@ -1,4 +1,4 @@
-"""The runner: what becomes a record, what goes wrong and is named."""
+"""The runner: how records are made, and how errors are reported."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def records(folder: Path) -> list[AnswerRecord]:
 
 
 def same(record: AnswerRecord) -> AnswerRecord:
-    """Without what may differ between two runs of one configuration."""
+    """Without the parts that may differ between two runs of one configuration."""
     return dataclasses.replace(record, seconds=None, host={})
 
 
@@ -76,7 +76,7 @@ def test_each_method_has_its_record_with_score_and_place(tiny: ModelHandle, tmp_
 def test_faulty_rows_are_recorded_and_the_rest_is_answered(
     tiny: ModelHandle, tmp_path: Path
 ) -> None:
-    """A missing image, a broken one, no answer, an unknown letter, an id that stands twice."""
+    """A missing image, a broken one, no answer, an unknown letter, a duplicate id."""
     choice = {"question": "Which?", "choices": ["red", "blue"]}
     path = write_questions(
         tmp_path / "data",
@@ -116,7 +116,8 @@ def test_faulty_rows_are_recorded_and_the_rest_is_answered(
 def test_a_later_line_without_a_column_is_that_lines_fault(
     tiny: ModelHandle, tmp_path: Path
 ) -> None:
-    """JSON lines need not have the same keys; the first alone says what the file has."""
+    """JSON lines may have different keys; only the first line decides which columns the file
+    has."""
     data_of("older-blink", tmp_path)
     path = tmp_path / "blink_validation.jsonl"
     first, second = path.read_text().splitlines()
@@ -164,7 +165,7 @@ def test_a_stopped_run_goes_on(tiny: ModelHandle, tmp_path: Path) -> None:
     with pytest.raises(Stopped):
         run(tiny, config(path), tmp_path / "run", engine, stop=stop, on_progress=tell)
     assert told == [(n, 5) for n in range(1, len(told) + 1)]
-    assert 2 <= len(told) < 5  # the few questions that it was at were ended
+    assert 2 <= len(told) < 5  # only the questions in progress were finished
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())
     assert (summary["complete"], summary["ended"]) == (False, False)
     rest = Scripted(lambda work: ("red", "red"))
@@ -324,8 +325,8 @@ def test_wrong_settings_are_named_before_a_model_is_loaded(
 
 
 def test_memory_does_not_grow_with_the_questions(tiny: ModelHandle, tmp_path: Path) -> None:
-    """Peak of what Python holds, over 200 and over 1,400 drawn questions: all that may grow is a
-    number a question."""
+    """Peak memory of Python objects for 200 and for 1,400 drawn questions: only one number per
+    question may accumulate."""
 
     def peak(limit: int) -> int:
         wanted = RunConfig(RunSettings("demo", limit=limit), ModelSettings(), PAIR)
@@ -337,9 +338,9 @@ def test_memory_does_not_grow_with_the_questions(tiny: ModelHandle, tmp_path: Pa
         tracemalloc.stop()
         return reached
 
-    peak(20)  # what is imported and cached at first use
+    peak(20)  # imports and caches of the first use
     few, many = peak(200), peak(1400)
-    assert many - few < 1200 * 300  # bytes; an image alone has 80,000
+    assert many - few < 1200 * 300  # bytes; a single image has 80,000
 
 
 class _Nothing(list[str]):

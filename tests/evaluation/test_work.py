@@ -1,4 +1,4 @@
-"""What a worker does where something goes wrong: a fault of one question is none of the others."""
+"""Errors in a worker: an error of one question does not affect the others."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What an experiment refuses, and that it refuses it before any pass through the model."""
+"""What an experiment refuses, always before any pass through the model."""
 
 from __future__ import annotations
 

@@ -41,8 +41,8 @@ def asked(handle: ModelHandle, photo: Image.Image) -> PromptAndAnswer:
 
 
 def eager(handle: ModelHandle, asked: PromptAndAnswer, keys: tuple[int, ...]) -> np.ndarray:
-    """float64 (T,): log-probabilities by a copy of the model in float64 with eager attention, to
-    whose scores -inf is added where a query behind the images meets one of the keys."""
+    """float64 (T,): log-probabilities from a copy of the model in float64 with eager attention. The
+    scores of queries after the images for one of the keys are set to -inf."""
     model = copy.deepcopy(handle.model).double()
     model.set_attn_implementation({"text_config": "eager"})
     tensors = dict(asked.inputs.tensors)

@@ -57,7 +57,7 @@ def run_id(site: Site) -> str:
 
 
 class Client:
-    """Sends requests, and holds each answer to what all answers must be."""
+    """Sends requests, and checks each answer against the rules for all answers."""
 
     def __init__(self, site: Site) -> None:
         self.site, self.slowest, self.count = site, 0.0, 0
@@ -82,11 +82,11 @@ class Client:
 
 
 def harmless(site: Site, act: Callable[[Client, random.Random], None], count: int) -> None:
-    """Act so often; nothing is written outside the app's folders, and the app still answers."""
+    """Repeat an action; nothing is written outside the app's folders, and the app still answers."""
     from gradio.utils import get_upload_folder
 
     client, rng = Client(site), random.Random(count)
-    client.send("/", None, method="GET", kind=None)  # what is loaded late is loaded now
+    client.send("/", None, method="GET", kind=None)  # late imports happen now
     cache = Path(site.app.settings.app.cache_dir)
     faults: list[str] = []
     with Touched(cache, cache.parent, Path(get_upload_folder())) as touched, bounded_memory():

@@ -1,7 +1,7 @@
 """Interventions on rows in a running model, against dense attention matrices in the eager model.
 
-What an intervention writes is `rows` alone; the output of a fused prefill follows from one generic
-correction. VAR's own fast correction is held to it.
+An intervention only defines `rows`; the output of a fused prefill follows from one generic
+correction. VAR's own fast correction is compared with it.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ def inputs(handle: ModelHandle, photo: Image.Image) -> PromptInputs:
 
 @dataclass(frozen=True)
 class Damp(Intervention):
-    """Multiplies the attention to one key and leaves the rest: rows do not sum to 1 any more."""
+    """Multiplies the attention to one key and leaves the rest, so rows no longer sum to 1."""
 
     key: int
     factor: float
@@ -170,7 +170,7 @@ def test_rows_that_stay_keep_the_fused_output_bit_for_bit(
 
 
 class _Slow(VARIntervention):
-    """VAR that has `rows` alone."""
+    """VAR with only `rows`."""
 
     correct = ActiveIntervention.correct
 
@@ -185,7 +185,7 @@ class SlowVAR(VAR):
 
 @pytest.fixture(scope="module")
 def var(handle: ModelHandle, inputs: PromptInputs) -> VARSettings:
-    """A tau between two scores, under which a few tokens are sinks and several heads qualify."""
+    """A tau between two scores, for which a few tokens are sinks and several heads qualify."""
     probe = VARSettings(DIMS, tau=0.0, layers=(1, 2), min_image_mass=0.0, max_sink_share=1.0)
     every = VAR((probe,))
     with attached(handle, inputs, interventions=[every]) as session:
@@ -227,7 +227,7 @@ def test_the_fast_correction_is_the_generic_one(
 def test_the_fast_correction_is_taken_only_where_var_is_alone(
     handle: ModelHandle, inputs: PromptInputs, var: VARSettings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Together with another change the rows go through both, in order."""
+    """Together with another change, rows pass through both, in order."""
     corrected: list[int] = []
     real = VARIntervention.correct
 

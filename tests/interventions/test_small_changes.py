@@ -45,7 +45,7 @@ def inputs(handle: ModelHandle, photo: Image.Image) -> PromptInputs:
 def seen(
     handle: ModelHandle, inputs: PromptInputs, site: Any, *changes: Intervention
 ) -> tuple[Tensor, Tensor]:
-    """What is at a site of the layer (N, D), and the logits of the last position."""
+    """The values at a site of the layer (N, D), and the logits of the last position."""
     probe = Values(SiteSelection(site, (LAYER,)))
     with attached(handle, inputs, [probe], changes) as session:
         logits = handle.model(**inputs.tensors, logits_to_keep=1).logits[0, -1]
@@ -156,7 +156,7 @@ def test_lower_attention(
 def test_a_row_that_holds_only_lowered_keys_stays(
     handle: ModelHandle, inputs: PromptInputs
 ) -> None:
-    rows = Rows((0,), (0,))  # query 0 sees key 0 alone
+    rows = Rows((0,), (0,))  # query 0 sees only key 0
     change = LowerAttention((0,), 0.0, row_positions=range(NO_END))
     with attached(handle, inputs, [rows], [change]) as session:
         logits = handle.model(**inputs.tensors).logits
@@ -166,7 +166,7 @@ def test_a_row_that_holds_only_lowered_keys_stays(
 
 
 class NoCopies(TorchDispatchMode):
-    """Refuses what moves a tensor between devices."""
+    """Refuses operations that move a tensor between devices."""
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         assert func is not torch.ops.aten._to_copy.default, "a tensor was moved or converted"
@@ -179,8 +179,8 @@ class NoCopies(TorchDispatchMode):
 def test_lowered_rows_read_nothing_on_the_host(
     handle: ModelHandle, inputs: PromptInputs, renormalise: bool, keep_value: bool
 ) -> None:
-    """Tensors on `meta` have no values: whoever reads one, or needs a shape that depends on
-    values, fails. What the rows are lowered by is on their device before the run begins."""
+    """Tensors on `meta` have no values: reading one, or needing a shape that depends on values,
+    fails. The value that rows are lowered by is on their device before the run begins."""
     device, length = torch.device("meta"), inputs.layout.length
     change = LowerAttention((3, 5), 0.2, renormalise, keep_value)
     acting = change.begin(RunInfo(handle.info, (inputs.layout,), length, 4, device))
@@ -193,7 +193,7 @@ def test_lowered_rows_read_nothing_on_the_host(
 def test_they_compose_with_each_other_and_with_var(
     handle: ModelHandle, inputs: PromptInputs
 ) -> None:
-    """In one session all act: what is scored for VAR's sinks is the stream as it was changed."""
+    """In one session all act: VAR's sinks are scored on the stream as it was changed."""
     dims = (3, 40)
     var = VAR((VARSettings(dims, tau=1.2, keep=0.2, min_image_mass=0.0, max_sink_share=1.0),))
     damp = DampDims(SiteSelection("block_in", (2,), None), dims, 0.0)

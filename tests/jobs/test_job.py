@@ -10,7 +10,7 @@ from sinkscope.jobs.job import Job, JobProgress, NotOwnerError, Stopped, duratio
 
 
 class Clock:
-    """Seconds that a test sets."""
+    """A clock that a test sets."""
 
     def __init__(self) -> None:
         self.now = 100.0
@@ -20,7 +20,7 @@ class Clock:
 
 
 def computing(steps: int, on_progress: object = None, stop: threading.Event | None = None) -> int:
-    """What computes knows two arguments and no job."""
+    """The computing function knows two arguments and no job."""
     for done in range(steps):
         if stop is not None and stop.is_set():
             raise Stopped(done, steps, "questions")
@@ -56,14 +56,14 @@ def test_only_the_owner_stops_a_job() -> None:
     mine.stop("me")
     assert mine.stopped
     nobodys = Job()
-    nobodys.stop()  # whoever holds it
+    nobodys.stop()  # any holder may stop it
     assert nobodys.stopped
 
 
 def test_the_deadline_counts_from_the_turn_and_says_so() -> None:
     clock = Clock()
     job = Job("me", seconds=600, clock=clock)
-    clock.now += 1e6  # waiting in line
+    clock.now += 1e6  # waiting in the queue
     assert not job.stopped
     with job:
         clock.now += 599.5

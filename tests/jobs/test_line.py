@@ -1,4 +1,4 @@
-"""Who comes next: sessions take turns, and none has more than its share of the line."""
+"""The order of the queue: sessions take turns, and none has more than its share of places."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from sinkscope.jobs.job_queue import JobQueue, QueueFullError
 
 
 class Queued:
-    """Places in a line by name; the first letter is the session."""
+    """Places in the queue by name; the first letter is the session."""
 
     def __init__(self, line: JobQueue) -> None:
         self.line = line

@@ -1,4 +1,4 @@
-"""What runs the page's jobs: their order, their ends, and what is left of them."""
+"""The runner of the page's jobs: their order, their ends, and that nothing is left of them."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def runner() -> Iterator[Runner]:
     made = Runner(2)
     yield made
     assert made.under_way == ()
-    with made.line.place() as before:  # nobody is left in front of the model
+    with made.line.place() as before:  # nobody is left in the queue
         assert before(0) == 0
 
 
@@ -128,7 +128,7 @@ def test_first_come_first_served(runner: Runner) -> None:
     assert next(second) == Waiting(1) and next(third) == Waiting(2)
     with pytest.raises(QueueFullError, match="3 runs are waiting"):
         next(runner.run(Job("d", "x"), lambda job: "fourth"))
-    # What needs no model does not wait for it.
+    # A job that needs no model does not wait for it.
     assert runner.result(Job("e", "x"), lambda job: "a file", waits=False) == "a file"
     first.close()
     assert next(third) == Waiting(1)
@@ -188,9 +188,9 @@ def test_a_job_of_a_session_that_left_ends_in_the_line_and_at_work(runner: Runne
         list(second)
     assert not begun
     gone.add("a")
-    with pytest.raises(NoClientError):  # though the work gave a part
+    with pytest.raises(NoClientError):  # although the work returned a part
         list(first)
-    assert runner.result(runner.job("", "x"), lambda job: 3) == 3  # nobody's: nobody can leave
+    assert runner.result(runner.job("", "x"), lambda job: 3) == 3  # no owner, no client
 
 
 def test_stop_of_every_kind(runner: Runner) -> None:
@@ -224,7 +224,7 @@ def test_a_thread_that_has_told_its_result_is_not_dead(runner: Runner) -> None:
     next(events)
     (worker,) = runner._threads.values()
     over.set()
-    worker.thread.join(30)  # and whoever streams the job has not asked for what came of it
+    worker.thread.join(30)  # and the stream has not been read yet
     assert runner.stuck == ()
     assert next(events) == Done(True)
     assert runner.stuck == ()  # nor closed the stream

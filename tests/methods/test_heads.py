@@ -27,8 +27,8 @@ from tests.web.synthetic import make_trace
 
 @pytest.fixture(scope="module")
 def run() -> GenerationTrace:
-    """8 x 12 cells; random rows of 2 tokens, 3 layers and 4 heads of very different image mass, of
-    which some have one spot, some several."""
+    """8 x 12 cells; random rows of 2 tokens, 3 layers and 4 heads with very different image mass;
+    some have one spot, some several."""
     made = make_trace()
     generator = np.random.default_rng(3)
     shape = (2, 3, 4, made.layout.vision_tokens)

@@ -1,4 +1,4 @@
-"""Maps of single heads, against plain NumPy; what users may say of which heads, and what not."""
+"""Maps of single heads, against plain NumPy; the allowed ways to name heads."""
 
 from __future__ import annotations
 
@@ -142,7 +142,7 @@ OTHER = HeadList("localising", "another", "r", (HeadChoice(1, 1, 0.5, 0.1),))
     [
         ("all", False, "allowed: localising, sinks, LAYER.HEAD"),
         ("4", False, "the JSON of a list"),
-        ("x.json", False, "allowed: localising"),  # over the API nobody names files of the server
+        ("x.json", False, "allowed: localising"),  # API users may not name files of the server
         ("/nowhere/x.json", True, "x.json cannot be read"),
         ("{", False, "heads_from is not a list of heads, because it is not JSON"),
         ("{}", False, "not a list of heads"),

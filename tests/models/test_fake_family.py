@@ -1,5 +1,5 @@
-"""What nobody above `models` may assume, on a family that has none of it: contiguous image tokens,
-byte-level BPE, pixel bounds, a chat template, Qwen's module paths."""
+"""Code above `models` must not assume contiguous image tokens, byte-level BPE, pixel bounds, a chat
+template or Qwen's module paths: tested on a family that has none of them."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ from tests.models.fake_family import (
 from tests.web.test_payload import unpack
 
 pytestmark = pytest.mark.tiny
-GREY, PAINT = (100, 110, 90), (255, 0, 0)  # of no redness, and of the most
+GREY, PAINT = (100, 110, 90), (255, 0, 0)  # without redness, and with the most
 NEW = 4
 
 
@@ -189,7 +189,8 @@ def test_captured_rows_are_eagers(
 def test_a_painted_square_moves_the_map_to_its_pixels(
     handle: ModelHandle, box: tuple[int, int], tmp_path: Path
 ) -> None:
-    """In the head that looks for red: the map's largest cells are those whose boxes are painted."""
+    """In the head that attends to red, the map's largest cells are those whose boxes are
+    painted."""
     x, y = box
     image = painted(box=(x, y, x + 40, y + 40))
     trace = generate(
@@ -228,7 +229,7 @@ def test_sinks_are_at_the_red_patches(sinking: ModelHandle, red_inputs: PromptIn
     layout, colours = red_inputs.layout, red_inputs.tensors["colours"]
     red = layout.vision_positions()[colours[:, 0] > 0.9].tolist()
     assert len(red) == 4
-    (first,) = [one for one in trace.sinks if one.layer == 2]  # none are looked for before it
+    (first,) = [one for one in trace.sinks if one.layer == 2]  # earlier layers are not searched
     assert set(red) <= set(first.positions)
     marked = sinks_of(trace, Bar(layers=(2,)))
     boxes = layout.grids[0].boxes()
@@ -286,7 +287,7 @@ def test_var_redistributes_over_vision_tokens_alone(
 
 
 def test_measuring_looks_at_the_vision_tokens(handle: ModelHandle) -> None:
-    """In a batch of two lengths: what is measured of each token is read at its own position."""
+    """In a batch of two lengths, each token's measurements are taken at its own position."""
     images = [painted(box=(0, 40, 40, 80)), painted(200, 90, box=(100, 0, 200, 90))]
     samples = [Sample(f"s{k}", (image,), "a star") for k, image in enumerate(images)]
     stats = measure(handle, samples, FindSettings(tokens_by="norm"))
@@ -347,7 +348,7 @@ def test_hidden_tokens_are_those_of_a_dense_mask(
 
 
 def test_the_page_draws_cells(sinking: ModelHandle, red_inputs: PromptInputs) -> None:
-    """What the browser takes for patches are the cells of the merged map."""
+    """The patches drawn by the browser are the cells of the merged map."""
     trace = generate(sinking, red_inputs, GenerationSettings(max_new_tokens=2))
     header, arrays = unpack(build_payload(Run({"baseline": trace})))
     (image,) = header["images"]

@@ -1,4 +1,4 @@
-"""Sites by role: what is read there, and what an edit there does, on the tiny model."""
+"""Sites by role: the values read there, and the effect of an edit there, on the tiny model."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from sinkscope.models.sites import MODULE_SITES, NO_END, SiteSelection, put, tak
 from sinkscope.models.stack import TextStack
 
 NEW, LAYER = 4, 2
-# Module of each site, and whether it is what goes in: said here once more, as a test must.
+# Module of each site, and whether its input is meant: written out again, because this is a test.
 MODULES: dict[str, tuple[Callable[[Any], nn.Module], str]] = {
     "block_in": (lambda layer: layer, "in"),
     "q": (lambda layer: layer.self_attn.q_proj, "out"),
@@ -114,7 +114,7 @@ def plain_sdpa(handle: ModelHandle) -> Iterator[None]:
 def by_hand(
     handle: ModelHandle, site: str, layer: int, do: Callable[[Tensor], Tensor | None]
 ) -> Iterator[None]:
-    """A hook of torch's own on the site's module."""
+    """A plain torch hook on the site's module."""
     find, side = MODULES[site]
     module = find(handle.stack.layers[layer])
 
@@ -174,7 +174,7 @@ def test_reading_is_what_a_hook_sees(
 
 @dataclass(frozen=True)
 class Squashed(Intervention):
-    """Squashes a site's values (a factor alone would be taken out again by a norm)."""
+    """Squashes a site's values (a norm would undo a constant factor)."""
 
     edits: tuple[SiteSelection, ...]
 
@@ -189,7 +189,7 @@ class Squashed(Intervention):
 def test_an_edit_is_what_a_hook_does(
     handle: ModelHandle, inputs: PromptInputs, site: str, where: str
 ) -> None:
-    """Through prefill and decode: what is edited of keys and values stays in the cache."""
+    """At prefill and decode: edited keys and values stay in the cache."""
     end = inputs.layout.length
     wanted = {"all": None, "range": range(4, end + 2), "tuple": (1, 6, end - 1, end + 1)}[where]
     passed = 0
@@ -212,7 +212,7 @@ def test_an_edit_is_what_a_hook_does(
         torch.testing.assert_close(a, b, rtol=0, atol=1e-5)
     plain = generate(handle, inputs)
     assert (plain.logits[0] - ours.logits[0]).abs().max() > 1e-3
-    assert session[seen][LAYER].shape[1] == end + NEW - 1  # who looks sees what was made of it
+    assert session[seen][LAYER].shape[1] == end + NEW - 1  # probes see the edited values
 
 
 @pytest.mark.tiny
@@ -264,7 +264,7 @@ def test_queries_and_keys_are_the_rotated_projections(
 
 @pytest.mark.tiny
 def test_where_nobody_looks_nothing_is_called(handle: ModelHandle, inputs: PromptInputs) -> None:
-    """No hook but those asked for, and a probe of prompt positions is not called at decode."""
+    """Only the requested hooks exist, and a probe of prompt positions is not called at decode."""
     called: list[tuple[str, int, Sequence[int]]] = []
 
     @dataclass(frozen=True)

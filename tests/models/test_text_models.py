@@ -1,4 +1,4 @@
-"""Text models: prompts, attention rows and sites of each architecture, on tiny random ones."""
+"""Text models: prompts, attention rows and sites of each architecture, on tiny random models."""
 
 from __future__ import annotations
 
@@ -143,7 +143,7 @@ def test_folders_that_are_no_text_model(llama: ModelHandle, tmp_path: Path) -> N
 
 
 def test_a_folder_as_the_hub_has_gpt2(tmp_path: Path) -> None:
-    """Names without the decoder's prefix, a head that is the embedding, masks among the weights."""
+    """Names without the decoder's prefix, a head tied to the embedding, masks among the weights."""
     save_text_model(tmp_path, "gpt2")
     file = tmp_path / "model.safetensors"
     weights = {
@@ -223,7 +223,7 @@ def test_queries_and_keys_give_the_row(handle: ModelHandle, inputs: PromptInputs
         handle.model(**inputs.tensors)
     ((query, key, scale),) = session[keys][LAYER]
     if handle.stack.windows[LAYER] is not None:
-        return  # the row of a window is not that of all keys
+        return  # with a window, the row does not cover all keys
     key = key.repeat_interleave(query.shape[1] // key.shape[1], 1)
     last = torch.softmax(query[:, :, -1:] @ key.transpose(2, 3) * scale, -1)
     torch.testing.assert_close(session[rows][LAYER][-1][:, :, -1:], last, rtol=0, atol=1e-5)

@@ -39,8 +39,8 @@ By = Callable[[Any], nn.Module]
 
 
 def places(handle: ModelHandle) -> dict[str, tuple[By, str, Callable[[Tensor], Tensor]]]:
-    """Site -> its module, whether it is what goes in, and which part of it: said here once more, as
-    a test must."""
+    """Site -> its module, whether its input is meant, and which part of it: written out again,
+    because this is a test."""
 
     def whole(values: Tensor) -> Tensor:
         return values
@@ -154,12 +154,12 @@ class Squashed(Intervention):
 
 @pytest.mark.parametrize("site", MODULE_SITES)
 def test_an_edit_is_what_a_hook_does(handle: ModelHandle, inputs: PromptInputs, site: str) -> None:
-    """Prefill and decode; of a fused projection only the part that is meant changes."""
+    """At prefill and decode; of a fused projection only the intended part changes."""
     if site not in handle.stack.points:
         pytest.skip("this family has no such site")
     find, side, part = places(handle)[site]
     layer = handle.stack.layers[LAYER]
-    if site == "block_in":  # the norm's input alone would leave the residual stream as it is
+    if site == "block_in":  # changing only the norm's input would not change the residual stream
         module, side = layer, "in"
     else:
         module = find(layer)

@@ -1,4 +1,4 @@
-"""A few of many, by seed: neither order nor place matters, and memory does not grow."""
+"""A sample by seed: neither order nor file matters, and memory does not grow."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def test_the_order_of_lines_plays_no_part(tmp_path: Path) -> None:
     random.Random(1).shuffle(given)
     assert [r.question for r in draw(tmp_path, given, 5)] == first
     assert [r.question for r in draw(tmp_path, given, 5, seed=1)] != first
-    # Fewer or more wanted: the same ones first.
+    # If fewer or more are wanted, the first ones are the same.
     assert [r.question for r in draw(tmp_path, given, 50)] == first
 
 

@@ -1,4 +1,4 @@
-"""Rows in the very layouts in which data sets are shared, and what is asked of each."""
+"""Rows in the exact layouts in which data sets are shared, and the question read from each."""
 
 from __future__ import annotations
 
@@ -284,10 +284,10 @@ def test_a_mark_says_where_an_image_goes_and_is_never_text() -> None:
     assert files(asked("Which?", 3)) == ["0.jpg", "1.jpg", "2.jpg"]
     with pytest.raises(RecordError, match=r"has 2 image marks in its question, but 1 image$"):
         asked("<image><image>Which?", 1)
-    # A numbered mark says which one is meant.
+    # A numbered mark says which image is meant.
     record = asked("Is <image 1> like <image_2>?", 2)
     assert record.question == "Is image 1 like image 2?" and len(record.images) == 2
-    # In a time that grows with the text alone.
+    # In time linear in the text's length.
     gaps = " " * 200_000
     assert asked(f"a{gaps}<image>{gaps}b{gaps}c").question == f"a b{gaps}c"
     assert asked("a <image> <image> b", 2).question == "a b"
@@ -327,7 +327,7 @@ def test_the_first_pair_that_shows_an_image_is_asked_with_what_was_said_before()
     )
     assert (swift.question, swift.answer, swift.system) == ("And now?", "B", "Be kind.")
     assert swift.history == (("First?", "A"), ("Then?", "C"))
-    # Neighbours of one speaker are one turn.
+    # Consecutive messages of one speaker are one turn.
     split = [
         {"role": "user", "content": [{"type": "image"}]},
         {"role": "user", "content": "What?"},

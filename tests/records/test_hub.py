@@ -1,4 +1,4 @@
-"""Names of hub datasets, and the library's own reading of one that lies on the disk."""
+"""Names of hub datasets, and the library's own reading of a dataset on the disk."""
 
 from __future__ import annotations
 
@@ -55,8 +55,8 @@ def encoded(shade: int) -> bytes:
 
 @pytest.fixture
 def dataset(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """`owner/name` with two configurations, laid out as on the hub; the library takes a folder of
-    that name for it."""
+    """`owner/name` with two configurations, laid out as on the hub; the library accepts a folder
+    with that name instead."""
     datasets = pytest.importorskip("datasets")
     features = datasets.Features(
         {

@@ -1,4 +1,4 @@
-"""Files of JSON as they are shared, and as nobody should write them."""
+"""JSON files as they are shared, and badly written ones."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def test_one_record_alone_and_none(tmp_path: Path) -> None:
 
 
 def test_a_long_line_that_is_called_json(tmp_path: Path) -> None:
-    """Longer than what is looked at to tell lines from one object."""
+    """Longer than the part that is examined to tell lines from one object."""
     rows = [{"image": "A" * 200_000, "text": str(i)} for i in range(3)]
     assert [r for _, r in read(write(tmp_path, "\n".join(map(json.dumps, rows))))] == rows
 
@@ -121,7 +121,7 @@ def test_lines_and_values_have_a_limit(tmp_path: Path, monkeypatch: pytest.Monke
 
 @pytest.mark.parametrize("name", ["a.jsonl", "a.json"])
 def test_values_have_a_limit(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Parsed, brackets take twenty times the memory that they take as text."""
+    """Parsed, brackets use twenty times the memory of their text."""
     monkeypatch.setattr("sinkscope.records.text.MOST_VALUES", 1000)
     monkeypatch.setattr("sinkscope.records.json_files._CHUNK", 500)
     long = '{"a": [' + ",".join(["[]"] * 2000) + "]}"
@@ -155,7 +155,7 @@ def test_memory_does_not_grow_with_the_file(name: str, tmp_path: Path) -> None:
 
 
 def damage(path: Path) -> list[tuple[int, Any]]:
-    """Rows, with the reason in place of those that cannot be read."""
+    """Rows, with the reason instead of those that cannot be read."""
     return [
         (number, row.reason if isinstance(row, Damaged) else row)
         for number, row in json_rows(path, path.name, damaged=True)

@@ -1,4 +1,4 @@
-"""How rows name pictures, and that none leads where it must not."""
+"""How rows name pictures, and that no name leads to a forbidden file."""
 
 from __future__ import annotations
 
@@ -174,7 +174,7 @@ def test_a_hub_dataset_opens_its_own_files_alone(
 
 
 def test_a_name_is_no_base64_and_base64_no_name() -> None:
-    """By how it begins and how long it is."""
+    """Recognised by its beginning and its length."""
     for name in ("iVBORw0KGg.png", "R0lGOD/a.gif", "a" * 200 + ".png", "Qk0/x.png"):
         assert references({"image": name}) == (Reference("file", name),)
     for kind in ("PNG", "JPEG", "GIF", "WEBP", "BMP"):

@@ -1,4 +1,4 @@
-"""What is counted, what is said of it, and when the run stops before anything is computed."""
+"""What is counted and reported, and when a run stops before anything is computed."""
 
 from __future__ import annotations
 

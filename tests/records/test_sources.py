@@ -28,7 +28,7 @@ def read(folder: Path, images: Path | None = None) -> tuple[list[Record], tuple[
 
 
 def test_metadata_asks_about_the_images_beside_it(tmp_path: Path) -> None:
-    """One file a split, with names relative to it."""
+    """One file per split, with names relative to it."""
     for split in ("train", "test"):
         for i in range(2):
             picture_file(tmp_path / split / f"{i}.png", i)
@@ -61,7 +61,7 @@ def test_several_images_of_a_row_and_images_elsewhere(tmp_path: Path) -> None:
     )
     records, notes = read(tmp_path)
     assert [[i.value for i in r.images] for r in records] == [["a/0.png", "a/1.png"], ["b/2.png"]]
-    assert len(notes) == 1  # b/2.png is asked the question of all
+    assert len(notes) == 1  # b/2.png is asked the common question
 
 
 def test_images_that_metadata_does_not_name_are_counted(tmp_path: Path) -> None:
@@ -103,7 +103,7 @@ def test_other_files_are_named(tmp_path: Path) -> None:
 
 
 def test_names_that_are_no_text(tmp_path: Path) -> None:
-    """A file name of another encoding."""
+    """A file name in another encoding."""
     path = Path(str(tmp_path) + "/\udcff.png")
     picture_file(tmp_path / "a.png", 1)
     try:

@@ -1,4 +1,4 @@
-"""CSV, VLMEvalKit's TSV and Parquet, written by the libraries that people write them with."""
+"""CSV, VLMEvalKit's TSV and Parquet, written by the usual libraries."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def test_tables_with_any_separator(sign: str, name: str, tmp_path: Path) -> None
 
 
 def test_vlmevalkits_tables(tmp_path: Path) -> None:
-    """Images in base64; a short one is the index of the row that has it."""
+    """Images in base64; a short cell is the index of the row that has the image."""
     pandas = pytest.importorskip("pandas")
     images = [base64.b64encode(encoded(i)).decode() for i in range(2)]
     frame = pandas.DataFrame(

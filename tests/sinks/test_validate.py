@@ -1,4 +1,4 @@
-"""Validating on the tiny random model: what is measured, what is refused, skipped, stopped."""
+"""Validating on the tiny random model: measurements, refusals, skipped samples, stopping."""
 
 from __future__ import annotations
 
@@ -236,7 +236,7 @@ def test_layers_that_the_model_lacks(handle: ModelHandle, profile: SinkProfile) 
 
 def test_samples_of_finding_are_refused(handle: ModelHandle, profile: SinkProfile) -> None:
     samples = [sample(n) for n in range(3)]
-    # the very pixels under another name and another question
+    # identical pixels under another name and with another question
     renamed = dataclasses.replace(samples[1], id="other", prompt="Where is it?", digests=())
     used = UsedSample("elsewhere", "f", samples[1].digests)
     for found_on, count in ((("s0", "s2"), 2), ((used,), 1), (samples[1].digests, 1)):
@@ -315,7 +315,7 @@ def test_stop(handle: ModelHandle, profile: SinkProfile) -> None:
 
 def test_stop_between_batches(handle: ModelHandle, profile: SinkProfile) -> None:
     class Third(threading.Event):
-        """Set from the third look on: before the second batch of the first sample."""
+        """Set from the third query on: before the second batch of the first sample."""
 
         reads = 0
 

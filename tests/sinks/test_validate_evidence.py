@@ -1,4 +1,4 @@
-"""Flagged tokens, controls and what they hold: cases computed by hand."""
+"""Flagged tokens, controls and their attention: cases computed by hand."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Adding up samples: counts, means and intervals by hand; the file; what the warnings say."""
+"""Combining samples: counts, means and intervals by hand; the file; the warnings."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The words of a validation: each one where its figures ask for it, and nowhere else."""
+"""The verdicts of a validation: each one for the figures that call for it, and no others."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def found(
             "undecided",
             "remains open whether this is more than 2 times",
         ),
-        # they get attention, and the answers need them more than random tokens
+        # they receive attention, and the answers need them more than random tokens
         (found(own=about(-0.5), beside=about(-0.4)), "contradicted", "need these tokens more"),
         (found(own=about(-0.5), beside=about(-0.05, 0.1)), "undecided", "remains open"),
         # needed as much as random tokens, and not for nothing

@@ -1,4 +1,4 @@
-"""What opens uploads in tests that have no process for it (`web.runs.image_process.KeptImages`)."""
+"""Opens uploads in tests that have no separate process (`web.runs.image_process.KeptImages`)."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from sinkscope.web.sinks.request import Opener
 
 
 def opener(limits: ImageLimits | None = None) -> Opener:
-    """Opens here, and leaves the upload in its place."""
+    """Opens images in this process, and leaves the upload in its place."""
 
     def opened(given: Path | bytes | str, name: str | None = None) -> tuple[Path, Image.Image]:
         if isinstance(given, bytes):
@@ -26,16 +26,16 @@ def opener(limits: ImageLimits | None = None) -> Opener:
 
 
 def open_upload(given: object, limits: ImageLimits, name: str | None = None) -> Image.Image:
-    """Open an uploaded image here; the app does it in a process of its own.
+    """Open an uploaded image in this process; the app uses a separate one.
 
     Args:
-        given: what was sent as its path: anything.
-        limits: of images.
-        name: what errors call it, such as its name at home.
+        given: the path as it was sent; may be anything.
+        limits: limits of images.
+        name: its name in errors, such as the original file name.
 
     Raises:
-        UploadError: it is no upload, or is gone.
-        ImageError: it is no image that can be used; the text says why.
+        UploadError: it is not an upload, or no longer exists.
+        ImageError: it is not a usable image; the text says why.
     """
     path = existing_upload(given)
     try:

@@ -1,4 +1,4 @@
-"""Requests as a stranger's program sends them: any method, type and body."""
+"""Requests as a stranger's program could send them: any method, type and body."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def post(site: Site, path: str, content: Any, **options: Any) -> tuple[int, str]
 
 
 def form(*parts: tuple[str, bytes]) -> bytes:
-    """A multipart body: (what stands after `form-data; `, content)."""
+    """A multipart body from pairs: (the text after `form-data; `, content)."""
     made = b"".join(
         f"--{BOUNDARY}\r\nContent-Disposition: form-data; {about}\r\n\r\n".encode() + data + b"\r\n"
         for about, data in parts
@@ -54,7 +54,7 @@ def form(*parts: tuple[str, bytes]) -> bytes:
 
 
 def upload(site: Site, data: bytes, name: str = "photo.png") -> str:
-    """Upload a file; the path that Gradio gives for it."""
+    """Upload a file; returns the path that Gradio gives it."""
     body = form((f'name="files"; filename="{name}"', data))
     status, text = send(site, "/gradio_api/upload", body, MULTIPART)
     assert status == 200, text
@@ -67,5 +67,5 @@ def file_of(path: Any, **more: Any) -> dict[str, Any]:
 
 
 def outcome(site: Site, name: str, event: str) -> str:
-    """What `GET call/<name>/<event>` tells, to its end."""
+    """All messages of `GET call/<name>/<event>`."""
     return send(site, f"/gradio_api/call/{name}/{event}", method="GET", kind=None)[1]

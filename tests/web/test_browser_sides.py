@@ -1,4 +1,4 @@
-"""Two answers on the page: what VAR did to each word of one text, and a choice for each side."""
+"""Two answers on the page: VAR's effect on each word of one text, and a choice for each side."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def test_same_text_shows_how_much_likelier_each_token_became(site: Site, open_pa
 
 
 def told_only(seen: list[ExportRequest]) -> Callable[..., list[Path]]:
-    """In the place of `make_files`: keeps what was wanted, and the file is empty."""
+    """Replaces `make_files`: stores the request, and writes an empty file."""
 
     def made(run: Run, wanted: ExportRequest, folder: Path, **rest: Any) -> list[Path]:
         seen.append(wanted)
@@ -107,7 +107,7 @@ def test_each_answer_can_have_its_own_token(
     page.click("[data-testid=token-baseline-5]")
     assert page.evaluate(f"[{INSPECTOR}.view.t0, ...{INSPECTOR}.view.own]") == [5, 23, 23]
 
-    # What the server is to draw is what is on screen; an animation of no chosen range, all of it.
+    # The server is asked to draw what is on screen; an animation without a chosen range shows all.
     wanted: list[ExportRequest] = []
     monkeypatch.setattr("sinkscope.web.explore.exporting.make_files", told_only(wanted))
     page.click("[data-testid=save-button]")

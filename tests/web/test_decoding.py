@@ -1,4 +1,4 @@
-"""Whether tokens are chosen as set here or as the checkpoint says: the page's control and words."""
+"""Whether tokens are chosen by the page's settings or the checkpoint's: control and texts."""
 
 from __future__ import annotations
 

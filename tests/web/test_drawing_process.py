@@ -1,4 +1,4 @@
-"""Figures and animations from the process that draws: the same files, Stop, and its end."""
+"""Figures and animations from the drawing process: the same files, Stop, and its end."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ from tests.web.synthetic import WORDS, make_pair, make_trace, scene
 
 ROOT = Path(app.__file__).resolve().parent
 VIEW = View(layers=(1, 2), difference=True, method="without_sinks", scale="rank", opacity=0.7)
-LONG = {"kind": "gif", "width": 1920}  # over six times the words: minutes, if nobody stops it
+LONG = {"kind": "gif", "width": 1920}  # six times the words: takes minutes unless stopped
 MANY = WORDS * 6
 
 
@@ -61,7 +61,7 @@ def run(store: RunStore) -> Run:
 
 
 def plain(path: Path) -> bytes:
-    """The file; of an SVG without its ids, which are drawn by lot."""
+    """The file; for an SVG without its ids, which are random."""
     data = path.read_bytes()
     return re.sub(rb"\b[a-z]+[0-9a-f]{10}\b", b"id", data) if path.suffix == ".svg" else data
 
@@ -165,7 +165,7 @@ def test_stop_ends_an_animation_and_leaves_nothing(
 
 @pytest.fixture(scope="module")
 def handlers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Handlers]:
-    """Of a site of its own, so that others' process is left alone."""
+    """On a site of its own, so that the process of other tests is not affected."""
     folder = tmp_path_factory.mktemp("cache")
     example = Run(make_pair(MANY), kind="example")
     made = start_site(folder, ScriptedEngine(), handle=fake_handle(), example=example)
@@ -175,7 +175,7 @@ def handlers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Handlers]:
 
 
 def asking(handlers: Handlers, session: str, **question: Any) -> Iterator[dict[str, Any]]:
-    """The values that a session's page is told."""
+    """The values that a session's page receives."""
     assert handlers.component is not None
     run = handlers.component.value["run"]
     data = {"ask": session, "run": run, "view": {"difference": True}, **question}
@@ -189,7 +189,7 @@ def until_a_frame(values: Iterator[dict[str, Any]]) -> None:
 
 
 def test_two_sessions_draw_at_once_and_stop_their_own(handlers: Handlers) -> None:
-    """A figure does not wait for the animation of somebody else."""
+    """A figure does not wait for another user's animation."""
     mine = asking(handlers, "mine", **LONG)
     until_a_frame(mine)
     *_, yours = asking(handlers, "yours", kind="png")
@@ -223,7 +223,7 @@ def test_a_killed_process_is_one_sentence_and_the_next_file_is_made(handlers: Ha
 def test_it_ends_with_the_app(tmp_path: Path) -> None:
     example = Run(make_pair(), kind="example")
     made = start_site(tmp_path, ScriptedEngine(), handle=fake_handle(), example=example)
-    assert made.app.handlers.drawing.helper.pid is None  # nobody has wanted a file
+    assert made.app.handlers.drawing.helper.pid is None  # no file was requested yet
     made.app.handlers.start_drawing({})
     pid = made.app.handlers.drawing.helper.pid
     assert pid is not None and alive(pid)

@@ -72,13 +72,13 @@ def make(tmp_path: Path, uploads: Path, model: ModelHandle) -> Make:
 
 
 def asked(name: str = "decompose-output", **changes: Any) -> ExperimentRequest:
-    """As the controls say it: every number a float, what is left out an empty text."""
+    """Values as controls give them: every number a float, missing values an empty text."""
     given = {"own": {"layer": 0.0}, "study": {**FEW, "tau": "", "tokens": ""}, "samples": 3.0}
     return ExperimentRequest(name, **{**given, **changes})
 
 
 def drain(handlers: ExperimentsHandlers, request: ExperimentRequest, who: str = "s") -> list[Any]:
-    """All values; of the error that ends them, the last value has the words."""
+    """All values; if an error ends them, the last value contains its text."""
     values: list[Any] = []
     try:
         values.extend(handlers.run(request, who))
@@ -111,7 +111,7 @@ def test_from_the_form_to_files(make: Make) -> None:
     result = kept.result
     assert header["experiment"] == "decompose-output" and len(result.samples) == 3
     assert header["summary"] == list(result.findings.summary) and header["verdict"] is None
-    # What is on the page is what is in the files, and what was computed.
+    # The page shows the same as the files and as the computed result.
     assert Result.open(local(header["files"][1]["url"])) == result
     for shown, table in zip(header["tables"], result.findings.tables, strict=True):
         lines = local(shown["csv"]["url"]).read_text().splitlines()
@@ -232,7 +232,7 @@ def test_a_text_model_reads_one_uploaded_text_file(make: Make, tmp_path: Path) -
 
 
 def test_samples_with_images(make: Make, tmp_path: Path) -> None:
-    """Bundled scenes are the command line's; photos are asked what the form says."""
+    """Bundled scenes are those of the command line; photos are asked the form's prompt."""
     sees, job = SimpleNamespace(family=SimpleNamespace(sees_images=True)), Job()
     limits = ImageLimits()
     bundled = samples_of(asked(samples=6.0), sees, limits, job, opener())  # type: ignore[arg-type]
@@ -257,7 +257,7 @@ def test_stop_keeps_nothing_and_says_how_far_it_was(make: Make) -> None:
     def stopping(*args: Any, on_progress: Any, **hooks: Any) -> Any:
         def tell(done: int, total: int, text: str) -> None:
             if done == 4:
-                handlers.stop("another")  # nobody else's
+                handlers.stop("another")  # not its own
                 assert not hooks["stop"].is_set()
                 handlers.stop("s")
             on_progress(done, total, text)
@@ -271,7 +271,7 @@ def test_stop_keeps_nothing_and_says_how_far_it_was(make: Make) -> None:
     assert last["message"].startswith("Stopped after 4 of 6 steps")
     assert handlers.open_experiment({"run": last["run"]}) == {"error": GONE}
     assert handlers.runner.under_way == ()
-    with handlers.runner.line.place():  # somebody's answer is being made
+    with handlers.runner.line.place():  # another user's answer is being generated
         run = handlers.run(asked(), "s")
         assert next(run)["position"] == 1
         handlers.stop("s")

@@ -1,4 +1,4 @@
-"""The Experiments tab without a model: controls, what is sent of a result, what is said before."""
+"""The Experiments tab without a model: controls, the data of a result, texts before a run."""
 
 from __future__ import annotations
 
@@ -110,7 +110,7 @@ def test_tables_figures_and_where_they_come_from() -> None:
     assert len(first["rows"]) == MOST_ROWS and first["left"].startswith("3 more rows")
     assert first["csv"] == {"name": "t.csv", "url": "u"}
     assert bare["columns"] == ["k", "x_low"] and bare["rows"] == [["–", "–"]]
-    assert header["files"] == [{"name": "s.zip", "url": "z"}]  # what there is
+    assert header["files"] == [{"name": "s.zip", "url": "z"}]  # the given files
     assert header["figures"][0]["alt"] == "C. Lines of share over layer: plain."
     facts = dict(header["facts"])
     assert facts["Settings"] == "layers 0,2; top left out; on true"

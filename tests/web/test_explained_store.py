@@ -1,4 +1,4 @@
-"""What methods gave, kept beside a run's files, and drawn from there without a model."""
+"""Methods' maps, stored with a run's files, and drawn from there without a model."""
 
 from __future__ import annotations
 
@@ -87,9 +87,7 @@ def test_results_outlive_the_app_and_go_with_the_run(run: Run, tmp_path: Path) -
     assert again.get(key(run, method="rollout"), run.first) is None
     runs.delete(run.id)
     assert not (tmp_path / run.id).exists()
-    ExplainedStore(runs).put(
-        key(run), StoredMaps(stack)
-    )  # a job that ends later brings nothing back
+    ExplainedStore(runs).put(key(run), StoredMaps(stack))  # a job that ends later stores nothing
     assert not (tmp_path / run.id).exists()
     assert ExplainedStore(runs).get(key(run), run.first) is None
 
@@ -116,8 +114,8 @@ def test_the_files_of_a_run_are_bounded_and_count(run: Run, tmp_path: Path) -> N
     assert [kept.get(key(run, k), run.first) is not None for k in range(6)][-1]
     assert 2 <= len(files_of(tmp_path, run)) <= 3
     ExplainedStore(runs, beside=size - 1).put(key(run, 9), StoredMaps(stack_of(run)))
-    assert ExplainedStore(runs).get(key(run, 9), run.first) is None  # larger than all of its room
-    # They count in the store's budget: the older run goes when the newer one's maps are written.
+    assert ExplainedStore(runs).get(key(run, 9), run.first) is None  # larger than the whole budget
+    # They count in the store's budget: writing the newer run's maps removes the older run.
     small = RunStore(tmp_path, 10**8, disk_bytes=1)
     newer = Run(make_pair())
     RunStore(tmp_path, 10**8).put(newer)

@@ -1,4 +1,4 @@
-"""The page's methods that read the model, without a browser: asked, streamed, kept, stopped."""
+"""The page's methods that read the model, without a browser: request, stream, store, stop."""
 
 from __future__ import annotations
 

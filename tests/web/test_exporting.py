@@ -1,4 +1,4 @@
-"""Files of a run: what the inspector asks for becomes the right file, or a sentence."""
+"""Files of a run: a request of the inspector gives the right file, or a sentence."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def endless(
     stop: threading.Event,
     told: Callable[[], object] = lambda: None,
 ) -> None:
-    """In place of what draws: more frames than anybody waits for."""
+    """Replaces the drawing: more frames than anybody would wait for."""
     for frame in range(1, 10_000):
         on_progress(frame, 10_000, f"Frame {frame} of 10000")
         told()
@@ -166,7 +166,7 @@ def test_each_side_has_its_own_tokens_where_the_page_gave_it_a_choice(
     assert (wanted.first, wanted.last, wanted.second_tokens) == (3, 3, (22, 23))
     seen: list[Drawing] = []
     make_files(run, wanted, tmp_path, drawn_by=lambda sides, drawing, *rest: seen.append(drawing))
-    again = Drawing.of(json.loads(json.dumps(seen[0].values())))  # as another process is told
+    again = Drawing.of(json.loads(json.dumps(seen[0].values())))  # as sent to another process
     assert again == seen[0] and again.second_tokens == (22, 23)
     for broken in ([1], [1, 2, 3], ["1", 2], 7, [True, 2]):
         with pytest.raises(ValueError, match="cannot be exported"):

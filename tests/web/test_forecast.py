@@ -1,4 +1,4 @@
-"""What the page says before a run and before a load."""
+"""Texts on the page before a run and before a load."""
 
 from __future__ import annotations
 

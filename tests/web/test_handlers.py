@@ -1,4 +1,4 @@
-"""What the generator behind Generate gives, without a browser."""
+"""Values of the generator behind Generate, without a browser."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Maps and figures over the API of methods that read the model: what the page has kept."""
+"""Maps and figures of methods that read the model, over the API: those that the page has stored."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The last prompt is found again, and nothing else is taken for it."""
+"""The last prompt is found again, and no other one is mistaken for it."""
 
 from __future__ import annotations
 

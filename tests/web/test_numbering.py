@@ -1,4 +1,4 @@
-"""Everything counts from 0: what the first token, layer, head, patch and image are called."""
+"""Everything counts from 0: names of tokens, layers, heads, patches and images."""
 
 from __future__ import annotations
 
@@ -126,7 +126,7 @@ def test_no_script_of_the_page_adds_one_to_what_it_shows() -> None:
     [
         ("v=2&t=0-0&l=3-4&h=0-2", "layers 3–4", "heads 0–2"),
         ("v=2&t=0-0&l=3-3&h=5-5", "layer 3", "head 5"),
-        ("t=0-0&l=1-2&h=0-1", "layers 3–4", "heads 0–2"),  # before: places among the captured
+        ("t=0-0&l=1-2&h=0-1", "layers 3–4", "heads 0–2"),  # older links: positions
         ("v=2&t=0-0&l=0-99&h=2-2", "all 3 layers", "head 2"),  # what the run lacks: the nearest
     ],
 )

@@ -1,4 +1,4 @@
-"""Sinks, Experiments, Evaluate: uploads are decoded in the process for that, and nowhere else."""
+"""Sinks, Experiments, Evaluate: uploads are decoded only in the separate process."""
 
 from __future__ import annotations
 
@@ -35,12 +35,12 @@ SEES: Any = SimpleNamespace(
 
 
 class EnoughError(Exception):
-    """What the tests look at has happened."""
+    """Raised when the code under test has done its part."""
 
 
 @pytest.fixture
 def opened(monkeypatch: pytest.MonkeyPatch) -> set[str]:
-    """Hashes of the files that Pillow was given in this process."""
+    """Hashes of the files that Pillow opened in this process."""
     seen: set[str] = set()
     own = Image.open
 
@@ -86,7 +86,7 @@ def pixels(path: Path) -> Any:
 
 
 def look(samples: Any, photos: tuple[Picture, ...], hashes: set[str], seen: set[str]) -> None:
-    """The samples hold the uploads' pixels, and nothing in this process has read the uploads."""
+    """The samples have the uploads' pixels, and this process has not read the uploads."""
     found = [sample.open_images()[0] for sample in samples]
     assert len(found) == 2 and not hashes & seen
     wanted = sorted(pixels(one.path).tobytes() for one in photos)

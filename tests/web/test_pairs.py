@@ -1,4 +1,4 @@
-"""Two stored runs side by side: what is compared, what is said, and who may see it."""
+"""Two stored runs side by side: what is compared and reported, and who may see it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Quick questions are answered before Gradio, everything else as it would have been."""
+"""Quick questions are answered before Gradio sees them; all others are answered as before."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ INSPECTOR = 63
 
 
 class _Handlers:
-    """Says what is asked, in which thread."""
+    """Records the request and its thread."""
 
     def __init__(self) -> None:
         self.component = SimpleNamespace(_id=INSPECTOR)
@@ -167,7 +167,7 @@ def test_a_deleted_run_is_not_opened_from_what_lies_ready(site: Site) -> None:
     assert handlers.opened({"run": run.id}) is None  # not made yet
     value = handlers.open_run({"run": run.id})
     assert handlers.opened({"run": run.id}) == value
-    # As while another thread trims the folder: the loop must not wait for that.
+    # As if another thread trims the folder: the event loop must not wait for that.
     held, release = threading.Event(), threading.Event()
 
     def hold() -> None:

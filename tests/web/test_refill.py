@@ -1,4 +1,4 @@
-"""What the form says of the model, and a stored run as the form that made it."""
+"""The form's texts about the model, and a stored run as values of the form that made it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The page's region test without a browser: what is asked, what is streamed, and how it ends."""
+"""The page's region test without a browser: its request, its stream, and its end."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The page, sessions and files as they are sent, against what Gradio alone would send."""
+"""Sizes of the page, sessions and files as sent, compared with plain Gradio."""
 
 from __future__ import annotations
 

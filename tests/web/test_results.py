@@ -1,4 +1,4 @@
-"""Results of Sinks, Experiments and Evaluate: whose they are where users log in, and their end."""
+"""Results of Sinks, Experiments and Evaluate: their owners if users log in, and their end."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from sinkscope.web.sinks.store import SinksResult, SinksStore
 
 @pytest.fixture
 def user() -> Any:
-    """Says who asks from here on."""
+    """Sets the current user from here on."""
     before = _SCOPE.get()
     yield lambda name: _SCOPE.set({} if name is None else {USER: name})
     _SCOPE.set(before)
@@ -117,7 +117,7 @@ def test_an_evaluation_is_its_users_alone_and_can_be_deleted(user: Any, tmp_path
     user("ann")
     run_id = begun(store)
     place = store.find(run_id)
-    store = EvaluateStore(tmp_path / "runs", owned=True)  # the app was started anew
+    store = EvaluateStore(tmp_path / "runs", owned=True)  # the app was restarted
     (picture,) = files(tmp_path, "picture")
     store.keep(run_id, {"url": served(picture)})
     assert store.find(run_id) == place

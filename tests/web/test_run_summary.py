@@ -1,4 +1,4 @@
-"""What made a run: a control is named on its panel and the patches that it treated are marked."""
+"""How a run was made: a control is named on its panel, and the patches it changed are marked."""
 
 from __future__ import annotations
 
@@ -128,7 +128,7 @@ def test_tables_and_traces_carry_it(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("width", [320, 1200])
 def test_every_frame_of_an_animation_has_it(width: int) -> None:
-    """The line is drawn in a frame that grows for it, wrapped where it is narrow."""
+    """The line is drawn in a frame that grows for it, and wrapped if the frame is narrow."""
     sides = [make_side("VAR", set_up().traces["var"])]
     drawn = {}
     for made in ("", LINE, LINE.replace("keep 0.6", "keep 0.7")):

@@ -1,4 +1,4 @@
-"""A run that is read again gives the model the pixels it had, also of a photo that was scaled."""
+"""A run that is read again gives the model the same pixels, also for a photo that was scaled."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def test_a_stored_run_is_prepared_with_the_same_pixels(
 
 
 def test_an_ordinary_photo_reaches_the_model_unscaled(tiny_folder: Path) -> None:
-    """Up to what is shown, whatever the model can use of it."""
+    """Up to the shown size, whatever size the model can use."""
     handle = load_model(str(tiny_folder))
     data = encode(photo(1600, 1200), "JPEG")
     kept = open_image(data, limits_for(ImageLimits(), handle))

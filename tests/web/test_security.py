@@ -202,7 +202,7 @@ def test_a_burst_fills_the_queue_and_nothing_else(site: Site) -> None:
             )[0]
             for n in range(40)
         ]
-        assert set(statuses) <= {200, 503}  # 503: not even taken note of
+        assert set(statuses) <= {200, 503}  # 503: refused at once
         last = 39 - statuses[::-1].index(200)
         address = f"{site.url}gradio_api/queue/data?session_hash=burst{last}"
         with urllib.request.urlopen(address, timeout=20) as told:

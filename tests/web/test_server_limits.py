@@ -1,4 +1,4 @@
-"""The server's own limits: tokens, each session's share of the line, the age of runs."""
+"""The server's own limits: tokens, each session's share of the queue, the age of runs."""
 
 from __future__ import annotations
 

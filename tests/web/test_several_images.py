@@ -1,4 +1,4 @@
-"""Several images in one question: asked on the page, each with its own map, kept and filled in."""
+"""Several images in one question: asked on the page, each with its own map, stored and restored."""
 
 from __future__ import annotations
 
@@ -135,7 +135,7 @@ def test_two_images_asked_on_the_page(
 def test_a_run_of_two_images_from_elsewhere_opens(
     site: Site, open_page: Callable[..., Any], browser: Any, tmp_path: Path
 ) -> None:
-    """One that the command line or Python has made; and the page that works alone."""
+    """A run made by the command line or Python; and the stand-alone page."""
     run = two_images()
     site.app.handlers.store.put(run, keep_on_disk=False)
     page = open_page(site.url, path=f"#run={run.id}")

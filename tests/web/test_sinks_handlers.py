@@ -1,4 +1,4 @@
-"""What the generator behind Run in the Sinks tab gives, on tiny models with planted sinks."""
+"""Values of the generator behind Run in the Sinks tab, on tiny models with planted sinks."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ def asked(upload: tuple[Picture, ...], **changes: Any) -> SinksRequest:
 
 
 def drain(handlers: SinksHandlers, request: SinksRequest, session: str = "s") -> list[Any]:
-    """All values; the error that ends them is left out, for the last value says it too."""
+    """All values; the error that ends them is left out, because the last value contains it."""
     values = []
     try:
         values.extend(handlers.run(request, session))
@@ -117,7 +117,7 @@ def test_from_upload_to_profile(make: Make, upload: tuple[Picture, ...], tmp_pat
     rows = {row[0]: row for row in header["candidates"]["rows"]}
     assert rows["7"][1] == "kept" and rows["40"][1] == "no: always on"
     assert rows["20"][1] == "no: first token only"
-    # What travels is what was measured, to a step of its codes.
+    # The data sent equals the measurements, up to a step of its codes.
     assert len(header["samples"]) == 8 == len(kept)
     for place in header["samples"]:
         stats = kept[place["id"]]
@@ -213,7 +213,7 @@ def test_what_is_drawn_depends_on_the_seed_alone(
     assert ids(upload[::-1]) == first
     assert [len(part) for part in first] == [8, 2] and set(first[0]).isdisjoint(first[1])
     assert ids(upload, seed=1) != first
-    # Fewer than asked for: both keep their proportion, and finding at least one.
+    # Fewer than requested: both keep their proportion, and finding gets at least one.
     assert [len(part) for part in ids(upload[:6], samples=20, held_out=10)] == [4, 2]
     assert [len(part) for part in ids(upload[:1], samples=1, held_out=200)] == [1, 0]
     twins = (Picture("a.png", upload[0].path), Picture("a.png", upload[1].path))
@@ -250,7 +250,7 @@ def test_stopped_halfway_keeps_what_was_measured_and_goes_on(
     assert last["phase"] == "ready"
     again = measured[3:]
     assert len(again) == 5 and set(again).isdisjoint(first)
-    # Another browser measures for itself.
+    # Another browser measures again.
     assert drain(handlers, asked(upload, held_out=0), "other")[-1]["phase"] == "ready"
     assert len(measured) == 3 + 5 + 8
 
@@ -268,7 +268,7 @@ def test_stopped_before_anything_and_while_waiting(make: Make, upload: tuple[Pic
         "phase": "error",
         "message": "Stopped before a sample was measured; nothing was found yet.",
     }
-    with handlers.runner.line.place():  # somebody's answer is being made
+    with handlers.runner.line.place():  # another user's answer is being generated
         run = handlers.run(asked(upload), "s")
         assert next(run)["position"] == 1
         handlers.stop("s")

@@ -1,4 +1,4 @@
-"""The Sinks tab without a model: what is sent for made-up results, and the rules of its files."""
+"""The Sinks tab without a model: the data sent for made-up results, and the rules of its files."""
 
 from __future__ import annotations
 

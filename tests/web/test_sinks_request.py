@@ -1,4 +1,4 @@
-"""The samples that a press of Run comes to, without a model."""
+"""The samples that a press of Run selects, without a model."""
 
 from __future__ import annotations
 

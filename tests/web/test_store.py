@@ -178,7 +178,7 @@ def test_a_description_that_was_changed(tmp_path: Path, change: dict[str, Any], 
     with pytest.raises(ValueError, match=f"^The stored run is damaged: .*{words}"):
         open_run(tmp_path / run.id)
     assert RunStore(tmp_path, 10_000_000).get(run.id) is None
-    assert (tmp_path / run.id / "baseline.safetensors").is_file()  # nothing is thrown away for it
+    assert (tmp_path / run.id / "baseline.safetensors").is_file()  # nothing is deleted for it
 
 
 def test_answers_of_two_prompts_are_no_run(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""What is sent of a run is made once, and again where it would lead nowhere."""
+"""The values of a run are built once, and built again if their files are missing."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ def test_the_least_recently_used_one_leaves(built: _Built, monkeypatch: pytest.M
 
 
 def test_a_file_that_is_being_read_is_not_written_over(component: gr.HTML) -> None:
-    """Two browsers open one run: the second one's request must not cut the first one's download."""
+    """Two browsers open one run: the second request must not cut off the first download."""
     data = bytes(range(256)) * 4000
     path = path_of(cached(data, "run.bin", component)["url"])
     short, over = [], threading.Event()

@@ -1,7 +1,7 @@
-"""Arguments of the API made of settings (`sinkscope.setting`).
+"""API arguments made from settings (`sinkscope.setting`).
 
-An endpoint is a function with `**said`; settings tell what it asks for, and each of them is an
-argument of its name, with its default and its words.
+An endpoint is a function with `**said`. The settings define what it accepts: each setting becomes
+an argument with the setting's name, default and description.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from sinkscope.web.components.controls import LONGEST_TEXT
 
 
 def default_of(setting: Setting) -> Any:
-    """What an argument is when it is left out: "" of a text or a list, None of a number."""
+    """The value of an argument that is left out: "" for a text or a list, None for a number."""
     written = setting.default
     if setting.kind in LISTS and isinstance(written, tuple):
         written = ", ".join(map(str, written))
@@ -29,7 +29,7 @@ def default_of(setting: Setting) -> Any:
 
 
 def asking(function: Callable[..., Any], settings: Iterable[Setting]) -> Callable[..., Any]:
-    """The function with a keyword argument for each setting instead of `**said`."""
+    """The function with one keyword argument for each setting instead of `**said`."""
 
     @functools.wraps(function)
     def call(*parameters: Any, **said: Any) -> Any:
@@ -44,12 +44,12 @@ def asking(function: Callable[..., Any], settings: Iterable[Setting]) -> Callabl
 
 
 def inputs_of(settings: Iterable[Setting]) -> dict[str, Component]:
-    """Components that no page shows, by the names of their arguments."""
+    """Components that are not shown on the page, by the names of their arguments."""
     return {one.name: argument(one.name, default_of(one), one.words) for one in settings}
 
 
 def argument(name: str, default: Any, words: str = "") -> Component:
-    """The component of one argument; `words` are shown beside it in "Use via API"."""
+    """The component of one argument; "Use via API" shows `words` beside it."""
     component: Component
     if isinstance(default, bool):
         component = gr.Checkbox(default, label=name)

@@ -1,4 +1,4 @@
-"""What the endpoints of the API do (`web.api.routes` gives them their controls)."""
+"""What the endpoints of the API do (`web.api.routes` gives them their components)."""
 
 from __future__ import annotations
 
@@ -36,12 +36,12 @@ from sinkscope.web.server.temporary import scratch
 
 log = logging.getLogger(__name__)
 
-MAP_PIXELS = 1200  # width of the picture that `map` gives
+MAP_PIXELS = 1200  # width of the picture that `map` returns
 MODEL = ("id", "revision", "device", "dtype", "layers", "heads", "hidden_size", "note")
 
 
 def with_clear_errors(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Mistakes reach the caller as one sentence, anything unforeseen as a sentence too."""
+    """Report user mistakes and unexpected errors to the caller as one sentence."""
 
     @functools.wraps(function)
     def call(*arguments: Any, **named: Any) -> Any:
@@ -59,7 +59,7 @@ def with_clear_errors(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 class Api:
-    """The endpoints, one object an app."""
+    """The endpoints. Each app has one such object."""
 
     def __init__(self, handlers: Handlers, offered: Sequence[str]) -> None:
         self._handlers, self._offered = handlers, offered
@@ -72,7 +72,7 @@ class Api:
         generation_config.json would do.
         """
         loaded, settings = self._handlers.loaded, self._handlers.settings
-        said["revision"] = said.get("revision") or None  # left out: the start's, of its model
+        said["revision"] = said.get("revision") or None  # None: the start's, for its model
         if not loaded.load(model_wanted(settings, self._offered, said)):
             raise ValueError("Another model is being loaded; wait until it is there.")
         seen, state = loaded.wait(-1, 0)
@@ -233,7 +233,7 @@ class Api:
         self._handlers.runner.stop(request.session_hash or "")
 
     def _kept(self, path: Path, run: Run) -> str:
-        """The file where Gradio serves files from, until the run goes."""
+        """Copy the file to where Gradio serves files from; it stays there as long as the run."""
         assert self._handlers.component is not None
         kept = save_file_to_cache(path, self._handlers.component.GRADIO_CACHE)
         self._handlers.store.keep_copies(run, Path(kept))
@@ -246,7 +246,7 @@ class Api:
         return run
 
     def _run(self, asked: Request, request: gr.Request | None) -> Run:
-        """Wait for the run that was asked for."""
+        """Wait for the requested run."""
         session = session_hash_of(request)
         value: dict[str, Any] = {}
         for value in self._handlers.generate(asked, session):  # noqa: B007
@@ -257,12 +257,12 @@ class Api:
 
 
 def _plain(values: np.ndarray) -> list[list[float | None]]:
-    """Rows of numbers as JSON can hold them."""
+    """Rows of numbers as JSON values; NaN becomes None."""
     return [[None if np.isnan(x) else float(x) for x in row] for row in values]
 
 
 def about_run(run: Run) -> dict[str, Any]:
-    """A run in plain values: its id, what made it, and each answer with its tokens."""
+    """A run as plain values: its id, what made it, and each answer with its tokens."""
     first = run.first
     return {
         "run": run.id,
@@ -281,7 +281,7 @@ def about_run(run: Run) -> dict[str, Any]:
 
 
 def _answer(trace: GenerationTrace) -> dict[str, Any]:
-    """`image_share` and `sink_share` are means over the captured layers and heads."""
+    """One answer. `image_share` and `sink_share` are means over the captured layers and heads."""
     side, view = make_side("", trace), View()
     tokens = []
     for t, token in enumerate(trace.tokens):

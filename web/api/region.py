@@ -49,7 +49,7 @@ class BoxChoice:
 
 
 class RegionApi:
-    """The endpoint; `last` is shared with the page."""
+    """The endpoint. `last`, the most recent test, is shared with the page."""
 
     def __init__(self, handlers: Handlers, last: LastTested) -> None:
         self._handlers, self._last = handlers, last
@@ -92,7 +92,7 @@ SETTINGS = (*user_settings(BoxChoice), *user_settings(RegionSettings))
 
 
 def build_region_api(handlers: Handlers, last: LastTested) -> None:
-    """Add the endpoint to the page that is open."""
+    """Add the endpoint to the page that is being built."""
     with gr.Column(visible=False):
         inputs = {
             "run": gr.Textbox(max_length=LONGEST_TEXT, label="run"),
@@ -105,12 +105,12 @@ def build_region_api(handlers: Handlers, last: LastTested) -> None:
             inputs_kwargs={**inputs, **inputs_of(SETTINGS)},
             api_name="region",
             concurrency_id="gpu",
-            concurrency_limit=handlers.settings.app.queue_size + 8,  # they wait in the runner
+            concurrency_limit=handlers.settings.app.queue_size + 8,  # the runner queues them
         )
 
 
 def _stretch(name: str, cells: tuple[int, ...] | None) -> tuple[int, int]:
-    """First and how many."""
+    """The first index and the number of indices."""
     indices = sorted(cells or ())
     if not indices or indices != list(range(indices[0], indices[-1] + 1)):
         given = ", ".join(map(str, indices))

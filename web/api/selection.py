@@ -1,4 +1,4 @@
-"""What `/map` and `/export` ask for, as settings classes: which attention of a run, and as what."""
+"""Arguments of `/map` and `/export` as settings classes: which attention of a run, and its form."""
 
 from __future__ import annotations
 
@@ -51,10 +51,10 @@ class Selection:
         check(self)
 
     def view(self, run: GenerationTrace | None = None) -> View:
-        """The view that shows it.
+        """The view that shows the selection.
 
         Args:
-            run: which shows or kept the heads of `heads_from`.
+            run: the run whose shown or kept heads `heads_from` refers to.
 
         Raises:
             ValueError: naming the argument, its value and what is allowed.
@@ -111,7 +111,7 @@ class ExportChoice(Selection):
     colormap: str = setting("inferno", "inferno, magma, plasma, viridis, cividis, gray or turbo.")
 
     def wanted(self, run: GenerationTrace | None = None) -> ExportRequest:
-        """The file as `web.explore.exporting` makes it.
+        """The request for the file, as `web.explore.exporting` takes it.
 
         Raises:
             ValueError: naming the argument, its value and what is allowed.
@@ -127,7 +127,7 @@ class ExportChoice(Selection):
             self.view(run),
             difference=self.difference,
             whole_answer=self.whole_answer,
-            colormap=cast(Colormap, self.colormap),  # `View` refuses what is none
+            colormap=cast(Colormap, self.colormap),  # `View` checks it
         )
         return ExportRequest(
             self.kind,

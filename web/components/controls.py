@@ -1,4 +1,4 @@
-"""Controls of the page made of settings (`sinkscope.setting`): one for each kind of value."""
+"""Controls of the page made from settings (`sinkscope.setting`): one for each kind of value."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ from sinkscope.setting import REQUIRED, Setting, allowed_words, list_text, read,
 from sinkscope.web.server.uploads import Plain
 
 LONGEST_TEXT = 2000
-DEFAULT = "default"  # of a switch that may be left to the default
+DEFAULT = "default"  # choice of a switch that keeps the default
 
 
 def change_of(component: Block) -> Any:
-    """The event of a changed value: Gradio gives a component its events at run time, and its types
-    do not know them."""
+    """The change event of a component. Gradio adds events to components at run time, so its type
+    annotations do not contain them."""
     return cast(Any, component).change
 
 
 class OpenSlider(gr.Slider, metaclass=Plain):
-    """A slider whose upper end moves with the model.
+    """A slider whose upper end changes with the model.
 
-    An event may be on its way with a value from before the end moved; Gradio would refuse it, in
-    words of its own. What the setting allows is checked where settings are read.
+    An event may still carry a value from before the end changed, and Gradio would refuse it with
+    its own message. The allowed range is checked where settings are read.
     """
 
     is_template = True
@@ -36,12 +36,12 @@ class OpenSlider(gr.Slider, metaclass=Plain):
 
 
 def control(setting: Setting, value: Any = None, **look: Any) -> Component:
-    """The control of one setting, where the page is open.
+    """The control of one setting. Call it while the page is being built.
 
     Args:
-        setting: a choice is a row of buttons, a number with a usual range a slider.
-        value: at first; None: the setting's default.
-        look: what the component takes beside that, in place of what follows from the setting.
+        setting: a choice becomes a row of buttons, a number with a usual range a slider.
+        value: the first value; None: the setting's default.
+        look: further arguments of the component; they replace those derived from the setting.
     """
     value = setting.default if value is None and setting.default is not REQUIRED else value
     look = {
@@ -75,16 +75,16 @@ def _number(setting: Setting, value: Any, look: dict[str, Any]) -> Component:
         return gr.Number(
             value, **{**low, **({"precision": 0} if is_whole else {}), **empty, **look}
         )
-    # Gradio refuses a value outside a slider's range, with a message of its own, so the range
-    # always takes in the first one.
+    # Gradio refuses a value outside a slider's range with its own message, so the range always
+    # contains the first value.
     low, high = min(setting.slider_range[0], value), max(setting.slider_range[1], value)
     kind = gr.Slider if setting.high is not None else OpenSlider
     return kind(low, high, value, step=1 if is_whole else setting.step, **look)
 
 
 def box(setting: Setting, value: Any = None, **look: Any) -> Component:
-    """The same for what `control_value` reads: nothing is refused by Gradio, in words of its own,
-    and a number that may be left out is a text, for Gradio makes an empty number 0."""
+    """A control for what `control_value` reads. Gradio refuses no value with its own messages, and
+    a number that may be left out is a text field, because Gradio turns an empty number into 0."""
     if setting.kind not in ("whole", "number"):
         return control(setting, value, **look)
     if not setting.optional:
@@ -94,7 +94,7 @@ def box(setting: Setting, value: Any = None, **look: Any) -> Component:
 
 
 def control_value(setting: Setting, value: Any) -> Any:
-    """What a control of the page says, as the field takes it (`sinkscope.setting.read`).
+    """The value of a control, as the field takes it (`sinkscope.setting.read`).
 
     Raises:
         ValueError: naming the setting.

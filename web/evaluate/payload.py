@@ -1,7 +1,7 @@
-"""What of a run of the Evaluate tab goes to the browser.
+"""The part of an Evaluate run that the browser receives.
 
-`live` is small and goes with each value while a run is under way; `build_evaluate_payload` is the
-whole result, one file packed as those of runs are. Every sentence is the report's own
+`live` is small and sent with each value while a run is in progress; `build_evaluate_payload` is the
+whole result in one file, packed like those of runs. Every sentence comes from the report
 (`evaluation.report.words`), so that page, report and terminal say the same.
 """
 
@@ -33,20 +33,20 @@ from sinkscope.web.evaluate.files import without_place
 from sinkscope.web.runs.payload import pack
 
 DEMO = "demo"
-MOST_LISTED = 300  # failures
+MOST_LISTED = 300  # failures listed at most
 LIVE_RESAMPLES = 500
 KINDS = {BETTER: "better", WORSE: "worse"}
 
 
 def read_section(folder: Path, resamples: int = RESAMPLES) -> Section:
-    """The run as a report has it, from what its folder has so far.
+    """The run as the report reads it, as far as its folder has answers.
 
     Raises:
         ValueError: there is no record yet, or no run.
     """
     run = read_config(folder / CONFIG).run
     section = gather([folder], CompareSettings(seed=run.seed, resamples=resamples))[0]
-    # Scenes have no end, so that many are asked; a stopped run has only read a part of them.
+    # Scenes can be made in any number, so the number asked for counts, not the number read.
     return replace(section, expected=run.limit)
 
 
@@ -71,7 +71,7 @@ def build_evaluate_payload(
 
     Args:
         section: the run.
-        questions: its questions by id, as the data has them.
+        questions: its questions by id, as in the data.
         pictures: cluster -> address of its picture.
     """
     run = section.run.config.run
@@ -114,7 +114,7 @@ def _title(section: Section) -> str:
 
 
 def _settings(section: Section) -> str:
-    """What VAR was set to, in one line: the methods of a run differ in the control alone."""
+    """VAR's settings in one line; the methods of a run differ only in the control."""
     var = [one.var for one in section.run.config.methods if one.var is not None]
     if not var:
         return ""
@@ -132,7 +132,7 @@ def _score(comparison: Comparison, name: str) -> dict[str, Any]:
 
 def _shown(comparison: Comparison, one: Estimate) -> dict[str, Any]:
     ends, between = one.interval, words.interval(comparison.metric, one.figure, one.interval)
-    if one.how == "bootstrap" and ends.low == ends.high:  # every draw is the same
+    if one.how == "bootstrap" and ends.low == ends.high:  # all resamples are equal
         ends, between = Interval(math.nan, math.nan), "too few scenes"
     return {
         "value": _number(one.value),
@@ -161,7 +161,7 @@ def _difference(comparison: Comparison, one: Difference) -> dict[str, Any]:
 
 
 def _types(section: Section) -> list[dict[str, Any]]:
-    """By question type: each method's score, and each difference from the baseline."""
+    """For each question type: the score of each method and each difference from the baseline."""
     comparison = section.comparison
     if comparison is None:
         return []
@@ -199,7 +199,7 @@ def _table(table: Table) -> dict[str, Any]:
 def _questions(
     section: Section, questions: Mapping[str, Question], pictures: Mapping[str, str]
 ) -> list[dict[str, Any]]:
-    """Every question with its answers, in the data's order."""
+    """Every question with its answers, in the order of the data."""
     by_question: dict[str, list[AnswerRecord]] = {}
     for record in section.run.records():
         by_question.setdefault(record.question, []).append(record)

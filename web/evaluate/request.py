@@ -1,8 +1,8 @@
 """One press of Run in the Evaluate tab: which questions, which methods, with which settings.
 
-The page asks the bundled scenes, of which there are as many as are wanted, or what was uploaded
-(`web.evaluate.upload`): neither needs a file of the machine. Benchmarks are the command line's
-(`sinkscope evaluate run`).
+The page asks the bundled scenes, which are generated in any number, or uploaded questions
+(`web.evaluate.upload`): neither needs a file on the server. Benchmarks are run from the command
+line (`sinkscope evaluate run`).
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from sinkscope.web.sinks.request import Picture
 MOST_QUESTIONS = 1000
 SCENES, MINE = "Drawn scenes", "My questions"
 TYPES: tuple[str, ...] = TASK.parts
-METHODS: dict[str, str] = {  # name -> what the page calls it
+METHODS: dict[str, str] = {  # name -> label on the page
     "default": "Default, the plain model",
     "var": "VAR",
     "var-random": "Random control",
@@ -59,7 +59,7 @@ class EvaluateRequest:
     dims_of: str = ""
     dims_tau: float | None = None
     questions: int = setting(
-        210,  # 30 scenes, from which on intervals of the bootstrap are long enough
+        210,  # 30 scenes; with fewer, bootstrap intervals are too short
         "Questions per method: seven per scene, or the first ones of yours. Intervals are too "
         "short below 30 scenes.",
         low=1,
@@ -85,16 +85,16 @@ class EvaluateRequest:
     def config(
         self, handle: ModelHandle, model: ModelSettings, kept: tuple[Path, int] | None = None
     ) -> RunConfig:
-        """What makes the run.
+        """The configuration of the run.
 
         Args:
-            handle: of the loaded model.
-            model: its settings, as `run.toml` is to have them.
-            kept: the copy of what was uploaded, and how many questions it has.
+            handle: the loaded model.
+            model: the model's settings, as written to `run.toml`.
+            kept: the copy of the upload, and its number of questions.
 
         Raises:
-            ValueError: naming the setting, its value and what is allowed; or VAR is wanted where
-                no sink dimensions are known.
+            ValueError: naming the setting, its value and what is allowed; or VAR is chosen but no
+                sink dimensions are known.
         """
         values = self.check()
         types = () if set(self.types) == set(TYPES) else tuple(t for t in TYPES if t in self.types)
@@ -106,7 +106,7 @@ class EvaluateRequest:
         return RunConfig(run, model, methods)
 
     def check(self) -> dict[str, Any]:
-        """The settings, read and checked, by field.
+        """The settings by field, read and checked.
 
         Raises:
             ValueError: naming the setting, its value and what is allowed.

@@ -32,7 +32,7 @@ from sinkscope.web.runs.tab_handlers import with_buttons
 from sinkscope.web.server.uploads import UploadedFiles
 from sinkscope.web.sinks.request import Picture
 
-# Once the form has its values: what Generate does is Explore's own matter.
+# Runs once the form has its values; from there on, Explore does what Generate does.
 GENERATE = (
     "() => { [...document.querySelectorAll('#tabs [role=tab]')]"
     ".find((tab) => tab.textContent.trim() === 'Explore').click();"
@@ -49,11 +49,11 @@ UPLOAD_HELP = (
 
 
 def build_evaluate(handlers: EvaluateHandlers, explore: Form) -> None:
-    """Lay the tab out where the page is open, and connect it.
+    """Lay out the tab in the page that is being built, and connect it.
 
     Args:
-        handlers: what the controls call; learns which component shows results.
-        explore: the form that a question is put into.
+        handlers: called by the controls; learns which component shows results.
+        explore: the form that "open question" fills in.
     """
     with gr.Row(elem_id="evaluate-desk"):
         with gr.Column(elem_id="evaluate-ask", min_width=260):
@@ -76,10 +76,10 @@ def build_evaluate(handlers: EvaluateHandlers, explore: Form) -> None:
         "dims_tau": explore.tau,
     }
     waiting: dict[str, Any] = {
-        "api_visibility": "private",  # the command line is the way to do it by script
+        "api_visibility": "private",  # scripts use the command line
         "show_progress": "hidden",
         "concurrency_id": "gpu",
-        "concurrency_limit": handlers.settings.app.queue_size + 8,  # they wait in the line
+        "concurrency_limit": handlers.settings.app.queue_size + 8,  # the runner queues them
         "trigger_mode": "once",
     }
     at_once: dict[str, Any] = {
@@ -150,7 +150,7 @@ def _build_form() -> tuple[dict[str, Component], gr.Button, gr.Button]:
 
 def _control(one: Any) -> Component:
     name = f"evaluate-{one.name.replace('_', '-')}"
-    if one.optional:  # a box for numbers cannot be empty
+    if one.optional:  # a number box cannot be empty
         look = {"placeholder": one.left_out, "max_length": LONGEST_TEXT, "elem_id": name}
         return gr.Textbox("", label=one.label or one.name, info=one.help, **look)
     return control(one, elem_id=name)

@@ -1,5 +1,5 @@
-"""What the Experiments tab says before a run: whether the loaded model can be asked, and how its
-sinks are known."""
+"""The text of the Experiments tab before a run: whether the experiment works with the loaded model,
+and where its sink dimensions come from."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from sinkscope.web.runs.loaded_model import LoadState, why_no_model
 
 
 def estimate_text(state: LoadState, name: str, source: str) -> Notice:
-    """The line under Run.
+    """The line below Run.
 
     Args:
-        state: of the model.
-        name: of the chosen experiment.
-        source: of its samples.
+        state: state of the model.
+        name: name of the chosen experiment.
+        source: source of its samples.
     """
     handle = state.working
     if handle is None:

@@ -1,7 +1,7 @@
-"""What of a result of the Experiments tab goes to the browser: one file, packed as those of runs.
+"""The part of an experiment's result that the browser receives: one file, packed like a run's.
 
-Its header holds every sentence and table cell as text, which the browser shows as it is, and the
-addresses of figures and files.
+Its header contains every sentence and table cell as text, which the browser shows unchanged, and
+the addresses of figures and files.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from sinkscope.experiments.compare import is_comparison
 from sinkscope.experiments.result import Cell, Chart, Result, Table, Verdict
 from sinkscope.web.runs.payload import pack
 
-MOST_ROWS = 40  # of a table on the page; its file has all of them
+MOST_ROWS = 40  # rows of a table shown on the page; its file contains all
 CONDITIONS = (
     ("A", "causal", "Whether taking the factor away takes the sinks away, and controls do not."),
     ("B", "specific", "Whether only the sink tokens stand out on the factor."),
@@ -33,8 +33,8 @@ def build_experiment_payload(
     """The result as the tab loads it.
 
     Args:
-        result: of the experiment.
-        files: name of a file -> its address; those of `experiments.saving.save_result`, and a zip.
+        result: the experiment's result.
+        files: file name -> address; the files of `experiments.saving.save_result`, and a zip.
         sizes: name of a PNG file -> its width and height.
     """
     findings = result.findings
@@ -46,7 +46,7 @@ def build_experiment_payload(
         "label": label_of(result),
         "question": result.question,
         "model": str(result.model.get("id")),
-        # Of two side by side the first thing to know is what each is.
+        # When two results are side by side, a reader first needs to know what each is.
         "summary": [*(findings.notes[:2] if compared else ()), *findings.summary],
         "notes": list(findings.notes[2 if compared else 0 :]),
         "verdict": None if findings.verdict is None else _verdict(findings.verdict),
@@ -64,7 +64,7 @@ def build_experiment_payload(
 
 
 def _verdict(verdict: Verdict) -> dict[str, Any]:
-    """The word, both conditions with what was measured and by which thresholds, and what else."""
+    """The verdict's word, both conditions with measurements and thresholds, and further remarks."""
     texts, limits = list(verdict.text), list(verdict.thresholds)
     conditions = []
     for (key, name, meaning), holds in zip(
@@ -94,7 +94,7 @@ def _verdict(verdict: Verdict) -> dict[str, Any]:
 
 
 def _after_answer(text: str) -> str:
-    """`A (causal): no. Of the ...` without what the page shows as a badge."""
+    """`A (causal): no. Of the ...` without the part that the page shows as a badge."""
     for answer in ("yes", "no"):
         _, separator, rest = text.partition(f": {answer}. ")
         if separator:
@@ -120,7 +120,7 @@ def _table(table: Table, files: Mapping[str, str]) -> dict[str, Any]:
 
 
 def _columns(names: Sequence[str]) -> list[tuple[int, bool]]:
-    """Which columns are shown, and whether the two behind one are the ends of its interval."""
+    """The columns shown, each with whether the next two are the ends of its interval."""
     columns, i = [], 0
     while i < len(names):
         stem, is_low, _ = (*names, "")[i + 1].partition("_low")
@@ -169,7 +169,7 @@ def _file(name: str, files: Mapping[str, str]) -> dict[str, str] | None:
 
 
 def _facts(result: Result) -> list[list[str]]:
-    """Where it all comes from, in rows of a name and a text."""
+    """What the result was made from, as rows of a name and a text."""
     model = result.model
     groups = ", ".join(f"{name} {count}" for name, count in result.groups.items())
     revision = model.get("revision")
@@ -185,7 +185,7 @@ def _facts(result: Result) -> list[list[str]]:
 
 
 def label_of(result: Result) -> str:
-    """What tells a run from others in a list."""
+    """A label that distinguishes a run from others in a list."""
     settings = result.settings.get("experiment", {})
     listed = ", ".join(
         f"{name} {_plain(value)}" for name, value in settings.items() if value is not None

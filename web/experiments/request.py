@@ -1,4 +1,4 @@
-"""One press of Run in the Experiments tab: what it asks for, and the samples it comes to."""
+"""One press of Run in the Experiments tab: its values, and the samples that they select."""
 
 from __future__ import annotations
 
@@ -42,13 +42,13 @@ TEXT_FILES = (".txt", ".text", ".md")
 @explained
 @dataclass(frozen=True)
 class ExperimentRequest:
-    """What the tab's controls say; `check` looks at it.
+    """The values of the tab's controls; `check` validates them.
 
-    `name` is the experiment's. `source` is `BUNDLED` (drawn scenes, for a text model our own
-    prompts) or `MINE` (`pictures`: images, a file with questions about them among them, or for a
-    text model a text file). `prompt` is asked about every image without a question of its own.
-    `own` and `study` are what the controls of the experiment's settings and of those of all
-    experiments say, by the names that users know.
+    `name` is the experiment's name. `source` is `BUNDLED` (drawn scenes; for a text model, our own
+    prompts) or `MINE` (`pictures`: images, optionally with a file of questions about them; for a
+    text model, a text file). `prompt` is asked about every image without a question of its own.
+    `own` and `study` are the values of the controls for the experiment's settings and for the
+    settings of all experiments, by the names that users see.
     """
 
     name: str
@@ -66,7 +66,7 @@ class ExperimentRequest:
     )
 
     def check(self) -> tuple[Experiment, Any, StudySettings]:
-        """The experiment, its settings, and those of all experiments.
+        """The experiment, its settings, and the settings of all experiments.
 
         Raises:
             ValueError: naming the setting, its value and what is allowed.
@@ -92,12 +92,12 @@ class ExperimentRequest:
 
     @property
     def count(self) -> int:
-        """How many samples, as a whole number."""
+        """The number of samples, as an integer."""
         return int(self.samples)
 
 
 def _settings_from(cls: type[Any], given: Mapping[str, Any]) -> Any:
-    """The settings that controls say."""
+    """The settings from the values of controls."""
     values: dict[str, Any] = {}
     for one in user_settings(cls):
         if one.name in given:
@@ -117,8 +117,8 @@ def samples_of(
     """The samples of a run; `opened` opens an upload (`web.sinks.request.draw_samples`).
 
     Raises:
-        ValueError: there is none that can be used, or a file that this model cannot read.
-        Stopped: the job was.
+        ValueError: no sample can be used, or this model cannot read the file.
+        Stopped: the job was stopped.
     """
     if not handle.family.sees_images:
         if request.source == BUNDLED:
@@ -143,7 +143,7 @@ def samples_of(
 
 
 def _scenes(request: ExperimentRequest) -> Prompts:
-    # Drawing scenes is part of making the bundled model, which nothing else on the page needs.
+    # Imported here: drawing scenes is part of making the bundled model; the page does not need it.
     from PIL import Image
 
     from sinkscope.demo.scene_questions import SOURCE, scene_questions
@@ -167,7 +167,7 @@ def _prompts(request: ExperimentRequest, model: str) -> Prompts:
     path = upload_path(str(request.pictures[0].path))
     try:
         read = read_prompts(path, request.count)
-    except ValueError as error:  # which names the place of the file on the server
+    except ValueError as error:  # its text names the file's path on the server
         raise ValueError(str(error).replace(path.name, names[0])) from error
     return Prompts(
         read.samples, names[0], tuple(n.replace(path.name, names[0]) for n in read.notes)

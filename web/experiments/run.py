@@ -1,7 +1,8 @@
-"""What happens on Run and Stop in the Experiments tab, and on its questions. Knows no layout.
+"""Actions behind Run and Stop of the Experiments tab, and answers to its questions. Does not depend
+on the layout.
 
-A run is a job (`jobs.runner`) in the line in which answers wait for the model, too. It gives a
-result or nothing: an experiment that was stopped has measured only a part of what it compares.
+A run is a job (`jobs.runner`) in the same queue as answers of the Explore tab. It gives a complete
+result or none: a stopped experiment has measured only a part of what it compares.
 """
 
 from __future__ import annotations
@@ -44,8 +45,8 @@ from sinkscope.web.server.temporary import scratch
 
 log = logging.getLogger(__name__)
 
-COMPARISON = "comparison"  # of two results; needs no model and waits for nobody
-EXPERIMENT = "experiment"  # the kind of job that the tab's Stop is for
+COMPARISON = "comparison"  # of two results; needs no model and does not queue
+EXPERIMENT = "experiment"  # the kind of job that the tab's Stop ends
 GONE = "This result is no longer on the server. Press Run to make it again."
 LOOKING = "Looking for sinks"
 DRAWING = "Drawing the figures"
@@ -56,8 +57,8 @@ class ExperimentsHandlers(ResultHandlers[ExperimentRequest]):
     """The tab's actions (`ResultHandlers`).
 
     Args:
-        engine: what runs an experiment; tests put their own here.
-        copies: those of runs, beside which this tab keeps its own.
+        engine: runs an experiment; tests pass their own.
+        copies: the served files of Explore's runs, which share a folder with those of this tab.
     """
 
     kind, what = EXPERIMENT, "an experiment"
@@ -97,7 +98,7 @@ class ExperimentsHandlers(ResultHandlers[ExperimentRequest]):
             )
 
     def _work(self, request: ExperimentRequest, run_id: str, job: Job) -> dict[str, Any]:
-        """The result, computed in the job's thread, which alone holds the model meanwhile."""
+        """Compute the result in the job's thread, which has the model to itself meanwhile."""
         handle = loaded_handle(self.loaded)
         experiment, settings, study = request.check()
         job.enter("Reading the samples")
@@ -159,11 +160,11 @@ class ExperimentsHandlers(ResultHandlers[ExperimentRequest]):
         return {}
 
     def compare_experiments(self, ask: Any) -> dict[str, Any]:
-        """Two finished runs side by side, by their ids: a result of its own, or an error."""
+        """Two finished runs side by side, by their ids: a new result, or an error."""
         one, other = self.store.get(field_of(ask, "a")), self.store.get(field_of(ask, "b"))
         if one is None or other is None:
             return {"error": GONE}
-        # The same two again are not drawn again. Who knows both ids may see it, and nobody else.
+        # The same comparison is not drawn again. Whoever knows both ids may see it.
         run_id = sha256(f"{one.id}~{other.id}".encode())[: len(one.id)]
         known = self.store.get(run_id)
         if known is not None:
@@ -187,14 +188,14 @@ class ExperimentsHandlers(ResultHandlers[ExperimentRequest]):
 
 
 def _staged(job: Job, count: int) -> Progress:
-    """Tells a job of two parts: looking for sinks in `count` samples, then the experiment itself,
-    whose number of passes is known once the samples are."""
+    """Reports the progress of a job with two parts: looking for sinks in `count` samples, then the
+    experiment. The experiment's number of passes is known only after the first part."""
 
     def tell(done: int, total: int, text: str) -> None:
         stage, _, rest = text.partition(": ")
         if total > count and done > count:
             done, total = done - count, total - count
-        elif total > count:  # the last sample was looked at
+        elif total > count:  # the first part is over
             done, total = 0, total - count
         if job.at.stage != stage:
             job.enter(stage)
@@ -213,7 +214,7 @@ def _size(path: Path) -> tuple[int, int]:
 
 
 def _archive(folder: Path, written: list[Path], result: Result) -> Path:
-    """All files in one."""
+    """A zip file of all files."""
     model = str(result.model.get("id")).rstrip("/\\").replace("\\", "/").rsplit("/", 1)[-1]
     plain = "".join(c if c.isascii() and (c.isalnum() or c in ".-_") else "-" for c in model)
     path = folder / f"{result.experiment}-{plain}.zip"

@@ -1,4 +1,4 @@
-"""What runs of the Experiments tab gave."""
+"""Results of the Experiments tab."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from sinkscope.web.runs.results import ResultStore
 
 @dataclass(frozen=True)
 class ExperimentResult:
-    """What one run of the tab gave.
+    """The result of one run of the tab.
 
     Attributes:
-        id: of the run.
-        result: the experiment's.
-        value: what the tab's component is given to show it.
-        compared: ids of the two results that a comparison shows; none for a run of its own.
-        owner: who asked for it, where users log in.
+        id: id of the run.
+        result: the experiment's result.
+        value: value with which the tab's component shows the result.
+        compared: ids of the two results that a comparison shows; empty for a run.
+        owner: the user who started the run, if users log in.
     """
 
     id: str
@@ -33,7 +33,7 @@ class ExperimentStore(ResultStore[ExperimentResult]):
     """The tab's results."""
 
     def delete(self, result_id: object) -> None:
-        """Forget a result with its files, and the comparisons that show its numbers."""
+        """Remove a result with its files, and the comparisons that show its numbers."""
         found = self.get(result_id)
         if found is None:
             return

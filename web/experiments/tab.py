@@ -1,7 +1,7 @@
 """The Experiments tab: its form beside the result, and which control calls which handler.
 
-The experiments, their questions and their options are those of `experiments.catalogue.EXPERIMENTS`:
-a new row there appears here.
+The experiments, their questions and their options come from `experiments.catalogue.EXPERIMENTS`: a
+new row there appears here.
 
 Hooks for tests and screenshots: `[data-testid=trial]` has `data-phase` (empty, queued, running,
 ready, stopped, error) and, once a result is drawn, `data-ready` with its id; inside it are
@@ -48,8 +48,8 @@ MINE_WORDS = (
 
 @dataclass(frozen=True)
 class _Form:
-    """What one press of Run reads; `controls` by the names of the arguments of `run_experiment`,
-    those of settings by the experiment's name, a slash and the setting's."""
+    """The values that one press of Run reads; `controls` by argument names of `run_experiment`,
+    those of settings by the experiment's name, a slash and the setting's name."""
 
     controls: dict[str, Component]
     name: gr.Dropdown
@@ -60,12 +60,12 @@ class _Form:
 
 
 def build_experiments(handlers: ExperimentsHandlers, status: gr.HTML, tab: gr.Tab) -> None:
-    """Lay the tab out where the page is open, and connect it.
+    """Lay out the tab in the page that is being built, and connect it.
 
     Args:
-        handlers: what the controls call; learns which component shows results.
+        handlers: called by the controls; learns which component shows results.
         status: the line about the model, which changes with it.
-        tab: whose opening says anew what the model can be asked.
+        tab: when it is opened, the text about the loaded model is updated.
     """
     listed = [{"name": row.name, "question": row.question} for row in catalogue.EXPERIMENTS]
     functions = [
@@ -84,10 +84,10 @@ def build_experiments(handlers: ExperimentsHandlers, status: gr.HTML, tab: gr.Ta
         None,
         [shown, form.go, form.stop],
         inputs_kwargs={**form.controls},
-        api_visibility="private",  # the command line and `experiments` are the way to script it
+        api_visibility="private",  # scripts use the command line or `experiments`
         show_progress="hidden",
         concurrency_id="gpu",
-        concurrency_limit=handlers.settings.app.queue_size + 8,  # they wait in the line
+        concurrency_limit=handlers.settings.app.queue_size + 8,  # the runner queues them
         trigger_mode="once",
     )
     form.stop.click(stopping(handlers), None, None, **QUIET)
@@ -127,7 +127,7 @@ def _build_form() -> _Form:
     with gr.Accordion("Sinks, controls, thresholds", open=False, elem_id="experiments-settings"):
         for one in others:
             controls[f"{STUDY}/{one.name}"] = _control(one, STUDY)
-    with gr.Row(elem_id="experiments-actions"):  # stays in sight: page.css
+    with gr.Row(elem_id="experiments-actions"):  # page.css keeps it in sight
         go = gr.Button("Run", variant="primary", elem_id="experiments-run", min_width=80)
         stop = gr.Button("Stop", interactive=False, elem_id="experiments-stop", min_width=60)
     return _Form(controls, name, blocks, ahead, go, stop)
@@ -166,11 +166,11 @@ def _samples() -> dict[str, Component]:
 
 
 def _control(one: Setting, of: str, **look: Any) -> Component:
-    """A setting's control; one that must be given begins at the lowest value."""
+    """A setting's control; a required setting without default begins at its lowest value."""
     label = (one.label or one.name).replace("_", " ")
     words = {"label": label[:1].upper() + label[1:], "info": one.help}
     if one.left_out and one.kind not in ("switch", "choice"):
-        # Said in full above the box, where a placeholder would be cut off.
+        # The description above the box says it in full; a placeholder would be cut off.
         words |= {"info": f"{one.help} Empty: {one.left_out}.", "placeholder": ""}
     ident = f"set-{of}-{one.name}".replace("_", "-")
     value = one.low if one.default is REQUIRED else None
@@ -226,7 +226,7 @@ def running(handlers: ExperimentsHandlers) -> Callable[..., Any]:
 
 
 def _values_of(values: Mapping[str, Any], name: str) -> dict[str, Any]:
-    """What the controls of one experiment, or of the study, say."""
+    """The values of the controls of one experiment, or of the study."""
     begin = f"{name}/"
     return {key.removeprefix(begin): values[key] for key in values if key.startswith(begin)}
 

@@ -53,7 +53,7 @@ class ExportRequest:
     Attributes:
         kind: one of `KINDS`.
         view: what is shown.
-        side: of a view that shows one side alone, which trace of the run.
+        side: for a view of only one side, the trace of the run that is shown.
         first, last: tokens, both included; of a figure, their mean.
         second_tokens: first and last token of the second side, where it shows others (the page's
             "own choice"). The run must have two sides, and both must be shown.

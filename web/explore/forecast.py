@@ -110,7 +110,7 @@ class Forecaster:
             self._places.release()
 
     def _inputs(self, handle: ModelHandle, images: tuple[str, ...], prompt: str) -> PromptInputs:
-        """The prompt without its pixels: a forecast needs the layout alone."""
+        """The prompt without its pixels: a forecast needs only the layout."""
         with self._lock:
             known = self._layouts.get((images, prompt))
         if known is not None:

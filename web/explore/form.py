@@ -32,7 +32,7 @@ class Form:
         asked: what the controls said for that run (`web.explore.refill`).
         limits: what the loaded model can be asked, where that is little.
         note: the sentence about the model's sink dimensions.
-        dims, dims_of: sink dimensions of this browser alone, in the place of the model's, and the
+        dims, dims_of: sink dimensions of only this browser, instead of the model's, and the
             model that they were found on.
         profile: takes them from a file.
         own: goes back to the model's; there only while others are used.

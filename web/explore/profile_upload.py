@@ -1,4 +1,4 @@
-"""A sink profile (`sink_profile.toml`) from the reader's own disk, for this browser's VAR alone."""
+"""A sink profile (`sink_profile.toml`) from the reader's own disk, only for this browser's VAR."""
 
 from __future__ import annotations
 

@@ -19,7 +19,7 @@ from sinkscope.web.runs.store import Run
 
 
 def cached_image(run: Run, image: gr.Image, keep: bool = False, index: int = 0) -> str | None:
-    """An image of the run where Gradio serves files from, losslessly; None where it has none."""
+    """An image of the run where Gradio serves files from, losslessly; None if it has none."""
     if index >= len(run.first.images):
         return None
     file = io.BytesIO()

@@ -1,7 +1,7 @@
-"""Ask again: a stored run as the controls of the form that made it, and what was changed since.
+"""Ask again: a stored run as values of the form that made it, and what was changed since.
 
-What a run says of its form (`form_values_of`) travels with its numbers and in its link;
-`control_values` makes values of controls of either, and `changed_words` compares.
+The form values of a run (`form_values_of`) are part of its data and of its link; `control_values`
+turns either into values of controls, and `changed_words` compares.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ OF_VAR = (*(one.name for one in VAR), "same_text")
 
 
 def form_values_of(run: Run) -> dict[str, Any]:
-    """Prompt, Compare, Same text and the settings of a run that are not the defaults, as the
-    controls of the form say them, by their names. Tau and sink dimensions always."""
+    """Prompt, Compare, Same text and the settings of a run that differ from the defaults, as values
+    of the form's controls, by name. Tau and sink dimensions are always included."""
     report = next((t.var for t in run.traces.values() if t.var), None) or {}
     var = report.get("settings") or {}
     values: dict[str, Any] = {"prompt": run.first.prompt, "compare": len(run.traces) > 1}
@@ -55,11 +55,12 @@ def _on_control(one: Setting, value: Any) -> Any:
 def control_values(
     values: Mapping[str, Any], handle: ModelHandle | None, of: str | None = None
 ) -> dict[str, Any]:
-    """Values of the form's controls, by name: what is said, and else the defaults.
+    """Values of the form's controls, by name: the given ones, otherwise the defaults.
 
-    What is said comes from a browser: what no control takes is left out. Sink dimensions that are
-    the model's own leave their box empty. Tau and sink dimensions mean nothing in another model: if
-    `of`, the model that was asked, is not the loaded one, those of the loaded one stay.
+    The given values come from a browser: those that no control accepts are ignored. Sink dimensions
+    that are the model's own leave their box empty. Tau and sink dimensions are meaningless for
+    another model: if `of`, the model that was asked, is not the loaded one, the loaded model's
+    values stay.
     """
     if of is not None and (handle is None or handle.info.id != of):
         values = {name: value for name, value in values.items() if name not in ("dims", "tau")}
@@ -73,11 +74,11 @@ def control_values(
             continue
         value = values.get(one.name)
         if value is None:
-            if one.name == "tau":  # the profile's stays
+            if one.name == "tau":  # the profile's tau stays
                 continue
             value = _on_control(one, _plain_default(one))
         if one.name == "tau" and handle is not None and handle.profile is not None:
-            most = max(handle.info.hidden_size**0.5, handle.profile.tau)  # where its slider ends
+            most = max(handle.info.hidden_size**0.5, handle.profile.tau)  # upper end of its slider
             if isinstance(value, int | float) and value > most:
                 continue
         if _fits(one, value):
@@ -94,7 +95,7 @@ def control_values(
 
 
 def _fits(one: Setting, value: Any) -> bool:
-    """Whether the setting's control can show this."""
+    """Whether the setting's control can show this value."""
     if one.kind == "switch" and not one.optional:
         return isinstance(value, bool)
     if one.kind in ("whole", "number"):
@@ -109,11 +110,11 @@ def _fits(one: Setting, value: Any) -> bool:
 
 
 def changed_words(asked: Mapping[str, Any], now: Mapping[str, Any]) -> str:
-    """Which controls say another thing than they did, in a sentence; "" for none."""
+    """Which controls have changed, in a sentence; "" if none."""
     if not asked or not any(now.get(name) for name in ("image", *MORE)):
         return ""
     names = [name for name in now if name in asked and not _same(asked[name], now[name])]
-    if not (now.get("compare") and asked.get("compare")):  # VAR's settings had, or have, no effect
+    if not (now.get("compare") and asked.get("compare")):  # VAR's settings have no effect
         names = [name for name in names if name not in OF_VAR]
     if not names:
         return ""

@@ -45,7 +45,7 @@ class ServedFiles:
             paths = list(self._claims)
         total = 0
         for path in paths:
-            with suppress(OSError):  # Gradio has removed it after its day
+            with suppress(OSError):  # Gradio removes files after a day
                 total += path.stat().st_size
         return total
 
@@ -62,7 +62,7 @@ class ServedFiles:
                         self._paths.get(other, set()).discard(path)
                 if any(path in other._claims for other in self._all):
                     continue
-                with suppress(OSError):  # Gradio has removed it after its day
+                with suppress(OSError):  # Gradio removes files after a day
                     path.unlink()
-                with suppress(OSError):  # of this file alone
+                with suppress(OSError):  # not empty, or already removed
                     path.parent.rmdir()

@@ -1,8 +1,9 @@
-"""What Gradio would answer with a bare "Internal Server Error" gets a sentence.
+"""Errors that Gradio would answer with a bare "Internal Server Error" get a sentence.
 
-Gradio looks functions, components and sessions up in plain dictionaries, so a request that names
-one that is not there ends in a KeyError. Such a request is the caller's mistake. A full disk is
-nobody's. Anything else is a fault of ours: it is logged and said as one.
+Gradio looks up functions, components and sessions in plain dictionaries, so a request that names
+an unknown one ends in a KeyError. Such a request is the caller's mistake. A full disk is nobody's
+mistake and has its own sentence. Any other error is a bug of ours: it is logged and reported as
+one.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 log = logging.getLogger(__name__)
 
-# What a request that names nothing raises in Gradio.
+# The errors that a request with an unknown name raises in Gradio.
 _MISTAKES = (
     FnIndexInferError,
     LookupError,
@@ -41,7 +42,7 @@ FAULT = "Something went wrong inside SinkScope; the log of the app has the detai
 
 
 class SpokenErrors:
-    """Turns what escapes from the app inside into an answer with a sentence, as JSON."""
+    """Turns exceptions of the app inside into an answer with a sentence, as JSON."""
 
     def __init__(self, app: ASGIApp) -> None:
         self.app = app
@@ -56,7 +57,7 @@ class SpokenErrors:
             nonlocal started, bare
             if message["type"] == "http.response.start":
                 started = True
-                bare = message["status"] == 500  # Gradio's own answer to an error
+                bare = message["status"] == 500  # Gradio's answer to an error
             elif bare:
                 body.extend(message.get("body", b""))
             if not bare:
@@ -65,7 +66,7 @@ class SpokenErrors:
         try:
             await self.app(scope, receive, watched)
         except (SystemExit, KeyboardInterrupt) as error:
-            # Of a function of the page: the server's task must not take the server with it.
+            # Raised by a function of the page: the server's task must not end the server.
             log.exception("a request wanted to end the process")
             if started:
                 raise RuntimeError(FAULT) from error
@@ -87,7 +88,7 @@ class SpokenErrors:
 
 
 def _words(body: bytes) -> str:
-    """What a function of the page has refused with (`gr.Error`); "" where it failed."""
+    """The message with which a function of the page refused (`gr.Error`); "" if it failed."""
     try:
         body_values = json.loads(body)
     except ValueError:
@@ -97,7 +98,7 @@ def _words(body: bytes) -> str:
 
 
 def answer_to(error: Exception) -> tuple[int, str]:
-    """Status and sentence for an error that came out of Gradio."""
+    """Status and sentence for an exception raised in Gradio."""
     if isinstance(error, OSError):
         return (507, FULL) if error.errno in _FULL else (503, UNWRITABLE)
     if isinstance(error, _MISTAKES):

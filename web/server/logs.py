@@ -1,8 +1,8 @@
-"""What the app writes about itself: one line a request with an id, and messages that carry it.
+"""The app's log: one line for each request, with an id, and messages that contain this id.
 
-Never written: bodies, prompts, answers, queries (which hold tokens), names of files, ids of runs
-and sessions. As JSON a failure has its type and the places in the source, without its text, which
-may quote what a user wrote.
+Never written: bodies, prompts, answers, queries (which contain tokens), names of files, and ids of
+runs and sessions. In the JSON format an exception is logged as its type and source locations,
+without its text, which may quote user input.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ from sinkscope.setting.serving import AppSettings
 from sinkscope.web.server import current_request as current
 from sinkscope.web.server.current_request import USER
 
-REQUEST = "sinkscope.request"  # in a request's scope: its id
+REQUEST = "sinkscope.request"  # key in a request's scope: the request's id
 access = logging.getLogger("sinkscope.access")
 _ID_AFTER = ("heartbeat/", "file=", "file/", "proxy=", "stream/")
 MOST_FRAMES = 12
 
 
 class RequestLog:
-    """Gives each request an id (`x-request-id` of the answer) and writes one line about it."""
+    """Gives each request an id (header `x-request-id` of the answer) and logs one line about it."""
 
     def __init__(self, app: ASGIApp) -> None:
         self.app = app
@@ -80,18 +80,18 @@ class RequestLog:
 
 
 def path_shown(path: str) -> str:
-    """A path without what names a file, a session or an event."""
+    """A path without the parts that name a file, a session or an event."""
     for mark in _ID_AFTER:
         before, separator, _ = path.partition(mark)
         if separator:
             return f"{before}{mark}..."
     if path.startswith("/gradio_api/call/"):
-        return "/".join(path.split("/")[:4])[:100]  # the endpoint; after it comes an event's id
+        return "/".join(path.split("/")[:4])[:100]  # the endpoint; the event's id follows it
     return path[:100].encode("ascii", "replace").decode()
 
 
 class JsonLines(logging.Formatter):
-    """One JSON object a line: time, level, logger, request, and the message or what it is about."""
+    """One JSON object a line: time, level, logger, request id, and the message or the request."""
 
     def format(self, record: logging.LogRecord) -> str:
         fields: dict[str, Any] = {
@@ -112,14 +112,14 @@ class JsonLines(logging.Formatter):
 
 
 def _message(record: logging.LogRecord) -> str:
-    """Of our own loggers the whole message; of libraries, which may quote anything, the first
-    line."""
+    """The whole message of our own loggers. Libraries may quote anything, so only the first line of
+    theirs."""
     text = record.getMessage()
     return text if record.name.startswith("sinkscope") else text.partition("\n")[0][:300]
 
 
 def start_logging(settings: AppSettings) -> None:
-    """Write to standard error as the settings say: warnings in words, or everything as JSON."""
+    """Log to standard error as the settings say: warnings as text, or everything as JSON."""
     handler = logging.StreamHandler(sys.stderr)
     root = logging.getLogger()
     if settings.log == "json":

@@ -1,8 +1,8 @@
-"""What happens on Run and Stop in the Sinks tab, and on its questions. Knows no layout.
+"""Actions behind Run and Stop of the Sinks tab, and answers to its questions. Independent of the
+layout.
 
-A run is a job (`jobs.runner`) in the line in which answers wait for the model, too. What was
-measured stays in a folder of this browser's own until the same run is finished or the folder is
-old.
+A run is a job (`jobs.runner`) in the same queue as answers of the Explore tab. Its measurements are
+kept in a folder of their own until the same run is finished or the folder is too old.
 """
 
 from __future__ import annotations
@@ -52,25 +52,25 @@ from sinkscope.web.sinks.payload import build_sinks_payload, measured_in, profil
 from sinkscope.web.sinks.request import SampleSplit, SinksRequest, draw_samples
 from sinkscope.web.sinks.store import SinksResult, SinksStore
 
-SINKS = "sinks"  # the kind of job that the tab's Stop is for
+SINKS = "sinks"  # the kind of job that the tab's Stop ends
 PICTURE_SIDE = 900
 GONE = "This result is no longer on the server. Press Run to make it again."
 
 
 @dataclass(frozen=True)
 class SinksEngine:
-    """What finds and validates; tests put their own here."""
+    """The functions that find and validate; tests pass their own."""
 
     find: Callable[..., Findings] = find
     validate: Callable[..., Validation] = validate
 
 
 class SinksHandlers(ResultHandlers[SinksRequest]):
-    """The tab's actions (`ResultHandlers`); what was measured of a run that was stopped stays.
+    """The tab's actions (`ResultHandlers`); measurements of a stopped run are kept.
 
     Args:
-        engine: what finds and validates.
-        copies: those of runs, beside which this tab keeps its own.
+        engine: finds and validates.
+        copies: the served files of Explore's runs, which share a folder with those of this tab.
     """
 
     kind, what = SINKS, "finding sinks"
@@ -86,7 +86,7 @@ class SinksHandlers(ResultHandlers[SinksRequest]):
     ) -> None:
         super().__init__(settings, loaded, runner, images)
         self.engine = engine or SinksEngine()
-        # Not `sinks`, where the command line keeps what it measures: old folders here are deleted.
+        # Not `sinks`, where the command line keeps its measurements: old folders here are deleted.
         self.store = SinksStore(
             settings.app.cache / "page_sinks",
             owned=bool(settings.app.login),
@@ -112,7 +112,7 @@ class SinksHandlers(ResultHandlers[SinksRequest]):
             raise ValueError(words) from error
 
     def _work(self, request: SinksRequest, job: Job) -> dict[str, Any]:
-        """The result, computed in the job's thread, which alone holds the model meanwhile."""
+        """Compute the result in the job's thread, which has the model to itself meanwhile."""
         handle = loaded_handle(self.loaded)
         job.enter("Starting")
         with scratch() as folder:
@@ -129,7 +129,7 @@ class SinksHandlers(ResultHandlers[SinksRequest]):
         info = handle.info
         about = (job.owner, info.id, info.revision, info.dtype, finding.measuring())
         work = self.store.work(sha256("\0".join(map(str, about)).encode())[:24])
-        work.mkdir(parents=True, exist_ok=True)  # here: `find` would name the folder in its error
+        work.mkdir(parents=True, exist_ok=True)  # an error of `find` would name the folder
         samples, done = drawn.find, ""
         job.enter("Finding")
         try:
@@ -139,7 +139,7 @@ class SinksHandlers(ResultHandlers[SinksRequest]):
             if not samples.samples:
                 raise
             done = f"{job.ended_by} after {len(samples.samples)} of {stopped.total} samples"
-            # All of these are measured already, so this decides and passes nothing through.
+            # All of these are measured already, so this only decides and runs no forward pass.
             findings = self.engine.find(handle, samples, finding, work=work)
         validation, why = None, ""
         if done:
@@ -154,7 +154,7 @@ class SinksHandlers(ResultHandlers[SinksRequest]):
     def _validated(
         self, job: Job, handle: ModelHandle, drawn: SampleSplit, findings: Findings, settings: Any
     ) -> tuple[Validation | None, str, str]:
-        """The validation or why there is none, and how far it came where it was stopped."""
+        """The validation, or why there is none; and how far it came if it was stopped."""
         if not findings.dims:
             return None, "There is nothing to validate.", ""
         if not drawn.validate.wanted:
@@ -170,7 +170,7 @@ class SinksHandlers(ResultHandlers[SinksRequest]):
             how = f"{job.ended_by.lower()} after {stopped.done} of {stopped.total} samples"
             done = f"Validating was {how}"
             return None, f"{done}; what was found stays. Press Run again for all of it.", done
-        except (ValueError, RunOutOfMemoryError) as error:  # what was found stays
+        except (ValueError, RunOutOfMemoryError) as error:  # the result of finding is kept
             return None, str(error), ""
         return validation, "", ""
 
@@ -211,7 +211,7 @@ class SinksHandlers(ResultHandlers[SinksRequest]):
         return {"error": GONE} if result is None else result.value
 
     def profile_file(self, ask: Any) -> dict[str, Any]:
-        """The profile as a TOML file, with the tau that was chosen."""
+        """The profile as a TOML file, with the chosen tau."""
         assert self.component is not None
         try:
             profile = self.profile(ask)
@@ -228,7 +228,7 @@ class SinksHandlers(ResultHandlers[SinksRequest]):
         return {**value, "name": name}
 
     def forget_sinks(self, ask: Any) -> dict[str, Any]:
-        """Delete a result and what was made of it: {"run": id}."""
+        """Delete a result and the files made from it: {"run": id}."""
         if self.settings.app.read_only:
             return {"error": READ_ONLY}
         self.store.delete(field_of(ask, "run"))
@@ -238,7 +238,7 @@ class SinksHandlers(ResultHandlers[SinksRequest]):
         """The profile of a result with another tau: {"run": id, "tau": number}.
 
         Raises:
-            ValueError: the result is gone, has no sinks, or tau cannot be one.
+            ValueError: the result was removed, has no sinks, or tau is not allowed.
         """
         result, tau = self.store.get(field_of(ask, "run")), field_of(ask, "tau")
         if result is None:
@@ -253,7 +253,7 @@ class SinksHandlers(ResultHandlers[SinksRequest]):
 
 
 def _measured(samples: SampleSet, work: Path) -> SampleSet:
-    """The samples whose statistics lie in the folder."""
+    """The samples whose statistics are in the folder."""
     measured = {(one.id, one.fingerprint) for one in measured_in(work)}
     left = tuple(s for s in samples.samples if (s.id, s.fingerprint()) in measured)
     return dataclasses.replace(samples, samples=left, wanted=len(left))

@@ -34,7 +34,7 @@ from sinkscope.web.sinks.run import SinksHandlers
 
 @dataclass(frozen=True)
 class _SinksForm:
-    """What one press of Run reads; `controls` by the names of the arguments of `find_sinks`."""
+    """The values that one press of Run reads; `controls` by argument names of `find_sinks`."""
 
     controls: dict[str, Component]
     go: gr.Button
@@ -42,10 +42,10 @@ class _SinksForm:
 
 
 def build_sinks(handlers: SinksHandlers, explore: Form) -> None:
-    """Lay the tab out where the page is open, and connect it.
+    """Lay out the tab in the page that is being built, and connect it.
 
     Args:
-        handlers: what the controls call; learns which component shows results.
+        handlers: called by the controls; learns which component shows results.
         explore: the form whose VAR settings a result can be used in.
     """
     with gr.Row(elem_id="sinks-desk"):
@@ -63,10 +63,10 @@ def build_sinks(handlers: SinksHandlers, explore: Form) -> None:
         None,
         [shown, form.go, form.stop],
         inputs_kwargs={**form.controls},
-        api_visibility="private",  # the command line and `sinks` are the way to do it by script
+        api_visibility="private",  # scripts use the command line or `sinks`
         show_progress="hidden",
         concurrency_id="gpu",
-        concurrency_limit=handlers.settings.app.queue_size + 8,  # they wait in the line
+        concurrency_limit=handlers.settings.app.queue_size + 8,  # the runner queues them
         trigger_mode="once",
     )
     form.stop.click(

@@ -1,4 +1,4 @@
-"""COCO's run-length masks against masks by hand, and against its own encoder written anew."""
+"""COCO's run-length masks against hand-made masks, and against a new version of its encoder."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Folders of runs, written by hand, as `evaluate run` leaves them."""
+"""Folders of runs, written by hand in the form that `evaluate run` writes."""
 
 from __future__ import annotations
 
@@ -17,8 +17,7 @@ from sinkscope.evaluation.settings import RunConfig, RunSettings
 def record(
     question: str, index: int, method: str, score: float | None, **more: Any
 ) -> AnswerRecord:
-    """One answer: "yes" where it is right, "no" where it is wrong, an error where there is no
-    score."""
+    """One answer: "yes" if it is right, "no" if it is wrong, an error if there is no score."""
     said = None if score is None else "yes" if score == 1 else "no"
     made = AnswerRecord(
         task="demo",
@@ -56,7 +55,7 @@ def write_run(
     run: dict[str, Any] | None = None,
     finished: bool = True,
 ) -> Path:
-    """A run's folder; `finished` says that a session came to its end and wrote its summary."""
+    """A run's folder; with `finished`, a session reached its end and wrote its summary."""
     folder.mkdir(parents=True)
     settings = RunSettings(**{"task": "demo", "limit": 1000, **(run or {})})
     config = RunConfig(settings, ModelSettings("demo"), parse_methods(methods, sweeps))

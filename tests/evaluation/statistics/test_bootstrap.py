@@ -48,7 +48,7 @@ def test_clusters_stay_whole() -> None:
 
 
 def test_all_methods_are_drawn_alike() -> None:
-    """The same answers differ by nothing on every draw, and those one higher by exactly that."""
+    """Equal answers have no difference in any draw; answers higher by a constant differ by it."""
     rng = np.random.default_rng(0)
     scores = rng.random((40, 3))
     draws = resample({"a": tally(scores), "b": tally(scores), "c": tally(scores + 1)}, 500)
@@ -59,7 +59,7 @@ def test_all_methods_are_drawn_alike() -> None:
 
 
 def test_it_has_the_distribution_of_drawing_one_by_one() -> None:
-    """Kinds of clusters are drawn at once; a plain loop over clusters gives the same quantiles."""
+    """Equal clusters are drawn together; a plain loop over clusters gives the same quantiles."""
     rng = np.random.default_rng(5)
     a, b = rng.integers(0, 2, (30, 2)).astype(float), rng.integers(0, 2, (30, 2)).astype(float)
     fast = resample({"a": tally(a), "b": tally(b)}, 20000, seed=2).difference("b", "a", "mean")
@@ -100,8 +100,8 @@ def test_undefined_draws_are_left_out() -> None:
 
 
 def test_coverage_and_false_positives_on_clustered_answers() -> None:
-    """60 images with 4 questions each; an image is easy or hard for both methods. 95 % and 5 %,
-    give or take the error of 400 simulations."""
+    """60 images with 4 questions each; an image is easy or hard for both methods. The rates are 95
+    % and 5 %, up to the error of 400 simulations."""
     rng = np.random.default_rng(11)
     covered = rejected = 0
     for seed in range(400):

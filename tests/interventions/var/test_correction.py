@@ -1,4 +1,4 @@
-"""Correcting a fused output gives what the dense form gives, in both forms and under any mask."""
+"""The corrected fused output equals the dense form, in both variants and under any mask."""
 
 from __future__ import annotations
 
@@ -139,7 +139,7 @@ def test_batch_rows_with_their_own_sinks_and_two_images(form: Form, dtype: torch
 @pytest.mark.parametrize("form", ["rows", "lse"])
 @pytest.mark.parametrize("queries", [100, 98, 97, 70])
 def test_queries_behind_a_cached_prefix(form: Form, queries: int) -> None:
-    """The image's end, position 72, lies before, at and after the first query that is computed."""
+    """The image's end, position 72, lies before, at and after the first computed query."""
     check(make(torch.float64, queries=queries), SETTINGS, form)
 
 
@@ -153,7 +153,7 @@ def left_padded(case: Case, pads: tuple[int, ...], additive: bool) -> Case:
     position = torch.arange(keys - queries, keys)
     seen = torch.arange(keys) <= position[:, None]
     mask = torch.stack([seen & (torch.arange(keys) >= pad) for pad in pads])[:, None]
-    # A row of padding sees nothing; as in transformers it is let through, so that no row is NaN.
+    # A row of padding sees nothing; as in transformers its mask is opened, so that no row is NaN.
     mask = mask | ~mask.any(-1, keepdim=True)
     if additive:
         blocked = torch.finfo(case.query.dtype).min
@@ -186,7 +186,7 @@ def test_log_sum_exp_of_the_first_pass_is_used(dtype: torch.dtype) -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 def test_no_digits_are_lost_where_sinks_hold_the_image(dtype: torch.dtype) -> None:
-    """Targets that hold 1e-4 of the image's attention are not computed as a difference."""
+    """Targets with only 1e-4 of the image's attention are not computed as a difference."""
     case = make(dtype)
     key = case.key.clone()
     on_image = case.sinks[0] & case.vision[0]
@@ -197,7 +197,7 @@ def test_no_digits_are_lost_where_sinks_hold_the_image(dtype: torch.dtype) -> No
 
 
 def test_queries_inside_the_image_need_rows() -> None:
-    """Before the image's end a query sees a part of it only; `auto` notices and stays exact."""
+    """Queries before the image's end see only a part of it; `auto` detects that and stays exact."""
     case = replace(make(torch.float64), first_query=30)
     check(case, SETTINGS, "auto")
     with pytest.raises(ValueError, match="vision token comes after the first query"):
@@ -277,7 +277,7 @@ def test_half_precision_is_corrected_to_storage_rounding(form: Form) -> None:
 
 
 def test_auto_takes_the_faster_form(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Many rows go by log-sum-exps, few by rows; the two differ in their last bits only."""
+    """Many rows use log-sum-exps, few use rows; the two differ only in their last bits."""
     taken: list[int] = []
     real = kernels.attend_with_lse
 
