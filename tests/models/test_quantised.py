@@ -77,5 +77,7 @@ def test_plain_weights_are_not_asked(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_leftover_of_a_training_is_told_apart(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sinkscope.models.quantised._installed", lambda module: False)
     plain = {"a.weight": StoredTensor((8, 8), "BF16")}
-    with pytest.raises(ModelError, match=r"plain numbers.*remove quantization_config from its config.json"):
+    with pytest.raises(
+        ModelError, match=r"plain numbers.*remove quantization_config from its config.json"
+    ):
         check_quantisation("x", config({"quant_method": "bitsandbytes"}), "cpu", plain)
